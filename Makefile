@@ -1,0 +1,45 @@
+# Every command a person needs. `make help` lists them.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench tiny-reasoner format clean
+
+help:  ## Show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/' | column -t -s ':'
+
+demo: $(VENV)/.demo-ready  ## Run the whole pipeline on the tiny reasoner (QUICK=1: smaller, about 8 minutes)
+	@$(BIN)/specexit demo quick=$(if $(QUICK),true,false)
+
+test: $(VENV)/.dev-ready  ## Run all tests, real vLLM engines included
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.dev-ready  ## Check style (ruff), types (pyright) and the import rules
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@PYRIGHT_PYTHON_IGNORE_WARNINGS=1 PYRIGHT_PYTHON_USE_BUNDLED_PYRIGHT=1 $(BIN)/pyright
+	@$(BIN)/python -m pytest -q tests/shared/test_imports.py
+
+format: $(VENV)/.dev-ready  ## Format the code and apply safe fixes
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+bench: $(VENV)/.demo-ready  ## Measure the methods again on the draft that `make demo` trained
+	@$(BIN)/specexit bench configs/recipes/tiny-reasoner-bench.yaml out=runs/bench-$$(date +%Y%m%d-%H%M%S)
+
+tiny-reasoner: $(VENV)/.demo-ready  ## Train the embedded target again from nothing (about 15 minutes)
+	@$(BIN)/python -m jax_specexit.tiny_reasoner
+
+clean:  ## Remove the virtual environment; runs are kept
+	rm -rf $(VENV)
+
+# Two stamps: the demo needs no linters and no independent peers.
+$(VENV)/.demo-ready: pyproject.toml constraints.txt setup.sh
+	@./setup.sh $(PYTHON) $(VENV) train,serve-cpu
+	@touch $@
+
+$(VENV)/.dev-ready: $(VENV)/.demo-ready
+	@./setup.sh $(PYTHON) $(VENV) train,serve-cpu,dev
+	@touch $@

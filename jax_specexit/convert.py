@@ -1,0 +1,25 @@
+"""``specexit convert``: the newest orbax checkpoint of a run becomes a draft directory."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from jax_specexit.checkpoint import restore_params
+from jax_specexit.export import tensors_from_params
+from jax_specexit.run import read_draft_files
+from specexit.draftdir import write_draft
+from specexit.schemas.convert import ConvertConfig
+
+
+def convert(config: ConvertConfig) -> None:
+    """Write the draft directory.
+
+    Raises:
+      ConfigError: ``run`` is not a run folder or holds no checkpoint.
+      DraftError: the checkpoint does not fit the run's own description, or holds NaN.
+      FileExistsError: ``out`` is there and not empty.
+    """
+    shape, vocab = read_draft_files(config.run)
+    step, params = restore_params(config.run)
+    write_draft(config.out, shape, tensors_from_params(shape, params, vocab))
+    Console(stderr=True).print(f"checkpoint of step {step} -> {config.out}")

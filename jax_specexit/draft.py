@@ -1,0 +1,109 @@
+"""The EAGLE-3 draft with its signal heads, in Flax NNX.
+
+One Llama decoder layer over ``concat(norm(embed(x_{t+1})), norm(h_t))``, where ``h_t = fc(f_t)`` fuses the target's aux
+hidden states at t; its normed output predicts ``x_{t+2}``. The wiring is vLLM's ``llama_eagle3.py``, tested against it.
+
+Where the signals are read (``source``):
+
+* ``draft``: a linear head on the layer's normed output, trained jointly with the tokens. Row t has seen the token
+  ``x_{t+1}``, and its signals belong to that token.
+* ``fc``: extra rows of the ``fc`` projection, a linear probe on the target (the released reference code). The signals
+  of row t belong to the token ``x_t``.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from jax_specexit.attention import ttt_attention
+from jax_specexit.layers import Linear, RMSNorm, SwiGLU, rotary
+from jax_specexit.target import Target
+from specexit.draftdir import DraftConfig
+from specexit.signals import SIGNALS
+
+KeyValues = tuple[list[Array], list[Array]]
+"""Keys and values of the TTT steps so far."""
+
+
+class Draft(nnx.Module):
+    """The trainable part. The token embedding is the target's, frozen, and handed in."""
+
+    def __init__(self, config: DraftConfig, *, rngs: nnx.Rngs):
+        assert config.specexit is not None
+        c = self.config = config.model_copy(update={"specexit": None})  # static NNX fields must be hashable
+        h, q, kv = c.hidden_size, c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
+        self.source = config.specexit.source
+        self.fc = Linear(c.aux_size, h, rngs=rngs)
+        # Apart from fc although they are one tensor on disk: H + 4 columns cannot be sharded evenly.
+        width = c.aux_size if self.source == "fc" else h
+        self.signal_head = Linear(width, len(SIGNALS), rngs=rngs, std=0.1 * width**-0.5)
+        self.embed_norm, self.hidden_norm = RMSNorm(h, eps=c.rms_norm_eps), RMSNorm(h, eps=c.rms_norm_eps)
+        self.q, self.k, self.v = (Linear(2 * h, width, rngs=rngs) for width in (q, kv, kv))
+        self.o = Linear(q, h, rngs=rngs, std=0.5 * q**-0.5)
+        self.post_norm = RMSNorm(h, eps=c.rms_norm_eps)
+        self.mlp = SwiGLU(h, c.intermediate_size, rngs=rngs)
+        self.norm = RMSNorm(h, eps=c.rms_norm_eps)
+        self.lm_head = Linear(h, c.draft_vocab_size, rngs=rngs)
+
+    def fuse(self, aux: Float[Array, "batch time aux_hidden"]) -> Float[Array, "batch time hidden"]:
+        """``h = fc(f)``: one hidden state from the target's aux hidden states."""
+        return self.fc(aux)
+
+    def layer(
+        self,
+        embeds: Float[Array, "batch time hidden"],
+        hidden: Float[Array, "batch time hidden"],
+        positions: Int[Array, "batch time"],
+        mask: Bool[Array, "batch 1 time time"],
+        past: KeyValues,
+    ) -> tuple[Float[Array, "batch time hidden"], KeyValues]:
+        """One TTT step.
+
+        Args:
+          embeds: embeddings of the tokens one ahead of each row.
+          hidden: fused target state at step 0, the previous step's output later.
+          positions: rotary positions.
+          mask: causal within segments.
+          past: keys and values of the earlier steps.
+
+        Returns:
+          The output before the final norm (what the next step is fed), and ``past`` with this step's entry.
+        """
+        c, (batch, time, _) = self.config, embeds.shape
+        x = jnp.concatenate([self.embed_norm(embeds), self.hidden_norm(hidden)], axis=-1)
+        q = rotary(self.q(x).reshape(batch, time, c.num_attention_heads, c.head_dim), positions, c.rope_theta)
+        k = rotary(self.k(x).reshape(batch, time, c.num_key_value_heads, c.head_dim), positions, c.rope_theta)
+        v = self.v(x).reshape(batch, time, c.num_key_value_heads, c.head_dim)
+        keys, values = [*past[0], k], [*past[1], v]
+        hidden = hidden + self.o(ttt_attention(q, keys, values, mask).reshape(batch, time, -1))
+        return hidden + self.mlp(self.post_norm(hidden)), (keys, values)
+
+    def signals(
+        self, aux: Float[Array, "batch time aux_hidden"], normed: Float[Array, "batch time hidden"]
+    ) -> Float[Array, "batch time signals"]:
+        """Raw signals of every row, from the source's own place, in float32."""
+        read = aux if self.source == "fc" else normed
+        return read.astype(jnp.float32) @ self.signal_head.kernel[...]
+
+
+def warm_start(draft: Draft, target: Target, draft_vocab: Int[Array, " draft_vocab"]) -> None:
+    """Begin as a continuation of the target instead of from noise (in place).
+
+    ``fc`` passes the last aux layer through, the final norm and the LM head are the target's, the MLP is that of its
+    last decoder layer where the sizes agree: before the first step the draft already speaks the target's language
+    and only has to learn to look one token further. Needs equal hidden sizes; does nothing otherwise.
+    """
+    h, shape = draft.config.hidden_size, target.shape
+    if h != shape.hidden_size:
+        return
+    kernel = 0.1 * draft.fc.kernel[...]
+    draft.fc.kernel[...] = kernel.at[-h:].add(jnp.eye(h))
+    draft.norm.scale[...] = target.norm.scale[...]
+    draft.lm_head.kernel[...] = target.head()[:, draft_vocab]
+    last = target.layers[-1]
+    if draft.config.intermediate_size == shape.intermediate_size:
+        draft.post_norm.scale[...] = last.post_norm.scale[...]
+        for part in ("gate", "up", "down"):
+            getattr(draft.mlp, part).kernel[...] = getattr(last.mlp, part).kernel[...]

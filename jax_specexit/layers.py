@@ -1,0 +1,79 @@
+"""The building blocks that target and draft share: RMSNorm, linear, rotary embedding, SwiGLU.
+
+Parameters are float32; activations follow the dtype of the input, norms and softmax run in float32. A parameter's
+sharding is not stated here but once, by name, in `jax_specexit.sharding`.
+
+Shape legend: batch, time, heads (query heads), kv (key/value heads), dim (of one head), hidden.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+
+class RMSNorm(nnx.Module):
+    """Root-mean-square norm with a learned scale (Zhang & Sennrich 2019)."""
+
+    def __init__(self, size: int, *, eps: float):
+        self.scale = nnx.Param(jnp.ones((size,), jnp.float32))
+        self.eps = eps
+
+    def __call__(self, x: Float[Array, "*batch size"]) -> Float[Array, "*batch size"]:
+        """Normalise over the last axis."""
+        x32 = x.astype(jnp.float32)
+        normed = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.eps)
+        return (normed * self.scale[...]).astype(x.dtype)
+
+
+class Linear(nnx.Module):
+    """``x @ kernel (+ bias)``; the kernel is stored [in, out], the transpose of PyTorch's layout."""
+
+    def __init__(self, size_in: int, size_out: int, *, rngs: nnx.Rngs, bias: bool = False, std: float | None = None):
+        std = size_in**-0.5 if std is None else std
+        self.kernel = nnx.Param(std * jax.random.normal(rngs.params(), (size_in, size_out), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((size_out,), jnp.float32)) if bias else None
+
+    def __call__(self, x: Float[Array, "*batch size_in"]) -> Float[Array, "*batch size_out"]:
+        """Apply the layer in the dtype of ``x``."""
+        y = x @ self.kernel[...].astype(x.dtype)
+        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+
+
+class SwiGLU(nnx.Module):
+    """``down(silu(gate(x)) * up(x))``."""
+
+    def __init__(self, hidden: int, intermediate: int, *, rngs: nnx.Rngs):
+        self.gate = Linear(hidden, intermediate, rngs=rngs)
+        self.up = Linear(hidden, intermediate, rngs=rngs)
+        self.down = Linear(intermediate, hidden, rngs=rngs, std=0.5 * intermediate**-0.5)
+
+    def __call__(self, x: Float[Array, "*batch hidden"]) -> Float[Array, "*batch hidden"]:
+        """Apply the block."""
+        return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+
+
+def rotary(
+    x: Float[Array, "batch time heads dim"], positions: Int[Array, "batch time"], theta: float
+) -> Float[Array, "batch time heads dim"]:
+    """Rotary position embedding in the half-split layout of Llama and Qwen (Su et al. 2021)."""
+    half = x.shape[-1] // 2
+    frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angle = positions[..., None].astype(jnp.float32) * frequency
+    cos, sin = jnp.cos(angle)[:, :, None], jnp.sin(angle)[:, :, None]
+    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+
+
+def repeat_kv(x: Float[Array, "batch time kv dim"], heads: int) -> Float[Array, "batch time heads dim"]:
+    """Give every query head its key/value head (grouped-query attention)."""
+    return x if x.shape[2] == heads else jnp.repeat(x, heads // x.shape[2], axis=2)
+
+
+def segment_mask(segment_ids: Int[Array, "batch time"]) -> Array:
+    """Causal mask within packed segments, [batch, 1, time, time]; padding is segment 0 and sees itself."""
+    time = segment_ids.shape[1]
+    same = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
+    return same & jnp.tril(jnp.ones((time, time), bool))

@@ -1,0 +1,232 @@
+"""The target model's forward pass in Flax NNX: Qwen3 (dense), read from a Hugging Face folder.
+
+It gives the two things that draft training needs from the target: the residual stream at the aux layers (the
+features EAGLE-3 reads) and the logits (the teacher). It is also what trains the tiny reasoner.
+
+Layer ids follow vLLM: id ``k`` is the residual stream after ``k`` decoder layers, before any final norm.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+from jax_specexit.layers import Linear, RMSNorm, SwiGLU, repeat_kv, rotary, segment_mask
+
+
+@dataclasses.dataclass(frozen=True)
+class TargetShape:
+    """The fields of a Hugging Face ``config.json`` that the forward pass needs."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    rope_theta: float
+    rms_norm_eps: float
+    tie_word_embeddings: bool
+
+    @classmethod
+    def read(cls, folder: Path) -> TargetShape:
+        """Read ``config.json``.
+
+        Raises:
+          ValueError: the architecture is not Qwen3, or a field is missing.
+        """
+        path = folder / "config.json"
+        config = json.loads(path.read_text())
+        architecture = (config.get("architectures") or ["(none)"])[0]
+        if architecture != "Qwen3ForCausalLM":
+            raise ValueError(f"{path}: architectures is {architecture}, expected Qwen3ForCausalLM")
+        config.setdefault("rope_theta", (config.get("rope_parameters") or {}).get("rope_theta"))
+        missing = [f.name for f in dataclasses.fields(cls) if config.get(f.name) is None]
+        if missing:
+            raise ValueError(f"{path}: no value for {', '.join(missing)}")
+        return cls(**{f.name: config[f.name] for f in dataclasses.fields(cls)})
+
+
+class Attention(nnx.Module):
+    """Grouped-query attention with Qwen3's per-head norm of queries and keys."""
+
+    def __init__(self, shape: TargetShape, *, rngs: nnx.Rngs):
+        s = self.shape = shape
+        self.q = Linear(s.hidden_size, s.num_attention_heads * s.head_dim, rngs=rngs)
+        self.k = Linear(s.hidden_size, s.num_key_value_heads * s.head_dim, rngs=rngs)
+        self.v = Linear(s.hidden_size, s.num_key_value_heads * s.head_dim, rngs=rngs)
+        out = s.num_attention_heads * s.head_dim
+        self.o = Linear(out, s.hidden_size, rngs=rngs, std=0.5 * out**-0.5)
+        self.q_norm = RMSNorm(s.head_dim, eps=s.rms_norm_eps)
+        self.k_norm = RMSNorm(s.head_dim, eps=s.rms_norm_eps)
+
+    def __call__(
+        self, x: Float[Array, "batch time hidden"], positions: Int[Array, "batch time"], mask: Array
+    ) -> Float[Array, "batch time hidden"]:
+        """Attend within ``mask`` [batch, 1, time, time]."""
+        s, (batch, time, _) = self.shape, x.shape
+        q = self.q_norm(self.q(x).reshape(batch, time, s.num_attention_heads, s.head_dim))
+        k = self.k_norm(self.k(x).reshape(batch, time, s.num_key_value_heads, s.head_dim))
+        v = self.v(x).reshape(batch, time, s.num_key_value_heads, s.head_dim)
+        q, k = rotary(q, positions, s.rope_theta), rotary(k, positions, s.rope_theta)
+        k, v = repeat_kv(k, s.num_attention_heads), repeat_kv(v, s.num_attention_heads)
+        scores = jnp.einsum("btnd,bsnd->bnts", q, k).astype(jnp.float32) * s.head_dim**-0.5
+        weights = jax.nn.softmax(jnp.where(mask, scores, -jnp.inf), axis=-1).astype(x.dtype)
+        mixed = jnp.einsum("bnts,bsnd->btnd", weights, v)
+        return self.o(mixed.reshape(batch, time, -1))
+
+
+class DecoderLayer(nnx.Module):
+    """Pre-norm attention and SwiGLU, each added to the residual stream, which stays in float32."""
+
+    def __init__(self, shape: TargetShape, *, rngs: nnx.Rngs):
+        self.input_norm = RMSNorm(shape.hidden_size, eps=shape.rms_norm_eps)
+        self.attention = Attention(shape, rngs=rngs)
+        self.post_norm = RMSNorm(shape.hidden_size, eps=shape.rms_norm_eps)
+        self.mlp = SwiGLU(shape.hidden_size, shape.intermediate_size, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "batch time hidden"], positions: Int[Array, "batch time"], mask: Array, dtype: DTypeLike
+    ) -> Float[Array, "batch time hidden"]:
+        """Advance the residual stream ``x``; the matrix products run in ``dtype``."""
+        x = x + self.attention(self.input_norm(x).astype(dtype), positions, mask)
+        return x + self.mlp(self.post_norm(x).astype(dtype))
+
+
+class Target(nnx.Module):
+    """A Qwen3 causal language model."""
+
+    def __init__(self, shape: TargetShape, *, rngs: nnx.Rngs):
+        self.shape = shape
+        table = 0.02 * jax.random.normal(rngs.params(), (shape.vocab_size, shape.hidden_size), jnp.float32)
+        self.embedding = nnx.Param(table)
+        self.layers = nnx.List([DecoderLayer(shape, rngs=rngs) for _ in range(shape.num_hidden_layers)])
+        self.norm = RMSNorm(shape.hidden_size, eps=shape.rms_norm_eps)
+        self.lm_head = None if shape.tie_word_embeddings else Linear(shape.hidden_size, shape.vocab_size, rngs=rngs)
+
+    def __call__(
+        self,
+        tokens: Int[Array, "batch time"],
+        positions: Int[Array, "batch time"],
+        segment_ids: Int[Array, "batch time"],
+        *,
+        aux_layers: Sequence[int] = (),
+        dtype: DTypeLike = jnp.float32,
+    ) -> tuple[Float[Array, "batch time hidden"], Float[Array, "batch time aux_hidden"] | None]:
+        """Run the model over packed segments.
+
+        Args:
+          tokens, positions, segment_ids: packed examples; segment 0 is padding.
+          aux_layers: layer ids whose residual stream is returned, concatenated in this order.
+          dtype: of the matrix products and of what is returned; the residual stream is float32 either way.
+
+        Returns:
+          The final hidden state after the last norm (what the LM head reads), and the aux hidden states (None
+          when no layer is asked for).
+        """
+        x = self.embedding[...][tokens]
+        mask = segment_mask(segment_ids)
+        stream = [x]
+        for layer in self.layers:
+            x = layer(x, positions, mask, dtype)
+            stream.append(x)
+        aux = jnp.concatenate([stream[k] for k in aux_layers], axis=-1).astype(dtype) if aux_layers else None
+        return self.norm(x).astype(dtype), aux
+
+    def head(self) -> Float[Array, "hidden vocab"]:
+        """The LM head as a matrix; the embedding's transpose where the two are tied."""
+        return self.embedding[...].T if self.lm_head is None else self.lm_head.kernel[...]
+
+
+def _hf_names(shape: TargetShape) -> dict[tuple[str | int, ...], tuple[str, bool]]:
+    """NNX state path -> (Hugging Face tensor name, whether it is transposed)."""
+    names: dict[tuple[str | int, ...], tuple[str, bool]] = {
+        ("embedding",): ("model.embed_tokens.weight", False),
+        ("norm", "scale"): ("model.norm.weight", False),
+    }
+    if not shape.tie_word_embeddings:
+        names["lm_head", "kernel"] = ("lm_head.weight", True)
+    for i in range(shape.num_hidden_layers):
+        hf = f"model.layers.{i}"
+        names["layers", i, "input_norm", "scale"] = (f"{hf}.input_layernorm.weight", False)
+        names["layers", i, "post_norm", "scale"] = (f"{hf}.post_attention_layernorm.weight", False)
+        for part in "qkvo":
+            names["layers", i, "attention", part, "kernel"] = (f"{hf}.self_attn.{part}_proj.weight", True)
+        for part in ("q_norm", "k_norm"):
+            names["layers", i, "attention", part, "scale"] = (f"{hf}.self_attn.{part}.weight", False)
+        for part in ("gate", "up", "down"):
+            names["layers", i, "mlp", part, "kernel"] = (f"{hf}.mlp.{part}_proj.weight", True)
+    return names
+
+
+def load_target(folder: Path) -> Target:
+    """Load a target from a Hugging Face folder, weights in float32.
+
+    Raises:
+      ValueError: unknown architecture, a tensor is missing or has another shape than the config says.
+    """
+    from safetensors import safe_open
+
+    shape = TargetShape.read(folder)
+    abstract = nnx.eval_shape(lambda: Target(shape, rngs=nnx.Rngs(0)))
+    graph, state = nnx.split(abstract)
+    flat = dict(nnx.to_flat_state(state))
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ValueError(f"{folder}: no .safetensors file")
+    tensors = {}
+    for file in files:
+        with safe_open(file, framework="numpy") as handle:
+            tensors |= {name: (file, handle.get_tensor(name)) for name in handle.keys()}  # noqa: SIM118, not iterable
+    for path, (name, transposed) in _hf_names(shape).items():
+        if name not in tensors:
+            raise ValueError(f"{folder}: tensor {name} is missing")
+        file, value = tensors[name]
+        value = np.asarray(value, np.float32)
+        value = value.T if transposed else value
+        if value.shape != flat[path].shape:
+            raise ValueError(f"{file}: tensor {name} has shape {value.shape}, expected {flat[path].shape}")
+        flat[path] = flat[path].replace(jnp.asarray(value))
+    return nnx.merge(graph, nnx.from_flat_state(flat))
+
+
+def export_target(target: Target, folder: Path, **config: object) -> None:
+    """Write ``config.json`` and ``model.safetensors`` (bfloat16) in Hugging Face layout.
+
+    Args:
+      target: the model.
+      folder: created if need be; a tokenizer in it is left alone.
+      config: further fields of ``config.json``, e.g. ``eos_token_id``.
+    """
+    import ml_dtypes
+    from safetensors.numpy import save_file
+
+    flat = dict(nnx.to_flat_state(nnx.state(target)))
+    tensors = {}
+    for path, (name, transposed) in _hf_names(target.shape).items():
+        value = np.asarray(flat[path][...])
+        tensors[name] = np.ascontiguousarray(value.T if transposed else value).astype(ml_dtypes.bfloat16)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "model.safetensors").chmod(0o644)
+    fields = {
+        "architectures": ["Qwen3ForCausalLM"],
+        "model_type": "qwen3",
+        **dataclasses.asdict(target.shape),
+        "rope_parameters": {"rope_type": "default", "rope_theta": target.shape.rope_theta},
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "torch_dtype": "float32",
+        **config,
+    }
+    (folder / "config.json").write_text(json.dumps(fields, indent=2) + "\n")

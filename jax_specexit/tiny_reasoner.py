@@ -1,0 +1,160 @@
+"""Train the embedded tiny reasoner from nothing on a CPU: ``make tiny-reasoner``, about 15 minutes on two cores.
+
+Fresh problems of the ``pretrain`` split all the way (no epochs), loss on the response only, batches of about equal
+token count bucketed by length. The budget is counted in tokens, not in minutes, so the result does not depend on how
+busy the machine is.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from pydantic import Field
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from tokenizers import Tokenizer
+
+from jax_specexit.optimizer import make_optimizer
+from jax_specexit.target import Target, TargetShape, export_target
+from specexit import tiny
+from specexit.config import Config
+from specexit.schemas.train import OptimizerConfig
+from specexit.tiny.tokenizer import END_OF_TEXT, TURN_CLOSE, build_tokenizer
+
+Batch = tuple[np.ndarray, np.ndarray]
+"""(tokens, loss mask), both [batch, time]."""
+
+
+class TinyReasonerConfig(Config):
+    """How the embedded target is made."""
+
+    out: Path = Field(default=tiny.MODEL_DIR, description="folder of the model, replaced when training is done")
+    tokens: int = Field(default=4_600_000, gt=0, description="training tokens, padding included")
+    batch_tokens: int = Field(default=3072, gt=0, description="tokens in a batch")
+    bucket: int = Field(default=64, gt=0, description="lengths are padded up to a multiple of this")
+    curriculum: float = Field(default=0.1, ge=0, lt=1, description="share of the tokens on problems of at most 3 steps")
+    seed: int = Field(default=0, description="of the weights and of the data")
+    optimizer: OptimizerConfig = OptimizerConfig()
+
+
+SHAPE = TargetShape(
+    vocab_size=640,
+    hidden_size=192,
+    intermediate_size=384,
+    num_hidden_layers=4,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=64,
+    rope_theta=10_000.0,
+    rms_norm_eps=1e-6,
+    tie_word_embeddings=True,
+)
+"""1.6M parameters. Head size 64 and an even block size are what vLLM's CPU attention wants."""
+
+
+def batches(config: TinyReasonerConfig, tokenizer: Tokenizer) -> Iterator[Batch]:
+    """Endless batches of equal-length rows."""
+    rng = random.Random(config.seed)
+    easy = tiny.stream("pretrain", config.seed, max_steps=3)
+    full = tiny.stream("pretrain", config.seed + 1)
+    waiting: dict[int, list[tuple[list[int], int]]] = defaultdict(list)
+    seen = 0
+    while True:
+        problem = next(easy if seen < config.curriculum * config.tokens else full)
+        prompt = tokenizer.encode(tiny.prompt_text(problem.question)).ids
+        response = tokenizer.encode(tiny.render_response(problem, tiny.write_trace(rng, problem))).ids
+        length = -(-(len(prompt) + len(response)) // config.bucket) * config.bucket
+        rows = waiting[length]
+        rows.append((prompt + response, len(prompt)))
+        if len(rows) == max(1, config.batch_tokens // length):
+            seen += len(rows) * length
+            yield _batch(waiting.pop(length), length)
+
+
+def _batch(rows: list[tuple[list[int], int]], length: int) -> Batch:
+    tokens = np.zeros((len(rows), length), np.int32)
+    mask = np.zeros((len(rows), length), np.float32)
+    for i, (ids, n_prompt) in enumerate(rows):
+        tokens[i, : len(ids)] = ids
+        mask[i, n_prompt : len(ids)] = 1
+    return tokens, mask
+
+
+def loss_fn(target: Target, tokens: jax.Array, mask: jax.Array) -> jax.Array:
+    """Mean cross-entropy of the response tokens."""
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    hidden, _ = target(tokens, positions, jnp.ones_like(tokens), dtype=jnp.bfloat16)
+    logits = (hidden[:, :-1] @ target.head().astype(jnp.bfloat16)).astype(jnp.float32)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:])
+    return jnp.sum(losses * mask[:, 1:]) / jnp.sum(mask[:, 1:])
+
+
+def _is_matrix(path: tuple, leaf: jax.Array) -> bool:
+    return leaf.ndim == 2 and "embedding" not in jax.tree_util.keystr(path)
+
+
+def train(config: TinyReasonerConfig) -> float:
+    """Train and export the tiny reasoner; returns the smoothed final loss (nats per response token)."""
+    with tempfile.TemporaryDirectory() as beside:
+        folder = Path(beside)
+        build_tokenizer(folder, seed=config.seed)
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        graph, params = nnx.split(Target(SHAPE, rngs=nnx.Rngs(config.seed)))
+        params = nnx.to_pure_dict(params)
+        steps = config.tokens // config.batch_tokens
+        optimizer = make_optimizer(config.optimizer, steps, _is_matrix)
+        state = optimizer.init(params)
+
+        @partial(jax.jit, donate_argnums=(0, 1))
+        def step(params, state, tokens, mask):
+            value, grads = jax.value_and_grad(lambda p: loss_fn(nnx.merge(graph, p), tokens, mask))(params)
+            updates, state = optimizer.update(grads, state, params)
+            return optax.apply_updates(params, updates), state, value
+
+        smooth, seen = None, 0
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[loss]}"),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns) as progress:
+            task = progress.add_task("tiny-reasoner", total=config.tokens, loss="")
+            for tokens, mask in batches(config, tokenizer):
+                params, state, value = step(params, state, tokens, mask)
+                smooth = float(value) if smooth is None else 0.95 * smooth + 0.05 * float(value)
+                seen += tokens.size
+                progress.update(task, completed=seen, loss=f"loss {smooth:.4f}")
+                if seen >= config.tokens:
+                    break
+        ids = {name: tokenizer.token_to_id(text) for name, text in (("eos", TURN_CLOSE), ("pad", END_OF_TEXT))}
+        export_target(
+            nnx.merge(graph, params),
+            folder,
+            eos_token_id=ids["eos"],
+            pad_token_id=ids["pad"],
+            max_position_embeddings=2048,
+        )
+        config.out.mkdir(parents=True, exist_ok=True)
+        for file in folder.iterdir():
+            shutil.copyfile(file, config.out / file.name)
+    assert smooth is not None
+    return smooth
+
+
+if __name__ == "__main__":
+    import sys
+
+    from specexit.config import load
+
+    print(f"final loss {train(load(TinyReasonerConfig, overrides=sys.argv[1:])):.4f}")

@@ -1,0 +1,5 @@
+"""``python -m specexit`` is ``specexit``."""
+
+from specexit.cli import main
+
+main()

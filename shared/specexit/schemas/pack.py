@@ -1,0 +1,27 @@
+"""Schema of ``specexit pack``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from specexit.config import Config
+
+
+class PackConfig(Config):
+    """Pack labelled traces into training examples of one length."""
+
+    traces: Path = Field(description="folder or file that annotate wrote")
+    out: Path = Field(description="new folder for the shards")
+    target: str | None = Field(
+        default=None, description="name or YAML file of the target; by default the name in the traces"
+    )
+    length: int = Field(default=768, gt=0, description="tokens in an example; a longer trace is left out and counted")
+    exit_point: Literal["earliest", "stable"] = Field(
+        default="earliest", description="first boundary that agrees with the full answer, or from which on all agree"
+    )
+    truncate: bool = Field(default=False, description="end the thinking at the exit point, as the paper does")
+    seed: int = Field(default=0, description="of the order of the examples")
+    shards: int = Field(default=1, gt=0, description="files to spread the examples over")

@@ -1,0 +1,21 @@
+"""``specexit score``: a draft's signals at every thinking token of collected traces."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from specexit.config import Config
+
+
+class ScoreConfig(Config):
+    """Run target and draft over traces and keep the signals."""
+
+    draft: Path = Field(description="draft directory with signal rows")
+    target: str = Field(
+        default="tiny-reasoner", description="target the traces come from: a name, or a path to its YAML"
+    )
+    traces: Path = Field(description="trace file or folder, from `collect`")
+    out: Path = Field(description="folder for scores.parquet and run.yaml")
+    batch_tokens: int = Field(default=8192, gt=0, description="tokens in one forward pass, padding included")

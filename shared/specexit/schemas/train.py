@@ -1,0 +1,97 @@
+"""A training run: ``configs/recipes/<name>.yaml``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from specexit.config import Config
+from specexit.draftdir import Source
+
+
+class OptimizerConfig(Config):
+    """Muon for weight matrices, AdamW for the rest; clipped; linear warm-up, constant, linear decay."""
+
+    muon_rate: float = Field(default=0.02, gt=0, description="peak learning rate of Muon (weight matrices)")
+    adam_rate: float = Field(default=3e-3, gt=0, description="peak learning rate of AdamW (embeddings, norms, heads)")
+    weight_decay: float = Field(default=0.0, ge=0, description="decoupled weight decay of both")
+    warmup: float = Field(default=0.04, ge=0, lt=1, description="share of the steps with a rising rate")
+    decay: float = Field(default=0.5, gt=0, le=1, description="share of the steps, at the end, with a falling rate")
+    floor: float = Field(default=0.02, ge=0, le=1, description="last rate as a share of the peak")
+    clip: float = Field(default=1.0, gt=0, description="largest global gradient norm")
+
+
+class DraftShapeConfig(Config):
+    """Sizes of the draft layer."""
+
+    hidden_size: int = Field(gt=0)
+    intermediate_size: int = Field(gt=0)
+    num_attention_heads: int = Field(gt=0)
+    num_key_value_heads: int = Field(gt=0)
+    head_dim: int = Field(gt=0)
+    draft_vocab_size: int = Field(gt=0, description="the target's most frequent tokens that the draft can propose")
+
+
+class SignalConfig(Config):
+    """Where the signals are read, and how hard they pull."""
+
+    source: Source = Field(
+        default="draft", description="draft: the draft layer's output, jointly; fc: a probe on the target"
+    )
+    share: float = Field(
+        default=0.3, gt=0, description="pull of each signal on the shared state, relative to the tokens'"
+    )
+    smoothing: float = Field(
+        default=0.95, ge=0, lt=1, description="of the gradient magnitudes behind the dynamic weights"
+    )
+
+
+class MeshConfig(Config):
+    """Device mesh; the product must be the number of devices."""
+
+    data: int = Field(default=-1, description="replicas; -1 takes the devices that are left")
+    fsdp: int = Field(default=1, gt=0, description="shards of parameters and batch")
+    tensor: int = Field(default=1, gt=0, description="shards of heads, MLP and vocabulary")
+
+
+class CheckpointConfig(Config):
+    """What is kept, and how often."""
+
+    every: int = Field(default=100, gt=0, description="steps between checkpoints")
+    keep: int = Field(default=2, gt=0, description="newest checkpoints kept")
+
+
+class TrainConfig(Config):
+    """Train a draft and its signal heads."""
+
+    target: str = Field(description="name in configs/targets, or a YAML file")
+    data: Path = Field(description="folder that `specexit pack` wrote")
+    eval_traces: Path | None = Field(default=None, description="labelled traces of problems that are not trained on")
+    out: Path = Field(description="run folder; an interrupted run in it is continued")
+    draft: DraftShapeConfig
+    signals: SignalConfig = SignalConfig()
+    init_from: Path | None = Field(default=None, description="draft directory whose trunk the run starts from")
+    freeze_trunk: bool = Field(default=False, description="train the signal head alone; source fc, with init_from")
+    steps: int = Field(gt=0, description="optimizer steps")
+    batch_size: int = Field(gt=0, description="packed rows per step, over all devices")
+    ttt_steps: int = Field(default=3, gt=0, description="training-time-test steps; draft tokens proposed in serving")
+    ttt_decay: float = Field(default=0.8, gt=0, le=1, description="weight of each further TTT step")
+    first_step_share: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="share of the run, at its start, on TTT step 0 alone, which costs less than half",
+    )
+    loss_chunk: int = Field(
+        default=128, gt=0, description="time rows whose logits exist at once; must divide the length"
+    )
+    dtype: Literal["float32", "bfloat16"] = Field(
+        default="bfloat16", description="of activations; parameters stay float32"
+    )
+    optimizer: OptimizerConfig = OptimizerConfig()
+    mesh: MeshConfig = MeshConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    log_every: int = Field(default=10, gt=0, description="steps between metric lines")
+    seed: int = 0

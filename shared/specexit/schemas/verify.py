@@ -1,0 +1,21 @@
+"""``specexit verify``: signals and logits of both frameworks side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from specexit.config import Config
+
+
+class VerifyConfig(Config):
+    """Compare the JAX and the PyTorch draft on real traces, both in float32 on the CPU."""
+
+    draft: Path = Field(description="draft directory")
+    target: str = Field(
+        default="tiny-reasoner", description="target the draft belongs to: a name, or a path to its YAML"
+    )
+    traces: Path = Field(description="trace file or folder, from `collect`")
+    n: int = Field(default=8, gt=0, description="number of traces")
+    tolerance: float = Field(default=1e-4, gt=0, description="largest difference allowed; relative for `remaining`")

@@ -1,0 +1,223 @@
+"""Traces on disk: one Parquet row per generated trace, its schema checked on the way in and out.
+
+Columns are the fields of `Trace` and, once `specexit annotate` has found the exit points, of `LabelledTrace`; a
+labelled file can be read as a plain one. The schema version sits in the file's metadata.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from itertools import pairwise
+from pathlib import Path
+from typing import TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from specexit.config import ConfigError
+from specexit.schemas.target import TargetConfig, load_target_config
+
+SCHEMA_VERSION = "1"
+
+
+class TraceError(ValueError):
+    """A trace file that cannot be used; the message names the file, the column and what was expected."""
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One row: what the target wrote for a prompt, and what it would have answered at every step boundary."""
+
+    id: str
+    prompt: str
+    prompt_ids: list[int]
+    think_ids: list[int]
+    """Thinking tokens, neither marker included."""
+    answer_ids: list[int]
+    """Everything behind ``</think>``, end of turn included."""
+    answer: str | None
+    """Extracted from the full response."""
+    reference: str | None
+    """The right answer, where it is known."""
+    correct: bool | None
+    finish_reason: str
+    """``stop``, or ``length`` where the token budget ran out."""
+    boundaries: list[int]
+    """Offsets in ``think_ids`` just behind a split token."""
+    boundary_answers: list[str | None]
+    """Answer given when thinking is ended at each boundary."""
+    boundary_agrees: list[bool]
+    """Whether that equals ``answer``."""
+    boundary_confidence: list[float]
+    """Geometric mean of the probabilities of the trial answer's tokens."""
+    target: str
+    sampling: str
+    """Sampling parameters, as JSON."""
+    seed: int
+
+
+@dataclass(frozen=True)
+class LabelledTrace(Trace):
+    """A finished trace together with the points at which its thinking could have ended."""
+
+    exit_earliest: int
+    """Offset of the first boundary that agrees; ``len(think_ids)`` where none does."""
+    exit_stable: int
+    """Offset of the first boundary from which on all agree."""
+    hard_boundary: int | None
+    """Index of the boundary behind the first stated answer: the one decision that is not easy."""
+
+
+TraceT = TypeVar("TraceT", bound=Trace)
+
+SCHEMA = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("prompt", pa.string(), nullable=False),
+        pa.field("prompt_ids", pa.list_(pa.int32()), nullable=False),
+        pa.field("think_ids", pa.list_(pa.int32()), nullable=False),
+        pa.field("answer_ids", pa.list_(pa.int32()), nullable=False),
+        pa.field("answer", pa.string()),
+        pa.field("reference", pa.string()),
+        pa.field("correct", pa.bool_()),
+        pa.field("finish_reason", pa.string(), nullable=False),
+        pa.field("boundaries", pa.list_(pa.int32()), nullable=False),
+        pa.field("boundary_answers", pa.list_(pa.string()), nullable=False),
+        pa.field("boundary_agrees", pa.list_(pa.bool_()), nullable=False),
+        pa.field("boundary_confidence", pa.list_(pa.float32()), nullable=False),
+        pa.field("target", pa.string(), nullable=False),
+        pa.field("sampling", pa.string(), nullable=False),
+        pa.field("seed", pa.int64(), nullable=False),
+    ],
+    metadata={"specexit.traces": SCHEMA_VERSION},
+)
+LABELLED_SCHEMA = pa.schema(
+    [
+        *SCHEMA,
+        pa.field("exit_earliest", pa.int32(), nullable=False),
+        pa.field("exit_stable", pa.int32(), nullable=False),
+        pa.field("hard_boundary", pa.int32()),
+    ],
+    metadata=SCHEMA.metadata,
+)
+_SCHEMAS = {Trace: SCHEMA, LabelledTrace: LABELLED_SCHEMA}
+assert all(schema.names == [field.name for field in fields(kind)] for kind, schema in _SCHEMAS.items())
+
+
+def write_traces(path: Path, traces: Sequence[Trace]) -> None:
+    """Write traces, all plain or all labelled, to one Parquet file, which appears whole or not at all.
+
+    Raises:
+      ValueError: there are none.
+    """
+    if not traces:
+        raise ValueError(f"{path}: no traces to write")
+    table = pa.Table.from_pylist([asdict(trace) for trace in traces], schema=_SCHEMAS[type(traces[0])])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    pq.write_table(table, beside, compression="zstd")
+    beside.replace(path)
+
+
+def read_traces(path: Path) -> list[Trace]:
+    """Read traces from a file, or from all ``*.parquet`` files of a folder in the order of their names.
+
+    Raises:
+      TraceError: nothing there, not Parquet, a column is missing or of another type, or a row contradicts itself.
+    """
+    return _read(path, Trace)
+
+
+def read_labelled(path: Path) -> list[LabelledTrace]:
+    """Read traces that `specexit annotate` has labelled; otherwise as `read_traces`.
+
+    Raises:
+      TraceError: see `read_traces`.
+    """
+    return _read(path, LabelledTrace)
+
+
+def target_of(traces: Sequence[Trace], name: str | None = None) -> TargetConfig:
+    """The target that wrote the traces.
+
+    Args:
+      traces: at least one.
+      name: a target's name or YAML file where the name in the traces is not one of ``configs/targets``.
+
+    Raises:
+      TraceError: they are of several targets.
+      ConfigError: the target is unknown, or the one given is not theirs.
+    """
+    names = sorted({trace.target for trace in traces})
+    if len(names) != 1:
+        raise TraceError(f"traces of several targets ({', '.join(names)}) are mixed, expected those of one")
+    target = load_target_config(names[0] if name is None else name)
+    if target.name != names[0]:
+        raise ConfigError(f"target is {target.name!r}, but the traces were written by {names[0]!r}")
+    return target
+
+
+def data_sha256(path: Path) -> str:
+    """Hash of the trace files at ``path``, so that a result can name the data it stands on.
+
+    Raises:
+      TraceError: nothing there.
+    """
+    digest = hashlib.sha256()
+    for file in _files(path):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def _files(path: Path) -> list[Path]:
+    files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+    if not files or not files[0].exists():
+        raise TraceError(f"{path}: no trace file there")
+    return files
+
+
+def _read(path: Path, kind: type[TraceT]) -> list[TraceT]:
+    traces = [trace for file in _files(path) for trace in _read_file(file, kind)]
+    if not traces:
+        raise TraceError(f"{path}: holds no traces")
+    return traces
+
+
+def _read_file(file: Path, kind: type[TraceT]) -> Iterator[TraceT]:
+    schema = _SCHEMAS[kind]
+    try:
+        table = pq.read_table(file)
+    except (pa.ArrowException, OSError) as error:
+        raise TraceError(f"{file}: cannot be read as Parquet: {error}") from error
+    for field in schema:
+        if field.name not in table.column_names:
+            hint = "" if field.name in SCHEMA.names else ", run specexit annotate first"
+            raise TraceError(f"{file}: column {field.name!r} ({field.type}) is missing{hint}")
+        found = table.schema.field(field.name).type
+        if found != field.type:
+            raise TraceError(f"{file}: column {field.name!r} has type {found}, expected {field.type}")
+    version = (table.schema.metadata or {}).get(b"specexit.traces", b"none").decode()
+    if version != SCHEMA_VERSION:
+        raise TraceError(f"{file}: trace schema version is {version}, expected {SCHEMA_VERSION}")
+    for row in table.select(schema.names).to_pylist():
+        trace = kind(**row)
+        _check_boundaries(file, trace)
+        yield trace
+
+
+def _check_boundaries(file: Path, trace: Trace) -> None:
+    for name in ("boundary_answers", "boundary_agrees", "boundary_confidence"):
+        if len(getattr(trace, name)) != len(trace.boundaries):
+            raise TraceError(
+                f"{file}: trace {trace.id!r} has {len(getattr(trace, name))} {name}, "
+                f"expected {len(trace.boundaries)} as it has boundaries"
+            )
+    edges = [0, *trace.boundaries]
+    if any(a >= b for a, b in pairwise(edges)) or edges[-1] > len(trace.think_ids):
+        raise TraceError(
+            f"{file}: trace {trace.id!r} has boundaries {trace.boundaries}, "
+            f"expected rising offsets within its {len(trace.think_ids)} thinking tokens"
+        )

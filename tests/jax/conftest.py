@@ -1,0 +1,115 @@
+"""A small random target and packed data, so that a real training run fits in a test."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from flax import nnx
+
+from jax_specexit.target import Target, TargetShape, export_target
+from specexit import tiny
+from specexit.config import load
+from specexit.schemas.pack import PackConfig
+from specexit.schemas.train import TrainConfig
+
+SHAPE = TargetShape(
+    vocab_size=640,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=8,
+    rope_theta=10_000.0,
+    rms_norm_eps=1e-6,
+    tie_word_embeddings=True,
+)
+
+
+@pytest.fixture(scope="session")
+def small_target(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A target YAML: random weights, the tiny reasoner's tokenizer."""
+    folder = tmp_path_factory.mktemp("target")
+    target = Target(SHAPE, rngs=nnx.Rngs(1))
+    export_target(target, folder / "model", eos_token_id=608, max_position_embeddings=512)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / "model" / name).write_bytes((tiny.MODEL_DIR / name).read_bytes())
+    path = folder / "small.yaml"
+    config = {"name": "small", "path": str(folder / "model"), "aux_layers": [1, 2, 3], "max_model_len": 512}
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+@pytest.fixture(scope="session")
+def packed(small_target: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Packed examples of made-up traces of that target."""
+    from dataclasses import asdict
+
+    from specexit.annotate import label
+    from specexit.packing import pack
+    from specexit.schemas.target import load_target_config
+    from specexit.traces import Trace, write_traces
+
+    folder = tmp_path_factory.mktemp("packed")
+    tokenizer = load_target_config(str(small_target)).tokenizer()
+    rng = np.random.default_rng(0)
+    traces = []
+    for i, problem in enumerate(tiny.problems("draft", 40)):
+        think = rng.integers(0, 600, rng.integers(20, 50)).tolist()
+        boundaries = sorted(rng.choice(np.arange(1, len(think)), 4, replace=False).tolist())
+        trace = Trace(
+            id=str(i),
+            prompt=problem.question,
+            prompt_ids=tokenizer.encode(tiny.prompt_text(problem.question))[:20],
+            think_ids=think,
+            answer_ids=rng.integers(0, 600, 6).tolist(),
+            answer="1",
+            reference="1",
+            correct=True,
+            finish_reason="stop",
+            boundaries=boundaries,
+            boundary_answers=["2", "1", "1", "1"],
+            boundary_agrees=[False, True, True, True],
+            boundary_confidence=rng.uniform(0.2, 1, 4).tolist(),
+            target="small",
+            sampling=json.dumps({}),
+            seed=0,
+        )
+        traces.append(label(trace, tokenizer, "answer"))
+        assert asdict(traces[-1])
+    write_traces(folder / "traces.parquet", traces)
+    pack(PackConfig(traces=folder / "traces.parquet", out=folder / "packed", target=str(small_target), length=128))
+    return folder / "packed"
+
+
+@pytest.fixture
+def recipe(small_target: Path, packed: Path, tmp_path: Path) -> TrainConfig:
+    """Eight steps in float32, checkpoints every three."""
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        yaml.safe_dump(
+            {
+                "target": str(small_target),
+                "data": str(packed),
+                "out": str(tmp_path / "run"),
+                "draft": {
+                    "hidden_size": 32,
+                    "intermediate_size": 48,
+                    "num_attention_heads": 4,
+                    "num_key_value_heads": 2,
+                    "head_dim": 8,
+                    "draft_vocab_size": 320,
+                },
+                "steps": 8,
+                "batch_size": 8,
+                "ttt_steps": 2,
+                "loss_chunk": 64,
+                "dtype": "float32",
+                "checkpoint": {"every": 3},
+                "log_every": 1,
+            }
+        )
+    )
+    return load(TrainConfig, path)

@@ -1,0 +1,103 @@
+"""The fused losses against the plain formulas, and the dynamic weights against a full backward pass."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jax_specexit.losses import (
+    Teacher,
+    linear_cross_entropy,
+    signal_losses,
+    signal_state_gradients,
+    signal_weights,
+)
+from specexit.signals import SIGNALS, column
+
+STEPS, BATCH, TIME, HIDDEN, VOCAB = 3, 2, 16, 12, 20
+
+
+def problem(seed: int = 0):
+    keys = jax.random.split(jax.random.key(seed), 6)
+    hidden = jax.random.normal(keys[0], (STEPS, BATCH, TIME, HIDDEN))
+    head = jax.random.normal(keys[1], (HIDDEN, VOCAB)) / 3
+    teacher = Teacher(
+        jax.random.normal(keys[2], (BATCH, TIME, 10)),
+        jax.random.normal(keys[3], (10, VOCAB)),
+        jax.random.randint(keys[4], (BATCH, TIME), -1, VOCAB),
+    )
+    weights = jax.random.uniform(keys[5], (STEPS, BATCH, TIME)) * (jax.random.uniform(keys[5], (BATCH, TIME)) > 0.3)
+    return hidden, head, teacher, weights
+
+
+def plain(hidden, head, teacher, weights):
+    p = jax.nn.softmax(teacher.hidden @ teacher.head, axis=-1)
+    return jnp.sum(weights * -jnp.sum(p * jax.nn.log_softmax(hidden @ head, axis=-1), axis=-1))
+
+
+@pytest.mark.parametrize("chunk", [4, 16])
+def test_fused_cross_entropy_is_the_plain_one(chunk: int) -> None:
+    hidden, head, teacher, weights = problem()
+    fused = jax.value_and_grad(lambda h, w: linear_cross_entropy(h, w, teacher, weights, chunk).total, argnums=(0, 1))
+    oracle = jax.value_and_grad(lambda h, w: plain(h, w, teacher, weights), argnums=(0, 1))
+    # float32 sums in another order
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), fused(hidden, head), oracle(hidden, head)
+    )
+
+
+def test_fused_cross_entropy_reports_what_it_says() -> None:
+    hidden, head, teacher, weights = problem(1)
+    result = linear_cross_entropy(hidden, head, teacher, weights, 4)
+    losses = -jnp.sum(
+        jax.nn.softmax(teacher.hidden @ teacher.head) * jax.nn.log_softmax(hidden @ head, axis=-1), axis=-1
+    )
+    np.testing.assert_allclose(result.per_step, jnp.sum(losses * weights, (1, 2)) / jnp.sum(weights, (1, 2)), rtol=1e-5)
+    hits = jnp.argmax(hidden @ head, -1) == teacher.labels
+    valid = weights > 0
+    np.testing.assert_allclose(result.top1, jnp.sum(hits * valid, (1, 2)) / jnp.sum(valid, (1, 2)), rtol=1e-6)
+    gradient = jax.grad(lambda h: plain(h, head, teacher, weights))(hidden)[0]
+    np.testing.assert_allclose(result.state_gradient, jnp.linalg.norm(gradient), rtol=1e-5)
+
+
+def test_signal_losses_are_the_textbook_formulas() -> None:
+    raw = jnp.array([[[0.3, -1.2, 2.0, 0.7], [-2.0, 0.1, 4.0, -0.5]]])
+    labels = jnp.array([[[0.9, 0.2, 11.0, 1.0], [0.1, 0.6, 40.0, 0.0]]])
+    mask = jnp.ones_like(raw)
+    got = signal_losses(raw, labels, mask)
+    p = jax.nn.sigmoid(raw)
+    expected = {
+        "confidence": jnp.mean((p[..., 0] - labels[..., 0]) ** 2),
+        "progress": jnp.mean((p[..., 1] - labels[..., 1]) ** 2),
+        "remaining": jnp.mean((jnp.log1p(jnp.exp(raw[..., 2])) - jnp.log1p(labels[..., 2])) ** 2),
+        "validity": -jnp.mean(labels[..., 3] * jnp.log(p[..., 3]) + (1 - labels[..., 3]) * jnp.log(1 - p[..., 3])),
+    }
+    for name, value in expected.items():
+        np.testing.assert_allclose(got[column(name)], value, rtol=1e-5, err_msg=name)
+
+
+def test_masked_tokens_have_no_say() -> None:
+    raw = jax.random.normal(jax.random.key(3), (2, 8, len(SIGNALS)))
+    labels = jnp.ones_like(raw)
+    mask = jnp.zeros_like(raw).at[0, :4].set(1)
+    changed = raw.at[1].set(9.0)
+    np.testing.assert_array_equal(signal_losses(raw, labels, mask), signal_losses(changed, labels, mask))
+
+
+def test_state_gradients_equal_a_backward_pass() -> None:
+    keys = jax.random.split(jax.random.key(5), 4)
+    state = jax.random.normal(keys[0], (2, 8, 6))
+    kernel = jax.random.normal(keys[1], (6, len(SIGNALS)))
+    labels = jax.random.uniform(keys[2], (2, 8, len(SIGNALS)))
+    mask = (jax.random.uniform(keys[3], labels.shape) > 0.4).astype(jnp.float32)
+    got = signal_state_gradients(state @ kernel, labels, mask, kernel)
+    jacobian = jax.jacrev(lambda y: signal_losses(y @ kernel, labels, mask))(state)
+    np.testing.assert_allclose(got, jnp.sqrt(jnp.sum(jacobian**2, axis=(1, 2, 3))), rtol=1e-5)
+
+
+def test_weights_balance_the_pull() -> None:
+    gradients = jnp.array([0.5, 2.0, 10.0, 0.1])
+    joint = signal_weights(jnp.array(4.0), gradients, 0.3, joint=True)
+    np.testing.assert_allclose(joint * gradients, jnp.full(4, 1.2), rtol=1e-6)
+    alone = signal_weights(jnp.array(4.0), gradients, 0.3, joint=False)
+    np.testing.assert_allclose(alone * gradients, jnp.full(4, 1.0), rtol=1e-6)

@@ -1,0 +1,98 @@
+"""The training run as its users meet it: killed and continued, on one device and on eight, and refused when wrong."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from jax_specexit.train import train
+from specexit.config import ConfigError
+from specexit.packing import PackError
+from specexit.schemas.train import TrainConfig
+
+
+def losses(run: Path) -> dict[int, float]:
+    """Step to loss; a step that was repeated after a kill keeps its last value."""
+    return {line["step"]: line["loss"] for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines())}
+
+
+def run_in_process(recipe: TrainConfig, folder: Path, *, devices: int = 1, kill_at: int | None = None) -> int:
+    """Train in a process of its own with simulated devices; optionally `kill -9` it behind a step."""
+    path = folder.with_suffix(".yaml")
+    path.write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
+    script = f"""
+import os, signal
+from pathlib import Path
+from jax_specexit import train as module
+from specexit.config import load
+from specexit.schemas.train import TrainConfig
+advance = module.Metrics.advance
+def stop(self, step, metrics):
+    advance(self, step, metrics)
+    if step == {kill_at!r}:
+        os.kill(os.getpid(), signal.SIGKILL)
+module.Metrics.advance = stop
+module.train(load(TrainConfig, Path({str(path)!r})))
+"""
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+    }
+    return subprocess.run([sys.executable, "-c", script], env=environment).returncode
+
+
+def test_killed_and_continued_is_bit_equal(recipe: TrainConfig, tmp_path: Path) -> None:
+    whole = recipe.model_copy(update={"out": tmp_path / "whole"})
+    killed = recipe.model_copy(update={"out": tmp_path / "killed"})
+    assert run_in_process(whole, tmp_path / "whole") == 0
+    assert run_in_process(killed, tmp_path / "killed", kill_at=5) == -9
+    assert run_in_process(killed, tmp_path / "killed") == 0
+    assert losses(killed.out) == losses(whole.out)
+    assert sorted(losses(whole.out)) == list(range(1, 9))
+
+
+@pytest.mark.parametrize("mesh", [{"data": 2, "fsdp": 2, "tensor": 2}, {"data": 8}, {"fsdp": 4, "tensor": 2}])
+def test_eight_devices_equal_one(recipe: TrainConfig, tmp_path: Path, mesh: dict[str, int]) -> None:
+    one = recipe.model_copy(update={"out": tmp_path / "one"})
+    assert run_in_process(one, tmp_path / "one") == 0
+    eight = TrainConfig.model_validate(recipe.model_dump() | {"out": tmp_path / "eight", "mesh": mesh})
+    assert run_in_process(eight, tmp_path / "eight", devices=8) == 0
+    ours, reference = losses(eight.out), losses(one.out)
+    assert ours.keys() == reference.keys()
+    # Reductions run in another order, and training amplifies that; the first steps agree to rounding.
+    np.testing.assert_allclose(list(ours.values()), list(reference.values()), rtol=1e-5)
+
+
+def test_training_lowers_both_losses(recipe: TrainConfig) -> None:
+    longer = recipe.model_copy(update={"steps": 40})
+    train(longer)
+    lines = [json.loads(line) for line in (recipe.out / "metrics.jsonl").read_text().splitlines()]
+    first, last = lines[0], lines[-1]
+    assert last["token_loss"][0] < first["token_loss"][0]
+    for name in ("progress", "remaining", "validity"):
+        assert last["signal_loss"][name] < first["signal_loss"][name], name
+
+
+def test_another_recipe_does_not_continue_a_run(recipe: TrainConfig) -> None:
+    train(recipe)
+    before = (recipe.out / "metrics.jsonl").read_text()
+    with pytest.raises(ConfigError, match="begun with batch_size=8, but the recipe says 4"):
+        train(recipe.model_copy(update={"batch_size": 4}))
+    assert (recipe.out / "metrics.jsonl").read_text() == before
+
+
+def test_data_of_another_target_is_refused(recipe: TrainConfig) -> None:
+    with pytest.raises(PackError, match="small"):
+        train(recipe.model_copy(update={"target": "tiny-reasoner"}))
+    assert not recipe.out.exists()
+
+
+def test_a_mesh_that_does_not_fit_is_refused(recipe: TrainConfig) -> None:
+    wrong = TrainConfig.model_validate(recipe.model_dump() | {"mesh": {"data": 3}})
+    with pytest.raises(ConfigError, match="does not fit 1 devices"):
+        train(wrong)

@@ -1,0 +1,55 @@
+"""``specexit verify`` on the tiny target: both frameworks agree on a draft of random weights, and it notices if not."""
+
+import numpy as np
+import pytest
+
+from specexit.schemas.verify import VerifyConfig
+from specexit.traces import write_traces
+from specexit.verify import VerifyError, compare, verify
+
+TINY = {
+    "hidden_size": 192,
+    "target_hidden_size": 192,
+    "vocab_size": 640,
+    "eagle_aux_hidden_state_layer_ids": (1, 3, 4),
+}
+
+
+@pytest.mark.parametrize("source", ["draft", "fc"])
+def test_both_frameworks_agree_on_signals_and_logits(source, tmp_path, write_random_draft, make_trace, capsys):
+    rng = np.random.default_rng(0)
+    traces = []
+    for i, length in enumerate((30, 50)):
+        ids = rng.integers(0, 630, length + 8).tolist()
+        traces.append(make_trace(id=f"t{i}", prompt_ids=ids[:8], think_ids=ids[8:]))
+    write_traces(tmp_path / "traces.parquet", traces)
+    draft = write_random_draft(tmp_path / "draft", source, **TINY)
+
+    differences = verify(VerifyConfig(draft=draft, traces=tmp_path / "traces.parquet", n=2))
+
+    assert set(differences) == {"logits", "confidence", "progress", "remaining", "validity"}
+    assert 0 < max(differences.values()) <= 1e-4  # exactly 0 would mean that something was compared with itself
+    assert "ok" in capsys.readouterr().out
+
+
+def test_differences_are_relative_for_remaining_and_absolute_elsewhere():
+    ours = {"signals_0": np.array([[0.5, 0.5, 1000.0, 0.5]]), "logits_0": np.array([[3.0, 1.0]])}
+    theirs = {"signals_0": np.array([[0.5, 0.4, 1001.0, 0.5]]), "logits_0": np.array([[3.0, 3.5]])}
+    found = compare(ours, theirs)
+    assert found["progress"] == pytest.approx(0.1)
+    assert found["remaining"] == pytest.approx(1 / 1001)
+    assert found["logits"] == 2.5
+
+
+def test_arrays_of_other_shapes_are_an_error():
+    with pytest.raises(VerifyError, match=r"logits_0 .*JAX \(2, 3\), PyTorch \(2, 4\)"):
+        compare({"logits_0": np.zeros((2, 3))}, {"logits_0": np.zeros((2, 4))})
+
+
+def test_a_nan_on_one_side_is_a_difference(tmp_path, monkeypatch, write_random_draft, make_trace):
+    write_traces(tmp_path / "traces.parquet", [make_trace()])
+    draft = write_random_draft(tmp_path / "draft", "draft", **TINY)
+    sides = {"jax": np.array([[np.nan]]), "torch": np.array([[0.0]])}
+    monkeypatch.setattr("specexit.verify._probe", lambda side, *_: {"logits_0": sides[side]})
+    with pytest.raises(VerifyError, match="logits nan"):
+        verify(VerifyConfig(draft=draft, traces=tmp_path / "traces.parquet"))

@@ -1,0 +1,52 @@
+"""Test only: run vLLM's V2 model runner, which GPUs use, on a CPU.
+
+Put this folder on PYTHONPATH with TRITON_INTERPRET=1 and VLLM_USE_V2_MODEL_RUNNER=1. vLLM's own Triton kernels then run
+in Triton's Python interpreter: slow, but the real code path. With SPECEXIT_TEST_ASYNC=1, asynchronous scheduling, which
+vLLM switches off on CPUs, stays on.
+"""
+
+import importlib.abc
+import importlib.util
+import os
+import sys
+import types
+
+import triton.backends
+
+
+class _Driver:
+    @staticmethod
+    def is_active() -> bool:
+        return True
+
+
+# vLLM looks for a backend of the platform before it lets Triton kernels be used; the interpreter needs none.
+triton.backends.backends["cpu"] = types.SimpleNamespace(driver=_Driver, compiler=None)
+
+
+class _KeepAsync(importlib.abc.MetaPathFinder):
+    """Undo the one line of vLLM's CPU platform that switches asynchronous scheduling off, once it is imported."""
+
+    def find_spec(self, name, path, target=None):
+        if name != "vllm.platforms.cpu":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        execute = spec.loader.exec_module
+
+        def exec_module(module):
+            execute(module)
+            original = module.CpuPlatform.check_and_update_config.__func__
+
+            def check_and_update_config(cls, config):
+                original(cls, config)
+                config.scheduler_config.async_scheduling = True
+
+            module.CpuPlatform.check_and_update_config = classmethod(check_and_update_config)
+
+        spec.loader.exec_module = exec_module
+        return spec
+
+
+if os.environ.get("SPECEXIT_TEST_ASYNC") == "1":
+    sys.meta_path.insert(0, _KeepAsync())

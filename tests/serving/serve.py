@@ -1,0 +1,89 @@
+"""Run one vLLM engine on a job and write down what it did: ``serve.py JOB.json RESULT.json``.
+
+A program of its own, because vLLM sets process-wide state that other tests must not see. The job names an engine and
+batches of requests, which run one after the other on it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from specexit.schemas.target import load_target_config
+from torch_specexit.engine import EngineConfig, start_engine
+
+
+def metrics(llm: Any) -> dict[str, int]:
+    names = ("num_drafts", "num_draft_tokens", "num_accepted_tokens")
+    wanted = {f"vllm:spec_decode_{name}": name for name in names} | {"vllm:num_preemptions": "num_preemptions"}
+    return {wanted[metric.name]: metric.value for metric in llm.get_metrics() if metric.name in wanted}
+
+
+def slots_in_use(worker: Any) -> int:
+    exits = getattr(worker.model_runner, "_specexit", None)
+    return -1 if exits is None else len(exits.slots)
+
+
+def refusal(llm: Any, prompt: Any, params: Any) -> str | None:
+    try:
+        llm.generate([prompt], [params], use_tqdm=False)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def run_batch(llm: Any, batch: dict[str, Any]) -> dict[str, Any]:
+    from vllm import SamplingParams, TokensPrompt
+
+    before = metrics(llm)
+    prompts = [TokensPrompt(prompt_token_ids=request["ids"]) for request in batch["requests"]]
+    params = [
+        SamplingParams(**{"temperature": 0.0, "max_tokens": 300} | request.get("params", {}))
+        for request in batch["requests"]
+    ]
+    if batch.get("refused"):
+        return {"errors": [refusal(llm, p, q) for p, q in zip(prompts, params, strict=True)]}
+    if batch.get("alone"):
+        outputs = [llm.generate([p], [q], use_tqdm=False)[0] for p, q in zip(prompts, params, strict=True)]
+    else:
+        outputs = llm.generate(prompts, params, use_tqdm=False)
+    after = metrics(llm)
+    return {
+        "requests": [
+            {
+                "ids": list(output.outputs[0].token_ids),
+                "finish": output.outputs[0].finish_reason,
+                "outcome": (output.kv_transfer_params or {}).get("specexit"),
+                "logprobs": [
+                    {str(token): entry.logprob for token, entry in position.items()}
+                    for position in output.outputs[0].logprobs or []
+                ],
+            }
+            for output in outputs
+        ],
+        "metrics": {name: after[name] - before[name] for name in after},
+        "slots": llm.collective_rpc(slots_in_use)[0],
+    }
+
+
+def main(job: dict[str, Any]) -> dict[str, Any]:
+    engine = job["engine"]
+    llm = start_engine(
+        load_target_config("tiny-reasoner"),
+        EngineConfig(kv_cache_gib=1, extra=engine.get("extra", {})),
+        draft=Path(engine["draft"]) if engine.get("draft") else None,
+        num_speculative_tokens=engine.get("k", 3),
+    )
+    core = llm.llm_engine.engine_core.engine_core
+    runner = type(core.model_executor.driver_worker.worker.model_runner)
+    classes = [f"{ancestor.__module__}.{ancestor.__name__}" for ancestor in runner.__mro__]
+    scheduler = type(core.scheduler).__name__
+    batches = [run_batch(llm, batch) for batch in job["batches"]]
+    return {"runner": classes, "scheduler": scheduler, "batches": batches}
+
+
+if __name__ == "__main__":
+    result = main(json.loads(Path(sys.argv[1]).read_text()))
+    Path(sys.argv[2]).write_text(json.dumps(result))

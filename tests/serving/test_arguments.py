@@ -1,0 +1,143 @@
+"""What a request may ask for, what it gets back, and what keeps a draft from being served."""
+
+from __future__ import annotations
+
+import logging
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from specexit.decision import Policy
+from specexit.draftdir import DraftError, read_config, read_draft
+from specexit.signals import NAMES
+from torch_specexit.plugin.arguments import ArgumentError, policy_or_default, request_policy
+from torch_specexit.plugin.checks import check_draft, checked
+from torch_specexit.plugin.hooks import Hook, install
+from torch_specexit.plugin.outcome import Record
+from torch_specexit.plugin.rule import BEFORE, OVER, THINKING
+
+DEFAULT = Policy(thresholds={"validity": 0.9, "confidence": 0.2}, patience=2)
+
+
+def test_any_threshold_replaces_all_of_the_servers_and_nothing_else():
+    policy = request_policy({"specexit_remaining": 50, "specexit_min_thinking_tokens": 7, "other": {}}, DEFAULT)
+    assert policy == Policy(thresholds={"remaining": 50.0}, patience=2, min_thinking_tokens=7)
+    assert request_policy(None, DEFAULT) == DEFAULT
+    assert request_policy({"specexit": 0}, DEFAULT) is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"specexit_validity": 2}, "specexit_validity is 2"),
+        ({"specexit_remaining": "few"}, "specexit_remaining is 'few'"),
+        ({"specexit": "perhaps"}, "specexit is 'perhaps'"),
+        ({"specexit_validiti": 0.5}, "unknown key 'specexit_validiti', expected one of specexit"),
+    ],
+)
+def test_a_bad_argument_is_named_and_the_worker_goes_on_with_the_default(arguments, message, caplog):
+    with pytest.raises(ArgumentError, match="extra_args: " + message):
+        request_policy(arguments, DEFAULT)
+    with caplog.at_level(logging.WARNING, logger="vllm.specexit"):
+        assert policy_or_default(arguments, DEFAULT, "r7") == DEFAULT
+    assert "r7" in caplog.text
+
+
+def record(phase, thoughts, *, start=0, exited=0, on=1):
+    return Record(phase, thoughts, start, exited, 1.0, on, (0.1, 0.2, 3.0, 0.9))
+
+
+@pytest.mark.parametrize(
+    ("row", "n_output", "cut_off", "expected"),
+    [
+        (record(OVER, 10, exited=1), 30, False, ("exit", 10)),
+        (record(OVER, 10), 30, True, ("natural_end", 10)),
+        (record(THINKING, 30), 30, True, ("length", 30)),
+        # The worker's last step went beyond the token limit: the client never saw the end marker, or all tokens.
+        (record(OVER, 30, exited=1), 30, True, ("length", 30)),
+        (record(THINKING, 33), 30, True, ("length", 30)),
+        # Thinking begun by the model itself, behind two tokens.
+        (record(OVER, 10, start=2, exited=1), 12, True, ("length", 10)),
+        (record(OVER, 10, start=2, exited=1), 13, True, ("exit", 10)),
+        (record(THINKING, 5), 5, False, ("natural_end", 5)),
+        (record(OVER, 10, on=0), 30, False, ("off", 10)),
+        (record(BEFORE, 0, start=-1), 30, False, ("off", 0)),
+    ],
+)
+def test_outcome(row, n_output, cut_off, expected):
+    outcome = row.describe(n_output, cut_off=cut_off)
+    assert (outcome["outcome"], outcome["thinking_tokens"]) == expected
+    assert outcome["signals"] == dict(zip(NAMES, (0.1, 0.2, 3.0, 0.9), strict=True))
+
+
+def target_of(config, **changes):
+    sizes = {"hidden_size": config.target_hidden_size, "num_hidden_layers": config.target_num_hidden_layers}
+    hf = SimpleNamespace(**sizes | {"vocab_size": config.vocab_size} | changes)
+    return SimpleNamespace(hf_text_config=hf, model="some-target", max_model_len=1024)
+
+
+def with_policy(config, **policy):
+    block = config.specexit.model_copy(update={"policy": Policy(**policy)})
+    return config.model_copy(update={"specexit": block})
+
+
+@pytest.mark.parametrize("field", ["hidden_size", "num_hidden_layers", "vocab_size"])
+def test_a_draft_of_another_target_is_refused(write_random_draft, tmp_path, field):
+    config = read_config(write_random_draft(tmp_path / "d", "draft"))
+    assert check_draft(config, tmp_path / "d", target_of(config)) == config.specexit
+    with pytest.raises(DraftError, match=f"config.json: .*{field}.*some-target.* 7"):
+        check_draft(config, tmp_path / "d", target_of(config, **{field: 7}))
+
+
+def test_a_draft_that_cannot_be_served_is_refused(write_random_draft, tmp_path):
+    config = read_config(write_random_draft(tmp_path / "d", "draft"))
+    target = target_of(config)
+    short = config.model_copy(update={"max_position_embeddings": 512})
+    for unusable, message in (
+        (short, "max_position_embeddings is 512, but the engine serves max_model_len 1024"),
+        (config.model_copy(update={"specexit": None}), "no specexit block"),
+        (with_policy(config, smoothing="ewma"), "policy.smoothing is 'ewma', expected none with source 'draft'"),
+        (with_policy(config, smoothing="round"), "policy.smoothing is 'round'"),
+    ):
+        with pytest.raises(DraftError, match=message):
+            check_draft(unusable, tmp_path / "d", target)
+
+
+def test_bad_weights_are_refused_while_loading(write_random_draft, tmp_path):
+    config, arrays = read_draft(write_random_draft(tmp_path / "d", "fc"))
+    good = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    assert dict(checked(good.items(), config, tmp_path)).keys() == good.keys()
+    nan = good | {"norm.weight": good["norm.weight"].clone().index_fill_(0, torch.tensor([3]), torch.nan)}
+    misshapen = good | {"fc.weight": good["fc.weight"][:-1]}
+    missing = {name: tensor for name, tensor in good.items() if name != "d2t"}
+    for weights, message in (
+        (nan, "norm.weight holds NaN"),
+        (misshapen, r"fc.weight has shape \[67, 192\], expected \[68, 192\]"),
+        (missing, r"d2t \[120\] is missing"),
+    ):
+        with pytest.raises(DraftError, match=f"model.safetensors: tensor {message}"):
+            list(checked(weights.items(), config, tmp_path))
+
+
+class Wrapped:
+    def step(self, tokens, other=None):
+        return tokens
+
+
+def hook(method, parameters):
+    return Hook(__name__, "Wrapped", method, parameters, lambda f: lambda *a: [f(*a)], why="", relies_on="", since="")
+
+
+def test_hooks_that_do_not_fit_are_named_and_none_is_installed(monkeypatch, caplog):
+    monkeypatch.setitem(__import__("sys").modules, __name__, SimpleNamespace(Wrapped=Wrapped))
+    monkeypatch.setattr(Wrapped, "step", Wrapped.step)  # restored behind the test
+    fitting = hook("step", ("tokens",))
+    with caplog.at_level(logging.WARNING, logger="vllm.specexit"):
+        assert not install([fitting, hook("step", ("token",)), hook("gone", ())])
+    assert "Wrapped.step takes ('tokens',), expected ('token',)" in caplog.text
+    assert "Wrapped.gone does not exist" in caplog.text
+    assert Wrapped().step(1) == 1
+    assert install([fitting])
+    assert install([fitting])
+    assert Wrapped().step(1) == [1]

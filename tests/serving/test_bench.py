@@ -1,0 +1,214 @@
+"""`specexit bench` on real vLLM engines, small: what it measures has to hang together."""
+
+import json
+import random
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from specexit.comparison import read_requests
+from specexit.draftdir import DraftConfig, DraftError, SpecExitBlock, write_draft
+from specexit.results import Results, read_results
+from specexit.schemas.bench import BenchConfig
+from specexit.schemas.target import load_target_config
+from specexit.tiny import problems, prompt_text, render_response, write_trace
+from specexit.traces import Trace, write_traces
+from torch_specexit.bench import Method, bench, turns
+from torch_specexit.bench_engine import BenchError, EngineProcess
+
+TARGET = load_target_config("tiny-reasoner")
+N, N_LATENCY, BUDGET, MAX_NEW_TOKENS = 4, 2, 30, 96
+
+
+def generated_traces(n: int) -> list[Trace]:
+    """Traces as the generator of the training data writes them: prompts and references are what matters here."""
+    tokenizer, ids, rng = TARGET.tokenizer(), TARGET.think_tokens(), random.Random(0)
+    traces = []
+    for i, problem in enumerate(problems("test", n)):
+        written = write_trace(rng, problem)
+        thinking, answer = render_response(problem, written).split("</think>")
+        think_ids = tokenizer.encode(thinking)
+        boundaries = [at + 1 for at, token in enumerate(think_ids) if token in ids.split]
+        final = str(written.final)
+        traces.append(
+            Trace(
+                id=f"test-{i}",
+                prompt=problem.question,
+                prompt_ids=tokenizer.encode(prompt_text(problem.question)),
+                think_ids=think_ids,
+                answer_ids=tokenizer.encode(answer),
+                answer=final,
+                reference=str(problem.answer),
+                correct=written.final == problem.answer,
+                finish_reason="stop",
+                boundaries=boundaries,
+                boundary_answers=[None, *[final] * (len(boundaries) - 1)],
+                boundary_agrees=[False, *[True] * (len(boundaries) - 1)],
+                boundary_confidence=[0.5] * len(boundaries),
+                target=TARGET.name,
+                sampling="{}",
+                seed=0,
+            )
+        )
+    return traces
+
+
+def write_random_draft(folder: Path, *, hidden: int = 192) -> None:
+    """A draft of the right shape with random weights: it guesses badly and its signals mean nothing."""
+    config = DraftConfig(
+        hidden_size=hidden,
+        target_hidden_size=hidden,
+        intermediate_size=64,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=64,
+        vocab_size=TARGET.hf_config()["vocab_size"],
+        draft_vocab_size=512,
+        eagle_aux_hidden_state_layer_ids=TARGET.aux_layers,
+        num_aux_hidden_states=len(TARGET.aux_layers),
+        target_num_hidden_layers=TARGET.hf_config()["num_hidden_layers"],
+        specexit=SpecExitBlock(target=TARGET.name),
+    )
+    rng = np.random.default_rng(0)
+    tensors = {name: rng.normal(0, 0.1, shape).astype(np.float32) for name, shape in config.tensor_shapes().items()}
+    tensors |= {name: np.ones(tensors[name].shape, np.float32) for name in tensors if "norm" in name}
+    tensors["d2t"] = np.zeros(512, np.int64)
+    tensors["t2d"] = np.arange(config.vocab_size) < 512
+    write_draft(folder, config, tensors)
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bench-inputs")
+    write_traces(folder / "traces.parquet", generated_traces(N))
+    write_random_draft(folder / "draft")
+    return folder
+
+
+def config(inputs: Path, **changes: object) -> BenchConfig:
+    return BenchConfig.model_validate(
+        {
+            "target": TARGET.name,
+            "draft": inputs / "draft",
+            "traces": inputs / "traces.parquet",
+            "out": inputs / "out",
+            "n": N,
+            "n_latency": N_LATENCY,
+            "batch": 4,
+            "budget": BUDGET,
+            "rounds": 2,
+            "max_new_tokens": MAX_NEW_TOKENS,
+        }
+        | changes
+    )
+
+
+@pytest.fixture(scope="module")
+def results(inputs: Path) -> Results:
+    bench(config(inputs))
+    return read_results(inputs / "out" / "results.json")
+
+
+@pytest.mark.vllm
+def test_all_methods_answer_all_problems(inputs: Path, results: Results) -> None:
+    assert list(results.methods) == ["none", "eagle3", "specexit", "budget"]
+    for name, method in results.methods.items():
+        assert sum(method.exits.model_dump().values()) == N, name
+        assert set(method.seconds) == {"1", "4"}, name
+        assert all(seconds > 0 for seconds in method.seconds.values()), name
+    rows = [json.loads(line) for line in (inputs / "out" / "requests.jsonl").read_text().splitlines()]
+    assert Counter((row["method"], row["batch"]) for row in rows) == {
+        (name, batch): n for name in results.methods for batch, n in ((1, N_LATENCY), (4, N))
+    }
+
+
+@pytest.mark.vllm
+def test_speculation_changes_no_token_and_batching_neither(results: Results) -> None:
+    assert set(results.lossless) == {"eagle3_vs_none", *(f"{name}_batch_1_vs_4" for name in results.methods)}
+    assert {name: check.mismatches for name, check in results.lossless.items()} == dict.fromkeys(results.lossless, 0)
+    assert results.against_eagle3["none"].thinking_cut == (0, 0, 0)
+
+
+@pytest.mark.vllm
+def test_the_budget_ends_thinking_at_the_first_boundary_behind_it(inputs: Path, results: Results) -> None:
+    full = read_requests(inputs / "out" / "requests.jsonl", "eagle3")
+    split = TARGET.think_tokens().split
+    for name, request in read_requests(inputs / "out" / "requests.jsonl", "budget").items():
+        thinking = full[name].token_ids[: full[name].thinking_tokens]
+        expected = next(i + 1 for i, token in enumerate(thinking) if token in split and i + 1 >= BUDGET)
+        assert (request.reason, request.thinking_tokens) == ("exit", expected)
+        assert request.token_ids[:expected] == thinking[:expected]
+    assert results.methods["budget"].exits.exit == N
+
+
+@pytest.mark.vllm
+def test_acceptance_is_that_of_a_bad_draft(results: Results) -> None:
+    assert results.methods["none"].acceptance_length is None
+    length = results.methods["eagle3"].acceptance_length
+    assert length is not None
+    assert 1 <= length < 1.2  # random guesses among 512 tokens, three at a time
+
+
+@pytest.mark.vllm
+def test_the_report_lies_beside_the_results(inputs: Path, results: Results) -> None:
+    assert f"{results.n} problems" in (inputs / "out" / "report.html").read_text()
+    assert (inputs / "out" / "run.yaml").exists()
+
+
+@pytest.mark.vllm
+def test_an_engine_that_cannot_start_says_why(tmp_path: Path) -> None:
+    setup = {
+        "target": TARGET.model_copy(update={"path": str(tmp_path / "nowhere")}).model_dump(mode="json"),
+        "engine": {},
+        "draft": None,
+        "num_speculative_tokens": 3,
+        "seed": 0,
+    }
+    with EngineProcess("none", setup, tmp_path / "log") as engine, pytest.raises(BenchError, match="nowhere"):
+        engine.wait_ready()
+    assert engine.process.returncode != 0
+
+
+def test_too_few_traces_are_refused_before_anything_starts(inputs: Path, tmp_path: Path) -> None:
+    with pytest.raises(BenchError, match=r"traces.parquet: 4 traces, expected at least n=300"):
+        bench(config(inputs, n=300, out=tmp_path / "new"))
+    assert not (tmp_path / "new").exists()
+
+
+def test_traces_without_references_are_refused(inputs: Path, tmp_path: Path) -> None:
+    write_traces(tmp_path / "traces.parquet", [replace(trace, reference=None) for trace in generated_traces(N)])
+    with pytest.raises(BenchError, match="test-0 has no reference"):
+        bench(config(inputs, traces=tmp_path / "traces.parquet", out=tmp_path / "new"))
+
+
+def test_the_draft_of_another_target_is_refused(inputs: Path, tmp_path: Path) -> None:
+    write_random_draft(tmp_path / "draft", hidden=128)
+    with pytest.raises(DraftError, match="target_hidden_size is 128, but target tiny-reasoner has hidden_size 192"):
+        bench(config(inputs, draft=tmp_path / "draft", out=tmp_path / "new"))
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_folder_that_holds_something_is_left_alone(inputs: Path, tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("data")
+    with pytest.raises(FileExistsError, match="not empty"):
+        bench(config(inputs, out=tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["precious"]
+
+
+@given(st.integers(1, 5), st.integers(1, 40), st.integers(1, 8))
+def test_turns_give_every_method_every_problem_once_and_in_order(n_methods: int, n: int, rounds: int) -> None:
+    methods = [Method(str(i), None, {}, exits=False) for i in range(n_methods)]
+    trace = generated_traces(1)[0]
+    traces = [trace] * n
+    seen = [(method.name, len(part)) for method, part in turns(methods, traces, rounds)]
+    assert {name: sum(k for who, k in seen if who == name) for name in "01234"[:n_methods]} == dict.fromkeys(
+        "01234"[:n_methods], n
+    )
+    beginners = [name for name, _ in seen[::n_methods]]
+    if n >= rounds:
+        assert beginners == [str(i % n_methods) for i in range(rounds)]

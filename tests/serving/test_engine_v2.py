@@ -1,0 +1,53 @@
+"""The plug-in with vLLM's V2 runner and asynchronous scheduling, which is what a GPU runs.
+
+Here it runs on a CPU with Triton's interpreter (see ``interpreter/sitecustomize.py``): the real code, few tokens.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+pytestmark = [pytest.mark.vllm, pytest.mark.slow]
+
+both_sources = pytest.mark.parametrize("source", ["draft", "fc"])
+
+
+def texts(batch):
+    return [request["ids"] for request in batch["requests"]]
+
+
+@both_sources
+def test_it_is_the_v2_runner_and_asynchronous(engines, source):
+    run = engines.v2(source)
+    assert "vllm.v1.worker.gpu.model_runner.GPUModelRunner" in run["runner"]
+    assert run["scheduler"] == "AsyncScheduler"
+
+
+@both_sources
+def test_the_text_is_that_of_v1(engines, source):
+    lively, _ = engines.v2(source)["batches"]
+    expected = engines.main(source)[5]["requests"][: len(lively["requests"])]
+    assert [(r["ids"], r["outcome"]["outcome"]) for r in lively["requests"]] == [
+        (r["ids"], r["outcome"]["outcome"]) for r in expected
+    ]
+    for ours, theirs in zip(lively["requests"], expected, strict=True):
+        for entry, other in zip(ours["logprobs"], theirs["logprobs"], strict=True):
+            assert entry == pytest.approx(other, abs=1e-3)
+        assert ours["outcome"]["thinking_tokens"] == theirs["outcome"]["thinking_tokens"]
+        # Two runners, two orders of summation in float32; `remaining` is an exponential.
+        assert ours["outcome"]["signals"] == pytest.approx(theirs["outcome"]["signals"], rel=1e-3)
+    assert sum(r["outcome"]["outcome"] == "exit" for r in lively["requests"]) >= 3
+    assert lively["metrics"]["num_preemptions"] > 0
+
+
+@both_sources
+def test_exits_off_is_plain_eagle3_to_the_byte_and_to_the_accepted_token(engines, source):
+    off, plain = engines.v2(source)["batches"][1], engines.v2("plain")["batches"][1]
+    assert texts(off) == texts(plain)
+    assert off["metrics"] == plain["metrics"]
+
+
+@both_sources
+def test_finished_requests_leave_no_state_behind(engines, source):
+    # Those that have finished in the last step are reported with the next one.
+    assert engines.v2(source)["batches"][1]["slots"] <= 4

@@ -1,0 +1,145 @@
+"""Annotation: exit points, the hard boundary, and statistics that can be checked by hand."""
+
+import json
+import random
+
+import pytest
+
+from specexit import tiny
+from specexit.annotate import annotate, hard_boundary, label, summarise
+from specexit.schemas.annotate import AnnotateConfig
+from specexit.schemas.target import load_target_config
+from specexit.tiny.traces import PARAGRAPH
+from specexit.traces import Trace, TraceError, read_labelled, write_traces
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return load_target_config("tiny-reasoner").tokenizer()
+
+
+@pytest.fixture(scope="module")
+def think(make_trace, tokenizer):
+    """A trace made of (step, trial answer) pairs; the answer of the last one is that of the trace."""
+
+    def make(*steps: tuple[str, str | None], reference: str | None = None, id: str = "a") -> Trace:
+        ids: list[int] = []
+        boundaries = []
+        for text, _ in steps:
+            ids += tokenizer.encode(text + PARAGRAPH)
+            boundaries.append(len(ids))
+        answers = [answer for _, answer in steps]
+        return make_trace(
+            id=id,
+            think_ids=ids,
+            boundaries=boundaries,
+            answer=answers[-1],
+            boundary_answers=answers,
+            boundary_agrees=[answer == answers[-1] for answer in answers],
+            boundary_confidence=[0.5] * len(answers),
+            reference=reference,
+            correct=None if reference is None else reference == answers[-1],
+        )
+
+    return make
+
+
+def test_hard_boundary_is_the_first_stated_answer(think, tokenizer):
+    trace = think(
+        ("Okay, I need to find the value of g. d is 11.", "11"),
+        ("Since d = y - 2, y is 11+2=13.", "13"),
+        ("So the answer should be 13.", "13"),
+        ("Wait, let me double-check. 11+2=13. The answer is 13.", "13"),
+        ("Therefore, the answer is 13.", "13"),
+    )
+    assert hard_boundary(trace, tokenizer, "answer") == 2
+
+
+def test_another_number_in_a_step_is_no_stated_answer(think, tokenizer):
+    trace = think(("The answer is not 13.", "3"), ("The answer is 13.5 now.", "13"), ("So the answer is 4.", "4"))
+    assert hard_boundary(trace, tokenizer, "answer") is None  # 4 is stated at the natural end: nothing to decide
+    longer = think(("The answer is not 13.", "3"), ("So the answer is 4.", "4"), ("Yes.", "4"))
+    assert hard_boundary(longer, tokenizer, "answer") == 1
+
+
+def test_hard_boundary_of_the_tiny_reasoners_own_traces(think, tokenizer):
+    """The generic definition finds the paragraph that the generator knows to state the tentative answer."""
+    rng = random.Random(0)
+    for problem in tiny.problems("test", 200):
+        written = tiny.write_trace(rng, problem)
+        # What a target would answer: the last result so far, once there is one.
+        tentative, n_first = str(written.tentative), written.first_pass
+        steps = [(p, tentative if i >= n_first else None) for i, p in enumerate(written.paragraphs)]
+        expected = n_first if len(steps) > n_first + 1 else None
+        assert hard_boundary(think(*steps), tokenizer, "answer") == expected
+
+
+def test_labels_of_a_trace_that_wavers(think, tokenizer):
+    trace = think(("One.", "7"), ("Two.", "8"), ("Three.", "7"), ("Four.", "7"))
+    labelled = label(trace, tokenizer, "answer")
+    assert labelled.exit_earliest == trace.boundaries[0]
+    assert labelled.exit_stable == trace.boundaries[2]
+
+
+def test_statistics_by_hand(think, tokenizer):
+    right = think(("x.", "1"), ("The answer is 2.", "2"), ("y.", "2"), ("z.", "2"), reference="2")
+    wrong = think(("x.", None), ("The answer is 4.", "4"), ("y.", "3"), ("z.", "3"), reference="4")
+    unknown = think(("The answer is 5.", "5"), ("y.", "5"))
+    traces = [label(trace, tokenizer, "answer") for trace in (right, wrong, unknown)]
+    statistics = summarise(traces, {})
+    total = sum(len(trace.think_ids) for trace in traces)
+    assert statistics.n == 3
+    assert statistics.boundaries_per_trace == pytest.approx(10 / 3)
+    assert (statistics.full.thinking_cut, statistics.full.agreement, statistics.full.accuracy) == (0, 1, 0.5)
+    kept = right.boundaries[1] + wrong.boundaries[2] + unknown.boundaries[0]
+    assert statistics.oracle_earliest.thinking_cut == pytest.approx(1 - kept / total)
+    assert statistics.oracle_earliest.agreement == 1
+    assert statistics.oracle_stable == statistics.oracle_earliest
+    assert (statistics.first_boundary.agreement, statistics.first_boundary.accuracy) == (pytest.approx(1 / 3), 0)
+    # At the first stated answer the wavering trace is still right: 2 and 4 are the references.
+    assert (statistics.hard_boundaries, statistics.hard_valid) == (3, pytest.approx(2 / 3))
+    assert (statistics.hard_boundary.agreement, statistics.hard_boundary.accuracy) == (pytest.approx(2 / 3), 1)
+    # Before the natural end: no yes yes, no no yes, yes.
+    assert statistics.valid_boundaries == pytest.approx(4 / 7)
+
+
+def test_the_oracle_curve_ends_at_the_full_trace(think, tokenizer):
+    trace = think(("One.", "1"), ("Two.", "2"), ("Three.", "2"), reference="2")
+    curve = summarise([label(trace, tokenizer, "answer")], {}).curve
+    assert [point.fraction for point in curve][-1] == 1.0
+    assert [point.settled for point in curve] == sorted(point.settled for point in curve)
+    assert (curve[-1].settled, curve[-1].ending.agreement, curve[-1].ending.thinking_cut) == (1, 1, 0)
+    assert (curve[0].settled, curve[0].ending.agreement) == (0, 0)
+
+
+def test_annotate_writes_what_training_reads(think, make_trace, tmp_path):
+    kept = think(("x.", "1"), ("y.", "2"), ("z.", "2"), reference="2", id="kept")
+    nothing = {"boundaries": [], "boundary_answers": [], "boundary_agrees": [], "boundary_confidence": []}
+    dropped = [
+        make_trace(id="cut", finish_reason="length", answer=None, **nothing),
+        make_trace(id="silent", answer=None, **nothing),
+        make_trace(id="one piece", **nothing),
+        make_trace(id="another", **nothing),
+    ]
+    write_traces(tmp_path / "traces" / "traces.parquet", [kept, *dropped])
+    annotate(AnnotateConfig(traces=tmp_path / "traces", out=tmp_path / "labelled"))
+    (labelled,) = read_labelled(tmp_path / "labelled")
+    assert (labelled.id, labelled.exit_earliest) == ("kept", kept.boundaries[1])
+    statistics = json.loads((tmp_path / "labelled" / "statistics.json").read_text())
+    assert statistics["dropped"] == {"unfinished": 1, "no answer": 1, "no boundary": 2}
+    assert statistics["oracle_earliest"]["accuracy"] == 1
+    assert (tmp_path / "labelled" / "run.yaml").exists()
+
+
+def test_nothing_to_label_is_an_error_that_counts_reasons(make_trace, tmp_path):
+    write_traces(tmp_path / "traces" / "traces.parquet", [make_trace(finish_reason="length")])
+    with pytest.raises(TraceError, match="none of 1 traces can be labelled: 1 unfinished, 0 no answer, 0 no boundary"):
+        annotate(AnnotateConfig(traces=tmp_path / "traces", out=tmp_path / "labelled"))
+    assert not (tmp_path / "labelled").exists()
+
+
+def test_the_output_folder_must_be_empty(think, tmp_path):
+    write_traces(tmp_path / "traces" / "traces.parquet", [think(("x.", "1"), ("y.", "1"))])
+    with pytest.raises(FileExistsError, match="output folder is not empty"):
+        annotate(AnnotateConfig(traces=tmp_path / "traces", out=tmp_path / "traces"))
+    assert [path.name for path in (tmp_path / "traces").iterdir()] == ["traces.parquet"]

@@ -1,0 +1,75 @@
+"""One schema is YAML, flags and error messages at once."""
+
+from typing import Literal
+
+import pytest
+import yaml
+from pydantic import Field
+
+from specexit.config import Config, ConfigError, find, load, save_run
+
+
+class Optimizer(Config):
+    rate: float = Field(0.1, gt=0)
+
+
+class Recipe(Config):
+    steps: int = 10
+    kind: Literal["a", "b"] = "a"
+    optimizer: Optimizer = Optimizer()
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("steps: 20\noptimizer:\n  rate: 0.5\n")
+    return path
+
+
+def test_overrides_win_over_the_file_and_the_file_over_defaults(recipe):
+    config = load(Recipe, recipe, ["optimizer.rate=0.25", "kind=b"])
+    assert config == Recipe(steps=20, kind="b", optimizer=Optimizer(rate=0.25))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("setps=3", "unknown key 'setps', did you mean 'steps'"),
+        ("optimizer.rat=3", r"unknown key 'optimizer\.rat', did you mean 'optimizer\.rate'"),
+        ("steps=many", "steps is 'many': .*integer"),
+        ("optimizer.rate=-1", r"optimizer\.rate is -1: .*greater than 0"),
+        ("kind=c", "kind is 'c': .*'a' or 'b'"),
+        ("steps", "override 'steps' has no value, expected key=value"),
+    ],
+)
+def test_a_wrong_key_or_value_is_named_with_what_was_expected(recipe, override, message):
+    with pytest.raises(ConfigError, match=message):
+        load(Recipe, recipe, [override])
+
+
+def test_an_error_names_the_file(recipe):
+    recipe.write_text("setps: 3\n")
+    with pytest.raises(ConfigError, match=r"recipe\.yaml: unknown key 'setps', did you mean 'steps'"):
+        load(Recipe, recipe)
+
+
+@pytest.mark.parametrize(("text", "message"), [("a: [", "cannot be read as YAML"), ("- 1", "holds a list")])
+def test_a_file_that_is_no_mapping_is_refused(recipe, text, message):
+    recipe.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load(Recipe, recipe)
+
+
+def test_a_name_that_does_not_exist_gets_the_nearest_one():
+    with pytest.raises(ConfigError, match=r"targets 'tiny-reasonr' does not exist, did you mean 'tiny-reasoner'"):
+        find("targets", "tiny-reasonr")
+
+
+def test_a_run_file_reproduces_its_config(recipe, tmp_path):
+    config = load(Recipe, recipe, ["kind=b"])
+    save_run(config, tmp_path / "run")
+    record = yaml.safe_load((tmp_path / "run" / "run.yaml").read_text())
+    assert Recipe.model_validate(record["config"]) == config
+    assert record["versions"]["specexit"]
+    assert record["revision"]
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["run.yaml"]

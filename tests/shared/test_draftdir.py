@@ -1,0 +1,221 @@
+"""The draft directory: what is written is read back, and a broken one is refused by file and field."""
+
+import json
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from specexit.decision import Policy
+from specexit.draftdir import (
+    Calibration,
+    DraftError,
+    check_target,
+    plain_copy,
+    read_config,
+    read_draft,
+    write_draft,
+    write_policy,
+)
+from specexit.signals import NAMES
+
+CALIBRATION = Calibration(
+    risk="answer_changed", epsilon=0.02, delta=0.1, n=500, errors=4, bound=0.0159, data_sha256="ab" * 32
+)
+
+
+@pytest.fixture(params=["draft", "fc"])
+def draft(request, tmp_path, write_random_draft):
+    return write_random_draft(tmp_path / "draft", request.param)
+
+
+def edit_config(folder, **changes):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def edit_tensor(folder, name, change):
+    tensors = load_file(folder / "model.safetensors")
+    tensors[name] = np.ascontiguousarray(change(tensors[name]))
+    save_file(tensors, folder / "model.safetensors")
+
+
+def test_a_draft_comes_back_as_it_was_written(draft, tmp_path):
+    config, tensors = read_draft(draft)
+    write_draft(tmp_path / "copy", config, tensors)
+    again, tensors_again = read_draft(tmp_path / "copy")
+    assert again == config
+    assert tensors_again.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        np.testing.assert_array_equal(tensors_again[name], tensor)
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_the_signal_rows_are_where_each_source_has_them(tmp_path, write_random_draft):
+    _, of_draft = read_draft(write_random_draft(tmp_path / "a", "draft"))
+    _, of_fc = read_draft(write_random_draft(tmp_path / "b", "fc"))
+    assert of_draft["signal_head.weight"].shape == (len(NAMES), 64)
+    assert of_draft["fc.weight"].shape == (64, 192)
+    assert of_fc["fc.weight"].shape == (64 + len(NAMES), 192)
+    assert "signal_head.weight" not in of_fc
+
+
+def test_a_plain_copy_is_the_same_trunk_for_any_eagle3_reader(draft, tmp_path):
+    plain_copy(draft, tmp_path / "plain")
+    _, ours = read_draft(draft)
+    config, plain = read_draft(tmp_path / "plain")
+    raw = json.loads((tmp_path / "plain" / "config.json").read_text())
+    assert raw["architectures"] == ["LlamaForCausalLMEagle3"]
+    assert "specexit" not in raw
+    assert config.specexit is None
+    for name, tensor in plain.items():
+        np.testing.assert_array_equal(tensor, ours[name][: len(tensor)])
+    with pytest.raises(DraftError, match="no specexit block"):
+        write_policy(tmp_path / "plain", Policy(), None)
+
+
+def test_a_policy_is_stored_with_its_guarantee_and_nothing_else_changes(draft):
+    before = read_config(draft)
+    policy = Policy(thresholds={"validity": 0.73}, patience=2)
+    write_policy(draft, policy, CALIBRATION)
+    after = read_config(draft)
+    assert (after.specexit.policy, after.specexit.calibration) == (policy, CALIBRATION)
+    assert after.specexit.model_copy(update={"policy": before.specexit.policy, "calibration": None}) == before.specexit
+    assert after.model_copy(update={"specexit": None}) == before.model_copy(update={"specexit": None})
+
+
+def test_fields_of_other_tools_are_ignored(draft):
+    before = read_config(draft)
+    edit_config(draft, transformers_version="5.0", eagle_config={"a": 1})
+    assert read_config(draft) == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hidden_size": -1}, "field hidden_size is -1: .*greater than 0"),
+        ({"num_hidden_layers": 2}, "field num_hidden_layers is 2"),
+        ({"norm_before_residual": True}, "field norm_before_residual is True"),
+        ({"num_aux_hidden_states": 2}, "num_aux_hidden_states is 2, but eagle_aux_hidden_state_layer_ids names 3"),
+    ],
+)
+def test_a_config_that_cannot_be_ours_is_refused_by_field(draft, changes, message):
+    edit_config(draft, **changes)
+    with pytest.raises(DraftError, match=rf"config\.json: {message}"):
+        read_config(draft)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("format_version", 9, r"specexit\.format_version is 9, expected 1"),
+        ("signals", ["validity"], r"specexit\.signals is \['validity'\], expected \['confidence'"),
+        ("source", "attention", r"field specexit\.source is 'attention'"),
+        ("policy", {"thresholds": {"validity": 7}}, "threshold of validity is 7"),
+        ("polcy", {}, r"field specexit\.polcy"),
+    ],
+)
+def test_a_specexit_block_of_another_kind_is_refused_by_field(draft, field, value, message):
+    block = json.loads((draft / "config.json").read_text())["specexit"]
+    edit_config(draft, specexit=block | {field: value})
+    with pytest.raises(DraftError, match=message):
+        read_config(draft)
+
+
+def test_a_missing_or_broken_config_is_named(draft):
+    (draft / "config.json").write_text("{")
+    with pytest.raises(DraftError, match=r"config\.json: cannot be read as JSON"):
+        read_config(draft)
+    (draft / "config.json").unlink()
+    with pytest.raises(DraftError, match=r"config\.json: cannot be read as JSON"):
+        read_config(draft)
+
+
+@pytest.mark.parametrize("kept", [0, 100, -1])
+def test_truncated_weights_are_refused(draft, kept):
+    path = draft / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(DraftError, match=r"model\.safetensors: cannot be read as safetensors \(truncated\?\)"):
+        read_draft(draft)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_refused_by_name(draft, value):
+    def break_one(tensor):
+        tensor[1, 2] = value
+        return tensor
+
+    edit_tensor(draft, "midlayer.mlp.up_proj.weight", break_one)
+    with pytest.raises(DraftError, match=r"midlayer\.mlp\.up_proj\.weight holds NaN or infinity"):
+        read_draft(draft)
+
+
+def test_a_tensor_of_the_wrong_shape_is_refused_with_both_shapes(draft):
+    edit_tensor(draft, "lm_head.weight", lambda tensor: tensor[:-1])
+    with pytest.raises(DraftError, match=r"lm_head\.weight has shape \[119, 64\], expected \[120, 64\]"):
+        read_draft(draft)
+
+
+def test_a_missing_tensor_is_named(draft):
+    tensors = load_file(draft / "model.safetensors")
+    del tensors["norm.weight"]
+    save_file(tensors, draft / "model.safetensors")
+    with pytest.raises(DraftError, match=r"tensor norm\.weight \[64\] is missing"):
+        read_draft(draft)
+
+
+@pytest.mark.parametrize(("shift", "target"), [(1000, "1003"), (-1000, "-997")])
+def test_a_draft_vocabulary_that_points_outside_is_refused_by_token(draft, shift, target):
+    def break_one(d2t):
+        d2t[3] = shift
+        return d2t
+
+    edit_tensor(draft, "d2t", break_one)
+    with pytest.raises(DraftError, match=rf"d2t maps draft token 3 to target token {target}, .*vocab_size 200"):
+        read_draft(draft)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hidden_size": 96}, "target_hidden_size is 64, but target big has hidden_size 96"),
+        ({"num_hidden_layers": 36}, "target_num_hidden_layers is 4, but target big has num_hidden_layers 36"),
+        ({"vocab_size": 999}, "vocab_size is 200, but target big has vocab_size 999"),
+    ],
+)
+def test_a_draft_of_another_target_is_refused(draft, changes, message):
+    target = {"hidden_size": 64, "num_hidden_layers": 4, "vocab_size": 200}
+    config = read_config(draft)
+    check_target(config, draft, target, "big")
+    with pytest.raises(DraftError, match=rf"config\.json: {message}.*another target"):
+        check_target(config, draft, target | changes, "big")
+
+
+def test_a_folder_that_holds_something_is_refused_and_left_alone(draft, tmp_path):
+    config, tensors = read_draft(draft)
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "precious.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="out: output folder is not empty"):
+        write_draft(out, config, tensors)
+    assert {path.name: path.read_text() for path in out.iterdir()} == {"precious.txt": "mine"}
+
+
+def test_a_draft_that_fails_its_own_check_is_never_written(draft, tmp_path):
+    config, tensors = read_draft(draft)
+    with pytest.raises(DraftError, match="holds NaN"):
+        write_draft(tmp_path / "out", config, tensors | {"norm.weight": np.full(64, np.nan, np.float32)})
+    assert {path.name for path in tmp_path.iterdir()} == {"draft"}
+
+
+def test_a_write_that_fails_half_way_leaves_nothing_behind(draft, tmp_path, monkeypatch):
+    config, tensors = read_draft(draft)
+
+    def full_disk(*_args, **_kwargs):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("specexit.config.write_text", full_disk)
+    monkeypatch.setattr("safetensors.numpy.save_file", full_disk)
+    with pytest.raises(OSError, match="no space"):
+        write_draft(tmp_path / "out", config, tensors)
+    assert {path.name for path in tmp_path.iterdir()} == {"draft"}

@@ -1,0 +1,199 @@
+"""Packing: no token is lost or made up, labels travel with their tokens, and damaged data is refused."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from specexit.labels import token_labels
+from specexit.packing import PackError, check_target, pack, read_example, read_meta, write_example
+from specexit.schemas.pack import PackConfig
+from specexit.schemas.target import load_target_config
+from specexit.sequences import TrainingSequence, assemble, best_fit, make_sequence
+from specexit.signals import SIGNALS, column
+from specexit.traces import LabelledTrace, data_sha256, write_traces
+
+END = 9
+
+
+def labelled(trace, earliest: int = 7, stable: int = 10) -> LabelledTrace:
+    return LabelledTrace(**vars(trace), exit_earliest=earliest, exit_stable=stable, hard_boundary=None)
+
+
+@st.composite
+def sequence(draw: st.DrawFn) -> TrainingSequence:
+    """A sequence in which every value is telling, as its labels are made from its tokens."""
+    tokens = np.array(draw(st.lists(st.integers(1, 2**31 - 1), min_size=1, max_size=30)), np.int32)
+    labels = (tokens[:, None] % 1000 + np.arange(len(SIGNALS))).astype(np.float32)
+    return TrainingSequence(tokens, tokens % 3 == 0, labels, labels % 2 == 0)
+
+
+@given(st.lists(sequence(), min_size=1, max_size=20), st.integers(30, 60))
+def test_packing_neither_loses_nor_duplicates(sequences, length):
+    bins = best_fit([len(s) for s in sequences], length)
+    assert sorted(item for items in bins for item in items) == list(range(len(sequences)))
+    for items in bins:
+        example = assemble([sequences[i] for i in items], length)
+        used = sum(len(sequences[i]) for i in items)
+        segments = example["segment_ids"]
+        # Segments stand behind one another, 1, 2, ..., and padding only behind the last.
+        assert segments[:used].tolist() == [n for n, i in enumerate(items, 1) for _ in range(len(sequences[i]))]
+        assert all(not values[used:].any() for values in example.values())
+        for number, item in enumerate(items, 1):
+            at = segments == number
+            assert example["positions"][at].tolist() == list(range(len(sequences[item])))
+            for name in ("tokens", "loss_mask", "signal_labels", "signal_mask"):
+                np.testing.assert_array_equal(example[name][at], getattr(sequences[item], name))
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=60))
+def test_no_two_rows_are_half_empty(lengths):
+    # The last sequence of a bin that is at most half full would have gone into another such bin.
+    loads = [sum(lengths[i] for i in items) for items in best_fit(lengths, 50)]
+    assert max(loads) <= 50
+    assert sum(load <= 25 for load in loads) <= 1
+
+
+def test_too_many_tokens_for_a_row(make_trace):
+    one = make_sequence(labelled(make_trace()), END)
+    with pytest.raises(ValueError, match="32 tokens do not fit a row of 31"):
+        assemble([one, one], 31)
+
+
+def test_layout_of_a_whole_trace(make_trace):
+    trace = labelled(make_trace())
+    laid_out = make_sequence(trace, END)
+    assert laid_out.tokens.tolist() == [1, 2, 3, *range(20, 30), END, 5, 6]
+    assert laid_out.loss_mask.tolist() == [False] * 3 + [True] * 13
+    labels, mask = token_labels(trace.boundaries, trace.boundary_agrees, trace.boundary_confidence, 10, exit_at=7)
+    np.testing.assert_array_equal(laid_out.signal_labels[3:13], labels)
+    np.testing.assert_array_equal(laid_out.signal_mask[3:13], mask)
+    # Neither the prompt nor the marker nor the answer is thinking, so they have no signals.
+    assert not laid_out.signal_mask[[0, 1, 2, 13, 14, 15]].any()
+
+
+def test_layout_of_a_truncated_trace(make_trace):
+    laid_out = make_sequence(labelled(make_trace()), END, truncate=True)
+    assert laid_out.tokens.tolist() == [1, 2, 3, *range(20, 27), END, 5, 6]
+    assert laid_out.signal_labels[9, column("remaining")] == 0
+    assert laid_out.signal_labels[3, column("remaining")] == 6
+    assert not laid_out.signal_mask[10:].any()
+
+
+def test_stable_exit_point_counts_further(make_trace):
+    laid_out = make_sequence(labelled(make_trace()), END, "stable")
+    assert laid_out.signal_labels[3, column("remaining")] == 9
+
+
+@given(sequence())
+def test_a_record_survives_and_a_damaged_one_does_not(one):
+    record = write_example(assemble([one], 40))
+    for name, values in read_example(record).items():
+        np.testing.assert_array_equal(values, assemble([one], 40)[name])
+        assert values.dtype == assemble([one], 40)[name].dtype
+    with pytest.raises(PackError, match=f"of {len(record) // 2} bytes cannot be read"):
+        read_example(record[: len(record) // 2])
+
+
+@pytest.fixture
+def packed(make_trace, tmp_path):
+    """Twelve traces in rows of 40 tokens: two to a row, in two shards."""
+    traces = [labelled(make_trace(id=str(i), think_ids=[30 + i] * 10)) for i in range(12)]
+    write_traces(tmp_path / "labelled" / "traces.parquet", traces)
+    pack(PackConfig(traces=tmp_path / "labelled", out=tmp_path / "packed", length=40, shards=2))
+    return tmp_path / "packed"
+
+
+def read_all(folder) -> list[dict[str, np.ndarray]]:
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    examples = []
+    for name in read_meta(folder).shards:
+        reader = ArrayRecordReader(str(folder / name))
+        examples += [read_example(record) for record in reader.read_all()]
+        reader.close()
+    return examples
+
+
+def test_a_packed_folder_holds_every_trace_once(packed):
+    examples, meta = read_all(packed), read_meta(packed)
+    assert (meta.n, meta.traces, meta.dropped, len(examples)) == (6, 12, 0, 6)
+    assert meta.fill == pytest.approx(32 / 40)
+    found = sorted(t for e in examples for t in e["tokens"][e["loss_mask"] & (e["signal_mask"][:, 1])].tolist())
+    target = load_target_config("tiny-reasoner")
+    assert found == sorted([30 + i for i in range(12) for _ in range(10)])
+    assert meta.token_counts[target.think_tokens().end] == 12
+    assert sum(meta.token_counts) == 12 * 13
+    assert len(meta.token_counts) == target.hf_config()["vocab_size"]
+    assert meta.data_sha256 == data_sha256(packed.parent / "labelled")
+    check_target(meta, packed, target)
+
+
+def test_the_same_seed_gives_the_same_bytes(packed):
+    again = PackConfig(traces=packed.parent / "labelled", out=packed.parent / "again", length=40, shards=2)
+    pack(again)
+    for name in read_meta(packed).shards:
+        assert (packed / name).read_bytes() == (again.out / name).read_bytes()
+    other = again.model_copy(update={"out": packed.parent / "other", "seed": 1})
+    pack(other)
+    rows, shuffled = read_all(packed), read_all(other.out)
+    assert [r["tokens"].tolist() for r in rows] != [r["tokens"].tolist() for r in shuffled]
+    assert sorted(r["tokens"].tolist() for r in rows) == sorted(r["tokens"].tolist() for r in shuffled)
+
+
+def test_long_traces_are_counted(make_trace, tmp_path):
+    long = labelled(make_trace(id="long", answer_ids=[5] * 30))
+    write_traces(tmp_path / "labelled" / "traces.parquet", [labelled(make_trace()), long])
+    meta = pack(PackConfig(traces=tmp_path / "labelled", out=tmp_path / "packed", length=40))
+    assert (meta.traces, meta.dropped) == (1, 1)
+    with pytest.raises(PackError, match="the shortest trace has 16 tokens"):
+        pack(PackConfig(traces=tmp_path / "labelled", out=tmp_path / "none", length=15))
+    assert not (tmp_path / "none").exists()
+
+
+def test_the_output_folder_must_be_empty(packed):
+    before = {path.name: path.read_bytes() for path in packed.iterdir()}
+    with pytest.raises(FileExistsError, match="output folder is not empty"):
+        pack(PackConfig(traces=packed.parent / "labelled", out=packed))
+    assert before == {path.name: path.read_bytes() for path in packed.iterdir()}
+
+
+def test_truncated_and_missing_shards(packed):
+    first = next(iter(read_meta(packed).shards))
+    (packed / first).write_bytes((packed / first).read_bytes()[:1000])
+    with pytest.raises(PackError, match=rf"{first}: has 1000 bytes, expected \d+"):
+        read_meta(packed)
+    (packed / first).unlink()
+    with pytest.raises(PackError, match=f"{first}: is missing"):
+        read_meta(packed)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format_version": 0}, "format_version is 0, expected 1"),
+        ({"signals": ["confidence"]}, "signals are confidence, expected confidence, progress, remaining, validity"),
+        ({"length": "long"}, "length is 'long'"),
+        ({"surprise": 1}, "surprise"),
+    ],
+)
+def test_other_metadata_is_refused(packed, change, message):
+    path = packed / "meta.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(PackError, match=rf"meta\.json: {message}"):
+        read_meta(packed)
+
+
+def test_a_folder_without_metadata(tmp_path):
+    with pytest.raises(PackError, match=r"meta\.json: cannot be read, expected the output of specexit pack"):
+        read_meta(tmp_path)
+
+
+def test_packed_data_of_another_target(packed):
+    meta, target = read_meta(packed), load_target_config("tiny-reasoner")
+    with pytest.raises(PackError, match="target is 'tiny-reasoner', expected 'other'"):
+        check_target(meta, packed, target.model_copy(update={"name": "other"}))
+    with pytest.raises(PackError, match=r"tokenizer_sha256 is 0000.*expected"):
+        check_target(meta.model_copy(update={"tokenizer_sha256": "0" * 64}), packed, target)

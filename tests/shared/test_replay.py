@@ -1,0 +1,118 @@
+"""The fast replay of policies agrees with the exit rule itself, token by token, and reads outcomes off the traces."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from specexit.decision import Policy, exit_position
+from specexit.replay import Replay
+from specexit.splits import ThinkTokens
+
+PLAIN, SPLIT = 5, 7
+IDS = ThinkTokens(start=1, end=2, split=frozenset({SPLIT}))
+ROUND = 3
+
+
+def trace_of(make_trace, name, boundaries, agrees, n_think, **changes):
+    return make_trace(
+        id=name,
+        think_ids=[SPLIT if i + 1 in boundaries else PLAIN for i in range(n_think)],
+        boundaries=boundaries,
+        boundary_answers=["7" if agree else "8" for agree in agrees],
+        boundary_agrees=agrees,
+        boundary_confidence=[0.9] * len(boundaries),
+        **changes,
+    )
+
+
+@st.composite
+def raw_traces(draw):
+    """Per trace (boundaries, whether each agrees, thinking tokens, signals)."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    found = []
+    for _ in range(draw(st.integers(1, 4))):
+        n_think = draw(st.integers(0, 25))
+        boundaries = sorted(draw(st.sets(st.integers(1, n_think)))) if n_think else []
+        values = rng.uniform(0, 1, (n_think, 4))
+        values[:, 2] *= 400
+        found.append((boundaries, [bool(rng.random() < 0.5) for _ in boundaries], n_think, values))
+    return found
+
+
+def build(make_trace, raw):
+    traces = [trace_of(make_trace, str(i), *rest) for i, (*rest, _) in enumerate(raw)]
+    return traces, [signals for *_, signals in raw]
+
+
+policies = st.builds(
+    Policy,
+    thresholds=st.dictionaries(st.sampled_from(["confidence", "progress", "validity"]), st.floats(0, 0.9), max_size=3),
+    smoothing=st.sampled_from(["none", "ewma", "round"]),
+    alpha=st.sampled_from([0.1, 0.5, 1.0]),
+    patience=st.integers(1, 3),
+    min_thinking_tokens=st.integers(0, 12),
+)
+
+
+@settings(max_examples=300)
+@given(raw_traces(), policies, st.floats(20, 400))
+def test_the_fast_replay_is_the_exit_rule(make_trace, raw, policy, remaining):
+    traces, signals = build(make_trace, raw)
+    policy = policy.model_copy(update={"thresholds": policy.thresholds | {"remaining": remaining}})
+    outcome = Replay(traces, signals, round_tokens=ROUND).play(policy)
+    for i, (trace, values) in enumerate(zip(traces, signals, strict=True)):
+        steps = [ROUND] * len(trace.think_ids) if policy.smoothing == "round" else None
+        position = exit_position(trace.think_ids, values, policy, IDS, steps)
+        assert outcome.exited[i] == (position is not None)
+        assert outcome.kept[i] == (len(trace.think_ids) if position is None else position + 1)
+
+
+def test_outcomes_are_those_of_the_trial_answer_at_the_exit(make_trace):
+    boundaries, n = [2, 4, 6], 8
+    same = trace_of(make_trace, "same", boundaries, [False, True, True], n)
+    wrong_to_right = trace_of(make_trace, "saved", boundaries, [False, True, True], n, reference="8", correct=False)
+    unknown = trace_of(make_trace, "unknown", boundaries, [False, True, True], n, reference=None, correct=None)
+    replay = Replay([same, wrong_to_right, unknown])
+
+    first = replay.play(Policy(thresholds={}))
+    assert first.kept.tolist() == [2, 2, 2]
+    assert first.changed.all()
+    np.testing.assert_array_equal(first.correct, [0, 1, np.nan])  # "8" was the right one in the second
+
+    second = replay.play(Policy(thresholds={}, patience=2))
+    assert second.kept.tolist() == [4, 4, 4]
+    assert not second.changed.any()
+    np.testing.assert_array_equal(second.correct, [1, 0, np.nan])
+
+
+def test_a_policy_that_never_exits_leaves_every_trace_as_it_is(make_trace):
+    trace = trace_of(make_trace, "a", [2, 4], [False, True], 5)
+    outcome = Replay([trace]).play(Policy(thresholds={}, min_thinking_tokens=6))
+    assert (outcome.kept[0], outcome.exited[0], outcome.changed[0], outcome.correct[0]) == (5, False, False, 1)
+
+
+def test_the_oracle_exits_at_the_first_boundary_that_agrees(make_trace):
+    traces = [
+        trace_of(make_trace, "early", [2, 4, 6], [False, True, False], 8),
+        trace_of(make_trace, "never", [2, 4, 6], [False, False, False], 8),
+        trace_of(make_trace, "no boundary", [], [], 8),
+    ]
+    oracle = Replay(traces).oracle()
+    assert oracle.kept.tolist() == [4, 8, 8]
+    assert oracle.exited.tolist() == [True, False, False]
+    assert not oracle.changed.any()
+
+
+@given(raw_traces())
+def test_no_policy_that_changes_no_answer_cuts_more_than_the_oracle(make_trace, raw):
+    traces, signals = build(make_trace, raw)
+    replay = Replay(traces, signals)
+    outcome, oracle = replay.play(Policy(thresholds={"validity": 0.5})), replay.oracle()
+    unchanged = ~outcome.changed
+    assert (oracle.kept[unchanged] <= outcome.kept[unchanged]).all()
+
+
+def test_signals_of_the_wrong_number_of_traces_are_refused(make_trace):
+    with pytest.raises(ValueError, match="zip"):
+        Replay([make_trace()], [np.zeros((10, 4))] * 2).play(Policy())

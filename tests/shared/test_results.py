@@ -1,0 +1,214 @@
+"""What `bench` computes from its measurements, and the file it writes."""
+
+import dataclasses
+import io
+import json
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from specexit.comparison import (
+    Reason,
+    Request,
+    Run,
+    compare,
+    identities,
+    oracle,
+    read_requests,
+    reason_of,
+    summarise,
+    write_requests,
+)
+from specexit.results import (
+    DEFINITIONS,
+    Comparison,
+    MethodResult,
+    Oracle,
+    Results,
+    ResultsError,
+    read_results,
+    result_tables,
+    write_results,
+)
+from specexit.traces import Trace
+
+
+def request(i: int, thinking: int, *, total: int, correct: bool = True, reason: Reason = "natural_end") -> Request:
+    return Request(str(i), list(range(total)), thinking, reason, "7", correct, {})
+
+
+def full_run() -> Run:
+    """Three problems, the first of them also asked alone; the plain baseline."""
+    run = Run()
+    requests = [request(0, 100, total=110), request(1, 300, total=320), request(2, 200, total=220, correct=False)]
+    run.add(1, requests[:1], [2.0], 30, 60)
+    run.add(16, requests[:2], [6.0], 10, 30)
+    run.add(16, requests[2:], [2.0], 10, 10)
+    return run
+
+
+def exit_run() -> Run:
+    """The same problems, with exits behind 50, 100 and 50 tokens."""
+    run = Run()
+    requests = [
+        request(0, 50, total=60, reason="exit"),
+        request(1, 100, total=120, correct=False, reason="exit"),
+        request(2, 50, total=70, reason="exit"),
+    ]
+    run.add(1, requests[:1], [1.0], 10, 25)
+    run.add(16, requests[:2], [3.0], 5, 15)
+    run.add(16, requests[2:], [1.0], 5, 5)
+    return run
+
+
+@cache
+def some_results() -> Results:
+    runs = {"eagle3": full_run(), "specexit": exit_run()}
+    against = {"specexit": compare(runs["specexit"], runs["eagle3"])}
+    return Results(
+        n=3,
+        n_seconds={"1": 1, "16": 3},
+        target="tiny-reasoner",
+        hardware={"cores": 2},
+        versions={"python": "3.11"},
+        seed=0,
+        num_speculative_tokens=3,
+        methods={name: summarise(run) for name, run in runs.items()},
+        against_eagle3=against,
+        oracle=Oracle(thinking_cut=0.7, fraction_reached={"specexit": 0.95}),
+        lossless=identities(runs),
+    )
+
+
+def test_means_and_pooled_acceptance() -> None:
+    result = summarise(full_run())
+    assert result.accuracy == pytest.approx(2 / 3)
+    assert result.thinking_tokens == 200
+    assert result.total_tokens == pytest.approx(650 / 3)
+    assert result.seconds == {"1": 2.0, "16": 8.0}
+    assert result.exits.model_dump() == {"exit": 0, "natural_end": 3, "length": 0}
+    # 100 accepted tokens in 50 steps, plus the bonus token; the mean over the three jobs would be 4.0.
+    assert result.acceptance_length == 3.0
+
+
+def test_no_speculation_has_no_acceptance_length() -> None:
+    run = Run()
+    run.add(16, [request(0, 5, total=6)], [1.0], 0, 0)
+    assert summarise(run).acceptance_length is None
+
+
+def test_comparison_is_of_totals_on_the_same_problems() -> None:
+    versus = compare(exit_run(), full_run())
+    assert versus.thinking_cut[0] == pytest.approx(1 - 200 / 600)
+    assert versus.total_cut[0] == pytest.approx(1 - 250 / 650)
+    assert versus.accuracy_delta[0] == 0  # one problem lost, one won
+    assert versus.speedup["1"][0] == 2.0
+    assert versus.speedup["16"][0] == 2.0
+    for value, low, high in (versus.thinking_cut, versus.total_cut, versus.accuracy_delta, *versus.speedup.values()):
+        assert low <= value <= high
+    # What is lost on one problem and won on another is no certainty: the interval has to be wide.
+    assert versus.accuracy_delta[1] < -0.3
+    assert versus.accuracy_delta[2] > 0.3
+
+
+def test_a_run_against_itself_differs_in_nothing_and_for_certain() -> None:
+    versus = compare(full_run(), full_run())
+    assert versus.thinking_cut == versus.accuracy_delta == (0, 0, 0)
+    assert versus.speedup["16"] == (1, 1, 1)
+
+
+def test_runs_over_other_problems_are_not_compared() -> None:
+    other = full_run()
+    other.requests[16].reverse()
+    with pytest.raises(ValueError, match="nothing can be paired"):
+        compare(other, full_run())
+
+
+def test_oracle_ends_at_the_earliest_agreeing_boundary(make_trace: Callable[..., Trace]) -> None:
+    never = make_trace(id="b", boundary_agrees=[False, False, False])
+    versus = {"specexit": compare(exit_run(), full_run())}
+    found = oracle([make_trace(), never], versus)
+    assert found.thinking_cut == pytest.approx(1 - (7 + 10) / 20)
+    assert found.fraction_reached["specexit"] == pytest.approx((2 / 3) / 0.15)
+
+
+def test_identities_count_outputs_that_differ() -> None:
+    runs = {"none": full_run(), "eagle3": full_run()}
+    runs["eagle3"].requests[16][1] = request(1, 300, total=321)
+    found = identities(runs)
+    assert (found["eagle3_vs_none"].n, found["eagle3_vs_none"].mismatches) == (3, 1)
+    assert (found["eagle3_batch_1_vs_16"].n, found["eagle3_batch_1_vs_16"].mismatches) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "closed", "finish", "reason"),
+    [
+        ({"outcome": "exit"}, True, "stop", "exit"),
+        ({"outcome": "natural_end"}, True, "stop", "natural_end"),
+        ({"outcome": "exit"}, True, "length", "exit"),
+        ({"outcome": "length"}, False, "length", "length"),
+        (None, True, "length", "natural_end"),
+        (None, False, "length", "length"),
+        (None, False, "stop", "natural_end"),
+    ],
+)
+def test_how_thinking_ended(outcome: dict | None, closed: bool, finish: str, reason: str) -> None:
+    assert reason_of(outcome, closed=closed, finish_reason=finish) == reason
+
+
+def test_requests_come_back_at_the_largest_batch_size(tmp_path: Path) -> None:
+    run = exit_run()
+    run.requests[1] = [dataclasses.replace(run.requests[1][0], answer="another")]
+    write_requests(tmp_path / "requests.jsonl", {"specexit": run, "eagle3": full_run()})
+    found = read_requests(tmp_path / "requests.jsonl", "specexit")
+    assert list(found.values()) == exit_run().requests[16]
+
+
+def test_results_come_back(tmp_path: Path) -> None:
+    write_results(tmp_path / "results.json", some_results())
+    assert read_results(tmp_path / "results.json") == some_results()
+    raw = json.loads((tmp_path / "results.json").read_text())
+    assert raw["schema"] == 1
+    assert raw["against_eagle3"]["specexit"]["speedup"]["16"][0] == 2.0
+
+
+def test_every_figure_has_a_definition() -> None:
+    assert {*MethodResult.model_fields, *Comparison.model_fields, "fraction_reached"} <= set(DEFINITIONS)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"schema": 2}, "'schema' is 2"),
+        ({"n": "many"}, "'n' is 'many'"),
+        ({"methods": {"eagle3": {}}}, "methods.eagle3.accuracy"),
+    ],
+)
+def test_unusable_results_name_file_and_field(tmp_path: Path, change: dict, message: str) -> None:
+    path = tmp_path / "results.json"
+    write_results(path, some_results())
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ResultsError, match=message) as error:
+        read_results(path)
+    assert str(path) in str(error.value)
+
+
+def test_truncated_results_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    write_results(path, some_results())
+    path.write_text(path.read_text()[:100])
+    with pytest.raises(ResultsError, match="cannot be read as JSON"):
+        read_results(path)
+
+
+def test_tables_fit_a_terminal_of_80_columns() -> None:
+    console = Console(width=80, record=True, file=io.StringIO())
+    for table in result_tables(some_results()):
+        console.print(table)
+    text = console.export_text()
+    assert "…" not in text
+    for expected in ("eagle3", "specexit", "66.7", "95.0 %", "2.00", "3/0/0"):
+        assert expected in text

@@ -1,0 +1,104 @@
+"""``specexit simulate``: sums, curves and the table."""
+
+import json
+
+import numpy as np
+import pytest
+
+from specexit.decision import Policy
+from specexit.replay import Replay
+from specexit.schemas.simulate import SimulateConfig
+from specexit.scores import ScoreError, Scores, write_scores
+from specexit.simulate import Simulation, best_within, budget_policy, pareto, simulate, summarise
+from specexit.traces import write_traces
+
+
+@pytest.fixture
+def traces(make_trace):
+    """Twenty traces with boundaries behind 4, 7 and 10 of ten tokens: answers agree from 7 on, in half of them
+    from 4 on."""
+    return [make_trace(id=str(i), boundary_agrees=[i % 2 == 0, True, True]) for i in range(20)]
+
+
+@pytest.fixture
+def perfect():
+    """Validity that says exactly what is so, at every boundary."""
+    signals = {}
+    for i in range(20):
+        values = np.tile(np.array([0.5, 0.5, 50.0, 0.02], np.float32), (10, 1))
+        values[[3, 6, 9], 3] = [0.98 if i % 2 == 0 else 0.02, 0.98, 0.98]
+        signals[str(i)] = values
+    return signals
+
+
+@pytest.fixture
+def paths(tmp_path, traces, perfect):
+    write_traces(tmp_path / "traces.parquet", traces)
+    write_scores(tmp_path / "scores.parquet", Scores("draft", "0" * 64, perfect))
+    return {name: tmp_path / f"{name}.parquet" for name in ("traces", "scores")} | {"out": tmp_path / "simulation.json"}
+
+
+def test_totals_add_up(traces):
+    replay = Replay(traces)
+    point = summarise(replay, budget_policy(4), replay.play(budget_policy(4)))
+    assert point.thinking_cut == pytest.approx(1 - 4 / 10)
+    assert point.total_cut == pytest.approx(1 - (4 + 1 + 2) / (10 + 1 + 2))  # marker, and two answer tokens
+    assert point.agreement == 0.5
+    assert point.exits == 1
+
+
+def test_perfect_signals_reach_the_oracle_and_a_budget_cannot(paths):
+    simulation = simulate(SimulateConfig(**paths))
+    oracle = simulation.oracle
+    assert oracle.thinking_cut == pytest.approx(1 - (4 + 7) / 20)
+    validity = best_within(simulation.curves["validity"], simulation.full_accuracy, 0)
+    budget = best_within(simulation.curves["budget"], simulation.full_accuracy, 0)
+    assert validity.thinking_cut == pytest.approx(oracle.thinking_cut)
+    assert validity.agreement == 1
+    assert budget.thinking_cut == pytest.approx(1 - 7 / 10)
+    assert Simulation.model_validate(json.loads(paths["out"].read_text())) == simulation
+
+
+def test_a_curve_is_a_pareto_front(traces, perfect):
+    replay = Replay(traces, [perfect[trace.id] for trace in traces])
+    policies = [Policy(thresholds={"validity": tau}) for tau in (0.99, 0.9, 0.5, 0.01)]
+    front = pareto([summarise(replay, policy, replay.play(policy)) for policy in policies], 1.0)
+    cuts, accuracies = [p.thinking_cut for p in front], [p.accuracy for p in front]
+    assert cuts == sorted(set(cuts))
+    assert accuracies == sorted(set(accuracies), reverse=True)
+    assert front[0].accuracy == 1  # 0.9 and 0.5 lose nothing and cut more than 0.99, which never exits
+
+
+def test_without_references_the_changed_answers_are_the_loss(make_trace):
+    traces = [make_trace(id=str(i), reference=None, correct=None) for i in range(4)]
+    replay = Replay(traces)
+    points = [summarise(replay, budget_policy(n), replay.play(budget_policy(n))) for n in (4, 7)]
+    assert [point.accuracy for point in points] == [None, None]
+    assert best_within(points, None, 0.0) == points[1]
+
+
+def test_the_table_and_the_file_name_every_family(paths, capsys):
+    simulate(SimulateConfig(**paths))
+    printed = capsys.readouterr().out
+    for name in ("oracle", "validity", "trio", "budget", "boundary", "paper"):
+        assert name in printed
+
+
+def test_scores_of_other_traces_are_refused_and_nothing_is_written(paths, perfect):
+    write_scores(paths["scores"], Scores("draft", "0" * 64, {"other": perfect["0"]}))
+    with pytest.raises(ScoreError, match="trace '0' is missing"):
+        simulate(SimulateConfig(**paths))
+    assert not paths["out"].exists()
+
+
+def test_a_truncated_score_file_is_refused(paths):
+    paths["scores"].write_bytes(paths["scores"].read_bytes()[:100])
+    with pytest.raises(ScoreError, match=r"scores\.parquet: cannot be read as Parquet"):
+        simulate(SimulateConfig(**paths))
+
+
+def test_nan_signals_are_refused(paths, perfect):
+    perfect["0"][3, 2] = np.nan
+    write_scores(paths["scores"], Scores("draft", "0" * 64, perfect))
+    with pytest.raises(ScoreError, match="signals of trace '0' hold NaN"):
+        simulate(SimulateConfig(**paths))

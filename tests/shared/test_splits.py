@@ -1,0 +1,62 @@
+"""Split tokens and think markers are found through the tokenizer, whatever its ids are."""
+
+import pytest
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+
+from specexit import tiny
+from specexit.splits import SplitError, load_tokenizer, marker, resolve, split_tokens
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return load_tokenizer(tiny.MODEL_DIR)
+
+
+@pytest.fixture
+def no_markers(tmp_path):
+    """A byte-level tokenizer that has never heard of thinking."""
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    backend = Tokenizer(models.BPE(vocab={char: i for i, char in enumerate(sorted(alphabet))}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.save(str(tmp_path / "tokenizer.json"))
+    return load_tokenizer(tmp_path)
+
+
+def test_every_token_that_ends_a_paragraph_is_a_split_token_and_no_other(tokenizer):
+    ids = resolve(tokenizer, "<think>", "</think>", ["\n\n"])
+    for token in range(len(tokenizer)):
+        assert (token in ids.split) == tokenizer.decode([token]).endswith("\n\n")
+    assert tokenizer.encode(".\n\n")[0] in ids.split
+
+
+def test_markers_are_single_tokens_and_never_split_tokens(tokenizer):
+    ids = resolve(tokenizer, "<think>", "</think>", [">", "\n\n"])
+    assert tokenizer.decode([ids.start]) == "<think>"
+    assert tokenizer.decode([ids.end]) == "</think>"
+    assert not {ids.start, ids.end} & ids.split
+
+
+def test_a_connector_counts_at_a_sentence_start_only(tokenizer):
+    ids = split_tokens(tokenizer, ["\n\n"], ["So"])
+    assert tokenizer.encode("So")[0] in ids
+    assert not set(tokenizer.encode(" So")) & ids
+
+
+def test_a_tokenizer_without_think_markers_is_refused_by_name(no_markers):
+    with pytest.raises(SplitError, match=r"think marker '<think>' is 7 tokens .* expected exactly one"):
+        resolve(no_markers, "<think>", "</think>", ["\n\n"])
+
+
+def test_a_tokenizer_without_a_step_boundary_is_refused(no_markers):
+    with pytest.raises(SplitError, match="no step boundary to exit at"):
+        split_tokens(no_markers, ["\n\n"], ["Wait"])
+
+
+def test_a_marker_may_be_any_added_token(no_markers):
+    no_markers.backend.add_tokens([AddedToken("[/reason]", normalized=False)])
+    assert no_markers.decode([marker(no_markers, "[/reason]")]) == "[/reason]"
+
+
+def test_a_folder_without_a_tokenizer_is_named(tmp_path):
+    with pytest.raises(SplitError, match=r"tokenizer\.json: file does not exist"):
+        load_tokenizer(tmp_path)

@@ -1,0 +1,117 @@
+"""The core's small statistics against scipy's, and what an interval must do."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats as scipy_stats
+
+from specexit.stats import (
+    auroc,
+    average_precision,
+    binomial_tail,
+    binomial_upper_bound,
+    brier,
+    calibration_error,
+    paired_bootstrap,
+    relative_cut,
+)
+
+
+@st.composite
+def rankings(draw):
+    """(scores with many ties, hits), with at least one hit and one miss."""
+    n = draw(st.integers(2, 30))
+    scores = np.array(draw(st.lists(st.integers(0, 5), min_size=n, max_size=n))) / 5
+    hits = np.array(draw(st.lists(st.booleans(), min_size=n, max_size=n)))
+    hits[:2] = [True, False]
+    return scores, hits
+
+
+@given(rankings())
+def test_auroc_is_the_mann_whitney_statistic_ties_counting_half(ranking):
+    scores, hits = ranking
+    u = scipy_stats.mannwhitneyu(scores[hits], scores[~hits]).statistic
+    assert auroc(scores, hits) == pytest.approx(u / (hits.sum() * (~hits).sum()))
+
+
+@given(rankings())
+def test_average_precision_is_the_mean_precision_at_the_hits(ranking):
+    """By definition, one threshold at a time."""
+    scores, hits = ranking
+    expected = 0.0
+    for threshold in np.unique(scores):
+        at, above = scores == threshold, scores >= threshold
+        expected += hits[at].sum() / hits.sum() * hits[above].mean()
+    assert average_precision(scores, hits) == pytest.approx(expected)
+
+
+def test_a_ranking_of_one_kind_has_no_auroc():
+    assert np.isnan(auroc(np.array([0.1, 0.2]), np.array([True, True])))
+    assert np.isnan(average_precision(np.array([0.1]), np.array([False])))
+
+
+def test_calibration_error_of_known_cases():
+    hits = np.array([True, False, False, False])
+    assert calibration_error(np.full(4, 0.25), hits) == pytest.approx(0)
+    assert calibration_error(np.full(4, 0.75), hits) == pytest.approx(0.5)
+    assert calibration_error(np.array([1.0, 0.0, 0.0, 0.0]), hits) == 0  # 1 belongs to the last bin
+    # Errors in opposite directions do not cancel across bins.
+    assert calibration_error(np.array([0.5, 0.5, 0.99, 0.01]), np.array([True, True, False, True])) > 0.5
+
+
+def test_brier_of_known_cases():
+    hits = np.array([True, False])
+    assert brier(np.array([1.0, 0.0]), hits) == 0
+    assert brier(np.array([0.5, 0.5]), hits) == 0.25
+
+
+@given(st.integers(1, 2000), st.data(), st.floats(0.001, 0.999))
+def test_binomial_tail_is_exact(n, data, rate):
+    errors = data.draw(st.integers(0, n))
+    expected = scipy_stats.binom.cdf(errors, n, rate)
+    # Logarithms of n! are good to about 1e-12 here. Below 1e-30, where scipy itself is less exact, nothing is decided.
+    assert binomial_tail(errors, n, rate) == pytest.approx(expected, rel=1e-8, abs=1e-30)
+
+
+@given(st.integers(1, 2000), st.data(), st.sampled_from([0.01, 0.05, 0.1]))
+def test_the_upper_bound_is_clopper_and_pearsons(n, data, delta):
+    errors = data.draw(st.integers(0, n))
+    expected = 1.0 if errors == n else scipy_stats.beta.ppf(1 - delta, errors + 1, n - errors)
+    assert binomial_upper_bound(errors, n, delta) == pytest.approx(expected, rel=1e-7)
+
+
+def test_the_upper_bound_covers_as_promised():
+    """Exactly: over all outcomes of 200 draws, the bound falls below the true rate with probability at most delta."""
+    n, delta = 200, 0.1
+    bounds = np.array([binomial_upper_bound(k, n, delta) for k in range(n + 1)])
+    for rate in (0.01, 0.02, 0.05, 0.3):
+        missed = scipy_stats.binom.pmf(np.flatnonzero(bounds < rate), n, rate).sum()
+        assert missed <= delta
+
+
+def test_the_bootstrap_keeps_pairs_together():
+    """Ours is theirs minus 1 everywhere, so the paired difference has no spread, however widely both vary."""
+    theirs = np.random.default_rng(0).normal(0, 100, 50)
+    mean, low, high = paired_bootstrap(lambda a, b: float(np.mean(a - b)), theirs - 1, theirs, resamples=200)
+    np.testing.assert_allclose([mean, low, high], -1)
+
+
+def test_the_bootstrap_interval_of_a_mean_is_the_normal_ones():
+    values = np.random.default_rng(1).normal(5, 2, 400)
+    mean, low, high = paired_bootstrap(lambda x: float(x.mean()), values, resamples=4000)
+    half = 1.96 * values.std() / 20
+    # 4,000 resamples place a 2.5 % quantile to within about 3 % of the half-width (one standard error).
+    np.testing.assert_allclose([low, high], [mean - half, mean + half], atol=0.12 * half)
+
+
+def test_the_bootstrap_is_reproducible_and_refuses_unpaired_columns():
+    values = np.arange(10.0)
+    first, second = (paired_bootstrap(lambda x: float(x.mean()), values, resamples=50, seed=3) for _ in range(2))
+    assert first == second
+    with pytest.raises(ValueError, match=r"lengths \[3, 10\]"):
+        paired_bootstrap(lambda a, b: 0.0, values, values[:3])
+
+
+def test_a_relative_cut_compares_totals():
+    assert relative_cut(np.array([100, 300]), np.array([100, 100])) == 0.5

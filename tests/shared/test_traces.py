@@ -1,0 +1,114 @@
+"""Trace files: what is written is what is read, and a file that cannot be used says why."""
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from specexit.config import ConfigError
+from specexit.traces import (
+    SCHEMA,
+    LabelledTrace,
+    TraceError,
+    data_sha256,
+    read_labelled,
+    read_traces,
+    target_of,
+    write_traces,
+)
+
+
+def test_round_trip_keeps_every_field(make_trace, tmp_path):
+    traces = [make_trace(), make_trace(id="b", answer=None, reference=None, correct=None, finish_reason="length")]
+    write_traces(tmp_path / "traces.parquet", traces)
+    assert read_traces(tmp_path / "traces.parquet") == traces
+
+
+def test_labelled_traces_can_be_read_as_plain_ones(make_trace, tmp_path):
+    labelled = LabelledTrace(**vars(make_trace()), exit_earliest=7, exit_stable=7, hard_boundary=None)
+    write_traces(tmp_path / "traces.parquet", [labelled])
+    assert read_labelled(tmp_path) == [labelled]
+    assert read_traces(tmp_path) == [make_trace()]
+
+
+def test_a_folder_is_read_in_the_order_of_its_files(make_trace, tmp_path):
+    for name in ("b", "a"):
+        write_traces(tmp_path / f"{name}.parquet", [make_trace(id=name)])
+    assert [trace.id for trace in read_traces(tmp_path)] == ["a", "b"]
+
+
+def test_the_hash_follows_the_data(make_trace, tmp_path):
+    for name, seed in (("a", 0), ("same", 0), ("other", 1)):
+        write_traces(tmp_path / name / "traces.parquet", [make_trace(seed=seed)])
+    assert data_sha256(tmp_path / "a") == data_sha256(tmp_path / "same") != data_sha256(tmp_path / "other")
+
+
+def test_missing_column_is_named(make_trace, tmp_path):
+    path = tmp_path / "traces.parquet"
+    table = pa.Table.from_pylist([vars(make_trace())], schema=SCHEMA)
+    pq.write_table(table.drop_columns(["boundary_agrees"]), path)
+    with pytest.raises(TraceError, match=r"traces\.parquet: column 'boundary_agrees' \(list<.*bool.*>\) is missing"):
+        read_traces(path)
+
+
+def test_unlabelled_traces_say_what_to_run(make_trace, tmp_path):
+    write_traces(tmp_path / "traces.parquet", [make_trace()])
+    with pytest.raises(TraceError, match=r"column 'exit_earliest' .* run specexit annotate first"):
+        read_labelled(tmp_path)
+
+
+def test_column_of_another_type(make_trace, tmp_path):
+    path = tmp_path / "traces.parquet"
+    table = pa.Table.from_pylist([vars(make_trace())], schema=SCHEMA)
+    pq.write_table(table.set_column(SCHEMA.get_field_index("seed"), "seed", pa.array(["zero"])), path)
+    with pytest.raises(TraceError, match="column 'seed' has type string, expected int64"):
+        read_traces(path)
+
+
+def test_other_schema_version(make_trace, tmp_path):
+    path = tmp_path / "traces.parquet"
+    schema = SCHEMA.with_metadata({"specexit.traces": "0"})
+    pq.write_table(pa.Table.from_pylist([vars(make_trace())], schema=schema), path)
+    with pytest.raises(TraceError, match="schema version is 0, expected 1"):
+        read_traces(path)
+
+
+def test_truncated_file(make_trace, tmp_path):
+    path = tmp_path / "traces.parquet"
+    write_traces(path, [make_trace()])
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(TraceError, match=r"traces\.parquet: cannot be read as Parquet"):
+        read_traces(path)
+
+
+def test_nothing_there(tmp_path):
+    with pytest.raises(TraceError, match="no trace file there"):
+        read_traces(tmp_path / "absent")
+
+
+@pytest.mark.parametrize("boundaries", [[7, 4, 10], [4, 4, 10], [4, 7, 11], [0, 4, 7]])
+def test_boundaries_that_cannot_be(make_trace, tmp_path, boundaries):
+    write_traces(tmp_path / "traces.parquet", [make_trace(boundaries=boundaries)])
+    with pytest.raises(TraceError, match=r"trace 'a' has boundaries .* expected rising offsets within its 10"):
+        read_traces(tmp_path)
+
+
+def test_verdicts_and_boundaries_differ_in_number(make_trace, tmp_path):
+    write_traces(tmp_path / "traces.parquet", [make_trace(boundary_agrees=[True])])
+    with pytest.raises(TraceError, match="trace 'a' has 1 boundary_agrees, expected 3"):
+        read_traces(tmp_path)
+
+
+def test_target_is_that_of_the_traces(make_trace, tmp_path):
+    assert target_of([make_trace()]).name == "tiny-reasoner"
+    with pytest.raises(TraceError, match="several targets"):
+        target_of([make_trace(), make_trace(target="other")])
+    with pytest.raises(ConfigError, match="'tiny-reasoner', but the traces were written by 'other'"):
+        target_of([make_trace(target="other")], "tiny-reasoner")
+
+
+def test_a_failed_write_leaves_the_old_file(make_trace, tmp_path):
+    path = tmp_path / "traces.parquet"
+    write_traces(path, [make_trace()])
+    with pytest.raises(pa.ArrowInvalid):
+        write_traces(path, [make_trace(prompt_ids=[2**40])])
+    assert read_traces(path) == [make_trace()]

@@ -1,0 +1,264 @@
+"""Collecting traces with a real engine, killing it half-way, and everything that must stop it before it starts."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import yaml
+
+from specexit import tiny
+from specexit.answers import extract_answer, same_answer
+from specexit.config import ConfigError, load, save_run
+from specexit.prompts import split_prompts
+from specexit.schemas.collect import CollectConfig
+from specexit.schemas.target import load_target_config
+from specexit.splits import SplitError
+from specexit.traces import Trace, TraceError, read_traces, write_traces
+from torch_specexit import collect as module
+from torch_specexit.collect import CollectError, chunk_path, collect
+
+TARGET = load_target_config("tiny-reasoner")
+
+
+def sampled(out: Path) -> CollectConfig:
+    """Twelve sampled traces in four chunks. Sampled, because greedy rows would repeat even if seeds were ignored."""
+    return CollectConfig(out=out, split="test", n=12, chunk=3, workers=1, temperature=0.7, seed=3)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory) -> list[Trace]:
+    out = tmp_path_factory.mktemp("uninterrupted")
+    collect(sampled(out))
+    return read_traces(out)
+
+
+@pytest.fixture(scope="module")
+def greedy(tmp_path_factory) -> list[Trace]:
+    """Greedy traces of a prompt file, the token budget such that the longest do not finish."""
+    folder = tmp_path_factory.mktemp("greedy")
+    rows = [{"id": p.id, "prompt": p.text} for p in split_prompts("test", 8, seed=5)]
+    (folder / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    collect(CollectConfig(out=folder / "traces", prompts=folder / "prompts.jsonl", max_new_tokens=250, workers=1))
+    return read_traces(folder / "traces")
+
+
+@pytest.fixture(scope="module")
+def transformers_model():
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(tiny.MODEL_DIR, dtype="float32").eval()
+
+
+def continue_greedily(model, ids: list[int], max_new_tokens: int) -> tuple[list[int], list[float]]:
+    """Greedy tokens of transformers and their log-probabilities."""
+    import torch
+
+    out = model.generate(
+        torch.tensor([ids]),
+        attention_mask=torch.ones(1, len(ids), dtype=torch.long),
+        do_sample=False,
+        max_new_tokens=max_new_tokens,
+        return_dict_in_generate=True,
+        output_logits=True,
+    )
+    new = out.sequences[0, len(ids) :].tolist()
+    return new, [torch.log_softmax(x[0], -1)[t].item() for x, t in zip(out.logits, new, strict=True)]
+
+
+@pytest.mark.vllm
+def test_rows_are_consistent(uninterrupted):
+    ids, tokenizer = TARGET.think_tokens(), TARGET.tokenizer()
+    assert [trace.id for trace in uninterrupted] == [prompt.id for prompt in split_prompts("test", 12, seed=3)]
+    for trace in uninterrupted:
+        assert tokenizer.decode(trace.prompt_ids) == tiny.prompt_text(trace.prompt)
+        assert ids.end not in trace.think_ids
+        assert trace.correct == same_answer(trace.answer, trace.reference)
+        if trace.answer is not None:
+            assert trace.answer == extract_answer(tokenizer.decode(trace.answer_ids))
+            assert [b - 1 for b in trace.boundaries] == [i for i, t in enumerate(trace.think_ids) if t in ids.split]
+            assert trace.boundary_agrees == [same_answer(a, trace.answer) for a in trace.boundary_answers]
+            assert all(0 < c <= 1 for c in trace.boundary_confidence)
+    finished = [trace for trace in uninterrupted if trace.answer is not None]
+    assert len(finished) >= 6  # sampling at 0.7 loses some, not most
+    at_the_end = [t.boundary_agrees[-1] for t in finished if t.boundaries[-1] == len(t.think_ids)]
+    assert at_the_end
+    assert all(at_the_end)
+
+
+@pytest.mark.vllm
+def test_trial_answers_are_those_of_transformers(uninterrupted, transformers_model):
+    """An independent implementation gives the same answers when the thinking is ended at the same places."""
+    end, tokenizer = TARGET.think_tokens().end, TARGET.tokenizer()
+    for trace in [trace for trace in uninterrupted if trace.answer is not None][:3]:
+        for i, boundary in enumerate(trace.boundaries):
+            if boundary == len(trace.think_ids):
+                continue
+            prefix = [*trace.prompt_ids, *trace.think_ids[:boundary], end]
+            tokens, logprobs = continue_greedily(transformers_model, prefix, 24)
+            assert trace.boundary_answers[i] == extract_answer(tokenizer.decode(tokens))
+            # Both compute in float32, in another order: about 1e-5 per log-probability.
+            assert trace.boundary_confidence[i] == pytest.approx(np.exp(np.mean(logprobs)), rel=1e-3)
+
+
+@pytest.mark.vllm
+def test_greedy_traces_are_those_of_transformers(greedy, transformers_model):
+    for trace in [trace for trace in greedy if trace.finish_reason == "stop"][:2]:
+        tokens, _ = continue_greedily(transformers_model, trace.prompt_ids, 250)
+        assert tokens == [*trace.think_ids, TARGET.think_tokens().end, *trace.answer_ids]
+
+
+@pytest.mark.vllm
+def test_unfinished_traces_are_kept_without_trials(greedy):
+    unfinished = [trace for trace in greedy if trace.finish_reason == "length"]
+    assert 0 < len(unfinished) < len(greedy)
+    for trace in unfinished:
+        assert len(trace.think_ids) + len(trace.answer_ids) in (249, 250)
+        assert (trace.answer, trace.boundaries, trace.boundary_answers) == (None, [], [])
+    assert all(trace.reference is None and trace.correct is None for trace in greedy)
+
+
+@pytest.mark.vllm
+def test_killed_half_way_it_goes_on_and_yields_the_same_rows(uninterrupted, tmp_path):
+    config = sampled(tmp_path / "out")
+    script = (
+        "import sys; from specexit.schemas.collect import CollectConfig; from torch_specexit.collect import collect; "
+        "collect(CollectConfig.model_validate_json(sys.argv[1]))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script, config.model_dump_json()])
+    while not chunk_path(config.out, 0).exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    workers = psutil.Process(process.pid).children(recursive=True)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    _, alive = psutil.wait_procs(workers, timeout=60)
+    assert not alive  # a worker does not outlive its parent
+    kept = {path: path.stat().st_mtime_ns for path in config.out.glob("*.parquet")}
+    assert 1 <= len(kept) < 4
+    collect(config.model_copy(update={"workers": 2}))
+    assert read_traces(config.out) == uninterrupted
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+
+
+@pytest.mark.vllm
+def test_a_failing_worker_says_why(tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny.MODEL_DIR, folder)
+    weights = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    target = yaml.safe_dump(TARGET.model_dump(mode="json") | {"path": str(folder)})
+    (tmp_path / "target.yaml").write_text(target)
+    with pytest.raises(CollectError, match=r"(?s)exit code 1; its last lines:.*SafetensorError"):
+        collect(CollectConfig(target=str(tmp_path / "target.yaml"), out=tmp_path / "out", split="test", n=2))
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["run.yaml"]
+
+
+def test_a_finished_run_starts_no_engine(make_collected, monkeypatch):
+    monkeypatch.setattr(module, "_run_workers", None)
+    collect(make_collected)
+
+
+@pytest.fixture
+def make_collected(tmp_path) -> CollectConfig:
+    """A finished run of two traces, without an engine."""
+    config = CollectConfig(out=tmp_path / "out", split="test", n=2)
+    save_run(config, config.out)
+    nothing = {"boundaries": [], "boundary_answers": [], "boundary_agrees": [], "boundary_confidence": []}
+    rows = [
+        Trace(
+            id=prompt.id,
+            prompt=prompt.text,
+            prompt_ids=[1],
+            think_ids=[2],
+            answer_ids=[],
+            answer=None,
+            reference=prompt.reference,
+            correct=False,
+            finish_reason="length",
+            target="tiny-reasoner",
+            sampling="{}",
+            seed=0,
+            **nothing,
+        )
+        for prompt in split_prompts("test", 2)
+    ]
+    write_traces(chunk_path(config.out, 0), rows)
+    return config
+
+
+def test_another_config_in_the_same_folder(make_collected):
+    before = chunk_path(make_collected.out, 0).read_bytes()
+    with pytest.raises(ConfigError, match=r"run\.yaml: .* another config \(temperature is 0\.5, was 0\.0\)"):
+        collect(make_collected.model_copy(update={"temperature": 0.5}))
+    assert chunk_path(make_collected.out, 0).read_bytes() == before
+
+
+def test_a_chunk_of_other_prompts(make_collected):
+    path = chunk_path(make_collected.out, 0)
+    write_traces(path, read_traces(path)[::-1])
+    with pytest.raises(TraceError, match=r"traces-00000\.parquet: holds traces of other prompts"):
+        collect(make_collected)
+
+
+def test_a_folder_that_is_not_a_run(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"not empty and holds no run\.yaml"):
+        collect(CollectConfig(out=tmp_path, split="test", n=2))
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_tokenizer_without_think_markers(tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny.MODEL_DIR, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    text = (folder / "tokenizer.json").read_text()
+    (folder / "tokenizer.json").write_text(text.replace('"</think>"', '"</thought>"'))
+    (tmp_path / "target.yaml").write_text(yaml.safe_dump(TARGET.model_dump(mode="json") | {"path": str(folder)}))
+    with pytest.raises(SplitError, match=r"think marker '</think>' is \d+ tokens .* expected exactly one"):
+        collect(CollectConfig(target=str(tmp_path / "target.yaml"), out=tmp_path / "out", split="test", n=2))
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_target(tmp_path):
+    with pytest.raises(ConfigError, match=r"targets 'tiny-reasonr' does not exist, did you mean 'tiny-reasoner'\?"):
+        collect(CollectConfig(target="tiny-reasonr", out=tmp_path / "out", split="test"))
+
+
+@pytest.mark.parametrize("sources", [[], ["split=test", "prompts=p.jsonl"]])
+def test_exactly_one_source_of_prompts(sources):
+    with pytest.raises(ConfigError, match="exactly one of prompts and split is needed"):
+        load(CollectConfig, overrides=["out=o", *sources])
+
+
+def test_an_unknown_key():
+    with pytest.raises(ConfigError, match="unknown key 'temprature', did you mean 'temperature'"):
+        load(CollectConfig, overrides=["out=o", "split=test", "temprature=1"])
+
+
+@pytest.mark.parametrize(
+    ("gpus", "changes", "expected"),
+    [
+        ([], {}, [[], []]),
+        ([], {"workers": 3}, [[], [], []]),
+        (["0", "1", "2"], {}, [["0"], ["1"], ["2"]]),
+        (["4", "5", "6"], {"workers": 2}, [["4"], ["5"]]),
+        (["0", "1", "2"], {"engine": {"extra": {"tensor_parallel_size": 2}}}, [["0", "1"]]),
+    ],
+)
+def test_devices_of_the_workers(monkeypatch, gpus, changes, expected):
+    monkeypatch.setattr(module, "_visible_gpus", lambda: gpus)
+    config = CollectConfig.model_validate({"out": "o", "split": "test"} | changes)
+    assert module._worker_devices(config) == expected
+
+
+def test_more_workers_than_gpus(monkeypatch):
+    monkeypatch.setattr(module, "_visible_gpus", lambda: ["0"])
+    with pytest.raises(ConfigError, match="workers is 2 with 1 GPUs each, but only 1 GPUs are visible"):
+        module._worker_devices(CollectConfig(out=Path("o"), split="test", workers=2))

@@ -1,0 +1,104 @@
+"""The PyTorch draft: which token a row's signals belong to, what may influence them, and what loading refuses."""
+
+import numpy as np
+import pytest
+import torch
+
+from specexit.draftdir import DraftError, plain_copy, read_draft
+from torch_specexit.draft import Draft
+
+TIME = 12
+
+
+@pytest.fixture(scope="module")
+def inputs():
+    rng = np.random.default_rng(3)
+    embedding = torch.from_numpy(rng.normal(size=(200, 64)).astype(np.float32))
+    tokens = torch.from_numpy(rng.integers(0, 200, (2, TIME)))
+    aux = torch.from_numpy(rng.normal(size=(2, TIME, 192)).astype(np.float32))
+    return embedding, tokens, aux
+
+
+@pytest.fixture(scope="module", params=["draft", "fc"])
+def draft(request, tmp_path_factory, write_random_draft, inputs):
+    folder = write_random_draft(tmp_path_factory.mktemp("draft") / "draft", request.param)
+    return Draft.load(folder, inputs[0])
+
+
+def changed(draft, before, after):
+    """Tokens of the first sequence whose signals differ between two inputs."""
+    a, b = (draft(*given).raw_signals[0] for given in (before, after))
+    return [t for t in range(TIME) if not torch.equal(a[t].nan_to_num(), b[t].nan_to_num())]
+
+
+def test_a_tokens_signals_are_those_of_the_row_that_has_seen_it(draft, inputs):
+    _, tokens, aux = inputs
+    other = tokens.clone()
+    other[0, 5] = (other[0, 5] + 1) % 200
+    # source draft: the row that reads x_5 gives x_5's signals. source fc reads the target's states alone.
+    assert changed(draft, (tokens, aux), (other, aux)) == ([] if draft.source == "fc" else list(range(5, TIME)))
+
+    moved = aux.clone()
+    moved[0, 5] += 1
+    # source draft: f_5 is read together with x_6. source fc: f_5 is x_5's own state, and a probe sees nothing else.
+    assert changed(draft, (tokens, aux), (tokens, moved)) == ([5] if draft.source == "fc" else list(range(6, TIME)))
+
+
+def test_only_source_draft_has_no_signals_for_the_first_token(draft, inputs):
+    _, tokens, aux = inputs
+    raw = draft(tokens, aux).raw_signals
+    assert raw.shape == (2, TIME, 4)
+    assert torch.isnan(raw[:, 0]).all().item() == (draft.source == "draft")
+    assert torch.isfinite(raw[:, 1:]).all()
+
+
+def test_padding_on_the_right_changes_nothing_before_it(draft, inputs):
+    _, tokens, aux = inputs
+    longer = torch.cat([tokens, torch.full((2, 4), 7)], dim=1)
+    wider = torch.cat([aux, torch.ones(2, 4, 192)], dim=1)
+    ours, padded = draft(tokens, aux, steps=3), draft(longer, wider, steps=3)
+    for step in range(3):
+        # The same sums in another blocking; values are of order 1.
+        torch.testing.assert_close(padded.logits[step][:, : TIME - 1 - step], ours.logits[step], atol=1e-5, rtol=0)
+    torch.testing.assert_close(padded.raw_signals[:, 1:TIME], ours.raw_signals[:, 1:], atol=1e-5, rtol=0)
+
+
+def test_a_draft_step_equals_drafting_with_a_cache_from_that_row(draft, inputs):
+    """Step 2 of row t, computed the way a decoder would: prefix rows, then one new position per draft step."""
+    _, tokens, aux = inputs
+    expected = draft(tokens[:1], aux[:1], steps=3).logits[2][0]
+    size = draft.config.hidden_size
+    for t in (0, 4, TIME - 4):
+        h = draft.fc(aux[:1, : t + 1])[..., :size]
+        read = list(range(1, t + 2))
+        for position in (t + 1, t + 2):
+            # Each step appends the last output as the next row's state; earlier rows keep their own.
+            o = draft.midlayer(draft.embedding[tokens[:1, read]], h, [])
+            h = torch.cat([h, o[:, -1:]], dim=1)
+            read.append(position + 1)
+        o = draft.midlayer(draft.embedding[tokens[:1, read]], h, [])
+        logits = draft.lm_head(draft.norm(o))[0, -1]
+        # Other summation order; logits are of order 1.
+        torch.testing.assert_close(logits, expected[t], atol=2e-5, rtol=0)
+
+
+def test_the_plain_copy_drafts_the_same_and_has_no_signals(draft, inputs, tmp_path_factory, write_random_draft):
+    embedding, tokens, aux = inputs
+    folder = tmp_path_factory.mktemp("plain")
+    write_random_draft(folder / "source", draft.source)
+    plain_copy(folder / "source", folder / "plain")
+    plain = Draft.load(folder / "plain", embedding)
+    assert plain(tokens, aux).raw_signals is None
+    # With source fc the projection has four rows fewer, so its sums may be blocked differently.
+    torch.testing.assert_close(plain(tokens, aux).logits, draft(tokens, aux).logits, atol=1e-5, rtol=0)
+
+
+def test_every_tensor_of_the_file_is_used(draft, tmp_path, write_random_draft):
+    _, tensors = read_draft(write_random_draft(tmp_path / "draft", draft.source))
+    assert set(draft.state_dict()) == set(tensors) - {"t2d"}  # t2d is the inverse of d2t
+
+
+def test_an_embedding_of_another_target_is_refused(tmp_path, write_random_draft):
+    folder = write_random_draft(tmp_path / "draft", "draft")
+    with pytest.raises(DraftError, match=r"config\.json.*\[200, 64\].*\[640, 192\].*another target"):
+        Draft.load(folder, torch.zeros(640, 192))

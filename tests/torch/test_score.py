@@ -1,0 +1,99 @@
+"""Scoring traces on the real tiny target, with a draft of random weights: alignment, batching, bad input."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from specexit.draftdir import DraftError
+from specexit.schemas.score import ScoreConfig
+from specexit.schemas.target import load_target_config
+from specexit.scores import ScoreError, read_scores
+from specexit.signals import activate
+from specexit.traces import write_traces
+from torch_specexit.draft import Draft
+from torch_specexit.features import TargetFeatures
+from torch_specexit.score import score
+
+TINY = {
+    "hidden_size": 192,
+    "target_hidden_size": 192,
+    "vocab_size": 640,
+    "eagle_aux_hidden_state_layer_ids": (1, 3, 4),
+}
+
+
+@pytest.fixture(scope="module")
+def traces(make_trace):
+    rng = np.random.default_rng(0)
+    found = []
+    for i, length in enumerate((9, 31, 17)):
+        ids = rng.integers(0, 630, length + 6).tolist()
+        found.append(make_trace(id=f"t{i}", prompt_ids=ids[:6], think_ids=ids[6:], boundaries=[4, 7, 9]))
+    return found
+
+
+@pytest.fixture(params=["draft", "fc"])
+def paths(request, tmp_path, write_random_draft, traces):
+    draft = write_random_draft(tmp_path / "draft", request.param, **TINY)
+    write_traces(tmp_path / "traces.parquet", traces)
+    return {"draft": draft, "traces": tmp_path / "traces.parquet", "out": tmp_path / "scores"}
+
+
+def test_features_are_the_residual_stream_before_the_final_norm():
+    features = TargetFeatures(load_target_config("tiny-reasoner"), (0, 2, 4))
+    tokens = torch.arange(40).reshape(2, 20)
+    first, middle, last = features(tokens).chunk(3, dim=-1)
+    with torch.inference_mode():
+        theirs = features.model(input_ids=tokens, output_hidden_states=True)
+        assert torch.equal(first, theirs.hidden_states[0])
+        assert torch.equal(middle, theirs.hidden_states[2])
+        assert torch.equal(features.model.norm(last), theirs.last_hidden_state)
+
+
+def test_scores_are_the_signals_at_the_thinking_tokens_whatever_the_batch(paths, traces):
+    written = score(ScoreConfig(**paths, batch_tokens=64))
+    scores = read_scores(paths["out"])
+    assert list(scores.signals) == [trace.id for trace in traces]
+    assert scores.source == written.source
+    assert (paths["out"] / "run.yaml").exists()
+
+    features = TargetFeatures(load_target_config("tiny-reasoner"), (1, 3, 4))
+    draft = Draft.load(paths["draft"], features.embedding)
+    for trace, values in zip(traces, scores.of(traces), strict=True):
+        tokens = torch.tensor([trace.prompt_ids + trace.think_ids])
+        with torch.inference_mode():
+            raw = draft(tokens, features(tokens)).raw_signals[0].numpy()
+        expected = activate(raw[len(trace.prompt_ids) :])
+        # Alone and in a padded batch, matrix products add up in another order.
+        np.testing.assert_allclose(values, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_scores_of_other_traces_are_refused(paths, traces):
+    score(ScoreConfig(**paths))
+    scores = read_scores(paths["out"])
+    with pytest.raises(ScoreError, match="'new' is missing"):
+        scores.of([dataclasses.replace(traces[0], id="new")])
+    with pytest.raises(ScoreError, match="has 9 rows, expected one for each of its 8 thinking tokens"):
+        scores.of([dataclasses.replace(traces[0], think_ids=traces[0].think_ids[:8])])
+
+
+def test_a_draft_without_signals_or_of_another_target_is_refused_and_nothing_is_written(
+    paths, tmp_path, write_random_draft
+):
+    plain = write_random_draft(tmp_path / "plain", None, **TINY)
+    with pytest.raises(DraftError, match="no signals to score"):
+        score(ScoreConfig(**paths | {"draft": plain}))
+    other = write_random_draft(tmp_path / "other", "draft", **TINY | {"target_num_hidden_layers": 36})
+    with pytest.raises(DraftError, match=r"target_num_hidden_layers is 36, but target tiny-reasoner has .* 4"):
+        score(ScoreConfig(**paths | {"draft": other}))
+    assert not paths["out"].exists()
+
+
+def test_an_output_folder_that_holds_something_is_refused(paths):
+    paths["out"].mkdir()
+    (paths["out"] / "precious").write_text("1")
+    with pytest.raises(FileExistsError, match="not empty"):
+        score(ScoreConfig(**paths))
+    assert [path.name for path in paths["out"].iterdir()] == ["precious"]

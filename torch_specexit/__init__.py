@@ -1,0 +1,1 @@
+"""SpecExit on PyTorch: the draft module, trace collection, the vLLM plug-in and the benchmark."""

@@ -1,0 +1,102 @@
+"""One vLLM engine in a process of its own, for `bench`: jobs come as JSON lines on stdin, replies go to stdout.
+
+A process each, because vLLM sets process-wide state, and because plain EAGLE-3 must not share one with the plug-in.
+The first line is the set-up, answered by ``{"accelerator": name or null}`` once the engine stands; then, per job,
+
+``{"prompts": [[ids]], "batch": b, "max_new_tokens": n, "extra_args": {...}}`` ->
+``{"seconds": [...], "requests": [{"token_ids", "finish_reason", "outcome"}], "n_drafts": int, "n_accepted": int}``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from specexit.schemas.engine import EngineConfig
+from specexit.schemas.target import TargetConfig
+from torch_specexit.engine import start_engine
+
+if TYPE_CHECKING:
+    from vllm import LLM, RequestOutput
+
+COUNTERS = {"n_drafts": "vllm:spec_decode_num_drafts", "n_accepted": "vllm:spec_decode_num_accepted_tokens"}
+
+
+def main() -> None:
+    """Serve jobs until stdin ends."""
+    replies = _claim_stdout()
+    setup = json.loads(sys.stdin.readline())
+    llm = start_engine(
+        TargetConfig.model_validate(setup["target"]),
+        EngineConfig.model_validate(setup["engine"]),
+        draft=Path(setup["draft"]) if setup["draft"] else None,
+        num_speculative_tokens=setup["num_speculative_tokens"],
+        seed=setup["seed"],
+    )
+    _reply(replies, {"accelerator": _accelerator()})
+    for line in sys.stdin:
+        _reply(replies, run_job(llm, json.loads(line)))
+
+
+def run_job(llm: LLM, job: dict[str, Any]) -> dict[str, Any]:
+    """Generate greedily and take the time: at batch 1 of each prompt alone, above of all prompts together."""
+    from vllm import SamplingParams
+    from vllm.inputs import TokensPrompt
+
+    params = SamplingParams(temperature=0, max_tokens=job["max_new_tokens"], extra_args=job["extra_args"] or None)
+    prompts = [TokensPrompt(prompt_token_ids=ids) for ids in job["prompts"]]
+    groups = [[prompt] for prompt in prompts] if job["batch"] == 1 else [prompts]
+    before = _counters(llm)
+    seconds: list[float] = []
+    outputs: list[RequestOutput] = []
+    for group in groups:
+        start = time.perf_counter()
+        outputs += llm.generate(group, params, use_tqdm=False)
+        seconds.append(time.perf_counter() - start)
+    after = _counters(llm)
+    return {
+        "seconds": seconds,
+        "requests": [_request(output) for output in outputs],
+        **{name: after[name] - before[name] for name in COUNTERS},
+    }
+
+
+def _request(output: RequestOutput) -> dict[str, Any]:
+    transfer = output.kv_transfer_params or {}
+    completion = output.outputs[0]
+    return {
+        "token_ids": list(completion.token_ids),
+        "finish_reason": completion.finish_reason,
+        "outcome": transfer.get("specexit"),
+    }
+
+
+def _counters(llm: LLM) -> dict[str, int]:
+    values = {metric.name: getattr(metric, "value", 0) for metric in llm.get_metrics()}
+    return {name: int(values.get(counter, 0)) for name, counter in COUNTERS.items()}
+
+
+def _accelerator() -> str | None:
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
+
+
+def _claim_stdout() -> TextIO:
+    """Keep the real stdout for replies; whatever vLLM prints goes to stderr, which is the log."""
+    channel = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    return channel
+
+
+def _reply(channel: TextIO, message: dict[str, Any]) -> None:
+    channel.write(json.dumps(message) + "\n")
+    channel.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,27 @@
+"""From a user turn to the token ids a reasoning target starts thinking from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from specexit.schemas.target import TargetConfig
+
+
+def load_chat_tokenizer(target: TargetConfig) -> Any:
+    """The target's tokenizer through transformers, which is what can run its chat template."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(target.folder)
+
+
+def prompt_ids(tokenizer: Any, target: TargetConfig, question: str) -> list[int]:
+    """Apply the chat template and open the thinking.
+
+    Some templates open it themselves (Qwen3-Thinking); where one does not, the start marker and a newline are
+    appended, so that a trace always begins inside the thinking.
+    """
+    messages = [{"role": "user", "content": question}]
+    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    if not text.rstrip().endswith(target.think_start):
+        text += f"{target.think_start}\n"
+    return tokenizer.encode(text, add_special_tokens=False)

@@ -1,0 +1,220 @@
+"""The draft model in plain PyTorch: the reference that vLLM's and JAX's versions are compared with.
+
+One Llama layer on two inputs (EAGLE-3, arXiv 2503.01840). Row ``t`` reads token ``x_{t+1}`` and the target's aux
+hidden states ``f_t``:
+
+    h_t = fc(f_t)                                            fused target state
+    o_t = h_t + attention([norm(embed(x_{t+1})), norm(h_t)]) then the MLP, each added to the residual
+    y_t = norm(o_t)                                          -> lm_head: logits of x_{t+2} over the draft vocabulary
+
+The next draft step is the same layer with ``o_t`` in the place of ``h_t`` and the token after. Shapes follow vLLM's
+``llama_eagle3.py`` with ``norm_before_residual: false``. Written to be read: no KV cache across calls, no kernels.
+
+Shape legend: batch, time (tokens), rows (= time - 1), heads, dim (of one head), vocab (draft vocabulary).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from specexit.draftdir import DraftConfig, DraftError, read_draft
+
+Rows = Float[Tensor, "batch rows hidden"]
+Heads = Float[Tensor, "batch heads rows dim"]
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm with a learned scale (Zhang & Sennrich 2019), computed in float32."""
+
+    def __init__(self, size: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Float[Tensor, "*batch size"]) -> Float[Tensor, "*batch size"]:
+        """Normalise the last axis."""
+        x32 = x.float()
+        return (x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.eps) * self.weight.float()).to(x.dtype)
+
+
+def rotary(x: Heads, positions: Int[Tensor, " rows"], theta: float) -> Heads:
+    """Rotary position embedding in Llama's half-split layout (Su et al. 2021)."""
+    half = x.shape[-1] // 2
+    frequency = theta ** (-torch.arange(half, dtype=torch.float32, device=x.device) / half)
+    angle = positions[:, None].float() * frequency
+    a, b = x.float().chunk(2, dim=-1)
+    return torch.cat([a * angle.cos() - b * angle.sin(), b * angle.cos() + a * angle.sin()], dim=-1).to(x.dtype)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention over the first pass's rows and, per row, over its own earlier draft steps.
+
+    Draft step ``k`` of row ``t`` sees what a real drafting run would have in its cache: the first pass up to row
+    ``t``, then the one key of each draft step before it, then itself.
+    """
+
+    def __init__(self, config: DraftConfig):
+        super().__init__()
+        self.heads, self.kv, self.dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+        self.theta = config.rope_theta
+        size = 2 * config.hidden_size
+        self.q_proj = nn.Linear(size, self.heads * self.dim, bias=False)
+        self.k_proj = nn.Linear(size, self.kv * self.dim, bias=False)
+        self.v_proj = nn.Linear(size, self.kv * self.dim, bias=False)
+        self.o_proj = nn.Linear(self.heads * self.dim, config.hidden_size, bias=False)
+
+    def forward(
+        self, x: Float[Tensor, "batch rows two_hidden"], cache: list[tuple[Heads, Heads]]
+    ) -> Float[Tensor, "batch rows hidden"]:
+        """One draft step; its keys and values are appended to ``cache``, whose length is the step's number."""
+        batch, rows, _ = x.shape
+        positions = torch.arange(rows, device=x.device) + len(cache)
+        q = rotary(self._split(self.q_proj(x), self.heads), positions, self.theta)
+        k = rotary(self._split(self.k_proj(x), self.kv), positions, self.theta)
+        shared = self.heads // self.kv
+        k, v = (part.repeat_interleave(shared, dim=1) for part in (k, self._split(self.v_proj(x), self.kv)))
+        cache.append((k, v))
+
+        (first_k, first_v), later = cache[0], cache[1:]
+        seen: Bool[Tensor, "rows rows"] = torch.ones(rows, rows, dtype=torch.bool, device=x.device).tril()
+        scores = [(q @ first_k.transpose(-1, -2)).masked_fill(~seen, -torch.inf)]
+        scores += [(q * key).sum(-1, keepdim=True) for key, _ in later]
+        weights = F.softmax(torch.cat(scores, dim=-1).float() * self.dim**-0.5, dim=-1).to(x.dtype)
+        mixed = weights[..., :rows] @ first_v
+        for j, (_, value) in enumerate(later):
+            mixed = mixed + weights[..., rows + j, None] * value
+        return self.o_proj(mixed.transpose(1, 2).reshape(batch, rows, -1))
+
+    def _split(self, x: Tensor, heads: int) -> Tensor:
+        return x.unflatten(-1, (heads, self.dim)).transpose(1, 2)
+
+
+class MLP(nn.Module):
+    """``down(silu(gate(x)) * up(x))``."""
+
+    def __init__(self, hidden: int, intermediate: int):
+        super().__init__()
+        self.gate_proj = nn.Linear(hidden, intermediate, bias=False)
+        self.up_proj = nn.Linear(hidden, intermediate, bias=False)
+        self.down_proj = nn.Linear(intermediate, hidden, bias=False)
+
+    def forward(self, x: Rows) -> Rows:
+        """Apply to the last axis."""
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class DraftLayer(nn.Module):
+    """The decoder layer; its first norm is of the token, its second of the fused state."""
+
+    def __init__(self, config: DraftConfig):
+        super().__init__()
+        size, eps = config.hidden_size, config.rms_norm_eps
+        self.input_layernorm = RMSNorm(size, eps)
+        self.hidden_norm = RMSNorm(size, eps)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = RMSNorm(size, eps)
+        self.mlp = MLP(size, config.intermediate_size)
+
+    def forward(self, embeds: Rows, h: Rows, cache: list[tuple[Heads, Heads]]) -> Rows:
+        """``o_t``: the residual stream behind the layer, before the final norm."""
+        both = torch.cat([self.input_layernorm(embeds), self.hidden_norm(h)], dim=-1)
+        h = h + self.self_attn(both, cache)
+        return h + self.mlp(self.post_attention_layernorm(h))
+
+
+@dataclass(frozen=True)
+class DraftOutput:
+    """What the draft says about a whole sequence."""
+
+    logits: list[Float[Tensor, "batch _rows vocab"]]
+    """One entry per draft step. Row ``t`` of step ``k`` predicts ``x_{t+2+k}``; the last ``k`` rows of the first pass
+    have no next token to read and are left out."""
+    raw_signals: Float[Tensor, "batch time signals"] | None
+    """Raw values at the token they belong to; None for a plain EAGLE-3 draft. With source ``draft`` no row reads token
+    0, whose values are NaN."""
+
+
+class Draft(nn.Module):
+    """The draft of a draft directory. Parameter names are those of its ``model.safetensors``.
+
+    Args:
+      config: the directory's config.
+      embedding: the target's token embedding; frozen, and not part of the draft's weights.
+    """
+
+    embedding: Tensor
+    d2t: Tensor
+
+    def __init__(self, config: DraftConfig, embedding: Float[Tensor, "target_vocab hidden"]):
+        super().__init__()
+        self.config = config
+        self.source = config.specexit.source if config.specexit else None
+        n_signals = len(config.specexit.signals) if config.specexit else 0
+        extra = n_signals if self.source == "fc" else 0
+        self.fc = nn.Linear(config.aux_size, config.hidden_size + extra, bias=False)
+        self.midlayer = DraftLayer(config)
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.lm_head = nn.Linear(config.hidden_size, config.draft_vocab_size, bias=False)
+        self.signal_head = nn.Linear(config.hidden_size, n_signals, bias=False) if self.source == "draft" else None
+        self.register_buffer("d2t", torch.zeros(config.draft_vocab_size, dtype=torch.long))
+        self.register_buffer("embedding", embedding.detach(), persistent=False)
+
+    @classmethod
+    def load(cls, folder: Path, embedding: Float[Tensor, "target_vocab hidden"]) -> Draft:
+        """Load a draft directory, in the embedding's dtype.
+
+        Raises:
+          DraftError: the directory is unusable, or the embedding is not of the target it was made for.
+        """
+        config, tensors = read_draft(folder)
+        expected = (config.vocab_size, config.hidden_size)
+        if tuple(embedding.shape) != expected:
+            raise DraftError(
+                f"{folder / 'config.json'}: the draft reads an embedding {list(expected)} (vocab_size, hidden_size), "
+                f"but the target's is {list(embedding.shape)}: the draft was made for another target"
+            )
+        with torch.device("meta"):
+            draft = cls(config, embedding)
+        weights = {name: torch.from_numpy(value) for name, value in tensors.items() if name != "t2d"}
+        draft.load_state_dict(weights, assign=True)
+        draft.embedding = embedding.detach()
+        return draft.to(embedding.dtype).requires_grad_(False).eval()
+
+    def forward(
+        self, tokens: Int[Tensor, "batch time"], aux: Float[Tensor, "batch time aux_hidden"], *, steps: int = 1
+    ) -> DraftOutput:
+        """Run the first pass over whole sequences, and further draft steps fed with the true next tokens.
+
+        Padding goes to the right: attention is causal, so it changes nothing before it.
+
+        Args:
+          tokens: ``x_0 ... x_{T-1}``.
+          aux: the target's aux hidden states ``f_0 ... f_{T-1}``, concatenated in the order of the config's layers.
+          steps: draft steps, the first pass included.
+        """
+        rows = tokens.shape[1] - 1
+        fused = self.fc(aux)
+        h = fused[:, :rows, : self.config.hidden_size]
+        cache: list[tuple[Tensor, Tensor]] = []
+        logits, first = [], None
+        for step in range(steps):
+            # Rows without a next token read a padding token; they are cut off below and no other row sees them.
+            read = F.pad(tokens[:, 1 + step :], (0, step))
+            h = self.midlayer(F.embedding(read, self.embedding), h, cache)
+            y = self.norm(h)
+            first = y if first is None else first
+            logits.append(self.lm_head(y)[:, : rows - step])
+        return DraftOutput(logits, self._signals(fused, first))
+
+    def _signals(self, fused: Tensor, first: Tensor | None) -> Tensor | None:
+        if self.source == "fc":
+            return fused[..., self.config.hidden_size :]
+        if self.signal_head is None or first is None:
+            return None
+        return F.pad(self.signal_head(first), (0, 0, 1, 0), value=torch.nan)

@@ -1,0 +1,56 @@
+"""What a draft reads of its target, from transformers: the aux hidden states, and the token embedding.
+
+Layer ids follow vLLM: id ``k`` is the residual stream after ``k`` decoder layers. transformers' own
+``output_hidden_states`` is not used, because its last entry has been through the final norm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from specexit.schemas.target import TargetConfig
+
+
+class TargetFeatures:
+    """A target model that gives aux hidden states.
+
+    Args:
+      target: the model.
+      layers: layer ids to read, in the order in which they are concatenated.
+      dtype: of weights and activations.
+    """
+
+    def __init__(self, target: TargetConfig, layers: tuple[int, ...], *, dtype: torch.dtype = torch.float32):
+        from transformers import AutoModel
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()  # it is drawn without a terminal too
+        self.model = AutoModel.from_pretrained(target.folder, dtype=dtype, local_files_only=True).eval()
+        self.layers = layers
+        self._stream: dict[int, Tensor] = {}
+        decoder = self.model.layers
+        assert isinstance(decoder, nn.ModuleList)
+        for k in set(layers):
+            source = decoder[k - 1] if k else self.model.get_input_embeddings()
+            source.register_forward_hook(self._keep(k))
+
+    def _keep(self, layer: int) -> Callable[..., None]:
+        def hook(_module: nn.Module, _inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
+            self._stream[layer] = output[0] if isinstance(output, tuple) else output
+
+        return hook
+
+    @property
+    def embedding(self) -> Float[Tensor, "vocab hidden"]:
+        """The token embedding."""
+        return self.model.get_input_embeddings().weight.detach()
+
+    @torch.inference_mode()
+    def __call__(self, tokens: Int[Tensor, "batch time"]) -> Float[Tensor, "batch time aux_hidden"]:
+        """Aux hidden states of sequences that start at position 0; padding goes to the right."""
+        self.model(input_ids=tokens, use_cache=False)
+        return torch.cat([self._stream[k] for k in self.layers], dim=-1)

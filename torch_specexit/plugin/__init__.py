@@ -1,0 +1,31 @@
+"""The vLLM plug-in: SpecExit in an unmodified vLLM.
+
+`register` is the entry point. `rule` is the exit rule on the device, `slots` the per-request memory, `model` the draft,
+`checks` what must hold of it, `runner` what is done around a step, `hooks` the table of all places where vLLM is
+wrapped, `outcome` what the client gets back, `arguments` what it may ask for.
+"""
+
+from __future__ import annotations
+
+import logging
+
+logger = logging.getLogger("vllm.specexit")
+
+
+def register() -> None:
+    """Register the draft architecture and install the engine-side hooks.
+
+    vLLM calls this in each of its processes, possibly more than once. Nothing is raised: a plug-in that does not fit
+    must not keep an engine from starting that may not even use it.
+    """
+    try:
+        from vllm import ModelRegistry
+
+        from specexit.draftdir import ARCHITECTURE
+        from torch_specexit.plugin.hooks import install_engine_hooks
+
+        if ARCHITECTURE not in ModelRegistry.get_supported_archs():
+            ModelRegistry.register_model(ARCHITECTURE, f"torch_specexit.plugin.model:{ARCHITECTURE}")
+        install_engine_hooks()
+    except Exception:
+        logger.exception("specexit could not be registered; vLLM serves without it")

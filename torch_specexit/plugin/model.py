@@ -1,0 +1,97 @@
+"""The draft model: vLLM's own EAGLE-3 draft, which also reads the signals.
+
+Drafting stays bit for bit what it is without signals: the extra rows of a draft directory are split off while loading
+and used apart, at the few rows that need them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from vllm.config import VllmConfig
+from vllm.model_executor.models.llama_eagle3 import Eagle3LlamaForCausalLM
+
+from specexit.draftdir import read_config
+from specexit.signals import NAMES
+from specexit.splits import load_tokenizer, resolve
+from torch_specexit.plugin.checks import check_draft, checked, folder_of
+from torch_specexit.plugin.hooks import install_worker_hooks
+
+
+class SpecExitLlamaForCausalLMEagle3(Eagle3LlamaForCausalLM):
+    """A draft directory's model.
+
+    Raises:
+      DraftError: the draft cannot serve this target; see `check_draft`.
+      SplitError: the target's tokenizer has no single-token think markers or no split token.
+    """
+
+    signals: Float[Tensor, "batch signals"]
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
+        assert vllm_config.speculative_config is not None
+        draft, target = vllm_config.speculative_config.draft_model_config, vllm_config.model_config
+        folder = folder_of(draft.model, draft.revision, "config.json")
+        config = read_config(folder)
+        block = check_draft(config, folder, target)
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
+        self.folder, self.draft_config, self.block = folder, config, block
+        self.think_tokens = resolve(
+            load_tokenizer(folder_of(target.tokenizer, target.tokenizer_revision, "tokenizer.json")),
+            block.think_start,
+            block.think_end,
+            block.split_endings,
+            block.split_connectors,
+        )
+        width = config.hidden_size if block.source == "draft" else config.aux_size
+        self.signal_weight = nn.Parameter(torch.zeros(len(NAMES), width, dtype=torch.float32), requires_grad=False)
+        rows = vllm_config.scheduler_config.max_num_seqs
+        self.register_buffer("signals", torch.zeros(rows, len(NAMES), dtype=torch.float32), persistent=False)
+        self._passes_to_record = 0
+        self.first_pass_only = False
+        """Set by a V1 hook where the engine would skip drafting, though the signals are needed."""
+        install_worker_hooks()
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Load a draft directory's tensors, the signal rows apart.
+
+        Raises:
+          DraftError: the file cannot be used; see `checked`.
+        """
+        super().load_weights(self._without_signals(checked(weights, self.draft_config, self.folder)))
+
+    def _without_signals(self, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        hidden = self.draft_config.hidden_size
+        for name, tensor in weights:
+            if name == "signal_head.weight":
+                self.signal_weight.data.copy_(tensor)
+            elif name == "fc.weight" and self.block.source == "fc":
+                self.signal_weight.data.copy_(tensor[hidden:])
+                yield name, tensor[:hidden].contiguous()
+            else:
+                yield name, tensor
+
+    def record(self, passes: int) -> None:
+        """Have the next ``passes`` calls of `compute_logits` write raw signals into ``signals`` (source ``draft``)."""
+        self._passes_to_record = passes if self.block.source == "draft" else 0
+
+    def compute_logits(self, hidden_states: Float[Tensor, "batch hidden"]) -> Tensor | None:
+        """Draft logits, as in EAGLE-3.
+
+        In the first pass of a step the rows are the last accepted token of each request, and its signals are read off
+        on the way. The buffer is a fixed one, so that this can become part of a CUDA graph.
+        """
+        if self._passes_to_record > 0:
+            self._passes_to_record -= 1
+            n = min(hidden_states.shape[0], self.signals.shape[0])
+            self.signals[:n].copy_(hidden_states[:n].float() @ self.signal_weight.t())
+        return super().compute_logits(hidden_states)
+
+    def target_signals(
+        self, aux: list[Float[Tensor, "time hidden"]], rows: Int[Tensor, " rows"]
+    ) -> Float[Tensor, "rows signals"]:
+        """Raw signals at some rows of the target's aux hidden states (source ``fc``)."""
+        return torch.cat([layer[rows] for layer in aux], dim=-1).float() @ self.signal_weight.t()

@@ -1,0 +1,89 @@
+"""How each request ended, from the worker's tables to the client.
+
+A snapshot of the tables rides on the model runner's output to the engine core, which puts what it says about a
+finished request into ``RequestOutput.kv_transfer_params["specexit"]``, the one field that reaches offline callers and
+the (not streamed) JSON of the OpenAI server alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from specexit.signals import NAMES
+from torch_specexit.plugin.rule import BEFORE, OVER, State
+
+KEY = "specexit"
+
+
+class Record(NamedTuple):
+    """What a snapshot says about one request; a row of `snapshot`, whose numbers are all floats."""
+
+    phase: float
+    thoughts: float
+    start: float
+    exited: float
+    judged: float
+    on: float
+    signals: tuple[float, ...]
+
+    @classmethod
+    def from_row(cls, row: Sequence[float]) -> Record:
+        """Read a row of `snapshot`."""
+        return cls(*row[: -len(NAMES)], tuple(row[-len(NAMES) :]))  # pyright: ignore[reportCallIssue]
+
+    def describe(self, n_output: int, *, cut_off: bool) -> dict[str, Any]:
+        """The outcome of a finished request.
+
+        Args:
+          n_output: tokens that the client gets. The worker may have seen a few more, behind a stop.
+          cut_off: whether the request was ended from outside (its token limit, an abort).
+
+        Returns:
+          ``outcome``: ``exit``, ``natural_end`` (the model ended its thinking, or the request in the midst of it),
+          ``length`` (cut off while thinking) or ``off`` (exits were off, or thinking never began);
+          ``thinking_tokens`` kept; ``signals`` at the exit or, without one, at the last verdict, if there was one.
+        """
+        began = self.phase != BEFORE and self.start <= n_output
+        end = int(self.start + self.thoughts)
+        over = self.phase == OVER and end < n_output
+        tokens = 0 if not began else int(self.thoughts) if over else min(int(self.thoughts), n_output - int(self.start))
+        if not began or not self.on:
+            outcome = "off"
+        elif not over and cut_off:
+            outcome = "length"
+        else:
+            outcome = "exit" if over and self.exited else "natural_end"
+        signals = dict(zip(NAMES, self.signals, strict=True)) if self.judged else {}
+        return {"outcome": outcome, "thinking_tokens": tokens, "signals": signals}
+
+
+def snapshot(state: State, on: Tensor, verdict: Float[Tensor, "batch signals"]) -> Float[Tensor, "batch record"]:
+    """Rows for `Record.from_row`, as one tensor, so that one copy brings them to the host."""
+    numbers = torch.stack([state.phase, state.thoughts, state.start, state.exited, state.judged, on.int()], dim=1)
+    return torch.cat([numbers.float(), verdict], dim=1)
+
+
+def report(requests: dict[str, Any], records: dict[str, Sequence[float]], outputs: dict[int, Any]) -> None:
+    """Put the outcome into the engine core's outputs.
+
+    Args:
+      requests: the scheduler's requests, by id, as they were before the step's output was taken in.
+      records: rows of `snapshot`, by request id.
+      outputs: ``EngineCoreOutputs`` by client.
+    """
+    for client in outputs.values():
+        for output in client.outputs:
+            request, row = requests.get(output.request_id), records.get(output.request_id)
+            if request is None or row is None:
+                continue
+            # A stop string is found by the front end, so any output of such a request may turn out to be its last.
+            if output.finish_reason is None and not request.sampling_params.stop:
+                continue
+            cut_off = output.finish_reason is not None and str(output.finish_reason) != "stop"
+            outcome = Record.from_row(row).describe(request.num_output_tokens, cut_off=cut_off)
+            output.kv_transfer_params = {**(output.kv_transfer_params or {}), KEY: outcome}
