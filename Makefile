@@ -8,9 +8,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 .PHONY: help demo test lint bench tiny-reasoner format clean
 
 help:  ## Show this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/' | column -t -s ':'
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(VENV)/.demo-ready  ## Run the whole pipeline on the tiny reasoner (QUICK=1: smaller, about 8 minutes)
+demo: $(VENV)/.demo-ready  ## Run the whole pipeline on the tiny reasoner (QUICK=1 for a smaller one)
 	@$(BIN)/specexit demo quick=$(if $(QUICK),true,false)
 
 test: $(VENV)/.dev-ready  ## Run all tests, real vLLM engines included
@@ -27,10 +27,11 @@ format: $(VENV)/.dev-ready  ## Format the code and apply safe fixes
 	@$(BIN)/ruff check --fix .
 
 bench: $(VENV)/.demo-ready  ## Measure the methods again on the draft that `make demo` trained
-	@$(BIN)/specexit bench configs/recipes/tiny-reasoner-bench.yaml out=runs/bench-$$(date +%Y%m%d-%H%M%S)
+	@$(BIN)/specexit bench configs/bench/tiny-reasoner.yaml out=runs/bench-$$(date +%Y%m%d-%H%M%S)
 
 tiny-reasoner: $(VENV)/.demo-ready  ## Train the embedded target again from nothing (about 15 minutes)
-	@$(BIN)/python -m jax_specexit.tiny_reasoner
+	@MALLOC_MMAP_THRESHOLD_=100000000000 MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_TOP_PAD_=500000000 \
+	  $(BIN)/python -m jax_specexit.tiny_reasoner
 
 clean:  ## Remove the virtual environment; runs are kept
 	rm -rf $(VENV)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import grain
 import numpy as np
 
@@ -22,7 +24,7 @@ def load_batches(config: TrainConfig, target: TargetConfig) -> tuple[grain.Datas
     meta = read_meta(config.data)
     check_target(meta, config.data, target)
     shards = [str(config.data / name) for name in meta.shards]
-    source = grain.sources.ArrayRecordDataSource(shards)
+    source: Any = grain.sources.ArrayRecordDataSource(shards)  # its methods are not typed
     if len(source) < config.batch_size:
         raise PackError(f"{config.data}: {len(source)} packed rows, expected at least batch_size={config.batch_size}")
     dataset = (

@@ -102,7 +102,6 @@ def evaluate_draft(
         target,
         vocab,
         traces,
-        aux_layers=target_config.aux_layers,
         think_end=ids.end,
         ttt_steps=ttt_steps,
     )

@@ -32,8 +32,8 @@ class Linear(nnx.Module):
     """``x @ kernel (+ bias)``; the kernel is stored [in, out], the transpose of PyTorch's layout."""
 
     def __init__(self, size_in: int, size_out: int, *, rngs: nnx.Rngs, bias: bool = False, std: float | None = None):
-        std = size_in**-0.5 if std is None else std
-        self.kernel = nnx.Param(std * jax.random.normal(rngs.params(), (size_in, size_out), jnp.float32))
+        scale = size_in**-0.5 if std is None else std
+        self.kernel = nnx.Param(scale * jax.random.normal(rngs.params(), (size_in, size_out), jnp.float32))
         self.bias = nnx.Param(jnp.zeros((size_out,), jnp.float32)) if bias else None
 
     def __call__(self, x: Float[Array, "*batch size_in"]) -> Float[Array, "*batch size_out"]:

@@ -50,7 +50,6 @@ def main() -> None:
         load_target(target_config.folder),
         vocab,
         traces,
-        aux_layers=target_config.aux_layers,
         think_end=target_config.think_tokens().end,
         ttt_steps=1,
     ):

@@ -51,7 +51,6 @@ def score(
     vocab: np.ndarray,
     traces: Sequence[Trace],
     *,
-    aux_layers: tuple[int, ...],
     think_end: int,
     ttt_steps: int,
     batch_size: int = 16,
@@ -63,7 +62,6 @@ def score(
       draft, target: models.
       vocab: target id of every draft token.
       traces: what to score.
-      aux_layers: layers the draft reads.
       think_end: id of the end marker.
       ttt_steps: draft steps to judge.
       batch_size: traces at once.
@@ -74,7 +72,8 @@ def score(
     def run(draft: Draft, target: Target, tokens: jax.Array):
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
         ones = jnp.ones_like(tokens)
-        _, aux = target(tokens, positions, ones, aux_layers=aux_layers)
+        _, aux = target(tokens, positions, ones, aux_layers=draft.config.eagle_aux_hidden_state_layer_ids)
+        assert aux is not None
         hidden, past, mask = draft.fuse(aux), ([], []), segment_mask(ones)
         outputs = []
         for k in range(ttt_steps):

@@ -7,6 +7,7 @@ width, vocabulary). Optimizer state mirrors the parameters' names, so it follows
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -39,7 +40,7 @@ MESH_AXES = {"vocab": "tensor", "heads": "tensor", "mlp": "tensor", "embed": "fs
 BATCH = PartitionSpec(("data", "fsdp"))
 
 
-def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
+def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """Arrange devices in a mesh.
 
     Raises:

@@ -9,7 +9,7 @@ Shape legend: batch, time, step (TTT), signals.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ from jax_specexit.draft import Draft
 from jax_specexit.layers import segment_mask
 from jax_specexit.losses import (
     Teacher,
+    TokenLoss,
     linear_cross_entropy,
     signal_losses,
     signal_state_gradients,
@@ -52,8 +53,8 @@ class Frozen(NamedTuple):
 
     target: Any
     """The target's parameters."""
-    draft_vocab: Int[Array, " dvocab"]
-    """Target id of every draft token, rising."""
+    draft_vocab: Any
+    """Target id of every draft token, rising: int32 [dvocab]."""
 
 
 def shift(x: Array, by: int) -> Array:
@@ -89,46 +90,56 @@ def signal_targets(batch: Batch, source: str) -> tuple[Float[Array, "batch time 
     return shift(labels, 1), shift(mask, 1) * same[..., None]
 
 
+def ttt_outputs(
+    draft: Draft, embedding: Float[Array, "vocab hidden"], aux: Float[Array, "batch time aux"], batch: Batch, steps: int
+) -> list[Float[Array, "batch time hidden"]]:
+    """Normed outputs of every TTT step, each fed with the one before it and with the tokens one further ahead."""
+    hidden, past, mask = draft.fuse(aux), ([], []), segment_mask(batch["segment_ids"])
+    normed = []
+    for k in range(steps):
+        embeds = embedding.astype(aux.dtype)[shift(batch["tokens"], 1 + k)]
+        hidden, past = draft.layer(embeds, hidden, batch["positions"] + k, mask, past)
+        normed.append(draft.norm(hidden))
+    return normed
+
+
+def teacher_of(
+    target: Target, hidden: Float[Array, "batch time thidden"], draft_vocab: Int[Array, " dvocab"], tokens: Array
+) -> Teacher:
+    """The target's side of the token loss."""
+    place = jnp.full((target.shape.vocab_size,), -1, jnp.int32)
+    place = place.at[draft_vocab].set(jnp.arange(draft_vocab.size, dtype=jnp.int32))
+    return Teacher(hidden, target.head()[:, draft_vocab], place[shift(tokens, 1)])
+
+
 def make_loss(config: TrainConfig, graph: nnx.GraphDef, target_graph: nnx.GraphDef, ttt_steps: int) -> Callable:
-    """The loss as a function of (params, frozen, batch, magnitudes); returns (loss, metrics)."""
-    dtype = jnp.dtype(config.dtype)
-    source, decay = config.signals.source, config.ttt_decay
+    """The loss as a function of (params, frozen, batch, magnitudes); returns (loss, (metrics, new magnitudes))."""
+    dtype, source = jnp.dtype(config.dtype), config.signals.source
 
-    def loss_fn(params: Any, aux_layers: tuple[int, ...], frozen: Frozen, batch: Batch, magnitudes: Array):
+    def loss_fn(params: Any, frozen: Frozen, batch: Batch, magnitudes: Float[Array, " one_plus_signals"]):
         draft: Draft = nnx.merge(graph, params)
-        target: Target = nnx.merge(target_graph, frozen.target)
+        target: Target = nnx.merge(target_graph, jax.lax.stop_gradient(frozen.target))
+        layers = draft.config.eagle_aux_hidden_state_layer_ids
         tokens, segments = batch["tokens"], batch["segment_ids"]
-        teacher_hidden, aux = target(tokens, batch["positions"], segments, aux_layers=aux_layers, dtype=dtype)
-        aux, teacher_hidden = jax.lax.stop_gradient((aux, teacher_hidden))
+        target_hidden, aux = target(tokens, batch["positions"], segments, aux_layers=layers, dtype=dtype)
+        assert aux is not None
+        normed = ttt_outputs(draft, target.embedding[...], aux, batch, ttt_steps)
 
-        hidden, past, mask = draft.fuse(aux), ([], []), segment_mask(segments)
-        normed = []
-        for k in range(ttt_steps):
-            embeds = jax.lax.stop_gradient(target.embedding[...]).astype(dtype)[shift(tokens, 1 + k)]
-            hidden, past = draft.layer(embeds, hidden, batch["positions"] + k, mask, past)
-            normed.append(draft.norm(hidden))
-
-        vocab = jnp.full((target.shape.vocab_size,), -1, jnp.int32)
-        vocab = vocab.at[frozen.draft_vocab].set(jnp.arange(frozen.draft_vocab.size, dtype=jnp.int32))
-        teacher = Teacher(
-            teacher_hidden, jax.lax.stop_gradient(target.head())[:, frozen.draft_vocab], vocab[shift(tokens, 1)]
-        )
         aligned = jnp.stack([shift(y, -1 - k) for k, y in enumerate(normed)])
-        weights = token_weights(batch, ttt_steps, decay)
-        token = linear_cross_entropy(aligned, draft.lm_head.kernel[...], teacher, weights, config.loss_chunk)
+        teacher = teacher_of(target, target_hidden, frozen.draft_vocab, tokens)
+        weights = token_weights(batch, ttt_steps, config.ttt_decay)
+        fused = linear_cross_entropy(aligned, draft.lm_head.kernel[...], teacher, weights, config.loss_chunk)
+        token = cast(TokenLoss, fused)  # custom_vjp hides the type
 
         raw = draft.signals(aux, normed[0])
-        labels, label_mask = signal_targets(batch, source)
-        per_signal = signal_losses(raw, labels, label_mask)
-        kernel = draft.signal_head.kernel[...]
-        seen = jnp.concatenate([token.state_gradient[None], signal_state_gradients(raw, labels, label_mask, kernel)])
-        beta = config.signals.smoothing
-        smoothed = jax.lax.stop_gradient(
-            jnp.where(jnp.all(magnitudes == 0), seen, beta * magnitudes + (1 - beta) * seen)
-        )
-        lambdas = signal_weights(smoothed[0], smoothed[1:], config.signals.share, joint=source == "draft")
-        signal_total = jnp.sum(lambdas * per_signal)
-        loss = signal_total if config.freeze_trunk else token.total + signal_total
+        labels, mask = signal_targets(batch, source)
+        per_signal = signal_losses(raw, labels, mask)
+        pulls = signal_state_gradients(raw, labels, mask, draft.signal_head.kernel[...])
+        seen = jnp.concatenate([token.state_gradient[None], pulls])
+        magnitudes = smooth_magnitudes(magnitudes, seen, config.signals.smoothing)
+        lambdas = signal_weights(magnitudes[0], magnitudes[1:], config.signals.share, joint=source == "draft")
+
+        loss = jnp.sum(lambdas * per_signal) + (0.0 if config.freeze_trunk else token.total)
         metrics = {
             "loss": loss,
             "token_loss": token.per_step,
@@ -137,9 +148,17 @@ def make_loss(config: TrainConfig, graph: nnx.GraphDef, target_graph: nnx.GraphD
             "weights": lambdas,
             "tokens": jnp.sum(segments > 0),
         }
-        return loss, (metrics, smoothed)
+        return loss, (metrics, magnitudes)
 
     return loss_fn
+
+
+def smooth_magnitudes(
+    before: Float[Array, " one_plus_signals"], seen: Float[Array, " one_plus_signals"], beta: float
+) -> Float[Array, " one_plus_signals"]:
+    """Exponential average of gradient magnitudes that starts at the first ones seen."""
+    average = jnp.where(jnp.all(before == 0), seen, beta * before + (1 - beta) * seen)
+    return jax.lax.stop_gradient(average)
 
 
 def is_matrix(path: tuple[Any, ...], leaf: Any) -> bool:
@@ -158,9 +177,7 @@ class Step(NamedTuple):
     batch_sharding: NamedSharding
 
 
-def make_step(
-    config: TrainConfig, draft: Draft, target: Target, aux_layers: tuple[int, ...], n_vocab: int, mesh: Mesh
-) -> Step:
+def make_step(config: TrainConfig, draft: Draft, target: Target, mesh: Mesh) -> Step:
     """Build the jitted, sharded step of a recipe."""
     graph, params = nnx.split(draft)
     target_graph, target_params = nnx.split(target)
@@ -184,7 +201,7 @@ def make_step(
 
         def update(state: TrainState, frozen: Frozen, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
             grads, (metrics, magnitudes) = jax.grad(loss_fn, has_aux=True)(
-                state.params, aux_layers, frozen, batch, state.magnitudes
+                state.params, frozen, batch, state.magnitudes
             )
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)

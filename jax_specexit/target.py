@@ -21,6 +21,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from jax_specexit.layers import Linear, RMSNorm, SwiGLU, repeat_kv, rotary, segment_mask
+from specexit.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,17 +44,17 @@ class TargetShape:
         """Read ``config.json``.
 
         Raises:
-          ValueError: the architecture is not Qwen3, or a field is missing.
+          InputError: the architecture is not Qwen3, or a field is missing.
         """
         path = folder / "config.json"
         config = json.loads(path.read_text())
         architecture = (config.get("architectures") or ["(none)"])[0]
         if architecture != "Qwen3ForCausalLM":
-            raise ValueError(f"{path}: architectures is {architecture}, expected Qwen3ForCausalLM")
+            raise InputError(f"{path}: architectures is {architecture}, expected Qwen3ForCausalLM")
         config.setdefault("rope_theta", (config.get("rope_parameters") or {}).get("rope_theta"))
         missing = [f.name for f in dataclasses.fields(cls) if config.get(f.name) is None]
         if missing:
-            raise ValueError(f"{path}: no value for {', '.join(missing)}")
+            raise InputError(f"{path}: no value for {', '.join(missing)}")
         return cls(**{f.name: config[f.name] for f in dataclasses.fields(cls)})
 
 
@@ -173,7 +174,7 @@ def load_target(folder: Path) -> Target:
     """Load a target from a Hugging Face folder, weights in float32.
 
     Raises:
-      ValueError: unknown architecture, a tensor is missing or has another shape than the config says.
+      InputError: unknown architecture, a tensor is missing or has another shape than the config says.
     """
     from safetensors import safe_open
 
@@ -183,19 +184,19 @@ def load_target(folder: Path) -> Target:
     flat = dict(nnx.to_flat_state(state))
     files = sorted(folder.glob("*.safetensors"))
     if not files:
-        raise ValueError(f"{folder}: no .safetensors file")
+        raise InputError(f"{folder}: no .safetensors file")
     tensors = {}
     for file in files:
         with safe_open(file, framework="numpy") as handle:
             tensors |= {name: (file, handle.get_tensor(name)) for name in handle.keys()}  # noqa: SIM118, not iterable
     for path, (name, transposed) in _hf_names(shape).items():
         if name not in tensors:
-            raise ValueError(f"{folder}: tensor {name} is missing")
+            raise InputError(f"{folder}: tensor {name} is missing")
         file, value = tensors[name]
         value = np.asarray(value, np.float32)
         value = value.T if transposed else value
         if value.shape != flat[path].shape:
-            raise ValueError(f"{file}: tensor {name} has shape {value.shape}, expected {flat[path].shape}")
+            raise InputError(f"{file}: tensor {name} has shape {value.shape}, expected {flat[path].shape}")
         flat[path] = flat[path].replace(jnp.asarray(value))
     return nnx.merge(graph, nnx.from_flat_state(flat))
 

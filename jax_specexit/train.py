@@ -38,7 +38,7 @@ def train(config: TrainConfig) -> None:
     save_draft_files(config.out, draft_config(config, target_config, meta), vocab)
     save_run(config, config.out)
 
-    step = make_step(config, draft, target, target_config.aux_layers, len(vocab), mesh)
+    step = make_step(config, draft, target, mesh)
     frozen = jax.device_put(
         Frozen(nnx.to_pure_dict(nnx.state(target)), np.asarray(vocab, np.int32)), step.frozen_shardings
     )

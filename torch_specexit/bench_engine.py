@@ -9,8 +9,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from specexit.errors import InputError
 
-class BenchError(ValueError):
+
+class BenchError(InputError):
     """A benchmark that cannot be run; the message says what was found and what was expected."""
 
 

@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from specexit.config import ConfigError, save_run
+from specexit.errors import InputError
 from specexit.prompts import Prompt, read_prompts, split_prompts
 from specexit.schemas.collect import CollectConfig
 from specexit.schemas.target import load_target_config
@@ -34,7 +35,7 @@ FREE_TO_CHANGE = ("out", "workers")
 """Keys that a resumed run may change, as no row depends on them."""
 
 
-class CollectError(RuntimeError):
+class CollectError(InputError):
     """A worker failed; the message ends with its last lines."""
 
 

@@ -19,6 +19,7 @@ from rich.console import Console
 
 from specexit.decision import OFF, Policy
 from specexit.draftdir import Calibration, read_config, write_policy
+from specexit.errors import InputError
 from specexit.replay import Outcome, Replay
 from specexit.schemas.calibrate import CalibrateConfig
 from specexit.scores import draft_sha256, read_scores
@@ -27,7 +28,7 @@ from specexit.stats import binomial_tail, binomial_upper_bound
 from specexit.traces import Trace, data_sha256, read_traces
 
 
-class CalibrationError(ValueError):
+class CalibrationError(InputError):
     """The sample cannot support the guarantee that is asked for."""
 
 

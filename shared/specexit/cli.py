@@ -176,23 +176,20 @@ def run(name: str, arguments: list[str]) -> None:
     if "--help" in arguments or "-h" in arguments:
         show_help(name, command)
         return
-    try:
-        from specexit.config import load
+    from specexit.config import load
+    from specexit.errors import InputError
 
+    try:
         path, overrides = parse(arguments)
         config = load(_load(command.schema), path, overrides)
         _load(command.run)(config)
     except ModuleNotFoundError as error:
-        if command.extra is None or (error.name or "").partition(".")[0] in (
-            "specexit",
-            "jax_specexit",
-            "torch_specexit",
-        ):
+        if command.extra is None or "specexit" in (error.name or ""):
             raise
         _fail(f"specexit {name} needs {error.name}: pip install 'specexit[{command.extra}]'")
     except KeyboardInterrupt:
         _fail("interrupted; the same command goes on from what is finished", code=130)
-    except (ValueError, FileExistsError, FileNotFoundError) as error:
+    except (InputError, FileExistsError, FileNotFoundError) as error:
         _fail(str(error))
 
 

@@ -116,6 +116,7 @@ def stages(config: DemoConfig) -> list[Stage]:
     page = run / "report.html"
     arguments = ["report", f"bench={bench}", f"traces={labelled / 'test'}", f"out={page}", f"draft={run / 'draft'}"]
     arguments += [f"scores={scores / 'test'}", f"simulation={curve}", f"metrics={run / 'train' / 'metrics.jsonl'}"]
+    arguments += [f"evaluation={run / 'train' / 'evaluation.json'}"]
     out.append(Stage("write the report", arguments, page))
     return out
 

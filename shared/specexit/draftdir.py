@@ -21,6 +21,7 @@ from pydantic import Field, ValidationError
 
 from specexit.config import Config
 from specexit.decision import Policy
+from specexit.errors import InputError
 from specexit.outputs import new_folder
 from specexit.signals import NAMES
 
@@ -33,7 +34,7 @@ PLAIN_ARCHITECTURE = "LlamaForCausalLMEagle3"
 Source = Literal["draft", "fc"]
 
 
-class DraftError(ValueError):
+class DraftError(InputError):
     """A draft directory that cannot be used; the message names the file, the field and what was expected."""
 
 

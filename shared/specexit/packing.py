@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.progress import track
 
 from specexit.config import Config, save_run, write_text
+from specexit.errors import InputError
 from specexit.outputs import new_folder
 from specexit.schemas.pack import PackConfig
 from specexit.schemas.target import TargetConfig
@@ -32,7 +33,7 @@ FORMAT_VERSION = 1
 FIELDS = ("tokens", "segment_ids", "positions", "loss_mask", "signal_labels", "signal_mask")
 
 
-class PackError(ValueError):
+class PackError(InputError):
     """Packed data that cannot be made or used; the message names the file, the field and what was expected."""
 
 

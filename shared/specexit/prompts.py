@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from specexit import tiny
+from specexit.errors import InputError
 
 
-class PromptError(ValueError):
+class PromptError(InputError):
     """A prompt file that cannot be used; the message names the file, the line and what was expected."""
 
 

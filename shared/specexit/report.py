@@ -17,6 +17,7 @@ from specexit.charts import accuracy_chart, signals_chart, training_charts
 from specexit.comparison import Request, read_requests
 from specexit.config import write_text
 from specexit.draftdir import DraftConfig, read_config
+from specexit.errors import InputError
 from specexit.results import Results, Triple, read_results
 from specexit.schemas.report import ReportConfig
 from specexit.schemas.target import load_target_config
@@ -33,7 +34,7 @@ EMBEDDED_NOTE = (
 )
 
 
-class ReportError(ValueError):
+class ReportError(InputError):
     """A report that cannot be made; the message names the file and what was expected."""
 
 

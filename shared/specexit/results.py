@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import ConfigDict, Field, ValidationError
 
 from specexit.config import Config, write_text
+from specexit.errors import InputError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -111,7 +112,7 @@ class Results(Config):
     definitions: dict[str, str] = DEFINITIONS
 
 
-class ResultsError(ValueError):
+class ResultsError(InputError):
     """A results file that cannot be used; the message names the file, the field and what was expected."""
 
 

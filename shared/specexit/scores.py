@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float
 
+from specexit.errors import InputError
 from specexit.signals import NAMES
 from specexit.traces import Trace
 
@@ -33,7 +34,7 @@ SCHEMA = pa.schema(
 belong to."""
 
 
-class ScoreError(ValueError):
+class ScoreError(InputError):
     """A score file that cannot be used; the message names the file and what was expected."""
 
 

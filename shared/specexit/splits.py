@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from specexit.errors import InputError
+
 
 @runtime_checkable
 class Tokenizer(Protocol):
@@ -26,7 +28,7 @@ class Tokenizer(Protocol):
     def __len__(self) -> int: ...
 
 
-class SplitError(ValueError):
+class SplitError(InputError):
     """The tokenizer cannot mark the beginning or end of thinking, or knows none of the split strings."""
 
 

@@ -18,12 +18,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from specexit.config import ConfigError
+from specexit.errors import InputError
 from specexit.schemas.target import TargetConfig, load_target_config
 
 SCHEMA_VERSION = "1"
 
 
-class TraceError(ValueError):
+class TraceError(InputError):
     """A trace file that cannot be used; the message names the file, the column and what was expected."""
 
 

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from specexit.draftdir import read_draft
+from specexit.errors import InputError
 from specexit.schemas.verify import VerifyConfig
 from specexit.signals import NAMES, SIGNALS
 from specexit.traces import read_traces
@@ -25,7 +26,7 @@ SIDES = {"jax": "jax_specexit.probe", "torch": "torch_specexit.probe"}
 ROWS_SHOWN = 6
 
 
-class VerifyError(ValueError):
+class VerifyError(InputError):
     """The two frameworks disagree, or one of them could not run."""
 
 

@@ -85,15 +85,22 @@ def packed(small_target: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 @pytest.fixture
-def recipe(small_target: Path, packed: Path, tmp_path: Path) -> TrainConfig:
+def recipe(base_recipe: TrainConfig, tmp_path: Path) -> TrainConfig:
+    """The recipe with a run folder of the test's own."""
+    return base_recipe.model_copy(update={"out": tmp_path / "run"})
+
+
+@pytest.fixture(scope="session")
+def base_recipe(small_target: Path, packed: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
     """Eight steps in float32, checkpoints every three."""
-    path = tmp_path / "recipe.yaml"
+    folder = tmp_path_factory.mktemp("recipe")
+    path = folder / "recipe.yaml"
     path.write_text(
         yaml.safe_dump(
             {
                 "target": str(small_target),
                 "data": str(packed),
-                "out": str(tmp_path / "run"),
+                "out": str(folder / "run"),
                 "draft": {
                     "hidden_size": 32,
                     "intermediate_size": 48,

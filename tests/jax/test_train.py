@@ -46,26 +46,30 @@ module.train(load(TrainConfig, Path({str(path)!r})))
     return subprocess.run([sys.executable, "-c", script], env=environment).returncode
 
 
-def test_killed_and_continued_is_bit_equal(recipe: TrainConfig, tmp_path: Path) -> None:
-    whole = recipe.model_copy(update={"out": tmp_path / "whole"})
-    killed = recipe.model_copy(update={"out": tmp_path / "killed"})
-    assert run_in_process(whole, tmp_path / "whole") == 0
-    assert run_in_process(killed, tmp_path / "killed", kill_at=5) == -9
-    assert run_in_process(killed, tmp_path / "killed") == 0
-    assert losses(killed.out) == losses(whole.out)
-    assert sorted(losses(whole.out)) == list(range(1, 9))
+@pytest.fixture(scope="module")
+def whole(base_recipe: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> dict[int, float]:
+    """Losses of an uninterrupted run on one device."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    assert run_in_process(base_recipe.model_copy(update={"out": folder}), folder) == 0
+    found = losses(folder)
+    assert sorted(found) == list(range(1, 9))
+    return found
 
 
-@pytest.mark.parametrize("mesh", [{"data": 2, "fsdp": 2, "tensor": 2}, {"data": 8}, {"fsdp": 4, "tensor": 2}])
-def test_eight_devices_equal_one(recipe: TrainConfig, tmp_path: Path, mesh: dict[str, int]) -> None:
-    one = recipe.model_copy(update={"out": tmp_path / "one"})
-    assert run_in_process(one, tmp_path / "one") == 0
-    eight = TrainConfig.model_validate(recipe.model_dump() | {"out": tmp_path / "eight", "mesh": mesh})
-    assert run_in_process(eight, tmp_path / "eight", devices=8) == 0
-    ours, reference = losses(eight.out), losses(one.out)
-    assert ours.keys() == reference.keys()
+def test_killed_and_continued_is_bit_equal(recipe: TrainConfig, whole: dict[int, float]) -> None:
+    assert run_in_process(recipe, recipe.out, kill_at=5) == -9
+    assert run_in_process(recipe, recipe.out) == 0
+    assert losses(recipe.out) == whole
+
+
+@pytest.mark.parametrize("mesh", [{"data": 2, "fsdp": 2, "tensor": 2}, {"fsdp": 4, "tensor": 2}], ids=str)
+def test_eight_devices_equal_one(recipe: TrainConfig, whole: dict[int, float], mesh: dict[str, int]) -> None:
+    eight = TrainConfig.model_validate(recipe.model_dump() | {"mesh": mesh})
+    assert run_in_process(eight, recipe.out, devices=8) == 0
+    ours = losses(recipe.out)
+    assert ours.keys() == whole.keys()
     # Reductions run in another order, and training amplifies that; the first steps agree to rounding.
-    np.testing.assert_allclose(list(ours.values()), list(reference.values()), rtol=1e-5)
+    np.testing.assert_allclose(list(ours.values()), list(whole.values()), rtol=1e-5)
 
 
 def test_training_lowers_both_losses(recipe: TrainConfig) -> None:

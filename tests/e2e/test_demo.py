@@ -1,0 +1,78 @@
+"""The whole pipeline at reduced size, as a newcomer runs it: every command, real engines, a measured table."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from specexit.draftdir import read_draft
+from specexit.results import read_results
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("demo") / "run"
+    subprocess.run([sys.executable, "-m", "specexit", "demo", "quick=true", f"out={folder}"], check=True)
+    return folder
+
+
+pytestmark = [pytest.mark.vllm, pytest.mark.slow]
+
+
+def test_every_method_is_measured(run: Path) -> None:
+    results = read_results(run / "results.json")
+    assert list(results.methods) == ["none", "eagle3", "specexit", "specexit-fc", "budget"]
+    assert results.methods["eagle3"].acceptance_length > 1.2
+    assert results.methods["eagle3"].accuracy == results.methods["none"].accuracy
+
+
+def test_speculation_changes_no_text(run: Path) -> None:
+    results = read_results(run / "results.json")
+    for name, identity in results.lossless.items():
+        assert identity.mismatches == 0, name
+
+
+def test_exits_save_thinking(run: Path) -> None:
+    results = read_results(run / "results.json")
+    assert results.against_eagle3["specexit"].thinking_cut[0] > 0.2
+    assert results.methods["specexit"].exits.exit > 0
+
+
+def test_the_draft_carries_its_guarantee(run: Path) -> None:
+    for name in ("draft", "draft-fc"):
+        config, _ = read_draft(run / name)
+        assert config.specexit is not None
+        block = config.specexit
+        if block.calibration is not None:
+            assert block.calibration.bound <= block.calibration.epsilon
+        assert set(block.policy.thresholds) == {"validity"}
+
+
+def test_training_left_its_record(run: Path) -> None:
+    lines = [json.loads(line) for line in (run / "train" / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["token_loss"][0] < lines[0]["token_loss"][0]
+    evaluation = json.loads((run / "train" / "evaluation.json").read_text())
+    assert evaluation["all_boundaries"]["auroc"] > 0.9
+    assert list((run / "train" / "tensorboard").iterdir())
+
+
+def test_the_report_is_one_file(run: Path) -> None:
+    page = (run / "report.html").read_text()
+    assert "specexit-fc" in page
+    assert "<script src" not in page
+    assert "http-equiv" not in page
+
+
+def test_a_finished_demo_is_moved_aside_not_overwritten(run: Path) -> None:
+    from rich.console import Console
+
+    from specexit.demo import _make_room
+    from specexit.schemas.demo import DemoConfig
+
+    _make_room(DemoConfig(out=run, quick=True), Console(quiet=True))
+    moved = run.with_name("run-1")
+    assert moved.exists()
+    assert not run.exists()
+    moved.rename(run)

@@ -1,0 +1,72 @@
+"""The embedded target is what the docs say it is, and vLLM, transformers and Flax write the same text with it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from jax_specexit.scoring import sequence
+from jax_specexit.target import load_target
+from specexit import tiny
+from specexit.schemas.target import load_target_config
+from specexit.traces import Trace, read_traces
+
+N = 500
+N_COMPARED = 24
+
+
+@pytest.fixture(scope="module")
+def collected(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Greedy traces and trial answers of held-out problems, from a real engine, annotated."""
+    folder = tmp_path_factory.mktemp("tiny")
+    for arguments in (
+        ["collect", "split=test", f"n={N}", f"out={folder / 'traces'}"],
+        ["annotate", f"traces={folder / 'traces'}", f"out={folder / 'labelled'}"],
+    ):
+        subprocess.run([sys.executable, "-m", "specexit", *arguments], check=True)
+    return folder
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_it_solves_its_problems_and_overthinks(collected: Path) -> None:
+    found = json.loads((collected / "labelled" / "statistics.json").read_text())
+    assert found["n"] == N
+    assert found["full"]["accuracy"] >= 0.95
+    assert found["oracle_earliest"]["thinking_cut"] >= 0.55
+    assert found["first_boundary"]["accuracy"] < 0.05
+
+
+@pytest.mark.vllm
+def test_held_out_questions_are_not_pretraining_questions(collected: Path) -> None:
+    traces = read_traces(collected / "traces")
+    assert len({trace.prompt for trace in traces}) == N
+    assert {tiny.split_of(trace.prompt) for trace in traces} == {"test"}
+
+
+def first_choices_agree(trace: Trace, choices: np.ndarray, ids: list[int]) -> bool:
+    """Whether greedy decoding writes the response: by induction, if every first choice is the token that follows."""
+    start = len(trace.prompt_ids)
+    return choices[start - 1 : len(ids) - 1].tolist() == ids[start:]
+
+
+@pytest.mark.vllm
+def test_vllm_transformers_and_flax_write_the_same(collected: Path) -> None:
+    end = load_target_config("tiny-reasoner").think_tokens().end
+    ours = load_target(tiny.MODEL_DIR)
+    theirs = AutoModelForCausalLM.from_pretrained(tiny.MODEL_DIR, dtype=torch.float32).eval()
+    for trace in read_traces(collected / "traces")[:N_COMPARED]:
+        ids = sequence(trace, end)
+        tokens = jnp.asarray([ids + [0] * (640 - len(ids))], jnp.int32)  # one length, one compilation
+        hidden, _ = ours(tokens, jnp.arange(640)[None], jnp.ones_like(tokens))
+        flax_choices = np.asarray(jnp.argmax(hidden @ ours.head(), axis=-1))[0, : len(ids)]
+        with torch.no_grad():
+            torch_choices = theirs(torch.tensor([ids])).logits[0].argmax(-1).numpy()
+        assert first_choices_agree(trace, flax_choices, ids), f"Flax, {trace.id}"
+        assert first_choices_agree(trace, torch_choices, ids), f"transformers, {trace.id}"
