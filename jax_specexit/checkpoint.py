@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,7 @@ def restore_params(run: Path) -> tuple[int, Any]:
     Raises:
       ConfigError: the run has none.
     """
+    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax warns that it will not restore what is not asked for
     folder = (run / "checkpoints").absolute()
     if not folder.is_dir():
         raise ConfigError(f"{run}: no checkpoints folder, expected a run folder that `specexit train` wrote")
