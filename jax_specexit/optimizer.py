@@ -7,11 +7,15 @@ On the tiny reasoner Muon is what makes few tokens enough: the same draft reache
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import jax
 import optax
 
 from specexit.schemas.train import OptimizerConfig
+
+Group = Literal["muon", "adam", "head"]
+"""Weight matrices, everything else, and the signal head."""
 
 
 def schedule(config: OptimizerConfig, peak: float, steps: int) -> optax.Schedule:
@@ -28,26 +32,27 @@ def schedule(config: OptimizerConfig, peak: float, steps: int) -> optax.Schedule
 
 
 def make_optimizer(
-    config: OptimizerConfig, steps: int, is_matrix: Callable[[tuple, jax.Array], bool]
+    config: OptimizerConfig, steps: int, group_of: Callable[[tuple, jax.Array], Group]
 ) -> optax.GradientTransformation:
     """Build the optimizer.
 
     Args:
       config: rates and shapes of the schedule.
       steps: length of the whole run.
-      is_matrix: (path, leaf) -> whether the leaf is a weight matrix that Muon updates.
+      group_of: (path, leaf) -> which optimizer updates the leaf.
 
     Reference: Jordan et al. 2024 (Muon), through ``optax.contrib.muon``; Loshchilov & Hutter 2019 (AdamW).
     """
 
     def label(params: optax.Params) -> optax.Params:
-        return jax.tree.map_with_path(lambda path, leaf: "muon" if is_matrix(path, leaf) else "adam", params)
+        return jax.tree.map_with_path(group_of, params)
+
+    def adam(peak: float) -> optax.GradientTransformation:
+        return optax.adamw(schedule(config, peak, steps), b1=0.9, b2=0.95, weight_decay=config.weight_decay)
 
     muon = optax.contrib.muon(
         schedule(config, config.muon_rate, steps), ns_steps=4, beta=0.95, weight_decay=config.weight_decay
     )
-    adam = optax.adamw(schedule(config, config.adam_rate, steps), b1=0.9, b2=0.95, weight_decay=config.weight_decay)
-    chain = optax.chain(
-        optax.clip_by_global_norm(config.clip), optax.multi_transform({"muon": muon, "adam": adam}, label)
-    )
+    groups = {"muon": muon, "adam": adam(config.adam_rate), "head": adam(config.head_rate)}
+    chain = optax.chain(optax.clip_by_global_norm(config.clip), optax.multi_transform(groups, label))
     return optax.apply_if_finite(chain, max_consecutive_errors=5)

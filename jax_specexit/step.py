@@ -28,7 +28,7 @@ from jax_specexit.losses import (
     signal_state_gradients,
     signal_weights,
 )
-from jax_specexit.optimizer import make_optimizer
+from jax_specexit.optimizer import Group, make_optimizer
 from jax_specexit.sharding import BATCH, shardings
 from jax_specexit.target import Target
 from specexit.schemas.train import TrainConfig
@@ -161,10 +161,12 @@ def smooth_magnitudes(
     return jax.lax.stop_gradient(average)
 
 
-def is_matrix(path: tuple[Any, ...], leaf: Any) -> bool:
-    """Whether Muon updates a draft parameter: inner weight matrices, not the heads."""
+def group_of(path: tuple[Any, ...], leaf: Any) -> Group:
+    """Which optimizer updates a draft parameter: Muon the inner weight matrices, not the heads."""
     name = jax.tree_util.keystr(path)
-    return leaf.ndim == 2 and "lm_head" not in name and "signal_head" not in name
+    if "signal_head" in name:
+        return "head"
+    return "muon" if leaf.ndim == 2 and "lm_head" not in name else "adam"
 
 
 class Step(NamedTuple):
@@ -182,7 +184,7 @@ def make_step(config: TrainConfig, draft: Draft, target: Target, mesh: Mesh) -> 
     graph, params = nnx.split(draft)
     target_graph, target_params = nnx.split(target)
     params, target_params = nnx.to_pure_dict(params), nnx.to_pure_dict(target_params)
-    optimizer = make_optimizer(config.optimizer, config.steps, is_matrix)
+    optimizer = make_optimizer(config.optimizer, config.steps, group_of)
     if config.freeze_trunk:
         optimizer = _head_only(optimizer)
 

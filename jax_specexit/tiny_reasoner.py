@@ -24,7 +24,7 @@ from pydantic import Field
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from tokenizers import Tokenizer
 
-from jax_specexit.optimizer import make_optimizer
+from jax_specexit.optimizer import Group, make_optimizer
 from jax_specexit.target import Target, TargetShape, export_target
 from specexit import tiny
 from specexit.config import Config
@@ -99,8 +99,8 @@ def loss_fn(target: Target, tokens: jax.Array, mask: jax.Array) -> jax.Array:
     return jnp.sum(losses * mask[:, 1:]) / jnp.sum(mask[:, 1:])
 
 
-def _is_matrix(path: tuple, leaf: jax.Array) -> bool:
-    return leaf.ndim == 2 and "embedding" not in jax.tree_util.keystr(path)
+def _group_of(path: tuple, leaf: jax.Array) -> Group:
+    return "muon" if leaf.ndim == 2 and "embedding" not in jax.tree_util.keystr(path) else "adam"
 
 
 def train(config: TinyReasonerConfig) -> float:
@@ -112,7 +112,7 @@ def train(config: TinyReasonerConfig) -> float:
         graph, params = nnx.split(Target(SHAPE, rngs=nnx.Rngs(config.seed)))
         params = nnx.to_pure_dict(params)
         steps = config.tokens // config.batch_tokens
-        optimizer = make_optimizer(config.optimizer, steps, _is_matrix)
+        optimizer = make_optimizer(config.optimizer, steps, _group_of)
         state = optimizer.init(params)
 
         @partial(jax.jit, donate_argnums=(0, 1))

@@ -15,7 +15,8 @@ class OptimizerConfig(Config):
     """Muon for weight matrices, AdamW for the rest; clipped; linear warm-up, constant, linear decay."""
 
     muon_rate: float = Field(default=0.02, gt=0, description="peak learning rate of Muon (weight matrices)")
-    adam_rate: float = Field(default=3e-3, gt=0, description="peak learning rate of AdamW (embeddings, norms, heads)")
+    adam_rate: float = Field(default=3e-3, gt=0, description="peak learning rate of AdamW (embeddings, norms, LM head)")
+    head_rate: float = Field(default=0.02, gt=0, description="peak learning rate of AdamW (signal head)")
     weight_decay: float = Field(default=0.0, ge=0, description="decoupled weight decay of both")
     warmup: float = Field(default=0.04, ge=0, lt=1, description="share of the steps with a rising rate")
     decay: float = Field(default=0.5, gt=0, le=1, description="share of the steps, at the end, with a falling rate")
