@@ -28,8 +28,8 @@ from torch_specexit.draft import Draft
 from torch_specexit.features import TargetFeatures
 
 STEPS, BATCH, LENGTH, DRAFT_STEPS = 150, 4, 160, 2
-FIRES = 0.06
-"""Share of the boundaries at which the validity of a random head is above the policy's threshold."""
+FIRES = 0.5
+"""Share of the texts with a boundary, before their last, at which a random head's validity reaches the threshold."""
 
 
 def texts(target: TargetConfig, n: int) -> list[list[int]]:
@@ -81,17 +81,16 @@ def train(draft: Draft, features: TargetFeatures, tokens: list[list[int]], to_dr
 
 @torch.no_grad()
 def random_signals(draft: Draft, features: TargetFeatures, tokens: list[list[int]], ids: ThinkTokens) -> Policy:
-    """Give a draft random signal rows, and return the policy that fires at `FIRES` of the boundaries."""
+    """Give a draft random signal rows, and return the policy that fires in `FIRES` of the texts."""
     rows = draft.signal_head.weight if draft.signal_head is not None else draft.fc.weight[-len(NAMES) :]
     rows.copy_(torch.randn(rows.shape, generator=torch.Generator().manual_seed(0)) / rows.shape[1] ** 0.5)
     policy = Policy() if draft.signal_head is not None else Policy(smoothing="ewma", alpha=0.5)
-    validity = [
-        smoothed[column("validity")]
-        for text in tokens
-        for token, smoothed in zip(*smoothed_signals(draft, features, text, ids, policy), strict=True)
-        if token in ids.split
-    ]
-    return policy.model_copy(update={"thresholds": {"validity": float(np.quantile(validity, 1 - FIRES))}})
+    highest = []
+    for text in tokens:
+        judged = zip(*smoothed_signals(draft, features, text, ids, policy), strict=True)
+        validity = [values[column("validity")] for token, values in judged if token in ids.split]
+        highest.append(max(validity[:-1]))
+    return policy.model_copy(update={"thresholds": {"validity": float(np.quantile(highest, 1 - FIRES))}})
 
 
 def signal_values(draft: Draft, features: TargetFeatures, text: list[int]) -> np.ndarray:
