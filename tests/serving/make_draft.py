@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 import sys
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +28,7 @@ from torch_specexit.draft import Draft
 from torch_specexit.features import TargetFeatures
 
 STEPS, BATCH, LENGTH, DRAFT_STEPS = 150, 4, 160, 2
-FIRES = 0.5
+FIRES = 0.8
 """Share of the texts with a boundary, before their last, at which a random head's validity reaches the threshold."""
 
 
@@ -83,14 +83,22 @@ def train(draft: Draft, features: TargetFeatures, tokens: list[list[int]], to_dr
 def random_signals(draft: Draft, features: TargetFeatures, tokens: list[list[int]], ids: ThinkTokens) -> Policy:
     """Give a draft random signal rows, and return the policy that fires in `FIRES` of the texts."""
     rows = draft.signal_head.weight if draft.signal_head is not None else draft.fc.weight[-len(NAMES) :]
-    rows.copy_(torch.randn(rows.shape, generator=torch.Generator().manual_seed(0)) / rows.shape[1] ** 0.5)
     policy = Policy() if draft.signal_head is not None else Policy(smoothing="ewma", alpha=0.5)
-    highest = []
-    for text in tokens:
-        judged = zip(*smoothed_signals(draft, features, text, ids, policy), strict=True)
-        validity = [values[column("validity")] for token, values in judged if token in ids.split]
-        highest.append(max(validity[:-1]))
+    for seed in count():
+        noise = torch.randn(rows.shape, generator=torch.Generator().manual_seed(seed))
+        rows.copy_(2 * noise / rows.shape[1] ** 0.5)
+        validity = [boundary_validity(draft, features, text, ids, policy) for text in tokens]
+        # Some requests ask for a threshold of one half, which has to mean something.
+        if 0.25 < np.mean(np.concatenate(validity) > 0.5) < 0.6:
+            break
+    highest = [max(values[:-1]) for values in validity]
     return policy.model_copy(update={"thresholds": {"validity": float(np.quantile(highest, 1 - FIRES))}})
+
+
+def boundary_validity(draft, features, text: list[int], ids: ThinkTokens, policy: Policy) -> list[float]:
+    """The validity that a policy judges at each boundary of a text."""
+    judged = zip(*smoothed_signals(draft, features, text, ids, policy), strict=True)
+    return [float(values[column("validity")]) for token, values in judged if token in ids.split]
 
 
 def signal_values(draft: Draft, features: TargetFeatures, text: list[int]) -> np.ndarray:
