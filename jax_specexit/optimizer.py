@@ -6,7 +6,7 @@ On the tiny reasoner Muon is what makes few tokens enough: the same draft reache
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Literal
 
 import jax
@@ -53,6 +53,10 @@ def make_optimizer(
     muon = optax.contrib.muon(
         schedule(config, config.muon_rate, steps), ns_steps=4, beta=0.95, weight_decay=config.weight_decay
     )
-    groups = {"muon": muon, "adam": adam(config.adam_rate), "head": adam(config.head_rate)}
+    groups: dict[Hashable, optax.GradientTransformation] = {
+        "muon": muon,
+        "adam": adam(config.adam_rate),
+        "head": adam(config.head_rate),
+    }
     chain = optax.chain(optax.clip_by_global_norm(config.clip), optax.multi_transform(groups, label))
     return optax.apply_if_finite(chain, max_consecutive_errors=5)
