@@ -15,8 +15,7 @@ from flax import nnx
 from jaxtyping import Float
 
 from jax_specexit.draft import Draft
-from jax_specexit.layers import segment_mask
-from jax_specexit.step import shift
+from jax_specexit.step import shift, ttt_outputs
 from jax_specexit.target import Target
 from specexit.signals import activate
 from specexit.traces import Trace
@@ -74,11 +73,8 @@ def score(
         ones = jnp.ones_like(tokens)
         _, aux = target(tokens, positions, ones, aux_layers=draft.config.eagle_aux_hidden_state_layer_ids)
         assert aux is not None
-        hidden, past, mask = draft.fuse(aux), ([], []), segment_mask(ones)
-        outputs = []
-        for k in range(ttt_steps):
-            hidden, past = draft.layer(target.embedding[...][shift(tokens, 1 + k)], hidden, positions + k, mask, past)
-            outputs.append(draft.norm(hidden))
+        batch = {"tokens": tokens, "positions": positions, "segment_ids": ones}
+        outputs = ttt_outputs(draft, target.embedding[...], aux, batch, ttt_steps)
         logits = [y @ draft.lm_head.kernel[...] for y in outputs]
         hits = [jnp.asarray(vocab)[jnp.argmax(z, -1)] == shift(tokens, 2 + k) for k, z in enumerate(logits)]
         return draft.signals(aux, outputs[0]), logits[0], jnp.stack(hits)

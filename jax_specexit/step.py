@@ -117,6 +117,7 @@ def make_loss(config: TrainConfig, graph: nnx.GraphDef, target_graph: nnx.GraphD
     dtype, source = jnp.dtype(config.dtype), config.signals.source
 
     def loss_fn(params: Any, frozen: Frozen, batch: Batch, magnitudes: Float[Array, " one_plus_signals"]):
+        """Differentiated with respect to ``params``."""
         draft: Draft = nnx.merge(graph, params)
         target: Target = nnx.merge(target_graph, jax.lax.stop_gradient(frozen.target))
         layers = draft.config.eagle_aux_hidden_state_layer_ids
@@ -199,6 +200,7 @@ def make_step(config: TrainConfig, draft: Draft, target: Target, mesh: Mesh) -> 
     batch_sharding = NamedSharding(mesh, BATCH)
 
     def make_update(ttt_steps: int) -> Callable:
+        """The jitted step with so many TTT steps."""
         loss_fn = make_loss(config, graph, target_graph, ttt_steps)
 
         def update(state: TrainState, frozen: Frozen, batch: Batch) -> tuple[TrainState, dict[str, Array]]:

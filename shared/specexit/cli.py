@@ -188,7 +188,7 @@ def run(name: str, arguments: list[str]) -> None:
             raise
         _fail(f"specexit {name} needs {error.name}: pip install 'specexit[{command.extra}]'")
     except KeyboardInterrupt:
-        _fail("interrupted; the same command goes on from what is finished", code=130)
+        _fail("interrupted", code=130)
     except (InputError, FileExistsError, FileNotFoundError) as error:
         _fail(str(error))
 
