@@ -116,7 +116,7 @@ class Engines:
 
     def _pressed(self, source: str) -> list[dict[str, Any]]:
         """Prompts in chunks, too few KV blocks for the batch, and a context so short that requests reach its end."""
-        extra = {"max_num_batched_tokens": 64, "num_gpu_blocks_override": 40, "max_model_len": 288}
+        extra = {"max_num_batched_tokens": 64, "num_gpu_blocks_override": 20, "max_model_len": 288}
         batches = [self.batch({"max_tokens": 280})]
         return self.serve(f"{source}-pressed", batches, draft=str(self.drafts / source), k=5, extra=extra)
 
