@@ -6,7 +6,7 @@ from rich.console import Console
 
 from jax_specexit.checkpoint import restore_params
 from jax_specexit.export import tensors_from_params
-from jax_specexit.run import read_draft_files
+from jax_specexit.run import read_start
 from specexit.draftdir import write_draft
 from specexit.schemas.convert import ConvertConfig
 
@@ -19,7 +19,8 @@ def convert(config: ConvertConfig) -> None:
       DraftError: the checkpoint does not fit the run's own description, or holds NaN.
       FileExistsError: ``out`` is there and not empty.
     """
-    shape, vocab = read_draft_files(config.run)
+    start = read_start(config.run)
     step, params = restore_params(config.run)
-    write_draft(config.out, shape, tensors_from_params(shape, params, vocab))
+    tensors = tensors_from_params(start.shape, params, start.vocab, start.aux_rms)
+    write_draft(config.out, start.shape, tensors)
     Console(stderr=True).print(f"checkpoint of step {step} -> {config.out}")

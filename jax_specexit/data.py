@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import grain
@@ -10,6 +11,7 @@ import numpy as np
 from specexit.packing import PackError, PackMeta, check_target, read_example, read_meta
 from specexit.schemas.target import TargetConfig
 from specexit.schemas.train import TrainConfig
+from specexit.sequences import Example
 
 
 def load_batches(config: TrainConfig, target: TargetConfig) -> tuple[grain.DatasetIterator, PackMeta]:
@@ -37,6 +39,13 @@ def load_batches(config: TrainConfig, target: TargetConfig) -> tuple[grain.Datas
         .to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))
     )
     return iter(dataset), meta
+
+
+def first_rows(folder: Path, meta: PackMeta, n: int = 4) -> Example:
+    """The first packed rows, stacked: the same on every host."""
+    source: Any = grain.sources.ArrayRecordDataSource(str(folder / min(meta.shards)))
+    rows = [read_example(source[i]) for i in range(min(n, len(source)))]
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
 def choose_draft_vocab(meta: PackMeta, size: int, always: tuple[int, ...]) -> np.ndarray:

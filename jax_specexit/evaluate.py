@@ -23,7 +23,7 @@ from rich.table import Table
 from jax_specexit.checkpoint import restore_params
 from jax_specexit.draft import Draft
 from jax_specexit.metrics import acceptance_estimate
-from jax_specexit.run import read_draft_files
+from jax_specexit.run import read_start
 from jax_specexit.scoring import Scored, score
 from jax_specexit.target import Target, load_target
 from specexit.config import write_text
@@ -73,16 +73,17 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     Raises:
       ConfigError, DraftError, TraceError: run, target or traces do not fit or cannot be read.
     """
-    shape, vocab = read_draft_files(config.run)
+    start = read_start(config.run)
+    shape = start.shape
     assert shape.specexit is not None
     target_config = load_target_config(shape.specexit.target)
     check_target(shape, config.run, target_config.hf_config(), target_config.name)
     step, params = restore_params(config.run)
-    draft = Draft(shape, rngs=nnx.Rngs(0))
+    draft = Draft(shape, rngs=nnx.Rngs(0), aux_rms=start.aux_rms)
     nnx.update(draft, jax.tree.map(jnp.asarray, params))
     traces = read_labelled(config.traces)[: config.n]
     target = load_target(target_config.folder)
-    return evaluate_draft(draft, target, vocab, target_config, traces, config.ttt_steps, step, config.out)
+    return evaluate_draft(draft, target, start.vocab, target_config, traces, config.ttt_steps, step, config.out)
 
 
 def evaluate_draft(

@@ -72,7 +72,9 @@ class Metrics:
             "tokens_per_second": round(rate, 1),
         }
         self.write(line)
-        note = f"loss {line['loss']:.3f}  {rate:,.0f} tok/s  acceptance ~{acceptance_estimate(host['top1']):.2f}"
+        note = f"loss {line['loss']:.3f}  {rate:,.0f} tok/s"
+        if len(host["top1"]):  # a frozen trunk drafts what it always did
+            note += f"  acceptance ~{acceptance_estimate(host['top1']):.2f}"
         self.progress.update(self.task, completed=step, note=note)
 
     def count(self, tokens: int) -> None:

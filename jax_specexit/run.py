@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from specexit.draftdir import DraftConfig, SpecExitBlock, check_target, read_dra
 from specexit.packing import PackMeta
 from specexit.schemas.target import TargetConfig
 from specexit.schemas.train import TrainConfig
+from specexit.sequences import Example
 
 
 def draft_config(config: TrainConfig, target: TargetConfig, meta: PackMeta) -> DraftConfig:
@@ -47,23 +49,38 @@ def draft_config(config: TrainConfig, target: TargetConfig, meta: PackMeta) -> D
     )
 
 
-def start(config: TrainConfig, target_config: TargetConfig, meta: PackMeta) -> tuple[Draft, Target, np.ndarray]:
+class Start(NamedTuple):
+    """What is fixed when a run starts, and written into its folder as ``draft.json``."""
+
+    shape: DraftConfig
+    vocab: np.ndarray
+    """Target id of every draft token."""
+    aux_rms: tuple[float, ...]
+    """See `jax_specexit.draft.Draft`."""
+
+
+def start(
+    config: TrainConfig, target_config: TargetConfig, meta: PackMeta, rows: Example
+) -> tuple[Start, Draft, Target]:
     """Load the target and make the initial draft.
 
-    Returns:
-      The draft, the target, and the draft vocabulary (target id of each draft token).
+    Args:
+      config, target_config: the run's.
+      meta: of the packed data.
+      rows: a few packed examples, to measure the target's aux hidden states on.
 
     Raises:
       ConfigError: ``init_from`` was made for another target or shape.
     """
     target = load_target(target_config.folder)
     shape = draft_config(config, target_config, meta)
-    draft = Draft(shape, rngs=nnx.Rngs(config.seed))
+    aux_rms = measure_aux(target, shape.eagle_aux_hidden_state_layer_ids, rows)
+    draft = Draft(shape, rngs=nnx.Rngs(config.seed), aux_rms=aux_rms)
     if config.init_from is None:
         ids = target_config.think_tokens()
         vocab = choose_draft_vocab(meta, config.draft.draft_vocab_size, (ids.end,))
         warm_start(draft, target, jnp.asarray(vocab))
-        return draft, target, vocab
+        return Start(shape, vocab, aux_rms), draft, target
     source, tensors = read_draft(config.init_from)
     check_target(source, config.init_from, target_config.hf_config(), target_config.name)
     for field in ("hidden_size", "intermediate_size", "draft_vocab_size", "eagle_aux_hidden_state_layer_ids"):
@@ -72,20 +89,37 @@ def start(config: TrainConfig, target_config: TargetConfig, meta: PackMeta) -> t
                 f"init_from={config.init_from}: {field} is {getattr(source, field)}, "
                 f"but the recipe says {getattr(shape, field)}"
             )
-    params = params_from_draft(source, tensors)
+    params = params_from_draft(source, tensors, aux_rms)
     if source.specexit is None or source.specexit.source != config.signals.source:
         params.pop("signal_head", None)  # rows read elsewhere: start those afresh
     nnx.update(draft, jax.tree.map(jnp.asarray, params))
-    return draft, target, tensors["d2t"] + np.arange(source.draft_vocab_size)
+    return Start(shape, tensors["d2t"] + np.arange(source.draft_vocab_size), aux_rms), draft, target
 
 
-def save_draft_files(run: Path, shape: DraftConfig, vocab: np.ndarray) -> None:
-    """Write what `export` needs beside the checkpoints."""
-    write_text(run / "draft.json", json.dumps({"config": shape.model_dump(mode="json"), "vocab": vocab.tolist()}))
+def measure_aux(target: Target, layers: tuple[int, ...], rows: Example) -> tuple[float, ...]:
+    """Typical RMS of the target's hidden states after each aux layer.
+
+    The median over tokens: a few of them, the first of a sequence above all, have states a hundred times larger.
+    """
+    tokens, segments = jnp.asarray(rows["tokens"]), jnp.asarray(rows["segment_ids"])
+    _, aux = target(tokens, jnp.asarray(rows["positions"]), segments, aux_layers=layers)
+    assert aux is not None
+    states = np.asarray(aux)[rows["segment_ids"] > 0].reshape(-1, len(layers), aux.shape[-1] // len(layers))
+    return tuple(float(x) for x in np.median(np.sqrt(np.mean(states**2, axis=-1)), axis=0))
 
 
-def read_draft_files(run: Path) -> tuple[DraftConfig, np.ndarray]:
-    """Read `save_draft_files`' file.
+def save_start(run: Path, fixed: Start) -> None:
+    """Write what evaluation and conversion need beside the checkpoints."""
+    data = {
+        "config": fixed.shape.model_dump(mode="json"),
+        "vocab": fixed.vocab.tolist(),
+        "aux_rms": list(fixed.aux_rms),
+    }
+    write_text(run / "draft.json", json.dumps(data))
+
+
+def read_start(run: Path) -> Start:
+    """Read `save_start`'s file.
 
     Raises:
       ConfigError: not a run folder.
@@ -94,4 +128,5 @@ def read_draft_files(run: Path) -> tuple[DraftConfig, np.ndarray]:
     if not path.exists():
         raise ConfigError(f"{path}: file does not exist, expected a run folder that `specexit train` wrote")
     data = json.loads(path.read_text())
-    return DraftConfig.model_validate(data["config"]), np.asarray(data["vocab"], np.int64)
+    shape = DraftConfig.model_validate(data["config"])
+    return Start(shape, np.asarray(data["vocab"], np.int64), tuple(data["aux_rms"]))

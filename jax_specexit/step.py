@@ -124,15 +124,17 @@ def make_loss(config: TrainConfig, graph: nnx.GraphDef, target_graph: nnx.GraphD
         tokens, segments = batch["tokens"], batch["segment_ids"]
         target_hidden, aux = target(tokens, batch["positions"], segments, aux_layers=layers, dtype=dtype)
         assert aux is not None
-        normed = ttt_outputs(draft, target.embedding[...], aux, batch, ttt_steps)
+        if config.freeze_trunk:
+            normed, token = None, TokenLoss(jnp.zeros(()), jnp.zeros((0,)), jnp.zeros((0,)), jnp.zeros(()))
+        else:
+            outputs = ttt_outputs(draft, target.embedding[...], aux, batch, ttt_steps)
+            normed, aligned = outputs[0], jnp.stack([shift(y, -1 - k) for k, y in enumerate(outputs)])
+            teacher = teacher_of(target, target_hidden, frozen.draft_vocab, tokens)
+            weights = token_weights(batch, ttt_steps, config.ttt_decay)
+            fused = linear_cross_entropy(aligned, draft.lm_head.kernel[...], teacher, weights, config.loss_chunk)
+            token = cast(TokenLoss, fused)  # custom_vjp hides the type
 
-        aligned = jnp.stack([shift(y, -1 - k) for k, y in enumerate(normed)])
-        teacher = teacher_of(target, target_hidden, frozen.draft_vocab, tokens)
-        weights = token_weights(batch, ttt_steps, config.ttt_decay)
-        fused = linear_cross_entropy(aligned, draft.lm_head.kernel[...], teacher, weights, config.loss_chunk)
-        token = cast(TokenLoss, fused)  # custom_vjp hides the type
-
-        raw = draft.signals(aux, normed[0])
+        raw = draft.signals(aux, normed)
         labels, mask = signal_targets(batch, source)
         per_signal = signal_losses(raw, labels, mask)
         pulls = signal_state_gradients(raw, labels, mask, draft.signal_head.kernel[...])
@@ -140,7 +142,7 @@ def make_loss(config: TrainConfig, graph: nnx.GraphDef, target_graph: nnx.GraphD
         magnitudes = smooth_magnitudes(magnitudes, seen, config.signals.smoothing)
         lambdas = signal_weights(magnitudes[0], magnitudes[1:], config.signals.share, joint=source == "draft")
 
-        loss = jnp.sum(lambdas * per_signal) + (0.0 if config.freeze_trunk else token.total)
+        loss = jnp.sum(lambdas * per_signal) + token.total
         metrics = {
             "loss": loss,
             "token_loss": token.per_step,

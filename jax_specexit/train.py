@@ -10,10 +10,10 @@ import yaml
 from flax import nnx
 
 from jax_specexit.checkpoint import Checkpoints
-from jax_specexit.data import load_batches
+from jax_specexit.data import first_rows, load_batches
 from jax_specexit.evaluate import evaluate_draft
 from jax_specexit.metrics import Metrics
-from jax_specexit.run import draft_config, save_draft_files, start
+from jax_specexit.run import save_start, start
 from jax_specexit.sharding import make_mesh
 from jax_specexit.step import Frozen, make_step
 from specexit.config import ConfigError, save_run
@@ -34,13 +34,13 @@ def train(config: TrainConfig) -> None:
     if meta.length % config.loss_chunk:
         raise ConfigError(f"loss_chunk={config.loss_chunk} does not divide the packed length {meta.length}")
     mesh = make_mesh(config.mesh)
-    draft, target, vocab = start(config, target_config, meta)
-    save_draft_files(config.out, draft_config(config, target_config, meta), vocab)
+    fixed, draft, target = start(config, target_config, meta, first_rows(config.data, meta))
+    save_start(config.out, fixed)
     save_run(config, config.out)
 
     step = make_step(config, draft, target, mesh)
     frozen = jax.device_put(
-        Frozen(nnx.to_pure_dict(nnx.state(target)), np.asarray(vocab, np.int32)), step.frozen_shardings
+        Frozen(nnx.to_pure_dict(nnx.state(target)), np.asarray(fixed.vocab, np.int32)), step.frozen_shardings
     )
     state = step.init(nnx.to_pure_dict(nnx.state(draft)))
     checkpoints = Checkpoints(config.out, config.checkpoint)
@@ -66,7 +66,7 @@ def train(config: TrainConfig) -> None:
         nnx.update(draft, jax.tree.map(np.asarray, state.params))
         traces = read_labelled(config.eval_traces)
         out = config.out / "evaluation.json"
-        evaluate_draft(draft, target, vocab, target_config, traces, config.ttt_steps, int(state.step), out)
+        evaluate_draft(draft, target, fixed.vocab, target_config, traces, config.ttt_steps, int(state.step), out)
 
 
 def _check_same_recipe(config: TrainConfig) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from specexit.config import Config
 from specexit.draftdir import Source
@@ -96,3 +96,12 @@ class TrainConfig(Config):
     checkpoint: CheckpointConfig = CheckpointConfig()
     log_every: int = Field(default=10, gt=0, description="steps between metric lines")
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _frozen_trunk(self) -> TrainConfig:
+        if self.freeze_trunk and (self.signals.source != "fc" or self.init_from is None):
+            raise ValueError(
+                f"freeze_trunk=true with signals.source={self.signals.source}, init_from={self.init_from}: "
+                "expected source fc and a draft directory to start from"
+            )
+        return self
