@@ -97,15 +97,17 @@ def start(
 
 
 def measure_aux(target: Target, layers: tuple[int, ...], rows: Example) -> tuple[float, ...]:
-    """Typical RMS of the target's hidden states after each aux layer.
+    """Typical RMS of the target's hidden states after each aux layer, as a power of two.
 
-    The median over tokens: a few of them, the first of a sequence above all, have states a hundred times larger.
+    The median over tokens: a few of them, the first of a sequence above all, have states a hundred times larger. A
+    power of two, so that folding it into weights and taking it out again changes no bit of them.
     """
     tokens, segments = jnp.asarray(rows["tokens"]), jnp.asarray(rows["segment_ids"])
     _, aux = target(tokens, jnp.asarray(rows["positions"]), segments, aux_layers=layers)
     assert aux is not None
     states = np.asarray(aux)[rows["segment_ids"] > 0].reshape(-1, len(layers), aux.shape[-1] // len(layers))
-    return tuple(float(x) for x in np.median(np.sqrt(np.mean(states**2, axis=-1)), axis=0))
+    rms = np.median(np.sqrt(np.mean(states**2, axis=-1)), axis=0)
+    return tuple(2.0 ** int(np.rint(np.log2(x))) for x in rms)
 
 
 def save_start(run: Path, fixed: Start) -> None:
