@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from jax_specexit.attention import ttt_attention
 from jax_specexit.layers import Linear, RMSNorm, SwiGLU, rotary
@@ -67,7 +67,7 @@ class Draft(nnx.Module):
         embeds: Float[Array, "batch time hidden"],
         hidden: Float[Array, "batch time hidden"],
         positions: Int[Array, "batch time"],
-        mask: Bool[Array, "batch 1 time time"],
+        segment_ids: Int[Array, "batch time"],
         past: KeyValues,
     ) -> tuple[Float[Array, "batch time hidden"], KeyValues]:
         """One TTT step.
@@ -76,7 +76,7 @@ class Draft(nnx.Module):
           embeds: embeddings of the tokens one ahead of each row.
           hidden: fused target state at step 0, the previous step's output later.
           positions: rotary positions.
-          mask: causal within segments.
+          segment_ids: of packed rows.
           past: keys and values of the earlier steps.
 
         Returns:
@@ -88,7 +88,7 @@ class Draft(nnx.Module):
         k = rotary(self.k(x).reshape(batch, time, c.num_key_value_heads, c.head_dim), positions, c.rope_theta)
         v = self.v(x).reshape(batch, time, c.num_key_value_heads, c.head_dim)
         keys, values = [*past[0], k], [*past[1], v]
-        hidden = hidden + self.o(ttt_attention(q, keys, values, mask).reshape(batch, time, -1))
+        hidden = hidden + self.o(ttt_attention(q, keys, values, segment_ids).reshape(batch, time, -1))
         return hidden + self.mlp(self.post_norm(hidden)), (keys, values)
 
     def signals(

@@ -72,8 +72,13 @@ def repeat_kv(x: Float[Array, "batch time kv dim"], heads: int) -> Float[Array, 
     return x if x.shape[2] == heads else jnp.repeat(x, heads // x.shape[2], axis=2)
 
 
-def segment_mask(segment_ids: Int[Array, "batch time"]) -> Array:
-    """Causal mask within packed segments, [batch, 1, time, time]; padding is segment 0 and sees itself."""
-    time = segment_ids.shape[1]
-    same = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
-    return same & jnp.tril(jnp.ones((time, time), bool))
+def segment_starts(segment_ids: Int[Array, "batch time"]) -> Int[Array, "batch time"]:
+    """Place of the first row of every row's segment.
+
+    Example:
+      >>> segment_starts(jnp.array([[1, 1, 2, 2, 0]])).tolist()
+      [[0, 0, 2, 2, 4]]
+    """
+    place = jnp.arange(segment_ids.shape[1])
+    begins = jnp.diff(segment_ids, axis=1, prepend=segment_ids[:, :1] - 1) != 0
+    return jax.lax.cummax(jnp.where(begins, place, 0), axis=1)

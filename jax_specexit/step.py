@@ -19,7 +19,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from jax_specexit.draft import Draft
-from jax_specexit.layers import segment_mask
 from jax_specexit.losses import (
     Teacher,
     TokenLoss,
@@ -94,11 +93,11 @@ def ttt_outputs(
     draft: Draft, embedding: Float[Array, "vocab hidden"], aux: Float[Array, "batch time aux"], batch: Batch, steps: int
 ) -> list[Float[Array, "batch time hidden"]]:
     """Normed outputs of every TTT step, each fed with the one before it and with the tokens one further ahead."""
-    hidden, past, mask = draft.fuse(aux), ([], []), segment_mask(batch["segment_ids"])
+    hidden, past = draft.fuse(aux), ([], [])
     normed = []
     for k in range(steps):
         embeds = embedding.astype(aux.dtype)[shift(batch["tokens"], 1 + k)]
-        hidden, past = draft.layer(embeds, hidden, batch["positions"] + k, mask, past)
+        hidden, past = draft.layer(embeds, hidden, batch["positions"] + k, batch["segment_ids"], past)
         normed.append(draft.norm(hidden))
     return normed
 

@@ -20,7 +20,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from jax_specexit.layers import Linear, RMSNorm, SwiGLU, repeat_kv, rotary, segment_mask
+from jax_specexit.attention import ttt_attention
+from jax_specexit.layers import Linear, RMSNorm, SwiGLU, rotary
 from specexit.errors import InputError
 
 
@@ -72,18 +73,15 @@ class Attention(nnx.Module):
         self.k_norm = RMSNorm(s.head_dim, eps=s.rms_norm_eps)
 
     def __call__(
-        self, x: Float[Array, "batch time hidden"], positions: Int[Array, "batch time"], mask: Array
+        self, x: Float[Array, "batch time hidden"], positions: Int[Array, "batch time"], segment_ids: Array
     ) -> Float[Array, "batch time hidden"]:
-        """Attend within ``mask`` [batch, 1, time, time]."""
+        """Attend causally within segments."""
         s, (batch, time, _) = self.shape, x.shape
         q = self.q_norm(self.q(x).reshape(batch, time, s.num_attention_heads, s.head_dim))
         k = self.k_norm(self.k(x).reshape(batch, time, s.num_key_value_heads, s.head_dim))
         v = self.v(x).reshape(batch, time, s.num_key_value_heads, s.head_dim)
         q, k = rotary(q, positions, s.rope_theta), rotary(k, positions, s.rope_theta)
-        k, v = repeat_kv(k, s.num_attention_heads), repeat_kv(v, s.num_attention_heads)
-        scores = jnp.einsum("btnd,bsnd->bnts", q, k).astype(jnp.float32) * s.head_dim**-0.5
-        weights = jax.nn.softmax(jnp.where(mask, scores, -jnp.inf), axis=-1).astype(x.dtype)
-        mixed = jnp.einsum("bnts,bsnd->btnd", weights, v)
+        mixed = ttt_attention(q, [k], [v], segment_ids)
         return self.o(mixed.reshape(batch, time, -1))
 
 
@@ -97,10 +95,14 @@ class DecoderLayer(nnx.Module):
         self.mlp = SwiGLU(shape.hidden_size, shape.intermediate_size, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, "batch time hidden"], positions: Int[Array, "batch time"], mask: Array, dtype: DTypeLike
+        self,
+        x: Float[Array, "batch time hidden"],
+        positions: Int[Array, "batch time"],
+        segment_ids: Int[Array, "batch time"],
+        dtype: DTypeLike,
     ) -> Float[Array, "batch time hidden"]:
         """Advance the residual stream ``x``; the matrix products run in ``dtype``."""
-        x = x + self.attention(self.input_norm(x).astype(dtype), positions, mask)
+        x = x + self.attention(self.input_norm(x).astype(dtype), positions, segment_ids)
         return x + self.mlp(self.post_norm(x).astype(dtype))
 
 
@@ -136,10 +138,9 @@ class Target(nnx.Module):
           when no layer is asked for).
         """
         x = self.embedding[...][tokens]
-        mask = segment_mask(segment_ids)
         stream = [x]
         for layer in self.layers:
-            x = layer(x, positions, mask, dtype)
+            x = layer(x, positions, segment_ids, dtype)
             stream.append(x)
         aux = jnp.concatenate([stream[k] for k in aux_layers], axis=-1).astype(dtype) if aux_layers else None
         return self.norm(x).astype(dtype), aux

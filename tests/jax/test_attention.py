@@ -4,36 +4,83 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from jax_specexit import attention
 from jax_specexit.attention import ttt_attention, ttt_attention_reference
-from jax_specexit.layers import segment_mask
+
+
+def random_inputs(segments: np.ndarray, steps: int, kv_heads: int, dtype=jnp.float64):
+    batch, time = segments.shape
+    keys = jax.random.split(jax.random.key(steps), 2 * steps + 1)
+    q = jax.random.normal(keys[0], (batch, time, 4, 8), dtype)
+    k, v = (
+        [jax.random.normal(key, (batch, time, kv_heads, 8), dtype) for key in part]
+        for part in (keys[1 : steps + 1], keys[steps + 1 :])
+    )
+    return q, k, v
+
+
+def value_and_gradients(attend):
+    return jax.jit(
+        jax.value_and_grad(lambda q, k, v, ids: jnp.sum(jnp.sin(attend(q, k, v, ids))), argnums=(0, 1, 2)),
+    )
+
+
+def assert_close(ours, oracle) -> None:
+    # float64 leaves nothing but the order of sums
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12), ours, oracle)
 
 
 @pytest.mark.parametrize(("steps", "kv_heads"), [(1, 4), (3, 2), (5, 1)])
 def test_equals_the_masked_oracle(steps: int, kv_heads: int) -> None:
+    segments = np.array([[1] * 140 + [2] * 100 + [3] * 60, [1] * 270 + [0] * 30])
+    assert segments.shape[1] > 2 * attention.BLOCK
     with jax.enable_x64(True):
-        keys = jax.random.split(jax.random.key(steps), 2 * steps + 1)
-        q = jax.random.normal(keys[0], (2, 24, 4, 8), jnp.float64)
-        k, v = (
-            [jax.random.normal(key, (2, 24, kv_heads, 8), jnp.float64) for key in part]
-            for part in (keys[1 : steps + 1], keys[steps + 1 :])
-        )
-        segments = jnp.array([[1] * 10 + [2] * 14, [1] * 20 + [0] * 4])
-        mask = segment_mask(segments)
+        inputs = (*random_inputs(segments, steps, kv_heads), jnp.asarray(segments))
+        assert_close(value_and_gradients(ttt_attention)(*inputs), value_and_gradients(ttt_attention_reference)(*inputs))
 
-        def loss(attention, q, k, v):
-            return jnp.sum(jnp.sin(attention(q, k, v, mask)))
 
-        ours = jax.value_and_grad(lambda *a: loss(ttt_attention, *a), argnums=(0, 1, 2))(q, k, v)
-        oracle = jax.value_and_grad(lambda *a: loss(ttt_attention_reference, *a), argnums=(0, 1, 2))(q, k, v)
-        # float64 leaves nothing but the order of sums
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12), ours, oracle)
+@pytest.fixture(scope="module")
+def small_tiles():
+    """Both functions on 3 TTT steps, compiled once with tiles of 4 rows."""
+    with pytest.MonkeyPatch.context() as patch, jax.enable_x64(True):
+        patch.setattr(attention, "BLOCK", 4)
+        q, k, v = random_inputs(np.zeros((2, 18)), 3, 2)
+        compiled = [
+            value_and_gradients(attend).lower(q, k, v, jnp.zeros((2, 18), int)).compile()
+            for attend in (ttt_attention, ttt_attention_reference)
+        ]
+        yield (q, k, v), *compiled
+
+
+@settings(max_examples=60, deadline=None)
+@given(begins=st.lists(st.lists(st.booleans(), min_size=18, max_size=18), min_size=2, max_size=2))
+def test_wherever_segments_and_tiles_begin(small_tiles, begins) -> None:
+    inputs, ours, oracle = small_tiles
+    segments = jnp.asarray(np.cumsum(begins, axis=1))
+    assert_close(ours(*inputs, segments), oracle(*inputs, segments))
 
 
 def test_segments_do_not_see_each_other() -> None:
-    q, k, v = (jax.random.normal(key, (1, 12, 2, 4)) for key in jax.random.split(jax.random.key(0), 3))
-    mask = segment_mask(jnp.array([[1] * 5 + [2] * 7]))
-    whole = ttt_attention(q, [k], [v], mask)
-    alone = ttt_attention(q[:, 5:], [k[:, 5:]], [v[:, 5:]], segment_mask(jnp.ones((1, 7), jnp.int32)))
+    q, (k,), (v,) = random_inputs(np.zeros((1, 12)), 1, 2, jnp.float32)
+    whole = ttt_attention(q, [k], [v], jnp.array([[1] * 5 + [2] * 7]))
+    alone = ttt_attention(q[:, 5:], [k[:, 5:]], [v[:, 5:]], jnp.ones((1, 7), jnp.int32))
     # float32: masked terms change the order of the sums
     np.testing.assert_allclose(whole[:, 5:], alone, rtol=1e-5, atol=1e-6)
+
+
+def test_memory_grows_linearly_with_the_length() -> None:
+    def temporary_bytes(attend, time: int) -> int:
+        shapes = [jax.ShapeDtypeStruct((1, time, n, 16), jnp.float32) for n in (4, 2, 2)]
+
+        def loss(q, k, v):
+            return jnp.sum(attend(q, [k] * 3, [v] * 3, jnp.ones((1, time), jnp.int32)))
+
+        compiled = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(*shapes).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    short, long = temporary_bytes(ttt_attention, 1024), temporary_bytes(ttt_attention, 16 * 1024)
+    assert long < 20 * short
+    assert temporary_bytes(ttt_attention_reference, 1024) > 10 * short
