@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial, reduce
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -50,7 +51,8 @@ def ttt_attention(q: Queries, keys: Keys, values: Keys, segment_ids: Int[Array, 
     pad = -time % block
     grouped, keys, values = jax.tree.map(lambda x: _pad(x, pad), (grouped, list(keys), list(values)))
     starts = jnp.pad(starts, [(0, 0), (0, pad)], constant_values=time)  # the padding is a segment of its own
-    return _attention(grouped, keys, values, starts, block)[:, :time].reshape(q.shape)
+    mixed = cast(Array, _attention(grouped, keys, values, starts, block))  # custom_vjp hides the type
+    return mixed[:, :time].reshape(q.shape)
 
 
 def _pad(x: Array, rows: int) -> Array:

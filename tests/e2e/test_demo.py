@@ -36,12 +36,11 @@ def test_speculation_changes_no_text(run: Path) -> None:
 
 def test_exits_save_thinking(run: Path) -> None:
     results = read_results(run / "results.json")
-    # At this size the jointly trained draft does not always earn its certificate, and then its exits stay off; the
-    # probe needs less training.
-    cuts = {name: results.against_eagle3[name].thinking_cut[0] for name in ("specexit", "specexit-fc")}
-    assert max(cuts.values()) > 0.2, cuts
-    for name, cut in cuts.items():
-        assert (cut > 0) == (results.methods[name].exits.exit > 0), name
+    against = results.against_eagle3["specexit"]
+    assert against.thinking_cut[0] > 0.3
+    assert results.methods["specexit"].exits.exit > results.methods["specexit"].exits.natural_end
+    # 32 problems: two that go wrong are 6 points, and what calibration at epsilon = 5 % has to allow.
+    assert against.accuracy_change[0] >= -0.0626
 
 
 def test_the_draft_carries_its_guarantee(run: Path) -> None:

@@ -20,9 +20,7 @@ GARBAGE = 1 << 30
 
 
 def markers() -> rule.Markers:
-    is_split = torch.zeros(VOCAB, dtype=torch.bool)
-    is_split[list(SPLITS)] = True
-    return rule.Markers(START, END, is_split)
+    return rule.Markers.of(IDS, VOCAB, torch.device("cpu"))
 
 
 class Engine:
@@ -68,29 +66,36 @@ class Engine:
             n[row] = min(int(self.rng.integers(0, width + 1)), len(self.streams[i]) - at)
             tokens[row, : n[row]] = torch.tensor(self.streams[i][at : at + n[row]])
             raw[row, : n[row]] = torch.tensor(self.raw[i][at : at + n[row]])  # of the input tokens
-        rows = self.slots.rows([f"r{i}" for i in batch])
-        new, kept = self._decide(rows, tokens, n, raw, batch)
+        new, kept = self._decide(tokens, n, raw, batch)
         for row, i in enumerate(batch):
             assert (n[row] == 0) == (kept[row] == 0)
             self.texts[i] += new[row, : kept[row]].tolist()
 
-    def _decide(self, rows, tokens, n, raw, batch):
-        state, policies = self.slots.load(rows), self.slots.settings(rows)
+    def _decide(self, tokens, n, raw, requests):
+        batch = self.slots.batch([f"r{i}" for i in requests])
+        args = batch.state, batch.settings
         if self.source == "fc":
-            averages = rule.Averages(self.slots.verdict[rows], self.slots.moving[rows])
-            new, kept, state, averages = rule.judge_rows(
-                state, policies, averages, markers(), tokens, n, raw, smooth=self.smooth
+            new, kept, batch.state, batch.averages = rule.judge_rows(
+                *args, batch.averages, markers(), tokens, n, raw, smooth=self.smooth
             )
-            self.slots.moving[rows] = averages.moving
+        elif self.source == "draft":
+            new, kept, batch.state = rule.cut_at_boundary(*args, markers(), tokens, n)
+            last = self._own_raw(requests, kept, 1)[torch.arange(len(requests)), (kept - 1).clamp(min=0).long()]
+            batch.state, _ = rule.judge_last(batch.state, batch.settings, batch.averages.verdict, last, kept)
         else:
-            new, kept, state = rule.cut_at_boundary(state, policies, markers(), tokens, n)
-            last = torch.full((len(batch), len(NAMES)), 99.0)
-            for row, i in enumerate(batch):
-                if kept[row]:
-                    last[row] = torch.tensor(self.raw[i][len(self.texts[i]) + int(kept[row])])
-            state, _ = rule.judge_last(state, policies, self.slots.verdict[rows], last, kept)
-        self.slots.store(rows, state)
+            new, kept, _ = rule.force_pending(batch.state, markers(), tokens, n)
+            own = self._own_raw(requests, kept, tokens.shape[1])
+            new, kept, batch.state, _ = rule.judge_drafted(*args, batch.averages.verdict, markers(), new, kept, own)
         return new, kept
+
+    def _own_raw(self, requests, n, width):
+        """The signals of each token itself, garbage behind the first n."""
+        width = max(width, int(n.max()))
+        raw = torch.full((len(requests), width, len(NAMES)), 99.0)
+        for row, i in enumerate(requests):
+            at = len(self.texts[i]) + 1
+            raw[row, : n[row]] = torch.tensor(self.raw[i][at : at + n[row]])
+        return raw
 
 
 @st.composite
@@ -108,7 +113,7 @@ def policies(draw, alpha: bool):
     )
 
 
-@pytest.mark.parametrize(("source", "smooth"), [("draft", False), ("fc", False), ("fc", True)])
+@pytest.mark.parametrize(("source", "smooth"), [("draft", False), ("drafted", False), ("fc", False), ("fc", True)])
 @given(data=st.data())
 @settings(max_examples=25, deadline=None)
 def test_any_grouping_gives_the_text_of_the_definition(source, smooth, data):
@@ -123,28 +128,38 @@ def test_any_grouping_gives_the_text_of_the_definition(source, smooth, data):
         assert engine.texts[i] == engine.expected(i)[: len(engine.streams[i])]
 
 
+@pytest.mark.parametrize("source", ["draft", "drafted", "fc"])
 @given(data=st.data())
 @settings(max_examples=20, deadline=None)
-def test_exits_off_change_nothing(data):
-    source = data.draw(st.sampled_from(["draft", "fc"]))
+def test_exits_off_change_nothing(source, data):
+    engine = Engine(source, [None], False, np.random.default_rng(data.draw(st.integers(0, 2**32))))
+    for _ in range(200):
+        engine.step()
+    assert engine.texts == engine.streams
+
+
+@given(data=st.data())
+@settings(max_examples=20, deadline=None)
+def test_plain_tokens_need_no_reading(data):
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
     slots = Slots(torch.device("cpu"))
-    slots.add("r", Admission(data.draw(st.booleans()), None))
+    for i in range(4):
+        slots.add(f"r{i}", Admission(data.draw(st.booleans()), Policy()))
     slots.flush()
-    rows = slots.rows(["r"])
-    for _ in range(10):
-        tokens = torch.tensor(rng.integers(0, VOCAB, (1, 4)))
-        n = torch.tensor([int(rng.integers(0, 5))])
-        state, policy = slots.load(rows), slots.settings(rows)
-        if source == "draft":
-            new, kept, state = rule.cut_at_boundary(state, policy, markers(), tokens, n)
-        else:
-            zeros, raw = torch.zeros(1, len(NAMES)), torch.full((1, 4, len(NAMES)), 9.0)
-            averages = rule.Averages(zeros, zeros)
-            new, kept, state, _ = rule.judge_rows(state, policy, averages, markers(), tokens, n, raw, smooth=False)
-        slots.store(rows, state)
-        assert torch.equal(new, tokens)
-        assert torch.equal(kept, n)
+    batch = slots.batch([f"r{i}" for i in range(4)])
+    phase = torch.tensor(rng.integers(0, 3, 4), dtype=torch.int32)
+    state = batch.state._replace(phase=phase)
+    tokens, n = torch.tensor(rng.integers(4, VOCAB, (4, 5))), torch.tensor(rng.integers(0, 6, 4))
+    nothing = torch.zeros(4, dtype=torch.bool)
+    read = rule.advance(state, rule.read(state, batch.settings, markers(), tokens, n), n, nothing)
+    plain = rule.advance_plainly(state, n)
+    for name in ("phase", "thoughts", "outputs", "start", "exited", "streak"):
+        assert torch.equal(getattr(read, name), getattr(plain, name)), name
+
+
+def test_padding_is_no_token():
+    assert not markers().is_any[torch.tensor([[5, -1, -1]])].any()
+    assert markers().is_any[torch.tensor([[5, END, -1]])].any()
 
 
 def test_activation_equals_the_reference():
@@ -158,8 +173,8 @@ def test_thinking_that_the_model_opens_itself_is_counted_from_there():
     slots = Slots(torch.device("cpu"))
     slots.add("r", Admission(False, Policy(thresholds={"validity": 0.0})))
     slots.flush()
-    rows = slots.rows(["r"])
-    state, policy = slots.load(rows), slots.settings(rows)
+    batch = slots.batch(["r"])
+    state, policy = batch.state, batch.settings
     tokens, n = torch.tensor([[2, 5, START, 7, 2, 9]]), torch.tensor([6])
     _, kept, state = rule.cut_at_boundary(state, policy, markers(), tokens, n)
     assert kept.item() == 5  # the split token before <think> is none; acceptance stops at the one behind it
@@ -171,16 +186,16 @@ def test_slots_keep_a_preempted_request_and_reuse_freed_rows():
     for name in "abc":
         slots.add(name, Admission(True, Policy()))
     slots.flush()
-    rows = slots.rows(["b"])
-    slots.store(rows, slots.load(rows)._replace(thoughts=torch.tensor([7], dtype=torch.int32)))
+    batch = slots.batch(["b"])
+    batch.state = batch.state._replace(thoughts=torch.tensor([7], dtype=torch.int32))
     slots.add("b", Admission(True, Policy()))
     slots.flush()
-    assert slots.load(slots.rows(["b"])).thoughts.item() == 7
+    assert slots.batch(["c", "b"]).state.thoughts.tolist() == [0, 7]
     slots.remove(["a", "b", "never seen"])
     slots.add("d", Admission(True, Policy()))
     slots.add("e", Admission(True, Policy()))
     slots.flush()
-    assert slots.load(slots.rows(["c", "d", "e"])).thoughts.tolist() == [0, 0, 0]
+    assert slots.batch(["c", "d", "e"]).state.thoughts.tolist() == [0, 0, 0]
     slots.remove(["c", "d", "e"])
     assert len(slots) == 0
 

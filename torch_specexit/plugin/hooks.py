@@ -109,6 +109,16 @@ def _sample_v2(original: Method) -> Method:
     return sample
 
 
+def _bookkeeping_sync(original: Method) -> Method:
+    def _bookkeeping_sync(self: Any, scheduler_output: Any, sampler_output: Any, *args: Any, **kwargs: Any) -> Any:
+        exits = exits_of(self)
+        if exits is not None:
+            guarded(self, lambda: runner.rewrite_v1_late(self, exits, sampler_output))
+        return original(self, scheduler_output, sampler_output, *args, **kwargs)
+
+    return _bookkeeping_sync
+
+
 def _input_fits_in_drafter(original: Method) -> Method:
     def _input_fits_in_drafter(self: Any, common_attn_metadata: Any) -> bool:
         fits = original(self, common_attn_metadata)
@@ -217,6 +227,16 @@ V1_HOOKS = (
         why="the one place that yields the rejection sampler's result, before bookkeeping, drafting and copies read it",
         relies_on="sampled_token_ids padded with -1, logits_indices, cu_num_sampled_tokens, discard_request_mask",
         since="0.16",
+    ),
+    Hook(
+        _V1,
+        "GPUModelRunner",
+        "_bookkeeping_sync",
+        ("scheduler_output", "sampler_output"),
+        _bookkeeping_sync,
+        why="without asynchronous scheduling nobody has seen the result by then, so no acceptance has to stop for it",
+        relies_on="called behind drafting, with the result that is sent; drafting keeps no count of accepted tokens",
+        since="0.20",
     ),
     Hook(
         _V1,

@@ -7,6 +7,7 @@ and used apart, at the few rows that need them.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -51,6 +52,9 @@ class SpecExitLlamaForCausalLMEagle3(Eagle3LlamaForCausalLM):
         rows = vllm_config.scheduler_config.max_num_seqs
         self.register_buffer("signals", torch.zeros(rows, len(NAMES), dtype=torch.float32), persistent=False)
         self._passes_to_record = 0
+        self._rows: Float[Tensor, "rows hidden"] | None = None
+        self.keeps_rows = False
+        """Set by a runner that reads the signals of whole steps."""
         self.first_pass_only = False
         """Set by a V1 hook where the engine would skip drafting, though the signals are needed."""
         install_worker_hooks()
@@ -75,8 +79,16 @@ class SpecExitLlamaForCausalLMEagle3(Eagle3LlamaForCausalLM):
                 yield name, tensor
 
     def record(self, passes: int) -> None:
-        """Have the next ``passes`` calls of `compute_logits` write raw signals into ``signals`` (source ``draft``)."""
+        """Have the next ``passes`` passes leave what the signals are read from (source ``draft``)."""
         self._passes_to_record = passes if self.block.source == "draft" else 0
+
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[Float[Tensor, "rows hidden"], Float[Tensor, "rows hidden"]]:
+        """One pass of the draft, as in EAGLE-3. The first of a step has the rows of the target's pass."""
+        normed, hidden = super().forward(*args, **kwargs)
+        if self.keeps_rows and self._passes_to_record > 0:
+            self._passes_to_record -= 1
+            self._rows = normed
+        return normed, hidden
 
     def compute_logits(self, hidden_states: Float[Tensor, "batch hidden"]) -> Tensor | None:
         """Draft logits, as in EAGLE-3.
@@ -84,13 +96,19 @@ class SpecExitLlamaForCausalLMEagle3(Eagle3LlamaForCausalLM):
         In the first pass of a step the rows are the last accepted token of each request, and its signals are read off
         on the way. The buffer is a fixed one, so that this can become part of a CUDA graph.
         """
-        if self._passes_to_record > 0:
+        if not self.keeps_rows and self._passes_to_record > 0:
             self._passes_to_record -= 1
             n = min(hidden_states.shape[0], self.signals.shape[0])
             self.signals[:n].copy_(hidden_states[:n].float() @ self.signal_weight.t())
         return super().compute_logits(hidden_states)
 
-    def target_signals(
+    def signals_of_rows(self, rows: Int[Tensor, " rows"]) -> Float[Tensor, "rows signals"]:
+        """Raw signals at some rows of the step's first pass, once (source ``draft``, where ``keeps_rows``)."""
+        kept, self._rows = self._rows, None
+        assert kept is not None, "the draft was not run in this step"
+        return kept[rows].float() @ self.signal_weight.t()
+
+    def signals_of_target(
         self, aux: list[Float[Tensor, "time hidden"]], rows: Int[Tensor, " rows"]
     ) -> Float[Tensor, "rows signals"]:
         """Raw signals at some rows of the target's aux hidden states (source ``fc``)."""

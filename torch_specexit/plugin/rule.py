@@ -3,9 +3,11 @@ host synchronisation.
 
 Two sources, two moments, one text (see the design, "Decision"):
 
-* ``draft``: the signals of a split token arrive with the draft's first pass *behind* the step that ends with it. So
-  while thinking, acceptance stops at a split token (`cut_at_boundary`), and where its verdict is exit (`judge_last`),
-  ``</think>`` replaces the first token of the next step.
+* ``draft``: the signals of a token arrive with the draft's first pass *behind* the step that the token is part of.
+  Where the step's result has left the runner by then, acceptance stops at a split token while thinking
+  (`cut_at_boundary`), its signals are judged behind the pass (`judge_last`), and where the verdict is exit,
+  ``</think>`` replaces the first token of the next step. Where nobody has seen the result yet, nothing has to stop:
+  all tokens of the step are judged together, and ``</think>`` replaces the token behind an exit (`judge_drafted`).
 * ``fc``: the signals of a token arrive in the target row whose *input* it is, so the token that this very row draws is
   replaced (`judge_rows`).
 
@@ -21,6 +23,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from specexit.signals import RAW_LIMIT, SIGNALS
+from specexit.splits import ThinkTokens
 
 BEFORE, THINKING, OVER = 0, 1, 2
 """Phases of a request."""
@@ -35,6 +38,16 @@ class Markers(NamedTuple):
     start: int
     end: int
     is_split: Bool[Tensor, " vocab"]
+    is_any: Bool[Tensor, " vocab_and_padding"]
+    """Whether a token is a marker or a split token; the last entry is that of -1, the padding."""
+
+    @classmethod
+    def of(cls, ids: ThinkTokens, vocab_size: int, device: torch.device) -> Markers:
+        """Tables for a vocabulary."""
+        is_split, is_any = torch.zeros(vocab_size, dtype=torch.bool), torch.zeros(vocab_size + 1, dtype=torch.bool)
+        is_split[list(ids.split)] = True
+        is_any[[ids.start, ids.end, *ids.split]] = True
+        return cls(ids.start, ids.end, is_split.to(device), is_any.to(device))
 
 
 class Settings(NamedTuple):
@@ -154,7 +167,7 @@ def where(condition: Bool[Tensor, " batch"], yes: State, no: State) -> State:
 def cut_at_boundary(
     state: State, settings: Settings, markers: Markers, tokens: Int[Tensor, "batch step"], n: Int[Tensor, " batch"]
 ) -> tuple[Int[Tensor, "batch step"], Int[Tensor, " batch"], State]:
-    """Source ``draft``: apply the pending verdicts and stop acceptance at the first boundary.
+    """Source ``draft``, stopping: apply the pending verdicts and stop acceptance at the first boundary.
 
     Args:
       state: of the requests.
@@ -166,13 +179,23 @@ def cut_at_boundary(
     Returns:
       Tokens, their number, and the state behind them.
     """
-    exits = (n > 0) & (state.pending > 0)
-    first_column = _positions(tokens) == 0
-    tokens = torch.where(exits[:, None] & first_column, markers.end, tokens)
-    n = torch.where(exits, 1, n)
+    tokens, n, exits = force_pending(state, markers, tokens, n)
     reading = read(state, settings, markers, tokens, n)
     n = torch.minimum(n, _first(reading.boundary).to(n.dtype) + 1)
     return tokens, n, advance(state, reading, n, exits)
+
+
+def force_pending(
+    state: State, markers: Markers, tokens: Int[Tensor, "batch step"], n: Int[Tensor, " batch"]
+) -> tuple[Int[Tensor, "batch step"], Int[Tensor, " batch"], Bool[Tensor, " batch"]]:
+    """Put ``</think>`` in the place of a step's first token where the last verdict was exit.
+
+    Returns:
+      Tokens, their number, and where that was.
+    """
+    exits = (n > 0) & (state.pending > 0)
+    tokens = torch.where(exits[:, None] & (_positions(tokens) == 0), markers.end, tokens)
+    return tokens, torch.where(exits, 1, n), exits
 
 
 def judge_last(
@@ -182,7 +205,7 @@ def judge_last(
     raw: Float[Tensor, "batch signals"],
     n: Int[Tensor, " batch"],
 ) -> tuple[State, Float[Tensor, "batch signals"]]:
-    """Source ``draft``: judge the boundary that a step has ended with.
+    """Source ``draft``, stopping: judge the boundary that a step has ended with.
 
     Args:
       state: what `cut_at_boundary` has returned.
@@ -205,6 +228,58 @@ def judge_last(
         judged=state.judged | asks.int(),
     )
     return where(n > 0, new, state), torch.where(asks[:, None], values, verdict)
+
+
+def judge_drafted(
+    state: State,
+    settings: Settings,
+    verdict: Float[Tensor, "batch signals"],
+    markers: Markers,
+    tokens: Int[Tensor, "batch step"],
+    n: Int[Tensor, " batch"],
+    raw: Float[Tensor, "batch step signals"],
+) -> tuple[Int[Tensor, "batch step"], Int[Tensor, " batch"], State, Float[Tensor, "batch signals"]]:
+    """Source ``draft``, without stopping: judge every boundary of a step, and replace the token behind an exit.
+
+    Args:
+      state: of the requests, as the step began.
+      settings: of the requests.
+      verdict: signal values of the last verdict of each request.
+      markers: think markers and split tokens.
+      tokens, n: what `force_pending` has returned.
+      raw: the signal head's output for every token of the step.
+
+    Returns:
+      Tokens, their number, the state behind them (an exit at the very last token is pending), and the signal values of
+      the last verdicts.
+    """
+    forced = (n > 0) & (state.pending > 0)
+    reading = read(state, settings, markers, tokens, n)
+    values = activate(raw)
+    good = reading.boundary & passes(values, settings.limits[:, None])
+    streak = _streaks(state.streak, good, reading.boundary & ~good)
+    first = _first(good & (streak >= settings.patience[:, None]))
+    exits = first + 1 < n
+    tokens = torch.where(exits[:, None] & (_positions(tokens) == first[:, None] + 1), markers.end, tokens)
+    kept = torch.where(exits, first.to(n.dtype) + 1, n)
+    judged = reading.boundary & (_positions(tokens) < kept[:, None])
+    new = advance(state, reading, kept, forced | exits)
+    new = new._replace(
+        phase=torch.where(exits, OVER, new.phase),
+        outputs=new.outputs + exits.int(),
+        streak=torch.where(n > 0, _at(streak, kept - 1), state.streak),
+        pending=(first + 1 == n).int(),
+        judged=state.judged | judged.any(dim=1).int(),
+    )
+    latest = torch.where(judged, _positions(tokens), -1).amax(dim=1)
+    verdict = torch.where((latest >= 0)[:, None], _at(values, latest), verdict)
+    return tokens, kept + exits.int(), where(n > 0, new, state), verdict
+
+
+def advance_plainly(state: State, n: Int[Tensor, " batch"]) -> State:
+    """`advance` over tokens of which none is a marker or a split token."""
+    thoughts = torch.where(state.phase == THINKING, n, 0).int()
+    return state._replace(thoughts=state.thoughts + thoughts, outputs=state.outputs + n.int())
 
 
 class Averages(NamedTuple):

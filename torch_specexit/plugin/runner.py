@@ -7,17 +7,16 @@ scheduling stays asynchronous.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from torch_specexit.plugin import outcome
+from torch_specexit.plugin import outcome, rule
 from torch_specexit.plugin.arguments import policy_or_default
 from torch_specexit.plugin.logprobs import name_forced_token
-from torch_specexit.plugin.rule import Averages, Markers, cut_at_boundary, judge_last, judge_rows
 from torch_specexit.plugin.slots import Admission, Slots, opens_thinking
 
 logger = logging.getLogger("vllm.specexit")
@@ -27,15 +26,23 @@ def draft_of(drafter: Any) -> Any | None:
     """The SpecExit draft model behind a V1 proposer or V2 speculator, or None where it drafts with another model."""
     model: Any = getattr(drafter, "model", None)
     model = model.unwrap() if hasattr(model, "unwrap") else model
-    return model if hasattr(model, "target_signals") else None
+    return model if hasattr(model, "think_tokens") else None
 
 
 def exits_of(runner: Any) -> RunnerExits | None:
     """What a runner needs for exits; None where it has no SpecExit draft, or exits have failed in it."""
     if not hasattr(runner, "_specexit"):
         draft = draft_of(getattr(runner, "drafter", None) or getattr(runner, "speculator", None))
-        runner._specexit = None if draft is None else RunnerExits(draft, runner.device)
+        runner._specexit = None if draft is None else RunnerExits(draft, runner.device, stops=_must_stop(runner))
     return runner._specexit
+
+
+def _must_stop(runner: Any) -> bool:
+    """Whether acceptance has to stop at a split token, because a step's result leaves the runner before the draft's
+    first pass has judged it. A V1 runner on a CPU keeps it until behind drafting."""
+    waits = hasattr(runner, "_bookkeeping_sync") and not runner.use_async_scheduling
+    keeps = not runner.model_config.is_hybrid and not runner.speculative_config.disable_padded_drafter_batch
+    return not (runner.device.type == "cpu" and waits and keeps)
 
 
 def guarded(runner: Any, action: Callable[[], Any]) -> None:
@@ -47,24 +54,45 @@ def guarded(runner: Any, action: Callable[[], Any]) -> None:
         runner._specexit = None
 
 
+class Sampled(NamedTuple):
+    """A step's result, as the rejection sampler has left it."""
+
+    requests: list[str]
+    tokens: Int[Tensor, "batch step"]
+    """Accepted and drawn tokens; anything behind the first ``n`` of a row."""
+    n: Int[Tensor, " batch"]
+    """Their number, 0 for a row whose prompt is not yet through."""
+    logits_rows: Int[Tensor, " rows"]
+    """Rows of the hidden states that were sampled from."""
+    first_row: Int[Tensor, " batch"]
+    """Where each request begins among these."""
+
+    def of_tokens(self, raw: Float[Tensor, "rows signals"]) -> Float[Tensor, "batch step signals"]:
+        """Signals by row to signals by token."""
+        columns = torch.arange(self.tokens.shape[1], device=raw.device)
+        return raw[(self.first_row[:, None] + columns).clamp(max=raw.shape[0] - 1).long()]
+
+
 class RunnerExits:
     """Per-request state of one runner and the step in progress.
 
     Args:
       draft: the SpecExit draft model.
       device: of the runner.
+      stops: whether acceptance stops at split tokens; see `torch_specexit.plugin.rule`.
     """
 
-    def __init__(self, draft: Any, device: torch.device):
-        self.draft, self.policy = draft, draft.block.policy
+    def __init__(self, draft: Any, device: torch.device, *, stops: bool):
+        self.draft, self.policy, self.source = draft, draft.block.policy, draft.block.source
         self.slots = Slots(device)
         self.ids = draft.think_tokens
-        is_split = torch.zeros(draft.config.vocab_size, dtype=torch.bool)
-        is_split[list(self.ids.split)] = True
-        self.markers = Markers(self.ids.start, self.ids.end, is_split.to(device))
+        self.markers = rule.Markers.of(self.ids, draft.config.vocab_size, device)
+        self.judges_late = self.source == "draft" and not stops
+        draft.keeps_rows = self.judges_late
         self.step_state: Any = None
         """The runner's `execute_model_state` while it samples."""
-        self._step: tuple[list[str], Int[Tensor, " batch"], Int[Tensor, " batch"]] | None = None
+        self.sampled: Sampled | None = None
+        """The step in progress, rewritten so far."""
 
     @torch.inference_mode()
     def track(self, scheduler_output: Any) -> None:
@@ -77,64 +105,70 @@ class RunnerExits:
         self.slots.flush()
 
     @torch.inference_mode()
-    def rewrite(
-        self,
-        requests: Sequence[str],
-        tokens: Int[Tensor, "batch step"],
-        n: Int[Tensor, " batch"],
-        logits_rows: Int[Tensor, " rows"],
-        first_row: Int[Tensor, " batch"],
-    ) -> tuple[Int[Tensor, "batch step"], Int[Tensor, " batch"]]:
-        """Apply the exit rule to a step's result.
-
-        Args:
-          requests: ids of the batch.
-          tokens: accepted and drawn tokens; anything behind the first ``n`` of a row.
-          n: their number, 0 for a row whose prompt is not yet through.
-          logits_rows: rows of the hidden states that were sampled from.
-          first_row: where each request begins among these.
-        """
-        rows = self.slots.rows(requests)
-        state, settings = self.slots.load(rows), self.slots.settings(rows)
-        if self.draft.block.source == "draft":
-            tokens, n, state = cut_at_boundary(state, settings, self.markers, tokens, n)
+    def rewrite(self, sampled: Sampled) -> Sampled:
+        """Apply to a step's result what is known before drafting."""
+        batch = self.slots.batch(sampled.requests)
+        args = batch.state, batch.settings
+        if self.judges_late and not batch.state.pending.any():
+            self.sampled = sampled
+            return sampled
+        if self.judges_late:
+            tokens, n, _ = rule.force_pending(batch.state, self.markers, sampled.tokens, sampled.n)
+        elif self.source == "draft":
+            tokens, n, batch.state = rule.cut_at_boundary(*args, self.markers, sampled.tokens, sampled.n)
         else:
-            raw = self.draft.target_signals(self.step_state.aux_hidden_states, logits_rows)
-            columns = torch.arange(tokens.shape[1], device=tokens.device)
-            raw = raw[(first_row[:, None] + columns).clamp(max=raw.shape[0] - 1).long()]
-            averages = Averages(self.slots.verdict[rows], self.slots.moving[rows])
-            smooth = self.policy.smoothing == "ewma"
-            tokens, n, state, averages = judge_rows(
-                state, settings, averages, self.markers, tokens, n, raw, smooth=smooth
+            raw = sampled.of_tokens(
+                self.draft.signals_of_target(self.step_state.aux_hidden_states, sampled.logits_rows)
             )
-            self.slots.verdict[rows], self.slots.moving[rows] = averages
-        self.slots.store(rows, state)
-        self._step = list(requests), rows, n
-        return tokens, n
+            smooth = self.policy.smoothing == "ewma"
+            tokens, n, batch.state, batch.averages = rule.judge_rows(
+                *args, batch.averages, self.markers, sampled.tokens, sampled.n, raw, smooth=smooth
+            )
+        self.sampled = sampled._replace(tokens=tokens, n=n)
+        return self.sampled
 
-    @staticmethod
-    def forced(
-        old: Int[Tensor, "batch step"], new: Int[Tensor, "batch step"], n: Int[Tensor, " batch"]
-    ) -> Bool[Tensor, " batch"]:
-        """Where the last token is not the one that was drawn. Nothing comes behind a forced one in its step."""
-        columns = torch.arange(old.shape[1], device=old.device)
-        return ((old != new) & (columns == n[:, None] - 1)).any(dim=1)
+    @torch.inference_mode()
+    def rewrite_late(self) -> Sampled | None:
+        """Apply to the step's result what is known behind drafting; None where that changes nothing.
+
+        The host looks at the tokens here, which costs nothing where it shares their memory: most steps have no split
+        token, and are done.
+        """
+        assert self.sampled is not None
+        sampled = self.sampled
+        batch = self.slots.batch(sampled.requests)
+        if not self.markers.is_any[sampled.tokens].any():
+            batch.state = rule.advance_plainly(batch.state, sampled.n)
+            return None
+        raw = sampled.of_tokens(self.draft.signals_of_rows(sampled.logits_rows))
+        tokens, n, batch.state, verdict = rule.judge_drafted(
+            batch.state, batch.settings, batch.averages.verdict, self.markers, sampled.tokens, sampled.n, raw
+        )
+        batch.averages = batch.averages._replace(verdict=verdict)
+        self.sampled = sampled._replace(tokens=tokens, n=n)
+        return None if torch.equal(n, sampled.n) and torch.equal(tokens, sampled.tokens) else self.sampled
 
     @torch.inference_mode()
     def close(self, output: Any) -> None:
-        """End a step, drafting included: judge by the draft's signals, and attach the snapshot to the output."""
-        if self._step is None:
+        """End a step, drafting included: judge what is left to judge, and attach the snapshot to the output."""
+        if self.sampled is None:
             return
-        requests, rows, n = self._step
-        self._step = None
-        state, settings = self.slots.load(rows), self.slots.settings(rows)
-        if self.draft.block.source == "draft":
+        requests, n, self.sampled = self.sampled.requests, self.sampled.n, None
+        batch = self.slots.batch(requests)
+        if self.source == "draft" and not self.judges_late:
             raw = self.draft.signals[: len(requests)]
-            state, verdict = judge_last(state, settings, self.slots.verdict[rows], raw, n)
-            self.slots.store(rows, state)
-            self.slots.verdict[rows] = verdict
+            batch.state, verdict = rule.judge_last(batch.state, batch.settings, batch.averages.verdict, raw, n)
+            batch.averages = batch.averages._replace(verdict=verdict)
         if output is not None:
-            _attach(output, requests, outcome.snapshot(state, settings.on, self.slots.verdict[rows]))
+            _attach(output, requests, outcome.snapshot(batch.state, batch.settings.on, batch.averages.verdict))
+
+
+def forced(
+    old: Int[Tensor, "batch step"], new: Int[Tensor, "batch step"], n: Int[Tensor, " batch"]
+) -> Bool[Tensor, " batch"]:
+    """Where the last token is not the one that was drawn. Nothing comes behind a forced one in its step."""
+    columns = torch.arange(old.shape[1], device=old.device)
+    return ((old != new) & (columns == n[:, None] - 1)).any(dim=1)
 
 
 def _attach(output: Any, requests: list[str], records: Float[Tensor, "batch record"]) -> None:
@@ -167,38 +201,61 @@ def _attach(output: Any, requests: list[str], records: Float[Tensor, "batch reco
 
 
 def rewrite_v1(runner: Any, exits: RunnerExits, output: Any, metadata: Any) -> None:
-    """Apply the rule to V1's `SamplerOutput`, in place. Its rows are padded with -1."""
-    batch = runner.input_batch.num_reqs
-    tokens = output.sampled_token_ids[:batch]
-    n = (tokens != -1).sum(dim=1) * ~runner.discard_request_mask.gpu[:batch]
+    """Apply the rule to V1's `SamplerOutput` before drafting, in place. Its rows are padded with -1."""
+    size = runner.input_batch.num_reqs
+    tokens = output.sampled_token_ids[:size]
+    n = (tokens != -1).sum(dim=1) * ~runner.discard_request_mask.gpu[:size]
     if metadata is None:
-        logits_rows = runner.query_start_loc.gpu[1 : batch + 1] - 1
-        first_row = torch.arange(batch, device=tokens.device)
+        logits_rows = runner.query_start_loc.gpu[1 : size + 1] - 1
+        first_row = torch.arange(size, device=tokens.device)
     else:
         logits_rows = metadata.logits_indices
         ends = metadata.cu_num_sampled_tokens
         first_row = torch.cat([ends.new_zeros(1), ends[:-1]])
-    new, kept = exits.rewrite(runner.input_batch.req_ids[:batch], tokens, n, logits_rows, first_row)
+    sampled = Sampled(runner.input_batch.req_ids[:size], tokens, n, logits_rows, first_row)
+    after = exits.rewrite(sampled)
+    if after is not sampled:
+        _write_v1(runner, exits, output, sampled, after)
+
+
+def rewrite_v1_late(runner: Any, exits: RunnerExits, output: Any) -> None:
+    """Apply the rule to V1's `SamplerOutput` behind drafting, in place, before bookkeeping reads it.
+
+    The draft has gone on from tokens that an exit takes back. What it proposes behind them is verified as ever, so this
+    costs the acceptance of one step in the life of a request.
+    """
+    before = exits.sampled
+    if not exits.judges_late or before is None:
+        return
+    after = exits.rewrite_late()
+    if after is not None:
+        _write_v1(runner, exits, output, before, after)
+
+
+def _write_v1(runner: Any, exits: RunnerExits, output: Any, before: Sampled, after: Sampled) -> None:
+    columns = torch.arange(before.tokens.shape[1], device=before.tokens.device)
     if output.logprobs_tensors is not None:
-        last = (kept - 1).clamp(min=0)
-        entries = torch.arange(batch, device=tokens.device) * tokens.shape[1] + last  # V1 pads these, too
-        logits = runner.model.compute_logits(exits.step_state.sample_hidden_states[first_row + last])
-        name_forced_token(output.logprobs_tensors, entries, exits.forced(tokens, new, kept), exits.ids.end, logits)
-    behind = torch.arange(tokens.shape[1], device=tokens.device) >= kept[:, None]
+        last = (after.n - 1).clamp(min=0)
+        entries = torch.arange(len(after.requests), device=last.device) * columns.shape[0] + last  # V1 pads these, too
+        logits = runner.model.compute_logits(exits.step_state.sample_hidden_states[after.first_row + last])
+        replaced = forced(before.tokens, after.tokens, after.n)
+        name_forced_token(output.logprobs_tensors, entries, replaced, exits.ids.end, logits)
     # Rows of unfinished prompts keep their token: vLLM discards it by its own mask.
-    output.sampled_token_ids[:batch] = torch.where(behind & (n > 0)[:, None], -1, new)
+    behind = (columns >= after.n[:, None]) & (before.n > 0)[:, None]
+    output.sampled_token_ids[: len(after.requests)] = torch.where(behind, -1, after.tokens)
 
 
 def rewrite_v2(runner: Any, exits: RunnerExits, output: Any, n_sampled: Tensor, n_rejected: Tensor, batch: Any) -> None:
     """Apply the rule to V2's `SamplerOutput`, in place. Behind ``n_sampled`` tokens its rows hold garbage."""
     size = batch.num_reqs
     tokens, n, first_row = output.sampled_token_ids[:size], n_sampled[:size], batch.cu_num_logits[:size]
-    new, kept = exits.rewrite(batch.req_ids, tokens, n, batch.logits_indices, first_row)
+    after = exits.rewrite(Sampled(batch.req_ids, tokens, n, batch.logits_indices, first_row))
     if output.logprobs_tensors is not None:
-        entries = first_row + (kept - 1).clamp(min=0)
+        entries = first_row + (after.n - 1).clamp(min=0)
         hidden = exits.step_state.hidden_states[batch.logits_indices[entries]]
+        replaced = forced(tokens, after.tokens, after.n)
         logits = runner.model.compute_logits(hidden)
-        name_forced_token(output.logprobs_tensors, entries, exits.forced(tokens, new, kept), exits.ids.end, logits)
-    n_rejected[:size] += n - kept
-    tokens.copy_(new)
-    n_sampled[:size] = kept
+        name_forced_token(output.logprobs_tensors, entries, replaced, exits.ids.end, logits)
+    n_rejected[:size] += n - after.n
+    tokens.copy_(after.tokens)
+    n_sampled[:size] = after.n

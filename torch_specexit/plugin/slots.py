@@ -15,7 +15,7 @@ from torch import Tensor
 
 from specexit.decision import OFF, Policy
 from specexit.signals import NAMES
-from torch_specexit.plugin.rule import BEFORE, THINKING, Settings, State, limits
+from torch_specexit.plugin.rule import BEFORE, THINKING, Averages, Settings, State, limits
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,16 @@ class Admission:
 
     thinking: bool
     policy: Policy | None
+
+
+@dataclass
+class Batch:
+    """The requests of one step, row by row. A step replaces what it has changed."""
+
+    rows: Int[Tensor, " batch"]
+    settings: Settings
+    state: State
+    averages: Averages
 
 
 def opens_thinking(prompt_ids: Sequence[int], start: int, end: int) -> bool:
@@ -52,13 +62,13 @@ class Slots:
         self.row_of: dict[str, int] = {}
         self._free: list[int] = []
         self._staged: list[tuple[int, Admission]] = []
-        self._batch: list[int] = []
-        self._batch_rows = torch.empty(0, dtype=torch.long, device=device)
+        self._batch: Batch | None = None
+        self._batch_rows: list[int] = []
         self._state = self._table(0, len(State._fields), torch.int32)
         self._knobs = self._table(0, 3, torch.int32)
         self._weights = self._table(0, len(NAMES) + 1, torch.float32)
-        self.verdict = self._table(0, len(NAMES), torch.float32)
-        self.moving = self._table(0, len(NAMES), torch.float32)
+        self._verdict = self._table(0, len(NAMES), torch.float32)
+        self._moving = self._table(0, len(NAMES), torch.float32)
         self._grow(capacity)
 
     def _table(self, rows: int, columns: int, dtype: torch.dtype) -> Tensor:
@@ -66,7 +76,7 @@ class Slots:
 
     def _grow(self, rows: int) -> None:
         old = self._state.shape[0]
-        for name in ("_state", "_knobs", "_weights", "verdict", "moving"):
+        for name in ("_state", "_knobs", "_weights", "_verdict", "_moving"):
             table = getattr(self, name)
             setattr(self, name, torch.cat([table, self._table(rows, table.shape[1], table.dtype)]))
         self._free.extend(reversed(range(old, old + rows)))
@@ -94,6 +104,7 @@ class Slots:
         """Write the rows of all new requests with one copy to the device for each table."""
         if not self._staged:
             return
+        self._put_back()  # a new request may have the row of one that has gone
         rows = self._to_device([row for row, _ in self._staged], torch.long)
         policies = [admission.policy or OFF for _, admission in self._staged]
         on = [int(admission.policy is not None) for _, admission in self._staged]
@@ -102,31 +113,36 @@ class Slots:
         self._state[rows] = self._to_device(states, torch.int32)
         self._knobs[rows] = self._to_device(knobs, torch.int32)
         self._weights[rows] = self._to_device([[*limits(p.thresholds), p.alpha] for p in policies], torch.float32)
-        self.verdict[rows] = 0.0
-        self.moving[rows] = 0.0
+        self._verdict[rows] = 0.0
+        self._moving[rows] = 0.0
         self._staged.clear()
 
     def _to_device(self, values: Sequence, dtype: torch.dtype) -> Tensor:
         return torch.tensor(values, dtype=dtype).to(self.device, non_blocking=True)
 
-    def rows(self, requests: Sequence[str]) -> Int[Tensor, " batch"]:
-        """Rows of a batch; copied to the device only where the batch has changed."""
-        rows = [self.row_of[request] for request in requests]
-        if rows != self._batch:
-            self._batch = rows
-            self._batch_rows = self._to_device(rows, torch.long)
-        return self._batch_rows
+    def batch(self, requests: Sequence[str]) -> Batch:
+        """What is known of the requests of a batch.
 
-    def settings(self, rows: Int[Tensor, " batch"]) -> Settings:
-        """Policies of a batch."""
+        It stays out of the tables, and costs nothing, for as long as the same requests run in the same order.
+        """
+        rows = [self.row_of[request] for request in requests]
+        if self._batch is None or rows != self._batch_rows:
+            self._put_back()
+            self._batch_rows = rows
+            self._batch = self._take_out(self._to_device(rows, torch.long))
+        return self._batch
+
+    def _take_out(self, rows: Int[Tensor, " batch"]) -> Batch:
         on, patience, min_thinking_tokens = self._knobs[rows].unbind(dim=1)
         weights = self._weights[rows]
-        return Settings(weights[:, :-1], weights[:, -1], on > 0, patience, min_thinking_tokens)
+        settings = Settings(weights[:, :-1], weights[:, -1], on > 0, patience, min_thinking_tokens)
+        state = State(*self._state[rows].unbind(dim=1))
+        return Batch(rows, settings, state, Averages(self._verdict[rows], self._moving[rows]))
 
-    def load(self, rows: Int[Tensor, " batch"]) -> State:
-        """States of a batch."""
-        return State(*self._state[rows].unbind(dim=1))
-
-    def store(self, rows: Int[Tensor, " batch"], state: State) -> None:
-        """Write the states of a batch back."""
-        self._state[rows] = torch.stack(list(state), dim=1)
+    def _put_back(self) -> None:
+        """Write the batch into the tables; whoever needs it next takes it out again."""
+        if self._batch is not None:
+            rows = self._batch.rows
+            self._state[rows] = torch.stack(list(self._batch.state), dim=1)
+            self._verdict[rows], self._moving[rows] = self._batch.averages
+        self._batch = None

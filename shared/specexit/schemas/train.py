@@ -83,7 +83,7 @@ class TrainConfig(Config):
         default=0.0,
         ge=0,
         lt=1,
-        description="share of the run, at its start, on TTT step 0 alone, which costs less than half",
+        description="share of the run, at its start, on TTT step 0 alone, which costs about half",
     )
     loss_chunk: int = Field(
         default=128, gt=0, description="time rows whose logits exist at once; must divide the length"
