@@ -18,7 +18,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from jax_specexit.attention import ttt_attention
-from jax_specexit.layers import Linear, RMSNorm, SwiGLU, rotary
+from jax_specexit.layers import Linear, RMSNorm, SwiGLU, rotary, rotary_frequencies
 from jax_specexit.target import Target
 from specexit.draftdir import DraftConfig
 from specexit.signals import SIGNALS
@@ -83,9 +83,10 @@ class Draft(nnx.Module):
           The output before the final norm (what the next step is fed), and ``past`` with this step's entry.
         """
         c, (batch, time, _) = self.config, embeds.shape
+        frequency = rotary_frequencies(c.head_dim, c.rope_theta)
         x = jnp.concatenate([self.embed_norm(embeds), self.hidden_norm(hidden)], axis=-1)
-        q = rotary(self.q(x).reshape(batch, time, c.num_attention_heads, c.head_dim), positions, c.rope_theta)
-        k = rotary(self.k(x).reshape(batch, time, c.num_key_value_heads, c.head_dim), positions, c.rope_theta)
+        q = rotary(self.q(x).reshape(batch, time, c.num_attention_heads, c.head_dim), positions, frequency)
+        k = rotary(self.k(x).reshape(batch, time, c.num_key_value_heads, c.head_dim), positions, frequency)
         v = self.v(x).reshape(batch, time, c.num_key_value_heads, c.head_dim)
         keys, values = [*past[0], k], [*past[1], v]
         hidden = hidden + self.o(ttt_attention(q, keys, values, segment_ids).reshape(batch, time, -1))

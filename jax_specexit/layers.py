@@ -8,8 +8,12 @@ Shape legend: batch, time, heads (query heads), kv (key/value heads), dim (of on
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
@@ -55,12 +59,40 @@ class SwiGLU(nnx.Module):
         return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
 
 
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """How a model stretches its rotary frequencies beyond the context it was first trained on."""
+
+    kind: Literal["linear", "llama3"]
+    factor: float
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_position_embeddings: int = 8192
+
+
+def rotary_frequencies(dim: int, theta: float, scaling: RopeScaling | None = None) -> Float[np.ndarray, " half_dim"]:
+    """Angle per position of every pair of dimensions.
+
+    ``linear`` divides all of them by the factor (Chen et al. 2023). ``llama3`` leaves wavelengths short against the
+    original context alone, divides the long ones, and goes smoothly from one to the other (Llama 3.1's model card).
+    """
+    frequency = theta ** (-np.arange(dim // 2, dtype=np.float64) / (dim // 2))
+    if scaling is None:
+        return frequency.astype(np.float32)
+    if scaling.kind == "linear":
+        return (frequency / scaling.factor).astype(np.float32)
+    turns = scaling.original_max_position_embeddings * frequency / (2 * np.pi)
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    kept = np.clip((turns - low) / (high - low), 0.0, 1.0)
+    return (kept * frequency + (1 - kept) * frequency / scaling.factor).astype(np.float32)
+
+
 def rotary(
-    x: Float[Array, "batch time heads dim"], positions: Int[Array, "batch time"], theta: float
+    x: Float[Array, "batch time heads dim"],
+    positions: Int[Array, "batch time"],
+    frequency: Float[np.ndarray, " half_dim"],
 ) -> Float[Array, "batch time heads dim"]:
     """Rotary position embedding in the half-split layout of Llama and Qwen (Su et al. 2021)."""
-    half = x.shape[-1] // 2
-    frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
     angle = positions[..., None].astype(jnp.float32) * frequency
     cos, sin = jnp.cos(angle)[:, :, None], jnp.sin(angle)[:, :, None]
     a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)

@@ -1,4 +1,4 @@
-"""The target model's forward pass in Flax NNX: Qwen3 (dense), read from a Hugging Face folder.
+"""The target model's forward pass in Flax NNX: dense Qwen3, Qwen2 and Llama, read from a Hugging Face folder.
 
 It gives the two things that draft training needs from the target: the residual stream at the aux layers (the
 features EAGLE-3 reads) and the logits (the teacher). It is also what trains the tiny reasoner.
@@ -12,6 +12,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from jax_specexit.attention import ttt_attention
-from jax_specexit.layers import Linear, RMSNorm, SwiGLU, rotary
+from jax_specexit.layers import Linear, RMSNorm, RopeScaling, SwiGLU, rotary, rotary_frequencies
 from specexit.errors import InputError
 
 
@@ -39,48 +40,93 @@ class TargetShape:
     rope_theta: float
     rms_norm_eps: float
     tie_word_embeddings: bool
+    architecture: str = "Qwen3ForCausalLM"
+    attention_bias: bool = False
+    """Of the query, key and value projections."""
+    rope_scaling: RopeScaling | None = None
+
+    @property
+    def qk_norm(self) -> bool:
+        """Whether queries and keys are normed per head."""
+        return self.architecture == "Qwen3ForCausalLM"
 
     @classmethod
     def read(cls, folder: Path) -> TargetShape:
         """Read ``config.json``.
 
         Raises:
-          InputError: the architecture is not Qwen3, or a field is missing.
+          InputError: an architecture or a variant of one that is not implemented, or a field is missing.
         """
         path = folder / "config.json"
         config = json.loads(path.read_text())
         architecture = (config.get("architectures") or ["(none)"])[0]
-        if architecture != "Qwen3ForCausalLM":
-            raise InputError(f"{path}: architectures is {architecture}, expected Qwen3ForCausalLM")
-        config.setdefault("rope_theta", (config.get("rope_parameters") or {}).get("rope_theta"))
-        missing = [f.name for f in dataclasses.fields(cls) if config.get(f.name) is None]
+        if architecture not in ARCHITECTURES:
+            raise InputError(f"{path}: architectures is {architecture}, expected one of {', '.join(ARCHITECTURES)}")
+        for field, only in (("mlp_bias", False), ("use_sliding_window", False), ("hidden_act", "silu")):
+            if config.get(field, only) != only:
+                raise InputError(f"{path}: {field} is {config[field]!r}, only {only!r} is implemented")
+        if architecture == "LlamaForCausalLM" and config.get("attention_bias"):
+            raise InputError(f"{path}: attention_bias is true, which is implemented for Qwen2 only")
+        rope = (config.get("rope_scaling") or {}) | (config.get("rope_parameters") or {})
+        config["rope_theta"] = config.get("rope_theta") or rope.get("rope_theta")
+        if config.get("head_dim") is None and {"hidden_size", "num_attention_heads"} <= config.keys():
+            config["head_dim"] = config["hidden_size"] // config["num_attention_heads"]
+        config |= {
+            "architecture": architecture,
+            "attention_bias": architecture == "Qwen2ForCausalLM",
+            "tie_word_embeddings": config.get("tie_word_embeddings", False),
+        }
+        missing = [f.name for f in dataclasses.fields(cls) if config.get(f.name) is None and f.name != "rope_scaling"]
         if missing:
             raise InputError(f"{path}: no value for {', '.join(missing)}")
+        config["rope_scaling"] = read_rope_scaling(path, rope)
         return cls(**{f.name: config[f.name] for f in dataclasses.fields(cls)})
 
 
+ARCHITECTURES = {"Qwen3ForCausalLM": "qwen3", "Qwen2ForCausalLM": "qwen2", "LlamaForCausalLM": "llama"}
+"""Hugging Face architecture -> its ``model_type``."""
+
+
+def read_rope_scaling(path: Path, rope: dict[str, Any]) -> RopeScaling | None:
+    """The scaling in a config's ``rope_parameters``, formerly ``rope_scaling``.
+
+    Raises:
+      InputError: of a kind that is not implemented.
+    """
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind == "default":
+        return None
+    if kind not in ("linear", "llama3"):
+        raise InputError(f"{path}: rope_type is {kind!r}, expected 'default', 'linear' or 'llama3'")
+    names = [f.name for f in dataclasses.fields(RopeScaling) if f.name != "kind"]
+    return RopeScaling(kind, **{name: rope[name] for name in names if name in rope})
+
+
 class Attention(nnx.Module):
-    """Grouped-query attention with Qwen3's per-head norm of queries and keys."""
+    """Grouped-query attention, with a per-head norm of queries and keys (Qwen3) or biases (Qwen2)."""
 
     def __init__(self, shape: TargetShape, *, rngs: nnx.Rngs):
         s = self.shape = shape
-        self.q = Linear(s.hidden_size, s.num_attention_heads * s.head_dim, rngs=rngs)
-        self.k = Linear(s.hidden_size, s.num_key_value_heads * s.head_dim, rngs=rngs)
-        self.v = Linear(s.hidden_size, s.num_key_value_heads * s.head_dim, rngs=rngs)
+        self.q = Linear(s.hidden_size, s.num_attention_heads * s.head_dim, rngs=rngs, bias=s.attention_bias)
+        self.k = Linear(s.hidden_size, s.num_key_value_heads * s.head_dim, rngs=rngs, bias=s.attention_bias)
+        self.v = Linear(s.hidden_size, s.num_key_value_heads * s.head_dim, rngs=rngs, bias=s.attention_bias)
         out = s.num_attention_heads * s.head_dim
         self.o = Linear(out, s.hidden_size, rngs=rngs, std=0.5 * out**-0.5)
-        self.q_norm = RMSNorm(s.head_dim, eps=s.rms_norm_eps)
-        self.k_norm = RMSNorm(s.head_dim, eps=s.rms_norm_eps)
+        if s.qk_norm:
+            self.q_norm, self.k_norm = (RMSNorm(s.head_dim, eps=s.rms_norm_eps) for _ in "qk")
 
     def __call__(
         self, x: Float[Array, "batch time hidden"], positions: Int[Array, "batch time"], segment_ids: Array
     ) -> Float[Array, "batch time hidden"]:
         """Attend causally within segments."""
         s, (batch, time, _) = self.shape, x.shape
-        q = self.q_norm(self.q(x).reshape(batch, time, s.num_attention_heads, s.head_dim))
-        k = self.k_norm(self.k(x).reshape(batch, time, s.num_key_value_heads, s.head_dim))
+        q = self.q(x).reshape(batch, time, s.num_attention_heads, s.head_dim)
+        k = self.k(x).reshape(batch, time, s.num_key_value_heads, s.head_dim)
         v = self.v(x).reshape(batch, time, s.num_key_value_heads, s.head_dim)
-        q, k = rotary(q, positions, s.rope_theta), rotary(k, positions, s.rope_theta)
+        if s.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        frequency = rotary_frequencies(s.head_dim, s.rope_theta, s.rope_scaling)
+        q, k = rotary(q, positions, frequency), rotary(k, positions, frequency)
         mixed = ttt_attention(q, [k], [v], segment_ids)
         return self.o(mixed.reshape(batch, time, -1))
 
@@ -107,7 +153,7 @@ class DecoderLayer(nnx.Module):
 
 
 class Target(nnx.Module):
-    """A Qwen3 causal language model."""
+    """A causal language model."""
 
     def __init__(self, shape: TargetShape, *, rngs: nnx.Rngs):
         self.shape = shape
@@ -164,15 +210,17 @@ def _hf_names(shape: TargetShape) -> dict[tuple[str | int, ...], tuple[str, bool
         names["layers", i, "post_norm", "scale"] = (f"{hf}.post_attention_layernorm.weight", False)
         for part in "qkvo":
             names["layers", i, "attention", part, "kernel"] = (f"{hf}.self_attn.{part}_proj.weight", True)
-        for part in ("q_norm", "k_norm"):
+        for part in ("q_norm", "k_norm") if shape.qk_norm else ():
             names["layers", i, "attention", part, "scale"] = (f"{hf}.self_attn.{part}.weight", False)
+        for part in "qkv" if shape.attention_bias else "":
+            names["layers", i, "attention", part, "bias"] = (f"{hf}.self_attn.{part}_proj.bias", False)
         for part in ("gate", "up", "down"):
             names["layers", i, "mlp", part, "kernel"] = (f"{hf}.mlp.{part}_proj.weight", True)
     return names
 
 
 def load_target(folder: Path) -> Target:
-    """Load a target from a Hugging Face folder, weights in float32.
+    """Load a target from a Hugging Face folder, weights in float32, one tensor at a time.
 
     Raises:
       InputError: unknown architecture, a tensor is missing or has another shape than the config says.
@@ -186,19 +234,18 @@ def load_target(folder: Path) -> Target:
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise InputError(f"{folder}: no .safetensors file")
-    tensors = {}
+    wanted = {name: (path, transposed) for path, (name, transposed) in _hf_names(shape).items()}
     for file in files:
         with safe_open(file, framework="numpy") as handle:
-            tensors |= {name: (file, handle.get_tensor(name)) for name in handle.keys()}  # noqa: SIM118, not iterable
-    for path, (name, transposed) in _hf_names(shape).items():
-        if name not in tensors:
-            raise InputError(f"{folder}: tensor {name} is missing")
-        file, value = tensors[name]
-        value = np.asarray(value, np.float32)
-        value = value.T if transposed else value
-        if value.shape != flat[path].shape:
-            raise InputError(f"{file}: tensor {name} has shape {value.shape}, expected {flat[path].shape}")
-        flat[path] = flat[path].replace(jnp.asarray(value))
+            for name in wanted.keys() & set(handle.keys()):
+                path, transposed = wanted.pop(name)
+                value = handle.get_tensor(name)
+                value = value.T if transposed else value
+                if value.shape != flat[path].shape:
+                    raise InputError(f"{file}: tensor {name} has shape {value.shape}, expected {flat[path].shape}")
+                flat[path] = flat[path].replace(jnp.asarray(value, jnp.float32))
+    if wanted:
+        raise InputError(f"{folder}: tensor {min(wanted)} is missing")
     return nnx.merge(graph, nnx.from_flat_state(flat))
 
 
@@ -221,13 +268,16 @@ def export_target(target: Target, folder: Path, **config: object) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "model.safetensors").chmod(0o644)
+    shape, rope = dataclasses.asdict(target.shape), {"rope_type": "default", "rope_theta": target.shape.rope_theta}
+    architecture, scaling = shape.pop("architecture"), shape.pop("rope_scaling")
+    if scaling:
+        rope |= {"rope_type": scaling.pop("kind"), **scaling}
     fields = {
-        "architectures": ["Qwen3ForCausalLM"],
-        "model_type": "qwen3",
-        **dataclasses.asdict(target.shape),
-        "rope_parameters": {"rope_type": "default", "rope_theta": target.shape.rope_theta},
+        "architectures": [architecture],
+        "model_type": ARCHITECTURES[architecture],
+        **shape,
+        "rope_parameters": rope,
         "hidden_act": "silu",
-        "attention_bias": False,
         "torch_dtype": "float32",
         **config,
     }

@@ -1,7 +1,9 @@
 """The Flax target against transformers: logits, and features at every layer that a draft may read."""
 
+import json
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -9,18 +11,36 @@ import torch
 from flax import nnx
 from transformers import AutoModelForCausalLM
 
+from jax_specexit.layers import RopeScaling
 from jax_specexit.target import Target, TargetShape, export_target, load_target
 from specexit import tiny
 
-SHAPES = [
-    TargetShape(96, 32, 48, 3, 4, 2, 8, 10_000.0, 1e-6, True),
-    TargetShape(130, 48, 40, 2, 6, 6, 16, 1_000_000.0, 1e-5, False),
-]
+LLAMA3 = RopeScaling("llama3", 8.0, 1.0, 4.0, 16)
+"""Original context of 16, so that a short text has wavelengths on every side of the two limits."""
+SHAPES = {
+    "qwen3, tied": TargetShape(96, 32, 48, 3, 4, 2, 8, 10_000.0, 1e-6, True),
+    "qwen3": TargetShape(130, 48, 40, 2, 6, 6, 16, 1_000_000.0, 1e-5, False),
+    "qwen2": TargetShape(96, 32, 48, 3, 4, 2, 8, 10_000.0, 1e-6, False, "Qwen2ForCausalLM", True),
+    "qwen2, linear rope": TargetShape(
+        96, 32, 48, 2, 4, 2, 8, 10_000.0, 1e-6, True, "Qwen2ForCausalLM", True, RopeScaling("linear", 4.0)
+    ),
+    "llama": TargetShape(96, 32, 48, 3, 4, 1, 8, 500_000.0, 1e-5, False, "LlamaForCausalLM"),
+    "llama 3.1": TargetShape(96, 64, 48, 2, 2, 2, 32, 5_000.0, 1e-5, False, "LlamaForCausalLM", False, LLAMA3),
+}
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=["tied", "untied"])
+def random_target(shape: TargetShape) -> Target:
+    """Random weights, biases included."""
+    target = Target(shape, rngs=nnx.Rngs(3))
+    for layer in target.layers if shape.attention_bias else ():
+        for i, part in enumerate((layer.attention.q, layer.attention.k, layer.attention.v)):
+            part.bias[...] = 0.5 * jax.random.normal(jax.random.key(i), part.bias.shape)
+    return target
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
 def test_logits_and_features_match_transformers(shape: TargetShape, tmp_path: Path) -> None:
-    export_target(Target(shape, rngs=nnx.Rngs(3)), tmp_path)
+    export_target(random_target(shape), tmp_path)
     ours = load_target(tmp_path)
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
     tokens = np.random.default_rng(0).integers(0, shape.vocab_size, (2, 17)).astype(np.int32)
@@ -54,7 +74,21 @@ def test_packed_segments_are_separate_sequences() -> None:
     np.testing.assert_allclose(together[:, 9:], alone, atol=1e-4)
 
 
-def test_another_architecture_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"architectures": ["GptOssForCausalLM"]}')
-    with pytest.raises(ValueError, match="GptOssForCausalLM, expected Qwen3ForCausalLM"):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"architectures": ["GptOssForCausalLM"]}, "GptOssForCausalLM, expected one of Qwen3ForCausalLM"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "rope_type is 'yarn', expected"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "rope_type is 'dynamic', expected"),
+        ({"use_sliding_window": True}, "use_sliding_window is True, only False"),
+        ({"num_hidden_layers": None}, "no value for num_hidden_layers"),
+    ],
+)
+def test_a_variant_that_is_not_implemented_is_refused(change: dict, message: str, tmp_path: Path) -> None:
+    config = json.loads((tiny.MODEL_DIR / "config.json").read_text())
+    if "rope_scaling" in change:
+        del config["rope_parameters"]
+        config["rope_theta"] = 10_000.0
+    (tmp_path / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(ValueError, match=message):
         load_target(tmp_path)
