@@ -94,6 +94,12 @@ COMMANDS = {
         "torch_specexit.bench:bench",
         "serve",
     ),
+    "serve": Command(
+        "Serve a target with exits in vLLM; --check shows whether the installed one fits.",
+        "specexit.schemas.serve:ServeConfig",
+        "torch_specexit.serve:serve",
+        "serve",
+    ),
     "report": Command(
         "Write one self-contained HTML page about a run.",
         "specexit.schemas.report:ReportConfig",
@@ -118,26 +124,26 @@ def _load(reference: str) -> Any:
 def parse(arguments: list[str]) -> tuple[Path | None, list[str]]:
     """Split a command's arguments into its YAML file and its overrides.
 
+    A flag without a value is switched on: ``--check`` is ``check=true``.
+
     Raises:
-      ConfigError: a flag without a value, or a second file.
+      ConfigError: a second file.
 
     Example:
-      >>> parse(["recipe.yaml", "--steps", "10", "--seed=1", "data=runs/x"])
-      (PosixPath('recipe.yaml'), ['steps=10', 'seed=1', 'data=runs/x'])
+      >>> parse(["recipe.yaml", "--steps", "10", "--seed=1", "data=runs/x", "--quick"])
+      (PosixPath('recipe.yaml'), ['steps=10', 'seed=1', 'data=runs/x', 'quick=true'])
     """
     from specexit.config import ConfigError
 
     path: Path | None = None
     overrides: list[str] = []
-    waiting = iter(arguments)
-    for argument in waiting:
+    waiting = list(arguments)
+    while waiting:
+        argument = waiting.pop(0)
         if argument.startswith("--"):
             key, equals, value = argument[2:].partition("=")
             if not equals:
-                found = next(waiting, None)
-                if found is None:
-                    raise ConfigError(f"flag {argument} has no value, expected {argument} VALUE")
-                value = found
+                value = waiting.pop(0) if waiting and not waiting[0].startswith("--") else "true"
             overrides.append(f"{key.replace('-', '_')}={value}")
         elif "=" in argument:
             overrides.append(argument)

@@ -1,0 +1,25 @@
+"""Schema of ``specexit serve``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field, model_validator
+
+from specexit.config import Config
+
+
+class ServeConfig(Config):
+    """Serve a target with exits, or show whether the installed vLLM fits."""
+
+    check: bool = Field(default=False, description="print the table of hooks for the installed vLLM, and end")
+    target: str | None = Field(default=None, description="target name, or path of its YAML")
+    draft: Path | None = Field(default=None, description="draft directory; its calibrated policy is the default of all")
+    num_speculative_tokens: int = Field(default=3, gt=0, description="draft tokens per step")
+    arguments: tuple[str, ...] = Field(default=(), description="further arguments of `vllm serve`, as a list")
+
+    @model_validator(mode="after")
+    def _what_to_serve(self) -> ServeConfig:
+        if not self.check and (self.target is None or self.draft is None):
+            raise ValueError(f"target={self.target} and draft={self.draft}: both are needed to serve")
+        return self

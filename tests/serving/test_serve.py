@@ -1,0 +1,47 @@
+"""``specexit serve``: the table of hooks for the installed vLLM, and the command line that serves."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from specexit.draftdir import DraftError
+from specexit.schemas.serve import ServeConfig
+from torch_specexit.plugin import hooks
+from torch_specexit.serve import ServeError, serve, serve_command
+
+pytestmark = pytest.mark.vllm
+
+
+def test_check_prints_every_hook_and_the_installed_vllm_fits():
+    command = [sys.executable, "-m", "specexit", "serve", "--check"]
+    shown = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"COLUMNS": "240"})
+    assert shown.returncode == 0, shown.stderr
+    for hook in hooks.HOOKS:
+        assert f"{hook.owner}.{hook.method}" in shown.stdout
+
+
+def test_a_vllm_that_does_not_fit_is_named(monkeypatch, capsys):
+    odd = dataclasses.replace(hooks.HOOKS[0], method="no_such_method")
+    monkeypatch.setattr(hooks, "HOOKS", (odd, *hooks.HOOKS[1:]))
+    with pytest.raises(ServeError, match=r"without exits: .*no_such_method does not exist"):
+        serve(ServeConfig(check=True))
+    assert "hooks into vLLM" in capsys.readouterr().out
+
+
+def test_the_command_line_names_target_and_draft(write_random_draft, tmp_path):
+    fits = {"hidden_size": 192, "target_hidden_size": 192, "vocab_size": 640}
+    draft = write_random_draft(tmp_path / "draft", "draft", **fits, eagle_aux_hidden_state_layer_ids=(1, 3, 4))
+    command = serve_command(ServeConfig(target="tiny-reasoner", draft=draft, arguments=("--port", "8001")))
+    assert command[-2:] == ["--port", "8001"]
+    speculation = json.loads(command[command.index("--speculative-config") + 1])
+    assert speculation == {"method": "eagle3", "model": str(draft), "num_speculative_tokens": 3}
+
+
+def test_a_draft_of_another_target_is_refused_before_anything_starts(write_random_draft, tmp_path):
+    draft = write_random_draft(tmp_path / "draft", "draft")
+    with pytest.raises(DraftError):
+        serve_command(ServeConfig(target="tiny-reasoner", draft=draft))
