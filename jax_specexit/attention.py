@@ -9,8 +9,8 @@ block and k diagonals:
 
 So no mask of ``T x (k+1)T`` is ever formed, and of the causal block only tiles of ``BLOCK x BLOCK``, in a running
 softmax (Milakov & Gimelshein 2018; Dao et al. 2022) that starts from the diagonals. Tiles that lie wholly before the
-segments of their rows are skipped, so packing short texts into long rows costs nothing. `ttt_attention_reference`
-forms the whole mask, and is the oracle.
+segments of their rows are skipped, so short texts packed into long rows cost little more than alone.
+`ttt_attention_reference` forms the whole mask, and is the oracle.
 
 Shape legend: batch, time, heads (query), kv (key/value heads), group (query heads of one kv), dim, rows (of one tile).
 """
@@ -98,6 +98,7 @@ def _forward(q, keys, values, starts, block):
     key_tiles, value_tiles = _tiles(keys[0], block), _tiles(values[0], block)
 
     def rows(_, xs):
+        """One query block: its mixed values and the log of its softmax' normaliser."""
         i, q, starts, own_keys, own_values = xs
         first = jnp.min(starts) // block
 
@@ -143,6 +144,7 @@ def _backward(block, residuals, d_out):
     key_tiles, value_tiles = _tiles(keys[0], block), _tiles(values[0], block)
 
     def rows(d_tiles, xs):
+        """One query block: its own gradient, and what it adds to those of the key and value tiles."""
         i, q, starts, d_out, log_total, shared = xs
         log_total, shared = (jnp.moveaxis(x, 1, 3)[..., None] for x in (log_total, shared))
 

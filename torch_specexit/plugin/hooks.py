@@ -236,7 +236,7 @@ V1_HOOKS = (
         _bookkeeping_sync,
         why="without asynchronous scheduling nobody has seen the result by then, so no acceptance has to stop for it",
         relies_on="called behind drafting, with the result that is sent; drafting keeps no count of accepted tokens",
-        since="0.20",
+        since="0.32",
     ),
     Hook(
         _V1,

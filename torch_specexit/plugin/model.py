@@ -52,7 +52,8 @@ class SpecExitLlamaForCausalLMEagle3(Eagle3LlamaForCausalLM):
         rows = vllm_config.scheduler_config.max_num_seqs
         self.register_buffer("signals", torch.zeros(rows, len(NAMES), dtype=torch.float32), persistent=False)
         self._passes_to_record = 0
-        self._rows: Float[Tensor, "rows hidden"] | None = None
+        self.rows: Float[Tensor, "rows hidden"] | None = None
+        """Normed outputs of the step's first pass, where they are kept; the runner drops them as a step begins."""
         self.keeps_rows = False
         """Set by a runner that reads the signals of whole steps."""
         self.first_pass_only = False
@@ -87,7 +88,7 @@ class SpecExitLlamaForCausalLMEagle3(Eagle3LlamaForCausalLM):
         normed, hidden = super().forward(*args, **kwargs)
         if self.keeps_rows and self._passes_to_record > 0:
             self._passes_to_record -= 1
-            self._rows = normed
+            self.rows = normed
         return normed, hidden
 
     def compute_logits(self, hidden_states: Float[Tensor, "batch hidden"]) -> Tensor | None:
@@ -103,10 +104,9 @@ class SpecExitLlamaForCausalLMEagle3(Eagle3LlamaForCausalLM):
         return super().compute_logits(hidden_states)
 
     def signals_of_rows(self, rows: Int[Tensor, " rows"]) -> Float[Tensor, "rows signals"]:
-        """Raw signals at some rows of the step's first pass, once (source ``draft``, where ``keeps_rows``)."""
-        kept, self._rows = self._rows, None
-        assert kept is not None, "the draft was not run in this step"
-        return kept[rows].float() @ self.signal_weight.t()
+        """Raw signals at some rows of the step's first pass (source ``draft``, where ``keeps_rows``)."""
+        assert self.rows is not None, "the draft was not run in this step"
+        return self.rows[rows].float() @ self.signal_weight.t()
 
     def signals_of_target(
         self, aux: list[Float[Tensor, "time hidden"]], rows: Int[Tensor, " rows"]

@@ -107,6 +107,7 @@ class RunnerExits:
     @torch.inference_mode()
     def rewrite(self, sampled: Sampled) -> Sampled:
         """Apply to a step's result what is known before drafting."""
+        self.draft.rows = None  # a verdict must never be read off an earlier step
         batch = self.slots.batch(sampled.requests)
         args = batch.state, batch.settings
         if self.judges_late and not batch.state.pending.any():
