@@ -23,7 +23,7 @@ from specexit.labels import answer_confidence
 from specexit.prompts import Prompt
 from specexit.schemas.collect import CollectConfig
 from specexit.schemas.target import TargetConfig, load_target_config
-from specexit.traces import Trace, write_traces
+from specexit.traces import Trace, tokenizer_sha256, write_traces
 from torch_specexit.chat import load_chat_tokenizer, prompt_ids
 from torch_specexit.collect import chunk_path, chunks, load_prompts
 from torch_specexit.engine import start_engine
@@ -219,10 +219,12 @@ def main() -> None:
     task: dict[str, Any] = json.loads(sys.stdin.buffer.readline())
     threading.Thread(target=_end_with_parent, daemon=True).start()
     config = CollectConfig.model_validate(task["config"])
-    collector = Collector(config, load_target_config(config.target), report)
+    target = load_target_config(config.target)
+    collector = Collector(config, target, report)
     parts = chunks(load_prompts(config), config.chunk)
     for index in task["chunks"]:
-        write_traces(chunk_path(config.out, index), collector.collect(index, parts[index]))
+        traces = collector.collect(index, parts[index])
+        write_traces(chunk_path(config.out, index), traces, tokenizer_sha256(target))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,16 @@ from specexit.labels import exit_point
 from specexit.outputs import new_folder
 from specexit.schemas.annotate import AnnotateConfig
 from specexit.splits import Tokenizer
-from specexit.traces import LabelledTrace, Trace, TraceError, read_traces, target_of, write_traces
+from specexit.traces import (
+    LabelledTrace,
+    Trace,
+    TraceError,
+    check_tokenizer,
+    read_traces,
+    target_of,
+    tokenizer_sha256,
+    write_traces,
+)
 
 FRACTIONS = tuple(tenth / 10 for tenth in range(1, 11))
 """Shares of a trace's thinking at which the oracle curve is read."""
@@ -85,7 +94,9 @@ def annotate(config: AnnotateConfig) -> Statistics:
       FileExistsError: the output folder is not empty.
     """
     traces = read_traces(config.traces)
-    tokenizer = target_of(traces, config.target).tokenizer()
+    target = target_of(traces, config.target)
+    check_tokenizer(config.traces, target)
+    tokenizer = target.tokenizer()
     with new_folder(config.out) as folder:
         reasons = Counter(drop_reason(trace) for trace in traces)
         kept = [trace for trace in traces if drop_reason(trace) is None]
@@ -94,7 +105,7 @@ def annotate(config: AnnotateConfig) -> Statistics:
         labelled = [label(trace, tokenizer, config.answer_word) for trace in _progress(kept, "label")]
         dropped = {reason: reasons[reason] for reason in DROP_REASONS}
         statistics = summarise(labelled, dropped)
-        write_traces(folder / "traces.parquet", labelled)
+        write_traces(folder / "traces.parquet", labelled, tokenizer_sha256(target))
         write_text(folder / "statistics.json", json.dumps(asdict(statistics), indent=2) + "\n")
         save_run(config, folder)
     Console(stderr=True).print(_table(statistics))

@@ -27,7 +27,7 @@ from specexit.schemas.pack import PackConfig
 from specexit.schemas.target import TargetConfig
 from specexit.sequences import Example, TrainingSequence, assemble, best_fit, make_sequence
 from specexit.signals import NAMES
-from specexit.traces import LabelledTrace, data_sha256, read_labelled, target_of
+from specexit.traces import LabelledTrace, check_tokenizer, data_sha256, read_labelled, target_of, tokenizer_sha256
 
 FORMAT_VERSION = 1
 FIELDS = ("tokens", "segment_ids", "positions", "loss_mask", "signal_labels", "signal_mask")
@@ -61,13 +61,14 @@ def pack(config: PackConfig) -> PackMeta:
     """Pack the labelled traces of ``config.traces`` into the new folder ``config.out``.
 
     Raises:
-      TraceError: the traces cannot be used.
+      TraceError: the traces cannot be used, or were written with another tokenizer.
       ConfigError: their target is unknown or not the one given.
       PackError: no trace fits an example.
       FileExistsError: the output folder is not empty.
     """
     traces = read_labelled(config.traces)
     target = target_of(traces, config.target)
+    check_tokenizer(config.traces, target)
     with new_folder(config.out) as folder:
         sequences = _sequences(config, traces, target)
         bins = best_fit([len(sequence) for sequence in sequences], config.length)
@@ -199,8 +200,3 @@ def check_target(meta: PackMeta, folder: Path, target: TargetConfig) -> None:
             f"{folder / 'meta.json'}: tokenizer_sha256 is {meta.tokenizer_sha256[:12]}..., "
             f"expected {ours[:12]}... of {target.folder / 'tokenizer.json'}"
         )
-
-
-def tokenizer_sha256(target: TargetConfig) -> str:
-    """Hash of the target's ``tokenizer.json``."""
-    return hashlib.sha256((target.folder / "tokenizer.json").read_bytes()).hexdigest()

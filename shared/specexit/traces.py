@@ -108,8 +108,17 @@ _SCHEMAS = {Trace: SCHEMA, LabelledTrace: LABELLED_SCHEMA}
 assert all(schema.names == [field.name for field in fields(kind)] for kind, schema in _SCHEMAS.items())
 
 
-def write_traces(path: Path, traces: Sequence[Trace]) -> None:
+TOKENIZER = b"specexit.tokenizer"
+"""Key in a file's metadata: hash of the ``tokenizer.json`` that its ids are of."""
+
+
+def write_traces(path: Path, traces: Sequence[Trace], tokenizer_sha256: str | None = None) -> None:
     """Write traces, all plain or all labelled, to one Parquet file, which appears whole or not at all.
+
+    Args:
+      path: the file.
+      traces: at least one.
+      tokenizer_sha256: of the target's tokenizer, where it is known.
 
     Raises:
       ValueError: there are none.
@@ -117,6 +126,8 @@ def write_traces(path: Path, traces: Sequence[Trace]) -> None:
     if not traces:
         raise ValueError(f"{path}: no traces to write")
     table = pa.Table.from_pylist([asdict(trace) for trace in traces], schema=_SCHEMAS[type(traces[0])])
+    if tokenizer_sha256 is not None:
+        table = table.replace_schema_metadata({**table.schema.metadata, TOKENIZER: tokenizer_sha256.encode()})
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     pq.write_table(table, beside, compression="zstd")
@@ -159,6 +170,30 @@ def target_of(traces: Sequence[Trace], name: str | None = None) -> TargetConfig:
     if target.name != names[0]:
         raise ConfigError(f"target is {target.name!r}, but the traces were written by {names[0]!r}")
     return target
+
+
+def check_tokenizer(path: Path, target: TargetConfig) -> None:
+    """Check that traces were written with the target's tokenizer; files that do not say so are taken at their word.
+
+    Raises:
+      TraceError: they were written with another one, or cannot be read.
+    """
+    ours = tokenizer_sha256(target)
+    for file in _files(path):
+        try:
+            theirs = (pq.read_schema(file).metadata or {}).get(TOKENIZER, ours.encode()).decode()
+        except (pa.ArrowException, OSError) as error:
+            raise TraceError(f"{file}: cannot be read as Parquet: {error}") from error
+        if theirs != ours:
+            raise TraceError(
+                f"{file}: written with the tokenizer {theirs[:12]}..., expected {ours[:12]}... of "
+                f"{target.folder / 'tokenizer.json'}"
+            )
+
+
+def tokenizer_sha256(target: TargetConfig) -> str:
+    """Hash of the target's ``tokenizer.json``."""
+    return hashlib.sha256((target.folder / "tokenizer.json").read_bytes()).hexdigest()
 
 
 def data_sha256(path: Path) -> str:

@@ -5,14 +5,17 @@ import pyarrow.parquet as pq
 import pytest
 
 from specexit.config import ConfigError
+from specexit.schemas.target import load_target_config
 from specexit.traces import (
     SCHEMA,
     LabelledTrace,
     TraceError,
+    check_tokenizer,
     data_sha256,
     read_labelled,
     read_traces,
     target_of,
+    tokenizer_sha256,
     write_traces,
 )
 
@@ -112,3 +115,16 @@ def test_a_failed_write_leaves_the_old_file(make_trace, tmp_path):
     with pytest.raises(pa.ArrowInvalid):
         write_traces(path, [make_trace(prompt_ids=[2**40])])
     assert read_traces(path) == [make_trace()]
+
+
+def test_traces_of_another_tokenizer_are_refused(make_trace, tmp_path):
+    target = load_target_config("tiny-reasoner")
+    path = tmp_path / "traces.parquet"
+    write_traces(path, [make_trace()])
+    check_tokenizer(path, target)  # an older file does not say
+    write_traces(path, [make_trace()], tokenizer_sha256(target))
+    check_tokenizer(path, target)
+    assert read_traces(path) == [make_trace()]
+    write_traces(path, [make_trace()], "0" * 64)
+    with pytest.raises(TraceError, match=r"written with the tokenizer 000000000000..., expected \w+... of .*tokenizer"):
+        check_tokenizer(path, target)
