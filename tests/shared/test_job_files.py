@@ -1,0 +1,83 @@
+"""The files in configs/jobs, run with stand-ins for what only a cluster has. Two seconds."""
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+JOBS = Path(__file__).resolve().parents[2] / "configs" / "jobs"
+
+STAND_IN = """#!/usr/bin/env bash
+echo "$@" > {folder}/called
+trap 'echo preempted > {folder}/status.json; exit 0' TERM
+touch {folder}/started
+if [ {waits} = 1 ]; then for i in $(seq 100); do sleep 0.1; done; fi
+echo '{{"status": "finished"}}' > {folder}/status.json
+exit {code}
+"""
+
+
+def stand_in(folder: Path, name: str, *, waits: bool = False, code: int = 0) -> None:
+    path = folder / name
+    path.write_text(STAND_IN.format(folder=folder, waits=int(waits), code=code))
+    path.chmod(0o755)
+
+
+def environment(folder: Path, **more: str) -> dict[str, str]:
+    return os.environ | {"PATH": f"{folder}:{os.environ['PATH']}", "RECIPE": "r.yaml", "OUT": str(folder), **more}
+
+
+def container() -> dict:
+    manifest = yaml.safe_load((JOBS / "jobset.yaml").read_text())
+    job = manifest["spec"]["replicatedJobs"][0]["template"]["spec"]
+    assert job["parallelism"] == job["completions"]
+    return job["template"]["spec"]["containers"][0]
+
+
+def pod(folder: Path) -> subprocess.Popen:
+    spec = container()
+    return subprocess.Popen([*spec["command"], *spec["args"]], env=environment(folder))
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_a_pod_ends_as_its_run_does(tmp_path: Path, code: int) -> None:
+    stand_in(tmp_path, "specexit", code=code)
+    assert pod(tmp_path).wait(20) == code
+    assert (tmp_path / "called").read_text().split() == ["train", "r.yaml", f"out={tmp_path}"]
+
+
+def test_a_preempted_pod_saves_and_is_restarted(tmp_path: Path) -> None:
+    """SIGTERM reaches the run through the shell, and its 0 does not count as done."""
+    stand_in(tmp_path, "specexit", waits=True)
+    process = pod(tmp_path)
+    while not (tmp_path / "started").exists():
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) != 0
+    assert "preempted" in (tmp_path / "status.json").read_text()
+
+
+@pytest.mark.parametrize(("status", "requeued"), [("finished", False), ("preempted", True)])
+def test_slurm_requeues_what_is_not_finished(tmp_path: Path, status: str, requeued: bool) -> None:
+    (tmp_path / "srun").write_text(f'#!/usr/bin/env bash\necho \'{{"status": "{status}"}}\' > {tmp_path}/status.json\n')
+    (tmp_path / "srun").chmod(0o755)
+    stand_in(tmp_path, "scontrol")
+    command = ["bash", str(JOBS / "slurm.sbatch"), "r.yaml", str(tmp_path)]
+    subprocess.run(command, env=environment(tmp_path, SLURM_JOB_ID="7"), check=True, timeout=20)
+    assert (tmp_path / "called").exists() == requeued
+    if requeued:
+        assert (tmp_path / "called").read_text().split() == ["requeue", "7"]
+
+
+def test_slurm_does_not_requeue_a_failure(tmp_path: Path) -> None:
+    (tmp_path / "srun").write_text("#!/usr/bin/env bash\nexit 1\n")
+    (tmp_path / "srun").chmod(0o755)
+    stand_in(tmp_path, "scontrol")
+    command = ["bash", str(JOBS / "slurm.sbatch"), "r.yaml", str(tmp_path)]
+    done = subprocess.run(command, env=environment(tmp_path, SLURM_JOB_ID="7"), timeout=20)
+    assert done.returncode == 1
+    assert not (tmp_path / "called").exists()
