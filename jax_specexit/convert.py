@@ -1,4 +1,4 @@
-"""``specexit convert``: the newest orbax checkpoint of a run becomes a draft directory."""
+"""``specexit convert``: an orbax checkpoint of a run, the newest or the best, becomes a draft directory."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def convert(config: ConvertConfig) -> None:
       FileExistsError: ``out`` is there and not empty.
     """
     start = read_start(config.run)
-    step, params = restore_params(config.run)
+    step, params = restore_params(config.run, config.which)
     tensors = tensors_from_params(start.shape, params, start.vocab, start.aux_rms)
     write_draft(config.out, start.shape, tensors)
     Console(stderr=True).print(f"checkpoint of step {step} -> {config.out}")

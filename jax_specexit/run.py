@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import yaml
 from flax import nnx
 
+from jax_specexit.cluster import is_first
 from jax_specexit.data import choose_draft_vocab
 from jax_specexit.draft import Draft, warm_start
 from jax_specexit.export import params_from_draft
@@ -57,12 +59,16 @@ class Start(NamedTuple):
     """Target id of every draft token."""
     aux_rms: tuple[float, ...]
     """See `jax_specexit.draft.Draft`."""
+    data: str = ""
+    """Which packed data, see `identity`; empty in runs of older versions."""
 
 
 def start(
     config: TrainConfig, target_config: TargetConfig, meta: PackMeta, rows: Example
 ) -> tuple[Start, Draft, Target]:
     """Load the target and make the initial draft.
+
+    A run that goes on keeps the constants it was begun with, whatever this machine would measure.
 
     Args:
       config, target_config: the run's.
@@ -72,15 +78,17 @@ def start(
     Raises:
       ConfigError: ``init_from`` was made for another target or shape.
     """
+    before = check_start(config, target_config, meta)
     target = load_target(target_config.folder)
     shape = draft_config(config, target_config, meta)
-    aux_rms = measure_aux(target, shape.eagle_aux_hidden_state_layer_ids, rows)
+    layers = shape.eagle_aux_hidden_state_layer_ids
+    aux_rms = before.aux_rms if before is not None else measure_aux(target, layers, rows)
     draft = Draft(shape, rngs=nnx.Rngs(config.seed), aux_rms=aux_rms)
     if config.init_from is None:
         ids = target_config.think_tokens()
         vocab = choose_draft_vocab(meta, config.draft.draft_vocab_size, (ids.end,))
         warm_start(draft, target, jnp.asarray(vocab))
-        return Start(shape, vocab, aux_rms), draft, target
+        return Start(shape, vocab, aux_rms, identity(meta)), draft, target
     source, tensors = read_draft(config.init_from)
     check_target(source, config.init_from, target_config.hf_config(), target_config.name)
     for field in ("hidden_size", "intermediate_size", "draft_vocab_size", "eagle_aux_hidden_state_layer_ids"):
@@ -93,7 +101,35 @@ def start(
     if source.specexit is None or source.specexit.source != config.signals.source:
         params.pop("signal_head", None)  # rows read elsewhere: start those afresh
     nnx.update(draft, jax.tree.map(jnp.asarray, params))
-    return Start(shape, tensors["d2t"] + np.arange(source.draft_vocab_size), aux_rms), draft, target
+    vocab = tensors["d2t"] + np.arange(source.draft_vocab_size)
+    return Start(shape, vocab, aux_rms, identity(meta)), draft, target
+
+
+def identity(meta: PackMeta) -> str:
+    """Names packed data by what it was made from and how, wherever it lies."""
+    return f"{meta.data_sha256[:16]}-{meta.config_sha256[:16]}"
+
+
+def check_start(config: TrainConfig, target_config: TargetConfig, meta: PackMeta) -> Start | None:
+    """What the run in ``config.out`` was begun with; None where there is none.
+
+    Raises:
+      ConfigError: that was another target, or other data under the same name.
+    """
+    path = config.out / "draft.json"
+    if not path.exists():
+        return None
+    before, shape = read_start(config.out), draft_config(config, target_config, meta)
+    for field in type(shape).model_fields:
+        was, now = getattr(before.shape, field), getattr(shape, field)
+        if was != now:
+            raise ConfigError(f"{path}: this run was begun with {field}={was}, but target and data now say {now}")
+    if before.data not in ("", identity(meta)):
+        raise ConfigError(
+            f"{path}: this run was begun with the data {before.data}, but {config.data / 'meta.json'} is that of "
+            f"{identity(meta)}: its position in the data means nothing there"
+        )
+    return before
 
 
 def measure_aux(target: Target, layers: tuple[int, ...], rows: Example) -> tuple[float, ...]:
@@ -116,6 +152,7 @@ def save_start(run: Path, fixed: Start) -> None:
         "config": fixed.shape.model_dump(mode="json"),
         "vocab": fixed.vocab.tolist(),
         "aux_rms": list(fixed.aux_rms),
+        "data": fixed.data,
     }
     write_text(run / "draft.json", json.dumps(data))
 
@@ -131,4 +168,47 @@ def read_start(run: Path) -> Start:
         raise ConfigError(f"{path}: file does not exist, expected a run folder that `specexit train` wrote")
     data = json.loads(path.read_text())
     shape = DraftConfig.model_validate(data["config"])
-    return Start(shape, np.asarray(data["vocab"], np.int64), tuple(data["aux_rms"]))
+    vocab = np.asarray(data["vocab"], np.int64)
+    return Start(shape, vocab, tuple(data["aux_rms"]), data.get("data", ""))
+
+
+MAY_CHANGE = {
+    *("out", "data", "mesh", "cluster"),
+    *("checkpoint", "log_every", "wandb", "profile_steps", "max_nonfinite"),
+    *("eval_traces", "evaluate_every", "evaluate_n", "best_by"),
+}
+"""Keys that a run may go on with in another form: where things are and what is watched, not what is learned."""
+
+
+def check_folder(config: TrainConfig) -> None:
+    """A run folder is new, or is continued by the recipe that began it.
+
+    Raises:
+      ConfigError: it was begun by another recipe, or holds something else.
+    """
+    path = Path(config.out) / "run.yaml"
+    if not path.exists():
+        others = [p.name for p in config.out.glob("*") if not p.name.startswith(".")]
+        if others:
+            raise ConfigError(f"{config.out}: holds {min(others)} but no run.yaml, expected a new folder or a run's")
+        return
+    try:
+        before = TrainConfig.model_validate(yaml.safe_load(path.read_text())["config"]).model_dump(mode="json")
+    except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot be read as the recipe of a training run: {error}") from error
+    now = config.model_dump(mode="json")
+    for key in now:
+        if key not in MAY_CHANGE and before[key] != now[key]:
+            raise ConfigError(
+                f"{path}: this run was begun with {key}={before[key]}, but the recipe says {now[key]}; "
+                "choose another `out` or restore the recipe"
+            )
+
+
+Status = Literal["running", "preempted", "stopped", "finished"]
+
+
+def write_status(run: Path, status: Status, step: int, steps: int) -> None:
+    """Write ``status.json``, for the script around a run: what is not ``finished`` goes on from ``step``."""
+    if is_first():
+        write_text(run / "status.json", json.dumps({"status": status, "step": step, "steps": steps}) + "\n")

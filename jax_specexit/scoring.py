@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from jax_specexit.draft import Draft
 from jax_specexit.step import shift, ttt_outputs
@@ -28,15 +28,21 @@ class Scored:
     trace: Trace
     raw: Float[np.ndarray, "think signals"]
     """Raw signals of each thinking token."""
-    logits: Float[np.ndarray, "time dvocab"]
-    """Draft logits of the first pass; row t predicts token t + 2."""
-    hits: Float[np.ndarray, "step time"]
+    hits: Bool[np.ndarray, "step time"]
     """Whether TTT step k, from row t, predicts token t + 2 + k."""
 
     @property
     def signals(self) -> Float[np.ndarray, "think signals"]:
         """Signal values of each thinking token."""
         return activate(self.raw)
+
+
+@dataclass(frozen=True)
+class ScoredLogits(Scored):
+    """The same, with what the draft thought of every token."""
+
+    logits: Float[np.ndarray, "time dvocab"]
+    """Draft logits of the first pass; row t predicts token t + 2."""
 
 
 def sequence(trace: Trace, think_end: int) -> list[int]:
@@ -54,7 +60,7 @@ def score(
     ttt_steps: int,
     batch_size: int = 16,
     bucket: int = 128,
-) -> Iterator[Scored]:
+) -> Iterator[ScoredLogits]:
     """Score traces in float32, batched by length (so not in the order given).
 
     Args:
@@ -91,4 +97,4 @@ def score(
         for row, trace in enumerate(chunk):
             n, n_prompt, n_think = len(ids[row]), len(trace.prompt_ids), len(trace.think_ids)
             first = n_prompt - (1 if draft.source == "draft" else 0)
-            yield Scored(trace, raw[row, first : first + n_think], logits[row, :n], hits[:, row, :n])
+            yield ScoredLogits(trace, raw[row, first : first + n_think], hits[:, row, :n], logits[row, :n])

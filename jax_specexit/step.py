@@ -158,9 +158,9 @@ def make_loss(config: TrainConfig, graph: nnx.GraphDef, target_graph: nnx.GraphD
 def smooth_magnitudes(
     before: Float[Array, " one_plus_signals"], seen: Float[Array, " one_plus_signals"], beta: float
 ) -> Float[Array, " one_plus_signals"]:
-    """Exponential average of gradient magnitudes that starts at the first ones seen."""
+    """Exponential average of gradient magnitudes that starts at the first ones seen; what is not finite is left out."""
     average = jnp.where(jnp.all(before == 0), seen, beta * before + (1 - beta) * seen)
-    return jax.lax.stop_gradient(average)
+    return jax.lax.stop_gradient(jnp.where(jnp.all(jnp.isfinite(seen)), average, before))
 
 
 def group_of(path: tuple[Any, ...], leaf: Any) -> Group:
@@ -208,6 +208,9 @@ def make_step(config: TrainConfig, draft: Draft, target: Target, mesh: Mesh) -> 
             grads, (metrics, magnitudes) = jax.grad(loss_fn, has_aux=True)(
                 state.params, frozen, batch, state.magnitudes
             )
+            metrics["gradient_norm"] = optax.tree.norm(grads)
+            # The optimizer skips what is not finite; a loss that is not makes its gradient so.
+            grads = jax.tree.map(lambda g: jnp.where(jnp.isfinite(metrics["loss"]), g, jnp.nan), grads)
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
             return TrainState(params, opt_state, magnitudes, state.step + 1), metrics

@@ -168,7 +168,12 @@ def save_run(config: Config, folder: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file beside its place, then rename it there, so that a half-written one is never seen."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """As `write_text`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(text)
+    beside.write_bytes(data)
     beside.replace(path)

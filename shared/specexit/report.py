@@ -230,8 +230,10 @@ def read_evaluation(path: Path) -> dict[str, str]:
       ReportError: not there or not a JSON object.
     """
     try:
-        return dict(_flatten("", json.loads(path.read_text())))
-    except (OSError, ValueError, AttributeError) as error:
+        numbers = json.loads(path.read_text())
+        numbers.pop("definitions", None)
+        return dict(_flatten("", numbers))
+    except (OSError, ValueError, AttributeError, TypeError) as error:
         raise ReportError(f"{path}: cannot be read as what evaluate writes: {error!r}") from error
 
 

@@ -37,7 +37,13 @@ def small_target(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / "model" / name).write_bytes((tiny.MODEL_DIR / name).read_bytes())
     path = folder / "small.yaml"
-    config = {"name": "small", "path": str(folder / "model"), "aux_layers": [1, 2, 3], "max_model_len": 512}
+    config = {
+        "name": "small",
+        "path": str(folder / "model"),
+        "aux_layers": [1, 2, 3],
+        "max_model_len": 512,
+        "dtype": "float32",
+    }
     path.write_text(yaml.safe_dump(config))
     return path
 

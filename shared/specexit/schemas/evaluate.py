@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 
@@ -13,6 +14,9 @@ class EvaluateConfig(Config):
     """Judge a training run on traces that it was not trained on."""
 
     run: Path = Field(description="run folder that `specexit train` wrote")
+    which: Literal["latest", "best"] = Field(
+        default="latest", description="the newest checkpoint, or the best by the run's best_by"
+    )
     traces: Path = Field(description="labelled traces of held-out problems, from `annotate`")
     out: Path = Field(description="JSON file to write")
     n: int | None = Field(default=None, gt=0, description="the first n traces; all by default")

@@ -64,6 +64,34 @@ class CheckpointConfig(Config):
     keep: int = Field(default=2, gt=0, description="newest checkpoints kept")
 
 
+class ClusterConfig(Config):
+    """The processes of a job. JAX finds them itself on GKE, Cloud TPU VMs and SLURM; elsewhere, all three are given."""
+
+    coordinator: str | None = Field(default=None, description="host:port of process 0, reachable from all others")
+    num_processes: int | None = Field(default=None, gt=0, description="processes in the job")
+    process_id: int | None = Field(default=None, ge=0, description="which of them this is")
+    heartbeat: int = Field(
+        default=100, gt=0, description="seconds of silence after which a process is taken for dead and all others stop"
+    )
+
+    @model_validator(mode="after")
+    def _all_or_none(self) -> ClusterConfig:
+        given = (self.coordinator, self.num_processes, self.process_id)
+        if None in given and given != (None, None, None):
+            raise ValueError(
+                f"coordinator={self.coordinator}, num_processes={self.num_processes}, process_id={self.process_id}: "
+                "expected all three, or none where JAX finds the processes itself"
+            )
+        if self.process_id is not None and self.num_processes is not None and self.process_id >= self.num_processes:
+            raise ValueError(f"process_id={self.process_id}, expected less than num_processes={self.num_processes}")
+        return self
+
+
+BestBy = Literal["acceptance_length", "auroc", "calibration_error", "brier", "cut"]
+"""What the best checkpoint is chosen by: see ``jax_specexit.evaluate.Evaluation``. The middle three are those of
+validity over all boundaries; ``cut`` is the thinking cut at no loss."""
+
+
 class TrainConfig(Config):
     """Train a draft and its signal heads."""
 
@@ -95,7 +123,43 @@ class TrainConfig(Config):
     mesh: MeshConfig = MeshConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log_every: int = Field(default=10, gt=0, description="steps between metric lines")
+    evaluate_every: int | None = Field(
+        default=None, gt=0, description="steps between evaluations on eval_traces; by default only at the end"
+    )
+    evaluate_n: int | None = Field(default=None, gt=0, description="the first n eval_traces; all by default")
+    best_by: BestBy = Field(default="auroc", description="evaluation metric whose best checkpoint is kept in best/")
+    max_nonfinite: int = Field(
+        default=0, ge=0, description="updates in a row that may be skipped for a NaN or infinity before the run stops"
+    )
+    profile_steps: tuple[int, int] | None = Field(
+        default=None, description="[first, last] step of a profiler trace; SIGUSR1 asks a running process for one"
+    )
+    wandb: str | None = Field(default=None, description="Weights & Biases project to log to as well; needs the extra")
+    cluster: ClusterConfig = ClusterConfig()
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _evaluation(self) -> TrainConfig:
+        if self.evaluate_every is not None and self.eval_traces is None:
+            raise ValueError(f"evaluate_every={self.evaluate_every} without eval_traces: expected labelled traces")
+        return self
+
+    @model_validator(mode="after")
+    def _paths(self) -> TrainConfig:
+        for name in ("data", "out"):
+            if str(getattr(self, name)).startswith(("gs:", "s3:")):
+                raise ValueError(
+                    f"{name}={getattr(self, name)} is a bucket, expected a folder that all hosts see: mount the bucket"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _profile(self) -> TrainConfig:
+        if self.profile_steps is not None and not 0 < self.profile_steps[0] <= self.profile_steps[1]:
+            raise ValueError(
+                f"profile_steps={list(self.profile_steps)}, expected [first, last] with 1 <= first <= last"
+            )
+        return self
 
     @model_validator(mode="after")
     def _frozen_trunk(self) -> TrainConfig:

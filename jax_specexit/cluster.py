@@ -1,0 +1,85 @@
+"""The processes of a job: how they find one another, and how a preemption notice stops them at the same step.
+
+The one place that touches `jax.distributed`. JAX recognises Cloud TPU VMs, TPU pods on GKE (JobSet) and SLURM by their
+environments; anywhere else, `ClusterConfig` names the coordinator.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+
+import jax
+from jax.experimental import multihost_utils
+
+from specexit.config import ConfigError
+from specexit.schemas.train import ClusterConfig
+
+
+def join(config: ClusterConfig) -> None:
+    """Join the other processes of the job; returns when all are there, at once where this is the only one.
+
+    Must come before anything that makes JAX look for its devices. A cluster that is recognised but cannot be joined is
+    an error: a host that trained on alone would write into the others' run folder.
+
+    Raises:
+      ConfigError: the processes are given by hand, but JAX has looked for its devices already.
+    """
+    if jax.distributed.is_initialized():
+        return
+    try:
+        jax.distributed.initialize(
+            config.coordinator,
+            config.num_processes,
+            config.process_id,
+            heartbeat_timeout_seconds=config.heartbeat,
+            shutdown_timeout_seconds=config.heartbeat,
+        )
+    except ValueError as error:  # JAX's way to say that it recognises no cluster
+        if config.coordinator is not None or "coordinator_address should be defined" not in str(error):
+            raise
+    except RuntimeError as error:  # a notebook or a test that has used JAX before, on its own
+        if "must be called before" not in str(error):
+            raise
+        if config.coordinator is not None:
+            raise ConfigError(f"cluster.coordinator={config.coordinator}: JAX is in use already: {error}") from error
+
+
+def is_first() -> bool:
+    """Whether this is the process that prints, and writes what is written once."""
+    return jax.process_index() == 0
+
+
+class Preemption:
+    """A notice (SIGTERM) that this machine will go away soon; use as a context manager around the steps.
+
+    With several processes JAX's preemption service, which listens for SIGTERM itself, agrees on the next step that all
+    can reach. Where that service has been switched off (``JAX_ENABLE_PREEMPTION_SERVICE=0``), SIGTERM kills, and the
+    run goes on from its last regular checkpoint.
+    """
+
+    def __init__(self) -> None:
+        self.noticed = False
+        self.alone = not jax.distributed.is_initialized()
+        self.before = None
+
+    def __enter__(self) -> Preemption:
+        # Python delivers signals to the main thread alone, and lets no other set a handler.
+        if self.alone and threading.current_thread() is threading.main_thread():
+            self.before = signal.signal(signal.SIGTERM, self._notice)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.before is not None:
+            signal.signal(signal.SIGTERM, self.before)
+
+    def _notice(self, *_: object) -> None:
+        self.noticed = True
+
+    def reached(self, step: int) -> bool:
+        """Whether to save and stop behind this step; every process must ask at every step."""
+        if self.alone:
+            return self.noticed
+        if not jax.config.jax_enable_preemption_service:  # pyright: ignore[reportAttributeAccessIssue]
+            return False
+        return multihost_utils.reached_preemption_sync_point(step)

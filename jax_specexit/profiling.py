@@ -1,0 +1,60 @@
+"""A profiler trace of some steps, planned (``profile_steps``) or on demand (SIGUSR1), for TensorBoard or Perfetto."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from pathlib import Path
+
+import jax
+
+ON_DEMAND_STEPS = 5
+"""Steps in a trace that SIGUSR1 asked for: enough to see a steady state, few enough for a trace that opens."""
+
+
+class Profiler:
+    """Traces of this process in ``<run>/profile``; use as a context manager around the steps.
+
+    A planned trace is taken by all processes at the same steps. ``kill -USR1 PID`` asks one process alone, at once.
+    """
+
+    def __init__(self, run: Path, steps: tuple[int, int] | None):
+        self.folder, self.steps = run / "profile", steps
+        self.until: int | None = None
+        """Last step of the trace that is being taken."""
+        self.asked = False
+        self.before = None
+
+    def __enter__(self) -> Profiler:
+        # As with any signal, only the main thread can set a handler.
+        if threading.current_thread() is threading.main_thread():
+            self.before = signal.signal(signal.SIGUSR1, self._ask)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.until is not None:
+            jax.profiler.stop_trace()
+            self.until = None
+        if self.before is not None:
+            signal.signal(signal.SIGUSR1, self.before)
+
+    def _ask(self, *_: object) -> None:
+        self.asked = True
+
+    def begin(self, step: int) -> None:
+        """Start a trace if this step is the first of one."""
+        if self.until is not None:
+            return
+        if self.steps is not None and step == self.steps[0]:
+            self.until = self.steps[1]
+        elif self.asked:
+            self.asked, self.until = False, step + ON_DEMAND_STEPS - 1
+        if self.until is not None:
+            jax.profiler.start_trace(str(self.folder))
+
+    def end(self, step: int, result: object) -> None:
+        """Stop the trace behind its last step, once ``result`` is there: the steps run behind Python's back."""
+        if self.until is not None and step >= self.until:
+            jax.block_until_ready(result)
+            jax.profiler.stop_trace()
+            self.until = None

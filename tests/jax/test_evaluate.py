@@ -1,0 +1,109 @@
+"""The numbers of an evaluation, each against a definition that shares no code with it. A few seconds."""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jax_specexit.evaluate import DEFINITIONS, Evaluation, Ranking, acceptance_length, judge
+from jax_specexit.losses import signal_losses
+from jax_specexit.scoring import Scored
+from specexit.labels import token_labels
+from specexit.signals import NAMES, SIGNALS
+from specexit.traces import LabelledTrace
+
+
+def trace(n_prompt: int, n_think: int, n_answer: int) -> LabelledTrace:
+    boundaries = list(range(2, n_think, 3)) or [n_think]
+    agrees = [i >= len(boundaries) // 2 for i in range(len(boundaries))]
+    return LabelledTrace(
+        id="0",
+        prompt="",
+        prompt_ids=[0] * n_prompt,
+        think_ids=[0] * n_think,
+        answer_ids=[0] * n_answer,
+        answer="1",
+        reference="1",
+        correct=True,
+        finish_reason="stop",
+        boundaries=boundaries,
+        boundary_answers=["1" if hit else "2" for hit in agrees],
+        boundary_agrees=agrees,
+        boundary_confidence=[0.5] * len(boundaries),
+        target="small",
+        sampling="{}",
+        seed=0,
+        exit_earliest=boundaries[agrees.index(True)],
+        exit_stable=boundaries[agrees.index(True)],
+        hard_boundary=None,
+    )
+
+
+def scored(rng: np.random.Generator, ttt_steps: int, n_prompt: int, n_think: int, n_answer: int) -> Scored:
+    n = n_prompt + n_think + 1 + n_answer
+    raw = rng.normal(size=(n_think, len(SIGNALS))).astype(np.float32)
+    return Scored(trace(n_prompt, n_think, n_answer), raw, rng.random((ttt_steps, n)) < 0.7)
+
+
+def decode(one: Scored) -> tuple[int, int]:
+    """(tokens from speculative steps, steps): a decoder that knows the text and the draft's hits, token by token."""
+    text = list(range(one.hits.shape[1]))
+    written = text[: len(one.trace.prompt_ids) + 1]  # the prompt's own pass gives one token
+    tokens = steps = 0
+    while len(written) < len(text):
+        row = len(written) - 2
+        steps += 1
+        for k in range(len(one.hits)):
+            if len(written) == len(text) or not one.hits[k, row]:
+                break
+            written.append(text[len(written)])
+            tokens += 1
+        tokens += 1  # the bonus token, counted where the text has just ended as well
+        if len(written) < len(text):
+            written.append(text[len(written)])
+    return tokens, steps
+
+
+@given(seed=st.integers(0, 10_000), ttt_steps=st.integers(1, 5), n=st.integers(1, 3))
+def test_acceptance_length_is_that_of_decoding_token_by_token(seed: int, ttt_steps: int, n: int) -> None:
+    rng = np.random.default_rng(seed)
+    many = [scored(rng, ttt_steps, 3, int(rng.integers(4, 30)), int(rng.integers(0, 4))) for _ in range(n)]
+    tokens, steps = np.sum([decode(one) for one in many], axis=0)
+    assert acceptance_length(many) == pytest.approx(tokens / steps)
+
+
+def test_signal_losses_are_those_of_training() -> None:
+    one = scored(np.random.default_rng(0), 2, 3, 24, 2)
+    labelled = one.trace
+    assert isinstance(labelled, LabelledTrace)
+    judged = (labelled.boundaries, labelled.boundary_agrees, labelled.boundary_confidence)
+    labels, mask = token_labels(*judged, 24, labelled.exit_earliest)
+    ours = judge([one], 1, "earliest").signal_loss
+    theirs = signal_losses(jnp.asarray(one.raw[None]), jnp.asarray(labels[None]), jnp.asarray(mask[None], jnp.float32))
+    # float32 against float64
+    np.testing.assert_allclose([ours[name] for name in NAMES], theirs, rtol=1e-5)
+
+
+def test_what_does_not_exist_is_null_and_never_the_best() -> None:
+    nothing = Ranking(0, *[float("nan")] * 4)
+    evaluation = Evaluation(1, 1, [0.5], 1.5, 1.5, dict.fromkeys(NAMES, 0.1), nothing, nothing, 0.5, {"0": 0.1})
+    assert json.loads(json.dumps(evaluation.to_json(), allow_nan=False))["all_boundaries"]["auroc"] is None
+    assert not evaluation.score("auroc") > float("-inf")
+
+
+def test_more_is_better_whatever_the_best_is_chosen_by() -> None:
+    def made(error: float, length: float) -> Evaluation:
+        ranking = Ranking(10, 0.5, 1 - error, error, error)
+        return Evaluation(1, 1, [0.5], length, 1.5, {}, ranking, ranking, 0.5, {"0": 1 - error})
+
+    good, bad = made(0.1, 3.0), made(0.2, 2.0)
+    for best_by in ("acceptance_length", "auroc", "calibration_error", "brier", "cut"):
+        assert good.score(best_by) > bad.score(best_by), best_by
+
+
+def test_every_definition_is_of_something_that_is_written() -> None:
+    fields = {name for kind in (Evaluation, Ranking) for name in kind.__dataclass_fields__}
+    assert set(DEFINITIONS) <= fields

@@ -1,0 +1,208 @@
+"""Jobs of several processes over loopback, as a pod owner meets them: killed, preempted, continued on other hosts.
+
+About two minutes on two cores: nine processes that train a very small draft, 210 s of CPU time.
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import yaml
+
+from jax_specexit.checkpoint import restore_params
+from specexit.packing import read_meta
+from specexit.schemas.train import TrainConfig
+
+STEPS, BATCH, KILLED_AT, TERMINATED_AT = 16, 8, 5, 9
+
+# The command itself, with two things added: it notes which examples reach the devices, and sends itself a signal.
+PROGRAM = """
+import hashlib, json, os, sys, time
+from jax_specexit import train as module
+from specexit import cli
+
+notes, signal, at = open(sys.argv[1], "a"), int(sys.argv[2]), int(sys.argv[3])
+advance, steps = module.Metrics.advance, module.Batches.steps
+
+def signalled(self, step, metrics):
+    advance(self, step, metrics)
+    if step == at and signal:
+        os.kill(os.getpid(), signal)
+    if step >= at > 0:
+        time.sleep(0.5)  # JAX's preemption service looks for SIGTERM once in a while
+
+def noted(self, first, last):
+    for step, batch in steps(self, first, last):
+        for shard in batch["tokens"].addressable_shards:
+            for row, tokens in zip(range(BATCH)[shard.index[0]], shard.data, strict=True):
+                notes.write(json.dumps([step, row, hashlib.sha256(bytes(tokens)).hexdigest()]) + "\\n")
+        notes.flush()
+        yield step, batch
+
+module.Metrics.advance, module.Batches.steps = signalled, noted
+cli.run("train", sys.argv[4:])
+""".replace("BATCH", str(BATCH))
+
+
+@dataclasses.dataclass
+class Job:
+    """A run folder, and what every process that worked in it did."""
+
+    config: TrainConfig
+    exits: list[list[int]] = dataclasses.field(default_factory=list)
+    errors: list[str] = dataclasses.field(default_factory=list)
+
+    @property
+    def out(self) -> Path:
+        return self.config.out
+
+    def launch(self, *, processes: int = 2, send: signal.Signals | None = None, at: int = 0) -> None:
+        """Start all processes with four devices each; the last one sends itself a signal behind a step."""
+        recipe = self.out.with_suffix(".yaml")
+        recipe.write_text(yaml.safe_dump(self.config.model_dump(mode="json")))
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            coordinator = f"127.0.0.1:{free.getsockname()[1]}"
+        environment = os.environ | {
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+            # What one launch has compiled, the next ones load.
+            "JAX_COMPILATION_CACHE_DIR": str(self.out.parent / "compiled"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        }
+        running = []
+        for i in range(processes):
+            signalled = send if i == processes - 1 else None
+            arguments = [str(self.out.with_suffix(f".{i}.notes")), str(int(signalled or 0)), str(at), str(recipe)]
+            if processes > 1:
+                arguments += [f"cluster.coordinator={coordinator}", f"cluster.num_processes={processes}"]
+                arguments += [f"cluster.process_id={i}", "cluster.heartbeat=10"]
+            command = [sys.executable, "-c", PROGRAM, *arguments]
+            running.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
+        try:
+            self.errors = [process.communicate(timeout=180)[1] for process in running]
+        finally:
+            for process in running:
+                process.kill()
+        self.exits.append([process.returncode for process in running])
+
+    def losses(self) -> dict[int, float]:
+        lines = map(json.loads, (self.out / "metrics.jsonl").read_text().splitlines())
+        return {line["step"]: line["loss"] for line in lines}
+
+    def status(self) -> dict:
+        return json.loads((self.out / "status.json").read_text())
+
+    def fed(self) -> dict[tuple[int, int], str]:
+        """(step, row) -> the example that it was last trained on."""
+        notes = {}
+        for file in sorted(self.out.parent.glob(f"{self.out.name}.*.notes")):
+            for step, row, example in map(json.loads, file.read_text().splitlines()):
+                notes[step, row] = example
+        return notes
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("jobs")
+
+
+def new_job(base: TrainConfig, out: Path, **changes: object) -> Job:
+    return Job(TrainConfig.model_validate(base.model_dump() | {"out": out, "steps": STEPS, **changes}))
+
+
+@pytest.fixture(scope="module")
+def whole(base_recipe: TrainConfig, packed: Path, folder: Path) -> Job:
+    """An uninterrupted run on two processes, evaluated twice on the way."""
+    traces = packed.parent / "traces.parquet"
+    job = new_job(base_recipe, folder / "whole", eval_traces=traces, evaluate_every=8, best_by="brier")
+    job.launch()
+    assert job.exits == [[0, 0]], job.errors
+    return job
+
+
+@pytest.fixture(scope="module")
+def killed(base_recipe: TrainConfig, folder: Path) -> Job:
+    """A run of which one process was killed."""
+    job = new_job(base_recipe, folder / "killed")
+    job.launch(send=signal.SIGKILL, at=KILLED_AT)
+    return job
+
+
+@pytest.fixture(scope="module")
+def alone(killed: Job, folder: Path) -> Job:
+    """What was left of it, continued on one process of four devices."""
+    out = folder / "alone"
+    shutil.copytree(killed.out, out)
+    for i in range(2):
+        shutil.copy(killed.out.with_suffix(f".{i}.notes"), out.with_suffix(f".{i}.notes"))
+    job = Job(killed.config.model_copy(update={"out": out}))
+    job.launch(processes=1)
+    return job
+
+
+@pytest.fixture(scope="module")
+def continued(killed: Job, alone: Job) -> Job:
+    """And continued on two, with a preemption notice on the way."""
+    killed.launch(send=signal.SIGTERM, at=TERMINATED_AT)
+    saved = killed.status()
+    assert saved["status"] == "preempted", killed.errors
+    assert TERMINATED_AT <= saved["step"] < STEPS
+    assert restore_params(killed.out)[0] == saved["step"]
+    killed.launch()
+    return killed
+
+
+def test_no_process_survives_one_that_was_killed(killed: Job) -> None:
+    survivor, victim = killed.exits[0]
+    assert victim == -signal.SIGKILL
+    assert survivor != 0
+
+
+def test_preempted_processes_leave_with_zero_and_the_next_ones_finish(continued: Job) -> None:
+    assert continued.exits[1:] == [[0, 0], [0, 0]], continued.errors
+    assert continued.status() == {"status": "finished", "step": STEPS, "steps": STEPS}
+
+
+def test_killed_preempted_and_continued_is_bit_equal(whole: Job, continued: Job) -> None:
+    assert sorted(whole.losses()) == list(range(1, STEPS + 1))
+    assert continued.losses() == whole.losses()
+
+
+def test_one_process_goes_on_where_two_were(whole: Job, alone: Job) -> None:
+    assert alone.exits == [[0]], alone.errors
+    ours, theirs = alone.losses(), whole.losses()
+    assert ours.keys() == theirs.keys()
+    # Four devices add up in another order than eight, and training amplifies that.
+    for step in range(4, 9):
+        assert ours[step] == pytest.approx(theirs[step], rel=1e-5), step
+
+
+def test_no_example_is_repeated_or_skipped(whole: Job, alone: Job, continued: Job) -> None:
+    n = read_meta(whole.config.data).n
+    epochs = STEPS * BATCH // n
+    assert epochs >= 2
+    for job in (whole, alone, continued):
+        fed = job.fed()
+        order = [fed[step, row] for step in range(1, STEPS + 1) for row in range(BATCH)]
+        assert len(fed) == len(order)
+        for epoch in range(epochs):
+            assert len(set(order[epoch * n : (epoch + 1) * n])) == n
+        assert set(Counter(order[: epochs * n]).values()) == {epochs}
+        assert fed == whole.fed()
+
+
+def test_only_the_first_process_prints(whole: Job) -> None:
+    first, second = whole.errors
+    assert f"{STEPS}/{STEPS}" in first
+    assert f"{STEPS}/{STEPS}" not in second
+    assert "held-out traces" not in second

@@ -1,0 +1,311 @@
+"""What a run leaves in its folder, and what stops it: evaluation, best checkpoint, profile, NaN, SIGTERM, bad input.
+
+About 80 s of CPU time: a very small draft is trained five times, and compiled twice.
+"""
+
+import json
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+import yaml
+from jax.experimental.compilation_cache import compilation_cache
+
+from jax_specexit import train as module
+from jax_specexit.checkpoint import restore_params
+from jax_specexit.convert import convert
+from jax_specexit.metrics import Metrics
+from jax_specexit.train import train
+from specexit import cli
+from specexit.config import ConfigError, load
+from specexit.draftdir import read_draft
+from specexit.packing import FIELDS, PackError, read_example
+from specexit.schemas.convert import ConvertConfig
+from specexit.schemas.train import TrainConfig
+from specexit.signals import NAMES
+from specexit.traces import read_labelled, write_traces
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What one training has compiled, the next ones load."""
+    before = jax.config.values["jax_persistent_cache_min_compile_time_secs"]
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    compilation_cache.reset_cache()
+    yield
+    jax.config.update("jax_compilation_cache_dir", None)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", before)
+    compilation_cache.reset_cache()
+
+
+def changed(recipe: TrainConfig, **changes: object) -> TrainConfig:
+    return TrainConfig.model_validate(recipe.model_dump() | changes)
+
+
+def lines(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def status(run: Path) -> str:
+    return json.loads((run / "status.json").read_text())["status"]
+
+
+@pytest.fixture(scope="module")
+def evaluated(base_recipe: TrainConfig, packed: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
+    """Eight steps, evaluated every four, three of them profiled."""
+    out = tmp_path_factory.mktemp("evaluated") / "run"
+    traces = packed.parent / "traces.parquet"
+    config = changed(
+        base_recipe, out=out, eval_traces=traces, evaluate_every=4, best_by="brier", profile_steps=[2, 4], log_every=3
+    )
+    train(config)
+    return config
+
+
+def test_evaluations_are_in_the_metrics(evaluated: TrainConfig) -> None:
+    found = {line["step"]: line["evaluation"] for line in lines(evaluated.out) if "evaluation" in line}
+    assert sorted(found) == [4, 8]
+    last = json.loads((evaluated.out / "evaluation.json").read_text())
+    assert {key: value for key, value in last.items() if key != "definitions"} == found[8]
+    assert 1 <= last["acceptance_length"] <= 1 + evaluated.ttt_steps
+    assert "accepted draft tokens + 1 bonus token" in last["definitions"]["acceptance_length"]
+    assert set(last["signal_loss"]) == set(NAMES)
+    assert last["all_boundaries"]["n"] > 0
+    assert any(evaluated.out.glob("tensorboard/events*"))
+
+
+def test_evaluation_inside_a_run_is_the_command_s(evaluated: TrainConfig, small_target: Path, packed: Path) -> None:
+    """Rows of packed traces against one trace at a time, two programs and two layouts of the same numbers."""
+    from flax import nnx
+
+    from jax_specexit.draft import Draft
+    from jax_specexit.evaluate import judge
+    from jax_specexit.run import read_start
+    from jax_specexit.scoring import score
+    from jax_specexit.target import load_target
+    from specexit.schemas.target import load_target_config
+
+    start, target = read_start(evaluated.out), load_target_config(str(small_target))
+    draft = Draft(start.shape, rngs=nnx.Rngs(0), aux_rms=start.aux_rms)
+    nnx.update(draft, restore_params(evaluated.out)[1])
+    traces = read_labelled(packed.parent / "traces.parquet")
+    end = target.think_tokens().end
+    done = score(draft, load_target(target.folder), start.vocab, traces, think_end=end, ttt_steps=evaluated.ttt_steps)
+    theirs = judge(list(done), 8, "earliest").to_json()
+    ours = json.loads((evaluated.out / "evaluation.json").read_text())
+    assert ours["n"] == theirs["n"] == 40
+    for key in ("top1", "acceptance_length"):
+        assert ours[key] == theirs[key], key
+    for name in NAMES:
+        # float32 in another order
+        assert ours["signal_loss"][name] == pytest.approx(theirs["signal_loss"][name], rel=1e-4)
+    assert ours["all_boundaries"]["brier"] == pytest.approx(theirs["all_boundaries"]["brier"], rel=1e-4)
+
+
+def test_the_best_checkpoint_is_kept_and_converted(evaluated: TrainConfig, tmp_path: Path) -> None:
+    scores = {
+        line["step"]: line["evaluation"]["all_boundaries"]["brier"]
+        for line in lines(evaluated.out)
+        if "evaluation" in line
+    }
+    best = min(scores, key=lambda step: scores[step])
+    step, params = restore_params(evaluated.out, "best")
+    assert step == best
+    convert(ConvertConfig(run=evaluated.out, which="best", out=tmp_path / "draft"))
+    _, tensors = read_draft(tmp_path / "draft")
+    np.testing.assert_array_equal(tensors["lm_head.weight"], np.asarray(params["lm_head"]["kernel"]).T)
+
+
+def test_the_planned_steps_are_profiled(evaluated: TrainConfig) -> None:
+    assert list((evaluated.out / "profile").rglob("*.xplane.pb"))
+
+
+def test_a_finished_run_is_started_again_in_vain(evaluated: TrainConfig) -> None:
+    before = (evaluated.out / "metrics.jsonl").read_text()
+    train(changed(evaluated, profile_steps=None))
+    assert (evaluated.out / "metrics.jsonl").read_text() == before
+    assert status(evaluated.out) == "finished"
+
+
+def poison(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+    """A NaN in the labels of one row of one step's batch."""
+    read = module.Batches.read
+
+    def poisoned(self, step, rows):
+        batch = read(self, step, rows)
+        if step == at:
+            batch["signal_labels"][2, 10, 1] = np.nan
+        return batch
+
+    monkeypatch.setattr(module.Batches, "read", poisoned)
+
+
+def test_a_nan_stops_the_run_and_leaves_its_batch(
+    recipe: TrainConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path
+) -> None:
+    poison(monkeypatch, at=5)
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
+    with pytest.raises(SystemExit) as exit_:
+        cli.run("train", [str(path)])
+    assert exit_.value.code == 1
+    assert "signal_labels of row 2 is not finite" in capsys.readouterr().err
+    assert status(recipe.out) == "stopped"
+
+    batch = read_example((recipe.out / "nonfinite" / "step-00000005.npz").read_bytes())
+    assert set(batch) == set(FIELDS)
+    assert batch["tokens"].shape == (recipe.batch_size, 128)
+    assert np.argwhere(np.isnan(batch["signal_labels"])).tolist() == [[2, 10, 1]]
+
+    step, params = restore_params(recipe.out)
+    assert step == 3
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
+    assert [line["step"] for line in lines(recipe.out)] == [1, 2, 3, 4]
+
+    # A second attempt that lets one update be skipped goes on from there, and nothing of the NaN is left.
+    train(changed(recipe, max_nonfinite=1))
+    assert status(recipe.out) == "finished"
+    assert [line["step"] for line in lines(recipe.out)] == [1, 2, 3, 4, 6, 7, 8]
+    assert all(np.isfinite(line["loss"]) for line in lines(recipe.out))
+
+
+def test_sigterm_saves_and_the_run_goes_on(recipe: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    advance = Metrics.advance
+
+    def terminated(self, step, metrics):
+        advance(self, step, metrics)
+        if step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(module.Metrics, "advance", terminated)
+    train(recipe)
+    assert status(recipe.out) == "preempted"
+    saved = restore_params(recipe.out)[0]
+    assert saved in (4, 5)  # numbers are looked at one step late
+    assert signal.getsignal(signal.SIGTERM) is before
+
+    # Lines of steps that a kill has cut off, or that come again, do not stay.
+    with (recipe.out / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 7, "loss": 0}) + '\n{"step": 8, "lo')
+    monkeypatch.setattr(module.Metrics, "advance", advance)
+    train(recipe)
+    assert status(recipe.out) == "finished"
+    assert [line["step"] for line in lines(recipe.out)] == list(range(1, 9))
+    assert all(line["loss"] > 0 for line in lines(recipe.out))
+
+
+def test_wandb_is_asked_for_and_gets_the_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ConfigError, match=r"pip install 'specexit\[wandb\]'"):
+        Metrics(tmp_path, total=8, start=0, wandb="drafts")
+    calls = []
+    run = SimpleNamespace(log=lambda numbers, step: calls.append((step, numbers)), finish=lambda: calls.append("end"))
+    ids = []
+    stub = SimpleNamespace(
+        util=SimpleNamespace(generate_id=lambda: "abc"), init=lambda **given: ids.append(given["id"]) or run
+    )
+    monkeypatch.setitem(sys.modules, "wandb", stub)
+    for _ in range(2):
+        with Metrics(tmp_path, total=8, start=0, wandb="drafts") as metrics:
+            metrics.write({"step": 3, "evaluation": {"top1": [0.5]}})
+    assert calls == [(3, {"evaluation/top1/0": 0.5}), "end"] * 2
+    assert ids == ["abc", "abc"]
+
+
+# Everything below is refused before anything is compiled, and leaves the run folder as it was.
+
+
+def copy_of(packed: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(packed, tmp_path / "packed"))
+
+
+def test_a_truncated_shard_is_refused(recipe: TrainConfig, packed: Path, tmp_path: Path) -> None:
+    data = copy_of(packed, tmp_path)
+    shard = min(data.glob("*.array_record"))
+    shard.write_bytes(shard.read_bytes()[:-1000])
+    with pytest.raises(PackError, match=rf"{shard.name}: has \d+ bytes, expected \d+ bytes as meta.json says"):
+        train(changed(recipe, data=data))
+    meta = json.loads((data / "meta.json").read_text())
+    meta["shards"][shard.name] = shard.stat().st_size
+    (data / "meta.json").write_text(json.dumps(meta))
+    with pytest.raises(PackError, match="cannot be read as ArrayRecord"):
+        train(changed(recipe, data=data))
+    assert not recipe.out.exists()
+
+
+def test_another_tokenizer_is_refused(recipe: TrainConfig, small_target: Path, tmp_path: Path) -> None:
+    config = yaml.safe_load(small_target.read_text())
+    model = Path(shutil.copytree(config["path"], tmp_path / "model"))
+    (model / "tokenizer.json").write_text((model / "tokenizer.json").read_text() + " ")
+    path = tmp_path / "small.yaml"
+    path.write_text(yaml.safe_dump(config | {"path": str(model)}))
+    with pytest.raises(PackError, match=r"tokenizer_sha256 is \w+..., expected \w+... of .*tokenizer.json"):
+        train(changed(recipe, target=str(path)))
+    assert not recipe.out.exists()
+
+
+def test_held_out_traces_of_another_target_are_refused(recipe: TrainConfig, packed: Path, tmp_path: Path) -> None:
+    import dataclasses
+
+    traces = read_labelled(packed.parent / "traces.parquet")[:2]
+    path = tmp_path / "traces.parquet"
+    write_traces(path, [dataclasses.replace(trace, target="tiny-reasoner") for trace in traces])
+    with pytest.raises(ConfigError, match="'small', but the traces were written by 'tiny-reasoner'"):
+        train(changed(recipe, eval_traces=path))
+    assert not recipe.out.exists()
+
+
+def test_data_that_was_packed_again_does_not_continue_a_run(
+    evaluated: TrainConfig, packed: Path, tmp_path: Path
+) -> None:
+    data = copy_of(packed, tmp_path)
+    train(changed(evaluated, data=data, profile_steps=None))  # the same data elsewhere is the same data
+    meta = json.loads((data / "meta.json").read_text())
+    (data / "meta.json").write_text(json.dumps(meta | {"data_sha256": "0" * 64}))
+    with pytest.raises(ConfigError, match="its position in the data means nothing there"):
+        train(changed(evaluated, data=data))
+
+
+def test_a_folder_that_holds_something_else_is_refused(recipe: TrainConfig) -> None:
+    (recipe.out / "checkpoints").mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"holds checkpoints but no run.yaml"):
+        train(recipe)
+
+
+def test_a_batch_that_does_not_divide_is_refused(recipe: TrainConfig) -> None:
+    from jax.sharding import AbstractMesh, NamedSharding
+
+    from jax_specexit.data import rows_of_process
+    from jax_specexit.sharding import BATCH
+
+    mesh = AbstractMesh((3, 2, 1), ("data", "fsdp", "tensor"))
+    with pytest.raises(ConfigError, match="batch_size=8 does not divide over data x fsdp = 6 shards"):
+        rows_of_process(8, NamedSharding(mesh, BATCH))
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (["cluster.coordinator=localhost:1234"], "expected all three, or none"),
+        (["cluster.coordinator=h:1", "cluster.num_processes=2", "cluster.process_id=2"], "expected less than"),
+        (["out=gs://bucket/run"], "mount the bucket"),
+        (["evaluate_every=4"], "without eval_traces"),
+        (["profile_steps=[4, 2]"], "1 <= first <= last"),
+    ],
+)
+def test_recipes_that_cannot_work_are_refused(
+    recipe: TrainConfig, tmp_path: Path, keys: list[str], message: str
+) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
+    with pytest.raises(ConfigError, match=message):
+        load(TrainConfig, path, keys)
