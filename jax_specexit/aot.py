@@ -80,29 +80,6 @@ def shapes_of(config: TrainConfig, target_config: TargetConfig) -> Shapes:
     return Shapes(target, draft_config(config, target_config, "earliest"), config.batch_size, config.length)
 
 
-def check_mesh(shapes: Shapes, mesh: Mesh) -> None:
-    """Check what the shapes of parameters alone do not show.
-
-    Raises:
-      ConfigError: an axis does not divide the heads or the batch; says which, and what would fit.
-    """
-    rows, tensor = mesh.shape["data"] * mesh.shape["fsdp"], mesh.shape["tensor"]
-    for model in (shapes.target, shapes.draft):
-        for field in ("num_attention_heads", "num_key_value_heads"):
-            heads = getattr(model, field)
-            if heads % tensor:
-                fitting = [n for n in range(1, heads + 1) if heads % n == 0]
-                raise ConfigError(
-                    f"mesh.tensor={tensor} does not divide {field}={heads}: choose mesh.tensor from {fitting}, and "
-                    "mesh.fsdp or mesh.data larger"
-                )
-    if shapes.batch % rows:
-        raise ConfigError(
-            f"mesh.data x mesh.fsdp = {rows} does not divide batch_size={shapes.batch}: choose a multiple of {rows}, "
-            "or a larger mesh.tensor"
-        )
-
-
 class Lowered(NamedTuple):
     """A step that is checked and traced, and not yet compiled."""
 
@@ -120,7 +97,6 @@ def lower_step(config: TrainConfig, shapes: Shapes, devices: Sequence[Any]) -> L
       ConfigError: the mesh does not fit the devices, or does not divide the model.
     """
     mesh = make_mesh(config.mesh, devices)
-    check_mesh(shapes, mesh)
     target: Target = abstract_target(shapes.target, config.dtype)
     draft = nnx.eval_shape(lambda: Draft(shapes.draft, rngs=nnx.Rngs(0)))
     step = make_step(config, draft, target, mesh)

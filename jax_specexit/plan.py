@@ -69,6 +69,8 @@ class Plan:
     hbm_bytes: float
     collective_bytes: dict[str, float]
     """Mesh axes -> bytes sent."""
+    collectives: list[dict[str, Any]]
+    """The same one by one: kind, axes, shapes of the results, runs per step, bytes sent in all of them."""
     seconds: dict[str, float]
     """Time at peak of compute, hbm and interconnect; the step takes at least the longest."""
     binds: str
@@ -164,9 +166,9 @@ def summarise(
     by_part, by_axis = defaultdict(float), defaultdict(float)
     for w in work:
         by_part[w.part] += w.flops
-    for c in collectives(compiled.as_text() or "", mesh):
-        by_axis["+".join(c.axes) or "none"] += c.sent * c.times
-    by_axis.pop("none", None)  # a group of one chip sends nothing
+    sent = [c for c in collectives(compiled.as_text() or "", mesh) if c.axes]  # a group of one chip sends nothing
+    for c in sent:
+        by_axis["+".join(c.axes)] += c.sent * c.times
     seconds = {
         "compute": flops / chip.flops,
         "hbm": moved / chip.hbm_bytes_per_second,
@@ -191,6 +193,7 @@ def summarise(
         useful_flops=sum(w.useful for w in work) / flops,
         hbm_bytes=moved,
         collective_bytes=dict(by_axis),
+        collectives=[dataclasses.asdict(c) | {"sent": c.sent * c.times} for c in sent],
         seconds=seconds,
         binds=binds,
         step_seconds=seconds[binds],

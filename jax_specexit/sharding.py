@@ -109,6 +109,34 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.map_with_path(one, tree)
 
 
+def check_mesh(mesh: Mesh, batch_size: int, models: Sequence[Any]) -> None:
+    """Check what the shapes of parameters alone do not show.
+
+    Args:
+      mesh: to be trained on.
+      batch_size: rows per step.
+      models: whatever has ``num_attention_heads`` and ``num_key_value_heads``.
+
+    Raises:
+      ConfigError: an axis does not divide heads or rows; says which, and what would fit.
+    """
+    rows, tensor = math.prod(mesh.shape[axis] for axis in ROWS), mesh.shape["tensor"]
+    for model in models:
+        for field in ("num_attention_heads", "num_key_value_heads"):
+            heads = getattr(model, field)
+            if heads % tensor:
+                fitting = [n for n in range(1, heads + 1) if heads % n == 0]
+                raise ConfigError(
+                    f"mesh.tensor={tensor} does not divide {field}={heads}: choose mesh.tensor from {fitting}, and "
+                    "mesh.fsdp or mesh.data larger"
+                )
+    if batch_size % rows:
+        raise ConfigError(
+            f"mesh.data x mesh.fsdp = {rows} does not divide batch_size={batch_size}: choose a multiple of {rows}, "
+            "or a larger mesh.tensor"
+        )
+
+
 def constrain(x: Array, *axes: str | None) -> Array:
     """Say where an activation lives, one logical axis per dimension; as it is where no mesh is in force."""
     if jax.sharding.get_abstract_mesh().empty:

@@ -28,7 +28,7 @@ from jax_specexit.losses import (
     signal_weights,
 )
 from jax_specexit.optimizer import Group, make_optimizer
-from jax_specexit.sharding import BATCH, gather, look_up, shardings
+from jax_specexit.sharding import BATCH, check_mesh, gather, look_up, shardings
 from jax_specexit.target import Target
 from specexit.schemas.train import TrainConfig
 from specexit.signals import SIGNALS
@@ -189,7 +189,12 @@ class Step(NamedTuple):
 
 
 def make_step(config: TrainConfig, draft: Draft, target: Target, mesh: Mesh) -> Step:
-    """Build the jitted, sharded step of a recipe."""
+    """Build the jitted, sharded step of a recipe; nothing is compiled yet.
+
+    Raises:
+      ConfigError: the mesh does not divide the models or the batch.
+    """
+    check_mesh(mesh, config.batch_size, (target.shape, draft.config))
     graph, params = nnx.split(draft)
     target_graph, target_params = nnx.split(target)
     params, target_params = nnx.to_pure_dict(params), nnx.to_pure_dict(target_params)

@@ -6,6 +6,7 @@ every recipe as it is, which takes minutes for each. Costs about 2 minutes, wher
 
 import importlib.util
 import json
+import math
 import os
 import subprocess
 import sys
@@ -45,6 +46,10 @@ def check(found: dict) -> None:
     tokens = found["batch_size"] * found["length"]
     rate = tokens / found["step_seconds"] / found["chips"]
     assert found["tokens_per_second_per_chip"] == pytest.approx(rate)
+    for collective in found["collectives"]:
+        if collective["kind"] == "all-gather":  # of weights and token ids, never of activations
+            for shape in collective["shapes"]:
+                assert found["length"] not in shape or math.prod(shape) < 1000 * found["length"], collective
 
 
 def test_there_are_recipes_for_both_targets_on_three_slices_each() -> None:
@@ -70,6 +75,8 @@ def test_a_recipe_fits_and_its_weights_are_gathered_once(tmp_path: Path) -> None
 def test_a_joint_recipe_with_one_ttt_step(tmp_path: Path) -> None:
     found = planned("qwen3-4b-v5e-16", "ttt_steps=1", "first_step_share=0", "length=2048", f"out={tmp_path}")
     check(found)
+    # The target's weights, and little beside them: the draft's once, its gradients, the optimizer.
+    assert found["collective_bytes"]["fsdp"] < 2 * 3.63e9 * 2
     assert {"draft", "logits", "draft attention", "optimizer"} <= set(found["flops_by_part"])
 
 
