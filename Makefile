@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench tiny-reasoner format clean
+.PHONY: help demo test lint bench plan-all tiny-reasoner format clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ format: $(VENV)/.dev-ready  ## Format the code and apply safe fixes
 bench: $(VENV)/.demo-ready  ## Measure the methods again on the draft that `make demo` trained
 	@$(BIN)/specexit bench configs/bench/tiny-reasoner.yaml out=runs/bench-$$(date +%Y%m%d-%H%M%S)
 
+plan-all: $(VENV)/.plan-ready  ## Compile every full-size recipe for its TPU slice, no TPU needed (minutes each)
+	@SPECEXIT_PLAN_ALL=1 $(BIN)/python -m pytest tests/jax/test_plan.py -k every -s $(ARGS)
+
 tiny-reasoner: $(VENV)/.demo-ready  ## Train the embedded target again from nothing (about 15 minutes)
 	@MALLOC_MMAP_THRESHOLD_=100000000000 MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_TOP_PAD_=500000000 \
 	  $(BIN)/python -m jax_specexit.tiny_reasoner
@@ -35,11 +38,15 @@ tiny-reasoner: $(VENV)/.demo-ready  ## Train the embedded target again from noth
 clean:  ## Remove the virtual environment; runs are kept
 	rm -rf $(VENV)
 
-# Two stamps: the demo needs no linters and no independent peers.
+# Stamps: the demo needs no linters and no independent peers, and only plan-all needs the TPU compiler (0.7 GB).
 $(VENV)/.demo-ready: pyproject.toml constraints.txt setup.sh
 	@./setup.sh $(PYTHON) $(VENV) train,serve-cpu
 	@touch $@
 
 $(VENV)/.dev-ready: $(VENV)/.demo-ready
 	@./setup.sh $(PYTHON) $(VENV) train,serve-cpu,dev
+	@touch $@
+
+$(VENV)/.plan-ready: $(VENV)/.dev-ready
+	@./setup.sh $(PYTHON) $(VENV) train,serve-cpu,dev,tpu
 	@touch $@

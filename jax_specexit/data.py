@@ -29,7 +29,7 @@ def check_data(config: TrainConfig, target: TargetConfig) -> PackMeta:
 
     Raises:
       PackError: no shards there, truncated or damaged, too few rows, or packed for another target or tokenizer.
-      ConfigError: ``loss_chunk`` does not divide its length.
+      ConfigError: its rows have another length than the recipe says, or ``loss_chunk`` does not divide it.
     """
     meta = read_meta(config.data)
     check_target(meta, config.data, target)
@@ -38,6 +38,8 @@ def check_data(config: TrainConfig, target: TargetConfig) -> PackMeta:
         raise PackError(f"{config.data}: {found} examples in its shards, expected {meta.n} as meta.json says")
     if meta.n < config.batch_size:
         raise PackError(f"{config.data}: {meta.n} packed rows, expected at least batch_size={config.batch_size}")
+    if config.length not in (None, meta.length):
+        raise ConfigError(f"length={config.length}, but the rows in {config.data} have {meta.length} tokens")
     if meta.length % config.loss_chunk:
         raise ConfigError(f"loss_chunk={config.loss_chunk} does not divide the packed length {meta.length}")
     return meta

@@ -46,7 +46,7 @@ def train(config: TrainConfig) -> None:
     join(config.cluster)
 
     mesh = make_mesh(config.mesh)
-    fixed, draft, target = start(config, target_config, meta, first_rows(config.data, meta))
+    fixed, draft, target = start(config, target_config, meta, first_rows(config.data, meta), mesh)
     step = make_step(config, draft, target, mesh)
     batches = Batches(config, meta, step.batch_sharding)
     if is_first():

@@ -90,7 +90,7 @@ def test_evaluation_inside_a_run_is_the_command_s(evaluated: TrainConfig, small_
     from jax_specexit.evaluate import judge
     from jax_specexit.run import read_start
     from jax_specexit.scoring import score
-    from jax_specexit.target import load_target
+    from jax_specexit.weights import load_target
     from specexit.schemas.target import load_target_config
 
     start, target = read_start(evaluated.out), load_target_config(str(small_target))
