@@ -39,8 +39,10 @@ def train(config: TrainConfig) -> None:
     save_run(config, config.out)
 
     step = make_step(config, draft, target, mesh)
+    weight = np.ones(target.shape.vocab_size, np.float32)
+    weight[list(target_config.think_tokens().split)] = config.signals.boundary_weight
     frozen = jax.device_put(
-        Frozen(nnx.to_pure_dict(nnx.state(target)), np.asarray(fixed.vocab, np.int32)), step.frozen_shardings
+        Frozen(nnx.to_pure_dict(nnx.state(target)), np.asarray(fixed.vocab, np.int32), weight), step.frozen_shardings
     )
     state = step.init(nnx.to_pure_dict(nnx.state(draft)))
     checkpoints = Checkpoints(config.out, config.checkpoint)
