@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench tiny-reasoner format clean
+.PHONY: help demo test lint bench bench-serving tiny-reasoner format clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,6 +27,9 @@ format: $(VENV)/.dev-ready  ## Format the code and apply safe fixes
 
 bench: $(VENV)/.demo-ready  ## Measure the methods again on the draft that `make demo` trained
 	@$(BIN)/specexit bench configs/bench/tiny-reasoner.yaml out=runs/bench-$$(date +%Y%m%d-%H%M%S)
+
+bench-serving: $(VENV)/.demo-ready  ## Measure what the plug-in costs where no exit fires, on the draft of `make demo`
+	@$(BIN)/specexit bench-serving configs/bench/serving.yaml
 
 tiny-reasoner: $(VENV)/.demo-ready  ## Train the embedded target again from nothing (about 15 minutes)
 	@MALLOC_MMAP_THRESHOLD_=100000000000 MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_TOP_PAD_=500000000 \

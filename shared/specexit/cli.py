@@ -94,6 +94,12 @@ COMMANDS = {
         "torch_specexit.bench:bench",
         "serve",
     ),
+    "bench-serving": Command(
+        "Measure what exits cost where they never fire, against plain EAGLE-3.",
+        "specexit.schemas.bench_serving:BenchServingConfig",
+        "torch_specexit.bench_serving:bench_serving",
+        "serve",
+    ),
     "serve": Command(
         "Serve a target with exits in vLLM; --check shows whether the installed one fits.",
         "specexit.schemas.serve:ServeConfig",

@@ -162,3 +162,11 @@ class Engines:
 @pytest.fixture(scope="session")
 def engines(tmp_path_factory: pytest.TempPathFactory, drafts: Path, prompts: list[list[int]]) -> Engines:
     return Engines(tmp_path_factory.mktemp("engines"), drafts, prompts)
+
+
+@pytest.fixture(scope="session", params=["draft", "fc"])
+def corner(request: pytest.FixtureRequest, drafts: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What an engine did in its corners, by scenario; see ``corners.py``."""
+    result = tmp_path_factory.mktemp("corners") / "result.json"
+    run_program("corners.py", drafts / request.param, result)
+    return json.loads(result.read_text())
