@@ -2,7 +2,8 @@
 
 `register` is the entry point. `rule` is the exit rule on the device, `slots` the per-request memory, `model` the draft,
 `checks` what must hold of it, `runner` what is done around a step, `hooks` the table of all places where vLLM is
-wrapped, `outcome` what the client gets back, `arguments` what it may ask for.
+wrapped, `wraps` with what, `fit` whether a version of vLLM has them as expected, `sources` how that is read, `outcome`
+what the client gets back, `arguments` what it may ask for.
 """
 
 from __future__ import annotations

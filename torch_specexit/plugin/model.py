@@ -58,7 +58,7 @@ class SpecExitLlamaForCausalLMEagle3(Eagle3LlamaForCausalLM):
         """Set by a runner that reads the signals of whole steps."""
         self.first_pass_only = False
         """Set by a V1 hook where the engine would skip drafting, though the signals are needed."""
-        install_worker_hooks()
+        install_worker_hooks(v2=getattr(vllm_config, "use_v2_model_runner", True))
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """Load a draft directory's tensors, the signal rows apart.
@@ -92,16 +92,24 @@ class SpecExitLlamaForCausalLMEagle3(Eagle3LlamaForCausalLM):
         return normed, hidden
 
     def compute_logits(self, hidden_states: Float[Tensor, "batch hidden"]) -> Tensor | None:
-        """Draft logits, as in EAGLE-3.
+        """Draft logits, as in EAGLE-3; see `_leave_signals`."""
+        self._leave_signals(hidden_states)
+        return super().compute_logits(hidden_states)
 
-        In the first pass of a step the rows are the last accepted token of each request, and its signals are read off
-        on the way. The buffer is a fixed one, so that this can become part of a CUDA graph.
+    def get_top_tokens(self, hidden_states: Float[Tensor, "batch hidden"]) -> Int[Tensor, " batch"]:
+        """Draft tokens without logits, which vLLM asks for instead under ``use_local_argmax_reduction``."""
+        self._leave_signals(hidden_states)
+        return super().get_top_tokens(hidden_states)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def _leave_signals(self, hidden_states: Float[Tensor, "batch hidden"]) -> None:
+        """Read the signals off the first pass of a step, whose rows are the last accepted token of each request.
+
+        The buffer is a fixed one, so that this can become part of a CUDA graph.
         """
         if not self.keeps_rows and self._passes_to_record > 0:
             self._passes_to_record -= 1
             n = min(hidden_states.shape[0], self.signals.shape[0])
             self.signals[:n].copy_(hidden_states[:n].float() @ self.signal_weight.t())
-        return super().compute_logits(hidden_states)
 
     def signals_of_rows(self, rows: Int[Tensor, " rows"]) -> Float[Tensor, "rows signals"]:
         """Raw signals at some rows of the step's first pass (source ``draft``, where ``keeps_rows``)."""
