@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from specexit.draftdir import check_target, read_config
+from specexit.draftdir import check_target, read_draft
 from specexit.errors import InputError
 from specexit.schemas.serve import ServeConfig
 from specexit.schemas.target import load_target_config
@@ -53,7 +53,8 @@ def serve_command(config: ServeConfig) -> list[str]:
     assert config.target is not None
     assert config.draft is not None
     target = load_target_config(config.target)
-    check_target(read_config(config.draft), config.draft, target.hf_config(), target.name)
+    draft, _ = read_draft(config.draft)
+    check_target(draft, config.draft, target.hf_config(), target.name)
     speculation = {
         "method": "eagle3",
         "model": str(config.draft),

@@ -72,6 +72,11 @@ SPECIAL = {
 LIVELY = {"extra_args": {"specexit_validity": 0.5}, "max_tokens": 80, "logprobs": 1}
 """Exits sooner than by the drafts' own policy, for runs that must be short."""
 
+ON_A_CPU = {"PYTHONPATH": os.pathsep.join([str(HERE / "interpreter"), *filter(None, [os.environ.get("PYTHONPATH")])])}
+V2 = {"TRITON_INTERPRET": "1", "VLLM_USE_V2_MODEL_RUNNER": "1"}
+ASYNC = {"SPECEXIT_TEST_ASYNC": "1"}
+"""Environments for what vLLM does not do on a CPU by itself; see ``interpreter/sitecustomize.py``."""
+
 BAD = [{"specexit_validity": 1.5}, {"specexit_patience": "often"}, {"specexit_certainty": 0.5}]
 
 
@@ -86,7 +91,10 @@ class Engines:
         self.main = cache(self._main)
         self.none = cache(self._none)
         self.v2 = cache(self._v2)
+        self.v2_sync = cache(self._v2_sync)
+        self.v1_async = cache(self._v1_async)
         self.plain = cache(self._plain)
+        self.changed = cache(self._changed)
 
     def batch(self, params: dict[str, Any] | None = None, n: int | None = None, **rest: Any) -> dict[str, Any]:
         return {"requests": [{"ids": ids, "params": params or {}} for ids in self.prompts[:n]], **rest}
@@ -126,16 +134,26 @@ class Engines:
 
     def _v2(self, draft: str) -> dict[str, Any]:
         """V2 runner, asynchronous scheduling, few KV blocks: a lively batch, and one with exits off."""
-        environment = {
-            "PYTHONPATH": str(HERE / "interpreter"),
-            "TRITON_INTERPRET": "1",
-            "VLLM_USE_V2_MODEL_RUNNER": "1",
-            "SPECEXIT_TEST_ASYNC": "1",
-        }
         extra = {"max_num_batched_tokens": 128, "num_gpu_blocks_override": 18, "max_model_len": 256}
         engine = {"draft": str(self.drafts / draft), "k": 3, "extra": extra}
         batches = [self.batch(LIVELY, n=6), self.batch(OFF | {"max_tokens": 30}, n=4)]
-        return serve(self.folder / f"v2-{draft}", {"engine": engine, "batches": batches}, environment)
+        return serve(self.folder / f"v2-{draft}", {"engine": engine, "batches": batches}, ON_A_CPU | V2 | ASYNC)
+
+    def _v2_sync(self, draft: str) -> dict[str, Any]:
+        """V2 runner, synchronous scheduling: a small lively batch."""
+        job = {"engine": {"draft": str(self.drafts / draft)}, "batches": [self.batch(LIVELY, n=3)]}
+        return serve(self.folder / f"v2-sync-{draft}", job, ON_A_CPU | V2)
+
+    def _v1_async(self, draft: str) -> dict[str, Any]:
+        """V1 runner, asynchronous scheduling: a lively batch, and one with exits off."""
+        batches = [self.batch(LIVELY), self.batch(OFF | {"max_tokens": 30})]
+        job = {"engine": {"draft": str(self.drafts / draft)}, "batches": batches}
+        return serve(self.folder / f"v1-async-{draft}", job, ON_A_CPU | ASYNC)
+
+    def _changed(self, place: str) -> dict[str, Any]:
+        """V1 runner, a method of vLLM having other parameters than the plug-in knows: a lively batch."""
+        job = {"engine": {"draft": str(self.drafts / "draft")}, "batches": [self.batch(LIVELY)], "change": [place]}
+        return serve(self.folder / place.rpartition(".")[2], job)
 
     def _none(self) -> list[dict[str, Any]]:
         """No speculation: the prompts, then what follows behind each exit of either source."""
