@@ -86,7 +86,7 @@ class Hook:
     why: str
     relies_on: str
     since: str
-    """First vLLM version in which all of this was found to be as described; none before 0.24 was looked at closely."""
+    """First vLLM version in which all of this was found to be as described; none before 0.24 was looked at."""
     facts: tuple[Fact, ...] = ()
     """`relies_on` as far as it can be checked, beside the method and its parameters."""
     upstream: str = ""

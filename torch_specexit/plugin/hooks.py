@@ -28,6 +28,7 @@ _LOGPROBS = Has("vllm.v1.outputs:LogprobsTensors", ("logprob_token_ids", "logpro
 _READS_SIGNALS = (
     Takes(f"{_DRAFT}.compute_logits", ("hidden_states",)),
     Takes(f"{_DRAFT}.forward", ("input_ids", "positions", "hidden_states")),
+    Takes(f"{_DRAFT}.get_top_tokens", ("hidden_states",)),
     Takes(f"{_DRAFT}.load_weights", ("weights",)),
 )
 
@@ -44,7 +45,7 @@ def _runner_hooks(module: str, drafter: str, state: tuple[str, ...], steps: tupl
             wraps.execute_model,
             why="a slot for each new request, before its first step",
             relies_on="scheduler_output.scheduled_new_reqs and finished_req_ids",
-            since="0.16",
+            since="0.24",
             facts=(
                 Has(f"{_SCHEDULED}:SchedulerOutput", ("scheduled_new_reqs", "finished_req_ids")),
                 Has(f"{_SCHEDULED}:NewRequestData", ("req_id", "prompt_token_ids", "sampling_params")),
@@ -61,7 +62,7 @@ def _runner_hooks(module: str, drafter: str, state: tuple[str, ...], steps: tupl
             wraps.sample_tokens,
             why="the target's hidden states before they are consumed; the draft's verdicts behind drafting",
             relies_on="execute_model_state with aux_hidden_states; sampling and drafting happen within this call",
-            since="0.20",
+            since="0.24",
             facts=(
                 Has(runner_class, ("execute_model_state", drafter, "device", "model_config")),
                 Has(f"{module}:ExecuteModelState", state),
@@ -89,7 +90,7 @@ V1_HOOKS = (
         wraps.sample_v1,
         why="the one place that yields the rejection sampler's result, before bookkeeping, drafting and copies read it",
         relies_on="sampled_token_ids padded with -1, logits_indices, cu_num_sampled_tokens, discard_request_mask",
-        since="0.16",
+        since="0.24",
         facts=(
             Has(f"{_V1}:GPUModelRunner", ("model", "input_batch", "query_start_loc", "discard_request_mask")),
             Has("vllm.v1.worker.gpu_input_batch:InputBatch", ("num_reqs", "req_ids")),
@@ -219,7 +220,7 @@ ENGINE_HOOKS = (
         wraps.update_from_output,
         why="the outcome of a finished request, to the client",
         relies_on="EngineCoreOutput.kv_transfer_params reaches RequestOutput and the server's JSON",
-        since="0.16",
+        since="0.24",
         facts=(
             Has("vllm.v1.core.sched.scheduler:Scheduler", ("requests",)),
             Has("vllm.v1.request:Request", ("sampling_params", "num_output_tokens")),

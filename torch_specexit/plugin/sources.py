@@ -12,7 +12,6 @@ import importlib
 import inspect
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -67,7 +66,12 @@ class Sources:
         self.folder = folder
         wheels = [found[1] for path in folder.glob("vllm*.dist-info") if (found := _WHEEL.match(path.name))]
         self.version = version or next(iter(wheels), folder.name)
-        self._module = cache(self._parse)
+        self._trees: dict[str, ast.Module | None] = {}
+
+    def _module(self, module: str) -> ast.Module | None:
+        if module not in self._trees:
+            self._trees[module] = self._parse(module)
+        return self._trees[module]
 
     def _parse(self, module: str) -> ast.Module | None:
         path = self.folder.joinpath(*module.split("."))
@@ -97,13 +101,19 @@ class Sources:
         for node in reversed(list(_statements(tree.body))) if tree else ():
             if isinstance(node, ast.ClassDef) and node.name == name:
                 return node
-            if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            if isinstance(node, ast.ImportFrom):
                 for alias in node.names:
                     if (alias.asname or alias.name) == name:
-                        return f"{node.module}:{alias.name}"
+                        return f"{self._origin(module, node)}:{alias.name}"
             if isinstance(node, ast.Assign) and isinstance(node.value, ast.Name) and name in _targets(node):
                 return f"{module}:{node.value.id}"
         return None
+
+    def _origin(self, module: str, node: ast.ImportFrom) -> str:
+        """Absolute name of the module that a statement imports from."""
+        is_package = (self.folder.joinpath(*module.split(".")) / "__init__.py").is_file()
+        package = module.split(".")[: len(module.split(".")) + is_package - node.level] if node.level else []
+        return ".".join([*package, *([node.module] if node.module else [])])
 
     def _method(self, place: str) -> ast.FunctionDef | None:
         owner, name = split_place(place)
