@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from safetensors.torch import load_file as load_torch
 
-from specexit.draftdir import read_config
+from specexit.draftdir import DraftError, read_config
 from specexit.errors import InputError
 from specexit.splits import load_tokenizer, resolve
 from torch_specexit.plugin.checks import check_draft, checked
@@ -164,6 +164,14 @@ def test_a_damaged_draft_is_refused_before_anything_is_computed(draft, target, d
     spoil(draft)
     with pytest.raises((InputError, FileNotFoundError), match=message):
         start(draft, target)
+
+
+def test_the_signal_rows_of_the_other_source_are_missed_as_well(write_random_draft, tmp_path, target):
+    shape = {"hidden_size": 192, "target_hidden_size": 192, "vocab_size": 640}
+    folder = write_random_draft(tmp_path / "fc", "fc", **shape, eagle_aux_hidden_state_layer_ids=(1, 3, 4))
+    tensor("fc.weight", lambda rows: rows[:-4])(folder)
+    with pytest.raises(DraftError, match=r"tensor fc\.weight has shape \[192, 576\], expected \[196, 576\]"):
+        start(folder, target)
 
 
 @pytest.mark.vllm
