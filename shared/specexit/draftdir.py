@@ -50,6 +50,17 @@ class Calibration(Config):
     data_sha256: str = Field(description="of the trace file that the policy was calibrated on")
 
 
+class Serving(Config):
+    """How a server treats exits, unless it is told otherwise when it is started."""
+
+    mode: Literal["exit", "shadow"] = Field(
+        default="exit", description="shadow decides and reports, but lets every request think on"
+    )
+    audit_rate: float = Field(
+        default=0.0, ge=0, le=1, description="share of the requests that think on, to see whether exits change answers"
+    )
+
+
 class SpecExitBlock(Config):
     """The ``specexit`` block of ``config.json``."""
 
@@ -64,6 +75,7 @@ class SpecExitBlock(Config):
     exit_point: Literal["earliest", "stable"] = "earliest"
     policy: Policy = Policy(thresholds={"validity": 0.9})
     calibration: Calibration | None = None
+    serving: Serving = Serving()
 
 
 class DraftConfig(Config):
