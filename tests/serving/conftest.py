@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from specexit.draftdir import plain_copy
 from specexit.schemas.target import TargetConfig, load_target_config
@@ -180,3 +188,116 @@ class Engines:
 @pytest.fixture(scope="session")
 def engines(tmp_path_factory: pytest.TempPathFactory, drafts: Path, prompts: list[list[int]]) -> Engines:
     return Engines(tmp_path_factory.mktemp("engines"), drafts, prompts)
+
+
+class Server:
+    """A real OpenAI server on loopback, started as a user starts it; its engine runs in processes of its own.
+
+    Args:
+      log: file that receives what it prints.
+      draft: draft directory.
+      arguments: further arguments of ``vllm serve``.
+    """
+
+    START_SECONDS = 240
+
+    def __init__(self, log: Path, draft: Path, *arguments: str):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.log, self.url = log, f"http://127.0.0.1:{self.port}"
+        words = ["--host", "127.0.0.1", "--port", str(self.port), "--served-model-name", "tiny", "--dtype", "float32"]
+        words += ["--enforce-eager", "--max-model-len", "1024", "--max-num-seqs", "16", "--block-size", "32"]
+        words += ["--max-num-batched-tokens", "512", "--disable-uvicorn-access-log", *arguments]
+        command = [sys.executable, "-m", "specexit", "serve", "target=tiny-reasoner", f"draft={draft}"]
+        settings = {"OMP_NUM_THREADS": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}
+        with log.open("w") as stream:
+            self.process = subprocess.Popen(
+                [*command, f"arguments={json.dumps(words)}"],
+                env=os.environ | settings | {"VLLM_NO_USAGE_STATS": "1"},
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def wait(self) -> None:
+        """Until it answers."""
+        for _ in range(self.START_SECONDS * 2):
+            assert self.process.poll() is None, f"the server has ended:\n{self.log.read_text()[-8000:]}"
+            try:
+                self.get("/health")
+                return
+            except urllib.error.URLError:
+                time.sleep(0.5)
+        raise AssertionError(f"the server does not answer:\n{self.log.read_text()[-8000:]}")
+
+    def stop(self) -> None:
+        self.process.send_signal(signal.SIGINT)
+        try:
+            self.process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)  # a group of our own: all of its processes
+            self.process.wait()
+
+    def _open(self, path: str, body: dict[str, Any] | None, headers: dict[str, str]) -> Any:
+        data = None if body is None else json.dumps(body).encode()
+        headers = {"Content-Type": "application/json"} | headers
+        return urllib.request.urlopen(urllib.request.Request(self.url + path, data, headers), timeout=120)
+
+    def get(self, path: str) -> str:
+        with self._open(path, None, {}) as response:
+            return response.read().decode()
+
+    def post(self, path: str, body: dict[str, Any], **headers: str) -> dict[str, Any]:
+        with self._open(path, body, headers) as response:
+            return json.load(response)
+
+    def refusal(self, path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        """Status and error of a request that must not be answered."""
+        with pytest.raises(urllib.error.HTTPError) as error:
+            self._open(path, body, {})
+        with error.value as response:
+            return response.code, json.load(response)["error"]
+
+    def stream(self, path: str, body: dict[str, Any], **headers: str) -> Iterator[dict[str, Any]]:
+        """The chunks of a streamed response."""
+        with self._open(path, body | {"stream": True}, headers) as response:
+            for line in response:
+                if line.startswith(b"data: {"):
+                    yield json.loads(line.removeprefix(b"data: "))
+
+    def metrics(self) -> dict[str, float]:
+        """SpecExit's samples, by name without prefix and the values of labels that are not the same for all."""
+        samples = {}
+        for family in text_string_to_metric_families(self.get("/metrics")):
+            for sample in family.samples:
+                if sample.name.startswith("vllm:specexit_"):
+                    own = (value for label, value in sample.labels.items() if label not in ("engine", "model_name"))
+                    samples[" ".join((sample.name.removeprefix("vllm:specexit_"), *own))] = sample.value
+        return samples
+
+
+ServerStarter = Callable[..., AbstractContextManager[Server]]
+
+
+@pytest.fixture(scope="session")
+def start_server(tmp_path_factory: pytest.TempPathFactory) -> ServerStarter:
+    """``with start_server(name, draft, *arguments) as server``: a server that answers, and is gone behind the block."""
+
+    @contextmanager
+    def start(name: str, draft: Path, *arguments: str) -> Iterator[Server]:
+        running = Server(tmp_path_factory.mktemp(name) / "log", draft, *arguments)
+        try:
+            running.wait()
+            yield running
+        finally:
+            running.stop()
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def server(start_server: ServerStarter, drafts: Path) -> Iterator[Server]:
+    """A server with the draft of source ``draft``, started once."""
+    with start_server("server", drafts / "draft") as running:
+        yield running

@@ -14,6 +14,7 @@ import zipfile
 from pathlib import Path
 
 from torch_specexit.plugin.fit import Hook
+from torch_specexit.plugin.frontend_hooks import FRONTEND_HOOKS
 from torch_specexit.plugin.hooks import HOOKS
 from torch_specexit.plugin.sources import Recorder, Release, Sources
 
@@ -35,7 +36,7 @@ def fetch(version: str, folder: Path) -> None:
         (Path(beside) / version).rename(folder / version)
 
 
-def record(release: Release, hooks: tuple[Hook, ...] = HOOKS) -> dict:
+def record(release: Release, hooks: tuple[Hook, ...] = (*HOOKS, *FRONTEND_HOOKS)) -> dict:
     """What a release answers to everything that hooks ask."""
     recorder = Recorder(release)
     for hook in hooks:

@@ -10,6 +10,7 @@ import importlib
 import json
 import logging
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,11 @@ def metrics(llm: Any) -> dict[str, int]:
     names = ("num_drafts", "num_draft_tokens", "num_accepted_tokens")
     wanted = {f"vllm:spec_decode_{name}": name for name in names} | {"vllm:num_preemptions": "num_preemptions"}
     return {wanted[metric.name]: metric.value for metric in llm.get_metrics() if metric.name in wanted}
+
+
+def outcomes(llm: Any) -> Counter[str]:
+    wanted = [metric for metric in llm.get_metrics() if metric.name == "vllm:specexit_requests"]
+    return Counter({metric.labels["outcome"]: metric.value for metric in wanted})
 
 
 def slots_in_use(worker: Any) -> int:
@@ -39,7 +45,7 @@ def refusal(llm: Any, prompt: Any, params: Any) -> str | None:
 def run_batch(llm: Any, batch: dict[str, Any]) -> dict[str, Any]:
     from vllm import SamplingParams, TokensPrompt
 
-    before = metrics(llm)
+    before, counted = metrics(llm), outcomes(llm)
     prompts = [TokensPrompt(prompt_token_ids=request["ids"]) for request in batch["requests"]]
     params = [
         SamplingParams(**{"temperature": 0.0, "max_tokens": 300} | request.get("params", {}))
@@ -66,6 +72,7 @@ def run_batch(llm: Any, batch: dict[str, Any]) -> dict[str, Any]:
             for output in outputs
         ],
         "metrics": {name: after[name] - before[name] for name in after},
+        "counted": outcomes(llm) - counted,
         "slots": llm.collective_rpc(slots_in_use)[0],
     }
 

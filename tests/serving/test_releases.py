@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from torch_specexit.plugin.fit import Has, Hook, Takes, Uses, install, is_hooked
+from torch_specexit.plugin.frontend_hooks import FRONTEND_HOOKS
 from torch_specexit.plugin.hooks import ENGINE_HOOKS, HOOKS, V1_HOOKS, V2_HOOKS
 from torch_specexit.plugin.sources import Imported, Recorded, Recorder, SourceError, Sources
 
@@ -23,6 +24,7 @@ RECORDS = Path(__file__).parent / "releases"
 VERSIONS = ("0.24.0", "0.28.0", "0.32.0", "0.33.0")
 UNPACKED = os.environ.get("SPECEXIT_RELEASES")
 
+ALL = (*HOOKS, *FRONTEND_HOOKS)
 GROUPS = {"v1": (*ENGINE_HOOKS, *V1_HOOKS), "v2": (*ENGINE_HOOKS, *V2_HOOKS)}
 """What a worker installs."""
 
@@ -39,13 +41,13 @@ def recorded(version):
 def ask(release):
     """What a release answers to everything that the hooks ask of it."""
     recorder = Recorder(release)
-    misfits = [misfit for hook in HOOKS if (misfit := hook.misfit(recorder))]
+    misfits = [misfit for hook in ALL if (misfit := hook.misfit(recorder))]
     return recorder.answers | {"version": None}, misfits
 
 
 def assert_fits(release, version):
     """Every hook fits from the version on that it says, and is one that exits can do without before."""
-    for hook in HOOKS:
+    for hook in ALL:
         misfit = hook.misfit(release)
         if number(hook.since) <= number(version):
             assert misfit is None
@@ -82,7 +84,7 @@ def test_sources_import_and_record_agree_on_the_installed_version():
 
 
 def test_every_hook_says_all_that_a_maintainer_asks():
-    for hook in HOOKS:
+    for hook in ALL:
         assert hook.why
         assert hook.relies_on
         assert hook.facts, hook.place

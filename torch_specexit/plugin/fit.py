@@ -79,6 +79,7 @@ class Hook:
 
     module: str
     owner: str
+    """Its class; empty for a function of the module."""
     method: str
     parameters: tuple[str, ...]
     """Its first parameters behind self; others may follow."""
@@ -111,7 +112,8 @@ class Hook:
 
     def install(self) -> None:
         """Wrap the method; nothing happens the second time."""
-        owner = getattr(importlib.import_module(self.module), self.owner)
+        owner = importlib.import_module(self.module)
+        owner = getattr(owner, self.owner) if self.owner else owner
         if not is_hooked(owner, self.method):
             original = getattr(owner, self.method)
             wrapped = functools.wraps(original)(self.wrap(original))
@@ -119,8 +121,8 @@ class Hook:
             setattr(owner, self.method, wrapped)
 
 
-def is_hooked(owner: type, method: str) -> bool:
-    """Whether a class has one of our wraps for this method."""
+def is_hooked(owner: Any, method: str) -> bool:
+    """Whether a class or module has one of our wraps for this method or function."""
     return hasattr(getattr(owner, method, None), _MARK)
 
 

@@ -20,6 +20,7 @@ from specexit.signals import NAMES
 from specexit.splits import load_tokenizer, resolve
 from torch_specexit.plugin.checks import check_draft, checked, folder_of
 from torch_specexit.plugin.hooks import install_worker_hooks
+from torch_specexit.plugin.settings import serving_of
 
 
 class SpecExitLlamaForCausalLMEagle3(Eagle3LlamaForCausalLM):
@@ -27,6 +28,7 @@ class SpecExitLlamaForCausalLMEagle3(Eagle3LlamaForCausalLM):
 
     Raises:
       DraftError: the draft cannot serve this target; see `check_draft`.
+      ConfigError: ``--additional-config`` holds settings that cannot be used; see `serving_of`.
       SplitError: the target's tokenizer has no single-token think markers or no split token.
     """
 
@@ -40,6 +42,7 @@ class SpecExitLlamaForCausalLMEagle3(Eagle3LlamaForCausalLM):
         block = check_draft(config, folder, target)
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         self.folder, self.draft_config, self.block = folder, config, block
+        self.serving = serving_of(block, vllm_config.additional_config)
         self.think_tokens = resolve(
             load_tokenizer(folder_of(target.tokenizer, target.tokenizer_revision, "tokenizer.json")),
             block.think_start,

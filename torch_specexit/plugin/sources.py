@@ -1,8 +1,9 @@
 """What vLLM's Python sources say about its classes and methods, read without importing them.
 
-A place is written ``module:Class.method``, a class ``module:Class``. Three readers answer the same three questions:
-`Sources` reads an unpacked release, `Imported` the installed one (classes and signatures as they are in this process,
-patched by whomever), and `Recorded` a small file of answers, so that other versions can be checked without a download.
+A place is written ``module:Class.method`` or ``module:.function``, a class ``module:Class``. Three readers answer the
+same three questions: `Sources` reads an unpacked release, `Imported` the installed one (classes and signatures as they
+are in this process, patched by whomever), and `Recorded` a small file of answers, so that other versions can be checked
+without a download.
 """
 
 from __future__ import annotations
@@ -41,6 +42,14 @@ class Release(Protocol):
     def order(self, place: str, asked: Sequence[str]) -> dict[str, int | None] | None:
         """Where these identifiers are first used in a method, counted in identifiers; None for one that is not."""
         ...
+
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def _behind_self(place: str) -> int:
+    """Where the parameters of a method or function begin that a caller names."""
+    return 0 if ":." in place else 1
 
 
 def split_place(place: str) -> tuple[str, str]:
@@ -115,11 +124,12 @@ class Sources:
         package = module.split(".")[: len(module.split(".")) + is_package - node.level] if node.level else []
         return ".".join([*package, *([node.module] if node.module else [])])
 
-    def _method(self, place: str) -> ast.FunctionDef | None:
+    def _method(self, place: str) -> Function | None:
         owner, name = split_place(place)
-        for _, node in self._classes(owner):
+        module = self._module(owner.removesuffix(":")) if owner.endswith(":") else None
+        for node in [module] if module else [node for _, node in self._classes(owner)]:
             for method in node.body:
-                if isinstance(method, ast.FunctionDef) and method.name == name:
+                if isinstance(method, Function) and method.name == name:
                     return method
         return None
 
@@ -130,7 +140,7 @@ class Sources:
             return None
         arguments = method.args
         named = [*arguments.posonlyargs, *arguments.args, arguments.vararg, *arguments.kwonlyargs, arguments.kwarg]
-        return tuple(argument.arg for argument in named if argument is not None)[1:]
+        return tuple(argument.arg for argument in named if argument is not None)[_behind_self(place) :]
 
     def names(self, owner: str, asked: Sequence[str]) -> dict[str, bool] | None:
         """See `Release`."""
@@ -166,13 +176,14 @@ class Imported(Sources):
         """See `Release`."""
         owner, name = split_place(place)
         method = getattr(_import(owner), name, None)
-        return tuple(inspect.signature(method).parameters)[1:] if callable(method) else None
+        return tuple(inspect.signature(method).parameters)[_behind_self(place) :] if callable(method) else None
 
 
 def _import(owner: str) -> Any:
     module, _, name = owner.partition(":")
     try:
-        return getattr(importlib.import_module(module), name, None)
+        found = importlib.import_module(module)
+        return getattr(found, name, None) if name else found
     except ImportError:
         return None
 
@@ -269,7 +280,7 @@ def _targets(node: ast.Assign) -> list[str]:
     return [target.id for target in node.targets if isinstance(target, ast.Name)]
 
 
-def _identifiers(method: ast.FunctionDef) -> list[str]:
+def _identifiers(method: Function) -> list[str]:
     """Names and attributes that a method's body uses, in the order of the text; functions within it are left out."""
     found: list[tuple[int, int, str]] = []
     rest: list[ast.AST] = list(method.body)
