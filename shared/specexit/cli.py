@@ -101,6 +101,11 @@ COMMANDS = {
         "torch_specexit.serve:serve",
         "serve",
     ),
+    "chat": Command(
+        "Ask a server with exits, and watch it think.",
+        "specexit.schemas.chat:ChatConfig",
+        "specexit.chat:chat",
+    ),
     "report": Command(
         "Write one self-contained HTML page about a run.",
         "specexit.schemas.report:ReportConfig",
