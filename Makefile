@@ -2,9 +2,10 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
+RELEASES ?= runs/vllm-releases
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench bench-serving tiny-reasoner format clean
+.PHONY: help demo test compat lint bench bench-serving tiny-reasoner format clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -14,6 +15,10 @@ demo: $(VENV)/.demo-ready  ## Run the whole pipeline on the tiny reasoner (QUICK
 
 test: $(VENV)/.dev-ready  ## Run all tests, real vLLM engines included
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
+
+compat: $(VENV)/.dev-ready  ## Check the hooks against the sources of released vLLM versions (downloads 0.7 GB)
+	@$(BIN)/python tests/serving/fetch_releases.py $(RELEASES)
+	@SPECEXIT_RELEASES=$(RELEASES) $(BIN)/python -m pytest tests/serving/test_releases.py
 
 lint: $(VENV)/.dev-ready  ## Check style (ruff), types (pyright) and the import rules
 	@$(BIN)/ruff check .

@@ -7,6 +7,7 @@ file imports nothing heavy, so ``specexit --help`` is quick and works with the c
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,6 +107,11 @@ COMMANDS = {
         "torch_specexit.serve:serve",
         "serve",
     ),
+    "chat": Command(
+        "Ask a server with exits, and watch it think.",
+        "specexit.schemas.chat:ChatConfig",
+        "specexit.chat:chat",
+    ),
     "report": Command(
         "Write one self-contained HTML page about a run.",
         "specexit.schemas.report:ReportConfig",
@@ -136,8 +142,8 @@ def parse(arguments: list[str]) -> tuple[Path | None, list[str]]:
       ConfigError: a second file.
 
     Example:
-      >>> parse(["recipe.yaml", "--steps", "10", "--seed=1", "data=runs/x", "--quick"])
-      (PosixPath('recipe.yaml'), ['steps=10', 'seed=1', 'data=runs/x', 'quick=true'])
+      >>> parse(["recipe.yaml", "--steps", "10", "--seed=1", "--quick", "data=runs/x"])
+      (PosixPath('recipe.yaml'), ['steps=10', 'seed=1', 'quick=true', 'data=runs/x'])
     """
     from specexit.config import ConfigError
 
@@ -149,7 +155,8 @@ def parse(arguments: list[str]) -> tuple[Path | None, list[str]]:
         if argument.startswith("--"):
             key, equals, value = argument[2:].partition("=")
             if not equals:
-                value = waiting.pop(0) if waiting and not waiting[0].startswith("--") else "true"
+                alone = not waiting or re.match(r"--|[a-z][a-z0-9_.]*=", waiting[0])
+                value = "true" if alone else waiting.pop(0)
             overrides.append(f"{key.replace('-', '_')}={value}")
         elif "=" in argument:
             overrides.append(argument)

@@ -45,12 +45,17 @@ def marker(tokenizer: Tokenizer, text: str) -> int:
     """Id of a think marker.
 
     Raises:
-      SplitError: the marker is not one token.
+      SplitError: the marker is not one token, or that token stands for something else (an unknown word).
     """
     ids = tokenizer.encode(text, add_special_tokens=False)
     if len(ids) != 1:
         raise SplitError(
             f"tokenizer {_name(tokenizer)}: think marker {text!r} is {len(ids)} tokens {ids}, expected exactly one"
+        )
+    if tokenizer.decode(ids).strip() != text.strip():
+        raise SplitError(
+            f"tokenizer {_name(tokenizer)}: think marker {text!r} becomes token {ids[0]}, which is "
+            f"{tokenizer.decode(ids)!r}: the vocabulary has no such marker"
         )
     return ids[0]
 

@@ -1,19 +1,14 @@
-"""What a request may ask for, what it gets back, and what keeps a draft from being served."""
+"""What a request may ask for, and what it gets back."""
 
 from __future__ import annotations
 
 import logging
-from types import SimpleNamespace
 
 import pytest
-import torch
 
 from specexit.decision import Policy
-from specexit.draftdir import DraftError, read_config, read_draft
 from specexit.signals import NAMES
 from torch_specexit.plugin.arguments import ArgumentError, policy_or_default, request_policy
-from torch_specexit.plugin.checks import check_draft, checked
-from torch_specexit.plugin.hooks import Hook, install
 from torch_specexit.plugin.outcome import Record
 from torch_specexit.plugin.rule import BEFORE, OVER, THINKING
 
@@ -69,75 +64,3 @@ def test_outcome(row, n_output, cut_off, expected):
     outcome = row.describe(n_output, cut_off=cut_off)
     assert (outcome["outcome"], outcome["thinking_tokens"]) == expected
     assert outcome["signals"] == dict(zip(NAMES, (0.1, 0.2, 3.0, 0.9), strict=True))
-
-
-def target_of(config, **changes):
-    sizes = {"hidden_size": config.target_hidden_size, "num_hidden_layers": config.target_num_hidden_layers}
-    hf = SimpleNamespace(**sizes | {"vocab_size": config.vocab_size} | changes)
-    return SimpleNamespace(hf_text_config=hf, model="some-target", max_model_len=1024)
-
-
-def with_policy(config, **policy):
-    block = config.specexit.model_copy(update={"policy": Policy(**policy)})
-    return config.model_copy(update={"specexit": block})
-
-
-@pytest.mark.parametrize("field", ["hidden_size", "num_hidden_layers", "vocab_size"])
-def test_a_draft_of_another_target_is_refused(write_random_draft, tmp_path, field):
-    config = read_config(write_random_draft(tmp_path / "d", "draft"))
-    assert check_draft(config, tmp_path / "d", target_of(config)) == config.specexit
-    with pytest.raises(DraftError, match=f"config.json: .*{field}.*some-target.* 7"):
-        check_draft(config, tmp_path / "d", target_of(config, **{field: 7}))
-
-
-def test_a_draft_that_cannot_be_served_is_refused(write_random_draft, tmp_path):
-    config = read_config(write_random_draft(tmp_path / "d", "draft"))
-    target = target_of(config)
-    short = config.model_copy(update={"max_position_embeddings": 512})
-    for unusable, message in (
-        (short, "max_position_embeddings is 512, but the engine serves max_model_len 1024"),
-        (config.model_copy(update={"specexit": None}), "no specexit block"),
-        (with_policy(config, smoothing="ewma"), "policy.smoothing is 'ewma', expected none with source 'draft'"),
-        (with_policy(config, smoothing="round"), "policy.smoothing is 'round'"),
-    ):
-        with pytest.raises(DraftError, match=message):
-            check_draft(unusable, tmp_path / "d", target)
-
-
-def test_bad_weights_are_refused_while_loading(write_random_draft, tmp_path):
-    config, arrays = read_draft(write_random_draft(tmp_path / "d", "fc"))
-    good = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    assert dict(checked(good.items(), config, tmp_path)).keys() == good.keys()
-    nan = good | {"norm.weight": good["norm.weight"].clone().index_fill_(0, torch.tensor([3]), torch.nan)}
-    misshapen = good | {"fc.weight": good["fc.weight"][:-1]}
-    missing = {name: tensor for name, tensor in good.items() if name != "d2t"}
-    for weights, message in (
-        (nan, "norm.weight holds NaN"),
-        (misshapen, r"fc.weight has shape \[67, 192\], expected \[68, 192\]"),
-        (missing, r"d2t \[120\] is missing"),
-    ):
-        with pytest.raises(DraftError, match=f"model.safetensors: tensor {message}"):
-            list(checked(weights.items(), config, tmp_path))
-
-
-class Wrapped:
-    def step(self, tokens, other=None):
-        return tokens
-
-
-def hook(method, parameters):
-    return Hook(__name__, "Wrapped", method, parameters, lambda f: lambda *a: [f(*a)], why="", relies_on="", since="")
-
-
-def test_hooks_that_do_not_fit_are_named_and_none_is_installed(monkeypatch, caplog):
-    monkeypatch.setitem(__import__("sys").modules, __name__, SimpleNamespace(Wrapped=Wrapped))
-    monkeypatch.setattr(Wrapped, "step", Wrapped.step)  # restored behind the test
-    fitting = hook("step", ("tokens",))
-    with caplog.at_level(logging.WARNING, logger="vllm.specexit"):
-        assert not install([fitting, hook("step", ("token",)), hook("gone", ())])
-    assert "Wrapped.step takes ('tokens',), expected ('token',)" in caplog.text
-    assert "Wrapped.gone does not exist" in caplog.text
-    assert Wrapped().step(1) == 1
-    assert install([fitting])
-    assert install([fitting])
-    assert Wrapped().step(1) == [1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 
 import pytest
 import torch
@@ -104,6 +105,14 @@ def test_outcomes_count_the_thinking_that_the_client_sees(engines, source, targe
         else:
             assert outcome["thinking_tokens"] == ids.index(end)
         assert set(outcome["signals"]) == set(NAMES)
+
+
+@both_sources
+def test_llms_own_metrics_count_the_outcomes(engines, source):
+    for batch in engines.main(source):
+        if "requests" in batch:
+            assert batch["counted"] == Counter(outcomes(batch))
+    assert engines.plain()["counted"] == {}  # no draft of ours: nothing is added to vLLM
 
 
 @both_sources

@@ -6,6 +6,7 @@ where an error would take the engine down and the server's own policy is used in
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -23,6 +24,10 @@ PREFIX = "specexit"
 
 class ArgumentError(ValueError):
     """A request's argument is unknown or out of range; the message names the key, the value and what was expected."""
+
+    def __init__(self, message: str, parameter: str | None = None):
+        super().__init__(message)
+        self.parameter = parameter
 
 
 class RequestArguments(Config):
@@ -52,8 +57,8 @@ def parse(extra_args: Mapping[str, Any] | None) -> RequestArguments:
         key = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
             known = ", ".join(RequestArguments.model_fields)
-            raise ArgumentError(f"extra_args: unknown key {key!r}, expected one of {known}") from error
-        raise ArgumentError(f"extra_args: {key} is {problem['input']!r}: {problem['msg']}") from error
+            raise ArgumentError(f"extra_args: unknown key {key!r}, expected one of {known}", key) from error
+        raise ArgumentError(f"extra_args: {key} is {problem['input']!r}: {problem['msg']}", key) from error
 
 
 def request_policy(extra_args: Mapping[str, Any] | None, default: Policy) -> Policy | None:
@@ -81,3 +86,14 @@ def policy_or_default(extra_args: Mapping[str, Any] | None, default: Policy, req
     except ArgumentError as error:
         logger.warning("request %s: %s; the server's policy is used", request, error)
         return default
+
+
+@functools.cache
+def refusal() -> type[ArgumentError]:
+    """`ArgumentError` as the installed vLLM's servers want it for an HTTP 400: older ones answer any ValueError with
+    that, newer ones errors of their own kind alone."""
+    try:
+        from vllm.exceptions import VLLMValidationError
+    except ImportError:
+        return ArgumentError
+    return type("RefusedArgument", (ArgumentError, VLLMValidationError), {"value": None})

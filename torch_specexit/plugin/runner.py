@@ -16,6 +16,7 @@ from torch import Tensor
 
 from torch_specexit.plugin import outcome, rule
 from torch_specexit.plugin.arguments import policy_or_default
+from torch_specexit.plugin.fit import is_hooked
 from torch_specexit.plugin.logprobs import name_forced_token
 from torch_specexit.plugin.slots import Admission, Slots, opens_thinking
 
@@ -32,15 +33,21 @@ def draft_of(drafter: Any) -> Any | None:
 def exits_of(runner: Any) -> RunnerExits | None:
     """What a runner needs for exits; None where it has no SpecExit draft, or exits have failed in it."""
     if not hasattr(runner, "_specexit"):
+        runner._specexit = None
         draft = draft_of(getattr(runner, "drafter", None) or getattr(runner, "speculator", None))
-        runner._specexit = None if draft is None else RunnerExits(draft, runner.device, stops=_must_stop(runner))
+        if draft is not None:
+            guarded(runner, lambda: _equip(runner, draft))
     return runner._specexit
+
+
+def _equip(runner: Any, draft: Any) -> None:
+    runner._specexit = RunnerExits(draft, runner.device, stops=_must_stop(runner))
 
 
 def _must_stop(runner: Any) -> bool:
     """Whether acceptance has to stop at a split token, because a step's result leaves the runner before the draft's
     first pass has judged it. A V1 runner on a CPU keeps it until behind drafting."""
-    waits = hasattr(runner, "_bookkeeping_sync") and not runner.use_async_scheduling
+    waits = is_hooked(type(runner), "_bookkeeping_sync") and not runner.use_async_scheduling
     keeps = not runner.model_config.is_hybrid and not runner.speculative_config.disable_padded_drafter_batch
     return not (runner.device.type == "cpu" and waits and keeps)
 
