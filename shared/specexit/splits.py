@@ -12,6 +12,12 @@ from typing import Any, Protocol, runtime_checkable
 
 from specexit.errors import InputError
 
+MAX_STRINGS = 30
+"""So many bits are left beside those of the two markers."""
+
+ALL_STRINGS = (1 << MAX_STRINGS) - 1
+"""The mask of a request that wants every split string."""
+
 
 @runtime_checkable
 class Tokenizer(Protocol):
@@ -60,9 +66,10 @@ class ThinkTokens:
         return sum(1 << bit for bit, string in enumerate(self.by_string) if string in strings)
 
     def masks(self) -> dict[int, int]:
-        """For each split token, the `mask` of the strings it belongs to."""
+        """For each split token, the `mask` of the strings it belongs to. One that belongs to none (`split` may be given
+        without strings) counts as belonging to all."""
         return {
-            token: self.mask([string for string, tokens in self.by_string.items() if token in tokens])
+            token: self.mask([string for string, tokens in self.by_string.items() if token in tokens]) or ALL_STRINGS
             for token in self.split
         }
 
@@ -120,8 +127,10 @@ def resolve(
     """Resolve both markers and the split set.
 
     Raises:
-      SplitError: see `marker` and `split_tokens`.
+      SplitError: see `marker` and `split_tokens`; also for more than `MAX_STRINGS` strings.
     """
+    if len(endings) + len(connectors) > MAX_STRINGS:
+        raise SplitError(f"{len(endings) + len(connectors)} split strings were given, expected at most {MAX_STRINGS}")
     opening, closing = marker(tokenizer, start), marker(tokenizer, end)
     found = split_tokens(tokenizer, endings, connectors)
     by_string = {string: tokens - {opening, closing} for string, tokens in found.items()}

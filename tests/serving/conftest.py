@@ -62,6 +62,9 @@ SPECIAL = {
     "never": {"extra_args": {"specexit_validity": 1.0}},
     "always": {"extra_args": {"specexit_validity": 0.0}},
     "minimum": {"extra_args": {"specexit_validity": 0.0, "specexit_min_thinking_tokens": 60}},
+    "maximum": {"extra_args": {"specexit_validity": 1.0, "specexit_max_thinking_tokens": 50}},
+    "splits": {"extra_args": {"specexit_validity": 0.0, "specexit_splits": ["\n\n"]}},
+    "shadow": {"extra_args": {"specexit_validity": 0.0, "specexit_mode": "shadow"}},
     "patience": {"extra_args": {"specexit_validity": 0.0, "specexit_patience": 3}},
     "remaining": {"extra_args": {"specexit_remaining": 0.0}},
     "short": {"extra_args": {"specexit": True, "specexit_validity": 1.0}, "max_tokens": 12},
@@ -72,7 +75,12 @@ SPECIAL = {
 LIVELY = {"extra_args": {"specexit_validity": 0.5}, "max_tokens": 80, "logprobs": 1}
 """Exits sooner than by the drafts' own policy, for runs that must be short."""
 
-BAD = [{"specexit_validity": 1.5}, {"specexit_patience": "often"}, {"specexit_certainty": 0.5}]
+BAD = [
+    {"specexit_validity": 1.5},
+    {"specexit_patience": "often"},
+    {"specexit_certainty": 0.5},
+    {"specexit_splits": ["Wait"]},
+]
 
 
 class Engines:

@@ -1,8 +1,9 @@
 """The vLLM plug-in: SpecExit in an unmodified vLLM.
 
-`register` is the entry point. `rule` is the exit rule on the device, `slots` the per-request memory, `model` the draft,
+`register` is the entry point. `rule` says what the exit rule works on, on the device, and `slots` which rows of it
+belong to whom; `fused` and `kernel` are the rule in Triton, `twin` and `batch` in eager torch. `model` is the draft,
 `checks` what must hold of it, `runner` what is done around a step, `hooks` the table of all places where vLLM is
-wrapped, `outcome` what the client gets back, `arguments` what it may ask for.
+wrapped, `outcome` what the client gets back, `arguments` what it may ask for, `cost` what a step costs.
 """
 
 from __future__ import annotations

@@ -65,9 +65,9 @@ _installed: set[Hook] = set()
 
 def _execute_model(original: Method) -> Method:
     def execute_model(self: Any, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
-        exits = None if kwargs.get("dummy_run") else exits_of(self)
+        exits = exits_of(self)
         if exits is not None:
-            guarded(self, lambda: exits.track(scheduler_output))
+            guarded(self, exits.settle if kwargs.get("dummy_run") else lambda: exits.track(scheduler_output))
         return original(self, scheduler_output, *args, **kwargs)
 
     return execute_model
@@ -180,7 +180,7 @@ def _update_from_output(original: Method) -> Method:
 
 def _validate_params(original: Method) -> Method:
     def _validate_params(self: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
-        arguments.parse(getattr(params, "extra_args", None))
+        arguments.check(getattr(params, "extra_args", None), self.vllm_config)
         return original(self, params, *args, **kwargs)
 
     return _validate_params
@@ -314,7 +314,7 @@ ENGINE_HOOKS = (
         ("params",),
         _validate_params,
         why="bad specexit arguments are refused at admission (a ValueError; HTTP 400 from the server)",
-        relies_on="called for every request before it reaches the engine core",
+        relies_on="called for every request before it reaches the engine core; self.vllm_config",
         since="0.32",
     ),
 )

@@ -10,18 +10,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
 from specexit.signals import NAMES
-from torch_specexit.plugin.rule import BEFORE, OVER, State
+from torch_specexit.plugin.rule import BEFORE, OVER, RECORD
 
 KEY = "specexit"
 
 
 class Record(NamedTuple):
-    """What a snapshot says about one request; a row of `snapshot`, whose numbers are all floats."""
+    """What a snapshot says about one request; numbers are all floats, as in `rule.STATE`."""
 
     phase: float
     thoughts: float
@@ -30,11 +26,15 @@ class Record(NamedTuple):
     judged: float
     on: float
     signals: tuple[float, ...]
+    """At the last verdict. With an exit, or a would-be exit, there is none behind it, so these are its signals."""
+    would_exit: float = 0.0
+    """Shadow mode: thinking tokens at the would-be exit, 0 for none."""
 
     @classmethod
     def from_row(cls, row: Sequence[float]) -> Record:
-        """Read a row of `snapshot`."""
-        return cls(*row[: -len(NAMES)], tuple(row[-len(NAMES) :]))  # pyright: ignore[reportCallIssue]
+        """Read a row whose columns are those of `rule.RECORD`."""
+        at, end = RECORD.index(NAMES[0]), RECORD.index(NAMES[0]) + len(NAMES)
+        return cls(*row[:at], tuple(row[at:end]), *row[end:])  # pyright: ignore[reportCallIssue]
 
     def describe(self, n_output: int, *, cut_off: bool) -> dict[str, Any]:
         """The outcome of a finished request.
@@ -62,18 +62,12 @@ class Record(NamedTuple):
         return {"outcome": outcome, "thinking_tokens": tokens, "signals": signals}
 
 
-def snapshot(state: State, on: Tensor, verdict: Float[Tensor, "batch signals"]) -> Float[Tensor, "batch record"]:
-    """Rows for `Record.from_row`, as one tensor, so that one copy brings them to the host."""
-    numbers = torch.stack([state.phase, state.thoughts, state.start, state.exited, state.judged, on.int()], dim=1)
-    return torch.cat([numbers.float(), verdict], dim=1)
-
-
 def report(requests: dict[str, Any], records: dict[str, Sequence[float]], outputs: dict[int, Any]) -> None:
     """Put the outcome into the engine core's outputs.
 
     Args:
       requests: the scheduler's requests, by id, as they were before the step's output was taken in.
-      records: rows of `snapshot`, by request id.
+      records: rows for `Record.from_row`, by request id.
       outputs: ``EngineCoreOutputs`` by client.
     """
     for client in outputs.values():
