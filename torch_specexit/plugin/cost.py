@@ -135,7 +135,7 @@ def launches(action: Callable[[], object]) -> int:
         next(counter)
         return run(*args, **kwargs)
 
-    def launched(*_: Any) -> None:
+    def launched(metadata: Any) -> None:
         next(counter)
 
     GridExecutor.__call__ = counted

@@ -86,6 +86,8 @@ class RunnerExits:
         """The runner's `execute_model_state` while it samples."""
         self.sampled: Sampled | None = None
         """The step in progress, rewritten so far."""
+        self.snapshot: Callable[[], list[list[float]]] | None = None
+        """Reads what there is to report of it; see `Copies`."""
 
     @torch.inference_mode()
     def track(self, scheduler_output: Any) -> None:
@@ -112,12 +114,14 @@ class RunnerExits:
           logits_rows: rows of the hidden states that it was sampled from.
         """
         self.draft.rows = None  # a verdict must never be read off an earlier step
-        self.sampled, self.logits_rows = sampled, logits_rows
+        self.sampled, self.logits_rows, self.snapshot = sampled, logits_rows, None
         if self.judges_late:
             return self.rule.force(sampled)
-        return self.rule.step(
+        forced = self.rule.step(
             sampled, lambda: self.draft.signals_of_target(self.step_state.aux_hidden_states, logits_rows)
         )
+        self.snapshot = self.copies.start(self.rule.records())  # in front of drafting, so that nobody waits for that
+        return forced
 
     @torch.inference_mode()
     def rewrite_late(self) -> Forced:
@@ -132,7 +136,7 @@ class RunnerExits:
             return
         requests, self.sampled = self.sampled.requests, None
         if output is not None:
-            attach(output, requests, self.copies.start(self.rule.records()))
+            attach(output, requests, self.snapshot or self.copies.start(self.rule.records()))
 
 
 def runs_triton(device: torch.device) -> bool:
