@@ -5,9 +5,10 @@ They stay out for as long as the same requests run in the same order, so that mo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -17,6 +18,12 @@ from torch_specexit.plugin.slots import Slots
 
 Column = Float[Tensor, "batch 1"]
 """One number for each request."""
+
+# Constants of the right type: a Python number would be converted in each operation.
+ZERO, ONE, TWO, NEVER = (torch.tensor(value) for value in (0.0, 1.0, 2.0, torch.inf))
+"""The last one is, as a position, beyond every step."""
+
+_SIGNS = torch.tensor(rule.SIGNS)
 
 
 @dataclass
@@ -91,3 +98,65 @@ class Batch:
     def records(self) -> Float[Tensor, "batch record"]:
         """The columns of `rule.RECORD`."""
         return self.state[: len(rule.RECORD)].t()
+
+    def judge(
+        self,
+        asks: Bool[Tensor, "batch step"],
+        values: Callable[[], Float[Tensor, "batch step signals"]],
+        counts: Float[Tensor, "batch step"] | None,
+    ) -> Column | None:
+        """Judge boundaries, one position after the other.
+
+        Args:
+          asks: where there is a boundary to be judged.
+          values: gives its signals.
+          counts: thinking tokens up to it, where a maximum of these matters.
+
+        Returns:
+          Positions of the first verdicts of exit, behind which nothing is judged any more; None where there is none.
+        """
+        columns = [j for j, wanted in enumerate(asks.any(dim=0).tolist()) if wanted]
+        if not columns:
+            return None
+        signals, found = values(), None
+        good = (signals * _SIGNS >= self.limits).all(dim=2)
+        for j in columns:
+            ask = asks[:, j : j + 1]
+            if found is not None:
+                ask = ask & (found == NEVER)
+            streak = torch.where(good[:, j : j + 1], self.streak + ONE, ZERO)
+            self.streak.copy_(torch.where(ask, streak, self.streak))
+            self.verdict.copy_(torch.where(ask, signals[:, j], self.verdict))
+            self.judged.masked_fill_(ask, 1)
+            exits = self.streak >= self.patience
+            if self.any_most:
+                assert counts is not None
+                exits |= counts[:, j : j + 1] >= self.most
+            if exits.bitwise_and_(ask).any():
+                hit = torch.full_like(self.last, torch.inf).masked_fill_(exits, j)
+                found = hit if found is None else torch.minimum(found, hit)
+        return found
+
+    def smooth(
+        self,
+        values: Float[Tensor, "batch step signals"],
+        valid: Bool[Tensor, "batch step"],
+        inner: Bool[Tensor, "batch step"],
+    ) -> Float[Tensor, "batch step signals"]:
+        """Source ``fc``: the moving average behind each row, over those whose input is a thinking token.
+
+        Args:
+          values: signals at each row.
+          valid: whether the row's token was accepted.
+          inner: whether that token is a thinking token.
+        """
+        thought = torch.cat([self.last >= ONE, inner[:, :-1]], dim=1).bitwise_and_(valid)
+        count = thought.cumsum(dim=1, dtype=torch.float32) + self.smoothed
+        weight = torch.where(thought, torch.where(count > ONE, self.alpha, ONE), ZERO)
+        moving, columns = self.moving, []
+        for j in range(values.shape[1]):
+            moving = torch.lerp(moving, values[:, j], weight[:, j : j + 1])
+            columns.append(moving)
+        self.moving.copy_(moving)
+        self.smoothed.masked_fill_(count[:, -1:] > ZERO, 1)
+        return torch.stack(columns, dim=1)

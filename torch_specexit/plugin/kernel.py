@@ -182,13 +182,12 @@ def step(
     n, forced = drawn, lane < 0
 
     if DRAFT:
-        phase, thoughts, outputs, start, last = reading
-        asks = known & (last == BOUNDARY)
+        asks = known & (reading[4] == BOUNDARY)
         then = places[2] + _column(state, ROW, asks) * N_SIGNALS
         values = _activate(_signals(then, 0, asks, signal), signal)
-        exits, judgement = _judge(asks, values, signal, policy, thoughts, judgement)
+        exits, judgement = _judge(asks, values, signal, policy, reading[1], judgement)
         pending = tl.where(exits, 1, pending)
-        reading = (phase, thoughts, outputs, start, tl.where(asks, THOUGHT, last))
+        reading = (reading[0], reading[1], reading[2], reading[3], tl.where(asks, THOUGHT, reading[4]))  # only once
     for j in range(width):
         now = j < n
         if not DRAFT:

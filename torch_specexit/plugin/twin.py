@@ -6,7 +6,7 @@ looks at values, to leave out what has nothing to do in a step: free where host 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,17 +15,11 @@ from torch import Tensor
 
 from specexit.signals import RAW_LIMIT, SIGNALS
 from torch_specexit.plugin import rule
-from torch_specexit.plugin.batch import Batch, Column
+from torch_specexit.plugin.batch import NEVER, ONE, TWO, ZERO, Batch, Column
 from torch_specexit.plugin.rule import BOUNDARY, OTHER, OVER, THINKING, THOUGHT, Forced, Markers, Raw, Sampled
 from torch_specexit.plugin.slots import Slots
 
-NEVER = torch.inf
-"""As a position: beyond every step."""
-
 _EXPONENTIAL = torch.tensor([signal.activation == "exp" for signal in SIGNALS])
-_SIGNS = torch.tensor(rule.SIGNS)
-# Constants of the right type: a Python number would be converted in each operation.
-_ZERO, _ONE, _TWO, _NEVER = (torch.tensor(value) for value in (0.0, 1.0, 2.0, NEVER))
 _NONE, _BEGINS, _STRINGS = (torch.tensor(value, dtype=torch.int32) for value in (0, rule.BEGINS, rule.BEGINS - 1))
 
 
@@ -110,7 +104,7 @@ class Twin:
         batch = self._take(sampled.requests)
         if not batch.any_pending:
             return None
-        exits = (batch.pending > _ZERO) & (sampled.n[:, None] > 0) & ~batch.shadow
+        exits = (batch.pending > ZERO) & (sampled.n[:, None] > 0) & ~batch.shadow
         forced = exits & (sampled.tokens[:, :1] != self.markers.end)
         sampled.tokens[:, :1].masked_fill_(exits, self.markers.end)
         if sampled.padded:
@@ -136,10 +130,10 @@ class Twin:
             return self._pass(batch, n)
         found = None
         if reading is not None:
-            counts = batch.thoughts + self._at(sampled) + _ONE - reading.begin if batch.any_most else None
-            found = self._judge(batch, reading.boundary, lambda: activate(self._by_position(raw(), sampled)), counts)
+            counts = batch.thoughts + self._at(sampled) + ONE - reading.begin if batch.any_most else None
+            found = batch.judge(reading.boundary, lambda: activate(self._by_position(raw(), sampled)), counts)
         if found is not None:
-            found = found + _ONE
+            found = found + ONE
             exits = found if exits is None else torch.minimum(exits, found)
             batch.pending.masked_fill_(found == n, 1)
             batch.any_pending = True
@@ -174,128 +168,68 @@ class Twin:
         codes = self.markers.bits[tokens].bitwise_and_(batch.wanted)
         if not codes.any():
             return None
-        begin = torch.where(batch.phase > _ONE, _NEVER, _ZERO)
+        begin = torch.where(batch.phase > ONE, NEVER, ZERO)
         if batch.any_before:
-            starts = (codes >= _BEGINS) & (batch.phase == _ZERO)
-            begin = torch.where(batch.phase == _ZERO, _first(starts, positions) + _ONE, begin)
+            starts = (codes >= _BEGINS) & (batch.phase == ZERO)
+            begin = torch.where(batch.phase == ZERO, _first(starts, positions) + ONE, begin)
         end = _first((codes < _NONE).bitwise_and_(positions >= begin), positions)
         # A boundary with too few thinking tokens before it is none: its verdict could only be "go on".
-        enough = torch.maximum(begin + (batch.least - batch.thoughts - _ONE), begin)
+        enough = torch.maximum(begin + (batch.least - batch.thoughts - ONE), begin)
         boundary = torch.bitwise_and(codes, _STRINGS) > _NONE
         boundary.bitwise_and_(positions >= enough).bitwise_and_(positions < end)
         if batch.any_shadow:
-            boundary.bitwise_and_(batch.would_exit == _ZERO)
+            boundary.bitwise_and_(batch.would_exit == ZERO)
         return Reading(begin, end, boundary)
 
     def _take_pending(self, batch: Batch, n: Column) -> Column | None:
         """Source ``draft``: exits that the last step has left to this one, as positions."""
         if not batch.any_pending:
             return None
-        exits = torch.where(batch.pending > _ZERO, _ZERO, _NEVER)
-        batch.pending.masked_fill_(n > _ZERO, 0)
+        exits = torch.where(batch.pending > ZERO, ZERO, NEVER)
+        batch.pending.masked_fill_(n > ZERO, 0)
         batch.any_pending = bool(batch.pending.any())
-        return self._in_shadow(batch, n, exits, _ZERO) if batch.any_shadow else exits
+        return self._in_shadow(batch, n, exits, ZERO) if batch.any_shadow else exits
 
     def _judge_last(self, batch: Batch) -> None:
         """Source ``draft``, stopping: judge the boundaries that the last step has ended with. Else there are none."""
         if self.signals is None:
             return
-        signals, asks = self.signals[: len(batch.requests)], batch.last == _TWO
-        found = self._judge(batch, asks, lambda: activate(signals).unsqueeze(1), batch.thoughts)
+        signals, asks = self.signals[: len(batch.requests)], batch.last == TWO
+        found = batch.judge(asks, lambda: activate(signals).unsqueeze(1), batch.thoughts)
         batch.last.masked_fill_(asks, THOUGHT)
         if found is not None:
-            batch.pending.masked_fill_(found == _ZERO, 1)
+            batch.pending.masked_fill_(found == ZERO, 1)
             batch.any_pending = True
 
     def _judge_rows(
         self, batch: Batch, sampled: Sampled, n: Column, reading: Reading | None, raw: Raw
     ) -> Column | None:
         """Source ``fc``: judge the input token of every row; returns the positions of the tokens behind exits."""
-        asks = batch.last == _TWO
+        asks = batch.last == TWO
         if batch.any_shadow:
-            asks &= batch.would_exit == _ZERO
+            asks &= batch.would_exit == ZERO
         positions = self._at(sampled)
         valid = positions < n
         behind = torch.zeros_like(valid) if reading is None else reading.boundary
         asks = torch.cat([asks, behind[:, :-1]], dim=1).bitwise_and_(valid)
-        begin = _ZERO if reading is None else reading.begin
+        begin = ZERO if reading is None else reading.begin
         counts = batch.thoughts + (positions - begin).clamp(min=0) if batch.any_most else None
         if not self.smooth:
-            return self._judge(batch, asks, lambda: activate(self._by_position(raw(), sampled)), counts)
+            return batch.judge(asks, lambda: activate(self._by_position(raw(), sampled)), counts)
         values = activate(self._by_position(raw(), sampled))
-        smoothed = self._smooth(batch, values, valid, reading, positions)
-        return self._judge(batch, asks, lambda: smoothed, counts)
-
-    def _smooth(
-        self,
-        batch: Batch,
-        values: Float[Tensor, "batch step signals"],
-        valid: Bool[Tensor, "batch step"],
-        reading: Reading | None,
-        positions: Float[Tensor, "1 step"],
-    ) -> Float[Tensor, "batch step signals"]:
-        """The moving average behind each row, over those whose input is a thinking token."""
         if reading is None:
-            inner = (batch.phase == _ONE).expand_as(valid)
+            inner = (batch.phase == ONE).expand_as(valid)
         else:
             inner = (positions >= reading.begin).bitwise_and_(positions < reading.end)
-        thought = torch.cat([batch.last >= _ONE, inner[:, :-1]], dim=1).bitwise_and_(valid)
-        count = thought.cumsum(dim=1, dtype=torch.float32) + batch.smoothed
-        weight = torch.where(thought, torch.where(count > _ONE, batch.alpha, _ONE), _ZERO)
-        moving, columns = batch.moving, []
-        for j in range(values.shape[1]):
-            moving = torch.lerp(moving, values[:, j], weight[:, j : j + 1])
-            columns.append(moving)
-        batch.moving.copy_(moving)
-        batch.smoothed.masked_fill_(count[:, -1:] > _ZERO, 1)
-        return torch.stack(columns, dim=1)
-
-    def _judge(
-        self,
-        batch: Batch,
-        asks: Bool[Tensor, "batch step"],
-        values: Callable[[], Float[Tensor, "batch step signals"]],
-        counts: Float[Tensor, "batch step"] | None,
-    ) -> Column | None:
-        """Judge boundaries, one position after the other.
-
-        Args:
-          batch: of the step.
-          asks: where there is a boundary to be judged.
-          values: gives its signals.
-          counts: thinking tokens up to it, where a maximum of these matters.
-
-        Returns:
-          Positions of the first verdicts of exit, behind which nothing is judged any more; None where there is none.
-        """
-        columns = [j for j, wanted in enumerate(asks.any(dim=0).tolist()) if wanted]
-        if not columns:
-            return None
-        signals, found = values(), None
-        good = (signals * _SIGNS >= batch.limits).all(dim=2)
-        for j in columns:
-            ask = asks[:, j : j + 1]
-            if found is not None:
-                ask = ask & (found == _NEVER)
-            streak = torch.where(good[:, j : j + 1], batch.streak + _ONE, _ZERO)
-            batch.streak.copy_(torch.where(ask, streak, batch.streak))
-            batch.verdict.copy_(torch.where(ask, signals[:, j], batch.verdict))
-            batch.judged.masked_fill_(ask, 1)
-            exits = batch.streak >= batch.patience
-            if batch.any_most:
-                assert counts is not None
-                exits |= counts[:, j : j + 1] >= batch.most
-            if exits.bitwise_and_(ask).any():
-                hit = torch.full_like(batch.last, NEVER).masked_fill_(exits, j)
-                found = hit if found is None else torch.minimum(found, hit)
-        return found
+        smoothed = batch.smooth(values, valid, inner)
+        return batch.judge(asks, lambda: smoothed, counts)
 
     def _pass(self, batch: Batch, n: Column) -> None:
         """A step in which no token means anything."""
-        thinking = batch.phase == _ONE
-        batch.thoughts.add_(torch.where(thinking, n, _ZERO))
+        thinking = batch.phase == ONE
+        batch.thoughts.add_(torch.where(thinking, n, ZERO))
         batch.outputs.add_(n)
-        batch.last.masked_fill_(thinking & (n > _ZERO), THOUGHT)
+        batch.last.masked_fill_(thinking & (n > ZERO), THOUGHT)
 
     def _advance(
         self, batch: Batch, sampled: Sampled, n: Column, exits: Column | None, reading: Reading | None, *, stops: bool
@@ -312,27 +246,27 @@ class Twin:
         """
         positions = self._at(sampled)
         if reading is None:
-            begin = torch.where(batch.phase == _ONE, _ZERO, _NEVER)
-            reading = Reading(begin, torch.full_like(begin, NEVER), torch.zeros_like(positions < n))
+            begin = torch.where(batch.phase == ONE, ZERO, NEVER)
+            reading = Reading(begin, torch.full_like(begin, torch.inf), torch.zeros_like(positions < n))
         begin, end, boundary = reading
         if batch.any_shadow and exits is not None:
             exits = self._in_shadow(batch, n, exits, begin)
-            boundary = boundary & (batch.would_exit == _ZERO)
+            boundary = boundary & (batch.would_exit == ZERO)
         # Of the tokens that were drawn, the first `kept` are; an exit adds one that was not.
         kept = n if exits is None else torch.minimum(n, exits)
-        total = n if exits is None else torch.minimum(n, exits + _ONE)
+        total = n if exits is None else torch.minimum(n, exits + ONE)
         if stops:
-            stop = _first(boundary, positions) + _ONE
+            stop = _first(boundary, positions) + ONE
             kept = torch.minimum(kept, stop)
             total = kept if exits is None else torch.minimum(total, stop)
         if batch.any_before:
-            began = (batch.phase == _ZERO) & (begin <= kept)
+            began = (batch.phase == ZERO) & (begin <= kept)
             batch.start.copy_(torch.where(began, batch.outputs + begin, batch.start))
             batch.phase.masked_fill_(began, THINKING)
-            batch.any_before = bool((batch.phase == _ZERO).any())
+            batch.any_before = bool((batch.phase == ZERO).any())
         is_thought = (begin < kept).bitwise_and_(kept <= end)
-        is_boundary = stop == kept if stops else (boundary & (positions + _ONE == kept)).any(dim=1, keepdim=True)
-        batch.last.masked_fill_(n > _ZERO, OTHER).masked_fill_(is_thought, THOUGHT)
+        is_boundary = stop == kept if stops else (boundary & (positions + ONE == kept)).any(dim=1, keepdim=True)
+        batch.last.masked_fill_(n > ZERO, OTHER).masked_fill_(is_thought, THOUGHT)
         batch.last.masked_fill_(is_boundary.bitwise_and_(is_thought), BOUNDARY)
         batch.thoughts.add_((torch.minimum(end, kept) - begin).relu_())
         batch.phase.masked_fill_(end < kept, OVER)
@@ -341,7 +275,7 @@ class Twin:
         if total is not n:
             self._cut(sampled, total)
         if sampled.padded and total is not n:
-            sampled.tokens.masked_fill_((positions >= total) & (n > _ZERO), -1)
+            sampled.tokens.masked_fill_((positions >= total) & (n > ZERO), -1)
         return forced
 
     def _cut(self, sampled: Sampled, total: Column) -> None:
@@ -353,10 +287,10 @@ class Twin:
 
     def _in_shadow(self, batch: Batch, n: Column, exits: Column, begin: Tensor) -> Column:
         """Take note of would-be exits in shadow mode; returns the others."""
-        seen = batch.shadow & (exits < n) & (batch.would_exit == _ZERO)
+        seen = batch.shadow & (exits < n) & (batch.would_exit == ZERO)
         here = batch.thoughts + (exits - begin).clamp(min=0)
         batch.would_exit.copy_(torch.where(seen, here, batch.would_exit))
-        return torch.where(batch.shadow, _NEVER, exits)
+        return torch.where(batch.shadow, NEVER, exits)
 
     def _write_exits(self, batch: Batch, sampled: Sampled, n: Column, exits: Column) -> Forced:
         exiting = exits < n
@@ -371,4 +305,4 @@ class Twin:
 
 def _first(mask: Bool[Tensor, "batch step"], positions: Float[Tensor, "1 step"]) -> Column:
     """First position at which the mask holds; never where it does not."""
-    return torch.where(mask, positions, _NEVER).amin(dim=1, keepdim=True)
+    return torch.where(mask, positions, NEVER).amin(dim=1, keepdim=True)
