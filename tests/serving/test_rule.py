@@ -23,7 +23,7 @@ sources = pytest.mark.parametrize("source", ["draft", "late", "fc"])
 
 @pytest.mark.parametrize(("source", "smooth"), [("draft", False), ("late", False), ("fc", False), ("fc", True)])
 @given(data=st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_any_grouping_gives_the_text_and_the_outcome_of_the_definition(source, smooth, data):
     batch = data.draw(st.lists(requests(smooth), min_size=1, max_size=5))
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
@@ -34,7 +34,7 @@ def test_any_grouping_gives_the_text_and_the_outcome_of_the_definition(source, s
 
 @sources
 @given(data=st.data())
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 def test_exits_off_and_shadow_mode_change_no_text(source, data):
     always = Policy(thresholds={})
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))

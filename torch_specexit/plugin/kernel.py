@@ -172,7 +172,8 @@ def step(
     known, here = lane < n_rows, lane < n_batch
     row = tl.load(places[0] + lane, mask=known, other=0).to(tl.int64)
     state, knobs, weights = tables[0] + row * N_STATE, tables[1] + row * N_KNOBS, tables[2] + row * N_WEIGHTS
-    reading, judgement, (exited, would_exit, pending), average = _remembered(state, known, signal)
+    reading, judgement, rest, average = _remembered(state, known, signal)
+    exited, would_exit, pending = rest
     wanted, least = _column(knobs, WANTED, known), _column(knobs, LEAST, known)
     shadow = _column(knobs, SHADOW, known) == 1
     alpha = tl.load(weights + N_SIGNALS, mask=known, other=0)
