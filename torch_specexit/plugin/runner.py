@@ -162,7 +162,7 @@ class Copies:
         if records.device.type != "cuda":
             rows = records.tolist()
             return lambda: rows
-        buffer, event = self._idle.pop() if self._idle else (records.new_empty(0, device="cpu"), torch.cuda.Event())
+        buffer, event = self._idle.pop() if self._idle else (torch.empty(0, records.shape[1]), torch.cuda.Event())
         if buffer.shape[0] < records.shape[0]:
             buffer = torch.empty(2 * records.shape[0], records.shape[1], pin_memory=True)
         buffer[: records.shape[0]].copy_(records, non_blocking=True)
