@@ -70,6 +70,9 @@ SPECIAL = {
     "never": {"extra_args": {"specexit_validity": 1.0}},
     "always": {"extra_args": {"specexit_validity": 0.0}},
     "minimum": {"extra_args": {"specexit_validity": 0.0, "specexit_min_thinking_tokens": 60}},
+    "maximum": {"extra_args": {"specexit_validity": 1.0, "specexit_max_thinking_tokens": 50}},
+    "splits": {"extra_args": {"specexit_validity": 0.0, "specexit_splits": ["\n\n"]}},
+    "shadow": {"extra_args": {"specexit_validity": 0.0, "specexit_mode": "shadow"}},
     "patience": {"extra_args": {"specexit_validity": 0.0, "specexit_patience": 3}},
     "remaining": {"extra_args": {"specexit_remaining": 0.0}},
     "short": {"extra_args": {"specexit": True, "specexit_validity": 1.0}, "max_tokens": 12},
@@ -85,7 +88,12 @@ V2 = {"TRITON_INTERPRET": "1", "VLLM_USE_V2_MODEL_RUNNER": "1"}
 ASYNC = {"SPECEXIT_TEST_ASYNC": "1"}
 """Environments for what vLLM does not do on a CPU by itself; see ``interpreter/sitecustomize.py``."""
 
-BAD = [{"specexit_validity": 1.5}, {"specexit_patience": "often"}, {"specexit_certainty": 0.5}]
+BAD = [
+    {"specexit_validity": 1.5},
+    {"specexit_patience": "often"},
+    {"specexit_certainty": 0.5},
+    {"specexit_splits": ["Wait"]},
+]
 
 
 class Engines:

@@ -16,7 +16,7 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from specexit.answers import extract_answer, plainly_same
 from specexit.draftdir import Serving
@@ -45,10 +45,9 @@ def is_audited(request: str, rate: float) -> bool:
     return int.from_bytes(hashlib.sha256(request.encode()).digest()[:8], "big") < rate * 2**64
 
 
-def thinks_on(request: str, serving: Serving) -> bool:
-    """Whether a server's settings have a request think on behind an exit: all of them in shadow mode, the audited ones
-    else."""
-    return serving.mode == "shadow" or is_audited(request, serving.audit_rate)
+def thinks_on(request: str, serving: Serving, mode: Literal["exit", "shadow"] | None = None) -> bool:
+    """Whether a request thinks on behind an exit: audited ones do, and all in shadow mode, its own or the server's."""
+    return (mode or serving.mode) == "shadow" or is_audited(request, serving.audit_rate)
 
 
 @dataclass(frozen=True)

@@ -238,7 +238,7 @@ ENGINE_HOOKS = (
         ("params",),
         wraps.validate_params,
         why="bad specexit arguments are refused at admission: a ValueError, HTTP 400 from the server",
-        relies_on="called for every request before it reaches the engine core",
+        relies_on="called for every request before it reaches the engine core; self.vllm_config",
         since="0.24",
         facts=(Uses(f"{_ENGINE}.input_processor:InputProcessor.process_inputs", ("_validate_params",)),),
         upstream="vllm-project/vllm#56497 (validate_params of logits processors, V2 only, since 0.32)",

@@ -10,12 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
 from specexit.signals import NAMES
-from torch_specexit.plugin.rule import BEFORE, OVER, THINKING, State
+from torch_specexit.plugin.rule import BEFORE, OVER, RECORD, THINKING
 
 KEY = "specexit"
 NOW = "now"
@@ -23,7 +19,7 @@ NOW = "now"
 
 
 class Record(NamedTuple):
-    """What a snapshot says about one request; a row of `snapshot`, whose numbers are all floats."""
+    """What a snapshot says about one request; numbers are all floats, as in `rule.STATE`."""
 
     phase: float
     thoughts: float
@@ -32,14 +28,14 @@ class Record(NamedTuple):
     judged: float
     on: float
     signals: tuple[float, ...]
+    """At the last verdict. With an exit, or a would-be exit, there is none behind it, so these are its signals."""
     would_exit: float = 0.0
     """Shadow mode: thinking tokens at the would-be exit, 0 for none."""
 
     @classmethod
     def from_row(cls, row: Sequence[float]) -> Record:
-        """Read a row of `snapshot`, whose columns come in the order of the fields."""
-        at = cls._fields.index("signals")
-        end = at + len(NAMES)
+        """Read a row whose columns are those of `rule.RECORD`."""
+        at, end = RECORD.index(NAMES[0]), RECORD.index(NAMES[0]) + len(NAMES)
         return cls(*row[:at], tuple(row[at:end]), *row[end:])  # pyright: ignore[reportCallIssue]
 
     @property
@@ -86,18 +82,12 @@ class Record(NamedTuple):
         return report | ({"would_exit": int(self.would_exit)} if seen else {})
 
 
-def snapshot(state: State, on: Tensor, verdict: Float[Tensor, "batch signals"]) -> Float[Tensor, "batch record"]:
-    """Rows for `Record.from_row`, as one tensor, so that one copy brings them to the host."""
-    numbers = torch.stack([state.phase, state.thoughts, state.start, state.exited, state.judged, on.int()], dim=1)
-    return torch.cat([numbers.float(), verdict], dim=1)
-
-
 def report(requests: dict[str, Any], records: dict[str, Sequence[float]], outputs: dict[int, Any]) -> None:
     """Put the outcomes of finished requests, and what is new about the others, into the engine core's outputs.
 
     Args:
       requests: the scheduler's requests, by id, as they were before the step's output was taken in.
-      records: rows of `snapshot`, by request id.
+      records: rows for `Record.from_row`, by request id.
       outputs: ``EngineCoreOutputs`` by client.
     """
     for client in outputs.values():

@@ -20,9 +20,9 @@ def execute_model(original: Method) -> Method:
     """Take in new requests and drop finished ones, before a step."""
 
     def execute_model(self: Any, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
-        exits = None if kwargs.get("dummy_run") else exits_of(self)
+        exits = exits_of(self)
         if exits is not None:
-            guarded(self, lambda: exits.track(scheduler_output))
+            guarded(self, exits.settle if kwargs.get("dummy_run") else lambda: exits.track(scheduler_output))
         return original(self, scheduler_output, *args, **kwargs)
 
     return execute_model
@@ -153,7 +153,7 @@ def validate_params(original: Method) -> Method:
 
     def _validate_params(self: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
         try:
-            arguments.parse(getattr(params, "extra_args", None))
+            arguments.check(getattr(params, "extra_args", None), self.vllm_config)
         except arguments.ArgumentError as error:
             raise arguments.refusal()(str(error), error.parameter) from error
         return original(self, params, *args, **kwargs)
