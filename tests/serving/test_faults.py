@@ -1,7 +1,7 @@
 """Draft directories that are damaged, and a vLLM that is not as expected: a refusal at the start, or plain EAGLE-3.
 
 Nearly all is decided before an engine computes anything, and is tested there; what files alone can show wrong is in
-``tests/shared/test_draftdir.py``. Five engine starts, of some 15 seconds each.
+``tests/shared/test_draftdir.py``. Six engine starts, of some 15 seconds each.
 """
 
 from __future__ import annotations
