@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -170,7 +171,8 @@ def saved(report: dict[str, Any], server: dict[str, Any]) -> str:
         kept = report["would_exit"]
         return f"{tokens} thinking tokens; an exit after {kept} would have saved {tokens - kept} (shadow mode or audit)"
     if report.get("outcome") == "exit":
-        text = f"ended after {tokens} thinking tokens at validity {report['signals']['validity']:.2f}; "
+        validity = report["signals"].get("validity", math.nan)  # an exit at a maximum may come before any verdict
+        text = f"ended after {tokens} thinking tokens at validity {validity:.2f}; "
         if not shadow.get("exits"):
             return text + "how many were saved is not known here, where no request has thought on"
         about = tokens * shadow["behind"] / shadow["before"]

@@ -118,6 +118,36 @@ def test_a_would_be_exit_is_told_unless_the_client_never_got_that_far():
     assert outcome.Record.from_row([OVER, 50, 0, 0, 1.0, 1, *SIGNALS]).would_exit == 0
 
 
+def test_outputs_that_vllm_merges_on_their_way_lose_nothing():
+    """With vLLM's own output processor and collector, whose outputs swallow each other when a client is slow."""
+    from vllm.sampling_params import RequestOutputKind, SamplingParams
+    from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest, FinishReason
+    from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollector
+
+    params = SamplingParams(detokenize=False, output_kind=RequestOutputKind.DELTA)
+    nothing = dict.fromkeys(
+        ("mm_features", "pooling_params", "lora_request", "cache_salt", "data_parallel_rank"),
+    )
+    request = EngineCoreRequest("r", [1], sampling_params=params, arrival_time=0.0, external_req_id="x", **nothing)
+    processor, queue = OutputProcessor(None, log_stats=False), RequestOutputCollector(params.output_kind, "r")
+    processor.add_request(request, None, None, 0, queue)
+
+    def step(report, finish_reason=None):
+        params = None if report is None else {KEY: {"outcome": report, "thinking_tokens": 3, "signals": {}}}
+        outputs = [EngineCoreOutput("r", [5], finish_reason=finish_reason, kv_transfer_params=params)]
+        known = frontend.attach(processor, outputs)
+        processor.process_outputs(outputs)
+        frontend.settle(processor, known, None)
+
+    step("thinking")
+    step(None)  # merged with the one before, which nobody has fetched
+    merged = queue.get_nowait()
+    assert len(merged.outputs[0].token_ids) == 2
+    assert merged.kv_transfer_params[KEY]["outcome"] == "thinking"
+    step("exit", FinishReason.STOP)
+    assert queue.get_nowait().kv_transfer_params[KEY]["outcome"] == "exit"
+
+
 def test_requests_are_found_by_the_clients_id_while_they_run_and_afterwards():
     engine = Engine(external="cmpl-7-0")
     front = frontend.FrontEnd(SpecExitBlock(target="t"), Serving(), None)

@@ -108,7 +108,7 @@ class ExitMetrics:
         if report["outcome"] == "exit":
             for name, value in report["signals"].items():
                 self.signals[name].labels(*labels).observe(value)
-            self.saved.labels(*labels, "remaining").inc(report["signals"]["remaining"])
+            self.saved.labels(*labels, "remaining").inc(report["signals"].get("remaining", 0.0))
             self.saved.labels(*labels, "shadow").inc(tokens * self.behind / max(self.before, 1))
         if "would_exit" in report:
             before, behind = report["would_exit"], tokens - report["would_exit"]
