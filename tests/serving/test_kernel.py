@@ -31,6 +31,8 @@ def kernel():
         patch.setenv("TRITON_INTERPRET", "1")
         finders = [finder for finder in sys.meta_path if "jaxtyping" not in type(finder).__module__]
         patch.setattr(sys, "meta_path", finders)
+        for module in ("kernel", "fused"):
+            patch.delitem(sys.modules, f"torch_specexit.plugin.{module}", raising=False)
         from torch_specexit.plugin.fused import Fused
     return Fused
 
