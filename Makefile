@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 RELEASES ?= runs/vllm-releases
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test compat lint bench bench-serving tiny-reasoner format clean
+.PHONY: help demo test compat lint bench bench-serving plan-all tiny-reasoner format clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,6 +36,9 @@ bench: $(VENV)/.demo-ready  ## Measure the methods again on the draft that `make
 bench-serving: $(VENV)/.demo-ready  ## Measure what the plug-in costs where no exit fires, on the draft of `make demo`
 	@$(BIN)/specexit bench-serving configs/bench/serving.yaml
 
+plan-all: $(VENV)/.plan-ready  ## Compile every full-size recipe for its TPU slice, no TPU needed (minutes each)
+	@SPECEXIT_PLAN_ALL=1 $(BIN)/python -m pytest tests/jax/test_plan.py -k every -s $(ARGS)
+
 tiny-reasoner: $(VENV)/.demo-ready  ## Train the embedded target again from nothing (about 15 minutes)
 	@MALLOC_MMAP_THRESHOLD_=100000000000 MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_TOP_PAD_=500000000 \
 	  $(BIN)/python -m jax_specexit.tiny_reasoner
@@ -43,11 +46,15 @@ tiny-reasoner: $(VENV)/.demo-ready  ## Train the embedded target again from noth
 clean:  ## Remove the virtual environment; runs are kept
 	rm -rf $(VENV)
 
-# Two stamps: the demo needs no linters and no independent peers.
+# Stamps: the demo needs no linters and no independent peers, and only plan-all needs the TPU compiler (0.7 GB).
 $(VENV)/.demo-ready: pyproject.toml constraints.txt setup.sh
 	@./setup.sh $(PYTHON) $(VENV) train,serve-cpu
 	@touch $@
 
 $(VENV)/.dev-ready: $(VENV)/.demo-ready
 	@./setup.sh $(PYTHON) $(VENV) train,serve-cpu,dev
+	@touch $@
+
+$(VENV)/.plan-ready: $(VENV)/.dev-ready
+	@./setup.sh $(PYTHON) $(VENV) train,serve-cpu,dev,tpu
 	@touch $@

@@ -10,7 +10,8 @@ block and k diagonals:
 So no mask of ``T x (k+1)T`` is ever formed, and of the causal block only tiles of ``BLOCK x BLOCK``, in a running
 softmax (Milakov & Gimelshein 2018; Dao et al. 2022) that starts from the diagonals. Tiles that lie wholly before the
 segments of their rows are skipped, so short texts packed into long rows cost little more than alone.
-`ttt_attention_reference` forms the whole mask, and is the oracle.
+On TPUs the causal block is the splash kernel's, see `jax_specexit.splash`. `ttt_attention_reference` forms the whole
+mask, and is the oracle.
 
 Shape legend: batch, time, heads (query), kv (key/value heads), group (query heads of one kv), dim, rows (of one tile).
 """
@@ -23,9 +24,12 @@ from typing import cast
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from jax_specexit.layers import repeat_kv, segment_starts
+from jax_specexit.sharding import BATCH, ROWS
+from jax_specexit.splash import fits, splash_attention
 
 BLOCK = 128
 """Rows and columns of one tile: large enough for matrix units, small enough for a cache."""
@@ -40,16 +44,34 @@ Keys = Sequence[Float[Array, "batch time kv dim"]]
 def ttt_attention(q: Queries, keys: Keys, values: Keys, segment_ids: Int[Array, "batch time"]) -> Queries:
     """Causal block within segments, plus one diagonal per later step.
 
+    Every device attends with its own heads and rows where a mesh is in force.
+
     Args:
       q: queries of the newest step.
       keys, values: of steps 0..k, the newest last. One of each is ordinary causal attention.
       segment_ids: of packed rows; equal neighbours belong together.
     """
+    mesh, starts = jax.sharding.get_abstract_mesh(), segment_starts(segment_ids)
+    device = mesh.abstract_device
+    on_tpu = (device.platform if device else jax.default_backend()) == "tpu"
+    attend = splash_attention if on_tpu and fits(q) else blockwise_attention
+    if mesh.empty:
+        return attend(q, list(keys), list(values), starts)
+    heads = PartitionSpec(ROWS, None, "tensor")
+    # Without the check of replication, which custom gradients do not speak; every axis is in use, so there is none.
+    sharded = jax.shard_map(attend, in_specs=(heads, heads, heads, BATCH), out_specs=heads, check_vma=False)
+    return sharded(q, list(keys), list(values), starts)
+
+
+def blockwise_attention(
+    q: Queries, keys: list[Array], values: list[Array], starts: Int[Array, "batch time"]
+) -> Queries:
+    """`ttt_attention` of one device in plain JAX, for any length; ``starts`` is where each row's segment begins."""
     batch, time, heads, dim = q.shape
     kv, block = keys[0].shape[2], min(BLOCK, time)
-    grouped, starts = q.reshape(batch, time, kv, heads // kv, dim), segment_starts(segment_ids)
+    grouped = q.reshape(batch, time, kv, heads // kv, dim)
     pad = -time % block
-    grouped, keys, values = jax.tree.map(lambda x: _pad(x, pad), (grouped, list(keys), list(values)))
+    grouped, keys, values = jax.tree.map(lambda x: _pad(x, pad), (grouped, keys, values))
     starts = jnp.pad(starts, [(0, 0), (0, pad)], constant_values=time)  # the padding is a segment of its own
     mixed = cast(Array, _attention(grouped, keys, values, starts, block))  # custom_vjp hides the type
     return mixed[:, :time].reshape(q.shape)

@@ -18,7 +18,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from jax_specexit.attention import ttt_attention
-from jax_specexit.layers import Linear, RMSNorm, SwiGLU, rotary, rotary_frequencies
+from jax_specexit.layers import Linear, RMSNorm, SwiGLU, rotary, rotary_frequencies, split_heads
+from jax_specexit.sharding import constrain
 from jax_specexit.target import Target
 from specexit.draftdir import DraftConfig
 from specexit.signals import SIGNALS
@@ -82,15 +83,16 @@ class Draft(nnx.Module):
         Returns:
           The output before the final norm (what the next step is fed), and ``past`` with this step's entry.
         """
-        c, (batch, time, _) = self.config, embeds.shape
+        c = self.config
         frequency = rotary_frequencies(c.head_dim, c.rope_theta)
         x = jnp.concatenate([self.embed_norm(embeds), self.hidden_norm(hidden)], axis=-1)
-        q = rotary(self.q(x).reshape(batch, time, c.num_attention_heads, c.head_dim), positions, frequency)
-        k = rotary(self.k(x).reshape(batch, time, c.num_key_value_heads, c.head_dim), positions, frequency)
-        v = self.v(x).reshape(batch, time, c.num_key_value_heads, c.head_dim)
+        q = rotary(split_heads(self.q(x), c.num_attention_heads), positions, frequency)
+        k = rotary(split_heads(self.k(x), c.num_key_value_heads), positions, frequency)
+        v = split_heads(self.v(x), c.num_key_value_heads)
         keys, values = [*past[0], k], [*past[1], v]
-        hidden = hidden + self.o(ttt_attention(q, keys, values, segment_ids).reshape(batch, time, -1))
-        return hidden + self.mlp(self.post_norm(hidden)), (keys, values)
+        mixed = ttt_attention(q, keys, values, segment_ids)
+        hidden = constrain(hidden + self.o(mixed.reshape(*embeds.shape[:2], -1)), "batch", None, None)
+        return constrain(hidden + self.mlp(self.post_norm(hidden)), "batch", None, None), (keys, values)
 
     def signals(
         self, aux: Float[Array, "batch time aux_hidden"], normed: Float[Array, "batch time hidden"] | None
@@ -114,4 +116,4 @@ def warm_start(draft: Draft, target: Target, draft_vocab: Int[Array, " draft_voc
     kernel = 0.1 * draft.fc.kernel[...]
     draft.fc.kernel[...] = kernel.at[-h:].add(jnp.eye(h))
     draft.norm.scale[...] = target.norm.scale[...]
-    draft.lm_head.kernel[...] = target.head()[:, draft_vocab]
+    draft.lm_head.kernel[...] = target.head()[:, draft_vocab].astype(jnp.float32)

@@ -25,7 +25,8 @@ from jax_specexit.draft import Draft
 from jax_specexit.metrics import acceptance_estimate
 from jax_specexit.run import read_start
 from jax_specexit.scoring import Scored, score
-from jax_specexit.target import Target, load_target
+from jax_specexit.target import Target
+from jax_specexit.weights import load_target
 from specexit.config import write_text
 from specexit.decision import OFF, Policy
 from specexit.draftdir import check_target

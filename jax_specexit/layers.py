@@ -17,6 +17,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from jax_specexit.sharding import constrain
+
 
 class RMSNorm(nnx.Module):
     """Root-mean-square norm with a learned scale (Zhang & Sennrich 2019)."""
@@ -97,6 +99,11 @@ def rotary(
     cos, sin = jnp.cos(angle)[:, :, None], jnp.sin(angle)[:, :, None]
     a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+
+
+def split_heads(x: Float[Array, "batch time width"], heads: int) -> Float[Array, "batch time heads dim"]:
+    """The output of a projection as heads, which the mesh shards; said here, or the compiler would gather them."""
+    return constrain(x.reshape(*x.shape[:2], heads, -1), "batch", None, "heads", None)
 
 
 def repeat_kv(x: Float[Array, "batch time kv dim"], heads: int) -> Float[Array, "batch time heads dim"]:

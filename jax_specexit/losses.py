@@ -16,8 +16,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
+from jax_specexit.sharding import BATCH, ROWS
 from specexit.signals import RAW_LIMIT, SIGNALS
 
 
@@ -55,7 +57,7 @@ def linear_cross_entropy(
 
     Row (k, b, t) is scored against teacher row (b, t), so the teacher's softmax is formed once for all K steps, and
     logits exist for one chunk only. Gradients are made in the forward pass (one pass instead of two), so use it for
-    training only.
+    training only. Where a mesh is in force, every device has the logits of its own rows and vocabulary shard.
 
     Args:
       hidden: normed draft outputs, aligned to the teacher's rows.
@@ -73,30 +75,21 @@ def _chunks(x: Array, axis: int, chunk: int) -> Array:
 
 
 def _forward(hidden, head, teacher, weights, chunk):
-    head_c, teacher_head = head.astype(hidden.dtype), teacher.head.astype(teacher.hidden.dtype)
-
-    def body(carry, xs):
-        head_gradient, sums = carry
-        h, th, labels, w = xs
-        p = jax.nn.softmax((th @ teacher_head).astype(jnp.float32), axis=-1)
-        z = (h @ head_c).astype(jnp.float32)
-        log_norm = jax.nn.logsumexp(z, axis=-1)
-        losses = log_norm - jnp.sum(p * z, axis=-1)
-        hits = jnp.argmax(z, axis=-1) == labels
-        g = ((jnp.exp(z - log_norm[..., None]) - p) * w[..., None]).astype(h.dtype)
-        head_gradient += jnp.einsum("kbth,kbtv->hv", h, g).astype(jnp.float32)
-        sums += jnp.stack([jnp.sum(w * losses, axis=(1, 2)), jnp.sum(jnp.sign(w) * hits, axis=(1, 2))])
-        return (head_gradient, sums), g @ head_c.T
-
-    xs = (
-        _chunks(hidden, 2, chunk),
-        _chunks(teacher.hidden, 1, chunk),
-        _chunks(teacher.labels, 1, chunk),
-        _chunks(weights, 2, chunk),
+    inputs = (
+        *(hidden, head.astype(hidden.dtype)),
+        *(teacher.hidden, teacher.head.astype(teacher.hidden.dtype), teacher.labels, weights),
     )
-    start = (jnp.zeros(head.shape, jnp.float32), jnp.zeros((2, hidden.shape[0]), jnp.float32))
-    (head_gradient, (loss_sums, hit_sums)), pieces = jax.lax.scan(body, start, xs)
-    gradient = jnp.moveaxis(pieces, 0, 2).reshape(hidden.shape)
+    if jax.sharding.get_abstract_mesh().empty:
+        sums, gradient, head_gradient = _local(*inputs, chunk=chunk, sharded=False)
+    else:
+        rows, per_step, columns = BATCH, PartitionSpec(None, ROWS), PartitionSpec(None, "tensor")
+        sums, gradient, head_gradient = jax.shard_map(
+            partial(_local, chunk=chunk, sharded=True),
+            in_specs=(per_step, columns, rows, columns, rows, per_step),
+            out_specs=(PartitionSpec(), per_step, PartitionSpec("fsdp", "tensor")),
+            check_vma=False,  # the scan's sums begin as constants, which the check takes for replicated
+        )(*inputs)
+    loss_sums, hit_sums = sums
     result = TokenLoss(
         total=jnp.sum(loss_sums),
         per_step=loss_sums / jnp.maximum(jnp.sum(weights, axis=(1, 2)), 1e-9),
@@ -104,6 +97,54 @@ def _forward(hidden, head, teacher, weights, chunk):
         state_gradient=jnp.linalg.norm(gradient[0].astype(jnp.float32)),
     )
     return result, (gradient, head_gradient, head, teacher, weights)
+
+
+def _local(hidden, head, teacher_hidden, teacher_head, labels, weights, *, chunk, sharded):
+    """One device's rows and columns of the logits: sums, gradient of its rows, gradient of its part of the head.
+
+    Logits are as wide as the columns that this device holds. What a softmax needs from the others are two numbers a
+    row; gradients are added up once, behind the scan, not once a chunk.
+    """
+    vocab, rows = ("tensor", ROWS) if sharded else ((), ())
+    first = jax.lax.axis_index(vocab) * head.shape[1] if sharded else 0
+
+    def log_norm(z: Array) -> Array:
+        top = jax.lax.pmax(jnp.max(z, axis=-1), vocab)
+        return top + jnp.log(jax.lax.psum(jnp.sum(jnp.exp(z - top[..., None]), axis=-1), vocab))
+
+    def first_choice(z: Array) -> Array:
+        """Draft id of the largest logit, the lowest among equals."""
+        place, highest = jnp.argmax(z, axis=-1), jnp.max(z, axis=-1)
+        leads = highest == jax.lax.pmax(highest, vocab)
+        return jax.lax.pmin(jnp.where(leads, first + place, jnp.iinfo(jnp.int32).max), vocab)
+
+    def body(carry, xs):
+        head_gradient, sums = carry
+        h, th, labels, w = xs
+        teacher_z = (th @ teacher_head).astype(jnp.float32)
+        p = jnp.exp(teacher_z - log_norm(teacher_z)[..., None])
+        z = (h @ head).astype(jnp.float32)
+        norm = log_norm(z)
+        losses = norm - jax.lax.psum(jnp.sum(p * z, axis=-1), vocab)
+        hits = first_choice(z) == labels
+        g = ((jnp.exp(z - norm[..., None]) - p) * w[..., None]).astype(h.dtype)
+        head_gradient += jnp.einsum("kbth,kbtv->hv", h, g).astype(jnp.float32)
+        sums += jnp.stack([jnp.sum(w * losses, axis=(1, 2)), jnp.sum(jnp.sign(w) * hits, axis=(1, 2))])
+        return (head_gradient, sums), g @ head.T
+
+    xs = (
+        _chunks(hidden, 2, chunk),
+        _chunks(teacher_hidden, 1, chunk),
+        _chunks(labels, 1, chunk),
+        _chunks(weights, 2, chunk),
+    )
+    start = (jnp.zeros(head.shape, jnp.float32), jnp.zeros((2, hidden.shape[0]), jnp.float32))
+    (head_gradient, sums), pieces = jax.lax.scan(body, start, xs)
+    gradient = jax.lax.psum(jnp.moveaxis(pieces, 0, 2).reshape(hidden.shape), vocab)
+    if sharded:
+        head_gradient = jax.lax.psum_scatter(head_gradient, "fsdp", scatter_dimension=0, tiled=True)
+        head_gradient = jax.lax.psum(head_gradient, "data")
+    return jax.lax.psum(sums, rows), gradient, head_gradient
 
 
 def _backward(chunk, residuals, cotangent):

@@ -17,6 +17,9 @@ from specexit.schemas.train import OptimizerConfig
 Group = Literal["muon", "adam", "head"]
 """Weight matrices, everything else, and the signal head."""
 
+NEWTON_SCHULZ_STEPS = 4
+"""Of Muon: iterations that make an update orthogonal."""
+
 
 def schedule(config: OptimizerConfig, peak: float, steps: int) -> optax.Schedule:
     """Trapezoid: linear warm-up, constant, linear decay to ``floor``."""
@@ -50,8 +53,17 @@ def make_optimizer(
     def adam(peak: float) -> optax.GradientTransformation:
         return optax.adamw(schedule(config, peak, steps), b1=0.9, b2=0.95, weight_decay=config.weight_decay)
 
+    def matrices(params: optax.Params) -> optax.Params:
+        """Of stacked layers, each one is a matrix of its own."""
+        numbers = optax.contrib.MuonDimensionNumbers
+        return jax.tree.map(lambda x: numbers(x.ndim - 2, x.ndim - 1), params)
+
     muon = optax.contrib.muon(
-        schedule(config, config.muon_rate, steps), ns_steps=4, beta=0.95, weight_decay=config.weight_decay
+        schedule(config, config.muon_rate, steps),
+        ns_steps=NEWTON_SCHULZ_STEPS,
+        beta=0.95,
+        weight_decay=config.weight_decay,
+        muon_weight_dimension_numbers=matrices,
     )
     groups: dict[Hashable, optax.GradientTransformation] = {
         "muon": muon,

@@ -16,7 +16,7 @@ from flax import nnx
 from jax_specexit.draft import Draft
 from jax_specexit.export import params_from_draft
 from jax_specexit.scoring import score
-from jax_specexit.target import load_target
+from jax_specexit.weights import load_target
 from specexit.draftdir import read_draft
 from specexit.schemas.target import load_target_config
 from specexit.traces import read_traces

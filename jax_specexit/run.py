@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+import math
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array
 
 from jax_specexit.data import choose_draft_vocab
 from jax_specexit.draft import Draft, warm_start
 from jax_specexit.export import params_from_draft
-from jax_specexit.target import Target, load_target
+from jax_specexit.sharding import BATCH, ROWS
+from jax_specexit.target import Target
+from jax_specexit.weights import load_target
 from specexit.config import ConfigError, write_text
 from specexit.draftdir import DraftConfig, SpecExitBlock, check_target, read_draft
 from specexit.packing import PackMeta
@@ -23,9 +29,9 @@ from specexit.schemas.train import TrainConfig
 from specexit.sequences import Example
 
 
-def draft_config(config: TrainConfig, target: TargetConfig, meta: PackMeta) -> DraftConfig:
+def draft_config(config: TrainConfig, target: TargetConfig, exit_point: Literal["earliest", "stable"]) -> DraftConfig:
     """The ``config.json`` that this run's draft directory will have."""
-    hf = target.hf_config()
+    hf, layers = target.hf_config(), config.aux_layers or target.aux_layers
     block = SpecExitBlock(
         source=config.signals.source,
         target=target.name,
@@ -33,7 +39,7 @@ def draft_config(config: TrainConfig, target: TargetConfig, meta: PackMeta) -> D
         think_end=target.think_end,
         split_endings=target.split_endings,
         split_connectors=target.split_connectors,
-        exit_point=meta.exit_point,
+        exit_point=exit_point,
     )
     return DraftConfig(
         **config.draft.model_dump(),
@@ -42,8 +48,8 @@ def draft_config(config: TrainConfig, target: TargetConfig, meta: PackMeta) -> D
         rms_norm_eps=hf["rms_norm_eps"],
         rope_theta=hf.get("rope_theta") or hf["rope_parameters"]["rope_theta"],
         max_position_embeddings=hf["max_position_embeddings"],
-        eagle_aux_hidden_state_layer_ids=target.aux_layers,
-        num_aux_hidden_states=len(target.aux_layers),
+        eagle_aux_hidden_state_layer_ids=layers,
+        num_aux_hidden_states=len(layers),
         target_num_hidden_layers=hf["num_hidden_layers"],
         specexit=block,
     )
@@ -60,7 +66,7 @@ class Start(NamedTuple):
 
 
 def start(
-    config: TrainConfig, target_config: TargetConfig, meta: PackMeta, rows: Example
+    config: TrainConfig, target_config: TargetConfig, meta: PackMeta, rows: Example, mesh: Mesh
 ) -> tuple[Start, Draft, Target]:
     """Load the target and make the initial draft.
 
@@ -68,13 +74,14 @@ def start(
       config, target_config: the run's.
       meta: of the packed data.
       rows: a few packed examples, to measure the target's aux hidden states on.
+      mesh: that the target is loaded onto.
 
     Raises:
       ConfigError: ``init_from`` was made for another target or shape.
     """
-    target = load_target(target_config.folder)
-    shape = draft_config(config, target_config, meta)
-    aux_rms = measure_aux(target, shape.eagle_aux_hidden_state_layer_ids, rows)
+    target = load_target(target_config.folder, config.dtype, mesh)
+    shape = draft_config(config, target_config, meta.exit_point)
+    aux_rms = measure_aux(target, shape.eagle_aux_hidden_state_layer_ids, rows, mesh)
     draft = Draft(shape, rngs=nnx.Rngs(config.seed), aux_rms=aux_rms)
     if config.init_from is None:
         ids = target_config.think_tokens()
@@ -83,6 +90,7 @@ def start(
         return Start(shape, vocab, aux_rms), draft, target
     source, tensors = read_draft(config.init_from)
     check_target(source, config.init_from, target_config.hf_config(), target_config.name)
+    source, tensors = widen(source, tensors, shape.eagle_aux_hidden_state_layer_ids)
     for field in ("hidden_size", "intermediate_size", "draft_vocab_size", "eagle_aux_hidden_state_layer_ids"):
         if getattr(source, field) != getattr(shape, field):
             raise ConfigError(
@@ -96,18 +104,44 @@ def start(
     return Start(shape, tensors["d2t"] + np.arange(source.draft_vocab_size), aux_rms), draft, target
 
 
-def measure_aux(target: Target, layers: tuple[int, ...], rows: Example) -> tuple[float, ...]:
+def widen(
+    source: DraftConfig, tensors: dict[str, np.ndarray], layers: tuple[int, ...]
+) -> tuple[DraftConfig, dict[str, np.ndarray]]:
+    """An existing draft with further aux layers, which its ``fc`` reads with zeros: it drafts what it did before.
+
+    As it is where ``layers`` lacks one of its own.
+    """
+    before, h = source.eagle_aux_hidden_state_layer_ids, source.target_hidden_size
+    if not set(before) < set(layers):
+        return source, tensors
+    fc = np.zeros((len(tensors["fc.weight"]), h * len(layers)), tensors["fc.weight"].dtype)
+    for i, layer in enumerate(before):
+        to = layers.index(layer)
+        fc[:, to * h : (to + 1) * h] = tensors["fc.weight"][:, i * h : (i + 1) * h]
+    aux = {"eagle_aux_hidden_state_layer_ids": layers, "num_aux_hidden_states": len(layers)}
+    return source.model_copy(update=aux), tensors | {"fc.weight": fc}
+
+
+def measure_aux(target: Target, layers: tuple[int, ...], rows: Example, mesh: Mesh) -> tuple[float, ...]:
     """Typical RMS of the target's hidden states after each aux layer, as a power of two.
 
     The median over tokens: a few of them, the first of a sequence above all, have states a hundred times larger. A
     power of two, so that folding it into weights and taking it out again changes no bit of them.
     """
-    tokens, segments = jnp.asarray(rows["tokens"]), jnp.asarray(rows["segment_ids"])
-    _, aux = target(tokens, jnp.asarray(rows["positions"]), segments, aux_layers=layers)
-    assert aux is not None
-    states = np.asarray(aux)[rows["segment_ids"] > 0].reshape(-1, len(layers), aux.shape[-1] // len(layers))
-    rms = np.median(np.sqrt(np.mean(states**2, axis=-1)), axis=0)
-    return tuple(2.0 ** int(np.rint(np.log2(x))) for x in rms)
+
+    @partial(jax.jit, out_shardings=NamedSharding(mesh, PartitionSpec()))
+    def medians(target: Target, tokens: Array, positions: Array, segments: Array) -> Array:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            _, aux = target(tokens, positions, segments, aux_layers=layers)
+        assert aux is not None
+        states = aux.reshape(*tokens.shape, len(layers), -1)
+        rms = jnp.sqrt(jnp.mean(states**2, axis=-1))
+        return jnp.nanmedian(jnp.where(segments[..., None] > 0, rms, jnp.nan), axis=(0, 1))
+
+    names, places = ("tokens", "positions", "segment_ids"), math.prod(mesh.shape[axis] for axis in ROWS)
+    copies = places // math.gcd(places, len(rows["tokens"]))  # every device needs a row, and no row counts more
+    batch = [jax.device_put(np.tile(rows[name], (copies, 1)), NamedSharding(mesh, BATCH)) for name in names]
+    return tuple(2.0 ** int(np.rint(np.log2(x))) for x in np.asarray(medians(target, *batch)))
 
 
 def save_start(run: Path, fixed: Start) -> None:

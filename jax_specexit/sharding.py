@@ -1,7 +1,9 @@
 """Where every parameter lives on the mesh: names to logical axes, logical axes to mesh axes. Two tables, no magic.
 
 The mesh has the axes ``data`` (replicas), ``fsdp`` (shards of parameters and of the batch) and ``tensor`` (heads, MLP
-width, vocabulary). Optimizer state mirrors the parameters' names, so it follows the same tables.
+width, vocabulary). Optimizer state mirrors the parameters' names, so it follows the same tables. Activations follow
+from their inputs, except where the code says `constrain`; that asks for the mesh in force (`jax.set_mesh`, or
+`jax.sharding.use_abstract_mesh` inside of a jitted function), and without one everything runs on one device.
 """
 
 from __future__ import annotations
@@ -11,8 +13,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Int
 
 from specexit.config import ConfigError
 from specexit.schemas.train import MeshConfig
@@ -34,14 +39,21 @@ LOGICAL_AXES: dict[str, tuple[str | None, ...]] = {
 }
 """End of a parameter's path -> the logical name of each of its dimensions."""
 
-MESH_AXES = {"vocab": "tensor", "heads": "tensor", "mlp": "tensor", "embed": "fsdp"}
+ROWS = ("data", "fsdp")
+"""Mesh axes that the rows of a batch are spread over."""
+
+MESH_AXES = {"batch": ROWS, "vocab": "tensor", "heads": "tensor", "mlp": "tensor", "embed": "fsdp"}
 """Logical axis -> mesh axis."""
 
-BATCH = PartitionSpec(("data", "fsdp"))
+BATCH = PartitionSpec(ROWS)
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """Arrange devices in a mesh.
+
+    Args:
+      config: its sizes.
+      devices: all of the job's where None.
 
     Raises:
       ConfigError: the sizes do not multiply to the number of devices.
@@ -54,7 +66,9 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
             f"mesh data={config.data} fsdp={config.fsdp} tensor={config.tensor} does not fit {len(devices)} devices: "
             f"the product must be the number of devices"
         )
-    grid = np.array(devices).reshape(data, config.fsdp, config.tensor)
+    # On TPUs in the order of the interconnect, so that neighbours on the mesh are neighbours in the torus.
+    shape = (data, config.fsdp, config.tensor)
+    grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     return Mesh(grid, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
 
 
@@ -65,7 +79,9 @@ def spec_of(path: tuple[Any, ...], leaf: Any) -> PartitionSpec:
       KeyError: a parameter that the table does not know, so that none is replicated by accident.
     """
     name = "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", "")))) for key in path)
+    stacked: tuple[str | None, ...] = (None,) if "layers/" in name else ()
     for ending, axes in LOGICAL_AXES.items():
+        axes = stacked + axes
         if name.endswith(ending) and leaf.ndim == len(axes):
             return PartitionSpec(*(MESH_AXES.get(axis or "") for axis in axes))
     if leaf.ndim <= 1:
@@ -91,3 +107,77 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
         return NamedSharding(mesh, spec)
 
     return jax.tree.map_with_path(one, tree)
+
+
+def check_mesh(mesh: Mesh, batch_size: int, models: Sequence[Any]) -> None:
+    """Check what the shapes of parameters alone do not show.
+
+    Args:
+      mesh: to be trained on.
+      batch_size: rows per step.
+      models: whatever has ``num_attention_heads`` and ``num_key_value_heads``.
+
+    Raises:
+      ConfigError: an axis does not divide heads or rows; says which, and what would fit.
+    """
+    rows, tensor = math.prod(mesh.shape[axis] for axis in ROWS), mesh.shape["tensor"]
+    for model in models:
+        for field in ("num_attention_heads", "num_key_value_heads"):
+            heads = getattr(model, field)
+            if heads % tensor:
+                fitting = [n for n in range(1, heads + 1) if heads % n == 0]
+                raise ConfigError(
+                    f"mesh.tensor={tensor} does not divide {field}={heads}: choose mesh.tensor from {fitting}, and "
+                    "mesh.fsdp or mesh.data larger"
+                )
+    if batch_size % rows:
+        raise ConfigError(
+            f"mesh.data x mesh.fsdp = {rows} does not divide batch_size={batch_size}: choose a multiple of {rows}, "
+            "or a larger mesh.tensor"
+        )
+
+
+def constrain(x: Array, *axes: str | None) -> Array:
+    """Say where an activation lives, one logical axis per dimension; as it is where no mesh is in force."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*(MESH_AXES[axis] if axis else None for axis in axes)))
+
+
+def gather(params: Any) -> Any:
+    """Draft parameters as every TTT step reads them, whole along ``fsdp``.
+
+    Said once before the steps; the compiler would gather them for each step, and again for its backward pass. Their
+    gradients are added up over the steps first and scattered once. The LM head is left: its loss gathers it itself.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return params
+
+    def one(path: tuple[Any, ...], leaf: Array) -> Array:
+        if "lm_head" in jax.tree_util.keystr(path):
+            return leaf
+        axes = (None if axis == "fsdp" else axis for axis in spec_of(path, leaf))
+        return jax.lax.with_sharding_constraint(leaf, PartitionSpec(*axes))
+
+    return jax.tree.map_with_path(one, params)
+
+
+def look_up(table: Float[Array, "vocab hidden"], tokens: Int[Array, "batch time"]) -> Float[Array, "batch time hidden"]:
+    """Rows of a sharded table.
+
+    Left to itself the compiler gathers the whole table, 0.8 GB of a 4B model. Tokens are small, so those are gathered:
+    every device looks up its columns for the rows of all its ``fsdp`` neighbours, then they swap.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return table[tokens]
+
+    def local(table: Array, tokens: Array) -> Array:
+        tokens = jax.lax.all_gather(tokens, "fsdp", axis=0, tiled=True)
+        place = tokens - jax.lax.axis_index("tensor") * table.shape[0]
+        mine = (place >= 0) & (place < table.shape[0])
+        rows = jnp.where(mine[..., None], table[jnp.clip(place, 0, table.shape[0] - 1)], 0)
+        rows = jax.lax.psum(rows, "tensor")  # all but one are zero
+        return jax.lax.all_to_all(rows, "fsdp", split_axis=0, concat_axis=2, tiled=True)
+
+    in_specs = (PartitionSpec("tensor", "fsdp"), BATCH)
+    return jax.shard_map(local, in_specs=in_specs, out_specs=BATCH, check_vma=False)(table, tokens)

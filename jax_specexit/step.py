@@ -28,7 +28,7 @@ from jax_specexit.losses import (
     signal_weights,
 )
 from jax_specexit.optimizer import Group, make_optimizer
-from jax_specexit.sharding import BATCH, shardings
+from jax_specexit.sharding import BATCH, check_mesh, gather, look_up, shardings
 from jax_specexit.target import Target
 from specexit.schemas.train import TrainConfig
 from specexit.signals import SIGNALS
@@ -94,14 +94,21 @@ def signal_targets(
 
 
 def ttt_outputs(
-    draft: Draft, embedding: Float[Array, "vocab hidden"], aux: Float[Array, "batch time aux"], batch: Batch, steps: int
+    draft: Draft,
+    embedding: Float[Array, "vocab hidden"],
+    aux: Float[Array, "batch time aux"],
+    batch: Batch,
+    steps: int,
+    *,
+    remat: bool = False,
 ) -> list[Float[Array, "batch time hidden"]]:
     """Normed outputs of every TTT step, each fed with the one before it and with the tokens one further ahead."""
+    layer = jax.checkpoint(draft.layer) if remat else draft.layer
+    embeds = look_up(embedding, batch["tokens"]).astype(aux.dtype)
     hidden, past = draft.fuse(aux), ([], [])
     normed = []
     for k in range(steps):
-        embeds = embedding.astype(aux.dtype)[shift(batch["tokens"], 1 + k)]
-        hidden, past = draft.layer(embeds, hidden, batch["positions"] + k, batch["segment_ids"], past)
+        hidden, past = layer(shift(embeds, 1 + k), hidden, batch["positions"] + k, batch["segment_ids"], past)
         normed.append(draft.norm(hidden))
     return normed
 
@@ -121,7 +128,7 @@ def make_loss(config: TrainConfig, graph: nnx.GraphDef, target_graph: nnx.GraphD
 
     def loss_fn(params: Any, frozen: Frozen, batch: Batch, magnitudes: Float[Array, " one_plus_signals"]):
         """Differentiated with respect to ``params``."""
-        draft: Draft = nnx.merge(graph, params)
+        draft: Draft = nnx.merge(graph, gather(params))
         target: Target = nnx.merge(target_graph, jax.lax.stop_gradient(frozen.target))
         layers = draft.config.eagle_aux_hidden_state_layer_ids
         tokens, segments = batch["tokens"], batch["segment_ids"]
@@ -130,7 +137,7 @@ def make_loss(config: TrainConfig, graph: nnx.GraphDef, target_graph: nnx.GraphD
         if config.freeze_trunk:
             normed, token = None, TokenLoss(jnp.zeros(()), jnp.zeros((0,)), jnp.zeros((0,)), jnp.zeros(()))
         else:
-            outputs = ttt_outputs(draft, target.embedding[...], aux, batch, ttt_steps)
+            outputs = ttt_outputs(draft, target.embedding[...], aux, batch, ttt_steps, remat=config.remat)
             normed, aligned = outputs[0], jnp.stack([shift(y, -1 - k) for k, y in enumerate(outputs)])
             teacher = teacher_of(target, target_hidden, frozen.draft_vocab, tokens)
             weights = token_weights(batch, ttt_steps, config.ttt_decay)
@@ -186,7 +193,12 @@ class Step(NamedTuple):
 
 
 def make_step(config: TrainConfig, draft: Draft, target: Target, mesh: Mesh) -> Step:
-    """Build the jitted, sharded step of a recipe."""
+    """Build the jitted, sharded step of a recipe; nothing is compiled yet.
+
+    Raises:
+      ConfigError: the mesh does not divide the models or the batch.
+    """
+    check_mesh(mesh, config.batch_size, (target.shape, draft.config))
     graph, params = nnx.split(draft)
     target_graph, target_params = nnx.split(target)
     params, target_params = nnx.to_pure_dict(params), nnx.to_pure_dict(target_params)
@@ -209,9 +221,11 @@ def make_step(config: TrainConfig, draft: Draft, target: Target, mesh: Mesh) -> 
         loss_fn = make_loss(config, graph, target_graph, ttt_steps)
 
         def update(state: TrainState, frozen: Frozen, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
-            grads, (metrics, magnitudes) = jax.grad(loss_fn, has_aux=True)(
-                state.params, frozen, batch, state.magnitudes
-            )
+            with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # attention, losses and look-ups ask for it
+                grads, (metrics, magnitudes) = jax.grad(loss_fn, has_aux=True)(
+                    state.params, frozen, batch, state.magnitudes
+                )
+            grads = jax.lax.with_sharding_constraint(grads, state_shardings.params)
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
             return TrainState(params, opt_state, magnitudes, state.step + 1), metrics

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from jax_specexit.attention import ttt_attention
-from jax_specexit.layers import Linear, RMSNorm, RopeScaling, SwiGLU, rotary, rotary_frequencies
+from jax_specexit.layers import Linear, RMSNorm, RopeScaling, SwiGLU, rotary, rotary_frequencies, split_heads
+from jax_specexit.sharding import constrain, look_up
 from specexit.errors import InputError
 
 
@@ -52,13 +53,18 @@ class TargetShape:
 
     @classmethod
     def read(cls, folder: Path) -> TargetShape:
-        """Read ``config.json``.
+        """Read ``config.json``; raises what `from_config` raises."""
+        path = folder / "config.json"
+        return cls.from_config(json.loads(path.read_text()), path)
+
+    @classmethod
+    def from_config(cls, fields: Mapping[str, Any], path: Path) -> TargetShape:
+        """Pick out the fields of a ``config.json``; ``path`` is named in errors.
 
         Raises:
           InputError: an architecture or a variant of one that is not implemented, or a field is missing.
         """
-        path = folder / "config.json"
-        config = json.loads(path.read_text())
+        config = dict(fields)
         architecture = (config.get("architectures") or ["(none)"])[0]
         if architecture not in ARCHITECTURES:
             raise InputError(f"{path}: architectures is {architecture}, expected one of {', '.join(ARCHITECTURES)}")
@@ -119,16 +125,15 @@ class Attention(nnx.Module):
         self, x: Float[Array, "batch time hidden"], positions: Int[Array, "batch time"], segment_ids: Array
     ) -> Float[Array, "batch time hidden"]:
         """Attend causally within segments."""
-        s, (batch, time, _) = self.shape, x.shape
-        q = self.q(x).reshape(batch, time, s.num_attention_heads, s.head_dim)
-        k = self.k(x).reshape(batch, time, s.num_key_value_heads, s.head_dim)
-        v = self.v(x).reshape(batch, time, s.num_key_value_heads, s.head_dim)
+        s = self.shape
+        q = split_heads(self.q(x), s.num_attention_heads)
+        k, v = (split_heads(part(x), s.num_key_value_heads) for part in (self.k, self.v))
         if s.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
         frequency = rotary_frequencies(s.head_dim, s.rope_theta, s.rope_scaling)
         q, k = rotary(q, positions, frequency), rotary(k, positions, frequency)
         mixed = ttt_attention(q, [k], [v], segment_ids)
-        return self.o(mixed.reshape(batch, time, -1))
+        return self.o(mixed.reshape(*x.shape[:2], -1))
 
 
 class DecoderLayer(nnx.Module):
@@ -152,14 +157,20 @@ class DecoderLayer(nnx.Module):
         return x + self.mlp(self.post_norm(x).astype(dtype))
 
 
+def stack(layers: Sequence[DecoderLayer]) -> DecoderLayer:
+    """Equal layers as one module whose parameters have a leading axis, what `jax.lax.scan` runs over."""
+    graph, _ = nnx.split(layers[0])
+    return nnx.merge(graph, jax.tree.map(lambda *x: jnp.stack(x), *map(nnx.state, layers)))
+
+
 class Target(nnx.Module):
-    """A causal language model."""
+    """A causal language model. Its layers are stacked, so compiling takes as long for 36 of them as for one."""
 
     def __init__(self, shape: TargetShape, *, rngs: nnx.Rngs):
         self.shape = shape
         table = 0.02 * jax.random.normal(rngs.params(), (shape.vocab_size, shape.hidden_size), jnp.float32)
         self.embedding = nnx.Param(table)
-        self.layers = nnx.List([DecoderLayer(shape, rngs=rngs) for _ in range(shape.num_hidden_layers)])
+        self.layers = stack([DecoderLayer(shape, rngs=rngs) for _ in range(shape.num_hidden_layers)])
         self.norm = RMSNorm(shape.hidden_size, eps=shape.rms_norm_eps)
         self.lm_head = None if shape.tie_word_embeddings else Linear(shape.hidden_size, shape.vocab_size, rngs=rngs)
 
@@ -171,6 +182,7 @@ class Target(nnx.Module):
         *,
         aux_layers: Sequence[int] = (),
         dtype: DTypeLike = jnp.float32,
+        remat: bool = False,
     ) -> tuple[Float[Array, "batch time hidden"], Float[Array, "batch time aux_hidden"] | None]:
         """Run the model over packed segments.
 
@@ -178,107 +190,34 @@ class Target(nnx.Module):
           tokens, positions, segment_ids: packed examples; segment 0 is padding.
           aux_layers: layer ids whose residual stream is returned, concatenated in this order.
           dtype: of the matrix products and of what is returned; the residual stream is float32 either way.
+          remat: keep only each layer's input for a backward pass and compute the rest again there. Of no effect where
+            the target is frozen.
 
         Returns:
           The final hidden state after the last norm (what the LM head reads), and the aux hidden states (None
           when no layer is asked for).
         """
-        x = self.embedding[...][tokens]
-        stream = [x]
-        for layer in self.layers:
-            x = layer(x, positions, segment_ids, dtype)
-            stream.append(x)
-        aux = jnp.concatenate([stream[k] for k in aux_layers], axis=-1).astype(dtype) if aux_layers else None
+        graph, stacked = nnx.split(self.layers)
+        # Every layer writes into the slot of the next aux layer at or above it, so what stays there is that layer's.
+        wanted = sorted(set(aux_layers))
+        slots = jnp.asarray(np.searchsorted(wanted, np.arange(self.shape.num_hidden_layers + 1)))
+
+        def keep(aux: Array | None, x: Array, slot: Array) -> Array | None:
+            return None if aux is None else jax.lax.dynamic_update_index_in_dim(aux, x.astype(dtype), slot, 0)
+
+        def body(carry: tuple[Array, Array | None], xs: tuple[Any, Array]) -> tuple[tuple[Array, Array | None], None]:
+            (x, aux), (weights, slot) = carry, xs
+            x = constrain(nnx.merge(graph, weights)(x, positions, segment_ids, dtype), "batch", None, None)
+            return (x, keep(aux, x, slot)), None
+
+        x = look_up(self.embedding[...], tokens).astype(jnp.float32)
+        aux = jnp.zeros((len(wanted) + 1, *x.shape), dtype) if wanted else None  # the last slot is for what is above
+        start = (x, keep(aux, x, slots[0]))
+        (x, aux), _ = jax.lax.scan(jax.checkpoint(body) if remat else body, start, (stacked, slots[1:]))
+        if aux is not None:
+            aux = jnp.concatenate([aux[wanted.index(k)] for k in aux_layers], axis=-1)
         return self.norm(x).astype(dtype), aux
 
     def head(self) -> Float[Array, "hidden vocab"]:
         """The LM head as a matrix; the embedding's transpose where the two are tied."""
         return self.embedding[...].T if self.lm_head is None else self.lm_head.kernel[...]
-
-
-def _hf_names(shape: TargetShape) -> dict[tuple[str | int, ...], tuple[str, bool]]:
-    """NNX state path -> (Hugging Face tensor name, whether it is transposed)."""
-    names: dict[tuple[str | int, ...], tuple[str, bool]] = {
-        ("embedding",): ("model.embed_tokens.weight", False),
-        ("norm", "scale"): ("model.norm.weight", False),
-    }
-    if not shape.tie_word_embeddings:
-        names["lm_head", "kernel"] = ("lm_head.weight", True)
-    for i in range(shape.num_hidden_layers):
-        hf = f"model.layers.{i}"
-        names["layers", i, "input_norm", "scale"] = (f"{hf}.input_layernorm.weight", False)
-        names["layers", i, "post_norm", "scale"] = (f"{hf}.post_attention_layernorm.weight", False)
-        for part in "qkvo":
-            names["layers", i, "attention", part, "kernel"] = (f"{hf}.self_attn.{part}_proj.weight", True)
-        for part in ("q_norm", "k_norm") if shape.qk_norm else ():
-            names["layers", i, "attention", part, "scale"] = (f"{hf}.self_attn.{part}.weight", False)
-        for part in "qkv" if shape.attention_bias else "":
-            names["layers", i, "attention", part, "bias"] = (f"{hf}.self_attn.{part}_proj.bias", False)
-        for part in ("gate", "up", "down"):
-            names["layers", i, "mlp", part, "kernel"] = (f"{hf}.mlp.{part}_proj.weight", True)
-    return names
-
-
-def load_target(folder: Path) -> Target:
-    """Load a target from a Hugging Face folder, weights in float32, one tensor at a time.
-
-    Raises:
-      InputError: unknown architecture, a tensor is missing or has another shape than the config says.
-    """
-    from safetensors import safe_open
-
-    shape = TargetShape.read(folder)
-    abstract = nnx.eval_shape(lambda: Target(shape, rngs=nnx.Rngs(0)))
-    graph, state = nnx.split(abstract)
-    flat = dict(nnx.to_flat_state(state))
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise InputError(f"{folder}: no .safetensors file")
-    wanted = {name: (path, transposed) for path, (name, transposed) in _hf_names(shape).items()}
-    for file in files:
-        with safe_open(file, framework="numpy") as handle:
-            for name in wanted.keys() & set(handle.keys()):
-                path, transposed = wanted.pop(name)
-                value = handle.get_tensor(name)
-                value = value.T if transposed else value
-                if value.shape != flat[path].shape:
-                    raise InputError(f"{file}: tensor {name} has shape {value.shape}, expected {flat[path].shape}")
-                flat[path] = flat[path].replace(jnp.asarray(value, jnp.float32))
-    if wanted:
-        raise InputError(f"{folder}: tensor {min(wanted)} is missing")
-    return nnx.merge(graph, nnx.from_flat_state(flat))
-
-
-def export_target(target: Target, folder: Path, **config: object) -> None:
-    """Write ``config.json`` and ``model.safetensors`` (bfloat16) in Hugging Face layout.
-
-    Args:
-      target: the model.
-      folder: created if need be; a tokenizer in it is left alone.
-      config: further fields of ``config.json``, e.g. ``eos_token_id``.
-    """
-    import ml_dtypes
-    from safetensors.numpy import save_file
-
-    flat = dict(nnx.to_flat_state(nnx.state(target)))
-    tensors = {}
-    for path, (name, transposed) in _hf_names(target.shape).items():
-        value = np.asarray(flat[path][...])
-        tensors[name] = np.ascontiguousarray(value.T if transposed else value).astype(ml_dtypes.bfloat16)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "model.safetensors").chmod(0o644)
-    shape, rope = dataclasses.asdict(target.shape), {"rope_type": "default", "rope_theta": target.shape.rope_theta}
-    architecture, scaling = shape.pop("architecture"), shape.pop("rope_scaling")
-    if scaling:
-        rope |= {"rope_type": scaling.pop("kind"), **scaling}
-    fields = {
-        "architectures": [architecture],
-        "model_type": ARCHITECTURES[architecture],
-        **shape,
-        "rope_parameters": rope,
-        "hidden_act": "silu",
-        "torch_dtype": "float32",
-        **config,
-    }
-    (folder / "config.json").write_text(json.dumps(fields, indent=2) + "\n")

@@ -25,7 +25,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from tokenizers import Tokenizer
 
 from jax_specexit.optimizer import Group, make_optimizer
-from jax_specexit.target import Target, TargetShape, export_target
+from jax_specexit.target import Target, TargetShape
+from jax_specexit.weights import export_target
 from specexit import tiny
 from specexit.config import Config
 from specexit.schemas.train import OptimizerConfig
@@ -43,6 +44,7 @@ class TinyReasonerConfig(Config):
     batch_tokens: int = Field(default=3072, gt=0, description="tokens in a batch")
     bucket: int = Field(default=64, gt=0, description="lengths are padded up to a multiple of this")
     curriculum: float = Field(default=0.1, ge=0, lt=1, description="share of the tokens on problems of at most 3 steps")
+    remat: bool = Field(default=False, description="compute each layer again in the backward pass, to save memory")
     seed: int = Field(default=0, description="of the weights and of the data")
     optimizer: OptimizerConfig = OptimizerConfig()
 
@@ -90,17 +92,17 @@ def _batch(rows: list[tuple[list[int], int]], length: int) -> Batch:
     return tokens, mask
 
 
-def loss_fn(target: Target, tokens: jax.Array, mask: jax.Array) -> jax.Array:
+def loss_fn(target: Target, tokens: jax.Array, mask: jax.Array, *, remat: bool = False) -> jax.Array:
     """Mean cross-entropy of the response tokens."""
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    hidden, _ = target(tokens, positions, jnp.ones_like(tokens), dtype=jnp.bfloat16)
+    hidden, _ = target(tokens, positions, jnp.ones_like(tokens), dtype=jnp.bfloat16, remat=remat)
     logits = (hidden[:, :-1] @ target.head().astype(jnp.bfloat16)).astype(jnp.float32)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:])
     return jnp.sum(losses * mask[:, 1:]) / jnp.sum(mask[:, 1:])
 
 
 def _group_of(path: tuple, leaf: jax.Array) -> Group:
-    return "muon" if leaf.ndim == 2 and "embedding" not in jax.tree_util.keystr(path) else "adam"
+    return "muon" if "kernel" in jax.tree_util.keystr(path) else "adam"
 
 
 def train(config: TinyReasonerConfig) -> float:
@@ -117,7 +119,10 @@ def train(config: TinyReasonerConfig) -> float:
 
         @partial(jax.jit, donate_argnums=(0, 1))
         def step(params, state, tokens, mask):
-            value, grads = jax.value_and_grad(lambda p: loss_fn(nnx.merge(graph, p), tokens, mask))(params)
+            def loss(params):
+                return loss_fn(nnx.merge(graph, params), tokens, mask, remat=config.remat)
+
+            value, grads = jax.value_and_grad(loss)(params)
             updates, state = optimizer.update(grads, state, params)
             return optax.apply_updates(params, updates), state, value
 

@@ -31,10 +31,12 @@ def train(config: TrainConfig) -> None:
     _check_same_recipe(config)
     target_config = load_target_config(config.target)
     batches, meta = load_batches(config, target_config)
+    if config.length not in (None, meta.length):
+        raise ConfigError(f"length={config.length}, but the rows in {config.data} have {meta.length} tokens")
     if meta.length % config.loss_chunk:
         raise ConfigError(f"loss_chunk={config.loss_chunk} does not divide the packed length {meta.length}")
     mesh = make_mesh(config.mesh)
-    fixed, draft, target = start(config, target_config, meta, first_rows(config.data, meta))
+    fixed, draft, target = start(config, target_config, meta, first_rows(config.data, meta), mesh)
     save_start(config.out, fixed)
     save_run(config, config.out)
 
@@ -79,7 +81,10 @@ def _check_same_recipe(config: TrainConfig) -> None:
     before = yaml.safe_load(path.read_text())["config"]
     now = config.model_dump(mode="json")
     for key in now:
-        if key not in ("log_every", "checkpoint", "mesh", "eval_traces") and before.get(key) != now[key]:
+        if (
+            key not in ("log_every", "checkpoint", "mesh", "topology", "remat", "eval_traces")
+            and before.get(key) != now[key]
+        ):
             raise ConfigError(
                 f"{path}: this run was begun with {key}={before.get(key)}, but the recipe says {now[key]}; "
                 "choose another `out` or restore the recipe"

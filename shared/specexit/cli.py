@@ -25,6 +25,8 @@ class Command:
     run: str
     extra: str | None = None
     """Extra that must be installed: its first missing import is answered with how to get it."""
+    configs: str | None = None
+    """Folder in ``configs`` whose files may be given by their names."""
 
 
 COMMANDS = {
@@ -50,11 +52,19 @@ COMMANDS = {
         "specexit.packing:pack",
         "train",
     ),
+    "plan": Command(
+        "What a recipe needs on a TPU slice that is not there yet: memory, time at best, what binds.",
+        "specexit.schemas.plan:PlanConfig",
+        "jax_specexit.plan:plan",
+        "train",
+        "recipes",
+    ),
     "train": Command(
         "Train a draft and its signal heads, sharded and resumable.",
         "specexit.schemas.train:TrainConfig",
         "jax_specexit.train:train",
         "train",
+        "recipes",
     ),
     "evaluate": Command(
         "Judge a trained draft on held-out traces: tokens, signals, simulated cut.",
@@ -195,11 +205,13 @@ def run(name: str, arguments: list[str]) -> None:
     if "--help" in arguments or "-h" in arguments:
         show_help(name, command)
         return
-    from specexit.config import load
+    from specexit.config import find, load
     from specexit.errors import InputError
 
     try:
         path, overrides = parse(arguments)
+        if path is not None and command.configs is not None:
+            path = find(command.configs, str(path))
         config = load(_load(command.schema), path, overrides)
         _load(command.run)(config)
     except ModuleNotFoundError as error:

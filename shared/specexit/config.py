@@ -69,7 +69,7 @@ def keys(schema: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]
         if isinstance(nested, type) and issubclass(nested, BaseModel):
             yield from keys(nested, f"{prefix}{name}.")
         else:
-            yield f"{prefix}{name}", field
+            yield f"{prefix}{field.alias or name}", field
 
 
 def load(schema: type[ConfigT], path: Path | None = None, overrides: Sequence[str] = ()) -> ConfigT:

@@ -8,7 +8,8 @@ import pytest
 import yaml
 from flax import nnx
 
-from jax_specexit.target import Target, TargetShape, export_target
+from jax_specexit.target import Target, TargetShape
+from jax_specexit.weights import export_target
 from specexit import tiny
 from specexit.config import load
 from specexit.schemas.pack import PackConfig

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from jax_specexit.convert import convert
 from jax_specexit.draft import Draft
 from jax_specexit.export import params_from_draft, tensors_from_params
-from jax_specexit.run import read_start
+from jax_specexit.run import read_start, widen
 from jax_specexit.train import train
 from specexit.draftdir import DraftConfig, SpecExitBlock, read_draft
 from specexit.schemas.convert import ConvertConfig
@@ -80,3 +80,18 @@ def test_a_frozen_trunk_is_the_same_to_the_bit(recipe: TrainConfig, tmp_path) ->
 def test_freezing_a_trunk_that_does_not_exist_is_refused(recipe: TrainConfig) -> None:
     with pytest.raises(ValueError, match="expected source fc and a draft directory"):
         TrainConfig.model_validate(recipe.model_dump() | {"freeze_trunk": True})
+
+
+def test_a_draft_with_a_further_aux_layer_drafts_what_it_did() -> None:
+    narrow = shape("draft")
+    draft = Draft(narrow, rngs=nnx.Rngs(1))
+    tensors = tensors_from_params(narrow, nnx.to_pure_dict(nnx.state(draft)), np.arange(0, 20, 2))
+    config, wider = widen(narrow, tensors, (1, 2, 4, 3))
+    assert config.eagle_aux_hidden_state_layer_ids == (1, 2, 4, 3)
+    served = Draft(config, rngs=nnx.Rngs(0))
+    nnx.update(served, jax.tree.map(jnp.asarray, params_from_draft(config, wider)))
+    states = jax.random.normal(jax.random.key(0), (2, 5, 24))  # of the layers 1, 2, 4, 3
+    old = jnp.concatenate([states[..., :12], states[..., 18:]], axis=-1)
+    # the zeros change nothing but the order of the sums
+    np.testing.assert_allclose(served.fuse(states), draft.fuse(old), rtol=1e-5, atol=1e-6)
+    assert widen(narrow, tensors, (1, 2)) == (narrow, tensors)

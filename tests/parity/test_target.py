@@ -12,7 +12,8 @@ from flax import nnx
 from transformers import AutoModelForCausalLM
 
 from jax_specexit.layers import RopeScaling
-from jax_specexit.target import Target, TargetShape, export_target, load_target
+from jax_specexit.target import Target, TargetShape
+from jax_specexit.weights import export_target, load_target
 from specexit import tiny
 
 LLAMA3 = RopeScaling("llama3", 8.0, 1.0, 4.0, 16)
@@ -32,9 +33,9 @@ SHAPES = {
 def random_target(shape: TargetShape) -> Target:
     """Random weights, biases included."""
     target = Target(shape, rngs=nnx.Rngs(3))
-    for layer in target.layers if shape.attention_bias else ():
-        for i, part in enumerate((layer.attention.q, layer.attention.k, layer.attention.v)):
-            part.bias[...] = 0.5 * jax.random.normal(jax.random.key(i), part.bias.shape)
+    attention = target.layers.attention
+    for i, part in enumerate((attention.q, attention.k, attention.v) if shape.attention_bias else ()):
+        part.bias[...] = 0.5 * jax.random.normal(jax.random.key(i), part.bias.shape)
     return target
 
 

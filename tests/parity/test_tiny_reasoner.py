@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from jax_specexit.scoring import sequence
-from jax_specexit.target import load_target
+from jax_specexit.weights import load_target
 from specexit import tiny
 from specexit.schemas.target import load_target_config
 from specexit.traces import Trace, read_traces

@@ -30,6 +30,9 @@ class TargetConfig(Config):
     aux_layers: tuple[int, ...] = Field(description="layers whose residual stream the draft reads, in vLLM's counting")
     max_model_len: int = Field(gt=0, description="longest sequence, prompt included")
     dtype: str = Field(default="bfloat16", description="of the served weights; float32 makes CPU runs exact")
+    config: dict[str, Any] | None = Field(
+        default=None, description="fields of the model's config.json, for `specexit plan`, which needs no weights"
+    )
 
     @property
     def folder(self) -> Path:
@@ -41,16 +44,22 @@ class TargetConfig(Config):
         return Path(self.path)
 
     def hf_config(self) -> dict[str, Any]:
-        """The target's ``config.json``.
+        """The target's ``config.json``; what the YAML says in ``config`` where the folder is not there.
 
         Raises:
-          ConfigError: the folder holds none.
+          ConfigError: neither is there, or the two disagree.
         """
         path = self.folder / "config.json"
+        if self.config is not None and not self.folder.exists():
+            return dict(self.config)
         try:
-            return json.loads(path.read_text())
+            found = json.loads(path.read_text())
         except (OSError, json.JSONDecodeError) as error:
             raise ConfigError(f"{path}: target {self.name} cannot be read: {error}") from error
+        for key, value in (self.config or {}).items():
+            if key in found and found[key] != value:
+                raise ConfigError(f"{path}: {key} is {found[key]}, but target {self.name} says {value}")
+        return found
 
     def tokenizer(self) -> FastTokenizer:
         """The target's tokenizer."""

@@ -75,11 +75,15 @@ class TrainConfig(Config):
     eval_traces: Path | None = Field(default=None, description="labelled traces of problems that are not trained on")
     out: Path = Field(description="run folder; an interrupted run in it is continued")
     draft: DraftShapeConfig
+    aux_layers: tuple[int, ...] | None = Field(
+        default=None, description="layers that the draft reads; the target's own choice unless given"
+    )
     signals: SignalConfig = SignalConfig()
     init_from: Path | None = Field(default=None, description="draft directory whose trunk the run starts from")
     freeze_trunk: bool = Field(default=False, description="train the signal head alone; source fc, with init_from")
     steps: int = Field(gt=0, description="optimizer steps")
     batch_size: int = Field(gt=0, description="packed rows per step, over all devices")
+    length: int | None = Field(default=None, gt=0, description="tokens in a packed row; data of another one is refused")
     ttt_steps: int = Field(default=3, gt=0, description="training-time-test steps; draft tokens proposed in serving")
     ttt_decay: float = Field(default=0.8, gt=0, le=1, description="weight of each further TTT step")
     first_step_share: float = Field(
@@ -94,7 +98,13 @@ class TrainConfig(Config):
     dtype: Literal["float32", "bfloat16"] = Field(
         default="bfloat16", description="of activations; parameters stay float32"
     )
+    remat: bool = Field(
+        default=False, description="compute a TTT step again in the backward pass: less memory, more time"
+    )
     optimizer: OptimizerConfig = OptimizerConfig()
+    topology: str | None = Field(
+        default=None, description="TPU slice that the recipe is made for, e.g. v5e:4x4; `specexit plan` compiles for it"
+    )
     mesh: MeshConfig = MeshConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log_every: int = Field(default=10, gt=0, description="steps between metric lines")

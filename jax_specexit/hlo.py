@@ -1,0 +1,196 @@
+"""Reads the text of a compiled program: what its chips send each other, how often, and along which mesh axis.
+
+XLA's own cost analysis counts the body of a loop once, however often it runs; here each computation is weighted with
+the number of times that it is called.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+from dataclasses import dataclass
+
+import numpy as np
+from jax.sharding import Mesh
+
+KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+BITS = {"pred": 8, "s4": 4, "u4": 4, "bf16": 16, "f16": 16}
+"""Size of the types whose name does not end in it."""
+
+COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.* -> .*\{$")
+INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?[\w.\-]+ = (\(.*?\)|\S+) ([\w\-]+)\(")
+ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
+CALLED = re.compile(
+    r"(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)|branch_computations=\{([^}]*)\}"
+)
+LOOP = re.compile(r" while\(.*condition=%?([\w.\-]+), body=%?([\w.\-]+)")
+TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+CONSTANT = re.compile(r"%?([\w.\-]+) = [su]\d+\[\]\S* constant\((\d+)\)")
+ELEMENT = re.compile(r"%?([\w.\-]+) = [su]\d+\[\]\S* get-tuple-element\(.*\), index=(\d+)")
+ADD = re.compile(r"%?([\w.\-]+) = [su]\d+\[\]\S* add\(([^)]*)\)")
+BELOW = re.compile(r"ROOT .* compare\((.*?)\), direction=LT")
+RESULT = re.compile(r"ROOT .* tuple\((.*?)\)")
+NAME = re.compile(r"%([\w.\-]+)")
+GROUPS = re.compile(r"replica_groups=\{\{([\d,]+)\}")
+IOTA_GROUPS = re.compile(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
+MESH_GROUPS = re.compile(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}")
+PAIRS = re.compile(r"source_target_pairs=\{(\{.*?\})\}")
+CHAIN = re.compile(r'channel_id=(\d+),.*chain_id="(\d+)"')
+"""On TPUs a gather that overlaps with other work is in the text once for each piece of that work."""
+
+
+@dataclass(frozen=True)
+class Collective:
+    """One collective instruction."""
+
+    kind: str
+    shapes: tuple[tuple[int, ...], ...]
+    """Of its results; of an asynchronous one, of its operands, too."""
+    axes: tuple[str, ...]
+    """Mesh axes that it runs along."""
+    times: int
+    """Runs in one call of the program."""
+    sent: float
+    """Bytes that one chip sends in one run, by the best algorithm on a ring."""
+
+
+def collectives(text: str, mesh: Mesh) -> list[Collective]:
+    """Every collective of a compiled program, ``compiled.as_text()``."""
+    bodies = _computations(text)
+    times = _times(bodies)
+    seen: set[tuple[str, str]] = set()
+    found = []
+    for name, lines in bodies.items():
+        for line in lines if times[name] else ():
+            collective, chain = _collective(line, mesh, times[name]), CHAIN.search(line)
+            if collective is None or (chain and (chain[1], chain[2]) in seen):
+                continue
+            if chain:
+                seen.add((chain[1], chain[2]))
+            found.append(collective)
+    return found
+
+
+def _computations(text: str) -> dict[str, list[str]]:
+    """Name -> lines; the entry comes under ``ENTRY``.
+
+    A computation ends where the next begins: a brace at the start of a line may be part of a kernel's description.
+    """
+    bodies: dict[str, list[str]] = {}
+    name = None
+    for line in text.splitlines():
+        if match := COMPUTATION.match(line):
+            name = "ENTRY" if match[1] else match[2]
+            bodies[name] = []
+        elif name is not None:
+            bodies[name].append(line)
+    return bodies
+
+
+def _times(bodies: dict[str, list[str]]) -> dict[str, int]:
+    """How often each computation runs; a loop of unknown length counts once."""
+    calls: dict[str, dict[str, int]] = {name: defaultdict(int) for name in bodies}
+    for name, lines in bodies.items():
+        for line in lines:
+            loop = LOOP.search(line)
+            for match in CALLED.finditer(line):
+                for called in (match[1] or match[2]).split(","):
+                    calls[name][called.strip(" %")] += _trips(line, bodies[loop[1]], bodies[loop[2]]) if loop else 1
+    times: dict[str, int] = defaultdict(int)
+
+    def visit(name: str, runs: int) -> None:
+        times[name] += runs
+        for called, n in calls.get(name, {}).items():
+            visit(called, runs * n)
+
+    visit("ENTRY", 1)
+    return times
+
+
+def _trips(line: str, condition: list[str], body: list[str]) -> int:
+    """Runs of a loop: what the compiler says, or else how far its counter goes from 0 by what is added to it.
+
+    XLA unrolls some loops, so that a counter moves by 2. A loop that is no counter's counts once.
+    """
+    if known := TRIPS.search(line):
+        return int(known[1])
+
+    def all_of(pattern: re.Pattern[str], lines: list[str]) -> dict[str, str]:
+        return dict(match.groups() for line in lines if (match := pattern.search(line)))
+
+    compared = [name for line in condition if (match := BELOW.search(line)) for name in NAME.findall(match[1])]
+    limits, counters = all_of(CONSTANT, condition), all_of(ELEMENT, condition)
+    limit = next((int(limits[name]) for name in compared if name in limits), None)
+    place = next((int(counters[name]) for name in compared if name in counters), None)
+    if limit is None or place is None:
+        return 1
+    results = [NAME.findall(match[1]) for line in body if (match := RESULT.search(line))]
+    added = NAME.findall(all_of(ADD, body).get(results[-1][place], "")) if results else []
+    constants = all_of(CONSTANT, body)
+    step = next((int(constants[name]) for name in added if name in constants), 1)
+    return max(1, limit // step)
+
+
+def _collective(line: str, mesh: Mesh, times: int) -> Collective | None:
+    match = INSTRUCTION.match(line)
+    kind = match[2].removesuffix("-start") if match else ""
+    if match is None or kind not in KINDS:
+        return None
+    arrays = [(dtype, _numbers(dims)) for dtype, dims in ARRAY.findall(match[1])]
+    members = _members(line, kind, mesh.size)
+    sent = _sent(kind, sum(map(_bytes, arrays)), len(members), match[2].endswith("-start"))
+    if kind == "collective-permute":
+        sent = float(_bytes(arrays[0]))
+    return Collective(kind, tuple(shape for _, shape in arrays), _axes(members, mesh), times, sent)
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(x) for x in text.split(",") if x)
+
+
+def _bytes(array: tuple[str, tuple[int, ...]]) -> int:
+    dtype, shape = array
+    digits = re.search(r"\d+", dtype)
+    bits = BITS.get(dtype) or int(digits[0] if digits else 0)
+    return math.prod(shape) * bits // 8
+
+
+def _members(line: str, kind: str, n: int) -> np.ndarray:
+    """Devices of the first group."""
+    if kind == "collective-permute":
+        pairs = PAIRS.search(line)
+        both = [_numbers(pair) for pair in re.findall(r"\{([\d,]+)\}", pairs[1])] if pairs else []
+        return np.array(next((pair for pair in both if pair[0] != pair[1]), (0,)))
+    if groups := GROUPS.search(line):
+        return np.array(_numbers(groups[1]))
+    if groups := IOTA_GROUPS.search(line):
+        order = np.arange(n).reshape(_numbers(groups[3]))
+        order = order.transpose(_numbers(groups[4])) if groups[4] else order
+        return order.reshape(int(groups[1]), int(groups[2]))[0]
+    if groups := MESH_GROUPS.search(line):
+        axes = dict(re.findall(r"'(\w+)'=(\d+)", groups[1]))
+        along = re.findall(r"'(\w+)'", groups[2])
+        order = np.arange(n).reshape([int(size) for size in axes.values()])
+        order = np.moveaxis(order, [list(axes).index(axis) for axis in along], range(len(along)))
+        return order.reshape(math.prod(int(axes[axis]) for axis in along), -1)[:, 0]
+    return np.arange(n)
+
+
+def _axes(members: np.ndarray, mesh: Mesh) -> tuple[str, ...]:
+    places = np.array(np.unravel_index(members, mesh.devices.shape))
+    return tuple(axis for axis, place in zip(mesh.axis_names, places, strict=True) if len(set(place)) > 1)
+
+
+def _sent(kind: str, n_bytes: float, n: int, asynchronous: bool) -> float:
+    """Bytes that a chip sends, given those of the results (and of the operands, of an asynchronous all-gather)."""
+    if kind == "all-gather" and asynchronous:
+        n_bytes *= n / (n + 1)
+    factors = {
+        "all-gather": (n - 1) / n,
+        "all-to-all": (n - 1) / n,
+        "all-reduce": 2 * (n - 1) / n,
+        "reduce-scatter": n - 1,
+        "collective-permute": 1,
+    }
+    return n_bytes * factors[kind]

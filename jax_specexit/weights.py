@@ -1,0 +1,174 @@
+"""A target's weights: Hugging Face folder to Flax and back, one table of names.
+
+Loading streams: every shard of every parameter is read by itself from the safetensors files and handed to its device,
+so a host reads what its devices hold, and holds what it is reading.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+from flax import nnx
+from flax.nnx.traversals import flatten_mapping, unflatten_mapping
+from jax.sharding import Mesh
+from jax.typing import DTypeLike
+
+from jax_specexit.sharding import shardings
+from jax_specexit.target import ARCHITECTURES, Target, TargetShape
+from specexit.errors import InputError
+
+Index = tuple[slice, ...]
+
+
+def _hf_names(shape: TargetShape) -> dict[tuple[str, ...], tuple[str, bool]]:
+    """NNX state path -> (Hugging Face tensor name, whether it is transposed); ``{}`` stands for the layer."""
+    names: dict[tuple[str, ...], tuple[str, bool]] = {
+        ("embedding",): ("model.embed_tokens.weight", False),
+        ("norm", "scale"): ("model.norm.weight", False),
+    }
+    if not shape.tie_word_embeddings:
+        names["lm_head", "kernel"] = ("lm_head.weight", True)
+    hf = "model.layers.{}"
+    names["layers", "input_norm", "scale"] = (f"{hf}.input_layernorm.weight", False)
+    names["layers", "post_norm", "scale"] = (f"{hf}.post_attention_layernorm.weight", False)
+    for part in "qkvo":
+        names["layers", "attention", part, "kernel"] = (f"{hf}.self_attn.{part}_proj.weight", True)
+    for part in ("q_norm", "k_norm") if shape.qk_norm else ():
+        names["layers", "attention", part, "scale"] = (f"{hf}.self_attn.{part}.weight", False)
+    for part in "qkv" if shape.attention_bias else "":
+        names["layers", "attention", part, "bias"] = (f"{hf}.self_attn.{part}_proj.bias", False)
+    for part in ("gate", "up", "down"):
+        names["layers", "mlp", part, "kernel"] = (f"{hf}.mlp.{part}_proj.weight", True)
+    return names
+
+
+def abstract_target(shape: TargetShape, dtype: DTypeLike = jnp.float32) -> Target:
+    """A target of shapes without values. Matrices are in ``dtype``; norms and biases stay float32."""
+    target = nnx.eval_shape(lambda: Target(shape, rngs=nnx.Rngs(0)))
+    graph, state = nnx.split(target)
+
+    def typed(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        small = any(name in jax.tree_util.keystr(path) for name in ("scale", "bias"))
+        return jax.ShapeDtypeStruct(leaf.shape, jnp.float32 if small else jnp.dtype(dtype))
+
+    return nnx.merge(graph, jax.tree.map_with_path(typed, state))
+
+
+def load_target(folder: Path, dtype: DTypeLike = jnp.float32, mesh: Mesh | None = None) -> Target:
+    """Load a target from a Hugging Face folder, straight onto its shards.
+
+    Args:
+      folder: with ``config.json`` and any number of ``.safetensors`` files.
+      dtype: of the matrices on the devices. In bfloat16, the type of nearly all published weights, nothing is lost.
+      mesh: to be sharded over as `jax_specexit.sharding` says; the default device where None.
+
+    Raises:
+      InputError: unknown architecture, a tensor is missing or has another shape than the config says.
+      ConfigError: the mesh does not divide the model.
+    """
+    shape = TargetShape.read(folder)
+    graph, state = nnx.split(abstract_target(shape, dtype))
+    wanted = nnx.to_pure_dict(state)
+    places = flatten_mapping(shardings(wanted, mesh)) if mesh else {}
+    values = {}
+    with _open(folder) as tensors:
+        for path, leaf in flatten_mapping(wanted).items():
+            name, transposed = _hf_names(shape)[path]
+            names = [name.format(i) for i in range(shape.num_hidden_layers)] if path[0] == "layers" else [name]
+            expected = leaf.shape[1:] if path[0] == "layers" else leaf.shape
+            _check(folder, tensors, names, expected[::-1] if transposed else expected)
+            read = _reader(tensors, names, path[0] == "layers", transposed, leaf.dtype)
+            if mesh:
+                values[path] = jax.make_array_from_callback(leaf.shape, places[path], read)
+            else:
+                values[path] = jnp.asarray(read((slice(None),) * leaf.ndim))
+    return nnx.merge(graph, unflatten_mapping(values))
+
+
+@contextlib.contextmanager
+def _open(folder: Path) -> Iterator[dict[str, Any]]:
+    """Tensor name -> its slice reader, over all files of a folder; nothing is read yet."""
+    from safetensors import SafetensorError, safe_open
+
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise InputError(f"{folder}: no .safetensors file")
+    with contextlib.ExitStack() as stack:
+        tensors = {}
+        for file in files:
+            try:
+                handle = stack.enter_context(safe_open(file, framework="numpy"))
+            except (OSError, SafetensorError) as error:
+                raise InputError(f"{file}: cannot be read as safetensors (truncated?): {error}") from error
+            tensors |= {name: handle.get_slice(name) for name in handle.keys()}  # noqa: SIM118, not a mapping
+        yield tensors
+
+
+def _check(folder: Path, tensors: Mapping[str, Any], names: list[str], shape: tuple[int, ...]) -> None:
+    for name in names:
+        if name not in tensors:
+            raise InputError(f"{folder}: tensor {name} is missing")
+        found = tuple(tensors[name].get_shape())
+        if found != shape:
+            raise InputError(f"{folder}: tensor {name} has shape {found}, expected {shape}")
+
+
+def _reader(
+    tensors: Mapping[str, Any], names: list[str], stacked: bool, transposed: bool, dtype: np.dtype
+) -> Callable[[Any], np.ndarray]:
+    """What `jax.make_array_from_callback` asks for one shard of a parameter."""
+
+    def one(name: str, index: Index) -> np.ndarray:
+        part = tensors[name][index[::-1] if transposed else index]
+        return (part.T if transposed else part).astype(dtype)
+
+    def read(index: Index) -> np.ndarray:
+        if not stacked:
+            return one(names[0], index)
+        return np.stack([one(name, index[1:]) for name in names[index[0]]])
+
+    return read
+
+
+def export_target(target: Target, folder: Path, **config: object) -> None:
+    """Write ``config.json`` and ``model.safetensors`` (bfloat16) in Hugging Face layout.
+
+    Args:
+      target: the model.
+      folder: created if need be; a tokenizer in it is left alone.
+      config: further fields of ``config.json``, e.g. ``eos_token_id``.
+    """
+    from safetensors.numpy import save_file
+
+    names, tensors = _hf_names(target.shape), {}
+    for path, leaf in flatten_mapping(nnx.to_pure_dict(nnx.state(target))).items():
+        (name, transposed), whole = names[path], np.asarray(leaf)
+        for i, value in enumerate(whole if path[0] == "layers" else [whole]):
+            value = value.T if transposed else value
+            tensors[name.format(i)] = np.ascontiguousarray(value).astype(ml_dtypes.bfloat16)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "model.safetensors").chmod(0o644)
+    shape, rope = dataclasses.asdict(target.shape), {"rope_type": "default", "rope_theta": target.shape.rope_theta}
+    architecture, scaling = shape.pop("architecture"), shape.pop("rope_scaling")
+    if scaling:
+        rope |= {"rope_type": scaling.pop("kind"), **scaling}
+    fields = {
+        "architectures": [architecture],
+        "model_type": ARCHITECTURES[architecture],
+        **shape,
+        "rope_parameters": rope,
+        "hidden_act": "silu",
+        "torch_dtype": "float32",
+        **config,
+    }
+    (folder / "config.json").write_text(json.dumps(fields, indent=2) + "\n")

@@ -1,0 +1,69 @@
+"""TPU chips by their published peaks, and the slices of them that exist.
+
+Every number is from Google's own pages, docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x}. They are peaks: no
+program reaches them, so a time computed from them is a lower bound.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+from specexit.config import ConfigError
+
+
+@dataclass(frozen=True)
+class Chip:
+    """One chip."""
+
+    name: str
+    flops: float
+    """Peak bf16 FLOP/s."""
+    hbm_gib: float
+    hbm_bytes_per_second: float
+    ici_bytes_per_second: float
+    """Sent over all links together; half of what is published as bidirectional."""
+    dimensions: int
+    """Of the torus."""
+    most: int
+    """Chips of the largest slice."""
+
+
+CHIPS = {
+    "v4": Chip("v4", 275e12, 32, 1200e9, 300e9, 3, 4096),
+    "v5e": Chip("v5e", 197e12, 16, 819e9, 200e9, 2, 256),
+    "v5p": Chip("v5p", 459e12, 95, 2765e9, 600e9, 3, 6144),
+    "v6e": Chip("v6e", 918e12, 32, 1638e9, 400e9, 2, 256),
+    "tpu7x": Chip("tpu7x", 2307e12, 192, 7380e9, 600e9, 3, 9216),
+}
+
+PLANES = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+"""The slices of the chips with a two-dimensional torus."""
+
+
+def chip_of(topology: str) -> Chip:
+    """The chip of a slice such as ``v5e:4x4``.
+
+    Raises:
+      ConfigError: no such chip, or no slice of this form.
+
+    Example:
+      >>> chip_of("v5p:8x8x16").hbm_gib
+      95
+    """
+    name, _, grid = topology.partition(":")
+    if name not in CHIPS:
+        raise ConfigError(
+            f"topology {topology!r} does not exist: chip is {name!r}, expected one of {', '.join(CHIPS)}, as in v5e:4x4"
+        )
+    chip = CHIPS[name]
+    form = "x".join(["N"] * chip.dimensions)
+    if not re.fullmatch("x".join([r"[1-9]\d*"] * chip.dimensions), grid):
+        raise ConfigError(f"topology {topology!r} does not exist: grid is {grid!r}, expected {form} for {name}")
+    if chip.dimensions == 2 and grid not in PLANES:
+        raise ConfigError(f"topology {topology!r} does not exist: {name} comes as {', '.join(PLANES)}")
+    chips = math.prod(map(int, grid.split("x")))
+    if chips > chip.most:
+        raise ConfigError(f"topology {topology!r} does not exist: {name} has slices of up to {chip.most} chips")
+    return chip

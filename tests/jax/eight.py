@@ -1,0 +1,169 @@
+"""What `test_sharded` looks at, computed in a process of its own with eight simulated devices; prints one JSON object.
+
+Every mesh computes the same as one device does without any mesh.
+"""
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
+from test_attention import random_inputs, value_and_gradients
+from test_losses import plain, problem
+
+from jax_specexit import weights
+from jax_specexit.aot import lower_step, shapes_of
+from jax_specexit.attention import ttt_attention, ttt_attention_reference
+from jax_specexit.data import first_rows, load_batches
+from jax_specexit.hlo import collectives
+from jax_specexit.losses import linear_cross_entropy
+from jax_specexit.run import start
+from jax_specexit.sharding import look_up, make_mesh
+from jax_specexit.step import Frozen, make_step
+from specexit.config import load
+from specexit.schemas.target import load_target_config
+from specexit.schemas.train import MeshConfig, TrainConfig
+
+MESHES = {
+    "2 x 2 x 2": MeshConfig(data=2, fsdp=2, tensor=2),
+    "1 x 4 x 2": MeshConfig(data=1, fsdp=4, tensor=2),
+    "4 x 2 x 1": MeshConfig(data=4, fsdp=2, tensor=1),
+}
+PERMUTED = (5, 2, 7, 0, 3, 6, 1, 4)
+STEPS = 20
+
+
+def difference(ours, oracle) -> float:
+    """Largest error in any leaf, relative to the leaf's largest value."""
+    pairs = zip(jax.tree.leaves(ours), jax.tree.leaves(oracle), strict=True)
+    return max(float(np.max(np.abs(np.asarray(a) - np.asarray(b))) / np.max(np.abs(np.asarray(b)))) for a, b in pairs)
+
+
+def attention(mesh) -> float:
+    """In float64, all gradients."""
+    with jax.enable_x64(True):
+        segments = jnp.asarray(np.cumsum(np.random.default_rng(0).random((8, 40)) < 0.1, axis=1))
+        inputs = (*random_inputs(np.zeros((8, 40)), 3, 2), segments)
+        with jax.set_mesh(mesh):
+            ours = value_and_gradients(ttt_attention)(*inputs)
+        return difference(ours, value_and_gradients(ttt_attention_reference)(*inputs))
+
+
+def cross_entropy(mesh) -> dict[str, float]:
+    """Against the plain formula, and what else it reports against one device."""
+    hidden, head, teacher, w = problem()
+    hidden, w = jnp.tile(hidden, (1, 4, 1, 1)), jnp.tile(w, (1, 4, 1))
+    teacher = type(teacher)(jnp.tile(teacher.hidden, (4, 1, 1)), teacher.head, jnp.tile(teacher.labels, (4, 1)))
+
+    def fused(h, k):
+        result = linear_cross_entropy(h, k, teacher, w, 4)
+        return result.total, result
+
+    with jax.set_mesh(mesh):
+        (_, ours), gradients = jax.jit(jax.value_and_grad(fused, argnums=(0, 1), has_aux=True))(hidden, head)
+    oracle = jax.value_and_grad(lambda h, k: plain(h, k, teacher, w), argnums=(0, 1))(hidden, head)
+    return {
+        "oracle": difference((ours.total, gradients), oracle),
+        "one device": difference(ours, fused(hidden, head)[1]),
+    }
+
+
+def lookup(mesh) -> float:
+    table = jnp.arange(64.0 * 8).reshape(64, 8)
+    tokens = jax.random.randint(jax.random.key(0), (8, 5), 0, 64)
+    with jax.set_mesh(mesh):
+        return float(jnp.abs(jax.jit(look_up)(table, tokens) - table[tokens]).max())
+
+
+def loading(folder: Path, mesh) -> dict[str, float]:
+    """Largest difference to loading it whole, and the largest piece read, in shares of the largest parameter."""
+    largest, reader = 0, weights._reader
+
+    def counting(*args):
+        def read(index):
+            nonlocal largest
+            piece = reader(*args)(index)
+            largest = max(largest, piece.size)
+            return piece
+
+        return read
+
+    whole = nnx.to_pure_dict(nnx.state(weights.load_target(folder)))
+    weights._reader = counting
+    sharded = nnx.to_pure_dict(nnx.state(weights.load_target(folder, mesh=mesh)))
+    weights._reader = reader
+    size = max(leaf.size for leaf in jax.tree.leaves(whole))
+    return {"difference": difference(sharded, whole), "largest": largest / size}
+
+
+def losses(config: TrainConfig, devices, mesh_config: MeshConfig) -> list[float]:
+    """The first steps' losses."""
+    mesh, target_config = make_mesh(mesh_config, devices), load_target_config(config.target)
+    batches, meta = load_batches(config, target_config)
+    fixed, draft, target = start(config, target_config, meta, first_rows(config.data, meta), mesh)
+    step = make_step(config, draft, target, mesh)
+    frozen = Frozen(nnx.to_pure_dict(nnx.state(target)), np.asarray(fixed.vocab, np.int32), np.ones(640, np.float32))
+    frozen = jax.device_put(frozen, step.frozen_shardings)
+    params = jax.tree.map(np.asarray, nnx.to_pure_dict(nnx.state(draft)))
+    state, found = step.init(params), []
+    for _ in range(STEPS):
+        state, values = step.update[config.ttt_steps](state, frozen, jax.device_put(next(batches), step.batch_sharding))
+        found.append(float(values["loss"]))
+    return found
+
+
+def gathers(config: TrainConfig, mesh_config: MeshConfig) -> list[dict]:
+    """All-gathers of the compiled step: the shapes of what they yield, their axes and how often they run."""
+    config = config.model_copy(update={"mesh": mesh_config, "length": 128})
+    lowered = lower_step(config, shapes_of(config, load_target_config(config.target)), jax.devices())
+    text = lowered.step.compile().as_text()
+    found = [c for c in collectives(text, lowered.mesh) if c.kind == "all-gather"]
+    return [{"shapes": c.shapes, "axes": c.axes, "times": c.times} for c in found]
+
+
+def counting_is_right(mesh) -> list[dict]:
+    """A loop of 5 that sums over ``tensor``, and one gather along ``fsdp`` outside of it."""
+
+    def program(x, y):
+        def local(x, y):
+            x, _ = jax.lax.scan(lambda x, _: (jax.lax.psum(x, "tensor") * 0.5, None), x, None, length=5)
+            return x, jax.lax.all_gather(y, "fsdp", axis=0, tiled=True)
+
+        out = (PartitionSpec(), PartitionSpec())
+        in_specs = (PartitionSpec(), PartitionSpec("fsdp"))
+        return jax.shard_map(local, mesh=mesh, in_specs=in_specs, out_specs=out, check_vma=False)(x, y)
+
+    shapes = [jax.ShapeDtypeStruct((6, 10), jnp.float32), jax.ShapeDtypeStruct((8, 4), jnp.float32)]
+    shapes[1] = jax.ShapeDtypeStruct((8, 4), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec("fsdp")))
+    text = jax.jit(program).lower(*shapes).compile().as_text()
+    return [{"kind": c.kind, "axes": c.axes, "times": c.times, "sent": c.sent} for c in collectives(text, mesh)]
+
+
+def main(recipe: str) -> None:
+    config = load(TrainConfig, Path(recipe))
+    devices = jax.devices()
+    assert len(devices) == math.prod((2, 2, 2))
+    meshes = {name: make_mesh(mesh_config) for name, mesh_config in MESHES.items()}
+    found = {
+        "attention": {name: attention(mesh) for name, mesh in meshes.items()},
+        "cross_entropy": {name: cross_entropy(mesh) for name, mesh in meshes.items()},
+        "lookup": {name: lookup(mesh) for name, mesh in meshes.items()},
+        "loading": loading(load_target_config(config.target).folder, meshes["1 x 4 x 2"]),
+        "counting": counting_is_right(meshes["1 x 4 x 2"]),
+        "gathers": gathers(config, MESHES["2 x 2 x 2"]),
+        "losses": {
+            "one device": losses(config, devices[:1], MeshConfig()),
+            **{name: losses(config, devices, mesh_config) for name, mesh_config in MESHES.items()},
+            "permuted": losses(config, [devices[i] for i in PERMUTED], MESHES["2 x 2 x 2"]),
+        },
+    }
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,125 @@
+"""`specexit plan`: real recipes compiled for real TPU slices, and what is refused before any compilation.
+
+The default suite compiles one recipe as it is and one with a single TTT step instead of 7; `make plan-all` compiles
+every recipe as it is, which takes minutes for each. Costs about 2 minutes, where libtpu is installed.
+"""
+
+import importlib.util
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from specexit.config import REPOSITORY
+
+RECIPES = sorted((REPOSITORY / "configs" / "recipes").glob("*.yaml"))
+FULL_SIZE = [path.stem for path in RECIPES if "topology" in yaml.safe_load(path.read_text())]
+
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="compiles for TPUs: pip install libtpu, or specexit[tpu]"
+)
+
+
+def plan(*arguments: str) -> subprocess.CompletedProcess:
+    """In a process of its own: libtpu takes a while to leave."""
+    return subprocess.run([sys.executable, "-m", "specexit", "plan", *arguments], capture_output=True, text=True)
+
+
+def planned(*arguments: str) -> dict:
+    done = plan(*arguments, "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def check(found: dict) -> None:
+    """What holds of every plan."""
+    assert found["hbm_gib"]["spare"] >= 0.1
+    assert found["batch_that_fits"] >= found["batch_size"]
+    assert found["step_seconds"] == max(found["seconds"].values()) == found["seconds"][found["binds"]]
+    assert 0.5 < found["useful_flops"] <= 1
+    assert set(found["collective_bytes"]) <= {"data", "fsdp", "tensor", "data+fsdp", "fsdp+tensor", "data+fsdp+tensor"}
+    tokens = found["batch_size"] * found["length"]
+    rate = tokens / found["step_seconds"] / found["chips"]
+    assert found["tokens_per_second_per_chip"] == pytest.approx(rate)
+    for collective in found["collectives"]:
+        if collective["kind"] == "all-gather":  # of weights and token ids, never of activations
+            for shape in collective["shapes"]:
+                assert found["length"] not in shape or math.prod(shape) < 1000 * found["length"], collective
+
+
+def test_there_are_recipes_for_both_targets_on_three_slices_each() -> None:
+    for name in ("qwen3-4b", "r1-llama-8b"):
+        chips = {recipe.split("-")[-2] for recipe in FULL_SIZE if recipe.startswith(name) and "warm" not in recipe}
+        assert chips == {"v5e", "v6e", "v5p"}
+
+
+@needs_libtpu
+def test_a_recipe_fits_and_its_weights_are_gathered_once(tmp_path: Path) -> None:
+    found = planned("qwen3-4b-warm-fc", f"out={tmp_path}")
+    check(found)
+    assert json.loads((tmp_path / "plan.json").read_text()) == found
+    assert "lower bound" in found["note"]
+    # 3.6e9 parameters of 36 layers in bfloat16: 15/16 of them come from other chips. The rest is small.
+    assert found["collective_bytes"]["fsdp"] == pytest.approx(3.63e9 * 2 * 15 / 16, rel=0.1)
+    # A forward pass is 2 FLOPs per parameter and token, and attention of 36 layers over 8k causal tokens.
+    tokens = found["length"]
+    assert found["flops"] == pytest.approx(2 * 3.63e9 * tokens + 36 * 2 * tokens**2 * 32 * 128, rel=0.1)
+
+
+@needs_libtpu
+def test_a_joint_recipe_with_one_ttt_step(tmp_path: Path) -> None:
+    found = planned("qwen3-4b-v5e-16", "ttt_steps=1", "first_step_share=0", "length=2048", f"out={tmp_path}")
+    check(found)
+    # The target's weights, and little beside them: the draft's once, its gradients, the optimizer.
+    assert found["collective_bytes"]["fsdp"] < 2 * 3.63e9 * 2
+    assert {"draft", "logits", "draft attention", "optimizer"} <= set(found["flops_by_part"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["qwen3-4b-v5e-1"], "recipes 'qwen3-4b-v5e-1' does not exist, did you mean 'qwen3-4b-v5e-16'"),
+        (["recipe.yaml"], "recipe.yaml: file does not exist"),
+        (["tiny-reasoner"], "topology is not set"),
+        (["qwen3-4b-v5e-16", "topology=v5e:3x3"], "topology 'v5e:3x3' does not exist"),
+        (["qwen3-4b-v5e-16", "length=null"], "length is not set"),
+        (["qwen3-4b-v5e-16", "loss_chunk=100"], "loss_chunk=100 does not divide length=8192"),
+    ],
+    ids=str,
+)
+def test_bad_input_is_one_line(arguments: list[str], message: str) -> None:
+    done = plan(*arguments)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@needs_libtpu
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["mesh.tensor=16", "mesh.fsdp=1"], "mesh.tensor=16 does not divide num_key_value_heads=8: choose mesh.tensor"),
+        (["mesh.fsdp=8"], "mesh data=1 fsdp=8 tensor=1 does not fit 16 devices"),
+        (["batch_size=12"], "mesh.data x mesh.fsdp = 16 does not divide batch_size=12: choose a multiple of 16"),
+        (["topology=v6e:16x16", "mesh.fsdp=256", "batch_size=256"], "mesh.fsdp=256 does not divide dimension"),
+    ],
+    ids=str,
+)
+def test_a_mesh_that_does_not_divide_is_refused_before_compiling(arguments: list[str], message: str) -> None:
+    done = plan("r1-llama-8b-v5e-16", "draft.hidden_size=4080", *arguments)
+    assert done.returncode == 1
+    assert message in done.stderr
+
+
+@needs_libtpu
+@pytest.mark.skipif("SPECEXIT_PLAN_ALL" not in os.environ, reason="minutes for each recipe: make plan-all")
+@pytest.mark.parametrize("recipe", FULL_SIZE)
+def test_every_recipe_fits(recipe: str) -> None:
+    found = planned(recipe)
+    print(json.dumps({key: found[key] for key in ("hbm_gib", "seconds", "binds", "chip_hours", "compile_seconds")}))
+    check(found)
