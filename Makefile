@@ -2,9 +2,10 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
+RELEASES ?= runs/vllm-releases
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench plan-all tiny-reasoner format clean
+.PHONY: help demo test compat lint bench bench-serving plan-all tiny-reasoner format clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -14,6 +15,10 @@ demo: $(VENV)/.demo-ready  ## Run the whole pipeline on the tiny reasoner (QUICK
 
 test: $(VENV)/.dev-ready  ## Run all tests, real vLLM engines included
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
+
+compat: $(VENV)/.dev-ready  ## Check the hooks against the sources of released vLLM versions (downloads 0.7 GB)
+	@$(BIN)/python tests/serving/fetch_releases.py $(RELEASES)
+	@SPECEXIT_RELEASES=$(RELEASES) $(BIN)/python -m pytest tests/serving/test_releases.py
 
 lint: $(VENV)/.dev-ready  ## Check style (ruff), types (pyright) and the import rules
 	@$(BIN)/ruff check .
@@ -27,6 +32,9 @@ format: $(VENV)/.dev-ready  ## Format the code and apply safe fixes
 
 bench: $(VENV)/.demo-ready  ## Measure the methods again on the draft that `make demo` trained
 	@$(BIN)/specexit bench configs/bench/tiny-reasoner.yaml out=runs/bench-$$(date +%Y%m%d-%H%M%S)
+
+bench-serving: $(VENV)/.demo-ready  ## Measure what the plug-in costs where no exit fires, on the draft of `make demo`
+	@$(BIN)/specexit bench-serving configs/bench/serving.yaml
 
 plan-all: $(VENV)/.plan-ready  ## Compile every full-size recipe for its TPU slice, no TPU needed (minutes each)
 	@SPECEXIT_PLAN_ALL=1 $(BIN)/python -m pytest tests/jax/test_plan.py -k every -s $(ARGS)

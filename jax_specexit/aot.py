@@ -105,7 +105,8 @@ def lower_step(config: TrainConfig, shapes: Shapes, devices: Sequence[Any]) -> L
         return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
 
     vocab = jax.ShapeDtypeStruct((shapes.draft.draft_vocab_size,), jnp.int32)
-    frozen = Frozen(nnx.to_pure_dict(nnx.state(target)), vocab)
+    weight = jax.ShapeDtypeStruct((shapes.target.vocab_size,), jnp.float32)
+    frozen = Frozen(nnx.to_pure_dict(nnx.state(target)), vocab, weight)
     frozen = jax.tree.map(placed, frozen, step.frozen_shardings)
     state = jax.eval_shape(step.init, nnx.to_pure_dict(nnx.state(draft)))
     state = jax.tree.map(placed, state, step.state_shardings)

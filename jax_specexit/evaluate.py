@@ -176,7 +176,7 @@ def acceptance_length(done: Sequence[Scored]) -> float:
 
 
 def _signal_loss(done: Sequence[Scored], kind: ExitKind) -> dict[str, float]:
-    """Mean loss of each signal over the labelled tokens, as in training."""
+    """Mean loss of each signal over the labelled tokens, each of which counts once here."""
     values, labels, masks = [], [], []
     for one in done:
         trace = one.trace

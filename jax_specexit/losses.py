@@ -172,9 +172,9 @@ linear_cross_entropy.defvjp(_forward, _backward)
 def signal_losses(
     raw: Float[Array, "batch time signals"],
     labels: Float[Array, "batch time signals"],
-    mask: Float[Array, "batch time signals"],
+    weights: Float[Array, "batch time signals"],
 ) -> Float[Array, " signals"]:
-    r"""Mean loss of each signal over the tokens that have a label.
+    r"""Mean loss of each signal, weighted; a token without a label has weight 0.
 
     MSE and BCE on ``sigmoid(z)``; MSLE on ``exp(z)`` is :math:`(\log(1+e^z) - \log(1+y))^2`, which is softplus minus
     log1p and never overflows.
@@ -186,14 +186,14 @@ def signal_losses(
         "bce": jax.nn.softplus(z) - labels * z,
     }
     columns = [per_kind[signal.loss][..., i] for i, signal in enumerate(SIGNALS)]
-    stacked = jnp.stack(columns, axis=-1) * mask
-    return jnp.sum(stacked, axis=(0, 1)) / jnp.maximum(jnp.sum(mask, axis=(0, 1)), 1.0)
+    stacked = jnp.stack(columns, axis=-1) * weights
+    return jnp.sum(stacked, axis=(0, 1)) / jnp.maximum(jnp.sum(weights, axis=(0, 1)), 1.0)
 
 
 def signal_state_gradients(
     raw: Float[Array, "batch time signals"],
     labels: Float[Array, "batch time signals"],
-    mask: Float[Array, "batch time signals"],
+    weights: Float[Array, "batch time signals"],
     kernel: Float[Array, "width signals"],
 ) -> Float[Array, " signals"]:
     r"""Norm of each signal loss's gradient with respect to the state that the heads read, in closed form.
@@ -201,7 +201,7 @@ def signal_state_gradients(
     The head is linear, so :math:`\partial L_s / \partial y_t = (\partial L_s / \partial z_{ts})\, w_s`, and the norm
     over all rows is :math:`\lVert \partial L_s / \partial z_s \rVert \cdot \lVert w_s \rVert`: no second backward pass.
     """
-    dz = jax.grad(lambda z: jnp.sum(signal_losses(z, labels, mask)))(raw.astype(jnp.float32))
+    dz = jax.grad(lambda z: jnp.sum(signal_losses(z, labels, weights)))(raw.astype(jnp.float32))
     return jnp.sqrt(jnp.sum(dz**2, axis=(0, 1))) * jnp.linalg.norm(kernel, axis=0)
 
 

@@ -54,6 +54,8 @@ class Frozen(NamedTuple):
     """The target's parameters."""
     draft_vocab: Any
     """Target id of every draft token, rising: int32 [dvocab]."""
+    signal_weight: Any
+    """How much the signals of every token count in their losses, by id: float32 [vocab]; see `SignalConfig`."""
 
 
 def shift(x: Array, by: int) -> Array:
@@ -80,13 +82,15 @@ def token_weights(batch: Batch, ttt_steps: int, decay: float) -> Float[Array, "s
     return jnp.stack(rows)
 
 
-def signal_targets(batch: Batch, source: str) -> tuple[Float[Array, "batch time signals"], Array]:
-    """Labels and mask aligned to the draft's rows: row t speaks of token t (fc) or of token t + 1 (draft)."""
-    labels, mask = batch["signal_labels"], batch["signal_mask"].astype(jnp.float32)
+def signal_targets(
+    batch: Batch, source: str, weight: Float[Array, " vocab"]
+) -> tuple[Float[Array, "batch time signals"], Float[Array, "batch time signals"]]:
+    """Labels and weights aligned to the draft's rows: row t speaks of token t (fc) or of token t + 1 (draft)."""
+    labels, weights = batch["signal_labels"], batch["signal_mask"] * weight[batch["tokens"]][..., None]
     if source == "fc":
-        return labels, mask
+        return labels, weights
     same = shift(batch["segment_ids"], 1) == batch["segment_ids"]
-    return shift(labels, 1), shift(mask, 1) * same[..., None]
+    return shift(labels, 1), shift(weights, 1) * same[..., None]
 
 
 def ttt_outputs(
@@ -141,9 +145,9 @@ def make_loss(config: TrainConfig, graph: nnx.GraphDef, target_graph: nnx.GraphD
             token = cast(TokenLoss, fused)  # custom_vjp hides the type
 
         raw = draft.signals(aux, normed)
-        labels, mask = signal_targets(batch, source)
-        per_signal = signal_losses(raw, labels, mask)
-        pulls = signal_state_gradients(raw, labels, mask, draft.signal_head.kernel[...])
+        labels, counts = signal_targets(batch, source, frozen.signal_weight)
+        per_signal = signal_losses(raw, labels, counts)
+        pulls = signal_state_gradients(raw, labels, counts, draft.signal_head.kernel[...])
         seen = jnp.concatenate([token.state_gradient[None], pulls])
         magnitudes = smooth_magnitudes(magnitudes, seen, config.signals.smoothing)
         lambdas = signal_weights(magnitudes[0], magnitudes[1:], config.signals.share, joint=source == "draft")
@@ -209,7 +213,7 @@ def make_step(config: TrainConfig, draft: Draft, target: Target, mesh: Mesh) -> 
     shapes = jax.eval_shape(init, params)
     state_shardings = shardings(shapes, mesh)
     replicated = NamedSharding(mesh, PartitionSpec())
-    frozen_shardings = Frozen(shardings(target_params, mesh), replicated)
+    frozen_shardings = Frozen(shardings(target_params, mesh), replicated, replicated)
     batch_sharding = NamedSharding(mesh, BATCH)
 
     def make_update(ttt_steps: int) -> Callable:

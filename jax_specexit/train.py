@@ -52,8 +52,10 @@ def train(config: TrainConfig) -> None:
     if is_first():
         save_run(config, config.out)
         save_start(config.out, fixed)
+    weight = np.ones(target.shape.vocab_size, np.float32)
+    weight[list(target_config.think_tokens().split)] = config.signals.boundary_weight
     frozen = _to_mesh(
-        Frozen(nnx.to_pure_dict(nnx.state(target)), np.asarray(fixed.vocab, np.int32)), step.frozen_shardings
+        Frozen(nnx.to_pure_dict(nnx.state(target)), np.asarray(fixed.vocab, np.int32), weight), step.frozen_shardings
     )
     if held_out is not None:
         held_out.compile(step, draft, target)

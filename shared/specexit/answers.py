@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import sys
 
 
 def extract_answer(text: str) -> str | None:
@@ -26,6 +28,21 @@ def extract_answer(text: str) -> str | None:
 _SPACE = re.compile(r"\s+")
 
 
+def plainly_same(a: str | None, b: str | None) -> bool | None:
+    """`same_answer` where it needs no parser: equal text, two plain integers, or no answer; else None.
+
+    Example:
+      >>> plainly_same("042", "42"), plainly_same("41", "42"), plainly_same("0.5", "1/2"), plainly_same("1", None)
+      (True, False, None, False)
+    """
+    if a is None or b is None:
+        return False
+    a, b = _SPACE.sub("", a), _SPACE.sub("", b)
+    if a == b:
+        return True
+    return int(a) == int(b) if re.fullmatch(r"-?\d+", a) and re.fullmatch(r"-?\d+", b) else None
+
+
 def same_answer(a: str | None, b: str | None) -> bool:
     """Whether two answers mean the same.
 
@@ -37,13 +54,24 @@ def same_answer(a: str | None, b: str | None) -> bool:
       >>> same_answer("042", "42"), same_answer("0.5", "1/2"), same_answer(None, None)
       (True, True, False)
     """
-    if a is None or b is None:
-        return False
-    a, b = _SPACE.sub("", a), _SPACE.sub("", b)
-    if a == b:
-        return True
-    if re.fullmatch(r"-?\d+", a) and re.fullmatch(r"-?\d+", b):
-        return int(a) == int(b)
+    plainly = plainly_same(a, b)
+    if plainly is not None:
+        return plainly
     import math_verify
 
+    assert a is not None
+    assert b is not None
+    a, b = _SPACE.sub("", a), _SPACE.sub("", b)
     return bool(math_verify.verify(math_verify.parse(f"${a}$"), math_verify.parse(f"${b}$")))
+
+
+def main() -> None:
+    """``python -m specexit.answers``: two answers as a JSON list on standard input, and whether they are the same.
+
+    A server compares answers like this: math-verify limits its time by signals, which only a main thread gets.
+    """
+    print(json.dumps(same_answer(*json.load(sys.stdin))))
+
+
+if __name__ == "__main__":
+    main()

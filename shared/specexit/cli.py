@@ -7,6 +7,7 @@ file imports nothing heavy, so ``specexit --help`` is quick and works with the c
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,11 +105,22 @@ COMMANDS = {
         "torch_specexit.bench:bench",
         "serve",
     ),
+    "bench-serving": Command(
+        "Measure what exits cost where they never fire, against plain EAGLE-3.",
+        "specexit.schemas.bench_serving:BenchServingConfig",
+        "torch_specexit.bench_serving:bench_serving",
+        "serve",
+    ),
     "serve": Command(
         "Serve a target with exits in vLLM; --check shows whether the installed one fits.",
         "specexit.schemas.serve:ServeConfig",
         "torch_specexit.serve:serve",
         "serve",
+    ),
+    "chat": Command(
+        "Ask a server with exits, and watch it think.",
+        "specexit.schemas.chat:ChatConfig",
+        "specexit.chat:chat",
     ),
     "report": Command(
         "Write one self-contained HTML page about a run.",
@@ -140,8 +152,8 @@ def parse(arguments: list[str]) -> tuple[Path | None, list[str]]:
       ConfigError: a second file.
 
     Example:
-      >>> parse(["recipe.yaml", "--steps", "10", "--seed=1", "data=runs/x", "--quick"])
-      (PosixPath('recipe.yaml'), ['steps=10', 'seed=1', 'data=runs/x', 'quick=true'])
+      >>> parse(["recipe.yaml", "--steps", "10", "--seed=1", "--quick", "data=runs/x"])
+      (PosixPath('recipe.yaml'), ['steps=10', 'seed=1', 'quick=true', 'data=runs/x'])
     """
     from specexit.config import ConfigError
 
@@ -153,7 +165,8 @@ def parse(arguments: list[str]) -> tuple[Path | None, list[str]]:
         if argument.startswith("--"):
             key, equals, value = argument[2:].partition("=")
             if not equals:
-                value = waiting.pop(0) if waiting and not waiting[0].startswith("--") else "true"
+                alone = not waiting or re.match(r"--|[a-z][a-z0-9_.]*=", waiting[0])
+                value = "true" if alone else waiting.pop(0)
             overrides.append(f"{key.replace('-', '_')}={value}")
         elif "=" in argument:
             overrides.append(argument)

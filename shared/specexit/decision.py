@@ -15,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from specexit.config import Config
 from specexit.signals import NAMES, SIGNALS, column
@@ -36,6 +36,11 @@ class Policy(Config):
     alpha: float = Field(default=0.1, gt=0, le=1, description="weight of the newest value in the moving average")
     patience: int = Field(default=1, ge=1, description="boundaries in a row that must pass")
     min_thinking_tokens: int = Field(default=0, ge=0, description="no exit before this many thinking tokens")
+    max_thinking_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        description="exit at the first boundary with this many, whatever signals and patience say; null: none",
+    )
 
     @field_validator("thresholds")
     @classmethod
@@ -46,6 +51,16 @@ class Policy(Config):
             if not 0 <= value <= top:
                 raise ValueError(f"threshold of {name} is {value}, expected a {signal.unit} between 0 and {top}")
         return thresholds
+
+    @model_validator(mode="after")
+    def _least_before_most(self) -> Policy:
+        # Equal ones are a fixed budget, which is a policy like any other.
+        if self.max_thinking_tokens is not None and self.max_thinking_tokens < self.min_thinking_tokens:
+            raise ValueError(
+                f"max_thinking_tokens is {self.max_thinking_tokens}, expected at least min_thinking_tokens, "
+                f"which is {self.min_thinking_tokens}"
+            )
+        return self
 
 
 OFF = Policy(thresholds={"validity": 1.0})
@@ -115,7 +130,8 @@ class ExitRule:
     def _judge(self, values: np.ndarray) -> bool:
         enough = self.n_tokens >= self.policy.min_thinking_tokens
         self.streak = self.streak + 1 if enough and passes(values, self.policy.thresholds) else 0
-        if self.streak < self.policy.patience:
+        most = self.policy.max_thinking_tokens
+        if self.streak < self.policy.patience and (most is None or self.n_tokens < most):
             return False
         self.thinking = False
         return True

@@ -38,7 +38,7 @@ class Sizes:
 
 
 FULL = Sizes(
-    draft=1500, calibration=600, test=300, steps=800, fc_steps=150, bench=300, latency=40, rounds=5, epsilon=0.02
+    draft=1500, calibration=800, test=300, steps=700, fc_steps=150, bench=300, latency=40, rounds=5, epsilon=0.01
 )
 QUICK = Sizes(draft=250, calibration=125, test=32, steps=200, fc_steps=60, bench=32, latency=4, rounds=2, epsilon=0.05)
 

@@ -50,6 +50,17 @@ class Calibration(Config):
     data_sha256: str = Field(description="of the trace file that the policy was calibrated on")
 
 
+class Serving(Config):
+    """How a server treats exits, unless it is told otherwise when it is started."""
+
+    mode: Literal["exit", "shadow"] = Field(
+        default="exit", description="shadow decides and reports, but lets every request think on"
+    )
+    audit_rate: float = Field(
+        default=0.0, ge=0, le=1, description="share of the requests that think on, to see whether exits change answers"
+    )
+
+
 class SpecExitBlock(Config):
     """The ``specexit`` block of ``config.json``."""
 
@@ -64,6 +75,7 @@ class SpecExitBlock(Config):
     exit_point: Literal["earliest", "stable"] = "earliest"
     policy: Policy = Policy(thresholds={"validity": 0.9})
     calibration: Calibration | None = None
+    serving: Serving = Serving()
 
 
 class DraftConfig(Config):
@@ -134,9 +146,11 @@ def read_config(folder: Path) -> DraftConfig:
     """
     path = folder / "config.json"
     try:
-        raw: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
+        raw: Any = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
         raise DraftError(f"{path}: cannot be read as JSON: {error}") from error
+    if not isinstance(raw, dict):
+        raise DraftError(f"{path}: holds a {type(raw).__name__}, expected an object")
     try:
         config = DraftConfig.model_validate({k: v for k, v in raw.items() if k in DraftConfig.model_fields})
     except ValidationError as error:
@@ -152,6 +166,11 @@ def read_config(folder: Path) -> DraftConfig:
         raise DraftError(
             f"{path}: num_aux_hidden_states is {config.num_aux_hidden_states}, but "
             f"eagle_aux_hidden_state_layer_ids names {len(config.eagle_aux_hidden_state_layer_ids)} layers"
+        )
+    if list(config.eagle_aux_hidden_state_layer_ids) != sorted(set(config.eagle_aux_hidden_state_layer_ids)):
+        raise DraftError(
+            f"{path}: eagle_aux_hidden_state_layer_ids is {list(config.eagle_aux_hidden_state_layer_ids)}, expected "
+            "increasing ids: vLLM hands the layers on in their own order, each once"
         )
     return config
 
@@ -189,7 +208,22 @@ def check_tensors(config: DraftConfig, tensors: Mapping[str, np.ndarray], path: 
             raise DraftError(f"{path}: tensor {name} has shape {list(tensors[name].shape)}, expected {list(shape)}")
         if tensors[name].dtype.kind == "f" and not np.isfinite(tensors[name]).all():
             raise DraftError(f"{path}: tensor {name} holds NaN or infinity, expected finite weights")
-    ids = tensors["d2t"] + np.arange(config.draft_vocab_size)
+    check_vocabulary(config, tensors["d2t"], path)
+
+
+def check_vocabulary(config: DraftConfig, d2t: np.ndarray, path: Path) -> None:
+    """Check that every draft token stands for a target token, and for itself where the draft knows all of them.
+
+    Raises:
+      DraftError: names the first one that does not.
+    """
+    if config.draft_vocab_size == config.vocab_size and d2t.any():
+        moved = np.flatnonzero(d2t)[0]
+        raise DraftError(
+            f"{path}: d2t maps draft token {moved} to target token {moved + d2t[moved]}, expected itself: "
+            f"draft_vocab_size and vocab_size are both {config.vocab_size}"
+        )
+    ids = d2t + np.arange(config.draft_vocab_size)
     bad = np.flatnonzero((ids < 0) | (ids >= config.vocab_size))
     if bad.size:
         raise DraftError(
@@ -202,18 +236,25 @@ def check_target(config: DraftConfig, folder: Path, target_config: Mapping[str, 
     """Check that a draft belongs to a target, given the target's ``config.json``.
 
     Raises:
-      DraftError: hidden size, number of layers or vocabulary differ.
+      DraftError: hidden size, number of layers or vocabulary differ, or an aux layer is not one of the target's.
     """
     for ours, theirs in (
         ("target_hidden_size", "hidden_size"),
         ("target_num_hidden_layers", "num_hidden_layers"),
         ("vocab_size", "vocab_size"),
+        ("hidden_size", "hidden_size"),  # the draft embeds its tokens as the target does
     ):
         if getattr(config, ours) != target_config[theirs]:
             raise DraftError(
                 f"{folder / 'config.json'}: {ours} is {getattr(config, ours)}, but target {target} has "
                 f"{theirs} {target_config[theirs]}: the draft was made for another target"
             )
+    layers, last = config.eagle_aux_hidden_state_layer_ids, config.target_num_hidden_layers
+    if not 0 <= layers[0] <= layers[-1] <= last:
+        raise DraftError(
+            f"{folder / 'config.json'}: eagle_aux_hidden_state_layer_ids is {list(layers)}, expected ids from 0 (the "
+            f"embedding) to {last} (behind the last layer of target {target})"
+        )
 
 
 def write_draft(folder: Path, config: DraftConfig, tensors: Mapping[str, np.ndarray]) -> None:

@@ -80,6 +80,8 @@ class Replay:
             values = verdicts.values[:, column(name)]
             allowed &= values >= threshold if SIGNALS[column(name)].exits_above else values <= threshold
         hit = _streak(allowed, verdicts.trace) >= policy.patience
+        if policy.max_thinking_tokens is not None:
+            hit |= verdicts.offset >= policy.max_thinking_tokens
         rows = np.flatnonzero(hit)
         traces, first = np.unique(verdicts.trace[rows], return_index=True)
         return self._outcome(traces, verdicts.boundary[rows[first]])

@@ -5,12 +5,18 @@ Ids are never hard-coded: ``".\\n\\n"`` is token 382 for Qwen3 and Llama 3 alike
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from specexit.errors import InputError
+
+MAX_STRINGS = 30
+"""So many bits are left beside those of the two markers."""
+
+ALL_STRINGS = (1 << MAX_STRINGS) - 1
+"""The mask of a request that wants every split string."""
 
 
 @runtime_checkable
@@ -39,24 +45,58 @@ class ThinkTokens:
     start: int
     end: int
     split: frozenset[int]
+    by_string: Mapping[str, frozenset[int]] = field(default_factory=dict, compare=False)
+    """Which of the split tokens each split string stands for; a token may belong to several."""
+
+    def only(self, strings: Sequence[str]) -> ThinkTokens:
+        """The same with the split tokens of some of the strings alone.
+
+        Raises:
+          SplitError: a string is not one of those that were resolved.
+        """
+        for string in strings:
+            if string not in self.by_string:
+                known = ", ".join(map(repr, self.by_string))
+                raise SplitError(f"split string {string!r} is unknown, expected one of {known}")
+        kept = {string: self.by_string[string] for string in strings}
+        return ThinkTokens(self.start, self.end, frozenset().union(*kept.values()), kept)
+
+    def mask(self, strings: Sequence[str]) -> int:
+        """The strings as bits, in the order of ``by_string``; unknown ones are passed over."""
+        return sum(1 << bit for bit, string in enumerate(self.by_string) if string in strings)
+
+    def masks(self) -> dict[int, int]:
+        """For each split token, the `mask` of the strings it belongs to. One that belongs to none (`split` may be given
+        without strings) counts as belonging to all."""
+        return {
+            token: self.mask([string for string, tokens in self.by_string.items() if token in tokens]) or ALL_STRINGS
+            for token in self.split
+        }
 
 
 def marker(tokenizer: Tokenizer, text: str) -> int:
     """Id of a think marker.
 
     Raises:
-      SplitError: the marker is not one token.
+      SplitError: the marker is not one token, or that token stands for something else (an unknown word).
     """
     ids = tokenizer.encode(text, add_special_tokens=False)
     if len(ids) != 1:
         raise SplitError(
             f"tokenizer {_name(tokenizer)}: think marker {text!r} is {len(ids)} tokens {ids}, expected exactly one"
         )
+    if tokenizer.decode(ids).strip() != text.strip():
+        raise SplitError(
+            f"tokenizer {_name(tokenizer)}: think marker {text!r} becomes token {ids[0]}, which is "
+            f"{tokenizer.decode(ids)!r}: the vocabulary has no such marker"
+        )
     return ids[0]
 
 
-def split_tokens(tokenizer: Tokenizer, endings: Sequence[str], connectors: Sequence[str] = ()) -> frozenset[int]:
-    """Ids of all tokens at which a step may end.
+def split_tokens(
+    tokenizer: Tokenizer, endings: Sequence[str], connectors: Sequence[str] = ()
+) -> dict[str, frozenset[int]]:
+    """Ids of all tokens at which a step may end, by the string that makes them so.
 
     Args:
       tokenizer: the target's.
@@ -68,17 +108,22 @@ def split_tokens(tokenizer: Tokenizer, endings: Sequence[str], connectors: Seque
     Raises:
       SplitError: no token of the vocabulary fits.
     """
-    ids = {i for i in range(len(tokenizer)) if tokenizer.decode([i]).endswith(tuple(endings))} if endings else set()
+    found: dict[str, set[int]] = {string: set() for string in (*endings, *connectors)}
+    for token in range(len(tokenizer)) if endings else ():
+        text = tokenizer.decode([token])
+        for ending in endings:
+            if text.endswith(ending):
+                found[ending].add(token)
     for word in connectors:
         encoded = tokenizer.encode(word, add_special_tokens=False)
         if len(encoded) == 1:
-            ids.add(encoded[0])
-    if not ids:
+            found[word].add(encoded[0])
+    if not any(found.values()):
         raise SplitError(
             f"tokenizer {_name(tokenizer)}: no token ends with {list(endings)} or equals {list(connectors)}, "
             "so there is no step boundary to exit at"
         )
-    return frozenset(ids)
+    return {string: frozenset(tokens) for string, tokens in found.items()}
 
 
 def resolve(
@@ -87,10 +132,14 @@ def resolve(
     """Resolve both markers and the split set.
 
     Raises:
-      SplitError: see `marker` and `split_tokens`.
+      SplitError: see `marker` and `split_tokens`; also for more than `MAX_STRINGS` strings.
     """
-    ids = ThinkTokens(marker(tokenizer, start), marker(tokenizer, end), split_tokens(tokenizer, endings, connectors))
-    return ThinkTokens(ids.start, ids.end, ids.split - {ids.start, ids.end})
+    if len(endings) + len(connectors) > MAX_STRINGS:
+        raise SplitError(f"{len(endings) + len(connectors)} split strings were given, expected at most {MAX_STRINGS}")
+    opening, closing = marker(tokenizer, start), marker(tokenizer, end)
+    found = split_tokens(tokenizer, endings, connectors)
+    by_string = {string: tokens - {opening, closing} for string, tokens in found.items()}
+    return ThinkTokens(opening, closing, frozenset().union(*by_string.values()), by_string)
 
 
 def _name(tokenizer: Any) -> str:

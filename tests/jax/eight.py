@@ -107,7 +107,7 @@ def losses(config: TrainConfig, devices, mesh_config: MeshConfig) -> list[float]
     meta = check_data(config, target_config)
     fixed, draft, target = start(config, target_config, meta, first_rows(config.data, meta), mesh)
     step = make_step(config, draft, target, mesh)
-    frozen = Frozen(nnx.to_pure_dict(nnx.state(target)), np.asarray(fixed.vocab, np.int32))
+    frozen = Frozen(nnx.to_pure_dict(nnx.state(target)), np.asarray(fixed.vocab, np.int32), np.ones(640, np.float32))
     frozen = jax.device_put(frozen, step.frozen_shardings)
     params = jax.tree.map(np.asarray, nnx.to_pure_dict(nnx.state(draft)))
     state, found = step.init(params), []

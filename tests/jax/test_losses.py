@@ -12,6 +12,7 @@ from jax_specexit.losses import (
     signal_state_gradients,
     signal_weights,
 )
+from jax_specexit.step import signal_targets
 from specexit.signals import SIGNALS, column
 
 STEPS, BATCH, TIME, HIDDEN, VOCAB = 3, 2, 16, 12, 20
@@ -82,6 +83,19 @@ def test_masked_tokens_have_no_say() -> None:
     mask = jnp.zeros_like(raw).at[0, :4].set(1)
     changed = raw.at[1].set(9.0)
     np.testing.assert_array_equal(signal_losses(raw, labels, mask), signal_losses(changed, labels, mask))
+
+
+@pytest.mark.parametrize(("source", "rows"), [("fc", [1.0, 5.0, 0.0, 1.0]), ("draft", [5.0, 0.0, 0.0, 0.0])])
+def test_a_split_token_counts_more_at_the_row_that_speaks_of_it(source: str, rows: list[float]) -> None:
+    batch = {
+        "tokens": jnp.array([[3, 7, 7, 3]]),
+        "segment_ids": jnp.array([[1, 1, 1, 2]]),
+        "signal_labels": jnp.arange(4.0)[None, :, None] * jnp.ones(len(SIGNALS)),
+        "signal_mask": jnp.array([[True, True, False, True]])[..., None] & jnp.ones(len(SIGNALS), bool),
+    }
+    labels, weights = signal_targets(batch, source, jnp.ones(9).at[7].set(5.0))
+    np.testing.assert_array_equal(weights[0, :, 0], rows)
+    assert labels[0, rows.index(5.0), 0] == 1
 
 
 def test_state_gradients_equal_a_backward_pass() -> None:

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from specexit.draftdir import plain_copy
 from specexit.schemas.target import TargetConfig, load_target_config
@@ -62,6 +70,9 @@ SPECIAL = {
     "never": {"extra_args": {"specexit_validity": 1.0}},
     "always": {"extra_args": {"specexit_validity": 0.0}},
     "minimum": {"extra_args": {"specexit_validity": 0.0, "specexit_min_thinking_tokens": 60}},
+    "maximum": {"extra_args": {"specexit_validity": 1.0, "specexit_max_thinking_tokens": 50}},
+    "splits": {"extra_args": {"specexit_validity": 0.0, "specexit_splits": ["\n\n"]}},
+    "shadow": {"extra_args": {"specexit_validity": 0.0, "specexit_mode": "shadow"}},
     "patience": {"extra_args": {"specexit_validity": 0.0, "specexit_patience": 3}},
     "remaining": {"extra_args": {"specexit_remaining": 0.0}},
     "short": {"extra_args": {"specexit": True, "specexit_validity": 1.0}, "max_tokens": 12},
@@ -72,7 +83,17 @@ SPECIAL = {
 LIVELY = {"extra_args": {"specexit_validity": 0.5}, "max_tokens": 80, "logprobs": 1}
 """Exits sooner than by the drafts' own policy, for runs that must be short."""
 
-BAD = [{"specexit_validity": 1.5}, {"specexit_patience": "often"}, {"specexit_certainty": 0.5}]
+ON_A_CPU = {"PYTHONPATH": os.pathsep.join([str(HERE / "interpreter"), *filter(None, [os.environ.get("PYTHONPATH")])])}
+V2 = {"TRITON_INTERPRET": "1", "VLLM_USE_V2_MODEL_RUNNER": "1"}
+ASYNC = {"SPECEXIT_TEST_ASYNC": "1"}
+"""Environments for what vLLM does not do on a CPU by itself; see ``interpreter/sitecustomize.py``."""
+
+BAD = [
+    {"specexit_validity": 1.5},
+    {"specexit_patience": "often"},
+    {"specexit_certainty": 0.5},
+    {"specexit_splits": ["Wait"]},
+]
 
 
 class Engines:
@@ -86,7 +107,10 @@ class Engines:
         self.main = cache(self._main)
         self.none = cache(self._none)
         self.v2 = cache(self._v2)
+        self.v2_sync = cache(self._v2_sync)
+        self.v1_async = cache(self._v1_async)
         self.plain = cache(self._plain)
+        self.changed = cache(self._changed)
 
     def batch(self, params: dict[str, Any] | None = None, n: int | None = None, **rest: Any) -> dict[str, Any]:
         return {"requests": [{"ids": ids, "params": params or {}} for ids in self.prompts[:n]], **rest}
@@ -126,16 +150,26 @@ class Engines:
 
     def _v2(self, draft: str) -> dict[str, Any]:
         """V2 runner, asynchronous scheduling, few KV blocks: a lively batch, and one with exits off."""
-        environment = {
-            "PYTHONPATH": str(HERE / "interpreter"),
-            "TRITON_INTERPRET": "1",
-            "VLLM_USE_V2_MODEL_RUNNER": "1",
-            "SPECEXIT_TEST_ASYNC": "1",
-        }
         extra = {"max_num_batched_tokens": 128, "num_gpu_blocks_override": 18, "max_model_len": 256}
         engine = {"draft": str(self.drafts / draft), "k": 3, "extra": extra}
         batches = [self.batch(LIVELY, n=6), self.batch(OFF | {"max_tokens": 30}, n=4)]
-        return serve(self.folder / f"v2-{draft}", {"engine": engine, "batches": batches}, environment)
+        return serve(self.folder / f"v2-{draft}", {"engine": engine, "batches": batches}, ON_A_CPU | V2 | ASYNC)
+
+    def _v2_sync(self, draft: str) -> dict[str, Any]:
+        """V2 runner, synchronous scheduling: a small lively batch."""
+        job = {"engine": {"draft": str(self.drafts / draft)}, "batches": [self.batch(LIVELY, n=3)]}
+        return serve(self.folder / f"v2-sync-{draft}", job, ON_A_CPU | V2)
+
+    def _v1_async(self, draft: str) -> dict[str, Any]:
+        """V1 runner, asynchronous scheduling: a lively batch, and one with exits off."""
+        batches = [self.batch(LIVELY), self.batch(OFF | {"max_tokens": 30})]
+        job = {"engine": {"draft": str(self.drafts / draft)}, "batches": batches}
+        return serve(self.folder / f"v1-async-{draft}", job, ON_A_CPU | ASYNC)
+
+    def _changed(self, place: str) -> dict[str, Any]:
+        """V1 runner, a method of vLLM having other parameters than the plug-in knows: a lively batch."""
+        job = {"engine": {"draft": str(self.drafts / "draft")}, "batches": [self.batch(LIVELY)], "change": [place]}
+        return serve(self.folder / place.rpartition(".")[2], job)
 
     def _none(self) -> list[dict[str, Any]]:
         """No speculation: the prompts, then what follows behind each exit of either source."""
@@ -162,3 +196,124 @@ class Engines:
 @pytest.fixture(scope="session")
 def engines(tmp_path_factory: pytest.TempPathFactory, drafts: Path, prompts: list[list[int]]) -> Engines:
     return Engines(tmp_path_factory.mktemp("engines"), drafts, prompts)
+
+
+@pytest.fixture(scope="session", params=["draft", "fc"])
+def corner(request: pytest.FixtureRequest, drafts: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What an engine did in its corners, by scenario; see ``corners.py``."""
+    result = tmp_path_factory.mktemp("corners") / "result.json"
+    run_program("corners.py", drafts / request.param, result)
+    return json.loads(result.read_text())
+
+
+class Server:
+    """A real OpenAI server on loopback, started as a user starts it; its engine runs in processes of its own.
+
+    Args:
+      log: file that receives what it prints.
+      draft: draft directory.
+      arguments: further arguments of ``vllm serve``.
+    """
+
+    START_SECONDS = 240
+
+    def __init__(self, log: Path, draft: Path, *arguments: str):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.log, self.url = log, f"http://127.0.0.1:{self.port}"
+        words = ["--host", "127.0.0.1", "--port", str(self.port), "--served-model-name", "tiny", "--dtype", "float32"]
+        words += ["--enforce-eager", "--max-model-len", "1024", "--max-num-seqs", "16", "--block-size", "32"]
+        words += ["--max-num-batched-tokens", "512", "--disable-uvicorn-access-log", *arguments]
+        command = [sys.executable, "-m", "specexit", "serve", "target=tiny-reasoner", f"draft={draft}"]
+        settings = {"OMP_NUM_THREADS": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}
+        with log.open("w") as stream:
+            self.process = subprocess.Popen(
+                [*command, f"arguments={json.dumps(words)}"],
+                env=os.environ | settings | {"VLLM_NO_USAGE_STATS": "1"},
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def wait(self) -> None:
+        """Until it answers."""
+        for _ in range(self.START_SECONDS * 2):
+            assert self.process.poll() is None, f"the server has ended:\n{self.log.read_text()[-8000:]}"
+            try:
+                self.get("/health")
+                return
+            except urllib.error.URLError:
+                time.sleep(0.5)
+        raise AssertionError(f"the server does not answer:\n{self.log.read_text()[-8000:]}")
+
+    def stop(self) -> None:
+        self.process.send_signal(signal.SIGINT)
+        try:
+            self.process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)  # a group of our own: all of its processes
+            self.process.wait()
+
+    def _open(self, path: str, body: dict[str, Any] | None, headers: dict[str, str]) -> Any:
+        data = None if body is None else json.dumps(body).encode()
+        headers = {"Content-Type": "application/json"} | headers
+        return urllib.request.urlopen(urllib.request.Request(self.url + path, data, headers), timeout=120)
+
+    def get(self, path: str) -> str:
+        with self._open(path, None, {}) as response:
+            return response.read().decode()
+
+    def post(self, path: str, body: dict[str, Any], **headers: str) -> dict[str, Any]:
+        with self._open(path, body, headers) as response:
+            return json.load(response)
+
+    def refusal(self, path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        """Status and error of a request that must not be answered."""
+        with pytest.raises(urllib.error.HTTPError) as error:
+            self._open(path, body, {})
+        with error.value as response:
+            return response.code, json.load(response)["error"]
+
+    def stream(self, path: str, body: dict[str, Any], **headers: str) -> Iterator[dict[str, Any]]:
+        """The chunks of a streamed response."""
+        with self._open(path, body | {"stream": True}, headers) as response:
+            for line in response:
+                if line.startswith(b"data: {"):
+                    yield json.loads(line.removeprefix(b"data: "))
+
+    def metrics(self) -> dict[str, float]:
+        """SpecExit's samples, by name without prefix and the values of labels that are not the same for all."""
+        samples = {}
+        for family in text_string_to_metric_families(self.get("/metrics")):
+            for sample in family.samples:
+                if sample.name.startswith("vllm:specexit_"):
+                    own = (value for label, value in sample.labels.items() if label not in ("engine", "model_name"))
+                    samples[" ".join((sample.name.removeprefix("vllm:specexit_"), *own))] = sample.value
+        return samples
+
+
+ServerStarter = Callable[..., AbstractContextManager[Server]]
+
+
+@pytest.fixture(scope="session")
+def start_server(tmp_path_factory: pytest.TempPathFactory) -> ServerStarter:
+    """``with start_server(name, draft, *arguments) as server``: a server that answers, and is gone behind the block."""
+
+    @contextmanager
+    def start(name: str, draft: Path, *arguments: str) -> Iterator[Server]:
+        running = Server(tmp_path_factory.mktemp(name) / "log", draft, *arguments)
+        try:
+            running.wait()
+            yield running
+        finally:
+            running.stop()
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def server(start_server: ServerStarter, drafts: Path) -> Iterator[Server]:
+    """A server with the draft of source ``draft``, started once."""
+    with start_server("server", drafts / "draft") as running:
+        yield running

@@ -6,19 +6,27 @@ batches of requests, which run one after the other on it.
 
 from __future__ import annotations
 
+import importlib
 import json
+import logging
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from specexit.schemas.target import load_target_config
-from torch_specexit.engine import EngineConfig, start_engine
+from torch_specexit.engine import EngineConfig, set_environment, start_engine
 
 
 def metrics(llm: Any) -> dict[str, int]:
     names = ("num_drafts", "num_draft_tokens", "num_accepted_tokens")
     wanted = {f"vllm:spec_decode_{name}": name for name in names} | {"vllm:num_preemptions": "num_preemptions"}
     return {wanted[metric.name]: metric.value for metric in llm.get_metrics() if metric.name in wanted}
+
+
+def outcomes(llm: Any) -> Counter[str]:
+    wanted = [metric for metric in llm.get_metrics() if metric.name == "vllm:specexit_requests"]
+    return Counter({metric.labels["outcome"]: metric.value for metric in wanted})
 
 
 def slots_in_use(worker: Any) -> int:
@@ -37,7 +45,7 @@ def refusal(llm: Any, prompt: Any, params: Any) -> str | None:
 def run_batch(llm: Any, batch: dict[str, Any]) -> dict[str, Any]:
     from vllm import SamplingParams, TokensPrompt
 
-    before = metrics(llm)
+    before, counted = metrics(llm), outcomes(llm)
     prompts = [TokensPrompt(prompt_token_ids=request["ids"]) for request in batch["requests"]]
     params = [
         SamplingParams(**{"temperature": 0.0, "max_tokens": 300} | request.get("params", {}))
@@ -64,15 +72,43 @@ def run_batch(llm: Any, batch: dict[str, Any]) -> dict[str, Any]:
             for output in outputs
         ],
         "metrics": {name: after[name] - before[name] for name in after},
+        "counted": outcomes(llm) - counted,
         "slots": llm.collective_rpc(slots_in_use)[0],
     }
 
 
+def change(place: str) -> None:
+    """Give a method of vLLM, ``module:Class.method``, other parameters, as another version might."""
+    module, _, path = place.partition(":")
+    owner, name = path.split(".")
+    cls = getattr(importlib.import_module(module), owner)
+    original = getattr(cls, name)
+    setattr(cls, name, lambda self, *args, **kwargs: original(self, *args, **kwargs))
+
+
+class Lines(logging.Filter):
+    """What the plug-in logs. No handler, for vLLM takes these off its children when it configures its logger."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+        logging.getLogger("vllm.specexit").addFilter(self)
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        self.lines.append(record.getMessage())
+        return True
+
+
 def main(job: dict[str, Any]) -> dict[str, Any]:
     engine = job["engine"]
+    config = EngineConfig(kv_cache_gib=1, extra=engine.get("extra", {}))
+    set_environment(config)
+    log = Lines()
+    for place in job.get("change", ()):
+        change(place)
     llm = start_engine(
         load_target_config("tiny-reasoner"),
-        EngineConfig(kv_cache_gib=1, extra=engine.get("extra", {})),
+        config,
         draft=Path(engine["draft"]) if engine.get("draft") else None,
         num_speculative_tokens=engine.get("k", 3),
     )
@@ -81,7 +117,7 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
     classes = [f"{ancestor.__module__}.{ancestor.__name__}" for ancestor in runner.__mro__]
     scheduler = type(core.scheduler).__name__
     batches = [run_batch(llm, batch) for batch in job["batches"]]
-    return {"runner": classes, "scheduler": scheduler, "batches": batches}
+    return {"runner": classes, "scheduler": scheduler, "batches": batches, "log": log.lines}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a request may ask for, what it gets back, and what keeps a draft from being served."""
+"""What a request may ask for, and what it gets back."""
 
 from __future__ import annotations
 
@@ -6,25 +6,37 @@ import logging
 from types import SimpleNamespace
 
 import pytest
-import torch
 
 from specexit.decision import Policy
-from specexit.draftdir import DraftError, read_config, read_draft
+from specexit.draftdir import Serving, SpecExitBlock
 from specexit.signals import NAMES
-from torch_specexit.plugin.arguments import ArgumentError, policy_or_default, request_policy
-from torch_specexit.plugin.checks import check_draft, checked
-from torch_specexit.plugin.hooks import Hook, install
+from torch_specexit.plugin.arguments import ArgumentError, check, wish, wish_or_default
+from torch_specexit.plugin.audit import thinks_on
 from torch_specexit.plugin.outcome import Record
 from torch_specexit.plugin.rule import BEFORE, OVER, THINKING
 
-DEFAULT = Policy(thresholds={"validity": 0.9, "confidence": 0.2}, patience=2)
+DEFAULT = Policy(thresholds={"validity": 0.9, "confidence": 0.2}, patience=2, max_thinking_tokens=900)
+BLOCK = SpecExitBlock(target="some", policy=DEFAULT, split_endings=("\n\n", ".\n\n"), split_connectors=("Wait",))
 
 
-def test_any_threshold_replaces_all_of_the_servers_and_nothing_else():
-    policy = request_policy({"specexit_remaining": 50, "specexit_min_thinking_tokens": 7, "other": {}}, DEFAULT)
-    assert policy == Policy(thresholds={"remaining": 50.0}, patience=2, min_thinking_tokens=7)
-    assert request_policy(None, DEFAULT) == DEFAULT
-    assert request_policy({"specexit": 0}, DEFAULT) is None
+def test_any_threshold_replaces_all_of_the_drafts_and_nothing_else():
+    given = {"specexit_remaining": 50, "specexit_min_thinking_tokens": 7, "other": {}}
+    expected = Policy(thresholds={"remaining": 50.0}, patience=2, min_thinking_tokens=7, max_thinking_tokens=900)
+    assert wish(given, BLOCK).policy == expected
+    assert wish(None, BLOCK) == (DEFAULT, None, None)
+    assert wish({"specexit": 0}, BLOCK).policy is None
+
+
+def test_maximum_split_strings_and_shadow_mode_can_be_asked_for():
+    given = {"specexit_max_thinking_tokens": 80, "specexit_splits": ["Wait", "\n\n"], "specexit_mode": "shadow"}
+    assert wish(given, BLOCK) == (DEFAULT.model_copy(update={"max_thinking_tokens": 80}), ("Wait", "\n\n"), "shadow")
+
+
+def test_a_request_thinks_on_by_its_own_mode_the_servers_or_an_audit():
+    server, shadowing, audited = Serving(), Serving(mode="shadow"), Serving(audit_rate=1.0)
+    assert [thinks_on("r", server, mode) for mode in (None, "exit", "shadow")] == [False, False, True]
+    assert [thinks_on("r", shadowing, mode) for mode in (None, "exit", "shadow")] == [True, False, True]
+    assert thinks_on("r", audited, "exit")
 
 
 @pytest.mark.parametrize(
@@ -34,14 +46,38 @@ def test_any_threshold_replaces_all_of_the_servers_and_nothing_else():
         ({"specexit_remaining": "few"}, "specexit_remaining is 'few'"),
         ({"specexit": "perhaps"}, "specexit is 'perhaps'"),
         ({"specexit_validiti": 0.5}, "unknown key 'specexit_validiti', expected one of specexit"),
+        ({"specexit_mode": "dark"}, "specexit_mode is 'dark'"),
+        ({"specexit_splits": []}, "specexit_splits is \\[\\]"),
+        ({"specexit_splits": ["Wait", "So"]}, "specexit_splits has 'So', expected some of the draft's: .*'Wait'"),
+        ({"specexit_max_thinking_tokens": 0}, "specexit_max_thinking_tokens is 0"),
+        (
+            {"specexit_min_thinking_tokens": 20, "specexit_max_thinking_tokens": 10},
+            "specexit_max_thinking_tokens is 10, expected at least specexit_min_thinking_tokens, which is 20",
+        ),
+        (
+            {"specexit_min_thinking_tokens": 1000},
+            "specexit_max_thinking_tokens is 900 \\(the draft's\\), expected at least .*, which is 1000",
+        ),
     ],
 )
 def test_a_bad_argument_is_named_and_the_worker_goes_on_with_the_default(arguments, message, caplog):
     with pytest.raises(ArgumentError, match="extra_args: " + message):
-        request_policy(arguments, DEFAULT)
+        wish(arguments, BLOCK)
     with caplog.at_level(logging.WARNING, logger="vllm.specexit"):
-        assert policy_or_default(arguments, DEFAULT, "r7") == DEFAULT
+        assert wish_or_default(arguments, BLOCK, "r7") == (DEFAULT, None, None)
     assert "r7" in caplog.text
+
+
+def test_the_front_end_checks_against_the_draft_where_there_is_one(write_random_draft, tmp_path):
+    draft = SimpleNamespace(model=str(write_random_draft(tmp_path / "d", "draft")), revision=None)
+    ours = SimpleNamespace(speculative_config=SimpleNamespace(draft_model_config=draft))
+    check({"specexit_splits": ["\n\n"]}, ours)
+    with pytest.raises(ArgumentError, match="specexit_splits has 'Wait'"):
+        check({"specexit_splits": ["Wait"]}, ours)
+    for other in (SimpleNamespace(speculative_config=None), SimpleNamespace(speculative_config=SimpleNamespace())):
+        check({"specexit_splits": ["Wait"]}, other)
+        with pytest.raises(ArgumentError, match="specexit_validity is 2"):
+            check({"specexit_validity": 2}, other)
 
 
 def record(phase, thoughts, *, start=0, exited=0, on=1):
@@ -69,75 +105,3 @@ def test_outcome(row, n_output, cut_off, expected):
     outcome = row.describe(n_output, cut_off=cut_off)
     assert (outcome["outcome"], outcome["thinking_tokens"]) == expected
     assert outcome["signals"] == dict(zip(NAMES, (0.1, 0.2, 3.0, 0.9), strict=True))
-
-
-def target_of(config, **changes):
-    sizes = {"hidden_size": config.target_hidden_size, "num_hidden_layers": config.target_num_hidden_layers}
-    hf = SimpleNamespace(**sizes | {"vocab_size": config.vocab_size} | changes)
-    return SimpleNamespace(hf_text_config=hf, model="some-target", max_model_len=1024)
-
-
-def with_policy(config, **policy):
-    block = config.specexit.model_copy(update={"policy": Policy(**policy)})
-    return config.model_copy(update={"specexit": block})
-
-
-@pytest.mark.parametrize("field", ["hidden_size", "num_hidden_layers", "vocab_size"])
-def test_a_draft_of_another_target_is_refused(write_random_draft, tmp_path, field):
-    config = read_config(write_random_draft(tmp_path / "d", "draft"))
-    assert check_draft(config, tmp_path / "d", target_of(config)) == config.specexit
-    with pytest.raises(DraftError, match=f"config.json: .*{field}.*some-target.* 7"):
-        check_draft(config, tmp_path / "d", target_of(config, **{field: 7}))
-
-
-def test_a_draft_that_cannot_be_served_is_refused(write_random_draft, tmp_path):
-    config = read_config(write_random_draft(tmp_path / "d", "draft"))
-    target = target_of(config)
-    short = config.model_copy(update={"max_position_embeddings": 512})
-    for unusable, message in (
-        (short, "max_position_embeddings is 512, but the engine serves max_model_len 1024"),
-        (config.model_copy(update={"specexit": None}), "no specexit block"),
-        (with_policy(config, smoothing="ewma"), "policy.smoothing is 'ewma', expected none with source 'draft'"),
-        (with_policy(config, smoothing="round"), "policy.smoothing is 'round'"),
-    ):
-        with pytest.raises(DraftError, match=message):
-            check_draft(unusable, tmp_path / "d", target)
-
-
-def test_bad_weights_are_refused_while_loading(write_random_draft, tmp_path):
-    config, arrays = read_draft(write_random_draft(tmp_path / "d", "fc"))
-    good = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    assert dict(checked(good.items(), config, tmp_path)).keys() == good.keys()
-    nan = good | {"norm.weight": good["norm.weight"].clone().index_fill_(0, torch.tensor([3]), torch.nan)}
-    misshapen = good | {"fc.weight": good["fc.weight"][:-1]}
-    missing = {name: tensor for name, tensor in good.items() if name != "d2t"}
-    for weights, message in (
-        (nan, "norm.weight holds NaN"),
-        (misshapen, r"fc.weight has shape \[67, 192\], expected \[68, 192\]"),
-        (missing, r"d2t \[120\] is missing"),
-    ):
-        with pytest.raises(DraftError, match=f"model.safetensors: tensor {message}"):
-            list(checked(weights.items(), config, tmp_path))
-
-
-class Wrapped:
-    def step(self, tokens, other=None):
-        return tokens
-
-
-def hook(method, parameters):
-    return Hook(__name__, "Wrapped", method, parameters, lambda f: lambda *a: [f(*a)], why="", relies_on="", since="")
-
-
-def test_hooks_that_do_not_fit_are_named_and_none_is_installed(monkeypatch, caplog):
-    monkeypatch.setitem(__import__("sys").modules, __name__, SimpleNamespace(Wrapped=Wrapped))
-    monkeypatch.setattr(Wrapped, "step", Wrapped.step)  # restored behind the test
-    fitting = hook("step", ("tokens",))
-    with caplog.at_level(logging.WARNING, logger="vllm.specexit"):
-        assert not install([fitting, hook("step", ("token",)), hook("gone", ())])
-    assert "Wrapped.step takes ('tokens',), expected ('token',)" in caplog.text
-    assert "Wrapped.gone does not exist" in caplog.text
-    assert Wrapped().step(1) == 1
-    assert install([fitting])
-    assert install([fitting])
-    assert Wrapped().step(1) == [1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 
 import pytest
 import torch
@@ -107,17 +108,29 @@ def test_outcomes_count_the_thinking_that_the_client_sees(engines, source, targe
 
 
 @both_sources
+def test_llms_own_metrics_count_the_outcomes(engines, source):
+    for batch in engines.main(source):
+        if "requests" in batch:
+            assert batch["counted"] == Counter(outcomes(batch))
+    assert engines.plain()["counted"] == {}  # no draft of ours: nothing is added to vLLM
+
+
+@both_sources
 def test_requests_have_policies_of_their_own(engines, source, target):
     ids = target.think_tokens()
     requests = dict(zip(engines.special, engines.main(source)[3]["requests"], strict=True))
     plain = texts(engines.none()[0])[0]
     splits = [i for i, token in enumerate(plain) if token in ids.split]
     counts = {name: request["outcome"]["thinking_tokens"] for name, request in requests.items()}
-    for name in ("off", "never", "remaining"):  # no exponential is at most 0
+    for name in ("off", "never", "remaining", "shadow"):  # no exponential is at most 0
         assert requests[name]["ids"] == plain
     assert counts["always"] == splits[0] + 1
     assert counts["minimum"] == next(i for i in splits if i + 1 >= 60) + 1
+    assert counts["maximum"] == next(i for i in splits if i + 1 >= 50) + 1
+    assert counts["splits"] == splits[0] + 1
     assert counts["patience"] == splits[2] + 1
+    # Nothing is judged behind a would-be exit, so the last verdict is that of the exit that was not made.
+    assert requests["shadow"]["outcome"]["signals"] == pytest.approx(requests["always"]["outcome"]["signals"], rel=1e-3)
     assert requests["short"]["outcome"] | {"signals": {}} == {
         "outcome": "length",
         "thinking_tokens": 12,
@@ -147,6 +160,7 @@ def test_bad_arguments_are_refused_at_admission(engines):
     assert "specexit_validity is 1.5" in errors[0]
     assert "specexit_patience is 'often'" in errors[1]
     assert "unknown key 'specexit_certainty'" in errors[2]
+    assert "specexit_splits has 'Wait', expected some of the draft's: '\\n\\n'" in errors[3]
 
 
 @both_sources

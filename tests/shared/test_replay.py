@@ -52,6 +52,7 @@ policies = st.builds(
     alpha=st.sampled_from([0.1, 0.5, 1.0]),
     patience=st.integers(1, 3),
     min_thinking_tokens=st.integers(0, 12),
+    max_thinking_tokens=st.none() | st.integers(12, 24),
 )
 
 

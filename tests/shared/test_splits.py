@@ -37,9 +37,24 @@ def test_markers_are_single_tokens_and_never_split_tokens(tokenizer):
 
 
 def test_a_connector_counts_at_a_sentence_start_only(tokenizer):
-    ids = split_tokens(tokenizer, ["\n\n"], ["So"])
-    assert tokenizer.encode("So")[0] in ids
-    assert not set(tokenizer.encode(" So")) & ids
+    ids = resolve(tokenizer, "<think>", "</think>", ["\n\n"], ["So"])
+    assert tokenizer.encode("So")[0] in ids.split
+    assert not set(tokenizer.encode(" So")) & ids.split
+
+
+def test_a_part_of_the_split_strings_can_be_chosen(tokenizer):
+    paragraph, sentence = tokenizer.encode("\n\n")[0], tokenizer.encode(".\n\n")[0]
+    so = tokenizer.encode("So")[0]
+    ids = resolve(tokenizer, "<think>", "</think>", ["\n\n", ".\n\n"], ["So"])
+    masks = ids.masks()
+    assert masks.keys() == ids.split
+    assert (masks[paragraph], masks[sentence], masks[so]) == (0b001, 0b011, 0b100)
+    for strings in (["So"], [".\n\n"], ["So", ".\n\n"], ["\n\n"]):
+        assert ids.only(strings).split == {token for token, mask in masks.items() if mask & ids.mask(strings)}
+    assert sentence in ids.only(["\n\n"]).split
+    assert paragraph not in ids.only([".\n\n"]).split
+    with pytest.raises(SplitError, match=r"split string 'Wait' is unknown, expected one of '\\n\\n', "):
+        ids.only(["Wait"])
 
 
 def test_a_tokenizer_without_think_markers_is_refused_by_name(no_markers):

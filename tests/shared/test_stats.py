@@ -9,6 +9,7 @@ from scipy import stats as scipy_stats
 from specexit.stats import (
     auroc,
     average_precision,
+    binomial_interval,
     binomial_tail,
     binomial_upper_bound,
     brier,
@@ -79,6 +80,17 @@ def test_the_upper_bound_is_clopper_and_pearsons(n, data, delta):
     errors = data.draw(st.integers(0, n))
     expected = 1.0 if errors == n else scipy_stats.beta.ppf(1 - delta, errors + 1, n - errors)
     assert binomial_upper_bound(errors, n, delta) == pytest.approx(expected, rel=1e-7)
+
+
+@given(n=st.integers(1, 200), data=st.data())
+def test_the_interval_is_clopper_and_pearsons(n, data):
+    errors = data.draw(st.integers(0, n))
+    expected = scipy_stats.binomtest(errors, n).proportion_ci(0.95, "exact")
+    assert binomial_interval(errors, n) == pytest.approx((expected.low, expected.high), rel=1e-7, abs=1e-12)
+
+
+def test_without_a_trial_every_rate_is_possible():
+    assert binomial_interval(0, 0) == (0.0, 1.0)
 
 
 def test_the_upper_bound_covers_as_promised():

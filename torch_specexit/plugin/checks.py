@@ -9,7 +9,7 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import Tensor
 
-from specexit.draftdir import DraftConfig, DraftError, SpecExitBlock, check_target
+from specexit.draftdir import DraftConfig, DraftError, SpecExitBlock, check_target, check_vocabulary
 
 
 def folder_of(model: str, revision: str | None, file: str) -> Path:
@@ -34,7 +34,7 @@ def check_draft(config: DraftConfig, folder: Path, target: Any) -> SpecExitBlock
 
     Raises:
       DraftError: it was made for another target, is shorter than the engine's context, has no ``specexit`` block, or a
-        policy that cannot be served.
+        policy that cannot be served: one of another smoothing, or without any threshold.
     """
     path = folder / "config.json"
     names = ("hidden_size", "num_hidden_layers", "vocab_size")
@@ -53,6 +53,10 @@ def check_draft(config: DraftConfig, folder: Path, target: Any) -> SpecExitBlock
             f"{path}: specexit.policy.smoothing is {block.policy.smoothing!r}, expected {' or '.join(served)} "
             f"with source {block.source!r}"
         )
+    if not block.policy.thresholds:
+        raise DraftError(
+            f"{path}: specexit.policy.thresholds is empty, expected at least one: every request would exit at once"
+        )
     return block
 
 
@@ -60,7 +64,8 @@ def checked(weights: Iterable[tuple[str, Tensor]], config: DraftConfig, folder: 
     """Pass a draft's tensors on while an engine loads them.
 
     Raises:
-      DraftError: the file is truncated, or a tensor is missing, misshapen or not finite.
+      DraftError: the file is truncated, a tensor is missing, misshapen or not finite, or the draft's vocabulary points
+        outside of the target's.
     """
     path = folder / "model.safetensors"
     missing = config.tensor_shapes()
@@ -71,6 +76,8 @@ def checked(weights: Iterable[tuple[str, Tensor]], config: DraftConfig, folder: 
                 raise DraftError(f"{path}: tensor {name} has shape {list(tensor.shape)}, expected {list(shape)}")
             if tensor.is_floating_point() and not tensor.isfinite().all():
                 raise DraftError(f"{path}: tensor {name} holds NaN or infinity, expected finite weights")
+            if name == "d2t":
+                check_vocabulary(config, tensor.cpu().numpy(), path)
             yield name, tensor
     except SafetensorError as error:
         raise DraftError(f"{path}: cannot be read as safetensors (truncated?): {error}") from error

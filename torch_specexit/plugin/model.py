@@ -20,6 +20,7 @@ from specexit.signals import NAMES
 from specexit.splits import load_tokenizer, resolve
 from torch_specexit.plugin.checks import check_draft, checked, folder_of
 from torch_specexit.plugin.hooks import install_worker_hooks
+from torch_specexit.plugin.settings import serving_of
 
 
 class SpecExitLlamaForCausalLMEagle3(Eagle3LlamaForCausalLM):
@@ -27,6 +28,7 @@ class SpecExitLlamaForCausalLMEagle3(Eagle3LlamaForCausalLM):
 
     Raises:
       DraftError: the draft cannot serve this target; see `check_draft`.
+      ConfigError: ``--additional-config`` holds settings that cannot be used; see `serving_of`.
       SplitError: the target's tokenizer has no single-token think markers or no split token.
     """
 
@@ -40,6 +42,7 @@ class SpecExitLlamaForCausalLMEagle3(Eagle3LlamaForCausalLM):
         block = check_draft(config, folder, target)
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         self.folder, self.draft_config, self.block = folder, config, block
+        self.serving = serving_of(block, vllm_config.additional_config)
         self.think_tokens = resolve(
             load_tokenizer(folder_of(target.tokenizer, target.tokenizer_revision, "tokenizer.json")),
             block.think_start,
@@ -58,7 +61,7 @@ class SpecExitLlamaForCausalLMEagle3(Eagle3LlamaForCausalLM):
         """Set by a runner that reads the signals of whole steps."""
         self.first_pass_only = False
         """Set by a V1 hook where the engine would skip drafting, though the signals are needed."""
-        install_worker_hooks()
+        install_worker_hooks(v2=getattr(vllm_config, "use_v2_model_runner", True))
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """Load a draft directory's tensors, the signal rows apart.
@@ -71,6 +74,8 @@ class SpecExitLlamaForCausalLMEagle3(Eagle3LlamaForCausalLM):
     def _without_signals(self, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
         hidden = self.draft_config.hidden_size
         for name, tensor in weights:
+            if name == "d2t" and self.draft_config.draft_vocab_size == self.draft_config.vocab_size:
+                continue  # it is all zeros then, and since 0.30 vLLM has no place for it
             if name == "signal_head.weight":
                 self.signal_weight.data.copy_(tensor)
             elif name == "fc.weight" and self.block.source == "fc":
@@ -92,16 +97,24 @@ class SpecExitLlamaForCausalLMEagle3(Eagle3LlamaForCausalLM):
         return normed, hidden
 
     def compute_logits(self, hidden_states: Float[Tensor, "batch hidden"]) -> Tensor | None:
-        """Draft logits, as in EAGLE-3.
+        """Draft logits, as in EAGLE-3; see `_leave_signals`."""
+        self._leave_signals(hidden_states)
+        return super().compute_logits(hidden_states)
 
-        In the first pass of a step the rows are the last accepted token of each request, and its signals are read off
-        on the way. The buffer is a fixed one, so that this can become part of a CUDA graph.
+    def get_top_tokens(self, hidden_states: Float[Tensor, "batch hidden"]) -> Int[Tensor, " batch"]:
+        """Draft tokens without logits, which vLLM asks for instead under ``use_local_argmax_reduction``."""
+        self._leave_signals(hidden_states)
+        return super().get_top_tokens(hidden_states)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def _leave_signals(self, hidden_states: Float[Tensor, "batch hidden"]) -> None:
+        """Read the signals off the first pass of a step, whose rows are the last accepted token of each request.
+
+        The buffer is a fixed one, so that this can become part of a CUDA graph.
         """
         if not self.keeps_rows and self._passes_to_record > 0:
             self._passes_to_record -= 1
             n = min(hidden_states.shape[0], self.signals.shape[0])
             self.signals[:n].copy_(hidden_states[:n].float() @ self.signal_weight.t())
-        return super().compute_logits(hidden_states)
 
     def signals_of_rows(self, rows: Int[Tensor, " rows"]) -> Float[Tensor, "rows signals"]:
         """Raw signals at some rows of the step's first pass (source ``draft``, where ``keeps_rows``)."""

@@ -1,8 +1,8 @@
-"""How each request ended, from the worker's tables to the client.
+"""How each request ended, and how its thinking goes, from the worker's tables to the front end.
 
-A snapshot of the tables rides on the model runner's output to the engine core, which puts what it says about a
-finished request into ``RequestOutput.kv_transfer_params["specexit"]``, the one field that reaches offline callers and
-the (not streamed) JSON of the OpenAI server alike.
+A snapshot of the tables rides on the model runner's output to the engine core, which puts what is new about a request
+into ``EngineCoreOutput.kv_transfer_params["specexit"]``, the one field that reaches offline callers and the JSON of the
+OpenAI server alike. What becomes of it there is in `torch_specexit.plugin.frontend`.
 """
 
 from __future__ import annotations
@@ -10,18 +10,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
 from specexit.signals import NAMES
-from torch_specexit.plugin.rule import BEFORE, OVER, State
+from torch_specexit.plugin.rule import BEFORE, OVER, RECORD, THINKING
 
 KEY = "specexit"
+NOW = "now"
+"""In a report that is final unless the request goes on: the outcome where it does."""
 
 
 class Record(NamedTuple):
-    """What a snapshot says about one request; a row of `snapshot`, whose numbers are all floats."""
+    """What a snapshot says about one request; numbers are all floats, as in `rule.STATE`."""
 
     phase: float
     thoughts: float
@@ -30,11 +28,26 @@ class Record(NamedTuple):
     judged: float
     on: float
     signals: tuple[float, ...]
+    """At the last verdict. With an exit, or a would-be exit, there is none behind it, so these are its signals."""
+    would_exit: float = 0.0
+    """Shadow mode: thinking tokens at the would-be exit, 0 for none."""
 
     @classmethod
     def from_row(cls, row: Sequence[float]) -> Record:
-        """Read a row of `snapshot`."""
-        return cls(*row[: -len(NAMES)], tuple(row[-len(NAMES) :]))  # pyright: ignore[reportCallIssue]
+        """Read a row whose columns are those of `rule.RECORD`."""
+        at, end = RECORD.index(NAMES[0]), RECORD.index(NAMES[0]) + len(NAMES)
+        return cls(*row[:at], tuple(row[at:end]), *row[end:])  # pyright: ignore[reportCallIssue]
+
+    @property
+    def now(self) -> str:
+        """How a request stands that still runs: ``thinking``, ``answering``, or ``off``."""
+        if not self.on:
+            return "off"
+        return "thinking" if self.phase == THINKING else "answering"
+
+    def progress(self) -> dict[str, Any]:
+        """A request that still runs, in the form of `describe`."""
+        return self._report(self.now, int(self.thoughts))
 
     def describe(self, n_output: int, *, cut_off: bool) -> dict[str, Any]:
         """The outcome of a finished request.
@@ -46,7 +59,8 @@ class Record(NamedTuple):
         Returns:
           ``outcome``: ``exit``, ``natural_end`` (the model ended its thinking, or the request in the midst of it),
           ``length`` (cut off while thinking) or ``off`` (exits were off, or thinking never began);
-          ``thinking_tokens`` kept; ``signals`` at the exit or, without one, at the last verdict, if there was one.
+          ``thinking_tokens`` kept; ``signals`` at the exit or, without one, at the last verdict, if there was one;
+          ``would_exit``, in shadow mode: thinking tokens at the exit that was not made, where there was one.
         """
         began = self.phase != BEFORE and self.start <= n_output
         end = int(self.start + self.thoughts)
@@ -58,22 +72,22 @@ class Record(NamedTuple):
             outcome = "length"
         else:
             outcome = "exit" if over and self.exited else "natural_end"
+        return self._report(outcome, tokens)
+
+    def _report(self, outcome: str, tokens: int) -> dict[str, Any]:
         signals = dict(zip(NAMES, self.signals, strict=True)) if self.judged else {}
-        return {"outcome": outcome, "thinking_tokens": tokens, "signals": signals}
-
-
-def snapshot(state: State, on: Tensor, verdict: Float[Tensor, "batch signals"]) -> Float[Tensor, "batch record"]:
-    """Rows for `Record.from_row`, as one tensor, so that one copy brings them to the host."""
-    numbers = torch.stack([state.phase, state.thoughts, state.start, state.exited, state.judged, on.int()], dim=1)
-    return torch.cat([numbers.float(), verdict], dim=1)
+        report = {"outcome": outcome, "thinking_tokens": tokens, "signals": signals}
+        # The worker's last step may have gone beyond what the client gets.
+        seen = 0 < self.would_exit <= tokens
+        return report | ({"would_exit": int(self.would_exit)} if seen else {})
 
 
 def report(requests: dict[str, Any], records: dict[str, Sequence[float]], outputs: dict[int, Any]) -> None:
-    """Put the outcome into the engine core's outputs.
+    """Put the outcomes of finished requests, and what is new about the others, into the engine core's outputs.
 
     Args:
       requests: the scheduler's requests, by id, as they were before the step's output was taken in.
-      records: rows of `snapshot`, by request id.
+      records: rows for `Record.from_row`, by request id.
       outputs: ``EngineCoreOutputs`` by client.
     """
     for client in outputs.values():
@@ -81,9 +95,21 @@ def report(requests: dict[str, Any], records: dict[str, Sequence[float]], output
             request, row = requests.get(output.request_id), records.get(output.request_id)
             if request is None or row is None:
                 continue
-            # A stop string is found by the front end, so any output of such a request may turn out to be its last.
-            if output.finish_reason is None and not request.sampling_params.stop:
-                continue
-            cut_off = output.finish_reason is not None and str(output.finish_reason) != "stop"
-            outcome = Record.from_row(row).describe(request.num_output_tokens, cut_off=cut_off)
-            output.kv_transfer_params = {**(output.kv_transfer_params or {}), KEY: outcome}
+            told = _tell(request, Record.from_row(row), output.finish_reason)
+            if told is not None:
+                output.kv_transfer_params = {**(output.kv_transfer_params or {}), KEY: told}
+
+
+def _tell(request: Any, record: Record, finish_reason: Any) -> dict[str, Any] | None:
+    """The report that goes with one output, if one does: a request that runs is reported when it has been judged again
+    or its phase has changed."""
+    if finish_reason is not None:
+        return record.describe(request.num_output_tokens, cut_off=str(finish_reason) != "stop")
+    # A stop string is found by the front end, so any output of such a request may turn out to be its last.
+    if request.sampling_params.stop:
+        return record.describe(request.num_output_tokens, cut_off=False) | {NOW: record.now}
+    news = (record.now, record.judged, record.signals)
+    if getattr(request, KEY, None) == news:
+        return None
+    setattr(request, KEY, news)
+    return record.progress()

@@ -13,6 +13,9 @@ class ServeConfig(Config):
     """Serve a target with exits, or show whether the installed vLLM fits."""
 
     check: bool = Field(default=False, description="print the table of hooks for the installed vLLM, and end")
+    sources: Path | None = Field(
+        default=None, description="with check: folder of an unpacked vLLM wheel to check instead; nothing is imported"
+    )
     target: str | None = Field(default=None, description="target name, or path of its YAML")
     draft: Path | None = Field(default=None, description="draft directory; its calibrated policy is the default of all")
     num_speculative_tokens: int = Field(default=3, gt=0, description="draft tokens per step")
@@ -22,4 +25,6 @@ class ServeConfig(Config):
     def _what_to_serve(self) -> ServeConfig:
         if not self.check and (self.target is None or self.draft is None):
             raise ValueError(f"target={self.target} and draft={self.draft}: both are needed to serve")
+        if self.sources is not None and not self.check:
+            raise ValueError(f"sources={self.sources}: only goes with --check")
         return self

@@ -44,6 +44,9 @@ class SignalConfig(Config):
     share: float = Field(
         default=0.3, gt=0, description="pull of each signal on the shared state, relative to the tokens'"
     )
+    boundary_weight: float = Field(
+        default=1.0, gt=0, description="weight of split tokens in the signal losses; verdicts are read nowhere else"
+    )
     smoothing: float = Field(
         default=0.95, ge=0, lt=1, description="of the gradient magnitudes behind the dynamic weights"
     )

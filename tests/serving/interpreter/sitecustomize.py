@@ -1,7 +1,7 @@
-"""Test only: run vLLM's V2 model runner, which GPUs use, on a CPU.
+"""Test only: run vLLM's V2 model runner, which GPUs use, or asynchronous scheduling on a CPU.
 
-Put this folder on PYTHONPATH with TRITON_INTERPRET=1 and VLLM_USE_V2_MODEL_RUNNER=1. vLLM's own Triton kernels then run
-in Triton's Python interpreter: slow, but the real code path. With SPECEXIT_TEST_ASYNC=1, asynchronous scheduling, which
+Put this folder on PYTHONPATH. With TRITON_INTERPRET=1 and VLLM_USE_V2_MODEL_RUNNER=1, vLLM's own Triton kernels run in
+Triton's Python interpreter: slow, but the real code path. With SPECEXIT_TEST_ASYNC=1, asynchronous scheduling, which
 vLLM switches off on CPUs, stays on.
 """
 
@@ -11,8 +11,6 @@ import os
 import sys
 import types
 
-import triton.backends
-
 
 class _Driver:
     @staticmethod
@@ -20,8 +18,11 @@ class _Driver:
         return True
 
 
-# vLLM looks for a backend of the platform before it lets Triton kernels be used; the interpreter needs none.
-triton.backends.backends["cpu"] = types.SimpleNamespace(driver=_Driver, compiler=None)
+if os.environ.get("TRITON_INTERPRET") == "1":
+    import triton.backends
+
+    # vLLM looks for a backend of the platform before it lets Triton kernels be used; the interpreter needs none.
+    triton.backends.backends["cpu"] = types.SimpleNamespace(driver=_Driver, compiler=None)
 
 
 class _KeepAsync(importlib.abc.MetaPathFinder):

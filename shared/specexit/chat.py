@@ -1,0 +1,259 @@
+"""``specexit chat``: ask a server with the plug-in, and watch it think. HTTP is all that it needs of the server.
+
+The bar is drawn from the progress and remaining signals, which arrive with the chunks behind a verdict; between two
+verdicts it moves with the tokens that have come in.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+from specexit.errors import InputError
+from specexit.schemas.chat import ChatConfig
+
+
+class ChatError(InputError):
+    """The server cannot be reached, or refuses; the message says what it answered."""
+
+
+class Client:
+    """One server.
+
+    Args:
+      config: where it is.
+    """
+
+    def __init__(self, config: ChatConfig):
+        if not config.url.startswith(("http://", "https://")):
+            raise ChatError(f"url is {config.url!r}, expected http://... or https://...")
+        self.url, self.timeout = config.url.rstrip("/"), config.timeout
+        self.headers = {"Content-Type": "application/json"}
+        if config.api_key:
+            self.headers["Authorization"] = f"Bearer {config.api_key}"
+
+    @contextlib.contextmanager
+    def _open(self, path: str, body: dict[str, Any] | None) -> Iterator[Any]:
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.url + path, data, self.headers)
+        try:
+            with urllib.request.urlopen(request, timeout=self.timeout) as response:
+                yield response
+        except urllib.error.HTTPError as error:
+            raise ChatError(f"{self.url}{path}: {error.code}: {_message(error.read())}") from error
+        except OSError as error:
+            raise ChatError(f"{self.url}{path}: {getattr(error, 'reason', error)}") from error
+
+    def get(self, path: str) -> dict[str, Any]:
+        """A JSON document.
+
+        Raises:
+          ChatError: the server cannot be reached, refuses, or is another kind of server.
+        """
+        with self._open(path, None) as response:
+            text = response.read().decode(errors="replace")
+        try:
+            return json.loads(text)
+        except ValueError as error:
+            raise ChatError(f"{self.url}{path}: answers {text[:40]!r}..., expected JSON") from error
+
+    def stream(self, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """The chunks of a streamed response.
+
+        Raises:
+          ChatError: the server cannot be reached, refuses, or fails while it answers.
+        """
+        with self._open(path, body) as response:
+            for line in response:
+                data = line.decode().removeprefix("data:").strip()
+                if data == "[DONE]":
+                    return
+                if line.startswith(b"data:"):
+                    chunk = json.loads(data)
+                    if "error" in chunk:
+                        raise ChatError(f"{self.url}{path}: {_message(data.encode())}")
+                    yield chunk
+
+
+def _message(body: bytes) -> str:
+    try:
+        return json.loads(body)["error"]["message"]
+    except (ValueError, KeyError, TypeError):
+        return body.decode(errors="replace").strip() or "no message"
+
+
+@dataclass
+class Turn:
+    """One response, as far as it has come in."""
+
+    think_end: str = "</think>"
+    thinking: str = ""
+    answer: str = ""
+    over: bool = False
+    """Whether the thinking is over."""
+    tokens: int = 0
+    report: dict[str, Any] = field(default_factory=dict)
+    """What the plug-in said last."""
+    judged_at: int = 0
+    """Thinking tokens at the last verdict."""
+    _parsed: bool = False
+
+    def take(self, chunk: dict[str, Any]) -> str:
+        """Take in one chunk; returns the part of the answer that it has brought.
+
+        A server with a reasoning parser tells thinking and answer apart by itself; from others the text comes whole.
+        """
+        before = len(self.answer)
+        self.tokens = (chunk.get("usage") or {}).get("completion_tokens", self.tokens)
+        self._listen((chunk.get("kv_transfer_params") or {}).get("specexit"))
+        for choice in chunk["choices"]:
+            reasoning = choice["delta"].get("reasoning") or choice["delta"].get("reasoning_content") or ""
+            content = choice["delta"].get("content") or ""
+            self.thinking += reasoning
+            self._parsed = self._parsed or bool(reasoning)
+            self.over = self.over or (self._parsed and bool(content))
+            if self.over:
+                self.answer += content
+            else:
+                self.thinking, marker, answer = (self.thinking + content).partition(self.think_end)
+                self.over, self.answer = bool(marker), answer
+        return self.answer[before:]
+
+    def _listen(self, report: dict[str, Any] | None) -> None:
+        if report is None:
+            return
+        if report["signals"] != self.report.get("signals"):
+            self.judged_at = report["thinking_tokens"]
+        self.over = self.over or (report["outcome"] == "answering" and not report["thinking_tokens"])
+        self.report = report
+
+    def progress(self) -> tuple[float, str]:
+        """Share of the needed thinking that is done, and a line about it.
+
+        Example:
+          >>> turn = Turn(tokens=130, judged_at=100)
+          >>> turn.report = {"signals": {"progress": 0.5, "remaining": 120.0}}
+          >>> turn.progress()
+          (0.625, 'thinking 62 %, about 90 tokens left')
+        """
+        signals = self.report.get("signals")
+        if not signals:
+            return 0.0, f"thinking, {self.tokens} tokens so far"
+        remaining = signals["remaining"]
+        left = max(remaining - max(self.tokens - self.judged_at, 0), 0.0)
+        done = 1 - (1 - signals["progress"]) * (left / remaining if remaining else 0.0)
+        return done, f"thinking {done:.0%}".replace("%", " %") + f", about {left:.0f} tokens left"
+
+
+def saved(report: dict[str, Any], server: dict[str, Any]) -> str:
+    """What an outcome means for the reader, in one line.
+
+    Args:
+      report: of the finished request.
+      server: what ``GET /v1/specexit`` says.
+
+    Example:
+      >>> report = {"outcome": "exit", "thinking_tokens": 60, "signals": {"validity": 0.97}}
+      >>> saved(report, {"shadow": {"exits": 8, "before": 400, "behind": 600}})
+      'ended after 60 thinking tokens at validity 0.97; about 90 saved, judging by 8 requests that thought on here'
+    """
+    tokens, shadow = report.get("thinking_tokens", 0), server.get("shadow", {})
+    if "would_exit" in report:
+        kept = report["would_exit"]
+        return f"{tokens} thinking tokens; an exit after {kept} would have saved {tokens - kept} (shadow mode or audit)"
+    if report.get("outcome") == "exit":
+        validity = report["signals"].get("validity", math.nan)  # an exit at a maximum may come before any verdict
+        text = f"ended after {tokens} thinking tokens at validity {validity:.2f}; "
+        if not shadow.get("exits"):
+            return text + "how many were saved is not known here, where no request has thought on"
+        about = tokens * shadow["behind"] / shadow["before"]
+        return text + f"about {about:.0f} saved, judging by {shadow['exits']} requests that thought on here"
+    if report.get("outcome") == "natural_end":
+        return f"{tokens} thinking tokens to the natural end; nothing saved"
+    if report.get("outcome") == "length":
+        return f"cut off by max_tokens after {tokens} thinking tokens"
+    return "no exits: they are off for this request, or the server has no SpecExit draft"
+
+
+def body_of(config: ChatConfig, model: str, messages: list[dict[str, str]]) -> dict[str, Any]:
+    """The request for the next turn of a conversation."""
+    body = {
+        "model": model,
+        "messages": messages,
+        "stream": True,
+        "stream_options": {"include_usage": True, "continuous_usage_stats": True},
+        "temperature": config.temperature,
+        "skip_special_tokens": False,  # in some tokenizers the think markers are special, and would be lost
+        "vllm_xargs": config.arguments,
+    }
+    return body | ({"max_tokens": config.max_tokens} if config.max_tokens else {})
+
+
+def ask(client: Client, body: dict[str, Any], think_end: str, console: Console, *, show_thinking: bool) -> Turn:
+    """One turn: a live bar while the model thinks, then the answer as it comes.
+
+    Raises:
+      ChatError: see `Client.stream`.
+    """
+    turn = Turn(think_end)
+    chunks = client.stream("/v1/chat/completions", body)
+    answer = ""
+    columns = (TextColumn("{task.description}"), BarColumn())
+    with Progress(*columns, console=console, transient=console.is_terminal) as bar:
+        task = bar.add_task("thinking", total=1.0)
+        for chunk in chunks:
+            answer = turn.take(chunk)
+            done, text = turn.progress()
+            bar.update(task, completed=done, description=text)
+            if turn.over:
+                break
+    if show_thinking:
+        console.print(turn.thinking.strip(), style="dim", markup=False, highlight=False)
+    console.print(answer.lstrip(), end="", markup=False, highlight=False)
+    for chunk in chunks:
+        console.print(turn.take(chunk), end="", markup=False, highlight=False)
+    console.print()
+    return turn
+
+
+def chat(config: ChatConfig) -> None:
+    """One question, or a conversation until the end of the input.
+
+    Raises:
+      ChatError: the server cannot be reached, or refuses.
+    """
+    console, client = Console(), Client(config)
+    model = config.model or client.get("/v1/models")["data"][0]["id"]
+    server = _server(client)
+    messages: list[dict[str, str]] = []
+    while (prompt := config.prompt or _next_prompt(console)) is not None:
+        messages.append({"role": "user", "content": prompt})
+        body = body_of(config, model, messages)
+        turn = ask(client, body, server.get("think_end", "</think>"), console, show_thinking=config.show_thinking)
+        console.print(saved(turn.report, _server(client)), style="dim", highlight=False)
+        messages.append({"role": "assistant", "content": turn.answer.strip()})
+        if config.prompt:
+            return
+
+
+def _server(client: Client) -> dict[str, Any]:
+    try:
+        return client.get("/v1/specexit")
+    except ChatError:
+        return {}  # a server without the plug-in answers questions, too
+
+
+def _next_prompt(console: Console) -> str | None:
+    try:
+        return console.input("[bold]>[/bold] ").strip() or _next_prompt(console)
+    except EOFError:
+        return None

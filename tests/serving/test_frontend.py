@@ -1,0 +1,400 @@
+"""From a worker's records to what the client is told, without an engine: reports, chunks, metrics, settings, audits."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from functools import partial
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from prometheus_client import CollectorRegistry, Counter, Histogram, multiprocess
+
+from specexit.config import ConfigError
+from specexit.draftdir import Serving, SpecExitBlock
+from specexit.stats import binomial_interval
+from torch_specexit.plugin import frontend, outcome
+from torch_specexit.plugin.arguments import ArgumentError, parse, refusal
+from torch_specexit.plugin.audit import Audit, Case, is_audited, same_answer_apart
+from torch_specexit.plugin.metrics import AUDITS, OUTCOMES, ExitMetrics, token_buckets
+from torch_specexit.plugin.outcome import KEY
+from torch_specexit.plugin.rule import OVER, THINKING
+from torch_specexit.plugin.settings import serving_of
+from torch_specexit.plugin.streaming import Reports
+
+SIGNALS = (0.1, 0.2, 3.0, 0.9)
+NAMED = {"confidence": 0.1, "progress": 0.2, "remaining": 3.0, "validity": 0.9}
+START, END = 1, 2
+
+
+def row(phase, thoughts, *, exited=0, judged=1.0, on=1, signals=SIGNALS, would_exit=0.0):
+    """A row of the worker's snapshot."""
+    return [phase, thoughts, 0, exited, judged, on, *signals, would_exit]
+
+
+def core_output(request, finish_reason=None):
+    return SimpleNamespace(request_id=request, finish_reason=finish_reason, kv_transfer_params=None)
+
+
+class Engine:
+    """The two ends of vLLM between which a report travels: the engine core's requests, the front end's states."""
+
+    def __init__(self, n=1, stop=(), external="chatcmpl-1"):
+        self.requests, self.processor = {}, SimpleNamespace(request_states={}, external_req_ids={})
+        parent = SimpleNamespace(n=n) if n > 1 else None
+        for i in range(n):
+            name = f"{i}_{external}"
+            self.requests[name] = SimpleNamespace(num_output_tokens=0, sampling_params=SimpleNamespace(stop=list(stop)))
+            self.processor.request_states[name] = SimpleNamespace(
+                request_id=name,
+                external_req_id=external,
+                parent_req=parent,
+                request_index=i,
+                prompt_token_ids=[START],
+                detokenizer=SimpleNamespace(output_token_ids=[]),
+                max_tokens_param=100,
+                lora_request=None,
+            )
+        self.processor.external_req_ids[external] = list(self.requests)
+        self.stats = SimpleNamespace()
+
+    def step(self, rows, finished=None, stopped=(), n_output=60):
+        """One step; returns what the outputs say. ``stopped``: choices in which the front end meets a stop string."""
+        finished, outputs, names = finished or {}, [], list(self.requests)
+        for i in rows:
+            self.requests[names[i]].num_output_tokens = n_output
+            outputs.append(core_output(names[i], finished.get(i)))
+        records = {names[i]: record for i, record in rows.items()}
+        outcome.report(self.requests, records, {0: SimpleNamespace(outputs=outputs)})
+        known = frontend.attach(self.processor, outputs)
+        for i in (*finished, *stopped):
+            state = self.processor.request_states.pop(names[i])
+            self.processor.external_req_ids[state.external_req_id].remove(state.request_id)
+        frontend.settle(self.processor, known, self.stats)
+        return [(output.kv_transfer_params or {}).get(KEY) for output in outputs]
+
+
+def test_a_running_request_says_how_it_thinks_and_a_finished_one_how_it_ended():
+    engine = Engine()
+    (first,) = engine.step({0: row(THINKING, 5, judged=0.0)})
+    assert first == {"outcome": "thinking", "thinking_tokens": 5, "signals": {}}
+    (second,) = engine.step({0: row(THINKING, 20)})
+    assert second == {"outcome": "thinking", "thinking_tokens": 20, "signals": NAMED}
+    # Nothing new: the output says the same as before, for an output that swallows others must not lose it.
+    assert engine.step({0: row(THINKING, 25)}) == [second]
+    assert engine.step({0: row(OVER, 30, exited=1)})[0]["outcome"] == "answering"
+    (last,) = engine.step({0: row(OVER, 30, exited=1)}, finished={0: "stop"})
+    assert last == {"outcome": "exit", "thinking_tokens": 30, "signals": NAMED}
+    assert getattr(engine.stats, KEY) == [last]
+
+
+def test_a_stop_string_ends_a_request_that_the_engine_core_believes_to_run():
+    engine = Engine(stop=["."])
+    assert engine.step({0: row(OVER, 30, exited=1)}) == [
+        {"outcome": "answering", "thinking_tokens": 30, "signals": NAMED}
+    ]
+    (last,) = engine.step({0: row(OVER, 30, exited=1)}, stopped=[0])
+    assert last == {"outcome": "exit", "thinking_tokens": 30, "signals": NAMED}
+
+
+def test_choices_are_told_apart():
+    engine = Engine(n=2)
+    (told,) = engine.step({0: row(THINKING, 20)})
+    assert [choice and choice["outcome"] for choice in told["choices"]] == ["thinking", None]
+    engine.step({1: row(OVER, 10, exited=1)}, finished={1: "stop"})
+    (told,) = engine.step({0: row(THINKING, 60)}, finished={0: "length"})
+    assert [choice["outcome"] for choice in told["choices"]] == ["length", "exit"]
+    assert [report["outcome"] for report in getattr(engine.stats, KEY)] == ["exit", "length"]
+
+
+def test_a_would_be_exit_is_told_unless_the_client_never_got_that_far():
+    record = outcome.Record.from_row(row(OVER, 50, would_exit=20.0))
+    assert record.describe(60, cut_off=False)["would_exit"] == 20
+    assert "would_exit" not in record.describe(15, cut_off=True)
+    assert outcome.Record.from_row([OVER, 50, 0, 0, 1.0, 1, *SIGNALS]).would_exit == 0
+
+
+def test_outputs_that_vllm_merges_on_their_way_lose_nothing():
+    """With vLLM's own output processor and collector, whose outputs swallow each other when a client is slow."""
+    from vllm.sampling_params import RequestOutputKind, SamplingParams
+    from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest, FinishReason
+    from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollector
+
+    params = SamplingParams(detokenize=False, output_kind=RequestOutputKind.DELTA)
+    nothing = dict.fromkeys(
+        ("mm_features", "pooling_params", "lora_request", "cache_salt", "data_parallel_rank"),
+    )
+    request = EngineCoreRequest("r", [1], sampling_params=params, arrival_time=0.0, external_req_id="x", **nothing)
+    processor, queue = OutputProcessor(None, log_stats=False), RequestOutputCollector(params.output_kind, "r")
+    processor.add_request(request, None, None, 0, queue)
+
+    def step(report, finish_reason=None):
+        params = None if report is None else {KEY: {"outcome": report, "thinking_tokens": 3, "signals": {}}}
+        outputs = [EngineCoreOutput("r", [5], finish_reason=finish_reason, kv_transfer_params=params)]
+        known = frontend.attach(processor, outputs)
+        processor.process_outputs(outputs)
+        frontend.settle(processor, known, None)
+
+    step("thinking")
+    step(None)  # merged with the one before, which nobody has fetched
+    merged = queue.get_nowait()
+    assert len(merged.outputs[0].token_ids) == 2
+    assert merged.kv_transfer_params[KEY]["outcome"] == "thinking"
+    step("exit", FinishReason.STOP)
+    assert queue.get_nowait().kv_transfer_params[KEY]["outcome"] == "exit"
+
+
+def test_requests_are_found_by_the_clients_id_while_they_run_and_afterwards():
+    engine = Engine(external="cmpl-7-0")
+    front = frontend.FrontEnd(SpecExitBlock(target="t"), Serving(), None)
+    setattr(engine.processor, KEY, front)
+    assert front.find(engine.processor, "cmpl-7") == {"request_id": "cmpl-7", "finished": False, "choices": [None]}
+    engine.step({0: row(THINKING, 20)})
+    running = front.find(engine.processor, "cmpl-7")
+    assert running["choices"] == [{"outcome": "thinking", "thinking_tokens": 20, "signals": NAMED}]
+    engine.step({0: row(OVER, 50, would_exit=20.0)}, finished={0: "stop"})
+    engine.processor.external_req_ids.clear()
+    found = front.find(engine.processor, "cmpl-7")
+    assert found["finished"]
+    assert found["choices"][0]["outcome"] == "natural_end"
+    assert front.find(engine.processor, "cmpl-8") is None
+    assert front.summary()["requests"] == {"natural_end": 1}
+    assert front.summary()["shadow"] == {"exits": 1, "before": 20, "behind": 30}
+
+
+def test_only_so_many_finished_requests_are_remembered(monkeypatch):
+    monkeypatch.setattr(frontend, "MOST_FINISHED", 3)
+    front = frontend.FrontEnd(SpecExitBlock(target="t"), Serving(), None)
+    for i in range(5):
+        engine = Engine(external=f"chatcmpl-{i}x")
+        setattr(engine.processor, KEY, front)
+        engine.step({0: row(OVER, 50)}, finished={0: "stop"})
+    nobody = SimpleNamespace(external_req_ids={})
+    assert [front.find(nobody, f"chatcmpl-{i}x") is not None for i in range(5)] == [False, False, True, True, True]
+
+
+def output_of(**report):
+    return SimpleNamespace(kv_transfer_params={KEY: report} if report else None)
+
+
+def chunk(index, **rest):
+    return f"data: {json.dumps({'id': 'x', 'choices': [{'index': index, 'text': 'ä'} | rest]})}\n\n"
+
+
+def test_a_chunk_carries_what_its_choice_has_to_say_for_the_first_time():
+    async def results():
+        yield 0, output_of()
+        yield 1, output_of(choices=[None, {"outcome": "thinking"}])
+        yield 1, output_of(choices=[None, {"outcome": "thinking"}])
+        yield 1, output_of(choices=[{"outcome": "length"}, {"outcome": "thinking"}])
+
+    async def chunks(reports):
+        indices = iter((0, 3, 3, 2))
+        async for _ in reports.watch(results()):
+            yield chunk(next(indices))
+        yield "data: [DONE]\n\n"
+
+    async def collect():
+        reports = Reports(n=2)
+        return [text async for text in reports.through(chunks(reports))]
+
+    first, second, third, fourth, done = asyncio.run(collect())
+    assert (first, third, done) == (chunk(0), chunk(3), "data: [DONE]\n\n")
+    assert json.loads(second.removeprefix("data: ")) == {
+        "id": "x",
+        "choices": [{"index": 3, "text": "ä"}],
+        "kv_transfer_params": {KEY: {"outcome": "thinking"}},
+    }
+    assert json.loads(fourth.removeprefix("data: "))["kv_transfer_params"] == {KEY: {"outcome": "length"}}
+
+
+def test_settings_of_the_server_override_those_of_the_draft():
+    block = SpecExitBlock(target="t", serving=Serving(mode="shadow", audit_rate=0.5))
+    assert serving_of(block, {}) == Serving(mode="shadow", audit_rate=0.5)
+    assert serving_of(block, {KEY: {"audit_rate": 0.02}, "other": 1}) == Serving(mode="shadow", audit_rate=0.02)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"mode": "off"}, "--additional-config: specexit.mode is 'off': Input should be 'exit' or 'shadow'"),
+        ({"audit_rate": 2}, "specexit.audit_rate is 2: .*less than or equal to 1"),
+        ({"audit": 0.1}, "unknown key 'specexit.audit', expected one of mode, audit_rate"),
+        ("shadow", "specexit is 'shadow', expected an object"),
+    ],
+)
+def test_bad_settings_are_named(given, message):
+    with pytest.raises(ConfigError, match=message):
+        serving_of(SpecExitBlock(target="t"), {KEY: given})
+
+
+def test_a_refused_argument_is_of_the_kind_that_vllm_answers_with_400():
+    from vllm.exceptions import VLLMClientError
+
+    with pytest.raises(ArgumentError) as error:
+        parse({"specexit_patience": 0})
+    refused = refusal()(str(error.value), error.value.parameter)
+    assert isinstance(refused, VLLMClientError)
+    assert isinstance(refused, ValueError)  # as offline callers know it
+    assert refused.parameter == "specexit_patience"
+
+
+def test_token_buckets_reach_as_far_as_the_context():
+    assert token_buckets(1000) == [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000]
+
+
+def test_the_audited_share_is_the_rate():
+    picked = np.array([is_audited(f"chatcmpl-{i}", 0.1) for i in range(20_000)])
+    # The ids are hashed, so this is one fixed draw; it lies within three standard errors of the rate.
+    assert abs(picked.mean() - 0.1) < 3 * np.sqrt(0.1 * 0.9 / len(picked))
+    assert all(is_audited(f"chatcmpl-{i}", 0.2) for i in np.flatnonzero(picked))
+
+
+THOUGHT = [10, 11, 12, 13, 14, 15]
+
+
+def audit_of(early, full, *, max_tokens=100, output=None, prompt=(START,)):
+    """The result of an audit whose exit would have come behind two thoughts; tokens decode to themselves."""
+    asked = []
+
+    async def generate(prompt_ids, room, request, lora):
+        asked.append((prompt_ids, room, request))
+        return early
+
+    def decode(ids):
+        return full if ids else ""
+
+    audit = Audit(1.0, generate, decode, (START, END), 200)
+    output = [*THOUGHT, END, 20, 21] if output is None else output
+    case = Case("r", list(prompt), output, 2 if prompt else 3, max_tokens, None)
+    return asyncio.run(audit.judge(case)), asked
+
+
+def test_an_audit_asks_what_an_exit_would_have_asked():
+    result, asked = audit_of(r"\boxed{7}", r"\boxed{7}")
+    assert result == "same"
+    assert asked == [([START, 10, 11, END], 97, "specexit-audit-r")]
+
+
+@pytest.mark.parametrize(
+    ("early", "full", "expected"),
+    [
+        (r"\boxed{8}", r"\boxed{7}", "changed"),
+        ("no box", r"\boxed{7}", "changed"),
+        (r"\boxed{0.5}", r"\boxed{\frac{1}{2}}", "same"),
+        (r"\boxed{7}", "no box", "no_answer"),
+    ],
+)
+def test_results_of_audits(early, full, expected):
+    assert audit_of(early, full)[0] == expected
+
+
+def test_without_an_end_of_thinking_there_is_no_answer_and_without_room_no_early_one():
+    assert audit_of(r"\boxed{7}", r"\boxed{7}", output=THOUGHT)[0] == "no_answer"
+    result, asked = audit_of(r"\boxed{7}", r"\boxed{7}", max_tokens=3)
+    assert (result, asked) == ("changed", [])
+
+
+def test_answers_are_compared_apart_where_that_takes_a_parser():
+    assert asyncio.run(same_answer_apart(r"\frac{3}{4}", "0.75"))
+    assert not asyncio.run(same_answer_apart(r"\frac{3}{4}", "0.8"))
+
+
+def test_a_server_audits_in_the_background_and_reports_an_interval():
+    answers = {"r1": r"\boxed{7}", "r2": r"\boxed{8}", "r3": None}
+    counted = []
+
+    async def generate(prompt_ids, room, request, lora):
+        answer = answers[request.removeprefix("specexit-audit-")]
+        if answer is None:
+            raise RuntimeError("the engine has failed")
+        return answer
+
+    async def run():
+        audit = Audit(1.0, generate, lambda ids: r"\boxed{7}", (START, END), 200, counted.append)
+        for name in ("r1", "r2", "r3"):
+            state = SimpleNamespace(
+                request_id=name,
+                prompt_token_ids=[3],
+                detokenizer=SimpleNamespace(output_token_ids=[9, START, *THOUGHT, END, 20]),
+                max_tokens_param=None,
+                lora_request=None,
+            )
+            assert Case.of(state, 2, (START, END)).kept == 4  # behind the marker that the model has written itself
+            audit.consider(state, {"would_exit": 2})
+            audit.consider(state, {"outcome": "natural_end"})  # would not have exited
+        assert audit.summary()["waiting"] == 3  # nobody has waited for them
+        while audit.summary()["waiting"]:
+            await asyncio.sleep(0.01)
+        return audit.summary()
+
+    summary = asyncio.run(run())
+    assert (summary["audited"], summary["changed"], summary["failed"]) == (2, 1, 1)
+    assert summary["interval"] == list(binomial_interval(1, 2))
+    assert counted == ["same", "changed", "failed"]
+
+
+def test_metrics_count_outcomes_and_both_estimates_of_what_was_saved():
+    registry = CollectorRegistry()
+    logger = SimpleNamespace(
+        _counter_cls=partial(Counter, registry=registry),
+        _histogram_cls=partial(Histogram, registry=registry),
+        per_engine_labelvalues={0: ["tiny", "0"]},
+        vllm_config=SimpleNamespace(model_config=SimpleNamespace(served_model_name="tiny", max_model_len=1024)),
+    )
+    metrics = ExitMetrics(logger)
+    exit_report = {"outcome": "exit", "thinking_tokens": 60, "signals": NAMED}
+    metrics.finished(0, exit_report)
+    metrics.finished(0, {"outcome": "natural_end", "thinking_tokens": 100, "signals": NAMED, "would_exit": 40})
+    metrics.finished(0, exit_report)
+    metrics.audited("changed")
+
+    def value(name, **labels):
+        common = {"model_name": "tiny"} | ({} if "result" in labels else {"engine": "0"})
+        return registry.get_sample_value(f"vllm:specexit_{name}", common | labels)
+
+    assert [value("requests_total", outcome=name) for name in OUTCOMES] == [2, 1, 0, 0]
+    assert value("thinking_tokens_sum", outcome="exit") == 120
+    assert value("exit_validity_sum") == pytest.approx(1.8)
+    assert value("exit_remaining_bucket", le="2.0") == 0
+    assert value("exit_remaining_bucket", le="5.0") == 2
+    assert value("estimated_tokens_saved_total", basis="remaining") == 6
+    # The first exit came before any shadow request; the second saves 60 for every 40 kept.
+    assert value("estimated_tokens_saved_total", basis="shadow") == 60 * 60 / 40
+    assert value("shadow_exits_total") == 1
+    assert [value("shadow_thinking_tokens_total", part=part) for part in ("before", "behind")] == [40, 60]
+    assert [value("audits_total", result=result) for result in AUDITS] == [0, 1, 0, 0, 0]
+
+
+COUNTS_ONE_EXIT = """
+from types import SimpleNamespace
+from prometheus_client import Counter, Histogram
+from torch_specexit.plugin.metrics import ExitMetrics
+
+model = SimpleNamespace(served_model_name="tiny", max_model_len=1024)
+logger = SimpleNamespace(
+    _counter_cls=Counter,
+    _histogram_cls=Histogram,
+    per_engine_labelvalues={0: ["tiny", "0"]},
+    vllm_config=SimpleNamespace(model_config=model),
+)
+signals = {"confidence": 0.1, "progress": 0.2, "remaining": 3.0, "validity": 0.9}
+ExitMetrics(logger).finished(0, {"outcome": "exit", "thinking_tokens": 60, "signals": signals})
+"""
+
+
+def test_metrics_of_several_api_server_processes_are_summed(tmp_path):
+    """As vLLM sums its own: through files in the folder that it names in the environment."""
+    environment = os.environ | {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+    for _ in range(2):
+        subprocess.run([sys.executable, "-c", COUNTS_ONE_EXIT], check=True, env=environment)
+    registry = CollectorRegistry()
+    multiprocess.MultiProcessCollector(registry, path=str(tmp_path))
+    labels = {"model_name": "tiny", "engine": "0"}
+    assert registry.get_sample_value("vllm:specexit_requests_total", labels | {"outcome": "exit"}) == 2
+    assert registry.get_sample_value("vllm:specexit_thinking_tokens_sum", labels | {"outcome": "exit"}) == 120
+    assert registry.get_sample_value("vllm:specexit_requests_total", labels | {"outcome": "length"}) == 0

@@ -1,0 +1,247 @@
+"""Every hook against every vLLM that is served, and what happens where one does not fit. About 15 seconds.
+
+By default released versions are checked by their recorded shapes, and the installed one by its sources and by import.
+``make compat`` downloads the releases, records their shapes anew, and runs this file on the sources themselves.
+"""
+
+import importlib
+import json
+import os
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from torch_specexit.plugin.fit import Has, Hook, Takes, Uses, install, is_hooked
+from torch_specexit.plugin.frontend_hooks import FRONTEND_HOOKS
+from torch_specexit.plugin.hooks import ENGINE_HOOKS, HOOKS, V1_HOOKS, V2_HOOKS
+from torch_specexit.plugin.sources import Imported, Recorded, Recorder, SourceError, Sources
+
+pytestmark = pytest.mark.vllm
+
+RECORDS = Path(__file__).parent / "releases"
+VERSIONS = ("0.24.0", "0.28.0", "0.32.0", "0.33.0")
+UNPACKED = os.environ.get("SPECEXIT_RELEASES")
+
+ALL = (*HOOKS, *FRONTEND_HOOKS)
+GROUPS = {"v1": (*ENGINE_HOOKS, *V1_HOOKS), "v2": (*ENGINE_HOOKS, *V2_HOOKS)}
+"""What a worker installs."""
+
+every_hook = pytest.mark.parametrize(
+    ("group", "hook"),
+    [pytest.param(GROUPS[name], hook, id=f"{name}-{hook.method}") for name in GROUPS for hook in GROUPS[name]],
+)
+
+
+def recorded(version):
+    return json.loads((RECORDS / f"{version}.json").read_text())
+
+
+def ask(release):
+    """What a release answers to everything that the hooks ask of it."""
+    recorder = Recorder(release)
+    misfits = [misfit for hook in ALL if (misfit := hook.misfit(recorder))]
+    return recorder.answers | {"version": None}, misfits
+
+
+def assert_fits(release, version):
+    """Every hook fits from the version on that it says, and is one that exits can do without before."""
+    for hook in ALL:
+        misfit = hook.misfit(release)
+        if number(hook.since) <= number(version):
+            assert misfit is None
+        else:
+            assert misfit is not None, f"{hook} fits {version}, but says since {hook.since}"
+            assert hook.without is not None, misfit
+
+
+def number(version):
+    return [int(part) for part in version.split(".")]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_every_hook_fits_a_release_by_its_recorded_shape(version):
+    assert_fits(Recorded(recorded(version)), version)
+
+
+@pytest.mark.compat
+@pytest.mark.skipif(not UNPACKED, reason="SPECEXIT_RELEASES names no folder of unpacked releases; see make compat")
+@pytest.mark.parametrize("version", VERSIONS)
+def test_every_hook_fits_the_sources_of_a_release_and_they_are_as_recorded(version):
+    sources = Sources(Path(UNPACKED or "") / version)
+    assert_fits(sources, version)
+    assert ask(sources)[0] == recorded(version) | {"version": None}, f"releases/{version}.json is out of date"
+
+
+def test_sources_import_and_record_agree_on_the_installed_version():
+    imported = Imported()
+    answers, misfits = ask(imported)
+    assert misfits == []
+    assert ask(Sources(imported.folder)) == (answers, [])
+    if imported.version in VERSIONS:
+        assert recorded(imported.version) | {"version": None} == answers
+
+
+def test_every_hook_says_all_that_a_maintainer_asks():
+    for hook in ALL:
+        assert hook.why
+        assert hook.relies_on
+        assert hook.facts, hook.place
+        assert hook.since
+        assert hook.upstream, hook.place
+        assert hook.until, hook.place
+
+
+FAKE = """
+from typing import TYPE_CHECKING, NamedTuple
+from .base import Base as _Base
+if TYPE_CHECKING:
+    class Alias: ...
+else:
+    Alias = _Base
+
+class Child(Alias):
+    field: int = 0
+
+    def step(self, first, second=None, *rest, key=None, **more):
+        def inner():
+            self.late()
+        self.early(self.rows[first])
+        inner()
+        self.late()
+
+class State(NamedTuple):
+    rows: list
+"""
+BASE = """
+class Base:
+    def __init__(self):
+        self.rows, self.more = [], {}
+
+    def inherited(self, a, /, b): ...
+"""
+
+
+@pytest.fixture
+def fake(tmp_path):
+    (tmp_path / "vllm").mkdir()
+    for name, text in {"__init__": "", "base": BASE, "child": FAKE}.items():
+        (tmp_path / "vllm" / f"{name}.py").write_text(text)
+    return Sources(tmp_path, "9.9")
+
+
+CHILD = "vllm.child:Child"
+
+
+@pytest.mark.parametrize(
+    ("fact", "misfit"),
+    [
+        (Takes(f"{CHILD}.step", ("first", "second")), None),
+        (Takes(f"{CHILD}.step", ("first", "second", "rest", "key", "more")), None),
+        (Takes(f"{CHILD}.inherited", ("a", "b")), None),
+        (Takes(f"{CHILD}.step", ("second",)), f"{CHILD}.step takes ('first',), expected ('second',)"),
+        (Takes(f"{CHILD}.gone", ()), f"{CHILD}.gone does not exist"),
+        (Takes("vllm.gone:Child.step", ()), "vllm.gone:Child.step does not exist"),
+        (Has(CHILD, ("rows", "more", "field", "step", "inherited")), None),
+        (Has("vllm.child:State", ("rows",)), None),
+        (Has(CHILD, ("rows", "gone", "late")), f"{CHILD} has no gone, late"),
+        (Has("vllm.child:Gone", ("rows",)), "vllm.child:Gone does not exist"),
+        (Uses(f"{CHILD}.step", ("early", "rows", "inner", "late")), None),
+        (Uses(f"{CHILD}.step", ("early", "gone")), f"{CHILD}.step does not use gone"),
+        (
+            Uses(f"{CHILD}.step", ("late", "early")),
+            f"{CHILD}.step uses ['early', 'late'], expected ['late', 'early']",
+        ),
+        (Uses(f"{CHILD}.gone", ("early",)), f"{CHILD}.gone does not exist"),
+    ],
+)
+def test_a_fact_is_read_off_sources_and_the_same_off_a_record_of_them(fake, fact, misfit):
+    recorder = Recorder(fake)
+    assert fact.misfit(recorder) == misfit
+    assert fact.misfit(Recorded(json.loads(json.dumps(recorder.answers)))) == misfit
+
+
+def test_a_record_refuses_what_it_was_not_asked(fake):
+    recorder = Recorder(fake)
+    Has(CHILD, ("rows",)).misfit(recorder)
+    for fact in (Has(CHILD, ("more",)), Has("vllm.child:State", ("rows",)), Takes(f"{CHILD}.step", ())):
+        with pytest.raises(SourceError, match=r"is not recorded for vLLM 9\.9"):
+            fact.misfit(Recorded(recorder.answers))
+
+
+def owner_of(hook):
+    return getattr(importlib.import_module(hook.module), hook.owner)
+
+
+read = Sources._parse
+
+
+@cache
+def parsed(folder, module):
+    return read(Sources(folder), module)
+
+
+@pytest.fixture
+def clean(monkeypatch):
+    """Whatever a test installs is gone behind it, and vLLM's files are read once for all tests."""
+    monkeypatch.setattr(Sources, "_parse", lambda self, module: parsed(self.folder, module))
+    for hook in HOOKS:
+        owner = owner_of(hook)
+        monkeypatch.setattr(owner, hook.method, getattr(owner, hook.method))
+    return monkeypatch
+
+
+def remove(monkeypatch, hook):
+    for ancestor in owner_of(hook).__mro__:
+        if hook.method in vars(ancestor):
+            monkeypatch.delattr(ancestor, hook.method)
+
+
+def change(monkeypatch, hook):
+    monkeypatch.setattr(owner_of(hook), hook.method, lambda self, *args, **kwargs: None)
+
+
+@every_hook
+@pytest.mark.parametrize("spoil", [remove, change])
+def test_a_method_that_is_gone_or_changed_is_named_and_nothing_is_wrapped(clean, group, hook, spoil):
+    spoil(clean, hook)
+    line = install(group)
+    assert line is not None
+    assert hook.place in line
+    assert "\n" not in line
+    wrapped = {other.method for other in group if is_hooked(owner_of(other), other.method)}
+    if hook.without is None:
+        assert "plain EAGLE-3 is served" in line
+        assert wrapped == set()
+    else:
+        assert hook.without in line
+        assert wrapped == {other.method for other in group} - {hook.method}
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_what_fits_is_wrapped_once(clean, name):
+    assert install(GROUPS[name]) is None
+    once = [getattr(owner_of(hook), hook.method) for hook in GROUPS[name]]
+    assert all(is_hooked(owner_of(hook), hook.method) for hook in GROUPS[name])
+    assert install(GROUPS[name]) is None
+    assert [getattr(owner_of(hook), hook.method) for hook in GROUPS[name]] == once
+
+
+def test_a_vllm_whose_sources_cannot_be_read_is_served_plainly(clean):
+    def unreadable(*_args):
+        raise OSError("no such file")
+
+    clean.setattr(Sources, "_parse", unreadable)
+    line = install(GROUPS["v1"])
+    assert line is not None
+    assert "cannot check this vLLM, plain EAGLE-3 is served" in line
+    assert not any(is_hooked(owner_of(hook), hook.method) for hook in GROUPS["v1"])
+
+
+def test_a_fact_that_fails_keeps_its_hook_away(clean):
+    first, *rest = GROUPS["v1"]
+    odd: Hook = replace(first, facts=(*first.facts, Has("vllm.v1.request:Request", ("telepathy",))))
+    line = install((odd, *rest))
+    assert line is not None
+    assert "vllm.v1.request:Request has no telepathy" in line

@@ -1,0 +1,45 @@
+"""Both runners under both schedulers: the text, the outcomes and the signals are the same in all four.
+
+V1 without and V2 with asynchronous scheduling have files of their own; here are the other two. About 25 seconds for
+each engine.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+pytestmark = [pytest.mark.vllm, pytest.mark.slow]
+
+both_sources = pytest.mark.parametrize("source", ["draft", "fc"])
+
+
+def assert_same(batch, reference):
+    """What two engines did with the same requests; some of them must have exited."""
+    expected = reference["requests"][: len(batch["requests"])]
+    for ours, theirs in zip(batch["requests"], expected, strict=True):
+        assert ours["ids"] == theirs["ids"]
+        assert ours["outcome"]["outcome"] == theirs["outcome"]["outcome"]
+        assert ours["outcome"]["thinking_tokens"] == theirs["outcome"]["thinking_tokens"]
+        # Two runners, two orders of summation in float32; `remaining` is an exponential.
+        assert ours["outcome"]["signals"] == pytest.approx(theirs["outcome"]["signals"], rel=1e-3)
+    assert sum(request["outcome"]["outcome"] == "exit" for request in expected) >= 2
+
+
+@both_sources
+def test_v1_with_asynchronous_scheduling(engines, source):
+    run = engines.v1_async(source)
+    assert "vllm.v1.worker.gpu_model_runner.GPUModelRunner" in run["runner"]
+    assert run["scheduler"] == "AsyncScheduler"
+    assert run["log"] == []
+    lively, off = run["batches"]
+    assert_same(lively, engines.main(source)[5])
+    assert [r["ids"] for r in off["requests"]] == [r["ids"][:30] for r in engines.plain()["requests"]]
+
+
+@both_sources
+def test_v2_without_asynchronous_scheduling(engines, source):
+    run = engines.v2_sync(source)
+    assert "vllm.v1.worker.gpu.model_runner.GPUModelRunner" in run["runner"]
+    assert run["scheduler"] == "Scheduler"
+    assert run["log"] == []
+    assert_same(run["batches"][0], engines.main(source)[5])

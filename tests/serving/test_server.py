@@ -1,0 +1,267 @@
+"""A real OpenAI server on loopback, engine and front end in processes of their own: what a client sees.
+
+One server for the whole file (session-scoped fixture), started as `specexit serve` starts it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+
+import pytest
+
+from specexit.chat import Turn
+from specexit.signals import NAMES
+from specexit.tiny import problems, prompt_text
+
+pytestmark = pytest.mark.vllm
+
+QUESTIONS = [problem.question for problem in problems("test", 8)]
+NEVER = {"specexit_validity": 1.0}
+LIVELY = {"specexit_validity": 0.5}
+"""Exits sooner than by the draft's own policy."""
+
+
+def chat(question=QUESTIONS[0], **rest):
+    messages = [{"role": "user", "content": question}]
+    return {"model": "tiny", "messages": messages, "temperature": 0.0, "max_tokens": 300} | rest
+
+
+def completion(*questions, **rest):
+    prompts = [prompt_text(question) for question in questions]
+    return {"model": "tiny", "prompt": prompts, "temperature": 0.0, "max_tokens": 300} | rest
+
+
+def told(response):
+    return response["kv_transfer_params"]["specexit"]
+
+
+def check(report):
+    """A report on a finished request is complete."""
+    assert report["outcome"] in ("exit", "natural_end", "length")
+    assert report["thinking_tokens"] > 0
+    judged = report["outcome"] == "exit" or report["signals"]  # a text without a boundary is never judged
+    assert set(report["signals"]) == (set(NAMES) if judged else set())
+
+
+@pytest.fixture(scope="module")
+def exiting(server):
+    """A question whose thinking ends early by `LIVELY`, and the report on it."""
+    for question in QUESTIONS:
+        report = told(server.post("/v1/chat/completions", chat(question, vllm_xargs=LIVELY)))
+        if report["outcome"] == "exit":
+            return question, report
+    raise AssertionError("no question exits, so that the tests of this file would show little")
+
+
+def test_chat_completions_and_responses_say_the_same(server, exiting):
+    question, report = exiting
+    check(report)
+    assert told(server.post("/v1/completions", completion(question, vllm_xargs=LIVELY))) == report
+    body = {"model": "tiny", "input": question, "temperature": 0.0, "max_output_tokens": 300, "vllm_xargs": LIVELY}
+    assert told(server.post("/v1/responses", body)) == report
+
+
+def test_each_choice_has_a_report(server):
+    response = server.post("/v1/chat/completions", chat(n=2, temperature=0.8, vllm_xargs=LIVELY))
+    reports = told(response)["choices"]
+    assert len(reports) == len(response["choices"]) == 2
+    for report, choice in zip(reports, response["choices"], strict=True):
+        check(report)
+        ended = "</think>" in choice["message"]["content"]
+        assert ended == (report["outcome"] != "length")
+
+
+def test_a_stream_tells_of_every_verdict_and_ends_with_the_outcome(server, exiting):
+    question, expected = exiting
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    chunks = list(server.stream("/v1/chat/completions", chat(question, vllm_xargs=LIVELY, stream_options=options)))
+    reports = [told(chunk) for chunk in chunks if "kv_transfer_params" in chunk]
+    assert reports[-1] == expected
+    (last,) = [chunk for chunk in chunks if chunk["choices"] and chunk["choices"][0]["finish_reason"]]
+    assert told(last) == expected
+    assert reports[0]["outcome"] == "thinking"
+    assert reports[-2]["outcome"] == "answering"
+    # Each step is reported once, and thinking never shrinks.
+    tokens = [report["thinking_tokens"] for report in reports]
+    assert tokens == sorted(tokens)
+    assert len({json.dumps(report) for report in reports}) == len(reports) >= 3
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+def test_streamed_choices_are_told_apart(server, path):
+    two = {"n": 2, "temperature": 0.8, "seed": 1, "vllm_xargs": LIVELY}
+    body = completion(*QUESTIONS[:2], **two) if path == "/v1/completions" else chat(**two)
+    texts, ends = {}, {}
+    for chunk in server.stream(path, body):
+        for choice in chunk["choices"]:
+            text = choice["text"] if "text" in choice else choice["delta"].get("content") or ""
+            texts[choice["index"]] = texts.get(choice["index"], "") + text
+            if choice["finish_reason"]:
+                ends[choice["index"]] = told(chunk)
+    assert set(ends) == set(texts) == set(range(4 if path == "/v1/completions" else 2))
+    for index, report in ends.items():
+        check(report)
+        assert ("</think>" in texts[index]) == (report["outcome"] != "length")
+
+
+def test_the_last_event_of_a_streamed_response_has_the_outcome(server, exiting):
+    question, expected = exiting
+    body = {"model": "tiny", "input": question, "temperature": 0.0, "max_output_tokens": 300, "vllm_xargs": LIVELY}
+    *_, last = server.stream("/v1/responses", body)
+    assert last["type"] == "response.completed"
+    assert told(last["response"]) == expected
+
+
+def test_exits_that_are_off_are_reported_as_such(server):
+    report = told(server.post("/v1/chat/completions", chat(vllm_xargs={"specexit": False})))
+    assert report["outcome"] == "off"
+    assert report["signals"] == {}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", chat()),
+        ("/v1/completions", completion(QUESTIONS[0])),
+        ("/v1/responses", {"model": "tiny", "input": "hello"}),
+    ],
+)
+def test_bad_arguments_are_refused_with_a_400_that_names_the_key(server, path, body, stream):
+    for arguments, key, message in (
+        ({"specexit_validity": 1.5}, "specexit_validity", "less than or equal to 1"),
+        ({"specexit_certainty": 0.5}, "specexit_certainty", "unknown key"),
+    ):
+        status, error = server.refusal(path, body | {"vllm_xargs": arguments, "stream": stream})
+        assert status == 400
+        assert error["param"] == key
+        assert key in error["message"]
+        assert message in error["message"]
+
+
+def test_progress_can_be_asked_for_while_a_request_runs_and_afterwards(server):
+    path, answers = "/v1/specexit/requests/chatcmpl-mine", []
+    body = chat(vllm_xargs=NEVER)
+    asking = threading.Thread(
+        target=lambda: answers.append(server.post("/v1/chat/completions", body, **{"X-Request-Id": "mine"}))
+    )
+    asking.start()
+    seen = []
+    while asking.is_alive():
+        with contextlib.suppress(urllib.error.HTTPError):  # it has not yet arrived
+            seen.append(json.loads(server.get(path)))
+        time.sleep(0.005)
+    asking.join()
+    thinking = [found["choices"][0] for found in seen if not found["finished"] and found["choices"][0]]
+    assert thinking[0]["outcome"] == "thinking"
+    assert any(set(report["signals"]) == set(NAMES) for report in thinking)
+    assert json.loads(server.get(path)) == {
+        "request_id": "chatcmpl-mine",
+        "finished": True,
+        "choices": [told(answers[0])],
+    }
+
+
+def test_a_request_that_nobody_knows_is_a_404(server):
+    with pytest.raises(urllib.error.HTTPError, match="404"):
+        server.get("/v1/specexit/requests/chatcmpl-nobody")
+
+
+def test_metrics_count_what_clients_were_told(server, exiting):
+    question, report = exiting
+    before = server.metrics()
+    server.post("/v1/chat/completions", chat(question, vllm_xargs=LIVELY))
+    server.post("/v1/chat/completions", chat(question, vllm_xargs={"specexit": False}))
+    after = server.metrics()
+    gained = {name: after[name] - before[name] for name in after if after[name] != before[name]}
+    assert gained["requests_total exit"] == 1
+    assert gained["requests_total off"] == 1
+    assert gained["thinking_tokens_sum exit"] == report["thinking_tokens"]
+    assert gained["exit_validity_sum"] == pytest.approx(report["signals"]["validity"])
+    saved = gained["estimated_tokens_saved_total remaining"]
+    assert saved == pytest.approx(report["signals"]["remaining"])
+    # There from the start, so that the first event is a rise.
+    assert before["audits_total changed"] == 0
+
+
+def test_the_server_says_how_it_treats_exits(server, drafts):
+    status = json.loads(server.get("/v1/specexit"))
+    block = json.loads((drafts / "draft" / "config.json").read_text())["specexit"]
+    assert status["mode"] == "exit"
+    assert status["policy"] == block["policy"]
+    assert status["audit"] is None
+    assert status["requests"]["exit"] > 0
+
+
+def run_client(server, *arguments, stdin=""):
+    command = [sys.executable, "-m", "specexit", "chat", f"url={server.url}", *arguments]
+    environment = os.environ | {"COLUMNS": "120"}
+    return subprocess.run(command, input=stdin, capture_output=True, text=True, env=environment, timeout=60)
+
+
+def test_the_client_shows_the_answer_and_what_was_saved(server, exiting):
+    question, report = exiting
+    shown = run_client(server, f"prompt={question}", "arguments.specexit_validity=0.5", "max_tokens=300")
+    assert shown.returncode == 0, shown.stderr
+    full = server.post("/v1/chat/completions", chat(question, vllm_xargs=LIVELY))["choices"][0]["message"]["content"]
+    thinking, _, answer = full.partition("</think>")
+    assert answer.strip().splitlines()[-1] in shown.stdout
+    assert thinking.strip().splitlines()[0] not in shown.stdout
+    assert f"ended after {report['thinking_tokens']} thinking tokens at validity" in shown.stdout
+    assert " %, about " in shown.stdout  # the bar, as it stood when thinking ended
+
+
+def test_the_client_holds_a_conversation(server):
+    shown = run_client(server, "max_tokens=20", stdin=f"{QUESTIONS[0]}\n\n{QUESTIONS[1]}\n")
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout.count("cut off by max_tokens after 20 thinking tokens") == 2
+
+
+def test_the_client_says_what_is_wrong(server):
+    refused = run_client(server, "prompt=hello", "arguments.specexit_validity=2")
+    assert refused.returncode == 1
+    assert "400" in refused.stderr
+    assert "specexit_validity" in refused.stderr
+    nobody = subprocess.run(
+        [sys.executable, "-m", "specexit", "chat", "url=http://127.0.0.1:9", "prompt=hello"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert nobody.returncode == 1
+    assert "http://127.0.0.1:9/v1/models: " in nobody.stderr
+
+
+def test_the_bar_moves_between_verdicts_and_reaches_its_end(server):
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    turn, shares = Turn(), []
+    for chunk in server.stream("/v1/chat/completions", chat(vllm_xargs=NEVER, stream_options=options)):
+        turn.take(chunk)
+        if not turn.over:
+            shares.append(turn.progress()[0])
+    assert all(0 <= share <= 1 for share in shares)
+    assert len(set(shares)) > 3
+    assert turn.over
+    assert turn.answer
+
+
+def test_an_aborted_request_leaves_nothing_behind(server):
+    stream = server.stream("/v1/chat/completions", chat(vllm_xargs=NEVER), **{"X-Request-Id": "gone"})
+    next(stream)
+    stream.close()  # the connection, too
+    for _ in range(100):
+        try:
+            found = json.loads(server.get("/v1/specexit/requests/chatcmpl-gone"))
+        except urllib.error.HTTPError:
+            return
+        if found["finished"]:
+            return  # it was quicker than the connection
+        time.sleep(0.05)
+    raise AssertionError("the request still runs after five seconds")

@@ -1,0 +1,69 @@
+"""The terminal client's reading of a stream, without a server."""
+
+import pytest
+
+from specexit.chat import ChatError, Client, Turn, saved
+from specexit.schemas.chat import ChatConfig
+
+SIGNALS = {"confidence": 0.9, "progress": 0.5, "remaining": 100.0, "validity": 0.4}
+
+
+def chunk(report=None, tokens=0, **delta):
+    body = {"choices": [{"index": 0, "delta": delta}], "usage": {"completion_tokens": tokens}}
+    return body | ({"kv_transfer_params": {"specexit": report}} if report else {})
+
+
+def report(outcome="thinking", tokens=10, signals=SIGNALS):
+    return {"outcome": outcome, "thinking_tokens": tokens, "signals": signals}
+
+
+def test_a_text_with_both_is_parted_at_the_marker_wherever_chunks_end():
+    text = "So it is 4.</think>\n\nFour."
+    for size in range(1, len(text)):
+        turn = Turn()
+        pieces = [turn.take(chunk(content=text[i : i + size])) for i in range(0, len(text), size)]
+        assert (turn.thinking, turn.answer, turn.over) == ("So it is 4.", "\n\nFour.", True)
+        assert "".join(pieces) == turn.answer
+
+
+@pytest.mark.parametrize("name", ["reasoning", "reasoning_content"])
+def test_a_server_with_a_reasoning_parser_parts_it_itself(name):
+    turn = Turn()
+    assert turn.take(chunk(**{name: "So it is 4."})) == ""
+    assert not turn.over
+    assert turn.take(chunk(content="Four.")) == "Four."
+    assert (turn.thinking, turn.answer, turn.over) == ("So it is 4.", "Four.", True)
+
+
+def test_a_request_without_thinking_is_all_answer():
+    turn = Turn()
+    assert turn.take(chunk(report("answering", 0, {}), content="Four.")) == "Four."
+    assert turn.thinking == ""
+
+
+def test_the_bar_starts_at_a_verdict_and_moves_with_the_tokens_behind_it():
+    turn = Turn()
+    turn.take(chunk(report(tokens=5, signals={}), tokens=5, content="a"))
+    assert turn.progress() == (0.0, "thinking, 5 tokens so far")
+    turn.take(chunk(report(tokens=10), tokens=10, content="b"))
+    assert turn.progress() == (0.5, "thinking 50 %, about 100 tokens left")
+    turn.take(chunk(tokens=60, content="c"))
+    assert turn.progress() == (0.75, "thinking 75 %, about 50 tokens left")
+    turn.take(chunk(tokens=500, content="d"))
+    assert turn.progress() == (1.0, "thinking 100 %, about 0 tokens left")
+    turn.take(chunk(report(tokens=500, signals=SIGNALS | {"progress": 0.8}), tokens=501, content="e"))
+    assert turn.progress()[0] == pytest.approx(0.802)
+
+
+def test_what_was_saved_is_only_said_where_it_is_known():
+    server = {"shadow": {"exits": 3, "before": 100, "behind": 300}}
+    assert "about 30 saved, judging by 3 requests" in saved(report("exit"), server)
+    assert "not known here" in saved(report("exit"), {"shadow": {"exits": 0, "before": 0, "behind": 0}})
+    assert "nothing saved" in saved(report("natural_end"), server)
+    assert "an exit after 4 would have saved 6" in saved(report("natural_end") | {"would_exit": 4}, server)
+    assert "off" in saved({}, {})
+
+
+def test_a_url_of_another_kind_is_refused():
+    with pytest.raises(ChatError, match="url is 'file:///etc/passwd', expected http"):
+        Client(ChatConfig(url="file:///etc/passwd"))
