@@ -88,6 +88,18 @@ def policy_or_default(extra_args: Mapping[str, Any] | None, default: Policy, req
         return default
 
 
+def admit(extra_args: Mapping[str, Any] | None) -> None:
+    """Check a request's arguments where it enters.
+
+    Raises:
+      ArgumentError: see `parse`; of the kind that `refusal` names.
+    """
+    try:
+        parse(extra_args)
+    except ArgumentError as error:
+        raise refusal()(str(error), error.parameter) from error
+
+
 @functools.cache
 def refusal() -> type[ArgumentError]:
     """`ArgumentError` as the installed vLLM's servers want it for an HTTP 400: older ones answer any ValueError with
