@@ -218,7 +218,9 @@ def test_the_client_shows_the_answer_and_what_was_saved(server, exiting):
 
 
 def test_the_client_holds_a_conversation(server):
-    shown = run_client(server, "max_tokens=20", stdin=f"{QUESTIONS[0]}\n\n{QUESTIONS[1]}\n")
+    shown = run_client(
+        server, "max_tokens=20", "arguments.specexit_validity=1.0", stdin=f"{QUESTIONS[0]}\n\n{QUESTIONS[1]}\n"
+    )
     assert shown.returncode == 0, shown.stderr
     assert shown.stdout.count("cut off by max_tokens after 20 thinking tokens") == 2
 
