@@ -48,6 +48,8 @@ def expected_result(server, target, choice, report):
     if end not in ids:
         return "no_answer"
     full = extract_answer(choice["text"].partition("</think>")[2])
+    if full is None:
+        return "no_answer"
     kept = report["would_exit"]
     early, _ = complete(server, [*choice["prompt_token_ids"], *ids[:kept], end], OFF, 300 - kept - 1)
     return "same" if same_answer(full, extract_answer(early["text"])) else "changed"

@@ -18,8 +18,9 @@ from specexit.config import ConfigError
 from specexit.draftdir import Serving, SpecExitBlock
 from specexit.stats import binomial_interval
 from torch_specexit.plugin import frontend, outcome
-from torch_specexit.plugin.arguments import ArgumentError, parse, refusal
+from torch_specexit.plugin.arguments import ArgumentError, admit
 from torch_specexit.plugin.audit import Audit, Case, is_audited, same_answer_apart
+from torch_specexit.plugin.frontend_hooks import SERVER_HOOKS
 from torch_specexit.plugin.metrics import AUDITS, OUTCOMES, ExitMetrics, token_buckets
 from torch_specexit.plugin.outcome import KEY
 from torch_specexit.plugin.rule import OVER, THINKING
@@ -29,6 +30,7 @@ from torch_specexit.plugin.streaming import Reports
 SIGNALS = (0.1, 0.2, 3.0, 0.9)
 NAMED = {"confidence": 0.1, "progress": 0.2, "remaining": 3.0, "validity": 0.9}
 START, END = 1, 2
+ENGINE = SimpleNamespace(speculative_config=None)
 
 
 def row(phase, thoughts, *, exited=0, judged=1.0, on=1, signals=SIGNALS, would_exit=0.0):
@@ -235,12 +237,23 @@ def test_bad_settings_are_named(given, message):
 def test_a_refused_argument_is_of_the_kind_that_vllm_answers_with_400():
     from vllm.exceptions import VLLMClientError
 
-    with pytest.raises(ArgumentError) as error:
-        parse({"specexit_patience": 0})
-    refused = refusal()(str(error.value), error.value.parameter)
-    assert isinstance(refused, VLLMClientError)
-    assert isinstance(refused, ValueError)  # as offline callers know it
-    assert refused.parameter == "specexit_patience"
+    with pytest.raises(ArgumentError) as error:  # a ValueError, as offline callers know it
+        admit({"specexit_patience": 0}, ENGINE)
+    assert isinstance(error.value, VLLMClientError)
+    assert error.value.parameter == "specexit_patience"
+
+
+@pytest.mark.parametrize("stream", [hook for hook in SERVER_HOOKS if hook.method != "load_endpoint_plugins"], ids=str)
+def test_a_stream_with_bad_arguments_never_begins(stream):
+    """Its generator would only be run behind the 200."""
+    wrapped = stream.wrap(lambda *args: pytest.fail("the stream has begun"))
+    with pytest.raises(ArgumentError, match="specexit_patience"):
+        wrapped(
+            SimpleNamespace(engine_client=SimpleNamespace(vllm_config=ENGINE)),
+            SimpleNamespace(n=1, vllm_xargs={"specexit_patience": 0}),
+            None,
+            None,
+        )
 
 
 def test_token_buckets_reach_as_far_as_the_context():

@@ -153,6 +153,18 @@ def _block_of(model: str, revision: str | None) -> SpecExitBlock | None:
         return None
 
 
+def admit(extra_args: Mapping[str, Any] | None, vllm_config: Any) -> None:
+    """`check` where a request enters.
+
+    Raises:
+      ArgumentError: of the kind that `refusal` names.
+    """
+    try:
+        check(extra_args, vllm_config)
+    except ArgumentError as error:
+        raise refusal()(str(error), error.parameter) from error
+
+
 @cache
 def refusal() -> type[ArgumentError]:
     """`ArgumentError` as the installed vLLM's servers want it for an HTTP 400: older ones answer any ValueError with

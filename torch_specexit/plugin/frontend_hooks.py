@@ -10,7 +10,7 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from torch_specexit.plugin import frontend, metrics, settings
+from torch_specexit.plugin import arguments, frontend, metrics, settings
 from torch_specexit.plugin.fit import Has, Hook, Method, Takes, Uses, install
 from torch_specexit.plugin.outcome import KEY
 from torch_specexit.plugin.routes import Endpoints
@@ -93,6 +93,7 @@ def _stream_chat(original: Method) -> Method:
     def chat_completion_stream_generator(
         self: Any, request: Any, result_generator: Any, *args: Any, **kwargs: Any
     ) -> AsyncIterator[str]:
+        arguments.admit(request.vllm_xargs, self.engine_client.vllm_config)
         reports = Reports(request.n or 1)
         return reports.through(original(self, request, reports.watch(result_generator), *args, **kwargs))
 
@@ -103,11 +104,20 @@ def _stream_completion(original: Method) -> Method:
     def completion_stream_generator(
         self: Any, request: Any, engine_inputs: Any, result_generator: Any, *args: Any, **kwargs: Any
     ) -> AsyncIterator[str]:
+        arguments.admit(request.vllm_xargs, self.engine_client.vllm_config)
         reports = Reports(request.n or 1)
         chunks = original(self, request, engine_inputs, reports.watch(result_generator), *args, **kwargs)
         return reports.through(chunks)
 
     return completion_stream_generator
+
+
+def _stream_response(original: Method) -> Method:
+    def responses_stream_generator(self: Any, request: Any, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+        arguments.admit(request.vllm_xargs, self.engine_client.vllm_config)
+        return original(self, request, *args, **kwargs)
+
+    return responses_stream_generator
 
 
 def _load_endpoint_plugins(original: Method) -> Method:
@@ -119,6 +129,7 @@ def _load_endpoint_plugins(original: Method) -> Method:
 
 _ENGINE, _LOGGERS = "vllm.v1.engine", "vllm.v1.metrics.loggers"
 _CHAT, _COMPLETION = "vllm.entrypoints.openai.chat_completion", "vllm.entrypoints.openai.completion"
+_RESPONSES = "vllm.entrypoints.openai.responses"
 _METRICS = "when stat logger plug-ins see single requests, and do not switch statistics on that were switched off"
 
 PROCESS_HOOKS = (
@@ -210,10 +221,10 @@ SERVER_HOOKS = (
         "chat_completion_stream_generator",
         ("request", "result_generator"),
         _stream_chat,
-        why="outcome and progress in streamed chat chunks",
+        why="outcome and progress in streamed chat chunks; bad arguments are refused before a 200",
         relies_on="yields 'data: ' and JSON with one choice",
         since="0.24",
-        facts=(Has(f"{_CHAT}.protocol:ChatCompletionRequest", ("n",)),),
+        facts=(Has(f"{_CHAT}.protocol:ChatCompletionRequest", ("n", "vllm_xargs")),),
         upstream="vllm-project/vllm#36308 (kv_transfer_params in last chunks, since 0.33)",
         until="when vLLM puts it into every chunk",
         without="reports in streamed chat chunks",
@@ -224,13 +235,27 @@ SERVER_HOOKS = (
         "completion_stream_generator",
         ("request", "engine_inputs", "result_generator"),
         _stream_completion,
-        why="outcome and progress in streamed completion chunks",
+        why="outcome and progress in streamed completion chunks; bad arguments are refused before a 200",
         relies_on="yields 'data: ' and JSON with one choice; index = prompt * n + choice",
         since="0.24",
-        facts=(Has(f"{_COMPLETION}.protocol:CompletionRequest", ("n",)),),
+        facts=(Has(f"{_COMPLETION}.protocol:CompletionRequest", ("n", "vllm_xargs")),),
         upstream="vllm-project/vllm#36308 (kv_transfer_params in last chunks, since 0.33)",
         until="when vLLM puts it into every chunk",
         without="reports in streamed completion chunks",
+    ),
+    Hook(
+        f"{_RESPONSES}.serving",
+        "OpenAIServingResponses",
+        "responses_stream_generator",
+        ("request",),
+        _stream_response,
+        why="bad arguments are refused before a stream has begun with a 200",
+        relies_on="called before the first event is sent, and before the engine has the request",
+        since="0.24",
+        facts=(Has(f"{_RESPONSES}.protocol:ResponsesRequest", ("vllm_xargs",)),),
+        upstream="none",
+        until="when streams check their request before they begin",
+        without="HTTP 400 for bad arguments of a streamed response (an error event instead)",
     ),
     Hook(
         "vllm.plugins",

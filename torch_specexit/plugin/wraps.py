@@ -152,10 +152,7 @@ def validate_params(original: Method) -> Method:
     """Refuse bad arguments, at admission."""
 
     def _validate_params(self: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
-        try:
-            arguments.check(getattr(params, "extra_args", None), self.vllm_config)
-        except arguments.ArgumentError as error:
-            raise arguments.refusal()(str(error), error.parameter) from error
+        arguments.admit(getattr(params, "extra_args", None), self.vllm_config)
         return original(self, params, *args, **kwargs)
 
     return _validate_params
