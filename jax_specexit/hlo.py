@@ -117,7 +117,7 @@ def _trips(line: str, condition: list[str], body: list[str]) -> int:
         return int(known[1])
 
     def all_of(pattern: re.Pattern[str], lines: list[str]) -> dict[str, str]:
-        return dict(match.groups() for line in lines if (match := pattern.search(line)))
+        return {match[1]: match[2] for line in lines if (match := pattern.search(line))}
 
     compared = [name for line in condition if (match := BELOW.search(line)) for name in NAME.findall(match[1])]
     limits, counters = all_of(CONSTANT, condition), all_of(ELEMENT, condition)

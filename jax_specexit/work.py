@@ -110,13 +110,13 @@ def _trunk_work(
     h, q, kv = d.hidden_size, d.num_attention_heads * d.head_dim / tensor, d.num_key_value_heads * d.head_dim / tensor
     passes = 4 if config.remat else 3
     yield product("draft", rows, d.aux_size, h, passes=2)  # nothing below it has a gradient
-    for inner, outer in (
-        (2 * h, q + 2 * kv),
-        (q, h),
-        (h, 2 * d.intermediate_size / tensor),
-        (d.intermediate_size / tensor, h),
+    for inner, outer, again in (
+        (2 * h, q + 2 * kv, passes),
+        (q, h, passes),
+        (h, 2 * d.intermediate_size / tensor, passes),
+        (d.intermediate_size / tensor, h, 3),  # no gradient needs what it yields, so remat leaves it out
     ):
-        yield product("draft", rows, inner, outer, passes=passes * steps, useful=3 * steps)
+        yield product("draft", rows, inner, outer, passes=again * steps, useful=3 * steps)
     heads = d.num_attention_heads / tensor
     for k in range(steps):
         once_more = 2 if config.remat else 0

@@ -64,8 +64,10 @@ def test_a_recipe_fits_and_its_weights_are_gathered_once(tmp_path: Path) -> None
     check(found)
     assert json.loads((tmp_path / "plan.json").read_text()) == found
     assert "lower bound" in found["note"]
-    # 3.6e9 parameters of 36 layers in bfloat16: 15/16 of them come from other chips. The rest is small.
-    assert found["collective_bytes"]["fsdp"] == pytest.approx(3.63e9 * 2 * 15 / 16, rel=0.1)
+    # 3.6e9 parameters of 36 layers in bfloat16: 15/16 of them come from other chips, and XLA's windowed products send
+    # one window more than they need to. The rest is small.
+    weights = 3.63e9 * 2
+    assert 15 / 16 * weights <= found["collective_bytes"]["fsdp"] <= 1.1 * weights
     # A forward pass is 2 FLOPs per parameter and token, and attention of 36 layers over 8k causal tokens.
     tokens = found["length"]
     assert found["flops"] == pytest.approx(2 * 3.63e9 * tokens + 36 * 2 * tokens**2 * 32 * 128, rel=0.1)
