@@ -14,7 +14,7 @@ demo: $(VENV)/.demo-ready  ## Run the whole pipeline on the tiny reasoner (QUICK
 	@$(BIN)/specexit demo quick=$(if $(QUICK),true,false)
 
 test: $(VENV)/.dev-ready  ## Run all tests, real vLLM engines included
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile --no-loadscope-reorder $(ARGS)
 
 compat: $(VENV)/.dev-ready  ## Check the hooks against the sources of released vLLM versions (downloads 0.7 GB)
 	@$(BIN)/python tests/serving/fetch_releases.py $(RELEASES)

@@ -38,7 +38,7 @@ class Sizes:
 
 
 FULL = Sizes(
-    draft=1500, calibration=800, test=300, steps=700, fc_steps=150, bench=300, latency=40, rounds=5, epsilon=0.01
+    draft=1400, calibration=800, test=300, steps=560, fc_steps=100, bench=300, latency=40, rounds=5, epsilon=0.01
 )
 QUICK = Sizes(draft=250, calibration=125, test=32, steps=200, fc_steps=60, bench=32, latency=4, rounds=2, epsilon=0.05)
 
@@ -89,7 +89,7 @@ def stages(config: DemoConfig) -> list[Stage]:
             f"steps={steps}",
             seed,
         ]
-        arguments += [f"eval_traces={labelled / 'calibration'}"]
+        arguments += [f"eval_traces={labelled / 'calibration'}", "evaluate_n=300"]
         arguments += [f"init_from={run / 'draft'}"] if suffix else []
         out.append(Stage(f"train, signals of source {source}", arguments, train, resumes=True))
         out.append(
@@ -101,7 +101,7 @@ def stages(config: DemoConfig) -> list[Stage]:
         arguments = ["score", f"draft={draft}", f"traces={labelled / 'calibration'}", f"out={held_out}"]
         out.append(Stage(f"read the signals of the calibration traces ({source})", arguments, held_out))
         arguments = ["calibrate", f"draft={draft}", f"traces={labelled / 'calibration'}", f"scores={held_out}"]
-        arguments += [f"epsilon={size.epsilon}"]
+        arguments += ["risk=accuracy_lost", f"epsilon={size.epsilon}"]
         out.append(Stage(f"calibrate the exit threshold ({source})", arguments, draft, resumes=True))
     arguments = ["score", f"draft={run / 'draft'}", f"traces={labelled / 'test'}", f"out={scores / 'test'}"]
     out.append(Stage("read the signals of the test traces", arguments, scores / "test"))

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from prometheus_client.parser import text_string_to_metric_families
 
 from specexit.draftdir import plain_copy
@@ -37,11 +38,20 @@ def run_program(program: str, *arguments: Path, environment: dict[str, str] | No
 
 
 def serve(folder: Path, job: dict[str, Any], environment: dict[str, str] | None = None) -> dict[str, Any]:
-    """Run an engine on a job."""
-    folder.mkdir()
-    (folder / "job.json").write_text(json.dumps(job))
-    run_program("serve.py", folder / "job.json", folder / "result.json", environment=environment)
+    """Run an engine on a job; once for all test processes, which share the folder."""
+    folder.mkdir(exist_ok=True)
+    with FileLock(folder / "lock"):
+        if not (folder / "result.json").exists():
+            (folder / "job.json").write_text(json.dumps(job))
+            run_program("serve.py", folder / "job.json", folder / "result.json", environment=environment)
     return json.loads((folder / "result.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that is the same for all test processes of a run."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
 
 
 @pytest.fixture(scope="session")
@@ -50,11 +60,13 @@ def target() -> TargetConfig:
 
 
 @pytest.fixture(scope="session")
-def drafts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def drafts(shared: Path) -> Path:
     """A folder with three drafts of the same trunk: ``draft`` and ``fc`` by source of their signals, and ``plain``."""
-    folder = tmp_path_factory.mktemp("drafts")
-    run_program("make_draft.py", folder)
-    plain_copy(folder / "draft", folder / "plain")
+    folder = shared / "drafts"
+    with FileLock(shared / "drafts.lock"):
+        if not (folder / "plain").exists():
+            run_program("make_draft.py", folder)
+            plain_copy(folder / "draft", folder / "plain")
     return folder
 
 
@@ -194,8 +206,9 @@ class Engines:
 
 
 @pytest.fixture(scope="session")
-def engines(tmp_path_factory: pytest.TempPathFactory, drafts: Path, prompts: list[list[int]]) -> Engines:
-    return Engines(tmp_path_factory.mktemp("engines"), drafts, prompts)
+def engines(shared: Path, drafts: Path, prompts: list[list[int]]) -> Engines:
+    (shared / "engines").mkdir(exist_ok=True)
+    return Engines(shared / "engines", drafts, prompts)
 
 
 @pytest.fixture(scope="session", params=["draft", "fc"])
