@@ -8,6 +8,9 @@ of prompts in turns; the ratio of their tokens per second is the cost, with a pa
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -83,7 +86,12 @@ def bench_serving(config: BenchServingConfig) -> dict[str, Any]:
         turns = {batch: _take_turns(config, engines, traces, batch) for batch in config.batches}
     result = gather(config, turns, ready[0]["accelerator"])
     write_text(config.out, json.dumps(result, indent=2) + "\n")
-    Console().print(table(result))
+    console = Console()
+    console.print(table(result))
+    console.print(
+        f"per step: {result['eager_ops_per_step']} operations of the eager twin, "
+        f"{result['triton_launches_per_step']} launch(es) of the Triton kernel"
+    )
     return result
 
 
@@ -142,17 +150,32 @@ def gather(config: BenchServingConfig, turns: dict[int, dict[str, Turns]], accel
         "ratio_to_eagle3": ratios,
         "steps_lost_to_stopping": lost,
         "tokens_per_second": speeds,
+        **count_operations(),
         "definitions": {
             "ratio_to_eagle3": "tokens/s with exits enabled and never firing over plain EAGLE-3; mean and paired "
             "bootstrap 95 % interval over turns",
             "steps_lost_to_stopping": "share of the plug-in's decoding steps that plain EAGLE-3 did not need, because "
             "acceptance stopped at split tokens",
+            "eager_ops_per_step": "aten calls of the eager twin in a step whose verdict is to go on, nested included",
         },
         "hardware": describe_hardware(accelerator),
         "versions": versions(),
         "num_speculative_tokens": config.num_speculative_tokens,
         "max_new_tokens": config.max_new_tokens,
     }
+
+
+def count_operations() -> dict[str, Any]:
+    """What `torch_specexit.plugin.cost` counts, in a process of its own: without a GPU it needs Triton's interpreter.
+
+    Raises:
+      BenchError: that process fails.
+    """
+    command = [sys.executable, "-m", "torch_specexit.plugin.cost"]
+    done = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True)
+    if done.returncode:
+        raise BenchError(f"{' '.join(command[1:])} ended with code {done.returncode}:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout)
 
 
 def _ratio(base: Float[np.ndarray, " turns"], ours: Float[np.ndarray, " turns"]) -> float:

@@ -1,0 +1,45 @@
+"""`specexit bench-serving` on two real engines, small: about half a minute."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from specexit.schemas.bench_serving import BenchServingConfig
+from specexit.traces import write_traces
+from tests.serving.test_bench import generated_traces
+from torch_specexit.bench_engine import BenchError
+from torch_specexit.bench_serving import bench_serving
+
+
+def config(folder, draft) -> BenchServingConfig:
+    return BenchServingConfig(
+        target="tiny-reasoner",
+        draft=draft,
+        traces=folder / "traces.parquet",
+        out=folder / "bench" / "serving.json",
+        batches=(1, 3),
+        rounds=2,
+        max_new_tokens=40,
+    )
+
+
+@pytest.mark.vllm
+def test_it_measures_the_same_texts_with_and_without_exits(drafts, tmp_path):
+    write_traces(tmp_path / "traces.parquet", generated_traces(4))
+    result = bench_serving(config(tmp_path, drafts / "draft"))
+    assert result == json.loads((tmp_path / "bench" / "serving.json").read_text())
+    for batch in ("1", "3"):
+        mean, low, high = result["ratio_to_eagle3"][batch]
+        assert 0 < low <= mean <= high
+        # A V1 runner on a CPU judges whole steps: nothing stops at a split token.
+        assert result["steps_lost_to_stopping"][batch] == 0
+    assert result["triton_launches_per_step"] == 1
+    assert result["eager_ops_per_step"] <= 428 / 3  # the study's prototype needed 428
+
+
+def test_a_draft_without_signals_has_no_cost_to_measure(drafts, tmp_path):
+    write_traces(tmp_path / "traces.parquet", generated_traces(1))
+    with pytest.raises(BenchError, match=r"plain: no specexit block"):
+        bench_serving(config(tmp_path, drafts / "plain"))
