@@ -59,6 +59,11 @@ class Corners:
         ids = self.run(self.prompts[:1], extra_args=OFF)[0]["ids"][0]
         return next(i for i, token in enumerate(ids) if token in self.split) + 1
 
+    def conversation(self) -> list[int]:
+        """Two turns, the second of them still to be thought about."""
+        first = self.run(self.prompts[:1], extra_args=OFF)[0]["ids"][0]
+        return self.prompts[0] + first + self.prompts[1]
+
     def plain(self) -> Any:
         return self.run(self.prompts, extra_args=OFF)
 
@@ -99,27 +104,29 @@ class Corners:
 
     def second_turn(self) -> Any:
         """A conversation whose first turn has thought and answered; the second opens the thinking again."""
-        first = self.run(self.prompts[:1], extra_args=OFF)[0]["ids"][0]
-        conversations = [self.prompts[0] + first + self.prompts[1]]
-        return [self.run(conversations, extra_args=a)[0] for a in (NOW, OFF)]
+        return [self.run([self.conversation()], extra_args=a)[0] for a in (NOW, OFF)]
 
     def structured_answer(self) -> Any:
         """A grammar that binds the answer, behind the thinking."""
         from vllm.sampling_params import StructuredOutputsParams
 
         grammar = StructuredOutputsParams(regex=PATTERN)
-        return [PATTERN, *(self.run(self.prompts[:4], extra_args=a, structured_outputs=grammar) for a in (NOW, OFF))]
+        return [
+            PATTERN,
+            *(self.run(self.prompts[:4], extra_args=a, structured_outputs=grammar, max_tokens=600) for a in (NOW, OFF)),
+        ]
 
     def thinking_budget(self) -> Any:
         """vLLM's own budget: beyond the exit, and before it."""
         at = self.first_boundary()
         budgets = {"later": at + 30, "sooner": at - 4}
         return {
-            name: self.run(self.prompts[:1], extra_args=NOW, thinking_token_budget=n) for name, n in budgets.items()
+            name: self.run(self.prompts[:1], extra_args=NOW, thinking_token_budget=n)[0] for name, n in budgets.items()
         }
 
     def prefix_cached(self) -> Any:
-        return [self.run(self.prompts[:1] * 2, extra_args=NOW) for _ in range(2)]
+        """A prompt of several blocks, twice in a batch, twice in a row."""
+        return [self.run([self.conversation()] * 2, extra_args=NOW) for _ in range(2)]
 
     def aborted(self) -> Any:
         """Half of a batch is aborted in the middle; its ids come back at once, with other prompts."""
@@ -157,7 +164,9 @@ class Corners:
         return self.llm.collective_rpc(slots_in_use)[0]
 
 
-SCENARIOS = [name for name in vars(Corners) if name[0] != "_" and name not in ("run", "first_boundary", "slots")]
+SCENARIOS = [
+    name for name in vars(Corners) if name[0] != "_" and name not in ("run", "first_boundary", "conversation", "slots")
+]
 
 
 def main(draft: Path) -> dict[str, Any]:
