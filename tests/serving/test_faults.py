@@ -7,6 +7,7 @@ Nearly all is decided before an engine computes anything, and is tested there; w
 from __future__ import annotations
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -185,7 +186,7 @@ def test_a_damaged_draft_keeps_an_engine_from_starting(engines, drafts, tmp_path
 
 @pytest.mark.vllm
 def test_a_draft_of_the_whole_vocabulary_is_served(engines, write_random_draft, tmp_path):
-    shape = {"hidden_size": 192, "target_hidden_size": 192, "vocab_size": 640, "draft_vocab_size": 640}
+    shape = {"hidden_size": 192, "target_hidden_size": 192, "vocab_size": 640, "draft_vocab_size": 640, "head_dim": 64}
     folder = write_random_draft(tmp_path / "whole", "draft", **shape, eagle_aux_hidden_state_layer_ids=(1, 3, 4))
     run = engines.serve("whole", [engines.batch({"max_tokens": 20} | OFF, n=2)], draft=str(folder))
     assert [r["ids"] for r in run[0]["requests"]] == [r["ids"][:20] for r in engines.none()[0]["requests"][:2]]
