@@ -1,4 +1,4 @@
-"""A server that audits every request: what its clients get, and whether its numbers are true. About 50 seconds."""
+"""A server that audits every request: what its clients get, and whether its numbers are true. A minute or two."""
 
 from __future__ import annotations
 

@@ -196,6 +196,7 @@ def generator_of(engine: Any) -> Callable[..., Any]:
     engine = weakref.proxy(engine)  # the engine is to go when its owner lets go of it
 
     async def generate(prompt: Sequence[int], max_tokens: int, request: str, lora: Any) -> str:
+        """The target's greedy text behind a prompt; exits off."""
         params = SamplingParams(
             temperature=0.0,
             max_tokens=max_tokens,

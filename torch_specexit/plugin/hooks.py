@@ -60,7 +60,7 @@ def _runner_hooks(module: str, drafter: str, state: tuple[str, ...], steps: tupl
             "sample_tokens",
             ("grammar_output",),
             wraps.sample_tokens,
-            why="the target's hidden states before they are consumed; the draft's verdicts behind drafting",
+            why="the target's hidden states before they are consumed; the step's report behind drafting",
             relies_on="execute_model_state with aux_hidden_states; sampling and drafting happen within this call",
             since="0.24",
             facts=(
