@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 RELEASES ?= runs/vllm-releases
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test compat lint bench bench-serving plan-all tiny-reasoner format clean
+.PHONY: help demo test compat lint bench bench-serving bench-training continuation plan-all tiny-reasoner format clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +35,12 @@ bench: $(VENV)/.demo-ready  ## Measure the methods again on the draft that `make
 
 bench-serving: $(VENV)/.demo-ready  ## Measure what the plug-in costs where no exit fires, on the draft of `make demo`
 	@$(BIN)/specexit bench-serving configs/bench/serving.yaml
+
+bench-training: $(VENV)/.dev-ready  ## Measure a training step against speculators, and the memory of the attention
+	@$(BIN)/specexit bench-training configs/bench/training.yaml
+
+continuation: $(VENV)/.dev-ready  ## 1,000 exits on every runner and scheduler, each checked against plain vLLM
+	@SPECEXIT_CONTINUATION=1 $(BIN)/python -m pytest tests/serving/test_continuation.py -s $(ARGS)
 
 plan-all: $(VENV)/.plan-ready  ## Compile every full-size recipe for its TPU slice, no TPU needed (minutes each)
 	@SPECEXIT_PLAN_ALL=1 $(BIN)/python -m pytest tests/jax/test_plan.py -k every -s $(ARGS)

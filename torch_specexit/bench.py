@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from specexit.answers import extract_answer, same_answer
+from specexit.bench_process import BenchError, BenchProcess
 from specexit.calibrate import calibrate_budget
 from specexit.comparison import (
     BASELINE,
@@ -40,7 +41,7 @@ from specexit.schemas.bench import BenchConfig
 from specexit.schemas.target import TargetConfig, load_target_config
 from specexit.splits import FastTokenizer, marker
 from specexit.traces import Trace, read_traces
-from torch_specexit.bench_engine import BenchError, EngineProcess
+from torch_specexit import bench_worker
 
 WARM_UP_TOKENS = 32
 BUDGET_TOLERANCE = 0.01
@@ -145,10 +146,12 @@ def _run_engines(
 ) -> tuple[dict[str, Run], str | None]:
     accelerator = None
     with ExitStack() as stack:
-        engines: dict[Path | None, EngineProcess] = {}
+        engines: dict[Path | None, BenchProcess] = {}
         for method in methods:
             if method.draft not in engines:
-                process = EngineProcess(method.name, _setup(config, target, method), scratch / f"{method.name}.log")
+                process = BenchProcess(
+                    method.name, bench_worker.__name__, _setup(config, target, method), scratch / f"{method.name}.log"
+                )
                 engines[method.draft] = stack.enter_context(process)
         for engine in engines.values():
             accelerator = engine.wait_ready()["accelerator"]
@@ -184,7 +187,7 @@ def measure(
     config: BenchConfig,
     target: TargetConfig,
     methods: Sequence[Method],
-    engines: Mapping[Path | None, EngineProcess],
+    engines: Mapping[Path | None, BenchProcess],
     traces: Sequence[Trace],
 ) -> dict[str, Run]:
     """Ask every engine for every problem, slice by slice, first one at a time, then in batches."""

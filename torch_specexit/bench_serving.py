@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from specexit.bench_process import BenchError, BenchProcess
 from specexit.config import versions, write_text
 from specexit.draftdir import check_target, plain_copy, read_config
 from specexit.hardware import describe_hardware
@@ -31,7 +32,7 @@ from specexit.schemas.bench_serving import BenchServingConfig
 from specexit.schemas.target import TargetConfig, load_target_config
 from specexit.stats import paired_bootstrap
 from specexit.traces import Trace, read_traces
-from torch_specexit.bench_engine import BenchError, EngineProcess
+from torch_specexit import bench_worker
 
 NEVER = {"specexit_validity": 1.0}
 """Enabled, and never firing: a probability is below 1."""
@@ -79,7 +80,9 @@ def bench_serving(config: BenchServingConfig) -> dict[str, Any]:
         plain_copy(config.draft, Path(scratch) / "eagle3")
         drafts = {"eagle3": Path(scratch) / "eagle3", "specexit": config.draft}
         engines = {
-            name: stack.enter_context(EngineProcess(name, _setup(config, target, draft), Path(scratch) / f"{name}.log"))
+            name: stack.enter_context(
+                BenchProcess(name, bench_worker.__name__, _setup(config, target, draft), Path(scratch) / f"{name}.log")
+            )
             for name, draft in drafts.items()
         }
         ready = [engine.wait_ready() for engine in engines.values()]
@@ -108,7 +111,7 @@ def _setup(config: BenchServingConfig, target: TargetConfig, draft: Path) -> dic
 
 
 def _take_turns(
-    config: BenchServingConfig, engines: dict[str, EngineProcess], traces: Sequence[Trace], batch: int
+    config: BenchServingConfig, engines: dict[str, BenchProcess], traces: Sequence[Trace], batch: int
 ) -> dict[str, Turns]:
     """The methods answer one group of prompts after the other, and who begins alternates."""
     turns = {name: Turns() for name in METHODS}

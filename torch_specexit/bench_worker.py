@@ -1,6 +1,5 @@
-"""One vLLM engine in a process of its own, for `bench`: jobs come as JSON lines on stdin, replies go to stdout.
+"""One vLLM engine in a process of its own, for `bench`; see `specexit.bench_process`.
 
-A process each, because vLLM sets process-wide state, and because plain EAGLE-3 must not share one with the plug-in.
 The first line is the set-up, answered by ``{"accelerator": name or null}`` once the engine stands; then, per job,
 
 ``{"prompts": [[ids]], "batch": b, "max_new_tokens": n, "extra_args": {...}}`` ->
@@ -10,12 +9,12 @@ The first line is the set-up, answered by ``{"accelerator": name or null}`` once
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
+from specexit.bench_process import claim_stdout, reply
 from specexit.schemas.engine import EngineConfig
 from specexit.schemas.target import TargetConfig
 from torch_specexit.engine import start_engine
@@ -28,7 +27,7 @@ COUNTERS = {"n_drafts": "vllm:spec_decode_num_drafts", "n_accepted": "vllm:spec_
 
 def main() -> None:
     """Serve jobs until stdin ends."""
-    replies = _claim_stdout()
+    replies = claim_stdout()
     setup = json.loads(sys.stdin.readline())
     llm = start_engine(
         TargetConfig.model_validate(setup["target"]),
@@ -37,9 +36,9 @@ def main() -> None:
         num_speculative_tokens=setup["num_speculative_tokens"],
         seed=setup["seed"],
     )
-    _reply(replies, {"accelerator": _accelerator()})
+    reply(replies, {"accelerator": _accelerator()})
     for line in sys.stdin:
-        _reply(replies, run_job(llm, json.loads(line)))
+        reply(replies, run_job(llm, json.loads(line)))
 
 
 def run_job(llm: LLM, job: dict[str, Any]) -> dict[str, Any]:
@@ -84,18 +83,6 @@ def _accelerator() -> str | None:
     import torch
 
     return torch.cuda.get_device_name() if torch.cuda.is_available() else None
-
-
-def _claim_stdout() -> TextIO:
-    """Keep the real stdout for replies; whatever vLLM prints goes to stderr, which is the log."""
-    channel = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    return channel
-
-
-def _reply(channel: TextIO, message: dict[str, Any]) -> None:
-    channel.write(json.dumps(message) + "\n")
-    channel.flush()
 
 
 if __name__ == "__main__":

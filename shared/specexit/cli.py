@@ -111,6 +111,12 @@ COMMANDS = {
         "torch_specexit.bench_serving:bench_serving",
         "serve",
     ),
+    "bench-training": Command(
+        "Measure a training step against speculators', the independent peer, on the same cores.",
+        "specexit.schemas.bench_training:BenchTrainingConfig",
+        "specexit.bench_training:bench_training",
+        "dev",
+    ),
     "serve": Command(
         "Serve a target with exits in vLLM; --check shows whether the installed one fits.",
         "specexit.schemas.serve:ServeConfig",

@@ -1,14 +1,11 @@
 """The PyTorch draft against an independent implementation of EAGLE-3: speculators 0.9.0, values and gradients."""
 
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from torch_specexit.draft import Draft
+from torch_specexit.speculators import load_in_speculators
 
 STEPS, TIME = 4, 48
 
@@ -31,38 +28,11 @@ def both(tmp_path_factory, write_random_draft):
 
     ours = Draft.load(source, embedding).requires_grad_(True)
     our_logits = ours(tokens, aux, steps=STEPS).logits
-    theirs = _speculators_model(folder, source, embedding)
+    theirs = load_in_speculators(source, embedding, folder)
     their_logits: list[torch.Tensor] = []
     theirs.lm_head.register_forward_hook(lambda _module, _inputs, output: their_logits.append(output))
     theirs(aux[:, :-1], tokens[:, 1:], torch.zeros(1, TIME, dtype=torch.long), ttt_steps=STEPS)
     return ours, our_logits, theirs, their_logits
-
-
-def _speculators_model(folder: Path, source: Path, embedding: torch.Tensor):
-    from speculators.convert.eagle.eagle3_converter import Eagle3Converter
-    from speculators.models.attention import create_float_mask
-    from speculators.models.eagle3 import Eagle3DraftModel
-    from transformers import LlamaConfig
-
-    # speculators takes the embedding from the draft's file, and wants a target with weights beside its config.
-    copy, target, converted = folder / "with_embedding", folder / "target", folder / "converted"
-    copy.mkdir()
-    (copy / "config.json").write_text((source / "config.json").read_text())
-    save_file(load_file(source / "model.safetensors") | {"embed_tokens.weight": embedding}, copy / "model.safetensors")
-    shape = json.loads((source / "config.json").read_text())
-    names = ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim")
-    LlamaConfig(num_hidden_layers=4, **{name: shape[name] for name in names}).save_pretrained(target)
-    weights = {"model.embed_tokens.weight": embedding, "model.norm.weight": torch.ones(64)}
-    save_file(weights, target / "model.safetensors")
-    Eagle3Converter().convert(
-        copy, converted, base_model=str(target), validate=False, eagle_aux_hidden_state_layer_ids=[0, 2, 3]
-    )
-    model = Eagle3DraftModel.from_pretrained(converted)
-    # Its default, flex attention, has no backward pass on a CPU.
-    model._attn_impl, model._create_mask_fn = "eager", create_float_mask
-    for layer in model.layers:
-        layer.self_attn.config._attn_implementation = "eager"
-    return model.requires_grad_(True)
 
 
 @pytest.mark.parametrize("step", range(STEPS))

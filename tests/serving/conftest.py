@@ -226,11 +226,12 @@ class Server:
       log: file that receives what it prints.
       draft: draft directory.
       arguments: further arguments of ``vllm serve``.
+      environment: on top of this process's own.
     """
 
     START_SECONDS = 240
 
-    def __init__(self, log: Path, draft: Path, *arguments: str):
+    def __init__(self, log: Path, draft: Path, *arguments: str, environment: dict[str, str] | None = None):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
@@ -243,7 +244,7 @@ class Server:
         with log.open("w") as stream:
             self.process = subprocess.Popen(
                 [*command, f"arguments={json.dumps(words)}"],
-                env=os.environ | settings | {"VLLM_NO_USAGE_STATS": "1"},
+                env=os.environ | settings | {"VLLM_NO_USAGE_STATS": "1"} | (environment or {}),
                 stdout=stream,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -311,11 +312,11 @@ ServerStarter = Callable[..., AbstractContextManager[Server]]
 
 @pytest.fixture(scope="session")
 def start_server(tmp_path_factory: pytest.TempPathFactory) -> ServerStarter:
-    """``with start_server(name, draft, *arguments) as server``: a server that answers, and is gone behind the block."""
+    """``with start_server(name, draft, *arguments, environment={...}) as server``: it answers, and is gone behind that."""
 
     @contextmanager
-    def start(name: str, draft: Path, *arguments: str) -> Iterator[Server]:
-        running = Server(tmp_path_factory.mktemp(name) / "log", draft, *arguments)
+    def start(name: str, draft: Path, *arguments: str, **settings: Any) -> Iterator[Server]:
+        running = Server(tmp_path_factory.mktemp(name) / "log", draft, *arguments, **settings)
         try:
             running.wait()
             yield running

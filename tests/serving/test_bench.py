@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from specexit.bench_process import BenchError, BenchProcess
 from specexit.comparison import read_requests
 from specexit.draftdir import DraftConfig, DraftError, SpecExitBlock, write_draft
 from specexit.results import Results, read_results
@@ -19,7 +20,6 @@ from specexit.schemas.target import load_target_config
 from specexit.tiny import problems, prompt_text, render_response, write_trace
 from specexit.traces import Trace, write_traces
 from torch_specexit.bench import Method, bench, turns
-from torch_specexit.bench_engine import BenchError, EngineProcess
 
 TARGET = load_target_config("tiny-reasoner")
 N, N_LATENCY, BUDGET, MAX_NEW_TOKENS = 4, 2, 30, 96
@@ -169,7 +169,10 @@ def test_an_engine_that_cannot_start_says_why(tmp_path: Path) -> None:
         "num_speculative_tokens": 3,
         "seed": 0,
     }
-    with EngineProcess("none", setup, tmp_path / "log") as engine, pytest.raises(BenchError, match="nowhere"):
+    with (
+        BenchProcess("none", "torch_specexit.bench_worker", setup, tmp_path / "log") as engine,
+        pytest.raises(BenchError, match="nowhere"),
+    ):
         engine.wait_ready()
     assert engine.process.returncode != 0
 

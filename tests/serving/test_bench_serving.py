@@ -6,10 +6,10 @@ import json
 
 import pytest
 
+from specexit.bench_process import BenchError
 from specexit.schemas.bench_serving import BenchServingConfig
 from specexit.traces import write_traces
 from tests.serving.test_bench import generated_traces
-from torch_specexit.bench_engine import BenchError
 from torch_specexit.bench_serving import bench_serving
 
 

@@ -1,0 +1,116 @@
+"""The JAX side of ``specexit bench-training``: a process that trains on one row, a step for each job.
+
+The loss and its gradient are those of `jax_specexit.step`, on features that are given instead of computed.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from jax_specexit.attention import ttt_attention, ttt_attention_reference
+from jax_specexit.draft import Draft
+from jax_specexit.export import params_from_draft
+from jax_specexit.losses import Teacher, linear_cross_entropy
+from jax_specexit.step import shift, token_weights, ttt_outputs
+from specexit.bench_process import claim_stdout, measured, reply
+from specexit.draftdir import SpecExitBlock, read_draft
+from specexit.schemas.bench_training import BenchTrainingConfig
+
+NAIVE_LENGTH = 1024
+"""The one length at which the explicit mask still fits everywhere."""
+
+
+def main() -> None:
+    """Train until stdin ends."""
+    replies = claim_stdout()
+    setup = json.loads(sys.stdin.readline())
+    folder = Path(setup.pop("folder"))
+    setup.pop("threads")  # XLA takes all cores
+    config = BenchTrainingConfig.model_validate(setup)
+    step = make_step(config, folder)
+    first = step()
+    step()  # the first one has compiled, the second has the first's donated buffers
+    reply(replies, {"loss": first})
+    for line in sys.stdin:
+        lengths = json.loads(line).get("attention_memory")
+        reply(replies, measured(step) if lengths is None else attention_memory(config, lengths))
+
+
+def make_step(config: BenchTrainingConfig, folder: Path) -> Callable[[], float]:
+    """A function that does one step and returns its loss."""
+    shape, tensors = read_draft(folder / "draft")
+    draft = Draft(
+        shape.model_copy(update={"specexit": SpecExitBlock(target="random", source="draft")}), rngs=nnx.Rngs(0)
+    )
+    nnx.update(draft, jax.tree.map(jnp.asarray, params_from_draft(shape, tensors)))
+    graph, params = nnx.split(draft)
+    params = nnx.to_pure_dict(params)
+    row = {
+        name: jnp.asarray(value[:, : config.length] if value.ndim > 2 or name == "tokens" else value)
+        for name, value in np.load(folder / "row.npz").items()
+    }
+    ones = jnp.ones((1, config.length), jnp.int32)
+    batch = {"tokens": row["tokens"], "positions": jnp.arange(config.length)[None], "segment_ids": ones}
+    batch["loss_mask"] = ones
+    head = row["embedding"][: shape.draft_vocab_size].T
+    labels = jnp.where(shift(row["tokens"], 1) < shape.draft_vocab_size, shift(row["tokens"], 1), -1)
+    weights = token_weights(batch, config.ttt_steps, 1.0)
+
+    def loss_fn(params: Any) -> jax.Array:
+        draft = nnx.merge(graph, params)
+        outputs = ttt_outputs(draft, row["embedding"], row["aux"], batch, config.ttt_steps)
+        aligned = jnp.stack([shift(y, -1 - k) for k, y in enumerate(outputs)])
+        teacher = Teacher(row["state"], head, labels)
+        loss: Any = linear_cross_entropy(aligned, draft.lm_head.kernel[...], teacher, weights, config.loss_chunk)
+        return loss.total
+
+    optimizer = optax.adamw(1e-3)
+
+    def update(params: Any, state: Any) -> tuple[Any, Any, jax.Array]:
+        loss, grads = jax.value_and_grad(loss_fn)(params)
+        updates, state = optimizer.update(grads, state, params)
+        return optax.apply_updates(params, updates), state, loss
+
+    compiled = jax.jit(update, donate_argnums=(0, 1))
+    now = [params, optimizer.init(params)]
+
+    def step() -> float:
+        now[0], now[1], loss = compiled(*now)
+        return float(loss)
+
+    return step
+
+
+def attention_memory(config: BenchTrainingConfig, lengths: list[int]) -> dict[str, dict[str, float]]:
+    """Temporary memory, in MiB, of the attention of all TTT steps and its gradient, as XLA plans it."""
+    kinds = {"blockwise": (ttt_attention, lengths), "naive": (ttt_attention_reference, [NAIVE_LENGTH])}
+    return {kind: {str(n): _temp_mib(config, attend, n) for n in of} for kind, (attend, of) in kinds.items()}
+
+
+def _temp_mib(config: BenchTrainingConfig, attend: Callable, length: int) -> float:
+    c, steps = config.draft, config.ttt_steps
+    q = jax.ShapeDtypeStruct((steps, 1, length, c.num_attention_heads, c.head_dim), jnp.float32)
+    kv = jax.ShapeDtypeStruct((steps, 1, length, c.num_key_value_heads, c.head_dim), jnp.float32)
+    segments = jnp.ones((1, length), jnp.int32)
+
+    def loss(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        """Every TTT step sees the keys of those before it."""
+        mixed = [attend(q[i], list(k[: i + 1]), list(v[: i + 1]), segments) for i in range(steps)]
+        return sum((jnp.sum(x**2) for x in mixed), jnp.zeros(()))
+
+    compiled = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(q, kv, kv).compile()
+    return compiled.memory_analysis().temp_size_in_bytes / 2**20
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""The peer's side of ``specexit bench-training``: speculators' model under torch.compile, a step for each job."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from specexit.bench_process import claim_stdout, measured, reply
+from torch_specexit.speculators import load_in_speculators
+
+
+def main() -> None:
+    """Train until stdin ends."""
+    replies = claim_stdout()
+    setup = json.loads(sys.stdin.readline())
+    torch.set_num_threads(setup["threads"])
+    step = make_step(Path(setup["folder"]), setup["length"], setup["ttt_steps"])
+    first = step()
+    step()
+    reply(replies, {"loss": first})
+    for _ in sys.stdin:
+        reply(replies, measured(step))
+
+
+def make_step(folder: Path, length: int, ttt_steps: int) -> Callable[[], float]:
+    """A function that does one step and returns its loss."""
+    row = {name: torch.from_numpy(value) for name, value in np.load(folder / "row.npz").items()}
+    model = load_in_speculators(folder / "draft", row["embedding"], folder, attention="sdpa")
+    # Frozen on the other side, too: what the target gives.
+    for module in (model.embed_tokens, model.verifier_lm_head, model.verifier_norm):
+        module.requires_grad_(False)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+    forward = torch.compile(model.forward)
+    documents = torch.zeros(1, length, dtype=torch.long)
+
+    def step() -> float:
+        optimizer.zero_grad()
+        _, loss, _ = forward(
+            row["aux"][:, :-1],
+            row["tokens"][:, 1:],
+            documents,
+            verifier_last_hidden_states=row["state"][:, 1:],
+            ttt_steps=ttt_steps,
+        )
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return step
+
+
+if __name__ == "__main__":
+    main()
