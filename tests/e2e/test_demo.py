@@ -5,10 +5,24 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
+from flax import nnx
 
+from jax_specexit.checkpoint import restore_params
+from jax_specexit.draft import Draft
+from jax_specexit.evaluate import acceptance_length
+from jax_specexit.run import read_start
+from jax_specexit.scoring import score
+from jax_specexit.weights import load_target
+from specexit.comparison import read_requests
 from specexit.draftdir import read_draft
 from specexit.results import read_results
+from specexit.schemas.target import load_target_config
+from specexit.signals import NAMES
+from specexit.traces import read_labelled
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +73,30 @@ def test_training_left_its_record(run: Path) -> None:
     evaluation = json.loads((run / "train" / "evaluation.json").read_text())
     assert evaluation["all_boundaries"]["auroc"] > 0.9
     assert list((run / "train" / "tensorboard").iterdir())
+
+
+def test_training_measures_what_serving_does(run: Path) -> None:
+    """The acceptance length and the signals of the training run's evaluation are those of vLLM on the same prompts."""
+    results, requests = read_results(run / "results.json"), read_requests(run / "bench" / "requests.jsonl", "specexit")
+    target, start = load_target_config("tiny-reasoner"), read_start(run / "train")
+    draft = Draft(start.shape, rngs=nnx.Rngs(0), aux_rms=start.aux_rms)
+    nnx.update(draft, jax.tree.map(jnp.asarray, restore_params(run / "train")[1]))
+    traces = read_labelled(run / "labelled" / "test")
+    model, end = load_target(target.folder), target.think_tokens().end
+    done = list(score(draft, model, start.vocab, traces, think_end=end, ttt_steps=3))
+    lengths = [acceptance_length([one]) for one in done]
+    error = np.std(lengths) / len(lengths) ** 0.5
+    measured = results.methods["eagle3"].acceptance_length
+    assert measured is not None
+    assert abs(acceptance_length(done) - measured) < 2 * error
+    exits = {id: request for id, request in requests.items() if request.reason == "exit"}
+    assert len(exits) >= 16
+    for one in done:
+        if one.trace.id in exits:
+            request = exits[one.trace.id]
+            # Two frameworks and two attention kernels in float32; `remaining` is an exponential.
+            expected = dict(zip(NAMES, one.signals[request.thinking_tokens - 1].tolist(), strict=True))
+            assert request.signals == pytest.approx(expected, rel=1e-3)
 
 
 def test_the_report_is_one_file(run: Path) -> None:

@@ -312,7 +312,7 @@ ServerStarter = Callable[..., AbstractContextManager[Server]]
 
 @pytest.fixture(scope="session")
 def start_server(tmp_path_factory: pytest.TempPathFactory) -> ServerStarter:
-    """``with start_server(name, draft, *arguments, environment={...}) as server``: it answers, and is gone behind that."""
+    """``with start_server(name, draft, *arguments, environment={...}) as server``: answers, gone behind it."""
 
     @contextmanager
     def start(name: str, draft: Path, *arguments: str, **settings: Any) -> Iterator[Server]:
