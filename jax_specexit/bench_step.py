@@ -109,7 +109,8 @@ def _temp_mib(config: BenchTrainingConfig, attend: Callable, length: int) -> flo
         return sum((jnp.sum(x**2) for x in mixed), jnp.zeros(()))
 
     compiled = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(q, kv, kv).compile()
-    return compiled.memory_analysis().temp_size_in_bytes / 2**20
+    found: Any = compiled.memory_analysis()
+    return found.temp_size_in_bytes / 2**20
 
 
 if __name__ == "__main__":

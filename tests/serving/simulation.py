@@ -46,7 +46,7 @@ class Simulation:
 
     Args:
       make: makes the version of the rule: from slots, markers, source, ``signals`` and ``smooth``.
-      source: ``draft``, ``late`` (``draft`` without stopping) or ``fc``.
+      source: ``draft``, ``late`` (``draft`` without stopping, for `Late`) or ``fc``.
       requests: of the batch.
       rng: of everything that is random.
       smooth: whether moving averages are judged.
@@ -98,14 +98,15 @@ class Simulation:
     def step(self, batch: list[int]) -> None:
         """One decoding step of some of the requests."""
         width = int(self.rng.integers(1, 6))
-        tokens, n = torch.full((len(batch), width), GARBAGE), torch.zeros(len(batch), dtype=torch.int32)
+        rest = -1 if self.source == "late" else GARBAGE
+        tokens, n = torch.full((len(batch), width), rest), torch.zeros(len(batch), dtype=torch.int32)
         for row, i in enumerate(batch):
             at = len(self.texts[i])
             n[row] = min(int(self.rng.integers(0, width + 1)), len(self.streams[i]) - at)
             tokens[row, : n[row]] = torch.tensor(self.streams[i][at : at + n[row]], dtype=torch.long)
         drawn, rejected = tokens.clone(), None if self.source == "late" else torch.full_like(n, 7)
-        first_row = torch.arange(len(batch), dtype=torch.int32) * width
-        sampled = Sampled([f"r{i}" for i in batch], tokens, n, first_row, rejected)
+        ends = torch.arange(1, len(batch) + 1, dtype=torch.int32) * width
+        sampled = Sampled([f"r{i}" for i in batch], tokens, n, ends, rejected)
         before = n.clone()
         forced = self._decide(sampled, batch)
         assert rejected is None or torch.equal(rejected, 7 + before - n)
@@ -124,8 +125,8 @@ class Simulation:
     def _decide(self, sampled: Sampled, batch: list[int]):
         if self.source != "late":
             return self.rule.step(sampled, lambda: self._rows(batch, sampled.tokens.shape[1], 0))
-        before = self.rule.force(sampled)
-        after = self.rule.step_late(sampled, lambda: self._rows(batch, sampled.tokens.shape[1], 1))
+        before = self.rule.force(sampled) if self.rule.owes(sampled.requests) else None
+        after = self.rule.step(sampled, lambda: self._rows(batch, sampled.tokens.shape[1], 1))
         found = [forced for forced in (before, after) if forced is not None]
         return torch.stack(found).any(dim=0) if found else None
 

@@ -84,8 +84,8 @@ class Pair:
         results = []
         for rule in self.rules:
             rejected = None if padded else torch.arange(len(names), dtype=torch.int32)
-            first_row = torch.arange(len(names)) * tokens.shape[1]
-            sampled = Sampled(names, tokens.clone(), n.clone(), first_row, rejected, padded)
+            ends = (torch.arange(len(names)) + 1) * tokens.shape[1]
+            sampled = Sampled(names, tokens.clone(), n.clone(), ends, rejected, padded)
             forced = rule.step(sampled, lambda: raw)
             results.append((sampled, torch.zeros(len(names), dtype=torch.bool) if forced is None else forced))
         (ours, forced), (twins, twin_forced) = results

@@ -39,7 +39,7 @@ def loaded(start_server, drafts):
 
 def wishes(rng: random.Random) -> dict[str, Any]:
     """Thresholds at random, and now and then something else."""
-    arguments = {f"specexit_{name}": round(rng.random(), 3) for name in ("validity", "confidence", "progress")}
+    arguments = {f"specexit_{name}": round(rng.random() ** 2, 3) for name in ("validity", "confidence", "progress")}
     arguments["specexit_remaining"] = round(200 * rng.random(), 1)
     chosen = {name: arguments[name] for name in rng.sample(sorted(arguments), rng.randint(0, 2))}
     others = [{}, {}, {"specexit_patience": 2}, {"specexit_min_thinking_tokens": 30}]
@@ -51,7 +51,8 @@ def body(rng: random.Random, arguments: dict[str, Any]) -> tuple[str, dict[str, 
     """A route and a request to it."""
     question = rng.choice(QUESTIONS)
     rest = {"model": "tiny", "temperature": rng.choice([0.0, 0.8]), "max_tokens": rng.randint(16, 64)}
-    rest |= {"vllm_xargs": arguments, "seed": rng.randrange(1000)}
+    # No seeds: vLLM 0.32 on a CPU dies of a seeded request whose prompt comes in chunks, with or without the plug-in.
+    rest |= {"vllm_xargs": arguments}
     if rng.random() < 0.5:
         return "/v1/chat/completions", rest | {"messages": [{"role": "user", "content": question}]}
     return "/v1/completions", rest | {"prompt": prompt_text(question)}
@@ -109,5 +110,5 @@ def test_ten_rounds_of_256_requests_leave_nothing_behind(loaded):
     print([f"{n / 2**20:.1f}" for n in used], came)
     assert came["refused"] == came["aborted"] == 26 * REPETITIONS
     assert came.total() == REQUESTS * REPETITIONS
-    assert min(came[outcome] for outcome in ("exit", "length", "off")) >= REQUESTS
+    assert min(came[outcome] for outcome in ("exit", "natural_end", "length", "off")) >= 10 * REPETITIONS
     assert max(used[1:]) - used[0] < 0.01 * used[0]

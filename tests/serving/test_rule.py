@@ -13,6 +13,7 @@ from specexit.signals import NAMES, activate
 from specexit.splits import ALL_STRINGS
 from tests.serving.simulation import CPU, END, GARBAGE, IDS, START, VOCAB, Request, Simulation, requests
 from torch_specexit.plugin.cost import eager_ops
+from torch_specexit.plugin.late import Late
 from torch_specexit.plugin.rule import BEGINS, ENDS, KNOBS, STATE, Admission, Markers, Sampled
 from torch_specexit.plugin.slots import Slots, opens_thinking
 from torch_specexit.plugin.twin import Twin
@@ -27,7 +28,7 @@ sources = pytest.mark.parametrize("source", ["draft", "late", "fc"])
 def test_any_grouping_gives_the_text_and_the_outcome_of_the_definition(source, smooth, data):
     batch = data.draw(st.lists(requests(smooth), min_size=1, max_size=5))
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
-    simulation = Simulation(Twin, source, batch, rng, smooth=smooth)
+    simulation = Simulation(Late if source == "late" else Twin, source, batch, rng, smooth=smooth)
     simulation.run()
     simulation.check()
 
@@ -38,7 +39,9 @@ def test_any_grouping_gives_the_text_and_the_outcome_of_the_definition(source, s
 def test_exits_off_and_shadow_mode_change_no_text(source, data):
     always = Policy(thresholds={})
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
-    simulation = Simulation(Twin, source, [Request(None), Request(always, shadow=True)], rng)
+    simulation = Simulation(
+        Late if source == "late" else Twin, source, [Request(None), Request(always, shadow=True)], rng
+    )
     simulation.run()
     simulation.check()
     assert simulation.texts == simulation.streams
@@ -100,6 +103,12 @@ def test_a_step_takes_few_operations(way):
     # A third of the 428 of the study's prototype, nested ones included; a step without a boundary far fewer.
     assert eager_ops(way, "judged") <= 142
     assert eager_ops(way, "plain") <= 60
+
+
+def test_a_step_that_is_judged_behind_drafting_takes_fewer():
+    # On a CPU, where each of them costs: a fifth of the prototype's, and a twentieth where there is no boundary.
+    assert eager_ops("draft, judged behind drafting", "judged") <= 85
+    assert eager_ops("draft, judged behind drafting", "plain") <= 21
 
 
 def thoughts(slots: Slots, *requests: str) -> list[float]:

@@ -72,7 +72,7 @@ def test_an_outcome_that_cannot_be_reported_fails_no_request():
     scheduler, output = SimpleNamespace(requests={"a": object()}), SimpleNamespace(specexit={"a": [0.0]})
     outputs = {0: SimpleNamespace(outputs=[SimpleNamespace(request_id="a", finish_reason="stop")])}
     wrapped = wraps.update_from_output(lambda self, scheduled, output: outputs)
-    assert wrapped(scheduler, SimpleNamespace(), output) is outputs
+    assert wrapped(scheduler, SimpleNamespace(num_scheduled_tokens={"a": 1}), output) is outputs
 
 
 def test_a_runner_that_cannot_be_equipped_goes_on_plainly(monkeypatch):

@@ -56,8 +56,9 @@ class Batch:
     limits: Float[Tensor, "batch 1 signals"]
     alpha: Column
     any_before: bool
-    """Whether there are requests whose thinking has not begun, that end it at a maximum, that are in shadow mode, whose
-    last verdict is exit."""
+    """Whether there are requests whose thinking has not begun, that have a minimum, that end it at a maximum, that are
+    in shadow mode, whose last verdict is exit."""
+    any_least: bool
     any_most: bool
     any_shadow: bool
     any_pending: bool
@@ -86,6 +87,7 @@ class Batch:
             limits=weights[:, None, :-1],
             alpha=weights[:, -1:],
             any_before=bool((at["phase"] == rule.BEFORE).any()),
+            any_least=bool(least.any()),
             any_most=bool((most < rule.NO_LIMIT).any()),
             any_shadow=bool(shadow.any()),
             any_pending=bool(at["pending"].any()),

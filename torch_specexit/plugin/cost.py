@@ -18,6 +18,7 @@ from torch.profiler import ProfilerActivity, profile
 from specexit.decision import Policy
 from specexit.signals import NAMES
 from specexit.splits import ThinkTokens
+from torch_specexit.plugin.late import Late
 from torch_specexit.plugin.rule import Admission, Markers, Sampled
 from torch_specexit.plugin.runner import runs_triton
 from torch_specexit.plugin.slots import Slots
@@ -64,6 +65,7 @@ class Scene:
             slots.add(name, Admission(True, Policy(thresholds={"validity": threshold})))
         self.raw = torch.zeros(batch * width, len(NAMES), device=device)
         signals = self.raw[:batch] if source == "draft" and not self.late else None
+        version = Late if self.late else version
         self.rule = version(slots, Markers.of(ids, VOCAB, device), source, signals=signals, smooth=smooth)
 
     def step(self, drawn: int) -> Callable[[], object]:
@@ -71,15 +73,12 @@ class Scene:
         tokens = torch.full((self.batch, self.width), PLAIN, device=self.device)
         tokens[0, self.width // 2] = drawn
         n = torch.full((self.batch,), self.width, dtype=torch.int32, device=self.device)
-        first_row = torch.arange(self.batch, dtype=torch.int32, device=self.device) * self.width
-        sampled = Sampled(self.names, tokens, n, first_row, torch.zeros_like(n))
+        sampled = Sampled(self.names, tokens, n, n.cumsum(0, dtype=torch.int32), torch.zeros_like(n))
 
         def take() -> object:
-            if self.late:
+            if self.late and self.rule.owes(self.names):
                 self.rule.force(sampled)
-                self.rule.step_late(sampled, lambda: self.raw)
-            else:
-                self.rule.step(sampled, lambda: self.raw)
+            self.rule.step(sampled, lambda: self.raw)
             return self.rule.records()
 
         return take

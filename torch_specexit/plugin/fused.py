@@ -77,7 +77,7 @@ class Fused:
         if n_rows:
             step[(triton.cdiv(n_rows, BLOCK),)](
                 tuple(self.slots.tables),
-                (self._rows, sampled.first_row, signals, self.markers.bits),
+                (self._rows, sampled.ends, signals, self.markers.bits),
                 (sampled.tokens, sampled.n, sampled.n if sampled.rejected is None else sampled.rejected),
                 (self._records, self._forced),
                 sampled.tokens.stride(0),

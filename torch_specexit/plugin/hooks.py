@@ -47,7 +47,9 @@ def _runner_hooks(module: str, drafter: str, state: tuple[str, ...], steps: tupl
             relies_on="scheduler_output.scheduled_new_reqs and finished_req_ids",
             since="0.24",
             facts=(
-                Has(f"{_SCHEDULED}:SchedulerOutput", ("scheduled_new_reqs", "finished_req_ids")),
+                Has(
+                    f"{_SCHEDULED}:SchedulerOutput", ("scheduled_new_reqs", "finished_req_ids", "num_scheduled_tokens")
+                ),
                 Has(f"{_SCHEDULED}:NewRequestData", ("req_id", "prompt_token_ids", "sampling_params")),
                 Has("vllm.sampling_params:SamplingParams", ("extra_args",)),
             ),

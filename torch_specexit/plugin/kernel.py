@@ -178,7 +178,8 @@ def step(
     shadow = _column(knobs, SHADOW, known) == 1
     alpha = tl.load(weights + N_SIGNALS, mask=known, other=0)
     policy = (_signals(weights, 0, known, signal), _column(knobs, PATIENCE, known), _column(knobs, MOST, known))
-    raw = places[2] + tl.load(places[1] + lane, mask=here, other=0).to(tl.int64) * N_SIGNALS
+    first = tl.load(places[1] + lane - 1, mask=here & (lane > 0), other=0)  # a request's rows begin where others end
+    raw = places[2] + first.to(tl.int64) * N_SIGNALS
     tokens, drawn = sampled[0] + lane * stride, _column(sampled[1] + lane, 0, here)
     n, forced = drawn, lane < 0
 

@@ -1,8 +1,8 @@
 """How each request ended, and how its thinking goes, from the worker's tables to the front end.
 
-A snapshot of the tables rides on the model runner's output to the engine core, which puts what is new about a request
-into ``EngineCoreOutput.kv_transfer_params["specexit"]``, the one field that reaches offline callers and the JSON of the
-OpenAI server alike. What becomes of it there is in `torch_specexit.plugin.frontend`.
+A snapshot of the tables rides on the model runner's output to the engine core. That keeps it with the request, and puts
+what is new into ``EngineCoreOutput.kv_transfer_params["specexit"]``, the one field that reaches offline callers and the
+JSON of the OpenAI server alike. What becomes of it there is in `torch_specexit.plugin.frontend`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from specexit.signals import NAMES
 from torch_specexit.plugin.rule import BEFORE, OVER, RECORD, THINKING
 
 KEY = "specexit"
+RECORD_KEY = "specexit_record"
+"""Attribute of the scheduler's requests: the latest record. A step may bring none, where it has only added tokens."""
 NOW = "now"
 """In a report that is final unless the request goes on: the outcome where it does."""
 
@@ -65,7 +67,7 @@ class Record(NamedTuple):
         began = self.phase != BEFORE and self.start <= n_output
         end = int(self.start + self.thoughts)
         over = self.phase == OVER and end < n_output
-        tokens = 0 if not began else int(self.thoughts) if over else min(int(self.thoughts), n_output - int(self.start))
+        tokens = 0 if not began else int(self.thoughts) if over else n_output - int(self.start)
         if not began or not self.on:
             outcome = "off"
         elif not over and cut_off:
@@ -87,20 +89,24 @@ def report(requests: dict[str, Any], records: dict[str, Sequence[float]], output
 
     Args:
       requests: the scheduler's requests, by id, as they were before the step's output was taken in.
-      records: rows for `Record.from_row`, by request id.
+      records: rows for `Record.from_row`, by request id; those of requests of which more is new than their tokens.
       outputs: ``EngineCoreOutputs`` by client.
     """
+    for name, row in records.items():
+        if name in requests:
+            setattr(requests[name], RECORD_KEY, Record.from_row(row))
     for client in outputs.values():
         for output in client.outputs:
-            request, row = requests.get(output.request_id), records.get(output.request_id)
-            if request is None or row is None:
+            request = requests.get(output.request_id)
+            record: Record | None = getattr(request, RECORD_KEY, None)
+            if request is None or record is None:
                 continue
-            told = _tell(request, Record.from_row(row), output.finish_reason)
+            told = _tell(request, record, output.finish_reason, fresh=output.request_id in records)
             if told is not None:
                 output.kv_transfer_params = {**(output.kv_transfer_params or {}), KEY: told}
 
 
-def _tell(request: Any, record: Record, finish_reason: Any) -> dict[str, Any] | None:
+def _tell(request: Any, record: Record, finish_reason: Any, *, fresh: bool) -> dict[str, Any] | None:
     """The report that goes with one output, if one does: a request that runs is reported when it has been judged again
     or its phase has changed."""
     if finish_reason is not None:
@@ -109,7 +115,7 @@ def _tell(request: Any, record: Record, finish_reason: Any) -> dict[str, Any] | 
     if request.sampling_params.stop:
         return record.describe(request.num_output_tokens, cut_off=False) | {NOW: record.now}
     news = (record.now, record.judged, record.signals)
-    if getattr(request, KEY, None) == news:
+    if not fresh or getattr(request, KEY, None) == news:
         return None
     setattr(request, KEY, news)
     return record.progress()

@@ -9,7 +9,7 @@ that was drawn. Sources differ in when signals are known, and in nothing else:
 * ``draft``: they arrive with the draft's first pass behind the step that the token ends. Acceptance therefore stops at
   a boundary, which is judged as the next step begins. A request that the next step leaves out is judged then as well.
 * ``draft``, where a step's result is held back until its tokens have been drafted from (V1 on a CPU): nobody has seen
-  what comes behind a boundary, so nothing stops, and all tokens are judged there and then (`Twin.step_late`).
+  what comes behind a boundary, so nothing stops, and all tokens are judged there and then (`late`).
 
 Either way the KV cache holds exactly the tokens before ``</think>``, which vLLM takes for an ordinary rejection.
 """
@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
 
 from specexit.decision import Policy
@@ -126,14 +126,19 @@ class Sampled(NamedTuple):
     requests: Sequence[str]
     tokens: Int[Tensor, "batch step"]
     """Accepted and drawn tokens; anything behind the first ``n`` of a row."""
-    n: Int[Tensor, " batch"]
+    n: Num[Tensor, " batch"]
     """Their number, 0 for a row whose prompt is not yet through."""
-    first_row: Int[Tensor, " batch"]
-    """Where each request begins among the rows that were sampled from."""
+    ends: Int[Tensor, " batch"]
+    """Where each request's rows end among those that were sampled from; the next one's begin there."""
     rejected: Int[Tensor, " batch"] | None = None
     """What a runner wants to have counted in: tokens that are taken back."""
     padded: bool = False
     """Whether what lies behind a row's tokens has to be -1."""
+
+    @property
+    def first_row(self) -> Int[Tensor, " batch"]:
+        """Where each request's rows begin."""
+        return torch.cat([self.ends.new_zeros(1), self.ends])[:-1]
 
 
 Forced = Bool[Tensor, " batch"] | None

@@ -20,6 +20,7 @@ from torch_specexit.plugin import outcome
 from torch_specexit.plugin.arguments import wish_or_default
 from torch_specexit.plugin.audit import thinks_on
 from torch_specexit.plugin.fit import is_hooked
+from torch_specexit.plugin.late import Late
 from torch_specexit.plugin.logprobs import name_forced_token
 from torch_specexit.plugin.rule import Admission, Forced, Markers, Sampled
 from torch_specexit.plugin.slots import Slots, opens_thinking
@@ -81,8 +82,8 @@ class RunnerExits:
         self.ids = draft.think_tokens
         self.judges_late = self.source == "draft" and not stops
         draft.keeps_rows = self.judges_late
-        version = Twin if self.judges_late or not runs_triton(device) else _fused()
-        self.rule = version(
+        version = Late if self.judges_late else _fused() if runs_triton(device) else Twin
+        self.rule: Any = version(
             self.slots,
             Markers.of(self.ids, draft.config.vocab_size, device),
             self.source,
@@ -94,6 +95,8 @@ class RunnerExits:
         """The runner's `execute_model_state` while it samples."""
         self.sampled: Sampled | None = None
         """The step in progress, rewritten so far."""
+        self.unread: Callable[[], tuple[Sampled, Int[Tensor, " rows"]]] | None = None
+        """Gives it and its ``logits_rows``, where nothing had to be done before drafting."""
         self.snapshot: Callable[[], list[list[float]]] | None = None
         """Reads what there is to report of it; see `Copies`."""
 
@@ -114,6 +117,11 @@ class RunnerExits:
         """Take in what the draft has left, before a dummy run overwrites it."""
         self.rule.settle()
 
+    def postpone(self, read: Callable[[], tuple[Sampled, Int[Tensor, " rows"]]]) -> None:
+        """Leave a step for `rewrite_late`: nothing has to be done to it before drafting."""
+        self.draft.rows = None
+        self.unread, self.snapshot = read, None
+
     @torch.inference_mode()
     def rewrite(self, sampled: Sampled, logits_rows: Int[Tensor, " rows"]) -> Forced:
         """Apply to a step's result, in place, what is known before drafting.
@@ -132,18 +140,24 @@ class RunnerExits:
         self.snapshot = self.copies.start(self.rule.records())  # in front of drafting, so that nobody waits for that
         return forced
 
-    @torch.inference_mode()
     def rewrite_late(self) -> Forced:
         """Apply to the step's result, in place, what is known behind drafting."""
+        if self.unread is not None:
+            self.sampled, self.logits_rows = self.unread()
+            self.unread = None
         assert self.sampled is not None
-        return self.rule.step_late(self.sampled, lambda: self.draft.signals_of_rows(self.logits_rows))
+        return self.rule.step(self.sampled, lambda: self.draft.signals_of_rows(self.logits_rows))
 
-    @torch.inference_mode()
     def close(self, output: Any) -> None:
-        """End a step, drafting included: attach the snapshot to the output."""
+        """End a step, drafting included: attach the snapshot to the output, where there is news."""
+        self.unread = None
         if self.sampled is None:
             return
         requests, self.sampled = self.sampled.requests, None
+        if self.judges_late:
+            if not self.rule.news:
+                return
+            self.rule.news = False
         if output is not None:
             attach(output, requests, self.snapshot or self.copies.start(self.rule.records()))
 
@@ -209,20 +223,36 @@ def attach(output: Any, requests: Sequence[str], read: Callable[[], list[list[fl
 
 def rewrite_v1(runner: Any, exits: RunnerExits, output: Any, metadata: Any) -> None:
     """Apply the rule to V1's `SamplerOutput` before drafting, in place. Its rows are padded with -1."""
-    size = runner.input_batch.num_reqs
-    tokens = output.sampled_token_ids[:size]
+    requests = runner.input_batch.req_ids[: runner.input_batch.num_reqs]
+    if exits.judges_late and not exits.rule.owes(requests):
+        exits.postpone(lambda: _drafted_v1(runner, output, metadata, requests))
+        return
+    tokens = output.sampled_token_ids[: len(requests)]
     # Rows of unfinished prompts keep their token: vLLM discards it by its own mask.
-    n = (tokens != -1).sum(dim=1, dtype=torch.int32) * ~runner.discard_request_mask.gpu[:size]
-    if metadata is None:
-        logits_rows = runner.query_start_loc.gpu[1 : size + 1] - 1
-        first_row = torch.arange(size, device=tokens.device)
-    else:
-        logits_rows = metadata.logits_indices
-        ends = metadata.cu_num_sampled_tokens
-        first_row = torch.cat([ends.new_zeros(1), ends[:-1]])
-    sampled = Sampled(runner.input_batch.req_ids[:size], tokens, n, first_row, padded=True)
-    forced = exits.rewrite(sampled, logits_rows)
-    _name_forced(runner, exits, output, sampled, forced)
+    n = (tokens >= 0).sum(dim=1, dtype=torch.int32) * ~runner.discard_request_mask.gpu[: len(requests)]
+    ends, logits_rows = _rows_v1(runner, len(requests), metadata)
+    sampled = Sampled(requests, tokens, n, ends, padded=True)
+    _name_forced(runner, exits, output, sampled, exits.rewrite(sampled, logits_rows))
+
+
+def _drafted_v1(
+    runner: Any, output: Any, metadata: Any, requests: Sequence[str]
+) -> tuple[Sampled, Int[Tensor, " rows"]]:
+    """The same behind drafting, on a CPU, in fewer operations: nobody will look at an unfinished prompt's row again."""
+    tokens, discarded = output.sampled_token_ids[: len(requests)], runner.discard_request_mask
+    if discarded.np[: len(requests)].any():
+        tokens.masked_fill_(discarded.cpu[: len(requests), None], -1)
+    ends, logits_rows = _rows_v1(runner, len(requests), metadata)
+    n = (tokens >= 0).sum(dim=1, dtype=torch.float32)
+    return Sampled(requests, tokens, n, ends, padded=True), logits_rows
+
+
+def _rows_v1(runner: Any, size: int, metadata: Any) -> tuple[Int[Tensor, " batch"], Int[Tensor, " rows"]]:
+    """Where each request's rows end among those that were sampled from, and which hidden states these belong to."""
+    if metadata is not None:
+        return metadata.cu_num_sampled_tokens, metadata.logits_indices
+    ends = torch.arange(1, size + 1, dtype=torch.int32, device=runner.device)
+    return ends, runner.query_start_loc.gpu[1 : size + 1] - 1
 
 
 def rewrite_v1_late(runner: Any, exits: RunnerExits, output: Any) -> None:
@@ -231,16 +261,18 @@ def rewrite_v1_late(runner: Any, exits: RunnerExits, output: Any) -> None:
     The draft has gone on from tokens that an exit takes back. What it proposes behind them is verified as ever, so this
     costs the acceptance of one step in the life of a request.
     """
-    if not exits.judges_late or exits.sampled is None:
+    if not exits.judges_late or (exits.sampled is None and exits.unread is None):
         return
     forced = exits.rewrite_late()
-    _name_forced(runner, exits, output, exits.sampled, forced)
+    if forced is not None:
+        assert exits.sampled is not None
+        _name_forced(runner, exits, output, exits.sampled, forced)
 
 
 def _name_forced(runner: Any, exits: RunnerExits, output: Any, sampled: Sampled, forced: Forced) -> None:
     if output.logprobs_tensors is None or forced is None:
         return
-    last = (sampled.n - 1).clamp(min=0)
+    last = (sampled.n.int() - 1).clamp(min=0)
     entries = torch.arange(len(last), device=last.device) * sampled.tokens.shape[1] + last  # V1 pads these, too
     logits = runner.model.compute_logits(exits.step_state.sample_hidden_states[sampled.first_row + last])
     name_forced_token(output.logprobs_tensors, entries, forced, exits.ids.end, logits)
@@ -249,8 +281,8 @@ def _name_forced(runner: Any, exits: RunnerExits, output: Any, sampled: Sampled,
 def rewrite_v2(runner: Any, exits: RunnerExits, output: Any, n_sampled: Tensor, n_rejected: Tensor, batch: Any) -> None:
     """Apply the rule to V2's `SamplerOutput`, in place. Behind ``n_sampled`` tokens its rows hold garbage."""
     size = batch.num_reqs
-    first_row = batch.cu_num_logits[:size]
-    sampled = Sampled(batch.req_ids, output.sampled_token_ids[:size], n_sampled[:size], first_row, n_rejected[:size])
+    first_row, ends = batch.cu_num_logits[:size], batch.cu_num_logits[1 : size + 1]
+    sampled = Sampled(batch.req_ids, output.sampled_token_ids[:size], n_sampled[:size], ends, n_rejected[:size])
     forced = exits.rewrite(sampled, batch.logits_indices)
     if output.logprobs_tensors is not None and forced is not None:
         entries = first_row + (sampled.n - 1).clamp(min=0)

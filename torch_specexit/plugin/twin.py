@@ -20,7 +20,7 @@ from torch_specexit.plugin.rule import BOUNDARY, OTHER, OVER, THINKING, THOUGHT,
 from torch_specexit.plugin.slots import Slots
 
 _EXPONENTIAL = torch.tensor([signal.activation == "exp" for signal in SIGNALS])
-_NONE, _BEGINS, _STRINGS = (torch.tensor(value, dtype=torch.int32) for value in (0, rule.BEGINS, rule.BEGINS - 1))
+_NONE, _BEGINS, STRINGS = (torch.tensor(value, dtype=torch.int32) for value in (0, rule.BEGINS, rule.BEGINS - 1))
 
 
 def activate(raw: Float[Tensor, "*batch signals"]) -> Float[Tensor, "*batch signals"]:
@@ -98,47 +98,6 @@ class Twin:
             return self._pass(batch, n)
         return self._advance(batch, sampled, n, exits, reading, stops=self.source == "draft")
 
-    def force(self, sampled: Sampled) -> Forced:
-        """Source ``draft``, not stopping: the part of a step that is done before drafting. Verdicts that were left from
-        the last step are carried out, so that the draft goes on from the right token."""
-        batch = self._take(sampled.requests)
-        if not batch.any_pending:
-            return None
-        exits = (batch.pending > ZERO) & (sampled.n[:, None] > 0) & ~batch.shadow
-        forced = exits & (sampled.tokens[:, :1] != self.markers.end)
-        sampled.tokens[:, :1].masked_fill_(exits, self.markers.end)
-        if sampled.padded:
-            sampled.tokens[:, 1:].masked_fill_(exits, -1)
-        sampled.n.masked_fill_(exits[:, 0], 1)
-        return forced[:, 0]
-
-    def step_late(self, sampled: Sampled, raw: Raw) -> Forced:
-        """Source ``draft``, not stopping: the rest of the step, behind drafting.
-
-        Args:
-          sampled: what `force` has left, rewritten in place.
-          raw: signals at the rows that were sampled from; the first of a request belongs to its first token.
-
-        Returns:
-          Where ``</think>`` was forced.
-        """
-        batch = self._take(sampled.requests)
-        n = sampled.n.float().unsqueeze(1)
-        exits = self._take_pending(batch, n)
-        reading = self._read(batch, sampled, n)
-        if reading is None and exits is None:
-            return self._pass(batch, n)
-        found = None
-        if reading is not None:
-            counts = batch.thoughts + self._at(sampled) + ONE - reading.begin if batch.any_most else None
-            found = batch.judge(reading.boundary, lambda: activate(self._by_position(raw(), sampled)), counts)
-        if found is not None:
-            found = found + ONE
-            exits = found if exits is None else torch.minimum(exits, found)
-            batch.pending.masked_fill_(found == n, 1)
-            batch.any_pending = True
-        return self._advance(batch, sampled, n, exits, reading, stops=False)
-
     def _at(self, sampled: Sampled) -> Float[Tensor, "1 step"]:
         width = sampled.tokens.shape[1]
         if width not in self._positions:
@@ -147,6 +106,8 @@ class Twin:
 
     def _by_position(self, raw: Float[Tensor, "rows signals"], sampled: Sampled) -> Float[Tensor, "batch step signals"]:
         """Signals by row to signals by position; those behind a request's own rows are another's, or repeated."""
+        if raw.shape[0] == sampled.tokens.numel():  # nobody has fewer rows than the others
+            return raw.view(*sampled.tokens.shape, raw.shape[1])
         rows = sampled.first_row.unsqueeze(1) + self._at(sampled).int()
         return raw[rows.clamp_(max=raw.shape[0] - 1)]
 
@@ -175,7 +136,7 @@ class Twin:
         end = _first((codes < _NONE).bitwise_and_(positions >= begin), positions)
         # A boundary with too few thinking tokens before it is none: its verdict could only be "go on".
         enough = torch.maximum(begin + (batch.least - batch.thoughts - ONE), begin)
-        boundary = torch.bitwise_and(codes, _STRINGS) > _NONE
+        boundary = torch.bitwise_and(codes, STRINGS) > _NONE
         boundary.bitwise_and_(positions >= enough).bitwise_and_(positions < end)
         if batch.any_shadow:
             boundary.bitwise_and_(batch.would_exit == ZERO)

@@ -137,7 +137,9 @@ def update_from_output(original: Method) -> Method:
 
     def update_from_output(self: Any, scheduler_output: Any, model_runner_output: Any) -> Any:
         records = getattr(model_runner_output, "specexit", None) or {}
-        requests = {request: self.requests[request] for request in records if request in self.requests}
+        requests = {
+            name: self.requests[name] for name in scheduler_output.num_scheduled_tokens if name in self.requests
+        }
         outputs = original(self, scheduler_output, model_runner_output)
         try:
             outcome.report(requests, records, outputs)
