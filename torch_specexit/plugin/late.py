@@ -31,8 +31,8 @@ class Late(Twin):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self.news = True
-        """Whether `records` says more of the steps since this was set to False than how many tokens came."""
+        self._news: list[bool] | None = None
+        """Which requests the last step has changed in more than how many tokens they have; None for all of them."""
         self._moves: Float[Tensor, "state batch"] | None = None
         """What one more token adds to the state of a request; None where it has to be found out again."""
         self._asking: Int[Tensor, "batch 1"] = torch.empty(0, 1, dtype=torch.int32)
@@ -43,7 +43,18 @@ class Late(Twin):
     def settle(self) -> None:
         """Bring the tables up to date, before their rows change hands."""
         super().settle()
-        self.news, self._moves = True, None
+        self._news, self._moves = None, None
+
+    def news(self) -> dict[str, list[float]]:
+        """What the last step has changed: columns of `rule.RECORD` by request, of those that it has only brought tokens
+        left out."""
+        assert self._batch is not None
+        changed = [self._news is None or self._news[i] for i in range(len(self._batch.requests))]
+        self._news = [False] * len(changed)
+        if not any(changed):
+            return {}
+        records = zip(self._batch.requests, self.records().tolist(), changed, strict=True)
+        return {request: record for request, record, fresh in records if fresh}
 
     def owes(self, requests: Sequence[str]) -> bool:
         """Whether the last step has left an exit to this one; then `force` has to be called before drafting."""
@@ -85,7 +96,8 @@ class Late(Twin):
             asks = self._asks(batch, sampled, codes)
             asked = asks.any(dim=1, keepdim=True)
             if asked.any():
-                self.news = True
+                if self._news is not None:
+                    self._news = asked.squeeze(1).tolist()
                 values = activate(self._by_position(raw(), sampled))
                 good = (values * _SIGNS >= batch.limits).all(dim=2).bitwise_and_(asks)
                 if batch.any_most or good.any():
@@ -117,7 +129,7 @@ class Late(Twin):
 
     def _long(self, batch: Batch, sampled: Sampled, raw: Raw, *, by_position: bool = False) -> Forced:
         """Any step."""
-        self.news, self._moves = True, None
+        self._news, self._moves = None, None
         n: Column = sampled.n.float().unsqueeze(1)
         exits = self._take_pending(batch, n)
         reading = self._read(batch, sampled, n)

@@ -149,17 +149,14 @@ class RunnerExits:
         return self.rule.step(self.sampled, lambda: self.draft.signals_of_rows(self.logits_rows))
 
     def close(self, output: Any) -> None:
-        """End a step, drafting included: attach the snapshot to the output, where there is news."""
-        self.unread = None
-        if self.sampled is None:
+        """End a step, drafting included: attach to the output what there is to report of it."""
+        sampled, self.sampled, self.unread = self.sampled, None, None
+        if sampled is None or output is None:
             return
-        requests, self.sampled = self.sampled.requests, None
         if self.judges_late:
-            if not self.rule.news:
-                return
-            self.rule.news = False
-        if output is not None:
-            attach(output, requests, self.snapshot or self.copies.start(self.rule.records()))
+            setattr(output, outcome.KEY, self.rule.news())
+        else:
+            attach(output, sampled.requests, self.snapshot or self.copies.start(self.rule.records()))
 
 
 def runs_triton(device: torch.device) -> bool:
