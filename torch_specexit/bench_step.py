@@ -29,6 +29,9 @@ def main() -> None:
 
 def make_step(folder: Path, length: int, ttt_steps: int) -> Callable[[], float]:
     """A function that does one step and returns its loss."""
+    from speculators.losses import resolve_loss_config
+
+    loss_config = resolve_loss_config("kl_div", "eager")  # the fused one needs a GPU
     row = {name: torch.from_numpy(value) for name, value in np.load(folder / "row.npz").items()}
     model = load_in_speculators(folder / "draft", row["embedding"], folder, attention="sdpa")
     # Frozen on the other side, too: what the target gives.
@@ -46,6 +49,7 @@ def make_step(folder: Path, length: int, ttt_steps: int) -> Callable[[], float]:
             documents,
             verifier_last_hidden_states=row["state"][:, 1:],
             ttt_steps=ttt_steps,
+            loss_config=loss_config,
         )
         loss.backward()
         optimizer.step()

@@ -31,8 +31,11 @@ BAD: list[tuple[dict[str, Any], str]] = [
 @pytest.fixture(scope="module")
 def loaded(start_server, drafts):
     """A server whose worker can be asked, over vLLM's development route, how many requests it remembers."""
-    environment = {"VLLM_SERVER_DEV_MODE": "1", "PYTHONPATH": str(Path(__file__).parent)}
-    arguments = ("--worker-extension-cls", "worker_extension.Remembered")
+    # oneDNN keeps what it has prepared for every batch shape it meets, up to 1,024 of them: so few that they are soon
+    # all there. The same goes for the KV blocks, which take memory when they are first used.
+    environment = {"VLLM_SERVER_DEV_MODE": "1", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64"}
+    environment |= {"PYTHONPATH": str(Path(__file__).parent)}
+    arguments = ("--worker-extension-cls", "worker_extension.Remembered", "--num-gpu-blocks-override", "256")
     with start_server("loaded", drafts / "draft", *arguments, environment=environment) as server:
         yield server
 
@@ -50,7 +53,7 @@ def wishes(rng: random.Random) -> dict[str, Any]:
 def body(rng: random.Random, arguments: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """A route and a request to it."""
     question = rng.choice(QUESTIONS)
-    rest = {"model": "tiny", "temperature": rng.choice([0.0, 0.8]), "max_tokens": rng.randint(16, 64)}
+    rest = {"model": "tiny", "temperature": rng.choice([0.0, 0.8]), "max_tokens": rng.randint(16, 48)}
     # No seeds: vLLM 0.32 on a CPU dies of a seeded request whose prompt comes in chunks, with or without the plug-in.
     rest |= {"vllm_xargs": arguments}
     if rng.random() < 0.5:
@@ -107,8 +110,9 @@ def test_ten_rounds_of_256_requests_leave_nothing_behind(loaded):
             came.update(outcomes)
             assert settled(loaded) == 0
             used.append(memory(loaded))
-    print([f"{n / 2**20:.1f}" for n in used], came)
+    print([f"{n / 2**20:.1f}" for n in used], dict(came))
     assert came["refused"] == came["aborted"] == 26 * REPETITIONS
     assert came.total() == REQUESTS * REPETITIONS
     assert min(came[outcome] for outcome in ("exit", "natural_end", "length", "off")) >= 10 * REPETITIONS
-    assert max(used[1:]) - used[0] < 0.01 * used[0]
+    # Measured: 0.9 %, most of it oneDNN getting there, then nothing. 14 kB that stay with each request would be 2 %.
+    assert max(used[1:]) < 1.02 * used[0]
