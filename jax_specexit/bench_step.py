@@ -1,6 +1,6 @@
 """The JAX side of ``specexit bench-training``: a process that trains on one row, a step for each job.
 
-The loss and its gradient are those of `jax_specexit.step`, on features that are given instead of computed.
+The losses and their gradients are those of `jax_specexit.step`, on features that are given instead of computed.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -20,11 +20,18 @@ from flax import nnx
 from jax_specexit.attention import ttt_attention, ttt_attention_reference
 from jax_specexit.draft import Draft
 from jax_specexit.export import params_from_draft
-from jax_specexit.losses import Teacher, linear_cross_entropy
-from jax_specexit.step import shift, token_weights, ttt_outputs
+from jax_specexit.losses import (
+    Teacher,
+    linear_cross_entropy,
+    signal_losses,
+    signal_state_gradients,
+    signal_weights,
+)
+from jax_specexit.step import shift, smooth_magnitudes, token_weights, ttt_outputs
 from specexit.bench_process import claim_stdout, measured, reply
 from specexit.draftdir import SpecExitBlock, read_draft
 from specexit.schemas.bench_training import BenchTrainingConfig
+from specexit.signals import SIGNALS
 
 NAIVE_LENGTH = 1024
 """The one length at which the explicit mask still fits everywhere."""
@@ -42,53 +49,80 @@ def main() -> None:
     step()  # the first one has compiled, the second has the first's donated buffers
     reply(replies, {"loss": first})
     for line in sys.stdin:
-        lengths = json.loads(line).get("attention_memory")
-        reply(replies, measured(step) if lengths is None else attention_memory(config, lengths))
+        job = json.loads(line)
+        if "attention_memory" in job:
+            reply(replies, attention_memory(config, job["attention_memory"]))
+        elif "weights" in job:
+            reply(replies, {source: dynamic_weights(config, folder, source) for source in job["weights"]})
+        else:
+            reply(replies, measured(step))
 
 
-def make_step(config: BenchTrainingConfig, folder: Path) -> Callable[[], float]:
-    """A function that does one step and returns its loss."""
+def make_step(
+    config: BenchTrainingConfig, folder: Path, signals: Literal["draft", "fc"] | None = None, *, dynamic: bool = False
+) -> Callable[[], float]:
+    """A function that does one step and returns its loss.
+
+    Args:
+      config: sizes.
+      folder: with the draft directory and the row.
+      signals: source of signals that are trained, too; None for the tokens alone.
+      dynamic: whether the signals' weights follow the gradients, or are 1.
+    """
     shape, tensors = read_draft(folder / "draft")
-    draft = Draft(
-        shape.model_copy(update={"specexit": SpecExitBlock(target="random", source="draft")}), rngs=nnx.Rngs(0)
-    )
+    block = SpecExitBlock(target="random", source=signals or "draft")
+    draft = Draft(shape.model_copy(update={"specexit": block}), rngs=nnx.Rngs(0))
     nnx.update(draft, jax.tree.map(jnp.asarray, params_from_draft(shape, tensors)))
     graph, params = nnx.split(draft)
     params = nnx.to_pure_dict(params)
-    row = {
-        name: jnp.asarray(value[:, : config.length] if value.ndim > 2 or name == "tokens" else value)
-        for name, value in np.load(folder / "row.npz").items()
-    }
+    row = {name: jnp.asarray(value) for name, value in np.load(folder / "row.npz").items()}
+    tokens, aux, state = (row[name][:, : config.length] for name in ("tokens", "aux", "state"))
     ones = jnp.ones((1, config.length), jnp.int32)
-    batch = {"tokens": row["tokens"], "positions": jnp.arange(config.length)[None], "segment_ids": ones}
-    batch["loss_mask"] = ones
+    batch = {"tokens": tokens, "positions": jnp.arange(config.length)[None], "segment_ids": ones, "loss_mask": ones}
     head = row["embedding"][: shape.draft_vocab_size].T
-    labels = jnp.where(shift(row["tokens"], 1) < shape.draft_vocab_size, shift(row["tokens"], 1), -1)
+    labels = jnp.where(shift(tokens, 1) < shape.draft_vocab_size, shift(tokens, 1), -1)
     weights = token_weights(batch, config.ttt_steps, 1.0)
+    half, counts = jnp.full((1, config.length, len(SIGNALS)), 0.5), jnp.ones((1, config.length, len(SIGNALS)))
 
-    def loss_fn(params: Any) -> jax.Array:
+    def loss_fn(params: Any, magnitudes: jax.Array) -> tuple[jax.Array, jax.Array]:
         draft = nnx.merge(graph, params)
-        outputs = ttt_outputs(draft, row["embedding"], row["aux"], batch, config.ttt_steps)
+        outputs = ttt_outputs(draft, row["embedding"], aux, batch, config.ttt_steps)
         aligned = jnp.stack([shift(y, -1 - k) for k, y in enumerate(outputs)])
-        teacher = Teacher(row["state"], head, labels)
-        loss: Any = linear_cross_entropy(aligned, draft.lm_head.kernel[...], teacher, weights, config.loss_chunk)
-        return loss.total
+        teacher = Teacher(state, head, labels)
+        token: Any = linear_cross_entropy(aligned, draft.lm_head.kernel[...], teacher, weights, config.loss_chunk)
+        if signals is None:
+            return token.total, magnitudes
+        raw, lambdas = draft.signals(aux, outputs[0]), jnp.ones(len(SIGNALS))
+        if dynamic:
+            pulls = signal_state_gradients(raw, half, counts, draft.signal_head.kernel[...])
+            magnitudes = smooth_magnitudes(magnitudes, jnp.concatenate([token.state_gradient[None], pulls]), 0.95)
+            lambdas = signal_weights(magnitudes[0], magnitudes[1:], 0.3, joint=signals == "draft")
+        return token.total + jnp.sum(lambdas * signal_losses(raw, half, counts)), magnitudes
 
     optimizer = optax.adamw(1e-3)
 
-    def update(params: Any, state: Any) -> tuple[Any, Any, jax.Array]:
-        loss, grads = jax.value_and_grad(loss_fn)(params)
+    def update(params: Any, state: Any, magnitudes: jax.Array) -> tuple[Any, Any, jax.Array, jax.Array]:
+        (loss, magnitudes), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, magnitudes)
         updates, state = optimizer.update(grads, state, params)
-        return optax.apply_updates(params, updates), state, loss
+        return optax.apply_updates(params, updates), state, magnitudes, loss
 
     compiled = jax.jit(update, donate_argnums=(0, 1))
-    now = [params, optimizer.init(params)]
+    now = [params, optimizer.init(params), jnp.zeros(1 + len(SIGNALS))]
 
     def step() -> float:
-        now[0], now[1], loss = compiled(*now)
+        *now[:], loss = compiled(*now)
         return float(loss)
 
     return step
+
+
+def dynamic_weights(config: BenchTrainingConfig, folder: Path, source: Literal["draft", "fc"]) -> list[list[float]]:
+    """Seconds of steps whose weights are 1, and of steps whose weights follow the gradients, taking turns."""
+    steps = [make_step(config, folder, source, dynamic=dynamic) for dynamic in (False, True)]
+    for step in (*steps, *steps):
+        step()
+    turns = [[measured(step)["seconds"] for step in steps[:: 1 if i % 2 else -1]] for i in range(config.rounds)]
+    return [[turn[j if i % 2 else 1 - j] for i, turn in enumerate(turns)] for j in range(2)]
 
 
 def attention_memory(config: BenchTrainingConfig, lengths: list[int]) -> dict[str, dict[str, float]]:

@@ -51,7 +51,8 @@ def bench_training(config: BenchTrainingConfig) -> dict[str, Any]:
         check_losses(first["jax"]["loss"] - config.ttt_steps * entropy, first["speculators"]["loss"])
         turns = take_turns(config, sides)
         memory = sides["jax"].ask({"attention_memory": list(config.lengths)})
-    result = gather(config, turns, memory)
+        weights = sides["jax"].ask({"weights": ["draft", "fc"]})
+    result = gather(config, turns, memory, weights)
     write_text(config.out, json.dumps(result, indent=2) + "\n")
     for table in tables(result):
         Console().print(table)
@@ -121,7 +122,10 @@ def take_turns(config: BenchTrainingConfig, sides: dict[str, BenchProcess]) -> d
 
 
 def gather(
-    config: BenchTrainingConfig, turns: dict[str, list[dict[str, float]]], memory: dict[str, Any]
+    config: BenchTrainingConfig,
+    turns: dict[str, list[dict[str, float]]],
+    memory: dict[str, Any],
+    weights: dict[str, list[list[float]]],
 ) -> dict[str, Any]:
     """``training.json``."""
     values = {
@@ -143,10 +147,13 @@ def gather(
         "intervals": intervals,
         "per_step": {name: {field: float(values[field][name].mean()) for field in values} for name in turns},
         "ttt_temp_mib": memory,
+        "dynamic_weights_cost": {source: _cost(*seconds, seed=config.seed) for source, seconds in weights.items()},
         "definitions": {
             "ratio_to_speculators": "JAX over speculators, of sums over the turns; peak_memory of the largest peaks",
             "intervals": "paired bootstrap, 95 %, over the turns",
             "per_step": "means; peak_bytes: most resident memory of the process during a step, libraries included",
+            "dynamic_weights_cost": "share of a step that the signals' dynamic weights take, against weights of 1; "
+            "mean and paired bootstrap 95 % interval, by source of the signals",
             "ttt_temp_mib": "XLA's temporary memory of the attention of all TTT steps and its gradient, by length",
         },
         "sizes": config.model_dump(mode="json", include={"draft", "vocab_size", "length", "ttt_steps", "loss_chunk"}),
@@ -157,6 +164,11 @@ def gather(
 
 def _ratio(theirs: np.ndarray, ours: np.ndarray) -> float:
     return float(theirs.sum() / ours.sum())
+
+
+def _cost(constant: list[float], dynamic: list[float], *, seed: int) -> list[float]:
+    share = paired_bootstrap(lambda a, b: _ratio(b, a) - 1, np.array(constant), np.array(dynamic), seed=seed)
+    return list(share)
 
 
 def tables(result: dict[str, Any]) -> list[Table]:
@@ -180,4 +192,9 @@ def tables(result: dict[str, Any]) -> list[Table]:
     for length in next(iter(result["ttt_temp_mib"].values())):
         row = [of.get(length) for of in result["ttt_temp_mib"].values()]
         memory.add_row(f"{int(length):,}", *("" if mib is None else f"{mib:,.0f}" for mib in row))
-    return [steps, memory]
+    costs = Table(title="what dynamic weights cost", title_justify="left")
+    for heading in ("source", "share of a step (95 %)"):
+        costs.add_column(heading, justify="right")
+    for source, (mean, low, high) in result["dynamic_weights_cost"].items():
+        costs.add_row(source, f"{mean:+.1%} ({low:+.1%}..{high:+.1%})")
+    return [steps, memory, costs]

@@ -42,6 +42,12 @@ def refusal(llm: Any, prompt: Any, params: Any) -> str | None:
     return None
 
 
+def adapter(folder: str) -> Any:
+    from vllm.lora.request import LoRARequest
+
+    return LoRARequest("adapter", 1, folder)
+
+
 def run_batch(llm: Any, batch: dict[str, Any]) -> dict[str, Any]:
     from vllm import SamplingParams, TokensPrompt
 
@@ -51,12 +57,13 @@ def run_batch(llm: Any, batch: dict[str, Any]) -> dict[str, Any]:
         SamplingParams(**{"temperature": 0.0, "max_tokens": 300} | request.get("params", {}))
         for request in batch["requests"]
     ]
+    lora = adapter(batch["lora"]) if "lora" in batch else None
     if batch.get("refused"):
         return {"errors": [refusal(llm, p, q) for p, q in zip(prompts, params, strict=True)]}
     if batch.get("alone"):
         outputs = [llm.generate([p], [q], use_tqdm=False)[0] for p, q in zip(prompts, params, strict=True)]
     else:
-        outputs = llm.generate(prompts, params, use_tqdm=False)
+        outputs = llm.generate(prompts, params, use_tqdm=False, lora_request=lora)
     after = metrics(llm)
     return {
         "requests": [
