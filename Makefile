@@ -42,17 +42,18 @@ bench-training: $(VENV)/.dev-ready  ## Measure a training step against speculato
 continuation: $(VENV)/.dev-ready  ## 1,000 exits on every runner and scheduler, each checked against plain vLLM
 	@SPECEXIT_CONTINUATION=1 $(BIN)/python -m pytest tests/serving/test_continuation.py -s $(ARGS)
 
-plan-all: $(VENV)/.plan-ready  ## Compile every full-size recipe for its TPU slice, no TPU needed (minutes each)
-	@SPECEXIT_PLAN_ALL=1 $(BIN)/python -m pytest tests/jax/test_plan.py -k every -s $(ARGS)
+plan-all: $(VENV)-tpu/.ready  ## Compile every full-size recipe for its TPU slice, no TPU needed (minutes each)
+	@SPECEXIT_PLAN_ALL=1 $(VENV)-tpu/bin/python -m pytest tests/jax/test_plan.py -k every -s $(ARGS)
 
 tiny-reasoner: $(VENV)/.demo-ready  ## Train the embedded target again from nothing (about 15 minutes)
 	@MALLOC_MMAP_THRESHOLD_=100000000000 MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_TOP_PAD_=500000000 \
 	  $(BIN)/python -m jax_specexit.tiny_reasoner
 
-clean:  ## Remove the virtual environment; runs are kept
-	rm -rf $(VENV)
+clean:  ## Remove the virtual environments; runs are kept
+	rm -rf $(VENV) $(VENV)-tpu
 
-# Stamps: the demo needs no linters and no independent peers, and only plan-all needs the TPU compiler (0.7 GB).
+# Stamps: the demo needs no linters and no independent peers. Only plan-all needs the TPU compiler (0.7 GB), and it has an
+# environment of its own, because vLLM finds two platforms and starts on neither where libtpu is installed beside it.
 $(VENV)/.demo-ready: pyproject.toml constraints.txt setup.sh
 	@./setup.sh $(PYTHON) $(VENV) train,serve-cpu
 	@touch $@
@@ -61,6 +62,6 @@ $(VENV)/.dev-ready: $(VENV)/.demo-ready
 	@./setup.sh $(PYTHON) $(VENV) train,serve-cpu,dev
 	@touch $@
 
-$(VENV)/.plan-ready: $(VENV)/.dev-ready
-	@./setup.sh $(PYTHON) $(VENV) train,serve-cpu,dev,tpu
+$(VENV)-tpu/.ready: pyproject.toml constraints.txt setup.sh
+	@./setup.sh $(PYTHON) $(VENV)-tpu train,serve-cpu,dev,tpu
 	@touch $@

@@ -5,12 +5,10 @@ One server for the whole file (session-scoped fixture), started as `specexit ser
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import subprocess
 import sys
-import threading
 import time
 import urllib.error
 
@@ -146,26 +144,18 @@ def test_bad_arguments_are_refused_with_a_400_that_names_the_key(server, path, b
 
 
 def test_progress_can_be_asked_for_while_a_request_runs_and_afterwards(server):
-    path, answers = "/v1/specexit/requests/chatcmpl-mine", []
-    body = chat(vllm_xargs=NEVER)
-    asking = threading.Thread(
-        target=lambda: answers.append(server.post("/v1/chat/completions", body, **{"X-Request-Id": "mine"}))
-    )
-    asking.start()
+    path = "/v1/specexit/requests/chatcmpl-mine"
+    chunks = server.stream("/v1/chat/completions", chat(vllm_xargs=NEVER), **{"X-Request-Id": "mine"})
     seen = []
-    while asking.is_alive():
-        with contextlib.suppress(urllib.error.HTTPError):  # it has not yet arrived
-            seen.append(json.loads(server.get(path)))
-        time.sleep(0.005)
-    asking.join()
+    for _ in range(20):
+        next(chunks)  # so it runs, or has just run
+        seen.append(json.loads(server.get(path)))
+    rest = list(chunks)
     thinking = [found["choices"][0] for found in seen if not found["finished"] and found["choices"][0]]
     assert thinking[0]["outcome"] == "thinking"
     assert any(set(report["signals"]) == set(NAMES) for report in thinking)
-    assert json.loads(server.get(path)) == {
-        "request_id": "chatcmpl-mine",
-        "finished": True,
-        "choices": [told(answers[0])],
-    }
+    final = [told(chunk) for chunk in rest if "kv_transfer_params" in chunk][-1]
+    assert json.loads(server.get(path)) == {"request_id": "chatcmpl-mine", "finished": True, "choices": [final]}
 
 
 def test_a_request_that_nobody_knows_is_a_404(server):
