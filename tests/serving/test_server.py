@@ -145,17 +145,34 @@ def test_bad_arguments_are_refused_with_a_400_that_names_the_key(server, path, b
 
 def test_progress_can_be_asked_for_while_a_request_runs_and_afterwards(server):
     path = "/v1/specexit/requests/chatcmpl-mine"
-    chunks = server.stream("/v1/chat/completions", chat(vllm_xargs=NEVER), **{"X-Request-Id": "mine"})
-    seen = []
-    for _ in range(20):
-        next(chunks)  # so it runs, or has just run
+    # Long enough that it still runs when the first chunks have arrived, however fast the machine is.
+    long = chat(vllm_xargs=NEVER, ignore_eos=True, max_tokens=800)
+    chunks, seen = [], []
+    for chunk in server.stream("/v1/chat/completions", long, **{"X-Request-Id": "mine"}):
+        chunks.append(chunk)
         seen.append(json.loads(server.get(path)))
-    rest = list(chunks)
-    thinking = [found["choices"][0] for found in seen if not found["finished"] and found["choices"][0]]
-    assert thinking[0]["outcome"] == "thinking"
-    assert any(set(report["signals"]) == set(NAMES) for report in thinking)
-    final = [told(chunk) for chunk in rest if "kv_transfer_params" in chunk][-1]
+    running = [found["choices"][0] for found in seen if not found["finished"] and found["choices"][0]]
+    assert running[0]["outcome"] == "thinking"
+    assert any(set(report["signals"]) == set(NAMES) for report in running)
+    final = [told(chunk) for chunk in chunks if "kv_transfer_params" in chunk][-1]
     assert json.loads(server.get(path)) == {"request_id": "chatcmpl-mine", "finished": True, "choices": [final]}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"mode": "sometimes"}, "specexit.mode is 'sometimes': Input should be 'exit' or 'shadow'"),
+        ({"audit": 0.1}, "unknown key 'specexit.audit', expected one of"),
+    ],
+    ids=str,
+)
+def test_a_server_with_bad_settings_does_not_start(start_server, drafts, settings, message):
+    arguments = ("--additional-config", json.dumps({"specexit": settings}))
+    with (
+        pytest.raises(AssertionError, match=f"the server has ended(.|\n)*--additional-config: {message}"),
+        start_server("refused", drafts / "draft", *arguments),
+    ):
+        pass
 
 
 def test_a_request_that_nobody_knows_is_a_404(server):
