@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 RELEASES ?= runs/vllm-releases
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test compat lint bench bench-serving bench-training continuation plan-all tiny-reasoner format clean
+.PHONY: help demo test compat lint bench bench-serving bench-training bench-signals continuation plan-all tiny-reasoner format clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ bench-serving: $(VENV)/.demo-ready  ## Measure what the plug-in costs where no e
 
 bench-training: $(VENV)/.dev-ready  ## Measure a training step against speculators, and the memory of the attention
 	@$(BIN)/specexit bench-training configs/bench/training.yaml
+
+bench-signals: $(VENV)/.demo-ready  ## Train the demo's draft with and without signals, three seeds (needs `make demo`)
+	@$(BIN)/specexit bench-signals configs/bench/signals.yaml
 
 continuation: $(VENV)/.dev-ready  ## 1,000 exits on every runner and scheduler, each checked against plain vLLM
 	@SPECEXIT_CONTINUATION=1 $(BIN)/python -m pytest tests/serving/test_continuation.py -s $(ARGS)

@@ -117,6 +117,12 @@ COMMANDS = {
         "specexit.bench_training:bench_training",
         "dev",
     ),
+    "bench-signals": Command(
+        "Measure what joint signal training costs the tokens: pairs of runs over seeds.",
+        "specexit.schemas.bench_signals:BenchSignalsConfig",
+        "specexit.bench_signals:bench_signals",
+        "train",
+    ),
     "serve": Command(
         "Serve a target with exits in vLLM; --check shows whether the installed one fits.",
         "specexit.schemas.serve:ServeConfig",

@@ -22,6 +22,8 @@ from specexit.packing import read_meta
 from specexit.schemas.train import TrainConfig
 
 STEPS, BATCH, KILLED_AT, TERMINATED_AT = 16, 8, 5, 9
+ACROSS, WITHIN = {"data": 1, "fsdp": 4, "tensor": 2}, {"data": 1, "fsdp": 2, "tensor": 2}
+"""Meshes of two processes and of one. Neither process of the first has all of the parameters."""
 
 # The command itself, with two things added: it notes which examples reach the devices, and sends itself a signal.
 PROGRAM = """
@@ -117,7 +119,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def new_job(base: TrainConfig, out: Path, **changes: object) -> Job:
-    return Job(TrainConfig.model_validate(base.model_dump() | {"out": out, "steps": STEPS, **changes}))
+    changes = {"out": out, "steps": STEPS, "mesh": ACROSS, **changes}
+    return Job(TrainConfig.model_validate(base.model_dump() | changes))
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +148,7 @@ def alone(killed: Job, folder: Path) -> Job:
     shutil.copytree(killed.out, out)
     for i in range(2):
         shutil.copy(killed.out.with_suffix(f".{i}.notes"), out.with_suffix(f".{i}.notes"))
-    job = Job(killed.config.model_copy(update={"out": out}))
+    job = new_job(killed.config, out, mesh=WITHIN)
     job.launch(processes=1)
     return job
 
