@@ -18,6 +18,7 @@ Shape legend: batch, time, heads (query), kv (key/value heads), group (query hea
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from functools import partial, reduce
 from typing import cast
@@ -29,7 +30,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jax_specexit.layers import repeat_kv, segment_starts
 from jax_specexit.sharding import BATCH, ROWS
-from jax_specexit.splash import fits, splash_attention
+from jax_specexit.splash import LANES, fits, splash_attention
 
 BLOCK = 128
 """Rows and columns of one tile: large enough for matrix units, small enough for a cache."""
@@ -55,6 +56,9 @@ def ttt_attention(q: Queries, keys: Keys, values: Keys, segment_ids: Int[Array, 
     device = mesh.abstract_device
     on_tpu = (device.platform if device else jax.default_backend()) == "tpu"
     attend = splash_attention if on_tpu and fits(q) else blockwise_attention
+    if on_tpu and attend is not splash_attention:
+        found = f"length {q.shape[1]}, head size {q.shape[3]}, expected multiples of {LANES}"
+        warnings.warn(f"attention without the splash kernel, slower: {found}", stacklevel=2)
     if mesh.empty:
         return attend(q, list(keys), list(values), starts)
     heads = PartitionSpec(ROWS, None, "tensor")

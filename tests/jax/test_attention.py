@@ -84,3 +84,10 @@ def test_memory_grows_linearly_with_the_length() -> None:
     short, long = temporary_bytes(ttt_attention, 1024), temporary_bytes(ttt_attention, 16 * 1024)
     assert long < 20 * short
     assert temporary_bytes(ttt_attention_reference, 1024) > 10 * short
+
+
+def test_on_a_tpu_it_says_when_the_kernel_does_not_take_the_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    segments = jnp.ones((1, 6), int)
+    with pytest.warns(UserWarning, match="without the splash kernel, slower: length 6, head size 8"):
+        ttt_attention(*random_inputs(np.asarray(segments), 1, 2, jnp.float32), segments)
