@@ -76,23 +76,24 @@ def make_step(
     graph, params = nnx.split(draft)
     params = nnx.to_pure_dict(params)
     row = {name: jnp.asarray(value) for name, value in np.load(folder / "row.npz").items()}
-    tokens, aux, state = (row[name][:, : config.length] for name in ("tokens", "aux", "state"))
+    tokens = row["tokens"][:, : config.length]
     ones = jnp.ones((1, config.length), jnp.int32)
     batch = {"tokens": tokens, "positions": jnp.arange(config.length)[None], "segment_ids": ones, "loss_mask": ones}
-    head = row["embedding"][: shape.draft_vocab_size].T
+    given = {name: row[name][:, : config.length] for name in ("aux", "state")}
+    given |= {"embedding": row["embedding"], "head": row["embedding"][: shape.draft_vocab_size].T}
     labels = jnp.where(shift(tokens, 1) < shape.draft_vocab_size, shift(tokens, 1), -1)
     weights = token_weights(batch, config.ttt_steps, 1.0)
     half, counts = jnp.full((1, config.length, len(SIGNALS)), 0.5), jnp.ones((1, config.length, len(SIGNALS)))
 
-    def loss_fn(params: Any, magnitudes: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def loss_fn(params: Any, magnitudes: jax.Array, given: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
         draft = nnx.merge(graph, params)
-        outputs = ttt_outputs(draft, row["embedding"], aux, batch, config.ttt_steps)
+        outputs = ttt_outputs(draft, given["embedding"], given["aux"], batch, config.ttt_steps)
         aligned = jnp.stack([shift(y, -1 - k) for k, y in enumerate(outputs)])
-        teacher = Teacher(state, head, labels)
+        teacher = Teacher(given["state"], given["head"], labels)
         token: Any = linear_cross_entropy(aligned, draft.lm_head.kernel[...], teacher, weights, config.loss_chunk)
         if signals is None:
             return token.total, magnitudes
-        raw, lambdas = draft.signals(aux, outputs[0]), jnp.ones(len(SIGNALS))
+        raw, lambdas = draft.signals(given["aux"], outputs[0]), jnp.ones(len(SIGNALS))
         if dynamic:
             pulls = signal_state_gradients(raw, half, counts, draft.signal_head.kernel[...])
             magnitudes = smooth_magnitudes(magnitudes, jnp.concatenate([token.state_gradient[None], pulls]), 0.95)
@@ -101,8 +102,8 @@ def make_step(
 
     optimizer = optax.adamw(1e-3)
 
-    def update(params: Any, state: Any, magnitudes: jax.Array) -> tuple[Any, Any, jax.Array, jax.Array]:
-        (loss, magnitudes), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, magnitudes)
+    def update(params: Any, state: Any, magnitudes: jax.Array, given: Any) -> tuple[Any, Any, jax.Array, jax.Array]:
+        (loss, magnitudes), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, magnitudes, given)
         updates, state = optimizer.update(grads, state, params)
         return optax.apply_updates(params, updates), state, magnitudes, loss
 
@@ -110,7 +111,7 @@ def make_step(
     now = [params, optimizer.init(params), jnp.zeros(1 + len(SIGNALS))]
 
     def step() -> float:
-        *now[:], loss = compiled(*now)
+        *now[:], loss = compiled(*now, given)
         return float(loss)
 
     return step
