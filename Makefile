@@ -46,7 +46,7 @@ continuation: $(VENV)/.dev-ready  ## 1,000 exits on every runner and scheduler, 
 	@SPECEXIT_CONTINUATION=1 $(BIN)/python -m pytest tests/serving/test_continuation.py -s $(ARGS)
 
 plan-all: $(VENV)-tpu/.ready  ## Compile every full-size recipe for its TPU slice, no TPU needed (minutes each)
-	@SPECEXIT_PLAN_ALL=1 $(VENV)-tpu/bin/python -m pytest tests/jax/test_plan.py -k every -s $(ARGS)
+	@SPECEXIT_PLAN_ALL=1 $(VENV)-tpu/bin/python -m pytest tests/jax/test_plan.py -k every -n logical -s $(ARGS)
 
 tiny-reasoner: $(VENV)/.demo-ready  ## Train the embedded target again from nothing (about 15 minutes)
 	@MALLOC_MMAP_THRESHOLD_=100000000000 MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_TOP_PAD_=500000000 \
