@@ -33,8 +33,8 @@ HINTS = {
     # Its lock keeps one process from another's chips; nobody takes any here.
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "true",
 }
-"""What libtpu would ask the metadata server of a TPU machine. Which type is named here does not matter. And a plan may be
-made beside another one."""
+"""What libtpu would ask the metadata server of a TPU machine, and how it lets several plans be made at a time. Which
+type of machine is named here does not matter."""
 
 
 def topology_devices(name: str) -> tuple[Chip, Sequence[Any]]:
