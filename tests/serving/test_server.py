@@ -145,15 +145,15 @@ def test_bad_arguments_are_refused_with_a_400_that_names_the_key(server, path, b
 
 def test_progress_can_be_asked_for_while_a_request_runs_and_afterwards(server):
     path = "/v1/specexit/requests/chatcmpl-mine"
-    # Long enough that it still runs when the first chunks have arrived, however fast the machine is.
+    # Long enough that it still runs when the first chunks have arrived. Not on a busy machine: there the server may
+    # work through all of the engine's outputs before it answers anybody, and only the end can be checked.
     long = chat(vllm_xargs=NEVER, ignore_eos=True, max_tokens=800)
     chunks, seen = [], []
     for chunk in server.stream("/v1/chat/completions", long, **{"X-Request-Id": "mine"}):
         chunks.append(chunk)
         seen.append(json.loads(server.get(path)))
     running = [found["choices"][0] for found in seen if not found["finished"] and found["choices"][0]]
-    assert running[0]["outcome"] == "thinking"
-    # On a busy machine the client may fall so far behind that there are none.
+    assert {report["outcome"] for report in running} <= {"thinking", "answering"}
     judged = [report for report in running if report["thinking_tokens"] > 1]
     assert all(set(report["signals"]) == set(NAMES) for report in judged)
     final = [told(chunk) for chunk in chunks if "kv_transfer_params" in chunk][-1]
