@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 RELEASES ?= runs/vllm-releases
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test compat lint bench bench-serving bench-training bench-signals continuation plan-all tiny-reasoner format clean
+.PHONY: help demo test compat lint bench bench-serving bench-training bench-signals continuation plan-all \
+  tiny-reasoner format clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

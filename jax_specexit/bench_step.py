@@ -86,6 +86,7 @@ def make_step(
     half, counts = jnp.full((1, config.length, len(SIGNALS)), 0.5), jnp.ones((1, config.length, len(SIGNALS)))
 
     def loss_fn(params: Any, magnitudes: jax.Array, given: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        """Loss, and the smoothed gradient magnitudes behind the dynamic weights."""
         draft = nnx.merge(graph, params)
         outputs = ttt_outputs(draft, given["embedding"], given["aux"], batch, config.ttt_steps)
         aligned = jnp.stack([shift(y, -1 - k) for k, y in enumerate(outputs)])

@@ -119,6 +119,7 @@ def _local(hidden, head, teacher_hidden, teacher_head, labels, weights, *, chunk
         return jax.lax.pmin(jnp.where(leads, first + place, jnp.iinfo(jnp.int32).max), vocab)
 
     def body(carry, xs):
+        """Adds one chunk to the head's gradient and the sums; yields the gradient of the chunk's rows."""
         head_gradient, sums = carry
         h, th, labels, w = xs
         teacher_z = (th @ teacher_head).astype(jnp.float32)
