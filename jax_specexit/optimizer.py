@@ -17,8 +17,9 @@ from specexit.schemas.train import OptimizerConfig
 Group = Literal["muon", "adam", "head"]
 """Weight matrices, everything else, and the signal head."""
 
-NEWTON_SCHULZ_STEPS = 4
-"""Of Muon: iterations that make an update orthogonal."""
+NEWTON_SCHULZ = ((3.4445, -4.7750, 2.0315),) * 4
+"""Of Muon: the coefficients of each of the iterations that make an update orthogonal. One by one they are a loop in the
+compiled step; as a number of iterations they would be unrolled, which is a fifth of a full-size step's code."""
 
 
 def schedule(config: OptimizerConfig, peak: float, steps: int) -> optax.Schedule:
@@ -60,7 +61,7 @@ def make_optimizer(
 
     muon = optax.contrib.muon(
         schedule(config, config.muon_rate, steps),
-        ns_steps=NEWTON_SCHULZ_STEPS,
+        ns_coeffs=NEWTON_SCHULZ,
         beta=0.95,
         weight_decay=config.weight_decay,
         muon_weight_dimension_numbers=matrices,

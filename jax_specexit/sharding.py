@@ -34,6 +34,7 @@ LOGICAL_AXES: dict[str, tuple[str | None, ...]] = {
     "down/kernel": ("mlp", "embed"),
     "lm_head/kernel": ("embed", "vocab"),
     "signal_head/kernel": (None, None),
+    "ns_coeffs": (None, None),
     "scale": (None,),
     "bias": (None,),
 }

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from jax.sharding import Mesh
 
 from jax_specexit.aot import Shapes
-from jax_specexit.optimizer import NEWTON_SCHULZ_STEPS
+from jax_specexit.optimizer import NEWTON_SCHULZ
 from jax_specexit.splash import TILE
 from specexit.schemas.train import TrainConfig
 from specexit.signals import SIGNALS
@@ -141,7 +141,7 @@ def _optimizer_work(shapes: Shapes, mesh: Mesh) -> Work:
     shards = mesh.shape["fsdp"] * mesh.shape["tensor"]
     flops = 0.0
     for m, n in (sorted(pair) for pair in matrices):
-        flops += NEWTON_SCHULZ_STEPS * (4 * m * m * n / shards + 2 * m**3)
+        flops += len(NEWTON_SCHULZ) * (4 * m * m * n / shards + 2 * m**3)
     weights = sum(m * n for m, n in matrices)
     moved = 4 * (5 * weights + 7 * h * d.draft_vocab_size)  # parameter, moments: in and out; gradient: in
     return Work("optimizer", flops, 0.0, moved / shards)

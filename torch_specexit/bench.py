@@ -42,6 +42,7 @@ from specexit.schemas.target import TargetConfig, load_target_config
 from specexit.splits import FastTokenizer, marker
 from specexit.traces import Trace, read_traces
 from torch_specexit import bench_worker
+from torch_specexit.engine import one_of_several
 
 WARM_UP_TOKENS = 32
 BUDGET_TOLERANCE = 0.01
@@ -164,7 +165,7 @@ def _run_engines(
 
 def _setup(config: BenchConfig, target: TargetConfig, method: Method) -> dict[str, Any]:
     extra = config.engine.extra | {"enable_prefix_caching": False}
-    engine = config.engine.model_copy(update={"max_num_seqs": config.batch, "extra": extra})
+    engine = one_of_several(config.engine, max_num_seqs=config.batch, extra=extra)
     return {
         "target": target.model_dump(mode="json"),
         "engine": engine.model_dump(mode="json"),

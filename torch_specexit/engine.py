@@ -12,13 +12,16 @@ from specexit.schemas.target import TargetConfig
 if TYPE_CHECKING:
     from vllm import LLM
 
+KV_CACHE_GIB = 2
+"""Of an engine on a CPU, and of each of several that share a GPU."""
+
 
 def set_environment(config: EngineConfig) -> None:
     """Set what vLLM reads when it is imported: one OpenMP thread (two oversubscribe a small model 50-fold), the engine
     in process, no hub. What is set already stays."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(config.kv_cache_gib))
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(config.kv_cache_gib or KV_CACHE_GIB))
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -45,6 +48,7 @@ def start_engine(
     """
     set_environment(config)
     from vllm import LLM
+    from vllm.platforms import current_platform
 
     arguments: dict[str, Any] = {
         "model": str(target.folder),
@@ -52,11 +56,10 @@ def start_engine(
         "max_model_len": target.max_model_len,
         "max_num_seqs": config.max_num_seqs,
         "max_num_batched_tokens": config.max_num_batched_tokens,
-        "block_size": 32,  # vLLM's CPU attention is fast at multiples of 32, and small blocks share more of a prefix
-        "enforce_eager": True,
         "enable_prefix_caching": True,
         "disable_log_stats": False,
         "seed": seed,
+        **platform_arguments(config, on_cpu=current_platform.is_cpu()),
     }
     if draft is not None:
         arguments["speculative_config"] = {
@@ -65,3 +68,24 @@ def start_engine(
             "num_speculative_tokens": num_speculative_tokens,
         }
     return LLM(**arguments | config.extra)
+
+
+def platform_arguments(config: EngineConfig, *, on_cpu: bool) -> dict[str, Any]:
+    """Arguments of ``vllm.LLM`` that a CPU and a GPU want different.
+
+    Args:
+      config: engine settings.
+      on_cpu: whether vLLM runs on a CPU; else it compiles and captures CUDA graphs, as it does by itself.
+    """
+    if on_cpu:
+        # vLLM's CPU attention is fast at multiples of 32, and small blocks share more of a prefix.
+        return {"enforce_eager": True, "block_size": 32}
+    if config.kv_cache_gib is None:
+        return {}
+    # vLLM does not start where less than this share of the card is free, even if the size of the cache is given.
+    return {"kv_cache_memory_bytes": config.kv_cache_gib << 30, "gpu_memory_utilization": 0.01}
+
+
+def one_of_several(config: EngineConfig, **changes: Any) -> EngineConfig:
+    """Settings of an engine that shares its machine with others of its kind: a KV cache of a certain size."""
+    return config.model_copy(update={"kv_cache_gib": config.kv_cache_gib or KV_CACHE_GIB, **changes})

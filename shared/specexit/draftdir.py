@@ -50,11 +50,15 @@ class Calibration(Config):
     data_sha256: str = Field(description="of the trace file that the policy was calibrated on")
 
 
+Mode = Literal["exit", "shadow", "off"]
+
+
 class Serving(Config):
     """How a server treats exits, unless it is told otherwise when it is started."""
 
-    mode: Literal["exit", "shadow"] = Field(
-        default="exit", description="shadow decides and reports, but lets every request think on"
+    mode: Mode = Field(
+        default="exit",
+        description="shadow decides and reports, but lets every request think on; off: exits for requests that ask",
     )
     audit_rate: float = Field(
         default=0.0, ge=0, le=1, description="share of the requests that think on, to see whether exits change answers"

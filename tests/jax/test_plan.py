@@ -26,14 +26,24 @@ needs_libtpu = pytest.mark.skipif(
 )
 
 
+def run(*arguments: str) -> subprocess.CompletedProcess:
+    """Python in a process of its own, because libtpu takes a while to leave, with the compiler's warnings on stderr."""
+    environment = os.environ | {"TPU_STDERR_LOG_LEVEL": "1"}
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment)
+
+
 def plan(*arguments: str) -> subprocess.CompletedProcess:
-    """In a process of its own: libtpu takes a while to leave."""
-    return subprocess.run([sys.executable, "-m", "specexit", "plan", *arguments], capture_output=True, text=True)
+    return run("-m", "specexit", "plan", *arguments)
+
+
+REPLICATED = "Involuntary full rematerialization"
+"""What the compiler says of an array that it can only bring from one sharding to another by way of whole copies."""
 
 
 def planned(*arguments: str) -> dict:
     done = plan(*arguments, "--json")
     assert done.returncode == 0, done.stderr
+    assert REPLICATED not in done.stderr
     return json.loads(done.stdout)
 
 
@@ -66,6 +76,28 @@ def test_there_are_recipes_for_both_targets_on_three_slices_each() -> None:
     for name in ("qwen3-4b", "r1-llama-8b"):
         chips = {recipe.split("-")[-2] for recipe in FULL_SIZE if recipe.startswith(name) and "warm" not in recipe}
         assert chips == {"v5e", "v6e", "v5p"}
+
+
+RESHARDS = """
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+from jax_specexit.aot import topology_devices
+
+mesh = Mesh(np.array(topology_devices("v5e:2x4")[1]).reshape(2, 4), ("a", "b"))
+
+def program(x):
+    x = jax.lax.with_sharding_constraint(jax.numpy.sin(x), NamedSharding(mesh, P(("a", "b"), None, None)))
+    return jax.lax.with_sharding_constraint(jax.numpy.cos(x), NamedSharding(mesh, P(None, "a", "b")))
+
+x = jax.ShapeDtypeStruct((8, 8, 128), np.float32, sharding=NamedSharding(mesh, P()))
+jax.jit(program).lower(x).compile()
+"""
+
+
+@needs_libtpu
+def test_the_compiler_says_so_where_it_replicates_an_array() -> None:
+    assert REPLICATED in run("-c", RESHARDS).stderr
 
 
 @needs_libtpu

@@ -121,6 +121,7 @@ class Engines:
         self.v2 = cache(self._v2)
         self.v2_sync = cache(self._v2_sync)
         self.v1_async = cache(self._v1_async)
+        self.two_ranks = cache(self._two_ranks)
         self.plain = cache(self._plain)
         self.changed = cache(self._changed)
 
@@ -177,6 +178,15 @@ class Engines:
         batches = [self.batch(LIVELY), self.batch(OFF | {"max_tokens": 30})]
         job = {"engine": {"draft": str(self.drafts / draft)}, "batches": batches}
         return serve(self.folder / f"v1-async-{draft}", job, ON_A_CPU | ASYNC)
+
+    def _two_ranks(self, draft: str) -> dict[str, Any]:
+        """V1 runner, tensor-parallel on two processes: a lively batch, one with exits off, a last request."""
+        extra = {"tensor_parallel_size": 2, "distributed_executor_backend": "mp"}
+        last = {"requests": [{"ids": self.prompts[0], "params": OFF | {"max_tokens": 1}}]}
+        batches = [self.batch(LIVELY), self.batch(OFF | {"max_tokens": 30}), last]
+        job = {"engine": {"draft": str(self.drafts / draft), "extra": extra}, "batches": batches}
+        # By itself vLLM gives every rank a NUMA node of its own, and refuses to start where there is one.
+        return serve(self.folder / f"two-ranks-{draft}", job, {"VLLM_CPU_OMP_THREADS_BIND": "nobind"})
 
     def _changed(self, place: str) -> dict[str, Any]:
         """V1 runner, a method of vLLM having other parameters than the plug-in knows: a lively batch."""

@@ -34,6 +34,10 @@ def slots_in_use(worker: Any) -> int:
     return -1 if exits is None else len(exits.slots)
 
 
+def runner_classes(worker: Any) -> list[str]:
+    return [f"{ancestor.__module__}.{ancestor.__name__}" for ancestor in type(worker.model_runner).__mro__]
+
+
 def refusal(llm: Any, prompt: Any, params: Any) -> str | None:
     try:
         llm.generate([prompt], [params], use_tqdm=False)
@@ -65,6 +69,7 @@ def run_batch(llm: Any, batch: dict[str, Any]) -> dict[str, Any]:
     else:
         outputs = llm.generate(prompts, params, use_tqdm=False, lora_request=lora)
     after = metrics(llm)
+    (slots,) = set(llm.collective_rpc(slots_in_use))  # the same on all ranks
     return {
         "requests": [
             {
@@ -80,7 +85,7 @@ def run_batch(llm: Any, batch: dict[str, Any]) -> dict[str, Any]:
         ],
         "metrics": {name: after[name] - before[name] for name in after},
         "counted": outcomes(llm) - counted,
-        "slots": llm.collective_rpc(slots_in_use)[0],
+        "slots": slots,
     }
 
 
@@ -119,12 +124,10 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
         draft=Path(engine["draft"]) if engine.get("draft") else None,
         num_speculative_tokens=engine.get("k", 3),
     )
-    core = llm.llm_engine.engine_core.engine_core
-    runner = type(core.model_executor.driver_worker.worker.model_runner)
-    classes = [f"{ancestor.__module__}.{ancestor.__name__}" for ancestor in runner.__mro__]
-    scheduler = type(core.scheduler).__name__
+    runner, *_ = llm.collective_rpc(runner_classes)
+    scheduler = type(llm.llm_engine.engine_core.engine_core.scheduler).__name__
     batches = [run_batch(llm, batch) for batch in job["batches"]]
-    return {"runner": classes, "scheduler": scheduler, "batches": batches, "log": log.lines}
+    return {"runner": runner, "scheduler": scheduler, "batches": batches, "log": log.lines}
 
 
 if __name__ == "__main__":

@@ -50,17 +50,27 @@ class Simulation:
       requests: of the batch.
       rng: of everything that is random.
       smooth: whether moving averages are judged.
+      device: of the rule.
     """
 
-    def __init__(self, make: Callable, source: str, requests: list[Request], rng: np.random.Generator, *, smooth=False):
-        self.source, self.requests, self.rng = source, requests, rng
+    def __init__(
+        self,
+        make: Callable,
+        source: str,
+        requests: list[Request],
+        rng: np.random.Generator,
+        *,
+        smooth: bool = False,
+        device: torch.device = CPU,
+    ):
+        self.source, self.requests, self.rng, self.device = source, requests, rng, device
         self.streams = [self._stream() for _ in requests]
         self.raw = [rng.normal(0, 2, (len(stream) + 1, len(NAMES))).astype(np.float32) for stream in self.streams]
         self.texts: list[list[int]] = [[] for _ in requests]
         self.records: dict[int, Record] = {}
-        self.slots = Slots(CPU, capacity=1)
-        self.signals = torch.full((len(requests), len(NAMES)), 99.0)
-        markers = Markers.of(IDS, VOCAB, CPU)
+        self.slots = Slots(device, capacity=1)
+        self.signals = torch.full((len(requests), len(NAMES)), 99.0, device=device)
+        markers = Markers.of(IDS, VOCAB, device)
         self.rule = make(self.slots, markers, source.replace("late", "draft"), signals=self._signals(), smooth=smooth)
         for i, request in enumerate(requests):
             self.slots.add(f"r{i}", Admission(True, request.policy, IDS.mask(request.strings), request.shadow))
@@ -106,10 +116,12 @@ class Simulation:
             tokens[row, : n[row]] = torch.tensor(self.streams[i][at : at + n[row]], dtype=torch.long)
         drawn, rejected = tokens.clone(), None if self.source == "late" else torch.full_like(n, 7)
         ends = torch.arange(1, len(batch) + 1, dtype=torch.int32) * width
-        sampled = Sampled([f"r{i}" for i in batch], tokens, n, ends, rejected)
         before = n.clone()
+        given = [x if x is None else x.to(self.device) for x in (tokens, n, ends, rejected)]
+        sampled = Sampled([f"r{i}" for i in batch], *given)
         forced = self._decide(sampled, batch)
-        assert rejected is None or torch.equal(rejected, 7 + before - n)
+        tokens, n = sampled.tokens.cpu(), sampled.n.cpu()
+        assert sampled.rejected is None or torch.equal(sampled.rejected.cpu(), 7 + before - n)
         for row, i in enumerate(batch):
             kept = tokens[row, : n[row]].tolist()
             assert (before[row] == 0) == (not kept)
@@ -136,7 +148,7 @@ class Simulation:
         for row, i in enumerate(batch):
             values = self.raw[i][len(self.texts[i]) + shift :][:width]
             rows[row, : len(values)] = torch.from_numpy(values)
-        return rows.flatten(0, 1)
+        return rows.flatten(0, 1).to(self.device)
 
     def check(self) -> None:
         """Compare texts and outcomes with the definition."""

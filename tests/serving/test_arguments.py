@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import pytest
 
 from specexit.decision import Policy
-from specexit.draftdir import Serving, SpecExitBlock
+from specexit.draftdir import SpecExitBlock
 from specexit.signals import NAMES
-from torch_specexit.plugin.arguments import ArgumentError, check, wish, wish_or_default
+from torch_specexit.plugin.arguments import ArgumentError, Wish, check, wish, wish_or_default
 from torch_specexit.plugin.audit import thinks_on
 from torch_specexit.plugin.outcome import Record
 from torch_specexit.plugin.rule import BEFORE, OVER, THINKING
@@ -23,20 +23,34 @@ def test_any_threshold_replaces_all_of_the_drafts_and_nothing_else():
     given = {"specexit_remaining": 50, "specexit_min_thinking_tokens": 7, "other": {}}
     expected = Policy(thresholds={"remaining": 50.0}, patience=2, min_thinking_tokens=7, max_thinking_tokens=900)
     assert wish(given, BLOCK).policy == expected
-    assert wish(None, BLOCK) == (DEFAULT, None, None)
-    assert wish({"specexit": 0}, BLOCK).policy is None
+    assert wish(None, BLOCK) == Wish(DEFAULT)
 
 
 def test_maximum_split_strings_and_shadow_mode_can_be_asked_for():
     given = {"specexit_max_thinking_tokens": 80, "specexit_splits": ["Wait", "\n\n"], "specexit_mode": "shadow"}
-    assert wish(given, BLOCK) == (DEFAULT.model_copy(update={"max_thinking_tokens": 80}), ("Wait", "\n\n"), "shadow")
+    policy = DEFAULT.model_copy(update={"max_thinking_tokens": 80})
+    assert wish(given, BLOCK) == Wish(policy, ("Wait", "\n\n"), mode="shadow")
 
 
-def test_a_request_thinks_on_by_its_own_mode_the_servers_or_an_audit():
-    server, shadowing, audited = Serving(), Serving(mode="shadow"), Serving(audit_rate=1.0)
-    assert [thinks_on("r", server, mode) for mode in (None, "exit", "shadow")] == [False, False, True]
-    assert [thinks_on("r", shadowing, mode) for mode in (None, "exit", "shadow")] == [True, False, True]
-    assert thinks_on("r", audited, "exit")
+@pytest.mark.parametrize(
+    ("given", "on_servers"),
+    [
+        ({}, {"exit": "exit", "shadow": "shadow", "off": "off"}),
+        ({"specexit": True}, {"exit": "exit", "shadow": "shadow", "off": "exit"}),
+        ({"specexit": 0}, {"exit": "off", "shadow": "off", "off": "off"}),
+        ({"specexit_mode": "exit"}, {"exit": "exit", "shadow": "exit", "off": "exit"}),
+        ({"specexit_mode": "shadow"}, {"exit": "shadow", "shadow": "shadow", "off": "shadow"}),
+        ({"specexit": False, "specexit_mode": "exit"}, {"exit": "off", "shadow": "off", "off": "off"}),
+    ],
+    ids=str,
+)
+def test_what_a_request_says_goes_before_the_servers_mode(given, on_servers):
+    assert {server: wish(given, BLOCK).mode_under(server) for server in on_servers} == on_servers
+
+
+def test_a_request_thinks_on_in_shadow_mode_or_for_an_audit():
+    assert [thinks_on("r", mode, 0.0) for mode in ("exit", "shadow")] == [False, True]
+    assert thinks_on("r", "exit", 1.0)
 
 
 @pytest.mark.parametrize(
@@ -64,7 +78,7 @@ def test_a_bad_argument_is_named_and_the_worker_goes_on_with_the_default(argumen
     with pytest.raises(ArgumentError, match="extra_args: " + message):
         wish(arguments, BLOCK)
     with caplog.at_level(logging.WARNING, logger="vllm.specexit"):
-        assert wish_or_default(arguments, BLOCK, "r7") == (DEFAULT, None, None)
+        assert wish_or_default(arguments, BLOCK, "r7") == Wish(DEFAULT)
     assert "r7" in caplog.text
 
 

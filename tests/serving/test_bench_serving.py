@@ -10,7 +10,7 @@ from specexit.bench_process import BenchError
 from specexit.schemas.bench_serving import BenchServingConfig
 from specexit.traces import write_traces
 from tests.serving.test_bench import generated_traces
-from torch_specexit.bench_serving import bench_serving
+from torch_specexit.bench_serving import Turns, bench_serving, gather
 
 
 def config(folder, draft) -> BenchServingConfig:
@@ -21,6 +21,7 @@ def config(folder, draft) -> BenchServingConfig:
         out=folder / "bench" / "serving.json",
         batches=(1, 3),
         rounds=2,
+        pairs=2,
         max_new_tokens=40,
     )
 
@@ -35,8 +36,26 @@ def test_it_measures_the_same_texts_with_and_without_exits(drafts, tmp_path):
         assert 0 < low <= mean <= high
         # A V1 runner on a CPU judges whole steps: nothing stops at a split token.
         assert result["steps_lost_to_stopping"][batch] == 0
+        assert result["texts_that_differ"][batch] == 0
     assert result["triton_launches_per_step"] == 1
     assert result["eager_ops_per_step"] <= 428 / 3  # the study's prototype needed 428
+
+
+def turns(**changes) -> Turns:
+    """Two turns of two tokens each."""
+    return Turns(**{"seconds": [1.0, 1.0], "tokens": [2, 2], "token_ids": [[5, 6], [7, 8]], "n_drafts": 4} | changes)
+
+
+def test_a_text_that_differs_is_an_error_on_a_cpu_and_counted_on_a_gpu(tmp_path):
+    """On a GPU other shapes round otherwise; tokens per second then come from what each method has written."""
+    ours = turns(seconds=[0.5, 0.5], tokens=[2, 1], token_ids=[[5, 6], [7]], n_drafts=5)
+    measured = {8: {"eagle3": turns(), "specexit": ours}}
+    with pytest.raises(BenchError, match="batch 8: 1 texts differ, expected plain EAGLE-3's of both"):
+        gather(config(tmp_path, tmp_path), measured, None)
+    result = gather(config(tmp_path, tmp_path), measured, "some GPU")
+    assert result["texts_that_differ"] == {"8": 1}
+    assert result["ratio_to_eagle3"]["8"][0] == (3 / 1.0) / (4 / 2.0)
+    assert result["hardware"]["accelerator"] == "some GPU"
 
 
 def test_a_draft_without_signals_has_no_cost_to_measure(drafts, tmp_path):

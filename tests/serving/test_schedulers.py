@@ -1,7 +1,7 @@
-"""Both runners under both schedulers: the text, the outcomes and the signals are the same in all four.
+"""Both runners under both schedulers, and two ranks: the text, the outcomes and the signals are the same in all.
 
-V1 without and V2 with asynchronous scheduling have files of their own; here are the other two. About 25 seconds for
-each engine.
+V1 without and V2 with asynchronous scheduling have files of their own; here are the other two, and a model that is
+split over two processes. About 25 seconds for each engine.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def assert_same(batch, reference):
         assert ours["ids"] == theirs["ids"]
         assert ours["outcome"]["outcome"] == theirs["outcome"]["outcome"]
         assert ours["outcome"]["thinking_tokens"] == theirs["outcome"]["thinking_tokens"]
-        # Two runners, two orders of summation in float32; `remaining` is an exponential.
+        # Two runners or a split sum, another order of summation in float32; `remaining` is an exponential.
         assert ours["outcome"]["signals"] == pytest.approx(theirs["outcome"]["signals"], rel=1e-3)
     assert sum(request["outcome"]["outcome"] == "exit" for request in expected) >= 2
 
@@ -43,3 +43,13 @@ def test_v2_without_asynchronous_scheduling(engines, source):
     assert run["scheduler"] == "Scheduler"
     assert run["log"] == []
     assert_same(run["batches"][0], engines.main(source)[5])
+
+
+@both_sources
+def test_tensor_parallel(engines, source):
+    run = engines.two_ranks(source)
+    assert run["log"] == []
+    lively, off, last = run["batches"]
+    assert_same(lively, engines.main(source)[5])
+    assert [r["ids"] for r in off["requests"]] == [r["ids"][:30] for r in engines.plain()["requests"]]
+    assert last["slots"] == 1  # on either rank

@@ -15,7 +15,7 @@ from pydantic import Field, ValidationError
 
 from specexit.config import Config
 from specexit.decision import Policy
-from specexit.draftdir import DraftError, SpecExitBlock, read_config
+from specexit.draftdir import DraftError, Mode, SpecExitBlock, read_config
 from specexit.signals import NAMES
 from torch_specexit.plugin.checks import folder_of
 
@@ -35,7 +35,9 @@ class ArgumentError(ValueError):
 class RequestArguments(Config):
     """The keys. Giving any threshold replaces all of the server's."""
 
-    specexit: bool = Field(default=True, description="whether this request may exit")
+    specexit: bool | None = Field(
+        default=None, description="whether this request may exit; as the server does if unset"
+    )
     specexit_validity: float | None = Field(default=None, ge=0, le=1, description="smallest validity")
     specexit_confidence: float | None = Field(default=None, ge=0, le=1, description="smallest confidence")
     specexit_progress: float | None = Field(default=None, ge=0, le=1, description="smallest progress")
@@ -57,12 +59,28 @@ class RequestArguments(Config):
 class Wish(NamedTuple):
     """What a request gets: its own arguments over the draft's defaults."""
 
-    policy: Policy | None
-    """None where exits are off."""
-    splits: tuple[str, ...] | None
+    policy: Policy
+    splits: tuple[str, ...] | None = None
     """Split strings; None for all."""
-    mode: Literal["exit", "shadow"] | None
+    on: bool | None = None
+    """Whether it may exit; None for what the server does."""
+    mode: Literal["exit", "shadow"] | None = None
     """None for the server's."""
+
+    def mode_under(self, server: Mode) -> Mode:
+        """How this request is treated by a server.
+
+        Example:
+          >>> from specexit.decision import Policy
+          >>> asks = Wish(Policy(thresholds={"validity": 0.9}), on=True)
+          >>> asks.mode_under("off"), asks.mode_under("shadow"), asks._replace(on=None).mode_under("off")
+          ('exit', 'shadow', 'off')
+        """
+        if self.on is False:
+            return "off"
+        if self.mode is not None:
+            return self.mode
+        return "exit" if self.on and server == "off" else server
 
 
 def parse(extra_args: Mapping[str, Any] | None) -> RequestArguments:
@@ -99,7 +117,7 @@ def wish(extra_args: Mapping[str, Any] | None, block: SpecExitBlock) -> Wish:
                 f"extra_args: specexit_splits has {string!r}, expected some of the draft's: {expected}",
                 "specexit_splits",
             )
-    return Wish(policy if arguments.specexit else None, arguments.specexit_splits, arguments.specexit_mode)
+    return Wish(policy, arguments.specexit_splits, arguments.specexit, arguments.specexit_mode)
 
 
 def _policy(arguments: RequestArguments, default: Policy) -> Policy:
@@ -127,7 +145,7 @@ def wish_or_default(extra_args: Mapping[str, Any] | None, block: SpecExitBlock, 
         return wish(extra_args, block)
     except ArgumentError as error:
         logger.warning("request %s: %s; the draft's defaults are used", request, error)
-        return Wish(block.policy, None, None)
+        return Wish(block.policy)
 
 
 def check(extra_args: Mapping[str, Any] | None, vllm_config: Any) -> None:

@@ -16,10 +16,10 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from specexit.answers import extract_answer, plainly_same
-from specexit.draftdir import Serving
+from specexit.draftdir import Mode
 from specexit.stats import binomial_interval
 from torch_specexit.plugin.slots import opens_thinking
 
@@ -45,9 +45,9 @@ def is_audited(request: str, rate: float) -> bool:
     return int.from_bytes(hashlib.sha256(request.encode()).digest()[:8], "big") < rate * 2**64
 
 
-def thinks_on(request: str, serving: Serving, mode: Literal["exit", "shadow"] | None = None) -> bool:
-    """Whether a request thinks on behind an exit: audited ones do, and all in shadow mode, its own or the server's."""
-    return (mode or serving.mode) == "shadow" or is_audited(request, serving.audit_rate)
+def thinks_on(request: str, mode: Mode, rate: float) -> bool:
+    """Whether a request of this mode thinks on behind an exit: audited ones do, and all in shadow mode."""
+    return mode == "shadow" or is_audited(request, rate)
 
 
 @dataclass(frozen=True)

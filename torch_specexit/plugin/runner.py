@@ -109,8 +109,10 @@ class RunnerExits:
             wish = wish_or_default(extra_args, self.draft.block, new.req_id)
             thinking = opens_thinking(new.prompt_token_ids or (), self.ids.start, self.ids.end)
             strings = ALL_STRINGS if wish.splits is None else self.ids.mask(wish.splits)
-            shadow = thinks_on(new.req_id, self.draft.serving, wish.mode)
-            self.slots.add(new.req_id, Admission(thinking, wish.policy, strings, shadow))
+            mode = wish.mode_under(self.draft.serving.mode)
+            policy = None if mode == "off" else wish.policy
+            shadow = thinks_on(new.req_id, mode, self.draft.serving.audit_rate)
+            self.slots.add(new.req_id, Admission(thinking, policy, strings, shadow))
 
     @torch.inference_mode()
     def settle(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from specexit.config import Config
 from specexit.schemas.engine import EngineConfig
@@ -19,9 +19,18 @@ class BenchServingConfig(Config):
     out: Path = Field(description="file for the numbers, serving.json; replaced where it exists")
     batches: tuple[int, ...] = Field(default=(1, 8, 32), min_length=1, description="requests that run together")
     rounds: int = Field(default=12, gt=1, description="turns of each method at each batch size; at batch 1 four times")
+    pairs: int = Field(
+        default=3, gt=0, description="pairs of engine processes that share the turns, one after the other"
+    )
     num_speculative_tokens: int = Field(default=3, gt=0, description="draft tokens per step")
     max_new_tokens: int = Field(default=256, gt=0, description="of one response, thinking included")
     engine: EngineConfig = Field(
         default=EngineConfig(), description="prefix caching is always off here, max_num_seqs is the largest batch"
     )
     seed: int = Field(default=0, description="of the engine and of the bootstrap")
+
+    @model_validator(mode="after")
+    def _every_pair_has_a_turn(self) -> BenchServingConfig:
+        if self.pairs > self.rounds:
+            raise ValueError(f"pairs={self.pairs}: there are only rounds={self.rounds} turns to share")
+        return self

@@ -14,7 +14,7 @@ class EngineConfig(Config):
 
     max_num_seqs: int = Field(default=16, gt=0, description="largest batch")
     max_num_batched_tokens: int = Field(default=4096, gt=0, description="tokens in one forward pass")
-    kv_cache_gib: int = Field(
-        default=2, gt=0, description="KV cache on a CPU; a GPU takes gpu_memory_utilization instead"
+    kv_cache_gib: int | None = Field(
+        default=None, gt=0, description="KV cache; if unset 2 on a CPU, and on a GPU what gpu_memory_utilization leaves"
     )
     extra: dict[str, Any] = Field(default={}, description="further arguments of vllm.LLM")

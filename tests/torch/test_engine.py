@@ -1,0 +1,23 @@
+"""Settings of an engine for the machine that it runs on."""
+
+import pytest
+
+from specexit.schemas.engine import EngineConfig
+from torch_specexit.engine import one_of_several, platform_arguments
+
+
+def test_an_engine_that_has_a_gpu_for_itself_is_vllms_own():
+    assert platform_arguments(EngineConfig(), on_cpu=False) == {}
+
+
+@pytest.mark.vllm
+@pytest.mark.parametrize(("given", "gib"), [(None, 2), (6, 6)])
+def test_engines_that_share_a_gpu_take_a_cache_of_a_fixed_size_each(given, gib):
+    from vllm import EngineArgs
+
+    several = one_of_several(EngineConfig(max_num_seqs=4, kv_cache_gib=given), max_num_seqs=8)
+    assert several.max_num_seqs == 8
+    arguments = EngineArgs(model="target", **platform_arguments(several, on_cpu=False))
+    assert arguments.kv_cache_memory_bytes == gib * 2**30
+    assert arguments.gpu_memory_utilization < 0.1  # else the second one of them would not start
+    assert not arguments.enforce_eager
