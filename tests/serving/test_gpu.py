@@ -12,7 +12,7 @@ import torch
 from specexit.signals import NAMES
 from tests.serving.conftest import OFF, serve
 from tests.serving.simulation import Request, Simulation
-from tests.serving.test_kernel import POLICIES, modes
+from tests.serving.test_kernel import POLICIES, fused, modes
 from torch_specexit.plugin.cost import STEPS, Scene, launches
 
 pytestmark = [
@@ -23,29 +23,30 @@ pytestmark = [
 GPU = torch.device("cuda")
 
 
-def scene(source: str, *, smooth: bool) -> Scene:
-    from torch_specexit.plugin.fused import Fused
+@pytest.fixture(scope="module")
+def kernel() -> type:
+    return fused(interpreted=False)
 
+
+def scene(kernel: type, source: str, *, smooth: bool) -> Scene:
     threshold, _ = STEPS["judged"]
-    return Scene(Fused, "fc, smoothed" if smooth else source, threshold, GPU, batch=40, width=4)
+    return Scene(kernel, "fc, smoothed" if smooth else source, threshold, GPU, batch=40, width=4)
 
 
 @modes
-def test_texts_and_outcomes_are_those_of_the_definition(source, smooth):
-    from torch_specexit.plugin.fused import Fused
-
+def test_texts_and_outcomes_are_those_of_the_definition(kernel, source, smooth):
     change = {"smoothing": "ewma", "alpha": 0.4} if smooth else {}
     policies = [policy and policy.model_copy(update=change) for policy in POLICIES]
     strings = [("two", "three"), ("both",), ("three",)]
     batch = [Request(p, strings[i % 3], shadow=i >= 50) for i, p in enumerate(policies * 20)]
-    simulation = Simulation(Fused, source, batch, np.random.default_rng(5), smooth=smooth, device=GPU)
+    simulation = Simulation(kernel, source, batch, np.random.default_rng(5), smooth=smooth, device=GPU)
     simulation.run()
     simulation.check()
 
 
 @modes
-def test_a_step_is_one_launch_waits_for_nothing_and_allocates_nothing(source, smooth):
-    taken, (_, token) = scene(source, smooth=smooth), STEPS["judged"][1]
+def test_a_step_is_one_launch_waits_for_nothing_and_allocates_nothing(kernel, source, smooth):
+    taken, (_, token) = scene(kernel, source, smooth=smooth), STEPS["judged"][1]
     for _ in range(3):
         taken.step(token)()  # compiles, and places the requests
     steps = [taken.step(token) for _ in range(2)]
@@ -60,9 +61,9 @@ def test_a_step_is_one_launch_waits_for_nothing_and_allocates_nothing(source, sm
 
 
 @modes
-def test_a_step_can_be_captured(source, smooth):
+def test_a_step_can_be_captured(kernel, source, smooth):
     """The kernel in a CUDA graph, replayed on what has been put in its place."""
-    taken, (_, token) = scene(source, smooth=smooth), STEPS["judged"][1]
+    taken, (_, token) = scene(kernel, source, smooth=smooth), STEPS["judged"][1]
     taken.step(token)()
     step, graph = taken.step(token), torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):

@@ -23,18 +23,22 @@ triton = pytest.importorskip("triton", reason="the kernel needs Triton, which so
 modes = pytest.mark.parametrize(("source", "smooth"), [("draft", False), ("fc", False), ("fc", True)])
 
 
-@pytest.fixture(scope="module")
-def kernel():
-    """The kernel's class, interpreted: Triton decides on import. Later tests' engines must not inherit the switch.
-    Without the type checks of the import hook, which wrap functions that Triton reads the source of."""
+def fused(*, interpreted: bool) -> type:
+    """The kernel's class, interpreted or not: Triton decides on import. Later tests' engines must not inherit the
+    switch. Without the type checks of the import hook, which wrap functions that Triton reads the source of."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRITON_INTERPRET", "1")
+        patch.setenv("TRITON_INTERPRET", str(int(interpreted)))
         finders = [finder for finder in sys.meta_path if "jaxtyping" not in type(finder).__module__]
         patch.setattr(sys, "meta_path", finders)
         for module in ("kernel", "fused"):
             patch.delitem(sys.modules, f"torch_specexit.plugin.{module}", raising=False)
         from torch_specexit.plugin.fused import Fused
     return Fused
+
+
+@pytest.fixture(scope="module")
+def kernel() -> type:
+    return fused(interpreted=True)
 
 
 POLICIES = [
