@@ -12,10 +12,10 @@ command -v "$python" >/dev/null || python=python3
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
 pip=("$venv/bin/python" -m pip --disable-pip-version-check)
 
-# torch for CUDA brings a Triton of its own version; the pin is for CPUs, where torch asks for none.
+# torch and vLLM for CUDA ask for versions of these two that the builds for CPUs do not ask for.
 pins=$(mktemp)
 case ",$extras," in
-  *,serve,*) grep -v '^triton==' constraints.txt >"$pins" ;;
+  *,serve,*) grep -vE '^(triton|apache-tvm-ffi)==' constraints.txt >"$pins" ;;
   *) cat constraints.txt >"$pins" ;;
 esac
 
