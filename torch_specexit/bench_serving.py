@@ -137,7 +137,8 @@ def _take_turns(
     turns: dict[str, Turns],
 ) -> None:
     """One pair's part of the groups of prompts: the methods answer them one after the other, who begins alternates."""
-    rounds = range(pair, config.rounds * (4 if batch == 1 else 1), config.pairs)
+    more = min(4, max(config.batches) // batch)  # small batches are quick, and their turns differ more
+    rounds = range(pair, config.rounds * more, config.pairs)
     for name, engine in engines.items():
         engine.ask(_job(METHODS[name], _group(traces, 0, batch), batch, WARM_UP_TOKENS))
     console = Console(stderr=True)

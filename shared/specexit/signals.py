@@ -52,6 +52,8 @@ SIGNALS = (
 
 NAMES = tuple(signal.name for signal in SIGNALS)
 
+_EXPONENTIAL = np.array([signal.activation == "exp" for signal in SIGNALS])
+
 
 def column(name: str) -> int:
     """Column of a signal.
@@ -73,5 +75,4 @@ def activate(raw: Float[np.ndarray, "*batch signals"]) -> Float[np.ndarray, "*ba
     """
     clamped = np.clip(raw.astype(np.float32), -RAW_LIMIT, RAW_LIMIT)
     sigmoid = np.float32(1) / (np.float32(1) + np.exp(-clamped))
-    is_exp = np.array([signal.activation == "exp" for signal in SIGNALS])
-    return np.where(is_exp, np.exp(clamped), sigmoid)
+    return np.where(_EXPONENTIAL, np.exp(clamped), sigmoid)

@@ -138,7 +138,7 @@ class Simulation:
         if self.source != "late":
             return self.rule.step(sampled, lambda: self._rows(batch, sampled.tokens.shape[1], 0))
         before = self.rule.force(sampled) if self.rule.owes(sampled.requests) else None
-        after = self.rule.step(sampled, lambda: self._rows(batch, sampled.tokens.shape[1], 1))
+        after = self.rule.step(sampled, lambda rows: self._rows(batch, sampled.tokens.shape[1], 1)[rows])
         found = [forced for forced in (before, after) if forced is not None]
         return torch.stack(found).any(dim=0) if found else None
 

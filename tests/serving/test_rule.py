@@ -106,9 +106,9 @@ def test_a_step_takes_few_operations(way):
 
 
 def test_a_step_that_is_judged_behind_drafting_takes_fewer():
-    # On a CPU, where each of them costs: a fifth of the prototype's, and a twentieth where there is no boundary.
-    assert eager_ops("draft, judged behind drafting", "judged") <= 85
-    assert eager_ops("draft, judged behind drafting", "plain") <= 21
+    # On a CPU, where each of them costs. What is done in numpy, on the tensors' memory, is not counted.
+    assert eager_ops("draft, judged behind drafting", "judged") <= 30
+    assert eager_ops("draft, judged behind drafting", "plain") <= 15
 
 
 def thoughts(slots: Slots, *requests: str) -> list[float]:

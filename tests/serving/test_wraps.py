@@ -16,7 +16,7 @@ class Draft:
 
     def __init__(self, source):
         self.block = SimpleNamespace(source=source)
-        self.first_pass_only = False
+        self.first_pass = SimpleNamespace(alone=False)
         self.recorded = []
 
     def record(self, passes):
@@ -59,7 +59,7 @@ def test_at_the_end_of_the_context_the_first_pass_runs_and_its_one_draft_is_drop
         return torch.full((2, n), 5)
 
     proposer = SimpleNamespace(model=Draft("draft"), _last_draft_probs=None)
-    proposer.model.first_pass_only = True
+    proposer.model.first_pass.alone = True
     assert wraps.propose_v1(propose)(proposer, 3).tolist() == [[0, 0, 0], [0, 0, 0]]
     assert proposer._last_draft_probs is None
     assert wraps.propose_v1(propose)(proposer, 3).tolist() == [[5, 5, 5], [5, 5, 5]]

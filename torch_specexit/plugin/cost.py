@@ -74,11 +74,12 @@ class Scene:
         tokens[0, self.width // 2] = drawn
         n = torch.full((self.batch,), self.width, dtype=torch.int32, device=self.device)
         sampled = Sampled(self.names, tokens, n, n.cumsum(0, dtype=torch.int32), torch.zeros_like(n))
+        raw: Any = (lambda rows: self.raw[rows]) if self.late else (lambda: self.raw)
 
         def take() -> object:
             if self.late and self.rule.owes(self.names):
                 self.rule.force(sampled)
-            self.rule.step(sampled, lambda: self.raw)
+            self.rule.step(sampled, raw)
             return self.rule.records()
 
         return take

@@ -2,25 +2,57 @@
 CPU): whole steps are judged behind drafting, so acceptance stops nowhere.
 
 This is where every operation shows, so most steps take a short way: those whose tokens mean nothing, and those that
-bring boundaries and no verdict of exit. All others go through what `Twin` has for them.
+bring boundaries and no verdict of exit. It is written in numpy, on arrays that share the tensors' memory: with so few
+numbers an operation takes a fraction of what it takes in torch. All other steps go through what `Twin` has for them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from specexit.signals import NAMES, activate
 from torch_specexit.plugin import rule
 from torch_specexit.plugin.batch import ONE, ZERO, Batch, Column
-from torch_specexit.plugin.rule import Forced, Raw, Sampled
-from torch_specexit.plugin.twin import STRINGS, Twin, activate
+from torch_specexit.plugin.rule import Forced, Sampled
+from torch_specexit.plugin.twin import Twin
 
-_NOTHING = torch.tensor(0, dtype=torch.int32)
-_SIGNS = torch.tensor(rule.SIGNS)
+_SIGNS = np.array(rule.SIGNS, np.float32)
+_STREAK, _JUDGED, _THOUGHTS, _OUTPUTS = map(rule.STATE.index, ("streak", "judged", "thoughts", "outputs"))
+_PENDING, _VERDICT = rule.STATE.index("pending"), rule.STATE.index(NAMES[0])
+
+RawAt = Callable[[Int[np.ndarray, " rows"]], Float[Tensor, "rows signals"]]
+"""Gives raw signals at some of the rows that were sampled from; the first of a request belongs to its first token."""
+
+Places = tuple[Int[np.ndarray, " boundaries"], ...]
+"""Requests and positions of boundaries, in this order."""
+
+
+class Views(NamedTuple):
+    """A batch as arrays in its memory, and what holds for as long as its requests go on as they do."""
+
+    state: Float[np.ndarray, "state batch"]
+    limits: Float[np.ndarray, "batch signals"]
+    least: Float[np.ndarray, "batch 1"]
+    moves: Float[np.ndarray, "state batch"]
+    """What one more token adds to the state of a request."""
+    asking: Int[np.ndarray, "batch 1"]
+    """Bits of the split tokens at which a request would have to be judged."""
+
+    @classmethod
+    def of(cls, batch: Batch) -> Views:
+        """Look at a batch."""
+        thinking = batch.phase == ONE
+        judged = thinking & (batch.would_exit == ZERO)  # shadow mode: nothing is judged behind a would-be exit
+        moves = np.zeros(batch.state.shape, np.float32)
+        moves[_OUTPUTS], moves[_THOUGHTS] = 1, thinking.squeeze(1).numpy()
+        asking = np.where(judged.numpy(), batch.wanted.numpy() & np.int32(rule.BEGINS - 1), np.int32(0))
+        return cls(batch.state.numpy(), batch.limits.squeeze(1).numpy(), batch.least.numpy(), moves, asking)
 
 
 class Late(Twin):
@@ -31,34 +63,37 @@ class Late(Twin):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self._news: list[bool] | None = None
+        self._bits = self.markers.bits.numpy()
+        self._views: Views | None = None
+        """None where they have to be made again."""
+        self._fresh: list[int] | None = None
         """Which requests the last step has changed in more than how many tokens they have; None for all of them."""
-        self._moves: Float[Tensor, "state batch"] | None = None
-        """What one more token adds to the state of a request; None where it has to be found out again."""
-        self._asking: Int[Tensor, "batch 1"] = torch.empty(0, 1, dtype=torch.int32)
-        """Bits of the split tokens at which a request would have to be judged."""
-        self._order: Int[Tensor, " batch"] = torch.empty(0, dtype=torch.int64)
-        """Of the requests: 0, 1, ..."""
+        self._owing = False
+        """Whether some request may have a verdict of exit that was not carried out yet."""
 
     def settle(self) -> None:
         """Bring the tables up to date, before their rows change hands."""
         super().settle()
-        self._news, self._moves = None, None
+        self._fresh, self._views = None, None
 
     def news(self) -> dict[str, list[float]]:
         """What the last step has changed: columns of `rule.RECORD` by request, of those that it has only brought tokens
         left out."""
         assert self._batch is not None
-        changed = [self._news is None or self._news[i] for i in range(len(self._batch.requests))]
-        self._news = [False] * len(changed)
-        if not any(changed):
+        fresh, self._fresh = self._fresh, []
+        if fresh is not None and not fresh:
             return {}
-        records = zip(self._batch.requests, self.records().tolist(), changed, strict=True)
-        return {request: record for request, record, fresh in records if fresh}
+        requests, records = self._batch.requests, self.records()
+        return {requests[i]: records[i].tolist() for i in (range(len(requests)) if fresh is None else fresh)}
 
     def owes(self, requests: Sequence[str]) -> bool:
         """Whether the last step has left an exit to this one; then `force` has to be called before drafting."""
-        return self._take(requests).any_pending
+        if not self._owing:
+            return False
+        if self._take(requests).any_pending:
+            return True
+        self._owing = bool(self.slots.tables.state[list(self.slots.row_of.values()), _PENDING].any())
+        return False
 
     def force(self, sampled: Sampled) -> Forced:
         """The part of a step that is done before drafting: verdicts that were left from the last step are carried out,
@@ -73,12 +108,12 @@ class Late(Twin):
         sampled.n.masked_fill_(exits[:, 0], 1)
         return forced[:, 0]
 
-    def step(self, sampled: Sampled, raw: Raw) -> Forced:
+    def step(self, sampled: Sampled, raw: RawAt) -> Forced:
         """The rest of the step, behind drafting.
 
         Args:
           sampled: what `force` has left, rewritten in place.
-          raw: signals at the rows that were sampled from; the first of a request belongs to its first token.
+          raw: gives the signals that are needed.
 
         Returns:
           Where ``</think>`` was forced.
@@ -86,50 +121,50 @@ class Late(Twin):
         batch = self._take(sampled.requests)
         if not batch.requests:
             return None
-        codes = self.markers.bits[sampled.tokens]  # -1 is the last entry, of no token
-        lowest, highest = (int(extreme) for extreme in codes.aminmax())
-        if batch.any_pending or lowest < 0 or highest >= rule.BEGINS:
+        codes = self._bits[sampled.tokens.numpy()]  # -1 is the last entry, of no token
+        meaning = np.count_nonzero(codes)
+        if batch.any_pending or (meaning and (codes.max() >= rule.BEGINS or codes.min() < 0)):
             return self._long(batch, sampled, raw)
-        if self._moves is None:
-            self._find_moves(batch)
-        if highest:
-            asks = self._asks(batch, sampled, codes)
-            asked = asks.any(dim=1, keepdim=True)
-            if asked.any():
-                if self._news is not None:
-                    self._news = asked.squeeze(1).tolist()
-                values = activate(self._by_position(raw(), sampled))
-                good = (values * _SIGNS >= batch.limits).all(dim=2).bitwise_and_(asks)
+        if self._views is None:
+            self._views = Views.of(batch)
+        views = self._views
+        if meaning:
+            places = self._asks(batch, views, codes).nonzero()
+            if len(places[0]):
+                values = activate(raw(_rows(sampled, places)).numpy())
+                good = (values * _SIGNS >= views.limits[places[0]]).all(axis=1)
                 if batch.any_most or good.any():
-                    return self._long(batch, sampled, lambda: values, by_position=True)
-                last = (asks * (self._at(sampled) + ONE)).argmax(dim=1)
-                newest = values[self._order, last]
-                batch.verdict.copy_(torch.where(asked, newest, batch.verdict))
-                batch.streak.masked_fill_(asked, 0)
-                batch.judged.masked_fill_(asked, 1)
-        assert self._moves is not None
-        batch.state.addcmul_(self._moves, sampled.n.float())
+                    return self._long(batch, sampled, raw, _spread(places, values, sampled))
+                self._remember(views, places[0], values)
+        np.add(views.state, views.moves * sampled.n.numpy().astype(np.float32, copy=False), out=views.state)
         return None
 
-    def _find_moves(self, batch: Batch) -> None:
-        self._order = torch.arange(len(batch.requests))
-        thinking = batch.phase == ONE
-        self._moves = torch.zeros_like(batch.state)
-        self._moves[rule.STATE.index("outputs")] = 1
-        self._moves[rule.STATE.index("thoughts")] = thinking.squeeze(1).float()
-        judged = thinking & (batch.would_exit == ZERO)  # shadow mode: nothing is judged behind a would-be exit
-        self._asking = torch.where(judged, batch.wanted & STRINGS, _NOTHING)
-
-    def _asks(self, batch: Batch, sampled: Sampled, codes: Int[Tensor, "batch step"]) -> Bool[Tensor, "batch step"]:
-        asks = (codes & self._asking) > _NOTHING
+    def _asks(self, batch: Batch, views: Views, codes: Int[np.ndarray, "batch step"]) -> Bool[np.ndarray, "batch step"]:
+        asks = (codes & views.asking) > 0
         if batch.any_least:
             # A boundary with too few thinking tokens before it is none: its verdict could only be "go on".
-            asks &= self._at(sampled) >= batch.least - batch.thoughts - ONE
+            asks &= np.arange(codes.shape[1]) >= views.least - views.state[_THOUGHTS][:, None] - 1
         return asks
 
-    def _long(self, batch: Batch, sampled: Sampled, raw: Raw, *, by_position: bool = False) -> Forced:
-        """Any step."""
-        self._news, self._moves = None, None
+    def _remember(
+        self, views: Views, requests: Int[np.ndarray, " boundaries"], values: Float[np.ndarray, "boundaries signals"]
+    ) -> None:
+        """Take note of verdicts to go on."""
+        views.state[_VERDICT : _VERDICT + len(NAMES), requests] = values.T  # of several the last one stays
+        views.state[_STREAK, requests] = 0
+        views.state[_JUDGED, requests] = 1
+        if self._fresh is not None:
+            self._fresh = sorted(set(requests.tolist()))
+
+    def _long(
+        self,
+        batch: Batch,
+        sampled: Sampled,
+        raw: RawAt,
+        values: Float[Tensor, "batch step signals"] | None = None,
+    ) -> Forced:
+        """Any step; ``values`` where they are known."""
+        self._fresh, self._views = None, None
         n: Column = sampled.n.float().unsqueeze(1)
         exits = self._take_pending(batch, n)
         reading = self._read(batch, sampled, n)
@@ -138,14 +173,35 @@ class Late(Twin):
         found = None
         if reading is not None:
             counts = batch.thoughts + self._at(sampled) + ONE - reading.begin if batch.any_most else None
+            boundary = reading.boundary
 
-            def values() -> Float[Tensor, "batch step signals"]:
-                return raw() if by_position else activate(self._by_position(raw(), sampled))
+            def judged() -> Float[Tensor, "batch step signals"]:
+                if values is not None:
+                    return values
+                places = boundary.numpy().nonzero()
+                return _spread(places, activate(raw(_rows(sampled, places)).numpy()), sampled)
 
-            found = batch.judge(reading.boundary, values, counts)
+            found = batch.judge(boundary, judged, counts)
         if found is not None:
             found = found + ONE
             exits = found if exits is None else torch.minimum(exits, found)
             batch.pending.masked_fill_(found == n, 1)
-            batch.any_pending = True
+            batch.any_pending = self._owing = True
         return self._advance(batch, sampled, n, exits, reading, stops=False)
+
+
+def _rows(sampled: Sampled, places: Places) -> Int[np.ndarray, " boundaries"]:
+    """Rows that boundaries were sampled from."""
+    (requests, positions), (batch, width), ends = places, sampled.tokens.shape, sampled.ends.numpy()
+    if ends[-1] == batch * width:  # nobody has fewer rows than the others
+        return requests * width + positions
+    return np.where(requests > 0, ends[requests - 1], 0) + positions
+
+
+def _spread(
+    places: Places, values: Float[np.ndarray, "boundaries signals"], sampled: Sampled
+) -> Float[Tensor, "batch step signals"]:
+    """Signals of boundaries to signals by position, 0 elsewhere."""
+    spread = np.zeros((*sampled.tokens.shape, len(NAMES)), np.float32)
+    spread[places] = values
+    return torch.from_numpy(spread)

@@ -7,6 +7,7 @@ and used apart, at the few rows that need them.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,6 +22,20 @@ from specexit.splits import load_tokenizer, resolve
 from torch_specexit.plugin.checks import check_draft, checked, folder_of
 from torch_specexit.plugin.hooks import install_worker_hooks
 from torch_specexit.plugin.settings import serving_of
+
+
+@dataclass(slots=True)
+class FirstPass:
+    """What runner and draft tell each other of a step's first pass; a module's own attributes would be slow to set."""
+
+    to_record: int = 0
+    """Passes that leave what the signals are read from."""
+    alone: bool = False
+    """Set by a V1 hook where the engine would skip drafting, though the signals are needed."""
+    keeps_rows: bool = False
+    """Set by a runner that reads the signals of whole steps."""
+    rows: Float[Tensor, "rows hidden"] | None = None
+    """Its normed outputs, where they are kept; the runner drops them as a step begins."""
 
 
 class SpecExitLlamaForCausalLMEagle3(Eagle3LlamaForCausalLM):
@@ -54,13 +69,7 @@ class SpecExitLlamaForCausalLMEagle3(Eagle3LlamaForCausalLM):
         self.signal_weight = nn.Parameter(torch.zeros(len(NAMES), width, dtype=torch.float32), requires_grad=False)
         rows = vllm_config.scheduler_config.max_num_seqs
         self.register_buffer("signals", torch.zeros(rows, len(NAMES), dtype=torch.float32), persistent=False)
-        self._passes_to_record = 0
-        self.rows: Float[Tensor, "rows hidden"] | None = None
-        """Normed outputs of the step's first pass, where they are kept; the runner drops them as a step begins."""
-        self.keeps_rows = False
-        """Set by a runner that reads the signals of whole steps."""
-        self.first_pass_only = False
-        """Set by a V1 hook where the engine would skip drafting, though the signals are needed."""
+        self.first_pass = FirstPass()
         install_worker_hooks(v2=getattr(vllm_config, "use_v2_model_runner", True))
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
@@ -86,14 +95,15 @@ class SpecExitLlamaForCausalLMEagle3(Eagle3LlamaForCausalLM):
 
     def record(self, passes: int) -> None:
         """Have the next ``passes`` passes leave what the signals are read from (source ``draft``)."""
-        self._passes_to_record = passes if self.block.source == "draft" else 0
+        self.first_pass.to_record = passes if self.block.source == "draft" else 0
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Float[Tensor, "rows hidden"], Float[Tensor, "rows hidden"]]:
         """One pass of the draft, as in EAGLE-3. The first of a step has the rows of the target's pass."""
         normed, hidden = super().forward(*args, **kwargs)
-        if self.keeps_rows and self._passes_to_record > 0:
-            self._passes_to_record -= 1
-            self.rows = normed
+        first = self.first_pass
+        if first.keeps_rows and first.to_record > 0:
+            first.to_record -= 1
+            first.rows = normed
         return normed, hidden
 
     def compute_logits(self, hidden_states: Float[Tensor, "batch hidden"]) -> Tensor | None:
@@ -111,15 +121,17 @@ class SpecExitLlamaForCausalLMEagle3(Eagle3LlamaForCausalLM):
 
         The buffer is a fixed one, so that this can become part of a CUDA graph.
         """
-        if not self.keeps_rows and self._passes_to_record > 0:
-            self._passes_to_record -= 1
+        first = self.first_pass
+        if not first.keeps_rows and first.to_record > 0:
+            first.to_record -= 1
             n = min(hidden_states.shape[0], self.signals.shape[0])
             self.signals[:n].copy_(hidden_states[:n].float() @ self.signal_weight.t())
 
     def signals_of_rows(self, rows: Int[Tensor, " rows"]) -> Float[Tensor, "rows signals"]:
-        """Raw signals at some rows of the step's first pass (source ``draft``, where ``keeps_rows``)."""
-        assert self.rows is not None, "the draft was not run in this step"
-        return self.rows[rows].float() @ self.signal_weight.t()
+        """Raw signals at some rows of the step's first pass (source ``draft``, where they are kept)."""
+        kept = self.first_pass.rows
+        assert kept is not None, "the draft was not run in this step"
+        return nn.functional.linear(kept.index_select(0, rows).float(), self.signal_weight)
 
     def signals_of_target(
         self, aux: list[Float[Tensor, "time hidden"]], rows: Int[Tensor, " rows"]

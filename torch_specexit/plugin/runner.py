@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -32,7 +33,7 @@ logger = logging.getLogger("vllm.specexit")
 def draft_of(drafter: Any) -> Any | None:
     """The SpecExit draft model behind a V1 proposer or V2 speculator, or None where it drafts with another model."""
     model: Any = getattr(drafter, "model", None)
-    model = model.unwrap() if hasattr(model, "unwrap") else model
+    model = model.unwrap() if hasattr(type(model), "unwrap") else model  # a module is slow to say what it has not
     return model if hasattr(model, "think_tokens") else None
 
 
@@ -81,7 +82,7 @@ class RunnerExits:
         self.slots = Slots(device)
         self.ids = draft.think_tokens
         self.judges_late = self.source == "draft" and not stops
-        draft.keeps_rows = self.judges_late
+        draft.first_pass.keeps_rows = self.judges_late
         version = Late if self.judges_late else _fused() if runs_triton(device) else Twin
         self.rule: Any = version(
             self.slots,
@@ -95,14 +96,18 @@ class RunnerExits:
         """The runner's `execute_model_state` while it samples."""
         self.sampled: Sampled | None = None
         """The step in progress, rewritten so far."""
-        self.unread: Callable[[], tuple[Sampled, Int[Tensor, " rows"]]] | None = None
-        """Gives it and its ``logits_rows``, where nothing had to be done before drafting."""
+        self.unread: tuple[Sequence[str], Any] | None = None
+        """Its requests and vLLM's metadata of it, where nothing had to be done before drafting."""
         self.snapshot: Callable[[], list[list[float]]] | None = None
         """Reads what there is to report of it; see `Copies`."""
 
-    @torch.inference_mode()
     def track(self, scheduler_output: Any) -> None:
         """Take in new requests and drop finished ones, before a step."""
+        if scheduler_output.finished_req_ids or scheduler_output.scheduled_new_reqs:
+            self._track(scheduler_output)
+
+    @torch.inference_mode()
+    def _track(self, scheduler_output: Any) -> None:
         self.slots.remove(scheduler_output.finished_req_ids)
         for new in scheduler_output.scheduled_new_reqs:
             extra_args = new.sampling_params.extra_args if new.sampling_params else None
@@ -119,10 +124,10 @@ class RunnerExits:
         """Take in what the draft has left, before a dummy run overwrites it."""
         self.rule.settle()
 
-    def postpone(self, read: Callable[[], tuple[Sampled, Int[Tensor, " rows"]]]) -> None:
+    def postpone(self, requests: Sequence[str], metadata: Any) -> None:
         """Leave a step for `rewrite_late`: nothing has to be done to it before drafting."""
-        self.draft.rows = None
-        self.unread, self.snapshot = read, None
+        self.draft.first_pass.rows = None
+        self.unread, self.snapshot = (requests, metadata), None
 
     @torch.inference_mode()
     def rewrite(self, sampled: Sampled, logits_rows: Int[Tensor, " rows"]) -> Forced:
@@ -132,7 +137,7 @@ class RunnerExits:
           sampled: the step's result.
           logits_rows: rows of the hidden states that it was sampled from.
         """
-        self.draft.rows = None  # a verdict must never be read off an earlier step
+        self.draft.first_pass.rows = None  # a verdict must never be read off an earlier step
         self.sampled, self.logits_rows, self.snapshot = sampled, logits_rows, None
         if self.judges_late:
             return self.rule.force(sampled)
@@ -144,11 +149,11 @@ class RunnerExits:
 
     def rewrite_late(self) -> Forced:
         """Apply to the step's result, in place, what is known behind drafting."""
-        if self.unread is not None:
-            self.sampled, self.logits_rows = self.unread()
-            self.unread = None
         assert self.sampled is not None
-        return self.rule.step(self.sampled, lambda: self.draft.signals_of_rows(self.logits_rows))
+        return self.rule.step(self.sampled, self._signals_at)
+
+    def _signals_at(self, rows: Int[np.ndarray, " rows"]) -> Float[Tensor, "rows signals"]:
+        return self.draft.signals_of_rows(torch.from_numpy(self.logits_rows.numpy()[rows]))
 
     def close(self, output: Any) -> None:
         """End a step, drafting included: attach to the output what there is to report of it."""
@@ -224,7 +229,7 @@ def rewrite_v1(runner: Any, exits: RunnerExits, output: Any, metadata: Any) -> N
     """Apply the rule to V1's `SamplerOutput` before drafting, in place. Its rows are padded with -1."""
     requests = runner.input_batch.req_ids[: runner.input_batch.num_reqs]
     if exits.judges_late and not exits.rule.owes(requests):
-        exits.postpone(lambda: _drafted_v1(runner, output, metadata, requests))
+        exits.postpone(requests, metadata)
         return
     tokens = output.sampled_token_ids[: len(requests)]
     # Rows of unfinished prompts keep their token: vLLM discards it by its own mask.
@@ -235,14 +240,16 @@ def rewrite_v1(runner: Any, exits: RunnerExits, output: Any, metadata: Any) -> N
 
 
 def _drafted_v1(
-    runner: Any, output: Any, metadata: Any, requests: Sequence[str]
+    runner: Any, output: Any, requests: Sequence[str], metadata: Any
 ) -> tuple[Sampled, Int[Tensor, " rows"]]:
-    """The same behind drafting, on a CPU, in fewer operations: nobody will look at an unfinished prompt's row again."""
-    tokens, discarded = output.sampled_token_ids[: len(requests)], runner.discard_request_mask
-    if discarded.np[: len(requests)].any():
+    """The same behind drafting, on a CPU, in less time: nobody will look at an unfinished prompt's row again."""
+    tokens, discarded = output.sampled_token_ids, runner.discard_request_mask
+    if len(tokens) > len(requests):
+        tokens = tokens[: len(requests)]
+    if np.count_nonzero(discarded.np[: len(requests)]):
         tokens.masked_fill_(discarded.cpu[: len(requests), None], -1)
     ends, logits_rows = _rows_v1(runner, len(requests), metadata)
-    n = (tokens >= 0).sum(dim=1, dtype=torch.float32)
+    n = torch.from_numpy(np.add.reduce(tokens.numpy() >= 0, axis=1, dtype=np.float32))
     return Sampled(requests, tokens, n, ends, padded=True), logits_rows
 
 
@@ -260,7 +267,10 @@ def rewrite_v1_late(runner: Any, exits: RunnerExits, output: Any) -> None:
     The draft has gone on from tokens that an exit takes back. What it proposes behind them is verified as ever, so this
     costs the acceptance of one step in the life of a request.
     """
-    if not exits.judges_late or (exits.sampled is None and exits.unread is None):
+    if exits.unread is not None:
+        exits.sampled, exits.logits_rows = _drafted_v1(runner, output, *exits.unread)
+        exits.unread = None
+    if not exits.judges_late or exits.sampled is None:
         return
     forced = exits.rewrite_late()
     if forced is not None:

@@ -90,8 +90,9 @@ def input_fits_in_drafter(original: Method) -> Method:
         exits = exits_of(self)
         if exits is None or fits or common_attn_metadata is None:
             return fits
-        exits.draft.first_pass_only = common_attn_metadata.max_seq_len <= self.effective_drafter_max_model_len
-        return exits.draft.first_pass_only
+        alone = common_attn_metadata.max_seq_len <= self.effective_drafter_max_model_len
+        exits.draft.first_pass.alone = alone
+        return alone
 
     return _input_fits_in_drafter
 
@@ -104,12 +105,13 @@ def propose_v1(original: Method) -> Method:
         if draft is None:
             return original(self, num_speculative_tokens, *args, **kwargs)
         draft.record(1)
-        if draft.first_pass_only:
-            draft.first_pass_only = False
+        if draft.first_pass.alone:
+            draft.first_pass.alone = False
             drafts = original(self, 1, *args, **kwargs)
             self._last_draft_probs = None  # of one column; without any, vLLM verifies by the tokens alone
             return drafts.new_zeros(drafts.shape[0], num_speculative_tokens)
-        return original(self, max(num_speculative_tokens, 1), *args, **kwargs)[:, :num_speculative_tokens]
+        drafts = original(self, max(num_speculative_tokens, 1), *args, **kwargs)
+        return drafts if num_speculative_tokens else drafts[:, :0]
 
     return propose
 

@@ -18,9 +18,13 @@ class BenchServingConfig(Config):
     traces: Path = Field(description="traces whose prompts are asked, from `collect`")
     out: Path = Field(description="file for the numbers, serving.json; replaced where it exists")
     batches: tuple[int, ...] = Field(default=(1, 8, 32), min_length=1, description="requests that run together")
-    rounds: int = Field(default=12, gt=1, description="turns of each method at each batch size; at batch 1 four times")
+    rounds: int = Field(
+        default=16,
+        gt=1,
+        description="turns of each method at the largest batch; up to four times as many at smaller ones",
+    )
     pairs: int = Field(
-        default=3, gt=0, description="pairs of engine processes that share the turns, one after the other"
+        default=8, gt=0, description="pairs of engine processes that share the turns, one after the other"
     )
     num_speculative_tokens: int = Field(default=3, gt=0, description="draft tokens per step")
     max_new_tokens: int = Field(default=256, gt=0, description="of one response, thinking included")
