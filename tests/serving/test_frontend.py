@@ -223,7 +223,7 @@ def test_settings_of_the_server_override_those_of_the_draft():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"mode": "off"}, "--additional-config: specexit.mode is 'off': Input should be 'exit' or 'shadow'"),
+        ({"mode": "of"}, "--additional-config: specexit.mode is 'of': Input should be 'exit', 'shadow' or 'off'"),
         ({"audit_rate": 2}, "specexit.audit_rate is 2: .*less than or equal to 1"),
         ({"audit": 0.1}, "unknown key 'specexit.audit', expected one of mode, audit_rate"),
         ("shadow", "specexit is 'shadow', expected an object"),

@@ -164,7 +164,7 @@ def test_progress_can_be_asked_for_while_a_request_runs_and_afterwards(server):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"mode": "sometimes"}, "specexit.mode is 'sometimes': Input should be 'exit' or 'shadow'"),
+        ({"mode": "sometimes"}, "specexit.mode is 'sometimes': Input should be 'exit', 'shadow' or 'off'"),
         ({"audit": 0.1}, "unknown key 'specexit.audit', expected one of"),
     ],
     ids=str,
