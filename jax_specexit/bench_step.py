@@ -1,6 +1,6 @@
 """The JAX side of ``specexit bench-training``: a process that trains on one row, a step for each job.
 
-The losses and their gradients are those of `jax_specexit.step`, on features that are given instead of computed.
+The losses and their gradients are those of `jax_specexit.training.step`, on features that are given, not computed.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ import numpy as np
 import optax
 from flax import nnx
 
-from jax_specexit.attention import ttt_attention, ttt_attention_reference
-from jax_specexit.draft import Draft
 from jax_specexit.export import params_from_draft
-from jax_specexit.losses import (
+from jax_specexit.model.attention import ttt_attention, ttt_attention_reference
+from jax_specexit.model.draft import Draft
+from jax_specexit.training.losses import (
     Teacher,
     linear_cross_entropy,
     signal_losses,
     signal_state_gradients,
     signal_weights,
 )
-from jax_specexit.step import shift, smooth_magnitudes, token_weights, ttt_outputs
-from specexit.bench_process import claim_stdout, measured, reply
-from specexit.draftdir import SpecExitBlock, read_draft
+from jax_specexit.training.step import shift, smooth_magnitudes, token_weights, ttt_outputs
+from specexit.bench.process import claim_stdout, measured, reply
+from specexit.drafts.directory import SpecExitBlock, read_draft
+from specexit.method.signals import SIGNALS
 from specexit.schemas.bench_training import BenchTrainingConfig
-from specexit.signals import SIGNALS
 
 NAIVE_LENGTH = 1024
 """The one length at which the explicit mask still fits everywhere."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from jax_specexit.checkpoint import restore_params
 from jax_specexit.export import tensors_from_params
-from jax_specexit.run import read_start
-from specexit.draftdir import write_draft
+from jax_specexit.training.checkpoint import restore_params
+from jax_specexit.training.run import read_start
+from specexit.drafts.directory import write_draft
 from specexit.schemas.convert import ConvertConfig
 
 

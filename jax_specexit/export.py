@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from specexit.draftdir import DraftConfig
+from specexit.drafts.directory import DraftConfig
 
 NAMES: dict[tuple[str, ...], str] = {
     ("fc", "kernel"): "fc.weight",
@@ -29,7 +29,7 @@ NAMES: dict[tuple[str, ...], str] = {
     ("norm", "scale"): "norm.weight",
     ("lm_head", "kernel"): "lm_head.weight",
 }
-"""Path in `jax_specexit.draft.Draft` -> tensor name of EAGLE-3."""
+"""Path in `jax_specexit.model.draft.Draft` -> tensor name of EAGLE-3."""
 
 
 def _get(tree: Mapping[str, Any], path: tuple[str, ...]) -> np.ndarray:

@@ -13,20 +13,20 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jax_specexit.draft import Draft
+from jax_specexit.evaluation.scoring import score
 from jax_specexit.export import params_from_draft
-from jax_specexit.scoring import score
+from jax_specexit.model.draft import Draft
 from jax_specexit.weights import load_target
-from specexit.draftdir import read_draft
+from specexit.data.traces import read_traces
+from specexit.drafts.directory import read_draft
 from specexit.schemas.target import load_target_config
-from specexit.traces import read_traces
 
 
 def load_draft(folder: Path) -> tuple[Draft, np.ndarray]:
     """A draft directory as a Flax module, and the target id of every draft token.
 
     Raises:
-      DraftError: see `specexit.draftdir.read_draft`; also for a plain EAGLE-3 draft, which has no signals.
+      DraftError: see `specexit.drafts.directory.read_draft`; also for a plain EAGLE-3 draft, which has no signals.
     """
     config, tensors = read_draft(folder)
     draft = Draft(config, rngs=nnx.Rngs(0))

@@ -24,8 +24,8 @@ from pydantic import Field
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from tokenizers import Tokenizer
 
-from jax_specexit.optimizer import Group, make_optimizer
-from jax_specexit.target import Target, TargetShape
+from jax_specexit.model.target import Target, TargetShape
+from jax_specexit.training.optimizer import Group, make_optimizer
 from jax_specexit.weights import export_target
 from specexit import tiny
 from specexit.config import Config

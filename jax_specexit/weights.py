@@ -22,8 +22,8 @@ from flax.nnx.traversals import flatten_mapping, unflatten_mapping
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
+from jax_specexit.model.target import ARCHITECTURES, Target, TargetShape
 from jax_specexit.sharding import shardings
-from jax_specexit.target import ARCHITECTURES, Target, TargetShape
 from specexit.errors import InputError
 
 Index = tuple[slice, ...]

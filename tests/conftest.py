@@ -19,8 +19,8 @@ from typing import Any  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
-from specexit.draftdir import PLAIN_ARCHITECTURE, DraftConfig, SpecExitBlock, write_draft  # noqa: E402
-from specexit.traces import Trace  # noqa: E402
+from specexit.data.traces import Trace  # noqa: E402
+from specexit.drafts.directory import PLAIN_ARCHITECTURE, DraftConfig, SpecExitBlock, write_draft  # noqa: E402
 
 DRAFT_SHAPE = {
     "hidden_size": 64,

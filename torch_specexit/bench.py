@@ -18,10 +18,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
-from specexit.answers import extract_answer, same_answer
-from specexit.bench_process import BenchError, BenchProcess
-from specexit.calibrate import calibrate_budget
-from specexit.comparison import (
+from specexit.bench.comparison import (
     BASELINE,
     Request,
     Run,
@@ -32,15 +29,18 @@ from specexit.comparison import (
     summarise,
     write_requests,
 )
+from specexit.bench.process import BenchError, BenchProcess
+from specexit.bench.results import Results, result_tables, write_results
 from specexit.config import save_run, versions
-from specexit.draftdir import check_target, plain_copy, read_config
+from specexit.data.answers import extract_answer, same_answer
+from specexit.data.traces import Trace, read_traces
+from specexit.drafts.directory import check_target, plain_copy, read_config
 from specexit.hardware import describe_hardware
+from specexit.method.calibrate import calibrate_budget
+from specexit.method.splits import FastTokenizer, marker
 from specexit.outputs import new_folder
-from specexit.results import Results, result_tables, write_results
 from specexit.schemas.bench import BenchConfig
 from specexit.schemas.target import TargetConfig, load_target_config
-from specexit.splits import FastTokenizer, marker
-from specexit.traces import Trace, read_traces
 from torch_specexit import bench_worker
 from torch_specexit.engine import one_of_several
 
@@ -68,7 +68,7 @@ def bench(config: BenchConfig) -> Results:
       DraftError: a draft cannot be used, or belongs to another target.
       FileExistsError: the output folder is not empty.
     """
-    from specexit.report import report
+    from specexit.report.page import report
     from specexit.schemas.report import ReportConfig
 
     target = load_target_config(config.target)

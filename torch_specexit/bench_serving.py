@@ -26,14 +26,14 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from specexit.bench_process import BenchError, BenchProcess
+from specexit.bench.process import BenchError, BenchProcess
 from specexit.config import versions, write_text
-from specexit.draftdir import check_target, plain_copy, read_config
+from specexit.data.traces import Trace, read_traces
+from specexit.drafts.directory import check_target, plain_copy, read_config
 from specexit.hardware import describe_hardware
+from specexit.method.statistics import paired_bootstrap
 from specexit.schemas.bench_serving import BenchServingConfig
 from specexit.schemas.target import TargetConfig, load_target_config
-from specexit.stats import paired_bootstrap
-from specexit.traces import Trace, read_traces
 from torch_specexit import bench_worker
 from torch_specexit.engine import one_of_several
 
@@ -198,12 +198,12 @@ def gather(config: BenchServingConfig, turns: dict[int, dict[str, Turns]], accel
 
 
 def count_operations(*, interpreted: bool) -> dict[str, Any]:
-    """What `torch_specexit.plugin.cost` counts, in a process of its own; without a GPU it needs Triton's interpreter.
+    """What `plugin.worker.cost` counts, in a process of its own; without a GPU it needs Triton's interpreter.
 
     Raises:
       BenchError: that process fails.
     """
-    command = [sys.executable, "-m", "torch_specexit.plugin.cost"]
+    command = [sys.executable, "-m", "torch_specexit.plugin.worker.cost"]
     environment = os.environ | ({"TRITON_INTERPRET": "1"} if interpreted else {})
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:

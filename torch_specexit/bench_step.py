@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from specexit.bench_process import claim_stdout, measured, reply
+from specexit.bench.process import claim_stdout, measured, reply
 from torch_specexit.speculators import load_in_speculators
 
 

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from specexit.bench_process import claim_stdout, reply
+from specexit.bench.process import claim_stdout, reply
 from specexit.schemas.engine import EngineConfig
 from specexit.schemas.target import TargetConfig
 from torch_specexit.engine import start_engine

@@ -22,11 +22,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from specexit.config import ConfigError, save_run
+from specexit.data.prompts import Prompt, read_prompts, split_prompts
+from specexit.data.traces import TraceError, read_traces
 from specexit.errors import InputError
-from specexit.prompts import Prompt, read_prompts, split_prompts
 from specexit.schemas.collect import CollectConfig
 from specexit.schemas.target import load_target_config
-from specexit.traces import TraceError, read_traces
 
 SPLIT_SIZE = 500
 """Problems of a split, unless the config says how many."""

@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from specexit.answers import extract_answer, same_answer
-from specexit.labels import answer_confidence
-from specexit.prompts import Prompt
+from specexit.data.answers import extract_answer, same_answer
+from specexit.data.prompts import Prompt
+from specexit.data.traces import Trace, tokenizer_sha256, write_traces
+from specexit.method.labels import answer_confidence
 from specexit.schemas.collect import CollectConfig
 from specexit.schemas.target import TargetConfig, load_target_config
-from specexit.traces import Trace, tokenizer_sha256, write_traces
 from torch_specexit.chat import load_chat_tokenizer, prompt_ids
 from torch_specexit.collect import chunk_path, chunks, load_prompts
 from torch_specexit.engine import start_engine

@@ -23,7 +23,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from specexit.draftdir import DraftConfig, DraftError, read_draft
+from specexit.drafts.directory import DraftConfig, DraftError, read_draft
 
 Rows = Float[Tensor, "batch rows hidden"]
 Heads = Float[Tensor, "batch heads rows dim"]

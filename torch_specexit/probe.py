@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from specexit.draftdir import check_target, read_config
+from specexit.data.traces import read_traces
+from specexit.drafts.directory import check_target, read_config
+from specexit.method.signals import activate
 from specexit.schemas.target import load_target_config
-from specexit.signals import activate
-from specexit.traces import read_traces
 from torch_specexit.draft import Draft
 from torch_specexit.features import TargetFeatures
 

@@ -15,13 +15,13 @@ from rich.console import Console
 from rich.progress import Progress
 
 from specexit.config import save_run
-from specexit.draftdir import DraftConfig, DraftError, check_target, read_config
+from specexit.data.scores import Scores, draft_sha256, write_scores
+from specexit.data.traces import Trace, read_traces
+from specexit.drafts.directory import DraftConfig, DraftError, check_target, read_config
+from specexit.method.signals import activate
 from specexit.outputs import new_folder, require_empty
 from specexit.schemas.score import ScoreConfig
 from specexit.schemas.target import TargetConfig, load_target_config
-from specexit.scores import Scores, draft_sha256, write_scores
-from specexit.signals import activate
-from specexit.traces import Trace, read_traces
 from torch_specexit.draft import Draft
 from torch_specexit.features import TargetFeatures
 

@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from specexit.draftdir import check_target, read_draft
+from specexit.drafts.directory import check_target, read_draft
 from specexit.errors import InputError
 from specexit.schemas.serve import ServeConfig
 from specexit.schemas.target import load_target_config
-from torch_specexit.plugin.fit import Hook
-from torch_specexit.plugin.sources import Imported, Release, Sources
+from torch_specexit.plugin.compat.fit import Hook
+from torch_specexit.plugin.compat.sources import Imported, Release, Sources
 
 
 class ServeError(InputError):
@@ -89,7 +89,7 @@ def hook_table(hooks: Sequence[Hook], release: Release) -> Table:
 
 
 def _hooks() -> tuple[Hook, ...]:
-    from torch_specexit.plugin.frontend_hooks import FRONTEND_HOOKS
-    from torch_specexit.plugin.hooks import HOOKS
+    from torch_specexit.plugin.compat.frontend_hooks import FRONTEND_HOOKS
+    from torch_specexit.plugin.compat.hooks import HOOKS
 
     return (*HOOKS, *FRONTEND_HOOKS)

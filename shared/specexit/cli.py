@@ -44,32 +44,32 @@ COMMANDS = {
     "annotate": Command(
         "Find exit points in traces; print statistics and the oracle cut.",
         "specexit.schemas.annotate:AnnotateConfig",
-        "specexit.annotate:annotate",
+        "specexit.data.annotate:annotate",
     ),
     "pack": Command(
         "Pack labelled traces into fixed-length training examples.",
         "specexit.schemas.pack:PackConfig",
-        "specexit.packing:pack",
+        "specexit.data.packing:pack",
         "train",
     ),
     "plan": Command(
         "What a recipe needs on a TPU slice that is not there yet: memory, time at best, what binds.",
         "specexit.schemas.plan:PlanConfig",
-        "jax_specexit.plan:plan",
+        "jax_specexit.planning.plan:plan",
         "train",
         "recipes",
     ),
     "train": Command(
         "Train a draft and its signal heads, sharded and resumable.",
         "specexit.schemas.train:TrainConfig",
-        "jax_specexit.train:train",
+        "jax_specexit.training.train:train",
         "train",
         "recipes",
     ),
     "evaluate": Command(
         "Judge a trained draft on held-out traces: tokens, signals, simulated cut.",
         "specexit.schemas.evaluate:EvaluateConfig",
-        "jax_specexit.evaluate:evaluate",
+        "jax_specexit.evaluation.evaluate:evaluate",
         "train",
     ),
     "convert": Command(
@@ -81,7 +81,7 @@ COMMANDS = {
     "verify": Command(
         "Compare the signals and logits of both frameworks on real traces.",
         "specexit.schemas.verify:VerifyConfig",
-        "specexit.verify:verify",
+        "specexit.drafts.verify:verify",
     ),
     "score": Command(
         "Read a draft's signals at every thinking token of collected traces.",
@@ -92,12 +92,12 @@ COMMANDS = {
     "simulate": Command(
         "Replay exit policies on scored traces: accuracy against tokens.",
         "specexit.schemas.simulate:SimulateConfig",
-        "specexit.simulate:simulate",
+        "specexit.method.simulate:simulate",
     ),
     "calibrate": Command(
         "Choose the exit threshold with a risk guarantee and store it in the draft.",
         "specexit.schemas.calibrate:CalibrateConfig",
-        "specexit.calibrate:calibrate",
+        "specexit.method.calibrate:calibrate",
     ),
     "bench": Command(
         "Measure plain, EAGLE-3, SpecExit and a fixed budget on the same problems in vLLM.",
@@ -114,13 +114,13 @@ COMMANDS = {
     "bench-training": Command(
         "Measure a training step against speculators', the independent peer, on the same cores.",
         "specexit.schemas.bench_training:BenchTrainingConfig",
-        "specexit.bench_training:bench_training",
+        "specexit.bench.training:bench_training",
         "dev",
     ),
     "bench-signals": Command(
         "Measure what joint signal training costs the tokens: pairs of runs over seeds.",
         "specexit.schemas.bench_signals:BenchSignalsConfig",
-        "specexit.bench_signals:bench_signals",
+        "specexit.bench.signals:bench_signals",
         "train",
     ),
     "serve": Command(
@@ -137,7 +137,7 @@ COMMANDS = {
     "report": Command(
         "Write one self-contained HTML page about a run.",
         "specexit.schemas.report:ReportConfig",
-        "specexit.report:report",
+        "specexit.report.page:report",
     ),
 }
 

@@ -11,18 +11,18 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jax_specexit.checkpoint import restore_params
-from jax_specexit.draft import Draft
-from jax_specexit.evaluate import acceptance_length
-from jax_specexit.run import read_start
-from jax_specexit.scoring import score
+from jax_specexit.evaluation.evaluate import acceptance_length
+from jax_specexit.evaluation.scoring import score
+from jax_specexit.model.draft import Draft
+from jax_specexit.training.checkpoint import restore_params
+from jax_specexit.training.run import read_start
 from jax_specexit.weights import load_target
-from specexit.comparison import read_requests
-from specexit.draftdir import read_draft
-from specexit.results import read_results
+from specexit.bench.comparison import read_requests
+from specexit.bench.results import read_results
+from specexit.data.traces import read_labelled
+from specexit.drafts.directory import read_draft
+from specexit.method.signals import NAMES
 from specexit.schemas.target import load_target_config
-from specexit.signals import NAMES
-from specexit.traces import read_labelled
 
 
 @pytest.fixture(scope="module")

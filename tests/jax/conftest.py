@@ -8,7 +8,7 @@ import pytest
 import yaml
 from flax import nnx
 
-from jax_specexit.target import Target, TargetShape
+from jax_specexit.model.target import Target, TargetShape
 from jax_specexit.weights import export_target
 from specexit import tiny
 from specexit.config import load
@@ -54,10 +54,10 @@ def packed(small_target: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     """Packed examples of made-up traces of that target."""
     from dataclasses import asdict
 
-    from specexit.annotate import label
-    from specexit.packing import pack
+    from specexit.data.annotate import label
+    from specexit.data.packing import pack
+    from specexit.data.traces import Trace, write_traces
     from specexit.schemas.target import load_target_config
-    from specexit.traces import Trace, write_traces
 
     folder = tmp_path_factory.mktemp("packed")
     tokenizer = load_target_config(str(small_target)).tokenizer()

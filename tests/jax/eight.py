@@ -17,14 +17,14 @@ from test_attention import random_inputs, value_and_gradients
 from test_losses import plain, problem
 
 from jax_specexit import weights
-from jax_specexit.aot import lower_step, shapes_of
-from jax_specexit.attention import ttt_attention, ttt_attention_reference
-from jax_specexit.data import Batches, check_data, first_rows
-from jax_specexit.hlo import collectives
-from jax_specexit.losses import linear_cross_entropy
-from jax_specexit.run import start
+from jax_specexit.model.attention import ttt_attention, ttt_attention_reference
+from jax_specexit.planning.aot import lower_step, shapes_of
+from jax_specexit.planning.hlo import collectives
 from jax_specexit.sharding import look_up, make_mesh
-from jax_specexit.step import Frozen, make_step
+from jax_specexit.training.data import Batches, check_data, first_rows
+from jax_specexit.training.losses import linear_cross_entropy
+from jax_specexit.training.run import start
+from jax_specexit.training.step import Frozen, make_step
 from specexit.config import load
 from specexit.schemas.target import load_target_config
 from specexit.schemas.train import MeshConfig, TrainConfig

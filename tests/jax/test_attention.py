@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jax_specexit import attention
-from jax_specexit.attention import ttt_attention, ttt_attention_reference
+from jax_specexit.model import attention
+from jax_specexit.model.attention import ttt_attention, ttt_attention_reference
 
 
 def random_inputs(segments: np.ndarray, steps: int, kv_heads: int, dtype=jnp.float64):

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jax_specexit.evaluate import DEFINITIONS, Evaluation, Ranking, acceptance_length, judge
-from jax_specexit.losses import signal_losses
-from jax_specexit.scoring import Scored
-from specexit.labels import token_labels
-from specexit.signals import NAMES, SIGNALS
-from specexit.traces import LabelledTrace
+from jax_specexit.evaluation.evaluate import DEFINITIONS, Evaluation, Ranking, acceptance_length, judge
+from jax_specexit.evaluation.scoring import Scored
+from jax_specexit.training.losses import signal_losses
+from specexit.data.traces import LabelledTrace
+from specexit.method.labels import token_labels
+from specexit.method.signals import NAMES, SIGNALS
 
 
 def trace(n_prompt: int, n_think: int, n_answer: int) -> LabelledTrace:

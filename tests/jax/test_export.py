@@ -9,14 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jax_specexit.convert import convert
-from jax_specexit.draft import Draft
 from jax_specexit.export import params_from_draft, tensors_from_params
-from jax_specexit.run import read_start, widen
-from jax_specexit.train import train
-from specexit.draftdir import DraftConfig, SpecExitBlock, read_draft
+from jax_specexit.model.draft import Draft
+from jax_specexit.training.run import read_start, widen
+from jax_specexit.training.train import train
+from specexit.drafts.directory import DraftConfig, SpecExitBlock, read_draft
+from specexit.method.signals import NAMES
 from specexit.schemas.convert import ConvertConfig
 from specexit.schemas.train import SignalConfig, TrainConfig
-from specexit.signals import NAMES
 
 
 def shape(source: str) -> DraftConfig:

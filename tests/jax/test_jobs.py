@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from jax_specexit.checkpoint import restore_params
-from specexit.packing import read_meta
+from jax_specexit.training.checkpoint import restore_params
+from specexit.data.packing import read_meta
 from specexit.schemas.train import TrainConfig
 
 STEPS, BATCH, KILLED_AT, TERMINATED_AT = 16, 8, 5, 9
@@ -28,7 +28,7 @@ ACROSS, WITHIN = {"data": 1, "fsdp": 4, "tensor": 2}, {"data": 1, "fsdp": 2, "te
 # The command itself, with two things added: it notes which examples reach the devices, and sends itself a signal.
 PROGRAM = """
 import hashlib, json, os, sys, time
-from jax_specexit import train as module
+from jax_specexit.training import train as module
 from specexit import cli
 
 notes, signal, at = open(sys.argv[1], "a"), int(sys.argv[2]), int(sys.argv[3])

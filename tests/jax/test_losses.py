@@ -5,15 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_specexit.losses import (
+from jax_specexit.training.losses import (
     Teacher,
     linear_cross_entropy,
     signal_losses,
     signal_state_gradients,
     signal_weights,
 )
-from jax_specexit.step import signal_targets
-from specexit.signals import SIGNALS, column
+from jax_specexit.training.step import signal_targets
+from specexit.method.signals import SIGNALS, column
 
 STEPS, BATCH, TIME, HIDDEN, VOCAB = 3, 2, 16, 12, 20
 

@@ -82,7 +82,7 @@ RESHARDS = """
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
-from jax_specexit.aot import topology_devices
+from jax_specexit.planning.aot import topology_devices
 
 mesh = Mesh(np.array(topology_devices("v5e:2x4")[1]).reshape(2, 4), ("a", "b"))
 

@@ -18,19 +18,19 @@ import pytest
 import yaml
 from jax.experimental.compilation_cache import compilation_cache
 
-from jax_specexit import train as module
-from jax_specexit.checkpoint import restore_params
 from jax_specexit.convert import convert
-from jax_specexit.metrics import Metrics
-from jax_specexit.train import train
+from jax_specexit.training import train as module
+from jax_specexit.training.checkpoint import restore_params
+from jax_specexit.training.metrics import Metrics
+from jax_specexit.training.train import train
 from specexit import cli
 from specexit.config import ConfigError, load
-from specexit.draftdir import read_draft
-from specexit.packing import FIELDS, PackError, read_example
+from specexit.data.packing import FIELDS, PackError, read_example
+from specexit.data.traces import read_labelled, write_traces
+from specexit.drafts.directory import read_draft
+from specexit.method.signals import NAMES
 from specexit.schemas.convert import ConvertConfig
 from specexit.schemas.train import TrainConfig
-from specexit.signals import NAMES
-from specexit.traces import read_labelled, write_traces
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -86,10 +86,10 @@ def test_evaluation_inside_a_run_is_the_command_s(evaluated: TrainConfig, small_
     """Rows of packed traces against one trace at a time, two programs and two layouts of the same numbers."""
     from flax import nnx
 
-    from jax_specexit.draft import Draft
-    from jax_specexit.evaluate import judge
-    from jax_specexit.run import read_start
-    from jax_specexit.scoring import score
+    from jax_specexit.evaluation.evaluate import judge
+    from jax_specexit.evaluation.scoring import score
+    from jax_specexit.model.draft import Draft
+    from jax_specexit.training.run import read_start
     from jax_specexit.weights import load_target
     from specexit.schemas.target import load_target_config
 
@@ -284,8 +284,8 @@ def test_a_folder_that_holds_something_else_is_refused(recipe: TrainConfig) -> N
 def test_a_batch_that_does_not_divide_is_refused(recipe: TrainConfig) -> None:
     from jax.sharding import AbstractMesh, NamedSharding
 
-    from jax_specexit.data import rows_of_process
     from jax_specexit.sharding import BATCH
+    from jax_specexit.training.data import rows_of_process
 
     mesh = AbstractMesh((3, 2, 1), ("data", "fsdp", "tensor"))
     with pytest.raises(ConfigError, match="batch_size=8 does not divide over data x fsdp = 6 shards"):

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_specexit import splash
-from jax_specexit.attention import ttt_attention_reference
-from jax_specexit.layers import segment_starts
-from jax_specexit.splash import splash_attention
+from jax_specexit.model import splash
+from jax_specexit.model.attention import ttt_attention_reference
+from jax_specexit.model.layers import segment_starts
+from jax_specexit.model.splash import splash_attention
 
 TIME, HEADS, DIM = 256, 4, 128
 

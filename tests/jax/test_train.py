@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import yaml
 
-from jax_specexit.train import train
+from jax_specexit.training.train import train
 from specexit.config import ConfigError
-from specexit.packing import PackError
+from specexit.data.packing import PackError
 from specexit.schemas.train import TrainConfig
 
 
@@ -28,7 +28,7 @@ def run_in_process(recipe: TrainConfig, folder: Path, *, devices: int = 1, kill_
     script = f"""
 import os, signal
 from pathlib import Path
-from jax_specexit import train as module
+from jax_specexit.training import train as module
 from specexit.config import load
 from specexit.schemas.train import TrainConfig
 advance = module.Metrics.advance

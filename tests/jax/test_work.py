@@ -3,9 +3,11 @@
 import jax
 import pytest
 
-from jax_specexit import attention, optimizer, work
-from jax_specexit.aot import lower_step, shapes_of
-from jax_specexit.work import step_work
+from jax_specexit.model import attention
+from jax_specexit.planning import work
+from jax_specexit.planning.aot import lower_step, shapes_of
+from jax_specexit.planning.work import step_work
+from jax_specexit.training import optimizer
 from specexit.schemas.target import TargetConfig
 from specexit.schemas.train import TrainConfig
 

@@ -11,8 +11,8 @@ import torch
 from flax import nnx
 from transformers import AutoModelForCausalLM
 
-from jax_specexit.layers import RopeScaling
-from jax_specexit.target import Target, TargetShape
+from jax_specexit.model.layers import RopeScaling
+from jax_specexit.model.target import Target, TargetShape
 from jax_specexit.weights import export_target, load_target
 from specexit import tiny
 

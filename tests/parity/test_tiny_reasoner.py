@@ -11,11 +11,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from jax_specexit.scoring import sequence
+from jax_specexit.evaluation.scoring import sequence
 from jax_specexit.weights import load_target
 from specexit import tiny
+from specexit.data.traces import Trace, read_traces
 from specexit.schemas.target import load_target_config
-from specexit.traces import Trace, read_traces
 
 N = 500
 N_COMPARED = 24

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from specexit.data.traces import write_traces
+from specexit.drafts.verify import VerifyError, compare, verify
 from specexit.schemas.verify import VerifyConfig
-from specexit.traces import write_traces
-from specexit.verify import VerifyError, compare, verify
 
 TINY = {
     "hidden_size": 192,
@@ -50,6 +50,6 @@ def test_a_nan_on_one_side_is_a_difference(tmp_path, monkeypatch, write_random_d
     write_traces(tmp_path / "traces.parquet", [make_trace()])
     draft = write_random_draft(tmp_path / "draft", "draft", **TINY)
     sides = {"jax": np.array([[np.nan]]), "torch": np.array([[0.0]])}
-    monkeypatch.setattr("specexit.verify._probe", lambda side, *_: {"logits_0": sides[side]})
+    monkeypatch.setattr("specexit.drafts.verify._probe", lambda side, *_: {"logits_0": sides[side]})
     with pytest.raises(VerifyError, match="logits nan"):
         verify(VerifyConfig(draft=draft, traces=tmp_path / "traces.parquet"))

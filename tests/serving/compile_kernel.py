@@ -9,8 +9,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from torch_specexit.plugin.fused import BLOCK
-from torch_specexit.plugin.kernel import step
+from torch_specexit.plugin.worker.fused import BLOCK
+from torch_specexit.plugin.worker.kernel import step
 
 
 def source(draft: bool, smooth: bool, v1: bool) -> ASTSource:

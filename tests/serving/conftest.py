@@ -21,7 +21,7 @@ import pytest
 from filelock import FileLock
 from prometheus_client.parser import text_string_to_metric_families
 
-from specexit.draftdir import plain_copy
+from specexit.drafts.directory import plain_copy
 from specexit.schemas.target import TargetConfig, load_target_config
 from specexit.tiny import problems, prompt_text
 

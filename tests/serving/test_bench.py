@@ -11,14 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from specexit.bench_process import BenchError, BenchProcess
-from specexit.comparison import read_requests
-from specexit.draftdir import DraftConfig, DraftError, SpecExitBlock, write_draft
-from specexit.results import Results, read_results
+from specexit.bench.comparison import read_requests
+from specexit.bench.process import BenchError, BenchProcess
+from specexit.bench.results import Results, read_results
+from specexit.data.traces import Trace, write_traces
+from specexit.drafts.directory import DraftConfig, DraftError, SpecExitBlock, write_draft
 from specexit.schemas.bench import BenchConfig
 from specexit.schemas.target import load_target_config
 from specexit.tiny import problems, prompt_text, render_response, write_trace
-from specexit.traces import Trace, write_traces
 from torch_specexit.bench import Method, bench, turns
 
 TARGET = load_target_config("tiny-reasoner")

@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from specexit.bench_process import BenchError
+from specexit.bench.process import BenchError
+from specexit.data.traces import write_traces
 from specexit.schemas.bench_serving import BenchServingConfig
-from specexit.traces import write_traces
 from tests.serving.test_bench import generated_traces
 from torch_specexit.bench_serving import Turns, bench_serving, gather
 

@@ -8,9 +8,9 @@ from collections import Counter
 import pytest
 import torch
 
-from specexit.decision import exit_position
-from specexit.draftdir import read_config
-from specexit.signals import NAMES, activate
+from specexit.drafts.directory import read_config
+from specexit.method.decision import exit_position
+from specexit.method.signals import NAMES, activate
 from torch_specexit.draft import Draft
 from torch_specexit.features import TargetFeatures
 

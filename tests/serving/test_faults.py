@@ -16,10 +16,10 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from safetensors.torch import load_file as load_torch
 
-from specexit.draftdir import DraftError, read_config
+from specexit.drafts.directory import DraftError, read_config
 from specexit.errors import InputError
-from specexit.splits import load_tokenizer, resolve
-from torch_specexit.plugin.checks import check_draft, checked
+from specexit.method.splits import load_tokenizer, resolve
+from torch_specexit.plugin.compat.checks import check_draft, checked
 
 OFF = {"extra_args": {"specexit": False}}
 

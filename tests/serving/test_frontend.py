@@ -15,17 +15,18 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter, Histogram, multiprocess
 
 from specexit.config import ConfigError
-from specexit.draftdir import Serving, SpecExitBlock
-from specexit.stats import binomial_interval
-from torch_specexit.plugin import frontend, outcome
-from torch_specexit.plugin.arguments import ArgumentError, admit
-from torch_specexit.plugin.audit import Audit, Case, is_audited, same_answer_apart
-from torch_specexit.plugin.frontend_hooks import SERVER_HOOKS
-from torch_specexit.plugin.metrics import AUDITS, OUTCOMES, ExitMetrics, token_buckets
+from specexit.drafts.directory import Serving, SpecExitBlock
+from specexit.method.statistics import binomial_interval
+from torch_specexit.plugin import outcome
+from torch_specexit.plugin.compat.frontend_hooks import SERVER_HOOKS
+from torch_specexit.plugin.frontend import reports as frontend
+from torch_specexit.plugin.frontend.arguments import ArgumentError, admit
+from torch_specexit.plugin.frontend.audit import Audit, Case, is_audited, same_answer_apart
+from torch_specexit.plugin.frontend.metrics import AUDITS, OUTCOMES, ExitMetrics, token_buckets
+from torch_specexit.plugin.frontend.streaming import Reports
 from torch_specexit.plugin.outcome import KEY
-from torch_specexit.plugin.rule import OVER, THINKING
 from torch_specexit.plugin.settings import serving_of
-from torch_specexit.plugin.streaming import Reports
+from torch_specexit.plugin.worker.rule import OVER, THINKING
 
 SIGNALS = (0.1, 0.2, 3.0, 0.9)
 NAMED = {"confidence": 0.1, "progress": 0.2, "remaining": 3.0, "validity": 0.9}
@@ -386,7 +387,7 @@ def test_metrics_count_outcomes_and_both_estimates_of_what_was_saved():
 COUNTS_ONE_EXIT = """
 from types import SimpleNamespace
 from prometheus_client import Counter, Histogram
-from torch_specexit.plugin.metrics import ExitMetrics
+from torch_specexit.plugin.frontend.metrics import ExitMetrics
 
 model = SimpleNamespace(served_model_name="tiny", max_model_len=1024)
 logger = SimpleNamespace(

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from specexit.signals import NAMES
+from specexit.method.signals import NAMES
 from tests.serving.conftest import OFF, serve
 from tests.serving.simulation import Request, Simulation
 from tests.serving.test_kernel import POLICIES, fused, modes
-from torch_specexit.plugin.cost import STEPS, Scene, launches
+from torch_specexit.plugin.worker.cost import STEPS, Scene, launches
 
 pytestmark = [
     pytest.mark.gpu,

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from specexit.decision import Policy
-from specexit.signals import NAMES
+from specexit.method.decision import Policy
+from specexit.method.signals import NAMES
 from tests.serving.conftest import run_program
 from tests.serving.simulation import CPU, END, GARBAGE, IDS, START, VOCAB, Request, Simulation
-from torch_specexit.plugin.cost import STEPS, Scene, launches
-from torch_specexit.plugin.rule import STATE, Admission, Markers, Sampled
-from torch_specexit.plugin.slots import Slots
-from torch_specexit.plugin.twin import Twin
+from torch_specexit.plugin.worker.cost import STEPS, Scene, launches
+from torch_specexit.plugin.worker.rule import STATE, Admission, Markers, Sampled
+from torch_specexit.plugin.worker.slots import Slots
+from torch_specexit.plugin.worker.twin import Twin
 
 triton = pytest.importorskip("triton", reason="the kernel needs Triton, which some CPU builds of torch lack")
 
@@ -31,8 +31,8 @@ def fused(*, interpreted: bool) -> type:
         finders = [finder for finder in sys.meta_path if "jaxtyping" not in type(finder).__module__]
         patch.setattr(sys, "meta_path", finders)
         for module in ("kernel", "fused"):
-            patch.delitem(sys.modules, f"torch_specexit.plugin.{module}", raising=False)
-        from torch_specexit.plugin.fused import Fused
+            patch.delitem(sys.modules, f"torch_specexit.plugin.worker.{module}", raising=False)
+        from torch_specexit.plugin.worker.fused import Fused
     return Fused
 
 

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from torch_specexit.plugin.fit import Has, Hook, Takes, Uses, install, is_hooked
-from torch_specexit.plugin.frontend_hooks import FRONTEND_HOOKS
-from torch_specexit.plugin.hooks import ENGINE_HOOKS, HOOKS, V1_HOOKS, V2_HOOKS
-from torch_specexit.plugin.sources import Imported, Recorded, Recorder, SourceError, Sources
+from torch_specexit.plugin.compat.fit import Has, Hook, Takes, Uses, install, is_hooked
+from torch_specexit.plugin.compat.frontend_hooks import FRONTEND_HOOKS
+from torch_specexit.plugin.compat.hooks import ENGINE_HOOKS, HOOKS, V1_HOOKS, V2_HOOKS
+from torch_specexit.plugin.compat.sources import Imported, Recorded, Recorder, SourceError, Sources
 
 pytestmark = pytest.mark.vllm
 

@@ -1,4 +1,4 @@
-"""The eager version of the exit rule against its definition, `specexit.decision`, without an engine."""
+"""The eager version of the exit rule against its definition, `specexit.method.decision`, without an engine."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from specexit.decision import OFF, Policy
-from specexit.signals import NAMES, activate
-from specexit.splits import ALL_STRINGS
+from specexit.method.decision import OFF, Policy
+from specexit.method.signals import NAMES, activate
+from specexit.method.splits import ALL_STRINGS
 from tests.serving.simulation import CPU, END, GARBAGE, IDS, START, VOCAB, Request, Simulation, requests
-from torch_specexit.plugin.cost import eager_ops
-from torch_specexit.plugin.late import Late
-from torch_specexit.plugin.rule import BEGINS, ENDS, KNOBS, STATE, Admission, Markers, Sampled
-from torch_specexit.plugin.slots import Slots, opens_thinking
-from torch_specexit.plugin.twin import Twin
-from torch_specexit.plugin.twin import activate as activate_in_torch
+from torch_specexit.plugin.worker.cost import eager_ops
+from torch_specexit.plugin.worker.late import Late
+from torch_specexit.plugin.worker.rule import BEGINS, ENDS, KNOBS, STATE, Admission, Markers, Sampled
+from torch_specexit.plugin.worker.slots import Slots, opens_thinking
+from torch_specexit.plugin.worker.twin import Twin
+from torch_specexit.plugin.worker.twin import activate as activate_in_torch
 
 sources = pytest.mark.parametrize("source", ["draft", "late", "fc"])
 

@@ -8,10 +8,10 @@ import sys
 
 import pytest
 
-from specexit.draftdir import DraftError
+from specexit.drafts.directory import DraftError
 from specexit.schemas.serve import ServeConfig
-from torch_specexit.plugin import hooks
-from torch_specexit.plugin.sources import SourceError
+from torch_specexit.plugin.compat import hooks
+from torch_specexit.plugin.compat.sources import SourceError
 from torch_specexit.serve import ServeError, serve, serve_command
 
 pytestmark = pytest.mark.vllm

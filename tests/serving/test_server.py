@@ -15,7 +15,7 @@ import urllib.error
 import pytest
 
 from specexit.chat import Turn
-from specexit.signals import NAMES
+from specexit.method.signals import NAMES
 from specexit.tiny import problems, prompt_text
 
 pytestmark = pytest.mark.vllm

@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from torch_specexit.plugin import runner, wraps
+from torch_specexit.plugin.compat import wraps
+from torch_specexit.plugin.worker import runner
 
 
 class Draft:

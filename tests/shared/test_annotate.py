@@ -6,11 +6,11 @@ import random
 import pytest
 
 from specexit import tiny
-from specexit.annotate import annotate, hard_boundary, label, summarise
+from specexit.data.annotate import annotate, hard_boundary, label, summarise
+from specexit.data.traces import Trace, TraceError, read_labelled, write_traces
 from specexit.schemas.annotate import AnnotateConfig
 from specexit.schemas.target import load_target_config
 from specexit.tiny.traces import PARAGRAPH
-from specexit.traces import Trace, TraceError, read_labelled, write_traces
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from specexit.answers import extract_answer, same_answer
+from specexit.data.answers import extract_answer, same_answer
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from specexit.bench_signals import bench_signals, gather, table
+from specexit.bench.signals import bench_signals, gather, table
 from specexit.config import ConfigError
 from specexit.schemas.bench_signals import BenchSignalsConfig
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from specexit.calibrate import CalibrationError, calibrate, calibrate_budget, learn_then_test, required_n
-from specexit.decision import OFF, Policy
-from specexit.draftdir import read_config
+from specexit.data.scores import Scores, draft_sha256, write_scores
+from specexit.data.traces import data_sha256, write_traces
+from specexit.drafts.directory import read_config
+from specexit.method.calibrate import CalibrationError, calibrate, calibrate_budget, learn_then_test, required_n
+from specexit.method.decision import OFF, Policy
 from specexit.schemas.calibrate import CalibrateConfig
-from specexit.scores import Scores, draft_sha256, write_scores
-from specexit.traces import data_sha256, write_traces
 
 N = 400
 

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from specexit.config import ConfigError, load
-from specexit.decision import OFF, PAPER, ExitRule, Policy, exit_position, passes
-from specexit.signals import activate
-from specexit.splits import ThinkTokens
+from specexit.method.decision import OFF, PAPER, ExitRule, Policy, exit_position, passes
+from specexit.method.signals import activate
+from specexit.method.splits import ThinkTokens
 
 PLAIN, SPLIT, END = 0, 1, 2
 IDS = ThinkTokens(start=3, end=END, split=frozenset({SPLIT}))

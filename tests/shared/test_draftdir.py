@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from specexit.decision import Policy
-from specexit.draftdir import (
+from specexit.drafts.directory import (
     Calibration,
     DraftError,
     check_target,
@@ -17,7 +16,8 @@ from specexit.draftdir import (
     write_draft,
     write_policy,
 )
-from specexit.signals import NAMES
+from specexit.method.decision import Policy
+from specexit.method.signals import NAMES
 
 CALIBRATION = Calibration(
     risk="answer_changed", epsilon=0.02, delta=0.1, n=500, errors=4, bound=0.0159, data_sha256="ab" * 32

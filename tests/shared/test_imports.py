@@ -28,7 +28,7 @@ FORBIDDEN = {
 }
 """The core is framework-neutral, and the two frameworks meet only in the draft directory."""
 
-ALLOWED = {("specexit/packing.py", "array_record")}
+ALLOWED = {("specexit/data/packing.py", "array_record")}
 """ArrayRecord is a file format with no framework behind it; packing imports it where it writes one."""
 
 
@@ -101,7 +101,10 @@ import {modules}
 """
 """Imports modules where nothing else is installed. Names with an underscore are parts of the above, in C."""
 
-DEFINITIONS = "specexit.signals, specexit.labels, specexit.decision, specexit.splits, specexit.answers, specexit.traces"
+DEFINITIONS = (
+    "specexit.method.signals, specexit.method.labels, specexit.method.decision, specexit.method.splits, "
+    "specexit.data.answers, specexit.data.traces"
+)
 
 
 @pytest.mark.parametrize(

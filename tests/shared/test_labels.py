@@ -4,8 +4,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from specexit.labels import answer_confidence, exit_point, step_of, token_labels
-from specexit.signals import column
+from specexit.method.labels import answer_confidence, exit_point, step_of, token_labels
+from specexit.method.signals import column
 
 
 @st.composite

@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from specexit.labels import token_labels
-from specexit.packing import PackError, check_target, pack, read_example, read_meta, write_example
+from specexit.data.packing import PackError, check_target, pack, read_example, read_meta, write_example
+from specexit.data.sequences import TrainingSequence, assemble, best_fit, make_sequence
+from specexit.data.traces import LabelledTrace, data_sha256, write_traces
+from specexit.method.labels import token_labels
+from specexit.method.signals import SIGNALS, column
 from specexit.schemas.pack import PackConfig
 from specexit.schemas.target import load_target_config
-from specexit.sequences import TrainingSequence, assemble, best_fit, make_sequence
-from specexit.signals import SIGNALS, column
-from specexit.traces import LabelledTrace, data_sha256, write_traces
 
 END = 9
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from specexit import tiny
-from specexit.prompts import Prompt, PromptError, read_prompts, split_prompts
+from specexit.data.prompts import Prompt, PromptError, read_prompts, split_prompts
 
 
 def test_reads_prompts_in_order(tmp_path):

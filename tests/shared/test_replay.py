@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from specexit.decision import Policy, exit_position
-from specexit.replay import Replay
-from specexit.splits import ThinkTokens
+from specexit.method.decision import Policy, exit_position
+from specexit.method.replay import Replay
+from specexit.method.splits import ThinkTokens
 
 PLAIN, SPLIT = 5, 7
 IDS = ThinkTokens(start=1, end=2, split=frozenset({SPLIT}))

@@ -9,16 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from specexit.charts import PALETTE
-from specexit.comparison import Request, Run, summarise, write_requests
-from specexit.decision import Policy
-from specexit.report import ReportError, read_evaluation, read_metrics, report, trickiest
-from specexit.results import Comparison, Oracle, Results, write_results
+from specexit.bench.comparison import Request, Run, summarise, write_requests
+from specexit.bench.results import Comparison, Oracle, Results, write_results
+from specexit.data.scores import Scores, write_scores
+from specexit.data.traces import Trace, write_traces
+from specexit.method.decision import Policy
+from specexit.method.simulate import Point, Simulation
+from specexit.report.charts import PALETTE
+from specexit.report.page import ReportError, read_evaluation, read_metrics, report, trickiest
 from specexit.schemas.report import ReportConfig
 from specexit.schemas.target import load_target_config
-from specexit.scores import Scores, write_scores
-from specexit.simulate import Point, Simulation
-from specexit.traces import Trace, write_traces
 
 STEPS = ("First I add.\n\n", "So it is 8.\n\n", "Wait, it is 7.\n\n", "Yes, 7 again.\n\n")
 

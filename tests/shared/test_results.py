@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from specexit.comparison import (
+from specexit.bench.comparison import (
     Reason,
     Request,
     Run,
@@ -22,7 +22,7 @@ from specexit.comparison import (
     summarise,
     write_requests,
 )
-from specexit.results import (
+from specexit.bench.results import (
     DEFINITIONS,
     Comparison,
     MethodResult,
@@ -33,7 +33,7 @@ from specexit.results import (
     result_tables,
     write_results,
 )
-from specexit.traces import Trace
+from specexit.data.traces import Trace
 
 
 def request(i: int, thinking: int, *, total: int, correct: bool = True, reason: Reason = "natural_end") -> Request:

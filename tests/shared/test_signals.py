@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from specexit.signals import NAMES, activate, column
+from specexit.method.signals import NAMES, activate, column
 
 raw_values = arrays(np.float32, (5, 4), elements=st.floats(-1e6, 1e6, width=32))
 

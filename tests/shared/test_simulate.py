@@ -5,12 +5,12 @@ import json
 import numpy as np
 import pytest
 
-from specexit.decision import Policy
-from specexit.replay import Replay
+from specexit.data.scores import ScoreError, Scores, write_scores
+from specexit.data.traces import write_traces
+from specexit.method.decision import Policy
+from specexit.method.replay import Replay
+from specexit.method.simulate import Simulation, best_within, budget_policy, pareto, simulate, summarise
 from specexit.schemas.simulate import SimulateConfig
-from specexit.scores import ScoreError, Scores, write_scores
-from specexit.simulate import Simulation, best_within, budget_policy, pareto, simulate, summarise
-from specexit.traces import write_traces
 
 
 @pytest.fixture

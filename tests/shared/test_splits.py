@@ -4,7 +4,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
 from specexit import tiny
-from specexit.splits import SplitError, load_tokenizer, marker, resolve, split_tokens
+from specexit.method.splits import SplitError, load_tokenizer, marker, resolve, split_tokens
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
-from specexit.stats import (
+from specexit.method.statistics import (
     auroc,
     average_precision,
     binomial_interval,

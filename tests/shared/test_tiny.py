@@ -7,8 +7,8 @@ import re
 import pytest
 
 from specexit import tiny
-from specexit.answers import extract_answer
-from specexit.splits import load_tokenizer, resolve
+from specexit.data.answers import extract_answer
+from specexit.method.splits import load_tokenizer, resolve
 from specexit.tiny.tasks import SPLITS, split_of, stream
 from specexit.tiny.traces import CHECKS, slip
 

@@ -5,8 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from specexit.config import ConfigError
-from specexit.schemas.target import load_target_config
-from specexit.traces import (
+from specexit.data.traces import (
     SCHEMA,
     LabelledTrace,
     TraceError,
@@ -18,6 +17,7 @@ from specexit.traces import (
     tokenizer_sha256,
     write_traces,
 )
+from specexit.schemas.target import load_target_config
 
 
 def test_round_trip_keeps_every_field(make_trace, tmp_path):

@@ -15,13 +15,13 @@ import pytest
 import yaml
 
 from specexit import tiny
-from specexit.answers import extract_answer, same_answer
 from specexit.config import ConfigError, load, save_run
-from specexit.prompts import split_prompts
+from specexit.data.answers import extract_answer, same_answer
+from specexit.data.prompts import split_prompts
+from specexit.data.traces import Trace, TraceError, read_traces, write_traces
+from specexit.method.splits import SplitError
 from specexit.schemas.collect import CollectConfig
 from specexit.schemas.target import load_target_config
-from specexit.splits import SplitError
-from specexit.traces import Trace, TraceError, read_traces, write_traces
 from torch_specexit import collect as module
 from torch_specexit.collect import CollectError, chunk_path, collect
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from specexit.draftdir import DraftError, plain_copy, read_draft
+from specexit.drafts.directory import DraftError, plain_copy, read_draft
 from torch_specexit.draft import Draft
 
 TIME = 12

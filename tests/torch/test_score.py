@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from specexit.draftdir import DraftError
+from specexit.data.scores import ScoreError, read_scores
+from specexit.data.traces import write_traces
+from specexit.drafts.directory import DraftError
+from specexit.method.signals import activate
 from specexit.schemas.score import ScoreConfig
 from specexit.schemas.target import load_target_config
-from specexit.scores import ScoreError, read_scores
-from specexit.signals import activate
-from specexit.traces import write_traces
 from torch_specexit.draft import Draft
 from torch_specexit.features import TargetFeatures
 from torch_specexit.score import score

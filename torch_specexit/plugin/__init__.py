@@ -1,12 +1,8 @@
 """The vLLM plug-in: SpecExit in an unmodified vLLM.
 
-`register` is the entry point. `rule` says what the exit rule works on, on the device, and `slots` which rows of it
-belong to whom; `fused` and `kernel` are the rule in Triton, `twin` and `batch` in eager torch. `model` is the draft,
-`checks` what must hold of it, `runner` what is done around a step, `hooks` the table of all places where vLLM is
-wrapped, `wraps` with what, `fit` whether a version of vLLM has them as expected, `sources` how that is read, `outcome`
-what the client gets back, `arguments` what it may ask for, `cost` what a step costs. On the other side of the engine:
-`frontend_hooks` is the rest of that table, `frontend` keeps reports, `streaming` puts them into chunks, `metrics`
-counts them, `routes` answers questions, `audit` compares answers, `settings` are those of the server.
+`register` is the entry point. `worker` is what runs beside the model, `frontend` what runs beside the API server,
+`compat` the table of all places where vLLM is wrapped and whether an installed version has them as expected. `outcome`
+is what passes from one side to the other, `settings` what an operator may set.
 """
 
 from __future__ import annotations
@@ -25,12 +21,12 @@ def register() -> None:
     try:
         from vllm import ModelRegistry
 
-        from specexit.draftdir import ARCHITECTURE
-        from torch_specexit.plugin.frontend_hooks import install_frontend_hooks
-        from torch_specexit.plugin.hooks import install_engine_hooks
+        from specexit.drafts.directory import ARCHITECTURE
+        from torch_specexit.plugin.compat.frontend_hooks import install_frontend_hooks
+        from torch_specexit.plugin.compat.hooks import install_engine_hooks
 
         if ARCHITECTURE not in ModelRegistry.get_supported_archs():
-            ModelRegistry.register_model(ARCHITECTURE, f"torch_specexit.plugin.model:{ARCHITECTURE}")
+            ModelRegistry.register_model(ARCHITECTURE, f"torch_specexit.plugin.worker.model:{ARCHITECTURE}")
         install_engine_hooks()
         install_frontend_hooks()
     except Exception:

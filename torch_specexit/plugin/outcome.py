@@ -2,7 +2,7 @@
 
 A snapshot of the tables rides on the model runner's output to the engine core. That keeps it with the request, and puts
 what is new into ``EngineCoreOutput.kv_transfer_params["specexit"]``, the one field that reaches offline callers and the
-JSON of the OpenAI server alike. What becomes of it there is in `torch_specexit.plugin.frontend`.
+JSON of the OpenAI server alike. What becomes of it there is in `torch_specexit.plugin.frontend.reports`.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from specexit.signals import NAMES
-from torch_specexit.plugin.rule import BEFORE, OVER, RECORD, THINKING
+from specexit.method.signals import NAMES
+from torch_specexit.plugin.worker.rule import BEFORE, OVER, RECORD, THINKING
 
 KEY = "specexit"
 RECORD_KEY = "specexit_record"

@@ -7,8 +7,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from specexit.config import ConfigError
-from specexit.draftdir import ARCHITECTURE, DraftConfig, Serving, SpecExitBlock, read_config
-from torch_specexit.plugin.checks import folder_of
+from specexit.drafts.directory import ARCHITECTURE, DraftConfig, Serving, SpecExitBlock, read_config
+from torch_specexit.plugin.compat.checks import folder_of
 
 KEY = "specexit"
 

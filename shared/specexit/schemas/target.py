@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import Field
 
 from specexit.config import Config, ConfigError, find, load
-from specexit.splits import FastTokenizer, ThinkTokens, load_tokenizer, resolve
+from specexit.method.splits import FastTokenizer, ThinkTokens, load_tokenizer, resolve
 
 EMBEDDED = "embedded"
 

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from specexit.config import Config
-from specexit.draftdir import Source
+from specexit.drafts.directory import Source
 
 
 class OptimizerConfig(Config):
@@ -91,8 +91,8 @@ class ClusterConfig(Config):
 
 
 BestBy = Literal["acceptance_length", "auroc", "calibration_error", "brier", "cut"]
-"""What the best checkpoint is chosen by: see ``jax_specexit.evaluate.Evaluation``. The middle three are those of
-validity over all boundaries; ``cut`` is the thinking cut at no loss."""
+"""What the best checkpoint is chosen by: see ``jax_specexit.evaluation.evaluate.Evaluation``. The middle three are
+those of validity over all boundaries; ``cut`` is the thinking cut at no loss."""
 
 
 class TrainConfig(Config):

@@ -1,0 +1,1 @@
+"""How good a draft is: `scoring` runs it over texts, `held_out` inside a training run, `evaluate` as a command."""

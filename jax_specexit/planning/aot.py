@@ -1,0 +1,131 @@
+"""The real training step of a recipe, compiled ahead of time: for devices that are not there, from shapes alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+
+from jax_specexit.model.draft import Draft
+from jax_specexit.model.target import Target, TargetShape
+from jax_specexit.sharding import make_mesh
+from jax_specexit.training.run import draft_config
+from jax_specexit.training.step import Frozen, make_step
+from jax_specexit.weights import abstract_target
+from specexit.chips import Chip, chip_of
+from specexit.config import ConfigError
+from specexit.drafts.directory import DraftConfig
+from specexit.errors import InputError
+from specexit.method.signals import SIGNALS
+from specexit.schemas.target import TargetConfig
+from specexit.schemas.train import TrainConfig
+
+HINTS = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+    # Its lock keeps one process from another's chips; nobody takes any here.
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "true",
+}
+"""What libtpu would ask the metadata server of a TPU machine, and how it lets several plans be made at a time. Which
+type of machine is named here does not matter."""
+
+
+def topology_devices(name: str) -> tuple[Chip, Sequence[Any]]:
+    """The chips of a TPU slice that need not exist, e.g. of ``v5e:4x4``.
+
+    Raises:
+      ConfigError: no such slice.
+      InputError: libtpu, which compiles for TPUs, is not installed.
+    """
+    from jax.experimental import topologies
+
+    chip = chip_of(name)
+    jax.config.update("jax_platforms", "cpu")  # planning never takes a TPU that is there
+    for key, value in HINTS.items():
+        os.environ.setdefault(key, value)
+    try:
+        return chip, topologies.get_topology_desc(platform="tpu", topology_name=name).devices
+    except (RuntimeError, NotImplementedError) as error:
+        if "libtpu" in str(error) or "not installed" in str(error):
+            raise InputError("compiling for TPUs needs libtpu: pip install 'specexit[tpu]'") from error
+        raise ConfigError(f"topology {name!r} does not exist: {error}") from error
+
+
+class Shapes(NamedTuple):
+    """Everything that a step is compiled from."""
+
+    target: TargetShape
+    draft: DraftConfig
+    batch: int
+    length: int
+
+
+def shapes_of(config: TrainConfig, target_config: TargetConfig) -> Shapes:
+    """The sizes of a recipe, without its data or any weights.
+
+    Raises:
+      ConfigError: the recipe does not say how long its rows are.
+      InputError: the target is of an unknown architecture.
+    """
+    if config.length is None:
+        raise ConfigError("length is not set, expected the tokens of a packed row, as given to `specexit pack`")
+    if config.length % config.loss_chunk:
+        raise ConfigError(f"loss_chunk={config.loss_chunk} does not divide length={config.length}")
+    fields = target_config.hf_config()
+    target = TargetShape.from_config(fields, target_config.folder / "config.json")
+    return Shapes(target, draft_config(config, target_config, "earliest"), config.batch_size, config.length)
+
+
+class Lowered(NamedTuple):
+    """A step that is checked and traced, and not yet compiled."""
+
+    mesh: Mesh
+    step: jax.stages.Lowered
+    frozen: Frozen
+    """Shapes and shardings of what the step reads."""
+    state: Any
+
+
+def lower_step(config: TrainConfig, shapes: Shapes, devices: Sequence[Any]) -> Lowered:
+    """Trace the step of a recipe for a mesh over ``devices``.
+
+    Raises:
+      ConfigError: the mesh does not fit the devices, or does not divide the model.
+    """
+    mesh = make_mesh(config.mesh, devices)
+    target: Target = abstract_target(shapes.target, config.dtype)
+    draft = nnx.eval_shape(lambda: Draft(shapes.draft, rngs=nnx.Rngs(0)))
+    step = make_step(config, draft, target, mesh)
+
+    def placed(shape: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
+
+    vocab = jax.ShapeDtypeStruct((shapes.draft.draft_vocab_size,), jnp.int32)
+    weight = jax.ShapeDtypeStruct((shapes.target.vocab_size,), jnp.float32)
+    frozen = Frozen(nnx.to_pure_dict(nnx.state(target)), vocab, weight)
+    frozen = jax.tree.map(placed, frozen, step.frozen_shardings)
+    state = jax.eval_shape(step.init, nnx.to_pure_dict(nnx.state(draft)))
+    state = jax.tree.map(placed, state, step.state_shardings)
+    batch = {
+        name: jax.ShapeDtypeStruct((shapes.batch, shapes.length, *width), dtype, sharding=step.batch_sharding)
+        for name, (width, dtype) in EXAMPLE.items()
+    }
+    return Lowered(mesh, step.update[config.ttt_steps].lower(state, frozen, batch), frozen, state)
+
+
+EXAMPLE: dict[str, tuple[tuple[int, ...], Any]] = {
+    "tokens": ((), jnp.int32),
+    "segment_ids": ((), jnp.int32),
+    "positions": ((), jnp.int32),
+    "loss_mask": ((), jnp.bool_),
+    "signal_labels": ((len(SIGNALS),), jnp.float32),
+    "signal_mask": ((len(SIGNALS),), jnp.bool_),
+}
+"""Width and type of the fields of a packed example, see `specexit.data.sequences`."""

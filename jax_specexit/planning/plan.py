@@ -1,0 +1,240 @@
+"""``specexit plan``: what a recipe needs on a TPU slice, before one is rented.
+
+The recipe's own training step is compiled by libtpu for the real slice, with no TPU present. Memory and collectives are
+the compiled program's; FLOPs and HBM traffic are counted from the shapes (`jax_specexit.planning.work`). Each of
+them divided by the chip's published peak is a time that no run can beat: a bound, not a measurement.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import time
+from collections import defaultdict
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+from rich.console import Console
+from rich.table import Table
+
+from jax_specexit.planning.aot import Lowered, Shapes, lower_step, shapes_of, topology_devices
+from jax_specexit.planning.hlo import collectives
+from jax_specexit.planning.work import BYTES, step_work
+from specexit.chips import Chip
+from specexit.config import ConfigError, write_text
+from specexit.schemas.plan import PlanConfig
+from specexit.schemas.target import load_target_config
+
+GIB = 2**30
+SPARE = 0.1
+"""Share of the HBM that a batch should leave free."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """HBM of one chip while the step runs, in GiB."""
+
+    arguments: float
+    """Parameters, optimizer state and the batch."""
+    temporaries: float
+    total: float
+    capacity: float
+    spare: float
+    """Share of the capacity that is left."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What `plan` prints and writes. Per step and per chip unless the name says otherwise."""
+
+    note: str
+    target: str
+    topology: str
+    chips: int
+    mesh: dict[str, int]
+    batch_size: int
+    length: int
+    ttt_steps: int
+    peaks: dict[str, float]
+    """The published numbers that the bound assumes."""
+    hbm_gib: Memory
+    batch_that_fits: int
+    """Rows per step that should leave a tenth of the HBM free; extrapolated from this compilation, not compiled."""
+    flops: float
+    flops_by_part: dict[str, float]
+    useful_flops: float
+    """Share of the FLOPs that the method itself asks for."""
+    hbm_bytes: float
+    collective_bytes: dict[str, float]
+    """Mesh axes -> bytes sent."""
+    collectives: list[dict[str, Any]]
+    """The same one by one: kind, axes, shapes of the results, runs per step, bytes sent in all of them."""
+    seconds: dict[str, float]
+    """Time at peak of compute, hbm and interconnect; the step takes at least the longest."""
+    binds: str
+    step_seconds: float
+    tokens_per_second_per_chip: float
+    chip_hours: float
+    """Of the whole run."""
+    cached_features_tib: float
+    """Disk for the target's hidden states of all rows of the run, if they were stored instead of computed."""
+    compile_seconds: float
+
+
+NOTE = "lower bound from published peaks, not a measurement"
+
+
+def plan(config: PlanConfig) -> Plan:
+    """Compile, print, and write ``plan.json`` into the run folder.
+
+    Raises:
+      ConfigError: no such topology, a mesh that does not divide model or batch, or a step that does not fit the HBM.
+      InputError: libtpu is not installed.
+    """
+    if config.topology is None:
+        raise ConfigError("topology is not set, expected a TPU slice such as topology=v5e:4x4")
+    target_config = load_target_config(config.target)
+    shapes = shapes_of(config, target_config)
+    chip, devices = topology_devices(config.topology)
+    lowered = lower_step(config, shapes, devices)
+    begin = time.perf_counter()
+    compiled = _compile(lowered, chip, shapes)
+    found = summarise(config, shapes, chip, lowered.mesh, compiled, time.perf_counter() - begin)
+    text = json.dumps(dataclasses.asdict(found), indent=2)
+    write_text(config.out / "plan.json", text + "\n")
+    if config.as_json:
+        print(text)
+    else:
+        console = Console()
+        for line in (table(found), f"[dim]{NOTE}; the same in {config.out / 'plan.json'}[/dim]"):
+            console.print(line)
+    return found
+
+
+def _compile(lowered: Lowered, chip: Chip, shapes: Shapes) -> jax.stages.Compiled:
+    try:
+        return lowered.step.compile()
+    except jax.errors.JaxRuntimeError as error:
+        used = re.search(r"Used ([\d.]+)([GM]) of ([\d.]+)G hbm", str(error))
+        if used is None:
+            raise
+        need = float(used[1]) / (1 if used[2] == "G" else 1024)
+        arguments = _bytes_on_one_chip((lowered.state, lowered.frozen)) / GIB
+        batch = _batch_that_fits(arguments, need - arguments, chip.hbm_gib, shapes, lowered.mesh)
+        smaller = f"batch_size={batch}" if batch else "a larger mesh.fsdp or mesh.tensor, or a shorter length"
+        raise ConfigError(
+            f"batch_size={shapes.batch} of length {shapes.length} needs {need:.1f} GiB of HBM per chip, a {chip.name} "
+            f"has {float(used[3]):.2f}: choose {smaller} (estimated), or remat=true, or a smaller loss_chunk"
+        ) from error
+
+
+def _bytes_on_one_chip(tree: Any) -> int:
+    def one(leaf: jax.ShapeDtypeStruct) -> int:
+        assert leaf.sharding is not None
+        shard = jax.ShapeDtypeStruct(leaf.sharding.shard_shape(leaf.shape), leaf.dtype)
+        return shard.size * shard.dtype.itemsize
+
+    return sum(map(one, jax.tree.leaves(tree)))
+
+
+def _batch_that_fits(arguments: float, temporaries: float, capacity: float, shapes: Shapes, mesh: Mesh) -> int:
+    """Rows per step, if temporaries grow like the rows of a chip (they grow slower, so a larger batch is safe)."""
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    each = shapes.batch // shards
+    return int(each * ((1 - SPARE) * capacity - arguments) / temporaries) * shards
+
+
+def memory_of(compiled: jax.stages.Compiled, chip: Chip) -> Memory:
+    """What the compiler has allocated."""
+    found: Any = compiled.memory_analysis()
+    arguments, temporaries = found.argument_size_in_bytes / GIB, found.temp_size_in_bytes / GIB
+    kept = (found.output_size_in_bytes - found.alias_size_in_bytes + found.generated_code_size_in_bytes) / GIB
+    total = arguments + temporaries + kept
+    return Memory(arguments, temporaries, total, chip.hbm_gib, 1 - total / chip.hbm_gib)
+
+
+def summarise(
+    config: PlanConfig, shapes: Shapes, chip: Chip, mesh: Mesh, compiled: jax.stages.Compiled, compile_seconds: float
+) -> Plan:
+    """The plan of a compiled step."""
+    assert config.topology is not None
+    memory = memory_of(compiled, chip)
+    work = list(step_work(config, shapes, mesh))
+    flops, moved = sum(w.flops for w in work), sum(w.hbm_bytes for w in work)
+    by_part, by_axis = defaultdict(float), defaultdict(float)
+    for w in work:
+        by_part[w.part] += w.flops
+    sent = [c for c in collectives(compiled.as_text() or "", mesh) if c.axes]  # a group of one chip sends nothing
+    for c in sent:
+        by_axis["+".join(c.axes)] += c.sent * c.times
+    seconds = {
+        "compute": flops / chip.flops,
+        "hbm": moved / chip.hbm_bytes_per_second,
+        "interconnect": sum(by_axis.values()) / chip.ici_bytes_per_second,
+    }
+    binds = max(seconds, key=lambda part: seconds[part])
+    tokens = shapes.batch * shapes.length
+    return Plan(
+        note=NOTE,
+        target=config.target,
+        topology=config.topology,
+        chips=mesh.size,
+        mesh=dict(mesh.shape),
+        batch_size=shapes.batch,
+        length=shapes.length,
+        ttt_steps=config.ttt_steps,
+        peaks={f.name: getattr(chip, f.name) for f in dataclasses.fields(chip) if f.name.endswith(PEAKS)},
+        hbm_gib=memory,
+        batch_that_fits=_batch_that_fits(memory.arguments, memory.temporaries, chip.hbm_gib, shapes, mesh),
+        flops=flops,
+        flops_by_part=dict(by_part),
+        useful_flops=sum(w.useful for w in work) / flops,
+        hbm_bytes=moved,
+        collective_bytes=dict(by_axis),
+        collectives=[dataclasses.asdict(c) | {"sent": c.sent * c.times} for c in sent],
+        seconds=seconds,
+        binds=binds,
+        step_seconds=seconds[binds],
+        tokens_per_second_per_chip=tokens / seconds[binds] / mesh.size,
+        chip_hours=config.steps * seconds[binds] * mesh.size / 3600,
+        cached_features_tib=config.steps * tokens * BYTES * (shapes.draft.aux_size + shapes.target.hidden_size) / 2**40,
+        compile_seconds=compile_seconds,
+    )
+
+
+PEAKS = ("flops", "hbm_gib", "per_second")
+"""Ends of the names of a chip's peaks."""
+
+
+def table(plan: Plan) -> Table:
+    """The plan as a table."""
+    out = Table(title=f"{plan.target} on {plan.topology}", title_justify="left", show_header=False)
+    m, p, s = plan.hbm_gib, plan.peaks, plan.seconds
+    mesh = " x ".join(f"{axis} {size}" for axis, size in plan.mesh.items())
+    out.add_row("mesh", f"{mesh} = {plan.chips} chips")
+    out.add_row("batch", f"{plan.batch_size} rows of {plan.length:,} tokens, {plan.ttt_steps} TTT steps")
+    out.add_row(
+        "HBM per chip",
+        f"{m.total:.1f} of {m.capacity:g} GiB, {m.spare:.0%} to spare ({m.arguments:.1f} parameters and state, "
+        f"{m.temporaries:.1f} temporary)",
+    )
+    out.add_row("batch that fits", f"about {plan.batch_that_fits} rows, leaving {SPARE:.0%} free (not compiled)")
+    parts = ", ".join(f"{part} {flops / plan.flops:.0%}" for part, flops in plan.flops_by_part.items())
+    out.add_row("compute", f"{plan.flops / 1e12:.1f} TFLOP at {p['flops'] / 1e12:g} TFLOP/s: {_time(s['compute'])}")
+    out.add_row("", f"{plan.useful_flops:.0%} useful ({parts})")
+    rate = p["hbm_bytes_per_second"] / 1e9
+    out.add_row("HBM traffic", f"{plan.hbm_bytes / 1e9:.1f} GB at {rate:,.0f} GB/s: {_time(s['hbm'])}")
+    axes = ", ".join(f"{axis} {sent / 1e9:.2f} GB" for axis, sent in plan.collective_bytes.items()) or "nothing"
+    rate = p["ici_bytes_per_second"] / 1e9
+    out.add_row("interconnect", f"sends {axes} at {rate:,.0f} GB/s: {_time(s['interconnect'])}")
+    out.add_row("step, bound", f"at least {_time(plan.step_seconds)}; {plan.binds} binds")
+    out.add_row("tokens, bound", f"at most {plan.tokens_per_second_per_chip:,.0f} per second and chip")
+    out.add_row("whole run, bound", f"at least {plan.chip_hours:,.1f} chip-hours")
+    out.add_row("features on disk", f"{plan.cached_features_tib:,.1f} TiB if they were cached; computed online: none")
+    return out
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds * 1e3:,.1f} ms"

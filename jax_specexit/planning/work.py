@@ -1,0 +1,147 @@
+"""The arithmetic of one training step on one chip, counted from the shapes of its matrix products.
+
+FLOPs are 2 m k n for every product as it is run: causal tiles whole, what is computed twice counted twice. Bytes are
+those of operands and results, each moved once, in bfloat16: less than any real program moves, so a time computed from
+them is a lower bound. Elementwise work is left out.
+
+Shape legend: rows are tokens of one chip; tensor is the size of that mesh axis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from jax.sharding import Mesh
+
+from jax_specexit.model.splash import TILE
+from jax_specexit.planning.aot import Shapes
+from jax_specexit.training.optimizer import NEWTON_SCHULZ
+from specexit.method.signals import SIGNALS
+from specexit.schemas.train import TrainConfig
+
+BYTES = 2
+"""Of an operand: bfloat16."""
+
+SPLASH_BACKWARD = 7
+"""Products per tile in the kernel's backward pass: scores and their gradient are formed twice, for queries and keys."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """One part of the step."""
+
+    part: str
+    flops: float
+    useful: float
+    """FLOPs that the method itself asks for: nothing recomputed, no masked pair, no optimizer."""
+    hbm_bytes: float
+
+
+def product(
+    part: str, rows: float, inner: float, outer: float, *, passes: float, useful: float | None = None, reads: float = 1
+) -> Work:
+    """``[rows, inner] @ [inner, outer]``, so many passes of it.
+
+    A backward pass is two: the same three matrices in other roles, so equal FLOPs and equal bytes.
+
+    Args:
+      part: what it belongs to.
+      rows, inner, outer: sizes on one chip.
+      passes: how often it is run.
+      useful: how often it has to be, if less.
+      reads: how often the right matrix is read in one pass.
+    """
+    flops = 2 * rows * inner * outer
+    moved = BYTES * (rows * inner + reads * inner * outer + rows * outer)
+    return Work(part, flops * passes, flops * (passes if useful is None else useful), moved * passes)
+
+
+def attention(
+    part: str, rows: float, length: int, heads: float, dim: int, diagonals: int, *, tile: int, backward: int
+) -> Work:
+    """Causal attention plus diagonals; two products a tile forward, ``backward`` ones back (0: no gradient)."""
+    tile = min(tile, length & -length)
+    tiles, pairs, own = rows * (length + tile) / 2, rows * (length + 1) / 2, rows * diagonals
+    per_pair = 2 * heads * dim
+    executed = per_pair * (tiles * (2 + backward) + own * (2 + 4 * bool(backward)))
+    useful = per_pair * (pairs + own) * (2 + 4 * bool(backward))
+    moved = BYTES * rows * heads * dim * (4 + 2 * diagonals) * (3 if backward else 1)
+    return Work(part, executed, useful, moved)
+
+
+def step_work(
+    config: TrainConfig, shapes: Shapes, mesh: Mesh, *, tile: int = TILE, backward: int = SPLASH_BACKWARD
+) -> Iterator[Work]:
+    """Everything that one chip does in one step, apart from collectives.
+
+    Args:
+      config: the recipe.
+      shapes: of its models.
+      mesh: that it runs on.
+      tile, backward: of the attention kernel.
+    """
+    tensor = mesh.shape["tensor"]
+    rows = shapes.batch * shapes.length / (mesh.shape["data"] * mesh.shape["fsdp"])
+    t, d = shapes.target, shapes.draft
+    q, kv = t.num_attention_heads * t.head_dim / tensor, t.num_key_value_heads * t.head_dim / tensor
+    layers = t.num_hidden_layers
+    for inner, outer in (
+        (t.hidden_size, q + 2 * kv),
+        (q, t.hidden_size),
+        (t.hidden_size, 2 * t.intermediate_size / tensor),
+        (t.intermediate_size / tensor, t.hidden_size),
+    ):
+        yield product("target", rows, inner, outer, passes=layers)
+    one = attention("", rows, shapes.length, t.num_attention_heads / tensor, t.head_dim, 0, tile=tile, backward=0)
+    yield Work("target attention", one.flops * layers, one.useful * layers, one.hbm_bytes * layers)
+
+    read = d.aux_size if config.signals.source == "fc" else d.hidden_size
+    yield product("signals", rows, read, len(SIGNALS), passes=2 if config.signals.source == "fc" else 3)
+    if not config.freeze_trunk:
+        yield from _trunk_work(config, shapes, rows, tensor, tile, backward)
+        yield _optimizer_work(shapes, mesh)
+
+
+def _trunk_work(
+    config: TrainConfig, shapes: Shapes, rows: float, tensor: int, tile: int, backward: int
+) -> Iterator[Work]:
+    d, steps = shapes.draft, config.ttt_steps
+    h, q, kv = d.hidden_size, d.num_attention_heads * d.head_dim / tensor, d.num_key_value_heads * d.head_dim / tensor
+    passes = 4 if config.remat else 3
+    yield product("draft", rows, d.aux_size, h, passes=2)  # nothing below it has a gradient
+    for inner, outer, again in (
+        (2 * h, q + 2 * kv, passes),
+        (q, h, passes),
+        (h, 2 * d.intermediate_size / tensor, passes),
+        (d.intermediate_size / tensor, h, 3),  # no gradient needs what it yields, so remat leaves it out
+    ):
+        yield product("draft", rows, inner, outer, passes=again * steps, useful=3 * steps)
+    heads = d.num_attention_heads / tensor
+    for k in range(steps):
+        once_more = 2 if config.remat else 0
+        yield attention(
+            "draft attention", rows, shapes.length, heads, d.head_dim, k, tile=tile, backward=backward + once_more
+        )
+    chunks, vocab = shapes.length / config.loss_chunk, d.draft_vocab_size / tensor
+    yield product("logits", rows, shapes.target.hidden_size, vocab, passes=1, reads=chunks)
+    yield product("logits", rows * steps, h, vocab, passes=3, reads=chunks)
+    yield product("logits", rows, vocab, h, passes=1, reads=chunks, useful=0)  # for the value of the loss alone
+
+
+def _optimizer_work(shapes: Shapes, mesh: Mesh) -> Work:
+    """Muon's Newton-Schulz iterations, and all optimizer state read and written once in float32.
+
+    Products with a sharded matrix are spread; that of the small square ones each chip does for itself.
+    """
+    d = shapes.draft
+    h, q, kv = d.hidden_size, d.num_attention_heads * d.head_dim, d.num_key_value_heads * d.head_dim
+    matrices = [(d.aux_size, h), (2 * h, q), (2 * h, kv), (2 * h, kv), (q, h)]
+    matrices += [(h, d.intermediate_size)] * 2 + [(d.intermediate_size, h)]
+    shards = mesh.shape["fsdp"] * mesh.shape["tensor"]
+    flops = 0.0
+    for m, n in (sorted(pair) for pair in matrices):
+        flops += len(NEWTON_SCHULZ) * (4 * m * m * n / shards + 2 * m**3)
+    weights = sum(m * n for m, n in matrices)
+    moved = 4 * (5 * weights + 7 * h * d.draft_vocab_size)  # parameter, moments: in and out; gradient: in
+    return Work("optimizer", flops, 0.0, moved / shards)

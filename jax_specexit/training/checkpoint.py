@@ -1,0 +1,121 @@
+"""Checkpoints of a run, asynchronous, through orbax: the newest ones to go on from, and the best one to serve.
+
+The position in the data is the step itself (see `jax_specexit.training.data`), so nothing but the training state is
+stored.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import orbax.checkpoint as ocp
+
+from jax_specexit.training.step import TrainState
+from specexit.config import ConfigError
+from specexit.schemas.train import CheckpointConfig
+
+FOLDERS = {"latest": "checkpoints", "best": "best"}
+"""Which checkpoint -> folder in the run."""
+
+
+class Checkpoints:
+    """The checkpoints in ``<run>/checkpoints``, and the best parameters in ``<run>/best``; use as a context manager.
+
+    A kill in the middle of a save leaves an orbax temporary that the next start removes; the step before it is intact.
+    Every process must make the same calls.
+    """
+
+    def __init__(self, run: Path, config: CheckpointConfig):
+        self.every = config.every
+        self.manager, self.best = (
+            ocp.CheckpointManager(
+                (run / folder).absolute(),
+                options=ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True),
+            )
+            for folder, keep in ((FOLDERS["latest"], config.keep), (FOLDERS["best"], 1))
+        )
+        self.best_score: float | None = None
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Wait until everything is on disk."""
+        for manager in (self.manager, self.best):
+            manager.wait_until_finished()
+            manager.close()
+
+    def due(self, step: int) -> bool:
+        """Whether a regular checkpoint follows this step."""
+        return step % self.every == 0
+
+    def save(self, step: int, state: TrainState) -> None:
+        """Save, unless that step has been; returns before the files are written."""
+        if step != self.manager.latest_step():
+            self.manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state)), force=True)
+
+    def save_if_best(self, step: int, params: Any, score: float) -> None:
+        """Keep these parameters in place of the best so far, if ``score`` is larger; NaN never is."""
+        if score > (float("-inf") if self.best_score is None else self.best_score):
+            args = ocp.args.Composite(
+                state=ocp.args.StandardSave({"params": params}), score=ocp.args.JsonSave({"score": score})
+            )
+            self.best.save(step, args=args, force=True)
+            self.best_score = score
+
+    def restore(self, like: Any) -> tuple[int, TrainState] | None:
+        """(step, state) of the newest checkpoint, on the shardings of ``like`` (shapes with shardings).
+
+        The mesh may be another than the one that saved. A best checkpoint of a later step is forgotten: the run comes
+        by there again. Returns None where there is no checkpoint yet.
+
+        Raises:
+          ConfigError: the checkpoint has other parameters than the recipe.
+        """
+        step = self.manager.latest_step()
+        best = self.best.latest_step()
+        if best is not None and best > (step or 0):
+            self.best.delete(best)
+        elif best is not None:
+            restored = self.best.restore(best, args=ocp.args.Composite(score=ocp.args.JsonRestore()))
+            self.best_score = restored["score"]["score"]
+        if step is None:
+            return None
+        try:
+            args = ocp.args.Composite(state=ocp.args.StandardRestore(like))
+            return step, self.manager.restore(step, args=args)["state"]
+        except (ValueError, KeyError) as error:
+            raise ConfigError(
+                f"{self.manager.directory}: checkpoint of step {step} does not fit the recipe: {error}"
+            ) from error
+
+
+def restore_params(run: Path, which: Literal["latest", "best"] = "latest") -> tuple[int, Any]:
+    """(step, parameters) of the newest or the best checkpoint, on this machine's default device.
+
+    Whatever mesh saved it; the optimizer's state is not read.
+
+    Raises:
+      ConfigError: the run has none.
+    """
+    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax warns that it will not restore what is not asked for
+    folder = (run / FOLDERS[which]).absolute()
+    if not folder.is_dir():
+        raise ConfigError(f"{run}: no {FOLDERS[which]} folder, expected a run folder that `specexit train` wrote")
+    options = ocp.CheckpointManagerOptions(read_only=True)
+    handlers = {"state": ocp.PyTreeCheckpointHandler()}
+    with ocp.CheckpointManager(folder, item_handlers=handlers, options=options) as manager:
+        step = manager.latest_step()
+        if step is None:
+            hint = ": the run was never evaluated, set eval_traces" if which == "best" else ""
+            raise ConfigError(f"{folder}: no finished checkpoint there{hint}")
+        saved = manager.item_metadata(step)["state"].tree["params"]
+        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        like = {"params": jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), saved)}
+        args = ocp.args.PyTreeRestore(
+            item=like, restore_args=ocp.checkpoint_utils.construct_restore_args(like), partial_restore=True
+        )
+        return step, manager.restore(step, args=ocp.args.Composite(state=args))["state"]["params"]

@@ -1,0 +1,143 @@
+"""Packed examples to batches: one global order, of which every process reads its rows.
+
+The batch of step i is a pure function of (data, seed, i). So the step in a checkpoint is the position in the data, and
+a run goes on with any number of processes, nothing repeated and nothing skipped.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import grain
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+
+from jax_specexit.sharding import BATCH
+from specexit.config import ConfigError
+from specexit.data.packing import FIELDS, PackError, PackMeta, check_target, read_example, read_meta
+from specexit.data.sequences import Example
+from specexit.schemas.target import TargetConfig
+from specexit.schemas.train import TrainConfig
+
+
+def check_data(config: TrainConfig, target: TargetConfig) -> PackMeta:
+    """Check that the packed data is whole and fits the recipe; reads no example.
+
+    Raises:
+      PackError: no shards there, truncated or damaged, too few rows, or packed for another target or tokenizer.
+      ConfigError: its rows have another length than the recipe says, or ``loss_chunk`` does not divide it.
+    """
+    meta = read_meta(config.data)
+    check_target(meta, config.data, target)
+    found = len(_open(config.data, sorted(meta.shards)))
+    if found != meta.n:
+        raise PackError(f"{config.data}: {found} examples in its shards, expected {meta.n} as meta.json says")
+    if meta.n < config.batch_size:
+        raise PackError(f"{config.data}: {meta.n} packed rows, expected at least batch_size={config.batch_size}")
+    if config.length not in (None, meta.length):
+        raise ConfigError(f"length={config.length}, but the rows in {config.data} have {meta.length} tokens")
+    if meta.length % config.loss_chunk:
+        raise ConfigError(f"loss_chunk={config.loss_chunk} does not divide the packed length {meta.length}")
+    return meta
+
+
+class Batches:
+    """Endless shuffled batches of a recipe.
+
+    Examples are drawn without replacement within an epoch and reshuffled between epochs, all from ``seed``; a batch may
+    hold the end of one epoch and the start of the next.
+
+    Args:
+      config: the run's.
+      meta: of its data.
+      sharding: of a batch on the mesh.
+
+    Raises:
+      ConfigError: the mesh does not divide the batch.
+    """
+
+    def __init__(self, config: TrainConfig, meta: PackMeta, sharding: NamedSharding):
+        source = _open(config.data, sorted(meta.shards))
+        self.examples: Any = grain.MapDataset.source(source).seed(config.seed).shuffle().repeat().map(read_example)
+        self.size, self.sharding = config.batch_size, sharding
+        self.rows = rows_of_process(config.batch_size, sharding)
+
+    def read(self, step: int, rows: Sequence[int] | np.ndarray) -> Example:
+        """Rows of the batch of a step (counted from 1), stacked."""
+        examples = [self.examples[(step - 1) * self.size + int(row)] for row in rows]
+        return {name: np.stack([example[name] for example in examples]) for name in FIELDS}
+
+    def whole(self, step: int) -> Example:
+        """The batch of a step with the rows of all processes."""
+        return self.read(step, range(self.size))
+
+    def steps(self, first: int, last: int) -> Iterator[tuple[int, dict[str, jax.Array]]]:
+        """(step, batch on the mesh) of the steps from ``first`` to ``last``; the next ones are read meanwhile."""
+        options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
+        reader = grain.MapDataset.range(first, last + 1).map(lambda step: (step, self.read(step, self.rows)))
+        for step, local in reader.to_iter_dataset(options) if first <= last else ():
+            yield int(step), place(local, self.rows, self.size, self.sharding)
+
+
+def rows_of_process(size: int, sharding: NamedSharding) -> np.ndarray:
+    """Which rows of a batch live on this process's devices, rising.
+
+    Raises:
+      ConfigError: the mesh does not divide the batch.
+    """
+    shards = math.prod(sharding.mesh.shape[axis] for axis in BATCH[0])
+    if size % shards:
+        raise ConfigError(f"batch_size={size} does not divide over data x fsdp = {shards} shards of the mesh")
+    held = sharding.addressable_devices_indices_map((size,)).values()
+    return np.unique(np.concatenate([np.arange(size)[index] for index in held if index is not None]))
+
+
+def place(local: Example, rows: np.ndarray, size: int, sharding: NamedSharding) -> dict[str, jax.Array]:
+    """A process's rows of a batch as arrays of the whole batch on the mesh."""
+
+    def one(x: np.ndarray) -> jax.Array:
+        def shard(index: Any) -> np.ndarray:
+            begin, end, _ = index[0].indices(size)
+            at = int(np.searchsorted(rows, begin))
+            return x[at : at + end - begin]
+
+        return jax.make_array_from_callback((size, *x.shape[1:]), sharding, shard)
+
+    return {name: one(value) for name, value in local.items()}
+
+
+def first_rows(folder: Path, meta: PackMeta, n: int = 4) -> Example:
+    """The first packed rows, stacked: the same on every host."""
+    source = _open(folder, [min(meta.shards)])
+    rows = [read_example(source[i]) for i in range(min(n, len(source)))]
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def _open(folder: Path, names: Sequence[str]) -> Any:
+    """Random access to the records of shards; its methods are not typed.
+
+    Raises:
+      PackError: a shard is damaged.
+    """
+    try:
+        return grain.sources.ArrayRecordDataSource([str(folder / name) for name in names])
+    except (ValueError, RuntimeError, OSError) as error:
+        raise PackError(f"{folder}: shards cannot be read as ArrayRecord: {error}") from error
+
+
+def choose_draft_vocab(meta: PackMeta, size: int, always: tuple[int, ...]) -> np.ndarray:
+    """Target ids of the draft vocabulary: the most frequent tokens of the training traces, in rising order.
+
+    Args:
+      meta: of the packed data; holds how often each token was generated.
+      size: of the draft vocabulary.
+      always: ids that must be in it, such as the end marker.
+    """
+    counts = np.asarray(meta.token_counts, np.int64).copy()
+    counts[list(always)] = counts.max() + 1
+    frequent = np.argsort(-counts, kind="stable")[:size]
+    return np.sort(frequent).astype(np.int32)

@@ -1,0 +1,148 @@
+"""Where a run's numbers go: ``metrics.jsonl``, TensorBoard, Weights & Biases if asked for, and one progress bar."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from tensorboardX import SummaryWriter
+
+from specexit.config import ConfigError, write_text
+from specexit.method.signals import NAMES
+
+
+def acceptance_estimate(top1: np.ndarray) -> float:
+    r"""Tokens per decoding step if drafts were accepted independently: :math:`1 + \sum_k \prod_{j \le k} a_j`.
+
+    ``a_j`` is the token top-1 of TTT step j. An estimate: measured acceptance is printed by `specexit bench`.
+
+    Example:
+      >>> acceptance_estimate(np.array([0.5, 0.5]))
+      1.75
+    """
+    return float(1 + np.cumprod(top1).sum())
+
+
+class Metrics:
+    """Writes metric lines and drives the progress bar; use as a context manager.
+
+    Args:
+      run: folder of the run.
+      total: steps of the whole run.
+      start: step that it goes on from; what an interrupted run has written of later steps is dropped.
+      silent: write and show nothing, as all processes do but the first.
+      wandb: project there, or None.
+
+    Raises:
+      ConfigError: ``wandb`` is not installed.
+    """
+
+    def __init__(self, run: Path, *, total: int, start: int, silent: bool = False, wandb: str | None = None):
+        self.silent = silent
+        self.progress = Progress(
+            TextColumn("train"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            disable=silent,
+        )
+        self.task = self.progress.add_task("train", total=total, completed=start, note="compiling")
+        self.tokens, self.clock = 0, time.perf_counter()
+        if silent:
+            return
+        self.wandb = None if wandb is None else _start_wandb(run, wandb)
+        path = run / "metrics.jsonl"
+        if path.exists():
+            write_text(path, "".join(_until(path, start)))
+        self.file = path.open("a")
+        self.board = SummaryWriter(str(run / "tensorboard"), purge_step=start + 1)
+
+    def __enter__(self) -> Metrics:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+        if self.silent:
+            return
+        self.board.close()
+        self.file.close()
+        if self.wandb is not None:
+            self.wandb.finish()
+
+    def advance(self, step: int, metrics: dict[str, Any]) -> None:
+        """Move the bar to ``step`` and log ``metrics``: device arrays, and an evaluation where there is one."""
+        host = {key: np.asarray(value) for key, value in metrics.items() if key != "evaluation"}
+        self.tokens += int(host["tokens"])
+        now = time.perf_counter()
+        rate, self.tokens, self.clock = self.tokens / (now - self.clock), 0, now
+        line = {
+            "step": step,
+            "loss": float(host["loss"]),
+            "token_loss": [round(float(x), 5) for x in host["token_loss"]],
+            "top1": [round(float(x), 5) for x in host["top1"]],
+            "signal_loss": {name: float(x) for name, x in zip(NAMES, host["signal_loss"], strict=True)},
+            "weights": {name: float(x) for name, x in zip(NAMES, host["weights"], strict=True)},
+            "gradient_norm": float(host["gradient_norm"]),
+            "tokens_per_second": round(rate, 1),
+        }
+        if "evaluation" in metrics:
+            line["evaluation"] = metrics["evaluation"]
+        self.write(line)
+        note = f"loss {line['loss']:.3f}  {rate:,.0f} tok/s"
+        if len(host["top1"]):  # a frozen trunk drafts what it always did
+            note += f"  acceptance ~{acceptance_estimate(host['top1']):.2f}"
+        self.progress.update(self.task, completed=step, note=note)
+
+    def count(self, tokens: int) -> None:
+        """Count the tokens of a step that is not logged."""
+        self.tokens += tokens
+
+    def write(self, line: dict[str, Any]) -> None:
+        """Append one line to ``metrics.jsonl``, and its numbers to TensorBoard and Weights & Biases."""
+        if self.silent:
+            return
+        self.file.write(json.dumps(line) + "\n")
+        self.file.flush()
+        numbers = {name: value for name, value in _flatten(line) if name != "step"}
+        for name, value in numbers.items():
+            self.board.add_scalar(name, value, line["step"])
+        if self.wandb is not None:
+            self.wandb.log(numbers, step=line["step"])
+
+
+def _until(path: Path, step: int) -> list[str]:
+    """The whole lines of a metrics file up to a step: a kill may have cut the last one."""
+    kept = []
+    for line in path.read_text().splitlines(keepends=True):
+        if not line.endswith("\n") or json.loads(line)["step"] > step:
+            break
+        kept.append(line)
+    return kept
+
+
+def _start_wandb(run: Path, project: str) -> Any:
+    """A Weights & Biases run, or the one that this run folder had before."""
+    try:
+        import wandb  # pyright: ignore[reportMissingImports]
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"wandb={project} needs the package wandb: pip install 'specexit[wandb]'") from error
+    path = run / "wandb-id"
+    if not path.exists():
+        write_text(path, wandb.util.generate_id())
+    return wandb.init(project=project, id=path.read_text(), resume="allow", dir=str(run), name=run.name)
+
+
+def _flatten(value: Any, prefix: str = "") -> list[tuple[str, float]]:
+    if isinstance(value, dict):
+        return [pair for key, inner in value.items() for pair in _flatten(inner, f"{prefix}/{key}".lstrip("/"))]
+    if isinstance(value, list):
+        return [pair for i, inner in enumerate(value) for pair in _flatten(inner, f"{prefix}/{i}")]
+    return [(prefix, float(value))] if isinstance(value, (int, float)) else []

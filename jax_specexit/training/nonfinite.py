@@ -1,0 +1,74 @@
+"""The emergency stop: a NaN or an infinity ends the run before it can spoil a checkpoint, and leaves its batch behind.
+
+The step itself skips an update whose loss or gradient is not finite, so the parameters are always those of the last
+good step, and the check may come one step late, when the numbers are there anyway.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from jax_specexit.cluster import is_first
+from specexit.config import write_bytes
+from specexit.data.packing import write_example
+from specexit.data.sequences import Example
+from specexit.errors import InputError
+
+
+class NotFiniteError(InputError):
+    """Too many steps in a row whose loss or gradient was not finite; the message names the first batch."""
+
+
+class NonFiniteStop:
+    """Counts skipped updates, writes their batches, and stops the run.
+
+    Args:
+      run: folder of the run; batches go to ``nonfinite/step-<n>.npz``, one array of [batch, time, ...] per field of a
+        packed example, for ``numpy.load`` or `specexit.data.packing.read_example`.
+      limit: updates in a row that may be skipped.
+      read: the batch of a step, with the rows of all processes.
+    """
+
+    def __init__(self, run: Path, limit: int, read: Callable[[int], Example]):
+        self.folder, self.limit, self.read = run / "nonfinite", limit, read
+        self.in_a_row = 0
+
+    def check(self, step: int, loss: float, gradient_norm: float) -> bool:
+        """Whether a step was good.
+
+        Raises:
+          NotFiniteError: one skipped update more than the limit.
+        """
+        if np.isfinite(loss) and np.isfinite(gradient_norm):
+            self.in_a_row = 0
+            return True
+        self.in_a_row += 1
+        path, fault = self.folder / f"step-{step:08d}.npz", ""
+        if is_first():
+            batch = self.read(step)
+            fault = _fault(batch)
+            write_bytes(path, write_example(batch))
+        what = f"step {step}: loss {loss}, gradient norm {gradient_norm}; update skipped, its batch is in {path}{fault}"
+        if self.in_a_row <= self.limit:
+            if is_first():
+                Console(stderr=True).print(what, soft_wrap=True)
+            return False
+        raise NotFiniteError(
+            f"{what}. Stopped behind {self.in_a_row} such steps (max_nonfinite={self.limit}); the last checkpoint is "
+            "good. Mend the data or lower the rates and start again, or let a few be skipped with max_nonfinite"
+        )
+
+
+def _fault(batch: Example) -> str:
+    """Which fields of which rows are not finite themselves, as the end of a sentence."""
+    faults = [
+        f"{name} of row {row}"
+        for name, values in batch.items()
+        if np.issubdtype(values.dtype, np.floating)
+        for row in np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(axis=1))
+    ]
+    return f", in which {', '.join(faults[:4])} is not finite" if faults else ", all of which is finite"

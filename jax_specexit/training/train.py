@@ -1,0 +1,168 @@
+"""The training run: read a recipe, build the step, loop, checkpoint; the same code on a laptop and on a pod.
+
+Every process of a job runs this file. All see the same steps, decide the same and read their own rows of each batch;
+the first one also prints and writes what is written once.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from jax_specexit.cluster import Preemption, is_first, join
+from jax_specexit.evaluation.evaluate import show
+from jax_specexit.evaluation.held_out import HeldOut
+from jax_specexit.sharding import make_mesh
+from jax_specexit.training.checkpoint import Checkpoints
+from jax_specexit.training.data import Batches, check_data, first_rows
+from jax_specexit.training.metrics import Metrics
+from jax_specexit.training.nonfinite import NonFiniteStop, NotFiniteError
+from jax_specexit.training.profiling import Profiler
+from jax_specexit.training.run import Status, check_folder, check_start, save_start, start, write_status
+from jax_specexit.training.step import Frozen, Step, TrainState, make_step
+from specexit.config import save_run
+from specexit.schemas.target import load_target_config
+from specexit.schemas.train import TrainConfig
+
+
+def train(config: TrainConfig) -> None:
+    """Train a draft; goes on from the newest checkpoint where the run folder has one.
+
+    Returns when the run is finished, or saved behind a preemption notice: ``status.json`` says which.
+
+    Raises:
+      ConfigError: the run folder belongs to another recipe, the mesh does not fit, or the data is for another target.
+      PackError, TraceError: packed data or traces that cannot be used.
+      NotFiniteError: the emergency stop, see `jax_specexit.training.nonfinite`.
+    """
+    target_config = load_target_config(config.target)
+    check_folder(config)
+    meta = check_data(config, target_config)
+    check_start(config, target_config, meta)
+    held_out = None if config.eval_traces is None else HeldOut(config, target_config, meta)
+    join(config.cluster)
+
+    mesh = make_mesh(config.mesh)
+    fixed, draft, target = start(config, target_config, meta, first_rows(config.data, meta), mesh)
+    step = make_step(config, draft, target, mesh)
+    batches = Batches(config, meta, step.batch_sharding)
+    if is_first():
+        save_run(config, config.out)
+        save_start(config.out, fixed)
+    weight = np.ones(target.shape.vocab_size, np.float32)
+    weight[list(target_config.think_tokens().split)] = config.signals.boundary_weight
+    frozen = _to_mesh(
+        Frozen(nnx.to_pure_dict(nnx.state(target)), np.asarray(fixed.vocab, np.int32), weight), step.frozen_shardings
+    )
+    if held_out is not None:
+        held_out.compile(step, draft, target)
+    with Checkpoints(config.out, config.checkpoint) as checkpoints:
+        begin, state = _first_state(step, nnx.to_pure_dict(nnx.state(draft)), checkpoints)
+        write_status(config.out, "running", begin, config.steps)
+        try:
+            status, last = Loop(config, step, frozen, batches, checkpoints, held_out).run(begin, state)
+        except NotFiniteError:
+            write_status(config.out, "stopped", checkpoints.manager.latest_step() or 0, config.steps)
+            raise
+    write_status(config.out, status, last, config.steps)
+
+
+def _to_mesh(tree: Any, shardings: Any) -> Any:
+    """Arrays that are the same in every process, or on the mesh already, where the shardings say."""
+
+    def one(x: Any, sharding: jax.sharding.Sharding) -> jax.Array:
+        if isinstance(x, jax.Array) and x.sharding.device_set == sharding.device_set:
+            return jax.device_put(x, sharding)
+        host = np.asarray(x)
+        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+    return jax.tree.map(one, tree, shardings)
+
+
+def _first_state(step: Step, params: Any, checkpoints: Checkpoints) -> tuple[int, TrainState]:
+    """(last step done, state): of the newest checkpoint, or (0, a fresh one)."""
+    shapes = jax.eval_shape(step.init, params)
+    like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, step.state_shardings)
+    restored = checkpoints.restore(like)
+    return restored or (0, step.init(_to_mesh(params, step.state_shardings.params)))
+
+
+class Loop:
+    """The steps of a run.
+
+    Python runs one step ahead of the devices: the numbers of a step are looked at while the next one is computed,
+    except where something is saved, judged or ended behind it.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        step: Step,
+        frozen: Frozen,
+        batches: Batches,
+        checkpoints: Checkpoints,
+        held_out: HeldOut | None,
+    ):
+        self.config, self.step, self.frozen, self.batches = config, step, frozen, batches
+        self.checkpoints, self.held_out = checkpoints, held_out
+        self.guard = NonFiniteStop(config.out, config.max_nonfinite, batches.whole)
+
+    def run(self, begin: int, state: TrainState) -> tuple[Status, int]:
+        """From the step behind ``begin`` to the end or a preemption notice; returns which, and the last step done.
+
+        Raises:
+          NotFiniteError: the emergency stop.
+        """
+        c, waiting = self.config, None
+        silent = not is_first()
+        with (
+            Metrics(c.out, total=c.steps, start=begin, silent=silent, wandb=c.wandb) as self.metrics,
+            Preemption() as preemption,
+            Profiler(c.out, c.profile_steps) as profiler,
+        ):
+            for i, batch in self.batches.steps(begin + 1, c.steps):
+                profiler.begin(i)
+                ttt_steps = 1 if i <= c.first_step_share * c.steps else c.ttt_steps
+                state, values = self.step.update[ttt_steps](state, self.frozen, batch)
+                profiler.end(i, values)
+                if waiting is not None:
+                    self._settle(*waiting)
+                waiting = (i, values)
+                preempted = preemption.reached(i) and i < c.steps
+                judged = self._judges(i) and not preempted  # there is time to save, not to evaluate
+                if preempted or judged or self.checkpoints.due(i) or i == c.steps:
+                    self._settle(i, values, state, judged=judged)
+                    waiting = None
+                if preempted:
+                    return "preempted", i
+        if begin >= c.steps and self.held_out is not None:  # killed in its last evaluation, or simply started again
+            self._judge(c.steps, state)
+        return "finished", c.steps
+
+    def _settle(self, i: int, values: dict[str, Any], state: TrainState | None = None, *, judged: bool = False) -> None:
+        """Look at the numbers of step i and log them; save its ``state`` where given, and evaluate it."""
+        good = self.guard.check(i, float(values["loss"]), float(values["gradient_norm"]))
+        if state is not None:
+            self.checkpoints.save(i, state)
+            if judged:
+                values = values | {"evaluation": self._judge(i, state)}
+        if good and (i % self.config.log_every == 0 or i == self.config.steps or judged):
+            self.metrics.advance(i, values)
+        else:
+            self.metrics.count(int(values["tokens"]))
+
+    def _judges(self, i: int) -> bool:
+        every = self.config.evaluate_every
+        return self.held_out is not None and (i == self.config.steps or (every is not None and i % every == 0))
+
+    def _judge(self, i: int, state: TrainState) -> dict[str, Any]:
+        """Evaluate the parameters of step i, and keep them if they are the best so far."""
+        assert self.held_out is not None
+        evaluation = self.held_out(state.params, self.frozen, i)
+        self.checkpoints.save_if_best(i, state.params, evaluation.score(self.config.best_by))
+        if i == self.config.steps and is_first():
+            show(evaluation, self.config.out / "evaluation.json")
+        return evaluation.to_json()

@@ -1,0 +1,120 @@
+"""Signal values of traces on disk: what a draft says at every thinking token, for `simulate` and `calibrate`.
+
+One Parquet row per trace. The file's metadata names the schema version, where the signals were read (``source``) and
+the SHA-256 of the draft's weights, so that scores of another draft cannot be taken for this one's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jaxtyping import Float
+
+from specexit.data.traces import Trace
+from specexit.errors import InputError
+from specexit.method.signals import NAMES
+
+SCHEMA_VERSION = "1"
+
+SCHEMA = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("signals", pa.list_(pa.float32()), nullable=False),
+    ]
+)
+"""``signals`` is [thinking tokens, signals], flattened row by row: values after the activation, at the token they
+belong to."""
+
+
+class ScoreError(InputError):
+    """A score file that cannot be used; the message names the file and what was expected."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Signal values by trace id."""
+
+    source: str
+    draft_sha256: str
+    """Of the draft's ``model.safetensors``."""
+    signals: dict[str, Float[np.ndarray, "think signals"]]
+
+    def of(self, traces: Sequence[Trace]) -> list[Float[np.ndarray, "think signals"]]:
+        """Signals of the given traces, in their order.
+
+        Raises:
+          ScoreError: a trace has none, or another number of thinking tokens.
+        """
+        found = []
+        for trace in traces:
+            values = self.signals.get(trace.id)
+            if values is None:
+                raise ScoreError(f"scores: trace {trace.id!r} is missing, expected scores of the same traces")
+            if len(values) != len(trace.think_ids):
+                raise ScoreError(
+                    f"scores: trace {trace.id!r} has {len(values)} rows, expected one for each of its "
+                    f"{len(trace.think_ids)} thinking tokens"
+                )
+            found.append(values)
+        return found
+
+
+def write_scores(path: Path, scores: Scores) -> None:
+    """Write scores to one Parquet file, which appears whole or not at all."""
+    metadata = {
+        "specexit.scores": SCHEMA_VERSION,
+        "specexit.source": scores.source,
+        "specexit.draft_sha256": scores.draft_sha256,
+    }
+    rows = [
+        {"id": key, "source": scores.source, "signals": values.astype(np.float32).ravel()}
+        for key, values in scores.signals.items()
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA.with_metadata(metadata)), beside, compression="zstd")
+    beside.replace(path)
+
+
+def read_scores(path: Path) -> Scores:
+    """Read a score file, or ``scores.parquet`` in a folder.
+
+    Raises:
+      ScoreError: nothing there, not Parquet, of another schema version, or NaN among the values.
+    """
+    path = path / "scores.parquet" if path.is_dir() else path
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise ScoreError(f"{path}: cannot be read as Parquet: {error}") from error
+    for field in SCHEMA:
+        if field.name not in table.column_names or table.schema.field(field.name).type != field.type:
+            raise ScoreError(f"{path}: column {field.name!r} ({field.type}) is missing or of another type")
+    metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+    version = metadata.get("specexit.scores", "none")
+    if version != SCHEMA_VERSION:
+        raise ScoreError(f"{path}: score schema version is {version}, expected {SCHEMA_VERSION}")
+    signals = {}
+    for key, values in zip(table["id"].to_pylist(), table["signals"], strict=True):
+        flat = values.values.to_numpy(zero_copy_only=False)
+        if flat.size % len(NAMES) or not np.isfinite(flat).all():
+            raise ScoreError(f"{path}: signals of trace {key!r} hold NaN or do not come in rows of {len(NAMES)}")
+        signals[key] = flat.reshape(-1, len(NAMES))
+    return Scores(metadata["specexit.source"], metadata["specexit.draft_sha256"], signals)
+
+
+def draft_sha256(folder: Path) -> str:
+    """SHA-256 of the weights in a draft directory."""
+    digest = hashlib.sha256()
+    with (folder / "model.safetensors").open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

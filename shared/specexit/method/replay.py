@@ -1,0 +1,167 @@
+"""Exact offline replay of a policy on collected traces: where it would have exited, and what the answer would be.
+
+Nothing is generated. A trace carries the target's trial answer behind every boundary, so the outcome of an exit is
+known; with greedy decoding it is what serving would give. `specexit.method.decision` is the rule; this is its fast
+form for trying thousands of policies: which boundaries are judged, and by which values, does not depend on the thresholds, so
+it is worked out once, and a policy then is a handful of array operations. The tests hold the two together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from specexit.data.answers import same_answer
+from specexit.data.traces import Trace
+from specexit.method.decision import Policy
+from specexit.method.labels import exit_point
+from specexit.method.signals import NAMES, SIGNALS, column
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """Every judged boundary of all traces, one row each, in order."""
+
+    trace: Int[np.ndarray, " judged"]
+    boundary: Int[np.ndarray, " judged"]
+    """Index into the trace's boundaries."""
+    offset: Int[np.ndarray, " judged"]
+    """Thinking tokens kept if the exit is here."""
+    values: Float[np.ndarray, "judged signals"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a policy does to each trace."""
+
+    kept: Int[np.ndarray, " traces"]
+    """Thinking tokens."""
+    exited: Bool[np.ndarray, " traces"]
+    changed: Bool[np.ndarray, " traces"]
+    """The answer is not that of the full trace."""
+    correct: Float[np.ndarray, " traces"]
+    """1 or 0; NaN where the right answer is not known."""
+
+
+class Replay:
+    """Traces and their signals, ready for policies.
+
+    Args:
+      traces: with trial answers.
+      signals: values at every thinking token of each trace; None for policies without thresholds.
+      round_tokens: step size that ``smoothing: round`` assumes; serving's steps vary with acceptance.
+    """
+
+    def __init__(
+        self,
+        traces: Sequence[Trace],
+        signals: Sequence[Float[np.ndarray, "_think signals"]] | None = None,
+        *,
+        round_tokens: int = 3,
+    ):
+        self.traces = traces
+        self.signals = signals or [np.zeros((len(trace.think_ids), len(NAMES)), np.float32) for trace in traces]
+        self.round_tokens = round_tokens
+        self.n_think = np.array([len(trace.think_ids) for trace in traces], np.int64)
+        self.n_answer = np.array([len(trace.answer_ids) for trace in traces], np.int64)
+        self.correct = np.array([_truth(trace, trace.correct) for trace in traces])
+        self.agrees = [np.array(trace.boundary_agrees, bool) for trace in traces]
+        self.right = [_right(trace) for trace in traces]
+        self._verdicts: dict[tuple[str, float], Verdicts] = {}
+
+    def play(self, policy: Policy) -> Outcome:
+        """Apply a policy to every trace."""
+        verdicts = self.verdicts(policy)
+        allowed = verdicts.offset >= policy.min_thinking_tokens
+        for name, threshold in policy.thresholds.items():
+            values = verdicts.values[:, column(name)]
+            allowed &= values >= threshold if SIGNALS[column(name)].exits_above else values <= threshold
+        hit = _streak(allowed, verdicts.trace) >= policy.patience
+        if policy.max_thinking_tokens is not None:
+            hit |= verdicts.offset >= policy.max_thinking_tokens
+        rows = np.flatnonzero(hit)
+        traces, first = np.unique(verdicts.trace[rows], return_index=True)
+        return self._outcome(traces, verdicts.boundary[rows[first]])
+
+    def oracle(self) -> Outcome:
+        """Exit at the first boundary whose answer is that of the full trace: nothing sound cuts more."""
+        exits = [exit_point(t.boundaries, t.boundary_agrees, len(t.think_ids)) for t in self.traces]
+        pairs = enumerate(zip(self.traces, exits, strict=True))
+        found = [(i, trace.boundaries.index(at)) for i, (trace, at) in pairs if at in trace.boundaries]
+        traces, boundaries = np.array(found, np.int64).reshape(-1, 2).T
+        return self._outcome(traces, boundaries)
+
+    def verdicts(self, policy: Policy) -> Verdicts:
+        """The boundaries that a policy's smoothing judges, with the values it judges them by."""
+        key = (policy.smoothing, policy.alpha)
+        if key not in self._verdicts:
+            self._verdicts[key] = self._judge(policy)
+        return self._verdicts[key]
+
+    def _judge(self, policy: Policy) -> Verdicts:
+        owner, boundary, offset, values = [], [], [], []
+        for i, (trace, signals) in enumerate(zip(self.traces, self.signals, strict=True)):
+            offsets = np.array(trace.boundaries, np.int64)
+            if policy.smoothing == "round":
+                judged, seen = _round_values(offsets, signals, policy.alpha, self.round_tokens)
+            else:
+                smoothed = ewma(signals, policy.alpha) if policy.smoothing == "ewma" else signals
+                judged, seen = np.arange(len(offsets)), smoothed[offsets - 1]
+            owner.append(np.full(len(judged), i))
+            boundary.append(judged)
+            offset.append(offsets[judged])
+            values.append(seen)
+        return Verdicts(*(np.concatenate(part) for part in (owner, boundary, offset, values)))
+
+    def _outcome(self, traces: np.ndarray, boundaries: np.ndarray) -> Outcome:
+        kept, correct = self.n_think.copy(), self.correct.copy()
+        exited, changed = np.zeros(len(kept), bool), np.zeros(len(kept), bool)
+        exited[traces] = True
+        for trace, boundary in zip(traces.tolist(), boundaries.tolist(), strict=True):
+            kept[trace] = self.traces[trace].boundaries[boundary]
+            changed[trace] = not self.agrees[trace][boundary]
+            correct[trace] = self.right[trace][boundary]
+        return Outcome(kept, exited, changed, correct)
+
+
+def ewma(values: Float[np.ndarray, "think signals"], alpha: float) -> Float[np.ndarray, "think signals"]:
+    """Moving average per token, starting at the first value: ``alpha * new + (1 - alpha) * old``."""
+    smoothed = values.copy()
+    for t in range(1, len(values)):
+        smoothed[t] = alpha * values[t] + (1 - alpha) * smoothed[t - 1]
+    return smoothed
+
+
+def _round_values(
+    offsets: Int[np.ndarray, " boundaries"], signals: Float[np.ndarray, "think signals"], alpha: float, size: int
+) -> tuple[Int[np.ndarray, " judged"], Float[np.ndarray, "judged signals"]]:
+    """The reference code's rule: the first boundary of each round is judged by the average up to the round before."""
+    starts = np.arange(0, len(signals), size)
+    means = np.stack([signals[start : start + size].mean(axis=0) for start in starts]) if len(starts) else signals
+    rounds, first = np.unique((offsets - 1) // size, return_index=True)
+    first = first[rounds > 0]  # the first round has no average to be judged by
+    return first, ewma(means, alpha)[rounds[rounds > 0] - 1]
+
+
+def _streak(passed: Bool[np.ndarray, " judged"], trace: Int[np.ndarray, " judged"]) -> Int[np.ndarray, " judged"]:
+    """Number of passed boundaries in a row up to and including each, counted within a trace."""
+    index = np.arange(1, len(passed) + 1)
+    starts = np.diff(trace, prepend=-1) != 0
+    resets = np.where(~passed, index, np.where(starts, index - 1, 0))
+    return index - np.maximum.accumulate(resets)
+
+
+def _truth(trace: Trace, correct: bool | None) -> float:
+    return np.nan if trace.reference is None or correct is None else float(correct)
+
+
+def _right(trace: Trace) -> Float[np.ndarray, " boundaries"]:
+    """Whether the trial answer behind each boundary is right; one that agrees is as right as the full trace's."""
+    right = [
+        _truth(trace, trace.correct if agrees else same_answer(answer, trace.reference))
+        for answer, agrees in zip(trace.boundary_answers, trace.boundary_agrees, strict=True)
+    ]
+    return np.array(right, np.float64)

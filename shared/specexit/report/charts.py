@@ -1,0 +1,204 @@
+"""Charts as SVG text that takes its colours from the page, so that one drawing serves light and dark mode.
+
+Each function returns an ``<svg>`` element to be put into HTML. Colours are CSS variables (`PALETTE`): matplotlib draws
+with stand-in colours, which are then replaced.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Float
+
+from specexit.bench.results import BASELINE, Results
+from specexit.method.decision import Policy
+from specexit.method.signals import NAMES, SIGNALS, column
+from specexit.method.simulate import Simulation
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+PALETTE = {
+    "ink": "#010203",
+    "faint": "#020304",
+    "c1": "#030405",
+    "c2": "#040506",
+    "c3": "#050607",
+    "c4": "#060708",
+    "c5": "#070809",
+    "kept": "#08090a",
+}
+"""CSS variable -> the stand-in that matplotlib draws with."""
+
+METHOD_STYLE = {
+    "none": ("s", "faint"),
+    "eagle3": ("o", "c1"),
+    "specexit": ("D", "c2"),
+    "specexit-fc": ("^", "c3"),
+    "budget": ("X", "c4"),
+}
+Points = Sequence[tuple[int, float]]
+"""(optimizer step, value)."""
+
+SERIES = ("c1", "c2", "c3", "c4", "c5")
+
+
+def accuracy_chart(results: Results, simulation: Simulation | None) -> str:
+    """Accuracy against mean thinking tokens: methods and oracle as points, replayed policies as curves."""
+    full = results.methods[BASELINE]
+    with _figure(8.0, 4.2) as figure:
+        axes = figure.subplots()
+        if simulation:
+            _replayed(axes, simulation, full.thinking_tokens)
+        for name, method in results.methods.items():
+            shape, color = METHOD_STYLE[name]
+            size = 90 if name == "none" else 55  # lossless speculation puts eagle3 on top of it
+            axes.scatter(
+                method.thinking_tokens,
+                100 * method.accuracy,
+                marker=shape,
+                s=size,
+                color=PALETTE[color],
+                label=name,
+                zorder=3,
+            )
+        oracle = (1 - results.oracle.thinking_cut) * full.thinking_tokens
+        axes.scatter(oracle, 100 * full.accuracy, marker="*", s=170, color=PALETTE["ink"], label="oracle", zorder=2)
+        axes.set_xlabel("mean thinking tokens (fewer is better)")
+        axes.set_ylabel("accuracy, %")
+        axes.set_xlim(left=0)
+        # Curves run down to no accuracy at all; what matters lies where the methods are.
+        axes.set_ylim(100 * min(method.accuracy for method in results.methods.values()) - 20, 102)
+        axes.grid(color=PALETTE["faint"], alpha=0.25, lw=0.6)
+        figure.legend(loc="outside lower center", ncols=3, frameon=False)
+        return _svg(figure)
+
+
+def _replayed(axes: Axes, simulation: Simulation, full_tokens: float) -> None:
+    for curve, color in (("validity", "c2"), ("budget", "c4")):
+        points = [(p.thinking_cut, p.accuracy) for p in simulation.curves.get(curve, ()) if p.accuracy is not None]
+        if points:
+            cut, accuracy = np.array(points).T
+            label = f"{curve}, replayed"
+            axes.plot((1 - cut) * full_tokens, 100 * accuracy, color=PALETTE[color], lw=1.2, alpha=0.7, label=label)
+
+
+def signals_chart(
+    signals: Float[np.ndarray, "think signals"], boundaries: Sequence[int], kept: int, policy: Policy | None
+) -> str:
+    """The signals of one trace over its thinking tokens, its boundaries, and where it exits.
+
+    Args:
+      signals: values after the activation.
+      boundaries: offsets just behind a split token.
+      kept: thinking tokens before the exit.
+      policy: its thresholds are drawn.
+    """
+    with _figure(8.0, 4.2) as figure:
+        top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+        time = np.arange(1, len(signals) + 1)
+        judged = np.array(boundaries, np.int64)
+        for name, color in zip(NAMES, ("c3", "c1", "c4", "c2"), strict=True):
+            axes = top if SIGNALS[column(name)].activation == "sigmoid" else bottom
+            values = signals[:, column(name)]
+            axes.plot(time, values, color=PALETTE[color], lw=1.0, alpha=0.8, label=name)
+            axes.scatter(judged, values[judged - 1], color=PALETTE[color], s=14, zorder=3)
+            if policy and name in policy.thresholds:
+                axes.axhline(policy.thresholds[name], color=PALETTE[color], lw=0.9, ls=(0, (4, 3)))
+        for axes in (top, bottom):
+            for boundary in boundaries:
+                axes.axvline(boundary, color=PALETTE["faint"], alpha=0.35, lw=0.6)
+            axes.axvspan(0, kept, color=PALETTE["kept"], alpha=0.12, lw=0)
+            axes.axvline(kept, color=PALETTE["ink"], lw=1.6)
+        top.annotate("exit", (kept, 1.06), ha="center", va="bottom", annotation_clip=False, weight="bold")
+        top.set_ylim(-0.03, 1.05)
+        top.set_xlim(0, len(signals))
+        top.set_ylabel("probability or share")
+        bottom.set_yscale("log")
+        bottom.set_ylabel("tokens left")
+        bottom.set_xlabel("thinking token")
+        figure.legend(loc="outside lower center", ncols=4, frameon=False)
+        return _svg(figure)
+
+
+def training_charts(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Training curves over optimizer steps, from the lines of ``metrics.jsonl``.
+
+    Returns:
+      title -> chart: token loss and top-1 per training-time-test (TTT) step, and the loss of each signal.
+    """
+    # A run may begin with fewer TTT steps than it ends with: a curve starts where its step does.
+    n_ttt = max(len(row["token_loss"]) for row in rows)
+
+    def per_ttt_step(key: str, scale: float = 1.0) -> dict[str, Points]:
+        return {
+            f"draft token {k + 1}": [(row["step"], scale * row[key][k]) for row in rows if len(row[key]) > k]
+            for k in range(n_ttt)
+        }
+
+    return {
+        "Token loss, nats": _curves(per_ttt_step("token_loss"), log=False),
+        "Draft token top-1, %": _curves(per_ttt_step("top1", 100.0), log=False),
+        "Signal losses": _curves(
+            {name: [(row["step"], row["signal_loss"][name]) for row in rows] for name in rows[0]["signal_loss"]},
+            log=True,
+        ),
+    }
+
+
+def _curves(lines: Mapping[str, Points], *, log: bool) -> str:
+    with _figure(4.2, 3.0) as figure:
+        axes = figure.subplots()
+        for i, (name, points) in enumerate(lines.items()):
+            axes.plot(*np.array(points).T, color=PALETTE[SERIES[i % len(SERIES)]], lw=1.3, label=name)
+        if log:
+            axes.set_yscale("log")
+        axes.set_xlabel("optimizer step")
+        axes.grid(color=PALETTE["faint"], alpha=0.25, lw=0.6)
+        axes.legend(frameon=False)
+        return _svg(figure)
+
+
+@contextmanager
+def _figure(width: float, height: float) -> Iterator[Figure]:
+    """A figure in the house style. It never touches pyplot, so it needs no display and leaves no global state."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    ink = PALETTE["ink"]
+    style: dict[Any, Any] = {
+        "svg.fonttype": "none",  # text stays text: it can be selected, found and read aloud
+        "svg.hashsalt": f"{width}x{height}",
+        "font.family": "sans-serif",
+        "font.size": 10,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), ink),
+    }
+    with matplotlib.rc_context(style):
+        yield Figure(figsize=(width, height), layout="constrained")
+
+
+def _svg(figure: Figure) -> str:
+    buffer = io.StringIO()
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    for variable, stand_in in PALETTE.items():
+        text = text.replace(stand_in, f"var(--{variable})")
+    # The page sets the width; the drawing keeps its aspect through the viewBox.
+    return re.sub(
+        r'<svg ([^>]*?)width="[^"]*"',
+        r"<svg \1",
+        re.sub(r'(<svg [^>]*?)height="[^"]*" ', r"\1", text, count=1),
+        count=1,
+    )

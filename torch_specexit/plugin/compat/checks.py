@@ -1,0 +1,86 @@
+"""What must hold of a draft directory before an engine serves it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from torch import Tensor
+
+from specexit.drafts.directory import DraftConfig, DraftError, SpecExitBlock, check_target, check_vocabulary
+
+
+def folder_of(model: str, revision: str | None, file: str) -> Path:
+    """Local folder of a model's file: the path itself, or where the hub client keeps it."""
+    if Path(model).is_dir():
+        return Path(model)
+    from transformers.utils.hub import cached_file
+
+    return Path(str(cached_file(model, file, revision=revision))).parent
+
+
+def check_draft(config: DraftConfig, folder: Path, target: Any) -> SpecExitBlock:
+    """Check that a draft can serve a target.
+
+    Args:
+      config: of the draft.
+      folder: of the draft.
+      target: vLLM's ``ModelConfig`` of the target.
+
+    Returns:
+      The draft's ``specexit`` block.
+
+    Raises:
+      DraftError: it was made for another target, is shorter than the engine's context, has no ``specexit`` block, or a
+        policy that cannot be served: one of another smoothing, or without any threshold.
+    """
+    path = folder / "config.json"
+    names = ("hidden_size", "num_hidden_layers", "vocab_size")
+    check_target(config, folder, {name: getattr(target.hf_text_config, name) for name in names}, target.model)
+    if config.max_position_embeddings < target.max_model_len:
+        raise DraftError(
+            f"{path}: max_position_embeddings is {config.max_position_embeddings}, but the engine serves max_model_len "
+            f"{target.max_model_len}: beyond its own length the draft is silent and nothing could exit"
+        )
+    block = config.specexit
+    if block is None:
+        raise DraftError(f"{path}: no specexit block, expected one in a draft of architecture {config.architectures}")
+    served = ("none",) if block.source == "draft" else ("none", "ewma")
+    if block.policy.smoothing not in served:
+        raise DraftError(
+            f"{path}: specexit.policy.smoothing is {block.policy.smoothing!r}, expected {' or '.join(served)} "
+            f"with source {block.source!r}"
+        )
+    if not block.policy.thresholds:
+        raise DraftError(
+            f"{path}: specexit.policy.thresholds is empty, expected at least one: every request would exit at once"
+        )
+    return block
+
+
+def checked(weights: Iterable[tuple[str, Tensor]], config: DraftConfig, folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """Pass a draft's tensors on while an engine loads them.
+
+    Raises:
+      DraftError: the file is truncated, a tensor is missing, misshapen or not finite, or the draft's vocabulary points
+        outside of the target's.
+    """
+    path = folder / "model.safetensors"
+    missing = config.tensor_shapes()
+    try:
+        for name, tensor in weights:
+            shape = missing.pop(name, None)
+            if shape is not None and tuple(tensor.shape) != shape:
+                raise DraftError(f"{path}: tensor {name} has shape {list(tensor.shape)}, expected {list(shape)}")
+            if tensor.is_floating_point() and not tensor.isfinite().all():
+                raise DraftError(f"{path}: tensor {name} holds NaN or infinity, expected finite weights")
+            if name == "d2t":
+                check_vocabulary(config, tensor.cpu().numpy(), path)
+            yield name, tensor
+    except SafetensorError as error:
+        raise DraftError(f"{path}: cannot be read as safetensors (truncated?): {error}") from error
+    if missing:
+        name, shape = next(iter(missing.items()))
+        raise DraftError(f"{path}: tensor {name} {list(shape)} is missing")

@@ -1,0 +1,269 @@
+"""Every place where vLLM is wrapped, as one table: what, why, what it relies on, since when, until when.
+
+None of these methods is public, so each is checked before anything is wrapped; see `torch_specexit.plugin.compat.fit`.
+``specexit serve --check`` prints the table, for the installed vLLM or for the sources of another version.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from torch_specexit.plugin.compat import wraps
+from torch_specexit.plugin.compat.fit import Has, Hook, Takes, Uses, install
+
+logger = logging.getLogger("vllm.specexit")
+
+
+_GPU = "vllm.v1.worker.gpu"
+_V1, _V2 = "vllm.v1.worker.gpu_model_runner", f"{_GPU}.model_runner"
+_PROPOSER, _SPECULATOR = "vllm.v1.spec_decode.llm_base_proposer", f"{_GPU}.spec_decode.eagle.speculator"
+_DRAFT = "vllm.model_executor.models.llama_eagle3:Eagle3LlamaForCausalLM"
+_SCHEDULED = "vllm.v1.core.sched.output"
+_ENGINE = "vllm.v1.engine"
+
+_NEVER_PUBLIC = "when vLLM lets a plug-in see a step's result and the hidden states behind it; no such plan is known"
+_PR = "vllm-project/vllm#27192 (early exit in the core; closed)"
+
+_LOGPROBS = Has("vllm.v1.outputs:LogprobsTensors", ("logprob_token_ids", "logprobs", "selected_token_ranks"))
+_READS_SIGNALS = (
+    Takes(f"{_DRAFT}.compute_logits", ("hidden_states",)),
+    Takes(f"{_DRAFT}.forward", ("input_ids", "positions", "hidden_states")),
+    Takes(f"{_DRAFT}.get_top_tokens", ("hidden_states",)),
+    Takes(f"{_DRAFT}.load_weights", ("weights",)),
+)
+
+
+def _runner_hooks(module: str, drafter: str, state: tuple[str, ...], steps: tuple[str, ...]) -> tuple[Hook, ...]:
+    """Hooks that are the same for both runners, but for the names of what they rely on."""
+    runner_class = f"{module}:GPUModelRunner"
+    return (
+        Hook(
+            module,
+            "GPUModelRunner",
+            "execute_model",
+            ("scheduler_output", "intermediate_tensors"),
+            wraps.execute_model,
+            why="a slot for each new request, before its first step",
+            relies_on="scheduler_output.scheduled_new_reqs and finished_req_ids",
+            since="0.24",
+            facts=(
+                Has(
+                    f"{_SCHEDULED}:SchedulerOutput", ("scheduled_new_reqs", "finished_req_ids", "num_scheduled_tokens")
+                ),
+                Has(f"{_SCHEDULED}:NewRequestData", ("req_id", "prompt_token_ids", "sampling_params")),
+                Has("vllm.sampling_params:SamplingParams", ("extra_args",)),
+            ),
+            upstream="vllm-project/vllm#56497 (logits processors are told of new requests, V2 only, since 0.32)",
+            until="when V2 alone is served, and its logits processors may read hidden states",
+        ),
+        Hook(
+            module,
+            "GPUModelRunner",
+            "sample_tokens",
+            ("grammar_output",),
+            wraps.sample_tokens,
+            why="the target's hidden states before they are consumed; the step's report behind drafting",
+            relies_on="execute_model_state with aux_hidden_states; sampling and drafting happen within this call",
+            since="0.24",
+            facts=(
+                Has(runner_class, ("execute_model_state", drafter, "device", "model_config")),
+                Has(f"{module}:ExecuteModelState", state),
+                Uses(f"{runner_class}.sample_tokens", steps),
+                Takes("vllm.v1.outputs:AsyncModelRunnerOutput.get_output", ()),
+            ),
+            upstream=_PR,
+            until=_NEVER_PUBLIC,
+        ),
+    )
+
+
+V1_HOOKS = (
+    *_runner_hooks(
+        _V1,
+        "drafter",
+        ("sample_hidden_states", "aux_hidden_states"),
+        ("execute_model_state", "_sample", "_input_fits_in_drafter", "propose_draft_token_ids", "_bookkeeping_sync"),
+    ),
+    Hook(
+        _V1,
+        "GPUModelRunner",
+        "_sample",
+        ("logits", "spec_decode_metadata"),
+        wraps.sample_v1,
+        why="the one place that yields the rejection sampler's result, before bookkeeping, drafting and copies read it",
+        relies_on="sampled_token_ids padded with -1, logits_indices, cu_num_sampled_tokens, discard_request_mask",
+        since="0.24",
+        facts=(
+            Has(f"{_V1}:GPUModelRunner", ("model", "input_batch", "query_start_loc", "discard_request_mask")),
+            Has("vllm.v1.worker.gpu_input_batch:InputBatch", ("num_reqs", "req_ids")),
+            Has("vllm.v1.spec_decode.metadata:SpecDecodeMetadata", ("logits_indices", "cu_num_sampled_tokens")),
+            Has("vllm.v1.outputs:SamplerOutput", ("sampled_token_ids", "logprobs_tensors")),
+            _LOGPROBS,
+        ),
+        upstream=_PR,
+        until="when V1 is gone; vLLM's own comments call it deprecated",
+    ),
+    Hook(
+        _V1,
+        "GPUModelRunner",
+        "_bookkeeping_sync",
+        ("scheduler_output", "sampler_output"),
+        wraps.bookkeeping_sync,
+        why="without asynchronous scheduling nobody has seen the result by then, so no acceptance has to stop for it",
+        relies_on="called behind drafting, with the result that is sent; drafting keeps no count of accepted tokens",
+        since="0.24",
+        facts=(
+            Has(f"{_V1}:GPUModelRunner", ("use_async_scheduling", "speculative_config")),
+            Has("vllm.config.speculative:SpeculativeConfig", ("disable_padded_drafter_batch",)),
+            Has("vllm.config.model:ModelConfig", ("is_hybrid",)),
+        ),
+        upstream="none",
+        until="when V1 is gone",
+        without="acceptance stops at split tokens that were drafted, as it does on a GPU",
+    ),
+    Hook(
+        _V1,
+        "GPUModelRunner",
+        "_input_fits_in_drafter",
+        ("common_attn_metadata",),
+        wraps.input_fits_in_drafter,
+        why="one request at the end of the context must not silence the signals of all others in its batch",
+        relies_on="only max_seq_len against effective_drafter_max_model_len is looked at",
+        since="0.24",
+        facts=(
+            Has(f"{_V1}:GPUModelRunner", ("effective_drafter_max_model_len",)),
+            Uses(
+                f"{_V1}:GPUModelRunner._input_fits_in_drafter",
+                ("common_attn_metadata", "max_seq_len", "effective_drafter_max_model_len"),
+            ),
+        ),
+        upstream="none",
+        until="when V1 is gone; V2 drafts for the others of the batch",
+    ),
+    Hook(
+        _PROPOSER,
+        "SpecDecodeBaseProposer",
+        "propose",
+        ("num_speculative_tokens", "target_token_ids"),
+        wraps.propose_v1,
+        why="marks the draft's first pass, and makes sure that there is one",
+        relies_on="the first compute_logits of a call gets the last accepted row of each request, in batch order",
+        since="0.24",
+        facts=(
+            Has(f"{_PROPOSER}:SpecDecodeBaseProposer", ("model", "_last_draft_probs")),
+            Uses(
+                f"{_PROPOSER}:SpecDecodeBaseProposer.propose",
+                ("set_inputs_first_pass", "last_hidden_states", "sample_hidden_states", "_sample_draft_tokens"),
+            ),
+            Uses(f"{_PROPOSER}:SpecDecodeBaseProposer._sample_draft_tokens", ("_greedy_sample", "compute_logits")),
+            *_READS_SIGNALS,
+        ),
+        upstream=_PR,
+        until="when V1 is gone",
+    ),
+)
+"""For the V1 runner, which CPUs use."""
+
+V2_HOOKS = (
+    *_runner_hooks(
+        _V2,
+        "speculator",
+        ("hidden_states", "aux_hidden_states"),
+        ("execute_model_state", "sample", "AsyncOutput", "postprocess_sampled", "propose"),
+    ),
+    Hook(
+        _V2,
+        "GPUModelRunner",
+        "sample",
+        ("hidden_states", "input_batch", "grammar_output"),
+        wraps.sample_v2,
+        why="the one place that yields the rejection sampler's result, before broadcast, copies and drafting read it",
+        relies_on="(SamplerOutput, num_sampled, num_rejected) on the device, input_batch.cu_num_logits",
+        since="0.24",
+        facts=(
+            Has(f"{_V2}:GPUModelRunner", ("model",)),
+            Has(f"{_GPU}.input_batch:InputBatch", ("num_reqs", "req_ids", "logits_indices", "cu_num_logits")),
+            Uses(f"{_V2}:GPUModelRunner.sample", ("rejection_sampler", "num_sampled", "num_rejected")),
+            Has(f"{_GPU}.sample.output:SamplerOutput", ("sampled_token_ids", "logprobs_tensors")),
+            _LOGPROBS,
+        ),
+        upstream=_PR,
+        until=_NEVER_PUBLIC,
+    ),
+    Hook(
+        _SPECULATOR,
+        "EagleSpeculator",
+        "_prefill",
+        ("num_reqs", "num_tokens"),
+        wraps.prefill,
+        why="marks the draft's first pass, when it runs and when it is captured as a CUDA graph",
+        relies_on="its compute_logits gets the last accepted row of each request, in batch order; 0.33 skips it by "
+        "skip_sample where no drafts are needed, the signals are",
+        since="0.24",
+        facts=(
+            Has(f"{_SPECULATOR}:EagleSpeculator", ("model",)),
+            Uses(f"{_SPECULATOR}:EagleSpeculator._prefill", ("last_token_indices", "_run_model", "sample_draft")),
+            Uses(f"{_SPECULATOR}:EagleSpeculator.propose", ("_prefill", "prepare_decode_inputs")),
+            Uses(f"{_SPECULATOR}:EagleSpeculator.capture", ("_prefill", "_generate_draft")),
+            *_READS_SIGNALS,
+        ),
+        upstream="vllm-project/vllm#27192; on_prefill_begin and on_prefill_end, since 0.28, do not see skip_sample",
+        until="when a draft model is told which of its passes is the first",
+    ),
+)
+"""For the V2 runner, which GPUs use."""
+
+ENGINE_HOOKS = (
+    Hook(
+        "vllm.v1.core.sched.scheduler",
+        "Scheduler",
+        "update_from_output",
+        ("scheduler_output", "model_runner_output"),
+        wraps.update_from_output,
+        why="the outcome of a finished request, to the client",
+        relies_on="EngineCoreOutput.kv_transfer_params reaches RequestOutput and the server's JSON",
+        since="0.24",
+        facts=(
+            Has("vllm.v1.core.sched.scheduler:Scheduler", ("requests",)),
+            Has("vllm.v1.request:Request", ("sampling_params", "num_output_tokens")),
+            Has(f"{_ENGINE}:EngineCoreOutputs", ("outputs",)),
+            Has(f"{_ENGINE}:EngineCoreOutput", ("request_id", "finish_reason", "kv_transfer_params")),
+            Has("vllm.outputs:RequestOutput", ("kv_transfer_params",)),
+        ),
+        upstream="vllm-project/vllm#36308 (kv_transfer_params in streamed answers, too; the servers of 0.33 do)",
+        until="when outputs have a field for plug-ins",
+    ),
+    Hook(
+        f"{_ENGINE}.input_processor",
+        "InputProcessor",
+        "_validate_params",
+        ("params",),
+        wraps.validate_params,
+        why="bad specexit arguments are refused at admission: a ValueError, HTTP 400 from the server",
+        relies_on="called for every request before it reaches the engine core; self.vllm_config",
+        since="0.24",
+        facts=(Uses(f"{_ENGINE}.input_processor:InputProcessor.process_inputs", ("_validate_params",)),),
+        upstream="vllm-project/vllm#56497 (validate_params of logits processors, V2 only, since 0.32)",
+        until="when V2 alone is served, and its logits processors may read hidden states",
+    ),
+)
+"""For engine core and front end; installed in every vLLM process."""
+
+HOOKS = (*V1_HOOKS, *V2_HOOKS, *ENGINE_HOOKS)
+
+
+def install_engine_hooks() -> None:
+    """Install the hooks of engine core and front end. What does not fit is said where a SpecExit draft is loaded."""
+    misfit = install(ENGINE_HOOKS)
+    if misfit:
+        logger.debug(misfit)
+
+
+def install_worker_hooks(*, v2: bool) -> None:
+    """Install the hooks of a runner; called when a SpecExit draft is constructed, so that no other engine is touched.
+
+    The engine's hooks are part of it: exits that nobody can ask for or hear of are not served.
+    """
+    misfit = install((*ENGINE_HOOKS, *(V2_HOOKS if v2 else V1_HOOKS)))
+    if misfit:
+        logger.error(misfit)

@@ -1,0 +1,164 @@
+"""What is done around each wrapped method of vLLM. Where they are, and why: `torch_specexit.plugin.compat.hooks`.
+
+A wrap calls the original once and hands on its result. What is our own in it runs guarded, so that no request fails.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any
+
+from torch_specexit.plugin import outcome
+from torch_specexit.plugin.compat.fit import Method
+from torch_specexit.plugin.frontend import arguments
+from torch_specexit.plugin.worker import runner
+from torch_specexit.plugin.worker.runner import draft_of, exits_of, guarded
+
+logger = logging.getLogger("vllm.specexit")
+
+
+def execute_model(original: Method) -> Method:
+    """Take in new requests and drop finished ones, before a step."""
+
+    def execute_model(self: Any, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
+        exits = exits_of(self)
+        if exits is not None:
+            guarded(self, exits.settle if kwargs.get("dummy_run") else lambda: exits.track(scheduler_output))
+        return original(self, scheduler_output, *args, **kwargs)
+
+    return execute_model
+
+
+def sample_tokens(original: Method) -> Method:
+    """Keep the hidden states of a step at hand while it is sampled, and end it behind drafting."""
+
+    def sample_tokens(self: Any, *args: Any, **kwargs: Any) -> Any:
+        exits = exits_of(self)
+        if exits is not None:
+            exits.step_state = self.execute_model_state
+        output = original(self, *args, **kwargs)
+        if exits is not None:
+            exits.step_state = None
+            guarded(self, lambda: exits.close(output))
+        return output
+
+    return sample_tokens
+
+
+def sample_v1(original: Method) -> Method:
+    """Apply the rule to V1's result, before anyone has seen it."""
+
+    def _sample(self: Any, logits: Any, spec_decode_metadata: Any) -> Any:
+        output = original(self, logits, spec_decode_metadata)
+        exits = exits_of(self)
+        if exits is not None:
+            guarded(self, lambda: runner.rewrite_v1(self, exits, output, spec_decode_metadata))
+        return output
+
+    return _sample
+
+
+def sample_v2(original: Method) -> Method:
+    """Apply the rule to V2's result, before anyone has seen it."""
+
+    def sample(self: Any, hidden_states: Any, input_batch: Any, *args: Any, **kwargs: Any) -> Any:
+        output, n_sampled, n_rejected = original(self, hidden_states, input_batch, *args, **kwargs)
+        exits = exits_of(self)
+        if exits is not None:
+            guarded(self, lambda: runner.rewrite_v2(self, exits, output, n_sampled, n_rejected, input_batch))
+        return output, n_sampled, n_rejected
+
+    return sample
+
+
+def bookkeeping_sync(original: Method) -> Method:
+    """Apply to V1's result what the draft's first pass has told."""
+
+    def _bookkeeping_sync(self: Any, scheduler_output: Any, sampler_output: Any, *args: Any, **kwargs: Any) -> Any:
+        exits = exits_of(self)
+        if exits is not None:
+            guarded(self, lambda: runner.rewrite_v1_late(self, exits, sampler_output))
+        return original(self, scheduler_output, sampler_output, *args, **kwargs)
+
+    return _bookkeeping_sync
+
+
+def input_fits_in_drafter(original: Method) -> Method:
+    """Have the draft run where only its later passes would not fit."""
+
+    def _input_fits_in_drafter(self: Any, common_attn_metadata: Any) -> bool:
+        fits = original(self, common_attn_metadata)
+        exits = exits_of(self)
+        if exits is None or fits or common_attn_metadata is None:
+            return fits
+        alone = common_attn_metadata.max_seq_len <= self.effective_drafter_max_model_len
+        exits.draft.first_pass.alone = alone
+        return alone
+
+    return _input_fits_in_drafter
+
+
+def propose_v1(original: Method) -> Method:
+    """Mark the first pass of V1's draft, and see to it that there is one."""
+
+    def propose(self: Any, num_speculative_tokens: int, *args: Any, **kwargs: Any) -> Any:
+        draft = draft_of(self)
+        if draft is None:
+            return original(self, num_speculative_tokens, *args, **kwargs)
+        draft.record(1)
+        if draft.first_pass.alone:
+            draft.first_pass.alone = False
+            drafts = original(self, 1, *args, **kwargs)
+            self._last_draft_probs = None  # of one column; without any, vLLM verifies by the tokens alone
+            return drafts.new_zeros(drafts.shape[0], num_speculative_tokens)
+        drafts = original(self, max(num_speculative_tokens, 1), *args, **kwargs)
+        return drafts if num_speculative_tokens else drafts[:, :0]
+
+    return propose
+
+
+def prefill(original: Method) -> Method:
+    """Mark the first pass of V2's draft, and see to it that its signals are read though no drafts are needed."""
+
+    def _prefill(self: Any, *args: Any, **kwargs: Any) -> Any:
+        draft = draft_of(self)
+        if draft is None:
+            return original(self, *args, **kwargs)
+        if kwargs.get("skip_sample"):
+            kwargs["skip_sample"] = draft.block.source != "draft"
+        draft.record(sys.maxsize)
+        try:
+            return original(self, *args, **kwargs)
+        finally:
+            draft.record(0)
+
+    return _prefill
+
+
+def update_from_output(original: Method) -> Method:
+    """Put the outcome into the outputs of finished requests."""
+
+    def update_from_output(self: Any, scheduler_output: Any, model_runner_output: Any) -> Any:
+        records = getattr(model_runner_output, "specexit", None) or {}
+        requests = {
+            name: self.requests[name] for name in scheduler_output.num_scheduled_tokens if name in self.requests
+        }
+        outputs = original(self, scheduler_output, model_runner_output)
+        try:
+            outcome.report(requests, records, outputs)
+        except Exception:
+            logger.exception("specexit could not report an outcome; the requests go on")
+        return outputs
+
+    return update_from_output
+
+
+def validate_params(original: Method) -> Method:
+    """Refuse bad arguments, at admission."""
+
+    def _validate_params(self: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
+        arguments.admit(getattr(params, "extra_args", None), self.vllm_config)
+        return original(self, params, *args, **kwargs)
+
+    return _validate_params

@@ -1,0 +1,194 @@
+"""What a request may say about its exits: flat keys in ``SamplingParams.extra_args`` (``vllm_xargs`` over HTTP).
+
+They are checked where a request is admitted, so that a client gets an error (HTTP 400), and once more in the worker,
+where an error would take the engine down and the server's own policy is used instead.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from functools import cache
+from typing import Any, Literal, NamedTuple
+
+from pydantic import Field, ValidationError
+
+from specexit.config import Config
+from specexit.drafts.directory import DraftError, Mode, SpecExitBlock, read_config
+from specexit.method.decision import Policy
+from specexit.method.signals import NAMES
+from torch_specexit.plugin.compat.checks import folder_of
+
+logger = logging.getLogger("vllm.specexit")
+
+PREFIX = "specexit"
+
+
+class ArgumentError(ValueError):
+    """A request's argument is unknown or out of range; the message names the key, the value and what was expected."""
+
+    def __init__(self, message: str, parameter: str | None = None):
+        super().__init__(message)
+        self.parameter = parameter
+
+
+class RequestArguments(Config):
+    """The keys. Giving any threshold replaces all of the server's."""
+
+    specexit: bool | None = Field(
+        default=None, description="whether this request may exit; as the server does if unset"
+    )
+    specexit_validity: float | None = Field(default=None, ge=0, le=1, description="smallest validity")
+    specexit_confidence: float | None = Field(default=None, ge=0, le=1, description="smallest confidence")
+    specexit_progress: float | None = Field(default=None, ge=0, le=1, description="smallest progress")
+    specexit_remaining: float | None = Field(default=None, ge=0, description="largest number of tokens still needed")
+    specexit_min_thinking_tokens: int | None = Field(default=None, ge=0, description="no exit before this many tokens")
+    specexit_max_thinking_tokens: int | None = Field(
+        default=None, ge=1, description="exit at the first boundary with this many tokens, whatever the signals say"
+    )
+    specexit_patience: int | None = Field(default=None, ge=1, description="boundaries in a row that must pass")
+    specexit_alpha: float | None = Field(default=None, gt=0, le=1, description="weight of the newest value")
+    specexit_splits: tuple[str, ...] | None = Field(
+        default=None, min_length=1, description="the draft's split strings at which this request may exit"
+    )
+    specexit_mode: Literal["exit", "shadow"] | None = Field(
+        default=None, description="in place of the server's; shadow: decide and report, but do not cut"
+    )
+
+
+class Wish(NamedTuple):
+    """What a request gets: its own arguments over the draft's defaults."""
+
+    policy: Policy
+    splits: tuple[str, ...] | None = None
+    """Split strings; None for all."""
+    on: bool | None = None
+    """Whether it may exit; None for what the server does."""
+    mode: Literal["exit", "shadow"] | None = None
+    """None for the server's."""
+
+    def mode_under(self, server: Mode) -> Mode:
+        """How this request is treated by a server.
+
+        Example:
+          >>> from specexit.method.decision import Policy
+          >>> asks = Wish(Policy(thresholds={"validity": 0.9}), on=True)
+          >>> asks.mode_under("off"), asks.mode_under("shadow"), asks._replace(on=None).mode_under("off")
+          ('exit', 'shadow', 'off')
+        """
+        if self.on is False:
+            return "off"
+        if self.mode is not None:
+            return self.mode
+        return "exit" if self.on and server == "off" else server
+
+
+def parse(extra_args: Mapping[str, Any] | None) -> RequestArguments:
+    """Check a request's arguments. Keys of others are passed over.
+
+    Raises:
+      ArgumentError: an unknown ``specexit`` key, or a value of the wrong type or out of range.
+    """
+    ours = {key: value for key, value in (extra_args or {}).items() if key.split("_")[0] == PREFIX}
+    try:
+        return RequestArguments.model_validate(ours)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            known = ", ".join(RequestArguments.model_fields)
+            raise ArgumentError(f"extra_args: unknown key {key!r}, expected one of {known}", key) from error
+        raise ArgumentError(f"extra_args: {key} is {problem['input']!r}: {problem['msg']}", key) from error
+
+
+def wish(extra_args: Mapping[str, Any] | None, block: SpecExitBlock) -> Wish:
+    """What a request gets of a draft.
+
+    Raises:
+      ArgumentError: see `parse`; also for a maximum of thinking tokens below the minimum, and a split string that is
+        not one of the draft's.
+    """
+    arguments = parse(extra_args)
+    policy, known = _policy(arguments, block.policy), (*block.split_endings, *block.split_connectors)
+    for string in arguments.specexit_splits or ():
+        if string not in known:
+            expected = ", ".join(map(repr, known))
+            raise ArgumentError(
+                f"extra_args: specexit_splits has {string!r}, expected some of the draft's: {expected}",
+                "specexit_splits",
+            )
+    return Wish(policy, arguments.specexit_splits, arguments.specexit, arguments.specexit_mode)
+
+
+def _policy(arguments: RequestArguments, default: Policy) -> Policy:
+    given = arguments.model_dump(exclude_none=True)
+    thresholds = {name: given[f"{PREFIX}_{name}"] for name in NAMES if f"{PREFIX}_{name}" in given}
+    changes: dict[str, Any] = {"thresholds": thresholds} if thresholds else {}
+    for field in ("min_thinking_tokens", "max_thinking_tokens", "patience", "alpha"):
+        if f"{PREFIX}_{field}" in given:
+            changes[field] = given[f"{PREFIX}_{field}"]
+    policy = default.model_copy(update=changes)
+    least, most = policy.min_thinking_tokens, policy.max_thinking_tokens
+    if most is not None and most < least:
+        whose = {field: "" if field in changes else " (the draft's)" for field in Policy.model_fields}
+        raise ArgumentError(
+            f"extra_args: specexit_max_thinking_tokens is {most}{whose['max_thinking_tokens']}, expected at least "
+            f"specexit_min_thinking_tokens, which is {least}{whose['min_thinking_tokens']}",
+            "specexit_max_thinking_tokens",
+        )
+    return policy
+
+
+def wish_or_default(extra_args: Mapping[str, Any] | None, block: SpecExitBlock, request: str) -> Wish:
+    """`wish` for the worker, where nothing may be raised: bad arguments are logged and the draft's defaults serve."""
+    try:
+        return wish(extra_args, block)
+    except ArgumentError as error:
+        logger.warning("request %s: %s; the draft's defaults are used", request, error)
+        return Wish(block.policy)
+
+
+def check(extra_args: Mapping[str, Any] | None, vllm_config: Any) -> None:
+    """Check a request's arguments where it is admitted.
+
+    Raises:
+      ArgumentError: see `wish`; where this engine has no SpecExit draft, see `parse`.
+    """
+    draft = getattr(vllm_config.speculative_config, "draft_model_config", None)
+    block = None if draft is None else _block_of(draft.model, draft.revision)
+    if block is None:
+        parse(extra_args)
+    else:
+        wish(extra_args, block)
+
+
+@cache
+def _block_of(model: str, revision: str | None) -> SpecExitBlock | None:
+    """The block of a draft; None where there is none (or none that could be read, which the worker complains of)."""
+    try:
+        return read_config(folder_of(model, revision, "config.json")).specexit
+    except (DraftError, OSError):
+        return None
+
+
+def admit(extra_args: Mapping[str, Any] | None, vllm_config: Any) -> None:
+    """`check` where a request enters.
+
+    Raises:
+      ArgumentError: of the kind that `refusal` names.
+    """
+    try:
+        check(extra_args, vllm_config)
+    except ArgumentError as error:
+        raise refusal()(str(error), error.parameter) from error
+
+
+@cache
+def refusal() -> type[ArgumentError]:
+    """`ArgumentError` as the installed vLLM's servers want it for an HTTP 400: older ones answer any ValueError with
+    that, newer ones errors of their own kind alone."""
+    try:
+        from vllm.exceptions import VLLMValidationError
+    except ImportError:
+        return ArgumentError
+    return type("RefusedArgument", (ArgumentError, VLLMValidationError), {"value": None})

@@ -1,0 +1,165 @@
+"""What a decoding step of the exit rule costs: operations of the eager twin, launches of the Triton kernel.
+
+``python -m torch_specexit.plugin.worker.cost`` prints both as JSON. Operations are all ``aten`` calls that PyTorch's
+profiler records, those within others included. Without a GPU the launches are counted in Triton's interpreter, for
+which ``TRITON_INTERPRET=1`` has to be set; where there is no Triton either, they are null.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from itertools import count
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from specexit.method.decision import Policy
+from specexit.method.signals import NAMES
+from specexit.method.splits import ThinkTokens
+from torch_specexit.plugin.worker.late import Late
+from torch_specexit.plugin.worker.rule import Admission, Markers, Sampled
+from torch_specexit.plugin.worker.runner import runs_triton
+from torch_specexit.plugin.worker.slots import Slots
+from torch_specexit.plugin.worker.twin import Twin
+
+START, END, SPLIT, PLAIN, VOCAB = range(5)
+WAYS = {
+    "draft": ("draft", False, False),
+    "draft, judged behind drafting": ("draft", True, False),
+    "fc": ("fc", False, False),
+    "fc, smoothed": ("fc", False, True),
+}
+"""Source, whether steps are judged behind drafting, whether averages are judged."""
+
+STEPS = {
+    "plain": (1.0, (PLAIN, PLAIN)),
+    "judged": (1.0, (SPLIT, SPLIT)),
+    "exit": (0.0, (SPLIT, PLAIN)),
+}
+"""Threshold of validity, and what is drawn in a step and in the one that is counted: no boundary; a verdict to go on,
+and with source ``draft`` the next boundary, too; the one exit of a request."""
+
+
+class Scene:
+    """A batch of thinking requests, and the rule for them.
+
+    Args:
+      version: of the rule: `Twin`, or `torch_specexit.plugin.worker.fused.Fused`.
+      way: a name of `WAYS`.
+      threshold: smallest validity at which they exit.
+      device: of the rule.
+      batch: number of requests.
+      width: tokens of a step: one more than are drafted.
+    """
+
+    def __init__(
+        self, version: Callable[..., Any], way: str, threshold: float, device: torch.device, batch: int, width: int
+    ):
+        source, self.late, smooth = WAYS[way]
+        self.device, self.batch, self.width = device, batch, width
+        slots, ids = Slots(device), ThinkTokens(START, END, frozenset({SPLIT}))
+        self.names = [f"request {i}" for i in range(batch)]
+        for name in self.names:
+            slots.add(name, Admission(True, Policy(thresholds={"validity": threshold})))
+        self.raw = torch.zeros(batch * width, len(NAMES), device=device)
+        signals = self.raw[:batch] if source == "draft" and not self.late else None
+        version = Late if self.late else version
+        self.rule = version(slots, Markers.of(ids, VOCAB, device), source, signals=signals, smooth=smooth)
+
+    def step(self, drawn: int) -> Callable[[], object]:
+        """A step in which the first request draws a token in the middle, ready to be taken."""
+        tokens = torch.full((self.batch, self.width), PLAIN, device=self.device)
+        tokens[0, self.width // 2] = drawn
+        n = torch.full((self.batch,), self.width, dtype=torch.int32, device=self.device)
+        sampled = Sampled(self.names, tokens, n, n.cumsum(0, dtype=torch.int32), torch.zeros_like(n))
+        raw: Any = (lambda rows: self.raw[rows]) if self.late else (lambda: self.raw)
+
+        def take() -> object:
+            if self.late and self.rule.owes(self.names):
+                self.rule.force(sampled)
+            self.rule.step(sampled, raw)
+            return self.rule.records()
+
+        return take
+
+
+def eager_ops(way: str, step: str, *, batch: int = 8, width: int = 4) -> int:
+    """Operations of the twin in one step.
+
+    Args:
+      way: a name of `WAYS`.
+      step: a name of `STEPS`.
+      batch: number of requests.
+      width: tokens of a step: one more than are drafted.
+    """
+    threshold, (before, counted) = STEPS[step]
+    scene = Scene(Twin, way, threshold, torch.device("cpu"), batch, width)
+    if scene.late or WAYS[way][0] == "fc":
+        before, counted = PLAIN, before  # the verdict comes within the step
+    for drawn in (PLAIN, PLAIN, before):
+        scene.step(drawn)()
+    return aten_calls(scene.step(counted))
+
+
+def aten_calls(action: Callable[[], object]) -> int:
+    """Calls of ``aten`` operators, nested ones included."""
+    with torch.inference_mode(), profile(activities=[ProfilerActivity.CPU]) as recorded:
+        action()
+    return sum(event.name.startswith("aten::") for event in recorded.events() or ())
+
+
+def triton_launches(way: str, step: str, *, batch: int = 8, width: int = 4) -> int | None:
+    """Launches of Triton kernels in one step; None where none can run. Arguments are those of `eager_ops`."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not runs_triton(device):
+        return None
+    from torch_specexit.plugin.worker.fused import Fused
+
+    threshold, (before, counted) = STEPS[step]
+    scene = Scene(Fused, way, threshold, device, batch, width)
+    for drawn in (PLAIN, PLAIN, before):
+        scene.step(drawn)()
+    return launches(scene.step(counted))
+
+
+def launches(action: Callable[[], object]) -> int:
+    """Launches of Triton kernels, on a GPU or in the interpreter."""
+    from triton import knobs
+    from triton.runtime.interpreter import GridExecutor
+
+    counter, run = count(), GridExecutor.__call__
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        next(counter)
+        return run(*args, **kwargs)
+
+    def launched(metadata: Any) -> None:
+        next(counter)
+
+    GridExecutor.__call__ = counted
+    knobs.runtime.launch_enter_hook.add(launched)
+    try:
+        action()
+    finally:
+        GridExecutor.__call__ = run
+        knobs.runtime.launch_enter_hook.remove(launched)
+    return next(counter)
+
+
+def measure() -> dict[str, Any]:
+    """Both, for every way and every step; and, as ``eager_ops_per_step``, those of a step whose verdict is to go on."""
+    ops = {way: {step: eager_ops(way, step) for step in STEPS} for way in WAYS}
+    fused = [way for way, (_, late, _) in WAYS.items() if not late]
+    launched = {way: {step: triton_launches(way, step) for step in STEPS} for way in fused}
+    return {
+        "eager_ops_per_step": ops["draft"]["judged"],
+        "triton_launches_per_step": launched["draft"]["judged"],
+        "eager_ops": ops,
+        "triton_launches": launched,
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure(), indent=2))

@@ -1,0 +1,140 @@
+"""The draft model: vLLM's own EAGLE-3 draft, which also reads the signals.
+
+Drafting stays bit for bit what it is without signals: the extra rows of a draft directory are split off while loading
+and used apart, at the few rows that need them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from vllm.config import VllmConfig
+from vllm.model_executor.models.llama_eagle3 import Eagle3LlamaForCausalLM
+
+from specexit.drafts.directory import read_config
+from specexit.method.signals import NAMES
+from specexit.method.splits import load_tokenizer, resolve
+from torch_specexit.plugin.compat.checks import check_draft, checked, folder_of
+from torch_specexit.plugin.compat.hooks import install_worker_hooks
+from torch_specexit.plugin.settings import serving_of
+
+
+@dataclass(slots=True)
+class FirstPass:
+    """What runner and draft tell each other of a step's first pass; a module's own attributes would be slow to set."""
+
+    to_record: int = 0
+    """Passes that leave what the signals are read from."""
+    alone: bool = False
+    """Set by a V1 hook where the engine would skip drafting, though the signals are needed."""
+    keeps_rows: bool = False
+    """Set by a runner that reads the signals of whole steps."""
+    rows: Float[Tensor, "rows hidden"] | None = None
+    """Its normed outputs, where they are kept; the runner drops them as a step begins."""
+
+
+class SpecExitLlamaForCausalLMEagle3(Eagle3LlamaForCausalLM):
+    """A draft directory's model.
+
+    Raises:
+      DraftError: the draft cannot serve this target; see `check_draft`.
+      ConfigError: ``--additional-config`` holds settings that cannot be used; see `serving_of`.
+      SplitError: the target's tokenizer has no single-token think markers or no split token.
+    """
+
+    signals: Float[Tensor, "batch signals"]
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
+        assert vllm_config.speculative_config is not None
+        draft, target = vllm_config.speculative_config.draft_model_config, vllm_config.model_config
+        folder = folder_of(draft.model, draft.revision, "config.json")
+        config = read_config(folder)
+        block = check_draft(config, folder, target)
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
+        self.folder, self.draft_config, self.block = folder, config, block
+        self.serving = serving_of(block, vllm_config.additional_config)
+        self.think_tokens = resolve(
+            load_tokenizer(folder_of(target.tokenizer, target.tokenizer_revision, "tokenizer.json")),
+            block.think_start,
+            block.think_end,
+            block.split_endings,
+            block.split_connectors,
+        )
+        width = config.hidden_size if block.source == "draft" else config.aux_size
+        self.signal_weight = nn.Parameter(torch.zeros(len(NAMES), width, dtype=torch.float32), requires_grad=False)
+        rows = vllm_config.scheduler_config.max_num_seqs
+        self.register_buffer("signals", torch.zeros(rows, len(NAMES), dtype=torch.float32), persistent=False)
+        self.first_pass = FirstPass()
+        install_worker_hooks(v2=getattr(vllm_config, "use_v2_model_runner", True))
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Load a draft directory's tensors, the signal rows apart.
+
+        Raises:
+          DraftError: the file cannot be used; see `checked`.
+        """
+        super().load_weights(self._without_signals(checked(weights, self.draft_config, self.folder)))
+
+    def _without_signals(self, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        hidden = self.draft_config.hidden_size
+        for name, tensor in weights:
+            if name == "d2t" and self.draft_config.draft_vocab_size == self.draft_config.vocab_size:
+                continue  # it is all zeros then, and since 0.30 vLLM has no place for it
+            if name == "signal_head.weight":
+                self.signal_weight.data.copy_(tensor)
+            elif name == "fc.weight" and self.block.source == "fc":
+                self.signal_weight.data.copy_(tensor[hidden:])
+                yield name, tensor[:hidden].contiguous()
+            else:
+                yield name, tensor
+
+    def record(self, passes: int) -> None:
+        """Have the next ``passes`` passes leave what the signals are read from (source ``draft``)."""
+        self.first_pass.to_record = passes if self.block.source == "draft" else 0
+
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[Float[Tensor, "rows hidden"], Float[Tensor, "rows hidden"]]:
+        """One pass of the draft, as in EAGLE-3. The first of a step has the rows of the target's pass."""
+        normed, hidden = super().forward(*args, **kwargs)
+        first = self.first_pass
+        if first.keeps_rows and first.to_record > 0:
+            first.to_record -= 1
+            first.rows = normed
+        return normed, hidden
+
+    def compute_logits(self, hidden_states: Float[Tensor, "batch hidden"]) -> Tensor | None:
+        """Draft logits, as in EAGLE-3; see `_leave_signals`."""
+        self._leave_signals(hidden_states)
+        return super().compute_logits(hidden_states)
+
+    def get_top_tokens(self, hidden_states: Float[Tensor, "batch hidden"]) -> Int[Tensor, " batch"]:
+        """Draft tokens without logits, which vLLM asks for instead under ``use_local_argmax_reduction``."""
+        self._leave_signals(hidden_states)
+        return super().get_top_tokens(hidden_states)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def _leave_signals(self, hidden_states: Float[Tensor, "batch hidden"]) -> None:
+        """Read the signals off the first pass of a step, whose rows are the last accepted token of each request.
+
+        The buffer is a fixed one, so that this can become part of a CUDA graph.
+        """
+        first = self.first_pass
+        if not first.keeps_rows and first.to_record > 0:
+            first.to_record -= 1
+            n = min(hidden_states.shape[0], self.signals.shape[0])
+            self.signals[:n].copy_(hidden_states[:n].float() @ self.signal_weight.t())
+
+    def signals_of_rows(self, rows: Int[Tensor, " rows"]) -> Float[Tensor, "rows signals"]:
+        """Raw signals at some rows of the step's first pass (source ``draft``, where they are kept)."""
+        kept = self.first_pass.rows
+        assert kept is not None, "the draft was not run in this step"
+        return nn.functional.linear(kept.index_select(0, rows).float(), self.signal_weight)
+
+    def signals_of_target(
+        self, aux: list[Float[Tensor, "time hidden"]], rows: Int[Tensor, " rows"]
+    ) -> Float[Tensor, "rows signals"]:
+        """Raw signals at some rows of the target's aux hidden states (source ``fc``)."""
+        return torch.cat([layer[rows] for layer in aux], dim=-1).float() @ self.signal_weight.t()
