@@ -2,8 +2,9 @@
 
 Nothing is generated. A trace carries the target's trial answer behind every boundary, so the outcome of an exit is
 known; with greedy decoding it is what serving would give. `specexit.method.decision` is the rule; this is its fast
-form for trying thousands of policies: which boundaries are judged, and by which values, does not depend on the thresholds, so
-it is worked out once, and a policy then is a handful of array operations. The tests hold the two together.
+form for trying thousands of policies: which boundaries are judged, and by which values, does not depend on the
+thresholds, so it is worked out once, and a policy then is a handful of array operations. The tests hold the two
+together.
 """
 
 from __future__ import annotations

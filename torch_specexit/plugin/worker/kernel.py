@@ -1,7 +1,8 @@
 """One step of the exit rule as one Triton kernel, for a whole batch: the device side of `plugin.worker.fused`.
 
 Lanes are requests. Each walks through the few tokens of its step, one after the other, as
-`specexit.method.decision.ExitRule` does; its state is read from the tables and written back in place. `twin` is the same in eager torch, and its oracle.
+`specexit.method.decision.ExitRule` does; its state is read from the tables and written back in place. `twin` is the
+same in eager torch, and its oracle.
 
 This module needs Triton; it is imported where there is a GPU, or Triton's interpreter.
 """
