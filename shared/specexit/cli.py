@@ -7,6 +7,7 @@ file imports nothing heavy, so ``specexit --help`` is quick and works with the c
 from __future__ import annotations
 
 import importlib
+import json
 import re
 import sys
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ class Command:
     """Extra that must be installed: its first missing import is answered with how to get it."""
     configs: str | None = None
     """Folder in ``configs`` whose files may be given by their names."""
+    subject: str | None = None
+    """Key whose value may be given alone, in place of a YAML file: ``specexit migrate runs/x/draft``."""
 
 
 COMMANDS = {
@@ -98,6 +101,12 @@ COMMANDS = {
         "Choose the exit threshold with a risk guarantee and store it in the draft.",
         "specexit.schemas.calibrate:CalibrateConfig",
         "specexit.method.calibrate:calibrate",
+    ),
+    "migrate": Command(
+        "Bring a draft directory of an older version into today's form.",
+        "specexit.schemas.migrate:MigrateConfig",
+        "specexit.drafts.policy:migrate",
+        subject="draft",
     ),
     "bench": Command(
         "Measure plain, EAGLE-3, SpecExit and a fixed budget on the same problems in vLLM.",
@@ -222,6 +231,8 @@ def run(name: str, arguments: list[str]) -> None:
 
     try:
         path, overrides = parse(arguments)
+        if path is not None and command.subject is not None:
+            path, overrides = None, [f"{command.subject}={json.dumps(str(path))}", *overrides]
         if path is not None and command.configs is not None:
             path = find(command.configs, str(path))
         config = load(_load(command.schema), path, overrides)

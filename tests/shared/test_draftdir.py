@@ -7,21 +7,14 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from specexit.drafts.directory import (
-    Calibration,
     DraftError,
     check_target,
     plain_copy,
     read_config,
     read_draft,
     write_draft,
-    write_policy,
 )
-from specexit.method.decision import Policy
 from specexit.method.signals import NAMES
-
-CALIBRATION = Calibration(
-    risk="answer_changed", epsilon=0.02, delta=0.1, n=500, errors=4, bound=0.0159, data_sha256="ab" * 32
-)
 
 
 @pytest.fixture(params=["draft", "fc"])
@@ -70,18 +63,6 @@ def test_a_plain_copy_is_the_same_trunk_for_any_eagle3_reader(draft, tmp_path):
     assert config.specexit is None
     for name, tensor in plain.items():
         np.testing.assert_array_equal(tensor, ours[name][: len(tensor)])
-    with pytest.raises(DraftError, match="no specexit block"):
-        write_policy(tmp_path / "plain", Policy(), None)
-
-
-def test_a_policy_is_stored_with_its_guarantee_and_nothing_else_changes(draft):
-    before = read_config(draft)
-    policy = Policy(thresholds={"validity": 0.73}, patience=2)
-    write_policy(draft, policy, CALIBRATION)
-    after = read_config(draft)
-    assert (after.specexit.policy, after.specexit.calibration) == (policy, CALIBRATION)
-    assert after.specexit.model_copy(update={"policy": before.specexit.policy, "calibration": None}) == before.specexit
-    assert after.model_copy(update={"specexit": None}) == before.model_copy(update={"specexit": None})
 
 
 def test_fields_of_other_tools_are_ignored(draft):

@@ -20,6 +20,9 @@ import numpy as np
 from pydantic import Field, ValidationError
 
 from specexit.config import Config
+from specexit.drafts import policy as policies
+from specexit.drafts.policy import Certificate, Serving
+from specexit.drafts.policy import Mode as Mode
 from specexit.errors import InputError
 from specexit.method.decision import Policy
 from specexit.method.signals import NAMES
@@ -38,33 +41,6 @@ class DraftError(InputError):
     """A draft directory that cannot be used; the message names the file, the field and what was expected."""
 
 
-class Calibration(Config):
-    """The guarantee behind a policy: with probability at least ``1 - delta``, its risk is at most ``epsilon``."""
-
-    risk: Literal["answer_changed", "accuracy_lost"]
-    epsilon: float = Field(gt=0, lt=1)
-    delta: float = Field(gt=0, lt=1)
-    n: int = Field(gt=0, description="calibration traces")
-    errors: int = Field(ge=0, description="of these, how many the policy gets wrong")
-    bound: float = Field(description="upper confidence bound of the risk at level 1 - delta")
-    data_sha256: str = Field(description="of the trace file that the policy was calibrated on")
-
-
-Mode = Literal["exit", "shadow", "off"]
-
-
-class Serving(Config):
-    """How a server treats exits, unless it is told otherwise when it is started."""
-
-    mode: Mode = Field(
-        default="exit",
-        description="shadow decides and reports, but lets every request think on; off: exits for requests that ask",
-    )
-    audit_rate: float = Field(
-        default=0.0, ge=0, le=1, description="share of the requests that think on, to see whether exits change answers"
-    )
-
-
 class SpecExitBlock(Config):
     """The ``specexit`` block of ``config.json``."""
 
@@ -78,7 +54,7 @@ class SpecExitBlock(Config):
     split_connectors: tuple[str, ...] = ()
     exit_point: Literal["earliest", "stable"] = "earliest"
     policy: Policy = Policy(thresholds={"validity": 0.9})
-    calibration: Calibration | None = None
+    calibration: Certificate | None = None
     serving: Serving = Serving()
 
 
@@ -147,6 +123,7 @@ def read_config(folder: Path) -> DraftConfig:
 
     Raises:
       DraftError: not there, not JSON, or a field is missing or wrong.
+      PolicyError: ``policy.json`` is there and cannot be used.
     """
     path = folder / "config.json"
     try:
@@ -176,7 +153,18 @@ def read_config(folder: Path) -> DraftConfig:
             f"{path}: eagle_aux_hidden_state_layer_ids is {list(config.eagle_aux_hidden_state_layer_ids)}, expected "
             "increasing ids: vLLM hands the layers on in their own order, each once"
         )
-    return config
+    return config if block is None else config.model_copy(update={"specexit": _with_policy(folder, block)})
+
+
+def _with_policy(folder: Path, block: SpecExitBlock) -> SpecExitBlock:
+    """The block with what ``policy.json`` says in place of what older versions wrote into ``config.json``."""
+    if not (folder / policies.FILE).exists():
+        return block
+    stored = policies.read_policy(folder)
+    point = stored.point()
+    return block.model_copy(
+        update={"policy": point.policy, "calibration": point.certificate, "serving": stored.serving}
+    )
 
 
 def read_draft(folder: Path) -> tuple[DraftConfig, dict[str, np.ndarray]]:
@@ -275,19 +263,6 @@ def write_draft(folder: Path, config: DraftConfig, tensors: Mapping[str, np.ndar
         named = {name: np.ascontiguousarray(tensors[name]) for name in config.tensor_shapes()}
         save_file(named, beside / "model.safetensors", metadata={"format": "pt"})
         _write_config(beside, config)
-
-
-def write_policy(folder: Path, policy: Policy, calibration: Calibration | None) -> None:
-    """Store a policy and its guarantee in an existing draft directory.
-
-    Raises:
-      DraftError: the directory is unreadable or holds a plain EAGLE-3 draft.
-    """
-    config = read_config(folder)
-    if config.specexit is None:
-        raise DraftError(f"{folder / 'config.json'}: no specexit block, so there is no place for a policy")
-    block = config.specexit.model_copy(update={"policy": policy, "calibration": calibration})
-    _write_config(folder, config.model_copy(update={"specexit": block}))
 
 
 def plain_copy(source: Path, folder: Path) -> None:

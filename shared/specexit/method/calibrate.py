@@ -19,7 +19,8 @@ from rich.console import Console
 
 from specexit.data.scores import draft_sha256, read_scores
 from specexit.data.traces import Trace, data_sha256, read_traces
-from specexit.drafts.directory import Calibration, read_config, write_policy
+from specexit.drafts.directory import read_config
+from specexit.drafts.policy import Certificate, OperatingPoint, read_policy, write_policy
 from specexit.errors import InputError
 from specexit.method.decision import OFF, Policy
 from specexit.method.replay import Outcome, Replay
@@ -86,7 +87,7 @@ def learn_then_test(errors: Sequence[int], n: int, epsilon: float, delta: float)
     return chosen
 
 
-def choose(replay: Replay, config: CalibrateConfig, data_sha256: str) -> tuple[Policy, Calibration | None]:
+def choose(replay: Replay, config: CalibrateConfig, data_sha256: str) -> tuple[Policy, Certificate | None]:
     """The certified policy; `OFF` and None where no threshold passes.
 
     Raises:
@@ -99,7 +100,7 @@ def choose(replay: Replay, config: CalibrateConfig, data_sha256: str) -> tuple[P
     best = learn_then_test(errors, n, config.epsilon, config.delta)
     if best is None:
         return OFF, None
-    calibration = Calibration(
+    calibration = Certificate(
         risk=config.risk,
         epsilon=config.epsilon,
         delta=config.delta,
@@ -111,7 +112,7 @@ def choose(replay: Replay, config: CalibrateConfig, data_sha256: str) -> tuple[P
     return policies[best], calibration
 
 
-def calibrate(config: CalibrateConfig) -> tuple[Policy, Calibration | None]:
+def calibrate(config: CalibrateConfig) -> tuple[Policy, Certificate | None]:
     """Choose the policy and write it, with its guarantee, into the draft directory.
 
     Raises:
@@ -128,12 +129,14 @@ def calibrate(config: CalibrateConfig) -> tuple[Policy, Calibration | None]:
         )
     replay = Replay(traces, scores.of(traces))
     policy, calibration = choose(replay, config, data_sha256(config.traces))
-    write_policy(config.draft, policy, calibration)
+    point = OperatingPoint(name=f"risk-{config.epsilon:g}", policy=policy, certificate=calibration)
+    stored = read_policy(config.draft)
+    write_policy(config.draft, stored.model_copy(update={"default": point.name, "points": (point,)}))
     _report(summarise(replay, policy, replay.play(policy)), config, calibration, len(traces))
     return policy, calibration
 
 
-def _report(point: Point, config: CalibrateConfig, calibration: Calibration | None, n: int) -> None:
+def _report(point: Point, config: CalibrateConfig, calibration: Certificate | None, n: int) -> None:
     console = Console()
     if calibration is None:
         console.print(

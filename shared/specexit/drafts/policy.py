@@ -1,0 +1,263 @@
+"""``policy.json`` of a draft directory: when to exit, what is guaranteed of it, and for what it was calibrated.
+
+It lies beside ``config.json`` and not in it, because vLLM hashes that file into the key of its compile cache: another
+policy must not recompile the target, and a server can reload this file alone. A draft carries one or several operating
+points; each is a policy with the certificate that `specexit calibrate` found for it, or with none.
+
+Directories that still have their policy in the ``specexit`` block of ``config.json`` are read all the same;
+``specexit migrate`` rewrites them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError, model_validator
+from rich.console import Console
+
+from specexit.config import Config, write_text
+from specexit.errors import InputError
+from specexit.method.decision import Policy
+from specexit.schemas.migrate import MigrateConfig
+
+FILE = "policy.json"
+FORMAT_VERSION = 1
+BLOCK_FIELDS = ("policy", "calibration", "serving")
+"""What a ``specexit`` block of ``config.json`` held before there was a ``policy.json``."""
+
+Mode = Literal["exit", "shadow", "off"]
+Risk = Literal["answer_changed", "accuracy_lost"]
+
+
+class PolicyError(InputError):
+    """A policy file that cannot be used; the message names the file, the field and what was expected."""
+
+
+class GroupRisk(Config):
+    """What a certificate found in one group of the prompts."""
+
+    n: int = Field(gt=0, description="prompts of the group")
+    errors: float = Field(ge=0, description="of these, how many the policy gets wrong; a prompt's samples count shares")
+    bound: float = Field(ge=0, le=1, description="upper confidence bound of the group's risk at level 1 - delta")
+
+
+class Certificate(Config):
+    """The guarantee behind a policy.
+
+    With probability at least ``1 - delta`` over the calibration prompts, its risk is at most ``epsilon`` on prompts
+    that are exchangeable with them and decoded like them.
+    """
+
+    risk: Risk
+    epsilon: float = Field(gt=0, lt=1)
+    delta: float = Field(gt=0, lt=1)
+    n: int = Field(gt=0, description="calibration prompts that could judge")
+    errors: float = Field(ge=0, description="of these, how many the policy gets wrong; a prompt's samples count shares")
+    bound: float = Field(description="upper confidence bound of the risk at level 1 - delta; of the worst group's")
+    data_sha256: str = Field(description="of the trace file that the policy was calibrated on")
+    samples: int | None = Field(default=None, description="traces of these prompts")
+    unjudged: Literal["refuse", "error"] = Field(
+        default="refuse", description="what became of traces that cannot judge: left out, or counted as errors"
+    )
+    n_unjudged: int = Field(default=0, ge=0, description="traces that cannot judge")
+    groups: dict[str, GroupRisk] = Field(default={}, description="each group on its own, where the worst is controlled")
+    answers: Literal["trial", "whole"] = Field(
+        default="trial",
+        description="trial: the risk is of trial answers; whole: the bound covers answers written in full as well",
+    )
+    n_whole: int = Field(default=0, ge=0, description="prompts on which trial and whole answer were compared")
+    thinking_cut: float | None = Field(default=None, description="share of the thinking that it saves on these traces")
+    exits: float | None = Field(default=None, description="share of these traces that exit early")
+
+
+class OperatingPoint(Config):
+    """One policy under a name that a server's operator or a request can choose."""
+
+    name: str = Field(min_length=1)
+    policy: Policy
+    certificate: Certificate | None = None
+
+
+class Fingerprints(Config):
+    """What a certificate was made with; None where it was not known. Another one of any of them is another risk."""
+
+    draft: str | None = Field(default=None, description="SHA-256 of the draft's model.safetensors")
+    target: str | None = Field(default=None, description="see `specexit.drafts.fingerprints.target_fingerprint`")
+    tokenizer: str | None = Field(default=None, description="SHA-256 of the target's tokenizer.json")
+    dtype: str | None = Field(default=None, description="of the target's weights as they were served")
+    quantization: str | None = Field(default=None, description="the target's method, 'none' without one")
+    kv_cache_dtype: str | None = Field(default=None, description="as vLLM calls it, 'auto' by default")
+
+
+class Population(Config):
+    """Which prompts a calibration stands for."""
+
+    prompts: int = Field(gt=0, description="different prompts")
+    traces: int = Field(gt=0)
+    groups: dict[str, int] = Field(default={}, description="prompts of each group, by name")
+    answer_kinds: tuple[str, ...] = ()
+    references: int = Field(default=0, ge=0, description="prompts whose right answer is known")
+
+
+class Traffic(Config):
+    """How the calibration prompts looked, so that a server can tell when its traffic does not look like that.
+
+    Quantiles are at 0, 0.05, 0.25, 0.5, 0.75, 0.95 and 1.
+    """
+
+    prompt_tokens: tuple[float, ...]
+    thinking_tokens: tuple[float, ...] = Field(description="of whole traces, nothing cut")
+    boundaries: tuple[float, ...] = Field(description="split tokens in a trace")
+    validity: tuple[float, ...] = Field(description="of the signal, over all boundaries")
+    split_tokens: dict[str, float] = Field(description="token id -> its share of all boundaries")
+
+
+class Selection(Config):
+    """Prompts that chose the checkpoint: what they say of it is flattering, so they may not calibrate it."""
+
+    by: str = Field(description="the figure by which the checkpoint was chosen")
+    prompts: tuple[str, ...] = Field(description="hashes, see `specexit.data.traces.prompt_sha256`, first 16 digits")
+
+
+class Event(Config):
+    """One change of the file."""
+
+    when: str = Field(description="UTC, ISO 8601")
+    what: str
+    data_sha256: str | None = None
+
+
+class Serving(Config):
+    """How a server treats exits, unless it is told otherwise when it is started."""
+
+    mode: Mode = Field(
+        default="exit",
+        description="shadow decides and reports, but lets every request think on; off: exits for requests that ask",
+    )
+    audit_rate: float = Field(
+        default=0.0, ge=0, le=1, description="share of the requests that think on, to see whether exits change answers"
+    )
+
+
+class PolicyFile(Config):
+    """``policy.json``."""
+
+    format_version: int = FORMAT_VERSION
+    default: str = Field(default="default", description="name of the operating point that serves")
+    points: tuple[OperatingPoint, ...] = Field(
+        default=(OperatingPoint(name="default", policy=Policy(thresholds={"validity": 0.9})),), min_length=1
+    )
+    fingerprints: Fingerprints = Fingerprints()
+    sampling: dict[str, Any] | None = Field(default=None, description="of the calibration traces")
+    trial: dict[str, Any] | None = Field(default=None, description="how their trial answers were made")
+    population: Population | None = None
+    traffic: Traffic | None = None
+    serving: Serving = Serving()
+    selection: Selection | None = None
+    history: tuple[Event, ...] = ()
+
+    @model_validator(mode="after")
+    def _names(self) -> PolicyFile:
+        names = [point.name for point in self.points]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"points has {', '.join(map(repr, twice))} more than once, expected different names")
+        if self.default not in names:
+            raise ValueError(f"default is {self.default!r}, expected the name of a point: {', '.join(names)}")
+        return self
+
+    def point(self, name: str | None = None) -> OperatingPoint:
+        """An operating point by its name, by default the one that serves.
+
+        Raises:
+          PolicyError: there is none of that name.
+        """
+        wanted = self.default if name is None else name
+        for point in self.points:
+            if point.name == wanted:
+                return point
+        known = ", ".join(point.name for point in self.points)
+        raise PolicyError(f"operating point {wanted!r} does not exist, expected one of {known}")
+
+
+def read_policy(folder: Path) -> PolicyFile:
+    """Read ``policy.json``; where there is none, the policy in the ``specexit`` block of ``config.json``.
+
+    Raises:
+      PolicyError: a file is not JSON, a field is missing or wrong, or the draft is a plain one without any policy.
+    """
+    path = folder / FILE
+    if path.exists():
+        raw = _object(path)
+        version = raw.get("format_version", FORMAT_VERSION)
+        if version != FORMAT_VERSION:
+            raise PolicyError(f"{path}: format_version is {version!r}, expected {FORMAT_VERSION}")
+        return _validated(raw, path)
+    path = folder / "config.json"
+    block = _object(path).get("specexit")
+    if not isinstance(block, dict):
+        raise PolicyError(f"{path}: no specexit block and no {FILE} beside it, so this draft has no policy")
+    point: dict[str, Any] = {"name": "default", "certificate": block.get("calibration")}
+    point["policy"] = block.get("policy", PolicyFile().point().policy)
+    return _validated({"points": [point], "serving": block.get("serving", {})}, path, old=True)
+
+
+def write_policy(folder: Path, policy: PolicyFile) -> None:
+    """Write ``policy.json``, and take the policy out of ``config.json`` where an older version had put it.
+
+    Raises:
+      PolicyError: ``config.json`` is unreadable, or the draft is a plain one.
+    """
+    path = folder / "config.json"
+    config = _object(path)
+    block = config.get("specexit")
+    if not isinstance(block, dict):
+        raise PolicyError(f"{path}: no specexit block, so there is no signal that a policy could judge")
+    write_text(folder / FILE, json.dumps(policy.model_dump(mode="json"), indent=2) + "\n")
+    if any(name in block for name in BLOCK_FIELDS):  # read no longer once policy.json is there, so the order is safe
+        config["specexit"] = {name: value for name, value in block.items() if name not in BLOCK_FIELDS}
+        write_text(path, json.dumps(config, indent=2) + "\n")
+
+
+def migrate(config: MigrateConfig) -> None:
+    """``specexit migrate``: give a draft directory of an older version its ``policy.json``.
+
+    Raises:
+      PolicyError: see `read_policy` and `write_policy`.
+    """
+    there = (config.draft / FILE).exists()
+    policy = read_policy(config.draft)
+    write_policy(config.draft, policy)
+    certified = "certified" if policy.point().certificate else "without a certificate"
+    state = "was there already" if there else "written"
+    Console(stderr=True).print(f"{config.draft / FILE}: {state}; {_names(policy.points)}, {certified}")
+
+
+def _names(points: Iterable[OperatingPoint]) -> str:
+    return ", ".join(point.name for point in points)
+
+
+def _object(path: Path) -> dict[str, Any]:
+    try:
+        raw: Any = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise PolicyError(f"{path}: cannot be read as JSON: {error}") from error
+    if not isinstance(raw, dict):
+        raise PolicyError(f"{path}: holds a {type(raw).__name__}, expected an object")
+    return raw
+
+
+def _validated(raw: dict[str, Any], path: Path, *, old: bool = False) -> PolicyFile:
+    try:
+        return PolicyFile.model_validate(raw)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key = ".".join(str(part) for part in problem["loc"])
+        if old:
+            key = "specexit." + key.removeprefix("points.0.").replace("certificate", "calibration")
+        if problem["type"] == "value_error" and not key:
+            raise PolicyError(f"{path}: {problem['msg'].removeprefix('Value error, ')}") from error
+        raise PolicyError(f"{path}: field {key} is {problem['input']!r}: {problem['msg']}") from error

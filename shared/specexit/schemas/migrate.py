@@ -1,0 +1,15 @@
+"""Schema of ``specexit migrate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from specexit.config import Config
+
+
+class MigrateConfig(Config):
+    """Bring a draft directory of an older version into today's form: its policy moves into ``policy.json``."""
+
+    draft: Path = Field(description="draft directory; weights and what they say stay as they are")

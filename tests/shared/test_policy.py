@@ -1,0 +1,154 @@
+"""``policy.json``: written and read back, read from older directories, moved there by `migrate`, refused by field."""
+
+import json
+
+import pytest
+
+from specexit.cli import run
+from specexit.drafts.directory import read_config
+from specexit.drafts.policy import (
+    Certificate,
+    Fingerprints,
+    OperatingPoint,
+    PolicyError,
+    PolicyFile,
+    Serving,
+    read_policy,
+    write_policy,
+)
+from specexit.method.decision import Policy
+
+OLD_CERTIFICATE = {
+    "risk": "answer_changed",
+    "epsilon": 0.02,
+    "delta": 0.1,
+    "n": 500,
+    "errors": 4,
+    "bound": 0.0159,
+    "data_sha256": "ab" * 32,
+}
+BOLD = OperatingPoint(
+    name="risk-0.05",
+    policy=Policy(thresholds={"validity": 0.4}, patience=2),
+    certificate=Certificate(**OLD_CERTIFICATE),
+)
+CAUTIOUS = OperatingPoint(name="risk-0.01", policy=Policy(thresholds={"validity": 0.95}))
+STORED = PolicyFile(
+    default="risk-0.05",
+    points=(CAUTIOUS, BOLD),
+    fingerprints=Fingerprints(draft="cd" * 32, dtype="float32"),
+    sampling={"temperature": 0.6},
+    serving=Serving(mode="shadow", audit_rate=0.25),
+)
+
+
+@pytest.fixture
+def draft(tmp_path, write_random_draft):
+    return write_random_draft(tmp_path / "draft", "draft")
+
+
+@pytest.fixture
+def old_draft(draft):
+    """As a version without ``policy.json`` wrote it."""
+    path = draft / "config.json"
+    config = json.loads(path.read_text())
+    policy = {"thresholds": {"validity": 0.73}, "smoothing": "none", "alpha": 0.1, "patience": 2}
+    config["specexit"] |= {"policy": policy, "calibration": OLD_CERTIFICATE, "serving": {"audit_rate": 0.5}}
+    config["a_field_of_another_tool"] = [1, 2]
+    path.write_text(json.dumps(config))
+    return draft
+
+
+def test_a_policy_file_comes_back_as_it_was_written_and_is_what_the_draft_says(draft):
+    weights = (draft / "model.safetensors").read_bytes()
+    write_policy(draft, STORED)
+    assert read_policy(draft) == STORED
+    block = read_config(draft).specexit
+    assert (block.policy, block.calibration, block.serving) == (BOLD.policy, BOLD.certificate, STORED.serving)
+    assert (draft / "model.safetensors").read_bytes() == weights
+    assert {path.name for path in draft.iterdir()} == {"config.json", "model.safetensors", "policy.json"}
+
+
+def test_two_policies_leave_the_file_that_vllm_hashes_the_same(draft):
+    write_policy(draft, STORED)
+    before = (draft / "config.json").read_bytes()
+    write_policy(draft, STORED.model_copy(update={"default": "risk-0.01", "serving": Serving()}))
+    assert (draft / "config.json").read_bytes() == before
+    assert read_config(draft).specexit.policy == CAUTIOUS.policy
+
+
+def test_an_older_directory_is_read_where_it_is(old_draft):
+    point = read_policy(old_draft).point()
+    assert point.policy == Policy(thresholds={"validity": 0.73}, patience=2)
+    assert point.certificate == Certificate(**OLD_CERTIFICATE)
+    assert read_policy(old_draft).serving == Serving(audit_rate=0.5)
+
+
+def test_migrate_moves_the_policy_and_changes_nothing_else(old_draft, capsys):
+    before, policy = json.loads((old_draft / "config.json").read_text()), read_policy(old_draft)
+    run("migrate", [str(old_draft)])
+    after = json.loads((old_draft / "config.json").read_text())
+    assert read_policy(old_draft) == policy
+    for name in ("policy", "calibration", "serving"):
+        del before["specexit"][name]
+    assert after == before
+    files = {path.name: path.read_bytes() for path in old_draft.iterdir()}
+    run("migrate", [f"draft={old_draft}"])
+    assert {path.name: path.read_bytes() for path in old_draft.iterdir()} == files
+    printed = capsys.readouterr().err
+    assert "written" in printed
+    assert "was there already" in printed
+
+
+def test_a_plain_draft_has_no_policy_and_gets_none(tmp_path, write_random_draft):
+    plain = write_random_draft(tmp_path / "plain", None)
+    with pytest.raises(PolicyError, match=r"config\.json: no specexit block and no policy\.json"):
+        read_policy(plain)
+    with pytest.raises(PolicyError, match=r"config\.json: no specexit block"):
+        write_policy(plain, STORED)
+    assert not (plain / "policy.json").exists()
+
+
+def test_points_are_chosen_by_name():
+    assert STORED.point() == BOLD
+    assert STORED.point("risk-0.01") == CAUTIOUS
+    with pytest.raises(PolicyError, match=r"'risk-0\.1' does not exist, expected one of risk-0\.01, risk-0\.05"):
+        STORED.point("risk-0.1")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format_version": 2}, r"format_version is 2, expected 1"),
+        ({"default": "bold"}, r"default is 'bold', expected the name of a point: risk-0\.01, risk-0\.05"),
+        ({"points": []}, r"field points is \[\]"),
+        ({"pionts": []}, r"field pionts is \[\]: Extra inputs"),
+        ({"serving": {"audit_rate": 2}}, r"field serving\.audit_rate is 2"),
+        ({"points": [{"name": "a", "policy": {}}] * 2, "default": "a"}, r"points has 'a' more than once"),
+        ({"points": [{"name": "a", "policy": {"patience": 0}}]}, r"field points\.0\.policy\.patience is 0"),
+    ],
+)
+def test_a_wrong_field_is_named(draft, changes, message):
+    write_policy(draft, STORED)
+    path = draft / "policy.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    for read in (read_policy, read_config):
+        with pytest.raises(PolicyError, match=rf"policy\.json: {message}"):
+            read(draft)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", ""])
+def test_a_file_that_is_no_json_object_is_refused(draft, text):
+    write_policy(draft, STORED)
+    (draft / "policy.json").write_text(text)
+    with pytest.raises(PolicyError, match=r"policy\.json: (cannot be read as JSON|holds a list)"):
+        read_policy(draft)
+
+
+def test_a_wrong_field_of_an_older_directory_is_named_as_it_stands_there(old_draft):
+    path = old_draft / "config.json"
+    config = json.loads(path.read_text())
+    config["specexit"]["policy"]["patience"] = 0
+    path.write_text(json.dumps(config))
+    with pytest.raises(PolicyError, match=r"config\.json: field specexit\.policy\.patience is 0"):
+        read_policy(old_draft)
