@@ -77,17 +77,18 @@ def params_from_draft(
 ) -> dict[str, Any]:
     """The way back: tensors of a draft directory to the pure parameter tree of a `Draft` with these ``aux_rms``.
 
+    Parameters are float32 whatever the directory is stored in: no bit is lost, and training needs the room below.
     A plain EAGLE-3 draft gives a tree without ``signal_head``.
     """
-    fc, params = tensors["fc.weight"] * _per_feature(config, aux_rms), {}
+    fc, params = tensors["fc.weight"].astype(np.float32) * _per_feature(config, aux_rms), {}
     for path, name in NAMES.items():
-        value = fc[: config.hidden_size] if name == "fc.weight" else tensors[name]
+        value = fc[: config.hidden_size] if name == "fc.weight" else tensors[name].astype(np.float32)
         node = params
         for key in path[:-1]:
             node = node.setdefault(key, {})
         node[path[-1]] = np.ascontiguousarray(value.T if path[-1] == "kernel" else value)
     if config.specexit is not None:
         from_fc = config.specexit.source == "fc"
-        rows = fc[config.hidden_size :] if from_fc else tensors["signal_head.weight"]
+        rows = fc[config.hidden_size :] if from_fc else tensors["signal_head.weight"].astype(np.float32)
         params["signal_head"] = {"kernel": np.ascontiguousarray(rows.T)}
     return params

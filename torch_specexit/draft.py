@@ -18,6 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
@@ -27,6 +28,13 @@ from specexit.drafts.directory import DraftConfig, DraftError, read_draft
 
 Rows = Float[Tensor, "batch rows hidden"]
 Heads = Float[Tensor, "batch heads rows dim"]
+
+
+def as_torch(array: np.ndarray) -> Tensor:
+    """The array's own memory as a tensor; numpy hands bfloat16 over as bits only."""
+    if array.dtype.name == "bfloat16":
+        return torch.from_numpy(array.view(np.uint16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
 
 
 class RMSNorm(nn.Module):
@@ -181,7 +189,7 @@ class Draft(nn.Module):
             )
         with torch.device("meta"):
             draft = cls(config, embedding)
-        weights = {name: torch.from_numpy(value) for name, value in tensors.items() if name != "t2d"}
+        weights = {name: as_torch(value) for name, value in tensors.items() if name != "t2d"}
         draft.load_state_dict(weights, assign=True)
         draft.embedding = embedding.detach()
         return draft.to(embedding.dtype).requires_grad_(False).eval()

@@ -13,7 +13,7 @@ from jax_specexit.export import params_from_draft, tensors_from_params
 from jax_specexit.model.draft import Draft
 from jax_specexit.training.run import read_start, widen
 from jax_specexit.training.train import train
-from specexit.drafts.directory import DraftConfig, SpecExitBlock, read_draft
+from specexit.drafts.directory import FLOATS, DraftConfig, SpecExitBlock, read_draft
 from specexit.method.signals import NAMES
 from specexit.schemas.convert import ConvertConfig
 from specexit.schemas.train import SignalConfig, TrainConfig
@@ -53,6 +53,16 @@ def test_a_draft_directory_computes_what_the_run_computed(source, exponents, see
     np.testing.assert_array_equal(served.fuse(aux), trained.fuse(aux))
     np.testing.assert_array_equal(served.signals(aux, normed), trained.signals(aux, normed))
     jax.tree.map(np.testing.assert_array_equal, params_from_draft(shape(source), tensors, rms), params)
+
+
+def test_a_directory_in_bfloat16_is_trained_in_float32() -> None:
+    params = nnx.to_pure_dict(nnx.state(Draft(shape("fc"), rngs=nnx.Rngs(0))))
+    tensors = tensors_from_params(shape("fc"), params, np.arange(0, 20, 2))
+    half = {name: t.astype(FLOATS["bfloat16"]) if t.dtype == np.float32 else t for name, t in tensors.items()}
+    wide = {name: t.astype(np.float32) for name, t in half.items()}
+    read = params_from_draft(shape("fc"), half, (0.5, 2.0, 8.0))
+    jax.tree.map(np.testing.assert_array_equal, read, params_from_draft(shape("fc"), wide, (0.5, 2.0, 8.0)))
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(read)} == {"float32"}
 
 
 def test_a_frozen_trunk_is_the_same_to_the_bit(recipe: TrainConfig, tmp_path) -> None:

@@ -7,6 +7,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from specexit.drafts.directory import (
+    FLOATS,
     DraftError,
     check_target,
     plain_copy,
@@ -42,6 +43,45 @@ def test_a_draft_comes_back_as_it_was_written(draft, tmp_path):
     for name, tensor in tensors.items():
         np.testing.assert_array_equal(tensors_again[name], tensor)
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_directory_in_half_precision_is_read_and_written_bit_for_bit(draft, tmp_path, dtype):
+    config, tensors = read_draft(draft)
+    half = {name: t.astype(FLOATS[dtype]) if t.dtype == np.float32 else t for name, t in tensors.items()}
+    write_draft(tmp_path / "half", config.model_copy(update={"torch_dtype": dtype}), half)
+    again = read_draft(tmp_path / "half")[1]
+    for name, tensor in half.items():
+        assert again[name].dtype == tensor.dtype
+        assert again[name].tobytes() == tensor.tobytes()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_weights_that_are_not_finite_are_refused_in_every_type(draft, dtype, value):
+    def break_one(tensor):
+        tensor = tensor.astype(FLOATS[dtype])
+        tensor[1, 2] = value
+        return tensor
+
+    edit_tensor(draft, "midlayer.mlp.up_proj.weight", break_one)
+    with pytest.raises(DraftError, match=r"midlayer\.mlp\.up_proj\.weight holds NaN or infinity"):
+        read_draft(draft)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "message"),
+    [
+        ("norm.weight", np.int8, r"norm\.weight is int8, expected float32 or bfloat16 or float16"),
+        ("norm.weight", np.float64, r"norm\.weight is float64, expected float32"),
+        ("d2t", np.float32, "d2t is float32, expected int64"),
+        ("t2d", np.int64, "t2d is int64, expected bool"),
+    ],
+)
+def test_a_tensor_of_the_wrong_type_is_refused_by_name(draft, name, dtype, message):
+    edit_tensor(draft, name, lambda tensor: tensor.astype(dtype))
+    with pytest.raises(DraftError, match=message):
+        read_draft(draft)
 
 
 def test_the_signal_rows_are_where_each_source_has_them(tmp_path, write_random_draft):
@@ -117,17 +157,6 @@ def test_truncated_weights_are_refused(draft, kept):
     path = draft / "model.safetensors"
     path.write_bytes(path.read_bytes()[:kept])
     with pytest.raises(DraftError, match=r"model\.safetensors: cannot be read as safetensors \(truncated\?\)"):
-        read_draft(draft)
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_weights_that_are_not_finite_are_refused_by_name(draft, value):
-    def break_one(tensor):
-        tensor[1, 2] = value
-        return tensor
-
-    edit_tensor(draft, "midlayer.mlp.up_proj.weight", break_one)
-    with pytest.raises(DraftError, match=r"midlayer\.mlp\.up_proj\.weight holds NaN or infinity"):
         read_draft(draft)
 
 

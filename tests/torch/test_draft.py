@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from specexit.drafts.directory import DraftError, plain_copy, read_draft
+from specexit.drafts.directory import FLOATS, DraftError, plain_copy, read_draft, write_draft
 from torch_specexit.draft import Draft
 
 TIME = 12
@@ -102,3 +102,13 @@ def test_an_embedding_of_another_target_is_refused(tmp_path, write_random_draft)
     folder = write_random_draft(tmp_path / "draft", "draft")
     with pytest.raises(DraftError, match=r"config\.json.*\[200, 64\].*\[640, 192\].*another target"):
         Draft.load(folder, torch.zeros(640, 192))
+
+
+def test_weights_in_bfloat16_are_loaded_bit_for_bit(tmp_path, write_random_draft, inputs):
+    config, tensors = read_draft(write_random_draft(tmp_path / "draft", "draft"))
+    half = {name: t.astype(FLOATS["bfloat16"]) if t.dtype == np.float32 else t for name, t in tensors.items()}
+    write_draft(tmp_path / "half", config.model_copy(update={"torch_dtype": "bfloat16"}), half)
+    state = Draft.load(tmp_path / "half", inputs[0].bfloat16()).state_dict()
+    for name in half.keys() - {"t2d", "d2t"}:
+        assert state[name].dtype == torch.bfloat16
+        np.testing.assert_array_equal(state[name].float().numpy(), half[name].astype(np.float32))

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import ml_dtypes
 import numpy as np
 from pydantic import Field, ValidationError
 
@@ -35,6 +36,9 @@ ARCHITECTURE = "SpecExitLlamaForCausalLMEagle3"
 PLAIN_ARCHITECTURE = "LlamaForCausalLMEagle3"
 
 Source = Literal["draft", "fc"]
+
+FLOATS = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype(np.float16)}
+"""What weights may be stored in; importing ml_dtypes is also what teaches numpy, and so safetensors, bfloat16."""
 
 
 class DraftError(InputError):
@@ -168,7 +172,7 @@ def _with_policy(folder: Path, block: SpecExitBlock) -> SpecExitBlock:
 
 
 def read_draft(folder: Path) -> tuple[DraftConfig, dict[str, np.ndarray]]:
-    """Read and check a whole draft directory.
+    """Read and check a whole draft directory; weights stay in the type they are stored in (see `FLOATS`).
 
     Raises:
       DraftError: see `read_config`; also for a truncated file, a missing or misshapen tensor, NaN or infinity in the
@@ -198,9 +202,21 @@ def check_tensors(config: DraftConfig, tensors: Mapping[str, np.ndarray], path: 
             raise DraftError(f"{path}: tensor {name} {list(shape)} is missing")
         if tensors[name].shape != shape:
             raise DraftError(f"{path}: tensor {name} has shape {list(tensors[name].shape)}, expected {list(shape)}")
-        if tensors[name].dtype.kind == "f" and not np.isfinite(tensors[name]).all():
-            raise DraftError(f"{path}: tensor {name} holds NaN or infinity, expected finite weights")
+        check_values(name, tensors[name], path)
     check_vocabulary(config, tensors["d2t"], path)
+
+
+def check_values(name: str, tensor: np.ndarray, path: Path) -> None:
+    """Check the type of a tensor, and that a weight is a number throughout.
+
+    Raises:
+      DraftError: names the file, the tensor, what was found and what was expected.
+    """
+    expected = {"d2t": ("int64",), "t2d": ("bool",)}.get(name, tuple(FLOATS))
+    if tensor.dtype.name not in expected:
+        raise DraftError(f"{path}: tensor {name} is {tensor.dtype.name}, expected {' or '.join(expected)}")
+    if tensor.dtype in FLOATS.values() and not np.isfinite(tensor).all():
+        raise DraftError(f"{path}: tensor {name} holds NaN or infinity, expected finite weights")
 
 
 def check_vocabulary(config: DraftConfig, d2t: np.ndarray, path: Path) -> None:
