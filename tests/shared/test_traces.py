@@ -1,13 +1,26 @@
 """Trace files: what is written is what is read, and a file that cannot be used says why."""
 
+import json
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from specexit.config import ConfigError
-from specexit.data.traces import (
+from specexit.data.rows import (
+    ADDED,
     SCHEMA,
+    FreeTrial,
     LabelledTrace,
+    can_judge,
+    fill_untried,
+    free_trials,
+    infer_agrees,
+    prompt_sha256,
+)
+from specexit.data.traces import (
     TraceError,
     check_tokenizer,
     data_sha256,
@@ -71,7 +84,7 @@ def test_other_schema_version(make_trace, tmp_path):
     path = tmp_path / "traces.parquet"
     schema = SCHEMA.with_metadata({"specexit.traces": "0"})
     pq.write_table(pa.Table.from_pylist([vars(make_trace())], schema=schema), path)
-    with pytest.raises(TraceError, match="schema version is 0, expected 1"):
+    with pytest.raises(TraceError, match="schema version is 0, expected 1 or 2"):
         read_traces(path)
 
 
@@ -128,3 +141,71 @@ def test_traces_of_another_tokenizer_are_refused(make_trace, tmp_path):
     write_traces(path, [make_trace()], "0" * 64)
     with pytest.raises(TraceError, match=r"written with the tokenizer 000000000000..., expected \w+... of .*tokenizer"):
         check_tokenizer(path, target)
+
+
+def test_files_of_version_one_are_read(make_trace, tmp_path):
+    """Every boundary of such a file was tried, and a trial without an answer counts as another one, as it did."""
+    columns = {name: [value] for name, value in vars(make_trace()).items() if name not in ADDED}
+    old = pa.schema([field for field in SCHEMA if field.name not in ADDED], metadata={"specexit.traces": "1"})
+    pq.write_table(pa.table(columns, schema=old), tmp_path / "traces.parquet")
+    assert read_traces(tmp_path) == [make_trace()]
+    (trace,) = read_traces(tmp_path)
+    assert (trace.boundary_state, trace.boundary_trial_tokens) == (["differs", "agrees", "agrees"], [0, 0, 0])
+    assert (trace.sample, trace.messages, trace.task, trace.answer_kind, trace.group) == (0, None, None, "math", None)
+
+
+def test_a_new_column_is_missing(make_trace, tmp_path):
+    table = pa.Table.from_pylist([vars(make_trace())], schema=SCHEMA)
+    pq.write_table(table.drop_columns(["sample"]), tmp_path / "traces.parquet")
+    with pytest.raises(TraceError, match=r"column 'sample' \(int32\) is missing"):
+        read_traces(tmp_path)
+
+
+def test_a_state_that_does_not_exist(make_trace, tmp_path):
+    write_traces(tmp_path / "traces.parquet", [make_trace(boundary_state=["agrees", "maybe", "agrees"])])
+    with pytest.raises(TraceError, match="trace 'a' has boundary_state 'maybe', expected one of agrees, differs, und"):
+        read_traces(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, True),
+        ({"boundary_state": ["differs", "untried", "agrees"]}, True),
+        ({"boundary_state": ["undecided", "agrees", "agrees"]}, False),
+        ({"finish_reason": "length"}, False),
+        ({"answer": None}, False),
+        ({f"boundar{end}": [] for end in ("ies", "y_answers", "y_agrees", "y_confidence")}, False),
+    ],
+)
+def test_who_can_judge(make_trace, changes, expected):
+    assert can_judge(make_trace(**changes)) is expected
+
+
+def test_prompts_are_told_apart_by_their_tokens(make_trace):
+    same = prompt_sha256(make_trace(id="other", sample=3, think_ids=[1]))
+    assert prompt_sha256(make_trace()) == same != prompt_sha256(make_trace(prompt_ids=[1, 2, 4]))
+
+
+STATES = st.lists(st.sampled_from(["agrees", "differs", "undecided", "untried"]), min_size=1, max_size=12)
+
+
+@settings(derandomize=True, max_examples=100, deadline=None)
+@given(STATES)
+def test_nothing_agrees_that_no_trial_says(states):
+    """An agreement is a trial's own, or lies between trials of which none says anything else."""
+    tried = [i for i, state in enumerate(states) if state != "untried"]
+    for i, agrees in enumerate(infer_agrees(states)):
+        left, right = [k for k in tried if k <= i][-1:], [k for k in tried if k >= i][:1]
+        assert agrees == (bool(left) and all(states[k] == "agrees" for k in left + right))
+
+
+def test_untried_boundaries_take_the_answer_before_them():
+    assert fill_untried([None, "a", None, "b", None]) == ["a", "a", "a", "b", "b"]
+    assert fill_untried([None, None]) == [None, None]
+
+
+def test_free_trials_are_read_from_the_row(make_trace):
+    free = FreeTrial(boundary=1, answer="7", same=True, tokens=12)
+    assert free_trials(make_trace(trial=json.dumps({"text": "x", "free": [vars(free)]}))) == [free]
+    assert free_trials(make_trace()) == []

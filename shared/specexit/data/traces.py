@@ -1,7 +1,7 @@
 """Traces on disk: one Parquet row per generated trace, its schema checked on the way in and out.
 
-Columns are the fields of `Trace` and, once `specexit annotate` has found the exit points, of `LabelledTrace`; a
-labelled file can be read as a plain one. The schema version sits in the file's metadata.
+Columns are the fields of the rows, `specexit.data.rows`; a labelled file can be read as a plain one. The schema version
+sits in the file's metadata, and files of the version before are read as well.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar
@@ -18,95 +17,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from specexit.config import ConfigError
+from specexit.data.rows import ADDED, READABLE_VERSIONS, SCHEMA, SCHEMAS, STATES, LabelledTrace, Trace
 from specexit.errors import InputError
 from specexit.schemas.target import TargetConfig, load_target_config
-
-SCHEMA_VERSION = "1"
 
 
 class TraceError(InputError):
     """A trace file that cannot be used; the message names the file, the column and what was expected."""
 
 
-@dataclass(frozen=True)
-class Trace:
-    """One row: what the target wrote for a prompt, and what it would have answered at every step boundary."""
-
-    id: str
-    prompt: str
-    prompt_ids: list[int]
-    think_ids: list[int]
-    """Thinking tokens, neither marker included."""
-    answer_ids: list[int]
-    """Everything behind ``</think>``, end of turn included."""
-    answer: str | None
-    """Extracted from the full response."""
-    reference: str | None
-    """The right answer, where it is known."""
-    correct: bool | None
-    finish_reason: str
-    """``stop``, or ``length`` where the token budget ran out."""
-    boundaries: list[int]
-    """Offsets in ``think_ids`` just behind a split token."""
-    boundary_answers: list[str | None]
-    """Answer given when thinking is ended at each boundary."""
-    boundary_agrees: list[bool]
-    """Whether that equals ``answer``."""
-    boundary_confidence: list[float]
-    """Geometric mean of the probabilities of the trial answer's tokens."""
-    target: str
-    sampling: str
-    """Sampling parameters, as JSON."""
-    seed: int
-
-
-@dataclass(frozen=True)
-class LabelledTrace(Trace):
-    """A finished trace together with the points at which its thinking could have ended."""
-
-    exit_earliest: int
-    """Offset of the first boundary that agrees; ``len(think_ids)`` where none does."""
-    exit_stable: int
-    """Offset of the first boundary from which on all agree."""
-    hard_boundary: int | None
-    """Index of the boundary behind the first stated answer: the one decision that is not easy."""
-
-
 TraceT = TypeVar("TraceT", bound=Trace)
-
-SCHEMA = pa.schema(
-    [
-        pa.field("id", pa.string(), nullable=False),
-        pa.field("prompt", pa.string(), nullable=False),
-        pa.field("prompt_ids", pa.list_(pa.int32()), nullable=False),
-        pa.field("think_ids", pa.list_(pa.int32()), nullable=False),
-        pa.field("answer_ids", pa.list_(pa.int32()), nullable=False),
-        pa.field("answer", pa.string()),
-        pa.field("reference", pa.string()),
-        pa.field("correct", pa.bool_()),
-        pa.field("finish_reason", pa.string(), nullable=False),
-        pa.field("boundaries", pa.list_(pa.int32()), nullable=False),
-        pa.field("boundary_answers", pa.list_(pa.string()), nullable=False),
-        pa.field("boundary_agrees", pa.list_(pa.bool_()), nullable=False),
-        pa.field("boundary_confidence", pa.list_(pa.float32()), nullable=False),
-        pa.field("target", pa.string(), nullable=False),
-        pa.field("sampling", pa.string(), nullable=False),
-        pa.field("seed", pa.int64(), nullable=False),
-    ],
-    metadata={"specexit.traces": SCHEMA_VERSION},
-)
-LABELLED_SCHEMA = pa.schema(
-    [
-        *SCHEMA,
-        pa.field("exit_earliest", pa.int32(), nullable=False),
-        pa.field("exit_stable", pa.int32(), nullable=False),
-        pa.field("hard_boundary", pa.int32()),
-    ],
-    metadata=SCHEMA.metadata,
-)
-_SCHEMAS = {Trace: SCHEMA, LabelledTrace: LABELLED_SCHEMA}
-assert all(schema.names == [field.name for field in fields(kind)] for kind, schema in _SCHEMAS.items())
-
 
 TOKENIZER = b"specexit.tokenizer"
 """Key in a file's metadata: hash of the ``tokenizer.json`` that its ids are of."""
@@ -125,7 +45,7 @@ def write_traces(path: Path, traces: Sequence[Trace], tokenizer_sha256: str | No
     """
     if not traces:
         raise ValueError(f"{path}: no traces to write")
-    table = pa.Table.from_pylist([asdict(trace) for trace in traces], schema=_SCHEMAS[type(traces[0])])
+    table = pa.Table.from_pylist([vars(trace) for trace in traces], schema=SCHEMAS[type(traces[0])])
     if tokenizer_sha256 is not None:
         table = table.replace_schema_metadata({**table.schema.metadata, TOKENIZER: tokenizer_sha256.encode()})
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -223,29 +143,31 @@ def _read(path: Path, kind: type[TraceT]) -> list[TraceT]:
 
 
 def _read_file(file: Path, kind: type[TraceT]) -> Iterator[TraceT]:
-    schema = _SCHEMAS[kind]
+    schema = SCHEMAS[kind]
     try:
         table = pq.read_table(file)
     except (pa.ArrowException, OSError) as error:
         raise TraceError(f"{file}: cannot be read as Parquet: {error}") from error
-    for field in schema:
+    version = (table.schema.metadata or {}).get(b"specexit.traces", b"none").decode()
+    if version not in READABLE_VERSIONS:
+        raise TraceError(f"{file}: trace schema version is {version}, expected {' or '.join(READABLE_VERSIONS)}")
+    expected = [field for field in schema if version != "1" or field.name not in ADDED]
+    for field in expected:
         if field.name not in table.column_names:
             hint = "" if field.name in SCHEMA.names else ", run specexit annotate first"
             raise TraceError(f"{file}: column {field.name!r} ({field.type}) is missing{hint}")
         found = table.schema.field(field.name).type
         if found != field.type:
             raise TraceError(f"{file}: column {field.name!r} has type {found}, expected {field.type}")
-    version = (table.schema.metadata or {}).get(b"specexit.traces", b"none").decode()
-    if version != SCHEMA_VERSION:
-        raise TraceError(f"{file}: trace schema version is {version}, expected {SCHEMA_VERSION}")
-    for row in table.select(schema.names).to_pylist():
+    for row in table.select([field.name for field in expected]).to_pylist():
         trace = kind(**row)
         _check_boundaries(file, trace)
         yield trace
 
 
 def _check_boundaries(file: Path, trace: Trace) -> None:
-    for name in ("boundary_answers", "boundary_agrees", "boundary_confidence"):
+    verdicts = ("answers", "agrees", "confidence", "state", "trial_tokens")
+    for name in (f"boundary_{verdict}" for verdict in verdicts):
         if len(getattr(trace, name)) != len(trace.boundaries):
             raise TraceError(
                 f"{file}: trace {trace.id!r} has {len(getattr(trace, name))} {name}, "
@@ -257,3 +179,8 @@ def _check_boundaries(file: Path, trace: Trace) -> None:
             f"{file}: trace {trace.id!r} has boundaries {trace.boundaries}, "
             f"expected rising offsets within its {len(trace.think_ids)} thinking tokens"
         )
+    for state in trace.boundary_state:
+        if state not in STATES:
+            raise TraceError(
+                f"{file}: trace {trace.id!r} has boundary_state {state!r}, expected one of {', '.join(STATES)}"
+            )

@@ -1,0 +1,212 @@
+"""What one trace is: the columns of a trace file, their meaning, and which traces a statistic may count.
+
+Columns are the fields of `Trace` and, once ``specexit annotate`` has found the exit points, of `LabelledTrace`. Reading
+and writing files of them is `specexit.data.traces`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any, Literal, get_args
+
+import pyarrow as pa
+
+SCHEMA_VERSION = "2"
+READABLE_VERSIONS = ("1", SCHEMA_VERSION)
+"""Version 1 lacks the columns of `ADDED`; a row of it was tried at every boundary."""
+
+BoundaryState = Literal["agrees", "differs", "undecided", "untried"]
+"""What the trial behind a boundary said: the trace's answer, another or none, nothing before it was cut off; or there
+was no trial."""
+
+STATES: tuple[str, ...] = get_args(BoundaryState)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trace:
+    """One row: what the target wrote for a prompt, and what it would have answered at its step boundaries."""
+
+    id: str
+    """Of the prompt."""
+    prompt: str
+    """The last user turn."""
+    prompt_ids: list[int]
+    think_ids: list[int]
+    """Thinking tokens, neither marker included."""
+    answer_ids: list[int]
+    """Everything behind ``</think>``, end of turn included."""
+    answer: str | None
+    """Extracted from the full response."""
+    reference: str | None
+    """The right answer, where it is known."""
+    correct: bool | None
+    finish_reason: str
+    """``stop``, or ``length`` where the token budget ran out."""
+    boundaries: list[int]
+    """Offsets in ``think_ids`` just behind a split token."""
+    boundary_answers: list[str | None]
+    """Answer given when thinking is ended at each boundary. At an untried one that of the tried one before it, or of
+    the first tried one where none is before it."""
+    boundary_agrees: list[bool]
+    """Whether that equals ``answer``. True where the trial agrees, and at an untried boundary where the nearest tried
+    ones on both sides do; False everywhere else, where a trial was undecided too."""
+    boundary_confidence: list[float]
+    """Geometric mean of the probabilities of the trial answer's tokens; at an untried boundary as the answer."""
+    target: str
+    sampling: str
+    """Sampling parameters, as JSON."""
+    seed: int
+    """Of this very sample."""
+    sample: int = 0
+    """Which of the prompt's samples, from 0."""
+    messages: str | None = None
+    """The chat messages as JSON; None where ``prompt`` is all of them."""
+    task: str | None = None
+    answer_kind: str = "math"
+    """How answers are read and compared, see `specexit.data.answers`."""
+    group: str | None = None
+    """Part of the population that the prompt belongs to; by default its task."""
+    boundary_state: list[str] = field(default_factory=list)
+    """A `BoundaryState` each. By default every boundary was tried, with what ``boundary_agrees`` says."""
+    boundary_trial_tokens: list[int] = field(default_factory=list)
+    """Tokens that each trial generated; 0 where there was none, or where it is not known."""
+    trial: str = "{}"
+    """How trials were made, as JSON: ``text`` forced behind the end marker, ``max_tokens``, ``stop``, ``boundaries``
+    (how they were chosen), and ``free``: trials with nothing forced, see `free_trials`."""
+
+    def __post_init__(self) -> None:
+        if not self.boundary_state:
+            states = ["agrees" if agrees else "differs" for agrees in self.boundary_agrees]
+            object.__setattr__(self, "boundary_state", states)
+        if not self.boundary_trial_tokens:
+            object.__setattr__(self, "boundary_trial_tokens", [0] * len(self.boundaries))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledTrace(Trace):
+    """A finished trace together with the points at which its thinking could have ended."""
+
+    exit_earliest: int
+    """Offset of the first boundary that agrees; ``len(think_ids)`` where none does."""
+    exit_stable: int
+    """Offset of the first boundary from which on all agree."""
+    hard_boundary: int | None
+    """Index of the boundary behind the first stated answer: the one decision that is not easy."""
+
+
+@dataclass(frozen=True)
+class FreeTrial:
+    """A trial with nothing forced behind the end marker: the whole answer, as a user would get it."""
+
+    boundary: int
+    """Index of the boundary."""
+    answer: str | None
+    same: bool | None
+    """Whether the forced trial there has the same verdict; None where one of the two was cut off."""
+    tokens: int
+
+
+def can_judge(trace: Trace) -> bool:
+    """Whether a statistic or certificate may count a trace: it came to its end with an answer, had somewhere to exit,
+    and every trial that was made is decided. All others are reported, and never count as successes."""
+    return (
+        trace.finish_reason == "stop"
+        and trace.answer is not None
+        and len(trace.boundaries) > 0
+        and "undecided" not in trace.boundary_state
+    )
+
+
+def prompt_sha256(trace: Trace) -> str:
+    """Hash of the prompt's token ids: what tells whether two traces are of one prompt, whatever their ids say."""
+    return hashlib.sha256(json.dumps(list(trace.prompt_ids)).encode()).hexdigest()
+
+
+def free_trials(trace: Trace) -> list[FreeTrial]:
+    """The trials of a trace in which nothing was forced: by them one knows what forced ones are worth."""
+    return [FreeTrial(**free) for free in json.loads(trace.trial).get("free", [])]
+
+
+def fill_untried(tried: Sequence[Any]) -> list[Any]:
+    """Give untried boundaries (None) the value of the tried one before them, or of the first one where none is before.
+
+    Example:
+      >>> fill_untried([None, 1, None, None, 2, None])
+      [1, 1, 1, 1, 2, 2]
+    """
+    last = next((value for value in tried if value is not None), None)
+    filled = []
+    for value in tried:
+        last = last if value is None else value
+        filled.append(last)
+    return filled
+
+
+def infer_agrees(states: Sequence[str]) -> list[bool]:
+    """``boundary_agrees`` from ``boundary_state``: an untried boundary agrees where both tried neighbours do. In front
+    of the first tried one nothing is inferred; behind the last one, the last one alone is asked.
+
+    Example:
+      >>> infer_agrees(["untried", "agrees", "untried", "agrees", "untried", "differs", "untried"])
+      [False, True, True, True, False, False, False]
+    """
+    before = _carry(states, start=False)
+    after = reversed(_carry(states[::-1], start=True))
+    return [left and right for left, right in zip(before, after, strict=True)]
+
+
+def _carry(states: Sequence[str], *, start: bool) -> list[bool]:
+    """Whether the last tried state agrees, at every place."""
+    agrees, carried = start, []
+    for state in states:
+        agrees = agrees if state == "untried" else state == "agrees"
+        carried.append(agrees)
+    return carried
+
+
+_INTS, _STRINGS = pa.list_(pa.int32()), pa.list_(pa.string())
+SCHEMA = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("prompt", pa.string(), nullable=False),
+        pa.field("prompt_ids", _INTS, nullable=False),
+        pa.field("think_ids", _INTS, nullable=False),
+        pa.field("answer_ids", _INTS, nullable=False),
+        pa.field("answer", pa.string()),
+        pa.field("reference", pa.string()),
+        pa.field("correct", pa.bool_()),
+        pa.field("finish_reason", pa.string(), nullable=False),
+        pa.field("boundaries", _INTS, nullable=False),
+        pa.field("boundary_answers", _STRINGS, nullable=False),
+        pa.field("boundary_agrees", pa.list_(pa.bool_()), nullable=False),
+        pa.field("boundary_confidence", pa.list_(pa.float32()), nullable=False),
+        pa.field("target", pa.string(), nullable=False),
+        pa.field("sampling", pa.string(), nullable=False),
+        pa.field("seed", pa.int64(), nullable=False),
+        pa.field("sample", pa.int32(), nullable=False),
+        pa.field("messages", pa.string()),
+        pa.field("task", pa.string()),
+        pa.field("answer_kind", pa.string(), nullable=False),
+        pa.field("group", pa.string()),
+        pa.field("boundary_state", _STRINGS, nullable=False),
+        pa.field("boundary_trial_tokens", _INTS, nullable=False),
+        pa.field("trial", pa.string(), nullable=False),
+    ],
+    metadata={"specexit.traces": SCHEMA_VERSION},
+)
+LABELLED_SCHEMA = pa.schema(
+    [
+        *SCHEMA,
+        pa.field("exit_earliest", pa.int32(), nullable=False),
+        pa.field("exit_stable", pa.int32(), nullable=False),
+        pa.field("hard_boundary", pa.int32()),
+    ],
+    metadata=SCHEMA.metadata,
+)
+SCHEMAS: dict[type[Trace], pa.Schema] = {Trace: SCHEMA, LabelledTrace: LABELLED_SCHEMA}
+assert all(schema.names == [column.name for column in fields(kind)] for kind, schema in SCHEMAS.items())
+ADDED = tuple(column.name for column in fields(Trace) if (column.default, column.default_factory) != (MISSING, MISSING))
+"""Columns that version 1 does not have, `Trace`'s defaults being what it means."""
