@@ -1,5 +1,6 @@
 # Every command a person needs. `make help` lists them.
-PYTHON ?= python3.11
+# An interpreter from 3.11 to 3.13; setup.sh finds one by itself.
+PYTHON ?=
 VENV := .venv
 BIN := $(VENV)/bin
 # vLLM for the machine: with an NVIDIA driver the one that needs a GPU.
@@ -64,13 +65,13 @@ clean:  ## Remove the virtual environments; runs are kept
 # Stamps: the demo needs no linters and no independent peers. Only plan-all needs the TPU compiler (0.7 GB), and it has an
 # environment of its own, because vLLM finds two platforms and starts on neither where libtpu is installed beside it.
 $(VENV)/.demo-ready: pyproject.toml constraints.txt setup.sh
-	@./setup.sh $(PYTHON) $(VENV) train,$(SERVE)
+	@PYTHON=$(PYTHON) ./setup.sh $(VENV) train,$(SERVE)
 	@touch $@
 
 $(VENV)/.dev-ready: $(VENV)/.demo-ready
-	@./setup.sh $(PYTHON) $(VENV) train,$(SERVE),dev
+	@PYTHON=$(PYTHON) ./setup.sh $(VENV) train,$(SERVE),dev
 	@touch $@
 
 $(VENV)-tpu/.ready: pyproject.toml constraints.txt setup.sh
-	@./setup.sh $(PYTHON) $(VENV)-tpu train,serve-cpu,dev,tpu
+	@PYTHON=$(PYTHON) ./setup.sh $(VENV)-tpu train,serve-cpu,dev,tpu
 	@touch $@

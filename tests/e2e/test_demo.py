@@ -1,6 +1,7 @@
 """The whole pipeline at reduced size, as a newcomer runs it: every command, real engines, a measured table."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -24,12 +25,27 @@ from specexit.drafts.directory import read_draft
 from specexit.method.signals import NAMES
 from specexit.schemas.target import load_target_config
 
+ROOT = Path(__file__).resolve().parents[2]
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("demo") / "run"
-    subprocess.run([sys.executable, "-m", "specexit", "demo", "quick=true", f"out={folder}"], check=True)
-    return folder
+    """The demo of a wheel, outside of the checkout: what the package forgot to carry would be missed here."""
+    folder = tmp_path_factory.mktemp("demo")
+    site = folder / "site"
+    install = ["install", "--quiet", "--no-deps", "--target", str(site), str(ROOT)]
+    subprocess.run([sys.executable, "-m", "pip", "--disable-pip-version-check", *install], check=True)
+    environment = os.environ | {"PYTHONPATH": str(site)}
+    for program in (["-c", WHERE], ["-m", "specexit", "demo", "quick=true", "out=run"]):
+        subprocess.run([sys.executable, *program], cwd=folder, env=environment, check=True)
+    return folder / "run"
+
+
+WHERE = """
+import jax_specexit, specexit, torch_specexit
+for package in (specexit, jax_specexit, torch_specexit):
+    assert "/site/" in package.__file__, package.__file__
+"""
 
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]

@@ -1,0 +1,118 @@
+"""``setup.sh`` on machines that are not this one: what it finds, what it tries next, what it asks a person to do."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+TOOLS = ("bash", "cat", "grep", "sed", "mktemp", "rm", "env", "mkdir", "cp", "chmod")
+
+STUB_PYTHON = """#!/usr/bin/env bash
+# A Python whose pip finds the CPU build of torch in {index} alone.
+echo "$@" >>{calls}
+case "$*" in
+  {found}) ;;
+  *"+cpu"*) echo "ERROR: No matching distribution found for torch" >&2; exit 1 ;;
+esac
+"""
+
+STUB_UV = """#!/usr/bin/env bash
+# uv venv ... FOLDER
+echo "uv $@" >>{calls}
+for folder; do :; done
+mkdir -p "$folder/bin"
+cp {python} "$folder/bin/python"
+"""
+
+
+class Machine:
+    """A PATH that holds a shell, a few tools, and what a test adds."""
+
+    def __init__(self, folder: Path):
+        self.bin, self.calls, self.venv = folder / "bin", folder / "calls", folder / "venv"
+        self.bin.mkdir()
+        for tool in TOOLS:
+            found = shutil.which(tool)
+            assert found, tool
+            (self.bin / tool).symlink_to(found)
+
+    def add(self, name: str, text: str) -> Path:
+        path = self.bin / name
+        path.write_text(text)
+        path.chmod(0o755)
+        return path
+
+    def add_uv(self, found: str, index: str) -> None:
+        python = self.add("stub-python", STUB_PYTHON.format(calls=self.calls, found=found, index=index))
+        self.add("uv", STUB_UV.format(calls=self.calls, python=python))
+
+    def setup(self, extras: str = "train,serve-cpu", **environment: str) -> subprocess.CompletedProcess[str]:
+        command = [str(self.bin / "bash"), "setup.sh", str(self.venv), extras]
+        return subprocess.run(
+            command, cwd=ROOT, env={"PATH": str(self.bin)} | environment, capture_output=True, text=True
+        )
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    return Machine(tmp_path)
+
+
+def test_without_any_python_it_says_the_one_thing_to_do(machine: Machine) -> None:
+    done = machine.setup()
+    assert done.returncode == 1
+    assert "no Python from 3.11 to 3.13" in done.stderr
+    assert "Install one" in done.stderr
+    assert not machine.venv.exists()
+
+
+def test_an_interpreter_that_cannot_work_is_named(machine: Machine) -> None:
+    old = machine.add("python3.10", "#!/usr/bin/env bash\nexit 1\n")
+    done = machine.setup(PYTHON=str(old))
+    assert done.returncode == 1
+    assert f"PYTHON is {old}, expected a Python from 3.11 to 3.13" in done.stderr
+
+
+def test_uv_brings_a_python_where_there_is_none(machine: Machine) -> None:
+    machine.add_uv(found="*", index="the package index")
+    done = machine.setup()
+    assert done.returncode == 0, done.stderr
+    calls = machine.calls.read_text().splitlines()
+    assert calls[0] == f"uv venv --quiet --seed --python 3.11 {machine.venv}"
+    assert not any("download.pytorch.org" in call for call in calls)
+    assert any("--editable .[train,serve-cpu]" in call for call in calls)
+
+
+def test_the_cpu_build_of_torch_is_looked_for_where_pytorch_has_it(machine: Machine) -> None:
+    machine.add_uv(found="*--extra-index-url*download.pytorch.org*", index="PyTorch's own")
+    done = machine.setup()
+    assert done.returncode == 0, done.stderr
+    tried = [call for call in machine.calls.read_text().splitlines() if "+cpu" in call]
+    assert len(tried) == 2
+    assert "download.pytorch.org/whl/cpu" not in tried[0]
+    assert "download.pytorch.org/whl/cpu" in tried[1]
+
+
+def test_torch_that_is_nowhere_leaves_nothing_behind(machine: Machine) -> None:
+    machine.add_uv(found="nowhere", index="no place")
+    done = machine.setup()
+    assert done.returncode == 1
+    assert "PIP_FIND_LINKS=FOLDER" in done.stderr
+    assert not machine.venv.exists()
+
+
+def test_a_gpu_machine_asks_for_no_cpu_build(machine: Machine) -> None:
+    machine.add_uv(found="nowhere", index="no place")
+    done = machine.setup("train,serve")
+    assert done.returncode == 0, done.stderr
+    assert "+cpu" not in machine.calls.read_text()
+
+
+def test_the_pins_name_a_torch_to_look_for() -> None:
+    pins = (ROOT / "constraints.txt").read_text().splitlines()
+    assert any(line.startswith("torch==") for line in pins)
+    assert any(line.startswith("torchvision==") for line in pins)
+    assert os.access(ROOT / "setup.sh", os.X_OK)
