@@ -21,6 +21,8 @@ import typer
 class Command:
     """One command: ``schema`` and ``run`` are ``module:name``, imported when it is called."""
 
+    group: str
+    """Under which heading ``specexit --help`` lists it."""
     help: str
     schema: str
     run: str
@@ -34,28 +36,33 @@ class Command:
 
 COMMANDS = {
     "demo": Command(
+        "Start",
         "The whole pipeline on the embedded tiny reasoner, on a CPU.",
         "specexit.schemas.demo:DemoConfig",
         "specexit.demo:demo",
     ),
     "collect": Command(
+        "Data",
         "Generate traces, and the answer the target would give at every step boundary.",
         "specexit.schemas.collect:CollectConfig",
         "torch_specexit.collect:collect",
         "serve",
     ),
     "annotate": Command(
+        "Data",
         "Find exit points in traces; print statistics and the oracle cut.",
         "specexit.schemas.annotate:AnnotateConfig",
         "specexit.data.annotate:annotate",
     ),
     "pack": Command(
+        "Data",
         "Pack labelled traces into fixed-length training examples.",
         "specexit.schemas.pack:PackConfig",
         "specexit.data.packing:pack",
         "train",
     ),
     "plan": Command(
+        "Training",
         "What a recipe needs on a TPU slice that is not there yet: memory, time at best, what binds.",
         "specexit.schemas.plan:PlanConfig",
         "jax_specexit.planning.plan:plan",
@@ -63,6 +70,7 @@ COMMANDS = {
         "recipes",
     ),
     "train": Command(
+        "Training",
         "Train a draft and its signal heads, sharded and resumable.",
         "specexit.schemas.train:TrainConfig",
         "jax_specexit.training.train:train",
@@ -70,34 +78,40 @@ COMMANDS = {
         "recipes",
     ),
     "evaluate": Command(
+        "Training",
         "Judge a trained draft on held-out traces: tokens, signals, simulated cut.",
         "specexit.schemas.evaluate:EvaluateConfig",
         "jax_specexit.evaluation.evaluate:evaluate",
         "train",
     ),
     "convert": Command(
+        "Drafts",
         "Turn a training checkpoint into a draft directory.",
         "specexit.schemas.convert:ConvertConfig",
         "jax_specexit.convert:convert",
         "train",
     ),
     "verify": Command(
+        "Drafts",
         "Compare the signals and logits of both frameworks on real traces.",
         "specexit.schemas.verify:VerifyConfig",
         "specexit.drafts.verify:verify",
     ),
     "score": Command(
+        "Exits",
         "Read a draft's signals at every thinking token of collected traces.",
         "specexit.schemas.score:ScoreConfig",
         "torch_specexit.score:score",
         "serve",
     ),
     "simulate": Command(
+        "Exits",
         "Replay exit policies on scored traces: accuracy against tokens.",
         "specexit.schemas.simulate:SimulateConfig",
         "specexit.method.simulate:simulate",
     ),
     "calibrate": Command(
+        "Exits",
         "Choose the exit threshold with a risk guarantee and store it in the draft.",
         "specexit.schemas.calibrate:CalibrateConfig",
         "specexit.method.calibrate:calibrate",
@@ -109,41 +123,48 @@ COMMANDS = {
         subject="draft",
     ),
     "bench": Command(
+        "Evidence",
         "Measure plain, EAGLE-3, SpecExit and a fixed budget on the same problems in vLLM.",
         "specexit.schemas.bench:BenchConfig",
         "torch_specexit.bench:bench",
         "serve",
     ),
     "bench-serving": Command(
+        "Evidence",
         "Measure what exits cost where they never fire, against plain EAGLE-3.",
         "specexit.schemas.bench_serving:BenchServingConfig",
         "torch_specexit.bench_serving:bench_serving",
         "serve",
     ),
     "bench-training": Command(
+        "Evidence",
         "Measure a training step against speculators', the independent peer, on the same cores.",
         "specexit.schemas.bench_training:BenchTrainingConfig",
         "specexit.bench.training:bench_training",
         "dev",
     ),
     "bench-signals": Command(
+        "Evidence",
         "Measure what joint signal training costs the tokens: pairs of runs over seeds.",
         "specexit.schemas.bench_signals:BenchSignalsConfig",
         "specexit.bench.signals:bench_signals",
         "train",
     ),
     "serve": Command(
+        "Serving",
         "Serve a target with exits in vLLM; --check shows whether the installed one fits.",
         "specexit.schemas.serve:ServeConfig",
         "torch_specexit.serve:serve",
         "serve",
     ),
     "chat": Command(
+        "Serving",
         "Ask a server with exits, and watch it think.",
         "specexit.schemas.chat:ChatConfig",
         "specexit.chat:chat",
     ),
     "report": Command(
+        "Evidence",
         "Write one self-contained HTML page about a run.",
         "specexit.schemas.report:ReportConfig",
         "specexit.report.page:report",
@@ -151,11 +172,11 @@ COMMANDS = {
 }
 
 app = typer.Typer(
-    help=__doc__.split("\n\n")[0].replace("``", "") if __doc__ else None,
+    help="Reasoning models that answer sooner: from prompts to a draft that notices when an answer is settled.\n\n"
+    "Each command takes a YAML file and key=value; COMMAND --help lists its keys.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,
+    rich_markup_mode="rich",
 )
 
 
@@ -198,38 +219,34 @@ def parse(arguments: list[str]) -> tuple[Path | None, list[str]]:
     return path, overrides
 
 
-def show_help(name: str, command: Command) -> None:
-    """Print a command's keys with types, defaults and meaning, from its schema."""
-    from rich.console import Console
-    from rich.table import Table
+def show_help(name: str, command: Command, arguments: list[str]) -> None:
+    """Print a command's keys; with a config file, its values in place of the defaults.
 
-    from specexit.config import keys
+    Raises:
+      ConfigError: the file does not exist or cannot be read.
+    """
+    from specexit import help
+    from specexit.config import find, read_yaml
 
-    usage = f"specexit {name} \\[config.yaml] \\[key=value ...]"
-    table = Table(title=usage, title_justify="left", box=None)
-    for column in ("key", "type", "default", "meaning"):
-        table.add_column(column, overflow="fold")
-    for key, field in keys(_load(command.schema)):
-        kind = getattr(field.annotation, "__name__", None) or str(field.annotation)
-        kind = str(field.annotation).replace("typing.", "") if "[" in str(field.annotation) else kind
-        table.add_row(
-            key, kind, "required" if field.is_required() else str(field.get_default()), field.description or ""
-        )
-    console = Console()
-    console.print(command.help)
-    console.print(table)
+    path, _ = parse([argument for argument in arguments if argument not in HELP])
+    if path is not None and command.configs is not None:
+        path = find(command.configs, str(path))
+    help.show(name, command.help, _load(command.schema), read_yaml(path) if path is not None else None)
+
+
+HELP = ("--help", "-h")
 
 
 def run(name: str, arguments: list[str]) -> None:
     """Run one command; every expected failure is one clear line and exit code 1."""
     command = COMMANDS[name]
-    if "--help" in arguments or "-h" in arguments:
-        show_help(name, command)
-        return
     from specexit.config import find, load
     from specexit.errors import InputError
 
     try:
+        if any(argument in HELP for argument in arguments):
+            show_help(name, command, arguments)
+            return
         path, overrides = parse(arguments)
         if path is not None and command.subject is not None:
             path, overrides = None, [f"{command.subject}={json.dumps(str(path))}", *overrides]
@@ -253,11 +270,18 @@ def _fail(message: str, *, code: int = 1) -> None:
 
 
 def _register(name: str, command: Command) -> None:
-    settings = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+    settings = {"ignore_unknown_options": True, "help_option_names": []}
 
-    @app.command(name, help=command.help, context_settings=settings)
-    def _(context: typer.Context) -> None:
-        run(name, context.args)
+    def complete(incomplete: str) -> list[str]:
+        from specexit.help import rows
+
+        return [f"{row.key}=" for row in rows(_load(command.schema)) if row.key.startswith(incomplete)]
+
+    given = typer.Argument(None, autocompletion=complete)
+
+    @app.command(name, help=command.help, rich_help_panel=command.group, context_settings=settings)
+    def _(arguments: list[str] | None = given) -> None:
+        run(name, arguments or [])
 
 
 for _name, _command in COMMANDS.items():

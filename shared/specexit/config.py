@@ -72,6 +72,21 @@ def keys(schema: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]
             yield f"{prefix}{field.alias or name}", field
 
 
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The keys and values of a YAML file.
+
+    Raises:
+      ConfigError: it cannot be read, or holds something else.
+    """
+    try:
+        data = yaml.safe_load(path.read_text()) or {}
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: cannot be read as YAML: {error}") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: holds a {type(data).__name__}, expected keys and values")
+    return data
+
+
 def load(schema: type[ConfigT], path: Path | None = None, overrides: Sequence[str] = ()) -> ConfigT:
     """Read a config.
 
@@ -83,14 +98,7 @@ def load(schema: type[ConfigT], path: Path | None = None, overrides: Sequence[st
     Raises:
       ConfigError: unreadable YAML, unknown key, value of the wrong type or out of range.
     """
-    data: dict[str, Any] = {}
-    if path is not None:
-        try:
-            data = yaml.safe_load(path.read_text()) or {}
-        except (OSError, yaml.YAMLError) as error:
-            raise ConfigError(f"{path}: cannot be read as YAML: {error}") from error
-        if not isinstance(data, dict):
-            raise ConfigError(f"{path}: holds a {type(data).__name__}, expected keys and values")
+    data = {} if path is None else read_yaml(path)
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals:

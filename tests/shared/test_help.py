@@ -1,0 +1,82 @@
+"""What a person reads when asking for help: nothing cut, no Python, and the defaults that are in force."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from specexit import cli
+from specexit.help import rows
+from specexit.schemas.collect import CollectConfig
+from specexit.schemas.train import TrainConfig
+
+RECIPE = Path(__file__).resolve().parents[2] / "configs" / "recipes" / "tiny-reasoner.yaml"
+
+
+def specexit(*arguments: str, columns: int = 80, **environment: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "specexit", *arguments],
+        env=os.environ | {"COLUMNS": str(columns), "TERM": "dumb"} | environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def words(text: str) -> str:
+    """Text without line breaks and the frame around it."""
+    return " ".join(text.translate(str.maketrans("│╭╮╰╯─", "      ")).split())
+
+
+def test_every_command_is_listed_whole_under_its_heading() -> None:
+    page = words(specexit("--help"))
+    for name, command in cli.COMMANDS.items():
+        assert f"{name} {command.help}" in page
+        assert command.group in page
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_types_are_words(name: str) -> None:
+    schema = cli._load(cli.COMMANDS[name].schema)
+    for row in rows(schema):
+        assert not any(word in row.kind for word in ("typing", "Literal", "NoneType", "class", "pathlib", "str", "int"))
+        assert "PydanticUndefined" not in row.default
+
+
+def test_defaults_are_those_in_force() -> None:
+    """A command may set another default than the schema that it nests."""
+    default = {row.key: row.default for row in rows(CollectConfig)}
+    assert default["engine.max_num_seqs"] == str(CollectConfig.model_fields["engine"].default.max_num_seqs)
+
+
+def test_a_config_file_shows_its_values() -> None:
+    recipe = yaml.safe_load(RECIPE.read_text())
+    shown = {row.key: row.default for row in rows(TrainConfig, recipe)}
+    assert shown["steps"] == str(recipe["steps"])
+    assert shown["draft.hidden_size"] == str(recipe["draft"]["hidden_size"])
+    page = specexit("train", str(RECIPE), "--help")
+    assert "required" not in page
+    assert "target" in page
+
+
+def test_keys_are_never_folded() -> None:
+    page = specexit("train", "--help")
+    for row in rows(TrainConfig):
+        assert any(line.startswith(row.key) for line in page.splitlines()), row.key
+
+
+def test_the_shell_completes_commands_and_keys() -> None:
+    asked = {"_SPECEXIT_COMPLETE": "complete_bash", "COMP_CWORD": "2"}
+    program = "from specexit.cli import app; app(prog_name='specexit')"
+
+    def completions(line: str, position: int) -> list[str]:
+        environment = os.environ | asked | {"COMP_WORDS": line, "COMP_CWORD": str(position)}
+        done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+        return done.stdout.split()
+
+    assert "calibrate" in completions("specexit ca", 1)
+    assert "optimizer.clip=" in completions("specexit train opt", 2)
