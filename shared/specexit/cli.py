@@ -117,6 +117,7 @@ COMMANDS = {
         "specexit.method.calibrate:calibrate",
     ),
     "migrate": Command(
+        "Drafts",
         "Bring a draft directory of an older version into today's form.",
         "specexit.schemas.migrate:MigrateConfig",
         "specexit.drafts.policy:migrate",
