@@ -151,6 +151,12 @@ COMMANDS = {
         "specexit.bench.signals:bench_signals",
         "train",
     ),
+    "stand-in": Command(
+        "Evidence",
+        "Write a model of a real target's size that behaves as a small one, to measure times on.",
+        "specexit.schemas.stand_in:StandInConfig",
+        "specexit.stand_in:stand_in",
+    ),
     "serve": Command(
         "Serving",
         "Serve a target with exits in vLLM; --check shows whether the installed one fits.",

@@ -1,0 +1,101 @@
+"""Where a small model's parts go in a large one, what does not fit, and files of more than one shard."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.numpy import load_file
+
+from specexit.schemas.target import load_target_config
+from specexit.stand_in.files import write_shards
+from specexit.stand_in.shape import Fit, Shape, StandInError
+from specexit.stand_in.write import read_shape
+
+TINY = Shape.read(load_target_config("tiny-reasoner").hf_config(), "tiny-reasoner")
+LARGE = Shape(hidden=1024, layers=28, heads=16, kv_heads=8, head_dim=128, intermediate=3072, vocab=151_936, tied=True)
+
+
+def fit(**changes: object) -> Fit:
+    return Fit(TINY, replace(LARGE, **changes), (1, 3, 4), (2, 14, 25, 28))  # pyright: ignore[reportArgumentType]
+
+
+def test_every_layer_that_the_draft_reads_is_one_that_the_large_ones_draft_reads() -> None:
+    at = fit()
+    assert [at.readable[i] for i in at.reads] == [2, 25, 28]
+    for read, i in zip((1, 3, 4), at.reads, strict=True):
+        # Layer k of vLLM's counting has k layers before it.
+        assert sum(place < at.readable[i] for place in at.places) == read
+    assert at.places == sorted(set(at.places))
+
+
+@given(st.sampled_from([1, 2, 4, 8]), st.sampled_from([1, 2, 4]), st.sampled_from([2, 4, 8, 16]), st.integers(1, 4))
+def test_a_query_head_keeps_the_keys_and_values_of_its_group(
+    small_kv: int, small_group: int, large_kv: int, large_group: int
+) -> None:
+    small = replace(TINY, kv_heads=small_kv, heads=small_kv * small_group)
+    large = replace(LARGE, kv_heads=large_kv, heads=large_kv * large_group)
+    if small_kv * -(-small_group // large_group) > large_kv:
+        with pytest.raises(StandInError, match="num_key_value_heads"):
+            Fit(small, large, (1, 3, 4), (2, 14, 25, 28))
+        return
+    at = Fit(small, large, (1, 3, 4), (2, 14, 25, 28))
+    assert len(set(at.query_places)) == small.heads
+    assert max(at.query_places) < large.heads
+    for head, place in enumerate(at.query_places):
+        assert at.kv_sources[place // large_group] == head // small_group
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hidden": 192}, "hidden_size is 192, expected at least 193"),
+        ({"vocab": 640}, "vocab_size is 640, expected at least 641"),
+        ({"head_dim": 96}, "head_dim is 96, expected a multiple of 64"),
+        ({"intermediate": 100}, "intermediate_size is 100, expected at least 384"),
+        ({"kv_heads": 1, "heads": 2}, "num_key_value_heads is 1, expected at least 2"),
+        ({"layers": 3}, "num_hidden_layers is 3, expected at least 4"),
+    ],
+)
+def test_what_does_not_fit_is_named(changes: dict[str, int], message: str) -> None:
+    with pytest.raises(StandInError, match=message):
+        fit(**changes)
+
+
+def test_too_few_layers_between_two_that_are_read_are_named() -> None:
+    with pytest.raises(StandInError, match="aux layers 0 and 0 have 0 layers between them, expected at least 1"):
+        Fit(TINY, LARGE, (1, 3, 4), (0, 14, 25, 28))
+
+
+def test_another_architecture_is_refused() -> None:
+    target = load_target_config("deepseek-r1-distill-llama-8b")
+    with pytest.raises(StandInError, match=r"architectures is \['LlamaForCausalLM'\], expected \['Qwen3ForCausalLM'\]"):
+        Shape.read(target.hf_config(), target.name)
+
+
+def test_a_shape_is_a_target_or_a_models_own_config(tmp_path: Path) -> None:
+    name, fields, layers = read_shape("qwen3-4b-thinking-2507")
+    assert (name, fields["hidden_size"], layers) == ("qwen3-4b-thinking-2507", 2560, (2, 18, 33, 36))
+    model = tmp_path / "Qwen3-4B"
+    model.mkdir()
+    (model / "config.json").write_text(json.dumps(fields))
+    assert read_shape(str(model)) == ("Qwen3-4B", fields, (2, 18, 33, 36))
+
+
+def test_shards_hold_every_tensor_once_and_the_index_says_where(tmp_path: Path) -> None:
+    tensors = {f"w{i}": np.full((4, i + 1), i, np.float32) for i in range(5)}
+    made = list(write_shards(tmp_path, {n: lambda t=t: t for n, t in tensors.items()}, np.dtype(np.float32), 50))
+    assert made == list(tensors)
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    files = sorted(set(index["weight_map"].values()))
+    assert files == sorted(path.name for path in tmp_path.glob("*.safetensors"))
+    assert len(files) > 1
+    assert files[0] == f"model-00001-of-{len(files):05d}.safetensors"
+    assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in tensors.values())
+    for name, tensor in tensors.items():
+        np.testing.assert_array_equal(load_file(tmp_path / index["weight_map"][name])[name], tensor)
