@@ -14,6 +14,9 @@ from specexit.method.statistics import (
     binomial_upper_bound,
     brier,
     calibration_error,
+    cluster_bootstrap,
+    hoeffding_bentkus,
+    mean_upper_bound,
     paired_bootstrap,
     relative_cut,
 )
@@ -127,3 +130,66 @@ def test_the_bootstrap_is_reproducible_and_refuses_unpaired_columns():
 
 def test_a_relative_cut_compares_totals():
     assert relative_cut(np.array([100, 300]), np.array([100, 100])) == 0.5
+
+
+def sum_distribution(values, probabilities, n):
+    """Sums of ``n`` independent draws and their probabilities, by convolution; the values are multiples of 1/4."""
+    one = np.zeros(5)
+    one[(np.array(values) * 4).astype(int)] = probabilities
+    total = np.ones(1)
+    for _ in range(n):
+        total = np.convolve(total, one)
+    return np.arange(len(total)) / 4, total
+
+
+@pytest.mark.parametrize("n", [40, 90])
+@pytest.mark.parametrize(
+    ("values", "probabilities"),
+    [
+        ((0, 1), (0.95, 0.05)),
+        ((0, 0.25), (0.8, 0.2)),
+        ((0, 0.25, 0.5, 0.75, 1), (0.9, 0.05, 0.03, 0.01, 0.01)),
+        ((0, 0.5), (0.9, 0.1)),
+    ],
+)
+@pytest.mark.parametrize("delta", [0.01, 0.1])
+def test_a_p_value_of_shares_is_small_no_more_often_than_it_says(n, values, probabilities, delta):
+    """Exactly, with the mean at the very rate that is tested, and the bound likewise."""
+    rate = float(np.dot(values, probabilities))
+    sums, chances = sum_distribution(values, probabilities, n)
+    small = [chance for total, chance in zip(sums, chances, strict=True) if hoeffding_bentkus(total, n, rate) <= delta]
+    assert sum(small) <= delta
+    missed = [chance for total, chance in zip(sums, chances, strict=True) if mean_upper_bound(total, n, delta) < rate]
+    assert sum(missed) <= delta
+
+
+@given(st.integers(1, 500), st.data(), st.floats(0.001, 0.5))
+def test_for_whole_errors_it_is_never_below_the_exact_p_value(n, data, rate):
+    errors = data.draw(st.integers(0, n))
+    assert hoeffding_bentkus(errors, n, rate) >= binomial_tail(errors, n, rate) * (1 - 1e-9)
+
+
+def test_the_cluster_bootstrap_is_as_wide_as_clusters_are_few():
+    """Against the textbook variance of a mean of cluster means (equal sizes)."""
+    rng = np.random.default_rng(2)
+    per_prompt = rng.normal(0, 1, 300)
+    values = np.repeat(per_prompt, 4) + rng.normal(0, 0.1, 1200)
+    shuffled = rng.permutation(1200)
+    clusters = np.repeat(np.arange(300), 4)[shuffled]
+    mean, low, high = cluster_bootstrap(lambda x: float(x.mean()), clusters, values[shuffled], resamples=4000)
+    half = 1.96 * values.reshape(300, 4).mean(axis=1).std() / np.sqrt(300)
+    np.testing.assert_allclose([low, high], [mean - half, mean + half], atol=0.12 * half)  # as for the paired one
+
+
+@given(st.integers(2, 12), st.integers(0, 5))
+def test_clusters_of_one_row_are_the_paired_bootstrap(n, seed):
+    a, b = np.random.default_rng(seed).normal(size=(2, n))
+    arguments = {"resamples": 20, "seed": seed}
+    assert cluster_bootstrap(lambda x, y: float((x - y).mean()), np.arange(n), a, b, **arguments) == paired_bootstrap(
+        lambda x, y: float((x - y).mean()), a, b, **arguments
+    )
+
+
+def test_clusters_of_nothing_are_refused():
+    with pytest.raises(ValueError, match="no rows"):
+        cluster_bootstrap(lambda x: float(x.mean()), np.zeros(0), np.zeros(0))

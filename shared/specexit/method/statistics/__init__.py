@@ -1,0 +1,40 @@
+"""Statistics that the project reports and its guarantees stand on, as small numpy functions.
+
+`ranking` judges scores, `binomial` bounds error rates, `bootstrap` gives intervals, `hypothesis_tests` stands behind
+"better" and "no worse", and `sequential` behind claims that are looked at more than once. The core needs neither scipy
+nor scikit-learn for them; the tests hold each against an independent peer.
+"""
+
+from specexit.method.statistics.binomial import (
+    binomial_interval,
+    binomial_tail,
+    binomial_upper_bound,
+    hoeffding_bentkus,
+    mean_upper_bound,
+)
+from specexit.method.statistics.bootstrap import cluster_bootstrap, paired_bootstrap, relative_cut
+from specexit.method.statistics.hypothesis_tests import Equivalence, cluster_means, equivalence, holm, sign_flip_test
+from specexit.method.statistics.ranking import auroc, average_precision, brier, calibration_error
+from specexit.method.statistics.sequential import Capital, confidence_sequence
+
+__all__ = [
+    "Capital",
+    "Equivalence",
+    "auroc",
+    "average_precision",
+    "binomial_interval",
+    "binomial_tail",
+    "binomial_upper_bound",
+    "brier",
+    "calibration_error",
+    "cluster_bootstrap",
+    "cluster_means",
+    "confidence_sequence",
+    "equivalence",
+    "hoeffding_bentkus",
+    "holm",
+    "mean_upper_bound",
+    "paired_bootstrap",
+    "relative_cut",
+    "sign_flip_test",
+]

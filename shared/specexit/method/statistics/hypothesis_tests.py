@@ -1,0 +1,124 @@
+"""Tests behind the words "better" and "no worse": paired, on prompts, and corrected for how many are made."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Shaped
+
+
+def holm(p_values: Float[np.ndarray, " tests"]) -> Float[np.ndarray, " tests"]:
+    """Holm's (1979) adjusted p-values: those at most alpha can be claimed together at level alpha, however dependent.
+
+    Example:
+      >>> holm(np.array([0.01, 0.04, 0.03])).tolist()
+      [0.03, 0.06, 0.06]
+    """
+    order = np.argsort(p_values)
+    stepped = p_values[order] * np.arange(len(p_values), 0, -1)
+    adjusted = np.empty(len(p_values))
+    adjusted[order] = np.minimum(1, np.maximum.accumulate(stepped))
+    return adjusted
+
+
+def cluster_means(
+    values: Shaped[np.ndarray, " n"], clusters: Shaped[np.ndarray, " n"] | None = None
+) -> Float[np.ndarray, " clusters"]:
+    """One number per cluster, in the order of the clusters' names; without clusters, the values themselves.
+
+    Example:
+      >>> cluster_means(np.array([1, 0, 1]), np.array(["a", "a", "b"])).tolist()
+      [0.5, 1.0]
+    """
+    if clusters is None:
+        return np.asarray(values, np.float64)
+    _, which = np.unique(clusters, return_inverse=True)
+    return np.bincount(which, weights=values) / np.bincount(which)
+
+
+def sign_flip_test(
+    differences: Shaped[np.ndarray, " n"],
+    clusters: Shaped[np.ndarray, " n"] | None = None,
+    *,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> float:
+    """One-sided p-value of "ours is better": that the mean paired difference is above what random signs would give.
+
+    Under the hypothesis that the two methods are alike, each prompt's difference is as likely to be its negative
+    (Fisher 1935). Monte Carlo with the observed signs counted in (Phipson and Smyth 2010), so it is valid at any number
+    of resamples and never 0.
+
+    Args:
+      differences: of each row, above 0 where ours is better.
+      clusters: prompts that rows belong to; a prompt's rows flip together, and every prompt counts the same.
+      resamples: random sign patterns.
+      seed: of the patterns.
+
+    Example:
+      >>> sign_flip_test(np.ones(20)) < 0.001, sign_flip_test(np.zeros(20))
+      (True, 1.0)
+    """
+    means = cluster_means(differences, clusters)
+    rng, observed, reached = np.random.default_rng(seed), means.sum(), 0
+    for start in range(0, resamples, 1000):  # a thousand patterns at a time bound the memory
+        signs = rng.integers(0, 2, (min(1000, resamples - start), len(means))) * 2 - 1
+        # Sums of the same numbers in another order differ in their last bits, and ties must count.
+        reached += int((signs @ means >= observed - 1e-9 * np.abs(means).sum()).sum())
+    return (1 + reached) / (1 + resamples)
+
+
+class Equivalence(NamedTuple):
+    """Outcome of `equivalence`."""
+
+    loss: float
+    """Mean over prompts, above 0 where ours is worse."""
+    p_worse: float
+    """P-value of "the loss is at least the margin": small is proof of "no worse than by the margin"."""
+    p_better: float
+    """P-value of "the gain is at least the margin"."""
+
+    @property
+    def p(self) -> float:
+        """Of the two one-sided tests together (Schuirmann 1987): small is proof of "within the margin, either way"."""
+        return max(self.p_worse, self.p_better)
+
+
+def equivalence(
+    losses: Shaped[np.ndarray, " n"], margin: float, clusters: Shaped[np.ndarray, " n"] | None = None
+) -> Equivalence:
+    """Two one-sided tests (TOST) of paired losses against a margin: not the same as overlapping intervals.
+
+    Score tests in the manner of Tango (1998): the variance is taken where the hypothesis holds, which moves the missing
+    share of the prompts to a full loss. The usual t test takes it from the sample, and where only a handful of prompts
+    differ it claims far too much: with none of 30 different it would be certain of everything.
+
+    Args:
+      losses: theirs minus ours for each row, within [-1, 1]: 1 is a right answer lost.
+      margin: the loss that is small enough, above 0.
+      clusters: prompts that rows belong to.
+
+    Raises:
+      ValueError: no rows, losses out of range, or a margin that is not above 0.
+
+    Example:
+      >>> equivalence(np.zeros(30), 0.01).p > 0.2, equivalence(np.zeros(1000), 0.01).p < 0.001
+      (True, True)
+    """
+    if not len(losses) or np.abs(losses).max() > 1 or margin <= 0:
+        raise ValueError(
+            f"equivalence of {len(losses)} losses at margin {margin}: expected losses in [-1, 1], margin > 0"
+        )
+    means = cluster_means(losses, clusters)
+    return Equivalence(float(means.mean()), _beyond(means, margin), _beyond(-means, margin))
+
+
+def _beyond(losses: Float[np.ndarray, " prompts"], margin: float) -> float:
+    """P-value of "the mean is at least ``margin``"."""
+    short = margin - float(losses.mean())
+    if short <= 0:
+        return 1.0
+    variance = float(losses.var()) + short  # a share `short` of the prompts loses a whole point under the hypothesis
+    return 0.5 * math.erfc(short / math.sqrt(2 * variance / len(losses)))

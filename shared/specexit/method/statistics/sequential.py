@@ -1,0 +1,126 @@
+"""Statements that hold at every look: test martingales for the mean of values in [0, 1], and confidence sequences.
+
+Waudby-Smith and Ramdas 2024 (arXiv 2010.09686). Somebody who bets against "the mean is m", at odds that are fair if it
+is, grows rich with probability at most delta to 1/delta times the stake, ever (Ville 1939). So the capital may be
+looked at after every observation, and once it has reached 1/delta the claim is rejected at level delta, for good. The
+capital is spread over a few bets that are fixed beforehand, from timid to bold, so no bet has to be guessed right.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+Side = Literal["above", "below"]
+
+SHARES = 2.0 ** -np.arange(10)
+"""Bets as shares of the boldest one that cannot be ruined in one step. 1, 1/2, ... 1/512: for a mean of 1 % the most
+timid one is right for a truth of 1.2 %."""
+
+BOLDEST_ABOVE = 0.75
+"""Betting on "above" with everything is ruined by the first zero, and zeros are what a small mean is made of."""
+
+
+def stakes(mean: float | np.ndarray, side: Side) -> np.ndarray:
+    """How much of the capital each bet wins per unit that an observation lies above the mean."""
+    if side == "above":
+        return SHARES * BOLDEST_ABOVE / np.asarray(mean)[..., None]
+    return -SHARES / (1 - np.asarray(mean)[..., None])
+
+
+class Capital:
+    """The capital of somebody who bets that the mean of a stream is above (or below) a given value.
+
+    While the mean is not beyond the value, the capital is expected not to grow, and reaches ``1 / delta`` at any time
+    with probability at most ``delta``, whatever is looked at and when. The observations may depend on one another as
+    long as the mean of each, given those before it, is not beyond the value.
+
+    Args:
+      mean: the value, between 0 and 1.
+      side: what is betted on.
+
+    Raises:
+      ValueError: the mean is not between 0 and 1.
+
+    Example:
+      >>> watch = Capital(0.02)
+      >>> for changed in [1, 1, 0, 1]:
+      ...     watch.add(changed)
+      >>> watch.rejects(0.1)
+      True
+    """
+
+    def __init__(self, mean: float, side: Side = "above"):
+        if not 0 < mean < 1:
+            raise ValueError(f"mean is {mean}, expected a value between 0 and 1")
+        self.mean = mean
+        self.side: Side = side
+        self.log_capital = np.zeros(len(SHARES))
+        """Logarithm of what each bet has made of its stake: all that has to be kept."""
+        self.peak = 1.0
+        """The highest that the capital has been."""
+
+    def add(self, value: float) -> None:
+        """Take one observation in.
+
+        Raises:
+          ValueError: it is not within [0, 1].
+        """
+        if not 0 <= value <= 1:
+            raise ValueError(f"observation is {value}, expected a value in [0, 1]")
+        with np.errstate(divide="ignore"):  # the boldest bet may lose everything
+            self.log_capital += np.log1p(stakes(self.mean, self.side) * (value - self.mean))
+        self.peak = max(self.peak, self.value)
+
+    @property
+    def value(self) -> float:
+        """The capital, in units of the stake."""
+        return float(np.exp(np.logaddexp.reduce(self.log_capital)) / len(SHARES))
+
+    def rejects(self, delta: float) -> bool:
+        """Whether it has ever been shown at level ``delta`` that the mean is beyond the value."""
+        return self.peak >= 1 / delta
+
+
+def confidence_sequence(
+    values: Float[np.ndarray, " time"], delta: float = 0.05, resolution: int = 1000
+) -> tuple[Float[np.ndarray, " time"], Float[np.ndarray, " time"]]:
+    """An interval after every observation; with probability at least ``1 - delta`` all of them hold the mean.
+
+    Args:
+      values: observations in [0, 1], in the order in which they came.
+      delta: probability with which any of the intervals may miss; half of it for each side.
+      resolution: candidate means between 0 and 1; the ends are rounded outwards to one of them.
+
+    Returns:
+      lower and upper ends after each observation; they only ever move inwards.
+
+    Raises:
+      ValueError: an observation is not within [0, 1].
+
+    Example:
+      >>> low, high = confidence_sequence(np.zeros(300), delta=0.1)
+      >>> float(low[-1]), round(float(high[-1]), 3)
+      (0.0, 0.018)
+    """
+    if len(values) and not (values.min() >= 0 and values.max() <= 1):
+        raise ValueError(f"observations reach from {values.min()} to {values.max()}, expected values in [0, 1]")
+    candidates = (np.arange(resolution) + 0.5) / resolution
+    # Capital grows with the distance of the mean, so what lies behind a rejected candidate is rejected with it.
+    above = _rejected(values, candidates, "above", 2 / delta)
+    below = _rejected(values, candidates, "below", 2 / delta)
+    low = np.where(above, candidates, 0.0).max(axis=1, initial=0.0)
+    return low, np.where(below, candidates, 1.0).min(axis=1, initial=1.0)
+
+
+def _rejected(values: np.ndarray, candidates: np.ndarray, side: Side, limit: float) -> Bool[np.ndarray, "time means"]:
+    capital = np.zeros((len(candidates), len(SHARES)))
+    rejected = np.zeros((len(values), len(candidates)), bool)
+    bets = stakes(candidates, side)
+    with np.errstate(divide="ignore"):
+        for t, value in enumerate(values):
+            capital += np.log1p(bets * (value - candidates)[:, None])
+            rejected[t] = np.logaddexp.reduce(capital, axis=-1) >= np.log(limit * len(SHARES))
+    return np.logical_or.accumulate(rejected, axis=0)
