@@ -1,0 +1,156 @@
+"""Comparisons in a process of their own, which is ended where one takes too long.
+
+A computer algebra system can be made to compute for years by ten characters (``9^{9^{9^9}}``), inside one operation
+that no signal interrupts. So it runs beside us: one process, started when it is first needed, that reads pairs and
+writes verdicts. It also gives math-verify a main thread, without which it cannot limit its own time.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import logging
+import os
+import select
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+TIME_LIMIT = 20.0
+"""Seconds that a comparison may take; one that takes longer has found no equality."""
+
+START_LIMIT = 120.0
+"""Seconds that the process may take to start, its imports included, on a busy machine."""
+
+MEMORY_LIMIT = 4 << 30
+"""Bytes of address space of the process."""
+
+logger = logging.getLogger(__name__)
+
+
+class _Process:
+    """The process that compares; one for each of ours, as pipes are not to be shared behind a fork."""
+
+    def __init__(self):
+        source_root = str(Path(__file__).resolve().parents[3])
+        paths = [source_root, *filter(None, sys.path)]
+        self.owner = os.getpid()
+        self.popen = subprocess.Popen(
+            [sys.executable, "-m", "specexit.data.answers.apart"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)), "OMP_NUM_THREADS": "1"},
+        )
+        self._buffer = b""
+        if self._line(START_LIMIT) is None:
+            raise RuntimeError(
+                "the process that compares answers does not start: python -m specexit.data.answers.apart"
+            )
+
+    def ask(self, kind: str, a: str, b: str) -> bool | None:
+        """The verdict; None where the process died of the question or took too long."""
+        assert self.popen.stdin is not None
+        try:
+            self.popen.stdin.write(json.dumps([kind, a, b]).encode() + b"\n")
+            self.popen.stdin.flush()
+        except OSError:
+            return None
+        line = self._line(TIME_LIMIT)
+        return None if line is None else _verdict(line)
+
+    def _line(self, seconds: float) -> bytes | None:
+        assert self.popen.stdout is not None
+        descriptor = self.popen.stdout.fileno()
+        while b"\n" not in self._buffer:
+            ready, _, _ = select.select([descriptor], [], [], seconds)
+            got = os.read(descriptor, 1 << 16) if ready else b""
+            if not got:
+                return None
+            self._buffer += got
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        return line
+
+    def close(self) -> None:
+        """End it, where it is ours."""
+        if self.owner == os.getpid():
+            self.popen.kill()
+            self.popen.wait()
+        for stream in (self.popen.stdin, self.popen.stdout):
+            assert stream is not None
+            try:
+                stream.close()
+            except OSError:
+                continue  # what was left to be written has nobody to read it
+
+
+def _verdict(line: bytes) -> bool:
+    answer = json.loads(line)
+    if isinstance(answer, str):
+        from specexit.data.answers.base import AnswerError
+
+        raise AnswerError(answer)
+    return answer
+
+
+_lock = threading.Lock()
+_process: _Process | None = None
+
+
+def compare_apart(kind: str, a: str, b: str) -> bool:
+    """`AnswerKind.compare` in the process beside us; False where that takes longer than `TIME_LIMIT`.
+
+    Raises:
+      AnswerError: the kind cannot compare, such as a function that raises an exception.
+    """
+    global _process
+    with _lock:
+        if _process is None or _process.owner != os.getpid():
+            _process = _Process()
+            atexit.register(_close)
+        try:
+            verdict = _process.ask(kind, a, b)
+        except BaseException:
+            _close()
+            raise
+        if verdict is None:
+            logger.warning("comparing %s answers took too long, so they differ: %.100r and %.100r", kind, a, b)
+            _close()
+        return bool(verdict)
+
+
+def _close() -> None:
+    global _process
+    if _process is not None:
+        _process.close()
+        _process = None
+
+
+def main() -> None:
+    """``python -m specexit.data.answers.apart``: reads JSON lists [kind, a, b], writes whether a and b are the same.
+
+    What goes wrong is told as a string. The first line says that the process is ready.
+    """
+    import resource
+
+    from specexit.data.answers import kind
+
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
+    logging.disable()  # math-verify reports its own time limits
+    kind("math").compare("x+x", "2x")  # what this imports is not to count as the first question's time
+    out, sys.stdout = sys.stdout, sys.stderr
+    print("ready", file=out, flush=True)
+    for line in sys.stdin:
+        name, a, b = json.loads(line)
+        try:
+            verdict: bool | str = kind(name).compare(a, b)
+        except MemoryError:
+            verdict = False
+        except Exception as error:
+            verdict = f"answer kind {name}: comparing {a[:100]!r} and {b[:100]!r}: {type(error).__name__}: {error}"
+        print(json.dumps(verdict), file=out, flush=True)
+
+
+if __name__ == "__main__":
+    main()

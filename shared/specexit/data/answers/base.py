@@ -1,0 +1,96 @@
+"""What every kind of answer has in common: how it is told from a text, and when two of them are the same."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import lru_cache
+
+from specexit.data.answers.apart import compare_apart
+from specexit.errors import InputError
+
+
+class AnswerError(InputError):
+    """An answer kind that does not exist or cannot be used here; the message says which and why."""
+
+
+class AnswerKind(ABC):
+    """One way of answering: a number, a letter, a few words, a program.
+
+    `same` is reflexive and symmetric for every kind: the pair is ordered before it is compared, and equal text is
+    equal. It ends in a bounded time whatever the text, and remembers what it has compared.
+    """
+
+    name: str
+
+    @abstractmethod
+    def extract(self, text: str, choices: Sequence[str] | None = None) -> str | None:
+        """The answer that a response states; None where it states none.
+
+        Args:
+          text: the response, thinking excluded.
+          choices: the options of a multiple-choice question, where they are known.
+        """
+
+    @abstractmethod
+    def plainly_same(self, a: str, b: str) -> bool | None:
+        """`same` of two answers where it needs no parser and no time, else None."""
+
+    def compare(self, a: str, b: str) -> bool:
+        """`same` of two answers that are not plainly the same or different. Called in a process of its own."""
+        raise NotImplementedError(f"{self.name} answers are always plainly the same or not")
+
+    def same(self, a: str | None, b: str | None) -> bool:
+        """Whether two answers mean the same; no answer equals nothing, not even no answer."""
+        if a is None or b is None:
+            return False
+        if a == b:
+            return True
+        return self._differing(*sorted((a, b)))
+
+    def agree(self, a: str | None, b: str | None, reference: str | None = None) -> bool:
+        """Whether two responses to one prompt come to the same answer, which `same` decides for most kinds.
+
+        Args:
+          a: the one answer.
+          b: the other.
+          reference: the prompt's, where it is known; two programs agree if both pass its tests.
+        """
+        del reference
+        return self.same(a, b)
+
+    def _differing(self, a: str, b: str) -> bool:
+        plainly = self.plainly_same(a, b)
+        return _compared(self.name, a, b) if plainly is None else plainly
+
+
+@lru_cache(maxsize=1 << 16)
+def _compared(kind: str, a: str, b: str) -> bool:
+    return compare_apart(kind, a, b)
+
+
+def last_box(text: str) -> str | None:
+    r"""The content of the last ``\boxed{...}``, braces balanced; None where there is none or it never closes.
+
+    ``\fbox{...}`` and ``\boxed 5`` count too, and of a box in a box the inner one.
+
+    Example:
+      >>> last_box(r"So \boxed{1} is wrong. The answer is \boxed{\frac{1}{2}}."), last_box(r"\boxed 5 and \boxed{6")
+      ('\\frac{1}{2}', None)
+    """
+    at, name = max((text.rfind(name), name) for name in (r"\boxed", r"\fbox"))
+    if at < 0:
+        return None
+    body = text[at + len(name) :].lstrip()
+    if not body.startswith("{"):
+        return body.split(maxsplit=1)[0].strip("$.,;") or None if body else None
+    depth = i = 0
+    while i < len(body):
+        if body[i] == "\\":
+            i += 2  # an escaped brace is a character
+            continue
+        depth += {"{": 1, "}": -1}.get(body[i], 0)
+        if depth == 0:
+            return body[1:i].strip()
+        i += 1
+    return None

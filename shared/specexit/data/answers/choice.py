@@ -1,0 +1,71 @@
+"""Multiple choice: the letter of an option, however it is written."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from specexit.data.answers.base import AnswerKind, last_box
+from specexit.data.answers.text import normal
+
+_LETTERS = "A-J"
+_STYLE = re.compile(r"\\(?:text|textbf|textit|mathbf|mathrm|mathit|bf|rm|mbox|bold)\b|[\\${}*`_]")
+_ALONE = re.compile(rf"\(?\[?([{_LETTERS}{_LETTERS.lower()}])\]?\)?[.,:)]?")
+_WITH_TEXT = re.compile(
+    rf"(?:option|choice|answer)?\s*[(\[]?([{_LETTERS}])(?:[)\]]?[.:]|[)\]]|\s+[-–—:])\s*\S.*", re.I | re.S
+)
+_NAMED = re.compile(rf"(?:option|choice|answer)\s*[(\[]?([{_LETTERS}])[)\]]?[.,:]?", re.I)
+_JSON = re.compile(rf"[\"']answer[\"']\s*:\s*[\"']\(?([{_LETTERS}{_LETTERS.lower()}])\)?[\"'.:]", re.I)
+_STATED = re.compile(
+    r"(?i:answer|option|choice)(?:\s+(?i:is|would\s+be|should\s+be|must\s+be)|\s*:)+\s*(?i:option|choice|the\s+letter)?\s*[:(\[\"']*"
+    rf"([{_LETTERS}])(?=[)\].,:;\"'!]|\s*$|\s+[^a-z\s]|\s+[-–—]|\s+(?i:because|since|as|and|with)\b)",
+    re.M,
+)
+
+
+class Choice(AnswerKind):
+    """A letter from A to J."""
+
+    name = "choice"
+
+    def extract(self, text: str, choices: Sequence[str] | None = None) -> str | None:
+        r"""The letter in the last ``\boxed{}``, in JSON (``"answer": "C"``), behind "the answer is", or alone on the
+        last line; with ``choices``, an option's own text counts as its letter."""
+        if r"\boxed" in text or r"\fbox" in text:
+            box = last_box(text)
+            return None if box is None else _letter(box, choices)
+        plain = _STYLE.sub("", text)
+        for pattern in (_JSON, _STATED):
+            if found := list(pattern.finditer(plain)):
+                return found[-1].group(1).upper()
+        lines = plain.strip().splitlines()
+        return _letter(lines[-1], choices) if lines else None
+
+    def plainly_same(self, a: str, b: str) -> bool:
+        """Whether both name one letter; where either names none, whether their texts are the same.
+
+        Example:
+          >>> CHOICE.plainly_same("B", "(b)"), CHOICE.plainly_same("B. 42 km", "B"), CHOICE.plainly_same("A", "B")
+          (True, True, False)
+        """
+        one, other = _letter(a), _letter(b)
+        if one is None or other is None:
+            return normal(a) == normal(b)
+        return one == other
+
+
+CHOICE = Choice()
+
+
+def _letter(text: str, choices: Sequence[str] | None = None) -> str | None:
+    """The letter that a short text names; None where it names none, or several."""
+    text = re.sub(r"\s+", " ", _STYLE.sub("", text)).strip()
+    if choices:
+        matching = [i for i, choice in enumerate(choices) if normal(choice) == normal(text)]
+        if len(matching) == 1:
+            return chr(ord("A") + matching[0])
+    found = _ALONE.fullmatch(text) or _NAMED.fullmatch(text) or _WITH_TEXT.fullmatch(text)
+    if found is None:
+        return None
+    letter = found.group(1).upper()
+    return letter if not choices or ord(letter) - ord("A") < len(choices) else None

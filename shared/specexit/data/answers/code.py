@@ -1,0 +1,112 @@
+"""Programs: the last fenced block of a response, run against tests in a sandbox."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+
+from specexit.data.answers.base import AnswerKind
+from specexit.data.answers.sandbox import require_sandbox, run
+
+_FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,})[^\S\n]*([\w+#.-]*)[^\n]*$", re.M)
+
+
+@dataclass(frozen=True)
+class Checks:
+    """The reference of a programming task."""
+
+    test: str
+    """Python that runs behind the program and fails with an exception; it may define ``check(candidate)``."""
+    entry_point: str | None = None
+    """Name in the program that ``check`` is called with."""
+    prompt: str = ""
+    """Python that runs before the program: imports, and what the task has defined."""
+
+    def dumps(self) -> str:
+        """As a prompt's reference."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def loads(cls, reference: str) -> Checks | None:
+        """From a prompt's reference; None where it is no JSON object with ``test``."""
+        try:
+            fields = json.loads(reference)
+        except (ValueError, RecursionError):
+            return None
+        known = isinstance(fields, dict) and "test" in fields and set(fields) <= {"test", "entry_point", "prompt"}
+        return cls(**fields) if known and all(v is None or isinstance(v, str) for v in fields.values()) else None
+
+    def around(self, program: str) -> str:
+        """The whole source to run."""
+        call = f"check({self.entry_point})" if self.entry_point else ""
+        return "\n\n".join(part for part in (self.prompt, program, self.test, call) if part) + "\n"
+
+
+class Code(AnswerKind):
+    """Python programs.
+
+    A reference is tests (`Checks.dumps`): a program is the same as tests that it passes. Two programs are the same if
+    their syntax trees are, and `agree` if they are the same or both pass the tests.
+
+    Raises:
+      AnswerError: programs cannot be run in a sandbox on this platform.
+    """
+
+    name = "code"
+
+    def __init__(self):
+        require_sandbox()
+
+    def extract(self, text: str, choices: Sequence[str] | None = None) -> str | None:
+        """The content of the last fenced block; None where there is none or it never closes.
+
+        Example:
+          >>> CODE_FENCE = "```"
+          >>> Code().extract(f"Thus{CODE_FENCE}no{CODE_FENCE}\\n{CODE_FENCE}python\\nx = 1\\n{CODE_FENCE}\\nDone.")
+          'x = 1'
+        """
+        del choices
+        found, opened = None, None
+        for fence in _FENCE.finditer(text):
+            marks, info = fence.groups()
+            if opened is None:
+                opened = fence
+            elif marks.startswith(opened.group(1)) and not info:
+                found, opened = text[opened.end() + 1 : fence.start()], None
+        return None if opened is not None or found is None else found.strip("\n").rstrip() or None
+
+    def plainly_same(self, a: str, b: str) -> bool:
+        """Whether the one passes the other's tests, or both are one program."""
+        tests_a, tests_b = Checks.loads(a), Checks.loads(b)
+        if tests_a and tests_b:
+            return tests_a == tests_b
+        if tests_a or tests_b:
+            tests, program = (tests_a, b) if tests_a else (tests_b, a)
+            assert tests is not None
+            return passes(program, tests)
+        tree = _tree(a)
+        return tree is not None and tree == _tree(b)
+
+    def agree(self, a: str | None, b: str | None, reference: str | None = None) -> bool:
+        """Whether both are one program, or both pass the tests of the reference."""
+        if self.same(a, b):
+            return True
+        tests = None if reference is None else Checks.loads(reference)
+        return a is not None and b is not None and tests is not None and passes(a, tests) and passes(b, tests)
+
+
+@lru_cache(maxsize=1 << 14)
+def passes(program: str, tests: Checks) -> bool:
+    """Whether a program passes tests, in the sandbox."""
+    return run(tests.around(program))
+
+
+def _tree(source: str) -> str | None:
+    try:
+        return ast.dump(ast.parse(source))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None

@@ -1,0 +1,64 @@
+"""Answers judged by the user's own Python function, named ``function:package.module:name``."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from specexit.data.answers.base import AnswerError, AnswerKind, last_box
+
+PREFIX = "function:"
+
+
+class Function(AnswerKind):
+    r"""What a function says.
+
+    The name is that of a function ``(answer, other) -> bool``, or of anything with ``same`` (such a function) and
+    ``extract`` (``text -> str | None``). Without ``extract`` an answer is what stands in the last ``\boxed{}``, or else
+    the whole response. The function is asked in both orders, in a process of its own, and True or 1 means the same.
+
+    Raises:
+      AnswerError: there is no such function.
+    """
+
+    def __init__(self, name: str):
+        self.name = name
+        self._found = _load(name)
+
+    def extract(self, text: str, choices: Sequence[str] | None = None) -> str | None:
+        """What the function's own ``extract`` finds, or the box, or the text."""
+        del choices
+        own: Callable[[str], str | None] | None = getattr(self._found, "extract", None)
+        if own is None:
+            return last_box(text) if r"\boxed" in text else text.strip() or None
+        try:
+            answer = own(text)
+        except Exception as error:
+            raise AnswerError(f"answer kind {self.name}: extract fails: {type(error).__name__}: {error}") from error
+        if answer is not None and not isinstance(answer, str):
+            raise AnswerError(f"answer kind {self.name}: extract gives {answer!r}, expected a string or None")
+        return answer
+
+    def plainly_same(self, a: str, b: str) -> bool | None:
+        """Never plain: it is the function's to say."""
+        del a, b
+        return None
+
+    def compare(self, a: str, b: str) -> bool:
+        """What the function says in either order."""
+        same = getattr(self._found, "same", self._found)
+        return any(bool(verdict is True or verdict == 1) for verdict in (same(a, b), same(b, a)))
+
+
+def _load(name: str) -> Any:
+    module, _, attribute = name.removeprefix(PREFIX).partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise AnswerError(
+            f"answer kind {name!r}: {error}; expected function:package.module:name of a function that can be imported"
+        ) from error
+    if not callable(getattr(found, "same", found)):
+        raise AnswerError(f"answer kind {name!r}: is a {type(found).__name__}, expected a function, or one as its same")
+    return found

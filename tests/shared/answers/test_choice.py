@@ -1,0 +1,92 @@
+"""Multiple choice: the letter in every form in which models write it."""
+
+import pytest
+
+from specexit.data.answers import extract_answer, same_answer
+
+CHOICES = ("12 N", "42 km", "the sun", "None of these")
+
+EXTRACTED = [
+    (r"\boxed{B}", "B"),
+    (r"\boxed{b}", "B"),
+    (r"\boxed{(B)}", "B"),
+    (r"\boxed{\text{B}}", "B"),
+    (r"\boxed{\textbf{(B)}\ 42}", "B"),
+    (r"\boxed{\mathbf{C}}", "C"),
+    (r"\boxed{B. 42 km}", "B"),
+    (r"\boxed{B) 42 km}", "B"),
+    (r"\boxed{(B) 42 km}", "B"),
+    (r"\boxed{B: 42 km}", "B"),
+    (r"\boxed{Option B}", "B"),
+    (r"\boxed{A} is wrong, so \boxed{D}", "D"),
+    (r"\boxed{42 km}", None),
+    (r"\boxed{A, B}", None),
+    (r"\boxed{B", None),
+    ("The answer is (B)", "B"),
+    ("The answer is B.", "B"),
+    ("The correct answer is **B**.", "B"),
+    ("The correct answer is: (C) because it is hot.", "C"),
+    ("So the correct option is D", "D"),
+    ("Answer: A", "A"),
+    ("**Answer:** A", "A"),
+    ("Answer: (A) 12 N", "A"),
+    ("Final answer: C\n", "C"),
+    ('```json\n{"answer": "C"}\n```', "C"),
+    ('{"answer": "(d)"}', "D"),
+    ("I first thought the answer is A, but the answer is B.", "B"),
+    ("It is hot.\n\nB", "B"),
+    ("It is hot.\n\n(B)", "B"),
+    ("It is hot.\n\nB. 42 km", "B"),
+    ("It is hot.\n\n**B) 42 km**", "B"),
+    ("The answer is a matter of taste.", None),
+    ("The answer is I do not know.", None),
+    ("A dog barks.", None),
+    ("The answer is 42.", None),
+    ("The answer should be E", "E"),
+    ("The answer is option C.", "C"),
+    ("The answer is $\\text{C}$.", "C"),
+    ("The answer is [C]", "C"),
+    ("", None),
+    ("   \n", None),
+]
+
+SAME = [("B", "(b)"), ("B. 42 km", "B"), ("Option C", "C"), ("(D)", "D."), ("the sun", "The Sun.")]
+DIFFERENT = [("A", "B"), ("B. 42 km", "A"), ("A, B", "A"), ("", "A"), ("the sun", "the moon")]
+
+
+@pytest.mark.parametrize(("text", "letter"), EXTRACTED)
+def test_the_letter_is_found(text, letter):
+    assert extract_answer(text, "choice") == letter
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        (r"\boxed{42 km}", "B"),
+        (r"\boxed{\text{the Sun}}", "C"),
+        (r"\boxed{B}", "B"),
+        (r"\boxed{E}", None),  # there are four
+        ("It is hot.\n\nNone of these.", "D"),
+    ],
+)
+def test_an_options_text_is_its_letter(text, letter):
+    assert extract_answer(text, "choice", CHOICES) == letter
+
+
+def test_shuffled_options_give_the_letter_of_their_new_place():
+    shuffled = CHOICES[::-1]
+    for choice in CHOICES:
+        letter = extract_answer(rf"\boxed{{{choice}}}", "choice", shuffled)
+        assert letter == "ABCD"[shuffled.index(choice)]
+
+
+@pytest.mark.parametrize(("a", "b"), SAME)
+def test_same_choices(a, b):
+    assert same_answer(a, b, "choice")
+    assert same_answer(b, a, "choice")
+
+
+@pytest.mark.parametrize(("a", "b"), DIFFERENT)
+def test_different_choices(a, b):
+    assert not same_answer(a, b, "choice")
+    assert not same_answer(b, a, "choice")

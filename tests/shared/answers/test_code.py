@@ -1,0 +1,137 @@
+"""Programs: which block counts, which pass, and that nothing they do leaves the sandbox."""
+
+import socket
+import sys
+
+import pytest
+
+from specexit.data.answers import AnswerError, agree, extract_answer, kind, same_answer, sandbox
+from specexit.data.answers.code import Checks
+
+pytestmark = pytest.mark.skipif(sandbox._missing() is not None, reason=f"no sandbox: {sandbox._missing()}")
+
+EXTRACTED = [
+    ("```python\nx = 1\n```", "x = 1"),
+    ("```py\nx = 1\n```", "x = 1"),
+    ("```\nx = 1\n```", "x = 1"),
+    ("```python\nx = 1\n```\nBetter:\n```python\nx = 2\n```\nDone.", "x = 2"),
+    ("````python\ns = '''\n```\n'''\n````", "s = '''\n```\n'''"),
+    ("~~~python\nx = 1\n~~~", "x = 1"),
+    ("  ```python\nx = 1\n  ```", "x = 1"),
+    ("```python\n\ndef f():\n    return 1\n\n```", "def f():\n    return 1"),
+    ("```python\nx = 1", None),
+    ("```python\nx = 1\n```\n```python\ny = 2", None),
+    ("x = 1", None),
+    ("```python\n```", None),
+    ("``` not code ```", None),
+    ("Use `x = 1`.", None),
+    ("", None),
+]
+
+SQUARE = Checks("def check(f):\n    assert f(3) == 9\n    assert f(-2) == 4\n", "square", "import math\n")
+
+PASSING = [
+    "def square(x):\n    return x * x",
+    "def square(x):\n    return x ** 2",
+    "square = lambda x: x * x",
+    "def square(x):\n    return int(math.pow(x, 2))",  # the task's own import
+    "from functools import lru_cache\n@lru_cache\ndef square(x):\n    return x * x",
+    "def square(x):\n    print('noise' * 10000)\n    return x * x",
+    "import numpy as np\ndef square(x):\n    return int(np.square(x))",
+    "def square(x):\n    return sum([x] * x) if x > 0 else square(-x)",
+]
+
+FAILING = [
+    "def square(x):\n    return x + 7",
+    "def square(x):\n    return x *",  # no Python
+    "def cube(x):\n    return x ** 3",
+    "def square(x):\n    raise SystemExit(0)",
+    "import os\nos._exit(0)",
+    "import sys\nsys.exit(0)",
+    "",
+    "def square(x):\n    return square(x)",
+    "square = [0] * (1 << 40)",
+    "\x00",
+    "def square(x):\n    assert False",
+    "import no_such_module",
+]
+
+ESCAPES = [
+    "import socket\nsocket.socket()",
+    "import socket\nsocket.create_connection(('127.0.0.1', PORT))",
+    "import urllib.request\nurllib.request.urlopen('http://127.0.0.1:PORT')",
+    "open('FILE', 'w')",
+    "open('FILE', 'a')",
+    "open('FILE', 'r+')",
+    "import os\nos.open('FILE', os.O_CREAT)",
+    "import os\nos.remove('FILE')",
+    "import os\nos.rename('FILE', 'FILE.moved')",
+    "import os\nos.mkdir('FILE.folder')",
+    "import os\nos.chmod('FILE', 0)",
+    "import os\nos.truncate('FILE', 0)",
+    "import os\nos.symlink('FILE', 'FILE.link')",
+    "import os\nos.fork()",
+    "import os\nos.kill(os.getppid(), 9)",
+    "import subprocess\nsubprocess.run(['true'])",
+    "import os\nassert os.system('true') == 0",
+    "import os\nos.execv('/bin/true', ['true'])",
+    "import multiprocessing\nmultiprocessing.Process(target=print).start()",
+    "import ctypes\nassert ctypes.CDLL(None).ptrace(16, 1, 0, 0) == 0",
+    "import ctypes\nassert ctypes.CDLL(None).syscall(425, 1, 0) >= 0",  # io_uring_setup
+    "import ctypes\nassert ctypes.CDLL(None).syscall(435, 0, 0) >= 0",  # clone3
+]
+
+
+@pytest.mark.parametrize(("text", "program"), EXTRACTED)
+def test_the_last_closed_block_is_the_program(text, program):
+    assert extract_answer(text, "code") == program
+
+
+@pytest.mark.parametrize("program", PASSING)
+def test_programs_that_pass(program):
+    assert same_answer(program, SQUARE.dumps(), "code")
+    assert same_answer(SQUARE.dumps(), program, "code")
+
+
+@pytest.mark.parametrize("program", FAILING)
+def test_programs_that_fail(program):
+    assert not same_answer(program, SQUARE.dumps(), "code")
+
+
+@pytest.mark.parametrize("program", ESCAPES)
+def test_nothing_leaves_the_sandbox(program, tmp_path):
+    kept = tmp_path / "kept"
+    kept.write_text("as it was")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0)
+        source = program.replace("FILE", str(kept)).replace("PORT", str(server.getsockname()[1]))
+        assert not sandbox.run(source)
+        with pytest.raises(BlockingIOError):  # nobody came
+            server.accept()
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+    assert kept.read_text() == "as it was"
+    assert sandbox.run(f"assert open({str(kept)!r}).read() == 'as it was'")  # reading is no harm
+
+
+def test_time_is_limited():
+    assert not sandbox.run("while True: pass", seconds=1)
+    assert not sandbox.run("import time\ntime.sleep(10_000)", seconds=1)
+
+
+def test_programs_agree_if_both_pass():
+    one, other, wrong = PASSING[0], PASSING[1], FAILING[0]
+    assert agree(one, other, "code", SQUARE.dumps())
+    assert not agree(one, wrong, "code", SQUARE.dumps())
+    assert not agree(one, other, "code")  # nothing says so
+    assert agree(one, one + "  # a comment\n", "code")
+    assert not agree(wrong, "def square(x):\n    return x + 1", "code", SQUARE.dumps())
+    assert not agree(None, None, "code", SQUARE.dumps())
+
+
+def test_a_platform_without_a_sandbox_is_refused(monkeypatch):
+    monkeypatch.setattr(sandbox, "_missing", lambda: "this is darwin on arm64")
+    kind.cache_clear()
+    with pytest.raises(AnswerError, match=r"answer kind code: programs are run in a sandbox only.*darwin on arm64"):
+        kind("code")
+    kind.cache_clear()
+    assert sys.platform == "linux"  # where these tests run at all

@@ -1,0 +1,125 @@
+"""Answers that a function of the user's judges."""
+
+import pytest
+
+from specexit.data.answers import AnswerError, extract_answer, kind, same_answer
+
+SOURCE = '''
+import time
+
+def anagram(a, b):
+    """Asymmetric in its types on purpose: 1 means the same."""
+    return int(sorted(a.replace(" ", "").lower()) == sorted(b.replace(" ", "").lower()))
+
+def contained(answer, reference):
+    return answer in reference.split("|")
+
+def picky(a, b):
+    raise ValueError(f"no idea about {a}")
+
+def nearly(a, b):
+    return 0.5
+
+def endless(a, b):
+    time.sleep(1000)
+
+class Last:
+    @staticmethod
+    def extract(text):
+        return text.split()[-1] if text.split() else None
+
+    @staticmethod
+    def same(a, b):
+        return a[-1] == b[-1]
+
+class Odd:
+    @staticmethod
+    def extract(text):
+        return 3
+
+    same = staticmethod(anagram)
+
+number = 5
+'''
+
+
+@pytest.fixture(scope="module", autouse=True)
+def module(tmp_path_factory):
+    """The user's module, importable here and in the process that compares."""
+    folder = tmp_path_factory.mktemp("user")
+    (folder / "judged_by_me.py").write_text(SOURCE)
+    from specexit.data.answers import apart
+
+    patch = pytest.MonkeyPatch()
+    patch.syspath_prepend(str(folder))
+    apart._close()  # the next one gets this path
+    yield
+    apart._close()
+    patch.undo()
+
+
+ANAGRAM, CONTAINED = "function:judged_by_me:anagram", "function:judged_by_me:contained"
+LAST = "function:judged_by_me:Last"
+
+CASES = [
+    *[(ANAGRAM, a, b, True) for a, b in [("silent", "listen"), ("Dormitory", "dirty room"), ("", " "), ("ab", "BA")]],
+    *[(ANAGRAM, a, b, False) for a, b in [("a", "b"), ("aab", "ab"), ("", "a"), ("ä", "a"), ("é", "e\u0301")]],
+    *[(CONTAINED, a, "x|y|z", True) for a in "xyz"],
+    *[(CONTAINED, a, "x|y|z", False) for a in ("w", "x|y", " x", "X")],
+    *[(LAST, a, b, True) for a, b in [("ab", "cb"), ("1.", "2."), ("\n ", "x "), ("日本", "本")]],
+    *[(LAST, a, b, False) for a, b in [("ab", "ba"), ("1", "2"), ("日", "本")]],
+    *[(name, "same text", "same text", True) for name in (ANAGRAM, CONTAINED, LAST, "function:judged_by_me:picky")],
+    *[("function:judged_by_me:nearly", a, b, False) for a, b in [("a", "b"), ("1", "1.0")]],
+    ("function:judged_by_me:nearly", "a", "a", True),
+]
+
+EXTRACTED = [
+    (ANAGRAM, r"So \boxed{listen}", "listen"),
+    (ANAGRAM, "  the whole response\n", "the whole response"),
+    (ANAGRAM, r"\boxed{cut off", None),
+    (ANAGRAM, "  ", None),
+    (LAST, "one two", "two"),
+    (LAST, "", None),
+    (LAST, r"\boxed{3}", r"\boxed{3}"),
+]
+
+
+@pytest.mark.parametrize(("name", "a", "b", "same"), CASES)
+def test_the_function_decides_in_either_order(name, a, b, same):
+    assert same_answer(a, b, name) == same
+    assert same_answer(b, a, name) == same
+    assert not same_answer(a, None, name)
+
+
+@pytest.mark.parametrize(("name", "text", "answer"), EXTRACTED)
+def test_what_is_extracted(name, text, answer):
+    assert extract_answer(text, name) == answer
+
+
+def test_a_function_that_fails_is_named():
+    with pytest.raises(AnswerError, match="judged_by_me:picky: comparing 'a' and 'b': ValueError: no idea about a"):
+        same_answer("a", "b", "function:judged_by_me:picky")
+    with pytest.raises(AnswerError, match="judged_by_me:Odd: extract gives 3, expected a string or None"):
+        extract_answer("x", "function:judged_by_me:Odd")
+
+
+def test_a_function_that_never_returns_is_ended(monkeypatch):
+    from specexit.data.answers import apart
+
+    monkeypatch.setattr(apart, "TIME_LIMIT", 0.5)
+    assert not same_answer("a", "b", "function:judged_by_me:endless")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("function:no_such_module:f", "No module named 'no_such_module'"),
+        ("function:judged_by_me:absent", "no attribute 'absent'"),
+        ("function:judged_by_me:number", "is a int, expected a function"),
+        ("function:", "expected function:package.module:name"),
+        ("poetry", "answer kind 'poetry' does not exist, expected math, choice, text, code or function:module:name"),
+    ],
+)
+def test_kinds_that_do_not_exist(name, message):
+    with pytest.raises(AnswerError, match=message):
+        kind(name)

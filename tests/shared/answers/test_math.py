@@ -1,0 +1,184 @@
+"""Mathematical answers: which box counts, and a table of pairs that are or are not the same."""
+
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from specexit.data.answers import apart, extract_answer, plainly_same, same_answer
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        (r"The answer is \boxed{42}.", "42"),
+        (r"\boxed{1} no, \boxed{2}", "2"),
+        (r"\boxed{\frac{1}{2}} and more {braces}", r"\frac{1}{2}"),
+        (r"\boxed{ 7 }", "7"),
+        (r"\boxed{}", ""),
+        ("The answer is 42.", None),
+        (r"\boxed{4", None),
+        (r"\boxed{4} and then \boxed{5", None),
+        (r"\boxed{\boxed{5}}", "5"),
+        (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
+        (r"\boxed{\{}", r"\{"),
+        (r"\boxed {3}", "3"),
+        (r"Thus \boxed 5.", "5"),
+        (r"\fbox{9}", "9"),
+        (r"\boxed{a} and \fbox{b}", "b"),
+        ("She has 3 * 6 = 18.\n#### 18", "18"),
+        ("#### 1,234\n", "1,234"),
+        ("####", None),
+        (r"\boxed", None),
+        (r"\boxed{\text{(C)}}", r"\text{(C)}"),
+        (r"\[ \boxed{\begin{pmatrix} 1 \\ 2 \end{pmatrix}} \]", r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}"),
+        ("", None),
+    ],
+)
+def test_the_last_box_is_the_answer(text, answer):
+    assert extract_answer(text) == answer
+
+
+SAME = [
+    ("042", "42"),
+    ("-7", "-07"),
+    ("0.5", "1/2"),
+    (r"\frac{1}{2}", "0.5"),
+    ("x + 1", "x+1"),
+    ("B", "B"),
+    # thousands separators
+    ("1,000", "1000"),
+    ("1{,}000", "1000"),
+    (r"1\,000\,000", "1000000"),
+    ("12,345.50", "12345.5"),
+    # money, units, degrees, words
+    (r"\$18", "18"),
+    ("$18.00", "18"),
+    ("18 dollars", "18"),
+    (r"10\text{ cm}", "10"),
+    ("10 centimeters", r"10 \text{ cm}"),
+    (r"90^\circ", "90"),
+    ("90°", "90"),
+    (r"\text{even}", "even"),
+    ("42.", "42"),
+    # percent
+    (r"5\%", "5"),
+    (r"5\%", "0.05"),
+    # fractions and mixed numbers
+    (r"\frac12", r"\dfrac{1}{2}"),
+    ("2 1/2", "5/2"),
+    (r"2\frac{1}{2}", "2.5"),
+    ("0.333333", "1/3"),
+    ("-1/2", r"-\frac{1}{2}"),
+    # powers, roots, scientific notation, constants
+    (r"2^{10}", "1024"),
+    (r"\sqrt{8}", r"2\sqrt{2}"),
+    ("√2", r"\sqrt{2}"),
+    ("1e3", "1000"),
+    (r"6.0\times10^3", "6000"),
+    ("6 × 10^3", "6000"),
+    ("5!", "120"),
+    ("∞", r"\infty"),
+    ("infinity", r"\infty"),
+    ("2π", r"2\pi"),
+    # intervals, sets, tuples, matrices
+    ("(1, 2)", r"\left(1,2\right)"),
+    ("[0,1)", "[0, 1)"),
+    (r"(-\infty,1)\cup(2,\infty)", r"(2,\infty)\cup(-\infty,1)"),
+    (r"\{1,2\}", r"\{2,1\}"),
+    ("1,2,3", "3,2,1"),
+    (r"\pm 1", "1,-1"),
+    (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"\begin{bmatrix}1&2\\3&4\end{bmatrix}"),
+    # algebra
+    ("x^2+2x+1", "(x+1)^2"),
+    ("x=5", "5"),
+    ("y=2x+3", "2x+3"),
+    (r"\frac{1}{2}x", "0.5x"),
+    ("1+i", "i+1"),
+    (r"x\le 5", r"x\leq5"),
+    (r"\boxed{7}", "7"),
+]
+
+DIFFERENT = [
+    ("42", "43"),
+    ("42", "-42"),
+    ("4 2", "43"),
+    ("4 2", "42"),
+    ("2 1/2", "21/2"),
+    ("A", "B"),
+    ("1/2", "1/3"),
+    ("1/3", "0.333"),
+    ("1,000", "1.000"),
+    ("5 km", "5 m"),
+    ("3 hours", "3 minutes"),
+    ("(1,2)", "(2,1)"),
+    ("[1,2)", "(1,2)"),
+    (r"\{1,2\}", r"\{1,3\}"),
+    ("1,2", "1,2,3"),
+    (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"\begin{pmatrix}1&2\\3&5\end{pmatrix}"),
+    ("3.14", r"\pi"),
+    ("x+1", "x+2"),
+    (r"\text{even}", r"\text{odd}"),
+    ("1/0", "2"),
+    ("10^{100}", "1"),
+    ("0", "0.0000001"),
+    (r"\sqrt{2}", "1.41"),
+    ("", "0"),
+    ("7" * 5000, "7" * 4999),
+]
+
+
+@pytest.mark.parametrize(("a", "b"), SAME)
+def test_same_answers(a, b):
+    assert same_answer(a, b)
+    assert same_answer(b, a)
+
+
+@pytest.mark.parametrize(("a", "b"), DIFFERENT)
+def test_different_answers(a, b):
+    assert not same_answer(a, b)
+    assert not same_answer(b, a)
+
+
+@given(st.one_of(st.none(), st.text(max_size=5)))
+def test_no_answer_equals_nothing(other):
+    assert not same_answer(None, other)
+    assert not same_answer(other, None)
+
+
+@given(st.integers(), st.integers())
+def test_integers_are_compared_as_numbers(a, b):
+    assert plainly_same(str(a), str(b)) == (a == b)
+
+
+@given(st.decimals(allow_nan=False, allow_infinity=False, places=3, min_value=-1e6, max_value=1e6))
+def test_decimals_equal_their_fractions_without_a_parser(value):
+    assert plainly_same(str(value), f"{int(value * 1000)}/1000")
+
+
+def test_a_comparison_that_never_ends_is_ended(monkeypatch, caplog):
+    monkeypatch.setattr(apart, "TIME_LIMIT", 0.5)
+    assert not same_answer("9^{9^{9^{9}}}", "9^{9^{9^{8}}}")
+    assert "comparing math answers took too long, so they differ: '9^{9^{9^{8}}}'" in caplog.text
+    monkeypatch.undo()
+    assert same_answer("(x+2)^2", "x^2+4x+4")  # with a new process
+
+
+def test_a_comparison_is_made_once(monkeypatch):
+    asked = []
+    monkeypatch.setattr("specexit.data.answers.base.compare_apart", lambda *pair: asked.append(pair) or True)
+    assert same_answer("y+17", "17+y")
+    assert same_answer("17+y", "y+17")
+    assert asked == [("math", "17+y", "y+17")]
+
+
+def test_the_command_that_servers_compare_with():
+    def ask(pair: str) -> str:
+        command = [sys.executable, "-m", "specexit.data.answers"]
+        return subprocess.run(command, input=pair, capture_output=True, text=True, check=True).stdout.strip()
+
+    assert ask(r'["0.5", "\\frac{1}{2}"]') == "true"
+    assert ask('["B", "(b)", "choice"]') == "true"
+    assert ask("[null, null]") == "false"

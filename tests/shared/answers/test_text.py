@@ -1,0 +1,76 @@
+"""Short texts: where the answer stands, and what normalisation forgives."""
+
+import pytest
+
+from specexit.data.answers import extract_answer, same_answer
+
+EXTRACTED = [
+    (r"\boxed{Paris}", "Paris"),
+    (r"\boxed{\text{the Eiffel Tower}}", r"\text{the Eiffel Tower}"),
+    ("The answer is Paris.", "Paris"),
+    ("Answer: Paris", "Paris"),
+    ("**Final Answer:** Paris", "Paris"),
+    ("The final answer is: Paris.", "Paris"),
+    ("Answer = 42", "42"),
+    ("#### Paris\nand more", "Paris"),
+    ("The answer is Rome. No, the answer is Paris.\n", "Rome. No, the answer is Paris"),
+    ("Answer: Rome\nAnswer: Paris", "Paris"),
+    ('The answer is "Paris".', "Paris"),
+    ("Paris", None),
+    (r"\boxed{", None),
+    (r"\boxed{}", None),
+    ("", None),
+]
+
+SAME = [
+    ("Paris", "paris"),
+    ("The Eiffel Tower", "eiffel tower"),
+    ("Paris.", "Paris"),
+    ("  Paris\n", "Paris"),
+    ("“Paris”", '"Paris"'),
+    ("don’t", "don't"),
+    ("New   York", "new york"),
+    ("Café", "Café"),
+    ("ﬁsh", "fish"),
+    ("1,000", "1000"),
+    ("an apple", "apple"),
+    ("well-known", "well known"),
+    ("U.S.", "U.S"),
+    ("−5", "-5"),
+    (r"\text{Paris}", "Paris"),
+    ("**Paris**", "Paris"),
+    ("Straße", "STRASSE"),
+    ("Paris, France", "Paris France"),
+]
+
+DIFFERENT = [
+    ("Paris", "Rome"),
+    ("3.5", "35"),
+    ("-5", "5"),
+    ("1.5", "1 5"),
+    ("C++", "C"),
+    ("C#", "C"),
+    ("50%", "50"),
+    ("a", "the"),
+    ("!", "?"),
+    ("", "a"),
+    ("New York", "NewYork"),
+    ("10", "1 0"),
+]
+
+
+@pytest.mark.parametrize(("text", "answer"), EXTRACTED)
+def test_where_the_answer_stands(text, answer):
+    assert extract_answer(text, "text") == answer
+
+
+@pytest.mark.parametrize(("a", "b"), SAME)
+def test_same_texts(a, b):
+    assert same_answer(a, b, "text")
+    assert same_answer(b, a, "text")
+
+
+@pytest.mark.parametrize(("a", "b"), DIFFERENT)
+def test_different_texts(a, b):
+    assert not same_answer(a, b, "text")
+    assert not same_answer(b, a, "text")
