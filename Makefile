@@ -9,7 +9,7 @@ RELEASES ?= runs/vllm-releases
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-gpu compat lint bench bench-serving bench-training bench-signals continuation plan-all \
-  tiny-reasoner format clean
+  docs tiny-reasoner format clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ lint: $(VENV)/.dev-ready  ## Check style (ruff), types (pyright) and the import 
 	@$(BIN)/ruff format --check .
 	@PYRIGHT_PYTHON_IGNORE_WARNINGS=1 PYRIGHT_PYTHON_USE_BUNDLED_PYRIGHT=1 $(BIN)/pyright
 	@$(BIN)/python -m pytest -q tests/shared/test_imports.py
+
+docs: $(VENV)/.dev-ready  ## Build the documentation as a site in runs/site, its links checked
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --clean -f configs/site/mkdocs.yml
 
 format: $(VENV)/.dev-ready  ## Format the code and apply safe fixes
 	@$(BIN)/ruff format .

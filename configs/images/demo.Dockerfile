@@ -1,0 +1,9 @@
+# `make demo` on any machine with two cores, nothing else installed.
+#   docker build -f configs/images/demo.Dockerfile -t specexit-demo .
+#   docker run -v "$PWD/runs:/src/runs" specexit-demo
+FROM python:3.11-slim
+RUN apt-get update && apt-get install --yes --no-install-recommends make gcc g++ && rm -rf /var/lib/apt/lists/*
+COPY . /src
+WORKDIR /src
+RUN make .venv/.demo-ready
+CMD ["make", "demo"]

@@ -1,0 +1,47 @@
+"""The Dockerfiles say what the project has: no image is built here, but what they name must exist."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+IMAGES = sorted((ROOT / "configs" / "images").glob("*.Dockerfile"))
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def instructions(path: Path) -> list[tuple[str, str]]:
+    text = re.sub(r"\\\n\s*", " ", path.read_text())
+    return [
+        (line.split()[0], line.split(maxsplit=1)[1]) for line in text.splitlines() if line and not line.startswith("#")
+    ]
+
+
+@pytest.mark.parametrize("path", IMAGES, ids=lambda path: path.stem)
+def test_what_an_image_names_exists(path: Path) -> None:
+    assert IMAGES
+    found = instructions(path)
+    names = [name for name, _ in found]
+    assert set(names) <= {"ARG", "FROM", "COPY", "RUN", "WORKDIR", "ENTRYPOINT", "CMD"}
+    assert names[-1] in ("ENTRYPOINT", "CMD")
+    text = path.read_text()
+    assert f"-f configs/images/{path.name}" in text
+    for extras in re.findall(r"/src\[([a-z,-]+)\]", text):
+        assert set(extras.split(",")) <= set(PROJECT["optional-dependencies"])
+    for target in re.findall(
+        r"make (\S+)", " ".join(value for name, value in found if name == "RUN" and "make ." in value)
+    ):
+        assert f"$(VENV)/{target.removeprefix('.venv/')}:" in (ROOT / "Makefile").read_text()
+
+
+def test_nothing_of_this_checkout_gets_into_an_image_but_its_sources() -> None:
+    ignored = (ROOT / ".dockerignore").read_text().split()
+    assert {".git", ".venv*", "runs"} <= set(ignored)
+
+
+def test_a_python_of_an_image_is_one_that_the_package_takes() -> None:
+    low, high = re.findall(r"3\.(\d+)", PROJECT["requires-python"])
+    for path in IMAGES:
+        for minor in re.findall(r"FROM python:3\.(\d+)", path.read_text()):
+            assert int(low) <= int(minor) < int(high)
