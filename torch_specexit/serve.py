@@ -91,5 +91,6 @@ def hook_table(hooks: Sequence[Hook], release: Release) -> Table:
 def _hooks() -> tuple[Hook, ...]:
     from torch_specexit.plugin.compat.frontend_hooks import FRONTEND_HOOKS
     from torch_specexit.plugin.compat.hooks import HOOKS
+    from torch_specexit.plugin.compat.repairs import REPAIRS
 
-    return (*HOOKS, *FRONTEND_HOOKS)
+    return (*HOOKS, *FRONTEND_HOOKS, *REPAIRS)

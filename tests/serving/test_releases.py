@@ -16,6 +16,7 @@ import pytest
 from torch_specexit.plugin.compat.fit import Has, Hook, Takes, Uses, install, is_hooked
 from torch_specexit.plugin.compat.frontend_hooks import FRONTEND_HOOKS
 from torch_specexit.plugin.compat.hooks import ENGINE_HOOKS, HOOKS, V1_HOOKS, V2_HOOKS
+from torch_specexit.plugin.compat.repairs import REPAIRS
 from torch_specexit.plugin.compat.sources import Imported, Recorded, Recorder, SourceError, Sources
 
 pytestmark = pytest.mark.vllm
@@ -24,7 +25,7 @@ RECORDS = Path(__file__).parent / "releases"
 VERSIONS = ("0.24.0", "0.28.0", "0.32.0", "0.33.0")
 UNPACKED = os.environ.get("SPECEXIT_RELEASES")
 
-ALL = (*HOOKS, *FRONTEND_HOOKS)
+ALL = (*HOOKS, *FRONTEND_HOOKS, *REPAIRS)
 GROUPS = {"v1": (*ENGINE_HOOKS, *V1_HOOKS), "v2": (*ENGINE_HOOKS, *V2_HOOKS)}
 """What a worker installs."""
 

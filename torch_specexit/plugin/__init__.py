@@ -24,10 +24,12 @@ def register() -> None:
         from specexit.drafts.directory import ARCHITECTURE
         from torch_specexit.plugin.compat.frontend_hooks import install_frontend_hooks
         from torch_specexit.plugin.compat.hooks import install_engine_hooks
+        from torch_specexit.plugin.compat.repairs import install_repairs
 
         if ARCHITECTURE not in ModelRegistry.get_supported_archs():
             ModelRegistry.register_model(ARCHITECTURE, f"torch_specexit.plugin.worker.model:{ARCHITECTURE}")
         install_engine_hooks()
         install_frontend_hooks()
+        install_repairs()
     except Exception:
         logger.exception("specexit could not be registered; vLLM serves without it")

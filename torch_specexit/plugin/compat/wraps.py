@@ -11,6 +11,7 @@ from typing import Any
 
 from torch_specexit.plugin import outcome
 from torch_specexit.plugin.compat.fit import Method
+from torch_specexit.plugin.compat.repairs import cannot_sample
 from torch_specexit.plugin.frontend import arguments
 from torch_specexit.plugin.worker import runner
 from torch_specexit.plugin.worker.runner import draft_of, exits_of, guarded
@@ -155,10 +156,11 @@ def update_from_output(original: Method) -> Method:
 
 
 def validate_params(original: Method) -> Method:
-    """Refuse bad arguments, at admission."""
+    """Refuse bad arguments, and what this vLLM would answer wrongly, at admission."""
 
     def _validate_params(self: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
         arguments.admit(getattr(params, "extra_args", None), self.vllm_config)
+        arguments.admit_sampling(getattr(params, "temperature", 0.0), cannot_sample(self.vllm_config))
         return original(self, params, *args, **kwargs)
 
     return _validate_params

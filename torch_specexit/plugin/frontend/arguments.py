@@ -183,6 +183,16 @@ def admit(extra_args: Mapping[str, Any] | None, vllm_config: Any) -> None:
         raise refusal()(str(error), error.parameter) from error
 
 
+def admit_sampling(temperature: float, problem: str | None) -> None:
+    """Refuse to sample where an engine would do it wrongly.
+
+    Raises:
+      ArgumentError: of the kind that `refusal` names.
+    """
+    if temperature > 0 and problem is not None:
+        raise refusal()(f"temperature is {temperature}, expected 0: {problem}", "temperature")
+
+
 @cache
 def refusal() -> type[ArgumentError]:
     """`ArgumentError` as the installed vLLM's servers want it for an HTTP 400: older ones answer any ValueError with
