@@ -46,7 +46,7 @@ def load_prompts(config: CollectConfig) -> list[Prompt]:
       PromptError: the prompt file cannot be used.
     """
     if config.prompts is not None:
-        return read_prompts(config.prompts)[: config.n]
+        return read_prompts(config.prompts, config.columns, n=config.n, seed=config.seed)
     assert config.split is not None
     return split_prompts(config.split, config.n or SPLIT_SIZE, config.seed)
 

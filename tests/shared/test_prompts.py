@@ -1,31 +1,131 @@
-"""Prompt files, and the tiny reasoner's splits as prompts."""
+"""Prompts from everywhere: files, folders, benchmarks by name, generated tasks, and the tiny reasoner's splits."""
 
+import csv
 import json
+import sys
+import types
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from specexit import tiny
 from specexit.data.prompts import Prompt, PromptError, read_prompts, split_prompts
+from specexit.schemas.prompts import ColumnsConfig
+
+ROWS = [{"id": "b", "prompt": "2 + 2?", "reference": "4"}, {"id": "a", "prompt": "Why?", "reference": None}]
+PROMPTS = [Prompt("b", "2 + 2?", "4"), Prompt("a", "Why?", None)]
 
 
-def test_reads_prompts_in_order(tmp_path):
-    path = tmp_path / "prompts.jsonl"
-    rows = [{"id": "b", "prompt": "2 + 2?", "reference": "4"}, {"id": "a", "prompt": "Why?"}]
-    path.write_text("\n".join(map(json.dumps, rows)) + "\n\n")
-    assert read_prompts(path) == [Prompt("b", "2 + 2?", "4"), Prompt("a", "Why?", None)]
+def write_jsonl(path, rows):
+    path.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n\n", encoding="utf-8")
+    return path
+
+
+def write_csv(path, rows):
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def write_parquet(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    return path
+
+
+def write_json(path, rows):
+    path.write_text(json.dumps(rows))
+    return path
 
 
 @pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ("{", "line 2: not JSON"),
-        ("[]", "line 2: holds a list, expected an object"),
-        ('{"id": "b"}', "line 2: prompt is None, expected a string"),
-        ('{"id": 3, "prompt": "x"}', "line 2: id is 3, expected a string"),
-        ('{"id": "b", "prompt": "x", "reference": 4}', "line 2: reference is 4, expected a string or nothing"),
-        ('{"id": "a", "prompt": "x"}', "line 2: id 'a' occurs twice"),
-    ],
+    ("name", "write"),
+    [("p.jsonl", write_jsonl), ("p.json", write_json), ("p.csv", write_csv), ("p.parquet", write_parquet)],
 )
+def test_the_same_prompts_in_every_format(tmp_path, name, write):
+    assert read_prompts(write(tmp_path / name, ROWS)) == PROMPTS
+    assert read_prompts(str(tmp_path / name), n=1) == PROMPTS[:1]
+
+
+def test_a_datasets_folder(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    made = datasets.Dataset.from_list(ROWS)
+    made.save_to_disk(tmp_path / "one", num_shards=2)
+    assert read_prompts(tmp_path / "one") == PROMPTS
+    datasets.DatasetDict({"train": made, "test": made}).save_to_disk(tmp_path / "splits")
+    assert read_prompts(tmp_path / "splits" / "test") == PROMPTS
+    with pytest.raises(PromptError, match=r"splits: holds the splits test, train, expected one: .*splits/test"):
+        read_prompts(tmp_path / "splits")
+    next((tmp_path / "one").glob("data-00001*")).unlink()
+    with pytest.raises(PromptError, match=r"data-00001-of-00002.arrow: is missing, state.json names it"):
+        read_prompts(tmp_path / "one")
+
+
+def test_a_folder_of_parquet_files(tmp_path):
+    for i, row in enumerate(ROWS):
+        write_parquet(tmp_path / "hub" / "data" / f"test-{i:05d}-of-00002.parquet", [row])
+    assert read_prompts(tmp_path / "hub") == PROMPTS
+    write_parquet(tmp_path / "hub" / "data" / "train-00000-of-00001.parquet", [ROWS[0]])
+    assert read_prompts(tmp_path / "hub" / "test") == PROMPTS
+    with pytest.raises(PromptError, match="holds the splits test, train, expected one"):
+        read_prompts(tmp_path / "hub")
+
+
+def test_columns_are_named_by_the_config(tmp_path):
+    rows = [{"nr": 7, "question": "2 + 2?", "solution": 4, "field": "sums", "notes": "easy"}]
+    path = write_jsonl(tmp_path / "p.jsonl", rows)
+    columns = ColumnsConfig(id="nr", prompt="question", reference="solution", group="field", ignore=("notes",))
+    assert read_prompts(path, columns) == [Prompt("7", "2 + 2?", "4", group="sums")]
+    loose = columns.model_copy(update={"ignore": ("*",)})
+    assert read_prompts(path, loose) == read_prompts(path, columns)
+
+
+def test_conversations(tmp_path):
+    messages = [
+        {"role": "system", "content": "Be short."},
+        {"role": "user", "content": "2 + 2?"},
+        {"role": "assistant", "content": "4"},
+        {"role": "user", "content": "And 3 + 3?"},
+    ]
+    row = {"id": 1, "messages": messages, "task": "sums", "answer_kind": "text", "choices": ["6", "7"]}
+    [prompt] = read_prompts(write_jsonl(tmp_path / "p.jsonl", [row]))
+    assert prompt.text == "And 3 + 3?"
+    assert prompt.messages == tuple(messages)
+    assert (prompt.task, prompt.answer_kind, prompt.choices) == ("sums", "text", ("6", "7"))
+    [again] = read_prompts(write_parquet(tmp_path / "p.parquet", [row]))
+    assert again == prompt
+
+
+SECOND_LINE = [
+    ("{", "line 2: not JSON"),
+    ("[]", "line 2: holds a list, expected an object"),
+    ('{"id": "b"}', "line 2: prompt is None, expected a string"),
+    ('{"id": "b", "prompt": " "}', "line 2: prompt is empty"),
+    ('{"id": 3.5, "prompt": "x"}', "line 2: id is 3.5, expected a string or an integer"),
+    ('{"prompt": "x"}', "line 2: id is None"),
+    ('{"id": "b", "prompt": "x", "reference": [4]}', r"line 2: reference is \[4\], expected a string, a number"),
+    ('{"id": "a", "prompt": "x"}', "line 2: id 'a' occurs twice"),
+    ('{"id": "b", "prompt": "x", "answer": "4"}', r"line 2: unknown column 'answer' .*columns.reference=answer"),
+    ('{"id": "b", "prompt": "x", "referense": "4"}', "line 2: unknown column 'referense' .did you mean 'reference'"),
+    ('{"id": "b", "prompt": "x", "messages": []}', "line 2: messages are .*expected a list of objects"),
+    (
+        '{"id": "b", "prompt": "x", "messages": [{"role": "user", "content": "y"}]}',
+        "line 2: has prompt and messages, expected one of them",
+    ),
+    ('{"id": "b", "messages": [{"role": "user"}]}', "line 2: message .*expected an object with role and content"),
+    (
+        '{"id": "b", "messages": [{"role": "boss", "content": "x"}]}',
+        "line 2: message .*expected a role of system, user",
+    ),
+    ('{"id": "b", "messages": [{"role": "system", "content": "x"}]}', "line 2: the last message is from 'system'"),
+    ('{"id": "b", "prompt": "x", "choices": "A"}', "line 2: choices are 'A', expected a list of strings"),
+]
+
+
+@pytest.mark.parametrize(("line", "message"), SECOND_LINE)
 def test_a_bad_line_is_named(tmp_path, line, message):
     path = tmp_path / "prompts.jsonl"
     path.write_text('{"id": "a", "prompt": "x"}\n' + line)
@@ -33,12 +133,34 @@ def test_a_bad_line_is_named(tmp_path, line, message):
         read_prompts(path)
 
 
-def test_no_prompts(tmp_path):
+def test_files_that_cannot_be_read(tmp_path):
     (tmp_path / "empty.jsonl").touch()
-    with pytest.raises(PromptError, match="holds no prompt"):
-        read_prompts(tmp_path / "empty.jsonl")
-    with pytest.raises(PromptError, match="cannot be read"):
-        read_prompts(tmp_path / "absent.jsonl")
+    (tmp_path / "latin.jsonl").write_bytes('{"id": "a", "prompt": "x"}\n{"id": "b", "prompt": "é"}'.encode("latin-1"))
+    (tmp_path / "ragged.csv").write_text("id,prompt\na,b,c\n")
+    (tmp_path / "object.json").write_text("{}")
+    (tmp_path / "prompts.txt").write_text("hello")
+    (tmp_path / "folder").mkdir()
+    cut = write_parquet(tmp_path / "cut.parquet", ROWS)
+    cut.write_bytes(cut.read_bytes()[:-20])
+    for name, message in [
+        ("empty.jsonl", "holds no prompt"),
+        ("absent.jsonl", "cannot be read: there is no such file or folder"),
+        ("latin.jsonl", "line 2: byte 50 is not UTF-8"),
+        ("ragged.csv", "row 1: expected 2 fields"),
+        ("object.json", "holds a dict, expected a list"),
+        ("prompts.txt", "expected a name that ends in .jsonl"),
+        ("folder", "is no datasets folder"),
+        ("cut.parquet", "cannot be read as Parquet"),
+    ]:
+        with pytest.raises(PromptError, match=message):
+            read_prompts(tmp_path / name)
+    with pytest.raises(PromptError, match="'gsm9k' is none of the formats gsm8k, math-500, aime"):
+        read_prompts("gsm9k:somewhere.jsonl")
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_id(tmp_path):
+    (tmp_path / "p.csv").write_bytes(b"\xef\xbb\xbfid,prompt\na,x\n")
+    assert read_prompts(tmp_path / "p.csv") == [Prompt("a", "x", None)]
 
 
 def test_a_split_is_the_same_however_many_are_asked_for():
@@ -46,3 +168,29 @@ def test_a_split_is_the_same_however_many_are_asked_for():
     assert many[:5] == few
     assert len({prompt.text for prompt in many}) == 20
     assert all(tiny.split_of(prompt.text) == "test" for prompt in many)
+
+
+def test_generated_tasks(monkeypatch):
+    def create_dataset(name, size, seed):
+        if name != "sums":
+            raise ValueError(f"Dataset '{name}' not registered")
+        return [{"question": f"{i} + {seed}?", "answer": str(i + seed), "metadata": {}} for i in range(size)]
+
+    monkeypatch.setitem(sys.modules, "reasoning_gym", types.SimpleNamespace(create_dataset=create_dataset))
+    first, second = read_prompts("reasoning-gym:sums", n=2, seed=5)
+    assert first.text.startswith("0 + 5?\n\n")
+    assert r"\boxed{}" in first.text
+    assert (second.id, second.reference, second.task, second.answer_kind) == ("sums-5-00001", "6", "sums", "math")
+    with pytest.raises(PromptError, match="reasoning-gym:poems: Dataset 'poems' not registered"):
+        read_prompts("reasoning-gym:poems")
+    monkeypatch.setitem(sys.modules, "reasoning_gym", None)
+    with pytest.raises(PromptError, match=r"not installed, expected: pip install 'specexit\[reasoning-gym\]'"):
+        read_prompts("reasoning-gym:sums")
+
+
+def test_the_real_reasoning_gym():
+    pytest.importorskip("reasoning_gym")
+    prompts = read_prompts("reasoning-gym:chain_sum", n=3, seed=1)
+    assert len(prompts) == 3
+    assert {prompt.answer_kind for prompt in prompts} == {"math"}
+    assert prompts == read_prompts("reasoning-gym:chain_sum", n=3, seed=1)

@@ -46,7 +46,7 @@ def greedy(tmp_path_factory) -> list[Trace]:
     folder = tmp_path_factory.mktemp("greedy")
     rows = [{"id": p.id, "prompt": p.text} for p in split_prompts("test", 8, seed=5)]
     (folder / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    collect(CollectConfig(out=folder / "traces", prompts=folder / "prompts.jsonl", max_new_tokens=250, workers=1))
+    collect(CollectConfig(out=folder / "traces", prompts=str(folder / "prompts.jsonl"), max_new_tokens=250, workers=1))
     return read_traces(folder / "traces")
 
 

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from specexit.config import Config
 from specexit.schemas.engine import EngineConfig
+from specexit.schemas.prompts import ColumnsConfig
 
 
 class CollectConfig(Config):
@@ -16,9 +17,11 @@ class CollectConfig(Config):
 
     target: str = Field(default="tiny-reasoner", description="name in configs/targets, or path of such a YAML file")
     out: Path = Field(description="folder of the traces; collecting goes on where an earlier run stopped")
-    prompts: Path | None = Field(
-        default=None, description="JSONL file with id, prompt and, where it is known, reference"
+    prompts: str | None = Field(
+        default=None,
+        description="file of prompts (JSONL, CSV, Parquet), datasets folder, gsm8k:FILE, reasoning-gym:TASK ...",
     )
+    columns: ColumnsConfig = ColumnsConfig()
     split: Literal["draft", "calibration", "test"] | None = Field(
         default=None, description="problems of the tiny reasoner in place of a prompt file"
     )

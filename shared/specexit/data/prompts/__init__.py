@@ -1,0 +1,64 @@
+"""What is asked of a target, from anywhere.
+
+A source is a file (JSONL, JSON, CSV, TSV, Parquet), a folder as Hugging Face ``datasets`` writes it, a benchmark's file
+by its name (``gsm8k:FILE``), or a task of reasoning-gym (``reasoning-gym:TASK``).
+"""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+
+from specexit import tiny
+from specexit.data.prompts.columns import to_prompt
+from specexit.data.prompts.formats import FORMATS
+from specexit.data.prompts.generated import PREFIX, read_task
+from specexit.data.prompts.prompt import Prompt, PromptError
+from specexit.data.prompts.sources import read_rows
+from specexit.schemas.prompts import ColumnsConfig
+
+__all__ = ["FORMATS", "Prompt", "PromptError", "read_prompts", "split_prompts"]
+
+
+def split_prompts(split: str, n: int, seed: int = 0) -> list[Prompt]:
+    """The first ``n`` problems of one of the tiny reasoner's splits.
+
+    Raises:
+      ValueError: there is no such split.
+    """
+    problems = tiny.problems(split, n, seed=seed)
+    return [Prompt(f"{split}-{seed}-{i:05d}", p.question, str(p.answer)) for i, p in enumerate(problems)]
+
+
+def read_prompts(
+    source: str | Path, columns: ColumnsConfig | None = None, *, n: int | None = None, seed: int = 0
+) -> list[Prompt]:
+    """Read prompts.
+
+    Args:
+      source: see the package; a path, or ``NAME:PATH`` with a benchmark's name.
+      columns: what the columns of a file mean that is not a benchmark's.
+      n: how many, from the first on; by default all, or 500 of a reasoning-gym task.
+      seed: of generated problems and shuffled options.
+
+    Raises:
+      PromptError: not there, not of its format or not UTF-8, a column is missing, unknown or of another type, an id
+        occurs twice, or there is no prompt.
+    """
+    name, colon, rest = str(source).partition(":")
+    if colon and name == PREFIX:
+        return read_task(rest, n, seed)
+    known = FORMATS.get(name) if colon else None
+    if colon and known is None and not Path(source).exists():
+        names = ", ".join([*FORMATS, PREFIX])
+        raise PromptError(f"{source}: cannot be read: no such file, and {name!r} is none of the formats {names}")
+    path = Path(rest if known else source)
+    prompts: dict[str, Prompt] = {}
+    for number, (where, row) in enumerate(islice(read_rows(path), n)):
+        prompt = known(row, where, number, seed) if known else to_prompt(row, where, columns or ColumnsConfig())
+        if prompt.id in prompts:
+            raise PromptError(f"{where}: id {prompt.id!r} occurs twice, expected unique ids")
+        prompts[prompt.id] = prompt
+    if not prompts:
+        raise PromptError(f"{path}: holds no prompt")
+    return list(prompts.values())

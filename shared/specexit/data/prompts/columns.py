@@ -1,0 +1,67 @@
+"""Rows whose columns are named by the config, as prompts."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from typing import Any
+
+from specexit.data.prompts.prompt import Prompt, PromptError, Row, conversation, optional_text, text_of
+from specexit.schemas.prompts import ColumnsConfig
+
+
+def to_prompt(row: Row, where: str, columns: ColumnsConfig) -> Prompt:
+    """A row as a prompt.
+
+    Raises:
+      PromptError: a column is missing, of another type, or not one of those that are known.
+    """
+    _check_names(row, where, columns)
+    messages = row.get(columns.messages)
+    if messages is not None:
+        messages = conversation(messages, where)
+        if row.get(columns.prompt) is not None:
+            raise PromptError(f"{where}: has {columns.prompt} and {columns.messages}, expected one of them")
+        text = messages[-1]["content"]
+    else:
+        text = text_of(row.get(columns.prompt), where, columns.prompt)
+    return Prompt(
+        id=_id(row.get(columns.id), where, columns.id),
+        text=text,
+        reference=optional_text(row.get(columns.reference), where, columns.reference),
+        messages=messages,
+        task=optional_text(row.get(columns.task), where, columns.task),
+        answer_kind=optional_text(row.get(columns.answer_kind), where, columns.answer_kind),
+        group=optional_text(row.get(columns.group), where, columns.group),
+        choices=_choices(row.get(columns.choices), where, columns.choices),
+    )
+
+
+def _check_names(row: Row, where: str, columns: ColumnsConfig) -> None:
+    known = [getattr(columns, name) for name in type(columns).model_fields if name != "ignore"]
+    unknown = [] if columns.ignore == ("*",) else [key for key in row if key not in {*known, *columns.ignore}]
+    if not unknown:
+        return
+    close = difflib.get_close_matches(unknown[0], known, n=1, cutoff=0.5)
+    meant = f" (did you mean {close[0]!r}?)" if close else ""
+    listed = ", ".join(map(repr, unknown))
+    raise PromptError(
+        f"{where}: unknown column {unknown[0]!r}{meant}; of {listed}, name those that are meant, as in "
+        f'columns.reference={unknown[0]}, and leave the others out with columns.ignore, a list or ["*"]'
+    )
+
+
+def _id(value: Any, where: str, name: str) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str) or not value:
+        raise PromptError(f"{where}: {name} is {value!r}, expected a string or an integer")
+    return value
+
+
+def _choices(value: Any, where: str, name: str) -> tuple[str, ...] | None:
+    if value is None:
+        return None
+    if not isinstance(value, Sequence) or isinstance(value, str) or not all(isinstance(v, str) for v in value):
+        raise PromptError(f"{where}: {name} are {value!r}, expected a list of strings")
+    return tuple(value)

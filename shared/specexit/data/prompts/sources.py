@@ -1,0 +1,164 @@
+"""Rows of a file of prompts: JSONL, JSON, CSV, Parquet, or a folder as Hugging Face ``datasets`` lays it out."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from specexit.data.prompts.prompt import PromptError, Row
+
+LocatedRow = tuple[str, Row]
+"""Where a row stands, for messages, and the row."""
+
+
+def read_rows(path: Path) -> Iterator[LocatedRow]:
+    """The rows of a file or folder.
+
+    Raises:
+      PromptError: nothing there, a format that is not known, or content that is not of its format.
+    """
+    if path.is_dir():
+        yield from _folder(path)
+    elif path.exists():
+        reader = _READERS.get(path.suffix.lower())
+        if reader is None:
+            raise PromptError(f"{path}: cannot be read as prompts, expected a name that ends in {', '.join(_READERS)}")
+        yield from reader(path)
+    else:
+        yield from _split_of(path)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise PromptError(f"{path}, line {line}: byte {error.start} is not UTF-8, expected a file in UTF-8") from error
+    except OSError as error:
+        raise PromptError(f"{path}: cannot be read: {error}") from error
+
+
+def _object(value: Any, where: str) -> LocatedRow:
+    if not isinstance(value, dict):
+        raise PromptError(f"{where}: holds a {type(value).__name__}, expected an object with id and prompt")
+    return where, value
+
+
+def _json_lines(path: Path) -> Iterator[LocatedRow]:
+    for number, line in enumerate(_text(path).split("\n"), start=1):
+        if line.strip():
+            where = f"{path}, line {number}"
+            try:
+                value = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise PromptError(f"{where}: not JSON: {error}") from error
+            yield _object(value, where)
+
+
+def _json(path: Path) -> Iterator[LocatedRow]:
+    try:
+        values = json.loads(_text(path))
+    except (ValueError, RecursionError) as error:
+        raise PromptError(
+            f"{path}: not JSON: {error}; lines of JSON are expected in a file that ends in .jsonl"
+        ) from error
+    if not isinstance(values, list):
+        raise PromptError(f"{path}: holds a {type(values).__name__}, expected a list of objects")
+    for number, value in enumerate(values, start=1):
+        yield _object(value, f"{path}, row {number}")
+
+
+def _csv(path: Path) -> Iterator[LocatedRow]:
+    lines = _text(path).splitlines(keepends=True)
+    reader = csv.DictReader(lines, strict=True, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+    try:
+        for number, row in enumerate(reader, start=1):
+            where = f"{path}, row {number}"
+            if None in row or None in row.values():
+                raise PromptError(f"{where}: expected {len(reader.fieldnames or ())} fields, as the first line names")
+            yield where, {key: value or None for key, value in row.items()}
+    except csv.Error as error:
+        raise PromptError(f"{path}, line {reader.line_num}: not CSV: {error}") from error
+
+
+def _parquet(path: Path) -> Iterator[LocatedRow]:
+    try:
+        with pq.ParquetFile(path) as file:
+            yield from _batches(path, file.iter_batches(batch_size=1024))
+    except (pa.ArrowException, OSError) as error:
+        raise PromptError(f"{path}: cannot be read as Parquet: {error}") from error
+
+
+def _arrow(path: Path) -> Iterator[LocatedRow]:
+    try:
+        with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as batches:
+            yield from _batches(path, batches)
+    except (pa.ArrowException, OSError) as error:
+        raise PromptError(f"{path}: cannot be read as an Arrow stream: {error}") from error
+
+
+def _batches(path: Path, batches: Iterator[pa.RecordBatch]) -> Iterator[LocatedRow]:
+    number = 0
+    for batch in batches:
+        for row in batch.to_pylist():
+            number += 1
+            yield f"{path}, row {number}", row
+
+
+_READERS: dict[str, Callable[[Path], Iterator[LocatedRow]]] = {
+    ".jsonl": _json_lines,
+    ".json": _json,
+    ".csv": _csv,
+    ".tsv": _csv,
+    ".parquet": _parquet,
+    ".arrow": _arrow,
+}
+
+
+def _folder(folder: Path) -> Iterator[LocatedRow]:
+    """A folder that ``save_to_disk`` wrote, or one of Parquet files as the hub has them."""
+    if (folder / "dataset_dict.json").exists():
+        splits = sorted(path.name for path in folder.iterdir() if path.is_dir())
+        raise PromptError(f"{folder}: holds the splits {', '.join(splits)}, expected one: {folder / splits[0]}")
+    if (state := folder / "state.json").exists():
+        try:
+            names = [entry["filename"] for entry in json.loads(_text(state))["_data_files"]]
+        except (ValueError, KeyError, TypeError) as error:
+            raise PromptError(f"{state}: cannot be read, expected the state of a datasets folder: {error}") from error
+        for name in names:
+            if not (folder / name).exists():
+                raise PromptError(f"{folder / name}: is missing, state.json names it")
+            yield from _arrow(folder / name)
+        return
+    files = _parquet_files(folder)
+    if not files:
+        raise PromptError(f"{folder}: is no datasets folder, expected state.json or Parquet files in it")
+    splits = sorted({_split_name(file) for file in files})
+    if len(splits) > 1:
+        raise PromptError(f"{folder}: holds the splits {', '.join(splits)}, expected one: {folder / splits[0]}")
+    for file in files:
+        yield from _parquet(file)
+
+
+def _split_of(path: Path) -> Iterator[LocatedRow]:
+    """``FOLDER/SPLIT`` of a folder of Parquet files."""
+    files = [file for file in _parquet_files(path.parent) if _split_name(file) == path.name]
+    if not files:
+        raise PromptError(f"{path}: cannot be read: there is no such file or folder")
+    for file in files:
+        yield from _parquet(file)
+
+
+def _parquet_files(folder: Path) -> list[Path]:
+    return sorted([*folder.glob("*.parquet"), *folder.glob("data/*.parquet")])
+
+
+def _split_name(file: Path) -> str:
+    """``test`` of ``test-00000-of-00002.parquet``."""
+    return file.stem.split("-0")[0]
