@@ -9,6 +9,7 @@ from jax_specexit.training.checkpoint import restore_params
 from jax_specexit.training.run import read_start
 from specexit.drafts.directory import write_draft
 from specexit.schemas.convert import ConvertConfig
+from specexit.schemas.target import find_target, save_target
 
 
 def convert(config: ConvertConfig) -> None:
@@ -23,4 +24,6 @@ def convert(config: ConvertConfig) -> None:
     step, params = restore_params(config.run, config.which)
     tensors = tensors_from_params(start.shape, params, start.vocab, start.aux_rms)
     write_draft(config.out, start.shape, tensors)
+    assert start.shape.specexit is not None
+    save_target(config.out, find_target(None, config.run, name=start.shape.specexit.target))
     Console(stderr=True).print(f"checkpoint of step {step} -> {config.out}")

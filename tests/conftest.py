@@ -45,7 +45,7 @@ def write_random_draft() -> DraftWriter:
     """``write(folder, source, seed=0, **shape)``: a draft directory with random weights; source None is plain."""
 
     def write(folder: Path, source: str | None, *, seed: int = 0, **shape: object) -> Path:
-        block = SpecExitBlock(target="random", source=source) if source else None
+        block = SpecExitBlock(target="tiny-reasoner", source=source) if source else None
         kind = {} if source else {"architectures": (PLAIN_ARCHITECTURE,)}
         config = DraftConfig.model_validate(DRAFT_SHAPE | shape | kind | {"specexit": block})
         write_draft(folder, config, random_tensors(config, seed))

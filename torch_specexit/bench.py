@@ -33,14 +33,14 @@ from specexit.bench.process import BenchError, BenchProcess
 from specexit.bench.results import Results, result_tables, write_results
 from specexit.config import save_run, versions
 from specexit.data.answers import extract_answer, same_answer
-from specexit.data.traces import Trace, read_traces
+from specexit.data.traces import Trace, read_traces, target_named_in
 from specexit.drafts.directory import check_target, plain_copy, read_config
 from specexit.hardware import describe_hardware
 from specexit.method.calibrate import calibrate_budget
 from specexit.method.splits import FastTokenizer, marker
 from specexit.outputs import new_folder
 from specexit.schemas.bench import BenchConfig
-from specexit.schemas.target import TargetConfig, load_target_config
+from specexit.schemas.target import TargetConfig, find_target, target_reference
 from torch_specexit import bench_worker
 from torch_specexit.engine import one_of_several
 
@@ -71,7 +71,10 @@ def bench(config: BenchConfig) -> Results:
     from specexit.report.page import report
     from specexit.schemas.report import ReportConfig
 
-    target = load_target_config(config.target)
+    places = config.draft, config.traces
+    name = read_config(config.draft).target_name or target_named_in(config.traces)
+    config = config.model_copy(update={"target": target_reference(config.target, *places, name=name)})
+    target = find_target(config.target, *places, name=name)
     traces = read_problems(config)
     config = config.model_copy(update={"budget": choose_budget(config)})
     with new_folder(config.out) as folder, tempfile.TemporaryDirectory(prefix="specexit-bench-") as scratch:

@@ -28,12 +28,12 @@ from rich.table import Table
 
 from specexit.bench.process import BenchError, BenchProcess
 from specexit.config import versions, write_text
-from specexit.data.traces import Trace, read_traces
+from specexit.data.traces import Trace, read_traces, target_named_in
 from specexit.drafts.directory import check_target, plain_copy, read_config
 from specexit.hardware import describe_hardware
 from specexit.method.statistics import paired_bootstrap
 from specexit.schemas.bench_serving import BenchServingConfig
-from specexit.schemas.target import TargetConfig, load_target_config
+from specexit.schemas.target import TargetConfig, find_target
 from torch_specexit import bench_worker
 from torch_specexit.engine import one_of_several
 
@@ -81,8 +81,10 @@ def bench_serving(config: BenchServingConfig) -> dict[str, Any]:
       BenchError: an engine fails; or, on a CPU, a text differs from plain EAGLE-3's.
       DraftError, TraceError: the draft or the traces cannot be used.
     """
-    target = load_target_config(config.target)
     found = read_config(config.draft)
+    target = find_target(
+        config.target, config.draft, config.traces, name=found.target_name or target_named_in(config.traces)
+    )
     check_target(found, config.draft, target.hf_config(), target.name)
     if found.specexit is None:
         raise BenchError(f"{config.draft}: no specexit block, so there is nothing whose cost could be measured")

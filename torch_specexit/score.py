@@ -21,7 +21,7 @@ from specexit.drafts.directory import DraftConfig, DraftError, check_target, rea
 from specexit.method.signals import activate
 from specexit.outputs import new_folder, require_empty
 from specexit.schemas.score import ScoreConfig
-from specexit.schemas.target import TargetConfig, load_target_config
+from specexit.schemas.target import TargetConfig, find_target
 from torch_specexit.draft import Draft
 from torch_specexit.features import TargetFeatures
 
@@ -35,10 +35,10 @@ def score(config: ScoreConfig) -> Scores:
       FileExistsError: the output folder is not empty.
     """
     require_empty(config.out)
-    target, traces = load_target_config(config.target), read_traces(config.traces)
-    draft_config = read_config(config.draft)
+    draft_config, traces = read_config(config.draft), read_traces(config.traces)
     if draft_config.specexit is None:
         raise DraftError(f"{config.draft / 'config.json'}: no specexit block, so this draft has no signals to score")
+    target = find_target(config.target, config.draft, config.traces, name=draft_config.specexit.target)
     features, draft = load_pair(config, target, draft_config)
     found: dict[str, np.ndarray] = {}
     console = Console()

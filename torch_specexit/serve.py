@@ -14,7 +14,7 @@ from rich.table import Table
 from specexit.drafts.directory import check_target, read_draft
 from specexit.errors import InputError
 from specexit.schemas.serve import ServeConfig
-from specexit.schemas.target import load_target_config
+from specexit.schemas.target import find_target
 from torch_specexit.plugin.compat.fit import Hook
 from torch_specexit.plugin.compat.sources import Imported, Release, Sources
 
@@ -51,10 +51,9 @@ def serve_command(config: ServeConfig) -> list[str]:
     Raises:
       ConfigError, DraftError: the target or the draft cannot be used, or they do not belong together.
     """
-    assert config.target is not None
     assert config.draft is not None
-    target = load_target_config(config.target)
     draft, _ = read_draft(config.draft)
+    target = find_target(config.target, config.draft, name=draft.target_name)
     check_target(draft, config.draft, target.hf_config(), target.name)
     speculation = {
         "method": "eagle3",

@@ -38,7 +38,7 @@ from specexit.method.signals import SIGNALS, column
 from specexit.method.simulate import VALIDITY_GRID, best_within, mean_known, summarise
 from specexit.method.statistics import auroc, brier, calibration_error
 from specexit.schemas.evaluate import EvaluateConfig
-from specexit.schemas.target import load_target_config
+from specexit.schemas.target import find_target
 from specexit.schemas.train import BestBy
 
 
@@ -113,14 +113,14 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     start = read_start(config.run)
     shape = start.shape
     assert shape.specexit is not None
-    target_config = load_target_config(shape.specexit.target)
+    target_config = find_target(config.target, config.run, name=shape.specexit.target)
     check_target(shape, config.run, target_config.hf_config(), target_config.name)
     step, params = restore_params(config.run, config.which)
     draft = Draft(shape, rngs=nnx.Rngs(0), aux_rms=start.aux_rms)
     nnx.update(draft, jax.tree.map(jnp.asarray, params))
     traces = read_labelled(config.traces)[: config.n]
     target = load_target(target_config.folder)
-    target_of(traces, shape.specexit.target)
+    target_of(traces, config.target, config.run)
     think_end = target_config.think_tokens().end
     scored = score(draft, target, start.vocab, traces, think_end=think_end, ttt_steps=config.ttt_steps)
     console = Console(stderr=True)

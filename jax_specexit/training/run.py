@@ -222,7 +222,7 @@ def check_folder(config: TrainConfig) -> None:
     """
     path = Path(config.out) / "run.yaml"
     if not path.exists():
-        others = [p.name for p in config.out.glob("*") if not p.name.startswith(".")]
+        others = [p.name for p in config.out.glob("*") if not p.name.startswith(".") and p.name != "plan.json"]
         if others:
             raise ConfigError(f"{config.out}: holds {min(others)} but no run.yaml, expected a new folder or a run's")
         return

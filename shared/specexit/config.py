@@ -14,7 +14,8 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -93,7 +94,7 @@ def load(schema: type[ConfigT], path: Path | None = None, overrides: Sequence[st
     Args:
       schema: what is expected.
       path: a YAML file, or None for the defaults.
-      overrides: ``key.sub=value`` strings, values in YAML syntax, applied in order.
+      overrides: ``key.sub=value`` strings, applied in order; values in YAML syntax, strings and paths as they are.
 
     Raises:
       ConfigError: unreadable YAML, unknown key, value of the wrong type or out of range.
@@ -103,11 +104,38 @@ def load(schema: type[ConfigT], path: Path | None = None, overrides: Sequence[st
         key, equals, value = override.partition("=")
         if not equals:
             raise ConfigError(f"override {override!r} has no value, expected key=value")
-        _set(data, key.split("."), yaml.safe_load(value))
+        _set(data, key.split("."), _parse(schema, key, value))
     try:
         return schema.model_validate(data)
     except ValidationError as error:
         raise ConfigError(_explain(schema, error, str(path or "config"))) from error
+
+
+def _parse(schema: type[BaseModel], key: str, value: str) -> Any:
+    """The value of an override: raw where the schema wants a string or a path, YAML otherwise."""
+    wanted = _annotation(schema, key)
+    kinds = set(get_args(wanted)) if get_origin(wanted) in (Union, UnionType) else {wanted}
+    if kinds <= {str, Path, type(None)}:
+        return None if value in ("null", "~") and type(None) in kinds else value
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{key}={value}: the value cannot be read as YAML: {error}") from error
+
+
+def _annotation(schema: type[BaseModel], key: str) -> Any:
+    """The type of a dotted key; None where there is no such key."""
+    wanted: Any = schema
+    for part in key.split("."):
+        nested = [
+            kind for kind in (wanted, *get_args(wanted)) if isinstance(kind, type) and issubclass(kind, BaseModel)
+        ]
+        fields = nested[0].model_fields if nested else {}
+        by_name = {field.alias or name: field for name, field in fields.items()}
+        if part not in by_name:
+            return None
+        wanted = by_name[part].annotation
+    return wanted
 
 
 def _set(data: dict[str, Any], parts: list[str], value: Any) -> None:

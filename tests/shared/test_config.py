@@ -1,5 +1,6 @@
 """One schema is YAML, flags and error messages at once."""
 
+from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -73,3 +74,28 @@ def test_a_run_file_reproduces_its_config(recipe, tmp_path):
     assert record["versions"]["specexit"]
     assert record["revision"]
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["run.yaml"]
+
+
+class Question(Config):
+    prompt: str = ""
+    where: Path | None = None
+    inner: Optimizer | None = None
+    names: dict[str, str] = Field({})
+
+
+@pytest.mark.parametrize(
+    "text", ["Q: what is 2+2?", "one\n\ntwo: [", "1", "true", "- a", "{x}", "'quoted'", "a=b", "# 3", ""]
+)
+def test_a_string_on_the_command_line_is_that_string(text):
+    assert load(Question, overrides=[f"prompt={text}"]).prompt == text
+
+
+def test_what_is_no_string_is_yaml():
+    config = load(Question, overrides=["where=1", "inner.rate=0.5", "names.a=b", "names={c: d}"])
+    assert config == Question(where=Path("1"), inner=Optimizer(rate=0.5), names={"c": "d"})
+    assert load(Question, overrides=["where=null"]).where is None
+
+
+def test_yaml_that_cannot_be_read_names_its_key():
+    with pytest.raises(ConfigError, match=r"names=\{: the value cannot be read as YAML"):
+        load(Question, overrides=["names={"])

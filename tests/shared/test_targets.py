@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from specexit.config import ConfigError
-from specexit.schemas.target import TargetConfig, load_target_config
+from specexit.schemas.target import TargetConfig, find_target, load_target_config, save_target
 
 FULL_SIZE = ["qwen3-4b-thinking-2507", "deepseek-r1-distill-llama-8b"]
 
@@ -35,3 +35,23 @@ def test_without_weights_or_sizes_the_folder_is_named(tmp_path: Path) -> None:
     target = TargetConfig(name="t", path=str(tmp_path / "nowhere"), aux_layers=(1,), max_model_len=8)
     with pytest.raises(ConfigError, match=r"nowhere/config\.json: target t cannot be read"):
         target.hf_config()
+
+
+def test_a_folder_carries_its_target(tmp_path: Path) -> None:
+    """A target of one's own is found again from what was made with it, wherever its YAML lies."""
+    mine = load_target_config("tiny-reasoner").model_copy(update={"name": "mine", "split_endings": ("\n\n", "?")})
+    save_target(tmp_path / "traces", mine)
+    assert find_target(None, tmp_path / "traces", name="mine") == mine
+    assert find_target(None, tmp_path / "draft", tmp_path / "traces" / "traces-00000.parquet", name="mine") == mine
+    assert find_target("tiny-reasoner", tmp_path / "traces").name == "tiny-reasoner"
+    assert find_target(None, tmp_path, name="tiny-reasoner").name == "tiny-reasoner"
+
+
+def test_where_no_target_is_said_or_known_the_key_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"expected target=NAME or target=FILE\.yaml"):
+        find_target(None, tmp_path)
+    with pytest.raises(ConfigError, match=r"targets 'mine' does not exist.*; say target=FILE\.yaml for "):
+        find_target(None, tmp_path, name="mine")
+    save_target(tmp_path, load_target_config("tiny-reasoner"))
+    with pytest.raises(ConfigError, match=r"target\.yaml is of 'tiny-reasoner', but the rest belongs to 'mine'"):
+        find_target(None, tmp_path, name="mine")

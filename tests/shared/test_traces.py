@@ -115,9 +115,9 @@ def test_verdicts_and_boundaries_differ_in_number(make_trace, tmp_path):
 
 
 def test_target_is_that_of_the_traces(make_trace, tmp_path):
-    assert target_of([make_trace()]).name == "tiny-reasoner"
+    assert target_of([make_trace()], None).name == "tiny-reasoner"
     with pytest.raises(TraceError, match="several targets"):
-        target_of([make_trace(), make_trace(target="other")])
+        target_of([make_trace(), make_trace(target="other")], None)
     with pytest.raises(ConfigError, match="'tiny-reasoner', but the traces were written by 'other'"):
         target_of([make_trace(target="other")], "tiny-reasoner")
 

@@ -30,6 +30,7 @@ from specexit.method.labels import exit_point
 from specexit.method.splits import Tokenizer
 from specexit.outputs import new_folder
 from specexit.schemas.annotate import AnnotateConfig
+from specexit.schemas.target import save_target
 
 FRACTIONS = tuple(tenth / 10 for tenth in range(1, 11))
 """Shares of a trace's thinking at which the oracle curve is read."""
@@ -94,7 +95,7 @@ def annotate(config: AnnotateConfig) -> Statistics:
       FileExistsError: the output folder is not empty.
     """
     traces = read_traces(config.traces)
-    target = target_of(traces, config.target)
+    target = target_of(traces, config.target, config.traces)
     check_tokenizer(config.traces, target)
     tokenizer = target.tokenizer()
     with new_folder(config.out) as folder:
@@ -107,6 +108,7 @@ def annotate(config: AnnotateConfig) -> Statistics:
         statistics = summarise(labelled, dropped)
         write_traces(folder / "traces.parquet", labelled, tokenizer_sha256(target))
         write_text(folder / "statistics.json", json.dumps(asdict(statistics), indent=2) + "\n")
+        save_target(folder, target)
         save_run(config, folder)
     Console(stderr=True).print(_table(statistics))
     return statistics

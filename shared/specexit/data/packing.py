@@ -27,7 +27,7 @@ from specexit.errors import InputError
 from specexit.method.signals import NAMES
 from specexit.outputs import new_folder
 from specexit.schemas.pack import PackConfig
-from specexit.schemas.target import TargetConfig
+from specexit.schemas.target import TargetConfig, save_target
 
 FORMAT_VERSION = 1
 FIELDS = ("tokens", "segment_ids", "positions", "loss_mask", "signal_labels", "signal_mask")
@@ -67,7 +67,7 @@ def pack(config: PackConfig) -> PackMeta:
       FileExistsError: the output folder is not empty.
     """
     traces = read_labelled(config.traces)
-    target = target_of(traces, config.target)
+    target = target_of(traces, config.target, config.traces)
     check_tokenizer(config.traces, target)
     with new_folder(config.out) as folder:
         sequences = _sequences(config, traces, target)
@@ -96,6 +96,7 @@ def pack(config: PackConfig) -> PackMeta:
             token_counts=_token_counts(sequences, int(target.hf_config()["vocab_size"])),
         )
         write_text(folder / "meta.json", meta.model_dump_json(indent=2) + "\n")
+        save_target(folder, target)
         save_run(config, folder)
     Console(stderr=True).print(
         f"{config.out}: {meta.traces} traces in {meta.n} examples of {meta.length} tokens, {meta.fill:.1%} full; "

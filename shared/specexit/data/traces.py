@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from specexit.config import ConfigError
 from specexit.data.rows import ADDED, READABLE_VERSIONS, SCHEMA, SCHEMAS, STATES, LabelledTrace, Trace
 from specexit.errors import InputError
-from specexit.schemas.target import TargetConfig, load_target_config
+from specexit.schemas.target import TargetConfig, find_target
 
 
 class TraceError(InputError):
@@ -72,12 +72,13 @@ def read_labelled(path: Path) -> list[LabelledTrace]:
     return _read(path, LabelledTrace)
 
 
-def target_of(traces: Sequence[Trace], name: str | None = None) -> TargetConfig:
+def target_of(traces: Sequence[Trace], given: str | None, *places: Path) -> TargetConfig:
     """The target that wrote the traces.
 
     Args:
       traces: at least one.
-      name: a target's name or YAML file where the name in the traces is not one of ``configs/targets``.
+      given: a target's name or YAML file, which wins.
+      places: where the traces and what belongs to them lie: a copy of their target may lie there too.
 
     Raises:
       TraceError: they are of several targets.
@@ -86,10 +87,26 @@ def target_of(traces: Sequence[Trace], name: str | None = None) -> TargetConfig:
     names = sorted({trace.target for trace in traces})
     if len(names) != 1:
         raise TraceError(f"traces of several targets ({', '.join(names)}) are mixed, expected those of one")
-    target = load_target_config(names[0] if name is None else name)
+    target = find_target(given, *places, name=names[0])
     if target.name != names[0]:
         raise ConfigError(f"target is {target.name!r}, but the traces were written by {names[0]!r}")
     return target
+
+
+def target_named_in(path: Path) -> str:
+    """Name of the target that the first trace is of.
+
+    Raises:
+      TraceError: nothing there, or it cannot be read.
+    """
+    file = _files(path)[0]
+    try:
+        names = pq.read_table(file, columns=["target"])["target"]
+    except (pa.ArrowException, OSError) as error:
+        raise TraceError(f"{file}: cannot be read as Parquet: {error}") from error
+    if not len(names):
+        raise TraceError(f"{file}: holds no traces")
+    return names[0].as_py()
 
 
 def check_tokenizer(path: Path, target: TargetConfig) -> None:

@@ -90,6 +90,11 @@ class DraftConfig(Config):
     specexit: SpecExitBlock | None = None
 
     @property
+    def target_name(self) -> str | None:
+        """Name of the target it was trained for; None where a plain draft does not say."""
+        return self.specexit.target if self.specexit else None
+
+    @property
     def aux_size(self) -> int:
         """Width of the concatenated aux hidden states."""
         return self.target_hidden_size * len(self.eagle_aux_hidden_state_layer_ids)

@@ -16,10 +16,11 @@ from jaxtyping import Float
 from rich.console import Console
 from rich.table import Table
 
-from specexit.data.traces import read_traces
-from specexit.drafts.directory import read_draft
+from specexit.data.traces import read_traces, target_named_in
+from specexit.drafts.directory import read_config, read_draft
 from specexit.errors import InputError
 from specexit.method.signals import NAMES, SIGNALS
+from specexit.schemas.target import target_reference
 from specexit.schemas.verify import VerifyConfig
 
 SIDES = {"jax": "jax_specexit.probe", "torch": "torch_specexit.probe"}
@@ -60,7 +61,9 @@ def verify(config: VerifyConfig) -> dict[str, float]:
 
 def _probe(side: str, config: VerifyConfig, out: Path) -> dict[str, np.ndarray]:
     command = [sys.executable, "-m", SIDES[side], "--draft", str(config.draft), "--traces", str(config.traces)]
-    command += ["--target", config.target, "--n", str(config.n), "--out", str(out)]
+    name = read_config(config.draft).target_name or target_named_in(config.traces)
+    target = target_reference(config.target, config.draft, config.traces, name=name)
+    command += ["--target", target, "--n", str(config.n), "--out", str(out)]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"JAX_PLATFORMS": "cpu"})
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]

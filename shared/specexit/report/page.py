@@ -24,7 +24,7 @@ from specexit.method.signals import column
 from specexit.method.simulate import Simulation
 from specexit.report.charts import accuracy_chart, signals_chart, training_charts
 from specexit.schemas.report import ReportConfig
-from specexit.schemas.target import load_target_config
+from specexit.schemas.target import TargetConfig, find_target
 
 EMBEDDED_NOTE = (
     "The tiny reasoner's overthinking is installed, not emergent: the generator of its training data writes up to six "
@@ -169,9 +169,8 @@ def show_trace(config: ReportConfig, results: Results, draft: DraftConfig | None
     chart = None
     if signals is not None:
         chart = signals_chart(signals, trace.boundaries, request.thinking_tokens, policy)
-    return Shown(
-        trace, request, _steps(config.target or results.target, trace, request, signals), chart, config.trace_id is None
-    )
+    target = find_target(config.target, config.traces, config.bench, name=results.target)
+    return Shown(trace, request, _steps(target, trace, request, signals), chart, config.trace_id is None)
 
 
 def trickiest(traces: Mapping[str, Trace], requests: Mapping[str, Request]) -> str | None:
@@ -195,8 +194,8 @@ def _is_prefix(request: Request, trace: Trace) -> bool:
     return request.reason == "exit" and request.token_ids[:kept] == trace.think_ids[:kept]
 
 
-def _steps(target: str, trace: Trace, request: Request, signals: Any) -> tuple[Step, ...]:
-    tokenizer = load_target_config(target).tokenizer()
+def _steps(target: TargetConfig, trace: Trace, request: Request, signals: Any) -> tuple[Step, ...]:
+    tokenizer = target.tokenizer()
     steps, start = [], 0
     trials = zip(trace.boundaries, trace.boundary_answers, trace.boundary_agrees, strict=True)
     for boundary, answer, agrees in trials:

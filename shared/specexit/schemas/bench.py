@@ -17,7 +17,9 @@ class BenchConfig(Config):
     ``specexit-fc`` with ``draft_fc``, ``budget`` with ``budget`` or ``calibration_traces``.
     """
 
-    target: str = Field(description="target name, or path of its YAML")
+    target: str | None = Field(
+        default=None, description="name or YAML file of the target; by default the one that the draft names"
+    )
     draft: Path = Field(description="draft directory; eagle3 is its trunk without the signal rows")
     draft_fc: Path | None = Field(default=None, description="a second draft directory, with signals of source fc")
     traces: Path = Field(description="traces of the test split: prompts, references, and the oracle's exit points")

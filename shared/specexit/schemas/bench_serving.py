@@ -13,7 +13,9 @@ from specexit.schemas.engine import EngineConfig
 class BenchServingConfig(Config):
     """What the plug-in costs: exits enabled but never firing, against plain EAGLE-3 of the same draft, taking turns."""
 
-    target: str = Field(description="target name, or path of its YAML")
+    target: str | None = Field(
+        default=None, description="name or YAML file of the target; by default the one that the draft names"
+    )
     draft: Path = Field(description="draft directory; eagle3 is its trunk without the signal rows")
     traces: Path = Field(description="traces whose prompts are asked, from `collect`")
     out: Path = Field(description="file for the numbers, serving.json; replaced where it exists")

@@ -14,6 +14,9 @@ class EvaluateConfig(Config):
     """Judge a training run on traces that it was not trained on."""
 
     run: Path = Field(description="run folder that `specexit train` wrote")
+    target: str | None = Field(
+        default=None, description="name or YAML file of the target; by default the one that the run names"
+    )
     which: Literal["latest", "best"] = Field(
         default="latest", description="the newest checkpoint, or the best by the run's best_by"
     )

@@ -13,8 +13,8 @@ class ScoreConfig(Config):
     """Run target and draft over traces and keep the signals."""
 
     draft: Path = Field(description="draft directory with signal rows")
-    target: str = Field(
-        default="tiny-reasoner", description="target the traces come from: a name, or a path to its YAML"
+    target: str | None = Field(
+        default=None, description="name or YAML file of the target; by default the one that the draft names"
     )
     traces: Path = Field(description="trace file or folder, from `collect`")
     out: Path = Field(description="folder for scores.parquet and run.yaml")

@@ -16,15 +16,17 @@ class ServeConfig(Config):
     sources: Path | None = Field(
         default=None, description="with check: folder of an unpacked vLLM wheel to check instead; nothing is imported"
     )
-    target: str | None = Field(default=None, description="target name, or path of its YAML")
+    target: str | None = Field(
+        default=None, description="name or YAML file of the target; by default the one that the draft names"
+    )
     draft: Path | None = Field(default=None, description="draft directory; its calibrated policy is the default of all")
     num_speculative_tokens: int = Field(default=3, gt=0, description="draft tokens per step")
     arguments: tuple[str, ...] = Field(default=(), description="further arguments of `vllm serve`, as a list")
 
     @model_validator(mode="after")
     def _what_to_serve(self) -> ServeConfig:
-        if not self.check and (self.target is None or self.draft is None):
-            raise ValueError(f"target={self.target} and draft={self.draft}: both are needed to serve")
+        if not self.check and self.draft is None:
+            raise ValueError("draft is not set: it is needed to serve")
         if self.sources is not None and not self.check:
             raise ValueError(f"sources={self.sources}: only goes with --check")
         return self

@@ -6,12 +6,33 @@ import json
 from pathlib import Path
 from typing import Any
 
+import yaml
 from pydantic import Field
 
-from specexit.config import Config, ConfigError, find, load
+from specexit.config import Config, ConfigError, find, load, write_text
 from specexit.method.splits import FastTokenizer, ThinkTokens, load_tokenizer, resolve
 
 EMBEDDED = "embedded"
+
+TARGET_FILE = "target.yaml"
+"""Copy of the target that every folder of traces, packed data, a training run or a draft carries."""
+
+
+class SamplingConfig(Config):
+    """How the model card asks for text."""
+
+    temperature: float = Field(ge=0, description="0 is greedy")
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    top_k: int = Field(default=0, ge=0, description="0 keeps all tokens")
+    max_tokens: int = Field(gt=0, description="longest response, thinking and answer; cut to what max_model_len leaves")
+
+
+class TrialConfig(Config):
+    """How the model is made to state its answer at once, for one answer kind."""
+
+    text: str = Field(default="", description="forced behind the end marker; empty: the whole answer is written")
+    max_tokens: int = Field(gt=0, description="longest trial; one that is cut off here is undecided")
+    stop: tuple[str, ...] = Field(default=(), description="the trial also ends behind one of these")
 
 
 class TargetConfig(Config):
@@ -29,6 +50,10 @@ class TargetConfig(Config):
     )
     aux_layers: tuple[int, ...] = Field(description="layers whose residual stream the draft reads, in vLLM's counting")
     max_model_len: int = Field(gt=0, description="longest sequence, prompt included")
+    sampling: SamplingConfig | None = Field(default=None, description="what collect asks with, from the model card")
+    chat: dict[str, Any] = Field(default={}, description="arguments of the chat template, such as enable_thinking")
+    answer_kind: str = Field(default="math", description="of prompts that do not say theirs")
+    trial: dict[str, TrialConfig] = Field(default={}, description="for each answer kind, how an answer is tried")
     dtype: str = Field(default="bfloat16", description="of the served weights; float32 makes CPU runs exact")
     config: dict[str, Any] | None = Field(
         default=None, description="fields of the model's config.json, for `specexit plan`, which needs no weights"
@@ -73,6 +98,19 @@ class TargetConfig(Config):
         """
         return resolve(self.tokenizer(), self.think_start, self.think_end, self.split_endings, self.split_connectors)
 
+    def trial_of(self, kind: str) -> TrialConfig:
+        """How answers of a kind are tried.
+
+        Raises:
+          ConfigError: the target does not say.
+        """
+        if kind not in self.trial:
+            raise ConfigError(
+                f"target {self.name}: trial.{kind} is missing, expected the text to force behind {self.think_end!r}, "
+                f"max_tokens and stop; there is {', '.join(self.trial) or 'none'}"
+            )
+        return self.trial[kind]
+
 
 def load_target_config(name: str) -> TargetConfig:
     """Read ``configs/targets/<name>.yaml``, or the file itself where ``name`` is a path to a YAML file.
@@ -81,3 +119,51 @@ def load_target_config(name: str) -> TargetConfig:
       ConfigError: no such target, or the file is wrong.
     """
     return load(TargetConfig, find("targets", name))
+
+
+def save_target(folder: Path, target: TargetConfig) -> None:
+    """Leave a copy of the target in an output folder, so that what reads the folder finds it."""
+    fields = target.model_dump(mode="json", exclude_defaults=True)
+    write_text(folder / TARGET_FILE, yaml.safe_dump(fields, sort_keys=False, allow_unicode=True))
+
+
+def target_reference(given: str | None, *places: Path, name: str | None = None) -> str:
+    """What `load_target_config` should be asked for: the target given; else the copy in the first of ``places`` that
+    has one (a folder, or a file in it); else the name that traces or a draft carry.
+
+    Raises:
+      ConfigError: none of them says.
+    """
+    if given is not None:
+        return given
+    for place in places:
+        copy = (place if place.is_dir() else place.parent) / TARGET_FILE
+        if copy.exists():
+            return str(copy)
+    if name is None:
+        listed = " and ".join(str(place) for place in places)
+        raise ConfigError(f"{listed}: the target is not named there, expected target=NAME or target=FILE.yaml")
+    return name
+
+
+def find_target(given: str | None, *places: Path, name: str | None = None) -> TargetConfig:
+    """The target that a run, traces or a draft belong to; see `target_reference`.
+
+    Args:
+      given: the user's ``target=``, which wins.
+      places: what is read, each a folder or a file in one.
+      name: the target's name according to them.
+
+    Raises:
+      ConfigError: it is not said, unknown, or the copy there is of another one than ``name``.
+    """
+    if given is not None:
+        return load_target_config(given)
+    reference = target_reference(None, *places, name=name)
+    try:
+        target = load_target_config(reference)
+    except ConfigError as error:
+        raise ConfigError(f"{error}; say target=FILE.yaml for {places[0] if places else name}") from error
+    if name is not None and target.name != name:
+        raise ConfigError(f"{places[0]}: {TARGET_FILE} is of {target.name!r}, but the rest belongs to {name!r}")
+    return target

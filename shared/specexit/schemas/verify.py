@@ -13,8 +13,8 @@ class VerifyConfig(Config):
     """Compare the JAX and the PyTorch draft on real traces, both in float32 on the CPU."""
 
     draft: Path = Field(description="draft directory")
-    target: str = Field(
-        default="tiny-reasoner", description="target the draft belongs to: a name, or a path to its YAML"
+    target: str | None = Field(
+        default=None, description="name or YAML file of the target; by default the one that the draft names"
     )
     traces: Path = Field(description="trace file or folder, from `collect`")
     n: int = Field(default=8, gt=0, description="number of traces")
