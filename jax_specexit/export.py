@@ -1,53 +1,79 @@
-"""JAX parameters <-> draft directory: one table of names, kernels transposed to PyTorch's [out, in].
+"""JAX parameters <-> draft directory, one tensor at a time; `specexit.drafts.names` is the table of names.
 
 What reads the aux hidden states (``fc`` and the signal rows of source fc) reads them divided by ``aux_rms`` in a
 training run, and as they are in a draft directory: the constants are folded into the weights on the way out, and taken
-out of them on the way in.
+out of them on the way in. They are powers of two, so neither changes a bit of a weight's mantissa.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from specexit.drafts.directory import DraftConfig
+from specexit.drafts.config import DraftConfig
+from specexit.drafts.directory import vocabulary_tensors
+from specexit.drafts.names import SIGNAL_HEAD, tensor_names
 
-NAMES: dict[tuple[str, ...], str] = {
-    ("fc", "kernel"): "fc.weight",
-    ("embed_norm", "scale"): "midlayer.input_layernorm.weight",
-    ("hidden_norm", "scale"): "midlayer.hidden_norm.weight",
-    ("q", "kernel"): "midlayer.self_attn.q_proj.weight",
-    ("k", "kernel"): "midlayer.self_attn.k_proj.weight",
-    ("v", "kernel"): "midlayer.self_attn.v_proj.weight",
-    ("o", "kernel"): "midlayer.self_attn.o_proj.weight",
-    ("post_norm", "scale"): "midlayer.post_attention_layernorm.weight",
-    ("mlp", "gate", "kernel"): "midlayer.mlp.gate_proj.weight",
-    ("mlp", "up", "kernel"): "midlayer.mlp.up_proj.weight",
-    ("mlp", "down", "kernel"): "midlayer.mlp.down_proj.weight",
-    ("norm", "scale"): "norm.weight",
-    ("lm_head", "kernel"): "lm_head.weight",
-}
-"""Path in `jax_specexit.model.draft.Draft` -> tensor name of EAGLE-3."""
-
-
-def _get(tree: Mapping[str, Any], path: tuple[str, ...]) -> np.ndarray:
-    for key in path:
-        tree = tree[key]
-    return np.asarray(tree, np.float32)
+Read = Callable[[str], np.ndarray]
+"""Name -> array: of a parameter by its path, or of a tensor."""
 
 
 def _per_feature(config: DraftConfig, aux_rms: Sequence[float] | None) -> np.ndarray:
     """What each aux feature is divided by in training."""
     layers = config.num_aux_hidden_states
-    return np.repeat(np.asarray(aux_rms or [1.0] * layers, np.float32), config.aux_size // layers)
+    return np.repeat(np.asarray(aux_rms or [1.0] * layers, np.float32), config.target_hidden_size)
+
+
+def _reads_aux(config: DraftConfig, path: str) -> bool:
+    of_fc = config.specexit is not None and config.specexit.source == "fc"
+    return path == "fc/kernel" or (path == SIGNAL_HEAD and of_fc)
+
+
+def _as_tensor(config: DraftConfig, path: str, value: np.ndarray, aux_rms: Sequence[float] | None) -> np.ndarray:
+    value = value.T if path.endswith("kernel") else value
+    return value / _per_feature(config, aux_rms).astype(value.dtype) if _reads_aux(config, path) else value
+
+
+def read_tensor_of(config: DraftConfig, read: Read, aux_rms: Sequence[float] | None = None) -> Read:
+    """Reader of the tensors of a draft directory, given one of the parameters.
+
+    Args:
+      config: of the draft.
+      read: the parameter at a path of `specexit.drafts.names.tensor_names`.
+      aux_rms: of the `Draft` that the parameters belong to.
+    """
+    paths: dict[str, list[str]] = {}
+    for path, name in tensor_names(config).items():
+        paths.setdefault(name, []).append(path)
+
+    def tensor(name: str) -> np.ndarray:
+        parts = [_as_tensor(config, path, read(path), aux_rms) for path in paths[name]]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    return tensor
+
+
+def read_parameter_of(config: DraftConfig, read: Read, aux_rms: Sequence[float] | None = None) -> Read:
+    """The way back: reader of the parameters of a `Draft` with these ``aux_rms``, given one of its tensors."""
+    names, hidden = tensor_names(config), config.hidden_size
+
+    def parameter(path: str) -> np.ndarray:
+        value = read(names[path])
+        if names[path] == "fc.weight":
+            value = value[hidden:] if path == SIGNAL_HEAD else value[:hidden]
+        if _reads_aux(config, path):
+            value = value * _per_feature(config, aux_rms).astype(value.dtype)
+        return value.T if path.endswith("kernel") else value
+
+    return parameter
 
 
 def tensors_from_params(
     config: DraftConfig, params: Mapping[str, Any], vocab: np.ndarray, aux_rms: Sequence[float] | None = None
 ) -> dict[str, np.ndarray]:
-    """Parameters to the tensors of ``model.safetensors``.
+    """All tensors of ``model.safetensors`` at once, in float32, for drafts that fit into memory twice.
 
     Args:
       config: of the draft; its ``specexit.source`` says where the signal rows go.
@@ -55,21 +81,16 @@ def tensors_from_params(
       vocab: target id of every draft token.
       aux_rms: of the `Draft` that the parameters belong to.
     """
-    assert config.specexit is not None
-    tensors = {}
-    for path, name in NAMES.items():
-        value = _get(params, path)
-        tensors[name] = value.T if path[-1] == "kernel" else value
-    divisor = _per_feature(config, aux_rms)
-    tensors["fc.weight"] = tensors["fc.weight"] / divisor
-    rows = _get(params, ("signal_head", "kernel")).T
-    if config.specexit.source == "fc":
-        tensors["fc.weight"] = np.concatenate([tensors["fc.weight"], rows / divisor])
-    else:
-        tensors["signal_head.weight"] = rows
-    tensors["d2t"] = (vocab - np.arange(len(vocab))).astype(np.int64)
-    tensors["t2d"] = np.isin(np.arange(config.vocab_size), vocab)
-    return tensors
+
+    def read(path: str) -> np.ndarray:
+        tree: Any = params
+        for key in path.split("/"):
+            tree = tree[key]
+        return np.asarray(tree, np.float32)
+
+    tensor = read_tensor_of(config, read, aux_rms)
+    vocabulary = vocabulary_tensors(vocab, config.vocab_size)
+    return {name: tensor(name) for name in config.tensor_shapes() if name not in vocabulary} | vocabulary
 
 
 def params_from_draft(
@@ -80,15 +101,12 @@ def params_from_draft(
     Parameters are float32 whatever the directory is stored in: no bit is lost, and training needs the room below.
     A plain EAGLE-3 draft gives a tree without ``signal_head``.
     """
-    fc, params = tensors["fc.weight"].astype(np.float32) * _per_feature(config, aux_rms), {}
-    for path, name in NAMES.items():
-        value = fc[: config.hidden_size] if name == "fc.weight" else tensors[name].astype(np.float32)
+    parameter = read_parameter_of(config, lambda name: tensors[name].astype(np.float32), aux_rms)
+    params: dict[str, Any] = {}
+    for path in tensor_names(config):
+        *parents, last = path.split("/")
         node = params
-        for key in path[:-1]:
+        for key in parents:
             node = node.setdefault(key, {})
-        node[path[-1]] = np.ascontiguousarray(value.T if path[-1] == "kernel" else value)
-    if config.specexit is not None:
-        from_fc = config.specexit.source == "fc"
-        rows = fc[config.hidden_size :] if from_fc else tensors["signal_head.weight"].astype(np.float32)
-        params["signal_head"] = {"kernel": np.ascontiguousarray(rows.T)}
+        node[last] = np.ascontiguousarray(parameter(path))
     return params

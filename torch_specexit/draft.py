@@ -7,8 +7,9 @@ hidden states ``f_t``:
     o_t = h_t + attention([norm(embed(x_{t+1})), norm(h_t)]) then the MLP, each added to the residual
     y_t = norm(o_t)                                          -> lm_head: logits of x_{t+2} over the draft vocabulary
 
-The next draft step is the same layer with ``o_t`` in the place of ``h_t`` and the token after. Shapes follow vLLM's
-``llama_eagle3.py`` with ``norm_before_residual: false``. Written to be read: no KV cache across calls, no kernels.
+The next draft step is the same layer with ``o_t`` in the place of ``h_t`` and the token after. The variants that
+published drafts have, each a flag of the config, follow vLLM's ``llama_eagle3.py`` and ``qwen3_eagle3.py``. Written to
+be read: no KV cache across calls, no kernels.
 
 Shape legend: batch, time (tokens), rows (= time - 1), heads, dim (of one head), vocab (draft vocabulary).
 """
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from specexit.drafts.directory import DraftConfig, DraftError, read_draft
+from specexit.drafts.rope import rotary_frequencies
 
 Rows = Float[Tensor, "batch rows hidden"]
 Heads = Float[Tensor, "batch heads rows dim"]
@@ -51,10 +53,8 @@ class RMSNorm(nn.Module):
         return (x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.eps) * self.weight.float()).to(x.dtype)
 
 
-def rotary(x: Heads, positions: Int[Tensor, " rows"], theta: float) -> Heads:
+def rotary(x: Heads, positions: Int[Tensor, " rows"], frequency: Float[Tensor, " half_dim"]) -> Heads:
     """Rotary position embedding in Llama's half-split layout (Su et al. 2021)."""
-    half = x.shape[-1] // 2
-    frequency = theta ** (-torch.arange(half, dtype=torch.float32, device=x.device) / half)
     angle = positions[:, None].float() * frequency
     a, b = x.float().chunk(2, dim=-1)
     return torch.cat([a * angle.cos() - b * angle.sin(), b * angle.cos() + a * angle.sin()], dim=-1).to(x.dtype)
@@ -70,12 +70,15 @@ class Attention(nn.Module):
     def __init__(self, config: DraftConfig):
         super().__init__()
         self.heads, self.kv, self.dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
-        self.theta = config.rope_theta
-        size = 2 * config.hidden_size
-        self.q_proj = nn.Linear(size, self.heads * self.dim, bias=False)
-        self.k_proj = nn.Linear(size, self.kv * self.dim, bias=False)
-        self.v_proj = nn.Linear(size, self.kv * self.dim, bias=False)
-        self.o_proj = nn.Linear(self.heads * self.dim, config.hidden_size, bias=False)
+        self.frequency = rotary_frequencies(self.dim, config.rope_theta, config.rope_scaling)
+        size, bias = 2 * config.hidden_size, config.attention_bias
+        self.q_proj = nn.Linear(size, self.heads * self.dim, bias=bias)
+        self.k_proj = nn.Linear(size, self.kv * self.dim, bias=bias)
+        self.v_proj = nn.Linear(size, self.kv * self.dim, bias=bias)
+        self.o_proj = nn.Linear(self.heads * self.dim, config.hidden_size, bias=bias)
+        self.q_norm, self.k_norm = (
+            RMSNorm(self.dim, config.rms_norm_eps) if config.model_type == "qwen3" else nn.Identity() for _ in "qk"
+        )
 
     def forward(
         self, x: Float[Tensor, "batch rows two_hidden"], cache: list[tuple[Heads, Heads]]
@@ -83,8 +86,9 @@ class Attention(nn.Module):
         """One draft step; its keys and values are appended to ``cache``, whose length is the step's number."""
         batch, rows, _ = x.shape
         positions = torch.arange(rows, device=x.device) + len(cache)
-        q = rotary(self._split(self.q_proj(x), self.heads), positions, self.theta)
-        k = rotary(self._split(self.k_proj(x), self.kv), positions, self.theta)
+        frequency = torch.from_numpy(self.frequency).to(x.device)
+        q = rotary(self.q_norm(self._split(self.q_proj(x), self.heads)), positions, frequency)
+        k = rotary(self.k_norm(self._split(self.k_proj(x), self.kv)), positions, frequency)
         shared = self.heads // self.kv
         k, v = (part.repeat_interleave(shared, dim=1) for part in (k, self._split(self.v_proj(x), self.kv)))
         cache.append((k, v))
@@ -128,11 +132,13 @@ class DraftLayer(nn.Module):
         self.self_attn = Attention(config)
         self.post_attention_layernorm = RMSNorm(size, eps)
         self.mlp = MLP(size, config.intermediate_size)
+        self.norm_before_residual = config.norm_before_residual
 
     def forward(self, embeds: Rows, h: Rows, cache: list[tuple[Heads, Heads]]) -> Rows:
         """``o_t``: the residual stream behind the layer, before the final norm."""
-        both = torch.cat([self.input_layernorm(embeds), self.hidden_norm(h)], dim=-1)
-        h = h + self.self_attn(both, cache)
+        normed = self.hidden_norm(h)
+        h = normed if self.norm_before_residual else h
+        h = h + self.self_attn(torch.cat([self.input_layernorm(embeds), normed], dim=-1), cache)
         return h + self.mlp(self.post_attention_layernorm(h))
 
 
@@ -153,7 +159,7 @@ class Draft(nn.Module):
 
     Args:
       config: the directory's config.
-      embedding: the target's token embedding; frozen, and not part of the draft's weights.
+      embedding: the token embedding that the draft reads, as a rule the target's; frozen.
     """
 
     embedding: Tensor
@@ -165,6 +171,14 @@ class Draft(nn.Module):
         self.source = config.specexit.source if config.specexit else None
         n_signals = len(config.specexit.signals) if config.specexit else 0
         extra = n_signals if self.source == "fc" else 0
+        self.input_norm = RMSNorm(config.aux_size, config.rms_norm_eps) if config.norm_before_fc else None
+        self.fc_norm = (
+            nn.ModuleList(
+                RMSNorm(config.target_hidden_size, config.rms_norm_eps) for _ in range(config.num_aux_hidden_states)
+            )
+            if config.fc_norm
+            else None
+        )
         self.fc = nn.Linear(config.aux_size, config.hidden_size + extra, bias=False)
         self.midlayer = DraftLayer(config)
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -175,12 +189,14 @@ class Draft(nn.Module):
 
     @classmethod
     def load(cls, folder: Path, embedding: Float[Tensor, "target_vocab hidden"]) -> Draft:
-        """Load a draft directory, in the embedding's dtype.
+        """Load a draft directory, in the dtype of the target's embedding, which is read where it has none of its own.
 
         Raises:
           DraftError: the directory is unusable, or the embedding is not of the target it was made for.
         """
         config, tensors = read_draft(folder)
+        if "embed_tokens.weight" in tensors:
+            embedding = as_torch(tensors.pop("embed_tokens.weight")).to(embedding.dtype)
         expected = (config.vocab_size, config.hidden_size)
         if tuple(embedding.shape) != expected:
             raise DraftError(
@@ -207,7 +223,7 @@ class Draft(nn.Module):
           steps: draft steps, the first pass included.
         """
         rows = tokens.shape[1] - 1
-        fused = self.fc(aux)
+        fused = self.fc(self._normed(aux))
         h = fused[:, :rows, : self.config.hidden_size]
         cache: list[tuple[Tensor, Tensor]] = []
         logits, first = [], None
@@ -216,9 +232,19 @@ class Draft(nn.Module):
             read = F.pad(tokens[:, 1 + step :], (0, step))
             h = self.midlayer(F.embedding(read, self.embedding), h, cache)
             y = self.norm(h)
+            h = y if self.config.norm_output else h
             first = y if first is None else first
             logits.append(self.lm_head(y)[:, : rows - step])
         return DraftOutput(logits, self._signals(fused, first))
+
+    def _normed(self, aux: Float[Tensor, "batch time aux_hidden"]) -> Float[Tensor, "batch time aux_hidden"]:
+        """What ``fc`` reads: the aux hidden states, in drafts that were trained so behind a norm."""
+        if self.input_norm is not None:
+            return self.input_norm(aux)
+        if self.fc_norm is None:
+            return aux
+        layers = aux.chunk(len(self.fc_norm), dim=-1)
+        return torch.cat([norm(layer) for norm, layer in zip(self.fc_norm, layers, strict=True)], dim=-1)
 
     def _signals(self, fused: Tensor, first: Tensor | None) -> Tensor | None:
         if self.source == "fc":

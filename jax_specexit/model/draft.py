@@ -13,6 +13,8 @@ Where the signals are read (``source``):
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
@@ -29,7 +31,7 @@ KeyValues = tuple[list[Array], list[Array]]
 
 
 class Draft(nnx.Module):
-    """The trainable part. The token embedding is the target's, frozen, and handed in.
+    """The trainable part. The token embedding is the target's, frozen, and handed in, unless the draft has its own.
 
     Aux hidden states are divided by ``aux_rms``, one power of two per aux layer, before anything reads them. A residual
     stream grows with depth (to an RMS of 83 at the tiny reasoner's last layer), and a layer that adds to a state of
@@ -38,22 +40,29 @@ class Draft(nnx.Module):
     """
 
     def __init__(self, config: DraftConfig, *, rngs: nnx.Rngs, aux_rms: tuple[float, ...] | None = None):
-        assert config.specexit is not None
         c = self.config = config.model_copy(update={"specexit": None})  # static NNX fields must be hashable
         self.aux_rms = aux_rms or (1.0,) * c.num_aux_hidden_states
         h, q, kv = c.hidden_size, c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
-        self.source = config.specexit.source
+        self.source = config.specexit.source if config.specexit else None
+        norm = partial(RMSNorm, eps=c.rms_norm_eps)
+        self.input_norm = norm(c.aux_size) if c.norm_before_fc else None
+        layers = range(c.num_aux_hidden_states if c.fc_norm else 0)
+        self.fc_norm = nnx.Dict({f"layer_{i}": norm(c.target_hidden_size) for i in layers})
         self.fc = Linear(c.aux_size, h, rngs=rngs)
         # Apart from fc although they are one tensor on disk: H + 4 columns cannot be sharded evenly.
         width = c.aux_size if self.source == "fc" else h
-        self.signal_head = Linear(width, len(SIGNALS), rngs=rngs, std=0.1 * width**-0.5)
-        self.embed_norm, self.hidden_norm = RMSNorm(h, eps=c.rms_norm_eps), RMSNorm(h, eps=c.rms_norm_eps)
-        self.q, self.k, self.v = (Linear(2 * h, width, rngs=rngs) for width in (q, kv, kv))
-        self.o = Linear(q, h, rngs=rngs, std=0.5 * q**-0.5)
-        self.post_norm = RMSNorm(h, eps=c.rms_norm_eps)
+        head = partial(Linear, width, len(SIGNALS), rngs=rngs, std=0.1 * width**-0.5)
+        self.signal_head = head() if self.source else None
+        self.embed_norm, self.hidden_norm = norm(h), norm(h)
+        bias = c.attention_bias
+        self.q, self.k, self.v = (Linear(2 * h, width, rngs=rngs, bias=bias) for width in (q, kv, kv))
+        self.q_norm, self.k_norm = (norm(c.head_dim) if c.model_type == "qwen3" else None for _ in "qk")
+        self.o = Linear(q, h, rngs=rngs, bias=bias, std=0.5 * q**-0.5)
+        self.post_norm = norm(h)
         self.mlp = SwiGLU(h, c.intermediate_size, rngs=rngs)
-        self.norm = RMSNorm(h, eps=c.rms_norm_eps)
+        self.norm = norm(h)
         self.lm_head = Linear(h, c.draft_vocab_size, rngs=rngs)
+        self.embedding = nnx.Param(jnp.zeros((c.vocab_size, h), jnp.float32)) if c.own_embeddings else None
 
     def normalise(self, aux: Float[Array, "batch time aux_hidden"]) -> Float[Array, "batch time aux_hidden"]:
         """Divide every aux layer by its constant."""
@@ -61,7 +70,13 @@ class Draft(nnx.Module):
 
     def fuse(self, aux: Float[Array, "batch time aux_hidden"]) -> Float[Array, "batch time hidden"]:
         """``h = fc(f)``: one hidden state from the target's normalised aux hidden states."""
-        return self.fc(self.normalise(aux))
+        aux = self.normalise(aux)
+        if self.input_norm is not None:
+            aux = self.input_norm(aux)
+        elif self.config.fc_norm:
+            layers = jnp.split(aux, self.config.num_aux_hidden_states, axis=-1)
+            aux = jnp.concatenate([self.fc_norm[f"layer_{i}"](x) for i, x in enumerate(layers)], axis=-1)
+        return self.fc(aux)
 
     def layer(
         self,
@@ -84,10 +99,14 @@ class Draft(nnx.Module):
           The output before the final norm (what the next step is fed), and ``past`` with this step's entry.
         """
         c = self.config
-        frequency = rotary_frequencies(c.head_dim, c.rope_theta)
-        x = jnp.concatenate([self.embed_norm(embeds), self.hidden_norm(hidden)], axis=-1)
-        q = rotary(split_heads(self.q(x), c.num_attention_heads), positions, frequency)
-        k = rotary(split_heads(self.k(x), c.num_key_value_heads), positions, frequency)
+        frequency = rotary_frequencies(c.head_dim, c.rope_theta, c.rope_scaling)
+        normed = self.hidden_norm(hidden)
+        hidden = normed if c.norm_before_residual else hidden
+        x = jnp.concatenate([self.embed_norm(embeds), normed], axis=-1)
+        q, k = split_heads(self.q(x), c.num_attention_heads), split_heads(self.k(x), c.num_key_value_heads)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = rotary(q, positions, frequency), rotary(k, positions, frequency)
         v = split_heads(self.v(x), c.num_key_value_heads)
         keys, values = [*past[0], k], [*past[1], v]
         mixed = ttt_attention(q, keys, values, segment_ids)
@@ -100,6 +119,7 @@ class Draft(nnx.Module):
         """Raw signals of every row, from the source's own place, in float32; source fc needs no ``normed``."""
         read = self.normalise(aux) if self.source == "fc" else normed
         assert read is not None
+        assert self.signal_head is not None, "a plain EAGLE-3 draft has no signals"
         return read.astype(jnp.float32) @ self.signal_head.kernel[...]
 
 

@@ -8,9 +8,6 @@ Shape legend: batch, time, heads (query heads), kv (key/value heads), dim (of on
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Literal
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +15,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from jax_specexit.sharding import constrain
+from specexit.drafts.rope import RopeScaling as RopeScaling
+from specexit.drafts.rope import rotary_frequencies as rotary_frequencies
 
 
 class RMSNorm(nnx.Module):
@@ -59,34 +58,6 @@ class SwiGLU(nnx.Module):
     def __call__(self, x: Float[Array, "*batch hidden"]) -> Float[Array, "*batch hidden"]:
         """Apply the block."""
         return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
-
-
-@dataclasses.dataclass(frozen=True)
-class RopeScaling:
-    """How a model stretches its rotary frequencies beyond the context it was first trained on."""
-
-    kind: Literal["linear", "llama3"]
-    factor: float
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    original_max_position_embeddings: int = 8192
-
-
-def rotary_frequencies(dim: int, theta: float, scaling: RopeScaling | None = None) -> Float[np.ndarray, " half_dim"]:
-    """Angle per position of every pair of dimensions.
-
-    ``linear`` divides all of them by the factor (Chen et al. 2023). ``llama3`` leaves wavelengths short against the
-    original context alone, divides the long ones, and goes smoothly from one to the other (Llama 3.1's model card).
-    """
-    frequency = theta ** (-np.arange(dim // 2, dtype=np.float64) / (dim // 2))
-    if scaling is None:
-        return frequency.astype(np.float32)
-    if scaling.kind == "linear":
-        return (frequency / scaling.factor).astype(np.float32)
-    turns = scaling.original_max_position_embeddings * frequency / (2 * np.pi)
-    low, high = scaling.low_freq_factor, scaling.high_freq_factor
-    kept = np.clip((turns - low) / (high - low), 0.0, 1.0)
-    return (kept * frequency + (1 - kept) * frequency / scaling.factor).astype(np.float32)
 
 
 def rotary(

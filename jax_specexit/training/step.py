@@ -95,7 +95,7 @@ def signal_targets(
 
 def ttt_outputs(
     draft: Draft,
-    embedding: Float[Array, "vocab hidden"],
+    embedding: Float[Array, "vocab thidden"],
     aux: Float[Array, "batch time aux"],
     batch: Batch,
     steps: int,
@@ -104,12 +104,14 @@ def ttt_outputs(
 ) -> list[Float[Array, "batch time hidden"]]:
     """Normed outputs of every TTT step, each fed with the one before it and with the tokens one further ahead."""
     layer = jax.checkpoint(draft.layer) if remat else draft.layer
-    embeds = look_up(embedding, batch["tokens"]).astype(aux.dtype)
+    table = embedding if draft.embedding is None else draft.embedding[...]
+    embeds = look_up(table, batch["tokens"]).astype(aux.dtype)
     hidden, past = draft.fuse(aux), ([], [])
     normed = []
     for k in range(steps):
         hidden, past = layer(shift(embeds, 1 + k), hidden, batch["positions"] + k, batch["segment_ids"], past)
         normed.append(draft.norm(hidden))
+        hidden = normed[-1] if draft.config.norm_output else hidden
     return normed
 
 
@@ -144,6 +146,7 @@ def make_loss(config: TrainConfig, graph: nnx.GraphDef, target_graph: nnx.GraphD
             fused = linear_cross_entropy(aligned, draft.lm_head.kernel[...], teacher, weights, config.loss_chunk)
             token = cast(TokenLoss, fused)  # custom_vjp hides the type
 
+        assert draft.signal_head is not None
         raw = draft.signals(aux, normed)
         labels, counts = signal_targets(batch, source, frozen.signal_weight)
         per_signal = signal_losses(raw, labels, counts)
@@ -179,7 +182,8 @@ def group_of(path: tuple[Any, ...], leaf: Any) -> Group:
     name = jax.tree_util.keystr(path)
     if "signal_head" in name:
         return "head"
-    return "muon" if leaf.ndim == 2 and "lm_head" not in name else "adam"
+    table = "lm_head" in name or "embedding" in name
+    return "muon" if leaf.ndim == 2 and not table else "adam"
 
 
 class Step(NamedTuple):

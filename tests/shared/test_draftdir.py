@@ -116,7 +116,11 @@ def test_fields_of_other_tools_are_ignored(draft):
     [
         ({"hidden_size": -1}, "field hidden_size is -1: .*greater than 0"),
         ({"num_hidden_layers": 2}, "field num_hidden_layers is 2"),
-        ({"norm_before_residual": True}, "field norm_before_residual is True"),
+        ({"norm_before_residual": "perhaps"}, "field norm_before_residual is 'perhaps'"),
+        ({"norm_before_fc": True, "fc_norm": True}, "norm_before_fc and fc_norm are both true"),
+        ({"num_attention_heads": 3}, "num_attention_heads is 3, expected a multiple of num_key_value_heads, 2"),
+        ({"draft_vocab_size": 201}, "draft_vocab_size is 201, expected at most vocab_size, 200"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "field rope_scaling is .*rope_type is 'yarn'"),
         ({"num_aux_hidden_states": 2}, "num_aux_hidden_states is 2, but eagle_aux_hidden_state_layer_ids names 3"),
     ],
 )
@@ -224,8 +228,7 @@ def test_a_write_that_fails_half_way_leaves_nothing_behind(draft, tmp_path, monk
     def full_disk(*_args, **_kwargs):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("specexit.config.write_text", full_disk)
-    monkeypatch.setattr("safetensors.numpy.save_file", full_disk)
+    monkeypatch.setattr("specexit.drafts.directory.write_text", full_disk)
     with pytest.raises(OSError, match="no space"):
         write_draft(tmp_path / "out", config, tensors)
     assert {path.name for path in tmp_path.iterdir()} == {"draft"}

@@ -1,234 +1,129 @@
 """The draft directory: the only contract between training and serving.
 
-``config.json`` and ``model.safetensors`` in EAGLE-3's own layout, so that vLLM and everything that reads EAGLE-3
-drafts understands them, plus a ``specexit`` block in the config and a few extra rows in the weights:
+``config.json`` and ``model.safetensors`` (or its shards and their index) in EAGLE-3's own layout, so that vLLM and
+everything that reads EAGLE-3 drafts understands them, plus a ``specexit`` block in the config and a few extra rows in
+the weights:
 
 * source ``draft``: ``signal_head.weight [signals, hidden]``, read from the draft layer's normed output;
 * source ``fc``: ``fc.weight [hidden + signals, aux_hidden]``, the layout of the released reference code.
 
-Without those rows it is a plain EAGLE-3 draft.
+Without those rows it is a plain EAGLE-3 draft. `specexit.drafts.config` says what is in the config.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
 
-import ml_dtypes
 import numpy as np
-from pydantic import Field, ValidationError
 
-from specexit.config import Config
-from specexit.drafts import policy as policies
-from specexit.drafts.policy import Certificate, Serving
+from specexit.config import write_text
+from specexit.drafts.config import ARCHITECTURE as ARCHITECTURE
+from specexit.drafts.config import PLAIN_ARCHITECTURE, QWEN3_ARCHITECTURE, DraftConfig, DraftError, read_config
+from specexit.drafts.config import Source as Source
+from specexit.drafts.config import SpecExitBlock as SpecExitBlock
+from specexit.drafts.config import check_target as check_target
 from specexit.drafts.policy import Mode as Mode
-from specexit.errors import InputError
-from specexit.method.decision import Policy
-from specexit.method.signals import NAMES
+from specexit.drafts.policy import Serving as Serving
+from specexit.drafts.tensors import (
+    FLOATS,
+    INDEX,
+    WEIGHTS,
+    Pieces,
+    Shapes,
+    Stored,
+    TensorError,
+    open_tensors,
+    write_tensors,
+)
 from specexit.outputs import new_folder
 
-FORMAT_VERSION = 1
-ARCHITECTURE = "SpecExitLlamaForCausalLMEagle3"
-"""Ends with "Eagle3", so vLLM's EAGLEConfig leaves it alone."""
-
-PLAIN_ARCHITECTURE = "LlamaForCausalLMEagle3"
-
-Source = Literal["draft", "fc"]
-
-FLOATS = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype(np.float16)}
-"""What weights may be stored in; importing ml_dtypes is also what teaches numpy, and so safetensors, bfloat16."""
+_EXPONENTS = {"float32": (np.uint32, 0x7F80_0000), "bfloat16": (np.uint16, 0x7F80), "float16": (np.uint16, 0x7C00)}
+"""Type -> its bits as an integer, and those of the exponent: all ones are infinity or NaN."""
 
 
-class DraftError(InputError):
-    """A draft directory that cannot be used; the message names the file, the field and what was expected."""
-
-
-class SpecExitBlock(Config):
-    """The ``specexit`` block of ``config.json``."""
-
-    format_version: int = FORMAT_VERSION
-    signals: tuple[str, ...] = NAMES
-    source: Source = "draft"
-    target: str = Field(description="name of the target the draft was trained for")
-    think_start: str = "<think>"
-    think_end: str = "</think>"
-    split_endings: tuple[str, ...] = ("\n\n",)
-    split_connectors: tuple[str, ...] = ()
-    exit_point: Literal["earliest", "stable"] = "earliest"
-    policy: Policy = Policy(thresholds={"validity": 0.9})
-    calibration: Certificate | None = None
-    serving: Serving = Serving()
-
-
-class DraftConfig(Config):
-    """``config.json`` of a draft directory."""
-
-    architectures: tuple[str, ...] = (ARCHITECTURE,)
-    model_type: Literal["llama"] = "llama"
-    hidden_size: int = Field(gt=0)
-    target_hidden_size: int = Field(gt=0)
-    intermediate_size: int = Field(gt=0)
-    num_attention_heads: int = Field(gt=0)
-    num_key_value_heads: int = Field(gt=0)
-    head_dim: int = Field(gt=0)
-    num_hidden_layers: Literal[1] = 1
-    vocab_size: int = Field(gt=0)
-    draft_vocab_size: int = Field(gt=0)
-    rms_norm_eps: float = 1e-6
-    rope_theta: float = 10_000.0
-    max_position_embeddings: int = 2048
-    hidden_act: Literal["silu"] = "silu"
-    attention_bias: Literal[False] = False
-    tie_word_embeddings: Literal[False] = False
-    torch_dtype: str = "float32"
-    norm_before_residual: Literal[False] = False
-    eagle_aux_hidden_state_layer_ids: tuple[int, ...] = Field(min_length=1)
-    num_aux_hidden_states: int = Field(gt=0)
-    target_num_hidden_layers: int = Field(gt=0)
-    specexit: SpecExitBlock | None = None
-
-    @property
-    def target_name(self) -> str | None:
-        """Name of the target it was trained for; None where a plain draft does not say."""
-        return self.specexit.target if self.specexit else None
-
-    @property
-    def aux_size(self) -> int:
-        """Width of the concatenated aux hidden states."""
-        return self.target_hidden_size * len(self.eagle_aux_hidden_state_layer_ids)
-
-    def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Every tensor of ``model.safetensors`` with its shape (PyTorch layout, [out, in])."""
-        h, inter = self.hidden_size, self.intermediate_size
-        q, kv = self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim
-        source = self.specexit.source if self.specexit else None
-        n_signals = len(self.specexit.signals) if self.specexit else 0
-        shapes: dict[str, tuple[int, ...]] = {
-            "fc.weight": (h + (n_signals if source == "fc" else 0), self.aux_size),
-            "midlayer.input_layernorm.weight": (h,),
-            "midlayer.hidden_norm.weight": (h,),
-            "midlayer.self_attn.q_proj.weight": (q, 2 * h),
-            "midlayer.self_attn.k_proj.weight": (kv, 2 * h),
-            "midlayer.self_attn.v_proj.weight": (kv, 2 * h),
-            "midlayer.self_attn.o_proj.weight": (h, q),
-            "midlayer.post_attention_layernorm.weight": (h,),
-            "midlayer.mlp.gate_proj.weight": (inter, h),
-            "midlayer.mlp.up_proj.weight": (inter, h),
-            "midlayer.mlp.down_proj.weight": (h, inter),
-            "norm.weight": (h,),
-            "lm_head.weight": (self.draft_vocab_size, h),
-            "d2t": (self.draft_vocab_size,),
-            "t2d": (self.vocab_size,),
-        }
-        if source == "draft":
-            shapes["signal_head.weight"] = (n_signals, h)
-        return shapes
-
-
-def read_config(folder: Path) -> DraftConfig:
-    """Read ``config.json``; fields that are not ours are ignored, as other tools add theirs.
+def open_draft(folder: Path) -> tuple[DraftConfig, dict[str, Stored]]:
+    """Check a draft directory's config, its tensors' names, types and shapes, and its vocabulary; read no weight yet.
 
     Raises:
-      DraftError: not there, not JSON, or a field is missing or wrong.
-      PolicyError: ``policy.json`` is there and cannot be used.
+      DraftError: see `read_config`; also for a file that is truncated or malformed, a tensor that is missing,
+        misshapen or unknown, and a draft vocabulary that is none of the target's.
     """
-    path = folder / "config.json"
+    config = read_config(folder)
+    path = weights_path(folder)
     try:
-        raw: Any = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise DraftError(f"{path}: cannot be read as JSON: {error}") from error
-    if not isinstance(raw, dict):
-        raise DraftError(f"{path}: holds a {type(raw).__name__}, expected an object")
-    try:
-        config = DraftConfig.model_validate({k: v for k, v in raw.items() if k in DraftConfig.model_fields})
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise DraftError(f"{path}: field {key} is {first['input']!r}: {first['msg']}") from error
-    block = config.specexit
-    if block and block.format_version != FORMAT_VERSION:
-        raise DraftError(f"{path}: specexit.format_version is {block.format_version}, expected {FORMAT_VERSION}")
-    if block and block.signals != NAMES:
-        raise DraftError(f"{path}: specexit.signals is {list(block.signals)}, expected {list(NAMES)}")
-    if config.num_aux_hidden_states != len(config.eagle_aux_hidden_state_layer_ids):
-        raise DraftError(
-            f"{path}: num_aux_hidden_states is {config.num_aux_hidden_states}, but "
-            f"eagle_aux_hidden_state_layer_ids names {len(config.eagle_aux_hidden_state_layer_ids)} layers"
-        )
-    if list(config.eagle_aux_hidden_state_layer_ids) != sorted(set(config.eagle_aux_hidden_state_layer_ids)):
-        raise DraftError(
-            f"{path}: eagle_aux_hidden_state_layer_ids is {list(config.eagle_aux_hidden_state_layer_ids)}, expected "
-            "increasing ids: vLLM hands the layers on in their own order, each once"
-        )
-    return config if block is None else config.model_copy(update={"specexit": _with_policy(folder, block)})
+        tensors = open_tensors(folder)
+    except TensorError as error:
+        raise DraftError(str(error)) from error
+    check_shapes(config, {name: (stored.dtype, stored.shape) for name, stored in tensors.items()}, path)
+    check_vocabulary(config, tensors["d2t"].read(), path, tensors["t2d"].read())
+    return config, tensors
 
 
-def _with_policy(folder: Path, block: SpecExitBlock) -> SpecExitBlock:
-    """The block with what ``policy.json`` says in place of what older versions wrote into ``config.json``."""
-    if not (folder / policies.FILE).exists():
-        return block
-    stored = policies.read_policy(folder)
-    point = stored.point()
-    return block.model_copy(
-        update={"policy": point.policy, "calibration": point.certificate, "serving": stored.serving}
-    )
+def weights_path(folder: Path) -> Path:
+    """The file that errors about a folder's tensors name."""
+    return folder / (INDEX if (folder / INDEX).exists() else WEIGHTS)
 
 
 def read_draft(folder: Path) -> tuple[DraftConfig, dict[str, np.ndarray]]:
     """Read and check a whole draft directory; weights stay in the type they are stored in (see `FLOATS`).
 
     Raises:
-      DraftError: see `read_config`; also for a truncated file, a missing or misshapen tensor, NaN or infinity in the
-        weights, and a draft vocabulary that points outside of the target's.
+      DraftError: see `open_draft`; also for NaN or infinity in the weights.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    config = read_config(folder)
-    path = folder / "model.safetensors"
-    try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise DraftError(f"{path}: cannot be read as safetensors (truncated?): {error}") from error
-    check_tensors(config, tensors, path)
+    config, stored = open_draft(folder)
+    tensors = {}
+    for name, place in stored.items():
+        tensors[name] = place.read()
+        check_values(name, tensors[name], weights_path(folder))
     return config, tensors
 
 
-def check_tensors(config: DraftConfig, tensors: Mapping[str, np.ndarray], path: Path) -> None:
-    """Check names, shapes and values of a draft's tensors.
+def check_shapes(config: DraftConfig, tensors: Shapes, path: Path) -> None:
+    """Check names, types and shapes of a draft's tensors.
 
     Raises:
       DraftError: names the file, the tensor, what was found and what was expected.
     """
-    for name, shape in config.tensor_shapes().items():
+    expected = config.tensor_shapes()
+    for name, shape in expected.items():
         if name not in tensors:
             raise DraftError(f"{path}: tensor {name} {list(shape)} is missing")
-        if tensors[name].shape != shape:
-            raise DraftError(f"{path}: tensor {name} has shape {list(tensors[name].shape)}, expected {list(shape)}")
-        check_values(name, tensors[name], path)
-    check_vocabulary(config, tensors["d2t"], path)
+        found, types = tensors[name], {"d2t": ("int64",), "t2d": ("bool",)}.get(name, tuple(FLOATS))
+        if found[1] != shape:
+            raise DraftError(f"{path}: tensor {name} has shape {list(found[1])}, expected {list(shape)}")
+        if found[0].name not in types:
+            raise DraftError(f"{path}: tensor {name} is {found[0].name}, expected {' or '.join(types)}")
+    for name in tensors:
+        if name not in expected:
+            raise DraftError(f"{path}: tensor {name} {list(tensors[name][1])} is not part of the draft in config.json")
 
 
 def check_values(name: str, tensor: np.ndarray, path: Path) -> None:
-    """Check the type of a tensor, and that a weight is a number throughout.
+    """Check that a weight is a number throughout.
 
     Raises:
-      DraftError: names the file, the tensor, what was found and what was expected.
+      DraftError: names the file and the tensor.
     """
-    expected = {"d2t": ("int64",), "t2d": ("bool",)}.get(name, tuple(FLOATS))
-    if tensor.dtype.name not in expected:
-        raise DraftError(f"{path}: tensor {name} is {tensor.dtype.name}, expected {' or '.join(expected)}")
-    if tensor.dtype in FLOATS.values() and not np.isfinite(tensor).all():
-        raise DraftError(f"{path}: tensor {name} holds NaN or infinity, expected finite weights")
+    if tensor.dtype.name in _EXPONENTS:
+        integer, mask = _EXPONENTS[tensor.dtype.name]
+        bits = np.ascontiguousarray(tensor).view(integer)
+        if ((bits & integer(mask)) == mask).any():
+            raise DraftError(f"{path}: tensor {name} holds NaN or infinity, expected finite weights")
 
 
-def check_vocabulary(config: DraftConfig, d2t: np.ndarray, path: Path) -> None:
-    """Check that every draft token stands for a target token, and for itself where the draft knows all of them.
+def check_vocabulary(config: DraftConfig, d2t: np.ndarray, path: Path, t2d: np.ndarray | None = None) -> None:
+    """Check that every draft token stands for a target token of its own.
+
+    Args:
+      config: of the draft.
+      d2t: what is added to a draft token to get the target token.
+      path: named in errors.
+      t2d: whether a target token has a draft token, where that is at hand as well.
 
     Raises:
-      DraftError: names the first one that does not.
+      DraftError: names the first token of which it does not hold.
     """
     if config.draft_vocab_size == config.vocab_size and d2t.any():
         moved = np.flatnonzero(d2t)[0]
@@ -243,31 +138,20 @@ def check_vocabulary(config: DraftConfig, d2t: np.ndarray, path: Path) -> None:
             f"{path}: d2t maps draft token {bad[0]} to target token {ids[bad[0]]}, "
             f"expected an id below vocab_size {config.vocab_size}"
         )
-
-
-def check_target(config: DraftConfig, folder: Path, target_config: Mapping[str, Any], target: str) -> None:
-    """Check that a draft belongs to a target, given the target's ``config.json``.
-
-    Raises:
-      DraftError: hidden size, number of layers or vocabulary differ, or an aux layer is not one of the target's.
-    """
-    for ours, theirs in (
-        ("target_hidden_size", "hidden_size"),
-        ("target_num_hidden_layers", "num_hidden_layers"),
-        ("vocab_size", "vocab_size"),
-        ("hidden_size", "hidden_size"),  # the draft embeds its tokens as the target does
-    ):
-        if getattr(config, ours) != target_config[theirs]:
-            raise DraftError(
-                f"{folder / 'config.json'}: {ours} is {getattr(config, ours)}, but target {target} has "
-                f"{theirs} {target_config[theirs]}: the draft was made for another target"
-            )
-    layers, last = config.eagle_aux_hidden_state_layer_ids, config.target_num_hidden_layers
-    if not 0 <= layers[0] <= layers[-1] <= last:
+    counts = np.bincount(ids, minlength=config.vocab_size)
+    if counts.max() > 1:
         raise DraftError(
-            f"{folder / 'config.json'}: eagle_aux_hidden_state_layer_ids is {list(layers)}, expected ids from 0 (the "
-            f"embedding) to {last} (behind the last layer of target {target})"
+            f"{path}: d2t maps {counts.max()} draft tokens to target token {counts.argmax()}, expected one"
         )
+    if t2d is not None and not np.array_equal(t2d, counts > 0):
+        token = np.flatnonzero(t2d != (counts > 0))[0]
+        raise DraftError(f"{path}: t2d says {bool(t2d[token])} of target token {token}, but d2t says {not t2d[token]}")
+
+
+def vocabulary_tensors(vocab: np.ndarray, vocab_size: int) -> dict[str, np.ndarray]:
+    """``d2t`` and ``t2d`` of a draft vocabulary, given the target id of every draft token."""
+    offsets = (vocab - np.arange(len(vocab))).astype(np.int64)
+    return {"d2t": offsets, "t2d": np.isin(np.arange(vocab_size), vocab)}
 
 
 def write_draft(folder: Path, config: DraftConfig, tensors: Mapping[str, np.ndarray]) -> None:
@@ -277,13 +161,40 @@ def write_draft(folder: Path, config: DraftConfig, tensors: Mapping[str, np.ndar
       DraftError: the tensors do not fit the config.
       FileExistsError: the folder is there and not empty.
     """
-    from safetensors.numpy import save_file
-
-    check_tensors(config, tensors, folder / "model.safetensors")
+    shapes = {name: (tensors[name].dtype, tensors[name].shape) for name in config.tensor_shapes() if name in tensors}
+    check_shapes(config, shapes, folder / WEIGHTS)
+    check_vocabulary(config, tensors["d2t"], folder / WEIGHTS, tensors["t2d"])
     with new_folder(folder) as beside:
-        named = {name: np.ascontiguousarray(tensors[name]) for name in config.tensor_shapes()}
-        save_file(named, beside / "model.safetensors", metadata={"format": "pt"})
-        _write_config(beside, config)
+        write_into(beside, config, shapes, lambda name: [tensors[name]], named=folder)
+
+
+def write_into(
+    folder: Path, config: DraftConfig, shapes: Shapes, pieces: Pieces, *, max_bytes: int | None = None, named: Path
+) -> str:
+    """Write a draft directory's two files into a folder that is there, its weights piece by piece.
+
+    Args:
+      folder: to write into, as a rule one that `specexit.outputs.new_folder` will move into its place.
+      config: of the draft.
+      shapes, pieces, max_bytes: see `specexit.drafts.tensors.write_tensors`.
+      named: the folder's name in errors.
+
+    Returns:
+      SHA-256 of the weights, see `specexit.drafts.tensors.sha256_of`.
+
+    Raises:
+      DraftError: the tensors do not fit the config, or hold NaN or infinity.
+    """
+    check_shapes(config, shapes, named / WEIGHTS)
+
+    def checked(name: str) -> Iterator[np.ndarray]:
+        for piece in pieces(name):
+            check_values(name, piece, named / WEIGHTS)
+            yield piece
+
+    digest = write_tensors(folder, shapes, checked, max_bytes)
+    _write_config(folder, config)
+    return digest
 
 
 def plain_copy(source: Path, folder: Path) -> None:
@@ -294,13 +205,12 @@ def plain_copy(source: Path, folder: Path) -> None:
       FileExistsError: ``folder`` is there and not empty.
     """
     config, tensors = read_draft(source)
-    plain = config.model_copy(update={"architectures": (PLAIN_ARCHITECTURE,), "specexit": None})
+    architecture = {"llama": PLAIN_ARCHITECTURE, "qwen3": QWEN3_ARCHITECTURE}[config.model_type]
+    plain = config.model_copy(update={"architectures": (architecture,), "specexit": None})
     write_draft(folder, plain, tensors | {"fc.weight": tensors["fc.weight"][: config.hidden_size]})
 
 
 def _write_config(folder: Path, config: DraftConfig) -> None:
-    from specexit.config import write_text
-
     fields = config.model_dump(mode="json")
     if config.specexit is None:
         del fields["specexit"]

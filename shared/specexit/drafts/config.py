@@ -1,0 +1,233 @@
+"""What a draft is: ``config.json`` of a draft directory, and what follows from it for the tensors beside it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, PlainSerializer, ValidationError, model_validator
+
+from specexit.config import Config
+from specexit.drafts import policy as policies
+from specexit.drafts.policy import Certificate, Serving
+from specexit.drafts.rope import RopeScaling, scaling_fields, scaling_of
+from specexit.errors import InputError
+from specexit.method.decision import Policy
+from specexit.method.signals import NAMES
+
+FORMAT_VERSION = 1
+ARCHITECTURE = "SpecExitLlamaForCausalLMEagle3"
+"""Ends with "Eagle3", so vLLM's EAGLEConfig leaves it alone."""
+
+PLAIN_ARCHITECTURE = "LlamaForCausalLMEagle3"
+QWEN3_ARCHITECTURE = "Eagle3Qwen3ForCausalLM"
+"""vLLM's names of drafts without signals."""
+
+Source = Literal["draft", "fc"]
+
+
+class DraftError(InputError):
+    """A draft directory that cannot be used; the message names the file, the field and what was expected."""
+
+
+class SpecExitBlock(Config):
+    """The ``specexit`` block of ``config.json``."""
+
+    format_version: int = FORMAT_VERSION
+    signals: tuple[str, ...] = NAMES
+    source: Source = "draft"
+    target: str = Field(description="name of the target the draft was trained for")
+    think_start: str = "<think>"
+    think_end: str = "</think>"
+    split_endings: tuple[str, ...] = ("\n\n",)
+    split_connectors: tuple[str, ...] = ()
+    exit_point: Literal["earliest", "stable"] = "earliest"
+    policy: Policy = Policy(thresholds={"validity": 0.9})
+    calibration: Certificate | None = None
+    serving: Serving = Serving()
+
+
+def _scaling(value: Any) -> Any:
+    return scaling_of(value) if isinstance(value, dict) else value
+
+
+Rope = Annotated[RopeScaling | None, BeforeValidator(_scaling), PlainSerializer(scaling_fields)]
+
+
+class DraftConfig(Config):
+    """``config.json`` of a draft directory. Names and meanings are those of vLLM's EAGLE-3 drafts."""
+
+    architectures: tuple[str, ...] = (ARCHITECTURE,)
+    model_type: Literal["llama", "qwen3"] = Field(default="llama", description="qwen3: queries and keys are normed")
+    hidden_size: int = Field(gt=0)
+    target_hidden_size: int = Field(gt=0)
+    intermediate_size: int = Field(gt=0)
+    num_attention_heads: int = Field(gt=0)
+    num_key_value_heads: int = Field(gt=0)
+    head_dim: int = Field(gt=0, multiple_of=2)
+    num_hidden_layers: Literal[1] = 1
+    vocab_size: int = Field(gt=0)
+    draft_vocab_size: int = Field(gt=0)
+    rms_norm_eps: float = Field(default=1e-6, gt=0)
+    rope_theta: float = Field(default=10_000.0, gt=0)
+    rope_scaling: Rope = None
+    max_position_embeddings: int = Field(default=2048, gt=0)
+    hidden_act: Literal["silu"] = "silu"
+    attention_bias: bool = Field(default=False, description="of the four attention projections")
+    tie_word_embeddings: Literal[False] = False
+    own_embeddings: bool = Field(default=False, description="the draft embeds tokens itself, not as its target does")
+    torch_dtype: str = "float32"
+    norm_before_residual: bool = Field(default=False, description="the layer adds to the normed fused state")
+    norm_before_fc: bool = Field(default=False, description="one norm over all aux hidden states together")
+    fc_norm: bool = Field(default=False, description="a norm of its own for every aux hidden state")
+    norm_output: bool = Field(default=False, description="the next draft step reads the normed output")
+    eagle_aux_hidden_state_layer_ids: tuple[int, ...] = Field(min_length=1)
+    num_aux_hidden_states: int = Field(gt=0)
+    target_num_hidden_layers: int = Field(gt=0)
+    specexit: SpecExitBlock | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> DraftConfig:
+        heads, kv, layers = self.num_attention_heads, self.num_key_value_heads, self.eagle_aux_hidden_state_layer_ids
+        if heads % kv:
+            raise ValueError(f"num_attention_heads is {heads}, expected a multiple of num_key_value_heads, {kv}")
+        if self.draft_vocab_size > self.vocab_size:
+            raise ValueError(
+                f"draft_vocab_size is {self.draft_vocab_size}, expected at most vocab_size, {self.vocab_size}"
+            )
+        if self.num_aux_hidden_states != len(layers):
+            raise ValueError(
+                f"num_aux_hidden_states is {self.num_aux_hidden_states}, but eagle_aux_hidden_state_layer_ids names "
+                f"{len(layers)} layers"
+            )
+        if list(layers) != sorted(set(layers)):
+            raise ValueError(
+                f"eagle_aux_hidden_state_layer_ids is {list(layers)}, expected increasing ids: vLLM hands the layers "
+                "on in their own order, each once"
+            )
+        if self.fc_norm and self.norm_before_fc:
+            raise ValueError("norm_before_fc and fc_norm are both true, expected at most one of them")
+        if self.attention_bias and self.model_type == "qwen3":
+            raise ValueError("attention_bias is true, which vLLM does not serve with model_type 'qwen3'")
+        if self.specexit and self.specexit.source == "fc" and (self.fc_norm or self.norm_before_fc):
+            raise ValueError("specexit.source is 'fc', whose signals read unnormed aux hidden states, but fc is normed")
+        return self
+
+    @property
+    def target_name(self) -> str | None:
+        """Name of the target it was trained for; None where a plain draft does not say."""
+        return self.specexit.target if self.specexit else None
+
+    @property
+    def aux_size(self) -> int:
+        """Width of the concatenated aux hidden states."""
+        return self.target_hidden_size * len(self.eagle_aux_hidden_state_layer_ids)
+
+    @property
+    def aux_norm_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The norms in front of ``fc``: none, one over all aux hidden states, or one for each."""
+        if self.norm_before_fc:
+            return {"input_norm.weight": (self.aux_size,)}
+        layers = range(self.num_aux_hidden_states) if self.fc_norm else ()
+        return {f"fc_norm.{i}.weight": (self.target_hidden_size,) for i in layers}
+
+    def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Every tensor of ``model.safetensors`` with its shape (PyTorch layout, [out, in])."""
+        h, inter, layer = self.hidden_size, self.intermediate_size, "midlayer."
+        q, kv = self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim
+        source = self.specexit.source if self.specexit else None
+        n_signals = len(self.specexit.signals) if self.specexit else 0
+        attention = {"q_proj": (q, 2 * h), "k_proj": (kv, 2 * h), "v_proj": (kv, 2 * h), "o_proj": (h, q)}
+        shapes: dict[str, tuple[int, ...]] = {
+            **self.aux_norm_shapes,
+            "fc.weight": (h + (n_signals if source == "fc" else 0), self.aux_size),
+            **{f"{layer}{norm}.weight": (h,) for norm in ("input_layernorm", "hidden_norm")},
+            **{f"{layer}self_attn.{name}.weight": shape for name, shape in attention.items()},
+            **{f"{layer}self_attn.{name}.bias": shape[:1] for name, shape in attention.items() if self.attention_bias},
+            **{f"{layer}self_attn.{norm}.weight": (self.head_dim,) for norm in self._head_norms},
+            f"{layer}post_attention_layernorm.weight": (h,),
+            f"{layer}mlp.gate_proj.weight": (inter, h),
+            f"{layer}mlp.up_proj.weight": (inter, h),
+            f"{layer}mlp.down_proj.weight": (h, inter),
+            "norm.weight": (h,),
+            "lm_head.weight": (self.draft_vocab_size, h),
+            "d2t": (self.draft_vocab_size,),
+            "t2d": (self.vocab_size,),
+        }
+        if source == "draft":
+            shapes["signal_head.weight"] = (n_signals, h)
+        if self.own_embeddings:
+            shapes["embed_tokens.weight"] = (self.vocab_size, h)
+        return shapes
+
+    @property
+    def _head_norms(self) -> tuple[str, ...]:
+        return ("q_norm", "k_norm") if self.model_type == "qwen3" else ()
+
+
+def read_config(folder: Path) -> DraftConfig:
+    """Read ``config.json``; fields that are not ours are ignored, as other tools add theirs.
+
+    Raises:
+      DraftError: not there, not JSON, or a field is missing or wrong.
+      PolicyError: ``policy.json`` is there and cannot be used.
+    """
+    path = folder / "config.json"
+    try:
+        raw: Any = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise DraftError(f"{path}: cannot be read as JSON: {error}") from error
+    if not isinstance(raw, dict):
+        raise DraftError(f"{path}: holds a {type(raw).__name__}, expected an object")
+    try:
+        config = DraftConfig.model_validate({k: v for k, v in raw.items() if k in DraftConfig.model_fields})
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        if not key:
+            raise DraftError(f"{path}: {first['msg'].removeprefix('Value error, ')}") from error
+        raise DraftError(f"{path}: field {key} is {first['input']!r}: {first['msg']}") from error
+    block = config.specexit
+    if block and block.format_version != FORMAT_VERSION:
+        raise DraftError(f"{path}: specexit.format_version is {block.format_version}, expected {FORMAT_VERSION}")
+    if block and block.signals != NAMES:
+        raise DraftError(f"{path}: specexit.signals is {list(block.signals)}, expected {list(NAMES)}")
+    return config if block is None else config.model_copy(update={"specexit": _with_policy(folder, block)})
+
+
+def _with_policy(folder: Path, block: SpecExitBlock) -> SpecExitBlock:
+    """The block with what ``policy.json`` says in place of what older versions wrote into ``config.json``."""
+    if not (folder / policies.FILE).exists():
+        return block
+    stored = policies.read_policy(folder)
+    point = stored.point()
+    return block.model_copy(
+        update={"policy": point.policy, "calibration": point.certificate, "serving": stored.serving}
+    )
+
+
+def check_target(config: DraftConfig, folder: Path, target_config: Mapping[str, Any], target: str) -> None:
+    """Check that a draft belongs to a target, given the target's ``config.json``.
+
+    Raises:
+      DraftError: hidden size, number of layers or vocabulary differ, or an aux layer is not one of the target's.
+    """
+    for ours, theirs in (
+        ("target_hidden_size", "hidden_size"),
+        ("target_num_hidden_layers", "num_hidden_layers"),
+        ("vocab_size", "vocab_size"),
+        *(() if config.own_embeddings else (("hidden_size", "hidden_size"),)),  # else it embeds as the target does
+    ):
+        if getattr(config, ours) != target_config[theirs]:
+            raise DraftError(
+                f"{folder / 'config.json'}: {ours} is {getattr(config, ours)}, but target {target} has "
+                f"{theirs} {target_config[theirs]}: the draft was made for another target"
+            )
+    layers, last = config.eagle_aux_hidden_state_layer_ids, config.target_num_hidden_layers
+    if not 0 <= layers[0] <= layers[-1] <= last:
+        raise DraftError(
+            f"{folder / 'config.json'}: eagle_aux_hidden_state_layer_ids is {list(layers)}, expected ids from 0 (the "
+            f"embedding) to {last} (behind the last layer of target {target})"
+        )

@@ -1,0 +1,307 @@
+"""Safetensors files, read and written a piece at a time, and trusted no further than their own headers can be checked.
+
+The library's loaders map or copy whole files. A converter needs one tensor at a time, with what it holds bounded by the
+largest one, and it is handed files of strangers: every number of a header is checked against the file before anything
+of that size is allocated. The bytes written are those that the library itself would write.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from specexit.errors import InputError
+
+FLOATS = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype(np.float16)}
+"""What weights may be stored in; importing ml_dtypes is also what teaches numpy, and so safetensors, bfloat16."""
+
+DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64", "I64": "int64", "I32": "int32"} | {
+    "BOOL": "bool",
+    "U8": "uint8",
+    "I8": "int8",
+}
+"""Type in a header -> numpy's; of these, `specexit.drafts.directory` accepts what a draft may hold."""
+
+_CODES = {np.dtype(name): code for code, name in DTYPES.items()}
+_ORDER = ("F64", "I64", "F32", "I32", "BF16", "F16", "U8", "I8", "BOOL")
+"""Large types first, so that every tensor is aligned; as the library does."""
+
+MAX_HEADER = 100_000_000
+"""Bytes; the library's own limit."""
+MAX_INDEX = 10_000_000
+MAX_TENSORS = 10_000
+PIECE = 16 * 2**20
+"""Bytes that are read, checked, hashed and written at a time."""
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+
+class TensorError(InputError):
+    """A file of tensors that cannot be read; the message names the file and what is wrong with it."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Where a tensor lies."""
+
+    file: Path
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    start: int
+
+    @property
+    def nbytes(self) -> int:
+        """Its size."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def read(self) -> np.ndarray:
+        """The tensor, read from disk into memory of its own."""
+        count = math.prod(self.shape)
+        flat = np.fromfile(self.file, self.dtype, count, offset=self.start)
+        if flat.size != count:
+            raise TensorError(f"{self.file}: ends within a tensor, so it is truncated")
+        return flat.reshape(self.shape)
+
+    def pieces(self) -> Iterator[np.ndarray]:
+        """The tensor's values in order, flat, at most `PIECE` bytes at a time."""
+        step, total = PIECE // self.dtype.itemsize, math.prod(self.shape)
+        with self.file.open("rb") as file:
+            file.seek(self.start)
+            for begin in range(0, total, step):
+                flat = np.fromfile(file, self.dtype, min(step, total - begin))
+                if flat.size != min(step, total - begin):
+                    raise TensorError(f"{self.file}: ends within a tensor, so it is truncated")
+                yield flat
+
+
+def open_tensors(folder: Path) -> dict[str, Stored]:
+    """Every tensor of a folder: of ``model.safetensors``, or of the files that its index names.
+
+    Raises:
+      TensorError: neither is there, a file lies outside of the folder, or a header cannot be right.
+    """
+    index = folder / INDEX
+    if not index.exists():
+        return read_header(inside(folder, WEIGHTS))
+    files = _indexed(index)
+    found: dict[str, Stored] = {}
+    for name in sorted(set(files.values())):
+        for tensor, stored in read_header(inside(folder, name)).items():
+            if files.get(tensor) != name:
+                raise TensorError(f"{index}: tensor {tensor} is in {name}, but the index says {files.get(tensor)}")
+            found[tensor] = stored
+    lost = sorted(files.keys() - found.keys())
+    if lost:
+        raise TensorError(f"{index}: tensor {lost[0]} is not in {files[lost[0]]}")
+    return found
+
+
+def inside(folder: Path, name: str) -> Path:
+    """The file of that name, which must lie in the folder; the hub's cache links into its own ``blobs``.
+
+    Raises:
+      TensorError: it is a path and no name, a link out of the folder, no file, or not there.
+    """
+    path = folder / name
+    if Path(name).name != name or name in ("", ".", ".."):
+        raise TensorError(
+            f"{folder}: {name!r} is named as a file of weights, expected the name of a file in that folder"
+        )
+    home = folder.resolve()
+    homes = [home, *([home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [])]
+    try:
+        if path.resolve(strict=True).parent not in homes:
+            raise TensorError(f"{path}: is a link out of its folder, to {path.resolve()}")
+    except (OSError, RuntimeError) as error:
+        raise TensorError(f"{path}: cannot be read: {error}") from error
+    if not path.is_file():
+        raise TensorError(f"{path}: is no regular file")
+    return path
+
+
+def read_json(path: Path, limit: int) -> Any:
+    """A JSON file of at most ``limit`` bytes; a key that is there twice is an error.
+
+    Raises:
+      TensorError: it is larger, unreadable, or no JSON.
+    """
+    try:
+        if path.stat().st_size > limit:
+            raise TensorError(f"{path}: holds {path.stat().st_size} bytes, expected at most {limit}")
+        return parse_json(path.read_bytes(), path)
+    except OSError as error:
+        raise TensorError(f"{path}: cannot be read as JSON: {error}") from error
+
+
+def parse_json(data: bytes, path: Path) -> Any:
+    """`read_json` of bytes that were read from ``path``."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise TensorError(f"{path}: {twice!r} is there twice")
+        return found
+
+    try:
+        return json.loads(data, object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:
+        raise TensorError(f"{path}: cannot be read as JSON: {error}") from error
+
+
+def _indexed(path: Path) -> dict[str, str]:
+    raw = read_json(path, MAX_INDEX)
+    files = raw.get("weight_map") if isinstance(raw, dict) else None
+    if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
+        raise TensorError(f"{path}: expected a weight_map from names of tensors to names of files")
+    if len(files) > MAX_TENSORS:
+        raise TensorError(f"{path}: names {len(files)} tensors, expected at most {MAX_TENSORS}")
+    return files
+
+
+def read_header(path: Path) -> dict[str, Stored]:
+    """What a file holds, in the order in which it holds it.
+
+    Raises:
+      TensorError: the file is truncated, or its header is malformed: types, shapes and offsets must agree with each
+        other, and the tensors must fill the file without gap or overlap.
+    """
+    with path.open("rb") as file:
+        size = path.stat().st_size
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > min(size - 8, MAX_HEADER):
+            raise TensorError(f"{path}: cannot be read as safetensors (truncated?): its header has {length} bytes")
+        raw = parse_json(file.read(length), path)
+    if not isinstance(raw, dict) or len(raw) > MAX_TENSORS:
+        raise TensorError(f"{path}: its header is no table of at most {MAX_TENSORS} tensors")
+    raw.pop("__metadata__", None)
+    body = 8 + length
+    found = {name: _entry(path, name, fields, body) for name, fields in raw.items()}
+    placed = sorted(found.items(), key=lambda item: (item[1].start, item[1].nbytes))
+    place = body
+    for name, stored in placed:
+        if stored.start != place:
+            kind = "overlaps the tensor before it" if stored.start < place else "leaves a gap before it"
+            raise TensorError(f"{path}: tensor {name} begins at byte {stored.start}, which {kind}: expected {place}")
+        place += stored.nbytes
+    if place != size:
+        raise TensorError(
+            f"{path}: cannot be read as safetensors (truncated?): "
+            f"its header describes {place} bytes, but the file has {size}"
+        )
+    return dict(placed)
+
+
+def _entry(path: Path, name: str, fields: Any, body: int) -> Stored:
+    try:
+        code, shape, (begin, end) = fields["dtype"], fields["shape"], fields["data_offsets"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise TensorError(f"{path}: tensor {name} has no dtype, shape and data_offsets") from error
+    if code not in DTYPES:
+        raise TensorError(f"{path}: tensor {name} has dtype {code!r}, expected one of {', '.join(DTYPES)}")
+    numbers = [*shape, begin, end] if isinstance(shape, list) else [None]
+    if not all(type(number) is int and 0 <= number < 2**62 for number in numbers) or len(shape) > 8:
+        raise TensorError(f"{path}: tensor {name} has shape {shape} and data_offsets [{begin}, {end}], expected sizes")
+    stored = Stored(path, np.dtype(DTYPES[code]), tuple(shape), body + begin)
+    if end - begin != stored.nbytes:
+        raise TensorError(f"{path}: tensor {name} {shape} needs {stored.nbytes} bytes, but has {end - begin}")
+    return stored
+
+
+Shapes = Mapping[str, tuple[np.dtype, tuple[int, ...]]]
+Pieces = Callable[[str], Iterable[np.ndarray]]
+"""Name of a tensor -> its values in order, in pieces of any shape."""
+
+
+def write_tensors(folder: Path, shapes: Shapes, pieces: Pieces, max_bytes: int | None = None) -> str:
+    """Write tensors into a folder, piece by piece; with an index where they do not fit into one file.
+
+    Args:
+      folder: to write into.
+      shapes: type and shape of every tensor.
+      pieces: where their values come from; asked for one tensor after the other.
+      max_bytes: most bytes of tensors in a file, unless a single one is larger; None for one file.
+
+    Returns:
+      SHA-256 of what was written, see `sha256_of`.
+    """
+    order = sorted(shapes, key=lambda name: (_ORDER.index(_CODES[shapes[name][0]]), name))
+    files: list[list[str]] = [[]]
+    filled = 0
+    for name in order:
+        size = _nbytes(*shapes[name])
+        if max_bytes is not None and files[-1] and filled + size > max_bytes:
+            files.append([])
+            filled = 0
+        files[-1].append(name)
+        filled += size
+    if len(files) == 1:
+        return _write_file(folder / WEIGHTS, files[0], shapes, pieces)
+    hashes, places = [], {}
+    for i, names in enumerate(files):
+        file = f"model-{i + 1:05}-of-{len(files):05}.safetensors"
+        hashes.append(_write_file(folder / file, names, shapes, pieces))
+        places |= dict.fromkeys(names, file)
+    total = sum(_nbytes(*shapes[name]) for name in order)
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
+    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+    return _together(hashes)
+
+
+def _nbytes(dtype: np.dtype, shape: tuple[int, ...]) -> int:
+    return math.prod(shape) * dtype.itemsize
+
+
+def _write_file(path: Path, names: list[str], shapes: Shapes, pieces: Pieces) -> str:
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    place = 0
+    for name in names:
+        dtype, shape = shapes[name]
+        size = _nbytes(dtype, shape)
+        header[name] = {"dtype": _CODES[dtype], "shape": list(shape), "data_offsets": [place, place + size]}
+        place += size
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    hashed = hashlib.sha256()
+    with path.open("wb") as file:
+        for part in (len(text).to_bytes(8, "little"), text):
+            file.write(part)
+            hashed.update(part)
+        for name in names:
+            dtype, shape = shapes[name]
+            written = 0
+            for piece in pieces(name):
+                assert piece.dtype == dtype, f"{name}: {piece.dtype} where {dtype} was announced"
+                data = np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data
+                file.write(data)
+                hashed.update(data)
+                written += len(data)
+            assert written == _nbytes(dtype, shape), f"{name}: {written} bytes for {dtype} {shape}"
+    path.chmod(0o644)
+    return hashed.hexdigest()
+
+
+def sha256_of(folder: Path) -> str:
+    """SHA-256 of a folder's weights: of ``model.safetensors``, or of its files' hashes in the order of their names."""
+    files = [folder / WEIGHTS]
+    if (folder / INDEX).exists():
+        files = [inside(folder, name) for name in sorted(set(_indexed(folder / INDEX).values()))]
+    hashes = []
+    for path in files:
+        with path.open("rb") as file:
+            hashes.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return hashes[0] if len(hashes) == 1 else _together(hashes)
+
+
+def _together(hashes: list[str]) -> str:
+    return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
