@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from specexit.config import save_run
-from specexit.data.scores import Scores, draft_sha256, write_scores
+from specexit.data.scores import Scores, draft_sha256, key_of, write_scores
 from specexit.data.traces import Trace, read_traces
 from specexit.drafts.directory import DraftConfig, DraftError, check_target, read_config
 from specexit.method.signals import activate
@@ -45,10 +45,12 @@ def score(config: ScoreConfig) -> Scores:
     with Progress(console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("score", total=len(traces))
         for batch in batches(traces, config.batch_tokens):
-            found |= zip((trace.id for trace in batch), map(activate, raw_signals(features, draft, batch)), strict=True)
+            found |= zip(map(key_of, batch), map(activate, raw_signals(features, draft, batch)), strict=True)
             progress.advance(task, len(batch))
     scores = Scores(
-        draft_config.specexit.source, draft_sha256(config.draft), {trace.id: found[trace.id] for trace in traces}
+        draft_config.specexit.source,
+        draft_sha256(config.draft),
+        {key_of(trace): found[key_of(trace)] for trace in traces},
     )
     with new_folder(config.out) as folder:
         write_scores(folder / "scores.parquet", scores)

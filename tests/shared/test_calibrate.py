@@ -1,4 +1,4 @@
-"""``specexit calibrate``: the guarantee holds, the sample must support it, and the policy lands in the draft."""
+"""``specexit calibrate``: the sample must support the claim, the files belong together, and what is stored says so."""
 
 import json
 
@@ -6,11 +6,15 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from specexit.data.scores import Scores, draft_sha256, write_scores
+from specexit.cli import run
+from specexit.data.rows import prompt_sha256
+from specexit.data.scores import Scores, draft_sha256, key_of, write_scores
 from specexit.data.traces import data_sha256, write_traces
 from specexit.drafts.directory import read_config
-from specexit.method.calibrate import CalibrationError, calibrate, calibrate_budget, learn_then_test, required_n
-from specexit.method.decision import OFF, Policy
+from specexit.drafts.policy import Selection, read_policy, write_policy
+from specexit.method.calibrate import calibrate, calibrate_budget
+from specexit.method.decision import OFF
+from specexit.method.sample import SampleError
 from specexit.schemas.calibrate import CalibrateConfig
 
 N = 400
@@ -20,122 +24,316 @@ N = 400
 def setting(tmp_path, write_random_draft, make_trace):
     """``setting(validity, agrees)``: paths of a draft, of traces with one early boundary each, and of their scores.
 
-    ``validity[i]`` is what the draft says there and ``agrees[i]`` whether the answer there is the final one.
+    ``validity[i]`` is what the draft says there and ``agrees[i]`` whether the answer there is the final one. Further
+    fields of the traces may be functions of i.
     """
 
-    def make(validity, agrees, **changes):
+    def make(validity, agrees, *, source="draft", **changes):
         draft = write_random_draft(tmp_path / "draft", "draft")
         traces, signals = [], {}
         for i, (value, agree) in enumerate(zip(validity, agrees, strict=True)):
             answers = ["7" if agree else "8", "7", "7"]
-            fields = {"id": str(i), "boundary_answers": answers, "boundary_agrees": [bool(agree), True, True]}
-            traces.append(make_trace(**fields | changes))
-            signals[str(i)] = np.full((10, 4), 0.01, np.float32)
-            signals[str(i)][3, 3] = value
+            fields = {"id": str(i), "prompt_ids": [1, i], "boundary_answers": answers}
+            fields |= {"boundary_agrees": [bool(agree), True, True]}
+            fields |= {name: change(i) if callable(change) else change for name, change in changes.items()}
+            traces.append(make_trace(**fields))
+            values = np.full((10, 4), 0.01, np.float32)
+            values[3, 3] = value
+            signals[key_of(traces[-1])] = values
         write_traces(tmp_path / "traces.parquet", traces)
-        write_scores(tmp_path / "scores.parquet", Scores("draft", draft_sha256(draft), signals))
+        write_scores(tmp_path / "scores.parquet", Scores(source, draft_sha256(draft), signals))
         return {"draft": draft, "traces": tmp_path / "traces.parquet", "scores": tmp_path / "scores.parquet"}
 
     return make
+
+
+def refused(paths, message, **changes):
+    """The command refuses, and leaves the draft as it was."""
+    before = {path.name: path.read_bytes() for path in paths["draft"].iterdir()}
+    with pytest.raises(SampleError, match=message):
+        calibrate(CalibrateConfig(**paths, **changes))
+    assert {path.name: path.read_bytes() for path in paths["draft"].iterdir()} == before
 
 
 def test_the_boldest_certified_threshold_is_written_with_its_guarantee(setting, capsys):
     """All agree down to 0.6; below that none does. Few errors are allowed, so the choice is just under 0.6."""
     validity = np.linspace(0.999, 0.2, N)
     paths = setting(validity, validity > 0.6)
-    policy, calibration = calibrate(CalibrateConfig(**paths))
+    point = calibrate(CalibrateConfig(**paths)).point()
 
-    tau = policy.thresholds["validity"]
+    tau, certificate = point.policy.thresholds["validity"], point.certificate
     errors = int(((validity >= tau) & (validity <= 0.6)).sum())
-    assert calibration.errors == errors
+    assert certificate.errors == errors
     assert scipy_stats.binom.cdf(errors, N, 0.02) <= 0.1
     bolder = int(((validity >= tau - 0.005) & (validity <= 0.6)).sum())
     assert scipy_stats.binom.cdf(bolder, N, 0.02) > 0.1
-    assert errors / N < calibration.bound <= 0.02
+    assert errors / N < certificate.bound <= 0.02
 
-    stored = read_config(paths["draft"]).specexit
-    assert (stored.policy, stored.calibration) == (policy, calibration)
-    assert calibration.data_sha256 == data_sha256(paths["traces"])
-    assert calibration.n == N
+    assert read_policy(paths["draft"]).point() == point
+    assert certificate.data_sha256 == data_sha256(paths["traces"])
+    assert (certificate.n, certificate.samples, certificate.n_unjudged) == (N, N, 0)
+    assert certificate.thinking_cut == pytest.approx((validity >= tau).mean() * 0.6)
+    assert certificate.exits == pytest.approx((validity >= tau).mean())
     assert f"validity >= {tau:g}" in capsys.readouterr().out
 
 
 def test_where_nothing_can_be_certified_exits_are_switched_off_and_it_says_so(setting, capsys):
     paths = setting(np.full(N, 0.995), np.arange(N) % 2 == 0)
-    assert calibrate(CalibrateConfig(**paths)) == (OFF, None)
-    stored = read_config(paths["draft"]).specexit
-    assert (stored.policy, stored.calibration) == (OFF, None)
+    point = calibrate(CalibrateConfig(**paths)).point()
+    assert (point.policy, point.certificate) == (OFF, None)
+    assert read_config(paths["draft"]).specexit.policy == OFF
     assert "switched off" in capsys.readouterr().out
 
 
-def test_too_few_traces_are_refused_with_the_number_needed_and_the_draft_is_untouched(setting):
+def test_a_policy_that_never_exits_is_not_certified(setting, capsys):
+    """Nothing reaches the boldest threshold of the grid: no error, and nothing to certify."""
+    paths = setting(np.full(N, 0.01), [True] * N)
+    point = calibrate(CalibrateConfig(**paths)).point()
+    assert (point.policy, point.certificate) == (OFF, None)
+    assert "no threshold that shortens a trace" in capsys.readouterr().out
+
+
+def test_an_exit_at_the_very_end_shortens_nothing_and_is_not_certified(setting):
+    paths = setting(np.full(N, 0.01), [False] * N, boundaries=[4, 7, 10])
+    scores = {str(i): np.full((10, 4), 0.01, np.float32) for i in range(N)}
+    for values in scores.values():
+        values[9, 3] = 0.99  # behind the last token
+    write_scores(paths["scores"], Scores("draft", draft_sha256(paths["draft"]), scores))
+    assert calibrate(CalibrateConfig(**paths)).point().certificate is None
+
+
+@pytest.mark.parametrize(
+    ("field", "able", "unable", "reason"),
+    [
+        ("finish_reason", "stop", "length", "128 unfinished"),
+        ("answer", "7", None, "128 without an answer"),
+        ("boundary_state", ["agrees"] * 3, ["undecided", "agrees", "agrees"], "128 with an undecided trial"),
+    ],
+)
+def test_traces_that_cannot_judge_are_no_successes(setting, field, able, unable, reason):
+    """128 of 130: on the code before, a risk of at most 1.76 % was certified from the two others."""
+    paths = setting(np.full(130, 0.995), [True] * 130, **{field: lambda i: able if i < 2 else unable})
+    refused(paths, rf"2 calibration prompts that can judge \({reason}\) cannot support risk 0\.02 .* at least 114")
+    point = calibrate(CalibrateConfig(**paths, unjudged="error")).point()
+    assert (point.policy, point.certificate) == (OFF, None)
+
+
+def test_a_few_traces_that_cannot_judge_are_left_out_or_counted_as_errors(setting, capsys):
+    lost = {"finish_reason": lambda i: "length" if i < 3 else "stop"}
+    paths = setting(np.full(N, 0.995), [True] * N, **lost)
+    left_out = calibrate(CalibrateConfig(**paths)).point().certificate
+    assert (left_out.n, left_out.errors, left_out.n_unjudged, left_out.unjudged) == (N - 3, 0, 3, "refuse")
+    assert "3 traces cannot judge, left out: 3 unfinished" in capsys.readouterr().out
+    counted = calibrate(CalibrateConfig(**paths, unjudged="error")).point().certificate
+    assert (counted.n, counted.errors, counted.n_unjudged, counted.unjudged) == (N, 3, 3, "error")
+
+
+def test_one_prompt_many_times_is_one_prompt(setting):
+    paths = setting(np.full(N, 0.995), [True] * N, prompt_ids=[1, 2, 3])
+    refused(paths, "1 calibration prompts that can judge cannot support")
+
+
+def test_samples_of_a_prompt_count_as_shares_of_it(setting):
+    """Each prompt four times, a quarter of whose traces err: four such prompts are one error."""
+    paths = setting(
+        np.full(4 * N, 0.995),
+        [i % 4 != 0 or i >= 16 for i in range(4 * N)],
+        id=lambda i: f"p{i // 4}",
+        sample=lambda i: i % 4,
+        prompt_ids=lambda i: [1, i // 4],
+        sampling='{"temperature": 0.6, "max_tokens": 100}',
+    )
+    stored = calibrate(CalibrateConfig(**paths))
+    certificate = stored.point().certificate
+    assert (certificate.n, certificate.samples, certificate.errors) == (N, 4 * N, 1)
+    assert certificate.bound > 1 - 0.1 ** (1 / N)  # more than of no error at all
+    assert stored.sampling == {"temperature": 0.6, "max_tokens": 100}
+    assert (stored.population.prompts, stored.population.traces) == (N, 4 * N)
+
+
+def test_a_trace_that_stands_there_twice_is_refused(setting):
+    paths = setting(np.full(N, 0.9), [True] * N, id=lambda i: str(i % 399))
+    refused(paths, r"1 traces stand there more than once, the first is '0' \(sample 0\)")
+
+
+def test_the_worst_group_is_controlled(setting):
+    """All errors are in one group of four, 3 % of it: fine on average, not fine there."""
+    errs = {i for i in range(0, 4 * N, 4) if i < 48}
+    agrees = [i not in errs for i in range(4 * N)]
+    paths = setting(np.full(4 * N, 0.995), agrees, task=lambda i: f"task {i % 4}")
+    together = calibrate(CalibrateConfig(**paths)).point().certificate
+    assert (together.errors, together.groups) == (12, {})
+    assert calibrate(CalibrateConfig(**paths, groups=True)).point().certificate is None
+    wider = calibrate(CalibrateConfig(**paths, groups=True, epsilon=0.05)).point().certificate
+    assert {name: (group.n, group.errors) for name, group in wider.groups.items()} == {
+        "task 0": (N, 12),
+        "task 1": (N, 0),
+        "task 2": (N, 0),
+        "task 3": (N, 0),
+    }
+    assert wider.bound == pytest.approx(scipy_stats.beta.ppf(0.9, 13, N - 12))
+    assert read_policy(paths["draft"]).population.groups == {f"task {i}": N for i in range(4)}
+
+
+def test_a_small_group_is_refused_by_name_and_so_is_a_trace_of_no_group(setting):
+    paths = setting(np.full(N, 0.9), [True] * N, group=lambda i: "rare" if i < 30 else "common")
+    refused(paths, "group 'rare': 30 calibration prompts that can judge cannot support .* at least 114", groups=True)
+    assert calibrate(CalibrateConfig(**paths)).point().certificate is not None
+
+
+def test_traces_without_groups_cannot_be_grouped(setting):
+    refused(setting(np.full(N, 0.9), [True] * N), "trace '0' is of no group and of no task", groups=True)
+
+
+def test_several_risks_make_several_operating_points(setting, capsys):
+    validity = np.linspace(0.999, 0.2, N)
+    paths = setting(validity, validity > 0.6)
+    run("calibrate", [f"{name}={path}" for name, path in paths.items()] + ["epsilon=[0.02, 0.01, 0.05]"])
+    stored = read_policy(paths["draft"])
+    assert [point.name for point in stored.points] == ["risk-0.02", "risk-0.01", "risk-0.05"]
+    assert stored.default == "risk-0.02"
+    by_risk = sorted(stored.points, key=lambda point: point.certificate.epsilon)
+    cuts = [point.certificate.thinking_cut for point in by_risk]
+    assert cuts == sorted(cuts)
+    assert all(point.certificate.bound <= point.certificate.epsilon for point in stored.points)
+    assert capsys.readouterr().out.count("Thinking cut") == 3
+
+
+def test_too_few_prompts_are_refused_with_the_number_needed(setting):
     paths = setting(np.full(113, 0.9), [True] * 113)
-    before = (paths["draft"] / "config.json").read_bytes()
-    with pytest.raises(CalibrationError, match=r"113 calibration traces cannot support risk 0\.02 .* at least 114"):
-        calibrate(CalibrateConfig(**paths))
-    assert (paths["draft"] / "config.json").read_bytes() == before
+    refused(paths, r"113 calibration prompts that can judge cannot support risk 0\.02 .* at least 114")
+    refused(paths, r"cannot support risk 0\.01 .* at least 230", epsilon=[0.05, 0.01])
 
 
-@pytest.mark.parametrize("epsilon", [0.01, 0.02, 0.05, 0.2])
-@pytest.mark.parametrize("delta", [0.01, 0.05, 0.1])
-def test_the_required_number_is_the_smallest_with_which_no_error_suffices(epsilon, delta):
-    n = required_n(epsilon, delta)
-    assert (1 - epsilon) ** n <= delta < (1 - epsilon) ** (n - 1)
-    assert learn_then_test([0], n, epsilon, delta) == 0
-    with pytest.raises(CalibrationError):
-        learn_then_test([0], n - 1, epsilon, delta)
+def test_the_next_point_of_cut_has_its_price(setting, capsys):
+    """Half of the traces wait just below the threshold at which 1 % of all err: too many for 400 prompts at 2 %."""
+    validity = np.where(np.arange(N) % 2, 0.9, 0.5)
+    agrees = [not (i % 2 == 0 and i < 16) for i in range(N)]  # 8 of 400 at 0.5
+    calibrate(CalibrateConfig(**setting(validity, agrees), epsilon=0.03))
+    text = " ".join(capsys.readouterr().out.split())
+    assert "30.0% more would take about" in text
+    n = int(text.split("would take about ")[1].split()[0])
+    assert scipy_stats.binom.cdf(round(0.02 * n), n, 0.03) <= 0.1
+    assert scipy_stats.binom.cdf(round(0.02 * n * 0.7), round(n * 0.7), 0.03) > 0.1
 
 
-def test_testing_stops_at_the_first_failure_though_a_later_one_would_pass():
-    assert learn_then_test([0, 1, 90, 0], 500, 0.02, 0.1) == 1
-    assert learn_then_test([90, 0], 500, 0.02, 0.1) is None
+def test_a_policy_beyond_the_risk_has_no_price(setting, capsys):
+    validity = np.where(np.arange(N) % 2, 0.9, 0.5)
+    calibrate(CalibrateConfig(**setting(validity, np.arange(N) % 2 == 1)))
+    assert "would break the risk" in " ".join(capsys.readouterr().out.split())
 
 
-def test_the_risk_exceeds_epsilon_in_at_most_delta_of_all_calibration_samples():
-    """Against a population of known risk: the risk of each threshold rises along the grid, and 2,000 samples of 300
-    errors are drawn. Picking the boldest with an observed risk <= epsilon would fail far more often."""
-    rng = np.random.default_rng(0)
-    n, epsilon, delta, draws = 300, 0.05, 0.1, 2000
-    risks = np.linspace(0.01, 0.2, 40)
-    needed = rng.random((draws, n))  # a trace errs at every threshold whose risk is above its own draw
-    exceeded = naive = 0
-    for sample in needed:
-        errors = [int((sample < risk).sum()) for risk in risks]
-        chosen = learn_then_test(errors, n, epsilon, delta)
-        exceeded += chosen is not None and risks[chosen] > epsilon
-        naive += risks[max((i for i, e in enumerate(errors) if e / n <= epsilon), default=0)] > epsilon
-    # At most delta by the theorem; three standard errors of 2,000 draws are 0.02.
-    assert exceeded / draws <= delta + 0.02
-    assert naive / draws > 3 * delta
+def free(boundary, *, same):
+    return json.dumps({"text": "x", "free": [{"boundary": boundary, "answer": "7", "same": same, "tokens": 9}]})
+
+
+def test_what_whole_answers_contradict_is_carried_into_the_bound(setting):
+    """300 of 1,000 prompts were asked in full, one of them says otherwise."""
+    n = 1000
+    asked = {"trial": lambda i: '{"text": "x"}' if i >= 300 else free(1, same=i > 0)}
+    paths = setting(np.full(n, 0.9), [True] * n, **asked)
+    carried = calibrate(CalibrateConfig(**paths, epsilon=0.05)).point().certificate
+    noise = scipy_stats.beta.ppf(0.95, 2, 299)
+    trial = 1 - 0.05 ** (1 / n)
+    assert carried.bound == pytest.approx(noise + trial)
+    assert (carried.answers, carried.n_whole) == ("whole", 300)
+    ignored = calibrate(CalibrateConfig(**paths, epsilon=0.05, label_noise="ignore")).point().certificate
+    assert (ignored.answers, ignored.n_whole) == ("trial", 0)
+    assert ignored.bound == pytest.approx(1 - 0.1 ** (1 / n))
+    refused(paths, r"contradict trial answers at a rate of up to 1\.\d+%, which leaves nothing", epsilon=0.01)
+
+
+def test_a_contradiction_where_the_trial_disagrees_is_none(setting):
+    """An exit there counts as an error anyway."""
+    paths = setting(np.full(N, 0.3), [False] * N, trial=lambda i: free(i % 2, same=i % 2 == 1))
+    certificate = calibrate(CalibrateConfig(**paths, epsilon=0.1)).point().certificate
+    assert certificate is None or certificate.n_whole == N // 2
+
+
+def test_trials_with_nothing_forced_are_whole_answers(setting):
+    paths = setting(np.full(N, 0.9), [True] * N, trial='{"text": "", "max_tokens": 24}')
+    stored = calibrate(CalibrateConfig(**paths))
+    assert stored.point().certificate.answers == "whole"
+    assert stored.trial == {"math": {"text": "", "max_tokens": 24}}
 
 
 def test_accuracy_lost_counts_only_right_answers_that_turn_wrong(setting):
     paths = setting(np.full(N, 0.995), [False] * N, reference="8", correct=False)
-    assert calibrate(CalibrateConfig(**paths))[1] is None
-    policy, calibration = calibrate(CalibrateConfig(**paths, risk="accuracy_lost"))
-    assert calibration.errors == 0  # every answer changes, from wrong to right
-    assert policy == Policy(thresholds={"validity": 0.05})
+    assert calibrate(CalibrateConfig(**paths)).point().certificate is None
+    point = calibrate(CalibrateConfig(**paths, risk="accuracy_lost")).point()
+    assert point.certificate.errors == 0  # every answer changes, from wrong to right
+    assert point.policy.thresholds == {"validity": 0.05}
 
 
 def test_accuracy_lost_without_references_is_refused(setting):
     paths = setting(np.full(N, 0.9), [True] * N, reference=None, correct=None)
-    with pytest.raises(CalibrationError, match="400 traces have no reference answer, use risk answer_changed"):
-        calibrate(CalibrateConfig(**paths, risk="accuracy_lost"))
+    refused(paths, "400 traces have no reference answer, use risk answer_changed", risk="accuracy_lost")
 
 
 def test_scores_of_another_draft_are_refused(setting, tmp_path, write_random_draft):
     paths = setting(np.full(N, 0.9), [True] * N)
     other = write_random_draft(tmp_path / "other", "draft", seed=1)
-    before = (other / "config.json").read_bytes()
-    with pytest.raises(CalibrationError, match=r"scores\.parquet: scores come from a draft with sha256 .* score the"):
-        calibrate(CalibrateConfig(**paths | {"draft": other}))
-    assert (other / "config.json").read_bytes() == before
+    refused(paths | {"draft": other}, r"scores\.parquet: scores come from a draft with sha256 .* score the")
+
+
+def test_scores_of_another_source_are_refused(setting):
+    refused(setting(np.full(N, 0.9), [True] * N, source="fc"), r"scores of source 'fc', but .* has source 'draft'")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sampling": lambda i: f'{{"temperature": {0.6 * (i == 9)}}}'}, "traces of sampling .* are mixed"),
+        ({"trial": lambda i: f'{{"text": "{i % 2}"}}'}, "answers of kind math were tried as .* expected one way"),
+        ({"target": lambda i: "a" if i else "tiny-reasoner"}, "traces of several targets"),
+        ({"target": "qwen3-4b-thinking-2507"}, "traces of target 'qwen3-4b-thinking-2507', but .* 'tiny-reasoner'"),
+    ],
+)
+def test_what_does_not_belong_together_is_refused(setting, changes, message):
+    paths = setting(np.full(N, 0.9), [True] * N, **changes)
+    with pytest.raises(ValueError, match=message):
+        calibrate(CalibrateConfig(**paths))
+    assert not (paths["draft"] / "policy.json").exists()
+
+
+def test_prompts_that_chose_the_checkpoint_are_refused(setting, make_trace):
+    paths = setting(np.full(N, 0.9), [True] * N)
+    chosen = tuple(prompt_sha256(make_trace(prompt_ids=[1, i]))[:16] for i in (7, 8, 5000))
+    selection = Selection(by="auroc", prompts=chosen)
+    write_policy(paths["draft"], read_policy(paths["draft"]).model_copy(update={"selection": selection}))
+    refused(paths, r"2 of 400 prompts chose the checkpoint .* \(by auroc\)")
+
+
+def test_what_the_certificate_is_for_is_stored(setting):
+    paths = setting(np.full(N, 0.9), [True] * N, sampling='{"temperature": 0.0, "max_new_tokens": 768}')
+    stored = calibrate(CalibrateConfig(**paths, target="tiny-reasoner"))
+    prints = stored.fingerprints
+    assert prints.draft == draft_sha256(paths["draft"])
+    assert (prints.dtype, prints.quantization, prints.kv_cache_dtype) == ("float32", "none", "auto")
+    assert len(prints.target) == len(prints.tokenizer) == 64
+    assert stored.sampling == {"temperature": 0.0, "max_new_tokens": 768}
+    assert stored.population.model_dump() == {
+        "prompts": N,
+        "traces": N,
+        "groups": {},
+        "answer_kinds": ("math",),
+        "references": N,
+    }
+    assert stored.traffic.thinking_tokens == (10,) * 7
+    assert stored.traffic.split_tokens == pytest.approx({"23": 1 / 3, "26": 1 / 3, "29": 1 / 3}, abs=1e-5)
+    assert stored.traffic.validity[0] == pytest.approx(0.01)
+    assert stored.traffic.validity[-1] == pytest.approx(0.9)
+    assert [event.data_sha256 for event in stored.history] == [data_sha256(paths["traces"])]
+    assert len(calibrate(CalibrateConfig(**paths)).history) == 2
 
 
 def test_the_policys_other_settings_are_kept(setting):
     paths = setting(np.full(N, 0.9), [True] * N)
-    policy, _ = calibrate(CalibrateConfig(**paths, patience=2, min_thinking_tokens=3, smoothing="ewma", alpha=0.5))
-    assert (policy.patience, policy.min_thinking_tokens, policy.smoothing, policy.alpha) == (2, 3, "ewma", 0.5)
+    changes = {"patience": 2, "min_thinking_tokens": 3, "smoothing": "ewma", "alpha": 0.5}
+    scores = {str(i): np.full((10, 4), 0.9, np.float32) for i in range(N)}
+    write_scores(paths["scores"], Scores("draft", draft_sha256(paths["draft"]), scores))
+    policy = calibrate(CalibrateConfig(**paths, **changes)).point().policy
+    assert policy.model_dump(include=set(changes)) == changes
 
 
 def test_everything_but_the_policy_stays_as_it_was(setting):
@@ -145,9 +343,16 @@ def test_everything_but_the_policy_stays_as_it_was(setting):
     calibrate(CalibrateConfig(**paths))
     after = json.loads((paths["draft"] / "config.json").read_text())
     for name in ("policy", "calibration", "serving"):  # in policy.json now
-        del before["specexit"][name]
+        before["specexit"].pop(name, None)
     assert after == before
     assert (paths["draft"] / "model.safetensors").read_bytes() == weights
+
+
+@pytest.mark.parametrize("epsilon", [0, 1, [0.02, 0.02], [], -0.5])
+def test_a_risk_that_is_none_is_refused_by_its_key(setting, capsys, epsilon):
+    with pytest.raises(SystemExit):
+        run("calibrate", ["draft=a", "traces=b", "scores=c", f"epsilon={json.dumps(epsilon)}"])
+    assert "epsilon is" in capsys.readouterr().err
 
 
 def test_the_smallest_budget_within_the_tolerance(make_trace):

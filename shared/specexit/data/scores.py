@@ -6,7 +6,6 @@ the SHA-256 of the draft's weights, so that scores of another draft cannot be ta
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Float
 
 from specexit.data.traces import Trace
+from specexit.drafts.tensors import sha256_of
 from specexit.errors import InputError
 from specexit.method.signals import NAMES
 
@@ -40,7 +40,7 @@ class ScoreError(InputError):
 
 @dataclass(frozen=True)
 class Scores:
-    """Signal values by trace id."""
+    """Signal values by the `key_of` each trace."""
 
     source: str
     draft_sha256: str
@@ -55,16 +55,21 @@ class Scores:
         """
         found = []
         for trace in traces:
-            values = self.signals.get(trace.id)
+            values = self.signals.get(key_of(trace))
             if values is None:
-                raise ScoreError(f"scores: trace {trace.id!r} is missing, expected scores of the same traces")
+                raise ScoreError(f"scores: trace {key_of(trace)!r} is missing, expected scores of the same traces")
             if len(values) != len(trace.think_ids):
                 raise ScoreError(
-                    f"scores: trace {trace.id!r} has {len(values)} rows, expected one for each of its "
+                    f"scores: trace {key_of(trace)!r} has {len(values)} rows, expected one for each of its "
                     f"{len(trace.think_ids)} thinking tokens"
                 )
             found.append(values)
         return found
+
+
+def key_of(trace: Trace) -> str:
+    """What a trace's scores are kept under: the prompt's id, and which sample of it where that is not the first."""
+    return trace.id if trace.sample == 0 else f"{trace.id}#{trace.sample}"
 
 
 def write_scores(path: Path, scores: Scores) -> None:
@@ -113,8 +118,4 @@ def read_scores(path: Path) -> Scores:
 
 def draft_sha256(folder: Path) -> str:
     """SHA-256 of the weights in a draft directory."""
-    digest = hashlib.sha256()
-    with (folder / "model.safetensors").open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    return sha256_of(folder)

@@ -1,154 +1,283 @@
-"""``specexit calibrate``: the boldest validity threshold whose risk is bounded, by Learn-then-Test.
+"""``specexit calibrate``: exit thresholds whose risk is bounded, written into ``policy.json`` with what they are for.
 
-Angelopoulos et al. 2021 (arXiv 2110.01052): each threshold of a grid that was fixed beforehand is the hypothesis "its
-risk is above epsilon". Its p-value is the exact binomial probability of so few errors at risk epsilon. The hypotheses
-are tested in a fixed sequence from the cautious end on and testing stops at the first that is not rejected, so no
-correction for their number is needed: with probability at least 1 - delta over the calibration prompts, the risk of
-the threshold chosen is at most epsilon on prompts like these. The empirically best threshold promises no such thing:
-in our study, picking "observed risk <= epsilon" exceeded epsilon in 45 % of draws.
+The procedure is `specexit.method.certify`, the sample that it is applied to `specexit.method.sample`. This file reads,
+checks that the files belong together and to the draft, and writes the operating points: one for each epsilon. Each
+holds with probability at least 1 - delta; that several hold together is not claimed.
 """
 
 from __future__ import annotations
 
-import math
+import json
+from collections import Counter
 from collections.abc import Sequence
+from datetime import UTC, datetime
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
-from jaxtyping import Bool
 from rich.console import Console
 
-from specexit.data.scores import draft_sha256, read_scores
-from specexit.data.traces import Trace, data_sha256, read_traces
-from specexit.drafts.directory import read_config
-from specexit.drafts.policy import Certificate, OperatingPoint, read_policy, write_policy
-from specexit.errors import InputError
+from specexit.data.rows import Trace, prompt_sha256
+from specexit.data.scores import Scores, draft_sha256, read_scores
+from specexit.data.traces import data_sha256, read_traces, target_of, tokenizer_sha256
+from specexit.drafts.directory import DraftError, SpecExitBlock, read_config
+from specexit.drafts.fingerprints import target_fingerprint
+from specexit.drafts.policy import (
+    Certificate,
+    Event,
+    Fingerprints,
+    OperatingPoint,
+    PolicyFile,
+    Population,
+    Selection,
+    Traffic,
+    read_policy,
+    write_policy,
+)
+from specexit.method.certify import CertificateError, Claim, certify, check_size, label_noise_bound, prompts_for
 from specexit.method.decision import OFF, Policy
-from specexit.method.replay import Outcome, Replay
+from specexit.method.replay import Replay
+from specexit.method.sample import Sample
+from specexit.method.signals import column
 from specexit.method.simulate import VALIDITY_GRID, Point, budget_policy, loss, mean_known, summarise
-from specexit.method.statistics import binomial_tail, binomial_upper_bound
 from specexit.schemas.calibrate import CalibrateConfig
+from specexit.schemas.target import TargetConfig
+
+QUANTILES = (0, 0.05, 0.25, 0.5, 0.75, 0.95, 1)
+NEXT_CUT = 0.01
+"""A bolder policy is worth naming where it cuts a point more."""
 
 
-class CalibrationError(InputError):
-    """The sample cannot support the guarantee that is asked for."""
-
-
-def errors_of(replay: Replay, outcome: Outcome, risk: str) -> Bool[np.ndarray, " traces"]:
-    """Which traces count as errors.
-
-    ``accuracy_lost`` counts right answers that turn wrong and forgives none that turn right, so it bounds the net loss.
-
-    Raises:
-      CalibrationError: ``accuracy_lost`` without right answers to compare with.
-    """
-    if risk == "answer_changed":
-        return outcome.changed
-    if np.isnan(replay.correct).any():
-        n = int(np.isnan(replay.correct).sum())
-        raise CalibrationError(f"risk accuracy_lost: {n} traces have no reference answer, use risk answer_changed")
-    return (replay.correct == 1) & (outcome.correct != 1)
-
-
-def required_n(epsilon: float, delta: float) -> int:
-    """Traces without which not even a flawless policy could be certified: ``(1 - epsilon)^n <= delta``.
-
-    Example:
-      >>> required_n(0.02, 0.1)
-      114
-    """
-    return math.ceil(math.log(delta) / math.log1p(-epsilon))
-
-
-def learn_then_test(errors: Sequence[int], n: int, epsilon: float, delta: float) -> int | None:
-    """Fixed-sequence testing.
-
-    Args:
-      errors: errors on the ``n`` traces of each policy, the cautious ones first.
-      n: calibration traces.
-      epsilon: risk that must not be exceeded.
-      delta: probability with which it may be.
-
-    Returns:
-      Index of the last policy before the first that is not certified; None where the first one already is not.
+def calibrate(config: CalibrateConfig) -> PolicyFile:
+    """Choose an operating point for each epsilon and write them, with their guarantees, into the draft directory.
 
     Raises:
-      CalibrationError: too few traces for any claim.
+      DraftError, PolicyError, TraceError, ScoreError: a file is unreadable, or the scores are of other traces.
+      SampleError: traces stand there twice, or have no references or groups where these are asked for.
+      CertificateError: traces, scores, draft and claim do not belong together, or the sample cannot support the claim.
     """
-    if n < required_n(epsilon, delta):
-        raise CalibrationError(
-            f"{n} calibration traces cannot support risk {epsilon:g} at confidence {1 - delta:g}: "
-            f"expected at least {required_n(epsilon, delta)} (ln delta / ln(1 - epsilon))"
+    stored, block = read_policy(config.draft), read_config(config.draft).specexit
+    if block is None:
+        raise DraftError(f"{config.draft / 'config.json'}: no specexit block, so this draft has no signals to judge by")
+    traces, scores = read_traces(config.traces), read_scores(config.scores)
+    _check_draft(config, block, scores)
+    target = target_of(traces, config.target, config.traces, config.draft)
+    if target.name != block.target:
+        raise CertificateError(
+            f"{config.traces}: traces of target {target.name!r}, but {config.draft} was made for {block.target!r}"
         )
-    chosen = None
-    for i, count in enumerate(errors):
-        if binomial_tail(count, n, epsilon) > delta:
-            break
-        chosen = i
-    return chosen
+    sampling, trial = _one_sampling(config, traces), _one_trial(config, traces)
+    _refuse_selection(config, traces, stored.selection)
+    sample = Sample(traces, scores.of(traces), unjudged=config.unjudged, grouped=config.groups)
+    data = data_sha256(config.traces)
+    points, remarks = choose(sample, config, data, trial)
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    made = f"calibrate {config.risk} <= {', '.join(f'{epsilon:g}' for epsilon in config.epsilon)}"
+    written = stored.model_copy(
+        update={
+            "default": points[0].name,
+            "points": tuple(points),
+            "fingerprints": _fingerprints(target, scores.draft_sha256),
+            "sampling": sampling,
+            "trial": trial,
+            "population": population(sample),
+            "traffic": traffic(sample),
+            "history": (*stored.history, Event(when=now, what=made, data_sha256=data)),
+        }
+    )
+    write_policy(config.draft, written)
+    console = Console()
+    for remark in remarks:
+        console.print(remark)
+    if sample.unjudged:
+        fate = "left out" if config.unjudged == "refuse" else "counted as errors"
+        console.print(f"{sum(sample.unjudged.values())} traces cannot judge, {fate}: {sample.describe_unjudged()}")
+    return written
 
 
-def choose(replay: Replay, config: CalibrateConfig, data_sha256: str) -> tuple[Policy, Certificate | None]:
-    """The certified policy; `OFF` and None where no threshold passes.
+def choose(
+    sample: Sample, config: CalibrateConfig, data: str, trial: dict[str, Any] | None = None
+) -> tuple[list[OperatingPoint], list[str]]:
+    """The operating points, and a remark on each; one without a certificate never exits.
 
     Raises:
-      CalibrationError: see `learn_then_test` and `errors_of`.
+      SampleError: see `specexit.method.sample.errors_of`.
+      CertificateError: see `specexit.method.certify.check_size`.
     """
     shared = config.model_dump(include={"smoothing", "alpha", "patience", "min_thinking_tokens"})
     policies = [Policy(thresholds={"validity": tau}, **shared) for tau in VALIDITY_GRID]
-    errors = [int(errors_of(replay, replay.play(policy), config.risk).sum()) for policy in policies]
-    n = len(replay.traces)
-    best = learn_then_test(errors, n, config.epsilon, config.delta)
-    if best is None:
-        return OFF, None
-    calibration = Certificate(
-        risk=config.risk,
-        epsilon=config.epsilon,
-        delta=config.delta,
-        n=n,
-        errors=errors[best],
-        bound=binomial_upper_bound(errors[best], n, config.delta),
-        data_sha256=data_sha256,
-    )
-    return policies[best], calibration
+    whole = _written_in_full(trial)
+    asked, contradicted = (0, 0) if whole or config.label_noise == "ignore" else sample.label_noise()
+    noise = label_noise_bound(asked, contradicted, config.delta) if asked else 0.0
+    claims = [Claim(config.risk, epsilon, config.delta, noise) for epsilon in config.epsilon]
+    for claim in claims:
+        check_size(sample, claim)
+    losses = [sample.play(policy, config.risk) for policy in policies]
+    points, remarks = [], []
+    for claim in claims:
+        name = f"risk-{claim.epsilon:g}"
+        found = certify(sample, policies, claim, losses)
+        if found is None:
+            points.append(OperatingPoint(name=name, policy=OFF))
+            remarks.append(_nothing(sample, config, claim))
+            continue
+        policy = policies[found.index]
+        point = summarise(sample.replay, policy, sample.replay.play(policy))
+        certificate = Certificate(
+            risk=config.risk,
+            epsilon=claim.epsilon,
+            delta=config.delta,
+            n=sample.n,
+            errors=found.errors,
+            bound=found.bound,
+            data_sha256=data,
+            samples=sample.n_traces,
+            unjudged=config.unjudged,
+            n_unjudged=sum(sample.unjudged.values()),
+            groups=found.groups,
+            answers="whole" if whole or asked else "trial",
+            n_whole=asked,
+            thinking_cut=point.thinking_cut,
+            exits=point.exits,
+        )
+        points.append(OperatingPoint(name=name, policy=policy, certificate=certificate))
+        remarks.append(_certified(config, points[-1], point) + _next(sample, policies, losses, found.index, claim))
+    return points, remarks
 
 
-def calibrate(config: CalibrateConfig) -> tuple[Policy, Certificate | None]:
-    """Choose the policy and write it, with its guarantee, into the draft directory.
-
-    Raises:
-      DraftError, TraceError, ScoreError: a file is unreadable, or the scores are of other traces.
-      CalibrationError: the scores are of another draft, or the sample cannot support the guarantee.
-    """
-    read_config(config.draft)
-    traces, scores = read_traces(config.traces), read_scores(config.scores)
+def _check_draft(config: CalibrateConfig, block: SpecExitBlock, scores: Scores) -> None:
     ours = draft_sha256(config.draft)
     if scores.draft_sha256 != ours:
-        raise CalibrationError(
+        raise CertificateError(
             f"{config.scores}: scores come from a draft with sha256 {scores.draft_sha256[:12]}..., "
             f"but {config.draft} has {ours[:12]}...: score the traces with this draft first"
         )
-    replay = Replay(traces, scores.of(traces))
-    policy, calibration = choose(replay, config, data_sha256(config.traces))
-    point = OperatingPoint(name=f"risk-{config.epsilon:g}", policy=policy, certificate=calibration)
-    stored = read_policy(config.draft)
-    write_policy(config.draft, stored.model_copy(update={"default": point.name, "points": (point,)}))
-    _report(summarise(replay, policy, replay.play(policy)), config, calibration, len(traces))
-    return policy, calibration
-
-
-def _report(point: Point, config: CalibrateConfig, calibration: Certificate | None, n: int) -> None:
-    console = Console()
-    if calibration is None:
-        console.print(
-            f"No threshold keeps {config.risk} <= {config.epsilon:g} at confidence {1 - config.delta:g} on {n} traces: "
-            f"exits are switched off in {config.draft}"
+    if scores.source != block.source:
+        raise CertificateError(
+            f"{config.scores}: scores of source {scores.source!r}, but {config.draft} has source {block.source!r}"
         )
+
+
+def _one_sampling(config: CalibrateConfig, traces: Sequence[Trace]) -> dict[str, Any]:
+    """The sampling of all traces. How long a response may get depends on its prompt and is not compared."""
+    found = {trace.sampling: json.loads(trace.sampling) for trace in traces}
+    lengths = {key for sampling in found.values() for key in sampling if key.startswith("max")}
+    kinds = [{key: value for key, value in sampling.items() if key not in lengths} for sampling in found.values()]
+    for one, other in pairwise(kinds):
+        if one != other:
+            raise CertificateError(f"{config.traces}: traces of sampling {one} and of {other} are mixed, expected one")
+    longest = {key: max(sampling.get(key, 0) for sampling in found.values()) for key in sorted(lengths)}
+    return kinds[0] | longest
+
+
+def _one_trial(config: CalibrateConfig, traces: Sequence[Trace]) -> dict[str, Any]:
+    """How the trials of each answer kind were made."""
+    found: dict[str, Any] = {}
+    for trace in traces:
+        trial = {key: value for key, value in json.loads(trace.trial).items() if key != "free"}
+        if found.setdefault(trace.answer_kind, trial) != trial:
+            raise CertificateError(
+                f"{config.traces}: answers of kind {trace.answer_kind} were tried as {found[trace.answer_kind]} and as "
+                f"{trial}, expected one way"
+            )
+    return found
+
+
+def _written_in_full(trial: dict[str, Any] | None) -> bool:
+    """Whether nothing was forced behind the end marker, so that a trial answer is the one that is served."""
+    return bool(trial) and all(kind.get("text") == "" for kind in trial.values())
+
+
+def _refuse_selection(config: CalibrateConfig, traces: Sequence[Trace], selection: Selection | None) -> None:
+    if selection is None:
         return
-    console.print(
-        f"{config.draft}: exit at validity >= {point.policy.thresholds['validity']:g}. {calibration.errors} of "
-        f"{calibration.n} traces err ({config.risk}); with confidence {1 - config.delta:g} the risk is at most "
-        f"{calibration.bound:.2%} (asked: {config.epsilon:.2%}). Thinking cut {point.thinking_cut:.1%}."
+    chosen, ours = set(selection.prompts), {prompt_sha256(trace)[:16] for trace in traces}
+    if chosen & ours:
+        raise CertificateError(
+            f"{config.traces}: {len(chosen & ours)} of {len(ours)} prompts chose the checkpoint of {config.draft} (by "
+            f"{selection.by}), which makes it look better on them: expected prompts that nothing was selected on"
+        )
+
+
+def _fingerprints(target: TargetConfig, draft: str) -> Fingerprints:
+    quantization, tokenizer = None, None
+    if target.folder.exists():
+        quantization = target.hf_config().get("quantization_config", {}).get("quant_method", "none")
+        tokenizer = tokenizer_sha256(target)
+    return Fingerprints(
+        draft=draft,
+        target=target_fingerprint(target.folder) if target.folder.exists() else None,
+        tokenizer=tokenizer,
+        dtype=target.dtype,
+        quantization=quantization,
+        kv_cache_dtype="auto",
     )
+
+
+def population(sample: Sample) -> Population:
+    """Which prompts the sample is of."""
+    first = {prompt_sha256(trace): trace for trace in reversed(sample.traces)}
+    groups = Counter(trace.group or trace.task for trace in first.values())
+    return Population(
+        prompts=sample.n,
+        traces=sample.n_traces,
+        groups={name: n for name, n in sorted(groups.items(), key=str) if name is not None},
+        answer_kinds=tuple(sorted({trace.answer_kind for trace in sample.traces})),
+        references=sum(trace.reference is not None for trace in first.values()),
+    )
+
+
+def traffic(sample: Sample) -> Traffic:
+    """How long the traces of the sample are, and where they could end."""
+
+    def quantiles(values: Sequence[float] | np.ndarray) -> tuple[float, ...]:
+        return tuple(round(float(value), 4) for value in np.quantile(np.asarray(values, np.float64), QUANTILES))
+
+    traces = sample.traces
+    splits = Counter(trace.think_ids[at - 1] for trace in traces for at in trace.boundaries)
+    verdicts = sample.replay.verdicts(Policy())
+    return Traffic(
+        prompt_tokens=quantiles([len(trace.prompt_ids) for trace in traces]),
+        thinking_tokens=quantiles(sample.replay.n_think),
+        boundaries=quantiles([len(trace.boundaries) for trace in traces]),
+        validity=quantiles(verdicts.values[:, column("validity")]),
+        split_tokens={str(token): round(n / splits.total(), 6) for token, n in splits.most_common()},
+    )
+
+
+def _certified(config: CalibrateConfig, point: OperatingPoint, replayed: Point) -> str:
+    certificate = point.certificate
+    assert certificate is not None
+    worst = f" (worst of {len(certificate.groups)} groups)" if certificate.groups else ""
+    claim = "" if certificate.answers == "whole" else " of trial answers"
+    return (
+        f"{config.draft}, {point.name}: exit at validity >= {point.policy.thresholds['validity']:g}. "
+        f"{certificate.errors:g} of {certificate.n} prompts err ({config.risk}); with confidence {1 - config.delta:g} "
+        f"the risk{claim} is at most {certificate.bound:.2%}{worst} (asked: {certificate.epsilon:.2%}). Thinking cut "
+        f"{replayed.thinking_cut:.1%}."
+    )
+
+
+def _nothing(sample: Sample, config: CalibrateConfig, claim: Claim) -> str:
+    return (
+        f"{config.draft}, risk-{claim.epsilon:g}: no threshold that shortens a trace keeps {config.risk} <= "
+        f"{claim.epsilon:g} at confidence {1 - config.delta:g} on {sample.n} prompts: exits are switched off"
+    )
+
+
+def _next(sample: Sample, policies: Sequence[Policy], losses: Sequence[np.ndarray], chosen: int, claim: Claim) -> str:
+    """What the next point of cut would cost."""
+    total = sample.replay.n_think.sum()
+    kept = sample.replay.play(policies[chosen]).kept.sum()
+    for i in range(chosen + 1, len(policies)):
+        more = (kept - sample.replay.play(policies[i]).kept.sum()) / total
+        if more < NEXT_CUT:
+            continue
+        n = prompts_for(sample.prompts, losses, chosen + 1, i, claim)
+        if n is None:
+            return f" {more:.1%} more would break the risk that was observed, however many prompts there are."
+        return f" {more:.1%} more would take about {n} prompts."
+    return ""
 
 
 def calibrate_budget(traces: Sequence[Trace], tolerance: float) -> int:

@@ -103,7 +103,8 @@ class Replay:
         return self._verdicts[key]
 
     def _judge(self, policy: Policy) -> Verdicts:
-        owner, boundary, offset, values = [], [], [], []
+        nothing = np.zeros(0, np.int64)  # so that no traces make no verdicts
+        owner, boundary, offset, values = [nothing], [nothing], [nothing], [np.zeros((0, len(NAMES)), np.float32)]
         for i, (trace, signals) in enumerate(zip(self.traces, self.signals, strict=True)):
             offsets = np.array(trace.boundaries, np.int64)
             if policy.smoothing == "round":

@@ -1,0 +1,221 @@
+"""Learn-then-Test: the boldest policy of a sequence whose risk is bounded, and what a bolder one would cost.
+
+Angelopoulos et al. 2021 (arXiv 2110.01052): each policy of a sequence that was fixed beforehand is the hypothesis "its
+risk is above epsilon". The hypotheses are tested from the cautious end on and testing stops at the first that is not
+rejected, so no correction for their number is needed: with probability at least 1 - delta over the calibration prompts,
+the risk of the policy chosen is at most epsilon on prompts like these. The empirically best one promises no such thing:
+in our study, picking "observed risk <= epsilon" exceeded epsilon in 45 % of draws.
+
+P-values are exact binomial tails where each prompt has one trace, and Hoeffding-Bentkus where it has several and its
+loss is a share. With groups, the hypothesis is "the risk in some group is above epsilon", and its p-value the largest
+of the groups' (an intersection-union test). Where trial answers were forced and some were compared with the answer
+written in full, half of delta pays for a bound on how often the two contradict, and that bound is taken off epsilon.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from specexit.drafts.policy import GroupRisk, Risk
+from specexit.method.decision import Policy
+from specexit.method.sample import Prompts, Sample, SampleError
+from specexit.method.statistics import binomial_tail, binomial_upper_bound, hoeffding_bentkus, mean_upper_bound
+
+
+class CertificateError(SampleError):
+    """The sample cannot support the guarantee that is asked for."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What is to be shown: with probability ``1 - delta``, the risk is at most ``epsilon``."""
+
+    risk: Risk
+    epsilon: float
+    delta: float
+    noise: float = 0.0
+    """Bound on how often a whole answer contradicts the trial that the risk is counted on."""
+
+    @property
+    def counted_epsilon(self) -> float:
+        """What is left for the trial answers."""
+        return self.epsilon - self.noise
+
+    @property
+    def counted_delta(self) -> float:
+        """Half of delta pays for the noise's own bound, where there is one."""
+        return self.delta / 2 if self.noise else self.delta
+
+
+@dataclass(frozen=True)
+class Certified:
+    """The policy that was chosen, and what is known of it."""
+
+    index: int
+    errors: float
+    bound: float
+    groups: dict[str, GroupRisk]
+
+
+def required_n(epsilon: float, delta: float) -> int:
+    """Prompts without which not even a flawless policy could be certified: ``(1 - epsilon)^n <= delta``.
+
+    Example:
+      >>> required_n(0.02, 0.1)
+      114
+    """
+    return math.ceil(math.log(delta) / math.log1p(-epsilon))
+
+
+def fixed_sequence(p_values: Sequence[float], delta: float) -> int | None:
+    """Index of the last hypothesis before the first that is not rejected; None where the first one already is not.
+
+    Example:
+      >>> fixed_sequence([0.01, 0.05, 0.9, 0.01], 0.1)
+      1
+    """
+    for i, p_value in enumerate(p_values):
+        if p_value > delta:
+            return i - 1 if i else None
+    return len(p_values) - 1 if p_values else None
+
+
+def label_noise_bound(n: int, contradictions: int, delta: float) -> float:
+    """Bound on how often the whole answer contradicts a trial that agrees; half of delta is spent on it."""
+    return binomial_upper_bound(contradictions, n, delta / 2)
+
+
+def p_value(prompts: Prompts, losses: Float[np.ndarray, " prompts"], claim: Claim) -> float:
+    """Of "the policy's risk is above epsilon", in some group where there are groups; from its loss on each prompt."""
+    parts = _parts(prompts, losses).values()
+    return max(share_p_value(float(part.sum()), len(part), claim, single=prompts.single) for part in parts)
+
+
+def share_p_value(total: float, n: int, claim: Claim, *, single: bool) -> float:
+    """Of "the risk is above epsilon", for losses of ``n`` prompts that sum to ``total``.
+
+    Args:
+      total: sum of the losses.
+      n: prompts.
+      claim: what is to be shown.
+      single: whether every prompt has one trace, so that its loss is 0 or 1.
+    """
+    if single:
+        return binomial_tail(round(total), n, claim.counted_epsilon)
+    return hoeffding_bentkus(total, n, claim.counted_epsilon)
+
+
+def _parts(prompts: Prompts, losses: np.ndarray) -> dict[str, np.ndarray]:
+    if prompts.groups is None:
+        return {"": losses}
+    names = np.array(prompts.groups)
+    return {str(name): losses[names == name] for name in np.unique(names)}
+
+
+def check_size(sample: Sample, claim: Claim) -> None:
+    """Refuse what the sample cannot support whatever the policy.
+
+    Raises:
+      CertificateError: names the prompts that there are, per group, and how many it takes.
+    """
+    if claim.counted_epsilon <= 0:
+        raise CertificateError(
+            f"answers written in full contradict trial answers at a rate of up to {claim.noise:.2%}, which leaves "
+            f"nothing of risk {claim.epsilon:g}: expected more free trials, or a larger epsilon"
+        )
+    needed = required_n(claim.counted_epsilon, claim.counted_delta)
+    groups = sample.prompts.groups or [""] * sample.n
+    for name, n in sorted(Counter(groups).items()) or [("", 0)]:
+        if n < needed:
+            where = f"group {name!r}: " if name else ""
+            barred = f" ({sample.describe_unjudged()})" if sample.unjudged else ""
+            raise CertificateError(
+                f"{where}{n} calibration prompts that can judge{barred} cannot support risk {claim.epsilon:g} at "
+                f"confidence {1 - claim.delta:g}: expected at least {needed} (ln delta / ln(1 - epsilon))"
+            )
+
+
+def certify(
+    sample: Sample, policies: Sequence[Policy], claim: Claim, losses: Sequence[Float[np.ndarray, " prompts"]]
+) -> Certified | None:
+    """The boldest policy that can be certified.
+
+    Args:
+      sample: prompts that can judge.
+      policies: fixed beforehand, the cautious ones first.
+      claim: what is to be shown.
+      losses: of each policy on each prompt.
+
+    Returns:
+      None where no policy is certified, or the one that is shortens no trace, which is no exit policy to certify.
+
+    Raises:
+      CertificateError: see `check_size`.
+    """
+    check_size(sample, claim)
+    p_values: list[float] = []
+    for loss in losses:
+        p_values.append(p_value(sample.prompts, loss, claim))
+        if p_values[-1] > claim.counted_delta:
+            break
+    best = fixed_sequence(p_values, claim.counted_delta)
+    if best is None or not (sample.replay.play(policies[best]).kept < sample.replay.n_think).any():
+        return None
+    groups = {
+        name: GroupRisk(n=len(part), errors=float(part.sum()), bound=_bound(part, claim, single=sample.prompts.single))
+        for name, part in _parts(sample.prompts, losses[best]).items()
+    }
+    bound = max(group.bound for group in groups.values())
+    return Certified(best, float(losses[best].sum()), bound, groups if sample.prompts.groups is not None else {})
+
+
+def prompts_for(
+    prompts: Prompts, losses: Sequence[Float[np.ndarray, " prompts"]], first: int, last: int, claim: Claim
+) -> int | None:
+    """About how many prompts would certify policy ``last``, if the risks that were observed are the true ones.
+
+    Args:
+      prompts: that can judge.
+      losses: of each policy on each prompt.
+      first: index of the first policy of the sequence that is not certified.
+      last: index of the policy that is wanted; all in between have to be certified as well.
+      claim: what is to be shown.
+
+    Returns:
+      prompts in all, rounded up to two digits; None where the observed risk is not below epsilon.
+    """
+    worst = 1.0
+    for loss in losses[first : last + 1]:
+        for part in _parts(prompts, loss).values():
+            times = _times(part, claim, single=prompts.single)
+            if times is None:
+                return None
+            worst = max(worst, times)
+    n = worst * prompts.n
+    digits = 10 ** max(0, math.floor(math.log10(n)) - 1)
+    return math.ceil(n / digits) * digits
+
+
+def _times(losses: np.ndarray, claim: Claim, *, single: bool) -> float | None:
+    """How many times as many prompts a group would need."""
+    rate = float(losses.mean())
+    if rate >= claim.counted_epsilon:
+        return None
+    for times in 1.1 ** np.arange(100):
+        n = math.ceil(times * len(losses))
+        if share_p_value(math.ceil(rate * n - 1e-9), n, claim, single=single) <= claim.counted_delta:
+            return float(times)
+    return None
+
+
+def _bound(losses: np.ndarray, claim: Claim, *, single: bool) -> float:
+    total, n = float(losses.sum()), len(losses)
+    delta = claim.counted_delta
+    bound = binomial_upper_bound(round(total), n, delta) if single else mean_upper_bound(total, n, delta)
+    return min(1.0, bound + claim.noise)

@@ -1,0 +1,168 @@
+"""The sample behind a statement of risk: which prompts may judge a policy, and how many of them it gets wrong.
+
+The unit is the prompt. Its loss is the share of its traces that err, so that a prompt that was sampled many times, or
+stands in the file many times, counts once. A trace that cannot judge (`specexit.data.rows.can_judge`: unfinished, no
+answer, nowhere to exit, a trial without an end) is left out or counts as an error; as a success it never counts.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from specexit.data.rows import Trace, can_judge, free_trials, prompt_sha256
+from specexit.drafts.policy import Risk
+from specexit.errors import InputError
+from specexit.method.decision import Policy
+from specexit.method.replay import Outcome, Replay
+
+Unjudged = Literal["refuse", "error"]
+
+
+class SampleError(InputError):
+    """Traces that no statement of risk can be made of."""
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """What a test has to know of the prompts besides their losses."""
+
+    n: int
+    single: bool
+    """Whether every prompt has one trace, so that losses are errors and no shares."""
+    groups: list[str] | None = None
+    """Name of each prompt's group, where there are groups."""
+
+
+class Sample:
+    """Prompts that can judge, ready for policies.
+
+    Args:
+      traces: of one target, in any order, several of a prompt or not.
+      signals: values at every thinking token of each trace.
+      unjudged: what becomes of traces that cannot judge: left out, or counted as errors of their prompts.
+      grouped: whether every prompt belongs to a group (``group``, by default its task).
+
+    Raises:
+      SampleError: a trace stands there twice, or a prompt is of several groups or, if grouped, of none.
+    """
+
+    def __init__(
+        self,
+        traces: Sequence[Trace],
+        signals: Sequence[Float[np.ndarray, "_think signals"]],
+        *,
+        unjudged: Unjudged = "refuse",
+        grouped: bool = False,
+    ):
+        _refuse_duplicates(traces)
+        able = [can_judge(trace) for trace in traces]
+        self.traces = [trace for trace, can in zip(traces, able, strict=True) if can]
+        self.replay = Replay(self.traces, [values for values, can in zip(signals, able, strict=True) if can])
+        self.unjudged = Counter(why_not(trace) for trace, can in zip(traces, able, strict=True) if not can)
+        """Reasons, and how many traces each of them bars."""
+        kept = self.traces if unjudged == "refuse" else list(traces)
+        hashes = [prompt_sha256(trace) for trace in kept]
+        number = {name: i for i, name in enumerate(dict.fromkeys(hashes))}
+        rows = np.array([number[name] for name in hashes], np.int64)
+        self._sizes = np.bincount(rows, minlength=len(number))
+        groups = _groups(kept, rows, len(number)) if grouped else None
+        self.prompts = Prompts(len(number), bool((self._sizes == 1).all()), groups)
+        counts = np.array([can_judge(trace) for trace in kept], bool)
+        self._prompt_of = rows[counts]
+        self._barred = np.bincount(rows[~counts], minlength=len(number))
+
+    @property
+    def n(self) -> int:
+        """Prompts that count."""
+        return self.prompts.n
+
+    @property
+    def n_traces(self) -> int:
+        """Traces of these prompts that count."""
+        return int(self._sizes.sum())
+
+    def losses(self, outcome: Outcome, risk: Risk) -> Float[np.ndarray, " prompts"]:
+        """The share of each prompt's traces that err.
+
+        Raises:
+          SampleError: see `errors_of`.
+        """
+        wrong = np.bincount(self._prompt_of, weights=errors_of(self.replay, outcome, risk), minlength=self.n)
+        return (wrong + self._barred) / self._sizes
+
+    def play(self, policy: Policy, risk: Risk) -> Float[np.ndarray, " prompts"]:
+        """`losses` of a policy."""
+        return self.losses(self.replay.play(policy), risk)
+
+    def describe_unjudged(self) -> str:
+        """The traces that cannot judge, in words."""
+        listed = ", ".join(f"{n} {reason}" for reason, n in self.unjudged.most_common())
+        return listed or "all can judge"
+
+    def label_noise(self) -> tuple[int, int]:
+        """How often the answer written in full contradicts a trial that agrees, counted on prompts.
+
+        Returns:
+          prompts with a free trial where the forced one agrees, and those of them where it says something else.
+        """
+        asked: dict[str, bool] = {}
+        for trace in self.traces:
+            for free in free_trials(trace):
+                if trace.boundary_state[free.boundary] == "agrees" and free.same is not None:
+                    name = prompt_sha256(trace)
+                    asked[name] = asked.get(name, False) or not free.same
+        return len(asked), sum(asked.values())
+
+
+def errors_of(replay: Replay, outcome: Outcome, risk: Risk) -> Bool[np.ndarray, " traces"]:
+    """Which traces count as errors.
+
+    ``accuracy_lost`` counts right answers that turn wrong and forgives none that turn right, so it bounds the net loss.
+
+    Raises:
+      SampleError: ``accuracy_lost`` without right answers to compare with.
+    """
+    if risk == "answer_changed":
+        return outcome.changed
+    if np.isnan(replay.correct).any():
+        n = int(np.isnan(replay.correct).sum())
+        raise SampleError(f"risk accuracy_lost: {n} traces have no reference answer, use risk answer_changed")
+    return (replay.correct == 1) & (outcome.correct != 1)
+
+
+def why_not(trace: Trace) -> str:
+    """Why a trace cannot judge."""
+    if trace.finish_reason != "stop":
+        return "unfinished"
+    if trace.answer is None:
+        return "without an answer"
+    return "with an undecided trial" if trace.boundaries else "without a boundary"
+
+
+def _refuse_duplicates(traces: Sequence[Trace]) -> None:
+    seen = Counter((trace.id, trace.sample) for trace in traces)
+    twice = [name for name, count in seen.items() if count > 1]
+    if twice:
+        (name, sample), *_ = twice
+        raise SampleError(
+            f"{len(twice)} traces stand there more than once, the first is {name!r} (sample {sample}): expected each "
+            "sample of a prompt once"
+        )
+
+
+def _groups(traces: Sequence[Trace], prompt_of: np.ndarray, n: int) -> list[str]:
+    found: list[str | None] = [None] * n
+    for trace, prompt in zip(traces, prompt_of.tolist(), strict=True):
+        group = trace.group or trace.task
+        if group is None:
+            raise SampleError(f"trace {trace.id!r} is of no group and of no task, expected one of each trace")
+        if found[prompt] not in (None, group):
+            raise SampleError(f"trace {trace.id!r} is of group {group!r}, but its prompt was of {found[prompt]!r}")
+        found[prompt] = group
+    return [str(group) for group in found]

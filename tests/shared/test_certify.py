@@ -1,0 +1,264 @@
+"""The certificate is never false: against a direct statement of the theorem, on trace sets that are made to mislead."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats as scipy_stats
+
+from specexit.method.certify import (
+    CertificateError,
+    Claim,
+    certify,
+    fixed_sequence,
+    label_noise_bound,
+    p_value,
+    prompts_for,
+    required_n,
+)
+from specexit.method.decision import Policy, exit_position
+from specexit.method.sample import Prompts, Sample, SampleError
+from specexit.method.splits import ThinkTokens
+
+TAUS = (0.99, 0.9, 0.7, 0.5, 0.3)
+POLICIES = [Policy(thresholds={"validity": tau}) for tau in TAUS]
+SPLIT = 9
+IDS = ThinkTokens(start=1, end=2, split=frozenset({SPLIT}))
+
+
+VALIDITY = st.lists(st.sampled_from([0.05, 0.4, 0.6, 0.8, 0.95, 0.995]), min_size=3, max_size=3)
+
+
+@st.composite
+def kinds_of_traces(draw):
+    """A crowd of good traces, now and then, and a few of every bad kind: each with how many and of how many prompts."""
+    good = st.fixed_dictionaries(
+        {
+            "n": st.integers(50, 150),
+            "prompts": st.sampled_from([40, 90, 150]),
+            "finish_reason": st.just("stop"),
+            "answer": st.just("7"),
+            "states": st.lists(st.just("agrees"), min_size=1, max_size=3),
+            "validity": VALIDITY,
+        }
+    )
+    bad = st.fixed_dictionaries(
+        {
+            "n": st.integers(1, 20),
+            "prompts": st.sampled_from([1, 5, 20]),
+            "finish_reason": st.sampled_from(["stop", "stop", "stop", "length"]),
+            "answer": st.sampled_from(["7", "7", "7", None]),
+            "states": st.lists(st.sampled_from(["agrees", "differs", "differs", "undecided"]), max_size=3),
+            "validity": VALIDITY,
+        }
+    )
+    return draw(st.lists(good, max_size=2)) + draw(st.lists(bad, min_size=1, max_size=4))
+
+
+@pytest.fixture(scope="module")
+def build(make_trace):
+    """Traces and signals of such kinds."""
+
+    def make(kinds):
+        traces, signals = [], []
+        for number, kind in enumerate(kinds):
+            for i in range(kind["n"]):
+                states = kind["states"]
+                ends = [3 * (j + 1) for j in range(len(states))]
+                think = [SPLIT if at + 1 in ends else 20 for at in range(10)]
+                traces.append(
+                    make_trace(
+                        id=f"{number}-{i}",
+                        prompt_ids=[number, i % kind["prompts"]],
+                        think_ids=think,
+                        boundaries=ends,
+                        boundary_answers=["7" if state == "agrees" else "8" for state in states],
+                        boundary_agrees=[state == "agrees" for state in states],
+                        boundary_state=states,
+                        boundary_confidence=[1.0] * len(states),
+                        finish_reason=kind["finish_reason"],
+                        answer=kind["answer"],
+                    )
+                )
+                values = np.zeros((10, 4), np.float32)
+                for end, validity in zip(ends, kind["validity"], strict=False):
+                    values[end - 1, 3] = validity
+                signals.append(values)
+        return traces, signals
+
+    return make
+
+
+def theorem(traces, signals, epsilon, delta, unjudged):
+    """Directly: (prompts, losses of each policy on each of them, index of the policy that may be certified, or None).
+
+    A trace counts if it finished with an answer, has a boundary and no undecided trial. A prompt's loss is the mean of
+    its traces' errors. The policies are tested from the cautious end; the exact binomial tail where every prompt has
+    one trace, else the smaller of Hoeffding's bound and e times the tail of the sum rounded up.
+    """
+    losses: dict[tuple, list[list[float]]] = {}
+    for trace, values in zip(traces, signals, strict=True):
+        able = trace.finish_reason == "stop" and trace.answer is not None and trace.boundaries
+        able = able and "undecided" not in trace.boundary_state
+        if not able and unjudged == "refuse":
+            continue
+        row = []
+        for policy in POLICIES:
+            at = exit_position(trace.think_ids, values, policy, IDS) if able else None
+            wrong = at is not None and trace.boundary_state[trace.boundaries.index(at + 1)] != "agrees"
+            row.append(float(wrong or not able))
+        losses.setdefault(tuple(trace.prompt_ids), []).append(row)
+    table = np.array([np.mean(rows, axis=0) for rows in losses.values()]).reshape(-1, len(POLICIES))
+    n, certified = len(table), None
+    for i, total in enumerate(table.sum(axis=0)):
+        if all(len(rows) == 1 for rows in losses.values()):
+            p = scipy_stats.binom.cdf(round(total), n, epsilon)
+        else:
+            mean = total / n
+            p = 1.0
+            if mean < epsilon:
+                kl = scipy_stats.entropy([mean, 1 - mean], [epsilon, 1 - epsilon])
+                p = min(math.exp(-n * kl), math.e * scipy_stats.binom.cdf(math.ceil(total - 1e-9), n, epsilon))
+        if p > delta:
+            break
+        certified = i
+    return table, certified
+
+
+@settings(deadline=None, max_examples=40)
+@given(kinds_of_traces(), st.sampled_from([0.05, 0.1, 0.2]), st.sampled_from(["refuse", "error"]))
+def test_a_certificate_is_what_the_theorem_says_and_nothing_more(build, kinds, epsilon, unjudged):
+    traces, signals = build(kinds)
+    table, expected = theorem(traces, signals, epsilon, 0.1, unjudged)
+    sample = Sample(traces, signals, unjudged=unjudged)
+    assert sample.n == len(table)
+    losses = [sample.play(policy, "answer_changed") for policy in POLICIES]
+    claim = Claim("answer_changed", epsilon, 0.1)
+    if len(table) < math.log(0.1) / math.log(1 - epsilon):
+        with pytest.raises(CertificateError, match=f"{len(table)} calibration prompts"):
+            certify(sample, POLICIES, claim, losses)
+        return
+    np.testing.assert_allclose(sorted(map(tuple, np.array(losses).T)), sorted(map(tuple, table)))
+    found = certify(sample, POLICIES, claim, losses)
+    if found is None:  # nothing certified, or what is exits nowhere
+        kept = [] if expected is None else sample.replay.play(POLICIES[expected]).kept
+        assert all(length == 10 for length in kept)
+        return
+    assert found.index == expected
+    assert found.errors == pytest.approx(table[:, expected].sum())
+    assert found.bound <= epsilon + 1e-9
+    assert found.bound > table[:, expected].mean()
+
+
+@settings(deadline=None, max_examples=40)
+@given(kinds_of_traces(), st.integers(0, 3))
+def test_the_order_of_the_traces_does_not_matter(build, kinds, seed):
+    traces, signals = build(kinds)
+    order = np.random.default_rng(seed).permutation(len(traces))
+    claim = Claim("answer_changed", 0.3, 0.1)
+    results = []
+    for rows in (range(len(traces)), order):
+        sample = Sample([traces[i] for i in rows], [signals[i] for i in rows])
+        losses = [sample.play(policy, "answer_changed") for policy in POLICIES]
+        try:
+            results.append(certify(sample, POLICIES, claim, losses))
+        except CertificateError as error:
+            results.append(str(error))
+    assert results[0] == results[1]
+
+
+def test_copies_of_a_trace_are_refused_whatever_they_are_called(build):
+    traces, signals = build([{"n": 5, "prompts": 5, "finish_reason": "stop", "answer": "7"} | STATES])
+    with pytest.raises(SampleError, match="1 traces stand there more than once"):
+        Sample([*traces, traces[0]], [*signals, signals[0]])
+
+
+STATES = {"states": ["agrees"], "validity": [0.95, 0.0, 0.0]}
+
+
+@pytest.mark.parametrize("epsilon", [0.01, 0.02, 0.05, 0.2])
+@pytest.mark.parametrize("delta", [0.01, 0.05, 0.1])
+def test_the_required_number_is_the_smallest_with_which_no_error_suffices(epsilon, delta):
+    n = required_n(epsilon, delta)
+    assert (1 - epsilon) ** n <= delta < (1 - epsilon) ** (n - 1)
+
+
+def test_testing_stops_at_the_first_failure_though_a_later_one_would_pass():
+    assert fixed_sequence([0.01, 0.02, 0.9, 0.01], 0.1) == 1
+    assert fixed_sequence([0.9, 0.01], 0.1) is None
+    assert fixed_sequence([], 0.1) is None
+
+
+def violations(draw, risks, claim, draws, prompts):
+    """Share of draws in which the policy chosen has a true risk above epsilon, and the same of the naive pick."""
+    exceeded = naive = 0
+    worst = risks if risks.ndim == 1 else risks.max(axis=0)
+    for _ in range(draws):
+        losses = draw()
+        p_values = [p_value(prompts, loss, claim) for loss in losses]
+        chosen = fixed_sequence(p_values, claim.counted_delta)
+        exceeded += chosen is not None and worst[chosen] > claim.epsilon
+        naive += (
+            worst[max((i for i, loss in enumerate(losses) if loss.mean() <= claim.epsilon), default=0)] > claim.epsilon
+        )
+    return exceeded / draws, naive / draws
+
+
+RISKS = np.linspace(0.01, 0.15, 15)
+
+
+def test_the_risk_exceeds_epsilon_in_at_most_delta_of_all_calibration_samples():
+    """Against a population of known risk. Picking the boldest with an observed risk <= epsilon fails far more often."""
+    rng, claim = np.random.default_rng(0), Claim("answer_changed", 0.05, 0.1)
+
+    def draw():
+        needed = rng.random(300)  # a trace errs at every threshold whose risk is above its own draw
+        return [(needed < risk).astype(float) for risk in RISKS]
+
+    ours, naive = violations(draw, RISKS, claim, 400, Prompts(300, single=True))
+    assert ours <= 0.1 + 0.045  # at most delta by the theorem; three standard errors of 400 draws
+    assert naive > 2 * 0.1
+
+
+def test_so_it_is_with_several_samples_a_prompt_and_with_groups():
+    rng, claim = np.random.default_rng(1), Claim("answer_changed", 0.05, 0.1)
+
+    def shares():
+        hard = rng.random(300) < 0.3  # all errors are on a third of the prompts
+        return [rng.binomial(4, np.where(hard, min(1, risk / 0.3), 0)) / 4 for risk in RISKS]
+
+    assert violations(shares, RISKS, claim, 300, Prompts(300, single=False))[0] <= 0.1 + 0.052
+
+    names = ["a"] * 150 + ["b"] * 150
+    of_group = np.stack([RISKS, RISKS / 3])
+
+    def grouped():
+        needed = rng.random(300)
+        return [(needed < np.repeat(risk, 150)).astype(float) for risk in of_group.T]
+
+    ours, naive = violations(grouped, of_group, claim, 300, Prompts(300, single=True, groups=names))
+    assert ours <= 0.1 + 0.052
+    assert naive > 0.5  # the average hides the worse group
+
+
+@given(st.integers(1, 400), st.data())
+def test_the_noise_bound_spends_half_of_delta(n, data):
+    wrong = data.draw(st.integers(0, n))
+    expected = 1.0 if wrong == n else scipy_stats.beta.ppf(0.95, wrong + 1, n - wrong)
+    assert label_noise_bound(n, wrong, 0.1) == pytest.approx(expected, rel=1e-7)
+
+
+def test_the_price_of_a_bolder_policy():
+    """4 of 200 err where 5 % may: certified. 8 of 200: the theorem asks for more prompts, and says about how many."""
+    prompts = Prompts(200, single=True)
+    losses = [(np.arange(200) < k).astype(float) for k in (4, 8, 11)]
+    claim = Claim("answer_changed", 0.05, 0.1)
+    assert p_value(prompts, losses[0], claim) <= 0.1 < p_value(prompts, losses[1], claim)
+    n = prompts_for(prompts, losses, 1, 1, claim)
+    assert 200 < n < 1000
+    # Errors come whole, so the smallest n is not sharp: a quarter more suffices, a quarter less does not.
+    assert scipy_stats.binom.cdf(0.04 * 1.25 * n, 1.25 * n // 1, 0.05) <= 0.1
+    assert scipy_stats.binom.cdf(0.04 * 0.75 * n, 0.75 * n // 1, 0.05) > 0.1
+    assert prompts_for(prompts, losses, 1, 2, claim) is None  # 5.5 % observed: never
