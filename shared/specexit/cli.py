@@ -7,7 +7,6 @@ file imports nothing heavy, so ``specexit --help`` is quick and works with the c
 from __future__ import annotations
 
 import importlib
-import json
 import re
 import sys
 from dataclasses import dataclass
@@ -256,7 +255,7 @@ def run(name: str, arguments: list[str]) -> None:
             return
         path, overrides = parse(arguments)
         if path is not None and command.subject is not None:
-            path, overrides = None, [f"{command.subject}={json.dumps(str(path))}", *overrides]
+            path, overrides = None, [f"{command.subject}={path}", *overrides]
         if path is not None and command.configs is not None:
             path = find(command.configs, str(path))
         config = load(_load(command.schema), path, overrides)
