@@ -115,6 +115,13 @@ COMMANDS = {
         "specexit.schemas.calibrate:CalibrateConfig",
         "specexit.method.calibrate:calibrate",
     ),
+    "import": Command(
+        "Drafts",
+        "Turn an EAGLE-3 draft that somebody published into a draft directory.",
+        "specexit.schemas.published:ImportConfig",
+        "specexit.drafts.published:import_draft",
+        subject="draft",
+    ),
     "migrate": Command(
         "Drafts",
         "Bring a draft directory of an older version into today's form.",

@@ -1,0 +1,76 @@
+"""A published config, read key by key: what nobody asked for at the end is an error, not ignored."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from specexit.drafts.config import DraftError
+
+_MISSING = object()
+
+
+class Keys:
+    """The keys of one JSON object that are still to be read.
+
+    Args:
+      raw: the object.
+      path: of its file, named in errors.
+      within: names of the objects around it, for errors.
+    """
+
+    def __init__(self, raw: dict[str, Any], path: Path, within: str = ""):
+        self.rest, self.path, self.within = dict(raw), path, within
+
+    def error(self, key: str, value: Any, expected: str) -> DraftError:
+        """An error that names file, key and value."""
+        return DraftError(f"{self.path}: {self.within}{key} is {value!r}, {expected}")
+
+    def take(self, key: str, kind: type | tuple[type, ...], default: Any = _MISSING) -> Any:
+        """The value of a key; ``default`` where it is missing or null.
+
+        Raises:
+          DraftError: there is none and no default, or it is of another type.
+        """
+        value = self.rest.pop(key, None)
+        if value is None:
+            if default is _MISSING:
+                raise DraftError(f"{self.path}: {self.within}{key} is missing")
+            return default
+        kinds = kind if isinstance(kind, tuple) else (kind,)
+        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+            raise self.error(key, value, f"expected {' or '.join(k.__name__ for k in kinds)}")
+        return value
+
+    def only(self, key: str, *values: Any) -> None:
+        """Read a key that may have these values or be missing, because no other is implemented.
+
+        Raises:
+          DraftError: it has another one.
+        """
+        value = self.rest.pop(key, None)
+        if value is not None and not any(value == allowed and type(value) is type(allowed) for allowed in values):
+            raise self.error(key, value, f"only {' and '.join(map(repr, values))} is implemented")
+
+    def ignore(self, *keys: str) -> None:
+        """Keys that say nothing about what a draft computes."""
+        for key in keys:
+            self.rest.pop(key, None)
+
+    def inner(self, key: str) -> Keys:
+        """The object under a key; an empty one where it is missing or null.
+
+        Raises:
+          DraftError: it is no object.
+        """
+        return Keys(self.take(key, dict, {}), self.path, f"{self.within}{key}.")
+
+    def finish(self) -> None:
+        """Refuse what is left.
+
+        Raises:
+          DraftError: names the first unknown key and its value.
+        """
+        for key, value in self.rest.items():
+            if value is not None:
+                raise self.error(key, value, "which is unknown: it may change what the draft computes")

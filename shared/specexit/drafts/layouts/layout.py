@@ -1,0 +1,143 @@
+"""What a layout is, and what all of them share: Hugging Face's fields of a decoder layer, EAGLE-3's own beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any
+
+from specexit.drafts.layouts.keys import Keys
+from specexit.drafts.rope import scaling_of
+
+Fields = dict[str, Any]
+"""Of a `specexit.drafts.config.DraftConfig`; what only weights or target can say is left out."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One way to publish an EAGLE-3 draft."""
+
+    name: str
+    about: str
+    """Who writes it, in a sentence."""
+    recognises: Callable[[dict[str, Any], Collection[str]], bool]
+    """Whether a raw config and the names of its tensors are in this layout."""
+    fields: Callable[[Keys], Fields]
+    """Geometry from the config; raises DraftError for what it does not understand."""
+    layer: str = "midlayer"
+    """What it calls the decoder layer."""
+    prefix: str = ""
+    """What it puts before the trunk's names."""
+
+    def ours(self, name: str) -> str:
+        """Our name of one of its tensors."""
+        name = name.removeprefix(self.prefix)
+        return "midlayer" + name.removeprefix(self.layer) if name.startswith(f"{self.layer}.") else name
+
+    def theirs(self, name: str) -> str:
+        """Its name of one of our tensors."""
+        if name in ("lm_head.weight", "d2t", "t2d"):
+            return name
+        return self.prefix + (self.layer + name.removeprefix("midlayer") if name.startswith("midlayer.") else name)
+
+
+NUMBER = (int, float)
+_IDLE = (
+    *("_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache", "initializer_range"),
+    *("bos_token_id", "eos_token_id", "pad_token_id", "attention_dropout", "max_window_layers", "auto_map"),
+)
+"""Keys that say how a draft was trained, or nothing at all about it."""
+
+
+def decoder_fields(keys: Keys) -> Fields:
+    """Hugging Face's description of a Llama or Qwen3 decoder layer, with the defaults that transformers documents."""
+    hidden, heads = keys.take("hidden_size", int), keys.take("num_attention_heads", int)
+    model_type = keys.take("model_type", str, "llama")
+    if model_type not in ("llama", "qwen3"):
+        raise keys.error("model_type", model_type, "only 'llama' and 'qwen3' are implemented")
+    if heads < 1:
+        raise keys.error("num_attention_heads", heads, "expected at least 1")
+    rope = keys.take("rope_parameters", dict, {}) | keys.take("rope_scaling", dict, {})
+    theta = keys.take("rope_theta", NUMBER, rope.get("rope_theta", 10_000.0))
+    if rope.get("rope_theta", theta) != theta:
+        raise keys.error("rope_theta", theta, f"but rope_parameters.rope_theta is {rope['rope_theta']!r}")
+    try:
+        scaling = scaling_of(rope)
+    except ValueError as error:
+        raise keys.error("rope_scaling", rope, f"which is not implemented: {error}") from error
+    windowed = keys.rest.get("use_sliding_window") is None  # where that is false, the width says nothing
+    keys.only("sliding_window") if windowed else keys.ignore("sliding_window")
+    for key, *values in (
+        ("num_hidden_layers", 1),
+        ("hidden_act", "silu"),
+        ("mlp_bias", False),
+        ("use_sliding_window", False),
+        ("pretraining_tp", 1),
+        ("partial_rotary_factor", 1, 1.0),
+        ("layer_types", ["full_attention"]),
+        ("logit_scale", 1, 1.0),
+        ("quantization_config",),
+    ):
+        keys.only(key, *values)
+    keys.ignore(*_IDLE)
+    return {
+        "model_type": model_type,
+        "hidden_size": hidden,
+        "intermediate_size": keys.take("intermediate_size", int),
+        "num_attention_heads": heads,
+        "num_key_value_heads": keys.take("num_key_value_heads", int, heads),
+        "head_dim": keys.take("head_dim", int, 128 if model_type == "qwen3" else hidden // heads),
+        "vocab_size": keys.take("vocab_size", int),
+        "rms_norm_eps": keys.take("rms_norm_eps", NUMBER, 1e-6),
+        "rope_theta": theta,
+        "rope_scaling": scaling,
+        "max_position_embeddings": keys.take("max_position_embeddings", int, 2048),
+        "attention_bias": keys.take("attention_bias", bool, False),
+    }
+
+
+def eagle_fields(keys: Keys, decoder: Fields) -> Fields:
+    """EAGLE-3's own keys, where they lie beside the decoder's; `decoder_fields` come back with them."""
+    nested = keys.inner("eagle_config")
+    nested.only("use_aux_hidden_state", True)
+    # SGLang counts from the output of layer 0 where it reads the nested ids, vLLM the states in front of each layer.
+    below = [layer + 1 for layer in layer_ids(nested, "eagle_aux_hidden_state_layer_ids") or ()]
+    layers = layer_ids(keys, "eagle_aux_hidden_state_layer_ids")
+    if layers and below and layers not in (below, [layer - 1 for layer in below]):
+        raise keys.error("eagle_aux_hidden_state_layer_ids", layers, f"but eagle_config says {[x - 1 for x in below]}")
+    norm_before_fc = nested.take("norm_before_fc", bool, keys.take("norm_before_fc", bool, False))
+    nested.finish()
+    keys.only("parallel_drafting", False)
+    flags = ("norm_before_residual", "fc_norm", "norm_output")
+    return decoder | {
+        **{flag: keys.take(flag, bool, False) for flag in flags},
+        "norm_before_fc": norm_before_fc,
+        "draft_vocab_size": keys.take("draft_vocab_size", int, decoder["vocab_size"]),
+        "target_hidden_size": keys.take("target_hidden_size", int, decoder["hidden_size"]),
+        "tie_word_embeddings": keys.take("tie_word_embeddings", bool, False),
+        "eagle_aux_hidden_state_layer_ids": layers or below or None,
+        "num_aux_hidden_states": keys.take("num_aux_hidden_states", int, None),
+    }
+
+
+def layer_ids(keys: Keys, key: str) -> list[int] | None:
+    """A list of layer ids; None where the config has none.
+
+    Raises:
+      DraftError: it is something else.
+    """
+    value = keys.take(key, list, None)
+    if value is not None and not all(type(layer) is int for layer in value):
+        raise keys.error(key, value, "expected a list of ids")
+    return value or None
+
+
+def architecture(*names: str) -> Callable[[dict[str, Any], Collection[str]], bool]:
+    """A layout that is told by ``architectures``."""
+    return lambda raw, _: raw.get("architectures") in [[name] for name in names]
+
+
+def plain_fields(keys: Keys) -> Fields:
+    """Of a layout that has nothing of its own."""
+    keys.ignore("architectures")
+    return eagle_fields(keys, decoder_fields(keys))

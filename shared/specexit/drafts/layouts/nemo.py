@@ -1,0 +1,23 @@
+"""NVIDIA-NeMo/Automodel: the target's whole config with the draft's keys over it, and a ``model.`` before the trunk.
+
+Its draft is a Llama layer whatever the target is, so ``model_type`` and ``num_hidden_layers`` are the target's and are
+not believed: the weights tell (a second layer or head norms would be unknown tensors).
+"""
+
+from specexit.drafts.layouts.keys import Keys
+from specexit.drafts.layouts.layout import Fields, Layout, architecture, decoder_fields, eagle_fields
+
+
+def _fields(keys: Keys) -> Fields:
+    keys.ignore("architectures", "model_type", "num_hidden_layers", "layer_types", "attn_implementation")
+    return eagle_fields(keys, decoder_fields(keys))
+
+
+NEMO = Layout(
+    "nemo",
+    "NVIDIA-NeMo/Automodel: LlamaEagle3DraftModel, tensors under model.",
+    architecture("LlamaEagle3DraftModel"),
+    _fields,
+    layer="layers.0",
+    prefix="model.",
+)

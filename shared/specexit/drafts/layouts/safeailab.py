@@ -1,0 +1,18 @@
+"""SafeAILab/EAGLE, the authors' own: Hugging Face's class name of the target, no word of the aux layers.
+
+The layers are those that every engine takes by default: in front of layers 2, n // 2 and n - 3 of the target.
+"""
+
+from specexit.drafts.layouts.layout import Layout, plain_fields
+
+_TARGETS = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "MixtralForCausalLM")
+
+SAFEAILAB = Layout(
+    "safeailab",
+    "SafeAILab/EAGLE: the authors' drafts, pytorch_model.bin in float16",
+    lambda raw, names: (
+        raw.get("architectures") in [[name] for name in _TARGETS]
+        and any(name.startswith("midlayer.") for name in names)
+    ),
+    plain_fields,
+)

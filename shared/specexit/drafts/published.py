@@ -1,0 +1,211 @@
+"""``specexit import``: an EAGLE-3 draft that somebody published becomes a draft directory, tensor by tensor.
+
+The weights keep their type and every bit. ``import.json`` in the new directory says which layout they came in, under
+which names and with which config, so that `specexit export` can write the original again.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field, ValidationError
+from rich.console import Console
+
+from specexit.config import Config, write_text
+from specexit.drafts.config import PLAIN_ARCHITECTURE, QWEN3_ARCHITECTURE, DraftConfig, DraftError, check_target
+from specexit.drafts.directory import check_shapes, vocabulary_tensors, write_into
+from specexit.drafts.layouts import LAYOUTS, Keys, Layout
+from specexit.drafts.tensors import FLOATS, INDEX, WEIGHTS, Stored, TensorError, open_tensors, read_json, sha256_of
+from specexit.drafts.vocabulary import Form, read_vocabulary
+from specexit.outputs import new_folder
+from specexit.schemas.published import ImportConfig
+from specexit.schemas.target import TargetConfig, load_target_config, save_target
+
+FILE = "import.json"
+BIN = "pytorch_model.bin"
+MAX_CONFIG = 1_000_000
+
+
+class Origin(Config):
+    """``import.json``: where an imported draft came from."""
+
+    format_version: Literal[1] = 1
+    layout: str
+    config: dict[str, Any] = Field(description="the published config.json")
+    names: dict[str, str] = Field(description="published name of a tensor -> its name here; in the file's order")
+    vocabulary: Form = Field(description="how d2t was published")
+    types: dict[str, str] = Field(description="types of d2t and t2d as published")
+    sha256: str = Field(description="of the published weights")
+    target: str = Field(description="the target it was imported for")
+
+
+def import_draft(config: ImportConfig) -> Origin:
+    """Read a published draft, check it against its target, and write it as a draft directory.
+
+    Raises:
+      DraftError: the layout is unknown, a key, a value or a tensor is not understood, or the target is another one.
+      FileExistsError: ``out`` is there and not empty.
+    """
+    target = load_target_config(config.target)
+    with safetensors_of(config.draft) as folder:
+        draft = Published(config.draft, folder, config, target)
+        with new_folder(config.out) as beside:
+            write_into(beside, draft.config, draft.shapes, draft.pieces, named=config.out)
+            origin = draft.origin(sha256_of(folder))
+            write_text(beside / FILE, json.dumps(origin.model_dump(mode="json"), indent=2) + "\n")
+            save_target(beside, target)
+    layers = list(draft.config.eagle_aux_hidden_state_layer_ids)
+    Console(stderr=True).print(
+        f"{config.draft}: {draft.layout.about}\nd2t holds {origin.vocabulary}; aux layers {layers} of "
+        f"{draft.config.target_num_hidden_layers} ({draft.layers_from})\n-> {config.out}",
+        markup=False,
+        highlight=False,
+    )
+    return origin
+
+
+@contextmanager
+def safetensors_of(folder: Path) -> Iterator[Path]:
+    """A folder with the draft's tensors as safetensors: the draft's own, or one that its ``.bin`` is converted into.
+
+    Raises:
+      DraftError: there are no weights, or the ``.bin`` is refused.
+    """
+    if (folder / WEIGHTS).exists() or (folder / INDEX).exists():
+        yield folder
+        return
+    path = folder / BIN
+    if not path.is_file():
+        raise DraftError(f"{folder}: no {WEIGHTS}, {INDEX} or {BIN}")
+    with tempfile.TemporaryDirectory() as scratch:
+        command = [sys.executable, "-m", "torch_specexit.unpickle", str(path), scratch]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            last = (done.stderr.strip().splitlines() or [f"{path}: no message, exit code {done.returncode}"])[-1]
+            raise DraftError(last)
+        yield Path(scratch)
+
+
+class Published:
+    """A published draft, understood: its config as ours, and where our tensors come from.
+
+    Args:
+      home: the draft's folder, with its ``config.json``; named in errors.
+      folder: with its tensors as safetensors.
+      options: layout and aux layers, where they are not to be found out.
+      target: the model it belongs to.
+
+    Raises:
+      DraftError: see `import_draft`.
+    """
+
+    def __init__(self, home: Path, folder: Path, options: ImportConfig, target: TargetConfig):
+        self.home, self.path = home, home / "config.json"
+        try:
+            self.raw, stored = read_json(self.path, MAX_CONFIG), open_tensors(folder)
+        except TensorError as error:
+            raise DraftError(str(error)) from error
+        if not isinstance(self.raw, dict):
+            raise DraftError(f"{self.path}: holds a {type(self.raw).__name__}, expected an object")
+        self.target = target.name
+        self.layout = self._layout(options, stored)
+        self.names = {name: self.layout.ours(name) for name in stored}
+        twice = [ours for ours, count in Counter(self.names.values()).items() if count > 1]
+        if twice:
+            raise DraftError(f"{home}: two tensors are {twice[0]} in layout {self.layout.name}")
+        self.stored = {self.names[name]: place for name, place in stored.items()}
+        fields = self._fields(options, target)
+        self.config = self._config(fields)
+        check_target(self.config, home, target.hf_config(), target.name)
+        sizes = self.config.draft_vocab_size, self.config.vocab_size
+        self.form: Form
+        self.vocab, self.form = read_vocabulary(self._array("d2t"), self._array("t2d"), *sizes, home)
+        self._tensors = vocabulary_tensors(self.vocab, self.config.vocab_size)
+        self.shapes = {name: (place.dtype, place.shape) for name, place in self._sources().items()} | {
+            name: (tensor.dtype, tensor.shape) for name, tensor in self._tensors.items()
+        }
+        check_shapes(self.config, self.shapes, home)
+
+    def _layout(self, options: ImportConfig, names: dict[str, Stored]) -> Layout:
+        if options.layout is not None:
+            return LAYOUTS[options.layout]
+        for layout in LAYOUTS.values():
+            if layout.recognises(self.raw, names):
+                return layout
+        known = ", ".join(LAYOUTS)
+        raise DraftError(
+            f"{self.path}: architectures is {self.raw.get('architectures')}, which no layout has; there is {known}"
+        )
+
+    def _fields(self, options: ImportConfig, target: TargetConfig) -> dict[str, Any]:
+        keys = Keys(self.raw, self.path)
+        fields = self.layout.fields(keys)
+        keys.finish()
+        layers = target.hf_config()["num_hidden_layers"]
+        self.layers_from = "its config"
+        if options.aux_layers is not None:
+            fields["eagle_aux_hidden_state_layer_ids"], self.layers_from = options.aux_layers, "as you say"
+        elif fields["eagle_aux_hidden_state_layer_ids"] is None:
+            default = [2, layers // 2, layers - 3]
+            fields["eagle_aux_hidden_state_layer_ids"], self.layers_from = default, "every engine's default"
+        found = len(fields["eagle_aux_hidden_state_layer_ids"])
+        stated = fields.pop("num_aux_hidden_states")
+        if stated not in (None, found):
+            raise DraftError(f"{self.path}: num_aux_hidden_states is {stated}, but there are {found} aux layers")
+        return fields | {"num_aux_hidden_states": found, "target_num_hidden_layers": layers}
+
+    def _config(self, fields: dict[str, Any]) -> DraftConfig:
+        tied = fields.pop("tie_word_embeddings")
+        whole = fields["draft_vocab_size"] == fields["vocab_size"]
+        self.head_is_embedding = tied and whole and "lm_head.weight" not in self.stored
+        weights = Counter(place.dtype.name for place in self.stored.values() if place.dtype.name in FLOATS)
+        architecture = {"llama": PLAIN_ARCHITECTURE, "qwen3": QWEN3_ARCHITECTURE}[fields["model_type"]]
+        kept = {
+            "architectures": (architecture,),
+            "own_embeddings": "embed_tokens.weight" in self.stored,
+            "torch_dtype": weights.most_common(1)[0][0] if weights else "float32",
+        }
+        try:
+            return DraftConfig.model_validate(fields | kept)
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(str(part) for part in first["loc"])
+            what = f"{key} is {first['input']!r}: " if key else ""
+            raise DraftError(f"{self.path}: {what}{first['msg'].removeprefix('Value error, ')}") from error
+
+    def _sources(self) -> dict[str, Stored]:
+        sources = {name: place for name, place in self.stored.items() if name not in self._tensors}
+        if self.head_is_embedding and "embed_tokens.weight" in sources:
+            sources["lm_head.weight"] = sources["embed_tokens.weight"]
+        return sources
+
+    def _array(self, name: str) -> np.ndarray | None:
+        return self.stored[name].read() if name in self.stored else None
+
+    def pieces(self, name: str) -> Iterator[np.ndarray]:
+        """Values of one of our tensors, see `specexit.drafts.tensors.write_tensors`."""
+        if name in self._tensors:
+            yield self._tensors[name]
+        else:
+            yield from self._sources()[name].pieces()
+
+    def origin(self, sha256: str) -> Origin:
+        """What ``import.json`` will say."""
+        return Origin(
+            layout=self.layout.name,
+            config=self.raw,
+            names=self.names,
+            vocabulary=self.form,
+            types={name: self.stored[name].dtype.name for name in ("d2t", "t2d") if name in self.stored},
+            sha256=sha256,
+            target=self.target,
+        )

@@ -1,0 +1,234 @@
+"""Small random instances of published EAGLE-3 drafts: configs as their projects publish them, sizes scaled down."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import yaml
+from safetensors.numpy import save_file
+
+from specexit.drafts.tensors import FLOATS
+
+HIDDEN, INTERMEDIATE, HEADS, KV, HEAD_DIM, VOCAB, DRAFT_VOCAB, LAYERS = 64, 96, 4, 2, 16, 200, 120, 12
+TARGET = {
+    "hidden_size": HIDDEN,
+    "num_hidden_layers": LAYERS,
+    "vocab_size": VOCAB,
+    "architectures": ["LlamaForCausalLM"],
+}
+
+SIZES = {
+    "hidden_size": HIDDEN,
+    "intermediate_size": INTERMEDIATE,
+    "num_attention_heads": HEADS,
+    "num_key_value_heads": KV,
+    "vocab_size": VOCAB,
+}
+QWEN = {
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "bos_token_id": 151643,
+    "eos_token_id": 151645,
+    "head_dim": HEAD_DIM,
+    "hidden_act": "silu",
+    **SIZES,
+    "initializer_range": 0.02,
+    "max_position_embeddings": 40960,
+    "max_window_layers": 36,
+    "model_type": "llama",
+    "num_hidden_layers": 1,
+    "rms_norm_eps": 1e-06,
+    "rope_scaling": None,
+    "rope_theta": 1000000,
+    "sliding_window": None,
+    "tie_word_embeddings": True,
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.51.0",
+    "use_cache": True,
+    "use_sliding_window": False,
+    "draft_vocab_size": DRAFT_VOCAB,
+}
+
+CONFIGS = {
+    "safeailab": {
+        "architectures": ["LlamaForCausalLM"],
+        "bos_token_id": 128000,
+        "eos_token_id": 128001,
+        "hidden_act": "silu",
+        **SIZES,
+        "initializer_range": 0.02,
+        "max_position_embeddings": 2048,
+        "model_type": "llama",
+        "num_hidden_layers": 1,
+        "pad_token_id": 0,
+        "rms_norm_eps": 1e-05,
+        "tie_word_embeddings": False,
+        "torch_dtype": "float16",
+        "transformers_version": "4.28.1",
+        "use_cache": True,
+        "draft_vocab_size": DRAFT_VOCAB,
+    },
+    "angelslim": {"architectures": ["Eagle3LlamaForCausalLM"], **QWEN},
+    "specforge": {
+        "architectures": ["LlamaForCausalLMEagle3"],
+        **QWEN,
+        "fc_norm": True,
+        "norm_output": True,
+        "eagle_config": {"eagle_aux_hidden_state_layer_ids": [1, 5, 8], "use_aux_hidden_state": True},
+    },
+    "torchspec": {
+        "architectures": ["LlamaForCausalLMEagle3"],
+        "model_type": "llama",
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "bos_token_id": 248044,
+        "eos_token_id": 248044,
+        "pad_token_id": 248044,
+        "head_dim": 12,
+        "hidden_act": "silu",
+        **SIZES,
+        "initializer_range": 0.02,
+        "max_position_embeddings": 262144,
+        "num_aux_hidden_states": 3,
+        "num_hidden_layers": 1,
+        "pretraining_tp": 1,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10000000.0,
+        "target_hidden_size": HIDDEN,
+        "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16",
+        "use_cache": True,
+        "draft_vocab_size": VOCAB,
+    },
+    "nemo": {
+        **QWEN,
+        "architectures": ["LlamaEagle3DraftModel"],
+        "model_type": "qwen3",
+        "num_hidden_layers": LAYERS,
+        "layer_types": ["full_attention"] * LAYERS,
+        "tie_word_embeddings": False,
+        "attention_bias": True,
+        "target_hidden_size": HIDDEN,
+    },
+    "deepspec": {
+        **QWEN,
+        "architectures": ["Qwen3Eagle3Model"],
+        "model_type": "qwen3",
+        "num_target_layers": LAYERS,
+        "layer_types": ["full_attention"],
+        "target_model_name_or_path": "Qwen/Qwen3-4B",
+        "target_layer_ids": [1, 3, 5, 7, 9],
+        "ttt_length": 7,
+        "step_loss_decay": 0.8,
+        "draft_num_hidden_layers": 1,
+        "tie_word_embeddings": False,
+        "draft_vocab_size": None,
+    },
+    "speculators": {
+        "architectures": ["Eagle3Speculator"],
+        "auto_map": {"": "eagle3.Eagle3SpeculatorConfig"},
+        "draft_vocab_size": DRAFT_VOCAB,
+        "eagle_aux_hidden_state_layer_ids": [2, 6, 9],
+        "has_no_defaults_at_init": False,
+        "norm_before_residual": True,
+        "speculators_config": {
+            "algorithm": "eagle3",
+            "default_proposal_method": "greedy",
+            "proposal_methods": [
+                {"accept_tolerance": 0.0, "proposal_type": "greedy", "speculative_tokens": 5, "verifier_accept_k": 1}
+            ],
+            "verifier": {"architectures": ["LlamaForCausalLM"], "name_or_path": "meta-llama/Llama-3.1-8B-Instruct"},
+        },
+        "speculators_model_type": "eagle3",
+        "speculators_version": "0.1.0.dev42",
+        "target_hidden_size": None,
+        "torch_dtype": "bfloat16",
+        "transformer_layer_config": {
+            "attention_bias": False,
+            "attention_dropout": 0.0,
+            "head_dim": HEAD_DIM,
+            "hidden_act": "silu",
+            **SIZES,
+            "initializer_range": 0.02,
+            "max_position_embeddings": 131072,
+            "mlp_bias": False,
+            "model_type": "llama",
+            "num_hidden_layers": 1,
+            "pretraining_tp": 1,
+            "rms_norm_eps": 1e-05,
+            "rope_scaling": {
+                "factor": 8.0,
+                "high_freq_factor": 4.0,
+                "low_freq_factor": 1.0,
+                "original_max_position_embeddings": 8192,
+                "rope_type": "llama3",
+            },
+            "rope_theta": 500000.0,
+            "use_cache": True,
+        },
+        "transformers_version": "4.53.2",
+    },
+}
+"""Layout -> ``config.json`` as published, the sizes replaced."""
+
+DTYPES = {"safeailab": "float16", "nemo": "float32"}
+AUX = {"deepspec": 5}
+LAYER = {"nemo": "model.layers.0.", "deepspec": "layers.0.", "speculators": "layers.0."}
+
+
+def tensors_of(layout: str, seed: int = 0) -> dict[str, np.ndarray]:
+    """Random weights under the names that the layout gives them; a bfloat16 rounds what is drawn."""
+    rng = np.random.default_rng(seed)
+    config = CONFIGS[layout] | CONFIGS[layout].get("transformer_layer_config", {})
+    head_dim, draft_vocab = config.get("head_dim", HEAD_DIM), config.get("draft_vocab_size") or VOCAB
+    trunk = "model." if layout == "nemo" else ""
+    layer = LAYER.get(layout, "midlayer.")
+    matrices = {
+        f"{trunk}fc.weight": (HIDDEN, HIDDEN * AUX.get(layout, 3)),
+        f"{layer}self_attn.q_proj.weight": (HEADS * head_dim, 2 * HIDDEN),
+        f"{layer}self_attn.k_proj.weight": (KV * head_dim, 2 * HIDDEN),
+        f"{layer}self_attn.v_proj.weight": (KV * head_dim, 2 * HIDDEN),
+        f"{layer}self_attn.o_proj.weight": (HIDDEN, HEADS * head_dim),
+        f"{layer}mlp.gate_proj.weight": (INTERMEDIATE, HIDDEN),
+        f"{layer}mlp.up_proj.weight": (INTERMEDIATE, HIDDEN),
+        f"{layer}mlp.down_proj.weight": (HIDDEN, INTERMEDIATE),
+        "lm_head.weight": (draft_vocab, HIDDEN),
+    }
+    if layout in ("deepspec", "specforge", "nemo", "speculators"):
+        matrices[f"{trunk}embed_tokens.weight"] = (VOCAB, HIDDEN)
+    vectors = {f"{layer}{name}.weight": HIDDEN for name in ("input_layernorm", "hidden_norm")}
+    vectors |= {f"{layer}post_attention_layernorm.weight": HIDDEN, f"{trunk}norm.weight": HIDDEN}
+    if config.get("fc_norm"):
+        vectors |= {f"fc_norm.{i}.weight": HIDDEN for i in range(3)}
+    if layout == "deepspec":
+        vectors |= {f"{layer}self_attn.{part}_norm.weight": head_dim for part in "qk"}
+    biases = {}
+    if config.get("attention_bias"):
+        biases = {name.replace("weight", "bias"): shape[0] for name, shape in matrices.items() if "self_attn" in name}
+    tensors = {name: rng.normal(size=shape) * shape[1] ** -0.5 for name, shape in matrices.items()}
+    tensors |= {name: rng.normal(1, 0.2, size) for name, size in vectors.items()}
+    tensors |= {name: rng.normal(0, 0.3, size) for name, size in biases.items()}
+    tensors = {name: tensor.astype(FLOATS[DTYPES.get(layout, "bfloat16")]) for name, tensor in tensors.items()}
+    if draft_vocab < VOCAB:
+        chosen = np.sort(rng.choice(VOCAB, draft_vocab, replace=False))
+        tensors["d2t"] = chosen - np.arange(draft_vocab)
+        tensors["t2d"] = np.isin(np.arange(VOCAB), chosen)
+    return tensors
+
+
+def write_published(folder: Path, layout: str, config: dict | None = None, tensors: dict | None = None) -> Path:
+    """A published draft in safetensors, any part of it replaced."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(CONFIGS[layout] if config is None else config))
+    save_file(tensors_of(layout) if tensors is None else tensors, folder / "model.safetensors")
+    return folder
+
+
+def write_target(folder: Path, **changes: object) -> str:
+    """A target of these sizes, of which only the config is there; its YAML's path."""
+    model = folder / "target"
+    model.mkdir(parents=True)
+    (model / "config.json").write_text(json.dumps(TARGET | changes))
+    fields = {"name": "small", "path": str(model), "aux_layers": [2, 6, 9], "max_model_len": 512}
+    (folder / "small.yaml").write_text(yaml.safe_dump(fields))
+    return str(folder / "small.yaml")

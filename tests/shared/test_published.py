@@ -1,0 +1,325 @@
+"""Published EAGLE-3 drafts: every layout is read to the bit, and what is not understood is refused by name."""
+
+import copy
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from specexit.drafts.config import DraftError
+from specexit.drafts.directory import read_config, read_draft
+from specexit.drafts.layouts import LAYOUTS
+from specexit.drafts.published import import_draft
+from specexit.drafts.rope import RopeScaling
+from specexit.drafts.tensors import FLOATS
+from specexit.drafts.vocabulary import read_vocabulary
+from specexit.schemas.published import ImportConfig
+from tests.shared.published import AUX, CONFIGS, DRAFT_VOCAB, VOCAB, tensors_of, write_published, write_target
+
+
+def imported(tmp_path, layout, config=None, tensors=None, **options):
+    source = write_published(tmp_path / "published", layout, config, tensors)
+    target = write_target(tmp_path / "of")
+    import_draft(ImportConfig(draft=source, target=target, out=tmp_path / "draft", **options))
+    return tmp_path / "draft"
+
+
+def test_there_is_an_instance_of_every_layout():
+    assert CONFIGS.keys() == LAYOUTS.keys()
+
+
+@pytest.mark.parametrize("layout", CONFIGS)
+def test_every_layout_is_told_by_itself_and_read_to_the_bit(layout, tmp_path):
+    folder = imported(tmp_path, layout)
+    config, tensors = read_draft(folder)
+    published = {LAYOUTS[layout].ours(name): tensor for name, tensor in tensors_of(layout).items()}
+    assert json.loads((folder / "import.json").read_text())["layout"] == layout
+    assert config.specexit is None
+    assert tensors.keys() == published.keys() | {"d2t", "t2d"}
+    for name, tensor in published.items():
+        assert tensors[name].dtype == tensor.dtype
+        assert tensors[name].tobytes() == tensor.tobytes()
+    assert config.num_aux_hidden_states == AUX.get(layout, 3)
+
+
+def test_the_drafts_own_geometry_is_kept(tmp_path):
+    """Not the target's, not the recipe's: each of these has made drafts useless in silence."""
+    of = {layout: read_config(imported(tmp_path / layout, layout)) for layout in CONFIGS}
+    assert of["safeailab"].rope_theta == 10_000.0
+    assert of["safeailab"].rms_norm_eps == 1e-5
+    assert of["safeailab"].head_dim == 16
+    assert of["angelslim"].rope_theta == 1e6
+    assert of["torchspec"].head_dim == 12
+    assert of["speculators"].rope_scaling == RopeScaling("llama3", 8.0, 1.0, 4.0, 8192)
+    assert of["speculators"].norm_before_residual
+    assert of["specforge"].fc_norm
+    assert of["specforge"].norm_output
+    assert of["nemo"].attention_bias
+    assert of["nemo"].model_type == "llama"
+    assert of["deepspec"].model_type == "qwen3"
+    assert of["deepspec"].architectures == ("Eagle3Qwen3ForCausalLM",)
+
+
+def test_aux_layers_come_from_wherever_the_layout_has_them(tmp_path):
+    def layers(layout, **options):
+        folder = imported(tmp_path / str(len(list(tmp_path.iterdir()))), layout, **options)
+        return read_config(folder).eagle_aux_hidden_state_layer_ids
+
+    assert layers("safeailab") == (2, 6, 9)  # in front of 2, n // 2 and n - 3, in every engine
+    assert layers("specforge") == (2, 6, 9)  # nested ids count outputs: one less
+    assert layers("deepspec") == (2, 4, 6, 8, 10)
+    assert layers("speculators") == (2, 6, 9)
+    assert layers("safeailab", aux_layers=(1, 5, 12)) == (1, 5, 12)
+    lifted = {key: value for key, value in CONFIGS["specforge"].items() if key != "eagle_config"}
+    assert layers("specforge", config=lifted | {"eagle_aux_hidden_state_layer_ids": [1, 5, 8]}) == (1, 5, 8)
+
+
+@pytest.mark.parametrize("form", ["offsets", "ids", "shuffled ids"])
+@pytest.mark.parametrize("t2d", [True, False])
+def test_a_vocabulary_in_offsets_or_ids_is_told_apart(form, t2d, tmp_path):
+    tensors = tensors_of("angelslim")
+    ids = tensors["d2t"] + np.arange(DRAFT_VOCAB)
+    if form == "shuffled ids":
+        order = np.random.default_rng(0).permutation(DRAFT_VOCAB)
+        ids = ids[order]
+    if form != "offsets":
+        tensors["d2t"] = ids.astype(np.int32)
+    if not t2d:
+        del tensors["t2d"]
+    folder = imported(tmp_path, "angelslim", tensors=tensors)
+    _, ours = read_draft(folder)
+    np.testing.assert_array_equal(ours["d2t"] + np.arange(DRAFT_VOCAB), ids)
+    assert json.loads((folder / "import.json").read_text())["vocabulary"] == form.split()[-1]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_a_vocabulary_is_read_right_or_refused(tmp_path_factory, data):
+    """Any vocabulary, in either form, with t2d: never another vocabulary."""
+    ids = np.array(data.draw(st.lists(st.integers(0, 39), min_size=1, max_size=39, unique=True)))
+    path, marks = tmp_path_factory.getbasetemp(), np.isin(np.arange(40), ids)
+    for d2t in (ids, ids - np.arange(len(ids))):
+        try:
+            found, _ = read_vocabulary(d2t, marks, len(ids), 40, path)
+        except DraftError as error:
+            assert "can be read as offsets and as ids" in str(error)  # noqa: PT017, either outcome is right
+        else:
+            np.testing.assert_array_equal(found, ids)
+
+
+def mutated(layout, place, value):
+    config = copy.deepcopy(CONFIGS[layout])
+    *parents, last = place.split(".")
+    inside = config
+    for key in parents:
+        inside = inside.setdefault(key, {})
+    inside[last] = value
+    return config
+
+
+MUTATIONS = [
+    ("architectures", ["MistralForCausalLM"], r"architectures is \['MistralForCausalLM'\]"),
+    ("model_type", "mistral", "model_type is 'mistral'"),
+    ("num_hidden_layers", 2, "num_hidden_layers is 2"),
+    ("hidden_act", "gelu", "hidden_act is 'gelu'"),
+    ("mlp_bias", True, "mlp_bias is True"),
+    ("attention_bias", True, r"self_attn.q_proj.bias \[64\] is missing"),
+    ("use_sliding_window", True, "use_sliding_window is True"),
+    ("layer_types", ["sliding_attention"], r"layer_types is \['sliding_attention'\]"),
+    ("rope_scaling", {"rope_type": "yarn", "factor": 4.0}, "rope_scaling is .*'yarn'"),
+    ("rope_scaling", {"rope_type": "linear", "factor": 4.0, "beta": 1}, "rope_scaling is .*beta is 1"),
+    ("rope_theta", "1e6", "rope_theta is '1e6'"),
+    ("rope_theta", -1, "rope_theta is -1"),
+    ("partial_rotary_factor", 0.5, "partial_rotary_factor is 0.5"),
+    ("pretraining_tp", 2, "pretraining_tp is 2"),
+    ("rms_norm_eps", 0, "rms_norm_eps is 0"),
+    ("hidden_size", 128, "hidden_size is 128"),
+    ("hidden_size", None, "hidden_size is missing"),
+    ("intermediate_size", 97, r"gate_proj.weight has shape \[96, 64\], expected \[97, 64\]"),
+    ("num_attention_heads", 3, "num_attention_heads is 3"),
+    ("num_attention_heads", 0, "num_attention_heads is 0"),
+    ("num_key_value_heads", 4, r"k_proj.weight has shape \[32, 128\], expected \[64, 128\]"),
+    ("head_dim", 15, "head_dim is 15"),
+    ("vocab_size", 999, "vocab_size is 999"),
+    ("draft_vocab_size", 64, r"d2t is int64 \[120\], expected integers \[64\]"),
+    ("draft_vocab_size", 500, "draft_vocab_size is 500"),
+    ("norm_before_residual", "yes", "norm_before_residual is 'yes'"),
+    ("norm_before_fc", True, r"input_norm.weight \[192\] is missing"),
+    ("fc_norm", True, r"fc_norm.0.weight \[64\] is missing"),
+    ("target_hidden_size", 128, "target_hidden_size is 128"),
+    ("num_aux_hidden_states", 4, "num_aux_hidden_states is 4"),
+    ("eagle_aux_hidden_state_layer_ids", [9, 2, 6], r"eagle_aux_hidden_state_layer_ids is \[9, 2, 6\]"),
+    ("eagle_aux_hidden_state_layer_ids", [2, 6, 99], r"eagle_aux_hidden_state_layer_ids is \[2, 6, 99\]"),
+    ("eagle_aux_hidden_state_layer_ids", "2,6,9", "eagle_aux_hidden_state_layer_ids is '2,6,9'"),
+    ("eagle_config.use_aux_hidden_state", False, "eagle_config.use_aux_hidden_state is False"),
+    ("eagle_config.surprise", 7, "eagle_config.surprise is 7"),
+    ("early_stop_method", "confidence", "early_stop_method is 'confidence'"),
+    ("parallel_drafting", True, "parallel_drafting is True"),
+    ("logit_scale", 0.25, "logit_scale is 0.25"),
+    ("quantization_config", {"bits": 4}, r"quantization_config is \{'bits': 4\}"),
+    ("rope_thetta", 5e6, "rope_thetta is 5000000.0"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "message"), MUTATIONS)
+def test_a_mutated_config_is_refused_by_name(key, value, message, tmp_path):
+    config = mutated("angelslim", key, value)
+    if key in ("num_aux_hidden_states",):
+        config["architectures"] = ["LlamaForCausalLMEagle3"]
+    with pytest.raises(DraftError, match=message) as error:
+        imported(tmp_path, "angelslim", config)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "draft").exists()
+
+
+@pytest.mark.parametrize(
+    ("layout", "place", "value", "message"),
+    [
+        ("speculators", "norm_before_residual", None, "norm_before_residual is None, expected true or false"),
+        ("speculators", "transformer_layer_config.foo", 1, "transformer_layer_config.foo is 1, which is unknown"),
+        ("speculators", "speculators_model_type", "dflash", "speculators_model_type is 'dflash'"),
+        ("deepspec", "draft_num_hidden_layers", 2, "draft_num_hidden_layers is 2"),
+        ("deepspec", "target_layer_ids", None, "target_layer_ids is None"),
+        ("nemo", "head_dim", 8, r"q_proj.weight has shape \[64, 128\], expected \[32, 128\]"),
+        ("specforge", "eagle_aux_hidden_state_layer_ids", [3, 7, 10], r"is \[3, 7, 10\], but eagle_config says"),
+    ],
+)
+def test_layouts_refuse_what_is_their_own(layout, place, value, message, tmp_path):
+    with pytest.raises(DraftError, match=message):
+        imported(tmp_path, layout, mutated(layout, place, value))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop("d2t"), "d2t is missing, but draft_vocab_size is 120 of 200"),
+        (lambda t: t.pop("lm_head.weight"), "lm_head.weight .* is missing"),
+        (lambda t: t.update({"fc.bias": np.zeros(64, np.float32)}), r"fc.bias \[64\] is not part of the draft"),
+        (lambda t: t.update({"mask_hidden": np.zeros((1, 192), np.float32)}), "mask_hidden .* is not part"),
+        (lambda t: t.update({"layers.1.mlp.up_proj.weight": np.zeros((2, 2), np.float32)}), "layers.1.* is not part"),
+        (lambda t: t["d2t"].__setitem__(3, -50), "neither offsets nor ids"),
+        (lambda t: t["d2t"].__setitem__(3, t["d2t"][4] + 1), "neither offsets nor ids"),
+        (lambda t: t["t2d"].__setitem__(slice(None), True), "neither offsets nor ids .* that t2d marks"),
+        (lambda t: t.update(t2d=np.arange(VOCAB)), r"t2d is int64 \[200\], expected true or false"),
+        (lambda t: t.update(d2t=t["d2t"].astype(np.float32)), "d2t is float32 .* expected integers"),
+        (lambda t: t["norm.weight"].__setitem__(0, np.nan), "norm.weight holds NaN"),
+        (
+            lambda t: t.update({"norm.weight": t["norm.weight"].view(np.uint16).astype(np.int32)}),
+            "norm.weight is int32",
+        ),
+    ],
+)
+def test_tensors_that_are_not_understood_are_refused_by_name(change, message, tmp_path):
+    tensors = tensors_of("angelslim")
+    change(tensors)
+    with pytest.raises(DraftError, match=message):
+        imported(tmp_path, "angelslim", tensors=tensors)
+    assert not (tmp_path / "draft").exists()
+
+
+def test_two_names_of_one_tensor_are_refused(tmp_path):
+    tensors = tensors_of("nemo")
+    tensors["norm.weight"] = tensors["model.norm.weight"]
+    with pytest.raises(DraftError, match=r"two tensors are norm\.weight in layout nemo"):
+        imported(tmp_path, "nemo", tensors=tensors)
+
+
+def test_an_lm_head_tied_to_the_drafts_own_embeddings_is_read(tmp_path):
+    tensors = tensors_of("deepspec")
+    del tensors["lm_head.weight"]
+    folder = imported(tmp_path, "deepspec", CONFIGS["deepspec"] | {"tie_word_embeddings": True}, tensors)
+    _, ours = read_draft(folder)
+    np.testing.assert_array_equal(ours["lm_head.weight"], ours["embed_tokens.weight"])
+
+
+def test_another_target_is_refused(tmp_path):
+    source = write_published(tmp_path / "published", "angelslim")
+    target = write_target(tmp_path / "of", vocab_size=333)
+    with pytest.raises(DraftError, match="vocab_size is 200, but target small has vocab_size 333"):
+        import_draft(ImportConfig(draft=source, target=target, out=tmp_path / "draft"))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# pytorch_model.bin; torch is never imported by this process, so the files are written by another
+
+WRITE_BINS = """
+import pickle, sys, zipfile, torch
+from pathlib import Path
+from safetensors.torch import load_file
+def write(what, good, out):
+    class Payload:
+        def __reduce__(self):
+            return (Path.touch, (out.parent / "executed",))
+    if what == "good":
+        torch.save(good, out)
+    elif what == "payload":
+        torch.save(good | {"evil": Payload()}, out)
+    elif what == "bare pickle":
+        out.write_bytes(pickle.dumps(Payload()))
+    elif what == "legacy":
+        torch.save(good | {"evil": Payload()}, out, _use_new_zipfile_serialization=False)
+    elif what == "nested":
+        torch.save({"model": good}, out)
+    elif what == "a list":
+        torch.save(list(good.values()), out)
+    elif what == "truncated":
+        torch.save(good, out)
+        out.write_bytes(out.read_bytes()[:-1000])
+    elif what == "bomb":
+        with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+            for i in range(4):
+                archive.writestr(f"archive/data/{i}", bytes(2**24))
+    elif what == "claims":
+        torch.save({"a": torch.zeros(4)}, out)
+        data = out.read_bytes()
+        out.write_bytes(data.replace((16).to_bytes(4, "little"), (2**31 - 1).to_bytes(4, "little")))
+for folder in Path(sys.argv[1]).iterdir():
+    write(folder.name, load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+"""
+
+HOSTILE = {
+    "payload": "is refused by PyTorch",
+    "bare pickle": "cannot be read as a checkpoint",
+    "legacy": "cannot be read as a checkpoint",
+    "nested": "holds 'model': dict, expected tensors by their names",
+    "a list": "holds a list",
+    "truncated": "cannot be read as a checkpoint",
+    "bomb": "is compressed",
+    "claims": "pytorch_model.bin: ",
+}
+
+
+@pytest.fixture(scope="module")
+def bins(tmp_path_factory):
+    """Folder of a published draft for every kind of ``.bin``."""
+    folder = tmp_path_factory.mktemp("bins")
+    for what in ("good", *HOSTILE):
+        write_published(folder / what, "safeailab")
+    subprocess.run([sys.executable, "-c", WRITE_BINS, folder], check=True, capture_output=True)
+    for path in folder.rglob("model.safetensors"):
+        path.unlink()
+    return folder
+
+
+def test_a_bin_is_read_to_the_bit(bins, tmp_path):
+    source, target = bins / "good", write_target(tmp_path / "of")
+    import_draft(ImportConfig(draft=source, target=target, out=tmp_path / "draft"))
+    _, ours = read_draft(tmp_path / "draft")
+    for name, tensor in tensors_of("safeailab").items():
+        assert ours[name].dtype == tensor.dtype
+        np.testing.assert_array_equal(ours[name], tensor)
+    assert ours["fc.weight"].dtype == FLOATS["float16"]
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_a_hostile_bin_executes_nothing_and_writes_nothing(bins, tmp_path, what):
+    source, target = bins / what, write_target(tmp_path / "of")
+    with pytest.raises(DraftError, match=HOSTILE[what]):
+        import_draft(ImportConfig(draft=source, target=target, out=tmp_path / "draft"))
+    assert not (source / "executed").exists()
+    assert not (tmp_path / "draft").exists()
+    assert sorted(path.name for path in source.iterdir()) == ["config.json", "pytorch_model.bin"]

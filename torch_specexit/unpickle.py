@@ -1,0 +1,69 @@
+"""``python -m torch_specexit.unpickle FILE.bin FOLDER``: a PyTorch checkpoint as ``FOLDER/model.safetensors``.
+
+Nothing of the file is executed: it is loaded with ``weights_only``, by a process of its own that may hold little more
+than the file. A file that is compressed, or claims to hold more than it does, is refused before it is read.
+"""
+
+from __future__ import annotations
+
+import pickle
+import resource
+import sys
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+ROOM = 2 * 2**30
+"""Bytes of address space beside three times the file: the interpreter's libraries and its threads."""
+
+
+class BinError(Exception):
+    """A checkpoint that is not read; the message says why."""
+
+
+def read_bin(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a checkpoint.
+
+    Raises:
+      BinError: no zip archive of PyTorch's, compressed, not only tensors, or tensors that share memory.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except (zipfile.BadZipFile, OSError, NotImplementedError, ValueError) as error:
+        raise BinError(f"cannot be read as a checkpoint of PyTorch (truncated?): {error}") from error
+    for member in members:
+        if member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size:
+            raise BinError(f"{member.filename} is compressed, expected an archive as torch.save writes it")
+    if sum(member.file_size for member in members) > path.stat().st_size:
+        raise BinError("its parts claim more bytes than the file has")
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (pickle.UnpicklingError, RuntimeError, ValueError, KeyError, EOFError, AttributeError, TypeError) as error:
+        raise BinError(f"is refused by PyTorch: {str(error).splitlines()[0]}") from error
+    if not isinstance(found, Mapping):
+        raise BinError(f"holds a {type(found).__name__}, expected tensors by their names")
+    for name, tensor in found.items():
+        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
+            raise BinError(f"holds {name!r}: {type(tensor).__name__}, expected tensors by their names")
+    return {name: tensor.detach().contiguous() for name, tensor in found.items()}
+
+
+def main() -> None:
+    """Command line, see the module; exits with 1 and one line for a file that is refused."""
+    path, folder = Path(sys.argv[1]), Path(sys.argv[2])
+    limit = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    most = limit + 3 * path.stat().st_size + ROOM
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    try:
+        save_file(read_bin(path), folder / "model.safetensors", metadata={"format": "pt"})
+    except (BinError, MemoryError, RuntimeError) as error:
+        print(f"{path}: {error}", file=sys.stderr)
+        raise SystemExit(1) from error
+
+
+if __name__ == "__main__":
+    main()
