@@ -8,8 +8,8 @@ SERVE ?= $(if $(shell command -v nvidia-smi),serve,serve-cpu)
 RELEASES ?= runs/vllm-releases
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-gpu compat lint bench bench-serving bench-training bench-signals continuation plan-all \
-  docs tiny-reasoner format clean
+.PHONY: help demo test test-gpu compat lint bench bench-serving bench-training bench-signals bench-certificate continuation \
+  plan-all docs tiny-reasoner format clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,6 +48,17 @@ bench-serving: $(VENV)/.demo-ready  ## Measure what the plug-in costs where no e
 
 bench-training: $(VENV)/.dev-ready  ## Measure a training step against speculators, and the memory of the attention
 	@$(BIN)/specexit bench-training configs/bench/training.yaml
+
+CERTIFICATE := runs/certificate
+bench-certificate: $(VENV)/.demo-ready  ## How often certificates are broken, drawn from 2 x 2,600 problems (needs `make demo`)
+	@$(BIN)/specexit collect target=tiny-reasoner split=test n=2600 temperature=0 out=$(CERTIFICATE)/greedy
+	@$(BIN)/specexit collect target=tiny-reasoner split=test n=2600 seed=1 temperature=0.6 top_p=0.95 top_k=20 \
+	  out=$(CERTIFICATE)/sampled
+	@for traces in greedy sampled; do for draft in draft draft-fc; do \
+	  test -e $(CERTIFICATE)/scores-$$traces-$$draft || $(BIN)/specexit score draft=runs/demo/$$draft \
+	    traces=$(CERTIFICATE)/$$traces out=$(CERTIFICATE)/scores-$$traces-$$draft || exit 1; \
+	done; done
+	@$(BIN)/specexit bench-certificate configs/bench/certificate.yaml
 
 bench-signals: $(VENV)/.demo-ready  ## Train the demo's draft with and without signals, three seeds (needs `make demo`)
 	@$(BIN)/specexit bench-signals configs/bench/signals.yaml

@@ -157,6 +157,12 @@ COMMANDS = {
         "specexit.bench.signals:bench_signals",
         "train",
     ),
+    "bench-certificate": Command(
+        "Evidence",
+        "Measure how often a certificate is broken, on samples of a population whose risk is known.",
+        "specexit.schemas.bench_certificate:BenchCertificateConfig",
+        "specexit.bench.certificate:bench_certificate",
+    ),
     "stand-in": Command(
         "Evidence",
         "Write a model of a real target's size that behaves as a small one, to measure times on.",

@@ -3,8 +3,11 @@
 import json
 
 import pytest
+import yaml
 
 from specexit.cli import run
+from specexit.data.rows import prompt_sha256
+from specexit.data.traces import write_traces
 from specexit.drafts.directory import read_config
 from specexit.drafts.policy import (
     Certificate,
@@ -16,6 +19,7 @@ from specexit.drafts.policy import (
     read_policy,
     write_policy,
 )
+from specexit.drafts.selection import SelectionError, selection_of
 from specexit.method.decision import Policy
 
 OLD_CERTIFICATE = {
@@ -152,3 +156,21 @@ def test_a_wrong_field_of_an_older_directory_is_named_as_it_stands_there(old_dra
     path.write_text(json.dumps(config))
     with pytest.raises(PolicyError, match=r"config\.json: field specexit\.policy\.patience is 0"):
         read_policy(old_draft)
+
+
+def test_the_prompts_that_chose_a_checkpoint_are_remembered(tmp_path, make_trace):
+    traces = [make_trace(id=str(i), prompt_ids=[i // 2]) for i in range(8)]
+    write_traces(tmp_path / "eval.parquet", traces)
+    config = {"eval_traces": str(tmp_path / "eval.parquet"), "evaluate_n": 6, "best_by": "cut"}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump({"config": config}))
+    found = selection_of(tmp_path)
+    assert found.by == "cut"
+    assert found.prompts == tuple(sorted(prompt_sha256(make_trace(prompt_ids=[i]))[:16] for i in range(3)))
+
+
+@pytest.mark.parametrize("config", [{"eval_traces": None}, {"eval_traces": "gone.parquet"}, None])
+def test_a_best_checkpoint_without_its_judges_is_refused(tmp_path, config):
+    fields = {"evaluate_n": None, "best_by": "auroc"} | (config or {})
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump({"config": fields} if config else {}))
+    with pytest.raises(SelectionError, match=r"run\.yaml: its best checkpoint was chosen on eval_traces"):
+        selection_of(tmp_path)

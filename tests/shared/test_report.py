@@ -13,6 +13,7 @@ from specexit.bench.comparison import Request, Run, summarise, write_requests
 from specexit.bench.results import Comparison, Oracle, Results, write_results
 from specexit.data.scores import Scores, write_scores
 from specexit.data.traces import Trace, write_traces
+from specexit.drafts.policy import Certificate, OperatingPoint, PolicyFile, write_policy
 from specexit.method.decision import Policy
 from specexit.method.simulate import Point, Simulation
 from specexit.report.charts import PALETTE
@@ -209,3 +210,20 @@ def test_an_evaluation_is_flattened(tmp_path: Path) -> None:
     path = tmp_path / "evaluation.json"
     path.write_text(json.dumps({"n": 3, "top1": [0.5, 0.25], "hard_boundaries": {"auroc": 0.98765}}))
     assert read_evaluation(path) == {"n": "3", "top1": "0.5, 0.25", "hard boundaries auroc": "0.9877"}
+
+
+def test_the_guarantee_is_said_of_problems_with_what_it_is_for(
+    bench: Path, trace: Trace, write_random_draft: Callable[..., Path]
+) -> None:
+    draft = write_random_draft(bench / "draft", "draft")
+    certificate = Certificate(
+        risk="answer_changed", epsilon=0.05, delta=0.1, n=390, errors=8, bound=0.03, data_sha256="0", n_unjudged=10
+    )
+    point = OperatingPoint(name="risk-0.05", policy=Policy(), certificate=certificate)
+    write_policy(draft, PolicyFile(default="risk-0.05", points=(point,)))
+    report(config(bench, draft=draft))
+    text = " ".join((bench / "report.html").read_text().split())
+    assert "calibrated on 390 other problems (8 of them wrong): with probability at least 90 %" in text
+    assert "the answer changes in at most 5.0 % of problems like these, decoded like these" in text
+    assert "counted on trial answers; 10 traces could not judge and were left out." in text
+    assert "of exits" not in text

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 
 from specexit.data.rows import Trace, can_judge, free_trials, prompt_sha256
 from specexit.drafts.policy import Risk
@@ -95,6 +95,10 @@ class Sample:
         """
         wrong = np.bincount(self._prompt_of, weights=errors_of(self.replay, outcome, risk), minlength=self.n)
         return (wrong + self._barred) / self._sizes
+
+    def per_prompt(self, values: Shaped[np.ndarray, " traces"]) -> Float[np.ndarray, " prompts"]:
+        """Sums over each prompt's traces that can judge."""
+        return np.bincount(self._prompt_of, weights=values, minlength=self.n)
 
     def play(self, policy: Policy, risk: Risk) -> Float[np.ndarray, " prompts"]:
         """`losses` of a policy."""

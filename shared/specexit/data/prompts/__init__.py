@@ -27,7 +27,7 @@ def split_prompts(split: str, n: int, seed: int = 0) -> list[Prompt]:
       ValueError: there is no such split.
     """
     problems = tiny.problems(split, n, seed=seed)
-    return [Prompt(f"{split}-{seed}-{i:05d}", p.question, str(p.answer)) for i, p in enumerate(problems)]
+    return [Prompt(f"{split}-{seed}-{i:05d}", p.question, str(p.answer), task=p.family) for i, p in enumerate(problems)]
 
 
 def read_prompts(

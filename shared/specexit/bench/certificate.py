@@ -1,0 +1,199 @@
+"""``specexit bench-certificate``: how often a certificate is broken, against a population whose risk is known.
+
+A few thousand prompts are taken as the whole population, so the true risk of every policy is a mean over them. From it
+calibration samples are drawn with replacement, each is certified as `specexit calibrate` would, and the risk of what
+was chosen is looked up. At most a share delta may be above epsilon. Beside it stands the naive pick: the boldest
+threshold whose *observed* risk is at most epsilon.
+
+`specexit.method.certify` is the procedure. A thousand draws of 189 policies are one matrix product here, and the tests
+hold the two together.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from itertools import product
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from specexit.config import revision, versions, write_text
+from specexit.data.scores import read_scores
+from specexit.data.traces import data_sha256, read_traces
+from specexit.drafts.policy import Risk
+from specexit.method.certify import Claim, required_n, share_p_value
+from specexit.method.decision import Policy
+from specexit.method.sample import Sample
+from specexit.method.simulate import VALIDITY_GRID
+from specexit.schemas.bench_certificate import BenchCertificateConfig
+
+POLICIES = tuple(Policy(thresholds={"validity": tau}) for tau in VALIDITY_GRID)
+
+
+@dataclass(frozen=True)
+class Population:
+    """Prompts whose losses under every policy are known."""
+
+    losses: Float[np.ndarray, "policies prompts"]
+    kept: Float[np.ndarray, "policies prompts"]
+    """Thinking tokens that each policy leaves."""
+    full: Float[np.ndarray, " prompts"]
+    """Thinking tokens of the whole traces."""
+    single: bool
+    group: Int[np.ndarray, " prompts"]
+    """Number of each prompt's group; all 0 where groups do not matter."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One setting; shares are of the draws."""
+
+    risk: str
+    epsilon: float
+    n: int
+    source: str
+    decoding: str
+    grouped: bool
+    violations: float
+    """A policy was certified whose true risk (of the worst group, if grouped) is above epsilon."""
+    naive: float
+    """The same of the boldest policy whose observed risk is at most epsilon."""
+    cut: float
+    """Mean over the draws of the population's thinking that the certified policy saves, 0 where there is none."""
+    certified: float
+    """A policy was certified at all."""
+
+
+def population(sample: Sample, risk: Risk) -> Population:
+    """Play every policy of the grid on a sample that is taken for the whole population."""
+    outcomes = [sample.replay.play(policy) for policy in POLICIES]
+    names = sorted(set(sample.prompts.groups or [""]))
+    return Population(
+        losses=np.stack([sample.losses(outcome, risk) for outcome in outcomes]),
+        kept=np.stack([sample.per_prompt(outcome.kept) for outcome in outcomes]),
+        full=sample.per_prompt(sample.replay.n_think),
+        single=sample.prompts.single,
+        group=np.array([names.index(name) for name in sample.prompts.groups or [""] * sample.n], np.int64),
+    )
+
+
+def measure(
+    people: Population, claim: Claim, drawn: Int[np.ndarray, "draws prompts"]
+) -> tuple[Int[np.ndarray, " draws"], Int[np.ndarray, " draws"]]:
+    """What is certified, and what the naive pick is, in each draw.
+
+    Args:
+      people: the population.
+      claim: what is to be shown.
+      drawn: how often each prompt was drawn.
+
+    Returns:
+      indices of the policies; -1 where there is none.
+    """
+    passes = np.ones((len(drawn), len(people.losses)), bool)
+    seems = passes.copy()
+    for group in np.unique(people.group):
+        rows = people.group == group
+        totals = drawn[:, rows] @ people.losses[:, rows].T
+        sizes = drawn[:, rows].sum(axis=1)
+        most = {int(n): _most(int(n), claim, single=people.single) for n in np.unique(sizes)}
+        # Sums of shares differ in their last bits with the order, and the limit is known to 1e-7.
+        passes &= totals <= np.array([most[n] for n in sizes.tolist()])[:, None] + 1e-6
+        seems &= totals <= claim.epsilon * sizes[:, None] + 1e-6
+    chosen = np.logical_and.accumulate(passes, axis=1).sum(axis=1) - 1
+    shortened = drawn @ (people.full - people.kept).T > 0
+    chosen[~shortened[np.arange(len(drawn)), chosen]] = -1
+    boldest = np.where(seems.any(axis=1), seems.shape[1] - 1 - seems[:, ::-1].argmax(axis=1), -1)
+    return chosen, boldest
+
+
+def _most(n: int, claim: Claim, *, single: bool) -> float:
+    """The largest sum of losses that is certified on ``n`` prompts; -1 where none is."""
+    if n < required_n(claim.epsilon, claim.delta):
+        return -1.0
+    low, high = 0.0, float(n)
+    while high - low > (1 if single else 1e-7):
+        middle = (low + high) // 2 if single else (low + high) / 2
+        passed = share_p_value(middle, n, claim, single=single) <= claim.delta
+        low, high = (middle, high) if passed else (low, middle)
+    return low
+
+
+def cell(people: Population, claim: Claim, n: int, draws: int, rng: np.random.Generator) -> dict[str, float]:
+    """Violations of both picks, and what ours cuts."""
+    size = people.losses.shape[1]
+    drawn = rng.multinomial(n, np.full(size, 1 / size), draws)
+    chosen, boldest = measure(people, claim, drawn)
+    groups = [people.losses[:, people.group == group].mean(axis=1) for group in np.unique(people.group)]
+    broken = np.append(np.max(groups, axis=0) > claim.epsilon, False)  # the last one stands for "none"
+    cuts = np.append(1 - people.kept.sum(axis=1) / people.full.sum(), 0.0)
+    return {
+        "violations": float(broken[chosen].mean()),
+        "naive": float(broken[boldest].mean()),
+        "cut": float(cuts[chosen].mean()),
+        "certified": float((chosen >= 0).mean()),
+    }
+
+
+def bench_certificate(config: BenchCertificateConfig) -> list[Cell]:
+    """Measure every cell, print the table and write it.
+
+    Raises:
+      TraceError, ScoreError, SampleError: a file is unreadable, or traces and scores do not belong together.
+    """
+    console, rng = Console(), np.random.default_rng(config.seed)
+    cells: list[Cell] = []
+    sizes: dict[str, Any] = {}
+    for decoding, path in config.traces.items():
+        traces = read_traces(path)
+        grouped = (False, True) if config.grouped and all(t.group or t.task for t in traces) else (False,)
+        for source, scores in config.scores[decoding].items():
+            signals = read_scores(scores).of(traces)
+            for by_group in grouped:
+                sample = Sample(traces, signals, grouped=by_group)
+                sizes[decoding] = {"prompts": sample.n, "traces": sample.n_traces, "unjudged": dict(sample.unjudged)}
+                sizes[decoding] |= {"data_sha256": data_sha256(path), "sampling": json.loads(traces[0].sampling)}
+                for risk in config.risks:
+                    people = population(sample, risk)
+                    todo = list(product(config.epsilon, config.n))
+                    what = f"{decoding}, {source}, {risk}"
+                    for epsilon, n in track(todo, what, console=console, disable=not console.is_terminal):
+                        found = cell(people, Claim(risk, epsilon, config.delta), n, config.draws, rng)
+                        cells.append(Cell(risk, epsilon, n, source, decoding, by_group, **found))
+    record = {
+        "delta": config.delta,
+        "draws": config.draws,
+        "population": sizes,
+        "cells": [asdict(cell) for cell in cells],
+        "definitions": {name: _definition(name) for name in ("violations", "naive", "cut", "certified")},
+        "versions": versions(),
+        "revision": revision(),
+    }
+    write_text(config.out, json.dumps(record, indent=1) + "\n")
+    console.print(_table(cells, config.delta))
+    return cells
+
+
+def _definition(name: str) -> str:
+    return {
+        "violations": "share of draws that certify a policy whose true risk is above epsilon",
+        "naive": "the same of the boldest policy whose observed risk is at most epsilon",
+        "cut": "thinking of the population that the certified policy saves, mean over draws, 0 where there is none",
+        "certified": "share of draws in which a policy is certified",
+    }[name]
+
+
+def _table(cells: list[Cell], delta: float) -> Table:
+    table = Table(title=f"violations may reach {delta:g} in a cell", title_justify="left")
+    for heading in ("risk", "ε", "n", "source", "decoding", "groups", "violations", "naive", "certified", "cut"):
+        table.add_column(heading)
+    for c in cells:
+        shares = [f"{100 * share:.1f} %" for share in (c.violations, c.naive, c.certified, c.cut)]
+        groups = "worst" if c.grouped else "together"
+        table.add_row(c.risk, f"{100 * c.epsilon:g} %", str(c.n), c.source, c.decoding, groups, *shares)
+    return table

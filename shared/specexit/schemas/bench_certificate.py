@@ -1,0 +1,36 @@
+"""Schema of ``specexit bench-certificate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from specexit.config import Config
+
+
+class BenchCertificateConfig(Config):
+    """How often a certificate is broken: calibration samples drawn from a population whose risk is known."""
+
+    traces: dict[str, Path] = Field(
+        min_length=1, description="decoding (greedy, sampled) -> traces of the population, from `collect`"
+    )
+    scores: dict[str, dict[str, Path]] = Field(
+        description="decoding -> source (draft, fc) -> signals of these traces, from `score`"
+    )
+    out: Path = Field(default=Path("runs/bench/certificate.json"), description="JSON file to write")
+    risks: tuple[Literal["answer_changed", "accuracy_lost"], ...] = ("answer_changed", "accuracy_lost")
+    epsilon: tuple[float, ...] = (0.01, 0.02, 0.05)
+    n: tuple[int, ...] = Field(default=(250, 500, 1000), description="prompts in a calibration sample")
+    delta: float = Field(default=0.1, gt=0, lt=1, description="probability with which a certificate may be broken")
+    draws: int = Field(default=1000, gt=0, description="calibration samples in a cell")
+    grouped: bool = Field(default=True, description="the worst group as well, where the prompts have groups")
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _scores_of_all(self) -> BenchCertificateConfig:
+        for decoding in self.traces:
+            if not self.scores.get(decoding):
+                raise ValueError(f"scores.{decoding} is missing, expected signals of traces.{decoding} by source")
+        return self

@@ -1,0 +1,121 @@
+"""``specexit bench-certificate``: a thousand draws at once are the same procedure, and what it certifies holds."""
+
+import json
+
+import numpy as np
+import pytest
+
+from specexit.bench.certificate import POLICIES, bench_certificate, measure, population
+from specexit.cli import run
+from specexit.data.rows import prompt_sha256
+from specexit.data.scores import Scores, key_of, write_scores
+from specexit.data.traces import write_traces
+from specexit.method.certify import CertificateError, Claim, certify
+from specexit.method.sample import Sample
+from specexit.schemas.bench_certificate import BenchCertificateConfig
+
+N = 300
+
+
+@pytest.fixture(scope="module")
+def people(make_trace):
+    """``people(samples)``: traces of 300 prompts in two tasks, and signals that are right more often than they say."""
+
+    def make(samples=1):
+        rng = np.random.default_rng(0)
+        traces, signals = [], []
+        for i in range(N):
+            for sample in range(samples):
+                validity = rng.beta(3, 1)
+                agrees = bool(rng.random() < validity ** (0.3 if i % 3 else 1))
+                trace = make_trace(
+                    id=f"p{i}",
+                    sample=sample,
+                    prompt_ids=[i],
+                    task="easy" if i % 3 else "hard",
+                    boundary_answers=["7" if agrees else "8", "7", "7"],
+                    boundary_agrees=[agrees, True, True],
+                )
+                values = np.full((10, 4), 0.01, np.float32)
+                values[3, 3] = validity
+                traces.append(trace)
+                signals.append(values)
+        return traces, signals
+
+    return make
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+@pytest.mark.parametrize("grouped", [False, True])
+def test_many_draws_at_once_are_certified_as_one_by_one(people, samples, grouped):
+    traces, signals = people(samples)
+    sample = Sample(traces, signals, grouped=grouped)
+    claim = Claim("answer_changed", 0.1, 0.1)
+    drawn = np.random.default_rng(1).multinomial(150, np.full(N, 1 / N), 6)
+    chosen, boldest = measure(population(sample, "answer_changed"), claim, drawn)
+    hashes = list(dict.fromkeys(map(prompt_sha256, traces)))
+    for counts, ours, naive in zip(drawn, chosen, boldest, strict=True):
+        copies = [
+            (
+                trace.__class__(
+                    **vars(trace) | {"id": f"{trace.id}-{copy}", "prompt_ids": [trace.prompt_ids[0], copy]}
+                ),
+                values,
+            )
+            for trace, values in zip(traces, signals, strict=True)
+            for copy in range(counts[hashes.index(prompt_sha256(trace))])
+        ]
+        alone = Sample([trace for trace, _ in copies], [values for _, values in copies], grouped=grouped)
+        losses = [alone.play(policy, "answer_changed") for policy in POLICIES]
+        try:
+            found = certify(alone, POLICIES, claim, losses)
+        except CertificateError:
+            found = None
+        assert ours == (-1 if found is None else found.index)
+        if not grouped:
+            assert naive == max(i for i, loss in enumerate(losses) if loss.mean() <= 0.1 + 1e-9)
+
+
+def test_the_file_has_every_cell_and_certificates_hold(people, tmp_path, capsys):
+    traces, signals = people()
+    write_traces(tmp_path / "traces.parquet", traces)
+    scores = Scores("draft", "0" * 64, {key_of(trace): values for trace, values in zip(traces, signals, strict=True)})
+    write_scores(tmp_path / "scores.parquet", scores)
+    arguments = [f"traces.greedy={tmp_path / 'traces.parquet'}", f"scores.greedy.draft={tmp_path / 'scores.parquet'}"]
+    arguments += [f"out={tmp_path / 'certificate.json'}", "epsilon=[0.1, 0.2]", "n=[100, 200]", "draws=300"]
+    run("bench-certificate", arguments)
+    written = json.loads((tmp_path / "certificate.json").read_text())
+    assert written["delta"] == 0.1
+    assert written["population"]["greedy"]["prompts"] == N
+    cells = written["cells"]
+    assert len(cells) == 2 * 2 * 2 * 2  # risks, epsilons, sizes, grouped or not
+    expected = {"risk", "epsilon", "n", "source", "decoding", "grouped", "violations", "naive", "cut", "certified"}
+    assert all(set(cell) == expected for cell in cells)
+    # At most delta by the theorem; three standard errors of 300 draws are 0.052.
+    assert max(cell["violations"] for cell in cells) <= 0.1 + 0.052
+    assert np.mean([cell["naive"] for cell in cells]) > 0.2
+    assert max(cell["cut"] for cell in cells) > 0.2
+    assert "naive" in capsys.readouterr().out
+
+
+def test_a_decoding_without_scores_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"scores\.sampled is missing"):
+        BenchCertificateConfig(traces={"sampled": tmp_path}, scores={})
+
+
+def test_the_same_seed_gives_the_same_cells(people, tmp_path):
+    traces, signals = people()
+    write_traces(tmp_path / "traces.parquet", traces)
+    scores = Scores("draft", "0" * 64, {key_of(trace): values for trace, values in zip(traces, signals, strict=True)})
+    write_scores(tmp_path / "scores.parquet", scores)
+    config = BenchCertificateConfig(
+        traces={"greedy": tmp_path / "traces.parquet"},
+        scores={"greedy": {"draft": tmp_path / "scores.parquet"}},
+        out=tmp_path / "certificate.json",
+        epsilon=(0.1,),
+        n=(100,),
+        draws=50,
+        risks=("answer_changed",),
+        grouped=False,
+    )
+    assert bench_certificate(config) == bench_certificate(config)
