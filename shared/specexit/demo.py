@@ -99,7 +99,7 @@ def stages(config: DemoConfig) -> list[Stage]:
         arguments = ["annotate", f"traces={traces / split}", f"out={labelled / split}"]
         out.append(Stage(f"find exit points: {split} split", arguments, labelled / split))
     packed = run / "packed"
-    arguments = ["pack", f"traces={labelled / 'draft'}", f"out={packed}", seed]
+    arguments = ["pack", f"traces={labelled / 'draft'}", f"out={packed}", "length=768", seed]
     out.append(Stage("pack training examples", arguments, packed))
     for suffix, steps in (("", size.steps), ("-fc", size.fc_steps)):
         train, draft = run / f"train{suffix}", run / f"draft{suffix}"

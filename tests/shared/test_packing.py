@@ -7,8 +7,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from specexit.data import packing
 from specexit.data.packing import PackError, check_target, pack, read_example, read_meta, write_example
-from specexit.data.sequences import TrainingSequence, assemble, best_fit, make_sequence
+from specexit.data.sequences import (
+    COLUMNS,
+    TraceArrays,
+    TrainingSequence,
+    arrays_of,
+    assemble,
+    best_fit,
+    make_sequence,
+)
+from specexit.data.stream import blocks, read_batches
 from specexit.data.traces import LabelledTrace, data_sha256, write_traces
 from specexit.method.labels import token_labels
 from specexit.method.signals import SIGNALS, column
@@ -143,14 +153,71 @@ def test_the_same_seed_gives_the_same_bytes(packed):
     assert sorted(r["tokens"].tolist() for r in rows) == sorted(r["tokens"].tolist() for r in shuffled)
 
 
-def test_long_traces_are_counted(make_trace, tmp_path):
+def test_a_row_holds_the_beginning_of_a_long_trace(make_trace, tmp_path):
     long = labelled(make_trace(id="long", answer_ids=[5] * 30))
     write_traces(tmp_path / "labelled" / "traces.parquet", [labelled(make_trace()), long])
     meta = pack(PackConfig(traces=tmp_path / "labelled", out=tmp_path / "packed", length=40))
-    assert (meta.traces, meta.dropped) == (1, 1)
-    with pytest.raises(PackError, match="the shortest trace has 16 tokens"):
-        pack(PackConfig(traces=tmp_path / "labelled", out=tmp_path / "none", length=15))
+    assert (meta.traces, meta.dropped, meta.cut) == (2, 0, 1)
+    assert (meta.tokens, meta.tokens_cut, meta.tokens_dropped) == (16 + 44, 4, 0)
+    row = next(example for example in read_all(tmp_path / "packed") if example["segment_ids"].sum() == 40)
+    whole = make_sequence(long, END)
+    for name in ("tokens", "loss_mask", "signal_labels", "signal_mask"):
+        if name != "tokens":  # the target has another end marker than END
+            np.testing.assert_array_equal(row[name], getattr(whole, name)[:40])
+    assert sum(meta.token_counts) == row["loss_mask"].sum() + 13
+
+
+def test_labels_of_a_cut_trace_are_those_of_the_whole(make_trace):
+    trace = labelled(make_trace())
+    whole, cut = make_sequence(trace, END), make_sequence(trace, END, length=6)
+    np.testing.assert_array_equal(cut.signal_labels, whole.signal_labels[:6])
+    assert cut.signal_labels[3, column("remaining")] == 6  # it counts down to an exit that is not in the row
+    assert len(make_sequence(trace, END, length=100)) == len(whole)
+
+
+def test_a_prompt_that_fills_a_row_is_counted(make_trace, tmp_path):
+    full = labelled(make_trace(id="full", prompt_ids=[1] * 12))
+    write_traces(tmp_path / "labelled" / "traces.parquet", [labelled(make_trace()), full])
+    meta = pack(PackConfig(traces=tmp_path / "labelled", out=tmp_path / "packed", length=12))
+    assert (meta.traces, meta.dropped, meta.tokens_dropped, meta.tokens_cut) == (1, 1, 25, 4)
+    with pytest.raises(PackError, match="no trace's prompt fits an example of 3 tokens, expected a greater length"):
+        pack(PackConfig(traces=tmp_path / "labelled", out=tmp_path / "none", length=3))
     assert not (tmp_path / "none").exists()
+
+
+def test_an_undecided_trial_gives_no_label(make_trace):
+    trace = labelled(make_trace(boundary_state=["undecided", "agrees", "agrees"]))
+    mask = make_sequence(trace, END).signal_mask[3:13]
+    assert mask[:, column("validity")].tolist() == [False] * 4 + [True] * 6
+    assert mask[:, column("confidence")].tolist() == [False] * 4 + [True] * 6
+    assert mask[:, [column("progress"), column("remaining")]].all()
+
+
+def test_arrays_of_a_batch_are_those_of_its_traces(make_trace, tmp_path):
+    states = ["untried", "undecided", "agrees"]
+    traces = [labelled(make_trace()), labelled(make_trace(id="b", prompt_ids=[], boundary_state=states), 4, 7)]
+    write_traces(tmp_path / "traces.parquet", traces)
+    [batch] = read_batches(tmp_path / "traces.parquet", LabelledTrace, COLUMNS)
+    for trace, found in zip(traces, arrays_of(batch.slice(0, 2)), strict=True):
+        for name, value in vars(TraceArrays.of(trace)).items():
+            np.testing.assert_array_equal(getattr(found, name), value)
+    [second] = arrays_of(batch.slice(1))  # of a part of a batch as well
+    assert second.decided.tolist() == [True, False, True]
+    assert second.prompt.tolist() == []
+
+
+def test_blocks_in_processes_give_the_same_bytes(make_trace, tmp_path, monkeypatch):
+    monkeypatch.setattr(packing, "blocks", lambda batches: blocks(batches, tokens=200))
+    traces = [labelled(make_trace(id=str(i), think_ids=[30 + i] * 10)) for i in range(150)]
+    write_traces(tmp_path / "labelled" / "traces.parquet", traces)
+    for workers in (1, 2):
+        out = tmp_path / f"packed{workers}"
+        pack(PackConfig(traces=tmp_path / "labelled", out=out, length=40, shards=2, workers=workers))
+    metas = [read_meta(tmp_path / f"packed{workers}") for workers in (1, 2)]
+    assert metas[0] == metas[1]
+    assert metas[0].traces == 150
+    for name in metas[0].shards:
+        assert (tmp_path / "packed1" / name).read_bytes() == (tmp_path / "packed2" / name).read_bytes()
 
 
 def test_the_output_folder_must_be_empty(packed):

@@ -11,25 +11,32 @@ import hashlib
 import io
 import json
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import pyarrow as pa
+from jaxtyping import Int
 from pydantic import Field, ValidationError
 from rich.console import Console
-from rich.progress import track
 
 from specexit.config import Config, save_run, write_text
-from specexit.data.sequences import Example, TrainingSequence, assemble, best_fit, make_sequence
-from specexit.data.traces import LabelledTrace, check_tokenizer, data_sha256, read_labelled, target_of, tokenizer_sha256
+from specexit.data.rows import LabelledTrace
+from specexit.data.sequences import COLUMNS, Example, arrays_of, assemble, best_fit, make_sequence
+from specexit.data.stream import blocks, deserialised, in_parallel, read_batches, shown
+from specexit.data.traces import check_tokenizer, data_sha256, target_of_file, tokenizer_sha256
 from specexit.errors import InputError
 from specexit.method.signals import NAMES
-from specexit.outputs import new_folder
+from specexit.outputs import new_folder, require_empty
 from specexit.schemas.pack import PackConfig
 from specexit.schemas.target import TargetConfig, save_target
 
 FORMAT_VERSION = 1
+DEFAULT_LENGTH = 8192
+"""Tokens in an example, unless the config says how many or the target takes fewer."""
 FIELDS = ("tokens", "segment_ids", "positions", "loss_mask", "signal_labels", "signal_mask")
 
 
@@ -45,7 +52,11 @@ class PackMeta(Config):
     length: int = Field(gt=0, description="tokens in an example")
     shards: dict[str, int] = Field(description="file name -> size in bytes")
     traces: int = Field(gt=0, description="traces in the examples")
-    dropped: int = Field(ge=0, description="traces that are longer than an example")
+    dropped: int = Field(ge=0, description="traces that are in no example, as their prompt alone fills one")
+    cut: int = Field(default=0, ge=0, description="traces of which an example holds the beginning only")
+    tokens: int = Field(default=0, ge=0, description="of all traces")
+    tokens_cut: int = Field(default=0, ge=0, description="of them, those behind the end of an example")
+    tokens_dropped: int = Field(default=0, ge=0, description="of them, those of dropped traces")
     fill: float = Field(gt=0, le=1, description="share of the examples' tokens that is not padding")
     signals: tuple[str, ...]
     exit_point: Literal["earliest", "stable"]
@@ -57,8 +68,33 @@ class PackMeta(Config):
     token_counts: tuple[int, ...] = Field(description="how often each token id of the target was generated")
 
 
+@dataclass
+class _Tally:
+    """What has been packed so far."""
+
+    rows: int = 0
+    used: int = 0
+    """Tokens in rows."""
+    traces: int = 0
+    cut: int = 0
+    tokens_cut: int = 0
+    dropped: int = 0
+    tokens_dropped: int = 0
+    counts: Int[np.ndarray, " vocab"] = field(default_factory=lambda: np.zeros(0, np.int64))
+    """How often each token was generated, in rows."""
+
+    def add(self, other: _Tally) -> None:
+        """Count another part's too."""
+        for name in ("rows", "used", "traces", "cut", "tokens_cut", "dropped", "tokens_dropped"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.counts = other.counts if not len(self.counts) else self.counts + other.counts
+
+
 def pack(config: PackConfig) -> PackMeta:
     """Pack the labelled traces of ``config.traces`` into the new folder ``config.out``.
+
+    Traces are read in blocks. A block is packed by itself, in a process of its own, and its rows are written in an
+    order drawn from the seed.
 
     Raises:
       TraceError: the traces cannot be used, or were written with another tokenizer.
@@ -66,72 +102,124 @@ def pack(config: PackConfig) -> PackMeta:
       PackError: no trace fits an example.
       FileExistsError: the output folder is not empty.
     """
-    traces = read_labelled(config.traces)
-    target = target_of(traces, config.target, config.traces)
+    require_empty(config.out)
+    target = target_of_file(config.traces, config.target)
     check_tokenizer(config.traces, target)
+    length = config.length or min(DEFAULT_LENGTH, target.max_model_len)
+    layout = Layout(
+        target.think_tokens().end,
+        config.exit_point,
+        config.truncate,
+        length,
+        config.seed,
+        int(target.hf_config()["vocab_size"]),
+    )
     with new_folder(config.out) as folder:
-        sequences = _sequences(config, traces, target)
-        bins = best_fit([len(sequence) for sequence in sequences], config.length)
-        order = np.random.default_rng(config.seed).permutation(len(bins))
         names = [f"examples-{i:05d}-of-{config.shards:05d}.array_record" for i in range(config.shards)]
-        for i, name in enumerate(names):
-            rows = [[sequences[item] for item in bins[number]] for number in order[i :: config.shards]]
-            _write_shard(folder / name, [assemble(row, config.length) for row in rows])
-        used = sum(map(len, sequences))
+        found = blocks(read_batches(config.traces, LabelledTrace, COLUMNS))
+        tally = _write_shards([folder / name for name in names], found, layout, config.workers)
+        if not tally.rows:
+            raise PackError(
+                f"{config.traces}: no trace's prompt fits an example of {length} tokens, expected a greater length"
+            )
         meta = PackMeta(
             format_version=FORMAT_VERSION,
-            n=len(bins),
-            length=config.length,
+            n=tally.rows,
+            length=length,
             shards={name: (folder / name).stat().st_size for name in names},
-            traces=len(sequences),
-            dropped=len(traces) - len(sequences),
-            fill=used / (len(bins) * config.length),
+            traces=tally.traces,
+            dropped=tally.dropped,
+            cut=tally.cut,
+            tokens=tally.used + tally.tokens_cut + tally.tokens_dropped,
+            tokens_cut=tally.tokens_cut,
+            tokens_dropped=tally.tokens_dropped,
+            fill=tally.used / (tally.rows * length),
             signals=NAMES,
             exit_point=config.exit_point,
             truncate=config.truncate,
             target=target.name,
             tokenizer_sha256=tokenizer_sha256(target),
             data_sha256=data_sha256(config.traces),
-            config_sha256=hashlib.sha256(config.model_dump_json(exclude={"traces", "out"}).encode()).hexdigest(),
-            token_counts=_token_counts(sequences, int(target.hf_config()["vocab_size"])),
+            config_sha256=hashlib.sha256(config.model_dump_json(exclude=NO_INFLUENCE).encode()).hexdigest(),
+            token_counts=tuple(tally.counts.tolist()),
         )
         write_text(folder / "meta.json", meta.model_dump_json(indent=2) + "\n")
         save_target(folder, target)
         save_run(config, folder)
-    Console(stderr=True).print(
-        f"{config.out}: {meta.traces} traces in {meta.n} examples of {meta.length} tokens, {meta.fill:.1%} full; "
-        f"{meta.dropped} traces were longer"
-    )
+    Console(stderr=True).print(_summary(config.out, meta), soft_wrap=True)
     return meta
 
 
-def _sequences(config: PackConfig, traces: Sequence[LabelledTrace], target: TargetConfig) -> list[TrainingSequence]:
-    """The traces as sequences, without those that are too long."""
-    end = target.think_tokens().end
-    console = Console(stderr=True)
-    shown = track(traces, "pack", console=console, disable=not console.is_terminal)
-    laid_out = [make_sequence(trace, end, config.exit_point, truncate=config.truncate) for trace in shown]
-    fitting = [sequence for sequence in laid_out if len(sequence) <= config.length]
-    if not fitting:
-        shortest = min(map(len, laid_out))
-        raise PackError(
-            f"{config.traces}: the shortest trace has {shortest} tokens, expected length to be at least that"
+NO_INFLUENCE = {"traces", "out", "workers"}
+"""Keys on which no example depends, but for the data that `data_sha256` stands for."""
+
+
+def _summary(folder: Path, meta: PackMeta) -> str:
+    lost = (meta.tokens_cut + meta.tokens_dropped) / meta.tokens
+    lines = [f"{folder}: {meta.traces} traces in {meta.n} examples of {meta.length} tokens, {meta.fill:.1%} full."]
+    lines += [f"{lost:.1%} of all tokens were left out:"] if lost else ["No token was left out."]
+    if meta.cut:
+        lines.append(
+            f"{meta.tokens_cut / meta.tokens:.1%} behind the end of a row, of {meta.cut} traces longer than one "
+            "(a greater length keeps them)"
         )
-    return fitting
+    if meta.dropped:
+        lines.append(f"{meta.tokens_dropped / meta.tokens:.1%} of {meta.dropped} traces whose prompt alone fills a row")
+    return " ".join(lines)
 
 
-def _token_counts(sequences: Sequence[TrainingSequence], vocab_size: int) -> tuple[int, ...]:
-    generated = np.concatenate([sequence.tokens[sequence.loss_mask] for sequence in sequences])
-    return tuple(np.bincount(generated, minlength=vocab_size).tolist())
+@dataclass(frozen=True)
+class Layout:
+    """How traces become rows."""
+
+    end: int
+    exit_point: Literal["earliest", "stable"]
+    truncate: bool
+    length: int
+    seed: int
+    vocab_size: int
 
 
-def _write_shard(path: Path, examples: Sequence[Example]) -> None:
+def _write_shards(
+    paths: Sequence[Path], found: Iterable[pa.RecordBatch], layout: Layout, workers: int | None
+) -> _Tally:
+    """Pack blocks and deal their rows to the shards in turn."""
     from array_record.python.array_record_module import ArrayRecordWriter
 
-    writer = ArrayRecordWriter(str(path), "group_size:1")
-    for example in examples:
-        writer.write(write_example(example))
-    writer.close()
+    writers = [ArrayRecordWriter(str(path), "group_size:1") for path in paths]
+    tally = _Tally()
+    for records, part in shown(in_parallel(partial(_pack_block, layout), found, workers), "pack", "blocks"):
+        for i, record in enumerate(records, start=tally.rows):
+            writers[i % len(writers)].write(record)
+        tally.add(part)
+    for writer in writers:
+        writer.close()
+    return tally
+
+
+def _pack_block(layout: Layout, number: int, block: bytes) -> tuple[list[bytes], _Tally]:
+    """Rows of one block, as records, in an order drawn from the seed and the block's number."""
+    sequences = []
+    part = _Tally(counts=np.zeros(layout.vocab_size, np.int64))
+    for trace in arrays_of(deserialised(block)):
+        sequence = make_sequence(trace, layout.end, layout.exit_point, truncate=layout.truncate)
+        over = len(sequence) - layout.length
+        if len(trace.prompt) >= layout.length:
+            part.dropped += 1
+            part.tokens_dropped += len(sequence)
+            continue
+        if over > 0:
+            part.cut += 1
+            part.tokens_cut += over
+            sequence = sequence.prefix(layout.length)
+        sequences.append(sequence)
+        part.counts += np.bincount(sequence.tokens[sequence.loss_mask], minlength=layout.vocab_size)
+    part.traces, part.used = len(sequences), sum(map(len, sequences))
+    bins = best_fit([len(sequence) for sequence in sequences], layout.length)
+    part.rows = len(bins)
+    order = np.random.default_rng([layout.seed, number]).permutation(len(bins))
+    rows = ([sequences[item] for item in bins[i]] for i in order)
+    return [write_example(assemble(row, layout.length)) for row in rows], part
 
 
 def write_example(example: Example) -> bytes:

@@ -11,9 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 from jaxtyping import Bool, Float, Int
 
-from specexit.data.traces import LabelledTrace
+from specexit.data.rows import LabelledTrace
+from specexit.data.stream import coded, values_of
 from specexit.method.labels import ExitKind, token_labels
 from specexit.method.signals import SIGNALS
 
@@ -35,9 +37,75 @@ class TrainingSequence:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    def prefix(self, length: int) -> TrainingSequence:
+        """The first ``length`` tokens, or all."""
+        return TrainingSequence(
+            self.tokens[:length], self.loss_mask[:length], self.signal_labels[:length], self.signal_mask[:length]
+        )
+
+
+@dataclass(frozen=True)
+class TraceArrays:
+    """What a training sequence is made of, without a Python object for each token."""
+
+    prompt: Int[np.ndarray, " _prompt"]
+    think: Int[np.ndarray, " _think"]
+    answer: Int[np.ndarray, " _answer"]
+    boundaries: Int[np.ndarray, " boundaries"]
+    agrees: Bool[np.ndarray, " boundaries"]
+    confidence: Float[np.ndarray, " boundaries"]
+    decided: Bool[np.ndarray, " boundaries"]
+    exit_earliest: int
+    exit_stable: int
+
+    @classmethod
+    def of(cls, trace: LabelledTrace) -> TraceArrays:
+        """The arrays of one trace."""
+        return cls(
+            *(np.array(ids, np.int32) for ids in (trace.prompt_ids, trace.think_ids, trace.answer_ids)),
+            boundaries=np.array(trace.boundaries, np.int64),
+            agrees=np.array(trace.boundary_agrees, bool),
+            confidence=np.array(trace.boundary_confidence, np.float32),
+            decided=np.array([state != "undecided" for state in trace.boundary_state], bool),
+            exit_earliest=trace.exit_earliest,
+            exit_stable=trace.exit_stable,
+        )
+
+
+COLUMNS = (
+    "prompt_ids",
+    "think_ids",
+    "answer_ids",
+    "boundaries",
+    "boundary_agrees",
+    "boundary_confidence",
+    "boundary_state",
+    "exit_earliest",
+    "exit_stable",
+)
+"""Columns of labelled traces that `arrays_of` reads."""
+
+
+def arrays_of(batch: pa.RecordBatch) -> list[TraceArrays]:
+    """The arrays of all traces of a batch."""
+    tokens = [values_of(batch[name], np.int32) for name in COLUMNS[:3]]
+    boundaries = values_of(batch["boundaries"], np.int64)
+    agrees = values_of(batch["boundary_agrees"], np.bool_)
+    confidence = values_of(batch["boundary_confidence"], np.float32)
+    codes, names = coded(batch["boundary_state"].flatten())
+    decided = np.isin(codes, [code for code, name in enumerate(names) if name == "undecided"], invert=True)
+    split = np.split(decided, np.cumsum([len(found) for found in boundaries])[:-1])
+    exits = [batch[name].to_pylist() for name in COLUMNS[-2:]]
+    return [TraceArrays(*row) for row in zip(*tokens, boundaries, agrees, confidence, split, *exits, strict=True)]
+
 
 def make_sequence(
-    trace: LabelledTrace, end: int, kind: ExitKind = "earliest", *, truncate: bool = False
+    trace: LabelledTrace | TraceArrays,
+    end: int,
+    kind: ExitKind = "earliest",
+    *,
+    truncate: bool = False,
+    length: int | None = None,
 ) -> TrainingSequence:
     """Lay a trace out.
 
@@ -47,17 +115,20 @@ def make_sequence(
       kind: which exit point the labels count down to.
       truncate: end the thinking there, marker and answer appended (the paper), in place of the whole trace with
         labels that are saturated behind it.
+      length: tokens to keep, from the first on; labels are those of the whole trace.
     """
-    exit_at = trace.exit_earliest if kind == "earliest" else trace.exit_stable
-    n_think, n_prompt = len(trace.think_ids), len(trace.prompt_ids)
-    labels, mask = token_labels(trace.boundaries, trace.boundary_agrees, trace.boundary_confidence, n_think, exit_at)
+    arrays = trace if isinstance(trace, TraceArrays) else TraceArrays.of(trace)
+    exit_at = arrays.exit_earliest if kind == "earliest" else arrays.exit_stable
+    n_think, n_prompt = len(arrays.think), len(arrays.prompt)
+    labels, mask = token_labels(arrays.boundaries, arrays.agrees, arrays.confidence, n_think, exit_at, arrays.decided)
     kept = exit_at if truncate else n_think
-    tokens = np.array([*trace.prompt_ids, *trace.think_ids[:kept], end, *trace.answer_ids], np.int32)
+    tokens = np.concatenate([arrays.prompt, arrays.think[:kept], [end], arrays.answer]).astype(np.int32)
     thinking = slice(n_prompt, n_prompt + kept)
     signal_labels = np.zeros((len(tokens), len(SIGNALS)), np.float32)
     signal_mask = np.zeros((len(tokens), len(SIGNALS)), bool)
     signal_labels[thinking], signal_mask[thinking] = labels[:kept], mask[:kept]
-    return TrainingSequence(tokens, np.arange(len(tokens)) >= n_prompt, signal_labels, signal_mask)
+    whole = TrainingSequence(tokens, np.arange(len(tokens)) >= n_prompt, signal_labels, signal_mask)
+    return whole if length is None else whole.prefix(length)
 
 
 def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,14 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from specexit.config import ConfigError
-from specexit.data.rows import ADDED, READABLE_VERSIONS, SCHEMA, SCHEMAS, STATES, LabelledTrace, Trace
-from specexit.errors import InputError
+from specexit.data.rows import SCHEMAS, LabelledTrace, Trace
+from specexit.data.stream import TraceError, read_batches, rows_of, trace_files
 from specexit.schemas.target import TargetConfig, find_target
-
-
-class TraceError(InputError):
-    """A trace file that cannot be used; the message names the file, the column and what was expected."""
-
 
 TraceT = TypeVar("TraceT", bound=Trace)
 
@@ -84,29 +78,47 @@ def target_of(traces: Sequence[Trace], given: str | None, *places: Path) -> Targ
       TraceError: they are of several targets.
       ConfigError: the target is unknown, or the one given is not theirs.
     """
-    names = sorted({trace.target for trace in traces})
+    return _target_named({trace.target for trace in traces}, given, *places)
+
+
+def _target_named(names: set[str], given: str | None, *places: Path) -> TargetConfig:
     if len(names) != 1:
-        raise TraceError(f"traces of several targets ({', '.join(names)}) are mixed, expected those of one")
-    target = find_target(given, *places, name=names[0])
-    if target.name != names[0]:
-        raise ConfigError(f"target is {target.name!r}, but the traces were written by {names[0]!r}")
+        raise TraceError(f"traces of several targets ({', '.join(sorted(names))}) are mixed, expected those of one")
+    [name] = names
+    target = find_target(given, *places, name=name)
+    if target.name != name:
+        raise ConfigError(f"target is {target.name!r}, but the traces were written by {name!r}")
     return target
 
 
-def target_named_in(path: Path) -> str:
-    """Name of the target that the first trace is of.
+def target_of_file(path: Path, given: str | None = None) -> TargetConfig:
+    """The target that wrote all traces of a file or folder; otherwise as `target_of`.
 
     Raises:
-      TraceError: nothing there, or it cannot be read.
+      TraceError: there are none, they cannot be read, or they are of several targets.
     """
-    file = _files(path)[0]
-    try:
-        names = pq.read_table(file, columns=["target"])["target"]
-    except (pa.ArrowException, OSError) as error:
-        raise TraceError(f"{file}: cannot be read as Parquet: {error}") from error
-    if not len(names):
-        raise TraceError(f"{file}: holds no traces")
-    return names[0].as_py()
+    return _target_named(_target_names(path), given, path)
+
+
+def target_named_in(path: Path) -> str:
+    """Name of the target that the traces are of.
+
+    Raises:
+      TraceError: there are none, they cannot be read, or they are of several targets.
+    """
+    names = _target_names(path)
+    if len(names) != 1:
+        raise TraceError(f"{path}: traces of several targets ({', '.join(sorted(names))}), expected those of one")
+    return names.pop()
+
+
+def _target_names(path: Path) -> set[str]:
+    names: set[str] = set()
+    for batch in read_batches(path, columns=["target"], rows=1 << 16):
+        names |= set(batch["target"].unique().to_pylist())
+    if not names:
+        raise TraceError(f"{path}: holds no traces")
+    return names
 
 
 def check_tokenizer(path: Path, target: TargetConfig) -> None:
@@ -116,7 +128,7 @@ def check_tokenizer(path: Path, target: TargetConfig) -> None:
       TraceError: they were written with another one, or cannot be read.
     """
     ours = tokenizer_sha256(target)
-    for file in _files(path):
+    for file in trace_files(path):
         try:
             theirs = (pq.read_schema(file).metadata or {}).get(TOKENIZER, ours.encode()).decode()
         except (pa.ArrowException, OSError) as error:
@@ -140,64 +152,15 @@ def data_sha256(path: Path) -> str:
       TraceError: nothing there.
     """
     digest = hashlib.sha256()
-    for file in _files(path):
-        digest.update(file.read_bytes())
+    for file in trace_files(path):
+        with file.open("rb") as opened:
+            while piece := opened.read(1 << 20):
+                digest.update(piece)
     return digest.hexdigest()
 
 
-def _files(path: Path) -> list[Path]:
-    files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
-    if not files or not files[0].exists():
-        raise TraceError(f"{path}: no trace file there")
-    return files
-
-
 def _read(path: Path, kind: type[TraceT]) -> list[TraceT]:
-    traces = [trace for file in _files(path) for trace in _read_file(file, kind)]
+    traces = [trace for batch in read_batches(path, kind) for trace in rows_of(batch, kind)]
     if not traces:
         raise TraceError(f"{path}: holds no traces")
     return traces
-
-
-def _read_file(file: Path, kind: type[TraceT]) -> Iterator[TraceT]:
-    schema = SCHEMAS[kind]
-    try:
-        table = pq.read_table(file)
-    except (pa.ArrowException, OSError) as error:
-        raise TraceError(f"{file}: cannot be read as Parquet: {error}") from error
-    version = (table.schema.metadata or {}).get(b"specexit.traces", b"none").decode()
-    if version not in READABLE_VERSIONS:
-        raise TraceError(f"{file}: trace schema version is {version}, expected {' or '.join(READABLE_VERSIONS)}")
-    expected = [field for field in schema if version != "1" or field.name not in ADDED]
-    for field in expected:
-        if field.name not in table.column_names:
-            hint = "" if field.name in SCHEMA.names else ", run specexit annotate first"
-            raise TraceError(f"{file}: column {field.name!r} ({field.type}) is missing{hint}")
-        found = table.schema.field(field.name).type
-        if found != field.type:
-            raise TraceError(f"{file}: column {field.name!r} has type {found}, expected {field.type}")
-    for row in table.select([field.name for field in expected]).to_pylist():
-        trace = kind(**row)
-        _check_boundaries(file, trace)
-        yield trace
-
-
-def _check_boundaries(file: Path, trace: Trace) -> None:
-    verdicts = ("answers", "agrees", "confidence", "state", "trial_tokens")
-    for name in (f"boundary_{verdict}" for verdict in verdicts):
-        if len(getattr(trace, name)) != len(trace.boundaries):
-            raise TraceError(
-                f"{file}: trace {trace.id!r} has {len(getattr(trace, name))} {name}, "
-                f"expected {len(trace.boundaries)} as it has boundaries"
-            )
-    edges = [0, *trace.boundaries]
-    if any(a >= b for a, b in pairwise(edges)) or edges[-1] > len(trace.think_ids):
-        raise TraceError(
-            f"{file}: trace {trace.id!r} has boundaries {trace.boundaries}, "
-            f"expected rising offsets within its {len(trace.think_ids)} thinking tokens"
-        )
-    for state in trace.boundary_state:
-        if state not in STATES:
-            raise TraceError(
-                f"{file}: trace {trace.id!r} has boundary_state {state!r}, expected one of {', '.join(STATES)}"
-            )

@@ -41,17 +41,18 @@ def exit_point(boundaries: Sequence[int], agrees: Sequence[bool], n_think: int, 
     return found
 
 
-def step_of(boundaries: Sequence[int], n_think: int) -> Int[np.ndarray, " time"]:
+def step_of(boundaries: Sequence[int] | Int[np.ndarray, " boundaries"], n_think: int) -> Int[np.ndarray, " time"]:
     """Index of the boundary that ends each token's step; ``len(boundaries)`` behind the last one."""
     return np.searchsorted(np.asarray(boundaries, np.int64), np.arange(1, n_think + 1), side="left")
 
 
 def token_labels(
-    boundaries: Sequence[int],
-    agrees: Sequence[bool],
-    confidence: Sequence[float],
+    boundaries: Sequence[int] | Int[np.ndarray, " boundaries"],
+    agrees: Sequence[bool] | Bool[np.ndarray, " boundaries"],
+    confidence: Sequence[float] | Float[np.ndarray, " boundaries"],
     n_think: int,
     exit_at: int,
+    decided: Sequence[bool] | Bool[np.ndarray, " boundaries"] | None = None,
 ) -> tuple[Float[np.ndarray, "time signals"], Bool[np.ndarray, "time signals"]]:
     r"""Labels of every thinking token, saturated behind the exit point.
 
@@ -62,10 +63,11 @@ def token_labels(
       boundaries, agrees, confidence: one entry per boundary.
       n_think: number of thinking tokens.
       exit_at: ``T*``, from `exit_point`.
+      decided: where the trial behind a boundary came to an end; everywhere by default.
 
     Returns:
       labels [n_think, signals], and a mask of those that exist: a token behind the last boundary has no trial answer,
-      hence neither validity nor confidence.
+      hence neither validity nor confidence, and no more has one whose step's trial is undecided.
     """
     labels = np.zeros((n_think, len(SIGNALS)), np.float32)
     mask = np.ones((n_think, len(SIGNALS)), bool)
@@ -74,7 +76,10 @@ def token_labels(
     labels[:, column("progress")] = np.minimum(used / exit_at, 1)
     step = step_of(boundaries, n_think)
     known = step < len(boundaries)
-    mask[:, [column("validity"), column("confidence")]] = known[:, None]
+    judged = known.copy()
+    if decided is not None:
+        judged[known] = np.asarray(decided, bool)[step[known]]
+    mask[:, [column("validity"), column("confidence")]] = judged[:, None]
     labels[known, column("validity")] = np.asarray(agrees, np.float32)[step[known]]
     labels[known, column("confidence")] = np.asarray(confidence, np.float32)[step[known]]
     return labels, mask

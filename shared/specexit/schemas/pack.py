@@ -18,10 +18,16 @@ class PackConfig(Config):
     target: str | None = Field(
         default=None, description="name or YAML file of the target; by default the name in the traces"
     )
-    length: int = Field(default=768, gt=0, description="tokens in an example; a longer trace is left out and counted")
+    length: int | None = Field(
+        default=None,
+        gt=0,
+        description="tokens in an example, which holds the beginning of a longer trace; by default 8192, or the "
+        "target's max_model_len where that is less",
+    )
     exit_point: Literal["earliest", "stable"] = Field(
         default="earliest", description="first boundary that agrees with the full answer, or from which on all agree"
     )
     truncate: bool = Field(default=False, description="end the thinking at the exit point, as the paper does")
     seed: int = Field(default=0, description="of the order of the examples")
     shards: int = Field(default=1, gt=0, description="files to spread the examples over")
+    workers: int | None = Field(default=None, gt=0, description="processes; by default one for each processor")

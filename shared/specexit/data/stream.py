@@ -1,0 +1,258 @@
+"""Trace files as Arrow record batches, checked: whatever their number, only a block of traces is in memory at once.
+
+Every batch has the columns of the newest schema, whichever version its file is of. `blocks` groups batches by tokens,
+and `in_parallel` gives blocks to processes and takes results back in their order.
+"""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jaxtyping import Bool, Int
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from specexit.data.rows import ADDED, READABLE_VERSIONS, SCHEMA, SCHEMAS, STATES, LabelledTrace, Trace
+from specexit.errors import InputError
+
+BATCH_ROWS = 64
+BLOCK_TOKENS = 2_000_000
+"""Thinking tokens of a block, about: its packed rows take 66 MB."""
+
+RowsT = TypeVar("RowsT")
+ResultT = TypeVar("ResultT")
+
+
+class TraceError(InputError):
+    """A trace file that cannot be used; the message names the file, the column and what was expected."""
+
+
+def trace_files(path: Path) -> list[Path]:
+    """The file, or all ``*.parquet`` files of a folder in the order of their names.
+
+    Raises:
+      TraceError: there is none.
+    """
+    files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+    if not files or not files[0].exists():
+        raise TraceError(f"{path}: no trace file there")
+    return files
+
+
+def read_batches(
+    path: Path, kind: type[Trace] = Trace, columns: Sequence[str] | None = None, rows: int = BATCH_ROWS
+) -> Iterator[pa.RecordBatch]:
+    """The traces of a file or folder, a few at a time.
+
+    Args:
+      path: file or folder.
+      kind: plain or labelled traces.
+      columns: those to read; all by default.
+      rows: of a batch at most.
+
+    Raises:
+      TraceError: nothing there, not Parquet, a column is missing or of another type, or a row contradicts itself.
+    """
+    wanted = SCHEMAS[kind].names if columns is None else [name for name in SCHEMAS[kind].names if name in columns]
+    for file in trace_files(path):
+        try:
+            # A row group may hold all of a file: it is read in pieces, not ahead.
+            with pq.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False) as opened:
+                present = _check_schema(file, opened.schema_arrow, kind)
+                reading = [name for name in wanted if name in present]
+                for batch in opened.iter_batches(rows, columns=reading, use_threads=False):
+                    full = _upgraded(batch, wanted)
+                    _check_rows(file, full)
+                    yield full
+        except (pa.ArrowException, OSError) as error:
+            raise TraceError(f"{file}: cannot be read as Parquet: {error}") from error
+
+
+def _check_schema(file: Path, found: pa.Schema, kind: type[Trace]) -> list[str]:
+    """Names of the columns that the file has to have."""
+    version = (found.metadata or {}).get(b"specexit.traces", b"none").decode()
+    if version not in READABLE_VERSIONS:
+        raise TraceError(f"{file}: trace schema version is {version}, expected {' or '.join(READABLE_VERSIONS)}")
+    expected = [field for field in SCHEMAS[kind] if version != "1" or field.name not in ADDED]
+    for field in expected:
+        if field.name not in found.names:
+            hint = "" if field.name in SCHEMA.names else ", run specexit annotate first"
+            raise TraceError(f"{file}: column {field.name!r} ({field.type}) is missing{hint}")
+        if found.field(field.name).type != field.type:
+            raise TraceError(
+                f"{file}: column {field.name!r} has type {found.field(field.name).type}, expected {field.type}"
+            )
+    return [field.name for field in expected]
+
+
+def _upgraded(batch: pa.RecordBatch, wanted: Sequence[str]) -> pa.RecordBatch:
+    """A batch with the columns that version 1 does not have, at their defaults."""
+    arrays = []
+    for name in wanted:
+        if name in batch.schema.names:
+            arrays.append(batch[name])
+            continue
+        field = LABELLED.field(name)
+        if name in ("boundary_state", "boundary_trial_tokens"):
+            agrees = batch["boundary_agrees"]
+            flat = agrees.flatten().to_numpy(zero_copy_only=False)
+            values = np.where(flat, "agrees", "differs") if name == "boundary_state" else np.zeros(len(flat), np.int32)
+            starts = np.concatenate([[0], np.cumsum(list_lengths(agrees))])
+            arrays.append(pa.ListArray.from_arrays(starts.astype(np.int32), pa.array(values, field.type.value_type)))
+        else:
+            default = Trace.__dataclass_fields__[name].default
+            arrays.append(pa.array([default] * len(batch), field.type))
+    return pa.RecordBatch.from_arrays(arrays, schema=pa.schema([LABELLED.field(name) for name in wanted]))
+
+
+LABELLED = SCHEMAS[LabelledTrace]
+_PER_BOUNDARY = tuple(name for name in SCHEMA.names if name.startswith("boundary_"))
+
+
+def list_lengths(column: pa.Array) -> Int[np.ndarray, " rows"]:
+    """Length of each list in a column."""
+    return np.diff(column.offsets.to_numpy().astype(np.int64))
+
+
+def coded(strings: pa.Array) -> tuple[Int[np.ndarray, " rows"], list[str]]:
+    """Strings as numbers, and what each number stands for."""
+    encoded = strings.dictionary_encode()
+    return encoded.indices.to_numpy(zero_copy_only=False), encoded.dictionary.to_pylist()
+
+
+def _check_rows(file: Path, batch: pa.RecordBatch) -> None:
+    """Check that the columns of boundaries belong together, with the first row that does not in the message."""
+    if "boundaries" not in batch.schema.names:
+        return
+    n = list_lengths(batch["boundaries"])
+    for name in (name for name in _PER_BOUNDARY if name in batch.schema.names):
+        lengths = list_lengths(batch[name])
+        if (bad := np.flatnonzero(lengths != n)).size:
+            raise TraceError(
+                f"{file}: trace {_id(batch, int(bad[0]))} has {lengths[bad[0]]} {name}, "
+                f"expected {n[bad[0]]} as it has boundaries"
+            )
+    if "think_ids" in batch.schema.names:
+        n_think = list_lengths(batch["think_ids"])
+        if (bad := np.flatnonzero(_out_of_order(batch["boundaries"], n, n_think))).size:
+            raise TraceError(
+                f"{file}: trace {_id(batch, int(bad[0]))} has boundaries {batch['boundaries'][int(bad[0])].as_py()}, "
+                f"expected rising offsets within its {n_think[bad[0]]} thinking tokens"
+            )
+    if "boundary_state" in batch.schema.names:
+        codes, names = coded(batch["boundary_state"].flatten())
+        if unknown := [code for code, name in enumerate(names) if name not in STATES]:
+            at = int(np.flatnonzero(np.isin(codes, unknown))[0])
+            row = int(np.searchsorted(np.cumsum(n), at, side="right"))
+            raise TraceError(
+                f"{file}: trace {_id(batch, row)} has boundary_state {names[codes[at]]!r}, "
+                f"expected one of {', '.join(STATES)}"
+            )
+
+
+def _id(batch: pa.RecordBatch, row: int) -> str:
+    return repr(batch["id"][row].as_py()) if "id" in batch.schema.names else f"number {row}"
+
+
+def _out_of_order(
+    boundaries: pa.Array, n: Int[np.ndarray, " rows"], n_think: Int[np.ndarray, " rows"]
+) -> Bool[np.ndarray, " rows"]:
+    """Whether a row's boundaries do not rise from 1 to at most its thinking tokens."""
+    flat = boundaries.flatten().to_numpy(zero_copy_only=False).astype(np.int64)
+    owner = np.repeat(np.arange(len(n)), n)
+    before = np.concatenate([[0], flat[:-1]])[: len(flat)]
+    first = np.concatenate([[True], owner[1:] != owner[:-1]])[: len(flat)]
+    wrong = (flat <= np.where(first, 0, before)) | (flat > n_think[owner])
+    return np.bincount(owner[wrong], minlength=len(n)) > 0
+
+
+def blocks(batches: Iterable[pa.RecordBatch], tokens: int = BLOCK_TOKENS) -> Iterator[pa.RecordBatch]:
+    """Batches put together to blocks of about so many thinking tokens, the last one smaller."""
+    held: list[pa.RecordBatch] = []
+    size = 0
+    for batch in batches:
+        held.append(batch)
+        size += int(list_lengths(batch["think_ids"]).sum())
+        if size >= tokens:
+            yield pa.concat_batches(held)
+            held, size = [], 0
+    if held:
+        yield pa.concat_batches(held)
+
+
+def values_of(column: pa.Array, dtype: type[np.generic]) -> list[np.ndarray]:
+    """The lists of a column as arrays, without a Python object for each value."""
+    flat = column.flatten().to_numpy(zero_copy_only=False).astype(dtype, copy=False)
+    return np.split(flat, np.cumsum(list_lengths(column))[:-1]) if len(column) else []
+
+
+def in_parallel(
+    function: Callable[[int, bytes], ResultT], items: Iterable[pa.RecordBatch], workers: int | None = None
+) -> Iterator[ResultT]:
+    """Results of a function of (number, `serialised` record batch), in their order.
+
+    With one worker, or a single item, it runs here. At most one item more than there are workers is under way, so
+    memory does not grow with the number of items.
+
+    Args:
+      function: importable, as it runs in processes of their own.
+      items: read while earlier ones are worked on.
+      workers: processes; by default one for each processor.
+    """
+    numbered = enumerate(map(serialised, items))
+    first_two = list(itertools.islice(numbered, 2))
+    tasks = itertools.chain(first_two, numbered)
+    n = workers or len(os.sched_getaffinity(0))
+    if n == 1 or len(first_two) < 2:
+        yield from itertools.starmap(function, tasks)
+        return
+    with ProcessPoolExecutor(n, multiprocessing.get_context("spawn")) as pool:
+        under_way: deque[Future[ResultT]] = deque()
+        try:
+            for task in tasks:
+                under_way.append(pool.submit(function, *task))
+                if len(under_way) > n:
+                    yield under_way.popleft().result()
+            while under_way:
+                yield under_way.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def shown(items: Iterable[ResultT], title: str, what: str) -> Iterator[ResultT]:
+    """The items, their number shown on a terminal as they come."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), SpinnerColumn(), TextColumn(f"{{task.completed}} {what}"))
+    with Progress(*columns, TimeElapsedColumn(), console=console, disable=not console.is_terminal) as progress:
+        yield from progress.track(items, total=None, description=title)
+
+
+def serialised(batch: pa.RecordBatch) -> bytes:
+    """A batch as an Arrow stream of its own."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    return sink.getvalue().to_pybytes()
+
+
+def deserialised(data: bytes) -> pa.RecordBatch:
+    """The batch of `serialised`."""
+    with pa.ipc.open_stream(pa.py_buffer(data)) as reader:
+        return reader.read_next_batch()
+
+
+def rows_of(batch: pa.RecordBatch, kind: Callable[..., RowsT]) -> Iterator[RowsT]:
+    """The rows of a batch as objects, one at a time."""
+    for i in range(len(batch)):
+        [row] = batch.slice(i, 1).to_pylist()
+        yield kind(**row)
