@@ -6,7 +6,8 @@ import random
 import pytest
 
 from specexit import tiny
-from specexit.data.annotate import annotate, hard_boundary, label, summarise
+from specexit.data.annotate import annotate, hard_boundary, label
+from specexit.data.summary import summarise
 from specexit.data.traces import Trace, TraceError, read_labelled, write_traces
 from specexit.schemas.annotate import AnnotateConfig
 from specexit.schemas.target import load_target_config

@@ -5,113 +5,136 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from functools import cache
-from typing import Any
+from functools import cache, partial
+from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 from specexit.config import save_run, write_text
-from specexit.data.answers import same_answer
-from specexit.data.traces import (
-    LabelledTrace,
-    Trace,
-    TraceError,
-    check_tokenizer,
-    read_traces,
-    target_of,
-    tokenizer_sha256,
-    write_traces,
-)
+from specexit.data.rows import LABELLED_SCHEMA, LabelledTrace, Trace
+from specexit.data.stream import TraceError, blocks, deserialised, in_parallel, read_batches, rows_of, serialised, shown
+from specexit.data.summary import Statistics, Tally, listed
+from specexit.data.traces import TOKENIZER, check_tokenizer, target_of_file, tokenizer_sha256
 from specexit.method.labels import exit_point
-from specexit.method.splits import Tokenizer
-from specexit.outputs import new_folder
+from specexit.method.splits import FastTokenizer, Tokenizer, load_tokenizer
+from specexit.outputs import new_folder, require_empty
+from specexit.report.traces import Example, example_of, traces_page
 from specexit.schemas.annotate import AnnotateConfig
 from specexit.schemas.target import save_target
 
-FRACTIONS = tuple(tenth / 10 for tenth in range(1, 11))
-"""Shares of a trace's thinking at which the oracle curve is read."""
+BLOCK_TOKENS = 500_000
+"""Thinking tokens of a block, about: the unit that a process labels."""
 
 
-@dataclass(frozen=True)
-class Ending:
-    """What thinking ends with when it is ended in one particular way, over all traces."""
+@dataclass
+class _Labelled:
+    """A labelled block."""
 
-    thinking_cut: float
-    """Share of all thinking tokens that is saved, pooled."""
-    thinking_tokens: float
-    """Mean tokens kept."""
-    agreement: float
-    """Share of traces with the full trace's answer."""
-    accuracy: float | None
-    """Share of traces with the right answer; None where no references are known."""
-
-
-@dataclass(frozen=True)
-class CurvePoint:
-    """The state of all traces after a share of their thinking."""
-
-    fraction: float
-    settled: float
-    """Share of traces whose earliest exit point has been passed."""
-    ending: Ending
-    """Ending at the last boundary by then, and at the first where none has come."""
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """What `annotate` says about a set of traces."""
-
-    n: int
-    """Labelled traces."""
-    dropped: dict[str, int]
-    """Traces that were left out, by reason."""
-    boundaries_per_trace: float
-    valid_boundaries: float | None
-    """Share that agrees, of the boundaries before the natural end."""
-    hard_boundaries: int
-    """Traces with a hard boundary, see `hard_boundary`."""
-    hard_valid: float | None
-    """Share of hard boundaries that agrees."""
-    full: Ending
-    """Thinking to the natural end."""
-    oracle_earliest: Ending
-    oracle_stable: Ending
-    first_boundary: Ending
-    hard_boundary: Ending
-    """Ending at the hard boundary; at the natural end where there is none."""
-    curve: list[CurvePoint]
+    rows: bytes
+    """The rows as an Arrow stream."""
+    tally: Tally
+    reasons: Counter[str]
+    examples: list[Example]
 
 
 def annotate(config: AnnotateConfig) -> Statistics:
-    """Label the traces of ``config.traces`` and write them, with statistics, into the new folder ``config.out``.
+    """Label the traces of ``config.traces`` and write them, statistics and a page of them into a new folder.
 
     Raises:
-      TraceError: the traces cannot be used, or none of them can be labelled.
+      TraceError: the traces cannot be used, none of them can be labelled, or their labels leave too little to cut.
       ConfigError: their target is unknown or not the one given.
       FileExistsError: the output folder is not empty.
     """
-    traces = read_traces(config.traces)
-    target = target_of(traces, config.target, config.traces)
+    require_empty(config.out)
+    target = target_of_file(config.traces, config.target)
     check_tokenizer(config.traces, target)
-    tokenizer = target.tokenizer()
+    tally, reasons, examples = Tally(), Counter(), []
     with new_folder(config.out) as folder:
-        reasons = Counter(drop_reason(trace) for trace in traces)
-        kept = [trace for trace in traces if drop_reason(trace) is None]
-        if not kept:
-            raise TraceError(f"{config.traces}: none of {len(traces)} traces can be labelled: {_listed(reasons)}")
-        labelled = [label(trace, tokenizer, config.answer_word) for trace in _progress(kept, "label")]
-        dropped = {reason: reasons[reason] for reason in DROP_REASONS}
-        statistics = summarise(labelled, dropped)
-        write_traces(folder / "traces.parquet", labelled, tokenizer_sha256(target))
+        metadata = {**(LABELLED_SCHEMA.metadata or {}), TOKENIZER: tokenizer_sha256(target).encode()}
+        schema = LABELLED_SCHEMA.with_metadata(metadata)
+        with pq.ParquetWriter(folder / "traces.parquet", schema, compression="zstd") as writer:
+            for block in _label_blocks(config, target.folder):
+                writer.write_batch(_with_schema(block.rows, schema))
+                tally.add(block.tally)
+                reasons.update(block.reasons)
+                examples += [e for e in block.examples if e.kind not in {known.kind for known in examples}]
+        if not tally.n:
+            total = reasons.total()
+            raise TraceError(
+                f"{config.traces}: none of {total} traces can be labelled: {listed(reasons, DROP_REASONS)}"
+            )
+        statistics = tally.statistics({reason: reasons[reason] for reason in DROP_REASONS})
+        _check_cut(config, statistics)
         write_text(folder / "statistics.json", json.dumps(asdict(statistics), indent=2) + "\n")
+        write_text(folder / "statistics.html", traces_page(target.name, statistics, examples))
         save_target(folder, target)
         save_run(config, folder)
     Console(stderr=True).print(_table(statistics))
     return statistics
+
+
+def _with_schema(rows: bytes, schema: pa.Schema) -> pa.RecordBatch:
+    batch = deserialised(rows)
+    return pa.RecordBatch.from_arrays(batch.columns, schema=schema)
+
+
+def _label_blocks(config: AnnotateConfig, model: Path) -> Iterator[_Labelled]:
+    found = blocks(read_batches(config.traces), BLOCK_TOKENS)
+    work = partial(_label_block, model, config.answer_word)
+    return shown(in_parallel(work, found, config.workers), "label", "blocks")
+
+
+@cache
+def _tokenizer(model: Path) -> FastTokenizer:
+    return load_tokenizer(model)
+
+
+def _label_block(model: Path, answer_word: str, number: int, block: bytes) -> _Labelled:
+    """Labels of one block; the token ids stay where they are, columns are put beside them."""
+    del number
+    batch, tokenizer = deserialised(block), _tokenizer(model)
+    tally, reasons = Tally(), Counter()
+    kept, labelled, examples = [], [], {}
+    for i, trace in enumerate(rows_of(batch, Trace)):
+        reason = drop_reason(trace)
+        if reason is not None:
+            reasons[reason] += 1
+            continue
+        one = label(trace, tokenizer, answer_word)
+        tally.count(one)
+        kept.append(i)
+        labelled.append((one.exit_earliest, one.exit_stable, one.hard_boundary))
+        example = example_of(one, tokenizer, examples)
+        if example is not None:
+            examples[example.kind] = example
+    columns = list(zip(*labelled, strict=True)) or [(), (), ()]
+    arrays = batch.take(pa.array(kept, pa.int64())).columns
+    arrays += [pa.array(column, pa.int32()) for column in columns]
+    return _Labelled(
+        serialised(pa.RecordBatch.from_arrays(arrays, schema=LABELLED_SCHEMA)), tally, reasons, [*examples.values()]
+    )
+
+
+def _check_cut(config: AnnotateConfig, statistics: Statistics) -> None:
+    """Refuse labels from which nothing can be learnt.
+
+    Raises:
+      TraceError: an ideal exit would save less than ``least_cut``.
+    """
+    cut = statistics.oracle_earliest.thinking_cut
+    if cut >= config.least_cut:
+        return
+    raise TraceError(
+        f"{config.traces}: an ideal exit would cut {cut:.2%} of the thinking, expected at least least_cut="
+        f"{config.least_cut:g}: of {statistics.trials} trials {statistics.undecided} were cut off and "
+        f"{statistics.valid_boundaries or 0:.1%} of the boundaries agree. Trial answers that are never finished "
+        "(trial.*.max_tokens, trial.*.text of the target) or never found (answer_kind) look like this"
+    )
 
 
 DROP_REASONS = ("unfinished", "no answer", "no boundary")
@@ -147,7 +170,7 @@ def hard_boundary(trace: Trace, tokenizer: Tokenizer, answer_word: str) -> int |
         if boundary == len(trace.think_ids):
             return None
         step = tokenizer.decode(trace.think_ids[start:boundary])
-        if answer is not None and answer_word.lower() in step.lower() and _contains(step, answer):
+        if answer is not None and answer in step and answer_word.lower() in step.lower() and _contains(step, answer):
             return i
         start = boundary
     return None
@@ -158,82 +181,8 @@ def _contains(text: str, answer: str) -> bool:
     return re.search(rf"(?<!\w)(?<!\d\.){re.escape(answer)}(?!\w)(?!\.\d)", text) is not None
 
 
-def summarise(traces: Sequence[LabelledTrace], dropped: dict[str, int]) -> Statistics:
-    """Statistics of labelled traces."""
-    same = cache(same_answer)
-
-    def ending(offset_of: Callable[[LabelledTrace], int]) -> Ending:
-        offsets = [offset_of(trace) for trace in traces]
-        answers = [_answer_at(trace, offset) for trace, offset in zip(traces, offsets, strict=True)]
-        right = [same(a, t.reference) for a, t in zip(answers, traces, strict=True) if t.reference is not None]
-        return Ending(
-            thinking_cut=1 - sum(offsets) / sum(len(trace.think_ids) for trace in traces),
-            thinking_tokens=sum(offsets) / len(traces),
-            agreement=sum(same(a, t.answer) for a, t in zip(answers, traces, strict=True)) / len(traces),
-            accuracy=_mean(right),
-        )
-
-    early = [
-        agrees
-        for trace in traces
-        for boundary, agrees in zip(trace.boundaries, trace.boundary_agrees, strict=True)
-        if boundary < len(trace.think_ids)
-    ]
-    hard = [trace.boundary_agrees[trace.hard_boundary] for trace in traces if trace.hard_boundary is not None]
-    curve = [
-        CurvePoint(
-            fraction,
-            settled=sum(t.exit_earliest <= fraction * len(t.think_ids) for t in traces) / len(traces),
-            ending=ending(lambda trace, fraction=fraction: _last_boundary(trace, fraction)),
-        )
-        for fraction in _progress(FRACTIONS, "oracle curve")
-    ]
-    return Statistics(
-        n=len(traces),
-        dropped=dropped,
-        boundaries_per_trace=sum(len(trace.boundaries) for trace in traces) / len(traces),
-        valid_boundaries=_mean(early),
-        hard_boundaries=len(hard),
-        hard_valid=_mean(hard),
-        full=ending(lambda trace: len(trace.think_ids)),
-        oracle_earliest=ending(lambda trace: trace.exit_earliest),
-        oracle_stable=ending(lambda trace: trace.exit_stable),
-        first_boundary=ending(lambda trace: trace.boundaries[0]),
-        hard_boundary=ending(_hard_offset),
-        curve=curve,
-    )
-
-
-def _hard_offset(trace: LabelledTrace) -> int:
-    return len(trace.think_ids) if trace.hard_boundary is None else trace.boundaries[trace.hard_boundary]
-
-
-def _last_boundary(trace: LabelledTrace, fraction: float) -> int:
-    by_then = [boundary for boundary in trace.boundaries if boundary <= fraction * len(trace.think_ids)]
-    return by_then[-1] if by_then else trace.boundaries[0]
-
-
-def _answer_at(trace: LabelledTrace, offset: int) -> str | None:
-    if offset == len(trace.think_ids):
-        return trace.answer
-    return trace.boundary_answers[trace.boundaries.index(offset)]
-
-
-def _mean(values: Sequence[bool]) -> float | None:
-    return sum(values) / len(values) if values else None
-
-
-def _progress(items: Sequence[Any], title: str) -> Any:
-    console = Console(stderr=True)
-    return track(items, title, console=console, disable=not console.is_terminal)
-
-
-def _listed(reasons: Counter) -> str:
-    return ", ".join(f"{reasons[reason]} {reason}" for reason in DROP_REASONS)
-
-
 def _table(statistics: Statistics) -> Table:
-    table = Table(title=f"{statistics.n} traces, left out: {_listed(Counter(statistics.dropped))}")
+    table = Table(title=f"{statistics.n} traces, left out: {listed(statistics.dropped, DROP_REASONS)}")
     table.add_column("thinking ends at")
     for column in ("thinking cut", "thinking tokens", "agreement", "accuracy"):
         table.add_column(column, justify="right")

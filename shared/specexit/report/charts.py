@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Float
 
 from specexit.bench.results import BASELINE, Results
+from specexit.data.summary import CurvePoint
 from specexit.method.decision import Policy
 from specexit.method.signals import NAMES, SIGNALS, column
 from specexit.method.simulate import Simulation
@@ -126,6 +127,30 @@ def signals_chart(
         bottom.set_ylabel("tokens left")
         bottom.set_xlabel("thinking token")
         figure.legend(loc="outside lower center", ncols=4, frameon=False)
+        return _svg(figure)
+
+
+def oracle_chart(curve: Sequence[CurvePoint]) -> str:
+    """What holds of all traces after a share of their thinking: settled, the full trace's answer, the right answer."""
+    lines = {
+        "exit point passed": [point.settled for point in curve],
+        "the full trace's answer": [point.ending.agreement for point in curve],
+    }
+    right = [point.ending.accuracy for point in curve]
+    if None not in right:
+        lines["the right answer"] = [share for share in right if share is not None]
+    with _figure(8.0, 3.6) as figure:
+        axes = figure.subplots()
+        fractions = [100 * point.fraction for point in curve]
+        for (name, shares), color in zip(lines.items(), ("c2", "c1", "c3"), strict=False):
+            values = [100 * share for share in shares]
+            axes.plot(fractions, values, color=PALETTE[color], marker="o", ms=4, lw=1.4, label=name)
+        axes.set_xlabel("share of the thinking that has been written, %")
+        axes.set_ylabel("traces, %")
+        axes.set_xlim(0, 102)
+        axes.set_ylim(-2, 102)
+        axes.grid(color=PALETTE["faint"], alpha=0.25, lw=0.6)
+        figure.legend(loc="outside lower center", ncols=3, frameon=False)
         return _svg(figure)
 
 

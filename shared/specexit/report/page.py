@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
@@ -25,6 +25,9 @@ from specexit.method.simulate import Simulation
 from specexit.report.charts import accuracy_chart, signals_chart, training_charts
 from specexit.schemas.report import ReportConfig
 from specexit.schemas.target import TargetConfig, find_target
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 EMBEDDED_NOTE = (
     "The tiny reasoner's overthinking is installed, not emergent: the generator of its training data writes up to six "
@@ -111,19 +114,24 @@ def report(config: ReportConfig) -> None:
     write_text(config.out, render(page))
 
 
-def render(page: Page) -> str:
-    """The HTML text."""
+def environment() -> Environment:
+    """The templates, with the filters that they share."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    environment = Environment(
+    found = Environment(
         loader=PackageLoader("specexit.report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": _percent, "points": _points, "interval": _interval}
-    return environment.get_template("report.html.j2").render(page=page, results=page.results)
+    found.filters |= {"percent": _percent, "points": _points, "interval": _interval}
+    return found
+
+
+def render(page: Page) -> str:
+    """The HTML text."""
+    return environment().get_template("report.html.j2").render(page=page, results=page.results)
 
 
 def _percent(share: float, digits: int = 1) -> str:

@@ -22,3 +22,7 @@ class AnnotateConfig(Config):
         min_length=1,
         description="a step that contains this word and its own trial answer states an answer",
     )
+    least_cut: float = Field(
+        default=0.001, ge=0, le=1, description="refuse traces of whose thinking an ideal exit would cut less"
+    )
+    workers: int | None = Field(default=None, gt=0, description="processes; by default one for each processor")

@@ -1,0 +1,315 @@
+"""What a set of labelled traces says about a target's thinking, counted block by block.
+
+A `Tally` counts traces; two tallies add up to the tally of both, so that blocks can be counted in processes of their own.
+`statistics` turns one into shares.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, fields
+
+import numpy as np
+
+from specexit.data.answers import same_answer
+from specexit.data.rows import LabelledTrace, free_trials, prompt_sha256
+
+FRACTIONS = tuple(tenth / 10 for tenth in range(1, 11))
+"""Shares of a trace's thinking at which the oracle curve is read."""
+
+NO_TASK = "all"
+"""Task of traces that name none."""
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What thinking ends with when it is ended in one particular way, over all traces."""
+
+    thinking_cut: float
+    """Share of all thinking tokens that is saved, pooled."""
+    thinking_tokens: float
+    """Mean tokens kept."""
+    agreement: float
+    """Share of traces with the full trace's answer."""
+    accuracy: float | None
+    """Share of traces with the right answer; None where no references are known."""
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """The state of all traces after a share of their thinking."""
+
+    fraction: float
+    settled: float
+    """Share of traces whose earliest exit point has been passed."""
+    ending: Ending
+    """Ending at the last boundary by then, and at the first where none has come."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Traces of one task, or of one range of lengths."""
+
+    n: int
+    thinking_tokens: float
+    """Mean."""
+    redundant: float
+    """Share of the thinking tokens behind the earliest exit point, pooled."""
+    redundant_stable: float
+    """Behind the point from which on all boundaries agree."""
+    at_once: float
+    """Share of traces whose first boundary has the answer already, for good."""
+    never: float
+    """Share of traces that have the answer for good at their natural end only."""
+    wavering: float
+    """Share of traces that have the answer, lose it, and find it again."""
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What `annotate` says about a set of traces."""
+
+    n: int
+    """Labelled traces."""
+    prompts: int
+    """Different prompts among them."""
+    dropped: dict[str, int]
+    """Traces that were left out, by reason."""
+    boundaries_per_trace: float
+    valid_boundaries: float | None
+    """Share that agrees, of the boundaries before the natural end."""
+    hard_boundaries: int
+    """Traces with a hard boundary, see `specexit.data.annotate.hard_boundary`."""
+    hard_valid: float | None
+    """Share of hard boundaries that agrees."""
+    thinking_tokens: int
+    """Of all traces."""
+    trials: int
+    """Boundaries that were tried."""
+    undecided: int
+    """Of them, those whose trial was cut off."""
+    trial_tokens: int
+    """Generated for trials, where it is known."""
+    free_trials: int
+    """Boundaries where the whole answer was written too, nothing forced, and both came to an end."""
+    free_same: float | None
+    """Share of them with the forced trial's verdict."""
+    lengths: dict[str, int]
+    """Thinking tokens of a trace: the shortest, quantiles, the longest."""
+    whole: Part
+    by_task: dict[str, Part]
+    by_length: dict[str, Part]
+    """By ranges of thinking tokens."""
+    full: Ending
+    """Thinking to the natural end."""
+    oracle_earliest: Ending
+    oracle_stable: Ending
+    first_boundary: Ending
+    hard_boundary: Ending
+    """Ending at the hard boundary; at the natural end where there is none."""
+    curve: list[CurvePoint]
+
+
+@dataclass
+class _Sums:
+    """Base of what adds up field by field."""
+
+    def add(self, other: _Sums) -> None:
+        for entry in fields(self):
+            setattr(self, entry.name, getattr(self, entry.name) + getattr(other, entry.name))
+
+
+@dataclass
+class _EndingSums(_Sums):
+    kept: int = 0
+    agree: int = 0
+    right: int = 0
+    known: int = 0
+
+
+@dataclass
+class _PartSums(_Sums):
+    n: int = 0
+    thinking: int = 0
+    redundant: int = 0
+    redundant_stable: int = 0
+    at_once: int = 0
+    never: int = 0
+    wavering: int = 0
+
+    def shares(self) -> Part:
+        rest = (self.redundant, self.redundant_stable)
+        counts = (self.at_once, self.never, self.wavering)
+        return Part(self.n, self.thinking / self.n, *(x / self.thinking for x in rest), *(x / self.n for x in counts))
+
+
+@dataclass
+class Tally:
+    """Counts of labelled traces."""
+
+    n: int = 0
+    counts: Counter[str] = field(default_factory=Counter)
+    endings: dict[str, _EndingSums] = field(default_factory=dict)
+    parts: dict[tuple[str, str], _PartSums] = field(default_factory=dict)
+    settled: Counter[float] = field(default_factory=Counter)
+    lengths: list[int] = field(default_factory=list)
+    prompts: set[bytes] = field(default_factory=set)
+
+    def count(self, trace: LabelledTrace) -> None:
+        """Count one trace."""
+        n_think = len(trace.think_ids)
+        self.n += 1
+        self.lengths.append(n_think)
+        self.prompts.add(bytes.fromhex(prompt_sha256(trace)[:32]))
+        self._count_boundaries(trace)
+        self._count_part("whole", "", trace)
+        self._count_part("task", trace.task or NO_TASK, trace)
+        self._count_part("length", length_range(n_think), trace)
+        ends = {
+            "full": None,
+            "oracle_earliest": _index(trace, trace.exit_earliest),
+            "oracle_stable": _index(trace, trace.exit_stable),
+            "first_boundary": 0,
+            "hard_boundary": trace.hard_boundary,
+        }
+        for name, index in ends.items():
+            self._count_ending(name, trace, index)
+        for fraction in FRACTIONS:
+            by_then = bisect_right(trace.boundaries, fraction * n_think)
+            self._count_ending(f"curve {fraction}", trace, max(by_then - 1, 0))
+            self.settled[fraction] += trace.exit_earliest <= fraction * n_think
+
+    def _count_boundaries(self, trace: LabelledTrace) -> None:
+        early = bisect_right(trace.boundaries, len(trace.think_ids) - 1)
+        free = [trial.same for trial in free_trials(trace) if trial.same is not None]
+        hard = trace.hard_boundary
+        self.counts.update(
+            boundaries=len(trace.boundaries),
+            early=early,
+            early_agree=sum(trace.boundary_agrees[:early]),
+            hard=hard is not None,
+            hard_agree=hard is not None and trace.boundary_agrees[hard],
+            untried=trace.boundary_state.count("untried"),
+            undecided=trace.boundary_state.count("undecided"),
+            trial_tokens=sum(trace.boundary_trial_tokens),
+            free=len(free),
+            free_same=sum(free),
+        )
+
+    def _count_part(self, axis: str, name: str, trace: LabelledTrace) -> None:
+        part = self.parts.setdefault((axis, name), _PartSums())
+        n_think = len(trace.think_ids)
+        part.n += 1
+        part.thinking += n_think
+        part.redundant += n_think - trace.exit_earliest
+        part.redundant_stable += n_think - trace.exit_stable
+        part.at_once += trace.exit_stable == trace.boundaries[0] < n_think
+        part.never += trace.exit_stable == n_think
+        part.wavering += trace.exit_earliest < trace.exit_stable
+
+    def _count_ending(self, name: str, trace: LabelledTrace, index: int | None) -> None:
+        sums = self.endings.setdefault(name, _EndingSums())
+        if index is not None and trace.boundaries[index] == len(trace.think_ids):
+            index = None  # the natural end has the full trace's answer, whatever a trial there says
+        sums.kept += len(trace.think_ids) if index is None else trace.boundaries[index]
+        agrees = index is None or trace.boundary_agrees[index]
+        sums.agree += agrees
+        if trace.reference is not None:
+            sums.known += 1
+            sums.right += _is_right(trace, None if agrees else index)
+
+    def add(self, other: Tally) -> None:
+        """Count another tally's traces too."""
+        self.n += other.n
+        self.counts.update(other.counts)
+        self.settled.update(other.settled)
+        self.lengths += other.lengths
+        self.prompts |= other.prompts
+        for mine, theirs in ((self.endings, other.endings), (self.parts, other.parts)):
+            for key, sums in theirs.items():
+                mine.setdefault(key, type(sums)()).add(sums)  # pyright: ignore[reportArgumentType]
+
+    def statistics(self, dropped: dict[str, int]) -> Statistics:
+        """Shares of what was counted; at least one trace must have been."""
+        counts = self.counts
+        lengths = np.quantile(self.lengths, (0, 0.1, 0.5, 0.9, 1), method="nearest")
+        return Statistics(
+            n=self.n,
+            prompts=len(self.prompts),
+            dropped=dropped,
+            boundaries_per_trace=counts["boundaries"] / self.n,
+            valid_boundaries=_share(counts["early_agree"], counts["early"]),
+            hard_boundaries=counts["hard"],
+            hard_valid=_share(counts["hard_agree"], counts["hard"]),
+            thinking_tokens=sum(self.lengths),
+            trials=counts["boundaries"] - counts["untried"],
+            undecided=counts["undecided"],
+            trial_tokens=counts["trial_tokens"],
+            free_trials=counts["free"],
+            free_same=_share(counts["free_same"], counts["free"]),
+            lengths=dict(zip(("shortest", "p10", "median", "p90", "longest"), map(int, lengths), strict=True)),
+            whole=self.parts["whole", ""].shares(),
+            by_task=self._parts("task"),
+            by_length=self._parts("length"),
+            full=self._ending("full"),
+            oracle_earliest=self._ending("oracle_earliest"),
+            oracle_stable=self._ending("oracle_stable"),
+            first_boundary=self._ending("first_boundary"),
+            hard_boundary=self._ending("hard_boundary"),
+            curve=[CurvePoint(f, self.settled[f] / self.n, self._ending(f"curve {f}")) for f in FRACTIONS],
+        )
+
+    def _parts(self, axis: str) -> dict[str, Part]:
+        found = [(name, sums) for (kind, name), sums in self.parts.items() if kind == axis]
+        by_size = sorted(found, key=lambda item: item[1].thinking / item[1].n)
+        return {name: sums.shares() for name, sums in by_size}
+
+    def _ending(self, name: str) -> Ending:
+        sums, total = self.endings[name], sum(self.lengths)
+        return Ending(1 - sums.kept / total, sums.kept / self.n, sums.agree / self.n, _share(sums.right, sums.known))
+
+
+def summarise(traces: Iterable[LabelledTrace], dropped: dict[str, int]) -> Statistics:
+    """Statistics of labelled traces, at least one."""
+    tally = Tally()
+    for trace in traces:
+        tally.count(trace)
+    return tally.statistics(dropped)
+
+
+def length_range(n: int) -> str:
+    """The range between two powers of two that a length lies in.
+
+    Example:
+      >>> length_range(100), length_range(128), length_range(5000)
+      ('64 to 127', '128 to 255', '4096 to 8191')
+    """
+    low = 1 << (max(n, 1).bit_length() - 1)
+    return f"{low} to {2 * low - 1}"
+
+
+def _index(trace: LabelledTrace, offset: int) -> int | None:
+    """Of the boundary at an offset; None for the natural end."""
+    return None if offset == len(trace.think_ids) else bisect_right(trace.boundaries, offset) - 1
+
+
+def _is_right(trace: LabelledTrace, index: int | None) -> bool:
+    """Whether the answer at a boundary is right, or at None the full trace's."""
+    if index is None:
+        return (
+            trace.correct
+            if trace.correct is not None
+            else same_answer(trace.answer, trace.reference, trace.answer_kind)
+        )
+    return same_answer(trace.boundary_answers[index], trace.reference, trace.answer_kind)
+
+
+def _share(part: int, whole: int) -> float | None:
+    return part / whole if whole else None
+
+
+def listed(counts: dict[str, int], reasons: Sequence[str]) -> str:
+    """Counts by reason as one line."""
+    return ", ".join(f"{counts.get(reason, 0)} {reason}" for reason in reasons)
