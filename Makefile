@@ -8,8 +8,8 @@ SERVE ?= $(if $(shell command -v nvidia-smi),serve,serve-cpu)
 RELEASES ?= runs/vllm-releases
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-gpu compat lint bench bench-serving bench-training bench-signals bench-certificate continuation \
-  plan-all docs tiny-reasoner format clean
+.PHONY: help demo test test-gpu compat lint bench bench-data bench-serving bench-training bench-signals \
+  bench-certificate continuation plan-all docs tiny-reasoner format clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ bench: $(VENV)/.demo-ready  ## Measure the methods again on the draft that `make
 
 bench-serving: $(VENV)/.demo-ready  ## Measure what the plug-in costs where no exit fires, on the draft of `make demo`
 	@$(BIN)/specexit bench-serving configs/bench/serving.yaml
+
+bench-data: $(VENV)/.demo-ready  ## Measure annotate and pack on a generated corpus (TRACES=20000 for the large one)
+	@$(BIN)/specexit bench-data configs/bench/data.yaml $(if $(TRACES),traces=$(TRACES))
 
 bench-training: $(VENV)/.dev-ready  ## Measure a training step against speculators, and the memory of the attention
 	@$(BIN)/specexit bench-training configs/bench/training.yaml

@@ -143,6 +143,13 @@ COMMANDS = {
         "torch_specexit.bench_serving:bench_serving",
         "serve",
     ),
+    "bench-data": Command(
+        "Evidence",
+        "Measure annotate and pack on a generated corpus: speed, memory, tokens that rows lose.",
+        "specexit.schemas.bench_data:BenchDataConfig",
+        "specexit.bench.data:bench_data",
+        "train",
+    ),
     "bench-training": Command(
         "Evidence",
         "Measure a training step against speculators', the independent peer, on the same cores.",

@@ -144,3 +144,98 @@ def test_the_output_folder_must_be_empty(think, tmp_path):
     with pytest.raises(FileExistsError, match="output folder is not empty"):
         annotate(AnnotateConfig(traces=tmp_path / "traces", out=tmp_path / "traces"))
     assert [path.name for path in (tmp_path / "traces").iterdir()] == ["traces.parquet"]
+
+
+def test_blocks_in_processes_give_the_same_labels(think, tmp_path, monkeypatch):
+    monkeypatch.setattr("specexit.data.annotate.BLOCK_TOKENS", 60)
+    traces = [
+        think(("One.", "1"), ("The answer is 2.", "2"), (f"Step {i}.", "2"), reference="2", id=str(i))
+        for i in range(150)
+    ]
+    for name, part in (("a", traces[:70]), ("b", traces[70:])):
+        write_traces(tmp_path / "traces" / f"{name}.parquet", part)
+    found = {}
+    for workers in (1, 2):
+        out = tmp_path / f"labelled{workers}"
+        found[workers] = annotate(AnnotateConfig(traces=tmp_path / "traces", out=out, workers=workers))
+    assert found[1] == found[2]
+    assert read_labelled(tmp_path / "labelled1") == read_labelled(tmp_path / "labelled2")
+    tokenizer = load_target_config("tiny-reasoner").tokenizer()
+    expected = [label(trace, tokenizer, "answer") for trace in traces]
+    assert read_labelled(tmp_path / "labelled1") == expected
+    assert found[1] == summarise(expected, {"unfinished": 0, "no answer": 0, "no boundary": 0})
+
+
+def test_parts_by_task_and_length(think, make_trace, tokenizer):
+    at_once = think(("The answer is 2.", "2"), ("y.", "2"), ("z.", "2"))
+    wavering = think(("x.", "2"), ("y.", "3"), ("z.", "2"), ("w.", "2"))
+    never = think(("x.", "1"), ("z.", "2"))
+    tasks = ("sums", "sums", None)
+    traces = [
+        label(make_trace(**vars(trace) | {"task": task, "prompt_ids": [1] * n}), tokenizer, "answer")
+        for trace, task, n in zip((at_once, wavering, never), tasks, (1, 1, 2), strict=True)
+    ]
+    statistics = summarise(traces, {})
+    assert statistics.prompts == 2  # two are samples of one prompt
+    sums, other = statistics.by_task["sums"], statistics.by_task["all"]
+    assert (sums.n, sums.at_once, sums.wavering, sums.never) == (2, 0.5, 0.5, 0)
+    assert (other.n, other.at_once, other.wavering, other.never, other.redundant) == (1, 0, 0, 1, 0)
+    thinking = sum(len(trace.think_ids) for trace in traces[:2])
+    assert sums.redundant == pytest.approx(1 - (at_once.boundaries[0] + wavering.boundaries[0]) / thinking)
+    assert sums.redundant_stable == pytest.approx(1 - (at_once.boundaries[0] + wavering.boundaries[2]) / thinking)
+    assert sum(part.n for part in statistics.by_length.values()) == statistics.whole.n == 3
+    assert statistics.lengths["shortest"] == len(never.think_ids)
+
+
+def test_undecided_and_free_trials_are_counted(make_trace, tokenizer):
+    free = [
+        {"boundary": 0, "answer": "7", "same": True, "tokens": 5},
+        {"boundary": 1, "answer": "8", "same": False, "tokens": 5},
+        {"boundary": 2, "answer": None, "same": None, "tokens": 9},
+    ]
+    trace = make_trace(
+        boundary_state=["undecided", "untried", "agrees"],
+        boundary_trial_tokens=[24, 0, 6],
+        trial=json.dumps({"free": free}),
+    )
+    statistics = summarise([label(trace, tokenizer, "answer")], {})
+    assert (statistics.trials, statistics.undecided, statistics.trial_tokens) == (2, 1, 30)
+    assert (statistics.free_trials, statistics.free_same) == (2, 0.5)
+
+
+def test_the_page_can_be_read_alone(think, tmp_path):
+    traces = [
+        think(("The answer is 2.", "2"), ("<b>y & z</b>", "2"), ("z.", "2"), reference="2", id="early"),
+        think(("x.", "2"), ("y.", "3"), ("z.", "2"), ("w.", "2"), id="wavering"),
+    ]
+    write_traces(tmp_path / "traces" / "traces.parquet", traces)
+    annotate(AnnotateConfig(traces=tmp_path / "traces", out=tmp_path / "labelled"))
+    page = (tmp_path / "labelled" / "statistics.html").read_text()
+    for text in ("settle at once", "never settle", "change after having settled", "undecided trials", "By task"):
+        assert text in page
+    assert "&lt;b&gt;y &amp; z&lt;/b&gt;" in page
+    assert "<script" not in page
+    assert "http" not in page.replace("http://www.w3.org", "")
+
+
+def test_labels_that_leave_nothing_to_cut_are_refused(think, tmp_path):
+    trace = think(("x.", None), ("y.", None), ("z.", "2"))
+    write_traces(tmp_path / "traces" / "traces.parquet", [trace])
+    config = AnnotateConfig(traces=tmp_path / "traces", out=tmp_path / "labelled")
+    with pytest.raises(
+        TraceError, match=r"an ideal exit would cut 0.00% .* at least least_cut=0.001: of 3 trials 0 were"
+    ):
+        annotate(config)
+    assert not (tmp_path / "labelled").exists()
+    assert annotate(config.model_copy(update={"least_cut": 0.0})).oracle_earliest.thinking_cut == 0
+
+
+def test_a_file_that_is_damaged_in_the_middle_leaves_nothing(think, tmp_path):
+    trace = think(("The answer is 2.", "2"), ("z.", "2"))
+    file = tmp_path / "traces" / "traces.parquet"
+    write_traces(file, [trace] * 100)
+    data = file.read_bytes()
+    file.write_bytes(data[:100] + bytes(len(data) // 3) + data[100 + len(data) // 3 :])
+    with pytest.raises(TraceError, match=r"traces\.parquet: cannot be read as Parquet"):
+        annotate(AnnotateConfig(traces=tmp_path / "traces", out=tmp_path / "labelled"))
+    assert [path.name for path in tmp_path.iterdir()] == ["traces"]

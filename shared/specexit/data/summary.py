@@ -1,6 +1,6 @@
 """What a set of labelled traces says about a target's thinking, counted block by block.
 
-A `Tally` counts traces; two tallies add up to the tally of both, so that blocks can be counted in processes of their own.
+A `Tally` counts traces; two tallies add up to that of both, so that blocks can be counted in processes of their own.
 `statistics` turns one into shares.
 """
 

@@ -1,0 +1,50 @@
+"""The corpus of `make bench-data`, and what annotate and pack do with it."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+
+from specexit.bench.data import bench_data, generate, memory_of_tree
+from specexit.data.stream import list_lengths
+from specexit.schemas.bench_data import BenchDataConfig
+from specexit.schemas.target import load_target_config
+
+TRACES = int(os.environ.get("SPECEXIT_BENCH_TRACES", "1000"))
+"""`make bench-data TRACES=20000` is the large form by hand."""
+
+
+def test_lengths_are_those_of_a_real_corpus():
+    config = BenchDataConfig(out="unused", target="tiny-reasoner", traces=2000, longest=32768)
+    batches = list(generate(config, load_target_config("tiny-reasoner")))
+    lengths = np.concatenate([list_lengths(batch["think_ids"]) for batch in batches])
+    assert len(lengths) == 2000
+    # A mean of 2,000 draws is off by 8 % once in 15,000 times; those above the longest are cut.
+    assert 0.88 * 8192 < lengths.mean() < 1.08 * 8192
+    assert lengths.max() <= 32768
+    boundaries = np.concatenate([list_lengths(batch["boundaries"]) for batch in batches])
+    assert lengths.sum() / boundaries.sum() == pytest.approx(50, rel=0.05)
+
+
+@pytest.mark.slow
+def test_tokens_lost_and_memory(tmp_path):
+    """Speed is for `make bench-data` on a quiet machine; what rows lose and what commands hold is the same anywhere."""
+    out = tmp_path / "data.json"
+    result = bench_data(BenchDataConfig(out=out, target="tiny-reasoner", traces=TRACES))
+    assert json.loads(out.read_text()) == result
+    commands = result["commands"]
+    assert list(commands) == ["annotate", "pack 8192", "pack 16384"]
+    assert 0.2 < commands["pack 8192"]["lost"] <= 0.35
+    assert 0.05 < commands["pack 16384"]["lost"] <= 0.15
+    for row in commands.values():
+        assert row["tokens_per_second"] > 0
+        assert 0.05 < row["peak_gib"] <= 1.5
+    assert [path.name for path in tmp_path.iterdir()] == ["data.json"]
+
+
+def test_memory_of_a_process_and_its_children():
+    held = memory_of_tree(os.getpid())
+    block = np.ones(64 << 20, np.uint8)
+    assert memory_of_tree(os.getpid()) - held > 0.9 * block.nbytes
+    assert memory_of_tree(1 << 30) == 0  # nobody there
