@@ -93,6 +93,9 @@ class Attention(nn.Module):
         k, v = (part.repeat_interleave(shared, dim=1) for part in (k, self._split(self.v_proj(x), self.kv)))
         cache.append((k, v))
 
+        if len(cache) == 1:  # no buffer of [rows, rows]
+            mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.dim**-0.5)
+            return self.o_proj(mixed.transpose(1, 2).reshape(batch, rows, -1))
         (first_k, first_v), later = cache[0], cache[1:]
         seen: Bool[Tensor, "rows rows"] = torch.ones(rows, rows, dtype=torch.bool, device=x.device).tril()
         scores = [(q @ first_k.transpose(-1, -2)).masked_fill(~seen, -torch.inf)]
@@ -236,6 +239,17 @@ class Draft(nn.Module):
             first = y if first is None else first
             logits.append(self.lm_head(y)[:, : rows - step])
         return DraftOutput(logits, self._signals(fused, first))
+
+    def signals(
+        self, tokens: Int[Tensor, "batch time"], aux: Float[Tensor, "batch time aux_hidden"]
+    ) -> Float[Tensor, "batch time signals"] | None:
+        """Raw signals as in `DraftOutput`, without the logits that nobody reads: [batch, time, vocab] is 2 GB for 16k
+        tokens and 32,000 words."""
+        fused = self.fc(self._normed(aux))
+        if self.signal_head is None:
+            return self._signals(fused, None)
+        h = fused[:, : tokens.shape[1] - 1, : self.config.hidden_size]
+        return self._signals(fused, self.norm(self.midlayer(F.embedding(tokens[:, 1:], self.embedding), h, [])))
 
     def _normed(self, aux: Float[Tensor, "batch time aux_hidden"]) -> Float[Tensor, "batch time aux_hidden"]:
         """What ``fc`` reads: the aux hidden states, in drafts that were trained so behind a norm."""

@@ -22,14 +22,22 @@ class TargetFeatures:
       target: the model.
       layers: layer ids to read, in the order in which they are concatenated.
       dtype: of weights and activations.
+      device: where they are.
     """
 
-    def __init__(self, target: TargetConfig, layers: tuple[int, ...], *, dtype: torch.dtype = torch.float32):
+    def __init__(
+        self,
+        target: TargetConfig,
+        layers: tuple[int, ...],
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: str = "cpu",
+    ):
         from transformers import AutoModel
         from transformers.utils import logging
 
         logging.disable_progress_bar()  # it is drawn without a terminal too
-        self.model = AutoModel.from_pretrained(target.folder, dtype=dtype, local_files_only=True).eval()
+        self.model = AutoModel.from_pretrained(target.folder, dtype=dtype, local_files_only=True).eval().to(device)
         self.layers = layers
         self._stream: dict[int, Tensor] = {}
         decoder = self.model.layers

@@ -1,22 +1,24 @@
 """``specexit score``: run target and draft over collected traces and keep the signals of every thinking token.
 
-These are the values that serving would judge by: a trace is one greedy text, and the signals at a token depend on the
-text before it alone. `simulate` and `calibrate` work from the file this writes.
+These are the values that serving would judge by: the signals at a token depend on the text before it alone. `simulate`
+and `calibrate` work from the file this writes. Traces are read in blocks, so that their number costs no memory.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 import torch
-from jaxtyping import Float
-from rich.console import Console
-from rich.progress import Progress
+from jaxtyping import Float, Int
 
 from specexit.config import save_run
-from specexit.data.scores import Scores, draft_sha256, key_of, write_scores
-from specexit.data.traces import Trace, read_traces
+from specexit.data.rows import Trace
+from specexit.data.scores import ScoreWriter, draft_sha256, sample_key
+from specexit.data.stream import TraceError, blocks, read_batches, shown, values_of
+from specexit.data.traces import check_tokenizer
 from specexit.drafts.directory import DraftConfig, DraftError, check_target, read_config
 from specexit.method.signals import activate
 from specexit.outputs import new_folder, require_empty
@@ -25,77 +27,104 @@ from specexit.schemas.target import TargetConfig, find_target
 from torch_specexit.draft import Draft
 from torch_specexit.features import TargetFeatures
 
+BLOCK_TOKENS = 1_000_000
+"""Thinking tokens, about, among which traces of like length are put into one batch."""
 
-def score(config: ScoreConfig) -> Scores:
+
+@dataclass(frozen=True)
+class Text:
+    """What is scored of a trace."""
+
+    key: str
+    prompt: Int[np.ndarray, " _prompt"]
+    think: Int[np.ndarray, " _think"]
+
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.think)
+
+
+def score(config: ScoreConfig) -> int:
     """Score traces with a draft and write ``scores.parquet`` and ``run.yaml``.
+
+    Returns:
+      How many traces there are.
 
     Raises:
       DraftError: the draft is unusable, plain, or made for another target.
-      TraceError: the traces are unreadable.
+      TraceError: the traces are unreadable, there are none, or they are of another tokenizer.
       FileExistsError: the output folder is not empty.
     """
     require_empty(config.out)
-    draft_config, traces = read_config(config.draft), read_traces(config.traces)
+    draft_config = read_config(config.draft)
     if draft_config.specexit is None:
         raise DraftError(f"{config.draft / 'config.json'}: no specexit block, so this draft has no signals to score")
     target = find_target(config.target, config.draft, config.traces, name=draft_config.specexit.target)
+    check_tokenizer(config.traces, target)
     features, draft = load_pair(config, target, draft_config)
-    found: dict[str, np.ndarray] = {}
-    console = Console()
-    with Progress(console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task("score", total=len(traces))
-        for batch in batches(traces, config.batch_tokens):
-            found |= zip(map(key_of, batch), map(activate, raw_signals(features, draft, batch)), strict=True)
-            progress.advance(task, len(batch))
-    scores = Scores(
-        draft_config.specexit.source,
-        draft_sha256(config.draft),
-        {key_of(trace): found[key_of(trace)] for trace in traces},
-    )
+    found = blocks(read_batches(config.traces, Trace, ("id", "sample", "prompt_ids", "think_ids")), BLOCK_TOKENS)
+    n = 0
     with new_folder(config.out) as folder:
-        write_scores(folder / "scores.parquet", scores)
+        sha256 = draft_sha256(config.draft)
+        with ScoreWriter(folder / "scores.parquet", draft_config.specexit.source, sha256) as writer:
+            texts = (text for block in found for text in score_block(block, features, draft, config.batch_tokens))
+            for key, signals in shown(texts, "score", "traces"):
+                writer.write(key, signals)
+                n += 1
+        if not n:
+            raise TraceError(f"{config.traces}: holds no traces")
         save_run(config, folder)
-    return scores
+    return n
 
 
 def load_pair(config: ScoreConfig, target: TargetConfig, draft_config: DraftConfig) -> tuple[TargetFeatures, Draft]:
-    """Load target and draft in float32.
+    """Load target and draft: on a GPU, where there is one, in the target's dtype, else in float32.
 
     Raises:
       DraftError: see `Draft.load`; also where the two do not belong together.
     """
     check_target(draft_config, config.draft, target.hf_config(), target.name)
-    features = TargetFeatures(target, draft_config.eagle_aux_hidden_state_layer_ids)
-    return features, Draft.load(config.draft, features.embedding)
+    device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    name = config.dtype or ("float32" if device == "cpu" else target.dtype)
+    layers = draft_config.eagle_aux_hidden_state_layer_ids
+    features = TargetFeatures(target, layers, dtype=getattr(torch, name), device=device)
+    return features, Draft.load(config.draft, features.embedding).to(device)
 
 
-def batches(traces: Sequence[Trace], tokens: int) -> Iterator[list[Trace]]:
-    """Cut traces, sorted by length, into batches of at most ``tokens`` padded tokens (or of one trace)."""
-    batch: list[Trace] = []
-    for trace in sorted(traces, key=_length):
-        if batch and (len(batch) + 1) * _length(trace) > tokens:
+def score_block(
+    block: pa.RecordBatch, features: TargetFeatures, draft: Draft, batch_tokens: int
+) -> Iterator[tuple[str, Float[np.ndarray, "_think signals"]]]:
+    """Key and signals of the traces of a block, in their order."""
+    ids, samples = block["id"].to_pylist(), block["sample"].to_pylist()
+    tokens = (values_of(block[name], np.int64) for name in ("prompt_ids", "think_ids"))
+    texts = [Text(sample_key(*row[:2]), *row[2:]) for row in zip(ids, samples, *tokens, strict=True)]
+    found: dict[str, np.ndarray] = {}
+    for batch in batches(texts, batch_tokens):
+        found |= zip((text.key for text in batch), map(activate, raw_signals(features, draft, batch)), strict=True)
+    yield from ((text.key, found[text.key]) for text in texts)
+
+
+def batches(texts: Sequence[Text], tokens: int) -> Iterator[list[Text]]:
+    """Cut texts, sorted by length, into batches of at most ``tokens`` padded tokens (or of one text)."""
+    batch: list[Text] = []
+    for text in sorted(texts, key=len):
+        if batch and (len(batch) + 1) * len(text) > tokens:
             yield batch
             batch = []
-        batch.append(trace)
+        batch.append(text)
     if batch:
         yield batch
 
 
-def _length(trace: Trace) -> int:
-    return len(trace.prompt_ids) + len(trace.think_ids)
-
-
 @torch.inference_mode()
 def raw_signals(
-    features: TargetFeatures, draft: Draft, batch: Sequence[Trace]
+    features: TargetFeatures, draft: Draft, batch: Sequence[Text]
 ) -> list[Float[np.ndarray, "_think signals"]]:
-    """Raw signals of each trace's thinking tokens, before the activation."""
-    tokens = torch.zeros(len(batch), max(map(_length, batch)), dtype=torch.long)
-    for row, trace in zip(tokens, batch, strict=True):
-        row[: _length(trace)] = torch.tensor(trace.prompt_ids + trace.think_ids)
-    raw = draft(tokens, features(tokens)).raw_signals
+    """Raw signals of each text's thinking tokens, before the activation."""
+    tokens = torch.zeros(len(batch), max(map(len, batch)), dtype=torch.long)
+    for row, text in zip(tokens, batch, strict=True):
+        row[: len(text)] = torch.from_numpy(np.concatenate([text.prompt, text.think]))
+    tokens = tokens.to(draft.embedding.device)
+    raw = draft.signals(tokens, features(tokens))
     assert raw is not None, "a draft with a specexit block has signals"
-    starts = [len(trace.prompt_ids) for trace in batch]
-    return [
-        row[start : start + len(trace.think_ids)].numpy() for row, start, trace in zip(raw, starts, batch, strict=True)
-    ]
+    on_host = raw.float().cpu().numpy()
+    return [row[len(text.prompt) : len(text)] for row, text in zip(on_host, batch, strict=True)]

@@ -5,16 +5,17 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from specexit.data.scores import ScoreError, read_scores
+from specexit.data.scores import ScoreError, draft_sha256, read_scores
 from specexit.data.traces import write_traces
-from specexit.drafts.directory import DraftError
+from specexit.drafts.directory import DraftError, read_config
 from specexit.method.signals import activate
 from specexit.schemas.score import ScoreConfig
 from specexit.schemas.target import load_target_config
 from torch_specexit.draft import Draft
 from torch_specexit.features import TargetFeatures
-from torch_specexit.score import score
+from torch_specexit.score import Text, load_pair, raw_signals, score
 
 TINY = {
     "hidden_size": 192,
@@ -53,10 +54,11 @@ def test_features_are_the_residual_stream_before_the_final_norm():
 
 
 def test_scores_are_the_signals_at_the_thinking_tokens_whatever_the_batch(paths, traces):
-    written = score(ScoreConfig(**paths, batch_tokens=64))
+    assert score(ScoreConfig(**paths, batch_tokens=64)) == 3
     scores = read_scores(paths["out"])
     assert list(scores.signals) == [trace.id for trace in traces]
-    assert scores.source == written.source
+    assert scores.source == read_config(paths["draft"]).specexit.source
+    assert scores.draft_sha256 == draft_sha256(paths["draft"])
     assert (paths["out"] / "run.yaml").exists()
 
     features = TargetFeatures(load_target_config("tiny-reasoner"), (1, 3, 4))
@@ -97,3 +99,58 @@ def test_an_output_folder_that_holds_something_is_refused(paths):
     with pytest.raises(FileExistsError, match="not empty"):
         score(ScoreConfig(**paths))
     assert [path.name for path in paths["out"].iterdir()] == ["precious"]
+
+
+def test_blocks_and_samples(paths, traces, monkeypatch):
+    sampled = [*traces, dataclasses.replace(traces[0], sample=1, think_ids=traces[1].think_ids)]
+    write_traces(paths["traces"], sampled)
+    score(ScoreConfig(**paths))
+    whole = read_scores(paths["out"])
+    assert list(whole.signals) == ["t0", "t1", "t2", "t0#1"]
+    monkeypatch.setattr("torch_specexit.score.BLOCK_TOKENS", 10)
+    monkeypatch.setattr("specexit.data.stream.BATCH_ROWS", 1)
+    score(ScoreConfig(**paths | {"out": paths["out"].with_name("again")}))
+    again = read_scores(paths["out"].with_name("again"))
+    for one, other in zip(whole.of(sampled), again.of(sampled), strict=True):
+        # Batches of other traces add up in another order.
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_nothing_as_large_as_time_times_time_or_vocabulary(write_random_draft, tmp_path):
+    """Every tensor that scoring makes is linear in time: none has two axes of it, none one of the vocabulary."""
+    folder = write_random_draft(tmp_path / "draft", "draft", **TINY)
+    features = TargetFeatures(load_target_config("tiny-reasoner"), (1, 3, 4))
+    draft = Draft.load(folder, features.embedding)
+    time = 1531  # like no other size here
+    shapes: set[tuple[int, ...]] = set()
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            made = function(*args, **kwargs or {})
+            shapes.update(tuple(t.shape) for t in (made if isinstance(made, tuple) else (made,)) if torch.is_tensor(t))
+            return made
+
+    tokens = torch.randint(0, 630, (1, time))
+    with torch.inference_mode():
+        expected = draft(tokens, features(tokens)).raw_signals
+        with Watch():
+            found = draft.signals(tokens, features(tokens))
+    torch.testing.assert_close(found, expected, equal_nan=True)
+    near = {time, time - 1}
+    assert any(set(shape) & near for shape in shapes)
+    assert not [shape for shape in shapes if sum(size in near for size in shape) > 1]
+    words = {draft.config.draft_vocab_size, draft.config.vocab_size}
+    assert not [shape for shape in shapes if set(shape) & near and set(shape) & words]
+
+
+def test_bfloat16_is_near(paths, traces):
+    texts = [Text(trace.id, np.array(trace.prompt_ids), np.array(trace.think_ids)) for trace in traces]
+    target, draft_config = load_target_config("tiny-reasoner"), read_config(paths["draft"])
+    raw = {}
+    for dtype in ("float32", "bfloat16"):
+        features, draft = load_pair(ScoreConfig(**paths, dtype=dtype), target, draft_config)
+        assert draft.fc.weight.dtype == features.embedding.dtype == getattr(torch, dtype)
+        raw[dtype] = np.concatenate(raw_signals(features, draft, texts))
+    assert not np.array_equal(raw["float32"], raw["bfloat16"])
+    # Eight bits of mantissa, of which four target layers and a draft layer may lose three.
+    assert np.abs(raw["float32"] - raw["bfloat16"]).max() <= 2**-5 * np.abs(raw["float32"]).max()

@@ -69,23 +69,69 @@ class Scores:
 
 def key_of(trace: Trace) -> str:
     """What a trace's scores are kept under: the prompt's id, and which sample of it where that is not the first."""
-    return trace.id if trace.sample == 0 else f"{trace.id}#{trace.sample}"
+    return sample_key(trace.id, trace.sample)
+
+
+def sample_key(id: str, sample: int) -> str:
+    """`key_of` from the two fields it depends on."""
+    return id if sample == 0 else f"{id}#{sample}"
+
+
+class ScoreWriter:
+    """Writes scores to one Parquet file, trace by trace; few of them are in memory at once.
+
+    Args:
+      path: the file.
+      source: where the signals were read.
+      draft_sha256: of the draft's weights.
+    """
+
+    GROUP = 64
+    """Traces that are written at once."""
+
+    def __init__(self, path: Path, source: str, draft_sha256: str):
+        metadata = {
+            "specexit.scores": SCHEMA_VERSION,
+            "specexit.source": source,
+            "specexit.draft_sha256": draft_sha256,
+        }
+        self._source, self._schema = source, SCHEMA.with_metadata(metadata)
+        self._file = pq.ParquetWriter(path, self._schema, compression="zstd")
+        self._keys: list[str] = []
+        self._values: list[np.ndarray] = []
+
+    def __enter__(self) -> ScoreWriter:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None:
+            self._flush()
+        self._file.close()
+
+    def write(self, key: str, signals: Float[np.ndarray, "_think signals"]) -> None:
+        """One trace, under its `key_of`."""
+        self._keys.append(key)
+        self._values.append(signals.astype(np.float32).ravel())
+        if len(self._keys) == self.GROUP:
+            self._flush()
+
+    def _flush(self) -> None:
+        if not self._keys:
+            return
+        ends = np.cumsum([0, *map(len, self._values)]).astype(np.int32)
+        signals = pa.ListArray.from_arrays(pa.array(ends), pa.array(np.concatenate(self._values)))
+        columns = [pa.array(self._keys), pa.array([self._source] * len(self._keys)), signals.cast(SCHEMA.field(2).type)]
+        self._file.write_batch(pa.RecordBatch.from_arrays(columns, schema=self._schema))
+        self._keys, self._values = [], []
 
 
 def write_scores(path: Path, scores: Scores) -> None:
     """Write scores to one Parquet file, which appears whole or not at all."""
-    metadata = {
-        "specexit.scores": SCHEMA_VERSION,
-        "specexit.source": scores.source,
-        "specexit.draft_sha256": scores.draft_sha256,
-    }
-    rows = [
-        {"id": key, "source": scores.source, "signals": values.astype(np.float32).ravel()}
-        for key, values in scores.signals.items()
-    ]
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
-    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA.with_metadata(metadata)), beside, compression="zstd")
+    with ScoreWriter(beside, scores.source, scores.draft_sha256) as writer:
+        for key, values in scores.signals.items():
+            writer.write(key, values)
     beside.replace(path)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 
@@ -19,3 +20,7 @@ class ScoreConfig(Config):
     traces: Path = Field(description="trace file or folder, from `collect`")
     out: Path = Field(description="folder for scores.parquet and run.yaml")
     batch_tokens: int = Field(default=8192, gt=0, description="tokens in one forward pass, padding included")
+    device: Literal["cpu", "cuda"] | None = Field(default=None, description="by default a GPU where there is one")
+    dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
+        default=None, description="of target and draft; by default float32 on a CPU, the target's on a GPU"
+    )
