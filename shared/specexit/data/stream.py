@@ -19,8 +19,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Bool, Int
-from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from specexit.data.rows import ADDED, READABLE_VERSIONS, SCHEMA, SCHEMAS, STATES, LabelledTrace, Trace
 from specexit.errors import InputError
@@ -231,6 +229,10 @@ def in_parallel(
 
 def shown(items: Iterable[ResultT], title: str, what: str) -> Iterator[ResultT]:
     """The items, their number shown on a terminal as they come."""
+    # Not above: what defines the method reads traces on a machine that has little else.
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), SpinnerColumn(), TextColumn(f"{{task.completed}} {what}"))
     with Progress(*columns, TimeElapsedColumn(), console=console, disable=not console.is_terminal) as progress:
