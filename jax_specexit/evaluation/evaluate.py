@@ -33,9 +33,10 @@ from specexit.data.traces import LabelledTrace, read_labelled, target_of
 from specexit.drafts.directory import check_target
 from specexit.method.decision import OFF, Policy
 from specexit.method.labels import ExitKind, token_labels
+from specexit.method.policies.validity import VALIDITY_GRID
 from specexit.method.replay import Replay
 from specexit.method.signals import SIGNALS, column
-from specexit.method.simulate import VALIDITY_GRID, best_within, mean_known, summarise
+from specexit.method.simulate import best_within, mean_known, summarise
 from specexit.method.statistics import auroc, brier, calibration_error
 from specexit.schemas.evaluate import EvaluateConfig
 from specexit.schemas.target import find_target

@@ -8,8 +8,9 @@ import pytest
 from specexit.data.scores import ScoreError, Scores, write_scores
 from specexit.data.traces import write_traces
 from specexit.method.decision import Policy
+from specexit.method.policies.budget import budget_policy
 from specexit.method.replay import Replay
-from specexit.method.simulate import Simulation, best_within, budget_policy, pareto, simulate, summarise
+from specexit.method.simulate import Simulation, best_within, pareto, simulate, summarise
 from specexit.schemas.simulate import SimulateConfig
 
 

@@ -28,8 +28,8 @@ from specexit.data.traces import data_sha256, read_traces
 from specexit.drafts.policy import Risk
 from specexit.method.certify import Claim, required_n, share_p_value
 from specexit.method.decision import Policy
+from specexit.method.policies.validity import VALIDITY_GRID
 from specexit.method.sample import Sample
-from specexit.method.simulate import VALIDITY_GRID
 from specexit.schemas.bench_certificate import BenchCertificateConfig
 
 POLICIES = tuple(Policy(thresholds={"validity": tau}) for tau in VALIDITY_GRID)

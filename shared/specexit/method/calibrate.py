@@ -36,10 +36,12 @@ from specexit.drafts.policy import (
 )
 from specexit.method.certify import CertificateError, Claim, certify, check_size, label_noise_bound, prompts_for
 from specexit.method.decision import OFF, Policy
+from specexit.method.policies.budget import budget_policy
+from specexit.method.policies.validity import VALIDITY_GRID
 from specexit.method.replay import Replay
 from specexit.method.sample import Sample
 from specexit.method.signals import column
-from specexit.method.simulate import VALIDITY_GRID, Point, budget_policy, loss, mean_known, summarise
+from specexit.method.simulate import Point, loss, mean_known, summarise
 from specexit.schemas.calibrate import CalibrateConfig
 from specexit.schemas.target import TargetConfig
 

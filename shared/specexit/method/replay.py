@@ -95,6 +95,11 @@ class Replay:
         traces, boundaries = np.array(found, np.int64).reshape(-1, 2).T
         return self._outcome(traces, boundaries)
 
+    def outcome_at(self, boundary: Int[np.ndarray, " traces"]) -> Outcome:
+        """What an exit at the given boundary of each trace does; -1 lets a trace think to its end."""
+        traces = np.flatnonzero(boundary >= 0)
+        return self._outcome(traces, boundary[traces])
+
     def verdicts(self, policy: Policy) -> Verdicts:
         """The boundaries that a policy's smoothing judges, with the values it judges them by."""
         key = (policy.smoothing, policy.alpha)

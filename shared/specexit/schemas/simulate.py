@@ -15,6 +15,10 @@ class SimulateConfig(Config):
 
     traces: Path = Field(description="trace file or folder, from `collect`")
     scores: Path = Field(description="signals of the same traces, from `score`")
+    probe_scores: Path | None = Field(
+        default=None, description="signals of a hidden-state probe (source fc) on the same traces, for comparison"
+    )
+    methods: tuple[Path, ...] = Field(default=(), description="Python files with further methods, one METHOD each")
     out: Path = Field(description="JSON file to write")
     smoothing: Literal["none", "ewma", "round"] = Field(default="none", description="of the swept policies")
     alpha: float = Field(default=0.1, gt=0, le=1, description="weight of the newest value in the moving average")

@@ -1,0 +1,53 @@
+"""Exit methods that need no engine: each is one file that says at which boundaries it would end recorded traces.
+
+`specexit simulate` plays them all. Another one is a file of one's own with a ``METHOD``, given by ``methods=[FILE]``:
+no file of the project has to change. ``method`` is what such a file imports. "No thinking" is not here, as no trace
+records an answer without any thinking; the oracle is `Replay.oracle`, as it knows what no method may.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterable
+from pathlib import Path
+
+from specexit.errors import InputError
+from specexit.method.policies import boundary, budget, certaindex, deer, paper, stability, trio, validity
+from specexit.method.policies.method import Method, Played, play_policies, play_trials
+
+METHODS: dict[str, Method] = {
+    module.METHOD.name: module.METHOD
+    for module in (validity, trio, paper, budget, boundary, stability, deer, certaindex)
+}
+
+
+class MethodError(InputError):
+    """A file that holds no exit method."""
+
+
+def load_methods(paths: Iterable[Path]) -> dict[str, Method]:
+    """The project's methods, and those of further files.
+
+    Raises:
+      MethodError: a file cannot be imported, holds no ``METHOD``, or one whose name is taken.
+    """
+    found = dict(METHODS)
+    for path in paths:
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        if spec is None or spec.loader is None or not path.exists():
+            raise MethodError(f"{path}: not there, or no Python file")
+        module = importlib.util.module_from_spec(spec)
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:
+            raise MethodError(f"{path}: cannot be imported: {error!r}") from error
+        method = getattr(module, "METHOD", None)
+        if not isinstance(method, Method):
+            raise MethodError(f"{path}: METHOD is {method!r}, expected a specexit.method.policies.Method")
+        if method.name in found:
+            raise MethodError(f"{path}: there is a method {method.name!r} already")
+        found[method.name] = method
+    return found
+
+
+__all__ = ["METHODS", "Method", "MethodError", "Played", "load_methods", "play_policies", "play_trials"]
