@@ -93,7 +93,9 @@ def everything(bench: Path, trace: Trace) -> ReportConfig:
     write_scores(bench / "scores.parquet", Scores("draft", "hash", {"a": signals}))
     point = Point(policy=Policy(), thinking_cut=0.5, total_cut=0.4, agreement=0.9, accuracy=0.9, exits=0.8)
     other = point.model_copy(update={"thinking_cut": 0.6, "accuracy": 0.8})
-    simulation = Simulation(n=1, prompts=1, full_accuracy=1, oracle=point, named={}, curves={"validity": (point, other)})
+    simulation = Simulation(
+        n=1, prompts=1, full_accuracy=1, oracle=point, named={}, curves={"validity": (point, other)}
+    )
     (bench / "simulation.json").write_text(simulation.model_dump_json())
     lines = [
         {"step": 10, "token_loss": [3.0], "top1": [0.1], "signal_loss": {"validity": 0.7}},
