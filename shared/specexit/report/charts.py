@@ -142,9 +142,12 @@ def oracle_chart(curve: Sequence[CurvePoint]) -> str:
     with _figure(8.0, 3.6) as figure:
         axes = figure.subplots()
         fractions = [100 * point.fraction for point in curve]
-        for (name, shares), color in zip(lines.items(), ("c2", "c1", "c3"), strict=False):
+        # Where every answer is right, the last line covers the one before it but for its gaps.
+        for (name, shares), color, style in zip(
+            lines.items(), ("c2", "c1", "c3"), ("-", "-", (0, (3, 3))), strict=False
+        ):
             values = [100 * share for share in shares]
-            axes.plot(fractions, values, color=PALETTE[color], marker="o", ms=4, lw=1.4, label=name)
+            axes.plot(fractions, values, color=PALETTE[color], marker="o", ms=4, lw=1.6, ls=style, label=name)
         axes.set_xlabel("share of the thinking that has been written, %")
         axes.set_ylabel("traces, %")
         axes.set_xlim(0, 102)
