@@ -227,7 +227,7 @@ def free(boundary, *, same):
     return json.dumps({"text": "x", "free": [{"boundary": boundary, "answer": "7", "same": same, "tokens": 9}]})
 
 
-def test_what_whole_answers_contradict_is_carried_into_the_bound(setting):
+def test_what_whole_answers_contradict_is_carried_into_the_bound(setting, capsys):
     """300 of 1,000 prompts were asked in full, one of them says otherwise."""
     n = 1000
     asked = {"trial": lambda i: '{"text": "x"}' if i >= 300 else free(1, same=i > 0)}
@@ -238,9 +238,18 @@ def test_what_whole_answers_contradict_is_carried_into_the_bound(setting):
     assert carried.bound == pytest.approx(noise + trial)
     assert (carried.answers, carried.n_whole) == ("whole", 300)
     ignored = calibrate(CalibrateConfig(**paths, epsilon=0.05, label_noise="ignore")).point().certificate
-    assert (ignored.answers, ignored.n_whole) == ("trial", 0)
+    assert (ignored.answers, ignored.n_whole, ignored.whole_contradictions) == ("trial", 300, 1)
     assert ignored.bound == pytest.approx(1 - 0.1 ** (1 / n))
-    refused(paths, r"contradict trial answers at a rate of up to 1\.\d+%, which leaves nothing", epsilon=0.01)
+    too_few = r"contradict trial answers at a rate of up to 1\.\d+%, which leaves nothing"
+    refused(paths, too_few, epsilon=0.01, label_noise="require")
+    assert calibrate(CalibrateConfig(**paths, epsilon=0.01)).point().certificate.answers == "trial"
+    said = " ".join(capsys.readouterr().out.split())
+    assert "the risk of trial answers (1 of 300 whole answers contradict them) is at most" in said
+
+
+def test_comparisons_that_are_required_have_to_be_there(setting):
+    paths = setting(np.full(N, 0.9), [True] * N)
+    refused(paths, "no trial was compared with the answer written in full", label_noise="require")
 
 
 def test_a_contradiction_where_the_trial_disagrees_is_none(setting):

@@ -109,18 +109,15 @@ def choose(
     shared = config.model_dump(include={"smoothing", "alpha", "patience", "min_thinking_tokens"})
     policies = [Policy(thresholds={"validity": tau}, **shared) for tau in VALIDITY_GRID]
     whole = _written_in_full(trial)
-    asked, contradicted = (0, 0) if whole or config.label_noise == "ignore" else sample.label_noise()
-    noise = label_noise_bound(asked, contradicted, config.delta) if asked else 0.0
-    claims = [Claim(config.risk, epsilon, config.delta, noise) for epsilon in config.epsilon]
-    for claim in claims:
-        check_size(sample, claim)
+    asked, contradicted = (0, 0) if whole else sample.label_noise()
+    claims = [_claim(sample, config, epsilon, asked, contradicted) for epsilon in config.epsilon]
     losses = [sample.play(policy, config.risk) for policy in policies]
     points, remarks = [], []
     for claim in claims:
         name = f"risk-{claim.epsilon:g}"
         found = certify(sample, policies, claim, losses)
         if found is None:
-            points.append(OperatingPoint(name=name, policy=OFF))
+            points.append(OperatingPoint(name=name, policy=Policy(thresholds=OFF.thresholds, **shared)))
             remarks.append(_nothing(sample, config, claim))
             continue
         policy = policies[found.index]
@@ -137,14 +134,32 @@ def choose(
             unjudged=config.unjudged,
             n_unjudged=sum(sample.unjudged.values()),
             groups=found.groups,
-            answers="whole" if whole or asked else "trial",
+            answers="whole" if whole or claim.noise else "trial",
             n_whole=asked,
+            whole_contradictions=contradicted,
             thinking_cut=point.thinking_cut,
             exits=point.exits,
         )
         points.append(OperatingPoint(name=name, policy=policy, certificate=certificate))
         remarks.append(_certified(config, points[-1], point) + _next(sample, policies, losses, found.index, claim))
     return points, remarks
+
+
+def _claim(sample: Sample, config: CalibrateConfig, epsilon: float, asked: int, contradicted: int) -> Claim:
+    """The claim on whole answers where the comparisons carry it, else on trial answers."""
+    bare = Claim(config.risk, epsilon, config.delta)
+    if config.label_noise == "require" and not asked:
+        raise CertificateError(f"{config.traces}: no trial was compared with the answer written in full")
+    if asked and config.label_noise != "ignore":
+        carried = Claim(config.risk, epsilon, config.delta, label_noise_bound(asked, contradicted, config.delta))
+        try:
+            check_size(sample, carried)
+            return carried
+        except CertificateError:
+            if config.label_noise == "require":
+                raise
+    check_size(sample, bare)
+    return bare
 
 
 def _check_draft(config: CalibrateConfig, block: SpecExitBlock, scores: Scores) -> None:
@@ -252,6 +267,8 @@ def _certified(config: CalibrateConfig, point: OperatingPoint, replayed: Point) 
     assert certificate is not None
     worst = f" (worst of {len(certificate.groups)} groups)" if certificate.groups else ""
     claim = "" if certificate.answers == "whole" else " of trial answers"
+    if claim and certificate.n_whole:
+        claim += f" ({certificate.whole_contradictions} of {certificate.n_whole} whole answers contradict them)"
     return (
         f"{config.draft}, {point.name}: exit at validity >= {point.policy.thresholds['validity']:g}. "
         f"{certificate.errors:g} of {certificate.n} prompts err ({config.risk}); with confidence {1 - config.delta:g} "

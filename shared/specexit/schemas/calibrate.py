@@ -43,10 +43,10 @@ class CalibrateConfig(Config):
     groups: bool = Field(
         default=False, description="bound the risk in every group of the prompts (group, or task), not their average"
     )
-    label_noise: Literal["carry", "ignore"] = Field(
+    label_noise: Literal["carry", "require", "ignore"] = Field(
         default="carry",
         description="where some trials were compared with the answer written in full: carry what they contradict into "
-        "the bound, or leave the claim to trial answers",
+        "the bound (require: refuse where they are too few), or leave the claim to trial answers",
     )
     smoothing: Literal["none", "ewma"] = Field(
         default="none", description="ewma: a moving average per token (fc source)"
