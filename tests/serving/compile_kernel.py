@@ -10,18 +10,18 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from torch_specexit.plugin.worker.fused import BLOCK
-from torch_specexit.plugin.worker.kernel import step
+from torch_specexit.plugin.worker.kernel import NUMBERS, POINTERS, step
+
+FLOATS = ("state_ptr", "weights_ptr", "past_ptr", "signals_ptr", "failed_ptr", "report_ptr")
 
 
 def source(draft: bool, smooth: bool, v1: bool) -> ASTSource:
-    types = {
-        "tables": ("*fp32", "*i32", "*fp32"),
-        "places": ("*i32", "*i32", "*fp32", "*i32"),
-        "sampled": ("*i32" if v1 else "*i64", "*i32", "*i32"),
-        "written": ("*fp32", "*i1"),
-    }
-    types |= dict.fromkeys(("stride", "n_batch", "n_rows", "width", "vocabulary"), "i32")
-    values = {"END": 151668, "DRAFT": draft, "SMOOTH": smooth, "COUNTS": not v1, "PADDED": v1, "BLOCK": BLOCK}
+    types = dict.fromkeys(POINTERS, "*i32") | dict.fromkeys(FLOATS, "*fp32") | dict.fromkeys(NUMBERS, "i32")
+    types |= {"positions_ptr": "*i64", "forced_ptr": "*i1"}
+    if not v1:
+        types |= {"tokens_ptr": "*i64", "logits_rows_ptr": "*i64"}
+    values = {"DRAFT": draft, "SMOOTH": smooth, "COUNTS": not v1, "PADDED": v1, "BLOCK": BLOCK}
+    values |= {"N_CLOSING": 3 if v1 else 1, "N_MARKER": 2 if v1 else 1}
     constants = {(step.arg_names.index(name),): value for name, value in values.items()}
     return ASTSource(fn=step, signature=types | dict.fromkeys(values, "constexpr"), constexprs=constants)
 

@@ -24,16 +24,16 @@ from prometheus_client.parser import text_string_to_metric_families
 from specexit.drafts.directory import plain_copy
 from specexit.schemas.target import TargetConfig, load_target_config
 from specexit.tiny import problems, prompt_text
+from torch_specexit.plugin.worker.checking import SWITCH
 
 HERE = Path(__file__).parent
 
 
 def run_program(program: str, *arguments: Path, environment: dict[str, str] | None = None) -> None:
-    """Run a program beside this file; its output is shown where it fails."""
+    """Run a program beside this file, engines in checking mode; its output is shown where it fails."""
     command = [sys.executable, str(HERE / program), *map(str, arguments)]
-    done = subprocess.run(
-        command, env=os.environ | {"OMP_NUM_THREADS": "1"} | (environment or {}), capture_output=True, text=True
-    )
+    settings = {"OMP_NUM_THREADS": "1", SWITCH: "1"}
+    done = subprocess.run(command, env=os.environ | settings | (environment or {}), capture_output=True, text=True)
     assert done.returncode == 0, f"{program} failed:\n{done.stdout[-2000:]}\n{done.stderr[-8000:]}"
 
 

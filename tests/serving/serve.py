@@ -38,6 +38,50 @@ def runner_classes(worker: Any) -> list[str]:
     return [f"{ancestor.__module__}.{ancestor.__name__}" for ancestor in type(worker.model_runner).__mro__]
 
 
+def perturb(worker: Any) -> None:
+    """The second rank reads other signals than the first."""
+    if worker.rank == 1:
+        worker.model_runner.drafter.model.signal_weight.data.add_(0.05)
+
+
+def fail_on_one_rank(worker: Any) -> None:
+    if worker.rank == 1:
+        worker.model_runner._specexit.fail("injected")
+
+
+def fail_in_the_next_step(worker: Any) -> None:
+    def failing(*args: Any) -> None:
+        raise RuntimeError("injected")
+
+    worker.model_runner._specexit.checker = None  # it would let the engine die of it
+    worker.model_runner._specexit.rule.step = failing
+
+
+def status(worker: Any) -> dict[str, Any] | None:
+    exits = getattr(worker.model_runner, "_specexit", None)
+    return None if exits is None else dict(exits.status())
+
+
+def checked_steps(worker: Any) -> int:
+    exits = getattr(worker.model_runner, "_specexit", None)
+    return exits.checker.steps if exits is not None and exits.checker is not None else 0
+
+
+def step_by_step(llm: Any, prompts: list[Any], params: list[Any], resets: int) -> list[Any]:
+    """Generate, and put everything that runs back to where its tokens are after every so many steps. Under asynchronous
+    scheduling, what is in flight then is dropped."""
+    engine, done = llm.llm_engine, {}
+    for i, (prompt, param) in enumerate(zip(prompts, params, strict=True)):
+        engine.add_request(f"step-by-step-{i}", prompt, param)
+    steps = 0
+    while engine.has_unfinished_requests():
+        done |= {output.request_id: output for output in engine.step() if output.finished}
+        steps += 1
+        if steps % resets == 0:
+            assert llm.reset_prefix_cache(reset_running_requests=True)
+    return [done[f"step-by-step-{i}"] for i in range(len(prompts))]
+
+
 def refusal(llm: Any, prompt: Any, params: Any) -> str | None:
     try:
         llm.generate([prompt], [params], use_tqdm=False)
@@ -64,7 +108,13 @@ def run_batch(llm: Any, batch: dict[str, Any]) -> dict[str, Any]:
     lora = adapter(batch["lora"]) if "lora" in batch else None
     if batch.get("refused"):
         return {"errors": [refusal(llm, p, q) for p, q in zip(prompts, params, strict=True)]}
-    if batch.get("alone"):
+    if "before" in batch:
+        llm.collective_rpc(globals()[batch["before"]])
+    if batch.get("delivers"):  # as with a connector that hands KV on: a preempted request's steps in flight are dropped
+        llm.llm_engine.engine_core.engine_core.scheduler.requires_kv_delivery = True
+    if "resets" in batch:
+        outputs = step_by_step(llm, prompts, params, batch["resets"])
+    elif batch.get("alone"):
         outputs = [llm.generate([p], [q], use_tqdm=False)[0] for p, q in zip(prompts, params, strict=True)]
     else:
         outputs = llm.generate(prompts, params, use_tqdm=False, lora_request=lora)
@@ -86,6 +136,8 @@ def run_batch(llm: Any, batch: dict[str, Any]) -> dict[str, Any]:
         "metrics": {name: after[name] - before[name] for name in after},
         "counted": outcomes(llm) - counted,
         "slots": slots,
+        "status": llm.collective_rpc(status),
+        "checked": llm.collective_rpc(checked_steps),
     }
 
 

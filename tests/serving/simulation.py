@@ -1,7 +1,8 @@
 """A batch of requests whose target would write fixed streams, decoded in random steps with a version of the exit rule.
 
-What a runner and a draft do around the rule is done here by hand: a random part of the requests runs in each step, in
-random order, prompts in chunks included, and everything that the rule must not look at is garbage.
+What vLLM does around the rule is done here by hand: a random part of the requests runs in each step, in random order,
+prompts in chunks included; steps are dropped, and requests go on from the tokens before them, after a preemption or at
+once; and everything that the rule must not look at is garbage.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from specexit.method.decision import Policy, exit_position
 from specexit.method.signals import NAMES, activate
 from specexit.method.splits import ThinkTokens
 from torch_specexit.plugin.outcome import Record
-from torch_specexit.plugin.worker.rule import Admission, Markers, Sampled
+from torch_specexit.plugin.worker.checking import Checker
+from torch_specexit.plugin.worker.reading import Reader
+from torch_specexit.plugin.worker.rule import CAP, EXIT, REPORT, STEPS_BACK, Admission, Markers, Sampled
 from torch_specexit.plugin.worker.slots import Slots
 
 START, END, VOCAB = 0, 1, 12
@@ -27,29 +30,48 @@ GARBAGE = 1 << 30
 CPU = torch.device("cpu")
 
 
+class Exit(NamedTuple):
+    """Where the definition ends the thinking of a request: behind this position, and why."""
+
+    position: int
+    why: int
+
+
 class Request(NamedTuple):
     """What one of the requests asks for."""
 
     policy: Policy | None
     strings: tuple[str, ...] = tuple(STRINGS)
     shadow: bool = False
+    margin: int | None = None
 
-    def exit(self, stream: list[int], raw: np.ndarray) -> int | None:
+    def exit(self, stream: list[int], raw: np.ndarray) -> Exit | None:
         """Where the definition ends its thinking."""
         if self.policy is None:
             return None
-        return exit_position(stream, activate(raw[1:]), self.policy, IDS.only(self.strings))
+        ids, values, most = IDS.only(self.strings), activate(raw[1:]), self.policy.max_thinking_tokens
+        position = exit_position(stream, values, self.policy, ids)
+        hard = len(stream) if most is None or self.margin is None else most + self.margin
+        natural = stream.index(END) if END in stream else len(stream)
+        if hard - 1 < natural and (position is None or position > hard - 1):
+            position = hard - 1
+        if position is None:
+            return None
+        by_signals = exit_position(stream, values, self.policy.model_copy(update={"max_thinking_tokens": None}), ids)
+        return Exit(position, EXIT if by_signals == position else CAP)
 
 
 class Simulation:
     """The batch.
 
     Args:
-      make: makes the version of the rule: from slots, markers, source, ``signals`` and ``smooth``.
-      source: ``draft``, ``late`` (``draft`` without stopping, for `Late`) or ``fc``.
+      make: makes the version of the rule: from slots, markers, source and ``smooth``.
+      source: ``draft`` or ``fc``.
       requests: of the batch.
       rng: of everything that is random.
       smooth: whether moving averages are judged.
+      transition: tokens that are forced before ``</think>``.
+      drops: how often steps are dropped.
       device: of the rule.
     """
 
@@ -61,23 +83,29 @@ class Simulation:
         rng: np.random.Generator,
         *,
         smooth: bool = False,
+        transition: tuple[int, ...] = (),
+        drops: float = 0.15,
         device: torch.device = CPU,
     ):
-        self.source, self.requests, self.rng, self.device = source, requests, rng, device
+        self.source, self.requests, self.rng, self.device, self.drops = source, requests, rng, device, drops
+        self.closing = [*transition, END]
         self.streams = [self._stream() for _ in requests]
         self.raw = [rng.normal(0, 2, (len(stream) + 1, len(NAMES))).astype(np.float32) for stream in self.streams]
         self.texts: list[list[int]] = [[] for _ in requests]
+        self.began: list[list[int]] = [[] for _ in requests]
+        """How long its text was as each of the last steps of a request began, which may still be dropped."""
+        self.dropped = 0
         self.records: dict[int, Record] = {}
         self.slots = Slots(device, capacity=1)
         self.signals = torch.full((len(requests), len(NAMES)), 99.0, device=device)
-        markers = Markers.of(IDS, VOCAB, device)
-        self.rule = make(self.slots, markers, source.replace("late", "draft"), signals=self._signals(), smooth=smooth)
+        self.active = torch.zeros(1, device=device)
+        markers = Markers.of(IDS, VOCAB, device, transition=transition)
+        self.rule = make(self.slots, markers, source, smooth=smooth)
+        self.checker, self.reader = Checker(self.slots, markers), Reader(markers)
         for i, request in enumerate(requests):
-            self.slots.add(f"r{i}", Admission(True, request.policy, IDS.mask(request.strings), request.shadow))
-        self.slots.flush()
-
-    def _signals(self):
-        return self.signals if self.source == "draft" else None
+            size, mask = int(rng.integers(1, 9)), IDS.mask(request.strings)
+            admission = Admission(True, request.policy, mask, request.shadow, prompt=size, margin=request.margin)
+            self.slots.add(f"r{i}", admission)
 
     def _stream(self) -> list[int]:
         # Splits are frequent and the end is rare, so that there is something to decide.
@@ -86,15 +114,17 @@ class Simulation:
 
     def expected(self, i: int) -> list[int]:
         """The text of a request by the definition."""
-        stream, position = self.streams[i], self.requests[i].exit(self.streams[i], self.raw[i])
-        if position is None or self.requests[i].shadow or stream[position + 1 : position + 2] == [END]:
+        stream, exit = self.streams[i], self.requests[i].exit(self.streams[i], self.raw[i])
+        if exit is None or self.requests[i].shadow:
             return stream
-        # With the very last token there is no next one that ``</think>`` could replace.
-        return [*stream[: position + 1], END][: len(stream)]
+        behind = exit.position + 1
+        if stream[behind : behind + len(self.closing)] == self.closing:
+            return stream
+        # With the very last token there is no next one that could be replaced.
+        return [*stream[:behind], *self.closing][: len(stream)]
 
     def done(self, i: int) -> bool:
-        text = self.texts[i]
-        return len(text) == len(self.streams[i]) or (bool(text) and text != self.streams[i][: len(text)])
+        return len(self.texts[i]) >= len(self.expected(i))
 
     def run(self) -> None:
         """Decode all requests to their end."""
@@ -103,50 +133,82 @@ class Simulation:
             if not batch:
                 return
             self.step([i for i in batch if self.rng.random() < 0.8])
+            for i in batch:
+                if self.rng.random() < self.drops:
+                    self.drop(i)
         raise AssertionError("requests do not end")
+
+    def drop(self, i: int) -> None:
+        """vLLM has dropped the last steps of a request; now and then it was preempted for that."""
+        steps = int(self.rng.integers(1, STEPS_BACK + 1))
+        if len(self.began[i]) < steps:
+            return
+        size = self.began[i][-steps]
+        del self.began[i][-steps:], self.texts[i][size:]
+        self.dropped += 1
+        if self.rng.random() < 0.5:
+            self.checker.compare(f"r{i}", self.texts[i])
+            self.slots.rebuild(f"r{i}", self.reader.rebuild(self.slots.admissions[f"r{i}"], self.texts[i]))
 
     def step(self, batch: list[int]) -> None:
         """One decoding step of some of the requests."""
         width = int(self.rng.integers(1, 6))
-        rest = -1 if self.source == "late" else GARBAGE
-        tokens, n = torch.full((len(batch), width), rest), torch.zeros(len(batch), dtype=torch.int32)
+        tokens, n = torch.full((len(batch), width), GARBAGE), torch.zeros(len(batch), dtype=torch.int32)
         for row, i in enumerate(batch):
             at = len(self.texts[i])
             n[row] = min(int(self.rng.integers(0, width + 1)), len(self.streams[i]) - at)
             tokens[row, : n[row]] = torch.tensor(self.streams[i][at : at + n[row]], dtype=torch.long)
-        drawn, rejected = tokens.clone(), None if self.source == "late" else torch.full_like(n, 7)
-        ends = torch.arange(1, len(batch) + 1, dtype=torch.int32) * width
-        before = n.clone()
-        given = [x if x is None else x.to(self.device) for x in (tokens, n, ends, rejected)]
-        sampled = Sampled([f"r{i}" for i in batch], *given)
-        forced = self._decide(sampled, batch)
+        drawn, before = tokens.clone(), n.clone()
+        sampled = self._sampled(batch, tokens, n)
+        self.checker.before(sampled)
+        self.rule.step(sampled, self.signals if self.source == "draft" else self._rows(batch, width), self.active)
+        self.checker.after(sampled)
         tokens, n = sampled.tokens.cpu(), sampled.n.cpu()
-        assert sampled.rejected is None or torch.equal(sampled.rejected.cpu(), 7 + before - n)
-        for row, i in enumerate(batch):
-            kept = tokens[row, : n[row]].tolist()
-            assert (before[row] == 0) == (not kept)
-            assert (forced is not None and bool(forced[row])) == (kept != drawn[row, : n[row]].tolist())
-            self.texts[i] += kept
-            self.records[i] = Record.from_row(self.rule.records()[row].tolist())
+        assert sampled.rejected is not None
+        assert torch.equal(sampled.rejected.cpu(), 7 + before - n)
+        self._take(batch, before, drawn, tokens, n)
         if self.source == "draft":
             self.signals.fill_(99.0)
             for row, i in enumerate(batch):
                 if n[row]:
                     self.signals[row] = torch.tensor(self.raw[i][len(self.texts[i])])
 
-    def _decide(self, sampled: Sampled, batch: list[int]):
-        if self.source != "late":
-            return self.rule.step(sampled, lambda: self._rows(batch, sampled.tokens.shape[1], 0))
-        before = self.rule.force(sampled) if self.rule.owes(sampled.requests) else None
-        after = self.rule.step(sampled, lambda rows: self._rows(batch, sampled.tokens.shape[1], 1)[rows])
-        found = [forced for forced in (before, after) if forced is not None]
-        return torch.stack(found).any(dim=0) if found else None
+    def _take(self, batch: list[int], before, drawn, tokens, n) -> None:
+        report, forced = self.rule.report.tolist(), self.rule.forced.tolist()
+        for row, i in enumerate(batch):
+            kept = tokens[row, : n[row]].tolist()
+            assert (before[row] == 0) == (not kept)
+            assert forced[row] == (kept != drawn[row, : n[row]].tolist())
+            if kept:
+                self.began[i] = [*self.began[i], len(self.texts[i])][-STEPS_BACK:]
+            self.texts[i] += kept
+            expected = self.expected(i)  # what has been drawn where it was to be forced may be followed by more
+            assert self.texts[i][: len(expected)] == expected[: len(self.texts[i])]
+            if report[row][REPORT.index("changed")]:
+                self.records[i] = Record.from_row(report[row][:-1])
 
-    def _rows(self, batch: list[int], width: int, shift: int) -> torch.Tensor:
-        """Signals at the rows that were sampled from: of their inputs, or of what they have drawn."""
+    def _sampled(self, batch: list[int], tokens: torch.Tensor, n: torch.Tensor) -> Sampled:
+        """A step as a runner describes it; its hidden states are in another order than its rows."""
+        width, size = tokens.shape[1], tokens.numel()
+        ends = torch.arange(1, len(batch) + 1, dtype=torch.int32) * width
+        rows = torch.from_numpy(self.rng.permutation(size))
+        positions = torch.zeros(size, dtype=torch.int64)
+        input_ids = torch.full((size,), GARBAGE)
+        for row, i in enumerate(batch):
+            at = self.slots.admissions[f"r{i}"].prompt + len(self.texts[i]) - 1
+            positions[rows[row * width : (row + 1) * width]] = torch.arange(at, at + width)
+            if self.texts[i]:
+                input_ids[rows[row * width]] = self.texts[i][-1]
+        given = (tokens, n, ends, rows, positions, torch.full_like(n, 7), input_ids)
+        tokens, n, ends, rows, positions, rejected, input_ids = (x.to(self.device) for x in given)
+        names = [f"r{i}" for i in batch]
+        return Sampled(names, tokens, n, ends, rows, positions, rejected, input_ids=input_ids)
+
+    def _rows(self, batch: list[int], width: int) -> torch.Tensor:
+        """Source ``fc``: signals at the rows that were sampled from."""
         rows = torch.full((len(batch), width, len(NAMES)), 99.0)
         for row, i in enumerate(batch):
-            values = self.raw[i][len(self.texts[i]) + shift :][:width]
+            values = self.raw[i][len(self.texts[i]) :][:width]
             rows[row, : len(values)] = torch.from_numpy(values)
         return rows.flatten(0, 1).to(self.device)
 
@@ -154,18 +216,20 @@ class Simulation:
         """Compare texts and outcomes with the definition."""
         for i, request in enumerate(self.requests):
             expected, record = self.expected(i), self.records[i]
-            assert self.texts[i] == expected[: len(self.texts[i])]
-            assert len(self.texts[i]) == len(expected)
-            thinking = expected[: expected.index(END)] if END in expected else expected
-            assert (record.thoughts, record.start, record.on) == (len(thinking), 0, request.policy is not None)
-            position = request.exit(self.streams[i], self.raw[i])
-            if position is not None and position + 1 < len(self.streams[i]):
-                assert (record.exited, record.would_exit) == ((0, position + 1) if request.shadow else (1, 0))
-                if request.policy.smoothing == "none":
-                    values = activate(self.raw[i][position + 1])
-                    np.testing.assert_allclose(record.signals, values, rtol=5e-7)
-            else:
-                assert (record.exited, record.would_exit) == (0, 0)
+            assert self.texts[i][: len(expected)] == expected
+            self._check_record(request, expected, record, request.exit(self.streams[i], self.raw[i]), i)
+
+    def _check_record(self, request: Request, expected: list[int], record: Record, exit: Exit | None, i: int) -> None:
+        thinking = expected[: expected.index(END)] if END in expected else expected
+        assert (record.start, record.on) == (0, request.policy is not None)
+        if END in expected:  # else the last tokens were no news
+            assert record.thoughts == len(thinking)
+        if exit is None or exit.position + 1 >= len(self.streams[i]):
+            assert (record.exited, record.would_exit) == (0, 0)
+            return
+        assert (record.exited, record.would_exit) == ((0, exit.position + 1) if request.shadow else (exit.why, 0))
+        if request.policy is not None and request.policy.smoothing == "none" and exit.why == EXIT:
+            np.testing.assert_allclose(record.signals, activate(self.raw[i][exit.position + 1]), rtol=5e-7)
 
 
 @st.composite
@@ -190,4 +254,5 @@ def requests(smooth: bool):
         st.none() | policies(smooth),
         st.lists(st.sampled_from(sorted(STRINGS)), min_size=1, unique=True).map(tuple),
         st.booleans(),
+        st.none() | st.integers(0, 6),
     )

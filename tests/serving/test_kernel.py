@@ -1,4 +1,4 @@
-"""The Triton kernel of the exit rule, run by Triton's interpreter, against its eager twin and the definition; and that
+"""The Triton kernel of the exit rule, run by Triton's interpreter, against its numpy twin and the definition; and that
 it compiles for GPUs, which needs none."""
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from specexit.method.signals import NAMES
 from tests.serving.conftest import run_program
 from tests.serving.simulation import CPU, END, GARBAGE, IDS, START, VOCAB, Request, Simulation
 from torch_specexit.plugin.worker.cost import STEPS, Scene, launches
-from torch_specexit.plugin.worker.rule import STATE, Admission, Markers, Sampled
+from torch_specexit.plugin.worker.rule import STATE, STEPS_BACK, Admission, Markers, Sampled
 from torch_specexit.plugin.worker.slots import Slots
 from torch_specexit.plugin.worker.twin import Twin
 
@@ -52,27 +52,32 @@ POLICIES = [
 
 @modes
 def test_texts_and_outcomes_are_those_of_the_definition(kernel, source, smooth):
-    """About 15 seconds for the three together."""
+    """With dropped steps, a margin and a transition text. About 20 seconds for the three together."""
     change = {"smoothing": "ewma", "alpha": 0.4} if smooth else {}
     policies = [policy and policy.model_copy(update=change) for policy in POLICIES]
     strings = [("two", "three"), ("both",), ("three",)]
-    batch = [Request(p, strings[i % 3], shadow=i >= 5) for i, p in enumerate([*policies, *policies])]
-    simulation = Simulation(kernel, source, batch, np.random.default_rng(5), smooth=smooth)
+    batch = [
+        Request(p, strings[i % 3], shadow=i >= 5, margin=3 if i < 5 else None)
+        for i, p in enumerate([*policies, *policies])
+    ]
+    transition = () if source == "draft" else (5, 6)
+    simulation = Simulation(kernel, source, batch, np.random.default_rng(5), smooth=smooth, transition=transition)
     simulation.run()
     simulation.check()
+    assert simulation.dropped > 10
     outcomes = [(record.exited, record.would_exit > 0) for record in simulation.records.values()]
-    assert {(0, False), (1, False), (0, True)} <= set(outcomes)
+    assert {(0, False), (1, False), (2, False), (0, True)} <= set(outcomes)
 
 
 class Pair:
     """Kernel and twin on the same steps, whatever these are."""
 
-    def __init__(self, kernel, source: str, smooth: bool):
-        self.source, self.signals = source, torch.zeros(64, len(NAMES))
+    def __init__(self, kernel, source: str, smooth: bool, transition: tuple[int, ...] = ()):
+        self.source, self.signals, self.active = source, torch.zeros(64, len(NAMES)), torch.zeros(1)
         self.slots = Slots(CPU, capacity=1), Slots(CPU, capacity=1)
-        of_draft = self.signals if source == "draft" else None
+        markers = Markers.of(IDS, VOCAB, CPU, transition=transition)
         self.rules = [
-            version(slots, Markers.of(IDS, VOCAB, CPU), source, signals=of_draft, smooth=smooth)
+            version(slots, markers, source, smooth=smooth)
             for version, slots in zip((kernel, Twin), self.slots, strict=True)
         ]
 
@@ -84,47 +89,63 @@ class Pair:
         for slots in self.slots:
             slots.remove(names)
 
-    def step(self, names: list[str], tokens, n, raw, *, padded: bool) -> None:
+    def outputs(self, name: str) -> int:
+        """How many tokens of output the rule knows of."""
+        self.slots[1].flush()
+        return int(self.slots[1].tables.state[self.slots[1].row_of[name], STATE.index("outputs")])
+
+    def step(self, names: list[str], tokens, n, raw=None, *, padded: bool = False, back=None) -> Sampled:
+        """One step, behind what the rule knows or ``back`` tokens before; returns what the kernel has made of it."""
         results = []
+        width, every = tokens.shape[1], torch.arange(tokens.numel())
+        positions = torch.zeros(tokens.numel(), dtype=torch.int64)
+        known = torch.tensor([self.outputs(name) for name in names])
+        positions[::width] = (known - (torch.zeros_like(known) if back is None else back)).clamp(min=0)
         for rule in self.rules:
             rejected = None if padded else torch.arange(len(names), dtype=torch.int32)
-            ends = (torch.arange(len(names)) + 1) * tokens.shape[1]
-            sampled = Sampled(names, tokens.clone(), n.clone(), ends, rejected, padded)
-            forced = rule.step(sampled, lambda: raw)
-            results.append((sampled, torch.zeros(len(names), dtype=torch.bool) if forced is None else forced))
-        (ours, forced), (twins, twin_forced) = results
+            ends = (torch.arange(len(names), dtype=torch.int32) + 1) * width
+            sampled = Sampled(names, tokens.clone(), n.clone(), ends, every, positions, rejected, padded)
+            rule.step(sampled, self.signals if self.source == "draft" else raw, self.active)
+            results.append(sampled)
+        ours, twins = results
         assert torch.equal(ours.n, twins.n)
         assert torch.equal(ours.tokens, twins.tokens)
-        assert torch.equal(forced[: len(names)], twin_forced)
         assert padded or torch.equal(ours.rejected, twins.rejected)
+        fused, twin = self.rules
+        assert torch.equal(fused.forced[: len(names)], twin.forced)
         # Exponentials of two libraries: a few units in the last place of float32.
-        torch.testing.assert_close(self.rules[0].records(), self.rules[1].records(), rtol=1e-6, atol=0)
+        torch.testing.assert_close(fused.report[: len(names)], twin.report, rtol=1e-6, atol=0)
+        return ours
 
     def compare_tables(self) -> None:
-        for rule in self.rules:
-            rule.settle()
         ours, twins = (slots.tables.state.clone() for slots in self.slots)
         assert self.slots[0].row_of == self.slots[1].row_of
+        used = torch.tensor(sorted(self.slots[0].row_of.values()))
+        ours, twins = ours[used], twins[used]
         for state in (ours, twins):
-            state[:, STATE.index("row")] = 0  # the twin knows its rows from elsewhere
-            over = state[:, STATE.index("phase")] == 2
-            state[over, STATE.index("smoothed") :] = 0  # nobody will read it any more
+            state[:, STATE.index("row")] = 0  # of a request that is left out it says nothing
         torch.testing.assert_close(ours, twins, rtol=1e-6, atol=0)
+        pasts = [slots.tables.past[used].clone() for slots in self.slots]
+        for past in pasts:
+            past[past[..., STATE.index("outputs")] < 0] = 0  # nothing is in there
+            past[..., STATE.index("row")] = 0
+        torch.testing.assert_close(*pasts, rtol=1e-6, atol=0)
 
 
 @modes
 @pytest.mark.parametrize("padded", [False, True])
 def test_kernel_and_twin_agree_on_anything(kernel, source, smooth, padded):
-    """Requests come, go, pause and come back under old names; tokens are dense in markers and split tokens, none or all
-    are accepted, rows are discarded, what lies behind is garbage; batches are smaller and larger than a block. About 20
-    seconds for the six together."""
-    rng, pair = np.random.default_rng([len(source), smooth, padded]), Pair(kernel, source, smooth)
+    """Requests come, go, pause, come back under old names and go back to where they were; tokens are dense in markers
+    and split tokens, none or all are accepted, rows are discarded, what lies behind is garbage; batches are smaller and
+    larger than a block. About 20 seconds for the six together."""
+    rng = np.random.default_rng([len(source), smooth, padded])
+    pair = Pair(kernel, source, smooth, transition=(5, 6) if padded else ())
     for step in range(20):
         pair.remove([f"r{i}" for i in rng.integers(0, 50, 4)] if step % 3 == 0 else [])
         for name in (f"r{i}" for i in rng.integers(0, 50, 30 if step == 7 else 5)):
-            policy = POLICIES[rng.integers(len(POLICIES))]
-            admission = Admission(bool(rng.random() < 0.7), policy, int(rng.integers(1, 8)), bool(rng.random() < 0.3))
-            pair.add(name, admission)
+            policy, margin = POLICIES[rng.integers(len(POLICIES))], None if rng.random() < 0.5 else 2
+            shadow, strings = bool(rng.random() < 0.3), int(rng.integers(1, 8))
+            pair.add(name, Admission(bool(rng.random() < 0.7), policy, strings, shadow, prompt=1, margin=margin))
         known = list(pair.slots[0].row_of)
         names = [known[i] for i in rng.permutation(len(known))[: 1 if step % 5 == 4 else 40]]
         width = int(rng.integers(1, 6))
@@ -134,7 +155,9 @@ def test_kernel_and_twin_agree_on_anything(kernel, source, smooth, padded):
         tokens[n == 0] = END
         # Raw values of 0 lie on a threshold of one half, to the bit.
         raw = torch.tensor(rng.normal(0, 2, (len(names) * width, len(NAMES))) * (rng.random() < 0.8)).float()
-        pair.step(names, tokens, n, raw, padded=padded)
+        back = torch.tensor(rng.integers(0, 9, len(names)) * (rng.random(len(names)) < 0.2))
+        pair.active.fill_(float(step == 11))
+        pair.step(names, tokens, n, raw, padded=padded, back=back)
         if source == "draft":
             pair.signals.copy_(torch.tensor(rng.normal(0, 2, pair.signals.shape)))
     assert pair.slots[0].capacity >= 32
@@ -143,23 +166,26 @@ def test_kernel_and_twin_agree_on_anything(kernel, source, smooth, padded):
     assert len(pair.slots[0]) == 0
 
 
-def test_a_split_token_and_the_end_marker_in_one_step(kernel):
-    for source, tokens, n, expected in (
-        ("draft", [5, 2, END, 5], 4, [5, 2]),  # acceptance stops at the split token
-        ("draft", [5, END, 2, 5], 4, [5, END, 2, 5]),  # behind the end there is no boundary
-        ("fc", [5, 2, END, 5], 4, [5, 2, END]),  # forced where it was drawn anyway
-        ("fc", [5, 2, 6, END], 4, [5, 2, END]),
-        ("fc", [5, END, 2, 6], 4, [5, END, 2, 6]),
-        ("fc", [5, 2, 6, END], 2, [5, 2]),  # the row behind the split token was not accepted
-    ):
-        pair = Pair(kernel, source, smooth=False)
-        pair.add("r", Admission(True, Policy(thresholds={})))
-        pair.step(["r"], torch.tensor([tokens]), torch.tensor([n], dtype=torch.int32), torch.zeros(4, 4), padded=False)
-        given = Sampled(["s"], torch.tensor([tokens]), torch.tensor([n], dtype=torch.int32), torch.zeros(1).long())
-        pair.add("s", Admission(True, Policy(thresholds={})))
-        forced = pair.rules[0].step(given, lambda: torch.zeros(4, 4))
-        assert given.tokens[0, : given.n[0]].tolist() == expected
-        assert bool(forced[0]) == (expected != tokens[: len(expected)])
+ALWAYS = Admission(True, Policy(thresholds={}), prompt=1)
+
+
+@pytest.mark.parametrize(
+    ("source", "tokens", "n", "expected", "is_forced"),
+    [
+        ("draft", [5, 2, END, 5], 4, [5, 2], False),  # acceptance stops at the split token
+        ("draft", [5, END, 2, 5], 4, [5, END, 2, 5], False),  # behind the end there is no boundary
+        ("fc", [5, 2, END, 5], 4, [5, 2, END, 5], False),  # to be forced where it was drawn anyway
+        ("fc", [5, 2, 6, END], 4, [5, 2, END], True),
+        ("fc", [5, END, 2, 6], 4, [5, END, 2, 6], False),
+        ("fc", [5, 2, 6, END], 2, [5, 2], False),  # the row behind the split token was not accepted
+    ],
+)
+def test_a_split_token_and_the_end_marker_in_one_step(kernel, source, tokens, n, expected, is_forced):
+    pair = Pair(kernel, source, smooth=False)
+    pair.add("r", ALWAYS)
+    given = pair.step(["r"], torch.tensor([tokens]), torch.tensor([n], dtype=torch.int32), torch.zeros(4, 4))
+    assert given.tokens[0, : given.n[0]].tolist() == expected
+    assert bool(pair.rules[0].forced[0]) == is_forced
 
 
 @modes
@@ -167,21 +193,49 @@ def test_a_step_is_one_launch(kernel, source, smooth):
     way = "fc, smoothed" if smooth else source
     threshold, drawn = STEPS["judged"]
     scene = Scene(kernel, way, threshold, CPU, batch=40, width=4)
-    assert [launches(scene.step(token)) for token in drawn] == [1, 1]
+    for token in drawn:
+        assert launches(scene.step(token)) == 1
+        scene.advance()
 
 
 def test_requests_that_a_step_leaves_out_are_judged_with_it(kernel):
     pair = Pair(kernel, "draft", smooth=False)
     for name in "ab":
-        pair.add(name, Admission(True, Policy(thresholds={"validity": 0.5})))
+        pair.add(name, ALWAYS._replace(policy=Policy(thresholds={"validity": 0.5})))
     boundary, one = torch.tensor([[2], [2]]), torch.ones(2, dtype=torch.int32)
-    pair.step(["a", "b"], boundary, one, torch.zeros(0, 4), padded=False)
+    pair.step(["a", "b"], boundary, one)
     pair.signals[:2] = torch.tensor([[3.0], [-3.0]])  # a exits, b does not
-    pair.step(["b"], torch.tensor([[5]]), one[:1], torch.zeros(0, 4), padded=False)
+    pair.step(["b"], torch.tensor([[5]]), one[:1])
     pair.signals.fill_(-3.0)  # what a has left is overwritten
-    given = Sampled(["b", "a"], torch.tensor([[6], [6]]), one.clone(), torch.zeros(2).long())
-    assert pair.rules[0].step(given, list).tolist() == [False, True]
+    given = pair.step(["b", "a"], torch.tensor([[6], [6]]), one)
     assert given.tokens.tolist() == [[6], [END]]
+    assert pair.rules[0].forced[:2].tolist() == [False, True]
+
+
+def test_a_step_of_no_request_judges_what_is_left_and_is_the_same_variant_of_the_kernel(kernel):
+    """The first idle rank of a data-parallel server used to compile while its peers were waiting."""
+    pair = Pair(kernel, "draft", smooth=False)
+    pair.add("a", ALWAYS)
+    one = torch.ones(1, dtype=torch.int32)
+    sampled = pair.step(["a"], torch.tensor([[2]]), one)
+    nobody = sampled.none()
+    assert [field.dtype for field in nobody[1:7]] == [field.dtype for field in sampled[1:7]]
+    for rule in pair.rules:
+        rule.step(nobody, pair.signals, pair.active)
+    pair.signals.fill_(-9.0)
+    assert pair.step(["a"], torch.tensor([[5]]), one).tokens.tolist() == [[END]]
+
+
+def test_what_is_remembered_reaches_as_far_back_as_steps_can_be_dropped(kernel):
+    pair = Pair(kernel, "draft", smooth=False)
+    pair.add("a", ALWAYS._replace(policy=Policy(thresholds={"validity": 0.9}, patience=STEPS_BACK + 1)))
+    pair.signals.fill_(9.0)
+    one = torch.ones(1, dtype=torch.int32)
+    for _ in range(STEPS_BACK + 1):
+        pair.step(["a"], torch.tensor([[2]]), one)
+    pair.step(["a"], torch.tensor([[2]]), one, back=torch.tensor([STEPS_BACK]))
+    streak = pair.slots[0].tables.state[pair.slots[0].row_of["a"], STATE.index("streak")]
+    assert streak == 1  # that of the one boundary that was kept
 
 
 def test_it_compiles_for_gpus_without_one(tmp_path):

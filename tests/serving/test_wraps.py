@@ -7,13 +7,14 @@ import pytest
 import torch
 
 from torch_specexit.plugin.compat import wraps
-from torch_specexit.plugin.worker import runner
 
 
 class Draft:
     """Stands for the draft model; notes which passes it was told to record."""
 
-    think_tokens = SimpleNamespace()
+    think_tokens, serving, vocab_size, signals = SimpleNamespace(), None, 0, None
+
+    def signals_of_target(self, aux, rows): ...
 
     def __init__(self, source):
         self.block = SimpleNamespace(source=source)
@@ -74,14 +75,3 @@ def test_an_outcome_that_cannot_be_reported_fails_no_request():
     outputs = {0: SimpleNamespace(outputs=[SimpleNamespace(request_id="a", finish_reason="stop")])}
     wrapped = wraps.update_from_output(lambda self, scheduled, output: outputs)
     assert wrapped(scheduler, SimpleNamespace(num_scheduled_tokens={"a": 1}), output) is outputs
-
-
-def test_a_runner_that_cannot_be_equipped_goes_on_plainly(monkeypatch):
-    def fails(*args, **kwargs):
-        raise RuntimeError("no memory for the tables")
-
-    monkeypatch.setattr(runner, "RunnerExits", fails)
-    monkeypatch.setattr(runner, "_must_stop", lambda _: True)
-    bare = SimpleNamespace(drafter=SimpleNamespace(model=Draft("draft")), device=torch.device("cpu"))
-    assert runner.exits_of(bare) is None
-    assert runner.exits_of(bare) is None

@@ -16,8 +16,14 @@ from torch_specexit.plugin.worker.rule import BEFORE, OVER, RECORD, THINKING
 KEY = "specexit"
 RECORD_KEY = "specexit_record"
 """Attribute of the scheduler's requests: the latest record. A step may bring none, where it has only added tokens."""
+INACTIVE_KEY = "specexit_inactive"
+"""Attribute of a model runner's output: why exits have failed in it. Absent where they have not."""
 NOW = "now"
 """In a report that is final unless the request goes on: the outcome where it does."""
+
+
+ENDED = ("exit", "cap", "interrupt")
+"""Outcomes of thinking that was ended: by the signals, by its maximum, by the client."""
 
 
 class Record(NamedTuple):
@@ -27,6 +33,7 @@ class Record(NamedTuple):
     thoughts: float
     start: float
     exited: float
+    """Why the thinking was ended: 0 where it was not, else one more than an index into `ENDED`."""
     judged: float
     on: float
     signals: tuple[float, ...]
@@ -59,8 +66,8 @@ class Record(NamedTuple):
           cut_off: whether the request was ended from outside (its token limit, an abort).
 
         Returns:
-          ``outcome``: ``exit``, ``natural_end`` (the model ended its thinking, or the request in the midst of it),
-          ``length`` (cut off while thinking) or ``off`` (exits were off, or thinking never began);
+          ``outcome``: one of `ENDED`, ``natural_end`` (the model ended its thinking, or the request in the midst of
+          it), ``length`` (cut off while thinking) or ``off`` (exits were off, or thinking never began);
           ``thinking_tokens`` kept; ``signals`` at the exit or, without one, at the last verdict, if there was one;
           ``would_exit``, in shadow mode: thinking tokens at the exit that was not made, where there was one.
         """
@@ -73,7 +80,7 @@ class Record(NamedTuple):
         elif not over and cut_off:
             outcome = "length"
         else:
-            outcome = "exit" if over and self.exited else "natural_end"
+            outcome = ENDED[int(self.exited) - 1] if over and self.exited else "natural_end"
         return self._report(outcome, tokens)
 
     def _report(self, outcome: str, tokens: int) -> dict[str, Any]:

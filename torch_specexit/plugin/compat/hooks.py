@@ -7,9 +7,13 @@ None of these methods is public, so each is checked before anything is wrapped; 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from typing import Any
 
 from torch_specexit.plugin.compat import wraps
 from torch_specexit.plugin.compat.fit import Has, Hook, Takes, Uses, install
+from torch_specexit.plugin.worker import runner_v1, runner_v2
+from torch_specexit.plugin.worker.rule import Sampled
 
 logger = logging.getLogger("vllm.specexit")
 
@@ -33,7 +37,13 @@ _READS_SIGNALS = (
 )
 
 
-def _runner_hooks(module: str, drafter: str, state: tuple[str, ...], steps: tuple[str, ...]) -> tuple[Hook, ...]:
+def _runner_hooks(
+    module: str,
+    drafter: str,
+    state: tuple[str, ...],
+    steps: tuple[str, ...],
+    empty: Callable[[Any], Sampled],
+) -> tuple[Hook, ...]:
     """Hooks that are the same for both runners, but for the names of what they rely on."""
     runner_class = f"{module}:GPUModelRunner"
     return (
@@ -42,16 +52,22 @@ def _runner_hooks(module: str, drafter: str, state: tuple[str, ...], steps: tupl
             "GPUModelRunner",
             "execute_model",
             ("scheduler_output", "intermediate_tensors"),
-            wraps.execute_model,
-            why="a slot for each new request, before its first step",
-            relies_on="scheduler_output.scheduled_new_reqs and finished_req_ids",
+            wraps.execute_model(empty),
+            why="a row for each new request, before its first step; where one that comes back goes on",
+            relies_on="scheduled_new_reqs, finished_req_ids; prefill_token_ids, or resumed_req_ids and all_token_ids",
             since="0.24",
             facts=(
                 Has(
                     f"{_SCHEDULED}:SchedulerOutput", ("scheduled_new_reqs", "finished_req_ids", "num_scheduled_tokens")
                 ),
-                Has(f"{_SCHEDULED}:NewRequestData", ("req_id", "prompt_token_ids", "sampling_params")),
-                Has("vllm.sampling_params:SamplingParams", ("extra_args",)),
+                Has(f"{_SCHEDULED}:SchedulerOutput", ("scheduled_cached_reqs",)),
+                Has(f"{_SCHEDULED}:NewRequestData", ("req_id", "prompt_token_ids", "prompt_embeds", "sampling_params")),
+                Has(f"{_SCHEDULED}:NewRequestData", ("prefill_token_ids",)),
+                Has(f"{_SCHEDULED}:CachedRequestData", ("resumed_req_ids", "all_token_ids")),
+                Has("vllm.sampling_params:SamplingParams", ("extra_args", "logprobs", "structured_outputs")),
+                Has("vllm.config.structured_outputs:StructuredOutputsConfig", ("reasoning_parser",)),
+                Has("vllm.config.structured_outputs:StructuredOutputsConfig", ("enable_in_reasoning",)),
+                Has("vllm.distributed.parallel_state:GroupCoordinator", ("rank_in_group", "device_group")),
             ),
             upstream="vllm-project/vllm#56497 (logits processors are told of new requests, V2 only, since 0.32)",
             until="when V2 alone is served, and its logits processors may read hidden states",
@@ -66,7 +82,7 @@ def _runner_hooks(module: str, drafter: str, state: tuple[str, ...], steps: tupl
             relies_on="execute_model_state with aux_hidden_states; sampling and drafting happen within this call",
             since="0.24",
             facts=(
-                Has(runner_class, ("execute_model_state", drafter, "device", "model_config")),
+                Has(runner_class, ("execute_model_state", drafter, "device", "vllm_config")),
                 Has(f"{module}:ExecuteModelState", state),
                 Uses(f"{runner_class}.sample_tokens", steps),
                 Takes("vllm.v1.outputs:AsyncModelRunnerOutput.get_output", ()),
@@ -83,6 +99,7 @@ V1_HOOKS = (
         "drafter",
         ("sample_hidden_states", "aux_hidden_states"),
         ("execute_model_state", "_sample", "_input_fits_in_drafter", "propose_draft_token_ids", "_bookkeeping_sync"),
+        runner_v1.empty,
     ),
     Hook(
         _V1,
@@ -94,7 +111,8 @@ V1_HOOKS = (
         relies_on="sampled_token_ids padded with -1, logits_indices, cu_num_sampled_tokens, discard_request_mask",
         since="0.24",
         facts=(
-            Has(f"{_V1}:GPUModelRunner", ("model", "input_batch", "query_start_loc", "discard_request_mask")),
+            Has(f"{_V1}:GPUModelRunner", ("input_batch", "query_start_loc", "discard_request_mask")),
+            Has(f"{_V1}:GPUModelRunner", ("positions", "input_ids")),
             Has("vllm.v1.worker.gpu_input_batch:InputBatch", ("num_reqs", "req_ids")),
             Has("vllm.v1.spec_decode.metadata:SpecDecodeMetadata", ("logits_indices", "cu_num_sampled_tokens")),
             Has("vllm.v1.outputs:SamplerOutput", ("sampled_token_ids", "logprobs_tensors")),
@@ -102,24 +120,6 @@ V1_HOOKS = (
         ),
         upstream=_PR,
         until="when V1 is gone; vLLM's own comments call it deprecated",
-    ),
-    Hook(
-        _V1,
-        "GPUModelRunner",
-        "_bookkeeping_sync",
-        ("scheduler_output", "sampler_output"),
-        wraps.bookkeeping_sync,
-        why="without asynchronous scheduling nobody has seen the result by then, so no acceptance has to stop for it",
-        relies_on="called behind drafting, with the result that is sent; drafting keeps no count of accepted tokens",
-        since="0.24",
-        facts=(
-            Has(f"{_V1}:GPUModelRunner", ("use_async_scheduling", "speculative_config")),
-            Has("vllm.config.speculative:SpeculativeConfig", ("disable_padded_drafter_batch",)),
-            Has("vllm.config.model:ModelConfig", ("is_hybrid",)),
-        ),
-        upstream="none",
-        until="when V1 is gone",
-        without="acceptance stops at split tokens that were drafted, as it does on a GPU",
     ),
     Hook(
         _V1,
@@ -170,6 +170,7 @@ V2_HOOKS = (
         "speculator",
         ("hidden_states", "aux_hidden_states"),
         ("execute_model_state", "sample", "AsyncOutput", "postprocess_sampled", "propose"),
+        runner_v2.empty,
     ),
     Hook(
         _V2,
@@ -183,7 +184,8 @@ V2_HOOKS = (
         facts=(
             Has(f"{_V2}:GPUModelRunner", ("model",)),
             Has(f"{_GPU}.input_batch:InputBatch", ("num_reqs", "req_ids", "logits_indices", "cu_num_logits")),
-            Uses(f"{_V2}:GPUModelRunner.sample", ("rejection_sampler", "num_sampled", "num_rejected")),
+            Has(f"{_GPU}.input_batch:InputBatch", ("positions", "input_ids")),
+            Uses(f"{_V2}:GPUModelRunner.sample", ("compute_logits", "rejection_sampler", "num_sampled")),
             Has(f"{_GPU}.sample.output:SamplerOutput", ("sampled_token_ids", "logprobs_tensors")),
             _LOGPROBS,
         ),

@@ -7,41 +7,51 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from torch_specexit.plugin import outcome
 from torch_specexit.plugin.compat.fit import Method
 from torch_specexit.plugin.compat.repairs import cannot_sample
 from torch_specexit.plugin.frontend import arguments
-from torch_specexit.plugin.worker import runner
-from torch_specexit.plugin.worker.runner import draft_of, exits_of, guarded
+from torch_specexit.plugin.worker import runner_v1, runner_v2
+from torch_specexit.plugin.worker.exits import draft_of, exits_of
+from torch_specexit.plugin.worker.rule import Sampled
 
 logger = logging.getLogger("vllm.specexit")
 
 
-def execute_model(original: Method) -> Method:
-    """Take in new requests and drop finished ones, before a step."""
+def execute_model(empty: Callable[[Any], Sampled]) -> Callable[[Method], Method]:
+    """Take in new requests and drop finished ones, before a step.
 
-    def execute_model(self: Any, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
-        exits = exits_of(self)
-        if exits is not None:
-            guarded(self, exits.settle if kwargs.get("dummy_run") else lambda: exits.track(scheduler_output))
-        return original(self, scheduler_output, *args, **kwargs)
+    Args:
+      empty: gives a step of no request, as this runner makes them.
+    """
 
-    return execute_model
+    def wrap(original: Method) -> Method:
+        def execute_model(self: Any, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
+            exits = exits_of(self, empty)
+            if exits is not None and kwargs.get("dummy_run"):
+                exits.settle()
+            elif exits is not None:
+                exits.track(scheduler_output)
+            return original(self, scheduler_output, *args, **kwargs)
+
+        return execute_model
+
+    return wrap
 
 
 def sample_tokens(original: Method) -> Method:
     """Keep the hidden states of a step at hand while it is sampled, and end it behind drafting."""
 
     def sample_tokens(self: Any, *args: Any, **kwargs: Any) -> Any:
-        exits = exits_of(self)
-        if exits is not None:
-            exits.step_state = self.execute_model_state
+        exits, state = exits_of(self), self.execute_model_state
+        if exits is not None and state is not None:
+            exits.aux = state.aux_hidden_states
         output = original(self, *args, **kwargs)
         if exits is not None:
-            exits.step_state = None
-            guarded(self, lambda: exits.close(output))
+            exits.close(output)
         return output
 
     return sample_tokens
@@ -51,10 +61,13 @@ def sample_v1(original: Method) -> Method:
     """Apply the rule to V1's result, before anyone has seen it."""
 
     def _sample(self: Any, logits: Any, spec_decode_metadata: Any) -> Any:
-        output = original(self, logits, spec_decode_metadata)
         exits = exits_of(self)
-        if exits is not None:
-            guarded(self, lambda: runner.rewrite_v1(self, exits, output, spec_decode_metadata))
+        if exits is None:
+            return original(self, logits, spec_decode_metadata)
+        # Without drafts V1 samples in place, where its logits are float32 already.
+        raw = logits.clone() if exits.asking and spec_decode_metadata is None else logits
+        output = original(self, logits, spec_decode_metadata)
+        runner_v1.rewrite(self, exits, output, raw, spec_decode_metadata)
         return output
 
     return _sample
@@ -64,25 +77,19 @@ def sample_v2(original: Method) -> Method:
     """Apply the rule to V2's result, before anyone has seen it."""
 
     def sample(self: Any, hidden_states: Any, input_batch: Any, *args: Any, **kwargs: Any) -> Any:
-        output, n_sampled, n_rejected = original(self, hidden_states, input_batch, *args, **kwargs)
         exits = exits_of(self)
-        if exits is not None:
-            guarded(self, lambda: runner.rewrite_v2(self, exits, output, n_sampled, n_rejected, input_batch))
-        return output, n_sampled, n_rejected
+
+        def sampled() -> Any:
+            return original(self, hidden_states, input_batch, *args, **kwargs)
+
+        if exits is None:
+            return sampled()
+        result, logits = runner_v2.keep_logits(self.model, sampled) if exits.asking else (sampled(), None)
+        output, n_sampled, n_rejected = result
+        runner_v2.rewrite(exits, output, n_sampled, n_rejected, input_batch, logits)
+        return result
 
     return sample
-
-
-def bookkeeping_sync(original: Method) -> Method:
-    """Apply to V1's result what the draft's first pass has told."""
-
-    def _bookkeeping_sync(self: Any, scheduler_output: Any, sampler_output: Any, *args: Any, **kwargs: Any) -> Any:
-        exits = exits_of(self)
-        if exits is not None:
-            guarded(self, lambda: runner.rewrite_v1_late(self, exits, sampler_output))
-        return original(self, scheduler_output, sampler_output, *args, **kwargs)
-
-    return _bookkeeping_sync
 
 
 def input_fits_in_drafter(original: Method) -> Method:

@@ -1,8 +1,9 @@
-"""What a decoding step of the exit rule costs: operations of the eager twin, launches of the Triton kernel.
+"""What a decoding step of the exit rule costs: operations of PyTorch on a CPU, launches of the Triton kernel.
 
 ``python -m torch_specexit.plugin.worker.cost`` prints both as JSON. Operations are all ``aten`` calls that PyTorch's
-profiler records, those within others included. Without a GPU the launches are counted in Triton's interpreter, for
-which ``TRITON_INTERPRET=1`` has to be set; where there is no Triton either, they are null.
+profiler records, those within others included; what `twin` does in numpy is none. Without a GPU the launches are
+counted in Triton's interpreter, for which ``TRITON_INTERPRET=1`` has to be set; where there is no Triton either, they
+are null.
 """
 
 from __future__ import annotations
@@ -18,20 +19,15 @@ from torch.profiler import ProfilerActivity, profile
 from specexit.method.decision import Policy
 from specexit.method.signals import NAMES
 from specexit.method.splits import ThinkTokens
-from torch_specexit.plugin.worker.late import Late
-from torch_specexit.plugin.worker.rule import Admission, Markers, Sampled
-from torch_specexit.plugin.worker.runner import runs_triton
+from torch_specexit.plugin.worker.exits import runs_triton
+from torch_specexit.plugin.worker.rule import STATE, Admission, Markers, Rule, Sampled
 from torch_specexit.plugin.worker.slots import Slots
 from torch_specexit.plugin.worker.twin import Twin
 
 START, END, SPLIT, PLAIN, VOCAB = range(5)
-WAYS = {
-    "draft": ("draft", False, False),
-    "draft, judged behind drafting": ("draft", True, False),
-    "fc": ("fc", False, False),
-    "fc, smoothed": ("fc", False, True),
-}
-"""Source, whether steps are judged behind drafting, whether averages are judged."""
+_OUTPUTS = STATE.index("outputs")
+WAYS = {"draft": ("draft", False), "fc": ("fc", False), "fc, smoothed": ("fc", True)}
+"""Source, and whether averages are judged."""
 
 STEPS = {
     "plain": (1.0, (PLAIN, PLAIN)),
@@ -55,38 +51,51 @@ class Scene:
     """
 
     def __init__(
-        self, version: Callable[..., Any], way: str, threshold: float, device: torch.device, batch: int, width: int
+        self, version: Callable[..., Rule], way: str, threshold: float, device: torch.device, batch: int, width: int
     ):
-        source, self.late, smooth = WAYS[way]
+        source, smooth = WAYS[way]
         self.device, self.batch, self.width = device, batch, width
-        slots, ids = Slots(device), ThinkTokens(START, END, frozenset({SPLIT}))
+        self.slots, ids = Slots(device), ThinkTokens(START, END, frozenset({SPLIT}))
         self.names = [f"request {i}" for i in range(batch)]
         for name in self.names:
-            slots.add(name, Admission(True, Policy(thresholds={"validity": threshold})))
+            self.slots.add(name, Admission(True, Policy(thresholds={"validity": threshold}), prompt=1))
         self.raw = torch.zeros(batch * width, len(NAMES), device=device)
-        signals = self.raw[:batch] if source == "draft" and not self.late else None
-        version = Late if self.late else version
-        self.rule = version(slots, Markers.of(ids, VOCAB, device), source, signals=signals, smooth=smooth)
+        self.active = torch.zeros(1, device=device)
+        self.rule = version(self.slots, Markers.of(ids, VOCAB, device), source, smooth=smooth)
+        self.rows = torch.arange(batch * width, device=device)
+        self.positions = torch.zeros_like(self.rows)
 
     def step(self, drawn: int) -> Callable[[], object]:
-        """A step in which the first request draws a token in the middle, ready to be taken."""
+        """A step in which the first request draws a token in the middle, ready to be taken. Steps are to be made one
+        after the other; where one is taken twice, the second goes on as if the first had been dropped."""
         tokens = torch.full((self.batch, self.width), PLAIN, device=self.device)
         tokens[0, self.width // 2] = drawn
         n = torch.full((self.batch,), self.width, dtype=torch.int32, device=self.device)
-        sampled = Sampled(self.names, tokens, n, n.cumsum(0, dtype=torch.int32), torch.zeros_like(n))
-        raw: Any = (lambda rows: self.raw[rows]) if self.late else (lambda: self.raw)
+        ends = n.cumsum(0, dtype=torch.int32)
+        sampled = Sampled(self.names, tokens, n, ends, self.rows, self.positions.clone(), torch.zeros_like(n))
 
         def take() -> object:
-            if self.late and self.rule.owes(self.names):
-                self.rule.force(sampled)
-            self.rule.step(sampled, raw)
-            return self.rule.records()
+            self.rule.step(sampled, self.raw, self.active)
+            return self.rule.report
 
         return take
 
+    def advance(self) -> None:
+        """Have the next step go on behind the last one."""
+        outputs = self.slots.tables.state[self.slots.rows(self.names).long(), _OUTPUTS]
+        self.positions[:: self.width] = outputs.long()
+
+
+def steps_of(scene: Scene, drawn: tuple[int, int]) -> Callable[[], object]:
+    """Take a few steps; returns the one that is to be counted."""
+    for token in (PLAIN, PLAIN, drawn[0]):
+        scene.step(token)()
+        scene.advance()
+    return scene.step(drawn[1])
+
 
 def eager_ops(way: str, step: str, *, batch: int = 8, width: int = 4) -> int:
-    """Operations of the twin in one step.
+    """Operations of PyTorch in one step on a CPU.
 
     Args:
       way: a name of `WAYS`.
@@ -94,13 +103,8 @@ def eager_ops(way: str, step: str, *, batch: int = 8, width: int = 4) -> int:
       batch: number of requests.
       width: tokens of a step: one more than are drafted.
     """
-    threshold, (before, counted) = STEPS[step]
-    scene = Scene(Twin, way, threshold, torch.device("cpu"), batch, width)
-    if scene.late or WAYS[way][0] == "fc":
-        before, counted = PLAIN, before  # the verdict comes within the step
-    for drawn in (PLAIN, PLAIN, before):
-        scene.step(drawn)()
-    return aten_calls(scene.step(counted))
+    threshold, drawn = STEPS[step]
+    return aten_calls(steps_of(Scene(Twin, way, threshold, torch.device("cpu"), batch, width), drawn))
 
 
 def aten_calls(action: Callable[[], object]) -> int:
@@ -117,11 +121,8 @@ def triton_launches(way: str, step: str, *, batch: int = 8, width: int = 4) -> i
         return None
     from torch_specexit.plugin.worker.fused import Fused
 
-    threshold, (before, counted) = STEPS[step]
-    scene = Scene(Fused, way, threshold, device, batch, width)
-    for drawn in (PLAIN, PLAIN, before):
-        scene.step(drawn)()
-    return launches(scene.step(counted))
+    threshold, drawn = STEPS[step]
+    return launches(steps_of(Scene(Fused, way, threshold, device, batch, width), drawn))
 
 
 def launches(action: Callable[[], object]) -> int:
@@ -149,10 +150,9 @@ def launches(action: Callable[[], object]) -> int:
 
 
 def measure() -> dict[str, Any]:
-    """Both, for every way and every step; and, as ``eager_ops_per_step``, those of a step whose verdict is to go on."""
+    """Both, for every way and every step; and, as ``..._per_step``, those of a step whose verdict is to go on."""
     ops = {way: {step: eager_ops(way, step) for step in STEPS} for way in WAYS}
-    fused = [way for way, (_, late, _) in WAYS.items() if not late]
-    launched = {way: {step: triton_launches(way, step) for step in STEPS} for way in fused}
+    launched = {way: {step: triton_launches(way, step) for step in STEPS} for way in WAYS}
     return {
         "eager_ops_per_step": ops["draft"]["judged"],
         "triton_launches_per_step": launched["draft"]["judged"],

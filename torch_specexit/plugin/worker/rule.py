@@ -1,23 +1,26 @@
-"""What the two fast versions of the exit rule share: the tables they work on. `specexit.method.decision` is the
-definition; `kernel` is one step of it for a whole batch as one Triton kernel, `twin` the same in eager torch.
+"""What the two versions of the exit rule share: the tables they work on. `specexit.method.decision` is the definition;
+`kernel` is one step of it for a whole batch as one Triton kernel, `twin` the same in numpy, on a CPU's memory.
 
 Both are one state machine. The tokens of a step are read one after the other; before each, the token in front of it is
-judged if it was a boundary and its signals are known; a verdict of exit puts ``</think>`` in the place of the token
-that was drawn. Sources differ in when signals are known, and in nothing else:
+judged if it was a boundary and its signals are known; a verdict of exit puts the closing tokens (``</think>``, behind a
+transition text if there is one) in the place of what was drawn. Sources differ in when signals are known, and in
+nothing else:
 
 * ``fc``: the signals of a token arrive in the target row whose *input* it is, the row that draws the token behind it.
 * ``draft``: they arrive with the draft's first pass behind the step that the token ends. Acceptance therefore stops at
   a boundary, which is judged as the next step begins. A request that the next step leaves out is judged then as well.
-* ``draft``, where a step's result is held back until its tokens have been drafted from (V1 on a CPU): nobody has seen
-  what comes behind a boundary, so nothing stops, and all tokens are judged there and then (`late`).
 
-Either way the KV cache holds exactly the tokens before ``</think>``, which vLLM takes for an ordinary rejection.
+Either way the KV cache holds exactly the tokens before a forced one, which vLLM takes for an ordinary rejection.
+
+The tables are not trusted to be where vLLM is. vLLM may drop a step that it has not read yet, and go on from the tokens
+before it; each step therefore says at which position it went on, and a row that has gone further falls back to what it
+was then: each step leaves a copy of the row as it began (`Tables.past`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int, Num
@@ -33,26 +36,41 @@ BEFORE, THINKING, OVER = 0, 1, 2
 OTHER, THOUGHT, BOUNDARY = 0, 1, 2
 """What the last token is: outside of the thinking, within it, within it and to be judged."""
 
-BEGINS, ENDS = 1 << 30, -(1 << 31)
-"""Bits of the two markers; those of the split strings are below, and ``ENDS`` is the sign."""
+EXIT, CAP, INTERRUPT = 1, 2, 3
+"""Why thinking was ended: by the signals, by its maximum, by the client. 0 where it was not."""
+
+BEGINS = 1 << 30
+"""Bit of ``<think>``; those of the split strings are below."""
 
 NO_LIMIT = (1 << 31) - 1
 
-RECORD = ("phase", "thoughts", "start", "exited", "judged", "on", *NAMES, "would_exit")
-"""What a snapshot says of a request, see `torch_specexit.plugin.outcome.Record`; the first columns of its state."""
+STEPS_BACK = 4
+"""Steps of a request that vLLM may drop at a time: two are in flight under asynchronous scheduling, one more for each
+pipeline stage."""
 
-STATE = (*RECORD, "streak", "pending", "last", "outputs", "row", "smoothed", *(f"moving_{name}" for name in NAMES))
+RECORD = ("phase", "thoughts", "start", "exited", "judged", "on", *NAMES, "would_exit")
+"""What is reported of a request, see `torch_specexit.plugin.outcome.Record`; the first columns of its state."""
+
+STATE = (
+    *RECORD,
+    *("streak", "deferred", "closed", "matched", "last", "outputs", "row", "told", "slot", "smoothed"),
+    *(f"moving_{name}" for name in NAMES),
+)
 """What is remembered of a request between two steps, all of it float32, in which counts are exact up to 2^24:
 
-thoughts: thinking tokens so far; start: output position at which thinking began, 0 where the prompt began it; exited,
-judged: there has been an exit, a verdict; on: exits are wanted; the signals at the last verdict; would_exit: thinking
-tokens at which shadow mode would have exited, 0 for none; streak: boundaries in a row that have passed; pending: the
-verdict on the last token is exit; last: its kind; outputs: tokens generated so far; row: batch row in the last step;
-smoothed: the moving average has a value.
+thoughts: thinking tokens so far; start: output position at which thinking began, 0 where the prompt began it; exited:
+why it was ended, 0 where it was not; judged: there has been a verdict; on: exits are wanted; the signals at the last
+verdict; would_exit: thinking tokens at which shadow mode would have exited, 0 for none; streak: boundaries in a row
+that have passed; deferred: why the closing tokens are due with the next token, 0 where they are not; closed: how many
+of them are written; matched: tokens of the end marker that the text ends with; last: kind of the last token; outputs:
+tokens generated so far; row: batch row in the last step; told: all that is new has been reported; slot: where the next
+copy goes in its past; smoothed: the moving average has a value.
 """
 
-KNOBS = ("wanted", "patience", "least", "most", "shadow")
-"""A request's policy, int32. wanted: bits of the tokens that mean something to it; least, most: thinking tokens."""
+KNOBS = ("wanted", "patience", "least", "most", "hard", "cause", "shadow", "prompt")
+"""A request's policy, int32. wanted: bits of the tokens that mean something to it; least, most: thinking tokens before
+which there is no exit, and at which there is one at any boundary; hard: at which there is one at any token; cause: what
+`most` and `hard` are called in `STATE`; prompt: length of its prompt."""
 
 WEIGHTS = (*(f"limit_{name}" for name in NAMES), "alpha")
 """The rest of its policy, float32. Limits are negated with `remaining`, see `SIGNS`, and minus infinity for none."""
@@ -67,6 +85,9 @@ class Tables(NamedTuple):
     state: Float[Tensor, "requests state"]
     knobs: Int[Tensor, "requests knobs"]
     weights: Float[Tensor, "requests weights"]
+    past: Float[Tensor, "requests steps_and_one state"]
+    """Rows of `state` as the last `STEPS_BACK` steps began, and one that the host has rebuilt from the tokens; those
+    that hold nothing have -1 outputs."""
 
 
 class Admission(NamedTuple):
@@ -79,6 +100,10 @@ class Admission(NamedTuple):
     """Split strings at which it may exit, as bits; see `ThinkTokens.mask`."""
     shadow: bool = False
     """Decide and report, but do not cut."""
+    prompt: int = 0
+    """Tokens of its prompt."""
+    margin: int | None = None
+    """Tokens beyond ``max_thinking_tokens`` at which thinking ends at any token; None: at boundaries alone."""
 
     def state(self) -> list[float]:
         """Its row of `Tables.state`."""
@@ -87,11 +112,13 @@ class Admission(NamedTuple):
         return [float(values.get(column, 0)) for column in STATE]
 
     def knobs(self) -> list[int]:
-        """Its row of `Tables.knobs`."""
+        """Its row of `Tables.knobs`. Whatever a request has come to ask for, it fits into 32 bits."""
         if self.policy is None:
-            return [BEGINS | ENDS, 1, 0, NO_LIMIT, 0]
-        least, most = self.policy.min_thinking_tokens, self.policy.max_thinking_tokens
-        return [self.strings | BEGINS | ENDS, self.policy.patience, least, most or NO_LIMIT, int(self.shadow)]
+            return [BEGINS, 1, 0, NO_LIMIT, NO_LIMIT, CAP, 0, self.prompt]
+        most = self.policy.max_thinking_tokens or NO_LIMIT
+        hard = NO_LIMIT if self.margin is None else most + self.margin
+        numbers = (self.policy.patience, self.policy.min_thinking_tokens, most, hard)
+        return [self.strings | BEGINS, *(min(n, NO_LIMIT) for n in numbers), CAP, int(self.shadow), self.prompt]
 
     def weights(self) -> list[float]:
         """Its row of `Tables.weights`."""
@@ -104,20 +131,42 @@ class Admission(NamedTuple):
 
 
 class Markers(NamedTuple):
-    """What each token of the vocabulary means."""
+    """What each token of the vocabulary means, and what ends the thinking."""
 
-    end: int
-    """``</think>``."""
     bits: Int[Tensor, " vocab_and_padding"]
-    """`BEGINS`, `ENDS`, or the bits of the split strings it belongs to; the last entry, of no token, is 0."""
+    """`BEGINS`, or the bits of the split strings it belongs to; the last entry, of no token, is 0."""
+    closing: Int[Tensor, " closing"]
+    """Tokens that are forced at an exit: a transition text, if there is one, and the end marker."""
+    n_marker: int = 1
+    """Of these, the tokens of the end marker."""
 
     @classmethod
-    def of(cls, ids: ThinkTokens, vocab_size: int, device: torch.device) -> Markers:
-        """The table for a vocabulary."""
+    def of(
+        cls,
+        ids: ThinkTokens,
+        vocab_size: int,
+        device: torch.device,
+        *,
+        transition: Sequence[int] = (),
+        marker: Sequence[int] = (),
+    ) -> Markers:
+        """The table for a vocabulary.
+
+        Args:
+          ids: markers and split tokens.
+          vocab_size: of the target.
+          device: of the rule.
+          transition: tokens that are forced before the end marker.
+          marker: the end marker, where it is more than the one token of ``ids``.
+        """
         bits = torch.zeros(vocab_size + 1, dtype=torch.int32)
-        for token, mask in (ids.masks() | {ids.start: BEGINS, ids.end: ENDS}).items():
+        for token, mask in (ids.masks() | {ids.start: BEGINS}).items():
             bits[token] = mask
-        return cls(ids.end, bits.to(device))
+        end = tuple(marker) or (ids.end,)
+        for token in end:
+            bits[token] = 0
+        closing = torch.tensor([*transition, *end], dtype=torch.int32)
+        return cls(bits.to(device), closing.to(device), len(end))
 
 
 class Sampled(NamedTuple):
@@ -130,19 +179,45 @@ class Sampled(NamedTuple):
     """Their number, 0 for a row whose prompt is not yet through."""
     ends: Int[Tensor, " batch"]
     """Where each request's rows end among those that were sampled from; the next one's begin there."""
+    logits_rows: Int[Tensor, " rows"]
+    """Which hidden states these rows are."""
+    positions: Int[Tensor, " tokens"]
+    """Positions of all hidden states' input tokens within their requests."""
     rejected: Int[Tensor, " batch"] | None = None
     """What a runner wants to have counted in: tokens that are taken back."""
     padded: bool = False
     """Whether what lies behind a row's tokens has to be -1."""
+    input_ids: Int[Tensor, " tokens"] | None = None
+    """All hidden states' input tokens, which the checking mode alone looks at."""
 
-    @property
-    def first_row(self) -> Int[Tensor, " batch"]:
-        """Where each request's rows begin."""
-        return torch.cat([self.ends.new_zeros(1), self.ends])[:-1]
+    def none(self) -> Sampled:
+        """A step of no request, for the same variant of the kernel."""
+        rejected = None if self.rejected is None else self.rejected[:0]
+        first = {name: getattr(self, name)[:0] for name in ("tokens", "n", "ends", "logits_rows")}
+        return self._replace(requests=[], **first, rejected=rejected, input_ids=None)
 
 
-Forced = Bool[Tensor, " batch"] | None
-"""Where the last token of a row is a ``</think>`` that was not drawn; None for nowhere."""
+CHANGED = "changed"
+REPORT = (*RECORD, CHANGED)
+"""Columns of what a step reports of each request. changed: there is more news than tokens; -1: a rank has failed."""
 
-Raw = Callable[[], Float[Tensor, "rows signals"]]
-"""Gives raw signals at the rows that were sampled from; not called where they are not needed."""
+
+@runtime_checkable
+class Rule(Protocol):
+    """What `torch_specexit.plugin.worker.fused.Fused` and `torch_specexit.plugin.worker.twin.Twin` have in common."""
+
+    forced: Bool[Tensor, " rows"]
+    """Whether the last token of each request of the last step was put in the place of another; the next overwrites."""
+    report: Float[Tensor, "rows report"]
+    """`REPORT` of each request of the last step; the next overwrites it."""
+
+    def step(self, sampled: Sampled, signals: Float[Tensor, "rows signals"], failed: Float[Tensor, " 1"]) -> None:
+        """One decoding step.
+
+        Args:
+          sampled: the step's result, rewritten in place.
+          signals: raw. Source ``fc``: at the rows that were sampled from; ``draft``: at the last token of each request
+            of the step before.
+          failed: above 0 where exits have failed on some rank: then nothing is decided any more.
+        """
+        ...

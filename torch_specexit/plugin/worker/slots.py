@@ -12,14 +12,23 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from torch_specexit.plugin.worker.rule import KNOBS, STATE, WEIGHTS, Admission, Tables
+from torch_specexit.plugin.worker.rule import KNOBS, STATE, STEPS_BACK, WEIGHTS, Admission, Tables
+
+TAIL = 4096
+"""Tokens at the end of a prompt among which a think marker nearly always is."""
 
 
 def opens_thinking(prompt_ids: Sequence[int], start: int, end: int) -> bool:
-    """Whether the last think marker of a prompt is an opening one."""
-    for token in reversed(prompt_ids):
-        if token in (start, end):
-            return token == start
+    """Whether the last think marker of a prompt is an opening one.
+
+    Example:
+      >>> opens_thinking([1, 5, 2, 1, 7], start=1, end=2), opens_thinking([1, 5, 2], start=1, end=2)
+      (True, False)
+    """
+    ids = prompt_ids if isinstance(prompt_ids, list) else list(prompt_ids)
+    for part in (ids[-TAIL:], ids[:-TAIL]):
+        if start in part or end in part:
+            return next(token for token in reversed(part) if token in (start, end)) == start
     return False
 
 
@@ -34,16 +43,24 @@ class Slots:
     def __init__(self, device: torch.device, capacity: int = 64):
         self.device = device
         self.row_of: dict[str, int] = {}
+        self.admissions: dict[str, Admission] = {}
         self.changes = 0
         """How often a row has been given away or taken back."""
         self.tables = self._empty(0)
         self._free: list[int] = []
-        self._staged: dict[int, Admission] = {}
+        self._new: dict[int, Admission] = {}
+        self._rebuilt: dict[int, list[float]] = {}
+        self._policies: dict[int, list[int]] = {}
         self._grow(capacity)
 
     def _empty(self, rows: int) -> Tables:
-        columns = (STATE, torch.float32), (KNOBS, torch.int32), (WEIGHTS, torch.float32)
-        return Tables(*(torch.zeros(rows, len(names), dtype=dtype, device=self.device) for names, dtype in columns))
+        shapes = (
+            ((len(STATE),), torch.float32),
+            ((len(KNOBS),), torch.int32),
+            ((len(WEIGHTS),), torch.float32),
+            ((STEPS_BACK + 1, len(STATE)), torch.float32),
+        )
+        return Tables(*(torch.zeros(rows, *shape, dtype=dtype, device=self.device) for shape, dtype in shapes))
 
     def _grow(self, rows: int) -> None:
         old = self.capacity
@@ -55,41 +72,60 @@ class Slots:
         """Rows of the tables."""
         return self.tables.state.shape[0]
 
-    @property
-    def staged(self) -> bool:
-        """Whether there are requests that the tables do not know yet."""
-        return bool(self._staged)
-
     def __len__(self) -> int:
         return len(self.row_of)
 
     def add(self, request: str, admission: Admission) -> None:
-        """Give a request its row. One that has a row already (it comes back after a preemption) keeps it."""
-        if request in self.row_of:
-            return
+        """Give a request a row of its own, in its first state. One that it has already is taken back."""
+        self.remove([request])
         if not self._free:
             self._grow(self.capacity)
         self.changes += 1
-        self.row_of[request] = self._free.pop()
-        self._staged[self.row_of[request]] = admission
+        row = self.row_of[request] = self._free.pop()
+        self._new[row] = self.admissions[request] = admission
+
+    def rebuild(self, request: str, state: list[float]) -> None:
+        """Leave a row of `Tables.state` for a request whose own, and its past, may not be what vLLM goes on from."""
+        row = self.row_of[request]
+        if row not in self._new:
+            self.changes += 1
+            self._rebuilt[row] = state
+
+    def replace(self, request: str, knobs: list[int]) -> None:
+        """Change the policy of a request that runs; nothing happens where there is none."""
+        row = self.row_of.get(request)
+        if row is not None:
+            self.changes += 1
+            self._policies[row] = knobs
 
     def remove(self, requests: Iterable[str]) -> None:
         """Free the rows of requests; those without one are passed over."""
         for request in requests:
             row = self.row_of.pop(request, None)
             if row is not None:
+                del self.admissions[request]
                 self.changes += 1
                 self._free.append(row)
+                for waiting in (self._new, self._rebuilt, self._policies):
+                    waiting.pop(row, None)
 
     def flush(self) -> None:
-        """Write the rows of all new requests with one copy to the device for each table."""
-        if not self._staged:
-            return
-        rows, admissions = self.to_device(list(self._staged)).long(), self._staged.values()
-        self.tables.state[rows] = self.to_device([a.state() for a in admissions], torch.float32)
-        self.tables.knobs[rows] = self.to_device([a.knobs() for a in admissions])
-        self.tables.weights[rows] = self.to_device([a.weights() for a in admissions], torch.float32)
-        self._staged.clear()
+        """Write what is new of the rows, with one copy to the device for each table."""
+        if self._new:
+            rows, admissions = self.to_device(list(self._new)).long(), self._new.values()
+            self.tables.state[rows] = self.to_device([a.state() for a in admissions], torch.float32)
+            self.tables.knobs[rows] = self.to_device([a.knobs() for a in admissions])
+            self.tables.weights[rows] = self.to_device([a.weights() for a in admissions], torch.float32)
+            self.tables.past[rows] = -1
+            self._new.clear()
+        if self._rebuilt:
+            rows = self.to_device(list(self._rebuilt)).long()
+            self.tables.past[rows, STEPS_BACK] = self.to_device(list(self._rebuilt.values()), torch.float32)
+            self._rebuilt.clear()
+        if self._policies:
+            rows = self.to_device(list(self._policies)).long()
+            self.tables.knobs[rows] = self.to_device(list(self._policies.values()))
+            self._policies.clear()
 
     def to_device(self, values: Sequence, dtype: torch.dtype = torch.int32) -> Tensor:
         """A list on the device. Pinned, so that the host does not wait for the copy."""

@@ -1,0 +1,269 @@
+"""What surrounds the rule in a worker: who is admitted, what failing means, one verdict for all ranks. No engine."""
+
+from __future__ import annotations
+
+import logging
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from specexit.drafts.directory import Serving, SpecExitBlock
+from specexit.method.decision import Policy
+from specexit.method.signals import NAMES
+from tests.serving.simulation import CPU, END, IDS, START, VOCAB
+from tests.serving.test_rule import given_step
+from torch_specexit.plugin import outcome
+from torch_specexit.plugin.worker import exits as module
+from torch_specexit.plugin.worker import ranks
+from torch_specexit.plugin.worker.exits import Exits
+from torch_specexit.plugin.worker.runner_v2 import keep_logits, keep_restored
+
+
+class Draft:
+    """Stands for the draft model."""
+
+    def __init__(self, source: str = "draft", policy: Policy | None = None):
+        block = SpecExitBlock(source=source, target="t", policy=policy or Policy(thresholds={}))
+        self.block, self.serving, self.think_tokens, self.vocab_size = block, Serving(), IDS, VOCAB
+        self.signals, self.first_pass = torch.zeros(8, len(NAMES)), None
+
+    def record(self, passes: int) -> None: ...
+
+    def signals_of_target(self, aux: Any, rows: Any) -> torch.Tensor:
+        return torch.zeros(len(rows), len(NAMES))
+
+
+class Group:
+    """Stands for vLLM's group of ranks."""
+
+    device_group = None
+
+    def __init__(self, world_size: int = 1, rank: int = 0):
+        self.world_size, self.rank_in_group = world_size, rank
+
+
+def runner(**structured: Any) -> Any:
+    settings = {"reasoning_parser": "deepseek_r1", "enable_in_reasoning": False} | structured
+    config = SimpleNamespace(
+        scheduler_config=SimpleNamespace(max_num_seqs=8),
+        speculative_config=SimpleNamespace(num_speculative_tokens=3),
+        structured_outputs_config=SimpleNamespace(**settings),
+    )
+    return SimpleNamespace(device=CPU, vllm_config=config, execute_model_state=None)
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch):
+    monkeypatch.setattr(module, "_ranks_of_model", Group)
+    monkeypatch.setenv("SPECEXIT_CHECK", "0")
+
+
+def ready(**structured: Any) -> Exits:
+    found = Exits(Draft(), runner(**structured))
+    found.prepare(given_step(["x"], [[5]]).none())
+    return found
+
+
+def new(name: str, prompt=(START,), prefill=None, **params: Any) -> Any:
+    wanted = {"extra_args": None, "logprobs": None, "structured_outputs": None} | params
+    return SimpleNamespace(
+        req_id=name,
+        prompt_token_ids=list(prompt),
+        prompt_embeds=None,
+        prefill_token_ids=prefill,
+        sampling_params=SimpleNamespace(**wanted),
+    )
+
+
+def scheduled(*requests: Any, finished=(), resumed: dict[str, list[int]] | None = None) -> Any:
+    cached = SimpleNamespace(resumed_req_ids=set(resumed or ()), all_token_ids=resumed or {})
+    return SimpleNamespace(
+        scheduled_new_reqs=list(requests),
+        finished_req_ids=set(finished),
+        num_scheduled_tokens={},
+        scheduled_cached_reqs=cached,
+    )
+
+
+def text_of(exits: Exits, *steps: Any) -> list[list[int]]:
+    return [step.tokens[0, : step.n[0]].tolist() for step in steps if exits.step(step) or True]
+
+
+def boundary_and_more() -> tuple[Any, Any]:
+    return given_step(["a"], [[2]]), given_step(["a"], [[5]], at=[1])
+
+
+def test_a_request_exits_and_its_row_is_given_back():
+    exits = ready()
+    exits.track(scheduled(new("a")))
+    assert text_of(exits, *boundary_and_more()) == [[2], [END]]
+    exits.track(scheduled(finished=["a"]))
+    assert len(exits.slots) == 0
+
+
+@pytest.mark.parametrize(
+    ("structured", "asks", "exits_at_all"),
+    [
+        ({}, True, True),  # the grammar binds behind the thinking
+        ({"reasoning_parser": ""}, True, False),
+        ({"enable_in_reasoning": True}, True, False),
+        ({"reasoning_parser": ""}, False, True),
+    ],
+)
+def test_a_grammar_that_binds_from_the_first_token_on_rules_exits_out(structured, asks, exits_at_all):
+    """A forced end marker would end such a request in an error."""
+    exits = ready(**structured)
+    exits.track(scheduled(new("a", structured_outputs=object() if asks else None)))
+    assert text_of(exits, *boundary_and_more()) == [[2], [END if exits_at_all else 5]]
+    if not exits_at_all:
+        assert exits.slots.admissions["a"].policy is None
+
+
+@pytest.mark.parametrize("v2", [True, False])
+def test_a_request_that_comes_back_goes_on_and_one_whose_prompt_is_continued_begins_anew(v2):
+    exits = ready()
+    exits.track(scheduled(new("a")))
+    text_of(exits, given_step(["a"], [[2]]))
+    back = scheduled(new("a", prefill=[START, 2])) if v2 else scheduled(resumed={"a": [START, 2]})
+    exits.track(back)
+    assert text_of(exits, given_step(["a"], [[5]], at=[1])) == [[END]]
+    exits.track(scheduled(new("a", prompt=[START, 2, END, 5, START, 7])))
+    assert text_of(exits, given_step(["a"], [[2]], at=[5]), given_step(["a"], [[5]], at=[6])) == [[2], [END]]
+
+
+def test_a_step_that_fails_leaves_plain_eagle3_and_says_so_once(caplog):
+    exits, output = ready(), SimpleNamespace()
+    exits.track(scheduled(new("a")))
+
+    def fails(*_args: Any) -> None:
+        raise RuntimeError("no such kernel")
+
+    exits.rule.step = fails
+    with caplog.at_level(logging.ERROR, "vllm.specexit"):
+        assert text_of(exits, *boundary_and_more()) == [[2], [5]]
+    exits.close(output)
+    assert vars(output) == {outcome.INACTIVE_KEY: exits.failure}
+    assert "no such kernel" in str(exits.failure)
+    assert sum("specexit is inactive" in record.getMessage() for record in caplog.records) == 1
+    assert exits.status() == {"active": False, "reason": exits.failure, "requests": 1}
+
+
+def test_a_rule_that_cannot_be_made_ready_leaves_plain_eagle3(monkeypatch):
+    def fails(*_args: Any, **_kwargs: Any) -> None:
+        raise RuntimeError("does not compile")
+
+    monkeypatch.setattr(module, "Twin", fails)
+    exits = ready()
+    assert "does not compile" in str(exits.failure)
+    exits.track(scheduled(new("a")))
+    assert text_of(exits, *boundary_and_more()) == [[2], [5]]
+
+
+class Pair:
+    """Two ranks, one after the other: what the first has sent is added to what the second sends."""
+
+    def __init__(self, monkeypatch):
+        self.sent: list[torch.Tensor] = []
+        self.sums: dict[int, torch.Tensor] = {}
+        monkeypatch.setattr(ranks.torch.distributed, "all_reduce", lambda message, group: self.sent.append(message))
+
+    def agree(self, both: list[ranks.Ranks], signals: list[torch.Tensor | None], rows: int) -> list[Any]:
+        results = [rank.agree(own, rows) for rank, own in zip(both, signals, strict=True)]
+        first, second = self.sent[-2:]
+        total = first + second
+        first.copy_(total)
+        second.copy_(total)
+        return results
+
+
+def test_all_ranks_judge_by_what_the_first_has_read(monkeypatch):
+    pair = Pair(monkeypatch)
+    both = [ranks.Ranks(Group(2, rank), 4, CPU) for rank in range(2)]
+    own = [torch.full((3, len(NAMES)), 0.25), torch.full((3, len(NAMES)), 0.25 + 1e-6)]
+    (first, off), (second, also_off) = pair.agree(both, own, 3)
+    assert torch.equal(first, own[0])
+    assert torch.equal(second, own[0])
+    assert (off.item(), also_off.item()) == (0, 0)
+
+
+@pytest.mark.parametrize("failed", [0, 1])
+def test_where_one_rank_fails_none_decides_any_more(monkeypatch, failed):
+    pair = Pair(monkeypatch)
+    both = [ranks.Ranks(Group(2, rank), 4, CPU) for rank in range(2)]
+    own: list[torch.Tensor | None] = [torch.ones(2, len(NAMES)) for _ in range(2)]
+    own[failed] = None
+    results = pair.agree(both, own, 2)
+    assert [off.item() for _, off in results] == [1, 1]
+
+
+def test_a_failure_on_another_rank_is_seen_with_the_next_report():
+    exits, output = ready(), SimpleNamespace()
+    exits.track(scheduled(new("a")))
+    exits.ranks._message.fill_(1.0)
+    assert text_of(exits, given_step(["a"], [[5, 2, 5]])) == [[5, 2, 5]]
+    exits.close(output)
+    assert vars(output) == {outcome.INACTIVE_KEY: "has failed on another rank"}
+
+
+def test_only_news_is_reported():
+    exits = ready()
+    exits.track(scheduled(new("a")))
+    told = []
+    for at, token in enumerate([5, 5, 2, 5, 5]):
+        output = SimpleNamespace()
+        exits.step(given_step(["a"], [[token]], at=[at]))
+        exits.close(output)
+        told.append(list(vars(output)[outcome.KEY]))
+    assert told == [["a"], [], [], ["a"], []]  # it is new; its thinking has ended
+
+
+class Model(torch.nn.Module):
+    """Stands for a target: logits are four times the hidden states."""
+
+    def __init__(self):
+        super().__init__()
+        self.computed = 0
+
+    def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        self.computed += 1
+        return 4 * hidden_states
+
+
+def test_logits_are_kept_where_they_are_computed_anyway():
+    runner = SimpleNamespace(model=Model())
+    result, logits = keep_logits(runner.model, lambda: runner.model.compute_logits(torch.ones(2, 3)).argmax(dim=1).tolist())
+    assert (result, logits.tolist(), runner.model.computed) == ([0, 0], [[4.0] * 3] * 2, 1)
+    assert "compute_logits" not in vars(runner.model)
+
+
+def test_under_context_parallel_the_signals_are_read_off_the_whole_batch():
+    exits, whole = ready(), [torch.ones(4, 2)]
+    manager = SimpleNamespace(restore_for_sampling=lambda hidden, aux: (hidden, whole, None))
+    keep_restored(exits, manager)
+    manager.restore_for_sampling(torch.zeros(2, 2), [torch.zeros(2, 2)])
+    assert exits.aux is whole
+
+
+def test_forced_tokens_are_named_for_those_who_ask_and_nothing_is_looked_at_for_others():
+    exits = ready()
+    exits.track(scheduled(new("a", logprobs=1), new("b")))
+    names = ["b", "a"]
+    exits.step(given_step(names, [[2], [2]]))
+    step = given_step(names, [[5], [5]], at=[1, 1])
+    tensors = SimpleNamespace(
+        logprob_token_ids=torch.tensor([[5, 6], [5, 6]]),
+        logprobs=torch.zeros(2, 2),
+        selected_token_ranks=torch.ones(2, dtype=torch.int64),
+    )
+    logits = torch.arange(2 * VOCAB).view(2, VOCAB).float()
+    assert exits.step(step)
+    exits.name_forced(
+        SimpleNamespace(sampled_token_ids=step.tokens, logprobs_tensors=tensors), step, logits, by_request=True
+    )
+    assert tensors.logprob_token_ids.tolist() == [[5, 6], [END, 6]]
+    assert tensors.selected_token_ranks.tolist() == [1, VOCAB - END]
+    assert tensors.logprobs[1, 0].item() == pytest.approx(logits[1].log_softmax(0)[END].item())
+    exits.track(scheduled(finished=["a"]))
+    assert exits.asking == set()

@@ -1,0 +1,105 @@
+"""The checking mode: what the tables know is worked out again in every step, from the tokens alone.
+
+``SPECEXIT_CHECK=1`` switches it on, for tests: it waits for the device in each step, and where anything does not add up
+the engine dies of it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+
+from torch_specexit.plugin.worker.reading import READ, Reader
+from torch_specexit.plugin.worker.rule import BOUNDARY, OVER, STATE, THOUGHT, Markers, Sampled
+from torch_specexit.plugin.worker.slots import Slots
+
+SWITCH = "SPECEXIT_CHECK"
+
+
+class CheckError(AssertionError):
+    """A row of the tables is not what its request's tokens say."""
+
+
+def is_checking() -> bool:
+    """Whether the checking mode is on."""
+    return os.environ.get(SWITCH, "0") not in ("", "0")
+
+
+class Checker:
+    """Follows the requests of one runner by their tokens.
+
+    Args:
+      slots: of the runner.
+      markers: what tokens mean.
+    """
+
+    def __init__(self, slots: Slots, markers: Markers):
+        self.slots, self.reader = slots, Reader(markers)
+        self._closing: list[int] = markers.closing.tolist()
+        self._outputs: dict[str, list[int]] = {}
+        self.steps = 0
+        """Requests that were checked, step by step."""
+
+    def forget(self, requests: Iterable[str]) -> None:
+        """Take requests that are finished out."""
+        for request in requests:
+            self._outputs.pop(request, None)
+
+    def compare(self, request: str, outputs: Sequence[int]) -> None:
+        """Check what vLLM says that a request has written, which comes back after a preemption.
+
+        Raises:
+          CheckError: it is not how this request began.
+        """
+        known = self._outputs.get(request, [])
+        if list(outputs) != known[: len(outputs)]:
+            raise CheckError(f"request {request}: vLLM goes on from {list(outputs)}, its steps have given {known}")
+
+    def before(self, sampled: Sampled) -> None:
+        """Take in from where vLLM has gone on.
+
+        Raises:
+          CheckError: vLLM has fed tokens that no step has given.
+        """
+        first = [0, *sampled.ends.tolist()]
+        rows, n = sampled.logits_rows.tolist(), sampled.n.tolist()
+        positions = sampled.positions.tolist()
+        fed = None if sampled.input_ids is None else sampled.input_ids.tolist()
+        for i, request in enumerate(sampled.requests):
+            if not n[i]:
+                continue
+            known = self._outputs.setdefault(request, [])
+            count = positions[rows[first[i]]] + 1 - self.slots.admissions[request].prompt
+            if not 0 <= count <= len(known):
+                raise CheckError(f"request {request}: vLLM goes on behind {count} tokens of output, known are {known}")
+            del known[count:]
+            if count and fed is not None and fed[rows[first[i]]] != known[-1]:
+                raise CheckError(f"request {request}: vLLM goes on from token {fed[rows[first[i]]]}, not {known[-1]}")
+
+    def after(self, sampled: Sampled) -> None:
+        """Compare the rows of a step's requests with their tokens.
+
+        Raises:
+          CheckError: they do not say the same.
+        """
+        table, tokens, n = self.slots.tables.state.tolist(), sampled.tokens.tolist(), sampled.n.tolist()
+        for i, request in enumerate(sampled.requests):
+            outputs = self._outputs.setdefault(request, [])
+            outputs += tokens[i][: int(n[i])]
+            row = dict(zip(STATE, table[self.slots.row_of[request]], strict=True))
+            admission = self.slots.admissions[request]
+            expected = self.reader.read(admission, outputs)
+            if expected["last"] == BOUNDARY and (row["would_exit"] or row["closed"] or not row["on"] or not n[i]):
+                expected["last"] = row["last"] = THOUGHT
+            found = {name: int(row[name]) for name in READ}
+            if found != expected:
+                raise CheckError(f"request {request}: its row says {found}, its tokens {outputs} say {expected}")
+            self._check_exit(request, row, outputs)
+            self.steps += 1
+
+    def _check_exit(self, request: str, row: dict[str, float], outputs: list[int]) -> None:
+        if not row["exited"] or row["phase"] != OVER:
+            return
+        end = int(row["start"] + row["thoughts"]) + len(self.reader.marker)
+        if outputs[end - len(self._closing) : end] != self._closing:
+            raise CheckError(f"request {request}: it is to have exited, but {outputs[:end]} ends otherwise")

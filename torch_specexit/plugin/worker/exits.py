@@ -1,0 +1,333 @@
+"""The exits of one model runner, V1 or V2: who its requests are, the step in progress, and whether all is well.
+
+Everything here works on device tensors; the host learns nothing of a step before vLLM itself does, so asynchronous
+scheduling stays asynchronous. What belongs to one of the runners is in `runner_v1` and `runner_v2`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from specexit.method.splits import ALL_STRINGS
+from torch_specexit.plugin import outcome
+from torch_specexit.plugin.frontend.arguments import wish_or_default
+from torch_specexit.plugin.frontend.audit import thinks_on
+from torch_specexit.plugin.worker.checking import Checker, is_checking
+from torch_specexit.plugin.worker.copies import Copies, News, attach, failed_elsewhere, news_of
+from torch_specexit.plugin.worker.logprobs import name_forced_tokens
+from torch_specexit.plugin.worker.protocols import (
+    Draft,
+    NewRequest,
+    Runner,
+    SamplerOutput,
+    SamplingParams,
+    SchedulerOutput,
+)
+from torch_specexit.plugin.worker.ranks import Group, Ranks
+from torch_specexit.plugin.worker.reading import Reader
+from torch_specexit.plugin.worker.rule import Admission, Markers, Rule, Sampled
+from torch_specexit.plugin.worker.slots import Slots, opens_thinking
+from torch_specexit.plugin.worker.twin import Twin
+
+logger = logging.getLogger("vllm.specexit")
+
+AuxHiddenStates = Sequence[Float[Tensor, "time hidden"]]
+
+
+def draft_of(drafter: Any) -> Draft | None:
+    """The SpecExit draft model behind a V1 proposer or V2 speculator, or None where it drafts with another model."""
+    model: Any = getattr(drafter, "model", None)
+    model = model.unwrap() if hasattr(type(model), "unwrap") else model  # a module is slow to say what it has not
+    return model if hasattr(model, "think_tokens") else None
+
+
+def exits_of(runner: Any, empty: Callable[[Any], Sampled] | None = None) -> Exits | None:
+    """The exits of a runner; None where it has no SpecExit draft.
+
+    Args:
+      runner: V1's or V2's.
+      empty: gives a step of no request, as the runner makes them; where it is given, exits are made ready at the first
+        call. All ranks of a model make that call at the same time.
+    """
+    if not hasattr(runner, "_specexit"):
+        if empty is None:
+            return None
+        draft = draft_of(getattr(runner, "drafter", None) or getattr(runner, "speculator", None))
+        runner._specexit = None if draft is None else Exits(draft, runner)
+        if runner._specexit is not None:
+            runner._specexit.prepare(empty(runner))
+    return runner._specexit
+
+
+def runs_triton(device: torch.device) -> bool:
+    """Whether the Triton kernel can run here: on a GPU, or on a CPU where Triton's interpreter is switched on."""
+    return device.type == "cuda" or (device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1")
+
+
+class Exits:
+    """The requests of one runner, and the step in progress.
+
+    Where something fails, `failure` says what, and this model goes on as plain EAGLE-3 on all of its ranks: no request
+    is failed for an exit.
+
+    Args:
+      draft: the SpecExit draft model.
+      runner: its runner.
+    """
+
+    def __init__(self, draft: Draft, runner: Runner):
+        config = runner.vllm_config
+        self.draft, self.source, self.ids = draft, draft.block.source, draft.think_tokens
+        self.failure: str | None = None
+        scheduled = config.scheduler_config.max_num_seqs
+        self.most_rows = scheduled * (1 + config.speculative_config.num_speculative_tokens)
+        self.ranks = Ranks(_ranks_of_model(), self.most_rows, runner.device)
+        self.grammar_binds_thinking = _grammar_binds_thinking(config.structured_outputs_config)
+        self.slots = Slots(runner.device)
+        self.markers = Markers.of(self.ids, draft.vocab_size, runner.device)
+        self.reader = Reader(self.markers)
+        self.checker = Checker(self.slots, self.markers) if is_checking() else None
+        self.copies = Copies()
+        self.rule: Rule | None = None
+        self.asking: set[str] = set()
+        """Requests that want logprobs, and may exit."""
+        self.empty: Sampled | None = None
+        self.aux: AuxHiddenStates | None = None
+        """The target's, of the step in progress."""
+        self.news: Callable[[], News] | None = None
+        """Reads what there is to tell of the step in progress."""
+        self._judged_next = 1
+        """Requests whose signals the draft has left."""
+
+    def prepare(self, empty: Sampled) -> None:
+        """Make the rule ready, compiled and all. Ranks of a model that fails on one of them go on without exits.
+
+        Args:
+          empty: a step of no request, as this runner makes them.
+        """
+        self.empty = empty
+        signals = self._attempt("could not be made ready", self._make_rule)
+        if signals is not None or self.ranks.several:
+            _, failed = self.ranks.agree(signals, 1)
+            if self.failure is None and failed.item() > 0:
+                self.fail("could not be made ready on another rank")
+
+    @torch.inference_mode()
+    def _make_rule(self) -> Float[Tensor, "1 signals"]:
+        assert self.empty is not None
+        smooth = self.draft.block.policy.smoothing == "ewma"
+        version = _fused() if runs_triton(self.slots.device) else Twin
+        self.rule = version(self.slots, self.markers, self.source, smooth=smooth)
+        signals = self.draft.signals[:1]
+        self.rule.step(self.empty, signals, torch.zeros(1, device=signals.device))
+        return signals
+
+    def fail(self, reason: str) -> None:
+        """Go on without exits."""
+        self.failure, self.news = reason, None
+        logger.error("specexit is inactive; requests go on without exits: %s", reason)
+
+    def _attempt(self, failing: str, action: Callable[[], Any]) -> Any:
+        """Run an action of ours; None where it fails, or something has before. It may not wait for other ranks."""
+        if self.failure is not None:
+            return None
+        try:
+            return action()
+        except Exception as error:
+            if self.checker is not None:
+                raise
+            logger.exception("specexit %s", failing)
+            self.fail(f"{failing}: {error!r}")
+            return None
+
+    def track(self, scheduled: SchedulerOutput) -> None:
+        """Take in new requests, those that come back, and finished ones, before a step."""
+        if (
+            scheduled.finished_req_ids
+            or scheduled.scheduled_new_reqs
+            or scheduled.scheduled_cached_reqs.resumed_req_ids
+        ):
+            self._attempt("could not take in requests", lambda: self._track(scheduled))
+
+    def _track(self, scheduled: SchedulerOutput) -> None:
+        self.slots.remove(scheduled.finished_req_ids)
+        self.asking -= scheduled.finished_req_ids
+        if self.checker is not None:
+            self.checker.forget(scheduled.finished_req_ids)
+        for new in scheduled.scheduled_new_reqs:
+            known, size = self.slots.admissions.get(new.req_id), _prompt_size(new)
+            if known is not None and known.prompt == size and new.prefill_token_ids is not None:
+                self._come_back(new.req_id, new.prefill_token_ids)
+            else:
+                self._admit(new, size)
+        for name in scheduled.scheduled_cached_reqs.resumed_req_ids:
+            tokens = scheduled.scheduled_cached_reqs.all_token_ids.get(name)
+            if tokens is not None and name in self.slots.admissions:
+                self._come_back(name, tokens)
+
+    def _come_back(self, name: str, tokens: Sequence[int]) -> None:
+        """A request comes back after a preemption, with all the tokens that it has kept."""
+        admission = self.slots.admissions[name]
+        outputs = tokens[admission.prompt :]
+        if self.checker is not None:
+            self.checker.compare(name, outputs)
+        self.slots.rebuild(name, self.reader.rebuild(admission, outputs))
+
+    def _admit(self, new: NewRequest, size: int) -> None:
+        """A new request, or one whose prompt has been continued."""
+        params, serving = new.sampling_params, self.draft.serving
+        wish = wish_or_default(params.extra_args if params else None, self.draft.block, new.req_id)
+        mode = "off" if self._may_not_exit(params) else wish.mode_under(serving.mode)
+        policy = None if mode == "off" else wish.policy
+        self.slots.add(
+            new.req_id,
+            Admission(
+                thinking=opens_thinking(new.prompt_token_ids or [], self.ids.start, self.ids.end),
+                policy=policy,
+                strings=ALL_STRINGS if wish.splits is None else self.ids.mask(wish.splits),
+                shadow=thinks_on(new.req_id, mode, serving.audit_rate),
+                prompt=size,
+            ),
+        )
+        if policy is not None and params is not None and params.logprobs is not None:
+            self.asking.add(new.req_id)
+        if self.checker is not None:
+            self.checker.forget([new.req_id])
+
+    def _may_not_exit(self, params: SamplingParams | None) -> bool:
+        """Whether a forced token would be refused by the grammar of a request, which then ends in an error."""
+        return params is not None and params.structured_outputs is not None and self.grammar_binds_thinking
+
+    @torch.inference_mode()
+    def settle(self) -> None:
+        """Take in what the draft has left, before a dummy run overwrites it."""
+        if self.empty is not None:
+            self.step(self.empty)
+            self.news = None
+
+    @torch.inference_mode()
+    def step(self, sampled: Sampled) -> bool:
+        """Apply the rule to a step's result, in place, before anyone has seen it.
+
+        Returns:
+          Whether it was: `Rule.forced` says where.
+        """
+        self.news = None
+        rows = len(sampled.logits_rows) if self.source == "fc" else self._judged_next
+        signals = self._attempt("could not read the signals", lambda: self._signals(sampled.logits_rows, rows))
+        if self.failure is not None and not self.ranks.several:
+            return False
+        agreed, failed = self.ranks.agree(signals, rows)
+        self._judged_next = max(len(sampled.requests), 1)
+        if self.failure is not None or self.rule is None:
+            return False
+        if self.ranks.several:
+            self._rewrite(sampled, agreed, failed)  # a rank that failed in here alone would go on with another text
+        else:
+            self._attempt("could not judge a step", lambda: self._rewrite(sampled, agreed, failed))
+        return self.failure is None
+
+    def _signals(self, logits_rows: Int[Tensor, " rows"], rows: int) -> Float[Tensor, "judged signals"]:
+        if self.source == "draft":
+            return self.draft.signals[:rows]
+        assert self.aux is not None or rows == 0, "the target's hidden states are missing"
+        return self.draft.signals_of_target(self.aux or (), logits_rows)
+
+    def _rewrite(self, sampled: Sampled, signals: Float[Tensor, "rows signals"], failed: Float[Tensor, " 1"]) -> None:
+        assert self.rule is not None
+        if self.checker is not None:
+            self.checker.before(sampled)
+        self.rule.step(sampled, signals, failed)
+        if self.checker is not None:
+            self.checker.after(sampled)
+        requests = list(sampled.requests)
+        read = self.copies.start(
+            self.rule.report[: len(requests)]
+        )  # in front of drafting, so that nobody waits for that
+
+        def news() -> News:
+            report = read()
+            if self.failure is None and failed_elsewhere(report):
+                self.fail("has failed on another rank")
+            return {} if self.failure else news_of(requests, report)
+
+        self.news = news
+
+    def name_forced(
+        self,
+        output: SamplerOutput,
+        sampled: Sampled,
+        logits: Float[Tensor, "rows vocab"] | None,
+        *,
+        by_request: bool,
+    ) -> None:
+        """Correct the logprobs of forced tokens, where a request asks for logprobs.
+
+        Args:
+          output: of the step.
+          sampled: what the step has left of it.
+          logits: raw, of the rows that were sampled from; None where they are not at hand.
+          by_request: whether the entries of each request are padded to the step's width, or follow each other.
+        """
+        if output.logprobs_tensors is None or self.asking.isdisjoint(sampled.requests) or logits is None:
+            return
+        self._attempt("could not name a forced token", lambda: self._name(output, sampled, logits, by_request))
+
+    def _name(
+        self, output: SamplerOutput, sampled: Sampled, logits: Float[Tensor, "rows vocab"], by_request: bool
+    ) -> None:
+        assert self.rule is not None
+        assert output.logprobs_tensors is not None
+        asking = self.slots.to_device([i for i, name in enumerate(sampled.requests) if name in self.asking]).long()
+        last = (sampled.n[asking].long() - 1).clamp(min=0)
+        first = torch.cat([sampled.ends.new_zeros(1), sampled.ends])[asking].long()
+        tokens = sampled.tokens[asking, last]
+        rows = first + last
+        entries = asking * sampled.tokens.shape[1] + last if by_request else rows
+        name_forced_tokens(output.logprobs_tensors, entries, self.rule.forced[asking], tokens, logits, rows)
+
+    def close(self, output: Any) -> None:
+        """End a step, drafting included: attach to the output what there is to tell of it."""
+        news, self.news, self.aux = self.news, None, None
+        if output is not None and (news is not None or self.failure is not None):
+            attach(output, lambda: self._tell(news))
+
+    def _tell(self, news: Callable[[], News] | None) -> Mapping[str, Any]:
+        """Attributes of the runner's output."""
+        told = self._attempt("could not report a step", news) if news is not None else None
+        return {outcome.KEY: told} if self.failure is None else {outcome.INACTIVE_KEY: self.failure}
+
+    def status(self) -> Mapping[str, Any]:
+        """Whether exits are active on this rank, and why not; and how many requests it remembers."""
+        return {"active": self.failure is None, "reason": self.failure, "requests": len(self.slots)}
+
+
+def _prompt_size(new: NewRequest) -> int:
+    if new.prompt_token_ids is not None:
+        return len(new.prompt_token_ids)
+    return 0 if new.prompt_embeds is None else new.prompt_embeds.shape[0]
+
+
+def _grammar_binds_thinking(config: Any) -> bool:
+    """Whether vLLM's grammars bind from the first token on, thinking included: without a reasoning parser it knows of
+    no thinking, and it may be told so."""
+    return not config.reasoning_parser or config.enable_in_reasoning
+
+
+def _ranks_of_model() -> Group:
+    from vllm.distributed.parallel_state import get_tp_group
+
+    return get_tp_group()
+
+
+def _fused() -> Callable[..., Rule]:
+    from torch_specexit.plugin.worker.fused import Fused  # CPU builds of torch may come without Triton
+
+    return Fused

@@ -1,0 +1,182 @@
+"""What is used of vLLM's own objects, with the names and types that vLLM gives it: nothing else may be touched.
+
+`torch_specexit.plugin.compat.hooks` holds the same as facts that are checked against the installed vLLM before
+anything is wrapped; this is for the reader and the type checker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor, device
+
+from specexit.drafts.directory import Serving, SpecExitBlock
+from specexit.method.splits import ThinkTokens
+
+
+@runtime_checkable
+class SamplingParams(Protocol):
+    """`vllm.sampling_params.SamplingParams`."""
+
+    extra_args: dict[str, Any] | None
+    logprobs: int | None
+    structured_outputs: object | None
+
+
+@runtime_checkable
+class NewRequest(Protocol):
+    """`vllm.v1.core.sched.output.NewRequestData`."""
+
+    req_id: str
+    prompt_token_ids: list[int] | None
+    prompt_embeds: Tensor | None
+    sampling_params: SamplingParams | None
+    prefill_token_ids: list[int] | None
+    """V2: all tokens that the scheduler has of it: of a request that comes back after a preemption, its output too."""
+
+
+@runtime_checkable
+class CachedRequests(Protocol):
+    """`vllm.v1.core.sched.output.CachedRequestData`."""
+
+    resumed_req_ids: set[str]
+    """V1: requests that come back after a preemption."""
+    all_token_ids: dict[str, list[int]]
+
+
+@runtime_checkable
+class SchedulerOutput(Protocol):
+    """`vllm.v1.core.sched.output.SchedulerOutput`."""
+
+    scheduled_new_reqs: Sequence[NewRequest]
+    scheduled_cached_reqs: CachedRequests
+    num_scheduled_tokens: Mapping[str, int]
+    finished_req_ids: set[str]
+
+
+@runtime_checkable
+class LogprobsTensors(Protocol):
+    """`vllm.v1.outputs.LogprobsTensors`. First column: the sampled token; the others: the most likely ones."""
+
+    logprob_token_ids: Tensor
+    logprobs: Tensor
+    selected_token_ranks: Tensor
+
+
+@runtime_checkable
+class SamplerOutput(Protocol):
+    """`vllm.v1.outputs.SamplerOutput`, and that of V2."""
+
+    sampled_token_ids: Tensor
+    logprobs_tensors: LogprobsTensors | None
+
+
+@runtime_checkable
+class Buffer(Protocol):
+    """`vllm.v1.utils.CpuGpuBuffer`."""
+
+    gpu: Tensor
+
+
+@runtime_checkable
+class InputBatchV1(Protocol):
+    """`vllm.v1.worker.gpu_input_batch.InputBatch`."""
+
+    num_reqs: int
+    req_ids: list[str]
+
+
+@runtime_checkable
+class SpecDecodeMetadata(Protocol):
+    """`vllm.v1.spec_decode.metadata.SpecDecodeMetadata`."""
+
+    logits_indices: Tensor
+    cu_num_sampled_tokens: Tensor
+
+
+@runtime_checkable
+class StepState(Protocol):
+    """``ExecuteModelState`` of either runner, between the target's pass and sampling."""
+
+    aux_hidden_states: list[Tensor] | None
+
+
+@runtime_checkable
+class Runner(Protocol):
+    """What V1's and V2's ``GPUModelRunner`` have in common."""
+
+    device: device
+    vllm_config: Any
+    execute_model_state: StepState | None
+
+
+@runtime_checkable
+class RunnerV1(Runner, Protocol):
+    """`vllm.v1.worker.gpu_model_runner.GPUModelRunner`."""
+
+    input_batch: InputBatchV1
+    discard_request_mask: Buffer
+    query_start_loc: Buffer
+    positions: Tensor
+    input_ids: Buffer
+
+
+@runtime_checkable
+class InputBatchV2(Protocol):
+    """`vllm.v1.worker.gpu.input_batch.InputBatch`."""
+
+    num_reqs: int
+    req_ids: list[str]
+    positions: Tensor
+    input_ids: Tensor
+    logits_indices: Tensor
+    cu_num_logits: Tensor
+
+
+@runtime_checkable
+class ContextParallel(Protocol):
+    """`vllm.v1.worker.gpu.pcp_manager.PCPManager`."""
+
+    def restore_for_sampling(
+        self, hidden_states: Tensor, aux_hidden_states: list[Tensor] | None
+    ) -> tuple[Tensor, list[Tensor] | None, object]:
+        """Hidden states of the whole batch, in its order."""
+        ...
+
+
+@runtime_checkable
+class TargetV2(Protocol):
+    """The target's model."""
+
+    def compute_logits(self, hidden_states: Tensor) -> Tensor | None:
+        """Raw logits of some rows."""
+        ...
+
+
+@runtime_checkable
+class RunnerV2(Runner, Protocol):
+    """`vllm.v1.worker.gpu.model_runner.GPUModelRunner`."""
+
+    model: TargetV2
+    pcp_manager: ContextParallel | None
+
+
+@runtime_checkable
+class Draft(Protocol):
+    """Our own draft model, `torch_specexit.plugin.worker.model`, as the rule's side sees it."""
+
+    block: SpecExitBlock
+    serving: Serving
+    think_tokens: ThinkTokens
+    vocab_size: int
+    signals: Tensor
+    first_pass: Any
+
+    def record(self, passes: int) -> None:
+        """Have the next passes leave their signals."""
+        ...
+
+    def signals_of_target(self, aux: Sequence[Tensor], rows: Tensor) -> Tensor:
+        """Raw signals at some rows of the target's aux hidden states (source ``fc``)."""
+        ...

@@ -1,0 +1,65 @@
+"""One verdict for all tensor-parallel ranks.
+
+Each rank reads the signals off states that it has summed up for itself, and two ranks need not round alike. So the
+values of the first rank count: they are handed round before anything is judged by them. The same message says whether
+exits have failed on some rank, so that they end on all ranks in the same step.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from specexit.method.signals import NAMES
+
+
+@runtime_checkable
+class Group(Protocol):
+    """What is used of vLLM's `GroupCoordinator`."""
+
+    world_size: int
+    rank_in_group: int
+    device_group: torch.distributed.ProcessGroup
+
+
+class Ranks:
+    """The tensor-parallel ranks of one model.
+
+    Args:
+      group: of vLLM.
+      rows: signals that are exchanged at most.
+      device: of the signals.
+    """
+
+    def __init__(self, group: Group, rows: int, device: torch.device):
+        self.group, self.several = group, group.world_size > 1
+        self._message = torch.zeros((rows * len(NAMES) if self.several else 0) + 1, device=device)
+
+    def agree(
+        self, signals: Float[Tensor, "rows signals"] | None, rows: int
+    ) -> tuple[Float[Tensor, "rows signals"], Float[Tensor, " 1"]]:
+        """Hand the first rank's signals round. Every rank has to call this in every step, whatever has happened to it.
+
+        Args:
+          signals: this rank's; None where exits have failed on it.
+          rows: their number, the same on all ranks.
+
+        Returns:
+          The signals to judge by, and on how many ranks exits have failed.
+        """
+        if not self.several:
+            assert signals is not None
+            return signals, self._message
+        message = self._message[: rows * len(NAMES) + 1]
+        values = message[:-1].view(rows, len(NAMES))
+        message.fill_(0.0)
+        if signals is None:
+            message[-1:].fill_(1.0)
+        elif self.group.rank_in_group == 0:
+            values.copy_(signals)
+        # A sum with zeros is exact, and it is one message where a broadcast and a count would be two.
+        torch.distributed.all_reduce(message, group=self.group.device_group)
+        return values, message[-1:]

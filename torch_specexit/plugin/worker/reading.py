@@ -1,0 +1,71 @@
+"""What the tokens of a request say about it by themselves: the part of its row in the tables that has no memory of
+signals. In plain Python, token by token; what the fast versions know is checked against it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from jaxtyping import Int
+from torch import Tensor
+
+from torch_specexit.plugin.worker.rule import (
+    BEFORE,
+    BEGINS,
+    BOUNDARY,
+    OTHER,
+    OVER,
+    STATE,
+    THINKING,
+    THOUGHT,
+    Admission,
+    Markers,
+)
+
+READ = ("phase", "thoughts", "start", "matched", "last", "outputs")
+"""Columns of `rule.STATE` that follow from the tokens. A boundary becomes a mere thought when it has been judged."""
+
+
+class Reader:
+    """Reads the tokens of requests.
+
+    Args:
+      markers: what tokens mean.
+    """
+
+    def __init__(self, markers: Markers):
+        self.bits: list[int] = _on_host(markers.bits)
+        closing = _on_host(markers.closing)
+        self.marker = closing[len(closing) - markers.n_marker :]
+
+    def read(self, admission: Admission, tokens: Sequence[int]) -> dict[str, int]:
+        """Columns of `READ` behind the output tokens of a request."""
+        phase, start = (THINKING, 0) if admission.thinking else (BEFORE, -1)
+        thoughts = matched = 0
+        last = OTHER
+        wanted, least = admission.knobs()[0], admission.knobs()[2]
+        for position, token in enumerate(tokens):
+            meant = self.bits[token] & wanted if 0 <= token < len(self.bits) - 1 else 0
+            last = OTHER
+            if phase == BEFORE and meant & BEGINS:
+                phase, start = THINKING, position + 1
+            elif phase == THINKING:
+                matched = matched + 1 if token == self.marker[matched] else int(token == self.marker[0])
+                if matched == len(self.marker):
+                    phase, thoughts, matched = OVER, thoughts - len(self.marker) + 1, 0
+                    continue
+                thoughts, last = thoughts + 1, THOUGHT
+                if meant & (BEGINS - 1) and not matched and thoughts >= least:
+                    last = BOUNDARY
+        found = (phase, thoughts, start, matched, last, len(tokens))
+        return dict(zip(READ, found, strict=True))
+
+    def rebuild(self, admission: Admission, tokens: Sequence[int]) -> list[float]:
+        """A row of `rule.STATE` from the tokens: without any memory of verdicts, and with nothing left to be judged."""
+        row = dict(zip(STATE, admission.state(), strict=True)) | self.read(admission, tokens)
+        row["last"] = min(row["last"], THOUGHT)
+        return [float(value) for value in row.values()]
+
+
+def _on_host(values: Int[Tensor, " values"]) -> list[int]:
+    return values.tolist()

@@ -1,0 +1,40 @@
+"""Around a step of vLLM's V1 runner, which CPUs use."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from torch_specexit.plugin.worker.exits import Exits
+from torch_specexit.plugin.worker.protocols import RunnerV1, SamplerOutput, SpecDecodeMetadata
+from torch_specexit.plugin.worker.rule import Sampled
+
+
+def rewrite(
+    runner: RunnerV1,
+    exits: Exits,
+    output: SamplerOutput,
+    logits: Float[Tensor, "rows vocab"],
+    metadata: SpecDecodeMetadata | None,
+) -> None:
+    """Apply the rule to a `SamplerOutput`, in place, before bookkeeping and drafting. Its rows are padded with -1."""
+    requests = runner.input_batch.req_ids[: runner.input_batch.num_reqs]
+    tokens = output.sampled_token_ids[: len(requests)]
+    # Rows of unfinished prompts keep their token: vLLM discards it by its own mask.
+    n = (tokens >= 0).sum(dim=1, dtype=torch.int32) * ~runner.discard_request_mask.gpu[: len(requests)]
+    if metadata is not None:
+        ends, rows = metadata.cu_num_sampled_tokens, metadata.logits_indices
+    else:
+        ends = torch.arange(1, len(requests) + 1, dtype=torch.int32, device=runner.device)
+        rows = runner.query_start_loc.gpu[1 : len(requests) + 1] - 1
+    sampled = Sampled(requests, tokens, n, ends, rows, runner.positions, padded=True, input_ids=runner.input_ids.gpu)
+    if exits.step(sampled):
+        exits.name_forced(output, sampled, logits, by_request=True)
+
+
+def empty(runner: RunnerV1) -> Sampled:
+    """A step of no request."""
+    tokens = torch.zeros(1, 1, dtype=torch.int32, device=runner.device)
+    column = tokens[:, 0]
+    return Sampled([], tokens, column, column, column, runner.positions, padded=True).none()

@@ -1,0 +1,80 @@
+"""Around a step of vLLM's V2 runner, which GPUs use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from torch_specexit.plugin.worker.exits import Exits
+from torch_specexit.plugin.worker.protocols import ContextParallel, InputBatchV2, RunnerV2, SamplerOutput, TargetV2
+from torch_specexit.plugin.worker.rule import Sampled
+
+
+def rewrite(
+    exits: Exits,
+    output: SamplerOutput,
+    n_sampled: Tensor,
+    n_rejected: Tensor,
+    batch: InputBatchV2,
+    logits: Float[Tensor, "rows vocab"] | None,
+) -> None:
+    """Apply the rule to a `SamplerOutput`, in place. Behind ``n_sampled`` tokens its rows hold garbage."""
+    size = batch.num_reqs
+    sampled = Sampled(
+        batch.req_ids,
+        output.sampled_token_ids[:size],
+        n_sampled[:size],
+        batch.cu_num_logits[1 : size + 1],
+        batch.logits_indices,
+        batch.positions,
+        n_rejected[:size],
+        input_ids=batch.input_ids,
+    )
+    if exits.step(sampled):
+        exits.name_forced(output, sampled, logits, by_request=False)
+
+
+def empty(runner: RunnerV2) -> Sampled:
+    """A step of no request."""
+    tokens = torch.zeros(1, 1, dtype=torch.int64, device=runner.device)
+    column = torch.zeros(1, dtype=torch.int32, device=runner.device)
+    return Sampled([], tokens, column, column, tokens[:, 0], tokens[:, 0], column).none()
+
+
+def keep_logits(model: TargetV2, sample: Callable[[], object]) -> tuple[object, Tensor | None]:
+    """Sample, and keep the logits that are sampled from: V2 computes them within.
+
+    Returns:
+      What ``sample`` returns, and the logits; None where each rank has sampled for a part of the batch.
+    """
+    kept: list[Tensor | None] = []
+    compute = model.compute_logits
+
+    def compute_logits(hidden_states: Tensor) -> Tensor | None:
+        kept.append(compute(hidden_states))
+        return kept[-1]
+
+    vars(model)["compute_logits"] = compute_logits
+    try:
+        result = sample()
+    finally:
+        del vars(model)["compute_logits"]
+    return result, kept[0] if kept else None
+
+
+def keep_restored(exits: Exits, manager: ContextParallel) -> None:
+    """Under prefill context parallel, a rank holds a part of the hidden states until it samples. From now on, keep
+    those of the whole batch, as they are put together for that."""
+    restore = manager.restore_for_sampling
+
+    def restore_for_sampling(
+        hidden_states: Tensor, aux_hidden_states: list[Tensor] | None
+    ) -> tuple[Tensor, list[Tensor] | None, object]:
+        restored = restore(hidden_states, aux_hidden_states)
+        exits.aux = restored[1]
+        return restored
+
+    vars(manager)["restore_for_sampling"] = restore_for_sampling
