@@ -112,7 +112,7 @@ def bench_serving(config: BenchServingConfig) -> dict[str, Any]:
     console = Console()
     console.print(table(result))
     console.print(
-        f"per step: {result['eager_ops_per_step']} operations of the eager twin, "
+        f"per step: {result['eager_ops_per_step']} operations of PyTorch on a CPU, "
         f"{result['triton_launches_per_step']} launch(es) of the Triton kernel"
     )
     return result
@@ -189,7 +189,8 @@ def gather(config: BenchServingConfig, turns: dict[int, dict[str, Turns]], accel
             "steps_lost_to_stopping": "share of the plug-in's decoding steps that plain EAGLE-3 did not need, because "
             "acceptance stopped at split tokens",
             "texts_that_differ": "requests whose text is not plain EAGLE-3's; 0 on a CPU, rounding on a GPU",
-            "eager_ops_per_step": "aten calls of the eager twin in a step whose verdict is to go on, nested included",
+            "eager_ops_per_step": "aten calls of the rule in a step on a CPU whose verdict is to go on; numpy is not "
+            "counted",
         },
         "hardware": describe_hardware(accelerator),
         "versions": versions(),

@@ -174,16 +174,20 @@ class Engines:
         return serve(self.folder / f"v2-sync-{draft}", job, ON_A_CPU | V2)
 
     def _v1_async(self, draft: str) -> dict[str, Any]:
-        """V1 runner, asynchronous scheduling: a lively batch, and one with exits off."""
-        batches = [self.batch(LIVELY), self.batch(OFF | {"max_tokens": 30})]
+        """V1 runner, asynchronous scheduling: a lively batch, one with exits off, and one that is reset."""
+        reset = self.batch(LIVELY, n=8, resets=7)
+        batches = [self.batch(LIVELY), self.batch(OFF | {"max_tokens": 30}), reset]
         job = {"engine": {"draft": str(self.drafts / draft)}, "batches": batches}
         return serve(self.folder / f"v1-async-{draft}", job, ON_A_CPU | ASYNC)
 
     def _two_ranks(self, draft: str) -> dict[str, Any]:
-        """V1 runner, tensor-parallel on two processes: a lively batch, one with exits off, a last request."""
+        """V1 runner, tensor-parallel on two processes: a lively batch, one with exits off, one whose signals differ, a
+        last request, and one where exits have failed on one rank."""
         extra = {"tensor_parallel_size": 2, "distributed_executor_backend": "mp"}
         last = {"requests": [{"ids": self.prompts[0], "params": OFF | {"max_tokens": 1}}]}
-        batches = [self.batch(LIVELY), self.batch(OFF | {"max_tokens": 30}), last]
+        perturbed = self.batch(LIVELY, before="perturb")
+        failed = self.batch(LIVELY, n=4, before="fail_on_one_rank")
+        batches = [self.batch(LIVELY), self.batch(OFF | {"max_tokens": 30}), perturbed, last, failed]
         job = {"engine": {"draft": str(self.drafts / draft), "extra": extra}, "batches": batches}
         # By itself vLLM gives every rank a NUMA node of its own, and refuses to start where there is one.
         return serve(self.folder / f"two-ranks-{draft}", job, {"VLLM_CPU_OMP_THREADS_BIND": "nobind"})

@@ -136,6 +136,7 @@ def run_batch(llm: Any, batch: dict[str, Any]) -> dict[str, Any]:
         "metrics": {name: after[name] - before[name] for name in after},
         "counted": outcomes(llm) - counted,
         "slots": slots,
+        "inactive": [(output.kv_transfer_params or {}).get("specexit_inactive") for output in outputs],
         "status": llm.collective_rpc(status),
         "checked": llm.collective_rpc(checked_steps),
     }

@@ -16,18 +16,21 @@ from tests.serving.simulation import CPU, END, IDS, START, VOCAB
 from tests.serving.test_rule import given_step
 from torch_specexit.plugin import outcome
 from torch_specexit.plugin.worker import exits as module
-from torch_specexit.plugin.worker import ranks
+from torch_specexit.plugin.worker import interrupt, ranks
 from torch_specexit.plugin.worker.exits import Exits
+from torch_specexit.plugin.worker.rule import INTERRUPT, STATE
 from torch_specexit.plugin.worker.runner_v2 import keep_logits, keep_restored
+
+pytestmark = pytest.mark.vllm
 
 
 class Draft:
     """Stands for the draft model."""
 
-    def __init__(self, source: str = "draft", policy: Policy | None = None):
-        block = SpecExitBlock(source=source, target="t", policy=policy or Policy(thresholds={}))
+    def __init__(self) -> None:
+        block = SpecExitBlock(source="draft", target="t", policy=Policy(thresholds={}))
         self.block, self.serving, self.think_tokens, self.vocab_size = block, Serving(), IDS, VOCAB
-        self.signals, self.first_pass = torch.zeros(8, len(NAMES)), None
+        self.signals, self.first_pass, self.transition = torch.zeros(8, len(NAMES)), None, ()
 
     def record(self, passes: int) -> None: ...
 
@@ -38,7 +41,7 @@ class Draft:
 class Group:
     """Stands for vLLM's group of ranks."""
 
-    device_group = None
+    device_group: Any = None
 
     def __init__(self, world_size: int = 1, rank: int = 0):
         self.world_size, self.rank_in_group = world_size, rank
@@ -140,7 +143,7 @@ def test_a_step_that_fails_leaves_plain_eagle3_and_says_so_once(caplog):
     def fails(*_args: Any) -> None:
         raise RuntimeError("no such kernel")
 
-    exits.rule.step = fails
+    vars(exits.rule)["step"] = fails
     with caplog.at_level(logging.ERROR, "vllm.specexit"):
         assert text_of(exits, *boundary_and_more()) == [[2], [5]]
     exits.close(output)
@@ -169,7 +172,7 @@ class Pair:
         self.sums: dict[int, torch.Tensor] = {}
         monkeypatch.setattr(ranks.torch.distributed, "all_reduce", lambda message, group: self.sent.append(message))
 
-    def agree(self, both: list[ranks.Ranks], signals: list[torch.Tensor | None], rows: int) -> list[Any]:
+    def agree(self, both: list[ranks.Ranks], signals: Any, rows: int) -> list[Any]:
         results = [rank.agree(own, rows) for rank, own in zip(both, signals, strict=True)]
         first, second = self.sent[-2:]
         total = first + second
@@ -232,15 +235,16 @@ class Model(torch.nn.Module):
 
 
 def test_logits_are_kept_where_they_are_computed_anyway():
-    runner = SimpleNamespace(model=Model())
-    result, logits = keep_logits(runner.model, lambda: runner.model.compute_logits(torch.ones(2, 3)).argmax(dim=1).tolist())
-    assert (result, logits.tolist(), runner.model.computed) == ([0, 0], [[4.0] * 3] * 2, 1)
-    assert "compute_logits" not in vars(runner.model)
+    model = Model()
+    result, logits = keep_logits(model, lambda: model.compute_logits(torch.ones(2, 3)).argmax(dim=1).tolist())
+    assert logits is not None
+    assert (result, logits.tolist(), model.computed) == ([0, 0], [[4.0] * 3] * 2, 1)
+    assert "compute_logits" not in vars(model)
 
 
 def test_under_context_parallel_the_signals_are_read_off_the_whole_batch():
     exits, whole = ready(), [torch.ones(4, 2)]
-    manager = SimpleNamespace(restore_for_sampling=lambda hidden, aux: (hidden, whole, None))
+    manager: Any = SimpleNamespace(restore_for_sampling=lambda hidden, aux: (hidden, whole, None))
     keep_restored(exits, manager)
     manager.restore_for_sampling(torch.zeros(2, 2), [torch.zeros(2, 2)])
     assert exits.aux is whole
@@ -259,11 +263,66 @@ def test_forced_tokens_are_named_for_those_who_ask_and_nothing_is_looked_at_for_
     )
     logits = torch.arange(2 * VOCAB).view(2, VOCAB).float()
     assert exits.step(step)
-    exits.name_forced(
-        SimpleNamespace(sampled_token_ids=step.tokens, logprobs_tensors=tensors), step, logits, by_request=True
-    )
+    output: Any = SimpleNamespace(sampled_token_ids=step.tokens, logprobs_tensors=tensors)
+    exits.name_forced(output, step, logits, by_request=True)
     assert tensors.logprob_token_ids.tolist() == [[5, 6], [END, 6]]
     assert tensors.selected_token_ranks.tolist() == [1, VOCAB - END]
     assert tensors.logprobs[1, 0].item() == pytest.approx(logits[1].log_softmax(0)[END].item())
     exits.track(scheduled(finished=["a"]))
     assert exits.asking == set()
+
+
+def interruptible(name: str, caller: str | None, **params: Any) -> Any:
+    return new(name, extra_args={"specexit": False, interrupt.RESOLVED: {"caller": caller}}, **params)
+
+
+@pytest.mark.parametrize(("now", "expected"), [(True, [[5], [END], [2], [5]]), (False, [[5], [5], [2], [END]])])
+def test_a_client_ends_the_thinking_of_its_own_request_though_exits_are_off(monkeypatch, now, expected):
+    monkeypatch.setattr(module, "wish_or_default", lambda *_: SimpleNamespace(mode_under=lambda _: "off", splits=None))
+    exits = ready()
+    exits.track(scheduled(interruptible("chat-0123abcd", "me")))
+    steps = [given_step(["chat-0123abcd"], [[token]], at=[at]) for at, token in enumerate([5, 5, 2, 5])]
+    text = text_of(exits, steps[0])
+    worker: Any = SimpleNamespace(model_runner=SimpleNamespace(_specexit=exits))
+    assert not interrupt.end_thinking(worker, "chat", "somebody else", now)
+    assert not interrupt.end_thinking(worker, "cha", "me", now)
+    assert interrupt.end_thinking(worker, "chat", "me", now)
+    text += text_of(exits, *steps[1:])
+    assert text == expected
+    assert not interrupt.end_thinking(worker, "chat", "me", now)  # it thinks no more
+    row = dict(zip(STATE, exits.slots.tables.state[0].tolist(), strict=True))
+    assert (row["exited"], row["on"]) == (INTERRUPT, 1)
+
+
+def test_a_request_whose_grammar_binds_its_thinking_cannot_be_interrupted():
+    exits = ready(reasoning_parser="")
+    exits.track(scheduled(new("a-0123abcd", structured_outputs=object())))
+    exits.step(given_step(["a-0123abcd"], [[5]]))
+    assert not exits.end_thinking("a", None, now=True)
+
+
+class Request(SimpleNamespace):
+    """Stands for the scheduler's request."""
+
+
+def output(name: str, finish_reason: str | None = None) -> SimpleNamespace:
+    return SimpleNamespace(request_id=name, finish_reason=finish_reason, kv_transfer_params=None)
+
+
+def test_the_engine_core_looks_at_requests_of_which_there_is_news_and_forgets_those_that_are_gone():
+    requests = {f"r{i}": Request(sampling_params=SimpleNamespace(stop=[]), num_output_tokens=4) for i in range(200)}
+    reporter, row = outcome.Reporter(), [float(value) for value in (1, 3, 0, 0, 0, 1, 0, 0, 0, 0, 0)]
+    reporter.take({name: row for name in requests}, requests)
+    step = {0: SimpleNamespace(outputs=[output("r0"), output("r1", "stop"), output("r2")], finished_requests=None)}
+    reporter.report({"r0": row}, step, None)
+    reports = [(o.kv_transfer_params or {}).get(outcome.KEY, {}).get("outcome") for o in step[0].outputs]
+    assert reports == ["thinking", "natural_end", None]
+    assert "r1" not in reporter.requests
+    reporter.take({}, {"r0": requests["r0"]})  # all others were aborted
+    assert list(reporter.requests) == ["r0"]
+
+
+def test_why_exits_have_failed_goes_with_every_output():
+    step = {0: SimpleNamespace(outputs=[output("r0")], finished_requests=None)}
+    outcome.Reporter().report({}, step, "no such kernel")
+    assert step[0].outputs[0].kv_transfer_params == {outcome.INACTIVE_KEY: "no such kernel"}

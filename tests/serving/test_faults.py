@@ -19,6 +19,7 @@ from safetensors.torch import load_file as load_torch
 from specexit.drafts.directory import DraftError, read_config
 from specexit.errors import InputError
 from specexit.method.splits import load_tokenizer, resolve
+from tests.serving.conftest import LIVELY
 from torch_specexit.plugin.compat.checks import check_draft, checked
 
 OFF = {"extra_args": {"specexit": False}}
@@ -208,12 +209,13 @@ def test_with_a_method_that_takes_other_parameters_plain_eagle3_is_served(engine
 
 
 @pytest.mark.vllm
-def test_a_hook_that_only_saves_time_is_gone_without(engines):
-    """Then acceptance stops at split tokens, as on a GPU, and the text is the same."""
-    run, whole = engines.changed(f"{V1}._bookkeeping_sync"), engines.main("draft")[5]
-    batch = run["batches"][0]
-    assert [r["ids"] for r in batch["requests"]] == [r["ids"] for r in whole["requests"]]
-    assert [r["outcome"]["outcome"] for r in batch["requests"]] == [r["outcome"]["outcome"] for r in whole["requests"]]
-    assert batch["metrics"]["num_drafts"] > whole["metrics"]["num_drafts"]  # more steps for the same text
-    assert len(run["log"]) == 1
-    assert "acceptance stops at split tokens" in run["log"][0]
+def test_what_fails_in_flight_leaves_plain_eagle3_and_says_so(engines, drafts):
+    """From the step on that fails; the requests of that step go on as well."""
+    batches = [engines.batch(LIVELY, n=4), engines.batch(LIVELY, n=4, before="fail_in_the_next_step")]
+    works, failed = engines.serve("fails", batches, draft=str(drafts / "draft"), k=3)
+    assert "exit" in {r["outcome"]["outcome"] for r in works["requests"]}
+    assert [r["ids"] for r in failed["requests"]] == [r["ids"][:80] for r in engines.plain()["requests"][:4]]
+    assert failed["status"] == [{"active": False, "reason": failed["status"][0]["reason"], "requests": 5}]
+    assert "injected" in failed["status"][0]["reason"]
+    assert [r["outcome"] for r in failed["requests"]] == [None] * 4
+    assert failed["inactive"] == [failed["status"][0]["reason"]] * 4

@@ -14,6 +14,7 @@ from tests.serving.conftest import OFF, serve
 from tests.serving.simulation import Request, Simulation
 from tests.serving.test_kernel import POLICIES, fused, modes
 from torch_specexit.plugin.worker.cost import STEPS, Scene, launches
+from torch_specexit.plugin.worker.rule import RECORD
 
 pytestmark = [
     pytest.mark.gpu,
@@ -49,7 +50,8 @@ def test_a_step_is_one_launch_waits_for_nothing_and_allocates_nothing(kernel, so
     taken, (_, token) = scene(kernel, source, smooth=smooth), STEPS["judged"][1]
     for _ in range(3):
         taken.step(token)()  # compiles, and places the requests
-    steps = [taken.step(token) for _ in range(2)]
+        taken.advance()
+    steps = [taken.step(token) for _ in range(2)]  # the second goes on as if the first had been dropped
     allocated = torch.cuda.memory_stats()["allocation.all.allocated"]
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -65,13 +67,14 @@ def test_a_step_can_be_captured(kernel, source, smooth):
     """The kernel in a CUDA graph, replayed on what has been put in its place."""
     taken, (_, token) = scene(kernel, source, smooth=smooth), STEPS["judged"][1]
     taken.step(token)()
+    taken.advance()
     step, graph = taken.step(token), torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         step()
-    before = taken.rule.records().clone()
+    before = taken.rule.report[: taken.batch].clone()
     graph.replay()
-    thoughts = slice(1, 2)
-    assert (taken.rule.records()[:, thoughts] > before[:, thoughts]).all()
+    thoughts = RECORD.index("thoughts")
+    assert (taken.rule.report[: taken.batch, thoughts] > before[:, thoughts]).all()
 
 
 LIVELY = {"extra_args": {"specexit_validity": 0.0, "specexit_patience": 2}, "max_tokens": 200}

@@ -33,7 +33,7 @@ sources = pytest.mark.parametrize("source", ["draft", "fc"])
 
 @pytest.mark.parametrize(("source", "smooth"), [("draft", False), ("fc", False), ("fc", True)])
 @given(data=st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_any_schedule_gives_the_text_and_the_outcome_of_the_definition(source, smooth, data):
     """Steps of any size, in any order; dropped ones, and requests that come back from a preemption."""
     batch = data.draw(st.lists(requests(smooth), min_size=1, max_size=5))
@@ -46,7 +46,7 @@ def test_any_schedule_gives_the_text_and_the_outcome_of_the_definition(source, s
 
 @sources
 @given(data=st.data())
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=5, deadline=None)
 def test_exits_off_and_shadow_mode_change_no_text(source, data):
     always = Policy(thresholds={})
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))

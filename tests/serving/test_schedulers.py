@@ -31,7 +31,7 @@ def test_v1_with_asynchronous_scheduling(engines, source):
     assert "vllm.v1.worker.gpu_model_runner.GPUModelRunner" in run["runner"]
     assert run["scheduler"] == "AsyncScheduler"
     assert run["log"] == []
-    lively, off = run["batches"]
+    lively, off, _ = run["batches"]
     assert_same(lively, engines.main(source)[5])
     assert [r["ids"] for r in off["requests"]] == [r["ids"][:30] for r in engines.plain()["requests"]]
 
@@ -48,8 +48,25 @@ def test_v2_without_asynchronous_scheduling(engines, source):
 @both_sources
 def test_tensor_parallel(engines, source):
     run = engines.two_ranks(source)
-    assert run["log"] == []
-    lively, off, last = run["batches"]
+    lively, off, perturbed, last, failed = run["batches"]
     assert_same(lively, engines.main(source)[5])
     assert [r["ids"] for r in off["requests"]] == [r["ids"][:30] for r in engines.plain()["requests"]]
     assert last["slots"] == 1  # on either rank
+    assert all(steps > 0 for steps in last["checked"])
+    # The second rank reads other signals; the first one's count, so the ranks write one text, and the same.
+    assert [r["ids"] for r in perturbed["requests"]] == [r["ids"] for r in lively["requests"]]
+    # Exits fail on the second rank alone, and end on both.
+    assert [r["ids"] for r in failed["requests"]] == [r["ids"][:80] for r in engines.plain()["requests"][:4]]
+    assert [status["active"] for status in failed["status"]] == [False, False]
+    assert set(failed["inactive"]) == {"has failed on another rank"}
+
+
+@both_sources
+def test_dropped_steps_change_no_text(engines, source):
+    """All that runs is put back to where its tokens are, again and again; under asynchronous scheduling what is in
+    flight then is dropped. In checking mode, as all engines here."""
+    run = engines.v1_async(source)
+    lively, _, reset = run["batches"]
+    assert reset["metrics"]["num_preemptions"] > 10
+    assert [r["ids"] for r in reset["requests"]] == [r["ids"] for r in lively["requests"][:8]]
+    assert sum(r["outcome"]["outcome"] == "exit" for r in reset["requests"]) >= 2

@@ -12,7 +12,7 @@ from torch_specexit.plugin.compat import wraps
 class Draft:
     """Stands for the draft model; notes which passes it was told to record."""
 
-    think_tokens, serving, vocab_size, signals = SimpleNamespace(), None, 0, None
+    think_tokens, serving, vocab_size, signals, transition = SimpleNamespace(), None, 0, None, ()
 
     def signals_of_target(self, aux, rows): ...
 

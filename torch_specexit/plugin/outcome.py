@@ -7,7 +7,7 @@ JSON of the OpenAI server alike. What becomes of it there is in `torch_specexit.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from specexit.method.signals import NAMES
@@ -91,26 +91,72 @@ class Record(NamedTuple):
         return report | ({"would_exit": int(self.would_exit)} if seen else {})
 
 
-def report(requests: dict[str, Any], records: dict[str, Sequence[float]], outputs: dict[int, Any]) -> None:
-    """Put the outcomes of finished requests, and what is new about the others, into the engine core's outputs.
+MOST_GONE = 64
+"""Requests that the scheduler has forgotten without an output, by an abort, before they are forgotten here."""
 
-    Args:
-      requests: the scheduler's requests, by id, as they were before the step's output was taken in.
-      records: rows for `Record.from_row`, by request id; those of requests of which more is new than their tokens.
-      outputs: ``EngineCoreOutputs`` by client.
+
+class Reporter:
+    """What the engine core knows of its requests: the latest record of each.
+
+    Nearly all steps bring news of a few requests at most, and others are not looked at twice.
     """
-    for name, row in records.items():
-        if name in requests:
-            setattr(requests[name], RECORD_KEY, Record.from_row(row))
-    for client in outputs.values():
-        for output in client.outputs:
-            request = requests.get(output.request_id)
-            record: Record | None = getattr(request, RECORD_KEY, None)
-            if request is None or record is None:
-                continue
-            told = _tell(request, record, output.finish_reason, fresh=output.request_id in records)
-            if told is not None:
-                output.kv_transfer_params = {**(output.kv_transfer_params or {}), KEY: told}
+
+    def __init__(self) -> None:
+        self.requests: dict[str, Any] = {}
+        """The scheduler's requests of which there is a record, by id."""
+        self.may_stop: set[str] = set()
+        """Of these, the ones with stop strings: any of their outputs may turn out to be the last."""
+
+    def take(self, records: dict[str, Sequence[float]], requests: Mapping[str, Any]) -> None:
+        """Take in news, before the scheduler takes in the step.
+
+        Args:
+          records: rows for `Record.from_row`, by request id; those of requests of which more is new than their tokens.
+          requests: the scheduler's, by id.
+        """
+        for name, row in records.items():
+            request = requests.get(name)
+            if request is not None:
+                setattr(request, RECORD_KEY, Record.from_row(row))
+                self.requests[name] = request
+                if request.sampling_params.stop:
+                    self.may_stop.add(name)
+        if len(self.requests) > len(requests) + MOST_GONE:
+            self.requests = {name: requests[name] for name in self.requests if name in requests}
+            self.may_stop &= self.requests.keys()
+
+    def report(self, records: dict[str, Sequence[float]], outputs: dict[int, Any], inactive: str | None) -> None:
+        """Put the outcomes of finished requests, and what is new about the others, into the engine core's outputs.
+
+        Args:
+          records: of the step.
+          outputs: ``EngineCoreOutputs`` by client.
+          inactive: why exits have failed, if they have.
+        """
+        may_stop = self.may_stop
+        for client in outputs.values():
+            for output in client.outputs:
+                name = output.request_id
+                if output.finish_reason is not None or name in records or name in may_stop:
+                    self._tell(output, fresh=name in records)
+                if inactive is not None:
+                    output.kv_transfer_params = {**(output.kv_transfer_params or {}), INACTIVE_KEY: inactive}
+            for name in client.finished_requests or ():
+                self._forget(name)
+
+    def _tell(self, output: Any, *, fresh: bool) -> None:
+        request = self.requests.get(output.request_id)
+        if request is None:
+            return
+        told = _tell(request, getattr(request, RECORD_KEY), output.finish_reason, fresh=fresh)
+        if told is not None:
+            output.kv_transfer_params = {**(output.kv_transfer_params or {}), KEY: told}
+        if output.finish_reason is not None:
+            self._forget(output.request_id)
+
+    def _forget(self, name: str) -> None:
+        self.requests.pop(name, None)
+        self.may_stop.discard(name)
 
 
 def _tell(request: Any, record: Record, finish_reason: Any, *, fresh: bool) -> dict[str, Any] | None:

@@ -141,6 +141,15 @@ class Serving(Config):
     audit_rate: float = Field(
         default=0.0, ge=0, le=1, description="share of the requests that think on, to see whether exits change answers"
     )
+    thinking_margin: int | None = Field(
+        default=None,
+        ge=0,
+        le=1 << 24,
+        description="tokens beyond max_thinking_tokens at which thinking ends at any token; null: at boundaries alone",
+    )
+    transition: str = Field(
+        default="", max_length=1000, description="text that is written before the end marker where thinking is ended"
+    )
 
 
 class PolicyFile(Config):

@@ -6,19 +6,20 @@ None of these methods is public, so each is checked before anything is wrapped; 
 
 from __future__ import annotations
 
+import importlib
 import logging
 from collections.abc import Callable
 from typing import Any
 
 from torch_specexit.plugin.compat import wraps
 from torch_specexit.plugin.compat.fit import Has, Hook, Takes, Uses, install
-from torch_specexit.plugin.worker import runner_v1, runner_v2
+from torch_specexit.plugin.worker import interrupt, runner_v1, runner_v2
 from torch_specexit.plugin.worker.rule import Sampled
 
 logger = logging.getLogger("vllm.specexit")
 
 
-_GPU = "vllm.v1.worker.gpu"
+_GPU, _WORKER = "vllm.v1.worker.gpu", "vllm.v1.worker.gpu_worker"
 _V1, _V2 = "vllm.v1.worker.gpu_model_runner", f"{_GPU}.model_runner"
 _PROPOSER, _SPECULATOR = "vllm.v1.spec_decode.llm_base_proposer", f"{_GPU}.spec_decode.eagle.speculator"
 _DRAFT = "vllm.model_executor.models.llama_eagle3:Eagle3LlamaForCausalLM"
@@ -67,6 +68,7 @@ def _runner_hooks(
                 Has("vllm.sampling_params:SamplingParams", ("extra_args", "logprobs", "structured_outputs")),
                 Has("vllm.config.structured_outputs:StructuredOutputsConfig", ("reasoning_parser",)),
                 Has("vllm.config.structured_outputs:StructuredOutputsConfig", ("enable_in_reasoning",)),
+                Has(f"{_WORKER}:Worker", ("model_runner",)),
                 Has("vllm.distributed.parallel_state:GroupCoordinator", ("rank_in_group", "device_group")),
             ),
             upstream="vllm-project/vllm#56497 (logits processors are told of new requests, V2 only, since 0.32)",
@@ -269,3 +271,4 @@ def install_worker_hooks(*, v2: bool) -> None:
     misfit = install((*ENGINE_HOOKS, *(V2_HOOKS if v2 else V1_HOOKS)))
     if misfit:
         logger.error(misfit)
+    interrupt.install(importlib.import_module(_WORKER).Worker)

@@ -148,13 +148,12 @@ def update_from_output(original: Method) -> Method:
     """Put the outcome into the outputs of finished requests."""
 
     def update_from_output(self: Any, scheduler_output: Any, model_runner_output: Any) -> Any:
-        records = getattr(model_runner_output, "specexit", None) or {}
-        requests = {
-            name: self.requests[name] for name in scheduler_output.num_scheduled_tokens if name in self.requests
-        }
+        reporter: outcome.Reporter = vars(self).setdefault("_specexit_reporter", outcome.Reporter())
+        records = getattr(model_runner_output, outcome.KEY, None) or {}
+        reporter.take(records, self.requests)
         outputs = original(self, scheduler_output, model_runner_output)
         try:
-            outcome.report(requests, records, outputs)
+            reporter.report(records, outputs, getattr(model_runner_output, outcome.INACTIVE_KEY, None))
         except Exception:
             logger.exception("specexit could not report an outcome; the requests go on")
         return outputs

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable, Sequence
 
 from torch_specexit.plugin.worker.reading import READ, Reader
-from torch_specexit.plugin.worker.rule import BOUNDARY, OVER, STATE, THOUGHT, Markers, Sampled
+from torch_specexit.plugin.worker.rule import OVER, STATE, THOUGHT, Markers, Sampled
 from torch_specexit.plugin.worker.slots import Slots
 
 SWITCH = "SPECEXIT_CHECK"
@@ -89,13 +89,17 @@ class Checker:
             row = dict(zip(STATE, table[self.slots.row_of[request]], strict=True))
             admission = self.slots.admissions[request]
             expected = self.reader.read(admission, outputs)
-            if expected["last"] == BOUNDARY and (row["would_exit"] or row["closed"] or not row["on"] or not n[i]):
-                expected["last"] = row["last"] = THOUGHT
+            if self._may_be_over(request, row) or not n[i]:  # a boundary is none where nothing is decided any more
+                expected["last"], row["last"] = (min(last, THOUGHT) for last in (expected["last"], row["last"]))
             found = {name: int(row[name]) for name in READ}
             if found != expected:
                 raise CheckError(f"request {request}: its row says {found}, its tokens {outputs} say {expected}")
             self._check_exit(request, row, outputs)
             self.steps += 1
+
+    def _may_be_over(self, request: str, row: dict[str, float]) -> bool:
+        interrupted = request in self.slots.interrupted
+        return bool(row["would_exit"] or row["closed"] or not row["on"]) or interrupted
 
     def _check_exit(self, request: str, row: dict[str, float], outputs: list[int]) -> None:
         if not row["exited"] or row["phase"] != OVER:

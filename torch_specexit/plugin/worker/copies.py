@@ -59,7 +59,8 @@ class Copies:
 def news_of(requests: Sequence[str], report: Float[np.ndarray, "batch report"]) -> News:
     """The requests of which there is news."""
     changed = report[:, _CHANGED].nonzero()[0]
-    return {requests[i]: report[i, :_CHANGED].tolist() for i in changed.tolist()}
+    places: list[int] = changed.tolist()
+    return {requests[i]: report[i, :_CHANGED].tolist() for i in places}
 
 
 def failed_elsewhere(report: Float[np.ndarray, "batch report"]) -> bool:

@@ -21,6 +21,7 @@ from torch_specexit.plugin.frontend.arguments import wish_or_default
 from torch_specexit.plugin.frontend.audit import thinks_on
 from torch_specexit.plugin.worker.checking import Checker, is_checking
 from torch_specexit.plugin.worker.copies import Copies, News, attach, failed_elsewhere, news_of
+from torch_specexit.plugin.worker.interrupt import caller_of, is_part_of
 from torch_specexit.plugin.worker.logprobs import name_forced_tokens
 from torch_specexit.plugin.worker.protocols import (
     Draft,
@@ -32,7 +33,7 @@ from torch_specexit.plugin.worker.protocols import (
 )
 from torch_specexit.plugin.worker.ranks import Group, Ranks
 from torch_specexit.plugin.worker.reading import Reader
-from torch_specexit.plugin.worker.rule import Admission, Markers, Rule, Sampled
+from torch_specexit.plugin.worker.rule import STATE, THINKING, Admission, Markers, Rule, Sampled
 from torch_specexit.plugin.worker.slots import Slots, opens_thinking
 from torch_specexit.plugin.worker.twin import Twin
 
@@ -91,13 +92,17 @@ class Exits:
         self.ranks = Ranks(_ranks_of_model(), self.most_rows, runner.device)
         self.grammar_binds_thinking = _grammar_binds_thinking(config.structured_outputs_config)
         self.slots = Slots(runner.device)
-        self.markers = Markers.of(self.ids, draft.vocab_size, runner.device)
+        self.markers = Markers.of(self.ids, draft.vocab_size, runner.device, transition=draft.transition)
         self.reader = Reader(self.markers)
         self.checker = Checker(self.slots, self.markers) if is_checking() else None
         self.copies = Copies()
         self.rule: Rule | None = None
+        self.logprobs: set[str] = set()
+        """Requests that want logprobs."""
         self.asking: set[str] = set()
-        """Requests that want logprobs, and may exit."""
+        """Of these, the ones that may be forced."""
+        self.callers: dict[str, str | None] = {}
+        """Who may interrupt a request; those that nobody may, for the sake of their grammar, are not in here."""
         self.empty: Sampled | None = None
         self.aux: AuxHiddenStates | None = None
         """The target's, of the step in progress."""
@@ -159,6 +164,9 @@ class Exits:
     def _track(self, scheduled: SchedulerOutput) -> None:
         self.slots.remove(scheduled.finished_req_ids)
         self.asking -= scheduled.finished_req_ids
+        self.logprobs -= scheduled.finished_req_ids
+        for name in scheduled.finished_req_ids:
+            self.callers.pop(name, None)
         if self.checker is not None:
             self.checker.forget(scheduled.finished_req_ids)
         for new in scheduled.scheduled_new_reqs:
@@ -184,7 +192,8 @@ class Exits:
         """A new request, or one whose prompt has been continued."""
         params, serving = new.sampling_params, self.draft.serving
         wish = wish_or_default(params.extra_args if params else None, self.draft.block, new.req_id)
-        mode = "off" if self._may_not_exit(params) else wish.mode_under(serving.mode)
+        bound = self._may_not_exit(params)
+        mode = "off" if bound else wish.mode_under(serving.mode)
         policy = None if mode == "off" else wish.policy
         self.slots.add(
             new.req_id,
@@ -194,10 +203,14 @@ class Exits:
                 strings=ALL_STRINGS if wish.splits is None else self.ids.mask(wish.splits),
                 shadow=thinks_on(new.req_id, mode, serving.audit_rate),
                 prompt=size,
+                margin=serving.thinking_margin,
             ),
         )
-        if policy is not None and params is not None and params.logprobs is not None:
-            self.asking.add(new.req_id)
+        if not bound:
+            self.callers[new.req_id] = caller_of(params)
+        if params is not None and params.logprobs is not None:
+            self.logprobs.add(new.req_id)
+            self.asking |= {new.req_id} if policy is not None else set()
         if self.checker is not None:
             self.checker.forget([new.req_id])
 
@@ -303,6 +316,29 @@ class Exits:
         """Attributes of the runner's output."""
         told = self._attempt("could not report a step", news) if news is not None else None
         return {outcome.KEY: told} if self.failure is None else {outcome.INACTIVE_KEY: self.failure}
+
+    @torch.inference_mode()
+    def end_thinking(self, request: str, caller: str | None, *, now: bool) -> bool:
+        """A client wants the thinking of its request to end, at the next boundary or now.
+
+        Args:
+          request: the id that the client knows.
+          caller: who asks.
+          now: at the next token.
+
+        Returns:
+          Whether there is such a request, and it thinks.
+        """
+        if self.failure is not None:
+            return False
+        phase = STATE.index("phase")
+        names = [name for name, owner in self.callers.items() if owner == caller and is_part_of(name, request)]
+        self.slots.flush()
+        thinking = [n for n in names if self.slots.tables.state[self.slots.row_of[n], phase] == THINKING]
+        for name in thinking:
+            self.slots.interrupt(name, now=now)
+        self.asking |= self.logprobs.intersection(thinking)
+        return bool(thinking)
 
     def status(self) -> Mapping[str, Any]:
         """Whether exits are active on this rank, and why not; and how many requests it remembers."""

@@ -23,7 +23,8 @@ def _constant(value: float) -> tl.constexpr:
 
 
 BEFORE, THINKING, OVER = map(_constant, (rule.BEFORE, rule.THINKING, rule.OVER))
-THOUGHT, BOUNDARY, BY_SIGNALS = map(_constant, (rule.THOUGHT, rule.BOUNDARY, rule.EXIT))
+THOUGHT, BOUNDARY = map(_constant, (rule.THOUGHT, rule.BOUNDARY))
+BY_SIGNALS, BY_CLIENT = map(_constant, (rule.EXIT, rule.INTERRUPT))
 BEGINS, STRINGS = _constant(rule.BEGINS), _constant(rule.BEGINS - 1)
 LIMIT = _constant(RAW_LIMIT)
 N_SIGNALS, LANES = _constant(_N), _constant(triton.next_power_of_2(_N))
@@ -74,7 +75,7 @@ def _both(a, b):
 def _recall(state_at, past_at, stale, outputs):
     """Where the state of each request is to be read from, and whether nothing is known of what it was like there."""
     at, found = state_at, stale != stale
-    for step_back in tl.static_range(STEPS_BACK + 1):
+    for step_back in tl.static_range(STEPS_BACK + 1):  # pyright: ignore[reportGeneralTypeIssues]
         then = past_at + step_back * N_STATE
         count = _column(then, OUTPUTS, stale)
         here = stale & (count == outputs) & (found == 0)
@@ -152,12 +153,19 @@ def _smooth(thought, values, alpha, average):
 
 
 @triton.jit
+def _may_end(marks, cause):
+    """Whether thinking may still be ended: exits are wanted, and there was none in shadow mode; or the client says
+    so."""
+    return ((marks[0] == 0) & (marks[1] > 0)) | (cause == BY_CLIENT)
+
+
+@triton.jit
 def _force(now, active, token_at, closing_ptr, limits, count, matched, closing, marks, N_CLOSING: tl.constexpr):
     """Put the closing token that is due in the place of what was drawn; in shadow mode, only take note of it."""
     hard, cause, shadow = limits
     deferred, closed, exited = closing
     would_exit, on, told = marks
-    thinking = now & (count[0] == THINKING) & (would_exit == 0) & (on > 0)
+    thinking = now & (count[0] == THINKING) & _may_end(marks, cause)
     at_any = thinking & (deferred == 0) & (matched == 0) & (count[1] >= hard)
     deferred = tl.where(at_any & active, cause, deferred)
     noted = now & (deferred > 0) & shadow
@@ -172,11 +180,11 @@ def _force(now, active, token_at, closing_ptr, limits, count, matched, closing, 
     closed = tl.where(due, closed + 1, closed)
     done = due & (closed == N_CLOSING)
     closing = (tl.where(done, 0, deferred), tl.where(done, 0, closed), exited)
-    return token, replaced, closing, (would_exit, on, tl.where(noted | due, 0, told))
+    return token, replaced, closing, (would_exit, tl.where(due, 1, on), tl.where(noted | due, 0, told))
 
 
 @triton.jit
-def _read(now, token, meant, marker_ptr, least, count, matched, closed, marks, N_MARKER: tl.constexpr):
+def _read(now, token, meant, marker_ptr, least, cause, count, matched, closed, marks, N_MARKER: tl.constexpr):
     """Take in one token; returns the state behind it, and where it is a boundary."""
     phase, thoughts, start, outputs = count
     would_exit, on, told = marks
@@ -191,7 +199,7 @@ def _read(now, token, meant, marker_ptr, least, count, matched, closed, marks, N
     thoughts += thought.to(tl.int32) - (N_MARKER - 1) * ends.to(tl.int32)
     outputs += now.to(tl.int32)
     boundary = thought & (matched == 0) & (closed == 0) & ((meant & STRINGS) != 0)
-    boundary = boundary & (thoughts >= least) & (would_exit == 0) & (on > 0)
+    boundary = boundary & (thoughts >= least) & _may_end(marks, cause)
     start = tl.where(begins, outputs, start)
     phase = tl.where(ends, OVER, tl.where(begins, THINKING, phase))
     last = thought.to(tl.int32) + boundary.to(tl.int32)
@@ -291,7 +299,7 @@ def step(
             if SMOOTH:
                 average = _smooth(now & (text[0] >= THOUGHT), values, alpha, average)
                 values = average[1]
-            asks = now & (text[0] == BOUNDARY) & (marks[0] == 0) & active
+            asks = now & (text[0] == BOUNDARY) & _may_end(marks, cause) & active
             judged, deferred, told = _judge(asks, values, signal, policy, count[1], judged, closing[0], marks[2])
             closing, marks = (deferred, closing[1], closing[2]), (marks[0], marks[1], told)
         token, replaced, closing, marks = _force(
@@ -300,7 +308,17 @@ def step(
         inside = now & (token >= 0) & (token < vocabulary)
         meant = _column(meaning_ptr + token, 0, inside) & wanted
         boundary, count, read, marks = _read(
-            now, token, meant, closing_ptr + (N_CLOSING - N_MARKER), least, count, text[1], closing[1], marks, N_MARKER
+            now,
+            token,
+            meant,
+            closing_ptr + (N_CLOSING - N_MARKER),
+            least,
+            cause,
+            count,
+            text[1],
+            closing[1],
+            marks,
+            N_MARKER,
         )
         text = (tl.where(now, read[0], text[0]), read[1])
         forced = forced | replaced

@@ -57,8 +57,11 @@ class SpecExitLlamaForCausalLMEagle3(Eagle3LlamaForCausalLM):
         self.folder, self.draft_config, self.block = folder, config, block
         self.vocab_size = config.vocab_size
         self.serving = serving_of(block, vllm_config.additional_config)
+        tokenizer = load_tokenizer(folder_of(target.tokenizer, target.tokenizer_revision, "tokenizer.json"))
+        self.transition = tokenizer.encode(self.serving.transition, add_special_tokens=False)
+        """Tokens that are written before the end marker where thinking is ended."""
         self.think_tokens = resolve(
-            load_tokenizer(folder_of(target.tokenizer, target.tokenizer_revision, "tokenizer.json")),
+            tokenizer,
             block.think_start,
             block.think_end,
             block.split_endings,

@@ -169,6 +169,7 @@ class Draft(Protocol):
     block: SpecExitBlock
     serving: Serving
     think_tokens: ThinkTokens
+    transition: Sequence[int]
     vocab_size: int
     signals: Tensor
     first_pass: Any

@@ -7,7 +7,7 @@ exits have failed on some rank, so that they end on all ranks in the same step.
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -22,7 +22,7 @@ class Group(Protocol):
 
     world_size: int
     rank_in_group: int
-    device_group: torch.distributed.ProcessGroup
+    device_group: Any
 
 
 class Ranks:

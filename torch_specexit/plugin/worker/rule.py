@@ -120,6 +120,10 @@ class Admission(NamedTuple):
         numbers = (self.policy.patience, self.policy.min_thinking_tokens, most, hard)
         return [self.strings | BEGINS, *(min(n, NO_LIMIT) for n in numbers), CAP, int(self.shadow), self.prompt]
 
+    def interrupted(self, *, now: bool) -> list[int]:
+        """Its row of `Tables.knobs` when its client wants the thinking to end: at the next boundary, or now."""
+        return [self.strings | BEGINS, NO_LIMIT, 0, 0, 0 if now else NO_LIMIT, INTERRUPT, 0, self.prompt]
+
     def weights(self) -> list[float]:
         """Its row of `Tables.weights`."""
         thresholds = {} if self.policy is None else self.policy.thresholds

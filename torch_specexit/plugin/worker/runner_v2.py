@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -44,7 +45,7 @@ def empty(runner: RunnerV2) -> Sampled:
     return Sampled([], tokens, column, column, tokens[:, 0], tokens[:, 0], column).none()
 
 
-def keep_logits(model: TargetV2, sample: Callable[[], object]) -> tuple[object, Tensor | None]:
+def keep_logits(model: TargetV2, sample: Callable[[], Any]) -> tuple[Any, Tensor | None]:
     """Sample, and keep the logits that are sampled from: V2 computes them within.
 
     Returns:

@@ -44,6 +44,7 @@ class Slots:
         self.device = device
         self.row_of: dict[str, int] = {}
         self.admissions: dict[str, Admission] = {}
+        self.interrupted: set[str] = set()
         self.changes = 0
         """How often a row has been given away or taken back."""
         self.tables = self._empty(0)
@@ -91,12 +92,12 @@ class Slots:
             self.changes += 1
             self._rebuilt[row] = state
 
-    def replace(self, request: str, knobs: list[int]) -> None:
-        """Change the policy of a request that runs; nothing happens where there is none."""
-        row = self.row_of.get(request)
-        if row is not None:
-            self.changes += 1
-            self._policies[row] = knobs
+    def interrupt(self, request: str, *, now: bool) -> None:
+        """Have the thinking of a request end: at its next boundary, or now."""
+        row = self.row_of[request]
+        self.changes += 1
+        self.interrupted.add(request)
+        self._policies[row] = self.admissions[request].interrupted(now=now)
 
     def remove(self, requests: Iterable[str]) -> None:
         """Free the rows of requests; those without one are passed over."""
@@ -104,6 +105,7 @@ class Slots:
             row = self.row_of.pop(request, None)
             if row is not None:
                 del self.admissions[request]
+                self.interrupted.discard(request)
                 self.changes += 1
                 self._free.append(row)
                 for waiting in (self._new, self._rebuilt, self._policies):

@@ -17,7 +17,17 @@ from torch import Tensor
 
 from specexit.method.signals import NAMES, activate
 from torch_specexit.plugin.worker import rule
-from torch_specexit.plugin.worker.rule import BEFORE, BOUNDARY, EXIT, OVER, THINKING, THOUGHT, Markers, Sampled
+from torch_specexit.plugin.worker.rule import (
+    BEFORE,
+    BOUNDARY,
+    EXIT,
+    INTERRUPT,
+    OVER,
+    THINKING,
+    THOUGHT,
+    Markers,
+    Sampled,
+)
 from torch_specexit.plugin.worker.slots import Slots
 
 _SIGNS = np.array(rule.SIGNS, np.float32)
@@ -45,6 +55,12 @@ class Lanes:
     def put(self, name: str, where: Bool[np.ndarray, " lanes"], value: Any) -> None:
         """Set a column where a condition holds."""
         np.copyto(self.column[name], value, where=where, casting="unsafe")
+
+    def may_end(self) -> Bool[np.ndarray, " lanes"]:
+        """Whether thinking may still be ended: exits are wanted, and there was none in shadow mode; or the client says
+        so."""
+        wanted = (self.column["would_exit"] == 0) & (self.column["on"] > 0)
+        return wanted | (self.knob["cause"] == INTERRUPT)
 
     def tell(self, where: Bool[np.ndarray, " lanes"]) -> None:
         """There is news of some."""
@@ -131,7 +147,7 @@ class Twin:
         self, lanes: Lanes, now: Lane, raw: Float[np.ndarray, "rows signals"], rows: Lane, *, active: bool
     ) -> None:
         """Source ``fc``: judge the input token of a row."""
-        asks = now & (lanes.column["last"] == BOUNDARY) & (lanes.column["would_exit"] == 0) & active
+        asks = now & (lanes.column["last"] == BOUNDARY) & lanes.may_end() & active
         if not self.smooth and not asks.any():
             return
         values = activate(raw[np.where(now, rows, 0)])
@@ -175,7 +191,7 @@ class Twin:
           Where something else was drawn.
         """
         column, knob = lanes.column, lanes.knob
-        thinking = now & (column["phase"] == THINKING) & (column["would_exit"] == 0) & (column["on"] > 0)
+        thinking = now & (column["phase"] == THINKING) & lanes.may_end()
         at_any = thinking & (column["deferred"] == 0) & (column["matched"] == 0) & (column["thoughts"] >= knob["hard"])
         lanes.put("deferred", at_any & active, knob["cause"])
         due = now & (column["deferred"] > 0)
@@ -191,6 +207,7 @@ class Twin:
         replaced = due & (tokens != wanted)
         np.copyto(tokens, wanted, where=replaced, casting="unsafe")
         lanes.put("exited", due, column["deferred"])
+        lanes.put("on", due, 1)
         done = due & (closed + 1 == len(self._closing))
         lanes.put("closed", due, np.where(done, 0, closed + 1))
         lanes.put("deferred", done, 0)
@@ -214,7 +231,7 @@ class Twin:
         column["thoughts"] -= (len(self._marker) - 1) * ends
         column["outputs"] += now
         boundary = thought & (column["matched"] == 0) & (column["closed"] == 0) & ((meant & _STRINGS) != 0)
-        boundary &= (column["thoughts"] >= knob["least"]) & (column["would_exit"] == 0) & (column["on"] > 0)
+        boundary &= (column["thoughts"] >= knob["least"]) & lanes.may_end()
         lanes.put("start", begins, column["outputs"])
         lanes.put("phase", begins, THINKING)
         lanes.put("phase", ends, OVER)
