@@ -145,20 +145,25 @@ def prefill(original: Method) -> Method:
 
 
 def update_from_output(original: Method) -> Method:
-    """Put the outcome into the outputs of finished requests."""
+    """Put what is new about requests into the outputs."""
 
     def update_from_output(self: Any, scheduler_output: Any, model_runner_output: Any) -> Any:
         reporter: outcome.Reporter = vars(self).setdefault("_specexit_reporter", outcome.Reporter())
         records = getattr(model_runner_output, outcome.KEY, None) or {}
-        reporter.take(records, self.requests)
+        inactive = getattr(model_runner_output, outcome.INACTIVE_KEY, None)
+        _harmless(lambda: reporter.take(records, self.requests))
         outputs = original(self, scheduler_output, model_runner_output)
-        try:
-            reporter.report(records, outputs, getattr(model_runner_output, outcome.INACTIVE_KEY, None))
-        except Exception:
-            logger.exception("specexit could not report an outcome; the requests go on")
+        _harmless(lambda: reporter.report(records, outputs, inactive))
         return outputs
 
     return update_from_output
+
+
+def _harmless(action: Callable[[], None]) -> None:
+    try:
+        action()
+    except Exception:
+        logger.exception("specexit could not report an outcome; the requests go on")
 
 
 def validate_params(original: Method) -> Method:
