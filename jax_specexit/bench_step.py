@@ -96,6 +96,7 @@ def make_step(
             return token.total, magnitudes
         raw, lambdas = draft.signals(given["aux"], outputs[0]), jnp.ones(len(SIGNALS))
         if dynamic:
+            assert draft.signal_head is not None
             pulls = signal_state_gradients(raw, half, counts, draft.signal_head.kernel[...])
             magnitudes = smooth_magnitudes(magnitudes, jnp.concatenate([token.state_gradient[None], pulls]), 0.95)
             lambdas = signal_weights(magnitudes[0], magnitudes[1:], 0.3, joint=signals == "draft")

@@ -1,34 +1,100 @@
-"""``specexit convert``: an orbax checkpoint of a run, the newest or the best, becomes a draft directory."""
+"""``specexit convert``: an orbax checkpoint becomes a draft directory, and back, one tensor at a time.
+
+``convert.json`` in what is written says where it came from, and the SHA-256 of what was read and of what was written.
+"""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from flax import nnx
+from flax.nnx.traversals import flatten_mapping
 from rich.console import Console
 
-from jax_specexit.export import tensors_from_params
-from jax_specexit.training.checkpoint import restore_params
-from jax_specexit.training.run import read_start
-from specexit.drafts.directory import write_draft
+from jax_specexit.export import read_parameter_of, tensor_pieces
+from jax_specexit.model.draft import Draft
+from jax_specexit.sharding import make_mesh
+from jax_specexit.stored import ParameterHash, open_checkpoint, write_checkpoint
+from jax_specexit.training.run import Start, read_start, save_start
+from specexit.config import write_text
+from specexit.drafts.config import DraftError
+from specexit.drafts.directory import open_draft, vocabulary_tensors, write_into
+from specexit.drafts.names import tensor_names
 from specexit.drafts.policy import read_policy, write_policy
 from specexit.drafts.selection import selection_of
+from specexit.drafts.tensors import FLOATS, sha256_of
+from specexit.outputs import new_folder
 from specexit.schemas.convert import ConvertConfig
 from specexit.schemas.target import find_target, save_target
 
+FILE = "convert.json"
+
 
 def convert(config: ConvertConfig) -> None:
-    """Write the draft directory.
+    """Write the draft directory, or with ``draft`` the run folder.
 
     Raises:
       ConfigError: ``run`` is not a run folder or holds no checkpoint.
       SelectionError: the best checkpoint is wanted, and the traces that chose it are gone.
-      DraftError: the checkpoint does not fit the run's own description, or holds NaN.
+      DraftError: the checkpoint does not fit the run's own description, or holds NaN; ``draft`` cannot be read.
       FileExistsError: ``out`` is there and not empty.
     """
-    start = read_start(config.run)
-    selection = selection_of(config.run) if config.which == "best" else None
-    step, params = restore_params(config.run, config.which)
-    tensors = tensors_from_params(start.shape, params, start.vocab, start.aux_rms)
-    write_draft(config.out, start.shape, tensors)
-    write_policy(config.out, read_policy(config.out).model_copy(update={"selection": selection}))
-    assert start.shape.specexit is not None
-    save_target(config.out, find_target(None, config.run, name=start.shape.specexit.target))
-    Console(stderr=True).print(f"checkpoint of step {step} -> {config.out}")
+    said = _to_draft(config, config.run) if config.run is not None else _to_checkpoint(config)
+    Console(stderr=True).print(f"{said} -> {config.out}", markup=False, highlight=False)
+
+
+def _to_draft(config: ConvertConfig, run: Path) -> str:
+    start = read_start(run)
+    target = find_target(None, run, name=start.shape.target_name)
+    selection = selection_of(run) if config.which == "best" else None
+    vocabulary, hashed = vocabulary_tensors(start.vocab, start.shape.vocab_size), ParameterHash()
+    dtype = config.dtype or (target.dtype if target.dtype in FLOATS else "bfloat16")
+    with open_checkpoint(run, config.which) as checkpoint:
+        lost = sorted(tensor_names(start.shape).keys() ^ checkpoint.shapes.keys())
+        if lost:
+            raise DraftError(f"{run}: parameter {lost[0]} is in only one of its checkpoint and its draft.json")
+        pieces = tensor_pieces(
+            start.shape, lambda path: hashed.see(path, checkpoint.read(path)), start.aux_rms, FLOATS[dtype]
+        )
+
+        def values(tensor: str) -> Iterator[np.ndarray]:
+            yield from [vocabulary[tensor]] if tensor in vocabulary else pieces(tensor)
+
+        shape = start.shape.model_copy(update={"torch_dtype": dtype})
+        types = {name: (FLOATS[dtype], size) for name, size in shape.tensor_shapes().items()}
+        types |= {name: (tensor.dtype, tensor.shape) for name, tensor in vocabulary.items()}
+        with new_folder(config.out) as beside:
+            largest = int(config.max_file_gib * 2**30)
+            written = write_into(beside, shape, types, values, max_bytes=largest, named=config.out)
+            save_target(beside, target)
+            if shape.specexit is not None:
+                write_policy(beside, read_policy(beside).model_copy(update={"selection": selection}))
+            record = {"run": str(run), "which": config.which, "step": checkpoint.step, "aux_rms": list(start.aux_rms)}
+            hashes = {"parameters_sha256": hashed.hexdigest(), "weights_sha256": written}
+            write_text(beside / FILE, json.dumps(record | hashes, indent=2) + "\n")
+    return f"checkpoint of step {checkpoint.step}, in {dtype}"
+
+
+def _to_checkpoint(config: ConvertConfig) -> str:
+    assert config.draft is not None
+    draft, stored = open_draft(config.draft)
+    path, hashed = config.draft / FILE, ParameterHash()
+    before = json.loads(path.read_text()) if path.exists() else {}
+    aux_rms = tuple(before.get("aux_rms", [1.0] * draft.num_aux_hidden_states))
+    read = read_parameter_of(draft, lambda name: stored[name].read(), aux_rms)
+    parameters = {
+        name: lambda name=name: hashed.see(name, np.ascontiguousarray(read(name))) for name in tensor_names(draft)
+    }
+    abstract = flatten_mapping(nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: Draft(draft, rngs=nnx.Rngs(0))))))
+    shapes = {"/".join(key): leaf.shape for key, leaf in abstract.items()}
+    with new_folder(config.out) as beside:
+        write_checkpoint(beside, parameters, shapes, make_mesh(config.mesh))
+        vocab = stored["d2t"].read() + np.arange(draft.draft_vocab_size)
+        save_start(beside, Start(draft, vocab, aux_rms))
+        save_target(beside, find_target(None, config.draft, name=draft.target_name))
+        hashes = {"weights_sha256": sha256_of(config.draft), "parameters_sha256": hashed.hexdigest()}
+        write_text(beside / FILE, json.dumps({"draft": str(config.draft)} | hashes, indent=2) + "\n")
+    return f"{config.draft}"

@@ -7,7 +7,7 @@ out of them on the way in. They are powers of two, so neither changes a bit of a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,28 +31,37 @@ def _reads_aux(config: DraftConfig, path: str) -> bool:
     return path == "fc/kernel" or (path == SIGNAL_HEAD and of_fc)
 
 
-def _as_tensor(config: DraftConfig, path: str, value: np.ndarray, aux_rms: Sequence[float] | None) -> np.ndarray:
-    value = value.T if path.endswith("kernel") else value
-    return value / _per_feature(config, aux_rms).astype(value.dtype) if _reads_aux(config, path) else value
+BLOCK = 16 * 2**20
+"""Bytes that are transposed and rounded at a time."""
 
 
-def read_tensor_of(config: DraftConfig, read: Read, aux_rms: Sequence[float] | None = None) -> Read:
-    """Reader of the tensors of a draft directory, given one of the parameters.
+def tensor_pieces(
+    config: DraftConfig, read: Read, aux_rms: Sequence[float] | None = None, dtype: np.dtype | None = None
+) -> Callable[[str], Iterator[np.ndarray]]:
+    """The tensors of a draft directory in blocks of rows, given its parameters one at a time.
 
     Args:
       config: of the draft.
       read: the parameter at a path of `specexit.drafts.names.tensor_names`.
       aux_rms: of the `Draft` that the parameters belong to.
+      dtype: of the tensors; the parameters' own where None.
     """
     paths: dict[str, list[str]] = {}
     for path, name in tensor_names(config).items():
         paths.setdefault(name, []).append(path)
 
-    def tensor(name: str) -> np.ndarray:
-        parts = [_as_tensor(config, path, read(path), aux_rms) for path in paths[name]]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+    def pieces(name: str) -> Iterator[np.ndarray]:
+        for path in paths[name]:
+            value = read(path)
+            rows = value.T if path.endswith("kernel") else value
+            step = max(1, BLOCK // max(1, rows[:1].nbytes))
+            for begin in range(0, len(rows), step):
+                block = rows[begin : begin + step]
+                if _reads_aux(config, path):
+                    block = block / _per_feature(config, aux_rms).astype(block.dtype)
+                yield np.ascontiguousarray(block, dtype or block.dtype)
 
-    return tensor
+    return pieces
 
 
 def read_parameter_of(config: DraftConfig, read: Read, aux_rms: Sequence[float] | None = None) -> Read:
@@ -64,6 +73,8 @@ def read_parameter_of(config: DraftConfig, read: Read, aux_rms: Sequence[float] 
         if names[path] == "fc.weight":
             value = value[hidden:] if path == SIGNAL_HEAD else value[:hidden]
         if _reads_aux(config, path):
+            # Half a tiny float16 is not always one; the other types have exponents to spare.
+            value = value.astype(np.float32) if value.dtype == np.float16 else value
             value = value * _per_feature(config, aux_rms).astype(value.dtype)
         return value.T if path.endswith("kernel") else value
 
@@ -88,9 +99,10 @@ def tensors_from_params(
             tree = tree[key]
         return np.asarray(tree, np.float32)
 
-    tensor = read_tensor_of(config, read, aux_rms)
+    pieces = tensor_pieces(config, read, aux_rms)
     vocabulary = vocabulary_tensors(vocab, config.vocab_size)
-    return {name: tensor(name) for name in config.tensor_shapes() if name not in vocabulary} | vocabulary
+    names = (name for name in config.tensor_shapes() if name not in vocabulary)
+    return {name: np.concatenate([*pieces(name)]) for name in names} | vocabulary
 
 
 def params_from_draft(

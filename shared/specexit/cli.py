@@ -85,7 +85,7 @@ COMMANDS = {
     ),
     "convert": Command(
         "Drafts",
-        "Turn a training checkpoint into a draft directory.",
+        "Turn a training checkpoint into a draft directory, or the other way round.",
         "specexit.schemas.convert:ConvertConfig",
         "jax_specexit.convert:convert",
         "train",
@@ -120,6 +120,20 @@ COMMANDS = {
         "Turn an EAGLE-3 draft that somebody published into a draft directory.",
         "specexit.schemas.published:ImportConfig",
         "specexit.drafts.published:import_draft",
+        subject="draft",
+    ),
+    "export": Command(
+        "Drafts",
+        "Write a draft directory in the form that another program reads, with a model card.",
+        "specexit.schemas.export:ExportConfig",
+        "specexit.drafts.export:export",
+        subject="draft",
+    ),
+    "inspect": Command(
+        "Drafts",
+        "Say what is in a draft directory, and what it can be exported to.",
+        "specexit.schemas.inspect:InspectConfig",
+        "specexit.drafts.inspect:inspect",
         subject="draft",
     ),
     "migrate": Command(

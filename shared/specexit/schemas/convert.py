@@ -5,16 +5,29 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from specexit.config import Config
+from specexit.schemas.train import MeshConfig
 
 
 class ConvertConfig(Config):
-    """Turn a checkpoint of a run into a draft directory."""
+    """Turn a checkpoint of a run into a draft directory, or a draft directory into a checkpoint."""
 
-    run: Path = Field(description="run folder that `specexit train` wrote")
+    run: Path | None = Field(default=None, description="run folder that `specexit train` wrote; or say draft")
     which: Literal["latest", "best"] = Field(
         default="latest", description="the newest checkpoint, or the best by the run's best_by"
     )
-    out: Path = Field(description="new draft directory")
+    draft: Path | None = Field(default=None, description="draft directory, to be written as a run folder's checkpoint")
+    out: Path = Field(description="new draft directory, or with draft= a new run folder")
+    dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
+        default=None, description="of the draft directory's weights; by default what the target is served in"
+    )
+    max_file_gib: float = Field(default=5.0, gt=0, description="weights are split into files of at most this size")
+    mesh: MeshConfig = Field(default=MeshConfig(), description="that a checkpoint is written from")
+
+    @model_validator(mode="after")
+    def _one_way(self) -> ConvertConfig:
+        if (self.run is None) == (self.draft is None):
+            raise ValueError("expected either run= or draft=")
+        return self

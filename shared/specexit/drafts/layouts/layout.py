@@ -139,5 +139,5 @@ def architecture(*names: str) -> Callable[[dict[str, Any], Collection[str]], boo
 
 def plain_fields(keys: Keys) -> Fields:
     """Of a layout that has nothing of its own."""
-    keys.ignore("architectures")
+    keys.ignore("architectures", "own_embeddings", "target_num_hidden_layers")  # our own exports say them
     return eagle_fields(keys, decoder_fields(keys))

@@ -1,0 +1,105 @@
+"""The parameters in an orbax checkpoint, read one at a time, and written from a draft directory, shard by shard."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from flax.nnx.traversals import flatten_mapping, unflatten_mapping
+from jax.sharding import Mesh
+
+from jax_specexit.sharding import shardings
+from jax_specexit.training.checkpoint import FOLDERS
+from specexit.config import ConfigError
+
+
+class Checkpoint(NamedTuple):
+    """An open checkpoint."""
+
+    step: int
+    shapes: dict[str, jax.ShapeDtypeStruct]
+    """Path of a parameter, joined by slashes -> its shape and type."""
+    read: Callable[[str], np.ndarray]
+    """The whole parameter at a path, from whatever mesh it was saved on."""
+
+
+@contextmanager
+def open_checkpoint(run: Path, which: Literal["latest", "best"] = "latest") -> Iterator[Checkpoint]:
+    """The newest or the best checkpoint of a run; the optimizer's state is not read.
+
+    Raises:
+      ConfigError: the run has none.
+    """
+    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax warns that it will not restore what is not asked for
+    folder = (run / FOLDERS[which]).absolute()
+    if not folder.is_dir():
+        raise ConfigError(f"{run}: no {FOLDERS[which]} folder, expected a run folder that `specexit train` wrote")
+    options = ocp.CheckpointManagerOptions(read_only=True)
+    handlers = {"state": ocp.PyTreeCheckpointHandler()}
+    with ocp.CheckpointManager(folder, item_handlers=handlers, options=options) as manager:
+        step = manager.latest_step()
+        if step is None:
+            hint = ": the run was never evaluated, set eval_traces" if which == "best" else ""
+            raise ConfigError(f"{folder}: no finished checkpoint there{hint}")
+        saved = flatten_mapping(manager.item_metadata(step)["state"].tree["params"])
+
+        def read(path: str) -> np.ndarray:
+            leaf = saved[tuple(path.split("/"))]
+            like = {"params": unflatten_mapping({tuple(path.split("/")): np.zeros((), leaf.dtype)})}
+            restore = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray, dtype=leaf.dtype), like)
+            args = ocp.args.PyTreeRestore(item=like, restore_args=restore, partial_restore=True)
+            found = manager.restore(step, args=ocp.args.Composite(state=args))["state"]
+            return np.asarray(jax.tree.leaves(found)[0])
+
+        shapes = {"/".join(key): jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for key, leaf in saved.items()}
+        yield Checkpoint(step, shapes, read)
+
+
+def write_checkpoint(
+    folder: Path, parameters: Mapping[str, Callable[[], np.ndarray]], shapes: Mapping[str, tuple[int, ...]], mesh: Mesh
+) -> None:
+    """Write parameters as step 0 of a run folder, sharded as training on that mesh would shard them.
+
+    Args:
+      folder: the run folder.
+      parameters: path -> what reads it.
+      shapes: path -> its shape.
+      mesh: whose devices hold the parameters while they are written.
+    """
+    leaves = {tuple(path.split("/")): jax.ShapeDtypeStruct(shape, np.float32) for path, shape in shapes.items()}
+    tree = unflatten_mapping(leaves)
+    places = flatten_mapping(shardings(tree, mesh))
+
+    def on_devices(path: str) -> jax.Array:
+        value = parameters[path]()
+        return jax.make_array_from_callback(value.shape, places[tuple(path.split("/"))], lambda index: value[index])
+
+    params = unflatten_mapping({tuple(path.split("/")): on_devices(path) for path in shapes})
+    with ocp.CheckpointManager((folder / FOLDERS["latest"]).absolute()) as manager:
+        manager.save(0, args=ocp.args.Composite(state=ocp.args.StandardSave({"params": params})))
+        manager.wait_until_finished()
+
+
+class ParameterHash:
+    """SHA-256 of parameters in the order of their paths, whatever the order in which they are seen."""
+
+    def __init__(self) -> None:
+        self.parts: dict[str, str] = {}
+
+    def see(self, path: str, value: np.ndarray) -> np.ndarray:
+        """Take a parameter in; hands it back."""
+        data = np.ascontiguousarray(value).reshape(-1).view(np.uint8).data
+        head = f"{path} {value.dtype.name} {list(value.shape)}\n".encode()
+        self.parts[path] = hashlib.sha256(head + hashlib.sha256(data).digest()).hexdigest()
+        return value
+
+    def hexdigest(self) -> str:
+        """Of everything seen."""
+        return hashlib.sha256("\n".join(self.parts[path] for path in sorted(self.parts)).encode()).hexdigest()

@@ -1,0 +1,114 @@
+"""A model card in the Hub's convention, written from what the draft directory says and from nothing else."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from specexit.config import write_text
+from specexit.drafts.config import DraftConfig
+from specexit.drafts.policy import Certificate, read_policy
+from specexit.schemas.export import ExportConfig
+from specexit.schemas.target import TargetConfig
+
+CARD = "README.md"
+
+
+def write_card(folder: Path, config: ExportConfig, draft: DraftConfig, target: TargetConfig) -> None:
+    """Write ``README.md`` into an exported folder.
+
+    Args:
+      folder: of the export.
+      config: of the export; its ``draft`` is where policy and verification are read.
+      draft: the draft's config.
+      target: the model it drafts for.
+    """
+    exits = draft.specexit is not None and config.format in ("plugin", "angelslim")
+    front: dict[str, Any] = {
+        "base_model": target.name if target.path == "embedded" else target.path,
+        "base_model_relation": "adapter",
+        "pipeline_tag": "text-generation",
+        "tags": ["eagle3", "speculative-decoding", "draft", *(["early-exit", "specexit"] if exits else [])],
+    }
+    parts = [
+        f"# EAGLE-3 draft for {target.name}",
+        "A speculative draft: it proposes tokens, the target decides. "
+        + (
+            "It also reads off when the target's thinking can end; see *Early exit*."
+            if exits
+            else "It carries no early exit in this form."
+        ),
+        _geometry(draft),
+        *([_exit(config.draft)] if exits else []),
+        _verification(config.draft),
+        _serving(config, target),
+        "## Limits\n\nTrained for this target and its tokenizer alone: with another one vLLM refuses it or accepts "
+        "nothing. What is not stated above was not measured.",
+    ]
+    text = "---\n" + yaml.safe_dump(front, sort_keys=False) + "---\n\n" + "\n\n".join(parts) + "\n"
+    write_text(folder / CARD, text)
+
+
+def _geometry(draft: DraftConfig) -> str:
+    layers = ", ".join(map(str, draft.eagle_aux_hidden_state_layer_ids))
+    rows = {
+        "hidden size": draft.hidden_size,
+        "heads (key/value heads) of size": f"{draft.num_attention_heads} ({draft.num_key_value_heads}) of "
+        f"{draft.head_dim}",
+        "draft vocabulary": f"{draft.draft_vocab_size} of {draft.vocab_size}",
+        "reads the target's residual stream after layers": f"{layers} of {draft.target_num_hidden_layers}",
+        "longest sequence": draft.max_position_embeddings,
+        "weights": draft.torch_dtype,
+    }
+    return "## The draft\n\n| | |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+
+
+def _exit(folder: Path) -> str:
+    stored = read_policy(folder)
+    lines = ["## Early exit", ""]
+    for point in stored.points:
+        thresholds = ", ".join(f"{name} {value:g}" for name, value in point.policy.thresholds.items())
+        default = " (default)" if point.name == stored.default else ""
+        lines.append(
+            f"* `{point.name}`{default}: exits at {thresholds or 'nothing'}. {_certificate(point.certificate)}"
+        )
+    lines += ["", "A certificate speaks of prompts like those it was made on, decoded as they were; not of others."]
+    return "\n".join(lines)
+
+
+def _certificate(found: Certificate | None) -> str:
+    if found is None:
+        return "Without a certificate: nothing is known of its risk."
+    what = {"answer_changed": "change their answer", "accuracy_lost": "lose a right answer"}[found.risk]
+    cut = "" if found.thinking_cut is None else f" It saved {found.thinking_cut:.1%} of their thinking."
+    return (
+        f"With {1 - found.delta:.0%} confidence at most {found.bound:.2%} of such prompts {what} "
+        f"({found.errors:g} of {found.n} did).{cut}"
+    )
+
+
+def _verification(folder: Path) -> str:
+    path = folder / "verify.json"
+    if not path.exists():
+        return "## Verification\n\nNot verified: `specexit verify` has not been run on it."
+    found = json.loads(path.read_text())
+    quantities = ", ".join(f"{name} {value:.1e}" for name, value in found.get("differences", {}).items())
+    return f"## Verification\n\nJAX against PyTorch on {found.get('n')} traces, largest differences: {quantities}."
+
+
+def _serving(config: ExportConfig, target: TargetConfig) -> str:
+    served = target.name if target.path == "embedded" else target.path
+    k = config.speculative_tokens
+    speculative = json.dumps({"method": "eagle3", "model": "FOLDER", "num_speculative_tokens": k})
+    vllm = f"vllm serve {served} --speculative-config '{speculative}'"
+    commands = {
+        "plugin": f"pip install 'specexit[serve]'\n{vllm}",
+        "eagle3": vllm,
+        "speculators": "vllm serve FOLDER",
+        "angelslim": "# AngelSlim's benchmark, with early_stop_method from this config",
+        "original": "# as its authors say",
+    }
+    return f"## Serving\n\n```sh\n{commands[config.format]}\n```"

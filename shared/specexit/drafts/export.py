@@ -1,0 +1,196 @@
+"""``specexit export``: a draft directory in the form that another program reads, tensor by tensor, with a model card.
+
+Every format is the same trunk under other names and another config; `Form` says which. Weights keep type and bits.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+from rich.console import Console
+
+from specexit.config import write_text
+from specexit.drafts import policy
+from specexit.drafts.card import write_card
+from specexit.drafts.config import ARCHITECTURE, PLAIN_ARCHITECTURE, QWEN3_ARCHITECTURE, DraftConfig, DraftError
+from specexit.drafts.directory import check_values, open_draft, weights_path
+from specexit.drafts.layouts import LAYOUTS
+from specexit.drafts.published import FILE as IMPORT_FILE
+from specexit.drafts.published import Origin
+from specexit.drafts.rope import scaling_fields
+from specexit.drafts.tensors import FLOATS, Stored, write_tensors
+from specexit.outputs import new_folder
+from specexit.schemas.export import ExportConfig
+from specexit.schemas.target import TargetConfig, find_target, save_target
+
+Pieces = Callable[[], Iterator[np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a format's folder holds."""
+
+    config: dict[str, Any]
+    tensors: dict[str, tuple[np.dtype, tuple[int, ...], Pieces]]
+    """Name -> type, shape, and the values in pieces."""
+    files: tuple[str, ...] = ()
+    """Further files of the draft directory that go along."""
+
+
+def export(config: ExportConfig) -> None:
+    """Write the folder.
+
+    Raises:
+      DraftError: the draft cannot be read, or not be said in that format.
+      FileExistsError: ``out`` is there and not empty.
+    """
+    draft, stored = open_draft(config.draft)
+    target = find_target(config.target, config.draft, name=draft.target_name)
+    form = FORMATS[config.format](config, draft, stored, target)
+    path = weights_path(config.draft)
+
+    def pieces(name: str) -> Iterator[np.ndarray]:
+        for piece in form.tensors[name][2]():
+            check_values(name, piece, path)
+            yield piece
+
+    with new_folder(config.out) as beside:
+        shapes = {name: (dtype, shape) for name, (dtype, shape, _) in form.tensors.items()}
+        write_tensors(beside, shapes, pieces, int(config.max_file_gib * 2**30))
+        write_text(beside / "config.json", json.dumps(form.config, indent=2) + "\n")
+        for file in form.files:
+            if (config.draft / file).exists():
+                write_text(beside / file, (config.draft / file).read_text())
+        if config.format in ("plugin", "eagle3"):
+            save_target(beside, target)
+        write_card(beside, config, draft, target)
+    Console(stderr=True).print(f"{config.draft} -> {config.out} ({config.format})", markup=False, highlight=False)
+
+
+def _trunk(draft: DraftConfig, stored: dict[str, Stored], rows: int = 0) -> dict[str, Any]:
+    """Tensors without signals; ``fc.weight`` keeps ``rows`` of them behind its own."""
+    found = {name: (place.dtype, place.shape, place.pieces) for name, place in stored.items()}
+    found.pop("signal_head.weight", None)
+    place, height = stored["fc.weight"], draft.hidden_size + rows
+    if place.shape[0] != height:
+        found["fc.weight"] = (place.dtype, (height, place.shape[1]), lambda: iter([place.read()[:height]]))
+    return found
+
+
+def _plugin(config: ExportConfig, draft: DraftConfig, stored: dict[str, Stored], target: TargetConfig) -> Form:
+    if draft.specexit is None:
+        raise DraftError(f"{config.draft}: has no signals, expected a draft of `specexit convert`; use format=eagle3")
+    raw = json.loads((config.draft / "config.json").read_text()) | {"architectures": [ARCHITECTURE]}
+    tensors = {name: (place.dtype, place.shape, place.pieces) for name, place in stored.items()}
+    return Form(raw, tensors, (policy.FILE, "verify.json"))
+
+
+def _eagle3(config: ExportConfig, draft: DraftConfig, stored: dict[str, Stored], target: TargetConfig) -> Form:
+    """For vLLM and SGLang alike: the aux layers stand in both places, counted as each of them counts."""
+    fields = draft.model_dump(mode="json", exclude={"specexit"})
+    architecture = {"llama": PLAIN_ARCHITECTURE, "qwen3": QWEN3_ARCHITECTURE}[draft.model_type]
+    layers = draft.eagle_aux_hidden_state_layer_ids
+    nested = {"use_aux_hidden_state": True, "eagle_aux_hidden_state_layer_ids": [layer - 1 for layer in layers]}
+    # SGLang takes the state in front of a layer: it never sees the embedding or what the last layer gives.
+    beside = {"eagle_config": nested} if layers[0] > 0 and layers[-1] < draft.target_num_hidden_layers else {}
+    return Form(fields | {"architectures": [architecture]} | beside, _trunk(draft, stored))
+
+
+def _speculators(config: ExportConfig, draft: DraftConfig, stored: dict[str, Stored], target: TargetConfig) -> Form:
+    if draft.model_type == "qwen3":
+        inner = {"model_type": "qwen3", "layer_types": ["full_attention"]}
+    else:
+        inner = {"model_type": "llama", "mlp_bias": False, "pretraining_tp": 1}
+    same = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size")
+    same += ("rms_norm_eps", "rope_theta", "max_position_embeddings", "hidden_act", "attention_bias", "torch_dtype")
+    fields = draft.model_dump(mode="json")
+    inner |= {name: fields[name] for name in same} | {"num_hidden_layers": 1, "tie_word_embeddings": False}
+    inner["rope_scaling"] = scaling_fields(draft.rope_scaling)
+    flags = ("norm_before_residual", "norm_before_fc", "fc_norm", "norm_output", "draft_vocab_size", "torch_dtype")
+    verifier = {"name_or_path": target.path, "architectures": target.hf_config().get("architectures", [])}
+    if target.path == "embedded":
+        verifier["name_or_path"] = str(target.folder)
+    proposal = {"proposal_type": "greedy", "speculative_tokens": config.speculative_tokens}
+    whole = {
+        "architectures": ["Eagle3Speculator"],
+        "speculators_model_type": "eagle3",
+        "speculators_version": "0.9.0",
+        "speculators_config": {
+            "algorithm": "eagle3",
+            "default_proposal_method": "greedy",
+            "proposal_methods": [proposal],
+            "verifier": verifier,
+        },
+        "transformer_layer_config": inner,
+        "eagle_aux_hidden_state_layer_ids": list(draft.eagle_aux_hidden_state_layer_ids),
+        "target_hidden_size": None if draft.target_hidden_size == draft.hidden_size else draft.target_hidden_size,
+        **{name: fields[name] for name in flags},
+    }
+    layout = LAYOUTS["speculators"]
+    return Form(whole, {layout.theirs(name): tensor for name, tensor in _trunk(draft, stored).items()})
+
+
+def _angelslim(config: ExportConfig, draft: DraftConfig, stored: dict[str, Stored], target: TargetConfig) -> Form:
+    """The released code reads three rows behind ``fc``'s own, confidence, progress and remain, in this order."""
+    if draft.specexit is None or draft.specexit.source != "fc":
+        source = draft.specexit.source if draft.specexit else None
+        raise DraftError(f"{config.draft}: its signals are of source {source!r}, expected 'fc' for format=angelslim")
+    fields = draft.model_dump(mode="json", exclude={"specexit"})
+    method = {"architectures": ["Eagle3LlamaForCausalLM"], "early_stop_method": "confidence_progress_remain"}
+    return Form(fields | method, _trunk(draft, stored, rows=3))
+
+
+def _original(config: ExportConfig, draft: DraftConfig, stored: dict[str, Stored], target: TargetConfig) -> Form:
+    """What was imported: its own names, its own config, and ``d2t`` and ``t2d`` as they were."""
+    path = config.draft / IMPORT_FILE
+    try:
+        origin = Origin.model_validate_json(path.read_text())
+    except (OSError, ValidationError) as error:
+        raise DraftError(f"{path}: cannot be read, expected a directory of `specexit import`: {error}") from error
+    tensors = {}
+    for name, ours in origin.names.items():
+        place = stored[ours]
+        tensors[name] = (place.dtype, place.shape, place.pieces)
+        if ours in origin.types:
+            values = place.read()
+            if ours == "d2t" and origin.vocabulary == "ids":
+                values = values + np.arange(len(values))
+            values = values.astype(origin.types[ours])
+            tensors[name] = (values.dtype, values.shape, lambda values=values: iter([values]))
+    return Form(origin.config, tensors)
+
+
+FORMATS = {
+    "plugin": _plugin,
+    "eagle3": _eagle3,
+    "speculators": _speculators,
+    "angelslim": _angelslim,
+    "original": _original,
+}
+"""Name of a format -> what its folder holds."""
+
+
+def formats_of(draft: DraftConfig, folder: Path) -> list[str]:
+    """The formats that a draft can be exported to."""
+    signals = draft.specexit is not None
+    fc = draft.specexit is not None and draft.specexit.source == "fc"
+    possible = {
+        "plugin": signals,
+        "eagle3": True,
+        "speculators": True,
+        "angelslim": fc,
+        "original": (folder / IMPORT_FILE).exists(),
+    }
+    return [name for name in FORMATS if possible[name]]
+
+
+def weights_type(stored: dict[str, Stored]) -> str:
+    """The type that most weights are stored in."""
+    names = [place.dtype.name for place in stored.values() if place.dtype.name in FLOATS]
+    return max(sorted(set(names)), key=names.count)

@@ -1,0 +1,91 @@
+"""``specexit inspect DIR``: what is in a draft directory, for people."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from specexit.drafts.directory import open_draft
+from specexit.drafts.export import formats_of, weights_type
+from specexit.drafts.policy import PolicyFile, read_policy
+from specexit.drafts.published import FILE as IMPORT_FILE
+from specexit.drafts.tensors import sha256_of
+from specexit.schemas.inspect import InspectConfig
+
+VERIFY_FILE = "verify.json"
+
+
+def inspect(config: InspectConfig) -> dict[str, str]:
+    """Print and return what is known of a draft directory.
+
+    Raises:
+      DraftError: it is none, or a damaged one.
+    """
+    rows = describe(config.draft)
+    table = Table(title=str(config.draft), title_justify="left", show_header=False, box=None)
+    for name, value in rows.items():
+        table.add_row(name, value)
+    Console().print(table, markup=False)
+    return rows
+
+
+def describe(folder: Path) -> dict[str, str]:
+    """What is in a draft directory, as (what, in words)."""
+    draft, stored = open_draft(folder)
+    layers = ", ".join(map(str, draft.eagle_aux_hidden_state_layer_ids))
+    flags = ("attention_bias", "own_embeddings", "norm_before_residual", "norm_before_fc", "fc_norm", "norm_output")
+    variants = [flag for flag in flags if getattr(draft, flag)] + (["qwen3"] if draft.model_type == "qwen3" else [])
+    weights = sum(math.prod(place.shape) for name, place in stored.items() if name not in ("d2t", "t2d"))
+    scaling = f", scaled: {draft.rope_scaling.kind} x{draft.rope_scaling.factor:g}" if draft.rope_scaling else ""
+    rows = {
+        "target": f"{draft.target_name or _imported(folder).get('target', 'not named')}, hidden size "
+        f"{draft.target_hidden_size}, {draft.vocab_size} tokens",
+        "reads": f"the residual stream after layers {layers} of {draft.target_num_hidden_layers}",
+        "geometry": f"hidden size {draft.hidden_size}, {draft.num_attention_heads} heads ({draft.num_key_value_heads} "
+        f"key/value) of {draft.head_dim}, MLP {draft.intermediate_size}",
+        "positions": f"up to {draft.max_position_embeddings}, rope theta {draft.rope_theta:g}{scaling}",
+        "variants": ", ".join(variants) or "none",
+        "draft vocabulary": f"{draft.draft_vocab_size} tokens",
+        "weights": f"{weights / 1e6:,.1f} M in {weights_type(stored)}, "
+        f"{sum(place.nbytes for place in stored.values()) / 2**20:,.1f} MiB, sha256 {sha256_of(folder)[:16]}",
+        "signals": f"source {draft.specexit.source}: {', '.join(draft.specexit.signals)}" if draft.specexit else "none",
+    }
+    if draft.specexit:
+        rows |= _policy(read_policy(folder))
+    rows["origin"] = _imported(folder).get("layout", "trained here")
+    rows["verified"] = _verified(folder)
+    rows["exports to"] = ", ".join(formats_of(draft, folder))
+    return rows
+
+
+def _policy(found: PolicyFile) -> dict[str, str]:
+    rows = {}
+    for point in found.points:
+        at = ", ".join(f"{name} {value:g}" for name, value in point.policy.thresholds.items())
+        certificate = "no certificate"
+        if point.certificate is not None:
+            c = point.certificate
+            certificate = f"{c.risk} at most {c.bound:.2%} with {1 - c.delta:.0%} confidence, {c.n} prompts"
+        default = ", default" if point.name == found.default else ""
+        rows[f"policy {point.name}{default}"] = f"exits at {at or 'nothing'}; {certificate}"
+    return rows
+
+
+def _imported(folder: Path) -> dict[str, Any]:
+    path = folder / IMPORT_FILE
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _verified(folder: Path) -> str:
+    path = folder / VERIFY_FILE
+    if not path.exists():
+        return "no: run `specexit verify`"
+    found = json.loads(path.read_text())
+    if found.get("sha256") != sha256_of(folder):
+        return "stale: the weights are others by now, run `specexit verify`"
+    return f"yes, on {found.get('n')} traces"

@@ -1,0 +1,29 @@
+"""Schema of ``specexit export``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from specexit.config import Config
+
+Format = Literal["plugin", "eagle3", "speculators", "angelslim", "original"]
+
+
+class ExportConfig(Config):
+    """Write a draft directory in the form that another program reads."""
+
+    draft: Path = Field(description="draft directory")
+    out: Path = Field(description="new folder")
+    format: Format = Field(
+        description="plugin: as it is, for vLLM with this plug-in; eagle3: without signals, for stock vLLM and SGLang; "
+        "speculators: without signals, served by `vllm serve FOLDER` alone; angelslim: SpecExit as released, of source "
+        "fc; original: what `specexit import` read"
+    )
+    target: str | None = Field(default=None, description="target the draft belongs to; by default the one it names")
+    speculative_tokens: int = Field(
+        default=3, gt=0, description="draft tokens per step, written where a format says it"
+    )
+    max_file_gib: float = Field(default=5.0, gt=0, description="weights are split into files of at most this size")

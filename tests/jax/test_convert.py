@@ -1,0 +1,183 @@
+"""Between orbax and draft directories, both ways: every bit, on every mesh, and nothing that is not named."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from flax.nnx.traversals import flatten_mapping
+
+from jax_specexit.convert import convert
+from jax_specexit.model.draft import Draft
+from jax_specexit.sharding import make_mesh
+from jax_specexit.stored import open_checkpoint, write_checkpoint
+from jax_specexit.training.run import Start, read_start, save_start
+from specexit.config import ConfigError
+from specexit.drafts.config import DraftConfig, DraftError
+from specexit.drafts.directory import read_config, read_draft
+from specexit.drafts.names import SIGNAL_HEAD, tensor_names
+from specexit.drafts.tensors import FLOATS, WEIGHTS, sha256_of
+from specexit.schemas.convert import ConvertConfig
+from specexit.schemas.target import load_target_config, save_target
+from specexit.schemas.train import MeshConfig
+
+TINY = {"hidden_size": 192, "target_hidden_size": 192, "vocab_size": 640, "draft_vocab_size": 128, "head_dim": 16}
+GEOMETRIES = {
+    "plain": {},
+    "everything": {"attention_bias": True, "fc_norm": True, "own_embeddings": True, "norm_output": True},
+    "qwen3": {"model_type": "qwen3", "norm_before_fc": True},
+}
+
+
+@pytest.fixture
+def write_run(tmp_path, write_random_draft):
+    """A run folder with a checkpoint of random parameters that no two of are alike."""
+
+    def write(source: str | None, **shape: object) -> Path:
+        config = read_config(write_random_draft(tmp_path / f"shape-{source}", source, **TINY, **shape))
+        block = config.specexit and config.specexit.model_copy(update={"target": "tiny-reasoner"})
+        config = config.model_copy(update={"specexit": block})
+        state = flatten_mapping(nnx.to_pure_dict(nnx.state(Draft(config, rngs=nnx.Rngs(0)))))
+        rng = np.random.default_rng(0)
+        values = {"/".join(key): rng.normal(size=leaf.shape).astype(np.float32) for key, leaf in state.items()}
+        run = tmp_path / f"run-{source}"
+        readers = {path: (lambda value=value: value) for path, value in values.items()}
+        write_checkpoint(run, readers, {path: v.shape for path, v in values.items()}, make_mesh(MeshConfig()))
+        vocab = np.sort(rng.choice(640, 128, replace=False))
+        save_start(run, Start(config, vocab, (0.5, 4.0, 64.0)))
+        save_target(run, load_target_config("tiny-reasoner"))
+        return run
+
+    return write
+
+
+def parameters(run: Path) -> dict[str, np.ndarray]:
+    with open_checkpoint(run) as checkpoint:
+        return {path: checkpoint.read(path) for path in checkpoint.shapes}
+
+
+@pytest.mark.parametrize(("source", "geometry"), [("draft", "plain"), ("fc", "plain"), ("draft", "everything")])
+def test_orbax_to_directory_to_orbax_is_equal_to_the_bit(source, geometry, tmp_path, write_run):
+    run = write_run(source, **GEOMETRIES[geometry])
+    convert(ConvertConfig(run=run, out=tmp_path / "draft"))
+    convert(ConvertConfig(draft=tmp_path / "draft", out=tmp_path / "again"))
+    before, after = parameters(run), parameters(tmp_path / "again")
+    assert before.keys() == after.keys()
+    for path, value in before.items():
+        assert after[path].dtype == value.dtype
+        np.testing.assert_array_equal(after[path], value, err_msg=path)
+    np.testing.assert_array_equal(read_start(tmp_path / "again").vocab, read_start(run).vocab)
+    there, back = (json.loads((tmp_path / name / "convert.json").read_text()) for name in ("draft", "again"))
+    assert there["parameters_sha256"] == back["parameters_sha256"]
+    assert there["weights_sha256"] == back["weights_sha256"] == sha256_of(tmp_path / "draft")
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("geometry", ["plain", "qwen3"])
+def test_directory_to_orbax_to_directory_is_equal_to_the_byte(dtype, geometry, tmp_path, write_run):
+    run = write_run("draft", **GEOMETRIES[geometry])
+    convert(ConvertConfig(run=run, out=tmp_path / "draft", dtype=dtype))
+    assert read_config(tmp_path / "draft").torch_dtype == dtype
+    convert(ConvertConfig(draft=tmp_path / "draft", out=tmp_path / "run"))
+    convert(ConvertConfig(run=tmp_path / "run", out=tmp_path / "again", dtype=dtype))
+    for file in (WEIGHTS, "config.json"):
+        assert (tmp_path / "draft" / file).read_bytes() == (tmp_path / "again" / file).read_bytes()
+
+
+def test_a_plain_draft_goes_both_ways(tmp_path, write_run):
+    run = write_run(None)
+    convert(ConvertConfig(run=run, out=tmp_path / "draft"))
+    config, tensors = read_draft(tmp_path / "draft")
+    assert config.specexit is None
+    fc = parameters(run)["fc/kernel"].T / np.repeat(np.float32([0.5, 4.0, 64.0]), 192)
+    np.testing.assert_array_equal(tensors["fc.weight"], fc)
+
+
+def test_the_table_of_names_is_bijective_and_complete(write_random_draft, tmp_path):
+    for i, (source, geometry) in enumerate(
+        [("draft", "plain"), ("fc", "plain"), (None, "everything"), (None, "qwen3")]
+    ):
+        config = read_config(write_random_draft(tmp_path / str(i), source, **GEOMETRIES[geometry]))
+        names = tensor_names(config)
+        state = flatten_mapping(
+            nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda c=config: Draft(c, rngs=nnx.Rngs(0)))))
+        )
+        assert names.keys() == {"/".join(key) for key in state}
+        assert set(names.values()) | {"d2t", "t2d"} == config.tensor_shapes().keys()
+        one_to_one = [name for path, name in names.items() if path != SIGNAL_HEAD]
+        assert len(set(one_to_one)) == len(one_to_one)
+
+
+def test_the_documentation_lists_every_name():
+    page = (Path(__file__).parents[2] / "docs" / "formats.md").read_text()
+    everything = DraftConfig.model_validate(
+        {
+            **{"hidden_size": 8, "target_hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 1},
+            **{"num_key_value_heads": 1, "head_dim": 8, "vocab_size": 9, "draft_vocab_size": 9},
+            **{"eagle_aux_hidden_state_layer_ids": (1,), "num_aux_hidden_states": 1, "target_num_hidden_layers": 2},
+            **{"attention_bias": True, "fc_norm": True, "own_embeddings": True},
+            "specexit": {"target": "t"},
+        }
+    )
+    for path, name in tensor_names(everything).items():
+        assert f"| `{path.replace('layer_0', 'layer_I')}` | `{name.replace('.0.', '.I.')}` |" in page
+
+
+def test_shards_are_written_where_asked(tmp_path, write_run):
+    run = write_run("draft")
+    convert(ConvertConfig(run=run, out=tmp_path / "one"))
+    convert(ConvertConfig(run=run, out=tmp_path / "split", max_file_gib=2e-4))
+    assert len(list((tmp_path / "split").glob("model-*.safetensors"))) > 1
+    for name, tensor in read_draft(tmp_path / "one")[1].items():
+        np.testing.assert_array_equal(read_draft(tmp_path / "split")[1][name], tensor)
+
+
+def test_what_cannot_be_converted_leaves_nothing(tmp_path, write_run):
+    run = write_run("draft")
+    with pytest.raises(ConfigError, match="no best folder"):
+        convert(ConvertConfig(run=run, which="best", out=tmp_path / "draft"))
+    start = json.loads((run / "draft.json").read_text())
+    start["config"]["attention_bias"] = True
+    (run / "draft.json").write_text(json.dumps(start))
+    with pytest.raises(DraftError, match=r"parameter k/bias is in only one of its checkpoint and its draft\.json"):
+        convert(ConvertConfig(run=run, out=tmp_path / "draft"))
+    assert not (tmp_path / "draft").exists()
+    with pytest.raises(ValueError, match="expected either run= or draft="):
+        ConvertConfig(out=tmp_path / "draft")
+
+
+MESHES = """
+import json, sys
+from pathlib import Path
+import numpy as np
+from jax_specexit.convert import convert
+from jax_specexit.stored import open_checkpoint
+from specexit.drafts.tensors import sha256_of
+from specexit.schemas.convert import ConvertConfig
+from specexit.schemas.train import MeshConfig
+import jax
+draft, folder = Path(sys.argv[1]), Path(sys.argv[2])
+assert len(jax.devices()) == 8
+for name, mesh in (("8 x 1 x 1", MeshConfig(data=8)), ("2 x 2 x 2", MeshConfig(data=2, fsdp=2, tensor=2))):
+    convert(ConvertConfig(draft=draft, out=folder / name, mesh=mesh))
+    convert(ConvertConfig(run=folder / name, out=folder / f"{name} again", dtype="float32"))
+    assert sha256_of(folder / f"{name} again") == sha256_of(draft), name
+    print(json.loads((folder / name / "convert.json").read_text())["parameters_sha256"])
+"""
+
+
+def test_every_mesh_writes_and_reads_the_same_bits(tmp_path, write_run):
+    run = write_run("fc")
+    convert(ConvertConfig(run=run, out=tmp_path / "draft", dtype="float32"))
+    flags = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", MESHES, str(tmp_path / "draft"), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, env=flags)
+    assert done.returncode == 0, done.stderr
+    expected = json.loads((tmp_path / "draft" / "convert.json").read_text())["parameters_sha256"]
+    assert done.stdout.split() == [expected] * 2  # one device wrote the first, eight devices the others
+    assert len(jax.devices()) == 1

@@ -1,0 +1,97 @@
+"""EAGLE-3's forward pass as each project states it, in float64 and row by row: published names, published config.
+
+Written from the layouts' descriptions and not from our code: no batch, no cache, nothing shared with what is tested.
+"""
+
+import numpy as np
+
+
+def rms(x, weight, eps):
+    return x / np.sqrt(np.mean(x * x) + eps) * weight
+
+
+def turned(x, position, config):
+    """One head's vector, rotated to its position (Llama's half-split layout)."""
+    half = len(x) // 2
+    frequency = config["rope_theta"] ** (-np.arange(half) / half)
+    scaling = config.get("rope_scaling")
+    if scaling:
+        wavelength, long = 2 * np.pi / frequency, scaling["original_max_position_embeddings"]
+        low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+        for i in range(half):
+            if wavelength[i] > long / low:
+                frequency[i] /= scaling["factor"]
+            elif wavelength[i] > long / high:
+                smooth = (long / wavelength[i] - low) / (high - low)
+                frequency[i] = (1 - smooth) * frequency[i] / scaling["factor"] + smooth * frequency[i]
+    angle = position * frequency
+    a, b = x[:half], x[half:]
+    return np.concatenate([a * np.cos(angle) - b * np.sin(angle), b * np.cos(angle) + a * np.sin(angle)])
+
+
+def published_logits(config, tensors, embedding, tokens, aux, steps):
+    """Logits [row][draft vocab] of every draft step, each row fed with the true tokens.
+
+    Args:
+      config: published, the decoder's keys on top.
+      tensors: published, as float64.
+      embedding: the target's; not read where the draft has its own.
+      tokens, aux: of one sequence.
+      steps: draft steps.
+    """
+    names = {}
+    for name, value in tensors.items():
+        short = name.removeprefix("model.").replace("layers.0.", "").replace("midlayer.", "")
+        names[short] = value
+    w = names.__getitem__
+    embedding = names.get("embed_tokens.weight", embedding)
+    heads, kv = config["num_attention_heads"], config["num_key_value_heads"]
+    dim, eps = len(w("self_attn.q_proj.weight")) // heads, config["rms_norm_eps"]
+    rows, layers = len(tokens) - 1, len(aux[0]) // len(embedding[0])
+
+    def project(part, x, n, position):
+        y = w(f"self_attn.{part}_proj.weight") @ x + names.get(f"self_attn.{part}_proj.bias", 0.0)
+        out = []
+        for head in y.reshape(n, dim):
+            if f"self_attn.{part}_norm.weight" in names:
+                head = rms(head, w(f"self_attn.{part}_norm.weight"), eps)
+            out.append(head if part == "v" else turned(head, position, config))
+        return out
+
+    def fused(f):
+        if config.get("fc_norm"):
+            parts = np.split(f, layers)
+            f = np.concatenate([rms(part, w(f"fc_norm.{i}.weight"), eps) for i, part in enumerate(parts)])
+        return w("fc.weight") @ f
+
+    first, later, result = [], [[] for _ in range(rows)], []
+    states = [fused(aux[t]) for t in range(rows)]
+    for step in range(steps):
+        logits = []
+        for t in range(rows):
+            token = tokens[t + 1 + step] if t + 1 + step < len(tokens) else 0
+            normed = rms(states[t], w("hidden_norm.weight"), eps)
+            x = np.concatenate([rms(embedding[token], w("input_layernorm.weight"), eps), normed])
+            q, k, v = (project(part, x, n, t + step) for part, n in (("q", heads), ("k", kv), ("v", kv)))
+            if step == 0:
+                first.append((k, v))
+                seen = first[: t + 1]
+            else:
+                later[t].append((k, v))
+                seen = first[: t + 1] + later[t]
+            mixed = []
+            for head in range(heads):
+                of = head // (heads // kv)
+                scores = np.array([q[head] @ key[of] for key, _ in seen]) * dim**-0.5
+                weights = np.exp(scores - scores.max())
+                mixed.append(sum(p * value[of] for p, (_, value) in zip(weights / weights.sum(), seen, strict=True)))
+            o = w("self_attn.o_proj.weight") @ np.concatenate(mixed) + names.get("self_attn.o_proj.bias", 0.0)
+            h = (normed if config.get("norm_before_residual") else states[t]) + o
+            inner = rms(h, w("post_attention_layernorm.weight"), eps)
+            gate = w("mlp.gate_proj.weight") @ inner
+            h = h + w("mlp.down_proj.weight") @ (gate / (1 + np.exp(-gate)) * (w("mlp.up_proj.weight") @ inner))
+            y = rms(h, w("norm.weight"), eps)
+            states[t] = y if config.get("norm_output") else h
+            logits.append(w("lm_head.weight") @ y)
+        result.append(np.array(logits[: rows - step]))
+    return result

@@ -1,0 +1,76 @@
+"""A published draft of every layout: JAX and PyTorch compute from the import what its project states of it."""
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import save_file
+
+from specexit.drafts.directory import read_draft, write_draft
+from specexit.drafts.export import export
+from specexit.drafts.published import import_draft
+from specexit.schemas.export import ExportConfig
+from specexit.schemas.published import ImportConfig
+from tests.parity.layout_forward import published_logits
+from tests.parity.test_geometry import VARIANTS, logits_of_jax
+from tests.shared.published import AUX, CONFIGS, HIDDEN, VOCAB, tensors_of, write_published, write_target
+from torch_specexit.draft import Draft
+
+STEPS, TIME = 3, 40
+
+TOLERANCE = 5e-5
+"""float32 logits of unit variance against float64: measured up to 6e-6."""
+
+
+def inputs(layers):
+    rng = np.random.default_rng(1)
+    embedding = rng.normal(size=(VOCAB, HIDDEN)).astype(np.float32)
+    tokens = rng.integers(0, VOCAB, (1, TIME))
+    return embedding, tokens, rng.normal(size=(1, TIME, HIDDEN * layers)).astype(np.float32)
+
+
+@pytest.mark.parametrize("layout", CONFIGS)
+def test_an_import_computes_what_the_layout_states(layout, tmp_path):
+    source, target = write_published(tmp_path / "published", layout), write_target(tmp_path / "of")
+    import_draft(ImportConfig(draft=source, target=target, out=tmp_path / "draft"))
+    embedding, tokens, aux = inputs(AUX.get(layout, 3))
+    config = {"rope_theta": 10_000.0} | CONFIGS[layout] | CONFIGS[layout].get("transformer_layer_config", {})
+    tensors = {name: tensor.astype(np.float64) for name, tensor in tensors_of(layout).items()}
+    expected = published_logits(config, tensors, embedding.astype(np.float64), tokens[0], aux[0], STEPS)
+    ours = Draft.load(tmp_path / "draft", torch.from_numpy(embedding))
+    in_torch = [z[0].numpy() for z in ours(torch.from_numpy(tokens), torch.from_numpy(aux), steps=STEPS).logits]
+    in_jax = [z[0] for z in logits_of_jax(tmp_path / "draft", embedding, tokens, aux)]
+    for found in (in_torch, in_jax):
+        for z, wanted in zip(found, expected, strict=True):
+            np.testing.assert_allclose(z, wanted, atol=TOLERANCE, rtol=1e-4)
+            np.testing.assert_array_equal(z.argmax(-1), wanted.argmax(-1))
+
+
+@pytest.mark.parametrize(
+    "variant", ["plain", "norm_before_residual", "fc_norm and norm_output", "qwen3", "rope llama3"]
+)
+def test_speculators_loads_our_export_and_computes_the_same(variant, tmp_path, write_random_draft):
+    from speculators.models.attention import create_float_mask
+    from speculators.models.eagle3 import Eagle3DraftModel
+
+    shape = {"eagle_aux_hidden_state_layer_ids": (2, 6, 9), "target_num_hidden_layers": 12}
+    folder = write_random_draft(tmp_path / "draft", None, **shape, **VARIANTS[variant])
+    embedding, tokens, aux = inputs(3)
+    config, tensors = read_draft(folder)
+    # speculators wants the embedding in the draft's own file.
+    own = config.model_copy(update={"own_embeddings": True})
+    write_draft(tmp_path / "own", own, tensors | {"embed_tokens.weight": embedding})
+    target = write_target(tmp_path / "of", model_type="llama", tie_word_embeddings=True)
+    weights = {"model.embed_tokens.weight": embedding, "model.norm.weight": np.ones(HIDDEN, np.float32)}
+    save_file(weights, tmp_path / "of" / "target" / "model.safetensors")
+    export(ExportConfig(draft=tmp_path / "own", out=tmp_path / "out", format="speculators", target=target))
+    theirs = Eagle3DraftModel.from_pretrained(tmp_path / "out")
+    theirs._attn_impl, theirs._create_mask_fn = "eager", create_float_mask
+    theirs.layers[0].self_attn.config._attn_implementation = "eager"
+    found: list[torch.Tensor] = []
+    theirs.lm_head.register_forward_hook(lambda _module, _inputs, output: found.append(output))
+    states, ids = torch.from_numpy(aux), torch.from_numpy(tokens)
+    with torch.no_grad():
+        theirs(states[:, :-1], ids[:, 1:], torch.zeros(1, TIME - 1, dtype=torch.long), ttt_steps=STEPS)
+    ours = Draft.load(folder, torch.from_numpy(embedding))(ids, states, steps=STEPS).logits
+    for step, (z, wanted) in enumerate(zip(ours, found, strict=True)):
+        torch.testing.assert_close(z, wanted[:, : TIME - 1 - step], atol=TOLERANCE, rtol=1e-4)

@@ -1,0 +1,167 @@
+"""A draft in every form it is exported to: what is kept to the bit, and what a card and `inspect` say."""
+
+import json
+
+import numpy as np
+import pytest
+import yaml
+from safetensors.numpy import load_file
+
+from specexit.drafts.config import DraftError
+from specexit.drafts.directory import read_config, read_draft
+from specexit.drafts.export import FORMATS, export
+from specexit.drafts.inspect import describe
+from specexit.drafts.policy import Certificate, OperatingPoint, PolicyFile, write_policy
+from specexit.drafts.published import import_draft
+from specexit.method.decision import Policy
+from specexit.schemas.export import ExportConfig
+from specexit.schemas.published import ImportConfig
+from tests.shared.published import CONFIGS, tensors_of, write_published, write_target
+
+SHAPE = {"eagle_aux_hidden_state_layer_ids": (2, 6, 9), "target_num_hidden_layers": 12}
+
+
+@pytest.fixture
+def target(tmp_path):
+    return write_target(tmp_path / "of")
+
+
+def exported(folder, tmp_path, name, target, **options):
+    out = tmp_path / name
+    export(ExportConfig(draft=folder, out=out, format=name, target=target, **options))
+    return json.loads((out / "config.json").read_text()), load_file(out / "model.safetensors"), out
+
+
+@pytest.mark.parametrize("layout", CONFIGS)
+def test_what_was_imported_comes_back_bit_for_bit(layout, tmp_path, target):
+    source = write_published(tmp_path / "published", layout)
+    import_draft(ImportConfig(draft=source, target=target, out=tmp_path / "draft"))
+    config, tensors, _ = exported(tmp_path / "draft", tmp_path, "original", None)
+    assert config == CONFIGS[layout]
+    published = tensors_of(layout)
+    assert tensors.keys() == published.keys()
+    for name, tensor in published.items():
+        assert tensors[name].dtype == tensor.dtype
+        assert tensors[name].tobytes() == tensor.tobytes()
+
+
+def test_a_vocabulary_in_ids_comes_back_as_ids(tmp_path, target):
+    published = tensors_of("angelslim")
+    published["d2t"] = (published["d2t"] + np.arange(len(published["d2t"]))).astype(np.int32)
+    published["t2d"] = published["t2d"].astype(np.uint8)
+    source = write_published(tmp_path / "published", "angelslim", tensors=published)
+    import_draft(ImportConfig(draft=source, target=target, out=tmp_path / "draft"))
+    _, tensors, _ = exported(tmp_path / "draft", tmp_path, "original", None)
+    for name in ("d2t", "t2d"):
+        assert tensors[name].dtype == published[name].dtype
+        np.testing.assert_array_equal(tensors[name], published[name])
+
+
+@pytest.mark.parametrize("source", ["draft", "fc"])
+def test_the_trunk_is_the_same_in_every_format(source, tmp_path, target, write_random_draft):
+    folder = write_random_draft(tmp_path / "draft", source, **SHAPE)
+    _, ours = read_draft(folder)
+    trunk = {name: tensor for name, tensor in ours.items() if name != "signal_head.weight"}
+    trunk["fc.weight"] = ours["fc.weight"][:64]
+    for name in ("eagle3", "speculators", *(["angelslim"] if source == "fc" else [])):
+        _, tensors, _ = exported(folder, tmp_path, name, target)
+        renamed = {key.replace("layers.0.", "midlayer."): tensor for key, tensor in tensors.items()}
+        renamed["fc.weight"] = renamed["fc.weight"][:64]
+        assert renamed.keys() == trunk.keys()
+        for key, tensor in trunk.items():
+            np.testing.assert_array_equal(renamed[key], tensor)
+
+
+def test_eagle3_names_the_layers_as_each_engine_counts_them(tmp_path, target, write_random_draft):
+    folder = write_random_draft(tmp_path / "draft", "draft", **SHAPE)
+    config, _, out = exported(folder, tmp_path, "eagle3", target)
+    assert config["architectures"] == ["LlamaForCausalLMEagle3"]
+    assert config["eagle_aux_hidden_state_layer_ids"] == [2, 6, 9]
+    assert config["eagle_config"] == {"use_aux_hidden_state": True, "eagle_aux_hidden_state_layer_ids": [1, 5, 8]}
+    assert read_config(out).specexit is None  # and we read it as well
+    last = write_random_draft(tmp_path / "last", "draft", **(SHAPE | {"eagle_aux_hidden_state_layer_ids": (2, 6, 12)}))
+    config, _, _ = exported(last, tmp_path / "b", "eagle3", target)
+    assert "eagle_config" not in config  # SGLang never sees what the last layer gives
+
+
+def test_what_is_exported_is_imported_again(tmp_path, target, write_random_draft):
+    folder = write_random_draft(tmp_path / "draft", None, norm_before_residual=True, **SHAPE)
+    before = read_draft(folder)
+    for name in ("eagle3", "speculators"):
+        _, _, out = exported(folder, tmp_path, name, target)
+        again = tmp_path / f"{name} again"
+        layout = {"layout": "specforge"} if name == "eagle3" else {}
+        import_draft(ImportConfig(draft=out, target=target, out=again, **layout))
+        config, tensors = read_draft(again)
+        assert config == before[0]
+        for key, tensor in before[1].items():
+            np.testing.assert_array_equal(tensors[key], tensor)
+
+
+def test_angelslims_rows_are_confidence_progress_and_remain(tmp_path, target, write_random_draft):
+    folder = write_random_draft(tmp_path / "draft", "fc", **SHAPE)
+    _, ours = read_draft(folder)
+    config, tensors, _ = exported(folder, tmp_path, "angelslim", target)
+    assert config["early_stop_method"] == "confidence_progress_remain"
+    assert config["architectures"] == ["Eagle3LlamaForCausalLM"]
+    np.testing.assert_array_equal(tensors["fc.weight"], ours["fc.weight"][: 64 + 3])
+    other = write_random_draft(tmp_path / "other", "draft", **SHAPE)
+    with pytest.raises(DraftError, match="source 'draft', expected 'fc' for format=angelslim"):
+        export(ExportConfig(draft=other, out=tmp_path / "no", format="angelslim", target=target))
+
+
+def test_the_plugins_form_is_the_directory_itself(tmp_path, target, write_random_draft):
+    folder = write_random_draft(tmp_path / "draft", "draft", **SHAPE)
+    _, _, out = exported(folder, tmp_path, "plugin", target)
+    assert read_config(out) == read_config(folder)
+    assert (out / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+
+
+def test_large_weights_are_split_and_read_again(tmp_path, target, write_random_draft):
+    folder = write_random_draft(tmp_path / "draft", "draft", **SHAPE)
+    options = {"format": "plugin", "target": target, "max_file_gib": 1e-4}
+    export(ExportConfig(draft=folder, out=tmp_path / "split", **options))
+    assert len(list((tmp_path / "split").glob("model-*.safetensors"))) > 1
+    for name, tensor in read_draft(folder)[1].items():
+        np.testing.assert_array_equal(read_draft(tmp_path / "split")[1][name], tensor)
+
+
+def test_the_card_says_what_is_known_and_what_is_not(tmp_path, target, write_random_draft):
+    folder = write_random_draft(tmp_path / "draft", "draft", **SHAPE)
+    _, _, out = exported(folder, tmp_path, "plugin", target)
+    text = (out / "README.md").read_text()
+    front = yaml.safe_load(text.split("---")[1])
+    assert front["pipeline_tag"] == "text-generation"
+    assert "early-exit" in front["tags"]
+    assert "Without a certificate" in text
+    assert "Not verified" in text
+    found = Certificate(
+        risk="accuracy_lost", epsilon=0.02, delta=0.1, n=500, errors=4, bound=0.0159, data_sha256="ab" * 32
+    )
+    point = OperatingPoint(name="careful", policy=Policy(thresholds={"validity": 0.97}), certificate=found)
+    write_policy(folder, PolicyFile(default="careful", points=(point,)))
+    _, _, out = exported(folder, tmp_path / "b", "plugin", target)
+    text = (out / "README.md").read_text()
+    assert "`careful` (default): exits at validity 0.97. With 90% confidence at most 1.59% of such prompts lose" in text
+    assert "4 of 500" in text
+    assert (out / "policy.json").read_text() == (folder / "policy.json").read_text()
+    _, _, out = exported(folder, tmp_path / "c", "eagle3", target)
+    assert "carries no early exit" in (out / "README.md").read_text()
+    assert not (out / "policy.json").exists()
+
+
+def test_inspect_says_what_is_there(tmp_path, target, write_random_draft):
+    folder = write_random_draft(tmp_path / "draft", "fc", **SHAPE)
+    rows = describe(folder)
+    assert rows["reads"] == "the residual stream after layers 2, 6, 9 of 12"
+    assert rows["signals"].startswith("source fc: confidence")
+    assert rows["policy default, default"] == "exits at validity 0.9; no certificate"
+    assert rows["verified"] == "no: run `specexit verify`"
+    assert rows["exports to"] == "plugin, eagle3, speculators, angelslim"
+    source = write_published(tmp_path / "published", "deepspec")
+    import_draft(ImportConfig(draft=source, target=target, out=tmp_path / "imported"))
+    rows = describe(tmp_path / "imported")
+    assert rows["variants"] == "own_embeddings, qwen3"
+    assert rows["origin"] == "deepspec"
+    assert rows["exports to"] == "eagle3, speculators, original"
+    assert set(rows["exports to"].split(", ")) <= FORMATS.keys()
