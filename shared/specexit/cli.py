@@ -178,6 +178,12 @@ COMMANDS = {
         "specexit.bench.signals:bench_signals",
         "train",
     ),
+    "ablate": Command(
+        "Evidence",
+        "What each choice of the method is worth on scored traces: tables and figures.",
+        "specexit.schemas.ablate:AblateConfig",
+        "specexit.bench.ablate:ablate",
+    ),
     "bench-certificate": Command(
         "Evidence",
         "Measure how often a certificate is broken, on samples of a population whose risk is known.",

@@ -92,6 +92,42 @@ def _replayed(axes: Axes, simulation: Simulation, full_tokens: float) -> None:
             axes.plot((1 - cut) * full_tokens, 100 * accuracy, color=PALETTE[color], lw=1.2, alpha=0.7, label=label)
 
 
+def curves_chart(curves: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str) -> str:
+    """Named curves, or single points, in one frame.
+
+    Args:
+      curves: name -> (x, y) in order.
+      x, y: what the axes say.
+    """
+    with _figure(8.0, 4.2) as figure:
+        axes = figure.subplots()
+        for i, (name, points) in enumerate(curves.items()):
+            if points:
+                xs, ys = zip(*points, strict=True)
+                style = ("-", "--", ":")[i // len(SERIES) % 3]
+                color = PALETTE[SERIES[i % len(SERIES)]]
+                marker = "o" if len(points) == 1 else None
+                axes.plot(xs, ys, style, color=color, marker=marker, lw=1.4, label=name.replace("$", r"\$"))
+        axes.set_xlabel(x)
+        axes.set_ylabel(y)
+        axes.grid(color=PALETTE["faint"], alpha=0.25, lw=0.6)
+        figure.legend(loc="outside right upper", frameon=False)
+        return _svg(figure)
+
+
+def standalone(svg: str) -> str:
+    """A chart as a file of its own: its colours inside, for light and dark mode."""
+    light = ("#1b1b1f", "#6b6b76", "#3457d5", "#0f8a5f", "#b3541e", "#8a3ffc", "#c2185b", "#9aa0a6")
+    dark = ("#ececf1", "#a0a0ab", "#8aa4ff", "#4fd1a1", "#f2a66b", "#c4a1ff", "#ff85b3", "#70757a")
+
+    def rule(colors: Sequence[str]) -> str:
+        return ":root{" + "".join(f"--{name}:{color};" for name, color in zip(PALETTE, colors, strict=True)) + "}"
+
+    style = f"<style>{rule(light)}@media(prefers-color-scheme:dark){{{rule(dark)}}}</style>"
+    end = svg.index(">") + 1
+    return f'<?xml version="1.0" encoding="utf-8"?>\n{svg[:end]}{style}{svg[end:]}\n'
+
+
 def signals_chart(
     signals: Float[np.ndarray, "think signals"], boundaries: Sequence[int], kept: int, policy: Policy | None
 ) -> str:

@@ -1,0 +1,105 @@
+"""``specexit ablate``: every alternative is the replay it says it is, with a table and a figure of its own."""
+
+import json
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from specexit.bench.ablate import ablate
+from specexit.cli import run
+from specexit.data.scores import Scores, write_scores
+from specexit.data.traces import write_traces
+from specexit.schemas.ablate import AblateConfig
+
+
+@pytest.fixture
+def traces(make_trace):
+    """Answers agree behind the second of three boundaries, and in one of four only there and at the end."""
+    return [
+        make_trace(
+            id=str(i),
+            prompt_ids=[i],
+            think_ids=[20, 21, 22, 9, 24, 25, 8, 27, 28, 9, 30, 31],
+            boundaries=[4, 7, 10],
+            boundary_answers=["8", "7", "7" if i % 4 else "8"],
+            boundary_agrees=[False, True, bool(i % 4)],
+        )
+        for i in range(12)
+    ]
+
+
+@pytest.fixture
+def paths(tmp_path, traces):
+    values = np.full((12, 4), 0.01, np.float32)
+    values[[6, 9], 3] = 0.9
+    write_traces(tmp_path / "traces.parquet", traces)
+    write_scores(tmp_path / "draft.parquet", Scores("draft", "0" * 64, {t.id: values for t in traces}))
+    blind = np.full((12, 4), 0.5, np.float32)
+    write_scores(tmp_path / "fc.parquet", Scores("fc", "0" * 64, {t.id: blind for t in traces}))
+    return tmp_path
+
+
+def config(paths, *names):
+    scores = {name: paths / f"{name}.parquet" for name in names}
+    return AblateConfig(traces=paths / "traces.parquet", scores=scores, out=paths / "out")
+
+
+def test_every_question_has_its_variants_and_they_are_what_they_say(paths, traces):
+    found = ablate(config(paths, "draft", "fc"))
+    assert list(found) == ["signals", "smoothing", "patience", "splits", "sources", "exit_point", "threshold"]
+    cuts = {
+        (name, variant.name): variant.best["0"] and variant.best["0"].net_cut
+        for name, ablation in found.items()
+        for variant in ablation.variants
+    }
+    assert cuts["signals", "validity"] == pytest.approx(1 - 7 / 12)
+    assert cuts["signals", "confidence alone"] == 0  # it says the same everywhere, so any exit is the first boundary's
+    assert cuts["sources", "draft"] == pytest.approx(1 - 7 / 12)
+    assert cuts["sources", "fc"] == 0
+    assert cuts["exit_point", "earliest"] == pytest.approx(1 - 7 / 12)
+    assert cuts["exit_point", "stable"] == pytest.approx(1 - (9 * 7 + 3 * 12) / 144)
+    assert cuts["threshold", "validity >= 0.9"] == pytest.approx(1 - 7 / 12)
+    assert cuts["threshold", "validity >= 0.99"] == 0
+    assert cuts["patience", "2"] == 0  # behind the third boundary three of twelve answers have changed again
+
+
+def test_one_split_token_at_a_time(paths):
+    found = ablate(config(paths, "draft"))
+    splits = {variant.name: variant.best["0"] for variant in found["splits"].variants}
+    assert len(splits) == 3  # all, and each of two
+    assert splits["all"].net_cut == pytest.approx(1 - 7 / 12)
+    alone = sorted(point.net_cut for name, point in splits.items() if name != "all")
+    assert alone == pytest.approx([0, 1 - 7 / 12])  # token 9 at 4 and 10, token 8 at 7
+    assert "sources" not in found  # one source is no comparison
+
+
+def test_tables_figures_and_numbers_are_written(paths, capsys):
+    arguments = [f"traces={paths / 'traces.parquet'}", f"scores.draft={paths / 'draft.parquet'}"]
+    run("ablate", [*arguments, f"out={paths / 'out'}"])
+    written = json.loads((paths / "out" / "ablations.json").read_text())
+    assert written["n"] == 12
+    for name in written["ablations"]:
+        root = ElementTree.parse(paths / "out" / f"{name}.svg").getroot()
+        text = "".join(root.itertext())
+        assert root.tag.endswith("svg")
+        for variant in written["ablations"][name]["variants"]:
+            assert variant["name"].replace("'", "") in text.replace("'", ""), name
+        assert "prefers-color-scheme" in text
+    printed = capsys.readouterr().out
+    assert "Which signals decide?" in printed
+    assert "41.7 %" in printed
+    assert (paths / "out" / "run.yaml").exists()
+
+
+def test_a_folder_that_holds_something_is_left_alone(paths):
+    (paths / "out").mkdir()
+    (paths / "out" / "mine").write_text("mine")
+    with pytest.raises(FileExistsError, match="not empty"):
+        ablate(config(paths, "draft"))
+
+
+def test_traces_that_cannot_judge_are_no_evidence(paths, make_trace):
+    write_traces(paths / "traces.parquet", [make_trace(finish_reason="length")])
+    with pytest.raises(ValueError, match="no trace can judge"):
+        ablate(config(paths, "draft"))
