@@ -233,6 +233,10 @@ def corner(request: pytest.FixtureRequest, drafts: Path, tmp_path_factory: pytes
     return json.loads(result.read_text())
 
 
+FREE = {"requests": "any", "routes": ["reports", "interrupt"]}
+"""What servers of these tests let requests do, unless a test says otherwise."""
+
+
 class Server:
     """A real OpenAI server on loopback, started as a user starts it; its engine runs in processes of its own.
 
@@ -254,7 +258,12 @@ class Server:
         words += ["--enforce-eager", "--max-model-len", "1024", "--max-num-seqs", "16", "--block-size", "32"]
         words += ["--max-num-batched-tokens", "512", "--disable-uvicorn-access-log", *arguments]
         command = [sys.executable, "-m", "specexit", "serve", "target=tiny-reasoner", f"draft={draft}"]
-        settings = {"OMP_NUM_THREADS": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}
+        settings = {
+            "SPECEXIT_SERVING": json.dumps(FREE),
+            "OMP_NUM_THREADS": "1",
+            "VLLM_CPU_KVCACHE_SPACE": "1",
+            "HF_HUB_OFFLINE": "1",
+        }
         with log.open("w") as stream:
             self.process = subprocess.Popen(
                 [*command, f"arguments={json.dumps(words)}"],

@@ -6,14 +6,25 @@ import logging
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from specexit.drafts.directory import SpecExitBlock
+from specexit.drafts.policy import PolicyFile, Serving
 from specexit.method.decision import Policy
 from specexit.method.signals import NAMES
-from torch_specexit.plugin.frontend.arguments import ArgumentError, Wish, check, wish, wish_or_default
+from torch_specexit.plugin.frontend.arguments import (
+    MOST_TOKENS,
+    RESOLVED,
+    ArgumentError,
+    Wish,
+    check,
+    wish,
+    wish_or_default,
+)
 from torch_specexit.plugin.frontend.audit import thinks_on
+from torch_specexit.plugin.frontend.operation import Operation
 from torch_specexit.plugin.outcome import Record
-from torch_specexit.plugin.worker.rule import BEFORE, OVER, THINKING
+from torch_specexit.plugin.worker.rule import BEFORE, OVER, THINKING, Admission
 
 DEFAULT = Policy(thresholds={"validity": 0.9, "confidence": 0.2}, patience=2, max_thinking_tokens=900)
 BLOCK = SpecExitBlock(target="some", policy=DEFAULT, split_endings=("\n\n", ".\n\n"), split_connectors=("Wait",))
@@ -36,21 +47,20 @@ def test_maximum_split_strings_and_shadow_mode_can_be_asked_for():
     ("given", "on_servers"),
     [
         ({}, {"exit": "exit", "shadow": "shadow", "off": "off"}),
-        ({"specexit": True}, {"exit": "exit", "shadow": "shadow", "off": "exit"}),
+        ({"specexit": True}, {"exit": "exit", "shadow": "shadow", "off": "off"}),
         ({"specexit": 0}, {"exit": "off", "shadow": "off", "off": "off"}),
-        ({"specexit_mode": "exit"}, {"exit": "exit", "shadow": "exit", "off": "exit"}),
-        ({"specexit_mode": "shadow"}, {"exit": "shadow", "shadow": "shadow", "off": "shadow"}),
+        ({"specexit_mode": "exit"}, {"exit": "exit", "shadow": "exit", "off": "off"}),
+        ({"specexit_mode": "shadow"}, {"exit": "shadow", "shadow": "shadow", "off": "off"}),
         ({"specexit": False, "specexit_mode": "exit"}, {"exit": "off", "shadow": "off", "off": "off"}),
     ],
     ids=str,
 )
-def test_what_a_request_says_goes_before_the_servers_mode(given, on_servers):
+def test_what_a_request_says_goes_before_the_servers_mode_unless_that_is_off(given, on_servers):
     assert {server: wish(given, BLOCK).mode_under(server) for server in on_servers} == on_servers
 
 
-def test_a_request_thinks_on_in_shadow_mode_or_for_an_audit():
+def test_a_request_thinks_on_in_shadow_mode():
     assert [thinks_on("r", mode, 0.0) for mode in ("exit", "shadow")] == [False, True]
-    assert thinks_on("r", "exit", 1.0)
 
 
 @pytest.mark.parametrize(
@@ -64,6 +74,8 @@ def test_a_request_thinks_on_in_shadow_mode_or_for_an_audit():
         ({"specexit_splits": []}, "specexit_splits is \\[\\]"),
         ({"specexit_splits": ["Wait", "So"]}, "specexit_splits has 'So', expected some of the draft's: .*'Wait'"),
         ({"specexit_max_thinking_tokens": 0}, "specexit_max_thinking_tokens is 0"),
+        ({"specexit_risk": 0.01}, "specexit_risk is for servers"),
+        ({"specexit_resolved": {"mode": "exit"}}, "unknown key 'specexit_resolved'"),
         (
             {"specexit_min_thinking_tokens": 20, "specexit_max_thinking_tokens": 10},
             "specexit_max_thinking_tokens is 10, expected at least specexit_min_thinking_tokens, which is 20",
@@ -80,6 +92,50 @@ def test_a_bad_argument_is_named_and_the_worker_goes_on_with_the_default(argumen
     with caplog.at_level(logging.WARNING, logger="vllm.specexit"):
         assert wish_or_default(arguments, BLOCK, "r7") == Wish(DEFAULT)
     assert "r7" in caplog.text
+
+
+HUGE = 1 << 31
+
+
+@pytest.mark.parametrize(
+    ("key", "values"),
+    [
+        ("specexit_patience", (HUGE, 10**40, -1, 0, 1.5, "many")),
+        ("specexit_min_thinking_tokens", (HUGE, -1, "1e99")),
+        ("specexit_max_thinking_tokens", (HUGE, 0, -HUGE)),
+        ("specexit_remaining", (1e39, float("inf"), float("nan"), -1)),
+        ("specexit_validity", (float("nan"), -1e-9, 1 + 1e-9, [0.5])),
+        ("specexit_alpha", (0, float("nan"), 2)),
+        ("specexit_risk", (0, 1, float("nan"))),
+        ("specexit_effort", ("extreme", 5)),
+        ("specexit_splits", (["\n\n"] * 200_000, ["x" * 100_000], "\n\n", [5])),
+    ],
+)
+def test_every_value_is_bounded_and_an_error_repeats_little_of_it(key, values):
+    """One request with a patience of 2^31 used to switch exits off for everybody until a restart."""
+    for value in values:
+        with pytest.raises(ArgumentError, match=key) as error:
+            wish({key: value}, BLOCK)
+        assert error.value.parameter.startswith(key)
+        assert len(str(error.value)) < 400
+
+
+def test_what_is_admitted_fits_the_devices_tables():
+    numbers = ("patience", "min_thinking_tokens", "max_thinking_tokens", "remaining")
+    asked = wish({f"specexit_{name}": MOST_TOKENS for name in numbers}, BLOCK)
+    row = Admission(True, asked.policy)
+    torch.tensor(row.knobs(), dtype=torch.int32)
+    assert torch.tensor(row.weights()).abs().nan_to_num(posinf=0).max() <= MOST_TOKENS
+
+
+def test_a_worker_takes_what_a_front_end_has_resolved_as_it_is():
+    server = Operation(BLOCK, PolicyFile(points=({"name": "default", "policy": DEFAULT},)), Serving(requests="any"))
+    given = {"specexit_splits": ["Wait"], "specexit_mode": "shadow", "specexit_patience": 7, "other": 1}
+    sent = server.resolve(given, "r").extra_args(given)
+    assert sent.keys() == {"other", RESOLVED}
+    found = wish_or_default(sent, BLOCK, "r")
+    assert found.policy == DEFAULT.model_copy(update={"patience": 7})
+    assert (found.splits, found.mode_under("off")) == (("Wait",), "shadow")
 
 
 def test_the_front_end_checks_against_the_draft_where_there_is_one(write_random_draft, tmp_path):

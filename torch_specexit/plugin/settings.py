@@ -1,7 +1,9 @@
-"""What a whole server does with exits: from its draft directory, overridden by vLLM's ``--additional-config``."""
+"""What a whole server does with exits: from its draft directory, overridden when it is started."""
 
 from __future__ import annotations
 
+import json
+import os
 from typing import Any
 
 from pydantic import ValidationError
@@ -11,6 +13,7 @@ from specexit.drafts.directory import ARCHITECTURE, DraftConfig, Serving, SpecEx
 from torch_specexit.plugin.compat.checks import folder_of
 
 KEY = "specexit"
+ENVIRONMENT = "SPECEXIT_SERVING"
 
 
 def draft_config(vllm_config: Any) -> DraftConfig | None:
@@ -26,20 +29,43 @@ def draft_config(vllm_config: Any) -> DraftConfig | None:
 
 
 def serving_of(block: SpecExitBlock, additional_config: Any) -> Serving:
-    """The draft's settings with the server's own on top: ``--additional-config '{"specexit": {"mode": "shadow"}}'``.
+    """The draft's settings with the server's own on top.
+
+    These come from ``--additional-config '{"specexit": {"mode": "shadow"}}'``, which vLLM hashes into the key of its
+    compile cache, and over that from the environment variable `ENVIRONMENT`, an object in JSON, which it does not.
+
+    Raises:
+      ConfigError: an unknown key, or a value out of range.
+    """
+    return serving_over(block.serving, additional_config)
+
+
+def serving_over(below: Serving, additional_config: Any) -> Serving:
+    """As `serving_of`, given the draft's settings.
 
     Raises:
       ConfigError: an unknown key, or a value out of range.
     """
     given = additional_config.get(KEY, {}) if isinstance(additional_config, dict) else {}
-    if not isinstance(given, dict):
-        raise ConfigError(f"--additional-config: {KEY} is {given!r}, expected an object with mode or audit_rate")
+    settings, text = _on_top(below, given, "--additional-config"), os.environ.get(ENVIRONMENT, "")
+    if not text:
+        return settings
     try:
-        return Serving.model_validate(block.serving.model_dump() | given)
+        given = json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"{ENVIRONMENT}: cannot be read as JSON: {error}") from error
+    return _on_top(settings, given, ENVIRONMENT)
+
+
+def _on_top(below: Serving, given: Any, where: str) -> Serving:
+    if not isinstance(given, dict):
+        raise ConfigError(f"{where}: {KEY} is {given!r}, expected an object with mode, audit_rate or the like")
+    try:
+        return Serving.model_validate(below.model_dump() | given)
     except ValidationError as error:
         problem = error.errors()[0]
         key = ".".join((KEY, *(str(part) for part in problem["loc"])))
         if problem["type"] == "extra_forbidden":
             known = ", ".join(Serving.model_fields)
-            raise ConfigError(f"--additional-config: unknown key {key!r}, expected one of {known}") from error
-        raise ConfigError(f"--additional-config: {key} is {problem['input']!r}: {problem['msg']}") from error
+            raise ConfigError(f"{where}: unknown key {key!r}, expected one of {known}") from error
+        raise ConfigError(f"{where}: {key} is {problem['input']!r}: {problem['msg']}") from error

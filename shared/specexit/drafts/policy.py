@@ -131,12 +131,21 @@ class Event(Config):
     data_sha256: str | None = None
 
 
+Requests = Literal["none", "off-only", "stricter", "any"]
+Route = Literal["reports", "interrupt", "switch"]
+Effort = Literal["minimal", "low", "medium", "high"]
+
+
 class Serving(Config):
     """How a server treats exits, unless it is told otherwise when it is started."""
 
     mode: Mode = Field(
         default="exit",
-        description="shadow decides and reports, but lets every request think on; off: exits for requests that ask",
+        description="shadow decides and reports, but lets every request think on; off: no exits, whatever requests ask",
+    )
+    requests: Requests = Field(
+        default="stricter",
+        description="what requests may change: nothing, switch exits off, make them rarer, or whatever they like",
     )
     audit_rate: float = Field(
         default=0.0, ge=0, le=1, description="share of the requests that think on, to see whether exits change answers"
@@ -150,6 +159,23 @@ class Serving(Config):
     transition: str = Field(
         default="", max_length=1000, description="text that is written before the end marker where thinking is ended"
     )
+    share: float = Field(
+        default=1.0, ge=0, le=1, description="share of the requests that may exit, by a hash of the id"
+    )
+    hold: bool = Field(
+        default=True,
+        description="with audits: step to a stricter point, then to shadow, once the risk is shown to exceed epsilon",
+    )
+    required: bool = Field(
+        default=False, description="do not start, nor stay ready, without exits that are certified for what is served"
+    )
+    routes: tuple[Route, ...] = Field(default=(), description="HTTP routes to open, beside GET /v1/specexit")
+    efforts: dict[Effort, str] = Field(default={}, description="reasoning_effort of a request -> operating point")
+    loras: dict[str, str] = Field(default={}, description="LoRA adapter -> operating point, or off")
+    tenants: dict[str, str] = Field(
+        default={}, description="SHA-256 of an API key, first 16 digits -> operating point, or off"
+    )
+    exit_log: bool = Field(default=False, description="one line of JSON in the log for each finished request")
 
 
 class PolicyFile(Config):
@@ -177,6 +203,11 @@ class PolicyFile(Config):
             raise ValueError(f"points has {', '.join(map(repr, twice))} more than once, expected different names")
         if self.default not in names:
             raise ValueError(f"default is {self.default!r}, expected the name of a point: {', '.join(names)}")
+        serving = self.serving
+        for place in ("efforts", "loras", "tenants"):
+            for key, name in getattr(serving, place).items():
+                if name not in names and (name != "off" or place == "efforts"):
+                    raise ValueError(f"serving.{place}.{key} is {name!r}, expected a point: {', '.join(names)}")
         return self
 
     def point(self, name: str | None = None) -> OperatingPoint:

@@ -126,6 +126,13 @@ def is_hooked(owner: Any, method: str) -> bool:
     return hasattr(getattr(owner, method, None), _MARK)
 
 
+def misfits(hooks: Sequence[Hook]) -> str | None:
+    """What keeps exits from being served at all, in the installed vLLM; None where nothing does."""
+    release = Imported()
+    found = [misfit for hook in hooks if hook.without is None and (misfit := hook.misfit(release))]
+    return "; ".join(found) or None
+
+
 def install(hooks: Sequence[Hook]) -> str | None:
     """Install hooks: all of them or none, but for those that cost one feature only.
 

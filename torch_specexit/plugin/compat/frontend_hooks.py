@@ -12,9 +12,9 @@ from typing import Any
 
 from torch_specexit.plugin import settings
 from torch_specexit.plugin.compat.fit import Has, Hook, Method, Takes, Uses, install
-from torch_specexit.plugin.frontend import arguments, metrics
-from torch_specexit.plugin.frontend import reports as frontend
+from torch_specexit.plugin.frontend import efforts, metrics, opening, reports, tracing
 from torch_specexit.plugin.frontend.routes import Endpoints
+from torch_specexit.plugin.frontend.server import FrontEnd
 from torch_specexit.plugin.frontend.streaming import Reports
 from torch_specexit.plugin.outcome import KEY
 
@@ -44,13 +44,56 @@ def _process_outputs(original: Method) -> Method:
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        known = _harmless(lambda: frontend.attach(self, engine_core_outputs))
+        known = _harmless(lambda: reports.attach(self, engine_core_outputs))
         result = original(self, engine_core_outputs, engine_core_timestamp, iteration_stats, *args, **kwargs)
         if known:
-            _harmless(lambda: frontend.settle(self, known, iteration_stats))
+            _harmless(lambda: reports.settle(self, known, iteration_stats))
         return result
 
     return process_outputs
+
+
+def _add_request(original: Method) -> Method:
+    def add_request(self: Any, request: Any, *args: Any, **kwargs: Any) -> None:
+        front: FrontEnd | None = getattr(self, KEY, None)
+        admitted = None if front is None else front.admit(request)
+        original(self, request, *args, **kwargs)
+        state = self.request_states.get(request.request_id)
+        if front is not None and admitted is not None and state is not None:
+            front.keep(state, request, admitted)
+
+    return add_request
+
+
+def _do_tracing(original: Method) -> Method:
+    def do_tracing(self: Any, engine_core_output: Any, req_state: Any, *args: Any, **kwargs: Any) -> None:
+        with tracing.of_request(getattr(req_state, KEY, None)):
+            original(self, engine_core_output, req_state, *args, **kwargs)
+
+    return do_tracing
+
+
+def _instrument_manual(original: Method) -> Method:
+    def instrument_manual(
+        span_name: str, start_time: int, end_time: Any = None, attributes: Any = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        return original(span_name, start_time, end_time, tracing.with_ours(attributes), *args, **kwargs)
+
+    return instrument_manual
+
+
+def _check_health(original: Method) -> Method:
+    async def check_health(self: Any) -> None:
+        await original(self)
+        front: FrontEnd | None = getattr(self.output_processor, KEY, None)
+        problem = None if front is None else front.problem()
+        if problem is not None:
+            from vllm.v1.engine.exceptions import EngineDeadError
+
+            logger.error("specexit.required is true, and exits are not served as certified: %s", problem)
+            raise EngineDeadError  # what the server answers with 503
+
+    return check_health
 
 
 def _init_stat_logger(original: Method) -> Method:
@@ -80,10 +123,10 @@ def _record(original: Method) -> Method:
 
 def _init_engine(original: Method) -> Method:
     def __init__(self: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
-        found = frontend.settings_of(vllm_config)
+        found = opening.settings_of(vllm_config)
         original(self, vllm_config, *args, **kwargs)
         if found is not None:
-            frontend.open_front_end(self, *found)
+            opening.open_front_end(self, found)
             misfit = install(FRONTEND_HOOKS)
             if misfit:
                 logger.warning(misfit)
@@ -91,13 +134,29 @@ def _init_engine(original: Method) -> Method:
     return __init__
 
 
+def _check(serving: Any, request: Any) -> None:
+    """Refuse bad arguments of a stream, before it has begun with a 200."""
+    front: FrontEnd | None = getattr(serving.engine_client.output_processor, KEY, None)
+    if front is not None:
+        front.check(request.vllm_xargs)
+
+
+def _to_sampling_params(original: Method) -> Method:
+    def to_sampling_params(self: Any, *args: Any, **kwargs: Any) -> Any:
+        params = original(self, *args, **kwargs)
+        params.extra_args = efforts.with_effort(params.extra_args, self)
+        return params
+
+    return to_sampling_params
+
+
 def _stream_chat(original: Method) -> Method:
     def chat_completion_stream_generator(
         self: Any, request: Any, result_generator: Any, *args: Any, **kwargs: Any
     ) -> AsyncIterator[str]:
-        arguments.admit(request.vllm_xargs, self.engine_client.vllm_config)
-        reports = Reports(request.n or 1)
-        return reports.through(original(self, request, reports.watch(result_generator), *args, **kwargs))
+        _check(self, request)
+        told = Reports(request.n or 1)
+        return told.through(original(self, request, told.watch(result_generator), *args, **kwargs))
 
     return chat_completion_stream_generator
 
@@ -106,17 +165,17 @@ def _stream_completion(original: Method) -> Method:
     def completion_stream_generator(
         self: Any, request: Any, engine_inputs: Any, result_generator: Any, *args: Any, **kwargs: Any
     ) -> AsyncIterator[str]:
-        arguments.admit(request.vllm_xargs, self.engine_client.vllm_config)
-        reports = Reports(request.n or 1)
-        chunks = original(self, request, engine_inputs, reports.watch(result_generator), *args, **kwargs)
-        return reports.through(chunks)
+        _check(self, request)
+        told = Reports(request.n or 1)
+        chunks = original(self, request, engine_inputs, told.watch(result_generator), *args, **kwargs)
+        return told.through(chunks)
 
     return completion_stream_generator
 
 
 def _stream_response(original: Method) -> Method:
     def responses_stream_generator(self: Any, request: Any, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
-        arguments.admit(request.vllm_xargs, self.engine_client.vllm_config)
+        _check(self, request)
         return original(self, request, *args, **kwargs)
 
     return responses_stream_generator
@@ -161,6 +220,68 @@ PROCESS_HOOKS = (
         without="progress, reports on each of n > 1 choices, metrics and audits",
     ),
     Hook(
+        f"{_ENGINE}.output_processor",
+        "OutputProcessor",
+        "add_request",
+        ("request", "prompt"),
+        _add_request,
+        why="what a server decides about a request (its point, mode, audit) goes to the workers with it",
+        relies_on="called before the engine core has the request, with parameters that nobody else changes",
+        since="0.24",
+        facts=(
+            Has(
+                f"{_ENGINE}:EngineCoreRequest",
+                ("request_id", "external_req_id", "sampling_params", "lora_request", "cache_salt", "priority"),
+            ),
+            Uses(f"{_ENGINE}.async_llm:AsyncLLM._add_request", ("output_processor", "engine_core")),
+        ),
+        upstream="vllm-project/vllm#56497 (logits processors are told of new requests, in the worker only)",
+        until="when a plug-in may change a request as it is admitted",
+        without="operating points, switching without a restart, audits",
+    ),
+    Hook(
+        f"{_ENGINE}.output_processor",
+        "OutputProcessor",
+        "do_tracing",
+        ("engine_core_output", "req_state"),
+        _do_tracing,
+        why="the report of a request on vLLM's own OpenTelemetry span",
+        relies_on="makes the span of the request whose state it is given, through instrument_manual",
+        since="0.24",
+        facts=(Uses(f"{_ENGINE}.output_processor:OutputProcessor.do_tracing", ("attributes", "instrument_manual")),),
+        upstream="none",
+        until="when a plug-in may add attributes to a request's span",
+        without="OpenTelemetry attributes",
+    ),
+    Hook(
+        f"{_ENGINE}.output_processor",
+        "",
+        "instrument_manual",
+        ("span_name", "start_time", "end_time", "attributes"),
+        _instrument_manual,
+        why="see do_tracing",
+        relies_on="the name under which do_tracing finds it",
+        since="0.24",
+        facts=(Takes("vllm.tracing:.instrument_manual", ("span_name", "start_time", "end_time", "attributes")),),
+        upstream="none",
+        until="when a plug-in may add attributes to a request's span",
+        without="OpenTelemetry attributes",
+    ),
+    Hook(
+        f"{_ENGINE}.async_llm",
+        "AsyncLLM",
+        "check_health",
+        (),
+        _check_health,
+        why="a server that must serve exits is not ready without them",
+        relies_on="GET /health answers 503 on an EngineDeadError",
+        since="0.24",
+        facts=(Has(f"{_ENGINE}.async_llm:AsyncLLM", ("output_processor",)),),
+        upstream="none",
+        until="when a plug-in has a say in readiness",
+        without="readiness that depends on exits (`required`)",
+    ),
+    Hook(
         f"{_ENGINE}.async_llm",
         "AsyncLLM",
         "__init__",
@@ -170,7 +291,9 @@ PROCESS_HOOKS = (
         relies_on="output_processor, logger_manager.stat_loggers, generate()",
         since="0.24",
         facts=(
-            Has(f"{_ENGINE}.async_llm:AsyncLLM", ("output_processor", "logger_manager", "vllm_config", "model_config")),
+            Has(f"{_ENGINE}.async_llm:AsyncLLM", ("output_processor", "input_processor", "logger_manager")),
+            Has(f"{_ENGINE}.async_llm:AsyncLLM", ("vllm_config", "model_config")),
+            Takes(f"{_ENGINE}.async_llm:AsyncLLM.collective_rpc", ("method", "timeout", "args")),
             Has(f"{_LOGGERS}:StatLoggerManager", ("stat_loggers",)),
             Takes(f"{_ENGINE}.async_llm:AsyncLLM.generate", ("prompt", "sampling_params", "request_id")),
             Has("vllm.config.vllm:VllmConfig", ("additional_config", "speculative_config")),
@@ -186,12 +309,12 @@ PROCESS_HOOKS = (
         ("vllm_config", "engine_indexes"),
         _init_stat_logger,
         why="exits on /metrics, from the start",
-        relies_on="_counter_cls, _histogram_cls, per_engine_labelvalues; vllm: metrics are cleared before",
+        relies_on="_counter_cls, _gauge_cls, _histogram_cls, per_engine_labelvalues; vllm: metrics are cleared before",
         since="0.24",
         facts=(
             Has(
                 f"{_LOGGERS}:PrometheusStatLogger",
-                ("_counter_cls", "_histogram_cls", "per_engine_labelvalues", "vllm_config"),
+                ("_counter_cls", "_gauge_cls", "_histogram_cls", "per_engine_labelvalues", "vllm_config"),
             ),
             Uses(f"{_LOGGERS}:PrometheusStatLogger.__init__", ("unregister_vllm_metrics", "per_engine_labelvalues")),
         ),
@@ -259,14 +382,34 @@ SERVER_HOOKS = (
         until="when streams check their request before they begin",
         without="HTTP 400 for bad arguments of a streamed response (an error event instead)",
     ),
+    *(
+        Hook(
+            f"{module}.protocol",
+            owner,
+            "to_sampling_params",
+            (parameter, "default_sampling_params"),
+            _to_sampling_params,
+            why="reasoning_effort, which ends in the prompt's template, chooses an operating point, too",
+            relies_on="makes the parameters of one request, which nobody else has",
+            since="0.24",
+            facts=(Has(f"{module}.protocol:{owner}", (field,)),),
+            upstream="vllm-project/vllm#55382 (a budget for each effort; open)",
+            until="when the effort of a request reaches its sampling parameters",
+            without="operating points by reasoning_effort",
+        )
+        for module, owner, parameter, field in (
+            (_CHAT, "ChatCompletionRequest", "max_tokens", "reasoning_effort"),
+            (_RESPONSES, "ResponsesRequest", "default_max_tokens", "reasoning"),
+        )
+    ),
     Hook(
         "vllm.plugins",
         "",
         "load_endpoint_plugins",
         ("supported_tasks",),
         _load_endpoint_plugins,
-        why="GET /v1/specexit without VLLM_PLUGINS; the routes only read, and only where a SpecExit draft is served",
-        relies_on="looked up in vllm.plugins when the app is built; attach_router, then init_state",
+        why="GET /v1/specexit without VLLM_PLUGINS; it shows no request, and what does is opened by the operator",
+        relies_on="looked up in vllm.plugins when the app is built, before its middleware; attach_router, init_state",
         since="0.28",
         facts=(
             Has(

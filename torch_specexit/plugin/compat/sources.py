@@ -131,7 +131,8 @@ class Sources:
             for method in node.body:
                 if isinstance(method, Function) and method.name == name:
                     return method
-        return None
+        found = self._bound(owner.removesuffix(":"), name) if module else None
+        return self._method(found.replace(":", ":.")) if isinstance(found, str) else None
 
     def parameters(self, place: str) -> tuple[str, ...] | None:
         """See `Release`."""

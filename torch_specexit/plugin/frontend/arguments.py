@@ -1,7 +1,8 @@
 """What a request may say about its exits: flat keys in ``SamplingParams.extra_args`` (``vllm_xargs`` over HTTP).
 
 They are checked where a request is admitted, so that a client gets an error (HTTP 400), and once more in the worker,
-where an error would take the engine down and the server's own policy is used instead.
+where an error would take the engine down and the server's own policy is used instead. What an operator lets requests
+ask for is in `torch_specexit.plugin.frontend.operation`.
 """
 
 from __future__ import annotations
@@ -9,12 +10,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from functools import cache
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import Field, ValidationError
+from pydantic import Field, StringConstraints, ValidationError
 
 from specexit.config import Config
 from specexit.drafts.directory import DraftError, Mode, SpecExitBlock, read_config
+from specexit.drafts.policy import Effort
 from specexit.method.decision import Policy
 from specexit.method.signals import NAMES
 from torch_specexit.plugin.compat.checks import folder_of
@@ -22,6 +24,16 @@ from torch_specexit.plugin.compat.checks import folder_of
 logger = logging.getLogger("vllm.specexit")
 
 PREFIX = "specexit"
+
+RESOLVED = "specexit_resolved"
+"""Key under which a server's front end tells its workers what a request gets; no client may give it."""
+
+MOST_TOKENS = 1 << 24
+"""Largest count: the device keeps counts in float32, where they are exact up to here."""
+
+MOST_SPLITS, LONGEST_SPLIT = 64, 64
+LONGEST_SHOWN = 100
+"""Characters of a bad value that are repeated in an error: it comes from the client, and may be anything."""
 
 
 class ArgumentError(ValueError):
@@ -33,7 +45,7 @@ class ArgumentError(ValueError):
 
 
 class RequestArguments(Config):
-    """The keys. Giving any threshold replaces all of the server's."""
+    """The keys. Giving any threshold replaces all of the server's, where a server lets requests do as they like."""
 
     specexit: bool | None = Field(
         default=None, description="whether this request may exit; as the server does if unset"
@@ -41,18 +53,36 @@ class RequestArguments(Config):
     specexit_validity: float | None = Field(default=None, ge=0, le=1, description="smallest validity")
     specexit_confidence: float | None = Field(default=None, ge=0, le=1, description="smallest confidence")
     specexit_progress: float | None = Field(default=None, ge=0, le=1, description="smallest progress")
-    specexit_remaining: float | None = Field(default=None, ge=0, description="largest number of tokens still needed")
-    specexit_min_thinking_tokens: int | None = Field(default=None, ge=0, description="no exit before this many tokens")
-    specexit_max_thinking_tokens: int | None = Field(
-        default=None, ge=1, description="exit at the first boundary with this many tokens, whatever the signals say"
+    specexit_remaining: float | None = Field(
+        default=None, ge=0, le=MOST_TOKENS, description="largest number of tokens still needed"
     )
-    specexit_patience: int | None = Field(default=None, ge=1, description="boundaries in a row that must pass")
+    specexit_min_thinking_tokens: int | None = Field(
+        default=None, ge=0, le=MOST_TOKENS, description="no exit before this many tokens"
+    )
+    specexit_max_thinking_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        le=MOST_TOKENS,
+        description="exit at the first boundary with this many tokens, whatever the signals say",
+    )
+    specexit_patience: int | None = Field(
+        default=None, ge=1, le=MOST_TOKENS, description="boundaries in a row that must pass"
+    )
     specexit_alpha: float | None = Field(default=None, gt=0, le=1, description="weight of the newest value")
-    specexit_splits: tuple[str, ...] | None = Field(
-        default=None, min_length=1, description="the draft's split strings at which this request may exit"
+    specexit_splits: tuple[Annotated[str, StringConstraints(max_length=LONGEST_SPLIT)], ...] | None = Field(
+        default=None,
+        min_length=1,
+        max_length=MOST_SPLITS,
+        description="the draft's split strings at which this request may exit",
     )
     specexit_mode: Literal["exit", "shadow"] | None = Field(
         default=None, description="in place of the server's; shadow: decide and report, but do not cut"
+    )
+    specexit_effort: Effort | None = Field(
+        default=None, description="the operating point that the server has for it; by default reasoning_effort's"
+    )
+    specexit_risk: float | None = Field(
+        default=None, gt=0, lt=1, description="the boldest operating point whose certified risk is at most this"
     )
 
 
@@ -66,21 +96,23 @@ class Wish(NamedTuple):
     """Whether it may exit; None for what the server does."""
     mode: Literal["exit", "shadow"] | None = None
     """None for the server's."""
+    resolved: Mode | None = None
+    """What a front end has made of all this; None where there is none, in `vllm.LLM`."""
 
     def mode_under(self, server: Mode) -> Mode:
-        """How this request is treated by a server.
+        """How this request is treated by a server. What an operator has switched off stays off.
 
         Example:
           >>> from specexit.method.decision import Policy
           >>> asks = Wish(Policy(thresholds={"validity": 0.9}), on=True)
-          >>> asks.mode_under("off"), asks.mode_under("shadow"), asks._replace(on=None).mode_under("off")
-          ('exit', 'shadow', 'off')
+          >>> asks.mode_under("off"), asks.mode_under("shadow"), asks._replace(on=False).mode_under("exit")
+          ('off', 'shadow', 'off')
         """
-        if self.on is False:
+        if self.resolved is not None:
+            return self.resolved
+        if self.on is False or server == "off":
             return "off"
-        if self.mode is not None:
-            return self.mode
-        return "exit" if self.on and server == "off" else server
+        return self.mode or server
 
 
 def parse(extra_args: Mapping[str, Any] | None) -> RequestArguments:
@@ -94,22 +126,44 @@ def parse(extra_args: Mapping[str, Any] | None) -> RequestArguments:
         return RequestArguments.model_validate(ours)
     except ValidationError as error:
         problem = error.errors()[0]
-        key = ".".join(str(part) for part in problem["loc"])
+        key = shown(".".join(str(part) for part in problem["loc"]))
         if problem["type"] == "extra_forbidden":
             known = ", ".join(RequestArguments.model_fields)
             raise ArgumentError(f"extra_args: unknown key {key!r}, expected one of {known}", key) from error
-        raise ArgumentError(f"extra_args: {key} is {problem['input']!r}: {problem['msg']}", key) from error
+        raise ArgumentError(f"extra_args: {key} is {shown(repr(problem['input']))}: {problem['msg']}", key) from error
+
+
+def shown(text: str) -> str:
+    """A client's text as far as an error repeats it.
+
+    Example:
+      >>> shown("[1, 2]"), len(shown("1" * 5000))
+      ('[1, 2]', 103)
+    """
+    return text if len(text) <= LONGEST_SHOWN else text[:LONGEST_SHOWN] + "..."
 
 
 def wish(extra_args: Mapping[str, Any] | None, block: SpecExitBlock) -> Wish:
     """What a request gets of a draft.
 
     Raises:
-      ArgumentError: see `parse`; also for a maximum of thinking tokens below the minimum, and a split string that is
-        not one of the draft's.
+      ArgumentError: see `parse`, `check_splits` and `policy_of`; also for a risk, by which only a server chooses.
     """
     arguments = parse(extra_args)
-    policy, known = _policy(arguments, block.policy), (*block.split_endings, *block.split_connectors)
+    check_splits(arguments, block)
+    if arguments.specexit_risk is not None:
+        raise ArgumentError("extra_args: specexit_risk is for servers, expected none without one", "specexit_risk")
+    policy = policy_of(arguments, block.policy)
+    return Wish(policy, arguments.specexit_splits, arguments.specexit, arguments.specexit_mode)
+
+
+def check_splits(arguments: RequestArguments, block: SpecExitBlock) -> None:
+    """Check that a request names split strings of its draft.
+
+    Raises:
+      ArgumentError: one of them is not.
+    """
+    known = (*block.split_endings, *block.split_connectors)
     for string in arguments.specexit_splits or ():
         if string not in known:
             expected = ", ".join(map(repr, known))
@@ -117,16 +171,33 @@ def wish(extra_args: Mapping[str, Any] | None, block: SpecExitBlock) -> Wish:
                 f"extra_args: specexit_splits has {string!r}, expected some of the draft's: {expected}",
                 "specexit_splits",
             )
-    return Wish(policy, arguments.specexit_splits, arguments.specexit, arguments.specexit_mode)
 
 
-def _policy(arguments: RequestArguments, default: Policy) -> Policy:
-    given = arguments.model_dump(exclude_none=True)
-    thresholds = {name: given[f"{PREFIX}_{name}"] for name in NAMES if f"{PREFIX}_{name}" in given}
-    changes: dict[str, Any] = {"thresholds": thresholds} if thresholds else {}
+def given_thresholds(arguments: RequestArguments) -> dict[str, float]:
+    """The thresholds that a request gives, by signal."""
+    values = {name: getattr(arguments, f"{PREFIX}_{name}") for name in NAMES}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def policy_of(arguments: RequestArguments, default: Policy, *, keep_thresholds: bool = False) -> Policy:
+    """A policy with a request's arguments in it.
+
+    Args:
+      arguments: of the request.
+      default: what it gets where it says nothing.
+      keep_thresholds: a threshold of the request's leaves those of other signals in force.
+
+    Raises:
+      ArgumentError: a maximum of thinking tokens below the minimum.
+    """
+    thresholds = given_thresholds(arguments)
+    changes: dict[str, Any] = {}
+    if thresholds:
+        changes["thresholds"] = {**default.thresholds, **thresholds} if keep_thresholds else thresholds
     for field in ("min_thinking_tokens", "max_thinking_tokens", "patience", "alpha"):
-        if f"{PREFIX}_{field}" in given:
-            changes[field] = given[f"{PREFIX}_{field}"]
+        value = getattr(arguments, f"{PREFIX}_{field}")
+        if value is not None:
+            changes[field] = value
     policy = default.model_copy(update=changes)
     least, most = policy.min_thinking_tokens, policy.max_thinking_tokens
     if most is not None and most < least:
@@ -140,16 +211,27 @@ def _policy(arguments: RequestArguments, default: Policy) -> Policy:
 
 
 def wish_or_default(extra_args: Mapping[str, Any] | None, block: SpecExitBlock, request: str) -> Wish:
-    """`wish` for the worker, where nothing may be raised: bad arguments are logged and the draft's defaults serve."""
+    """`wish` for the worker, where nothing may be raised: bad arguments are logged and the draft's defaults serve.
+
+    What a front end has resolved is taken as it is.
+    """
     try:
+        resolved = (extra_args or {}).get(RESOLVED)
+        if resolved is not None:
+            splits = resolved["splits"]
+            return Wish(
+                Policy.model_validate(resolved["policy"]),
+                None if splits is None else tuple(splits),
+                resolved=resolved["mode"],
+            )
         return wish(extra_args, block)
-    except ArgumentError as error:
+    except (ArgumentError, ValidationError, KeyError) as error:
         logger.warning("request %s: %s; the draft's defaults are used", request, error)
         return Wish(block.policy)
 
 
 def check(extra_args: Mapping[str, Any] | None, vllm_config: Any) -> None:
-    """Check a request's arguments where it is admitted.
+    """Check a request's arguments where it is admitted, and no server says what requests may ask for.
 
     Raises:
       ArgumentError: see `wish`; where this engine has no SpecExit draft, see `parse`.

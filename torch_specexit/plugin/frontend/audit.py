@@ -1,18 +1,19 @@
 """Does an exit change the answer? Some requests think on to their end, and the answer that an exit would have given is
 generated afterwards, by the server itself.
 
-Which requests is decided by a hash of their id, so that the worker, which must not cut them, and the front end, which
-compares, agree without a word. The client gets the answer of the whole thinking, and never waits for the other.
+Which requests is decided by a hash of their id, when they are admitted; the worker does not cut them. Only requests
+that run under the server's own policy are looked at: those with arguments of their own say nothing about it, and must
+not be able to. The client gets the answer of the whole thinking, and never waits for the other.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import logging
 import sys
 import weakref
+from array import array
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from typing import Any
 from specexit.data.answers import extract_answer, plainly_same
 from specexit.drafts.directory import Mode
 from specexit.method.statistics import binomial_interval
+from torch_specexit.plugin.frontend.operation import Admitted
 from torch_specexit.plugin.worker.slots import opens_thinking
 
 logger = logging.getLogger("vllm.specexit")
@@ -31,23 +33,20 @@ PREFIX = "specexit-audit-"
 MOST_WAITING = 256
 """Audits that may wait for their turn; behind that one is skipped, so that a busy server does not fall behind."""
 
+MOST_BYTES = 64 << 20
+"""Of their tokens, four each: an audit keeps a whole prompt and a whole output."""
+
+CACHE_SALT, PRIORITY = "specexit_cache_salt", "specexit_priority"
+"""Attributes of a `RequestState`, which the front end keeps there when it admits a request."""
+
 COMPARISON_SECONDS = 30
 LOWEST_PRIORITY = 1 << 30
-
-
-def is_audited(request: str, rate: float) -> bool:
-    """Whether a request, by its id in the engine, is one of the share ``rate`` that is audited.
-
-    Example:
-      >>> is_audited("chatcmpl-1", 0.0), is_audited("chatcmpl-1", 1.0)
-      (False, True)
-    """
-    return int.from_bytes(hashlib.sha256(request.encode()).digest()[:8], "big") < rate * 2**64
+"""Where the scheduler knows priorities, audits come behind all clients, and among themselves as their requests did."""
 
 
 def thinks_on(request: str, mode: Mode, rate: float) -> bool:
-    """Whether a request of this mode thinks on behind an exit: audited ones do, and all in shadow mode."""
-    return mode == "shadow" or is_audited(request, rate)
+    """Whether a request of this mode thinks on behind an exit. Audited ones have been admitted in shadow mode."""
+    return mode == "shadow"
 
 
 @dataclass(frozen=True)
@@ -56,65 +55,92 @@ class Case:
 
     Args:
       request: its id in the engine.
+      point: operating point that it ran under.
       prompt_ids: of its prompt.
       output_ids: of all its output.
       kept: output tokens before the ``</think>`` of the exit that was not made.
       max_tokens: what the client allowed, or None.
       lora: what it ran with.
+      cache_salt: what separates its prefix in the cache from those of others, or None.
+      priority: of the request.
     """
 
     request: str
-    prompt_ids: list[int]
-    output_ids: list[int]
+    point: str
+    prompt_ids: array[int]
+    output_ids: array[int]
     kept: int
     max_tokens: int | None
-    lora: Any
+    lora: Any = None
+    cache_salt: str | None = None
+    priority: int = 0
 
     @classmethod
-    def of(cls, state: Any, would_exit: int, markers: tuple[int, int]) -> Case:
+    def of(cls, state: Any, point: str, would_exit: int, markers: tuple[int, int]) -> Case:
         """From vLLM's `RequestState` of a finished request."""
-        prompt, output = list(state.prompt_token_ids), list(state.detokenizer.output_token_ids)
+        prompt, output = array("i", state.prompt_token_ids), array("i", state.detokenizer.output_token_ids)
         begin = 0 if opens_thinking(prompt, *markers) else output.index(markers[0]) + 1
-        return cls(state.request_id, prompt, output, begin + would_exit, state.max_tokens_param, state.lora_request)
+        return cls(
+            request=state.request_id,
+            point=point,
+            prompt_ids=prompt,
+            output_ids=output,
+            kept=begin + would_exit,
+            max_tokens=state.max_tokens_param,
+            lora=state.lora_request,
+            cache_salt=getattr(state, CACHE_SALT, None),
+            priority=getattr(state, PRIORITY, 0),
+        )
+
+    @property
+    def size(self) -> int:
+        """Bytes of its tokens."""
+        return (len(self.prompt_ids) + len(self.output_ids)) * self.prompt_ids.itemsize
 
 
 class Audit:
     """The audits of one server, one at a time.
 
     Args:
-      rate: share of the requests.
-      generate: ``(prompt_ids, max_tokens, request_id, lora) -> text``, greedily.
+      generate: ``(prompt_ids, max_tokens, case) -> text``, greedily.
       decode: token ids to text.
       markers: ids of ``<think>`` and ``</think>``.
       max_model_len: of the engine.
-      count: told each result.
+      settled: told the operating point and the result of each; ``no_exit`` where there would have been none.
+      kind: of the answers.
     """
 
     def __init__(
         self,
-        rate: float,
         generate: Callable[..., Any],
         decode: Callable[[list[int]], str],
         markers: tuple[int, int],
         max_model_len: int,
-        count: Callable[[str], None] = lambda result: None,
+        settled: Callable[[str, str], None] = lambda point, result: None,
+        kind: str = "math",
     ):
-        self.rate, self.generate, self.decode, self.count = rate, generate, decode, count
+        self.generate, self.decode, self.settled, self.kind = generate, decode, settled, kind
         self.markers = markers
         self.max_model_len = max_model_len
         self.results: Counter[str] = Counter()
         self._turn = asyncio.Semaphore(1)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._bytes = 0
 
-    def consider(self, state: Any, report: dict[str, Any]) -> None:
-        """Audit a finished request, in the background, if it would have exited and its id says so."""
-        asked_in_tokens = state.prompt_token_ids is not None
-        if "would_exit" not in report or not asked_in_tokens or not is_audited(state.request_id, self.rate):
+    def consider(self, state: Any, admitted: Admitted, report: dict[str, Any]) -> None:
+        """Audit a finished request, in the background, if it is to be audited."""
+        if not admitted.audited or admitted.point is None or state.prompt_token_ids is None:
             return
-        if len(self._tasks) >= MOST_WAITING:
-            self._settle("skipped")
+        if "would_exit" not in report:
+            # Nothing could have changed; and it counts only if it could have been judged, as a calibration has it.
+            if report["outcome"] == "natural_end":
+                self._settle(admitted.point, "no_exit")
             return
-        case = Case.of(state, report["would_exit"], self.markers)
+        case = Case.of(state, admitted.point, report["would_exit"], self.markers)
+        if len(self._tasks) >= MOST_WAITING or self._bytes + case.size > MOST_BYTES:
+            self._settle(case.point, "skipped")
+            return
+        self._bytes += case.size
         task = asyncio.get_running_loop().create_task(self._run(case))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -122,21 +148,23 @@ class Audit:
     async def _run(self, case: Case) -> None:
         try:
             async with self._turn:
-                self._settle(await self.judge(case))
+                self._settle(case.point, await self.judge(case))
         except Exception:
             logger.exception("the audit of request %s failed", case.request)
-            self._settle("failed")
+            self._settle(case.point, "failed")
+        finally:
+            self._bytes -= case.size
 
-    def _settle(self, result: str) -> None:
+    def _settle(self, point: str, result: str) -> None:
         self.results[result] += 1
-        self.count(result)
+        self.settled(point, result)
 
     async def judge(self, case: Case) -> str:
         """``same`` or ``changed``; ``no_answer`` where the whole thinking leads to no answer that could change."""
         end = self.markers[1]
         thought_on = case.output_ids[case.kept :]
         answer = thought_on[thought_on.index(end) + 1 :] if end in thought_on else []
-        full = extract_answer(self.decode(answer))
+        full = extract_answer(self.decode(list(answer)), self.kind)
         if full is None:
             return "no_answer"
         prompt = [*case.prompt_ids, *case.output_ids[: case.kept], end]
@@ -145,33 +173,36 @@ class Audit:
             room = min(room, case.max_tokens - case.kept - 1)
         early = None
         if room > 0:
-            early = extract_answer(await self.generate(prompt, room, f"{PREFIX}{case.request}", case.lora))
-        return "same" if await same_answer_apart(full, early) else "changed"
+            early = extract_answer(await self.generate(prompt, room, case), self.kind)
+        return "same" if await same_answer_apart(full, early, self.kind) else "changed"
 
     def summary(self) -> dict[str, Any]:
-        """Counts, and the share of changed answers with its 95 % interval (Clopper-Pearson)."""
+        """Counts; the share of exits that change the answer with its 95 % interval (Clopper-Pearson), and of requests,
+        which is what a certificate bounds."""
         changed = self.results["changed"]
         audited = changed + self.results["same"]
+        requests = audited + self.results["no_exit"]
         return {
-            "rate": self.rate,
             "audited": audited,
             "changed": changed,
             "changed_share": changed / audited if audited else None,
             "interval": list(binomial_interval(changed, audited)),
             "level": 0.95,
+            "requests": requests,
+            "risk": changed / requests if requests else None,
             **{name: self.results[name] for name in ("no_answer", "failed", "skipped")},
             "waiting": len(self._tasks),
         }
 
 
-async def same_answer_apart(a: str | None, b: str | None) -> bool:
+async def same_answer_apart(a: str | None, b: str | None, kind: str = "math") -> bool:
     """`specexit.data.answers.same_answer`, in a process of its own where it takes a parser: that may take seconds.
 
     Raises:
       TimeoutError: it took too long.
       RuntimeError: it failed.
     """
-    plainly = plainly_same(a, b)
+    plainly = plainly_same(a, b, kind)
     if plainly is not None:
         return plainly
     pipe = asyncio.subprocess.PIPE
@@ -179,7 +210,7 @@ async def same_answer_apart(a: str | None, b: str | None) -> bool:
         sys.executable, "-m", "specexit.data.answers", stdin=pipe, stdout=pipe
     )
     try:
-        out, _ = await asyncio.wait_for(process.communicate(json.dumps([a, b]).encode()), COMPARISON_SECONDS)
+        out, _ = await asyncio.wait_for(process.communicate(json.dumps([a, b, kind]).encode()), COMPARISON_SECONDS)
     except TimeoutError:
         process.kill()
         await process.wait()
@@ -197,18 +228,20 @@ def generator_of(engine: Any) -> Callable[..., Any]:
     ranked = engine.vllm_config.scheduler_config.policy == "priority"
     engine = weakref.proxy(engine)  # the engine is to go when its owner lets go of it
 
-    async def generate(prompt: Sequence[int], max_tokens: int, request: str, lora: Any) -> str:
+    async def generate(prompt: Sequence[int], max_tokens: int, case: Case) -> str:
         """The target's greedy text behind a prompt; exits off."""
         params = SamplingParams(
             temperature=0.0,
             max_tokens=max_tokens,
-            extra_args={"specexit": False},
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        priority = LOWEST_PRIORITY if ranked else 0
+        priority = LOWEST_PRIORITY + case.priority if ranked else 0
+        tokens = TokensPrompt(prompt_token_ids=list(prompt))
+        if case.cache_salt is not None:
+            tokens["cache_salt"] = case.cache_salt
         text = ""
         async for output in engine.generate(
-            TokensPrompt(prompt_token_ids=list(prompt)), params, request, lora_request=lora, priority=priority
+            tokens, params, f"{PREFIX}{case.request}", lora_request=case.lora, priority=priority
         ):
             text = output.outputs[0].text
         return text

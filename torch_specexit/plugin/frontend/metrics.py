@@ -6,13 +6,18 @@ finished requests ride along as one more attribute. Names begin with ``vllm:``, 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from specexit.method.signals import SIGNALS
+from torch_specexit.plugin.frontend.operation import epsilon_of
 from torch_specexit.plugin.outcome import KEY
 
+if TYPE_CHECKING:
+    from torch_specexit.plugin.frontend.server import FrontEnd
+
 OUTCOMES = ("exit", "natural_end", "length", "off")
-AUDITS = ("same", "changed", "no_answer", "failed", "skipped")
+AUDITS = ("same", "changed", "no_exit", "no_answer", "failed", "skipped")
+MOVES = ("stricter", "shadow", "back")
 SHARES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 1.0)
 """Buckets of a probability or a share."""
 
@@ -38,10 +43,12 @@ class ExitMetrics:
     def __init__(self, logger: Any):
         self.engines = logger.per_engine_labelvalues
         self.model_name = logger.vllm_config.model_config.served_model_name
+        self.front: FrontEnd | None = None
         self.before = self.behind = 0
         """Thinking tokens before and behind all would-be exits that were seen so far."""
         tokens = token_buckets(logger.vllm_config.model_config.max_model_len)
         self._declare(logger, ["model_name", "engine"], tokens)
+        self._declare_state(logger)
         self._begin_at_zero()
 
     def _declare(self, logger: Any, labels: list[str], tokens: list[int]) -> None:
@@ -80,10 +87,56 @@ class ExitMetrics:
             ["model_name", "result"],
         )
 
+    def _declare_state(self, logger: Any) -> None:
+        def gauge(name: str, documentation: str, *labels: str) -> Any:
+            return logger._gauge_cls(
+                f"vllm:specexit_{name}", documentation, labelnames=["model_name", *labels], multiprocess_mode="min"
+            )
+
+        self.activity = gauge("active", "1 while exits are active; 0 with the reason where they are not.", "reason")
+        self.certified = gauge("certified", "1 where a certificate holds for the point that serves.")
+        self.epsilon = gauge("epsilon", "Risk that the point that serves is certified for; 1 without a certificate.")
+        self.exits = gauge("exits_made", "1 in mode exit, 0 in modes shadow and off.")
+        self.moves = logger._counter_cls(
+            "vllm:specexit_hold_moves",
+            "Moves after audits: to a stricter point, to shadow mode, back from it.",
+            labelnames=["model_name", "move"],
+        )
+        self.points = logger._counter_cls(
+            "vllm:specexit_point_requests",
+            "Finished requests by operating point (own: a policy of the request's) and outcome.",
+            labelnames=["model_name", "engine", "point", "outcome"],
+        )
+        self.active(True, "ok")
+
+    def active(self, active: bool, kind: str) -> None:
+        """Say whether exits are active; where not, the kind of reason gets a series of its own."""
+        self.activity.labels(self.model_name, "ok").set(float(active))
+        if not active:
+            self.activity.labels(self.model_name, kind).set(0.0)
+
+    def watch(self, front: FrontEnd) -> None:
+        """Follow what is served by a front end."""
+        self.front = front
+        front.hold.moved = lambda move: self.moves.labels(self.model_name, move).inc()
+        self.serving()
+
+    def serving(self) -> None:
+        """Say what is served now."""
+        if self.front is None:
+            return
+        operation = self.front.operation
+        epsilon = epsilon_of(operation.served())
+        self.certified.labels(self.model_name).set(float(epsilon < 1 and not operation.doubts))
+        self.epsilon.labels(self.model_name).set(min(epsilon, 1.0))
+        self.exits.labels(self.model_name).set(float(operation.mode == "exit"))
+
     def _begin_at_zero(self) -> None:
         """A rate over a counter that appears with its first event misses that event."""
         for result in AUDITS:
             self.audits.labels(self.model_name, result)
+        for move in MOVES:
+            self.moves.labels(self.model_name, move)
         for labels in self.engines.values():
             for outcome in OUTCOMES:
                 self.requests.labels(*labels, outcome)
@@ -105,6 +158,9 @@ class ExitMetrics:
         labels, tokens = self.engines[engine], report["thinking_tokens"]
         self.requests.labels(*labels, report["outcome"]).inc()
         self.thinking.labels(*labels, report["outcome"]).observe(tokens)
+        if "point" in report:
+            self.points.labels(*labels, report["point"] or "own", report["outcome"]).inc()
+        self.serving()
         if report["outcome"] == "exit":
             for name, value in report["signals"].items():
                 self.signals[name].labels(*labels).observe(value)

@@ -1,16 +1,48 @@
-"""Two read-only routes of the API server, below ``/v1``, where vLLM's ``--api-key`` guards them.
+"""Routes of the API server, below ``/v1``, where vLLM's ``--api-key`` guards them.
 
-``GET /v1/specexit`` says how the server treats exits and what it has seen; ``GET /v1/specexit/requests/ID`` how a
-request stands, running or lately finished, also for a client that does not stream.
+``GET /v1/specexit`` says how the server treats exits and what it has seen; nothing in it is of a single request. What
+else there is an operator opens by name, in ``serving.routes``:
+
+* ``reports``: ``GET /v1/specexit/requests/ID``, how a request of the same caller stands, running or lately finished;
+* ``interrupt``: ``POST /v1/chat/completions/control``, which ends the thinking of a running request of the same caller;
+* ``switch``: ``POST /v1/specexit``, which changes what is served, for whoever has the operator's key.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import os
+import secrets
+from typing import Annotated, Any, Literal
 
+from pydantic import Field
+
+from specexit.config import Config
+from specexit.drafts.directory import Mode
+from specexit.errors import InputError
+from torch_specexit.plugin.frontend.callers import MarkCallers
 from torch_specexit.plugin.outcome import KEY
 
 PATH = "/v1/specexit"
+CONTROL = "/v1/chat/completions/control"
+OPERATOR_KEY = "SPECEXIT_OPERATOR_KEY"
+"""Environment variable of the server, and what the header `OPERATOR_HEADER` must hold."""
+OPERATOR_HEADER = "X-SpecExit-Operator"
+
+
+class Switch(Config):
+    """What an operator may change while a server runs."""
+
+    mode: Mode | None = Field(default=None, description="of the server")
+    point: str | None = Field(default=None, description="operating point of requests that ask for none")
+    reload: bool = Field(default=False, description="read policy.json again first")
+
+
+class Control(Config):
+    """What a client may do to its running request; path and body as llama.cpp's server has them."""
+
+    id: Annotated[str, Field(min_length=1, max_length=256)]
+    action: Literal["reasoning_end"]
+    now: bool = Field(default=False, description="at the next token, not at the next boundary")
 
 
 class Endpoints:
@@ -20,23 +52,64 @@ class Endpoints:
     required_tasks = ("generate",)
 
     def __init__(self) -> None:
-        self.processor: Any = None
+        self.engine: Any = None
+
+    @property
+    def processor(self) -> Any:
+        """vLLM's output processor, whose requests the routes tell about."""
+        return self.engine.output_processor
+
+    @property
+    def front(self) -> Any:
+        """The front end."""
+        return getattr(self.processor, KEY)
 
     def attach_router(self, app: Any) -> None:
-        """Add the routes."""
-        from fastapi import HTTPException
+        """Add the routes; which of them are open is known when the engine is."""
+        from fastapi import Header, HTTPException
+
+        app.add_middleware(MarkCallers)
+
+        def opened(route: str) -> None:
+            if route not in self.front.operation.serving.routes:
+                raise HTTPException(404, f"this route is closed; an operator opens it by serving.routes: [{route}]")
 
         @app.get(PATH)
         async def server() -> dict[str, Any]:
-            return getattr(self.processor, KEY).summary()
+            return self.front.summary()
 
         @app.get(PATH + "/requests/{request_id}")
         async def request(request_id: str) -> dict[str, Any]:
-            found = getattr(self.processor, KEY).find(self.processor, request_id)
+            opened("reports")
+            found = self.front.find(self.processor, request_id)
             if found is None:
-                raise HTTPException(404, f"request {request_id!r} is unknown, or finished long ago")
+                raise HTTPException(404, f"request {request_id[:100]!r} is unknown, another's, or finished long ago")
             return found
 
+        @app.post(PATH)
+        async def switch(body: Switch, key: str | None = Header(None, alias=OPERATOR_HEADER)) -> dict[str, Any]:
+            opened("switch")
+            if not is_operator(key):
+                raise HTTPException(403, f"the header {OPERATOR_HEADER} does not hold the operator's key")
+            try:
+                self.front.switch(mode=body.mode, point=body.point, reload=body.reload)
+            except InputError as error:
+                raise HTTPException(400, str(error)) from error
+            return self.front.summary()
+
+        @app.post(CONTROL)
+        async def control(body: Control) -> dict[str, Any]:
+            opened("interrupt")
+            if not await self.front.interrupt(self.engine, body.id, now=body.now):
+                raise HTTPException(404, f"no running request {body.id[:100]!r} of this caller that thinks")
+            return {"id": body.id, "action": body.action, "success": True}
+
     async def init_state(self, engine_client: Any, state: Any, args: Any) -> None:
-        """Take the engine's output processor, whose requests the routes tell about."""
-        self.processor = engine_client.output_processor
+        """Take the engine."""
+        self.engine = engine_client
+
+
+def is_operator(given: str | None) -> bool:
+    """Whether a header holds the operator's key. Without a key in the environment nobody is."""
+    key = os.environ.get(OPERATOR_KEY, "")
+    return bool(key) and given is not None and secrets.compare_digest(given.encode(), key.encode())

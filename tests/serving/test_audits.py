@@ -1,0 +1,204 @@
+"""Audits without an engine: which requests, what is asked, what comes of it, and what they may cost."""
+
+from __future__ import annotations
+
+import asyncio
+from array import array
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from specexit.drafts.directory import SpecExitBlock
+from specexit.drafts.policy import PolicyFile, Serving
+from specexit.method.statistics import binomial_interval
+from torch_specexit.plugin.frontend import audit as audits
+from torch_specexit.plugin.frontend.audit import (
+    CACHE_SALT,
+    LOWEST_PRIORITY,
+    PRIORITY,
+    Audit,
+    Case,
+    generator_of,
+    same_answer_apart,
+)
+from torch_specexit.plugin.frontend.operation import Operation, in_share
+
+START, END = 1, 2
+
+
+def test_the_audited_share_is_the_rate():
+    picked = np.array([in_share(f"chatcmpl-{i}", 0.1) for i in range(20_000)])
+    # The ids are hashed, so this is one fixed draw; it lies within three standard errors of the rate.
+    assert abs(picked.mean() - 0.1) < 3 * np.sqrt(0.1 * 0.9 / len(picked))
+    assert all(in_share(f"chatcmpl-{i}", 0.2) for i in np.flatnonzero(picked))
+    # Another draw is independent of it: of those picked, the same share is picked again.
+    again = np.array([in_share(f"chatcmpl-{i}", 0.5, draw="share:") for i in np.flatnonzero(picked)])
+    assert abs(again.mean() - 0.5) < 3 * np.sqrt(0.5 * 0.5 / len(again))
+
+
+THOUGHT = [10, 11, 12, 13, 14, 15]
+
+
+def audit_of(early, full, *, max_tokens=100, output=None, prompt=(START,)):
+    """The result of an audit whose exit would have come behind two thoughts; tokens decode to themselves."""
+    asked = []
+
+    async def generate(prompt_ids, room, case):
+        asked.append((list(prompt_ids), room, case.request))
+        return early
+
+    def decode(ids):
+        return full if ids else ""
+
+    audit = Audit(generate, decode, (START, END), 200)
+    output = [*THOUGHT, END, 20, 21] if output is None else output
+    case = Case("r", "default", array("i", prompt), array("i", output), 2 if prompt else 3, max_tokens)
+    return asyncio.run(audit.judge(case)), asked
+
+
+def test_an_audit_asks_what_an_exit_would_have_asked():
+    result, asked = audit_of(r"\boxed{7}", r"\boxed{7}")
+    assert result == "same"
+    assert asked == [([START, 10, 11, END], 97, "r")]
+
+
+@pytest.mark.parametrize(
+    ("early", "full", "expected"),
+    [
+        (r"\boxed{8}", r"\boxed{7}", "changed"),
+        ("no box", r"\boxed{7}", "changed"),
+        (r"\boxed{0.5}", r"\boxed{\frac{1}{2}}", "same"),
+        (r"\boxed{7}", "no box", "no_answer"),
+    ],
+)
+def test_results_of_audits(early, full, expected):
+    assert audit_of(early, full)[0] == expected
+
+
+def test_without_an_end_of_thinking_there_is_no_answer_and_without_room_no_early_one():
+    assert audit_of(r"\boxed{7}", r"\boxed{7}", output=THOUGHT)[0] == "no_answer"
+    result, asked = audit_of(r"\boxed{7}", r"\boxed{7}", max_tokens=3)
+    assert (result, asked) == ("changed", [])
+
+
+def test_answers_are_compared_apart_where_that_takes_a_parser():
+    assert asyncio.run(same_answer_apart(r"\frac{3}{4}", "0.75"))
+    assert not asyncio.run(same_answer_apart(r"\frac{3}{4}", "0.8"))
+
+
+def admitted(arguments=None, **serving):
+    """What a server decides that audits everything."""
+    settings = Serving(**{"audit_rate": 1.0, "requests": "any"} | serving)
+    return Operation(SpecExitBlock(target="t"), PolicyFile(), settings).resolve(arguments, "r")
+
+
+def finished(name, *, output=(9, START, *THOUGHT, END, 20)):
+    """vLLM's state of a finished request."""
+    return SimpleNamespace(
+        request_id=name,
+        prompt_token_ids=[3],
+        detokenizer=SimpleNamespace(output_token_ids=list(output)),
+        max_tokens_param=None,
+        lora_request="an adapter",
+        **{CACHE_SALT: "of " + name, PRIORITY: 3},
+    )
+
+
+def test_a_server_audits_in_the_background_and_reports_an_interval():
+    answers = {"r1": r"\boxed{7}", "r2": r"\boxed{8}", "r3": None}
+    settled = []
+
+    async def generate(prompt_ids, room, case):
+        if answers[case.request] is None:
+            raise RuntimeError("the engine has failed")
+        return answers[case.request]
+
+    async def run():
+        audit = Audit(generate, lambda ids: r"\boxed{7}", (START, END), 200, lambda *told: settled.append(told))
+        for name in ("r1", "r2", "r3"):
+            state = finished(name)
+            assert Case.of(state, "default", 2, (START, END)).kept == 4  # behind the marker that the model has written
+            audit.consider(state, admitted(), {"outcome": "natural_end", "would_exit": 2})
+        audit.consider(finished("r4"), admitted(), {"outcome": "natural_end"})  # would not have exited
+        audit.consider(finished("r5"), admitted(), {"outcome": "length"})  # nor can it judge
+        assert audit.summary()["waiting"] == 3  # nobody has waited for them
+        while audit.summary()["waiting"]:
+            await asyncio.sleep(0.01)
+        return audit.summary()
+
+    summary = asyncio.run(run())
+    assert (summary["audited"], summary["changed"], summary["failed"]) == (2, 1, 1)
+    assert summary["interval"] == list(binomial_interval(1, 2))
+    assert (summary["requests"], summary["risk"]) == (3, 1 / 3)
+    assert settled == [("default", result) for result in ("no_exit", "same", "changed", "failed")]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "looked_at"),
+    [
+        (None, True),
+        ({"specexit": True}, True),
+        ({"specexit_validity": 0.5}, False),
+        ({"specexit_min_thinking_tokens": 40}, False),
+        ({"specexit_splits": ["\n\n"]}, False),
+        ({"specexit_mode": "shadow"}, False),
+        ({"specexit": False}, False),
+    ],
+)
+def test_only_requests_under_the_servers_own_policy_are_audited(arguments, looked_at):
+    """Else a client could steer what the server believes its risk to be."""
+    decided = admitted(arguments)
+    assert decided.audited is looked_at
+    assert (decided.point is not None) is looked_at
+    assert decided.mode == ("off" if arguments == {"specexit": False} else "shadow" if looked_at else decided.mode)
+
+    async def run():
+        audit = Audit(lambda *args: pytest.fail("audited"), lambda ids: "", (START, END), 200)
+        audit.consider(finished("r"), decided, {"outcome": "natural_end", "would_exit": 2})
+        waiting = audit.summary()["waiting"]
+        for task in audit._tasks:
+            task.cancel()
+        return waiting
+
+    assert asyncio.run(run()) == looked_at
+
+
+def test_waiting_audits_are_bounded_in_number_and_in_bytes(monkeypatch):
+    async def run():
+        audit = Audit(lambda *args: asyncio.sleep(0), lambda ids: "", (START, END), 200)
+        for i in range(4):
+            audit.consider(finished(f"r{i}"), admitted(), {"outcome": "natural_end", "would_exit": 2})
+        waiting, skipped = audit.summary()["waiting"], audit.summary()["skipped"]
+        while audit.summary()["waiting"]:
+            await asyncio.sleep(0)
+        audit.consider(finished("r9"), admitted(), {"outcome": "natural_end", "would_exit": 2})
+        return waiting, skipped, audit.summary()["waiting"]
+
+    size = Case.of(finished("r"), "default", 2, (START, END)).size
+    assert size == 4 * (1 + 10)  # four bytes a token
+    monkeypatch.setattr(audits, "MOST_BYTES", 2 * size)
+    assert asyncio.run(run()) == (2, 2, 1)  # bytes are given back
+    monkeypatch.setattr(audits, "MOST_BYTES", 100 * size)
+    monkeypatch.setattr(audits, "MOST_WAITING", 3)
+    assert asyncio.run(run()) == (3, 1, 1)
+
+
+def test_an_audit_keeps_the_salt_the_adapter_and_the_rank_of_its_request():
+    """Without its salt, a prompt that was to share no cache would enter everybody's."""
+    asked = {}
+
+    class Engine:
+        vllm_config = SimpleNamespace(scheduler_config=SimpleNamespace(policy="priority"))
+
+        async def generate(self, prompt, params, request, *, lora_request, priority):
+            asked.update(prompt=prompt, request=request, lora=lora_request, priority=priority, params=params)
+            yield SimpleNamespace(outputs=[SimpleNamespace(text="done")])
+
+    engine = Engine()
+    case = Case.of(finished("r"), "default", 2, (START, END))
+    assert asyncio.run(generator_of(engine)([1, 2], 5, case)) == "done"
+    assert asked["prompt"] == {"prompt_token_ids": [1, 2], "cache_salt": "of r"}
+    assert (asked["lora"], asked["priority"]) == ("an adapter", LOWEST_PRIORITY + 3)
+    assert asked["request"] == "specexit-audit-r"
+    assert asked["params"].extra_args is None  # it asks for nothing, so no server can refuse it

@@ -1,0 +1,135 @@
+"""A server that holds its risk by itself: false alarms, how soon drift is found, and what is risked meanwhile."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from specexit.drafts.directory import SpecExitBlock
+from specexit.drafts.policy import PolicyFile, Serving
+from specexit.method.statistics import Capital
+from tests.serving.test_operation import BLOCK, POINTS, certificate
+from torch_specexit.plugin.frontend.hold import Hold
+from torch_specexit.plugin.frontend.operation import Operation
+
+EPSILON, DELTA = 0.02, 0.1
+RUNS, LOOKS = 1000, 2000
+
+
+def rejections(rate: float, side: str = "above", *, runs: int = RUNS, looks: int = LOOKS) -> np.ndarray:
+    """Audits until `Capital` rejects, in many runs at once; infinity for never. The server looks after each audit."""
+    changed = np.random.default_rng(0).random((looks, runs)) < rate
+    capital = Capital(EPSILON, side)
+    won, lost = Capital(EPSILON, side), Capital(EPSILON, side)
+    won.add(1.0)
+    lost.add(0.0)
+    log = np.zeros((runs, len(capital.log_capital)))
+    first = np.full(runs, np.inf)
+    for look, hit in enumerate(changed, start=1):
+        log += np.where(hit[:, None], won.log_capital, lost.log_capital)
+        rich = np.exp(log).mean(axis=1) >= 1 / DELTA
+        first[rich & np.isinf(first)] = look
+    return first
+
+
+def test_the_vectorised_runs_are_those_of_the_capital_that_a_server_keeps():
+    changed = np.random.default_rng(0).random((LOOKS, 3)) < 0.05
+    expected = []
+    for run in range(3):
+        capital, stream = Capital(EPSILON), changed[:, run]
+        for value in stream:
+            capital.add(float(value))
+            if capital.rejects(DELTA):
+                break
+        expected.append(capital.rejects(DELTA))
+    assert [math.isfinite(look) for look in rejections(0.05, runs=3)] == expected
+
+
+@pytest.mark.parametrize("rate", [EPSILON, EPSILON / 2])
+def test_where_the_risk_is_kept_false_alarms_are_rarer_than_delta_over_all_looks(rate):
+    alarms = np.isfinite(rejections(rate)).mean()
+    # Ville's inequality bounds the probability; three standard errors for the 1,000 runs it is estimated from.
+    assert alarms <= DELTA + 3 * np.sqrt(DELTA * (1 - DELTA) / RUNS)
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.1])
+def test_drift_is_found_within_the_audits_that_theory_allows_and_little_is_risked_meanwhile(rate):
+    """To grow to 1/delta, the best bet has to make that, and once more for each bet among which the capital is spread:
+    log(bets/delta), of which it gains its growth rate with each audit."""
+    best = Capital(EPSILON)
+    won, lost = Capital(EPSILON), Capital(EPSILON)
+    won.add(1.0)
+    lost.add(0.0)
+    growth = (rate * won.log_capital + (1 - rate) * lost.log_capital).max()
+    allowed = np.log(len(best.log_capital) / DELTA) / growth
+    found = rejections(rate)
+    assert np.isfinite(found).mean() >= 0.99
+    assert found[np.isfinite(found)].mean() <= allowed
+    # Risk spent before the alarm, in answers changed above what epsilon allows, for an audit rate of 2 %.
+    spent = (rate - EPSILON) * np.median(found) / 0.02
+    print(f"risk {rate:.0%}: found after {np.median(found):.0f} audits (median), {spent:.0f} answers above epsilon")
+
+
+def hold(**serving):
+    file = PolicyFile.model_validate({"points": POINTS, "default": "bold"})
+    moves: list[str] = []
+    operation = Operation(BLOCK, file, Serving.model_validate({"audit_rate": 1.0} | serving))
+    return Hold(operation, moves.append), operation, moves
+
+
+def feed(holder, operation, changed, until=10_000):
+    """Audits of whatever is served, until the server moves; returns how many."""
+    for n in range(1, until):
+        before = (operation.served().name, operation.mode)
+        holder.add(operation.served().name, changed=changed)
+        if (operation.served().name, operation.mode) != before:
+            return n
+    raise AssertionError("the server has not moved")
+
+
+def test_a_server_steps_to_stricter_points_then_to_shadow_and_comes_back_by_a_passed_audit(caplog):
+    holder, operation, moves = hold()
+    served = [operation.served().name]
+    for _ in range(3):
+        feed(holder, operation, True)
+        served.append(operation.served().name)
+    assert served == ["bold", "usual", "careful", "careful"]
+    assert operation.mode == "shadow"
+    assert operation.resolve(None).mode == "shadow"
+    # Zero changes: as many as it takes to show a risk below 0.005 at level 0.1.
+    assert 460 < feed(holder, operation, False) < 2000
+    assert (operation.mode, operation.served().name) == ("exit", "careful")
+    assert moves == ["stricter", "stricter", "shadow", "back"]
+    assert "now in shadow mode" in caplog.text
+    assert operation.ceiling == "careful"  # to a bolder point only an operator goes back
+    operation.switch(point="bold")
+    holder.restart()
+    assert operation.served().name == "bold"
+
+
+def test_audits_of_another_point_say_nothing_about_the_one_that_serves():
+    holder, operation, moves = hold()
+    for _ in range(200):
+        holder.add("usual", changed=True)
+    assert (moves, operation.served().name) == ([], "bold")
+
+
+def test_a_server_may_be_told_not_to_move():
+    holder, _, moves = hold(hold=False)
+    for _ in range(200):
+        holder.add("bold", changed=True)
+    assert moves == []
+    assert holder.summary()["watching"] is None
+
+
+def test_lost_accuracy_cannot_be_judged_by_whether_answers_change():
+    file = PolicyFile.model_validate(
+        {"points": [POINTS[1] | {"certificate": certificate(0.01, "accuracy_lost")}], "default": "usual"}
+    )
+    holder = Hold(Operation(SpecExitBlock(target="t"), file, Serving(audit_rate=1.0)))
+    for _ in range(200):
+        holder.add("usual", changed=True)
+    assert holder.operation.mode == "exit"
+    assert holder.summary()["watching"] is None

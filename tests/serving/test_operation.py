@@ -1,0 +1,249 @@
+"""What a server lets requests ask for, and what each of them gets: points, efforts, tenants, shares, switches."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from specexit.config import ConfigError
+from specexit.drafts.directory import SpecExitBlock
+from specexit.drafts.policy import FILE, PolicyError, PolicyFile, Serving, write_policy
+from specexit.method.decision import Policy
+from torch_specexit.plugin.certified import doubts
+from torch_specexit.plugin.frontend import watch as watching
+from torch_specexit.plugin.frontend.arguments import RESOLVED, ArgumentError
+from torch_specexit.plugin.frontend.callers import mark_of
+from torch_specexit.plugin.frontend.efforts import with_effort
+from torch_specexit.plugin.frontend.operation import Operation
+from torch_specexit.plugin.frontend.watch import PolicyWatch, policies_for
+
+BLOCK = SpecExitBlock(target="t", split_connectors=("Wait",))
+POLICY = Policy(thresholds={"validity": 0.9}, patience=2, min_thinking_tokens=30, max_thinking_tokens=900)
+
+
+def certificate(epsilon, risk="answer_changed"):
+    return {"risk": risk, "epsilon": epsilon, "delta": 0.1, "n": 400, "errors": 0, "bound": epsilon, "data_sha256": "0"}
+
+
+def point(name, threshold, epsilon=None, **changes):
+    policy = POLICY.model_copy(update={"thresholds": {"validity": threshold}} | changes)
+    return {
+        "name": name,
+        "policy": policy.model_dump(),
+        "certificate": None if epsilon is None else certificate(epsilon),
+    }
+
+
+POINTS = (point("bold", 0.7, 0.05), point("usual", 0.9, 0.02), point("careful", 0.97, 0.005), point("untested", 0.5))
+
+
+def operation(*, reasons=(), **serving):
+    file = PolicyFile.model_validate({"points": POINTS, "default": "usual"})
+    return Operation(BLOCK, file, Serving.model_validate(serving), reasons)
+
+
+def get(server, **arguments):
+    return server.resolve({f"specexit_{name}" if name else "specexit": value for name, value in arguments.items()})
+
+
+RARER = [
+    {"specexit": False},
+    {"specexit": True},
+    {"specexit_mode": "shadow"},
+    {"specexit_mode": "exit"},
+    {"specexit_validity": 0.95},
+    {"specexit_confidence": 0.3},
+    {"specexit_remaining": 5},
+    {"specexit_min_thinking_tokens": 31},
+    {"specexit_max_thinking_tokens": 900},
+    {"specexit_patience": 2},
+    {"specexit_alpha": 0.1},
+    {"specexit_splits": ["Wait"]},
+    {"specexit_risk": 0.01},
+]
+BOLDER = [
+    ({"specexit_validity": 0.89}, "expected at least 0.9"),
+    ({"specexit_min_thinking_tokens": 29}, "expected at least 30"),
+    ({"specexit_max_thinking_tokens": 899}, "expected at least 900"),
+    ({"specexit_patience": 1}, "expected at least 2"),
+    ({"specexit_alpha": 0.2}, "expected the server's 0.1"),
+    ({"specexit_risk": 0.05}, "expected at most 0.02"),
+]
+
+
+@pytest.mark.parametrize("arguments", RARER, ids=str)
+def test_by_default_a_request_may_make_exits_rarer(arguments):
+    operation().resolve(arguments)
+
+
+@pytest.mark.parametrize(("arguments", "expected"), BOLDER, ids=str)
+def test_by_default_no_request_may_make_exits_bolder(arguments, expected):
+    with pytest.raises(ArgumentError, match=f"{expected}: this server lets requests make exits rarer only"):
+        operation().resolve(arguments)
+    operation(requests="any").resolve(arguments)
+
+
+def test_a_stricter_threshold_leaves_the_others_in_force_and_a_free_one_does_not():
+    """Giving `confidence` alone used to drop `validity`, on which the certificate stands."""
+    assert get(operation(), confidence=0.3).policy.thresholds == {"validity": 0.9, "confidence": 0.3}
+    assert get(operation(requests="any"), confidence=0.3).policy.thresholds == {"confidence": 0.3}
+
+
+@pytest.mark.parametrize("arguments", [*RARER[2:], *(bold for bold, _ in BOLDER)], ids=str)
+def test_a_server_may_let_requests_switch_exits_off_and_nothing_else(arguments):
+    server = operation(requests="off-only")
+    assert server.resolve({"specexit": False}).mode == "off"
+    with pytest.raises(ArgumentError, match="lets requests switch exits off, and nothing else") as error:
+        server.resolve(arguments)
+    assert error.value.parameter == next(iter(arguments))
+
+
+def test_a_server_may_take_no_arguments_but_the_effort_that_it_offers_itself():
+    server = operation(requests="none", efforts={"low": "careful"})
+    for arguments in ({"specexit": False}, {"specexit": True}, {"specexit_validity": 1.0}):
+        with pytest.raises(ArgumentError, match="takes no specexit arguments"):
+            server.resolve(arguments)
+    assert get(server, effort="low").point == "careful"
+
+
+@pytest.mark.parametrize("rule", ["none", "off-only", "stricter", "any"])
+def test_what_the_operator_has_switched_off_stays_off(rule):
+    server = operation(mode="off", requests=rule)
+    assert server.resolve(None).mode == "off"
+    if rule in ("stricter", "any"):
+        assert get(server, mode="shadow").mode == "off"
+    if rule != "none":
+        assert server.resolve({"specexit": True}).mode == "off"
+
+
+def test_a_point_is_chosen_by_risk_effort_tenant_or_adapter():
+    """What is narrower goes first: an adapter before a tenant, what the request says before both."""
+    server = operation(
+        requests="any",
+        efforts={"low": "bold", "high": "careful"},
+        tenants={mark_of("secret"): "bold", mark_of("other"): "off"},
+        loras={"poet": "careful", "raw": "off"},
+    )
+    assert server.resolve(None).point == "usual"
+    assert [get(server, risk=risk).point for risk in (0.5, 0.04, 0.005)] == ["bold", "usual", "careful"]
+    assert [get(server, effort=effort).point for effort in ("low", "medium", "high")] == ["bold", "usual", "careful"]
+    assert server.resolve(None, caller=mark_of("secret")).point == "bold"
+    assert server.resolve(None, caller=mark_of("other")).mode == "off"
+    assert server.resolve(None, caller=mark_of("secret"), lora="poet").point == "careful"
+    assert server.resolve({"specexit_effort": "low"}, lora="raw").mode == "off"
+    with pytest.raises(ArgumentError, match=r"specexit_risk is 0.001, .*: 0.005, 0.02, 0.05"):
+        get(server, risk=0.001)
+
+
+def test_reasoning_effort_becomes_an_argument_and_ours_goes_before_it():
+    chat = SimpleNamespace(reasoning_effort="high")
+    responses = SimpleNamespace(reasoning=SimpleNamespace(effort="low"))
+    assert with_effort(None, chat) == {"specexit_effort": "high"}
+    assert with_effort({"specexit_effort": "low"}, chat) == {"specexit_effort": "low"}
+    assert with_effort({"a": 1}, responses) == {"specexit_effort": "low", "a": 1}
+    assert with_effort({"a": 1}, SimpleNamespace(reasoning=None)) == {"a": 1}
+
+
+def test_only_a_share_of_the_requests_exits_and_the_rest_is_plain():
+    server = operation(share=0.1)
+    modes = [server.resolve(None, f"chatcmpl-{i}").mode for i in range(4000)]
+    # One fixed draw of hashes, within three standard errors of the share.
+    assert abs(np.mean([mode == "exit" for mode in modes]) - 0.1) < 3 * np.sqrt(0.1 * 0.9 / 4000)
+    assert set(modes) == {"exit", "off"}
+
+
+def test_certified_is_what_runs_under_a_certified_point_on_what_it_was_calibrated_with():
+    assert operation().resolve(None).certified
+    assert not get(operation(), validity=0.95).certified
+    assert not operation(reasons=["dtype is float16, calibrated with bfloat16"]).resolve(None).certified
+    server = operation()
+    server.switch(point="untested")
+    assert server.resolve(None) == server.resolve(None)._replace(point="untested", certified=False)
+
+
+def test_an_operator_switches_and_lifts_what_audits_have_imposed():
+    server = operation()
+    server.ceiling = "careful"
+    assert server.resolve(None).point == "careful"
+    server.switch("shadow", "bold")
+    assert (server.resolve(None).point, server.resolve(None).mode) == ("bold", "shadow")
+    with pytest.raises(PolicyError, match="operating point 'boldest' does not exist, expected one of bold, usual"):
+        server.switch(point="boldest")
+    assert server.name == "bold"
+
+
+def test_under_a_ceiling_nothing_bolder_is_served_however_it_is_asked_for():
+    server = operation(requests="any", efforts={"low": "bold"}, loras={"poet": "untested"})
+    server.ceiling = "usual"
+    found = [get(server, effort="low"), get(server, risk=0.5), server.resolve(None, lora="poet")]
+    assert [admitted.point for admitted in found] == ["usual"] * 3
+    assert get(server, risk=0.01).point == "careful"
+
+
+def test_workers_get_all_that_is_decided_and_nothing_that_a_client_wrote():
+    given = {"specexit_validity": 0.95, "other": 3}
+    sent = operation().resolve(given, "r", caller="abc").extra_args(given)
+    assert sent["other"] == 3
+    assert sent[RESOLVED]["policy"]["thresholds"] == {"validity": 0.95}
+    assert sent[RESOLVED]["caller"] == "abc"
+    assert json.loads(json.dumps(sent)) == sent | {RESOLVED: sent[RESOLVED] | {"splits": None}}
+
+
+def written(folder, **changes):
+    write_policy(folder, PolicyFile.model_validate({"points": POINTS, "default": "usual"} | changes))
+
+
+@pytest.fixture
+def draft(write_random_draft, tmp_path):
+    folder = write_random_draft(tmp_path / "draft", "draft")
+    written(folder)
+    return folder
+
+
+def test_a_changed_file_is_in_force_for_the_next_request_and_a_bad_one_is_not(draft, monkeypatch, caplog):
+    monkeypatch.setattr(watching, "SECONDS", 0.0)
+    file, serving = policies_for(draft, BLOCK, {})
+    server, watch = Operation(BLOCK, file, serving), PolicyWatch(draft, BLOCK, {}, {"dtype": "bfloat16"})
+    assert not watch.changed(server)
+    written(draft, default="careful", serving={"mode": "shadow"}, fingerprints={"dtype": "float16"})
+    assert watch.changed(server)
+    assert (server.resolve(None).point, server.mode) == ("careful", "shadow")
+    assert server.doubts == ("dtype is bfloat16, calibrated with float16",)
+    for text, message in (
+        ("{", "cannot be read as JSON"),
+        (json.dumps({"points": [point("ewma", 0.9, smoothing="ewma")], "default": "ewma"}), "smoothing 'ewma'"),
+        (json.dumps({"points": [point("all", 0.9, thresholds={})], "default": "all"}), "point all has no thresholds"),
+        (json.dumps({"points": POINTS, "default": "usual", "serving": {"loras": {"a": "b"}}}), "serving.loras.a"),
+    ):
+        (draft / FILE).write_text(text)
+        assert not watch.changed(server)
+        assert message in caplog.text
+        assert server.resolve(None).point == "careful"
+
+
+def test_settings_come_from_the_file_then_the_command_line_then_the_environment(draft, monkeypatch):
+    written(draft, serving={"mode": "shadow", "audit_rate": 0.5, "share": 0.5})
+    monkeypatch.setenv("SPECEXIT_SERVING", '{"share": 0.1}')
+    _, serving = policies_for(draft, BLOCK, {"specexit": {"audit_rate": 0.02, "share": 0.2}})
+    assert (serving.mode, serving.audit_rate, serving.share) == ("shadow", 0.02, 0.1)
+    for text, message in (
+        ("{", "SPECEXIT_SERVING: cannot be read as JSON"),
+        ('{"efforts": {"low": "lowest"}}', "serving.efforts.low is 'lowest', expected a point: bold"),
+        ('{"share": 2}', "SPECEXIT_SERVING: specexit.share is 2"),
+    ):
+        monkeypatch.setenv("SPECEXIT_SERVING", text)
+        with pytest.raises(ConfigError, match=message):
+            policies_for(draft, BLOCK, {})
+
+
+def test_a_certificate_holds_for_what_it_was_made_with():
+    made = {"draft": "a" * 64, "dtype": "bfloat16", "kv_cache_dtype": "auto", "target": None}
+    file = PolicyFile.model_validate({"fingerprints": made})
+    assert doubts(file, {"draft": "a" * 64, "dtype": "bfloat16", "kv_cache_dtype": "auto", "target": "t"}) == []
+    assert doubts(file, {"draft": "b" * 64, "dtype": "bfloat16", "kv_cache_dtype": "fp8"}) == [
+        "draft is bbbbbbbbbbbb, calibrated with aaaaaaaaaaaa",
+        "kv_cache_dtype is fp8, calibrated with auto",
+    ]

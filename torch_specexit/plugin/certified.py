@@ -1,0 +1,53 @@
+"""Whether a draft's certificates hold for what an engine serves: the fingerprints that they were made with, compared.
+
+Anything else than what was calibrated is served, and called uncertified; with ``required`` it is not served.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from specexit.drafts.fingerprints import file_sha256, target_fingerprint
+from specexit.drafts.policy import PolicyFile
+from torch_specexit.plugin.compat.checks import folder_of
+
+
+def served_fingerprints(draft: Path, vllm_config: Any) -> dict[str, str | None]:
+    """Fingerprints of what an engine serves, named as `specexit.drafts.policy.Fingerprints` has them.
+
+    Args:
+      draft: the draft directory.
+      vllm_config: of the engine.
+    """
+    model = vllm_config.model_config
+    target = folder_of(model.model, model.revision, "config.json")
+    tokenizer = folder_of(model.tokenizer, model.tokenizer_revision, "tokenizer.json")
+    return {
+        "draft": file_sha256(draft / "model.safetensors"),
+        "target": target_fingerprint(target),
+        "tokenizer": file_sha256(tokenizer / "tokenizer.json"),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "quantization": model.quantization or "none",
+        "kv_cache_dtype": vllm_config.cache_config.cache_dtype,
+    }
+
+
+def doubts(file: PolicyFile, served: dict[str, str | None]) -> list[str]:
+    """Why the certificates of a policy file do not hold for what is served; empty where they do.
+
+    Example:
+      >>> file = PolicyFile.model_validate({"fingerprints": {"dtype": "bfloat16"}})
+      >>> doubts(file, {"dtype": "float16"})
+      ['dtype is float16, calibrated with bfloat16']
+    """
+    calibrated = file.fingerprints.model_dump()
+    return [
+        f"{name} is {_short(served.get(name))}, calibrated with {_short(value)}"
+        for name, value in calibrated.items()
+        if value is not None and served.get(name) != value
+    ]
+
+
+def _short(value: str | None) -> str:
+    return "unknown" if value is None else value[:12] if len(value) == 64 else value

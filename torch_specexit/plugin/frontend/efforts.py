@@ -1,0 +1,34 @@
+"""``reasoning_effort``: OpenAI's name for how much a model is to think, as an argument of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, get_args
+
+from specexit.drafts.policy import Effort
+
+KEY = "specexit_effort"
+
+
+def effort_of(request: Any) -> str | None:
+    """The effort of a chat or a responses request; None where it has none that an operating point could be for."""
+    effort = getattr(request, "reasoning_effort", None)
+    if effort is None:
+        effort = getattr(getattr(request, "reasoning", None), "effort", None)
+    return effort if effort in get_args(Effort) else None
+
+
+def with_effort(extra_args: Mapping[str, Any] | None, request: Any) -> dict[str, Any] | None:
+    """A request's arguments with its effort among them; what it says by our own key goes first.
+
+    Example:
+      >>> from types import SimpleNamespace
+      >>> with_effort({"other": 1}, SimpleNamespace(reasoning_effort="low"))
+      {'specexit_effort': 'low', 'other': 1}
+      >>> with_effort(None, SimpleNamespace(reasoning_effort="none")) is None
+      True
+    """
+    effort = effort_of(request)
+    if effort is None:
+        return None if extra_args is None else dict(extra_args)
+    return {KEY: effort, **(extra_args or {})}

@@ -1,0 +1,111 @@
+"""How the front end of an API server comes to be: its settings are checked before anything starts."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from specexit.config import ConfigError
+from specexit.drafts.directory import SpecExitBlock
+from specexit.drafts.policy import PolicyFile, Serving
+from specexit.method.splits import marker
+from torch_specexit.plugin.certified import doubts, served_fingerprints
+from torch_specexit.plugin.compat.checks import folder_of
+from torch_specexit.plugin.frontend.activity import Activity, misfit_of
+from torch_specexit.plugin.frontend.audit import Audit, generator_of
+from torch_specexit.plugin.frontend.metrics import ExitMetrics
+from torch_specexit.plugin.frontend.operation import Operation
+from torch_specexit.plugin.frontend.server import FrontEnd
+from torch_specexit.plugin.frontend.watch import PolicyWatch, policies_for
+from torch_specexit.plugin.outcome import KEY
+from torch_specexit.plugin.settings import draft_config
+
+logger = logging.getLogger("vllm.specexit")
+
+
+class Opening(NamedTuple):
+    """What is known of a server before its engine starts."""
+
+    folder: Path
+    """Of the draft."""
+    block: SpecExitBlock
+    file: PolicyFile
+    serving: Serving
+    served: dict[str, str | None]
+    """Fingerprints of what is served."""
+    doubts: list[str]
+    misfit: str | None
+
+
+def settings_of(vllm_config: Any) -> Opening | None:
+    """The draft and the settings of a server; None where it has no SpecExit draft.
+
+    Raises:
+      DraftError, PolicyError: the draft directory cannot be used.
+      ConfigError: the server's own settings hold something that is not known or out of range; or exits are required,
+        and would not be served, or not be certified for what is served.
+    """
+    config = draft_config(vllm_config)
+    if config is None or config.specexit is None:
+        return None
+    draft = vllm_config.speculative_config.draft_model_config
+    folder = folder_of(draft.model, draft.revision, "config.json")
+    file, serving = policies_for(folder, config.specexit, vllm_config.additional_config)
+    served = served_fingerprints(folder, vllm_config)
+    opening = Opening(folder, config.specexit, file, serving, served, doubts(file, served), misfit_of(vllm_config))
+    wrong = [*([opening.misfit] if opening.misfit else []), *opening.doubts]
+    if file.point().certificate is None:
+        wrong.append(f"point {file.default} has no certificate")
+    if serving.required and wrong:
+        raise ConfigError(f"specexit.required is true, but exits would not be served as certified: {'; '.join(wrong)}")
+    return opening
+
+
+def open_front_end(engine: Any, opening: Opening) -> FrontEnd:
+    """The front end of vLLM's `AsyncLLM`; its output and input processor get it as an attribute."""
+    block, serving = opening.block, opening.serving
+    metrics = _metrics_of(engine)
+    operation = Operation(block, opening.file, serving, opening.doubts)
+    activity = Activity(metrics.active if metrics else lambda active, kind: None)
+    watch = PolicyWatch(opening.folder, block, engine.vllm_config.additional_config, opening.served)
+    front = FrontEnd(operation, activity, watch=watch)
+    front.audit = _audit_of(engine, opening, front, metrics)
+    if metrics is not None:
+        metrics.watch(front)
+    if opening.misfit is not None:
+        activity.fail("misfit", opening.misfit)
+    if opening.doubts:
+        logger.warning("specexit: exits are served uncertified: %s", "; ".join(opening.doubts))
+    setattr(engine.output_processor, KEY, front)
+    setattr(engine.input_processor, KEY, front)
+    return front
+
+
+def _audit_of(engine: Any, opening: Opening, front: FrontEnd, metrics: ExitMetrics | None) -> Audit | None:
+    block, tokenizer = opening.block, engine.output_processor.tokenizer
+    if opening.serving.audit_rate == 0:
+        return None
+    if tokenizer is None or engine.model_config.is_multimodal_model:
+        logger.warning("specexit: audits are off, they need a tokenizer and prompts that are nothing but text")
+        return None
+
+    def settled(point: str, result: str) -> None:
+        front.audited(point, result)
+        if metrics is not None:
+            metrics.audited(result)
+
+    kinds = opening.file.population.answer_kinds if opening.file.population else ()
+    return Audit(
+        generator_of(engine),
+        tokenizer.decode,
+        (marker(tokenizer, block.think_start), marker(tokenizer, block.think_end)),
+        engine.model_config.max_model_len,
+        settled,
+        kinds[0] if len(kinds) == 1 else "math",
+    )
+
+
+def _metrics_of(engine: Any) -> ExitMetrics | None:
+    loggers = engine.logger_manager.stat_loggers if engine.logger_manager else ()
+    return next((getattr(logger, KEY) for logger in loggers if hasattr(logger, KEY)), None)

@@ -1,0 +1,185 @@
+"""How a server treats exits just now: its operating points, which of them serves, and what each request gets.
+
+Everything about a request is decided here, once, and goes to the workers with it. So a change, by an operator, by the
+watched file or by failing audits, is in force for the next request, and nothing is restarted or compiled again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from specexit.drafts.directory import Mode, SpecExitBlock
+from specexit.drafts.policy import OperatingPoint, PolicyFile, Serving
+from specexit.method.decision import Policy
+from torch_specexit.plugin.frontend.arguments import (
+    RESOLVED,
+    ArgumentError,
+    RequestArguments,
+    check_splits,
+    parse,
+    policy_of,
+)
+from torch_specexit.plugin.frontend.permissions import check_permitted
+
+
+def in_share(request: str, share: float, *, draw: str = "") -> bool:
+    """Whether a request is one of a share, by a hash of its id; ``draw`` makes one draw independent of another.
+
+    Example:
+      >>> in_share("chatcmpl-1", 0.0), in_share("chatcmpl-1", 1.0)
+      (False, True)
+    """
+    return int.from_bytes(hashlib.sha256((draw + request).encode()).digest()[:8], "big") < share * 2**64
+
+
+class Admitted(NamedTuple):
+    """What a server has decided about one request."""
+
+    policy: Policy
+    mode: Mode
+    splits: tuple[str, ...] | None
+    point: str | None
+    """The operating point that it is served under; None for a policy of the request's own, or no exits."""
+    certified: bool
+    """Whether a certificate holds for how it is served."""
+    audited: bool
+    caller: str | None
+    """See `torch_specexit.plugin.frontend.callers`."""
+
+    def extra_args(self, given: Mapping[str, Any] | None) -> dict[str, Any]:
+        """What the workers get in place of the client's own arguments."""
+        others = {key: value for key, value in (given or {}).items() if not key.startswith("specexit")}
+        resolved = {"policy": self.policy.model_dump(), "mode": self.mode, "splits": self.splits}
+        return others | {RESOLVED: resolved | {"caller": self.caller}}
+
+
+class Operation:
+    """The operating points of one server, and which of them is served.
+
+    Args:
+      block: of the draft.
+      file: the draft's policies.
+      serving: settings of the server.
+      doubts: why no certificate of the file holds for what is served; empty where they do.
+    """
+
+    def __init__(self, block: SpecExitBlock, file: PolicyFile, serving: Serving, doubts: Sequence[str] = ()):
+        self.block = block
+        self.load(file, serving, doubts)
+
+    def load(self, file: PolicyFile, serving: Serving, doubts: Sequence[str] = ()) -> None:
+        """Begin anew with other policies and settings."""
+        self.file, self.serving, self.doubts = file, serving, tuple(doubts)
+        self.mode: Mode = serving.mode
+        self.name = file.default
+        self.ceiling: str | None = None
+        """Audits have shown what is bolder than this point to change too many answers."""
+
+    def switch(self, mode: Mode | None = None, point: str | None = None) -> None:
+        """An operator's word: another mode, another point. It lifts what audits have imposed.
+
+        Raises:
+          PolicyError: there is no such point.
+        """
+        name = self.name if point is None else self.file.point(point).name
+        self.mode, self.name, self.ceiling = mode or self.mode, name, None
+
+    def served(self) -> OperatingPoint:
+        """The point that serves a request that says nothing."""
+        return self._at_most(self.file.point(self.name))
+
+    def stricter(self) -> OperatingPoint | None:
+        """The next stricter certified point than the one that serves; None where there is none."""
+        current = epsilon_of(self.served())
+        below = [p for p in self.file.points if p.certificate is not None and epsilon_of(p) < current]
+        return max(below, key=epsilon_of, default=None)
+
+    def resolve(
+        self,
+        extra_args: Mapping[str, Any] | None,
+        request: str = "",
+        *,
+        lora: str | None = None,
+        caller: str | None = None,
+    ) -> Admitted:
+        """Decide what a request gets.
+
+        Args:
+          extra_args: of the request.
+          request: its id in the engine.
+          lora: name of its adapter.
+          caller: mark of its API key.
+
+        Raises:
+          ArgumentError: it asks for something that does not exist, is out of range, or not allowed.
+        """
+        arguments = parse(extra_args)
+        check_splits(arguments, self.block)
+        offered = self._offered(arguments, lora, caller)
+        rule = self.serving.requests
+        check_permitted(arguments, rule, offered, self.mode)
+        point = offered if arguments.specexit_risk is None else self._of_risk(arguments.specexit_risk)
+        if point is None:
+            return Admitted(self.served().policy, "off", None, None, False, False, caller)
+        policy = policy_of(arguments, point.policy, keep_thresholds=rule == "stricter")
+        mode = self._mode_of(arguments, request)
+        own = (policy, arguments.specexit_splits, arguments.specexit_mode) == (point.policy, None, None)
+        audited = own and mode != "off" and in_share(request, self.serving.audit_rate)
+        return Admitted(
+            policy=policy,
+            mode="shadow" if audited else mode,
+            splits=arguments.specexit_splits,
+            point=point.name if own and mode != "off" else None,
+            certified=own and mode != "off" and not self.doubts and point.certificate is not None,
+            audited=audited,
+            caller=caller,
+        )
+
+    def _mode_of(self, arguments: RequestArguments, request: str) -> Mode:
+        if arguments.specexit is False or not in_share(request, self.serving.share, draw="share:"):
+            return "off"
+        return self.mode if self.mode == "off" else arguments.specexit_mode or self.mode
+
+    def _offered(self, arguments: RequestArguments, lora: str | None, caller: str | None) -> OperatingPoint | None:
+        """What a request gets that asks for nothing but an effort; None for no exits."""
+        name = self.serving.loras.get(lora or "", self.serving.tenants.get(caller or "", self.name))
+        if name == "off":
+            return None
+        effort = arguments.specexit_effort
+        return self._at_most(self.file.point(name if effort is None else self.serving.efforts.get(effort, name)))
+
+    def _at_most(self, point: OperatingPoint) -> OperatingPoint:
+        ceiling = None if self.ceiling is None else self.file.point(self.ceiling)
+        return ceiling if ceiling is not None and epsilon_of(ceiling) < epsilon_of(point) else point
+
+    def _of_risk(self, risk: float) -> OperatingPoint:
+        certified = [point for point in self.file.points if point.certificate is not None]
+        fitting = [point for point in certified if epsilon_of(point) <= risk]
+        if not fitting:
+            known = ", ".join(f"{epsilon_of(point):g}" for point in sorted(certified, key=epsilon_of))
+            raise ArgumentError(
+                f"extra_args: specexit_risk is {risk}, expected at least the epsilon of an operating point: "
+                f"{known or 'there is none with a certificate'}",
+                "specexit_risk",
+            )
+        return self._at_most(max(fitting, key=epsilon_of))
+
+    def points(self) -> list[dict[str, Any]]:
+        """The operating points as ``GET /v1/specexit`` lists them."""
+        return [
+            {
+                "name": point.name,
+                "policy": point.policy.model_dump(mode="json"),
+                "certificate": point.certificate.model_dump(mode="json") if point.certificate else None,
+                "thinking_cut": point.certificate.thinking_cut if point.certificate else None,
+            }
+            for point in self.file.points
+        ]
+
+
+def epsilon_of(point: OperatingPoint) -> float:
+    """The risk that a point is certified for; infinity without a certificate."""
+    return math.inf if point.certificate is None else point.certificate.epsilon

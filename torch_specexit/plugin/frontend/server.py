@@ -1,0 +1,187 @@
+"""The front end of one API server: what it decides about each request, what it remembers, and how it is operated."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+from collections import Counter, OrderedDict
+from collections.abc import Mapping
+from typing import Any
+
+from torch_specexit.plugin.frontend.activity import Activity
+from torch_specexit.plugin.frontend.arguments import ArgumentError, refusal
+from torch_specexit.plugin.frontend.audit import CACHE_SALT, PREFIX, PRIORITY, Audit
+from torch_specexit.plugin.frontend.callers import caller
+from torch_specexit.plugin.frontend.hold import Hold
+from torch_specexit.plugin.frontend.operation import Admitted, Operation
+from torch_specexit.plugin.frontend.reports import ADMITTED, choices_of
+from torch_specexit.plugin.frontend.watch import PolicyWatch
+
+logger = logging.getLogger("vllm.specexit")
+
+END_THINKING = "specexit_end_thinking"
+"""Method of a worker, see `torch_specexit.plugin.worker.interrupt`."""
+
+MOST_FINISHED = 1024
+"""Finished requests that can still be asked for."""
+
+
+class FrontEnd:
+    """What an API server knows of its requests, and what it decides about them.
+
+    Args:
+      operation: its operating points.
+      activity: whether exits are active.
+      audit: compares answers, or None where none is audited.
+      watch: of the policy file, or None where there is none to watch.
+    """
+
+    def __init__(
+        self, operation: Operation, activity: Activity, audit: Audit | None = None, watch: PolicyWatch | None = None
+    ):
+        self.operation, self.activity, self.audit, self.watch = operation, activity, audit, watch
+        self.hold = Hold(operation)
+        self.outcomes: Counter[str] = Counter()
+        self.shadow: Counter[str] = Counter()
+        self._finished: OrderedDict[str, tuple[str | None, list[dict[str, Any] | None]]] = OrderedDict()
+
+    def check(self, extra_args: Mapping[str, Any] | None) -> None:
+        """Check a request's arguments before it is admitted.
+
+        Raises:
+          ArgumentError: of the kind that an HTTP server answers with 400.
+        """
+        try:
+            self.operation.resolve(extra_args, caller=caller.get())
+        except ArgumentError as error:
+            raise refusal()(str(error), error.parameter) from error
+
+    def admit(self, request: Any) -> Admitted | None:
+        """Decide about a request that is about to be admitted, and have it tell the workers.
+
+        Args:
+          request: vLLM's `EngineCoreRequest`, whose parameters may be shared with others and are replaced.
+
+        Raises:
+          ArgumentError: see `check`; what a request gets may depend on its LoRA adapter.
+        """
+        params = request.sampling_params
+        if params is None:
+            return None
+        if self.watch is not None and self.watch.changed(self.operation):
+            self.hold.restart()
+        lora = None if request.lora_request is None else request.lora_request.lora_name
+        try:
+            admitted = self.operation.resolve(params.extra_args, request.request_id, lora=lora, caller=caller.get())
+        except ArgumentError as error:
+            raise refusal()(str(error), error.parameter) from error
+        if (request.external_req_id or "").startswith(PREFIX):
+            admitted = admitted._replace(mode="off", point=None, certified=False, audited=False)
+        request.sampling_params = copy.copy(params)
+        request.sampling_params.extra_args = admitted.extra_args(params.extra_args)
+        return admitted
+
+    def keep(self, state: Any, request: Any, admitted: Admitted) -> None:
+        """Keep with a running request what is decided about it, and what an audit of it needs."""
+        setattr(state, ADMITTED, admitted)
+        setattr(state, CACHE_SALT, request.cache_salt)
+        setattr(state, PRIORITY, request.priority)
+
+    def finish(self, state: Any, report: dict[str, Any]) -> None:
+        """Remember a finished request, and audit it if it is one to be audited."""
+        admitted: Admitted | None = getattr(state, ADMITTED, None)
+        self.outcomes[report["outcome"]] += 1
+        if "would_exit" in report:
+            kept = report["would_exit"]
+            self.shadow.update(exits=1, before=kept, behind=report["thinking_tokens"] - kept)
+        asker = None if admitted is None else admitted.caller
+        self._finished[state.external_req_id] = (asker, choices_of(state))
+        self._finished.move_to_end(state.external_req_id)
+        if len(self._finished) > MOST_FINISHED:
+            self._finished.popitem(last=False)
+        if self.operation.serving.exit_log:
+            logger.info("%s", json.dumps({"specexit": {"request_id": state.external_req_id, **report}}))
+        if self.audit is not None and admitted is not None:
+            self.audit.consider(state, admitted, report)
+
+    def audited(self, point: str, result: str) -> None:
+        """Take in the result of an audit."""
+        if result in ("same", "changed", "no_exit"):
+            self.hold.add(point, changed=result == "changed")
+
+    def switch(self, *, mode: Any = None, point: str | None = None, reload: bool = False) -> None:
+        """An operator's word.
+
+        Raises:
+          PolicyError: there is no such point, or the policy file cannot be used.
+        """
+        if reload and self.watch is not None:
+            self.watch.reload(self.operation)
+        self.operation.switch(mode, point)
+        self.hold.restart()
+        logger.warning("specexit: an operator has set mode %s, point %s", self.operation.mode, self.operation.name)
+
+    async def interrupt(self, engine: Any, request: str, *, now: bool) -> bool:
+        """End the thinking of a running request of the caller's, whichever API server process has it.
+
+        Args:
+          engine: vLLM's `AsyncLLM`; all workers are asked, and the ones that run the request answer.
+          request: the id that the client knows.
+          now: at the next token, not at the next boundary.
+
+        Returns:
+          Whether there was one that thinks.
+        """
+        answers = await engine.collective_rpc(END_THINKING, args=(request, caller.get(), now))
+        return any(answers)
+
+    def find(self, processor: Any, request: str) -> dict[str, Any] | None:
+        """How a request stands, by exactly the id that the client knows.
+
+        Returns:
+          None for one that is unknown, or another caller's.
+        """
+        asker = caller.get()
+        for name in processor.external_req_ids.get(request, ()):
+            state = processor.request_states[name]
+            admitted: Admitted | None = getattr(state, ADMITTED, None)
+            if admitted is not None and admitted.caller != asker:
+                return None
+            return {"request_id": request, "finished": False, "choices": choices_of(state)}
+        owner, choices = self._finished.get(request, (None, None))
+        if choices is None or owner != asker:
+            return None
+        return {"request_id": request, "finished": True, "choices": choices}
+
+    def problem(self) -> str | None:
+        """Why this server must not be ready, where exits are required of it."""
+        if not self.operation.serving.required:
+            return None
+        if self.activity.reason is not None:
+            return self.activity.reason
+        return "; ".join(self.operation.doubts) or None
+
+    def summary(self) -> dict[str, Any]:
+        """Settings, state, and counts since the start of this API server process."""
+        operation, block = self.operation, self.operation.block
+        served = operation.served()
+        return {
+            "mode": operation.mode,
+            "requests_may": operation.serving.requests,
+            "active": self.activity.reason is None,
+            "reason": self.activity.reason,
+            "think_start": block.think_start,
+            "think_end": block.think_end,
+            "point": served.name,
+            "policy": served.policy.model_dump(mode="json"),
+            "calibration": served.certificate.model_dump(mode="json") if served.certificate else None,
+            "certified": served.certificate is not None and not operation.doubts,
+            "uncertified_because": list(operation.doubts),
+            "points": operation.points(),
+            "efforts": dict(operation.serving.efforts),
+            "requests": dict(self.outcomes),
+            "shadow": {name: self.shadow[name] for name in ("exits", "before", "behind")},
+            "audit": {"rate": operation.serving.audit_rate} | self.audit.summary() if self.audit else None,
+            "hold": self.hold.summary(),
+        }

@@ -1,0 +1,100 @@
+"""The watched file: a changed ``policy.json`` is in force for the next request, in every API server process."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from specexit.config import ConfigError
+from specexit.drafts.directory import SpecExitBlock
+from specexit.drafts.policy import FILE, PolicyError, PolicyFile, Serving, read_policy
+from torch_specexit.plugin.certified import doubts
+from torch_specexit.plugin.frontend.operation import Operation
+from torch_specexit.plugin.settings import serving_over
+
+logger = logging.getLogger("vllm.specexit")
+
+SECONDS = 1.0
+"""Between two looks at the file."""
+
+
+def policies_for(folder: Path, block: SpecExitBlock, additional_config: Any) -> tuple[PolicyFile, Serving]:
+    """The policies of a draft, and the server's settings over those in the file.
+
+    Args:
+      folder: of the draft.
+      block: of its config as it was loaded; workers judge by its kind of smoothing.
+      additional_config: of vLLM.
+
+    Raises:
+      PolicyError: the file cannot be used, or has a point that the workers cannot judge.
+      ConfigError: the server's settings cannot be used.
+    """
+    file, path = read_policy(folder), folder / FILE
+    for point in file.points:
+        if point.policy.smoothing != block.policy.smoothing:
+            raise PolicyError(
+                f"{path}: point {point.name} has smoothing {point.policy.smoothing!r}, expected that of all points, "
+                f"{block.policy.smoothing!r}"
+            )
+        if not point.policy.thresholds:
+            raise PolicyError(f"{path}: point {point.name} has no thresholds, expected one: every request would exit")
+    serving = serving_over(file.serving, additional_config)
+    try:
+        return PolicyFile.model_validate(file.model_dump() | {"serving": serving.model_dump()}), serving
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from error
+
+
+class PolicyWatch:
+    """Looks at a draft's policy file as requests come in, once a second at most.
+
+    Args:
+      folder: of the draft.
+      block: see `policies_for`.
+      additional_config: see `policies_for`.
+      served: fingerprints of what is served.
+    """
+
+    def __init__(self, folder: Path, block: SpecExitBlock, additional_config: Any, served: Mapping[str, str | None]):
+        self.folder, self.block, self.additional_config, self.served = folder, block, additional_config, dict(served)
+        self._seen, self._looked = self._stamp(), time.monotonic()
+
+    def _stamp(self) -> tuple[int, int] | None:
+        try:
+            found = (self.folder / FILE).stat()
+        except OSError:
+            return None
+        return found.st_mtime_ns, found.st_ino
+
+    def changed(self, operation: Operation) -> bool:
+        """Take a changed file in, and say whether that was done. One that cannot be used is logged and left."""
+        now = time.monotonic()
+        if now - self._looked < SECONDS:
+            return False
+        self._looked, stamp = now, self._stamp()
+        if stamp == self._seen:
+            return False
+        self._seen = stamp
+        try:
+            self.reload(operation)
+        except (PolicyError, ConfigError) as error:
+            logger.error("specexit: the policy stays as it was: %s", error)
+            return False
+        return True
+
+    def reload(self, operation: Operation) -> None:
+        """Read the file, whether it has changed or not.
+
+        Raises:
+          PolicyError, ConfigError: see `policies_for`; nothing has been changed then.
+        """
+        file, serving = policies_for(self.folder, self.block, self.additional_config)
+        self._seen = self._stamp()
+        operation.load(file, serving, doubts(file, self.served))
+        logger.warning("specexit: %s read again: mode %s, point %s", self.folder / FILE, operation.mode, operation.name)
