@@ -8,7 +8,7 @@ SERVE ?= $(if $(shell command -v nvidia-smi),serve,serve-cpu)
 RELEASES ?= runs/vllm-releases
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-gpu compat lint bench bench-data bench-serving bench-training bench-signals \
+.PHONY: help demo serve chat test test-gpu compat lint bench bench-data bench-serving bench-training bench-signals \
   bench-certificate continuation plan-all docs tiny-reasoner format clean
 
 help:  ## Show this list
@@ -16,6 +16,12 @@ help:  ## Show this list
 
 demo: $(VENV)/.demo-ready  ## Run the whole pipeline on the tiny reasoner (QUICK=1 for a smaller one)
 	@$(BIN)/specexit demo quick=$(if $(QUICK),true,false)
+
+serve: $(VENV)/.demo-ready  ## Serve the draft of `make demo` on port 8000
+	@SPECEXIT_SERVING='{"routes": ["reports", "interrupt"]}' $(BIN)/specexit serve draft=runs/demo/draft
+
+chat: $(VENV)/.demo-ready  ## Ask the server of `make serve`, and watch it think
+	@$(BIN)/specexit chat
 
 test: $(VENV)/.dev-ready  ## Run all tests, real vLLM engines included
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile --no-loadscope-reorder $(ARGS)

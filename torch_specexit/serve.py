@@ -7,6 +7,8 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -14,9 +16,14 @@ from rich.table import Table
 from specexit.drafts.directory import check_target, read_draft
 from specexit.errors import InputError
 from specexit.schemas.serve import ServeConfig
-from specexit.schemas.target import find_target
+from specexit.schemas.target import TargetConfig, find_target
+from torch_specexit.kv_cache import free_bytes, kv_cache_gib, weight_bytes
 from torch_specexit.plugin.compat.fit import Hook
 from torch_specexit.plugin.compat.sources import Imported, Release, Sources
+
+KV_CACHE_SPACE = "VLLM_CPU_KVCACHE_SPACE"
+CPU_ARGUMENTS = ["--enforce-eager", "--block-size", "32"]
+"""On a CPU compiling takes half a minute of every start, and attention is fast at multiples of 32."""
 
 
 class ServeError(InputError):
@@ -41,15 +48,18 @@ def serve(config: ServeConfig) -> None:
         raise ServeError(f"vLLM {release.version} is served without exits: {'; '.join(misfits)}")
     if config.check:
         return
-    command = serve_command(config)
+    from vllm.platforms import current_platform
+
+    command = serve_command(config, on_cpu=current_platform.is_cpu())
     os.execvp(command[0], command)
 
 
-def serve_command(config: ServeConfig) -> list[str]:
-    """The command line that serves a target with its draft.
+def serve_command(config: ServeConfig, *, on_cpu: bool = False) -> list[str]:
+    """The command line that serves a target with its draft; on a CPU its environment is set, too.
 
     Raises:
       ConfigError, DraftError: the target or the draft cannot be used, or they do not belong together.
+      KVCacheError: a CPU machine has too little free memory.
     """
     assert config.draft is not None
     draft, _ = read_draft(config.draft)
@@ -60,7 +70,27 @@ def serve_command(config: ServeConfig) -> list[str]:
         "model": str(config.draft),
         "num_speculative_tokens": config.num_speculative_tokens,
     }
-    return [*_server(str(target.folder)), "--speculative-config", json.dumps(speculation), *config.arguments]
+    length = min(target.max_model_len, draft.max_position_embeddings)
+    ours = ["--dtype", target.dtype, "--max-model-len", str(length)]
+    if on_cpu:
+        ours += CPU_ARGUMENTS
+        _leave_memory(target, config.draft, _last_of("--max-model-len", config.arguments, length))
+    return [*_server(str(target.folder)), *ours, "--speculative-config", json.dumps(speculation), *config.arguments]
+
+
+def _leave_memory(target: TargetConfig, draft: Path, max_model_len: int) -> None:
+    """Say how large the KV cache is to be, unless somebody has."""
+    if not os.environ.get(KV_CACHE_SPACE):
+        weights = weight_bytes(target.folder, draft)
+        gib = kv_cache_gib(target.hf_config(), target.dtype, max_model_len, weights, free_bytes())
+        os.environ[KV_CACHE_SPACE] = str(gib)
+
+
+def _last_of(option: str, arguments: Sequence[str], default: int) -> int:
+    """What an option of `vllm serve` is set to, written with a space or an equals sign."""
+    words = [word for argument in arguments for word in argument.split("=", 1)]
+    values = [after for word, after in pairwise(words) if word == option]
+    return int(values[-1]) if values and values[-1].isdigit() else default
 
 
 def _server(model: str) -> list[str]:

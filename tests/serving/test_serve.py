@@ -10,9 +10,10 @@ import pytest
 
 from specexit.drafts.directory import DraftError
 from specexit.schemas.serve import ServeConfig
+from torch_specexit.kv_cache import GIB, PROGRAMS_GIB, KVCacheError, kv_cache_gib
 from torch_specexit.plugin.compat import hooks
 from torch_specexit.plugin.compat.sources import SourceError
-from torch_specexit.serve import ServeError, serve, serve_command
+from torch_specexit.serve import KV_CACHE_SPACE, ServeError, serve, serve_command
 
 pytestmark = pytest.mark.vllm
 
@@ -52,6 +53,45 @@ def test_the_command_line_names_target_and_draft(write_random_draft, tmp_path):
     assert command[-2:] == ["--port", "8001"]
     speculation = json.loads(command[command.index("--speculative-config") + 1])
     assert speculation == {"method": "eagle3", "model": str(draft), "num_speculative_tokens": 3}
+
+
+SMALL = {"num_hidden_layers": 4, "num_attention_heads": 6, "num_key_value_heads": 2, "hidden_size": 192}
+QWEN3_4B = {"num_hidden_layers": 36, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128}
+
+
+@pytest.mark.parametrize(
+    ("target", "length", "weights", "free", "expected"),
+    [
+        (SMALL, 1024, 0, 4, 1),  # a laptop with 4 GiB free
+        (SMALL, 1024, 0, 3.5, 1),
+        (QWEN3_4B, 32_768, 8, 16, 5),  # one request and a bit: as much as there is
+        (QWEN3_4B, 32_768, 8, 256, 74),  # sixteen requests of full length, and no more
+    ],
+)
+def test_a_cpu_server_takes_memory_for_its_target_and_no_more_than_is_free(target, length, weights, free, expected):
+    dtype = "float32" if target is SMALL else "bfloat16"
+    found = kv_cache_gib(target, dtype, length, weights * GIB, int(free * GIB))
+    assert found in (expected, expected + 1)
+    assert found + weights + PROGRAMS_GIB <= free
+
+
+def test_a_machine_that_is_too_small_is_told_what_it_takes():
+    with pytest.raises(KVCacheError, match=r"12.0 GiB of memory are free, expected 15.0: 8.0 for the weights.* 32768"):
+        kv_cache_gib(QWEN3_4B, "bfloat16", 32_768, 8 * GIB, 12 * GIB)
+
+
+def test_on_a_cpu_the_size_is_set_unless_somebody_has(write_random_draft, tmp_path, monkeypatch):
+    fits = {"hidden_size": 192, "target_hidden_size": 192, "vocab_size": 640}
+    draft = write_random_draft(tmp_path / "draft", "draft", **fits, eagle_aux_hidden_state_layer_ids=(1, 3, 4))
+    config = ServeConfig(target="tiny-reasoner", draft=draft, arguments=("--max-model-len=512",))
+    monkeypatch.setenv(KV_CACHE_SPACE, "7")
+    command = serve_command(config, on_cpu=True)
+    assert os.environ[KV_CACHE_SPACE] == "7"
+    assert command.index("--max-model-len=512") > command.index("--max-model-len")  # the last one counts
+    monkeypatch.setenv(KV_CACHE_SPACE, "")
+    monkeypatch.setattr("torch_specexit.serve.free_bytes", lambda: 4 * GIB)
+    serve_command(config, on_cpu=True)
+    assert os.environ[KV_CACHE_SPACE] == "1"
 
 
 def test_a_draft_of_another_target_is_refused_before_anything_starts(write_random_draft, tmp_path):

@@ -5,11 +5,13 @@ Anything else than what was calibrated is served, and called uncertified; with `
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
-from specexit.drafts.fingerprints import file_sha256, target_fingerprint
+from specexit.drafts.fingerprints import target_fingerprint
 from specexit.drafts.policy import PolicyFile
+from specexit.drafts.tensors import sha256_of
 from torch_specexit.plugin.compat.checks import folder_of
 
 
@@ -22,11 +24,11 @@ def served_fingerprints(draft: Path, vllm_config: Any) -> dict[str, str | None]:
     """
     model = vllm_config.model_config
     target = folder_of(model.model, model.revision, "config.json")
-    tokenizer = folder_of(model.tokenizer, model.tokenizer_revision, "tokenizer.json")
+    tokenizer = folder_of(model.tokenizer, model.tokenizer_revision, "tokenizer.json") / "tokenizer.json"
     return {
-        "draft": file_sha256(draft / "model.safetensors"),
+        "draft": sha256_of(draft),
         "target": target_fingerprint(target),
-        "tokenizer": file_sha256(tokenizer / "tokenizer.json"),
+        "tokenizer": hashlib.sha256(tokenizer.read_bytes()).hexdigest() if tokenizer.exists() else None,
         "dtype": str(model.dtype).removeprefix("torch."),
         "quantization": model.quantization or "none",
         "kv_cache_dtype": vllm_config.cache_config.cache_dtype,

@@ -1,0 +1,80 @@
+"""How much memory a server on a CPU takes for its KV cache: enough for the target, and no more than there is.
+
+Left to itself vLLM asks for 92 % of all memory, and ends where another program has some of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from specexit.errors import InputError
+
+REQUESTS = 16
+"""Requests of full length that find room, if the memory suffices."""
+
+PROGRAMS_GIB = 2.0
+"""Left for the API server, the engine and the worker beside their weights: 1.8 seen with the tiny reasoner."""
+
+GIB = 1 << 30
+BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+
+class KVCacheError(InputError):
+    """There is not enough memory to serve a target."""
+
+
+def bytes_per_token(target: Mapping[str, Any], dtype: str) -> int:
+    """Keys and values of one token, in all layers of a target and the one of its draft.
+
+    Example:
+      >>> shape = {"num_hidden_layers": 4, "num_attention_heads": 6, "num_key_value_heads": 2, "hidden_size": 192}
+      >>> bytes_per_token(shape, "float32")
+      2560
+    """
+    heads = target["num_attention_heads"]
+    width = target.get("num_key_value_heads", heads) * (target.get("head_dim") or target["hidden_size"] // heads)
+    return 2 * width * (target["num_hidden_layers"] + 1) * BYTES.get(dtype, 4)
+
+
+def kv_cache_gib(target: Mapping[str, Any], dtype: str, max_model_len: int, weights: int, free: int) -> int:
+    """Size of the KV cache in GiB, which is how vLLM wants to know it on a CPU.
+
+    Args:
+      target: its ``config.json``.
+      dtype: of the served weights.
+      max_model_len: longest sequence.
+      weights: bytes of target and draft.
+      free: bytes of memory that nobody uses.
+
+    Raises:
+      KVCacheError: there is no room for one request of full length.
+    """
+    one = bytes_per_token(target, dtype) * max_model_len
+    room = int((free - weights) / GIB - PROGRAMS_GIB)
+    least = max(1, -(-one // GIB))
+    if room < least:
+        raise KVCacheError(
+            f"{free / GIB:.1f} GiB of memory are free, expected {least + PROGRAMS_GIB + weights / GIB:.1f}: "
+            f"{weights / GIB:.1f} for the weights, {PROGRAMS_GIB} for the programs, {least} for the keys and values "
+            f"of one request of {max_model_len} tokens (--max-model-len in arguments makes that less)"
+        )
+    return max(least, min(room, -(-one * REQUESTS // GIB)))
+
+
+def weight_bytes(*folders: Path) -> int:
+    """Size of the weights in some model folders."""
+    return sum(path.stat().st_size for folder in folders for path in folder.glob("*.safetensors"))
+
+
+def free_bytes() -> int:
+    """Memory that nobody uses, within the limit of this container."""
+    import psutil
+
+    free = psutil.virtual_memory().available
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    try:
+        return min(free, int(limit.read_text()) - int(used.read_text()))
+    except (OSError, ValueError):  # no such file, or "max"
+        return free
