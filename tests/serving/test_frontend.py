@@ -69,16 +69,17 @@ class Engine:
                 lora_request=None,
             )
         self.processor.external_req_ids[external] = list(self.requests)
-        self.stats = SimpleNamespace()
+        self.stats, self.reporter = SimpleNamespace(), outcome.Reporter()
 
-    def step(self, rows, finished=None, stopped=(), n_output=60):
+    def step(self, rows, finished=None, stopped=(), n_output=60, inactive=None):
         """One step; returns what the outputs say. ``stopped``: choices in which the front end meets a stop string."""
         finished, outputs, names = finished or {}, [], list(self.requests)
         for i in rows:
             self.requests[names[i]].num_output_tokens = n_output
             outputs.append(core_output(names[i], finished.get(i)))
         records = {names[i]: record for i, record in rows.items()}
-        outcome.report(self.requests, records, {0: SimpleNamespace(outputs=outputs)})
+        self.reporter.take(records, self.requests)
+        self.reporter.report(records, {0: SimpleNamespace(outputs=outputs, finished_requests=None)}, inactive)
         known = frontend.attach(self.processor, outputs)
         for i in (*finished, *stopped):
             state = self.processor.request_states.pop(names[i])
@@ -219,10 +220,8 @@ def test_a_failure_in_a_worker_is_said_once_counted_and_shown(caplog):
     engine, front = Engine(), front_end(required=True)
     setattr(engine.processor, KEY, front)
     assert front.problem() is None
-    for _ in range(3):
-        output = core_output("0_chatcmpl-1")
-        output.kv_transfer_params = {outcome.INACTIVE_KEY: "could not judge a step"}
-        frontend.attach(engine.processor, [output])
+    for thoughts in (10, 20, 30):
+        engine.step({0: row(THINKING, thoughts)}, inactive="could not judge a step")
     assert front.summary()["active"] is False
     assert front.summary()["reason"] == "failed: could not judge a step"
     assert front.problem() == "failed: could not judge a step"
@@ -343,7 +342,7 @@ def test_metrics_count_outcomes_and_both_estimates_of_what_was_saved():
         common = {"model_name": "tiny"} | ({} if "result" in labels else {"engine": "0"})
         return registry.get_sample_value(f"vllm:specexit_{name}", common | labels)
 
-    assert [value("requests_total", outcome=name) for name in OUTCOMES] == [2, 1, 0, 0]
+    assert [value("requests_total", outcome=name) for name in OUTCOMES] == [2, 0, 0, 1, 0, 0]
     assert value("thinking_tokens_sum", outcome="exit") == 120
     assert value("exit_validity_sum") == pytest.approx(1.8)
     assert value("exit_remaining_bucket", le="2.0") == 0
