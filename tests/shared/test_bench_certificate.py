@@ -95,7 +95,15 @@ def test_the_file_has_every_cell_and_certificates_hold(people, tmp_path, capsys)
     assert max(cell["violations"] for cell in cells) <= 0.1 + 0.052
     assert np.mean([cell["naive"] for cell in cells]) > 0.2
     assert max(cell["cut"] for cell in cells) > 0.2
-    assert "naive" in capsys.readouterr().out
+    moved = written["transfer"]
+    assert {(one["tested_on"], one["n"]) for one in moved} == {("easy", 200), ("hard", 200)}
+    broken = {(one["risk"], one["epsilon"], one["tested_on"]): one for one in moved}
+    # Certified on the easy ones, 10 % does not hold on the hard ones; with the worst group controlled it does.
+    assert broken["answer_changed", 0.1, "hard"]["violations"] > 0.5
+    assert broken["answer_changed", 0.1, "hard"]["grouped"] <= 0.1 + 0.052
+    printed = capsys.readouterr().out
+    assert "naive" in printed
+    assert "certified without a group" in printed
 
 
 def test_a_decoding_without_scores_is_refused(tmp_path):

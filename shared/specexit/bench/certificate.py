@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -67,6 +68,23 @@ class Cell:
     """Mean over the draws of the population's thinking that the certified policy saves, 0 where there is none."""
     certified: float
     """A policy was certified at all."""
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """A certificate made without one group of the prompts, used on that group; shares are of the draws."""
+
+    risk: str
+    epsilon: float
+    n: int
+    source: str
+    decoding: str
+    tested_on: str
+    """The group."""
+    violations: float
+    """The risk in the group is above epsilon, though the certificate is true of the others."""
+    grouped: float
+    """The same where the group was among the prompts, and the worst group was controlled."""
 
 
 def population(sample: Sample, risk: Risk) -> Population:
@@ -140,6 +158,32 @@ def cell(people: Population, claim: Claim, n: int, draws: int, rng: np.random.Ge
     }
 
 
+def transfer(
+    people: Population, claim: Claim, n: int, draws: int, rng: np.random.Generator
+) -> dict[int, dict[str, float]]:
+    """What certificates are worth in a group that they were made without, group by group.
+
+    Returns:
+      number of the group -> the two shares of `Transfer`.
+    """
+    size, found = people.losses.shape[1], {}
+    together, _ = measure(people, claim, rng.multinomial(n, np.full(size, 1 / size), draws))
+    for group in np.unique(people.group).tolist():
+        inside = people.group == group
+        others = Population(
+            losses=people.losses[:, ~inside],
+            kept=people.kept[:, ~inside],
+            full=people.full[~inside],
+            single=people.single,
+            group=np.zeros((~inside).sum(), np.int64),
+        )
+        left = int((~inside).sum())
+        chosen, _ = measure(others, claim, rng.multinomial(n, np.full(left, 1 / left), draws))
+        broken = np.append(people.losses[:, inside].mean(axis=1) > claim.epsilon, False)
+        found[group] = {"violations": float(broken[chosen].mean()), "grouped": float(broken[together].mean())}
+    return found
+
+
 def bench_certificate(config: BenchCertificateConfig) -> list[Cell]:
     """Measure every cell, print the table and write it.
 
@@ -148,6 +192,7 @@ def bench_certificate(config: BenchCertificateConfig) -> list[Cell]:
     """
     console, rng = Console(), np.random.default_rng(config.seed)
     cells: list[Cell] = []
+    moved: list[Transfer] = []
     sizes: dict[str, Any] = {}
     for decoding, path in config.traces.items():
         traces = read_traces(path)
@@ -165,17 +210,25 @@ def bench_certificate(config: BenchCertificateConfig) -> list[Cell]:
                     for epsilon, n in track(todo, what, console=console, disable=not console.is_terminal):
                         found = cell(people, Claim(risk, epsilon, config.delta), n, config.draws, rng)
                         cells.append(Cell(risk, epsilon, n, source, decoding, by_group, **found))
+                    names, n = sorted(set(sample.prompts.groups or ())), max(config.n)
+                    for epsilon in config.epsilon if names else ():
+                        shares = transfer(people, Claim(risk, epsilon, config.delta), n, config.draws, rng)
+                        for i, name in enumerate(names):
+                            moved.append(Transfer(risk, epsilon, n, source, decoding, name, **shares[i]))
     record = {
         "delta": config.delta,
         "draws": config.draws,
         "population": sizes,
         "cells": [asdict(cell) for cell in cells],
+        "transfer": [asdict(one) for one in moved],
         "definitions": {name: _definition(name) for name in ("violations", "naive", "cut", "certified")},
         "versions": versions(),
         "revision": revision(),
     }
     write_text(config.out, json.dumps(record, indent=1) + "\n")
     console.print(_table(cells, config.delta))
+    if moved:
+        console.print(_transfer_table(moved))
     return cells
 
 
@@ -188,8 +241,18 @@ def _definition(name: str) -> str:
     }[name]
 
 
+def _transfer_table(moved: list[Transfer]) -> Table:
+    table = Table(title="certified without a group, used on it", title_justify="left", box=SIMPLE)
+    for heading in ("risk", "ε", "source", "decoding", "group", "broken there", "worst group controlled"):
+        table.add_column(heading)
+    for one in moved:
+        shares = (f"{100 * one.violations:.1f} %", f"{100 * one.grouped:.1f} %")
+        table.add_row(one.risk, f"{100 * one.epsilon:g} %", one.source, one.decoding, one.tested_on, *shares)
+    return table
+
+
 def _table(cells: list[Cell], delta: float) -> Table:
-    table = Table(title=f"violations may reach {delta:g} in a cell", title_justify="left")
+    table = Table(title=f"violations may reach {delta:g} in a cell", title_justify="left", box=SIMPLE)
     for heading in ("risk", "ε", "n", "source", "decoding", "groups", "violations", "naive", "certified", "cut"):
         table.add_column(heading)
     for c in cells:
