@@ -9,7 +9,7 @@ RELEASES ?= runs/vllm-releases
 
 .DEFAULT_GOAL := help
 .PHONY: help demo serve chat test test-gpu compat lint bench bench-data bench-serving bench-training bench-signals \
-  bench-certificate continuation plan-all docs tiny-reasoner format clean
+  bench-certificate bench-field bench-full-size continuation plan-all docs tiny-reasoner format clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -71,6 +71,15 @@ bench-certificate: $(VENV)/.demo-ready  ## How often certificates are broken, dr
 
 bench-signals: $(VENV)/.demo-ready  ## Train the demo's draft with and without signals, three seeds (needs `make demo`)
 	@$(BIN)/specexit bench-signals configs/bench/signals.yaml
+
+bench-field: $(VENV)/.demo-ready  ## Measure every method, greedy and sampled; goes on where it stopped (hours; needs `make demo`)
+	@$(BIN)/specexit collect target=tiny-reasoner split=test n=1000 out=runs/field/traces
+	@test -e runs/field/scores || $(BIN)/specexit score draft=runs/demo/draft traces=runs/field/traces out=runs/field/scores
+	@test -e runs/field/greedy || $(BIN)/specexit bench configs/bench/field.yaml
+	@test -e runs/field/sampled || $(BIN)/specexit bench configs/bench/field-sampled.yaml
+
+bench-full-size: $(VENV)/.demo-ready  ## Measure at the size of Qwen3-0.6B, on a stand-in (SHAPE=... for another; needs `make demo`)
+	@$(BIN)/specexit bench-full-size configs/bench/full-size.yaml $(if $(SHAPE),shape=$(SHAPE))
 
 continuation: $(VENV)/.dev-ready  ## 1,000 exits on every runner and scheduler, each checked against plain vLLM
 	@SPECEXIT_CONTINUATION=1 $(BIN)/python -m pytest tests/serving/test_continuation.py -s $(ARGS)

@@ -3,7 +3,10 @@
 The first line is the set-up, answered by ``{"accelerator": name or null}`` once the engine stands; then, per job,
 
 ``{"prompts": [[ids]], "batch": b, "max_new_tokens": n, "extra_args": {...}}`` ->
-``{"seconds": [...], "requests": [{"token_ids", "finish_reason", "outcome"}], "n_drafts": int, "n_accepted": int}``.
+``{"seconds": [...], "requests": [{"token_ids", "finish_reason", "outcome"}], "n_drafts": int, "n_accepted": int}``,
+
+``{"method": name, "parameters": {...}, "problems": [{...}], "marks": {...}, "batch": b, "sampling": {...},
+"arrivals": [seconds] or null, "seed": n}`` -> the same, its requests as `specexit.bench.methods.running` measures them.
 """
 
 from __future__ import annotations
@@ -11,13 +14,18 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from specexit.bench.methods import Marks, Problem, Trial, from_job
 from specexit.bench.process import claim_stdout, reply
+from specexit.method.splits import FastTokenizer, load_tokenizer
 from specexit.schemas.engine import EngineConfig
 from specexit.schemas.target import TargetConfig
-from torch_specexit.engine import start_engine
+from torch_specexit.bench_driver import drive
+from torch_specexit.engine import seed_everything, start_engine
 
 if TYPE_CHECKING:
     from vllm import LLM, RequestOutput
@@ -29,8 +37,9 @@ def main() -> None:
     """Serve jobs until stdin ends."""
     replies = claim_stdout()
     setup = json.loads(sys.stdin.readline())
+    target = TargetConfig.model_validate(setup["target"])
     llm = start_engine(
-        TargetConfig.model_validate(setup["target"]),
+        target,
         EngineConfig.model_validate(setup["engine"]),
         draft=Path(setup["draft"]) if setup["draft"] else None,
         num_speculative_tokens=setup["num_speculative_tokens"],
@@ -38,7 +47,8 @@ def main() -> None:
     )
     reply(replies, {"accelerator": _accelerator()})
     for line in sys.stdin:
-        reply(replies, run_job(llm, json.loads(line)))
+        job = json.loads(line)
+        reply(replies, run_method(llm, target, job) if "method" in job else run_job(llm, job))
 
 
 def run_job(llm: LLM, job: dict[str, Any]) -> dict[str, Any]:
@@ -62,6 +72,35 @@ def run_job(llm: LLM, job: dict[str, Any]) -> dict[str, Any]:
         "requests": [_request(output) for output in outputs],
         **{name: after[name] - before[name] for name in COUNTERS},
     }
+
+
+def run_method(llm: LLM, target: TargetConfig, job: dict[str, Any]) -> dict[str, Any]:
+    """Let a method answer problems, from an empty prefix cache and a seed of the job's own."""
+    think = target.think_tokens()
+    marks = Marks(end=think.end, split=think.split, decode=_decoder(target), **job["marks"])
+    llm.reset_prefix_cache()
+    seed_everything(job["seed"])
+    before = _counters(llm)
+    reply = drive(
+        llm,
+        from_job(job),
+        [Problem(**problem | {"trial": Trial(**problem["trial"])}) for problem in job["problems"]],
+        marks,
+        batch=job["batch"],
+        sampling=job["sampling"],
+        arrivals=job["arrivals"],
+    )
+    after = _counters(llm)
+    return reply | {name: after[name] - before[name] for name in COUNTERS}
+
+
+@cache
+def _tokenizer(folder: Path) -> FastTokenizer:
+    return load_tokenizer(folder)
+
+
+def _decoder(target: TargetConfig) -> Callable[[list[int]], str]:
+    return _tokenizer(target.folder).decode
 
 
 def _request(output: RequestOutput) -> dict[str, Any]:

@@ -9,14 +9,11 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from specexit.data.answers import extract_answer, same_answer
 from specexit.data.prompts import Prompt
@@ -26,7 +23,7 @@ from specexit.schemas.collect import CollectConfig
 from specexit.schemas.target import TargetConfig, load_target_config
 from torch_specexit.chat import load_chat_tokenizer, prompt_ids
 from torch_specexit.collect import chunk_path, chunks, load_prompts
-from torch_specexit.engine import start_engine
+from torch_specexit.engine import seed_everything, start_engine
 
 if TYPE_CHECKING:
     from vllm import CompletionOutput, SamplingParams
@@ -87,7 +84,7 @@ class Collector:
         prefix and from a seed of its own.
         """
         self.llm.reset_prefix_cache()
-        _seed_everything(self.config.seed + 1_000_003 * (index + 1))
+        seed_everything(self.config.seed + 1_000_003 * (index + 1))
         encoded = [self._encode(prompt) for prompt in prompts]
         responses = self._generate(encoded, self.sampling, lambda _: self.report(generated=1))
         traces = [self._trace(*row) for row in zip(prompts, encoded, responses, strict=True)]
@@ -185,14 +182,6 @@ class Collector:
 
     def _answer(self, ids: list[int]) -> str | None:
         return extract_answer(self.tokenizer.decode(ids))
-
-
-def _seed_everything(seed: int) -> None:
-    import torch
-
-    random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002 - vLLM draws from numpy's global state
-    torch.manual_seed(seed)
 
 
 def _end_with_parent() -> None:

@@ -89,3 +89,15 @@ def platform_arguments(config: EngineConfig, *, on_cpu: bool) -> dict[str, Any]:
 def one_of_several(config: EngineConfig, **changes: Any) -> EngineConfig:
     """Settings of an engine that shares its machine with others of its kind: a KV cache of a certain size."""
     return config.model_copy(update={"kv_cache_gib": config.kv_cache_gib or KV_CACHE_GIB, **changes})
+
+
+def seed_everything(seed: int) -> None:
+    """Seed what an engine in this process draws from; vLLM's CPU sampler dies of seeds of single requests."""
+    import random
+
+    import numpy as np
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - vLLM draws from numpy's global state
+    torch.manual_seed(seed)

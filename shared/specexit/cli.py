@@ -190,6 +190,13 @@ COMMANDS = {
         "specexit.schemas.bench_certificate:BenchCertificateConfig",
         "specexit.bench.certificate:bench_certificate",
     ),
+    "bench-full-size": Command(
+        "Evidence",
+        "Measure EAGLE-3 and SpecExit at a real target's size, on a stand-in.",
+        "specexit.schemas.bench_full_size:BenchFullSizeConfig",
+        "torch_specexit.bench_full_size:bench_full_size",
+        "serve",
+    ),
     "stand-in": Command(
         "Evidence",
         "Write a model of a real target's size that behaves as a small one, to measure times on.",

@@ -12,16 +12,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from specexit.bench.comparison import read_requests
+from specexit.bench.methods import find_method
 from specexit.bench.process import BenchError, BenchProcess
 from specexit.bench.results import Results, read_results
 from specexit.data.traces import Trace, write_traces
 from specexit.drafts.directory import DraftConfig, DraftError, SpecExitBlock, write_draft
+from specexit.errors import InputError
 from specexit.schemas.bench import BenchConfig
 from specexit.schemas.target import load_target_config
 from specexit.tiny import problems, prompt_text, render_response, write_trace
-from torch_specexit.bench import Method, bench, turns
+from torch_specexit.bench import bench
+from torch_specexit.bench_turns import Entry, turns
 
 TARGET = load_target_config("tiny-reasoner")
+METHODS = ("none", "eagle3", "specexit", "budget", "deer", "oracle", str(Path(__file__).with_name("own_method.py")))
 N, N_LATENCY, BUDGET, MAX_NEW_TOKENS = 4, 2, 30, 96
 
 
@@ -86,6 +90,7 @@ def write_random_draft(folder: Path, *, hidden: int = 192) -> None:
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bench-inputs")
     write_traces(folder / "traces.parquet", generated_traces(N))
+    write_traces(folder / "calibration.parquet", generated_traces(N))
     write_random_draft(folder / "draft")
     return folder
 
@@ -99,8 +104,12 @@ def config(inputs: Path, **changes: object) -> BenchConfig:
             "out": inputs / "out",
             "n": N,
             "n_latency": N_LATENCY,
-            "batch": 4,
+            "batches": (4,),
+            "methods": METHODS,
+            # Those few tokens are not enough for most responses.
+            "max_unfinished": 1.0,
             "budget": BUDGET,
+            "calibration_traces": inputs / "calibration.parquet",
             "rounds": 2,
             "max_new_tokens": MAX_NEW_TOKENS,
         }
@@ -116,7 +125,7 @@ def results(inputs: Path) -> Results:
 
 @pytest.mark.vllm
 def test_all_methods_answer_all_problems(inputs: Path, results: Results) -> None:
-    assert list(results.methods) == ["none", "eagle3", "specexit", "budget"]
+    assert list(results.methods) == [*METHODS[:-1], "twice"]
     for name, method in results.methods.items():
         assert sum(method.exits.model_dump().values()) == N, name
         assert set(method.seconds) == {"1", "4"}, name
@@ -161,6 +170,39 @@ def test_the_report_lies_beside_the_results(inputs: Path, results: Results) -> N
 
 
 @pytest.mark.vllm
+def test_a_method_of_ones_own_is_in_table_and_report(inputs: Path, results: Results) -> None:
+    twice = results.methods["twice"]
+    assert (twice.says, twice.parameters) == ("exit at the second step boundary", {"steps": 2})
+    assert "twice" in (inputs / "out" / "report.html").read_text()
+    full = read_requests(inputs / "out" / "requests.jsonl", "eagle3")
+    split = TARGET.think_tokens().split
+    for name, request in read_requests(inputs / "out" / "requests.jsonl", "twice").items():
+        ends = [i + 1 for i, token in enumerate(full[name].token_ids) if token in split]
+        assert (request.reason, request.thinking_tokens) == ("exit", ends[1])
+        assert request.token_ids[: ends[1]] == full[name].token_ids[: ends[1]]
+
+
+@pytest.mark.vllm
+def test_trial_answers_are_paid_for(results: Results) -> None:
+    assert results.methods["deer"].probe_tokens > 0
+    assert results.methods["eagle3"].probe_tokens == 0
+    for method in results.methods.values():
+        for latency in method.latency.values():
+            assert 0 < latency.p50 <= latency.p95
+        # One at a time, the times of the requests are the time of the method.
+        alone = method.latency["1"]
+        assert alone.mean * alone.n == pytest.approx(method.seconds["1"])
+
+
+@pytest.mark.vllm
+def test_responses_that_run_out_of_tokens_are_an_error(inputs: Path, tmp_path: Path) -> None:
+    short = config(inputs, methods=("eagle3",), max_unfinished=0.05, out=tmp_path / "new", n=2)
+    with pytest.raises(BenchError, match=r"max_new_tokens=96: . responses of eagle3 ran out of tokens"):
+        bench(short)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.vllm
 def test_an_engine_that_cannot_start_says_why(tmp_path: Path) -> None:
     setup = {
         "target": TARGET.model_copy(update={"path": str(tmp_path / "nowhere")}).model_dump(mode="json"),
@@ -196,6 +238,21 @@ def test_the_draft_of_another_target_is_refused(inputs: Path, tmp_path: Path) ->
     assert not (tmp_path / "new").exists()
 
 
+def test_what_cannot_be_run_is_refused_before_anything_starts(inputs: Path, tmp_path: Path) -> None:
+    for changes, message in (
+        (
+            {"methods": ("eagle3", "oracle"), "sampling": {"temperature": 0.6}},
+            "oracle replays a recording, and sampled",
+        ),
+        ({"methods": ("none", "specexit")}, "methods are none, specexit: expected different ones, with eagle3 among"),
+        ({"methods": ("eagle3", "specexit-fc")}, "specexit-fc runs on a draft with signals of source fc: draft_fc is"),
+        ({"methods": ("eagle3", "exits-alone")}, "exits-alone replays the signals of the traces: scores is missing"),
+    ):
+        with pytest.raises(InputError, match=message):
+            bench(config(inputs, out=tmp_path / "new", **changes))
+        assert not (tmp_path / "new").exists()
+
+
 def test_a_folder_that_holds_something_is_left_alone(inputs: Path, tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("data")
     with pytest.raises(FileExistsError, match="not empty"):
@@ -205,10 +262,8 @@ def test_a_folder_that_holds_something_is_left_alone(inputs: Path, tmp_path: Pat
 
 @given(st.integers(1, 5), st.integers(1, 40), st.integers(1, 8))
 def test_turns_give_every_method_every_problem_once_and_in_order(n_methods: int, n: int, rounds: int) -> None:
-    methods = [Method(str(i), None, {}, exits=False) for i in range(n_methods)]
-    trace = generated_traces(1)[0]
-    traces = [trace] * n
-    seen = [(method.name, len(part)) for method, part in turns(methods, traces, rounds)]
+    entries = [Entry(str(i), "none", find_method("none")(), None, (), ()) for i in range(n_methods)]
+    seen = [(entry.name, len(part)) for entry, part in turns(entries, n, rounds)]
     assert {name: sum(k for who, k in seen if who == name) for name in "01234"[:n_methods]} == dict.fromkeys(
         "01234"[:n_methods], n
     )

@@ -3,21 +3,26 @@
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
 from specexit.bench.comparison import Request, Run, summarise, write_requests
-from specexit.bench.results import Comparison, Oracle, Results, write_results
+from specexit.bench.results import Comparison, Oracle, Results, read_results, write_results
 from specexit.data.scores import Scores, write_scores
 from specexit.data.traces import Trace, write_traces
 from specexit.drafts.policy import Certificate, OperatingPoint, PolicyFile, write_policy
 from specexit.method.decision import Policy
 from specexit.method.simulate import Point, Simulation
 from specexit.report.charts import PALETTE
-from specexit.report.page import ReportError, read_evaluation, read_metrics, report, trickiest
+from specexit.report.page import ReportError, read_evaluation, read_metrics, report
+from specexit.report.readme import BEGIN, END, ReadmeError
+from specexit.report.shown import choose, show
+from specexit.report.verdict import verdict
 from specexit.schemas.report import ReportConfig
 from specexit.schemas.target import load_target_config
 
@@ -139,8 +144,8 @@ def test_the_file_fetches_nothing(bench: Path, trace: Trace) -> None:
 def test_charts_take_the_colours_of_the_page_and_say_what_they_show(bench: Path, trace: Trace) -> None:
     report(everything(bench, trace))
     html = (bench / "report.html").read_text()
-    assert html.count("<svg") == 5  # accuracy, signals, three of training
-    assert len(re.findall(r'role="img" aria-label="[^"]{20,}"><svg', html)) == 5
+    assert html.count("<svg") == 6  # accuracy, threshold, signals, three of training
+    assert len(re.findall(r'role="img" aria-label="[^"]{20,}"><svg', html)) == 6
     assert not [stand_in for stand_in in PALETTE.values() if stand_in in html]
     assert "prefers-color-scheme: dark" in html
 
@@ -158,7 +163,7 @@ def test_the_trace_is_cut_where_the_request_exited(bench: Path) -> None:
     html = (bench / "report.html").read_text()
     listed = re.findall(r'<li class="(\w+)"><span[^>]*>(.*?)</span>', html)
     assert [kind for kind, _ in listed] == ["kept", "kept", "kept", "exit", "cut"]
-    assert [text for kind, text in listed if kind != "exit"] == [step.strip() for step in STEPS]
+    assert [text for kind, text in listed if kind != "exit"] == [step.strip("\n") for step in STEPS]
 
 
 def test_text_of_a_prompt_is_text(bench: Path) -> None:
@@ -175,16 +180,103 @@ def test_what_is_not_given_is_left_out(bench: Path) -> None:
     assert "Signals of every thinking token" not in html
 
 
-def test_the_trickiest_trace_is_shown(trace: Trace, make_trace: Callable[..., Trace]) -> None:
-    easy = make_trace(id="easy", boundary_confidence=[0.2, 1.0, 1.0])
-    lost = make_trace(id="lost", boundary_confidence=[0.99, 1.0, 1.0])
+def test_readme_and_pictures_come_from_the_same_results(bench: Path, trace: Trace) -> None:
+    text = f"before\n{BEGIN}\nold\n{END}\nafter\n"
+    (bench / "README.md").write_text(text)
+    found = everything(bench, trace).model_copy(update={"readme": bench / "README.md", "images": bench / "images"})
+    report(found)
+    report(found)  # again: the same
+    assert (bench / "README.md").read_text() == text.replace(
+        "old\n",
+        "| method | accuracy | thinking tokens | of the oracle's cut | speed-up, batch 1 | speed-up, batch 16 |\n"
+        "| --- | --- | --- | --- | --- | --- |\n"
+        f"| EAGLE-3 | 100.0 % | {len(trace.think_ids)}.0 | 0 % | 1x | 1x |\n"
+        f"| **SpecExit** | 100.0 % (-1.0 points, -2.0..0.0) | {trace.boundaries[2]}.0 (-58.1 %, 56.0..60.0) | 96.8 % | "
+        "2.04x (1.90..2.20) | 1.70x (1.60..1.80) |\n",
+    )
+    names = sorted(path.name for path in (bench / "images").iterdir())
+    assert names == ["accuracy-against-thinking.svg", "how-much-hangs-on-the-threshold.svg", "the-best-cut.svg"]
+    for name in names:
+        drawing = ElementTree.parse(bench / "images" / name).getroot()
+        assert drawing.tag == "{http://www.w3.org/2000/svg}svg"
+        style = drawing.find("{http://www.w3.org/2000/svg}style")
+        assert style is not None
+        assert "prefers-color-scheme:dark" in (style.text or "")
+    (bench / "README.md").write_text("no marks")
+    with pytest.raises(ReadmeError, match=r"README\.md: expected one line"):
+        report(found)
+
+
+def test_the_readme_has_its_marks() -> None:
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    assert text.count(BEGIN) == text.count(END) == 1
+
+
+def exited(trace: Trace, behind: int, *, correct: bool = True) -> Request:
+    kept = trace.boundaries[behind] if behind < len(trace.boundaries) else len(trace.think_ids)
+    reason = "exit" if kept < len(trace.think_ids) else "natural_end"
+    return Request(trace.id, trace.think_ids[:kept], kept, reason, "7", correct, {})
+
+
+def test_three_traces_are_worth_looking_at(trace: Trace) -> None:
+    """The one that saved the most, the one that lost the most by it, the one that could have been cut the most."""
+    names = ("best", "good", "wrong", "missed", "whole", "elsewhere")
+    traces = {name: replace(trace, id=name) for name in names}
+    traces["whole"] = replace(traces["whole"], boundary_agrees=[False] * 4)
     requests = {
-        "a": Request("a", [], trace.boundaries[2], "exit", "7", True, {}),
-        "easy": Request("easy", [], 7, "exit", "7", True, {}),
-        "lost": Request("lost", [], 7, "exit", "8", False, {}),
+        "best": exited(traces["best"], 1),
+        "good": exited(traces["good"], 2),
+        "wrong": exited(traces["wrong"], 0, correct=False),
+        "missed": exited(traces["missed"], 9),
+        "whole": exited(traces["whole"], 9),
+        # It saved the most of all, on a path of its own, which the trace does not show.
+        "elsewhere": Request("elsewhere", [0], 1, "exit", "7", True, {}),
     }
-    assert trickiest({"easy": easy, "lost": lost, "a": trace}, requests) == "a"
-    assert trickiest({"lost": lost}, requests) is None
+    assert choose(list(traces.values()), requests) == {"best": "best", "wrong": "wrong", "missed": "missed"}
+    assert choose([traces["whole"]], requests) == {}
+
+
+def test_a_trace_of_500_steps_is_folded_and_keeps_its_line_breaks(trace: Trace) -> None:
+    tokenizer = load_target_config("tiny-reasoner").tokenizer()
+    text = [f"Step {i}:\n  x = {i}\n\n" for i in range(500)]
+    steps = [tokenizer.encode(one) for one in text]
+    long = replace(
+        trace,
+        think_ids=[token for step in steps for token in step],
+        boundaries=np.cumsum([len(step) for step in steps]).tolist(),
+        boundary_answers=["7"] * 500,
+        boundary_agrees=[True] * 500,
+        boundary_confidence=[1.0] * 500,
+        boundary_state=["agrees"] * 500,
+        boundary_trial_tokens=[3] * 500,
+    )
+    signals = np.full((len(long.think_ids), 4), 0.5, np.float32)
+    shown = show("best", long, exited(long, 200), tokenizer, signals, Policy())
+    assert [step.text for step in shown.steps] == [one.strip("\n") for one in text]
+    opened = [step for folded, group in shown.groups for step in group if not folded]
+    assert sum(len(group) for _, group in shown.groups) == 500
+    assert len(opened) < 20
+    assert [step.last for step in shown.steps].index(True) == 200
+    assert any(step.last for step in opened)
+    assert shown.chart is not None
+    assert len(shown.chart) < 300_000
+
+
+def test_the_verdict_claims_what_was_tested(bench: Path) -> None:
+    results = read_results(bench / "results.json")
+    versus = results.against_eagle3["specexit"]
+
+    def says(p_loss: float, faster: dict[str, float]) -> str:
+        against = {"specexit": versus.model_copy(update={"p_loss": p_loss})}
+        changed = {"against_eagle3": against, "specexit_faster": {"1": faster}}
+        return " ".join(verdict(results.model_copy(update=changed), None))
+
+    proven = says(0.0004, {"eagle3": 0.001, "deer": 0.01})
+    assert proven.startswith("Ruled out: a loss of accuracy of a point or more (p < 0.001 on 1 problems).")
+    assert "At batch 1 it answers sooner than eagle3, deer: every other method measured." in proven
+    open_ = says(0.2, {"eagle3": 0.001, "deer": 0.06})
+    assert "Not ruled out: a loss of accuracy of a point or more (p = 0.200 on 1 problems; more problems would" in open_
+    assert "it answers sooner than eagle3; not shown of deer." in open_
 
 
 def test_a_trace_that_did_not_exit_cannot_be_shown(bench: Path) -> None:

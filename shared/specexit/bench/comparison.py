@@ -10,13 +10,32 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 
-from specexit.bench.results import BASELINE, Comparison, Exits, Identity, MethodResult, Oracle, ResultsError, Triple
+from specexit.bench.results import (
+    BASELINE,
+    LOSS_MARGIN,
+    Comparison,
+    Exits,
+    Identity,
+    Latency,
+    MethodResult,
+    Oracle,
+    ResultsError,
+    TaskResult,
+    Triple,
+)
 from specexit.config import write_text
 from specexit.data.traces import Trace
 from specexit.method.labels import exit_point
-from specexit.method.statistics import paired_bootstrap, relative_cut
+from specexit.method.statistics import (
+    cluster_bootstrap,
+    equivalence,
+    holm,
+    paired_bootstrap,
+    relative_cut,
+    sign_flip_test,
+)
 
 Reason = Literal["exit", "natural_end", "length"]
 
@@ -35,6 +54,15 @@ class Request:
     correct: bool
     signals: dict[str, float]
     """Signal values at the exit, or at the last verdict; empty where nothing was judged."""
+    probe_tokens: int = 0
+    """Generated besides: trial answers that are no part of the response."""
+    seconds: float | None = None
+    """From when the problem came in to the last token."""
+    first_answer_seconds: float | None = None
+    """To the first token behind ``</think>``; None where there is none."""
+    sample: int = 0
+    """Which of the responses to the problem."""
+    task: str | None = None
 
 
 @dataclass
@@ -49,6 +77,8 @@ class Run:
     """Speculation steps, of all batch sizes."""
     n_accepted: int = 0
     """Draft tokens that the target accepted in them."""
+    open_loop: dict[float, list[Request]] = field(default_factory=dict)
+    """Arrivals per second -> one entry per problem."""
 
     def add(
         self, batch: int, requests: Sequence[Request], seconds: Sequence[float], n_drafts: int, n_accepted: int
@@ -65,55 +95,135 @@ class Run:
         return self.requests[max(self.requests)]
 
 
-def reason_of(outcome: Mapping[str, Any] | None, *, closed: bool, finish_reason: str) -> Reason:
+def reason_of(outcome: Mapping[str, Any] | None, *, closed: bool, finish_reason: str, forced: bool = False) -> Reason:
     """How thinking ended.
 
     Args:
       outcome: what the plug-in reported; None where it is not there.
+      forced: whether a method wrote ``</think>`` itself.
       closed: whether ``</think>`` was generated.
       finish_reason: vLLM's; ``length`` where the tokens ran out.
     """
-    if outcome is not None and outcome["outcome"] == "exit":
+    if forced or (outcome is not None and outcome["outcome"] == "exit"):
         return "exit"
     return "natural_end" if closed or finish_reason != "length" else "length"
 
 
-def summarise(run: Run) -> MethodResult:
-    """Means of one method."""
+def summarise(run: Run, *, says: str | None = None, parameters: Mapping[str, Any] | None = None) -> MethodResult:
+    """Means of one method.
+
+    Args:
+      run: what it wrote.
+      says: its definition.
+      parameters: what it was run with.
+    """
     requests = run.all_requests
     return MethodResult(
-        accuracy=float(np.mean([request.correct for request in requests])),
-        thinking_tokens=float(np.mean([request.thinking_tokens for request in requests])),
-        total_tokens=float(np.mean([len(request.token_ids) for request in requests])),
+        accuracy=_mean(requests, lambda request: request.correct),
+        thinking_tokens=_mean(requests, lambda request: request.thinking_tokens),
+        total_tokens=_mean(requests, lambda request: len(request.token_ids)),
+        probe_tokens=_mean(requests, lambda request: request.probe_tokens),
         seconds={str(batch): sum(seconds) for batch, seconds in run.seconds.items()},
+        latency={str(batch): latency(found) for batch, found in run.requests.items() if found[0].seconds is not None},
+        open_loop={f"{rate:g}": latency(found) for rate, found in run.open_loop.items()},
         acceptance_length=1 + run.n_accepted / run.n_drafts if run.n_drafts else None,
         exits=Exits(**Counter(request.reason for request in requests)),
+        says=says,
+        parameters=dict(parameters or {}),
+    )
+
+
+def latency(requests: Sequence[Request]) -> Latency:
+    """Times of single requests."""
+    times = _column(requests, lambda request: request.seconds or 0.0)
+    answers = [request.first_answer_seconds for request in requests if request.first_answer_seconds is not None]
+    return Latency(
+        mean=float(times.mean()),
+        p50=float(np.quantile(times, 0.5)),
+        p95=float(np.quantile(times, 0.95)),
+        first_answer=float(np.mean(answers)) if answers else None,
+        n=len(times),
     )
 
 
 def compare(run: Run, baseline: Run, seed: int = 0) -> Comparison:
-    """A method against the baseline on the same problems.
+    """A method against the baseline on the same problems; several samples of one count as one cluster.
 
     Raises:
       ValueError: the two did not answer the same problems in the same order.
     """
     ours, theirs = run.all_requests, baseline.all_requests
-    if [request.id for request in ours] != [request.id for request in theirs]:
-        raise ValueError("the two runs have different problems or another order of them, so nothing can be paired")
+    clusters = paired(ours, theirs)
+
+    def interval(statistic: Callable[..., float], *columns: Float[np.ndarray, " _n"]) -> Triple:
+        if len(set(clusters.tolist())) == len(clusters):
+            return paired_bootstrap(statistic, *columns, seed=seed)
+        return cluster_bootstrap(statistic, clusters, *columns, seed=seed)
 
     def cut(of: Callable[[Request], int]) -> Triple:
-        return paired_bootstrap(relative_cut, _column(theirs, of), _column(ours, of), seed=seed)
+        return interval(relative_cut, _column(theirs, of), _column(ours, of))
 
     gain = _column(ours, lambda request: request.correct) - _column(theirs, lambda request: request.correct)
     return Comparison(
-        accuracy_delta=paired_bootstrap(np.mean, gain, seed=seed),
+        accuracy_delta=interval(np.mean, gain),
         thinking_cut=cut(lambda request: request.thinking_tokens),
         total_cut=cut(lambda request: len(request.token_ids)),
         speedup={
             str(batch): paired_bootstrap(_speedup, np.array(seconds), np.array(run.seconds[batch]), seed=seed)
             for batch, seconds in baseline.seconds.items()
         },
+        p_loss=equivalence(-gain, LOSS_MARGIN, clusters).p_worse,
     )
+
+
+def paired(ours: Sequence[Request], theirs: Sequence[Request]) -> Shaped[np.ndarray, " n"]:
+    """The problems of two runs, one entry per response.
+
+    Raises:
+      ValueError: the two did not answer the same problems in the same order.
+    """
+    ids = [request.id for request in ours]
+    if ids != [request.id for request in theirs]:
+        raise ValueError("the two runs have different problems or another order of them, so nothing can be paired")
+    return np.array(ids)
+
+
+def faster(runs: Mapping[str, Run], name: str, *, seed: int = 0) -> dict[str, dict[str, float]]:
+    """Batch size -> other method -> P-value of "``name`` answers sooner", Holm-corrected over all of them together.
+
+    Of single requests' times, paired by problem. The oracle is left out: nothing is to be better than that.
+    """
+    raw: dict[tuple[str, str], float] = {}
+    for batch, requests in runs[name].requests.items():
+        for other, run in runs.items():
+            if other in (name, "oracle") or any(request.seconds is None for request in run.requests[batch]):
+                continue
+            clusters = paired(requests, run.requests[batch])
+            gain = _column(run.requests[batch], _seconds) - _column(requests, _seconds)
+            raw[str(batch), other] = sign_flip_test(gain, clusters, seed=seed)
+    adjusted = holm(np.array(list(raw.values()))) if raw else []
+    found: dict[str, dict[str, float]] = {}
+    for (batch, other), p in zip(raw, adjusted, strict=True):
+        found.setdefault(batch, {})[other] = float(p)
+    return found
+
+
+def by_task(runs: Mapping[str, Run]) -> dict[str, dict[str, TaskResult]]:
+    """Task -> method -> its means there; empty where the problems name fewer than two tasks."""
+    tasks = sorted({request.task for run in runs.values() for request in run.all_requests if request.task})
+    if len(tasks) < 2:
+        return {}
+    found: dict[str, dict[str, TaskResult]] = {}
+    for task in tasks:
+        for name, run in runs.items():
+            part = [request for request in run.all_requests if request.task == task]
+            found.setdefault(task, {})[name] = TaskResult(
+                n=len({request.id for request in part}),
+                accuracy=_mean(part, lambda request: request.correct),
+                thinking_tokens=_mean(part, lambda request: request.thinking_tokens),
+                exits=Exits(**Counter(request.reason for request in part)),
+            )
+    return found
 
 
 def oracle(traces: Sequence[Trace], comparisons: Mapping[str, Comparison]) -> Oracle:
@@ -150,16 +260,17 @@ def write_requests(path: Path, runs: Mapping[str, Run]) -> None:
     write_text(path, "\n".join(lines) + "\n")
 
 
-def read_requests(path: Path, method: str) -> dict[str, Request]:
-    """The requests of one method at its largest batch size, by problem.
+def read_requests(path: Path, method: str, batch: int | None = None) -> dict[str, Request]:
+    """The requests of one method at a batch size, by default its largest, by problem; of samples, the last.
 
     Raises:
       ResultsError: not there, or a line is not a request.
     """
     try:
         rows = [json.loads(line) for line in path.read_text().splitlines()]
-        ours = sorted((row for row in rows if row.pop("method") == method), key=lambda row: row.pop("batch"))
-        return {row["id"]: Request(**row) for row in ours}
+        ours = [row for row in rows if row.pop("method") == method]
+        wanted = max((row["batch"] for row in ours), default=0) if batch is None else batch
+        return {row["id"]: Request(**row) for row in ours if row.pop("batch") == wanted}
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ResultsError(f"{path}: cannot be read as the requests of a benchmark: {error!r}") from error
 
@@ -171,6 +282,14 @@ def _identity(some: Sequence[Request], others: Sequence[Request]) -> Identity:
 
 def _column(requests: Sequence[Request], of: Callable[[Request], float]) -> Float[np.ndarray, " n"]:
     return np.array([of(request) for request in requests], np.float64)
+
+
+def _mean(requests: Sequence[Request], of: Callable[[Request], float]) -> float:
+    return float(_column(requests, of).mean())
+
+
+def _seconds(request: Request) -> float:
+    return request.seconds or 0.0
 
 
 def _speedup(base: Float[np.ndarray, " n"], ours: Float[np.ndarray, " n"]) -> float:

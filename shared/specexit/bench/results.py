@@ -21,11 +21,15 @@ if TYPE_CHECKING:
 Triple = tuple[float, float, float]
 """Value, lower and upper end of the 95 % interval."""
 
+LOSS_MARGIN = 0.01
+"""Of accuracy: a loss that is proven to be below it is called none."""
+
 BASELINE = "eagle3"
 """What every method is compared with: plain EAGLE-3 with the same trunk, served by the same engine."""
 
 DEFINITIONS = {
-    "accuracy": "share of problems whose last \\boxed{} behind </think> equals the reference; no answer is wrong",
+    "accuracy": "share of responses whose answer behind </think> equals the reference; no answer is wrong; with k "
+    "samples of a problem it is avg@k",
     "thinking_tokens": "mean tokens before </think>, or all of them where thinking was never closed",
     "total_tokens": "mean generated tokens: thinking, </think> and answer",
     "seconds": "wall clock around generate, prompts already tokenised; at batch 1 one request at a time, at a larger "
@@ -36,8 +40,20 @@ DEFINITIONS = {
     "thinking_cut": "1 - thinking tokens / those of eagle3, both summed over the same problems",
     "total_cut": "the same of all generated tokens",
     "speedup": "seconds of eagle3 / seconds of the method, both summed over the same problems",
-    "interval": "paired percentile bootstrap, 10,000 resamples of problems; of slices for seconds above batch 1, where "
-    "a slice is the smallest unit with a time of its own (few of them: read such an interval as rough)",
+    "interval": "paired percentile bootstrap, 10,000 resamples of problems, all samples of a problem together; of "
+    "slices for seconds above batch 1, where a slice is the smallest unit with a time of its own (few of them: read "
+    "such an interval as rough)",
+    "probe_tokens": "mean tokens of trial answers that a method decodes besides the response, in the same engine and "
+    "the same time",
+    "says": "definition of a method",
+    "parameters": "what a method was tuned to on calibration traces: the boldest that loses at most a point there",
+    "latency": "seconds of single responses, from when the problem came in: mean, median, 95th percentile; "
+    "first_answer: mean seconds to the first token behind </think>",
+    "open_loop": "the same where problems come in at random, so many a second on average, whatever is in progress",
+    "p_loss": "P-value of the hypothesis that accuracy is a point or more below eagle3's (score test, by problem): "
+    "small is proof of a loss below a point; overlapping intervals are not",
+    "specexit_faster": "P-value of specexit answering sooner than the method, by batch size: sign-flip test of single "
+    "responses' seconds, paired by problem, Holm-corrected over all methods and batch sizes",
     "oracle": "ends each trace at the earliest step boundary whose trial answer is that of the full trace, known only "
     "in hindsight; pooled thinking tokens of the same problems",
     "fraction_reached": "thinking_cut / that of the oracle; above 1 where exits come before the answer stands, "
@@ -57,6 +73,25 @@ class Exits(Config):
     length: int = 0
 
 
+class Latency(Config):
+    """Seconds of single responses."""
+
+    mean: float
+    p50: float
+    p95: float
+    first_answer: float | None = Field(description="mean to the first token behind </think>; None where there was none")
+    n: int
+
+
+class TaskResult(Config):
+    """What one method did on the problems of one task."""
+
+    n: int
+    accuracy: float
+    thinking_tokens: float
+    exits: Exits
+
+
 class MethodResult(Config):
     """What one method did on all problems."""
 
@@ -66,6 +101,11 @@ class MethodResult(Config):
     seconds: dict[str, float] = Field(description="batch size -> seconds for n_seconds problems")
     acceptance_length: float | None = Field(description="None without speculation")
     exits: Exits
+    probe_tokens: float = 0.0
+    latency: dict[str, Latency] = Field(default={}, description="by batch size")
+    open_loop: dict[str, Latency] = Field(default={}, description="by arrivals per second")
+    says: str | None = Field(default=None, description="definition of the method")
+    parameters: dict[str, float | str | None] = Field(default={}, description="what the method was tuned to")
 
 
 class Comparison(Config):
@@ -75,6 +115,7 @@ class Comparison(Config):
     thinking_cut: Triple
     total_cut: Triple
     speedup: dict[str, Triple]
+    p_loss: float | None = Field(default=None, description="of losing a point of accuracy or more")
 
 
 class Oracle(Config):
@@ -109,6 +150,11 @@ class Results(Config):
     against_eagle3: dict[str, Comparison]
     oracle: Oracle
     lossless: dict[str, Identity]
+    samples: int = Field(default=1, description="responses to each problem above batch 1")
+    sampling: dict[str, float] = Field(default={"temperature": 0.0}, description="of the responses")
+    tasks: dict[str, dict[str, TaskResult]] = Field(default={}, description="task -> method, where there are several")
+    specexit_faster: dict[str, dict[str, float]] = Field(default={}, description="batch size -> method -> P-value")
+    shape: dict[str, Any] | None = Field(default=None, description="of a stand-in: the sizes that it has")
     definitions: dict[str, str] = DEFINITIONS
 
 
@@ -146,7 +192,8 @@ def result_tables(results: Results) -> tuple[Table, Table]:
 
 def _measured(results: Results) -> Table:
     table = _table(f"{results.target}: {results.n} problems")
-    headings = ["accuracy", "thinking\ntokens", "total\ntokens"]
+    probes = any(method.probe_tokens for method in results.methods.values())
+    headings = ["accuracy", "thinking\ntokens", "total\ntokens", *(["probe\ntokens"] if probes else [])]
     headings += [f"s for {n}\n@ {batch}" for batch, n in results.n_seconds.items()]
     for heading in [*headings, "accept.\nlength", "exit/own\n/length"]:
         table.add_column(heading, justify="right")
@@ -157,6 +204,7 @@ def _measured(results: Results) -> Table:
             _percent(method.accuracy),
             f"{method.thinking_tokens:.1f}",
             f"{method.total_tokens:.1f}",
+            *([f"{method.probe_tokens:.1f}"] if probes else []),
             *(f"{method.seconds[batch]:.1f}" for batch in results.n_seconds),
             "-" if method.acceptance_length is None else f"{method.acceptance_length:.2f}",
             f"{exits.exit}/{exits.natural_end}/{exits.length}",

@@ -19,7 +19,7 @@ from specexit.bench.results import BASELINE, Results
 from specexit.data.summary import CurvePoint
 from specexit.method.decision import Policy
 from specexit.method.signals import NAMES, SIGNALS, column
-from specexit.method.simulate import Simulation
+from specexit.method.simulate import Point, Simulation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -46,6 +46,19 @@ METHOD_STYLE = {
     "specexit-fc": ("^", "c3"),
     "budget": ("X", "c4"),
 }
+OTHER_SHAPES = "<>vPHph8d"
+
+
+def style_of(name: str) -> tuple[str, str]:
+    """Marker and colour of a method: always the same for the same name."""
+    if name in METHOD_STYLE:
+        return METHOD_STYLE[name]
+    return OTHER_SHAPES[sum(name.encode()) % len(OTHER_SHAPES)], "c5"
+
+
+MOST_TOKENS, MOST_BOUNDARIES = 2000, 60
+"""Of a trace, that are drawn one by one."""
+
 Points = Sequence[tuple[int, float]]
 """(optimizer step, value)."""
 
@@ -60,7 +73,7 @@ def accuracy_chart(results: Results, simulation: Simulation | None) -> str:
         if simulation:
             _replayed(axes, simulation, full.thinking_tokens)
         for name, method in results.methods.items():
-            shape, color = METHOD_STYLE[name]
+            shape, color = style_of(name)
             size = 90 if name == "none" else 55  # lossless speculation puts eagle3 on top of it
             axes.scatter(
                 method.thinking_tokens,
@@ -84,7 +97,9 @@ def accuracy_chart(results: Results, simulation: Simulation | None) -> str:
 
 
 def _replayed(axes: Axes, simulation: Simulation, full_tokens: float) -> None:
-    for curve, color in (("validity", "c2"), ("budget", "c4")):
+    colors = {"validity": "c2", "budget": "c4"}
+    for curve in simulation.curves:
+        color = colors.get(curve, "c5")
         points = [(p.thinking_cut, p.accuracy) for p in simulation.curves.get(curve, ()) if p.accuracy is not None]
         if points:
             cut, accuracy = np.array(points).T
@@ -128,6 +143,41 @@ def standalone(svg: str) -> str:
     return f'<?xml version="1.0" encoding="utf-8"?>\n{svg[:end]}{style}{svg[end:]}\n'
 
 
+def threshold_chart(points: Sequence[Point]) -> str:
+    """Accuracy and cut over the validity threshold, from replayed policies of which accuracy is known."""
+    with _figure(8.0, 3.4) as figure:
+        axes = figure.subplots()
+        thresholds = [point.policy.thresholds["validity"] for point in points]
+        lines = {
+            "accuracy": ([100 * (point.accuracy or 0.0) for point in points], "c1"),
+            "thinking cut": ([100 * point.thinking_cut for point in points], "c2"),
+        }
+        for name, (values, color) in lines.items():
+            axes.plot(thresholds, values, color=PALETTE[color], lw=1.4, label=name)
+        axes.set_xlabel("validity that ends the thinking")
+        axes.set_ylabel("%")
+        axes.grid(color=PALETTE["faint"], alpha=0.25, lw=0.6)
+        figure.legend(loc="outside lower center", ncols=2, frameon=False)
+        return _svg(figure)
+
+
+def latency_chart(times: Mapping[str, Sequence[float]]) -> str:
+    """Share of requests answered within so many seconds, by method."""
+    with _figure(8.0, 3.8) as figure:
+        axes = figure.subplots()
+        for name, seconds in times.items():
+            ordered = np.sort(np.array(seconds))
+            share = np.arange(1, len(ordered) + 1) / len(ordered)
+            color = PALETTE[style_of(name)[1]]
+            axes.step([0, *ordered], [0, *(100 * share)], where="post", color=color, lw=1.4, label=name)
+        axes.set_xlabel("seconds")
+        axes.set_ylabel("requests answered, %")
+        axes.set_xlim(left=0)
+        axes.grid(color=PALETTE["faint"], alpha=0.25, lw=0.6)
+        figure.legend(loc="outside lower center", ncols=4, frameon=False)
+        return _svg(figure)
+
+
 def signals_chart(
     signals: Float[np.ndarray, "think signals"], boundaries: Sequence[int], kept: int, policy: Policy | None
 ) -> str:
@@ -142,16 +192,18 @@ def signals_chart(
     with _figure(8.0, 4.2) as figure:
         top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
         time = np.arange(1, len(signals) + 1)
-        judged = np.array(boundaries, np.int64)
+        judged, few = np.array(boundaries, np.int64), len(boundaries) <= MOST_BOUNDARIES
         for name, color in zip(NAMES, ("c3", "c1", "c4", "c2"), strict=True):
             axes = top if SIGNALS[column(name)].activation == "sigmoid" else bottom
             values = signals[:, column(name)]
-            axes.plot(time, values, color=PALETTE[color], lw=1.0, alpha=0.8, label=name)
-            axes.scatter(judged, values[judged - 1], color=PALETTE[color], s=14, zorder=3)
+            # Between the boundaries nothing is judged, and of a long trace nobody can see them.
+            drawn = time if len(time) <= MOST_TOKENS else judged
+            axes.plot(drawn, values[drawn - 1], color=PALETTE[color], lw=1.0, alpha=0.8, label=name)
+            axes.scatter(judged, values[judged - 1], color=PALETTE[color], s=14 if few else 4, zorder=3)
             if policy and name in policy.thresholds:
                 axes.axhline(policy.thresholds[name], color=PALETTE[color], lw=0.9, ls=(0, (4, 3)))
         for axes in (top, bottom):
-            for boundary in boundaries:
+            for boundary in boundaries if few else ():
                 axes.axvline(boundary, color=PALETTE["faint"], alpha=0.35, lw=0.6)
             axes.axvspan(0, kept, color=PALETTE["kept"], alpha=0.12, lw=0)
             axes.axvline(kept, color=PALETTE["ink"], lw=1.6)

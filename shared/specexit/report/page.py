@@ -13,18 +13,20 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from specexit.bench.comparison import Request, read_requests
+from specexit.bench.comparison import read_requests
 from specexit.bench.results import Results, Triple, read_results
 from specexit.config import write_text
 from specexit.data.scores import read_scores
-from specexit.data.traces import Trace, read_traces
+from specexit.data.traces import read_traces
 from specexit.drafts.directory import DraftConfig, read_config
-from specexit.errors import InputError
-from specexit.method.signals import column
 from specexit.method.simulate import Simulation
-from specexit.report.charts import accuracy_chart, signals_chart, training_charts
+from specexit.report.charts import training_charts
+from specexit.report.figures import Figure, figures
+from specexit.report.readme import write_images, write_table
+from specexit.report.shown import ReportError, Shown, choose, show
+from specexit.report.verdict import percent, verdict
 from specexit.schemas.report import ReportConfig
-from specexit.schemas.target import TargetConfig, find_target
+from specexit.schemas.target import find_target
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -37,47 +39,15 @@ EMBEDDED_NOTE = (
 )
 
 
-class ReportError(InputError):
-    """A report that cannot be made; the message names the file and what was expected."""
-
-
-@dataclass(frozen=True)
-class Step:
-    """One step of the shown trace."""
-
-    text: str
-    kept: bool
-    validity: float | None
-    """Of its split token; None without scores."""
-    trial_answer: str | None
-    agrees: bool
-
-
-@dataclass(frozen=True)
-class Shown:
-    """The trace that is shown."""
-
-    trace: Trace
-    request: Request
-    steps: tuple[Step, ...]
-    chart: str | None
-    by_rule: bool
-    """Whether it was chosen by `trickiest`, not by the user."""
-
-    @property
-    def cut(self) -> float:
-        """Share of its thinking that was saved."""
-        return 1 - self.request.thinking_tokens / len(self.trace.think_ids)
-
-
 @dataclass(frozen=True)
 class Page:
     """All that the template reads."""
 
     results: Results
     draft: DraftConfig | None
-    accuracy_chart: str
-    shown: Shown | None
+    verdict: tuple[str, ...]
+    figures: tuple[Figure, ...]
+    shown: tuple[Shown, ...]
     training: dict[str, str]
     evaluation: dict[str, str]
     note: str | None
@@ -86,6 +56,11 @@ class Page:
     def most_tokens(self) -> float:
         """Longest bar of the thinking tokens."""
         return max(method.thinking_tokens for method in self.results.methods.values())
+
+    @property
+    def probes(self) -> bool:
+        """Whether a method decodes trial answers."""
+        return any(method.probe_tokens for method in self.results.methods.values())
 
     @property
     def most_seconds(self) -> dict[str, float]:
@@ -102,16 +77,22 @@ def report(config: ReportConfig) -> None:
     """
     results = read_results(config.bench / "results.json")
     draft = read_config(config.draft) if config.draft else None
+    simulation = _simulation(config.simulation) if config.simulation else None
     page = Page(
         results=results,
         draft=draft,
-        accuracy_chart=accuracy_chart(results, _simulation(config.simulation) if config.simulation else None),
-        shown=show_trace(config, results, draft),
+        verdict=verdict(results, draft),
+        figures=tuple(figures(results, simulation, config.bench / "requests.jsonl")),
+        shown=show_traces(config, results, draft),
         training=training_charts(read_metrics(config.metrics)) if config.metrics else {},
         evaluation=read_evaluation(config.evaluation) if config.evaluation else {},
         note=EMBEDDED_NOTE if results.target == "tiny-reasoner" else None,
     )
     write_text(config.out, render(page))
+    if config.readme:
+        write_table(config.readme, results)
+    if config.images:
+        write_images(config.images, page.figures, page.shown)
 
 
 def environment() -> Environment:
@@ -125,17 +106,13 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    found.filters |= {"percent": _percent, "points": _points, "interval": _interval}
+    found.filters |= {"percent": percent, "points": _points, "interval": _interval}
     return found
 
 
 def render(page: Page) -> str:
     """The HTML text."""
     return environment().get_template("report.html.j2").render(page=page, results=page.results)
-
-
-def _percent(share: float, digits: int = 1) -> str:
-    return f"{100 * share:.{digits}f}\N{NARROW NO-BREAK SPACE}%".replace("-", "\N{MINUS SIGN}")
 
 
 def _points(difference: float) -> str:
@@ -149,69 +126,32 @@ def _interval(triple: Triple, percent: bool) -> str:
     return text.replace("-", "\N{MINUS SIGN}")
 
 
-def show_trace(config: ReportConfig, results: Results, draft: DraftConfig | None) -> Shown | None:
-    """The trace to show with its steps; None where the benchmark has no exits.
+def show_traces(config: ReportConfig, results: Results, draft: DraftConfig | None) -> tuple[Shown, ...]:
+    """The traces to show; none where the benchmark has no exits.
 
     Raises:
       ReportError: ``trace_id`` names a trace that is not there, or that did not exit.
     """
     if "specexit" not in results.methods:
-        return None
+        return ()
     path = config.bench / "requests.jsonl"
     requests = read_requests(path, "specexit")
-    exited = {
-        trace.id: trace
-        for trace in read_traces(config.traces)
-        if trace.id in requests and _is_prefix(requests[trace.id], trace)
-    }
-    chosen = config.trace_id or trickiest(exited, requests)
-    if chosen is None:
-        return None
-    if chosen not in exited:
-        raise ReportError(
-            f"{path}: trace {chosen!r} did not exit, expected one of {', '.join(sorted(exited)[:5])}, ..."
-        )
-    trace, request = exited[chosen], requests[chosen]
-    signals = read_scores(config.scores).of([trace])[0] if config.scores else None
+    traces = {trace.id: trace for trace in read_traces(config.traces) if trace.id in requests}
+    chosen = choose(list(traces.values()), requests)
+    if config.trace_id:
+        exited = [id for id in traces if requests[id].reason == "exit"]
+        if config.trace_id not in exited:
+            raise ReportError(
+                f"{path}: trace {config.trace_id!r} did not exit, expected one of {', '.join(sorted(exited)[:5])}, ..."
+            )
+        chosen = {"asked": config.trace_id}
+    scores = read_scores(config.scores) if config.scores else None
     policy = draft.specexit.policy if draft and draft.specexit else None
-    chart = None
-    if signals is not None:
-        chart = signals_chart(signals, trace.boundaries, request.thinking_tokens, policy)
-    target = find_target(config.target, config.traces, config.bench, name=results.target)
-    return Shown(trace, request, _steps(target, trace, request, signals), chart, config.trace_id is None)
-
-
-def trickiest(traces: Mapping[str, Trace], requests: Mapping[str, Request]) -> str | None:
-    """The trace that was exited rightly although, before the exit, it was surest of a wrong answer; None without any.
-
-    An exit on confidence alone would have fallen for that one.
-    """
-
-    def surest_wrong(trace: Trace) -> float:
-        kept = requests[trace.id].thinking_tokens
-        boundaries = zip(trace.boundaries, trace.boundary_agrees, trace.boundary_confidence, strict=True)
-        return max((sure for at, agrees, sure in boundaries if at < kept and not agrees), default=0.0)
-
-    right = [trace for trace in traces.values() if requests[trace.id].correct]
-    return max(right, key=surest_wrong).id if right else None
-
-
-def _is_prefix(request: Request, trace: Trace) -> bool:
-    """Whether the request exited on the very path of the trace, as under greedy decoding it does."""
-    kept = request.thinking_tokens
-    return request.reason == "exit" and request.token_ids[:kept] == trace.think_ids[:kept]
-
-
-def _steps(target: TargetConfig, trace: Trace, request: Request, signals: Any) -> tuple[Step, ...]:
-    tokenizer = target.tokenizer()
-    steps, start = [], 0
-    trials = zip(trace.boundaries, trace.boundary_answers, trace.boundary_agrees, strict=True)
-    for boundary, answer, agrees in trials:
-        validity = None if signals is None else float(signals[boundary - 1, column("validity")])
-        text = tokenizer.decode(trace.think_ids[start:boundary]).strip()
-        steps.append(Step(text, boundary <= request.thinking_tokens, validity, answer, agrees))
-        start = boundary
-    return tuple(steps)
+    tokenizer = find_target(config.target, config.traces, config.bench, name=results.target).tokenizer()
+    return tuple(
+        show(kind, traces[id], requests[id], tokenizer, scores.of([traces[id]])[0] if scores else None, policy)
+        for kind, id in chosen.items()
+    )
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

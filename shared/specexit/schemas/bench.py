@@ -10,11 +10,19 @@ from specexit.config import Config
 from specexit.schemas.engine import EngineConfig
 
 
+class SamplingConfig(Config):
+    """How responses are drawn; the model card says how it wants to be. Trial answers are always greedy."""
+
+    temperature: float = Field(default=0.0, ge=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    top_k: int = Field(default=0, ge=0, description="0 keeps all tokens")
+
+
 class BenchConfig(Config):
     """Methods side by side on the same problems, taking turns.
 
-    What is given decides what is run: ``none`` and ``eagle3`` always, ``specexit`` where the draft has signals,
-    ``specexit-fc`` with ``draft_fc``, ``budget`` with ``budget`` or ``calibration_traces``.
+    Without ``methods``, what is given decides what is run: ``none`` and ``eagle3`` always, ``specexit`` where the draft
+    has signals, ``specexit-fc`` with ``draft_fc``, ``budget`` with ``budget`` or ``calibration_traces``.
     """
 
     target: str | None = Field(
@@ -24,23 +32,41 @@ class BenchConfig(Config):
     draft_fc: Path | None = Field(default=None, description="a second draft directory, with signals of source fc")
     traces: Path = Field(description="traces of the test split: prompts, references, and the oracle's exit points")
     out: Path = Field(description="new folder for results.json, requests.jsonl, report.html and run.yaml")
-    n: int = Field(default=300, gt=0, description="problems: the first n traces")
-    n_latency: int = Field(default=40, gt=0, description="how many of them are asked one at a time as well")
-    batch: int = Field(default=16, gt=1, description="requests that run together in the batched measurement")
+    methods: tuple[str, ...] | None = Field(
+        default=None, description="names (see specexit.bench.methods), or paths of Python files with a Method in them"
+    )
+    scores: Path | None = Field(default=None, description="signals of the traces, from `score`, for exits-alone")
+    n: int | None = Field(default=None, gt=0, description="problems: the first n traces; by default all")
+    n_latency: int = Field(default=40, gt=0, description="how many of them, at most, are asked one at a time as well")
+    batches: tuple[int, ...] = Field(default=(16,), min_length=1, description="problems in progress at once, besides 1")
+    rates: tuple[float, ...] = Field(
+        default=(), description="arrivals per second of an open loop, each measured on the first n_latency problems"
+    )
+    sampling: SamplingConfig = SamplingConfig()
+    samples: int = Field(default=1, gt=0, description="responses to each problem above batch 1, from a seed each")
     budget: int | None = Field(default=None, ge=0, description="thinking tokens of the fixed budget")
     calibration_traces: Path | None = Field(
-        default=None, description="in place of `budget`: traces on which the smallest budget within 1 pt is chosen"
+        default=None, description="traces on which the other methods choose their parameters, within 1 pt of accuracy"
     )
     num_speculative_tokens: int = Field(default=3, gt=0, description="draft tokens per step")
     rounds: int = Field(default=6, gt=0, description="slices of the problems; the methods take turns slice by slice")
     max_new_tokens: int = Field(default=768, gt=0, description="of one response, thinking included")
-    engine: EngineConfig = Field(
-        default=EngineConfig(), description="prefix caching is always off here, max_num_seqs is batch"
+    trial_max_tokens: int = Field(default=24, gt=0, description="of a trial answer, where the target does not say")
+    max_unfinished: float = Field(
+        default=0.05,
+        ge=0,
+        le=1,
+        description="share of eagle3's responses that may run out of tokens; above it, an error",
     )
+    engine: EngineConfig = Field(default=EngineConfig(), description="max_num_seqs is the largest batch")
     seed: int = Field(default=0, description="of the engine and of the bootstrap")
 
     @model_validator(mode="after")
-    def _latency_problems_are_among_them(self) -> BenchConfig:
-        if self.n_latency > self.n:
-            raise ValueError(f"n_latency={self.n_latency} is above n={self.n}, but it is taken from the same problems")
+    def _batches(self) -> BenchConfig:
+        if list(self.batches) != sorted(set(self.batches)) or self.batches[0] < 2:
+            raise ValueError(f"batches={list(self.batches)}: expected rising sizes above 1, which is always measured")
+        if self.samples > 1 and self.sampling.temperature == 0:
+            raise ValueError(f"samples={self.samples}: without a temperature all of them would be the same")
+        if any(rate <= 0 for rate in self.rates):
+            raise ValueError(f"rates={list(self.rates)}: expected arrivals per second above 0")
         return self

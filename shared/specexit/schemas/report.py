@@ -21,4 +21,6 @@ class ReportConfig(Config):
     simulation: Path | None = Field(default=None, description="JSON file of `simulate`: the policy's curve")
     metrics: Path | None = Field(default=None, description="metrics.jsonl of the training run: its curves")
     evaluation: Path | None = Field(default=None, description="JSON file of `evaluate`: its figures")
-    trace_id: str | None = Field(default=None, description="the trace to show; by default the trickiest")
+    trace_id: str | None = Field(default=None, description="the trace to show in place of the three chosen by rule")
+    readme: Path | None = Field(default=None, description="Markdown file whose table, between two marks, is replaced")
+    images: Path | None = Field(default=None, description="folder for the drawings as SVG files of their own")

@@ -69,6 +69,7 @@ def stand_in(config: StandInConfig) -> Written:
             write_draft(folder / "draft", large, tensors)
             if small.specexit:
                 write_policy(folder / "draft", carried_policy(config.draft))
+            shutil.copy(folder / "target.yaml", folder / "draft" / "target.yaml")
         save_run(config, folder)
         count = parameters(folder / "target")
     written = Written(config.out / "target.yaml", config.out / "draft" if drafted else None, count)

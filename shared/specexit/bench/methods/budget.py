@@ -1,0 +1,51 @@
+"""A fixed budget that ends at a boundary, carried out by the plug-in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from specexit.bench.methods.interface import Asks, Marks, Method, MethodError, Problem, Tuning, everything
+from specexit.method.calibrate import calibrate_budget
+
+
+@dataclass(frozen=True)
+class Budget(Method):
+    """Exit at the first boundary behind a number of tokens."""
+
+    tokens: int
+
+    name = "budget"
+    engine = "specexit"
+    says = (
+        "a fixed thinking budget: exit at the first step boundary at or after N thinking tokens. Snapping to a "
+        "boundary favours this baseline: a hard cut would end in mid-sentence"
+    )
+    reports = True
+
+    @classmethod
+    def tuned(cls, tuning: Tuning) -> Budget:
+        """The smallest budget within the tolerance.
+
+        Raises:
+          MethodError: neither a budget nor traces are given.
+        """
+        return cls(chosen(cls.name, tuning))
+
+    def respond(self, problem: Problem, marks: Marks) -> Asks:
+        """Validity is at least 0, so the first boundary behind the budget always exits."""
+        return everything(
+            problem, marks, specexit_validity=0.0, specexit_patience=1, specexit_min_thinking_tokens=self.tokens
+        )
+
+
+def chosen(name: str, tuning: Tuning) -> int:
+    """The budget as given, or the smallest within the tolerance.
+
+    Raises:
+      MethodError: neither a budget nor traces are given.
+    """
+    if tuning.budget is not None:
+        return tuning.budget
+    if not tuning.traces:
+        raise MethodError(f"method {name} chooses its budget on traces: budget or calibration_traces is needed")
+    return calibrate_budget(tuning.traces, tuning.tolerance)

@@ -1,0 +1,258 @@
+"""A method as the benchmark sees it: a generator that asks an engine and is sent what it said.
+
+A method that lets the engine alone asks once for everything. One that decides by itself asks for thinking up to the
+next boundary, for a trial answer, and in the end for the answer; `Chain` has these steps. Whatever is asked runs in
+the same engine, as many problems at once as the batch allows, and its tokens and its time are counted by `Ask.kind`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from jaxtyping import Float
+
+from specexit.data.answers import extract_answer, same_answer
+from specexit.data.traces import Trace
+from specexit.errors import InputError
+from specexit.method.decision import Policy
+
+Engine = Literal["none", "eagle3", "specexit", "specexit-fc"]
+"""The target alone; with the plain draft; with the draft and the plug-in; the same with the second draft."""
+
+Kind = Literal["think", "answer", "probe"]
+
+
+class MethodError(InputError):
+    """A method that cannot be run; the message names it and what it needs."""
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One request to the engine."""
+
+    kind: Kind
+    """think: the response up to here, which may close its thinking and answer; answer: what comes behind a ``</think>``
+    that the method has forced or that ended the thinking; probe: nothing of the response."""
+    prompt_ids: list[int]
+    max_tokens: int
+    stop: tuple[int, ...] = ()
+    """Tokens behind which to stop; they are part of what was said."""
+    stop_text: tuple[str, ...] = ()
+    """Text behind which to stop."""
+    extra_args: dict[str, Any] = field(default_factory=dict)
+    """Of vLLM's sampling parameters, for the plug-in."""
+    logprobs: bool = False
+
+
+@dataclass(frozen=True)
+class Said:
+    """What the engine wrote for an `Ask`."""
+
+    token_ids: list[int]
+    finished: bool
+    """Whether it stopped by itself or at a stop token, and did not run out of tokens."""
+    logprobs: list[float] = field(default_factory=list)
+    """Of each token, where they were asked for."""
+
+
+Asks = Generator[Ask, Said, None]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """How an answer is tried, as the target's YAML has it for the problem's answer kind."""
+
+    ids: tuple[int, ...]
+    """Forced behind ``</think>``, so that the answer is stated at once."""
+    max_tokens: int
+    """One that is cut off here states no answer."""
+    stop: tuple[str, ...] = ()
+    """Text behind which it ends as well."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a method is given."""
+
+    id: str
+    prompt_ids: list[int]
+    trial: Trial
+    answer_kind: str = "math"
+    """See `specexit.data.answers`."""
+    hint: int | None = None
+    """From `Method.hints`."""
+
+
+@dataclass(frozen=True)
+class Marks:
+    """What a method has to know of the target."""
+
+    end: int
+    """``</think>``."""
+    split: frozenset[int]
+    max_new_tokens: int
+    decode: Callable[[list[int]], str]
+    """Text of tokens."""
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What a method may choose its parameters on."""
+
+    traces: Sequence[Trace]
+    """With trial answers at their boundaries; none of the problems that are measured."""
+    tolerance: float
+    """Accuracy that may be lost on them."""
+    budget: int | None = None
+    """Of the fixed budgets, where the config gives one."""
+
+    def boldest(self, name: str, candidates: Sequence[Any], exit_of: Callable[[Trace, Any], int | None]) -> Any:
+        """The candidate that saves the most thinking within the tolerance; the first where none is within it.
+
+        Picked by the loss that was observed, with no bound on chance: that favours the method.
+
+        Args:
+          name: of the method, for messages.
+          candidates: cautious ones first.
+          exit_of: index of the boundary at which a trace exits; None where it does not.
+
+        Raises:
+          MethodError: there are no traces to tune on.
+        """
+        if not self.traces:
+            raise MethodError(f"method {name} chooses its parameters on traces: calibration_traces is missing")
+        best, most = candidates[0], -1.0
+        for candidate in candidates:
+            exits = [exit_of(trace, candidate) for trace in self.traces]
+            pairs = list(zip(self.traces, exits, strict=True))
+            lost = np.mean([_lost(trace, at) for trace, at in pairs])
+            saved = sum(len(trace.think_ids) - trace.boundaries[at] for trace, at in pairs if at is not None)
+            if lost <= self.tolerance and saved > most:
+                best, most = candidate, saved
+        return best
+
+
+def _lost(trace: Trace, at: int | None) -> float:
+    """What is lost of a trace that exits at a boundary: accuracy where the right answer is known, else agreement."""
+    if at is None:
+        return 0.0
+    if trace.reference is None or trace.correct is None:
+        return float(not trace.boundary_agrees[at])
+    if trace.boundary_agrees[at]:
+        return 0.0
+    return float(trace.correct) - float(same_answer(trace.boundary_answers[at], trace.reference, trace.answer_kind))
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of the measured problems beforehand. Only bounds and replays may read it."""
+
+    traces: Sequence[Trace]
+    signals: Sequence[Float[np.ndarray, "_think signals"]] | None
+    """The draft's, where scores are given."""
+    policy: Policy | None
+    """The draft's."""
+
+
+class Method(ABC):
+    """A method. Subclasses are frozen dataclasses whose fields are its parameters, numbers or text.
+
+    Class attributes: ``name`` in tables; ``engine`` that it runs on; ``says``, its definition in a sentence;
+    ``reports``, whether the plug-in has to report an outcome; ``pauses``, whether it asks more than once, so that
+    the engines keep their prefixes; ``policy``, in place of the draft's own.
+    """
+
+    name: ClassVar[str]
+    engine: ClassVar[Engine]
+    says: ClassVar[str]
+    reports: ClassVar[bool] = False
+    pauses: ClassVar[bool] = False
+    policy: ClassVar[Policy | None] = None
+
+    @classmethod
+    def tuned(cls, tuning: Tuning) -> Method:
+        """The method with its parameters chosen; as it is, where it has none.
+
+        Raises:
+          MethodError: it has nothing to choose them on.
+        """
+        return cls()
+
+    def hints(self, known: Known) -> list[int | None]:
+        """A number for each problem that the method may use; only an oracle or a replay has any.
+
+        Raises:
+          MethodError: what it needs to know is not there.
+        """
+        return [None] * len(known.traces)
+
+    @abstractmethod
+    def respond(self, problem: Problem, marks: Marks) -> Asks:
+        """Answer one problem."""
+
+
+def everything(problem: Problem, marks: Marks, **extra_args: Any) -> Asks:
+    """The whole response in one request."""
+    yield Ask("think", problem.prompt_ids, marks.max_new_tokens, extra_args=extra_args)
+
+
+class Chain:
+    """A chain of thought that a method reads from one boundary to the next.
+
+    Example:
+      Answer at the third boundary::
+
+        chain = Chain(problem, marks)
+        for _ in range(3):
+            if not (yield from chain.further()):
+                break
+        yield from chain.conclude()
+    """
+
+    def __init__(self, problem: Problem, marks: Marks):
+        self.problem, self.marks = problem, marks
+        self.kept: list[int] = []
+        """Thinking so far."""
+        self.open = True
+        """Whether the model has not closed its thinking, nor run out of tokens."""
+        self._answerable = True
+
+    @property
+    def left(self) -> int:
+        """Tokens that may still be generated, ``</think>`` not included."""
+        return self.marks.max_new_tokens - len(self.kept) - 1
+
+    def further(self, n: int | None = None) -> Generator[Ask, Said, bool]:
+        """Think up to the next boundary, or for ``n`` tokens; whether thinking goes on from there."""
+        stop = (self.marks.end,) if n is not None else (self.marks.end, *sorted(self.marks.split))
+        limit = self.left if n is None else min(n, self.left)
+        said = yield Ask("think", self.problem.prompt_ids + self.kept, max(1, limit), stop)
+        self.kept += said.token_ids
+        if self.kept and self.kept[-1] == self.marks.end:
+            self.kept.pop()
+            self.open = False
+        elif self.left <= 0:
+            self.open = self._answerable = False
+        return self.open
+
+    def trial(self) -> Generator[Ask, Said, Said]:
+        """What the answer would be here; the thinking is none the wiser."""
+        trial = self.problem.trial
+        prompt = [*self.problem.prompt_ids, *self.kept, self.marks.end, *trial.ids]
+        said = yield Ask("probe", prompt, trial.max_tokens, stop_text=trial.stop, logprobs=True)
+        return said
+
+    def answer(self, trial: Said) -> str | None:
+        """The answer in a trial; None where it was cut off or states none."""
+        text = self.marks.decode([*self.problem.trial.ids, *trial.token_ids])
+        return extract_answer(text, self.problem.answer_kind) if trial.finished else None
+
+    def conclude(self) -> Asks:
+        """End the thinking here, if the model has not, and let it answer; nothing where its tokens have run out."""
+        if self._answerable:
+            prompt = [*self.problem.prompt_ids, *self.kept, self.marks.end]
+            yield Ask("answer", prompt, max(1, self.left))

@@ -1,0 +1,88 @@
+"""The README's table and the pictures of the documentation, from the same results as the page."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from specexit.bench.results import Results, Triple
+from specexit.config import write_text
+from specexit.errors import InputError
+from specexit.report.charts import standalone
+from specexit.report.figures import Figure
+from specexit.report.shown import Shown
+
+BEGIN, END = "<!-- results: specexit report readme=... -->", "<!-- end of results -->"
+
+NAMES = {
+    "none": "no speculation",
+    "eagle3": "EAGLE-3",
+    "specexit": "**SpecExit**",
+    "specexit-fc": "SpecExit, `source: fc`",
+    "budget": "fixed thinking budget",
+}
+
+
+class ReadmeError(InputError):
+    """A file without the marks between which the table goes."""
+
+
+def write_table(path: Path, results: Results) -> None:
+    """Replace what stands between the marks of a Markdown file by the table of these results.
+
+    Raises:
+      ReadmeError: the marks are not there.
+    """
+    text = path.read_text()
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        raise ReadmeError(f"{path}: expected one line {BEGIN!r} and, below it, one line {END!r}")
+    before, rest = text.split(BEGIN)
+    write_text(path, f"{before}{BEGIN}\n{table(results)}{END}{rest.split(END)[1]}")
+
+
+def table(results: Results) -> str:
+    """The comparison as Markdown."""
+    batches = list(results.n_seconds)
+    headings = ["method", "accuracy", "thinking tokens", "of the oracle's cut"]
+    headings += [f"speed-up, batch {batch}" for batch in batches]
+    lines = [headings, ["---"] * len(headings)]
+    for name, method in results.methods.items():
+        versus = results.against_eagle3.get(name)
+        row = [NAMES.get(name, name), f"{100 * method.accuracy:.1f} %", f"{method.thinking_tokens:.1f}"]
+        if versus is None:
+            row += ["0 %", *["1x"] * len(batches)]
+        else:
+            if any(versus.accuracy_delta):
+                row[1] += f" ({_points(versus.accuracy_delta)})"
+            if any(versus.thinking_cut):
+                row[2] += f" ({_cut(versus.thinking_cut)})"
+            row.append(f"{100 * results.oracle.fraction_reached[name]:.1f} %")
+            row += [_times(versus.speedup[batch]) for batch in batches]
+        lines.append(row)
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def write_images(folder: Path, figures: tuple[Figure, ...], shown: tuple[Shown, ...]) -> list[Path]:
+    """Every drawing as a file of its own that follows the reader's light or dark; returns their paths."""
+    named = {re.sub(r"[^a-z]+", "-", figure.title.lower()).strip("-"): figure.svg for figure in figures}
+    named |= {re.sub(r"[^a-z]+", "-", one.title.lower()): one.chart for one in shown if one.chart}
+    paths = []
+    for name, svg in named.items():
+        write_text(folder / f"{name}.svg", standalone(svg))
+        paths.append(folder / f"{name}.svg")
+    return paths
+
+
+def _points(triple: Triple) -> str:
+    value, low, high = (100 * x for x in triple)
+    return f"{value:+.1f} points, {low:.1f}..{high:.1f}"
+
+
+def _cut(triple: Triple) -> str:
+    value, low, high = (100 * x for x in triple)
+    return f"{-value:+.1f} %, {low:.1f}..{high:.1f}"
+
+
+def _times(triple: Triple) -> str:
+    value, low, high = triple
+    return f"{value:.2f}x ({low:.2f}..{high:.2f})"

@@ -1,0 +1,130 @@
+"""The traces that the report shows, chosen by rule: the best cut, a wrong exit, and one that should have been cut."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from specexit.bench.comparison import Request
+from specexit.data.traces import Trace
+from specexit.errors import InputError
+from specexit.method.decision import Policy
+from specexit.method.labels import exit_point
+from specexit.method.signals import column
+from specexit.method.splits import FastTokenizer
+from specexit.report.charts import signals_chart
+
+Signals = Float[np.ndarray, "_think signals"]
+
+MOST_STEPS = 24
+"""A longer trace is folded, but for its ends and what lies about the exit."""
+
+ABOUT = 3
+
+
+class ReportError(InputError):
+    """A report that cannot be made; the message names the file and what was expected."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a shown trace."""
+
+    text: str
+    kept: bool
+    last: bool
+    """Whether the exit is behind it."""
+    validity: float | None
+    """Of its split token; None without scores."""
+    trial_answer: str | None
+    agrees: bool
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A trace that is shown."""
+
+    title: str
+    why: str
+    trace: Trace
+    request: Request
+    steps: tuple[Step, ...]
+    chart: str | None
+
+    @property
+    def cut(self) -> float:
+        """Share of its thinking that was saved."""
+        return 1 - self.request.thinking_tokens / len(self.trace.think_ids)
+
+    @property
+    def groups(self) -> list[tuple[bool, Sequence[Step]]]:
+        """The steps in order, in groups that are folded or not."""
+        n = len(self.steps)
+        at = next((i for i, step in enumerate(self.steps) if step.last), n - 1)
+        open_ = [n <= MOST_STEPS or i < ABOUT or i >= n - ABOUT or at - ABOUT < i <= at + ABOUT for i in range(n)]
+        found: list[tuple[bool, list[Step]]] = []
+        for step, shown in zip(self.steps, open_, strict=True):
+            if not found or found[-1][0] == shown:
+                found.append((not shown, []))
+            found[-1][1].append(step)
+        return [(folded, steps) for folded, steps in found]
+
+
+TITLES = {
+    "best": ("The best cut", "of the problems that exited with the right answer, the one that saved the most tokens"),
+    "wrong": ("A wrong exit", "of those whose exit lost a right answer, the one that saved the most tokens"),
+    "missed": ("A missed exit", "of those that thought to the end, the one that could have been cut the most"),
+    "asked": ("One trace", "the one that was asked for"),
+}
+
+
+def choose(traces: Sequence[Trace], requests: Mapping[str, Request]) -> dict[str, str]:
+    """Kind -> id of the trace that shows it; kinds without one are left out.
+
+    Only requests that walked the very path of the trace, as under greedy decoding they do, can be set beside it.
+    """
+    saved = {t.id: len(t.think_ids) - requests[t.id].thinking_tokens for t in traces if _exited(t, requests)}
+    right = [t for t in traces if t.id in saved and requests[t.id].correct]
+    wrong = [t for t in traces if t.id in saved and not requests[t.id].correct and t.correct]
+    whole = [t for t in traces if t.id in requests and requests[t.id].reason == "natural_end" and _same(t, requests)]
+    could = {t.id: len(t.think_ids) - exit_point(t.boundaries, t.boundary_agrees, len(t.think_ids)) for t in whole}
+    missed = [t for t in whole if could[t.id] > 0]
+    found = {}
+    for kind, traces_, most in (("best", right, saved), ("wrong", wrong, saved), ("missed", missed, could)):
+        if traces_:
+            found[kind] = max(traces_, key=lambda trace, most=most: most[trace.id]).id
+    return found
+
+
+def show(
+    kind: str,
+    trace: Trace,
+    request: Request,
+    tokenizer: FastTokenizer,
+    signals: Signals | None,
+    policy: Policy | None,
+) -> Shown:
+    """A trace, its steps and its signals."""
+    steps, start, kept = [], 0, request.thinking_tokens
+    trials = zip(trace.boundaries, trace.boundary_answers, trace.boundary_agrees, strict=True)
+    for boundary, answer, agrees in trials:
+        validity = None if signals is None else float(signals[boundary - 1, column("validity")])
+        text = tokenizer.decode(trace.think_ids[start:boundary]).strip("\n")
+        exits = boundary == kept and request.reason == "exit"
+        steps.append(Step(text, boundary <= kept, exits, validity, answer, agrees))
+        start = boundary
+    chart = None if signals is None else signals_chart(signals, trace.boundaries, kept, policy)
+    title, why = TITLES[kind]
+    return Shown(title, why, trace, request, tuple(steps), chart)
+
+
+def _exited(trace: Trace, requests: Mapping[str, Request]) -> bool:
+    return trace.id in requests and requests[trace.id].reason == "exit" and _same(trace, requests)
+
+
+def _same(trace: Trace, requests: Mapping[str, Request]) -> bool:
+    kept = requests[trace.id].thinking_tokens
+    return requests[trace.id].token_ids[:kept] == trace.think_ids[:kept]

@@ -1,0 +1,61 @@
+"""What a reader in a hurry has to know: is accuracy lost, what is gained, what is guaranteed."""
+
+from __future__ import annotations
+
+from specexit.bench.results import Results
+from specexit.drafts.directory import DraftConfig, SpecExitBlock
+
+ALPHA = 0.05
+"""Level of the tests that the verdict stands on."""
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """A share as a person reads it."""
+    return f"{100 * share:.{digits}f}\N{NARROW NO-BREAK SPACE}%".replace("-", "\N{MINUS SIGN}")
+
+
+def verdict(results: Results, draft: DraftConfig | None) -> tuple[str, ...]:
+    """The sentences; none where the benchmark has no exits."""
+    if "specexit" not in results.methods:
+        return ()
+    versus, said = results.against_eagle3["specexit"], []
+    if versus.p_loss is not None:
+        proven = versus.p_loss <= ALPHA
+        said.append(
+            f"{'Ruled out' if proven else 'Not ruled out'}: a loss of accuracy of a point or more "
+            f"(p {_p(versus.p_loss)} on {results.n} problems{'' if proven else '; more problems would tell'})."
+        )
+    speed = ", ".join(f"{triple[0]:.2f}× at batch {batch}" for batch, triple in versus.speedup.items())
+    said.append(f"End to end it is {speed} as fast as EAGLE-3 with the same draft.")
+    for batch, others in results.specexit_faster.items():
+        slower = [name for name, p in others.items() if p <= ALPHA]
+        rest = [name for name in others if name not in slower]
+        if len(others) > 1:
+            text = f"At batch {batch} it answers sooner than {', '.join(slower) or 'none of the others'}"
+            said.append(text + (f"; not shown of {', '.join(rest)}." if rest else ": every other method measured."))
+    if draft and draft.specexit:
+        said.append(certificate(draft.specexit))
+    return tuple(said)
+
+
+def certificate(block: SpecExitBlock) -> str:
+    """The guarantee of a draft's policy in a sentence."""
+    found = block.calibration
+    if found is None:
+        return "Its policy is not certified, so nothing is guaranteed of it."
+    what = "the answer changes" if found.risk == "answer_changed" else "a right answer is lost"
+    text = (
+        f"Its policy is calibrated on {found.n} other problems ({found.errors:g} of them wrong): with probability at "
+        f"least {percent(1 - found.delta, 0)}, {what} in at most {percent(found.epsilon)} of problems like "
+        "these, decoded like these"
+    )
+    text += ", in every group of them" if found.groups else ""
+    text += ", counted on trial answers" if found.answers == "trial" else ""
+    if found.n_unjudged:
+        fate = "were left out" if found.unjudged == "refuse" else "count as errors"
+        text += f"; {found.n_unjudged} traces could not judge and {fate}"
+    return f"{text}."
+
+
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"= {value:.3f}"

@@ -1,0 +1,34 @@
+"""Schema of ``specexit bench-full-size``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from specexit.config import Config
+from specexit.schemas.engine import EngineConfig
+
+
+class BenchFullSizeConfig(Config):
+    """EAGLE-3 and SpecExit on a stand-in of a real target's size, and that it writes what the small target writes.
+
+    The times are those of a target and a draft of that size on this machine, for texts of the small target's lengths,
+    acceptance and exits. How long a real model thinks, how well it is drafted and how often its exits are right are not
+    in them.
+    """
+
+    shape: str = Field(default="qwen3-0.6b", description="whose sizes: see stand-in")
+    draft: Path = Field(description="draft directory of the small target")
+    traces: Path = Field(description="traces of its test split")
+    models: Path = Field(description="folder for the stand-ins, which are kept; 0.6 billion parameters are 3.9 GB")
+    out: Path = Field(description="file for the numbers, full-size.json; replaced where it exists")
+    n: int = Field(default=50, gt=0, description="problems")
+    n_latency: int = Field(default=12, gt=0, description="how many of them, at most, are asked one at a time")
+    batch: int = Field(default=8, gt=1, description="problems in progress at once")
+    rounds: int = Field(default=6, gt=0, description="slices of the problems; the methods take turns slice by slice")
+    exact: bool = Field(default=True, description="also compare texts in float32; false saves a third of the time")
+    max_new_tokens: int = Field(default=768, gt=0, description="of one response, thinking included")
+    num_speculative_tokens: int = Field(default=3, gt=0, description="draft tokens per step")
+    engine: EngineConfig = EngineConfig()
+    seed: int = Field(default=0, description="of the stand-ins' noise and of the bootstrap")

@@ -1,0 +1,237 @@
+"""What each method of the benchmark asks for, and where it ends the thinking, on an engine that replays a recording."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from specexit.bench.journal import Journal
+from specexit.bench.methods import (
+    NAMES,
+    Ask,
+    Chain,
+    Known,
+    Marks,
+    MethodError,
+    Problem,
+    Said,
+    Trial,
+    Tuning,
+    find_method,
+    from_job,
+    to_job,
+)
+from specexit.bench.methods.running import Running
+from specexit.data.traces import Trace
+from specexit.method.decision import Policy
+from specexit.schemas.bench import BenchConfig
+from specexit.schemas.target import load_target_config
+
+TARGET = load_target_config("tiny-reasoner")
+TOKENIZER, IDS = TARGET.tokenizer(), TARGET.think_tokens()
+STEPS = ("First I add.\n\n", "So it is 8.\n\n", "Wait, it is 7.\n\n", "Yes, 7 again.\n\n", "So, 7.\n\n")
+TRIALS = (None, "8", "7", "7", "7")
+CONFIDENCE = (0.5, 0.97, 0.9, 0.99, 1.0)
+MARKS = Marks(end=IDS.end, split=IDS.split, max_new_tokens=200, decode=TOKENIZER.decode)
+TRIAL = Trial((), 24)
+
+
+@pytest.fixture(scope="module")
+def trace(make_trace: Callable[..., Trace]) -> Trace:
+    """Five steps; a confident wrong answer behind the second, the right one from the third on."""
+    steps = [TOKENIZER.encode(step) for step in STEPS]
+    return make_trace(
+        think_ids=[token for step in steps for token in step],
+        boundaries=np.cumsum([len(step) for step in steps]).tolist(),
+        boundary_answers=list(TRIALS),
+        boundary_agrees=[answer == "7" for answer in TRIALS],
+        boundary_confidence=list(CONFIDENCE),
+        boundary_state=["agrees" if answer == "7" else "differs" for answer in TRIALS],
+        boundary_trial_tokens=[4] * len(TRIALS),
+        answer_ids=TOKENIZER.encode("\n\n\\boxed{7}"),
+        answer="7",
+        reference="7",
+        correct=True,
+    )
+
+
+def replayed(trace: Trace, ask: Ask) -> tuple[list[int], str, list[float]]:
+    """What an engine would say that writes this trace: tokens, finish reason, log-probabilities."""
+    said = ask.prompt_ids[len(trace.prompt_ids) :]
+    if IDS.end in said:
+        n = said.index(IDS.end)
+        at = max((i for i, b in enumerate(trace.boundaries) if b <= n), default=None)
+        answer = None if at is None else trace.boundary_answers[at]
+        ids = TOKENIZER.encode("I do not know." if answer is None else f"\\boxed{{{answer}}}")
+        sure = 0.1 if at is None else trace.boundary_confidence[at]
+        return (
+            ids[: ask.max_tokens],
+            "stop" if len(ids) <= ask.max_tokens else "length",
+            [float(np.log(sure))] * len(ids),
+        )
+    whole = [*trace.think_ids, IDS.end, *trace.answer_ids]
+    rest, written = whole[len(said) :], []
+    for token in rest:
+        written.append(token)
+        if token in ask.stop:
+            return written, "stop", []
+        if len(written) == ask.max_tokens:
+            return written, "length", []
+    return written, "stop", []
+
+
+def run(
+    trace: Trace,
+    reference: str,
+    marks: Marks = MARKS,
+    hint: int | None = None,
+    trial: Trial = TRIAL,
+    **parameters: Any,
+) -> dict:
+    """A method's result on the trace; the clock goes by one with every request."""
+    method = from_job({"method": reference, "parameters": parameters})
+    running, now = Running(method, Problem(trace.id, trace.prompt_ids, trial, hint=hint), marks, 0.0), 0.0
+    ask = running.ask
+    while ask is not None:
+        now += 1
+        ids, finish_reason, logprobs = replayed(trace, ask)
+        running.hear(ids, logprobs if ask.logprobs else [], now)
+        ask = running.finish(finish_reason, None)
+    return running.result(now)
+
+
+def kept(result: dict) -> int:
+    return result["token_ids"].index(IDS.end)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if find_method(name).engine != "specexit"])
+def test_whatever_a_method_keeps_is_what_the_model_wrote(name: str, trace: Trace) -> None:
+    tuned = find_method(name).tuned(Tuning([trace] * 3, 0.01))
+    result = run(trace, name, **to_job(name, tuned)["parameters"])
+    n = kept(result)
+    assert result["token_ids"][:n] == trace.think_ids[:n]
+    assert len(result["token_ids"]) > n + 1
+    assert result["forced"] == (n < len(trace.think_ids))
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "exit_behind", "probes"),
+    [
+        ("kth-boundary", {"k": 2}, 2, 0),
+        ("kth-boundary", {"k": 9}, None, 0),
+        ("stability", {"m": 2}, 4, 4),
+        ("stability", {"m": 3}, 5, 5),
+        ("deer", {"confidence": 0.95}, 2, 2),  # sure, and wrong
+        ("deer", {"confidence": 0.985}, 4, 4),
+        ("no-thinking", {}, 0, 0),
+    ],
+)
+def test_where_each_method_exits(
+    name: str, parameters: dict, exit_behind: int | None, probes: int, trace: Trace
+) -> None:
+    result = run(trace, name, **parameters)
+    expected = {None: len(trace.think_ids), 0: 0}.get(exit_behind)
+    assert kept(result) == (trace.boundaries[exit_behind - 1] if expected is None and exit_behind else expected)
+    assert (result["probe_tokens"] > 0) == (probes > 0)
+
+
+def test_trial_answers_are_counted_and_are_no_part_of_the_response(trace: Trace) -> None:
+    result = run(trace, "stability", m=2)
+    # "I do not know.", 8, 7 and 7.
+    trials = [TOKENIZER.encode(text) for text in ("I do not know.", "\\boxed{8}", "\\boxed{7}", "\\boxed{7}")]
+    assert result["probe_tokens"] == sum(map(len, trials))
+    assert len(result["token_ids"]) == trace.boundaries[3] + 1 + len(TOKENIZER.encode("\\boxed{7}"))
+    # Four steps, four trials and the answer, one after the other: the answer begins with the last.
+    assert (result["asked"], result["first_answer_seconds"]) == (9, 9.0)
+
+
+def test_dynasors_probes_come_at_their_interval_wherever_that_falls(trace: Trace) -> None:
+    result = run(trace, "certaindex", interval=5, agreeing=2)
+    n = kept(result)
+    assert n % 5 == 0
+    # The first multiple of five behind which two probes in a row have said the same.
+    answers = [TRIALS[sum(b <= at for b in trace.boundaries) - 1] if at >= trace.boundaries[0] else None
+               for at in range(5, n + 1, 5)]  # fmt: skip
+    assert answers[-1] == answers[-2] is not None
+    assert all(a != b or a is None for a, b in pairwise(answers[:-1]))
+
+
+def test_a_trial_that_is_cut_off_is_no_answer(trace: Trace) -> None:
+    result = run(trace, "stability", trial=Trial((), 2), m=2)
+    assert kept(result) == len(trace.think_ids)
+    assert not result["forced"]
+
+
+def test_a_trial_is_made_as_the_target_says(trace: Trace) -> None:
+    forced = tuple(TOKENIZER.encode("The answer is "))
+    chain = Chain(Problem("a", trace.prompt_ids, Trial(forced, 8, ("}",))), MARKS)
+    ask = next(chain.trial())
+    assert ask == Ask("probe", [*trace.prompt_ids, IDS.end, *forced], 8, stop_text=("}",), logprobs=True)
+    assert chain.answer(Said(TOKENIZER.encode("\\boxed{7}"), finished=True)) == "7"
+
+
+def test_out_of_tokens_is_out_of_tokens(trace: Trace) -> None:
+    short = replace(MARKS, max_new_tokens=trace.boundaries[2])
+    result = run(trace, "kth-boundary", short, k=9)
+    assert result["finish_reason"] == "length"
+    assert IDS.end not in result["token_ids"]
+    assert len(result["token_ids"]) <= trace.boundaries[2]
+
+
+def test_oracle_and_replay_know_their_exits_beforehand(trace: Trace) -> None:
+    signals = np.zeros((len(trace.think_ids), 4), np.float32)
+    signals[[b - 1 for b in trace.boundaries], 3] = (0.1, 0.95, 0.2, 0.9, 0.9)
+    known = Known([trace], [signals], Policy(thresholds={"validity": 0.92}))
+    hints = {name: find_method(name)().hints(known) for name in ("oracle", "exits-alone", "eagle3")}
+    assert hints == {"oracle": [trace.boundaries[2]], "exits-alone": [trace.boundaries[1]], "eagle3": [None]}
+    assert kept(run(trace, "oracle", hint=trace.boundaries[2])) == trace.boundaries[2]
+    with pytest.raises(MethodError, match="exits-alone replays the signals of the traces: scores is missing"):
+        find_method("exits-alone")().hints(Known([trace], None, None))
+
+
+def test_parameters_are_the_boldest_within_the_tolerance(trace: Trace) -> None:
+    chosen = {name: to_job(name, find_method(name).tuned(Tuning([trace], 0.0)))["parameters"]
+              for name in ("kth-boundary", "stability", "deer")}  # fmt: skip
+    # The second step's answer is sure and wrong. Of two thresholds that save the same, it is the cautious one.
+    assert chosen == {"kth-boundary": {"k": 3}, "stability": {"m": 2}, "deer": {"confidence": 0.99}}
+    with pytest.raises(MethodError, match="stability chooses its parameters on traces: calibration_traces is missing"):
+        find_method("stability").tuned(Tuning([], 0.0))
+
+
+def test_a_strangers_method_is_one_file(tmp_path: Path, trace: Trace) -> None:
+    result = run(trace, str(Path(__file__).parents[1] / "serving" / "own_method.py"))
+    assert kept(result) == trace.boundaries[1]
+    (tmp_path / "none.py").write_text("x = 1\n")
+    with pytest.raises(MethodError, match=r"none\.py': the file defines 0 methods, expected one"):
+        find_method(str(tmp_path / "none.py"))
+    with pytest.raises(
+        MethodError, match=r"method 'deeer' does not exist, expected a \.py file or one of none, eagle3"
+    ):
+        find_method("deeer")
+
+
+def test_an_interrupted_benchmark_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    config = BenchConfig(target="t", draft=tmp_path, traces=tmp_path, out=tmp_path / "out")
+    journal = Journal(config.out, config)
+    assert journal.reply("first", lambda: {"seconds": 1}) == {"seconds": 1}
+    journal.reply("second", lambda: {"seconds": 2})
+    text = journal.path.read_text()
+    journal.path.write_text(text[:-5])  # killed while it wrote the second
+
+    def never() -> dict:
+        raise AssertionError("asked again")
+
+    again = Journal(config.out, config)
+    assert again.reply("first", never) == {"seconds": 1}
+    assert again.reply("second", lambda: {"seconds": 3}) == {"seconds": 3}
+    assert [json.loads(line)["asked"] for line in again.path.read_text().splitlines()[1:]] == ["first", "second"]
+    assert len(Journal(config.out, config.model_copy(update={"seed": 1}))) == 0
+    again.remove()
+    assert not again.path.exists()

@@ -1,0 +1,150 @@
+"""``specexit bench-full-size``: what exits save at a real target's size, on a stand-in that any machine can write.
+
+Three pairs of engines, one after the other, answer the same problems with EAGLE-3 and with SpecExit: the small target;
+the stand-in in float32, whose texts have to be the small target's; the stand-in in bfloat16, which is measured.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+
+from specexit.bench.comparison import Request, Run
+from specexit.bench.journal import Journal
+from specexit.bench.results import Results, result_tables, write_results
+from specexit.config import write_text
+from specexit.data.scores import draft_sha256
+from specexit.data.traces import target_named_in
+from specexit.drafts.directory import read_config
+from specexit.schemas.bench import BenchConfig
+from specexit.schemas.bench_full_size import BenchFullSizeConfig
+from specexit.schemas.stand_in import StandInConfig
+from specexit.schemas.target import TargetConfig, load_target_config, target_reference
+from specexit.stand_in import Shape, stand_in
+from specexit.stand_in.files import parameters
+from torch_specexit.bench import read_problems, run_methods
+
+METHODS = ("eagle3", "specexit")
+
+WHAT_IT_IS = (
+    "the small target's weights inside matrices of these sizes, and its draft's likewise: the times are those of a "
+    "target and a draft of this size on this machine, for texts of the small target's lengths, acceptance and exits"
+)
+WHAT_IT_IS_NOT = "anything about how long a real model thinks, how well it is drafted, or how often its exits are right"
+
+
+def bench_full_size(config: BenchFullSizeConfig) -> Results:
+    """Measure, write ``full-size.json`` and print it.
+
+    Raises:
+      BenchError: an engine fails, or there are too few traces.
+      StandInError, DraftError, ConfigError: the stand-in cannot be made.
+    """
+    # A model of this size gains from every core, other than the small one (see `torch_specexit.engine`).
+    os.environ.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))
+    places = config.draft, config.traces
+    name = read_config(config.draft).target_name or target_named_in(config.traces)
+    small = target_reference(None, *places, name=name)
+    runs = {"small": _measure(config, "small", small, config.draft)[0]}
+    if config.exact:
+        target, draft = write_stand_in(config, small, "float32")
+        runs["float32"], _ = _measure(config, "float32", str(target), draft)
+    target, draft = write_stand_in(config, small, "bfloat16")
+    runs["bfloat16"], results = _measure(config, "bfloat16", str(target), draft)
+    shape = describe(load_target_config(str(target)), runs)
+    results = results.model_copy(update={"shape": shape})
+    config.out.parent.mkdir(parents=True, exist_ok=True)
+    write_results(config.out, results)
+    for path in _journals(config).values():
+        Journal(path, config).remove()
+    console = Console()
+    for table in result_tables(results):
+        console.print(table)
+    console.print(f"{shape['parameters'] / 1e9:.2f} billion parameters, {shape['dtype']}; {results.hardware}")
+    for what, (same, n) in shape["same"].items():
+        console.print(f"{what}: {same} of {n}")
+    return results
+
+
+def write_stand_in(config: BenchFullSizeConfig, small: str, dtype: Literal["bfloat16", "float32"]) -> tuple[Path, Path]:
+    """The stand-in's YAML and draft; written where it is not there yet, or was made of another draft.
+
+    Raises:
+      StandInError, DraftError, ConfigError: it cannot be made.
+    """
+    folder = config.models / f"{Path(config.shape).stem}-{dtype}"
+    wanted = StandInConfig(
+        target=small, shape=config.shape, draft=config.draft, out=folder, dtype=dtype, seed=config.seed
+    )
+    made_of = draft_sha256(config.draft)
+    mark = folder / "made-of.txt"
+    if not mark.exists() or mark.read_text() != made_of:
+        shutil.rmtree(folder, ignore_errors=True)
+        stand_in(wanted)
+        write_text(mark, made_of)
+    return folder / "target.yaml", folder / "draft"
+
+
+def describe(target: TargetConfig, runs: Mapping[str, Mapping[str, Run]]) -> dict[str, Any]:
+    """``shape`` in the results: the sizes, what was compared with the small target, and what the numbers mean."""
+    same: dict[str, tuple[int, int]] = {}
+    if "float32" in runs:
+        for method in METHODS:
+            pairs = _pairs(runs["small"][method], runs["float32"][method])
+            same[f"{method}: texts in float32"] = _count(pairs, lambda a, b: a.token_ids == b.token_ids)
+    pairs = _pairs(runs["small"]["specexit"], runs["bfloat16"]["specexit"])
+    same["specexit: exits in bfloat16"] = _count(
+        pairs, lambda a, b: (a.reason, a.thinking_tokens) == (b.reason, b.thinking_tokens)
+    )
+    return {
+        "name": target.name,
+        **Shape.read(target.hf_config(), target.name).fields(),
+        "parameters": parameters(target.folder),
+        "dtype": target.dtype,
+        "threads": os.environ["OMP_NUM_THREADS"],
+        "same": same,
+        "is": WHAT_IT_IS,
+        "is_not": WHAT_IT_IS_NOT,
+    }
+
+
+def _measure(config: BenchFullSizeConfig, kind: str, target: str, draft: Path) -> tuple[dict[str, Run], Results]:
+    """One pair of engines on the problems; of those that are only compared, in a batch alone."""
+    measured = kind == "bfloat16"
+    bench = BenchConfig(
+        target=target,
+        draft=draft,
+        traces=config.traces,
+        out=_journals(config)[kind],
+        methods=METHODS,
+        n=config.n,
+        n_latency=min(config.n, config.n_latency) if measured else 1,
+        batches=(config.batch,),
+        rounds=config.rounds if measured else 1,
+        max_new_tokens=config.max_new_tokens,
+        num_speculative_tokens=config.num_speculative_tokens,
+        engine=config.engine,
+        seed=config.seed,
+    )
+    found = load_target_config(target)
+    with tempfile.TemporaryDirectory(prefix="specexit-bench-") as scratch:
+        return run_methods(bench, found, read_problems(bench), Journal(bench.out, config), Path(scratch))
+
+
+def _journals(config: BenchFullSizeConfig) -> dict[str, Path]:
+    kinds = ("small", "float32", "bfloat16")
+    return {kind: config.out.with_name(f"{config.out.stem}-{kind}") for kind in kinds}
+
+
+def _pairs(ours: Run, theirs: Run) -> list[tuple[Request, Request]]:
+    return list(zip(ours.all_requests, theirs.all_requests, strict=True))
+
+
+def _count(pairs: Sequence[tuple[Request, Request]], same: Callable[[Request, Request], bool]) -> tuple[int, int]:
+    return sum(same(a, b) for a, b in pairs), len(pairs)

@@ -1,0 +1,223 @@
+"""The methods of a benchmark take turns: slice by slice of the problems, on engines that are running."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import Progress
+
+from specexit.bench.comparison import Request, Run, reason_of
+from specexit.bench.journal import Journal
+from specexit.bench.methods import Method, to_job
+from specexit.bench.process import BenchError, BenchProcess
+from specexit.bench.results import BASELINE
+from specexit.data.answers import extract_answer, same_answer
+from specexit.data.traces import Trace
+from specexit.method.splits import FastTokenizer, marker
+from specexit.schemas.bench import BenchConfig
+from specexit.schemas.target import TargetConfig
+
+WARM_UP_TOKENS = 32
+SEED_STEP = 1_000_003
+"""Between the seeds of two samples."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A method that takes part."""
+
+    name: str
+    reference: str
+    """As the config names it: its name, or the path of its file."""
+    method: Method
+    draft: Path | None
+    """What its engine serves with."""
+    hints: tuple[int | None, ...]
+    """One for each problem."""
+    trials: tuple[dict[str, Any], ...]
+    """How an answer to each is tried: fields of `specexit.bench.methods.Trial`."""
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """What it was tuned to."""
+        return to_job(self.reference, self.method)["parameters"]
+
+
+Turn = tuple[Entry, range]
+"""Who is asked for which of the problems."""
+
+
+def turns(entries: Sequence[Entry], n: int, rounds: int) -> Iterator[Turn]:
+    """Slices of the problems, each given to all methods before the next; the first to go moves on by one a slice."""
+    edges = [n * i // rounds for i in range(rounds + 1)]
+    for i, (start, stop) in enumerate(pairwise(edges)):
+        if start < stop:
+            first = i % len(entries)
+            for entry in [*entries[first:], *entries[:first]]:
+                yield entry, range(start, stop)
+
+
+def warm_up(
+    config: BenchConfig,
+    entries: Sequence[Entry],
+    engines: Mapping[Path | None, BenchProcess],
+    traces: Sequence[Trace],
+) -> None:
+    """A few tokens at every batch size, which an engine's first steps at a new shape are slow for."""
+    for entry in entries:
+        for batch in (1, *config.batches):
+            part = range(min(batch, len(traces)))
+            short = config.model_copy(update={"max_new_tokens": WARM_UP_TOKENS})
+            engines[entry.draft].ask(job(short, entry, traces, part, batch))
+
+
+def job(
+    config: BenchConfig,
+    entry: Entry,
+    traces: Sequence[Trace],
+    part: range,
+    batch: int,
+    *,
+    seed: int = 0,
+    arrivals: Sequence[float] | None = None,
+) -> dict[str, Any]:
+    """What `bench_worker` is asked."""
+    problems = [
+        {
+            "id": traces[i].id,
+            "prompt_ids": traces[i].prompt_ids,
+            "answer_kind": traces[i].answer_kind,
+            "trial": entry.trials[i],
+            "hint": entry.hints[i],
+        }
+        for i in part
+    ]
+    return to_job(entry.reference, entry.method) | {
+        "problems": problems,
+        "marks": {"max_new_tokens": config.max_new_tokens},
+        "batch": batch,
+        "sampling": config.sampling.model_dump(),
+        "arrivals": list(arrivals) if arrivals is not None else None,
+        "seed": config.seed + seed * SEED_STEP,
+    }
+
+
+@dataclass
+class Measurement:
+    """A benchmark under way."""
+
+    config: BenchConfig
+    entries: Sequence[Entry]
+    engines: Mapping[Path | None, BenchProcess]
+    traces: Sequence[Trace]
+    journal: Journal
+    tokenizer: FastTokenizer
+    end: int
+
+    def ask(
+        self, entry: Entry, part: range, batch: int, *, sample: int = 0, rate: float | None = None
+    ) -> tuple[dict[str, Any], list[Request]]:
+        """One turn: what the engine says, and its requests read."""
+        engine = self.engines[entry.draft]
+        arrivals = None
+        if rate is not None:
+            # The same arrivals for every method: a Poisson process.
+            gaps = np.random.default_rng(self.config.seed).exponential(1 / rate, len(part))
+            arrivals = np.cumsum(gaps).tolist()
+        asked = job(self.config, entry, self.traces, part, batch, seed=sample, arrivals=arrivals)
+        key = f"{entry.name}, batch {batch}, problems {part.start}:{part.stop}, sample {sample}, rate {rate}"
+        reply = self.journal.reply(key, lambda: engine.ask(asked))
+        requests = [
+            read_request(entry, self.traces[i], raw, self.tokenizer, self.end, sample=sample)
+            for i, raw in zip(part, reply["requests"], strict=True)
+        ]
+        return reply, requests
+
+
+def measure(
+    config: BenchConfig,
+    target: TargetConfig,
+    entries: Sequence[Entry],
+    engines: Mapping[Path | None, BenchProcess],
+    traces: Sequence[Trace],
+    journal: Journal,
+) -> dict[str, Run]:
+    """Ask every engine for every problem, slice by slice: one at a time, in batches, then as they arrive.
+
+    Raises:
+      BenchError: too many of the baseline's responses run out of tokens.
+    """
+    tokenizer = target.tokenizer()
+    under_way = Measurement(config, entries, engines, traces, journal, tokenizer, marker(tokenizer, target.think_end))
+    runs = {entry.name: Run() for entry in entries}
+    n_latency = min(config.n_latency, len(traces))
+    passes = [(1, n_latency, 1)] + [(batch, len(traces), config.samples) for batch in config.batches]
+    total = len(entries) * (sum(n * samples for _, n, samples in passes) + len(config.rates) * n_latency)
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("bench", total=total)
+        for batch, n, samples in passes:
+            for sample in range(samples):
+                for entry, part in turns(entries, n, config.rounds):
+                    progress.update(bar, description=f"{entry.name} @ {batch}")
+                    reply, requests = under_way.ask(entry, part, batch, sample=sample)
+                    seconds = [request.seconds or 0.0 for request in requests] if batch == 1 else [reply["seconds"]]
+                    runs[entry.name].add(batch, requests, seconds, reply["n_drafts"], reply["n_accepted"])
+                    if entry.name == BASELINE:
+                        _check_finished(config, runs[BASELINE], batch, n * samples)
+                    progress.advance(bar, len(part))
+        for rate in config.rates:
+            for entry in entries:
+                progress.update(bar, description=f"{entry.name} @ {rate:g}/s")
+                _, requests = under_way.ask(entry, range(n_latency), config.batches[-1], rate=rate)
+                runs[entry.name].open_loop[rate] = requests
+                progress.advance(bar, n_latency)
+    return runs
+
+
+def _check_finished(config: BenchConfig, run: Run, batch: int, n: int) -> None:
+    cut = sum(request.reason == "length" for request in run.requests[batch])
+    if cut > config.max_unfinished * n:
+        raise BenchError(
+            f"max_new_tokens={config.max_new_tokens}: {cut} responses of {BASELINE} ran out of tokens, of {n} at batch "
+            f"{batch}; expected at most {config.max_unfinished:.0%}, or accuracy says nothing"
+        )
+
+
+def read_request(
+    entry: Entry, trace: Trace, raw: dict[str, Any], tokenizer: FastTokenizer, end: int, *, sample: int = 0
+) -> Request:
+    """One reply of a worker, its answer extracted and judged.
+
+    Raises:
+      BenchError: the method needs the plug-in, and no outcome came back.
+    """
+    ids, outcome = raw["token_ids"], raw["outcome"]
+    if entry.method.reports and outcome is None:
+        raise BenchError(
+            f"method {entry.name}: vLLM reported no outcome for {trace.id}, expected one from the specexit plug-in; "
+            "is it installed, and is VLLM_PLUGINS unset or does it name specexit?"
+        )
+    thinking = ids.index(end) if end in ids else len(ids)
+    answer = extract_answer(tokenizer.decode(ids[thinking + 1 :]), trace.answer_kind)
+    reason = reason_of(outcome, closed=end in ids, finish_reason=raw["finish_reason"], forced=raw["forced"])
+    return Request(
+        id=trace.id,
+        token_ids=ids,
+        thinking_tokens=thinking,
+        reason=reason,
+        answer=answer,
+        correct=same_answer(answer, trace.reference, trace.answer_kind),
+        signals=(outcome or {}).get("signals", {}),
+        probe_tokens=raw["probe_tokens"],
+        seconds=raw["seconds"],
+        first_answer_seconds=raw["first_answer_seconds"],
+        sample=sample,
+        task=trace.task,
+    )
