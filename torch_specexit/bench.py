@@ -229,7 +229,8 @@ def gather(
     greedy = config.sampling.temperature == 0
     return Results(
         n=len(traces),
-        n_seconds={"1": min(config.n_latency, len(traces))} | dict.fromkeys(map(str, config.batches), len(traces)),
+        n_seconds={"1": min(config.n_latency, len(traces))}
+        | dict.fromkeys(map(str, config.batches), len(traces) * config.samples),
         target=target.name,
         hardware=describe_hardware(accelerator),
         versions=versions(),

@@ -28,6 +28,7 @@ from specexit.schemas.stand_in import StandInConfig
 from specexit.schemas.target import TargetConfig, load_target_config, target_reference
 from specexit.stand_in import Shape, stand_in
 from specexit.stand_in.files import parameters
+from specexit.stand_in.write import read_shape
 from torch_specexit.bench import read_problems, run_methods
 
 METHODS = ("eagle3", "specexit")
@@ -78,7 +79,7 @@ def write_stand_in(config: BenchFullSizeConfig, small: str, dtype: Literal["bflo
     Raises:
       StandInError, DraftError, ConfigError: it cannot be made.
     """
-    folder = config.models / f"{Path(config.shape).stem}-{dtype}"
+    folder = config.models / f"{read_shape(config.shape)[0]}-{dtype}"
     wanted = StandInConfig(
         target=small, shape=config.shape, draft=config.draft, out=folder, dtype=dtype, seed=config.seed
     )

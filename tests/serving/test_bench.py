@@ -79,6 +79,7 @@ def write_random_draft(folder: Path, *, hidden: int = 192) -> None:
         specexit=SpecExitBlock(target=TARGET.name),
     )
     rng = np.random.default_rng(0)
+    tensors: dict[str, np.ndarray]
     tensors = {name: rng.normal(0, 0.1, shape).astype(np.float32) for name, shape in config.tensor_shapes().items()}
     tensors |= {name: np.ones(tensors[name].shape, np.float32) for name in tensors if "norm" in name}
     tensors["d2t"] = np.zeros(512, np.int64)

@@ -1,7 +1,7 @@
 """``results.json``: what `bench` measured, as a typed contract, and the table that a person reads.
 
 Units: accuracies, cuts and fractions are shares (0..1), token counts are means per problem, seconds are sums over the
-``n_seconds`` problems of that batch size. A triple is a value with its paired bootstrap 95 % interval.
+``n_seconds`` responses of that batch size. A triple is a value with its paired bootstrap 95 % interval.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class MethodResult(Config):
     accuracy: float
     thinking_tokens: float
     total_tokens: float
-    seconds: dict[str, float] = Field(description="batch size -> seconds for n_seconds problems")
+    seconds: dict[str, float] = Field(description="batch size -> seconds for n_seconds responses")
     acceptance_length: float | None = Field(description="None without speculation")
     exits: Exits
     probe_tokens: float = 0.0

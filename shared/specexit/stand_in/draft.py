@@ -66,6 +66,9 @@ def draft_tensors(
       fit: where the target's parts go; the draft has the target's widths and heads.
       draft_vocab: draft tokens.
       noise: in the type that is written.
+
+    Raises:
+      StandInError: the draft's layout is another one.
     """
     layer = {name.removeprefix("midlayer."): value for name, value in weights.items() if name.startswith("midlayer.")}
     own = layer_fit(small, fit)
@@ -79,7 +82,11 @@ def draft_tensors(
     if "signal_head.weight" in weights:
         rows = weights["signal_head.weight"]
         tensors["signal_head.weight"] = head(rows, len(rows), fit, noise)
-    return tensors | _vocabulary(weights["d2t"], fit.large.vocab, draft_vocab)
+    tensors |= _vocabulary(weights["d2t"], fit.large.vocab, draft_vocab)
+    unknown = sorted(set(weights) - set(tensors))
+    if unknown:
+        raise StandInError(f"the draft has {', '.join(unknown)}, expected the layout of a draft that we train")
+    return tensors
 
 
 def layer_fit(small: DraftConfig, fit: Fit) -> Fit:
