@@ -206,7 +206,7 @@ def table(part: Part, tolerances: Sequence[float], named: dict[str, Point], titl
     """Each curve's largest net cut at a few losses, with the share of the oracle's cut that it reaches."""
     known = part.full_accuracy is not None
     out = Table(title=f"{title}; settings picked on these very traces", title_justify="left", box=SIMPLE)
-    out.add_column("method", min_width=max(map(len, part.curves), default=0))
+    out.add_column("method", min_width=max(map(len, (*part.curves, *named)), default=0))
     out.add_column("loss ≤" if known else "changed ≤", justify="right")
     out.add_column("setting", overflow="fold")
     for heading in ("net cut", "probes", "of oracle", "accuracy" if known else "agreement"):
@@ -217,7 +217,7 @@ def table(part: Part, tolerances: Sequence[float], named: dict[str, Point], titl
         for name, points in part.curves.items()
         for tolerance in tolerances
     ]
-    rows += [(name, None, point) for name, point in named.items()]
+    rows += [(name, None, point.model_copy(update={"setting": ""})) for name, point in named.items()]
     for name, tolerance, point in rows:
         limit = "" if tolerance is None else f"{100 * tolerance:g} %"
         out.add_row(name, limit, *_cells(point, part.oracle.thinking_cut))
