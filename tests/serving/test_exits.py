@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from specexit.drafts.directory import Serving, SpecExitBlock
 from specexit.method.decision import Policy
@@ -15,11 +16,13 @@ from specexit.method.signals import NAMES
 from tests.serving.simulation import CPU, END, IDS, START, VOCAB
 from tests.serving.test_rule import given_step
 from torch_specexit.plugin import outcome
+from torch_specexit.plugin.compat import wraps
 from torch_specexit.plugin.worker import exits as module
 from torch_specexit.plugin.worker import interrupt, ranks
 from torch_specexit.plugin.worker.exits import Exits
 from torch_specexit.plugin.worker.rule import INTERRUPT, STATE
 from torch_specexit.plugin.worker.runner_v2 import keep_logits, keep_restored
+from torch_specexit.plugin.worker.weights import Weights
 
 pytestmark = pytest.mark.vllm
 
@@ -31,6 +34,15 @@ class Draft:
         block = SpecExitBlock(source="draft", target="t", policy=Policy(thresholds={}))
         self.block, self.serving, self.think_tokens, self.vocab_size = block, Serving(), IDS, VOCAB
         self.signals, self.first_pass, self.transition = torch.zeros(8, len(NAMES)), None, ()
+        self.weights, self.head = Weights(["a", "b", "d2t"]), nn.Linear(2, 2)
+        for name in ("a", "b"):
+            self.weights.arrived(name)
+
+    def remember_weights(self) -> None:
+        self.weights.remember(self.head.named_parameters())
+
+    def check_weights(self) -> None:
+        self.weights.check(self.head.named_parameters())
 
     def record(self, passes: int) -> None: ...
 
@@ -150,7 +162,8 @@ def test_a_step_that_fails_leaves_plain_eagle3_and_says_so_once(caplog):
     assert vars(output) == {outcome.INACTIVE_KEY: exits.failure}
     assert "no such kernel" in str(exits.failure)
     assert sum("specexit is inactive" in record.getMessage() for record in caplog.records) == 1
-    assert exits.status() == {"active": False, "reason": exits.failure, "requests": 1}
+    exits.track(scheduled())
+    assert exits.status() == {"active": False, "reason": exits.failure, "requests": 0}
 
 
 def test_a_rule_that_cannot_be_made_ready_leaves_plain_eagle3(monkeypatch):
@@ -326,3 +339,34 @@ def test_why_exits_have_failed_goes_with_every_output():
     step = {0: SimpleNamespace(outputs=[output("r0")], finished_requests=None)}
     outcome.Reporter().report({}, step, "no such kernel")
     assert step[0].outputs[0].kv_transfer_params == {outcome.INACTIVE_KEY: "no such kernel"}
+
+
+def test_nothing_exits_while_the_drafts_weights_arrive_one_by_one():
+    """A trainer sends one tensor at a time. A request that was running meanwhile is left alone to its end."""
+    exits = ready()
+    exits.track(scheduled(new("a")))
+    text_of(exits, given_step(["a"], [[2]]))
+    exits.draft.weights.begin()
+    exits.draft.weights.arrived("a")
+    assert text_of(exits, given_step(["a"], [[5]], at=[1])) == [[5]]
+    exits.draft.weights.begin()
+    exits.draft.weights.arrived("b")
+    assert text_of(exits, given_step(["a"], [[2]], at=[2]), given_step(["a"], [[5]], at=[3])) == [[2], [5]]
+    exits.track(scheduled(new("b")))
+    assert text_of(exits, given_step(["b"], [[2]]), given_step(["b"], [[5]], at=[1])) == [[2], [END]]
+
+
+@pytest.mark.parametrize("survives", [True, False])
+def test_a_sleep_that_leaves_the_drafts_weights_behind_ends_exits_until_they_are_back(survives):
+    exits = ready()
+    exits.track(scheduled(new("a")))
+    text_of(exits, given_step(["a"], [[2]]))
+    worker: Any = SimpleNamespace(model_runner=SimpleNamespace(_specexit=exits))
+
+    def wakes(self: Any, tags: Any) -> None:
+        if not survives:
+            vars(exits.draft)["head"].weight.data.fill_(float("nan"))
+
+    wraps.wake_up(wakes)(worker)
+    assert exits.draft.weights.whole == survives
+    assert text_of(exits, given_step(["a"], [[5]], at=[1])) == [[END if survives else 5]]

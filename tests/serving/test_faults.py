@@ -215,7 +215,7 @@ def test_what_fails_in_flight_leaves_plain_eagle3_and_says_so(engines, drafts):
     works, failed = engines.serve("fails", batches, draft=str(drafts / "draft"), k=3)
     assert "exit" in {r["outcome"]["outcome"] for r in works["requests"]}
     assert [r["ids"] for r in failed["requests"]] == [r["ids"][:80] for r in engines.plain()["requests"][:4]]
-    assert failed["status"] == [{"active": False, "reason": failed["status"][0]["reason"], "requests": 5}]
+    assert failed["status"] == [{"active": False, "reason": failed["status"][0]["reason"], "requests": 0}]
     assert "injected" in failed["status"][0]["reason"]
     assert [r["outcome"] for r in failed["requests"]] == [None] * 4
     assert failed["inactive"] == [failed["status"][0]["reason"]] * 4

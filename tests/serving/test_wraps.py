@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from torch_specexit.plugin.compat import wraps
+from torch_specexit.plugin.worker.weights import Weights
 
 
 class Draft:
@@ -14,7 +15,13 @@ class Draft:
 
     think_tokens, serving, vocab_size, signals, transition = SimpleNamespace(), None, 0, None, ()
 
+    weights = Weights(())
+
     def signals_of_target(self, aux, rows): ...
+
+    def remember_weights(self): ...
+
+    def check_weights(self): ...
 
     def __init__(self, source):
         self.block = SimpleNamespace(source=source)

@@ -60,8 +60,16 @@ def check_draft(config: DraftConfig, folder: Path, target: Any) -> SpecExitBlock
     return block
 
 
-def checked(weights: Iterable[tuple[str, Tensor]], config: DraftConfig, folder: Path) -> Iterator[tuple[str, Tensor]]:
+def checked(
+    weights: Iterable[tuple[str, Tensor]], config: DraftConfig, folder: Path, *, whole: bool = True
+) -> Iterator[tuple[str, Tensor]]:
     """Pass a draft's tensors on while an engine loads them.
+
+    Args:
+      weights: the tensors by name.
+      config: of the draft.
+      folder: of the draft.
+      whole: whether they have to be all of them.
 
     Raises:
       DraftError: the file is truncated, a tensor is missing, misshapen or not finite, or the draft's vocabulary points
@@ -81,6 +89,6 @@ def checked(weights: Iterable[tuple[str, Tensor]], config: DraftConfig, folder: 
             yield name, tensor
     except SafetensorError as error:
         raise DraftError(f"{path}: cannot be read as safetensors (truncated?): {error}") from error
-    if missing:
+    if missing and whole:
         name, shape = next(iter(missing.items()))
         raise DraftError(f"{path}: tensor {name} {list(shape)} is missing")

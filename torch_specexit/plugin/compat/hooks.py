@@ -95,7 +95,23 @@ def _runner_hooks(
     )
 
 
+SLEEP_HOOK = Hook(
+    _WORKER,
+    "Worker",
+    "wake_up",
+    ("tags",),
+    wraps.wake_up,
+    why="a deep sleep leaves the draft's weights behind: harmless for its tokens, not for its verdicts",
+    relies_on="weights are back, or lost, when it returns",
+    since="0.24",
+    facts=(Has(f"{_WORKER}:Worker", ("model_runner", "sleep")),),
+    upstream="none",
+    until="when a draft model is told that its weights were discarded",
+    without="exits that end where a deep sleep has left the draft's weights behind",
+)
+
 V1_HOOKS = (
+    SLEEP_HOOK,
     *_runner_hooks(
         _V1,
         "drafter",
@@ -167,6 +183,7 @@ V1_HOOKS = (
 """For the V1 runner, which CPUs use."""
 
 V2_HOOKS = (
+    SLEEP_HOOK,
     *_runner_hooks(
         _V2,
         "speculator",
@@ -253,7 +270,7 @@ ENGINE_HOOKS = (
 )
 """For engine core and front end; installed in every vLLM process."""
 
-HOOKS = (*V1_HOOKS, *V2_HOOKS, *ENGINE_HOOKS)
+HOOKS = (*V1_HOOKS, *V2_HOOKS[1:], *ENGINE_HOOKS)
 
 
 def install_engine_hooks() -> None:

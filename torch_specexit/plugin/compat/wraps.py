@@ -30,7 +30,10 @@ def execute_model(empty: Callable[[Any], Sampled]) -> Callable[[Method], Method]
 
     def wrap(original: Method) -> Method:
         def execute_model(self: Any, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
+            is_new = not hasattr(self, "_specexit")
             exits = exits_of(self, empty)
+            if exits is not None and is_new and getattr(self, "pcp_manager", None) is not None:
+                runner_v2.keep_restored(exits, self.pcp_manager)
             if exits is not None and kwargs.get("dummy_run"):
                 exits.settle()
             elif exits is not None:
@@ -142,6 +145,18 @@ def prefill(original: Method) -> Method:
             draft.record(0)
 
     return _prefill
+
+
+def wake_up(original: Method) -> Method:
+    """See whether a sleep has left the draft's weights as they were."""
+
+    def wake_up(self: Any, tags: Any = None, *args: Any, **kwargs: Any) -> None:
+        original(self, tags, *args, **kwargs)
+        exits = exits_of(self.model_runner)
+        if exits is not None and (tags is None or "weights" in tags):
+            exits.draft.check_weights()
+
+    return wake_up
 
 
 def update_from_output(original: Method) -> Method:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -154,6 +154,8 @@ class Exits:
 
     def track(self, scheduled: SchedulerOutput) -> None:
         """Take in new requests, those that come back, and finished ones, before a step."""
+        if self.failure is not None:
+            self._forget(list(self.slots.row_of))
         if (
             scheduled.finished_req_ids
             or scheduled.scheduled_new_reqs
@@ -161,14 +163,17 @@ class Exits:
         ):
             self._attempt("could not take in requests", lambda: self._track(scheduled))
 
-    def _track(self, scheduled: SchedulerOutput) -> None:
-        self.slots.remove(scheduled.finished_req_ids)
-        self.asking -= scheduled.finished_req_ids
-        self.logprobs -= scheduled.finished_req_ids
-        for name in scheduled.finished_req_ids:
+    def _forget(self, requests: Collection[str]) -> None:
+        self.slots.remove(requests)
+        self.asking.difference_update(requests)
+        self.logprobs.difference_update(requests)
+        for name in requests:
             self.callers.pop(name, None)
         if self.checker is not None:
-            self.checker.forget(scheduled.finished_req_ids)
+            self.checker.forget(requests)
+
+    def _track(self, scheduled: SchedulerOutput) -> None:
+        self._forget(scheduled.finished_req_ids)
         for new in scheduled.scheduled_new_reqs:
             known, size = self.slots.admissions.get(new.req_id), _prompt_size(new)
             if known is not None and known.prompt == size and new.prefill_token_ids is not None:
@@ -233,6 +238,9 @@ class Exits:
           Whether it was: `Rule.forced` says where.
         """
         self.news = None
+        if not self.draft.weights.whole:  # the same on all ranks; rows that fall behind leave their requests alone
+            return False
+        self.draft.remember_weights()
         rows = len(sampled.logits_rows) if self.source == "fc" else self._judged_next
         signals = self._attempt("could not read the signals", lambda: self._signals(sampled.logits_rows, rows))
         if self.failure is not None and not self.ranks.several:

@@ -21,6 +21,7 @@ from specexit.method.splits import load_tokenizer, resolve
 from torch_specexit.plugin.compat.checks import check_draft, checked, folder_of
 from torch_specexit.plugin.compat.hooks import install_worker_hooks
 from torch_specexit.plugin.settings import serving_of
+from torch_specexit.plugin.worker.weights import Weights
 
 _ROWS = 1024
 """Rows of the target's hidden states that are gathered at a time: 48 MiB at a width of 8,192 in bfloat16."""
@@ -72,15 +73,21 @@ class SpecExitLlamaForCausalLMEagle3(Eagle3LlamaForCausalLM):
         rows = vllm_config.scheduler_config.max_num_seqs
         self.register_buffer("signals", torch.zeros(rows, len(NAMES), dtype=torch.float32), persistent=False)
         self.first_pass = FirstPass()
+        self.weights = Weights(config.tensor_shapes())
         install_worker_hooks(v2=getattr(vllm_config, "use_v2_model_runner", True))
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Load a draft directory's tensors, the signal rows apart.
+        """Load a draft directory's tensors, the signal rows apart: all of them at first, later some at a time.
 
         Raises:
           DraftError: the file cannot be used; see `checked`.
         """
-        super().load_weights(self._without_signals(checked(weights, self.draft_config, self.folder)))
+        self.weights.begin()
+        passed = checked(weights, self.draft_config, self.folder, whole=not self.weights.loaded)
+        names: list[str] = []
+        super().load_weights(self._without_signals(_noted(passed, names)))
+        for name in names:
+            self.weights.arrived(name)
 
     def _without_signals(self, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
         hidden = self.draft_config.hidden_size
@@ -120,6 +127,14 @@ class SpecExitLlamaForCausalLMEagle3(Eagle3LlamaForCausalLM):
             n = min(hidden_states.shape[0], self.signals.shape[0])
             self.signals[:n].copy_(hidden_states[:n].float() @ self.signal_weight.t())
 
+    def remember_weights(self) -> None:
+        """Take the weights as they are for right, to see whether a sleep leaves them so."""
+        self.weights.remember(self.named_parameters())
+
+    def check_weights(self) -> None:
+        """See whether a sleep has left the weights as they were."""
+        self.weights.check(self.named_parameters())
+
     def signals_of_target(
         self, aux: Sequence[Float[Tensor, "time hidden"]], rows: Int[Tensor, " rows"]
     ) -> Float[Tensor, "rows signals"]:
@@ -133,3 +148,10 @@ class SpecExitLlamaForCausalLMEagle3(Eagle3LlamaForCausalLM):
             for part, some in zip(signals.split(_ROWS), rows.split(_ROWS), strict=True):
                 part.addmm_(layer[some].float(), weight.t())
         return signals
+
+
+def _noted(weights: Iterable[tuple[str, Tensor]], names: list[str]) -> Iterator[tuple[str, Tensor]]:
+    """Pass tensors on, and note their names."""
+    for name, tensor in weights:
+        names.append(name)
+        yield name, tensor

@@ -13,6 +13,7 @@ from torch import Tensor, device
 
 from specexit.drafts.directory import Serving, SpecExitBlock
 from specexit.method.splits import ThinkTokens
+from torch_specexit.plugin.worker.weights import Weights
 
 
 @runtime_checkable
@@ -173,6 +174,15 @@ class Draft(Protocol):
     vocab_size: int
     signals: Tensor
     first_pass: Any
+    weights: Weights
+
+    def remember_weights(self) -> None:
+        """Take the weights as they are for right."""
+        ...
+
+    def check_weights(self) -> None:
+        """See whether a sleep has left the weights as they were."""
+        ...
 
     def record(self, passes: int) -> None:
         """Have the next passes leave their signals."""
