@@ -166,6 +166,15 @@ def test_a_row_that_knows_nothing_of_what_vllm_goes_on_from_leaves_its_request_a
     assert rule.report[:, RECORD.index("on")].tolist() == [0, 1]
 
 
+def test_a_verdict_that_was_due_is_not_carried_out_where_nobody_knows_what_has_been_written_since():
+    slots = Slots(CPU)
+    slots.add("r", EXITS)
+    rule = rule_for(slots)
+    rule.step(given_step(["r"], [[2]]), torch.zeros(1, 4), WELL)
+    rule.step(step := given_step(["r"], [[5]], at=[7]), torch.zeros(1, 4), WELL)
+    assert step.tokens.tolist() == [[5]]
+
+
 def test_nothing_is_decided_where_a_rank_has_failed():
     slots = Slots(CPU)
     slots.add("r", EXITS)

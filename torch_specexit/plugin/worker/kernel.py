@@ -277,6 +277,8 @@ def step(
     count, text, judged, closing, marks, average = _load(at, known, signal)
     count = (count[0], count[1], count[2], tl.where(stale, outputs, count[3]))
     marks = (marks[0], tl.where(lost, 0, marks[1]), tl.where(stale, 0, marks[2]))
+    text = (tl.where(lost, 0, text[0]), tl.where(lost, 0, text[1]))  # nothing is left to be judged, or due
+    closing = (tl.where(lost, 0, closing[0]), tl.where(lost, 0, closing[1]), closing[2])
 
     if DRAFT:
         asks = known & (text[0] == BOUNDARY) & active

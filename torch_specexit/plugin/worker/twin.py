@@ -120,8 +120,9 @@ class Twin:
             past[past[:, _OUTPUTS] > outputs[i], _OUTPUTS] = -1  # of a branch that vLLM has dropped
             if len(found):
                 lanes.state[i] = past[found[0]]
-            else:
-                lanes.column["on"][i] = 0
+            else:  # nothing is left to be judged, or due
+                for name in ("on", "last", "matched", "deferred", "closed"):
+                    lanes.column[name][i] = 0
             lanes.column["outputs"][i] = outputs[i]
             lanes.column["told"][i] = 0
 
