@@ -121,6 +121,16 @@ SECOND_LINE = [
         "line 2: message .*expected a role of system, user",
     ),
     ('{"id": "b", "messages": [{"role": "system", "content": "x"}]}', "line 2: the last message is from 'system'"),
+    ('{"id": "b", "prompt": "x", "answer_kind": "poem"}', "line 2: answer kind 'poem' does not exist, expected math"),
+    (
+        '{"id": "b", "prompt": "x", "answer_kind": "choice", "reference": "42"}',
+        r"line 2: reference '42' names no option, expected a letter \(answer kind choice\)",
+    ),
+    (
+        '{"id": "b", "prompt": "x", "answer_kind": "choice", "reference": "E", "choices": ["1", "2"]}',
+        "line 2: reference 'E' names no option",
+    ),
+    ('{"id": "b", "prompt": "x", "answer_kind": "math", "reference": " "}', "line 2: reference ' ' is empty"),
     ('{"id": "b", "prompt": "x", "choices": "A"}', "line 2: choices are 'A', expected a list of strings"),
 ]
 

@@ -113,6 +113,13 @@ def test_nothing_leaves_the_sandbox(program, tmp_path):
     assert sandbox.run(f"assert open({str(kept)!r}).read() == 'as it was'")  # reading is no harm
 
 
+def test_what_can_be_a_reference():
+    code = kind("code")
+    assert code.why_no_reference(SQUARE.dumps()) is None
+    assert code.why_no_reference(PASSING[0]) is None
+    assert "neither tests" in (code.why_no_reference("the number 42") or "")
+
+
 def test_time_is_limited():
     assert not sandbox.run("while True: pass", seconds=1)
     assert not sandbox.run("import time\ntime.sleep(10_000)", seconds=1)

@@ -59,6 +59,16 @@ class AnswerKind(ABC):
         del reference
         return self.same(a, b)
 
+    def why_no_reference(self, reference: str, choices: Sequence[str] | None = None) -> str | None:
+        """Why a text cannot be the right answer of a prompt of this kind; None where it can.
+
+        Args:
+          reference: the text.
+          choices: the options of a multiple-choice question, where they are known.
+        """
+        del choices
+        return None if reference.strip() else "is empty"
+
     def _differing(self, a: str, b: str) -> bool:
         plainly = self.plainly_same(a, b)
         return _compared(self.name, a, b) if plainly is None else plainly

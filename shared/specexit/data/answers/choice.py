@@ -41,6 +41,10 @@ class Choice(AnswerKind):
         lines = plain.strip().splitlines()
         return _letter(lines[-1], choices) if lines else None
 
+    def why_no_reference(self, reference: str, choices: Sequence[str] | None = None) -> str | None:
+        """A reference has to name an option."""
+        return None if _letter(reference, choices) else "names no option, expected a letter"
+
     def plainly_same(self, a: str, b: str) -> bool:
         """Whether both name one letter; where either names none, whether their texts are the same.
 

@@ -79,6 +79,13 @@ class Code(AnswerKind):
                 found, opened = text[opened.end() + 1 : fence.start()], None
         return None if opened is not None or found is None else found.strip("\n").rstrip() or None
 
+    def why_no_reference(self, reference: str, choices: Sequence[str] | None = None) -> str | None:
+        """A reference has to be tests, or a program."""
+        del choices
+        if Checks.loads(reference) is None and _tree(reference) is None:
+            return "is neither tests (JSON with test, entry_point, prompt) nor a Python program"
+        return None
+
     def plainly_same(self, a: str, b: str) -> bool:
         """Whether the one passes the other's tests, or both are one program."""
         tests_a, tests_b = Checks.loads(a), Checks.loads(b)

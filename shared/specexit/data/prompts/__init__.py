@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 
 from specexit import tiny
+from specexit.data.answers import AnswerError, kind
 from specexit.data.prompts.columns import to_prompt
 from specexit.data.prompts.formats import FORMATS
 from specexit.data.prompts.generated import PREFIX, read_task
@@ -43,7 +44,7 @@ def read_prompts(
 
     Raises:
       PromptError: not there, not of its format or not UTF-8, a column is missing, unknown or of another type, an id
-        occurs twice, or there is no prompt.
+        occurs twice, a reference is no answer of its kind, or there is no prompt.
     """
     name, colon, rest = str(source).partition(":")
     if colon and name == PREFIX:
@@ -58,7 +59,21 @@ def read_prompts(
         prompt = known(row, where, number, seed) if known else to_prompt(row, where, columns or ColumnsConfig())
         if prompt.id in prompts:
             raise PromptError(f"{where}: id {prompt.id!r} occurs twice, expected unique ids")
+        _check_answer(prompt, where)
         prompts[prompt.id] = prompt
     if not prompts:
         raise PromptError(f"{path}: holds no prompt")
     return list(prompts.values())
+
+
+def _check_answer(prompt: Prompt, where: str) -> None:
+    """Check that a prompt's answer kind exists here, and that its reference is an answer of that kind."""
+    if prompt.answer_kind is None:
+        return
+    try:
+        answers = kind(prompt.answer_kind)
+    except AnswerError as error:
+        raise PromptError(f"{where}: {error}") from error
+    why = None if prompt.reference is None else answers.why_no_reference(prompt.reference, prompt.choices)
+    if why:
+        raise PromptError(f"{where}: reference {prompt.reference!r:.200} {why} (answer kind {prompt.answer_kind})")
