@@ -20,6 +20,7 @@ from jax_specexit.sharding import make_mesh
 from jax_specexit.stored import ParameterHash, open_checkpoint, write_checkpoint
 from jax_specexit.training.run import Start, read_start, save_start
 from specexit.config import write_text
+from specexit.data.overlap import copy_prompts
 from specexit.drafts.config import DraftError
 from specexit.drafts.directory import open_draft, vocabulary_tensors, write_into
 from specexit.drafts.names import tensor_names
@@ -70,6 +71,7 @@ def _to_draft(config: ConvertConfig, run: Path) -> str:
             largest = int(config.max_file_gib * 2**30)
             written = write_into(beside, shape, types, values, max_bytes=largest, named=config.out)
             save_target(beside, target)
+            copy_prompts(run, beside)
             if shape.specexit is not None:
                 write_policy(beside, read_policy(beside).model_copy(update={"selection": selection}))
             record = {"run": str(run), "which": config.which, "step": checkpoint.step, "aux_rms": list(start.aux_rms)}

@@ -42,7 +42,7 @@ def main() -> None:
     arguments = parser.parse_args()
     target_config = load_target_config(arguments.target)
     draft, vocab = load_draft(arguments.draft)
-    traces = read_traces(arguments.traces)[: arguments.n]
+    traces = read_traces(arguments.traces, arguments.n)
     place = {trace.id: i for i, trace in enumerate(traces)}
     arrays = {}
     for scored in score(

@@ -34,7 +34,7 @@ def probe(draft_folder: Path, traces_path: Path, target_name: str, n: int) -> di
     features = TargetFeatures(target, config.eagle_aux_hidden_state_layer_ids)
     draft = Draft.load(draft_folder, features.embedding)
     arrays: dict[str, np.ndarray] = {}
-    for i, trace in enumerate(read_traces(traces_path)[:n]):
+    for i, trace in enumerate(read_traces(traces_path, n)):
         tokens = torch.tensor([[*trace.prompt_ids, *trace.think_ids, think_end, *trace.answer_ids]])
         output = draft(tokens, features(tokens))
         arrays[f"logits_{i}"] = output.logits[0][0].numpy()

@@ -119,7 +119,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     step, params = restore_params(config.run, config.which)
     draft = Draft(shape, rngs=nnx.Rngs(0), aux_rms=start.aux_rms)
     nnx.update(draft, jax.tree.map(jnp.asarray, params))
-    traces = read_labelled(config.traces)[: config.n]
+    traces = read_labelled(config.traces, config.n)
     target = load_target(target_config.folder)
     target_of(traces, config.target, config.run)
     think_end = target_config.think_tokens().end

@@ -25,6 +25,7 @@ from jax_specexit.model.draft import Draft
 from jax_specexit.model.target import Target
 from jax_specexit.training.data import place, rows_of_process
 from jax_specexit.training.step import Batch, Frozen, Step, shift, ttt_outputs
+from specexit.data.overlap import refuse_trained
 from specexit.data.packing import PackMeta
 from specexit.data.sequences import Example, assemble, best_fit, make_sequence
 from specexit.data.traces import LabelledTrace, TraceError, check_tokenizer, read_labelled, target_of
@@ -52,12 +53,14 @@ class HeldOut:
     Raises:
       TraceError: the traces cannot be read, were written with another tokenizer, or none fits a row.
       ConfigError: they are another target's.
+      OverlapError: some are of prompts that are trained on.
     """
 
     def __init__(self, config: TrainConfig, target_config: TargetConfig, meta: PackMeta):
         assert config.eval_traces is not None
-        traces = read_labelled(config.eval_traces)[: config.evaluate_n]
+        traces = read_labelled(config.eval_traces, config.evaluate_n)
         target_of(traces, config.target)
+        refuse_trained(config.data, traces, config.eval_traces)
         check_tokenizer(config.eval_traces, target_config)
         end = target_config.think_tokens().end
         sequences = [make_sequence(trace, end, meta.exit_point) for trace in traces]

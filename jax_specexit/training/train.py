@@ -24,6 +24,7 @@ from jax_specexit.training.profiling import Profiler
 from jax_specexit.training.run import Status, check_folder, check_start, save_start, start, write_status
 from jax_specexit.training.step import Frozen, Step, TrainState, make_step
 from specexit.config import save_run
+from specexit.data.overlap import copy_prompts
 from specexit.schemas.target import load_target_config, save_target
 from specexit.schemas.train import TrainConfig
 
@@ -52,6 +53,7 @@ def train(config: TrainConfig) -> None:
     if is_first():
         save_run(config, config.out)
         save_target(config.out, target_config)
+        copy_prompts(config.data, config.out)
         save_start(config.out, fixed)
     weight = np.ones(target.shape.vocab_size, np.float32)
     weight[list(target_config.think_tokens().split)] = config.signals.boundary_weight

@@ -51,8 +51,8 @@ def small_target(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def packed(small_target: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Packed examples of made-up traces of that target."""
-    from dataclasses import asdict
+    """Packed examples of made-up traces of that target; ``traces.parquet`` beside them has the same, other prompts."""
+    from dataclasses import asdict, replace
 
     from specexit.data.annotate import label
     from specexit.data.packing import pack
@@ -86,8 +86,11 @@ def packed(small_target: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
         )
         traces.append(label(trace, tokenizer, "answer"))
         assert asdict(traces[-1])
-    write_traces(folder / "traces.parquet", traces)
-    pack(PackConfig(traces=folder / "traces.parquet", out=folder / "packed", target=str(small_target), length=128))
+    # What is evaluated on has prompts of its own, as it must.
+    held_out = [replace(trace, prompt_ids=[*trace.prompt_ids, 7]) for trace in traces]
+    write_traces(folder / "traces.parquet", held_out)
+    write_traces(folder / "trained" / "traces.parquet", traces)
+    pack(PackConfig(traces=folder / "trained", out=folder / "packed", target=str(small_target), length=128))
     return folder / "packed"
 
 

@@ -25,6 +25,7 @@ from jax_specexit.training.metrics import Metrics
 from jax_specexit.training.train import train
 from specexit import cli
 from specexit.config import ConfigError, load
+from specexit.data.overlap import OverlapError
 from specexit.data.packing import FIELDS, PackError, read_example
 from specexit.data.traces import read_labelled, write_traces
 from specexit.drafts.directory import read_draft
@@ -261,6 +262,12 @@ def test_held_out_traces_of_another_target_are_refused(recipe: TrainConfig, pack
     write_traces(path, [dataclasses.replace(trace, target="tiny-reasoner") for trace in traces])
     with pytest.raises(ConfigError, match="'small', but the traces were written by 'tiny-reasoner'"):
         train(changed(recipe, eval_traces=path))
+    assert not recipe.out.exists()
+
+
+def test_held_out_traces_of_trained_prompts_are_refused(recipe: TrainConfig, packed: Path) -> None:
+    with pytest.raises(OverlapError, match=r"40 of 40 prompts were trained on according to .*packed/prompts\.npy"):
+        train(changed(recipe, eval_traces=packed.parent / "trained"))
     assert not recipe.out.exists()
 
 

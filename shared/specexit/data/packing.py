@@ -24,6 +24,7 @@ from pydantic import Field, ValidationError
 from rich.console import Console
 
 from specexit.config import Config, save_run, write_text
+from specexit.data.overlap import short_hash_of, write_prompts
 from specexit.data.rows import LabelledTrace
 from specexit.data.sequences import COLUMNS, Example, arrays_of, assemble, best_fit, make_sequence
 from specexit.data.stream import blocks, deserialised, in_parallel, read_batches, shown
@@ -80,6 +81,7 @@ class _Tally:
     tokens_cut: int = 0
     dropped: int = 0
     tokens_dropped: int = 0
+    prompts: set[int] = field(default_factory=set)
     counts: Int[np.ndarray, " vocab"] = field(default_factory=lambda: np.zeros(0, np.int64))
     """How often each token was generated, in rows."""
 
@@ -87,6 +89,7 @@ class _Tally:
         """Count another part's too."""
         for name in ("rows", "used", "traces", "cut", "tokens_cut", "dropped", "tokens_dropped"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.prompts |= other.prompts
         self.counts = other.counts if not len(self.counts) else self.counts + other.counts
 
 
@@ -143,6 +146,7 @@ def pack(config: PackConfig) -> PackMeta:
             config_sha256=hashlib.sha256(config.model_dump_json(exclude=NO_INFLUENCE).encode()).hexdigest(),
             token_counts=tuple(tally.counts.tolist()),
         )
+        write_prompts(folder, tally.prompts)
         write_text(folder / "meta.json", meta.model_dump_json(indent=2) + "\n")
         save_target(folder, target)
         save_run(config, folder)
@@ -213,6 +217,7 @@ def _pack_block(layout: Layout, number: int, block: bytes) -> tuple[list[bytes],
             part.tokens_cut += over
             sequence = sequence.prefix(layout.length)
         sequences.append(sequence)
+        part.prompts.add(short_hash_of(trace.prompt.tolist()))
         part.counts += np.bincount(sequence.tokens[sequence.loss_mask], minlength=layout.vocab_size)
     part.traces, part.used = len(sequences), sum(map(len, sequences))
     bins = best_fit([len(sequence) for sequence in sequences], layout.length)

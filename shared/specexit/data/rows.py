@@ -122,7 +122,12 @@ def can_judge(trace: Trace) -> bool:
 
 def prompt_sha256(trace: Trace) -> str:
     """Hash of the prompt's token ids: what tells whether two traces are of one prompt, whatever their ids say."""
-    return hashlib.sha256(json.dumps(list(trace.prompt_ids)).encode()).hexdigest()
+    return ids_sha256(trace.prompt_ids)
+
+
+def ids_sha256(ids: Sequence[int]) -> str:
+    """Hash of token ids."""
+    return hashlib.sha256(json.dumps(list(ids)).encode()).hexdigest()
 
 
 def free_trials(trace: Trace) -> list[FreeTrial]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
@@ -48,22 +49,22 @@ def write_traces(path: Path, traces: Sequence[Trace], tokenizer_sha256: str | No
     beside.replace(path)
 
 
-def read_traces(path: Path) -> list[Trace]:
-    """Read traces from a file, or from all ``*.parquet`` files of a folder in the order of their names.
+def read_traces(path: Path, n: int | None = None) -> list[Trace]:
+    """Read the first ``n`` traces, or all, of a file, or of all ``*.parquet`` files of a folder in their names' order.
 
     Raises:
       TraceError: nothing there, not Parquet, a column is missing or of another type, or a row contradicts itself.
     """
-    return _read(path, Trace)
+    return _read(path, Trace, n)
 
 
-def read_labelled(path: Path) -> list[LabelledTrace]:
+def read_labelled(path: Path, n: int | None = None) -> list[LabelledTrace]:
     """Read traces that `specexit annotate` has labelled; otherwise as `read_traces`.
 
     Raises:
       TraceError: see `read_traces`.
     """
-    return _read(path, LabelledTrace)
+    return _read(path, LabelledTrace, n)
 
 
 def target_of(traces: Sequence[Trace], given: str | None, *places: Path) -> TargetConfig:
@@ -159,8 +160,9 @@ def data_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _read(path: Path, kind: type[TraceT]) -> list[TraceT]:
-    traces = [trace for batch in read_batches(path, kind) for trace in rows_of(batch, kind)]
+def _read(path: Path, kind: type[TraceT], n: int | None) -> list[TraceT]:
+    found = (trace for batch in read_batches(path, kind) for trace in rows_of(batch, kind))
+    traces = list(islice(found, n))
     if not traces:
         raise TraceError(f"{path}: holds no traces")
     return traces

@@ -29,7 +29,7 @@ def selection_of(run: Path) -> Selection:
     try:
         config = yaml.safe_load(path.read_text())["config"]
         traces, n, by = Path(config["eval_traces"]), config["evaluate_n"], config["best_by"]
-        chosen = read_traces(traces)[:n]
+        chosen = read_traces(traces, n)
     except (OSError, KeyError, TypeError, yaml.YAMLError, TraceError) as error:
         raise SelectionError(
             f"{path}: its best checkpoint was chosen on eval_traces, which cannot be read ({error}); expected them "

@@ -42,7 +42,7 @@ def verify(config: VerifyConfig) -> dict[str, float]:
       VerifyError: a side failed to run, or a difference is beyond the tolerance.
     """
     read_draft(config.draft)
-    read_traces(config.traces)
+    read_traces(config.traces, config.n)
     with tempfile.TemporaryDirectory() as folder:
         jax, torch = (_probe(side, config, Path(folder) / f"{side}.npz") for side in SIDES)
     differences = compare(jax, torch)

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from specexit.data.overlap import refuse_trained
 from specexit.data.rows import Trace, prompt_sha256
 from specexit.data.scores import Scores, draft_sha256, read_scores
 from specexit.data.traces import data_sha256, read_traces, target_of, tokenizer_sha256
@@ -69,6 +70,7 @@ def calibrate(config: CalibrateConfig) -> PolicyFile:
             f"{config.traces}: traces of target {target.name!r}, but {config.draft} was made for {block.target!r}"
         )
     sampling, trial = _one_sampling(config, traces), _one_trial(config, traces)
+    refuse_trained(config.draft, traces, config.traces)
     _refuse_selection(config, traces, stored.selection)
     sample = Sample(traces, scores.of(traces), unjudged=config.unjudged, grouped=config.groups)
     data = data_sha256(config.traces)

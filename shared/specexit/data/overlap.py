@@ -1,0 +1,72 @@
+"""Which prompts a draft was trained on, so that nothing is judged or calibrated on them.
+
+Beside packed data, and later in the draft directory, lies ``prompts.npy``: the first eight bytes of each training
+prompt's hash (`specexit.data.rows.prompt_sha256`), sorted. A prompt counts, not its id and not its sample.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt64
+
+from specexit.config import write_bytes
+from specexit.data.rows import Trace, ids_sha256
+from specexit.errors import InputError
+
+FILE = "prompts.npy"
+
+Hashes = UInt64[np.ndarray, " prompts"]
+
+
+class OverlapError(InputError):
+    """Prompts that were trained on are used where they must not be."""
+
+
+def short_hash_of(prompt_ids: Sequence[int]) -> int:
+    """The first eight bytes of a prompt's hash."""
+    return int(ids_sha256(prompt_ids)[:16], 16)
+
+
+def write_prompts(folder: Path, hashes: Iterable[int]) -> None:
+    """Leave the prompts' hashes in a folder."""
+    buffer = io.BytesIO()
+    np.save(buffer, np.unique(np.fromiter(hashes, np.uint64)), allow_pickle=False)
+    write_bytes(folder / FILE, buffer.getvalue())
+
+
+def copy_prompts(source: Path, folder: Path) -> None:
+    """Hand the list on from packed data to a run, or from a run to a draft; nothing where there is none."""
+    if (source / FILE).exists():
+        write_bytes(folder / FILE, (source / FILE).read_bytes())
+
+
+def refuse_trained(folder: Path, traces: Iterable[Trace], where: Path) -> None:
+    """Check that no trace is of a prompt that was trained on; folders that do not say so are taken at their word.
+
+    Args:
+      folder: packed data or a draft.
+      traces: what is to be judged.
+      where: they lie, for the message.
+
+    Raises:
+      OverlapError: some are, or the folder's list cannot be read.
+    """
+    path = folder / FILE
+    if not path.exists():
+        return
+    try:
+        trained = np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise OverlapError(f"{path}: cannot be read as the hashes of prompts: {error}") from error
+    ours = {short_hash_of(trace.prompt_ids): trace.id for trace in traces}
+    shared = np.isin(np.fromiter(ours, np.uint64, len(ours)), trained)
+    if shared.any():
+        first = next(id for id, both in zip(ours.values(), shared, strict=True) if both)
+        raise OverlapError(
+            f"{where}: {int(shared.sum())} of {len(ours)} prompts were trained on according to {path} (the first is of "
+            f"trace {first!r}), expected prompts of a split of their own"
+        )

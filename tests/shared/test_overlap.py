@@ -1,0 +1,40 @@
+"""A prompt that was trained on is refused where something is judged, whatever its id and its sample."""
+
+import pytest
+
+from specexit.data.overlap import FILE, OverlapError, copy_prompts, refuse_trained
+from specexit.data.packing import pack
+from specexit.data.rows import LabelledTrace
+from specexit.data.traces import write_traces
+from specexit.schemas.pack import PackConfig
+
+
+@pytest.fixture
+def packed(make_trace, tmp_path):
+    """Two samples of one prompt and one of another."""
+    traces = [make_trace(), make_trace(sample=1), make_trace(id="b", prompt_ids=[4, 5])]
+    labelled = [LabelledTrace(**vars(t), exit_earliest=7, exit_stable=7, hard_boundary=None) for t in traces]
+    write_traces(tmp_path / "labelled" / "traces.parquet", labelled)
+    pack(PackConfig(traces=tmp_path / "labelled", out=tmp_path / "packed", length=40))
+    return tmp_path / "packed"
+
+
+def test_prompts_of_packed_data_are_known_by_their_tokens(packed, make_trace, tmp_path):
+    fresh = [make_trace(id="a", prompt_ids=[9, 9, 9])]  # an id says nothing
+    refuse_trained(packed, fresh, tmp_path)
+    again = make_trace(id="new", prompt_ids=[4, 5], sample=3, think_ids=list(range(10)))
+    with pytest.raises(OverlapError, match=r"held-out: 1 of 2 prompts were trained on .*the first is of trace 'new'"):
+        refuse_trained(packed, [*fresh, again, again], tmp_path / "held-out")
+
+
+def test_the_list_travels_and_its_absence_is_no_error(packed, make_trace, tmp_path):
+    for folder in ("draft", "older"):
+        (tmp_path / folder).mkdir()
+    copy_prompts(packed, tmp_path / "draft")
+    with pytest.raises(OverlapError):
+        refuse_trained(tmp_path / "draft", [make_trace()], tmp_path)
+    copy_prompts(tmp_path / "older", tmp_path / "draft" / "nothing")
+    refuse_trained(tmp_path / "older", [make_trace()], tmp_path)
+    (tmp_path / "draft" / FILE).write_bytes(b"cut")
+    with pytest.raises(OverlapError, match=r"prompts\.npy: cannot be read as the hashes of prompts"):
+        refuse_trained(tmp_path / "draft", [make_trace()], tmp_path)
