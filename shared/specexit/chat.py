@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -19,11 +20,16 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from specexit.errors import InputError
+from specexit.keys import single_keys
 from specexit.schemas.chat import ChatConfig
 
 
 class ChatError(InputError):
     """The server cannot be reached, or refuses; the message says what it answered."""
+
+
+END_KEY = "e"
+"""Pressed while the model thinks: answer now."""
 
 
 class Client:
@@ -65,6 +71,15 @@ class Client:
             return json.loads(text)
         except ValueError as error:
             raise ChatError(f"{self.url}{path}: answers {text[:40]!r}..., expected JSON") from error
+
+    def post(self, path: str, body: dict[str, Any]) -> None:
+        """Send a JSON document.
+
+        Raises:
+          ChatError: the server cannot be reached, or refuses.
+        """
+        with self._open(path, body) as response:
+            response.read()
 
     def stream(self, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """The chunks of a streamed response.
@@ -177,6 +192,10 @@ def saved(report: dict[str, Any], server: dict[str, Any]) -> str:
             return text + "how many were saved is not known here, where no request has thought on"
         about = tokens * shadow["behind"] / shadow["before"]
         return text + f"about {about:.0f} saved, judging by {shadow['exits']} requests that thought on here"
+    if report.get("outcome") == "interrupt":
+        return f"ended by you after {tokens} thinking tokens"
+    if report.get("outcome") == "cap":
+        return f"ended at its maximum after {tokens} thinking tokens"
     if report.get("outcome") == "natural_end":
         return f"{tokens} thinking tokens to the natural end; nothing saved"
     if report.get("outcome") == "length":
@@ -198,6 +217,15 @@ def body_of(config: ChatConfig, model: str, messages: list[dict[str, str]]) -> d
     return body | ({"max_tokens": config.max_tokens} if config.max_tokens else {})
 
 
+def end_thinking(client: Client, request: str) -> str:
+    """Have the server end a request's thinking at its next boundary; what to say about that."""
+    try:
+        client.post("/v1/chat/completions/control", {"id": request, "action": "reasoning_end"})
+    except ChatError as error:
+        return f" ({error})"
+    return " (to answer at the next paragraph end)"
+
+
 def ask(client: Client, body: dict[str, Any], think_end: str, console: Console, *, show_thinking: bool) -> Turn:
     """One turn: a live bar while the model thinks, then the answer as it comes.
 
@@ -208,12 +236,14 @@ def ask(client: Client, body: dict[str, Any], think_end: str, console: Console, 
     chunks = client.stream("/v1/chat/completions", body)
     answer = ""
     columns = (TextColumn("{task.description}"), BarColumn())
-    with Progress(*columns, console=console, transient=console.is_terminal) as bar:
-        task = bar.add_task("thinking", total=1.0)
+    with single_keys() as key, Progress(*columns, console=console, transient=console.is_terminal) as bar:
+        task, note = bar.add_task("thinking", total=1.0), f" ({END_KEY}: answer now)" if sys.stdin.isatty() else ""
         for chunk in chunks:
             answer = turn.take(chunk)
+            if key() == END_KEY:
+                note = end_thinking(client, chunk["id"])
             done, text = turn.progress()
-            bar.update(task, completed=done, description=text)
+            bar.update(task, completed=done, description=text + note)
             if turn.over:
                 break
     if show_thinking:

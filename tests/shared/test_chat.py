@@ -1,8 +1,16 @@
 """The terminal client's reading of a stream, without a server."""
 
-import pytest
+import io
+import os
+import pty
+from contextlib import contextmanager
 
-from specexit.chat import ChatError, Client, Turn, saved
+import pytest
+from rich.console import Console
+
+from specexit import chat as client_side
+from specexit.chat import END_KEY, ChatError, Client, Turn, ask, saved
+from specexit.keys import single_keys
 from specexit.schemas.chat import ChatConfig
 
 SIGNALS = {"confidence": 0.9, "progress": 0.5, "remaining": 100.0, "validity": 0.4}
@@ -67,3 +75,64 @@ def test_what_was_saved_is_only_said_where_it_is_known():
 def test_a_url_of_another_kind_is_refused():
     with pytest.raises(ChatError, match="url is 'file:///etc/passwd', expected http"):
         Client(ChatConfig(url="file:///etc/passwd"))
+
+
+class Server(Client):
+    """What `ask` needs of a client: chunks of one response, and a place to post to."""
+
+    def __init__(self, *refusal):
+        self.refusal, self.posted = refusal, []
+
+    def stream(self, path, body):
+        for piece in ("So it is ", "4.", "</think>", "Four."):
+            yield chunk(content=piece) | {"id": "chatcmpl-1"}
+
+    def post(self, path, body):
+        self.posted.append((path, body))
+        if self.refusal:
+            raise ChatError(*self.refusal)
+
+
+@pytest.mark.parametrize("refusal", [(), ("404: this route is closed",)], ids=str)
+def test_a_key_ends_the_thinking_and_a_refusal_is_shown(refusal, monkeypatch):
+    pressed = iter([None, END_KEY, None, None])
+
+    @contextmanager
+    def keys():
+        yield lambda: next(pressed)
+
+    monkeypatch.setattr(client_side, "single_keys", keys)
+    server, shown = Server(*refusal), io.StringIO()
+    turn = ask(server, {}, "</think>", Console(file=shown, width=200), show_thinking=False)
+    assert server.posted == [("/v1/chat/completions/control", {"id": "chatcmpl-1", "action": "reasoning_end"})]
+    assert turn.answer == "Four."
+    assert (refusal[0] if refusal else "to answer at the next paragraph end") in shown.getvalue()
+
+
+def test_keys_are_read_as_they_are_pressed_and_the_terminal_is_left_as_it_was(monkeypatch):
+    import termios
+
+    ours, theirs = pty.openpty()
+    before = termios.tcgetattr(theirs)
+    with os.fdopen(theirs, "r") as terminal:
+        monkeypatch.setattr("sys.stdin", terminal)
+        with single_keys() as key:
+            assert key() is None
+            os.write(ours, b"e")
+            pressed = None
+            while pressed is None:  # the line discipline hands it on in its own time
+                pressed = key()
+            assert (pressed, key()) == ("e", None)
+        assert termios.tcgetattr(theirs) == before
+    os.close(ours)
+
+
+def test_without_a_terminal_no_key_is_ever_pressed(monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("e"))
+    with single_keys() as key:
+        assert key() is None
+
+
+def test_what_ended_the_thinking_is_said():
+    assert saved(report("interrupt", 20), {}) == "ended by you after 20 thinking tokens"
+    assert saved(report("cap", 30), {}) == "ended at its maximum after 30 thinking tokens"

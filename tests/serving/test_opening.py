@@ -1,0 +1,80 @@
+"""How a server begins: what vLLM's compile cache sees of a policy, and what keeps a server from starting."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from specexit.config import ConfigError
+from specexit.drafts.policy import PolicyFile, write_policy
+from specexit.schemas.target import TargetConfig
+from tests.serving.test_operation import POINTS
+from torch_specexit.plugin.certified import served_fingerprints
+from torch_specexit.plugin.frontend import opening
+
+pytestmark = pytest.mark.vllm
+
+FITS = {"hidden_size": 192, "target_hidden_size": 192, "vocab_size": 640, "target_num_hidden_layers": 4}
+
+
+@pytest.fixture
+def draft(write_random_draft, tmp_path):
+    return write_random_draft(tmp_path / "draft", "draft", **FITS, eagle_aux_hidden_state_layer_ids=(1, 3, 4))
+
+
+def engine_config(target: TargetConfig, draft):
+    """vLLM's own configuration of an engine, made as it makes it."""
+    from vllm.engine.arg_utils import EngineArgs
+
+    from torch_specexit.plugin import register
+
+    register()
+    speculation = {"method": "eagle3", "model": str(draft), "num_speculative_tokens": 3}
+    arguments = EngineArgs(model=str(target.folder), dtype="float32", max_model_len=512, speculative_config=speculation)
+    return arguments.create_engine_config()
+
+
+def test_two_policies_have_one_compile_hash_and_the_fingerprints_are_of_what_is_served(target, draft):
+    """Recalibrating used to compile target and draft again, as the policy lay in the draft's config.json."""
+    hashes = []
+    for default in ("bold", "careful"):
+        write_policy(draft, PolicyFile.model_validate({"points": POINTS, "default": default}))
+        config = engine_config(target, draft)
+        hashes.append(config.compute_hash())
+    assert hashes[0] == hashes[1]
+    found = served_fingerprints(draft, config)
+    assert (found["dtype"], found["quantization"], found["kv_cache_dtype"]) == ("float32", "none", "auto")
+    made = found | {"dtype": "bfloat16"}
+    write_policy(draft, PolicyFile.model_validate({"points": POINTS, "default": "usual", "fingerprints": made}))
+    opened = opening.settings_of(config)
+    assert opened is not None
+    assert opened.doubts == ["dtype is float32, calibrated with bfloat16"]
+    assert opened.misfit is None
+
+
+@pytest.mark.parametrize(
+    ("file", "misfit", "message"),
+    [
+        ({"fingerprints": {"dtype": "float16"}}, None, "dtype is float32, calibrated with float16"),
+        ({"default": "untested"}, None, "point untested has no certificate"),
+        ({}, "Scheduler.update_from_output takes other parameters", "takes other parameters"),
+        ({}, None, None),
+    ],
+    ids=["another dtype", "no certificate", "another vLLM", "as calibrated"],
+)
+def test_a_server_that_must_have_certified_exits_does_not_start_without(file, misfit, message, draft, monkeypatch):
+    write_policy(draft, PolicyFile.model_validate({"points": POINTS, "default": "usual"} | file))
+    monkeypatch.setattr(opening, "served_fingerprints", lambda folder, config: {"dtype": "float32"})
+    monkeypatch.setattr(opening, "misfit_of", lambda config: misfit)
+    monkeypatch.setenv("SPECEXIT_SERVING", '{"required": true}')
+    hf_config = SimpleNamespace(architectures=["SpecExitLlamaForCausalLMEagle3"])
+    model = SimpleNamespace(model=str(draft), revision=None, hf_config=hf_config)
+    config = SimpleNamespace(speculative_config=SimpleNamespace(draft_model_config=model), additional_config={})
+    if message is None:
+        assert opening.settings_of(config) is not None
+        return
+    with pytest.raises(ConfigError, match=f"specexit.required is true, .*{message}"):
+        opening.settings_of(config)
+    monkeypatch.setenv("SPECEXIT_SERVING", "{}")
+    assert opening.settings_of(config) is not None  # served, and called what it is

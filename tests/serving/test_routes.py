@@ -1,0 +1,108 @@
+"""The routes without an engine: who may call them, what they are told, and what reaches the workers."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from tests.serving.test_operation import operation
+from torch_specexit.plugin.frontend.activity import Activity
+from torch_specexit.plugin.frontend.callers import mark_of
+from torch_specexit.plugin.frontend.routes import CONTROL, OPERATOR_HEADER, OPERATOR_KEY, PATH, Endpoints
+from torch_specexit.plugin.frontend.server import END_THINKING, FrontEnd
+from torch_specexit.plugin.outcome import KEY
+from torch_specexit.plugin.worker import interrupt
+
+OPERATOR = {OPERATOR_HEADER: "of the operator"}
+ALL = ("reports", "interrupt", "switch")
+
+
+class Server:
+    """An app with the routes, over an engine of which only the front end is real."""
+
+    def __init__(self, *routes):
+        self.front, self.called = FrontEnd(operation(routes=routes), Activity()), []
+        self.processor = SimpleNamespace(request_states={}, external_req_ids={}, **{KEY: self.front})
+        app, endpoints = FastAPI(), Endpoints()
+        endpoints.attach_router(app)
+        asyncio.run(endpoints.init_state(self, None, None))
+        self.client = TestClient(app)
+
+    @property
+    def output_processor(self):
+        return self.processor
+
+    async def collective_rpc(self, method, timeout=None, args=()):
+        self.called.append((method, args))
+        return [args[0] == "chatcmpl-runs", False]
+
+    def finish(self, name, caller):
+        state = SimpleNamespace(external_req_id=name, parent_req=None, **{KEY: {"outcome": "exit"}})
+        self.front.keep(
+            state, SimpleNamespace(cache_salt=None, priority=0), self.front.operation.resolve(None, caller=caller)
+        )
+        self.front.finish(state, {"outcome": "exit"})
+
+
+@pytest.fixture(autouse=True)
+def operator(monkeypatch):
+    monkeypatch.setenv(OPERATOR_KEY, OPERATOR[OPERATOR_HEADER])
+
+
+def test_only_the_state_of_the_server_is_open_unless_the_operator_opens_more():
+    client = Server().client
+    state = client.get(PATH).json()
+    assert (state["mode"], state["active"], state["point"]) == ("exit", True, "usual")
+    assert [point["name"] for point in state["points"]] == ["bold", "usual", "careful", "untested"]
+    closed = [
+        client.get(f"{PATH}/requests/chatcmpl-1"),
+        client.post(PATH, json={"mode": "off"}, headers=OPERATOR),
+        client.post(CONTROL, json={"id": "chatcmpl-runs", "action": "reasoning_end"}),
+    ]
+    assert [response.status_code for response in closed] == [404] * 3
+    assert all("serving.routes" in response.json()["detail"] for response in closed)
+
+
+def test_a_report_is_for_the_key_that_asked():
+    server = Server(*ALL)
+    server.finish("chatcmpl-1", mark_of("ours"))
+    path, ours = f"{PATH}/requests/chatcmpl-1", {"Authorization": "Bearer ours"}
+    assert server.client.get(path, headers=ours).json()["choices"] == [{"outcome": "exit"}]
+    for headers in ({}, {"Authorization": "Bearer theirs"}, {"Authorization": "Basic ours"}):
+        assert server.client.get(path, headers=headers).status_code == 404
+
+
+@pytest.mark.parametrize("headers", [{}, {OPERATOR_HEADER: "wrong"}, {OPERATOR_HEADER: ""}], ids=str)
+def test_nobody_but_the_operator_switches(headers, monkeypatch):
+    server = Server(*ALL)
+    assert server.client.post(PATH, json={"mode": "off"}, headers=headers).status_code == 403
+    monkeypatch.delenv(OPERATOR_KEY)
+    assert server.client.post(PATH, json={"mode": "off"}, headers=headers | OPERATOR).status_code == 403
+    assert server.front.operation.mode == "exit"
+
+
+def test_the_operator_switches_mode_and_point_for_the_next_request():
+    server = Server(*ALL)
+    state = server.client.post(PATH, json={"mode": "shadow", "point": "careful"}, headers=OPERATOR).json()
+    assert (state["mode"], state["point"]) == ("shadow", "careful")
+    assert server.front.operation.resolve(None).mode == "shadow"
+    refused = server.client.post(PATH, json={"point": "boldest"}, headers=OPERATOR)
+    assert (refused.status_code, server.front.operation.name) == (400, "careful")
+    assert "expected one of bold, usual" in refused.json()["detail"]
+    assert server.client.post(PATH, json={"mode": "maybe"}, headers=OPERATOR).status_code == 422
+
+
+def test_an_interrupt_reaches_the_workers_with_its_caller():
+    server = Server(*ALL)
+    body = {"id": "chatcmpl-runs", "action": "reasoning_end"}
+    answer = server.client.post(CONTROL, json=body, headers={"Authorization": "Bearer ours"})
+    assert answer.json() == body | {"success": True}
+    assert server.called == [(END_THINKING, ("chatcmpl-runs", mark_of("ours"), False))]
+    assert interrupt.METHOD == END_THINKING  # the name under which the worker has it
+    assert server.client.post(CONTROL, json=body | {"id": "chatcmpl-gone"}).status_code == 404
+    for bad in ({"action": "stop"}, {"id": ""}, {"id": "x" * 1000}, {"more": 1}):
+        assert server.client.post(CONTROL, json=body | bad).status_code == 422

@@ -1,0 +1,68 @@
+"""``configs/jobs/monitoring``: alerts that fire on what they are for, and a dashboard of metrics that there are."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+
+import pytest
+import yaml
+
+from specexit.config import REPOSITORY
+
+FOLDER = REPOSITORY / "configs" / "jobs" / "monitoring"
+METRIC = re.compile(r"vllm:specexit_[a-z_]+")
+METRICS = REPOSITORY / "torch_specexit" / "plugin" / "frontend" / "metrics.py"
+OPERATOR = REPOSITORY / "docs" / "serving-operator.md"
+
+
+def known() -> set[str]:
+    """Names of all metrics, as Prometheus has them: counters end in _total, histograms in _bucket, _sum and _count."""
+    source = METRICS.read_text()
+    found = set()
+    for kind, name in re.findall(r'(counter|histogram|gauge)\(\s*"([a-z_]+)"', source):
+        endings = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket", "_sum", "_count")}[kind]
+        found |= {f"vllm:specexit_{name}{ending}" for ending in endings}
+    found |= {f"vllm:specexit_{name}_total" for name in re.findall(r'"vllm:specexit_([a-z_]+)"', source)}
+    for signal in ("confidence", "progress", "remaining", "validity"):
+        found |= {f"vllm:specexit_exit_{signal}{ending}" for ending in ("_bucket", "_sum", "_count")}
+    return found
+
+
+@pytest.mark.parametrize("command", [("check", "rules", "alerts.yaml"), ("test", "rules", "alerts-test.yaml")])
+def test_prometheus_takes_the_rules_and_they_fire_on_what_they_are_for(command):
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("promtool is not installed (Debian: apt-get install promtool)")
+    done = subprocess.run([promtool, *command], cwd=FOLDER, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("file", ["alerts.yaml", "alerts-test.yaml", "dashboard.json"])
+def test_only_metrics_that_exist_are_asked_for(file):
+    asked = set(METRIC.findall((FOLDER / file).read_text()))
+    assert len(asked) >= 5
+    assert asked <= known()
+
+
+def test_every_panel_has_a_question_and_a_title():
+    panels = json.loads((FOLDER / "dashboard.json").read_text())["panels"]
+    assert len(panels) >= 8
+    for panel in panels:
+        assert panel["title"]
+        assert all(target["expr"] for target in panel["targets"])
+
+
+def test_the_runbook_names_every_alert_and_every_metric():
+    runbook = OPERATOR.read_text()
+    (group,) = yaml.safe_load((FOLDER / "alerts.yaml").read_text())["groups"]
+    for rule in group["rules"]:
+        assert f"`{rule['alert']}`" in runbook
+        assert rule["annotations"]["summary"]
+        assert rule["annotations"]["description"]
+    signals = tuple(f"vllm:specexit_exit_{signal}" for signal in ("progress", "remaining", "validity"))
+    families = {re.sub(r"_(bucket|sum|count)$", "", name) for name in known()}
+    assert {name for name in families if name not in runbook} <= set(signals)  # listed in short, behind the first
+    assert all(f"`{name.removeprefix('vllm:specexit_exit')}`" in runbook for name in signals)
