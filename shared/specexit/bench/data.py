@@ -7,7 +7,6 @@ runs as a process of its own, as a user would start it; its time includes its st
 from __future__ import annotations
 
 import json
-import os
 import resource
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from specexit.bench.process import BenchError
 from specexit.config import versions, write_text
 from specexit.data.packing import read_meta
 from specexit.data.rows import SCHEMA
+from specexit.data.stream import processors
 from specexit.hardware import describe_hardware
 from specexit.schemas.bench_data import BenchDataConfig
 from specexit.schemas.target import TargetConfig, find_target, save_target
@@ -158,23 +158,27 @@ def measure(arguments: list[str], tokens: int) -> dict[str, Any]:
 
 
 def memory_of_tree(pid: int) -> int:
-    """Bytes that a process and all below it hold, what they share counted once (Linux: PSS)."""
-    total = 0
-    for path in (f"/proc/{pid}/smaps_rollup", f"/proc/{pid}/task/{pid}/children"):
-        try:
-            text = Path(path).read_text()
-        except OSError:
-            continue  # it has just ended
-        if path.endswith("children"):
-            total += sum(memory_of_tree(int(child)) for child in text.split())
-        else:
-            total += next((int(line.split()[1]) << 10 for line in text.splitlines() if line.startswith("Pss:")), 0)
-    return total
+    """Bytes that a process and all below it hold; what they share counts once (PSS), where that is known."""
+    held = _field(f"/proc/{pid}/smaps_rollup", "Pss:") or _field(f"/proc/{pid}/status", "VmRSS:")
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:
+        children = []  # it has just ended
+    return held + sum(memory_of_tree(int(child)) for child in children)
+
+
+def _field(path: str, name: str) -> int:
+    """Bytes behind a name; 0 where the process is gone."""
+    try:
+        lines = Path(path).read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) << 10 for line in lines if line.startswith(name)), 0)
 
 
 def _table(result: dict[str, Any]) -> Table:
-    processors = len(os.sched_getaffinity(0))
-    table = Table(title=f"{result['traces']} traces, {result['tokens'] / 1e6:.1f} M tokens, {processors} processors")
+    size = f"{result['traces']} traces, {result['tokens'] / 1e6:.1f} M tokens"
+    table = Table(title=f"{size}, {processors()} processors")
     for name in ("command", "seconds", "processor seconds", "M tokens/s", "peak GiB", "tokens lost", "rows full"):
         table.add_column(name, justify="left" if name == "command" else "right")
     for name, row in result["commands"].items():

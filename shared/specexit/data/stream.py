@@ -210,7 +210,7 @@ def in_parallel(
     numbered = enumerate(map(serialised, items))
     first_two = list(itertools.islice(numbered, 2))
     tasks = itertools.chain(first_two, numbered)
-    n = workers or len(os.sched_getaffinity(0))
+    n = workers or processors()
     if n == 1 or len(first_two) < 2:
         yield from itertools.starmap(function, tasks)
         return
@@ -225,6 +225,12 @@ def in_parallel(
                 yield under_way.popleft().result()
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def processors() -> int:
+    """Processors that this process may use."""
+    allowed = getattr(os, "sched_getaffinity", None)  # Linux knows; elsewhere it is all there are
+    return len(allowed(0)) if allowed else os.cpu_count() or 1
 
 
 def shown(items: Iterable[ResultT], title: str, what: str) -> Iterator[ResultT]:
