@@ -50,10 +50,10 @@ def convert(config: ConvertConfig) -> None:
 def _to_draft(config: ConvertConfig, run: Path) -> str:
     start = read_start(run)
     target = find_target(None, run, name=start.shape.target_name)
-    selection = selection_of(run) if config.which == "best" else None
     vocabulary, hashed = vocabulary_tensors(start.vocab, start.shape.vocab_size), ParameterHash()
     dtype = config.dtype or (target.dtype if target.dtype in FLOATS else "bfloat16")
     with open_checkpoint(run, config.which) as checkpoint:
+        selection = selection_of(run) if config.which == "best" else None
         lost = sorted(tensor_names(start.shape).keys() ^ checkpoint.shapes.keys())
         if lost:
             raise DraftError(f"{run}: parameter {lost[0]} is in only one of its checkpoint and its draft.json")

@@ -1,11 +1,10 @@
-"""``python -m jax_specexit.probe``: a draft directory's signals and logits on traces, as JAX computes them.
+"""``python -m jax_specexit.probe``: what JAX computes from a draft directory on a few traces, a file for each of them.
 
-`specexit verify` runs this and its PyTorch twin in processes of their own and compares the two files.
+`specexit verify` runs this and its PyTorch twin in processes of their own and compares the files.
 """
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import jax
@@ -13,20 +12,25 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jax_specexit.evaluation.scoring import score
 from jax_specexit.export import params_from_draft
 from jax_specexit.model.draft import Draft
+from jax_specexit.model.target import Target
+from jax_specexit.training.step import ttt_outputs
 from jax_specexit.weights import load_target
-from specexit.data.traces import read_traces
 from specexit.drafts.directory import read_draft
+from specexit.drafts.probing import first_traces, parse, rows_of, sequence_of, thinking_of
+from specexit.method.signals import activate
 from specexit.schemas.target import load_target_config
+
+BUCKET = 128
+"""Lengths are padded to a multiple of this, to bound the number of compilations."""
 
 
 def load_draft(folder: Path) -> tuple[Draft, np.ndarray]:
     """A draft directory as a Flax module, and the target id of every draft token.
 
     Raises:
-      DraftError: see `specexit.drafts.directory.read_draft`; also for a plain EAGLE-3 draft, which has no signals.
+      DraftError: see `specexit.drafts.directory.read_draft`.
     """
     config, tensors = read_draft(folder)
     draft = Draft(config, rngs=nnx.Rngs(0))
@@ -35,28 +39,37 @@ def load_draft(folder: Path) -> tuple[Draft, np.ndarray]:
 
 
 def main() -> None:
-    """Write ``raw_i``, ``signals_i`` and ``logits_i`` for the first ``n`` traces."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    for name, kind in (("draft", Path), ("traces", Path), ("target", str), ("n", int), ("out", Path)):
-        parser.add_argument(f"--{name}", type=kind, required=True)
-    arguments = parser.parse_args()
+    """Write ``I.npz`` for trace I, see `specexit.drafts.probing`."""
+    arguments = parse(__doc__)
     target_config = load_target_config(arguments.target)
-    draft, vocab = load_draft(arguments.draft)
-    traces = read_traces(arguments.traces, arguments.n)
-    place = {trace.id: i for i, trace in enumerate(traces)}
-    arrays = {}
-    for scored in score(
-        draft,
-        load_target(target_config.folder),
-        vocab,
-        traces,
-        think_end=target_config.think_tokens().end,
-        ttt_steps=1,
-    ):
-        i = place[scored.trace.id]
-        # The last row has no next token to read: what it says depends on the padding.
-        arrays |= {f"raw_{i}": scored.raw, f"signals_{i}": scored.signals, f"logits_{i}": scored.logits[:-1]}
-    np.savez(arguments.out, **arrays)
+    think_end = target_config.think_tokens().end
+    draft, _ = load_draft(arguments.draft)
+    target = load_target(target_config.folder)
+
+    @nnx.jit(static_argnames="steps")
+    def run(draft: Draft, target: Target, tokens: jax.Array, *, steps: int) -> tuple[jax.Array | None, list[jax.Array]]:
+        positions, ones = jnp.arange(tokens.shape[1])[None], jnp.ones_like(tokens)
+        _, aux = target(tokens, positions, ones, aux_layers=draft.config.eagle_aux_hidden_state_layer_ids)
+        assert aux is not None
+        batch = {"tokens": tokens, "positions": positions, "segment_ids": ones}
+        outputs = ttt_outputs(draft, target.embedding[...], aux, batch, steps)
+        return draft.signals(aux, outputs[0]) if draft.source else None, outputs
+
+    for i, trace in enumerate(first_traces(arguments.traces, arguments.n)):
+        ids = sequence_of(trace, think_end, arguments.tokens)
+        tokens = np.zeros((1, -(-len(ids) // BUCKET) * BUCKET), np.int32)
+        tokens[0, : len(ids)] = ids
+        raw, outputs = run(draft, target, jnp.asarray(tokens), steps=arguments.steps)
+        arrays = {}
+        for k, output in enumerate(outputs):
+            rows = np.array([row for row in rows_of(len(ids), arguments.rows) if row < len(ids) - 1 - k])
+            arrays[f"logits_{k}"] = np.asarray(output[0, rows] @ draft.lm_head.kernel[...])
+        if raw is not None:
+            thinking = thinking_of(trace, len(ids))
+            shift = 1 if draft.source == "draft" else 0
+            told = np.asarray(raw[0, thinking.start - shift : thinking.stop - shift])
+            arrays |= {"raw": told, "signals": activate(told)}
+        np.savez(arguments.out / f"{i}.npz", **arrays)
 
 
 if __name__ == "__main__":

@@ -214,7 +214,12 @@ class Draft(nn.Module):
         return draft.to(embedding.dtype).requires_grad_(False).eval()
 
     def forward(
-        self, tokens: Int[Tensor, "batch time"], aux: Float[Tensor, "batch time aux_hidden"], *, steps: int = 1
+        self,
+        tokens: Int[Tensor, "batch time"],
+        aux: Float[Tensor, "batch time aux_hidden"],
+        *,
+        steps: int = 1,
+        at: Int[Tensor, " chosen"] | None = None,
     ) -> DraftOutput:
         """Run the first pass over whole sequences, and further draft steps fed with the true next tokens.
 
@@ -224,6 +229,8 @@ class Draft(nn.Module):
           tokens: ``x_0 ... x_{T-1}``.
           aux: the target's aux hidden states ``f_0 ... f_{T-1}``, concatenated in the order of the config's layers.
           steps: draft steps, the first pass included.
+          at: rows whose logits are wanted, where a whole sequence of them would be too large; those that a step does
+            not have are left out.
         """
         rows = tokens.shape[1] - 1
         fused = self.fc(self._normed(aux))
@@ -237,7 +244,8 @@ class Draft(nn.Module):
             y = self.norm(h)
             h = y if self.config.norm_output else h
             first = y if first is None else first
-            logits.append(self.lm_head(y)[:, : rows - step])
+            valid = y[:, : rows - step]
+            logits.append(self.lm_head(valid if at is None else valid[:, at[at < rows - step]]))
         return DraftOutput(logits, self._signals(fused, first))
 
     def signals(

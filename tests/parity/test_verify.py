@@ -1,9 +1,13 @@
 """``specexit verify`` on the tiny target: both frameworks agree on a draft of random weights, and it notices if not."""
 
+import json
+
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from specexit.data.traces import write_traces
+from specexit.drafts.inspect import describe
 from specexit.drafts.verify import VerifyError, compare, verify
 from specexit.schemas.verify import VerifyConfig
 
@@ -27,14 +31,24 @@ def test_both_frameworks_agree_on_signals_and_logits(source, tmp_path, write_ran
 
     differences = verify(VerifyConfig(draft=draft, traces=tmp_path / "traces.parquet", n=2))
 
-    assert set(differences) == {"logits", "confidence", "progress", "remaining", "validity"}
+    later = {"logits, draft step 1", "logits, draft step 2"}
+    assert set(differences) == {"logits", "confidence", "progress", "remaining", "validity"} | later
     assert 0 < max(differences.values()) <= 1e-4  # exactly 0 would mean that something was compared with itself
     assert "ok" in capsys.readouterr().out
+    written = json.loads((draft / "verify.json").read_text())
+    assert written["passed"]
+    assert written["n"] == 2
+    assert written["greedy_drafts"]["same"] == written["greedy_drafts"]["compared"] == (40 + 60) * 3 - 2 * (1 + 2)
+    assert describe(draft)["verified"] == "yes, on 2 traces"
+    tensors = load_file(draft / "model.safetensors")
+    tensors["norm.weight"] *= 2
+    save_file(tensors, draft / "model.safetensors")
+    assert describe(draft)["verified"].startswith("stale")
 
 
 def test_differences_are_relative_for_remaining_and_absolute_elsewhere():
-    ours = {"signals_0": np.array([[0.5, 0.5, 1000.0, 0.5]]), "logits_0": np.array([[3.0, 1.0]])}
-    theirs = {"signals_0": np.array([[0.5, 0.4, 1001.0, 0.5]]), "logits_0": np.array([[3.0, 3.5]])}
+    ours = {"signals": np.array([[0.5, 0.5, 1000.0, 0.5]]), "logits_0": np.array([[3.0, 1.0]])}
+    theirs = {"signals": np.array([[0.5, 0.4, 1001.0, 0.5]]), "logits_0": np.array([[3.0, 3.5]])}
     found = compare(ours, theirs)
     assert found["progress"] == pytest.approx(0.1)
     assert found["remaining"] == pytest.approx(1 / 1001)
@@ -46,10 +60,26 @@ def test_arrays_of_other_shapes_are_an_error():
         compare({"logits_0": np.zeros((2, 3))}, {"logits_0": np.zeros((2, 4))})
 
 
+def test_a_plain_draft_is_verified_and_what_is_long_is_cut(tmp_path, write_random_draft, make_trace):
+    ids = np.random.default_rng(0).integers(0, 630, 400).tolist()
+    write_traces(tmp_path / "traces.parquet", [make_trace(prompt_ids=ids[:8], think_ids=ids[8:])])
+    draft = write_random_draft(tmp_path / "draft", None, **TINY)
+    config = VerifyConfig(draft=draft, traces=tmp_path / "traces.parquet", steps=2, rows=50, tokens=150)
+    assert set(verify(config)) == {"logits", "logits, draft step 1"}
+    compared = json.loads((draft / "verify.json").read_text())["greedy_drafts"]["compared"]
+    assert compared == 50 + 49  # the last row has no token for its second step
+
+
 def test_a_nan_on_one_side_is_a_difference(tmp_path, monkeypatch, write_random_draft, make_trace):
     write_traces(tmp_path / "traces.parquet", [make_trace()])
     draft = write_random_draft(tmp_path / "draft", "draft", **TINY)
-    sides = {"jax": np.array([[np.nan]]), "torch": np.array([[0.0]])}
-    monkeypatch.setattr("specexit.drafts.verify._probe", lambda side, *_: {"logits_0": sides[side]})
+
+    def probed(side, _config, out):
+        out.mkdir()
+        np.savez(out / "0.npz", logits_0=np.array([[np.nan if side == "jax" else 0.0]]))
+        return out
+
+    monkeypatch.setattr("specexit.drafts.verify._probe", probed)
     with pytest.raises(VerifyError, match="logits nan"):
         verify(VerifyConfig(draft=draft, traces=tmp_path / "traces.parquet"))
+    assert not json.loads((draft / "verify.json").read_text())["passed"]

@@ -109,7 +109,7 @@ def check_values(name: str, tensor: np.ndarray, path: Path) -> None:
     if tensor.dtype.name in _EXPONENTS:
         integer, mask = _EXPONENTS[tensor.dtype.name]
         bits = np.ascontiguousarray(tensor).view(integer)
-        if ((bits & integer(mask)) == mask).any():
+        if bits.size and int((bits & integer(mask)).max()) == mask:
             raise DraftError(f"{path}: tensor {name} holds NaN or infinity, expected finite weights")
 
 
@@ -125,6 +125,12 @@ def check_vocabulary(config: DraftConfig, d2t: np.ndarray, path: Path, t2d: np.n
     Raises:
       DraftError: names the first token of which it does not hold.
     """
+    marked = None if t2d is None else np.flatnonzero(t2d)
+    if marked is not None and np.array_equal(marked, d2t) and not np.array_equal(marked, np.arange(len(marked))):
+        raise DraftError(
+            f"{path}: d2t holds ids, expected what is added to a draft token to get its id; `specexit import` reads "
+            "either"
+        )
     if config.draft_vocab_size == config.vocab_size and d2t.any():
         moved = np.flatnonzero(d2t)[0]
         raise DraftError(

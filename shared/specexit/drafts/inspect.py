@@ -15,9 +15,8 @@ from specexit.drafts.export import formats_of, weights_type
 from specexit.drafts.policy import PolicyFile, read_policy
 from specexit.drafts.published import FILE as IMPORT_FILE
 from specexit.drafts.tensors import sha256_of
+from specexit.drafts.verify import FILE as VERIFY_FILE
 from specexit.schemas.inspect import InspectConfig
-
-VERIFY_FILE = "verify.json"
 
 
 def inspect(config: InspectConfig) -> dict[str, str]:
@@ -88,4 +87,4 @@ def _verified(folder: Path) -> str:
     found = json.loads(path.read_text())
     if found.get("sha256") != sha256_of(folder):
         return "stale: the weights are others by now, run `specexit verify`"
-    return f"yes, on {found.get('n')} traces"
+    return f"{'yes' if found.get('passed') else 'no, the frameworks differ'}, on {found.get('n')} traces"

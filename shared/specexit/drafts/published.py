@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -58,9 +59,10 @@ def import_draft(config: ImportConfig) -> Origin:
     target = load_target_config(config.target)
     with safetensors_of(config.draft) as folder:
         draft = Published(config.draft, folder, config, target)
-        with new_folder(config.out) as beside:
+        with new_folder(config.out) as beside, ThreadPoolExecutor(1) as hashing:
+            sha256 = hashing.submit(sha256_of, folder)
             write_into(beside, draft.config, draft.shapes, draft.pieces, named=config.out)
-            origin = draft.origin(sha256_of(folder))
+            origin = draft.origin(sha256.result())
             write_text(beside / FILE, json.dumps(origin.model_dump(mode="json"), indent=2) + "\n")
             save_target(beside, target)
     layers = list(draft.config.eagle_aux_hidden_state_layer_ids)

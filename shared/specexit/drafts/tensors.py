@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -272,19 +273,19 @@ def _write_file(path: Path, names: list[str], shapes: Shapes, pieces: Pieces) ->
         place += size
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    hashed = hashlib.sha256()
-    with path.open("wb") as file:
-        for part in (len(text).to_bytes(8, "little"), text):
-            file.write(part)
-            hashed.update(part)
+    hashed = hashlib.sha256(len(text).to_bytes(8, "little") + text)
+    with path.open("wb") as file, ThreadPoolExecutor(1) as beside:  # hashing takes as long as all the rest
+        file.write(len(text).to_bytes(8, "little") + text)
+        before = beside.submit(hashed.update, b"")
         for name in names:
             dtype, shape = shapes[name]
             written = 0
             for piece in pieces(name):
                 assert piece.dtype == dtype, f"{name}: {piece.dtype} where {dtype} was announced"
                 data = np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data
+                before.result()
+                before = beside.submit(hashed.update, data)
                 file.write(data)
-                hashed.update(data)
                 written += len(data)
             assert written == _nbytes(dtype, shape), f"{name}: {written} bytes for {dtype} {shape}"
     path.chmod(0o644)

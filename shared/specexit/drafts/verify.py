@@ -1,10 +1,13 @@
 """``specexit verify``: do the JAX and the PyTorch draft say the same on real traces?
 
 Each framework runs its ``probe`` module in a process of its own, on the CPU in float32; this module imports neither.
+One trace is held at a time, and of its logits the rows that `specexit.drafts.probing` keeps. What was found is written
+into the draft directory as ``verify.json``, with the hash of the weights it is true of.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -16,8 +19,10 @@ from jaxtyping import Float
 from rich.console import Console
 from rich.table import Table
 
-from specexit.data.traces import read_traces, target_named_in
-from specexit.drafts.directory import read_config, read_draft
+from specexit.config import write_text
+from specexit.data.traces import target_named_in
+from specexit.drafts.directory import open_draft, read_config
+from specexit.drafts.tensors import sha256_of
 from specexit.errors import InputError
 from specexit.method.signals import NAMES, SIGNALS
 from specexit.schemas.target import target_reference
@@ -25,6 +30,7 @@ from specexit.schemas.verify import VerifyConfig
 
 SIDES = {"jax": "jax_specexit.probe", "torch": "torch_specexit.probe"}
 ROWS_SHOWN = 6
+FILE = "verify.json"
 
 
 class VerifyError(InputError):
@@ -32,7 +38,7 @@ class VerifyError(InputError):
 
 
 def verify(config: VerifyConfig) -> dict[str, float]:
-    """Compare both frameworks and print the result.
+    """Compare both frameworks, print the result and write ``verify.json``.
 
     Returns:
       Largest difference of each quantity.
@@ -41,16 +47,39 @@ def verify(config: VerifyConfig) -> dict[str, float]:
       DraftError, TraceError: an input is unusable.
       VerifyError: a side failed to run, or a difference is beyond the tolerance.
     """
-    read_draft(config.draft)
-    read_traces(config.traces, config.n)
-    with tempfile.TemporaryDirectory() as folder:
-        jax, torch = (_probe(side, config, Path(folder) / f"{side}.npz") for side in SIDES)
-    differences = compare(jax, torch)
-    console = Console()
-    console.print(_difference_table(differences, config.tolerance))
-    if "signals_0" in jax:
-        console.print(_rows_table(jax["signals_0"], torch["signals_0"]))
-    beyond = {name: value for name, value in differences.items() if not value <= config.tolerance}
+    open_draft(config.draft)
+    differences: dict[str, float] = {}
+    same = drafts = 0
+    first = None
+    with tempfile.TemporaryDirectory() as scratch:
+        sides = [_probe(side, config, Path(scratch) / side) for side in SIDES]
+        files = [sorted(path.name for path in side.iterdir()) for side in sides]
+        if files[0] != files[1] or not files[0]:
+            raise VerifyError(f"{config.traces}: JAX probed {len(files[0])} traces and PyTorch {len(files[1])}")
+        for name in files[0]:
+            jax, torch = (_arrays(side / name) for side in sides)
+            for quantity, value in compare(jax, torch).items():
+                _raise_to(differences, quantity, np.array(value))
+            for key in jax:
+                if key.startswith("logits"):
+                    same += int((jax[key].argmax(-1) == torch[key].argmax(-1)).sum())
+                    drafts += len(jax[key])
+            first = first or (jax, torch)
+    _show(config, differences, first)
+    record = {
+        "format_version": 1,
+        "sha256": sha256_of(config.draft),
+        "n": len(files[0]),
+        "steps": config.steps,
+        "tolerance": config.tolerance,
+        "differences": differences,
+        "greedy_drafts": {"compared": drafts, "same": same},
+        "passed": not _beyond(config, differences),
+    }
+    if not all(np.isfinite(value) for value in differences.values()):
+        record["differences"] = {name: str(value) for name, value in differences.items()}  # JSON knows no NaN
+    write_text(config.draft / FILE, json.dumps(record, indent=2) + "\n")
+    beyond = _beyond(config, differences)
     if beyond:
         listed = ", ".join(f"{name} {value:.2e}" for name, value in beyond.items())
         raise VerifyError(
@@ -59,21 +88,38 @@ def verify(config: VerifyConfig) -> dict[str, float]:
     return differences
 
 
-def _probe(side: str, config: VerifyConfig, out: Path) -> dict[str, np.ndarray]:
+def _beyond(config: VerifyConfig, differences: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in differences.items() if not value <= config.tolerance}
+
+
+def _show(config: VerifyConfig, differences: dict[str, float], first: tuple[dict, dict] | None) -> None:
+    console = Console()
+    console.print(_difference_table(differences, config.tolerance))
+    if first is not None and "signals" in first[0]:
+        console.print(_rows_table(first[0]["signals"], first[1]["signals"]))
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path) as arrays:
+        return dict(arrays)
+
+
+def _probe(side: str, config: VerifyConfig, out: Path) -> Path:
+    out.mkdir()
     command = [sys.executable, "-m", SIDES[side], "--draft", str(config.draft), "--traces", str(config.traces)]
     name = read_config(config.draft).target_name or target_named_in(config.traces)
     target = target_reference(config.target, config.draft, config.traces, name=name)
     command += ["--target", target, "--n", str(config.n), "--out", str(out)]
+    command += ["--steps", str(config.steps), "--rows", str(config.rows), "--tokens", str(config.tokens)]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"JAX_PLATFORMS": "cpu"})
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise VerifyError(f"python -m {SIDES[side]} failed with exit code {done.returncode}: {last}")
-    with np.load(out) as arrays:
-        return dict(arrays)
+    return out
 
 
 def compare(jax: dict[str, np.ndarray], torch: dict[str, np.ndarray]) -> dict[str, float]:
-    """Largest difference of logits and of each signal over all traces.
+    """Largest difference of the logits of each draft step and of each signal, in one trace.
 
     Absolute, but relative for an exponential signal: its values are token counts, and a difference ``d`` before the
     activation becomes ``d`` times the value behind it.
@@ -89,11 +135,11 @@ def compare(jax: dict[str, np.ndarray], torch: dict[str, np.ndarray]) -> dict[st
         )
     found: dict[str, float] = {}
     for name in jax:
-        kind = name.rpartition("_")[0]
         difference = np.abs(jax[name] - torch[name])
-        if kind == "logits":
-            _raise_to(found, "logits", difference)
-        elif kind == "signals":
+        if name.startswith("logits"):
+            step = int(name.rpartition("_")[2])
+            _raise_to(found, "logits" if step == 0 else f"logits, draft step {step}", difference)
+        elif name == "signals":
             for column, signal in enumerate(SIGNALS):
                 scale = 1.0 if signal.activation == "sigmoid" else torch[name][:, column]
                 _raise_to(found, signal.name, difference[:, column] / scale)
@@ -102,7 +148,7 @@ def compare(jax: dict[str, np.ndarray], torch: dict[str, np.ndarray]) -> dict[st
 
 def _raise_to(found: dict[str, float], name: str, differences: np.ndarray) -> None:
     # np.maximum, unlike max, lets a NaN through, and a NaN is a difference beyond any tolerance.
-    found[name] = float(np.maximum(found.get(name, 0.0), differences.max()))
+    found[name] = float(np.maximum(found.get(name, 0.0), differences.max(initial=0.0)))
 
 
 def _difference_table(differences: dict[str, float], tolerance: float) -> Table:

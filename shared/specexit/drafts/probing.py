@@ -1,0 +1,57 @@
+"""What the two probes of ``specexit verify`` share: command line, which tokens they read, which rows they keep.
+
+A probe writes ``I.npz`` for trace I: ``logits_K [rows, draft vocabulary]`` of draft step K at the rows of `rows_of`
+that the step has, and, unless the draft is plain, ``raw`` and ``signals [thinking tokens, signals]`` before and after
+the activation.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from specexit.data.stream import read_batches
+from specexit.data.stream import rows_of as batch_rows
+from specexit.data.traces import Trace
+
+
+def parse(description: str | None) -> argparse.Namespace:
+    """The command line of a probe."""
+    parser = argparse.ArgumentParser(description=description)
+    for name, kind in (("draft", Path), ("traces", Path), ("target", str), ("out", Path)):
+        parser.add_argument(f"--{name}", type=kind, required=True)
+    for name in ("n", "steps", "rows", "tokens"):
+        parser.add_argument(f"--{name}", type=int, required=True)
+    return parser.parse_args()
+
+
+def first_traces(path: Path, n: int) -> Iterator[Trace]:
+    """The first ``n`` traces of a file or folder."""
+    batches = read_batches(path, rows=min(n, 16))
+    return islice((trace for batch in batches for trace in batch_rows(batch, Trace)), n)
+
+
+def sequence_of(trace: Trace, think_end: int, limit: int) -> list[int]:
+    """The first ``limit`` tokens of a trace: prompt, thinking, end marker, answer."""
+    return [*trace.prompt_ids, *trace.think_ids, think_end, *trace.answer_ids][:limit]
+
+
+def thinking_of(trace: Trace, length: int) -> slice:
+    """Places of the thinking tokens in a sequence of that length."""
+    start = len(trace.prompt_ids)
+    return slice(start, min(start + len(trace.think_ids), length))
+
+
+def rows_of(length: int, most: int) -> list[int]:
+    """At most so many rows, spread evenly over a sequence's ``length - 1``: all of them where they are few enough.
+
+    Example:
+      >>> rows_of(5, 10), rows_of(100, 4)
+      ([0, 1, 2, 3], [0, 33, 65, 98])
+    """
+    rows = length - 1
+    return sorted({int(row) for row in np.rint(np.linspace(0, rows - 1, min(rows, most)))})
