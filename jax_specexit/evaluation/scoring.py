@@ -74,6 +74,7 @@ def score(
     """
 
     @nnx.jit
+    @jax.default_matmul_precision("highest")  # or TPUs would take float32 for one pass in bfloat16
     def run(draft: Draft, target: Target, tokens: jax.Array):
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
         ones = jnp.ones_like(tokens)

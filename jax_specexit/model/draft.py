@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from functools import partial
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
@@ -120,7 +121,8 @@ class Draft(nnx.Module):
         read = self.normalise(aux) if self.source == "fc" else normed
         assert read is not None
         assert self.signal_head is not None, "a plain EAGLE-3 draft has no signals"
-        return read.astype(jnp.float32) @ self.signal_head.kernel[...]
+        # The precision is said, as TPUs take float32 for one pass in bfloat16, and a verdict hangs on these.
+        return jnp.matmul(read.astype(jnp.float32), self.signal_head.kernel[...], precision=jax.lax.Precision.HIGHEST)
 
 
 def warm_start(draft: Draft, target: Target, draft_vocab: Int[Array, " draft_vocab"]) -> None:

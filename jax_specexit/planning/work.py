@@ -126,7 +126,7 @@ def _trunk_work(
     chunks, vocab = shapes.length / config.loss_chunk, d.draft_vocab_size / tensor
     yield product("logits", rows, shapes.target.hidden_size, vocab, passes=1, reads=chunks)
     yield product("logits", rows * steps, h, vocab, passes=3, reads=chunks)
-    yield product("logits", rows, vocab, h, passes=1, reads=chunks, useful=0)  # for the value of the loss alone
+    yield product("logits", rows * steps, vocab, 1, passes=1, useful=0)  # for the value of the loss alone
 
 
 def _optimizer_work(shapes: Shapes, mesh: Mesh) -> Work:

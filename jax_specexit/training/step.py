@@ -24,6 +24,7 @@ from jax_specexit.sharding import BATCH, check_mesh, gather, look_up, shardings
 from jax_specexit.training.losses import (
     Teacher,
     TokenLoss,
+    first_choices,
     linear_cross_entropy,
     signal_losses,
     signal_state_gradients,
@@ -142,7 +143,12 @@ def make_loss(config: TrainConfig, graph: nnx.GraphDef, target_graph: nnx.GraphD
             outputs = ttt_outputs(draft, target.embedding[...], aux, batch, ttt_steps, remat=config.remat)
             normed, aligned = outputs[0], jnp.stack([shift(y, -1 - k) for k, y in enumerate(outputs)])
             teacher = teacher_of(target, target_hidden, frozen.draft_vocab, tokens)
-            weights = token_weights(batch, ttt_steps, config.ttt_decay)
+            counted = batch
+            if config.skip_unknown:
+                choice = first_choices(target_hidden[None], target.head(), config.loss_chunk)[0]
+                known = jnp.isin(choice, frozen.draft_vocab)
+                counted = batch | {"loss_mask": batch["loss_mask"] & shift(known, -1)}
+            weights = token_weights(counted, ttt_steps, config.ttt_decay)
             fused = linear_cross_entropy(aligned, draft.lm_head.kernel[...], teacher, weights, config.loss_chunk)
             token = cast(TokenLoss, fused)  # custom_vjp hides the type
 

@@ -55,7 +55,10 @@ class SignalConfig(Config):
 class MeshConfig(Config):
     """Device mesh; the product must be the number of devices."""
 
-    data: int = Field(default=-1, description="replicas; -1 takes the devices that are left")
+    dcn_data: int = Field(
+        default=1, ge=-1, description="slices, each with its own replicas; -1 for as many as there are"
+    )
+    data: int = Field(default=-1, description="replicas in a slice; -1 takes the devices that are left")
     fsdp: int = Field(default=1, gt=0, description="shards of parameters and batch")
     tensor: int = Field(default=1, gt=0, description="shards of heads, MLP and vocabulary")
 
@@ -114,6 +117,10 @@ class TrainConfig(Config):
     length: int | None = Field(default=None, gt=0, description="tokens in a packed row; data of another one is refused")
     ttt_steps: int = Field(default=3, gt=0, description="training-time-test steps; draft tokens proposed in serving")
     ttt_decay: float = Field(default=0.8, gt=0, le=1, description="weight of each further TTT step")
+    skip_unknown: bool = Field(
+        default=False,
+        description="leave out of the token loss what the target would go on with by a token that the draft cannot say",
+    )
     first_step_share: float = Field(
         default=0.0,
         ge=0,
