@@ -8,7 +8,7 @@ SERVE ?= $(if $(shell command -v nvidia-smi),serve,serve-cpu)
 RELEASES ?= runs/vllm-releases
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve chat test test-gpu compat lint bench bench-data bench-serving bench-training bench-signals \
+.PHONY: help demo serve chat test test-gpu test-tpu compat lint bench bench-data bench-serving bench-training bench-signals \
   bench-certificate bench-field bench-full-size continuation plan-all docs tiny-reasoner format clean
 
 help:  ## Show this list
@@ -83,6 +83,9 @@ bench-full-size: $(VENV)/.demo-ready  ## Measure at the size of Qwen3-0.6B, on a
 
 continuation: $(VENV)/.dev-ready  ## 1,000 exits on every runner and scheduler, each checked against plain vLLM
 	@SPECEXIT_CONTINUATION=1 $(BIN)/python -m pytest tests/serving/test_continuation.py -s $(ARGS)
+
+test-tpu: $(VENV)-tpu/.ready  ## Compile small and middling programs for TPU slices, no TPU needed (minutes)
+	@$(VENV)-tpu/bin/python -m pytest tests/jax/test_plan.py $(ARGS)
 
 plan-all: $(VENV)-tpu/.ready  ## Compile every full-size recipe for its TPU slice, no TPU needed (minutes each)
 	@SPECEXIT_PLAN_ALL=1 $(VENV)-tpu/bin/python -m pytest tests/jax/test_plan.py -k every -s $(ARGS)

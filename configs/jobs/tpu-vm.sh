@@ -1,8 +1,22 @@
 #!/usr/bin/env bash
 # A training job on a Cloud TPU VM slice: tpu-vm.sh NAME ZONE RECIPE OUT. The same command starts on all hosts, and JAX
-# finds the others through the metadata server. RECIPE, OUT and the data lie on a disk or bucket that all hosts have
-# mounted; `specexit[tpu]` is installed on each. Run it again after a preemption: the run goes on.
+# finds the others through the metadata server. `specexit[tpu]` is installed on each; RECIPE (a file, or a name in
+# configs/recipes), OUT and the data lie on a disk or bucket that all hosts have mounted, WORKDIR is where relative paths
+# in the recipe start.
+#
+# The run does not hang on this connection: on each host it is a process of its own, which writes to
+# ~/specexit-train.log. Run this again to look at it; where it has ended, after a preemption for one, it goes on.
 set -eu
 name=$1 zone=$2 recipe=$3 out=$4
+workdir=${WORKDIR:-$(dirname "$out")}
+case $out in /*) ;; *) echo "OUT is $out, expected an absolute path: ssh starts in the home folder" >&2; exit 2 ;; esac
 
-gcloud compute tpus tpu-vm ssh "$name" --zone="$zone" --worker=all --command="specexit train '$recipe' out='$out'"
+ssh() { gcloud compute tpus tpu-vm ssh "$name" --zone="$zone" "$@"; }
+
+ssh --worker=all --command="
+  cd '$workdir'
+  if ! kill -0 \$(cat ~/specexit-train.pid 2>/dev/null) 2>/dev/null; then
+    setsid nohup specexit train '$recipe' out='$out' >~/specexit-train.log 2>&1 </dev/null &
+    echo \$! >~/specexit-train.pid
+  fi"
+ssh --worker=0 --command="tail -n +1 --pid=\$(cat ~/specexit-train.pid) -F ~/specexit-train.log; cat '$out/status.json'"

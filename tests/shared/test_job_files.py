@@ -61,6 +61,49 @@ def test_a_preempted_pod_saves_and_is_restarted(tmp_path: Path) -> None:
     assert "preempted" in (tmp_path / "status.json").read_text()
 
 
+def test_a_pod_finds_what_a_recipe_names_by_relative_paths() -> None:
+    spec = container()
+    assert spec["workingDir"] == spec["volumeMounts"][0]["mountPath"]
+
+
+GCLOUD = """#!/usr/bin/env bash
+# ssh to all workers, or to one: this machine
+while [ $# -gt 0 ]; do
+  case $1 in --command=*) exec bash -c "${1#--command=}" ;; esac
+  shift
+done
+"""
+
+
+def tpu_vm(folder: Path, out: str) -> subprocess.Popen:
+    command = ["bash", str(JOBS / "tpu-vm.sh"), "slice", "zone", "r.yaml", out]
+    given = environment(folder, HOME=str(folder))
+    return subprocess.Popen(command, env=given, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def test_a_run_on_a_tpu_vm_outlives_the_connection(tmp_path: Path) -> None:
+    (tmp_path / "gcloud").write_text(GCLOUD)
+    (tmp_path / "gcloud").chmod(0o755)
+    stand_in(tmp_path, "specexit", waits=True)
+    out = str(tmp_path / "run")
+    first = tpu_vm(tmp_path, out)
+    while not (tmp_path / "started").exists():
+        time.sleep(0.05)
+    os.killpg(first.pid, signal.SIGKILL)  # the connection and all that hangs on it
+    first.communicate()
+    (tmp_path / "called").write_text("")
+    second = tpu_vm(tmp_path, out)  # looks at the run that goes on, and starts no other
+    second.communicate(timeout=120)
+    assert "finished" in (tmp_path / "status.json").read_text()
+    assert (tmp_path / "called").read_text() == ""
+
+
+def test_a_relative_folder_on_a_tpu_vm_is_refused(tmp_path: Path) -> None:
+    process = tpu_vm(tmp_path, "runs/draft")
+    assert "expected an absolute path" in process.communicate(timeout=20)[1]
+    assert process.returncode == 2
+
+
 @pytest.mark.parametrize(("status", "requeued"), [("finished", False), ("preempted", True)])
 def test_slurm_requeues_what_is_not_finished(tmp_path: Path, status: str, requeued: bool) -> None:
     (tmp_path / "srun").write_text(f'#!/usr/bin/env bash\necho \'{{"status": "{status}"}}\' > {tmp_path}/status.json\n')
