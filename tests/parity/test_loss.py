@@ -271,7 +271,7 @@ def size(gradients: Any) -> float:
 def fast(source: str, dtype: str, *, gradients: bool = True, **changes: Any) -> dict[str, Any]:
     """The same of `make_loss`; ``changes`` are of the recipe or of the batch."""
     draft, target, frozen, batch = problem(source)
-    config = recipe(source, dtype, **{key: value for key, value in changes.items() if key not in batch})
+    config = recipe(source, dtype, **{key: value for key, value in changes.items() if key in TrainConfig.model_fields})
     batch |= {key: value for key, value in changes.items() if key in batch}
     if "draft_vocab" in changes:
         frozen = frozen._replace(draft_vocab=changes["draft_vocab"])
