@@ -117,3 +117,16 @@ def test_no_policy_that_changes_no_answer_cuts_more_than_the_oracle(make_trace, 
 def test_signals_of_the_wrong_number_of_traces_are_refused(make_trace):
     with pytest.raises(ValueError, match="zip"):
         Replay([make_trace()], [np.zeros((10, 4))] * 2).play(Policy())
+
+
+def test_right_answers_are_told_by_the_traces_own_kind(make_trace):
+    """A letter with its option's text is the letter; as mathematics it would be something else."""
+    trace = make_trace(
+        answer="A",
+        reference="B",
+        correct=False,
+        answer_kind="choice",
+        boundary_answers=["C", "B. 42 km", "A"],
+        boundary_agrees=[False, False, True],
+    )
+    assert Replay([trace]).right[0].tolist() == [0, 1, 0]

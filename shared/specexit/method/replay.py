@@ -168,7 +168,7 @@ def _truth(trace: Trace, correct: bool | None) -> float:
 def _right(trace: Trace) -> Float[np.ndarray, " boundaries"]:
     """Whether the trial answer behind each boundary is right; one that agrees is as right as the full trace's."""
     right = [
-        _truth(trace, trace.correct if agrees else same_answer(answer, trace.reference))
+        _truth(trace, trace.correct if agrees else same_answer(answer, trace.reference, trace.answer_kind))
         for answer, agrees in zip(trace.boundary_answers, trace.boundary_agrees, strict=True)
     ]
     return np.array(right, np.float64)
