@@ -206,7 +206,7 @@ def _run_engines(
 
 def _setup(config: BenchConfig, target: TargetConfig, entry: Entry, *, prefixes: bool) -> dict[str, Any]:
     extra = config.engine.extra | {"enable_prefix_caching": prefixes}
-    engine = one_of_several(config.engine, max_num_seqs=config.batches[-1], extra=extra)
+    engine = one_of_several(config.engine, target, max_num_seqs=config.batches[-1], extra=extra)
     return {
         "target": target.model_dump(mode="json"),
         "engine": engine.model_dump(mode="json"),

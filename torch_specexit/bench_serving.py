@@ -120,7 +120,7 @@ def bench_serving(config: BenchServingConfig) -> dict[str, Any]:
 
 def _setup(config: BenchServingConfig, target: TargetConfig, draft: Path) -> dict[str, Any]:
     extra = config.engine.extra | {"enable_prefix_caching": False}
-    engine = one_of_several(config.engine, max_num_seqs=max(config.batches), extra=extra)
+    engine = one_of_several(config.engine, target, max_num_seqs=max(config.batches), extra=extra)
     return {
         "target": target.model_dump(mode="json"),
         "engine": engine.model_dump(mode="json"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -86,9 +87,22 @@ def platform_arguments(config: EngineConfig, *, on_cpu: bool) -> dict[str, Any]:
     return {"kv_cache_memory_bytes": config.kv_cache_gib << 30, "gpu_memory_utilization": 0.01}
 
 
-def one_of_several(config: EngineConfig, **changes: Any) -> EngineConfig:
-    """Settings of an engine that shares its machine with others of its kind: a KV cache of a certain size."""
-    return config.model_copy(update={"kv_cache_gib": config.kv_cache_gib or KV_CACHE_GIB, **changes})
+def one_of_several(config: EngineConfig, target: TargetConfig, **changes: Any) -> EngineConfig:
+    """Settings of an engine that shares its machine with others of its kind: a KV cache of a certain size.
+
+    Unless it is given, two GiB, or what the longest request and its draft need, with a quarter to spare.
+    """
+    gib = config.kv_cache_gib or max(KV_CACHE_GIB, math.ceil(1.25 * longest_request_bytes(target) / 2**30))
+    return config.model_copy(update={"kv_cache_gib": gib, **changes})
+
+
+def longest_request_bytes(target: TargetConfig) -> int:
+    """Bytes of keys and values of a request of ``max_model_len`` tokens, with one layer of a draft as wide."""
+    fields = target.hf_config()
+    size = fields.get("head_dim") or fields["hidden_size"] // fields["num_attention_heads"]
+    heads = fields.get("num_key_value_heads") or fields["num_attention_heads"]
+    width = 4 if target.dtype == "float32" else 2
+    return 2 * (fields["num_hidden_layers"] + 1) * heads * size * width * target.max_model_len
 
 
 def seed_everything(seed: int) -> None:

@@ -3,35 +3,97 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from specexit.bench.comparison import Request, Run
+from specexit.bench.methods import find_method
 from specexit.bench.results import read_results
-from specexit.data.traces import write_traces
+from specexit.data.traces import Trace, write_traces
+from specexit.schemas.bench import BenchConfig
 from specexit.schemas.bench_full_size import BenchFullSizeConfig
+from specexit.schemas.target import TargetConfig
 from tests.serving.test_bench import generated_traces
-from tests.torch.test_stand_in import SIZES
+from tests.torch.test_stand_in import DRAFT, SIZES
+from torch_specexit.bench import gather
 from torch_specexit.bench_full_size import bench_full_size
+from torch_specexit.bench_turns import Entry
 
 N = 3
 
 
-@pytest.mark.vllm
-def test_engine_and_plug_in_do_on_a_stand_in_what_they_do_on_the_small_target(drafts: Path, tmp_path: Path) -> None:
-    (tmp_path / "shape.json").write_text(json.dumps(SIZES | {"vocab_size": 40_000}))
-    write_traces(tmp_path / "traces.parquet", generated_traces(N))
-    config = BenchFullSizeConfig(
-        shape=str(tmp_path / "shape.json"),
-        draft=drafts / "draft",
-        traces=tmp_path / "traces.parquet",
-        models=tmp_path / "models",
-        out=tmp_path / "bench" / "full-size.json",
+def small_config(folder: Path, draft: Path) -> BenchFullSizeConfig:
+    """Three problems at a shape that is written in a second."""
+    (folder / "shape.json").write_text(json.dumps(SIZES | {"vocab_size": 40_000}))
+    write_traces(folder / "traces.parquet", generated_traces(N))
+    return BenchFullSizeConfig(
+        shape=str(folder / "shape.json"),
+        draft=draft,
+        traces=folder / "traces.parquet",
+        models=folder / "models",
+        out=folder / "bench" / "full-size.json",
         n=N,
         n_latency=1,
         batch=2,
         rounds=1,
     )
+
+
+def test_what_differs_from_the_small_target_is_counted(
+    tmp_path: Path, write_random_draft, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Engines are stood in for: the stand-in in bfloat16 exits elsewhere once, and writes other texts throughout."""
+    asked = []
+
+    def run_methods(config: BenchConfig, target: TargetConfig, traces: Sequence[Trace], _journal, _scratch):
+        asked.append((target.name, target.dtype, config.batches, config.n_latency))
+        runs = {"eagle3": Run(), "specexit": Run()}
+        for name, run in runs.items():
+            for batch, n in ((1, 1), (2, N)):
+                requests = [
+                    Request(
+                        t.id, t.think_ids, 9 if name == "specexit" else 20, "natural_end", "7", True, {}, seconds=1.0
+                    )
+                    for t in traces[:n]
+                ]
+                if target.dtype == "bfloat16":
+                    requests = [replace(request, token_ids=[0]) for request in requests]
+                    requests[-1] = replace(requests[-1], thinking_tokens=8)
+                run.add(batch, requests, [1.0] * n, 1, 2)
+        entries = [Entry(name, name, find_method(name)(), None, (), ()) for name in runs]
+        return runs, gather(config, target, entries, traces, runs, None)
+
+    monkeypatch.setattr("torch_specexit.bench_full_size.run_methods", run_methods)
+    config = small_config(tmp_path, write_random_draft(tmp_path / "draft", "draft", **DRAFT))
+    bench_full_size(config)
+    assert asked == [
+        ("tiny-reasoner", "float32", (2,), 1),
+        ("stand-in-shape", "float32", (2,), 1),
+        ("stand-in-shape", "bfloat16", (2,), 1),
+    ]
+    shape = read_results(config.out).shape
+    assert shape is not None
+    assert shape["same"] == {
+        "eagle3: texts in float32": [N, N],
+        "specexit: texts in float32": [N, N],
+        "specexit: exits in bfloat16": [N - 1, N],
+    }
+    assert {name: shape[name] for name in ("hidden_size", "dtype")} == {"hidden_size": 320, "dtype": "bfloat16"}
+    assert shape["parameters"] > 12e6
+    made = (config.models / "shape-bfloat16" / "target.yaml").stat().st_mtime_ns
+    bench_full_size(config)  # the stand-ins are there already
+    assert (config.models / "shape-bfloat16" / "target.yaml").stat().st_mtime_ns == made
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+@pytest.mark.skipif("SPECEXIT_FULL_SIZE" not in os.environ, reason="six engines; SPECEXIT_FULL_SIZE=1 runs it")
+def test_engine_and_plug_in_do_on_a_stand_in_what_they_do_on_the_small_target(drafts: Path, tmp_path: Path) -> None:
+    config = small_config(tmp_path, drafts / "draft")
     bench_full_size(config)
     results = read_results(config.out)
     assert results.shape is not None

@@ -3,6 +3,7 @@
 import pytest
 
 from specexit.schemas.engine import EngineConfig
+from specexit.schemas.target import load_target_config
 from torch_specexit.engine import one_of_several, platform_arguments
 
 
@@ -11,11 +12,17 @@ def test_an_engine_that_has_a_gpu_for_itself_is_vllms_own():
 
 
 @pytest.mark.vllm
-@pytest.mark.parametrize(("given", "gib"), [(None, 2), (6, 6)])
-def test_engines_that_share_a_gpu_take_a_cache_of_a_fixed_size_each(given, gib):
+@pytest.mark.parametrize(
+    ("target", "given", "gib"),
+    # Qwen3-4B at 40,960 tokens: 37 layers x 8 heads x 128 x 2 x 2 bytes are 5.8 GiB, which two do not hold.
+    [("tiny-reasoner", None, 2), ("tiny-reasoner", 6, 6), ("qwen3-4b-thinking-2507", None, 8)],
+)
+def test_engines_that_share_a_gpu_take_a_cache_of_a_fixed_size_each(target, given, gib):
     from vllm import EngineArgs
 
-    several = one_of_several(EngineConfig(max_num_seqs=4, kv_cache_gib=given), max_num_seqs=8)
+    several = one_of_several(
+        EngineConfig(max_num_seqs=4, kv_cache_gib=given), load_target_config(target), max_num_seqs=8
+    )
     assert several.max_num_seqs == 8
     arguments = EngineArgs(model="target", **platform_arguments(several, on_cpu=False))
     assert arguments.kv_cache_memory_bytes == gib * 2**30

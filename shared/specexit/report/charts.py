@@ -19,7 +19,7 @@ from specexit.bench.results import BASELINE, Results
 from specexit.data.summary import CurvePoint
 from specexit.method.decision import Policy
 from specexit.method.signals import NAMES, SIGNALS, column
-from specexit.method.simulate import Point, Simulation
+from specexit.method.simulate import Simulation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -143,15 +143,12 @@ def standalone(svg: str) -> str:
     return f'<?xml version="1.0" encoding="utf-8"?>\n{svg[:end]}{style}{svg[end:]}\n'
 
 
-def threshold_chart(points: Sequence[Point]) -> str:
-    """Accuracy and cut over the validity threshold, from replayed policies of which accuracy is known."""
+def threshold_chart(points: Sequence[tuple[float, float, float]]) -> str:
+    """Accuracy and cut over the validity threshold, from (threshold, cut, accuracy) of replayed policies."""
     with _figure(8.0, 3.4) as figure:
         axes = figure.subplots()
-        thresholds = [point.policy.thresholds["validity"] for point in points]
-        lines = {
-            "accuracy": ([100 * (point.accuracy or 0.0) for point in points], "c1"),
-            "thinking cut": ([100 * point.thinking_cut for point in points], "c2"),
-        }
+        thresholds, cut, accuracy = np.array(points).T
+        lines = {"accuracy": (100 * accuracy, "c1"), "thinking cut": (100 * cut, "c2")}
         for name, (values, color) in lines.items():
             axes.plot(thresholds, values, color=PALETTE[color], lw=1.4, label=name)
         axes.set_xlabel("validity that ends the thinking")

@@ -42,17 +42,21 @@ def figures(results: Results, simulation: Simulation | None, requests: Path) -> 
         ("method", "thinking tokens", "accuracy"),
         tuple(rows),
     )
-    if simulation and any(point.accuracy is not None for point in simulation.curves.get("validity", ())):
-        known = [p for p in simulation.curves["validity"] if p.accuracy is not None]
+    thresholds = [
+        (point.policy.thresholds["validity"], point.thinking_cut, point.accuracy)
+        for point in (simulation.curves.get("validity", ()) if simulation else ())
+        if point.policy is not None and point.accuracy is not None
+    ]
+    if thresholds:
         yield Figure(
             "How much hangs on the threshold",
-            threshold_chart(known),
+            threshold_chart(thresholds),
             "Accuracy and share of thinking cut over the validity threshold.",
             "Replayed on the same traces: what every threshold would have cut, and what accuracy it would have left.",
             ("validity at least", "thinking cut", "accuracy"),
             tuple(
-                (f"{p.policy.thresholds['validity']:.3f}", percent(p.thinking_cut), percent(p.accuracy or 0))
-                for p in known[:: max(1, len(known) // 40)]
+                (f"{threshold:.3f}", percent(cut), percent(accuracy))
+                for threshold, cut, accuracy in thresholds[:: max(1, len(thresholds) // 40)]
             ),
         )
     times = {
