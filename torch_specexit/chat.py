@@ -1,7 +1,8 @@
-"""From a user turn to the token ids a reasoning target starts thinking from."""
+"""From a conversation to the token ids a reasoning target starts thinking from."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from specexit.schemas.target import TargetConfig
@@ -14,14 +15,14 @@ def load_chat_tokenizer(target: TargetConfig) -> Any:
     return AutoTokenizer.from_pretrained(target.folder)
 
 
-def prompt_ids(tokenizer: Any, target: TargetConfig, question: str) -> list[int]:
-    """Apply the chat template and open the thinking.
+def prompt_ids(tokenizer: Any, target: TargetConfig, messages: Sequence[Mapping[str, str]]) -> list[int]:
+    """Apply the chat template, with the target's own arguments for it, and open the thinking.
 
     Some templates open it themselves (Qwen3-Thinking); where one does not, the start marker and a newline are
     appended, so that a trace always begins inside the thinking.
     """
-    messages = [{"role": "user", "content": question}]
-    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    turns = [dict(message) for message in messages]
+    text = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False, **target.chat)
     if not text.rstrip().endswith(target.think_start):
         text += f"{target.think_start}\n"
     return tokenizer.encode(text, add_special_tokens=False)

@@ -25,6 +25,7 @@ from jax_specexit.model.attention import ttt_attention
 from jax_specexit.model.layers import Linear, RMSNorm, RopeScaling, SwiGLU, rotary, rotary_frequencies, split_heads
 from jax_specexit.sharding import constrain, look_up
 from specexit.errors import InputError
+from specexit.schemas.target import ARCHITECTURES as KNOWN
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +92,7 @@ class TargetShape:
 
 ARCHITECTURES = {"Qwen3ForCausalLM": "qwen3", "Qwen2ForCausalLM": "qwen2", "LlamaForCausalLM": "llama"}
 """Hugging Face architecture -> its ``model_type``."""
+assert sorted(ARCHITECTURES) == sorted(KNOWN), "specexit.schemas.target says what `collect` may accept"
 
 
 def read_rope_scaling(path: Path, rope: dict[str, Any]) -> RopeScaling | None:

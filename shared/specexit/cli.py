@@ -44,7 +44,7 @@ COMMANDS = {
         "Data",
         "Generate traces, and the answer the target would give at every step boundary.",
         "specexit.schemas.collect:CollectConfig",
-        "torch_specexit.collect:collect",
+        "torch_specexit.collecting:collect",
         "serve",
     ),
     "annotate": Command(

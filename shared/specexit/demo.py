@@ -94,7 +94,8 @@ def stages(config: DemoConfig) -> list[Stage]:
     seed = f"seed={config.seed}"
     out: list[Stage] = []
     for split in ("draft", "calibration", "test"):
-        arguments = ["collect", f"split={split}", f"n={getattr(size, split)}", f"out={traces / split}", seed]
+        arguments = ["collect", "target=tiny-reasoner", f"split={split}", f"n={getattr(size, split)}", seed]
+        arguments += [f"out={traces / split}"]
         out.append(Stage(f"collect traces and trial answers: {split} split", arguments, traces / split, resumes=True))
         arguments = ["annotate", f"traces={traces / split}", f"out={labelled / split}"]
         out.append(Stage(f"find exit points: {split} split", arguments, labelled / split))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -11,11 +12,13 @@ from specexit.config import Config
 from specexit.schemas.engine import EngineConfig
 from specexit.schemas.prompts import ColumnsConfig
 
+TrialChoice = Literal["refine", "all", "bisect"]
+
 
 class CollectConfig(Config):
-    """Let the target write traces and, behind every step boundary, the answer it would give there."""
+    """Let the target write traces and, behind step boundaries, the answer it would give there."""
 
-    target: str = Field(default="tiny-reasoner", description="name in configs/targets, or path of such a YAML file")
+    target: str = Field(description="name in configs/targets, or path of such a YAML file")
     out: Path = Field(description="folder of the traces; collecting goes on where an earlier run stopped")
     prompts: str | None = Field(
         default=None,
@@ -28,24 +31,65 @@ class CollectConfig(Config):
     n: int | None = Field(
         default=None, gt=0, description="the first n prompts; by default the whole file, or 500 of a split"
     )
+    samples: int = Field(default=1, gt=0, description="traces of each prompt")
     seed: int = Field(default=0, description="of the split's problems and of sampling")
-    temperature: float = Field(default=0.0, ge=0, description="of the traces; trial answers are always greedy")
-    top_p: float = Field(default=1.0, gt=0, le=1, description="of the traces")
-    top_k: int = Field(default=0, ge=0, description="of the traces; 0 keeps all tokens")
-    max_new_tokens: int = Field(default=768, gt=0, description="longest response, thinking and answer")
-    trial_max_tokens: int = Field(
-        default=24, gt=0, description="longest trial answer; one that is cut off counts as none"
+    temperature: float | None = Field(default=None, ge=0, description="of the traces; by default the target's")
+    top_p: float | None = Field(default=None, gt=0, le=1, description="of the traces; by default the target's")
+    top_k: int | None = Field(default=None, ge=0, description="of the traces; by default the target's; 0 keeps all")
+    max_new_tokens: int | None = Field(
+        default=None, gt=0, description="longest response, thinking and answer; by default the target's"
     )
-    chunk: int = Field(
-        default=125, gt=0, description="traces in a Parquet file, the unit that a resumed run goes on from"
+    trial_max_tokens: int | None = Field(
+        default=None, gt=0, description="longest trial; one that is cut off is undecided; by default the target's"
     )
+    boundaries: TrialChoice = Field(
+        default="refine",
+        description="refine: every few boundaries, then towards each change; bisect: for `stable` alone; or all",
+    )
+    stride: int = Field(
+        default=8, gt=0, description="refine: boundaries between the first trials, fewer where there are few"
+    )
+    free_share: float = Field(
+        default=0.02, ge=0, le=1, description="share of the trials made again with nothing forced, to compare"
+    )
+    shard: str | None = Field(default=None, description="i/n, from 0: this run's part of the work, for job arrays")
+    chunk: int = Field(default=100, gt=0, description="traces in a Parquet file")
     workers: int | None = Field(
         default=None, gt=0, description="engines side by side; by default as many as the GPUs allow, or two on a CPU"
     )
     engine: EngineConfig = EngineConfig(max_num_seqs=128)
+    endpoints: tuple[str, ...] = Field(
+        default=(), description="URLs of vLLM servers to ask in place of engines of one's own, as a list"
+    )
+    model: str | None = Field(default=None, description="the target's name at the endpoints, where it is another")
+    api_key: str | None = Field(default=None, description="of the endpoints", exclude=True)
+    requests: int = Field(default=64, gt=0, description="at once at each endpoint")
+    retries: int = Field(default=6, gt=0, description="failures in a row after which an endpoint is given up")
+    timeout: float = Field(default=3600.0, gt=0, description="seconds that one request to an endpoint may take")
+    any_architecture: bool = Field(
+        default=False, description="collect from a target whose architecture `train` does not know"
+    )
+    min_finished: float = Field(default=0.8, ge=0, le=1, description="share of traces that must come to their end")
+    min_answered: float = Field(default=0.8, ge=0, le=1, description="share of traces that must state an answer")
+    max_undecided: float = Field(default=0.02, ge=0, le=1, description="share of undecided trials that is a warning")
 
     @model_validator(mode="after")
     def _one_source(self) -> CollectConfig:
         if (self.prompts is None) == (self.split is None):
             raise ValueError("exactly one of prompts and split is needed")
         return self
+
+    @model_validator(mode="after")
+    def _a_part_of_the_work(self) -> CollectConfig:
+        number, of = self.part
+        if number >= of:
+            raise ValueError(f"shard is {self.shard!r}, expected i/n with i from 0 to n-1, such as 0/8")
+        return self
+
+    @property
+    def part(self) -> tuple[int, int]:
+        """(number, of how many) of the shard; (0, 1) for all of the work."""
+        found = re.fullmatch(r"(\d+)/(\d+)", self.shard or "0/1")
+        if found is None:
+            raise ValueError(f"shard is {self.shard!r}, expected i/n with i from 0 to n-1, such as 0/8")
+        return int(found[1]), int(found[2])

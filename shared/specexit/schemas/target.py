@@ -14,6 +14,9 @@ from specexit.method.splits import FastTokenizer, ThinkTokens, load_tokenizer, r
 
 EMBEDDED = "embedded"
 
+ARCHITECTURES = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+"""What `specexit train` has a forward pass for; a test holds it against `jax_specexit`'s own table."""
+
 TARGET_FILE = "target.yaml"
 """Copy of the target that every folder of traces, packed data, a training run or a draft carries."""
 
@@ -33,6 +36,7 @@ class TrialConfig(Config):
     text: str = Field(default="", description="forced behind the end marker; empty: the whole answer is written")
     max_tokens: int = Field(gt=0, description="longest trial; one that is cut off here is undecided")
     stop: tuple[str, ...] = Field(default=(), description="the trial also ends behind one of these")
+    close: str = Field(default="", description="put in the place of that stop before the answer is read")
 
 
 class TargetConfig(Config):

@@ -1,0 +1,321 @@
+"""Collecting from servers: what is recorded, what a kill loses, and what if a server is not what it should be.
+
+The servers pretend (`pretend`), so that every row is known; with real engines, `test_collect` does the same.
+"""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import yaml
+
+from specexit.config import ConfigError
+from specexit.data.answers import extract_answer, same_answer
+from specexit.data.rows import Trace, can_judge, free_trials
+from specexit.data.traces import TraceError, read_traces
+from specexit.schemas.collect import CollectConfig
+from specexit.schemas.target import TrialConfig, load_target_config
+from tests.torch.pretend import TARGET, THINK, TOKENIZER, Pretender, Server
+from torch_specexit.collecting import CollectError, collect
+
+SLOW = "SPECEXIT_KILLS" in os.environ
+"""20 kills of a run of 300 prompts; without it 4 of 60."""
+
+N = 300 if SLOW else 60
+
+
+@pytest.fixture(scope="module")
+def server():
+    server = Server(Pretender(N))
+    yield server
+    server.close()
+
+
+def config(server: Server, out: Path, **changes) -> CollectConfig:
+    fields = {"target": "tiny-reasoner", "split": "test", "n": 12, "chunk": 5, "out": out, "endpoints": (server.url,)}
+    return CollectConfig.model_validate(fields | changes)
+
+
+@pytest.fixture(scope="module")
+def collected(server, tmp_path_factory) -> list[Trace]:
+    out = tmp_path_factory.mktemp("collected") / "out"
+    collect(config(server, out))
+    return read_traces(out)
+
+
+def forced(tmp_path: Path, **trial) -> str:
+    """A target of one's own: the tiny reasoner with a forced trial."""
+    target = TARGET.model_copy(update={"name": "mine", "trial": {"math": TrialConfig.model_validate(trial)}})
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(target.model_dump(mode="json")))
+    return str(path)
+
+
+def test_every_row_is_what_the_server_wrote(collected):
+    assert [trace.id for trace in collected] == [f"test-0-{i:05d}" for i in range(12)]
+    for trace in collected:
+        whole = [*trace.think_ids, THINK.end, *trace.answer_ids]
+        assert whole == Pretender(12).write(trace.prompt_ids, None)
+        assert trace.answer == extract_answer(TOKENIZER.decode(trace.answer_ids))
+        assert trace.correct is same_answer(trace.answer, trace.reference)
+        assert [b - 1 for b in trace.boundaries] == [i for i, t in enumerate(trace.think_ids) if t in THINK.split]
+        assert "untried" not in trace.boundary_state  # so few boundaries are all tried
+        for boundary, answer, state in zip(trace.boundaries, trace.boundary_answers, trace.boundary_state, strict=True):
+            if boundary < len(trace.think_ids):
+                ids = Pretender(12).write([*trace.prompt_ids, *trace.think_ids[:boundary], THINK.end], None)
+                assert answer == extract_answer(TOKENIZER.decode(ids))
+            assert state == ("agrees" if same_answer(answer, trace.answer) else "differs")
+        assert can_judge(trace)
+
+
+def test_the_folder_names_its_target_and_hashes_its_files(server, tmp_path):
+    target = forced(tmp_path, max_tokens=64)
+    collect(config(server, tmp_path / "out", target=target, model="tiny-reasoner"))
+    assert load_target_config(str(tmp_path / "out" / "target.yaml")) == load_target_config(target)
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert [entry["counts"]["traces"] for entry in manifest["files"].values()] == [5, 5, 2]
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["shares"]["finished"] == summary["shares"]["answered"] == 1
+
+
+def test_forced_trials_are_compared_with_whole_answers(server, tmp_path):
+    target = forced(tmp_path, text="\n\nThe answer is \\boxed{", max_tokens=16, stop=["}"])
+    collect(config(server, tmp_path / "out", target=target, model="tiny-reasoner", free_share=0.5))
+    traces = read_traces(tmp_path / "out")
+    free = [trial for trace in traces for trial in free_trials(trace)]
+    assert len(free) > 10
+    assert all(trial.same for trial in free)
+    tried = sum(tokens > 0 for trace in traces for tokens in trace.boundary_trial_tokens)
+    assert 0.25 < len(free) / tried < 0.75
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["shares"]["forced_as_free"] == 1
+
+
+def test_a_trial_that_is_cut_off_is_undecided_and_said(server, tmp_path, capsys):
+    collect(config(server, tmp_path / "out", trial_max_tokens=3))
+    states = Counter(state for trace in read_traces(tmp_path / "out") for state in trace.boundary_state)
+    assert states["undecided"] > states["agrees"] == 12  # the natural ends, which need no trial
+    assert states["differs"] == 0
+    assert not any(can_judge(trace) for trace in read_traces(tmp_path / "out"))
+    assert "of the trials were cut off" in capsys.readouterr().err
+
+
+def test_too_few_finished_traces_are_an_error_and_stay(server, tmp_path):
+    with pytest.raises(CollectError, match=r"of 12 traces finished within 150 tokens, expected 80%.*max_new_tokens"):
+        collect(config(server, tmp_path / "out", max_new_tokens=150))
+    traces = read_traces(tmp_path / "out")
+    assert len(traces) == 12
+    for trace in traces:
+        if trace.finish_reason == "length":
+            assert (trace.answer, trace.boundaries) == (None, [])
+
+
+def test_every_prompt_has_its_samples_none_twice(server, tmp_path):
+    collect(config(server, tmp_path / "out", samples=3, temperature=0.6))
+    traces = read_traces(tmp_path / "out")
+    assert [(trace.id, trace.sample) for trace in traces] == [
+        (f"test-0-{i:05d}", sample) for i in range(12) for sample in range(3)
+    ]
+    assert len({trace.seed for trace in traces}) == 36
+    for trace in traces:  # the seed that is recorded is the one that it was written with
+        whole = [*trace.think_ids, THINK.end, *trace.answer_ids]
+        assert whole == Pretender(12).write(trace.prompt_ids, trace.seed)
+
+
+def test_shards_make_the_files_of_one_run(server, collected, tmp_path):
+    for i in (2, 0, 1):
+        collect(config(server, tmp_path / "out", shard=f"{i}/3"))
+    assert read_traces(tmp_path / "out") == collected
+    with pytest.raises(ConfigError, match=r"12 traces in chunk=5 are 3 files; expected chunk of at most 3"):
+        collect(config(server, tmp_path / "more", shard="0/4"))
+
+
+def test_more_prompts_add_to_a_finished_run(server, collected, tmp_path):
+    collect(config(server, tmp_path / "out", n=7))
+    before = server.completions
+    collect(config(server, tmp_path / "out"))
+    assert read_traces(tmp_path / "out") == collected
+    again = sum(1 + sum(tokens > 0 for tokens in trace.boundary_trial_tokens) for trace in collected[7:])
+    assert server.completions - before == again  # nothing of the first seven
+
+
+def test_another_config_in_the_same_folder(server, tmp_path):
+    collect(config(server, tmp_path / "out"))
+    before = (tmp_path / "out" / "traces-00000.parquet").read_bytes()
+    with pytest.raises(ConfigError, match=r"run\.yaml: .* another config \(temperature is 0\.5, was None\)"):
+        collect(config(server, tmp_path / "out", temperature=0.5))
+    assert (tmp_path / "out" / "traces-00000.parquet").read_bytes() == before
+
+
+def test_prompts_that_have_changed(server, tmp_path):
+    prompts = tmp_path / "prompts.jsonl"
+
+    def write(*numbers: int) -> None:
+        questions = list(server.pretender.problems)
+        prompts.write_text("\n".join(json.dumps({"id": str(i), "prompt": questions[i]}) for i in numbers))
+
+    write(0, 1)
+    asked = {"split": None, "n": None, "prompts": str(prompts)}
+    collect(config(server, tmp_path / "out", **asked))
+    write(1, 0)
+    with pytest.raises(TraceError, match=r"traces-00000\.parquet: holds traces of other prompts"):
+        collect(config(server, tmp_path / "out", **asked))
+
+
+def test_a_file_that_was_changed_is_not_taken_for_finished(server, tmp_path):
+    collect(config(server, tmp_path / "out"))
+    path = tmp_path / "out" / "traces-00001.parquet"
+    path.write_bytes(path.read_bytes()[:-200])
+    before = server.completions
+    with pytest.raises(TraceError, match=r"traces-00001\.parquet: its content is not what manifest\.json says"):
+        collect(config(server, tmp_path / "out"))
+    path.unlink()
+    collect(config(server, tmp_path / "out"))
+    assert 5 < server.completions - before < 100
+    assert len(read_traces(tmp_path / "out")) == 12
+
+
+def start(server: Server, out: Path, **changes) -> subprocess.Popen:
+    fields = config(server, out, **changes).model_dump_json()
+    script = (
+        "import sys; from specexit.schemas.collect import CollectConfig; "
+        "from torch_specexit.collecting import collect; collect(CollectConfig.model_validate_json(sys.argv[1]))"
+    )
+    return subprocess.Popen([sys.executable, "-c", script, fields], stderr=subprocess.PIPE, text=True)
+
+
+def finished(out: Path) -> int:
+    """Traces that are on the disk."""
+    logged = sum(path.read_bytes().count(b"\n") for path in (out / ".collect").glob("*.jsonl"))
+    return logged + 5 * len(list(out.glob("*.parquet")))
+
+
+def test_killed_again_and_again_it_loses_and_doubles_nothing(server, tmp_path):
+    """Whatever was finished stays finished, and in the end the rows are those of a run that nothing disturbed."""
+    rng = random.Random(0)
+    out, seen, kills = tmp_path / "out", 0, 0
+    slow = {"n": N, "requests": 2}
+    while kills < (20 if SLOW else 4):
+        process = start(server, out, **slow)
+        goal = min(finished(out) + rng.randint(0, N // 25), N)
+        while process.poll() is None and (not out.exists() or finished(out) < goal):
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0, 0.05))
+        if process.poll() is not None:
+            break  # it was faster than the kill
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+        kills += 1
+        assert finished(out) >= seen
+        seen = finished(out)
+    assert kills >= 3
+    collect(config(server, out, **slow))
+    collect(config(server, tmp_path / "undisturbed", **slow))
+    assert read_traces(out) == read_traces(tmp_path / "undisturbed")
+    assert not list((out / ".collect").glob("*.jsonl"))
+
+
+def test_two_collectors_on_one_folder(server, tmp_path):
+    """The second one is refused at once, with what to do; neither disturbs the other."""
+    slow = {"n": N, "requests": 1}
+    first = start(server, tmp_path / "out", **slow)
+    while not list((tmp_path / "out" / ".collect").glob("*.jsonl") if (tmp_path / "out").exists() else []):
+        assert first.poll() is None
+        time.sleep(0.005)
+    for changes in ({}, {"shard": "0/2"}):
+        with pytest.raises(CollectError, match=r"out: process \d+ on \S+ is collecting into it; wait.*shard=i/n"):
+            collect(config(server, tmp_path / "out", **slow, **changes))
+    assert first.communicate()[0] is None
+    assert first.returncode == 0
+    assert len(read_traces(tmp_path / "out")) == N
+
+
+def test_one_of_two_servers_dies_half_way(server, tmp_path, capsys):
+    dying = Server(Pretender(N))
+    process = start(server, tmp_path / "out", n=N, requests=2, retries=2, endpoints=(server.url, f"{dying.url}/v1"))
+    while dying.completions < 20:
+        assert process.poll() is None
+        time.sleep(0.005)
+    dying.close()
+    _, said = process.communicate()
+    assert process.returncode == 0
+    assert said.count(f"{dying.url}: given up (") == 1
+    assert "its requests go to the other 1" in said
+    assert [trace.id for trace in read_traces(tmp_path / "out")] == [f"test-0-{i:05d}" for i in range(N)]
+
+
+def test_the_last_server_dies(tmp_path):
+    dying = Server(Pretender(12), fail_first=1000)
+    with pytest.raises(CollectError, match=r"503.*no endpoint is left, what was finished is kept"):
+        collect(config(dying, tmp_path / "out", retries=1))
+    dying.to_fail = 0
+    collect(config(dying, tmp_path / "out", retries=1))
+    assert len(read_traces(tmp_path / "out")) == 12
+    dying.close()
+
+
+def test_a_busy_server_is_asked_again(tmp_path, monkeypatch):
+    monkeypatch.setattr("torch_specexit.collecting.endpoints.FIRST_PAUSE", 0.001)
+    busy = Server(Pretender(12), fail_first=5)
+    collect(config(busy, tmp_path / "out", retries=50))
+    assert len(read_traces(tmp_path / "out")) == 12
+    busy.close()
+
+
+def test_no_more_requests_at_once_than_allowed(tmp_path):
+    server = Server(Pretender(12))
+    collect(config(server, tmp_path / "out", requests=3))
+    assert server.largest == 3
+    server.close()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"model": "qwen3-4b"}, "serves qwen3-4b, expected .*tiny-reasoner.*say model=NAME"),
+        ({"wrong_tokens": True}, r"its tokenizer reads 'What is 3 \+ 4.*expected \["),
+    ],
+)
+def test_a_server_that_is_not_the_targets(tmp_path, wrong, message):
+    server = Server(Pretender(12), **wrong)
+    with pytest.raises(CollectError, match=message):
+        collect(config(server, tmp_path / "out"))
+    assert not list((tmp_path / "out").glob("*.parquet"))
+    server.close()
+
+
+def test_a_server_that_becomes_another_model(tmp_path):
+    server = Server(Pretender(12))
+    server.complete = lambda body: Server.complete(server, body) | {"model": "other"}  # type: ignore[method-assign]
+    with pytest.raises(CollectError, match="answered as model 'other', expected 'tiny-reasoner'"):
+        collect(config(server, tmp_path / "out"))
+    server.close()
+
+
+def test_a_target_that_training_does_not_know(tmp_path, server):
+    model = tmp_path / "model"
+    model.mkdir()
+    for file in TARGET.folder.iterdir():
+        (model / file.name).write_bytes(file.read_bytes())
+    fields = json.loads((model / "config.json").read_text()) | {"architectures": ["MambaForCausalLM"]}
+    (model / "config.json").write_text(json.dumps(fields))
+    (tmp_path / "mamba.yaml").write_text(yaml.safe_dump(TARGET.model_dump(mode="json") | {"path": str(model)}))
+    with pytest.raises(ConfigError, match=r"architectures is MambaForCausalLM, but .* any_architecture=true"):
+        collect(config(server, tmp_path / "out", target=str(tmp_path / "mamba.yaml")))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_target_that_does_not_say_how_it_is_asked(tmp_path, server):
+    bare = yaml.safe_dump(TARGET.model_dump(mode="json", exclude={"sampling", "trial"}))
+    (tmp_path / "bare.yaml").write_text(bare)
+    asked = {"target": str(tmp_path / "bare.yaml")}
+    with pytest.raises(ConfigError, match="sampling is missing, expected temperature and max_tokens"):
+        collect(config(server, tmp_path / "out", **asked))
+    with pytest.raises(ConfigError, match=r"trial\.math is missing, expected the text to force behind '</think>'"):
+        collect(config(server, tmp_path / "out", **asked, temperature=0, max_new_tokens=500))

@@ -1,0 +1,11 @@
+"""``specexit collect``: let a target write traces, and what it would have answered at step boundaries.
+
+`run` is the command. `work` says what is to be done and how it is asked, `ledger` what has been done: a trace is the
+unit that a kill can lose. `tracer` turns one prompt into one trace, with any engine: `local` is vLLM in a process of
+its own (`worker`, started by `processes`), `endpoints` are servers that speak OpenAI's protocol.
+"""
+
+from torch_specexit.collecting.run import collect
+from torch_specexit.collecting.work import CollectError
+
+__all__ = ["CollectError", "collect"]

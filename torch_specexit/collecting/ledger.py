@@ -1,0 +1,264 @@
+"""What has been collected: an append-only log of traces, Parquet files of finished chunks, a manifest of their hashes.
+
+A finished trace is in the log, on the disk, before the next one is taken up. When the last row of a chunk is there the
+chunk becomes a Parquet file, is entered into the manifest, and leaves the log, in that order: a kill anywhere between
+leaves a row twice, never nowhere, and a row whose file exists is not taken from a log. Locks and logs live in
+``.collect``.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import socket
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import yaml
+
+from specexit.config import ConfigError, save_run, write_text
+from specexit.data.rows import Trace
+from specexit.data.traces import TraceError, read_traces, tokenizer_sha256, write_traces
+from specexit.schemas.collect import CollectConfig
+from specexit.schemas.target import TargetConfig, save_target
+from torch_specexit.collecting.summary import Counts, count
+from torch_specexit.collecting.work import Ask, Chunk, CollectError
+
+FREE_TO_CHANGE = {
+    *("out", "n", "shard", "workers", "engine", "endpoints", "model", "requests", "retries", "timeout"),
+    *("any_architecture", "min_finished", "min_answered", "max_undecided"),
+}
+"""Keys that a resumed run may change, as no finished row depends on them."""
+
+MANIFEST = "manifest.json"
+
+
+class Ledger:
+    """The output folder of a run, while it is this process's to write to.
+
+    Args:
+      config: the run's.
+      target: the model.
+      chunks: this shard's.
+    """
+
+    def __init__(self, config: CollectConfig, target: TargetConfig, chunks: Sequence[Chunk]):
+        self.config, self.out, self.chunks = config, config.out, chunks
+        self.tokenizer = tokenizer_sha256(target)
+        self.target = target
+        self.place = {chunk.start + i: (chunk, i) for chunk in chunks for i in range(len(chunk.asks))}
+        self.rows: dict[int, Trace] = {}
+        self.done: set[str] = set()
+        self.earlier = 0
+        self._locks: list[IO[str]] = []
+
+    def __enter__(self) -> Ledger:
+        """Make the folder this run's own, and find what an earlier one finished.
+
+        Raises:
+          ConfigError: it holds a run with another config.
+          CollectError: another process collects into it.
+          TraceError: a file in it is damaged, or of other prompts.
+          FileExistsError: it holds something else.
+        """
+        self._claim()
+        try:
+            self._lock()
+            for leftover in (f for chunk in self.chunks for f in self.out.glob(f".{chunk.file}.*")):
+                leftover.unlink()
+            self._recover()
+        except BaseException:
+            self._release()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._release()
+
+    def todo(self) -> list[int]:
+        """Numbers of the rows that are missing, in order."""
+        return [i for i in sorted(self.place) if self._missing(i)]
+
+    def record(self, number: int, trace: Trace) -> None:
+        """Keep a finished trace; only then it counts as done. One that is there already is passed over."""
+        if not self._missing(number):
+            return
+        self._log.write(_line(number, trace))
+        self._log.flush()
+        os.fsync(self._log.fileno())
+        self.rows[number] = trace
+        chunk = self.place[number][0]
+        if self._complete(chunk):
+            self._finish(chunk)
+
+    def counts(self) -> Counts:
+        """Everything in the folder's finished files, of all shards."""
+        return sum((Counts(**entry["counts"]) for entry in self._manifest().values()), Counts())
+
+    # The folder.
+
+    def _claim(self) -> None:
+        run = self.out / "run.yaml"
+        if not run.exists():
+            if self.out.exists() and any(self.out.iterdir()):
+                raise FileExistsError(f"{self.out}: output folder is not empty and holds no run.yaml to resume from")
+            save_target(self.out, self.target)
+            save_run(self.config, self.out)
+            return
+        earlier = yaml.safe_load(run.read_text())["config"]
+        now = self.config.model_dump(mode="json")
+        differing = [k for k in {**earlier, **now} if k not in FREE_TO_CHANGE and earlier.get(k) != now.get(k)]
+        if differing:
+            listed = ", ".join(f"{key} is {now.get(key)!r}, was {earlier.get(key)!r}" for key in differing)
+            raise ConfigError(f"{run}: the folder holds a run with another config ({listed}); take a new folder")
+
+    def _lock(self) -> None:
+        """Hold this shard's lock; the lock of a shard of another division of the work must be free."""
+        folder = self.out / ".collect"
+        folder.mkdir(parents=True, exist_ok=True)
+        number, of = self.config.part
+        with self._exclusive():
+            for path in sorted(folder.glob("shard-*-of-*.lock")):
+                if path.name.endswith(f"-of-{of}.lock") and path.name != f"shard-{number}-of-{of}.lock":
+                    continue
+                with path.open("r+") as held:
+                    _take(held, f"{self.out}: {held.read().strip() or 'another process'} is collecting into it")
+            lock = (folder / f"shard-{number}-of-{of}.lock").open("w")
+            _take(lock, f"{self.out}: another process is collecting into it")
+            self._locks.append(lock)
+            lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+            lock.flush()
+        self._log = (folder / f"shard-{number}-of-{of}.jsonl").open("a+b")
+
+    def _release(self) -> None:
+        for lock in self._locks:
+            lock.close()
+        if hasattr(self, "_log"):
+            self._log.close()
+            if not self.todo():
+                Path(self._log.name).unlink(missing_ok=True)
+
+    @contextmanager
+    def _exclusive(self) -> Iterator[None]:
+        """For the moment of a change to what all shards share."""
+        with (self.out / ".collect" / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    # What is done.
+
+    def _missing(self, number: int) -> bool:
+        return number not in self.rows and self.place[number][0].file not in self.done
+
+    def _recover(self) -> None:
+        manifest = self._manifest()
+        for chunk in self.chunks:
+            self._look_at(chunk, manifest.get(chunk.file))
+        for log in sorted((self.out / ".collect").glob("shard-*.jsonl")):
+            for number, trace in _read_log(log):
+                if number in self.place and self._missing(number):
+                    self._check(log, number, trace)
+                    self.rows[number] = trace
+        self.earlier = len(self.place) - len(self.todo())
+        for chunk in self.chunks:
+            if chunk.file not in self.done and self._complete(chunk):
+                self._finish(chunk)
+        self._rewrite_log()
+
+    def _look_at(self, chunk: Chunk, entry: dict[str, Any] | None) -> None:
+        """Take over a file that is there: whole, or the first rows of a chunk that has grown."""
+        path = self.out / chunk.file
+        if not path.exists():
+            return
+        if entry is not None and _sha256(path) != entry["sha256"]:
+            raise TraceError(f"{path}: its content is not what {MANIFEST} says; remove the file to collect it again")
+        if entry is not None and entry["asks"] == _asks_sha256(chunk.asks):
+            self.done.add(chunk.file)
+            return
+        traces = read_traces(path)
+        if len(traces) > len(chunk.asks):
+            raise TraceError(f"{path}: holds {len(traces)} traces, but the prompts give {len(chunk.asks)} there")
+        for i, trace in enumerate(traces):
+            self._check(path, chunk.start + i, trace)
+            self.rows[chunk.start + i] = trace
+
+    def _check(self, path: Path, number: int, trace: Trace) -> None:
+        chunk, i = self.place[number]
+        ask = chunk.asks[i]
+        expected = (ask.prompt.id, ask.prompt.text, ask.prompt.reference, ask.sample)
+        if (trace.id, trace.prompt, trace.reference, trace.sample) != expected:
+            raise TraceError(f"{path}: holds traces of other prompts than the config gives; have the prompts changed?")
+
+    def _complete(self, chunk: Chunk) -> bool:
+        return all(i in self.rows for i in range(chunk.start, chunk.start + len(chunk.asks)))
+
+    def _finish(self, chunk: Chunk) -> None:
+        """Write a chunk's file, enter it, and let go of its rows."""
+        traces = [self.rows[i] for i in range(chunk.start, chunk.start + len(chunk.asks))]
+        path = self.out / chunk.file
+        write_traces(path, traces, self.tokenizer)
+        entry = {
+            "sha256": _sha256(path),
+            "asks": _asks_sha256(chunk.asks),
+            "counts": vars(sum(map(count, traces), Counts())),
+        }
+        with self._exclusive():
+            files = self._manifest() | {chunk.file: entry}
+            record = {"format_version": 1, "files": dict(sorted(files.items()))}
+            write_text(self.out / MANIFEST, json.dumps(record, indent=1) + "\n")
+        self.done.add(chunk.file)
+        for i in range(chunk.start, chunk.start + len(chunk.asks)):
+            self.rows.pop(i)
+        self._rewrite_log()
+
+    def _manifest(self) -> dict[str, Any]:
+        path = self.out / MANIFEST
+        return json.loads(path.read_text())["files"] if path.exists() else {}
+
+    def _rewrite_log(self) -> None:
+        """Keep in the log what is in no file yet."""
+        path = Path(self._log.name)
+        self._log.close()
+        beside = path.with_suffix(".new")
+        with beside.open("wb") as file:
+            file.writelines(_line(number, trace) for number, trace in self.rows.items())
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+        self._log = path.open("ab")
+
+
+def _take(lock: IO[str], message: str) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise CollectError(f"{message}; wait for it, or share the work with shard=i/n") from error
+
+
+def _line(number: int, trace: Trace) -> bytes:
+    text = json.dumps([number, vars(trace)], ensure_ascii=False).encode("utf-8", "surrogatepass")
+    return b"%08x %s\n" % (zlib.crc32(text), text)
+
+
+def _read_log(path: Path) -> Iterator[tuple[int, Trace]]:
+    """The rows of a log; a line that a kill cut short is passed over, its trace is collected again."""
+    with path.open("rb") as file:
+        for line in file:
+            checksum, _, text = line.rstrip(b"\n").partition(b" ")
+            if checksum == b"%08x" % zlib.crc32(text):
+                number, fields = json.loads(text.decode("utf-8", "surrogatepass"))
+                yield number, Trace(**fields)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _asks_sha256(asks: Sequence[Ask]) -> str:
+    return hashlib.sha256(json.dumps([ask.to_json() for ask in asks]).encode()).hexdigest()

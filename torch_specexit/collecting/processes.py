@@ -1,0 +1,169 @@
+"""vLLM engines on this machine, one process each; a trace goes to whichever has room for it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from itertools import islice
+from typing import IO
+
+from specexit.config import ConfigError
+from specexit.data.rows import Trace
+from specexit.schemas.collect import CollectConfig
+from specexit.schemas.target import TargetConfig
+from torch_specexit.collecting.work import Ask, CollectError
+
+
+def run_processes(
+    config: CollectConfig,
+    target: TargetConfig,
+    todo: Sequence[tuple[int, Ask]],
+    record: Callable[[int, Trace], None],
+    report: Callable[[dict], None],
+) -> None:
+    """Start the engines, keep all of them full, and record what they finish.
+
+    Raises:
+      CollectError: an engine failed.
+      ConfigError: more engines are asked for than there are GPUs.
+    """
+    del target  # every worker reads it again
+    devices = worker_devices(config)[: len(todo)]
+    room = config.engine.max_num_seqs + max(1, config.engine.max_num_seqs // 4)
+    # A full engine takes what the others could do as well: while there is little, it is spread.
+    room = min(room, -(-len(todo) // len(devices)))
+    queue, lock = iter(todo), threading.Lock()
+    workers = [_Worker(config, gpus) for gpus in devices]
+
+    def kept(number: int, trace: Trace) -> None:
+        with lock:
+            record(number, trace)
+            report({"judged": 1})
+
+    def counted(counts: dict[str, int]) -> None:
+        with lock:
+            report(counts)
+
+    def taken(count: int) -> list[tuple[int, Ask]]:
+        with lock:
+            return list(islice(queue, count))
+
+    try:
+        with ThreadPoolExecutor(len(workers)) as pool:
+            try:
+                for done in as_completed([pool.submit(worker.work, room, taken, kept, counted) for worker in workers]):
+                    done.result()
+            except BaseException:
+                for worker in workers:  # else the pool would wait for those that still run
+                    worker.process.kill()
+                raise
+    finally:
+        for worker in workers:
+            worker.close()
+
+
+def worker_devices(config: CollectConfig) -> list[list[str]]:
+    """The GPUs of each worker, an empty list for one on the CPU.
+
+    Raises:
+      ConfigError: there are fewer GPUs than that.
+    """
+    gpus = _visible_gpus()
+    if not gpus:
+        return [[]] * (config.workers or 2)
+    each = config.engine.extra.get("tensor_parallel_size", 1)
+    groups = [gpus[i : i + each] for i in range(0, len(gpus) - each + 1, each)]
+    if not groups or (config.workers or 1) > len(groups):
+        raise ConfigError(f"workers is {config.workers} with {each} GPUs each, but only {len(gpus)} GPUs are visible")
+    return groups[: config.workers]
+
+
+def _visible_gpus() -> list[str]:
+    import torch
+
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
+
+
+class _Worker:
+    """An engine process."""
+
+    def __init__(self, config: CollectConfig, gpus: Sequence[str]):
+        # Two engines that pin their threads by themselves would pick the same cores.
+        environment = {"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"} | os.environ
+        if gpus:
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+        self.log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "torch_specexit.collecting.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.log,
+            env=environment,
+            text=True,
+        )
+        self._send({"config": config.model_dump(mode="json")})
+
+    def work(
+        self,
+        room: int,
+        taken: Callable[[int], list[tuple[int, Ask]]],
+        kept: Callable[[int, Trace], None],
+        counted: Callable[[dict[str, int]], None],
+    ) -> None:
+        """Keep ``room`` traces going in the engine until there are no more.
+
+        Raises:
+          CollectError: it failed.
+        """
+        going = self._give(taken(room))
+        assert self.process.stdout is not None
+        for line in self.process.stdout if going else ():
+            message = json.loads(line)
+            if "trace" not in message:
+                counted(message)
+                continue
+            kept(message["number"], Trace(**message["trace"]))
+            going += self._give(taken(1)) - 1
+            if going == 0:
+                break
+        self._close_input()
+        if code := self.process.wait():
+            self.log.seek(0)
+            last = self.log.read().decode(errors="replace").splitlines()[-15:]
+            raise CollectError("\n".join([f"a collect worker ended with exit code {code}; its last lines:", *last]))
+        if going:
+            raise CollectError(f"a collect worker ended with {going} traces unfinished")
+
+    def _give(self, asks: Sequence[tuple[int, Ask]]) -> int:
+        for number, ask in asks:
+            self._send({"number": number, "ask": ask.to_json()})
+        return len(asks)
+
+    def _send(self, message: dict) -> None:
+        assert self.process.stdin is not None
+        try:
+            self.process.stdin.write(json.dumps(message) + "\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            return  # it is gone; why is said by whoever reads its output
+
+    def _close_input(self) -> None:
+        self._send({"done": True})
+
+    def close(self) -> None:
+        """End the process if it still runs."""
+        self.process.kill()
+        self.process.wait()
+        for stream in (self.process.stdin, self.process.stdout, self.log):
+            assert stream is not None
+            try:
+                stream.close()
+            except BrokenPipeError:
+                continue

@@ -1,0 +1,122 @@
+"""What came out of a run, in counts, and whether it is worth going on with."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+
+from rich.console import Console
+
+from specexit.config import write_text
+from specexit.data.rows import Trace, free_trials
+from specexit.schemas.collect import CollectConfig
+from torch_specexit.collecting.work import CollectError
+
+
+@dataclass
+class Counts:
+    """Of a set of traces."""
+
+    traces: int = 0
+    finished: int = 0
+    """That came to their end within the token budget."""
+    answered: int = 0
+    correct: int = 0
+    """Of those with a reference."""
+    references: int = 0
+    boundaries: int = 0
+    trials: int = 0
+    """Boundaries that were tried, before the natural end and at it."""
+    agreed: int = 0
+    undecided: int = 0
+    thinking_tokens: int = 0
+    trial_tokens: int = 0
+    free: int = 0
+    """Forced trials that were compared with the whole answer, both decided."""
+    free_same: int = 0
+    free_tokens: int = 0
+
+    def __add__(self, other: Counts) -> Counts:
+        names = [field.name for field in fields(self)]
+        return Counts(**{name: getattr(self, name) + getattr(other, name) for name in names})
+
+    __radd__ = __add__
+
+
+def count(trace: Trace) -> Counts:
+    """The counts of one trace."""
+    states, free = trace.boundary_state, free_trials(trace)
+    return Counts(
+        traces=1,
+        finished=int(trace.finish_reason == "stop"),
+        answered=int(trace.answer is not None),
+        correct=int(bool(trace.correct)),
+        references=int(trace.correct is not None),
+        boundaries=len(states),
+        trials=len(states) - states.count("untried"),
+        agreed=states.count("agrees"),
+        undecided=states.count("undecided"),
+        thinking_tokens=len(trace.think_ids),
+        trial_tokens=sum(trace.boundary_trial_tokens),
+        free=sum(trial.same is not None for trial in free),
+        free_same=sum(trial.same is True for trial in free),
+        free_tokens=sum(trial.tokens for trial in free),
+    )
+
+
+def finish(config: CollectConfig, counts: Counts, max_tokens: int) -> None:
+    """Write ``summary.json``, print it, warn, and fail where the traces are not worth training on.
+
+    Raises:
+      CollectError: too few finished or answered. All that was collected stays.
+    """
+    console = Console(stderr=True)
+    shares = {
+        "finished": _share(counts.finished, counts.traces),
+        "answered": _share(counts.answered, counts.traces),
+        "undecided": _share(counts.undecided, counts.trials),
+        "agreed": _share(counts.agreed, counts.trials),
+        "forced_as_free": _share(counts.free_same, counts.free),
+        "trial_tokens": _share(counts.trial_tokens, counts.trial_tokens + counts.thinking_tokens),
+    }
+    write_text(config.out / "summary.json", json.dumps({"counts": asdict(counts), "shares": shares}, indent=2) + "\n")
+    free = "" if shares["forced_as_free"] is None else f", as whole answers {shares['forced_as_free']:.1%}"
+    traces, trials = counts.traces, counts.trials
+    console.print(
+        f"{config.out}: {traces} traces, {_percent(counts.finished, traces)} finished, "
+        f"{_percent(counts.answered, traces)} answered; {trials} trials at {counts.boundaries} boundaries, "
+        f"{_percent(counts.agreed, trials)} agreed, {_percent(counts.undecided, trials)} undecided{free}; "
+        f"{counts.trial_tokens} trial tokens beside {counts.thinking_tokens} of thinking",
+        soft_wrap=True,
+    )
+    if counts.trials and counts.undecided > config.max_undecided * counts.trials:
+        console.print(
+            f"[yellow]warning:[/yellow] {_percent(counts.undecided, counts.trials)} of the trials were cut off, so "
+            "nobody knows what they would have answered; raise trial_max_tokens, or give the target's trial a text "
+            "that makes it answer at once",
+            soft_wrap=True,
+        )
+    _check(config, counts, max_tokens)
+
+
+def _check(config: CollectConfig, counts: Counts, max_tokens: int) -> None:
+    if counts.finished < config.min_finished * counts.traces:
+        raise CollectError(
+            f"{config.out}: {_percent(counts.finished, counts.traces)} of {counts.traces} traces finished within "
+            f"{max_tokens} tokens, expected {config.min_finished:.0%}; collect into a new folder with a larger "
+            "max_new_tokens, or lower min_finished"
+        )
+    if counts.answered < config.min_answered * counts.traces:
+        raise CollectError(
+            f"{config.out}: {_percent(counts.answered, counts.traces)} of {counts.traces} traces state an answer, "
+            f"expected {config.min_answered:.0%}; do the prompts ask for the form that their answer_kind reads? "
+            "Otherwise lower min_answered"
+        )
+
+
+def _share(part: int, whole: int) -> float | None:
+    return part / whole if whole else None
+
+
+def _percent(part: int, whole: int) -> str:
+    return f"{part / whole:.1%}" if whole else "none"

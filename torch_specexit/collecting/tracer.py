@@ -1,0 +1,223 @@
+"""One prompt becomes one trace: its text, then trials at its boundaries, one after the other.
+
+A trace has one request in flight at any time, so the prefixes of its boundaries never exist side by side; that engines
+are busy comes from many traces at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Protocol, runtime_checkable
+
+from specexit.data.answers import agree, extract_answer, plainly_same
+from specexit.data.boundaries import next_boundary
+from specexit.data.rows import FreeTrial, Trace, fill_untried, infer_agrees
+from specexit.errors import InputError
+from specexit.method.labels import answer_confidence
+from specexit.schemas.collect import CollectConfig
+from specexit.schemas.target import TargetConfig, TrialConfig
+from torch_specexit.chat import load_chat_tokenizer, prompt_ids
+from torch_specexit.collecting.work import Ask, Decoding, sampling_of, trial_of
+
+Report = Callable[..., None]
+"""Called with counts of what was just done: generated= (traces written), tokens=."""
+
+
+@dataclass(frozen=True)
+class Response:
+    """What the target wrote: tokens, their log-probabilities, and why it stopped (``stop`` or ``length``)."""
+
+    ids: list[int]
+    logprobs: list[float]
+    finish_reason: str
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """Anything that continues tokens."""
+
+    async def generate(self, ids: list[int], how: Decoding) -> Response:
+        """The continuation of a prompt."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """What was found at one boundary."""
+
+    answer: str | None
+    state: str
+    confidence: float
+    tokens: int
+
+
+class Tracer:
+    """Turns asks into traces.
+
+    Args:
+      config: what to collect.
+      target: the model.
+      engine: what generates.
+      report: told about progress.
+    """
+
+    def __init__(self, config: CollectConfig, target: TargetConfig, engine: Engine, report: Report):
+        self.config, self.target, self.engine, self.report = config, target, engine, report
+        self.tokenizer = load_chat_tokenizer(target)
+        self.think = target.think_tokens()
+        self.sampling = sampling_of(config, target)
+
+    async def trace(self, ask: Ask) -> Trace:
+        """One row, complete.
+
+        Raises:
+          InputError: the prompt is longer than the model allows.
+        """
+        ids = self._encode(ask)
+        seed = ask.seed(self.config.seed)
+        how = Decoding(**self.sampling.model_dump(), seed=seed if self.sampling.temperature else None)
+        response = await self._generate(ids, how)
+        self.report(generated=1)
+        trace = await self._without_trials(ask, ids, seed, response)
+        kind = trial_of(self.config, self.target, trace.answer_kind)
+        if trace.answer is None:
+            return replace(trace, trial=self._how(kind, []))
+        own = response.logprobs[len(trace.think_ids) + 1 :]
+        return await self._judge(ask, trace, kind, own)
+
+    def _encode(self, ask: Ask) -> list[int]:
+        prompt = ask.prompt
+        messages = prompt.messages or ({"role": "user", "content": prompt.text},)
+        ids = prompt_ids(self.tokenizer, self.target, messages)
+        if len(ids) >= self.target.max_model_len:
+            raise InputError(
+                f"prompt {prompt.id!r} is {len(ids)} tokens long, "
+                f"expected fewer than target {self.target.name}'s max_model_len {self.target.max_model_len}"
+            )
+        return ids
+
+    async def _generate(self, ids: list[int], how: Decoding) -> Response:
+        """A response, its length cut to what the model has room for."""
+        room = self.target.max_model_len - len(ids)
+        if room < 1:
+            return Response([], [], "length")
+        response = await self.engine.generate(ids, replace(how, max_tokens=min(how.max_tokens, room)))
+        self.report(tokens=len(response.ids))
+        return response
+
+    async def _without_trials(self, ask: Ask, prompt: list[int], seed: int, response: Response) -> Trace:
+        """A trace whose boundaries are not judged yet; none where it has no answer to compare with."""
+        ids, end, asked = response.ids, self.think.end, ask.prompt
+        n_think = ids.index(end) if end in ids else len(ids)
+        kind = asked.answer_kind or self.target.answer_kind
+        finished = response.finish_reason == "stop" and end in ids
+        answer = extract_answer(self._text(ids[n_think + 1 :]), kind, asked.choices) if finished else None
+        correct = None if asked.reference is None else await self._agree(ask, kind, answer, asked.reference)
+        boundaries = [i + 1 for i, token in enumerate(ids[:n_think]) if token in self.think.split]
+        return Trace(
+            id=asked.id,
+            prompt=asked.text,
+            prompt_ids=prompt,
+            think_ids=ids[:n_think],
+            answer_ids=ids[n_think + 1 :],
+            answer=answer,
+            reference=asked.reference,
+            correct=correct,
+            finish_reason=response.finish_reason,
+            boundaries=boundaries if answer is not None else [],
+            boundary_answers=[],
+            boundary_agrees=[],
+            boundary_confidence=[],
+            target=self.target.name,
+            sampling=json.dumps(self.sampling.model_dump()),
+            seed=seed,
+            sample=ask.sample,
+            messages=None if asked.messages is None else json.dumps(asked.messages, ensure_ascii=False),
+            task=asked.task,
+            answer_kind=kind,
+            group=asked.group or asked.task,
+        )
+
+    async def _judge(self, ask: Ask, trace: Trace, how: TrialConfig, own: list[float]) -> Trace:
+        """Run the trials that are needed and fill in their verdicts.
+
+        At the natural end the answer is known: it is the trace's own. There, only the confidence is asked for, and only
+        where a forced trial would give another one than the trace's own answer.
+        """
+        n, tried, free = len(trace.boundaries), {}, []
+        if n and trace.boundaries[-1] == len(trace.think_ids):
+            known = await self._trial(ask, trace, n - 1, how) if how.text else None
+            confidence = answer_confidence(own) if known is None else known.confidence
+            tried[n - 1] = _Trial(trace.answer, "agrees", confidence, 0 if known is None else known.tokens)
+        while (i := self._next(n, tried)) is not None:
+            tried[i] = await self._trial(ask, trace, i, how)
+            if how.text and self._is_sampled(ask, i):
+                free.append(await self._free_trial(ask, trace, i, tried[i]))
+        found = [tried.get(i) for i in range(n)]
+        states = [trial.state if trial else "untried" for trial in found]
+        nearest: list[_Trial] = fill_untried(found)
+        return replace(
+            trace,
+            boundary_answers=[trial.answer for trial in nearest],
+            boundary_agrees=infer_agrees(states),
+            boundary_confidence=[trial.confidence for trial in nearest],
+            boundary_state=states,
+            boundary_trial_tokens=[trial.tokens if trial else 0 for trial in found],
+            trial=self._how(how, free),
+        )
+
+    def _next(self, n: int, tried: dict[int, _Trial]) -> int | None:
+        agrees = {i: trial.state == "agrees" for i, trial in tried.items()}
+        return next_boundary(n, agrees, self.config.boundaries, self.config.stride)
+
+    async def _trial(self, ask: Ask, trace: Trace, i: int, how: TrialConfig) -> _Trial:
+        """End the thinking at a boundary, force the text that makes the model state its answer, and read it."""
+        forced = self.tokenizer.encode(how.text, add_special_tokens=False) if how.text else []
+        prefix = [*trace.prompt_ids, *trace.think_ids[: trace.boundaries[i]], self.think.end, *forced]
+        response = await self._generate(prefix, Decoding(how.max_tokens, stop=how.stop))
+        text = _closed(how, self._text(response.ids))
+        answer = extract_answer(text, trace.answer_kind, ask.prompt.choices)
+        confidence, tokens = answer_confidence(response.logprobs), len(response.ids)
+        if response.finish_reason != "stop":
+            return _Trial(answer, "undecided", confidence, tokens)
+        agrees = await self._agree(ask, trace.answer_kind, answer, trace.answer)
+        return _Trial(answer, "agrees" if agrees else "differs", confidence, tokens)
+
+    async def _free_trial(self, ask: Ask, trace: Trace, i: int, forced: _Trial) -> FreeTrial:
+        """The same boundary with nothing forced: the whole answer, as a user would get it."""
+        free = await self._trial(ask, trace, i, TrialConfig(max_tokens=self.sampling.max_tokens))
+        decided = "undecided" not in (free.state, forced.state)
+        return FreeTrial(i, free.answer, free.state == forced.state if decided else None, free.tokens)
+
+    def _is_sampled(self, ask: Ask, i: int) -> bool:
+        """Whether a boundary belongs to the sample of free trials: the same ones in every run."""
+        text = f"free/{self.config.seed}/{ask.prompt.id}/{ask.sample}/{i}"
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4]) < self.config.free_share * 2**32
+
+    async def _agree(self, ask: Ask, kind: str, a: str | None, b: str | None) -> bool:
+        """`specexit.data.answers.agree`; what takes time is done beside the engine."""
+        plainly = plainly_same(a, b, kind)
+        if plainly is not None:
+            return plainly
+        return await asyncio.to_thread(agree, a, b, kind, ask.prompt.reference)
+
+    def _text(self, ids: list[int]) -> str:
+        return self.tokenizer.decode(ids, skip_special_tokens=True)
+
+    def _how(self, how: TrialConfig, free: list[FreeTrial]) -> str:
+        found: dict[str, Any] = how.model_dump(mode="json") | {"boundaries": self.config.boundaries}
+        if self.config.boundaries == "refine":
+            found["stride"] = self.config.stride
+        return json.dumps(found | {"free": [asdict(trial) for trial in free]})
+
+
+def _closed(how: TrialConfig, text: str) -> str:
+    """What a trial says: the forced text and what followed, closed where it stopped."""
+    ends = [text.index(stop) for stop in how.stop if stop in text]
+    if how.close and ends:
+        text = text[: min(ends)] + how.close
+    return how.text + text

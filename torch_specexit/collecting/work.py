@@ -1,0 +1,159 @@
+"""What is to be collected: every sample of every prompt, in pieces, and how the target is asked for it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from specexit.config import ConfigError
+from specexit.data.prompts import Prompt, read_prompts, split_prompts
+from specexit.errors import InputError
+from specexit.schemas.collect import CollectConfig
+from specexit.schemas.target import ARCHITECTURES, SamplingConfig, TargetConfig, TrialConfig
+
+SPLIT_SIZE = 500
+"""Problems of a split, unless the config says how many."""
+
+
+class CollectError(InputError):
+    """Collecting failed, or what was collected is not worth training on; the message says why and what to change."""
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One sample of one prompt."""
+
+    prompt: Prompt
+    sample: int
+
+    def seed(self, seed: int) -> int:
+        """Seed of this very sample, whatever else is collected beside it."""
+        text = f"{seed}/{self.prompt.id}/{self.sample}"
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4]) >> 1
+
+    def to_json(self) -> dict[str, Any]:
+        """For a process elsewhere."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Ask:
+        """What `to_json` gave."""
+        prompt = dict(data["prompt"])
+        for key in ("messages", "choices"):
+            prompt[key] = None if prompt[key] is None else tuple(prompt[key])
+        return cls(Prompt(**prompt), data["sample"])
+
+
+def all_asks(config: CollectConfig) -> list[Ask]:
+    """Everything that the config asks for, in the order of the rows: a prompt's samples follow one another.
+
+    Raises:
+      PromptError: the prompts cannot be used.
+    """
+    if config.prompts is not None:
+        prompts = read_prompts(config.prompts, config.columns, n=config.n, seed=config.seed)
+    else:
+        assert config.split is not None
+        prompts = split_prompts(config.split, config.n or SPLIT_SIZE, config.seed)
+    return [Ask(prompt, sample) for prompt in prompts for sample in range(config.samples)]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """The rows of one Parquet file."""
+
+    number: int
+    start: int
+    asks: Sequence[Ask]
+
+    @property
+    def file(self) -> str:
+        """Name of the file."""
+        return f"traces-{self.number:05d}.parquet"
+
+
+def chunks(config: CollectConfig, asks: Sequence[Ask]) -> list[Chunk]:
+    """This shard's files: every n-th one, so that the files do not depend on the number of shards.
+
+    Raises:
+      ConfigError: there are fewer files than shards.
+    """
+    starts = range(0, len(asks), config.chunk)
+    number, of = config.part
+    if of > len(starts):
+        raise ConfigError(
+            f"shard is {config.shard}, but {len(asks)} traces in chunk={config.chunk} are {len(starts)} files; "
+            f"expected chunk of at most {max(1, len(asks) // of)}"
+        )
+    found = [Chunk(i, start, asks[start : start + config.chunk]) for i, start in enumerate(starts)]
+    return found[number::of]
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How one request is decoded."""
+
+    max_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+
+
+def sampling_of(config: CollectConfig, target: TargetConfig) -> SamplingConfig:
+    """How traces are sampled: as the target says, where the config says nothing else.
+
+    Raises:
+      ConfigError: neither says.
+    """
+    given = {
+        "temperature": config.temperature,
+        "top_p": config.top_p,
+        "top_k": config.top_k,
+        "max_tokens": config.max_new_tokens,
+    }
+    merged = target.sampling.model_dump() if target.sampling else {}
+    merged |= {key: value for key, value in given.items() if value is not None}
+    if not {"temperature", "max_tokens"} <= merged.keys():
+        raise ConfigError(
+            f"target {target.name}: sampling is missing, expected temperature and max_tokens as the model card has "
+            "them, or temperature= and max_new_tokens="
+        )
+    return SamplingConfig.model_validate(merged)
+
+
+def trial_of(config: CollectConfig, target: TargetConfig, kind: str) -> TrialConfig:
+    """How answers of a kind are tried.
+
+    Raises:
+      ConfigError: the target does not say.
+    """
+    family = kind.partition(":")[0]
+    trial = target.trial_of(kind if kind in target.trial else family)
+    return trial.model_copy(update={"max_tokens": config.trial_max_tokens or trial.max_tokens})
+
+
+def check_target(config: CollectConfig, target: TargetConfig, asks: Sequence[Ask]) -> None:
+    """What would go wrong hours later, found before anything starts.
+
+    Raises:
+      ConfigError: the model cannot be read or trained on, or the target does not say how it is asked.
+      SplitError: the tokenizer has no single-token think markers.
+      AnswerError: an answer kind does not exist or cannot be used here.
+    """
+    from specexit.data.answers import kind
+
+    found = (target.hf_config().get("architectures") or ["none"])[0]
+    if found not in ARCHITECTURES and not config.any_architecture:
+        raise ConfigError(
+            f"target {target.name}: architectures is {found}, but `specexit train` knows {', '.join(ARCHITECTURES)}; "
+            "any_architecture=true collects all the same, for other uses"
+        )
+    target.think_tokens()
+    sampling_of(config, target)
+    for name in sorted({ask.prompt.answer_kind or target.answer_kind for ask in asks}):
+        kind(name)
+        trial_of(config, target, name)
