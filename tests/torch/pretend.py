@@ -55,11 +55,15 @@ class Server:
       model: the name it goes by.
       wrong_tokens: read text as other tokens than the target does.
       fail_first: answer so many completions with 503 before the first good one.
+      together: answer the first completion only when so many requests have come in.
     """
 
-    def __init__(self, pretender: Pretender, model: str = "tiny-reasoner", *, wrong_tokens=False, fail_first=0):
+    def __init__(
+        self, pretender: Pretender, model: str = "tiny-reasoner", *, wrong_tokens=False, fail_first=0, together=1
+    ):
         self.pretender, self.model, self.wrong_tokens, self.to_fail = pretender, model, wrong_tokens, fail_first
         self.completions, self.closed = 0, False
+        self.together = threading.Barrier(together)
         self.largest, self._going, self._lock = 0, 0, threading.Lock()
         owner = self
 
@@ -83,6 +87,8 @@ class Server:
                     owner.completions += 1
                     failing = owner.to_fail > 0
                     owner.to_fail -= failing
+                if owner.completions <= owner.together.parties:
+                    owner.together.wait(60)
                 found = {"error": "busy"} if failing else owner.complete(body)
                 with owner._lock:
                     owner._going -= 1

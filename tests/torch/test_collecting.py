@@ -269,7 +269,7 @@ def test_a_busy_server_is_asked_again(tmp_path, monkeypatch):
 
 
 def test_no_more_requests_at_once_than_allowed(tmp_path):
-    server = Server(Pretender(12))
+    server = Server(Pretender(12), together=3)
     collect(config(server, tmp_path / "out", requests=3))
     assert server.largest == 3
     server.close()
