@@ -16,12 +16,11 @@ from torch_specexit.plugin.frontend.arguments import (
     MOST_TOKENS,
     RESOLVED,
     ArgumentError,
-    Wish,
+    RequestPolicy,
     check,
-    wish,
-    wish_or_default,
+    request_policy,
+    request_policy_or_default,
 )
-from torch_specexit.plugin.frontend.audit import thinks_on
 from torch_specexit.plugin.frontend.operation import Operation
 from torch_specexit.plugin.outcome import Record
 from torch_specexit.plugin.worker.rule import BEFORE, OVER, THINKING, Admission
@@ -33,14 +32,14 @@ BLOCK = SpecExitBlock(target="some", policy=DEFAULT, split_endings=("\n\n", ".\n
 def test_any_threshold_replaces_all_of_the_drafts_and_nothing_else():
     given = {"specexit_remaining": 50, "specexit_min_thinking_tokens": 7, "other": {}}
     expected = Policy(thresholds={"remaining": 50.0}, patience=2, min_thinking_tokens=7, max_thinking_tokens=900)
-    assert wish(given, BLOCK).policy == expected
-    assert wish(None, BLOCK) == Wish(DEFAULT)
+    assert request_policy(given, BLOCK).policy == expected
+    assert request_policy(None, BLOCK) == RequestPolicy(DEFAULT)
 
 
 def test_maximum_split_strings_and_shadow_mode_can_be_asked_for():
     given = {"specexit_max_thinking_tokens": 80, "specexit_splits": ["Wait", "\n\n"], "specexit_mode": "shadow"}
     policy = DEFAULT.model_copy(update={"max_thinking_tokens": 80})
-    assert wish(given, BLOCK) == Wish(policy, ("Wait", "\n\n"), mode="shadow")
+    assert request_policy(given, BLOCK) == RequestPolicy(policy, ("Wait", "\n\n"), mode="shadow")
 
 
 @pytest.mark.parametrize(
@@ -56,11 +55,7 @@ def test_maximum_split_strings_and_shadow_mode_can_be_asked_for():
     ids=str,
 )
 def test_what_a_request_says_goes_before_the_servers_mode_unless_that_is_off(given, on_servers):
-    assert {server: wish(given, BLOCK).mode_under(server) for server in on_servers} == on_servers
-
-
-def test_a_request_thinks_on_in_shadow_mode():
-    assert [thinks_on("r", mode, 0.0) for mode in ("exit", "shadow")] == [False, True]
+    assert {server: request_policy(given, BLOCK).mode_under(server) for server in on_servers} == on_servers
 
 
 @pytest.mark.parametrize(
@@ -88,9 +83,9 @@ def test_a_request_thinks_on_in_shadow_mode():
 )
 def test_a_bad_argument_is_named_and_the_worker_goes_on_with_the_default(arguments, message, caplog):
     with pytest.raises(ArgumentError, match="extra_args: " + message):
-        wish(arguments, BLOCK)
+        request_policy(arguments, BLOCK)
     with caplog.at_level(logging.WARNING, logger="vllm.specexit"):
-        assert wish_or_default(arguments, BLOCK, "r7") == Wish(DEFAULT)
+        assert request_policy_or_default(arguments, BLOCK, "r7") == RequestPolicy(DEFAULT)
     assert "r7" in caplog.text
 
 
@@ -115,14 +110,14 @@ def test_every_value_is_bounded_and_an_error_repeats_little_of_it(key, values):
     """One request with a patience of 2^31 used to switch exits off for everybody until a restart."""
     for value in values:
         with pytest.raises(ArgumentError, match=key) as error:
-            wish({key: value}, BLOCK)
+            request_policy({key: value}, BLOCK)
         assert error.value.parameter.startswith(key)
         assert len(str(error.value)) < 400
 
 
 def test_what_is_admitted_fits_the_devices_tables():
     numbers = ("patience", "min_thinking_tokens", "max_thinking_tokens", "remaining")
-    asked = wish({f"specexit_{name}": MOST_TOKENS for name in numbers}, BLOCK)
+    asked = request_policy({f"specexit_{name}": MOST_TOKENS for name in numbers}, BLOCK)
     row = Admission(True, asked.policy)
     torch.tensor(row.knobs(), dtype=torch.int32)
     assert torch.tensor(row.weights()).abs().nan_to_num(posinf=0).max() <= MOST_TOKENS
@@ -133,7 +128,7 @@ def test_a_worker_takes_what_a_front_end_has_resolved_as_it_is():
     given = {"specexit_splits": ["Wait"], "specexit_mode": "shadow", "specexit_patience": 7, "other": 1}
     sent = server.resolve(given, "r").extra_args(given)
     assert sent.keys() == {"other", RESOLVED}
-    found = wish_or_default(sent, BLOCK, "r")
+    found = request_policy_or_default(sent, BLOCK, "r")
     assert found.policy == DEFAULT.model_copy(update={"patience": 7})
     assert (found.splits, found.mode_under("off")) == (("Wait",), "shadow")
 

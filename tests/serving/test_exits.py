@@ -291,7 +291,9 @@ def interruptible(name: str, caller: str | None, **params: Any) -> Any:
 
 @pytest.mark.parametrize(("now", "expected"), [(True, [[5], [END], [2], [5]]), (False, [[5], [5], [2], [END]])])
 def test_a_client_ends_the_thinking_of_its_own_request_though_exits_are_off(monkeypatch, now, expected):
-    monkeypatch.setattr(module, "wish_or_default", lambda *_: SimpleNamespace(mode_under=lambda _: "off", splits=None))
+    monkeypatch.setattr(
+        module, "request_policy_or_default", lambda *_: SimpleNamespace(mode_under=lambda _: "off", splits=None)
+    )
     exits = ready()
     exits.track(scheduled(interruptible("chat-0123abcd", "me")))
     steps = [given_step(["chat-0123abcd"], [[token]], at=[at]) for at, token in enumerate([5, 5, 2, 5])]

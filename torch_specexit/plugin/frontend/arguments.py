@@ -86,7 +86,7 @@ class RequestArguments(Config):
     )
 
 
-class Wish(NamedTuple):
+class RequestPolicy(NamedTuple):
     """What a request gets: its own arguments over the draft's defaults."""
 
     policy: Policy
@@ -104,7 +104,7 @@ class Wish(NamedTuple):
 
         Example:
           >>> from specexit.method.decision import Policy
-          >>> asks = Wish(Policy(thresholds={"validity": 0.9}), on=True)
+          >>> asks = RequestPolicy(Policy(thresholds={"validity": 0.9}), on=True)
           >>> asks.mode_under("off"), asks.mode_under("shadow"), asks._replace(on=False).mode_under("exit")
           ('off', 'shadow', 'off')
         """
@@ -143,7 +143,7 @@ def shown(text: str) -> str:
     return text if len(text) <= LONGEST_SHOWN else text[:LONGEST_SHOWN] + "..."
 
 
-def wish(extra_args: Mapping[str, Any] | None, block: SpecExitBlock) -> Wish:
+def request_policy(extra_args: Mapping[str, Any] | None, block: SpecExitBlock) -> RequestPolicy:
     """What a request gets of a draft.
 
     Raises:
@@ -154,7 +154,7 @@ def wish(extra_args: Mapping[str, Any] | None, block: SpecExitBlock) -> Wish:
     if arguments.specexit_risk is not None:
         raise ArgumentError("extra_args: specexit_risk is for servers, expected none without one", "specexit_risk")
     policy = policy_of(arguments, block.policy)
-    return Wish(policy, arguments.specexit_splits, arguments.specexit, arguments.specexit_mode)
+    return RequestPolicy(policy, arguments.specexit_splits, arguments.specexit, arguments.specexit_mode)
 
 
 def check_splits(arguments: RequestArguments, block: SpecExitBlock) -> None:
@@ -210,8 +210,11 @@ def policy_of(arguments: RequestArguments, default: Policy, *, keep_thresholds: 
     return policy
 
 
-def wish_or_default(extra_args: Mapping[str, Any] | None, block: SpecExitBlock, request: str) -> Wish:
-    """`wish` for the worker, where nothing may be raised: bad arguments are logged and the draft's defaults serve.
+def request_policy_or_default(
+    extra_args: Mapping[str, Any] | None, block: SpecExitBlock, request: str
+) -> RequestPolicy:
+    """`request_policy` for the worker, where nothing may be raised: bad arguments are logged, and the draft's defaults
+    serve.
 
     What a front end has resolved is taken as it is.
     """
@@ -219,29 +222,29 @@ def wish_or_default(extra_args: Mapping[str, Any] | None, block: SpecExitBlock, 
         resolved = (extra_args or {}).get(RESOLVED)
         if resolved is not None:
             splits = resolved["splits"]
-            return Wish(
+            return RequestPolicy(
                 Policy.model_validate(resolved["policy"]),
                 None if splits is None else tuple(splits),
                 resolved=resolved["mode"],
             )
-        return wish(extra_args, block)
+        return request_policy(extra_args, block)
     except (ArgumentError, ValidationError, KeyError) as error:
         logger.warning("request %s: %s; the draft's defaults are used", request, error)
-        return Wish(block.policy)
+        return RequestPolicy(block.policy)
 
 
 def check(extra_args: Mapping[str, Any] | None, vllm_config: Any) -> None:
     """Check a request's arguments where it is admitted, and no server says what requests may ask for.
 
     Raises:
-      ArgumentError: see `wish`; where this engine has no SpecExit draft, see `parse`.
+      ArgumentError: see `request_policy`; where this engine has no SpecExit draft, see `parse`.
     """
     draft = getattr(vllm_config.speculative_config, "draft_model_config", None)
     block = None if draft is None else _block_of(draft.model, draft.revision)
     if block is None:
         parse(extra_args)
     else:
-        wish(extra_args, block)
+        request_policy(extra_args, block)
 
 
 @cache

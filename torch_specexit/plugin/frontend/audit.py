@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from specexit.data.answers import extract_answer, plainly_same
-from specexit.drafts.directory import Mode
 from specexit.method.statistics import binomial_interval
 from torch_specexit.plugin.frontend.operation import Admitted
 from torch_specexit.plugin.worker.slots import opens_thinking
@@ -42,11 +41,6 @@ CACHE_SALT, PRIORITY = "specexit_cache_salt", "specexit_priority"
 COMPARISON_SECONDS = 30
 LOWEST_PRIORITY = 1 << 30
 """Where the scheduler knows priorities, audits come behind all clients, and among themselves as their requests did."""
-
-
-def thinks_on(request: str, mode: Mode, rate: float) -> bool:
-    """Whether a request of this mode thinks on behind an exit. Audited ones have been admitted in shadow mode."""
-    return mode == "shadow"
 
 
 @dataclass(frozen=True)

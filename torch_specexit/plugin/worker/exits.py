@@ -17,8 +17,7 @@ from torch import Tensor
 
 from specexit.method.splits import ALL_STRINGS
 from torch_specexit.plugin import outcome
-from torch_specexit.plugin.frontend.arguments import wish_or_default
-from torch_specexit.plugin.frontend.audit import thinks_on
+from torch_specexit.plugin.frontend.arguments import request_policy_or_default
 from torch_specexit.plugin.worker.checking import Checker, is_checking
 from torch_specexit.plugin.worker.copies import Copies, News, attach, failed_elsewhere, news_of
 from torch_specexit.plugin.worker.interrupt import caller_of, is_part_of
@@ -196,17 +195,17 @@ class Exits:
     def _admit(self, new: NewRequest, size: int) -> None:
         """A new request, or one whose prompt has been continued."""
         params, serving = new.sampling_params, self.draft.serving
-        wish = wish_or_default(params.extra_args if params else None, self.draft.block, new.req_id)
+        asked = request_policy_or_default(params.extra_args if params else None, self.draft.block, new.req_id)
         bound = self._may_not_exit(params)
-        mode = "off" if bound else wish.mode_under(serving.mode)
-        policy = None if mode == "off" else wish.policy
+        mode = "off" if bound else asked.mode_under(serving.mode)
+        policy = None if mode == "off" else asked.policy
         self.slots.add(
             new.req_id,
             Admission(
                 thinking=opens_thinking(new.prompt_token_ids or [], self.ids.start, self.ids.end),
                 policy=policy,
-                strings=ALL_STRINGS if wish.splits is None else self.ids.mask(wish.splits),
-                shadow=thinks_on(new.req_id, mode, serving.audit_rate),
+                strings=ALL_STRINGS if asked.splits is None else self.ids.mask(asked.splits),
+                shadow=mode == "shadow",
                 prompt=size,
                 margin=serving.thinking_margin,
             ),
