@@ -14,8 +14,8 @@ from torch import Tensor
 
 from torch_specexit.plugin.worker.rule import KNOBS, STATE, STEPS_BACK, WEIGHTS, Admission, Tables
 
-TAIL = 4096
-"""Tokens at the end of a prompt among which a think marker nearly always is."""
+TAILS = 64, 4096
+"""Tokens at the end of a prompt among which its last think marker nearly always is: looked through before the rest."""
 
 
 def opens_thinking(prompt_ids: Sequence[int], start: int, end: int) -> bool:
@@ -26,9 +26,13 @@ def opens_thinking(prompt_ids: Sequence[int], start: int, end: int) -> bool:
       (True, False)
     """
     ids = prompt_ids if isinstance(prompt_ids, list) else list(prompt_ids)
-    for part in (ids[-TAIL:], ids[:-TAIL]):
-        if start in part or end in part:
-            return next(token for token in reversed(part) if token in (start, end)) == start
+    few, many = TAILS
+    for part in (slice(-few, None), slice(-many, -few), slice(None, -many)):
+        tokens = ids[part]
+        if start in tokens or end in tokens:
+            tokens.reverse()
+            places = [tokens.index(marker) if marker in tokens else len(tokens) for marker in (start, end)]
+            return places[0] < places[1]
     return False
 
 
