@@ -76,7 +76,8 @@ def alone(monkeypatch):
 
 
 def ready(**structured: Any) -> Exits:
-    found = Exits(Draft(), runner(**structured))
+    draft: Any = Draft()
+    found = Exits(draft, runner(**structured))
     found.prepare(given_step(["x"], [[5]]).none())
     return found
 
