@@ -53,7 +53,8 @@ def _to_draft(config: ConvertConfig, run: Path) -> str:
     vocabulary, hashed = vocabulary_tensors(start.vocab, start.shape.vocab_size), ParameterHash()
     dtype = config.dtype or (target.dtype if target.dtype in FLOATS else "bfloat16")
     with open_checkpoint(run, config.which) as checkpoint:
-        selection = selection_of(run) if config.which == "best" else None
+        # Written down by the run itself; older ones leave it to be found.
+        selection = (start.selection or selection_of(run)) if config.which == "best" else None
         lost = sorted(tensor_names(start.shape).keys() ^ checkpoint.shapes.keys())
         if lost:
             raise DraftError(f"{run}: parameter {lost[0]} is in only one of its checkpoint and its draft.json")

@@ -57,20 +57,57 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
       devices: all of the job's where None.
 
     Raises:
-      ConfigError: the sizes do not multiply to the number of devices.
+      ConfigError: the sizes do not multiply to the number of devices, or ``dcn_data`` is not the number of slices.
     """
-    devices = jax.devices() if devices is None else devices
-    rest = config.fsdp * config.tensor
-    data = len(devices) // rest if config.data == -1 else config.data
-    if data * rest != len(devices) or data == 0:
-        raise ConfigError(
-            f"mesh data={config.data} fsdp={config.fsdp} tensor={config.tensor} does not fit {len(devices)} devices: "
-            f"the product must be the number of devices"
-        )
-    # On TPUs in the order of the interconnect, so that neighbours on the mesh are neighbours in the torus.
-    shape = (data, config.fsdp, config.tensor)
-    grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    grid = device_grid(config, jax.devices() if devices is None else devices)
     return Mesh(grid, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+
+
+def device_grid(config: MeshConfig, devices: Sequence[Any]) -> np.ndarray:
+    """The devices as [data, fsdp, tensor].
+
+    On TPUs in the order of the interconnect, so that neighbours on the mesh are neighbours in the torus. Of several
+    slices, which only the data centre's network joins, each holds whole replicas: ``data`` runs over the slices first,
+    and nothing but the sum of the gradients crosses them.
+
+    Raises:
+      ConfigError: see `make_mesh`.
+    """
+    slices = len({slice_of(device) for device in devices})
+    wanted = slices if config.dcn_data == -1 else config.dcn_data
+    if wanted > 1 and wanted != slices:
+        raise ConfigError(f"mesh.dcn_data={wanted}, but the devices are of {slices} slices: expected as many, or -1")
+    if slices > 1 and wanted == 1 and devices[0].platform == "tpu":
+        raise ConfigError(
+            f"mesh.dcn_data=1, but the devices are of {slices} slices: expected mesh.dcn_data={slices}, or -1 for as "
+            "many as there are"
+        )
+    each, rest = len(devices) // wanted, config.fsdp * config.tensor
+    data = each // rest if config.data == -1 else config.data
+    if data * rest * wanted != len(devices) or data == 0:
+        over = f" dcn_data={wanted}" if wanted > 1 else ""
+        raise ConfigError(
+            f"mesh{over} data={config.data} fsdp={config.fsdp} tensor={config.tensor} does not fit {len(devices)} "
+            "devices: the product must be the number of devices"
+        )
+    shape = (data, config.fsdp, config.tensor)
+    groups = [
+        [device for device in devices if wanted == 1 or slice_of(device) == one] for one in _slices(devices, wanted)
+    ]
+    if any(len(group) != each for group in groups):
+        sizes = ", ".join(str(len(group)) for group in groups)
+        raise ConfigError(f"mesh.dcn_data={wanted}: the slices have {sizes} devices, expected equal ones")
+    grids = [mesh_utils.create_device_mesh(shape, group, allow_split_physical_axes=True) for group in groups]
+    return np.concatenate(grids, axis=0)
+
+
+def slice_of(device: Any) -> int:
+    """Which slice a TPU chip is of, 0 where it does not say, as when planning; of other devices, which process."""
+    return getattr(device, "slice_index", 0) if device.platform == "tpu" else device.process_index
+
+
+def _slices(devices: Sequence[Any], wanted: int) -> list[int]:
+    return sorted({slice_of(device) for device in devices}) if wanted > 1 else [0]
 
 
 def spec_of(path: tuple[Any, ...], leaf: Any) -> PartitionSpec:

@@ -244,6 +244,7 @@ def table(result: Evaluation) -> Table:
             f"Brier {ranking.brier:.4f}   ({ranking.n:,}, {ranking.valid:.1%} valid)",
         )
     for lost, cut in result.cut.items():
-        reached = f"{cut / result.oracle_cut:.1%} of the oracle's {result.oracle_cut:.1%}"
+        share = f"{cut / result.oracle_cut:.1%} of the oracle's {result.oracle_cut:.1%}" if result.oracle_cut else ""
+        reached = share or "the oracle saves nothing either: no exit before the end of any trace is valid"
         out.add_row(f"simulated thinking cut at {lost} pt loss", f"{cut:.1%}   ({reached})")
     return out

@@ -6,7 +6,8 @@ for a finished run on one device, whole traces at a time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -23,12 +24,15 @@ from jax_specexit.evaluation.evaluate import Evaluation, judge
 from jax_specexit.evaluation.scoring import Scored
 from jax_specexit.model.draft import Draft
 from jax_specexit.model.target import Target
+from jax_specexit.sharding import ROWS
 from jax_specexit.training.data import place, rows_of_process
+from jax_specexit.training.losses import first_choices
 from jax_specexit.training.step import Batch, Frozen, Step, shift, ttt_outputs
 from specexit.data.overlap import refuse_trained
 from specexit.data.packing import PackMeta
+from specexit.data.rows import prompt_sha256
 from specexit.data.sequences import Example, assemble, best_fit, make_sequence
-from specexit.data.traces import LabelledTrace, TraceError, check_tokenizer, read_labelled, target_of
+from specexit.data.traces import LabelledTrace, check_tokenizer, read_labelled, target_of
 from specexit.method.labels import ExitKind
 from specexit.schemas.target import TargetConfig
 from specexit.schemas.train import TrainConfig
@@ -46,12 +50,15 @@ class Place(NamedTuple):
 class HeldOut:
     """Held-out traces, packed; call it with the parameters of the moment.
 
+    Rows are as long as those of the training data, or the smallest multiple that holds the longest trace whole: what
+    happens at the end of a long one is what an evaluation is for.
+
     Args:
       config, target_config: the run's.
       meta: of the training data: its length and kind of exit point are used here, too.
 
     Raises:
-      TraceError: the traces cannot be read, were written with another tokenizer, or none fits a row.
+      TraceError: the traces cannot be read, or were written with another tokenizer.
       ConfigError: they are another target's.
       OverlapError: some are of prompts that are trained on.
     """
@@ -64,46 +71,39 @@ class HeldOut:
         check_tokenizer(config.eval_traces, target_config)
         end = target_config.think_tokens().end
         sequences = [make_sequence(trace, end, meta.exit_point) for trace in traces]
-        fits = [i for i, sequence in enumerate(sequences) if len(sequence) <= meta.length]
-        if not fits:
-            raise TraceError(f"{config.eval_traces}: no trace fits a row of {meta.length} tokens, as in {config.data}")
-        self.left_out = len(traces) - len(fits)
+        lengths = [len(sequence) for sequence in sequences]
+        self.times = -(-max(lengths) // meta.length)
+        self.length = self.times * meta.length
         self.config, self.dtype = config, target_config.dtype
         self.kind: ExitKind = meta.exit_point
+        self.prompts = sorted({prompt_sha256(trace)[:16] for trace in traces})
         self.rows: list[Example] = []
         self.places: list[Place] = []
-        for bin_ in best_fit([len(sequences[i]) for i in fits], meta.length):
+        for bin_ in best_fit(lengths, self.length):
             start = 0
-            for item in (fits[number] for number in bin_):
-                self.places.append(Place(traces[item], len(self.rows), start, len(sequences[item])))
-                start += len(sequences[item])
-            self.rows.append(assemble([sequences[fits[number]] for number in bin_], meta.length))
-        self.rows += [assemble([], meta.length)] * (-len(self.rows) % config.batch_size)
+            for item in bin_:
+                self.places.append(Place(traces[item], len(self.rows), start, lengths[item]))
+                start += lengths[item]
+            self.rows.append(assemble([sequences[item] for item in bin_], self.length))
 
     def compile(self, step: Step, draft: Draft, target: Target) -> None:
         """Build the sharded scoring from the modules of the training step."""
-        graph, target_graph = nnx.graphdef(draft), nnx.graphdef(target)
+        self.run = scoring(self.config, step, nnx.graphdef(draft), nnx.graphdef(target), self.dtype)
         mesh = cast(Mesh, step.batch_sharding.mesh)
-
-        def run(params: Any, frozen: Frozen, batch: Batch) -> tuple[Array, Array]:
-            draft, target = nnx.merge(graph, params), nnx.merge(target_graph, frozen.target)
-            with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-                return score_rows(draft, target, frozen.draft_vocab, batch, self.config, jnp.dtype(self.dtype))
-
-        self.run = jax.jit(
-            run,
-            in_shardings=(step.state_shardings.params, step.frozen_shardings, step.batch_sharding),
-            out_shardings=NamedSharding(mesh, PartitionSpec()),
-        )
         self.sharding = step.batch_sharding
-        if self.left_out and is_first():
-            Console(stderr=True).print(
-                f"{self.config.eval_traces}: {self.left_out} traces are longer than a row and left out of evaluations"
+        # About as many tokens at once as in training: fewer rows where they are longer, but one for every shard.
+        shards = math.prod(mesh.shape[axis] for axis in ROWS)
+        self.size = max(shards, self.config.batch_size // self.times // shards * shards)
+        self.rows += [assemble([], self.length)] * (-len(self.rows) % self.size)
+        if self.times > 1 and is_first():
+            found = (
+                f"rows of {self.length:,} tokens in evaluations, {self.times} times the training's, {self.size} at once"
             )
+            Console(stderr=True).print(f"{self.config.eval_traces}: {found}: its longest trace is kept whole")
 
     def __call__(self, params: Any, frozen: Frozen, step: int) -> Evaluation:
         """Evaluate; every process must call it, and gets the same."""
-        size, rows = self.config.batch_size, rows_of_process(self.config.batch_size, self.sharding)
+        size, rows = self.size, rows_of_process(self.size, self.sharding)
         raw, hits = [], []
         for begin in range(0, len(self.rows), size):
             examples = [self.rows[begin + int(row)] for row in rows]
@@ -122,6 +122,24 @@ class HeldOut:
             yield Scored(trace, signals, hits[:, row, start : start + length])
 
 
+def scoring(
+    config: TrainConfig, step: Step, graph: nnx.GraphDef, target_graph: nnx.GraphDef, dtype: DTypeLike
+) -> Callable[[Any, Frozen, Batch], tuple[Array, Array]]:
+    """The jitted program behind `HeldOut`: `score_rows` on the mesh of the training step."""
+    mesh = cast(Mesh, step.batch_sharding.mesh)
+
+    def run(params: Any, frozen: Frozen, batch: Batch) -> tuple[Array, Array]:
+        draft, target = nnx.merge(graph, params), nnx.merge(target_graph, frozen.target)
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return score_rows(draft, target, frozen.draft_vocab, batch, config, jnp.dtype(dtype))
+
+    return jax.jit(
+        run,
+        in_shardings=(step.state_shardings.params, step.frozen_shardings, step.batch_sharding),
+        out_shardings=NamedSharding(mesh, PartitionSpec()),
+    )
+
+
 def score_rows(
     draft: Draft, target: Target, vocab: Array, batch: Batch, config: TrainConfig, dtype: DTypeLike
 ) -> tuple[Float[Array, "batch time signals"], Bool[Array, "step batch time"]]:
@@ -135,10 +153,7 @@ def score_rows(
     assert aux is not None
     outputs = ttt_outputs(draft, target.embedding[...], aux, batch, config.ttt_steps)
     states = jnp.stack(outputs)
-    chunks = states.reshape(*states.shape[:2], -1, config.loss_chunk, states.shape[-1])
-    head = draft.lm_head.kernel[...].astype(states.dtype)
-    best = jax.lax.map(lambda chunk: jnp.argmax(chunk @ head, axis=-1), jnp.moveaxis(chunks, 2, 0))
-    predicted = vocab[jnp.moveaxis(best, 0, 2).reshape(states.shape[:3])]
+    predicted = vocab[first_choices(states, draft.lm_head.kernel[...], config.loss_chunk)]
     hits = [
         (predicted[k] == shift(tokens, 2 + k)) & (shift(segments, 2 + k) == segments) & (segments > 0)
         for k in range(config.ttt_steps)

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
+from jax_specexit.evaluation.held_out import scoring
 from jax_specexit.model.draft import Draft
 from jax_specexit.model.target import Target, TargetShape
 from jax_specexit.sharding import make_mesh
-from jax_specexit.training.run import draft_config
-from jax_specexit.training.step import Frozen, make_step
+from jax_specexit.training.measure import NAMES, measurement
+from jax_specexit.training.start import draft_config
+from jax_specexit.training.step import Frozen, Step, make_step
 from jax_specexit.weights import abstract_target
 from specexit.chips import Chip, chip_of
 from specexit.config import ConfigError
@@ -74,13 +77,16 @@ def shapes_of(config: TrainConfig, target_config: TargetConfig) -> Shapes:
       ConfigError: the recipe does not say how long its rows are.
       InputError: the target is of an unknown architecture.
     """
-    if config.length is None:
+    length = config.length
+    if length is None:
         raise ConfigError("length is not set, expected the tokens of a packed row, as given to `specexit pack`")
-    if config.length % config.loss_chunk:
-        raise ConfigError(f"loss_chunk={config.loss_chunk} does not divide length={config.length}")
+    if length % config.loss_chunk:
+        raise ConfigError(f"loss_chunk={config.loss_chunk} does not divide length={length}")
     fields = target_config.hf_config()
     target = TargetShape.from_config(fields, target_config.folder / "config.json")
-    return Shapes(target, draft_config(config, target_config, "earliest"), config.batch_size, config.length)
+    if config.init_from is not None and not config.init_from.exists():
+        config = config.model_copy(update={"init_from": None})  # the recipe says its sizes
+    return Shapes(target, draft_config(config, target_config, "earliest"), config.batch_size, length)
 
 
 class Lowered(NamedTuple):
@@ -91,10 +97,12 @@ class Lowered(NamedTuple):
     frozen: Frozen
     """Shapes and shardings of what the step reads."""
     state: Any
+    others: dict[str, Callable[[], jax.stages.Lowered]]
+    """The other programs of a run, by what they do; traced when called."""
 
 
-def lower_step(config: TrainConfig, shapes: Shapes, devices: Sequence[Any]) -> Lowered:
-    """Trace the step of a recipe for a mesh over ``devices``.
+def lower_step(config: TrainConfig, shapes: Shapes, devices: Sequence[Any], dtype: str = "bfloat16") -> Lowered:
+    """Trace the step of a recipe for a mesh over ``devices``; evaluations run in ``dtype``, the target's in serving.
 
     Raises:
       ConfigError: the mesh does not fit the devices, or does not divide the model.
@@ -117,7 +125,29 @@ def lower_step(config: TrainConfig, shapes: Shapes, devices: Sequence[Any]) -> L
         name: jax.ShapeDtypeStruct((shapes.batch, shapes.length, *width), dtype, sharding=step.batch_sharding)
         for name, (width, dtype) in EXAMPLE.items()
     }
-    return Lowered(mesh, step.update[config.ttt_steps].lower(state, frozen, batch), frozen, state)
+    others = _others(config, shapes, dtype, step, (draft, target), (state, frozen, batch))
+    return Lowered(mesh, step.update[config.ttt_steps].lower(state, frozen, batch), frozen, state, others)
+
+
+def _others(
+    config: TrainConfig, shapes: Shapes, dtype: str, step: Step, models: tuple[Draft, Target], arguments: tuple
+) -> dict[str, Callable[[], jax.stages.Lowered]]:
+    """What a run compiles beside its main step: the step of the first share, measuring and evaluating."""
+    (draft, target), (state, frozen, batch) = models, arguments
+    mesh = cast(Mesh, step.batch_sharding.mesh)
+    programs: dict[str, Callable[[], jax.stages.Lowered]] = {
+        f"step of {k} TTT steps": partial(update.lower, state, frozen, batch)
+        for k, update in step.update.items()
+        if k != config.ttt_steps
+    }
+    if not shapes.draft.aux_norm_shapes:
+        layers, rows = shapes.draft.eagle_aux_hidden_state_layer_ids, [batch[name] for name in NAMES]
+        on_mesh = nnx.merge(nnx.graphdef(target), frozen.target)
+        programs["measure"] = partial(measurement(layers, mesh, config.dtype).lower, on_mesh, *rows)
+    if config.eval_traces is not None:
+        score = scoring(config, step, nnx.graphdef(draft), nnx.graphdef(target), dtype)
+        programs["evaluate"] = partial(cast(Any, score).lower, state.params, frozen, batch)
+    return programs
 
 
 EXAMPLE: dict[str, tuple[tuple[int, ...], Any]] = {

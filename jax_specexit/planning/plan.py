@@ -12,6 +12,7 @@ import json
 import re
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -43,6 +44,15 @@ class Memory:
     capacity: float
     spare: float
     """Share of the capacity that is left."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """Another program of the run, compiled for the same slice."""
+
+    hbm_gib: Memory
+    """Everything that is on a chip while it runs, the run's whole state included."""
+    compile_seconds: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +91,8 @@ class Plan:
     cached_features_tib: float
     """Disk for the target's hidden states of all rows of the run, if they were stored instead of computed."""
     compile_seconds: float
+    others: dict[str, Program]
+    """What it does -> the programs that a run compiles beside this step."""
 
 
 NOTE = "lower bound from published peaks, not a measurement"
@@ -98,10 +110,12 @@ def plan(config: PlanConfig) -> Plan:
     target_config = load_target_config(config.target)
     shapes = shapes_of(config, target_config)
     chip, devices = topology_devices(config.topology)
-    lowered = lower_step(config, shapes, devices)
+    lowered = lower_step(config, shapes, devices, target_config.dtype)
     begin = time.perf_counter()
     compiled = _compile(lowered, chip, shapes)
-    found = summarise(config, shapes, chip, lowered.mesh, compiled, time.perf_counter() - begin)
+    seconds = time.perf_counter() - begin
+    others = {name: _program(name, lower, lowered, chip) for name, lower in lowered.others.items()}
+    found = summarise(config, shapes, chip, lowered.mesh, compiled, seconds, others)
     text = json.dumps(dataclasses.asdict(found), indent=2)
     write_text(config.out / "plan.json", text + "\n")
     if config.as_json:
@@ -113,11 +127,44 @@ def plan(config: PlanConfig) -> Plan:
     return found
 
 
+def _program(name: str, lower: Callable[[], jax.stages.Lowered], of: Lowered, chip: Chip) -> Program:
+    """Compile another program of a run.
+
+    Raises:
+      ConfigError: it does not fit beside the state of the run.
+    """
+    begin = time.perf_counter()
+    try:
+        compiled = lower().compile()
+    except jax.errors.JaxRuntimeError as error:
+        used = USED.search(str(error))
+        if used is None:
+            raise
+        raise ConfigError(
+            f"{name} needs {used[1]}{used[2]}iB of HBM per chip, a {chip.name} has {float(used[3]):.2f} GiB: choose a "
+            "larger mesh.fsdp or mesh.tensor, or a shorter length"
+        ) from error
+    memory = memory_of(compiled, chip)
+    # What the program does not take as an argument is on the chip all the same.
+    state = max(memory.arguments, _bytes_on_one_chip((of.state, of.frozen)) / GIB)
+    total = memory.total - memory.arguments + state
+    memory = dataclasses.replace(memory, arguments=state, total=total, spare=1 - total / chip.hbm_gib)
+    if memory.spare < 0:
+        raise ConfigError(
+            f"{name} needs {total:.1f} GiB of HBM per chip with the state of the run, a {chip.name} has "
+            f"{chip.hbm_gib:g}: choose a larger mesh.fsdp or mesh.tensor, or a shorter length"
+        )
+    return Program(memory, time.perf_counter() - begin)
+
+
+USED = re.compile(r"Used ([\d.]+)([GM]) of ([\d.]+)G hbm")
+
+
 def _compile(lowered: Lowered, chip: Chip, shapes: Shapes) -> jax.stages.Compiled:
     try:
         return lowered.step.compile()
     except jax.errors.JaxRuntimeError as error:
-        used = re.search(r"Used ([\d.]+)([GM]) of ([\d.]+)G hbm", str(error))
+        used = USED.search(str(error))
         if used is None:
             raise
         need = float(used[1]) / (1 if used[2] == "G" else 1024)
@@ -156,7 +203,13 @@ def memory_of(compiled: jax.stages.Compiled, chip: Chip) -> Memory:
 
 
 def summarise(
-    config: PlanConfig, shapes: Shapes, chip: Chip, mesh: Mesh, compiled: jax.stages.Compiled, compile_seconds: float
+    config: PlanConfig,
+    shapes: Shapes,
+    chip: Chip,
+    mesh: Mesh,
+    compiled: jax.stages.Compiled,
+    compile_seconds: float,
+    others: dict[str, Program],
 ) -> Plan:
     """The plan of a compiled step."""
     assert config.topology is not None
@@ -201,6 +254,7 @@ def summarise(
         chip_hours=config.steps * seconds[binds] * mesh.size / 3600,
         cached_features_tib=config.steps * tokens * BYTES * (shapes.draft.aux_size + shapes.target.hidden_size) / 2**40,
         compile_seconds=compile_seconds,
+        others=others,
     )
 
 
@@ -220,6 +274,11 @@ def table(plan: Plan) -> Table:
         f"{m.total:.1f} of {m.capacity:g} GiB, {m.spare:.0%} to spare ({m.arguments:.1f} parameters and state, "
         f"{m.temporaries:.1f} temporary)",
     )
+    for name, program in plan.others.items():
+        one = program.hbm_gib
+        out.add_row(
+            f"  {name}", f"{one.total:.1f} GiB, {one.spare:.0%} to spare; compiled in {program.compile_seconds:.0f} s"
+        )
     out.add_row("batch that fits", f"about {plan.batch_that_fits} rows, leaving {SPARE:.0%} free (not compiled)")
     parts = ", ".join(f"{part} {flops / plan.flops:.0%}" for part, flops in plan.flops_by_part.items())
     out.add_row("compute", f"{plan.flops / 1e12:.1f} TFLOP at {p['flops'] / 1e12:g} TFLOP/s: {_time(s['compute'])}")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tensorboardX import SummaryWriter
 
+from jax_specexit.training.clock import Clock
+from jax_specexit.training.run import read_began
 from specexit.config import ConfigError, write_text
 from specexit.method.signals import NAMES
 
@@ -36,14 +40,25 @@ class Metrics:
       total: steps of the whole run.
       start: step that it goes on from; what an interrupted run has written of later steps is dropped.
       silent: write and show nothing, as all processes do but the first.
+      watch: (step, mean seconds of the steps since the last line) -> further numbers.
       wandb: project there, or None.
 
     Raises:
       ConfigError: ``wandb`` is not installed.
     """
 
-    def __init__(self, run: Path, *, total: int, start: int, silent: bool = False, wandb: str | None = None):
-        self.silent = silent
+    def __init__(
+        self,
+        run: Path,
+        *,
+        total: int,
+        start: int,
+        silent: bool = False,
+        wandb: str | None = None,
+        watch: Callable[[int, float | None], dict[str, Any]] | None = None,
+    ):
+        self.silent, self.watch = silent, watch
+        self.began, self.trained = read_began(run), 0.0
         self.progress = Progress(
             TextColumn("train"),
             BarColumn(),
@@ -54,13 +69,17 @@ class Metrics:
             disable=silent,
         )
         self.task = self.progress.add_task("train", total=total, completed=start, note="compiling")
-        self.tokens, self.clock = 0, time.perf_counter()
+        self.clock, self.tokens, self.steps = Clock(), 0, 0
+        self.untimed: set[int] = set()
+        """Steps that compiled: neither their tokens nor their time tell how fast the others are."""
         if silent:
             return
         self.wandb = None if wandb is None else _start_wandb(run, wandb)
         path = run / "metrics.jsonl"
         if path.exists():
-            write_text(path, "".join(_until(path, start)))
+            kept = _until(path, start)
+            write_text(path, "".join(kept))
+            self.trained = json.loads(kept[-1]).get("trained_seconds", 0.0) if kept else 0.0
         self.file = path.open("a")
         self.board = SummaryWriter(str(run / "tensorboard"), purge_step=start + 1)
 
@@ -80,10 +99,8 @@ class Metrics:
     def advance(self, step: int, metrics: dict[str, Any]) -> None:
         """Move the bar to ``step`` and log ``metrics``: device arrays, and an evaluation where there is one."""
         host = {key: np.asarray(value) for key, value in metrics.items() if key != "evaluation"}
-        self.tokens += int(host["tokens"])
-        now = time.perf_counter()
-        rate, self.tokens, self.clock = self.tokens / (now - self.clock), 0, now
-        line = {
+        self.count(step, int(host["tokens"]))
+        line: dict[str, Any] = {
             "step": step,
             "loss": float(host["loss"]),
             "token_loss": [round(float(x), 5) for x in host["token_loss"]],
@@ -91,19 +108,39 @@ class Metrics:
             "signal_loss": {name: float(x) for name, x in zip(NAMES, host["signal_loss"], strict=True)},
             "weights": {name: float(x) for name, x in zip(NAMES, host["weights"], strict=True)},
             "gradient_norm": float(host["gradient_norm"]),
-            "tokens_per_second": round(rate, 1),
+            **self._times(step),
         }
         if "evaluation" in metrics:
             line["evaluation"] = metrics["evaluation"]
         self.write(line)
-        note = f"loss {line['loss']:.3f}  {rate:,.0f} tok/s"
+        note = f"loss {line['loss']:.3f}"
+        if line["tokens_per_second"] is not None:
+            note += f"  {line['tokens_per_second']:,.0f} tok/s  goodput {line['goodput']:.0%}"
+        if "mfu" in line:
+            note += f"  MFU {line['mfu']:.0%}"
         if len(host["top1"]):  # a frozen trunk drafts what it always did
             note += f"  acceptance ~{acceptance_estimate(host['top1']):.2f}"
         self.progress.update(self.task, completed=step, note=note)
 
-    def count(self, tokens: int) -> None:
-        """Count the tokens of a step that is not logged."""
-        self.tokens += tokens
+    def count(self, step: int, tokens: int) -> None:
+        """Count the tokens of a step."""
+        if step not in self.untimed:
+            self.tokens, self.steps = self.tokens + tokens, self.steps + 1
+
+    def _times(self, step: int) -> dict[str, Any]:
+        """Where the time since the last line went, and what follows from it."""
+        spent, tokens, steps = self.clock.take(), self.tokens, self.steps
+        self.tokens = self.steps = 0
+        training = spent["data"] + spent["step"]  # what is paused for saving or evaluating is no training
+        self.trained += training
+        wall = time.time() - self.began
+        return {
+            "seconds": {name: round(value, 4) for name, value in spent.items()},
+            "tokens_per_second": round(tokens / training, 1) if tokens else None,
+            "trained_seconds": round(self.trained, 3),
+            "goodput": round(min(1.0, self.trained / wall), 4) if wall > 0 else 0.0,
+            **(self.watch(step, training / steps if steps else None) if self.watch else {}),
+        }
 
     def write(self, line: dict[str, Any]) -> None:
         """Append one line to ``metrics.jsonl``, and its numbers to TensorBoard and Weights & Biases."""
@@ -111,6 +148,7 @@ class Metrics:
             return
         self.file.write(json.dumps(line) + "\n")
         self.file.flush()
+        os.fsync(self.file.fileno())  # a mounted bucket has what is synced or closed, no more
         numbers = {name: value for name, value in _flatten(line) if name != "step"}
         for name, value in numbers.items():
             self.board.add_scalar(name, value, line["step"])

@@ -15,16 +15,20 @@ from flax import nnx
 from jax_specexit.cluster import Preemption, is_first, join
 from jax_specexit.evaluation.evaluate import show
 from jax_specexit.evaluation.held_out import HeldOut
+from jax_specexit.planning.aot import Shapes
 from jax_specexit.sharding import make_mesh
 from jax_specexit.training.checkpoint import Checkpoints
 from jax_specexit.training.data import Batches, check_data, first_rows
 from jax_specexit.training.metrics import Metrics
 from jax_specexit.training.nonfinite import NonFiniteStop, NotFiniteError
 from jax_specexit.training.profiling import Profiler
-from jax_specexit.training.run import Status, check_folder, check_start, save_start, start, write_status
+from jax_specexit.training.run import Status, check_folder, save_start, write_status
+from jax_specexit.training.start import check_start, start
 from jax_specexit.training.step import Frozen, Step, TrainState, make_step
+from jax_specexit.training.watch import Watch, steps_of
 from specexit.config import save_run
 from specexit.data.overlap import copy_prompts
+from specexit.drafts.policy import Selection
 from specexit.schemas.target import load_target_config, save_target
 from specexit.schemas.train import TrainConfig
 
@@ -48,6 +52,10 @@ def train(config: TrainConfig) -> None:
 
     mesh = make_mesh(config.mesh)
     fixed, draft, target = start(config, target_config, meta, first_rows(config.data, meta), mesh)
+    if held_out is not None:
+        before = fixed.selection.prompts if fixed.selection else ()  # a run may go on with other traces
+        prompts = tuple(sorted({*before, *held_out.prompts}))
+        fixed = fixed._replace(selection=Selection(by=config.best_by, prompts=prompts))
     step = make_step(config, draft, target, mesh)
     batches = Batches(config, meta, step.batch_sharding)
     if is_first():
@@ -66,7 +74,9 @@ def train(config: TrainConfig) -> None:
         begin, state = _first_state(step, nnx.to_pure_dict(nnx.state(draft)), checkpoints)
         write_status(config.out, "running", begin, config.steps)
         try:
-            status, last = Loop(config, step, frozen, batches, checkpoints, held_out).run(begin, state)
+            shapes = Shapes(target.shape, fixed.shape, config.batch_size, meta.length)
+            watch = Watch(config, shapes, mesh, jax.devices()[0].device_kind)
+            status, last = Loop(config, step, frozen, batches, checkpoints, held_out, watch).run(begin, state)
         except NotFiniteError:
             write_status(config.out, "stopped", checkpoints.manager.latest_step() or 0, config.steps)
             raise
@@ -108,9 +118,10 @@ class Loop:
         batches: Batches,
         checkpoints: Checkpoints,
         held_out: HeldOut | None,
+        watch: Watch,
     ):
         self.config, self.step, self.frozen, self.batches = config, step, frozen, batches
-        self.checkpoints, self.held_out = checkpoints, held_out
+        self.checkpoints, self.held_out, self.watch = checkpoints, held_out, watch
         self.guard = NonFiniteStop(config.out, config.max_nonfinite, batches.whole)
 
     def run(self, begin: int, state: TrainState) -> tuple[Status, int]:
@@ -119,21 +130,30 @@ class Loop:
         Raises:
           NotFiniteError: the emergency stop.
         """
-        c, waiting = self.config, None
-        silent = not is_first()
+        c, waiting, compiled = self.config, None, set()
         with (
-            Metrics(c.out, total=c.steps, start=begin, silent=silent, wandb=c.wandb) as self.metrics,
+            Metrics(
+                c.out, total=c.steps, start=begin, silent=not is_first(), wandb=c.wandb, watch=self.watch
+            ) as metrics,
             Preemption() as preemption,
             Profiler(c.out, c.profile_steps) as profiler,
         ):
+            self.metrics, clock = metrics, metrics.clock
             for i, batch in self.batches.steps(begin + 1, c.steps):
+                clock.lap("data")
                 profiler.begin(i)
-                ttt_steps = 1 if i <= c.first_step_share * c.steps else c.ttt_steps
+                ttt_steps = steps_of(c, i)
                 state, values = self.step.update[ttt_steps](state, self.frozen, batch)
                 profiler.end(i, values)
+                if ttt_steps not in compiled:
+                    compiled.add(ttt_steps)
+                    metrics.untimed.add(i)
+                    jax.block_until_ready(values)
+                    clock.lap("compile")
                 if waiting is not None:
                     self._settle(*waiting)
                 waiting = (i, values)
+                clock.lap("step")
                 preempted = preemption.reached(i) and i < c.steps
                 judged = self._judges(i) and not preempted  # there is time to save, not to evaluate
                 if preempted or judged or self.checkpoints.due(i) or i == c.steps:
@@ -148,14 +168,17 @@ class Loop:
     def _settle(self, i: int, values: dict[str, Any], state: TrainState | None = None, *, judged: bool = False) -> None:
         """Look at the numbers of step i and log them; save its ``state`` where given, and evaluate it."""
         good = self.guard.check(i, float(values["loss"]), float(values["gradient_norm"]))
+        self.metrics.clock.lap("step")
         if state is not None:
             self.checkpoints.save(i, state)
+            self.metrics.clock.lap("save")
             if judged:
                 values = values | {"evaluation": self._judge(i, state)}
+                self.metrics.clock.lap("evaluate")
         if good and (i % self.config.log_every == 0 or i == self.config.steps or judged):
             self.metrics.advance(i, values)
         else:
-            self.metrics.count(int(values["tokens"]))
+            self.metrics.count(i, int(values["tokens"]))
 
     def _judges(self, i: int) -> bool:
         every = self.config.evaluate_every

@@ -18,12 +18,12 @@ from test_losses import plain, problem
 
 from jax_specexit import weights
 from jax_specexit.model.attention import ttt_attention, ttt_attention_reference
-from jax_specexit.planning.aot import lower_step, shapes_of
+from jax_specexit.planning.aot import Lowered, lower_step, shapes_of
 from jax_specexit.planning.hlo import collectives
 from jax_specexit.sharding import look_up, make_mesh
 from jax_specexit.training.data import Batches, check_data, first_rows
-from jax_specexit.training.losses import linear_cross_entropy
-from jax_specexit.training.run import start
+from jax_specexit.training.losses import first_choices, linear_cross_entropy
+from jax_specexit.training.start import start
 from jax_specexit.training.step import Frozen, make_step
 from specexit.config import load
 from specexit.schemas.target import load_target_config
@@ -65,11 +65,13 @@ def cross_entropy(mesh) -> dict[str, float]:
         return result.total, result
 
     with jax.set_mesh(mesh):
+        chosen = jax.jit(first_choices, static_argnums=2)(hidden, head, 4)
         (_, ours), gradients = jax.jit(jax.value_and_grad(fused, argnums=(0, 1), has_aux=True))(hidden, head)
     oracle = jax.value_and_grad(lambda h, k: plain(h, k, teacher, w), argnums=(0, 1))(hidden, head)
     return {
         "oracle": difference((ours.total, gradients), oracle),
         "one device": difference(ours, fused(hidden, head)[1]),
+        "choices": int(jnp.sum(chosen != jnp.argmax(hidden @ head, axis=-1))),
     }
 
 
@@ -117,10 +119,15 @@ def losses(config: TrainConfig, devices, mesh_config: MeshConfig) -> list[float]
     return found
 
 
-def gathers(config: TrainConfig, mesh_config: MeshConfig) -> list[dict]:
+def planned(config: TrainConfig, mesh_config: MeshConfig) -> Lowered:
+    """All programs of the run, with evaluations and a first share on one TTT step."""
+    changes = {"mesh": mesh_config, "length": 128, "eval_traces": Path("traces"), "first_step_share": 0.5}
+    config = config.model_copy(update=changes)
+    return lower_step(config, shapes_of(config, load_target_config(config.target)), jax.devices(), "float32")
+
+
+def gathers(lowered: Lowered) -> list[dict]:
     """All-gathers of the compiled step: the shapes of what they yield, their axes and how often they run."""
-    config = config.model_copy(update={"mesh": mesh_config, "length": 128})
-    lowered = lower_step(config, shapes_of(config, load_target_config(config.target)), jax.devices())
     text = lowered.step.compile().as_text()
     found = [c for c in collectives(text, lowered.mesh) if c.kind == "all-gather"]
     return [{"shapes": c.shapes, "axes": c.axes, "times": c.times} for c in found]
@@ -155,7 +162,8 @@ def main(recipe: str) -> None:
         "lookup": {name: lookup(mesh) for name, mesh in meshes.items()},
         "loading": loading(load_target_config(config.target).folder, meshes["1 x 4 x 2"]),
         "counting": counting_is_right(meshes["1 x 4 x 2"]),
-        "gathers": gathers(config, MESHES["2 x 2 x 2"]),
+        "gathers": gathers(lowered := planned(config, MESHES["2 x 2 x 2"])),
+        "programs": {name: lower().compile().memory_analysis() is not None for name, lower in lowered.others.items()},
         "losses": {
             "one device": losses(config, devices[:1], MeshConfig()),
             **{name: losses(config, devices, mesh_config) for name, mesh_config in MESHES.items()},

@@ -2,18 +2,24 @@
 
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
-from jax_specexit.evaluation.evaluate import DEFINITIONS, Evaluation, Ranking, acceptance_length, judge
+from jax_specexit.evaluation.evaluate import DEFINITIONS, Evaluation, Ranking, acceptance_length, judge, table
 from jax_specexit.evaluation.scoring import Scored
+from jax_specexit.model.draft import Draft
 from jax_specexit.training.losses import signal_losses
 from specexit.data.traces import LabelledTrace
+from specexit.drafts.config import DraftConfig, SpecExitBlock
 from specexit.method.labels import token_labels
 from specexit.method.signals import NAMES, SIGNALS
+from specexit.schemas.train import DraftShapeConfig
 
 
 def trace(n_prompt: int, n_think: int, n_answer: int) -> LabelledTrace:
@@ -87,11 +93,45 @@ def test_signal_losses_are_those_of_training() -> None:
     np.testing.assert_allclose([ours[name] for name in NAMES], theirs, rtol=1e-5)
 
 
+def test_signals_are_float32_on_tpus_too() -> None:
+    """A CPU computes the same either way, so what is looked at is what the program asks for."""
+    shape = DraftConfig(
+        **DraftShapeConfig(
+            hidden_size=8,
+            intermediate_size=8,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=4,
+            draft_vocab_size=10,
+        ).model_dump(),
+        target_hidden_size=8,
+        vocab_size=20,
+        eagle_aux_hidden_state_layer_ids=(1,),
+        num_aux_hidden_states=1,
+        target_num_hidden_layers=2,
+        specexit=SpecExitBlock(target="t"),
+    )
+    draft = Draft(shape, rngs=nnx.Rngs(0))
+    state = jax.ShapeDtypeStruct((1, 4, 8), jnp.bfloat16)
+    text = jax.jit(lambda x: draft.signals(x, x)).lower(state).as_text()
+    assert "precision = [HIGHEST, HIGHEST]" in text
+    assert "tensor<8x4xf32>" in text
+
+
 def test_what_does_not_exist_is_null_and_never_the_best() -> None:
     nothing = Ranking(0, *[float("nan")] * 4)
     evaluation = Evaluation(1, 1, [0.5], 1.5, 1.5, dict.fromkeys(NAMES, 0.1), nothing, nothing, 0.5, {"0": 0.1})
     assert json.loads(json.dumps(evaluation.to_json(), allow_nan=False))["all_boundaries"]["auroc"] is None
     assert not evaluation.score("auroc") > float("-inf")
+
+
+def test_labels_without_any_cut_are_shown_as_such() -> None:
+    ranking = Ranking(4, 0.0, float("nan"), 0.1, 0.1)
+    evaluation = Evaluation(1, 1, [0.5], 1.5, 1.5, {}, ranking, ranking, oracle_cut=0.0, cut={"0": 0.0})
+    console = Console(width=200)
+    with console.capture() as shown:
+        console.print(table(evaluation))
+    assert "the oracle saves nothing either" in shown.get()
 
 
 def test_more_is_better_whatever_the_best_is_chosen_by() -> None:

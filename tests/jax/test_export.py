@@ -1,5 +1,8 @@
 """From a run to a draft directory and back: what training divides by is folded into the weights, to the bit."""
 
+from collections.abc import Callable
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,12 +14,17 @@ from hypothesis import strategies as st
 from jax_specexit.convert import convert
 from jax_specexit.export import params_from_draft, tensors_from_params
 from jax_specexit.model.draft import Draft
-from jax_specexit.training.run import read_start, widen
+from jax_specexit.training.run import read_start
+from jax_specexit.training.step import ttt_outputs
 from jax_specexit.training.train import train
+from jax_specexit.training.warm import widen
+from specexit.config import ConfigError
 from specexit.drafts.directory import FLOATS, DraftConfig, SpecExitBlock, read_draft
 from specexit.method.signals import NAMES
 from specexit.schemas.convert import ConvertConfig
 from specexit.schemas.train import SignalConfig, TrainConfig
+
+DraftWriter = Callable[..., Path]
 
 
 def shape(source: str) -> DraftConfig:
@@ -85,6 +93,75 @@ def test_a_frozen_trunk_is_the_same_to_the_bit(recipe: TrainConfig, tmp_path) ->
     assert before.keys() == after.keys()
     for name in before:
         np.testing.assert_array_equal(after[name], before[name], err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def foreign(write_random_draft: DraftWriter, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A plain draft of the small target with a geometry of its own: RoPE, eps, and biases."""
+    sizes = {
+        "hidden_size": 32,
+        "target_hidden_size": 32,
+        "intermediate_size": 48,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "vocab_size": 640,
+        "draft_vocab_size": 320,
+        "eagle_aux_hidden_state_layer_ids": (1, 2, 3),
+        "target_num_hidden_layers": 3,
+    }
+    own = {
+        "rope_theta": 1e6,
+        "rope_scaling": {"rope_type": "linear", "factor": 2.0},
+        "rms_norm_eps": 1e-3,
+        "attention_bias": True,
+        "max_position_embeddings": 256,
+    }
+    return write_random_draft(tmp_path_factory.mktemp("foreign") / "draft", None, **sizes, **own)
+
+
+def test_a_warm_start_keeps_the_draft_s_own_geometry(recipe: TrainConfig, foreign: Path, tmp_path: Path) -> None:
+    changes = {"signals": SignalConfig(source="fc"), "freeze_trunk": True, "init_from": foreign, "steps": 2}
+    train(recipe.model_copy(update=changes))
+    convert(ConvertConfig(run=recipe.out, out=tmp_path / "draft"))
+    (before, trunk), (after, tensors) = read_draft(foreign), read_draft(tmp_path / "draft")
+    assert before.rope_theta != 10_000  # the target's
+    ours = {"architectures", "specexit"}
+    assert after.model_dump(exclude=ours) == before.model_dump(exclude=ours)
+    tensors["fc.weight"] = tensors["fc.weight"][: -len(NAMES)]
+    for name in trunk:
+        np.testing.assert_array_equal(tensors[name], trunk[name], err_msg=name)
+    # So it drafts the same, bit by bit: the same greedy choices of every TTT step, by the same arithmetic.
+    ids = jax.random.randint(jax.random.key(1), (1, 24), 0, 640)
+    aux, table = jax.random.normal(jax.random.key(2), (1, 24, 96)), jax.random.normal(jax.random.key(3), (640, 32))
+    batch = {"tokens": ids, "positions": jnp.arange(24)[None], "segment_ids": jnp.ones((1, 24), jnp.int32)}
+    outputs = []
+    for config, weights in ((before, trunk), (after, read_draft(tmp_path / "draft")[1])):
+        draft = Draft(config, rngs=nnx.Rngs(0))
+        nnx.update(draft, jax.tree.map(jnp.asarray, params_from_draft(config, weights)))
+        outputs.append([y @ draft.lm_head.kernel[...] for y in ttt_outputs(draft, table, aux, batch, 3)])
+    jax.tree.map(np.testing.assert_array_equal, *outputs)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("num_attention_heads", 2, "num_attention_heads is 4, but the recipe says draft.num_attention_heads=2"),
+        ("head_dim", 16, "head_dim is 8, but the recipe says draft.head_dim=16"),
+    ],
+)
+def test_sizes_that_are_not_the_draft_s_are_refused(
+    recipe: TrainConfig, foreign: Path, field: str, value: int, message: str
+) -> None:
+    wrong = recipe.draft.model_copy(update={field: value})
+    with pytest.raises(ConfigError, match=message):
+        train(recipe.model_copy(update={"init_from": foreign, "draft": wrong}))
+    assert not recipe.out.exists()
+
+
+def test_aux_layers_that_lack_the_draft_s_own_are_refused(recipe: TrainConfig, foreign: Path) -> None:
+    with pytest.raises(ConfigError, match=r"is \[1, 2, 3\], but the recipe says \[1, 3\]"):
+        train(recipe.model_copy(update={"init_from": foreign, "aux_layers": (1, 3)}))
 
 
 def test_freezing_a_trunk_that_does_not_exist_is_refused(recipe: TrainConfig) -> None:

@@ -58,6 +58,9 @@ def check(found: dict) -> None:
     tokens = found["batch_size"] * found["length"]
     rate = tokens / found["step_seconds"] / found["chips"]
     assert found["tokens_per_second_per_chip"] == pytest.approx(rate)
+    # A run compiles more than its step, and all of it has to fit.
+    assert {"measure", "evaluate"} <= set(found["others"])
+    assert all(program["hbm_gib"]["spare"] >= 0.1 for program in found["others"].values())
     for collective in found["collectives"]:
         if collective["kind"] == "all-gather":  # of weights and token ids, never of activations
             assert not any(is_activation(shape, found) for shape in collective["shapes"]), collective

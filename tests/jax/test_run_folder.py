@@ -26,11 +26,14 @@ from jax_specexit.training.train import train
 from specexit import cli
 from specexit.config import ConfigError, load
 from specexit.data.overlap import OverlapError
-from specexit.data.packing import FIELDS, PackError, read_example
+from specexit.data.packing import FIELDS, PackError, pack, read_example, read_meta
+from specexit.data.rows import prompt_sha256
 from specexit.data.traces import read_labelled, write_traces
 from specexit.drafts.directory import read_draft
+from specexit.drafts.policy import read_policy
 from specexit.method.signals import NAMES
 from specexit.schemas.convert import ConvertConfig
+from specexit.schemas.pack import PackConfig
 from specexit.schemas.train import TrainConfig
 
 
@@ -60,13 +63,25 @@ def status(run: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def evaluated(base_recipe: TrainConfig, packed: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
-    """Eight steps, evaluated every four, three of them profiled."""
-    out = tmp_path_factory.mktemp("evaluated") / "run"
-    traces = packed.parent / "traces.parquet"
+def evaluated(
+    base_recipe: TrainConfig, packed: Path, small_target: Path, tmp_path_factory: pytest.TempPathFactory
+) -> TrainConfig:
+    """Eight steps on rows that are shorter than some traces, evaluated every four, three of them profiled."""
+    folder, traces = tmp_path_factory.mktemp("evaluated"), packed.parent / "traces.parquet"
+    trained = packed.parent / "trained"
+    pack(PackConfig(traces=trained, out=folder / "packed", target=str(small_target), length=64))
     config = changed(
-        base_recipe, out=out, eval_traces=traces, evaluate_every=4, best_by="brier", profile_steps=[2, 4], log_every=3
+        base_recipe,
+        out=folder / "run",
+        data=folder / "packed",
+        eval_traces=traces,
+        evaluate_every=4,
+        best_by="brier",
+        profile_steps=[2, 4],
+        log_every=3,
     )
+    config.out.mkdir()
+    (config.out / "plan.json").write_text("{}")  # what `specexit plan` leaves is no run
     train(config)
     return config
 
@@ -81,6 +96,22 @@ def test_evaluations_are_in_the_metrics(evaluated: TrainConfig) -> None:
     assert set(last["signal_loss"]) == set(NAMES)
     assert last["all_boundaries"]["n"] > 0
     assert any(evaluated.out.glob("tensorboard/events*"))
+
+
+def test_the_time_is_accounted_for(evaluated: TrainConfig) -> None:
+    written = lines(evaluated.out)
+    for line in written:
+        assert set(line["seconds"]) == {"compile", "data", "step", "save", "evaluate"}
+        assert 0 < line["goodput"] < 1
+        assert set(line["learning_rate"]) == {"muon", "adam", "head"}
+        assert "mfu" not in line  # nobody has published a CPU's peak here
+    assert written[0]["seconds"]["compile"] > 0
+    assert sum(line["seconds"]["compile"] for line in written[1:]) == 0
+    for line in written:  # steps 4 and 8 are saved and evaluated
+        assert (line["seconds"]["evaluate"] > 0) == ("evaluation" in line)
+    spent = [line["seconds"]["data"] + line["seconds"]["step"] for line in written]
+    trained = [line["trained_seconds"] for line in written]
+    np.testing.assert_allclose(trained, np.cumsum(spent), atol=0.01)  # rounded when written
 
 
 def test_evaluation_inside_a_run_is_the_command_s(evaluated: TrainConfig, small_target: Path, packed: Path) -> None:
@@ -102,6 +133,8 @@ def test_evaluation_inside_a_run_is_the_command_s(evaluated: TrainConfig, small_
     done = score(draft, load_target(target.folder), start.vocab, traces, think_end=end, ttt_steps=evaluated.ttt_steps)
     theirs = judge(list(done), 8, "earliest").to_json()
     ours = json.loads((evaluated.out / "evaluation.json").read_text())
+    longest = max(len(t.prompt_ids) + len(t.think_ids) + 1 + len(t.answer_ids) for t in traces)
+    assert longest > read_meta(evaluated.data).length
     assert ours["n"] == theirs["n"] == 40
     for key in ("top1", "acceptance_length"):
         assert ours[key] == theirs[key], key
@@ -122,6 +155,11 @@ def test_the_best_checkpoint_is_kept_and_converted(evaluated: TrainConfig, tmp_p
     assert step == best
     convert(ConvertConfig(run=evaluated.out, which="best", out=tmp_path / "draft"))
     _, tensors = read_draft(tmp_path / "draft")
+    selection = read_policy(tmp_path / "draft").selection
+    assert selection is not None  # so that no calibration on these prompts is taken for one
+    assert evaluated.eval_traces is not None
+    assert selection.prompts == tuple(sorted({prompt_sha256(t)[:16] for t in read_labelled(evaluated.eval_traces)}))
+    assert selection.by == "brier"
     np.testing.assert_array_equal(tensors["lm_head.weight"], np.asarray(params["lm_head"]["kernel"]).T)
 
 
@@ -271,10 +309,8 @@ def test_held_out_traces_of_trained_prompts_are_refused(recipe: TrainConfig, pac
     assert not recipe.out.exists()
 
 
-def test_data_that_was_packed_again_does_not_continue_a_run(
-    evaluated: TrainConfig, packed: Path, tmp_path: Path
-) -> None:
-    data = copy_of(packed, tmp_path)
+def test_data_that_was_packed_again_does_not_continue_a_run(evaluated: TrainConfig, tmp_path: Path) -> None:
+    data = copy_of(evaluated.data, tmp_path)
     train(changed(evaluated, data=data, profile_steps=None))  # the same data elsewhere is the same data
     meta = json.loads((data / "meta.json").read_text())
     (data / "meta.json").write_text(json.dumps(meta | {"data_sha256": "0" * 64}))

@@ -39,6 +39,7 @@ def test_fused_cross_entropy_equals_the_plain_one_and_one_device(found: dict) ->
         # float32 sums in another order
         assert errors["oracle"] < 2e-5
         assert errors["one device"] < 2e-5
+        assert errors["choices"] == 0
 
 
 def test_a_sharded_table_gives_the_same_rows(found: dict) -> None:
@@ -67,6 +68,10 @@ def test_no_activation_is_gathered(found: dict) -> None:
     for gather in found["gathers"]:
         activations = [shape for shape in gather["shapes"] if TIME in shape and math.prod(shape) >= TIME * HIDDEN]
         assert not activations, gather
+
+
+def test_every_program_of_a_run_is_planned(found: dict) -> None:
+    assert found["programs"] == {"step of 1 TTT steps": True, "measure": True, "evaluate": True}
 
 
 def test_collectives_are_counted_with_their_loops(found: dict) -> None:

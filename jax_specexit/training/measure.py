@@ -1,0 +1,56 @@
+"""What is measured before a run: the size of the target's hidden states at each aux layer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
+from jaxtyping import Array
+
+from jax_specexit.model.target import Target
+from jax_specexit.sharding import BATCH, ROWS
+from specexit.data.sequences import Example
+
+NAMES = ("tokens", "positions", "segment_ids")
+"""Fields of a packed example that the target reads."""
+
+
+def measurement(layers: tuple[int, ...], mesh: Mesh, dtype: DTypeLike) -> Callable[..., Array]:
+    """The jitted program behind `measure_aux`: (target, tokens, positions, segments) -> median RMS of each layer."""
+
+    def medians(target: Target, tokens: Array, positions: Array, segments: Array) -> Array:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            _, aux = target(tokens, positions, segments, aux_layers=layers, dtype=dtype)
+        assert aux is not None
+        states = aux.reshape(*tokens.shape, len(layers), -1).astype(jnp.float32)
+        rms = jnp.sqrt(jnp.mean(states**2, axis=-1))
+        return jnp.nanmedian(jnp.where(segments[..., None] > 0, rms, jnp.nan), axis=(0, 1))
+
+    return jax.jit(medians, out_shardings=NamedSharding(mesh, PartitionSpec()))
+
+
+def measure_aux(
+    target: Target, layers: tuple[int, ...], rows: Example, mesh: Mesh, dtype: DTypeLike
+) -> tuple[float, ...]:
+    """Typical RMS of the target's hidden states after each aux layer, as a power of two.
+
+    The median over tokens: a few of them, the first of a sequence above all, have states a hundred times larger. A
+    power of two, so that folding it into weights and taking it out again changes no bit of them.
+
+    Args:
+      target: on the mesh.
+      layers: ids of the aux layers.
+      rows: a few packed examples.
+      mesh: that the target is on.
+      dtype: of the target's matrix products.
+    """
+    places = math.prod(mesh.shape[axis] for axis in ROWS)
+    copies = places // math.gcd(places, len(rows["tokens"]))  # every device needs a row, and no row counts more
+    batch = [jax.device_put(np.tile(rows[name], (copies, 1)), NamedSharding(mesh, BATCH)) for name in NAMES]
+    found = np.asarray(measurement(layers, mesh, dtype)(target, *batch))
+    return tuple(2.0 ** int(np.rint(np.log2(x))) for x in found)

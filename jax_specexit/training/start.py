@@ -1,0 +1,115 @@
+"""How a run starts: load the target, measure it, make the draft, fresh or from an existing one."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+
+from jax_specexit.model.draft import Draft, warm_start
+from jax_specexit.model.target import Target
+from jax_specexit.training.data import choose_draft_vocab
+from jax_specexit.training.measure import measure_aux
+from jax_specexit.training.run import Start, identity, read_start
+from jax_specexit.training.warm import warm_config, warm_params
+from jax_specexit.weights import load_target
+from specexit.config import ConfigError
+from specexit.data.packing import PackMeta
+from specexit.data.sequences import Example
+from specexit.drafts.config import DraftConfig, SpecExitBlock, read_config
+from specexit.schemas.target import TargetConfig
+from specexit.schemas.train import TrainConfig
+
+
+def start(
+    config: TrainConfig, target_config: TargetConfig, meta: PackMeta, rows: Example, mesh: Mesh
+) -> tuple[Start, Draft, Target]:
+    """Load the target and make the initial draft.
+
+    A run that goes on keeps the constants it was begun with, whatever this machine would measure.
+
+    Args:
+      config, target_config: the run's.
+      meta: of the packed data.
+      rows: a few packed examples, to measure the target's aux hidden states on.
+      mesh: that the target is loaded onto.
+
+    Raises:
+      ConfigError, DraftError: ``init_from`` cannot be read, or was made for another target or shape.
+    """
+    before = check_start(config, target_config, meta)
+    shape = draft_config(config, target_config, meta.exit_point)
+    target = load_target(target_config.folder, config.dtype, mesh)
+    layers = shape.eagle_aux_hidden_state_layer_ids
+    if before is not None:
+        aux_rms = before.aux_rms
+    elif shape.aux_norm_shapes:
+        aux_rms = (1.0,) * len(layers)  # the draft's own norms do it
+    else:
+        aux_rms = measure_aux(target, layers, rows, mesh, config.dtype)
+    draft = Draft(shape, rngs=nnx.Rngs(config.seed), aux_rms=aux_rms)
+    if config.init_from is None:
+        vocab = choose_draft_vocab(meta, config.draft.draft_vocab_size, (target_config.think_tokens().end,))
+        warm_start(draft, target, jnp.asarray(vocab))
+    else:
+        of_target = (target_config.hf_config(), target_config.name)
+        params, vocab = warm_params(config.init_from, shape, aux_rms, *of_target)
+        nnx.update(draft, jax.tree.map(jnp.asarray, params))
+    return Start(shape, vocab, aux_rms, identity(meta), before and before.selection), draft, target
+
+
+def draft_config(config: TrainConfig, target: TargetConfig, exit_point: Literal["earliest", "stable"]) -> DraftConfig:
+    """The ``config.json`` that this run's draft directory will have.
+
+    Raises:
+      ConfigError, DraftError: ``init_from`` cannot be read, or does not fit the recipe.
+    """
+    hf, layers = target.hf_config(), config.aux_layers or target.aux_layers
+    block = SpecExitBlock(
+        source=config.signals.source,
+        target=target.name,
+        think_start=target.think_start,
+        think_end=target.think_end,
+        split_endings=target.split_endings,
+        split_connectors=target.split_connectors,
+        exit_point=exit_point,
+    )
+    if config.init_from is not None:
+        return warm_config(read_config(config.init_from), config.init_from, config.draft, layers, block)
+    return DraftConfig(
+        **config.draft.model_dump(),
+        target_hidden_size=hf["hidden_size"],
+        vocab_size=hf["vocab_size"],
+        rms_norm_eps=hf["rms_norm_eps"],
+        rope_theta=hf.get("rope_theta") or hf["rope_parameters"]["rope_theta"],
+        max_position_embeddings=hf["max_position_embeddings"],
+        eagle_aux_hidden_state_layer_ids=layers,
+        num_aux_hidden_states=len(layers),
+        target_num_hidden_layers=hf["num_hidden_layers"],
+        specexit=block,
+    )
+
+
+def check_start(config: TrainConfig, target_config: TargetConfig, meta: PackMeta) -> Start | None:
+    """What the run in ``config.out`` was begun with; None where there is none.
+
+    Raises:
+      ConfigError: that was another target, or other data under the same name.
+    """
+    path = config.out / "draft.json"
+    if not path.exists():
+        return None
+    before, shape = read_start(config.out), draft_config(config, target_config, meta.exit_point)
+    for field in type(shape).model_fields:
+        was, now = getattr(before.shape, field), getattr(shape, field)
+        if was != now:
+            raise ConfigError(f"{path}: this run was begun with {field}={was}, but target and data now say {now}")
+    if before.data not in ("", identity(meta)):
+        raise ConfigError(
+            f"{path}: this run was begun with the data {before.data}, but {config.data / 'meta.json'} is that of "
+            f"{identity(meta)}: its position in the data means nothing there"
+        )
+    return before

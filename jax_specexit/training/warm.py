@@ -1,0 +1,92 @@
+"""A run that starts from an existing draft: its geometry, its weights, and the aux layers that are new to it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from jax_specexit.export import params_from_draft
+from specexit.config import ConfigError
+from specexit.drafts.config import ARCHITECTURE, DraftConfig, SpecExitBlock, check_target
+from specexit.drafts.directory import read_draft
+from specexit.schemas.train import DraftShapeConfig
+
+Tensors = dict[str, np.ndarray]
+
+
+def warm_config(
+    source: DraftConfig, folder: Path, sizes: DraftShapeConfig, layers: tuple[int, ...], block: SpecExitBlock
+) -> DraftConfig:
+    """The ``config.json`` of a draft that goes on from ``source``: heads, RoPE, eps, norms and biases are its own.
+
+    Raises:
+      ConfigError: the recipe says other sizes, other aux layers than its own and further ones, or signals that its
+        ``fc`` cannot carry.
+    """
+    for field, wanted in sizes.model_dump().items():
+        if getattr(source, field) != wanted:
+            raise ConfigError(
+                f"init_from={folder}: {field} is {getattr(source, field)}, but the recipe says draft.{field}={wanted}"
+            )
+    own = source.eagle_aux_hidden_state_layer_ids
+    if own != layers and not set(own) < set(layers):
+        raise ConfigError(
+            f"init_from={folder}: eagle_aux_hidden_state_layer_ids is {list(own)}, but the recipe says {list(layers)}, "
+            "expected the same or some more: aux_layers"
+        )
+    if own != layers and source.aux_norm_shapes:
+        raise ConfigError(
+            f"init_from={folder}: its aux hidden states are normed before fc, so no layer can be added to "
+            f"{list(own)} without changing what it drafts, but the recipe says {list(layers)}"
+        )
+    changes: dict[str, Any] = {
+        "architectures": (ARCHITECTURE,),
+        "torch_dtype": "float32",
+        "eagle_aux_hidden_state_layer_ids": layers,
+        "num_aux_hidden_states": len(layers),
+        "specexit": block,
+    }
+    try:
+        return DraftConfig.model_validate(source.model_dump() | changes)
+    except ValidationError as error:
+        raise ConfigError(f"init_from={folder}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from error
+
+
+def warm_params(
+    folder: Path, shape: DraftConfig, aux_rms: tuple[float, ...], target_config: Mapping[str, Any], target: str
+) -> tuple[dict[str, Any], np.ndarray]:
+    """(parameters, target id of every draft token) of the draft in ``folder``, for a `Draft` of this shape.
+
+    Without ``signal_head`` where it has none, or one that is read elsewhere: that starts afresh.
+
+    Raises:
+      DraftError: the draft cannot be read, or was made for another target.
+    """
+    source, tensors = read_draft(folder)
+    check_target(source, folder, target_config, target)
+    source, tensors = widen(source, tensors, shape.eagle_aux_hidden_state_layer_ids)
+    params = params_from_draft(source, tensors, aux_rms)
+    assert shape.specexit is not None
+    if source.specexit is None or source.specexit.source != shape.specexit.source:
+        params.pop("signal_head", None)
+    return params, tensors["d2t"] + np.arange(source.draft_vocab_size)
+
+
+def widen(source: DraftConfig, tensors: Tensors, layers: tuple[int, ...]) -> tuple[DraftConfig, Tensors]:
+    """An existing draft with further aux layers, which its ``fc`` reads with zeros: it drafts what it did before.
+
+    As it is where ``layers`` lacks one of its own.
+    """
+    before, h = source.eagle_aux_hidden_state_layer_ids, source.target_hidden_size
+    if not set(before) < set(layers):
+        return source, tensors
+    fc = np.zeros((len(tensors["fc.weight"]), h * len(layers)), tensors["fc.weight"].dtype)
+    for i, layer in enumerate(before):
+        to = layers.index(layer)
+        fc[:, to * h : (to + 1) * h] = tensors["fc.weight"][:, i * h : (i + 1) * h]
+    aux = {"eagle_aux_hidden_state_layer_ids": layers, "num_aux_hidden_states": len(layers)}
+    return source.model_copy(update=aux), tensors | {"fc.weight": fc}

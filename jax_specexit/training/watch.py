@@ -1,0 +1,58 @@
+"""What a pod owner watches beside losses and time: how busy the chips are, their memory, the learning rates."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from jax_specexit.planning.aot import Shapes
+from jax_specexit.planning.work import step_work
+from jax_specexit.training.optimizer import schedule
+from specexit.chips import CHIPS
+from specexit.schemas.train import TrainConfig
+
+DEVICE_KINDS = {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v5p": "v5p", "TPU v6 lite": "v6e"}
+"""What JAX calls a chip -> its name in `specexit.chips`."""
+
+
+def steps_of(config: TrainConfig, step: int) -> int:
+    """TTT steps of an optimizer step."""
+    return 1 if step <= config.first_step_share * config.steps else config.ttt_steps
+
+
+class Watch:
+    """Numbers about a run that its step does not return: ``watch(step, seconds)``.
+
+    Args:
+      config: the recipe.
+      shapes: of its models and rows.
+      mesh: that it runs on.
+      kind: what JAX calls its devices.
+    """
+
+    def __init__(self, config: TrainConfig, shapes: Shapes, mesh: Mesh, kind: str):
+        rates = config.optimizer
+        peaks = {"muon": rates.muon_rate, "adam": rates.adam_rate, "head": rates.head_rate}
+        self.schedules = {name: schedule(rates, peak, config.steps) for name, peak in peaks.items()}
+        self.config = config
+        shorter = {k: config.model_copy(update={"ttt_steps": k}) for k in (1, config.ttt_steps)}
+        self.useful = {k: sum(w.useful for w in step_work(one, shapes, mesh)) for k, one in shorter.items()}
+        self.chip = CHIPS.get(DEVICE_KINDS.get(kind, ""))
+
+    def __call__(self, step: int, seconds: float | None) -> dict[str, Any]:
+        """Learning rates of the step; MFU and the most HBM used so far, where the devices say what they are.
+
+        MFU is useful FLOPs (`jax_specexit.planning.work`: nothing recomputed, no masked pair, no optimizer) over the
+        chip's published peak, at ``seconds`` a step.
+        """
+        found: dict[str, Any] = {
+            "learning_rate": {name: float(np.asarray(rate(step - 1))) for name, rate in self.schedules.items()}
+        }
+        if self.chip is not None and seconds:
+            found["mfu"] = round(self.useful[steps_of(self.config, step)] / seconds / self.chip.flops, 4)
+        peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in jax.local_devices()]
+        used = [peak for peak in peaks if peak is not None]
+        return found | ({"hbm_peak_gib": round(max(used) / 2**30, 3)} if used else {})

@@ -1,0 +1,109 @@
+"""What a pod owner watches, on a clock and on chips of the test's own."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import Mesh
+
+from jax_specexit.model.target import TargetShape
+from jax_specexit.planning.aot import Shapes
+from jax_specexit.planning.work import step_work
+from jax_specexit.sharding import make_mesh
+from jax_specexit.training.clock import Clock
+from jax_specexit.training.metrics import Metrics
+from jax_specexit.training.run import write_status
+from jax_specexit.training.watch import Watch
+from specexit.drafts.config import DraftConfig
+from specexit.schemas.train import MeshConfig, TrainConfig
+
+
+def test_a_clock_gives_every_second_to_one_thing() -> None:
+    now = iter([0.0, 1.0, 3.0, 3.5, 10.0])
+    clock = Clock(lambda: next(now))
+    for kind in ("data", "step", "data"):
+        clock.lap(kind)
+    assert clock.take() == {"compile": 0.0, "data": 1.5, "step": 2.0, "save": 0.0, "evaluate": 0.0}
+    clock.lap("save")
+    assert clock.take()["save"] == 6.5
+
+
+@pytest.fixture
+def shapes() -> Shapes:
+    sizes = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4, "num_key_value_heads": 2}
+    target = TargetShape(
+        **sizes,
+        vocab_size=1024,
+        num_hidden_layers=8,
+        head_dim=64,
+        rope_theta=1e4,
+        rms_norm_eps=1e-6,
+        tie_word_embeddings=True,
+    )
+    draft = DraftConfig(
+        **sizes,
+        head_dim=64,
+        vocab_size=1024,
+        draft_vocab_size=512,
+        target_hidden_size=256,
+        eagle_aux_hidden_state_layer_ids=(1, 4, 8),
+        num_aux_hidden_states=3,
+        target_num_hidden_layers=8,
+    )
+    return Shapes(target, draft, 8, 512)
+
+
+@pytest.fixture
+def mesh() -> Mesh:
+    return make_mesh(MeshConfig(), jax.devices()[:1])
+
+
+def recipe(base: TrainConfig) -> TrainConfig:
+    return base.model_copy(update={"steps": 100, "ttt_steps": 3, "first_step_share": 0.5, "loss_chunk": 128})
+
+
+def test_mfu_is_the_useful_work_over_the_peak(base_recipe: TrainConfig, shapes: Shapes, mesh: Mesh) -> None:
+    config = recipe(base_recipe)
+    watch = Watch(config, shapes, mesh, "TPU v5 lite")
+    useful = sum(w.useful for w in step_work(config, shapes, mesh))
+    # A step that takes as long as its useful work does at v5e's 197 TFLOP/s has an MFU of 1.
+    assert watch(51, useful / 197e12)["mfu"] == pytest.approx(1)
+    assert watch(51, 2 * useful / 197e12)["mfu"] == pytest.approx(0.5)
+    assert watch(50, useful / 197e12)["mfu"] < 0.9  # one TTT step
+    assert "mfu" not in watch(51, None)
+    assert "mfu" not in Watch(config, shapes, mesh, "cpu")(51, 1.0)
+
+
+def test_rates_are_those_of_the_schedule(base_recipe: TrainConfig, shapes: Shapes, mesh: Mesh) -> None:
+    config = recipe(base_recipe)
+    watch = Watch(config, shapes, mesh, "cpu")
+    rates = [watch(step, None)["learning_rate"] for step in (1, 40, 100)]
+    peak = config.optimizer.muon_rate
+    assert rates[0]["muon"] == pytest.approx(peak / 4)  # 4 % of 100 steps of warm-up, of which this is the first
+    assert rates[1]["muon"] == pytest.approx(peak)
+    assert rates[2]["muon"] < 0.1 * peak
+
+
+def numbers() -> dict[str, Any]:
+    four, one = jnp.ones(4), jnp.ones(())
+    names = ("loss", "gradient_norm", "tokens")
+    return {"token_loss": four, "top1": four, "signal_loss": four, "weights": four} | dict.fromkeys(names, one)
+
+
+def test_goodput_counts_what_was_lost_by_a_restart(tmp_path: Path) -> None:
+    """Ten seconds trained, of which a kill takes six, then four again: eight of all that has passed since the start."""
+    write_status(tmp_path, "running", 0, 8)
+    began = json.loads((tmp_path / "status.json").read_text())["began"]
+    for start, steps in ((0, {2: 4.0, 4: 6.0}), (2, {4: 4.0})):
+        write_status(tmp_path, "running", start, 8)
+        assert json.loads((tmp_path / "status.json").read_text())["began"] == began
+        with Metrics(tmp_path, total=8, start=start) as metrics:
+            for step, seconds in steps.items():
+                metrics.clock.spent["step"] = seconds
+                metrics.advance(step, numbers())
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["trained_seconds"] for line in lines] == [4.0, 8.0]
+    assert lines[1]["tokens_per_second"] == pytest.approx(1 / 4, abs=0.1)  # rounded to a tenth
