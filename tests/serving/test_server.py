@@ -15,6 +15,7 @@ import urllib.error
 import pytest
 
 from specexit.chat import Turn
+from specexit.drafts.policy import read_policy
 from specexit.method.signals import NAMES
 from specexit.tiny import problems, prompt_text
 
@@ -202,9 +203,8 @@ def test_metrics_count_what_clients_were_told(server, exiting):
 
 def test_the_server_says_how_it_treats_exits(server, drafts):
     status = json.loads(server.get("/v1/specexit"))
-    block = json.loads((drafts / "draft" / "config.json").read_text())["specexit"]
     assert status["mode"] == "exit"
-    assert status["policy"] == block["policy"]
+    assert status["policy"] == read_policy(drafts / "draft").point().policy.model_dump(mode="json")
     assert status["audit"] is None
     assert status["requests"]["exit"] > 0
 
