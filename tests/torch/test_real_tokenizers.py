@@ -1,7 +1,7 @@
 """Qwen3's, Llama 3's and DeepSeek's tokenizers, rebuilt from packages that ship their vocabularies.
 
-Their added tokens are placed as in the models' own ``tokenizer_config.json``. What these targets' boundaries are is a
-table in ``docs/targets.md``, which is held to what is found here.
+Their added tokens and chat templates are placed as we know the models' ``tokenizer_config.json``, which no package
+ships. What these targets' boundaries are is a table in ``docs/targets.md``, which is held to what is found here.
 """
 
 import importlib.resources
