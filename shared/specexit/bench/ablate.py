@@ -35,6 +35,8 @@ from specexit.schemas.simulate import SimulateConfig
 
 REMAINING = tuple(float(tokens) for tokens in np.unique(np.geomspace(0.25, 400, 60).round(2)))
 MOST_SPLITS = 5
+HIGHEST = 10.0
+"""Percent of loss that a figure shows: curves run up to all of it, and what matters lies at their foot."""
 
 
 class Variant(Config):
@@ -176,7 +178,7 @@ def _figure(ablation: Ablation, full: float | None) -> str:
         for variant in ablation.variants
     }
     what = "changed answers, %" if full is None else "accuracy lost, points"
-    return curves_chart(curves, "thinking cut, %", what)
+    return curves_chart(curves, "thinking cut, %", what, HIGHEST)
 
 
 def _as_json(found: dict[str, Ablation], full: float | None, n: int) -> dict[str, object]:

@@ -107,12 +107,13 @@ def _replayed(axes: Axes, simulation: Simulation, full_tokens: float) -> None:
             axes.plot((1 - cut) * full_tokens, 100 * accuracy, color=PALETTE[color], lw=1.2, alpha=0.7, label=label)
 
 
-def curves_chart(curves: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str) -> str:
+def curves_chart(curves: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str, top: float) -> str:
     """Named curves, or single points, in one frame.
 
     Args:
       curves: name -> (x, y) in order.
       x, y: what the axes say.
+      top: the highest y that is shown.
     """
     with _figure(8.0, 4.2) as figure:
         axes = figure.subplots()
@@ -125,6 +126,7 @@ def curves_chart(curves: Mapping[str, Sequence[tuple[float, float]]], x: str, y:
                 axes.plot(xs, ys, style, color=color, marker=marker, lw=1.4, label=name.replace("$", r"\$"))
         axes.set_xlabel(x)
         axes.set_ylabel(y)
+        axes.set_ylim(-top / 20, top)
         axes.grid(color=PALETTE["faint"], alpha=0.25, lw=0.6)
         figure.legend(loc="outside right upper", frameon=False)
         return _svg(figure)
