@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-SPENT_ON = ("compile", "data", "step", "save", "evaluate")
+SPENT_ON: tuple[str, ...] = ("compile", "data", "step", "save", "evaluate")
 """``compile`` is the first step of a process; ``data``, waiting for a batch; ``step``, everything that trains."""
 
 
