@@ -17,7 +17,7 @@ LENGTH = 128
 TARGET = TargetConfig(
     name="shallow",
     path="nowhere",
-    aux_layers=(1, 1, 1),
+    aux_layers=(0, 1),
     max_model_len=LENGTH,
     config={
         "architectures": ["Qwen3ForCausalLM"],
