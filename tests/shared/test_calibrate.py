@@ -107,7 +107,6 @@ def test_an_exit_at_the_very_end_shortens_nothing_and_is_not_certified(setting):
     [
         ("finish_reason", "stop", "length", "128 unfinished"),
         ("answer", "7", None, "128 without an answer"),
-        ("boundary_state", ["agrees"] * 3, ["undecided", "agrees", "agrees"], "128 with an undecided trial"),
     ],
 )
 def test_traces_that_cannot_judge_are_no_successes(setting, field, able, unable, reason):
@@ -116,6 +115,20 @@ def test_traces_that_cannot_judge_are_no_successes(setting, field, able, unable,
     refused(paths, rf"2 calibration prompts that can judge \({reason}\) cannot support risk 0\.02 .* at least 114")
     point = calibrate(CalibrateConfig(**paths, unjudged="error")).point()
     assert (point.policy, point.certificate) == (OFF, None)
+
+
+@pytest.mark.parametrize("risk", ["answer_changed", "accuracy_lost"])
+def test_an_exit_at_an_undecided_trial_is_an_error_and_its_trace_counts(setting, risk):
+    """Left out, such traces would hide the prompts on which an early end goes wrong."""
+    undecided = {
+        "boundary_state": lambda i: ["undecided" if i < 20 else "agrees", "agrees", "agrees"],
+        "boundary_answers": lambda i: [None if i < 20 else "7", "7", "7"],
+    }
+    validity = np.where(np.arange(N) < 20, 0.6, 0.995)
+    paths = setting(validity, np.arange(N) >= 20, **undecided)
+    point = calibrate(CalibrateConfig(**paths, risk=risk)).point()
+    assert point.policy.thresholds["validity"] > 0.6
+    assert (point.certificate.n, point.certificate.errors, point.certificate.n_unjudged) == (N, 0, 0)
 
 
 def test_a_few_traces_that_cannot_judge_are_left_out_or_counted_as_errors(setting, capsys):

@@ -94,14 +94,13 @@ def build(make_trace):
 def theorem(traces, signals, epsilon, delta, unjudged):
     """Directly: (prompts, losses of each policy on each of them, index of the policy that may be certified, or None).
 
-    A trace counts if it finished with an answer, has a boundary and no undecided trial. A prompt's loss is the mean of
-    its traces' errors. The policies are tested from the cautious end; the exact binomial tail where every prompt has
-    one trace, else the smaller of Hoeffding's bound and e times the tail of the sum rounded up.
+    A trace counts if it finished with an answer, has a boundary; an exit at an undecided trial is an error. A prompt's
+    loss is the mean of its traces' errors. The policies are tested from the cautious end; the exact binomial tail where
+    every prompt has one trace, else the smaller of Hoeffding's bound and e times the tail of the sum rounded up.
     """
     losses: dict[tuple, list[list[float]]] = {}
     for trace, values in zip(traces, signals, strict=True):
         able = trace.finish_reason == "stop" and trace.answer is not None and trace.boundaries
-        able = able and "undecided" not in trace.boundary_state
         if not able and unjudged == "refuse":
             continue
         row = []

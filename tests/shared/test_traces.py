@@ -172,7 +172,7 @@ def test_a_state_that_does_not_exist(make_trace, tmp_path):
     [
         ({}, True),
         ({"boundary_state": ["differs", "untried", "agrees"]}, True),
-        ({"boundary_state": ["undecided", "agrees", "agrees"]}, False),
+        ({"boundary_state": ["undecided", "agrees", "agrees"]}, True),
         ({"finish_reason": "length"}, False),
         ({"answer": None}, False),
         ({f"boundar{end}": [] for end in ("ies", "y_answers", "y_agrees", "y_confidence")}, False),

@@ -110,14 +110,10 @@ class FreeTrial:
 
 
 def can_judge(trace: Trace) -> bool:
-    """Whether a statistic or certificate may count a trace: it came to its end with an answer, had somewhere to exit,
-    and every trial that was made is decided. All others are reported, and never count as successes."""
-    return (
-        trace.finish_reason == "stop"
-        and trace.answer is not None
-        and len(trace.boundaries) > 0
-        and "undecided" not in trace.boundary_state
-    )
+    """Whether a statistic or certificate may count a trace: it came to its end with an answer, and had somewhere to
+    exit. All others are reported, and never count as successes. An exit where the trial is undecided is an error:
+    leaving such traces out would claim less of the prompts on which an early end goes wrong."""
+    return trace.finish_reason == "stop" and trace.answer is not None and len(trace.boundaries) > 0
 
 
 def prompt_sha256(trace: Trace) -> str:

@@ -2,7 +2,8 @@
 
 The unit is the prompt. Its loss is the share of its traces that err, so that a prompt that was sampled many times, or
 stands in the file many times, counts once. A trace that cannot judge (`specexit.data.rows.can_judge`: unfinished, no
-answer, nowhere to exit, a trial without an end) is left out or counts as an error; as a success it never counts.
+answer, nowhere to exit) is left out or counts as an error; as a success it never counts, and no more does an exit at an
+undecided trial.
 """
 
 from __future__ import annotations
@@ -146,7 +147,7 @@ def why_not(trace: Trace) -> str:
         return "unfinished"
     if trace.answer is None:
         return "without an answer"
-    return "with an undecided trial" if trace.boundaries else "without a boundary"
+    return "without a boundary"
 
 
 def _refuse_duplicates(traces: Sequence[Trace]) -> None:

@@ -37,8 +37,8 @@ class CalibrateConfig(Config):
     )
     unjudged: Literal["refuse", "error"] = Field(
         default="refuse",
-        description="traces that cannot judge (unfinished, no answer, no boundary, undecided trials): left out of the "
-        "claim, or counted as errors",
+        description="traces that cannot judge (unfinished, no answer, no boundary): left out of the claim, or "
+        "counted as errors; an exit where the trial is undecided is an error either way",
     )
     groups: bool = Field(
         default=False, description="bound the risk in every group of the prompts (group, or task), not their average"
