@@ -131,7 +131,7 @@ def test_a_trials_text_does_not_melt_into_the_marker(tokenizers, tokens, name, t
 def test_prompts_end_inside_the_thinking(tokenizers, tokens, name, template, target, expected):
     backend = tokenizers[name].backend
     chat = PreTrainedTokenizerFast(tokenizer_object=backend, clean_up_tokenization_spaces=False, chat_template=template)
-    ids = prompt_ids(chat, load_target_config(target), "2 + 2?")
+    ids = prompt_ids(chat, load_target_config(target), [{"role": "user", "content": "2 + 2?"}])
     assert tokenizers[name].decode(ids) == expected
     assert ids.count(tokens[name].start) == 1
     assert ids[-2] == tokens[name].start  # and one newline
