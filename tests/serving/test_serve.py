@@ -27,8 +27,9 @@ def test_check_prints_every_hook_and_the_installed_vllm_fits():
 
 
 def test_a_vllm_that_does_not_fit_is_named(monkeypatch, capsys):
-    odd = dataclasses.replace(hooks.HOOKS[0], method="no_such_method")
-    monkeypatch.setattr(hooks, "HOOKS", (odd, *hooks.HOOKS[1:]))
+    needed = next(i for i, hook in enumerate(hooks.HOOKS) if hook.without is None)
+    odd = dataclasses.replace(hooks.HOOKS[needed], method="no_such_method")
+    monkeypatch.setattr(hooks, "HOOKS", (*hooks.HOOKS[:needed], odd, *hooks.HOOKS[needed + 1 :]))
     with pytest.raises(ServeError, match=r"without exits: .*no_such_method does not exist"):
         serve(ServeConfig(check=True))
     assert "hooks into vLLM" in capsys.readouterr().out
