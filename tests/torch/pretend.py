@@ -107,6 +107,7 @@ class Server:
 
         class Quiet(ThreadingHTTPServer):
             daemon_threads = True
+            request_queue_size = 128  # of connections not yet accepted; http.server's 5 are fewer than come at once
 
             def handle_error(self, *_: Any) -> None: ...
 

@@ -155,10 +155,12 @@ class EndpointEngine:
         while self.alive:
             endpoint = min(self.alive, key=lambda one: one.going)
             endpoint.going += 1
+            before = endpoint.failures
             try:
                 response = await endpoint.complete(ids, how)
             except httpx.HTTPError as error:
-                endpoint.failures += 1
+                # Requests that were under way together fail together: that is one failure, however many they are.
+                endpoint.failures = max(endpoint.failures, before + 1)
                 if endpoint in self.alive and endpoint.failures >= self.config.retries:
                     self._give_up(endpoint, error)
                 pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(endpoint.failures, 10))
