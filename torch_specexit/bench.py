@@ -246,6 +246,6 @@ def gather(
         lossless=identities(runs) if greedy else {},
         samples=config.samples,
         sampling=config.sampling.model_dump(),
-        tasks=by_task(runs),
+        tasks=by_task(runs, config.seed),
         specexit_faster=faster(runs, "specexit", seed=config.seed) if "specexit" in runs else {},
     )

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from specexit.bench.comparison import Request, Run, summarise, write_requests
-from specexit.bench.results import Comparison, Oracle, Results, read_results, write_results
+from specexit.bench.results import Comparison, Oracle, Results, TaskResult, read_results, write_results
 from specexit.data.scores import Scores, write_scores
 from specexit.data.traces import Trace, write_traces
 from specexit.drafts.policy import Certificate, OperatingPoint, PolicyFile, write_policy
@@ -139,6 +139,19 @@ def test_the_file_fetches_nothing(bench: Path, trace: Trace) -> None:
             assert (attributes.get(name) or "#").startswith("#")
     assert "@import" not in html
     assert all(url.startswith("#") for url in re.findall(r"url\(([^)]*)\)", html))
+
+
+def test_tasks_show_what_each_gains(bench: Path) -> None:
+    results = read_results(bench / "results.json")
+    exits = results.methods["eagle3"].exits
+    theirs = TaskResult(n=9, accuracy=1, thinking_tokens=70, exits=exits)
+    ours = theirs.model_copy(update={"thinking_tokens": 68, "speedup": {"1": (0.984, 0.971, 0.997)}})
+    tasks = {task: {"eagle3": theirs, "specexit": ours} for task in ("sums", "late")}
+    write_results(bench / "results.json", results.model_copy(update={"tasks": tasks}))
+    report(config(bench))
+    html = (bench / "report.html").read_text()
+    assert html.count("0.98× (0.97 to 1.00) at batch 1") == 2
+    assert "68.0 tokens" in html
 
 
 def test_charts_take_the_colours_of_the_page_and_say_what_they_show(bench: Path, trace: Trace) -> None:

@@ -39,6 +39,9 @@ from specexit.method.statistics import (
 
 Reason = Literal["exit", "natural_end", "length"]
 
+TASK_RESAMPLES = 2000
+"""Of the intervals by task, of which there are hundreds."""
+
 
 @dataclass(frozen=True)
 class Request:
@@ -208,7 +211,7 @@ def faster(runs: Mapping[str, Run], name: str, *, seed: int = 0) -> dict[str, di
     return found
 
 
-def by_task(runs: Mapping[str, Run]) -> dict[str, dict[str, TaskResult]]:
+def by_task(runs: Mapping[str, Run], seed: int = 0) -> dict[str, dict[str, TaskResult]]:
     """Task -> method -> its means there; empty where the problems name fewer than two tasks."""
     tasks = sorted({request.task for run in runs.values() for request in run.all_requests if request.task})
     if len(tasks) < 2:
@@ -222,6 +225,23 @@ def by_task(runs: Mapping[str, Run]) -> dict[str, dict[str, TaskResult]]:
                 accuracy=_mean(part, lambda request: request.correct),
                 thinking_tokens=_mean(part, lambda request: request.thinking_tokens),
                 exits=Exits(**Counter(request.reason for request in part)),
+                speedup={} if name == BASELINE else _speedups_on(task, run, runs[BASELINE], seed),
+            )
+    return found
+
+
+def _speedups_on(task: str, run: Run, baseline: Run, seed: int) -> dict[str, Triple]:
+    """Batch size -> speed-up of single responses on one task; only where all of them were timed."""
+    found = {}
+    for batch, requests in run.requests.items():
+        clusters = paired(requests, baseline.requests[batch])
+        of_task = np.array([request.task == task for request in requests])
+        both = (*requests, *baseline.requests[batch])
+        if of_task.any() and all(request.seconds is not None for request in both):
+            theirs, ours = _column(baseline.requests[batch], _seconds), _column(requests, _seconds)
+            columns = (column[of_task] for column in (theirs, ours))
+            found[str(batch)] = cluster_bootstrap(
+                _speedup, clusters[of_task], *columns, resamples=TASK_RESAMPLES, seed=seed
             )
     return found
 
