@@ -184,6 +184,12 @@ COMMANDS = {
         "specexit.schemas.ablate:AblateConfig",
         "specexit.bench.ablate:ablate",
     ),
+    "bench-replay": Command(
+        "Evidence",
+        "Hold served exits against replayed ones, request by request, and list what differs.",
+        "specexit.schemas.bench_replay:BenchReplayConfig",
+        "specexit.bench.replay:bench_replay",
+    ),
     "bench-certificate": Command(
         "Evidence",
         "Measure how often a certificate is broken, on samples of a population whose risk is known.",

@@ -1,0 +1,194 @@
+"""``specexit bench-replay``: whether served exits are the simulated ones, request by request.
+
+`simulate`, `calibrate` and `ablate` judge policies by replaying traces; what they say is worth as much as the replay is
+true. With greedy decoding it foretells every exit exactly, but for rounding: an engine's batches add up in another
+order than `score` did, so a signal next to its threshold may fall on the other side, and of two tokens that are nearly
+as probable the other may be written. Every difference is listed with what explains it, or with nothing that does.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from pydantic import Field
+from rich.console import Console
+from rich.table import Table
+
+from specexit.bench.comparison import Request, read_requests
+from specexit.bench.results import ResultsError, read_results
+from specexit.config import Config, write_text
+from specexit.data.scores import ScoreError, draft_sha256, read_scores
+from specexit.data.traces import Trace, read_traces
+from specexit.drafts.directory import DraftError, read_config
+from specexit.method.decision import Policy
+from specexit.method.replay import Replay
+from specexit.method.signals import SIGNALS, column
+from specexit.schemas.bench_replay import BenchReplayConfig
+
+Why = Literal["rounding of a signal", "other text", "out of tokens", "unexplained"]
+
+
+class Difference(Config):
+    """One request whose exit is not the replayed one."""
+
+    id: str
+    served: int | None = Field(description="thinking tokens at the exit; None where there was none")
+    replayed: int | None
+    why: Why
+    at: int | None = Field(
+        default=None, description="other text: the first token that differs; else the boundary that only one exits at"
+    )
+    signals: dict[str, float] = Field(default={}, description="there, by the scores: those that the policy reads")
+    served_signals: dict[str, float] = Field(default={}, description="of the served request's last verdict")
+
+
+class ReplayCheck(Config):
+    """What ``bench-replay`` writes."""
+
+    n: int = Field(description="requests")
+    same: int = Field(description="those that exit where the replay does, or, like the replay, nowhere")
+    share: float
+    method: str
+    policy: Policy
+    differences: tuple[Difference, ...]
+
+
+class ReplayError(ResultsError):
+    """A benchmark that cannot be held against a replay, or differs from it too often; the message says in what."""
+
+
+def check_exits(
+    traces: Sequence[Trace],
+    signals: Sequence[np.ndarray],
+    policy: Policy,
+    requests: dict[str, Request],
+    *,
+    method: str,
+    near: float,
+) -> ReplayCheck:
+    """Compare exits, one trace and one request a problem.
+
+    Args:
+      traces: with the tokens that greedy decoding wrote without exits.
+      signals: their scores, [thinking tokens, signals] each.
+      policy: that the requests were served with.
+      requests: by the trace's id.
+      method: whose they are.
+      near: distance to a threshold that rounding may cross.
+    """
+    outcome = Replay(traces, signals).play(policy)
+    differences = []
+    for i, trace in enumerate(traces):
+        request = requests[trace.id]
+        served = request.thinking_tokens if request.reason == "exit" else None
+        replayed = int(outcome.kept[i]) if outcome.exited[i] else None
+        if served != replayed:
+            differences.append(_explain(trace, signals[i], policy, request, served, replayed, near))
+    same = len(traces) - len(differences)
+    return ReplayCheck(
+        n=len(traces),
+        same=same,
+        share=same / len(traces),
+        method=method,
+        policy=policy,
+        differences=tuple(differences),
+    )
+
+
+def _explain(
+    trace: Trace,
+    signals: np.ndarray,
+    policy: Policy,
+    request: Request,
+    served: int | None,
+    replayed: int | None,
+    near: float,
+) -> Difference:
+    """The first cause: text that is another before either exit, or the boundary that only one of the two exits at."""
+    first = min(end for end in (served, replayed) if end is not None)
+    written = request.token_ids[: request.thinking_tokens]
+    common = min(len(written), first)
+    apart = next((t for t in range(common) if written[t] != trace.think_ids[t]), None)
+    found = {"id": trace.id, "served": served, "replayed": replayed, "served_signals": request.signals}
+    if apart is not None:
+        return Difference(**found, why="other text", at=apart)
+    if len(written) < first:
+        return Difference(**found, why="out of tokens", at=len(written))
+    values = {name: float(signals[first - 1, column(name)]) for name in policy.thresholds}
+    # With patience or an average, the boundary is not decided by its own values alone.
+    alone = policy.patience == 1 and policy.smoothing == "none"
+    why: Why = "rounding of a signal" if alone and _may_tip(values, policy, near) else "unexplained"
+    return Difference(**found, why=why, at=first, signals=values)
+
+
+def _may_tip(values: dict[str, float], policy: Policy, near: float) -> bool:
+    """Whether a verdict is another if every signal moves by at most ``near``."""
+    close = {name for name, value in values.items() if abs(value - policy.thresholds[name]) <= near}
+    failing = {name for name, value in values.items() if not _holds(name, value, policy.thresholds[name])}
+    return failing <= close if failing else bool(close)
+
+
+def _holds(name: str, value: float, threshold: float) -> bool:
+    return value >= threshold if SIGNALS[column(name)].exits_above else value <= threshold
+
+
+def bench_replay(config: BenchReplayConfig) -> ReplayCheck:
+    """Compare, write the file, print the differences.
+
+    Raises:
+      ResultsError, TraceError, ScoreError, DraftError: a file is unreadable.
+      ReplayError: the benchmark was sampled, asked other problems, or its exits differ too often.
+    """
+    policy, traces, signals, requests = _read(config)
+    check = check_exits(traces, signals, policy, requests, method=config.method, near=config.near)
+    write_text(config.out, json.dumps(check.model_dump(mode="json"), indent=1) + "\n")
+    console = Console()
+    console.print(f"{check.method}: {check.same} of {check.n} requests exit as replayed ({100 * check.share:.2f} %)")
+    if check.differences:
+        console.print(_table(check))
+    if check.share < config.least_same:
+        reasons = Counter(difference.why for difference in check.differences)
+        counted = ", ".join(f"{n} {why}" for why, n in reasons.items())
+        raise ReplayError(
+            f"{config.bench}: {check.same} of {check.n} exits are the replayed ones ({counted}), expected a share of "
+            f"at least {config.least_same}; {config.out} lists them"
+        )
+    return check
+
+
+def _read(config: BenchReplayConfig) -> tuple[Policy, list[Trace], list[np.ndarray], dict[str, Request]]:
+    results = read_results(config.bench / "results.json")
+    if results.sampling.get("temperature"):
+        raise ReplayError(
+            f"{config.bench}: sampled at temperature {results.sampling['temperature']}, expected greedy decoding: "
+            "sampled text is another than the trace's"
+        )
+    requests = read_requests(config.bench / "requests.jsonl", config.method, config.batch)
+    if not requests:
+        raise ReplayError(f"{config.bench}: no requests of method {config.method!r} at that batch size")
+    traces = {trace.id: trace for trace in read_traces(config.traces) if trace.sample == 0}
+    if missing := sorted(set(requests) - set(traces)):
+        raise ReplayError(f"{config.traces}: problem {missing[0]!r} of the benchmark is missing")
+    asked = [traces[name] for name in requests]
+    block = read_config(config.draft).specexit
+    if block is None:
+        raise DraftError(f"{config.draft / 'config.json'}: no specexit block, so this draft exits nowhere")
+    scores = read_scores(config.scores)
+    if scores.draft_sha256 != draft_sha256(config.draft):
+        raise ScoreError(f"{config.scores}: scores are another draft's, expected those of {config.draft}")
+    return block.policy, asked, scores.of(asked), requests
+
+
+def _table(check: ReplayCheck) -> Table:
+    table = Table(title="exits that differ", title_justify="left")
+    for heading in ("problem", "served", "replayed", "why", "at", "signals there"):
+        table.add_column(heading)
+    for difference in check.differences:
+        cells = (difference.served, difference.replayed, difference.why, difference.at)
+        values = ", ".join(f"{name} {value:.5f}" for name, value in difference.signals.items())
+        table.add_row(difference.id, *("none" if cell is None else str(cell) for cell in cells), values)
+    return table

@@ -1,0 +1,171 @@
+"""``specexit bench-replay``: served exits against replayed ones, and what explains a difference."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from specexit.bench.comparison import Request, Run, summarise, write_requests
+from specexit.bench.replay import ReplayError, bench_replay, check_exits
+from specexit.bench.results import Oracle, Results, write_results
+from specexit.data.scores import ScoreError, Scores, draft_sha256, write_scores
+from specexit.data.traces import write_traces
+from specexit.method.decision import Policy
+from specexit.method.signals import column
+from specexit.schemas.bench_replay import BenchReplayConfig
+
+N = 6
+END = 99
+
+
+def served(trace, exit_at):
+    """A request that exits behind so many thinking tokens; None thinks to the end."""
+    kept = len(trace.think_ids) if exit_at is None else exit_at
+    ids = [*trace.think_ids[:kept], END, *trace.answer_ids]
+    return Request(trace.id, ids, kept, "natural_end" if exit_at is None else "exit", "7", True, {"validity": 0.9})
+
+
+@pytest.fixture
+def traces(make_trace):
+    return [make_trace(id=str(i)) for i in range(N)]
+
+
+@pytest.fixture
+def signals():
+    """Validity at the boundaries behind 4, 7 and 10 tokens: trace i exits at 7, the last one nowhere."""
+    found = []
+    for i in range(N):
+        values = np.full((10, 4), 0.01, np.float32)
+        values[[3, 6], column("validity")] = (0.5, 0.95 if i < N - 1 else 0.8996)
+        found.append(values)
+    return found
+
+
+@pytest.fixture
+def requests(traces):
+    return {trace.id: served(trace, 7 if i < N - 1 else None) for i, trace in enumerate(traces)}
+
+
+def check(traces, signals, requests, policy=None):
+    return check_exits(traces, signals, policy or Policy(), requests, method="specexit", near=1e-3)
+
+
+def test_exits_that_are_the_replayed_ones(traces, signals, requests):
+    found = check(traces, signals, requests)
+    assert (found.n, found.same, found.share, found.differences) == (N, N, 1.0, ())
+
+
+def test_a_signal_next_to_its_threshold_may_fall_on_either_side(traces, signals, requests):
+    requests["5"] = served(traces[5], 7)  # 0.8996 by the scores, of the 0.9 that are needed
+    (difference,) = check(traces, signals, requests).differences
+    assert (difference.why, difference.at) == ("rounding of a signal", 7)
+    assert (difference.served, difference.replayed) == (7, None)
+    assert difference.signals == {"validity": pytest.approx(0.8996)}
+
+
+@pytest.mark.parametrize(("exit_at", "at"), [(4, 4), (10, 7), (None, 7)])
+def test_what_nothing_explains_is_said_to_be_unexplained(traces, signals, requests, exit_at, at):
+    requests["0"] = served(traces[0], exit_at)
+    (difference,) = check(traces, signals, requests).differences
+    assert (difference.served, difference.replayed, difference.why, difference.at) == (exit_at, 7, "unexplained", at)
+
+
+def test_all_that_a_verdict_hangs_on_has_to_be_close(traces, signals, requests):
+    """Progress is far below its threshold, so validity's rounding cannot have tipped the verdict."""
+    policy = Policy(thresholds={"validity": 0.9, "progress": 0.5})
+    requests = {trace.id: served(trace, None) for trace in traces} | {"5": served(traces[5], 7)}
+    (difference,) = check(traces, signals, requests, policy).differences
+    assert difference.why == "unexplained"
+    signals[5][6, column("progress")] = 0.4995
+    (difference,) = check(traces, signals, requests, policy).differences
+    assert difference.why == "rounding of a signal"
+
+
+def test_other_text_before_the_exit_is_the_cause_even_where_the_exit_is_there_as_well(traces, signals, requests):
+    other = served(traces[1], 10)
+    ids = [*other.token_ids[:5], 77, *other.token_ids[6:]]
+    requests["1"] = dataclasses.replace(other, token_ids=ids)
+    (difference,) = check(traces, signals, requests).differences
+    assert (difference.id, difference.why, difference.at) == ("1", "other text", 5)
+
+
+def test_a_request_that_ran_out_of_tokens_before_its_exit(traces, signals, requests):
+    short = dataclasses.replace(
+        served(traces[2], None), token_ids=traces[2].think_ids[:5], thinking_tokens=5, reason="length"
+    )
+    requests["2"] = short
+    (difference,) = check(traces, signals, requests).differences
+    assert (difference.why, difference.at, difference.served) == ("out of tokens", 5, None)
+
+
+@pytest.fixture
+def files(tmp_path, traces, signals, requests, write_random_draft):
+    """A benchmark's folder, and what it was made from; the problems were asked in another order."""
+    draft = write_random_draft(tmp_path / "draft", "draft")
+    write_traces(tmp_path / "traces.parquet", [*traces, dataclasses.replace(traces[0], id="not asked")])
+    named = {trace.id: values for trace, values in zip(traces, signals, strict=True)} | {"not asked": signals[0]}
+    write_scores(tmp_path / "scores.parquet", Scores("draft", draft_sha256(draft), named))
+    bench = tmp_path / "bench"
+    write_bench(bench, list(reversed(requests.values())))
+    return BenchReplayConfig(
+        bench=bench,
+        traces=tmp_path / "traces.parquet",
+        draft=draft,
+        scores=tmp_path / "scores.parquet",
+        out=tmp_path / "replay.json",
+    )
+
+
+def write_bench(folder, requests, temperature=0.0):
+    run = Run()
+    run.add(16, requests, [1.0], 0, 0)
+    results = Results(
+        n=len(requests),
+        n_seconds={"16": len(requests)},
+        target="tiny-reasoner",
+        hardware={},
+        versions={},
+        seed=0,
+        num_speculative_tokens=3,
+        methods={"specexit": summarise(run)},
+        against_eagle3={},
+        oracle=Oracle(thinking_cut=0.5, fraction_reached={}),
+        lossless={},
+        sampling={"temperature": temperature},
+    )
+    write_results(folder / "results.json", results)
+    write_requests(folder / "requests.jsonl", {"specexit": run})
+
+
+def test_the_command_writes_what_it_found(files):
+    assert bench_replay(files).share == 1.0
+    written = json.loads(files.out.read_text())
+    assert (written["n"], written["same"], written["policy"]["thresholds"]) == (N, N, {"validity": 0.9})
+
+
+def test_too_many_differences_are_an_error_that_counts_them_and_leaves_the_list(files, traces, requests, capsys):
+    requests |= {"0": served(traces[0], 4), "5": served(traces[5], 7)}
+    write_bench(files.bench, list(requests.values()))
+    with pytest.raises(ReplayError, match=r"4 of 6 exits .*1 unexplained, 1 rounding.*at least 0\.999"):
+        bench_replay(files)
+    assert [found["id"] for found in json.loads(files.out.read_text())["differences"]] == ["0", "5"]
+    assert "0.89960" in capsys.readouterr().out
+    assert bench_replay(files.model_copy(update={"least_same": 0.5})).same == 4
+
+
+def test_what_cannot_be_compared_is_refused(files, traces, requests, signals):
+    write_traces(files.traces, traces[:3])
+    with pytest.raises(ReplayError, match="problem '3' of the benchmark is missing"):
+        bench_replay(files)
+    write_traces(files.traces, traces)
+    with pytest.raises(ReplayError, match="no requests of method 'specexit-fc'"):
+        bench_replay(files.model_copy(update={"method": "specexit-fc"}))
+    named = {trace.id: values for trace, values in zip(traces, signals, strict=True)}
+    write_scores(files.scores, Scores("draft", "0" * 64, named))
+    with pytest.raises(ScoreError, match="are another draft's"):
+        bench_replay(files)
+    write_bench(files.bench, list(requests.values()), temperature=0.6)
+    with pytest.raises(ReplayError, match=r"temperature 0\.6, expected greedy decoding"):
+        bench_replay(files)
+    assert not files.out.exists()
