@@ -34,6 +34,8 @@ SIGNALS = (0.1, 0.2, 3.0, 0.9)
 NAMED = {"confidence": 0.1, "progress": 0.2, "remaining": 3.0, "validity": 0.9}
 START, END = 1, 2
 ENGINE = SimpleNamespace(speculative_config=None)
+REQUEST = {"external_req_id": "chatcmpl-1", "prompt_token_ids": [START], "cache_salt": None, "priority": 0}
+"""What is kept of vLLM's ``EngineCoreRequest``."""
 
 
 def front_end(**serving):
@@ -196,7 +198,7 @@ def test_reports_are_for_the_holder_of_the_same_key():
     setattr(engine.processor, KEY, front)
     (state,) = engine.processor.request_states.values()
     ours = front.operation.resolve(None, caller="ours")
-    front.keep(state, SimpleNamespace(cache_salt=None, priority=0), ours)
+    front.keep(state, SimpleNamespace(**REQUEST), ours)
     for finished in ({}, {0: "stop"}):
         engine.step({0: row(OVER, 50)}, finished=finished)
         for asking, found in (("ours", True), ("another", False), (None, False)):
@@ -211,7 +213,7 @@ def test_a_report_says_which_point_it_is_of_and_whether_that_is_certified():
         engine = Engine()
         (state,) = engine.processor.request_states.values()
         admitted = front.operation.resolve(arguments)
-        front.keep(state, SimpleNamespace(cache_salt=None, priority=0), admitted)
+        front.keep(state, SimpleNamespace(**REQUEST), admitted)
         (told,) = engine.step({0: row(THINKING, 20)})
         assert (told["point"], told["certified"]) == (point, False)
 

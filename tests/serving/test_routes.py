@@ -42,9 +42,8 @@ class Server:
 
     def finish(self, name, caller):
         state = SimpleNamespace(external_req_id=name, parent_req=None, **{KEY: {"outcome": "exit"}})
-        self.front.keep(
-            state, SimpleNamespace(cache_salt=None, priority=0), self.front.operation.resolve(None, caller=caller)
-        )
+        request = SimpleNamespace(external_req_id=name, prompt_token_ids=[1], cache_salt=None, priority=0)
+        self.front.keep(state, request, self.front.operation.resolve(None, caller=caller))
         self.front.finish(state, {"outcome": "exit"})
 
 

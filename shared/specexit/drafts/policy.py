@@ -103,10 +103,13 @@ class Population(Config):
     references: int = Field(default=0, ge=0, description="prompts whose right answer is known")
 
 
+TRAFFIC_LEVELS = (0, 0.05, 0.25, 0.5, 0.75, 0.95, 1)
+
+
 class Traffic(Config):
     """How the calibration prompts looked, so that a server can tell when its traffic does not look like that.
 
-    Quantiles are at 0, 0.05, 0.25, 0.5, 0.75, 0.95 and 1.
+    Quantiles are at `TRAFFIC_LEVELS`.
     """
 
     prompt_tokens: tuple[float, ...]

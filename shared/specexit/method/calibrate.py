@@ -24,6 +24,7 @@ from specexit.data.traces import data_sha256, read_traces, target_of, tokenizer_
 from specexit.drafts.directory import DraftError, SpecExitBlock, read_config
 from specexit.drafts.fingerprints import target_fingerprint
 from specexit.drafts.policy import (
+    TRAFFIC_LEVELS,
     Certificate,
     Event,
     Fingerprints,
@@ -46,7 +47,6 @@ from specexit.method.simulate import Point, loss, mean_known, summarise
 from specexit.schemas.calibrate import CalibrateConfig
 from specexit.schemas.target import TargetConfig
 
-QUANTILES = (0, 0.05, 0.25, 0.5, 0.75, 0.95, 1)
 NEXT_CUT = 0.01
 """A bolder policy is worth naming where it cuts a point more."""
 
@@ -250,7 +250,7 @@ def traffic(sample: Sample) -> Traffic:
     """How long the traces of the sample are, and where they could end."""
 
     def quantiles(values: Sequence[float] | np.ndarray) -> tuple[float, ...]:
-        return tuple(round(float(value), 4) for value in np.quantile(np.asarray(values, np.float64), QUANTILES))
+        return tuple(round(float(value), 4) for value in np.quantile(np.asarray(values, np.float64), TRAFFIC_LEVELS))
 
     traces = sample.traces
     splits = Counter(trace.think_ids[at - 1] for trace in traces for at in trace.boundaries)

@@ -88,15 +88,19 @@ class ExitMetrics:
         )
 
     def _declare_state(self, logger: Any) -> None:
-        def gauge(name: str, documentation: str, *labels: str) -> Any:
+        def gauge(name: str, documentation: str, *labels: str, mode: str = "min") -> Any:
             return logger._gauge_cls(
-                f"vllm:specexit_{name}", documentation, labelnames=["model_name", *labels], multiprocess_mode="min"
+                f"vllm:specexit_{name}", documentation, labelnames=["model_name", *labels], multiprocess_mode=mode
             )
 
         self.activity = gauge("active", "1 while exits are active; 0 with the reason where they are not.", "reason")
         self.certified = gauge("certified", "1 where a certificate holds for the point that serves.")
         self.epsilon = gauge("epsilon", "Risk that the point that serves is certified for; 1 without a certificate.")
         self.exits = gauge("exits_made", "1 in mode exit, 0 in modes shadow and off.")
+        self.traffic = gauge(
+            "traffic_distance", "How far requests are from the calibration's prompts, 0 to 1.", "feature", mode="max"
+        )
+        self.traffic_moved = gauge("traffic_moved", "1 where that is more than chance explains.", "feature", mode="max")
         self.moves = logger._counter_cls(
             "vllm:specexit_hold_moves",
             "Moves after audits: to a stricter point, to shadow mode, back from it.",
@@ -130,6 +134,10 @@ class ExitMetrics:
         self.certified.labels(self.model_name).set(float(epsilon < 1 and not operation.doubts))
         self.epsilon.labels(self.model_name).set(min(epsilon, 1.0))
         self.exits.labels(self.model_name).set(float(operation.mode == "exit"))
+        traffic = self.front.traffic
+        for feature, distance in traffic.distance.items():
+            self.traffic.labels(self.model_name, feature).set(distance)
+            self.traffic_moved.labels(self.model_name, feature).set(float(traffic.moved[feature]))
 
     def _begin_at_zero(self) -> None:
         """A rate over a counter that appears with its first event misses that event."""

@@ -16,6 +16,7 @@ from torch_specexit.plugin.frontend.callers import caller
 from torch_specexit.plugin.frontend.hold import Hold
 from torch_specexit.plugin.frontend.operation import Admitted, Operation
 from torch_specexit.plugin.frontend.reports import ADMITTED, choices_of
+from torch_specexit.plugin.frontend.traffic import TrafficWatch
 from torch_specexit.plugin.frontend.watch import PolicyWatch
 
 logger = logging.getLogger("vllm.specexit")
@@ -42,6 +43,7 @@ class FrontEnd:
     ):
         self.operation, self.activity, self.audit, self.watch = operation, activity, audit, watch
         self.hold = Hold(operation)
+        self.traffic = TrafficWatch(operation)
         self.outcomes: Counter[str] = Counter()
         self.shadow: Counter[str] = Counter()
         self._finished: OrderedDict[str, tuple[str | None, list[dict[str, Any] | None]]] = OrderedDict()
@@ -87,6 +89,8 @@ class FrontEnd:
         setattr(state, ADMITTED, admitted)
         setattr(state, CACHE_SALT, request.cache_salt)
         setattr(state, PRIORITY, request.priority)
+        if request.prompt_token_ids is not None and not (request.external_req_id or "").startswith(PREFIX):
+            self.traffic.add("prompt_tokens", len(request.prompt_token_ids))
 
     def finish(self, state: Any, report: dict[str, Any]) -> None:
         """Remember a finished request, and audit it if it is one to be audited."""
@@ -95,6 +99,8 @@ class FrontEnd:
         if "would_exit" in report:
             kept = report["would_exit"]
             self.shadow.update(exits=1, before=kept, behind=report["thinking_tokens"] - kept)
+        if admitted is not None and admitted.mode == "shadow" and report["outcome"] == "natural_end":
+            self.traffic.add("thinking_tokens", report["thinking_tokens"])
         asker = None if admitted is None else admitted.caller
         self._finished[state.external_req_id] = (asker, choices_of(state))
         self._finished.move_to_end(state.external_req_id)
@@ -184,4 +190,5 @@ class FrontEnd:
             "shadow": {name: self.shadow[name] for name in ("exits", "before", "behind")},
             "audit": {"rate": operation.serving.audit_rate} | self.audit.summary() if self.audit else None,
             "hold": self.hold.summary(),
+            "traffic": self.traffic.summary(),
         }

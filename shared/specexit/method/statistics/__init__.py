@@ -1,8 +1,8 @@
 """Statistics that the project reports and its guarantees stand on, as small numpy functions.
 
 `ranking` judges scores, `binomial` bounds error rates, `bootstrap` gives intervals, `hypothesis_tests` stands behind
-"better" and "no worse", and `sequential` behind claims that are looked at more than once. The core needs neither scipy
-nor scikit-learn for them; the tests hold each against an independent peer.
+"better" and "no worse", `sequential` behind claims that are looked at more than once, and `drift` compares values with
+quantiles. The core needs neither scipy nor scikit-learn for them; the tests hold each against an independent peer.
 """
 
 from specexit.method.statistics.binomial import (
@@ -13,6 +13,7 @@ from specexit.method.statistics.binomial import (
     mean_upper_bound,
 )
 from specexit.method.statistics.bootstrap import cluster_bootstrap, paired_bootstrap, relative_cut
+from specexit.method.statistics.drift import chance_distance, quantile_distance
 from specexit.method.statistics.hypothesis_tests import Equivalence, cluster_means, equivalence, holm, sign_flip_test
 from specexit.method.statistics.ranking import auroc, average_precision, brier, calibration_error
 from specexit.method.statistics.sequential import Capital, confidence_sequence
@@ -27,6 +28,7 @@ __all__ = [
     "binomial_upper_bound",
     "brier",
     "calibration_error",
+    "chance_distance",
     "cluster_bootstrap",
     "cluster_means",
     "confidence_sequence",
@@ -35,6 +37,7 @@ __all__ = [
     "holm",
     "mean_upper_bound",
     "paired_bootstrap",
+    "quantile_distance",
     "relative_cut",
     "sign_flip_test",
 ]
