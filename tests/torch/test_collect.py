@@ -5,11 +5,15 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import numpy as np
 import psutil
 import pytest
@@ -52,14 +56,82 @@ def uninterrupted(tmp_path_factory) -> list[Trace]:
 
 
 @pytest.fixture(scope="module")
-def greedy(tmp_path_factory) -> list[Trace]:
-    """Greedy traces of a prompt file, the token budget such that the longest do not finish."""
-    folder = tmp_path_factory.mktemp("greedy")
+def prompts(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("prompts") / "prompts.jsonl"
     rows = [{"id": p.id, "prompt": p.text} for p in split_prompts("test", 8, seed=5)]
-    (folder / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    asked = {"target": "tiny-reasoner", "prompts": str(folder / "prompts.jsonl"), "max_new_tokens": 250}
-    collect(CollectConfig(**asked, out=folder / "traces", workers=1, min_finished=0, min_answered=0))
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+def short(prompts: Path, out: Path, **changes) -> CollectConfig:
+    """Greedy traces of a prompt file, the token budget such that the longest do not finish."""
+    asked = {"target": "tiny-reasoner", "prompts": str(prompts), "max_new_tokens": 320, "workers": 1, "out": out}
+    return CollectConfig.model_validate(asked | {"min_finished": 0, "min_answered": 0} | changes)
+
+
+@pytest.fixture(scope="module")
+def greedy(prompts, tmp_path_factory) -> list[Trace]:
+    folder = tmp_path_factory.mktemp("greedy")
+    collect(short(prompts, folder / "traces"))
     return read_traces(folder / "traces")
+
+
+class VllmServer:
+    """A plain ``vllm serve`` of the tiny reasoner, as a user starts it."""
+
+    def __init__(self, log: Path):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.log, self.url = log, f"http://127.0.0.1:{self.port}"
+        words = ["--host", "127.0.0.1", "--port", str(self.port), "--dtype", "float32", "--enforce-eager"]
+        words += ["--max-model-len", "1024", "--max-num-seqs", "16", "--max-num-batched-tokens", "512"]
+        settings = {
+            "OMP_NUM_THREADS": "1",
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            "VLLM_CPU_KVCACHE_SPACE": "1",
+            "HF_HUB_OFFLINE": "1",
+            "VLLM_NO_USAGE_STATS": "1",
+        }
+        with log.open("w") as stream:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(tiny.MODEL_DIR), *words],
+                env=os.environ | settings,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def wait(self) -> None:
+        """Until it answers."""
+        for _ in range(480):
+            assert self.process.poll() is None, f"the server has ended:\n{self.log.read_text()[-4000:]}"
+            try:
+                if httpx.get(f"{self.url}/health").status_code == 200:
+                    return
+            except httpx.TransportError:
+                pass
+            time.sleep(0.5)
+        raise AssertionError(f"the server does not answer:\n{self.log.read_text()[-4000:]}")
+
+    def kill(self) -> None:
+        """At once, engine and all."""
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)  # a group of its own: all of its processes
+            self.process.wait()
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory) -> Iterator[tuple[VllmServer, VllmServer]]:
+    folder = tmp_path_factory.mktemp("servers")
+    two = VllmServer(folder / "a.log"), VllmServer(folder / "b.log")
+    try:
+        for server in two:
+            server.wait()
+        yield two
+    finally:
+        for server in two:
+            server.kill()
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +195,7 @@ def test_trial_answers_are_those_of_transformers(uninterrupted, transformers_mod
 @pytest.mark.vllm
 def test_greedy_traces_are_those_of_transformers(greedy, transformers_model):
     for trace in [trace for trace in greedy if trace.finish_reason == "stop"][:2]:
-        tokens, _ = continue_greedily(transformers_model, trace.prompt_ids, 250)
+        tokens, _ = continue_greedily(transformers_model, trace.prompt_ids, 320)
         assert tokens == [*trace.think_ids, TARGET.think_tokens().end, *trace.answer_ids]
 
 
@@ -132,13 +204,25 @@ def test_unfinished_traces_are_kept_without_trials(greedy):
     unfinished = [trace for trace in greedy if trace.finish_reason == "length"]
     assert 0 < len(unfinished) < len(greedy)
     for trace in unfinished:
-        assert len(trace.think_ids) + len(trace.answer_ids) in (249, 250)
+        assert len(trace.think_ids) + len(trace.answer_ids) in (319, 320)
         assert (trace.answer, trace.boundaries, trace.boundary_answers) == (None, [], [])
     assert all(trace.reference is None and trace.correct is None for trace in greedy)
 
 
 def without_confidence(traces: list[Trace]) -> list[Trace]:
     return [dataclasses.replace(trace, boundary_confidence=[]) for trace in traces]
+
+
+def finished(out: Path) -> int:
+    """Traces in the log, which is where they are until their chunk is complete."""
+    return sum(path.read_bytes().count(b"\n") for path in (out / ".collect").glob("*.jsonl"))
+
+
+def assert_same(found: list[Trace], expected: list[Trace]) -> None:
+    assert without_confidence(found) == without_confidence(expected)
+    for a, b in zip(found, expected, strict=True):
+        # In another batch, float32 products are summed in another order: about 1e-5 per log-probability.
+        assert a.boundary_confidence == pytest.approx(b.boundary_confidence, rel=1e-3)
 
 
 @pytest.mark.vllm
@@ -159,11 +243,40 @@ def test_killed_half_way_it_goes_on_and_yields_the_same_rows(uninterrupted, tmp_
     _, alive = psutil.wait_procs(workers, timeout=60)
     assert not alive  # a worker does not outlive its parent
     collect(config.model_copy(update={"workers": 2}))
-    again = read_traces(config.out)
-    assert without_confidence(again) == without_confidence(uninterrupted)
-    for a, b in zip(again, uninterrupted, strict=True):
-        # In another batch, float32 products are summed in another order: about 1e-5 per log-probability.
-        assert a.boundary_confidence == pytest.approx(b.boundary_confidence, rel=1e-3)
+    assert_same(read_traces(config.out), uninterrupted)
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_a_vllm_server_gives_the_rows_of_an_engine_of_ones_own(greedy, prompts, servers, tmp_path):
+    """Its model is named by its path, which is where the target's weights are: nothing is to be configured."""
+    collect(short(prompts, tmp_path / "out", endpoints=(servers[0].url,)))
+    assert_same(read_traces(tmp_path / "out"), greedy)
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_one_of_two_vllm_servers_is_killed_half_way(greedy, prompts, servers, tmp_path, capsys):
+    """Every row is there and the same, and one line says what happened."""
+    staying, dying = servers
+    out = tmp_path / "out"
+
+    def kill_half_way() -> None:
+        while finished(out) < 2:
+            time.sleep(0.005)
+        dying.kill()
+        killed_at.append(finished(out))
+
+    killed_at: list[int] = []
+    killer = threading.Thread(target=kill_half_way)
+    killer.start()
+    collect(short(prompts, out, endpoints=(dying.url, f"{staying.url}/v1"), requests=1, retries=2))
+    killer.join()
+    assert 2 <= killed_at[0] < len(greedy)
+    said = capsys.readouterr().err
+    assert said.count(f"{dying.url}: given up (") == said.count("given up") == 1
+    assert "its requests go to the other 1" in said
+    assert_same(read_traces(out), greedy)
 
 
 @pytest.mark.vllm
