@@ -19,9 +19,9 @@ from rich.console import Console
 from rich.table import Table
 
 from specexit.config import Config, save_run, write_text
-from specexit.data.rows import Trace, can_judge
-from specexit.data.scores import read_scores
-from specexit.data.traces import TraceError, read_traces, target_of
+from specexit.data.rows import AnyTrace, can_judge
+from specexit.data.scores import open_scores
+from specexit.data.traces import TraceError, read_bare, target_of
 from specexit.method.decision import Policy
 from specexit.method.labels import exit_point
 from specexit.method.policies import METHODS
@@ -64,10 +64,10 @@ def ablate(config: AblateConfig) -> dict[str, Ablation]:
       FileExistsError: the output folder is not empty.
     """
     require_empty(config.out)
-    traces = [trace for trace in read_traces(config.traces) if can_judge(trace)]
+    traces = [trace for trace in read_bare(config.traces) if can_judge(trace)]
     if not traces:
         raise TraceError(f"{config.traces}: no trace can judge, expected finished ones with an answer and a boundary")
-    replays = {name: Replay(traces, read_scores(path).of(traces)) for name, path in config.scores.items()}
+    replays = {name: Replay(traces, open_scores(path).of(traces)) for name, path in config.scores.items()}
     first = next(iter(replays.values()))
     decode = target_of(traces, config.target, config.traces).tokenizer().decode
     full, console = mean_known(first.correct), Console()
@@ -132,7 +132,7 @@ def _patiences(replay: Replay) -> Variants:
 
 def _splits(replay: Replay, decode: object) -> Variants:
     """The most frequent split tokens, each alone; with one kind there is nothing to compare."""
-    counts = Counter(trace.think_ids[at - 1] for trace in replay.traces for at in trace.boundaries)
+    counts = Counter(token for trace in replay.traces for token in trace.split_ids)
     yield "all", _validity(replay)
     for token, _ in counts.most_common(MOST_SPLITS) if len(counts) > 1 else ():
         kept = [_only(trace, token) for trace in replay.traces]
@@ -140,10 +140,10 @@ def _splits(replay: Replay, decode: object) -> Variants:
         yield f"only {text!r}", _validity(Replay(kept, replay.signals))
 
 
-def _only(trace: Trace, token: int) -> Trace:
+def _only(trace: AnyTrace, token: int) -> AnyTrace:
     """A trace that can end at one split token alone."""
-    rows = [i for i, at in enumerate(trace.boundaries) if trace.think_ids[at - 1] == token]
-    names = [name for name in vars(trace) if name == "boundaries" or name.startswith("boundary_")]
+    rows = [i for i, split in enumerate(trace.split_ids) if split == token]
+    names = [name for name in vars(trace) if name in ("boundaries", "split_ids") or name.startswith("boundary_")]
     return replace(trace, **{name: [getattr(trace, name)[i] for i in rows] for name in names})
 
 
@@ -154,7 +154,7 @@ def _sources(replays: dict[str, Replay]) -> Variants:
 
 def _exit_points(replay: Replay) -> Variants:
     for kind in ("earliest", "stable"):
-        exits = [exit_point(t.boundaries, t.boundary_agrees, len(t.think_ids), kind) for t in replay.traces]
+        exits = [exit_point(t.boundaries, t.boundary_agrees, t.n_think, kind) for t in replay.traces]
         rows = [
             trace.boundaries.index(at) if at in trace.boundaries else -1
             for trace, at in zip(replay.traces, exits, strict=True)

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import UInt64
 
 from specexit.config import write_bytes
-from specexit.data.rows import Trace, ids_sha256
+from specexit.data.rows import AnyTrace, ids_sha256
 from specexit.errors import InputError
 
 FILE = "prompts.npy"
@@ -28,7 +28,11 @@ class OverlapError(InputError):
 
 def short_hash_of(prompt_ids: Sequence[int]) -> int:
     """The first eight bytes of a prompt's hash."""
-    return int(ids_sha256(prompt_ids)[:16], 16)
+    return _short(ids_sha256(prompt_ids))
+
+
+def _short(sha256: str) -> int:
+    return int(sha256[:16], 16)
 
 
 def write_prompts(folder: Path, hashes: Iterable[int]) -> None:
@@ -44,7 +48,7 @@ def copy_prompts(source: Path, folder: Path) -> None:
         write_bytes(folder / FILE, (source / FILE).read_bytes())
 
 
-def refuse_trained(folder: Path, traces: Iterable[Trace], where: Path) -> None:
+def refuse_trained(folder: Path, traces: Iterable[AnyTrace], where: Path) -> None:
     """Check that no trace is of a prompt that was trained on; folders that do not say so are taken at their word.
 
     Args:
@@ -62,7 +66,7 @@ def refuse_trained(folder: Path, traces: Iterable[Trace], where: Path) -> None:
         trained = np.load(path, allow_pickle=False)
     except (OSError, ValueError) as error:
         raise OverlapError(f"{path}: cannot be read as the hashes of prompts: {error}") from error
-    ours = {short_hash_of(trace.prompt_ids): trace.id for trace in traces}
+    ours = {_short(trace.prompt_hash): trace.id for trace in traces}
     shared = np.isin(np.fromiter(ours, np.uint64, len(ours)), trained)
     if shared.any():
         first = next(id for id, both in zip(ours.values(), shared, strict=True) if both)

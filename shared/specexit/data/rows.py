@@ -84,6 +84,31 @@ class Trace:
         if not self.boundary_trial_tokens:
             object.__setattr__(self, "boundary_trial_tokens", [0] * len(self.boundaries))
 
+    @property
+    def n_prompt(self) -> int:
+        """Tokens of the prompt."""
+        return len(self.prompt_ids)
+
+    @property
+    def n_think(self) -> int:
+        """Thinking tokens."""
+        return len(self.think_ids)
+
+    @property
+    def n_answer(self) -> int:
+        """Tokens behind the end marker."""
+        return len(self.answer_ids)
+
+    @property
+    def prompt_hash(self) -> str:
+        """Of the prompt's token ids, see `prompt_sha256`."""
+        return ids_sha256(self.prompt_ids)
+
+    @property
+    def split_ids(self) -> list[int]:
+        """The token in front of each boundary."""
+        return [self.think_ids[at - 1] for at in self.boundaries]
+
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledTrace(Trace):
@@ -95,6 +120,42 @@ class LabelledTrace(Trace):
     """Offset of the first boundary from which on all agree."""
     hard_boundary: int | None
     """Index of the boundary behind the first stated answer: the one decision that is not easy."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BareTrace:
+    """A trace without its text, for commands that read many: what is known at its boundaries, and how long it is.
+
+    Fields are as in `Trace`, where the last five are computed. Numbers lie in `array.array`, a few bytes each.
+    """
+
+    id: str
+    answer: str | None
+    reference: str | None
+    correct: bool | None
+    finish_reason: str
+    boundaries: Sequence[int]
+    boundary_answers: Sequence[str | None]
+    boundary_agrees: Sequence[bool]
+    boundary_confidence: Sequence[float]
+    target: str
+    sampling: str
+    sample: int
+    task: str | None
+    answer_kind: str
+    group: str | None
+    boundary_state: Sequence[str]
+    boundary_trial_tokens: Sequence[int]
+    trial: str
+    n_prompt: int
+    n_think: int
+    n_answer: int
+    prompt_hash: str
+    split_ids: Sequence[int]
+
+
+AnyTrace = Trace | BareTrace
+"""What a statistic or a policy reads of a trace is the same in both."""
 
 
 @dataclass(frozen=True)
@@ -109,16 +170,16 @@ class FreeTrial:
     tokens: int
 
 
-def can_judge(trace: Trace) -> bool:
+def can_judge(trace: AnyTrace) -> bool:
     """Whether a statistic or certificate may count a trace: it came to its end with an answer, and had somewhere to
     exit. All others are reported, and never count as successes. An exit where the trial is undecided is an error:
     leaving such traces out would claim less of the prompts on which an early end goes wrong."""
     return trace.finish_reason == "stop" and trace.answer is not None and len(trace.boundaries) > 0
 
 
-def prompt_sha256(trace: Trace) -> str:
+def prompt_sha256(trace: AnyTrace) -> str:
     """Hash of the prompt's token ids: what tells whether two traces are of one prompt, whatever their ids say."""
-    return ids_sha256(trace.prompt_ids)
+    return trace.prompt_hash
 
 
 def ids_sha256(ids: Sequence[int]) -> str:
@@ -126,7 +187,7 @@ def ids_sha256(ids: Sequence[int]) -> str:
     return hashlib.sha256(json.dumps(list(ids)).encode()).hexdigest()
 
 
-def free_trials(trace: Trace) -> list[FreeTrial]:
+def free_trials(trace: AnyTrace) -> list[FreeTrial]:
     """The trials of a trace in which nothing was forced: by them one knows what forced ones are worth."""
     return [FreeTrial(**free) for free in json.loads(trace.trial).get("free", [])]
 

@@ -7,8 +7,9 @@ the SHA-256 of the draft's weights, so that scores of another draft cannot be ta
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +17,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float
 
-from specexit.data.traces import Trace
+from specexit.data.rows import AnyTrace
+from specexit.data.stream import values_of
 from specexit.drafts.tensors import sha256_of
 from specexit.errors import InputError
 from specexit.method.signals import NAMES
 
 SCHEMA_VERSION = "1"
+ROWS_AT_ONCE = 16
 
 SCHEMA = pa.schema(
     [
@@ -47,7 +50,7 @@ class Scores:
     """Of the draft's ``model.safetensors``."""
     signals: dict[str, Float[np.ndarray, "think signals"]]
 
-    def of(self, traces: Sequence[Trace]) -> list[Float[np.ndarray, "think signals"]]:
+    def of(self, traces: Sequence[AnyTrace]) -> list[Float[np.ndarray, "think signals"]]:
         """Signals of the given traces, in their order.
 
         Raises:
@@ -55,19 +58,68 @@ class Scores:
         """
         found = []
         for trace in traces:
-            values = self.signals.get(key_of(trace))
-            if values is None:
-                raise ScoreError(f"scores: trace {key_of(trace)!r} is missing, expected scores of the same traces")
-            if len(values) != len(trace.think_ids):
-                raise ScoreError(
-                    f"scores: trace {key_of(trace)!r} has {len(values)} rows, expected one for each of its "
-                    f"{len(trace.think_ids)} thinking tokens"
-                )
+            _check_there(trace, self.signals)
+            values = self.signals[key_of(trace)]
+            _check_length(trace, values)
             found.append(values)
         return found
 
 
-def key_of(trace: Trace) -> str:
+@dataclass(frozen=True)
+class StoredScores:
+    """Signal values of traces, left on the disk: read a few at a time whenever they are asked for, in the file's order.
+
+    Args:
+      path: the file.
+      source: see `Scores`.
+      draft_sha256: see `Scores`.
+      keys: of all that the file holds.
+      traces: whose values are given.
+    """
+
+    path: Path
+    source: str
+    draft_sha256: str
+    keys: frozenset[str]
+    traces: Sequence[AnyTrace] = ()
+
+    def of(self, traces: Sequence[AnyTrace]) -> StoredScores:
+        """Those of the given traces.
+
+        Raises:
+          ScoreError: a trace has none.
+        """
+        for trace in traces:
+            _check_there(trace, self.keys)
+        return replace(self, traces=traces)
+
+    def __iter__(self) -> Iterator[tuple[int, Float[np.ndarray, "_think signals"]]]:
+        """Index of a trace, and its values; every trace once.
+
+        Raises:
+          ScoreError: a trace has another number of thinking tokens, or there is NaN among the values.
+        """
+        wanted = {key_of(trace): i for i, trace in enumerate(self.traces)}
+        for key, values in _read(self.path):
+            if (i := wanted.get(key)) is not None:
+                _check_length(self.traces[i], values)
+                yield i, values
+
+
+def _check_there(trace: AnyTrace, known: Container[str]) -> None:
+    if key_of(trace) not in known:
+        raise ScoreError(f"scores: trace {key_of(trace)!r} is missing, expected scores of the same traces")
+
+
+def _check_length(trace: AnyTrace, values: np.ndarray) -> None:
+    if len(values) != trace.n_think:
+        raise ScoreError(
+            f"scores: trace {key_of(trace)!r} has {len(values)} rows, expected one for each of its "
+            f"{trace.n_think} thinking tokens"
+        )
+
+
+def key_of(trace: AnyTrace) -> str:
     """What a trace's scores are kept under: the prompt's id, and which sample of it where that is not the first."""
     return sample_key(trace.id, trace.sample)
 
@@ -141,25 +193,49 @@ def read_scores(path: Path) -> Scores:
     Raises:
       ScoreError: nothing there, not Parquet, of another schema version, or NaN among the values.
     """
+    stored = open_scores(path)
+    return Scores(stored.source, stored.draft_sha256, dict(_read(stored.path)))
+
+
+def open_scores(path: Path) -> StoredScores:
+    """As `read_scores`, but the values stay on the disk.
+
+    Raises:
+      ScoreError: nothing there, not Parquet, or of another schema version.
+    """
     path = path / "scores.parquet" if path.is_dir() else path
+    with _opened(path) as file:
+        schema = file.schema_arrow
+        for field in SCHEMA:
+            if field.name not in schema.names or schema.field(field.name).type != field.type:
+                raise ScoreError(f"{path}: column {field.name!r} ({field.type}) is missing or of another type")
+        metadata = {key.decode(): value.decode() for key, value in (schema.metadata or {}).items()}
+        version = metadata.get("specexit.scores", "none")
+        if version != SCHEMA_VERSION:
+            raise ScoreError(f"{path}: score schema version is {version}, expected {SCHEMA_VERSION}")
+        keys = frozenset(file.read(["id"])["id"].to_pylist())
+    return StoredScores(path, metadata["specexit.source"], metadata["specexit.draft_sha256"], keys)
+
+
+def _read(path: Path) -> Iterator[tuple[str, Float[np.ndarray, "_think signals"]]]:
+    """Keys and values, a few traces in memory at once."""
+    with _opened(path) as file:
+        for batch in file.iter_batches(ROWS_AT_ONCE, columns=["id", "signals"], use_threads=False):
+            for key, flat in zip(batch["id"].to_pylist(), values_of(batch["signals"], np.float32), strict=True):
+                if flat.size % len(NAMES) or not np.isfinite(flat).all():
+                    raise ScoreError(
+                        f"{path}: signals of trace {key!r} hold NaN or do not come in rows of {len(NAMES)}"
+                    )
+                yield key, flat.reshape(-1, len(NAMES))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[pq.ParquetFile]:
     try:
-        table = pq.read_table(path)
+        with pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
+            yield file
     except (pa.ArrowException, OSError) as error:
         raise ScoreError(f"{path}: cannot be read as Parquet: {error}") from error
-    for field in SCHEMA:
-        if field.name not in table.column_names or table.schema.field(field.name).type != field.type:
-            raise ScoreError(f"{path}: column {field.name!r} ({field.type}) is missing or of another type")
-    metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
-    version = metadata.get("specexit.scores", "none")
-    if version != SCHEMA_VERSION:
-        raise ScoreError(f"{path}: score schema version is {version}, expected {SCHEMA_VERSION}")
-    signals = {}
-    for key, values in zip(table["id"].to_pylist(), table["signals"], strict=True):
-        flat = values.values.to_numpy(zero_copy_only=False)
-        if flat.size % len(NAMES) or not np.isfinite(flat).all():
-            raise ScoreError(f"{path}: signals of trace {key!r} hold NaN or do not come in rows of {len(NAMES)}")
-        signals[key] = flat.reshape(-1, len(NAMES))
-    return Scores(metadata["specexit.source"], metadata["specexit.draft_sha256"], signals)
 
 
 def draft_sha256(folder: Path) -> str:

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from specexit.config import ConfigError
-from specexit.data.rows import SCHEMAS, LabelledTrace, Trace
-from specexit.data.stream import TraceError, read_batches, rows_of, trace_files
+from specexit.data.rows import SCHEMAS, AnyTrace, BareTrace, LabelledTrace, Trace, ids_sha256
+from specexit.data.stream import TraceError, read_batches, rows_of, trace_files, values_of
 from specexit.schemas.target import TargetConfig, find_target
 
 TraceT = TypeVar("TraceT", bound=Trace)
@@ -67,7 +69,50 @@ def read_labelled(path: Path, n: int | None = None) -> list[LabelledTrace]:
     return _read(path, LabelledTrace, n)
 
 
-def target_of(traces: Sequence[Trace], given: str | None, *places: Path) -> TargetConfig:
+def read_bare(path: Path) -> list[BareTrace]:
+    """All traces without their text, as `read_traces`: what stays in memory are a few dozen bytes a boundary.
+
+    Raises:
+      TraceError: see `read_traces`.
+    """
+    same: dict[str | None, str | None] = {None: None}
+    """One object for equal strings, of which there are millions: states, and answers that were given again."""
+    traces = [trace for batch in read_batches(path, columns=BARE_COLUMNS) for trace in _bare(batch, same)]
+    if not traces:
+        raise TraceError(f"{path}: holds no traces")
+    return traces
+
+
+_TEXT = ("prompt_ids", "think_ids", "answer_ids")
+_PLAIN = [
+    *("id", "answer", "reference", "correct", "finish_reason", "target", "sampling", "sample", "task", "answer_kind"),
+    *("group", "trial"),
+]
+_STRINGS = ("boundary_answers", "boundary_state")
+_NUMBERS = {"boundaries": "i", "boundary_confidence": "f", "boundary_trial_tokens": "i"}
+BARE_COLUMNS = (*_PLAIN, *_STRINGS, *_NUMBERS, *_TEXT, "boundary_agrees")
+
+
+def _bare(batch: pa.RecordBatch, same: dict[str | None, str | None]) -> Iterator[BareTrace]:
+    text = {name: values_of(batch[name], np.int32) for name in _TEXT}
+    numbers = {name: values_of(batch[name], np.dtype(code).type) for name, code in _NUMBERS.items()}
+    for i, row in enumerate(batch.select([*_PLAIN, *_STRINGS, "boundary_agrees"]).to_pylist()):
+        prompt, think, answer = (text[name][i] for name in _TEXT)
+        repeated = ("target", "sampling", "trial", "finish_reason", "task", "answer_kind", "group")
+        row |= {name: same.setdefault(row[name], row[name]) for name in repeated}
+        row |= {name: [same.setdefault(value, value) for value in row[name]] for name in _STRINGS}
+        row |= {name: array(code, numbers[name][i].tobytes()) for name, code in _NUMBERS.items()}
+        yield BareTrace(
+            **row,
+            n_prompt=len(prompt),
+            n_think=len(think),
+            n_answer=len(answer),
+            prompt_hash=ids_sha256(prompt.tolist()),
+            split_ids=array("i", think[numbers["boundaries"][i] - 1].tobytes()),
+        )
+
+
+def target_of(traces: Sequence[AnyTrace], given: str | None, *places: Path) -> TargetConfig:
     """The target that wrote the traces.
 
     Args:

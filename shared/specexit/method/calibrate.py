@@ -18,9 +18,9 @@ import numpy as np
 from rich.console import Console
 
 from specexit.data.overlap import refuse_trained
-from specexit.data.rows import Trace, prompt_sha256
-from specexit.data.scores import Scores, draft_sha256, read_scores
-from specexit.data.traces import data_sha256, read_traces, target_of, tokenizer_sha256
+from specexit.data.rows import AnyTrace, prompt_sha256
+from specexit.data.scores import StoredScores, draft_sha256, open_scores
+from specexit.data.traces import data_sha256, read_bare, target_of, tokenizer_sha256
 from specexit.drafts.directory import DraftError, SpecExitBlock, read_config
 from specexit.drafts.fingerprints import target_fingerprint
 from specexit.drafts.policy import (
@@ -62,7 +62,7 @@ def calibrate(config: CalibrateConfig) -> PolicyFile:
     stored, block = read_policy(config.draft), read_config(config.draft).specexit
     if block is None:
         raise DraftError(f"{config.draft / 'config.json'}: no specexit block, so this draft has no signals to judge by")
-    traces, scores = read_traces(config.traces), read_scores(config.scores)
+    traces, scores = read_bare(config.traces), open_scores(config.scores)
     _check_draft(config, block, scores)
     target = target_of(traces, config.target, config.traces, config.draft)
     if target.name != block.target:
@@ -164,7 +164,7 @@ def _claim(sample: Sample, config: CalibrateConfig, epsilon: float, asked: int, 
     return bare
 
 
-def _check_draft(config: CalibrateConfig, block: SpecExitBlock, scores: Scores) -> None:
+def _check_draft(config: CalibrateConfig, block: SpecExitBlock, scores: StoredScores) -> None:
     ours = draft_sha256(config.draft)
     if scores.draft_sha256 != ours:
         raise CertificateError(
@@ -177,7 +177,7 @@ def _check_draft(config: CalibrateConfig, block: SpecExitBlock, scores: Scores) 
         )
 
 
-def _one_sampling(config: CalibrateConfig, traces: Sequence[Trace]) -> dict[str, Any]:
+def _one_sampling(config: CalibrateConfig, traces: Sequence[AnyTrace]) -> dict[str, Any]:
     """The sampling of all traces. How long a response may get depends on its prompt and is not compared."""
     found = {trace.sampling: json.loads(trace.sampling) for trace in traces}
     lengths = {key for sampling in found.values() for key in sampling if key.startswith("max")}
@@ -189,7 +189,7 @@ def _one_sampling(config: CalibrateConfig, traces: Sequence[Trace]) -> dict[str,
     return kinds[0] | longest
 
 
-def _one_trial(config: CalibrateConfig, traces: Sequence[Trace]) -> dict[str, Any]:
+def _one_trial(config: CalibrateConfig, traces: Sequence[AnyTrace]) -> dict[str, Any]:
     """How the trials of each answer kind were made."""
     found: dict[str, Any] = {}
     for trace in traces:
@@ -207,7 +207,7 @@ def _written_in_full(trial: dict[str, Any] | None) -> bool:
     return bool(trial) and all(kind.get("text") == "" for kind in trial.values())
 
 
-def _refuse_selection(config: CalibrateConfig, traces: Sequence[Trace], selection: Selection | None) -> None:
+def _refuse_selection(config: CalibrateConfig, traces: Sequence[AnyTrace], selection: Selection | None) -> None:
     if selection is None:
         return
     chosen, ours = set(selection.prompts), {prompt_sha256(trace)[:16] for trace in traces}
@@ -253,10 +253,10 @@ def traffic(sample: Sample) -> Traffic:
         return tuple(round(float(value), 4) for value in np.quantile(np.asarray(values, np.float64), TRAFFIC_LEVELS))
 
     traces = sample.traces
-    splits = Counter(trace.think_ids[at - 1] for trace in traces for at in trace.boundaries)
+    splits = Counter(token for trace in traces for token in trace.split_ids)
     verdicts = sample.replay.verdicts(Policy())
     return Traffic(
-        prompt_tokens=quantiles([len(trace.prompt_ids) for trace in traces]),
+        prompt_tokens=quantiles([trace.n_prompt for trace in traces]),
         thinking_tokens=quantiles(sample.replay.n_think),
         boundaries=quantiles([len(trace.boundaries) for trace in traces]),
         validity=quantiles(verdicts.values[:, column("validity")]),
@@ -301,7 +301,7 @@ def _next(sample: Sample, policies: Sequence[Policy], losses: Sequence[np.ndarra
     return ""
 
 
-def calibrate_budget(traces: Sequence[Trace], tolerance: float) -> int:
+def calibrate_budget(traces: Sequence[AnyTrace], tolerance: float) -> int:
     """The smallest fixed thinking budget that loses at most ``tolerance`` of accuracy on these traces.
 
     The baseline of the benchmark. It is picked by the loss that was *observed*, with no bound on chance, and its exits

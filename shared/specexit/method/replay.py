@@ -9,14 +9,15 @@ together.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from specexit.data.answers import same_answer
-from specexit.data.traces import Trace
+from specexit.data.rows import AnyTrace
+from specexit.data.scores import StoredScores
 from specexit.method.decision import Policy
 from specexit.method.labels import exit_point
 from specexit.method.signals import NAMES, SIGNALS, column
@@ -52,22 +53,23 @@ class Replay:
 
     Args:
       traces: with trial answers.
-      signals: values at every thinking token of each trace; None for policies without thresholds.
+      signals: values at every thinking token of each trace, in memory or on the disk, where they are read once for each
+        smoothing; None for policies without thresholds.
       round_tokens: step size that ``smoothing: round`` assumes; serving's steps vary with acceptance.
     """
 
     def __init__(
         self,
-        traces: Sequence[Trace],
-        signals: Sequence[Float[np.ndarray, "_think signals"]] | None = None,
+        traces: Sequence[AnyTrace],
+        signals: Sequence[Float[np.ndarray, "_think signals"]] | StoredScores | None = None,
         *,
         round_tokens: int = 3,
     ):
         self.traces = traces
-        self.signals = signals or [np.zeros((len(trace.think_ids), len(NAMES)), np.float32) for trace in traces]
+        self.signals = signals
         self.round_tokens = round_tokens
-        self.n_think = np.array([len(trace.think_ids) for trace in traces], np.int64)
-        self.n_answer = np.array([len(trace.answer_ids) for trace in traces], np.int64)
+        self.n_think = np.array([trace.n_think for trace in traces], np.int64)
+        self.n_answer = np.array([trace.n_answer for trace in traces], np.int64)
         self.correct = np.array([_truth(trace, trace.correct) for trace in traces])
         self.agrees = [np.array(trace.boundary_agrees, bool) for trace in traces]
         self.right = [_right(trace) for trace in traces]
@@ -89,7 +91,7 @@ class Replay:
 
     def oracle(self) -> Outcome:
         """Exit at the first boundary whose answer is that of the full trace: nothing sound cuts more."""
-        exits = [exit_point(t.boundaries, t.boundary_agrees, len(t.think_ids)) for t in self.traces]
+        exits = [exit_point(t.boundaries, t.boundary_agrees, t.n_think) for t in self.traces]
         pairs = enumerate(zip(self.traces, exits, strict=True))
         found = [(i, trace.boundaries.index(at)) for i, (trace, at) in pairs if at in trace.boundaries]
         traces, boundaries = np.array(found, np.int64).reshape(-1, 2).T
@@ -108,20 +110,26 @@ class Replay:
         return self._verdicts[key]
 
     def _judge(self, policy: Policy) -> Verdicts:
-        nothing = np.zeros(0, np.int64)  # so that no traces make no verdicts
-        owner, boundary, offset, values = [nothing], [nothing], [nothing], [np.zeros((0, len(NAMES)), np.float32)]
-        for i, (trace, signals) in enumerate(zip(self.traces, self.signals, strict=True)):
-            offsets = np.array(trace.boundaries, np.int64)
+        found: list[tuple[np.ndarray, ...]] = [()] * len(self.traces)
+        for i, signals in self._signals():
+            offsets = np.array(self.traces[i].boundaries, np.int64)
             if policy.smoothing == "round":
                 judged, seen = _round_values(offsets, signals, policy.alpha, self.round_tokens)
             else:
                 smoothed = ewma(signals, policy.alpha) if policy.smoothing == "ewma" else signals
                 judged, seen = np.arange(len(offsets)), smoothed[offsets - 1]
-            owner.append(np.full(len(judged), i))
-            boundary.append(judged)
-            offset.append(offsets[judged])
-            values.append(seen)
-        return Verdicts(*(np.concatenate(part) for part in (owner, boundary, offset, values)))
+            found[i] = np.full(len(judged), i), judged, offsets[judged], seen
+        nothing = np.zeros(0, np.int64)  # so that no traces make no verdicts
+        parts = zip((nothing, nothing, nothing, np.zeros((0, len(NAMES)), np.float32)), *found, strict=True)
+        return Verdicts(*map(np.concatenate, parts))
+
+    def _signals(self) -> Iterable[tuple[int, Float[np.ndarray, "_think signals"]]]:
+        """Index and signals of every trace, in any order."""
+        if isinstance(self.signals, StoredScores):
+            return self.signals
+        if self.signals is None:
+            return ((i, np.zeros((n, len(NAMES)), np.float32)) for i, n in enumerate(self.n_think.tolist()))
+        return ((i, signals) for i, (signals, _) in enumerate(zip(self.signals, self.traces, strict=True)))
 
     def _outcome(self, traces: np.ndarray, boundaries: np.ndarray) -> Outcome:
         kept, correct = self.n_think.copy(), self.correct.copy()
@@ -161,11 +169,11 @@ def _streak(passed: Bool[np.ndarray, " judged"], trace: Int[np.ndarray, " judged
     return index - np.maximum.accumulate(resets)
 
 
-def _truth(trace: Trace, correct: bool | None) -> float:
+def _truth(trace: AnyTrace, correct: bool | None) -> float:
     return np.nan if trace.reference is None or correct is None else float(correct)
 
 
-def _right(trace: Trace) -> Float[np.ndarray, " boundaries"]:
+def _right(trace: AnyTrace) -> Float[np.ndarray, " boundaries"]:
     """Whether the trial answer behind each boundary is right; one that agrees is as right as the full trace's."""
     right = [
         _truth(trace, trace.correct if agrees else same_answer(answer, trace.reference, trace.answer_kind))

@@ -16,7 +16,8 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool, Float, Shaped
 
-from specexit.data.rows import Trace, can_judge, free_trials, prompt_sha256
+from specexit.data.rows import AnyTrace, can_judge, free_trials, prompt_sha256
+from specexit.data.scores import StoredScores
 from specexit.drafts.policy import Risk
 from specexit.errors import InputError
 from specexit.method.decision import Policy
@@ -55,8 +56,8 @@ class Sample:
 
     def __init__(
         self,
-        traces: Sequence[Trace],
-        signals: Sequence[Float[np.ndarray, "_think signals"]],
+        traces: Sequence[AnyTrace],
+        signals: Sequence[Float[np.ndarray, "_think signals"]] | StoredScores,
         *,
         unjudged: Unjudged = "refuse",
         grouped: bool = False,
@@ -64,7 +65,10 @@ class Sample:
         _refuse_duplicates(traces)
         able = [can_judge(trace) for trace in traces]
         self.traces = [trace for trace, can in zip(traces, able, strict=True) if can]
-        self.replay = Replay(self.traces, [values for values, can in zip(signals, able, strict=True) if can])
+        if isinstance(signals, StoredScores):
+            self.replay = Replay(self.traces, signals.of(self.traces))
+        else:
+            self.replay = Replay(self.traces, [values for values, can in zip(signals, able, strict=True) if can])
         self.unjudged = Counter(why_not(trace) for trace, can in zip(traces, able, strict=True) if not can)
         """Reasons, and how many traces each of them bars."""
         kept = self.traces if unjudged == "refuse" else list(traces)
@@ -141,7 +145,7 @@ def errors_of(replay: Replay, outcome: Outcome, risk: Risk) -> Bool[np.ndarray, 
     return (replay.correct == 1) & (outcome.correct != 1)
 
 
-def why_not(trace: Trace) -> str:
+def why_not(trace: AnyTrace) -> str:
     """Why a trace cannot judge."""
     if trace.finish_reason != "stop":
         return "unfinished"
@@ -150,7 +154,7 @@ def why_not(trace: Trace) -> str:
     return "without a boundary"
 
 
-def _refuse_duplicates(traces: Sequence[Trace]) -> None:
+def _refuse_duplicates(traces: Sequence[AnyTrace]) -> None:
     seen = Counter((trace.id, trace.sample) for trace in traces)
     twice = [name for name, count in seen.items() if count > 1]
     if twice:
@@ -161,7 +165,7 @@ def _refuse_duplicates(traces: Sequence[Trace]) -> None:
         )
 
 
-def _groups(traces: Sequence[Trace], prompt_of: np.ndarray, n: int) -> list[str]:
+def _groups(traces: Sequence[AnyTrace], prompt_of: np.ndarray, n: int) -> list[str]:
     found: list[str | None] = [None] * n
     for trace, prompt in zip(traces, prompt_of.tolist(), strict=True):
         group = trace.group or trace.task

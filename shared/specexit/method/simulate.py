@@ -22,8 +22,8 @@ from rich.table import Table
 
 from specexit.config import Config, write_text
 from specexit.data.rows import can_judge, prompt_sha256
-from specexit.data.scores import read_scores
-from specexit.data.traces import TraceError, read_traces
+from specexit.data.scores import open_scores
+from specexit.data.traces import TraceError, read_bare
 from specexit.method.decision import OFF, Policy
 from specexit.method.policies import METHODS, Method, Played, load_methods
 from specexit.method.replay import Outcome, Replay
@@ -241,13 +241,13 @@ def simulate(config: SimulateConfig) -> Simulation:
       MethodError: a file of ``methods`` holds none.
     """
     methods = load_methods(config.methods)
-    everything = read_traces(config.traces)
+    everything = read_bare(config.traces)
     left_out = Counter(why_not(trace) for trace in everything if not can_judge(trace))
     traces = [trace for trace in everything if can_judge(trace)]
     if not traces:
         raise TraceError(f"{config.traces}: none of {len(everything)} traces can judge ({dict(left_out)})")
-    replay = Replay(traces, read_scores(config.scores).of(traces), round_tokens=config.round_tokens)
-    probe = None if config.probe_scores is None else Replay(traces, read_scores(config.probe_scores).of(traces))
+    replay = Replay(traces, open_scores(config.scores).of(traces), round_tokens=config.round_tokens)
+    probe = None if config.probe_scores is None else Replay(traces, open_scores(config.probe_scores).of(traces))
     console = Console()
     simulation = run(replay, config, console, methods=methods, probe=probe)
     simulation = simulation.model_copy(update={"left_out": dict(left_out)})

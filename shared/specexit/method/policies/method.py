@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int
 
-from specexit.data.rows import Trace
+from specexit.data.rows import AnyTrace
 from specexit.method.decision import Policy
 from specexit.method.replay import Outcome, Replay
 from specexit.schemas.simulate import SimulateConfig
@@ -49,7 +49,7 @@ def play_policies(replay: Replay, policies: Iterable[Policy], names: Callable[[P
 def play_trials(
     replay: Replay,
     setting: str,
-    stops: Callable[[Trace, list[str | None], list[float]], bool],
+    stops: Callable[[AnyTrace, list[str | None], list[float]], bool],
     *,
     every: int = 0,
 ) -> Played:
@@ -76,7 +76,7 @@ def play_trials(
             answers.append(trace.boundary_answers[j])
             sure.append(trace.boundary_confidence[j])
             # Where the file does not say how long a trial was: as long as the answer.
-            paid[i] += 1 + (trace.boundary_trial_tokens[j] or len(trace.answer_ids))
+            paid[i] += 1 + (trace.boundary_trial_tokens[j] or trace.n_answer)
             if stops(trace, answers, sure):
                 exits[i] = j
                 break

@@ -1,0 +1,49 @@
+"""Commands that read many traces hold what is known at their boundaries, and neither their text nor their signals.
+
+`SPECEXIT_MEMORY_TRACES=20000` is the large form by hand (3 GB of files, a quarter of an hour).
+"""
+
+import os
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from specexit.bench.data import generate
+from specexit.data.rows import SCHEMA
+from specexit.data.scores import ScoreWriter, draft_sha256
+from specexit.data.stream import list_lengths
+from specexit.schemas.bench_data import BenchDataConfig
+from specexit.schemas.target import load_target_config
+from tests.shared.peak import peak
+
+LARGE = "SPECEXIT_MEMORY_TRACES" in os.environ
+TRACES = int(os.environ.get("SPECEXIT_MEMORY_TRACES", "250"))
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory, write_random_draft):
+    """Traces of 8,192 tokens in the mean and their scores: 2 M tokens, 33 MB of signals."""
+    folder = tmp_path_factory.mktemp("memory")
+    draft = write_random_draft(folder / "draft", "draft")
+    step = 50 if LARGE else 1600  # few boundaries, so that a bound in MiB is about tokens
+    config = BenchDataConfig(out=folder / "unused", target="tiny-reasoner", traces=TRACES, step_tokens=step)
+    rng = np.random.default_rng(0)
+    with (
+        pq.ParquetWriter(folder / "traces.parquet", SCHEMA) as traces,
+        ScoreWriter(folder / "scores.parquet", "draft", draft_sha256(draft)) as scores,
+    ):
+        for batch in generate(config, load_target_config("tiny-reasoner")):
+            traces.write_batch(batch)
+            for key, n in zip(batch["id"].to_pylist(), list_lengths(batch["think_ids"]).tolist(), strict=True):
+                scores.write(key, rng.random((n, 4), np.float32))
+    return {"draft": draft, "traces": folder / "traces.parquet", "scores": folder / "scores.parquet"}
+
+
+@pytest.mark.parametrize("command", ["calibrate", "simulate"])
+def test_neither_text_nor_signals_are_held(paths, command, tmp_path):
+    """The command's imports alone take 150 MiB. As objects, these 2 M tokens and their signals take 200 more."""
+    out = [f"draft={paths['draft']}"] if command == "calibrate" else [f"out={tmp_path / 'simulation.json'}"]
+    found = peak(command, *out, f"traces={paths['traces']}", f"scores={paths['scores']}")
+    print(f"{command}: {TRACES} traces, at most {found:.0f} MiB")
+    assert 50 < found < (1536 if LARGE else 256)
