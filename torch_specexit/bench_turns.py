@@ -93,6 +93,7 @@ def job(
             "id": traces[i].id,
             "prompt_ids": traces[i].prompt_ids,
             "answer_kind": traces[i].answer_kind,
+            "choices": traces[i].choices,
             "trial": entry.trials[i],
             "hint": entry.hints[i],
         }
@@ -205,7 +206,7 @@ def read_request(
             "is it installed, and is VLLM_PLUGINS unset or does it name specexit?"
         )
     thinking = ids.index(end) if end in ids else len(ids)
-    answer = extract_answer(tokenizer.decode(ids[thinking + 1 :]), trace.answer_kind)
+    answer = extract_answer(tokenizer.decode(ids[thinking + 1 :]), trace.answer_kind, trace.choices)
     reason = reason_of(outcome, closed=end in ids, finish_reason=raw["finish_reason"], forced=raw["forced"])
     return Request(
         id=trace.id,

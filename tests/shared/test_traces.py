@@ -154,6 +154,16 @@ def test_files_of_version_one_are_read(make_trace, tmp_path):
     assert (trace.sample, trace.messages, trace.task, trace.answer_kind, trace.group) == (0, None, None, "math", None)
 
 
+def test_files_of_version_two_are_read(make_trace, tmp_path):
+    old = pa.schema([field for field in SCHEMA if field.name != "choices"], metadata={"specexit.traces": "2"})
+    columns = {name: [value] for name, value in vars(make_trace(sample=1)).items() if name != "choices"}
+    pq.write_table(pa.table(columns, schema=old), tmp_path / "traces.parquet")
+    (trace,) = read_traces(tmp_path)
+    assert (trace.sample, trace.choices) == (1, None)
+    write_traces(tmp_path / "traces.parquet", [make_trace(choices=["a tree", "a metal"])])
+    assert read_traces(tmp_path) == [make_trace(choices=["a tree", "a metal"])]
+
+
 def test_a_new_column_is_missing(make_trace, tmp_path):
     table = pa.Table.from_pylist([vars(make_trace())], schema=SCHEMA)
     pq.write_table(table.drop_columns(["sample"]), tmp_path / "traces.parquet")

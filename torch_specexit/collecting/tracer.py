@@ -140,6 +140,7 @@ class Tracer:
             task=asked.task,
             answer_kind=kind,
             group=asked.group or asked.task,
+            choices=None if asked.choices is None else list(asked.choices),
         )
 
     async def _judge(self, ask: Ask, trace: Trace, how: TrialConfig, own: list[float]) -> Trace:

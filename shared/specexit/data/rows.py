@@ -14,9 +14,9 @@ from typing import Any, Literal, get_args
 
 import pyarrow as pa
 
-SCHEMA_VERSION = "2"
-READABLE_VERSIONS = ("1", SCHEMA_VERSION)
-"""Version 1 lacks the columns of `ADDED`; a row of it was tried at every boundary."""
+SCHEMA_VERSION = "3"
+READABLE_VERSIONS = ("1", "2", SCHEMA_VERSION)
+"""Version 1 lacks the columns of `ADDED`; a row of it was tried at every boundary. Version 2 lacks ``choices``."""
 
 BoundaryState = Literal["agrees", "differs", "undecided", "untried"]
 """What the trial behind a boundary said: the trace's answer, another or none, nothing before it was cut off; or there
@@ -76,6 +76,8 @@ class Trace:
     trial: str = "{}"
     """How trials were made, as JSON: ``text`` forced behind the end marker, ``max_tokens``, ``stop``, ``boundaries``
     (how they were chosen), and ``free``: trials with nothing forced, see `free_trials`."""
+    choices: list[str] | None = None
+    """The options of a multiple-choice question: the text of one counts as its letter."""
 
     def __post_init__(self) -> None:
         if not self.boundary_state:
@@ -256,6 +258,7 @@ SCHEMA = pa.schema(
         pa.field("boundary_state", _STRINGS, nullable=False),
         pa.field("boundary_trial_tokens", _INTS, nullable=False),
         pa.field("trial", pa.string(), nullable=False),
+        pa.field("choices", _STRINGS),
     ],
     metadata={"specexit.traces": SCHEMA_VERSION},
 )
@@ -272,3 +275,5 @@ SCHEMAS: dict[type[Trace], pa.Schema] = {Trace: SCHEMA, LabelledTrace: LABELLED_
 assert all(schema.names == [column.name for column in fields(kind)] for kind, schema in SCHEMAS.items())
 ADDED = tuple(column.name for column in fields(Trace) if (column.default, column.default_factory) != (MISSING, MISSING))
 """Columns that version 1 does not have, `Trace`'s defaults being what it means."""
+LACKING = {"1": ADDED, "2": ("choices",)}
+"""Columns that the files of an older version do not have."""

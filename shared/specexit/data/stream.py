@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Bool, Int
 
-from specexit.data.rows import ADDED, READABLE_VERSIONS, SCHEMA, SCHEMAS, STATES, LabelledTrace, Trace
+from specexit.data.rows import LACKING, READABLE_VERSIONS, SCHEMA, SCHEMAS, STATES, LabelledTrace, Trace
 from specexit.errors import InputError
 
 BATCH_ROWS = 64
@@ -81,7 +81,7 @@ def _check_schema(file: Path, found: pa.Schema, kind: type[Trace]) -> list[str]:
     version = (found.metadata or {}).get(b"specexit.traces", b"none").decode()
     if version not in READABLE_VERSIONS:
         raise TraceError(f"{file}: trace schema version is {version}, expected {' or '.join(READABLE_VERSIONS)}")
-    expected = [field for field in SCHEMAS[kind] if version != "1" or field.name not in ADDED]
+    expected = [field for field in SCHEMAS[kind] if field.name not in LACKING.get(version, ())]
     for field in expected:
         if field.name not in found.names:
             hint = "" if field.name in SCHEMA.names else ", run specexit annotate first"
@@ -94,7 +94,7 @@ def _check_schema(file: Path, found: pa.Schema, kind: type[Trace]) -> list[str]:
 
 
 def _upgraded(batch: pa.RecordBatch, wanted: Sequence[str]) -> pa.RecordBatch:
-    """A batch with the columns that version 1 does not have, at their defaults."""
+    """A batch with the columns that an older version does not have, at their defaults."""
     arrays = []
     for name in wanted:
         if name in batch.schema.names:

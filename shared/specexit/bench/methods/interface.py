@@ -83,6 +83,8 @@ class Problem:
     trial: Trial
     answer_kind: str = "math"
     """See `specexit.data.answers`."""
+    choices: list[str] | None = None
+    """Of multiple choice: the options."""
     hint: int | None = None
     """From `Method.hints`."""
 
@@ -249,7 +251,7 @@ class Chain:
     def answer(self, trial: Said) -> str | None:
         """The answer in a trial; None where it was cut off or states none."""
         text = self.marks.decode([*self.problem.trial.ids, *trial.token_ids])
-        return extract_answer(text, self.problem.answer_kind) if trial.finished else None
+        return extract_answer(text, self.problem.answer_kind, self.problem.choices) if trial.finished else None
 
     def conclude(self) -> Asks:
         """End the thinking here, if the model has not, and let it answer; nothing where its tokens have run out."""
