@@ -20,6 +20,7 @@ from specexit.config import ConfigError
 from specexit.data.answers import extract_answer, same_answer
 from specexit.data.rows import Trace, can_judge, free_trials
 from specexit.data.traces import TraceError, read_traces
+from specexit.errors import InputError
 from specexit.schemas.collect import CollectConfig
 from specexit.schemas.target import TrialConfig, load_target_config
 from tests.torch.pretend import TARGET, THINK, TOKENIZER, Pretender, Server
@@ -328,3 +329,13 @@ def test_a_target_that_does_not_say_how_it_is_asked(tmp_path, server):
         collect(config(server, tmp_path / "out", **asked))
     with pytest.raises(ConfigError, match=r"trial\.math is missing, expected the text to force behind '</think>'"):
         collect(config(server, tmp_path / "out", **asked, temperature=0, max_new_tokens=500))
+
+
+def test_a_prompt_that_is_longer_than_the_model(tmp_path, server):
+    """Found before anything is asked or written, not when its turn comes."""
+    rows = [{"id": "short", "prompt": "What is 3 + 4?"}, {"id": "long", "prompt": "What is " + "3 + " * 800 + "4?"}]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    asked = {"split": None, "n": None, "prompts": str(tmp_path / "prompts.jsonl")}
+    with pytest.raises(InputError, match=r"'long' is \d+ tokens long, expected fewer than .* max_model_len 1024"):
+        collect(config(server, tmp_path / "out", **asked))
+    assert not (tmp_path / "out").exists()

@@ -12,6 +12,7 @@ from specexit.schemas.target import TargetConfig, load_target_config
 from torch_specexit.collecting.ledger import Ledger
 from torch_specexit.collecting.progress import Bar
 from torch_specexit.collecting.summary import finish
+from torch_specexit.collecting.tracer import check_lengths
 from torch_specexit.collecting.work import Ask, all_asks, check_target, chunks, sampling_of
 
 Backend = Callable[
@@ -28,6 +29,7 @@ def collect(config: CollectConfig) -> None:
         holds a run with another config.
       SplitError: the target's tokenizer has no single-token think markers.
       PromptError, AnswerError: the prompts cannot be used.
+      InputError: a prompt is longer than the target can read.
       FileExistsError: the folder holds something else.
       CollectError: an engine failed, another process collects into the folder, or what came out is not worth training
         on; finished traces are kept.
@@ -35,6 +37,7 @@ def collect(config: CollectConfig) -> None:
     target = load_target_config(config.target)
     asks = all_asks(config)
     check_target(config, target, asks)
+    check_lengths(target, asks)
     with Ledger(config, target, chunks(config, asks)) as ledger:
         todo = [(number, asks[number]) for number in ledger.todo()]
         if todo:

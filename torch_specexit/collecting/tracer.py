@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 from specexit.data.answers import agree, extract_answer, plainly_same
 from specexit.data.boundaries import next_boundary
+from specexit.data.prompts import Prompt
 from specexit.data.rows import FreeTrial, Trace, fill_untried, infer_agrees
 from specexit.errors import InputError
 from specexit.method.labels import answer_confidence
@@ -55,6 +56,34 @@ class _Trial:
     tokens: int
 
 
+def encoded(tokenizer: Any, target: TargetConfig, prompt: Prompt) -> list[int]:
+    """Token ids of a prompt, its thinking opened.
+
+    Raises:
+      InputError: they leave the model no room for a single token.
+    """
+    messages = prompt.messages or ({"role": "user", "content": prompt.text},)
+    ids = prompt_ids(tokenizer, target, messages)
+    if len(ids) >= target.max_model_len:
+        raise InputError(
+            f"prompt {prompt.id!r} is {len(ids)} tokens long, "
+            f"expected fewer than target {target.name}'s max_model_len {target.max_model_len}"
+        )
+    return ids
+
+
+def check_lengths(target: TargetConfig, asks: Sequence[Ask]) -> None:
+    """Find the prompt that is too long before an engine starts, and not when its turn comes.
+
+    Raises:
+      InputError: see `encoded`.
+    """
+    tokenizer = load_chat_tokenizer(target)
+    for ask in asks:
+        if ask.sample == 0:
+            encoded(tokenizer, target, ask.prompt)
+
+
 class Tracer:
     """Turns asks into traces.
 
@@ -77,7 +106,7 @@ class Tracer:
         Raises:
           InputError: the prompt is longer than the model allows.
         """
-        ids = self._encode(ask)
+        ids = encoded(self.tokenizer, self.target, ask.prompt)
         seed = ask.seed(self.config.seed)
         how = Decoding(**self.sampling.model_dump(), seed=seed if self.sampling.temperature else None)
         response = await self._generate(ids, how)
@@ -88,17 +117,6 @@ class Tracer:
             return replace(trace, trial=self._how(kind, []))
         own = response.logprobs[len(trace.think_ids) + 1 :]
         return await self._judge(ask, trace, kind, own)
-
-    def _encode(self, ask: Ask) -> list[int]:
-        prompt = ask.prompt
-        messages = prompt.messages or ({"role": "user", "content": prompt.text},)
-        ids = prompt_ids(self.tokenizer, self.target, messages)
-        if len(ids) >= self.target.max_model_len:
-            raise InputError(
-                f"prompt {prompt.id!r} is {len(ids)} tokens long, "
-                f"expected fewer than target {self.target.name}'s max_model_len {self.target.max_model_len}"
-            )
-        return ids
 
     async def _generate(self, ids: list[int], how: Decoding) -> Response:
         """A response, its length cut to what the model has room for."""
