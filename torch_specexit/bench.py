@@ -56,6 +56,7 @@ def bench(config: BenchConfig) -> Results:
     name = read_config(config.draft).target_name or target_named_in(config.traces)
     config = config.model_copy(update={"target": target_reference(config.target, *places, name=name)})
     target = find_target(config.target, *places, name=name)
+    config = config.model_copy(update={"max_new_tokens": longest_response(config, target)})
     traces = read_problems(config)
     with new_folder(config.out) as folder, tempfile.TemporaryDirectory(prefix="specexit-bench-") as scratch:
         journal = Journal(config.out, config)
@@ -135,13 +136,26 @@ def plan_methods(config: BenchConfig, target: TargetConfig, traces: Sequence[Tra
     return entries
 
 
+def longest_response(config: BenchConfig, target: TargetConfig) -> int:
+    """Tokens of a response, thinking included: as the config says, or as the target does.
+
+    Raises:
+      BenchError: neither says.
+    """
+    if config.max_new_tokens is not None:
+        return config.max_new_tokens
+    if target.sampling is None:
+        raise BenchError(f"target {target.name}: sampling.max_tokens is missing, expected it there or max_new_tokens=")
+    return target.sampling.max_tokens
+
+
 def trials_of(config: BenchConfig, target: TargetConfig, traces: Sequence[Trace]) -> tuple[dict[str, Any], ...]:
     """How an answer to each problem is tried: as the target says for its kind, else answered in full."""
     tokenizer, found = target.tokenizer(), {}
     for kind in {trace.answer_kind for trace in traces}:
-        how = target.trial.get(kind)
+        how = target.trial.get(kind) or target.trial.get(kind.partition(":")[0])
         ids = tokenizer.encode(how.text, add_special_tokens=False) if how and how.text else []
-        limit = how.max_tokens if how else config.trial_max_tokens
+        limit = how.max_tokens if how else longest_response(config, target)
         found[kind] = {"ids": ids, "max_tokens": limit, "stop": how.stop if how else ()}
     return tuple(found[trace.answer_kind] for trace in traces)
 

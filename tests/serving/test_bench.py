@@ -12,17 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from specexit.bench.comparison import read_requests
-from specexit.bench.methods import find_method
+from specexit.bench.methods import Tuning, find_method
 from specexit.bench.process import BenchError, BenchProcess
 from specexit.bench.results import Results, read_results
 from specexit.data.traces import Trace, write_traces
 from specexit.drafts.directory import DraftConfig, DraftError, SpecExitBlock, write_draft
 from specexit.errors import InputError
 from specexit.schemas.bench import BenchConfig
-from specexit.schemas.target import load_target_config
+from specexit.schemas.target import SamplingConfig, TrialConfig, load_target_config
 from specexit.tiny import problems, prompt_text, render_response, write_trace
-from torch_specexit.bench import bench
-from torch_specexit.bench_turns import Entry, turns
+from torch_specexit.bench import bench, longest_response, trials_of
+from torch_specexit.bench_turns import Entry, read_request, turns
 
 TARGET = load_target_config("tiny-reasoner")
 METHODS = ("none", "eagle3", "specexit", "budget", "deer", "oracle", str(Path(__file__).with_name("own_method.py")))
@@ -201,6 +201,35 @@ def test_responses_that_run_out_of_tokens_are_an_error(inputs: Path, tmp_path: P
     with pytest.raises(BenchError, match=r"max_new_tokens=96: . responses of eagle3 ran out of tokens"):
         bench(short)
     assert not (tmp_path / "new").exists()
+
+
+def test_what_the_config_leaves_open_is_the_target_s(inputs: Path) -> None:
+    """Lengths are those of the target's YAML, for a real one thousands of tokens, not the tiny reasoner's."""
+    traces = [replace(trace, answer_kind="function:operator:eq") for trace in generated_traces(1)]
+    sampling = SamplingConfig(temperature=0.6, max_tokens=32768)
+    trial = TrialConfig(text="So:", max_tokens=2048, stop=("```",))
+    target = TARGET.model_copy(update={"sampling": sampling, "trial": {"function": trial}})
+    open_ = config(inputs, max_new_tokens=None)
+    assert longest_response(open_, target) == 32768
+    assert longest_response(config(inputs), target) == MAX_NEW_TOKENS
+    ids = target.tokenizer().encode("So:")
+    assert trials_of(open_, target, traces) == ({"ids": ids, "max_tokens": 2048, "stop": ("```",)},)
+    # Without a trial of its own, an answer is written in full.
+    assert trials_of(open_, target.model_copy(update={"trial": {}}), traces)[0]["max_tokens"] == 32768
+    with pytest.raises(BenchError, match=r"sampling\.max_tokens is missing, expected it there or max_new_tokens="):
+        longest_response(open_, target.model_copy(update={"sampling": None}))
+
+
+def test_an_option_s_own_text_is_its_letter_here_too() -> None:
+    """As it was when the traces were collected: else the whole benchmark would find no answer right."""
+    tokenizer, end = TARGET.tokenizer(), TARGET.think_tokens().end
+    (trace,) = generated_traces(1)
+    trace = replace(trace, answer_kind="choice", choices=["a tree", "a metal"], reference="B")
+    raw = {"token_ids": [end, *tokenizer.encode("It is \\boxed{a metal}.")], "outcome": None, "finish_reason": "stop"}
+    raw |= {"forced": False, "probe_tokens": 0, "seconds": 1.0, "first_answer_seconds": None}
+    entry = Entry("none", "none", find_method("none").tuned(Tuning([], 0.0)), None, (None,), ({},))
+    request = read_request(entry, trace, raw, tokenizer, end)
+    assert (request.answer, request.correct) == ("B", True)
 
 
 @pytest.mark.vllm

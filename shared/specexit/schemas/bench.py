@@ -50,8 +50,9 @@ class BenchConfig(Config):
     )
     num_speculative_tokens: int = Field(default=3, gt=0, description="draft tokens per step")
     rounds: int = Field(default=6, gt=0, description="slices of the problems; the methods take turns slice by slice")
-    max_new_tokens: int = Field(default=768, gt=0, description="of one response, thinking included")
-    trial_max_tokens: int = Field(default=24, gt=0, description="of a trial answer, where the target does not say")
+    max_new_tokens: int | None = Field(
+        default=None, gt=0, description="of one response, thinking included; by default the target's"
+    )
     max_unfinished: float = Field(
         default=0.05,
         ge=0,
