@@ -132,6 +132,17 @@ def test_annotate_writes_what_training_reads(think, make_trace, tmp_path):
     assert (tmp_path / "labelled" / "run.yaml").exists()
 
 
+@pytest.mark.parametrize("word", ["think", "answer"])
+def test_a_target_that_never_says_answer_has_no_first_stated_answer(think, tmp_path, capsys, word):
+    """Not one at the natural end, which cuts nothing and is always right."""
+    trace = think(("Here.", "1"), ("I think that it is 2.", "2"), ("So it is 2.", "2"), reference="2")
+    write_traces(tmp_path / "traces" / "traces.parquet", [trace])
+    annotate(AnnotateConfig(traces=tmp_path / "traces", out=tmp_path / "labelled", answer_word=word))
+    shown, page = capsys.readouterr().err, (tmp_path / "labelled" / "statistics.html").read_text()
+    assert ("first stated answer" in shown, "first stated answer" in page) == (word == "think",) * 2
+    assert ("answer_word=answer" in shown) == (word == "answer")
+
+
 def test_nothing_to_label_is_an_error_that_counts_reasons(make_trace, tmp_path):
     write_traces(tmp_path / "traces" / "traces.parquet", [make_trace(finish_reason="length")])
     with pytest.raises(TraceError, match="none of 1 traces can be labelled: 1 unfinished, 0 no answer, 0 no boundary"):

@@ -74,7 +74,7 @@ def annotate(config: AnnotateConfig) -> Statistics:
         write_text(folder / "statistics.html", traces_page(target.name, statistics, examples))
         save_target(folder, target)
         save_run(config, folder)
-    Console(stderr=True).print(_table(statistics))
+    Console(stderr=True).print(_table(statistics, config.answer_word))
     return statistics
 
 
@@ -181,16 +181,18 @@ def _contains(text: str, answer: str) -> bool:
     return re.search(rf"(?<!\w)(?<!\d\.){re.escape(answer)}(?!\w)(?!\.\d)", text) is not None
 
 
-def _table(statistics: Statistics) -> Table:
+def _table(statistics: Statistics, answer_word: str) -> Table:
     table = Table(title=f"{statistics.n} traces, left out: {listed(statistics.dropped, DROP_REASONS)}")
     table.add_column("thinking ends at")
     for column in ("thinking cut", "thinking tokens", "agreement", "accuracy"):
         table.add_column(column, justify="right")
+    if not statistics.hard_boundaries:
+        table.caption = f"no step states an answer: none has answer_word={answer_word} beside its trial's answer"
     for name, ending in (
         ("its natural end", statistics.full),
         ("oracle, earliest", statistics.oracle_earliest),
         ("oracle, stable", statistics.oracle_stable),
-        ("first stated answer", statistics.hard_boundary),
+        *([("first stated answer", statistics.hard_boundary)] if statistics.hard_boundaries else []),
         ("first boundary", statistics.first_boundary),
     ):
         accuracy = "" if ending.accuracy is None else f"{ending.accuracy:.1%}"
