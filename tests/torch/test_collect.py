@@ -280,6 +280,43 @@ def test_one_of_two_vllm_servers_is_killed_half_way(greedy, prompts, servers, tm
 
 
 @pytest.mark.vllm
+@pytest.mark.slow
+def test_a_ray_cluster_gives_the_same_rows_though_an_engine_is_killed(greedy, prompts, tmp_path):
+    """As a user starts it. What was finished is not asked again, the rest goes to an engine that Ray starts instead."""
+    pytest.importorskip("ray")
+    out = tmp_path / "out"
+    asked = ["target=tiny-reasoner", f"prompts={prompts}", f"out={out}", "max_new_tokens=320", "min_finished=0"]
+    where = ["ray=local", "workers=1", "engine.max_num_seqs=2", "min_answered=0"]
+    command = [sys.executable, "-m", "specexit", "collect", *asked, *where]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while finished(out) < 2:
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.01)
+    below = psutil.Process(process.pid).children(recursive=True)
+    [engine] = [child for child in below if "MapWorker" in " ".join(child.cmdline())]
+    engine.kill()
+    before = finished(out)
+    _, said = process.communicate()
+    assert process.returncode == 0, said
+    assert before < len(greedy)
+    assert_same(read_traces(out), greedy)
+    _, alive = psutil.wait_procs(below, timeout=60)
+    assert not alive  # the cluster was its own, and is gone
+
+
+def test_a_ray_cluster_that_is_not_there(tmp_path):
+    pytest.importorskip("ray")
+    command = [sys.executable, "-m", "specexit", "collect", "target=tiny-reasoner", "split=test", "n=2"]
+    done = subprocess.run(
+        [*command, f"out={tmp_path / 'out'}", "ray=auto"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "ray is 'auto': " in done.stderr
+    assert "expected a cluster's address, auto or local" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.vllm
 def test_a_failing_worker_says_why(tmp_path):
     folder = tmp_path / "model"
     shutil.copytree(tiny.MODEL_DIR, folder)

@@ -17,7 +17,7 @@ from specexit.config import ConfigError
 from specexit.data.rows import Trace
 from specexit.schemas.collect import CollectConfig
 from specexit.schemas.target import TargetConfig
-from torch_specexit.collecting.work import Ask, CollectError
+from torch_specexit.collecting.work import Ask, CollectError, engine_room
 
 
 def run_processes(
@@ -35,9 +35,7 @@ def run_processes(
     """
     del target  # every worker reads it again
     devices = worker_devices(config)[: len(todo)]
-    room = config.engine.max_num_seqs + max(1, config.engine.max_num_seqs // 4)
-    # A full engine takes what the others could do as well: while there is little, it is spread.
-    room = min(room, -(-len(todo) // len(devices)))
+    room = engine_room(config, len(todo), len(devices))
     queue, lock = iter(todo), threading.Lock()
     workers = [_Worker(config, gpus) for gpus in devices]
 

@@ -13,7 +13,7 @@ from torch_specexit.collecting.ledger import Ledger
 from torch_specexit.collecting.progress import Bar
 from torch_specexit.collecting.summary import finish
 from torch_specexit.collecting.tracer import check_lengths
-from torch_specexit.collecting.work import Ask, all_asks, check_target, chunks, sampling_of
+from torch_specexit.collecting.work import Ask, CollectError, all_asks, check_target, chunks, sampling_of
 
 Backend = Callable[
     [CollectConfig, TargetConfig, Sequence[tuple[int, Ask]], Callable[[int, Trace], None], Callable[[dict], None]], None
@@ -52,6 +52,15 @@ def _backend(config: CollectConfig) -> Backend:
         from torch_specexit.collecting.endpoints import run_endpoints
 
         return run_endpoints
+    if config.ray is not None:
+        try:
+            from torch_specexit.collecting.cluster import run_cluster
+        except ModuleNotFoundError as error:
+            if error.name != "ray":
+                raise
+            raise CollectError("ray= needs Ray: pip install 'specexit[ray]'") from error
+
+        return run_cluster
     from torch_specexit.collecting.processes import run_processes
 
     return run_processes

@@ -103,6 +103,15 @@ class Decoding:
     seed: int | None = None
 
 
+def engine_room(config: CollectConfig, todo: int, engines: int) -> int:
+    """Traces that each of several engines has under way: a quarter more than fit its batch, as trials are short.
+
+    A full engine would take what the others could do as well: while there is little to do, it is spread.
+    """
+    room = config.engine.max_num_seqs + max(1, config.engine.max_num_seqs // 4)
+    return min(room, -(-todo // engines))
+
+
 def sampling_of(config: CollectConfig, target: TargetConfig) -> SamplingConfig:
     """How traces are sampled: as the target says, where the config says nothing else.
 

@@ -61,6 +61,9 @@ class CollectConfig(Config):
     endpoints: tuple[str, ...] = Field(
         default=(), description="URLs of vLLM servers to ask in place of engines of one's own, as a list"
     )
+    ray: str | None = Field(
+        default=None, description="address of a Ray cluster whose machines run the engines; auto, or local for one here"
+    )
     model: str | None = Field(default=None, description="the target's name at the endpoints, where it is another")
     api_key: str | None = Field(default=None, description="of the endpoints", exclude=True)
     requests: int = Field(default=64, gt=0, description="at once at each endpoint")
@@ -77,6 +80,12 @@ class CollectConfig(Config):
     def _one_source(self) -> CollectConfig:
         if (self.prompts is None) == (self.split is None):
             raise ValueError("exactly one of prompts and split is needed")
+        return self
+
+    @model_validator(mode="after")
+    def _one_place(self) -> CollectConfig:
+        if self.endpoints and self.ray is not None:
+            raise ValueError("endpoints and ray cannot be given together: either servers or a cluster's own engines")
         return self
 
     @model_validator(mode="after")

@@ -1,0 +1,118 @@
+"""vLLM engines on the machines of a Ray cluster, fed by Ray Data; a trace is one of its tasks.
+
+An engine is an actor. Where a machine or an engine is lost, Ray starts another one and gives it the traces that were
+under way there; all others are recorded already.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ray
+import ray.data
+import ray.exceptions
+
+from specexit.data.rows import Trace
+from specexit.schemas.collect import CollectConfig
+from specexit.schemas.target import EMBEDDED, TargetConfig
+from torch_specexit.collecting.local import LocalEngine
+from torch_specexit.collecting.tracer import Tracer
+from torch_specexit.collecting.work import Ask, CollectError, engine_room
+
+ENGINE_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+"""Two engines that pin their threads by themselves would pick the same cores."""
+
+
+class Collector:
+    """One engine, in an actor that Ray Data keeps: rows with an ask become rows with a trace.
+
+    Args:
+      config: the run's.
+      target: the model.
+    """
+
+    def __init__(self, config: CollectConfig, target: TargetConfig):
+        self.config, self.target = config, target
+        self.stepping: asyncio.Task[None] | None = None
+
+    def _start(self) -> asyncio.Task[None]:
+        """Start the engine, in the thread that steps it."""
+        engine = LocalEngine(self.config, self.target)
+        self.tracer = Tracer(self.config, self.target, engine, lambda **_: None)
+        return asyncio.get_running_loop().create_task(engine.run())
+
+    async def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """One trace; the engine's failure where it fails."""
+        if self.stepping is None:
+            self.stepping = self._start()
+        going = asyncio.ensure_future(self.tracer.trace(Ask.from_json(json.loads(row["ask"]))))
+        await asyncio.wait({going, self.stepping}, return_when=asyncio.FIRST_COMPLETED)
+        if not going.done():
+            going.cancel()
+            self.stepping.result()
+        return {"number": row["number"], "trace": json.dumps(vars(going.result()))}
+
+
+def run_cluster(
+    config: CollectConfig,
+    target: TargetConfig,
+    todo: Sequence[tuple[int, Ask]],
+    record: Callable[[int, Trace], None],
+    report: Callable[[dict], None],
+) -> None:
+    """Collect on a Ray cluster, and record traces as they come.
+
+    Raises:
+      CollectError: the cluster cannot be reached, has too few GPUs, or an engine failed.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    try:
+        ray.init(address=config.ray, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise CollectError(f"ray is {config.ray!r}: {error}; expected a cluster's address, auto or local") from error
+    if target.path != EMBEDDED:  # an engine works in another folder
+        target = target.model_copy(update={"path": str(target.folder.resolve())})
+    try:
+        for batch in _traces(config, target, todo).iter_batches(batch_size=None, prefetch_batches=0):
+            for number, text in zip(batch["number"].tolist(), batch["trace"].tolist(), strict=True):
+                trace = Trace(**json.loads(text))
+                record(number, trace)
+                tokens = len(trace.think_ids) + len(trace.answer_ids) + sum(trace.boundary_trial_tokens)
+                report({"generated": 1, "judged": 1, "tokens": tokens})
+    except ray.exceptions.RayError as error:
+        raise CollectError(f"an engine on the cluster failed: {str(error)[-3000:]}") from error
+    finally:
+        ray.shutdown()
+
+
+def _traces(config: CollectConfig, target: TargetConfig, todo: Sequence[tuple[int, Ask]]) -> ray.data.Dataset:
+    """The traces, computed as they are read."""
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    gpus_each = config.engine.extra.get("tensor_parallel_size", 1)
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    machines = sum(node["Alive"] for node in ray.nodes())
+    engines = config.workers or (gpus // gpus_each if gpus else 2 * machines)
+    if gpus and not 0 < engines <= gpus // gpus_each:
+        raise CollectError(f"workers is {engines} with {gpus_each} GPUs each, but the cluster has {gpus} GPUs")
+    engines = min(engines, len(todo))
+    room = engine_room(config, len(todo), engines)
+    rows = [{"number": number, "ask": json.dumps(ask.to_json())} for number, ask in todo]
+    # A block is what a task works on, and what is computed again where an engine is lost: one trace.
+    return ray.data.from_items(rows, override_num_blocks=len(rows)).map(
+        Collector,  # type: ignore[arg-type] - a class of which each actor makes one
+        fn_constructor_args=(config, target),
+        compute=ray.data.ActorPoolStrategy(
+            size=engines, max_tasks_in_flight_per_actor=room, max_concurrent_calls_per_actor=room
+        ),
+        num_cpus=None if gpus else 1,
+        num_gpus=gpus_each if gpus else None,
+        runtime_env={"env_vars": ENGINE_ENVIRONMENT},
+    )
