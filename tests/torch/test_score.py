@@ -13,6 +13,7 @@ from specexit.drafts.directory import DraftError, read_config
 from specexit.method.signals import activate
 from specexit.schemas.score import ScoreConfig
 from specexit.schemas.target import load_target_config
+from tests.shared.peak import peak
 from torch_specexit.draft import Draft
 from torch_specexit.features import TargetFeatures
 from torch_specexit.score import Text, load_pair, raw_signals, score
@@ -141,6 +142,17 @@ def test_nothing_as_large_as_time_times_time_or_vocabulary(write_random_draft, t
     assert not [shape for shape in shapes if sum(size in near for size in shape) > 1]
     words = {draft.config.draft_vocab_size, draft.config.vocab_size}
     assert not [shape for shape in shapes if set(shape) & near and set(shape) & words]
+
+
+@pytest.mark.slow
+def test_a_trace_of_16k_tokens_in_bounded_memory(tmp_path, write_random_draft, make_trace):
+    """One buffer of time x time in four heads would take 4 GiB."""
+    draft = write_random_draft(tmp_path / "draft", "draft", **TINY)
+    think = np.random.default_rng(0).integers(0, 630, 1 << 14).tolist()
+    write_traces(tmp_path / "traces.parquet", [make_trace(id="long", think_ids=think)])
+    arguments = [f"draft={draft}", f"traces={tmp_path / 'traces.parquet'}", f"out={tmp_path / 'scores'}"]
+    assert peak("score", *arguments, "device=cpu", "dtype=float32") < 1536
+    assert read_scores(tmp_path / "scores").signals["long"].shape == (1 << 14, 4)
 
 
 def test_bfloat16_is_near(paths, traces):
