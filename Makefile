@@ -8,7 +8,7 @@ SERVE ?= $(if $(shell command -v nvidia-smi),serve,serve-cpu)
 RELEASES ?= runs/vllm-releases
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve chat test test-gpu test-tpu compat lint bench bench-data bench-serving bench-training bench-signals \
+.PHONY: help demo serve chat test test-gpu test-tpu compat lint bench bench-data bench-labels bench-serving bench-training bench-signals \
   bench-certificate bench-field bench-full-size continuation plan-all docs tiny-reasoner format clean
 
 help:  ## Show this list
@@ -54,6 +54,9 @@ bench-serving: $(VENV)/.demo-ready  ## Measure what the plug-in costs where no e
 
 bench-data: $(VENV)/.demo-ready  ## Measure annotate and pack on a generated corpus (TRACES=20000 for the large one)
 	@$(BIN)/specexit bench-data configs/bench/data.yaml $(if $(TRACES),traces=$(TRACES))
+
+bench-labels: $(VENV)/.demo-ready  ## Measure trials at boundaries against one prefix at a time
+	@$(BIN)/specexit bench-labels configs/bench/labels.yaml
 
 bench-training: $(VENV)/.dev-ready  ## Measure a training step against speculators, and the memory of the attention
 	@$(BIN)/specexit bench-training configs/bench/training.yaml

@@ -164,6 +164,13 @@ COMMANDS = {
         "specexit.bench.data:bench_data",
         "train",
     ),
+    "bench-labels": Command(
+        "Evidence",
+        "Measure trials at boundaries as `collect` makes them, against one prefix at a time.",
+        "specexit.schemas.bench_labels:BenchLabelsConfig",
+        "torch_specexit.bench_labels:bench_labels",
+        "serve",
+    ),
     "bench-training": Command(
         "Evidence",
         "Measure a training step against speculators', the independent peer, on the same cores.",

@@ -1,0 +1,23 @@
+"""``specexit bench-labels`` makes the same trials both ways. How fast is for `make bench-labels`."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.mark.vllm
+def test_the_same_trials_together_and_alone(tmp_path):
+    out = tmp_path / "labels.json"
+    command = [sys.executable, "-m", "specexit", "bench-labels", "target=tiny-reasoner", "split=test", "n=3"]
+    done = subprocess.run([*command, f"out={out}"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    found = json.loads(out.read_text())
+    assert found["traces"] == 3
+    assert found["trials"] >= 6  # a trace of the tiny reasoner has several boundaries before its natural end
+    assert found["same"] == found["trials"]
+    assert found["prefix_tokens"] > 20 * found["trials"]
+    assert found["trial_tokens"] >= found["trials"]
+    assert found["speedup"] == pytest.approx(found["alone"]["seconds"] / found["together"]["seconds"])
+    assert f"{found['trials']} trials of 3 traces: " in done.stdout

@@ -1,0 +1,122 @@
+"""``specexit bench-labels``: how fast boundaries are tried, against one prefix at a time, on one engine in one run.
+
+Traces are collected first, and every trial that they asked for is remembered. The same trials are then made again as
+`collect` makes them (all traces side by side, those of a trace one after the other, prefixes cached) and as a plain
+loop would (one request at a time, nothing cached of an earlier one). Neither begins with anything in the cache.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections import defaultdict
+from collections.abc import Coroutine
+from typing import Any
+
+from rich.console import Console
+
+from specexit.config import versions, write_text
+from specexit.hardware import describe_hardware
+from specexit.schemas.bench_labels import BenchLabelsConfig
+from specexit.schemas.collect import CollectConfig
+from specexit.schemas.target import load_target_config
+from torch_specexit.collecting.local import LocalEngine
+from torch_specexit.collecting.tracer import Response, Tracer
+from torch_specexit.collecting.work import Ask, CollectError, Decoding, all_asks, check_target
+
+Request = tuple[list[int], Decoding]
+
+
+def bench_labels(config: BenchLabelsConfig) -> dict[str, Any]:
+    """Collect, make the trials both ways, write ``out`` and print it.
+
+    Raises:
+      ConfigError, PromptError, AnswerError: as `collect`.
+      CollectError: no trace has a boundary to try.
+    """
+    collecting = CollectConfig(
+        target=config.target,
+        out=config.out.parent,  # nothing is written there but the result
+        prompts=config.prompts,
+        split=config.split,
+        n=config.n,
+        engine=config.engine,
+        free_share=0.0,
+    )
+    target = load_target_config(config.target)
+    asks = all_asks(collecting)
+    check_target(collecting, target, asks)
+    engine = LocalEngine(collecting, target)
+    recorder = _Recorder(engine)
+    tracer = Tracer(collecting, target, recorder, lambda **_: None)
+    result = asyncio.run(_beside(engine, _measure(engine, recorder, tracer, asks)))
+    result |= {"config": config.model_dump(mode="json"), "hardware": describe_hardware(), "versions": versions()}
+    write_text(config.out, json.dumps(result, indent=2) + "\n")
+    together, alone = (result[way]["trials_per_second"] for way in ("together", "alone"))
+    Console().print(
+        f"{result['trials']} trials of {result['traces']} traces: {together:.1f} a second together, {alone:.1f} one "
+        f"prefix at a time ({result['speedup']:.1f}x); "
+        f"{result['same']} of {result['trials']} wrote the same tokens",
+        soft_wrap=True,
+    )
+    return result
+
+
+class _Recorder:
+    """An engine that remembers what each task asked of it."""
+
+    def __init__(self, engine: LocalEngine):
+        self.engine = engine
+        self.asked: defaultdict[Any, list[Request]] = defaultdict(list)
+
+    async def generate(self, ids: list[int], how: Decoding) -> Response:
+        """The continuation of a prompt."""
+        self.asked[asyncio.current_task()].append((ids, how))
+        return await self.engine.generate(ids, how)
+
+
+async def _beside(engine: LocalEngine, work: Coroutine[Any, Any, dict[str, Any]]) -> dict[str, Any]:
+    """Do the work while the engine steps; the engine's failure where it fails."""
+    working, stepping = asyncio.create_task(work), asyncio.create_task(engine.run())
+    await asyncio.wait({working, stepping}, return_when=asyncio.FIRST_COMPLETED)
+    if not working.done():
+        working.cancel()
+        stepping.result()
+    stepping.cancel()
+    return working.result()
+
+
+async def _measure(engine: LocalEngine, recorder: _Recorder, tracer: Tracer, asks: list[Ask]) -> dict[str, Any]:
+    await asyncio.gather(*(asyncio.create_task(tracer.trace(ask)) for ask in asks))
+    trials = [requests[1:] for requests in recorder.asked.values()]  # the first one is the trace itself
+    n = sum(map(len, trials))
+    if not n:
+        raise CollectError(f"{len(asks)} traces have no boundary to try, expected some: do they finish and answer?")
+
+    async def of_one_trace(requests: list[Request]) -> list[Response]:
+        return [await engine.generate(*request) for request in requests]
+
+    engine.engine.reset_prefix_cache()
+    start = time.perf_counter()
+    together = await asyncio.gather(*map(of_one_trace, trials))
+    seconds_together = time.perf_counter() - start
+
+    alone, seconds_alone = [], 0.0
+    for request in (request for requests in trials for request in requests):
+        engine.engine.reset_prefix_cache()
+        start = time.perf_counter()
+        alone.append(await engine.generate(*request))
+        seconds_alone += time.perf_counter() - start
+
+    pairs = zip((response for found in together for response in found), alone, strict=True)
+    return {
+        "traces": len(asks),
+        "trials": n,
+        "trial_tokens": sum(len(response.ids) for response in alone),
+        "prefix_tokens": sum(len(ids) for requests in trials for ids, _ in requests),
+        "together": {"seconds": seconds_together, "trials_per_second": n / seconds_together},
+        "alone": {"seconds": seconds_alone, "trials_per_second": n / seconds_alone},
+        "speedup": seconds_alone / seconds_together,
+        "same": sum(a.ids == b.ids for a, b in pairs),
+    }
