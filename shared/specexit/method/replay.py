@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -144,18 +145,20 @@ class Replay:
 
 def ewma(values: Float[np.ndarray, "think signals"], alpha: float) -> Float[np.ndarray, "think signals"]:
     """Moving average per token, starting at the first value: ``alpha * new + (1 - alpha) * old``."""
-    smoothed = values.copy()
-    for t in range(1, len(values)):
-        smoothed[t] = alpha * values[t] + (1 - alpha) * smoothed[t - 1]
-    return smoothed
+    if not len(values):
+        return values
+    weighted = alpha * values[1:]
+    return np.array(list(accumulate(weighted, lambda old, new: new + (1 - alpha) * old, initial=values[0])))
 
 
 def _round_values(
     offsets: Int[np.ndarray, " boundaries"], signals: Float[np.ndarray, "think signals"], alpha: float, size: int
 ) -> tuple[Int[np.ndarray, " judged"], Float[np.ndarray, "judged signals"]]:
     """The reference code's rule: the first boundary of each round is judged by the average up to the round before."""
-    starts = np.arange(0, len(signals), size)
-    means = np.stack([signals[start : start + size].mean(axis=0) for start in starts]) if len(starts) else signals
+    full = len(signals) // size * size
+    means = signals[:full].reshape(-1, size, signals.shape[1]).mean(axis=1)
+    if full < len(signals):
+        means = np.concatenate([means, signals[full:].mean(axis=0, keepdims=True)])
     rounds, first = np.unique((offsets - 1) // size, return_index=True)
     first = first[rounds > 0]  # the first round has no average to be judged by
     return first, ewma(means, alpha)[rounds[rounds > 0] - 1]
