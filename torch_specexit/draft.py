@@ -206,9 +206,15 @@ class Draft(nn.Module):
                 f"{folder / 'config.json'}: the draft reads an embedding {list(expected)} (vocab_size, hidden_size), "
                 f"but the target's is {list(embedding.shape)}: the draft was made for another target"
             )
+        return cls.of(config, {name: as_torch(value) for name, value in tensors.items() if name != "t2d"}, embedding)
+
+    @classmethod
+    def of(
+        cls, config: DraftConfig, weights: dict[str, Tensor], embedding: Float[Tensor, "target_vocab hidden"]
+    ) -> Draft:
+        """A draft of these weights, which are shared and not copied, in the dtype of the embedding that it reads."""
         with torch.device("meta"):
             draft = cls(config, embedding)
-        weights = {name: as_torch(value) for name, value in tensors.items() if name != "t2d"}
         draft.load_state_dict(weights, assign=True)
         draft.embedding = embedding.detach()
         return draft.to(embedding.dtype).requires_grad_(False).eval()

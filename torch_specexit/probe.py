@@ -1,41 +1,52 @@
 """The PyTorch side of ``specexit verify``: what a draft says about a few traces, a file for each of them.
 
 ``python -m torch_specexit.probe``, arguments as in `specexit.drafts.probing`. The JAX package has the same command, and
-each runs in a process of its own, so that neither imports the other.
+each runs in a process of its own, so that neither imports the other. This side also looks for mistakes that both would
+share; `MISTAKES` says what it found.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 
 import numpy as np
 import torch
 
-from specexit.drafts.directory import check_target, read_config
-from specexit.drafts.probing import first_traces, parse, rows_of, sequence_of, thinking_of
+from specexit.drafts.directory import check_target, read_draft
+from specexit.drafts.probing import MISTAKES, first_traces, parse, rows_of, sequence_of, thinking_of
 from specexit.method.signals import activate
 from specexit.schemas.target import load_target_config
-from torch_specexit.draft import Draft
+from torch_specexit.draft import Draft, as_torch
 from torch_specexit.features import TargetFeatures
+from torch_specexit.mistakes import Mistakes, layers_of
 
 
 @torch.inference_mode()
 def probe(arguments: argparse.Namespace) -> None:
-    """Write ``I.npz`` for trace I, see `specexit.drafts.probing`."""
-    config, target = read_config(arguments.draft), load_target_config(arguments.target)
+    """Write ``I.npz`` for trace I, see `specexit.drafts.probing`, and what `Mistakes` found."""
+    (config, tensors), target = read_draft(arguments.draft), load_target_config(arguments.target)
     check_target(config, arguments.draft, target.hf_config(), target.name)
-    think_end = target.think_tokens().end
-    features = TargetFeatures(target, config.eagle_aux_hidden_state_layer_ids)
+    think_end, layers = target.think_tokens().end, layers_of(config)
+    features = TargetFeatures(target, layers)
     draft = Draft.load(arguments.draft, features.embedding)
+    weights = {name: as_torch(tensor) for name, tensor in tensors.items() if name != "t2d"}
+    mistakes = Mistakes(
+        config, weights, target.hf_config(), features.embedding, steps=arguments.steps, most=arguments.rows
+    )
     for i, trace in enumerate(first_traces(arguments.traces, arguments.n)):
         ids = sequence_of(trace, think_end, arguments.tokens)
         rows = rows_of(len(ids), arguments.rows)
-        output = draft(torch.tensor([ids]), features(torch.tensor([ids])), steps=arguments.steps, at=torch.tensor(rows))
+        states = dict(zip(layers, features(torch.tensor([ids]))[0].chunk(len(layers), dim=-1), strict=True))
+        aux = torch.cat([states[layer] for layer in config.eagle_aux_hidden_state_layer_ids], dim=-1)[None]
+        output = draft(torch.tensor([ids]), aux, steps=arguments.steps, at=torch.tensor(rows))
         arrays = {f"logits_{k}": logits[0].numpy() for k, logits in enumerate(output.logits)}
         if output.raw_signals is not None:
             raw = output.raw_signals[0, thinking_of(trace, len(ids))].numpy()
             arrays |= {"raw": raw, "signals": activate(raw)}
         np.savez(arguments.out / f"{i}.npz", allow_pickle=False, **arrays)
+        mistakes.read(np.array(ids), max(len(trace.prompt_ids) - 1, 0), states)
+    (arguments.out / MISTAKES).write_text(json.dumps(mistakes.result()))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from specexit.drafts.directory import check_target, read_draft
+from specexit.drafts.verified import doubt_of
 from specexit.errors import InputError
 from specexit.schemas.serve import ServeConfig
 from specexit.schemas.target import TargetConfig, find_target
@@ -63,6 +64,7 @@ def serve_command(config: ServeConfig, *, on_cpu: bool = False) -> list[str]:
     """
     assert config.draft is not None
     draft, _ = read_draft(config.draft)
+    _say_doubt(config.draft)
     target = find_target(config.target, config.draft, name=draft.target_name)
     check_target(draft, config.draft, target.hf_config(), target.name)
     speculation = {
@@ -76,6 +78,13 @@ def serve_command(config: ServeConfig, *, on_cpu: bool = False) -> list[str]:
         ours += CPU_ARGUMENTS
         _leave_memory(target, config.draft, _last_of("--max-model-len", config.arguments, length))
     return [*_server(str(target.folder)), *ours, "--speculative-config", json.dumps(speculation), *config.arguments]
+
+
+def _say_doubt(draft: Path) -> None:
+    """Say that a draft is not verified: it serves, and a draft that was converted wrongly is merely slow."""
+    doubt = doubt_of(draft)
+    if doubt is not None:
+        Console(stderr=True).print(f"{draft}: verified: {doubt}", style="yellow", markup=False, highlight=False)
 
 
 def _leave_memory(target: TargetConfig, draft: Path, max_model_len: int) -> None:

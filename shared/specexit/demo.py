@@ -119,7 +119,7 @@ def stages(config: DemoConfig) -> list[Stage]:
         out.append(
             Stage(f"convert to a draft directory ({source})", ["convert", f"run={train}", f"out={draft}"], draft)
         )
-        arguments = ["verify", f"draft={draft}", f"traces={labelled / 'test'}", "n=4"]
+        arguments = ["verify", f"draft={draft}", f"traces={labelled / 'test'}", "n=4", "vllm=false"]
         out.append(Stage(f"verify: JAX against PyTorch ({source})", arguments, draft, resumes=True))
         held_out = scores / f"calibration{suffix}"
         arguments = ["score", f"draft={draft}", f"traces={labelled / 'calibration'}", f"out={held_out}"]

@@ -1,6 +1,7 @@
 """``specexit verify`` on the tiny target: both frameworks agree on a draft of random weights, and it notices if not."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -29,17 +30,22 @@ def test_both_frameworks_agree_on_signals_and_logits(source, tmp_path, write_ran
     write_traces(tmp_path / "traces.parquet", traces)
     draft = write_random_draft(tmp_path / "draft", source, **TINY)
 
-    differences = verify(VerifyConfig(draft=draft, traces=tmp_path / "traces.parquet", n=2))
+    with pytest.raises(VerifyError, match="fc rows are random"):  # as they are here
+        verify(VerifyConfig(draft=draft, traces=tmp_path / "traces.parquet", n=2, vllm=False))
+    written = json.loads((draft / "verify.json").read_text())
+    differences = written["differences"]
 
     later = {"logits, draft step 1", "logits, draft step 2"}
     assert set(differences) == {"logits", "confidence", "progress", "remaining", "validity"} | later
     assert 0 < max(differences.values()) <= 1e-4  # exactly 0 would mean that something was compared with itself
     assert "ok" in capsys.readouterr().out
-    written = json.loads((draft / "verify.json").read_text())
     assert written["passed"]
     assert written["n"] == 2
+    assert written["acceptance"]["rows"] == (30 - 3) + (50 - 3) + 2 * 3
     assert written["greedy_drafts"]["same"] == written["greedy_drafts"]["compared"] == (40 + 60) * 3 - 2 * (1 + 2)
-    assert describe(draft)["verified"] == "yes, on 2 traces"
+    said = describe(draft)["verified"]
+    assert re.match(r"no: fc rows are random.*, on 2 traces; acceptance length 1\.\d\d", said), said
+    assert describe(write_random_draft(tmp_path / "other", source, **TINY))["verified"] == "no: run `specexit verify`"
     tensors = load_file(draft / "model.safetensors")
     tensors["norm.weight"] *= 2
     save_file(tensors, draft / "model.safetensors")
@@ -64,10 +70,12 @@ def test_a_plain_draft_is_verified_and_what_is_long_is_cut(tmp_path, write_rando
     ids = np.random.default_rng(0).integers(0, 630, 400).tolist()
     write_traces(tmp_path / "traces.parquet", [make_trace(prompt_ids=ids[:8], think_ids=ids[8:])])
     draft = write_random_draft(tmp_path / "draft", None, **TINY)
-    config = VerifyConfig(draft=draft, traces=tmp_path / "traces.parquet", steps=2, rows=50, tokens=150)
-    assert set(verify(config)) == {"logits", "logits, draft step 1"}
-    compared = json.loads((draft / "verify.json").read_text())["greedy_drafts"]["compared"]
-    assert compared == 50 + 49  # the last row has no token for its second step
+    config = VerifyConfig(draft=draft, traces=tmp_path / "traces.parquet", steps=2, rows=50, tokens=150, vllm=False)
+    with pytest.raises(VerifyError, match="fc rows are random"):
+        verify(config)
+    written = json.loads((draft / "verify.json").read_text())
+    assert set(written["differences"]) == {"logits", "logits, draft step 1"}
+    assert written["greedy_drafts"]["compared"] == 50 + 49  # the last row has no token for its second step
 
 
 def test_a_nan_on_one_side_is_a_difference(tmp_path, monkeypatch, write_random_draft, make_trace):
@@ -77,9 +85,10 @@ def test_a_nan_on_one_side_is_a_difference(tmp_path, monkeypatch, write_random_d
     def probed(side, _config, out):
         out.mkdir()
         np.savez(out / "0.npz", logits_0=np.array([[np.nan if side == "jax" else 0.0]]))
+        (out / "mistakes.json").write_text('{"acceptance": null, "mistakes": []}')
         return out
 
     monkeypatch.setattr("specexit.drafts.verify._probe", probed)
     with pytest.raises(VerifyError, match="logits nan"):
-        verify(VerifyConfig(draft=draft, traces=tmp_path / "traces.parquet"))
+        verify(VerifyConfig(draft=draft, traces=tmp_path / "traces.parquet", vllm=False))
     assert not json.loads((draft / "verify.json").read_text())["passed"]

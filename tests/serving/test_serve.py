@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from specexit.drafts.directory import DraftError
+from specexit.drafts.tensors import sha256_of
 from specexit.schemas.serve import ServeConfig
 from torch_specexit.kv_cache import GIB, PROGRAMS_GIB, KVCacheError, kv_cache_gib
 from torch_specexit.plugin.compat import hooks
@@ -54,6 +55,26 @@ def test_the_command_line_names_target_and_draft(write_random_draft, tmp_path):
     assert command[-2:] == ["--port", "8001"]
     speculation = json.loads(command[command.index("--speculative-config") + 1])
     assert speculation == {"method": "eagle3", "model": str(draft), "num_speculative_tokens": 3}
+
+
+def test_a_draft_that_is_not_verified_is_served_and_named(write_random_draft, tmp_path, capsys):
+    fits = {"hidden_size": 192, "target_hidden_size": 192, "vocab_size": 640}
+    draft = write_random_draft(tmp_path / "draft", "draft", **fits, eagle_aux_hidden_state_layer_ids=(1, 3, 4))
+    config = ServeConfig(target="tiny-reasoner", draft=draft)
+    verified = {"sha256": sha256_of(draft), "passed": True, "mistakes": [], "n": 8, "acceptance": None}
+    for changes, said in (
+        ({}, ""),
+        ({"sha256": "0" * 64}, "verified: stale: the weights are others by now"),
+        ({"mistakes": ["d2t holds ids: so and so"]}, "verified: no: d2t holds ids: so and so, on 8 traces"),
+    ):
+        (draft / "verify.json").write_text(json.dumps(verified | changes))
+        serve_command(config)
+        shown = " ".join(capsys.readouterr().err.split())
+        assert said in shown
+        assert said or "verified" not in shown
+    (draft / "verify.json").unlink()
+    serve_command(config)
+    assert "verified: no: run `specexit verify`" in " ".join(capsys.readouterr().err.split())
 
 
 SMALL = {"num_hidden_layers": 4, "num_attention_heads": 6, "num_key_value_heads": 2, "hidden_size": 192}

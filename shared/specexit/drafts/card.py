@@ -11,6 +11,7 @@ import yaml
 from specexit.config import write_text
 from specexit.drafts.config import DraftConfig
 from specexit.drafts.policy import Certificate, read_policy
+from specexit.drafts.verified import read_verification
 from specexit.schemas.export import ExportConfig
 from specexit.schemas.target import TargetConfig
 
@@ -26,7 +27,7 @@ def write_card(folder: Path, config: ExportConfig, draft: DraftConfig, target: T
       draft: the draft's config.
       target: the model it drafts for.
     """
-    exits = draft.specexit is not None and config.format in ("plugin", "angelslim")
+    exits = draft.specexit is not None and config.format in ("plugin", "speculators", "angelslim")
     front: dict[str, Any] = {
         "base_model": target.name if target.path == "embedded" else target.path,
         "base_model_relation": "adapter",
@@ -91,12 +92,26 @@ def _certificate(found: Certificate | None) -> str:
 
 
 def _verification(folder: Path) -> str:
-    path = folder / "verify.json"
-    if not path.exists():
+    found = read_verification(folder)
+    if found is None:
         return "## Verification\n\nNot verified: `specexit verify` has not been run on it."
-    found = json.loads(path.read_text())
     quantities = ", ".join(f"{name} {value:.1e}" for name, value in found.get("differences", {}).items())
-    return f"## Verification\n\nJAX against PyTorch on {found.get('n')} traces, largest differences: {quantities}."
+    lines = [f"JAX against PyTorch on {found.get('n')} traces, largest differences: {quantities}."]
+    if found.get("acceptance"):
+        lines.append(_accepted(found["acceptance"]))
+    lines += [f"**{mistake}**" for mistake in found.get("mistakes", ())]
+    return "\n\n".join(["## Verification", *lines])
+
+
+def _accepted(found: dict[str, Any]) -> str:
+    """Acceptance by position, as a table."""
+    head = " | ".join(f"step {step + 1}" for step in range(len(found["by_position"])))
+    shares = " | ".join(f"{share:.1%}" for share in found["by_position"])
+    return (
+        f"Of the drafted tokens, this share is the traces' own text, all earlier steps included ({found['rows']} rows, "
+        f"greedy drafts): {found['length']:.2f} tokens per step of the target, its own one counted.\n\n"
+        f"| {head} |\n|{'---|' * len(found['by_position'])}\n| {shares} |"
+    )
 
 
 def _serving(config: ExportConfig, target: TargetConfig) -> str:

@@ -15,7 +15,7 @@ from specexit.drafts.export import formats_of, weights_type
 from specexit.drafts.policy import PolicyFile, read_policy
 from specexit.drafts.published import FILE as IMPORT_FILE
 from specexit.drafts.tensors import sha256_of
-from specexit.drafts.verify import FILE as VERIFY_FILE
+from specexit.drafts.verified import acceptance_words, doubt_of, read_verification
 from specexit.schemas.inspect import InspectConfig
 
 
@@ -81,10 +81,8 @@ def _imported(folder: Path) -> dict[str, Any]:
 
 
 def _verified(folder: Path) -> str:
-    path = folder / VERIFY_FILE
-    if not path.exists():
-        return "no: run `specexit verify`"
-    found = json.loads(path.read_text())
-    if found.get("sha256") != sha256_of(folder):
-        return "stale: the weights are others by now, run `specexit verify`"
-    return f"{'yes' if found.get('passed') else 'no, the frameworks differ'}, on {found.get('n')} traces"
+    found = read_verification(folder) or {}
+    said = doubt_of(folder) or f"yes, on {found.get('n')} traces"
+    if found.get("acceptance") and not said.startswith("stale"):
+        said += f"; {acceptance_words(found['acceptance'])}"
+    return said

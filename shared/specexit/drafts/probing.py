@@ -18,6 +18,11 @@ from specexit.data.stream import read_batches
 from specexit.data.stream import rows_of as batch_rows
 from specexit.data.traces import Trace
 
+ENGINE = "engine.json"
+"""File of the vLLM probe."""
+MISTAKES = "mistakes.json"
+"""File of the PyTorch probe: acceptance on the traces, and what looks wrong with the draft."""
+
 
 def parse(description: str | None) -> argparse.Namespace:
     """The command line of a probe."""

@@ -1,4 +1,4 @@
-"""``specexit verify``: signals and logits of both frameworks side by side."""
+"""``specexit verify``: signals and logits of JAX, PyTorch and vLLM side by side."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from specexit.config import Config
 
 
 class VerifyConfig(Config):
-    """Compare the JAX and the PyTorch draft on real traces, both in float32 on the CPU."""
+    """Compare the JAX and the PyTorch draft on real traces, both in float32 on the CPU, and what vLLM makes of it."""
 
     draft: Path = Field(description="draft directory")
     target: str | None = Field(
@@ -21,4 +21,8 @@ class VerifyConfig(Config):
     steps: int = Field(default=3, gt=0, description="draft steps, each fed with the trace's own tokens")
     rows: int = Field(default=256, gt=0, description="rows of each trace whose logits are compared")
     tokens: int = Field(default=4096, gt=1, description="longest beginning of a trace that is read")
+    vllm: bool | None = Field(
+        default=None,
+        description="run a vLLM engine beside the two, in the target's dtype; by default where vLLM is there",
+    )
     tolerance: float = Field(default=1e-4, gt=0, description="largest difference allowed; relative for `remaining`")

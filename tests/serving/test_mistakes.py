@@ -1,0 +1,133 @@
+"""The classic mistakes of a conversion, each made on purpose to a draft that really drafts: they are named."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from specexit.drafts.directory import read_draft, vocabulary_tensors
+from tests.serving.make_draft import texts
+from torch_specexit.draft import as_torch
+from torch_specexit.features import TargetFeatures
+from torch_specexit.mistakes import Mistakes, layers_of
+
+STEPS = 2
+"""Draft steps that the draft was trained for."""
+
+
+@pytest.fixture(scope="module")
+def written(target):
+    """Texts as the target writes them, and the row of the first token behind the prompt."""
+    start = target.think_tokens().start
+    return [(np.array(text), text.index(start) - 1) for text in texts(target, 704)[-4:]]
+
+
+@pytest.fixture(scope="module")
+def features(drafts, target):
+    config, _ = read_draft(drafts / "plain")
+    return TargetFeatures(target, layers_of(config))
+
+
+@pytest.fixture(scope="module")
+def sound(drafts):
+    """Config and tensors of a draft without a mistake."""
+    return read_draft(drafts / "plain")
+
+
+def found(draft, target, features, written, misread=None):
+    """What the search says of a draft, acceptance and mistakes."""
+    config, tensors = draft
+    weights = {name: as_torch(np.array(tensor)) for name, tensor in tensors.items() if name != "t2d"}
+    search = Mistakes(config, weights, target.hf_config(), features.embedding, steps=STEPS, most=400)
+    for tokens, first in written:
+        states = features(torch.from_numpy(tokens)[None])[0].chunk(len(features.layers), dim=-1)
+        states = dict(zip(features.layers, states, strict=True))
+        search.read(tokens, first, states if misread is None else misread(states))
+    result = search.result()
+    return result["acceptance"]["length"], result["mistakes"]
+
+
+def test_of_a_sound_draft_nothing_is_said(sound, target, features, written):
+    length, mistakes = found(sound, target, features, written)
+    assert mistakes == []
+    assert length > 1.5
+
+
+def shifted_layers(config, tensors):
+    layers = tuple(layer - 1 for layer in config.eagle_aux_hidden_state_layer_ids)
+    return config.model_copy(update={"eagle_aux_hidden_state_layer_ids": layers}), tensors
+
+
+def random_fc(config, tensors):
+    fc = tensors["fc.weight"]
+    noise = np.random.default_rng(0).normal(size=fc.shape).astype(np.float32)
+    return config, tensors | {"fc.weight": noise * fc.std()}
+
+
+def own_embedding(config, tensors):
+    table = np.random.default_rng(0).normal(size=(config.vocab_size, config.hidden_size)).astype(np.float32)
+    return config.model_copy(update={"own_embeddings": True}), tensors | {"embed_tokens.weight": table}
+
+
+def other_theta(config, tensors):
+    return config.model_copy(update={"rope_theta": 1e7}), tensors
+
+
+def normed_output(config, tensors):
+    return config.model_copy(update={"norm_output": True}), tensors
+
+
+def normed_residual(config, tensors):
+    return config.model_copy(update={"norm_before_residual": True}), tensors
+
+
+def folded_norm(config, tensors):
+    """The same draft with a norm of other scales; then the scales are folded into the head, and stay."""
+    scales = np.exp(np.random.default_rng(0).normal(0, 1.5, config.hidden_size)).astype(np.float32)
+    folded = tensors["lm_head.weight"] * tensors["norm.weight"]
+    return config, tensors | {"norm.weight": scales, "lm_head.weight": folded}
+
+
+@pytest.mark.parametrize(
+    ("plant", "named"),
+    [
+        (shifted_layers, r"^aux layers look shifted by one: .* with eagle_aux_hidden_state_layer_ids \[1, 3, 4\]$"),
+        (random_fc, r"^fc rows are random"),
+        (own_embedding, r"^embedding is not the target's: "),
+        (other_theta, r"^RoPE theta differs: it is 1e\+07: .* with rope_theta 10000$"),
+        (normed_output, r"^norm applied twice: what a draft step hands to the next: .* with norm_output false$"),
+        (normed_residual, r"^norm applied twice: what the layer adds to: .* with norm_before_residual false$"),
+        (folded_norm, r"^norm applied twice: lm_head.weight has norm.weight in it: .* with norm.weight all ones$"),
+    ],
+)
+def test_a_mistake_is_named(plant, named, sound, target, features, written):
+    _, (said,) = found(plant(*sound), target, features, written)
+    assert re.search(named, said), said
+
+
+def test_ids_in_the_place_of_offsets_are_noticed_where_they_can_be_offsets_too(sound, target, features, written):
+    """Of a vocabulary of small ids; others point beyond the target's, and are refused before anything is computed."""
+    config, tensors = sound
+    ids = tensors["d2t"] + np.arange(config.draft_vocab_size)
+    counts = np.bincount(np.concatenate([tokens for tokens, _ in written]), minlength=config.vocab_size)
+    kept = np.sort(np.argsort(-counts[ids] * (ids < 500), kind="stable")[:100])
+    small = config.model_copy(update={"draft_vocab_size": 100})
+    right = tensors | {"lm_head.weight": tensors["lm_head.weight"][kept]} | vocabulary_tensors(ids[kept], 640)
+    assert found((small, right), target, features, written)[1] == []
+    _, (said,) = found((small, right | {"d2t": ids[kept]}), target, features, written)
+    assert said.startswith("d2t holds ids: ")
+
+
+@pytest.mark.parametrize(("by", "where"), [(1, "behind"), (-1, "before")])
+def test_states_of_another_position_are_noticed(by, where, sound, target, features, written):
+    """A constant offset of the positions themselves is none: RoPE sees differences alone."""
+
+    def misread(states):
+        return {layer: state.roll(by, dims=0) for layer, state in states.items()}
+
+    _, (said,) = found(sound, target, features, written, misread)
+    assert said.startswith("positions look off by one")
+    assert said.endswith(f"with the states of the position {where}")

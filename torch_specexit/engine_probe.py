@@ -1,0 +1,164 @@
+"""The vLLM side of ``specexit verify``: what an engine drafts, against the PyTorch reference on the engine's own text.
+
+``python -m torch_specexit.engine_probe``, arguments as in `specexit.drafts.probing`. The engine goes on greedily from
+the middle of each trace's thinking, one request at a time, in the target's own dtype; its draft logits and signals are
+noted where the model gives them. Then the reference reads prompt and output in float32 on the CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from specexit.drafts.acceptance import acceptance, by_steps
+from specexit.drafts.directory import check_target, read_config
+from specexit.drafts.probing import ENGINE, first_traces, parse
+from specexit.method.signals import NAMES
+from specexit.schemas.engine import EngineConfig
+from specexit.schemas.target import TargetConfig, load_target_config
+from torch_specexit.draft import Draft
+from torch_specexit.engine import start_engine
+from torch_specexit.features import TargetFeatures
+
+NEW_TOKENS = 64
+TRACES = 4
+"""Tokens that are written for a trace, and of how many traces: an engine on a CPU may be slow."""
+
+
+class Run(NamedTuple):
+    """What an engine did for one prompt."""
+
+    text: list[int]
+    prompt: int
+    logits: Float[np.ndarray, "passes vocab"]
+    """Of every draft pass in order, `steps` of them for each engine step; over the target's vocabulary."""
+    signals: Float[np.ndarray, "_n signals"]
+    """Raw, one row for each engine step."""
+
+
+def watch(worker: Any) -> None:
+    """Have the draft of a worker note what it computes; runs in the worker, where its runner is the V1 one."""
+    model = worker.model_runner.drafter.model
+    seen = worker.model_runner.specexit_seen = {"logits": [], "signals": []}
+    source = model.block.source if hasattr(model, "block") else None
+    compute = model.compute_logits
+
+    def compute_logits(hidden_states: torch.Tensor) -> torch.Tensor | None:
+        leaves = source == "draft" and model.first_pass.to_record > 0
+        logits = compute(hidden_states)
+        seen["logits"].append(logits[0].float().cpu().numpy())
+        if leaves:
+            seen["signals"].append(model.signals[0].float().cpu().numpy())
+        return logits
+
+    model.compute_logits = compute_logits
+    if source == "fc":
+        read = model.signals_of_target
+
+        def signals_of_target(aux: Sequence[torch.Tensor], rows: torch.Tensor) -> torch.Tensor:
+            signals = read(aux, rows)
+            if len(rows):
+                seen["signals"].append(signals[0].float().cpu().numpy())
+            return signals
+
+        model.signals_of_target = signals_of_target
+
+
+def collect(worker: Any) -> dict[str, list[np.ndarray]]:
+    """What has been noted since the last time."""
+    seen = worker.model_runner.specexit_seen
+    taken = {name: list(values) for name, values in seen.items()}
+    for values in seen.values():
+        values.clear()
+    return taken
+
+
+def run_engine(arguments: argparse.Namespace, target: TargetConfig, source: str | None) -> tuple[str, list[Run]]:
+    """Start an engine, have it go on from the traces, and end it."""
+    os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"  # what is watched is the V1 runner's
+    length = min(target.max_model_len, arguments.tokens + NEW_TOKENS)
+    extra = {"max_model_len": length, "max_num_batched_tokens": length, "max_num_seqs": 1, "enforce_eager": True}
+    extra |= {"enable_prefix_caching": False}
+    llm = start_engine(target, EngineConfig(extra=extra), draft=arguments.draft, num_speculative_tokens=arguments.steps)
+    from vllm import SamplingParams, TokensPrompt, __version__
+
+    llm.collective_rpc(watch)
+    # With exits, acceptance stops at a drafted split token; without, the signals are read all the same.
+    extra_args = None if source is None else {"specexit": False}
+    params = SamplingParams(temperature=0.0, max_tokens=NEW_TOKENS, ignore_eos=True, extra_args=extra_args)
+    runs = []
+    for trace in first_traces(arguments.traces, min(arguments.n, TRACES)):
+        prompt = [*trace.prompt_ids, *trace.think_ids[: len(trace.think_ids) // 2]][: length - NEW_TOKENS - 1]
+        (output,) = llm.generate([TokensPrompt(prompt_token_ids=prompt)], [params], use_tqdm=False)
+        (seen,) = llm.collective_rpc(collect)
+        text = [*prompt, *output.outputs[0].token_ids]
+        signals = np.array(seen["signals"]).reshape(-1, len(NAMES))
+        runs.append(Run(text, len(prompt), np.array(seen["logits"]), signals))
+    return __version__, runs
+
+
+@torch.inference_mode()
+def compare(arguments: argparse.Namespace, target: TargetConfig, runs: Sequence[Run]) -> dict[str, Any]:
+    """Largest differences of logits (as a share of each row's largest) and of signals before their activation (of 1, or
+    of the signal where it is larger); greedy drafts; acceptance by both."""
+    config = read_config(arguments.draft)
+    check_target(config, arguments.draft, target.hf_config(), target.name)
+    features = TargetFeatures(target, config.eagle_aux_hidden_state_layer_ids)
+    draft = Draft.load(arguments.draft, features.embedding)
+    vocabulary = draft.d2t.numpy() + np.arange(config.draft_vocab_size)
+    largest: dict[str, float] = {}
+    same = compared = 0
+    accepted: dict[str, list[np.ndarray]] = {"vllm": [], "torch": []}
+    for run in runs:
+        tokens, first = torch.tensor([run.text]), run.prompt - 1
+        output = draft(tokens, features(tokens), steps=arguments.steps)
+        reference = [logits[0].numpy() for logits in output.logits]
+        engine = run.logits[: len(run.logits) // arguments.steps * arguments.steps]
+        engine = engine.reshape(-1, arguments.steps, engine.shape[-1])
+        drafts = engine.argmax(-1)
+        rows = len(reference[-1])
+        ours = np.stack([vocabulary[logits[:rows].argmax(-1)] for logits in reference], axis=1)
+        steps = by_steps(run.text, first, drafts, at_rows=False)
+        accepted["vllm"].append(steps)
+        accepted["torch"].append(by_steps(run.text, first, ours, at_rows=True))
+        row = first
+        for i, step in enumerate(steps):
+            # An engine feeds its own drafts, the reference the text: what comes behind a refused draft is not the same.
+            for k in range(1 + min(int(step.sum()), arguments.steps - 1)):
+                theirs, wanted = engine[i, k][vocabulary], reference[k][row]
+                name = "logits" if k == 0 else f"logits, draft step {k}"
+                difference = float(np.abs(theirs - wanted).max() / np.abs(wanted).max())
+                largest[name] = max(largest.get(name, 0.0), difference)
+                same, compared = same + int(drafts[i, k] == ours[row, k]), compared + 1
+            if output.raw_signals is not None:
+                # Source fc reads the token in front of the engine's next step, so its rows are one step late.
+                raw = run.signals[i + (draft.source == "fc")]
+                wanted = output.raw_signals[0, row + 1].numpy()
+                apart = np.abs(raw - wanted) / np.maximum(1, np.abs(wanted))
+                for signal, value in zip(NAMES, apart, strict=True):
+                    largest[signal] = max(largest.get(signal, 0.0), float(value))
+            row += 1 + int(step.sum())
+    both = {side: acceptance(np.concatenate(found))._asdict() for side, found in accepted.items()}
+    return {"differences": largest, "greedy_drafts": {"compared": compared, "same": same}, "acceptance": both}
+
+
+def main() -> None:
+    """Write what was found, see `specexit.drafts.verify`."""
+    arguments = parse(__doc__)
+    target, block = load_target_config(arguments.target), read_config(arguments.draft).specexit
+    version, runs = run_engine(arguments, target, block.source if block else None)
+    gc.collect()
+    found = {"vllm": version, "dtype": target.dtype, "n": len(runs), "new_tokens": NEW_TOKENS}
+    (arguments.out / ENGINE).write_text(json.dumps(found | compare(arguments, target, runs)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,232 @@
+"""The classic mistakes of a converted draft: each is undone on the same traces, and acceptance says whether it was one.
+
+Two frameworks that read the same directory share its mistakes, so that they agree says nothing of these. What does is
+the text: a draft whose aux layers are off by one guesses badly, and well again with the layers that it was trained on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from specexit.drafts.acceptance import acceptance, accepted, clearly_more
+from specexit.drafts.config import DraftConfig
+from specexit.drafts.rope import scaling_of
+from torch_specexit.draft import Draft
+
+THETAS = (10_000.0, 100_000.0, 500_000.0, 1_000_000.0, 5_000_000.0, 10_000_000.0)
+"""Bases that published targets and drafts have."""
+
+WORTH = 0.03
+"""Tokens per step that a repair has to be worth, beside being no chance."""
+READS = 0.05
+"""Tokens per step that the target's states have to be worth to a draft that reads them."""
+
+States = Mapping[int, Float[Tensor, "time hidden"]]
+"""Layer -> the target's residual stream behind it."""
+Change = Callable[[States, tuple[int, ...]], Float[Tensor, "time aux_hidden"]]
+
+
+def as_they_are(states: States, layers: tuple[int, ...]) -> Float[Tensor, "time aux_hidden"]:
+    """What a draft reads: the states of its layers side by side."""
+    return torch.cat([states[layer] for layer in layers], dim=-1)
+
+
+@dataclass(frozen=True)
+class Repair:
+    """A draft as it would be without one mistake."""
+
+    mistake: str
+    remedy: str
+    config: DraftConfig
+    layers: tuple[int, ...]
+    weights: dict[str, Tensor] = field(default_factory=dict)
+    """In the place of the directory's."""
+    embedding: Tensor | None = None
+    aux: Change = as_they_are
+
+
+def layers_of(config: DraftConfig) -> tuple[int, ...]:
+    """Every layer that some repair reads, in order."""
+    around = {layer + by for layer in config.eagle_aux_hidden_state_layer_ids for by in (-1, 0, 1)}
+    return tuple(sorted(layer for layer in around if 0 <= layer <= config.target_num_hidden_layers))
+
+
+def repairs(
+    config: DraftConfig, weights: Mapping[str, Tensor], target: Mapping[str, Any], embedding: Tensor
+) -> Iterator[Repair]:
+    """Every repair that can be tried on a draft.
+
+    Args:
+      config, weights: of the draft directory.
+      target: the target's ``config.json``.
+      embedding: the target's.
+    """
+    layers = config.eagle_aux_hidden_state_layer_ids
+    for by in (-1, 1):
+        moved = tuple(layer + by for layer in layers)
+        if moved[0] >= 0 and moved[-1] <= config.target_num_hidden_layers:
+            remedy = f"eagle_aux_hidden_state_layer_ids {list(moved)}"
+            yield Repair("aux layers look shifted by one", remedy, config, moved)
+        remedy = f"the states of the position {'before' if by < 0 else 'behind'}"
+        yield Repair("positions look off by one", remedy, config, layers, aux=_shifted(by))
+    yield from _vocabulary(config, weights)
+    if config.own_embeddings and embedding.shape[1] == config.hidden_size:
+        own = config.model_copy(update={"own_embeddings": False})
+        remedy = "no embed_tokens.weight: vLLM then takes the target's"
+        yield Repair("embedding is not the target's", remedy, own, layers, embedding=embedding)
+    yield from _rope(config, target)
+    yield from _norms(config, weights)
+
+
+def _shifted(by: int) -> Change:
+    def change(states: States, layers: tuple[int, ...]) -> Float[Tensor, "time aux_hidden"]:
+        return as_they_are(states, layers).roll(-by, dims=0)
+
+    return change
+
+
+def _vocabulary(config: DraftConfig, weights: Mapping[str, Tensor]) -> Iterator[Repair]:
+    ids = weights["d2t"]
+    in_range = bool(((ids >= 0) & (ids < config.vocab_size)).all())
+    if in_range and len(ids.unique()) == len(ids) and config.draft_vocab_size < config.vocab_size:
+        offsets = ids - torch.arange(len(ids))
+        remedy = "d2t minus 0, 1, 2, ..."
+        yield Repair("d2t holds ids", remedy, config, config.eagle_aux_hidden_state_layer_ids, weights={"d2t": offsets})
+
+
+def _rope(config: DraftConfig, target: Mapping[str, Any]) -> Iterator[Repair]:
+    layers = config.eagle_aux_hidden_state_layer_ids
+    named = (target.get("rope_parameters") or {}) | (target.get("rope_scaling") or {})
+    theta = target.get("rope_theta", named.get("rope_theta", config.rope_theta))
+    for other in sorted({float(theta), *THETAS} - {config.rope_theta}):
+        changed = config.model_copy(update={"rope_theta": other})
+        yield Repair(f"RoPE theta differs: it is {config.rope_theta:g}", f"rope_theta {other:g}", changed, layers)
+    try:
+        scaling = scaling_of(named)
+    except ValueError:
+        return
+    for other in {scaling, None} - {config.rope_scaling}:
+        changed = config.model_copy(update={"rope_scaling": other, "rope_theta": float(theta)})
+        remedy = "no rope_scaling" if other is None else "the target's rope_scaling"
+        yield Repair("RoPE scaling differs", f"{remedy}, rope_theta {theta:g}", changed, layers)
+
+
+def _norms(config: DraftConfig, weights: Mapping[str, Tensor]) -> Iterator[Repair]:
+    layers = config.eagle_aux_hidden_state_layer_ids
+    twice = {
+        "norm_output": "what a draft step hands to the next",
+        "norm_before_residual": "what the layer adds to",
+        "norm_before_fc": "what fc reads",
+        "fc_norm": "what fc reads",
+    }
+    for flag, what in twice.items():
+        stated = getattr(config, flag)
+        if not stated and flag in ("norm_before_fc", "fc_norm"):
+            continue  # such a norm has weights of its own, which cannot be guessed
+        mistake = f"norm applied twice: {what}" if stated else f"a norm is missing: {what}"
+        changed = config.model_copy(update={flag: not stated})
+        yield Repair(mistake, f"{flag} {str(not stated).lower()}", changed, layers)
+    folded = {"norm.weight": torch.ones_like(weights["norm.weight"])}
+    mistake = "norm applied twice: lm_head.weight has norm.weight in it"
+    yield Repair(mistake, "norm.weight all ones", config, layers, weights=folded)
+
+
+class Mistakes:
+    """Tries repairs on traces, one trace at a time.
+
+    Args:
+      config, weights, target, embedding: see `repairs`.
+      steps: draft steps.
+      most: rows of a trace that are read.
+    """
+
+    def __init__(
+        self,
+        config: DraftConfig,
+        weights: dict[str, Tensor],
+        target: Mapping[str, Any],
+        embedding: Tensor,
+        *,
+        steps: int,
+        most: int,
+    ):
+        self.config, self.weights, self.steps, self.most = config, weights, steps, most
+        own = weights.get("embed_tokens.weight", embedding).to(embedding.dtype)
+        layers = config.eagle_aux_hidden_state_layer_ids
+        self.as_it_is = Repair("", "", config, layers, embedding=own)
+        self.blind = Repair("", "", config, layers, embedding=own, aux=_elsewhere)
+        self.repairs = list(repairs(config, weights, target, embedding))
+        self._embedding = own
+        self._found: dict[int, list[np.ndarray]] = {}
+
+    def read(self, tokens: Int[np.ndarray, " time"], first: int, states: States) -> None:
+        """Take a trace in.
+
+        Args:
+          tokens: of the whole trace.
+          first: row of its first generated token: row ``t`` drafts token ``t + 2``.
+          states: the target's.
+        """
+        rows = np.arange(first, len(tokens) - 1 - self.steps)
+        if not len(rows):
+            return
+        rows = rows[np.unique(np.rint(np.linspace(0, len(rows) - 1, min(len(rows), self.most))).astype(int))]
+        for i, repair in enumerate((self.as_it_is, self.blind, *self.repairs)):
+            self._found.setdefault(i, []).append(self._accepted(repair, tokens, rows, states))
+
+    @torch.inference_mode()
+    def _accepted(
+        self, repair: Repair, tokens: Int[np.ndarray, " time"], rows: Int[np.ndarray, " rows"], states: States
+    ) -> Bool[np.ndarray, "rows steps"]:
+        embedding = self._embedding if repair.embedding is None else repair.embedding
+        weights = {name: value for name, value in self.weights.items() if name != "embed_tokens.weight"}
+        draft = Draft.of(repair.config, _fitting(weights | repair.weights, repair.config), embedding)
+        ids = torch.from_numpy(tokens)[None]
+        output = draft(ids, repair.aux(states, repair.layers)[None], steps=self.steps, at=torch.from_numpy(rows))
+        guesses = torch.stack([logits[0].argmax(-1) for logits in output.logits], dim=1)
+        drafts = (guesses + draft.d2t[guesses]).numpy()
+        return accepted(drafts, np.stack([tokens[rows + 2 + k] for k in range(self.steps)], axis=1))
+
+    def result(self) -> dict[str, Any]:
+        """What was found.
+
+        Returns:
+          ``acceptance`` of the directory as it is: rows, length, by_position; ``mistakes``: in words, none as a rule.
+        """
+        if not self._found:
+            return {"acceptance": None, "mistakes": []}
+        found = [np.concatenate(self._found[i]) for i in range(len(self._found))]
+        as_it_is, blind, others = found[0], found[1], found[2:]
+        now = acceptance(as_it_is)
+        best = int(np.argmax([acceptance(other).length for other in others]))
+        mistakes = []
+        if clearly_more(others[best], as_it_is, by=WORTH) and clearly_more(others[best], blind, by=READS):
+            repair, length = self.repairs[best], acceptance(others[best]).length
+            mistakes.append(
+                f"{repair.mistake}: acceptance length is {now.length:.2f}, and {length:.2f} with {repair.remedy}"
+            )
+        elif not clearly_more(as_it_is, blind, by=READS):
+            mistakes.append(
+                "fc rows are random, or look so: acceptance length is "
+                f"{now.length:.2f}, and {acceptance(blind).length:.2f} with the target's states of another position"
+            )
+        return {"acceptance": now._asdict(), "mistakes": mistakes}
+
+
+def _elsewhere(states: States, layers: tuple[int, ...]) -> Float[Tensor, "time aux_hidden"]:
+    """States of the same trace that belong to other positions."""
+    whole = as_they_are(states, layers)
+    return whole[torch.randperm(len(whole), generator=torch.Generator().manual_seed(0))]
+
+
+def _fitting(weights: Mapping[str, Tensor], config: DraftConfig) -> dict[str, Tensor]:
+    """The weights that a draft of that config has; a repair may do without a norm."""
+    names = config.tensor_shapes().keys() - {"t2d", "embed_tokens.weight"}
+    return {name: weights[name] for name in weights if name in names}
