@@ -23,7 +23,8 @@ from torch_specexit.plugin.frontend import server
 from torch_specexit.plugin.frontend.activity import Activity
 from torch_specexit.plugin.frontend.arguments import ArgumentError, admit
 from torch_specexit.plugin.frontend.callers import caller
-from torch_specexit.plugin.frontend.metrics import AUDITS, OUTCOMES, ExitMetrics, token_buckets
+from torch_specexit.plugin.frontend.drafting import WINDOW
+from torch_specexit.plugin.frontend.metrics import AUDITS, OUTCOMES, ExitMetrics, record, token_buckets
 from torch_specexit.plugin.frontend.operation import Operation
 from torch_specexit.plugin.frontend.streaming import Reports
 from torch_specexit.plugin.outcome import KEY
@@ -381,6 +382,32 @@ def test_metrics_say_what_is_served_and_when_it_is_not():
     metrics.finished(0, {"outcome": "exit", "thinking_tokens": 6, "signals": NAMED, "point": None, "certified": False})
     assert value("active", reason="ok") == value("active", reason="failed") == value("exits_made") == 0
     assert value("point_requests_total", engine="0", point="own", outcome="exit") == 1
+
+
+def test_acceptance_near_one_raises_an_alarm_once_and_its_end_is_said(caplog):
+    registry = CollectorRegistry()
+    kinds = {"_counter_cls": Counter, "_gauge_cls": Gauge, "_histogram_cls": Histogram}
+    logger = SimpleNamespace(
+        **{name: partial(kind, registry=registry) for name, kind in kinds.items()},
+        per_engine_labelvalues={0: ["tiny", "0"]},
+        vllm_config=SimpleNamespace(model_config=SimpleNamespace(served_model_name="tiny", max_model_len=1024)),
+    )
+    setattr(logger, KEY, ExitMetrics(logger))
+
+    def steps(n, accepted):
+        stats = SimpleNamespace(spec_decoding_stats=SimpleNamespace(num_drafts=n, num_accepted_tokens=accepted))
+        record(logger, stats, None, 0)
+        names = ("acceptance_length", "acceptance_near_one")
+        return [registry.get_sample_value(f"vllm:specexit_{name}", {"model_name": "tiny"}) for name in names]
+
+    assert steps(WINDOW - 1, 0) == [0, 0]  # too few to say anything
+    assert steps(1, 40) == [1 + 40 / WINDOW, 1]
+    assert steps(WINDOW, 0) == [1, 1]
+    assert steps(WINDOW, WINDOW) == [2, 0]
+    record(logger, SimpleNamespace(spec_decoding_stats=None), None, 0)  # a step without drafts
+    said = [json.loads(line.message) for line in caplog.records if "specexit_acceptance" in line.message]
+    assert [(line["near_one"], line["length"]) for line in said] == [(True, 1.02), (False, 2.0)]
+    assert "specexit verify" in said[0]["detail"]
 
 
 COUNTS_ONE_EXIT = """

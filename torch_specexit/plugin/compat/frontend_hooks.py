@@ -116,7 +116,7 @@ def _record(original: Method) -> Method:
         **kwargs: Any,
     ) -> None:
         original(self, scheduler_stats, iteration_stats, mm_cache_stats, engine_idx, *args, **kwargs)
-        _harmless(lambda: metrics.record(self, iteration_stats, engine_idx))
+        _harmless(lambda: metrics.record(self, scheduler_stats, iteration_stats, engine_idx))
 
     return record
 
@@ -328,10 +328,13 @@ PROCESS_HOOKS = (
         "record",
         ("scheduler_stats", "iteration_stats", "mm_cache_stats", "engine_idx"),
         _record,
-        why="counts finished requests with the engine that has run them",
+        why="counts finished requests with the engine that has run them, and the drafts that were accepted",
         relies_on="iteration_stats is the object that process_outputs was given",
         since="0.24",
-        facts=(Has("vllm.v1.metrics.stats:IterationStats", ("finished_requests",)),),
+        facts=(
+            Has("vllm.v1.metrics.stats:IterationStats", ("finished_requests",)),
+            Has("vllm.v1.spec_decode.metrics:SpecDecodingStats", ("num_drafts", "num_accepted_tokens")),
+        ),
         upstream="none; vllm.stat_logger_plugins see no single request",
         until=_METRICS,
         without="metrics",

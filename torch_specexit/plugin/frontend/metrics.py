@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from specexit.method.signals import SIGNALS
+from torch_specexit.plugin.frontend.drafting import Drafting
 from torch_specexit.plugin.frontend.operation import epsilon_of
 from torch_specexit.plugin.outcome import ENDED, KEY
 
@@ -44,6 +45,7 @@ class ExitMetrics:
         self.engines = logger.per_engine_labelvalues
         self.model_name = logger.vllm_config.model_config.served_model_name
         self.front: FrontEnd | None = None
+        self.drafting = Drafting()
         self.before = self.behind = 0
         """Thinking tokens before and behind all would-be exits that were seen so far."""
         tokens = token_buckets(logger.vllm_config.model_config.max_model_len)
@@ -96,6 +98,10 @@ class ExitMetrics:
         self.activity = gauge("active", "1 while exits are active; 0 with the reason where they are not.", "reason")
         self.certified = gauge("certified", "1 where a certificate holds for the point that serves.")
         self.epsilon = gauge("epsilon", "Risk that the point that serves is certified for; 1 without a certificate.")
+        self.acceptance = gauge(
+            "acceptance_length", "Tokens per step, the target's own included, over the last 2,000; 0 before."
+        )
+        self.not_drafting = gauge("acceptance_near_one", "1 while acceptance stays near 1: the draft guesses nothing.")
         self.exits = gauge("exits_made", "1 in mode exit, 0 in modes shadow and off.")
         self.traffic = gauge(
             "traffic_distance", "How far requests are from the calibration's prompts, 0 to 1.", "feature", mode="max"
@@ -111,6 +117,8 @@ class ExitMetrics:
             "Finished requests by operating point (own: a policy of the request's) and outcome.",
             labelnames=["model_name", "engine", "point", "outcome"],
         )
+        self.acceptance.labels(self.model_name).set(0)
+        self.not_drafting.labels(self.model_name).set(0)
         self.active(True, "ok")
 
     def active(self, active: bool, kind: str) -> None:
@@ -181,12 +189,24 @@ class ExitMetrics:
             self.shadow_tokens.labels(*labels, "before").inc(before)
             self.shadow_tokens.labels(*labels, "behind").inc(behind)
 
+    def drafted(self, steps: int, accepted: int) -> None:
+        """Count drafts that an engine step has verified, see `Drafting`."""
+        if self.drafting.add(steps, accepted):
+            self.acceptance.labels(self.model_name).set(self.drafting.length)
+            self.not_drafting.labels(self.model_name).set(float(self.drafting.low))
+
     def audited(self, result: str) -> None:
         """Count an audit by its result, one of `AUDITS`."""
         self.audits.labels(self.model_name, result).inc()
 
 
-def record(logger: Any, stats: Any, engine: int) -> None:
-    """Count what rides on an `IterationStats`."""
+def record(logger: Any, scheduled: Any, stats: Any, engine: int) -> None:
+    """Count what rides on an `IterationStats`, and the drafts that a `SchedulerStats` counts."""
+    ours: ExitMetrics | None = getattr(logger, KEY, None)
+    if ours is None:
+        return
     for report in getattr(stats, KEY, ()):
-        getattr(logger, KEY).finished(engine, report)
+        ours.finished(engine, report)
+    drafts = getattr(scheduled, "spec_decoding_stats", None)
+    if drafts is not None:
+        ours.drafted(drafts.num_drafts, drafts.num_accepted_tokens)
