@@ -11,8 +11,9 @@ from specexit.drafts.config import DraftError
 from specexit.drafts.directory import read_config, read_draft
 from specexit.drafts.export import FORMATS, export
 from specexit.drafts.inspect import describe
-from specexit.drafts.policy import Certificate, OperatingPoint, PolicyFile, write_policy
+from specexit.drafts.policy import Certificate, Fingerprints, OperatingPoint, PolicyFile, read_policy, write_policy
 from specexit.drafts.published import import_draft
+from specexit.drafts.tensors import sha256_of
 from specexit.method.decision import Policy
 from specexit.schemas.export import ExportConfig
 from specexit.schemas.published import ImportConfig
@@ -65,6 +66,9 @@ def test_the_trunk_is_the_same_in_every_format(source, tmp_path, target, write_r
     trunk["fc.weight"] = ours["fc.weight"][:64]
     for name in ("eagle3", "speculators", *(["angelslim"] if source == "fc" else [])):
         _, tensors, _ = exported(folder, tmp_path, name, target)
+        if name == "speculators":
+            rows = ours["fc.weight"][64:] if source == "fc" else ours["signal_head.weight"]
+            np.testing.assert_array_equal(tensors.pop("signal_head.weight"), rows)
         renamed = {key.replace("layers.0.", "midlayer."): tensor for key, tensor in tensors.items()}
         renamed["fc.weight"] = renamed["fc.weight"][:64]
         assert renamed.keys() == trunk.keys()
@@ -96,6 +100,23 @@ def test_what_is_exported_is_imported_again(tmp_path, target, write_random_draft
         assert config == before[0]
         for key, tensor in before[1].items():
             np.testing.assert_array_equal(tensors[key], tensor)
+
+
+def test_an_export_for_speculators_keeps_what_exits_need(tmp_path, target, write_random_draft):
+    folder = write_random_draft(tmp_path / "draft", "draft", model_type="qwen3", **SHAPE)
+    found = Certificate(risk="accuracy_lost", epsilon=0.02, delta=0.1, n=500, errors=4, bound=0.0159, data_sha256="ab")
+    point = OperatingPoint(name="careful", policy=Policy(thresholds={"validity": 0.97}), certificate=found)
+    marks = Fingerprints(draft=sha256_of(folder))
+    write_policy(folder, PolicyFile(default="careful", points=(point,), fingerprints=marks))
+    config, _, out = exported(folder, tmp_path, "speculators", target)
+    assert config["architectures"] == ["SpecExitQwen3ForCausalLMEagle3"]
+    assert config["speculators_config"]["verifier"]["name_or_path"]
+    assert read_config(out).specexit == read_config(folder).specexit
+    # The same weights in another file: the certificate is of them.
+    assert read_policy(out).fingerprints.draft == sha256_of(out) != sha256_of(folder)
+    assert read_policy(out).points == read_policy(folder).points
+    with pytest.raises(DraftError, match=r"specexit is .*an export with signals"):
+        import_draft(ImportConfig(draft=out, target=target, out=tmp_path / "again"))
 
 
 def test_angelslims_rows_are_confidence_progress_and_remain(tmp_path, target, write_random_draft):

@@ -21,13 +21,14 @@ def register() -> None:
     try:
         from vllm import ModelRegistry
 
-        from specexit.drafts.directory import ARCHITECTURE
+        from specexit.drafts.config import ARCHITECTURES
         from torch_specexit.plugin.compat.frontend_hooks import install_frontend_hooks
         from torch_specexit.plugin.compat.hooks import install_engine_hooks
         from torch_specexit.plugin.compat.repairs import install_repairs
 
-        if ARCHITECTURE not in ModelRegistry.get_supported_archs():
-            ModelRegistry.register_model(ARCHITECTURE, f"torch_specexit.plugin.worker.model:{ARCHITECTURE}")
+        for model_type, name in ARCHITECTURES.items():
+            if name not in ModelRegistry.get_supported_archs():
+                ModelRegistry.register_model(name, f"torch_specexit.plugin.worker.{model_type}:{name}")
         install_engine_hooks()
         install_frontend_hooks()
         install_repairs()

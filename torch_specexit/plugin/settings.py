@@ -9,7 +9,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from specexit.config import ConfigError
-from specexit.drafts.directory import ARCHITECTURE, DraftConfig, Serving, SpecExitBlock, read_config
+from specexit.drafts.config import ARCHITECTURES
+from specexit.drafts.directory import DraftConfig, Serving, SpecExitBlock, read_config
 from torch_specexit.plugin.compat.checks import folder_of
 
 KEY = "specexit"
@@ -23,7 +24,8 @@ def draft_config(vllm_config: Any) -> DraftConfig | None:
       DraftError: its ``config.json`` cannot be used.
     """
     draft = getattr(vllm_config.speculative_config, "draft_model_config", None)
-    if draft is None or ARCHITECTURE not in (getattr(draft.hf_config, "architectures", None) or ()):
+    named = getattr(getattr(draft, "hf_config", None), "architectures", None) or ()
+    if draft is None or not set(ARCHITECTURES.values()).intersection(named):
         return None
     return read_config(folder_of(draft.model, draft.revision, "config.json"))
 

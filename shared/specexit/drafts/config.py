@@ -19,7 +19,8 @@ from specexit.method.signals import NAMES
 
 FORMAT_VERSION = 1
 ARCHITECTURE = "SpecExitLlamaForCausalLMEagle3"
-"""Ends with "Eagle3", so vLLM's EAGLEConfig leaves it alone."""
+ARCHITECTURES = {"llama": ARCHITECTURE, "qwen3": "SpecExitQwen3ForCausalLMEagle3"}
+"""Model type -> our plug-in's class; the names end with "Eagle3", so vLLM's EAGLEConfig leaves them alone."""
 
 PLAIN_ARCHITECTURE = "LlamaForCausalLMEagle3"
 QWEN3_ARCHITECTURE = "Eagle3Qwen3ForCausalLM"

@@ -20,7 +20,14 @@ import numpy as np
 
 from specexit.config import write_text
 from specexit.drafts.config import ARCHITECTURE as ARCHITECTURE
-from specexit.drafts.config import PLAIN_ARCHITECTURE, QWEN3_ARCHITECTURE, DraftConfig, DraftError, read_config
+from specexit.drafts.config import (
+    ARCHITECTURES,
+    PLAIN_ARCHITECTURE,
+    QWEN3_ARCHITECTURE,
+    DraftConfig,
+    DraftError,
+    read_config,
+)
 from specexit.drafts.config import Source as Source
 from specexit.drafts.config import SpecExitBlock as SpecExitBlock
 from specexit.drafts.config import check_target as check_target
@@ -220,4 +227,6 @@ def _write_config(folder: Path, config: DraftConfig) -> None:
     fields = config.model_dump(mode="json")
     if config.specexit is None:
         del fields["specexit"]
+    else:
+        fields["architectures"] = [ARCHITECTURES[config.model_type]]
     write_text(folder / "config.json", json.dumps(fields, indent=2) + "\n")

@@ -18,13 +18,14 @@ from rich.console import Console
 from specexit.config import write_text
 from specexit.drafts import policy
 from specexit.drafts.card import write_card
-from specexit.drafts.config import ARCHITECTURE, PLAIN_ARCHITECTURE, QWEN3_ARCHITECTURE, DraftConfig, DraftError
+from specexit.drafts.config import ARCHITECTURES, PLAIN_ARCHITECTURE, QWEN3_ARCHITECTURE, DraftConfig, DraftError
 from specexit.drafts.directory import check_values, open_draft, weights_path
 from specexit.drafts.layouts import LAYOUTS
 from specexit.drafts.published import FILE as IMPORT_FILE
 from specexit.drafts.published import Origin
 from specexit.drafts.rope import scaling_fields
-from specexit.drafts.tensors import FLOATS, Stored, write_tensors
+from specexit.drafts.tensors import FLOATS, Stored, sha256_of, write_tensors
+from specexit.drafts.verified import FILE as VERIFIED
 from specexit.outputs import new_folder
 from specexit.schemas.export import ExportConfig
 from specexit.schemas.target import TargetConfig, find_target, save_target
@@ -62,15 +63,26 @@ def export(config: ExportConfig) -> None:
 
     with new_folder(config.out) as beside:
         shapes = {name: (dtype, shape) for name, (dtype, shape, _) in form.tensors.items()}
-        write_tensors(beside, shapes, pieces, int(config.max_file_gib * 2**30))
+        written = write_tensors(beside, shapes, pieces, int(config.max_file_gib * 2**30))
         write_text(beside / "config.json", json.dumps(form.config, indent=2) + "\n")
         for file in form.files:
             if (config.draft / file).exists():
                 write_text(beside / file, (config.draft / file).read_text())
+        _follow(config.draft, beside, written)
         if config.format in ("plugin", "eagle3"):
             save_target(beside, target)
         write_card(beside, config, draft, target)
     Console(stderr=True).print(f"{config.draft} -> {config.out} ({config.format})", markup=False, highlight=False)
+
+
+def _follow(draft: Path, folder: Path, written: str) -> None:
+    """Have what speaks of the draft's weights, by their hash, speak of the same weights under other names."""
+    was = sha256_of(draft)
+    if was == written:
+        return
+    for file in (policy.FILE, VERIFIED):
+        if (folder / file).exists():
+            write_text(folder / file, (folder / file).read_text().replace(was, written))
 
 
 def _trunk(draft: DraftConfig, stored: dict[str, Stored], rows: int = 0) -> dict[str, Any]:
@@ -86,9 +98,9 @@ def _trunk(draft: DraftConfig, stored: dict[str, Stored], rows: int = 0) -> dict
 def _plugin(config: ExportConfig, draft: DraftConfig, stored: dict[str, Stored], target: TargetConfig) -> Form:
     if draft.specexit is None:
         raise DraftError(f"{config.draft}: has no signals, expected a draft of `specexit convert`; use format=eagle3")
-    raw = json.loads((config.draft / "config.json").read_text()) | {"architectures": [ARCHITECTURE]}
+    raw = json.loads((config.draft / "config.json").read_text()) | {"architectures": [ARCHITECTURES[draft.model_type]]}
     tensors = {name: (place.dtype, place.shape, place.pieces) for name, place in stored.items()}
-    return Form(raw, tensors, (policy.FILE, "verify.json"))
+    return Form(raw, tensors, (policy.FILE, VERIFIED))
 
 
 def _eagle3(config: ExportConfig, draft: DraftConfig, stored: dict[str, Stored], target: TargetConfig) -> Form:
@@ -133,7 +145,25 @@ def _speculators(config: ExportConfig, draft: DraftConfig, stored: dict[str, Sto
         **{name: fields[name] for name in flags},
     }
     layout = LAYOUTS["speculators"]
-    return Form(whole, {layout.theirs(name): tensor for name, tensor in _trunk(draft, stored).items()})
+    tensors = {layout.theirs(name): tensor for name, tensor in _trunk(draft, stored).items()}
+    if draft.specexit is None:
+        return Form(whole, tensors)
+    # What our plug-in reads beside it: vLLM takes the target from speculators_config whatever class the draft is of.
+    raw = json.loads((config.draft / "config.json").read_text()) | whole
+    raw |= {"architectures": [ARCHITECTURES[draft.model_type]], "target_hidden_size": draft.target_hidden_size}
+    return Form(raw, tensors | {SIGNALS: _signal_rows(draft, stored)}, (policy.FILE, VERIFIED))
+
+
+SIGNALS = "signal_head.weight"
+
+
+def _signal_rows(draft: DraftConfig, stored: dict[str, Stored]) -> tuple[np.dtype, tuple[int, ...], Pieces]:
+    """The signal rows as a tensor of their own, of either source: speculators' ``fc`` has no room for them."""
+    if SIGNALS in stored:
+        return stored[SIGNALS].dtype, stored[SIGNALS].shape, stored[SIGNALS].pieces
+    place, hidden = stored["fc.weight"], draft.hidden_size
+    shape = (place.shape[0] - hidden, place.shape[1])
+    return place.dtype, shape, lambda: iter([place.read()[hidden:]])
 
 
 def _angelslim(config: ExportConfig, draft: DraftConfig, stored: dict[str, Stored], target: TargetConfig) -> Form:

@@ -19,8 +19,8 @@ class ExportConfig(Config):
     out: Path = Field(description="new folder")
     format: Format = Field(
         description="plugin: as it is, for vLLM with this plug-in; eagle3: without signals, for stock vLLM and SGLang; "
-        "speculators: without signals, served by `vllm serve FOLDER` alone; angelslim: SpecExit as released, of source "
-        "fc; original: what `specexit import` read"
+        "speculators: served by `vllm serve FOLDER` alone, with signals where the draft has them (and this plug-in); "
+        "angelslim: SpecExit as released, of source fc; original: what `specexit import` read"
     )
     target: str | None = Field(default=None, description="target the draft belongs to; by default the one it names")
     speculative_tokens: int = Field(

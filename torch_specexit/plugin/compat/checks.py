@@ -6,10 +6,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
 from specexit.drafts.directory import DraftConfig, DraftError, SpecExitBlock, check_target, check_vocabulary
+from specexit.drafts.layouts import LAYOUTS
 
 
 def folder_of(model: str, revision: str | None, file: str) -> Path:
@@ -58,6 +60,21 @@ def check_draft(config: DraftConfig, folder: Path, target: Any) -> SpecExitBlock
             f"{path}: specexit.policy.thresholds is empty, expected at least one: every request would exit at once"
         )
     return block
+
+
+def as_in_directory(weights: Iterable[tuple[str, Tensor]], config: DraftConfig) -> Iterator[tuple[str, Tensor]]:
+    """Tensors under the names of a draft directory, where they have those of an export for speculators: its layer is
+    named otherwise, and signal rows of source ``fc`` are a tensor of their own."""
+    fc = config.specexit is not None and config.specexit.source == "fc"
+    apart: dict[str, Tensor] = {}
+    for theirs, tensor in weights:
+        name = LAYOUTS["speculators"].ours(theirs)
+        if fc and (name == "signal_head.weight" or (name == "fc.weight" and len(tensor) == config.hidden_size)):
+            apart[name] = tensor
+            if len(apart) == 2:
+                yield "fc.weight", torch.cat([apart["fc.weight"], apart["signal_head.weight"]])
+        else:
+            yield name, tensor
 
 
 def checked(

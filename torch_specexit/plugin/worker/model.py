@@ -8,17 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from vllm.config import VllmConfig
-from vllm.model_executor.models.llama_eagle3 import Eagle3LlamaForCausalLM
 
 from specexit.drafts.directory import read_config
 from specexit.method.signals import NAMES
 from specexit.method.splits import load_tokenizer, resolve
-from torch_specexit.plugin.compat.checks import check_draft, checked, folder_of
+from torch_specexit.plugin.compat.checks import as_in_directory, check_draft, checked, folder_of
 from torch_specexit.plugin.compat.hooks import install_worker_hooks
 from torch_specexit.plugin.settings import serving_of
 from torch_specexit.plugin.worker.weights import Weights
@@ -37,8 +37,14 @@ class FirstPass:
     """Set by a V1 hook where the engine would skip drafting, though the signals are needed."""
 
 
-class SpecExitLlamaForCausalLMEagle3(Eagle3LlamaForCausalLM):
-    """A draft directory's model.
+if TYPE_CHECKING:
+    from vllm.model_executor.models.llama_eagle3 import Eagle3LlamaForCausalLM as Eagle3
+else:
+    Eagle3 = nn.Module
+
+
+class WithSignals(Eagle3):
+    """A draft directory's model, to be mixed into vLLM's class of that model type, which comes behind it.
 
     Raises:
       DraftError: the draft cannot serve this target; see `check_draft`.
@@ -83,7 +89,9 @@ class SpecExitLlamaForCausalLMEagle3(Eagle3LlamaForCausalLM):
           DraftError: the file cannot be used; see `checked`.
         """
         self.weights.begin()
-        passed = checked(weights, self.draft_config, self.folder, whole=not self.weights.loaded)
+        passed = checked(
+            as_in_directory(weights, self.draft_config), self.draft_config, self.folder, whole=not self.weights.loaded
+        )
         names: list[str] = []
         super().load_weights(self._without_signals(_noted(passed, names)))
         for name in names:

@@ -12,6 +12,8 @@ def _fields(keys: Keys) -> Fields:
     keys.ignore("transformers_version", "torch_dtype", "dtype", "auto_map", "embed_requires_grad", "_name_or_path")
     keys.ignore("attn_implementation", "base_model_ep_plan")
     keys.only("speculators_model_type", "eagle3")
+    if isinstance(keys.rest.get("specexit"), dict):
+        raise keys.error("specexit", "...", "an export with signals, for `vllm serve`: take the draft it was made from")
     if not isinstance(keys.rest.get("norm_before_residual"), bool):
         raise keys.error("norm_before_residual", keys.rest.get("norm_before_residual"), "expected true or false")
     inner = keys.inner("transformer_layer_config")
