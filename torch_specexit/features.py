@@ -7,6 +7,7 @@ Layer ids follow vLLM: id ``k`` is the residual stream after ``k`` decoder layer
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -23,6 +24,7 @@ class TargetFeatures:
       layers: layer ids to read, in the order in which they are concatenated.
       dtype: of weights and activations.
       device: where they are.
+      head: whether `read` is wanted, for which the LM head is loaded too.
     """
 
     def __init__(
@@ -32,12 +34,16 @@ class TargetFeatures:
         *,
         dtype: torch.dtype = torch.float32,
         device: str = "cpu",
+        head: bool = False,
     ):
-        from transformers import AutoModel
+        from transformers import AutoModel, AutoModelForCausalLM
         from transformers.utils import logging
 
         logging.disable_progress_bar()  # it is drawn without a terminal too
-        self.model = AutoModel.from_pretrained(target.folder, dtype=dtype, local_files_only=True).eval().to(device)
+        kind: Any = AutoModelForCausalLM if head else AutoModel
+        whole = kind.from_pretrained(target.folder, dtype=dtype, local_files_only=True).eval().to(device)
+        self.model: Any = whole.base_model if head else whole
+        self._head = whole.get_output_embeddings() if head else None
         self.layers = layers
         self._stream: dict[int, Tensor] = {}
         decoder = self.model.layers
@@ -56,6 +62,15 @@ class TargetFeatures:
     def embedding(self) -> Float[Tensor, "vocab hidden"]:
         """The token embedding."""
         return self.model.get_input_embeddings().weight.detach()
+
+    @torch.inference_mode()
+    def read(
+        self, tokens: Int[Tensor, "batch time"]
+    ) -> tuple[Float[Tensor, "batch time vocab"], Float[Tensor, "batch time aux_hidden"]]:
+        """The target's logits, and the aux hidden states of the same pass."""
+        assert self._head is not None, "made without its head"
+        normed = self.model(input_ids=tokens, use_cache=False).last_hidden_state
+        return self._head(normed), torch.cat([self._stream[k] for k in self.layers], dim=-1)
 
     @torch.inference_mode()
     def __call__(self, tokens: Int[Tensor, "batch time"]) -> Float[Tensor, "batch time aux_hidden"]:

@@ -1,0 +1,140 @@
+"""Speculation with exits, to be read: what a served draft does, in plain PyTorch and transformers.
+
+One prompt, greedy, no KV cache: every step runs target and draft over the whole text again, so a step costs more the
+longer the text is. What it writes is what vLLM writes with the plug-in; a test holds the two against each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from specexit.drafts.directory import check_target, read_config
+from specexit.method.decision import ExitRule, Policy
+from specexit.method.signals import activate
+from specexit.method.splits import ThinkTokens
+from specexit.schemas.target import TargetConfig, find_target
+from torch_specexit.draft import Draft
+from torch_specexit.features import TargetFeatures
+from torch_specexit.plugin.worker.slots import opens_thinking
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A text, and how it came about."""
+
+    ids: list[int]
+    """Tokens behind the prompt."""
+    thinking_tokens: int
+    """Of them, those that were thought: in front of the end marker."""
+    exited: bool
+    """Whether thinking was ended, and not by the target itself."""
+    accepted: list[int]
+    """Drafted tokens that each pass of the target has accepted."""
+
+
+class SpecExitDraft:
+    """A draft directory together with the target that it was made for.
+
+    Args:
+      target: the model.
+      draft: reads its states.
+      features: of the target, with its LM head.
+      policy: when thinking ends; None for a draft without signals.
+      transition: text in front of the end marker where thinking is ended.
+    """
+
+    def __init__(
+        self, target: TargetConfig, draft: Draft, features: TargetFeatures, policy: Policy | None, transition: str = ""
+    ):
+        self.target, self.draft, self.features, self.policy = target, draft, features, policy
+        self.tokenizer = target.tokenizer()
+        self.ids: ThinkTokens = target.think_tokens()
+        self.closing = [*self.tokenizer.encode(transition, add_special_tokens=False), self.ids.end]
+        config = target.hf_config()
+        eos = config.get("eos_token_id")
+        self.stops = set(eos) if isinstance(eos, list) else {eos}
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, target: str | None = None) -> SpecExitDraft:
+        """Load a draft directory and its target, in float32 on the CPU.
+
+        Args:
+          folder: the draft directory.
+          target: name or YAML file of the target; by default the one that the draft names.
+
+        Raises:
+          ConfigError, DraftError: one of the two cannot be used, or they do not belong together.
+        """
+        folder = Path(folder)
+        config = read_config(folder)
+        found = find_target(target, folder, name=config.target_name)
+        check_target(config, folder, found.hf_config(), found.name)
+        features = TargetFeatures(found, config.eagle_aux_hidden_state_layer_ids, head=True)
+        draft, block = Draft.load(folder, features.embedding), config.specexit
+        transition = "" if block is None else block.serving.transition
+        return cls(found, draft, features, None if block is None else block.policy, transition)
+
+    @torch.inference_mode()
+    def generate(self, prompt: Sequence[int], *, max_new_tokens: int = 256, draft_tokens: int = 3) -> Generation:
+        """Continue a prompt greedily: draft, verify, judge, until the target stops or there are enough tokens.
+
+        Args:
+          prompt: token ids. Thinking is judged where the prompt has opened it, as chat templates do.
+          max_new_tokens: most tokens behind it.
+          draft_tokens: drafted in each step; 0 decodes without the draft.
+        """
+        text, drafts, accepted = list(prompt), list[int](), list[int]()
+        opened = opens_thinking(text, self.ids.start, self.ids.end)
+        rule = ExitRule(self.policy, self.ids) if opened and self.policy is not None else None
+        judged, exited = len(text), False
+        while len(text) < len(prompt) + max_new_tokens and not self.stops.intersection(text[len(prompt) :]):
+            # Verify: the target's own choice behind the text and behind every draft, up to the first that differs.
+            logits, aux = self.features.read(torch.tensor([text + drafts]))
+            choices = logits[0, len(text) - 1 :].argmax(-1).tolist()
+            n = next((i for i, token in enumerate(drafts) if token != choices[i]), len(drafts))
+            aux = aux[:, : len(text) + n]
+            text += choices[: n + 1]
+            accepted.append(n)
+            # Judge: every new token whose signals are known by now.
+            if rule is not None:
+                signals = self._signals(text, aux)[judged:]
+                hit = rule.push(text[judged : judged + len(signals)], signals)
+                if hit is not None:
+                    text = text[: judged + hit + 1] + self.closing
+                    drafts, exited, rule = [], True, None
+                    continue  # the target has not read the end marker yet
+                judged += len(signals)
+            drafts = self._drafts(text, aux, draft_tokens)
+        ids = text[len(prompt) :][:max_new_tokens]
+        ids = ids[: next((i + 1 for i, token in enumerate(ids) if token in self.stops), len(ids))]
+        thinking = ids.index(self.ids.end) if self.ids.end in ids else len(ids)
+        return Generation(ids, thinking, exited, accepted)
+
+    def _signals(self, text: list[int], aux: Float[Tensor, "1 time aux"]) -> Float[np.ndarray, "known signals"]:
+        """Signals of every token that can have them: with source fc the last one still lacks the target's state."""
+        known = len(text) if self.draft.source == "draft" else aux.shape[1]
+        raw = self.draft.signals(torch.tensor([text]), self._padded(aux, len(text)))
+        assert raw is not None
+        return activate(raw[0, :known].numpy())
+
+    def _drafts(self, text: list[int], aux: Float[Tensor, "1 time aux"], n: int) -> list[int]:
+        """What the draft expects behind a text, each token read by the next step; row ``len(text) - 2`` says it."""
+        row, guesses = torch.tensor([len(text) - 2]), list[int]()
+        for step in range(n):
+            read = text + guesses
+            output = self.draft(torch.tensor([read]), self._padded(aux, len(read)), steps=step + 1, at=row)
+            best = int(output.logits[step][0, -1].argmax())
+            guesses.append(best + int(self.draft.d2t[best]))
+        return guesses
+
+    @staticmethod
+    def _padded(aux: Float[Tensor, "1 time aux"], length: int) -> Float[Tensor, "1 length aux"]:
+        """With zeros for tokens that the target has not read; no row that counts looks at them."""
+        return torch.cat([aux, aux.new_zeros(1, length - aux.shape[1], aux.shape[2])], dim=1)
