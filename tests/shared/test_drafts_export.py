@@ -160,11 +160,20 @@ def test_the_card_says_what_is_known_and_what_is_not(tmp_path, target, write_ran
         risk="accuracy_lost", epsilon=0.02, delta=0.1, n=500, errors=4, bound=0.0159, data_sha256="ab" * 32
     )
     point = OperatingPoint(name="careful", policy=Policy(thresholds={"validity": 0.97}), certificate=found)
-    write_policy(folder, PolicyFile(default="careful", points=(point,)))
+    made = {"population": {"prompts": 500, "traces": 500, "answer_kinds": ["math"]}, "sampling": {"temperature": 0.6}}
+    made |= {"fingerprints": {"dtype": "bfloat16"}}
+    write_policy(folder, PolicyFile.model_validate({"default": "careful", "points": (point,)} | made))
+    accepted = {"rows": 900, "length": 2.31, "by_position": [0.8, 0.4, 0.11]}
+    verified = {"sha256": sha256_of(folder), "passed": True, "n": 4, "differences": {"logits": 1e-6}, "mistakes": []}
+    (folder / "verify.json").write_text(json.dumps(verified | {"acceptance": accepted}))
+    assert describe(folder)["verified"].startswith("yes, on 4 traces; acceptance length 2.31 on 900 rows")
     _, _, out = exported(folder, tmp_path / "b", "plugin", target)
     text = (out / "README.md").read_text()
+    assert "| step 1 | step 2 | step 3 |\n|---|---|---|\n| 80.0% | 40.0% | 11.0% |" in text
     assert "`careful` (default): exits at validity 0.97. With 90% confidence at most 1.59% of such prompts lose" in text
     assert "4 of 500" in text
+    assert "They were made on 500 prompts with answers of kind math; temperature 0.6; dtype bfloat16." in text
+    assert "It does not cover:" in text
     assert (out / "policy.json").read_text() == (folder / "policy.json").read_text()
     _, _, out = exported(folder, tmp_path / "c", "eagle3", target)
     assert "carries no early exit" in (out / "README.md").read_text()

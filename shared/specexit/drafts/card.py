@@ -10,7 +10,7 @@ import yaml
 
 from specexit.config import write_text
 from specexit.drafts.config import DraftConfig
-from specexit.drafts.policy import Certificate, read_policy
+from specexit.drafts.policy import Certificate, PolicyFile, read_policy
 from specexit.drafts.verified import read_verification
 from specexit.schemas.export import ExportConfig
 from specexit.schemas.target import TargetConfig
@@ -76,8 +76,35 @@ def _exit(folder: Path) -> str:
         lines.append(
             f"* `{point.name}`{default}: exits at {thresholds or 'nothing'}. {_certificate(point.certificate)}"
         )
-    lines += ["", "A certificate speaks of prompts like those it was made on, decoded as they were; not of others."]
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *_not_covered(stored)])
+
+
+def _not_covered(stored: PolicyFile) -> list[str]:
+    """What no certificate of the file speaks of, as far as the file says what it was made on."""
+    marks, made = stored.fingerprints, []
+    if stored.population is not None:
+        kinds = (
+            f" with answers of kind {', '.join(stored.population.answer_kinds)}"
+            if stored.population.answer_kinds
+            else ""
+        )
+        made.append(f"{stored.population.prompts} prompts{kinds}")
+    if stored.sampling:
+        made.append(", ".join(f"{name} {value}" for name, value in stored.sampling.items()))
+    names = {"dtype": marks.dtype, "quantization": marks.quantization, "KV cache": marks.kv_cache_dtype}
+    known = [f"{name} {value}" for name, value in names.items() if value is not None]
+    made += [", ".join(known)] if known else []
+    seen = f" They were made on {'; '.join(made)}." if made else ""
+    return [
+        f"A certificate speaks of prompts like those it was made on, decoded as they were; not of others.{seen}",
+        "",
+        "It does not cover:",
+        "",
+        "* prompts of another kind, language or length, or another chat template or system prompt;",
+        "* other sampling, other weights or another quantisation of the target, another dtype of weights or KV cache;",
+        "* answers whose being right or the same nobody can check, and what is written behind the thinking;",
+        "* a single request: it bounds a share of many.",
+    ]
 
 
 def _certificate(found: Certificate | None) -> str:
