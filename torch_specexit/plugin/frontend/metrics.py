@@ -101,7 +101,9 @@ class ExitMetrics:
         self.acceptance = gauge(
             "acceptance_length", "Tokens per step, the target's own included, over the last 2,000; 0 before."
         )
-        self.not_drafting = gauge("acceptance_near_one", "1 while acceptance stays near 1: the draft guesses nothing.")
+        self.not_drafting = gauge(
+            "acceptance_near_one", "1 while acceptance stays near 1: the draft guesses nothing.", mode="max"
+        )
         self.exits = gauge("exits_made", "1 in mode exit, 0 in modes shadow and off.")
         self.traffic = gauge(
             "traffic_distance", "How far requests are from the calibration's prompts, 0 to 1.", "feature", mode="max"
