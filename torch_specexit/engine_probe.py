@@ -56,7 +56,7 @@ def watch(worker: Any) -> None:
         logits = compute(hidden_states)
         seen["logits"].append(logits[0].float().cpu().numpy())
         if leaves:
-            seen["signals"].append(model.signals[0].float().cpu().numpy())
+            seen["signals"].append(model.signals[0].float().cpu().numpy().copy())  # a buffer
         return logits
 
     model.compute_logits = compute_logits

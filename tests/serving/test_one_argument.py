@@ -7,16 +7,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 from filelock import FileLock
 
-from specexit.drafts.directory import read_config, read_draft, write_draft
+from specexit.drafts.directory import read_draft, write_draft
 from specexit.drafts.export import export
-from specexit.method.decision import exit_position
-from specexit.method.signals import activate
 from specexit.schemas.export import ExportConfig
-from torch_specexit.draft import Draft
-from torch_specexit.features import TargetFeatures
+from torch_specexit import SpecExitDraft
 from torch_specexit.plugin.compat.checks import as_in_directory
 
 N = 8
@@ -39,27 +35,19 @@ def exported(shared, drafts):
 
 
 @pytest.mark.vllm
-def test_one_argument_serves_the_target_with_its_exits(exported, engines, prompts, target):
+def test_one_argument_serves_the_target_with_its_exits(exported, engines, prompts):
     extra = {"model": str(exported / "export")}  # what `vllm serve` is given; there is no --speculative-config
     (batch,) = engines.serve("one-argument-engine", [engines.batch(n=N)], extra=extra)
-    features = TargetFeatures(target, target.aux_layers)
-    draft = Draft.load(exported / "draft", features.embedding)
-    block, ids = read_config(exported / "draft").specexit, target.think_tokens()
-    assert block is not None
-    exits = 0
-    for prompt, plain, request in zip(prompts, engines.none()[0]["requests"], batch["requests"], strict=False):
-        text = plain["ids"]
-        thinking = text[: text.index(ids.end)] if ids.end in text else text
-        tokens = torch.tensor([prompt + thinking])
-        raw = draft(tokens, features(tokens).clone()).raw_signals
-        position = exit_position(thinking, activate(raw[0].numpy())[len(prompt) :], block.policy, ids)
-        assert (request["outcome"]["outcome"] == "exit") == (position is not None)
-        if position is not None:
-            exits += 1
-            assert request["ids"][: position + 2] == [*thinking[: position + 1], ids.end]
-    assert exits >= 2
-    assert batch["metrics"]["num_drafts"] > 0
-    assert batch["metrics"]["num_accepted_tokens"] > 0.2 * batch["metrics"]["num_drafts"]
+    exits = [i for i, request in enumerate(batch["requests"]) if request["outcome"]["outcome"] == "exit"]
+    others = [i for i in range(N) if i not in exits]
+    assert exits
+    assert batch["metrics"]["num_accepted_tokens"] > 0.5 * batch["metrics"]["num_drafts"]
+    reference = SpecExitDraft.from_pretrained(exported / "draft")
+    for i in (*exits[:2], *others[:1]):
+        found, served = reference.generate(prompts[i], max_new_tokens=300), batch["requests"][i]
+        assert found.ids == served["ids"]
+        assert found.exited == (i in exits)
+        assert found.thinking_tokens == served["outcome"]["thinking_tokens"]
 
 
 @pytest.mark.parametrize("source", ["draft", "fc"])
