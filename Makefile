@@ -9,7 +9,7 @@ RELEASES ?= runs/vllm-releases
 
 .DEFAULT_GOAL := help
 .PHONY: help demo serve chat test test-gpu test-tpu compat lint bench bench-data bench-labels bench-serving bench-training bench-signals \
-  bench-certificate bench-field bench-full-size continuation plan-all docs tiny-reasoner format clean
+  bench-certificate bench-families bench-field bench-full-size continuation plan-all docs tiny-reasoner tiny-mixed format clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -83,6 +83,9 @@ bench-field: $(VENV)/.demo-ready  ## Measure every method, greedy and sampled; g
 	  scores=runs/field/scores out=runs/field/replay.json
 	@test -e runs/field/sampled || $(BIN)/specexit bench configs/bench/field-sampled.yaml
 
+bench-families: $(VENV)/.demo-ready  ## The demo on tiny-mixed: results by family, on one of which nothing can be cut
+	@$(BIN)/specexit demo target=tiny-mixed out=runs/families quick=$(if $(QUICK),true,false)
+
 bench-full-size: $(VENV)/.demo-ready  ## Measure at the size of Qwen3-0.6B, on a stand-in (SHAPE=... for another; needs `make demo`)
 	@$(BIN)/specexit bench-full-size configs/bench/full-size.yaml $(if $(SHAPE),shape=$(SHAPE))
 
@@ -98,6 +101,13 @@ plan-all: $(VENV)-tpu/.ready  ## Compile every full-size recipe for its TPU slic
 tiny-reasoner: $(VENV)/.demo-ready  ## Train the embedded target again from nothing (about 15 minutes)
 	@MALLOC_MMAP_THRESHOLD_=100000000000 MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_TOP_PAD_=500000000 \
 	  $(BIN)/python -m jax_specexit.tiny_reasoner
+
+tiny-mixed: $(VENV)/.demo-ready  ## Train the second embedded target, on from the first (about 10 minutes)
+	@$(BIN)/python -m jax_specexit.tiny_reasoner problems=mixed init_from=shared/specexit/tiny/model out=runs/tiny-mixed \
+	  tokens=1670000 optimizer.muon_rate=0.01 optimizer.adam_rate=0.0015 optimizer.warmup=0.1 optimizer.decay=0.002
+	@$(BIN)/python -m jax_specexit.tiny_reasoner problems=mixed init_from=runs/tiny-mixed out=shared/specexit/tiny/mixed \
+	  tokens=1000000 batch_tokens=2048 seed=1 optimizer.muon_rate=0.01 optimizer.adam_rate=0.0015 optimizer.warmup=0 \
+	  optimizer.decay=1
 
 clean:  ## Remove the virtual environments; runs are kept
 	rm -rf $(VENV) $(VENV)-tpu

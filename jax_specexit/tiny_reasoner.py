@@ -1,4 +1,4 @@
-"""Train the embedded tiny reasoner from nothing on a CPU: ``make tiny-reasoner``, about 15 minutes on two cores.
+"""Train an embedded target on a CPU: ``make tiny-reasoner`` from nothing, ``make tiny-mixed`` on from that one.
 
 Fresh problems of the ``pretrain`` split all the way (no epochs), loss on the response only, batches of about equal
 token count bucketed by length. The budget is counted in tokens, not in minutes, so the result does not depend on how
@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -26,10 +27,12 @@ from tokenizers import Tokenizer
 
 from jax_specexit.model.target import Target, TargetShape
 from jax_specexit.training.optimizer import Group, make_optimizer
-from jax_specexit.weights import export_target
+from jax_specexit.weights import export_target, load_target
 from specexit import tiny
 from specexit.config import Config
 from specexit.schemas.train import OptimizerConfig
+from specexit.tiny import families
+from specexit.tiny.families.arithmetic import Arithmetic
 from specexit.tiny.tokenizer import END_OF_TEXT, TURN_CLOSE, build_tokenizer
 
 Batch = tuple[np.ndarray, np.ndarray]
@@ -40,6 +43,10 @@ class TinyReasonerConfig(Config):
     """How the embedded target is made."""
 
     out: Path = Field(default=tiny.MODEL_DIR, description="folder of the model, replaced when training is done")
+    problems: Literal["tiny", "mixed"] = Field(default="tiny", description="the tiny reasoner's, or all families")
+    init_from: Path | None = Field(
+        default=None, description="folder of a model of the same shape to go on from, its tokenizer kept"
+    )
     tokens: int = Field(default=4_600_000, gt=0, description="training tokens, padding included")
     batch_tokens: int = Field(default=3072, gt=0, description="tokens in a batch")
     bucket: int = Field(default=64, gt=0, description="lengths are padded up to a multiple of this")
@@ -67,14 +74,17 @@ SHAPE = TargetShape(
 def batches(config: TinyReasonerConfig, tokenizer: Tokenizer) -> Iterator[Batch]:
     """Endless batches of equal-length rows."""
     rng = random.Random(config.seed)
-    easy = tiny.stream("pretrain", config.seed, max_steps=3)
-    full = tiny.stream("pretrain", config.seed + 1)
+    if config.problems == "mixed":
+        easy = full = families.stream("pretrain", config.seed)
+    else:
+        easy = map(Arithmetic, tiny.stream("pretrain", config.seed, max_steps=3))
+        full = map(Arithmetic, tiny.stream("pretrain", config.seed + 1))
     waiting: dict[int, list[tuple[list[int], int]]] = defaultdict(list)
     seen = 0
     while True:
-        problem = next(easy if seen < config.curriculum * config.tokens else full)
-        prompt = tokenizer.encode(tiny.prompt_text(problem.question)).ids
-        response = tokenizer.encode(tiny.render_response(problem, tiny.write_trace(rng, problem))).ids
+        exercise = next(easy if seen < config.curriculum * config.tokens else full)
+        prompt = tokenizer.encode(tiny.prompt_text(exercise.question)).ids
+        response = tokenizer.encode(exercise.response(exercise.think(rng))).ids
         length = -(-(len(prompt) + len(response)) // config.bucket) * config.bucket
         rows = waiting[length]
         rows.append((prompt + response, len(prompt)))
@@ -105,13 +115,23 @@ def _group_of(path: tuple, leaf: jax.Array) -> Group:
     return "muon" if "kernel" in jax.tree_util.keystr(path) else "adam"
 
 
+def _start(config: TinyReasonerConfig, folder: Path) -> Target:
+    """The model that training begins with, its tokenizer in ``folder``."""
+    if config.init_from is None:
+        build_tokenizer(folder, seed=config.seed)
+        return Target(SHAPE, rngs=nnx.Rngs(config.seed))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(config.init_from / name, folder / name)
+    return load_target(config.init_from)
+
+
 def train(config: TinyReasonerConfig) -> float:
-    """Train and export the tiny reasoner; returns the smoothed final loss (nats per response token)."""
+    """Train and export an embedded target; returns the smoothed final loss (nats per response token)."""
     with tempfile.TemporaryDirectory() as beside:
         folder = Path(beside)
-        build_tokenizer(folder, seed=config.seed)
+        target = _start(config, folder)
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        graph, params = nnx.split(Target(SHAPE, rngs=nnx.Rngs(config.seed)))
+        graph, params = nnx.split(target)
         params = nnx.to_pure_dict(params)
         steps = config.tokens // config.batch_tokens
         optimizer = make_optimizer(config.optimizer, steps, _group_of)
@@ -134,7 +154,7 @@ def train(config: TinyReasonerConfig) -> float:
             TimeRemainingColumn(),
         )
         with Progress(*columns) as progress:
-            task = progress.add_task("tiny-reasoner", total=config.tokens, loss="")
+            task = progress.add_task(config.problems, total=config.tokens, loss="")
             for tokens, mask in batches(config, tokenizer):
                 params, state, value = step(params, state, tokens, mask)
                 smooth = float(value) if smooth is None else 0.95 * smooth + 0.05 * float(value)

@@ -94,7 +94,7 @@ def stages(config: DemoConfig) -> list[Stage]:
     seed = f"seed={config.seed}"
     out: list[Stage] = []
     for split in ("draft", "calibration", "test"):
-        arguments = ["collect", "target=tiny-reasoner", f"split={split}", f"n={getattr(size, split)}", seed]
+        arguments = ["collect", f"target={config.target}", f"split={split}", f"n={getattr(size, split)}", seed]
         arguments += [f"out={traces / split}"]
         out.append(Stage(f"collect traces and trial answers: {split} split", arguments, traces / split, resumes=True))
         arguments = ["annotate", f"traces={traces / split}", f"out={labelled / split}"]
@@ -108,6 +108,7 @@ def stages(config: DemoConfig) -> list[Stage]:
         arguments = [
             "train",
             recipe[f"tiny-reasoner{suffix}"],
+            f"target={config.target}",
             f"data={packed}",
             f"out={train}",
             f"steps={steps}",
@@ -133,7 +134,7 @@ def stages(config: DemoConfig) -> list[Stage]:
     arguments = ["simulate", f"traces={labelled / 'test'}", f"scores={scores / 'test'}", f"out={curve}"]
     out.append(Stage("simulate other policies", arguments, curve))
     bench = run / "bench"
-    arguments = ["bench", "target=tiny-reasoner", f"draft={run / 'draft'}", f"draft_fc={run / 'draft-fc'}"]
+    arguments = ["bench", f"target={config.target}", f"draft={run / 'draft'}", f"draft_fc={run / 'draft-fc'}"]
     arguments += [f"traces={traces / 'test'}", f"out={bench}", f"n={size.bench}", f"n_latency={size.latency}"]
     arguments += [f"rounds={size.rounds}", f"calibration_traces={labelled / 'calibration'}", seed]
     out.append(Stage("measure in vLLM, methods taking turns", arguments, bench))

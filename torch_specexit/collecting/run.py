@@ -35,7 +35,7 @@ def collect(config: CollectConfig) -> None:
         on; finished traces are kept.
     """
     target = load_target_config(config.target)
-    asks = all_asks(config)
+    asks = all_asks(config, target)
     check_target(config, target, asks)
     check_lengths(target, asks)
     with Ledger(config, target, chunks(config, asks)) as ledger:

@@ -12,6 +12,7 @@ from specexit.data.prompts import Prompt, read_prompts, split_prompts
 from specexit.errors import InputError
 from specexit.schemas.collect import CollectConfig
 from specexit.schemas.target import ARCHITECTURES, SamplingConfig, TargetConfig, TrialConfig
+from specexit.tiny import MIXED
 
 SPLIT_SIZE = 500
 """Problems of a split, unless the config says how many."""
@@ -46,7 +47,7 @@ class Ask:
         return cls(Prompt(**prompt), data["sample"])
 
 
-def all_asks(config: CollectConfig) -> list[Ask]:
+def all_asks(config: CollectConfig, target: TargetConfig) -> list[Ask]:
     """Everything that the config asks for, in the order of the rows: a prompt's samples follow one another.
 
     Raises:
@@ -56,7 +57,7 @@ def all_asks(config: CollectConfig) -> list[Ask]:
         prompts = read_prompts(config.prompts, config.columns, n=config.n, seed=config.seed)
     else:
         assert config.split is not None
-        prompts = split_prompts(config.split, config.n or SPLIT_SIZE, config.seed)
+        prompts = split_prompts(config.split, config.n or SPLIT_SIZE, config.seed, mixed=target.path == MIXED)
     return [Ask(prompt, sample) for prompt in prompts for sample in range(config.samples)]
 
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 EMBEDDED_NOTE = (
-    "The tiny reasoner's overthinking is installed, not emergent: the generator of its training data writes up to six "
+    "This target's overthinking is installed, not emergent: the generator of its training data writes up to six "
     "checks behind an answer that already stands, and always forgets a carry when it first adds 9, so that some first "
     "answers are wrong. These figures show that the method finds the exit. They do not show how much a real model "
     "overthinks."
@@ -86,7 +86,7 @@ def report(config: ReportConfig) -> None:
         shown=show_traces(config, results, draft),
         training=training_charts(read_metrics(config.metrics)) if config.metrics else {},
         evaluation=read_evaluation(config.evaluation) if config.evaluation else {},
-        note=EMBEDDED_NOTE if results.target == "tiny-reasoner" else None,
+        note=EMBEDDED_NOTE if results.target in ("tiny-reasoner", "tiny-mixed") else None,
     )
     write_text(config.out, render(page))
     if config.readme:

@@ -26,7 +26,7 @@ class CollectConfig(Config):
     )
     columns: ColumnsConfig = ColumnsConfig()
     split: Literal["draft", "calibration", "test"] | None = Field(
-        default=None, description="problems of the tiny reasoner in place of a prompt file"
+        default=None, description="problems of an embedded target in place of a prompt file"
     )
     n: int | None = Field(
         default=None, gt=0, description="the first n prompts; by default the whole file, or 500 of a split"

@@ -11,8 +11,7 @@ from pydantic import Field
 
 from specexit.config import Config, ConfigError, find, load, write_text
 from specexit.method.splits import FastTokenizer, ThinkTokens, load_tokenizer, resolve
-
-EMBEDDED = "embedded"
+from specexit.tiny import EMBEDDED
 
 ARCHITECTURES = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 """What `specexit train` has a forward pass for; a test holds it against `jax_specexit`'s own table."""
@@ -43,7 +42,9 @@ class TargetConfig(Config):
     """One target model."""
 
     name: str
-    path: str = Field(description="folder in Hugging Face layout; 'embedded' is the tiny reasoner in the package")
+    path: str = Field(
+        description="folder in Hugging Face layout; 'embedded' and 'embedded:mixed' are the package's own"
+    )
     think_start: str = "<think>"
     think_end: str = "</think>"
     split_endings: tuple[str, ...] = Field(
@@ -66,11 +67,7 @@ class TargetConfig(Config):
     @property
     def folder(self) -> Path:
         """Where the model lies."""
-        if self.path == EMBEDDED:
-            from specexit.tiny import MODEL_DIR
-
-            return MODEL_DIR
-        return Path(self.path)
+        return EMBEDDED.get(self.path, Path(self.path))
 
     def hf_config(self) -> dict[str, Any]:
         """The target's ``config.json``; what the YAML says in ``config`` where the folder is not there.

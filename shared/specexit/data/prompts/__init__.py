@@ -17,16 +17,28 @@ from specexit.data.prompts.generated import PREFIX, read_task
 from specexit.data.prompts.prompt import Prompt, PromptError
 from specexit.data.prompts.sources import read_rows
 from specexit.schemas.prompts import ColumnsConfig
+from specexit.tiny import families
 
 __all__ = ["FORMATS", "Prompt", "PromptError", "read_prompts", "split_prompts"]
 
 
-def split_prompts(split: str, n: int, seed: int = 0) -> list[Prompt]:
-    """The first ``n`` problems of one of the tiny reasoner's splits.
+def split_prompts(split: str, n: int, seed: int = 0, *, mixed: bool = False) -> list[Prompt]:
+    """The first ``n`` problems of one of an embedded target's splits.
+
+    Args:
+      split: its name.
+      n: how many.
+      seed: of the problems.
+      mixed: whether the problems are tiny-mixed's, of all families, or the tiny reasoner's.
 
     Raises:
       ValueError: there is no such split.
     """
+    if mixed:
+        return [
+            Prompt(f"mixed-{split}-{seed}-{i:05d}", e.question, e.answer, None, e.family, e.kind, None, e.choices)
+            for i, e in enumerate(families.exercises(split, n, seed=seed))
+        ]
     problems = tiny.problems(split, n, seed=seed)
     return [Prompt(f"{split}-{seed}-{i:05d}", p.question, str(p.answer), task=p.family) for i, p in enumerate(problems)]
 
