@@ -196,6 +196,8 @@ def saved(report: dict[str, Any], server: dict[str, Any]) -> str:
         return f"ended by you after {tokens} thinking tokens"
     if report.get("outcome") == "cap":
         return f"ended at its maximum after {tokens} thinking tokens"
+    if report.get("outcome") == "loop":
+        return f"ended after {tokens} thinking tokens, the last of which repeated themselves"
     if report.get("outcome") == "natural_end":
         return f"{tokens} thinking tokens to the natural end; nothing saved"
     if report.get("outcome") == "length":

@@ -15,18 +15,22 @@ import torch
 from hypothesis import strategies as st
 
 from specexit.method.decision import Policy, exit_position
+from specexit.method.loops import LoopGuard, loop_position
 from specexit.method.signals import NAMES, activate
 from specexit.method.splits import ThinkTokens
 from torch_specexit.plugin.outcome import Record
 from torch_specexit.plugin.worker.checking import Checker
+from torch_specexit.plugin.worker.loops import LoopSearch
 from torch_specexit.plugin.worker.reading import Reader
-from torch_specexit.plugin.worker.rule import CAP, EXIT, REPORT, STEPS_BACK, Admission, Markers, Sampled
+from torch_specexit.plugin.worker.rule import CAP, EXIT, LOOP, REPORT, STEPS_BACK, Admission, Markers, Sampled
 from torch_specexit.plugin.worker.slots import Slots
 
 START, END, VOCAB = 0, 1, 12
 STRINGS = {"two": frozenset({2}), "three": frozenset({3}), "both": frozenset({2, 3})}
 IDS = ThinkTokens(START, END, frozenset({2, 3}), STRINGS)
 GARBAGE = 1 << 30
+WIDEST = 5
+"""Tokens of a step."""
 CPU = torch.device("cpu")
 
 
@@ -45,8 +49,8 @@ class Request(NamedTuple):
     shadow: bool = False
     margin: int | None = None
 
-    def exit(self, stream: list[int], raw: np.ndarray) -> Exit | None:
-        """Where the definition ends its thinking."""
+    def exit(self, stream: list[int], raw: np.ndarray, guard: LoopGuard | None = None) -> Exit | None:
+        """Where the definitions end its thinking."""
         if self.policy is None:
             return None
         ids, values, most = IDS.only(self.strings), activate(raw[1:]), self.policy.max_thinking_tokens
@@ -55,6 +59,9 @@ class Request(NamedTuple):
         natural = stream.index(END) if END in stream else len(stream)
         if hard - 1 < natural and (position is None or position > hard - 1):
             position = hard - 1
+        loop = None if guard is None else loop_position(stream[:natural], guard)
+        if loop is not None and (position is None or loop < position):
+            return Exit(loop, LOOP)
         if position is None:
             return None
         by_signals = exit_position(stream, values, self.policy.model_copy(update={"max_thinking_tokens": None}), ids)
@@ -71,6 +78,7 @@ class Simulation:
       rng: of everything that is random.
       smooth: whether moving averages are judged.
       transition: tokens that are forced before ``</think>``.
+      guard: against loops; there are loops then.
       drops: how often steps are dropped.
       device: of the rule.
     """
@@ -84,22 +92,29 @@ class Simulation:
         *,
         smooth: bool = False,
         transition: tuple[int, ...] = (),
+        guard: LoopGuard | None = None,
         drops: float = 0.15,
         device: torch.device = CPU,
     ):
         self.source, self.requests, self.rng, self.device, self.drops = source, requests, rng, device, drops
-        self.closing = [*transition, END]
+        self.closing, self.guard = [*transition, END], guard
         self.streams = [self._stream() for _ in requests]
         self.raw = [rng.normal(0, 2, (len(stream) + 1, len(NAMES))).astype(np.float32) for stream in self.streams]
+        self.exits = [
+            request.exit(stream, raw, guard)
+            for request, stream, raw in zip(requests, self.streams, self.raw, strict=True)
+        ]
+        """Where thinking ends by the definitions."""
         self.texts: list[list[int]] = [[] for _ in requests]
         self.began: list[list[int]] = [[] for _ in requests]
         """How long its text was as each of the last steps of a request began, which may still be dropped."""
         self.dropped = 0
         self.records: dict[int, Record] = {}
-        self.slots = Slots(device, capacity=1)
+        loops = None if guard is None else LoopSearch.of(guard, STEPS_BACK * WIDEST)
+        self.slots = Slots(device, capacity=1, ring=loops.ring if loops else 0)
         self.signals = torch.full((len(requests), len(NAMES)), 99.0, device=device)
         self.active = torch.zeros(1, device=device)
-        markers = Markers.of(IDS, VOCAB, device, transition=transition)
+        markers = Markers.of(IDS, VOCAB, device, transition=transition, loops=loops)
         self.rule = make(self.slots, markers, source, smooth=smooth)
         self.checker, self.reader = Checker(self.slots, markers), Reader(markers)
         for i, request in enumerate(requests):
@@ -110,11 +125,16 @@ class Simulation:
     def _stream(self) -> list[int]:
         # Splits are frequent and the end is rare, so that there is something to decide.
         tokens = self.rng.choice([START, END, 2, 3, *range(4, VOCAB)], 50, p=[0.01, 0.01, 0.15, 0.1, *[0.73 / 8] * 8])
-        return tokens.tolist()
+        stream = tokens.tolist()
+        if self.guard is None or self.rng.random() < 0.3:
+            return stream
+        at, size = (int(value) for value in self.rng.integers((0, 1), (30, 2 * self.guard.period)))
+        loop = stream[at : at + size] * len(stream)
+        return [*stream[:at], *loop][: int(self.rng.integers(at + 1, len(stream)))] + stream[at:]
 
     def expected(self, i: int) -> list[int]:
         """The text of a request by the definition."""
-        stream, exit = self.streams[i], self.requests[i].exit(self.streams[i], self.raw[i])
+        stream, exit = self.streams[i], self.exits[i]
         if exit is None or self.requests[i].shadow:
             return stream
         behind = exit.position + 1
@@ -148,11 +168,11 @@ class Simulation:
         self.dropped += 1
         if self.rng.random() < 0.5:
             self.checker.compare(f"r{i}", self.texts[i])
-            self.slots.rebuild(f"r{i}", self.reader.rebuild(self.slots.admissions[f"r{i}"], self.texts[i]))
+            self.slots.rebuild(f"r{i}", *self.reader.rebuild(self.slots.admissions[f"r{i}"], self.texts[i]))
 
     def step(self, batch: list[int]) -> None:
         """One decoding step of some of the requests."""
-        width = int(self.rng.integers(1, 6))
+        width = int(self.rng.integers(1, WIDEST + 1))
         tokens, n = torch.full((len(batch), width), GARBAGE), torch.zeros(len(batch), dtype=torch.int32)
         for row, i in enumerate(batch):
             at = len(self.texts[i])
@@ -217,7 +237,7 @@ class Simulation:
         for i, request in enumerate(self.requests):
             expected, record = self.expected(i), self.records[i]
             assert self.texts[i][: len(expected)] == expected
-            self._check_record(request, expected, record, request.exit(self.streams[i], self.raw[i]), i)
+            self._check_record(request, expected, record, self.exits[i], i)
 
     def _check_record(self, request: Request, expected: list[int], record: Record, exit: Exit | None, i: int) -> None:
         thinking = expected[: expected.index(END)] if END in expected else expected

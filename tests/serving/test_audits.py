@@ -51,7 +51,7 @@ def audit_of(early, full, *, max_tokens=100, output=None, prompt=(START,)):
     def decode(ids):
         return full if ids else ""
 
-    audit = Audit(generate, decode, (START, END), 200)
+    audit = Audit(generate, decode, (START, [END]), 200)
     output = [*THOUGHT, END, 20, 21] if output is None else output
     case = Case("r", "default", array("i", prompt), array("i", output), 2 if prompt else 3, max_tokens)
     return asyncio.run(audit.judge(case)), asked
@@ -115,10 +115,10 @@ def test_a_server_audits_in_the_background_and_reports_an_interval():
         return answers[case.request]
 
     async def run():
-        audit = Audit(generate, lambda ids: r"\boxed{7}", (START, END), 200, lambda *told: settled.append(told))
+        audit = Audit(generate, lambda ids: r"\boxed{7}", (START, [END]), 200, lambda *told: settled.append(told))
         for name in ("r1", "r2", "r3"):
             state = finished(name)
-            assert Case.of(state, "default", 2, (START, END)).kept == 4  # behind the marker that the model has written
+            assert Case.of(state, "default", 2, START, [END]).kept == 4  # behind the marker that the model has written
             audit.consider(state, admitted(), {"outcome": "natural_end", "would_exit": 2})
         audit.consider(finished("r4"), admitted(), {"outcome": "natural_end"})  # would not have exited
         audit.consider(finished("r5"), admitted(), {"outcome": "length"})  # nor can it judge
@@ -154,7 +154,7 @@ def test_only_requests_under_the_servers_own_policy_are_audited(arguments, looke
     assert decided.mode == ("off" if arguments == {"specexit": False} else "shadow" if looked_at else decided.mode)
 
     async def run():
-        audit = Audit(lambda *args: pytest.fail("audited"), lambda ids: "", (START, END), 200)
+        audit = Audit(lambda *args: pytest.fail("audited"), lambda ids: "", (START, [END]), 200)
         audit.consider(finished("r"), decided, {"outcome": "natural_end", "would_exit": 2})
         waiting = audit.summary()["waiting"]
         for task in audit._tasks:
@@ -166,7 +166,7 @@ def test_only_requests_under_the_servers_own_policy_are_audited(arguments, looke
 
 def test_waiting_audits_are_bounded_in_number_and_in_bytes(monkeypatch):
     async def run():
-        audit = Audit(lambda *args: asyncio.sleep(0), lambda ids: "", (START, END), 200)
+        audit = Audit(lambda *args: asyncio.sleep(0), lambda ids: "", (START, [END]), 200)
         for i in range(4):
             audit.consider(finished(f"r{i}"), admitted(), {"outcome": "natural_end", "would_exit": 2})
         waiting, skipped = audit.summary()["waiting"], audit.summary()["skipped"]
@@ -175,7 +175,7 @@ def test_waiting_audits_are_bounded_in_number_and_in_bytes(monkeypatch):
         audit.consider(finished("r9"), admitted(), {"outcome": "natural_end", "would_exit": 2})
         return waiting, skipped, audit.summary()["waiting"]
 
-    size = Case.of(finished("r"), "default", 2, (START, END)).size
+    size = Case.of(finished("r"), "default", 2, START, [END]).size
     assert size == 4 * (1 + 10)  # four bytes a token
     monkeypatch.setattr(audits, "MOST_BYTES", 2 * size)
     assert asyncio.run(run()) == (2, 2, 1)  # bytes are given back
@@ -196,7 +196,7 @@ def test_an_audit_keeps_the_salt_the_adapter_and_the_rank_of_its_request():
             yield SimpleNamespace(outputs=[SimpleNamespace(text="done")])
 
     engine = Engine()
-    case = Case.of(finished("r"), "default", 2, (START, END))
+    case = Case.of(finished("r"), "default", 2, START, [END])
     assert asyncio.run(generator_of(engine)([1, 2], 5, case)) == "done"
     assert asked["prompt"] == {"prompt_token_ids": [1, 2], "cache_salt": "of r"}
     assert (asked["lora"], asked["priority"]) == ("an adapter", LOWEST_PRIORITY + 3)

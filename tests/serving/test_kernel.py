@@ -10,11 +10,13 @@ import pytest
 import torch
 
 from specexit.method.decision import Policy
+from specexit.method.loops import LoopGuard
 from specexit.method.signals import NAMES
 from tests.serving.conftest import run_program
-from tests.serving.simulation import CPU, END, GARBAGE, IDS, START, VOCAB, Request, Simulation
+from tests.serving.simulation import CPU, END, GARBAGE, IDS, START, VOCAB, WIDEST, Request, Simulation
 from torch_specexit.plugin.worker.cost import STEPS, Scene, launches
-from torch_specexit.plugin.worker.rule import STATE, STEPS_BACK, Admission, Markers, Sampled
+from torch_specexit.plugin.worker.loops import LoopSearch
+from torch_specexit.plugin.worker.rule import LOOP, STATE, STEPS_BACK, Admission, Markers, Sampled
 from torch_specexit.plugin.worker.slots import Slots
 from torch_specexit.plugin.worker.twin import Twin
 
@@ -52,7 +54,7 @@ POLICIES = [
 
 @modes
 def test_texts_and_outcomes_are_those_of_the_definition(kernel, source, smooth):
-    """With dropped steps, a margin and a transition text. About 20 seconds for the three together."""
+    """With dropped steps, a margin, a transition text and loops. About 20 seconds for the three together."""
     change = {"smoothing": "ewma", "alpha": 0.4} if smooth else {}
     policies = [policy and policy.model_copy(update=change) for policy in POLICIES]
     strings = [("two", "three"), ("both",), ("three",)]
@@ -61,12 +63,13 @@ def test_texts_and_outcomes_are_those_of_the_definition(kernel, source, smooth):
         for i, p in enumerate([*policies, *policies])
     ]
     transition = () if source == "draft" else (5, 6)
-    simulation = Simulation(kernel, source, batch, np.random.default_rng(5), smooth=smooth, transition=transition)
+    rng = np.random.default_rng(5)
+    simulation = Simulation(kernel, source, batch, rng, smooth=smooth, transition=transition, guard=LoopGuard(2, 3))
     simulation.run()
     simulation.check()
     assert simulation.dropped > 10
     outcomes = [(record.exited, record.would_exit > 0) for record in simulation.records.values()]
-    assert {(0, False), (1, False), (2, False), (0, True)} <= set(outcomes)
+    assert {(0, False), (1, False), (LOOP, False), (0, True)} <= set(outcomes)
 
 
 class Pair:
@@ -74,8 +77,9 @@ class Pair:
 
     def __init__(self, kernel, source: str, smooth: bool, transition: tuple[int, ...] = ()):
         self.source, self.signals, self.active = source, torch.zeros(64, len(NAMES)), torch.zeros(1)
-        self.slots = Slots(CPU, capacity=1), Slots(CPU, capacity=1)
-        markers = Markers.of(IDS, VOCAB, CPU, transition=transition)
+        loops = LoopSearch.of(LoopGuard(2, 3), STEPS_BACK * WIDEST) if transition else None
+        self.slots = tuple(Slots(CPU, capacity=1, ring=loops.ring if loops else 0) for _ in range(2))
+        markers = Markers.of(IDS, VOCAB, CPU, transition=transition, loops=loops)
         self.rules = [
             version(slots, markers, source, smooth=smooth)
             for version, slots in zip((kernel, Twin), self.slots, strict=True)

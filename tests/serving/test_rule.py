@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,10 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from specexit.method.decision import OFF, Policy
+from specexit.method.loops import LoopGuard, loop_position
 from specexit.method.signals import NAMES
 from specexit.method.splits import ALL_STRINGS
 from tests.serving.simulation import CPU, END, GARBAGE, IDS, START, VOCAB, Request, Simulation, requests
+from torch_specexit.plugin.outcome import Record
 from torch_specexit.plugin.worker.checking import CheckError
+from torch_specexit.plugin.worker.loops import Follower, LoopSearch
 from torch_specexit.plugin.worker.reading import Reader
 from torch_specexit.plugin.worker.rule import (
     BEGINS,
@@ -39,7 +44,8 @@ def test_any_schedule_gives_the_text_and_the_outcome_of_the_definition(source, s
     batch = data.draw(st.lists(requests(smooth), min_size=1, max_size=5))
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
     transition = tuple(data.draw(st.lists(st.integers(4, VOCAB - 1), max_size=3)))
-    simulation = Simulation(Twin, source, batch, rng, smooth=smooth, transition=transition)
+    guard = data.draw(st.none() | st.builds(LoopGuard, st.integers(1, 4), st.integers(2, 4)))
+    simulation = Simulation(Twin, source, batch, rng, smooth=smooth, transition=transition, guard=guard)
     simulation.run()
     simulation.check()
 
@@ -159,7 +165,7 @@ def test_a_row_that_knows_nothing_of_what_vllm_goes_on_from_leaves_its_request_a
     rule = rule_for(slots)
     for at in range(len(tokens)):
         rule.step(given_step(["lost", "back"], [[5], [5]], at=[at, at]), torch.zeros(2, 4), WELL)
-    slots.rebuild("back", Reader(table()).rebuild(EXITS, [5]))
+    slots.rebuild("back", *Reader(table()).rebuild(EXITS, [5]))
     rule.step(given_step(["lost", "back"], [[2], [2]], at=[1, 1]), torch.zeros(2, 4), WELL)
     rule.step(step := given_step(["lost", "back"], [[5], [5]], at=[2, 2]), torch.zeros(2, 4), WELL)
     assert step.tokens.tolist() == [[5], [END]]
@@ -196,7 +202,7 @@ def test_there_is_news_of_a_new_request_a_verdict_and_an_end_and_of_nothing_else
 
 
 def test_an_end_marker_of_several_tokens_is_heard_and_written():
-    markers = Markers.of(IDS, VOCAB, CPU, transition=[8], marker=[6, 7, 9])
+    markers = Markers.of(replace(IDS, marker=(6, 7, 9)), VOCAB, CPU, transition=[8])
     slots = Slots(CPU)
     for name in ("hears", "writes"):
         slots.add(name, EXITS._replace(policy=EXITS.policy if name == "writes" else None))
@@ -213,6 +219,47 @@ def test_an_end_marker_of_several_tokens_is_heard_and_written():
     hears, writes = state_of(slots, "hears"), state_of(slots, "writes")
     assert (hears["phase"], hears["thoughts"], hears["exited"]) == (2, 3, 0)
     assert (writes["phase"], writes["thoughts"], writes["exited"]) == (2, 2, 1)
+
+
+NEVER = Admission(True, OFF, prompt=1)
+
+
+def test_thinking_that_goes_in_circles_is_ended_and_called_so():
+    search = LoopSearch.of(LoopGuard(period=2, repeats=3), slack=STEPS_BACK * 4)
+    markers = Markers.of(IDS, VOCAB, CPU, loops=search)
+    slots = Slots(CPU, ring=search.ring)
+    for name, admission in {"guarded": NEVER, "off": Admission(True, None, prompt=1)}.items():
+        slots.add(name, admission)
+    rule, drawn = rule_for(slots, markers=markers), [7, 8, 9, 8, 9, 8, 9, 8, 9, 8, 9, 8]
+    for at in range(0, len(drawn), 4):
+        step = given_step(["guarded", "off"], [drawn[at : at + 4]] * 2, at=[at, at])
+        rule.step(step, torch.full((2, 4), -9.0), WELL)
+        if step.n[0] < 4:
+            break
+    position = loop_position(drawn, LoopGuard(period=2, repeats=3))
+    assert position is not None
+    assert step.tokens[0, : step.n[0]].tolist() == [*drawn[at : position + 1], END]
+    assert step.tokens[1].tolist() == drawn[at : at + 4]
+    report = Record.from_row(rule.report[0, :-1].tolist()).describe(position + 3, cut_off=False)
+    assert (report["outcome"], report["thinking_tokens"]) == ("loop", position + 1)
+
+
+def test_a_fingerprint_tells_texts_of_any_vocabulary_apart():
+    """Equal texts always have equal ones; a text that differs in one token never has the same, whatever the token."""
+    search = LoopSearch.of(LoopGuard(period=3, repeats=2), slack=0)
+    rng = np.random.default_rng(0)
+    text = rng.integers(0, 1 << 18, 3).tolist()
+    prints = set()
+    for first in [text[0], *range(text[0] + 1, text[0] + 500)]:
+        follower = Follower(search)
+        for token in [*rng.integers(0, 1 << 18, 5).tolist(), first, *text[1:]]:
+            follower.push(token)
+        prints.add(tuple(follower.rolling))
+    assert len(prints) == 500
+    again = Follower(search)
+    for token in [1, *text]:
+        again.push(token)
+    assert tuple(again.rolling) in prints
 
 
 def test_the_checking_mode_finds_a_row_that_is_not_what_its_tokens_say():
@@ -252,8 +299,20 @@ def test_freed_rows_are_used_again_and_a_prompt_that_is_continued_begins_anew():
 
 
 def test_the_last_marker_of_a_prompt_decides():
-    assert opens_thinking([5, START, 6], START, END)
-    assert not opens_thinking([START, 5, END, 6], START, END)
-    assert not opens_thinking([5, 6], START, END)
-    assert opens_thinking([START, END, START], START, END)
-    assert opens_thinking([END, START, *[5] * 10_000], START, END)
+    assert opens_thinking([5, START, 6], START, [END])
+    assert not opens_thinking([START, 5, END, 6], START, [END])
+    assert not opens_thinking([5, 6], START, [END])
+    assert opens_thinking([START, END, START], START, [END])
+    assert opens_thinking([END, START, *[5] * 10_000], START, [END])
+
+
+@given(
+    st.lists(st.sampled_from([START, END, 5]), max_size=9), st.integers(0, 5000), st.sampled_from([(END,), (5, END)])
+)
+@settings(max_examples=60, deadline=None)
+def test_the_last_marker_is_found_wherever_it_is(tokens, behind, end):
+    size = len(end)
+    ends = [at + size for at in range(len(tokens) - size + 1) if tuple(tokens[at : at + size]) == end]
+    starts = [at + 1 for at, token in enumerate(tokens) if token == START]
+    expected = max(starts, default=-1) > max(ends, default=-1)
+    assert opens_thinking([*tokens, *[7] * behind], START, end) == expected

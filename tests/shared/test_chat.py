@@ -136,3 +136,4 @@ def test_without_a_terminal_no_key_is_ever_pressed(monkeypatch):
 def test_what_ended_the_thinking_is_said():
     assert saved(report("interrupt", 20), {}) == "ended by you after 20 thinking tokens"
     assert saved(report("cap", 30), {}) == "ended at its maximum after 30 thinking tokens"
+    assert saved(report("loop", 90), {}) == "ended after 90 thinking tokens, the last of which repeated themselves"

@@ -75,3 +75,24 @@ def test_a_marker_may_be_any_added_token(no_markers):
 def test_a_folder_without_a_tokenizer_is_named(tmp_path):
     with pytest.raises(SplitError, match=r"tokenizer\.json: file does not exist"):
         load_tokenizer(tmp_path)
+
+
+def test_an_end_marker_of_several_tokens_is_for_those_who_know_what_to_do_with_it(tokenizer):
+    marker = "</think>\n\n"
+    ids = resolve(tokenizer, "<think>", marker, ["\n\n"], several=True)
+    assert (
+        ids.end_marker == tuple(tokenizer.encode(marker)) == (*tokenizer.encode("</think>"), *tokenizer.encode("\n\n"))
+    )
+    assert ids.only(["\n\n"]).end_marker == ids.end_marker
+    with pytest.raises(SplitError, match=r"is 2 tokens .* expected exactly one"):
+        resolve(tokenizer, "<think>", marker, ["\n\n"])
+
+
+@pytest.mark.parametrize(
+    ("marker", "message"),
+    [("\n\nAnswer.", r"begins with .* at which a step ends"), ("a.a", "expected the first to come once")],
+)
+def test_an_end_marker_whose_beginning_cannot_be_told_is_refused(tokenizer, marker, message):
+    assert len(tokenizer.encode(marker)) > 1
+    with pytest.raises(SplitError, match=message):
+        resolve(tokenizer, "<think>", marker, ["\n\n"], several=True)

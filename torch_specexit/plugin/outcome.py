@@ -22,8 +22,8 @@ NOW = "now"
 """In a report that is final unless the request goes on: the outcome where it does."""
 
 
-ENDED = ("exit", "cap", "interrupt")
-"""Outcomes of thinking that was ended: by the signals, by its maximum, by the client."""
+ENDED = ("exit", "cap", "interrupt", "loop")
+"""Outcomes of thinking that was ended: by the signals, by its maximum, by the client, for going in circles."""
 
 
 class Record(NamedTuple):

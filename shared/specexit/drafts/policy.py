@@ -21,6 +21,7 @@ from rich.console import Console
 from specexit.config import Config, write_text
 from specexit.errors import InputError
 from specexit.method.decision import Policy
+from specexit.method.loops import LoopGuard
 from specexit.schemas.migrate import MigrateConfig
 
 FILE = "policy.json"
@@ -162,6 +163,14 @@ class Serving(Config):
     transition: str = Field(
         default="", max_length=1000, description="text that is written before the end marker where thinking is ended"
     )
+    loop_period: int | None = Field(
+        default=None,
+        ge=1,
+        le=1024,
+        description="thinking that repeats a piece of at most so many tokens loop_repeats times in a row is ended; "
+        "null: it is not looked for",
+    )
+    loop_repeats: int = Field(default=4, ge=2, le=8, description="how often such a piece comes in a row")
     share: float = Field(
         default=1.0, ge=0, le=1, description="share of the requests that may exit, by a hash of the id"
     )
@@ -179,6 +188,11 @@ class Serving(Config):
         default={}, description="SHA-256 of an API key, first 16 digits -> operating point, or off"
     )
     exit_log: bool = Field(default=False, description="one line of JSON in the log for each finished request")
+
+    @property
+    def loop_guard(self) -> LoopGuard | None:
+        """What is a loop; None where none is looked for."""
+        return None if self.loop_period is None else LoopGuard(self.loop_period, self.loop_repeats)
 
 
 class PolicyFile(Config):

@@ -47,6 +47,13 @@ class ThinkTokens:
     split: frozenset[int]
     by_string: Mapping[str, frozenset[int]] = field(default_factory=dict, compare=False)
     """Which of the split tokens each split string stands for; a token may belong to several."""
+    marker: tuple[int, ...] = ()
+    """The end marker where it is several tokens, of which ``end`` is the last; empty where it is the one token."""
+
+    @property
+    def end_marker(self) -> tuple[int, ...]:
+        """All tokens of the end marker."""
+        return self.marker or (self.end,)
 
     def only(self, strings: Sequence[str]) -> ThinkTokens:
         """The same with the split tokens of some of the strings alone.
@@ -59,7 +66,7 @@ class ThinkTokens:
                 known = ", ".join(map(repr, self.by_string))
                 raise SplitError(f"split string {string!r} is unknown, expected one of {known}")
         kept = {string: self.by_string[string] for string in strings}
-        return ThinkTokens(self.start, self.end, frozenset().union(*kept.values()), kept)
+        return ThinkTokens(self.start, self.end, frozenset().union(*kept.values()), kept, self.marker)
 
     def mask(self, strings: Sequence[str]) -> int:
         """The strings as bits, in the order of ``by_string``; unknown ones are passed over."""
@@ -83,7 +90,8 @@ def marker(tokenizer: Tokenizer, text: str) -> int:
     ids = tokenizer.encode(text, add_special_tokens=False)
     if len(ids) != 1:
         raise SplitError(
-            f"tokenizer {_name(tokenizer)}: think marker {text!r} is {len(ids)} tokens {ids}, expected exactly one"
+            f"tokenizer {_name(tokenizer)}: think marker {text!r} is {len(ids)} tokens {ids}, expected exactly one "
+            "(an end marker of several is known to the serving plug-in alone)"
         )
     if tokenizer.decode(ids).strip() != text.strip():
         raise SplitError(
@@ -91,6 +99,28 @@ def marker(tokenizer: Tokenizer, text: str) -> int:
             f"{tokenizer.decode(ids)!r}: the vocabulary has no such marker"
         )
     return ids[0]
+
+
+def end_marker(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
+    """Ids of an end marker, which may be several tokens.
+
+    Raises:
+      SplitError: these tokens stand for something else, or the first comes again among the others, so that where the
+        marker begins cannot be told from one token to the next.
+    """
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    if len(ids) == 1:
+        return (marker(tokenizer, text),)
+    if not ids or tokenizer.decode(ids) != text:
+        raise SplitError(
+            f"tokenizer {_name(tokenizer)}: end marker {text!r} becomes tokens {ids}, which are "
+            f"{tokenizer.decode(ids)!r}: the vocabulary has no such marker"
+        )
+    if ids[0] in ids[1:]:
+        raise SplitError(
+            f"tokenizer {_name(tokenizer)}: end marker {text!r} is tokens {ids}, expected the first to come once"
+        )
+    return tuple(ids)
 
 
 def split_tokens(
@@ -127,19 +157,42 @@ def split_tokens(
 
 
 def resolve(
-    tokenizer: Tokenizer, start: str, end: str, endings: Sequence[str], connectors: Sequence[str] = ()
+    tokenizer: Tokenizer,
+    start: str,
+    end: str,
+    endings: Sequence[str],
+    connectors: Sequence[str] = (),
+    *,
+    several: bool = False,
 ) -> ThinkTokens:
     """Resolve both markers and the split set.
 
+    Args:
+      tokenizer: the target's.
+      start: opens the thinking.
+      end: closes it.
+      endings: see `split_tokens`.
+      connectors: see `split_tokens`.
+      several: the caller knows what to do with an end marker of several tokens.
+
     Raises:
-      SplitError: see `marker` and `split_tokens`; also for more than `MAX_STRINGS` strings.
+      SplitError: see `marker`, `end_marker` and `split_tokens`; also for more than `MAX_STRINGS` strings, and where an
+        end marker of several tokens begins with a split token, which could then be none.
     """
     if len(endings) + len(connectors) > MAX_STRINGS:
         raise SplitError(f"{len(endings) + len(connectors)} split strings were given, expected at most {MAX_STRINGS}")
-    opening, closing = marker(tokenizer, start), marker(tokenizer, end)
+    opening = marker(tokenizer, start)
+    closing = end_marker(tokenizer, end) if several else (marker(tokenizer, end),)
+    first, last, long = closing[0], closing[-1], len(closing) > 1
     found = split_tokens(tokenizer, endings, connectors)
-    by_string = {string: tokens - {opening, closing} for string, tokens in found.items()}
-    return ThinkTokens(opening, closing, frozenset().union(*by_string.values()), by_string)
+    by_string = {string: tokens - ({opening} if long else {opening, last}) for string, tokens in found.items()}
+    split = frozenset().union(*by_string.values())
+    if first in split:
+        raise SplitError(
+            f"tokenizer {_name(tokenizer)}: end marker {end!r} begins with {tokenizer.decode([first])!r}, at which "
+            "a step ends, expected another token"
+        )
+    return ThinkTokens(opening, last, split, by_string, closing if long else ())
 
 
 def _name(tokenizer: Any) -> str:

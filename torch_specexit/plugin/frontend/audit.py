@@ -70,10 +70,10 @@ class Case:
     priority: int = 0
 
     @classmethod
-    def of(cls, state: Any, point: str, would_exit: int, markers: tuple[int, int]) -> Case:
+    def of(cls, state: Any, point: str, would_exit: int, start: int, end: Sequence[int]) -> Case:
         """From vLLM's `RequestState` of a finished request."""
         prompt, output = array("i", state.prompt_token_ids), array("i", state.detokenizer.output_token_ids)
-        begin = 0 if opens_thinking(prompt, *markers) else output.index(markers[0]) + 1
+        begin = 0 if opens_thinking(prompt, start, end) else output.index(start) + 1
         return cls(
             request=state.request_id,
             point=point,
@@ -98,23 +98,26 @@ class Audit:
     Args:
       generate: ``(prompt_ids, max_tokens, case) -> text``, greedily.
       decode: token ids to text.
-      markers: ids of ``<think>`` and ``</think>``.
+      markers: the tokens of ``<think>`` and ``</think>``.
       max_model_len: of the engine.
       settled: told the operating point and the result of each; ``no_exit`` where there would have been none.
       kind: of the answers.
+      transition: what is written before ``</think>`` at an exit.
     """
 
     def __init__(
         self,
         generate: Callable[..., Any],
         decode: Callable[[list[int]], str],
-        markers: tuple[int, int],
+        markers: tuple[int, Sequence[int]],
         max_model_len: int,
         settled: Callable[[str, str], None] = lambda point, result: None,
         kind: str = "math",
+        transition: Sequence[int] = (),
     ):
         self.generate, self.decode, self.settled, self.kind = generate, decode, settled, kind
-        self.markers = markers
+        self.start, self.end = markers
+        self.transition = transition
         self.max_model_len = max_model_len
         self.results: Counter[str] = Counter()
         self._turn = asyncio.Semaphore(1)
@@ -130,7 +133,7 @@ class Audit:
             if report["outcome"] == "natural_end":
                 self._settle(admitted.point, "no_exit")
             return
-        case = Case.of(state, admitted.point, report["would_exit"], self.markers)
+        case = Case.of(state, admitted.point, report["would_exit"], self.start, self.end)
         if len(self._tasks) >= MOST_WAITING or self._bytes + case.size > MOST_BYTES:
             self._settle(case.point, "skipped")
             return
@@ -155,16 +158,14 @@ class Audit:
 
     async def judge(self, case: Case) -> str:
         """``same`` or ``changed``; ``no_answer`` where the whole thinking leads to no answer that could change."""
-        end = self.markers[1]
-        thought_on = case.output_ids[case.kept :]
-        answer = thought_on[thought_on.index(end) + 1 :] if end in thought_on else []
-        full = extract_answer(self.decode(list(answer)), self.kind)
+        full = extract_answer(self.decode(behind(case.output_ids[case.kept :].tolist(), self.end)), self.kind)
         if full is None:
             return "no_answer"
-        prompt = [*case.prompt_ids, *case.output_ids[: case.kept], end]
+        closing = [*self.transition, *self.end]
+        prompt = [*case.prompt_ids, *case.output_ids[: case.kept], *closing]
         room = self.max_model_len - len(prompt)
         if case.max_tokens is not None:
-            room = min(room, case.max_tokens - case.kept - 1)
+            room = min(room, case.max_tokens - case.kept - len(closing))
         early = None
         if room > 0:
             early = extract_answer(await self.generate(prompt, room, case), self.kind)
@@ -187,6 +188,19 @@ class Audit:
             **{name: self.results[name] for name in ("no_answer", "failed", "skipped")},
             "waiting": len(self._tasks),
         }
+
+
+def behind(tokens: list[int], marker: Sequence[int]) -> list[int]:
+    """What comes behind the first end marker; nothing where there is none.
+
+    Example:
+      >>> behind([5, 6, 1, 2, 7], [1, 2]), behind([5], [1, 2])
+      ([7], [])
+    """
+    size = len(marker)
+    ends = (at + size for at in range(len(tokens) - size + 1) if tokens[at : at + size] == list(marker))
+    end = next(ends, None)
+    return [] if end is None else tokens[end:]
 
 
 async def same_answer_apart(a: str | None, b: str | None, kind: str = "math") -> bool:

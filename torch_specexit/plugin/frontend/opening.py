@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from specexit.config import ConfigError
 from specexit.drafts.directory import SpecExitBlock
 from specexit.drafts.policy import PolicyFile, Serving
-from specexit.method.splits import marker
+from specexit.method.splits import end_marker, marker
 from torch_specexit.plugin.certified import doubts, served_fingerprints
 from torch_specexit.plugin.compat.checks import folder_of
 from torch_specexit.plugin.frontend.activity import Activity, misfit_of
@@ -99,10 +99,11 @@ def _audit_of(engine: Any, opening: Opening, front: FrontEnd, metrics: ExitMetri
     return Audit(
         generator_of(engine),
         tokenizer.decode,
-        (marker(tokenizer, block.think_start), marker(tokenizer, block.think_end)),
+        (marker(tokenizer, block.think_start), end_marker(tokenizer, block.think_end)),
         engine.model_config.max_model_len,
         settled,
         kinds[0] if len(kinds) == 1 else "math",
+        tokenizer.encode(opening.serving.transition, add_special_tokens=False),
     )
 
 

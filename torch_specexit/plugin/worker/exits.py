@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from specexit.drafts.policy import Serving
 from specexit.method.splits import ALL_STRINGS
 from torch_specexit.plugin import outcome
 from torch_specexit.plugin.frontend.arguments import request_policy_or_default
@@ -22,6 +23,7 @@ from torch_specexit.plugin.worker.checking import Checker, is_checking
 from torch_specexit.plugin.worker.copies import Copies, News, attach, failed_elsewhere, news_of
 from torch_specexit.plugin.worker.interrupt import caller_of, is_part_of
 from torch_specexit.plugin.worker.logprobs import name_forced_tokens
+from torch_specexit.plugin.worker.loops import LoopSearch
 from torch_specexit.plugin.worker.protocols import (
     Draft,
     NewRequest,
@@ -32,7 +34,7 @@ from torch_specexit.plugin.worker.protocols import (
 )
 from torch_specexit.plugin.worker.ranks import Group, Ranks
 from torch_specexit.plugin.worker.reading import Reader
-from torch_specexit.plugin.worker.rule import STATE, THINKING, Admission, Markers, Rule, Sampled
+from torch_specexit.plugin.worker.rule import STATE, STEPS_BACK, THINKING, Admission, Markers, Rule, Sampled
 from torch_specexit.plugin.worker.slots import Slots, opens_thinking
 from torch_specexit.plugin.worker.twin import Twin
 
@@ -90,8 +92,9 @@ class Exits:
         self.most_rows = scheduled * (1 + config.speculative_config.num_speculative_tokens)
         self.ranks = Ranks(_ranks_of_model(), self.most_rows, runner.device)
         self.grammar_binds_thinking = _grammar_binds_thinking(config.structured_outputs_config)
-        self.slots = Slots(runner.device)
-        self.markers = Markers.of(self.ids, draft.vocab_size, runner.device, transition=draft.transition)
+        loops = _loops(draft.serving, 1 + config.speculative_config.num_speculative_tokens)
+        self.slots = Slots(runner.device, ring=loops.ring if loops else 0)
+        self.markers = Markers.of(self.ids, draft.vocab_size, runner.device, transition=draft.transition, loops=loops)
         self.reader = Reader(self.markers)
         self.checker = Checker(self.slots, self.markers) if is_checking() else None
         self.copies = Copies()
@@ -190,7 +193,7 @@ class Exits:
         outputs = tokens[admission.prompt :]
         if self.checker is not None:
             self.checker.compare(name, outputs)
-        self.slots.rebuild(name, self.reader.rebuild(admission, outputs))
+        self.slots.rebuild(name, *self.reader.rebuild(admission, outputs))
 
     def _admit(self, new: NewRequest, size: int) -> None:
         """A new request, or one whose prompt has been continued."""
@@ -202,7 +205,7 @@ class Exits:
         self.slots.add(
             new.req_id,
             Admission(
-                thinking=opens_thinking(new.prompt_token_ids or [], self.ids.start, self.ids.end),
+                thinking=opens_thinking(new.prompt_token_ids or [], self.ids.start, self.ids.end_marker),
                 policy=policy,
                 strings=ALL_STRINGS if asked.splits is None else self.ids.mask(asked.splits),
                 shadow=mode == "shadow",
@@ -356,6 +359,11 @@ def _prompt_size(new: NewRequest) -> int:
     if new.prompt_token_ids is not None:
         return len(new.prompt_token_ids)
     return 0 if new.prompt_embeds is None else new.prompt_embeds.shape[0]
+
+
+def _loops(serving: Serving, width: int) -> LoopSearch | None:
+    guard = serving.loop_guard
+    return None if guard is None else LoopSearch.of(guard, STEPS_BACK * width)
 
 
 def _grammar_binds_thinking(config: Any) -> bool:

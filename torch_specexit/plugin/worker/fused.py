@@ -45,7 +45,7 @@ class Fused:
         """See `torch_specexit.plugin.worker.rule.Rule`."""
         self._place(sampled.requests)
         n_batch, width = sampled.tokens.shape
-        tables = self.slots.tables
+        tables, loops = self.slots.tables, self.markers.loops
         # A step of no request is launched as well: the first one compiles the kernel, before anyone waits for it.
         step[(max(triton.cdiv(self._n_rows, BLOCK), 1),)](
             tables.state,
@@ -65,6 +65,7 @@ class Fused:
             sampled.n if sampled.rejected is None else sampled.rejected,
             self.report,
             self.forced,
+            tables.recent,
             sampled.tokens.stride(0),
             n_batch,
             self._n_rows,
@@ -76,6 +77,11 @@ class Fused:
             PADDED=sampled.padded,
             N_CLOSING=len(self.markers.closing),
             N_MARKER=self.markers.n_marker,
+            PERIOD=loops.period if loops else 0,
+            SPAN=loops.span if loops else 0,
+            RING=loops.ring if loops else 0,
+            LEAVING_0=loops.leaving[0] if loops else 0,
+            LEAVING_1=loops.leaving[1] if loops else 0,
             BLOCK=BLOCK,
             num_warps=1,  # pyright: ignore[reportCallIssue]
         )

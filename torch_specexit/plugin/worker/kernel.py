@@ -14,6 +14,7 @@ import triton.language as tl
 
 from specexit.method.signals import NAMES, RAW_LIMIT, SIGNALS
 from torch_specexit.plugin.worker import rule
+from torch_specexit.plugin.worker.loops import BASES, FINGERPRINT, PRIMES
 
 _N = len(NAMES)
 
@@ -24,7 +25,7 @@ def _constant(value: float) -> tl.constexpr:
 
 BEFORE, THINKING, OVER = map(_constant, (rule.BEFORE, rule.THINKING, rule.OVER))
 THOUGHT, BOUNDARY = map(_constant, (rule.THOUGHT, rule.BOUNDARY))
-BY_SIGNALS, BY_CLIENT = map(_constant, (rule.EXIT, rule.INTERRUPT))
+BY_SIGNALS, BY_CLIENT, BY_LOOP = map(_constant, (rule.EXIT, rule.INTERRUPT, rule.LOOP))
 BEGINS, STRINGS = _constant(rule.BEGINS), _constant(rule.BEGINS - 1)
 LIMIT = _constant(RAW_LIMIT)
 N_SIGNALS, LANES = _constant(_N), _constant(triton.next_power_of_2(_N))
@@ -39,6 +40,8 @@ STREAK, DEFERRED, CLOSED, MATCHED, LAST, OUTPUTS, ROW, TOLD, SLOT, SMOOTHED = (
     for name in ("streak", "deferred", "closed", "matched", "last", "outputs", "row", "told", "slot", "smoothed")
 )
 MOVING, CHANGED = _constant(rule.STATE.index(f"moving_{NAMES[0]}")), _constant(len(rule.RECORD))
+ROLLING, ANCHOR, LOOPING = (_constant(rule.STATE.index(FINGERPRINT[i])) for i in (0, 2, 4))
+BASE_0, BASE_1, PRIME_0, PRIME_1 = map(_constant, (*BASES, *PRIMES))
 WANTED, PATIENCE, LEAST, MOST, HARD, CAUSE, SHADOW, PROMPT = (_constant(i) for i in range(len(rule.KNOBS)))
 
 
@@ -160,14 +163,62 @@ def _may_end(marks, cause):
 
 
 @triton.jit
-def _force(now, active, token_at, closing_ptr, limits, count, matched, closing, marks, N_CLOSING: tl.constexpr):
+def _load_loops(at, mask):
+    """Fingerprints of the last thinking tokens, and of those that are remembered, and whether there is a loop."""
+    return (
+        (_column(at, ROLLING, mask), _column(at, ROLLING + 1, mask)),
+        (_column(at, ANCHOR, mask), _column(at, ANCHOR + 1, mask)),
+        _column(at, LOOPING, mask),
+    )
+
+
+@triton.jit
+def _store_loops(at, mask, loops):
+    _put(at, ROLLING, loops[0][0], mask)
+    _put(at, ROLLING + 1, loops[0][1], mask)
+    _put(at, ANCHOR, loops[1][0], mask)
+    _put(at, ANCHOR + 1, loops[1][1], mask)
+    _put(at, LOOPING, loops[2], mask)
+
+
+@triton.jit
+def _look_for_loops(
+    thought,
+    token,
+    n,
+    recent_at,
+    loops,
+    PERIOD: tl.constexpr,
+    SPAN: tl.constexpr,
+    RING: tl.constexpr,
+    LEAVING_0: tl.constexpr,
+    LEAVING_1: tl.constexpr,
+):
+    """Take a thinking token, number ``n``, into the fingerprint; see `torch_specexit.plugin.worker.loops`."""
+    rolling, anchor, looping = loops
+    oldest = tl.load(recent_at + (n - SPAN) % RING, mask=thought & (n >= SPAN), other=0).to(tl.int64)
+    entering = (token + 1).to(tl.int64)
+    first = ((rolling[0].to(tl.int64) * BASE_0 + entering + oldest * LEAVING_0) % PRIME_0).to(tl.int32)
+    second = ((rolling[1].to(tl.int64) * BASE_1 + entering + oldest * LEAVING_1) % PRIME_1).to(tl.int32)
+    tl.store(recent_at + n % RING, entering.to(tl.int32), mask=thought)
+    first, second = tl.where(thought, first, rolling[0]), tl.where(thought, second, rolling[1])
+    looping = tl.where(thought & (first == anchor[0]) & (second == anchor[1]), 1, looping)
+    remembered = thought & (n + 1 >= SPAN) & ((n + 1) % PERIOD == 0)
+    anchor = (tl.where(remembered, first, anchor[0]), tl.where(remembered, second, anchor[1]))
+    return (first, second), anchor, looping
+
+
+@triton.jit
+def _force(now, active, token_at, closing_ptr, limits, count, text, closing, marks, N_CLOSING: tl.constexpr):
     """Put the closing token that is due in the place of what was drawn; in shadow mode, only take note of it."""
     hard, cause, shadow = limits
+    matched, looping = text
     deferred, closed, exited = closing
     would_exit, on, told = marks
     thinking = now & (count[0] == THINKING) & _may_end(marks, cause)
-    at_any = thinking & (deferred == 0) & (matched == 0) & (count[1] >= hard)
-    deferred = tl.where(at_any & active, cause, deferred)
+    capped = count[1] >= hard
+    at_any = thinking & (deferred == 0) & (matched == 0) & (capped | (looping > 0))
+    deferred = tl.where(at_any & active, tl.where(capped, cause, BY_LOOP), deferred)
     noted = now & (deferred > 0) & shadow
     would_exit = tl.where(noted & (would_exit == 0), count[1], would_exit)
     due = now & (deferred > 0) & (shadow == 0) & active
@@ -210,7 +261,7 @@ def _read(now, token, meant, marker_ptr, least, cause, count, matched, closed, m
 POINTERS = (
     *("state_ptr", "knobs_ptr", "weights_ptr", "past_ptr", "rows_ptr", "ends_ptr", "logits_rows_ptr", "positions_ptr"),
     *("signals_ptr", "failed_ptr", "meaning_ptr", "closing_ptr", "tokens_ptr", "n_ptr", "rejected_ptr", "report_ptr"),
-    "forced_ptr",
+    *("forced_ptr", "recent_ptr"),
 )
 NUMBERS = ("tokens_stride", "n_batch", "n_rows", "width", "vocabulary")
 
@@ -234,6 +285,7 @@ def step(
     rejected_ptr,  # [n_batch], rewritten
     report_ptr,  # [n_batch, report]
     forced_ptr,  # [n_batch]
+    recent_ptr,  # [requests, RING]
     tokens_stride,
     n_batch,  # requests of the step
     n_rows,  # with those that it leaves out, whose last token is still to be judged
@@ -245,6 +297,11 @@ def step(
     PADDED: tl.constexpr,
     N_CLOSING: tl.constexpr,
     N_MARKER: tl.constexpr,
+    PERIOD: tl.constexpr,  # 0 where loops are not looked for; see `plugin.worker.loops.LoopSearch`
+    SPAN: tl.constexpr,
+    RING: tl.constexpr,
+    LEAVING_0: tl.constexpr,
+    LEAVING_1: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """See `torch_specexit.plugin.worker.rule.Rule.step`."""
@@ -279,6 +336,11 @@ def step(
     marks = (marks[0], tl.where(lost, 0, marks[1]), tl.where(stale, 0, marks[2]))
     text = (tl.where(lost, 0, text[0]), tl.where(lost, 0, text[1]))  # nothing is left to be judged, or due
     closing = (tl.where(lost, 0, closing[0]), tl.where(lost, 0, closing[1]), closing[2])
+    if PERIOD:
+        loops, recent_at = _load_loops(at, known), recent_ptr + row * RING
+        loops = (loops[0], loops[1], tl.where(lost, 0, loops[2]))
+    else:
+        loops, recent_at = ((count[0], count[0]), (count[0], count[0]), count[0] * 0), recent_ptr
 
     if DRAFT:
         asks = known & (text[0] == BOUNDARY) & active
@@ -291,6 +353,8 @@ def step(
     then = past_at + slot * N_STATE
     tl.debug_barrier()  # a lane may have read its state from where it now leaves a copy
     _store(then, moves, signal, (count, text, judged, closing, marks, average), lane, slot)
+    if PERIOD:
+        _store_loops(then, moves, loops)
     slot = tl.where(moves, (slot + 1) % STEPS_BACK, slot)
 
     n, forced = drawn, lane < 0
@@ -305,10 +369,11 @@ def step(
             judged, deferred, told = _judge(asks, values, signal, policy, count[1], judged, closing[0], marks[2])
             closing, marks = (deferred, closing[1], closing[2]), (marks[0], marks[1], told)
         token, replaced, closing, marks = _force(
-            now, active, token_at + j, closing_ptr, limits, count, text[1], closing, marks, N_CLOSING
+            now, active, token_at + j, closing_ptr, limits, count, (text[1], loops[2]), closing, marks, N_CLOSING
         )
         inside = now & (token >= 0) & (token < vocabulary)
         meant = _column(meaning_ptr + token, 0, inside) & wanted
+        before = count
         boundary, count, read, marks = _read(
             now,
             token,
@@ -323,6 +388,11 @@ def step(
             N_MARKER,
         )
         text = (tl.where(now, read[0], text[0]), read[1])
+        if PERIOD:
+            thought = now & (text[0] >= THOUGHT)
+            loops = _look_for_loops(
+                thought, token, before[1], recent_at, loops, PERIOD, SPAN, RING, LEAVING_0, LEAVING_1
+            )
         forced = forced | replaced
         n = tl.where(replaced | (boundary & DRAFT & active), j + 1, n)
 
@@ -339,3 +409,5 @@ def step(
     _put(report_at, CHANGED, tl.where(active, changed, -1), here)
     marks = (marks[0], marks[1], tl.where(moves, 1, marks[2]))
     _store(state_at, known, signal, (count, text, judged, closing, marks, average), lane, slot)
+    if PERIOD:
+        _store_loops(state_at, known, loops)

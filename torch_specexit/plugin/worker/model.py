@@ -49,7 +49,7 @@ class WithSignals(Eagle3):
     Raises:
       DraftError: the draft cannot serve this target; see `check_draft`.
       ConfigError: ``--additional-config`` holds settings that cannot be used; see `serving_of`.
-      SplitError: the target's tokenizer has no single-token think markers or no split token.
+      SplitError: the target's tokenizer has no such think markers or no split token; see `resolve`.
     """
 
     signals: Float[Tensor, "batch signals"]
@@ -73,6 +73,7 @@ class WithSignals(Eagle3):
             block.think_end,
             block.split_endings,
             block.split_connectors,
+            several=True,
         )
         width = config.hidden_size if block.source == "draft" else config.aux_size
         self.signal_weight = nn.Parameter(torch.zeros(len(NAMES), width, dtype=torch.float32), requires_grad=False)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from jaxtyping import Int
 from torch import Tensor
 
+from torch_specexit.plugin.worker.loops import FINGERPRINT, NOTHING, Follower
 from torch_specexit.plugin.worker.rule import (
     BEFORE,
     BEGINS,
@@ -22,7 +23,7 @@ from torch_specexit.plugin.worker.rule import (
     Markers,
 )
 
-READ = ("phase", "thoughts", "start", "matched", "last", "outputs")
+READ = ("phase", "thoughts", "start", "matched", "last", "outputs", *FINGERPRINT)
 """Columns of `rule.STATE` that follow from the tokens. A boundary becomes a mere thought when it has been judged."""
 
 
@@ -37,9 +38,14 @@ class Reader:
         self.bits: list[int] = _on_host(markers.bits)
         closing = _on_host(markers.closing)
         self.marker = closing[len(closing) - markers.n_marker :]
+        self.loops = markers.loops
 
     def read(self, admission: Admission, tokens: Sequence[int]) -> dict[str, int]:
         """Columns of `READ` behind the output tokens of a request."""
+        return self._read(admission, tokens)[0]
+
+    def _read(self, admission: Admission, tokens: Sequence[int]) -> tuple[dict[str, int], Follower | None]:
+        follower = Follower(self.loops) if self.loops else None
         phase, start = (THINKING, 0) if admission.thinking else (BEFORE, -1)
         thoughts = matched = 0
         last = OTHER
@@ -55,16 +61,21 @@ class Reader:
                     phase, thoughts, matched = OVER, thoughts - len(self.marker) + 1, 0
                     continue
                 thoughts, last = thoughts + 1, THOUGHT
+                if follower is not None:
+                    follower.push(token)
                 if meant & (BEGINS - 1) and not matched and thoughts >= least:
                     last = BOUNDARY
-        found = (phase, thoughts, start, matched, last, len(tokens))
-        return dict(zip(READ, found, strict=True))
+        loops = follower.columns() if follower else dict.fromkeys(FINGERPRINT, 0) | NOTHING
+        found = (phase, thoughts, start, matched, last, len(tokens), *loops.values())
+        return dict(zip(READ, found, strict=True)), follower
 
-    def rebuild(self, admission: Admission, tokens: Sequence[int]) -> list[float]:
-        """A row of `rule.STATE` from the tokens: without any memory of verdicts, and with nothing left to be judged."""
-        row = dict(zip(STATE, admission.state(), strict=True)) | self.read(admission, tokens)
+    def rebuild(self, admission: Admission, tokens: Sequence[int]) -> tuple[list[float], list[int]]:
+        """Rows of `Tables.state` and `Tables.recent` from the tokens: without any memory of verdicts, and with nothing
+        left to be judged."""
+        read, follower = self._read(admission, tokens)
+        row = dict(zip(STATE, admission.state(), strict=True)) | read
         row["last"] = min(row["last"], THOUGHT)
-        return [float(value) for value in row.values()]
+        return [float(value) for value in row.values()], follower.kept() if follower else []
 
 
 def _on_host(values: Int[Tensor, " values"]) -> list[int]:

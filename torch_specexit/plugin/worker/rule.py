@@ -29,6 +29,7 @@ from torch import Tensor
 from specexit.method.decision import Policy
 from specexit.method.signals import NAMES, SIGNALS
 from specexit.method.splits import ALL_STRINGS, ThinkTokens
+from torch_specexit.plugin.worker.loops import FINGERPRINT, NOTHING, LoopSearch
 
 BEFORE, THINKING, OVER = 0, 1, 2
 """Phases of a request."""
@@ -36,8 +37,8 @@ BEFORE, THINKING, OVER = 0, 1, 2
 OTHER, THOUGHT, BOUNDARY = 0, 1, 2
 """What the last token is: outside of the thinking, within it, within it and to be judged."""
 
-EXIT, CAP, INTERRUPT = 1, 2, 3
-"""Why thinking was ended: by the signals, by its maximum, by the client. 0 where it was not."""
+EXIT, CAP, INTERRUPT, LOOP = 1, 2, 3, 4
+"""Why thinking was ended: by the signals, by its maximum, by the client, for going in circles. 0 where it was not."""
 
 BEGINS = 1 << 30
 """Bit of ``<think>``; those of the split strings are below."""
@@ -55,6 +56,7 @@ STATE = (
     *RECORD,
     *("streak", "deferred", "closed", "matched", "last", "outputs", "row", "told", "slot", "smoothed"),
     *(f"moving_{name}" for name in NAMES),
+    *FINGERPRINT,
 )
 """What is remembered of a request between two steps, all of it float32, in which counts are exact up to 2^24:
 
@@ -64,7 +66,7 @@ verdict; would_exit: thinking tokens at which shadow mode would have exited, 0 f
 that have passed; deferred: why the closing tokens are due with the next token, 0 where they are not; closed: how many
 of them are written; matched: tokens of the end marker that the text ends with; last: kind of the last token; outputs:
 tokens generated so far; row: batch row in the last step; told: all that is new has been reported; slot: where the next
-copy goes in its past; smoothed: the moving average has a value.
+copy goes in its past; smoothed: the moving average has a value; the others: see `torch_specexit.plugin.worker.loops`.
 """
 
 KNOBS = ("wanted", "patience", "least", "most", "hard", "cause", "shadow", "prompt")
@@ -88,6 +90,8 @@ class Tables(NamedTuple):
     past: Float[Tensor, "requests steps_and_one state"]
     """Rows of `state` as the last `STEPS_BACK` steps began, and one that the host has rebuilt from the tokens; those
     that hold nothing have -1 outputs."""
+    recent: Int[Tensor, "requests ring"]
+    """The last thinking tokens, plus one, token number ``i`` at ``i % ring``; see `LoopSearch`."""
 
 
 class Admission(NamedTuple):
@@ -108,7 +112,7 @@ class Admission(NamedTuple):
     def state(self) -> list[float]:
         """Its row of `Tables.state`."""
         begun = {"phase": THINKING, "start": 0} if self.thinking else {"phase": BEFORE, "start": -1}
-        values = begun | {"on": int(self.policy is not None)}
+        values = begun | NOTHING | {"on": int(self.policy is not None)}
         return [float(values.get(column, 0)) for column in STATE]
 
     def knobs(self) -> list[int]:
@@ -143,6 +147,8 @@ class Markers(NamedTuple):
     """Tokens that are forced at an exit: a transition text, if there is one, and the end marker."""
     n_marker: int = 1
     """Of these, the tokens of the end marker."""
+    loops: LoopSearch | None = None
+    """What ends it as going in circles, if anything does."""
 
     @classmethod
     def of(
@@ -152,7 +158,7 @@ class Markers(NamedTuple):
         device: torch.device,
         *,
         transition: Sequence[int] = (),
-        marker: Sequence[int] = (),
+        loops: LoopSearch | None = None,
     ) -> Markers:
         """The table for a vocabulary.
 
@@ -161,16 +167,14 @@ class Markers(NamedTuple):
           vocab_size: of the target.
           device: of the rule.
           transition: tokens that are forced before the end marker.
-          marker: the end marker, where it is more than the one token of ``ids``.
+          loops: what ends thinking as going in circles.
         """
         bits = torch.zeros(vocab_size + 1, dtype=torch.int32)
         for token, mask in (ids.masks() | {ids.start: BEGINS}).items():
             bits[token] = mask
-        end = tuple(marker) or (ids.end,)
-        for token in end:
-            bits[token] = 0
+        end = ids.end_marker
         closing = torch.tensor([*transition, *end], dtype=torch.int32)
-        return cls(bits.to(device), closing.to(device), len(end))
+        return cls(bits.to(device), closing.to(device), len(end), loops)
 
 
 class Sampled(NamedTuple):

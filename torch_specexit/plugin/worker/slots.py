@@ -18,22 +18,41 @@ TAILS = 64, 4096
 """Tokens at the end of a prompt among which its last think marker nearly always is: looked through before the rest."""
 
 
-def opens_thinking(prompt_ids: Sequence[int], start: int, end: int) -> bool:
+def opens_thinking(prompt_ids: Sequence[int], start: int, end: Sequence[int]) -> bool:
     """Whether the last think marker of a prompt is an opening one.
 
+    Args:
+      prompt_ids: the prompt.
+      start: what opens the thinking.
+      end: what closes it, one token or several.
+
     Example:
-      >>> opens_thinking([1, 5, 2, 1, 7], start=1, end=2), opens_thinking([1, 5, 2], start=1, end=2)
+      >>> opens_thinking([1, 5, 2, 1, 7], start=1, end=[2]), opens_thinking([1, 5, 2], start=1, end=[2])
       (True, False)
     """
     ids = prompt_ids if isinstance(prompt_ids, list) else list(prompt_ids)
-    few, many = TAILS
-    for part in (slice(-few, None), slice(-many, -few), slice(None, -many)):
-        tokens = ids[part]
-        if start in tokens or end in tokens:
-            tokens.reverse()
-            places = [tokens.index(marker) if marker in tokens else len(tokens) for marker in (start, end)]
-            return places[0] < places[1]
+    high = len(ids)
+    for tail in (*TAILS, high):
+        low = max(len(ids) - tail, 0)
+        opened, closed = _last(ids, [start], low, high), _last(ids, end, low, high)
+        if opened >= 0 or closed >= 0:
+            return opened > closed
+        high = low
     return False
+
+
+def _last(ids: list[int], piece: Sequence[int], low: int, high: int) -> int:
+    """Where the last such piece ends among the tokens from ``low`` to ``high``; -1 for nowhere."""
+    backwards, at = ids[low:high], -1
+    backwards.reverse()
+    while True:
+        try:
+            at = backwards.index(piece[-1], at + 1)
+        except ValueError:
+            return -1
+        end = high - at
+        if ids[max(end - len(piece), 0) : end] == list(piece):
+            return end - 1
 
 
 class Slots:
@@ -42,10 +61,11 @@ class Slots:
     Args:
       device: of the tables.
       capacity: rows at the beginning; doubled when they do not suffice.
+      ring: thinking tokens that are kept of each request.
     """
 
-    def __init__(self, device: torch.device, capacity: int = 64):
-        self.device = device
+    def __init__(self, device: torch.device, capacity: int = 64, ring: int = 0):
+        self.device, self.ring = device, ring
         self.row_of: dict[str, int] = {}
         self.admissions: dict[str, Admission] = {}
         self.interrupted: set[str] = set()
@@ -54,7 +74,7 @@ class Slots:
         self.tables = self._empty(0)
         self._free: list[int] = []
         self._new: dict[int, Admission] = {}
-        self._rebuilt: dict[int, list[float]] = {}
+        self._rebuilt: dict[int, tuple[list[float], list[int]]] = {}
         self._policies: dict[int, list[int]] = {}
         self._grow(capacity)
 
@@ -64,6 +84,7 @@ class Slots:
             ((len(KNOBS),), torch.int32),
             ((len(WEIGHTS),), torch.float32),
             ((STEPS_BACK + 1, len(STATE)), torch.float32),
+            ((self.ring,), torch.int32),
         )
         return Tables(*(torch.zeros(rows, *shape, dtype=dtype, device=self.device) for shape, dtype in shapes))
 
@@ -89,12 +110,13 @@ class Slots:
         row = self.row_of[request] = self._free.pop()
         self._new[row] = self.admissions[request] = admission
 
-    def rebuild(self, request: str, state: list[float]) -> None:
-        """Leave a row of `Tables.state` for a request whose own, and its past, may not be what vLLM goes on from."""
+    def rebuild(self, request: str, state: list[float], recent: list[int]) -> None:
+        """Leave rows of `Tables.state` and `Tables.recent` for a request whose own, and its past, may not be what vLLM
+        goes on from."""
         row = self.row_of[request]
         if row not in self._new:
             self.changes += 1
-            self._rebuilt[row] = state
+            self._rebuilt[row] = state, recent
 
     def interrupt(self, request: str, *, now: bool) -> None:
         """Have the thinking of a request end: at its next boundary, or now."""
@@ -126,7 +148,9 @@ class Slots:
             self._new.clear()
         if self._rebuilt:
             rows = self.to_device(list(self._rebuilt)).long()
-            self.tables.past[rows, STEPS_BACK] = self.to_device(list(self._rebuilt.values()), torch.float32)
+            states, recent = zip(*self._rebuilt.values(), strict=True)
+            self.tables.past[rows, STEPS_BACK] = self.to_device(states, torch.float32)
+            self.tables.recent[rows] = self.to_device(recent)
             self._rebuilt.clear()
         if self._policies:
             rows = self.to_device(list(self._policies)).long()

@@ -17,11 +17,13 @@ from torch import Tensor
 
 from specexit.method.signals import NAMES, activate
 from torch_specexit.plugin.worker import rule
+from torch_specexit.plugin.worker.loops import BASES, FINGERPRINT, PRIMES, LoopSearch
 from torch_specexit.plugin.worker.rule import (
     BEFORE,
     BOUNDARY,
     EXIT,
     INTERRUPT,
+    LOOP,
     OVER,
     THINKING,
     THOUGHT,
@@ -50,7 +52,9 @@ class Lanes:
         self.limits, self.alpha = weights[:, :-1], weights[:, -1:]
         verdict, moving = (rule.STATE.index(name) for name in (NAMES[0], f"moving_{NAMES[0]}"))
         self.verdict = self.state[:, verdict : verdict + len(NAMES)]
-        self.moving = self.state[:, moving:]
+        self.moving = self.state[:, moving : moving + len(NAMES)]
+        looks = rule.STATE.index(FINGERPRINT[0])
+        self.rolling, self.anchor = self.state[:, looks : looks + 2], self.state[:, looks + 2 : looks + 4]
 
     def put(self, name: str, where: Bool[np.ndarray, " lanes"], value: Any) -> None:
         """Set a column where a condition holds."""
@@ -81,6 +85,7 @@ class Twin:
         self.slots, self.source, self.smooth = slots, source, smooth
         self._meaning, self._closing = markers.bits.numpy(), markers.closing.numpy()
         self._marker = self._closing[len(self._closing) - markers.n_marker :]
+        self._loops = markers.loops
         self._before: dict[str, int] = {}
         self.forced = torch.zeros(0, dtype=torch.bool)
         self.report = torch.zeros(0, len(rule.REPORT))
@@ -121,7 +126,7 @@ class Twin:
             if len(found):
                 lanes.state[i] = past[found[0]]
             else:  # nothing is left to be judged, or due
-                for name in ("on", "last", "matched", "deferred", "closed"):
+                for name in ("on", "last", "matched", "deferred", "closed", "looping"):
                     lanes.column[name][i] = 0
             lanes.column["outputs"][i] = outputs[i]
             lanes.column["told"][i] = 0
@@ -193,8 +198,9 @@ class Twin:
         """
         column, knob = lanes.column, lanes.knob
         thinking = now & (column["phase"] == THINKING) & lanes.may_end()
-        at_any = thinking & (column["deferred"] == 0) & (column["matched"] == 0) & (column["thoughts"] >= knob["hard"])
-        lanes.put("deferred", at_any & active, knob["cause"])
+        capped = column["thoughts"] >= knob["hard"]
+        at_any = thinking & (column["deferred"] == 0) & (column["matched"] == 0) & (capped | (column["looping"] > 0))
+        lanes.put("deferred", at_any & active, np.where(capped, knob["cause"], LOOP))
         due = now & (column["deferred"] > 0)
         noted = due & (knob["shadow"] > 0)
         lanes.put("would_exit", noted & (column["would_exit"] == 0), column["thoughts"])
@@ -228,6 +234,8 @@ class Twin:
         ends = thinking & (matched == len(self._marker))
         thought = thinking & ~ends
         lanes.put("matched", thinking, np.where(ends, 0, matched))
+        if self._loops is not None:
+            self._look_for_loops(lanes, thought, tokens, self._loops)
         column["thoughts"] += thought
         column["thoughts"] -= (len(self._marker) - 1) * ends
         column["outputs"] += now
@@ -239,6 +247,20 @@ class Twin:
         lanes.put("last", now, thought.astype(int) + boundary)
         lanes.tell(begins | ends)
         return boundary
+
+    def _look_for_loops(
+        self, lanes: Lanes, thought: Bool[np.ndarray, " lanes"], tokens: Lane, search: LoopSearch
+    ) -> None:
+        """Take a thinking token into the fingerprint of the last ones; see `torch_specexit.plugin.worker.loops`."""
+        recent, n = self.slots.tables.recent.numpy(), lanes.column["thoughts"].astype(np.int64)
+        oldest = np.where(n >= search.span, recent[lanes.rows, (n - search.span) % search.ring], 0).astype(np.int64)
+        entering = tokens.astype(np.int64) + 1
+        mixed = lanes.rolling.astype(np.int64) * BASES + entering[:, None] + oldest[:, None] * search.leaving
+        np.copyto(lanes.rolling, mixed % PRIMES, where=thought[:, None], casting="unsafe")
+        recent[lanes.rows[thought], n[thought] % search.ring] = entering[thought]
+        lanes.put("looping", thought & (lanes.rolling == lanes.anchor).all(axis=1), 1)
+        remembered = thought & (n + 1 >= search.span) & ((n + 1) % search.period == 0)
+        np.copyto(lanes.anchor, lanes.rolling, where=remembered[:, None])
 
     def _write(self, lanes: Lanes, sampled: Sampled, drawn: Lane, n: Lane, forced: Lane, *, active: bool) -> None:
         """Hand the step back, and the rows to the tables."""

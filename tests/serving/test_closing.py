@@ -1,0 +1,88 @@
+"""What is written at an exit where that is more than one token: a transition text, an end marker of several tokens. On
+both runners, exact to the byte, and inside speculation."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.serving.conftest import ASYNC, ON_A_CPU, V2, serve
+
+pytestmark = [pytest.mark.vllm, pytest.mark.slow]
+
+MARKER, TRANSITION = "</think>\n\n", "I should answer now."
+SETTINGS = {"SPECEXIT_SERVING": json.dumps({"transition": TRANSITION})}
+EXITS = {"extra_args": {"specexit_validity": 0.0, "specexit_patience": 2}, "max_tokens": 80}
+NEVER = {"extra_args": {"specexit_validity": 1.0}}
+
+
+@pytest.fixture(scope="module")
+def draft(drafts: Path, shared: Path) -> Path:
+    """The draft of a target whose answers begin behind two tokens."""
+    folder = shared / "draft-with-a-long-marker"
+    if not folder.exists():
+        shutil.copytree(drafts / "draft", folder)
+        config = json.loads((folder / "config.json").read_text())
+        config["specexit"]["think_end"] = MARKER
+        (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def answers(draft: Path, shared: Path, prompts: list[list[int]]) -> dict[str, list[dict[str, Any]]]:
+    """Of V1 and V2: four requests that exit, and of V1 two that end by themselves."""
+    exits = [{"ids": ids, "params": EXITS} for ids in prompts[:4]]
+    natural = [{"ids": ids, "params": NEVER} for ids in prompts[:2]]
+    engine = {"draft": str(draft), "k": 3}
+    v1 = serve(shared / "closing-v1", {"engine": engine, "batches": [{"requests": exits + natural}]}, SETTINGS)
+    job = {"engine": engine, "batches": [{"requests": exits}]}
+    v2 = serve(shared / "closing-v2", job, ON_A_CPU | V2 | ASYNC | SETTINGS)
+    whole = v1["batches"][0]["requests"]
+    return {"V1": whole[:4], "V2": v2["batches"][0]["requests"], "natural": whole[4:]}
+
+
+@pytest.fixture(scope="module")
+def closing(target) -> list[int]:
+    tokenizer = target.tokenizer()
+    tokens = [*tokenizer.encode(TRANSITION), *tokenizer.encode(MARKER)]
+    assert len(tokenizer.encode(MARKER)) == 2
+    return tokens
+
+
+@pytest.mark.parametrize("runner", ["V1", "V2"])
+def test_transition_and_marker_are_written_once_token_by_token(answers, closing, runner, target):
+    for answer in answers[runner]:
+        assert answer["outcome"]["outcome"] == "exit"
+        end = answer["outcome"]["thinking_tokens"] + 2
+        assert answer["ids"][end - len(closing) : end] == closing
+        assert target.tokenizer().decode(answer["ids"]).count(TRANSITION + MARKER) == 1
+
+
+def test_both_runners_write_the_same(answers):
+    assert [answer["ids"] for answer in answers["V2"]] == [answer["ids"] for answer in answers["V1"]]
+
+
+def test_the_model_goes_on_as_it_does_behind_that_text(answers, closing, prompts, shared):
+    """Plain vLLM, asked to go on from prompt, kept thinking, transition and marker."""
+    ends = [answer["outcome"]["thinking_tokens"] + 2 for answer in answers["V1"]]
+    behind = [answer["ids"][end:] for answer, end in zip(answers["V1"], ends, strict=True)]
+    asked = [
+        {"ids": prompt + answer["ids"][:end], "params": {"max_tokens": len(text)}}
+        for prompt, answer, end, text in zip(prompts, answers["V1"], ends, behind, strict=False)
+    ]
+    job = {"engine": {}, "batches": [{"requests": asked}]}
+    written = serve(shared / "closing-plain", job)["batches"][0]["requests"]
+    assert [other["ids"] for other in written] == behind
+
+
+def test_a_marker_that_the_model_writes_itself_is_heard(answers, target):
+    marker = tuple(target.tokenizer().encode(MARKER))
+    for answer in answers["natural"]:
+        place = list(pairwise(answer["ids"])).index(marker)
+        assert answer["outcome"]["outcome"] == "natural_end"
+        assert answer["outcome"]["thinking_tokens"] == place
