@@ -326,7 +326,10 @@ def output(name: str, finish_reason: str | None = None) -> SimpleNamespace:
 
 
 def test_the_engine_core_looks_at_requests_of_which_there_is_news_and_forgets_those_that_are_gone():
-    requests = {f"r{i}": Request(sampling_params=SimpleNamespace(stop=[]), num_output_tokens=4) for i in range(200)}
+    requests = {
+        f"r{i}": Request(sampling_params=SimpleNamespace(stop=[], extra_args=None), num_output_tokens=4)
+        for i in range(200)
+    }
     reporter, row = outcome.Reporter(), [float(value) for value in (1, 3, 0, 0, 0, 1, 0, 0, 0, 0, 0)]
     reporter.take({name: row for name in requests}, requests)
     step = {0: SimpleNamespace(outputs=[output("r0"), output("r1", "stop"), output("r2")], finished_requests=None)}

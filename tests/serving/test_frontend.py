@@ -55,12 +55,14 @@ def core_output(request, finish_reason=None):
 class Engine:
     """The two ends of vLLM between which a report travels: the engine core's requests, the front end's states."""
 
-    def __init__(self, n=1, stop=(), external="chatcmpl-1"):
+    def __init__(self, n=1, stop=(), external="chatcmpl-1", transfer=None):
         self.requests, self.processor = {}, SimpleNamespace(request_states={}, external_req_ids={})
         parent = SimpleNamespace(n=n) if n > 1 else None
         for i in range(n):
             name = f"{i}_{external}"
-            self.requests[name] = SimpleNamespace(num_output_tokens=0, sampling_params=SimpleNamespace(stop=list(stop)))
+            extra = None if transfer is None else {"kv_transfer_params": transfer}
+            params = SimpleNamespace(stop=list(stop), extra_args=extra)
+            self.requests[name] = SimpleNamespace(num_output_tokens=0, sampling_params=params)
             self.processor.request_states[name] = SimpleNamespace(
                 request_id=name,
                 external_req_id=external,
@@ -112,6 +114,18 @@ def test_a_stop_string_ends_a_request_that_the_engine_core_believes_to_run():
     ]
     (last,) = engine.step({0: row(OVER, 30, exited=1)}, stopped=[0])
     assert last == {"outcome": "exit", "thinking_tokens": 30, "signals": NAMED}
+
+
+@pytest.mark.parametrize(
+    ("transfer", "expected"),
+    [(None, "length"), ({"do_remote_decode": True}, "handed_over"), ({"do_remote_prefill": True}, "length")],
+)
+def test_what_another_instance_goes_on_with_was_not_cut_off(transfer, expected):
+    """An instance that only reads prompts used to count every request that thinks as cut off."""
+    engine = Engine(transfer=transfer)
+    (last,) = engine.step({0: row(THINKING, 1, judged=0.0)}, finished={0: "length"}, n_output=1)
+    assert last == {"outcome": expected, "thinking_tokens": 1, "signals": {}}
+    assert expected in OUTCOMES
 
 
 def test_choices_are_told_apart():

@@ -22,6 +22,9 @@ NOW = "now"
 """In a report that is final unless the request goes on: the outcome where it does."""
 
 
+HANDED_OVER = "handed_over"
+"""Outcome of a request on an instance that reads its prompt, and whose thinking another one goes on with."""
+
 ENDED = ("exit", "cap", "interrupt", "loop")
 """Outcomes of thinking that was ended: by the signals, by its maximum, by the client, for going in circles."""
 
@@ -58,16 +61,18 @@ class Record(NamedTuple):
         """A request that still runs, in the form of `describe`."""
         return self._report(self.now, int(self.thoughts))
 
-    def describe(self, n_output: int, *, cut_off: bool) -> dict[str, Any]:
+    def describe(self, n_output: int, *, cut_off: bool, handed_over: bool = False) -> dict[str, Any]:
         """The outcome of a finished request.
 
         Args:
           n_output: tokens that the client gets. The worker may have seen a few more, behind a stop.
           cut_off: whether the request was ended from outside (its token limit, an abort).
+          handed_over: whether another instance goes on with it.
 
         Returns:
           ``outcome``: one of `ENDED`, ``natural_end`` (the model ended its thinking, or the request in the midst of
-          it), ``length`` (cut off while thinking) or ``off`` (exits were off, or thinking never began);
+          it), ``length`` (cut off while thinking), ``handed_over`` (the same, by an instance that only reads prompts)
+          or ``off`` (exits were off, or thinking never began);
           ``thinking_tokens`` kept; ``signals`` at the exit or, without one, at the last verdict, if there was one;
           ``would_exit``, in shadow mode: thinking tokens at the exit that was not made, where there was one.
         """
@@ -78,7 +83,7 @@ class Record(NamedTuple):
         if not began or not self.on:
             outcome = "off"
         elif not over and cut_off:
-            outcome = "length"
+            outcome = HANDED_OVER if handed_over else "length"
         else:
             outcome = ENDED[int(self.exited) - 1] if over and self.exited else "natural_end"
         return self._report(outcome, tokens)
@@ -163,7 +168,8 @@ def _tell(request: Any, record: Record, finish_reason: Any, *, fresh: bool) -> d
     """The report that goes with one output, if one does: a request that runs is reported when it has been judged again
     or its phase has changed."""
     if finish_reason is not None:
-        return record.describe(request.num_output_tokens, cut_off=str(finish_reason) != "stop")
+        cut_off = str(finish_reason) != "stop"
+        return record.describe(request.num_output_tokens, cut_off=cut_off, handed_over=_is_handed_over(request))
     # A stop string is found by the front end, so any output of such a request may turn out to be its last.
     if request.sampling_params.stop:
         return record.describe(request.num_output_tokens, cut_off=False) | {NOW: record.now}
@@ -172,3 +178,9 @@ def _tell(request: Any, record: Record, finish_reason: Any, *, fresh: bool) -> d
         return None
     setattr(request, KEY, news)
     return record.progress()
+
+
+def _is_handed_over(request: Any) -> bool:
+    """Whether a request is to be decoded by another instance, as its router has said in ``kv_transfer_params``."""
+    transfer = (request.sampling_params.extra_args or {}).get("kv_transfer_params")
+    return isinstance(transfer, dict) and bool(transfer.get("do_remote_decode"))

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 from specexit.method.signals import SIGNALS
 from torch_specexit.plugin.frontend.drafting import Drafting
 from torch_specexit.plugin.frontend.operation import epsilon_of
-from torch_specexit.plugin.outcome import ENDED, KEY
+from torch_specexit.plugin.outcome import ENDED, HANDED_OVER, KEY
 
 if TYPE_CHECKING:
     from torch_specexit.plugin.frontend.server import FrontEnd
 
-OUTCOMES = (*ENDED, "natural_end", "length", "off")
+OUTCOMES = (*ENDED, "natural_end", "length", HANDED_OVER, "off")
 AUDITS = ("same", "changed", "no_exit", "no_answer", "failed", "skipped")
 MOVES = ("stricter", "shadow", "back")
 SHARES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 1.0)
