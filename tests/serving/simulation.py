@@ -130,7 +130,7 @@ class Simulation:
             return stream
         at, size = (int(value) for value in self.rng.integers((0, 1), (30, 2 * self.guard.period)))
         loop = stream[at : at + size] * len(stream)
-        return [*stream[:at], *loop][: int(self.rng.integers(at + 1, len(stream)))] + stream[at:]
+        return [*[*stream[:at], *loop][: int(self.rng.integers(at + 1, len(stream)))], *stream[at:]][: len(stream)]
 
     def expected(self, i: int) -> list[int]:
         """The text of a request by the definition."""
