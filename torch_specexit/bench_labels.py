@@ -45,7 +45,7 @@ def bench_labels(config: BenchLabelsConfig) -> dict[str, Any]:
         free_share=0.0,
     )
     target = load_target_config(config.target)
-    asks = all_asks(collecting)
+    asks = all_asks(collecting, target)
     check_target(collecting, target, asks)
     engine = LocalEngine(collecting, target)
     recorder = _Recorder(engine)
