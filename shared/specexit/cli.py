@@ -92,7 +92,7 @@ COMMANDS = {
     ),
     "verify": Command(
         "Drafts",
-        "Compare the signals and logits of both frameworks on real traces.",
+        "Compare JAX, PyTorch and vLLM on real traces; name the classic mistakes of a conversion.",
         "specexit.schemas.verify:VerifyConfig",
         "specexit.drafts.verify:verify",
     ),

@@ -42,10 +42,12 @@ ENGINE_TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1, "float16": 0.02}
 of its signals.
 
 In float32 only the order of sums differs. A number in bfloat16 is right to one part in 256 and one in float16 to one in
-2,048; target, cache and draft round anew at every layer, and roundings add up to some ten times that.
+2,048; target, cache and draft round anew at every layer, and roundings add up. Measured on the tiny reasoner: 3e-6 of
+logits and 2e-5 of signals in float32, 0.013 and 0.034 in bfloat16; float16's is that, eight times as exact, with room.
 """
 ACCEPTANCE_TOLERANCE = 0.1
-"""Tokens per step; where two drafts are about equal, rounding decides, on some hundred steps."""
+"""Tokens per step; where two drafts are about equal, rounding decides. Measured over some hundred steps: 0.04 in
+bfloat16, nothing in float32."""
 ROWS_SHOWN = 6
 
 

@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from specexit.drafts.config import ARCHITECTURES
 from specexit.drafts.directory import DraftConfig, DraftError, SpecExitBlock, check_target, check_vocabulary
 from specexit.drafts.layouts import LAYOUTS
 
@@ -35,8 +36,9 @@ def check_draft(config: DraftConfig, folder: Path, target: Any) -> SpecExitBlock
       The draft's ``specexit`` block.
 
     Raises:
-      DraftError: it was made for another target, is shorter than the engine's context, has no ``specexit`` block, or a
-        policy that cannot be served: one of another smoothing, or without any threshold.
+      DraftError: it was made for another target, is shorter than the engine's context, names the class of another model
+        type, has no ``specexit`` block, or a policy that cannot be served: one of another smoothing, or without any
+        threshold.
     """
     path = folder / "config.json"
     names = ("hidden_size", "num_hidden_layers", "vocab_size")
@@ -45,6 +47,12 @@ def check_draft(config: DraftConfig, folder: Path, target: Any) -> SpecExitBlock
         raise DraftError(
             f"{path}: max_position_embeddings is {config.max_position_embeddings}, but the engine serves max_model_len "
             f"{target.max_model_len}: beyond its own length the draft is silent and nothing could exit"
+        )
+    architecture = ARCHITECTURES[config.model_type]
+    if architecture not in config.architectures:
+        raise DraftError(
+            f"{path}: architectures is {list(config.architectures)}, expected {architecture!r} with model_type "
+            f"{config.model_type!r}"
         )
     block = config.specexit
     if block is None:
