@@ -1,5 +1,6 @@
 """Every link of a page leads somewhere, and every command of the Makefile and the table that a page names exists."""
 
+import importlib
 import re
 from pathlib import Path
 
@@ -32,3 +33,13 @@ def test_commands_that_a_page_names_exist(page: Path) -> None:
 def test_the_readme_names_every_command() -> None:
     text = (ROOT / "README.md").read_text()
     assert [name for name in cli.COMMANDS if f"`specexit {name}`" not in text] == []
+
+
+def test_what_the_gallery_shows_can_be_run() -> None:
+    shown = re.findall(r"^\$ specexit ([a-z-]+) (.*)$", (ROOT / "docs" / "gallery.md").read_text(), re.M)
+    assert len(shown) >= 8
+    for name, arguments in shown:
+        command = cli.COMMANDS[name]
+        module, _, schema = command.schema.partition(":")
+        fields = getattr(importlib.import_module(module), schema).model_fields
+        assert {word.partition("=")[0] for word in arguments.split()} <= fields.keys(), name
