@@ -4,13 +4,12 @@ The servers pretend (`pretend`), so that every row is known; with real engines, 
 """
 
 import json
+import multiprocessing
 import os
 import random
-import signal
-import subprocess
-import sys
 import time
 from collections import Counter
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -51,9 +50,9 @@ def collected(server, tmp_path_factory) -> list[Trace]:
     return read_traces(out)
 
 
-def forced(tmp_path: Path, **trial) -> str:
+def forced(tmp_path: Path, *, kind: str = "math", **trial) -> str:
     """A target of one's own: the tiny reasoner with a forced trial."""
-    target = TARGET.model_copy(update={"name": "mine", "trial": {"math": TrialConfig.model_validate(trial)}})
+    target = TARGET.model_copy(update={"name": "mine", "trial": {kind: TrialConfig.model_validate(trial)}})
     path = tmp_path / "mine.yaml"
     path.write_text(yaml.safe_dump(target.model_dump(mode="json")))
     return str(path)
@@ -117,6 +116,18 @@ def test_too_few_finished_traces_are_an_error_and_stay(server, tmp_path):
     for trace in traces:
         if trace.finish_reason == "length":
             assert (trace.answer, trace.boundaries) == (None, [])
+
+
+def test_answers_of_another_kind_than_the_prompts_ask_for(server, tmp_path):
+    """Boxed numbers, read as letters: none is an answer, and it says which key is to blame."""
+    prompts = tmp_path / "prompts.jsonl"
+    rows = [{"id": f"{i}", "prompt": question} for i, question in enumerate(list(server.pretender.problems)[:5])]
+    prompts.write_text("\n".join(json.dumps(row | {"answer_kind": "choice"}) for row in rows))
+    target = forced(tmp_path, kind="choice", max_tokens=64)
+    asked = {"split": None, "n": None, "prompts": str(prompts), "target": target, "model": "tiny-reasoner"}
+    with pytest.raises(CollectError, match=r"0\.0% of 5 traces state an answer, expected 80%; .* answer_kind reads"):
+        collect(config(server, tmp_path / "out", **asked))
+    assert [trace.answer for trace in read_traces(tmp_path / "out")] == [None] * 5  # kept, to look at
 
 
 def test_every_prompt_has_its_samples_none_twice(server, tmp_path):
@@ -184,13 +195,21 @@ def test_a_file_that_was_changed_is_not_taken_for_finished(server, tmp_path):
     assert len(read_traces(tmp_path / "out")) == 12
 
 
-def start(server: Server, out: Path, **changes) -> subprocess.Popen:
-    fields = config(server, out, **changes).model_dump_json()
-    script = (
-        "import sys; from specexit.schemas.collect import CollectConfig; "
-        "from torch_specexit.collecting import collect; collect(CollectConfig.model_validate_json(sys.argv[1]))"
-    )
-    return subprocess.Popen([sys.executable, "-c", script, fields], stderr=subprocess.PIPE, text=True)
+FORKS = multiprocessing.get_context("forkserver")
+"""Collectors are forks of a process that has imported everything: to start one takes no time."""
+FORKS.set_forkserver_preload([__name__, "torch_specexit.collecting.endpoints", "torch_specexit.chat", "transformers"])
+
+
+def start(server: Server, out: Path, **changes) -> BaseProcess:
+    """A collector of its own, what it says in ``OUT.err``."""
+    process = FORKS.Process(target=collect_apart, args=(config(server, out, **changes), out.with_suffix(".err")))
+    process.start()
+    return process
+
+
+def collect_apart(config: CollectConfig, said: Path) -> None:
+    os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT), 2)
+    collect(config)
 
 
 def finished(out: Path) -> int:
@@ -207,13 +226,13 @@ def test_killed_again_and_again_it_loses_and_doubles_nothing(server, tmp_path):
     while kills < (20 if SLOW else 4):
         process = start(server, out, **slow)
         goal = min(finished(out) + rng.randint(0, N // 25), N)
-        while process.poll() is None and (not out.exists() or finished(out) < goal):
+        while process.exitcode is None and (not out.exists() or finished(out) < goal):
             time.sleep(0.002)
         time.sleep(rng.uniform(0, 0.05))
-        if process.poll() is not None:
+        if process.exitcode is not None:
             break  # it was faster than the kill
-        os.kill(process.pid, signal.SIGKILL)
-        process.communicate()
+        process.kill()  # SIGKILL
+        process.join()
         kills += 1
         assert finished(out) >= seen
         seen = finished(out)
@@ -229,13 +248,13 @@ def test_two_collectors_on_one_folder(server, tmp_path):
     slow = {"n": N, "requests": 1}
     first = start(server, tmp_path / "out", **slow)
     while not list((tmp_path / "out" / ".collect").glob("*.jsonl") if (tmp_path / "out").exists() else []):
-        assert first.poll() is None
+        assert first.exitcode is None
         time.sleep(0.005)
     for changes in ({}, {"shard": "0/2"}):
         with pytest.raises(CollectError, match=r"out: process \d+ on \S+ is collecting into it; wait.*shard=i/n"):
             collect(config(server, tmp_path / "out", **slow, **changes))
-    assert first.communicate()[0] is None
-    assert first.returncode == 0
+    first.join()
+    assert first.exitcode == 0
     assert len(read_traces(tmp_path / "out")) == N
 
 
@@ -243,11 +262,12 @@ def test_one_of_two_servers_dies_half_way(server, tmp_path, capsys):
     dying = Server(Pretender(N))
     process = start(server, tmp_path / "out", n=N, requests=2, retries=2, endpoints=(server.url, f"{dying.url}/v1"))
     while dying.completions < 20:
-        assert process.poll() is None
+        assert process.exitcode is None
         time.sleep(0.005)
     dying.close()
-    _, said = process.communicate()
-    assert process.returncode == 0
+    process.join()
+    assert process.exitcode == 0
+    said = (tmp_path / "out.err").read_text()
     assert said.count(f"{dying.url}: given up (") == 1
     assert "its requests go to the other 1" in said
     assert [trace.id for trace in read_traces(tmp_path / "out")] == [f"test-0-{i:05d}" for i in range(N)]
