@@ -1,7 +1,8 @@
 """Speculation with exits, to be read: what a served draft does, in plain PyTorch and transformers.
 
 One prompt, greedy, no KV cache: every step runs target and draft over the whole text again, so a step costs more the
-longer the text is. What it writes is what vLLM writes with the plug-in; a test holds the two against each other.
+longer the text is. What it writes is what vLLM writes with the plug-in; a test holds the two against each other. Of the
+server's settings it knows policy and transition; margins, loops and shares are the server's own.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ class SpecExitDraft:
         self.target, self.draft, self.features, self.policy = target, draft, features, policy
         self.tokenizer = target.tokenizer()
         self.ids: ThinkTokens = target.think_tokens()
-        self.closing = [*self.tokenizer.encode(transition, add_special_tokens=False), self.ids.end]
+        self.closing = [*self.tokenizer.encode(transition, add_special_tokens=False), *self.ids.end_marker]
         config = target.hf_config()
         eos = config.get("eos_token_id")
         self.stops = set(eos) if isinstance(eos, list) else {eos}
@@ -91,7 +92,7 @@ class SpecExitDraft:
           draft_tokens: drafted in each step; 0 decodes without the draft.
         """
         text, drafts, accepted = list(prompt), list[int](), list[int]()
-        opened = opens_thinking(text, self.ids.start, self.ids.end)
+        opened = opens_thinking(text, self.ids.start, self.ids.end_marker)
         rule = ExitRule(self.policy, self.ids) if opened and self.policy is not None else None
         judged, exited = len(text), False
         while len(text) < len(prompt) + max_new_tokens and not self.stops.intersection(text[len(prompt) :]):
