@@ -198,8 +198,9 @@ def _run_engines(
     journal: Journal,
     scratch: Path,
 ) -> tuple[dict[str, Run], str | None]:
-    # Prefixes are kept where a method comes back to them, and then for all: what it costs, all pay alike.
+    # Prefixes are kept, and budgets watched, where a method needs it, and then for all: what it costs, all pay alike.
     pauses = any(entry.method.pauses for entry in entries)
+    budgets = any(entry.method.budgets for entry in entries)
     accelerator = None
     with ExitStack() as stack:
         engines: dict[Path | None, BenchProcess] = {}
@@ -208,7 +209,7 @@ def _run_engines(
                 process = BenchProcess(
                     entry.name,
                     bench_worker.__name__,
-                    _setup(config, target, entry, prefixes=pauses),
+                    _setup(config, target, entry, prefixes=pauses) | {"budgets": budgets},
                     scratch / f"{entry.name}.log",
                 )
                 engines[entry.draft] = stack.enter_context(process)

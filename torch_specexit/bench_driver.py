@@ -100,6 +100,7 @@ def _parameters(ask: Ask, sampling: dict[str, Any]) -> SamplingParams:
         stop=list(ask.stop_text) or None,
         include_stop_str_in_output=True,
         logprobs=0 if ask.logprobs else None,
+        thinking_token_budget=ask.budget,
         extra_args=ask.extra_args or None,
         output_kind=RequestOutputKind.DELTA,
     )

@@ -169,7 +169,8 @@ def measure(
                     progress.update(bar, description=f"{entry.name} @ {batch}")
                     reply, requests = under_way.ask(entry, part, batch, sample=sample)
                     seconds = [request.seconds or 0.0 for request in requests] if batch == 1 else [reply["seconds"]]
-                    runs[entry.name].add(batch, requests, seconds, reply["n_drafts"], reply["n_accepted"])
+                    counted = (reply["n_drafts"], reply["n_accepted"], reply.get("joules"))
+                    runs[entry.name].add(batch, requests, seconds, *counted)
                     if entry.name == BASELINE:
                         _check_finished(config, runs[BASELINE], batch, n * samples)
                     progress.advance(bar, len(part))

@@ -7,6 +7,8 @@ The first line is the set-up, answered by ``{"accelerator": name or null}`` once
 
 ``{"method": name, "parameters": {...}, "problems": [{...}], "marks": {...}, "batch": b, "sampling": {...},
 "arrivals": [seconds] or null, "seed": n}`` -> the same, its requests as `specexit.bench.methods.running` measures them.
+
+Every reply also has ``joules``, null where the machine does not tell.
 """
 
 from __future__ import annotations
@@ -19,13 +21,14 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from specexit.bench.energy import Counter, Counters, EnergyMeter
 from specexit.bench.methods import Marks, Problem, Trial, from_job
 from specexit.bench.process import claim_stdout, reply
 from specexit.method.splits import FastTokenizer, load_tokenizer
 from specexit.schemas.engine import EngineConfig
 from specexit.schemas.target import TargetConfig
 from torch_specexit.bench_driver import drive
-from torch_specexit.engine import seed_everything, start_engine
+from torch_specexit.engine import seed_everything, set_environment, start_engine
 
 if TYPE_CHECKING:
     from vllm import LLM, RequestOutput
@@ -38,17 +41,31 @@ def main() -> None:
     replies = claim_stdout()
     setup = json.loads(sys.stdin.readline())
     target = TargetConfig.model_validate(setup["target"])
+    engine = EngineConfig.model_validate(setup["engine"])
+    if setup.get("budgets"):
+        engine = _with_markers(engine, target)
     llm = start_engine(
         target,
-        EngineConfig.model_validate(setup["engine"]),
+        engine,
         draft=Path(setup["draft"]) if setup["draft"] else None,
         num_speculative_tokens=setup["num_speculative_tokens"],
         seed=setup["seed"],
     )
+    meter = EnergyMeter(_cards)
     reply(replies, {"accelerator": _accelerator()})
     for line in sys.stdin:
-        job = json.loads(line)
-        reply(replies, run_method(llm, target, job) if "method" in job else run_job(llm, job))
+        job, before = json.loads(line), meter.read()
+        found = run_method(llm, target, job) if "method" in job else run_job(llm, job)
+        reply(replies, found | {"joules": meter.since(before)})
+
+
+def _with_markers(engine: EngineConfig, target: TargetConfig) -> EngineConfig:
+    """The settings with what vLLM's own thinking budget has to know."""
+    set_environment(engine)
+    from vllm.config import ReasoningConfig
+
+    markers = ReasoningConfig(reasoning_start_str=target.think_start, reasoning_end_str=target.think_end)
+    return engine.model_copy(update={"extra": engine.extra | {"reasoning_config": markers}})
 
 
 def run_job(llm: LLM, job: dict[str, Any]) -> dict[str, Any]:
@@ -122,6 +139,26 @@ def _accelerator() -> str | None:
     import torch
 
     return torch.cuda.get_device_name() if torch.cuda.is_available() else None
+
+
+def _cards() -> Counters:
+    """Energy counters of the GPUs in use; none where one does not tell."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return {}
+    from vllm.third_party import pynvml
+
+    found = {}
+    try:
+        pynvml.nvmlInit()
+        for i in range(torch.cuda.device_count()):
+            name = f"GPU-{torch.cuda.get_device_properties(i).uuid}"
+            millijoules = pynvml.nvmlDeviceGetTotalEnergyConsumption(pynvml.nvmlDeviceGetHandleByUUID(name.encode()))
+            found[name] = Counter(millijoules / 1e3, None)
+    except pynvml.NVMLError:
+        return {}
+    return found
 
 
 if __name__ == "__main__":

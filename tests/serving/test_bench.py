@@ -25,7 +25,8 @@ from torch_specexit.bench import bench, longest_response, trials_of
 from torch_specexit.bench_turns import Entry, read_request, turns
 
 TARGET = load_target_config("tiny-reasoner")
-METHODS = ("none", "eagle3", "specexit", "budget", "deer", "oracle", str(Path(__file__).with_name("own_method.py")))
+OWN = str(Path(__file__).with_name("own_method.py"))
+METHODS = ("none", "eagle3", "specexit", "budget", "budget-hard", "deer", "oracle", OWN)
 N, N_LATENCY, BUDGET, MAX_NEW_TOKENS = 4, 2, 30, 96
 
 
@@ -154,6 +155,14 @@ def test_the_budget_ends_thinking_at_the_first_boundary_behind_it(inputs: Path, 
         assert (request.reason, request.thinking_tokens) == ("exit", expected)
         assert request.token_ids[:expected] == thinking[:expected]
     assert results.methods["budget"].exits.exit == N
+
+
+@pytest.mark.vllm
+def test_the_engines_own_budget_ends_thinking_right_there(inputs: Path, results: Results) -> None:
+    full = read_requests(inputs / "out" / "requests.jsonl", "eagle3")
+    for name, request in read_requests(inputs / "out" / "requests.jsonl", "budget-hard").items():
+        assert (request.reason, request.thinking_tokens) == ("exit", BUDGET)
+        assert request.token_ids[:BUDGET] == full[name].token_ids[:BUDGET]
 
 
 @pytest.mark.vllm

@@ -65,6 +65,9 @@ def trace(make_trace: Callable[..., Trace]) -> Trace:
 def replayed(trace: Trace, ask: Ask) -> tuple[list[int], str, list[float]]:
     """What an engine would say that writes this trace: tokens, finish reason, log-probabilities."""
     said = ask.prompt_ids[len(trace.prompt_ids) :]
+    if ask.budget is not None and ask.budget < len(trace.think_ids):
+        cut = [*trace.think_ids[: ask.budget], IDS.end]
+        return cut + replayed(trace, Ask("answer", trace.prompt_ids + cut, ask.max_tokens))[0], "stop", []
     if IDS.end in said:
         n = said.index(IDS.end)
         at = max((i for i, b in enumerate(trace.boundaries) if b <= n), default=None)
@@ -140,6 +143,13 @@ def test_where_each_method_exits(
     expected = {None: len(trace.think_ids), 0: 0}.get(exit_behind)
     assert kept(result) == (trace.boundaries[exit_behind - 1] if expected is None and exit_behind else expected)
     assert (result["probe_tokens"] > 0) == (probes > 0)
+
+
+def test_the_engines_own_budget_is_one_request_and_counts_as_an_exit(trace: Trace) -> None:
+    result = run(trace, "budget-hard", tokens=5)
+    assert (kept(result), result["asked"], result["forced"]) == (5, 1, True)
+    beyond = run(trace, "budget-hard", tokens=len(trace.think_ids) + 1)
+    assert (kept(beyond), beyond["forced"]) == (len(trace.think_ids), False)
 
 
 def test_trial_answers_are_counted_and_are_no_part_of_the_response(trace: Trace) -> None:

@@ -141,6 +141,18 @@ def test_the_file_fetches_nothing(bench: Path, trace: Trace) -> None:
     assert all(url.startswith("#") for url in re.findall(r"url\(([^)]*)\)", html))
 
 
+def test_energy_is_told_or_said_not_to_be(bench: Path) -> None:
+    report(config(bench))
+    assert "does not tell its energy" in (bench / "report.html").read_text()
+    results = read_results(bench / "results.json")
+    told = {name: method.model_copy(update={"joules": {"16": 4.25}}) for name, method in results.methods.items()}
+    write_results(bench / "results.json", results.model_copy(update={"methods": told}))
+    report(config(bench))
+    html = (bench / "report.html").read_text()
+    assert "does not tell its energy" not in html
+    assert html.count("4.2 (batch 16)") == 2
+
+
 def test_tasks_show_what_each_gains(bench: Path) -> None:
     results = read_results(bench / "results.json")
     exits = results.methods["eagle3"].exits

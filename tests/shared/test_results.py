@@ -101,6 +101,15 @@ def test_no_speculation_has_no_acceptance_length() -> None:
     assert summarise(run).acceptance_length is None
 
 
+def test_a_result_has_joules_only_where_every_slice_was_told() -> None:
+    run = Run()
+    for joules in (30.0, 50.0):
+        run.add(1, [request(0, 5, total=6)], [1.0], 0, 0, joules)
+    run.add(16, [request(0, 5, total=6)], [1.0], 0, 0, 30.0)
+    run.add(16, [request(1, 5, total=6)], [1.0], 0, 0, None)
+    assert summarise(run).joules == {"1": 40.0}
+
+
 def test_comparison_is_of_totals_on_the_same_problems() -> None:
     versus = compare(exit_run(), full_run())
     assert versus.thinking_cut[0] == pytest.approx(1 - 200 / 600)

@@ -82,11 +82,20 @@ class Run:
     """Draft tokens that the target accepted in them."""
     open_loop: dict[float, list[Request]] = field(default_factory=dict)
     """Arrivals per second -> one entry per problem."""
+    joules: dict[int, list[float | None]] = field(default_factory=dict)
+    """Batch size -> one entry per slice of problems; None where the machine did not tell."""
 
     def add(
-        self, batch: int, requests: Sequence[Request], seconds: Sequence[float], n_drafts: int, n_accepted: int
+        self,
+        batch: int,
+        requests: Sequence[Request],
+        seconds: Sequence[float],
+        n_drafts: int,
+        n_accepted: int,
+        joules: float | None = None,
     ) -> None:
         """Append what one slice of the problems gave."""
+        self.joules.setdefault(batch, []).append(joules)
         self.requests.setdefault(batch, []).extend(requests)
         self.seconds.setdefault(batch, []).extend(seconds)
         self.n_drafts += n_drafts
@@ -129,11 +138,22 @@ def summarise(run: Run, *, says: str | None = None, parameters: Mapping[str, Any
         seconds={str(batch): sum(seconds) for batch, seconds in run.seconds.items()},
         latency={str(batch): latency(found) for batch, found in run.requests.items() if found[0].seconds is not None},
         open_loop={f"{rate:g}": latency(found) for rate, found in run.open_loop.items()},
+        joules=_joules(run),
         acceptance_length=1 + run.n_accepted / run.n_drafts if run.n_drafts else None,
         exits=Exits(**Counter(request.reason for request in requests)),
         says=says,
         parameters=dict(parameters or {}),
     )
+
+
+def _joules(run: Run) -> dict[str, float]:
+    """Batch size -> joules per response; only where every slice was told."""
+    found = {}
+    for batch, slices in run.joules.items():
+        told = [joules for joules in slices if joules is not None]
+        if len(told) == len(slices):
+            found[str(batch)] = sum(told) / len(run.requests[batch])
+    return found
 
 
 def latency(requests: Sequence[Request]) -> Latency:

@@ -47,6 +47,8 @@ DEFINITIONS = {
     "such an interval as rough)",
     "probe_tokens": "mean tokens of trial answers that a method decodes besides the response, in the same engine and "
     "the same time",
+    "joules": "energy of the machine's processors and memory (RAPL) and of the GPUs in use (NVML) while the method had "
+    "its turns, per response, whatever else ran included; nothing where the machine does not tell",
     "says": "definition of a method",
     "parameters": "what a method was tuned to on calibration traces: the boldest that loses at most a point there",
     "latency": "seconds of single responses, from when the problem came in: mean, median, 95th percentile; "
@@ -107,6 +109,7 @@ class MethodResult(Config):
     acceptance_length: float | None = Field(description="None without speculation")
     exits: Exits
     probe_tokens: float = 0.0
+    joules: dict[str, float] = Field(default={}, description="batch size -> joules per response; none if not told")
     latency: dict[str, Latency] = Field(default={}, description="by batch size")
     open_loop: dict[str, Latency] = Field(default={}, description="by arrivals per second")
     says: str | None = Field(default=None, description="definition of the method")

@@ -1,11 +1,11 @@
-"""A fixed budget that cuts wherever it falls, as serving engines offer it."""
+"""A fixed budget that cuts wherever it falls: vLLM's own."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from specexit.bench.methods.budget import chosen
-from specexit.bench.methods.interface import Asks, Chain, Marks, Method, Problem, Tuning
+from specexit.bench.methods.interface import Ask, Asks, Marks, Method, Problem, Tuning
 
 
 @dataclass(frozen=True)
@@ -16,8 +16,10 @@ class BudgetHard(Method):
 
     name = "budget-hard"
     engine = "eagle3"
-    says = "the same budget cut off exactly there, in mid-sentence if need be, as serving engines' own budgets do"
-    pauses = True
+    says = (
+        "the same budget as vLLM's own thinking_token_budget, which ends the thinking right there, in mid-sentence too"
+    )
+    budgets = True
 
     @classmethod
     def tuned(cls, tuning: Tuning) -> BudgetHard:
@@ -29,7 +31,5 @@ class BudgetHard(Method):
         return cls(chosen(cls.name, tuning))
 
     def respond(self, problem: Problem, marks: Marks) -> Asks:
-        """Think so long, then answer."""
-        chain = Chain(problem, marks)
-        yield from chain.further(self.tokens)
-        yield from chain.conclude()
+        """One request, whose thinking the engine ends."""
+        yield Ask("think", problem.prompt_ids, marks.max_new_tokens, budget=self.tokens)

@@ -45,6 +45,8 @@ class Ask:
     """Text behind which to stop."""
     extra_args: dict[str, Any] = field(default_factory=dict)
     """Of vLLM's sampling parameters, for the plug-in."""
+    budget: int | None = None
+    """Thinking tokens behind which vLLM itself ends the thinking (its ``thinking_token_budget``)."""
     logprobs: bool = False
 
 
@@ -165,7 +167,8 @@ class Method(ABC):
 
     Class attributes: ``name`` in tables; ``engine`` that it runs on; ``says``, its definition in a sentence;
     ``reports``, whether the plug-in has to report an outcome; ``pauses``, whether it asks more than once, so that
-    the engines keep their prefixes; ``policy``, in place of the draft's own.
+    the engines keep their prefixes; ``budgets``, whether it asks with a `Ask.budget`, for which vLLM has to be told the
+    markers; ``policy``, in place of the draft's own.
     """
 
     name: ClassVar[str]
@@ -173,6 +176,7 @@ class Method(ABC):
     says: ClassVar[str]
     reports: ClassVar[bool] = False
     pauses: ClassVar[bool] = False
+    budgets: ClassVar[bool] = False
     policy: ClassVar[Policy | None] = None
 
     @classmethod

@@ -30,7 +30,7 @@ class Running:
         self.probe_tokens = 0
         self.asked = 0
         self.forced = False
-        """Whether the method, and not the model, wrote ``</think>``."""
+        """Whether the method or the engine's budget, and not the model, wrote ``</think>``."""
         self.first_answer: float | None = None
         """Seconds until the first token behind ``</think>``."""
         self.outcome: dict[str, Any] | None = None
@@ -56,6 +56,9 @@ class Running:
     def finish(self, finish_reason: str, outcome: dict[str, Any] | None) -> Ask | None:
         """The present request is done; returns the next one, or None where the problem is answered."""
         assert self.ask is not None
+        budget = self.ask.budget
+        if budget is not None and self._marks.end in self.token_ids[budget:]:
+            self.forced = True
         if self.ask.kind != "probe":
             self.finish_reason, self.outcome = finish_reason, outcome or self.outcome
         try:
