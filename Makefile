@@ -79,9 +79,9 @@ bench-field: $(VENV)/.demo-ready  ## Measure every method, greedy and sampled; g
 	@$(BIN)/specexit collect target=tiny-reasoner split=test n=1000 out=runs/field/traces
 	@test -e runs/field/scores || $(BIN)/specexit score draft=runs/demo/draft traces=runs/field/traces out=runs/field/scores
 	@test -e runs/field/greedy || $(BIN)/specexit bench configs/bench/field.yaml
+	@test -e runs/field/sampled || $(BIN)/specexit bench configs/bench/field-sampled.yaml
 	@$(BIN)/specexit bench-replay bench=runs/field/greedy traces=runs/field/traces draft=runs/demo/draft \
 	  scores=runs/field/scores out=runs/field/replay.json
-	@test -e runs/field/sampled || $(BIN)/specexit bench configs/bench/field-sampled.yaml
 
 bench-families: $(VENV)/.demo-ready  ## The demo on tiny-mixed: results by family, on one of which nothing can be cut
 	@$(BIN)/specexit demo target=tiny-mixed out=runs/families quick=$(if $(QUICK),true,false)

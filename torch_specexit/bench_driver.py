@@ -52,7 +52,7 @@ def drive(
     def send(i: int, running: Running, ask: Ask) -> None:
         name = str(next(names))
         active[name] = (i, running)
-        engine.add_request(name, {"prompt_token_ids": ask.prompt_ids}, _parameters(ask, sampling))
+        engine.add_request(name, {"prompt_token_ids": ask.prompt_ids}, _parameters(ask, sampling, marks))
 
     while waiting or active:
         now = time.perf_counter() - start
@@ -88,7 +88,7 @@ def drive(
     return {"seconds": seconds, "requests": [results[i] for i in range(len(problems))]}
 
 
-def _parameters(ask: Ask, sampling: dict[str, Any]) -> SamplingParams:
+def _parameters(ask: Ask, sampling: dict[str, Any], marks: Marks) -> SamplingParams:
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
@@ -100,7 +100,12 @@ def _parameters(ask: Ask, sampling: dict[str, Any]) -> SamplingParams:
         stop=list(ask.stop_text) or None,
         include_stop_str_in_output=True,
         logprobs=0 if ask.logprobs else None,
-        thinking_token_budget=ask.budget,
+        thinking_token_budget=None if ask.budget is None else ask.budget + _opened(ask.prompt_ids, marks.start),
         extra_args=ask.extra_args or None,
         output_kind=RequestOutputKind.DELTA,
     )
+
+
+def _opened(prompt_ids: Sequence[int], start: int) -> int:
+    """Tokens behind the last ``<think>`` of a prompt. vLLM counts them as thinking: the newline of a chat template."""
+    return next((n for n, token in enumerate(reversed(prompt_ids)) if token == start), 0)

@@ -46,7 +46,7 @@ class Ask:
     extra_args: dict[str, Any] = field(default_factory=dict)
     """Of vLLM's sampling parameters, for the plug-in."""
     budget: int | None = None
-    """Thinking tokens behind which vLLM itself ends the thinking (its ``thinking_token_budget``)."""
+    """Thinking tokens of the response behind which vLLM itself ends the thinking (its ``thinking_token_budget``)."""
     logprobs: bool = False
 
 
@@ -95,6 +95,8 @@ class Problem:
 class Marks:
     """What a method has to know of the target."""
 
+    start: int
+    """``<think>``."""
     end: int
     """``</think>``."""
     split: frozenset[int]
