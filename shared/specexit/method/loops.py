@@ -44,7 +44,7 @@ def loop_position(tokens: Sequence[int], guard: LoopGuard) -> int | None:
 
     Example:
       >>> loop_position([7, 1, 2, 1, 2, 1, 2, 1, 2], LoopGuard(period=2, repeats=3))
-      5
+      7
     """
     span = guard.span
     for n in range(span + 1, len(tokens) + 1):
