@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from specexit.config import ConfigError
 from specexit.schemas.target import TargetConfig
 
 
@@ -25,6 +26,9 @@ class TargetFeatures:
       dtype: of weights and activations.
       device: where they are.
       head: whether `read` is wanted, for which the LM head is loaded too.
+
+    Raises:
+      ConfigError: the model's files lack some of its weights.
     """
 
     def __init__(
@@ -40,8 +44,12 @@ class TargetFeatures:
         from transformers.utils import logging
 
         logging.disable_progress_bar()  # it is drawn without a terminal too
+        logging.set_verbosity_error()  # an LM head of its own that is not read is reported as unexpected
         kind: Any = AutoModelForCausalLM if head else AutoModel
-        whole = kind.from_pretrained(target.folder, dtype=dtype, local_files_only=True).eval().to(device)
+        whole, found = kind.from_pretrained(target.folder, dtype=dtype, local_files_only=True, output_loading_info=True)
+        if found["missing_keys"]:
+            raise ConfigError(f"{target.folder}: weights of {', '.join(sorted(found['missing_keys']))} are missing")
+        whole.eval().to(device)
         self.model: Any = whole.base_model if head else whole
         self._head = whole.get_output_embeddings() if head else None
         self.layers = layers

@@ -5,8 +5,11 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import LlamaConfig, LlamaForCausalLM
 
+from specexit.config import ConfigError
 from specexit.data.scores import ScoreError, draft_sha256, read_scores
 from specexit.data.traces import write_traces
 from specexit.drafts.directory import DraftError, read_config
@@ -52,6 +55,24 @@ def test_features_are_the_residual_stream_before_the_final_norm():
         assert torch.equal(first, theirs.hidden_states[0])
         assert torch.equal(middle, theirs.hidden_states[2])
         assert torch.equal(features.model.norm(last), theirs.last_hidden_state)
+
+
+def test_a_target_with_an_lm_head_of_its_own(tmp_path, capfd):
+    """The head is not needed, and its being there is no news; weights that are missing are an error, not random."""
+    fields = {"vocab_size": 20, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "tie_word_embeddings": False}
+    model = LlamaForCausalLM(LlamaConfig(**fields, **heads))
+    model.save_pretrained(tmp_path)
+    target = load_target_config("tiny-reasoner").model_copy(update={"path": str(tmp_path)})
+    capfd.readouterr()
+    features = TargetFeatures(target, (1, 2))
+    assert "lm_head" not in "".join(capfd.readouterr())
+    torch.testing.assert_close(features.embedding, model.get_input_embeddings().weight.detach())
+    tensors = load_file(tmp_path / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ConfigError, match=r"weights of layers\.1\.mlp\.up_proj\.weight are missing"):
+        TargetFeatures(target, (1, 2))
 
 
 def test_scores_are_the_signals_at_the_thinking_tokens_whatever_the_batch(paths, traces):
