@@ -21,10 +21,13 @@ import yaml
 
 from specexit import tiny
 from specexit.config import ConfigError, load
+from specexit.data.annotate import annotate
 from specexit.data.answers import extract_answer, same_answer
 from specexit.data.prompts import split_prompts
+from specexit.data.rows import free_trials
 from specexit.data.traces import Trace, read_traces
 from specexit.method.splits import SplitError
+from specexit.schemas.annotate import AnnotateConfig
 from specexit.schemas.collect import CollectConfig
 from specexit.schemas.target import load_target_config
 from torch_specexit.collecting import CollectError, collect, processes
@@ -252,6 +255,31 @@ def test_a_vllm_server_gives_the_rows_of_an_engine_of_ones_own(greedy, prompts, 
     """Its model is named by its path, which is where the target's weights are: nothing is to be configured."""
     collect(short(prompts, tmp_path / "out", endpoints=(servers[0].url,)))
     assert_same(read_traces(tmp_path / "out"), greedy)
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_forced_trials_say_what_whole_answers_say(servers, tmp_path):
+    """At every boundary of 70 traces where both come to an end; the share is in what a person reads before training.
+
+    The tiny reasoner has never seen the forced text: at one boundary in fifteen it never closes the box.
+    """
+    forced = {"text": "\n\nSo the answer is \\boxed{", "max_tokens": 64, "stop": ["}"]}
+    target = yaml.safe_dump(TARGET.model_dump(mode="json") | {"name": "forced", "trial": {"math": forced}})
+    (tmp_path / "forced.yaml").write_text(target)
+    asked = {"target": str(tmp_path / "forced.yaml"), "split": "test", "n": 70, "free_share": 1.0}
+    collect(CollectConfig.model_validate(asked | {"out": tmp_path / "out", "endpoints": (servers[0].url,)}))
+    free = [trial for trace in read_traces(tmp_path / "out") for trial in free_trials(trace)]
+    decided = [trial.same for trial in free if trial.same is not None]
+    assert len(decided) > 500  # the others were cut off, and count neither way
+    share = sum(decided) / len(decided)
+    print(f"{share:.2%} of {len(decided)} forced trials agree with the whole answer, {len(free)} were made")
+    assert share >= 0.99
+    annotate(AnnotateConfig(traces=tmp_path / "out", out=tmp_path / "labelled"))
+    statistics = json.loads((tmp_path / "labelled" / "statistics.json").read_text())
+    assert (statistics["free_trials"], statistics["free_same"]) == (len(decided), pytest.approx(share))
+    page = (tmp_path / "labelled" / "statistics.html").read_text()
+    assert f"At {len(decided)} of them the target also wrote its whole answer" in page
 
 
 @pytest.mark.vllm
