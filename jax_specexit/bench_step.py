@@ -20,6 +20,7 @@ from flax import nnx
 from jax_specexit.export import params_from_draft
 from jax_specexit.model.attention import ttt_attention, ttt_attention_reference
 from jax_specexit.model.draft import Draft
+from jax_specexit.sharding import shift
 from jax_specexit.training.losses import (
     Teacher,
     linear_cross_entropy,
@@ -27,7 +28,7 @@ from jax_specexit.training.losses import (
     signal_state_gradients,
     signal_weights,
 )
-from jax_specexit.training.step import shift, smooth_magnitudes, token_weights, ttt_outputs
+from jax_specexit.training.step import smooth_magnitudes, token_weights, ttt_outputs
 from specexit.bench.process import claim_stdout, measured, reply
 from specexit.drafts.directory import SpecExitBlock, read_draft
 from specexit.method.signals import SIGNALS

@@ -1,9 +1,10 @@
 """Where every parameter lives on the mesh: names to logical axes, logical axes to mesh axes. Two tables, no magic.
 
-The mesh has the axes ``data`` (replicas), ``fsdp`` (shards of parameters and of the batch) and ``tensor`` (heads, MLP
-width, vocabulary). Optimizer state mirrors the parameters' names, so it follows the same tables. Activations follow
-from their inputs, except where the code says `constrain`; that asks for the mesh in force (`jax.set_mesh`, or
-`jax.sharding.use_abstract_mesh` inside of a jitted function), and without one everything runs on one device.
+The mesh has the axes ``data`` (replicas), ``fsdp`` (shards of parameters and of the batch), ``context`` (stretches of
+each row's time) and ``tensor`` (heads, MLP width, vocabulary). Optimizer state mirrors the parameters' names, so it
+follows the same tables. Activations follow from their inputs, except where the code says `constrain`; that asks for the
+mesh in force (`jax.set_mesh`, or `jax.sharding.use_abstract_mesh` inside of a jitted function), and without one
+everything runs on one device.
 """
 
 from __future__ import annotations
@@ -43,10 +44,17 @@ LOGICAL_AXES: dict[str, tuple[str | None, ...]] = {
 ROWS = ("data", "fsdp")
 """Mesh axes that the rows of a batch are spread over."""
 
-MESH_AXES = {"batch": ROWS, "vocab": "tensor", "heads": "tensor", "mlp": "tensor", "embed": "fsdp"}
+CONTEXT = "context"
+"""Mesh axis that the time of every row is spread over."""
+
+AXES = ("data", "fsdp", CONTEXT, "tensor")
+"""Of the mesh, from the slowest link to the fastest."""
+
+MESH_AXES = {"batch": ROWS, "time": CONTEXT, "vocab": "tensor", "heads": "tensor", "mlp": "tensor", "embed": "fsdp"}
 """Logical axis -> mesh axis."""
 
-BATCH = PartitionSpec(ROWS)
+BATCH = PartitionSpec(ROWS, CONTEXT)
+"""Of whatever is [batch, time, ...]."""
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
@@ -60,11 +68,11 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
       ConfigError: the sizes do not multiply to the number of devices, or ``dcn_data`` is not the number of slices.
     """
     grid = device_grid(config, jax.devices() if devices is None else devices)
-    return Mesh(grid, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def device_grid(config: MeshConfig, devices: Sequence[Any]) -> np.ndarray:
-    """The devices as [data, fsdp, tensor].
+    """The devices as [data, fsdp, context, tensor].
 
     On TPUs in the order of the interconnect, so that neighbours on the mesh are neighbours in the torus. Of several
     slices, which only the data centre's network joins, each holds whole replicas: ``data`` runs over the slices first,
@@ -82,15 +90,15 @@ def device_grid(config: MeshConfig, devices: Sequence[Any]) -> np.ndarray:
             f"mesh.dcn_data=1, but the devices are of {slices} slices: expected mesh.dcn_data={slices}, or -1 for as "
             "many as there are"
         )
-    each, rest = len(devices) // wanted, config.fsdp * config.tensor
+    each, rest = len(devices) // wanted, config.fsdp * config.context * config.tensor
     data = each // rest if config.data == -1 else config.data
     if data * rest * wanted != len(devices) or data == 0:
         over = f" dcn_data={wanted}" if wanted > 1 else ""
+        sizes = f"data={config.data} fsdp={config.fsdp} context={config.context} tensor={config.tensor}"
         raise ConfigError(
-            f"mesh{over} data={config.data} fsdp={config.fsdp} tensor={config.tensor} does not fit {len(devices)} "
-            "devices: the product must be the number of devices"
+            f"mesh{over} {sizes} does not fit {len(devices)} devices: the product must be the number of devices"
         )
-    shape = (data, config.fsdp, config.tensor)
+    shape = (data, config.fsdp, config.context, config.tensor)
     groups = [
         [device for device in devices if wanted == 1 or slice_of(device) == one] for one in _slices(devices, wanted)
     ]
@@ -171,7 +179,7 @@ def check_mesh(mesh: Mesh, batch_size: int, models: Sequence[Any]) -> None:
     if batch_size % rows:
         raise ConfigError(
             f"mesh.data x mesh.fsdp = {rows} does not divide batch_size={batch_size}: choose a multiple of {rows}, "
-            "or a larger mesh.tensor"
+            "or a larger mesh.context or mesh.tensor"
         )
 
 
@@ -180,6 +188,30 @@ def constrain(x: Array, *axes: str | None) -> Array:
     if jax.sharding.get_abstract_mesh().empty:
         return x
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*(MESH_AXES[axis] if axis else None for axis in axes)))
+
+
+def shift(x: Array, by: int) -> Array:
+    """``y[:, t] = x[:, t + by]``, zeros where that is outside; negative ``by`` looks back.
+
+    Where time lies on several chips each hands a few rows to its neighbour, and nothing is gathered.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if by == 0:
+        return x
+    if mesh.empty or mesh.shape[CONTEXT] == 1:
+        return _shift(x, by, jnp.zeros_like(x[:, : abs(by)]))
+    n, axes = mesh.shape[CONTEXT], PartitionSpec(ROWS, CONTEXT)
+    moves = [(i, i - 1) for i in range(1, n)] if by > 0 else [(i - 1, i) for i in range(1, n)]
+
+    def local(x: Array) -> Array:
+        edge = x[:, :by] if by > 0 else x[:, by:]
+        return _shift(x, by, jax.lax.ppermute(edge, CONTEXT, moves))  # zeros for the chip that nobody sends to
+
+    return jax.shard_map(local, in_specs=axes, out_specs=axes, check_vma=False)(x)
+
+
+def _shift(x: Array, by: int, edge: Array) -> Array:
+    return jnp.concatenate([x[:, by:], edge] if by > 0 else [edge, x[:, :by]], axis=1)
 
 
 def gather(params: Any) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from flax.nnx.traversals import flatten_mapping, unflatten_mapping
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
+from jax_specexit.model.layers import Linear
 from jax_specexit.model.target import ARCHITECTURES, Target, TargetShape
 from jax_specexit.sharding import shardings
 from specexit.errors import InputError
@@ -51,8 +53,11 @@ def _hf_names(shape: TargetShape) -> dict[tuple[str, ...], tuple[str, bool]]:
     return names
 
 
-def abstract_target(shape: TargetShape, dtype: DTypeLike = jnp.float32) -> Target:
-    """A target of shapes without values. Matrices are in ``dtype``; norms and biases stay float32."""
+def abstract_target(shape: TargetShape, dtype: DTypeLike = jnp.float32, *, int8: bool = False) -> Target:
+    """A target of shapes without values. Matrices are in ``dtype``; norms and biases stay float32.
+
+    With ``int8`` those of its layers are int8, with scales: see `jax_specexit.model.layers.Linear.quantize`.
+    """
     target = nnx.eval_shape(lambda: Target(shape, rngs=nnx.Rngs(0)))
     graph, state = nnx.split(target)
 
@@ -60,16 +65,32 @@ def abstract_target(shape: TargetShape, dtype: DTypeLike = jnp.float32) -> Targe
         small = any(name in jax.tree_util.keystr(path) for name in ("scale", "bias"))
         return jax.ShapeDtypeStruct(leaf.shape, jnp.float32 if small else jnp.dtype(dtype))
 
-    return nnx.merge(graph, jax.tree.map_with_path(typed, state))
+    whole = nnx.merge(graph, jax.tree.map_with_path(typed, state))
+    return nnx.eval_shape(_quantized, whole) if int8 else whole
 
 
-def load_target(folder: Path, dtype: DTypeLike = jnp.float32, mesh: Mesh | None = None) -> Target:
+def _quantized(target: Target) -> Target:
+    for linear in linears(target):
+        linear.quantize()
+    return target
+
+
+def linears(target: Target) -> list[Linear]:
+    """The layers' matrix products, stacked over the layers."""
+    attention, mlp = target.layers.attention, target.layers.mlp
+    return [attention.q, attention.k, attention.v, attention.o, mlp.gate, mlp.up, mlp.down]
+
+
+def load_target(
+    folder: Path, dtype: DTypeLike = jnp.float32, mesh: Mesh | None = None, *, int8: bool = False
+) -> Target:
     """Load a target from a Hugging Face folder, straight onto its shards.
 
     Args:
       folder: with ``config.json`` and any number of ``.safetensors`` files.
       dtype: of the matrices on the devices. In bfloat16, the type of nearly all published weights, nothing is lost.
       mesh: to be sharded over as `jax_specexit.sharding` says; the default device where None.
+      int8: whether the layers' matrices are quantized, on the devices and behind the loading.
 
     Raises:
       InputError: unknown architecture, a tensor is missing or has another shape than the config says.
@@ -91,7 +112,23 @@ def load_target(folder: Path, dtype: DTypeLike = jnp.float32, mesh: Mesh | None 
                 values[path] = jax.make_array_from_callback(leaf.shape, places[path], read)
             else:
                 values[path] = jnp.asarray(read((slice(None),) * leaf.ndim))
-    return nnx.merge(graph, unflatten_mapping(values))
+    target = nnx.merge(graph, unflatten_mapping(values))
+    return _on_devices(target, mesh) if int8 else target
+
+
+def _on_devices(target: Target, mesh: Mesh | None) -> Target:
+    """Quantize where the matrices are; the unquantized ones are given up."""
+    graph, state = nnx.split(target)
+    small_graph, small = nnx.split(nnx.eval_shape(_quantized, target))
+    places = shardings(nnx.to_pure_dict(small), mesh) if mesh else None
+
+    def run(values: dict[str, Any]) -> dict[str, Any]:
+        return nnx.to_pure_dict(nnx.state(_quantized(nnx.merge(graph, values))))
+
+    # Most of what is given up is of another type than what comes of it, which is no news.
+    with warnings.catch_warnings(action="ignore", category=UserWarning):
+        values = jax.jit(run, out_shardings=places, donate_argnums=0)(nnx.to_pure_dict(state))
+    return nnx.merge(small_graph, values)
 
 
 @contextlib.contextmanager

@@ -24,10 +24,10 @@ from jax_specexit.evaluation.evaluate import Evaluation, judge
 from jax_specexit.evaluation.scoring import Scored
 from jax_specexit.model.draft import Draft
 from jax_specexit.model.target import Target
-from jax_specexit.sharding import ROWS
+from jax_specexit.sharding import ROWS, shift
 from jax_specexit.training.data import place, rows_of_process
 from jax_specexit.training.losses import first_choices
-from jax_specexit.training.step import Batch, Frozen, Step, shift, ttt_outputs
+from jax_specexit.training.step import Batch, Frozen, Step, ttt_outputs
 from specexit.data.overlap import refuse_trained
 from specexit.data.packing import PackMeta
 from specexit.data.rows import prompt_sha256

@@ -16,7 +16,8 @@ from jaxtyping import Bool, Float
 
 from jax_specexit.model.draft import Draft
 from jax_specexit.model.target import Target
-from jax_specexit.training.step import shift, ttt_outputs
+from jax_specexit.sharding import shift
+from jax_specexit.training.step import ttt_outputs
 from specexit.data.traces import Trace
 from specexit.method.signals import activate
 

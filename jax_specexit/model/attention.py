@@ -1,4 +1,4 @@
-r"""Attention of training-time test (TTT), blockwise: memory linear in length, exact gradients.
+r"""Attention of training-time test (TTT): memory linear in length, exact gradients.
 
 TTT shows a draft what it meets when it is fed its own outputs, for all positions at once. At TTT step k the draft has
 run k times on its own outputs. In serving, its query at position t sees the keys of the *target's* positions up to t
@@ -7,45 +7,69 @@ block and k diagonals:
 
 .. math:: s_{t} = [\,q_t \cdot k^{(0)}_{\le t},\; q_t \cdot k^{(1)}_t,\; \dots,\; q_t \cdot k^{(k)}_t\,]
 
-So no mask of ``T x (k+1)T`` is ever formed, and of the causal block only tiles of ``BLOCK x BLOCK``, in a running
-softmax (Milakov & Gimelshein 2018; Dao et al. 2022) that starts from the diagonals. Tiles that lie wholly before the
-segments of their rows are skipped, so short texts packed into long rows cost little more than alone.
-On TPUs the causal block is the splash kernel's, see `jax_specexit.model.splash`. `ttt_attention_reference` forms the
-whole mask, and is the oracle.
+So no mask of ``T x (k+1)T`` is ever formed. The causal block is that of ordinary attention, and a `Causal` does it: the
+splash kernel on TPUs (`jax_specexit.model.splash`), tiles in plain JAX elsewhere (`jax_specexit.model.blockwise`). It
+gives its output :math:`o` and the log of its normaliser :math:`\ell`; with the scores :math:`s_j` of the diagonals,
 
-Shape legend: batch, time, heads (query), kv (key/value heads), group (query heads of one kv), dim, rows (of one tile).
+.. math:: L = \log\Bigl(e^{\ell} + \sum_j e^{s_j}\Bigr), \qquad O = e^{\ell - L}\, o + \sum_j e^{s_j - L}\, v_j .
+
+The gradient of ordinary attention depends on the rest of a row through L and O alone, so the causal block's own
+backward pass, handed the merged L and O, is exact. Where a row lies on several chips
+(`jax_specexit.model.context`), only the causal block knows of it: the diagonals are of one row each.
+`ttt_attention_reference` forms the whole mask, and is the oracle.
+
+Shape legend: batch, time, heads (query), kv (key/value heads), group (query heads of one kv), dim.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from functools import partial, reduce
-from typing import cast
+from functools import partial
+from typing import Protocol, cast, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
+from jax_specexit.model import context
+from jax_specexit.model.blockwise import Blockwise
 from jax_specexit.model.layers import repeat_kv, segment_starts
-from jax_specexit.model.splash import LANES, fits, splash_attention
-from jax_specexit.sharding import BATCH, ROWS
-
-BLOCK = 128
-"""Rows and columns of one tile: large enough for matrix units, small enough for a cache."""
-
-NEVER = -1e30
-"""Score of a masked pair; finite, so that differences of two of them are not NaN."""
+from jax_specexit.model.splash import LANES, Splash, fits
+from jax_specexit.sharding import BATCH, CONTEXT, ROWS
 
 Queries = Float[Array, "batch time heads dim"]
 Keys = Sequence[Float[Array, "batch time kv dim"]]
 
 
+@runtime_checkable
+class Causal(Protocol):
+    """Causal attention within segments, of queries that may be a chip's part of a row, over the keys of all of it.
+
+    Queries are in `context.order`; ``starts`` says where the segment of each place of the whole row begins.
+    """
+
+    @property
+    def shards(self) -> int:
+        """Chips that a row lies on."""
+        ...
+
+    def forward(self, q: Array, k: Array, v: Array, starts: Array) -> tuple[Array, Array]:
+        """The output [batch, time, heads, dim] and the log of its normaliser [batch, time, heads]."""
+        ...
+
+    def backward(
+        self, q: Array, k: Array, v: Array, starts: Array, out: Array, log_total: Array, d_out: Array
+    ) -> tuple[Array, Array, Array]:
+        """Gradients of q, k and v; ``out`` and ``log_total`` are merged with the diagonals."""
+        ...
+
+
 def ttt_attention(q: Queries, keys: Keys, values: Keys, segment_ids: Int[Array, "batch time"]) -> Queries:
     """Causal block within segments, plus one diagonal per later step.
 
-    Every device attends with its own heads and rows where a mesh is in force.
+    Every device attends with its own heads and rows, or stretches of rows, where a mesh is in force.
 
     Args:
       q: queries of the newest step.
@@ -55,156 +79,81 @@ def ttt_attention(q: Queries, keys: Keys, values: Keys, segment_ids: Int[Array, 
     mesh, starts = jax.sharding.get_abstract_mesh(), segment_starts(segment_ids)
     device = mesh.abstract_device
     on_tpu = (device.platform if device else jax.default_backend()) == "tpu"
-    attend = splash_attention if on_tpu and fits(q) else blockwise_attention
-    if on_tpu and attend is not splash_attention:
+    shards = 1 if mesh.empty else mesh.shape[CONTEXT]
+    causal = Splash(shards) if on_tpu and fits(q, shards) else Blockwise(shards)
+    if on_tpu and isinstance(causal, Blockwise):
         found = f"length {q.shape[1]}, head size {q.shape[3]}, expected multiples of {LANES}"
         warnings.warn(f"attention without the splash kernel, slower: {found}", stacklevel=2)
+    attend_here = partial(attend, causal)
     if mesh.empty:
-        return attend(q, list(keys), list(values), starts)
-    heads = PartitionSpec(ROWS, None, "tensor")
+        return attend_here(q, list(keys), list(values), starts)
+    heads, rows = PartitionSpec(*BATCH, "tensor"), PartitionSpec(ROWS)
     # Without the check of replication, which custom gradients do not speak; every axis is in use, so there is none.
-    sharded = jax.shard_map(attend, in_specs=(heads, heads, heads, BATCH), out_specs=heads, check_vma=False)
+    sharded = jax.shard_map(attend_here, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False)
     return sharded(q, list(keys), list(values), starts)
 
 
-def blockwise_attention(
-    q: Queries, keys: list[Array], values: list[Array], starts: Int[Array, "batch time"]
+def attend(
+    causal: Causal, q: Queries, keys: list[Array], values: list[Array], starts: Int[Array, "batch all"]
 ) -> Queries:
-    """`ttt_attention` of one device in plain JAX, for any length; ``starts`` is where each row's segment begins."""
-    batch, time, heads, dim = q.shape
-    kv, block = keys[0].shape[2], min(BLOCK, time)
-    grouped = q.reshape(batch, time, kv, heads // kv, dim)
-    pad = -time % block
-    grouped, keys, values = jax.tree.map(lambda x: _pad(x, pad), (grouped, keys, values))
-    starts = jnp.pad(starts, [(0, 0), (0, pad)], constant_values=time)  # the padding is a segment of its own
-    mixed = cast(Array, _attention(grouped, keys, values, starts, block))  # custom_vjp hides the type
-    return mixed[:, :time].reshape(q.shape)
+    """`ttt_attention` of one device; ``starts`` is where each row's segment begins."""
+    return cast(Array, _attend(causal, q, keys, values, starts))  # custom_vjp hides the type
 
 
-def _pad(x: Array, rows: int) -> Array:
-    return jnp.pad(x, [(0, 0), (0, rows)] + [(0, 0)] * (x.ndim - 2))
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(causal: Causal, q: Array, keys: list[Array], values: list[Array], starts: Array) -> Array:
+    return _forward(causal, q, keys, values, starts)[0]
 
 
-def _tiles(x: Array, block: int) -> Array:
-    """[batch, time, ...] -> [blocks, batch, rows, ...], for a scan over blocks."""
-    return jnp.moveaxis(x.reshape(x.shape[0], -1, block, *x.shape[2:]), 1, 0)
+def _grouped(q: Array, kv: int) -> Float[Array, "batch time kv group dim"]:
+    return q.reshape(*q.shape[:2], kv, q.shape[2] // kv, q.shape[3])
 
 
-def _whole(x: Array) -> Array:
-    """The way back from `_tiles`."""
-    x = jnp.moveaxis(x, 0, 1)
-    return x.reshape(x.shape[0], -1, *x.shape[3:])
-
-
-def _visible(i: Array, j: Array, starts: Int[Array, "batch rows"]) -> Bool[Array, "batch 1 1 rows rows"]:
-    """Which keys of tile j the rows of query block i see."""
-    rows = jnp.arange(starts.shape[1])
-    key, query = j * rows.size + rows, i * rows.size + rows
-    return ((key >= starts[..., None]) & (key <= query[:, None]))[:, None, None]
-
-
-def _scores(q: Array, k: Array, pattern: str) -> Array:
-    """Scaled scores in at least float32."""
+def _own_products(q: Array, key: Array) -> Float[Array, "batch time heads"]:
+    """Of every query with the key of its own row, in at least float32."""
     wide = jnp.promote_types(q.dtype, jnp.float32)
-    return jnp.einsum(pattern, q, k, preferred_element_type=wide) * q.shape[-1] ** -0.5
+    products = jnp.einsum("btkgd,btkd->btkg", _grouped(q, key.shape[2]), key, preferred_element_type=wide)
+    return products.reshape(q.shape[:3])
 
 
-ROWS_BY_KEYS = "btkgd,bskd->bkgts"
-ROWS_BY_OWN = "btkgd,btkd->bkgt"
+def _own_scores(q: Array, key: Array) -> Float[Array, "batch time heads"]:
+    return _own_products(q, key) * q.shape[-1] ** -0.5
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _attention(
-    q: Float[Array, "batch time kv group dim"], keys: list[Array], values: list[Array], starts: Array, block: int
-) -> Float[Array, "batch time kv group dim"]:
-    return _forward(q, keys, values, starts, block)[0]
+def _forward(causal: Causal, q, keys, values, starts):
+    n = causal.shards
+    parts = causal.forward(context.spread(q, n), context.gather(keys[0], n), context.gather(values[0], n), starts)
+    out, log_total = (context.collect(x, n) for x in parts)
+    own = [_own_scores(q, k) for k in keys[1:]]
+    merged = jax.nn.logsumexp(jnp.stack([log_total, *own]), axis=0)
+    out = out.astype(merged.dtype) * jnp.exp(log_total - merged)[..., None]
+    for score, v in zip(own, values[1:], strict=True):
+        weight = _grouped(jnp.exp(score - merged)[..., None], v.shape[2])
+        out += (weight * v[:, :, :, None]).reshape(out.shape)
+    out = out.astype(q.dtype)
+    return out, (q, keys, values, starts, out, merged)
 
 
-def _forward(q, keys, values, starts, block):
-    key_tiles, value_tiles = _tiles(keys[0], block), _tiles(values[0], block)
-
-    def rows(_, xs):
-        """One query block: its mixed values and the log of its softmax' normaliser."""
-        i, q, starts, own_keys, own_values = xs
-        first = jnp.min(starts) // block
-
-        # The running softmax begins with the diagonals: (maximum, sum of exponentials, weighted values).
-        own = [_scores(q, k, ROWS_BY_OWN) for k in own_keys]
-        shape = (q.shape[0], q.shape[2], q.shape[3], block)
-        wide = jnp.promote_types(q.dtype, jnp.float32)
-        top = reduce(jnp.maximum, own, jnp.full(shape, NEVER, wide))
-        total, mixed = jnp.zeros(shape, wide), jnp.zeros((*shape, q.shape[-1]), wide)
-        for score, v in zip(own, own_values, strict=True):
-            weight = jnp.exp(score - top)
-            total += weight
-            mixed += weight[..., None] * jnp.moveaxis(v, 1, 2)[:, :, None]
-
-        def tile(j, running):
-            top, total, mixed = running
-            visible = _visible(i, j, starts)
-            score = jnp.where(visible, _scores(q, key_tiles[j], ROWS_BY_KEYS), NEVER)
-            higher = jnp.maximum(top, jnp.max(score, axis=-1))
-            weight = jnp.where(visible, jnp.exp(score - higher[..., None]), 0.0)
-            shrink = jnp.exp(top - higher)
-            new = jnp.einsum("bkgts,bskd->bkgtd", weight.astype(q.dtype), value_tiles[j], preferred_element_type=wide)
-            return higher, total * shrink + jnp.sum(weight, axis=-1), mixed * shrink[..., None] + new
-
-        top, total, mixed = jax.lax.fori_loop(first, i + 1, tile, (top, total, mixed))
-        mixed = jnp.moveaxis(mixed / total[..., None], 3, 1).astype(q.dtype)
-        return None, (mixed, jnp.moveaxis(top + jnp.log(total), 3, 1))
-
-    own = [[_tiles(x, block) for x in part[1:]] for part in (keys, values)]
-    xs = (jnp.arange(q.shape[1] // block), _tiles(q, block), _tiles(starts, block), *own)
-    _, (mixed, log_total) = jax.lax.scan(rows, None, xs)
-    out = _whole(mixed)
-    return out, (q, keys, values, starts, out, _whole(log_total))
-
-
-def _backward(block, residuals, d_out):
-    """With the log-sum-exp over *all* keys at hand, every part's gradient is that of ordinary attention."""
-    q, keys, values, starts, out, log_total = residuals
-    wide = log_total.dtype
-    scale = q.shape[-1] ** -0.5
-    # The part of d(score) that all scores of a row share.
+def _backward(causal: Causal, residuals, d_out):
+    q, keys, values, starts, out, merged = residuals
+    n, scale, wide = causal.shards, q.shape[-1] ** -0.5, merged.dtype
+    gathered = (context.gather(keys[0], n), context.gather(values[0], n))
+    per_row = (context.spread(x, n) for x in (out, merged, d_out))
+    d_q, *rest = causal.backward(context.spread(q, n), *gathered, starts, *per_row)
+    d_q = context.collect(d_q, n).astype(wide)
+    d_keys, d_values = ([context.scatter_sum(x.astype(wide), n)] for x in rest)
     shared = jnp.sum(d_out.astype(wide) * out.astype(wide), axis=-1)
-    key_tiles, value_tiles = _tiles(keys[0], block), _tiles(values[0], block)
-
-    def rows(d_tiles, xs):
-        """One query block: its own gradient, and what it adds to those of the key and value tiles."""
-        i, q, starts, d_out, log_total, shared = xs
-        log_total, shared = (jnp.moveaxis(x, 1, 3)[..., None] for x in (log_total, shared))
-
-        def tile(j, carry):
-            d_q, d_keys, d_values = carry
-            score = jnp.where(_visible(i, j, starts), _scores(q, key_tiles[j], ROWS_BY_KEYS), NEVER)
-            weight = jnp.exp(score - log_total)
-            pull = jnp.einsum("btkgd,bskd->bkgts", d_out, value_tiles[j], preferred_element_type=wide)
-            d_score = (weight * (pull - shared) * scale).astype(q.dtype)
-            d_v = jnp.einsum("bkgts,btkgd->bskd", weight.astype(q.dtype), d_out, preferred_element_type=wide)
-            d_k = jnp.einsum("bkgts,btkgd->bskd", d_score, q, preferred_element_type=wide)
-            d_q += jnp.einsum("bkgts,bskd->btkgd", d_score, key_tiles[j], preferred_element_type=wide)
-            return d_q, d_keys.at[j].add(d_k), d_values.at[j].add(d_v)
-
-        first = jnp.min(starts) // block
-        d_q, *d_tiles = jax.lax.fori_loop(first, i + 1, tile, (jnp.zeros(q.shape, wide), *d_tiles))
-        return tuple(d_tiles), d_q
-
-    xs = (jnp.arange(q.shape[1] // block), *(_tiles(x, block) for x in (q, starts, d_out, log_total, shared)))
-    nothing = jnp.zeros(key_tiles.shape, wide)
-    (d_key_tiles, d_value_tiles), d_q_tiles = jax.lax.scan(rows, (nothing, nothing), xs)
-    d_q, d_keys, d_values = _whole(d_q_tiles), [_whole(d_key_tiles)], [_whole(d_value_tiles)]
-    log_total, shared = (jnp.moveaxis(x, 1, 3) for x in (log_total, shared))
     for k, v in zip(keys[1:], values[1:], strict=True):
-        weight = jnp.exp(_scores(q, k, ROWS_BY_OWN) - log_total)
-        pull = jnp.einsum("btkgd,btkd->bkgt", d_out, v, preferred_element_type=wide)
-        d_score = weight * (pull - shared) * scale
-        d_q += jnp.einsum("bkgt,btkd->btkgd", d_score, k)
-        d_keys.append(jnp.einsum("bkgt,btkgd->btkd", d_score, q))
-        d_values.append(jnp.einsum("bkgt,btkgd->btkd", weight, d_out))
+        kv = k.shape[2]
+        weight = jnp.exp(_own_scores(q, k) - merged)
+        d_score = _grouped((weight * (_own_products(d_out, v) - shared) * scale)[..., None], kv)
+        d_q += (d_score * k[:, :, :, None]).reshape(d_q.shape)
+        d_keys.append(jnp.sum(d_score * _grouped(q, kv), axis=3))
+        d_values.append(jnp.sum(_grouped(weight[..., None], kv) * _grouped(d_out, kv), axis=3))
     return *jax.tree.map(lambda x: x.astype(q.dtype), (d_q, d_keys, d_values)), None
 
 
-_attention.defvjp(_forward, _backward)
+_attend.defvjp(_forward, _backward)
 
 
 def ttt_attention_reference(q: Queries, keys: Keys, values: Keys, segment_ids: Int[Array, "batch time"]) -> Queries:

@@ -111,8 +111,8 @@ class Draft(nnx.Module):
         v = split_heads(self.v(x), c.num_key_value_heads)
         keys, values = [*past[0], k], [*past[1], v]
         mixed = ttt_attention(q, keys, values, segment_ids)
-        hidden = constrain(hidden + self.o(mixed.reshape(*embeds.shape[:2], -1)), "batch", None, None)
-        return constrain(hidden + self.mlp(self.post_norm(hidden)), "batch", None, None), (keys, values)
+        hidden = constrain(hidden + self.o(mixed.reshape(*embeds.shape[:2], -1)), "batch", "time", None)
+        return constrain(hidden + self.mlp(self.post_norm(hidden)), "batch", "time", None), (keys, values)
 
     def signals(
         self, aux: Float[Array, "batch time aux_hidden"], normed: Float[Array, "batch time hidden"] | None

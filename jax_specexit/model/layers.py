@@ -11,6 +11,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+import qwix
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
@@ -34,17 +35,39 @@ class RMSNorm(nnx.Module):
 
 
 class Linear(nnx.Module):
-    """``x @ kernel (+ bias)``; the kernel is stored [in, out], the transpose of PyTorch's layout."""
+    """``x @ kernel (+ bias)``; the kernel is stored [in, out], the transpose of PyTorch's layout.
+
+    With a ``scale``, one number per output, the kernel is int8: see `quantize`.
+    """
 
     def __init__(self, size_in: int, size_out: int, *, rngs: nnx.Rngs, bias: bool = False, std: float | None = None):
         scale = size_in**-0.5 if std is None else std
         self.kernel = nnx.Param(scale * jax.random.normal(rngs.params(), (size_in, size_out), jnp.float32))
         self.bias = nnx.Param(jnp.zeros((size_out,), jnp.float32)) if bias else None
+        self.scale = nnx.data(None)
 
     def __call__(self, x: Float[Array, "*batch size_in"]) -> Float[Array, "*batch size_out"]:
         """Apply the layer in the dtype of ``x``."""
-        y = x @ self.kernel[...].astype(x.dtype)
+        y = x @ self.kernel[...].astype(x.dtype) if self.scale is None else self._int8_product(x)
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+
+    def _int8_product(self, x: Array) -> Array:
+        """Each row of ``x`` scaled to int8 by its largest value, products added up in int32, scaled back in float32."""
+        rows = tuple(range(x.ndim - 1))
+        quantized = qwix.quantize(x.astype(jnp.float32), jnp.int8, channelwise_axes=rows)
+        assert self.scale is not None
+        kernel = qwix.QArray(self.kernel[...], self.scale[...][None])
+        return qwix.dot_general(quantized, kernel, (((x.ndim - 1,), (0,)), ((), ()))).astype(x.dtype)
+
+    def quantize(self) -> None:
+        """Make the kernel int8, every column scaled by its largest value (in place); [..., in, out] where stacked.
+
+        It is Qwix's symmetric quantization of weights per channel and of activations per row, as they come.
+        """
+        kernel = self.kernel[...]
+        columns = tuple(axis for axis in range(kernel.ndim) if axis != kernel.ndim - 2)
+        found = qwix.quantize(kernel.astype(jnp.float32), jnp.int8, channelwise_axes=columns)
+        self.kernel, self.scale = nnx.Param(found.qvalue), nnx.Param(jnp.squeeze(found.scale, -2))
 
 
 class SwiGLU(nnx.Module):
@@ -74,7 +97,7 @@ def rotary(
 
 def split_heads(x: Float[Array, "batch time width"], heads: int) -> Float[Array, "batch time heads dim"]:
     """The output of a projection as heads, which the mesh shards; said here, or the compiler would gather them."""
-    return constrain(x.reshape(*x.shape[:2], heads, -1), "batch", None, "heads", None)
+    return constrain(x.reshape(*x.shape[:2], heads, -1), "batch", "time", "heads", None)
 
 
 def repeat_kv(x: Float[Array, "batch time kv dim"], heads: int) -> Float[Array, "batch time heads dim"]:

@@ -1,28 +1,26 @@
-r"""TTT attention on a TPU: the causal block by JAX's splash kernel, the diagonals merged in by log-sum-exp.
+"""Causal attention on a TPU by JAX's splash kernel, forward and backward.
 
-The kernel returns its output :math:`o` and the log of its normaliser :math:`\ell` over the causal block. With the
-scores :math:`s_j` of the diagonals,
+The public kernel cannot be differentiated through the log of its normaliser (it refuses), and
+`jax.nn.dot_product_attention` with ``return_residual`` drops that gradient silently, so the backward pass is called
+directly. It is private, hence `CHECKED_WITH`.
 
-.. math:: L = \log\Bigl(e^{\ell} + \sum_j e^{s_j}\Bigr), \qquad O = e^{\ell - L}\, o + \sum_j e^{s_j - L}\, v_j .
-
-The gradient of ordinary attention depends on the rest of a row through L and O alone, so the kernel's own backward
-pass, handed the merged L and O, is exact for the causal block. The public kernel cannot be differentiated through
-:math:`\ell` (it refuses), and `jax.nn.dot_product_attention` with ``return_residual`` drops that gradient silently, so
-the backward pass is called directly. It is private, hence `CHECKED_WITH`.
-
-Shape legend: batch, time, heads (query), kv (key/value heads), dim.
+Shape legend: batch, time (of the queries), all (time of the keys), heads (query), kv (key/value heads), dim.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 from jaxtyping import Array, Float, Int
+
+from jax_specexit.model import context
 
 CHECKED_WITH = (0, 10)
 """Version of JAX whose private backward pass this file calls."""
@@ -34,9 +32,9 @@ TILE = 512
 """Rows and columns of the kernel's tiles, or the largest power of two below that divides the length."""
 
 
-def fits(q: Float[Array, "batch time heads dim"]) -> bool:
-    """Whether the kernel takes these shapes."""
-    return q.shape[1] % LANES == 0 and q.shape[3] % LANES == 0
+def fits(q: Float[Array, "batch time heads dim"], shards: int = 1) -> bool:
+    """Whether the kernel takes these shapes, of whole rows."""
+    return tile_of(q.shape[1], shards) >= LANES and q.shape[3] % LANES == 0
 
 
 def check_version() -> None:
@@ -54,91 +52,98 @@ def check_version() -> None:
         )
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4,))
-def splash_attention(
-    q: Float[Array, "batch time heads dim"],
-    keys: list[Array],
-    values: list[Array],
-    starts: Int[Array, "batch time"],
-    interpret: bool = False,
-) -> Float[Array, "batch time heads dim"]:
-    """`jax_specexit.model.attention.ttt_attention` of one device; ``interpret`` runs the kernel on a CPU, for tests."""
-    return _forward(q, keys, values, starts, interpret)[0]
+@dataclass(frozen=True)
+class Splash:
+    """See `jax_specexit.model.attention.Causal`; ``interpret`` runs the kernel on a CPU, for tests."""
+
+    shards: int = 1
+    interpret: bool = False
+
+    def forward(
+        self,
+        q: Float[Array, "batch time heads dim"],
+        k: Float[Array, "batch all kv dim"],
+        v: Float[Array, "batch all kv dim"],
+        starts: Int[Array, "batch all"],
+    ) -> tuple[Float[Array, "batch time heads dim"], Float[Array, "batch time heads"]]:
+        """Output in the dtype of ``q``, log of the normaliser in float32."""
+        kernel = self._kernel(q.shape[2], k.shape[1])
+        out, (log_total,) = jax.vmap(kernel)(*map(_heads_first, (_scaled(q), k, v)), self._segments(starts))
+        return _heads_first(out), _heads_first(log_total)
+
+    def backward(
+        self,
+        q: Float[Array, "batch time heads dim"],
+        k: Float[Array, "batch all kv dim"],
+        v: Float[Array, "batch all kv dim"],
+        starts: Int[Array, "batch all"],
+        out: Float[Array, "batch time heads dim"],
+        log_total: Float[Array, "batch time heads"],
+        d_out: Float[Array, "batch time heads dim"],
+    ) -> tuple[
+        Float[Array, "batch time heads dim"], Float[Array, "batch all kv dim"], Float[Array, "batch all kv dim"]
+    ]:
+        """Gradients, where ``log_total`` and ``out`` may be those over more keys than these."""
+        kernel = self._kernel(q.shape[2], k.shape[1])
+        q, k, v, out, log_total, d_out = map(_heads_first, (_scaled(q), k, v, out, log_total, d_out))
+        one = jax.vmap(partial(_backward, kernel))
+        d_q, d_k, d_v = map(_heads_first, one(q, k, v, self._segments(starts), out, log_total, d_out))
+        return d_q.astype(jnp.float32) * q.shape[-1] ** -0.5, d_k, d_v
+
+    def _segments(self, starts: Array) -> kernels.SegmentIds:
+        places = context.own(jnp.asarray(context.order(starts.shape[1], self.shards)), self.shards)
+        return kernels.SegmentIds(starts[:, places], starts)
+
+    def _kernel(self, heads: int, time: int) -> kernels.SplashAttentionKernel:
+        """The kernel with this chip's part of the mask: which tiles it computes, and where its queries are."""
+        check_version()
+        causal = masks.CausalMask((time, time))
+        causal.q_sequence = context.order(time, self.shards).reshape(-1).astype(np.int32)
+        kernel = kernels.make_splash_mha(
+            masks.MultiHeadMask([causal] * heads),
+            block_sizes=kernels.BlockSizes(**dict.fromkeys(BLOCKS, tile_of(time, self.shards))),
+            save_residuals=True,
+            head_shards=1,  # of this device's heads; the mesh is shard_map's business
+            q_seq_shards=self.shards,
+            interpret=self.interpret,
+        )
+        if self.shards == 1:
+            return kernel
+        infos = (kernel.fwd_mask_info, kernel.dq_mask_info, kernel.dkv_mask_info)
+        return kernels.SplashAttentionKernel(*(self._part(info) for info in infos), **kernel.kwargs)
+
+    def _part(self, info: Any) -> Any:
+        """This chip's part of what is in the order of the queries: [heads, tiles, ...] and [queries]."""
+
+        def cut(x: Array | None, axis: int) -> Array | None:
+            return x if x is None else context.own(jnp.stack(jnp.split(x, self.shards, axis)), self.shards)
+
+        sliced = {name: cut(getattr(info, name), 1) for name in ("data_next", "mask_next", "block_mask")}
+        return info._replace(**sliced, q_sequence=cut(info.q_sequence, 0))
 
 
-def _kernel(heads: int, time: int, interpret: bool) -> kernels.SplashAttentionKernel:
-    check_version()
-    tile = min(TILE, time & -time)
-    names = ("block_q", "block_kv", "block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute", "block_q_dq", "block_kv_dq")
-    mask = masks.MultiHeadMask([masks.CausalMask((time, time))] * heads)
-    return kernels.make_splash_mha(
-        mask,
-        block_sizes=kernels.BlockSizes(**dict.fromkeys(names, tile)),
-        save_residuals=True,
-        head_shards=1,  # of this device's heads; the mesh is shard_map's business
-        q_seq_shards=1,
-        interpret=interpret,
-    )
+BLOCKS = ("block_q", "block_kv", "block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute", "block_q_dq", "block_kv_dq")
+
+
+def tile_of(time: int, shards: int = 1) -> int:
+    """Rows of a tile, which lies in one of the two pieces of `context.order`."""
+    piece = time if shards == 1 else time // (2 * shards)
+    return min(TILE, piece & -piece)
 
 
 def _heads_first(x: Array) -> Array:
     return jnp.swapaxes(x, 1, 2)
 
 
-def _grouped(q: Float[Array, "batch time heads dim"], kv: int) -> Float[Array, "batch time kv group dim"]:
-    return q.reshape(*q.shape[:2], kv, q.shape[2] // kv, q.shape[3])
+def _scaled(q: Array) -> Array:
+    return q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype)
 
 
-def _own_scores(q: Array, key: Array) -> Float[Array, "batch time heads"]:
-    """Score of every query with the key of its own row, in float32."""
-    scores = jnp.einsum("btkgd,btkd->btkg", _grouped(q, key.shape[2]), key, preferred_element_type=jnp.float32)
-    return scores.reshape(q.shape[:3])
-
-
-def _forward(q, keys, values, starts, interpret):
-    scaled = q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype)
-    kernel = _kernel(q.shape[2], q.shape[1], interpret)
-    segments = kernels.SegmentIds(starts, starts)
-    causal, (log_total,) = jax.vmap(kernel)(*map(_heads_first, (scaled, keys[0], values[0])), segments)
-    causal, log_total = _heads_first(causal), _heads_first(log_total)
-    own = [_own_scores(scaled, k) for k in keys[1:]]
-    merged = jax.nn.logsumexp(jnp.stack([log_total, *own]), axis=0)
-    out = causal.astype(jnp.float32) * jnp.exp(log_total - merged)[..., None]
-    for score, v in zip(own, values[1:], strict=True):
-        weight = _grouped(jnp.exp(score - merged)[..., None], v.shape[2])
-        out += (weight * v[:, :, :, None]).reshape(out.shape)
-    out = out.astype(q.dtype)
-    return out, (scaled, keys, values, starts, out, merged)
-
-
-def _causal_backward(kernel: Any, scaled, key, value, starts, out, log_total, d_out) -> tuple[Array, Array, Array]:
+def _backward(kernel: Any, scaled, key, value, segments, out, log_total, d_out) -> tuple[Array, Array, Array]:
     """The kernel's gradient of one sequence, [heads, time, dim]: queries, keys, values."""
     settings = {name: value for name, value in kernel.kwargs.items() if name != "save_residuals"}
     residuals = (
-        *(scaled, key, value, kernels.SegmentIds(starts, starts), None),
+        *(scaled, key, value, segments, None),
         *(out, log_total, kernel.dq_mask_info, kernel.dkv_mask_info),
     )
     return kernels._splash_attention_bwd(save_residuals=False, **settings, res=residuals, do=d_out)[3:6]
-
-
-def _backward(interpret, residuals, d_out):
-    scaled, keys, values, starts, out, merged = residuals
-    kernel = _kernel(scaled.shape[2], scaled.shape[1], interpret)
-    per_head = map(_heads_first, (scaled, keys[0], values[0], out, merged, d_out))
-    q, k, v, o, log_total, d_o = per_head
-    gradients = jax.vmap(partial(_causal_backward, kernel))(q, k, v, starts, o, log_total, d_o)
-    d_q, d_k, d_v = (_heads_first(g).astype(jnp.float32) for g in gradients)
-    d_keys, d_values = [d_k], [d_v]
-    shared = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
-    for k, v in zip(keys[1:], values[1:], strict=True):
-        kv = k.shape[2]
-        weight = jnp.exp(_own_scores(scaled, k) - merged)
-        d_score = _grouped((weight * (_own_scores(d_out, v) - shared))[..., None], kv)
-        d_q += (d_score * k[:, :, :, None]).reshape(d_q.shape)
-        d_keys.append(jnp.sum(d_score * _grouped(scaled, kv), axis=3))
-        d_values.append(jnp.sum(_grouped(weight[..., None], kv) * _grouped(d_out, kv), axis=3))
-    d_q *= scaled.shape[-1] ** -0.5
-    return *jax.tree.map(lambda x: x.astype(scaled.dtype), (d_q, d_keys, d_values)), None
-
-
-splash_attention.defvjp(_forward, _backward)

@@ -209,7 +209,7 @@ class Target(nnx.Module):
 
         def body(carry: tuple[Array, Array | None], xs: tuple[Any, Array]) -> tuple[tuple[Array, Array | None], None]:
             (x, aux), (weights, slot) = carry, xs
-            x = constrain(nnx.merge(graph, weights)(x, positions, segment_ids, dtype), "batch", None, None)
+            x = constrain(nnx.merge(graph, weights)(x, positions, segment_ids, dtype), "batch", "time", None)
             return (x, keep(aux, x, slot)), None
 
         x = look_up(self.embedding[...], tokens).astype(jnp.float32)

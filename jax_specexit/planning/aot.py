@@ -16,6 +16,7 @@ from jax_specexit.evaluation.held_out import scoring
 from jax_specexit.model.draft import Draft
 from jax_specexit.model.target import Target, TargetShape
 from jax_specexit.sharding import make_mesh
+from jax_specexit.training.data import check_length
 from jax_specexit.training.measure import NAMES, measurement
 from jax_specexit.training.start import draft_config
 from jax_specexit.training.step import Frozen, Step, make_step
@@ -80,8 +81,7 @@ def shapes_of(config: TrainConfig, target_config: TargetConfig) -> Shapes:
     length = config.length
     if length is None:
         raise ConfigError("length is not set, expected the tokens of a packed row, as given to `specexit pack`")
-    if length % config.loss_chunk:
-        raise ConfigError(f"loss_chunk={config.loss_chunk} does not divide length={length}")
+    check_length(config, length)
     fields = target_config.hf_config()
     target = TargetShape.from_config(fields, target_config.folder / "config.json")
     if config.init_from is not None and not config.init_from.exists():
@@ -108,7 +108,7 @@ def lower_step(config: TrainConfig, shapes: Shapes, devices: Sequence[Any], dtyp
       ConfigError: the mesh does not fit the devices, or does not divide the model.
     """
     mesh = make_mesh(config.mesh, devices)
-    target: Target = abstract_target(shapes.target, config.dtype)
+    target: Target = abstract_target(shapes.target, config.dtype, int8=config.target_int8)
     draft = nnx.eval_shape(lambda: Draft(shapes.draft, rngs=nnx.Rngs(0)))
     step = make_step(config, draft, target, mesh)
 

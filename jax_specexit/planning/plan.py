@@ -16,13 +16,13 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 from rich.console import Console
 from rich.table import Table
 
 from jax_specexit.planning.aot import Lowered, Shapes, lower_step, shapes_of, topology_devices
 from jax_specexit.planning.hlo import collectives
-from jax_specexit.planning.work import BYTES, step_work
+from jax_specexit.planning.work import BYTES, compute_seconds, step_work
 from specexit.chips import Chip
 from specexit.config import ConfigError, write_text
 from specexit.schemas.plan import PlanConfig
@@ -56,6 +56,19 @@ class Program:
 
 
 @dataclasses.dataclass(frozen=True)
+class Estimate:
+    """What a step may take if it is as efficient as another trainer's; not a bound, and not measured."""
+
+    note: str
+    mfu: float
+    """Of that trainer, see `specexit.chips.Chip`."""
+    step_seconds: float
+    """Useful FLOPs, int8 ones counted at their own peak, over that share of it; never less than the bound."""
+    tokens_per_second_per_chip: float
+    chip_hours: float
+
+
+@dataclasses.dataclass(frozen=True)
 class Plan:
     """What `plan` prints and writes. Per step and per chip unless the name says otherwise."""
 
@@ -67,6 +80,7 @@ class Plan:
     batch_size: int
     length: int
     ttt_steps: int
+    dtype: str
     peaks: dict[str, float]
     """The published numbers that the bound assumes."""
     hbm_gib: Memory
@@ -83,8 +97,11 @@ class Plan:
     """The same one by one: kind, axes, shapes of the results, runs per step, bytes sent in all of them."""
     seconds: dict[str, float]
     """Time at peak of compute, hbm and interconnect; the step takes at least the longest."""
+    compute_seconds_of_target: dict[str, float]
+    """Time at peak of compute with the target's layers in ``dtype`` and in ``int8``, whichever the recipe has."""
     binds: str
     step_seconds: float
+    estimate: Estimate | None
     tokens_per_second_per_chip: float
     chip_hours: float
     """Of the whole run."""
@@ -95,6 +112,7 @@ class Plan:
     """What it does -> the programs that a run compiles beside this step."""
 
 
+ESTIMATE = "estimate, not a measurement: as efficient as MaxText's published runs of dense models on this chip"
 NOTE = "lower bound from published peaks, not a measurement"
 
 
@@ -223,7 +241,7 @@ def summarise(
     for c in sent:
         by_axis["+".join(c.axes)] += c.sent * c.times
     seconds = {
-        "compute": flops / chip.flops,
+        "compute": compute_seconds(work, chip),
         "hbm": moved / chip.hbm_bytes_per_second,
         "interconnect": sum(by_axis.values()) / chip.ici_bytes_per_second,
     }
@@ -238,6 +256,7 @@ def summarise(
         batch_size=shapes.batch,
         length=shapes.length,
         ttt_steps=config.ttt_steps,
+        dtype=config.dtype,
         peaks={f.name: getattr(chip, f.name) for f in dataclasses.fields(chip) if f.name.endswith(PEAKS)},
         hbm_gib=memory,
         batch_that_fits=_batch_that_fits(memory.arguments, memory.temporaries, chip.hbm_gib, shapes, mesh),
@@ -248,14 +267,31 @@ def summarise(
         collective_bytes=dict(by_axis),
         collectives=[dataclasses.asdict(c) | {"sent": c.sent * c.times} for c in sent],
         seconds=seconds,
+        compute_seconds_of_target={
+            kind: compute_seconds(step_work(config.model_copy(update={"target_int8": int8}), shapes, mesh), chip)
+            for kind, int8 in (("dtype", False), ("int8", True))
+        },
         binds=binds,
         step_seconds=seconds[binds],
+        estimate=estimate(config, shapes, chip, mesh, seconds[binds]),
         tokens_per_second_per_chip=tokens / seconds[binds] / mesh.size,
         chip_hours=config.steps * seconds[binds] * mesh.size / 3600,
         cached_features_tib=config.steps * tokens * BYTES * (shapes.draft.aux_size + shapes.target.hidden_size) / 2**40,
         compile_seconds=compile_seconds,
         others=others,
     )
+
+
+def estimate(
+    config: PlanConfig, shapes: Shapes, chip: Chip, mesh: Mesh | AbstractMesh, bound: float
+) -> Estimate | None:
+    """What a step may take that takes at least ``bound`` seconds; None for a chip of which nothing is published."""
+    if chip.mfu is None:
+        return None
+    work = (dataclasses.replace(w, flops=w.useful) for w in step_work(config, shapes, mesh))
+    seconds = max(compute_seconds(work, chip) / chip.mfu, bound)
+    rate = shapes.batch * shapes.length / seconds / mesh.size
+    return Estimate(ESTIMATE, chip.mfu, seconds, rate, config.steps * seconds * mesh.size / 3600)
 
 
 PEAKS = ("flops", "hbm_gib", "per_second")
@@ -283,12 +319,18 @@ def table(plan: Plan) -> Table:
     parts = ", ".join(f"{part} {flops / plan.flops:.0%}" for part, flops in plan.flops_by_part.items())
     out.add_row("compute", f"{plan.flops / 1e12:.1f} TFLOP at {p['flops'] / 1e12:g} TFLOP/s: {_time(s['compute'])}")
     out.add_row("", f"{plan.useful_flops:.0%} useful ({parts})")
+    of = plan.compute_seconds_of_target
+    said = f"{_time(of['dtype'])}, in int8 {_time(of['int8'])} ({of['int8'] / of['dtype'] - 1:+.0%})"
+    out.add_row("", f"with the target's layers in {plan.dtype} {said}")
     rate = p["hbm_bytes_per_second"] / 1e9
     out.add_row("HBM traffic", f"{plan.hbm_bytes / 1e9:.1f} GB at {rate:,.0f} GB/s: {_time(s['hbm'])}")
     axes = ", ".join(f"{axis} {sent / 1e9:.2f} GB" for axis, sent in plan.collective_bytes.items()) or "nothing"
     rate = p["ici_bytes_per_second"] / 1e9
     out.add_row("interconnect", f"sends {axes} at {rate:,.0f} GB/s: {_time(s['interconnect'])}")
     out.add_row("step, bound", f"at least {_time(plan.step_seconds)}; {plan.binds} binds")
+    if guess := plan.estimate:
+        rate = f"{guess.tokens_per_second_per_chip:,.0f} tokens per second and chip, {guess.chip_hours:,.1f} chip-hours"
+        out.add_row("step, estimate", f"about {_time(guess.step_seconds)} at an MFU of {guess.mfu:.0%}; {rate}")
     out.add_row("tokens, bound", f"at most {plan.tokens_per_second_per_chip:,.0f} per second and chip")
     out.add_row("whole run, bound", f"at least {plan.chip_hours:,.1f} chip-hours")
     out.add_row("features on disk", f"{plan.cached_features_tib:,.1f} TiB if they were cached; computed online: none")

@@ -9,14 +9,17 @@ Shape legend: rows are tokens of one chip; tensor is the size of that mesh axis.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
-from jax_specexit.model.splash import TILE
+from jax_specexit.model.splash import tile_of
 from jax_specexit.planning.aot import Shapes
+from jax_specexit.sharding import CONTEXT, ROWS
 from jax_specexit.training.optimizer import NEWTON_SCHULZ
+from specexit.chips import Chip
 from specexit.method.signals import SIGNALS
 from specexit.schemas.train import TrainConfig
 
@@ -36,6 +39,13 @@ class Work:
     useful: float
     """FLOPs that the method itself asks for: nothing recomputed, no masked pair, no optimizer."""
     hbm_bytes: float
+    int8: bool = False
+    """Whether the FLOPs are int8 operations."""
+
+
+def compute_seconds(work: Iterable[Work], chip: Chip) -> float:
+    """Time of all of it at the chip's peaks."""
+    return sum(w.flops / (chip.int8_flops if w.int8 else chip.flops) for w in work)
 
 
 def product(
@@ -71,7 +81,12 @@ def attention(
 
 
 def step_work(
-    config: TrainConfig, shapes: Shapes, mesh: Mesh, *, tile: int = TILE, backward: int = SPLASH_BACKWARD
+    config: TrainConfig,
+    shapes: Shapes,
+    mesh: Mesh | AbstractMesh,
+    *,
+    tile: int | None = None,
+    backward: int = SPLASH_BACKWARD,
 ) -> Iterator[Work]:
     """Everything that one chip does in one step, apart from collectives.
 
@@ -79,10 +94,11 @@ def step_work(
       config: the recipe.
       shapes: of its models.
       mesh: that it runs on.
-      tile, backward: of the attention kernel.
+      tile, backward: of the attention kernel; the tile is the splash kernel's own choice where None.
     """
     tensor = mesh.shape["tensor"]
-    rows = shapes.batch * shapes.length / (mesh.shape["data"] * mesh.shape["fsdp"])
+    tile = tile or tile_of(shapes.length, mesh.shape[CONTEXT])
+    rows = shapes.batch * shapes.length / math.prod(mesh.shape[axis] for axis in (*ROWS, CONTEXT))
     t, d = shapes.target, shapes.draft
     q, kv = t.num_attention_heads * t.head_dim / tensor, t.num_key_value_heads * t.head_dim / tensor
     layers = t.num_hidden_layers
@@ -92,21 +108,22 @@ def step_work(
         (t.hidden_size, 2 * t.intermediate_size / tensor),
         (t.intermediate_size / tensor, t.hidden_size),
     ):
-        yield product("target", rows, inner, outer, passes=layers)
+        one = product("target", rows, inner, outer, passes=layers)
+        yield replace(one, int8=True, hbm_bytes=one.hbm_bytes / 2) if config.target_int8 else one
     one = attention("", rows, shapes.length, t.num_attention_heads / tensor, t.head_dim, 0, tile=tile, backward=0)
     yield Work("target attention", one.flops * layers, one.useful * layers, one.hbm_bytes * layers)
 
     read = d.aux_size if config.signals.source == "fc" else d.hidden_size
     yield product("signals", rows, read, len(SIGNALS), passes=2 if config.signals.source == "fc" else 3)
     if not config.freeze_trunk:
-        yield from _trunk_work(config, shapes, rows, tensor, tile, backward)
+        yield from _trunk_work(config, shapes, rows, mesh, tile, backward)
         yield _optimizer_work(shapes, mesh)
 
 
 def _trunk_work(
-    config: TrainConfig, shapes: Shapes, rows: float, tensor: int, tile: int, backward: int
+    config: TrainConfig, shapes: Shapes, rows: float, mesh: Mesh | AbstractMesh, tile: int, backward: int
 ) -> Iterator[Work]:
-    d, steps = shapes.draft, config.ttt_steps
+    d, steps, tensor = shapes.draft, config.ttt_steps, mesh.shape["tensor"]
     h, q, kv = d.hidden_size, d.num_attention_heads * d.head_dim / tensor, d.num_key_value_heads * d.head_dim / tensor
     passes = 4 if config.remat else 3
     yield product("draft", rows, d.aux_size, h, passes=2)  # nothing below it has a gradient
@@ -123,13 +140,13 @@ def _trunk_work(
         yield attention(
             "draft attention", rows, shapes.length, heads, d.head_dim, k, tile=tile, backward=backward + once_more
         )
-    chunks, vocab = shapes.length / config.loss_chunk, d.draft_vocab_size / tensor
+    chunks, vocab = shapes.length / mesh.shape[CONTEXT] / config.loss_chunk, d.draft_vocab_size / tensor
     yield product("logits", rows, shapes.target.hidden_size, vocab, passes=1, reads=chunks)
     yield product("logits", rows * steps, h, vocab, passes=3, reads=chunks)
     yield product("logits", rows * steps, vocab, 1, passes=1, useful=0)  # for the value of the loss alone
 
 
-def _optimizer_work(shapes: Shapes, mesh: Mesh) -> Work:
+def _optimizer_work(shapes: Shapes, mesh: Mesh | AbstractMesh) -> Work:
     """Muon's Newton-Schulz iterations, and all optimizer state read and written once in float32.
 
     Products with a sharded matrix are spread; that of the small square ones each chip does for itself.

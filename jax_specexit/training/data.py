@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
-from jax_specexit.sharding import BATCH
+from jax_specexit.sharding import CONTEXT, ROWS
 from specexit.config import ConfigError
 from specexit.data.packing import FIELDS, PackError, PackMeta, check_target, read_example, read_meta
 from specexit.data.sequences import Example
@@ -40,9 +40,31 @@ def check_data(config: TrainConfig, target: TargetConfig) -> PackMeta:
         raise PackError(f"{config.data}: {meta.n} packed rows, expected at least batch_size={config.batch_size}")
     if config.length not in (None, meta.length):
         raise ConfigError(f"length={config.length}, but the rows in {config.data} have {meta.length} tokens")
-    if meta.length % config.loss_chunk:
-        raise ConfigError(f"loss_chunk={config.loss_chunk} does not divide the packed length {meta.length}")
+    check_length(config, meta.length)
     return meta
+
+
+def check_length(config: TrainConfig, length: int) -> None:
+    """Check that a row can be cut as the recipe says.
+
+    Raises:
+      ConfigError: ``loss_chunk`` or ``mesh.context`` does not divide its ``length``, or a stretch is too short.
+    """
+    shards = config.mesh.context
+    if shards > 1 and length % (2 * shards):
+        raise ConfigError(
+            f"mesh.context={shards} does not divide length={length} into an even number of rows each: choose a "
+            f"mesh.context of which twice as much divides {length}"
+        )
+    stretch = length // shards
+    if stretch % config.loss_chunk:
+        each = f" / mesh.context={shards}" if shards > 1 else ""
+        raise ConfigError(f"loss_chunk={config.loss_chunk} does not divide length={length}{each}")
+    if stretch <= config.ttt_steps:
+        raise ConfigError(
+            f"length={length} / mesh.context={shards} is {stretch} rows a chip, expected more than "
+            f"ttt_steps={config.ttt_steps}"
+        )
 
 
 class Batches:
@@ -89,11 +111,11 @@ def rows_of_process(size: int, sharding: NamedSharding) -> np.ndarray:
     Raises:
       ConfigError: the mesh does not divide the batch.
     """
-    shards = math.prod(sharding.mesh.shape[axis] for axis in BATCH[0])
+    shards = math.prod(sharding.mesh.shape[axis] for axis in ROWS)
     if size % shards:
         raise ConfigError(f"batch_size={size} does not divide over data x fsdp = {shards} shards of the mesh")
-    held = sharding.addressable_devices_indices_map((size,)).values()
-    return np.unique(np.concatenate([np.arange(size)[index] for index in held if index is not None]))
+    held = sharding.addressable_devices_indices_map((size, sharding.mesh.shape[CONTEXT])).values()
+    return np.unique(np.concatenate([np.arange(size)[index[0]] for index in held if index is not None]))
 
 
 def place(local: Example, rows: np.ndarray, size: int, sharding: NamedSharding) -> dict[str, jax.Array]:
@@ -103,7 +125,7 @@ def place(local: Example, rows: np.ndarray, size: int, sharding: NamedSharding) 
         def shard(index: Any) -> np.ndarray:
             begin, end, _ = index[0].indices(size)
             at = int(np.searchsorted(rows, begin))
-            return x[at : at + end - begin]
+            return x[(slice(at, at + end - begin), *index[1:])]
 
         return jax.make_array_from_callback((size, *x.shape[1:]), sharding, shard)
 

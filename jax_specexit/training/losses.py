@@ -19,7 +19,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from jax_specexit.sharding import BATCH, ROWS
+from jax_specexit.sharding import BATCH, CONTEXT, ROWS
 from specexit.method.signals import RAW_LIMIT, SIGNALS
 
 
@@ -67,7 +67,7 @@ def linear_cross_entropy(
       head: the draft's LM head.
       teacher: target hidden states, head and labels.
       weights: factor of each row's loss in ``total``; 0 masks it.
-      chunk: rows of time at once; must divide time.
+      chunk: rows of time at once; must divide the time of one device.
     """
     return _forward(hidden, head, teacher, weights, chunk)[0]
 
@@ -90,7 +90,7 @@ def _forward(hidden, head, teacher, weights, chunk):
     if jax.sharding.get_abstract_mesh().empty:
         sums, gradient, head_gradient = _local(*inputs, chunk=chunk, sharded=False)
     else:
-        rows, per_step, columns = BATCH, PartitionSpec(None, ROWS), PartitionSpec(None, "tensor")
+        rows, per_step, columns = BATCH, PartitionSpec(None, *BATCH), PartitionSpec(None, "tensor")
         sums, gradient, head_gradient = jax.shard_map(
             partial(_local, chunk=chunk, sharded=True),
             in_specs=(per_step, columns, rows, columns, rows, per_step),
@@ -113,7 +113,7 @@ def _local(hidden, head, teacher_hidden, teacher_head, labels, weights, *, chunk
     Logits are as wide as the columns that this device holds. What a softmax needs from the others are two numbers a
     row; gradients are added up once, behind the scan, not once a chunk.
     """
-    vocab, rows = ("tensor", ROWS) if sharded else ((), ())
+    vocab, rows = ("tensor", (*ROWS, CONTEXT)) if sharded else ((), ())
     split = sharded and jax.lax.axis_size(vocab) > 1
     first = jax.lax.axis_index(vocab) * head.shape[1] if sharded else 0
 
@@ -152,7 +152,7 @@ def _local(hidden, head, teacher_hidden, teacher_head, labels, weights, *, chunk
     gradient = jax.lax.psum(jnp.moveaxis(pieces, 0, 2).reshape(hidden.shape), vocab).astype(hidden.dtype)
     if sharded:
         head_gradient = jax.lax.psum_scatter(head_gradient, "fsdp", scatter_dimension=0, tiled=True)
-        head_gradient = jax.lax.psum(head_gradient, "data")
+        head_gradient = jax.lax.psum(head_gradient, ("data", CONTEXT))
     return jax.lax.psum(sums, rows), gradient, head_gradient
 
 
@@ -179,7 +179,7 @@ def first_choices(
     inputs = (hidden, head.astype(hidden.dtype))
     if jax.sharding.get_abstract_mesh().empty:
         return local(*inputs, sharded=False)
-    rows, columns = PartitionSpec(None, ROWS), PartitionSpec(None, "tensor")
+    rows, columns = PartitionSpec(None, *BATCH), PartitionSpec(None, "tensor")
     sharded = partial(local, sharded=True)
     return jax.shard_map(sharded, in_specs=(rows, columns), out_specs=rows, check_vma=False)(*inputs)
 

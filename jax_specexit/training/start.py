@@ -42,7 +42,7 @@ def start(
     """
     before = check_start(config, target_config, meta)
     shape = draft_config(config, target_config, meta.exit_point)
-    target = load_target(target_config.folder, config.dtype, mesh)
+    target = load_target(target_config.folder, config.dtype, mesh, int8=config.target_int8)
     layers = shape.eagle_aux_hidden_state_layer_ids
     if before is not None:
         aux_rms = before.aux_rms

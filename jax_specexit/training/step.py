@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int
 
 from jax_specexit.model.draft import Draft
 from jax_specexit.model.target import Target
-from jax_specexit.sharding import BATCH, check_mesh, gather, look_up, shardings
+from jax_specexit.sharding import BATCH, check_mesh, gather, look_up, shardings, shift
 from jax_specexit.training.losses import (
     Teacher,
     TokenLoss,
@@ -57,14 +57,6 @@ class Frozen(NamedTuple):
     """Target id of every draft token, rising: int32 [dvocab]."""
     signal_weight: Any
     """How much the signals of every token count in their losses, by id: float32 [vocab]; see `SignalConfig`."""
-
-
-def shift(x: Array, by: int) -> Array:
-    """``y[:, t] = x[:, t + by]``, zeros where that is outside; negative ``by`` looks back."""
-    if by == 0:
-        return x
-    pad = jnp.zeros_like(x[:, : abs(by)])
-    return jnp.concatenate([x[:, by:], pad], axis=1) if by > 0 else jnp.concatenate([pad, x[:, :by]], axis=1)
 
 
 def token_weights(batch: Batch, ttt_steps: int, decay: float) -> Float[Array, "step batch time"]:

@@ -6,6 +6,7 @@ Every mesh computes the same as one device does without any mesh.
 import json
 import math
 import sys
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -17,10 +18,12 @@ from test_attention import random_inputs, value_and_gradients
 from test_losses import plain, problem
 
 from jax_specexit import weights
-from jax_specexit.model.attention import ttt_attention, ttt_attention_reference
+from jax_specexit.model.attention import attend, ttt_attention, ttt_attention_reference
+from jax_specexit.model.layers import segment_starts
+from jax_specexit.model.splash import Splash
 from jax_specexit.planning.aot import Lowered, lower_step, shapes_of
 from jax_specexit.planning.hlo import collectives
-from jax_specexit.sharding import look_up, make_mesh
+from jax_specexit.sharding import BATCH, look_up, make_mesh, shift
 from jax_specexit.training.data import Batches, check_data, first_rows
 from jax_specexit.training.losses import first_choices, linear_cross_entropy
 from jax_specexit.training.start import start
@@ -33,6 +36,8 @@ MESHES = {
     "2 x 2 x 2": MeshConfig(data=2, fsdp=2, tensor=2),
     "1 x 4 x 2": MeshConfig(data=1, fsdp=4, tensor=2),
     "4 x 2 x 1": MeshConfig(data=4, fsdp=2, tensor=1),
+    "context 2": MeshConfig(data=1, fsdp=2, context=2, tensor=2),
+    "context 4": MeshConfig(data=2, fsdp=1, context=4, tensor=1),
 }
 PERMUTED = (5, 2, 7, 0, 3, 6, 1, 4)
 STEPS = 20
@@ -40,8 +45,8 @@ STEPS = 20
 
 def difference(ours, oracle) -> float:
     """Largest error in any leaf, relative to the leaf's largest value."""
-    pairs = zip(jax.tree.leaves(ours), jax.tree.leaves(oracle), strict=True)
-    return max(float(np.max(np.abs(np.asarray(a) - np.asarray(b))) / np.max(np.abs(np.asarray(b)))) for a, b in pairs)
+    leaves = (map(np.asarray, jax.tree.leaves(tree)) for tree in (ours, oracle))
+    return max(float(np.max(np.abs(a - b)) / np.max(np.abs(b))) for a, b in zip(*leaves, strict=True))
 
 
 def attention(mesh) -> float:
@@ -52,6 +57,40 @@ def attention(mesh) -> float:
         with jax.set_mesh(mesh):
             ours = value_and_gradients(ttt_attention)(*inputs)
         return difference(ours, value_and_gradients(ttt_attention_reference)(*inputs))
+
+
+def splash(context: int) -> float:
+    """TPUs' attention of a row that lies on several chips, in Pallas' interpreter."""
+    mesh = make_mesh(MeshConfig(data=8 // context, context=context))
+    batch, time, heads, kv, dim = 8 // context, 256 * context, 2, 1, 128
+    segments = jnp.asarray(np.cumsum(np.random.default_rng(0).random((batch, time)) < 0.01, axis=1))
+    keys = jax.random.split(jax.random.key(0), 6)
+    q, wanted = (jax.random.normal(key, (batch, time, heads, dim)) for key in keys[:2])
+    k, v = ([jax.random.normal(key, (batch, time, kv, dim)) for key in some] for some in (keys[2:4], keys[4:]))
+    local, whole = PartitionSpec(*BATCH), PartitionSpec(BATCH[0])
+
+    def ours(q, k, v):
+        attend_here = partial(attend, Splash(context, interpret=True))
+        specs = {"in_specs": (local, local, local, whole), "out_specs": local}
+        out = jax.shard_map(attend_here, mesh=mesh, check_vma=False, **specs)(q, k, v, segment_starts(segments))
+        return jnp.sum(wanted * out)
+
+    def oracle(q, k, v):
+        return jnp.sum(wanted * ttt_attention_reference(q, k, v, segments))
+
+    got, expected = (jax.jit(jax.value_and_grad(f, argnums=(0, 1, 2)))(q, k, v) for f in (ours, oracle))
+    return difference(got, expected)
+
+
+def shifts(mesh) -> int:
+    """Numbers that land elsewhere than on one device."""
+    x = jnp.arange(1, 8 * 16 * 3 + 1).reshape(8, 16, 3)
+    wrong = 0
+    for by in (1, -1, 3, -3):
+        with jax.set_mesh(mesh):
+            moved = jax.jit(shift, static_argnums=1)(x, by)
+        wrong += int(jnp.sum(moved != shift(x, by)))
+    return wrong
 
 
 def cross_entropy(mesh) -> dict[str, float]:
@@ -77,7 +116,7 @@ def cross_entropy(mesh) -> dict[str, float]:
 
 def lookup(mesh) -> float:
     table = jnp.arange(64.0 * 8).reshape(64, 8)
-    tokens = jax.random.randint(jax.random.key(0), (8, 5), 0, 64)
+    tokens = jax.random.randint(jax.random.key(0), (8, 8), 0, 64)
     with jax.set_mesh(mesh):
         return float(jnp.abs(jax.jit(look_up)(table, tokens) - table[tokens]).max())
 
@@ -100,7 +139,9 @@ def loading(folder: Path, mesh) -> dict[str, float]:
     sharded = nnx.to_pure_dict(nnx.state(weights.load_target(folder, mesh=mesh)))
     weights._reader = reader
     size = max(leaf.size for leaf in jax.tree.leaves(whole))
-    return {"difference": difference(sharded, whole), "largest": largest / size}
+    small, sharded_small = (weights.load_target(folder, mesh=where, int8=True) for where in (None, mesh))
+    int8 = difference(*(nnx.to_pure_dict(nnx.state(target)) for target in (sharded_small, small)))
+    return {"difference": difference(sharded, whole), "largest": largest / size, "int8": int8}
 
 
 def losses(config: TrainConfig, devices, mesh_config: MeshConfig) -> list[float]:
@@ -158,6 +199,8 @@ def main(recipe: str) -> None:
     meshes = {name: make_mesh(mesh_config) for name, mesh_config in MESHES.items()}
     found = {
         "attention": {name: attention(mesh) for name, mesh in meshes.items()},
+        "splash": splash(2),
+        "shifts": {name: shifts(mesh) for name, mesh in meshes.items()},
         "cross_entropy": {name: cross_entropy(mesh) for name, mesh in meshes.items()},
         "lookup": {name: lookup(mesh) for name, mesh in meshes.items()},
         "loading": loading(load_target_config(config.target).folder, meshes["1 x 4 x 2"]),

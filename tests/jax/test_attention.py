@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jax_specexit.model import attention
+from jax_specexit.model import blockwise
 from jax_specexit.model.attention import ttt_attention, ttt_attention_reference
 
 
@@ -36,7 +36,7 @@ def assert_close(ours, oracle) -> None:
 @pytest.mark.parametrize(("steps", "kv_heads"), [(1, 4), (3, 2), (5, 1)])
 def test_equals_the_masked_oracle(steps: int, kv_heads: int) -> None:
     segments = np.array([[1] * 140 + [2] * 100 + [3] * 60, [1] * 270 + [0] * 30])
-    assert segments.shape[1] > 2 * attention.BLOCK
+    assert segments.shape[1] > 2 * blockwise.BLOCK
     with jax.enable_x64(True):
         inputs = (*random_inputs(segments, steps, kv_heads), jnp.asarray(segments))
         assert_close(value_and_gradients(ttt_attention)(*inputs), value_and_gradients(ttt_attention_reference)(*inputs))
@@ -46,7 +46,7 @@ def test_equals_the_masked_oracle(steps: int, kv_heads: int) -> None:
 def small_tiles():
     """Both functions on 3 TTT steps, compiled once with tiles of 4 rows."""
     with pytest.MonkeyPatch.context() as patch, jax.enable_x64(True):
-        patch.setattr(attention, "BLOCK", 4)
+        patch.setattr(blockwise, "BLOCK", 4)
         q, k, v = random_inputs(np.zeros((2, 18)), 3, 2)
         compiled = [
             value_and_gradients(attend).lower(q, k, v, jnp.zeros((2, 18), int)).compile()

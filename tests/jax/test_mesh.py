@@ -1,13 +1,15 @@
-"""How devices become a mesh, on stand-ins for the chips of one and of several slices."""
+"""How devices become a mesh, on stand-ins for the chips of one or several slices, and how rows are cut over them."""
 
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
 
+from jax_specexit.model.context import order
 from jax_specexit.sharding import device_grid
+from jax_specexit.training.data import check_length
 from specexit.config import ConfigError
-from specexit.schemas.train import MeshConfig
+from specexit.schemas.train import MeshConfig, TrainConfig
 
 
 @dataclass(frozen=True)
@@ -35,16 +37,16 @@ def slices(*sizes: int, width: int = 4) -> list[Chip]:
 
 def test_every_replica_lies_within_one_slice() -> None:
     grid = device_grid(MeshConfig(dcn_data=2, fsdp=4, tensor=2), slices(16, 16))
-    assert grid.shape == (4, 4, 2)
+    assert grid.shape == (4, 4, 1, 2)
     numbers = np.vectorize(lambda chip: chip.slice_index)(grid)
-    np.testing.assert_array_equal(numbers, np.repeat([0, 0, 1, 1], 8).reshape(4, 4, 2))
+    np.testing.assert_array_equal(numbers, np.repeat([0, 0, 1, 1], 8).reshape(4, 4, 1, 2))
     assert len({chip.id for chip in grid.flat}) == 32
 
 
 def test_the_number_of_slices_may_be_left_open() -> None:
     for number in (1, 2, 4):  # so a run goes on with as many as there are
         grid = device_grid(MeshConfig(dcn_data=-1, fsdp=16), slices(*[16] * number))
-        assert grid.shape == (number, 16, 1)
+        assert grid.shape == (number, 16, 1, 1)
 
 
 @pytest.mark.parametrize(
@@ -52,7 +54,11 @@ def test_the_number_of_slices_may_be_left_open() -> None:
     [
         ({}, (16, 16), "mesh.dcn_data=1, but the devices are of 2 slices: expected mesh.dcn_data=2"),
         ({"dcn_data": 2}, (16,), "mesh.dcn_data=2, but the devices are of 1 slices"),
-        ({"dcn_data": 2, "fsdp": 32}, (16, 16), "mesh dcn_data=2 data=-1 fsdp=32 tensor=1 does not fit 32 devices"),
+        (
+            {"dcn_data": 2, "fsdp": 32},
+            (16, 16),
+            "mesh dcn_data=2 data=-1 fsdp=32 context=1 tensor=1 does not fit 32 devices",
+        ),
         ({"dcn_data": 2}, (16, 8), "the slices have 16, 8 devices, expected equal ones"),
     ],
     ids=str,
@@ -60,3 +66,31 @@ def test_the_number_of_slices_may_be_left_open() -> None:
 def test_slices_that_the_mesh_does_not_fit_are_refused(mesh: dict, sizes: tuple[int, ...], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         device_grid(MeshConfig.model_validate(mesh), slices(*sizes))
+
+
+@pytest.mark.parametrize("shards", [1, 2, 3, 8])
+def test_every_chip_attends_to_as_many_pairs(shards: int) -> None:
+    places = order(48, shards)
+    assert sorted(places.flat) == list(range(48))
+    # The first place sees one key, the second two.
+    assert np.ptp((places + 1).sum(axis=1)) == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mesh": {"context": 3}}, "mesh.context=3 does not divide length=128 into an even number of rows each"),
+        ({"mesh": {"context": 128}, "loss_chunk": 1}, "mesh.context=128 does not divide length=128 into an even"),
+        ({"mesh": {"context": 2}, "loss_chunk": 128}, "loss_chunk=128 does not divide length=128 / mesh.context=2"),
+        ({"loss_chunk": 48}, "loss_chunk=48 does not divide length=128$"),
+        (
+            {"mesh": {"context": 64}, "loss_chunk": 2, "ttt_steps": 2},
+            "is 2 rows a chip, expected more than ttt_steps=2",
+        ),
+    ],
+    ids=str,
+)
+def test_rows_that_cannot_be_cut_so_are_refused(base_recipe: TrainConfig, changes: dict, message: str) -> None:
+    config = TrainConfig.model_validate(base_recipe.model_dump() | changes)
+    with pytest.raises(ConfigError, match=message):
+        check_length(config, 128)

@@ -327,10 +327,10 @@ def test_a_folder_that_holds_something_else_is_refused(recipe: TrainConfig) -> N
 def test_a_batch_that_does_not_divide_is_refused(recipe: TrainConfig) -> None:
     from jax.sharding import AbstractMesh, NamedSharding
 
-    from jax_specexit.sharding import BATCH
+    from jax_specexit.sharding import AXES, BATCH
     from jax_specexit.training.data import rows_of_process
 
-    mesh = AbstractMesh((3, 2, 1), ("data", "fsdp", "tensor"))
+    mesh = AbstractMesh((3, 2, 1, 1), AXES)
     with pytest.raises(ConfigError, match="batch_size=8 does not divide over data x fsdp = 6 shards"):
         rows_of_process(8, NamedSharding(mesh, BATCH))
 

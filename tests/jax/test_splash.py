@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from jax_specexit.model import splash
-from jax_specexit.model.attention import ttt_attention_reference
+from jax_specexit.model.attention import attend, ttt_attention_reference
 from jax_specexit.model.layers import segment_starts
-from jax_specexit.model.splash import splash_attention
+from jax_specexit.model.splash import Splash
 
 TIME, HEADS, DIM = 256, 4, 128
 
@@ -22,7 +22,7 @@ def test_equals_the_masked_oracle(steps: int, kv_heads: int) -> None:
     k, v = rest[:steps], rest[steps:]
 
     def ours(q, k, v):
-        return jnp.sum(wanted * splash_attention(q, k, v, segment_starts(segments), True))
+        return jnp.sum(wanted * attend(Splash(interpret=True), q, k, v, segment_starts(segments)))
 
     def oracle(q, k, v):
         return jnp.sum(wanted * ttt_attention_reference(q, k, v, segments))

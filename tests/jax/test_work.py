@@ -3,7 +3,7 @@
 import jax
 import pytest
 
-from jax_specexit.model import attention
+from jax_specexit.model import blockwise
 from jax_specexit.planning import work
 from jax_specexit.planning.aot import lower_step, shapes_of
 from jax_specexit.planning.work import step_work
@@ -55,7 +55,7 @@ def recipe(**changes) -> TrainConfig:
 
 @pytest.mark.parametrize("changes", [{}, {"ttt_steps": 3, "remat": True}], ids=str)
 def test_flops_are_those_that_xla_counts(changes: dict, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert attention.BLOCK == LENGTH
+    assert blockwise.BLOCK == LENGTH
     for module in (optimizer, work):  # XLA counts what is in a loop once
         monkeypatch.setattr(module, "NEWTON_SCHULZ", optimizer.NEWTON_SCHULZ[:1])
     config = recipe(**changes)

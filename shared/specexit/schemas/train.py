@@ -60,6 +60,7 @@ class MeshConfig(Config):
     )
     data: int = Field(default=-1, description="replicas in a slice; -1 takes the devices that are left")
     fsdp: int = Field(default=1, gt=0, description="shards of parameters and batch")
+    context: int = Field(default=1, gt=0, description="stretches of each row's time")
     tensor: int = Field(default=1, gt=0, description="shards of heads, MLP and vocabulary")
 
 
@@ -132,6 +133,11 @@ class TrainConfig(Config):
     )
     dtype: Literal["float32", "bfloat16"] = Field(
         default="bfloat16", description="of activations; parameters stay float32"
+    )
+    target_int8: bool = Field(
+        default=False,
+        description="weights and activations of the frozen target's layers in int8: half its time and memory, where "
+        "the chip has it; its features and its teaching then carry rounding errors of about 1 %",
     )
     remat: bool = Field(
         default=False, description="compute a TTT step again in the backward pass: less memory, more time"

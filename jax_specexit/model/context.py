@@ -1,0 +1,77 @@
+r"""One row's time over several chips: who computes which queries of causal attention, and what the chips swap for it.
+
+The mesh axis ``context`` cuts a row into as many equal stretches. Nearly everything in a step is done row by row and
+stays where it is. Attention reads what lies before: each chip gathers the keys and values of the whole row, which with
+grouped-query attention are small beside its queries. Of causal attention the last stretch has nearly all the work, so
+queries are swapped for it: of twice as many pieces, chip :math:`j` of :math:`C` takes the pieces :math:`j` and
+:math:`2C-1-j`, and all have the same number of pairs (the "zigzag" of Brandon et al. 2023 and Llama 3's training).
+
+All functions here run inside of `jax.shard_map`; with one shard they do nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int
+
+from jax_specexit.sharding import CONTEXT
+
+
+@functools.cache
+def order(time: int, shards: int) -> Int[np.ndarray, "shards stretch"]:
+    """Places in the row of the queries that each chip computes.
+
+    Example:
+      >>> order(8, 2).tolist()
+      [[0, 1, 6, 7], [4, 5, 2, 3]]
+    """
+    places = np.arange(time)
+    if shards == 1:
+        return places[None]
+    pieces = places.reshape(2 * shards, -1)
+    return np.stack([np.concatenate(pieces[sorted((j, 2 * shards - 1 - j), key=_odd)]) for j in range(shards)])
+
+
+def _odd(piece: int) -> bool:
+    return piece % 2 == 1
+
+
+def _moves(shards: int, odd: int) -> list[tuple[int, int]]:
+    """(chip, chip) of the even or odd pieces: of piece 2 i or 2 i + 1 from chip i to the one that computes it."""
+    return [(i, min(2 * i + odd, 2 * shards - 1 - 2 * i - odd)) for i in range(shards)]
+
+
+def spread(x: Array, shards: int) -> Array:
+    """A chip's stretch of [batch, time, ...] becomes the rows that it computes, in the `order` of its places."""
+    if shards == 1:
+        return x
+    pieces = jnp.split(x, 2, axis=1)
+    return jnp.concatenate([jax.lax.ppermute(x, CONTEXT, _moves(shards, i)) for i, x in enumerate(pieces)], axis=1)
+
+
+def collect(x: Array, shards: int) -> Array:
+    """The way back from `spread`."""
+    if shards == 1:
+        return x
+    back = [[(there, here) for here, there in _moves(shards, i)] for i in range(2)]
+    pieces = jnp.split(x, 2, axis=1)
+    return jnp.concatenate([jax.lax.ppermute(x, CONTEXT, moves) for x, moves in zip(pieces, back, strict=True)], axis=1)
+
+
+def gather(x: Array, shards: int) -> Array:
+    """The whole row of [batch, time, ...]."""
+    return x if shards == 1 else jax.lax.all_gather(x, CONTEXT, axis=1, tiled=True)
+
+
+def scatter_sum(x: Array, shards: int) -> Array:
+    """The gradient of `gather`: of every chip's whole row the sum, of which each keeps its stretch."""
+    return x if shards == 1 else jax.lax.psum_scatter(x, CONTEXT, scatter_dimension=1, tiled=True)
+
+
+def own(rows: Array, shards: int) -> Array:
+    """Of something per chip, [shards, ...], this one's."""
+    return rows[0] if shards == 1 else rows[jax.lax.axis_index(CONTEXT)]

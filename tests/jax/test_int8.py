@@ -1,0 +1,103 @@
+"""The target's layers in int8: what is rounded and by how much, and that nothing else changes. Costs 30 s."""
+
+import random
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jax_specexit.model.layers import Linear
+from jax_specexit.model.target import Target
+from jax_specexit.planning.aot import shapes_of
+from jax_specexit.planning.work import compute_seconds, step_work
+from jax_specexit.sharding import AXES, make_mesh
+from jax_specexit.weights import abstract_target, linears, load_target
+from specexit import tiny
+from specexit.chips import CHIPS
+from specexit.config import REPOSITORY, load
+from specexit.schemas.plan import PlanConfig
+from specexit.schemas.target import load_target_config
+from specexit.schemas.train import MeshConfig
+from specexit.tiny.traces import render_response, write_trace
+
+
+def linear(kernel: np.ndarray) -> Linear:
+    made = Linear(*kernel.shape, rngs=nnx.Rngs(0))
+    made.kernel[...] = jnp.asarray(kernel)
+    made.quantize()
+    return made
+
+
+def test_what_int8_can_say_is_exact() -> None:
+    rng = np.random.default_rng(0)
+    x, kernel = (rng.integers(-127, 128, size).astype(np.float32) for size in ((2, 5, 16), (16, 8)))
+    # Qwix scales by the largest value / 127.5: so a step is 1, and what is rounded meets zeros.
+    x[..., :2], kernel[:2] = (127.5, 0), ((0,), (127.5,))
+    scales = 2.0 ** rng.integers(-3, 4, 8)  # each column has its own
+    np.testing.assert_array_equal(linear(kernel * scales)(jnp.asarray(x)), (x @ kernel * scales).astype(np.float32))
+
+
+def test_rounding_is_that_of_127_steps() -> None:
+    rng = np.random.default_rng(1)
+    x, kernel = rng.normal(size=(4, 32, 256)), rng.normal(size=(256, 64))
+    exact = x @ kernel
+    # A row or column of 256 normal values reaches to about 2.9, so a step is 0.023, its rounding has a deviation of
+    # 0.023 / sqrt(12) = 0.0066 of the values', and there are two factors: 0.0093.
+    for dtype, worst in ((jnp.float32, 0.011), (jnp.bfloat16, 0.012)):
+        ours = np.asarray(linear(kernel)(jnp.asarray(x, dtype)).astype(jnp.float32))
+        assert 0.007 < np.linalg.norm(ours - exact) / np.linalg.norm(exact) < worst
+
+
+@pytest.fixture(scope="module")
+def reasoners() -> tuple[Target, Target]:
+    """The tiny reasoner as it is, and in int8."""
+    return load_target(tiny.MODEL_DIR), load_target(tiny.MODEL_DIR, int8=True)
+
+
+def test_only_the_layers_products_are_int8(reasoners: tuple[Target, Target]) -> None:
+    plain, small = reasoners
+    assert {part.kernel[...].dtype for part in linears(small)} == {jnp.dtype("int8")}
+    before, after = ({k: v for k, v in nnx.to_pure_dict(nnx.state(t)).items() if k != "layers"} for t in reasoners)
+    jax.tree.map(np.testing.assert_array_equal, before, after)
+    shapes = nnx.to_pure_dict(nnx.state(abstract_target(plain.shape, int8=True)))
+    found = nnx.to_pure_dict(nnx.state(small))
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), shapes) == jax.tree.map(lambda x: (x.shape, x.dtype), found)
+
+
+def test_on_a_mesh_it_is_the_same(reasoners: tuple[Target, Target]) -> None:
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    on_mesh = load_target(tiny.MODEL_DIR, mesh=mesh, int8=True)
+    jax.tree.map(np.testing.assert_array_equal, *(nnx.to_pure_dict(nnx.state(t)) for t in (on_mesh, reasoners[1])))
+
+
+def test_the_reasoner_still_knows_what_comes_next(reasoners: tuple[Target, Target]) -> None:
+    tokenizer = load_target_config("tiny-reasoner").tokenizer()
+    texts = []
+    for i, problem in enumerate(tiny.problems("draft", 8)):
+        response = render_response(problem, write_trace(random.Random(i), problem))
+        texts.append(tokenizer.encode(tiny.prompt_text(problem.question) + response)[:128])
+    tokens = jnp.asarray(texts)
+    positions, ones = jnp.broadcast_to(jnp.arange(128), tokens.shape), jnp.ones_like(tokens)
+    (exact, aux), (ours, ours_aux) = (
+        nnx.jit(lambda t: t(tokens, positions, ones, aux_layers=(2, 3, 4)))(target) for target in reasoners
+    )
+    assert aux is not None
+    assert ours_aux is not None
+    for a, b in zip(jnp.split(ours_aux, 3, axis=-1), jnp.split(aux, 3, axis=-1), strict=True):
+        assert 0 < jnp.linalg.norm(a - b) / jnp.linalg.norm(b) < 0.03  # 0.016 to 0.021 were seen
+    logits, small = exact @ reasoners[0].head(), ours @ reasoners[0].head()
+    assert jnp.mean(jnp.argmax(logits, axis=-1) == jnp.argmax(small, axis=-1)) > 0.98  # 0.995 was seen
+
+
+@pytest.mark.parametrize(("recipe", "saved"), [("qwen3-4b-v5e-16", 0.17), ("r1-llama-8b-v5e-16", 0.20)])
+def test_the_bound_falls_by_half_of_the_products(recipe: str, saved: float) -> None:
+    config = load(PlanConfig, REPOSITORY / "configs" / "recipes" / f"{recipe}.yaml")
+    shapes = shapes_of(config, load_target_config(config.target))
+    mesh = jax.sharding.AbstractMesh((1, 16, 1, 1), AXES)
+    seconds = {}
+    for int8 in (False, True):
+        config = config.model_copy(update={"target_int8": int8})
+        seconds[int8] = compute_seconds(step_work(config, shapes, mesh), CHIPS["v5e"])
+    assert saved < 1 - seconds[True] / seconds[False] < saved + 0.01
