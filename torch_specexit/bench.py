@@ -156,7 +156,8 @@ def trials_of(config: BenchConfig, target: TargetConfig, traces: Sequence[Trace]
         how = target.trial.get(kind) or target.trial.get(kind.partition(":")[0])
         ids = tokenizer.encode(how.text, add_special_tokens=False) if how and how.text else []
         limit = how.max_tokens if how else longest_response(config, target)
-        found[kind] = {"ids": ids, "max_tokens": limit, "stop": how.stop if how else ()}
+        stop, close = (how.stop, how.close) if how else ((), "")
+        found[kind] = {"ids": ids, "max_tokens": limit, "stop": stop, "close": close}
     return tuple(found[trace.answer_kind] for trace in traces)
 
 

@@ -187,6 +187,12 @@ def test_a_trial_is_made_as_the_target_says(trace: Trace) -> None:
     assert chain.answer(Said(TOKENIZER.encode("\\boxed{7}"), finished=True)) == "7"
 
 
+def test_a_trial_is_closed_as_the_target_says(trace: Trace) -> None:
+    forced = tuple(TOKENIZER.encode("\\boxed{"))
+    chain = Chain(Problem("a", trace.prompt_ids, Trial(forced, 8, (".",), "}")), MARKS)
+    assert chain.answer(Said(TOKENIZER.encode("7."), finished=True)) == "7"
+
+
 def test_out_of_tokens_is_out_of_tokens(trace: Trace) -> None:
     short = replace(MARKS, max_new_tokens=trace.boundaries[2])
     result = run(trace, "kth-boundary", short, k=9)

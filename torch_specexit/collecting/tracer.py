@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
-from specexit.data.answers import agree, extract_answer, plainly_same
+from specexit.data.answers import agree, close_trial, extract_answer, plainly_same
 from specexit.data.boundaries import next_boundary
 from specexit.data.prompts import Prompt
 from specexit.data.rows import FreeTrial, Trace, fill_untried, infer_agrees
@@ -198,7 +198,7 @@ class Tracer:
         forced = self.tokenizer.encode(how.text, add_special_tokens=False) if how.text else []
         prefix = [*trace.prompt_ids, *trace.think_ids[: trace.boundaries[i]], self.think.end, *forced]
         response = await self._generate(prefix, Decoding(how.max_tokens, stop=how.stop))
-        text = _closed(how, self._text(response.ids))
+        text = how.text + close_trial(self._text(response.ids), how.stop, how.close)
         answer = extract_answer(text, trace.answer_kind, ask.prompt.choices)
         confidence, tokens = answer_confidence(response.logprobs), len(response.ids)
         if response.finish_reason != "stop":
@@ -232,11 +232,3 @@ class Tracer:
         if self.config.boundaries == "refine":
             found["stride"] = self.config.stride
         return json.dumps(found | {"free": [asdict(trial) for trial in free]})
-
-
-def _closed(how: TrialConfig, text: str) -> str:
-    """What a trial says: the forced text and what followed, closed where it stopped."""
-    ends = [text.index(stop) for stop in how.stop if stop in text]
-    if how.close and ends:
-        text = text[: min(ends)] + how.close
-    return how.text + text

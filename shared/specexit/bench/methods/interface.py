@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from jaxtyping import Float
 
-from specexit.data.answers import extract_answer, same_answer
+from specexit.data.answers import close_trial, extract_answer, same_answer
 from specexit.data.traces import Trace
 from specexit.errors import InputError
 from specexit.method.decision import Policy
@@ -74,6 +74,8 @@ class Trial:
     """One that is cut off here states no answer."""
     stop: tuple[str, ...] = ()
     """Text behind which it ends as well."""
+    close: str = ""
+    """Put in the place of that text before the answer is read."""
 
 
 @dataclass(frozen=True)
@@ -256,7 +258,9 @@ class Chain:
 
     def answer(self, trial: Said) -> str | None:
         """The answer in a trial; None where it was cut off or states none."""
-        text = self.marks.decode([*self.problem.trial.ids, *trial.token_ids])
+        how = self.problem.trial
+        said = close_trial(self.marks.decode(trial.token_ids), how.stop, how.close)
+        text = self.marks.decode(list(how.ids)) + said
         return extract_answer(text, self.problem.answer_kind, self.problem.choices) if trial.finished else None
 
     def conclude(self) -> Asks:
