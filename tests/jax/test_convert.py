@@ -1,7 +1,6 @@
 """Between orbax and draft directories, both ways: every bit, on every mesh, and nothing that is not named."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +24,7 @@ from specexit.drafts.tensors import FLOATS, WEIGHTS, sha256_of
 from specexit.schemas.convert import ConvertConfig
 from specexit.schemas.target import load_target_config, save_target
 from specexit.schemas.train import MeshConfig
+from tests.jax.devices import simulated
 
 TINY = {"hidden_size": 192, "target_hidden_size": 192, "vocab_size": 640, "draft_vocab_size": 128, "head_dim": 16}
 GEOMETRIES = {
@@ -174,9 +174,8 @@ for name, mesh in (("8 x 1 x 1", MeshConfig(data=8)), ("2 x 2 x 2", MeshConfig(d
 def test_every_mesh_writes_and_reads_the_same_bits(tmp_path, write_run):
     run = write_run("fc")
     convert(ConvertConfig(run=run, out=tmp_path / "draft", dtype="float32"))
-    flags = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-c", MESHES, str(tmp_path / "draft"), str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, env=flags)
+    done = subprocess.run(command, capture_output=True, text=True, env=simulated(8))
     assert done.returncode == 0, done.stderr
     expected = json.loads((tmp_path / "draft" / "convert.json").read_text())["parameters_sha256"]
     assert done.stdout.split() == [expected] * 2  # one device wrote the first, eight devices the others

@@ -5,7 +5,6 @@ About two minutes on two cores: nine processes that train a very small draft, 21
 
 import dataclasses
 import json
-import os
 import shutil
 import signal
 import socket
@@ -20,6 +19,7 @@ import yaml
 from jax_specexit.training.checkpoint import restore_params
 from specexit.data.packing import read_meta
 from specexit.schemas.train import TrainConfig
+from tests.jax.devices import simulated
 
 STEPS, BATCH, KILLED_AT, TERMINATED_AT = 16, 8, 5, 9
 ACROSS, WITHIN = {"data": 1, "fsdp": 4, "tensor": 2}, {"data": 1, "fsdp": 2, "tensor": 2}
@@ -73,9 +73,7 @@ class Job:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             coordinator = f"127.0.0.1:{free.getsockname()[1]}"
-        environment = os.environ | {
-            "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        environment = simulated(4) | {
             # What one launch has compiled, the next ones load.
             "JAX_COMPILATION_CACHE_DIR": str(self.out.parent / "compiled"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 import yaml
 
 from specexit.schemas.train import TrainConfig
+from tests.jax.devices import simulated
 
 TIME, HIDDEN = 128, 32
 """Of the test's recipe: tokens of a packed row, which no parameter has as a dimension, and the width of the models."""
@@ -22,9 +22,8 @@ def found(base_recipe: TrainConfig, tmp_path_factory: pytest.TempPathFactory) ->
     """All that `eight.py` reports, and under ``stderr`` what the compiler had to say."""
     recipe = tmp_path_factory.mktemp("eight") / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(base_recipe.model_dump(mode="json") | {"steps": 20, "loss_chunk": 32}))
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     script = Path(__file__).with_name("eight.py")
-    done = subprocess.run([sys.executable, script, recipe], env=environment, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, script, recipe], env=simulated(8), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout) | {"stderr": done.stderr}
 

@@ -1,7 +1,6 @@
 """The training run as its users meet it: killed and continued, on one device and on eight, and refused when wrong."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ from jax_specexit.training.train import train
 from specexit.config import ConfigError
 from specexit.data.packing import PackError
 from specexit.schemas.train import TrainConfig
+from tests.jax.devices import simulated
 
 
 def losses(run: Path) -> dict[int, float]:
@@ -39,11 +39,7 @@ def stop(self, step, metrics):
 module.Metrics.advance = stop
 module.train(load(TrainConfig, Path({str(path)!r})))
 """
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-    }
-    return subprocess.run([sys.executable, "-c", script], env=environment).returncode
+    return subprocess.run([sys.executable, "-c", script], env=simulated(devices)).returncode
 
 
 @pytest.fixture(scope="module")
