@@ -359,7 +359,8 @@ def test_metrics_count_outcomes_and_both_estimates_of_what_was_saved():
         common = {"model_name": "tiny"} | ({} if "result" in labels else {"engine": "0"})
         return registry.get_sample_value(f"vllm:specexit_{name}", common | labels)
 
-    assert [value("requests_total", outcome=name) for name in OUTCOMES] == [2, 0, 0, 1, 0, 0]
+    counted = {name: value("requests_total", outcome=name) for name in OUTCOMES}
+    assert counted == dict.fromkeys(OUTCOMES, 0) | {"exit": 2, "natural_end": 1}
     assert value("thinking_tokens_sum", outcome="exit") == 120
     assert value("exit_validity_sum") == pytest.approx(1.8)
     assert value("exit_remaining_bucket", le="2.0") == 0
