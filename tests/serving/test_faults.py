@@ -109,7 +109,7 @@ DAMAGES = {
     "newer format": (config(specexit__format_version=2), r"format_version is 2, expected 1"),
     "fewer signals": (config(specexit__signals=["validity"]), r"specexit\.signals is \['validity'\]"),
     "no such start marker": (config(specexit__think_start="<ponder>"), r"think marker '<ponder>' is \d+ tokens"),
-    "no such end marker": (config(specexit__think_end="</ponder>"), r"think marker '</ponder>' is \d+ tokens"),
+    "end marker in a circle": (config(specexit__think_end="</think></think>"), r"end marker '</think></think>'"),
     "splits that no token has": (config(specexit__split_endings=["\u2603"]), "no token ends with"),
     "other hidden size": (config(target_hidden_size=128), "target_hidden_size is 128, .* has hidden_size 192"),
     "draft of another width": (config(hidden_size=96), " hidden_size is 96, but target t has hidden_size 192"),
@@ -146,7 +146,7 @@ def start(folder, target):
     config = read_config(folder)
     block = check_draft(config, folder, served)
     tokenizer = load_tokenizer(target.folder)
-    resolve(tokenizer, block.think_start, block.think_end, block.split_endings, block.split_connectors)
+    resolve(tokenizer, block.think_start, block.think_end, block.split_endings, block.split_connectors, several=True)
     return dict(checked(stored(folder / "model.safetensors"), config, folder))
 
 
@@ -178,7 +178,7 @@ def test_the_signal_rows_of_the_other_source_are_missed_as_well(write_random_dra
 
 
 @pytest.mark.vllm
-@pytest.mark.parametrize("damage", ["d2t beyond the vocabulary", "no such end marker"])
+@pytest.mark.parametrize("damage", ["d2t beyond the vocabulary", "no such start marker"])
 def test_a_damaged_draft_keeps_an_engine_from_starting(engines, drafts, tmp_path, damage):
     spoil, message = DAMAGES[damage]
     spoil(shutil.copytree(drafts / "draft", tmp_path / "damaged"))

@@ -15,7 +15,7 @@ def test_the_text_is_vllms_with_its_exits(source, engines, drafts, prompts):
     served = engines.main(source)[0]["requests"]
     exits = [i for i, request in enumerate(served) if request["outcome"]["outcome"] == "exit"]
     others = [i for i in range(len(served)) if i not in exits]
-    for i in (*exits[:2], *others[:1]):
+    for i in (exits[0], others[0]):
         found = model.generate(prompts[i], max_new_tokens=300, draft_tokens=3)
         assert found.ids == served[i]["ids"]
         assert found.exited == (i in exits)

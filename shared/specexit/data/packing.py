@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import threading
 import zipfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -234,6 +235,11 @@ def write_example(example: Example) -> bytes:
     return buffer.getvalue()
 
 
+_PARSING = threading.Lock()
+"""numpy parses each array's header with `ast`, whose recursion depth CPython 3.11 keeps for all threads together: where
+two threads of a loader parse at once, one of them may fail with a SystemError."""
+
+
 def read_example(record: bytes) -> Example:
     """The arrays of one record, see `specexit.data.sequences.Example`.
 
@@ -241,7 +247,7 @@ def read_example(record: bytes) -> Example:
       PackError: the record is damaged or holds other fields.
     """
     try:
-        with np.load(io.BytesIO(record)) as arrays:
+        with _PARSING, np.load(io.BytesIO(record)) as arrays:
             example = {name: arrays[name] for name in arrays.files}
     except (zipfile.BadZipFile, ValueError, OSError, EOFError) as error:
         raise PackError(f"packed example of {len(record)} bytes cannot be read: {error}") from error
