@@ -102,7 +102,7 @@ tiny-reasoner: $(VENV)/.demo-ready  ## Train the embedded target again from noth
 	@MALLOC_MMAP_THRESHOLD_=100000000000 MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_TOP_PAD_=500000000 \
 	  $(BIN)/python -m jax_specexit.tiny_reasoner
 
-tiny-mixed: $(VENV)/.demo-ready  ## Train the second embedded target, on from the first (about 10 minutes)
+tiny-mixed: $(VENV)/.demo-ready  ## Train the second embedded target, on from the first
 	@$(BIN)/python -m jax_specexit.tiny_reasoner problems=mixed init_from=shared/specexit/tiny/model out=runs/tiny-mixed \
 	  tokens=1670000 optimizer.muon_rate=0.01 optimizer.adam_rate=0.0015 optimizer.warmup=0.1 optimizer.decay=0.002
 	@$(BIN)/python -m jax_specexit.tiny_reasoner problems=mixed init_from=runs/tiny-mixed out=shared/specexit/tiny/mixed \

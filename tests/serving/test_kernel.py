@@ -54,7 +54,7 @@ POLICIES = [
 
 @modes
 def test_texts_and_outcomes_are_those_of_the_definition(kernel, source, smooth):
-    """With dropped steps, a margin, a transition text and loops. About 20 seconds for the three together."""
+    """With dropped steps, a margin, a transition text and loops."""
     change = {"smoothing": "ewma", "alpha": 0.4} if smooth else {}
     policies = [policy and policy.model_copy(update=change) for policy in POLICIES]
     strings = [("two", "three"), ("both",), ("three",)]
@@ -148,7 +148,7 @@ class Pair:
 def test_kernel_and_twin_agree_on_anything(kernel, source, smooth, padded):
     """Requests come, go, pause, come back under old names and go back to where they were; tokens are dense in markers
     and split tokens, none or all are accepted, rows are discarded, what lies behind is garbage; batches are smaller and
-    larger than a block. About 20 seconds for the six together."""
+    larger than a block."""
     rng = np.random.default_rng([len(source), smooth, padded])
     pair = Pair(kernel, source, smooth, transition=(5, 6) if padded else ())
     for step in range(20):
