@@ -1,0 +1,145 @@
+"""What Prometheus is told, without an engine."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from functools import partial
+from types import SimpleNamespace
+
+import pytest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, multiprocess
+
+from specexit.drafts.directory import SpecExitBlock
+from specexit.drafts.policy import PolicyFile, Serving
+from torch_specexit.plugin.frontend import server
+from torch_specexit.plugin.frontend.activity import Activity
+from torch_specexit.plugin.frontend.drafting import WINDOW
+from torch_specexit.plugin.frontend.metrics import AUDITS, OUTCOMES, ExitMetrics, record, token_buckets
+from torch_specexit.plugin.frontend.operation import Operation
+from torch_specexit.plugin.outcome import KEY
+
+NAMED = {"confidence": 0.1, "progress": 0.2, "remaining": 3.0, "validity": 0.9}
+
+
+def test_token_buckets_reach_as_far_as_the_context():
+    assert token_buckets(1000) == [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000]
+
+
+def test_metrics_count_outcomes_and_both_estimates_of_what_was_saved():
+    registry = CollectorRegistry()
+    logger = SimpleNamespace(
+        _counter_cls=partial(Counter, registry=registry),
+        _gauge_cls=partial(Gauge, registry=registry),
+        _histogram_cls=partial(Histogram, registry=registry),
+        per_engine_labelvalues={0: ["tiny", "0"]},
+        vllm_config=SimpleNamespace(model_config=SimpleNamespace(served_model_name="tiny", max_model_len=1024)),
+    )
+    metrics = ExitMetrics(logger)
+    exit_report = {"outcome": "exit", "thinking_tokens": 60, "signals": NAMED}
+    metrics.finished(0, exit_report)
+    metrics.finished(0, {"outcome": "natural_end", "thinking_tokens": 100, "signals": NAMED, "would_exit": 40})
+    metrics.finished(0, exit_report)
+    metrics.audited("changed")
+
+    def value(name, **labels):
+        common = {"model_name": "tiny"} | ({} if "result" in labels else {"engine": "0"})
+        return registry.get_sample_value(f"vllm:specexit_{name}", common | labels)
+
+    counted = {name: value("requests_total", outcome=name) for name in OUTCOMES}
+    assert counted == dict.fromkeys(OUTCOMES, 0) | {"exit": 2, "natural_end": 1}
+    assert value("thinking_tokens_sum", outcome="exit") == 120
+    assert value("exit_validity_sum") == pytest.approx(1.8)
+    assert value("exit_remaining_bucket", le="2.0") == 0
+    assert value("exit_remaining_bucket", le="5.0") == 2
+    assert value("estimated_tokens_saved_total", basis="remaining") == 6
+    # The first exit came before any shadow request; the second saves 60 for every 40 kept.
+    assert value("estimated_tokens_saved_total", basis="shadow") == 60 * 60 / 40
+    assert value("shadow_exits_total") == 1
+    assert [value("shadow_thinking_tokens_total", part=part) for part in ("before", "behind")] == [40, 60]
+    assert [value("audits_total", result=result) for result in AUDITS] == [0, 1, 0, 0, 0, 0]
+
+
+def test_metrics_say_what_is_served_and_when_it_is_not():
+    registry = CollectorRegistry()
+    kinds = {"_counter_cls": Counter, "_gauge_cls": Gauge, "_histogram_cls": Histogram}
+    metrics = ExitMetrics(
+        SimpleNamespace(
+            **{name: partial(kind, registry=registry) for name, kind in kinds.items()},
+            per_engine_labelvalues={0: ["tiny", "0"]},
+            vllm_config=SimpleNamespace(model_config=SimpleNamespace(served_model_name="tiny", max_model_len=1024)),
+        )
+    )
+
+    def value(name, **labels):
+        return registry.get_sample_value(f"vllm:specexit_{name}", {"model_name": "tiny"} | labels)
+
+    front = server.FrontEnd(Operation(SpecExitBlock(target="t"), PolicyFile(), Serving()), Activity())
+    front.activity.tell = metrics.active
+    metrics.watch(front)
+    assert value("active", reason="ok") == value("exits_made") == value("epsilon") == 1
+    assert value("certified") == value("hold_moves_total", move="shadow") == 0
+    front.activity.fail("failed", "a long story")
+    front.operation.switch("shadow")
+    metrics.finished(0, {"outcome": "exit", "thinking_tokens": 6, "signals": NAMED, "point": None, "certified": False})
+    assert value("active", reason="ok") == value("active", reason="failed") == value("exits_made") == 0
+    assert value("point_requests_total", engine="0", point="own", outcome="exit") == 1
+
+
+def test_acceptance_near_one_raises_an_alarm_once_and_its_end_is_said(caplog):
+    registry = CollectorRegistry()
+    kinds = {"_counter_cls": Counter, "_gauge_cls": Gauge, "_histogram_cls": Histogram}
+    logger = SimpleNamespace(
+        **{name: partial(kind, registry=registry) for name, kind in kinds.items()},
+        per_engine_labelvalues={0: ["tiny", "0"]},
+        vllm_config=SimpleNamespace(model_config=SimpleNamespace(served_model_name="tiny", max_model_len=1024)),
+    )
+    setattr(logger, KEY, ExitMetrics(logger))
+
+    def steps(n, accepted):
+        stats = SimpleNamespace(spec_decoding_stats=SimpleNamespace(num_drafts=n, num_accepted_tokens=accepted))
+        record(logger, stats, None, 0)
+        names = ("acceptance_length", "acceptance_near_one")
+        return [registry.get_sample_value(f"vllm:specexit_{name}", {"model_name": "tiny"}) for name in names]
+
+    assert steps(WINDOW - 1, 0) == [0, 0]  # too few to say anything
+    assert steps(1, 40) == [1 + 40 / WINDOW, 1]
+    assert steps(WINDOW, 0) == [1, 1]
+    assert steps(WINDOW, WINDOW) == [2, 0]
+    record(logger, SimpleNamespace(spec_decoding_stats=None), None, 0)  # a step without drafts
+    said = [json.loads(line.message) for line in caplog.records if "specexit_acceptance" in line.message]
+    assert [(line["near_one"], line["length"]) for line in said] == [(True, 1.02), (False, 2.0)]
+    assert "specexit verify" in said[0]["detail"]
+
+
+COUNTS_ONE_EXIT = """
+from types import SimpleNamespace
+from prometheus_client import Counter, Gauge, Histogram
+from torch_specexit.plugin.frontend.metrics import ExitMetrics
+
+model = SimpleNamespace(served_model_name="tiny", max_model_len=1024)
+logger = SimpleNamespace(
+    _counter_cls=Counter,
+    _gauge_cls=Gauge,
+    _histogram_cls=Histogram,
+    per_engine_labelvalues={0: ["tiny", "0"]},
+    vllm_config=SimpleNamespace(model_config=model),
+)
+signals = {"confidence": 0.1, "progress": 0.2, "remaining": 3.0, "validity": 0.9}
+ExitMetrics(logger).finished(0, {"outcome": "exit", "thinking_tokens": 60, "signals": signals})
+"""
+
+
+def test_metrics_of_several_api_server_processes_are_summed(tmp_path):
+    """As vLLM sums its own: through files in the folder that it names in the environment."""
+    environment = os.environ | {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+    for _ in range(2):
+        subprocess.run([sys.executable, "-c", COUNTS_ONE_EXIT], check=True, env=environment)
+    registry = CollectorRegistry()
+    multiprocess.MultiProcessCollector(registry, path=str(tmp_path))
+    labels = {"model_name": "tiny", "engine": "0"}
+    assert registry.get_sample_value("vllm:specexit_requests_total", labels | {"outcome": "exit"}) == 2
+    assert registry.get_sample_value("vllm:specexit_thinking_tokens_sum", labels | {"outcome": "exit"}) == 120
+    assert registry.get_sample_value("vllm:specexit_requests_total", labels | {"outcome": "length"}) == 0
