@@ -222,7 +222,7 @@ def test_what_the_config_leaves_open_is_the_target_s(inputs: Path) -> None:
     assert longest_response(open_, target) == 32768
     assert longest_response(config(inputs), target) == MAX_NEW_TOKENS
     ids = target.tokenizer().encode("So:")
-    assert trials_of(open_, target, traces) == ({"ids": ids, "max_tokens": 2048, "stop": ("```",)},)
+    assert trials_of(open_, target, traces) == ({"ids": ids, "max_tokens": 2048, "stop": ("```",), "close": ""},)
     # Without a trial of its own, an answer is written in full.
     assert trials_of(open_, target.model_copy(update={"trial": {}}), traces)[0]["max_tokens"] == 32768
     with pytest.raises(BenchError, match=r"sampling\.max_tokens is missing, expected it there or max_new_tokens="):
