@@ -1,58 +1,28 @@
 """``specexit calibrate``: the sample must support the claim, the files belong together, and what is stored says so."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import settings as property_settings
+from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
 from specexit.cli import run
 from specexit.data.rows import prompt_sha256
-from specexit.data.scores import Scores, draft_sha256, key_of, write_scores
-from specexit.data.traces import data_sha256, write_traces
+from specexit.data.scores import Scores, draft_sha256, read_scores, write_scores
+from specexit.data.traces import data_sha256, read_traces, write_traces
 from specexit.drafts.directory import read_config
 from specexit.drafts.policy import Selection, read_policy, write_policy
+from specexit.errors import InputError
 from specexit.method.calibrate import calibrate, calibrate_budget
 from specexit.method.decision import OFF
-from specexit.method.sample import SampleError
 from specexit.schemas.calibrate import CalibrateConfig
+from tests.shared.calibration import refused
 
 N = 400
-
-
-@pytest.fixture
-def setting(tmp_path, write_random_draft, make_trace):
-    """``setting(validity, agrees)``: paths of a draft, of traces with one early boundary each, and of their scores.
-
-    ``validity[i]`` is what the draft says there and ``agrees[i]`` whether the answer there is the final one. Further
-    fields of the traces may be functions of i.
-    """
-
-    def make(validity, agrees, *, source="draft", **changes):
-        draft = write_random_draft(tmp_path / "draft", "draft")
-        traces, signals = [], {}
-        for i, (value, agree) in enumerate(zip(validity, agrees, strict=True)):
-            answers = ["7" if agree else "8", "7", "7"]
-            fields = {"id": str(i), "prompt_ids": [1, i], "boundary_answers": answers}
-            fields |= {"boundary_agrees": [bool(agree), True, True]}
-            fields |= {name: change(i) if callable(change) else change for name, change in changes.items()}
-            traces.append(make_trace(**fields))
-            values = np.full((10, 4), 0.01, np.float32)
-            values[3, 3] = value
-            signals[key_of(traces[-1])] = values
-        write_traces(tmp_path / "traces.parquet", traces)
-        write_scores(tmp_path / "scores.parquet", Scores(source, draft_sha256(draft), signals))
-        return {"draft": draft, "traces": tmp_path / "traces.parquet", "scores": tmp_path / "scores.parquet"}
-
-    return make
-
-
-def refused(paths, message, **changes):
-    """The command refuses, and leaves the draft as it was."""
-    before = {path.name: path.read_bytes() for path in paths["draft"].iterdir()}
-    with pytest.raises(SampleError, match=message):
-        calibrate(CalibrateConfig(**paths, **changes))
-    assert {path.name: path.read_bytes() for path in paths["draft"].iterdir()} == before
 
 
 def test_the_boldest_certified_threshold_is_written_with_its_guarantee(setting, capsys):
@@ -236,49 +206,6 @@ def test_a_policy_beyond_the_risk_has_no_price(setting, capsys):
     assert "would break the risk" in " ".join(capsys.readouterr().out.split())
 
 
-def free(boundary, *, same):
-    return json.dumps({"text": "x", "free": [{"boundary": boundary, "answer": "7", "same": same, "tokens": 9}]})
-
-
-def test_what_whole_answers_contradict_is_carried_into_the_bound(setting, capsys):
-    """300 of 1,000 prompts were asked in full, one of them says otherwise."""
-    n = 1000
-    asked = {"trial": lambda i: '{"text": "x"}' if i >= 300 else free(1, same=i > 0)}
-    paths = setting(np.full(n, 0.9), [True] * n, **asked)
-    carried = calibrate(CalibrateConfig(**paths, epsilon=0.05)).point().certificate
-    noise = scipy_stats.beta.ppf(0.95, 2, 299)
-    trial = 1 - 0.05 ** (1 / n)
-    assert carried.bound == pytest.approx(noise + trial)
-    assert (carried.answers, carried.n_whole) == ("whole", 300)
-    ignored = calibrate(CalibrateConfig(**paths, epsilon=0.05, label_noise="ignore")).point().certificate
-    assert (ignored.answers, ignored.n_whole, ignored.whole_contradictions) == ("trial", 300, 1)
-    assert ignored.bound == pytest.approx(1 - 0.1 ** (1 / n))
-    too_few = r"contradict trial answers at a rate of up to 1\.\d+%, which leaves nothing"
-    refused(paths, too_few, epsilon=0.01, label_noise="require")
-    assert calibrate(CalibrateConfig(**paths, epsilon=0.01)).point().certificate.answers == "trial"
-    said = " ".join(capsys.readouterr().out.split())
-    assert "the risk of trial answers (1 of 300 whole answers contradict them) is at most" in said
-
-
-def test_comparisons_that_are_required_have_to_be_there(setting):
-    paths = setting(np.full(N, 0.9), [True] * N)
-    refused(paths, "no trial was compared with the answer written in full", label_noise="require")
-
-
-def test_a_contradiction_where_the_trial_disagrees_is_none(setting):
-    """An exit there counts as an error anyway."""
-    paths = setting(np.full(N, 0.3), [False] * N, trial=lambda i: free(i % 2, same=i % 2 == 1))
-    certificate = calibrate(CalibrateConfig(**paths, epsilon=0.1)).point().certificate
-    assert certificate is None or certificate.n_whole == N // 2
-
-
-def test_trials_with_nothing_forced_are_whole_answers(setting):
-    paths = setting(np.full(N, 0.9), [True] * N, trial='{"text": "", "max_tokens": 24}')
-    stored = calibrate(CalibrateConfig(**paths))
-    assert stored.point().certificate.answers == "whole"
-    assert stored.trial == {"math": {"text": "", "max_tokens": 24}}
-
-
 def test_accuracy_lost_counts_only_right_answers_that_turn_wrong(setting):
     paths = setting(np.full(N, 0.995), [False] * N, reference="8", correct=False)
     assert calibrate(CalibrateConfig(**paths)).point().certificate is None
@@ -316,6 +243,56 @@ def test_what_does_not_belong_together_is_refused(setting, changes, message):
     with pytest.raises(ValueError, match=message):
         calibrate(CalibrateConfig(**paths))
     assert not (paths["draft"] / "policy.json").exists()
+
+
+NOWHERE = {
+    "boundaries": [],
+    "boundary_answers": [],
+    "boundary_agrees": [],
+    "boundary_state": [],
+    "boundary_confidence": [],
+}
+FLAWS = {
+    "unfinished": lambda traces: [replace(trace, finish_reason="length") for trace in traces[20:]] + traces[:20],
+    "no answers": lambda traces: [replace(trace, answer=None, correct=False) for trace in traces],
+    "no boundaries": lambda traces: [replace(trace, **NOWHERE) for trace in traces[9:]] + traces[:9],
+    "a copy": lambda traces: [*traces, traces[0]],
+    "one prompt": lambda traces: [replace(trace, prompt_ids=[1, 2]) for trace in traces],
+    "few prompts": lambda traces: [replace(trace, prompt_ids=[1, i % 50]) for i, trace in enumerate(traces)],
+    "two samplings": lambda traces: [replace(traces[0], sampling='{"temperature": 1}'), *traces[1:]],
+}
+FALSE_SCORES = {
+    "of another draft": lambda scores: replace(scores, draft_sha256="0" * 64),
+    "of another source": lambda scores: replace(scores, source="fc"),
+    "of other traces": lambda scores: replace(scores, signals={f"x{key}": row for key, row in scores.signals.items()}),
+}
+
+
+def test_whatever_is_wrong_with_the_files_nothing_is_certified(setting):
+    """Traces and scores that would carry a certificate, spoilt in any number of ways at once."""
+    paths = setting(np.full(150, 0.995), [True] * 150)
+    good_traces, good_scores = read_traces(paths["traces"]), read_scores(paths["scores"])
+    written = paths["draft"] / "policy.json"
+
+    @property_settings(max_examples=15)
+    @given(st.sets(st.sampled_from(sorted(FLAWS))), st.sets(st.sampled_from(sorted(FALSE_SCORES)), max_size=1))
+    def check(flaws, false):
+        traces, scores = good_traces, good_scores
+        for flaw in flaws:
+            traces = FLAWS[flaw](traces)
+        for flaw in false:
+            scores = FALSE_SCORES[flaw](scores)
+        write_traces(paths["traces"], traces)
+        write_scores(paths["scores"], scores)
+        written.unlink(missing_ok=True)
+        if flaws or false:
+            with pytest.raises(InputError):
+                calibrate(CalibrateConfig(**paths))
+        else:
+            assert calibrate(CalibrateConfig(**paths)).point().certificate is not None
+        assert written.exists() == (not flaws and not false)
+
+    check()
 
 
 def test_prompts_that_chose_the_checkpoint_are_refused(setting, make_trace):

@@ -19,7 +19,7 @@ from specexit.method.certify import (
     required_n,
 )
 from specexit.method.decision import Policy, exit_position
-from specexit.method.sample import Prompts, Sample, SampleError
+from specexit.method.sample import Compared, Prompts, Sample, SampleError
 from specexit.method.splits import ThinkTokens
 
 TAUS = (0.99, 0.9, 0.7, 0.5, 0.3)
@@ -241,6 +241,31 @@ def test_so_it_is_with_several_samples_a_prompt_and_with_groups():
     ours, naive = violations(grouped, of_group, claim, 300, Prompts(300, single=True, groups=names))
     assert ours <= 0.1 + 0.052
     assert naive > 0.5  # the average hides the worse group
+
+
+def test_so_it_is_with_whole_answers_that_contradict_their_trials():
+    """Half of the prompts were asked in full where the policy exits; what is claimed is the risk of whole answers.
+
+    The bolder a policy, the likelier its whole answers contradict: 4 % at most. Claims on trial answers know nothing of
+    it and are broken more often than not.
+    """
+    rng = np.random.default_rng(2)
+    prompts, n, risks = Prompts(600, single=True), 600, RISKS[::2]
+    shares = risks / risks.max()
+    whole = risks / 2 + 0.04 * shares * (1 - risks / 2)
+    broken = {True: 0, False: 0}
+    for _ in range(150):
+        errs, contradicts, asked = rng.random(n), rng.random(n), rng.random(n) < 0.5
+        losses = [(errs < risk / 2).astype(float) for risk in risks]
+        said = [(contradicts < 0.04 * share) & (loss == 0) for share, loss in zip(shares, losses, strict=True)]
+        for carried in broken:
+            claim = Claim("answer_changed", 0.06, 0.1, noise=0.01 if carried else 0.0)
+            compared = [Compared(asked, asked & each) if carried else None for each in said]
+            p_values = [p_value(prompts, loss, claim, seen) for loss, seen in zip(losses, compared, strict=True)]
+            chosen = fixed_sequence(p_values, claim.counted_delta)
+            broken[carried] += chosen is not None and whole[chosen] > claim.epsilon
+    assert broken[True] / 150 <= 0.1 + 0.074  # three standard errors of 150 draws
+    assert broken[False] / 150 > 0.5
 
 
 @given(st.integers(1, 400), st.data())

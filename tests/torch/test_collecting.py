@@ -182,6 +182,16 @@ def test_prompts_that_have_changed(server, tmp_path):
         collect(config(server, tmp_path / "out", **asked))
 
 
+def test_the_groups_that_a_certificate_is_for_are_the_prompts_own(server, tmp_path):
+    """A column of its own, else the task."""
+    prompts, questions = tmp_path / "prompts.jsonl", list(server.pretender.problems)
+    rows = [{"group": "easy", "task": "sums"}, {"group": "hard", "task": "sums"}, {"task": "sums"}, {}]
+    written = [{"id": str(i), "prompt": questions[i]} | row for i, row in enumerate(rows)]
+    prompts.write_text("\n".join(map(json.dumps, written)))
+    collect(config(server, tmp_path / "out", split=None, n=None, prompts=str(prompts)))
+    assert [trace.group for trace in read_traces(tmp_path / "out")] == ["easy", "hard", "sums", None]
+
+
 def test_a_file_that_was_changed_is_not_taken_for_finished(server, tmp_path):
     collect(config(server, tmp_path / "out"))
     path = tmp_path / "out" / "traces-00001.parquet"

@@ -69,8 +69,8 @@ class Certificate(Config):
         default="trial",
         description="trial: the risk is of trial answers; whole: the bound covers answers written in full as well",
     )
-    n_whole: int = Field(default=0, ge=0, description="prompts on which a trial that agrees was compared with it")
-    whole_contradictions: int = Field(default=0, ge=0, description="of these, on how many it says something else")
+    n_whole: int = Field(default=0, ge=0, description="prompts that were also asked for it where the policy exits")
+    whole_contradictions: int = Field(default=0, ge=0, description="of these, on how many it contradicts its trial")
     thinking_cut: float | None = Field(default=None, description="share of the thinking that it saves on these traces")
     exits: float | None = Field(default=None, description="share of these traces that exit early")
 

@@ -36,12 +36,12 @@ from specexit.drafts.policy import (
     read_policy,
     write_policy,
 )
-from specexit.method.certify import CertificateError, Claim, certify, check_size, label_noise_bound, prompts_for
+from specexit.method.certify import CertificateError, Certified, Claim, certify, check_size, prompts_for, worst_noise
 from specexit.method.decision import OFF, Policy
 from specexit.method.policies.budget import budget_policy
 from specexit.method.policies.validity import VALIDITY_GRID
 from specexit.method.replay import Replay
-from specexit.method.sample import Sample
+from specexit.method.sample import Compared, Sample
 from specexit.method.signals import column
 from specexit.method.simulate import Point, loss, mean_known, summarise
 from specexit.schemas.calibrate import CalibrateConfig
@@ -111,18 +111,19 @@ def choose(
     shared = config.model_dump(include={"smoothing", "alpha", "patience", "min_thinking_tokens"})
     policies = [Policy(thresholds={"validity": tau}, **shared) for tau in VALIDITY_GRID]
     whole = _written_in_full(trial)
-    asked, contradicted = (0, 0) if whole else sample.label_noise()
-    claims = [_claim(sample, config, epsilon, asked, contradicted) for epsilon in config.epsilon]
-    losses = [sample.play(policy, config.risk) for policy in policies]
+    outcomes = [sample.replay.play(policy) for policy in policies]
+    losses = [sample.losses(outcome, config.risk) for outcome in outcomes]
+    seen = [sample.compared(outcome) for outcome in outcomes] if sample.has_free_trials and not whole else None
+    claims = [_claims(sample, config, epsilon, seen) for epsilon in config.epsilon]
     points, remarks = [], []
-    for claim in claims:
+    for either in claims:
+        claim, found = _boldest(sample, policies, either, losses, seen)
         name = f"risk-{claim.epsilon:g}"
-        found = certify(sample, policies, claim, losses)
         if found is None:
             points.append(OperatingPoint(name=name, policy=Policy(thresholds=OFF.thresholds, **shared)))
             remarks.append(_nothing(sample, config, claim))
             continue
-        policy = policies[found.index]
+        policy, told = policies[found.index], seen[found.index] if seen else None
         point = summarise(sample.replay, policy, sample.replay.play(policy))
         certificate = Certificate(
             risk=config.risk,
@@ -137,31 +138,54 @@ def choose(
             n_unjudged=sum(sample.unjudged.values()),
             groups=found.groups,
             answers="whole" if whole or claim.noise else "trial",
-            n_whole=asked,
-            whole_contradictions=contradicted,
+            n_whole=int(told.asked.sum()) if told else 0,
+            whole_contradictions=int(told.contradicted.sum()) if told else 0,
             thinking_cut=point.thinking_cut,
             exits=point.exits,
         )
         points.append(OperatingPoint(name=name, policy=policy, certificate=certificate))
-        remarks.append(_certified(config, points[-1], point) + _next(sample, policies, losses, found.index, claim))
+        remarks.append(
+            _certified(config, points[-1], point) + _next(sample, policies, losses, found.index, claim, seen)
+        )
     return points, remarks
 
 
-def _claim(sample: Sample, config: CalibrateConfig, epsilon: float, asked: int, contradicted: int) -> Claim:
-    """The claim on whole answers where the comparisons carry it, else on trial answers."""
+def _boldest(
+    sample: Sample,
+    policies: Sequence[Policy],
+    claims: Sequence[Claim],
+    losses: Sequence[np.ndarray],
+    seen: Sequence[Compared] | None,
+) -> tuple[Claim, Certified | None]:
+    """The first of the claims of which a policy can be certified, with that policy; else the last one."""
+    for claim in claims[:-1]:
+        found = certify(sample, policies, claim, losses, seen if claim.noise else None)
+        if found is not None:
+            return claim, found
+    return claims[-1], certify(sample, policies, claims[-1], losses, seen if claims[-1].noise else None)
+
+
+def _claims(
+    sample: Sample, config: CalibrateConfig, epsilon: float, compared: Sequence[Compared] | None
+) -> list[Claim]:
+    """What is to be shown: of whole answers where the comparisons carry it, and else of trial answers."""
     bare = Claim(config.risk, epsilon, config.delta)
-    if config.label_noise == "require" and not asked:
+    if config.label_noise == "require" and compared is None:
         raise CertificateError(f"{config.traces}: no trial was compared with the answer written in full")
-    if asked and config.label_noise != "ignore":
-        carried = Claim(config.risk, epsilon, config.delta, label_noise_bound(asked, contradicted, config.delta))
+    claims = []
+    if compared is not None and config.label_noise != "ignore":
+        least = min(worst_noise(sample.prompts, each, config.delta) for each in compared)
+        carried = Claim(config.risk, epsilon, config.delta, least)
         try:
             check_size(sample, carried)
-            return carried
+            claims.append(carried)
         except CertificateError:
             if config.label_noise == "require":
                 raise
-    check_size(sample, bare)
-    return bare
+    if config.label_noise != "require":
+        check_size(sample, bare)
+        claims.append(bare)
+    return claims
 
 
 def _check_draft(config: CalibrateConfig, block: SpecExitBlock, scores: StoredScores) -> None:
@@ -286,7 +310,14 @@ def _nothing(sample: Sample, config: CalibrateConfig, claim: Claim) -> str:
     )
 
 
-def _next(sample: Sample, policies: Sequence[Policy], losses: Sequence[np.ndarray], chosen: int, claim: Claim) -> str:
+def _next(
+    sample: Sample,
+    policies: Sequence[Policy],
+    losses: Sequence[np.ndarray],
+    chosen: int,
+    claim: Claim,
+    seen: Sequence[Compared] | None,
+) -> str:
     """What the next point of cut would cost."""
     total = sample.replay.n_think.sum()
     kept = sample.replay.play(policies[chosen]).kept.sum()
@@ -294,7 +325,7 @@ def _next(sample: Sample, policies: Sequence[Policy], losses: Sequence[np.ndarra
         more = (kept - sample.replay.play(policies[i]).kept.sum()) / total
         if more < NEXT_CUT:
             continue
-        n = prompts_for(sample.prompts, losses, chosen + 1, i, claim)
+        n = prompts_for(sample.prompts, losses, chosen + 1, i, claim, seen if claim.noise else None)
         if n is None:
             return f" {more:.1%} more would break the risk that was observed, however many prompts there are."
         return f" {more:.1%} more would take about {n} prompts."

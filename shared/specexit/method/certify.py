@@ -9,7 +9,8 @@ in our study, picking "observed risk <= epsilon" exceeded epsilon in 45 % of dra
 P-values are exact binomial tails where each prompt has one trace, and Hoeffding-Bentkus where it has several and its
 loss is a share. With groups, the hypothesis is "the risk in some group is above epsilon", and its p-value the largest
 of the groups' (an intersection-union test). Where trial answers were forced and some were compared with the answer
-written in full, half of delta pays for a bound on how often the two contradict, and that bound is taken off epsilon.
+written in full, half of delta pays for a bound on how often the two contradict where the policy exits, in each group,
+and that bound is taken off epsilon.
 """
 
 from __future__ import annotations
@@ -17,14 +18,15 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 from jaxtyping import Float
 
 from specexit.drafts.policy import GroupRisk, Risk
 from specexit.method.decision import Policy
-from specexit.method.sample import Prompts, Sample, SampleError
+from specexit.method.sample import Compared, Prompts, Sample, SampleError
 from specexit.method.statistics import binomial_tail, binomial_upper_bound, hoeffding_bentkus, mean_upper_bound
 
 
@@ -86,15 +88,31 @@ def fixed_sequence(p_values: Sequence[float], delta: float) -> int | None:
     return len(p_values) - 1 if p_values else None
 
 
+@cache
 def label_noise_bound(n: int, contradictions: int, delta: float) -> float:
     """Bound on how often the whole answer contradicts a trial that agrees; half of delta is spent on it."""
     return binomial_upper_bound(contradictions, n, delta / 2)
 
 
-def p_value(prompts: Prompts, losses: Float[np.ndarray, " prompts"], claim: Claim) -> float:
-    """Of "the policy's risk is above epsilon", in some group where there are groups; from its loss on each prompt."""
-    parts = _parts(prompts, losses).values()
-    return max(share_p_value(float(part.sum()), len(part), claim, single=prompts.single) for part in parts)
+def worst_noise(prompts: Prompts, compared: Compared, delta: float) -> float:
+    """The largest `label_noise_bound` of any group."""
+    nothing = Claim("answer_changed", 0.0, delta)
+    return max((of.noise for _, of in _parts(prompts, np.zeros(prompts.n), nothing, compared).values()), default=1.0)
+
+
+def p_value(
+    prompts: Prompts, losses: Float[np.ndarray, " prompts"], claim: Claim, compared: Compared | None = None
+) -> float:
+    """Of "the policy's risk is above epsilon", in some group where there are groups; from its loss on each prompt.
+
+    Args:
+      prompts: that can judge.
+      losses: the policy's.
+      claim: what is to be shown.
+      compared: the policy's, where the claim is on answers written in full; it replaces the claim's noise.
+    """
+    parts = _parts(prompts, losses, claim, compared).values()
+    return max(share_p_value(float(part.sum()), len(part), of, single=prompts.single) for part, of in parts)
 
 
 def share_p_value(total: float, n: int, claim: Claim, *, single: bool) -> float:
@@ -106,16 +124,25 @@ def share_p_value(total: float, n: int, claim: Claim, *, single: bool) -> float:
       claim: what is to be shown.
       single: whether every prompt has one trace, so that its loss is 0 or 1.
     """
+    if claim.counted_epsilon <= 0:
+        return 1.0
     if single:
         return binomial_tail(round(total), n, claim.counted_epsilon)
     return hoeffding_bentkus(total, n, claim.counted_epsilon)
 
 
-def _parts(prompts: Prompts, losses: np.ndarray) -> dict[str, np.ndarray]:
-    if prompts.groups is None:
-        return {"": losses}
-    names = np.array(prompts.groups)
-    return {str(name): losses[names == name] for name in np.unique(names)}
+def _parts(
+    prompts: Prompts, losses: np.ndarray, claim: Claim, compared: Compared | None
+) -> dict[str, tuple[np.ndarray, Claim]]:
+    """Each group's losses, and what is to be shown of it."""
+    names, found = np.array(prompts.groups or [""] * prompts.n), {}
+    for name in np.unique(names):
+        rows, of = names == name, claim
+        if compared is not None:
+            asked, contradicted = int(compared.asked[rows].sum()), int(compared.contradicted[rows].sum())
+            of = replace(claim, noise=label_noise_bound(asked, contradicted, claim.delta))
+        found[str(name)] = losses[rows], of
+    return found
 
 
 def check_size(sample: Sample, claim: Claim) -> None:
@@ -142,7 +169,11 @@ def check_size(sample: Sample, claim: Claim) -> None:
 
 
 def certify(
-    sample: Sample, policies: Sequence[Policy], claim: Claim, losses: Sequence[Float[np.ndarray, " prompts"]]
+    sample: Sample,
+    policies: Sequence[Policy],
+    claim: Claim,
+    losses: Sequence[Float[np.ndarray, " prompts"]],
+    compared: Sequence[Compared] | None = None,
 ) -> Certified | None:
     """The boldest policy that can be certified.
 
@@ -151,6 +182,7 @@ def certify(
       policies: fixed beforehand, the cautious ones first.
       claim: what is to be shown.
       losses: of each policy on each prompt.
+      compared: of each policy, where the claim is on answers written in full.
 
     Returns:
       None where no policy is certified, or the one that is shortens no trace, which is no exit policy to certify.
@@ -160,23 +192,30 @@ def certify(
     """
     check_size(sample, claim)
     p_values: list[float] = []
-    for loss in losses:
-        p_values.append(p_value(sample.prompts, loss, claim))
+    for i, loss in enumerate(losses):
+        p_values.append(p_value(sample.prompts, loss, claim, compared[i] if compared else None))
         if p_values[-1] > claim.counted_delta:
             break
     best = fixed_sequence(p_values, claim.counted_delta)
     if best is None or not (sample.replay.play(policies[best]).kept < sample.replay.n_think).any():
         return None
     groups = {
-        name: GroupRisk(n=len(part), errors=float(part.sum()), bound=_bound(part, claim, single=sample.prompts.single))
-        for name, part in _parts(sample.prompts, losses[best]).items()
+        name: GroupRisk(n=len(part), errors=float(part.sum()), bound=_bound(part, of, single=sample.prompts.single))
+        for name, (part, of) in _parts(
+            sample.prompts, losses[best], claim, compared[best] if compared else None
+        ).items()
     }
     bound = max(group.bound for group in groups.values())
     return Certified(best, float(losses[best].sum()), bound, groups if sample.prompts.groups is not None else {})
 
 
 def prompts_for(
-    prompts: Prompts, losses: Sequence[Float[np.ndarray, " prompts"]], first: int, last: int, claim: Claim
+    prompts: Prompts,
+    losses: Sequence[Float[np.ndarray, " prompts"]],
+    first: int,
+    last: int,
+    claim: Claim,
+    compared: Sequence[Compared] | None = None,
 ) -> int | None:
     """About how many prompts would certify policy ``last``, if the risks that were observed are the true ones.
 
@@ -186,14 +225,15 @@ def prompts_for(
       first: index of the first policy of the sequence that is not certified.
       last: index of the policy that is wanted; all in between have to be certified as well.
       claim: what is to be shown.
+      compared: of each policy, where the claim is on answers written in full; the bounds that it gives are kept.
 
     Returns:
       prompts in all, rounded up to two digits; None where the observed risk is not below epsilon.
     """
     worst = 1.0
-    for loss in losses[first : last + 1]:
-        for part in _parts(prompts, loss).values():
-            times = _times(part, claim, single=prompts.single)
+    for i in range(first, last + 1):
+        for part, of in _parts(prompts, losses[i], claim, compared[i] if compared else None).values():
+            times = _times(part, of, single=prompts.single)
             if times is None:
                 return None
             worst = max(worst, times)

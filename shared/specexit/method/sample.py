@@ -41,6 +41,15 @@ class Prompts:
     """Name of each prompt's group, where there are groups."""
 
 
+@dataclass(frozen=True)
+class Compared:
+    """Prompts whose answer was also written in full at the very boundary where a policy ends their thinking."""
+
+    asked: Bool[np.ndarray, " prompts"]
+    contradicted: Bool[np.ndarray, " prompts"]
+    """The trial agrees there with the trace's answer, and the answer written in full does not."""
+
+
 class Sample:
     """Prompts that can judge, ready for policies.
 
@@ -81,6 +90,7 @@ class Sample:
         counts = np.array([can_judge(trace) for trace in kept], bool)
         self._prompt_of = rows[counts]
         self._barred = np.bincount(rows[~counts], minlength=len(number))
+        self._free = [{free.boundary: free.same for free in free_trials(trace)} for trace in self.traces]
 
     @property
     def n(self) -> int:
@@ -114,19 +124,29 @@ class Sample:
         listed = ", ".join(f"{n} {reason}" for reason, n in self.unjudged.most_common())
         return listed or "all can judge"
 
-    def label_noise(self) -> tuple[int, int]:
-        """How often the answer written in full contradicts a trial that agrees, counted on prompts.
+    @property
+    def has_free_trials(self) -> bool:
+        """Whether any answer was also written in full."""
+        return any(self._free)
 
-        Returns:
-          prompts with a free trial where the forced one agrees, and those of them where it says something else.
+    def compared(self, outcome: Outcome) -> Compared:
+        """Trials and answers written in full, where a policy exits: elsewhere they say nothing of its risk.
+
+        Chance chose the boundaries that were asked, so the prompts asked there are a sample of all prompts. For a trace
+        that does not exit, or errs by its trial already, the first boundary stands, and nothing can contradict. It also
+        stands for an exit at a boundary whose verdict was inferred, where nothing could be asked; such an exit counts
+        as contradicted, and so does one whose answer in full never came.
         """
-        asked: dict[str, bool] = {}
-        for trace in self.traces:
-            for free in free_trials(trace):
-                if trace.boundary_state[free.boundary] == "agrees" and free.same is not None:
-                    name = prompt_sha256(trace)
-                    asked[name] = asked.get(name, False) or not free.same
-        return len(asked), sum(asked.values())
+        asked, contradicted = np.zeros(self.n, bool), np.zeros(self.n, bool)
+        sound = outcome.exited & (outcome.kept < self.replay.n_think) & ~outcome.changed
+        for i, free in enumerate(self._free):
+            trace, prompt = self.traces[i], self._prompt_of[i]
+            at = trace.boundaries.index(int(outcome.kept[i])) if sound[i] else 0
+            tried = trace.boundary_state[at] == "agrees"
+            if (at if tried else 0) in free:
+                asked[prompt] = True
+                contradicted[prompt] |= sound[i] and not (tried and free[at])
+        return Compared(asked, contradicted)
 
 
 def errors_of(replay: Replay, outcome: Outcome, risk: Risk) -> Bool[np.ndarray, " traces"]:

@@ -1,0 +1,34 @@
+"""What several tests of the shared package calibrate."""
+
+import numpy as np
+import pytest
+
+from specexit.data.scores import Scores, draft_sha256, key_of, write_scores
+from specexit.data.traces import write_traces
+
+
+@pytest.fixture
+def setting(tmp_path, write_random_draft, make_trace):
+    """``setting(validity, agrees)``: paths of a draft, of traces with one early boundary each, and of their scores.
+
+    ``validity[i]`` is what the draft says there and ``agrees[i]`` whether the answer there is the final one. Further
+    fields of the traces may be functions of i.
+    """
+
+    def make(validity, agrees, *, source="draft", **changes):
+        draft = write_random_draft(tmp_path / "draft", "draft")
+        traces, signals = [], {}
+        for i, (value, agree) in enumerate(zip(validity, agrees, strict=True)):
+            answers = ["7" if agree else "8", "7", "7"]
+            fields = {"id": str(i), "prompt_ids": [1, i], "boundary_answers": answers}
+            fields |= {"boundary_agrees": [bool(agree), True, True]}
+            fields |= {name: change(i) if callable(change) else change for name, change in changes.items()}
+            traces.append(make_trace(**fields))
+            values = np.full((10, 4), 0.01, np.float32)
+            values[3, 3] = value
+            signals[key_of(traces[-1])] = values
+        write_traces(tmp_path / "traces.parquet", traces)
+        write_scores(tmp_path / "scores.parquet", Scores(source, draft_sha256(draft), signals))
+        return {"draft": draft, "traces": tmp_path / "traces.parquet", "scores": tmp_path / "scores.parquet"}
+
+    return make

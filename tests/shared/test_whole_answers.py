@@ -1,0 +1,104 @@
+"""``specexit calibrate`` on forced trials: what answers written in full say of them is carried into the bound."""
+
+import json
+
+import numpy as np
+import pytest
+from scipy import stats as scipy_stats
+
+from specexit.method.calibrate import calibrate
+from specexit.schemas.calibrate import CalibrateConfig
+from tests.shared.calibration import refused
+
+N = 400
+
+
+def free(boundary, *, same):
+    return json.dumps({"text": "x", "free": [{"boundary": boundary, "answer": "7", "same": same, "tokens": 9}]})
+
+
+def test_what_whole_answers_contradict_is_carried_into_the_bound(setting, capsys):
+    """300 of 1,000 prompts were asked in full where the exit is, one of them says otherwise."""
+    n = 1000
+    asked = {"trial": lambda i: '{"text": "x"}' if i >= 300 else free(0, same=i > 0)}
+    paths = setting(np.full(n, 0.9), [True] * n, **asked)
+    carried = calibrate(CalibrateConfig(**paths, epsilon=0.05)).point().certificate
+    noise = scipy_stats.beta.ppf(0.95, 2, 299)
+    trial = 1 - 0.05 ** (1 / n)
+    assert carried.bound == pytest.approx(noise + trial)
+    assert (carried.answers, carried.n_whole) == ("whole", 300)
+    ignored = calibrate(CalibrateConfig(**paths, epsilon=0.05, label_noise="ignore")).point().certificate
+    assert (ignored.answers, ignored.n_whole, ignored.whole_contradictions) == ("trial", 300, 1)
+    assert ignored.bound == pytest.approx(1 - 0.1 ** (1 / n))
+    too_few = r"contradict trial answers at a rate of up to 0\.99%, which leaves nothing"
+    refused(paths, too_few, epsilon=0.009, label_noise="require")
+    assert calibrate(CalibrateConfig(**paths, epsilon=0.01)).point().certificate.answers == "trial"
+    said = " ".join(capsys.readouterr().out.split())
+    assert "the risk of trial answers (1 of 300 whole answers contradict them) is at most" in said
+
+
+def test_comparisons_that_are_required_have_to_be_there(setting):
+    paths = setting(np.full(N, 0.9), [True] * N)
+    refused(paths, "no trial was compared with the answer written in full", label_noise="require")
+
+
+def test_a_contradiction_where_the_trial_disagrees_is_none(setting):
+    """An exit there counts as an error anyway."""
+    agrees = np.arange(N) >= 8
+    paths = setting(np.full(N, 0.9), agrees, trial=lambda i: free(0, same=i >= 8))
+    certificate = calibrate(CalibrateConfig(**paths, epsilon=0.1)).point().certificate
+    assert (certificate.answers, certificate.errors) == ("whole", 8)
+    assert (certificate.n_whole, certificate.whole_contradictions) == (N, 0)
+
+
+def test_contradictions_count_where_the_policy_exits_and_nowhere_else(setting):
+    """Each prompt was asked at one of three boundaries, and whole answers say otherwise at the first, where it exits.
+
+    On the code before they were a third of what was asked anywhere: half of the risk was certified for a policy that
+    changes every answer.
+    """
+    at = np.random.default_rng(0).integers(3, size=N)
+    paths = setting(np.full(N, 0.9), [True] * N, trial=lambda i: free(int(at[i]), same=bool(at[i] != 0)))
+    certificate = calibrate(CalibrateConfig(**paths, epsilon=0.5)).point().certificate
+    asked = int((at == 0).sum())
+    assert (certificate.answers, certificate.n_whole, certificate.whole_contradictions) == ("trial", asked, asked)
+    assert calibrate(CalibrateConfig(**paths, epsilon=0.5, label_noise="require")).point().certificate is None
+
+
+def test_an_answer_in_full_that_never_came_contradicts(setting):
+    paths = setting(np.full(N, 0.9), [True] * N, trial=lambda i: free(0, same=None if i < 4 else True))
+    certificate = calibrate(CalibrateConfig(**paths, epsilon=0.1)).point().certificate
+    assert (certificate.n_whole, certificate.whole_contradictions) == (N, 4)
+
+
+def test_an_exit_whose_verdict_was_inferred_is_not_vouched_for_by_others(setting):
+    """Behind boundaries that were not tried nothing was asked, so no share of whole answers speaks of them."""
+    paths = setting(
+        np.full(N, 0.9),
+        [True] * N,
+        boundary_state=["untried", "agrees", "agrees"],
+        trial=lambda i: free(0 if i % 2 else 1, same=True),
+    )
+    certificate = calibrate(CalibrateConfig(**paths, epsilon=0.1)).point().certificate
+    assert (certificate.answers, certificate.whole_contradictions) == ("trial", certificate.n_whole)
+
+
+def test_each_group_answers_for_its_own_contradictions(setting):
+    """One in twelve of a group's answers, written in full, says otherwise: too many there, not on average."""
+    groups = {"group": lambda i: "ab"[i % 2], "trial": lambda i: free(0, same=i % 24 != 0)}
+    paths = setting(np.full(2 * N, 0.9), [True] * 2 * N, **groups)
+    together = calibrate(CalibrateConfig(**paths, epsilon=0.1)).point().certificate
+    assert (together.answers, together.whole_contradictions) == ("whole", 34)
+    grouped = calibrate(CalibrateConfig(**paths, epsilon=0.1, groups=True)).point().certificate
+    assert grouped.answers == "trial"
+    wider = calibrate(CalibrateConfig(**paths, epsilon=0.15, groups=True)).point().certificate
+    noise, trial = scipy_stats.beta.ppf(0.95, 35, N - 34), 1 - 0.05 ** (1 / N)
+    assert wider.groups["a"].bound == pytest.approx(noise + trial)
+    assert wider.groups["b"].bound == pytest.approx(2 * trial)
+
+
+def test_trials_with_nothing_forced_are_whole_answers(setting):
+    paths = setting(np.full(N, 0.9), [True] * N, trial='{"text": "", "max_tokens": 24}')
+    stored = calibrate(CalibrateConfig(**paths))
+    assert stored.point().certificate.answers == "whole"
+    assert stored.trial == {"math": {"text": "", "max_tokens": 24}}
