@@ -76,6 +76,33 @@ def test_results_of_audits(early, full, expected):
     assert audit_of(early, full)[0] == expected
 
 
+@pytest.mark.parametrize(
+    ("question", "early", "full", "expected"),
+    [
+        ("listed", "The answer is (B).", r"\boxed{the sun}", "same"),
+        ("listed", r"\boxed{The Sun}", "The answer is B.", "same"),
+        ("listed", r"\boxed{ice}", "The answer is B.", "changed"),
+        ("listed", r"\boxed{the moon}", "The answer is B.", "changed"),
+        # Without a list only letters are answers.
+        ("plain", "The answer is (B).", "B", "same"),
+        ("plain", "The answer is (B).", r"\boxed{the sun}", "no_answer"),
+    ],
+)
+def test_an_options_text_counts_as_its_letter(question, early, full, expected):
+    """As where the data is made; the options are read from the prompt."""
+    prompts = {"listed": "Which is hot?\n\nA. ice\nB. the sun\n\nName the letter.", "plain": "Which is hot?"}
+
+    async def generate(*_):
+        return early
+
+    def decode(ids):
+        return prompts[question] if START in ids else full
+
+    audit = Audit(generate, decode, (START, [END]), 200, kind="choice")
+    case = Case("r", "default", array("i", [START]), array("i", [*THOUGHT, END, 20]), 2, 100)
+    assert asyncio.run(audit.judge(case)) == expected
+
+
 def test_without_an_end_of_thinking_there_is_no_answer_and_without_room_no_early_one():
     assert audit_of(r"\boxed{7}", r"\boxed{7}", output=THOUGHT)[0] == "no_answer"
     result, asked = audit_of(r"\boxed{7}", r"\boxed{7}", max_tokens=3)

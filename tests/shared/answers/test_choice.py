@@ -2,7 +2,8 @@
 
 import pytest
 
-from specexit.data.answers import extract_answer, same_answer
+from specexit.data.answers import extract_answer, listed_options, same_answer
+from specexit.data.prompts.formats import FORMATS
 
 CHOICES = ("12 N", "42 km", "the sun", "None of these")
 
@@ -71,6 +72,40 @@ def test_the_letter_is_found(text, letter):
 )
 def test_an_options_text_is_its_letter(text, letter):
     assert extract_answer(text, "choice", CHOICES) == letter
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options"),
+    [
+        ("What?\n\nA. ice\nB. 42 km\nC. the sun\nD. no\n\nName the letter.", ("ice", "42 km", "the sun", "no")),
+        ("What?\n(A) ice\n(B) the sun", ("ice", "the sun")),
+        ("What?\n  a) no list\nA) ice\nB) the sun", ("ice", "the sun")),
+        ("Example.\nA. one\nB. two\nC. three\nNow yours.\nA. ice\nB. the sun", ("ice", "the sun")),
+        ("A. ice, which is\n   cold\nB. the sun", ("ice, which is", "the sun")),
+        ("What is 6 * 7?", None),
+        ("A. Einstein was born in?", None),
+        ("C. three\nD. four", None),
+        ("", None),
+    ],
+)
+def test_options_are_read_from_a_prompt(prompt, options):
+    assert listed_options(prompt) == options
+
+
+ROWS = {
+    "arc-challenge": {"question": "Hot?", "choices": {"label": ["1", "2"], "text": ["ice", "sun"]}, "answerKey": "2"},
+    "gpqa-diamond": {
+        "Question": "Hot?",
+        "Correct Answer": "a",
+        **{f"Incorrect Answer {i}": f"b{i}" for i in (1, 2, 3)},
+    },
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_options_of_known_formats_are_read_as_they_were_written(name):
+    prompt = FORMATS[name](ROWS[name], "row", 0, 0)
+    assert listed_options(prompt.text) == prompt.choices
 
 
 def test_shuffled_options_give_the_letter_of_their_new_place():

@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from specexit.data.answers import extract_answer, plainly_same
+from specexit.data.answers import extract_answer, listed_options, plainly_same
 from specexit.method.statistics import binomial_interval
 from torch_specexit.plugin.frontend.operation import Admitted
 from torch_specexit.plugin.worker.slots import opens_thinking
@@ -34,6 +34,9 @@ MOST_WAITING = 256
 
 MOST_BYTES = 64 << 20
 """Of their tokens, four each: an audit keeps a whole prompt and a whole output."""
+
+MOST_READ = 4096
+"""Tokens at the end of a prompt in which the options of a question are looked for."""
 
 CACHE_SALT, PRIORITY = "specexit_cache_salt", "specexit_priority"
 """Attributes of a `RequestState`, which the front end keeps there when it admits a request."""
@@ -158,7 +161,10 @@ class Audit:
 
     async def judge(self, case: Case) -> str:
         """``same`` or ``changed``; ``no_answer`` where the whole thinking leads to no answer that could change."""
-        full = extract_answer(self.decode(behind(case.output_ids[case.kept :].tolist(), self.end)), self.kind)
+        options = None
+        if self.kind == "choice":  # which a request does not say, but its prompt
+            options = listed_options(self.decode(case.prompt_ids[-MOST_READ:].tolist()))
+        full = extract_answer(self.decode(behind(case.output_ids[case.kept :].tolist(), self.end)), self.kind, options)
         if full is None:
             return "no_answer"
         closing = [*self.transition, *self.end]
@@ -168,7 +174,7 @@ class Audit:
             room = min(room, case.max_tokens - case.kept - len(closing))
         early = None
         if room > 0:
-            early = extract_answer(await self.generate(prompt, room, case), self.kind)
+            early = extract_answer(await self.generate(prompt, room, case), self.kind, options)
         return "same" if await same_answer_apart(full, early, self.kind) else "changed"
 
     def summary(self) -> dict[str, Any]:

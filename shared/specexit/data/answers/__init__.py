@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 
 from specexit.data.answers.base import AnswerError, AnswerKind
-from specexit.data.answers.choice import CHOICE
+from specexit.data.answers.choice import CHOICE, listed_options
 from specexit.data.answers.code import Code
 from specexit.data.answers.function import PREFIX, Function
 from specexit.data.answers.math import MATH
@@ -29,6 +29,7 @@ __all__ = [
     "close_trial",
     "extract_answer",
     "kind",
+    "listed_options",
     "plainly_same",
     "same_answer",
 ]

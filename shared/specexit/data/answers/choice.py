@@ -21,6 +21,7 @@ _STATED = re.compile(
     rf"([{_LETTERS}])(?=[)\].,:;\"'!]|\s*$|\s+[^a-z\s]|\s+[-–—]|\s+(?i:because|since|as|and|with)\b)",
     re.M,
 )
+_LISTED = re.compile(rf"[(\[]?([{_LETTERS}])[)\].:]\s+(\S.*)")
 
 
 class Choice(AnswerKind):
@@ -59,6 +60,25 @@ class Choice(AnswerKind):
 
 
 CHOICE = Choice()
+
+
+def listed_options(prompt: str) -> tuple[str, ...] | None:
+    """The options that a prompt lists, each in a line of its own behind its letter: the last such list, or None.
+
+    It is all that a server knows of a question, as a request does not say its options.
+
+    Example:
+      >>> listed_options("Which is hot?\\n\\nA. ice\\nB. the sun\\n\\nName the letter.")
+      ('ice', 'the sun')
+      >>> listed_options("Is a sea hot? A. yes B. no")
+    """
+    lists: list[list[str]] = [[]]
+    for found in filter(None, map(_LISTED.fullmatch, map(str.strip, prompt.splitlines()))):
+        if found.group(1) == "A":
+            lists.append([])
+        if ord(found.group(1)) - ord("A") == len(lists[-1]):
+            lists[-1].append(found.group(2))
+    return next((tuple(options) for options in reversed(lists) if len(options) > 1), None)
 
 
 def _letter(text: str, choices: Sequence[str] | None = None) -> str | None:
