@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from specexit.config import ConfigError
+from specexit.config import ConfigError, find
 from specexit.schemas.target import TargetConfig, find_target, load_target_config, save_target
 
 FULL_SIZE = ["qwen3-4b-thinking-2507", "deepseek-r1-distill-llama-8b"]
@@ -55,3 +55,45 @@ def test_where_no_target_is_said_or_known_the_key_is_named(tmp_path: Path) -> No
     save_target(tmp_path, load_target_config("tiny-reasoner"))
     with pytest.raises(ConfigError, match=r"target\.yaml is of 'tiny-reasoner', but the rest belongs to 'mine'"):
         find_target(None, tmp_path, name="mine")
+
+
+def test_a_relative_path_counts_from_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever a command runs, and wherever a copy of the target lies."""
+    (tmp_path / "mine" / "models" / "m").mkdir(parents=True)
+    fields = "name: mine\npath: models/m\naux_layers: [1]\nmax_model_len: 8\n"
+    (tmp_path / "mine" / "t.yaml").write_text(fields)
+    for here, file in (
+        (tmp_path, "mine/t.yaml"),
+        (tmp_path / "mine", "t.yaml"),
+        (tmp_path / "mine/models", "../t.yaml"),
+    ):
+        monkeypatch.chdir(here)
+        target = load_target_config(file)
+        assert target.folder.resolve() == tmp_path / "mine" / "models" / "m"
+        save_target(tmp_path / "run", target)
+        monkeypatch.chdir("/")
+        assert find_target(None, tmp_path / "run", name="mine").folder.resolve() == target.folder.resolve()
+
+
+def test_a_relative_path_that_leads_nowhere_says_where_it_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder of that name in the working directory is not taken in its place."""
+    (tmp_path / "models").mkdir()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "t.yaml").write_text("name: mine\npath: models\naux_layers: [1]\nmax_model_len: 8\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        ConfigError, match=r"t\.yaml: path is 'models', but there is no folder .*/mine/models: a relative"
+    ):
+        load_target_config("mine/t.yaml")
+
+
+def test_a_shipped_target_lies_below_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    target = load_target_config(FULL_SIZE[0])
+    assert target.folder == Path("models/Qwen3-4B-Thinking-2507")
+    assert target == load_target_config(str(find("targets", FULL_SIZE[0])))
+    save_target(tmp_path / "run", target)
+    monkeypatch.chdir("/")
+    assert find_target(None, tmp_path / "run", name=target.name).folder == tmp_path / target.folder

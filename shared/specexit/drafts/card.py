@@ -14,6 +14,7 @@ from specexit.drafts.policy import Certificate, PolicyFile, read_policy
 from specexit.drafts.verified import read_verification
 from specexit.schemas.export import ExportConfig
 from specexit.schemas.target import TargetConfig
+from specexit.tiny import EMBEDDED
 
 CARD = "README.md"
 
@@ -29,7 +30,7 @@ def write_card(folder: Path, config: ExportConfig, draft: DraftConfig, target: T
     """
     exits = draft.specexit is not None and config.format in ("plugin", "speculators", "angelslim")
     front: dict[str, Any] = {
-        "base_model": target.name if target.path == "embedded" else target.path,
+        "base_model": _model_of(target),
         "base_model_relation": "adapter",
         "pipeline_tag": "text-generation",
         "tags": ["eagle3", "speculative-decoding", "draft", *(["early-exit", "specexit"] if exits else [])],
@@ -141,8 +142,13 @@ def _accepted(found: dict[str, Any]) -> str:
     )
 
 
+def _model_of(target: TargetConfig) -> str:
+    """A name that says nothing of this machine."""
+    return target.name if target.path in EMBEDDED else target.folder.name
+
+
 def _serving(config: ExportConfig, target: TargetConfig) -> str:
-    served = target.name if target.path == "embedded" else target.path
+    served = _model_of(target)
     k = config.speculative_tokens
     speculative = json.dumps({"method": "eagle3", "model": "FOLDER", "num_speculative_tokens": k})
     vllm = f"vllm serve {served} --speculative-config '{speculative}'"

@@ -125,9 +125,7 @@ def _speculators(config: ExportConfig, draft: DraftConfig, stored: dict[str, Sto
     inner |= {name: fields[name] for name in same} | {"num_hidden_layers": 1, "tie_word_embeddings": False}
     inner["rope_scaling"] = scaling_fields(draft.rope_scaling)
     flags = ("norm_before_residual", "norm_before_fc", "fc_norm", "norm_output", "draft_vocab_size", "torch_dtype")
-    verifier = {"name_or_path": target.path, "architectures": target.hf_config().get("architectures", [])}
-    if target.path == "embedded":
-        verifier["name_or_path"] = str(target.folder)
+    verifier = {"name_or_path": str(target.folder), "architectures": target.hf_config().get("architectures", [])}
     proposal = {"proposal_type": "greedy", "speculative_tokens": config.speculative_tokens}
     whole = {
         "architectures": ["Eagle3Speculator"],

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from pydantic import Field
 
-from specexit.config import Config, ConfigError, find, load, write_text
+from specexit.config import CONFIG_ROOTS, Config, ConfigError, find, load, write_text
 from specexit.method.splits import FastTokenizer, ThinkTokens, load_tokenizer, resolve
 from specexit.tiny import EMBEDDED
 
@@ -43,7 +43,8 @@ class TargetConfig(Config):
 
     name: str
     path: str = Field(
-        description="folder in Hugging Face layout; 'embedded' and 'embedded:mixed' are the package's own"
+        description="folder in Hugging Face layout, from the YAML's own folder on; that of a shipped target from the "
+        "working directory on; 'embedded' and 'embedded:mixed' are the package's own"
     )
     think_start: str = "<think>"
     think_end: str = "</think>"
@@ -117,14 +118,27 @@ def load_target_config(name: str) -> TargetConfig:
     """Read ``configs/targets/<name>.yaml``, or the file itself where ``name`` is a path to a YAML file.
 
     Raises:
-      ConfigError: no such target, or the file is wrong.
+      ConfigError: no such target, the file is wrong, or the model's folder that it names is not there.
     """
-    return load(TargetConfig, find("targets", name))
+    file = find("targets", name)
+    target = load(TargetConfig, file)
+    shipped = file.resolve().parent in [(root / "targets").resolve() for root in CONFIG_ROOTS]
+    if shipped or target.path in EMBEDDED or Path(target.path).is_absolute():
+        return target
+    folder = (file.parent / target.path).absolute()
+    if not folder.is_dir() and target.config is None:
+        raise ConfigError(
+            f"{file}: path is {target.path!r}, but there is no folder {folder}: a relative path counts from the folder "
+            "of the YAML file"
+        )
+    return target.model_copy(update={"path": str(folder)})
 
 
 def save_target(folder: Path, target: TargetConfig) -> None:
-    """Leave a copy of the target in an output folder, so that what reads the folder finds it."""
+    """Leave a copy of the target in an output folder, so that what reads the folder finds it, from wherever."""
     fields = target.model_dump(mode="json", exclude_defaults=True)
+    if target.path not in EMBEDDED:
+        fields["path"] = str(target.folder.absolute())
     write_text(folder / TARGET_FILE, yaml.safe_dump(fields, sort_keys=False, allow_unicode=True))
 
 
