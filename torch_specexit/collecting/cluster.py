@@ -1,7 +1,8 @@
 """vLLM engines on the machines of a Ray cluster, fed by Ray Data; a trace is one of its tasks.
 
 An engine is an actor. Where a machine or an engine is lost, Ray starts another one and gives it the traces that were
-under way there; all others are recorded already.
+under way there; all others are recorded already. Ray would do so for ever: an engine that dies again and again before
+it has finished a trace is an error.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import asyncio
 import json
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,7 +21,8 @@ import ray.exceptions
 
 from specexit.data.rows import Trace
 from specexit.schemas.collect import CollectConfig
-from specexit.schemas.target import EMBEDDED, TargetConfig
+from specexit.schemas.target import TargetConfig
+from specexit.tiny import EMBEDDED
 from torch_specexit.collecting.local import LocalEngine
 from torch_specexit.collecting.tracer import Tracer
 from torch_specexit.collecting.work import Ask, CollectError, engine_room
@@ -28,34 +31,67 @@ ENGINE_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobi
 """Two engines that pin their threads by themselves would pick the same cores."""
 
 
+MOST_STARTS = 3
+"""Starts of one engine in a row without a trace in between: another one would end as they did."""
+
+
+class Starts:
+    """How often each engine was started since it last finished a trace; an actor, as an engine that dies forgets it."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+
+    def began(self, engine: str) -> int:
+        """Count a start; which one in a row it is."""
+        self.counts[engine] += 1
+        return self.counts[engine]
+
+    def finished(self, engine: str) -> None:
+        """The engine has finished a trace."""
+        del self.counts[engine]
+
+
 class Collector:
     """One engine, in an actor that Ray Data keeps: rows with an ask become rows with a trace.
 
     Args:
       config: the run's.
       target: the model.
+      starts: handle of the cluster's `Starts`.
     """
 
-    def __init__(self, config: CollectConfig, target: TargetConfig):
-        self.config, self.target = config, target
-        self.stepping: asyncio.Task[None] | None = None
+    def __init__(self, config: CollectConfig, target: TargetConfig, starts: Any):
+        self.config, self.target, self.starts = config, target, starts
+        self.name = ray.get_runtime_context().get_actor_id()  # stays when Ray starts the actor again
+        self.starting: asyncio.Task[asyncio.Task[None]] | None = None
+        self.counted = False
 
-    def _start(self) -> asyncio.Task[None]:
+    async def _start(self) -> asyncio.Task[None]:
         """Start the engine, in the thread that steps it."""
+        if await self.starts.began.remote(self.name) > MOST_STARTS:
+            raise CollectError(
+                f"an engine was started {MOST_STARTS} times and died each time before it had finished a trace; what it "
+                "said is in the worker logs of its machine's Ray session"
+            )
         engine = LocalEngine(self.config, self.target)
         self.tracer = Tracer(self.config, self.target, engine, lambda **_: None)
         return asyncio.get_running_loop().create_task(engine.run())
 
     async def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """One trace; the engine's failure where it fails."""
-        if self.stepping is None:
-            self.stepping = self._start()
+        if self.starting is None:
+            self.starting = asyncio.get_running_loop().create_task(self._start())
+        stepping = await asyncio.shield(self.starting)
         going = asyncio.ensure_future(self.tracer.trace(Ask.from_json(json.loads(row["ask"]))))
-        await asyncio.wait({going, self.stepping}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({going, stepping}, return_when=asyncio.FIRST_COMPLETED)
         if not going.done():
             going.cancel()
-            self.stepping.result()
-        return {"number": row["number"], "trace": json.dumps(vars(going.result()))}
+            stepping.result()
+        found = {"number": row["number"], "trace": json.dumps(vars(going.result()))}
+        if not self.counted:
+            await self.starts.finished.remote(self.name)
+            self.counted = True
+        return found
 
 
 def run_cluster(
@@ -76,7 +112,7 @@ def run_cluster(
         ray.init(address=config.ray, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise CollectError(f"ray is {config.ray!r}: {error}; expected a cluster's address, auto or local") from error
-    if target.path != EMBEDDED:  # an engine works in another folder
+    if target.path not in EMBEDDED:  # an engine works in another folder
         target = target.model_copy(update={"path": str(target.folder.resolve())})
     try:
         for batch in _traces(config, target, todo).iter_batches(batch_size=None, prefetch_batches=0):
@@ -86,9 +122,19 @@ def run_cluster(
                 tokens = len(trace.think_ids) + len(trace.answer_ids) + sum(trace.boundary_trial_tokens)
                 report({"generated": 1, "judged": 1, "tokens": tokens})
     except ray.exceptions.RayError as error:
-        raise CollectError(f"an engine on the cluster failed: {str(error)[-3000:]}") from error
+        raise CollectError(f"an engine on the cluster failed: {_reason(error)}") from error
     finally:
         ray.shutdown()
+
+
+def _reason(error: BaseException) -> str:
+    """What an engine says of its end, if it does; else the end of what Ray says."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, CollectError):
+            return str(cause)
+        cause = getattr(cause, "cause", None) or cause.__cause__
+    return str(error)[-3000:]
 
 
 def _traces(config: CollectConfig, target: TargetConfig, todo: Sequence[tuple[int, Ask]]) -> ray.data.Dataset:
@@ -108,7 +154,7 @@ def _traces(config: CollectConfig, target: TargetConfig, todo: Sequence[tuple[in
     # A block is what a task works on, and what is computed again where an engine is lost: one trace.
     return ray.data.from_items(rows, override_num_blocks=len(rows)).map(
         Collector,  # type: ignore[arg-type] - a class of which each actor makes one
-        fn_constructor_args=(config, target),
+        fn_constructor_args=(config, target, ray.remote(Starts).options(num_cpus=0).remote()),
         compute=ray.data.ActorPoolStrategy(
             size=engines, max_tasks_in_flight_per_actor=room, max_concurrent_calls_per_actor=room
         ),

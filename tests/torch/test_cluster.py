@@ -1,0 +1,102 @@
+"""Engines on a cluster that die: what Ray would start again for ever. No cluster is started here; costs two seconds.
+
+That the rest of a real cluster works is for `test_collect.py`.
+"""
+
+import asyncio
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from specexit.schemas.collect import CollectConfig
+from tests.torch.pretend import TARGET, Pretender
+from torch_specexit.collecting.tracer import Response
+from torch_specexit.collecting.work import CollectError, all_asks
+
+ray = pytest.importorskip("ray")
+
+from torch_specexit.collecting import cluster  # noqa: E402
+
+CONFIG = CollectConfig(target="tiny-reasoner", out="unused", split="test", n=1)
+
+
+class Handle:
+    """What Ray makes of an actor: its methods are called by `remote`, and answer later."""
+
+    def __init__(self, starts: cluster.Starts):
+        self.began, self.finished = (SimpleNamespace(remote=later(x)) for x in (starts.began, starts.finished))
+
+
+def later(method):
+    async def call(*arguments):
+        return method(*arguments)
+
+    return call
+
+
+class Living:
+    """An engine that works."""
+
+    def __init__(self, *_):
+        self.pretender = Pretender(1)
+
+    async def generate(self, ids, how):
+        """What the model would write."""
+        written = self.pretender.write(ids, how.seed)
+        return Response(written, [-0.1] * len(written), "stop")
+
+    async def run(self) -> None:
+        """Step until it is told to stop."""
+        await asyncio.Event().wait()
+
+
+@pytest.fixture
+def starts(monkeypatch):
+    context = SimpleNamespace(get_actor_id=lambda: "engine-0")
+    monkeypatch.setattr(cluster.ray, "get_runtime_context", lambda: context)
+    return Handle(cluster.Starts())
+
+
+def row() -> dict:
+    [ask] = all_asks(CONFIG, TARGET)
+    return {"number": 0, "ask": json.dumps(ask.to_json())}
+
+
+async def die(starts) -> None:
+    """An actor that Ray has started, and that dies with its engine half started."""
+    await cluster.Collector(CONFIG, TARGET, starts)._start()
+
+
+def test_an_engine_that_dies_at_every_start_is_given_up(starts, monkeypatch):
+    monkeypatch.setattr(cluster, "LocalEngine", Living)
+
+    async def run() -> None:
+        for _ in range(cluster.MOST_STARTS):
+            await die(starts)
+        await cluster.Collector(CONFIG, TARGET, starts)(row())
+
+    with pytest.raises(CollectError, match="an engine was started 3 times and died each time before"):
+        asyncio.run(run())
+
+
+def test_an_engine_that_has_worked_may_die_again(starts, monkeypatch):
+    monkeypatch.setattr(cluster, "LocalEngine", Living)
+
+    async def run() -> None:
+        for _ in range(3):
+            await die(starts)
+            await die(starts)
+            found = await cluster.Collector(CONFIG, TARGET, starts)(row())
+            assert json.loads(found["trace"])["id"] == "test-0-00000"
+
+    asyncio.run(run())
+
+
+def test_the_error_is_the_engine_s_own():
+    inner = CollectError("the engine's own words")
+    outer = ray.exceptions.RayTaskError("map", "a long traceback", inner)
+    assert cluster._reason(outer) == "the engine's own words"
+    assert "a long traceback" in cluster._reason(
+        ray.exceptions.RayTaskError("map", "a long traceback", ValueError("x"))
+    )
