@@ -198,6 +198,29 @@ def test_generated_tasks(monkeypatch):
         read_prompts("reasoning-gym:sums")
 
 
+def test_a_task_with_many_right_answers_has_no_reference(monkeypatch):
+    entries = [{"question": "Colour the graph.", "answer": None, "metadata": {}}]
+    gym = types.SimpleNamespace(create_dataset=lambda name, size, seed: entries)
+    monkeypatch.setitem(sys.modules, "reasoning_gym", gym)
+    [prompt] = read_prompts("reasoning-gym:graph_color", n=1)
+    assert (prompt.reference, prompt.answer_kind) == (None, "text")
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")  # its own
+def test_every_task_of_the_real_reasoning_gym_is_read_or_refused():
+    pytest.importorskip("reasoning_gym")
+    from reasoning_gym.factory import DATASETS
+
+    many = {"boxnet", "graph_color", "propositional_logic", "rubiks_cube", "rush_hour"}
+    for name in DATASETS:
+        if name == "composite":
+            with pytest.raises(PromptError, match="reasoning-gym:composite: Must specify at least one dataset"):
+                read_prompts(f"reasoning-gym:{name}", n=2)
+            continue
+        prompts = read_prompts(f"reasoning-gym:{name}", n=2)
+        assert all((prompt.reference is None) == (name in many) for prompt in prompts), name
+
+
 def test_the_real_reasoning_gym():
     pytest.importorskip("reasoning_gym")
     prompts = read_prompts("reasoning-gym:chain_sum", n=3, seed=1)

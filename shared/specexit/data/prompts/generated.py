@@ -15,7 +15,8 @@ N = 500
 def read_task(task: str, n: int | None, seed: int) -> list[Prompt]:
     """The first ``n`` problems of a task, as the package generates them from the seed.
 
-    Their answer kind is math where all references are numbers, else text.
+    Their answer kind is math where all references are numbers, else text. A task with many right answers, which only
+    the package's own scorer could tell, has no reference.
 
     Raises:
       PromptError: the package is not installed, or has no such task.
@@ -28,10 +29,11 @@ def read_task(task: str, n: int | None, seed: int) -> list[Prompt]:
         ) from error
     try:
         entries = list(reasoning_gym.create_dataset(task, size=n or N, seed=seed))
-    except ValueError as error:
+    except (ValueError, AssertionError) as error:  # how the package refuses a name, and a config
         raise PromptError(f"{PREFIX}:{task}: {error}") from error
-    references = [str(entry["answer"]) for entry in entries]
-    kind = "math" if all(re.fullmatch(r"[+-]?\d+([./]\d+)?", reference) for reference in references) else "text"
+    references = [None if entry["answer"] is None else str(entry["answer"]) for entry in entries]
+    numbers = all(re.fullmatch(r"[+-]?\d+([./]\d+)?", reference or "") for reference in references)
+    kind = "math" if numbers else "text"
     return [
         Prompt(f"{task}-{seed}-{i:05d}", f"{entry['question']}\n\n{REASON}", reference, task=task, answer_kind=kind)
         for i, (entry, reference) in enumerate(zip(entries, references, strict=True))
