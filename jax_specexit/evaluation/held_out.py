@@ -1,13 +1,15 @@
 """Evaluation inside a run: held-out traces in rows of the training length, scored on the run's own mesh.
 
-The target is where the training has put it, so this works at any size that trains. `specexit evaluate` does the same
-for a finished run on one device, whole traces at a time.
+The target is where the training has put it, so this works at any size that trains. The traces stay on the disk and are
+read block by block in every evaluation. `specexit evaluate` does the same for a finished run on one device, whole
+traces at a time.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -20,7 +22,7 @@ from jaxtyping import Array, Bool, Float
 from rich.console import Console
 
 from jax_specexit.cluster import is_first
-from jax_specexit.evaluation.evaluate import Evaluation, judge
+from jax_specexit.evaluation.judging import Evaluation, Judge
 from jax_specexit.evaluation.scoring import Scored
 from jax_specexit.model.draft import Draft
 from jax_specexit.model.target import Target
@@ -31,20 +33,21 @@ from jax_specexit.training.step import Batch, Frozen, Step, ttt_outputs
 from specexit.data.overlap import refuse_trained
 from specexit.data.packing import PackMeta
 from specexit.data.rows import prompt_sha256
-from specexit.data.sequences import Example, assemble, best_fit, make_sequence
-from specexit.data.traces import LabelledTrace, check_tokenizer, read_labelled, target_of
+from specexit.data.sequences import TrainingSequence, assemble, best_fit, make_sequence
+from specexit.data.traces import LabelledTrace, check_tokenizer, read_bare, stream_labelled, target_of
 from specexit.method.labels import ExitKind
 from specexit.schemas.target import TargetConfig
 from specexit.schemas.train import TrainConfig
 
+BLOCK_TOKENS = 500_000
+"""Tokens of the traces that are packed together, about."""
 
-class Place(NamedTuple):
-    """Where a trace lies in the rows."""
 
-    trace: LabelledTrace
-    row: int
-    start: int
-    length: int
+class Row(NamedTuple):
+    """Traces that lie one behind the other in a row of a batch, and their sequences."""
+
+    traces: list[LabelledTrace]
+    sequences: list[TrainingSequence]
 
 
 class HeldOut:
@@ -65,26 +68,17 @@ class HeldOut:
 
     def __init__(self, config: TrainConfig, target_config: TargetConfig, meta: PackMeta):
         assert config.eval_traces is not None
-        traces = read_labelled(config.eval_traces, config.evaluate_n)
+        traces = read_bare(config.eval_traces, config.evaluate_n, LabelledTrace)
         target_of(traces, config.target)
         refuse_trained(config.data, traces, config.eval_traces)
         check_tokenizer(config.eval_traces, target_config)
-        end = target_config.think_tokens().end
-        sequences = [make_sequence(trace, end, meta.exit_point) for trace in traces]
-        lengths = [len(sequence) for sequence in sequences]
-        self.times = -(-max(lengths) // meta.length)
+        self.end = target_config.think_tokens().end
+        longest = max(trace.n_prompt + trace.n_think + 1 + trace.n_answer for trace in traces)
+        self.times = -(-longest // meta.length)
         self.length = self.times * meta.length
         self.config, self.dtype = config, target_config.dtype
         self.kind: ExitKind = meta.exit_point
         self.prompts = sorted({prompt_sha256(trace)[:16] for trace in traces})
-        self.rows: list[Example] = []
-        self.places: list[Place] = []
-        for bin_ in best_fit(lengths, self.length):
-            start = 0
-            for item in bin_:
-                self.places.append(Place(traces[item], len(self.rows), start, lengths[item]))
-                start += lengths[item]
-            self.rows.append(assemble([sequences[item] for item in bin_], self.length))
 
     def compile(self, step: Step, draft: Draft, target: Target) -> None:
         """Build the sharded scoring from the modules of the training step."""
@@ -94,7 +88,6 @@ class HeldOut:
         # About as many tokens at once as in training: fewer rows where they are longer, but one for every shard.
         shards = math.prod(mesh.shape[axis] for axis in ROWS)
         self.size = max(shards, self.config.batch_size // self.times // shards * shards)
-        self.rows += [assemble([], self.length)] * (-len(self.rows) % self.size)
         if self.times > 1 and is_first():
             found = (
                 f"rows of {self.length:,} tokens in evaluations, {self.times} times the training's, {self.size} at once"
@@ -103,23 +96,47 @@ class HeldOut:
 
     def __call__(self, params: Any, frozen: Frozen, step: int) -> Evaluation:
         """Evaluate; every process must call it, and gets the same."""
-        size, rows = self.size, rows_of_process(self.size, self.sharding)
-        raw, hits = [], []
-        for begin in range(0, len(self.rows), size):
-            examples = [self.rows[begin + int(row)] for row in rows]
+        mine, found, rows = rows_of_process(self.size, self.sharding), Judge(self.kind), self._rows()
+        while batch := list(islice(rows, self.size)):
+            batch += [Row([], [])] * (self.size - len(batch))
+            examples = [assemble(batch[int(i)].sequences, self.length) for i in mine]
             local = {name: np.stack([example[name] for example in examples]) for name in examples[0]}
-            results = self.run(params, frozen, place(local, rows, size, self.sharding))
-            for kept, result in zip((raw, hits), results, strict=True):
-                kept.append(np.asarray(result))
-        return judge(list(self._cut(np.concatenate(raw), np.concatenate(hits, axis=1))), step, self.kind)
+            raw, hits = map(np.asarray, self.run(params, frozen, place(local, mine, self.size, self.sharding)))
+            for i, row in enumerate(batch):
+                for one in self._cut(row, raw[i], hits[:, i]):
+                    found.add(one)
+        return found.result(step)
 
-    def _cut(self, raw: np.ndarray, hits: np.ndarray) -> Iterator[Scored]:
-        """Rows back into traces."""
-        behind = 1 if self.config.signals.source == "draft" else 0
-        for trace, row, start, length in self.places:
+    def _rows(self) -> Iterator[Row]:
+        """All traces in rows, those of a block packed together: the same in every process."""
+        assert self.config.eval_traces is not None
+        for traces in _blocks(stream_labelled(self.config.eval_traces, self.config.evaluate_n)):
+            sequences = [make_sequence(trace, self.end, self.kind) for trace in traces]
+            for items in best_fit([len(sequence) for sequence in sequences], self.length):
+                yield Row([traces[i] for i in items], [sequences[i] for i in items])
+
+    def _cut(self, row: Row, raw: np.ndarray, hits: np.ndarray) -> Iterator[Scored]:
+        """The traces of a row, with what was found at their tokens."""
+        start, behind = 0, 1 if self.config.signals.source == "draft" else 0
+        for trace, sequence in zip(row.traces, row.sequences, strict=True):
             first = start + len(trace.prompt_ids) - behind
-            signals = raw[row, first : first + len(trace.think_ids)]
-            yield Scored(trace, signals, hits[:, row, start : start + length])
+            signals = raw[first : first + len(trace.think_ids)]
+            yield Scored(trace, signals, hits[:, start : start + len(sequence)])
+            start += len(sequence)
+
+
+def _blocks(traces: Iterable[LabelledTrace]) -> Iterator[list[LabelledTrace]]:
+    """Traces of about `BLOCK_TOKENS` thinking tokens at a time."""
+    block: list[LabelledTrace] = []
+    size = 0
+    for trace in traces:
+        block.append(trace)
+        size += trace.n_think
+        if size >= BLOCK_TOKENS:
+            yield block
+            block, size = [], 0
+    if block:
+        yield block
 
 
 def scoring(

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jax_specexit.evaluation.evaluate import acceptance_length
+from jax_specexit.evaluation.judging import acceptance_length
 from jax_specexit.evaluation.scoring import score
 from jax_specexit.model.draft import Draft
 from jax_specexit.training.checkpoint import restore_params

@@ -1,6 +1,7 @@
 """The numbers of an evaluation, each against a definition that shares no code with it. A few seconds."""
 
 import json
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from jax_specexit.evaluation.evaluate import DEFINITIONS, Evaluation, Ranking, acceptance_length, judge, table
+from jax_specexit.evaluation.evaluate import table
+from jax_specexit.evaluation.judging import DEFINITIONS, Evaluation, Ranking, acceptance_length, judge
 from jax_specexit.evaluation.scoring import Scored
 from jax_specexit.model.draft import Draft
 from jax_specexit.training.losses import signal_losses
@@ -91,6 +93,22 @@ def test_signal_losses_are_those_of_training() -> None:
     theirs = signal_losses(jnp.asarray(one.raw[None]), jnp.asarray(labels[None]), jnp.asarray(mask[None], jnp.float32))
     # float32 against float64
     np.testing.assert_allclose([ours[name] for name in NAMES], theirs, rtol=1e-5)
+
+
+def test_undecided_trials_have_no_label() -> None:
+    """As in training: the tokens of such a step are left out, whatever their trial seemed to say."""
+    one = scored(np.random.default_rng(0), 2, 3, 24, 2)
+    assert isinstance(one.trace, LabelledTrace)
+    states = ["undecided", *one.trace.boundary_state[1:]]
+    undecided = judge([replace(one, trace=replace(one.trace, boundary_state=states))], 1, "earliest").signal_loss
+    first = one.trace.boundaries[0]
+    value = one.signals[first:, NAMES.index("validity")].astype(np.float64)
+    step = np.searchsorted(one.trace.boundaries, np.arange(first + 1, 25))
+    known = step < len(one.trace.boundaries)
+    truth = np.array(one.trace.boundary_agrees)[step[known]]
+    expected = -np.mean(np.log(np.where(truth, value[known], 1 - value[known])))
+    assert undecided["validity"] == pytest.approx(expected)
+    assert undecided["progress"] == judge([one], 1, "earliest").signal_loss["progress"]
 
 
 def test_signals_are_float32_on_tpus_too() -> None:

@@ -118,7 +118,7 @@ def test_evaluation_inside_a_run_is_the_command_s(evaluated: TrainConfig, small_
     """Rows of packed traces against one trace at a time, two programs and two layouts of the same numbers."""
     from flax import nnx
 
-    from jax_specexit.evaluation.evaluate import judge
+    from jax_specexit.evaluation.judging import judge
     from jax_specexit.evaluation.scoring import score
     from jax_specexit.model.draft import Draft
     from jax_specexit.training.run import read_start

@@ -10,9 +10,10 @@ import hashlib
 import os
 from array import array
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -69,18 +70,44 @@ def read_labelled(path: Path, n: int | None = None) -> list[LabelledTrace]:
     return _read(path, LabelledTrace, n)
 
 
-def read_bare(path: Path) -> list[BareTrace]:
-    """All traces without their text, as `read_traces`: what stays in memory are a few dozen bytes a boundary.
+def stream_labelled(path: Path, n: int | None = None) -> Iterator[LabelledTrace]:
+    """As `read_labelled`, one trace at a time; a few are in memory at once.
 
     Raises:
       TraceError: see `read_traces`.
     """
-    same: dict[str | None, str | None] = {None: None}
-    """One object for equal strings, of which there are millions: states, and answers that were given again."""
-    traces = [trace for batch in read_batches(path, columns=BARE_COLUMNS) for trace in _bare(batch, same)]
+    return _stream(path, LabelledTrace, n)
+
+
+def read_bare(path: Path, n: int | None = None, kind: type[Trace] = Trace) -> list[BareTrace]:
+    """The first ``n`` traces, or all, without their text: what stays in memory are a few dozen bytes a boundary.
+
+    Args:
+      path: as of `read_traces`.
+      n: how many.
+      kind: what the file has to hold.
+
+    Raises:
+      TraceError: see `read_traces`.
+    """
+    same: Same = {None: None}
+    batches = read_batches(path, kind, columns=BARE_COLUMNS)
+    traces = list(islice((trace for batch in batches for trace in _bare(batch, same)), n))
     if not traces:
         raise TraceError(f"{path}: holds no traces")
     return traces
+
+
+Same = dict[str | None, str | None]
+"""One object for equal strings, of which there are millions: states, and answers that were given again."""
+
+
+def without_text(trace: Trace, same: Same) -> BareTrace:
+    """What `read_bare` keeps of a trace."""
+    row: dict[str, Any] = {column.name: getattr(trace, column.name) for column in fields(BareTrace)}
+    row = _shared(row, same)
+    row.update({name: array(code, row[name]) for name, code in _NUMBERS.items()}, split_ids=array("i", trace.split_ids))
+    return BareTrace(**row)
 
 
 _TEXT = ("prompt_ids", "think_ids", "answer_ids")
@@ -89,19 +116,24 @@ _PLAIN = [
     *("group", "trial"),
 ]
 _STRINGS = ("boundary_answers", "boundary_state")
+_REPEATED = ("target", "sampling", "trial", "finish_reason", "task", "answer_kind", "group")
 _NUMBERS = {"boundaries": "i", "boundary_confidence": "f", "boundary_trial_tokens": "i"}
 BARE_COLUMNS = (*_PLAIN, *_STRINGS, *_NUMBERS, *_TEXT, "boundary_agrees")
 
 
-def _bare(batch: pa.RecordBatch, same: dict[str | None, str | None]) -> Iterator[BareTrace]:
+def _shared(row: dict[str, Any], same: Same) -> dict[str, Any]:
+    """A row in which equal strings are one object."""
+    row = row | {name: same.setdefault(row[name], row[name]) for name in _REPEATED}
+    return row | {name: [same.setdefault(value, value) for value in row[name]] for name in _STRINGS}
+
+
+def _bare(batch: pa.RecordBatch, same: Same) -> Iterator[BareTrace]:
     text = {name: values_of(batch[name], np.int32) for name in _TEXT}
     numbers = {name: values_of(batch[name], np.dtype(code).type) for name, code in _NUMBERS.items()}
     for i, row in enumerate(batch.select([*_PLAIN, *_STRINGS, "boundary_agrees"]).to_pylist()):
         prompt, think, answer = (text[name][i] for name in _TEXT)
-        repeated = ("target", "sampling", "trial", "finish_reason", "task", "answer_kind", "group")
-        row |= {name: same.setdefault(row[name], row[name]) for name in repeated}
-        row |= {name: [same.setdefault(value, value) for value in row[name]] for name in _STRINGS}
-        row |= {name: array(code, numbers[name][i].tobytes()) for name, code in _NUMBERS.items()}
+        row = _shared(row, same)
+        row.update({name: array(code, numbers[name][i].tobytes()) for name, code in _NUMBERS.items()})
         yield BareTrace(
             **row,
             n_prompt=len(prompt),
@@ -205,9 +237,12 @@ def data_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def _stream(path: Path, kind: type[TraceT], n: int | None) -> Iterator[TraceT]:
+    return islice((trace for batch in read_batches(path, kind) for trace in rows_of(batch, kind)), n)
+
+
 def _read(path: Path, kind: type[TraceT], n: int | None) -> list[TraceT]:
-    found = (trace for batch in read_batches(path, kind) for trace in rows_of(batch, kind))
-    traces = list(islice(found, n))
+    traces = list(_stream(path, kind, n))
     if not traces:
         raise TraceError(f"{path}: holds no traces")
     return traces

@@ -37,6 +37,13 @@ class Verdicts:
 
 
 @dataclass(frozen=True)
+class AtBoundaries:
+    """Signal values of traces at their boundaries alone: enough for policies that smooth nothing."""
+
+    values: Sequence[Float[np.ndarray, "_boundaries signals"]]
+
+
+@dataclass(frozen=True)
 class Outcome:
     """What a policy does to each trace."""
 
@@ -55,14 +62,14 @@ class Replay:
     Args:
       traces: with trial answers.
       signals: values at every thinking token of each trace, in memory or on the disk, where they are read once for each
-        smoothing; None for policies without thresholds.
+        smoothing; or at its boundaries alone; None for policies without thresholds.
       round_tokens: step size that ``smoothing: round`` assumes; serving's steps vary with acceptance.
     """
 
     def __init__(
         self,
         traces: Sequence[AnyTrace],
-        signals: Sequence[Float[np.ndarray, "_think signals"]] | StoredScores | None = None,
+        signals: Sequence[Float[np.ndarray, "_think signals"]] | StoredScores | AtBoundaries | None = None,
         *,
         round_tokens: int = 3,
     ):
@@ -111,6 +118,8 @@ class Replay:
         return self._verdicts[key]
 
     def _judge(self, policy: Policy) -> Verdicts:
+        if isinstance(self.signals, AtBoundaries):
+            return self._all_boundaries(policy, self.signals.values)
         found: list[tuple[np.ndarray, ...]] = [()] * len(self.traces)
         for i, signals in self._signals():
             offsets = np.array(self.traces[i].boundaries, np.int64)
@@ -120,12 +129,20 @@ class Replay:
                 smoothed = ewma(signals, policy.alpha) if policy.smoothing == "ewma" else signals
                 judged, seen = np.arange(len(offsets)), smoothed[offsets - 1]
             found[i] = np.full(len(judged), i), judged, offsets[judged], seen
-        nothing = np.zeros(0, np.int64)  # so that no traces make no verdicts
-        parts = zip((nothing, nothing, nothing, np.zeros((0, len(NAMES)), np.float32)), *found, strict=True)
-        return Verdicts(*map(np.concatenate, parts))
+        return _verdicts(found)
+
+    def _all_boundaries(self, policy: Policy, values: Sequence[np.ndarray]) -> Verdicts:
+        if policy.smoothing != "none":
+            raise ValueError(f"smoothing {policy.smoothing!r} needs the signals of every thinking token")
+        found = [
+            (np.full(len(seen), i), np.arange(len(seen)), np.array(trace.boundaries, np.int64), seen)
+            for i, (trace, seen) in enumerate(zip(self.traces, values, strict=True))
+        ]
+        return _verdicts(found)
 
     def _signals(self) -> Iterable[tuple[int, Float[np.ndarray, "_think signals"]]]:
         """Index and signals of every trace, in any order."""
+        assert not isinstance(self.signals, AtBoundaries)
         if isinstance(self.signals, StoredScores):
             return self.signals
         if self.signals is None:
@@ -141,6 +158,12 @@ class Replay:
             changed[trace] = not self.agrees[trace][boundary]
             correct[trace] = self.right[trace][boundary]
         return Outcome(kept, exited, changed, correct)
+
+
+def _verdicts(found: Sequence[tuple[np.ndarray, ...]]) -> Verdicts:
+    nothing = np.zeros(0, np.int64)  # so that no traces make no verdicts
+    parts = zip((nothing, nothing, nothing, np.zeros((0, len(NAMES)), np.float32)), *found, strict=True)
+    return Verdicts(*map(np.concatenate, parts))
 
 
 def ewma(values: Float[np.ndarray, "think signals"], alpha: float) -> Float[np.ndarray, "think signals"]:

@@ -95,7 +95,7 @@ class ClusterConfig(Config):
 
 
 BestBy = Literal["acceptance_length", "auroc", "calibration_error", "brier", "cut"]
-"""What the best checkpoint is chosen by: see ``jax_specexit.evaluation.evaluate.Evaluation``. The middle three are
+"""What the best checkpoint is chosen by: see ``jax_specexit.evaluation.judging.Evaluation``. The middle three are
 those of validity over all boundaries; ``cut`` is the thinking cut at no loss."""
 
 

@@ -1,0 +1,225 @@
+"""The numbers of an evaluation, from scored traces that are given one at a time.
+
+What is kept of a trace is what is known at its boundaries, so memory is that of `specexit calibrate`, whatever the
+number and the length of the traces.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from jax_specexit.evaluation.scoring import Scored
+from jax_specexit.training.metrics import acceptance_estimate
+from specexit.data.rows import BareTrace, LabelledTrace
+from specexit.data.traces import Same, without_text
+from specexit.method.decision import OFF, Policy
+from specexit.method.labels import ExitKind, token_labels
+from specexit.method.policies.validity import VALIDITY_GRID
+from specexit.method.replay import AtBoundaries, Replay
+from specexit.method.signals import SIGNALS, column
+from specexit.method.simulate import best_within, mean_known, summarise
+from specexit.method.statistics import auroc, brier, calibration_error
+from specexit.schemas.train import BestBy
+
+
+@dataclasses.dataclass(frozen=True)
+class Ranking:
+    """How well validity tells good boundaries from bad ones."""
+
+    n: int
+    valid: float
+    """Share that is valid."""
+    auroc: float
+    calibration_error: float
+    brier: float
+
+
+DEFINITIONS = {
+    "top1": "share of generated tokens that TTT step k predicts, fed with the target's tokens up to there",
+    "acceptance_length": "accepted draft tokens + 1 bonus token, pooled over the steps of greedy decoding that is "
+    "replayed over the traces, with as many draft tokens as TTT steps and no stop at step boundaries",
+    "acceptance_estimate": "1 + sum over k of the product of the first k top1, as if hits were independent",
+    "signal_loss": "mean over labelled thinking tokens: MSE (confidence, progress), MSLE (remaining), "
+    "binary cross-entropy (validity)",
+    "calibration_error": "expected calibration error of validity, 15 bins of equal width",
+    "cut": "share of thinking tokens that the best validity threshold saves at that loss of accuracy in points, "
+    "picked on these very traces",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate` writes; see `DEFINITIONS`."""
+
+    step: int
+    n: int
+    top1: list[float]
+    acceptance_length: float
+    """Simulated: exact for greedy traces, the drafts being judged by what the target wrote."""
+    acceptance_estimate: float
+    signal_loss: dict[str, float]
+    all_boundaries: Ranking
+    hard_boundaries: Ranking
+    oracle_cut: float
+    cut: dict[str, float]
+    """Accuracy loss in points -> thinking cut."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Fields as JSON has them: null for a number that does not exist, as AUROC where all boundaries are valid."""
+        return _without_nan(dataclasses.asdict(self))
+
+    def score(self, best_by: BestBy) -> float:
+        """The metric that the best checkpoint is chosen by, turned so that more is better."""
+        if best_by == "acceptance_length":
+            return self.acceptance_length
+        if best_by == "cut":
+            return self.cut["0"]
+        value = getattr(self.all_boundaries, best_by)
+        return value if best_by == "auroc" else -value
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(inner) for key, inner in value.items()}
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+class Judge:
+    """Takes scored traces one at a time, and turns them into numbers.
+
+    Args:
+      kind: the exit point that the signals were trained towards.
+    """
+
+    def __init__(self, kind: ExitKind):
+        self.kind: ExitKind = kind
+        self.traces: list[BareTrace] = []
+        self.hard: list[int | None] = []
+        self.values: list[np.ndarray] = []
+        """Signals at the boundaries of each trace."""
+        self._same: Same = {None: None}
+        self._hits, self._rows = np.zeros(0), 0
+        self._accepted, self._steps = 0, 0
+        self._loss, self._labelled = np.zeros(len(SIGNALS)), np.zeros(len(SIGNALS), np.int64)
+
+    def add(self, one: Scored) -> None:
+        """Count a trace."""
+        trace = one.trace
+        assert isinstance(trace, LabelledTrace)
+        signals = one.signals
+        generated = _generated(one)
+        hits = generated.sum(axis=1)
+        self._hits = self._hits + hits if self._rows else hits
+        self._rows += generated.shape[1]
+        accepted, steps = accepted_of(one)
+        self._accepted, self._steps = self._accepted + accepted, self._steps + steps
+        losses, labelled = _signal_losses(trace, signals, self.kind)
+        self._loss, self._labelled = self._loss + losses, self._labelled + labelled
+        self.traces.append(without_text(trace, self._same))
+        self.hard.append(trace.hard_boundary)
+        self.values.append(signals[np.array(trace.boundaries, np.int64) - 1])
+
+    def result(self, step: int) -> Evaluation:
+        """The numbers so far; ``step`` is that of the parameters."""
+        top1 = self._hits / self._rows
+        replay = Replay(self.traces, AtBoundaries(self.values))
+        full = mean_known(replay.correct)
+        policies = [Policy(thresholds={"validity": threshold}) for threshold in VALIDITY_GRID]
+        points = [summarise(replay, policy, replay.play(policy)) for policy in policies]
+        best = {str(points_lost): best_within(points, full, points_lost / 100) for points_lost in (0, 1)}
+        everywhere, hard = self._boundaries()
+        return Evaluation(
+            step=step,
+            n=len(self.traces),
+            top1=[round(float(x), 5) for x in top1],
+            acceptance_length=1 + self._accepted / max(self._steps, 1),
+            acceptance_estimate=acceptance_estimate(top1),
+            signal_loss={
+                signal.name: float(loss / n) if n else float("nan")
+                for signal, loss, n in zip(SIGNALS, self._loss, self._labelled, strict=True)
+            },
+            all_boundaries=_ranking(*everywhere),
+            hard_boundaries=_ranking(*hard),
+            oracle_cut=summarise(replay, OFF, replay.oracle()).thinking_cut,
+            cut={lost: point.thinking_cut if point else 0.0 for lost, point in best.items()},
+        )
+
+    def _boundaries(self) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+        """(probability, truth) at all boundaries before the natural end, and at the hard ones."""
+        everywhere, hard = [], []
+        for trace, values, at in zip(self.traces, self.values, self.hard, strict=True):
+            pairs = list(zip(values[:, column("validity")].tolist(), trace.boundary_agrees, strict=True))
+            everywhere += [pair for pair, offset in zip(pairs, trace.boundaries, strict=True) if offset < trace.n_think]
+            if at is not None:
+                hard.append(pairs[at])
+        return _columns(everywhere), _columns(hard)
+
+
+def judge(done: Iterable[Scored], step: int, kind: ExitKind) -> Evaluation:
+    """Numbers of scored traces, see `Judge`."""
+    found = Judge(kind)
+    for one in done:
+        found.add(one)
+    return found.result(step)
+
+
+def acceptance_length(done: Iterable[Scored]) -> float:
+    """Accepted draft tokens + 1 bonus token, pooled over the steps of greedy decoding replayed over traces."""
+    accepted, steps = np.sum([accepted_of(one) for one in done], axis=0)
+    return float(1 + accepted / max(steps, 1))
+
+
+def accepted_of(one: Scored) -> tuple[int, int]:
+    """(accepted draft tokens, steps) of greedy decoding replayed over a trace.
+
+    The prompt's own pass gives the first token. From then on a step with row t drafts tokens t + 2 onwards, keeps those
+    before the first miss, and gets the token behind them from the target. What lies behind a trace's end is not kept.
+    """
+    accepted, steps = 0, 0
+    misses = np.concatenate([one.hits == 0, np.ones((1, one.hits.shape[1]), bool)])
+    run = np.argmax(misses, axis=0)
+    row, last = len(one.trace.prompt_ids) - 1, one.hits.shape[1] - 2
+    while row < last:
+        kept = min(int(run[row]), last - row)
+        accepted, steps, row = accepted + kept, steps + 1, row + kept + 1
+    return accepted, steps
+
+
+_LOSSES = {
+    "mse": lambda v, y: (v - y) ** 2,
+    "msle": lambda v, y: (np.log1p(v) - np.log1p(y)) ** 2,
+    "bce": lambda v, y: -(y * np.log(v) + (1 - y) * np.log1p(-v)),
+}
+
+
+def _signal_losses(trace: LabelledTrace, signals: np.ndarray, kind: ExitKind) -> tuple[np.ndarray, np.ndarray]:
+    """Sum of each signal's loss over the labelled tokens, each of which counts once here, and their number."""
+    exit_at = trace.exit_earliest if kind == "earliest" else trace.exit_stable
+    decided = [state != "undecided" for state in trace.boundary_state]
+    judged = (trace.boundaries, trace.boundary_agrees, trace.boundary_confidence)
+    labels, mask = token_labels(*judged, len(trace.think_ids), exit_at, decided)
+    value, label = signals.astype(np.float64), labels.astype(np.float64)
+    sums = [
+        np.sum(_LOSSES[signal.loss](value[mask[:, i], i], label[mask[:, i], i])) for i, signal in enumerate(SIGNALS)
+    ]
+    return np.array(sums), mask.sum(axis=0)
+
+
+def _generated(one: Scored) -> np.ndarray:
+    """Hits at the rows whose predicted tokens the target generated, every TTT step on the same rows."""
+    return one.hits[:, len(one.trace.prompt_ids) - 1 : one.hits.shape[1] - 1 - one.hits.shape[0]]
+
+
+def _columns(pairs: list[tuple[float, bool]]) -> tuple[np.ndarray, np.ndarray]:
+    return np.array([p for p, _ in pairs], np.float64), np.array([hit for _, hit in pairs], bool)
+
+
+def _ranking(probability: np.ndarray, hit: np.ndarray) -> Ranking:
+    if not len(hit):
+        return Ranking(0, *[float("nan")] * 4)
+    error = calibration_error(probability, hit)
+    return Ranking(len(hit), float(hit.mean()), auroc(probability, hit), error, brier(probability, hit))
