@@ -40,6 +40,8 @@ def make_step(folder: Path, length: int, ttt_steps: int) -> Callable[[], float]:
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
     forward = torch.compile(model.forward)
     documents = torch.zeros(1, length, dtype=torch.long)
+    counted = torch.ones(1, length, dtype=torch.bool)
+    counted[:, -2:] = False  # the other side has no token behind them
 
     def step() -> float:
         optimizer.zero_grad()
@@ -47,6 +49,7 @@ def make_step(folder: Path, length: int, ttt_steps: int) -> Callable[[], float]:
             row["aux"][:, :-1],
             row["tokens"][:, 1:],
             documents,
+            loss_mask=counted,
             verifier_last_hidden_states=row["state"][:, 1:],
             ttt_steps=ttt_steps,
             loss_config=loss_config,

@@ -29,8 +29,12 @@ from specexit.schemas.bench_training import BenchTrainingConfig
 SIDES = {"jax": "jax_specexit.bench_step", "speculators": "torch_specexit.bench_step"}
 """Modules of the two processes."""
 
-LOSS_TOLERANCE = 0.02
-"""Relative. The two leave out one row more or less at the ends of the row, of thousands; other losses are farther."""
+LOSS_TOLERANCE = 1e-3
+"""Relative. Sums in another order differ by 1e-6; a shift that is off by one moves it by more, as a test shows."""
+
+PERSISTENCE = 0.9
+"""Correlation of a target state with the one before it. The draft is shown the next one, so its loss grows with what
+lies between."""
 
 
 def bench_training(config: BenchTrainingConfig) -> dict[str, Any]:
@@ -48,7 +52,7 @@ def bench_training(config: BenchTrainingConfig) -> dict[str, Any]:
             for name, module in SIDES.items()
         }
         first = {name: side.wait_ready() for name, side in sides.items()}
-        check_losses(first["jax"]["loss"] - config.ttt_steps * entropy, first["speculators"]["loss"])
+        check_losses(first["jax"]["loss"] - entropy, first["speculators"]["loss"])
         turns = take_turns(config, sides)
         memory = sides["jax"].ask({"attention_memory": list(config.lengths)})
         weights = sides["jax"].ask({"weights": ["draft", "fc"]})
@@ -60,8 +64,42 @@ def bench_training(config: BenchTrainingConfig) -> dict[str, Any]:
 
 
 def write_inputs(config: BenchTrainingConfig, folder: Path) -> float:
-    """Write a random draft directory, and one random row of target features; returns the teacher's mean entropy."""
+    """Write a draft directory and one row of target features that tell every place from its neighbours.
+
+    Target states change slowly, and the draft's features hold the next one, which its weights let through: it is
+    nearly right about the next token, and less about each one behind it.
+
+    Returns:
+      The teacher's mean entropy, added up over the TTT steps: what a cross-entropy has more than a divergence.
+    """
     rng, hidden = np.random.default_rng(config.seed), config.draft.hidden_size
+    embedding = _matrix(rng, config.vocab_size, hidden)
+    head = embedding[: config.draft.draft_vocab_size]
+    write_draft(folder / "draft", *_draft(config, rng, head))
+    rows = config.length + 1
+    state = rng.normal(size=(rows + 1, hidden))
+    for t in range(1, rows + 1):
+        state[t] = PERSISTENCE * state[t - 1] + (1 - PERSISTENCE**2) ** 0.5 * state[t]
+    state = (state / np.sqrt(np.mean(state**2, axis=-1, keepdims=True))).astype(np.float32)
+    noise = rng.normal(size=(rows, 2 * hidden)).astype(np.float32)
+    np.savez(
+        folder / "row.npz",
+        embedding=embedding,
+        tokens=rng.integers(0, config.vocab_size, (1, rows)),
+        aux=np.concatenate([noise, state[1:]], axis=-1)[None],
+        state=state[None, :rows],
+    )
+    logits = state[: config.length - 1] @ head.T
+    logs = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+    entropy = -(np.exp(logs) * logs).sum(axis=-1)
+    return float(sum(entropy[1 + k :].mean() for k in range(config.ttt_steps)))
+
+
+def _draft(
+    config: BenchTrainingConfig, rng: np.random.Generator, head: np.ndarray
+) -> tuple[DraftConfig, dict[str, np.ndarray]]:
+    """A draft that passes the last of its features on, a little disturbed by what else it reads."""
+    hidden = config.draft.hidden_size
     shape = DraftConfig(
         **config.draft.model_dump(),
         architectures=(PLAIN_ARCHITECTURE,),
@@ -79,21 +117,10 @@ def write_inputs(config: BenchTrainingConfig, folder: Path) -> float:
             tensors[name] = np.arange(config.vocab_size) < shape.draft_vocab_size
         else:
             tensors[name] = np.ones(size, np.float32) if len(size) == 1 else _matrix(rng, *size)
-    write_draft(folder / "draft", shape, tensors)
-    rows = config.length + 1
-    embedding = _matrix(rng, config.vocab_size, hidden)
-    state = rng.normal(size=(1, rows, hidden)).astype(np.float32)
-    state /= np.sqrt(np.mean(state**2, axis=-1, keepdims=True))
-    np.savez(
-        folder / "row.npz",
-        embedding=embedding,
-        tokens=rng.integers(0, config.vocab_size, (1, rows)),
-        aux=rng.normal(size=(1, rows, 3 * hidden)).astype(np.float32),
-        state=state,
-    )
-    logits = state[0] @ embedding[: shape.draft_vocab_size].T
-    logs = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
-    return float(-(np.exp(logs) * logs).sum(axis=-1).mean())
+    tensors["fc.weight"] *= 0.1
+    tensors["fc.weight"][:, -hidden:] += np.eye(hidden, dtype=np.float32)
+    tensors["lm_head.weight"] = head
+    return shape, tensors
 
 
 def _matrix(rng: np.random.Generator, rows: int, columns: int) -> np.ndarray:

@@ -1,0 +1,91 @@
+"""``specexit bench-training`` compares the same work: its check of losses, right and mistaken ones. Costs 50 s."""
+
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import jax
+import pytest
+import torch
+
+import jax_specexit.bench_step as ours
+import torch_specexit.bench_step as theirs
+from jax_specexit.training import step
+from specexit.bench.process import BenchError
+from specexit.bench.training import check_losses, write_inputs
+from specexit.schemas.bench_training import BenchTrainingConfig
+
+STEPS = 3
+
+
+@pytest.fixture(scope="module")
+def config() -> BenchTrainingConfig:
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2, "num_key_value_heads": 1}
+    return BenchTrainingConfig.model_validate(
+        {
+            "out": "unused",
+            "draft": sizes | {"head_dim": 16, "draft_vocab_size": 96},
+            "vocab_size": 160,
+            "length": 128,
+            "ttt_steps": STEPS,
+            "loss_chunk": 32,
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def inputs(config: BenchTrainingConfig, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
+    folder = tmp_path_factory.mktemp("bench")
+    return folder, write_inputs(config, folder)
+
+
+@pytest.fixture(scope="module")
+def speculators(config: BenchTrainingConfig, inputs: tuple[Path, float]) -> float:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "compile", lambda forward: forward)
+        return theirs.make_step(inputs[0], config.length, STEPS)()
+
+
+def test_the_same_work_has_the_same_loss(
+    config: BenchTrainingConfig, inputs: tuple[Path, float], speculators: float
+) -> None:
+    folder, entropy = inputs
+    loss = ours.make_step(config, folder)() - entropy
+    check_losses(loss, speculators)
+    assert loss == pytest.approx(speculators, rel=1e-5)  # float32 sums in another order; 1e-6 was seen
+
+
+def of_states(x: jax.Array, by: int) -> int:
+    """Shift of the draft's outputs, which meet the teacher one row further on."""
+    return by + 1
+
+
+def of_later_states(x: jax.Array, by: int) -> int:
+    """The same, right at step 0 alone."""
+    return 2 * by + 1
+
+
+def of_embeddings(x: jax.Array, by: int) -> int:
+    """Shift of the tokens that the draft reads; what else is shifted there has no width."""
+    return by + 1 if x.ndim == 3 else by
+
+
+@pytest.mark.parametrize(
+    ("module", "mistaken"),
+    [(ours, of_states), (ours, of_later_states), (step, of_embeddings)],
+    ids=["states", "later states", "embeddings"],
+)
+def test_a_shift_that_is_off_by_one_is_refused(
+    config: BenchTrainingConfig,
+    inputs: tuple[Path, float],
+    speculators: float,
+    monkeypatch: pytest.MonkeyPatch,
+    module: ModuleType,
+    mistaken: Callable[[jax.Array, int], int],
+) -> None:
+    shift = module.shift
+    monkeypatch.setattr(module, "shift", lambda x, by: shift(x, mistaken(x, by)))
+    folder, entropy = inputs
+    loss = ours.make_step(config, folder)() - entropy
+    with pytest.raises(BenchError, match="loss of the first step"):
+        check_losses(loss, speculators)
