@@ -1,10 +1,10 @@
 """Where every parameter lives on the mesh: names to logical axes, logical axes to mesh axes. Two tables, no magic.
 
-The mesh has the axes ``data`` (replicas), ``fsdp`` (shards of parameters and of the batch), ``context`` (stretches of
-each row's time) and ``tensor`` (heads, MLP width, vocabulary). Optimizer state mirrors the parameters' names, so it
-follows the same tables. Activations follow from their inputs, except where the code says `constrain`; that asks for the
-mesh in force (`jax.set_mesh`, or `jax.sharding.use_abstract_mesh` inside of a jitted function), and without one
-everything runs on one device.
+The mesh has the axes ``data`` (replicas), ``fsdp`` (shards of parameters and of the batch), ``expert`` (experts of the
+target, and the batch), ``context`` (stretches of each row's time) and ``tensor`` (heads, MLP width, vocabulary).
+Optimizer state mirrors the parameters' names, so it follows the same tables. Activations follow from their inputs,
+except where the code says `constrain`; that asks for the mesh in force (`jax.set_mesh`, or
+`jax.sharding.use_abstract_mesh` inside of a jitted function), and without one everything runs on one device.
 """
 
 from __future__ import annotations
@@ -34,6 +34,13 @@ LOGICAL_AXES: dict[str, tuple[str | None, ...]] = {
     "up/kernel": ("embed", "mlp"),
     "down/kernel": ("mlp", "embed"),
     "lm_head/kernel": ("embed", "vocab"),
+    "experts/gate/kernel": ("expert", "embed", "mlp"),
+    "experts/up/kernel": ("expert", "embed", "mlp"),
+    "experts/down/kernel": ("expert", "mlp", "embed"),
+    "experts/gate/scale": ("expert", "mlp"),
+    "experts/up/scale": ("expert", "mlp"),
+    "experts/down/scale": ("expert", None),
+    "router/kernel": ("embed", None),
     "signal_head/kernel": (None, None),
     "ns_coeffs": (None, None),
     "scale": (None,),
@@ -41,16 +48,22 @@ LOGICAL_AXES: dict[str, tuple[str | None, ...]] = {
 }
 """End of a parameter's path -> the logical name of each of its dimensions."""
 
-ROWS = ("data", "fsdp")
+EXPERT = "expert"
+"""Mesh axis that the experts of a mixture are spread over."""
+
+ROWS = ("data", "fsdp", EXPERT)
 """Mesh axes that the rows of a batch are spread over."""
 
 CONTEXT = "context"
 """Mesh axis that the time of every row is spread over."""
 
-AXES = ("data", "fsdp", CONTEXT, "tensor")
+AXES = ("data", "fsdp", EXPERT, CONTEXT, "tensor")
 """Of the mesh, from the slowest link to the fastest."""
 
-MESH_AXES = {"batch": ROWS, "time": CONTEXT, "vocab": "tensor", "heads": "tensor", "mlp": "tensor", "embed": "fsdp"}
+MESH_AXES = {
+    **{"batch": ROWS, "time": CONTEXT, "expert": EXPERT},
+    **{"vocab": "tensor", "heads": "tensor", "mlp": "tensor", "embed": "fsdp"},
+}
 """Logical axis -> mesh axis."""
 
 BATCH = PartitionSpec(ROWS, CONTEXT)
@@ -72,7 +85,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
 
 
 def device_grid(config: MeshConfig, devices: Sequence[Any]) -> np.ndarray:
-    """The devices as [data, fsdp, context, tensor].
+    """The devices as [data, fsdp, expert, context, tensor].
 
     On TPUs in the order of the interconnect, so that neighbours on the mesh are neighbours in the torus. Of several
     slices, which only the data centre's network joins, each holds whole replicas: ``data`` runs over the slices first,
@@ -90,15 +103,15 @@ def device_grid(config: MeshConfig, devices: Sequence[Any]) -> np.ndarray:
             f"mesh.dcn_data=1, but the devices are of {slices} slices: expected mesh.dcn_data={slices}, or -1 for as "
             "many as there are"
         )
-    each, rest = len(devices) // wanted, config.fsdp * config.context * config.tensor
+    each, rest = len(devices) // wanted, config.fsdp * config.expert * config.context * config.tensor
     data = each // rest if config.data == -1 else config.data
     if data * rest * wanted != len(devices) or data == 0:
         over = f" dcn_data={wanted}" if wanted > 1 else ""
-        sizes = f"data={config.data} fsdp={config.fsdp} context={config.context} tensor={config.tensor}"
+        sizes = " ".join(f"{axis}={getattr(config, axis)}" for axis in AXES)
         raise ConfigError(
             f"mesh{over} {sizes} does not fit {len(devices)} devices: the product must be the number of devices"
         )
-    shape = (data, config.fsdp, config.context, config.tensor)
+    shape = (data, config.fsdp, config.expert, config.context, config.tensor)
     groups = [
         [device for device in devices if wanted == 1 or slice_of(device) == one] for one in _slices(devices, wanted)
     ]
@@ -161,11 +174,17 @@ def check_mesh(mesh: Mesh, batch_size: int, models: Sequence[Any]) -> None:
     Args:
       mesh: to be trained on.
       batch_size: rows per step.
-      models: whatever has ``num_attention_heads`` and ``num_key_value_heads``.
+      models: whatever has ``num_attention_heads`` and ``num_key_value_heads``, and ``num_experts`` if any.
 
     Raises:
-      ConfigError: an axis does not divide heads or rows; says which, and what would fit.
+      ConfigError: an axis does not divide heads, experts or rows; says which, and what would fit.
     """
+    experts, shards = max(getattr(model, "num_experts", 0) for model in models), mesh.shape[EXPERT]
+    if shards > 1 and (experts == 0 or experts % shards):
+        fitting = [n for n in range(1, experts + 1) if experts % n == 0] or "1, the target has no experts"
+        raise ConfigError(
+            f"mesh.expert={shards} does not divide num_experts={experts}: choose mesh.expert from {fitting}"
+        )
     rows, tensor = math.prod(mesh.shape[axis] for axis in ROWS), mesh.shape["tensor"]
     for model in models:
         for field in ("num_attention_heads", "num_key_value_heads"):
@@ -177,9 +196,10 @@ def check_mesh(mesh: Mesh, batch_size: int, models: Sequence[Any]) -> None:
                     "mesh.fsdp or mesh.data larger"
                 )
     if batch_size % rows:
+        together = " x ".join(f"mesh.{axis}" for axis in ROWS)
         raise ConfigError(
-            f"mesh.data x mesh.fsdp = {rows} does not divide batch_size={batch_size}: choose a multiple of {rows}, "
-            "or a larger mesh.context or mesh.tensor"
+            f"{together} = {rows} does not divide batch_size={batch_size}: choose a multiple of {rows}, or a larger "
+            "mesh.context or mesh.tensor"
         )
 
 
@@ -226,10 +246,14 @@ def gather(params: Any) -> Any:
     def one(path: tuple[Any, ...], leaf: Array) -> Array:
         if "lm_head" in jax.tree_util.keystr(path):
             return leaf
-        axes = (None if axis == "fsdp" else axis for axis in spec_of(path, leaf))
-        return jax.lax.with_sharding_constraint(leaf, PartitionSpec(*axes))
+        return jax.lax.with_sharding_constraint(leaf, whole_along_fsdp(path, leaf))
 
     return jax.tree.map_with_path(one, params)
+
+
+def whole_along_fsdp(path: tuple[Any, ...], leaf: Any) -> PartitionSpec:
+    """The partition of a parameter while it is computed with."""
+    return PartitionSpec(*(None if axis == "fsdp" else axis for axis in spec_of(path, leaf)))
 
 
 def look_up(table: Float[Array, "vocab hidden"], tokens: Int[Array, "batch time"]) -> Float[Array, "batch time hidden"]:

@@ -23,16 +23,21 @@ from flax.nnx.traversals import flatten_mapping, unflatten_mapping
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
+from jax_specexit.model.experts import ExpertLinear, Mixture
 from jax_specexit.model.layers import Linear
-from jax_specexit.model.target import ARCHITECTURES, Target, TargetShape
+from jax_specexit.model.target import ARCHITECTURES, DENSE, Target, TargetShape
 from jax_specexit.sharding import shardings
+from specexit.drafts.rope import scaling_fields
 from specexit.errors import InputError
 
 Index = tuple[slice, ...]
 
 
 def _hf_names(shape: TargetShape) -> dict[tuple[str, ...], tuple[str, bool]]:
-    """NNX state path -> (Hugging Face tensor name, whether it is transposed); ``{}`` stands for the layer."""
+    """NNX state path -> (Hugging Face tensor name, whether it is transposed).
+
+    The first ``{}`` stands for the layer, the second for the expert.
+    """
     names: dict[tuple[str, ...], tuple[str, bool]] = {
         ("embedding",): ("model.embed_tokens.weight", False),
         ("norm", "scale"): ("model.norm.weight", False),
@@ -49,8 +54,20 @@ def _hf_names(shape: TargetShape) -> dict[tuple[str, ...], tuple[str, bool]]:
     for part in "qkv" if shape.attention_bias else "":
         names["layers", "attention", part, "bias"] = (f"{hf}.self_attn.{part}_proj.bias", False)
     for part in ("gate", "up", "down"):
-        names["layers", "mlp", part, "kernel"] = (f"{hf}.mlp.{part}_proj.weight", True)
+        if shape.num_experts:
+            expert = f"{hf}.mlp.experts.{{}}.{part}_proj.weight"
+            names["layers", "mlp", "experts", part, "kernel"] = (expert, True)
+        else:
+            names["layers", "mlp", part, "kernel"] = (f"{hf}.mlp.{part}_proj.weight", True)
+    if shape.num_experts:
+        names["layers", "mlp", "router", "kernel"] = (f"{hf}.mlp.gate.weight", True)
     return names
+
+
+def _every(name: str, shape: TargetShape) -> np.ndarray:
+    """The names of a parameter's tensors, in an array of its leading axes: none, [layers], or [layers, experts]."""
+    counts = (shape.num_hidden_layers, shape.num_experts)[: name.count("{}")]
+    return np.array([name.format(*place) for place in np.ndindex(*counts)], object).reshape(counts)
 
 
 def abstract_target(shape: TargetShape, dtype: DTypeLike = jnp.float32, *, int8: bool = False) -> Target:
@@ -75,10 +92,11 @@ def _quantized(target: Target) -> Target:
     return target
 
 
-def linears(target: Target) -> list[Linear]:
-    """The layers' matrix products, stacked over the layers."""
+def linears(target: Target) -> list[Linear | ExpertLinear]:
+    """The layers' matrix products but the router's, which decides by small differences; stacked over the layers."""
     attention, mlp = target.layers.attention, target.layers.mlp
-    return [attention.q, attention.k, attention.v, attention.o, mlp.gate, mlp.up, mlp.down]
+    block = mlp.experts if isinstance(mlp, Mixture) else mlp
+    return [attention.q, attention.k, attention.v, attention.o, block.gate, block.up, block.down]
 
 
 def load_target(
@@ -104,10 +122,10 @@ def load_target(
     with _open(folder) as tensors:
         for path, leaf in flatten_mapping(wanted).items():
             name, transposed = _hf_names(shape)[path]
-            names = [name.format(i) for i in range(shape.num_hidden_layers)] if path[0] == "layers" else [name]
-            expected = leaf.shape[1:] if path[0] == "layers" else leaf.shape
+            names = _every(name, shape)
+            expected = leaf.shape[names.ndim :]
             _check(folder, tensors, names, expected[::-1] if transposed else expected)
-            read = _reader(tensors, names, path[0] == "layers", transposed, leaf.dtype)
+            read = _reader(tensors, names, transposed, leaf.dtype)
             if mesh:
                 values[path] = jax.make_array_from_callback(leaf.shape, places[path], read)
             else:
@@ -150,8 +168,8 @@ def _open(folder: Path) -> Iterator[dict[str, Any]]:
         yield tensors
 
 
-def _check(folder: Path, tensors: Mapping[str, Any], names: list[str], shape: tuple[int, ...]) -> None:
-    for name in names:
+def _check(folder: Path, tensors: Mapping[str, Any], names: np.ndarray, shape: tuple[int, ...]) -> None:
+    for name in names.flat:
         if name not in tensors:
             raise InputError(f"{folder}: tensor {name} is missing")
         found = tuple(tensors[name].get_shape())
@@ -160,18 +178,20 @@ def _check(folder: Path, tensors: Mapping[str, Any], names: list[str], shape: tu
 
 
 def _reader(
-    tensors: Mapping[str, Any], names: list[str], stacked: bool, transposed: bool, dtype: np.dtype
+    tensors: Mapping[str, Any], names: np.ndarray, transposed: bool, dtype: np.dtype
 ) -> Callable[[Any], np.ndarray]:
-    """What `jax.make_array_from_callback` asks for one shard of a parameter."""
-
-    def one(name: str, index: Index) -> np.ndarray:
-        part = tensors[name][index[::-1] if transposed else index]
-        return (part.T if transposed else part).astype(dtype)
+    """What `jax.make_array_from_callback` asks for one shard of a parameter; ``names`` has its leading axes."""
 
     def read(index: Index) -> np.ndarray:
-        if not stacked:
-            return one(names[0], index)
-        return np.stack([one(name, index[1:]) for name in names[index[0]]])
+        wanted, index = np.asarray(names[index[: names.ndim]], object), index[names.ndim :]
+        place, found = index[::-1] if transposed else index, None
+        for i, name in enumerate(wanted.flat):
+            part = tensors[name][place]
+            part = part.T if transposed else part
+            found = np.empty((wanted.size, *part.shape), dtype) if found is None else found
+            found[i] = part
+        assert found is not None
+        return found.reshape(*wanted.shape, *found.shape[1:])
 
     return read
 
@@ -189,16 +209,17 @@ def export_target(target: Target, folder: Path, **config: object) -> None:
     names, tensors = _hf_names(target.shape), {}
     for path, leaf in flatten_mapping(nnx.to_pure_dict(nnx.state(target))).items():
         (name, transposed), whole = names[path], np.asarray(leaf)
-        for i, value in enumerate(whole if path[0] == "layers" else [whole]):
-            value = value.T if transposed else value
-            tensors[name.format(i)] = np.ascontiguousarray(value).astype(ml_dtypes.bfloat16)
+        for place, one in np.ndenumerate(_every(name, target.shape)):
+            value = whole[place].T if transposed else whole[place]
+            tensors[one] = np.ascontiguousarray(value).astype(ml_dtypes.bfloat16)
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "model.safetensors").chmod(0o644)
     shape, rope = dataclasses.asdict(target.shape), {"rope_type": "default", "rope_theta": target.shape.rope_theta}
-    architecture, scaling = shape.pop("architecture"), shape.pop("rope_scaling")
-    if scaling:
-        rope |= {"rope_type": scaling.pop("kind"), **scaling}
+    architecture = shape.pop("architecture")
+    rope |= scaling_fields(target.shape.rope_scaling) or {}
+    for name in ("rope_scaling", *(DENSE if target.shape.num_experts == 0 else ())):
+        del shape[name]
     fields = {
         "architectures": [architecture],
         "model_type": ARCHITECTURES[architecture],

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from jax_specexit.sharding import constrain
 from specexit.drafts.rope import RopeScaling as RopeScaling
+from specexit.drafts.rope import rotary_factor as rotary_factor
 from specexit.drafts.rope import rotary_frequencies as rotary_frequencies
 
 
@@ -64,10 +65,14 @@ class Linear(nnx.Module):
 
         It is Qwix's symmetric quantization of weights per channel and of activations per row, as they come.
         """
-        kernel = self.kernel[...]
-        columns = tuple(axis for axis in range(kernel.ndim) if axis != kernel.ndim - 2)
-        found = qwix.quantize(kernel.astype(jnp.float32), jnp.int8, channelwise_axes=columns)
-        self.kernel, self.scale = nnx.Param(found.qvalue), nnx.Param(jnp.squeeze(found.scale, -2))
+        self.kernel, self.scale = quantize(self.kernel[...])
+
+
+def quantize(kernel: Float[Array, "*stack size_in size_out"]) -> tuple[nnx.Param, nnx.Param]:
+    """A kernel as int8, and the scale of every column."""
+    columns = tuple(axis for axis in range(kernel.ndim) if axis != kernel.ndim - 2)
+    found = qwix.quantize(kernel.astype(jnp.float32), jnp.int8, channelwise_axes=columns)
+    return nnx.Param(found.qvalue), nnx.Param(jnp.squeeze(found.scale, -2))
 
 
 class SwiGLU(nnx.Module):
@@ -87,10 +92,11 @@ def rotary(
     x: Float[Array, "batch time heads dim"],
     positions: Int[Array, "batch time"],
     frequency: Float[np.ndarray, " half_dim"],
+    factor: float = 1.0,
 ) -> Float[Array, "batch time heads dim"]:
-    """Rotary position embedding in the half-split layout of Llama and Qwen (Su et al. 2021)."""
+    """Rotary position embedding in the half-split layout of Llama and Qwen (Su et al. 2021), times ``factor``."""
     angle = positions[..., None].astype(jnp.float32) * frequency
-    cos, sin = jnp.cos(angle)[:, :, None], jnp.sin(angle)[:, :, None]
+    cos, sin = factor * jnp.cos(angle)[:, :, None], factor * jnp.sin(angle)[:, :, None]
     a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
 

@@ -1,4 +1,4 @@
-"""The target model's forward pass in Flax NNX: dense Qwen3, Qwen2 and Llama, read from a Hugging Face folder.
+"""The target model's forward pass in Flax NNX: Qwen3, dense or of experts, Qwen2 and Llama, from a Hugging Face folder.
 
 It gives the two things that draft training needs from the target: the residual stream at the aux layers (the
 features EAGLE-3 reads) and the logits (the teacher). It is also what trains the tiny reasoner.
@@ -22,8 +22,19 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from jax_specexit.model.attention import ttt_attention
-from jax_specexit.model.layers import Linear, RMSNorm, RopeScaling, SwiGLU, rotary, rotary_frequencies, split_heads
+from jax_specexit.model.experts import Mixture
+from jax_specexit.model.layers import (
+    Linear,
+    RMSNorm,
+    RopeScaling,
+    SwiGLU,
+    rotary,
+    rotary_factor,
+    rotary_frequencies,
+    split_heads,
+)
 from jax_specexit.sharding import constrain, look_up
+from specexit.drafts.rope import FIELDS, scaling_of
 from specexit.errors import InputError
 from specexit.schemas.target import ARCHITECTURES as KNOWN
 
@@ -46,11 +57,17 @@ class TargetShape:
     attention_bias: bool = False
     """Of the query, key and value projections."""
     rope_scaling: RopeScaling | None = None
+    num_experts: int = 0
+    """Of every layer; 0 of a dense model, whose MLPs have ``intermediate_size``."""
+    num_experts_per_tok: int = 0
+    moe_intermediate_size: int = 0
+    norm_topk_prob: bool = False
+    """Whether the probabilities of the chosen experts sum to 1."""
 
     @property
     def qk_norm(self) -> bool:
         """Whether queries and keys are normed per head."""
-        return self.architecture == "Qwen3ForCausalLM"
+        return self.architecture in ("Qwen3ForCausalLM", MIXTURE)
 
     @classmethod
     def read(cls, folder: Path) -> TargetShape:
@@ -69,10 +86,10 @@ class TargetShape:
         architecture = (config.get("architectures") or ["(none)"])[0]
         if architecture not in ARCHITECTURES:
             raise InputError(f"{path}: architectures is {architecture}, expected one of {', '.join(ARCHITECTURES)}")
-        for field, only in (("mlp_bias", False), ("use_sliding_window", False), ("hidden_act", "silu")):
-            if config.get(field, only) != only:
+        for field, only in ONLY.items():
+            if config.get(field) not in (None, only):
                 raise InputError(f"{path}: {field} is {config[field]!r}, only {only!r} is implemented")
-        if architecture == "LlamaForCausalLM" and config.get("attention_bias"):
+        if architecture != "Qwen2ForCausalLM" and config.get("attention_bias"):
             raise InputError(f"{path}: attention_bias is true, which is implemented for Qwen2 only")
         rope = (config.get("rope_scaling") or {}) | (config.get("rope_parameters") or {})
         config["rope_theta"] = config.get("rope_theta") or rope.get("rope_theta")
@@ -83,31 +100,49 @@ class TargetShape:
             "attention_bias": architecture == "Qwen2ForCausalLM",
             "tie_word_embeddings": config.get("tie_word_embeddings", False),
         }
+        config |= _mixture(config, path) if architecture == MIXTURE else DENSE
         missing = [f.name for f in dataclasses.fields(cls) if config.get(f.name) is None and f.name != "rope_scaling"]
         if missing:
             raise InputError(f"{path}: no value for {', '.join(missing)}")
-        config["rope_scaling"] = read_rope_scaling(path, rope)
+        try:
+            config["rope_scaling"] = scaling_of(rope, tuple(FIELDS))
+        except ValueError as error:
+            raise InputError(f"{path}: {error}") from error
         return cls(**{f.name: config[f.name] for f in dataclasses.fields(cls)})
 
 
-ARCHITECTURES = {"Qwen3ForCausalLM": "qwen3", "Qwen2ForCausalLM": "qwen2", "LlamaForCausalLM": "llama"}
+MIXTURE = "Qwen3MoeForCausalLM"
+
+ARCHITECTURES = {
+    **{"Qwen3ForCausalLM": "qwen3", MIXTURE: "qwen3_moe"},
+    **{"Qwen2ForCausalLM": "qwen2", "LlamaForCausalLM": "llama"},
+}
 """Hugging Face architecture -> its ``model_type``."""
 assert sorted(ARCHITECTURES) == sorted(KNOWN), "specexit.schemas.target says what `collect` may accept"
 
 
-def read_rope_scaling(path: Path, rope: dict[str, Any]) -> RopeScaling | None:
-    """The scaling in a config's ``rope_parameters``, formerly ``rope_scaling``.
+ONLY = {
+    **{"mlp_bias": False, "use_sliding_window": False, "hidden_act": "silu"},
+    **{"mlp_only_layers": [], "decoder_sparse_step": 1, "partial_rotary_factor": 1.0, "quantization_config": {}},
+}
+"""Fields of a ``config.json`` -> their only value that is implemented."""
+
+DENSE = {"num_experts": 0, "num_experts_per_tok": 0, "moe_intermediate_size": 0, "norm_topk_prob": False}
+"""The fields of a mixture as a dense model has them."""
+
+
+def _mixture(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """What a mixture's config says of its experts.
 
     Raises:
-      InputError: of a kind that is not implemented.
+      InputError: more experts are chosen than there are.
     """
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind == "default":
-        return None
-    if kind not in ("linear", "llama3"):
-        raise InputError(f"{path}: rope_type is {kind!r}, expected 'default', 'linear' or 'llama3'")
-    names = [f.name for f in dataclasses.fields(RopeScaling) if f.name != "kind"]
-    return RopeScaling(kind, **{name: rope[name] for name in names if name in rope})
+    found = {name: config.get(name) for name in DENSE} | {"norm_topk_prob": bool(config.get("norm_topk_prob"))}
+    found["num_experts"] = config.get("num_experts") or config.get("num_local_experts")  # transformers' newer name
+    chosen, there = found["num_experts_per_tok"], found["num_experts"]
+    if chosen and there and not 0 < chosen <= there:
+        raise InputError(f"{path}: num_experts_per_tok is {chosen}, expected at most num_experts={there}")
+    return found
 
 
 class Attention(nnx.Module):
@@ -133,19 +168,19 @@ class Attention(nnx.Module):
         if s.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
         frequency = rotary_frequencies(s.head_dim, s.rope_theta, s.rope_scaling)
-        q, k = rotary(q, positions, frequency), rotary(k, positions, frequency)
+        q, k = (rotary(part, positions, frequency, rotary_factor(s.rope_scaling)) for part in (q, k))
         mixed = ttt_attention(q, [k], [v], segment_ids)
         return self.o(mixed.reshape(*x.shape[:2], -1))
 
 
 class DecoderLayer(nnx.Module):
-    """Pre-norm attention and SwiGLU, each added to the residual stream, which stays in float32."""
+    """Pre-norm attention and SwiGLU or experts, each added to the residual stream, which stays in float32."""
 
     def __init__(self, shape: TargetShape, *, rngs: nnx.Rngs):
         self.input_norm = RMSNorm(shape.hidden_size, eps=shape.rms_norm_eps)
         self.attention = Attention(shape, rngs=rngs)
         self.post_norm = RMSNorm(shape.hidden_size, eps=shape.rms_norm_eps)
-        self.mlp = SwiGLU(shape.hidden_size, shape.intermediate_size, rngs=rngs)
+        self.mlp = feed_forward(shape, rngs=rngs)
 
     def __call__(
         self,
@@ -157,6 +192,15 @@ class DecoderLayer(nnx.Module):
         """Advance the residual stream ``x``; the matrix products run in ``dtype``."""
         x = x + self.attention(self.input_norm(x).astype(dtype), positions, segment_ids)
         return x + self.mlp(self.post_norm(x).astype(dtype))
+
+
+def feed_forward(shape: TargetShape, *, rngs: nnx.Rngs) -> SwiGLU | Mixture:
+    """What follows a layer's attention."""
+    s = shape
+    if s.num_experts == 0:
+        return SwiGLU(s.hidden_size, s.intermediate_size, rngs=rngs)
+    sizes = (s.hidden_size, s.moe_intermediate_size, s.num_experts, s.num_experts_per_tok)
+    return Mixture(*sizes, normalised=s.norm_topk_prob, rngs=rngs)
 
 
 def stack(layers: Sequence[DecoderLayer]) -> DecoderLayer:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 import time
 from collections import defaultdict
@@ -23,6 +24,7 @@ from rich.table import Table
 from jax_specexit.planning.aot import Lowered, Shapes, lower_step, shapes_of, topology_devices
 from jax_specexit.planning.hlo import collectives
 from jax_specexit.planning.work import BYTES, compute_seconds, step_work
+from jax_specexit.sharding import ROWS
 from specexit.chips import Chip
 from specexit.config import ConfigError, write_text
 from specexit.schemas.plan import PlanConfig
@@ -206,7 +208,7 @@ def _bytes_on_one_chip(tree: Any) -> int:
 
 def _batch_that_fits(arguments: float, temporaries: float, capacity: float, shapes: Shapes, mesh: Mesh) -> int:
     """Rows per step, if temporaries grow like the rows of a chip (they grow slower, so a larger batch is safe)."""
-    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    shards = math.prod(mesh.shape[axis] for axis in ROWS)
     each = shapes.batch // shards
     return int(each * ((1 - SPARE) * capacity - arguments) / temporaries) * shards
 
@@ -285,8 +287,11 @@ def summarise(
 def estimate(
     config: PlanConfig, shapes: Shapes, chip: Chip, mesh: Mesh | AbstractMesh, bound: float
 ) -> Estimate | None:
-    """What a step may take that takes at least ``bound`` seconds; None for a chip of which nothing is published."""
-    if chip.mfu is None:
+    """What a step may take that takes at least ``bound`` seconds; None where nothing published is like it.
+
+    That is a chip of which no table says anything, or a mixture of experts: the tables are of dense models.
+    """
+    if chip.mfu is None or shapes.target.num_experts:
         return None
     work = (dataclasses.replace(w, flops=w.useful) for w in step_work(config, shapes, mesh))
     seconds = max(compute_seconds(work, chip) / chip.mfu, bound)

@@ -17,7 +17,7 @@ from jax.sharding import AbstractMesh, Mesh
 
 from jax_specexit.model.splash import tile_of
 from jax_specexit.planning.aot import Shapes
-from jax_specexit.sharding import CONTEXT, ROWS
+from jax_specexit.sharding import CONTEXT, EXPERT, ROWS
 from jax_specexit.training.optimizer import NEWTON_SCHULZ
 from specexit.chips import Chip
 from specexit.method.signals import SIGNALS
@@ -102,14 +102,9 @@ def step_work(
     t, d = shapes.target, shapes.draft
     q, kv = t.num_attention_heads * t.head_dim / tensor, t.num_key_value_heads * t.head_dim / tensor
     layers = t.num_hidden_layers
-    for inner, outer in (
-        (t.hidden_size, q + 2 * kv),
-        (q, t.hidden_size),
-        (t.hidden_size, 2 * t.intermediate_size / tensor),
-        (t.intermediate_size / tensor, t.hidden_size),
-    ):
-        one = product("target", rows, inner, outer, passes=layers)
-        yield replace(one, int8=True, hbm_bytes=one.hbm_bytes / 2) if config.target_int8 else one
+    for inner, outer in ((t.hidden_size, q + 2 * kv), (q, t.hidden_size)):
+        yield _of_target(config, product("target", rows, inner, outer, passes=layers))
+    yield from _feed_forward_work(config, shapes, rows, mesh)
     one = attention("", rows, shapes.length, t.num_attention_heads / tensor, t.head_dim, 0, tile=tile, backward=0)
     yield Work("target attention", one.flops * layers, one.useful * layers, one.hbm_bytes * layers)
 
@@ -118,6 +113,26 @@ def step_work(
     if not config.freeze_trunk:
         yield from _trunk_work(config, shapes, rows, mesh, tile, backward)
         yield _optimizer_work(shapes, mesh)
+
+
+def _of_target(config: TrainConfig, one: Work) -> Work:
+    """A product of the target's layers, as it is run."""
+    return replace(one, int8=True, hbm_bytes=one.hbm_bytes / 2) if config.target_int8 else one
+
+
+def _feed_forward_work(config: TrainConfig, shapes: Shapes, rows: float, mesh: Mesh | AbstractMesh) -> Iterator[Work]:
+    """The target's MLPs; of a mixture, those of the experts that a token is given to, evenly spread over the chips.
+
+    All experts' weights are read, since some token of a batch wants each.
+    """
+    t, layers, tensor = shapes.target, shapes.target.num_hidden_layers, mesh.shape["tensor"]
+    width, pairs, experts = t.intermediate_size / tensor, rows, 1.0
+    if t.num_experts:
+        yield product("router", rows, t.hidden_size, t.num_experts, passes=layers)
+        width, pairs = t.moe_intermediate_size / tensor, rows * t.num_experts_per_tok
+        experts = t.num_experts / mesh.shape[EXPERT]
+    for inner, outer in ((t.hidden_size, 2 * width), (width, t.hidden_size)):
+        yield _of_target(config, product("target", pairs, inner, outer, passes=layers, reads=experts))
 
 
 def _trunk_work(

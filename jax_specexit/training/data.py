@@ -113,7 +113,7 @@ def rows_of_process(size: int, sharding: NamedSharding) -> np.ndarray:
     """
     shards = math.prod(sharding.mesh.shape[axis] for axis in ROWS)
     if size % shards:
-        raise ConfigError(f"batch_size={size} does not divide over data x fsdp = {shards} shards of the mesh")
+        raise ConfigError(f"batch_size={size} does not divide over {' x '.join(ROWS)} = {shards} shards of the mesh")
     held = sharding.addressable_devices_indices_map((size, sharding.mesh.shape[CONTEXT])).values()
     return np.unique(np.concatenate([np.arange(size)[index[0]] for index in held if index is not None]))
 

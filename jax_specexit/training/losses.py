@@ -19,7 +19,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from jax_specexit.sharding import BATCH, CONTEXT, ROWS
+from jax_specexit.sharding import BATCH, CONTEXT, EXPERT, ROWS
 from specexit.method.signals import RAW_LIMIT, SIGNALS
 
 
@@ -152,7 +152,7 @@ def _local(hidden, head, teacher_hidden, teacher_head, labels, weights, *, chunk
     gradient = jax.lax.psum(jnp.moveaxis(pieces, 0, 2).reshape(hidden.shape), vocab).astype(hidden.dtype)
     if sharded:
         head_gradient = jax.lax.psum_scatter(head_gradient, "fsdp", scatter_dimension=0, tiled=True)
-        head_gradient = jax.lax.psum(head_gradient, ("data", CONTEXT))
+        head_gradient = jax.lax.psum(head_gradient, ("data", EXPERT, CONTEXT))
     return jax.lax.psum(sums, rows), gradient, head_gradient
 
 

@@ -10,7 +10,8 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from jax_specexit.model.draft import Draft, warm_start
-from jax_specexit.model.target import Target
+from jax_specexit.model.target import Target, TargetShape
+from jax_specexit.sharding import check_mesh
 from jax_specexit.training.data import choose_draft_vocab
 from jax_specexit.training.measure import measure_aux
 from jax_specexit.training.run import Start, identity, read_start
@@ -38,10 +39,12 @@ def start(
       mesh: that the target is loaded onto.
 
     Raises:
-      ConfigError, DraftError: ``init_from`` cannot be read, or was made for another target or shape.
+      ConfigError, DraftError: ``init_from`` cannot be read, or was made for another target or shape; or the mesh does
+        not divide the models.
     """
     before = check_start(config, target_config, meta)
     shape = draft_config(config, target_config, meta.exit_point)
+    check_mesh(mesh, config.batch_size, (TargetShape.read(target_config.folder), shape))
     target = load_target(target_config.folder, config.dtype, mesh, int8=config.target_int8)
     layers = shape.eagle_aux_hidden_state_layer_ids
     if before is not None:

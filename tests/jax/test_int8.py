@@ -95,7 +95,7 @@ def test_the_reasoner_still_knows_what_comes_next(reasoners: tuple[Target, Targe
 def test_the_bound_falls_by_half_of_the_products(recipe: str, saved: float) -> None:
     config = load(PlanConfig, REPOSITORY / "configs" / "recipes" / f"{recipe}.yaml")
     shapes = shapes_of(config, load_target_config(config.target))
-    mesh = jax.sharding.AbstractMesh((1, 16, 1, 1), AXES)
+    mesh = jax.sharding.AbstractMesh((1, 16, 1, 1, 1), AXES)
     seconds = {}
     for int8 in (False, True):
         config = config.model_copy(update={"target_int8": int8})

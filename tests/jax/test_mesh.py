@@ -37,16 +37,16 @@ def slices(*sizes: int, width: int = 4) -> list[Chip]:
 
 def test_every_replica_lies_within_one_slice() -> None:
     grid = device_grid(MeshConfig(dcn_data=2, fsdp=4, tensor=2), slices(16, 16))
-    assert grid.shape == (4, 4, 1, 2)
+    assert grid.shape == (4, 4, 1, 1, 2)
     numbers = np.vectorize(lambda chip: chip.slice_index)(grid)
-    np.testing.assert_array_equal(numbers, np.repeat([0, 0, 1, 1], 8).reshape(4, 4, 1, 2))
+    np.testing.assert_array_equal(numbers, np.repeat([0, 0, 1, 1], 8).reshape(grid.shape))
     assert len({chip.id for chip in grid.flat}) == 32
 
 
 def test_the_number_of_slices_may_be_left_open() -> None:
     for number in (1, 2, 4):  # so a run goes on with as many as there are
         grid = device_grid(MeshConfig(dcn_data=-1, fsdp=16), slices(*[16] * number))
-        assert grid.shape == (number, 16, 1, 1)
+        assert grid.shape == (number, 16, 1, 1, 1)
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_the_number_of_slices_may_be_left_open() -> None:
         (
             {"dcn_data": 2, "fsdp": 32},
             (16, 16),
-            "mesh dcn_data=2 data=-1 fsdp=32 context=1 tensor=1 does not fit 32 devices",
+            "mesh dcn_data=2 data=-1 fsdp=32 expert=1 context=1 tensor=1 does not fit 32 devices",
         ),
         ({"dcn_data": 2}, (16, 8), "the slices have 16, 8 devices, expected equal ones"),
     ],

@@ -60,7 +60,7 @@ def check(found: dict) -> None:
     assert found["step_seconds"] == max(found["seconds"].values()) == found["seconds"][found["binds"]]
     assert 0.5 < found["useful_flops"] <= 1
     assert found["estimate"] is None or found["estimate"]["step_seconds"] > found["step_seconds"]
-    axes = {"data", "fsdp", "context", "tensor"}
+    axes = {"data", "fsdp", "expert", "context", "tensor"}
     assert all(set(together.split("+")) <= axes for together in found["collective_bytes"])
     tokens = found["batch_size"] * found["length"]
     rate = tokens / found["step_seconds"] / found["chips"]
@@ -69,8 +69,9 @@ def check(found: dict) -> None:
     assert {"measure", "evaluate"} <= set(found["others"])
     assert all(program["hbm_gib"]["spare"] >= 0.1 for program in found["others"].values())
     for collective in found["collectives"]:
-        # Of weights and token ids, never of activations; but the keys and values of a row that lies on several chips.
-        if collective["kind"] == "all-gather" and list(collective["axes"]) != ["context"]:
+        # Of weights and token ids, never of activations; but the keys and values of a row that lies on several chips,
+        # and a token goes where its experts are.
+        if collective["kind"] == "all-gather" and list(collective["axes"]) not in (["context"], ["expert"]):
             assert not any(is_activation(shape, found) for shape in collective["shapes"]), collective
 
 
@@ -83,16 +84,24 @@ def is_activation(shape: list[int], found: dict) -> bool:
     return found["length"] % width > 0 or sum(size > 1 for size in shape) > 2
 
 
-def test_there_are_recipes_for_both_targets_on_three_slices_each() -> None:
-    for name in ("qwen3-4b", "r1-llama-8b"):
-        chips = {recipe.split("-")[-2] for recipe in FULL_SIZE if recipe.startswith(name) and "warm" not in recipe}
-        assert chips == {"v5e", "v6e", "v5p"}
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("qwen3-4b", {"v5e", "v6e", "v5p"}),
+        ("r1-llama-8b", {"v5e", "v6e", "v5p"}),
+        ("qwen3-30b-a3b", {"v6e", "v5p"}),
+    ],
+)
+def test_there_are_recipes_for_every_target(name: str, expected: set[str]) -> None:
+    assert {
+        recipe.split("-")[-2] for recipe in FULL_SIZE if recipe.startswith(name) and "warm" not in recipe
+    } == expected
 
 
 def test_an_estimate_says_so_and_is_made_only_of_published_numbers() -> None:
     config = load(PlanConfig, REPOSITORY / "configs" / "recipes" / "qwen3-4b-v5e-16.yaml")
     shapes = shapes_of(config, load_target_config(config.target))
-    mesh = AbstractMesh((1, 16, 1, 1), AXES)
+    mesh = AbstractMesh((1, 16, 1, 1, 1), AXES)
     found = estimate(config, shapes, CHIPS["v5e"], mesh, 0.8)
     assert found is not None
     assert found.note.startswith("estimate, not a measurement")
@@ -174,8 +183,11 @@ def test_bad_input_is_one_line(arguments: list[str], message: str) -> None:
     ("arguments", "message"),
     [
         (["mesh.tensor=16", "mesh.fsdp=1"], "mesh.tensor=16 does not divide num_key_value_heads=8: choose mesh.tensor"),
-        (["mesh.fsdp=8"], "mesh data=1 fsdp=8 context=1 tensor=1 does not fit 16 devices"),
-        (["batch_size=12"], "mesh.data x mesh.fsdp = 16 does not divide batch_size=12: choose a multiple of 16"),
+        (["mesh.fsdp=8"], "mesh data=1 fsdp=8 expert=1 context=1 tensor=1 does not fit 16 devices"),
+        (
+            ["batch_size=12"],
+            "mesh.data x mesh.fsdp x mesh.expert = 16 does not divide batch_size=12: choose a multiple of 16",
+        ),
         (["topology=v6e:16x16", "mesh.fsdp=256", "batch_size=256"], "mesh.fsdp=256 does not divide dimension"),
     ],
     ids=str,

@@ -330,8 +330,8 @@ def test_a_batch_that_does_not_divide_is_refused(recipe: TrainConfig) -> None:
     from jax_specexit.sharding import AXES, BATCH
     from jax_specexit.training.data import rows_of_process
 
-    mesh = AbstractMesh((3, 2, 1, 1), AXES)
-    with pytest.raises(ConfigError, match="batch_size=8 does not divide over data x fsdp = 6 shards"):
+    mesh = AbstractMesh((3, 2, 1, 1, 1), AXES)
+    with pytest.raises(ConfigError, match="batch_size=8 does not divide over data x fsdp x expert = 6 shards"):
         rows_of_process(8, NamedSharding(mesh, BATCH))
 
 

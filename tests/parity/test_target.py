@@ -1,6 +1,7 @@
 """The Flax target against transformers: logits, and features at every layer that a draft may read."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -9,15 +10,29 @@ import numpy as np
 import pytest
 import torch
 from flax import nnx
-from transformers import AutoModelForCausalLM
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from jax_specexit.model.layers import RopeScaling
 from jax_specexit.model.target import Target, TargetShape
 from jax_specexit.weights import export_target, load_target
 from specexit import tiny
+from specexit.schemas.target import TargetConfig
+from torch_specexit.features import TargetFeatures
 
 LLAMA3 = RopeScaling("llama3", 8.0, 1.0, 4.0, 16)
 """Original context of 16, so that a short text has wavelengths on every side of the two limits."""
+YARN = RopeScaling("yarn", 4.0, original_max_position_embeddings=64, beta_fast=8.0)
+"""Of 16 frequencies some are kept, some divided, and some are between."""
+
+
+def moe(**changes) -> TargetShape:
+    """Qwen3-MoE: 3 of 6 experts."""
+    plain = TargetShape(96, 32, 48, 3, 4, 2, 32, 10_000.0, 1e-6, False, "Qwen3MoeForCausalLM")
+    mixture = {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 24, "norm_topk_prob": True}
+    return replace(plain, **mixture | changes)
+
+
 SHAPES = {
     "qwen3, tied": TargetShape(96, 32, 48, 3, 4, 2, 8, 10_000.0, 1e-6, True),
     "qwen3": TargetShape(130, 48, 40, 2, 6, 6, 16, 1_000_000.0, 1e-5, False),
@@ -27,6 +42,13 @@ SHAPES = {
     ),
     "llama": TargetShape(96, 32, 48, 3, 4, 1, 8, 500_000.0, 1e-5, False, "LlamaForCausalLM"),
     "llama 3.1": TargetShape(96, 64, 48, 2, 2, 2, 32, 5_000.0, 1e-5, False, "LlamaForCausalLM", False, LLAMA3),
+    "llama, yarn": TargetShape(
+        96, 64, 48, 2, 2, 2, 32, 5_000.0, 1e-5, False, "LlamaForCausalLM", False, replace(YARN, attention_factor=1.3)
+    ),
+    "qwen3 moe": moe(),
+    "qwen3 moe, weights as they are, tied": moe(norm_topk_prob=False, num_experts_per_tok=2, tie_word_embeddings=True),
+    "qwen3 moe, yarn": moe(rope_scaling=YARN, num_experts_per_tok=6),
+    "qwen3 moe, yarn in fractions": moe(rope_scaling=replace(YARN, truncate=False), num_experts_per_tok=1),
 }
 
 
@@ -62,6 +84,31 @@ def test_logits_and_features_match_transformers(shape: TargetShape, tmp_path: Pa
     np.testing.assert_allclose(np.asarray(aux), expected, atol=1e-4, rtol=1e-4)
 
 
+def test_a_mixture_is_read_as_it_is_published(tmp_path: Path) -> None:
+    """What transformers writes, in several files and a tensor an expert, gives the features that `score` reads."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "moe_intermediate_size": 24, "head_dim": 16}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 3}
+    config = Qwen3MoeConfig(
+        **sizes, **heads, num_experts=6, num_experts_per_tok=2, norm_topk_prob=True, initializer_range=0.2
+    )
+    Qwen3MoeForCausalLM(config).save_pretrained(tmp_path, max_shard_size="40KB")
+    files = sorted(tmp_path.glob("*.safetensors"))
+    assert len(files) > 2
+    names = {name for file in files for name in safe_open(file, framework="numpy").keys()}  # noqa: SIM118
+    assert "model.layers.2.mlp.experts.5.down_proj.weight" in names
+
+    tokens = np.random.default_rng(0).integers(0, 96, (2, 17)).astype(np.int32)
+    positions = np.broadcast_to(np.arange(17, dtype=np.int32), tokens.shape)
+    ours = load_target(tmp_path)
+    hidden, aux = ours(jnp.asarray(tokens), jnp.asarray(positions), jnp.ones_like(tokens), aux_layers=(0, 1, 3))
+    described = TargetConfig(name="moe", path=str(tmp_path), aux_layers=(0, 1, 3), max_model_len=64)
+    logits, features = TargetFeatures(described, (0, 1, 3), head=True).read(torch.from_numpy(tokens).long())
+    assert aux is not None
+    np.testing.assert_allclose(np.asarray(aux), features.numpy(), atol=1e-4, rtol=1e-4)
+    np.testing.assert_allclose(np.asarray(hidden @ ours.head()), logits.numpy(), atol=1e-4, rtol=1e-4)
+
+
 def test_packed_segments_are_separate_sequences() -> None:
     target = load_target(tiny.MODEL_DIR)
     rng = np.random.default_rng(1)
@@ -75,14 +122,24 @@ def test_packed_segments_are_separate_sequences() -> None:
     np.testing.assert_allclose(together[:, 9:], alone, atol=1e-4)
 
 
+MOE = {"architectures": ["Qwen3MoeForCausalLM"], "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"architectures": ["GptOssForCausalLM"]}, "GptOssForCausalLM, expected one of Qwen3ForCausalLM"),
-        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "rope_type is 'yarn', expected"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "original_max_position_embeddings is missing"),
+        ({"rope_parameters": {"rope_type": "yarn", "mscale": 1.0, "factor": 4.0}}, "mscale is 1.0, which a scaling of"),
         ({"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "rope_type is 'dynamic', expected"),
         ({"use_sliding_window": True}, "use_sliding_window is True, only False"),
         ({"num_hidden_layers": None}, "no value for num_hidden_layers"),
+        ({"attention_bias": True}, "attention_bias is true, which is implemented for Qwen2 only"),
+        ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config is .*fp8.*, only {} is implemented"),
+        ({**MOE, "mlp_only_layers": [0]}, r"mlp_only_layers is \[0\], only \[\] is implemented"),
+        ({**MOE, "decoder_sparse_step": 2}, "decoder_sparse_step is 2, only 1"),
+        ({**MOE, "num_experts": None}, "no value for num_experts"),
+        ({**MOE, "num_experts_per_tok": 5}, "num_experts_per_tok is 5, expected at most num_experts=4"),
     ],
 )
 def test_a_variant_that_is_not_implemented_is_refused(change: dict, message: str, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from specexit.config import ConfigError, find
 from specexit.schemas.target import TargetConfig, find_target, load_target_config, save_target
 
-FULL_SIZE = ["qwen3-4b-thinking-2507", "deepseek-r1-distill-llama-8b"]
+FULL_SIZE = ["qwen3-4b-thinking-2507", "deepseek-r1-distill-llama-8b", "qwen3-30b-a3b-thinking-2507"]
 
 
 @pytest.mark.parametrize("name", FULL_SIZE)

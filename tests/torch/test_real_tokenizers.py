@@ -101,7 +101,10 @@ def test_a_step_ends_where_a_paragraph_does(tokenizers, tokens, name):
 
 
 @pytest.mark.parametrize("name", ["Qwen3", "R1-Distill-Llama", "DeepSeek"])
-@pytest.mark.parametrize("target", ["qwen3-4b-thinking-2507", "deepseek-r1-distill-llama-8b", "tiny-reasoner"])
+@pytest.mark.parametrize(
+    "target",
+    ["qwen3-4b-thinking-2507", "qwen3-30b-a3b-thinking-2507", "deepseek-r1-distill-llama-8b", "tiny-reasoner"],
+)
 def test_a_trials_text_does_not_melt_into_the_marker(tokenizers, tokens, name, target):
     """Ids of the forced text behind the end marker's are those of the text as one."""
     texts = {trial.text for trial in load_target_config(target).trial.values()} | {"\n\n**Final Answer**\n\\boxed{"}

@@ -2,27 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float
+
+Kind = Literal["linear", "llama3", "yarn"]
+
+FIELDS: dict[str, tuple[str, ...]] = {
+    "default": (),
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+    "yarn": (
+        *("factor", "original_max_position_embeddings", "beta_fast", "beta_slow"),
+        *("attention_factor", "truncate"),
+    ),
+}
+"""What a scaling of each ``rope_type`` says."""
+
+OF_DRAFTS = ("default", "linear", "llama3")
+"""Those that a draft may have: both drafts and vLLM's are held against each other with them."""
 
 
 @dataclass(frozen=True)
 class RopeScaling:
     """How a model stretches its rotary frequencies beyond the context it was first trained on."""
 
-    kind: Literal["linear", "llama3"]
+    kind: Kind
     factor: float
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_max_position_embeddings: int = 8192
+    beta_fast: float = 32.0
+    """Turns in the original context from which on a frequency is left alone (``yarn``)."""
+    beta_slow: float = 1.0
+    """Turns below which it is divided by the factor whole."""
+    attention_factor: float | None = None
+    """What queries and keys are multiplied by; follows from ``factor`` where None."""
+    truncate: bool = True
+    """Whether the two limits are whole dimensions."""
 
 
-def scaling_of(fields_of_config: Mapping[str, Any] | None) -> RopeScaling | None:
-    """The scaling in a config's ``rope_scaling`` (or ``rope_parameters``, its newer name).
+def scaling_of(fields_of_config: Mapping[str, Any] | None, kinds: Sequence[str] = OF_DRAFTS) -> RopeScaling | None:
+    """The scaling in a config's ``rope_scaling`` (or ``rope_parameters``, its newer name), if of one of ``kinds``.
 
     Raises:
       ValueError: of a kind that is not implemented, or with a field that its kind does not have.
@@ -31,18 +56,22 @@ def scaling_of(fields_of_config: Mapping[str, Any] | None) -> RopeScaling | None
     kind = rope.pop("rope_type", None) or rope.get("type", "default")
     if rope.pop("type", kind) != kind:
         raise ValueError(f"rope_type is {kind!r}, but type says otherwise")
-    known = {"default": (), "linear": ("factor",), "llama3": tuple(f.name for f in fields(RopeScaling))[1:]}
-    if kind not in known:
-        raise ValueError(f"rope_type is {kind!r}, expected one of {', '.join(known)}")
+    if kind not in kinds:
+        raise ValueError(f"rope_type is {kind!r}, expected one of {', '.join(kinds)}")
     for key, value in rope.items():
-        if key not in known[kind]:
+        if key not in FIELDS[kind]:
             raise ValueError(f"{key} is {value!r}, which a scaling of rope_type {kind!r} does not have")
-        if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
+        if key == "truncate":
+            if not isinstance(value, bool):
+                raise ValueError(f"truncate is {value!r}, expected true or false")
+        elif not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
             raise ValueError(f"{key} is {value!r}, expected a number above 0")
     if kind == "default":
         return None
-    if "factor" not in rope:
-        raise ValueError(f"factor is missing, which rope_type {kind!r} needs")
+    needed = ("factor", "original_max_position_embeddings") if kind == "yarn" else ("factor",)
+    for key in needed:
+        if key not in rope:
+            raise ValueError(f"{key} is missing, which rope_type {kind!r} needs")
     return RopeScaling(kind, **rope)
 
 
@@ -50,10 +79,8 @@ def scaling_fields(scaling: RopeScaling | None) -> dict[str, Any] | None:
     """As a config's ``rope_scaling`` states it; `scaling_of` reads it back."""
     if scaling is None:
         return None
-    if scaling.kind == "linear":
-        return {"rope_type": "linear", "factor": scaling.factor}
-    named = asdict(scaling)
-    return {"rope_type": named.pop("kind"), **named}
+    said = {name: getattr(scaling, name) for name in FIELDS[scaling.kind]}
+    return {"rope_type": scaling.kind} | {name: value for name, value in said.items() if value is not None}
 
 
 def rotary_frequencies(dim: int, theta: float, scaling: RopeScaling | None = None) -> Float[np.ndarray, " half_dim"]:
@@ -61,13 +88,41 @@ def rotary_frequencies(dim: int, theta: float, scaling: RopeScaling | None = Non
 
     ``linear`` divides all of them by the factor (Chen et al. 2023). ``llama3`` leaves wavelengths short against the
     original context alone, divides the long ones, and goes smoothly from one to the other (Llama 3.1's model card).
+    So does ``yarn``, whose way from one to the other is straight in the dimensions (Peng et al. 2023).
     """
     frequency = theta ** (-np.arange(dim // 2, dtype=np.float64) / (dim // 2))
     if scaling is None:
         return frequency.astype(np.float32)
     if scaling.kind == "linear":
         return (frequency / scaling.factor).astype(np.float32)
-    turns = scaling.original_max_position_embeddings * frequency / (2 * np.pi)
-    low, high = scaling.low_freq_factor, scaling.high_freq_factor
-    kept = np.clip((turns - low) / (high - low), 0.0, 1.0)
+    if scaling.kind == "yarn":
+        kept = _kept_by_yarn(dim, theta, scaling)
+    else:
+        turns = scaling.original_max_position_embeddings * frequency / (2 * np.pi)
+        low, high = scaling.low_freq_factor, scaling.high_freq_factor
+        kept = np.clip((turns - low) / (high - low), 0.0, 1.0)
     return (kept * frequency + (1 - kept) * frequency / scaling.factor).astype(np.float32)
+
+
+def _kept_by_yarn(dim: int, theta: float, scaling: RopeScaling) -> Float[np.ndarray, " half_dim"]:
+    """How far each frequency is left alone, as transformers and vLLM have it: 1 below the dimension that turns
+    ``beta_fast`` times in the original context, 0 above the one that turns ``beta_slow`` times."""
+
+    def dimension(turns: float) -> float:
+        return dim * math.log(scaling.original_max_position_embeddings / (turns * 2 * math.pi)) / (2 * math.log(theta))
+
+    first, last = dimension(scaling.beta_fast), dimension(scaling.beta_slow)
+    if scaling.truncate:
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, dim - 1)
+    width = last - first or 0.001  # theirs, against a division by 0
+    return 1 - np.clip((np.arange(dim // 2) - first) / width, 0.0, 1.0)
+
+
+def rotary_factor(scaling: RopeScaling | None) -> float:
+    """What rotated queries and keys are multiplied by: with ``yarn`` scores become sharper in longer contexts."""
+    if scaling is None or scaling.kind != "yarn":
+        return 1.0
+    if scaling.attention_factor is not None:
+        return scaling.attention_factor
+    return 0.1 * math.log(scaling.factor) + 1.0 if scaling.factor > 1 else 1.0

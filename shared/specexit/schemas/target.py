@@ -13,7 +13,7 @@ from specexit.config import CONFIG_ROOTS, Config, ConfigError, find, load, write
 from specexit.method.splits import FastTokenizer, ThinkTokens, load_tokenizer, resolve
 from specexit.tiny import EMBEDDED
 
-ARCHITECTURES = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+ARCHITECTURES = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "Qwen3MoeForCausalLM")
 """What `specexit train` has a forward pass for; a test holds it against `jax_specexit`'s own table."""
 
 TARGET_FILE = "target.yaml"

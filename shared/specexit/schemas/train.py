@@ -60,6 +60,7 @@ class MeshConfig(Config):
     )
     data: int = Field(default=-1, description="replicas in a slice; -1 takes the devices that are left")
     fsdp: int = Field(default=1, gt=0, description="shards of parameters and batch")
+    expert: int = Field(default=1, gt=0, description="shards of a target's experts, and of the batch")
     context: int = Field(default=1, gt=0, description="stretches of each row's time")
     tensor: int = Field(default=1, gt=0, description="shards of heads, MLP and vocabulary")
 

@@ -1,0 +1,163 @@
+"""A mixture of experts: a router picks a few of many SwiGLU blocks for every token, and no token is dropped.
+
+Tokens are sorted by expert, so that every matrix product is one `jax.lax.ragged_dot`. For TPUs XLA compiles that to a
+kernel like MegaBlocks' (Gale et al. 2022), which visits only tiles that have rows; elsewhere it is a masked product per
+expert, exact and slow.
+
+The mesh axis ``expert`` cuts the experts, and rows of the batch, too, so that nothing else is computed twice. The chips
+along it gather each other's tokens, each computes what its own experts say of all of them, and the sums are scattered
+back. As many chips as a token has experts would nearly all need it anyway, and shapes are known without a limit on how
+many tokens an expert takes.
+
+Shape legend: tokens, hidden, chosen (experts of a token), pairs (of a token and one of its experts, tokens x chosen).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import qwix
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from jax_specexit.model.layers import Linear, quantize
+from jax_specexit.sharding import BATCH, EXPERT, whole_along_fsdp
+
+AT_ONCE = 16384
+"""Tokens, gathered ones included, that are sorted and multiplied together. With 8 experts each in bfloat16 and a width
+of 2,048 they are 0.5 GB; of 128 experts, each gets 1,024 of them."""
+
+
+class ExpertLinear(nnx.Module):
+    """``x @ kernel`` with a kernel for every expert: [experts, in, out]."""
+
+    def __init__(self, experts: int, size_in: int, size_out: int, *, rngs: nnx.Rngs, std: float | None = None):
+        scale = size_in**-0.5 if std is None else std
+        self.kernel = nnx.Param(scale * jax.random.normal(rngs.params(), (experts, size_in, size_out), jnp.float32))
+        self.scale = nnx.data(None)
+
+    def __call__(
+        self, x: Float[Array, "pairs size_in"], expert: Int[Array, " pairs"], sizes: Int[Array, " experts"]
+    ) -> Float[Array, "pairs size_out"]:
+        """The rows of every expert with its kernel; rows behind the last expert's are left undefined.
+
+        Args:
+          x: sorted by expert.
+          expert: of every row.
+          sizes: rows of each expert.
+        """
+        kernel = self.kernel[...]
+        if self.scale is None:
+            return jax.lax.ragged_dot(x, kernel.astype(x.dtype), sizes)
+        rows = qwix.quantize(x.astype(jnp.float32), jnp.int8, channelwise_axes=(0,))
+        products = jax.lax.ragged_dot(rows.qvalue, kernel, sizes, preferred_element_type=jnp.int32)
+        return (products * rows.scale * self.scale[...].at[expert].get(mode="clip")).astype(x.dtype)
+
+    def quantize(self) -> None:
+        """See `Linear.quantize`."""
+        self.kernel, self.scale = quantize(self.kernel[...])
+
+
+class Experts(nnx.Module):
+    """SwiGLU of every expert."""
+
+    def __init__(self, experts: int, hidden: int, intermediate: int, *, rngs: nnx.Rngs):
+        self.gate = ExpertLinear(experts, hidden, intermediate, rngs=rngs)
+        self.up = ExpertLinear(experts, hidden, intermediate, rngs=rngs)
+        self.down = ExpertLinear(experts, intermediate, hidden, rngs=rngs, std=0.5 * intermediate**-0.5)
+
+    def __call__(
+        self, x: Float[Array, "pairs hidden"], expert: Int[Array, " pairs"], sizes: Int[Array, " experts"]
+    ) -> Float[Array, "pairs hidden"]:
+        """See `ExpertLinear`."""
+        return self.down(jax.nn.silu(self.gate(x, expert, sizes)) * self.up(x, expert, sizes), expert, sizes)
+
+
+class Mixture(nnx.Module):
+    """The router and its experts, Qwen3-MoE's in place of a dense SwiGLU.
+
+    Args:
+      hidden, intermediate: widths of the model and of one expert.
+      experts: how many there are.
+      chosen: how many of them each token is given to.
+      normalised: whether the probabilities of those sum to 1 (``norm_topk_prob``).
+    """
+
+    def __init__(self, hidden: int, intermediate: int, experts: int, chosen: int, *, normalised: bool, rngs: nnx.Rngs):
+        self.router = Linear(hidden, experts, rngs=rngs)
+        self.experts = Experts(experts, hidden, intermediate, rngs=rngs)
+        self.count, self.chosen, self.normalised = experts, chosen, normalised
+
+    def __call__(self, x: Float[Array, "batch time hidden"]) -> Float[Array, "batch time hidden"]:
+        """What the chosen experts say of every token, weighted with their probabilities."""
+        mesh = jax.sharding.get_abstract_mesh()
+        if mesh.empty:
+            return self._mix(x, {})
+        graph, state = nnx.split(self)
+        values = nnx.to_pure_dict(state)
+
+        def local(values: dict, x: Array) -> Array:
+            return nnx.merge(graph, values)._mix(x, mesh.shape)
+
+        specs = (jax.tree.map_with_path(whole_along_fsdp, values), BATCH)
+        return jax.shard_map(local, in_specs=specs, out_specs=BATCH, check_vma=False)(values, x)
+
+    def route(
+        self, x: Float[Array, "tokens hidden"]
+    ) -> tuple[Float[Array, "tokens chosen"], Int[Array, "tokens chosen"]]:
+        """Weights and ids of each token's experts; the softmax is over all experts and in float32."""
+        weights, expert = jax.lax.top_k(jax.nn.softmax(self.router(x).astype(jnp.float32), axis=-1), self.chosen)
+        if self.normalised:
+            weights /= jnp.sum(weights, axis=-1, keepdims=True)
+        return weights.astype(x.dtype), expert
+
+    def _mix(self, x: Array, axes: Mapping[str, int]) -> Array:
+        """One device's rows, a piece at a time; ``axes`` are the mesh's sizes, none without one."""
+        shards, flat = axes.get(EXPERT, 1), x.reshape(-1, x.shape[-1])
+        most = max(1, AT_ONCE // shards)
+        piece = len(flat) if len(flat) <= most else math.gcd(len(flat), most)
+        pieces = jax.tree.map(lambda a: a.reshape(-1, piece, a.shape[-1]), (flat, *self.route(flat)))
+
+        def one(piece: tuple[Array, Array, Array]) -> Array:
+            if shards == 1:
+                mixed = self._own(*piece, 0)
+            else:
+                x, weights, expert = (jax.lax.all_gather(a, EXPERT, axis=0, tiled=True) for a in piece)
+                mixed = self._own(x, weights, expert, jax.lax.axis_index(EXPERT) * (self.count // shards))
+                mixed = jax.lax.psum_scatter(mixed, EXPERT, scatter_dimension=0, tiled=True)
+            return jax.lax.psum(mixed, "tensor") if axes.get("tensor", 1) > 1 else mixed
+
+        return jax.lax.map(one, pieces).reshape(x.shape)
+
+    def _own(self, x: Array, weights: Array, expert: Array, first: Array | int) -> Array:
+        """What the experts on this device, whose first has the id ``first``, add to every token."""
+        own = self.experts.gate.kernel.shape[0]
+        place = expert.reshape(-1) - first
+        mine = (place >= 0) & (place < own)
+        place = jnp.where(mine, place, own)  # others' pairs come last, behind all groups
+        order = jnp.argsort(place)
+        sizes = jnp.sum(place[:, None] == jnp.arange(own), axis=0, dtype=jnp.int32)  # a scatter is slow on TPUs
+        said = self.experts(x[order // self.chosen], place[order], sizes)
+        said = said[jnp.argsort(order)].reshape(*weights.shape, -1)
+        said = jnp.where(mine.reshape(*weights.shape, 1), said.astype(jnp.float32), 0)
+        return jnp.sum(said * weights[..., None].astype(jnp.float32), axis=1).astype(x.dtype)
+
+
+def mixture_reference(mixture: Mixture, x: Float[np.ndarray, "tokens hidden"]) -> Float[np.ndarray, "tokens hidden"]:
+    """The same in float64, token by token and expert by expert. Slow; for tests."""
+    parts = (mixture.experts.gate, mixture.experts.up, mixture.experts.down)
+    gate, up, down = (np.asarray(part.kernel[...], np.float64) for part in parts)
+    router, out = np.asarray(mixture.router.kernel[...], np.float64), np.zeros(x.shape)
+    for i, token in enumerate(x.astype(np.float64)):
+        raw = np.exp(token @ router)
+        probabilities = raw / raw.sum()
+        best = np.argsort(-probabilities)[: mixture.chosen]
+        total = probabilities[best].sum() if mixture.normalised else 1.0
+        for e in best:
+            inner = token @ gate[e]
+            out[i] += probabilities[e] / total * ((inner / (1 + np.exp(-inner)) * (token @ up[e])) @ down[e])
+    return out
