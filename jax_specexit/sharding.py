@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from specexit.config import ConfigError
@@ -168,7 +168,7 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.map_with_path(one, tree)
 
 
-def check_mesh(mesh: Mesh, batch_size: int, models: Sequence[Any]) -> None:
+def check_mesh(mesh: Mesh | AbstractMesh, batch_size: int, models: Sequence[Any]) -> None:
     """Check what the shapes of parameters alone do not show.
 
     Args:

@@ -144,7 +144,7 @@ def loading(folder: Path, mesh) -> dict[str, float]:
     return {"difference": difference(sharded, whole), "largest": largest / size, "int8": int8}
 
 
-def losses(config: TrainConfig, devices, mesh_config: MeshConfig) -> list[float]:
+def losses(config: TrainConfig, devices, mesh_config: MeshConfig, steps: int = STEPS) -> list[float]:
     """The first steps' losses."""
     mesh, target_config = make_mesh(mesh_config, devices), load_target_config(config.target)
     meta = check_data(config, target_config)
@@ -154,7 +154,7 @@ def losses(config: TrainConfig, devices, mesh_config: MeshConfig) -> list[float]
     frozen = jax.device_put(frozen, step.frozen_shardings)
     params = jax.tree.map(np.asarray, nnx.to_pure_dict(nnx.state(draft)))
     state, found = step.init(params), []
-    for _, batch in Batches(config, meta, step.batch_sharding).steps(1, STEPS):
+    for _, batch in Batches(config, meta, step.batch_sharding).steps(1, steps):
         state, values = step.update[config.ttt_steps](state, frozen, batch)
         found.append(float(values["loss"]))
     return found

@@ -22,11 +22,12 @@ from specexit.config import load
 from specexit.schemas.train import MeshConfig, TrainConfig
 
 MESHES = {
-    "expert 8": MeshConfig(expert=8),
     "fsdp 2, expert 2, tensor 2": MeshConfig(fsdp=2, expert=2, tensor=2),
     "expert 4, context 2": MeshConfig(expert=4, context=2),
 }
-"""All eight devices; the second has all kinds of shards of an expert's matrices."""
+"""All eight devices; the first has all kinds of shards of an expert's matrices."""
+
+STEPS = 3
 
 
 def shape() -> TargetShape:
@@ -83,9 +84,9 @@ def recipe(data: Path, folder: Path) -> TrainConfig:
         "data": str(data),
         "out": str(folder / "run"),
         "draft": draft | {"head_dim": 8, "draft_vocab_size": 320},
-        "steps": 20,
+        "steps": STEPS,
         "batch_size": 8,
-        "ttt_steps": 2,
+        "ttt_steps": 1,
         "loss_chunk": 64,
         "dtype": "float32",
     }
@@ -104,11 +105,11 @@ def main(data: str, out: str) -> None:
     on_mesh = {name: forward(target, mesh_config) for name, mesh_config in MESHES.items()}
     found = {
         "forward": {name: difference(states, alone) for name, (states, _) in on_mesh.items()},
-        "sent": on_mesh["expert 8"][1],
+        "sent": on_mesh["expert 4, context 2"][1],
         "loading": loading(folder / "model", make_mesh(MESHES[name])),
         "losses": {
-            "one device": losses(config, jax.devices()[:1], MeshConfig()),
-            name: losses(config, jax.devices(), MESHES[name]),
+            "one device": losses(config, jax.devices()[:1], MeshConfig(), STEPS),
+            name: losses(config, jax.devices(), MESHES[name], STEPS),
         },
     }
     print(json.dumps(found))

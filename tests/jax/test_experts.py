@@ -1,4 +1,4 @@
-"""Mixtures of experts: against a loop over tokens and experts, on eight devices, and what they cost. Costs 45 s."""
+"""Mixtures of experts: against a loop over tokens and experts, on eight devices, and what they cost. Costs 60 s."""
 
 import json
 import subprocess
@@ -95,11 +95,11 @@ def found(base_recipe: TrainConfig, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def test_experts_on_eight_devices_say_what_they_say_on_one(found: dict) -> None:
-    assert set(found["forward"]) == {"expert 8", "fsdp 2, expert 2, tensor 2", "expert 4, context 2"}
+    assert set(found["forward"]) == {"fsdp 2, expert 2, tensor 2", "expert 4, context 2"}
     assert max(found["forward"].values()) < 1e-5  # float32, in another order of sums
 
 
-def test_a_step_of_training_on_them_equals_one_device(found: dict) -> None:
+def test_training_on_them_equals_one_device(found: dict) -> None:
     np.testing.assert_allclose(found["losses"]["fsdp 2, expert 2, tensor 2"], found["losses"]["one device"], rtol=1e-5)
 
 
