@@ -144,7 +144,7 @@ def test_only_the_chosen_experts_are_counted() -> None:
     # The model card's 3.3B active parameters are these and two tables of 151,936 x 2,048.
     active = 48 * (2048 * 128 * (32 + 2 * 4 + 32) + 2048 * 128 + 8 * 3 * 2048 * 768)
     assert active + 2 * 151936 * 2048 == pytest.approx(3.3e9, rel=0.02)
-    assert sum(w.flops for w in work) == pytest.approx(2 * active * config.length)
+    assert sum(w.flops for w in work) == pytest.approx(2 * active * shapes.length)
     assert sum(w.useful for w in work) == sum(w.flops for w in work)
     # Every chip reads its 16 experts of each layer, in bfloat16.
     assert sum(w.hbm_bytes for w in work if w.part == "target") > 2 * 48 * 16 * 3 * 2048 * 768

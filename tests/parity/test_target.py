@@ -88,10 +88,9 @@ def test_a_mixture_is_read_as_it_is_published(tmp_path: Path) -> None:
     """What transformers writes, in several files and a tensor an expert, gives the features that `score` reads."""
     torch.manual_seed(0)
     sizes = {"vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "moe_intermediate_size": 24, "head_dim": 16}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 3}
-    config = Qwen3MoeConfig(
-        **sizes, **heads, num_experts=6, num_experts_per_tok=2, norm_topk_prob=True, initializer_range=0.2
-    )
+    counts = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 3}
+    experts = {"num_experts": 6, "num_experts_per_tok": 2, "norm_topk_prob": True}
+    config = Qwen3MoeConfig.from_dict(sizes | counts | experts | {"initializer_range": 0.2})
     Qwen3MoeForCausalLM(config).save_pretrained(tmp_path, max_shard_size="40KB")
     files = sorted(tmp_path.glob("*.safetensors"))
     assert len(files) > 2
