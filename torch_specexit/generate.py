@@ -23,7 +23,7 @@ from specexit.method.splits import ThinkTokens
 from specexit.schemas.target import TargetConfig, find_target
 from torch_specexit.draft import Draft
 from torch_specexit.features import TargetFeatures
-from torch_specexit.plugin.worker.slots import opens_thinking
+from torch_specexit.plugin.worker.openings import opens_thinking
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,13 @@ def fail_in_the_next_step(worker: Any) -> None:
     worker.model_runner._specexit.rule.step = failing
 
 
+def read_prompts_from_vllm(worker: Any) -> None:
+    """Whether a prompt opens the thinking is read from vLLM's array of it, though that is short."""
+    from torch_specexit.plugin.worker import openings
+
+    openings.TAIL = 1
+
+
 def status(worker: Any) -> dict[str, Any] | None:
     exits = getattr(worker.model_runner, "_specexit", None)
     return None if exits is None else dict(exits.status())

@@ -39,6 +39,8 @@ def test_it_measures_the_same_texts_with_and_without_exits(drafts, tmp_path):
         assert result["texts_that_differ"][batch] == 0
     assert result["triton_launches_per_step"] == 1
     assert result["eager_ops_per_step"] <= 428 / 3  # the study's prototype needed 428; numpy's part is not counted
+    assert set(result["prompt_ms"]) == {"no marker", "marker at the beginning", "marker at the end"}
+    assert min(result["prompt_ms"].values()) > 0
 
 
 def turns(**changes) -> Turns:

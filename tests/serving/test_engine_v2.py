@@ -25,7 +25,7 @@ def test_it_is_the_v2_runner_and_asynchronous(engines, source):
 
 @both_sources
 def test_the_text_is_that_of_v1(engines, source):
-    lively, _ = engines.v2(source)["batches"]
+    lively = engines.v2(source)["batches"][0]
     expected = engines.main(source)[5]["requests"][: len(lively["requests"])]
     assert [(r["ids"], r["outcome"]["outcome"]) for r in lively["requests"]] == [
         (r["ids"], r["outcome"]["outcome"]) for r in expected
@@ -45,6 +45,14 @@ def test_exits_off_is_plain_eagle3_to_the_byte_and_to_the_accepted_token(engines
     off, plain = engines.v2(source)["batches"][1], engines.v2("plain")["batches"][1]
     assert texts(off) == texts(plain)
     assert off["metrics"] == plain["metrics"]
+
+
+@both_sources
+def test_prompts_that_are_looked_through_on_the_device_are_read_the_same(engines, source):
+    """In checking mode, which reads them from their list."""
+    lively, _, looked_through = engines.v2(source)["batches"]
+    assert texts(looked_through) == texts(lively)[: len(texts(looked_through))]
+    assert all(r["outcome"]["thinking_tokens"] > 0 for r in looked_through["requests"])
 
 
 @both_sources

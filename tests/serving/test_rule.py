@@ -30,7 +30,7 @@ from torch_specexit.plugin.worker.rule import (
     Markers,
     Sampled,
 )
-from torch_specexit.plugin.worker.slots import Slots, opens_thinking
+from torch_specexit.plugin.worker.slots import Slots
 from torch_specexit.plugin.worker.twin import Twin
 
 sources = pytest.mark.parametrize("source", ["draft", "fc"])
@@ -296,23 +296,3 @@ def test_freed_rows_are_used_again_and_a_prompt_that_is_continued_begins_anew():
     assert slots.capacity == 4
     slots.remove(["c", "d", "e"])
     assert len(slots) == 0
-
-
-def test_the_last_marker_of_a_prompt_decides():
-    assert opens_thinking([5, START, 6], START, [END])
-    assert not opens_thinking([START, 5, END, 6], START, [END])
-    assert not opens_thinking([5, 6], START, [END])
-    assert opens_thinking([START, END, START], START, [END])
-    assert opens_thinking([END, START, *[5] * 10_000], START, [END])
-
-
-@given(
-    st.lists(st.sampled_from([START, END, 5]), max_size=9), st.integers(0, 5000), st.sampled_from([(END,), (5, END)])
-)
-@settings(max_examples=60, deadline=None)
-def test_the_last_marker_is_found_wherever_it_is(tokens, behind, end):
-    size = len(end)
-    ends = [at + size for at in range(len(tokens) - size + 1) if tuple(tokens[at : at + size]) == end]
-    starts = [at + 1 for at, token in enumerate(tokens) if token == START]
-    expected = max(starts, default=-1) > max(ends, default=-1)
-    assert opens_thinking([*tokens, *[7] * behind], START, end) == expected

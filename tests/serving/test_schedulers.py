@@ -64,7 +64,8 @@ def test_tensor_parallel(engines, source):
 @both_sources
 def test_dropped_steps_change_no_text(engines, source):
     """All that runs is put back to where its tokens are, again and again; under asynchronous scheduling what is in
-    flight then is dropped. In checking mode, as all engines here."""
+    flight then is dropped. In checking mode, as all engines here; and prompts are looked through where vLLM keeps them,
+    while that mode, and those that come back, read them from their lists."""
     run = engines.v1_async(source)
     lively, _, reset = run["batches"]
     assert reset["metrics"]["num_preemptions"] > 10

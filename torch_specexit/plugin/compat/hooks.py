@@ -132,6 +132,7 @@ V1_HOOKS = (
             Has(f"{_V1}:GPUModelRunner", ("input_batch", "query_start_loc", "discard_request_mask")),
             Has(f"{_V1}:GPUModelRunner", ("positions", "input_ids")),
             Has("vllm.v1.worker.gpu_input_batch:InputBatch", ("num_reqs", "req_ids")),
+            Has("vllm.v1.worker.gpu_input_batch:InputBatch", ("req_id_to_index", "token_ids_cpu")),
             Has("vllm.v1.spec_decode.metadata:SpecDecodeMetadata", ("logits_indices", "cu_num_sampled_tokens")),
             Has("vllm.v1.outputs:SamplerOutput", ("sampled_token_ids", "logprobs_tensors")),
             _LOGPROBS,
@@ -201,7 +202,9 @@ V2_HOOKS = (
         relies_on="(SamplerOutput, num_sampled, num_rejected) on the device, input_batch.cu_num_logits",
         since="0.24",
         facts=(
-            Has(f"{_V2}:GPUModelRunner", ("model",)),
+            Has(f"{_V2}:GPUModelRunner", ("model", "req_states")),
+            Has(f"{_GPU}.states:RequestState", ("req_id_to_index", "all_token_ids")),
+            Has(f"{_GPU}.buffer_utils:StagedWriteTensor", ("gpu",)),
             Has(f"{_GPU}.input_batch:InputBatch", ("num_reqs", "req_ids", "logits_indices", "cu_num_logits")),
             Has(f"{_GPU}.input_batch:InputBatch", ("positions", "input_ids")),
             Uses(f"{_V2}:GPUModelRunner.sample", ("compute_logits", "rejection_sampler", "num_sampled")),

@@ -22,7 +22,7 @@ from typing import Any
 from specexit.data.answers import extract_answer, listed_options, plainly_same
 from specexit.method.statistics import binomial_interval
 from torch_specexit.plugin.frontend.operation import Admitted
-from torch_specexit.plugin.worker.slots import opens_thinking
+from torch_specexit.plugin.worker.openings import opens_thinking
 
 logger = logging.getLogger("vllm.specexit")
 

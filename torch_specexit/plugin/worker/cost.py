@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from itertools import count
+from time import process_time_ns
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from specexit.method.decision import Policy
 from specexit.method.signals import NAMES
 from specexit.method.splits import ThinkTokens
 from torch_specexit.plugin.worker.exits import runs_triton
+from torch_specexit.plugin.worker.openings import opens_at_end, opens_in, opens_on_device
 from torch_specexit.plugin.worker.rule import STATE, Admission, Markers, Rule, Sampled
 from torch_specexit.plugin.worker.slots import Slots
 from torch_specexit.plugin.worker.twin import Twin
@@ -36,6 +38,9 @@ STEPS = {
 }
 """Threshold of validity, and what is drawn in a step and in the one that is counted: no boundary; a verdict to go on,
 and with source ``draft`` the next boundary, too; the one exit of a request."""
+
+PROMPT = 131_072
+"""Tokens of a long prompt."""
 
 
 class Scene:
@@ -149,8 +154,32 @@ def launches(action: Callable[[], object]) -> int:
     return next(counter)
 
 
+def prompt_milliseconds(repetitions: int = 30) -> dict[str, float]:
+    """CPU time of the process, in ms, for finding out whether a prompt of `PROMPT` tokens opens the thinking: its end
+    as a list, and where that holds no marker, vLLM's own array of it, on a GPU without waiting for that. The best of
+    some repetitions."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    prompts = {"no marker": None, "marker at the beginning": 0, "marker at the end": -2}
+    return {name: _prompt_milliseconds(at, device, repetitions) for name, at in prompts.items()}
+
+
+def _prompt_milliseconds(at: int | None, device: torch.device, repetitions: int) -> float:
+    prompt = [PLAIN + i for i in range(PROMPT)]  # each an object of its own, as vLLM's are
+    if at is not None:
+        prompt[at] = START
+    kept = torch.tensor(prompt, dtype=torch.int32, device=device)
+    taken = []
+    for _ in range(repetitions):
+        begun = process_time_ns()
+        if opens_at_end(prompt, START, [END]) is None:
+            _ = opens_on_device(kept, START, [END]) if device.type == "cuda" else opens_in(kept.numpy(), START, [END])
+        taken.append(process_time_ns() - begun)
+    return min(taken) / 1e6
+
+
 def measure() -> dict[str, Any]:
-    """Both, for every way and every step; and, as ``..._per_step``, those of a step whose verdict is to go on."""
+    """Both, for every way and every step; as ``..._per_step``, those of a step whose verdict is to go on; and what a
+    long prompt takes."""
     ops = {way: {step: eager_ops(way, step) for step in STEPS} for way in WAYS}
     launched = {way: {step: triton_launches(way, step) for step in STEPS} for way in WAYS}
     return {
@@ -158,6 +187,7 @@ def measure() -> dict[str, Any]:
         "triton_launches_per_step": launched["draft"]["judged"],
         "eager_ops": ops,
         "triton_launches": launched,
+        "prompt_ms": prompt_milliseconds(),
     }
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from specexit.drafts.policy import Serving
@@ -24,6 +24,7 @@ from torch_specexit.plugin.worker.copies import Copies, News, attach, failed_els
 from torch_specexit.plugin.worker.interrupt import caller_of, is_part_of
 from torch_specexit.plugin.worker.logprobs import name_forced_tokens
 from torch_specexit.plugin.worker.loops import LoopSearch
+from torch_specexit.plugin.worker.openings import opens_at_end, opens_thinking
 from torch_specexit.plugin.worker.protocols import (
     Draft,
     NewRequest,
@@ -35,7 +36,7 @@ from torch_specexit.plugin.worker.protocols import (
 from torch_specexit.plugin.worker.ranks import Group, Ranks
 from torch_specexit.plugin.worker.reading import Reader
 from torch_specexit.plugin.worker.rule import STATE, STEPS_BACK, THINKING, Admission, Markers, Rule, Sampled
-from torch_specexit.plugin.worker.slots import Slots, opens_thinking
+from torch_specexit.plugin.worker.slots import Slots
 from torch_specexit.plugin.worker.twin import Twin
 
 logger = logging.getLogger("vllm.specexit")
@@ -99,6 +100,8 @@ class Exits:
         self.checker = Checker(self.slots, self.markers) if is_checking() else None
         self.copies = Copies()
         self.rule: Rule | None = None
+        self.unread: set[str] = set()
+        """Requests whose prompts are still to be looked through, where vLLM keeps them."""
         self.logprobs: set[str] = set()
         """Requests that want logprobs."""
         self.asking: set[str] = set()
@@ -169,6 +172,7 @@ class Exits:
         self.slots.remove(requests)
         self.asking.difference_update(requests)
         self.logprobs.difference_update(requests)
+        self.unread.difference_update(requests)
         for name in requests:
             self.callers.pop(name, None)
         if self.checker is not None:
@@ -193,6 +197,9 @@ class Exits:
         outputs = tokens[admission.prompt :]
         if self.checker is not None:
             self.checker.compare(name, outputs)
+        if admission.thinking is None:
+            admission = admission._replace(thinking=self._opens(tokens[: admission.prompt]))
+            self.slots.admissions[name] = admission
         self.slots.rebuild(name, *self.reader.rebuild(admission, outputs))
 
     def _admit(self, new: NewRequest, size: int) -> None:
@@ -202,10 +209,13 @@ class Exits:
         bound = self._may_not_exit(params)
         mode = "off" if bound else asked.mode_under(serving.mode)
         policy = None if mode == "off" else asked.policy
+        prompt = new.prompt_token_ids or []
+        opens = opens_at_end(prompt, self.ids.start, self.ids.end_marker)
+        self.unread |= {new.req_id} if opens is None else set()
         self.slots.add(
             new.req_id,
             Admission(
-                thinking=opens_thinking(new.prompt_token_ids or [], self.ids.start, self.ids.end_marker),
+                thinking=self._opens(prompt) if opens is None and self.checker is not None else opens,
                 policy=policy,
                 strings=ALL_STRINGS if asked.splits is None else self.ids.mask(asked.splits),
                 shadow=mode == "shadow",
@@ -220,6 +230,24 @@ class Exits:
             self.asking |= {new.req_id} if policy is not None else set()
         if self.checker is not None:
             self.checker.forget([new.req_id])
+
+    def _opens(self, prompt: Sequence[int]) -> bool:
+        return opens_thinking(prompt, self.ids.start, self.ids.end_marker)
+
+    def look_through(self, requests: Sequence[str], opens: Callable[[str, int], Bool[Tensor, ""]]) -> None:
+        """Look through prompts whose last marker is not at their end, behind the step that has brought them.
+
+        Args:
+          requests: of the step.
+          opens: says of a request, and the length of its prompt, whether that opens the thinking.
+        """
+        if self.unread and (here := self.unread.intersection(requests)):
+            self._attempt("could not look through a prompt", lambda: self._look_through(here, opens))
+
+    def _look_through(self, requests: set[str], opens: Callable[[str, int], Bool[Tensor, ""]]) -> None:
+        for name in requests:
+            self.slots.open(name, opens(name, self.slots.admissions[name].prompt))
+        self.unread -= requests
 
     def _may_not_exit(self, params: SamplingParams | None) -> bool:
         """Whether a forced token would be refused by the grammar of a request, which then ends in an error."""

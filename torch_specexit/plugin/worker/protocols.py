@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 from torch import Tensor, device
 
 from specexit.drafts.directory import Serving, SpecExitBlock
@@ -86,6 +87,9 @@ class InputBatchV1(Protocol):
 
     num_reqs: int
     req_ids: list[str]
+    req_id_to_index: dict[str, int]
+    token_ids_cpu: np.ndarray
+    """On the host: of each request, its prompt and behind that its output."""
 
 
 @runtime_checkable
@@ -147,6 +151,15 @@ class ContextParallel(Protocol):
 
 
 @runtime_checkable
+class RequestStateV2(Protocol):
+    """`vllm.v1.worker.gpu.states.RequestState`."""
+
+    req_id_to_index: dict[str, int]
+    all_token_ids: Buffer
+    """On the device, or in memory of the host that it reads: of each request, its prompt and behind that its output."""
+
+
+@runtime_checkable
 class TargetV2(Protocol):
     """The target's model."""
 
@@ -161,6 +174,7 @@ class RunnerV2(Runner, Protocol):
 
     model: TargetV2
     pcp_manager: ContextParallel | None
+    req_states: RequestStateV2
 
 
 @runtime_checkable

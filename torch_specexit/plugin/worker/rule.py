@@ -97,7 +97,8 @@ class Tables(NamedTuple):
 class Admission(NamedTuple):
     """A new request: whether its prompt has opened the thinking, and what it asks for."""
 
-    thinking: bool
+    thinking: bool | None
+    """None where the host has not looked through all of its prompt; see `Slots.open`."""
     policy: Policy | None
     """None where exits are off."""
     strings: int = ALL_STRINGS

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from torch_specexit.plugin.worker.exits import Exits
+from torch_specexit.plugin.worker.openings import opens_in
 from torch_specexit.plugin.worker.protocols import RunnerV1, SamplerOutput, SpecDecodeMetadata
 from torch_specexit.plugin.worker.rule import Sampled
 
@@ -29,8 +30,15 @@ def rewrite(
         ends = torch.arange(1, len(requests) + 1, dtype=torch.int32, device=runner.device)
         rows = runner.query_start_loc.gpu[1 : len(requests) + 1] - 1
     sampled = Sampled(requests, tokens, n, ends, rows, runner.positions, padded=True, input_ids=runner.input_ids.gpu)
+    exits.look_through(requests, lambda name, size: _opens(runner, exits, name, size))
     if exits.step(sampled):
         exits.name_forced(output, sampled, logits, by_request=True)
+
+
+def _opens(runner: RunnerV1, exits: Exits, name: str, size: int) -> Bool[Tensor, ""]:
+    batch = runner.input_batch
+    prompt = batch.token_ids_cpu[batch.req_id_to_index[name], :size]
+    return exits.slots.to_device([opens_in(prompt, exits.ids.start, exits.ids.end_marker)], torch.bool)[0]
 
 
 def empty(runner: RunnerV1) -> Sampled:

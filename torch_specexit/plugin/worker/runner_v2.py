@@ -6,15 +6,17 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from torch_specexit.plugin.worker.exits import Exits
+from torch_specexit.plugin.worker.openings import opens_on_device
 from torch_specexit.plugin.worker.protocols import ContextParallel, InputBatchV2, RunnerV2, SamplerOutput, TargetV2
 from torch_specexit.plugin.worker.rule import Sampled
 
 
 def rewrite(
+    runner: RunnerV2,
     exits: Exits,
     output: SamplerOutput,
     n_sampled: Tensor,
@@ -34,8 +36,15 @@ def rewrite(
         n_rejected[:size],
         input_ids=batch.input_ids,
     )
+    exits.look_through(batch.req_ids, lambda name, size: _opens(runner, exits, name, size))
     if exits.step(sampled):
         exits.name_forced(output, sampled, logits, by_request=False)
+
+
+def _opens(runner: RunnerV2, exits: Exits, name: str, size: int) -> Bool[Tensor, ""]:
+    requests = runner.req_states
+    prompt = requests.all_token_ids.gpu[requests.req_id_to_index[name], :size]
+    return opens_on_device(prompt, exits.ids.start, exits.ids.end_marker)
 
 
 def empty(runner: RunnerV2) -> Sampled:

@@ -9,50 +9,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
-from torch_specexit.plugin.worker.rule import KNOBS, STATE, STEPS_BACK, WEIGHTS, Admission, Tables
+from torch_specexit.plugin.worker.rule import (
+    BEFORE,
+    KNOBS,
+    STATE,
+    STEPS_BACK,
+    THINKING,
+    WEIGHTS,
+    Admission,
+    Tables,
+)
 
-TAILS = 64, 4096
-"""Tokens at the end of a prompt among which its last think marker nearly always is: looked through before the rest."""
-
-
-def opens_thinking(prompt_ids: Sequence[int], start: int, end: Sequence[int]) -> bool:
-    """Whether the last think marker of a prompt is an opening one.
-
-    Args:
-      prompt_ids: the prompt.
-      start: what opens the thinking.
-      end: what closes it, one token or several.
-
-    Example:
-      >>> opens_thinking([1, 5, 2, 1, 7], start=1, end=[2]), opens_thinking([1, 5, 2], start=1, end=[2])
-      (True, False)
-    """
-    ids = prompt_ids if isinstance(prompt_ids, list) else list(prompt_ids)
-    high = len(ids)
-    for tail in (*TAILS, high):
-        low = max(len(ids) - tail, 0)
-        opened, closed = _last(ids, [start], low, high), _last(ids, end, low, high)
-        if opened >= 0 or closed >= 0:
-            return opened > closed
-        high = low
-    return False
-
-
-def _last(ids: list[int], piece: Sequence[int], low: int, high: int) -> int:
-    """Where the last such piece ends among the tokens from ``low`` to ``high``; -1 for nowhere."""
-    backwards, at = ids[low:high], -1
-    backwards.reverse()
-    while True:
-        try:
-            at = backwards.index(piece[-1], at + 1)
-        except ValueError:
-            return -1
-        end = high - at
-        if ids[max(end - len(piece), 0) : end] == list(piece):
-            return end - 1
+_PHASE, _START = STATE.index("phase"), STATE.index("start")
 
 
 class Slots:
@@ -74,6 +45,7 @@ class Slots:
         self.tables = self._empty(0)
         self._free: list[int] = []
         self._new: dict[int, Admission] = {}
+        self._opened: dict[int, Tensor] = {}
         self._rebuilt: dict[int, tuple[list[float], list[int]]] = {}
         self._policies: dict[int, list[int]] = {}
         self._grow(capacity)
@@ -110,6 +82,11 @@ class Slots:
         row = self.row_of[request] = self._free.pop()
         self._new[row] = self.admissions[request] = admission
 
+    def open(self, request: str, thinking: Bool[Tensor, ""]) -> None:
+        """Whether the prompt of a new request has opened the thinking, which its admission did not know."""
+        self.changes += 1
+        self._opened[self.row_of[request]] = thinking
+
     def rebuild(self, request: str, state: list[float], recent: list[int]) -> None:
         """Leave rows of `Tables.state` and `Tables.recent` for a request whose own, and its past, may not be what vLLM
         goes on from."""
@@ -134,7 +111,7 @@ class Slots:
                 self.interrupted.discard(request)
                 self.changes += 1
                 self._free.append(row)
-                for waiting in (self._new, self._rebuilt, self._policies):
+                for waiting in (self._new, self._opened, self._rebuilt, self._policies):
                     waiting.pop(row, None)
 
     def flush(self) -> None:
@@ -146,6 +123,11 @@ class Slots:
             self.tables.weights[rows] = self.to_device([a.weights() for a in admissions], torch.float32)
             self.tables.past[rows] = -1
             self._new.clear()
+        if self._opened:
+            rows, thinking = self.to_device(list(self._opened)).long(), torch.stack(list(self._opened.values()))
+            self.tables.state[rows, _PHASE] = torch.where(thinking, float(THINKING), float(BEFORE))
+            self.tables.state[rows, _START] = torch.where(thinking, 0.0, -1.0)
+            self._opened.clear()
         if self._rebuilt:
             rows = self.to_device(list(self._rebuilt)).long()
             states, recent = zip(*self._rebuilt.values(), strict=True)
