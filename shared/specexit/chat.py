@@ -12,7 +12,7 @@ import math
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +30,9 @@ class ChatError(InputError):
 
 END_KEY = "e"
 """Pressed while the model thinks: answer now."""
+
+LEAVE_KEY = "\x04"
+"""Ctrl-D while the model thinks: as at the prompt, the conversation is over."""
 
 
 class Client:
@@ -81,7 +84,7 @@ class Client:
         with self._open(path, body) as response:
             response.read()
 
-    def stream(self, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    def stream(self, path: str, body: dict[str, Any]) -> Generator[dict[str, Any], None, None]:
         """The chunks of a streamed response.
 
         Raises:
@@ -233,42 +236,64 @@ def ask(client: Client, body: dict[str, Any], think_end: str, console: Console, 
 
     Raises:
       ChatError: see `Client.stream`.
+      EOFError: `LEAVE_KEY` was pressed; the server has been hung up on.
     """
     turn = Turn(think_end)
-    chunks = client.stream("/v1/chat/completions", body)
+    with contextlib.closing(client.stream("/v1/chat/completions", body)) as chunks:
+        answer = _watch(client, turn, chunks, console)
+        if show_thinking:
+            console.print(turn.thinking.strip(), style="dim", markup=False, highlight=False)
+        console.print(answer.lstrip(), end="", markup=False, highlight=False)
+        for chunk in chunks:
+            console.print(turn.take(chunk), end="", markup=False, highlight=False)
+    console.print()
+    return turn
+
+
+def _watch(client: Client, turn: Turn, chunks: Iterator[dict[str, Any]], console: Console) -> str:
+    """Follow the thinking to its end; returns what there is of the answer by then."""
     answer = ""
     columns = (TextColumn("{task.description}"), BarColumn())
     with single_keys() as key, Progress(*columns, console=console, transient=console.is_terminal) as bar:
         task, note = bar.add_task("thinking", total=1.0), f" ({END_KEY}: answer now)" if sys.stdin.isatty() else ""
         for chunk in chunks:
             answer = turn.take(chunk)
-            if key() == END_KEY:
+            pressed = key()
+            if pressed == LEAVE_KEY:
+                raise EOFError
+            if pressed == END_KEY:
                 note = end_thinking(client, chunk["id"])
             done, text = turn.progress()
             bar.update(task, completed=done, description=text + note)
             if turn.over:
                 break
-    if show_thinking:
-        console.print(turn.thinking.strip(), style="dim", markup=False, highlight=False)
-    console.print(answer.lstrip(), end="", markup=False, highlight=False)
-    for chunk in chunks:
-        console.print(turn.take(chunk), end="", markup=False, highlight=False)
-    console.print()
-    return turn
+    return answer
 
 
 def chat(config: ChatConfig) -> None:
-    """One question, or a conversation until the end of the input.
+    """One question, or a conversation until the end of the input, which Ctrl-D is on a terminal.
 
     Raises:
       ChatError: the server cannot be reached, or refuses.
     """
     console, client = Console(), Client(config)
     model = config.model or client.get("/v1/models")["data"][0]["id"]
+    try:
+        _converse(config, client, model, console)
+    except EOFError:
+        console.print()  # what comes behind, a shell's prompt, begins on a line of its own
+
+
+def _converse(config: ChatConfig, client: Client, model: str, console: Console) -> None:
+    """Turn by turn.
+
+    Raises:
+      EOFError: the input is at its end.
+    """
     server = _server(client)
     messages: list[dict[str, str]] = []
-    while (prompt := config.prompt or _next_prompt(console)) is not None:
-        messages.append({"role": "user", "content": prompt})
+    while True:
+        messages.append({"role": "user", "content": config.prompt or _next_prompt(console)})
         body = body_of(config, model, messages)
         turn = ask(client, body, server.get("think_end", "</think>"), console, show_thinking=config.show_thinking)
         console.print(saved(turn.report, _server(client)), style="dim", highlight=False)
@@ -284,8 +309,7 @@ def _server(client: Client) -> dict[str, Any]:
         return {}  # a server without the plug-in answers questions, too
 
 
-def _next_prompt(console: Console) -> str | None:
-    try:
-        return console.input("[bold]>[/bold] ").strip() or _next_prompt(console)
-    except EOFError:
-        return None
+def _next_prompt(console: Console) -> str:
+    while not (prompt := console.input("[bold]>[/bold] ").strip()):
+        continue
+    return prompt

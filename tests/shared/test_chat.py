@@ -1,9 +1,15 @@
 """The terminal client's reading of a stream, without a server."""
 
+import contextlib
 import io
+import json
 import os
 import pty
-from contextlib import contextmanager
+import subprocess
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from rich.console import Console
@@ -97,7 +103,7 @@ class Server(Client):
 def test_a_key_ends_the_thinking_and_a_refusal_is_shown(refusal, monkeypatch):
     pressed = iter([None, END_KEY, None, None])
 
-    @contextmanager
+    @contextlib.contextmanager
     def keys():
         yield lambda: next(pressed)
 
@@ -137,3 +143,73 @@ def test_what_ended_the_thinking_is_said():
     assert saved(report("interrupt", 20), {}) == "ended by you after 20 thinking tokens"
     assert saved(report("cap", 30), {}) == "ended at its maximum after 30 thinking tokens"
     assert saved(report("loop", 90), {}) == "ended after 90 thinking tokens, the last of which repeated themselves"
+
+
+class Thinks(BaseHTTPRequestHandler):
+    """A server whose model thinks until it is hung up on."""
+
+    hung_up = threading.Event()
+
+    def do_GET(self):
+        found = self.path == "/v1/models"
+        body = json.dumps({"data": [{"id": "tiny"}]} if found else {"error": {"message": "no such route"}}).encode()
+        self.send_response(200 if found else 404)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_POST(self):
+        self.send_response(200)
+        self.end_headers()
+        try:
+            while True:
+                self.wfile.write(b"data: " + json.dumps(chunk(content="on ") | {"id": "1"}).encode() + b"\n\n")
+                time.sleep(0.02)
+        except OSError:
+            self.hung_up.set()
+
+    def log_message(self, format, *arguments): ...
+
+
+def typed(terminal: int, shown: bytes, until: bytes, keys: bytes) -> bytes:
+    """Wait for what a terminal is to show, then press keys."""
+    while until not in shown:
+        shown += os.read(terminal, 1000)
+    os.write(terminal, keys)
+    return shown
+
+
+@pytest.mark.parametrize("thinking", [False, True])
+def test_ctrl_d_leaves_at_the_prompt_and_while_the_model_thinks(thinking):
+    import termios
+
+    Thinks.hung_up.clear()
+    ours, theirs = pty.openpty()
+    before = termios.tcgetattr(theirs)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Thinks) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        command = [sys.executable, "-m", "specexit", "chat", f"url=http://127.0.0.1:{server.server_port}"]
+        client = subprocess.Popen(
+            command,
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            start_new_session=True,
+            env=os.environ | {"TERM": "xterm"},
+        )
+        shown = typed(ours, b"", b">", b"How many?\n" if thinking else b"\x04")
+        if thinking:
+            shown = typed(ours, shown, b"answer now", b"\x04")
+        assert client.wait(60) == 0
+        os.set_blocking(ours, False)
+        with contextlib.suppress(BlockingIOError):
+            while more := os.read(ours, 1000):
+                shown += more
+        assert b"error" not in shown
+        assert b"Traceback" not in shown
+        assert shown.endswith(b"\r\n")
+        assert termios.tcgetattr(theirs) == before
+        assert Thinks.hung_up.wait(60 if thinking else 0) == thinking
+        server.shutdown()
+    os.close(ours)
+    os.close(theirs)
