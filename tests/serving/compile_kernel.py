@@ -10,7 +10,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from specexit.method.loops import LoopGuard
-from torch_specexit.plugin.worker.fused import BLOCK
+from torch_specexit.plugin.worker.fused import BLOCK, NO_SEARCH
 from torch_specexit.plugin.worker.kernel import NUMBERS, POINTERS, step
 from torch_specexit.plugin.worker.loops import LoopSearch
 
@@ -25,8 +25,7 @@ def source(draft: bool, smooth: bool, v1: bool) -> ASTSource:
     values = {"DRAFT": draft, "SMOOTH": smooth, "COUNTS": not v1, "PADDED": v1, "BLOCK": BLOCK}
     values |= {"N_CLOSING": 3 if v1 else 1, "N_MARKER": 2 if v1 else 1}
     loops = LoopSearch.of(LoopGuard(256, 4), slack=16)
-    search = (loops.period, loops.span, loops.ring, *loops.leaving) if v1 else (0,) * 5
-    values |= dict(zip(("PERIOD", "SPAN", "RING", "LEAVING_0", "LEAVING_1"), search, strict=True))
+    values["SEARCH"] = (loops.period, loops.span, loops.ring, *loops.leaving) if v1 else NO_SEARCH
     constants = {(step.arg_names.index(name),): value for name, value in values.items()}
     return ASTSource(fn=step, signature=types | dict.fromkeys(values, "constexpr"), constexprs=constants)
 

@@ -32,7 +32,7 @@ def fused(*, interpreted: bool) -> type:
         patch.setenv("TRITON_INTERPRET", str(int(interpreted)))
         finders = [finder for finder in sys.meta_path if "jaxtyping" not in type(finder).__module__]
         patch.setattr(sys, "meta_path", finders)
-        for module in ("kernel", "fused"):
+        for module in ("kernel_rows", "kernel", "fused"):
             patch.delitem(sys.modules, f"torch_specexit.plugin.worker.{module}", raising=False)
         from torch_specexit.plugin.worker.fused import Fused
     return Fused

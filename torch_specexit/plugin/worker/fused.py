@@ -20,6 +20,9 @@ from torch_specexit.plugin.worker.slots import Slots
 BLOCK = 32
 """Requests of a program: a warp."""
 
+NO_SEARCH = (0,) * 5
+"""Loops are not looked for."""
+
 
 class Fused:
     """The rule for the requests of one runner; see `torch_specexit.plugin.worker.rule.Rule`.
@@ -77,11 +80,7 @@ class Fused:
             PADDED=sampled.padded,
             N_CLOSING=len(self.markers.closing),
             N_MARKER=self.markers.n_marker,
-            PERIOD=loops.period if loops else 0,
-            SPAN=loops.span if loops else 0,
-            RING=loops.ring if loops else 0,
-            LEAVING_0=loops.leaving[0] if loops else 0,
-            LEAVING_1=loops.leaving[1] if loops else 0,
+            SEARCH=(loops.period, loops.span, loops.ring, *loops.leaving) if loops else NO_SEARCH,
             BLOCK=BLOCK,
             num_warps=1,  # pyright: ignore[reportCallIssue]
         )

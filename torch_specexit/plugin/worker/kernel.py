@@ -12,53 +12,39 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from specexit.method.signals import NAMES, RAW_LIMIT, SIGNALS
+from specexit.method.signals import RAW_LIMIT, SIGNALS
 from torch_specexit.plugin.worker import rule
-from torch_specexit.plugin.worker.loops import BASES, FINGERPRINT, PRIMES
-
-_N = len(NAMES)
-
-
-def _constant(value: float) -> tl.constexpr:
-    return tl.constexpr(value)
-
-
-BEFORE, THINKING, OVER = map(_constant, (rule.BEFORE, rule.THINKING, rule.OVER))
-THOUGHT, BOUNDARY = map(_constant, (rule.THOUGHT, rule.BOUNDARY))
-BY_SIGNALS, BY_CLIENT, BY_LOOP = map(_constant, (rule.EXIT, rule.INTERRUPT, rule.LOOP))
-BEGINS, STRINGS = _constant(rule.BEGINS), _constant(rule.BEGINS - 1)
-LIMIT = _constant(RAW_LIMIT)
-N_SIGNALS, LANES = _constant(_N), _constant(triton.next_power_of_2(_N))
-EXPONENTIAL = _constant(sum(1 << i for i, signal in enumerate(SIGNALS) if signal.activation == "exp"))
-NEGATED = _constant(sum(1 << i for i, sign in enumerate(rule.SIGNS) if sign < 0))
-N_STATE, N_REPORT = _constant(len(rule.STATE)), _constant(len(rule.REPORT))
-N_KNOBS, N_WEIGHTS, STEPS_BACK = _constant(len(rule.KNOBS)), _constant(len(rule.WEIGHTS)), _constant(rule.STEPS_BACK)
-PHASE, THOUGHTS, START, EXITED, JUDGED, ON = (_constant(rule.STATE.index(name)) for name in rule.RECORD[:6])
-VERDICT, WOULD_EXIT = _constant(rule.STATE.index(NAMES[0])), _constant(rule.STATE.index("would_exit"))
-STREAK, DEFERRED, CLOSED, MATCHED, LAST, OUTPUTS, ROW, TOLD, SLOT, SMOOTHED = (
-    _constant(rule.STATE.index(name))
-    for name in ("streak", "deferred", "closed", "matched", "last", "outputs", "row", "told", "slot", "smoothed")
+from torch_specexit.plugin.worker.kernel_rows import (
+    LANES,
+    N_KNOBS,
+    N_REPORT,
+    N_SIGNALS,
+    N_STATE,
+    N_WEIGHTS,
+    PROMPT,
+    ROW,
+    STEPS_BACK,
+    column,
+    constant,
+    go_back,
+    load_loops,
+    load_policy,
+    remember,
+    report,
+    signals_at,
+    store,
+    store_loops,
 )
-MOVING, CHANGED = _constant(rule.STATE.index(f"moving_{NAMES[0]}")), _constant(len(rule.RECORD))
-ROLLING, ANCHOR, LOOPING = (_constant(rule.STATE.index(FINGERPRINT[i])) for i in (0, 2, 4))
-BASE_0, BASE_1, PRIME_0, PRIME_1 = map(_constant, (*BASES, *PRIMES))
-WANTED, PATIENCE, LEAST, MOST, HARD, CAUSE, SHADOW, PROMPT = (_constant(i) for i in range(len(rule.KNOBS)))
+from torch_specexit.plugin.worker.loops import BASES, PRIMES
 
-
-@triton.jit
-def _column(at, column, mask):
-    return tl.load(at + column, mask=mask, other=0).to(tl.int32)
-
-
-@triton.jit
-def _signals(at, column, mask, signal):
-    inside = mask[:, None] & (signal < N_SIGNALS)
-    return tl.load(at[:, None] + column + signal, mask=inside, other=0)
-
-
-@triton.jit
-def _put(at, column, value, mask):
-    tl.store(at + column, value.to(tl.float32), mask=mask)
+BEFORE, THINKING, OVER = map(constant, (rule.BEFORE, rule.THINKING, rule.OVER))
+THOUGHT, BOUNDARY = map(constant, (rule.THOUGHT, rule.BOUNDARY))
+BY_SIGNALS, BY_CLIENT, BY_LOOP = map(constant, (rule.EXIT, rule.INTERRUPT, rule.LOOP))
+BEGINS, STRINGS = constant(rule.BEGINS), constant(rule.BEGINS - 1)
+LIMIT = constant(RAW_LIMIT)
+EXPONENTIAL = constant(sum(1 << i for i, signal in enumerate(SIGNALS) if signal.activation == "exp"))
+NEGATED = constant(sum(1 << i for i, sign in enumerate(rule.SIGNS) if sign < 0))
+BASE_0, BASE_1, PRIME_0, PRIME_1 = map(constant, (*BASES, *PRIMES))
 
 
 @triton.jit
@@ -75,75 +61,28 @@ def _both(a, b):
 
 
 @triton.jit
-def _recall(state_at, past_at, stale, outputs):
-    """Where the state of each request is to be read from, and whether nothing is known of what it was like there."""
-    at, found = state_at, stale != stale
-    for step_back in tl.static_range(STEPS_BACK + 1):  # pyright: ignore[reportGeneralTypeIssues]
-        then = past_at + step_back * N_STATE
-        count = _column(then, OUTPUTS, stale)
-        here = stale & (count == outputs) & (found == 0)
-        at = tl.where(here, then, at)
-        found = found | here
-        tl.store(then + OUTPUTS, -1.0, mask=stale & (count > outputs))  # of a branch that vLLM has dropped
-    return at, stale & (found == 0)
-
-
-@triton.jit
-def _load(at, mask, signal):
-    """What the tables know of the requests; the counterpart of `_store`."""
-    return (
-        (_column(at, PHASE, mask), _column(at, THOUGHTS, mask), _column(at, START, mask), _column(at, OUTPUTS, mask)),
-        (_column(at, LAST, mask), _column(at, MATCHED, mask)),
-        (_column(at, STREAK, mask), _column(at, JUDGED, mask), _signals(at, VERDICT, mask, signal)),
-        (_column(at, DEFERRED, mask), _column(at, CLOSED, mask), _column(at, EXITED, mask)),
-        (_column(at, WOULD_EXIT, mask), _column(at, ON, mask), _column(at, TOLD, mask)),
-        (_column(at, SMOOTHED, mask), _signals(at, MOVING, mask, signal)),
-    )
-
-
-@triton.jit
-def _store_record(at, mask, signal, count, judged, exited, marks):
-    """Write the columns of `rule.RECORD`."""
-    _put(at, PHASE, count[0], mask)
-    _put(at, THOUGHTS, count[1], mask)
-    _put(at, START, count[2], mask)
-    _put(at, EXITED, exited, mask)
-    _put(at, JUDGED, judged[1], mask)
-    _put(at, ON, marks[1], mask)
-    tl.store(at[:, None] + VERDICT + signal, judged[2], mask=mask[:, None] & (signal < N_SIGNALS))
-    _put(at, WOULD_EXIT, marks[0], mask)
-
-
-@triton.jit
-def _store(at, mask, signal, state, row, slot):
-    """Write the columns of `rule.STATE`."""
-    count, text, judged, closing, marks, average = state
-    _store_record(at, mask, signal, count, judged, closing[2], marks)
-    _put(at, OUTPUTS, count[3], mask)
-    _put(at, LAST, text[0], mask)
-    _put(at, MATCHED, text[1], mask)
-    _put(at, STREAK, judged[0], mask)
-    _put(at, DEFERRED, closing[0], mask)
-    _put(at, CLOSED, closing[1], mask)
-    _put(at, TOLD, marks[2], mask)
-    _put(at, ROW, row, mask)
-    _put(at, SLOT, slot, mask)
-    _put(at, SMOOTHED, average[0], mask)
-    tl.store(at[:, None] + MOVING + signal, average[1], mask=mask[:, None] & (signal < N_SIGNALS))
-
-
-@triton.jit
-def _judge(asks, values, signal, policy, thoughts, judged, deferred, told):
-    """Judge where there is a boundary; returns what is remembered of it, and why the closing tokens are due."""
+def _judge(asks, values, signal, policy, thoughts, judged, closing, marks):
+    """Judge where there is a boundary: what is remembered of it, and why the closing tokens are due."""
     limits, patience, most, cause = policy
     streak, was_judged, verdict = judged
     signed = tl.where(((1 << signal) & NEGATED) != 0, -values, values)
     good = tl.reduce((signed >= limits).to(tl.int32), 1, _both) == 1
     streak = tl.where(asks, tl.where(good, streak + 1, 0), streak)
-    deferred = tl.where(asks & (thoughts >= most), cause, deferred)
+    deferred = tl.where(asks & (thoughts >= most), cause, closing[0])
     deferred = tl.where(asks & (streak >= patience), BY_SIGNALS, deferred)
     judged = (streak, tl.where(asks, 1, was_judged), tl.where(asks[:, None], values, verdict))
-    return judged, deferred, tl.where(asks, 0, told)
+    return judged, (deferred, closing[1], closing[2]), (marks[0], marks[1], tl.where(asks, 0, marks[2]))
+
+
+@triton.jit
+def _judge_last(state, state_at, signals_ptr, known, active, signal, policy):
+    """Source ``draft``: judge the last token of each request, if it was a boundary, by what the draft has left."""
+    count, text, judged, closing, marks, average = state
+    asks = known & (text[0] == BOUNDARY) & active
+    then = signals_ptr + column(state_at, ROW, asks) * N_SIGNALS
+    values = _activate(signals_at(then, 0, asks, signal), signal)
+    judged, closing, marks = _judge(asks, values, signal, policy, count[1], judged, closing, marks)
+    return count, (tl.minimum(text[0], THOUGHT), text[1]), judged, closing, marks, average  # only once
 
 
 @triton.jit
@@ -163,22 +102,16 @@ def _may_end(marks, cause):
 
 
 @triton.jit
-def _load_loops(at, mask):
-    """Fingerprints of the last thinking tokens, and of those that are remembered, and whether there is a loop."""
-    return (
-        (_column(at, ROLLING, mask), _column(at, ROLLING + 1, mask)),
-        (_column(at, ANCHOR, mask), _column(at, ANCHOR + 1, mask)),
-        _column(at, LOOPING, mask),
-    )
-
-
-@triton.jit
-def _store_loops(at, mask, loops):
-    _put(at, ROLLING, loops[0][0], mask)
-    _put(at, ROLLING + 1, loops[0][1], mask)
-    _put(at, ANCHOR, loops[1][0], mask)
-    _put(at, ANCHOR + 1, loops[1][1], mask)
-    _put(at, LOOPING, loops[2], mask)
+def _judge_row(now, raw, signal, policy, alpha, active, state, SMOOTH: tl.constexpr):
+    """Source ``fc``: judge the token in front, if it was a boundary, by the row that has drawn the next."""
+    count, text, judged, closing, marks, average = state
+    values = _activate(raw, signal)
+    if SMOOTH:
+        average = _smooth(now & (text[0] >= THOUGHT), values, alpha, average)
+        values = average[1]
+    asks = now & (text[0] == BOUNDARY) & _may_end(marks, policy[3]) & active
+    judged, closing, marks = _judge(asks, values, signal, policy, count[1], judged, closing, marks)
+    return count, text, judged, closing, marks, average
 
 
 @triton.jit
@@ -188,18 +121,17 @@ def _look_for_loops(
     n,
     recent_at,
     loops,
-    PERIOD: tl.constexpr,
-    SPAN: tl.constexpr,
-    RING: tl.constexpr,
-    LEAVING_0: tl.constexpr,
-    LEAVING_1: tl.constexpr,
+    SEARCH: tl.constexpr,
 ):
     """Take a thinking token, number ``n``, into the fingerprint; see `torch_specexit.plugin.worker.loops`."""
+    PERIOD: tl.constexpr = SEARCH[0]
+    SPAN: tl.constexpr = SEARCH[1]
+    RING: tl.constexpr = SEARCH[2]
     rolling, anchor, looping = loops
     oldest = tl.load(recent_at + (n - SPAN) % RING, mask=thought & (n >= SPAN), other=0).to(tl.int64)
     entering = (token + 1).to(tl.int64)
-    first = ((rolling[0].to(tl.int64) * BASE_0 + entering + oldest * LEAVING_0) % PRIME_0).to(tl.int32)
-    second = ((rolling[1].to(tl.int64) * BASE_1 + entering + oldest * LEAVING_1) % PRIME_1).to(tl.int32)
+    first = ((rolling[0].to(tl.int64) * BASE_0 + entering + oldest * SEARCH[3]) % PRIME_0).to(tl.int32)
+    second = ((rolling[1].to(tl.int64) * BASE_1 + entering + oldest * SEARCH[4]) % PRIME_1).to(tl.int32)
     tl.store(recent_at + n % RING, entering.to(tl.int32), mask=thought)
     first, second = tl.where(thought, first, rolling[0]), tl.where(thought, second, rolling[1])
     looping = tl.where(thought & (first == anchor[0]) & (second == anchor[1]), 1, looping)
@@ -223,7 +155,7 @@ def _force(now, active, token_at, closing_ptr, limits, count, text, closing, mar
     would_exit = tl.where(noted & (would_exit == 0), count[1], would_exit)
     due = now & (deferred > 0) & (shadow == 0) & active
     deferred = tl.where(noted, 0, deferred)
-    was = _column(token_at, 0, now)
+    was = column(token_at, 0, now)
     token = tl.where(due, tl.load(closing_ptr + closed, mask=due, other=0), was)
     replaced = due & (token != was)
     tl.store(token_at, token, mask=replaced)
@@ -258,6 +190,44 @@ def _read(now, token, meant, marker_ptr, least, cause, count, matched, closed, m
     return boundary, (phase, thoughts, start, outputs), (last, matched), (would_exit, on, told)
 
 
+@triton.jit
+def _take(
+    now,
+    active,
+    token_at,
+    meaning_ptr,
+    closing_ptr,
+    vocabulary,
+    limits,
+    reading,
+    state,
+    loops,
+    recent_at,
+    N_CLOSING: tl.constexpr,
+    N_MARKER: tl.constexpr,
+    SEARCH: tl.constexpr,
+):
+    """One token of each request: put another in its place where that is due, and read it.
+
+    Returns the state behind it, where it was replaced, and where it is a boundary."""
+    count, text, judged, closing, marks, average = state
+    wanted, least, cause = reading
+    token, replaced, closing, marks = _force(
+        now, active, token_at, closing_ptr, limits, count, (text[1], loops[2]), closing, marks, N_CLOSING
+    )
+    inside = now & (token >= 0) & (token < vocabulary)
+    meant = column(meaning_ptr + token, 0, inside) & wanted
+    marker_ptr, before = closing_ptr + (N_CLOSING - N_MARKER), count[1]
+    boundary, count, read, marks = _read(
+        now, token, meant, marker_ptr, least, cause, count, text[1], closing[1], marks, N_MARKER
+    )
+    text = (tl.where(now, read[0], text[0]), read[1])
+    if SEARCH[0]:
+        thought = now & (text[0] >= THOUGHT)
+        loops = _look_for_loops(thought, token, before, recent_at, loops, SEARCH)
+    return (count, text, judged, closing, marks, average), loops, replaced, boundary
+
+
 POINTERS = (
     *("state_ptr", "knobs_ptr", "weights_ptr", "past_ptr", "rows_ptr", "ends_ptr", "logits_rows_ptr", "positions_ptr"),
     *("signals_ptr", "failed_ptr", "meaning_ptr", "closing_ptr", "tokens_ptr", "n_ptr", "rejected_ptr", "report_ptr"),
@@ -285,7 +255,7 @@ def step(
     rejected_ptr,  # [n_batch], rewritten
     report_ptr,  # [n_batch, report]
     forced_ptr,  # [n_batch]
-    recent_ptr,  # [requests, RING]
+    recent_ptr,  # [requests, ring]
     tokens_stride,
     n_batch,  # requests of the step
     n_rows,  # with those that it leaves out, whose last token is still to be judged
@@ -297,11 +267,7 @@ def step(
     PADDED: tl.constexpr,
     N_CLOSING: tl.constexpr,
     N_MARKER: tl.constexpr,
-    PERIOD: tl.constexpr,  # 0 where loops are not looked for; see `plugin.worker.loops.LoopSearch`
-    SPAN: tl.constexpr,
-    RING: tl.constexpr,
-    LEAVING_0: tl.constexpr,
-    LEAVING_1: tl.constexpr,
+    SEARCH: tl.constexpr,  # period, span, ring and both `leaving` of `plugin.worker.loops.LoopSearch`; zeros for none
     BLOCK: tl.constexpr,
 ):
     """See `torch_specexit.plugin.worker.rule.Rule.step`."""
@@ -309,90 +275,45 @@ def step(
     known, here = lane < n_rows, lane < n_batch
     active = tl.load(failed_ptr + lane * 0) == 0
     row = tl.load(rows_ptr + lane, mask=known, other=0).to(tl.int64)
-    state_at, knobs_at, weights_at = state_ptr + row * N_STATE, knobs_ptr + row * N_KNOBS, weights_ptr + row * N_WEIGHTS
-    past_at = past_ptr + row * ((STEPS_BACK + 1) * N_STATE)
-    wanted, least = _column(knobs_at, WANTED, known), _column(knobs_at, LEAST, known)
-    cause, shadow = _column(knobs_at, CAUSE, known), _column(knobs_at, SHADOW, known) == 1
-    limits = (_column(knobs_at, HARD, known), cause, shadow)
-    policy = (
-        _signals(weights_at, 0, known, signal),
-        _column(knobs_at, PATIENCE, known),
-        _column(knobs_at, MOST, known),
+    state_at, past_at = state_ptr + row * N_STATE, past_ptr + row * ((STEPS_BACK + 1) * N_STATE)
+    knobs_at, weights_at, recent_at = (
+        knobs_ptr + row * N_KNOBS,
+        weights_ptr + row * N_WEIGHTS,
+        recent_ptr + row * SEARCH[2],
     )
-    policy = (policy[0], policy[1], policy[2], cause)
-    alpha = tl.load(weights_at + N_SIGNALS, mask=known, other=0)
-    token_at, drawn = tokens_ptr + lane * tokens_stride, _column(n_ptr + lane, 0, here)
+    policy, alpha, limits, reading = load_policy(knobs_at, weights_at, known, signal)
+    token_at, drawn = tokens_ptr + lane * tokens_stride, column(n_ptr + lane, 0, here)
     moves = here & (drawn > 0)
-
-    # Go back to where vLLM has gone on from, where that is not behind the last step that a row has seen.
     first = tl.load(ends_ptr + lane - 1, mask=here & (lane > 0), other=0).to(tl.int64)  # behind those of others
-    fed = tl.load(logits_rows_ptr + first, mask=moves, other=0).to(tl.int64)
-    position = tl.load(positions_ptr + fed, mask=moves, other=0).to(tl.int32)
-    outputs = position + 1 - _column(knobs_at, PROMPT, known)
-    stale = moves & (outputs != _column(state_at, OUTPUTS, known))
-    at, lost = _recall(state_at, past_at, stale, outputs)
-    count, text, judged, closing, marks, average = _load(at, known, signal)
-    count = (count[0], count[1], count[2], tl.where(stale, outputs, count[3]))
-    marks = (marks[0], tl.where(lost, 0, marks[1]), tl.where(stale, 0, marks[2]))
-    text = (tl.where(lost, 0, text[0]), tl.where(lost, 0, text[1]))  # nothing is left to be judged, or due
-    closing = (tl.where(lost, 0, closing[0]), tl.where(lost, 0, closing[1]), closing[2])
-    if PERIOD:
-        loops, recent_at = _load_loops(at, known), recent_ptr + row * RING
-        loops = (loops[0], loops[1], tl.where(lost, 0, loops[2]))
-    else:
-        loops, recent_at = ((count[0], count[0]), (count[0], count[0]), count[0] * 0), recent_ptr
-
+    fed_at, prompt = logits_rows_ptr + first, column(knobs_at, PROMPT, known)
+    at, lost, state = go_back(state_at, past_at, prompt, fed_at, positions_ptr, known, moves, signal)
+    loops = load_loops(at, known, lost, SEARCH[0])
     if DRAFT:
-        asks = known & (text[0] == BOUNDARY) & active
-        then = signals_ptr + _column(state_at, ROW, asks) * N_SIGNALS
-        values = _activate(_signals(then, 0, asks, signal), signal)
-        judged, deferred, told = _judge(asks, values, signal, policy, count[1], judged, closing[0], marks[2])
-        closing, marks = (deferred, closing[1], closing[2]), (marks[0], marks[1], told)
-        text = (tl.minimum(text[0], THOUGHT), text[1])  # only once
-    slot = _column(at, SLOT, known)
-    then = past_at + slot * N_STATE
-    tl.debug_barrier()  # a lane may have read its state from where it now leaves a copy
-    _store(then, moves, signal, (count, text, judged, closing, marks, average), lane, slot)
-    if PERIOD:
-        _store_loops(then, moves, loops)
-    slot = tl.where(moves, (slot + 1) % STEPS_BACK, slot)
+        state = _judge_last(state, state_at, signals_ptr, known, active, signal, policy)
+    slot = remember(past_at, at, known, moves, lane, signal, state, loops, SEARCH[0])
 
     n, forced = drawn, lane < 0
     for j in range(width):
         now = j < n
         if not DRAFT:
-            values = _activate(_signals(signals_ptr + (first + j) * N_SIGNALS, 0, now, signal), signal)
-            if SMOOTH:
-                average = _smooth(now & (text[0] >= THOUGHT), values, alpha, average)
-                values = average[1]
-            asks = now & (text[0] == BOUNDARY) & _may_end(marks, cause) & active
-            judged, deferred, told = _judge(asks, values, signal, policy, count[1], judged, closing[0], marks[2])
-            closing, marks = (deferred, closing[1], closing[2]), (marks[0], marks[1], told)
-        token, replaced, closing, marks = _force(
-            now, active, token_at + j, closing_ptr, limits, count, (text[1], loops[2]), closing, marks, N_CLOSING
-        )
-        inside = now & (token >= 0) & (token < vocabulary)
-        meant = _column(meaning_ptr + token, 0, inside) & wanted
-        before = count
-        boundary, count, read, marks = _read(
+            raw = signals_at(signals_ptr + (first + j) * N_SIGNALS, 0, now, signal)
+            state = _judge_row(now, raw, signal, policy, alpha, active, state, SMOOTH)
+        state, loops, replaced, boundary = _take(
             now,
-            token,
-            meant,
-            closing_ptr + (N_CLOSING - N_MARKER),
-            least,
-            cause,
-            count,
-            text[1],
-            closing[1],
-            marks,
+            active,
+            token_at + j,
+            meaning_ptr,
+            closing_ptr,
+            vocabulary,
+            limits,
+            reading,
+            state,
+            loops,
+            recent_at,
+            N_CLOSING,
             N_MARKER,
+            SEARCH,
         )
-        text = (tl.where(now, read[0], text[0]), read[1])
-        if PERIOD:
-            thought = now & (text[0] >= THOUGHT)
-            loops = _look_for_loops(
-                thought, token, before[1], recent_at, loops, PERIOD, SPAN, RING, LEAVING_0, LEAVING_1
-            )
         forced = forced | replaced
         n = tl.where(replaced | (boundary & DRAFT & active), j + 1, n)
 
@@ -400,14 +321,9 @@ def step(
         for j in range(width):
             tl.store(token_at + j, -1, mask=moves & (j >= n))
     if COUNTS:
-        tl.store(rejected_ptr + lane, _column(rejected_ptr + lane, 0, here) + (drawn - n), mask=here)
+        tl.store(rejected_ptr + lane, column(rejected_ptr + lane, 0, here) + (drawn - n), mask=here)
     tl.store(n_ptr + lane, n, mask=here)
     tl.store(forced_ptr + lane, forced, mask=here)
-    report_at = report_ptr + lane * N_REPORT
-    _store_record(report_at, here, signal, count, judged, closing[2], marks)
-    changed = tl.where(moves & (marks[2] == 0), 1, 0)
-    _put(report_at, CHANGED, tl.where(active, changed, -1), here)
-    marks = (marks[0], marks[1], tl.where(moves, 1, marks[2]))
-    _store(state_at, known, signal, (count, text, judged, closing, marks, average), lane, slot)
-    if PERIOD:
-        _store_loops(state_at, known, loops)
+    state = report(report_ptr + lane * N_REPORT, here, moves, active, signal, state)
+    store(state_at, known, signal, state, lane, slot)
+    store_loops(state_at, known, loops, SEARCH[0])
