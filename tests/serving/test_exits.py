@@ -341,20 +341,37 @@ def test_the_engine_core_looks_at_requests_of_which_there_is_news_and_forgets_th
     assert list(reporter.requests) == ["r0"]
 
 
+def test_what_was_told_of_an_exit_stands_where_nothing_is_known_of_the_request_any_more():
+    """Such as while the draft's weights are replaced, and behind that."""
+    request = Request(sampling_params=SimpleNamespace(stop=[], extra_args=None), num_output_tokens=6)
+    reporter, unknown = outcome.Reporter(), [0.0] * 11
+    exited = [float(value) for value in (2, 3, 0, 1, 1, 1, 0, 0, 0, 0, 0)]
+    reporter.take({"r": exited}, {"r": request})
+    reporter.take({"r": unknown}, {"r": request})
+    step = {0: SimpleNamespace(outputs=[output("r", "stop")], finished_requests=None)}
+    reporter.report({"r": unknown}, step, None)
+    assert step[0].outputs[0].kv_transfer_params[outcome.KEY]["outcome"] == "exit"
+
+
 def test_why_exits_have_failed_goes_with_every_output():
     step = {0: SimpleNamespace(outputs=[output("r0")], finished_requests=None)}
     outcome.Reporter().report({}, step, "no such kernel")
     assert step[0].outputs[0].kv_transfer_params == {outcome.INACTIVE_KEY: "no such kernel"}
 
 
-def test_nothing_exits_while_the_drafts_weights_arrive_one_by_one():
+@pytest.mark.parametrize("checking", ["0", "1"])
+def test_nothing_exits_while_the_drafts_weights_arrive_one_by_one(monkeypatch, checking):
     """A trainer sends one tensor at a time. A request that was running meanwhile is left alone to its end."""
+    monkeypatch.setenv("SPECEXIT_CHECK", checking)
     exits = ready()
     exits.track(scheduled(new("a")))
     text_of(exits, given_step(["a"], [[2]]))
     exits.draft.weights.begin()
     exits.draft.weights.arrived("a")
     assert text_of(exits, given_step(["a"], [[5]], at=[1])) == [[5]]
+    exits.close(output := SimpleNamespace())
+    ended = outcome.Record.from_row(vars(output)[outcome.KEY]["a"]).describe(2, cut_off=False)
+    assert ended == {"outcome": "off", "thinking_tokens": 0, "signals": {}}
     exits.draft.weights.begin()
     exits.draft.weights.arrived("b")
     assert text_of(exits, given_step(["a"], [[2]], at=[2]), given_step(["a"], [[5]], at=[3])) == [[2], [5]]

@@ -122,7 +122,10 @@ class Reporter:
         for name, row in records.items():
             request = requests.get(name)
             if request is not None:
-                setattr(request, RECORD_KEY, Record.from_row(row))
+                record, known = Record.from_row(row), getattr(request, RECORD_KEY, None)
+                # Of thinking that is over nothing new is told; that nothing is known any more is no news of it.
+                if record.on or known is None or known.phase != OVER:
+                    setattr(request, RECORD_KEY, record)
                 self.requests[name] = request
                 if request.sampling_params.stop:
                     self.may_stop.add(name)

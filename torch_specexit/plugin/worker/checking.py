@@ -39,11 +39,17 @@ class Checker:
         self._outputs: dict[str, list[int]] = {}
         self.steps = 0
         """Requests that were checked, step by step."""
+        self._unfollowed: set[str] = set()
 
     def forget(self, requests: Iterable[str]) -> None:
         """Take requests that are finished out."""
         for request in requests:
             self._outputs.pop(request, None)
+            self._unfollowed.discard(request)
+
+    def lose(self, requests: Iterable[str]) -> None:
+        """Requests of a step in which nothing was decided, nor read: nothing is known of their tokens from there on."""
+        self._unfollowed.update(requests)
 
     def compare(self, request: str, outputs: Sequence[int]) -> None:
         """Check what vLLM says that a request has written, which comes back after a preemption.
@@ -52,7 +58,7 @@ class Checker:
           CheckError: it is not how this request began.
         """
         known = self._outputs.get(request, [])
-        if list(outputs) != known[: len(outputs)]:
+        if request not in self._unfollowed and list(outputs) != known[: len(outputs)]:
             raise CheckError(f"request {request}: vLLM goes on from {list(outputs)}, its steps have given {known}")
 
     def before(self, sampled: Sampled) -> None:
@@ -66,7 +72,7 @@ class Checker:
         positions = sampled.positions.tolist()
         fed = None if sampled.input_ids is None else sampled.input_ids.tolist()
         for i, request in enumerate(sampled.requests):
-            if not n[i]:
+            if not n[i] or request in self._unfollowed:
                 continue
             known = self._outputs.setdefault(request, [])
             count = positions[rows[first[i]]] + 1 - self.slots.admissions[request].prompt
@@ -84,6 +90,8 @@ class Checker:
         """
         table, tokens, n = self.slots.tables.state.tolist(), sampled.tokens.tolist(), sampled.n.tolist()
         for i, request in enumerate(sampled.requests):
+            if request in self._unfollowed:
+                continue
             outputs = self._outputs.setdefault(request, [])
             outputs += tokens[i][: int(n[i])]
             row = dict(zip(STATE, table[self.slots.row_of[request]], strict=True))

@@ -35,7 +35,7 @@ from torch_specexit.plugin.worker.protocols import (
 )
 from torch_specexit.plugin.worker.ranks import Group, Ranks
 from torch_specexit.plugin.worker.reading import Reader
-from torch_specexit.plugin.worker.rule import STATE, STEPS_BACK, THINKING, Admission, Markers, Rule, Sampled
+from torch_specexit.plugin.worker.rule import RECORD, STATE, STEPS_BACK, THINKING, Admission, Markers, Rule, Sampled
 from torch_specexit.plugin.worker.slots import Slots
 from torch_specexit.plugin.worker.twin import Twin
 
@@ -269,6 +269,7 @@ class Exits:
         """
         self.news = None
         if not self.draft.weights.whole:  # the same on all ranks; rows that fall behind leave their requests alone
+            self._leave_alone(list(sampled.requests))
             return False
         self.draft.remember_weights()
         rows = len(sampled.logits_rows) if self.source == "fc" else self._judged_next
@@ -284,6 +285,12 @@ class Exits:
         else:
             self._attempt("could not judge a step", lambda: self._rewrite(sampled, agreed, failed))
         return self.failure is None
+
+    def _leave_alone(self, requests: list[str]) -> None:
+        """Requests of a step in which nothing is decided; whoever ends in it is told so."""
+        if self.checker is not None:
+            self.checker.lose(requests)
+        self.news = lambda: dict.fromkeys(requests, [0.0] * len(RECORD))
 
     def _signals(self, logits_rows: Int[Tensor, " rows"], rows: int) -> Float[Tensor, "judged signals"]:
         if self.source == "draft":
