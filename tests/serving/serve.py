@@ -6,6 +6,7 @@ batches of requests, which run one after the other on it.
 
 from __future__ import annotations
 
+import ast
 import importlib
 import json
 import logging
@@ -158,6 +159,20 @@ def change(place: str) -> None:
     setattr(cls, name, lambda self, *args, **kwargs: original(self, *args, **kwargs))
 
 
+def refuse_the_kernel() -> None:
+    """Have Triton's compiler refuse the kernel of the rule, as it does where a device cannot run it."""
+    from triton.compiler.errors import CompilationError
+    from triton.runtime import KernelInterface
+
+    from torch_specexit.plugin.worker import fused
+
+    class Refused(KernelInterface):
+        def run(self, *args: Any, **kwargs: Any) -> None:
+            raise CompilationError("step", ast.parse(""), "injected")
+
+    fused.step = Refused()
+
+
 class Lines(logging.Filter):
     """What the plug-in logs. No handler, for vLLM takes these off its children when it configures its logger."""
 
@@ -178,6 +193,8 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
     log = Lines()
     for place in job.get("change", ()):
         change(place)
+    if job.get("refuse_the_kernel"):
+        refuse_the_kernel()
     llm = start_engine(
         load_target_config("tiny-reasoner"),
         config,

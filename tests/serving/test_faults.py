@@ -1,7 +1,7 @@
 """Draft directories that are damaged, and a vLLM that is not as expected: a refusal at the start, or plain EAGLE-3.
 
 Nearly all is decided before an engine computes anything, and is tested there; what files alone can show wrong is in
-``tests/shared/test_draftdir.py``. Six engine starts, of some 15 seconds each.
+``tests/shared/test_draftdir.py``. Seven engine starts, of some 15 seconds each.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from safetensors.torch import load_file as load_torch
 from specexit.drafts.directory import DraftError, read_config
 from specexit.errors import InputError
 from specexit.method.splits import load_tokenizer, resolve
-from tests.serving.conftest import LIVELY
+from tests.serving.conftest import LIVELY, ON_A_CPU, V2, serve
 from torch_specexit.plugin.compat.checks import check_draft, checked
+from torch_specexit.plugin.worker.checking import SWITCH
 
 OFF = {"extra_args": {"specexit": False}}
 
@@ -220,3 +221,20 @@ def test_what_fails_in_flight_leaves_plain_eagle3_and_says_so(engines, drafts):
     assert "injected" in failed["status"][0]["reason"]
     assert [r["outcome"] for r in failed["requests"]] == [None] * 4
     assert failed["inactive"] == [failed["status"][0]["reason"]] * 4
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_a_kernel_that_does_not_compile_leaves_plain_eagle3_and_says_so(engines, drafts, shared):
+    """On the V2 runner, which has the kernel; the checking mode would let the engine die of it."""
+    batch = engines.batch(LIVELY | {"max_tokens": 24}, n=2)
+    job = {"engine": {"draft": str(drafts / "draft")}, "batches": [batch], "refuse_the_kernel": True}
+    run = serve(shared / "no-kernel", job, ON_A_CPU | V2 | {SWITCH: "0"})
+    (served,) = run["batches"]
+    assert [r["ids"] for r in served["requests"]] == [r["ids"][:24] for r in engines.plain()["requests"][:2]]
+    assert [r["outcome"] for r in served["requests"]] == [None] * 2
+    (status,) = served["status"]
+    assert not status["active"]
+    assert status["reason"].startswith("could not be made ready: CompilationError")
+    assert served["inactive"] == [status["reason"]] * 2
+    assert any("specexit is inactive" in line and "injected" in line for line in run["log"])
