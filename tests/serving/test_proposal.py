@@ -1,4 +1,4 @@
-"""What `docs/upstream-proposal.md` says of the hook table."""
+"""What pages say of the code: `docs/upstream-proposal.md` of the hook table, the developer page of the tests."""
 
 from __future__ import annotations
 
@@ -15,3 +15,12 @@ def test_the_numbers_of_hooks_are_those_of_the_table():
         counts = [len(worker), len(ENGINE_HOOKS), len(FRONTEND_HOOKS)]
         (row,) = re.findall(rf"^\| {runner} today \|(.*)\|$", page, re.M)
         assert [int(cell) for cell in row.split("|")] == [*counts, sum(counts)]
+
+
+def test_every_test_that_the_developers_page_names_exists():
+    """Among them one at least for each finding of the review."""
+    page = (REPOSITORY / "docs" / "serving-developer.md").read_text()
+    rows = [line for line in page.splitlines() if re.match(r"\| .* \| `test_\w+::", line)]
+    assert len(rows) == 22
+    for module, test in re.findall(r"`(test_\w+)::(test_\w+)`", page):
+        assert f"\ndef {test}(" in (REPOSITORY / "tests" / "serving" / f"{module}.py").read_text()

@@ -1,0 +1,98 @@
+"""What a step may take at the largest batch, counted on tensors that have a shape and no memory; and buffers that are
+used again. No engine."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from specexit.method.signals import NAMES
+from torch_specexit.plugin.worker import copies, logprobs
+from torch_specexit.plugin.worker.copies import Copies
+from torch_specexit.plugin.worker.model import WithSignals
+from torch_specexit.plugin.worker.rule import REPORT
+
+pytestmark = pytest.mark.vllm
+
+MIB = 1 << 20
+BATCH, WIDTH, HIDDEN, VOCAB = 1024, 4, 8192, 151_936
+
+
+class Made(TorchDispatchMode):
+    """Bytes of all tensors that operations have made, in order; views and what is written in place make none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes: list[int] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **kwargs or {})
+        is_new = not any(returned.alias_info for returned in func._schema.returns)
+        if is_new and isinstance(result, torch.Tensor):
+            self.bytes.append(result.numel() * result.element_size())
+        return result
+
+
+def on_meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+    return torch.empty(*shape, dtype=dtype, device="meta")
+
+
+def test_signals_of_the_target_take_less_than_64_mib_at_1024_requests_and_8192_channels():
+    """All rows of all layers, put side by side in float32, used to be 400 MB in each step."""
+    rows = on_meta(BATCH * WIDTH, dtype=torch.int64)
+    aux = [on_meta(BATCH * WIDTH, HIDDEN) for _ in range(3)]
+    draft: Any = SimpleNamespace(signal_weight=on_meta(len(NAMES), 3 * HIDDEN, dtype=torch.float32))
+    with Made() as made:
+        signals = WithSignals.signals_of_target(draft, aux, rows)
+    assert signals.shape == (BATCH * WIDTH, len(NAMES))
+    assert max(made.bytes) >= 1024 * HIDDEN * 4  # there is something to bound
+    assert max(a + b for a, b in pairwise(made.bytes)) <= 64 * MIB  # what is gathered, and the same in float32
+
+
+def test_logprobs_of_forced_tokens_are_looked_at_64_mib_at_a_time():
+    """A whole batch of logits in float32 used to be made, 600 MB."""
+    tensors: Any = SimpleNamespace(
+        logprob_token_ids=on_meta(BATCH, 2, dtype=torch.int32),
+        logprobs=on_meta(BATCH, 2, dtype=torch.float32),
+        selected_token_ranks=on_meta(BATCH, dtype=torch.int64),
+    )
+    asked = on_meta(BATCH, dtype=torch.int64)
+    forced, logits = on_meta(BATCH, dtype=torch.bool), on_meta(BATCH * WIDTH, VOCAB)
+    with Made() as made:
+        logprobs.name_forced_tokens(tensors, asked, forced, asked, logits, asked)
+    assert 32 * MIB < max(made.bytes) <= 64 * MIB
+
+
+class OnGpu(torch.Tensor):
+    """A tensor that says so."""
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cuda")
+
+
+@pytest.mark.parametrize(("read", "buffers"), [(True, 1), (False, Copies.IN_FLIGHT)])
+def test_buffers_of_reports_are_used_again_whether_anybody_reads_them_or_not(monkeypatch, read, buffers):
+    """On ranks whose output vLLM does not ask for, each step used to leave a pinned buffer and an event behind."""
+    made = []
+    empty = torch.empty
+
+    def pinned(*shape: int, pin_memory: bool = False) -> torch.Tensor:
+        made.extend([shape] if pin_memory else [])
+        return empty(*shape)
+
+    event = SimpleNamespace(record=lambda: None, synchronize=lambda: None)
+    monkeypatch.setattr(copies.torch, "empty", pinned)
+    monkeypatch.setattr(copies.torch.cuda, "Event", lambda: event)
+    taken = Copies()
+    for number in range(100):
+        report = torch.full((3, len(REPORT)), float(number)).as_subclass(OnGpu)
+        reading = taken.start(report)
+        if read:
+            assert reading().tolist() == [[number] * len(REPORT)] * 3
+    assert len(made) == buffers
