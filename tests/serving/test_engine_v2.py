@@ -51,7 +51,7 @@ def test_exits_off_is_plain_eagle3_to_the_byte_and_to_the_accepted_token(engines
 def test_prompts_that_are_looked_through_on_the_device_are_read_the_same(engines, source):
     """In checking mode, which reads them from their list."""
     lively, _, looked_through = engines.v2(source)["batches"]
-    assert texts(looked_through) == texts(lively)[: len(texts(looked_through))]
+    assert texts(looked_through) == [ids[:24] for ids in texts(lively)[:2]]
     assert all(r["outcome"]["thinking_tokens"] > 0 for r in looked_through["requests"])
 
 
