@@ -9,7 +9,7 @@ RELEASES ?= runs/vllm-releases
 
 .DEFAULT_GOAL := help
 .PHONY: help demo serve chat test test-gpu test-tpu compat lint bench bench-data bench-labels bench-serving bench-training bench-signals \
-  bench-certificate bench-families bench-field bench-full-size continuation plan-all docs tiny-reasoner tiny-mixed format clean
+  bench-certificate bench-families bench-field bench-full-size continuation layouts plan-all docs tiny-reasoner tiny-mixed format clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -57,6 +57,7 @@ bench-data: $(VENV)/.demo-ready  ## Measure annotate and pack on a generated cor
 
 bench-labels: $(VENV)/.demo-ready  ## Measure trials at boundaries against one prefix at a time
 	@$(BIN)/specexit bench-labels configs/bench/labels.yaml
+	@$(BIN)/specexit bench-labels configs/bench/labels-short-steps.yaml
 
 bench-training: $(VENV)/.dev-ready  ## Measure a training step against speculators, and the memory of the attention
 	@$(BIN)/specexit bench-training configs/bench/training.yaml
@@ -91,6 +92,9 @@ bench-full-size: $(VENV)/.demo-ready  ## Measure at the size of Qwen3-0.6B, on a
 
 continuation: $(VENV)/.dev-ready  ## 1,000 exits on every runner and scheduler, each checked against plain vLLM
 	@SPECEXIT_CONTINUATION=1 $(BIN)/python -m pytest tests/serving/test_continuation.py -s $(ARGS)
+
+layouts: $(VENV)/.dev-ready  ## A draft of every published layout in vLLM, against JAX and PyTorch (a quarter of an hour)
+	@SPECEXIT_LAYOUTS=1 $(BIN)/python -m pytest tests/serving/test_layouts_in_vllm.py -s $(ARGS)
 
 test-tpu: $(VENV)-tpu/.ready  ## Compile small and middling programs for TPU slices, no TPU needed (minutes)
 	@$(VENV)-tpu/bin/python -m pytest tests/jax/test_plan.py $(ARGS)

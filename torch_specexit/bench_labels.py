@@ -3,6 +3,9 @@
 Traces are collected first, and every trial that they asked for is remembered. The same trials are then made again as
 `collect` makes them (all traces side by side, those of a trace one after the other, prefixes cached) and as a plain
 loop would (one request at a time, nothing cached of an earlier one). Neither begins with anything in the cache.
+
+The trials are those at all boundaries, so that it is known, too, how many of them `collect` makes by default and on how
+many traces these give other exit points.
 """
 
 from __future__ import annotations
@@ -12,11 +15,14 @@ import json
 import time
 from collections import defaultdict
 from collections.abc import Coroutine
+from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
 
+from specexit.bench.refinement import LETTERS, Tried, refinement
 from specexit.config import versions, write_text
+from specexit.data.rows import Trace
 from specexit.hardware import describe_hardware
 from specexit.schemas.bench_labels import BenchLabelsConfig
 from specexit.schemas.collect import CollectConfig
@@ -43,8 +49,11 @@ def bench_labels(config: BenchLabelsConfig) -> dict[str, Any]:
         n=config.n,
         engine=config.engine,
         free_share=0.0,
+        boundaries="all",
     )
     target = load_target_config(config.target)
+    if config.split_endings:
+        target = target.model_copy(update={"split_endings": config.split_endings})
     asks = all_asks(collecting, target)
     check_target(collecting, target, asks)
     engine = LocalEngine(collecting, target)
@@ -54,10 +63,13 @@ def bench_labels(config: BenchLabelsConfig) -> dict[str, Any]:
     result |= {"config": config.model_dump(mode="json"), "hardware": describe_hardware(), "versions": versions()}
     write_text(config.out, json.dumps(result, indent=2) + "\n")
     together, alone = (result[way]["trials_per_second"] for way in ("together", "alone"))
+    found = result["refinement"]
     Console().print(
         f"{result['trials']} trials of {result['traces']} traces: {together:.1f} a second together, {alone:.1f} one "
         f"prefix at a time ({result['speedup']:.1f}x); "
-        f"{result['same']} of {result['trials']} wrote the same tokens",
+        f"{result['same']} of {result['trials']} wrote the same tokens\n"
+        f"by default {found['trials']} of the {found['all_trials']} boundaries are tried; of {found['traces']} traces "
+        f"{found['same_earliest']} have the earliest and {found['same_stable']} the stable exit point of all trials",
         soft_wrap=True,
     )
     return result
@@ -88,7 +100,8 @@ async def _beside(engine: LocalEngine, work: Coroutine[Any, Any, dict[str, Any]]
 
 
 async def _measure(engine: LocalEngine, recorder: _Recorder, tracer: Tracer, asks: list[Ask]) -> dict[str, Any]:
-    await asyncio.gather(*(asyncio.create_task(tracer.trace(ask)) for ask in asks))
+    traces = await asyncio.gather(*(asyncio.create_task(tracer.trace(ask)) for ask in asks))
+    tried = [_tried(trace, tracer.stated(trace)) for trace in traces if trace.boundaries]
     trials = [requests[1:] for requests in recorder.asked.values()]  # the first one is the trace itself
     n = sum(map(len, trials))
     if not n:
@@ -109,6 +122,7 @@ async def _measure(engine: LocalEngine, recorder: _Recorder, tracer: Tracer, ask
         alone.append(await engine.generate(*request))
         seconds_alone += time.perf_counter() - start
 
+    default = {name: CollectConfig.model_fields[name].default for name in ("boundaries", "stride")}
     pairs = zip((response for found in together for response in found), alone, strict=True)
     return {
         "traces": len(asks),
@@ -119,4 +133,12 @@ async def _measure(engine: LocalEngine, recorder: _Recorder, tracer: Tracer, ask
         "alone": {"seconds": seconds_alone, "trials_per_second": n / seconds_alone},
         "speedup": seconds_alone / seconds_together,
         "same": sum(a.ids == b.ids for a, b in pairs),
+        "refinement": asdict(refinement(tried, **default)),
+        "tried": [asdict(trace) for trace in tried],
     }
+
+
+def _tried(trace: Trace, stated: list[int]) -> Tried:
+    states = "".join(LETTERS[state] for state in trace.boundary_state)
+    at_end = trace.boundaries[-1] == len(trace.think_ids)
+    return Tried(states, tuple(trace.boundary_trial_tokens), tuple(stated), at_end)

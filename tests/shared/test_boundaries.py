@@ -1,23 +1,24 @@
 """Which boundaries are tried: every change that is seen is found exactly, and few trials are enough for long traces."""
 
+import json
 import random
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from specexit.data.boundaries import TRIED_WHOLE, next_boundary
+from specexit.bench.refinement import Tried, refinement
+from specexit.data.boundaries import TRIED_WHOLE, boundaries_tried, next_boundary
 from specexit.data.rows import infer_agrees
 from specexit.method.labels import exit_point
+from specexit.schemas.collect import CollectConfig
 
 
 def tried(agrees: list[bool], how: str, stride: int = 8) -> dict[int, bool]:
     """All trials of a trace whose boundaries would say ``agrees``; the last one is its natural end."""
-    found = {len(agrees) - 1: True}
-    while (i := next_boundary(len(agrees), found, how, stride)) is not None:
-        assert i not in found
-        found[i] = agrees[i]
-    return found
+    return {i: agrees[i] for i in boundaries_tried(agrees, how, stride, known=[len(agrees) - 1])}
 
 
 def exits(agrees: list[bool], found: dict[int, bool]) -> tuple[int, int]:
@@ -75,3 +76,38 @@ def test_long_traces_cost_a_fifth_and_have_the_same_exit_points():
 def test_hardly_any_boundary(n, how):
     assert next_boundary(n, {}, how, 8) == (0 if n else None)
     assert next_boundary(n, dict.fromkeys(range(n), True), how, 8) is None
+
+
+def recorded() -> list[Tried]:
+    """What the tiny reasoner answers at every boundary of 120 traces (`specexit collect boundaries=all`, split test).
+
+    Its steps end here at each comma, operator and space, so that a trace has some 90 boundaries, and not ten.
+    """
+    rows = json.loads((Path(__file__).parent / "recorded_answers.json").read_text())
+    return [Tried(states, tuple(tokens), tuple(stated), at_end) for states, stated, at_end, tokens in rows]
+
+
+def test_recorded_answers_have_the_same_exit_point_at_a_third_of_the_trials():
+    """The earliest one, which labels count down to by default. Without a look at which steps state the answer, a fifth
+    of them would be missed: lucky guesses that last for a boundary or two.
+
+    The stable one is another matter: in the midst of a sentence verdicts go back and forth, and each has to be seen.
+    """
+    traces = recorded()
+    found = refinement(traces, "refine", CollectConfig.model_fields["stride"].default)
+    assert found.traces == 120
+    assert found.all_trials > 50 * found.traces
+    assert found.same_earliest >= 0.99 * found.traces
+    assert found.trials <= found.all_trials / 3
+    assert found.trial_tokens <= found.all_trial_tokens / 3
+    blind = refinement([replace(trace, stated=()) for trace in traces], "refine", 8)
+    assert blind.same_earliest < 0.85 * blind.traces
+    everywhere = refinement(traces, "all", 8)
+    assert (everywhere.same_earliest, everywhere.same_stable) == (120, 120)
+
+
+def test_an_answer_that_every_step_states_costs_no_more_than_twice():
+    agrees = [False] * 299 + [True]
+    assert len(boundaries_tried(agrees, "refine", 8, range(300))) <= 2 * len(range(0, 300, 8)) + 1
+    # Where nothing agrees before, what is tried beside the first ones are the earliest that state it.
+    assert boundaries_tried(agrees, "refine", 8, [5, 6])[:5] == [0, 5, 6, 8, 16]

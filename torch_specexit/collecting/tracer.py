@@ -11,10 +11,11 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from typing import Any, Protocol, runtime_checkable
 
 from specexit.data.answers import agree, close_trial, extract_answer, plainly_same
-from specexit.data.boundaries import next_boundary
+from specexit.data.boundaries import next_boundary, stating
 from specexit.data.prompts import Prompt
 from specexit.data.rows import FreeTrial, Trace, fill_untried, infer_agrees
 from specexit.errors import InputError
@@ -172,7 +173,8 @@ class Tracer:
             known = await self._trial(ask, trace, n - 1, how) if how.text else None
             confidence = answer_confidence(own) if known is None else known.confidence
             tried[n - 1] = _Trial(trace.answer, "agrees", confidence, 0 if known is None else known.tokens)
-        while (i := self._next(n, tried)) is not None:
+        stated = self.stated(trace)
+        while (i := self._next(n, tried, stated)) is not None:
             tried[i] = await self._trial(ask, trace, i, how)
             if how.text and self._is_sampled(ask, i):
                 free.append(await self._free_trial(ask, trace, i, tried[i]))
@@ -189,9 +191,14 @@ class Tracer:
             trial=self._how(how, free),
         )
 
-    def _next(self, n: int, tried: dict[int, _Trial]) -> int | None:
+    def _next(self, n: int, tried: dict[int, _Trial], stated: list[int]) -> int | None:
         agrees = {i: trial.state == "agrees" for i, trial in tried.items()}
-        return next_boundary(n, agrees, self.config.boundaries, self.config.stride)
+        return next_boundary(n, agrees, self.config.boundaries, self.config.stride, stated)
+
+    def stated(self, trace: Trace) -> list[int]:
+        """Boundaries behind steps that state the trace's answer."""
+        steps = (self._text(trace.think_ids[start:end]) for start, end in pairwise([0, *trace.boundaries]))
+        return stating(steps, trace.answer)
 
     async def _trial(self, ask: Ask, trace: Trace, i: int, how: TrialConfig) -> _Trial:
         """End the thinking at a boundary, force the text that makes the model state its answer, and read it."""

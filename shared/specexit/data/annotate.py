@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -16,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from specexit.config import save_run, write_text
+from specexit.data.boundaries import stating
 from specexit.data.rows import LABELLED_SCHEMA, LabelledTrace, Trace
 from specexit.data.stream import TraceError, blocks, deserialised, in_parallel, read_batches, rows_of, serialised, shown
 from specexit.data.summary import Statistics, Tally, listed
@@ -170,15 +170,10 @@ def hard_boundary(trace: Trace, tokenizer: Tokenizer, answer_word: str) -> int |
         if boundary == len(trace.think_ids):
             return None
         step = tokenizer.decode(trace.think_ids[start:boundary])
-        if answer is not None and answer in step and answer_word.lower() in step.lower() and _contains(step, answer):
+        if answer is not None and answer in step and answer_word.lower() in step.lower() and stating([step], answer):
             return i
         start = boundary
     return None
-
-
-def _contains(text: str, answer: str) -> bool:
-    """Whether a text contains an answer, and not only as a part of a longer word or number."""
-    return re.search(rf"(?<!\w)(?<!\d\.){re.escape(answer)}(?!\w)(?!\.\d)", text) is not None
 
 
 def _table(statistics: Statistics, answer_word: str) -> Table:

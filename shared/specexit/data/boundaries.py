@@ -6,7 +6,8 @@ changes a few times at most.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import pairwise
 
 from specexit.schemas.collect import TrialChoice
@@ -15,19 +16,23 @@ TRIED_WHOLE = 16
 """Traces of so few boundaries are tried at nearly all of them, whatever the stride."""
 
 
-def next_boundary(n: int, tried: Mapping[int, bool], how: TrialChoice, stride: int) -> int | None:
+def next_boundary(
+    n: int, tried: Mapping[int, bool], how: TrialChoice, stride: int, stated: Sequence[int] = ()
+) -> int | None:
     """Index of the boundary to try next; None where enough is known.
 
     ``refine`` tries every ``stride``-th boundary, the first and the last, then the middle between neighbours of which
-    one agrees and one does not, until no boundary lies between them: every change that it has seen is found exactly,
-    and one that comes and goes between two first trials is not seen. ``bisect`` looks for the first boundary from which
-    all agree, as if the verdict changed once.
+    one agrees and one does not, until no boundary lies between them: every change that it has seen is found exactly.
+    One that comes and goes between two first trials is not seen, unless a step there states the answer: such boundaries
+    are tried between neighbours that both differ, the earliest first, until all trials are twice the first ones.
+    ``bisect`` looks for the first boundary from which all agree, as if the verdict changed once.
 
     Args:
       n: number of boundaries.
       tried: whether the trial there agrees, by index.
       how: see the module.
       stride: see above; less where that would be fewer than `TRIED_WHOLE` trials.
+      stated: boundaries behind steps that state the trace's answer, rising; see `stating`.
 
     Example:
       >>> [next_boundary(40, dict.fromkeys(done, False), "refine", 8) for done in ((), (0,), range(0, 40, 2))]
@@ -38,13 +43,55 @@ def next_boundary(n: int, tried: Mapping[int, bool], how: TrialChoice, stride: i
     if how == "bisect":
         return _bisect(n, tried)
     step = 1 if how == "all" else max(1, min(stride, n // TRIED_WHOLE))
-    for i in (*range(0, n, step), n - 1):
+    first = range(0, n, step)
+    for i in (*first, n - 1):
         if i >= 0 and i not in tried:
             return i
-    for a, b in pairwise(sorted(tried)):
+    neighbours = list(pairwise(sorted(tried)))
+    for a, b in neighbours:
         if b - a > 1 and tried[a] != tried[b]:
             return (a + b) // 2
+    if len(tried) < 2 * len(first):
+        differing = (range(a + 1, b) for a, b in neighbours if not tried[a] and not tried[b])
+        return next((i for between in differing for i in stated if i in between), None)
     return None
+
+
+def stating(steps: Iterable[str], answer: str | None) -> list[int]:
+    """Indices of the steps that contain an answer, and not only as a part of a longer word or number.
+
+    Example:
+      >>> stating(["28+9=37.", "That is 3.7", "So it is 37"], "37")
+      [0, 2]
+    """
+    if answer is None:
+        return []
+    found = re.compile(rf"(?<!\w)(?<!\d\.){re.escape(answer)}(?!\w)(?!\.\d)")
+    return [i for i, step in enumerate(steps) if found.search(step)]
+
+
+def boundaries_tried(
+    agrees: Sequence[bool],
+    how: TrialChoice,
+    stride: int,
+    stated: Sequence[int] = (),
+    known: Collection[int] = (),
+) -> list[int]:
+    """Indices of the boundaries that are tried where a trial at each would say ``agrees``.
+
+    Args:
+      agrees: whether it would agree, by boundary.
+      how, stride, stated: see `next_boundary`.
+      known: boundaries whose verdict is there before the first trial, such as the natural end.
+
+    Example:
+      >>> boundaries_tried([False, False, True, True, True], "bisect", 8, known=[4])
+      [1, 2, 4]
+    """
+    found = {i: agrees[i] for i in known}
+    while (i := next_boundary(len(agrees), found, how, stride, stated)) is not None:
+        found[i] = agrees[i]
+    return sorted(found)
 
 
 def _bisect(n: int, tried: Mapping[int, bool]) -> int | None:

@@ -19,4 +19,8 @@ class BenchLabelsConfig(Config):
     prompts: str | None = Field(default=None, description="as for `collect`")
     split: Literal["draft", "calibration", "test"] | None = Field(default=None, description="as for `collect`")
     n: int = Field(default=32, gt=0, description="traces")
+    split_endings: tuple[str, ...] = Field(
+        default=(),
+        description="in place of the target's own: with shorter steps a short trace has many boundaries, too",
+    )
     engine: EngineConfig = EngineConfig(max_num_seqs=128)

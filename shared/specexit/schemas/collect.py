@@ -44,7 +44,8 @@ class CollectConfig(Config):
     )
     boundaries: TrialChoice = Field(
         default="refine",
-        description="refine: every few boundaries, then towards each change; bisect: for `stable` alone; or all",
+        description="refine: every few boundaries, towards each change, and where the answer is stated; "
+        "bisect: for `stable` alone; or all",
     )
     stride: int = Field(
         default=8, gt=0, description="refine: boundaries between the first trials, fewer where there are few"

@@ -1,0 +1,40 @@
+"""Which boundaries of a long trace are tried, through all of `Tracer`, with an engine that is a function."""
+
+import asyncio
+
+from specexit.data.prompts import Prompt
+from specexit.schemas.collect import CollectConfig
+from tests.torch.pretend import TARGET, THINK, TOKENIZER
+from torch_specexit.collecting.tracer import Response, Tracer
+from torch_specexit.collecting.work import Ask
+
+STEPS, GUESS = 64, 13
+"""The target settles at the last step; behind step 13, which no stride comes to, it guesses right."""
+
+
+class Engine:
+    """The answer of the last step is 37, and of all others but one 10."""
+
+    async def generate(self, ids, how):
+        """The whole response, or the answer behind the steps that are there."""
+        if THINK.end in ids:
+            done = TOKENIZER.decode(ids).split("<think>\n")[1].count("\n\n")
+            text = rf"So \boxed{{{37 if done in (GUESS + 1, STEPS) else 10}}}.<|im_end|>"
+        else:
+            steps = ["I take 5 off, which leaves 10.\n\n"] * STEPS
+            steps[GUESS], steps[-1] = "It might be 37.\n\n", "Therefore, the answer is 37.\n\n"
+            text = "".join(steps) + r"</think>So \boxed{37}.<|im_end|>"
+        ids = TOKENIZER.encode(text)
+        return Response(ids, [-0.1] * len(ids), "stop")
+
+
+def test_a_lucky_guess_between_two_strides_is_found_where_a_step_states_it():
+    config = CollectConfig(target="tiny-reasoner", out="unused", split="test", n=1, free_share=0)
+    target = TARGET.model_copy(update={"max_model_len": 4096})
+    tracer = Tracer(config, target, Engine(), lambda **_: None)
+    trace = asyncio.run(tracer.trace(Ask(Prompt("p", "How many?", "37"), 0)))
+    assert len(trace.boundaries) == STEPS
+    assert trace.boundary_state[GUESS] == "agrees"
+    assert trace.boundary_agrees.index(True) == GUESS
+    tried = [i for i, state in enumerate(trace.boundary_state) if state != "untried"]
+    assert len(tried) < STEPS / 3
