@@ -9,7 +9,7 @@ RELEASES ?= runs/vllm-releases
 
 .DEFAULT_GOAL := help
 .PHONY: help demo serve chat test test-gpu test-tpu compat lint bench bench-data bench-labels bench-serving bench-training bench-signals \
-  bench-certificate bench-families bench-field bench-full-size continuation layouts plan-all docs tiny-reasoner tiny-mixed format clean
+  bench-certificate bench-families bench-field bench-full-size continuation layouts features plan-all docs tiny-reasoner tiny-mixed format clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -95,6 +95,9 @@ continuation: $(VENV)/.dev-ready  ## 1,000 exits on every runner and scheduler, 
 
 layouts: $(VENV)/.dev-ready  ## A draft of every published layout in vLLM, against JAX and PyTorch (a quarter of an hour)
 	@SPECEXIT_LAYOUTS=1 $(BIN)/python -m pytest tests/serving/test_layouts_in_vllm.py -s $(ARGS)
+
+features: $(VENV)/.dev-ready  ## Train on stored features against online ones: what each storage type changes (minutes)
+	@SPECEXIT_FEATURES=1 $(BIN)/python -m pytest tests/parity/test_features.py -s $(ARGS)
 
 test-tpu: $(VENV)-tpu/.ready  ## Compile small and middling programs for TPU slices, no TPU needed (minutes)
 	@$(VENV)-tpu/bin/python -m pytest tests/jax/test_plan.py $(ARGS)

@@ -10,9 +10,9 @@ import contextlib
 import dataclasses
 import json
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ from flax.nnx.traversals import flatten_mapping, unflatten_mapping
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
+from jax_specexit.model.cached import CachedTarget, ends_of
 from jax_specexit.model.experts import ExpertLinear, Mixture
 from jax_specexit.model.layers import Linear
 from jax_specexit.model.target import ARCHITECTURES, DENSE, Target, TargetShape
@@ -31,6 +32,7 @@ from specexit.drafts.rope import scaling_fields
 from specexit.errors import InputError
 
 Index = tuple[slice, ...]
+ModelT = TypeVar("ModelT", Target, CachedTarget)
 
 
 def _hf_names(shape: TargetShape) -> dict[tuple[str, ...], tuple[str, bool]]:
@@ -75,15 +77,23 @@ def abstract_target(shape: TargetShape, dtype: DTypeLike = jnp.float32, *, int8:
 
     With ``int8`` those of its layers are int8, with scales: see `jax_specexit.model.layers.Linear.quantize`.
     """
-    target = nnx.eval_shape(lambda: Target(shape, rngs=nnx.Rngs(0)))
-    graph, state = nnx.split(target)
+    whole = _typed(nnx.eval_shape(lambda: Target(shape, rngs=nnx.Rngs(0))), dtype)
+    return nnx.eval_shape(_quantized, whole) if int8 else whole
+
+
+def abstract_ends(shape: TargetShape, layers: Sequence[int], dtype: DTypeLike = jnp.float32) -> CachedTarget:
+    """The same of a target whose states are stored."""
+    return _typed(nnx.eval_shape(lambda: CachedTarget(shape, layers, rngs=nnx.Rngs(0))), dtype)
+
+
+def _typed(model: ModelT, dtype: DTypeLike) -> ModelT:
+    graph, state = nnx.split(model)
 
     def typed(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         small = any(name in jax.tree_util.keystr(path) for name in ("scale", "bias"))
         return jax.ShapeDtypeStruct(leaf.shape, jnp.float32 if small else jnp.dtype(dtype))
 
-    whole = nnx.merge(graph, jax.tree.map_with_path(typed, state))
-    return nnx.eval_shape(_quantized, whole) if int8 else whole
+    return nnx.merge(graph, jax.tree.map_with_path(typed, state))
 
 
 def _quantized(target: Target) -> Target:
@@ -114,8 +124,27 @@ def load_target(
       InputError: unknown architecture, a tensor is missing or has another shape than the config says.
       ConfigError: the mesh does not divide the model.
     """
-    shape = TargetShape.read(folder)
-    graph, state = nnx.split(abstract_target(shape, dtype))
+    target = _load(folder, abstract_target(TargetShape.read(folder), dtype), mesh)
+    return _on_devices(target, mesh) if int8 else target
+
+
+def load_ends(
+    folder: Path, layers: Sequence[int], dtype: DTypeLike = jnp.float32, mesh: Mesh | None = None
+) -> CachedTarget:
+    """Load what a target is beside its layers, for states that are stored; the other weights are not read.
+
+    Raises:
+      InputError, ConfigError: see `load_target` and `ends_of`.
+    """
+    path = folder / "config.json"
+    shape = ends_of(json.loads(path.read_text()), path)
+    return _load(folder, abstract_ends(shape, layers, dtype), mesh)
+
+
+def _load(folder: Path, model: ModelT, mesh: Mesh | None) -> ModelT:
+    """A model with its weights, given it without any."""
+    shape: TargetShape = model.shape
+    graph, state = nnx.split(model)
     wanted = nnx.to_pure_dict(state)
     places = flatten_mapping(shardings(wanted, mesh)) if mesh else {}
     values = {}
@@ -130,8 +159,7 @@ def load_target(
                 values[path] = jax.make_array_from_callback(leaf.shape, places[path], read)
             else:
                 values[path] = jnp.asarray(read((slice(None),) * leaf.ndim))
-    target = nnx.merge(graph, unflatten_mapping(values))
-    return _on_devices(target, mesh) if int8 else target
+    return nnx.merge(graph, unflatten_mapping(values))
 
 
 def _on_devices(target: Target, mesh: Mesh | None) -> Target:

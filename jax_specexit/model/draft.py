@@ -21,6 +21,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from jax_specexit.model.attention import ttt_attention
+from jax_specexit.model.cached import CachedTarget
 from jax_specexit.model.layers import Linear, RMSNorm, SwiGLU, rotary, rotary_frequencies, split_heads
 from jax_specexit.model.target import Target
 from jax_specexit.sharding import constrain
@@ -125,7 +126,7 @@ class Draft(nnx.Module):
         return jnp.matmul(read.astype(jnp.float32), self.signal_head.kernel[...], precision=jax.lax.Precision.HIGHEST)
 
 
-def warm_start(draft: Draft, target: Target, draft_vocab: Int[Array, " draft_vocab"]) -> None:
+def warm_start(draft: Draft, target: Target | CachedTarget, draft_vocab: Int[Array, " draft_vocab"]) -> None:
     """Begin as a continuation of the target instead of from noise (in place).
 
     ``fc`` passes the last aux layer through; the final norm and the LM head are the target's: before the first step the

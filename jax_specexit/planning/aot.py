@@ -13,6 +13,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from jax_specexit.evaluation.held_out import scoring
+from jax_specexit.model.cached import CachedTarget, ends_of
 from jax_specexit.model.draft import Draft
 from jax_specexit.model.target import Target, TargetShape
 from jax_specexit.sharding import make_mesh
@@ -20,9 +21,10 @@ from jax_specexit.training.data import check_length
 from jax_specexit.training.measure import NAMES, measurement
 from jax_specexit.training.start import draft_config
 from jax_specexit.training.step import Frozen, Step, make_step
-from jax_specexit.weights import abstract_target
+from jax_specexit.weights import abstract_ends, abstract_target
 from specexit.chips import Chip, chip_of
 from specexit.config import ConfigError
+from specexit.data.features import DTYPES, FILE, StoredType, read_manifest, stored_layers
 from specexit.drafts.directory import DraftConfig
 from specexit.errors import InputError
 from specexit.method.signals import SIGNALS
@@ -69,6 +71,13 @@ class Shapes(NamedTuple):
     draft: DraftConfig
     batch: int
     length: int
+    stored: StoredType | None = None
+    """Type of stored features; None where they are computed."""
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Whose states are stored, where they are."""
+        return stored_layers(self.draft.eagle_aux_hidden_state_layer_ids, self.draft.target_num_hidden_layers)
 
 
 def shapes_of(config: TrainConfig, target_config: TargetConfig) -> Shapes:
@@ -82,11 +91,19 @@ def shapes_of(config: TrainConfig, target_config: TargetConfig) -> Shapes:
     if length is None:
         raise ConfigError("length is not set, expected the tokens of a packed row, as given to `specexit pack`")
     check_length(config, length)
-    fields = target_config.hf_config()
-    target = TargetShape.from_config(fields, target_config.folder / "config.json")
+    fields, path = target_config.hf_config(), target_config.folder / "config.json"
+    target = TargetShape.from_config(fields, path) if config.features is None else ends_of(fields, path)
     if config.init_from is not None and not config.init_from.exists():
         config = config.model_copy(update={"init_from": None})  # the recipe says its sizes
-    return Shapes(target, draft_config(config, target_config, "earliest"), config.batch_size, length)
+    draft = draft_config(config, target_config, "earliest")
+    return Shapes(target, draft, config.batch_size, length, stored_type(config))
+
+
+def stored_type(config: TrainConfig) -> StoredType | None:
+    """Type of a recipe's stored features; `specexit features`' own choice where there are none yet."""
+    if config.features is None:
+        return None
+    return read_manifest(config.features).dtype if (config.features / FILE).exists() else "bfloat16"
 
 
 class Lowered(NamedTuple):
@@ -108,7 +125,11 @@ def lower_step(config: TrainConfig, shapes: Shapes, devices: Sequence[Any], dtyp
       ConfigError: the mesh does not fit the devices, or does not divide the model.
     """
     mesh = make_mesh(config.mesh, devices)
-    target: Target = abstract_target(shapes.target, config.dtype, int8=config.target_int8)
+    target: Target | CachedTarget
+    if shapes.stored is None:
+        target = abstract_target(shapes.target, config.dtype, int8=config.target_int8)
+    else:
+        target = abstract_ends(shapes.target, shapes.layers, config.dtype)
     draft = nnx.eval_shape(lambda: Draft(shapes.draft, rngs=nnx.Rngs(0)))
     step = make_step(config, draft, target, mesh)
 
@@ -123,14 +144,19 @@ def lower_step(config: TrainConfig, shapes: Shapes, devices: Sequence[Any], dtyp
     state = jax.tree.map(placed, state, step.state_shardings)
     batch = {
         name: jax.ShapeDtypeStruct((shapes.batch, shapes.length, *width), dtype, sharding=step.batch_sharding)
-        for name, (width, dtype) in EXAMPLE.items()
+        for name, (width, dtype) in (EXAMPLE | stored_example(shapes)).items()
     }
     others = _others(config, shapes, dtype, step, (draft, target), (state, frozen, batch))
     return Lowered(mesh, step.update[config.ttt_steps].lower(state, frozen, batch), frozen, state, others)
 
 
 def _others(
-    config: TrainConfig, shapes: Shapes, dtype: str, step: Step, models: tuple[Draft, Target], arguments: tuple
+    config: TrainConfig,
+    shapes: Shapes,
+    dtype: str,
+    step: Step,
+    models: tuple[Draft, Target | CachedTarget],
+    arguments: tuple,
 ) -> dict[str, Callable[[], jax.stages.Lowered]]:
     """What a run compiles beside its main step: the step of the first share, measuring and evaluating."""
     (draft, target), (state, frozen, batch) = models, arguments
@@ -140,6 +166,8 @@ def _others(
         for k, update in step.update.items()
         if k != config.ttt_steps
     }
+    if isinstance(target, CachedTarget):
+        return programs
     if not shapes.draft.aux_norm_shapes:
         layers, rows = shapes.draft.eagle_aux_hidden_state_layer_ids, [batch[name] for name in NAMES]
         on_mesh = nnx.merge(nnx.graphdef(target), frozen.target)
@@ -159,3 +187,12 @@ EXAMPLE: dict[str, tuple[tuple[int, ...], Any]] = {
     "signal_mask": ((len(SIGNALS),), jnp.bool_),
 }
 """Width and type of the fields of a packed example, see `specexit.data.sequences`."""
+
+
+def stored_example(shapes: Shapes) -> dict[str, tuple[tuple[int, ...], Any]]:
+    """The same of stored features, see `specexit.data.features`."""
+    if shapes.stored is None:
+        return {}
+    layers = len(shapes.layers)
+    states = {"states": ((layers, shapes.target.hidden_size), DTYPES[shapes.stored])}
+    return states | ({"scales": ((layers,), jnp.float32)} if shapes.stored == "float8" else {})

@@ -23,10 +23,11 @@ from rich.table import Table
 
 from jax_specexit.planning.aot import Lowered, Shapes, lower_step, shapes_of, topology_devices
 from jax_specexit.planning.hlo import collectives
-from jax_specexit.planning.work import BYTES, compute_seconds, step_work
+from jax_specexit.planning.work import compute_seconds, step_work
 from jax_specexit.sharding import ROWS
 from specexit.chips import Chip
 from specexit.config import ConfigError, write_text
+from specexit.data.features import bytes_per_token
 from specexit.schemas.plan import PlanConfig
 from specexit.schemas.target import load_target_config
 
@@ -108,7 +109,8 @@ class Plan:
     chip_hours: float
     """Of the whole run."""
     cached_features_tib: float
-    """Disk for the target's hidden states of all rows of the run, if they were stored instead of computed."""
+    """Disk for the target's hidden states of all rows of the run, each counted as often as it is read: what they take,
+    or would if they were stored instead of computed."""
     compile_seconds: float
     others: dict[str, Program]
     """What it does -> the programs that a run compiles beside this step."""
@@ -249,6 +251,7 @@ def summarise(
     }
     binds = max(seconds, key=lambda part: seconds[part])
     tokens = shapes.batch * shapes.length
+    stored = (shapes.stored or "bfloat16", len(shapes.layers), shapes.target.hidden_size)
     return Plan(
         note=NOTE,
         target=config.target,
@@ -278,7 +281,7 @@ def summarise(
         estimate=estimate(config, shapes, chip, mesh, seconds[binds]),
         tokens_per_second_per_chip=tokens / seconds[binds] / mesh.size,
         chip_hours=config.steps * seconds[binds] * mesh.size / 3600,
-        cached_features_tib=config.steps * tokens * BYTES * (shapes.draft.aux_size + shapes.target.hidden_size) / 2**40,
+        cached_features_tib=config.steps * tokens * bytes_per_token(*stored) / 2**40,
         compile_seconds=compile_seconds,
         others=others,
     )
@@ -338,7 +341,11 @@ def table(plan: Plan) -> Table:
         out.add_row("step, estimate", f"about {_time(guess.step_seconds)} at an MFU of {guess.mfu:.0%}; {rate}")
     out.add_row("tokens, bound", f"at most {plan.tokens_per_second_per_chip:,.0f} per second and chip")
     out.add_row("whole run, bound", f"at least {plan.chip_hours:,.1f} chip-hours")
-    out.add_row("features on disk", f"{plan.cached_features_tib:,.1f} TiB if they were cached; computed online: none")
+    disk = f"{plan.cached_features_tib:,.1f} TiB"
+    computed = "stored features" not in plan.flops_by_part
+    out.add_row(
+        "features on disk", f"{disk} if they were cached; computed online: none" if computed else f"{disk} are read"
+    )
     return out
 
 

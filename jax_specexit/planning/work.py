@@ -20,6 +20,7 @@ from jax_specexit.planning.aot import Shapes
 from jax_specexit.sharding import CONTEXT, EXPERT, ROWS
 from jax_specexit.training.optimizer import NEWTON_SCHULZ
 from specexit.chips import Chip
+from specexit.data.features import bytes_per_token
 from specexit.method.signals import SIGNALS
 from specexit.schemas.train import TrainConfig
 
@@ -101,7 +102,10 @@ def step_work(
     rows = shapes.batch * shapes.length / math.prod(mesh.shape[axis] for axis in (*ROWS, CONTEXT))
     t, d = shapes.target, shapes.draft
     q, kv = t.num_attention_heads * t.head_dim / tensor, t.num_key_value_heads * t.head_dim / tensor
-    layers = t.num_hidden_layers
+    layers = t.num_hidden_layers  # none of them where features are stored
+    if shapes.stored is not None:
+        each = bytes_per_token(shapes.stored, len(shapes.layers), t.hidden_size)
+        yield Work("stored features", 0.0, 0.0, rows * each)
     for inner, outer in ((t.hidden_size, q + 2 * kv), (q, t.hidden_size)):
         yield _of_target(config, product("target", rows, inner, outer, passes=layers))
     yield from _feed_forward_work(config, shapes, rows, mesh)

@@ -16,10 +16,13 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
+from jax_specexit.model.cached import ends_of
 from jax_specexit.sharding import CONTEXT, ROWS
 from specexit.config import ConfigError
+from specexit.data.features import Features, check
 from specexit.data.packing import FIELDS, PackError, PackMeta, check_target, read_example, read_meta
 from specexit.data.sequences import Example
+from specexit.drafts.fingerprints import target_fingerprint
 from specexit.schemas.target import TargetConfig
 from specexit.schemas.train import TrainConfig
 
@@ -67,6 +70,48 @@ def check_length(config: TrainConfig, length: int) -> None:
         )
 
 
+def open_features(config: TrainConfig, target: TargetConfig, meta: PackMeta) -> Features | None:
+    """The stored features of a recipe, checked; None where they are computed.
+
+    Raises:
+      FeatureError: they are not whole, or are of another target, of other data or of other layers.
+      InputError: the target is of a kind whose final norm or LM head is not known.
+    """
+    if config.features is None:
+        return None
+    fields, layers = target.hf_config(), config.aux_layers or target.aux_layers
+    ends_of(fields, target.folder / "config.json")
+    needed = {
+        "target": target.name,
+        "target_sha256": target_fingerprint(target.folder),
+        "tokenizer_sha256": meta.tokenizer_sha256,
+        "data": meta.identity,
+        "n": meta.n,
+        "length": meta.length,
+        "hidden_size": fields["hidden_size"],
+    }
+    return Features(config.features, check(config.features, needed, {*layers, fields["num_hidden_layers"]}))
+
+
+class Rows:
+    """Random access to packed rows, joined with the stored features of each where there are any."""
+
+    def __init__(self, folder: Path, names: Sequence[str], features: Features | None):
+        self.records, self.features = _open(folder, names), features
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, i: Any) -> Example:
+        """Row i, counted over all shards.
+
+        Raises:
+          PackError, FeatureError: the row cannot be read, or the features are of another one.
+        """
+        example = read_example(self.records[i])
+        return example if self.features is None else example | self.features.read(int(i), example)
+
+
 class Batches:
     """Endless shuffled batches of a recipe.
 
@@ -77,25 +122,27 @@ class Batches:
       config: the run's.
       meta: of its data.
       sharding: of a batch on the mesh.
+      features: stored ones, which then are part of a batch.
 
     Raises:
       ConfigError: the mesh does not divide the batch.
     """
 
-    def __init__(self, config: TrainConfig, meta: PackMeta, sharding: NamedSharding):
-        source = _open(config.data, sorted(meta.shards))
-        self.examples: Any = grain.MapDataset.source(source).seed(config.seed).shuffle().repeat().map(read_example)
+    def __init__(self, config: TrainConfig, meta: PackMeta, sharding: NamedSharding, features: Features | None = None):
+        source: Any = Rows(config.data, sorted(meta.shards), features)
+        self.examples: Any = grain.MapDataset.source(source).seed(config.seed).shuffle().repeat()
         self.size, self.sharding = config.batch_size, sharding
         self.rows = rows_of_process(config.batch_size, sharding)
 
     def read(self, step: int, rows: Sequence[int] | np.ndarray) -> Example:
         """Rows of the batch of a step (counted from 1), stacked."""
         examples = [self.examples[(step - 1) * self.size + int(row)] for row in rows]
-        return {name: np.stack([example[name] for example in examples]) for name in FIELDS}
+        return {name: np.stack([example[name] for example in examples]) for name in examples[0]}
 
     def whole(self, step: int) -> Example:
-        """The batch of a step with the rows of all processes."""
-        return self.read(step, range(self.size))
+        """The packed examples of a step, of all processes."""
+        batch = self.read(step, range(self.size))
+        return {name: batch[name] for name in FIELDS}
 
     def steps(self, first: int, last: int) -> Iterator[tuple[int, dict[str, jax.Array]]]:
         """(step, batch on the mesh) of the steps from ``first`` to ``last``; the next ones are read meanwhile."""
@@ -132,10 +179,10 @@ def place(local: Example, rows: np.ndarray, size: int, sharding: NamedSharding) 
     return {name: one(value) for name, value in local.items()}
 
 
-def first_rows(folder: Path, meta: PackMeta, n: int = 4) -> Example:
+def first_rows(folder: Path, meta: PackMeta, n: int = 4, features: Features | None = None) -> Example:
     """The first packed rows, stacked: the same on every host."""
-    source = _open(folder, [min(meta.shards)])
-    rows = [read_example(source[i]) for i in range(min(n, len(source)))]
+    source = Rows(folder, [min(meta.shards)], features)
+    rows = [source[i] for i in range(min(n, len(source)))]
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from jax_specexit.model.target import Target
 from jax_specexit.sharding import BATCH, ROWS
@@ -52,5 +52,26 @@ def measure_aux(
     places = math.prod(mesh.shape[axis] for axis in ROWS)
     copies = places // math.gcd(places, len(rows["tokens"]))  # every device needs a row, and no row counts more
     batch = [jax.device_put(np.tile(rows[name], (copies, 1)), NamedSharding(mesh, BATCH)) for name in NAMES]
-    found = np.asarray(measurement(layers, mesh, dtype)(target, *batch))
+    return _powers_of_two(np.asarray(measurement(layers, mesh, dtype)(target, *batch)))
+
+
+def measure_stored(
+    layers: tuple[int, ...],
+    stored: tuple[int, ...],
+    rows: Example,
+    states: Float[np.ndarray, "batch time layer hidden"],
+) -> tuple[float, ...]:
+    """What `measure_aux` finds, from states that are stored.
+
+    Args:
+      layers: ids of the aux layers.
+      stored: ids of the layers of ``states``.
+      rows: a few packed examples.
+      states: theirs.
+    """
+    rms = np.sqrt(np.mean(states.astype(np.float32) ** 2, axis=-1))[rows["segment_ids"] > 0]
+    return _powers_of_two(np.median(rms, axis=0)[[stored.index(k) for k in layers]])
+
+
+def _powers_of_two(found: np.ndarray) -> tuple[float, ...]:
     return tuple(2.0 ** int(np.rint(np.log2(x))) for x in found)

@@ -12,7 +12,6 @@ import yaml
 
 from jax_specexit.cluster import is_first
 from specexit.config import ConfigError, write_text
-from specexit.data.packing import PackMeta
 from specexit.drafts.directory import DraftConfig
 from specexit.drafts.policy import Selection
 from specexit.schemas.train import TrainConfig
@@ -27,14 +26,9 @@ class Start(NamedTuple):
     aux_rms: tuple[float, ...]
     """See `jax_specexit.model.draft.Draft`."""
     data: str = ""
-    """Which packed data, see `identity`; empty in runs of older versions."""
+    """Which packed data, see `PackMeta.identity`; empty in runs of older versions."""
     selection: Selection | None = None
     """Which prompts choose the best checkpoint, by what."""
-
-
-def identity(meta: PackMeta) -> str:
-    """Names packed data by what it was made from and how, wherever it lies."""
-    return f"{meta.data_sha256[:16]}-{meta.config_sha256[:16]}"
 
 
 def save_start(run: Path, fixed: Start) -> None:

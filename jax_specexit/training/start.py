@@ -9,15 +9,17 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
+from jax_specexit.model.cached import CachedTarget
 from jax_specexit.model.draft import Draft, warm_start
 from jax_specexit.model.target import Target, TargetShape
 from jax_specexit.sharding import check_mesh
 from jax_specexit.training.data import choose_draft_vocab
-from jax_specexit.training.measure import measure_aux
-from jax_specexit.training.run import Start, identity, read_start
+from jax_specexit.training.measure import measure_aux, measure_stored
+from jax_specexit.training.run import Start, read_start
 from jax_specexit.training.warm import warm_config, warm_params
-from jax_specexit.weights import load_target
+from jax_specexit.weights import load_ends, load_target
 from specexit.config import ConfigError
+from specexit.data.features import decode, read_manifest
 from specexit.data.packing import PackMeta
 from specexit.data.sequences import Example
 from specexit.drafts.config import DraftConfig, SpecExitBlock, read_config
@@ -27,15 +29,15 @@ from specexit.schemas.train import TrainConfig
 
 def start(
     config: TrainConfig, target_config: TargetConfig, meta: PackMeta, rows: Example, mesh: Mesh
-) -> tuple[Start, Draft, Target]:
-    """Load the target and make the initial draft.
+) -> tuple[Start, Draft, Target | CachedTarget]:
+    """Load the target, or its ends where its states are stored, and make the initial draft.
 
     A run that goes on keeps the constants it was begun with, whatever this machine would measure.
 
     Args:
       config, target_config: the run's.
       meta: of the packed data.
-      rows: a few packed examples, to measure the target's aux hidden states on.
+      rows: a few packed examples, to measure the target's aux hidden states on; with stored ones, where there are any.
       mesh: that the target is loaded onto.
 
     Raises:
@@ -44,13 +46,19 @@ def start(
     """
     before = check_start(config, target_config, meta)
     shape = draft_config(config, target_config, meta.exit_point)
-    check_mesh(mesh, config.batch_size, (TargetShape.read(target_config.folder), shape))
-    target = load_target(target_config.folder, config.dtype, mesh, int8=config.target_int8)
     layers = shape.eagle_aux_hidden_state_layer_ids
+    target: Target | CachedTarget
+    if config.features is None:
+        check_mesh(mesh, config.batch_size, (TargetShape.read(target_config.folder), shape))
+        target = load_target(target_config.folder, config.dtype, mesh, int8=config.target_int8)
+    else:
+        target = load_ends(target_config.folder, read_manifest(config.features).layers, config.dtype, mesh)
     if before is not None:
         aux_rms = before.aux_rms
     elif shape.aux_norm_shapes:
         aux_rms = (1.0,) * len(layers)  # the draft's own norms do it
+    elif isinstance(target, CachedTarget):
+        aux_rms = measure_stored(layers, target.layers, rows, decode(rows))
     else:
         aux_rms = measure_aux(target, layers, rows, mesh, config.dtype)
     draft = Draft(shape, rngs=nnx.Rngs(config.seed), aux_rms=aux_rms)
@@ -61,7 +69,7 @@ def start(
         of_target = (target_config.hf_config(), target_config.name)
         params, vocab = warm_params(config.init_from, shape, aux_rms, *of_target)
         nnx.update(draft, jax.tree.map(jnp.asarray, params))
-    return Start(shape, vocab, aux_rms, identity(meta), before and before.selection), draft, target
+    return Start(shape, vocab, aux_rms, meta.identity, before and before.selection), draft, target
 
 
 def draft_config(config: TrainConfig, target: TargetConfig, exit_point: Literal["earliest", "stable"]) -> DraftConfig:
@@ -87,7 +95,7 @@ def draft_config(config: TrainConfig, target: TargetConfig, exit_point: Literal[
         target_hidden_size=hf["hidden_size"],
         vocab_size=hf["vocab_size"],
         rms_norm_eps=hf["rms_norm_eps"],
-        rope_theta=hf.get("rope_theta") or hf["rope_parameters"]["rope_theta"],
+        rope_theta=hf.get("rope_theta") or (hf.get("rope_parameters") or {}).get("rope_theta", 10_000.0),
         max_position_embeddings=hf["max_position_embeddings"],
         eagle_aux_hidden_state_layer_ids=layers,
         num_aux_hidden_states=len(layers),
@@ -110,9 +118,9 @@ def check_start(config: TrainConfig, target_config: TargetConfig, meta: PackMeta
         was, now = getattr(before.shape, field), getattr(shape, field)
         if was != now:
             raise ConfigError(f"{path}: this run was begun with {field}={was}, but target and data now say {now}")
-    if before.data not in ("", identity(meta)):
+    if before.data not in ("", meta.identity):
         raise ConfigError(
             f"{path}: this run was begun with the data {before.data}, but {config.data / 'meta.json'} is that of "
-            f"{identity(meta)}: its position in the data means nothing there"
+            f"{meta.identity}: its position in the data means nothing there"
         )
     return before

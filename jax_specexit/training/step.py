@@ -1,7 +1,7 @@
 """One training step, as a pure function: target features, K TTT steps, losses, dynamic weights, update.
 
-Everything is jitted together with sharded, donated state (`jax.jit` with shardings is what ``pjit`` has become), so the
-target's features are computed online and never stored.
+Everything is jitted together with sharded, donated state (`jax.jit` with shardings is what ``pjit`` has become). The
+target's features are computed in it and never stored, unless the batch brings stored ones.
 
 Shape legend: batch, time, step (TTT), signals.
 """
@@ -16,8 +16,10 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from jax_specexit.model.cached import CachedTarget
 from jax_specexit.model.draft import Draft
 from jax_specexit.model.target import Target
 from jax_specexit.sharding import BATCH, check_mesh, gather, look_up, shardings, shift
@@ -35,7 +37,8 @@ from specexit.method.signals import SIGNALS
 from specexit.schemas.train import TrainConfig
 
 Batch = dict[str, Array]
-"""Arrays named as in a packed example, all [batch, time] or [batch, time, signals]: see `specexit.data.packing`."""
+"""Arrays named as in a packed example, all [batch, time] or [batch, time, signals]: see `specexit.data.packing`; and
+stored ``states`` and ``scales``, where the target is a `CachedTarget`: see `specexit.data.features`."""
 
 
 class TrainState(NamedTuple):
@@ -108,8 +111,22 @@ def ttt_outputs(
     return normed
 
 
+def features_of(
+    target: Target | CachedTarget, batch: Batch, layers: tuple[int, ...], dtype: DTypeLike
+) -> tuple[Float[Array, "batch time thidden"], Float[Array, "batch time aux"]]:
+    """The target's final hidden state after the last norm, and its aux hidden states: computed, or as stored."""
+    if isinstance(target, CachedTarget):
+        return target(batch["states"], batch.get("scales"), aux_layers=layers, dtype=dtype)
+    hidden, aux = target(batch["tokens"], batch["positions"], batch["segment_ids"], aux_layers=layers, dtype=dtype)
+    assert aux is not None
+    return hidden, aux
+
+
 def teacher_of(
-    target: Target, hidden: Float[Array, "batch time thidden"], draft_vocab: Int[Array, " dvocab"], tokens: Array
+    target: Target | CachedTarget,
+    hidden: Float[Array, "batch time thidden"],
+    draft_vocab: Int[Array, " dvocab"],
+    tokens: Array,
 ) -> Teacher:
     """The target's side of the token loss."""
     place = jnp.full((target.shape.vocab_size,), -1, jnp.int32)
@@ -124,11 +141,10 @@ def make_loss(config: TrainConfig, graph: nnx.GraphDef, target_graph: nnx.GraphD
     def loss_fn(params: Any, frozen: Frozen, batch: Batch, magnitudes: Float[Array, " one_plus_signals"]):
         """Differentiated with respect to ``params``."""
         draft: Draft = nnx.merge(graph, gather(params))
-        target: Target = nnx.merge(target_graph, jax.lax.stop_gradient(frozen.target))
+        target: Target | CachedTarget = nnx.merge(target_graph, jax.lax.stop_gradient(frozen.target))
         layers = draft.config.eagle_aux_hidden_state_layer_ids
         tokens, segments = batch["tokens"], batch["segment_ids"]
-        target_hidden, aux = target(tokens, batch["positions"], segments, aux_layers=layers, dtype=dtype)
-        assert aux is not None
+        target_hidden, aux = features_of(target, batch, layers, dtype)
         if config.freeze_trunk:
             normed, token = None, TokenLoss(jnp.zeros(()), jnp.zeros((0,)), jnp.zeros((0,)), jnp.zeros(()))
         else:
@@ -194,7 +210,7 @@ class Step(NamedTuple):
     batch_sharding: NamedSharding
 
 
-def make_step(config: TrainConfig, draft: Draft, target: Target, mesh: Mesh) -> Step:
+def make_step(config: TrainConfig, draft: Draft, target: Target | CachedTarget, mesh: Mesh) -> Step:
     """Build the jitted, sharded step of a recipe; nothing is compiled yet.
 
     Raises:

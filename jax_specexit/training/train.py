@@ -15,10 +15,11 @@ from flax import nnx
 from jax_specexit.cluster import Preemption, is_first, join
 from jax_specexit.evaluation.evaluate import show
 from jax_specexit.evaluation.held_out import HeldOut
+from jax_specexit.model.target import Target
 from jax_specexit.planning.aot import Shapes
 from jax_specexit.sharding import make_mesh
 from jax_specexit.training.checkpoint import Checkpoints
-from jax_specexit.training.data import Batches, check_data, first_rows
+from jax_specexit.training.data import Batches, check_data, first_rows, open_features
 from jax_specexit.training.metrics import Metrics
 from jax_specexit.training.nonfinite import NonFiniteStop, NotFiniteError
 from jax_specexit.training.profiling import Profiler
@@ -40,24 +41,26 @@ def train(config: TrainConfig) -> None:
 
     Raises:
       ConfigError: the run folder belongs to another recipe, the mesh does not fit, or the data is for another target.
-      PackError, TraceError: packed data or traces that cannot be used.
+      PackError, TraceError, FeatureError: packed data, traces or stored features that cannot be used.
       NotFiniteError: the emergency stop, see `jax_specexit.training.nonfinite`.
     """
     target_config = load_target_config(config.target)
     check_folder(config)
     meta = check_data(config, target_config)
+    features = open_features(config, target_config, meta)
     check_start(config, target_config, meta)
     held_out = None if config.eval_traces is None else HeldOut(config, target_config, meta)
     join(config.cluster)
 
     mesh = make_mesh(config.mesh)
-    fixed, draft, target = start(config, target_config, meta, first_rows(config.data, meta), mesh)
+    rows = first_rows(config.data, meta, features=features)
+    fixed, draft, target = start(config, target_config, meta, rows, mesh)
     if held_out is not None:
         before = fixed.selection.prompts if fixed.selection else ()  # a run may go on with other traces
         prompts = tuple(sorted({*before, *held_out.prompts}))
         fixed = fixed._replace(selection=Selection(by=config.best_by, prompts=prompts))
     step = make_step(config, draft, target, mesh)
-    batches = Batches(config, meta, step.batch_sharding)
+    batches = Batches(config, meta, step.batch_sharding, features)
     if is_first():
         save_run(config, config.out)
         save_target(config.out, target_config)
@@ -69,12 +72,14 @@ def train(config: TrainConfig) -> None:
         Frozen(nnx.to_pure_dict(nnx.state(target)), np.asarray(fixed.vocab, np.int32), weight), step.frozen_shardings
     )
     if held_out is not None:
+        assert isinstance(target, Target), "the recipe's schema says so: evaluations run the target"
         held_out.compile(step, draft, target)
     with Checkpoints(config.out, config.checkpoint) as checkpoints:
         begin, state = _first_state(step, nnx.to_pure_dict(nnx.state(draft)), checkpoints)
         write_status(config.out, "running", begin, config.steps)
         try:
-            shapes = Shapes(target.shape, fixed.shape, config.batch_size, meta.length)
+            stored = features and features.manifest.dtype
+            shapes = Shapes(target.shape, fixed.shape, config.batch_size, meta.length, stored)
             watch = Watch(config, shapes, mesh, jax.devices()[0].device_kind)
             status, last = Loop(config, step, frozen, batches, checkpoints, held_out, watch).run(begin, state)
         except NotFiniteError:

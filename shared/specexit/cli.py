@@ -60,6 +60,13 @@ COMMANDS = {
         "specexit.data.packing:pack",
         "train",
     ),
+    "features": Command(
+        "Data",
+        "Store a target's hidden states on packed examples, for targets that training has no forward pass of.",
+        "specexit.schemas.features:FeaturesConfig",
+        "torch_specexit.hidden_states:features",
+        "serve,train",
+    ),
     "plan": Command(
         "Training",
         "What a recipe needs on a TPU slice that is not there yet: memory, time at best, what binds.",

@@ -160,7 +160,7 @@ def check_target(config: CollectConfig, target: TargetConfig, asks: Sequence[Ask
     if found not in ARCHITECTURES and not config.any_architecture:
         raise ConfigError(
             f"target {target.name}: architectures is {found}, but `specexit train` knows {', '.join(ARCHITECTURES)}; "
-            "any_architecture=true collects all the same, for other uses"
+            "any_architecture=true collects all the same, to train from `specexit features`, or for other uses"
         )
     target.think_tokens()
     sampling_of(config, target)

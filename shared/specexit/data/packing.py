@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -68,6 +68,11 @@ class PackMeta(Config):
     data_sha256: str = Field(description="of the labelled traces")
     config_sha256: str = Field(description="of the pack command's config, input and output paths apart")
     token_counts: tuple[int, ...] = Field(description="how often each token id of the target was generated")
+
+    @property
+    def identity(self) -> str:
+        """Names the data by what it was made from and how, wherever it lies."""
+        return f"{self.data_sha256[:16]}-{self.config_sha256[:16]}"
 
 
 @dataclass
@@ -254,6 +259,13 @@ def read_example(record: bytes) -> Example:
     if set(example) != set(FIELDS):
         raise PackError(f"packed example has the fields {', '.join(example)}, expected {', '.join(FIELDS)}")
     return example
+
+
+def open_rows(folder: Path, meta: PackMeta) -> Any:
+    """Random access to the records of packed data, in the order in which they are counted (it has no types)."""
+    from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+    return ArrayRecordDataSource([str(folder / name) for name in sorted(meta.shards)])
 
 
 def read_meta(folder: Path) -> PackMeta:

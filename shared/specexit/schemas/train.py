@@ -105,6 +105,11 @@ class TrainConfig(Config):
 
     target: str = Field(description="name in configs/targets, or a YAML file")
     data: Path = Field(description="folder that `specexit pack` wrote")
+    features: Path | None = Field(
+        default=None,
+        description="folder that `specexit features` wrote: the target's hidden states are read from there, and its "
+        "layers are neither loaded nor run",
+    )
     eval_traces: Path | None = Field(default=None, description="labelled traces of problems that are not trained on")
     out: Path = Field(description="run folder; an interrupted run in it is continued")
     draft: DraftShapeConfig
@@ -169,6 +174,14 @@ class TrainConfig(Config):
     def _evaluation(self) -> TrainConfig:
         if self.evaluate_every is not None and self.eval_traces is None:
             raise ValueError(f"evaluate_every={self.evaluate_every} without eval_traces: expected labelled traces")
+        return self
+
+    @model_validator(mode="after")
+    def _features(self) -> TrainConfig:
+        if self.features is not None:
+            for name, value in (("eval_traces", self.eval_traces), ("target_int8", self.target_int8 or None)):
+                if value is not None:
+                    raise ValueError(f"{name}={value} with features={self.features}: there the target is not run")
         return self
 
     @model_validator(mode="after")

