@@ -86,6 +86,7 @@ def wanted(config: FeaturesConfig, meta: PackMeta, target: TargetConfig) -> Mani
     return Manifest(
         target=target.name,
         target_sha256=weights,
+        target_dtype=config.engine.extra.get("dtype", target.dtype),
         tokenizer_sha256=meta.tokenizer_sha256,
         data=meta.identity,
         n=meta.n,
@@ -94,7 +95,7 @@ def wanted(config: FeaturesConfig, meta: PackMeta, target: TargetConfig) -> Mani
         hidden_size=fields["hidden_size"],
         dtype=config.dtype,
         shard_rows=config.shard_rows or min(meta.n, max(1, SHARD_BYTES // row)),
-        engine=f"vllm {version_of_vllm()}, {target.dtype}",
+        engine=f"vllm {version_of_vllm()}",
     )
 
 

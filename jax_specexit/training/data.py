@@ -84,6 +84,7 @@ def open_features(config: TrainConfig, target: TargetConfig, meta: PackMeta) -> 
     needed = {
         "target": target.name,
         "target_sha256": target_fingerprint(target.folder),
+        "target_dtype": target.dtype,
         "tokenizer_sha256": meta.tokenizer_sha256,
         "data": meta.identity,
         "n": meta.n,

@@ -1,18 +1,25 @@
 """A small random target and packed data, so that a real training run fits in a test."""
 
 import json
+import shutil
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import yaml
 from flax import nnx
+from safetensors.numpy import load_file, save_file
 
 from jax_specexit.model.target import Target, TargetShape
-from jax_specexit.weights import export_target
+from jax_specexit.weights import export_target, load_target
 from specexit import tiny
 from specexit.config import load
+from specexit.data.features import Manifest, begin, encode, write_shard
+from specexit.data.packing import open_rows, pack, read_example, read_meta
+from specexit.drafts.fingerprints import target_fingerprint
 from specexit.schemas.pack import PackConfig
+from specexit.schemas.target import load_target_config
 from specexit.schemas.train import TrainConfig
 
 SHAPE = TargetShape(
@@ -27,6 +34,7 @@ SHAPE = TargetShape(
     rms_norm_eps=1e-6,
     tie_word_embeddings=True,
 )
+AUX_LAYERS = (1, 2, 3)
 
 
 @pytest.fixture(scope="session")
@@ -41,7 +49,7 @@ def small_target(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = {
         "name": "small",
         "path": str(folder / "model"),
-        "aux_layers": [1, 2, 3],
+        "aux_layers": list(AUX_LAYERS),
         "max_model_len": 512,
         "dtype": "float32",
     }
@@ -55,9 +63,7 @@ def packed(small_target: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     from dataclasses import asdict, replace
 
     from specexit.data.annotate import label
-    from specexit.data.packing import pack
     from specexit.data.traces import Trace, write_traces
-    from specexit.schemas.target import load_target_config
 
     folder = tmp_path_factory.mktemp("packed")
     tokenizer = load_target_config(str(small_target)).tokenizer()
@@ -130,3 +136,71 @@ def base_recipe(small_target: Path, packed: Path, tmp_path_factory: pytest.TempP
         )
     )
     return load(TrainConfig, path)
+
+
+@pytest.fixture(scope="session")
+def unknown(small_target: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small target as one of an architecture that nobody knows, and with no layer in its weights."""
+    folder = tmp_path_factory.mktemp("unknown")
+    before = load_target_config(str(small_target))
+    shutil.copytree(before.folder, folder / "model")
+    path = folder / "model" / "config.json"
+    kept = ("vocab_size", "hidden_size", "num_hidden_layers", "rms_norm_eps", "tie_word_embeddings")
+    fields = json.loads(path.read_text())
+    fields = {name: fields[name] for name in (*kept, "max_position_embeddings")}
+    path.write_text(
+        json.dumps(fields | {"architectures": ["RiverForCausalLM"], "rope_parameters": {"rope_theta": 1e4}})
+    )
+    weights = load_file(folder / "model" / "model.safetensors")
+    ends = {name: value for name, value in weights.items() if "layers" not in name}
+    assert 0 < len(ends) < len(weights)
+    save_file(ends, folder / "model" / "model.safetensors")
+    (folder / "target.yaml").write_text(
+        yaml.safe_dump(before.model_copy(update={"path": str(folder / "model")}).model_dump(mode="json"))
+    )
+    return folder / "target.yaml"
+
+
+@pytest.fixture(scope="session")
+def stored(small_target: Path, unknown: Path, packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Features in float32 that the small target's own forward pass has given, said to be the unknown one's."""
+    meta, target = read_meta(packed), load_target_config(str(unknown))
+    model = load_target(load_target_config(str(small_target)).folder)
+    folder = tmp_path_factory.mktemp("stored") / "features"
+    weights = target_fingerprint(target.folder)
+    assert weights is not None
+    manifest = begin(
+        folder,
+        Manifest(
+            target=target.name,
+            target_sha256=weights,
+            target_dtype=target.dtype,
+            tokenizer_sha256=meta.tokenizer_sha256,
+            data=meta.identity,
+            n=meta.n,
+            length=meta.length,
+            layers=AUX_LAYERS,
+            hidden_size=32,
+            dtype="float32",
+            shard_rows=4,
+            engine="this test",
+        ),
+    )
+    records = open_rows(packed, meta)
+
+    @jax.jit
+    def run(*row: np.ndarray) -> jax.Array:
+        aux = model(*row, aux_layers=AUX_LAYERS)[1]
+        assert aux is not None
+        return aux[0].reshape(meta.length, len(AUX_LAYERS), -1)
+
+    for shard in range(len(manifest.names)):
+        rows = [read_example(records[i]) for i in manifest.rows(shard)]
+        found = [run(*(row[name][None] for name in ("tokens", "positions", "segment_ids"))) for row in rows]
+        manifest = write_shard(folder, manifest, shard, rows, [encode(np.asarray(x), "float32") for x in found])
+    return folder
+
+
+@pytest.fixture
+def cached(recipe: TrainConfig, unknown: Path, stored: Path) -> TrainConfig:
+    return recipe.model_copy(update={"target": str(unknown), "features": stored})

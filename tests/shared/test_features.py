@@ -27,6 +27,7 @@ from specexit.data.sequences import Example
 WANTED = Manifest(
     target="small",
     target_sha256="aa",
+    target_dtype="bfloat16",
     tokenizer_sha256="bb",
     data="cc",
     n=5,
@@ -102,7 +103,14 @@ def test_a_killed_run_goes_on_with_the_shards_that_are_whole(tmp_path: Path) -> 
     assert list(begin(folder, WANTED).shards) == [first.name]
 
 
-@pytest.mark.parametrize("field", ["target_sha256", "data", "layers", "dtype", "shard_rows", "engine"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float8"])
+def test_a_shard_of_another_type_than_the_manifest_says(whole: Path, dtype: str) -> None:
+    manifest = Manifest.model_validate(read_manifest(whole).model_dump() | {"dtype": dtype})
+    with pytest.raises(FeatureError, match=f"states are float32, expected {dtype} as features.json says"):
+        Features(whole, manifest).read(0, example(0))
+
+
+@pytest.mark.parametrize("field", ["target_sha256", "target_dtype", "data", "layers", "dtype", "shard_rows", "engine"])
 def test_a_folder_of_something_else_is_not_continued(whole: Path, field: str) -> None:
     other = {"layers": (2, 4), "dtype": "bfloat16", "shard_rows": 3}.get(field, "other")
     before = (whole / FILE).read_text()

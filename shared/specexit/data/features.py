@@ -57,6 +57,7 @@ class Manifest(Config):
     format_version: int = FORMAT_VERSION
     target: str
     target_sha256: str = Field(description="of the target's weights: specexit.drafts.fingerprints")
+    target_dtype: str = Field(description="that the target was run in")
     tokenizer_sha256: str = Field(description="of the target's tokenizer.json")
     data: str = Field(description="of the packed data: specexit.data.packing.PackMeta.identity")
     n: int = Field(gt=0, description="packed rows")
@@ -65,7 +66,7 @@ class Manifest(Config):
     hidden_size: int = Field(gt=0)
     dtype: StoredType
     shard_rows: int = Field(gt=0)
-    engine: str = Field(description="what computed the states, and in which type")
+    engine: str = Field(description="what ran the target")
     shards: dict[str, Shard] = Field(default={}, description="file name -> the finished shard in it")
 
     @property
@@ -255,6 +256,9 @@ class Features:
             raise FeatureError(f"{path}: cannot be read as safetensors (damaged?): {error}") from error
         if not np.array_equal(found.pop("digests"), digest(example)):
             raise FeatureError(f"{path}: row {place} is of other tokens than row {row} of the packed data")
-        if self.manifest.dtype == "float8":
-            found["states"] = found["states"].view(DTYPES["float8"])
-        return found
+        wanted, float8 = DTYPES[self.manifest.dtype], self.manifest.dtype == "float8"
+        if found["states"].dtype != (np.uint8 if float8 else wanted) or float8 != ("scales" in found):
+            raise FeatureError(
+                f"{path}: states are {found['states'].dtype}, expected {self.manifest.dtype} as {FILE} says"
+            )
+        return found | {"states": found["states"].view(wanted)}
