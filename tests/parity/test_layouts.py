@@ -46,14 +46,22 @@ def test_an_import_computes_what_the_layout_states(layout, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "variant", ["plain", "norm_before_residual", "fc_norm and norm_output", "qwen3", "rope llama3"]
+    ("variant", "source"),
+    [
+        *((variant, None) for variant in ("plain", "norm_before_residual", "fc_norm and norm_output", "qwen3")),
+        ("rope llama3", None),
+        # With signals, of which it knows nothing: they lie beside what it reads.
+        ("plain", "draft"),
+        ("plain", "fc"),
+    ],
 )
-def test_speculators_loads_our_export_and_computes_the_same(variant, tmp_path, write_random_draft):
+def test_speculators_loads_our_export_and_computes_the_same(variant, source, tmp_path, write_random_draft):
+    from speculators.losses import resolve_loss_config
     from speculators.models.attention import create_float_mask
     from speculators.models.eagle3 import Eagle3DraftModel
 
     shape = {"eagle_aux_hidden_state_layer_ids": (2, 6, 9), "target_num_hidden_layers": 12}
-    folder = write_random_draft(tmp_path / "draft", None, **shape, **VARIANTS[variant])
+    folder = write_random_draft(tmp_path / "draft", source, **shape, **VARIANTS[variant])
     embedding, tokens, aux = inputs(3)
     config, tensors = read_draft(folder)
     # speculators wants the embedding in the draft's own file.
@@ -69,8 +77,19 @@ def test_speculators_loads_our_export_and_computes_the_same(variant, tmp_path, w
     found: list[torch.Tensor] = []
     theirs.lm_head.register_forward_hook(lambda _module, _inputs, output: found.append(output))
     states, ids = torch.from_numpy(aux), torch.from_numpy(tokens)
+    last = torch.from_numpy(np.random.default_rng(2).normal(size=(1, TIME - 1, HIDDEN)).astype(np.float32))
+    documents = torch.zeros(1, TIME - 1, dtype=torch.long)
     with torch.no_grad():
-        theirs(states[:, :-1], ids[:, 1:], torch.zeros(1, TIME - 1, dtype=torch.long), ttt_steps=STEPS)
+        rest = {"verifier_last_hidden_states": last, "ttt_steps": STEPS}
+        rest["loss_config"] = resolve_loss_config("kl_div", "eager")  # the fused one needs a GPU
+        _, loss, _ = theirs(states[:, :-1], ids[:, 1:], documents, **rest)
     ours = Draft.load(folder, torch.from_numpy(embedding))(ids, states, steps=STEPS).logits
     for step, (z, wanted) in enumerate(zip(ours, found, strict=True)):
         torch.testing.assert_close(z, wanted[:, : TIME - 1 - step], atol=TOLERANCE, rtol=1e-4)
+    head = torch.from_numpy(embedding[tensors["t2d"]]).double()
+    teacher = torch.log_softmax(torch.nn.functional.rms_norm(last.double(), (HIDDEN,), eps=1e-6) @ head.T, -1)
+    expected = sum(
+        (teacher[:, k:].exp() * (teacher[:, k:] - torch.log_softmax(z.double(), -1))).sum(-1).mean()
+        for k, z in enumerate(ours)
+    )
+    assert float(loss) == pytest.approx(float(expected), rel=1e-4)  # float32 against float64

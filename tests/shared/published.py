@@ -176,30 +176,34 @@ AUX = {"deepspec": 5}
 LAYER = {"nemo": "model.layers.0.", "deepspec": "layers.0.", "speculators": "layers.0."}
 
 
-def tensors_of(layout: str, seed: int = 0) -> dict[str, np.ndarray]:
+def tensors_of(layout: str, seed: int = 0, config: dict | None = None) -> dict[str, np.ndarray]:
     """Random weights under the names that the layout gives them; a bfloat16 rounds what is drawn."""
     rng = np.random.default_rng(seed)
-    config = CONFIGS[layout] | CONFIGS[layout].get("transformer_layer_config", {})
-    head_dim, draft_vocab = config.get("head_dim", HEAD_DIM), config.get("draft_vocab_size") or VOCAB
+    config = CONFIGS[layout] if config is None else config
+    config = config | config.get("transformer_layer_config", {})
+    hidden, inner, vocab = (config[name] for name in ("hidden_size", "intermediate_size", "vocab_size"))
+    heads, kv = config["num_attention_heads"], config["num_key_value_heads"]
+    head_dim, draft_vocab = config.get("head_dim", hidden // heads), config.get("draft_vocab_size") or vocab
+    aux = len(config.get("target_layer_ids", "abc"))
     trunk = "model." if layout == "nemo" else ""
     layer = LAYER.get(layout, "midlayer.")
     matrices = {
-        f"{trunk}fc.weight": (HIDDEN, HIDDEN * AUX.get(layout, 3)),
-        f"{layer}self_attn.q_proj.weight": (HEADS * head_dim, 2 * HIDDEN),
-        f"{layer}self_attn.k_proj.weight": (KV * head_dim, 2 * HIDDEN),
-        f"{layer}self_attn.v_proj.weight": (KV * head_dim, 2 * HIDDEN),
-        f"{layer}self_attn.o_proj.weight": (HIDDEN, HEADS * head_dim),
-        f"{layer}mlp.gate_proj.weight": (INTERMEDIATE, HIDDEN),
-        f"{layer}mlp.up_proj.weight": (INTERMEDIATE, HIDDEN),
-        f"{layer}mlp.down_proj.weight": (HIDDEN, INTERMEDIATE),
-        "lm_head.weight": (draft_vocab, HIDDEN),
+        f"{trunk}fc.weight": (hidden, hidden * aux),
+        f"{layer}self_attn.q_proj.weight": (heads * head_dim, 2 * hidden),
+        f"{layer}self_attn.k_proj.weight": (kv * head_dim, 2 * hidden),
+        f"{layer}self_attn.v_proj.weight": (kv * head_dim, 2 * hidden),
+        f"{layer}self_attn.o_proj.weight": (hidden, heads * head_dim),
+        f"{layer}mlp.gate_proj.weight": (inner, hidden),
+        f"{layer}mlp.up_proj.weight": (inner, hidden),
+        f"{layer}mlp.down_proj.weight": (hidden, inner),
+        "lm_head.weight": (draft_vocab, hidden),
     }
     if layout in ("deepspec", "specforge", "nemo", "speculators"):
-        matrices[f"{trunk}embed_tokens.weight"] = (VOCAB, HIDDEN)
-    vectors = {f"{layer}{name}.weight": HIDDEN for name in ("input_layernorm", "hidden_norm")}
-    vectors |= {f"{layer}post_attention_layernorm.weight": HIDDEN, f"{trunk}norm.weight": HIDDEN}
+        matrices[f"{trunk}embed_tokens.weight"] = (vocab, hidden)
+    vectors = {f"{layer}{name}.weight": hidden for name in ("input_layernorm", "hidden_norm")}
+    vectors |= {f"{layer}post_attention_layernorm.weight": hidden, f"{trunk}norm.weight": hidden}
     if config.get("fc_norm"):
-        vectors |= {f"fc_norm.{i}.weight": HIDDEN for i in range(3)}
+        vectors |= {f"fc_norm.{i}.weight": hidden for i in range(3)}
     if layout == "deepspec":
         vectors |= {f"{layer}self_attn.{part}_norm.weight": head_dim for part in "qk"}
     biases = {}
@@ -209,10 +213,10 @@ def tensors_of(layout: str, seed: int = 0) -> dict[str, np.ndarray]:
     tensors |= {name: rng.normal(1, 0.2, size) for name, size in vectors.items()}
     tensors |= {name: rng.normal(0, 0.3, size) for name, size in biases.items()}
     tensors = {name: tensor.astype(FLOATS[DTYPES.get(layout, "bfloat16")]) for name, tensor in tensors.items()}
-    if draft_vocab < VOCAB:
-        chosen = np.sort(rng.choice(VOCAB, draft_vocab, replace=False))
+    if draft_vocab < vocab:
+        chosen = np.sort(rng.choice(vocab, draft_vocab, replace=False))
         tensors["d2t"] = chosen - np.arange(draft_vocab)
-        tensors["t2d"] = np.isin(np.arange(VOCAB), chosen)
+        tensors["t2d"] = np.isin(np.arange(vocab), chosen)
     return tensors
 
 
