@@ -15,9 +15,12 @@ from jax_specexit.evaluation.scoring import sequence
 from jax_specexit.weights import load_target
 from specexit import tiny
 from specexit.data.traces import Trace, read_traces
+from specexit.method.statistics import binomial_upper_bound
 from specexit.schemas.target import load_target_config
 
-N = 500
+N = 160
+"""Enough to tell 99 %, which it solves, from 95 %."""
+
 N_COMPARED = 24
 
 
@@ -38,7 +41,9 @@ def collected(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_it_solves_its_problems_and_overthinks(collected: Path) -> None:
     found = json.loads((collected / "labelled" / "statistics.json").read_text())
     assert found["n"] == N
-    assert found["full"]["accuracy"] >= 0.95
+    # With confidence 0.9 at most 5 % of all problems, not of these: so few of them show it.
+    wrong = round((1 - found["full"]["accuracy"]) * N)
+    assert binomial_upper_bound(wrong, N, 0.1) <= 0.05, wrong
     assert found["oracle_earliest"]["thinking_cut"] >= 0.55
     assert found["first_boundary"]["accuracy"] < 0.05
 
