@@ -9,7 +9,7 @@ RELEASES ?= runs/vllm-releases
 
 .DEFAULT_GOAL := help
 .PHONY: help demo serve chat test test-gpu test-tpu compat lint bench bench-data bench-labels bench-serving bench-training bench-signals \
-  bench-certificate bench-families bench-field bench-full-size continuation layouts features plan-all docs tiny-reasoner tiny-mixed format clean
+  bench-certificate bench-families bench-field bench-full-size continuation soak layouts features plan-all docs tiny-reasoner tiny-mixed format clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -89,6 +89,9 @@ bench-families: $(VENV)/.demo-ready  ## The demo on tiny-mixed: results by famil
 
 bench-full-size: $(VENV)/.demo-ready  ## Measure at the size of Qwen3-0.6B, on a stand-in (SHAPE=... for another; needs `make demo`)
 	@$(BIN)/specexit bench-full-size configs/bench/full-size.yaml $(if $(SHAPE),shape=$(SHAPE))
+
+soak: $(VENV)/.dev-ready  ## A server for twenty minutes under load, reloads, weight updates and preemption
+	@SPECEXIT_SOAK=$${SPECEXIT_SOAK:-1200} OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/serving/test_soak.py -s $(ARGS)
 
 continuation: $(VENV)/.dev-ready  ## 1,000 exits on every runner and scheduler, each checked against plain vLLM
 	@SPECEXIT_CONTINUATION=1 $(BIN)/python -m pytest tests/serving/test_continuation.py -s $(ARGS)

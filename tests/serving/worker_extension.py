@@ -13,3 +13,11 @@ class Remembered:
     def remembered_requests(self) -> int:
         """Requests that the plug-in has state for."""
         return len(self.model_runner._specexit.slots)
+
+    def send_draft_weights(self, part: int) -> None:
+        """What the draft hears of an update in two parts. The tensors themselves stay: vLLM's CPU kernels have packed
+        them, and cannot take others."""
+        weights = self.model_runner.drafter.model.weights
+        weights.begin()
+        for name in sorted(weights.names)[part::2]:
+            weights.arrived(name)
