@@ -136,15 +136,34 @@ class Mixture(nnx.Module):
     def _own(self, x: Array, weights: Array, expert: Array, first: Array | int) -> Array:
         """What the experts on this device, whose first has the id ``first``, add to every token."""
         own = self.experts.gate.kernel.shape[0]
-        place = expert.reshape(-1) - first
-        mine = (place >= 0) & (place < own)
-        place = jnp.where(mine, place, own)  # others' pairs come last, behind all groups
-        order = jnp.argsort(place)
-        sizes = jnp.sum(place[:, None] == jnp.arange(own), axis=0, dtype=jnp.int32)  # a scatter is slow on TPUs
-        said = self.experts(x[order // self.chosen], place[order], sizes)
-        said = said[jnp.argsort(order)].reshape(*weights.shape, -1)
+        group = expert.reshape(-1) - first
+        mine = (group >= 0) & (group < own)
+        group = jnp.where(mine, group, own)  # others' pairs come last, behind all groups
+        order, place, sizes = by_group(group, own + 1)
+        said = self.experts(x[order // self.chosen], group[order], sizes[:own])
+        said = said[place].reshape(*weights.shape, -1)
         said = jnp.where(mine.reshape(*weights.shape, 1), said.astype(jnp.float32), 0)
         return jnp.sum(said * weights[..., None].astype(jnp.float32), axis=1).astype(x.dtype)
+
+
+def by_group(
+    group: Int[Array, " pairs"], groups: int
+) -> tuple[Int[Array, " pairs"], Int[Array, " pairs"], Int[Array, " groups"]]:
+    """A stable sort of pairs by group: which pair is where, where each pair is, and the pairs of every group.
+
+    By counting: for TPUs XLA compiles a sort of this size for 10 to 18 s of CPU time, and this for 3.
+
+    Example:
+      >>> [x.tolist() for x in by_group(jnp.array([2, 0, 2, 1]), 3)]
+      [[1, 3, 0, 2], [2, 0, 3, 1], [1, 1, 2]]
+    """
+    is_in = (group[:, None] == jnp.arange(groups)).astype(jnp.int32)
+    seen = jnp.cumsum(is_in, axis=0)
+    sizes = seen[-1]
+    place = jnp.sum(is_in * (seen - 1 + jnp.cumsum(sizes) - sizes), axis=1)
+    numbers = jnp.arange(group.size, dtype=jnp.int32)
+    order = jnp.zeros_like(numbers).at[place].set(numbers, unique_indices=True, mode="promise_in_bounds")
+    return order, place, sizes
 
 
 def mixture_reference(mixture: Mixture, x: Float[np.ndarray, "tokens hidden"]) -> Float[np.ndarray, "tokens hidden"]:
