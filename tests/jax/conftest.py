@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -35,6 +36,14 @@ SHAPE = TargetShape(
     tie_word_embeddings=True,
 )
 AUX_LAYERS = (1, 2, 3)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_compilation() -> Iterator[None]:
+    """What `tests.jax.devices.QUICK_COMPILATION` is for processes."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="session")
