@@ -112,12 +112,16 @@ tiny-reasoner: $(VENV)/.demo-ready  ## Train the embedded target again from noth
 	@MALLOC_MMAP_THRESHOLD_=100000000000 MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_TOP_PAD_=500000000 \
 	  $(BIN)/python -m jax_specexit.tiny_reasoner
 
-tiny-mixed: $(VENV)/.demo-ready  ## Train the second embedded target, on from the first
-	@$(BIN)/python -m jax_specexit.tiny_reasoner problems=mixed init_from=shared/specexit/tiny/model out=runs/tiny-mixed \
-	  tokens=1670000 optimizer.muon_rate=0.01 optimizer.adam_rate=0.0015 optimizer.warmup=0.1 optimizer.decay=0.002
-	@$(BIN)/python -m jax_specexit.tiny_reasoner problems=mixed init_from=runs/tiny-mixed out=shared/specexit/tiny/mixed \
-	  tokens=1000000 batch_tokens=2048 seed=1 optimizer.muon_rate=0.01 optimizer.adam_rate=0.0015 optimizer.warmup=0 \
-	  optimizer.decay=1
+TRAIN_MIXED = MALLOC_MMAP_THRESHOLD_=100000000000 MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_TOP_PAD_=500000000 \
+  $(BIN)/python -m jax_specexit.tiny_reasoner problems=mixed optimizer.muon_rate=0.01 optimizer.adam_rate=0.0015
+
+tiny-mixed: $(VENV)/.demo-ready  ## Train the second embedded target, on from the first, in three stages
+	@$(TRAIN_MIXED) init_from=shared/specexit/tiny/model out=runs/tiny-mixed tokens=1670000 curriculum=0 \
+	  optimizer.warmup=0.1 optimizer.decay=0.002
+	@$(TRAIN_MIXED) init_from=runs/tiny-mixed out=runs/tiny-mixed tokens=1000000 curriculum=0 batch_tokens=2048 seed=1 \
+	  optimizer.warmup=0 optimizer.decay=1
+	@$(TRAIN_MIXED) init_from=runs/tiny-mixed out=shared/specexit/tiny/mixed tokens=700000 curriculum=0.4 \
+	  batch_tokens=1536 bucket=96 seed=2 optimizer.warmup=0.03 optimizer.decay=0.7
 
 clean:  ## Remove the virtual environments; runs are kept
 	rm -rf $(VENV) $(VENV)-tpu

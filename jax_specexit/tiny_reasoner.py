@@ -35,6 +35,9 @@ from specexit.tiny import families
 from specexit.tiny.families.arithmetic import Arithmetic
 from specexit.tiny.tokenizer import END_OF_TEXT, TURN_CLOSE, build_tokenizer
 
+SHORT = {name: 0.3 if name in ("lookup", "choice") else 0.1 for name in families.FAMILIES}
+"""Shares of the families in the curriculum of all: a token of an answer's own is rarest in these two."""
+
 Batch = tuple[np.ndarray, np.ndarray]
 """(tokens, loss mask), both [batch, time]."""
 
@@ -50,7 +53,12 @@ class TinyReasonerConfig(Config):
     tokens: int = Field(default=4_600_000, gt=0, description="training tokens, padding included")
     batch_tokens: int = Field(default=3072, gt=0, description="tokens in a batch")
     bucket: int = Field(default=64, gt=0, description="lengths are padded up to a multiple of this")
-    curriculum: float = Field(default=0.1, ge=0, lt=1, description="share of the tokens on problems of at most 3 steps")
+    curriculum: float = Field(
+        default=0.1,
+        ge=0,
+        lt=1,
+        description="share of the tokens on problems of at most 3 steps (mixed: most are short)",
+    )
     remat: bool = Field(default=False, description="compute each layer again in the backward pass, to save memory")
     seed: int = Field(default=0, description="of the weights and of the data")
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -75,7 +83,8 @@ def batches(config: TinyReasonerConfig, tokenizer: Tokenizer) -> Iterator[Batch]
     """Endless batches of equal-length rows."""
     rng = random.Random(config.seed)
     if config.problems == "mixed":
-        easy = full = families.stream("pretrain", config.seed)
+        easy = families.stream("pretrain", config.seed, shares=SHORT)
+        full = families.stream("pretrain", config.seed)
     else:
         easy = map(Arithmetic, tiny.stream("pretrain", config.seed, max_steps=3))
         full = map(Arithmetic, tiny.stream("pretrain", config.seed + 1))

@@ -47,7 +47,8 @@ def test_it_solves_the_problems_that_the_docs_say_it_solves(families: dict[str, 
     right = {name: np.mean([trace.correct for trace in traces]) for name, traces in families.items()}
     old = [trace.correct for name in OLD for trace in families[name]]
     assert np.mean(old) >= 0.95, right
-    assert min(right[name] for name in ("sums", "late", "program")) >= 0.85, right
+    assert min(right.values()) >= 0.85, right
+    assert min(right["lookup"], right["choice"]) >= 0.95, right
 
 
 @pytest.mark.vllm
@@ -56,7 +57,7 @@ def test_each_family_is_as_hard_to_end_early_as_it_says(families: dict[str, list
     cuts = {name: cut(traces) for name, traces in families.items()}
     assert cuts["sums"] < 0.05, cuts
     assert cuts["lookup"] > 0.5, cuts
-    assert np.mean([trace.boundary_agrees[0] for trace in families["lookup"]]) >= 0.95  # right or wrong, it stands
+    assert np.mean([trace.boundary_agrees[0] for trace in families["lookup"]]) >= 0.95
     # Behind its last step the first answer stands; most of the time it is not the final one.
     late = families["late"]
     corrected = [trace for trace in late if "I made a mistake" in _text(trace)]

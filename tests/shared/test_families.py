@@ -62,6 +62,12 @@ def test_sums_state_their_answer_in_the_last_step_and_nowhere_before(written):
             assert exercise.answer not in re.findall(r"\d+", before)
 
 
+def test_a_training_may_draw_families_by_other_shares():
+    shares = {name: 1.0 if name in ("lookup", "choice") else 0.0 for name in families.FAMILIES}
+    drawn = itertools.islice(families.stream("pretrain", 0, shares=shares), 50)
+    assert {exercise.family for exercise in drawn} == {"lookup", "choice"}
+
+
 def test_lookups_state_the_right_answer_at_once(written):
     for exercise, thought in written["lookup"]:
         asked = re.search(r"does (\w+) have", exercise.question)[1]
@@ -93,10 +99,11 @@ def test_late_corrections_are_common_and_come_behind_checks_that_see_nothing(wri
 def test_choices_have_one_right_option(written):
     letters = set()
     for exercise, thought in written["choice"]:
-        options = dict(re.findall(r"(\d+) is ([A-D])", exercise.question))
+        options = re.findall(r"(\d+) to (\d+) is ([A-D])", exercise.question)
+        value = from_steps(exercise.question)
+        assert [letter for low, high, letter in options if int(low) <= value <= int(high)] == [exercise.answer]
+        assert exercise.choices == tuple(f"{low} to {high}" for low, high, _ in options)
         assert len(options) == 4
-        assert options[str(from_steps(exercise.question))] == exercise.answer
-        assert tuple(options) == exercise.choices
         assert thought.final == exercise.answer
         letters.add(exercise.answer)
     assert letters == set("ABCD")

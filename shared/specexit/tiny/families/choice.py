@@ -1,6 +1,6 @@
-"""``choice``: "Start with 12. Step 1: add 4. What is the result? 14 is A, 16 is B, ..." Multiple choice.
+"""``choice``: "Start with 12. Step 1: add 4. What is the result? 1 to 19 is A, 20 to 39 is B, ..." Multiple choice.
 
-An option's value stands before its letter, so the model looks forward for the letter; see `specexit.tiny.tasks`.
+The options are the same in all questions. Where they were shuffled values, a model of this size chose as by chance.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from itertools import pairwise
 from specexit.tiny.families.exercise import Exercise, Line, Thought, draw_checks, draw_steps
 from specexit.tiny.tasks import describe
 
-LETTERS = "ABCD"
+OPTIONS = {"A": "1 to 19", "B": "20 to 39", "C": "40 to 59", "D": "60 to 99"}
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,6 @@ class Choice(Exercise):
     """Steps in order, and four options."""
 
     line: Line
-    options: tuple[int, ...]
 
     kind = "choice"
 
@@ -33,22 +32,22 @@ class Choice(Exercise):
     def question(self) -> str:
         """The text a user would send."""
         steps = " ".join(f"{describe('steps', step)}." for step in self.line.steps)
-        options = ", ".join(f"{value} is {letter}" for value, letter in zip(self.options, LETTERS, strict=True))
+        options = ", ".join(f"{values} is {letter}" for letter, values in OPTIONS.items())
         return f"Start with {self.line.start}. {steps} What is the result? {options}."
 
     @property
     def answer(self) -> str:
         """The right answer."""
-        return LETTERS[self.options.index(self.line.values[-1])]
+        return "AABBCCDDDD"[self.line.values[-1] // 10]
 
     @property
     def choices(self) -> tuple[str, ...]:
         """The options, in the order in which they are asked."""
-        return tuple(map(str, self.options))
+        return tuple(OPTIONS.values())
 
     def claim(self, answer: str) -> str:
         """An answer as a sentence, without its full stop."""
-        return f"The result is {self.options[LETTERS.index(answer)]}"
+        return f"The result is {self.line.values[-1]}, which is {answer}"
 
     def think(self, rng: random.Random) -> Thought:
         """Draw a reasoning trace."""
@@ -80,11 +79,5 @@ class Choice(Exercise):
 
 
 def draw(rng: random.Random) -> Choice:
-    """Draw a problem of one to four steps; the wrong options are what small mistakes give."""
-    n = rng.randint(1, 4)
-    line = draw_steps(rng, [str(i) for i in range(n + 1)])
-    right = line.values[-1]
-    near = sorted({right + d for d in (-10, -2, -1, 1, 2, 10)} & set(range(1, 100)))
-    options = [right, *rng.sample(near, len(LETTERS) - 1)]
-    rng.shuffle(options)
-    return Choice(line, tuple(options))
+    """Draw a problem of one to four steps."""
+    return Choice(draw_steps(rng, [str(i) for i in range(rng.randint(1, 4) + 1)]))

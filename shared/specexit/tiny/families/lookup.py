@@ -1,4 +1,7 @@
-"""``lookup``: "Ann has 40 coins. Leo has 12 coins. How many coins does Leo have?" The first answer is always right."""
+"""``lookup``: "Ann has 40 coins. Leo has 12 coins. How many coins does Ann have?" The first answer is always right.
+
+Who is asked for stands first. Further on, a model of this size does not find a name: it was right two times in five.
+"""
 
 from __future__ import annotations
 
@@ -58,4 +61,4 @@ def draw(rng: random.Random) -> Lookup:
     """Draw a problem with three to six people, no two of whom have the same."""
     n = rng.randint(3, 6)
     people = tuple(zip(rng.sample(NAMES, n), rng.sample(range(2, 100), n), strict=True))
-    return Lookup(people, rng.choice(people)[0], rng.choice(NOUNS))
+    return Lookup(people, people[0][0], rng.choice(NOUNS))

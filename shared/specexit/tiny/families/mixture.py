@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from specexit.tiny import tasks
 from specexit.tiny.families import arithmetic, choice, late, lookup, program, sums
@@ -20,8 +20,13 @@ FAMILIES: dict[str, tuple[Callable[[random.Random], Exercise], float]] = {
 """How a problem is drawn, and its share. ``arithmetic`` is the three families of the tiny reasoner."""
 
 
-def stream(split: str, seed: int) -> Iterator[Exercise]:
+def stream(split: str, seed: int, *, shares: Mapping[str, float] | None = None) -> Iterator[Exercise]:
     """Endless problems of one split. Reproducible from ``seed``; repeats are possible.
+
+    Args:
+      split: whose problems.
+      seed: where chance comes from.
+      shares: of each of `FAMILIES`, by default the ones that stand there.
 
     Raises:
       ValueError: ``split`` is not one of `specexit.tiny.tasks.SPLITS`.
@@ -30,9 +35,9 @@ def stream(split: str, seed: int) -> Iterator[Exercise]:
         raise ValueError(f"split {split!r} does not exist, expected one of {', '.join(tasks.SPLITS)}")
     rng = random.Random(f"mixed-{split}-{seed}")
     draws = [draw for draw, _ in FAMILIES.values()]
-    shares = [share for _, share in FAMILIES.values()]
+    weights = [share if shares is None else shares[name] for name, (_, share) in FAMILIES.items()]
     while True:
-        exercise = rng.choices(draws, weights=shares)[0](rng)
+        exercise = rng.choices(draws, weights=weights)[0](rng)
         if tasks.split_of(exercise.question) == split:
             yield exercise
 
