@@ -13,11 +13,16 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
+from jax_specexit.convert import convert
 from jax_specexit.training.checkpoint import restore_params
 from specexit.data.packing import read_meta
+from specexit.drafts.directory import read_draft
+from specexit.drafts.tensors import WEIGHTS
+from specexit.schemas.convert import ConvertConfig
 from specexit.schemas.train import TrainConfig
 from tests.jax.devices import simulated
 
@@ -201,6 +206,21 @@ def test_no_example_is_repeated_or_skipped(whole: Job, alone: Job, continued: Jo
             assert len(set(order[epoch * n : (epoch + 1) * n])) == n
         assert set(Counter(order[: epochs * n]).values()) == {epochs}
         assert fed == whole.fed()
+
+
+def test_a_checkpoint_of_two_hosts_becomes_a_draft_directory(whole: Job, folder: Path) -> None:
+    """What two processes wrote, each its shards, and what one writes of the same parameters: the same bytes."""
+    written = {path.name for path in whole.out.rglob("ocdbt.process_*")}
+    assert written == {"ocdbt.process_0", "ocdbt.process_1"}
+    convert(ConvertConfig(run=whole.out, out=folder / "draft", dtype="float32"))
+    convert(ConvertConfig(draft=folder / "draft", out=folder / "one-process"))
+    convert(ConvertConfig(run=folder / "one-process", out=folder / "again", dtype="float32"))
+    for file in (WEIGHTS, "config.json"):
+        assert (folder / "draft" / file).read_bytes() == (folder / "again" / file).read_bytes(), file
+    hashes = [json.loads((folder / name / "convert.json").read_text()) for name in ("draft", "one-process", "again")]
+    assert len({found["parameters_sha256"] for found in hashes}) == 1
+    head = restore_params(whole.out)[1]["lm_head"]["kernel"]
+    np.testing.assert_array_equal(read_draft(folder / "draft")[1]["lm_head.weight"], np.asarray(head).T)
 
 
 def test_only_the_first_process_prints(whole: Job) -> None:
