@@ -44,6 +44,7 @@ def make_step(folder: Path, length: int, ttt_steps: int) -> Callable[[], float]:
     counted[:, -2:] = False  # the other side has no token behind them
 
     def step() -> float:
+        """One step of the optimizer; returns the loss before it."""
         optimizer.zero_grad()
         _, loss, _ = forward(
             row["aux"][:, :-1],

@@ -26,7 +26,7 @@ from pydantic import Field, ValidationError
 
 from specexit.config import Config, write_text
 from specexit.data.sequences import Example
-from specexit.errors import InputError
+from specexit.errors import InputError, first_problem
 
 FORMAT_VERSION = 1
 FILE = "features.json"
@@ -136,9 +136,7 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         return Manifest.model_validate(fields)
     except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(str(part) for part in problem["loc"])
-        raise FeatureError(f"{path}: {where} is {problem['input']!r}: {problem['msg']}") from error
+        raise FeatureError(f"{path}: {first_problem(error)}") from error
 
 
 def begin(folder: Path, wanted: Manifest) -> Manifest:

@@ -30,7 +30,7 @@ from specexit.data.rows import LabelledTrace
 from specexit.data.sequences import COLUMNS, Example, arrays_of, assemble, best_fit, make_sequence
 from specexit.data.stream import blocks, deserialised, in_parallel, read_batches, shown
 from specexit.data.traces import check_tokenizer, data_sha256, target_of_file, tokenizer_sha256
-from specexit.errors import InputError
+from specexit.errors import InputError, first_problem
 from specexit.method.signals import NAMES
 from specexit.outputs import new_folder, require_empty
 from specexit.schemas.pack import PackConfig
@@ -285,9 +285,7 @@ def read_meta(folder: Path) -> PackMeta:
     try:
         meta = PackMeta.model_validate(fields)
     except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(str(part) for part in problem["loc"])
-        raise PackError(f"{path}: {where} is {problem['input']!r}: {problem['msg']}") from error
+        raise PackError(f"{path}: {first_problem(error)}") from error
     if meta.signals != NAMES:
         raise PackError(f"{path}: signals are {', '.join(meta.signals)}, expected {', '.join(NAMES)}: pack again")
     for name, size in meta.shards.items():
