@@ -10,6 +10,7 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -97,14 +98,15 @@ def accuracy_chart(results: Results, simulation: Simulation | None) -> str:
 
 
 def _replayed(axes: Axes, simulation: Simulation, full_tokens: float) -> None:
-    colors = {"validity": "c2", "budget": "c4"}
-    for curve in simulation.curves:
-        color = colors.get(curve, "c5")
-        points = [(p.thinking_cut, p.accuracy) for p in simulation.curves.get(curve, ()) if p.accuracy is not None]
+    own = {"validity": "c2", "budget": "c4"}
+    dashes = cycle(("-", "--", ":", "-.", (0, (6, 2, 1, 2, 1, 2))))
+    for curve, policies in simulation.curves.items():
+        color, style = (own[curve], "-") if curve in own else ("c5", next(dashes))
+        points = [(p.thinking_cut, p.accuracy) for p in policies if p.accuracy is not None]
         if points:
             cut, accuracy = np.array(points).T
-            label = f"{curve}, replayed"
-            axes.plot((1 - cut) * full_tokens, 100 * accuracy, color=PALETTE[color], lw=1.2, alpha=0.7, label=label)
+            x, label = (1 - cut) * full_tokens, f"{curve}, replayed"
+            axes.plot(x, 100 * accuracy, color=PALETTE[color], linestyle=style, lw=1.2, alpha=0.7, label=label)
 
 
 def curves_chart(curves: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str, top: float) -> str:
