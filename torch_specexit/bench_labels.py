@@ -4,8 +4,8 @@ Traces are collected first, and every trial that they asked for is remembered. T
 `collect` makes them (all traces side by side, those of a trace one after the other, prefixes cached) and as a plain
 loop would (one request at a time, nothing cached of an earlier one). Neither begins with anything in the cache.
 
-The trials are those at all boundaries, so that it is known, too, how many of them `collect` makes by default and on how
-many traces these give other exit points.
+The trials are those at all boundaries, so that it is known, too, how many of them each way of choosing them makes, and
+on how many traces these give other exit points.
 """
 
 from __future__ import annotations
@@ -63,16 +63,22 @@ def bench_labels(config: BenchLabelsConfig) -> dict[str, Any]:
     result |= {"config": config.model_dump(mode="json"), "hardware": describe_hardware(), "versions": versions()}
     write_text(config.out, json.dumps(result, indent=2) + "\n")
     together, alone = (result[way]["trials_per_second"] for way in ("together", "alone"))
-    found = result["refinement"]
     Console().print(
         f"{result['trials']} trials of {result['traces']} traces: {together:.1f} a second together, {alone:.1f} one "
         f"prefix at a time ({result['speedup']:.1f}x); "
         f"{result['same']} of {result['trials']} wrote the same tokens\n"
-        f"by default {found['trials']} of the {found['all_trials']} boundaries are tried; of {found['traces']} traces "
-        f"{found['same_earliest']} have the earliest and {found['same_stable']} the stable exit point of all trials",
+        + "\n".join(_compared(result[how]) for how in ("refine", "stable", "bisect")),
         soft_wrap=True,
     )
     return result
+
+
+def _compared(found: dict[str, Any]) -> str:
+    return (
+        f"boundaries={found['boundaries']} tries {found['trials']} of {found['all_trials']} boundaries; of "
+        f"{found['traces']} traces {found['same_earliest']} have the earliest and {found['same_stable']} the stable "
+        "exit point of all trials"
+    )
 
 
 class _Recorder:
@@ -122,7 +128,7 @@ async def _measure(engine: LocalEngine, recorder: _Recorder, tracer: Tracer, ask
         alone.append(await engine.generate(*request))
         seconds_alone += time.perf_counter() - start
 
-    default = {name: CollectConfig.model_fields[name].default for name in ("boundaries", "stride")}
+    stride = CollectConfig.model_fields["stride"].default
     pairs = zip((response for found in together for response in found), alone, strict=True)
     return {
         "traces": len(asks),
@@ -133,7 +139,7 @@ async def _measure(engine: LocalEngine, recorder: _Recorder, tracer: Tracer, ask
         "alone": {"seconds": seconds_alone, "trials_per_second": n / seconds_alone},
         "speedup": seconds_alone / seconds_together,
         "same": sum(a.ids == b.ids for a, b in pairs),
-        "refinement": asdict(refinement(tried, **default)),
+        **{how: asdict(refinement(tried, how, stride)) for how in ("refine", "stable", "bisect")},
         "tried": [asdict(trace) for trace in tried],
     }
 

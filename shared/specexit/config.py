@@ -141,6 +141,8 @@ def _annotation(schema: type[BaseModel], key: str) -> Any:
 def _set(data: dict[str, Any], parts: list[str], value: Any) -> None:
     for part in parts[:-1]:
         data = data.setdefault(part, {})
+        if not isinstance(data, dict):
+            raise ConfigError(f"{'.'.join(parts)}={value}: {part} is {data!r} already, expected keys and values")
     data[parts[-1]] = value
 
 

@@ -38,13 +38,24 @@ def test_short_traces_are_tried_whole(agrees):
 
 
 @settings(derandomize=True, max_examples=100, deadline=None)
-@given(st.integers(0, 400), st.integers(1, 400), st.sampled_from(["refine", "bisect"]))
+@given(st.integers(0, 400), st.integers(1, 400), st.sampled_from(["refine", "stable", "bisect"]))
 def test_one_change_is_found_exactly(differing, agreeing, how):
     agrees = [False] * differing + [True] * agreeing
     found = tried(agrees, how)
     assert exits(agrees, found) == (differing + 1, differing + 1)
     if how == "bisect":
         assert len(found) <= 2 + len(agrees).bit_length()
+
+
+@settings(derandomize=True, max_examples=100, deadline=None)
+@given(st.lists(st.booleans(), max_size=200), st.booleans())
+def test_stable_is_found_exactly_however_often_verdicts_change(agrees, at_end):
+    """Whatever lies in front of the last boundary that differs costs nothing."""
+    known = [len(agrees) - 1] if at_end and agrees and agrees[-1] else []
+    found = {i: agrees[i] for i in boundaries_tried(agrees, "stable", 8, known=known)}
+    assert exits(agrees, found)[1] == right(agrees)[1]
+    settled = next((n for n, agree in enumerate(reversed(agrees)) if not agree), len(agrees))
+    assert len(found) == min(settled + 1, len(agrees))
 
 
 def settling(rng: random.Random, n: int) -> list[bool]:
@@ -71,7 +82,7 @@ def test_long_traces_cost_a_fifth_and_have_the_same_exit_points():
     assert sum(map(len, found)) * tokens_of_trial <= 0.15 * sum(map(len, traces)) * tokens_of_step
 
 
-@pytest.mark.parametrize("how", ["all", "refine", "bisect"])
+@pytest.mark.parametrize("how", ["all", "refine", "stable", "bisect"])
 @pytest.mark.parametrize("n", [0, 1])
 def test_hardly_any_boundary(n, how):
     assert next_boundary(n, {}, how, 8) == (0 if n else None)
@@ -92,6 +103,7 @@ def test_recorded_answers_have_the_same_exit_point_at_a_third_of_the_trials():
     of them would be missed: lucky guesses that last for a boundary or two.
 
     The stable one is another matter: in the midst of a sentence verdicts go back and forth, and each has to be seen.
+    Going back from the end sees them, and needs no other.
     """
     traces = recorded()
     found = refinement(traces, "refine", CollectConfig.model_fields["stride"].default)
@@ -102,6 +114,10 @@ def test_recorded_answers_have_the_same_exit_point_at_a_third_of_the_trials():
     assert found.trial_tokens <= found.all_trial_tokens / 3
     blind = refinement([replace(trace, stated=()) for trace in traces], "refine", 8)
     assert blind.same_earliest < 0.85 * blind.traces
+    stable = refinement(traces, "stable", 8)
+    assert stable.same_stable == 120
+    assert stable.trials <= stable.all_trials / 3
+    assert stable.trial_tokens <= stable.all_trial_tokens / 3
     everywhere = refinement(traces, "all", 8)
     assert (everywhere.same_earliest, everywhere.same_stable) == (120, 120)
 

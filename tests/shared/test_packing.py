@@ -185,6 +185,17 @@ def test_a_prompt_that_fills_a_row_is_counted(make_trace, tmp_path):
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.parametrize("how", ["stable", "bisect"])
+def test_traces_tried_for_the_stable_exit_point_have_no_earliest_one(make_trace, tmp_path, how):
+    trial = json.dumps({"boundaries": how})
+    write_traces(tmp_path / "labelled" / "traces.parquet", [labelled(make_trace(trial=trial))])
+    asked = {"traces": tmp_path / "labelled", "out": tmp_path / "packed", "length": 40}
+    with pytest.raises(PackError, match=f"collected with boundaries={how}, .* exit_point is earliest, expected stable"):
+        pack(PackConfig(**asked))
+    assert not (tmp_path / "packed").exists()
+    assert pack(PackConfig(**asked, exit_point="stable")).traces == 1
+
+
 def test_an_undecided_trial_gives_no_label(make_trace):
     trace = labelled(make_trace(boundary_state=["undecided", "agrees", "agrees"]))
     mask = make_sequence(trace, END).signal_mask[3:13]

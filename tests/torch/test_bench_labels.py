@@ -21,7 +21,7 @@ def test_the_same_trials_together_and_alone(tmp_path):
     assert found["trial_tokens"] >= found["trials"]
     assert found["speedup"] == pytest.approx(found["alone"]["seconds"] / found["together"]["seconds"])
     assert f"{found['trials']} trials of 3 traces: " in done.stdout
-    refined = found["refinement"]
+    refined = found["refine"]
     assert (refined["boundaries"], refined["stride"], refined["traces"]) == ("refine", 8, 3)
     assert (
         refined["all_trials"] == sum(len(one["states"]) for one in found["tried"]) >= found["trials"]
@@ -30,4 +30,10 @@ def test_the_same_trials_together_and_alone(tmp_path):
     # Traces of so few boundaries are tried at all of them.
     assert (refined["trials"], refined["same_earliest"], refined["same_stable"]) == (refined["all_trials"], 3, 3)
     assert refined["trial_tokens"] == refined["all_trial_tokens"]
-    assert "of 3 traces 3 have the earliest and 3 the stable exit point of all trials" in done.stdout
+    assert (
+        f"boundaries=refine tries {refined['trials']} of {refined['trials']} boundaries; of 3 traces 3 have"
+        in done.stdout
+    )
+    assert (found["stable"]["same_stable"], found["stable"]["boundaries"]) == (3, "stable")
+    assert found["stable"]["trials"] < refined["trials"]
+    assert "boundaries=bisect tries" in done.stdout

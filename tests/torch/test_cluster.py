@@ -5,6 +5,7 @@ That the rest of a real cluster works is for `test_collect.py`.
 
 import asyncio
 import json
+import traceback
 from types import SimpleNamespace
 
 import pytest
@@ -93,10 +94,33 @@ def test_an_engine_that_has_worked_may_die_again(starts, monkeypatch):
     asyncio.run(run())
 
 
+def raised(cause: Exception) -> Exception:
+    """What Ray Data raises where an actor raised ``cause``: of that nothing is left but the text of a traceback."""
+    try:
+        raise ray.exceptions.UserCodeException("UDF failed to process a data block.\nFailed to apply UDF") from cause
+    except ray.exceptions.UserCodeException as error:
+        text = traceback.format_exc()
+        outer = ray.exceptions.RayTaskError("MapWorker(Map(Collector)).submit", text, error.with_traceback(None))
+        outer.cause.__cause__ = None  # as behind a pickle
+        return outer.as_instanceof_cause()
+
+
 def test_the_error_is_the_engine_s_own():
-    inner = CollectError("the engine's own words")
-    outer = ray.exceptions.RayTaskError("map", "a long traceback", inner)
-    assert cluster._reason(outer) == "the engine's own words"
-    assert "a long traceback" in cluster._reason(
-        ray.exceptions.RayTaskError("map", "a long traceback", ValueError("x"))
-    )
+    said = cluster._reason(raised(CollectError("the engine's own words")))
+    assert said == "the engine's own words"
+    memory = ValueError("No available memory for the cache blocks.\nTry a smaller engine.kv_cache_gib")
+    assert cluster._reason(raised(memory)) == "ValueError: No available memory for the cache blocks."
+
+
+def test_the_first_of_several_errors_is_the_cause():
+    outer = RuntimeError("the engine did not start")
+    outer.__cause__ = OSError("model.safetensors: no space left")
+    assert cluster._reason(raised(outer)) == "OSError: model.safetensors: no space left"
+
+
+def test_a_death_without_words_is_one_line_too():
+    dead = ray.exceptions.ActorDiedError()
+    assert cluster._reason(dead) == "The actor died unexpectedly before finishing this task."
+    long = cluster._reason(ray.exceptions.RayError("a\nb" * 1000))
+    assert "\n" not in long
+    assert len(long) <= 500

@@ -380,10 +380,31 @@ def test_an_unknown_target(tmp_path):
         collect(CollectConfig(target="tiny-reasonr", out=tmp_path / "out", split="test"))
 
 
-@pytest.mark.parametrize("sources", [[], ["split=test", "prompts=p.jsonl"]])
+@pytest.mark.parametrize("sources", [[], ["split=test", "prompts=p.jsonl"], ["parts={}"]])
 def test_exactly_one_source_of_prompts(sources):
-    with pytest.raises(ConfigError, match="exactly one of prompts and split is needed"):
+    with pytest.raises(ConfigError, match="exactly one of prompts, split and parts is needed"):
         load(CollectConfig, overrides=["target=t", "out=o", *sources])
+
+
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        (["parts={../up: p.jsonl}"], "expected one that a folder may have"),
+        (["parts.a={n: 3}"], r"parts\.a is \{'n': 3\}: .*exactly one of prompts and split is needed"),
+        (["parts.a=p.jsonl", "parts.a.n=3"], r"parts\.a\.n=3: a is 'p\.jsonl' already, expected keys and values"),
+        (["parts.a=p.jsonl", "split=test"], "exactly one of prompts, split and parts is needed"),
+    ],
+)
+def test_parts_that_cannot_be(parts, said):
+    with pytest.raises(ConfigError, match=said):
+        load(CollectConfig, overrides=["target=t", "out=o", *parts])
+
+
+def test_each_part_is_a_run_of_its_own():
+    parts = ["parts.a.prompts=gsm8k:p.jsonl", "parts.b={split: test, n: 3}", "parts.c=more.jsonl"]
+    each = load(CollectConfig, overrides=["target=t", "out=o", "n=5", *parts]).each()
+    found = [(str(one.out), one.prompts, one.split, one.n) for one in each]
+    assert found == [("o/a", "gsm8k:p.jsonl", None, 5), ("o/b", None, "test", 3), ("o/c", "more.jsonl", None, 5)]
 
 
 def test_no_target_is_an_error():

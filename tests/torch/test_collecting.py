@@ -159,6 +159,38 @@ def test_more_prompts_add_to_a_finished_run(server, collected, tmp_path):
     assert server.completions - before == again  # nothing of the first seven
 
 
+def test_parts_are_what_runs_of_their_own_would_be(server, collected, tmp_path):
+    """One start of the engines for all splits, and any of them can be gone on with alone."""
+    rows = [{"id": f"{i}", "prompt": question} for i, question in enumerate(list(server.pretender.problems)[:3])]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    parts = {"train": {"split": "test", "n": 12}, "more": str(tmp_path / "prompts.jsonl")}
+    collect(config(server, tmp_path / "out", split=None, n=None, parts=parts))
+    assert read_traces(tmp_path / "out" / "train") == collected
+    assert [trace.id for trace in read_traces(tmp_path / "out" / "more")] == ["0", "1", "2"]
+    before = server.completions
+    collect(config(server, tmp_path / "out" / "train"))
+    collect(config(server, tmp_path / "out", split=None, n=None, parts=parts))
+    assert server.completions == before
+    for name, n in (("train", 12), ("more", 3)):
+        summary = json.loads((tmp_path / "out" / name / "summary.json").read_text())
+        assert summary["counts"]["traces"] == n
+    with pytest.raises(FileExistsError, match=r"out/train: output folder is a run of its own"):
+        collect(config(server, tmp_path / "out" / "train", split=None, n=None, parts=parts))
+
+
+def test_a_part_that_is_not_worth_training_on_leaves_the_others_whole(server, tmp_path):
+    rows = [{"id": f"{i}", "prompt": q, "answer_kind": "text"} for i, q in enumerate(server.pretender.problems)][:2]
+    (tmp_path / "wrong.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    trials = {kind: TrialConfig(max_tokens=64) for kind in ("math", "text")}
+    target = TARGET.model_copy(update={"name": "mine", "trial": trials}).model_dump(mode="json")
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(target))
+    parts = {"wrong": str(tmp_path / "wrong.jsonl"), "right": {"split": "test", "n": 4}}
+    asked = {"split": None, "n": None, "parts": parts, "target": str(tmp_path / "mine.yaml"), "model": "tiny-reasoner"}
+    with pytest.raises(CollectError, match=r"out/wrong: .* finished within 100 tokens"):
+        collect(config(server, tmp_path / "out", **asked | {"max_new_tokens": 100}))
+    assert (tmp_path / "out" / "right" / "summary.json").exists()
+
+
 def test_another_config_in_the_same_folder(server, tmp_path):
     collect(config(server, tmp_path / "out"))
     before = (tmp_path / "out" / "traces-00000.parquet").read_bytes()

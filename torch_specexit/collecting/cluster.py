@@ -11,6 +11,7 @@ import asyncio
 import json
 import logging
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -33,6 +34,10 @@ ENGINE_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobi
 
 MOST_STARTS = 3
 """Starts of one engine in a row without a trace in between: another one would end as they did."""
+
+
+_RAISED = re.compile(r"^(?:\w+\.)*(?P<name>\w*(?:Error|Exception|Exit)): (?P<words>.+)$", re.M)
+"""The last line of a traceback."""
 
 
 class Starts:
@@ -107,7 +112,7 @@ def run_cluster(
       CollectError: the cluster cannot be reached, has too few GPUs, or an engine failed.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what fails is said by `_reason`
     try:
         ray.init(address=config.ray, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError) as error:
@@ -128,13 +133,11 @@ def run_cluster(
 
 
 def _reason(error: BaseException) -> str:
-    """What an engine says of its end, if it does; else the end of what Ray says."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, CollectError):
-            return str(cause)
-        cause = getattr(cause, "cause", None) or cause.__cause__
-    return str(error)[-3000:]
+    """What an engine died of, in one line. Ray gives no cause but in the text of a traceback, where it comes first."""
+    found = _RAISED.search(str(error))
+    if found is None:
+        return " ".join(str(error).split())[:500]
+    return found["words"] if found["name"] == CollectError.__name__ else f"{found['name']}: {found['words']}"
 
 
 def _traces(config: CollectConfig, target: TargetConfig, todo: Sequence[tuple[int, Ask]]) -> ray.data.Dataset:

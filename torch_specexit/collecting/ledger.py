@@ -31,7 +31,7 @@ from torch_specexit.collecting.work import Ask, Chunk, CollectError
 
 FREE_TO_CHANGE = {
     *("out", "n", "shard", "workers", "engine", "endpoints", "ray", "model", "requests", "retries", "timeout"),
-    *("any_architecture", "min_finished", "min_answered", "max_undecided"),
+    *("any_architecture", "min_finished", "min_answered", "max_undecided", "parts"),
 }
 """Keys that a resumed run may change, as no finished row depends on them."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 
 from rich.console import Console
 
@@ -22,7 +23,8 @@ Backend = Callable[
 
 
 def collect(config: CollectConfig) -> None:
-    """Collect traces into ``config.out``, from the beginning or from where an earlier run stopped.
+    """Collect traces into ``config.out``, or into a folder in there for each part, from the beginning or from where an
+    earlier run stopped.
 
     Raises:
       ConfigError: unknown target, one that does not say how it is asked or that cannot be trained on, or the folder
@@ -35,16 +37,54 @@ def collect(config: CollectConfig) -> None:
         on; finished traces are kept.
     """
     target = load_target_config(config.target)
-    asks = all_asks(config, target)
-    check_target(config, target, asks)
-    check_lengths(target, asks)
-    with Ledger(config, target, chunks(config, asks)) as ledger:
-        todo = [(number, asks[number]) for number in ledger.todo()]
-        if todo:
-            with Bar(len(ledger.place), ledger.earlier) as bar:
-                _backend(config)(config, target, todo, ledger.record, bar.add)
-        Console(stderr=True).print(f"{config.out}: {len(ledger.place)} traces, {ledger.earlier} of them earlier")
-        finish(config, ledger.counts(), sampling_of(config, target).max_tokens)
+    each = config.each()
+    if config.parts and (config.out / "run.yaml").exists():
+        raise FileExistsError(f"{config.out}: output folder is a run of its own, expected a folder for several parts")
+    asks = [all_asks(one, target) for one in each]
+    for found in asks:
+        check_target(config, target, found)
+        check_lengths(target, found)
+    with ExitStack() as stack:
+        ledgers = [
+            stack.enter_context(Ledger(one, target, chunks(one, found))) for one, found in zip(each, asks, strict=True)
+        ]
+        _fill(config, target, ledgers, asks)
+        for ledger in ledgers:
+            Console(stderr=True).print(f"{ledger.out}: {len(ledger.place)} traces, {ledger.earlier} of them earlier")
+        _finish(ledgers, sampling_of(config, target).max_tokens)
+
+
+def _fill(
+    config: CollectConfig, target: TargetConfig, ledgers: Sequence[Ledger], asks: Sequence[Sequence[Ask]]
+) -> None:
+    """Collect what is missing in any of the folders, one behind the other on the same engines."""
+    missing = [(ledger, found, number) for ledger, found in zip(ledgers, asks, strict=True) for number in ledger.todo()]
+    if not missing:
+        return
+
+    def record(i: int, trace: Trace) -> None:
+        ledger, _, number = missing[i]
+        ledger.record(number, trace)
+
+    todo = [(i, found[number]) for i, (_, found, number) in enumerate(missing)]
+    with Bar(sum(len(ledger.place) for ledger in ledgers), sum(ledger.earlier for ledger in ledgers)) as bar:
+        _backend(config)(config, target, todo, record, bar.add)
+
+
+def _finish(ledgers: Sequence[Ledger], max_tokens: int) -> None:
+    """The summaries of all folders, then the failure of the first that is not worth training on.
+
+    Raises:
+      CollectError: see `finish`.
+    """
+    failures = []
+    for ledger in ledgers:
+        try:
+            finish(ledger.config, ledger.counts(), max_tokens)
+        except CollectError as error:
+            failures.append(error)
+    if failures:
+        raise failures[0]
 
 
 def _backend(config: CollectConfig) -> Backend:

@@ -1,4 +1,5 @@
-"""Which boundary of a trace to try next: all of them, a few and then towards each change, or by bisection.
+"""Which boundary of a trace to try next: all of them, a few and then towards each change, back from the end, or by
+bisection.
 
 A trial costs a request and the tokens of an answer; a trace of 16,000 tokens has hundreds of boundaries, and its answer
 changes a few times at most.
@@ -25,6 +26,8 @@ def next_boundary(
     one agrees and one does not, until no boundary lies between them: every change that it has seen is found exactly.
     One that comes and goes between two first trials is not seen, unless a step there states the answer: such boundaries
     are tried between neighbours that both differ, the earliest first, until all trials are twice the first ones.
+    ``stable`` goes back from the last one to the first that does not agree: the stable exit point is found exactly,
+    however often verdicts change, and what is in front of it is not tried.
     ``bisect`` looks for the first boundary from which all agree, as if the verdict changed once.
 
     Args:
@@ -39,9 +42,13 @@ def next_boundary(
       [0, 2, 39]
       >>> next_boundary(9, {0: False, 8: True}, "bisect", 8), next_boundary(9, {3: False, 4: True}, "bisect", 8)
       (4, None)
+      >>> next_boundary(9, {7: True, 8: True}, "stable", 8), next_boundary(9, {7: False, 8: True}, "stable", 8)
+      (6, None)
     """
     if how == "bisect":
         return _bisect(n, tried)
+    if how == "stable":
+        return _back(n, tried)
     step = 1 if how == "all" else max(1, min(stride, n // TRIED_WHOLE))
     first = range(0, n, step)
     for i in (*first, n - 1):
@@ -102,3 +109,9 @@ def _bisect(n: int, tried: Mapping[int, bool]) -> int | None:
     if high == n:
         return n - 1
     return (low + high) // 2 if high - low > 1 else None
+
+
+def _back(n: int, tried: Mapping[int, bool]) -> int | None:
+    if not all(tried.values()):
+        return None
+    return next((i for i in reversed(range(n)) if i not in tried), None)

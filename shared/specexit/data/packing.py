@@ -108,12 +108,13 @@ def pack(config: PackConfig) -> PackMeta:
     Raises:
       TraceError: the traces cannot be used, or were written with another tokenizer.
       ConfigError: their target is unknown or not the one given.
-      PackError: no trace fits an example.
+      PackError: no trace fits an example, or the boundaries were tried for another exit point.
       FileExistsError: the output folder is not empty.
     """
     require_empty(config.out)
     target = target_of_file(config.traces, config.target)
     check_tokenizer(config.traces, target)
+    _check_tried(config)
     length = config.length or min(DEFAULT_LENGTH, target.max_model_len)
     layout = Layout(
         target.think_tokens().end,
@@ -176,6 +177,21 @@ def _summary(folder: Path, meta: PackMeta) -> str:
     if meta.dropped:
         lines.append(f"{meta.tokens_dropped / meta.tokens:.1%} of {meta.dropped} traces whose prompt alone fills a row")
     return " ".join(lines)
+
+
+def _check_tried(config: PackConfig) -> None:
+    """Refuse earliest exit points of traces that were tried where the stable one may be.
+
+    Raises:
+      PackError: they were.
+    """
+    first = next(read_batches(config.traces, LabelledTrace, ("trial",), rows=1), None)
+    how = json.loads(first["trial"][0].as_py()).get("boundaries") if first is not None and len(first) else None
+    if how in ("stable", "bisect") and config.exit_point == "earliest":
+        raise PackError(
+            f"{config.traces}: collected with boundaries={how}, which finds the stable exit point alone; "
+            "exit_point is earliest, expected stable (or collect with boundaries=refine)"
+        )
 
 
 @dataclass(frozen=True)

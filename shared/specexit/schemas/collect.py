@@ -12,7 +12,26 @@ from specexit.config import Config
 from specexit.schemas.engine import EngineConfig
 from specexit.schemas.prompts import ColumnsConfig
 
-TrialChoice = Literal["refine", "all", "bisect"]
+TrialChoice = Literal["refine", "all", "stable", "bisect"]
+
+
+class PartConfig(Config):
+    """One source of prompts, collected into a folder of its own."""
+
+    prompts: str | None = None
+    split: Literal["draft", "calibration", "test"] | None = None
+    n: int | None = Field(default=None, gt=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _prompts_alone(cls, given: object) -> object:
+        return {"prompts": given} if isinstance(given, str) else given
+
+    @model_validator(mode="after")
+    def _one_source(self) -> PartConfig:
+        if (self.prompts is None) == (self.split is None):
+            raise ValueError("exactly one of prompts and split is needed")
+        return self
 
 
 class CollectConfig(Config):
@@ -31,6 +50,11 @@ class CollectConfig(Config):
     n: int | None = Field(
         default=None, gt=0, description="the first n prompts; by default the whole file, or 500 of a split"
     )
+    parts: dict[str, PartConfig] = Field(
+        default={},
+        description="several sources on the same engines, each into out/NAME: parts.NAME=FILE, or "
+        "parts.NAME.prompts or .split, and .n",
+    )
     samples: int = Field(default=1, gt=0, description="traces of each prompt")
     seed: int = Field(default=0, description="of the split's problems and of sampling")
     temperature: float | None = Field(default=None, ge=0, description="of the traces; by default the target's")
@@ -45,7 +69,8 @@ class CollectConfig(Config):
     boundaries: TrialChoice = Field(
         default="refine",
         description="refine: every few boundaries, towards each change, and where the answer is stated; "
-        "bisect: for `stable` alone; or all",
+        "stable: back from the end, for exit_point=stable alone; bisect: the same, as if the verdict changed once; "
+        "or all",
     )
     stride: int = Field(
         default=8, gt=0, description="refine: boundaries between the first trials, fewer where there are few"
@@ -79,8 +104,11 @@ class CollectConfig(Config):
 
     @model_validator(mode="after")
     def _one_source(self) -> CollectConfig:
-        if (self.prompts is None) == (self.split is None):
-            raise ValueError("exactly one of prompts and split is needed")
+        if [self.prompts is None, self.split is None, not self.parts].count(False) != 1:
+            raise ValueError("exactly one of prompts, split and parts is needed")
+        for name in self.parts:
+            if not re.fullmatch(r"\w[\w.-]*", name):
+                raise ValueError(f"parts has the name {name!r}, expected one that a folder may have")
         return self
 
     @model_validator(mode="after")
@@ -95,6 +123,21 @@ class CollectConfig(Config):
         if number >= of:
             raise ValueError(f"shard is {self.shard!r}, expected i/n with i from 0 to n-1, such as 0/8")
         return self
+
+    def each(self) -> list[CollectConfig]:
+        """A config for every folder that is written: this one, or one of each of its parts."""
+        return [
+            self.model_copy(
+                update={
+                    "parts": {},
+                    "prompts": part.prompts,
+                    "split": part.split,
+                    "n": part.n or self.n,
+                    "out": self.out / name,
+                }
+            )
+            for name, part in self.parts.items()
+        ] or [self]
 
     @property
     def part(self) -> tuple[int, int]:
