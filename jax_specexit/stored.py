@@ -43,7 +43,7 @@ def open_checkpoint(run: Path, which: Literal["latest", "best"] = "latest") -> I
         raise ConfigError(f"{run}: no {FOLDERS[which]} folder, expected a run folder that `specexit train` wrote")
     options = ocp.CheckpointManagerOptions(read_only=True)
     handlers = {"state": ocp.PyTreeCheckpointHandler()}
-    with ocp.CheckpointManager(folder, item_handlers=handlers, options=options) as manager:
+    with ocp.CheckpointManager(str(folder), item_handlers=handlers, options=options) as manager:
         step = manager.latest_step()
         if step is None:
             hint = ": the run was never evaluated, set eval_traces" if which == "best" else ""
@@ -82,7 +82,7 @@ def write_checkpoint(
         return jax.make_array_from_callback(value.shape, places[tuple(path.split("/"))], lambda index: value[index])
 
     params = unflatten_mapping({tuple(path.split("/")): on_devices(path) for path in shapes})
-    with ocp.CheckpointManager((folder / FOLDERS["latest"]).absolute()) as manager:
+    with ocp.CheckpointManager(str((folder / FOLDERS["latest"]).absolute())) as manager:
         manager.save(0, args=ocp.args.Composite(state=ocp.args.StandardSave({"params": params})))
         manager.wait_until_finished()
 

@@ -11,6 +11,7 @@ import dataclasses
 import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,7 +29,9 @@ from jax_specexit.model.experts import ExpertLinear, Mixture
 from jax_specexit.model.layers import Linear
 from jax_specexit.model.target import ARCHITECTURES, DENSE, Target, TargetShape
 from jax_specexit.sharding import shardings
+from specexit.buckets import BucketPath
 from specexit.drafts.rope import scaling_fields
+from specexit.drafts.tensors import Stored, read_header
 from specexit.errors import InputError
 
 Index = tuple[slice, ...]
@@ -188,12 +191,30 @@ def _open(folder: Path) -> Iterator[dict[str, Any]]:
     with contextlib.ExitStack() as stack:
         tensors = {}
         for file in files:
+            if isinstance(file, BucketPath):
+                tensors |= {name: _Ranged(stored) for name, stored in read_header(file).items()}
+                continue
             try:
                 handle = stack.enter_context(safe_open(file, framework="numpy"))
             except (OSError, SafetensorError) as error:
                 raise InputError(f"{file}: cannot be read as safetensors (truncated?): {error}") from error
             tensors |= {name: handle.get_slice(name) for name in handle.keys()}  # noqa: SIM118, not a mapping
         yield tensors
+
+
+class _Ranged:
+    """A tensor in a bucket, as safetensors' slices: asked for columns, it reads the rows that they are in."""
+
+    def __init__(self, stored: Stored):
+        self.stored = stored
+
+    def get_shape(self) -> list[int]:
+        """Its sizes."""
+        return list(self.stored.shape)
+
+    def __getitem__(self, index: Index) -> np.ndarray:
+        begin, end, _ = index[0].indices(self.stored.shape[0])
+        return self.stored.rows(begin, end)[(slice(None), *index[1:])]
 
 
 def _check(folder: Path, tensors: Mapping[str, Any], names: np.ndarray, shape: tuple[int, ...]) -> None:
@@ -212,13 +233,22 @@ def _reader(
 
     def read(index: Index) -> np.ndarray:
         wanted, index = np.asarray(names[index[: names.ndim]], object), index[names.ndim :]
-        place, found = index[::-1] if transposed else index, None
-        for i, name in enumerate(wanted.flat):
-            part = tensors[name][place]
-            part = part.T if transposed else part
-            found = np.empty((wanted.size, *part.shape), dtype) if found is None else found
-            found[i] = part
-        assert found is not None
+        place = index[::-1] if transposed else index
+
+        def one(i: int) -> np.ndarray:
+            part = tensors[wanted.flat[i]][place]
+            return part.T if transposed else part
+
+        first = one(0)
+        found = np.empty((wanted.size, *first.shape), dtype)
+        found[0] = first
+
+        def fill(i: int) -> None:
+            found[i] = one(i)
+
+        at_once = 8 if isinstance(tensors[wanted.flat[0]], _Ranged) else 1  # a bucket answers many requests at once
+        with ThreadPoolExecutor(at_once) as pool:
+            list(pool.map(fill, range(1, wanted.size)))
         return found.reshape(*wanted.shape, *found.shape[1:])
 
     return read

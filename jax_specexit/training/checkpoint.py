@@ -32,7 +32,7 @@ class Checkpoints:
         self.every = config.every
         self.manager, self.best = (
             ocp.CheckpointManager(
-                (run / folder).absolute(),
+                str((run / folder).absolute()),
                 options=ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True),
             )
             for folder, keep in ((FOLDERS["latest"], config.keep), (FOLDERS["best"], 1))
@@ -107,7 +107,7 @@ def restore_params(run: Path, which: Literal["latest", "best"] = "latest") -> tu
         raise ConfigError(f"{run}: no {FOLDERS[which]} folder, expected a run folder that `specexit train` wrote")
     options = ocp.CheckpointManagerOptions(read_only=True)
     handlers = {"state": ocp.PyTreeCheckpointHandler()}
-    with ocp.CheckpointManager(folder, item_handlers=handlers, options=options) as manager:
+    with ocp.CheckpointManager(str(folder), item_handlers=handlers, options=options) as manager:
         step = manager.latest_step()
         if step is None:
             hint = ": the run was never evaluated, set eval_traces" if which == "best" else ""

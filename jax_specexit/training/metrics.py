@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,10 +12,12 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tensorboardX import SummaryWriter
+from tensorboardX.record_writer import register_writer_factory
 
 from jax_specexit.training.clock import Clock
 from jax_specexit.training.run import read_began
-from specexit.config import ConfigError, write_text
+from specexit.buckets import BucketPath
+from specexit.config import ConfigError, append_text, write_text
 from specexit.method.signals import NAMES
 
 
@@ -30,6 +31,37 @@ def acceptance_estimate(top1: np.ndarray) -> float:
       1.75
     """
     return float(1 + np.cumprod(top1).sum())
+
+
+class _Events:
+    """TensorBoard's file in a bucket.
+
+    tensorboardX has such a writer, which sends the file once more when Python ends, and tries that for minutes where
+    the bucket no longer answers.
+    """
+
+    def __init__(self, path: str):
+        self.path, self.data = BucketPath(path), bytearray()
+
+    @classmethod
+    def open(cls, path: str) -> _Events:
+        return cls(path)
+
+    @staticmethod
+    def directory_check(path: str) -> None:
+        del path  # there are no folders in a bucket
+
+    def write(self, data: bytes) -> None:
+        self.data += data
+
+    def flush(self) -> None:
+        self.path.write_bytes(self.data)
+
+    def close(self) -> None:
+        """Nothing: it has been flushed, and there is nothing to let go of."""
+
+
+register_writer_factory("gs", _Events)
 
 
 class Metrics:
@@ -80,7 +112,7 @@ class Metrics:
             kept = _until(path, start)
             write_text(path, "".join(kept))
             self.trained = json.loads(kept[-1]).get("trained_seconds", 0.0) if kept else 0.0
-        self.file = path.open("a")
+        self.path = path
         self.board = SummaryWriter(str(run / "tensorboard"), purge_step=start + 1)
 
     def __enter__(self) -> Metrics:
@@ -92,7 +124,6 @@ class Metrics:
         if self.silent:
             return
         self.board.close()
-        self.file.close()
         if self.wandb is not None:
             self.wandb.finish()
 
@@ -146,9 +177,7 @@ class Metrics:
         """Append one line to ``metrics.jsonl``, and its numbers to TensorBoard and Weights & Biases."""
         if self.silent:
             return
-        self.file.write(json.dumps(line) + "\n")
-        self.file.flush()
-        os.fsync(self.file.fileno())  # a mounted bucket has what is synced or closed, no more
+        append_text(self.path, json.dumps(line) + "\n")
         numbers = {name: value for name, value in _flatten(line) if name != "step"}
         for name, value in numbers.items():
             self.board.add_scalar(name, value, line["step"])
@@ -175,7 +204,8 @@ def _start_wandb(run: Path, project: str) -> Any:
     path = run / "wandb-id"
     if not path.exists():
         write_text(path, wandb.util.generate_id())
-    return wandb.init(project=project, id=path.read_text(), resume="allow", dir=str(run), name=run.name)
+    disk = None if isinstance(run, BucketPath) else str(run)  # its own files are on disk, in any case
+    return wandb.init(project=project, id=path.read_text(), resume="allow", dir=disk, name=run.name)
 
 
 def _flatten(value: Any, prefix: str = "") -> list[tuple[str, float]]:

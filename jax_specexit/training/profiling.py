@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import signal
+import tempfile
 import threading
 from pathlib import Path
 
 import jax
+
+from specexit.buckets import BucketPath, upload
 
 ON_DEMAND_STEPS = 5
 """Steps in a trace that SIGUSR1 asked for: enough to see a steady state, few enough for a trace that opens."""
@@ -22,6 +25,8 @@ class Profiler:
         self.folder, self.steps = run / "profile", steps
         self.until: int | None = None
         """Last step of the trace that is being taken."""
+        self.scratch: tempfile.TemporaryDirectory[str] | None = None
+        """The profiler writes to disk alone: where it does so for a run in a bucket, until the trace is whole."""
         self.asked = False
         self.before = None
 
@@ -33,8 +38,7 @@ class Profiler:
 
     def __exit__(self, *_: object) -> None:
         if self.until is not None:
-            jax.profiler.stop_trace()
-            self.until = None
+            self._stop()
         if self.before is not None:
             signal.signal(signal.SIGUSR1, self.before)
 
@@ -50,11 +54,19 @@ class Profiler:
         elif self.asked:
             self.asked, self.until = False, step + ON_DEMAND_STEPS - 1
         if self.until is not None:
-            jax.profiler.start_trace(str(self.folder))
+            self.scratch = tempfile.TemporaryDirectory() if isinstance(self.folder, BucketPath) else None
+            jax.profiler.start_trace(self.scratch.name if self.scratch else str(self.folder))
 
     def end(self, step: int, result: object) -> None:
         """Stop the trace behind its last step, once ``result`` is there: the steps run behind Python's back."""
         if self.until is not None and step >= self.until:
             jax.block_until_ready(result)
-            jax.profiler.stop_trace()
-            self.until = None
+            self._stop()
+
+    def _stop(self) -> None:
+        jax.profiler.stop_trace()
+        self.until = None
+        if self.scratch is not None:
+            assert isinstance(self.folder, BucketPath)
+            upload(Path(self.scratch.name), self.folder)
+            self.scratch.cleanup()

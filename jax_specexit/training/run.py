@@ -73,7 +73,7 @@ def check_folder(config: TrainConfig) -> None:
     Raises:
       ConfigError: it was begun by another recipe, or holds something else.
     """
-    path = Path(config.out) / "run.yaml"
+    path = config.out / "run.yaml"
     if not path.exists():
         others = [p.name for p in config.out.glob("*") if not p.name.startswith(".") and p.name != "plan.json"]
         if others:

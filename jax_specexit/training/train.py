@@ -22,6 +22,7 @@ from jax_specexit.training.checkpoint import Checkpoints
 from jax_specexit.training.data import Batches, check_data, first_rows, open_features
 from jax_specexit.training.metrics import Metrics
 from jax_specexit.training.nonfinite import NonFiniteStop, NotFiniteError
+from jax_specexit.training.place import check_place
 from jax_specexit.training.profiling import Profiler
 from jax_specexit.training.run import Status, check_folder, save_start, write_status
 from jax_specexit.training.start import check_start, start
@@ -41,11 +42,13 @@ def train(config: TrainConfig) -> None:
 
     Raises:
       ConfigError: the run folder belongs to another recipe, the mesh does not fit, or the data is for another target.
+      BucketError: a bucket that cannot be read or written.
       PackError, TraceError, FeatureError: packed data, traces or stored features that cannot be used.
       NotFiniteError: the emergency stop, see `jax_specexit.training.nonfinite`.
     """
     target_config = load_target_config(config.target)
     check_folder(config)
+    check_place(config.out)
     meta = check_data(config, target_config)
     features = open_features(config, target_config, meta)
     check_start(config, target_config, meta)

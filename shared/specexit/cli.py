@@ -270,6 +270,7 @@ def parse(arguments: list[str]) -> tuple[Path | None, list[str]]:
       >>> parse(["recipe.yaml", "--steps", "10", "--seed=1", "--quick", "data=runs/x"])
       (PosixPath('recipe.yaml'), ['steps=10', 'seed=1', 'quick=true', 'data=runs/x'])
     """
+    from specexit.buckets import location
     from specexit.config import ConfigError
 
     path: Path | None = None
@@ -286,7 +287,7 @@ def parse(arguments: list[str]) -> tuple[Path | None, list[str]]:
         elif "=" in argument:
             overrides.append(argument)
         elif path is None:
-            path = Path(argument)
+            path = location(argument)
         else:
             raise ConfigError(f"argument {argument!r} is not key=value, and the config file is already {path}")
     return path, overrides

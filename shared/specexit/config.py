@@ -15,11 +15,12 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
+from specexit.buckets import BucketPath, location, refuse_bucket
 from specexit.errors import InputError
 
 
@@ -31,6 +32,12 @@ class Config(BaseModel):
     """Base of every schema: frozen, and no key that is not declared."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @field_validator("*")
+    @classmethod
+    def _on_disk(cls, value: Any) -> Any:
+        """A path is on disk, unless its key is a `specexit.buckets.Location`."""
+        return refuse_bucket(value) if isinstance(value, Path) else value
 
 
 ConfigT = TypeVar("ConfigT", bound=Config)
@@ -47,7 +54,7 @@ def find(kind: str, name: str) -> Path:
       ConfigError: there is no such file; the message lists the names there are.
     """
     if name.endswith((".yaml", ".yml")):
-        path = Path(name)
+        path = location(name)
         if path.exists():
             return path
         raise ConfigError(f"{path}: file does not exist")
@@ -115,6 +122,7 @@ def _parse(schema: type[BaseModel], key: str, value: str) -> Any:
     """The value of an override: raw where the schema wants a string or a path, YAML otherwise."""
     wanted = _annotation(schema, key)
     kinds = set(get_args(wanted)) if get_origin(wanted) in (Union, UnionType) else {wanted}
+    kinds = {get_args(kind)[0] if get_origin(kind) is Annotated else kind for kind in kinds}
     if kinds <= {str, Path, type(None)}:
         return None if value in ("null", "~") and type(None) in kinds else value
     try:
@@ -205,13 +213,30 @@ def save_run(config: Config, folder: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file beside its place, then rename it there, so that a half-written one is never seen."""
+    """Write a file beside its place, then rename it there, so that a half-written one is never seen.
+
+    In a bucket that is so anyway, and nothing can be renamed.
+    """
     write_bytes(path, text.encode())
 
 
 def write_bytes(path: Path, data: bytes) -> None:
     """As `write_text`."""
+    if isinstance(path, BucketPath):
+        path.write_bytes(data)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     beside.write_bytes(data)
     beside.replace(path)
+
+
+def append_text(path: Path, text: str) -> None:
+    """Put text behind a file's end; it has left this process when this returns."""
+    if isinstance(path, BucketPath):
+        path.append(text.encode())
+        return
+    with path.open("a") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())  # a mounted bucket has what is synced or closed, no more

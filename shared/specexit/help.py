@@ -6,7 +6,7 @@ import types
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -25,6 +25,8 @@ def kind_of(annotation: Any) -> str:
     origin, inside = get_origin(annotation), get_args(annotation)
     if annotation in WORDS:
         return WORDS[annotation]
+    if origin is Annotated:
+        return kind_of(inside[0])
     if origin is Literal:
         return " | ".join(str(value) for value in inside)
     if origin in (Union, types.UnionType):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from specexit.buckets import BucketPath
 
 
 def require_empty(folder: Path) -> None:
@@ -24,10 +27,16 @@ def require_empty(folder: Path) -> None:
 def new_folder(folder: Path) -> Iterator[Path]:
     """A folder to write into, beside its final place; it is moved there when the block ends without an error.
 
+    In a bucket it is moved object by object, and what a reader asks for first comes last (`ENTRIES`): a folder whose
+    move was cut short is refused by whatever reads it.
+
     Raises:
       FileExistsError: ``folder`` is there and not empty.
     """
     require_empty(folder)
+    if isinstance(folder, BucketPath):
+        yield from _new_prefix(folder)
+        return
     folder.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
@@ -38,4 +47,22 @@ def new_folder(folder: Path) -> Iterator[Path]:
         os.rename(beside, folder)
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
+        raise
+
+
+ENTRIES = ("meta.json", "draft.json", "config.json", "traces.parquet")
+"""Files without which a folder of packed data, a run, a draft or traces is none."""
+
+
+def _new_prefix(folder: BucketPath) -> Iterator[Path]:
+    folder.check_writable()
+    beside = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
+    try:
+        yield beside
+        found = sorted(beside.objects(), key=lambda path: (path.name in ENTRIES and path.parent == beside, path))
+        for path in found:
+            path.move(folder / path.relative_to(beside))
+    except BaseException:
+        for path in beside.objects():
+            path.unlink(missing_ok=True)
         raise

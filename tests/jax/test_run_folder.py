@@ -340,7 +340,7 @@ def test_a_batch_that_does_not_divide_is_refused(recipe: TrainConfig) -> None:
     [
         (["cluster.coordinator=localhost:1234"], "expected all three, or none"),
         (["cluster.coordinator=h:1", "cluster.num_processes=2", "cluster.process_id=2"], "expected less than"),
-        (["out=gs://bucket/run"], "mount the bucket"),
+        (["out=s3://bucket/run"], "out is 's3://bucket/run'.*expected a path on disk, or gs://"),
         (["evaluate_every=4"], "without eval_traces"),
         (["profile_steps=[4, 2]"], "1 <= first <= last"),
     ],

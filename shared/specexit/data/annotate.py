@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
+from specexit.buckets import arrow_sink
 from specexit.config import save_run, write_text
 from specexit.data.boundaries import stating
 from specexit.data.rows import LABELLED_SCHEMA, LabelledTrace, Trace
@@ -57,7 +58,10 @@ def annotate(config: AnnotateConfig) -> Statistics:
     with new_folder(config.out) as folder:
         metadata = {**(LABELLED_SCHEMA.metadata or {}), TOKENIZER: tokenizer_sha256(target).encode()}
         schema = LABELLED_SCHEMA.with_metadata(metadata)
-        with pq.ParquetWriter(folder / "traces.parquet", schema, compression="zstd") as writer:
+        with (
+            arrow_sink(folder / "traces.parquet") as sink,
+            pq.ParquetWriter(sink, schema, compression="zstd") as writer,
+        ):
             for block in _label_blocks(config, target.folder):
                 writer.write_batch(_with_schema(block.rows, schema))
                 tally.add(block.tally)

@@ -63,7 +63,7 @@ def refuse_trained(folder: Path, traces: Iterable[AnyTrace], where: Path) -> Non
     if not path.exists():
         return
     try:
-        trained = np.load(path, allow_pickle=False)
+        trained = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
     except (OSError, ValueError) as error:
         raise OverlapError(f"{path}: cannot be read as the hashes of prompts: {error}") from error
     ours = {_short(trace.prompt_hash): trace.id for trace in traces}

@@ -7,12 +7,15 @@ generated, from which the trainer chooses its draft vocabulary. A record is an u
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
+import os
+import shutil
 import threading
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -24,6 +27,7 @@ from jaxtyping import Int
 from pydantic import Field, ValidationError
 from rich.console import Console
 
+from specexit.buckets import BucketPath
 from specexit.config import Config, save_run, write_text
 from specexit.data.overlap import short_hash_of, write_prompts
 from specexit.data.rows import LabelledTrace
@@ -210,17 +214,36 @@ def _write_shards(
     paths: Sequence[Path], found: Iterable[pa.RecordBatch], layout: Layout, workers: int | None
 ) -> _Tally:
     """Pack blocks and deal their rows to the shards in turn."""
+    tally = _Tally()
+    with contextlib.ExitStack() as stack:
+        writers = [stack.enter_context(_writer(path)) for path in paths]
+        for records, part in shown(in_parallel(partial(_pack_block, layout), found, workers), "pack", "blocks"):
+            for i, record in enumerate(records, start=tally.rows):
+                writers[i % len(writers)].write(record)
+            tally.add(part)
+    return tally
+
+
+@contextlib.contextmanager
+def _writer(path: Path) -> Iterator[Any]:
+    """Writes records into an ArrayRecord file.
+
+    The library reads from buckets, but writes files alone. So a shard that goes into a bucket is made in memory (Linux'
+    anonymous files) and sent when it is whole.
+    """
     from array_record.python.array_record_module import ArrayRecordWriter
 
-    writers = [ArrayRecordWriter(str(path), "group_size:1") for path in paths]
-    tally = _Tally()
-    for records, part in shown(in_parallel(partial(_pack_block, layout), found, workers), "pack", "blocks"):
-        for i, record in enumerate(records, start=tally.rows):
-            writers[i % len(writers)].write(record)
-        tally.add(part)
-    for writer in writers:
+    if not isinstance(path, BucketPath):
+        writer = ArrayRecordWriter(str(path), "group_size:1")
+        yield writer
         writer.close()
-    return tally
+        return
+    with os.fdopen(os.memfd_create(path.name), "rb") as memory:
+        writer = ArrayRecordWriter(f"/proc/self/fd/{memory.fileno()}", "group_size:1")
+        yield writer
+        writer.close()
+        with path.open("wb") as sent:
+            shutil.copyfileobj(memory, sent, 1 << 24)
 
 
 def _pack_block(layout: Layout, number: int, block: bytes) -> tuple[list[bytes], _Tally]:

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Bool, Int
 
+from specexit.buckets import arrow_source
 from specexit.data.rows import LACKING, READABLE_VERSIONS, SCHEMA, SCHEMAS, STATES, LabelledTrace, Trace
 from specexit.errors import InputError
 
@@ -65,7 +66,10 @@ def read_batches(
     for file in trace_files(path):
         try:
             # A row group may hold all of a file: it is read in pieces, not ahead.
-            with pq.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False) as opened:
+            with (
+                arrow_source(file) as source,
+                pq.ParquetFile(source, buffer_size=1 << 20, pre_buffer=False) as opened,
+            ):
                 present = _check_schema(file, opened.schema_arrow, kind)
                 reading = [name for name in wanted if name in present]
                 for batch in opened.iter_batches(rows, columns=reading, use_threads=False):

@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from specexit.buckets import BucketPath, arrow_sink, arrow_source
 from specexit.config import ConfigError
 from specexit.data.rows import SCHEMAS, AnyTrace, BareTrace, LabelledTrace, Trace, ids_sha256
 from specexit.data.stream import TraceError, read_batches, rows_of, trace_files, values_of
@@ -46,6 +47,10 @@ def write_traces(path: Path, traces: Sequence[Trace], tokenizer_sha256: str | No
     table = pa.Table.from_pylist([vars(trace) for trace in traces], schema=SCHEMAS[type(traces[0])])
     if tokenizer_sha256 is not None:
         table = table.replace_schema_metadata({**table.schema.metadata, TOKENIZER: tokenizer_sha256.encode()})
+    if isinstance(path, BucketPath):
+        with arrow_sink(path) as sink:
+            pq.write_table(table, sink, compression="zstd")
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     pq.write_table(table, beside, compression="zstd")
@@ -208,7 +213,8 @@ def check_tokenizer(path: Path, target: TargetConfig) -> None:
     ours = tokenizer_sha256(target)
     for file in trace_files(path):
         try:
-            theirs = (pq.read_schema(file).metadata or {}).get(TOKENIZER, ours.encode()).decode()
+            with arrow_source(file) as source:
+                theirs = (pq.read_schema(source).metadata or {}).get(TOKENIZER, ours.encode()).decode()
         except (pa.ArrowException, OSError) as error:
             raise TraceError(f"{file}: cannot be read as Parquet: {error}") from error
         if theirs != ours:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import yaml
 
+from specexit.buckets import location
 from specexit.data.rows import prompt_sha256
 from specexit.data.traces import TraceError, read_traces
 from specexit.drafts.policy import Selection
@@ -28,7 +29,7 @@ def selection_of(run: Path) -> Selection:
     path = run / "run.yaml"
     try:
         config = yaml.safe_load(path.read_text())["config"]
-        traces, n, by = Path(config["eval_traces"]), config["evaluate_n"], config["best_by"]
+        traces, n, by = location(config["eval_traces"]), config["evaluate_n"], config["best_by"]
         chosen = read_traces(traces, n)
     except (OSError, KeyError, TypeError, yaml.YAMLError, TraceError) as error:
         raise SelectionError(

@@ -19,6 +19,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from specexit.buckets import BucketPath
 from specexit.errors import InputError
 
 FLOATS = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype(np.float16)}
@@ -65,23 +66,31 @@ class Stored:
         return math.prod(self.shape) * self.dtype.itemsize
 
     def read(self) -> np.ndarray:
-        """The tensor, read from disk into memory of its own."""
-        count = math.prod(self.shape)
-        flat = np.fromfile(self.file, self.dtype, count, offset=self.start)
-        if flat.size != count:
+        """The tensor, read into memory of its own."""
+        return self._values(0, math.prod(self.shape)).reshape(self.shape)
+
+    def rows(self, begin: int, end: int) -> np.ndarray:
+        """Some of the tensor's rows, without the others; there is at least one axis."""
+        width = math.prod(self.shape[1:])
+        return self._values(begin * width, end * width).reshape(-1, *self.shape[1:])
+
+    def _values(self, begin: int, end: int) -> np.ndarray:
+        """Values in their order, flat."""
+        start, size = self.start + begin * self.dtype.itemsize, (end - begin) * self.dtype.itemsize
+        if isinstance(self.file, BucketPath):
+            data = bytearray(self.file.read_range(start, start + size)) if size else bytearray()
+            flat = np.frombuffer(data, self.dtype, len(data) // self.dtype.itemsize)
+        else:
+            flat = np.fromfile(self.file, self.dtype, end - begin, offset=start)
+        if flat.size != end - begin:
             raise TensorError(f"{self.file}: ends within a tensor, so it is truncated")
-        return flat.reshape(self.shape)
+        return flat
 
     def pieces(self) -> Iterator[np.ndarray]:
         """The tensor's values in order, flat, at most `PIECE` bytes at a time."""
         step, total = PIECE // self.dtype.itemsize, math.prod(self.shape)
-        with self.file.open("rb") as file:
-            file.seek(self.start)
-            for begin in range(0, total, step):
-                flat = np.fromfile(file, self.dtype, min(step, total - begin))
-                if flat.size != min(step, total - begin):
-                    raise TensorError(f"{self.file}: ends within a tensor, so it is truncated")
-                yield flat
+        for begin in range(0, total, step):
+            yield self._values(begin, min(begin + step, total))
 
 
 def open_tensors(folder: Path) -> dict[str, Stored]:

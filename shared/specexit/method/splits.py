@@ -209,7 +209,7 @@ class FastTokenizer:
         if not path.exists():
             raise SplitError(f"{path}: file does not exist, expected the target's fast tokenizer")
         self.name_or_path = str(folder)
-        self.backend = Backend.from_file(str(path))
+        self.backend = Backend.from_str(path.read_text(encoding="utf-8"))
 
     def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
         """Token ids of a text."""

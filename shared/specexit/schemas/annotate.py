@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from pydantic import Field
 
+from specexit.buckets import Location
 from specexit.config import Config
 
 
 class AnnotateConfig(Config):
     """Find the exit points of collected traces, and say how much thinking they would save."""
 
-    traces: Path = Field(description="folder or file that collect wrote")
-    out: Path = Field(description="new folder for the labelled traces and their statistics")
+    traces: Location = Field(description="folder or file that collect wrote")
+    out: Location = Field(description="new folder for the labelled traces and their statistics")
     target: str | None = Field(
         default=None, description="name or YAML file of the target; by default the name in the traces"
     )

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
 
+from specexit.buckets import Location
 from specexit.config import Config
 from specexit.schemas.train import MeshConfig
 
@@ -14,12 +14,14 @@ from specexit.schemas.train import MeshConfig
 class ConvertConfig(Config):
     """Turn a checkpoint of a run into a draft directory, or a draft directory into a checkpoint."""
 
-    run: Path | None = Field(default=None, description="run folder that `specexit train` wrote; or say draft")
+    run: Location | None = Field(default=None, description="run folder that `specexit train` wrote; or say draft")
     which: Literal["latest", "best"] = Field(
         default="latest", description="the newest checkpoint, or the best by the run's best_by"
     )
-    draft: Path | None = Field(default=None, description="draft directory, to be written as a run folder's checkpoint")
-    out: Path = Field(description="new draft directory, or with draft= a new run folder")
+    draft: Location | None = Field(
+        default=None, description="draft directory, to be written as a run folder's checkpoint"
+    )
+    out: Location = Field(description="new draft directory, or with draft= a new run folder")
     dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
         default=None, description="of the draft directory's weights; by default what the target is served in"
     )

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
+from specexit.buckets import Location
 from specexit.config import Config
 
 
 class EvaluateConfig(Config):
     """Judge a training run on traces that it was not trained on."""
 
-    run: Path = Field(description="run folder that `specexit train` wrote")
+    run: Location = Field(description="run folder that `specexit train` wrote")
     target: str | None = Field(
         default=None, description="name or YAML file of the target; by default the one that the run names"
     )
     which: Literal["latest", "best"] = Field(
         default="latest", description="the newest checkpoint, or the best by the run's best_by"
     )
-    traces: Path = Field(description="labelled traces of held-out problems, from `annotate`")
-    out: Path = Field(description="JSON file to write")
+    traces: Location = Field(description="labelled traces of held-out problems, from `annotate`")
+    out: Location = Field(description="JSON file to write")
     n: int | None = Field(default=None, gt=0, description="the first n traces; all by default")
     ttt_steps: int = Field(default=3, gt=0, description="draft steps to judge")

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
+from specexit.buckets import Location
 from specexit.config import Config
 
 
 class PackConfig(Config):
     """Pack labelled traces into training examples of one length."""
 
-    traces: Path = Field(description="folder or file that annotate wrote")
-    out: Path = Field(description="new folder for the shards")
+    traces: Location = Field(description="folder or file that annotate wrote")
+    out: Location = Field(description="new folder for the shards")
     target: str | None = Field(
         default=None, description="name or YAML file of the target; by default the name in the traces"
     )

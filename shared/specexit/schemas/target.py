@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 from pydantic import Field
 
+from specexit.buckets import location
 from specexit.config import CONFIG_ROOTS, Config, ConfigError, find, load, write_text
 from specexit.method.splits import FastTokenizer, ThinkTokens, load_tokenizer, resolve
 from specexit.tiny import EMBEDDED
@@ -44,7 +45,8 @@ class TargetConfig(Config):
     name: str
     path: str = Field(
         description="folder in Hugging Face layout, from the YAML's own folder on; that of a shipped target from the "
-        "working directory on; 'embedded' and 'embedded:mixed' are the package's own"
+        "working directory on; for training alone, it may be in a bucket; 'embedded' and 'embedded:mixed' are the "
+        "package's own"
     )
     think_start: str = "<think>"
     think_end: str = "</think>"
@@ -68,7 +70,7 @@ class TargetConfig(Config):
     @property
     def folder(self) -> Path:
         """Where the model lies."""
-        return EMBEDDED.get(self.path, Path(self.path))
+        return EMBEDDED.get(self.path) or location(self.path)
 
     def hf_config(self) -> dict[str, Any]:
         """The target's ``config.json``; what the YAML says in ``config`` where the folder is not there.
@@ -123,7 +125,7 @@ def load_target_config(name: str) -> TargetConfig:
     file = find("targets", name)
     target = load(TargetConfig, file)
     shipped = file.resolve().parent in [(root / "targets").resolve() for root in CONFIG_ROOTS]
-    if shipped or target.path in EMBEDDED or Path(target.path).is_absolute():
+    if shipped or target.path in EMBEDDED or location(target.path).is_absolute():
         return target
     folder = (file.parent / target.path).absolute()
     if not folder.is_dir() and target.config is None:

@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from specexit.buckets import Location
 from specexit.config import Config
 from specexit.drafts.directory import Source
 
@@ -104,20 +105,22 @@ class TrainConfig(Config):
     """Train a draft and its signal heads."""
 
     target: str = Field(description="name in configs/targets, or a YAML file")
-    data: Path = Field(description="folder that `specexit pack` wrote")
+    data: Location = Field(description="folder that `specexit pack` wrote")
     features: Path | None = Field(
         default=None,
         description="folder that `specexit features` wrote: the target's hidden states are read from there, and its "
         "layers are neither loaded nor run",
     )
-    eval_traces: Path | None = Field(default=None, description="labelled traces of problems that are not trained on")
-    out: Path = Field(description="run folder; an interrupted run in it is continued")
+    eval_traces: Location | None = Field(
+        default=None, description="labelled traces of problems that are not trained on"
+    )
+    out: Location = Field(description="run folder; an interrupted run in it is continued")
     draft: DraftShapeConfig
     aux_layers: tuple[int, ...] | None = Field(
         default=None, description="layers that the draft reads; the target's own choice unless given"
     )
     signals: SignalConfig = SignalConfig()
-    init_from: Path | None = Field(default=None, description="draft directory whose trunk the run starts from")
+    init_from: Location | None = Field(default=None, description="draft directory whose trunk the run starts from")
     freeze_trunk: bool = Field(default=False, description="train the signal head alone; source fc, with init_from")
     steps: int = Field(gt=0, description="optimizer steps")
     batch_size: int = Field(gt=0, description="packed rows per step, over all devices")
@@ -182,15 +185,6 @@ class TrainConfig(Config):
             for name, value in (("eval_traces", self.eval_traces), ("target_int8", self.target_int8 or None)):
                 if value is not None:
                     raise ValueError(f"{name}={value} with features={self.features}: there the target is not run")
-        return self
-
-    @model_validator(mode="after")
-    def _paths(self) -> TrainConfig:
-        for name in ("data", "out"):
-            if str(getattr(self, name)).startswith(("gs:", "s3:")):
-                raise ValueError(
-                    f"{name}={getattr(self, name)} is a bucket, expected a folder that all hosts see: mount the bucket"
-                )
         return self
 
     @model_validator(mode="after")

@@ -1,0 +1,55 @@
+"""Where a run is written: what it will need of that place is tried before anything is loaded or compiled."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+from pathlib import Path
+
+from specexit.buckets import BucketPath
+from specexit.config import ConfigError
+
+MOUNTS = Path("/proc/self/mounts")
+
+
+def check_place(out: Path) -> None:
+    """Check that a run can be saved in a folder that is in a bucket, be it ``gs://`` or mounted through FUSE.
+
+    Raises:
+      BucketError: it may not be written, or there is no such bucket.
+      ConfigError: no folder can be renamed there.
+    """
+    if isinstance(out, BucketPath):
+        out.check_writable()
+    elif kind_of_mount(out).startswith("fuse"):
+        _check_renames(out)
+
+
+def kind_of_mount(path: Path) -> str:
+    """Type of the file system that a path is on, such as ``fuse.gcsfuse``; empty where nothing says so."""
+    if not MOUNTS.exists():
+        return ""
+    kinds: dict[Path, str] = {}
+    for line in MOUNTS.read_text().splitlines():
+        _, point, kind, *_ = line.split()
+        kinds[Path(point.replace("\\040", " "))] = kind
+    where = path.absolute()
+    return next((kinds[place] for place in (where, *where.parents) if place in kinds), "")
+
+
+def _check_renames(out: Path) -> None:
+    """orbax finishes a checkpoint by renaming its folder, which gcsfuse refuses in most buckets unless told to."""
+    out.mkdir(parents=True, exist_ok=True)
+    before, after = (out / f".{name}.{secrets.token_hex(4)}" for name in ("before", "after"))
+    try:
+        before.mkdir()
+        (before / "file").write_bytes(b"renamed with its folder")
+        before.rename(after)
+    except OSError as error:
+        raise ConfigError(
+            f"out={out}: a folder cannot be renamed there ({error.strerror}), as a checkpoint's must be: mount the "
+            "bucket with gcsfuse's --rename-dir-limit=200000, or give it as gs://"
+        ) from error
+    finally:
+        for folder in (before, after):
+            shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,321 @@
+"""``gs://`` from traces to a draft, against a storage server that the tests start.
+
+About a minute of CPU time: a very small draft is trained twice, and compiled once.
+"""
+
+import errno
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NoReturn
+
+import jax
+import numpy as np
+import pytest
+import yaml
+from flax import nnx
+from jax.experimental.compilation_cache import compilation_cache
+
+from jax_specexit.convert import convert
+from jax_specexit.sharding import make_mesh
+from jax_specexit.training import place
+from jax_specexit.training import train as module
+from jax_specexit.training.train import train
+from jax_specexit.weights import _Ranged, load_target
+from specexit import cli
+from specexit.buckets import BucketError, BucketPath, location, upload
+from specexit.config import ConfigError, append_text, load, write_text
+from specexit.data.packing import pack, read_meta
+from specexit.drafts.directory import read_draft
+from specexit.drafts.tensors import read_header
+from specexit.outputs import new_folder
+from specexit.schemas.convert import ConvertConfig
+from specexit.schemas.pack import PackConfig
+from specexit.schemas.score import ScoreConfig
+from specexit.schemas.target import load_target_config
+from specexit.schemas.train import MeshConfig, TrainConfig
+
+
+@pytest.fixture(scope="module", autouse=True)
+def server() -> Iterator[None]:
+    """Every library that reads buckets is told where this one is, by the variable that it knows."""
+    process = subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("emulator.py"))],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,  # clients hang up when they have seen enough
+        text=True,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    address = f"http://127.0.0.1:{process.stdout.readline().strip()}"
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("STORAGE_EMULATOR_HOST", "TENSORSTORE_GCS_HTTP_URL", "CLOUD_STORAGE_EMULATOR_ENDPOINT"):
+            patch.setenv(name, address)
+        yield
+    process.stdin.close()
+    process.wait(timeout=30)
+    process.stdout.close()
+
+
+@pytest.fixture
+def bucket(request: pytest.FixtureRequest) -> BucketPath:
+    """A place of the test's own."""
+    return BucketPath(f"gs://open/{request.node.name}")
+
+
+def names(folder: BucketPath) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.objects())
+
+
+def test_a_path_keeps_its_two_slashes(bucket: BucketPath) -> None:
+    path = location("gs://open/run//x/") / "run.yaml"
+    assert str(path) == "gs://open/run/x/run.yaml"
+    assert location(Path("gs://open/run")) == location("gs://open/run")  # pathlib has made one slash of two
+    assert isinstance(path.parent, BucketPath)
+    assert pickle.loads(pickle.dumps(path)) == path
+    assert path.absolute() == path.resolve() == path
+    assert isinstance(location("gs"), Path)
+    assert not isinstance(location("gs"), BucketPath)
+    for wrong in ("s3://bucket/x", "hf://model"):
+        with pytest.raises(ValueError, match="expected a path on disk, or gs://"):
+            location(wrong)
+    with pytest.raises(ValueError, match="name of a bucket"):
+        location("gs://")
+
+
+def test_what_is_written_is_read(bucket: BucketPath) -> None:
+    assert not bucket.exists()
+    write_text(bucket / "a.txt", "héllo")
+    assert (bucket / "a.txt").read_text() == "héllo"
+    assert (bucket / "a.txt").stat().st_size == 6
+    assert (bucket / "a.txt").is_file()
+    assert bucket.is_dir()
+    with (bucket / "deep" / "b.bin").open("wb") as file:
+        file.write(bytes(range(256)))
+    with (bucket / "deep" / "b.bin").open("rb") as file:
+        file.seek(250)
+        assert file.read() == bytes(range(250, 256))
+    assert (bucket / "deep" / "b.bin").read_range(3, 5) == b"\x03\x04"
+    assert sorted(path.name for path in bucket.iterdir()) == ["a.txt", "deep"]
+    assert list(bucket.glob("*.txt")) == [bucket / "a.txt"]
+    for line in ("1\n", "2\n", "3\n"):
+        append_text(bucket / "lines", line)
+    assert (bucket / "lines").read_text() == "1\n2\n3\n"
+    assert names(bucket) == ["a.txt", "deep/b.bin", "lines"]
+    with pytest.raises(FileNotFoundError, match=r"no such object in the bucket.*'gs://open/.*/none'"):
+        (bucket / "none").read_text()
+
+
+def cut_short(write: Callable[..., object], *what: object) -> NoReturn:
+    write(*what)
+    raise KeyError
+
+
+def test_half_an_object_or_folder_is_never_seen(bucket: BucketPath) -> None:
+    with pytest.raises(KeyError), (bucket / "file").open("wb") as file:
+        cut_short(file.write, bytes(1000))
+    with pytest.raises(KeyError), new_folder(bucket / "folder") as beside:
+        cut_short(write_text, beside / "meta.json", "{}")
+    assert names(bucket) == []
+    with new_folder(bucket / "folder") as beside:
+        for name in ("meta.json", "weights", "deep/meta.json"):
+            write_text(beside / name, name)
+    assert names(bucket) == ["folder/deep/meta.json", "folder/meta.json", "folder/weights"]
+    with (
+        pytest.raises(FileExistsError, match=r"gs://open/.*/folder: output folder is not empty"),
+        new_folder(bucket / "folder"),
+    ):
+        pass
+
+
+def test_a_folder_s_entry_is_moved_last(bucket: BucketPath, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kill between two objects leaves a folder that nothing takes for whole."""
+    moved, move = [], BucketPath.move
+    monkeypatch.setattr(BucketPath, "move", lambda self, to: (moved.append(self.name), move(self, to)))
+    with new_folder(bucket / "draft") as beside:
+        for name in ("config.json", "model.safetensors", "zzz", "aaa"):
+            write_text(beside / name, name)
+    assert moved[-1] == "config.json"
+
+
+def test_what_cannot_be_in_a_bucket_says_so(bucket: BucketPath) -> None:
+    with pytest.raises(BucketError, match=r"gs://open/.*needed as a file on disk: copy it there"):
+        os.listdir(bucket)
+    with pytest.raises(BucketError, match="cannot be opened as 'a' in a bucket"):
+        (bucket / "x").open("a")
+    wrong = [f"{key}=gs://open/x" for key in ("draft", "traces", "out")]
+    with pytest.raises(ConfigError, match=r"out is 'gs://open/x'.*expected a path on disk: copy it, or mount the bu"):
+        load(ScoreConfig, None, wrong)
+
+
+@pytest.fixture(scope="module")
+def stored(server: None, small_target: Path, packed: Path) -> BucketPath:
+    """The small target and its labelled traces, in the bucket."""
+    home = BucketPath("gs://open/stored")
+    upload(small_target.parent / "model", home / "model")
+    upload(packed.parent / "trained", home / "traces")
+    target = yaml.safe_load(small_target.read_text()) | {"path": str(home / "model")}
+    write_text(home / "small.yaml", yaml.safe_dump(target))
+    return home
+
+
+def test_a_target_is_read_by_ranges(stored: BucketPath, small_target: Path) -> None:
+    """Onto a mesh, and the part of a tensor that a shard asks for, against the same files on disk."""
+    there, here = (load_target_config(str(path)) for path in (stored / "small.yaml", small_target))
+    assert there.tokenizer().encode("3 + 4") == here.tokenizer().encode("3 + 4")
+    assert there.hf_config() == here.hf_config()
+    mesh = make_mesh(MeshConfig())
+    for ours, theirs in zip(
+        jax.tree.leaves(nnx.state(load_target(there.folder, mesh=mesh))),
+        jax.tree.leaves(nnx.state(load_target(here.folder))),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs))
+    name, part = "model.layers.1.mlp.down_proj.weight", (slice(3, 9), slice(2, 30))
+    far, near = (read_header(next(folder.glob("*.safetensors")))[name] for folder in (there.folder, here.folder))
+    assert far.shape == near.shape
+    np.testing.assert_array_equal(_Ranged(far)[part], near.read()[part])
+
+
+@pytest.fixture(scope="module")
+def compiled(server: None) -> Iterator[BucketPath]:
+    """What has been compiled is kept in the bucket as well."""
+    before = jax.config.values["jax_persistent_cache_min_compile_time_secs"]
+    folder = BucketPath("gs://open/compiled")
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    compilation_cache.reset_cache()
+    yield folder
+    jax.config.update("jax_compilation_cache_dir", None)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", before)
+    compilation_cache.reset_cache()
+
+
+def recipe_of(base: TrainConfig, folder: Path, **changes: object) -> TrainConfig:
+    places = {"out": str(folder / "run"), "data": str(folder / "packed")}
+    return TrainConfig.model_validate(base.model_dump() | places | changes)
+
+
+def losses(run: Path) -> dict[int, float]:
+    return {line["step"]: line["loss"] for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines())}
+
+
+def test_from_traces_to_a_draft_in_a_bucket(
+    stored: BucketPath,
+    compiled: BucketPath,
+    small_target: Path,
+    packed: Path,
+    base_recipe: TrainConfig,
+    bucket: BucketPath,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Pack, train, a preemption, resume, convert: bit by bit what comes of it on disk, of which nothing is used."""
+    for folder in ("here", "disk", "temporary"):
+        (tmp_path / folder).mkdir()
+    here = tmp_path / "disk"
+    train(recipe_of(base_recipe, here, data=str(packed), target=str(small_target)))
+    convert(ConvertConfig(run=here / "run", out=here / "draft"))
+
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    target = str(stored / "small.yaml")
+    keys = [f"traces={stored / 'traces'}", f"out={bucket / 'packed'}", f"target={target}", "length=128"]
+    pack(load(PackConfig, None, keys))
+    ours, theirs = (read_meta(folder).model_dump(exclude={"config_sha256"}) for folder in (bucket / "packed", packed))
+    assert ours == theirs
+    recipe = recipe_of(base_recipe, bucket, target=target)
+
+    advance = module.Metrics.advance
+
+    def terminated(self: module.Metrics, step: int, metrics: dict) -> None:
+        advance(self, step, metrics)
+        if step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(module.Metrics, "advance", terminated)
+    train(recipe)
+    assert json.loads((recipe.out / "status.json").read_text())["status"] == "preempted"
+    assert max(losses(recipe.out)) < recipe.steps
+    monkeypatch.setattr(module.Metrics, "advance", advance)
+    train(recipe)
+    assert json.loads((recipe.out / "status.json").read_text())["status"] == "finished"
+    assert losses(recipe.out) == losses(here / "run")
+    convert(load(ConvertConfig, None, [f"run={recipe.out}", f"out={bucket / 'draft'}"]))
+
+    assert not [*(tmp_path / "here").iterdir(), *(tmp_path / "temporary").iterdir()]
+    (_, ours), (_, theirs) = read_draft(bucket / "draft"), read_draft(here / "draft")
+    assert ours.keys() == theirs.keys()
+    for name in theirs:
+        np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
+    events = [path.read_bytes() for path in recipe.out.glob("tensorboard/events*")]
+    assert len(events) == 2  # before the preemption, and behind it
+    assert all(b"signal_loss/remaining" in data for data in events)
+    assert any(compiled.iterdir())
+
+    # The draft, in the bucket, is what another run starts from, and what a run folder is made of.
+    convert(load(ConvertConfig, None, [f"draft={bucket / 'draft'}", f"out={bucket / 'again'}"]))
+    assert "checkpoints/0/commit_success.txt" in names(bucket / "again")
+    warm = recipe_of(base_recipe, bucket, target=target, init_from=str(bucket / "draft"), out=str(bucket / "warm"))
+    fixed, *_ = module.start(
+        warm, load_target_config(target), read_meta(warm.data), module.first_rows(warm.data, read_meta(warm.data)),
+        make_mesh(warm.mesh),
+    )  # fmt: skip
+    np.testing.assert_array_equal(fixed.vocab, theirs["d2t"] + np.arange(len(theirs["d2t"])))
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ("gs://locked/run", "gs://locked/run/.*: cannot be written: .*storage.objects.create access to the bucket"),
+        ("gs://absent/run", "gs://absent/run: there is no such bucket, or no permission to see it"),
+    ],
+)
+def test_a_bucket_that_refuses_is_one_line_before_anything_is_loaded(
+    base_recipe: TrainConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    out: str,
+    message: str,
+) -> None:
+    def loaded(*_: object) -> NoReturn:
+        raise AssertionError("the target was loaded")
+
+    monkeypatch.setattr(module, "start", loaded)
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(base_recipe.model_dump(mode="json")))
+    with pytest.raises(SystemExit):
+        cli.run("train", [str(path), f"out={out}"])
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    with pytest.raises(BucketError, match=message):
+        load(TrainConfig, path, [f"out={out}"]).out.check_writable()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_a_mounted_bucket_in_which_no_folder_can_be_renamed_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mounts = tmp_path / "mounts"
+    mounts.write_text(f"/dev/sda / ext4 rw 0 0\nbucket {tmp_path}/a\\040b fuse.gcsfuse rw,nosuid 0 0\n")
+    monkeypatch.setattr(place, "MOUNTS", mounts)
+    out = tmp_path / "a b" / "run"
+    assert place.kind_of_mount(out) == "fuse.gcsfuse"
+    assert place.kind_of_mount(tmp_path) == "ext4"
+    place.check_place(out)
+    assert list(out.iterdir()) == []
+
+    def refused(self: Path, target: Path) -> NoReturn:
+        raise OSError(errno.EMFILE, "Too many open files")  # gcsfuse's answer
+
+    monkeypatch.setattr(Path, "rename", refused)
+    place.check_place(tmp_path / "run")  # a disk is not asked
+    with pytest.raises(ConfigError, match=r"a folder cannot be renamed.*gcsfuse's --rename-dir-limit"):
+        place.check_place(out)
+    assert list(out.iterdir()) == []
