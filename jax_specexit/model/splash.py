@@ -9,6 +9,7 @@ Shape legend: batch, time (of the queries), all (time of the keys), heads (query
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -30,6 +31,10 @@ LANES = 128
 
 TILE = 512
 """Rows and columns of the kernel's tiles, or the largest power of two below that divides the length."""
+
+WIDE = 4
+"""Tiles of keys in a block of the backward pass; 2,048 keys are also what MaxText's benchmark of a Llama 3.1 8B on v5e
+takes (benchmarks/maxtext_v5e_model_configs.py)."""
 
 
 def fits(q: Float[Array, "batch time heads dim"], shards: int = 1) -> bool:
@@ -101,7 +106,7 @@ class Splash:
         causal.q_sequence = context.order(time, self.shards).reshape(-1).astype(np.int32)
         kernel = kernels.make_splash_mha(
             masks.MultiHeadMask([causal] * heads),
-            block_sizes=kernels.BlockSizes(**dict.fromkeys(BLOCKS, tile_of(time, self.shards))),
+            block_sizes=_blocks(time, tile_of(time, self.shards)),
             save_residuals=True,
             head_shards=1,  # of this device's heads; the mesh is shard_map's business
             q_seq_shards=self.shards,
@@ -109,8 +114,8 @@ class Splash:
         )
         if self.shards == 1:
             return kernel
-        infos = (kernel.fwd_mask_info, kernel.dq_mask_info, kernel.dkv_mask_info)
-        return kernels.SplashAttentionKernel(*(self._part(info) for info in infos), **kernel.kwargs)
+        forward, backward = self._part(kernel.fwd_mask_info), self._part(kernel.dkv_mask_info)
+        return kernels.SplashAttentionKernel(forward, None, backward, **kernel.kwargs)
 
     def _part(self, info: Any) -> Any:
         """This chip's part of what is in the order of the queries: [heads, tiles, ...] and [queries]."""
@@ -122,7 +127,25 @@ class Splash:
         return info._replace(**sliced, q_sequence=cut(info.q_sequence, 0))
 
 
-BLOCKS = ("block_q", "block_kv", "block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute", "block_q_dq", "block_kv_dq")
+def _blocks(time: int, tile: int) -> kernels.BlockSizes:
+    """One kernel for the whole backward pass: five products a tile, where one for queries and one for keys take seven.
+
+    Every block of keys writes its part of the queries' gradient out, to be added up behind it; so blocks of keys are
+    wide, and are gone through in tiles.
+    """
+    return kernels.BlockSizes(
+        block_q=tile,
+        block_kv=tile,
+        block_q_dkv=tile,
+        block_kv_dkv=wide_of(time, tile),
+        block_kv_dkv_compute=tile,
+        use_fused_bwd_kernel=True,
+    )
+
+
+def wide_of(time: int, tile: int) -> int:
+    """Keys of a block in the backward pass."""
+    return math.gcd(time, WIDE * tile)
 
 
 def tile_of(time: int, shards: int = 1) -> int:
@@ -144,6 +167,6 @@ def _backward(kernel: Any, scaled, key, value, segments, out, log_total, d_out) 
     settings = {name: value for name, value in kernel.kwargs.items() if name != "save_residuals"}
     residuals = (
         *(scaled, key, value, segments, None),
-        *(out, log_total, kernel.dq_mask_info, kernel.dkv_mask_info),
+        *(out, log_total, None, kernel.dkv_mask_info),
     )
     return kernels._splash_attention_bwd(save_residuals=False, **settings, res=residuals, do=d_out)[3:6]

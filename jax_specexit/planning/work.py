@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from jax.sharding import AbstractMesh, Mesh
 
-from jax_specexit.model.splash import tile_of
+from jax_specexit.model.splash import tile_of, wide_of
 from jax_specexit.planning.aot import Shapes
 from jax_specexit.sharding import CONTEXT, EXPERT, ROWS
 from jax_specexit.training.optimizer import NEWTON_SCHULZ
@@ -27,8 +27,8 @@ from specexit.schemas.train import TrainConfig
 BYTES = 2
 """Of an operand: bfloat16."""
 
-SPLASH_BACKWARD = 7
-"""Products per tile in the kernel's backward pass: scores and their gradient are formed twice, for queries and keys."""
+SPLASH_BACKWARD = 5
+"""Products per tile in the kernel's backward pass: scores, their gradient, and those of queries, keys and values."""
 
 
 @dataclass(frozen=True)
@@ -71,11 +71,15 @@ def product(
 def attention(
     part: str, rows: float, length: int, heads: float, dim: int, diagonals: int, *, tile: int, backward: int
 ) -> Work:
-    """Causal attention plus diagonals; two products a tile forward, ``backward`` ones back (0: no gradient)."""
+    """Causal attention plus diagonals; two products a tile forward, ``backward`` ones back (0: no gradient).
+
+    The blocks of the backward pass are wider than they are high, and on the diagonal they are computed whole.
+    """
     tile = min(tile, length & -length)
     tiles, pairs, own = rows * (length + tile) / 2, rows * (length + 1) / 2, rows * diagonals
+    blocks = rows * (length + (tile + wide_of(length, tile)) / 2) / 2
     per_pair = 2 * heads * dim
-    executed = per_pair * (tiles * (2 + backward) + own * (2 + 4 * bool(backward)))
+    executed = per_pair * (tiles * 2 + blocks * backward + own * (2 + 4 * bool(backward)))
     useful = per_pair * (pairs + own) * (2 + 4 * bool(backward))
     moved = BYTES * rows * heads * dim * (4 + 2 * diagonals) * (3 if backward else 1)
     return Work(part, executed, useful, moved)

@@ -13,8 +13,11 @@ from jax_specexit.model.splash import Splash
 TIME, HEADS, DIM = 256, 4, 128
 
 
-@pytest.mark.parametrize(("steps", "kv_heads"), [(1, 4), (3, 2)])
-def test_equals_the_masked_oracle(steps: int, kv_heads: int) -> None:
+@pytest.mark.parametrize(("steps", "kv_heads", "wide"), [(1, 4, 2), (3, 2, 1)])
+def test_equals_the_masked_oracle(steps: int, kv_heads: int, wide: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In two tiles, which the backward pass takes as one block or as two."""
+    monkeypatch.setattr(splash, "TILE", TIME // 2)
+    monkeypatch.setattr(splash, "WIDE", wide)
     segments = jnp.asarray([[1] * 100 + [2] * 60 + [3] * 96, [1] * 250 + [0] * 6])
     keys = jax.random.split(jax.random.key(steps), 2 * steps + 2)
     q, wanted = (jax.random.normal(key, (2, TIME, HEADS, DIM)) for key in keys[:2])
