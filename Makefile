@@ -8,7 +8,7 @@ SERVE ?= $(if $(shell command -v nvidia-smi),serve,serve-cpu)
 RELEASES ?= runs/vllm-releases
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve chat test test-gpu test-tpu compat lint bench bench-data bench-labels bench-serving bench-training bench-signals \
+.PHONY: help demo serve chat test test-gpu test-tpu compat compat-engines lint bench bench-data bench-labels bench-serving bench-training bench-signals \
   bench-certificate bench-families bench-field bench-full-size continuation soak layouts features plan-all docs tiny-reasoner tiny-mixed format clean
 
 help:  ## Show this list
@@ -32,6 +32,9 @@ test-gpu: $(VENV)/.dev-ready  ## Run the tests that need an NVIDIA GPU
 compat: $(VENV)/.dev-ready  ## Check the hooks against the sources of released vLLM versions (downloads 0.7 GB)
 	@$(BIN)/python tests/serving/fetch_releases.py $(RELEASES)
 	@SPECEXIT_RELEASES=$(RELEASES) $(BIN)/python -m pytest tests/serving/test_releases.py
+
+compat-engines: $(VENV)/.dev-ready  ## Run engines of older vLLM builds, each in an environment of its own (3 GB each)
+	@$(BIN)/python tests/serving/release_engines.py runs/vllm-engines
 
 lint: $(VENV)/.dev-ready  ## Check style (ruff), types (pyright) and the import rules
 	@$(BIN)/ruff check .
@@ -91,9 +94,10 @@ bench-full-size: $(VENV)/.demo-ready  ## Measure at the size of Qwen3-0.6B, on a
 	@$(BIN)/specexit bench-full-size configs/bench/full-size.yaml $(if $(SHAPE),shape=$(SHAPE))
 
 soak: $(VENV)/.dev-ready  ## A server for twenty minutes under load, reloads, weight updates and preemption
-	@SPECEXIT_SOAK=$${SPECEXIT_SOAK:-1200} OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/serving/test_soak.py -s $(ARGS)
+	@SPECEXIT_SOAK=$${SPECEXIT_SOAK:-1200} OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/serving/test_load.py \
+	  tests/serving/test_soak.py -s $(ARGS)
 
-continuation: $(VENV)/.dev-ready  ## 1,000 exits on every runner and scheduler, each checked against plain vLLM
+continuation: $(VENV)/.dev-ready  ## 1,500 exits on every runner and scheduler, each checked against plain vLLM
 	@SPECEXIT_CONTINUATION=1 $(BIN)/python -m pytest tests/serving/test_continuation.py -s $(ARGS)
 
 layouts: $(VENV)/.dev-ready  ## A draft of every published layout in vLLM, against JAX and PyTorch (a quarter of an hour)
