@@ -107,7 +107,7 @@ def bench_serving(config: BenchServingConfig) -> dict[str, Any]:
                     accelerator = engine.wait_ready()["accelerator"]
                 for batch, of in turns.items():
                     _take_turns(config, engines, traces, batch, pair, of)
-    result = gather(config, turns, accelerator)
+    result = gather(config, target.name, turns, accelerator)
     write_text(config.out, json.dumps(result, indent=2) + "\n")
     console = Console()
     console.print(table(result))
@@ -116,6 +116,7 @@ def bench_serving(config: BenchServingConfig) -> dict[str, Any]:
         f"{result['triton_launches_per_step']} launch(es) of the Triton kernel; a prompt of 131,072 tokens without a "
         f"think marker: {result['prompt_ms']['no marker']:.3f} ms"
     )
+    console.print(step_table(result["by_batch"]))
     return result
 
 
@@ -162,7 +163,9 @@ def _job(extra_args: dict[str, Any], prompts: list[list[int]], batch: int, max_n
     return {"prompts": prompts, "batch": batch, "max_new_tokens": max_new_tokens, "extra_args": extra_args}
 
 
-def gather(config: BenchServingConfig, turns: dict[int, dict[str, Turns]], accelerator: str | None) -> dict[str, Any]:
+def gather(
+    config: BenchServingConfig, target: str, turns: dict[int, dict[str, Turns]], accelerator: str | None
+) -> dict[str, Any]:
     """``serving.json``.
 
     Raises:
@@ -179,6 +182,7 @@ def gather(config: BenchServingConfig, turns: dict[int, dict[str, Turns]], accel
             raise BenchError(f"batch {batch}: {ours.differing(base)} texts differ, expected plain EAGLE-3's of both")
         speeds[str(batch)] = {name: one.tokens_per_second for name, one in of.items()}
     return {
+        "target": target,
         "ratio_to_eagle3": ratios,
         "steps_lost_to_stopping": lost,
         "texts_that_differ": differing,
@@ -193,6 +197,9 @@ def gather(config: BenchServingConfig, turns: dict[int, dict[str, Turns]], accel
             "eager_ops_per_step": "aten calls of the rule in a step on a CPU whose verdict is to go on; numpy is not "
             "counted",
             "prompt_ms": "CPU time of a worker for finding out whether a prompt of 131,072 tokens opens the thinking",
+            "by_batch": "a step of so many requests without news: launches of the kernel, tensors allocated around it, "
+            "rows sent on to the engine core, CPU milliseconds of three processes, and the most bytes that source fc "
+            "gathers at a time (hidden size 8,192, three draft tokens)",
         },
         "hardware": describe_hardware(accelerator),
         "versions": versions(),
@@ -203,12 +210,12 @@ def gather(config: BenchServingConfig, turns: dict[int, dict[str, Turns]], accel
 
 
 def count_operations(*, interpreted: bool) -> dict[str, Any]:
-    """What `plugin.worker.cost` counts, in a process of its own; without a GPU it needs Triton's interpreter.
+    """What `plugin.step_cost` counts, in a process of its own; without a GPU it needs Triton's interpreter.
 
     Raises:
       BenchError: that process fails.
     """
-    command = [sys.executable, "-m", "torch_specexit.plugin.worker.cost"]
+    command = [sys.executable, "-m", "torch_specexit.plugin.step_cost"]
     environment = os.environ | ({"TRITON_INTERPRET": "1"} if interpreted else {})
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
@@ -237,4 +244,26 @@ def table(result: dict[str, Any]) -> Table:
             f"{mean:.3f} ({low:.3f}..{high:.3f})",
             f"{result['steps_lost_to_stopping'][batch]:.1%}",
         )
+    return out
+
+
+def step_table(by_batch: dict[str, dict[str, Any]]) -> Table:
+    """What a step without news costs beside the model, for a person."""
+    out = Table(title="a step without news, beside the model", title_justify="left")
+    out.add_column("batch", justify="right")
+    headings = {
+        "launches": "launches",
+        "allocations": "allocations",
+        "rows_sent": "rows sent",
+        "worker_ms": "worker ms",
+        "engine_core_ms": "engine core ms",
+        "front_end_ms": "front end ms",
+        "fc_temporary_bytes": "fc, MiB",
+    }
+    for heading in headings.values():
+        out.add_column(heading, justify="right")
+    for batch, of in by_batch.items():
+        shown = of | {"fc_temporary_bytes": of["fc_temporary_bytes"] / 2**20}
+        cells = [f"{shown[name]:.3f}" if isinstance(shown[name], float) else str(shown[name]) for name in headings]
+        out.add_row(batch, *cells)
     return out

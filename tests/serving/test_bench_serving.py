@@ -6,11 +6,12 @@ import json
 
 import pytest
 
-from specexit.bench.process import BenchError
+from specexit.bench.process import BenchError, BenchProcess
 from specexit.data.traces import write_traces
 from specexit.schemas.bench_serving import BenchServingConfig
 from tests.serving.test_bench import generated_traces
-from torch_specexit.bench_serving import Turns, bench_serving, gather
+from torch_specexit import bench_serving as module
+from torch_specexit.bench_serving import METHODS, WARM_UP_TOKENS, Turns, _take_turns, bench_serving, gather
 
 
 def config(folder, draft) -> BenchServingConfig:
@@ -21,7 +22,7 @@ def config(folder, draft) -> BenchServingConfig:
         out=folder / "bench" / "serving.json",
         batches=(1, 3),
         rounds=2,
-        pairs=2,
+        pairs=1,
         max_new_tokens=40,
     )
 
@@ -41,6 +42,12 @@ def test_it_measures_the_same_texts_with_and_without_exits(drafts, tmp_path):
     assert result["eager_ops_per_step"] <= 428 / 3  # the study's prototype needed 428; numpy's part is not counted
     assert set(result["prompt_ms"]) == {"no marker", "marker at the beginning", "marker at the end"}
     assert min(result["prompt_ms"].values()) > 0
+    assert result["target"] == "tiny-reasoner"
+    assert list(result["by_batch"]) == ["1", "32", "1024"]
+    for of in result["by_batch"].values():
+        assert (of["launches"], of["allocations"], of["rows_sent"]) == (1, 0, 0)
+        assert min(of[f"{process}_ms"] for process in ("worker", "engine_core", "front_end")) > 0
+        assert of["fc_temporary_bytes"] <= 64 << 20
 
 
 def turns(**changes) -> Turns:
@@ -48,16 +55,49 @@ def turns(**changes) -> Turns:
     return Turns(**{"seconds": [1.0, 1.0], "tokens": [2, 2], "token_ids": [[5, 6], [7, 8]], "n_drafts": 4} | changes)
 
 
-def test_a_text_that_differs_is_an_error_on_a_cpu_and_counted_on_a_gpu(tmp_path):
+def test_a_text_that_differs_is_an_error_on_a_cpu_and_counted_on_a_gpu(tmp_path, monkeypatch):
     """On a GPU other shapes round otherwise; tokens per second then come from what each method has written."""
+    monkeypatch.setattr(module, "count_operations", lambda *, interpreted: {})
     ours = turns(seconds=[0.5, 0.5], tokens=[2, 1], token_ids=[[5, 6], [7]], n_drafts=5)
     measured = {8: {"eagle3": turns(), "specexit": ours}}
     with pytest.raises(BenchError, match="batch 8: 1 texts differ, expected plain EAGLE-3's of both"):
-        gather(config(tmp_path, tmp_path), measured, None)
-    result = gather(config(tmp_path, tmp_path), measured, "some GPU")
+        gather(config(tmp_path, tmp_path), "a target", measured, None)
+    result = gather(config(tmp_path, tmp_path), "a target", measured, "some GPU")
     assert result["texts_that_differ"] == {"8": 1}
     assert result["ratio_to_eagle3"]["8"][0] == (3 / 1.0) / (4 / 2.0)
     assert result["hardware"]["accelerator"] == "some GPU"
+
+
+class Engine(BenchProcess):
+    """Stands for an engine: notes what it is asked, and answers with nothing written."""
+
+    def __init__(self, order):
+        self.jobs, self.order = [], order
+
+    def ask(self, job):
+        self.jobs.append(job)
+        self.order.append(self)
+        return {"seconds": [1.0], "requests": [], "n_drafts": 0, "n_accepted": 0}
+
+
+def test_pairs_of_engines_share_the_groups_of_prompts_and_who_begins_alternates(tmp_path):
+    traces, order = generated_traces(6), []
+    asked = config(tmp_path, tmp_path).model_copy(update={"batches": (3,), "rounds": 4, "pairs": 2})
+    groups = []
+    for pair in range(asked.pairs):
+        engines = {name: Engine(order) for name in METHODS}
+        taken = {name: Turns() for name in METHODS}
+        _take_turns(asked, engines, traces, 3, pair, taken)
+        eagle3, ours = engines["eagle3"], engines["specexit"]
+        assert order == [eagle3, ours, ours, eagle3, eagle3, ours]  # the first two warm up
+        order.clear()
+        warm_up, *jobs = eagle3.jobs
+        assert (warm_up["max_new_tokens"], warm_up["batch"]) == (WARM_UP_TOKENS, 3)
+        assert [job["prompts"] for job in jobs] == [job["prompts"] for job in ours.jobs[1:]]
+        groups += [job["prompts"] for job in jobs]
+        assert len(taken["specexit"].seconds) == 2
+    wanted = [[traces[(3 * i + j) % 6].prompt_ids for j in range(3)] for i in (0, 2, 1, 3)]
+    assert groups == wanted
 
 
 def test_a_draft_without_signals_has_no_cost_to_measure(drafts, tmp_path):

@@ -122,6 +122,38 @@ def test_what_another_instance_goes_on_with_was_not_cut_off(transfer, expected):
     assert expected in OUTCOMES
 
 
+class Counting(dict):
+    """A mapping that counts who looks something up in it."""
+
+    looked_up = 0
+
+    def get(self, *args):
+        self.looked_up += 1
+        return super().get(*args)
+
+
+def test_a_request_that_there_is_no_news_of_is_told_as_it_stands_and_not_looked_at():
+    """Each output used to cost five look-ups of its request's state, 0.6 ms a step at 1,024 requests."""
+    engine = Engine()
+    told = engine.step({0: row(THINKING, 20)})
+    states = engine.processor.request_states = Counting(engine.processor.request_states)
+    outputs = [core_output(name) for name in states]
+    assert frontend.attach(engine.processor, outputs) == []
+    assert [output.kv_transfer_params[KEY] for output in outputs] == told
+    assert states.looked_up == 0
+
+
+def test_requests_that_were_aborted_are_forgotten():
+    engine = Engine()
+    engine.step({0: row(THINKING, 20)})
+    latest = getattr(engine.processor, frontend.LATEST)
+    (gone,) = latest
+    engine.processor.request_states.clear()  # no output says so
+    latest |= {f"another that is gone {i}": {} for i in range(frontend.MOST_GONE)}
+    assert frontend.attach(engine.processor, [core_output(gone)]) == []
+    assert latest == {}
+
+
 def test_choices_are_told_apart():
     engine = Engine(n=2)
     (told,) = engine.step({0: row(THINKING, 20)})

@@ -20,36 +20,54 @@ if TYPE_CHECKING:
 ADMITTED = "specexit_admitted"
 """Attribute of a `RequestState`: what the server has decided about the request."""
 
+LATEST = "specexit_latest"
+"""Attribute of an `OutputProcessor`: what outputs of each running request say while there is no news of it, by id."""
+
+MOST_GONE = 64
+"""Requests that vLLM has forgotten without an output, by an abort, before they are forgotten here."""
+
 RUNNING = ("thinking", "answering")
 
 
 def attach(processor: Any, outputs: Iterable[Any]) -> list[Any]:
     """Put into each output how its request stands, before vLLM processes it.
 
+    In nearly all steps there is news of a few requests at most; for the others this loop is all that is done.
+
     Args:
       processor: vLLM's `OutputProcessor`.
       outputs: `EngineCoreOutput` of one step.
 
     Returns:
-      States of the requests of which anything is known.
+      States of the requests that there is news of, or that end, and of which anything is known.
     """
+    latest: dict[str, dict[str, Any]] = vars(processor).setdefault(LATEST, {})
+    if len(latest) > len(processor.request_states) + MOST_GONE:
+        for gone in latest.keys() - processor.request_states.keys():
+            del latest[gone]
     known = []
     for output in outputs:
-        state = processor.request_states.get(output.request_id)
-        if state is None:
-            continue
-        params = output.kv_transfer_params or {}
-        if INACTIVE_KEY in params:
-            front: FrontEnd | None = getattr(processor, KEY, None)
-            if front is not None:
-                front.activity.fail("failed", params[INACTIVE_KEY])
-        report = params.get(KEY)
-        if report is not None:
-            setattr(state, KEY, _labelled(report, getattr(state, ADMITTED, None)))
-        if getattr(state, KEY, None) is not None:
-            output.kv_transfer_params = {**(output.kv_transfer_params or {}), KEY: _standing(state)}
-            known.append(state)
+        if output.kv_transfer_params is None and output.finish_reason is None:
+            told = latest.get(output.request_id)
+            if told is not None:
+                output.kv_transfer_params = told
+        elif (state := processor.request_states.get(output.request_id)) is not None:
+            _take_in(processor, state, output)
+            if (report := getattr(state, KEY, None)) is not None:
+                told = latest[output.request_id] = {KEY: report} if state.parent_req is None else _of_all(state)
+                output.kv_transfer_params = {**(output.kv_transfer_params or {}), **told}
+                known.append(state)
     return known
+
+
+def _take_in(processor: Any, state: Any, output: Any) -> None:
+    """What is new about a request."""
+    params = output.kv_transfer_params or {}
+    front: FrontEnd | None = getattr(processor, KEY, None)
+    if INACTIVE_KEY in params and front is not None:
+        front.activity.fail("failed", params[INACTIVE_KEY])
+    if (report := params.get(KEY)) is not None:
+        setattr(state, KEY, _labelled(report, getattr(state, ADMITTED, None)))
 
 
 def _labelled(report: dict[str, Any], admitted: Admitted | None) -> dict[str, Any]:
@@ -59,8 +77,14 @@ def _labelled(report: dict[str, Any], admitted: Admitted | None) -> dict[str, An
     return report | {"point": admitted.point, "certified": admitted.certified}
 
 
-def _standing(state: Any) -> dict[str, Any]:
-    return getattr(state, KEY) if state.parent_req is None else {"choices": choices_of(state)}
+def _of_all(state: Any) -> dict[str, Any]:
+    """What outputs of a request with several choices say: one object, brought up to date, for all of its choices."""
+    parent = state.parent_req
+    if not hasattr(parent, LATEST):
+        setattr(parent, LATEST, {})
+    told: dict[str, Any] = getattr(parent, LATEST)
+    told[KEY] = {"choices": choices_of(state)}
+    return told
 
 
 def choices_of(state: Any) -> list[dict[str, Any] | None]:
@@ -82,6 +106,7 @@ def settle(processor: Any, states: Sequence[Any], stats: Any) -> None:
       stats: the `IterationStats` of the step, or None where nothing is counted.
     """
     front: FrontEnd | None = getattr(processor, KEY, None)
+    latest: dict[str, Any] = getattr(processor, LATEST)
     for state in states:
         report = getattr(state, KEY)
         now = report.pop(NOW, None)
@@ -89,6 +114,7 @@ def settle(processor: Any, states: Sequence[Any], stats: Any) -> None:
             # The report is the very object that is on its way to the client, who is served after this.
             report["outcome"] = now or report["outcome"]
             continue
+        latest.pop(state.request_id, None)
         if report["outcome"] in RUNNING:  # exits have failed in flight, and nobody knows how it ended
             report["outcome"] = "off"
         if state.external_req_id.startswith(PREFIX):

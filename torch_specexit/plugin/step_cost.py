@@ -1,0 +1,179 @@
+"""What exits cost a server in each decoding step, apart from the model: counted, at batches of 1 to 1,024 requests.
+
+``python -m torch_specexit.plugin.step_cost`` prints it as JSON, together with what `torch_specexit.plugin.worker.cost`
+counts. All but the times is the same on any machine; these are CPU times of one thread, each the best of some
+repetitions, and belong to three processes: worker, engine core and front end.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from time import process_time_ns
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from specexit.method.signals import NAMES
+from torch_specexit.plugin.frontend import reports
+from torch_specexit.plugin.outcome import KEY, Reporter
+from torch_specexit.plugin.worker import cost
+from torch_specexit.plugin.worker.copies import news_of
+from torch_specexit.plugin.worker.exits import runs_triton
+from torch_specexit.plugin.worker.rule import RECORD, STATE, THINKING
+from torch_specexit.plugin.worker.twin import Twin
+
+BATCHES = (1, 32, 1024)
+WIDTH = 4
+"""Tokens of a step: three drafted ones, and the target's own."""
+HIDDEN, LAYERS = 8192, 3
+"""Of a large target, and how many of its layers source ``fc`` reads."""
+REPETITIONS = 30
+
+
+class Made(TorchDispatchMode):
+    """Bytes of all tensors that operations have made, in order; views and what is written in place make none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes: list[int] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation, and take note of a new tensor."""
+        result = func(*args, **kwargs or {})
+        is_new = not any(returned.alias_info for returned in func._schema.returns)
+        if is_new and isinstance(result, Tensor):
+            self.bytes.append(result.numel() * result.element_size())
+        return result
+
+
+def quiet_step(batch: int) -> dict[str, int | None]:
+    """A step of thinking requests without a boundary, on the device: launches, tensors made, and rows that are sent on
+    to the engine core. The first two are null where there is no Triton."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    version: Any = Twin
+    if triton := runs_triton(device):
+        from torch_specexit.plugin.worker.fused import Fused as version
+    scene = cost.Scene(version, "draft", 1.0, device, batch, WIDTH)
+    scene.step(cost.PLAIN)()  # it tells of new requests
+    scene.advance()
+    step = scene.step(cost.PLAIN)
+    launches, made = None, None
+    if triton:
+        launches = cost.launches(step)
+    else:
+        step()
+    sent = news_of(scene.names, scene.rule.report[:batch].cpu().numpy())
+    if triton:
+        scene.advance()
+        made = allocations(scene.step(cost.PLAIN))
+    return {"launches": launches, "allocations": made, "rows_sent": len(sent)}
+
+
+def allocations(action: Callable[[], object]) -> int:
+    """Tensors that a step makes: on a GPU, allocations by its allocator; in Triton's interpreter, which makes tensors
+    of its own, those around the launch."""
+    if torch.cuda.is_available():
+        before = torch.cuda.memory_stats()["allocation.all.allocated"]
+        action()
+        return torch.cuda.memory_stats()["allocation.all.allocated"] - before
+    from triton.runtime.interpreter import GridExecutor
+
+    run = GridExecutor.__call__
+    GridExecutor.__call__ = lambda *args, **kwargs: None
+    try:
+        with Made() as made:
+            action()
+    finally:
+        GridExecutor.__call__ = run
+    return len(made.bytes)
+
+
+def fc_temporary_bytes(batch: int) -> int:
+    """The most that reading the signals off the target (source ``fc``) holds at a time, on tensors without memory."""
+    from torch_specexit.plugin.worker.model import WithSignals
+
+    rows = torch.empty(batch * WIDTH, dtype=torch.int64, device="meta")
+    aux = [torch.empty(batch * WIDTH, HIDDEN, dtype=torch.bfloat16, device="meta") for _ in range(LAYERS)]
+    weight = torch.empty(len(NAMES), LAYERS * HIDDEN, device="meta")
+    draft: Any = SimpleNamespace(signal_weight=weight)
+    with Made() as made:
+        WithSignals.signals_of_target(draft, aux, rows)
+    return max(a + b for a, b in pairwise([0, *made.bytes]))  # what is gathered, and the same in float32
+
+
+def milliseconds(prepare: Callable[[], Callable[[], object]]) -> float:
+    """CPU time of what ``prepare`` makes ready."""
+    taken = []
+    for _ in range(REPETITIONS):
+        action = prepare()
+        begun = process_time_ns()
+        action()
+        taken.append(process_time_ns() - begun)
+    return min(taken) / 1e6
+
+
+def _row() -> list[float]:
+    """Of a request that thinks and has been judged."""
+    values = {"phase": THINKING, "thoughts": 50, "judged": 1, "on": 1}
+    return [float(values.get(column, 0)) for column in STATE[: len(RECORD)]]
+
+
+def _outputs(names: list[str]) -> list[Any]:
+    from vllm.v1.engine import EngineCoreOutput
+
+    return [EngineCoreOutput(name, [0]) for name in names]
+
+
+def engine_core(names: list[str]) -> Callable[[], Callable[[], object]]:
+    """What the engine core does in a step without news."""
+    params = SimpleNamespace(stop=None, extra_args=None)
+    requests = {name: SimpleNamespace(sampling_params=params, num_output_tokens=60) for name in names}
+    reporter = Reporter()
+
+    def step(records: dict[str, Sequence[float]]) -> Callable[[], object]:
+        outputs = {0: SimpleNamespace(outputs=_outputs(names), finished_requests=None)}
+
+        def take() -> None:
+            reporter.take(records, requests)
+            reporter.report(records, outputs, None)
+
+        return take
+
+    step(dict.fromkeys(names, _row()))()
+    return lambda: step({})
+
+
+def front_end(names: list[str]) -> Callable[[], Callable[[], object]]:
+    """What the front end does in a step without news."""
+    states = {name: SimpleNamespace(request_id=name, external_req_id=name, parent_req=None) for name in names}
+    processor = SimpleNamespace(request_states=states)
+
+    def step(report: dict[str, Any] | None) -> Callable[[], object]:
+        outputs = _outputs(names)
+        for output in outputs:
+            output.kv_transfer_params = None if report is None else {KEY: dict(report)}
+        return lambda: reports.settle(processor, reports.attach(processor, outputs), None)
+
+    step({"outcome": "thinking", "thinking_tokens": 50, "signals": {}})()
+    return lambda: step(None)
+
+
+def by_batch(batch: int) -> dict[str, Any]:
+    """What is counted and timed at one batch size."""
+    names = [f"request {i}" for i in range(batch)]
+    report = torch.zeros(batch, len(RECORD) + 1).numpy()
+    return quiet_step(batch) | {
+        "worker_ms": milliseconds(lambda: lambda: news_of(names, report)),
+        "engine_core_ms": milliseconds(engine_core(names)),
+        "front_end_ms": milliseconds(front_end(names)),
+        "fc_temporary_bytes": fc_temporary_bytes(batch),
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(cost.measure() | {"by_batch": {str(batch): by_batch(batch) for batch in BATCHES}}, indent=2))
