@@ -95,6 +95,10 @@ SPECIAL = {
 LIVELY = {"extra_args": {"specexit_validity": 0.0, "specexit_patience": 2}, "max_tokens": 80, "logprobs": 1}
 """Exits at the second boundary, whatever the drafts' random heads say, for runs that must be short."""
 
+WARM, CUT = {"temperature": 0.6}, {"temperature": 1.2, "top_p": 0.8, "top_k": 8}
+SAMPLED = (WARM, WARM, CUT)
+"""How each prompt is sampled: twice at the target's temperature, once with everything cut."""
+
 ON_A_CPU = {"PYTHONPATH": os.pathsep.join([str(HERE / "interpreter"), *filter(None, [os.environ.get("PYTHONPATH")])])}
 V2 = {"TRITON_INTERPRET": "1", "VLLM_USE_V2_MODEL_RUNNER": "1"}
 ASYNC = {"SPECEXIT_TEST_ASYNC": "1"}
@@ -137,9 +141,13 @@ class Engines:
         return self.serve(f"{source}-one", [self.batch()], draft=str(self.drafts / source), k=1)
 
     def _main(self, source: str) -> list[dict[str, Any]]:
-        """With 3 speculative tokens: exits, off, alone, special, refused, lively, a last one."""
+        """With 3 speculative tokens: exits, off, alone, special, refused, lively, a last one; with source ``draft`` a
+        sampled batch, too; and a lively one in whose first step exits fail."""
         special = [{"ids": self.prompts[0], "params": params} for params in SPECIAL.values()]
         refused = [{"ids": self.prompts[0], "params": {"extra_args": arguments}} for arguments in BAD]
+        sampled = [
+            {"ids": ids, "params": OFF | kind | {"seed": i}} for i, kind in enumerate(SAMPLED) for ids in self.prompts
+        ]
         batches = [
             self.batch(),
             self.batch(OFF),
@@ -148,6 +156,8 @@ class Engines:
             {"requests": refused, "refused": True},
             self.batch(LIVELY),
             {"requests": [{"ids": self.prompts[0], "params": OFF | {"max_tokens": 1}}]},
+            *([{"requests": sampled}] if source == "draft" else []),
+            self.batch(LIVELY, n=4, before="fail_in_the_next_step"),
         ]
         return self.serve(f"{source}-main", batches, draft=str(self.drafts / source), k=3)
 

@@ -21,6 +21,7 @@ from specexit.errors import InputError
 from specexit.schemas.bench import BenchConfig
 from specexit.schemas.target import SamplingConfig, TrialConfig, load_target_config
 from specexit.tiny import problems, prompt_text, render_response, write_trace
+from torch_specexit import bench as module
 from torch_specexit.bench import bench, longest_response, trials_of
 from torch_specexit.bench_turns import Entry, read_request, turns
 
@@ -204,10 +205,33 @@ def test_trial_answers_are_paid_for(results: Results) -> None:
         assert alone.mean * alone.n == pytest.approx(method.seconds["1"])
 
 
-@pytest.mark.vllm
-def test_responses_that_run_out_of_tokens_are_an_error(inputs: Path, tmp_path: Path) -> None:
+class Unfinished(BenchProcess):
+    """Stands for the process of an engine whose responses all run out of tokens."""
+
+    def __init__(self, *args: object):
+        pass
+
+    def __enter__(self) -> "Unfinished":
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        pass
+
+    def wait_ready(self) -> dict:
+        return {"accelerator": None}
+
+    def ask(self, job: dict) -> dict:
+        request = {"token_ids": [5] * job["marks"]["max_new_tokens"], "finish_reason": "length", "outcome": None}
+        request |= {"forced": False, "probe_tokens": 0, "seconds": 1.0, "first_answer_seconds": None}
+        return {"seconds": 1.0, "requests": [request] * len(job["problems"]), "n_drafts": 1, "n_accepted": 0}
+
+
+def test_responses_that_run_out_of_tokens_are_an_error(inputs: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(module, "BenchProcess", Unfinished)
     short = config(inputs, methods=("eagle3",), max_unfinished=0.05, out=tmp_path / "new", n=2)
-    with pytest.raises(BenchError, match=r"max_new_tokens=96: . responses of eagle3 ran out of tokens"):
+    with pytest.raises(
+        BenchError, match=r"max_new_tokens=96: 1 responses of eagle3 ran out of tokens, of 2 at batch 1"
+    ):
         bench(short)
     assert not (tmp_path / "new").exists()
 

@@ -211,10 +211,10 @@ def test_with_a_method_that_takes_other_parameters_plain_eagle3_is_served(engine
 
 
 @pytest.mark.vllm
-def test_what_fails_in_flight_leaves_plain_eagle3_and_says_so(engines, drafts):
+@pytest.mark.parametrize("source", ["draft", "fc"])
+def test_what_fails_in_flight_leaves_plain_eagle3_and_says_so(engines, source):
     """From the step on that fails; the requests of that step go on as well."""
-    batches = [engines.batch(LIVELY, n=4), engines.batch(LIVELY, n=4, before="fail_in_the_next_step")]
-    works, failed = engines.serve("fails", batches, draft=str(drafts / "draft"), k=3)
+    works, failed = engines.main(source)[5], engines.main(source)[-1]
     assert "exit" in {r["outcome"]["outcome"] for r in works["requests"]}
     assert [r["ids"] for r in failed["requests"]] == [r["ids"][:80] for r in engines.plain()["requests"][:4]]
     assert failed["status"] == [{"active": False, "reason": failed["status"][0]["reason"], "requests": 0}]

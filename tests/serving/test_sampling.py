@@ -1,4 +1,4 @@
-"""Text that is sampled with a draft is distributed as without one. About half a minute, most of it an engine's."""
+"""Text that is sampled with a draft is distributed as without one."""
 
 from __future__ import annotations
 
@@ -11,28 +11,20 @@ import torch
 
 from specexit.data.answers import extract_answer, same_answer
 from specexit.tiny import problems
-from tests.serving.conftest import OFF
+from tests.serving.conftest import CUT, WARM
 from torch_specexit.plugin.compat import repairs
 from torch_specexit.plugin.frontend.arguments import ArgumentError, admit_sampling
 
 pytestmark = pytest.mark.vllm
 
-WARM = {"temperature": 0.6}
 MOST = 300
-CUT = {"temperature": 1.2, "top_p": 0.8, "top_k": 8}
 
 
 @pytest.fixture(scope="module")
 def sampled(engines, prompts):
     """Prompts and what was sampled behind them: 32 requests at the target's temperature, 16 with everything cut."""
-    kinds = [*2 * [WARM], CUT]
-    requests = [
-        {"ids": ids, "params": OFF | kind | {"seed": i, "max_tokens": MOST}}
-        for i, kind in enumerate(kinds)
-        for ids in prompts
-    ]
-    (result,) = engines.serve("sampled", [{"requests": requests}], draft=str(engines.drafts / "draft"), k=3)
-    texts = [(request["ids"], answer["ids"]) for request, answer in zip(requests, result["requests"], strict=True)]
+    result = engines.main("draft")[7]
+    texts = [(ids, answer["ids"]) for ids, answer in zip(3 * prompts, result["requests"], strict=True)]
     assert result["metrics"]["num_accepted_tokens"] > 1000  # else no draft token was judged, and nothing is shown
     return texts[:32], texts[32:]
 
