@@ -9,6 +9,7 @@ import os
 import random
 import shutil
 import time
+import urllib.error
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -149,6 +150,39 @@ def test_rounds_of_256_requests_leave_nothing_behind(loaded):
     # Measured over ten rounds: 0.9 %, most of it oneDNN getting there, then nothing. 14 kB that stay with each request
     # would be 2 % there, 42 kB in four.
     assert max(used[1:]) < 1.02 * used[0]
+
+
+def interrupted(server, only: int) -> tuple[str, dict[str, Any]]:
+    """Text and report of a request that would think for ever, whose client ends that as soon as the server knows it."""
+    # With one token that it may draw, a model cannot end its thinking.
+    request = {"model": "tiny", "messages": [{"role": "user", "content": QUESTIONS[0]}], "max_tokens": 600}
+    request |= {"temperature": 0.0, "allowed_token_ids": [only], "vllm_xargs": {"specexit_validity": 1.0}}
+    control = {"id": "chatcmpl-endless", "action": "reasoning_end", "now": True}
+    path = "/v1/chat/completions"
+    with ThreadPoolExecutor(1) as client:
+        answer = client.submit(lambda: server.post(path, request, **{"X-Request-Id": "endless"}))
+        while not answer.done():
+            try:
+                assert server.post(f"{path}/control", control)["success"]
+                break
+            except urllib.error.HTTPError as error:
+                if error.code != 404:  # it is not there yet
+                    raise
+                time.sleep(0.02)
+        response = answer.result()
+    return response["choices"][0]["message"]["content"], response["kv_transfer_params"]["specexit"]
+
+
+def test_a_client_ends_the_thinking_of_its_running_request(loaded, target):
+    (only,) = target.tokenizer().encode("7")
+    for _ in range(5):  # a busy machine may be done with it before it is asked
+        text, report = interrupted(loaded, only)
+        if report["outcome"] != "length":
+            break
+    assert report["outcome"] == "interrupt"
+    n = report["thinking_tokens"]
+    assert 0 < n < 599
+    assert text.startswith("7" * n + "</think>")
 
 
 OFF = {"specexit": False}
