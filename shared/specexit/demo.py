@@ -93,10 +93,12 @@ def stages(config: DemoConfig) -> list[Stage]:
     traces, labelled, scores = run / "traces", run / "labelled", run / "scores"
     seed = f"seed={config.seed}"
     out: list[Stage] = []
-    for split in ("draft", "calibration", "test"):
-        arguments = ["collect", f"target={config.target}", f"split={split}", f"n={getattr(size, split)}", seed]
-        arguments += [f"out={traces / split}"]
-        out.append(Stage(f"collect traces and trial answers: {split} split", arguments, traces / split, resumes=True))
+    splits = ("draft", "calibration", "test")
+    arguments = ["collect", f"target={config.target}", f"out={traces}", seed]
+    for split in splits:
+        arguments += [f"parts.{split}.split={split}", f"parts.{split}.n={getattr(size, split)}"]
+    out.append(Stage("collect traces and trial answers", arguments, traces, resumes=True))
+    for split in splits:
         arguments = ["annotate", f"traces={traces / split}", f"out={labelled / split}"]
         out.append(Stage(f"find exit points: {split} split", arguments, labelled / split))
     packed = run / "packed"

@@ -131,6 +131,7 @@ SECOND_LINE = [
         "line 2: reference 'E' names no option",
     ),
     ('{"id": "b", "prompt": "x", "answer_kind": "math", "reference": " "}', "line 2: reference ' ' is empty"),
+    (r'{"id": "b", "prompt": "half \ud83d"}', "line 2: holds .*ud83d', half of a surrogate pair"),
     ('{"id": "b", "prompt": "x", "choices": "A"}', "line 2: choices are 'A', expected a list of strings"),
 ]
 
@@ -166,6 +167,17 @@ def test_files_that_cannot_be_read(tmp_path):
             read_prompts(tmp_path / name)
     with pytest.raises(PromptError, match="'gsm9k' is none of the formats gsm8k, math-500, aime"):
         read_prompts("gsm9k:somewhere.jsonl")
+
+
+def test_a_csv_column_that_is_there_twice_is_not_lost(tmp_path):
+    (tmp_path / "p.csv").write_text("id,prompt,prompt\na,x,y\n")
+    with pytest.raises(PromptError, match="line 1: column 'prompt' occurs 2 times, expected different names"):
+        read_prompts(tmp_path / "p.csv")
+
+
+def test_a_row_of_csv_ends_at_a_line_feed_alone(tmp_path):
+    (tmp_path / "p.csv").write_text("id,prompt\na,one\u2028paragraph\x0c\n", encoding="utf-8")
+    assert read_prompts(tmp_path / "p.csv") == [Prompt("a", "one\u2028paragraph\x0c", None)]
 
 
 def test_a_byte_order_mark_is_no_part_of_the_first_id(tmp_path):

@@ -260,18 +260,18 @@ def test_a_vllm_server_gives_the_rows_of_an_engine_of_ones_own(greedy, prompts, 
 @pytest.mark.vllm
 @pytest.mark.slow
 def test_forced_trials_say_what_whole_answers_say(servers, tmp_path):
-    """At every boundary of 70 traces where both come to an end; the share is in what a person reads before training.
+    """At every boundary of 35 traces where both come to an end; the share is in what a person reads before training.
 
     The tiny reasoner has never seen the forced text: at one boundary in fifteen it never closes the box.
     """
     forced = {"text": "\n\nSo the answer is \\boxed{", "max_tokens": 64, "stop": ["}"]}
     target = yaml.safe_dump(TARGET.model_dump(mode="json") | {"name": "forced", "trial": {"math": forced}})
     (tmp_path / "forced.yaml").write_text(target)
-    asked = {"target": str(tmp_path / "forced.yaml"), "split": "test", "n": 70, "free_share": 1.0}
+    asked = {"target": str(tmp_path / "forced.yaml"), "split": "test", "n": 35, "free_share": 1.0}
     collect(CollectConfig.model_validate(asked | {"out": tmp_path / "out", "endpoints": (servers[0].url,)}))
     free = [trial for trace in read_traces(tmp_path / "out") for trial in free_trials(trace)]
     decided = [trial.same for trial in free if trial.same is not None]
-    assert len(decided) > 500  # the others were cut off, and count neither way
+    assert len(decided) > 250  # the others were cut off, and count neither way
     share = sum(decided) / len(decided)
     print(f"{share:.2%} of {len(decided)} forced trials agree with the whole answer, {len(free)} were made")
     assert share >= 0.99

@@ -17,6 +17,7 @@ import yaml
 
 from specexit.config import ConfigError
 from specexit.data.answers import extract_answer, same_answer
+from specexit.data.prompts import PromptError
 from specexit.data.rows import Trace, can_judge, free_trials
 from specexit.data.traces import TraceError, read_traces
 from specexit.errors import InputError
@@ -128,6 +129,24 @@ def test_answers_of_another_kind_than_the_prompts_ask_for(server, tmp_path):
     with pytest.raises(CollectError, match=r"0\.0% of 5 traces state an answer, expected 80%; .* answer_kind reads"):
         collect(config(server, tmp_path / "out", **asked))
     assert [trace.answer for trace in read_traces(tmp_path / "out")] == [None] * 5  # kept, to look at
+
+
+def test_a_reference_that_is_no_answer_of_the_target_s_kind(server, tmp_path):
+    """The prompts name no kind, so it is the target's: that none could ever be right is said before any is asked."""
+    row = {"id": "a", "prompt": next(iter(server.pretender.problems)), "reference": "42"}
+    (tmp_path / "prompts.jsonl").write_text(json.dumps(row))
+    kind = {"answer_kind": "choice", "trial": {"choice": TrialConfig(max_tokens=64)}}
+    target = TARGET.model_copy(update={"name": "mine", **kind}).model_dump(mode="json")
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(target))
+    asked = {
+        "split": None,
+        "n": None,
+        "prompts": str(tmp_path / "prompts.jsonl"),
+        "target": str(tmp_path / "mine.yaml"),
+    }
+    with pytest.raises(PromptError, match=r"'a': reference '42' names no option.*kind choice, which is target mine's"):
+        collect(config(server, tmp_path / "out", **asked))
+    assert not (tmp_path / "out").exists()
 
 
 def test_every_prompt_has_its_samples_none_twice(server, tmp_path):

@@ -1,10 +1,12 @@
 """Which boundaries of a long trace are tried, through all of `Tracer`, with an engine that is a function."""
 
 import asyncio
+from pathlib import Path
 
 from specexit.data.prompts import Prompt
 from specexit.schemas.collect import CollectConfig
 from tests.torch.pretend import TARGET, THINK, TOKENIZER
+from torch_specexit.collecting.summary import count
 from torch_specexit.collecting.tracer import Response, Tracer
 from torch_specexit.collecting.work import Ask
 
@@ -29,7 +31,7 @@ class Engine:
 
 
 def test_a_lucky_guess_between_two_strides_is_found_where_a_step_states_it():
-    config = CollectConfig(target="tiny-reasoner", out="unused", split="test", n=1, free_share=0)
+    config = CollectConfig(target="tiny-reasoner", out=Path("unused"), split="test", n=1, free_share=0)
     target = TARGET.model_copy(update={"max_model_len": 4096})
     tracer = Tracer(config, target, Engine(), lambda **_: None)
     trace = asyncio.run(tracer.trace(Ask(Prompt("p", "How many?", "37"), 0)))
@@ -38,3 +40,34 @@ def test_a_lucky_guess_between_two_strides_is_found_where_a_step_states_it():
     assert trace.boundary_agrees.index(True) == GUESS
     tried = [i for i, state in enumerate(trace.boundary_state) if state != "untried"]
     assert len(tried) < STEPS / 3
+
+
+class LongEngine:
+    """300 steps of some 50 tokens; the answer is settled from step 120 on, and guessed at step 40."""
+
+    settled = frozenset({40, *range(120, 300)})
+
+    async def generate(self, ids, how):
+        """As `Engine`'s."""
+        if THINK.end in ids:
+            behind = TOKENIZER.decode(ids).split("<think>\n")[1].count("\n\n") - 1
+            text = rf"So \boxed{{{37 if behind in self.settled else 10}}}.<|im_end|>"
+        else:
+            doubt = " ".join(["I take 5 off, which leaves 10."] * 2)
+            steps = [f"{doubt} So it is 37.\n\n" if i in self.settled else f"{doubt}\n\n" for i in range(300)]
+            text = "".join(steps) + r"</think>So \boxed{37}.<|im_end|>"
+        ids = TOKENIZER.encode(text)
+        return Response(ids, [-0.1] * len(ids), "stop")
+
+
+def test_trials_of_a_trace_of_300_boundaries_are_a_small_part_of_its_tokens():
+    config = CollectConfig(target="tiny-reasoner", out=Path("unused"), split="test", n=1, free_share=0)
+    target = TARGET.model_copy(update={"max_model_len": 1 << 15})
+    tracer = Tracer(config, target, LongEngine(), lambda **_: None)
+    trace = asyncio.run(tracer.trace(Ask(Prompt("p", "How many?", "37"), 0)))
+    assert len(trace.boundaries) == 300
+    assert 12_000 < trace.n_think < 20_000
+    assert trace.boundary_agrees == [i in LongEngine.settled for i in range(300)]
+    of_trials = count(trace).trial_tokens
+    assert of_trials > 8 * 40  # a trial's answer each
+    assert of_trials <= 0.15 * (of_trials + trace.n_think)

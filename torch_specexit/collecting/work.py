@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from specexit.config import ConfigError
-from specexit.data.prompts import Prompt, read_prompts, split_prompts
+from specexit.data.prompts import Prompt, PromptError, read_prompts, split_prompts
 from specexit.errors import InputError
 from specexit.schemas.collect import CollectConfig
 from specexit.schemas.target import ARCHITECTURES, SamplingConfig, TargetConfig, TrialConfig
@@ -153,6 +153,7 @@ def check_target(config: CollectConfig, target: TargetConfig, asks: Sequence[Ask
       ConfigError: the model cannot be read or trained on, or the target does not say how it is asked.
       SplitError: the tokenizer has no single-token think markers.
       AnswerError: an answer kind does not exist or cannot be used here.
+      PromptError: a reference is no answer of its prompt's kind.
     """
     from specexit.data.answers import kind
 
@@ -167,3 +168,11 @@ def check_target(config: CollectConfig, target: TargetConfig, asks: Sequence[Ask
     for name in sorted({ask.prompt.answer_kind or target.answer_kind for ask in asks}):
         kind(name)
         trial_of(config, target, name)
+    for ask in asks:
+        prompt, name = ask.prompt, ask.prompt.answer_kind or target.answer_kind
+        why = prompt.reference and kind(name).why_no_reference(prompt.reference, prompt.choices)
+        if why:
+            raise PromptError(
+                f"prompt {prompt.id!r}: reference {prompt.reference!r:.200} {why} (answer kind {name}, which is target "
+                f"{target.name}'s unless the prompt names another)"
+            )

@@ -6,6 +6,8 @@ by its name (``gsm8k:FILE``), or a task of reasoning-gym (``reasoning-gym:TASK``
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 
@@ -71,11 +73,21 @@ def read_prompts(
         prompt = known(row, where, number, seed) if known else to_prompt(row, where, columns or ColumnsConfig())
         if prompt.id in prompts:
             raise PromptError(f"{where}: id {prompt.id!r} occurs twice, expected unique ids")
+        _check_characters(prompt, where)
         _check_answer(prompt, where)
         prompts[prompt.id] = prompt
     if not prompts:
         raise PromptError(f"{path}: holds no prompt")
     return list(prompts.values())
+
+
+def _check_characters(prompt: Prompt, where: str) -> None:
+    """Check that all text of a prompt is Unicode: JSON can write half a character, which no tokenizer reads."""
+    try:
+        json.dumps(asdict(prompt), ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = error.object[error.start]
+        raise PromptError(f"{where}: holds {half!r}, half of a surrogate pair, expected whole characters") from error
 
 
 def _check_answer(prompt: Prompt, where: str) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -75,9 +77,12 @@ def _json(path: Path) -> Iterator[LocatedRow]:
 
 
 def _csv(path: Path) -> Iterator[LocatedRow]:
-    lines = _text(path).splitlines(keepends=True)
+    lines = io.StringIO(_text(path), newline="")  # str.splitlines would also cut at U+2028 and its like
     reader = csv.DictReader(lines, strict=True, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
     try:
+        for name, times in Counter(reader.fieldnames or ()).items():
+            if times > 1:
+                raise PromptError(f"{path}, line 1: column {name!r} occurs {times} times, expected different names")
         for number, row in enumerate(reader, start=1):
             where = f"{path}, row {number}"
             if None in row or None in row.values():
