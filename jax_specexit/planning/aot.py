@@ -158,10 +158,11 @@ def _others(
     models: tuple[Draft, Target | CachedTarget],
     arguments: tuple,
 ) -> dict[str, Callable[[], jax.stages.Lowered]]:
-    """What a run compiles beside its main step: the step of the first share, measuring and evaluating."""
+    """What a run compiles beside its main step: its first state, the step of the first share, measuring, evaluating."""
     (draft, target), (state, frozen, batch) = models, arguments
     mesh = cast(Mesh, step.batch_sharding.mesh)
-    programs: dict[str, Callable[[], jax.stages.Lowered]] = {
+    programs: dict[str, Callable[[], jax.stages.Lowered]] = {"begin": partial(cast(Any, step.init).lower, state.params)}
+    programs |= {
         f"step of {k} TTT steps": partial(update.lower, state, frozen, batch)
         for k, update in step.update.items()
         if k != config.ttt_steps

@@ -51,11 +51,12 @@ class Memory:
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """Another program of the run, compiled for the same slice."""
+    """Another program of the run, compiled for the same slice, or a step of it that only moves arrays."""
 
     hbm_gib: Memory
     """Everything that is on a chip while it runs, the run's whole state included."""
     compile_seconds: float
+    """0 where nothing is compiled."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,6 +138,7 @@ def plan(config: PlanConfig) -> Plan:
     compiled = _compile(lowered, chip, shapes)
     seconds = time.perf_counter() - begin
     others = {name: _program(name, lower, lowered, chip) for name, lower in lowered.others.items()}
+    others |= {"restore": _moving(lowered, chip, _whole_draft(lowered)), "save": _moving(lowered, chip, 0.0)}
     found = summarise(config, shapes, chip, lowered.mesh, compiled, seconds, others)
     text = json.dumps(dataclasses.asdict(found), indent=2)
     write_text(config.out / "plan.json", text + "\n")
@@ -168,15 +170,30 @@ def _program(name: str, lower: Callable[[], jax.stages.Lowered], of: Lowered, ch
         ) from error
     memory = memory_of(compiled, chip)
     # What the program does not take as an argument is on the chip all the same.
-    state = max(memory.arguments, _bytes_on_one_chip((of.state, of.frozen)) / GIB)
-    total = memory.total - memory.arguments + state
-    memory = dataclasses.replace(memory, arguments=state, total=total, spare=1 - total / chip.hbm_gib)
+    if name == "begin":
+        held = memory.arguments + bytes_on_one_chip(of.frozen) / GIB + _whole_draft(of)
+    else:
+        held = max(memory.arguments, bytes_on_one_chip((of.state, of.frozen)) / GIB)
+    total = memory.total - memory.arguments + held
+    memory = dataclasses.replace(memory, arguments=held, total=total, spare=1 - total / chip.hbm_gib)
     if memory.spare < 0:
         raise ConfigError(
             f"{name} needs {total:.1f} GiB of HBM per chip with the state of the run, a {chip.name} has "
             f"{chip.hbm_gib:g}: choose a larger mesh.fsdp or mesh.tensor, or a shorter length"
         )
     return Program(memory, time.perf_counter() - begin)
+
+
+def _moving(of: Lowered, chip: Chip, beside: float) -> Program:
+    """What checkpoints take: arrays come and go shard by shard, whatever the mesh, and nothing is computed."""
+    state = bytes_on_one_chip((of.state, of.frozen)) / GIB
+    total = state + beside
+    return Program(Memory(total, 0.0, total, chip.hbm_gib, 1 - total / chip.hbm_gib), 0.0)
+
+
+def _whole_draft(of: Lowered) -> float:
+    """The draft that a run starts from, in GiB: until there is a state, it is on the first chip of each process."""
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(of.state.params)) / GIB
 
 
 USED = re.compile(r"Used ([\d.]+)([GM]) of ([\d.]+)G hbm")
@@ -190,7 +207,7 @@ def _compile(lowered: Lowered, chip: Chip, shapes: Shapes) -> jax.stages.Compile
         if used is None:
             raise
         need = float(used[1]) / (1 if used[2] == "G" else 1024)
-        arguments = _bytes_on_one_chip((lowered.state, lowered.frozen)) / GIB
+        arguments = bytes_on_one_chip((lowered.state, lowered.frozen)) / GIB
         batch = _batch_that_fits(arguments, need - arguments, chip.hbm_gib, shapes, lowered.mesh)
         smaller = f"batch_size={batch}" if batch else "a larger mesh.fsdp or mesh.tensor, or a shorter length"
         raise ConfigError(
@@ -199,7 +216,9 @@ def _compile(lowered: Lowered, chip: Chip, shapes: Shapes) -> jax.stages.Compile
         ) from error
 
 
-def _bytes_on_one_chip(tree: Any) -> int:
+def bytes_on_one_chip(tree: Any) -> int:
+    """Of shapes with shardings."""
+
     def one(leaf: jax.ShapeDtypeStruct) -> int:
         assert leaf.sharding is not None
         shard = jax.ShapeDtypeStruct(leaf.sharding.shard_shape(leaf.shape), leaf.dtype)
@@ -319,10 +338,9 @@ def table(plan: Plan) -> Table:
         f"{m.temporaries:.1f} temporary)",
     )
     for name, program in plan.others.items():
-        one = program.hbm_gib
-        out.add_row(
-            f"  {name}", f"{one.total:.1f} GiB, {one.spare:.0%} to spare; compiled in {program.compile_seconds:.0f} s"
-        )
+        one, seconds = program.hbm_gib, program.compile_seconds
+        compiled = f"compiled in {seconds:.0f} s" if seconds else "nothing to compile"
+        out.add_row(f"  {name}", f"{one.total:.1f} GiB, {one.spare:.0%} to spare; {compiled}")
     out.add_row("batch that fits", f"about {plan.batch_that_fits} rows, leaving {SPARE:.0%} free (not compiled)")
     parts = ", ".join(f"{part} {flops / plan.flops:.0%}" for part, flops in plan.flops_by_part.items())
     out.add_row("compute", f"{plan.flops / 1e12:.1f} TFLOP at {p['flops'] / 1e12:g} TFLOP/s: {_time(s['compute'])}")

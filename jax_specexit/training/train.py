@@ -79,6 +79,7 @@ def train(config: TrainConfig) -> None:
         held_out.compile(step, draft, target)
     with Checkpoints(config.out, config.checkpoint) as checkpoints:
         begin, state = _first_state(step, nnx.to_pure_dict(nnx.state(draft)), checkpoints)
+        del draft  # whole, on the first chip of each process
         write_status(config.out, "running", begin, config.steps)
         try:
             stored = features and features.manifest.dtype

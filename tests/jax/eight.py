@@ -8,22 +8,27 @@ import math
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from test_attention import random_inputs, value_and_gradients
 from test_losses import plain, problem
 
 from jax_specexit import weights
 from jax_specexit.model.attention import attend, ttt_attention, ttt_attention_reference
+from jax_specexit.model.draft import Draft
 from jax_specexit.model.layers import segment_starts
 from jax_specexit.model.splash import Splash
+from jax_specexit.model.target import Target
 from jax_specexit.planning.aot import Lowered, lower_step, shapes_of
 from jax_specexit.planning.hlo import collectives
+from jax_specexit.planning.plan import bytes_on_one_chip
 from jax_specexit.sharding import BATCH, look_up, make_mesh, shift
+from jax_specexit.training.checkpoint import Checkpoints
 from jax_specexit.training.data import Batches, check_data, first_rows
 from jax_specexit.training.losses import first_choices, linear_cross_entropy
 from jax_specexit.training.start import start
@@ -39,6 +44,9 @@ MESHES = {
     "context 2": MeshConfig(data=1, fsdp=2, context=2, tensor=2),
     "context 4": MeshConfig(data=2, fsdp=1, context=4, tensor=1),
 }
+BEGINNING = ("2 x 2 x 2", "context 4")
+"""Meshes on which the target is loaded and measured, too."""
+
 PERMUTED = (5, 2, 7, 0, 3, 6, 1, 4)
 STEPS = 20
 
@@ -49,14 +57,17 @@ def difference(ours, oracle) -> float:
     return max(float(np.max(np.abs(a - b)) / np.max(np.abs(b))) for a, b in zip(*leaves, strict=True))
 
 
-def attention(mesh) -> float:
+def attention(meshes) -> dict[str, float]:
     """In float64, all gradients."""
+    found = {}
     with jax.enable_x64(True):
         segments = jnp.asarray(np.cumsum(np.random.default_rng(0).random((8, 40)) < 0.1, axis=1))
         inputs = (*random_inputs(np.zeros((8, 40)), 3, 2), segments)
-        with jax.set_mesh(mesh):
-            ours = value_and_gradients(ttt_attention)(*inputs)
-        return difference(ours, value_and_gradients(ttt_attention_reference)(*inputs))
+        oracle = value_and_gradients(ttt_attention_reference)(*inputs)
+        for name, mesh in meshes.items():
+            with jax.set_mesh(mesh):
+                found[name] = difference(value_and_gradients(ttt_attention)(*inputs), oracle)
+    return found
 
 
 def splash(context: int) -> float:
@@ -93,7 +104,7 @@ def shifts(mesh) -> int:
     return wrong
 
 
-def cross_entropy(mesh) -> dict[str, float]:
+def cross_entropy(meshes) -> dict[str, dict[str, float]]:
     """Against the plain formula, and what else it reports against one device."""
     hidden, head, teacher, w = problem()
     hidden, w = jnp.tile(hidden, (1, 4, 1, 1)), jnp.tile(w, (1, 4, 1))
@@ -103,15 +114,18 @@ def cross_entropy(mesh) -> dict[str, float]:
         result = linear_cross_entropy(h, k, teacher, w, 4)
         return result.total, result
 
-    with jax.set_mesh(mesh):
-        chosen = jax.jit(first_choices, static_argnums=2)(hidden, head, 4)
-        (_, ours), gradients = jax.jit(jax.value_and_grad(fused, argnums=(0, 1), has_aux=True))(hidden, head)
-    oracle = jax.value_and_grad(lambda h, k: plain(h, k, teacher, w), argnums=(0, 1))(hidden, head)
-    return {
-        "oracle": difference((ours.total, gradients), oracle),
-        "one device": difference(ours, fused(hidden, head)[1]),
-        "choices": int(jnp.sum(chosen != jnp.argmax(hidden @ head, axis=-1))),
-    }
+    oracle = jax.jit(jax.value_and_grad(lambda h, k: plain(h, k, teacher, w), argnums=(0, 1)))(hidden, head)
+    alone, found = jax.jit(fused)(hidden, head)[1], {}
+    for name, mesh in meshes.items():
+        with jax.set_mesh(mesh):
+            chosen = jax.jit(first_choices, static_argnums=2)(hidden, head, 4)
+            (_, ours), gradients = jax.jit(jax.value_and_grad(fused, argnums=(0, 1), has_aux=True))(hidden, head)
+        found[name] = {
+            "oracle": difference((ours.total, gradients), oracle),
+            "one device": difference(ours, alone),
+            "choices": int(jnp.sum(chosen != jnp.argmax(hidden @ head, axis=-1))),
+        }
+    return found
 
 
 def lookup(mesh) -> float:
@@ -144,16 +158,35 @@ def loading(folder: Path, mesh) -> dict[str, float]:
     return {"difference": difference(sharded, whole), "largest": largest / size, "int8": int8}
 
 
-def losses(config: TrainConfig, devices, mesh_config: MeshConfig, steps: int = STEPS) -> list[float]:
-    """The first steps' losses."""
-    mesh, target_config = make_mesh(mesh_config, devices), load_target_config(config.target)
+class Begun(NamedTuple):
+    """What a run starts from, in this process's memory."""
+
+    draft: Draft
+    target: Target
+    frozen: Frozen
+    params: Any
+
+
+def begin(config: TrainConfig, mesh: Mesh) -> Begun:
+    """Load and measure the target on a mesh, and make the draft."""
+    target_config = load_target_config(config.target)
     meta = check_data(config, target_config)
     fixed, draft, target = start(config, target_config, meta, first_rows(config.data, meta), mesh)
-    step = make_step(config, draft, target, mesh)
+    assert isinstance(target, Target)
     frozen = Frozen(nnx.to_pure_dict(nnx.state(target)), np.asarray(fixed.vocab, np.int32), np.ones(640, np.float32))
-    frozen = jax.device_put(frozen, step.frozen_shardings)
-    params = jax.tree.map(np.asarray, nnx.to_pure_dict(nnx.state(draft)))
-    state, found = step.init(params), []
+    params = nnx.to_pure_dict(nnx.state(draft))
+    return Begun(draft, target, *jax.tree.map(np.asarray, (frozen, params)))
+
+
+def losses(
+    config: TrainConfig, devices, mesh_config: MeshConfig, *, steps: int = STEPS, begun: Begun | None = None
+) -> list[float]:
+    """The first steps' losses, from what was ``begun`` on another mesh or on this one."""
+    mesh = make_mesh(mesh_config, devices)
+    draft, target, frozen, params = begun or begin(config, mesh)
+    step = make_step(config, draft, target, mesh)
+    frozen, state, found = jax.device_put(frozen, step.frozen_shardings), step.init(params), []
+    meta = check_data(config, load_target_config(config.target))
     for _, batch in Batches(config, meta, step.batch_sharding).steps(1, steps):
         state, values = step.update[config.ttt_steps](state, frozen, batch)
         found.append(float(values["loss"]))
@@ -165,6 +198,34 @@ def planned(config: TrainConfig, mesh_config: MeshConfig) -> Lowered:
     changes = {"mesh": mesh_config, "length": 128, "eval_traces": Path("traces"), "first_step_share": 0.5}
     config = config.model_copy(update=changes)
     return lower_step(config, shapes_of(config, load_target_config(config.target)), jax.devices(), "float32")
+
+
+def restoring(before: Lowered, config: TrainConfig, folder: Path) -> dict[str, Any]:
+    """A state saved on one mesh and restored on another: what is compiled for it, and what it takes of each device."""
+    after = planned(config, MESHES["1 x 4 x 2"])
+    numbers = iter(range(10**6))
+    state = jax.tree.map(lambda x: jax.device_put(np.full(x.shape, next(numbers), x.dtype), x.sharding), before.state)
+    with Checkpoints(folder, config.checkpoint) as checkpoints:
+        checkpoints.save(1, state)
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, *_, **__: compiled.append(event) if event.endswith("backend_compile_duration") else None
+    )
+    with Checkpoints(folder, config.checkpoint) as checkpoints:
+        restored = checkpoints.restore(after.state)
+    count = len(compiled)
+    assert restored is not None
+    leaves = jax.tree.leaves(restored[1])
+    each = {device.id: 0 for device in jax.devices()}
+    for leaf in leaves:
+        for shard in leaf.addressable_shards:
+            each[shard.device.id] += shard.data.nbytes
+    return {
+        "compiled": count,
+        "same": all(np.array_equal(a, b) for a, b in zip(leaves, jax.tree.leaves(state), strict=True)),
+        "bytes": list(each.values()),
+        "planned": bytes_on_one_chip(after.state),
+    }
 
 
 def gathers(lowered: Lowered) -> list[dict]:
@@ -197,20 +258,25 @@ def main(recipe: str) -> None:
     devices = jax.devices()
     assert len(devices) == math.prod((2, 2, 2))
     meshes = {name: make_mesh(mesh_config) for name, mesh_config in MESHES.items()}
+    alone = begin(config, make_mesh(MeshConfig(), devices[:1]))
     found = {
-        "attention": {name: attention(mesh) for name, mesh in meshes.items()},
+        "attention": attention(meshes),
         "splash": splash(2),
         "shifts": {name: shifts(mesh) for name, mesh in meshes.items()},
-        "cross_entropy": {name: cross_entropy(mesh) for name, mesh in meshes.items()},
+        "cross_entropy": cross_entropy(meshes),
         "lookup": {name: lookup(mesh) for name, mesh in meshes.items()},
         "loading": loading(load_target_config(config.target).folder, meshes["1 x 4 x 2"]),
         "counting": counting_is_right(meshes["1 x 4 x 2"]),
         "gathers": gathers(lowered := planned(config, MESHES["2 x 2 x 2"])),
         "programs": {name: lower().compile().memory_analysis() is not None for name, lower in lowered.others.items()},
+        "restoring": restoring(lowered, config, Path(recipe).with_suffix(".restored")),
         "losses": {
-            "one device": losses(config, devices[:1], MeshConfig()),
-            **{name: losses(config, devices, mesh_config) for name, mesh_config in MESHES.items()},
-            "permuted": losses(config, [devices[i] for i in PERMUTED], MESHES["2 x 2 x 2"]),
+            "one device": losses(config, devices[:1], MeshConfig(), begun=alone),
+            **{
+                name: losses(config, devices, mesh_config, begun=None if name in BEGINNING else alone)
+                for name, mesh_config in MESHES.items()
+            },
+            "permuted": losses(config, [devices[i] for i in PERMUTED], MESHES["2 x 2 x 2"], begun=alone),
         },
     }
     print(json.dumps(found))

@@ -108,8 +108,8 @@ def main(data: str, out: str) -> None:
         "sent": on_mesh["expert 4, context 2"][1],
         "loading": loading(folder / "model", make_mesh(MESHES[name])),
         "losses": {
-            "one device": losses(config, jax.devices()[:1], MeshConfig(), STEPS),
-            name: losses(config, jax.devices(), MESHES[name], STEPS),
+            "one device": losses(config, jax.devices()[:1], MeshConfig(), steps=STEPS),
+            name: losses(config, jax.devices(), MESHES[name], steps=STEPS),
         },
     }
     print(json.dumps(found))

@@ -3,14 +3,17 @@
 About 80 s of CPU time: a very small draft is trained five times, and compiled twice.
 """
 
+import gc
 import json
 import os
 import shutil
 import signal
 import sys
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import numpy as np
@@ -172,6 +175,26 @@ def test_a_finished_run_is_started_again_in_vain(evaluated: TrainConfig) -> None
     train(changed(evaluated, profile_steps=None))
     assert (evaluated.out / "metrics.jsonl").read_text() == before
     assert status(evaluated.out) == "finished"
+
+
+def test_the_draft_of_the_start_is_let_go(evaluated: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It lies whole on the first chip of each process, and what it was for is done before the first step."""
+    start, run, drafts, there = module.start, module.Loop.run, [], []
+
+    def noted(*arguments: Any) -> Any:
+        found = start(*arguments)
+        drafts.append(weakref.ref(found[1]))
+        return found
+
+    def observed(self: Any, *arguments: Any) -> Any:
+        gc.collect()
+        there.extend(draft() is not None for draft in drafts)
+        return run(self, *arguments)
+
+    monkeypatch.setattr(module, "start", noted)
+    monkeypatch.setattr(module.Loop, "run", observed)
+    train(evaluated)
+    assert there == [False]
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
