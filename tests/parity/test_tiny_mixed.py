@@ -24,7 +24,15 @@ def families(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Trace]]
     """Greedy traces of held-out problems with all trial answers, by family, from a real engine."""
     folder = tmp_path_factory.mktemp("mixed")
     for arguments in (
-        ["collect", "target=tiny-mixed", "split=test", f"n={N}", "boundaries=all", f"out={folder / 'traces'}"],
+        [
+            "collect",
+            "target=tiny-mixed",
+            "split=test",
+            f"n={N}",
+            "boundaries=all",
+            "workers=1",
+            f"out={folder / 'traces'}",
+        ],
         ["annotate", f"traces={folder / 'traces'}", f"out={folder / 'labelled'}"],
     ):
         subprocess.run([sys.executable, "-m", "specexit", *arguments], check=True)

@@ -29,7 +29,7 @@ def collected(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Greedy traces and trial answers of held-out problems, from a real engine, annotated."""
     folder = tmp_path_factory.mktemp("tiny")
     for arguments in (
-        ["collect", "target=tiny-reasoner", "split=test", f"n={N}", f"out={folder / 'traces'}"],
+        ["collect", "target=tiny-reasoner", "split=test", f"n={N}", "workers=1", f"out={folder / 'traces'}"],
         ["annotate", f"traces={folder / 'traces'}", f"out={folder / 'labelled'}"],
     ):
         subprocess.run([sys.executable, "-m", "specexit", *arguments], check=True)
