@@ -8,8 +8,9 @@ SERVE ?= $(if $(shell command -v nvidia-smi),serve,serve-cpu)
 RELEASES ?= runs/vllm-releases
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve chat test test-gpu test-tpu compat compat-engines lint bench bench-data bench-labels bench-serving bench-training bench-signals \
-  bench-certificate bench-families bench-field bench-full-size continuation soak layouts features plan-all docs tiny-reasoner tiny-mixed format clean
+.PHONY: help demo serve chat test test-gpu test-tpu test-tpu-small compat compat-engines lint bench bench-data bench-labels \
+  bench-serving bench-training bench-signals bench-certificate bench-families bench-field bench-full-size continuation soak layouts \
+  features plan-all docs tiny-reasoner tiny-mixed format clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -106,11 +107,16 @@ layouts: $(VENV)/.dev-ready  ## A draft of every published layout in vLLM, again
 features: $(VENV)/.dev-ready  ## Train on stored features against online ones: what each storage type changes (minutes)
 	@SPECEXIT_FEATURES=1 $(BIN)/python -m pytest tests/parity/test_features.py -s $(ARGS)
 
+WITH_TPU = PYTHONPATH=$(abspath $(VENV)-tpu)$${PYTHONPATH:+:$$PYTHONPATH} $(BIN)/python
+
+test-tpu-small: $(VENV)-tpu/.ready  ## Compile small programs for TPU slices, no TPU needed
+	@$(WITH_TPU) -m pytest tests/jax/test_plan.py -m small $(ARGS)
+
 test-tpu: $(VENV)-tpu/.ready  ## Compile small and middling programs for TPU slices, no TPU needed (minutes)
-	@$(VENV)-tpu/bin/python -m pytest tests/jax/test_plan.py $(ARGS)
+	@$(WITH_TPU) -m pytest tests/jax/test_plan.py $(ARGS)
 
 plan-all: $(VENV)-tpu/.ready  ## Compile every full-size recipe for its TPU slice, no TPU needed (minutes each)
-	@SPECEXIT_PLAN_ALL=1 $(VENV)-tpu/bin/python -m pytest tests/jax/test_plan.py -k every -s $(ARGS)
+	@SPECEXIT_PLAN_ALL=1 $(WITH_TPU) -m pytest tests/jax/test_plan.py -k every -s $(ARGS)
 
 tiny-reasoner: $(VENV)/.demo-ready  ## Train the embedded target again from nothing (about 15 minutes)
 	@MALLOC_MMAP_THRESHOLD_=100000000000 MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_TOP_PAD_=500000000 \
@@ -130,8 +136,8 @@ tiny-mixed: $(VENV)/.demo-ready  ## Train the second embedded target, on from th
 clean:  ## Remove the virtual environments; runs are kept
 	rm -rf $(VENV) $(VENV)-tpu
 
-# Stamps: the demo needs no linters and no independent peers. Only plan-all needs the TPU compiler (0.7 GB), and it has an
-# environment of its own, because vLLM finds two platforms and starts on neither where libtpu is installed beside it.
+# Stamps: the demo needs no linters and no independent peers. The TPU compiler (0.7 GB) has a folder of its own, because
+# vLLM finds two platforms and starts on neither where libtpu is installed beside it.
 $(VENV)/.demo-ready: pyproject.toml constraints.txt setup.sh
 	@PYTHON=$(PYTHON) ./setup.sh $(VENV) train,$(SERVE)
 	@touch $@
@@ -140,6 +146,8 @@ $(VENV)/.dev-ready: $(VENV)/.demo-ready
 	@PYTHON=$(PYTHON) ./setup.sh $(VENV) train,$(SERVE),dev
 	@touch $@
 
-$(VENV)-tpu/.ready: pyproject.toml constraints.txt setup.sh
-	@PYTHON=$(PYTHON) ./setup.sh $(VENV)-tpu train,serve-cpu,dev,tpu
+$(VENV)-tpu/.ready: $(VENV)/.dev-ready
+	@rm -rf $(VENV)-tpu
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --constraint constraints.txt \
+	  --target $(VENV)-tpu libtpu
 	@touch $@

@@ -11,11 +11,18 @@ name=$1 zone=$2 recipe=$3 out=$4
 workdir=${WORKDIR:-$(dirname "$out")}
 case $out in /*) ;; *) echo "OUT is $out, expected an absolute path: ssh starts in the home folder" >&2; exit 2 ;; esac
 
+# As in jobset.yaml, which says where they are from.
+flags="--xla_tpu_enable_data_parallel_all_reduce_opt=true --xla_tpu_data_parallel_opt_different_sized_ops=true \
+--xla_tpu_enable_async_collective_fusion=true --xla_tpu_enable_async_collective_fusion_fuse_all_gather=true \
+--xla_tpu_enable_async_collective_fusion_multiple_steps=true --xla_tpu_overlap_compute_collective_tc=true \
+--xla_enable_async_all_gather=true"
+
 ssh() { gcloud compute tpus tpu-vm ssh "$name" --zone="$zone" "$@"; }
 
 ssh --worker=all --command="
   cd '$workdir'
   if ! kill -0 \$(cat ~/specexit-train.pid 2>/dev/null) 2>/dev/null; then
+    export LIBTPU_INIT_ARGS='$flags'
     setsid nohup specexit train '$recipe' out='$out' >~/specexit-train.log 2>&1 </dev/null &
     echo \$! >~/specexit-train.pid
   fi"

@@ -1,7 +1,8 @@
 """`specexit plan`: real recipes compiled for real TPU slices, and what is refused before any compilation.
 
-The default suite compiles one recipe as it is and one with a single TTT step instead of 7; `make plan-all` compiles
-every recipe as it is, which takes minutes for each. Costs about 2 minutes, where libtpu is installed.
+`make test-tpu-small` compiles small programs; `make test-tpu` adds one recipe as it is and one with a single TTT step
+instead of 7, and `make plan-all` every recipe as it is, which takes minutes for each. Skipped where libtpu is not
+installed.
 """
 
 import importlib.util
@@ -10,7 +11,9 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -32,9 +35,14 @@ needs_libtpu = pytest.mark.skipif(
 )
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess:
+def small(test: Callable) -> Callable:
+    """Compiles in seconds."""
+    return needs_libtpu(pytest.mark.small(test))
+
+
+def run(*arguments: str, **more: str) -> subprocess.CompletedProcess:
     """Python in a process of its own, because libtpu takes a while to leave, with the compiler's warnings on stderr."""
-    environment = os.environ | {"TPU_STDERR_LOG_LEVEL": "1"}
+    environment = os.environ | {"TPU_STDERR_LOG_LEVEL": "1"} | more
     return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment)
 
 
@@ -66,7 +74,7 @@ def check(found: dict) -> None:
     rate = tokens / found["step_seconds"] / found["chips"]
     assert found["tokens_per_second_per_chip"] == pytest.approx(rate)
     # A run compiles more than its step, and all of it has to fit.
-    assert {"measure", "evaluate"} <= set(found["others"])
+    assert {"begin", "measure", "evaluate", "restore", "save"} <= set(found["others"])
     assert all(program["hbm_gib"]["spare"] >= 0.1 for program in found["others"].values())
     for collective in found["collectives"]:
         # Of weights and token ids, never of activations; but the keys and values of a row that lies on several chips,
@@ -129,9 +137,87 @@ jax.jit(program).lower(x).compile()
 """
 
 
-@needs_libtpu
+@small
 def test_the_compiler_says_so_where_it_replicates_an_array() -> None:
-    assert REPLICATED in run("-c", RESHARDS).stderr
+    """With the flags of the job files, all of which libtpu knows: of others it says so, and dies."""
+    manifest = yaml.safe_load((REPOSITORY / "configs" / "jobs" / "jobset.yaml").read_text())
+    pod = manifest["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]["containers"][0]
+    flags = {entry["name"]: entry["value"] for entry in pod["env"]}["LIBTPU_INIT_ARGS"]
+    done = run("-c", RESHARDS, LIBTPU_INIT_ARGS=flags)
+    assert done.returncode == 0, done.stderr
+    assert REPLICATED in done.stderr
+    assert run("-c", RESHARDS, LIBTPU_INIT_ARGS=f"{flags} --xla_no_such_flag=true").returncode != 0
+
+
+SMALL = {
+    "name": "small",
+    "path": "not-there",
+    "aux_layers": [1, 2, 3],
+    "max_model_len": 4096,
+    "config": {
+        "architectures": ["Qwen3ForCausalLM"],
+        "model_type": "qwen3",
+        "vocab_size": 4096,
+        "hidden_size": 512,
+        "intermediate_size": 1024,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 128,
+        "rope_theta": 1e6,
+        "rms_norm_eps": 1e-6,
+        "tie_word_embeddings": True,
+        "max_position_embeddings": 4096,
+    },
+}
+"""A target with heads as wide as those of real ones, which the splash kernel asks for."""
+
+
+def small_recipe(folder: Path, **changes: Any) -> Path:
+    """Every mesh axis but one is used, and every program of a run."""
+    sizes = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim")
+    (folder / "target.yaml").write_text(yaml.safe_dump(SMALL))
+    recipe = {
+        "target": str(folder / "target.yaml"),
+        "data": "not-there",
+        "eval_traces": "not-there",
+        "out": str(folder / "run"),
+        "topology": "v5e:2x4",
+        "mesh": {"data": 1, "fsdp": 2, "context": 2, "tensor": 2},
+        "draft": {name: SMALL["config"][name] for name in sizes} | {"draft_vocab_size": 1024},
+        "steps": 10,
+        "batch_size": 4,
+        "length": 2048,
+        "ttt_steps": 2,
+        "first_step_share": 0.5,
+        "loss_chunk": 256,
+    }
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe | changes))
+    return path
+
+
+@small
+@pytest.mark.parametrize("int8", [False, True], ids=["bfloat16", "int8"])
+def test_a_small_run_compiles_for_a_slice(tmp_path: Path, int8: bool) -> None:
+    found = planned(str(small_recipe(tmp_path, target_int8=int8)))
+    others = found["others"]
+    assert set(others) == {"begin", "step of 1 TTT steps", "measure", "evaluate", "restore", "save"}
+    assert {name for name, program in others.items() if not program["compile_seconds"]} == {"restore", "save"}
+    state = others["save"]["hbm_gib"]["total"]
+    assert all(program["hbm_gib"]["total"] >= state for program in others.values())
+    assert found["hbm_gib"]["total"] > state
+    gathered = [c for c in found["collectives"] if c["kind"] == "all-gather" and list(c["axes"]) != ["context"]]
+    assert gathered
+    assert not any(is_activation(shape, found) for c in gathered for shape in c["shapes"])
+
+
+@small
+def test_a_step_that_does_not_fit_is_refused_with_a_batch_that_should(tmp_path: Path) -> None:
+    done = plan(str(small_recipe(tmp_path, batch_size=4096)))
+    assert done.returncode == 1
+    assert "batch_size=4096 of length 2048 needs" in done.stderr
+    assert "choose batch_size=" in done.stderr
 
 
 @needs_libtpu
@@ -178,7 +264,7 @@ def test_bad_input_is_one_line(arguments: list[str], message: str) -> None:
     assert "Traceback" not in done.stderr
 
 
-@needs_libtpu
+@small
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -203,5 +289,15 @@ def test_a_mesh_that_does_not_divide_is_refused_before_compiling(arguments: list
 @pytest.mark.parametrize("recipe", FULL_SIZE)
 def test_every_recipe_fits(recipe: str) -> None:
     found = planned(recipe)
-    print(json.dumps({key: found[key] for key in ("hbm_gib", "seconds", "binds", "chip_hours", "compile_seconds")}))
+    print(f"\n{row(recipe, found)}")
     check(found)
+
+
+def row(recipe: str, found: dict) -> str:
+    """Of the table in docs/planning.md."""
+    hbm = found["hbm_gib"]
+    beside = max(program["hbm_gib"]["total"] for program in found["others"].values())
+    return (
+        f"| `{recipe}` | {hbm['total']:.1f} of {hbm['capacity']:.0f} | {hbm['spare']:.0%} | {beside:.1f} "
+        f"| {found['step_seconds']:.2f} | {found['binds']} | {found['chip_hours']:.2g} |"
+    )

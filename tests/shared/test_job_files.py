@@ -13,6 +13,7 @@ JOBS = Path(__file__).resolve().parents[2] / "configs" / "jobs"
 
 STAND_IN = """#!/usr/bin/env bash
 echo "$@" > {folder}/called
+echo "${{LIBTPU_INIT_ARGS:-}}" > {folder}/flags
 trap 'echo preempted > {folder}/status.json; exit 0' TERM
 touch {folder}/started
 if [ {waits} = 1 ]; then for i in $(seq 100); do sleep 0.1; done; fi
@@ -96,6 +97,8 @@ def test_a_run_on_a_tpu_vm_outlives_the_connection(tmp_path: Path) -> None:
     second.communicate(timeout=120)
     assert "finished" in (tmp_path / "status.json").read_text()
     assert (tmp_path / "called").read_text() == ""
+    given = {entry["name"]: entry["value"] for entry in container()["env"]}
+    assert (tmp_path / "flags").read_text().split() == given["LIBTPU_INIT_ARGS"].split()
 
 
 def test_a_relative_folder_on_a_tpu_vm_is_refused(tmp_path: Path) -> None:
