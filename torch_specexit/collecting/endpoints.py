@@ -9,12 +9,14 @@ import asyncio
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
+from pydantic import BaseModel, ValidationError
 from rich.console import Console
 
 from specexit.data.rows import Trace
+from specexit.errors import first_problem
 from specexit.schemas.collect import CollectConfig
 from specexit.schemas.target import TargetConfig
 from torch_specexit.collecting.tracer import Response, Tracer
@@ -25,6 +27,38 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
 
 PROBE = "What is 3 + 4?\n\nWait, let me check.\n\n\\boxed{7} — naïve 多\t  "
 """Text whose token ids tell tokenizers apart."""
+
+
+class _Card(BaseModel):
+    id: str
+    root: str | None = None
+
+
+class _Models(BaseModel):
+    """What ``/v1/models`` answers, as far as it is read."""
+
+    data: list[_Card]
+
+
+class _Logprobs(BaseModel):
+    token_logprobs: list[float | None] | None = None
+
+
+class _Choice(BaseModel):
+    token_ids: list[int] | None = None
+    prompt_token_ids: list[int] | None = None
+    finish_reason: str | None = None
+    logprobs: _Logprobs | None = None
+
+
+class _Completion(BaseModel):
+    """What ``/v1/completions`` answers, as far as it is read."""
+
+    model: str
+    choices: list[_Choice]
+
+
+Answer = TypeVar("Answer", bound=BaseModel)
 
 
 class Endpoint:
@@ -47,21 +81,25 @@ class Endpoint:
         self.failures = 0
         self.model = ""
 
-    async def call(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-        """A JSON answer.
+    async def call(self, path: str, kind: type[Answer], body: dict[str, Any] | None = None) -> Answer:
+        """What it answers.
 
         Raises:
-          CollectError: the server refuses the request, which no other try would change.
+          CollectError: the server refuses the request, or answers as no vLLM server does, which no other try would
+            change.
           httpx.HTTPError: it cannot be reached, is too busy or has failed.
         """
-        answer = await self.client.request("GET" if body is None else "POST", f"{self.url}/v1/{path}", json=body)
+        url = f"{self.url}/v1/{path}"
+        answer = await self.client.request("GET" if body is None else "POST", url, json=body)
         if answer.status_code in (400, 401, 403, 404, 422):
-            raise CollectError(f"{self.url}/v1/{path}: {answer.status_code}: {answer.text[:300]}")
+            raise CollectError(f"{url}: {answer.status_code}: {answer.text[:300]}")
         answer.raise_for_status()
         try:
-            return answer.json()
+            return kind.model_validate(answer.json())
+        except ValidationError as error:
+            raise CollectError(f"{url}: the answer is no vLLM server's: {first_problem(error)}") from error
         except ValueError as error:
-            raise CollectError(f"{self.url}/v1/{path}: the answer is not JSON: {answer.text[:100]!r}") from error
+            raise CollectError(f"{url}: the answer is not JSON: {answer.text[:100]!r}") from error
 
     async def check(self, config: CollectConfig, target: TargetConfig, tokenizer: Any) -> None:
         """Find the target among the server's models, and compare tokenizers.
@@ -70,23 +108,23 @@ class Endpoint:
           CollectError: it serves another model, or reads text as other tokens.
           httpx.HTTPError: see `call`.
         """
-        models = (await self.call("models"))["data"]
+        models = (await self.call("models", _Models)).data
         wanted = {config.model} if config.model else {target.name, target.path, target.folder.name}
         for card in models:
-            if {card["id"], Path(card["id"]).name, Path(card.get("root") or "").name} & wanted:
-                self.model = card["id"]
+            if {card.id, Path(card.id).name, Path(card.root or "").name} & wanted:
+                self.model = card.id
                 break
         else:
-            served = ", ".join(card["id"] for card in models)
+            served = ", ".join(card.id for card in models) or "no model"
             raise CollectError(
                 f"{self.url}: serves {served}, expected {' or '.join(sorted(wanted))}; if that is the target under "
                 "another name, say model=NAME"
             )
         body = {"model": self.model, "prompt": PROBE, "max_tokens": 1, "return_token_ids": True}
-        theirs = _choice(await self.call("completions", body | {"add_special_tokens": False}), self.url)
+        theirs, _ = await self._choice(body | {"add_special_tokens": False})
         ours = tokenizer.encode(PROBE, add_special_tokens=False)
-        if theirs.get("prompt_token_ids") != ours:
-            read = str(theirs.get("prompt_token_ids"))
+        if theirs.prompt_token_ids != ours:
+            read = str(theirs.prompt_token_ids)
             raise CollectError(
                 f"{self.url}: its tokenizer reads {PROBE[:14]!r}... as {read[:60]}, expected {str(ours)[:60]} "
                 f"of {target.folder}"
@@ -106,19 +144,29 @@ class Endpoint:
             "logprobs": 0,
             "return_token_ids": True,
         }
-        found = await self.call("completions", body if how.seed is None else body | {"seed": how.seed})
-        if found.get("model") != self.model:
-            raise CollectError(f"{self.url}: answered as model {found.get('model')!r}, expected {self.model!r}")
-        choice = _choice(found, self.url)
-        logprobs = [value for value in (choice.get("logprobs") or {}).get("token_logprobs", ()) if value is not None]
-        return Response(choice["token_ids"], logprobs, str(choice["finish_reason"]))
+        choice, written = await self._choice(body if how.seed is None else body | {"seed": how.seed})
+        found = choice.logprobs.token_logprobs if choice.logprobs else None
+        logprobs = [value for value in found or () if value is not None]
+        if len(logprobs) != len(written):
+            raise CollectError(
+                f"{self.url}: {len(logprobs)} log-probabilities of {len(written)} tokens, expected one of each, "
+                "without which no confidence is known"
+            )
+        if choice.finish_reason not in ("stop", "length"):  # cut off by a server that ends: nothing to keep
+            raise httpx.RemoteProtocolError(f"a completion ended with finish_reason {choice.finish_reason!r}")
+        return Response(written, logprobs, choice.finish_reason)
 
-
-def _choice(found: dict[str, Any], url: str) -> dict[str, Any]:
-    choice = (found.get("choices") or [{}])[0]
-    if choice.get("token_ids") is None:
-        raise CollectError(f"{url}: its completions carry no token_ids, expected a vLLM server of 0.10.2 or newer")
-    return choice
+    async def _choice(self, body: dict[str, Any]) -> tuple[_Choice, list[int]]:
+        """The completion, and its tokens."""
+        found = await self.call("completions", _Completion, body)
+        if found.model != self.model:
+            raise CollectError(f"{self.url}: answered as model {found.model!r}, expected {self.model!r}")
+        choice = next(iter(found.choices), _Choice())
+        if choice.token_ids is None:
+            raise CollectError(
+                f"{self.url}: its completions carry no token_ids, expected a vLLM server of 0.10.2 or newer"
+            )
+        return choice, choice.token_ids
 
 
 class EndpointEngine:
