@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,12 +22,13 @@ from jax_specexit.stored import ParameterHash, open_checkpoint, write_checkpoint
 from jax_specexit.training.run import Start, read_start, save_start
 from specexit.config import write_text
 from specexit.data.overlap import copy_prompts
-from specexit.drafts.config import DraftError
-from specexit.drafts.directory import open_draft, vocabulary_tensors, write_into
+from specexit.drafts.config import MAX_CONFIG, DraftError
+from specexit.drafts.directory import open_draft, target_ids, vocabulary_tensors, write_into
 from specexit.drafts.names import tensor_names
 from specexit.drafts.policy import read_policy, write_policy
 from specexit.drafts.selection import selection_of
-from specexit.drafts.tensors import FLOATS, sha256_of
+from specexit.drafts.tensors import FLOATS, read_json, sha256_of
+from specexit.errors import shown
 from specexit.outputs import new_folder
 from specexit.schemas.convert import ConvertConfig
 from specexit.schemas.target import find_target, save_target
@@ -81,12 +83,27 @@ def _to_draft(config: ConvertConfig, run: Path) -> str:
     return f"checkpoint of step {checkpoint.step}, in {dtype}"
 
 
+def _aux_rms(path: Path, layers: int) -> tuple[float, ...]:
+    """What a run divided its aux hidden states by, according to ``convert.json``; 1 where there is none.
+
+    Raises:
+      DraftError: it says something else.
+    """
+    if not path.exists():
+        return (1.0,) * layers
+    found = read_json(path, MAX_CONFIG)
+    said = found.get("aux_rms", [1.0] * layers) if isinstance(found, dict) else found
+    divisors = [x for x in said if type(x) in (int, float) and 0 < x < math.inf] if isinstance(said, list) else []
+    if len(divisors) != layers or said != divisors:
+        raise DraftError(f"{path}: aux_rms is {shown(said)}, expected {layers} numbers above 0")
+    return tuple(divisors)
+
+
 def _to_checkpoint(config: ConvertConfig) -> str:
     assert config.draft is not None
     draft, stored = open_draft(config.draft)
     path, hashed = config.draft / FILE, ParameterHash()
-    before = json.loads(path.read_text()) if path.exists() else {}
-    aux_rms = tuple(before.get("aux_rms", [1.0] * draft.num_aux_hidden_states))
+    aux_rms = _aux_rms(path, draft.num_aux_hidden_states)
     read = read_parameter_of(draft, lambda name: stored[name].read(), aux_rms)
     parameters = {
         name: lambda name=name: hashed.see(name, np.ascontiguousarray(read(name))) for name in tensor_names(draft)
@@ -95,7 +112,7 @@ def _to_checkpoint(config: ConvertConfig) -> str:
     shapes = {"/".join(key): leaf.shape for key, leaf in abstract.items()}
     with new_folder(config.out) as beside:
         write_checkpoint(beside, parameters, shapes, make_mesh(config.mesh))
-        vocab = stored["d2t"].read() + np.arange(draft.draft_vocab_size)
+        vocab = target_ids(draft, {name: stored[name].read() for name in ("d2t",) if name in stored})
         save_start(beside, Start(draft, vocab, aux_rms))
         save_target(beside, find_target(None, config.draft, name=draft.target_name))
         hashes = {"weights_sha256": sha256_of(config.draft), "parameters_sha256": hashed.hexdigest()}

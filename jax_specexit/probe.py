@@ -17,7 +17,7 @@ from jax_specexit.model.draft import Draft
 from jax_specexit.model.target import Target
 from jax_specexit.training.step import ttt_outputs
 from jax_specexit.weights import load_target
-from specexit.drafts.directory import read_draft
+from specexit.drafts.directory import read_draft, target_ids
 from specexit.drafts.probing import first_traces, parse, rows_of, sequence_of, thinking_of
 from specexit.method.signals import activate
 from specexit.schemas.target import load_target_config
@@ -35,7 +35,7 @@ def load_draft(folder: Path) -> tuple[Draft, np.ndarray]:
     config, tensors = read_draft(folder)
     draft = Draft(config, rngs=nnx.Rngs(0))
     nnx.update(draft, jax.tree.map(jnp.asarray, params_from_draft(config, tensors)))
-    return draft, tensors["d2t"] + np.arange(config.draft_vocab_size)
+    return draft, target_ids(config, tensors)
 
 
 def main() -> None:

@@ -212,10 +212,14 @@ class Draft(nn.Module):
     def of(
         cls, config: DraftConfig, weights: dict[str, Tensor], embedding: Float[Tensor, "target_vocab hidden"]
     ) -> Draft:
-        """A draft of these weights, which are shared and not copied, in the dtype of the embedding that it reads."""
+        """A draft of these weights, which are shared and not copied, in the dtype of the embedding that it reads.
+
+        Without ``d2t`` a draft token is the target's token of that id.
+        """
+        whole = {"d2t": torch.zeros(config.draft_vocab_size, dtype=torch.long)}
         with torch.device("meta"):
             draft = cls(config, embedding)
-        draft.load_state_dict(weights, assign=True)
+        draft.load_state_dict(whole | weights, assign=True)
         draft.embedding = embedding.detach()
         return draft.to(embedding.dtype).requires_grad_(False).eval()
 

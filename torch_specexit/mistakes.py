@@ -93,9 +93,11 @@ def _shifted(by: int) -> Change:
 
 
 def _vocabulary(config: DraftConfig, weights: Mapping[str, Tensor]) -> Iterator[Repair]:
+    if config.whole_vocabulary:
+        return
     ids = weights["d2t"]
     in_range = bool(((ids >= 0) & (ids < config.vocab_size)).all())
-    if in_range and len(ids.unique()) == len(ids) and config.draft_vocab_size < config.vocab_size:
+    if in_range and len(ids.unique()) == len(ids):
         offsets = ids - torch.arange(len(ids))
         remedy = "d2t minus 0, 1, 2, ..."
         yield Repair("d2t holds ids", remedy, config, config.eagle_aux_hidden_state_layer_ids, weights={"d2t": offsets})

@@ -57,6 +57,8 @@ def main() -> None:
     path, folder = Path(sys.argv[1]), Path(sys.argv[2])
     limit = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     most = limit + 3 * path.stat().st_size + ROOM
+    _, allowed = resource.getrlimit(resource.RLIMIT_AS)
+    most = most if allowed == resource.RLIM_INFINITY else min(most, allowed)
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
     try:
         save_file(read_bin(path), folder / "model.safetensors", metadata={"format": "pt"})

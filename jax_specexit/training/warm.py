@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from jax_specexit.export import params_from_draft
 from specexit.config import ConfigError
 from specexit.drafts.config import ARCHITECTURE, DraftConfig, SpecExitBlock, check_target
-from specexit.drafts.directory import read_draft
+from specexit.drafts.directory import read_draft, target_ids
 from specexit.schemas.train import DraftShapeConfig
 
 Tensors = dict[str, np.ndarray]
@@ -73,7 +73,7 @@ def warm_params(
     assert shape.specexit is not None
     if source.specexit is None or source.specexit.source != shape.specexit.source:
         params.pop("signal_head", None)
-    return params, tensors["d2t"] + np.arange(source.draft_vocab_size)
+    return params, target_ids(source, tensors)
 
 
 def widen(source: DraftConfig, tensors: Tensors, layers: tuple[int, ...]) -> tuple[DraftConfig, Tensors]:

@@ -305,7 +305,8 @@ def show_help(name: str, command: Command, arguments: list[str]) -> None:
     path, _ = parse([argument for argument in arguments if argument not in HELP])
     if path is not None and command.configs is not None:
         path = find(command.configs, str(path))
-    help.show(name, command.help, _load(command.schema), read_yaml(path) if path is not None else None)
+    first = f"[{command.subject.upper()}]" if command.subject else "[config.yaml]"
+    help.show(name, command.help, _load(command.schema), read_yaml(path) if path is not None else None, first)
 
 
 HELP = ("--help", "-h")

@@ -9,6 +9,17 @@ class InputError(ValueError):
     """Input that cannot be used; the message names the file, the field, the value and what was expected."""
 
 
+def shown(value: object, most: int = 200) -> str:
+    """A value as an error says it: on one line, without control characters, and not longer than a person reads.
+
+    Example:
+      >>> shown("two\\nlines"), shown(list(range(1000)), 12)
+      ("'two\\\\nlines'", '[0, 1, 2, 3,...')
+    """
+    text = repr(value)
+    return text if len(text) <= most else text[:most] + "..."
+
+
 def first_problem(error: ValidationError) -> str:
     """What the first wrong field of a file is, and what was expected of it.
 
@@ -22,4 +33,4 @@ def first_problem(error: ValidationError) -> str:
     """
     problem = error.errors()[0]
     where = ".".join(str(part) for part in problem["loc"])
-    return f"{where} is {problem['input']!r}: {problem['msg']}"
+    return f"{where or 'it'} is {shown(problem['input'])}: {problem['msg']}"

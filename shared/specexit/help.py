@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 WORDS = {int: "whole number", float: "number", str: "text", bool: "true | false", Path: "path", type(None): "none"}
+PLURALS = {int: "whole numbers", float: "numbers", Path: "paths"}
 REQUIRED = "required"
 
 
@@ -32,7 +33,7 @@ def kind_of(annotation: Any) -> str:
     if origin in (Union, types.UnionType):
         return ", or ".join(kind_of(choice) for choice in inside)
     if origin in (tuple, list):
-        return f"list of {kind_of(inside[0])}"
+        return f"list of {PLURALS.get(inside[0]) or kind_of(inside[0])}"
     if origin in (dict, Mapping):
         return "mapping"
     return "mapping" if isinstance(annotation, type) and issubclass(annotation, (BaseModel, dict)) else str(annotation)
@@ -99,26 +100,33 @@ def written(value: Any) -> str:
     return str(value)
 
 
-def show(name: str, help: str, schema: type[BaseModel], values: Mapping[str, Any] | None = None) -> None:
-    """Print a command's usage and its keys.
+def show(
+    name: str, help: str, schema: type[BaseModel], values: Mapping[str, Any] | None = None, first: str = "[config.yaml]"
+) -> None:
+    """Print a command's usage and its keys, those of a nested schema apart from the others.
 
     Args:
       name: of the command.
       help: what it does.
       schema: its keys.
       values: of the config file that was named, if one was.
+      first: what may stand before the keys.
     """
     from rich.console import Console
     from rich.table import Table
 
     console = Console()
     console.print(help)
-    console.print(f"\nspecexit {name} [config.yaml] [key=value ...]   (--key value means the same)\n", markup=False)
+    console.print(f"\nspecexit {name} {first} [key=value ...]   (--key value means the same)\n", markup=False)
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("key", no_wrap=True)
     for column in ("type", "default", "meaning"):
         table.add_column(column, overflow="fold")
+    group = None
     for row in rows(schema, values):
+        before, group = group, row.key.rpartition(".")[0]
+        if before not in (None, group):
+            table.add_row()
         table.add_row(
             row.key, row.kind, f"[bold]{REQUIRED}[/bold]" if row.default == REQUIRED else row.default, row.meaning
         )

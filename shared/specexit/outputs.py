@@ -19,6 +19,8 @@ def require_empty(folder: Path) -> None:
     Raises:
       FileExistsError: it is there and not empty.
     """
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"{folder}: is a file, expected a new or empty folder")
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(f"{folder}: output folder is not empty, expected a new or empty one")
 

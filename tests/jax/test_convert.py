@@ -29,7 +29,8 @@ from tests.jax.devices import simulated
 TINY = {"hidden_size": 192, "target_hidden_size": 192, "vocab_size": 640, "draft_vocab_size": 128, "head_dim": 16}
 GEOMETRIES = {
     "plain": {},
-    "everything": {"attention_bias": True, "fc_norm": True, "own_embeddings": True, "norm_output": True},
+    "everything": {"attention_bias": True, "fc_norm": True, "own_embeddings": True, "norm_output": True}
+    | {"draft_vocab_size": 640},
     "qwen3": {"model_type": "qwen3", "norm_before_fc": True},
 }
 
@@ -39,7 +40,7 @@ def write_run(tmp_path, write_random_draft):
     """A run folder with a checkpoint of random parameters that no two of are alike."""
 
     def write(source: str | None, **shape: object) -> Path:
-        config = read_config(write_random_draft(tmp_path / f"shape-{source}", source, **TINY, **shape))
+        config = read_config(write_random_draft(tmp_path / f"shape-{source}", source, **(TINY | shape)))
         block = config.specexit and config.specexit.model_copy(update={"target": "tiny-reasoner"})
         config = config.model_copy(update={"specexit": block})
         state = flatten_mapping(nnx.to_pure_dict(nnx.state(Draft(config, rngs=nnx.Rngs(0)))))
@@ -48,7 +49,7 @@ def write_run(tmp_path, write_random_draft):
         run = tmp_path / f"run-{source}"
         readers = {path: (lambda value=value: value) for path, value in values.items()}
         write_checkpoint(run, readers, {path: v.shape for path, v in values.items()}, make_mesh(MeshConfig()))
-        vocab = np.sort(rng.choice(640, 128, replace=False))
+        vocab = np.sort(rng.choice(640, config.draft_vocab_size, replace=False))
         save_start(run, Start(config, vocab, (0.5, 4.0, 64.0)))
         save_target(run, load_target_config("tiny-reasoner"))
         return run
@@ -102,13 +103,14 @@ def test_the_table_of_names_is_bijective_and_complete(write_random_draft, tmp_pa
     for i, (source, geometry) in enumerate(
         [("draft", "plain"), ("fc", "plain"), (None, "everything"), (None, "qwen3")]
     ):
-        config = read_config(write_random_draft(tmp_path / str(i), source, **GEOMETRIES[geometry]))
+        config = read_config(write_random_draft(tmp_path / str(i), source, **(TINY | GEOMETRIES[geometry])))
         names = tensor_names(config)
         state = flatten_mapping(
             nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda c=config: Draft(c, rngs=nnx.Rngs(0)))))
         )
         assert names.keys() == {"/".join(key) for key in state}
-        assert set(names.values()) | {"d2t", "t2d"} == config.tensor_shapes().keys()
+        vocabulary = set() if config.whole_vocabulary else {"d2t", "t2d"}
+        assert set(names.values()) | vocabulary == config.tensor_shapes().keys()
         one_to_one = [name for path, name in names.items() if path != SIGNAL_HEAD]
         assert len(set(one_to_one)) == len(one_to_one)
 

@@ -43,9 +43,10 @@ LAYERS = {
 def sized(layout: str, target: dict[str, Any]) -> dict[str, Any]:
     """A published config at a target's size; head size, RoPE, norms and biases stay the layout's own."""
     sizes = {name: target[name] for name in ("hidden_size", "intermediate_size", "vocab_size")} | HEADS
+    sizes["target_hidden_size"] = target["hidden_size"]
 
     def fitted(fields: dict[str, Any]) -> dict[str, Any]:
-        found = fields | {name: size for name, size in sizes.items() if name in fields}
+        found = fields | {name: size for name, size in sizes.items() if fields.get(name) is not None}
         if "head_dim" in fields:
             found["head_dim"] = HEAD_DIM.get(layout, 32)  # the smallest that vLLM has on a CPU
         if fields.get("draft_vocab_size") is not None:

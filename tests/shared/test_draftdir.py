@@ -195,6 +195,24 @@ def test_a_draft_vocabulary_in_ids_is_named_as_what_it_is(draft):
         read_draft(draft)
 
 
+def test_a_whole_vocabulary_is_read_with_and_without_its_two_tensors(tmp_path, write_random_draft):
+    """vLLM refuses a d2t there, so none is written; older versions did."""
+    folder = write_random_draft(tmp_path / "draft", None, draft_vocab_size=200)
+    config, tensors = read_draft(folder)
+    assert not {"d2t", "t2d"} & tensors.keys()
+    path = folder / "model.safetensors"
+    save_file(tensors | {"d2t": np.zeros(200, np.int64), "t2d": np.ones(200, bool)}, path)
+    again = read_draft(folder)
+    assert again[0] == config
+    assert again[1].keys() == tensors.keys()
+    save_file(tensors | {"t2d": np.arange(200) != 7}, path)
+    with pytest.raises(DraftError, match="t2d says False of target token 7, but d2t says True"):
+        read_draft(folder)
+    save_file(tensors | {"d2t": np.ones(200, np.int64)}, path)
+    with pytest.raises(DraftError, match="d2t maps draft token 0 to target token 1, expected itself"):
+        read_draft(folder)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -7,6 +7,7 @@ import pytest
 import yaml
 from safetensors.numpy import load_file
 
+from specexit.data.overlap import write_prompts
 from specexit.drafts.config import DraftError
 from specexit.drafts.directory import read_config, read_draft
 from specexit.drafts.export import FORMATS, export
@@ -17,7 +18,7 @@ from specexit.drafts.tensors import sha256_of
 from specexit.method.decision import Policy
 from specexit.schemas.export import ExportConfig
 from specexit.schemas.published import ImportConfig
-from tests.shared.published import CONFIGS, tensors_of, write_published, write_target
+from tests.shared.published import CONFIGS, VOCAB, tensors_of, write_published, write_target
 
 SHAPE = {"eagle_aux_hidden_state_layer_ids": (2, 6, 9), "target_num_hidden_layers": 12}
 
@@ -56,6 +57,16 @@ def test_a_vocabulary_in_ids_comes_back_as_ids(tmp_path, target):
     for name in ("d2t", "t2d"):
         assert tensors[name].dtype == published[name].dtype
         np.testing.assert_array_equal(tensors[name], published[name])
+
+
+def test_a_whole_vocabulary_comes_back_as_it_was_said(tmp_path, target):
+    said = {"d2t": np.zeros(VOCAB, np.int32), "t2d": np.ones(VOCAB, np.uint8)}
+    source = write_published(tmp_path / "published", "torchspec", tensors=tensors_of("torchspec") | said)
+    import_draft(ImportConfig(draft=source, target=target, out=tmp_path / "draft"))
+    _, tensors, _ = exported(tmp_path / "draft", tmp_path, "original", None)
+    for name, values in said.items():
+        assert tensors[name].dtype == values.dtype
+        np.testing.assert_array_equal(tensors[name], values)
 
 
 @pytest.mark.parametrize("source", ["draft", "fc"])
@@ -110,7 +121,7 @@ def test_an_export_for_speculators_keeps_what_exits_need(tmp_path, target, write
     write_policy(folder, PolicyFile(default="careful", points=(point,), fingerprints=marks))
     config, _, out = exported(folder, tmp_path, "speculators", target)
     assert config["architectures"] == ["SpecExitQwen3ForCausalLMEagle3"]
-    assert config["speculators_config"]["verifier"]["name_or_path"]
+    assert config["speculators_config"]["verifier"]["name_or_path"] == str(tmp_path / "of" / "target")
     assert read_config(out).specexit == read_config(folder).specexit
     # The same weights in another file: the certificate is of them.
     assert read_policy(out).fingerprints.draft == sha256_of(out) != sha256_of(folder)
@@ -119,13 +130,21 @@ def test_an_export_for_speculators_keeps_what_exits_need(tmp_path, target, write
         import_draft(ImportConfig(draft=out, target=target, out=tmp_path / "again"))
 
 
-def test_angelslims_rows_are_confidence_progress_and_remain(tmp_path, target, write_random_draft):
+def test_angelslims_rows_are_confidence_progress_and_remain(tmp_path, target, write_random_draft, capsys):
     folder = write_random_draft(tmp_path / "draft", "fc", **SHAPE)
     _, ours = read_draft(folder)
     config, tensors, _ = exported(folder, tmp_path, "angelslim", target)
     assert config["early_stop_method"] == "confidence_progress_remain"
     assert config["architectures"] == ["Eagle3LlamaForCausalLM"]
     np.testing.assert_array_equal(tensors["fc.weight"], ours["fc.weight"][: 64 + 3])
+    card = (tmp_path / "angelslim" / "README.md").read_text()
+    assert "by a rule and by thresholds of its own" in card  # not by ours, and no certificate of ours holds there
+    assert "exits at" not in card
+    assert "released code reads" not in capsys.readouterr().err
+    elsewhere = write_random_draft(tmp_path / "e", "fc", **(SHAPE | {"eagle_aux_hidden_state_layer_ids": (2, 6, 12)}))
+    exported(elsewhere, tmp_path / "elsewhere", "angelslim", target)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "reads layers [2, 6, 12], but the released code reads [2, 6, 9] whatever a config says" in said
     other = write_random_draft(tmp_path / "other", "draft", **SHAPE)
     with pytest.raises(DraftError, match="source 'draft', expected 'fc' for format=angelslim"):
         export(ExportConfig(draft=other, out=tmp_path / "no", format="angelslim", target=target))
@@ -136,6 +155,15 @@ def test_the_plugins_form_is_the_directory_itself(tmp_path, target, write_random
     _, _, out = exported(folder, tmp_path, "plugin", target)
     assert read_config(out) == read_config(folder)
     assert (out / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+
+
+def test_a_published_folder_names_its_target_on_the_hub(tmp_path, target, write_random_draft):
+    folder = write_random_draft(tmp_path / "draft", "draft", **SHAPE)
+    config, _, out = exported(folder, tmp_path, "speculators", target, base_model="org/model")
+    assert config["speculators_config"]["verifier"]["name_or_path"] == "org/model"
+    assert yaml.safe_load((out / "README.md").read_text().split("---")[1])["base_model"] == "org/model"
+    said = "".join(path.read_text() for path in out.iterdir() if path.suffix in (".json", ".md"))
+    assert str(tmp_path) not in said
 
 
 def test_large_weights_are_split_and_read_again(tmp_path, target, write_random_draft):
@@ -156,6 +184,8 @@ def test_the_card_says_what_is_known_and_what_is_not(tmp_path, target, write_ran
     assert "early-exit" in front["tags"]
     assert "Without a certificate" in text
     assert "Not verified" in text
+    assert "What it was trained on is not recorded." in text
+    write_prompts(folder, range(1234))
     found = Certificate(
         risk="accuracy_lost", epsilon=0.02, delta=0.1, n=500, errors=4, bound=0.0159, data_sha256="ab" * 32
     )
@@ -174,6 +204,7 @@ def test_the_card_says_what_is_known_and_what_is_not(tmp_path, target, write_ran
     assert "4 of 500" in text
     assert "They were made on 500 prompts with answers of kind math; temperature 0.6; dtype bfloat16." in text
     assert "It does not cover:" in text
+    assert "Trained on what small wrote for 1,234 prompts" in text
     assert (out / "policy.json").read_text() == (folder / "policy.json").read_text()
     _, _, out = exported(folder, tmp_path / "c", "eagle3", target)
     assert "carries no early exit" in (out / "README.md").read_text()
@@ -185,7 +216,7 @@ def test_inspect_says_what_is_there(tmp_path, target, write_random_draft):
     rows = describe(folder)
     assert rows["reads"] == "the residual stream after layers 2, 6, 9 of 12"
     assert rows["signals"].startswith("source fc: confidence")
-    assert rows["policy default, default"] == "exits at validity 0.9; no certificate"
+    assert rows["policy default"] == "exits at validity 0.9; no certificate"
     assert rows["verified"] == "no: run `specexit verify`"
     assert rows["exports to"] == "plugin, eagle3, speculators, angelslim"
     source = write_published(tmp_path / "published", "deepspec")

@@ -45,6 +45,7 @@ def test_types_are_words(name: str) -> None:
     for row in rows(schema):
         assert not any(word in row.kind for word in ("typing", "Literal", "NoneType", "class", "pathlib", "str", "int"))
         assert "PydanticUndefined" not in row.default
+        assert row.meaning, row.key
 
 
 def test_defaults_are_those_in_force() -> None:
@@ -63,8 +64,14 @@ def test_a_config_file_shows_its_values() -> None:
     assert "target" in page
 
 
-def test_keys_are_never_folded() -> None:
+def test_a_draft_directory_may_be_named_alone_and_help_says_so() -> None:
+    assert "specexit inspect [DRAFT] [key=value ...]" in specexit("inspect", "--help")
+
+
+def test_keys_are_never_folded_and_nested_ones_stand_apart() -> None:
     page = specexit("train", "--help")
+    first = next(i for i, line in enumerate(page.splitlines()) if line.startswith("optimizer."))
+    assert not page.splitlines()[first - 1].strip()
     for row in rows(TrainConfig):
         assert any(line.startswith(row.key) for line in page.splitlines()), row.key
 

@@ -39,7 +39,9 @@ def test_every_layout_is_told_by_itself_and_read_to_the_bit(layout, tmp_path):
     published = {LAYOUTS[layout].ours(name): tensor for name, tensor in tensors_of(layout).items()}
     assert json.loads((folder / "import.json").read_text())["layout"] == layout
     assert config.specexit is None
-    assert tensors.keys() == published.keys() | {"d2t", "t2d"}
+    # vLLM has no place for d2t where a draft has all of its target's tokens.
+    assert ("d2t" in tensors) == ("t2d" in tensors) == (layout not in ("torchspec", "deepspec"))
+    assert tensors.keys() == published.keys() | (tensors.keys() & {"d2t", "t2d"})
     for name, tensor in published.items():
         assert tensors[name].dtype == tensor.dtype
         assert tensors[name].tobytes() == tensor.tobytes()
@@ -219,6 +221,15 @@ def test_tensors_that_are_not_understood_are_refused_by_name(change, message, tm
     with pytest.raises(DraftError, match=message):
         imported(tmp_path, "angelslim", tensors=tensors)
     assert not (tmp_path / "draft").exists()
+
+
+def test_a_whole_vocabulary_in_another_order_is_refused(tmp_path):
+    order = np.arange(VOCAB)
+    order[[3, 4]] = 4, 3
+    with pytest.raises(
+        DraftError, match="d2t maps draft token 3 to target token 4, expected itself: the draft has all"
+    ):
+        imported(tmp_path, "torchspec", tensors=tensors_of("torchspec") | {"d2t": order})
 
 
 def test_two_names_of_one_tensor_are_refused(tmp_path):

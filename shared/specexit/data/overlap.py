@@ -48,6 +48,21 @@ def copy_prompts(source: Path, folder: Path) -> None:
         write_bytes(folder / FILE, (source / FILE).read_bytes())
 
 
+def read_prompts(folder: Path) -> Hashes | None:
+    """The prompts' hashes in a folder; None where it does not say.
+
+    Raises:
+      OverlapError: the list cannot be read.
+    """
+    path = folder / FILE
+    if not path.exists():
+        return None
+    try:
+        return np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise OverlapError(f"{path}: cannot be read as the hashes of prompts: {error}") from error
+
+
 def refuse_trained(folder: Path, traces: Iterable[AnyTrace], where: Path) -> None:
     """Check that no trace is of a prompt that was trained on; folders that do not say so are taken at their word.
 
@@ -59,18 +74,14 @@ def refuse_trained(folder: Path, traces: Iterable[AnyTrace], where: Path) -> Non
     Raises:
       OverlapError: some are, or the folder's list cannot be read.
     """
-    path = folder / FILE
-    if not path.exists():
+    trained = read_prompts(folder)
+    if trained is None:
         return
-    try:
-        trained = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise OverlapError(f"{path}: cannot be read as the hashes of prompts: {error}") from error
     ours = {_short(trace.prompt_hash): trace.id for trace in traces}
     shared = np.isin(np.fromiter(ours, np.uint64, len(ours)), trained)
     if shared.any():
         first = next(id for id, both in zip(ours.values(), shared, strict=True) if both)
         raise OverlapError(
-            f"{where}: {int(shared.sum())} of {len(ours)} prompts were trained on according to {path} (the first is of "
-            f"trace {first!r}), expected prompts of a split of their own"
+            f"{where}: {int(shared.sum())} of {len(ours)} prompts were trained on according to {folder / FILE} (the "
+            f"first is of trace {first!r}), expected prompts of a split of their own"
         )

@@ -9,9 +9,11 @@ from typing import Any
 import yaml
 
 from specexit.config import write_text
+from specexit.data.overlap import read_prompts
 from specexit.drafts.config import DraftConfig
 from specexit.drafts.policy import Certificate, PolicyFile, read_policy
-from specexit.drafts.verified import read_verification
+from specexit.drafts.published import read_origin
+from specexit.drafts.verified import Accepted, read_verification
 from specexit.schemas.export import ExportConfig
 from specexit.schemas.target import TargetConfig
 from specexit.tiny import EMBEDDED
@@ -30,7 +32,7 @@ def write_card(folder: Path, config: ExportConfig, draft: DraftConfig, target: T
     """
     exits = draft.specexit is not None and config.format in ("plugin", "speculators", "angelslim")
     front: dict[str, Any] = {
-        "base_model": _model_of(target),
+        "base_model": config.base_model or _model_of(target),
         "base_model_relation": "adapter",
         "pipeline_tag": "text-generation",
         "tags": ["eagle3", "speculative-decoding", "draft", *(["early-exit", "specexit"] if exits else [])],
@@ -44,14 +46,37 @@ def write_card(folder: Path, config: ExportConfig, draft: DraftConfig, target: T
             else "It carries no early exit in this form."
         ),
         _geometry(draft),
-        *([_exit(config.draft)] if exits else []),
+        _data(config.draft, target),
+        *([RELEASED] if config.format == "angelslim" else [_exit(config.draft)] if exits else []),
         _verification(config.draft),
-        _serving(config, target),
+        _serving(config, target, exits=exits),
         "## Limits\n\nTrained for this target and its tokenizer alone: with another one vLLM refuses it or accepts "
         "nothing. What is not stated above was not measured.",
     ]
     text = "---\n" + yaml.safe_dump(front, sort_keys=False) + "---\n\n" + "\n\n".join(parts) + "\n"
     write_text(folder / CARD, text)
+
+
+RELEASED = """## Early exit
+
+The released code reads three rows behind those of `fc`: confidence, progress and remain, in this order. It judges them
+by a rule and by thresholds of its own; the operating points that this draft was calibrated for, and their certificates,
+are of another rule and say nothing of it. It takes the target's hidden states in front of layers 2, n // 2 and n - 3 of
+n, whatever `config.json` says."""
+"""Of format ``angelslim``, read from its code."""
+
+
+def _data(folder: Path, target: TargetConfig) -> str:
+    origin, prompts = read_origin(folder), read_prompts(folder)
+    if origin is not None:
+        said = (
+            f"Imported: it was published in the layout of `{origin.layout}`. What it was trained on is not known here."
+        )
+    elif prompts is not None:
+        said = f"Trained on what {target.name} wrote for {len(prompts):,} prompts."
+    else:
+        said = "What it was trained on is not recorded."
+    return f"## Data\n\n{said}"
 
 
 def _geometry(draft: DraftConfig) -> str:
@@ -120,25 +145,25 @@ def _certificate(found: Certificate | None) -> str:
 
 
 def _verification(folder: Path) -> str:
-    found = read_verification(folder)
+    found, doubt = read_verification(folder)
     if found is None:
-        return "## Verification\n\nNot verified: `specexit verify` has not been run on it."
-    quantities = ", ".join(f"{name} {value:.1e}" for name, value in found.get("differences", {}).items())
-    lines = [f"JAX against PyTorch on {found.get('n')} traces, largest differences: {quantities}."]
-    if found.get("acceptance"):
-        lines.append(_accepted(found["acceptance"]))
-    lines += [f"**{mistake}**" for mistake in found.get("mistakes", ())]
+        return f"## Verification\n\nNot verified ({doubt})."
+    quantities = ", ".join(f"{name} {value:.1e}" for name, value in found.differences.items())
+    lines = [f"JAX against PyTorch on {found.n} traces, largest differences: {quantities}."]
+    if found.acceptance:
+        lines.append(_accepted(found.acceptance))
+    lines += [f"**Verified: {doubt}.**"] if doubt else []
     return "\n\n".join(["## Verification", *lines])
 
 
-def _accepted(found: dict[str, Any]) -> str:
+def _accepted(found: Accepted) -> str:
     """Acceptance by position, as a table."""
-    head = " | ".join(f"step {step + 1}" for step in range(len(found["by_position"])))
-    shares = " | ".join(f"{share:.1%}" for share in found["by_position"])
+    head = " | ".join(f"step {step + 1}" for step in range(len(found.by_position)))
+    shares = " | ".join(f"{share:.1%}" for share in found.by_position)
     return (
-        f"Of the drafted tokens, this share is the traces' own text, all earlier steps included ({found['rows']} rows, "
-        f"greedy drafts): {found['length']:.2f} tokens per step of the target, its own one counted.\n\n"
-        f"| {head} |\n|{'---|' * len(found['by_position'])}\n| {shares} |"
+        f"Of the drafted tokens, this share is the traces' own text, all earlier steps included ({found.rows} rows, "
+        f"greedy drafts): {found.length:.2f} tokens per step of the target, its own one counted.\n\n"
+        f"| {head} |\n|{'---|' * len(found.by_position)}\n| {shares} |"
     )
 
 
@@ -147,16 +172,17 @@ def _model_of(target: TargetConfig) -> str:
     return target.name if target.path in EMBEDDED else target.folder.name
 
 
-def _serving(config: ExportConfig, target: TargetConfig) -> str:
-    served = _model_of(target)
+def _serving(config: ExportConfig, target: TargetConfig, *, exits: bool) -> str:
+    served = config.base_model or _model_of(target)
     k = config.speculative_tokens
     speculative = json.dumps({"method": "eagle3", "model": "FOLDER", "num_speculative_tokens": k})
     vllm = f"vllm serve {served} --speculative-config '{speculative}'"
+    plugin = "pip install 'specexit[serve]'\n"
     commands = {
-        "plugin": f"pip install 'specexit[serve]'\n{vllm}",
+        "plugin": plugin + vllm,
         "eagle3": vllm,
-        "speculators": "vllm serve FOLDER",
-        "angelslim": "# AngelSlim's benchmark, with early_stop_method from this config",
+        "speculators": (plugin if exits else "") + "vllm serve FOLDER",
+        "angelslim": "# AngelSlim's SpecExit benchmark, with FOLDER as its EAGLE model",
         "original": "# as its authors say",
     }
     return f"## Serving\n\n```sh\n{commands[config.format]}\n```"

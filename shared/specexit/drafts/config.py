@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,11 +12,14 @@ from specexit.config import Config
 from specexit.drafts import policy as policies
 from specexit.drafts.policy import Certificate, Serving
 from specexit.drafts.rope import RopeScaling, scaling_fields, scaling_of
-from specexit.errors import InputError
+from specexit.drafts.tensors import TensorError, read_json
+from specexit.errors import InputError, shown
 from specexit.method.decision import Policy
 from specexit.method.signals import NAMES
 
 FORMAT_VERSION = 1
+MAX_CONFIG = 1_000_000
+"""Bytes of a ``config.json``."""
 ARCHITECTURE = "SpecExitLlamaForCausalLMEagle3"
 ARCHITECTURES = {"llama": ARCHITECTURE, "qwen3": "SpecExitQwen3ForCausalLMEagle3"}
 """Model type -> our plug-in's class; the names end with "Eagle3", so vLLM's EAGLEConfig leaves them alone."""
@@ -71,10 +73,10 @@ class DraftConfig(Config):
     num_hidden_layers: Literal[1] = 1
     vocab_size: int = Field(gt=0)
     draft_vocab_size: int = Field(gt=0)
-    rms_norm_eps: float = Field(default=1e-6, gt=0)
-    rope_theta: float = Field(default=10_000.0, gt=0)
+    rms_norm_eps: float = Field(default=1e-6, gt=0, allow_inf_nan=False)
+    rope_theta: float = Field(default=10_000.0, gt=0, allow_inf_nan=False)
     rope_scaling: Rope = None
-    max_position_embeddings: int = Field(default=2048, gt=0)
+    max_position_embeddings: int = Field(default=2048, gt=0, lt=2**31)
     hidden_act: Literal["silu"] = "silu"
     attention_bias: bool = Field(default=False, description="of the four attention projections")
     tie_word_embeddings: Literal[False] = False
@@ -127,12 +129,22 @@ class DraftConfig(Config):
         return self.target_hidden_size * len(self.eagle_aux_hidden_state_layer_ids)
 
     @property
+    def whole_vocabulary(self) -> bool:
+        """Whether draft tokens are the target's, id by id; vLLM then has no place for ``d2t``, and none is written."""
+        return self.draft_vocab_size == self.vocab_size
+
+    @property
     def aux_norm_shapes(self) -> dict[str, tuple[int, ...]]:
         """The norms in front of ``fc``: none, one over all aux hidden states, or one for each."""
         if self.norm_before_fc:
             return {"input_norm.weight": (self.aux_size,)}
         layers = range(self.num_aux_hidden_states) if self.fc_norm else ()
         return {f"fc_norm.{i}.weight": (self.target_hidden_size,) for i in layers}
+
+    @property
+    def vocabulary_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The two tensors that say which of the target's tokens the draft has."""
+        return {"d2t": (self.draft_vocab_size,), "t2d": (self.vocab_size,)}
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
         """Every tensor of ``model.safetensors`` with its shape (PyTorch layout, [out, in])."""
@@ -154,9 +166,9 @@ class DraftConfig(Config):
             f"{layer}mlp.down_proj.weight": (h, inter),
             "norm.weight": (h,),
             "lm_head.weight": (self.draft_vocab_size, h),
-            "d2t": (self.draft_vocab_size,),
-            "t2d": (self.vocab_size,),
         }
+        if not self.whole_vocabulary:
+            shapes |= self.vocabulary_shapes
         if source == "draft":
             shapes["signal_head.weight"] = (n_signals, h)
         if self.own_embeddings:
@@ -177,9 +189,9 @@ def read_config(folder: Path) -> DraftConfig:
     """
     path = folder / "config.json"
     try:
-        raw: Any = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise DraftError(f"{path}: cannot be read as JSON: {error}") from error
+        raw = read_json(path, MAX_CONFIG)
+    except TensorError as error:
+        raise DraftError(str(error)) from error
     if not isinstance(raw, dict):
         raise DraftError(f"{path}: holds a {type(raw).__name__}, expected an object")
     try:
@@ -189,7 +201,7 @@ def read_config(folder: Path) -> DraftConfig:
         key = ".".join(str(part) for part in first["loc"])
         if not key:
             raise DraftError(f"{path}: {first['msg'].removeprefix('Value error, ')}") from error
-        raise DraftError(f"{path}: field {key} is {first['input']!r}: {first['msg']}") from error
+        raise DraftError(f"{path}: field {key} is {shown(first['input'])}: {first['msg']}") from error
     block = config.specexit
     if block and block.format_version != FORMAT_VERSION:
         raise DraftError(f"{path}: specexit.format_version is {block.format_version}, expected {FORMAT_VERSION}")

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Int
 
 from specexit.config import write_text
 from specexit.drafts.config import ARCHITECTURE as ARCHITECTURE
@@ -64,8 +65,10 @@ def open_draft(folder: Path) -> tuple[DraftConfig, dict[str, Stored]]:
     except TensorError as error:
         raise DraftError(str(error)) from error
     check_shapes(config, {name: (stored.dtype, stored.shape) for name, stored in tensors.items()}, path)
-    check_vocabulary(config, tensors["d2t"].read(), path, tensors["t2d"].read())
-    return config, tensors
+    d2t, t2d = (tensors[name].read() if name in tensors else None for name in ("d2t", "t2d"))
+    if d2t is not None or t2d is not None:
+        check_vocabulary(config, np.zeros(config.draft_vocab_size, np.int64) if d2t is None else d2t, path, t2d)
+    return config, {name: tensors[name] for name in tensors if name in config.tensor_shapes()}
 
 
 def weights_path(folder: Path) -> Path:
@@ -93,9 +96,12 @@ def check_shapes(config: DraftConfig, tensors: Shapes, path: Path) -> None:
     Raises:
       DraftError: names the file, the tensor, what was found and what was expected.
     """
-    expected = config.tensor_shapes()
+    needed = config.tensor_shapes()
+    expected = needed | config.vocabulary_shapes  # which older versions also wrote of a whole vocabulary
     for name, shape in expected.items():
         if name not in tensors:
+            if name not in needed:
+                continue
             raise DraftError(f"{path}: tensor {name} {list(shape)} is missing")
         found, types = tensors[name], {"d2t": ("int64",), "t2d": ("bool",)}.get(name, tuple(FLOATS))
         if found[1] != shape:
@@ -138,7 +144,7 @@ def check_vocabulary(config: DraftConfig, d2t: np.ndarray, path: Path, t2d: np.n
             f"{path}: d2t holds ids, expected what is added to a draft token to get its id; `specexit import` reads "
             "either"
         )
-    if config.draft_vocab_size == config.vocab_size and d2t.any():
+    if config.whole_vocabulary and d2t.any():
         moved = np.flatnonzero(d2t)[0]
         raise DraftError(
             f"{path}: d2t maps draft token {moved} to target token {moved + d2t[moved]}, expected itself: "
@@ -161,8 +167,16 @@ def check_vocabulary(config: DraftConfig, d2t: np.ndarray, path: Path, t2d: np.n
         raise DraftError(f"{path}: t2d says {bool(t2d[token])} of target token {token}, but d2t says {not t2d[token]}")
 
 
+def target_ids(config: DraftConfig, tensors: Mapping[str, np.ndarray]) -> Int[np.ndarray, " draft_vocab"]:
+    """Target id of every draft token, given a draft directory's tensors."""
+    ids = np.arange(config.draft_vocab_size)
+    return ids if config.whole_vocabulary else ids + tensors["d2t"]
+
+
 def vocabulary_tensors(vocab: np.ndarray, vocab_size: int) -> dict[str, np.ndarray]:
-    """``d2t`` and ``t2d`` of a draft vocabulary, given the target id of every draft token."""
+    """``d2t`` and ``t2d``, given the target id of every draft token; neither where those are all of the target's."""
+    if len(vocab) == vocab_size:
+        return {}
     offsets = (vocab - np.arange(len(vocab))).astype(np.int64)
     return {"d2t": offsets, "t2d": np.isin(np.arange(vocab_size), vocab)}
 
@@ -176,7 +190,8 @@ def write_draft(folder: Path, config: DraftConfig, tensors: Mapping[str, np.ndar
     """
     shapes = {name: (tensors[name].dtype, tensors[name].shape) for name in config.tensor_shapes() if name in tensors}
     check_shapes(config, shapes, folder / WEIGHTS)
-    check_vocabulary(config, tensors["d2t"], folder / WEIGHTS, tensors["t2d"])
+    if "d2t" in tensors:
+        check_vocabulary(config, tensors["d2t"], folder / WEIGHTS, tensors.get("t2d"))
     with new_folder(folder) as beside:
         write_into(beside, config, shapes, lambda name: [tensors[name]], named=folder)
 

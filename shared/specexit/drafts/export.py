@@ -12,20 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import ValidationError
 from rich.console import Console
 
 from specexit.config import write_text
 from specexit.drafts import policy
 from specexit.drafts.card import write_card
 from specexit.drafts.config import ARCHITECTURES, PLAIN_ARCHITECTURE, QWEN3_ARCHITECTURE, DraftConfig, DraftError
-from specexit.drafts.directory import check_values, open_draft, weights_path
+from specexit.drafts.directory import check_values, open_draft, target_ids, weights_path
 from specexit.drafts.layouts import LAYOUTS
 from specexit.drafts.published import FILE as IMPORT_FILE
-from specexit.drafts.published import Origin
+from specexit.drafts.published import read_origin
 from specexit.drafts.rope import scaling_fields
 from specexit.drafts.tensors import FLOATS, Stored, sha256_of, write_tensors
 from specexit.drafts.verified import FILE as VERIFIED
+from specexit.errors import shown
 from specexit.outputs import new_folder
 from specexit.schemas.export import ExportConfig
 from specexit.schemas.target import TargetConfig, find_target, save_target
@@ -125,7 +125,8 @@ def _speculators(config: ExportConfig, draft: DraftConfig, stored: dict[str, Sto
     inner |= {name: fields[name] for name in same} | {"num_hidden_layers": 1, "tie_word_embeddings": False}
     inner["rope_scaling"] = scaling_fields(draft.rope_scaling)
     flags = ("norm_before_residual", "norm_before_fc", "fc_norm", "norm_output", "draft_vocab_size", "torch_dtype")
-    verifier = {"name_or_path": str(target.folder), "architectures": target.hf_config().get("architectures", [])}
+    name = config.base_model or str(target.folder)
+    verifier = {"name_or_path": name, "architectures": target.hf_config().get("architectures", [])}
     proposal = {"proposal_type": "greedy", "speculative_tokens": config.speculative_tokens}
     whole = {
         "architectures": ["Eagle3Speculator"],
@@ -169,6 +170,15 @@ def _angelslim(config: ExportConfig, draft: DraftConfig, stored: dict[str, Store
     if draft.specexit is None or draft.specexit.source != "fc":
         source = draft.specexit.source if draft.specexit else None
         raise DraftError(f"{config.draft}: its signals are of source {source!r}, expected 'fc' for format=angelslim")
+    layers, n = list(draft.eagle_aux_hidden_state_layer_ids), draft.target_num_hidden_layers
+    if layers != [2, n // 2, n - 3]:
+        Console(stderr=True).print(
+            f"{config.draft}: reads layers {layers}, but the released code reads {[2, n // 2, n - 3]} whatever a "
+            "config says: it needs a change there",
+            style="yellow",
+            markup=False,
+            highlight=False,
+        )
     fields = draft.model_dump(mode="json", exclude={"specexit"})
     method = {"architectures": ["Eagle3LlamaForCausalLM"], "early_stop_method": "confidence_progress_remain"}
     return Form(fields | method, _trunk(draft, stored, rows=3))
@@ -176,21 +186,21 @@ def _angelslim(config: ExportConfig, draft: DraftConfig, stored: dict[str, Store
 
 def _original(config: ExportConfig, draft: DraftConfig, stored: dict[str, Stored], target: TargetConfig) -> Form:
     """What was imported: its own names, its own config, and ``d2t`` and ``t2d`` as they were."""
-    path = config.draft / IMPORT_FILE
-    try:
-        origin = Origin.model_validate_json(path.read_text())
-    except (OSError, ValidationError) as error:
-        raise DraftError(f"{path}: cannot be read, expected a directory of `specexit import`: {error}") from error
+    path, origin = config.draft / IMPORT_FILE, read_origin(config.draft)
+    if origin is None:
+        raise DraftError(f"{path}: does not exist, expected a directory of `specexit import` for format=original")
+    ids = target_ids(draft, {"d2t": stored["d2t"].read()} if "d2t" in stored else {})
+    vocabulary = {"d2t": ids - (0 if origin.vocabulary == "ids" else np.arange(len(ids)))}
+    vocabulary["t2d"] = np.isin(np.arange(draft.vocab_size), ids)
     tensors = {}
     for name, ours in origin.names.items():
-        place = stored[ours]
-        tensors[name] = (place.dtype, place.shape, place.pieces)
-        if ours in origin.types:
-            values = place.read()
-            if ours == "d2t" and origin.vocabulary == "ids":
-                values = values + np.arange(len(values))
-            values = values.astype(origin.types[ours])
+        if ours in ("d2t", "t2d") and ours in origin.types:
+            values = vocabulary[ours].astype(origin.types[ours])
             tensors[name] = (values.dtype, values.shape, lambda values=values: iter([values]))
+        elif ours not in stored:
+            raise DraftError(f"{path}: names tensor {shown(ours)}, which the draft does not have")
+        else:
+            tensors[name] = (stored[ours].dtype, stored[ours].shape, stored[ours].pieces)
     return Form(origin.config, tensors)
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -13,9 +11,9 @@ from rich.table import Table
 from specexit.drafts.directory import open_draft
 from specexit.drafts.export import formats_of, weights_type
 from specexit.drafts.policy import PolicyFile, read_policy
-from specexit.drafts.published import FILE as IMPORT_FILE
+from specexit.drafts.published import read_origin
 from specexit.drafts.tensors import sha256_of
-from specexit.drafts.verified import acceptance_words, doubt_of, read_verification
+from specexit.drafts.verified import acceptance_words, read_verification
 from specexit.schemas.inspect import InspectConfig
 
 
@@ -35,14 +33,14 @@ def inspect(config: InspectConfig) -> dict[str, str]:
 
 def describe(folder: Path) -> dict[str, str]:
     """What is in a draft directory, as (what, in words)."""
-    draft, stored = open_draft(folder)
+    (draft, stored), origin = open_draft(folder), read_origin(folder)
     layers = ", ".join(map(str, draft.eagle_aux_hidden_state_layer_ids))
     flags = ("attention_bias", "own_embeddings", "norm_before_residual", "norm_before_fc", "fc_norm", "norm_output")
     variants = [flag for flag in flags if getattr(draft, flag)] + (["qwen3"] if draft.model_type == "qwen3" else [])
     weights = sum(math.prod(place.shape) for name, place in stored.items() if name not in ("d2t", "t2d"))
     scaling = f", scaled: {draft.rope_scaling.kind} x{draft.rope_scaling.factor:g}" if draft.rope_scaling else ""
     rows = {
-        "target": f"{draft.target_name or _imported(folder).get('target', 'not named')}, hidden size "
+        "target": f"{draft.target_name or (origin.target if origin else 'not named')}, hidden size "
         f"{draft.target_hidden_size}, {draft.vocab_size} tokens",
         "reads": f"the residual stream after layers {layers} of {draft.target_num_hidden_layers}",
         "geometry": f"hidden size {draft.hidden_size}, {draft.num_attention_heads} heads ({draft.num_key_value_heads} "
@@ -56,7 +54,7 @@ def describe(folder: Path) -> dict[str, str]:
     }
     if draft.specexit:
         rows |= _policy(read_policy(folder))
-    rows["origin"] = _imported(folder).get("layout", "trained here")
+    rows["origin"] = origin.layout if origin else "trained here"
     rows["verified"] = _verified(folder)
     rows["exports to"] = ", ".join(formats_of(draft, folder))
     return rows
@@ -69,20 +67,16 @@ def _policy(found: PolicyFile) -> dict[str, str]:
         certificate = "no certificate"
         if point.certificate is not None:
             c = point.certificate
-            certificate = f"{c.risk} at most {c.bound:.2%} with {1 - c.delta:.0%} confidence, {c.n} prompts"
-        default = ", default" if point.name == found.default else ""
+            what = {"answer_changed": "answers changed", "accuracy_lost": "right answers lost"}[c.risk]
+            certificate = f"{what}: at most {c.bound:.2%} with {1 - c.delta:.0%} confidence ({c.n} prompts)"
+        default = ", default" if found.default == point.name != "default" else ""
         rows[f"policy {point.name}{default}"] = f"exits at {at or 'nothing'}; {certificate}"
     return rows
 
 
-def _imported(folder: Path) -> dict[str, Any]:
-    path = folder / IMPORT_FILE
-    return json.loads(path.read_text()) if path.exists() else {}
-
-
 def _verified(folder: Path) -> str:
-    found = read_verification(folder) or {}
-    said = doubt_of(folder) or f"yes, on {found.get('n')} traces"
-    if found.get("acceptance") and not said.startswith("stale"):
-        said += f"; {acceptance_words(found['acceptance'])}"
-    return said
+    found, doubt = read_verification(folder)
+    if found is None:
+        return str(doubt)
+    said = doubt or f"yes, on {found.n} traces"
+    return f"{said}; {acceptance_words(found.acceptance)}" if found.acceptance else said

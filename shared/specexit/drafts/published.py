@@ -22,18 +22,37 @@ from pydantic import Field, ValidationError
 from rich.console import Console
 
 from specexit.config import Config, write_text
-from specexit.drafts.config import PLAIN_ARCHITECTURE, QWEN3_ARCHITECTURE, DraftConfig, DraftError, check_target
+from specexit.drafts.config import (
+    MAX_CONFIG,
+    PLAIN_ARCHITECTURE,
+    QWEN3_ARCHITECTURE,
+    DraftConfig,
+    DraftError,
+    check_target,
+)
 from specexit.drafts.directory import check_shapes, vocabulary_tensors, write_into
 from specexit.drafts.layouts import LAYOUTS, Keys, Layout
-from specexit.drafts.tensors import FLOATS, INDEX, WEIGHTS, Stored, TensorError, open_tensors, read_json, sha256_of
+from specexit.drafts.tensors import (
+    FLOATS,
+    INDEX,
+    WEIGHTS,
+    Stored,
+    TensorError,
+    inside,
+    open_tensors,
+    read_json,
+    sha256_of,
+)
 from specexit.drafts.vocabulary import Form, read_vocabulary
+from specexit.errors import first_problem
 from specexit.outputs import new_folder
 from specexit.schemas.published import ImportConfig
 from specexit.schemas.target import TargetConfig, load_target_config, save_target
 
 FILE = "import.json"
 BIN = "pytorch_model.bin"
-MAX_CONFIG = 1_000_000
+VOCABULARIES = {"offsets": "d2t holds offsets", "ids": "d2t holds ids", "whole": "the target's whole vocabulary"}
+"""How the draft's tokens are stated, in words."""
 
 
 class Origin(Config):
@@ -44,9 +63,28 @@ class Origin(Config):
     config: dict[str, Any] = Field(description="the published config.json")
     names: dict[str, str] = Field(description="published name of a tensor -> its name here; in the file's order")
     vocabulary: Form = Field(description="how d2t was published")
-    types: dict[str, str] = Field(description="types of d2t and t2d as published")
+    types: dict[Literal["d2t", "t2d"], Literal["int64", "int32", "uint8", "int8", "bool"]] = Field(
+        description="types of d2t and t2d as published"
+    )
     sha256: str = Field(description="of the published weights")
     target: str = Field(description="the target it was imported for")
+
+
+def read_origin(folder: Path) -> Origin | None:
+    """What ``import.json`` says; None where there is none.
+
+    Raises:
+      DraftError: it cannot be read.
+    """
+    path = folder / FILE
+    if not path.exists():
+        return None
+    try:
+        return Origin.model_validate(read_json(path, 4 * MAX_CONFIG))
+    except TensorError as error:
+        raise DraftError(str(error)) from error
+    except ValidationError as error:
+        raise DraftError(f"{path}: {first_problem(error)}") from error
 
 
 def import_draft(config: ImportConfig) -> Origin:
@@ -67,7 +105,7 @@ def import_draft(config: ImportConfig) -> Origin:
             save_target(beside, target)
     layers = list(draft.config.eagle_aux_hidden_state_layer_ids)
     Console(stderr=True).print(
-        f"{config.draft}: {draft.layout.about}\nd2t holds {origin.vocabulary}; aux layers {layers} of "
+        f"{config.draft}: {draft.layout.about}\n{VOCABULARIES[origin.vocabulary]}; aux layers {layers} of "
         f"{draft.config.target_num_hidden_layers} ({draft.layers_from})\n-> {config.out}",
         markup=False,
         highlight=False,
@@ -85,9 +123,12 @@ def safetensors_of(folder: Path) -> Iterator[Path]:
     if (folder / WEIGHTS).exists() or (folder / INDEX).exists():
         yield folder
         return
-    path = folder / BIN
-    if not path.is_file():
+    if not (folder / BIN).exists():
         raise DraftError(f"{folder}: no {WEIGHTS}, {INDEX} or {BIN}")
+    try:
+        path = inside(folder, BIN)
+    except TensorError as error:
+        raise DraftError(str(error)) from error
     with tempfile.TemporaryDirectory() as scratch:
         command = [sys.executable, "-m", "torch_specexit.unpickle", str(path), scratch]
         done = subprocess.run(command, capture_output=True, text=True)
@@ -131,6 +172,11 @@ class Published:
         sizes = self.config.draft_vocab_size, self.config.vocab_size
         self.form: Form
         self.vocab, self.form = read_vocabulary(self._array("d2t"), self._array("t2d"), *sizes, home)
+        if self.config.whole_vocabulary and (moved := np.flatnonzero(self.vocab != np.arange(len(self.vocab)))).size:
+            raise DraftError(
+                f"{home}: tensor d2t maps draft token {moved[0]} to target token {self.vocab[moved[0]]}, expected "
+                f"itself: the draft has all {self.config.vocab_size} tokens, and no engine reads another order of them"
+            )
         self._tensors = vocabulary_tensors(self.vocab, self.config.vocab_size)
         self.shapes = {name: (place.dtype, place.shape) for name, place in self._sources().items()} | {
             name: (tensor.dtype, tensor.shape) for name, tensor in self._tensors.items()
@@ -185,7 +231,7 @@ class Published:
             raise DraftError(f"{self.path}: {what}{first['msg'].removeprefix('Value error, ')}") from error
 
     def _sources(self) -> dict[str, Stored]:
-        sources = {name: place for name, place in self.stored.items() if name not in self._tensors}
+        sources = {name: place for name, place in self.stored.items() if name not in ("d2t", "t2d")}
         if self.head_is_embedding and "embed_tokens.weight" in sources:
             sources["lm_head.weight"] = sources["embed_tokens.weight"]
         return sources
@@ -202,12 +248,6 @@ class Published:
 
     def origin(self, sha256: str) -> Origin:
         """What ``import.json`` will say."""
-        return Origin(
-            layout=self.layout.name,
-            config=self.raw,
-            names=self.names,
-            vocabulary=self.form,
-            types={name: self.stored[name].dtype.name for name in ("d2t", "t2d") if name in self.stored},
-            sha256=sha256,
-            target=self.target,
-        )
+        types = {name: self.stored[name].dtype.name for name in ("d2t", "t2d") if name in self.stored}
+        said = {"layout": self.layout.name, "config": self.raw, "names": self.names, "vocabulary": self.form}
+        return Origin.model_validate(said | {"types": types, "sha256": sha256, "target": self.target})

@@ -64,7 +64,7 @@ def scaling_of(fields_of_config: Mapping[str, Any] | None, kinds: Sequence[str] 
         if key == "truncate":
             if not isinstance(value, bool):
                 raise ValueError(f"truncate is {value!r}, expected true or false")
-        elif not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
+        elif not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
             raise ValueError(f"{key} is {value!r}, expected a number above 0")
     if kind == "default":
         return None
@@ -72,7 +72,13 @@ def scaling_of(fields_of_config: Mapping[str, Any] | None, kinds: Sequence[str] 
     for key in needed:
         if key not in rope:
             raise ValueError(f"{key} is missing, which rope_type {kind!r} needs")
-    return RopeScaling(kind, **rope)
+    scaling = RopeScaling(kind, **rope)
+    if kind == "llama3" and not scaling.low_freq_factor < scaling.high_freq_factor:
+        raise ValueError(
+            f"high_freq_factor is {scaling.high_freq_factor:g}, expected more than low_freq_factor, "
+            f"{scaling.low_freq_factor:g}"
+        )
+    return scaling
 
 
 def scaling_fields(scaling: RopeScaling | None) -> dict[str, Any] | None:

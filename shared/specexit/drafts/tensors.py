@@ -20,7 +20,7 @@ import ml_dtypes
 import numpy as np
 
 from specexit.buckets import BucketPath
-from specexit.errors import InputError
+from specexit.errors import InputError, shown
 
 FLOATS = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype(np.float16)}
 """What weights may be stored in; importing ml_dtypes is also what teaches numpy, and so safetensors, bfloat16."""
@@ -40,6 +40,7 @@ MAX_HEADER = 100_000_000
 """Bytes; the library's own limit."""
 MAX_INDEX = 10_000_000
 MAX_TENSORS = 10_000
+MAX_NAME = 255
 PIECE = 16 * 2**20
 """Bytes that are read, checked, hashed and written at a time."""
 
@@ -122,9 +123,9 @@ def inside(folder: Path, name: str) -> Path:
       TensorError: it is a path and no name, a link out of the folder, no file, or not there.
     """
     path = folder / name
-    if Path(name).name != name or name in ("", ".", ".."):
+    if Path(name).name != name or name in ("", ".", "..") or _odd(name):
         raise TensorError(
-            f"{folder}: {name!r} is named as a file of weights, expected the name of a file in that folder"
+            f"{folder}: {shown(name)} is named as a file of weights, expected the name of a file in that folder"
         )
     home = folder.resolve()
     homes = [home, *([home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [])]
@@ -138,18 +139,26 @@ def inside(folder: Path, name: str) -> Path:
     return path
 
 
+def _odd(name: str) -> bool:
+    """Whether a name would be cut, or move a terminal's cursor, where an error says it."""
+    return not name.isprintable() or not 0 < len(name) <= MAX_NAME
+
+
 def read_json(path: Path, limit: int) -> Any:
     """A JSON file of at most ``limit`` bytes; a key that is there twice is an error.
 
     Raises:
-      TensorError: it is larger, unreadable, or no JSON.
+      TensorError: it is larger, a link out of its folder, no regular file, unreadable, or no JSON.
     """
     try:
-        if path.stat().st_size > limit:
-            raise TensorError(f"{path}: holds {path.stat().st_size} bytes, expected at most {limit}")
-        return parse_json(path.read_bytes(), path)
+        path.stat()
+        with inside(path.parent, path.name).open("rb") as file:
+            data = file.read(limit + 1)
     except OSError as error:
         raise TensorError(f"{path}: cannot be read as JSON: {error}") from error
+    if len(data) > limit:
+        raise TensorError(f"{path}: holds more than the {limit} bytes that are expected at most")
+    return parse_json(data, path)
 
 
 def parse_json(data: bytes, path: Path) -> Any:
@@ -160,7 +169,7 @@ def parse_json(data: bytes, path: Path) -> Any:
         if len(found) != len(pairs):
             names = [name for name, _ in pairs]
             twice = next(name for name in names if names.count(name) > 1)
-            raise TensorError(f"{path}: {twice!r} is there twice")
+            raise TensorError(f"{path}: {shown(twice)} is there twice")
         return found
 
     try:
@@ -213,15 +222,19 @@ def read_header(path: Path) -> dict[str, Stored]:
 
 
 def _entry(path: Path, name: str, fields: Any, body: int) -> Stored:
+    if _odd(name):
+        raise TensorError(f"{path}: a tensor is named {shown(name)}, expected up to {MAX_NAME} printable characters")
     try:
         code, shape, (begin, end) = fields["dtype"], fields["shape"], fields["data_offsets"]
     except (KeyError, TypeError, ValueError) as error:
         raise TensorError(f"{path}: tensor {name} has no dtype, shape and data_offsets") from error
-    if code not in DTYPES:
-        raise TensorError(f"{path}: tensor {name} has dtype {code!r}, expected one of {', '.join(DTYPES)}")
+    if not isinstance(code, str) or code not in DTYPES:
+        raise TensorError(f"{path}: tensor {name} has dtype {shown(code)}, expected one of {', '.join(DTYPES)}")
     numbers = [*shape, begin, end] if isinstance(shape, list) else [None]
     if not all(type(number) is int and 0 <= number < 2**62 for number in numbers) or len(shape) > 8:
-        raise TensorError(f"{path}: tensor {name} has shape {shape} and data_offsets [{begin}, {end}], expected sizes")
+        raise TensorError(
+            f"{path}: tensor {name} has shape {shown(shape)} and data_offsets {shown([begin, end])}, expected sizes"
+        )
     stored = Stored(path, np.dtype(DTYPES[code]), tuple(shape), body + begin)
     if end - begin != stored.nbytes:
         raise TensorError(f"{path}: tensor {name} {shape} needs {stored.nbytes} bytes, but has {end - begin}")

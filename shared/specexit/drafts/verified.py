@@ -1,35 +1,78 @@
-"""``verify.json``: what `specexit verify` found, and whether it is of the weights that are there."""
+"""``verify.json``: what `specexit verify` found, and whether it is of the draft that is there."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
-from typing import Any
 
-from specexit.drafts.tensors import sha256_of
+from pydantic import BaseModel, ValidationError
+
+from specexit.drafts.config import DraftConfig, read_config
+from specexit.drafts.tensors import TensorError, read_json, sha256_of
+from specexit.errors import first_problem
 
 FILE = "verify.json"
+MAX_BYTES = 1_000_000
 
 
-def read_verification(folder: Path) -> dict[str, Any] | None:
-    """What ``verify.json`` says; None where there is none."""
+class Accepted(BaseModel):
+    """How many drafted tokens the traces' own text accepts."""
+
+    rows: int
+    length: float
+    by_position: list[float]
+
+
+class Verification(BaseModel):
+    """What is read of a ``verify.json``, which holds more."""
+
+    sha256: str
+    geometry_sha256: str | None = None
+    """Missing in older files."""
+    passed: bool
+    n: int
+    differences: dict[str, float] = {}
+    acceptance: Accepted | None = None
+    mistakes: tuple[str, ...] = ()
+
+
+def geometry_sha256(draft: DraftConfig) -> str:
+    """SHA-256 of what a draft's config says of its computation: not its signals and policy, not the class for it."""
+    fields = draft.model_dump(mode="json", exclude={"specexit", "architectures"})
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+
+def read_verification(folder: Path) -> tuple[Verification | None, str | None]:
+    """What was found of the draft that is there, None where nothing was; and why it does not count as verified, None
+    where it does."""
     path = folder / FILE
-    return json.loads(path.read_text()) if path.exists() else None
+    if not path.exists():
+        return None, "no: run `specexit verify`"
+    try:
+        found = Verification.model_validate(read_json(path, MAX_BYTES))
+    except TensorError as error:
+        return None, f"unreadable: {error}; run `specexit verify`"
+    except ValidationError as error:
+        return None, f"unreadable: {path}: {first_problem(error)}; run `specexit verify`"
+    if found.sha256 != sha256_of(folder):
+        return None, "stale: the weights are others by now, run `specexit verify`"
+    if found.geometry_sha256 not in (None, geometry_sha256(read_config(folder))):
+        return None, "stale: config.json says another geometry by now, run `specexit verify`"
+    wrong = [*([] if found.passed else ["the frameworks differ"]), *found.mistakes]
+    return found, f"no: {'; '.join(wrong)}, on {found.n} traces" if wrong else None
 
 
 def doubt_of(folder: Path) -> str | None:
-    """Why a draft directory does not count as verified; None where it does."""
-    found = read_verification(folder)
-    if found is None:
-        return "no: run `specexit verify`"
-    if found.get("sha256") != sha256_of(folder):
-        return "stale: the weights are others by now, run `specexit verify`"
-    wrong = [] if found.get("passed") else ["the frameworks differ"]
-    wrong += found.get("mistakes", ())
-    return f"no: {'; '.join(wrong)}, on {found.get('n')} traces" if wrong else None
+    """Why a draft directory does not count as verified; None where it does.
+
+    Raises:
+      DraftError: ``config.json`` cannot be used.
+    """
+    return read_verification(folder)[1]
 
 
-def acceptance_words(found: dict[str, Any]) -> str:
+def acceptance_words(found: Accepted) -> str:
     """The ``acceptance`` of a ``verify.json``, as terminal and `inspect` say it."""
-    shares = ", ".join(f"{share:.1%}" for share in found["by_position"])
-    return f"acceptance length {found['length']:.2f} on {found['rows']} rows of the traces; draft steps: {shares}"
+    shares = ", ".join(f"{share:.1%}" for share in found.by_position)
+    return f"acceptance length {found.length:.2f} on {found.rows} rows of the traces; draft steps: {shares}"

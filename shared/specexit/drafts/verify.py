@@ -28,7 +28,7 @@ from specexit.data.traces import target_named_in
 from specexit.drafts.directory import open_draft, read_config
 from specexit.drafts.probing import ENGINE, MISTAKES
 from specexit.drafts.tensors import sha256_of
-from specexit.drafts.verified import FILE, acceptance_words
+from specexit.drafts.verified import FILE, Accepted, acceptance_words, geometry_sha256
 from specexit.errors import InputError
 from specexit.method.signals import NAMES, SIGNALS
 from specexit.schemas.target import target_reference
@@ -113,6 +113,7 @@ def _compared(config: VerifyConfig, sides: dict[str, Path]) -> tuple[dict[str, A
     record = {
         "format_version": 1,
         "sha256": sha256_of(config.draft),
+        "geometry_sha256": geometry_sha256(read_config(config.draft)),
         "n": len(files[0]),
         "steps": config.steps,
         "tolerance": config.tolerance,
@@ -146,7 +147,7 @@ def _show(config: VerifyConfig, record: dict[str, Any], first: tuple[dict, dict]
     if "vllm" in record:
         console.print(_engine_table(record["vllm"]))
     if record["acceptance"] is not None:
-        console.print(acceptance_words(record["acceptance"]), markup=False, highlight=False)
+        console.print(acceptance_words(Accepted.model_validate(record["acceptance"])), markup=False, highlight=False)
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:

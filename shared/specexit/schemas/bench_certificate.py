@@ -20,13 +20,15 @@ class BenchCertificateConfig(Config):
         description="decoding -> source (draft, fc) -> signals of these traces, from `score`"
     )
     out: Path = Field(default=Path("runs/bench/certificate.json"), description="JSON file to write")
-    risks: tuple[Literal["answer_changed", "accuracy_lost"], ...] = ("answer_changed", "accuracy_lost")
-    epsilon: tuple[float, ...] = (0.01, 0.02, 0.05)
+    risks: tuple[Literal["answer_changed", "accuracy_lost"], ...] = Field(
+        default=("answer_changed", "accuracy_lost"), description="what a certificate bounds"
+    )
+    epsilon: tuple[float, ...] = Field(default=(0.01, 0.02, 0.05), description="bounds that are asked for")
     n: tuple[int, ...] = Field(default=(250, 500, 1000), description="prompts in a calibration sample")
     delta: float = Field(default=0.1, gt=0, lt=1, description="probability with which a certificate may be broken")
     draws: int = Field(default=1000, gt=0, description="calibration samples in a cell")
     grouped: bool = Field(default=True, description="the worst group as well, where the prompts have groups")
-    seed: int = 0
+    seed: int = Field(default=0, description="of the samples drawn")
 
     @model_validator(mode="after")
     def _scores_of_all(self) -> BenchCertificateConfig:

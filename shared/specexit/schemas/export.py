@@ -23,6 +23,11 @@ class ExportConfig(Config):
         "angelslim: SpecExit as released, of source fc; original: what `specexit import` read"
     )
     target: str | None = Field(default=None, description="target the draft belongs to; by default the one it names")
+    base_model: str | None = Field(
+        default=None,
+        description="the target's name on the Hub, for the model card and for `vllm serve FOLDER`; by default the "
+        "folder it lies in here",
+    )
     speculative_tokens: int = Field(
         default=3, gt=0, description="draft tokens per step, written where a format says it"
     )

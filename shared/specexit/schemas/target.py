@@ -25,7 +25,7 @@ class SamplingConfig(Config):
     """How the model card asks for text."""
 
     temperature: float = Field(ge=0, description="0 is greedy")
-    top_p: float = Field(default=1.0, gt=0, le=1)
+    top_p: float = Field(default=1.0, gt=0, le=1, description="probability of the tokens that are drawn from")
     top_k: int = Field(default=0, ge=0, description="0 keeps all tokens")
     max_tokens: int = Field(gt=0, description="longest response, thinking and answer; cut to what max_model_len leaves")
 

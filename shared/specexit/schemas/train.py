@@ -28,11 +28,11 @@ class OptimizerConfig(Config):
 class DraftShapeConfig(Config):
     """Sizes of the draft layer."""
 
-    hidden_size: int = Field(gt=0)
-    intermediate_size: int = Field(gt=0)
-    num_attention_heads: int = Field(gt=0)
-    num_key_value_heads: int = Field(gt=0)
-    head_dim: int = Field(gt=0)
+    hidden_size: int = Field(gt=0, description="width of the draft layer; the target's, unless it embeds by itself")
+    intermediate_size: int = Field(gt=0, description="width of its MLP")
+    num_attention_heads: int = Field(gt=0, description="query heads")
+    num_key_value_heads: int = Field(gt=0, description="key and value heads; must divide the query heads")
+    head_dim: int = Field(gt=0, description="width of a head")
     draft_vocab_size: int = Field(gt=0, description="the target's most frequent tokens that the draft can propose")
 
 
@@ -171,7 +171,7 @@ class TrainConfig(Config):
     )
     wandb: str | None = Field(default=None, description="Weights & Biases project to log to as well; needs the extra")
     cluster: ClusterConfig = ClusterConfig()
-    seed: int = 0
+    seed: int = Field(default=0, description="of the initial weights and the order of the data")
 
     @model_validator(mode="after")
     def _evaluation(self) -> TrainConfig:

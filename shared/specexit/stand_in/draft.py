@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Shaped
 
-from specexit.drafts.directory import DraftConfig
+from specexit.drafts.directory import DraftConfig, target_ids
 from specexit.drafts.policy import OperatingPoint, PolicyFile, read_policy
 from specexit.stand_in.shape import SPARE_SCALE, Fit, StandInError
 from specexit.stand_in.target import Matrix, Noise, Weights, attention, head, mlp, scale
@@ -82,7 +82,7 @@ def draft_tensors(
     if "signal_head.weight" in weights:
         rows = weights["signal_head.weight"]
         tensors["signal_head.weight"] = head(rows, len(rows), fit, noise)
-    tensors |= _vocabulary(weights["d2t"], fit.large.vocab, draft_vocab)
+    tensors |= _vocabulary(target_ids(small, weights), fit.large.vocab, draft_vocab)
     unknown = sorted(set(weights) - set(tensors))
     if unknown:
         raise StandInError(f"the draft has {', '.join(unknown)}, expected the layout of a draft that we train")
@@ -122,9 +122,8 @@ def _fusion(weight: Matrix, fit: Fit, hidden: int, noise: Noise) -> Matrix:
     return large
 
 
-def _vocabulary(d2t: Shaped[np.ndarray, " tokens"], vocab: int, draft_vocab: int) -> dict[str, np.ndarray]:
+def _vocabulary(known: Shaped[np.ndarray, " tokens"], vocab: int, draft_vocab: int) -> dict[str, np.ndarray]:
     """``d2t`` and ``t2d``: the small draft's tokens first, then the target's first others."""
-    known = d2t + np.arange(len(d2t))
     others = np.setdiff1d(np.arange(vocab), known)[: draft_vocab - len(known)]
     ids = np.concatenate([known, others])
     return {"d2t": ids - np.arange(draft_vocab), "t2d": np.isin(np.arange(vocab), ids)}

@@ -101,8 +101,8 @@ class WithSignals(Eagle3):
     def _without_signals(self, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
         hidden = self.draft_config.hidden_size
         for name, tensor in weights:
-            if name == "d2t" and self.draft_config.draft_vocab_size == self.draft_config.vocab_size:
-                continue  # it is all zeros then, and since 0.30 vLLM has no place for it
+            if name == "d2t" and self.draft_config.whole_vocabulary:
+                continue  # of an older directory: all zeros, and since 0.30 vLLM has no place for it
             if name == "signal_head.weight":
                 self.signal_weight.data.copy_(tensor)
             elif name == "fc.weight" and self.block.source == "fc":

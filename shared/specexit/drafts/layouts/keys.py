@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from specexit.drafts.config import DraftError
+from specexit.errors import shown
 
 _MISSING = object()
 
@@ -24,7 +25,7 @@ class Keys:
 
     def error(self, key: str, value: Any, expected: str) -> DraftError:
         """An error that names file, key and value."""
-        return DraftError(f"{self.path}: {self.within}{key} is {value!r}, {expected}")
+        return DraftError(f"{self.path}: {self.within}{key} is {shown(value)}, {expected}")
 
     def take(self, key: str, kind: type | tuple[type, ...], default: Any = _MISSING) -> Any:
         """The value of a key; ``default`` where it is missing or null.
@@ -73,4 +74,8 @@ class Keys:
         """
         for key, value in self.rest.items():
             if value is not None:
-                raise self.error(key, value, "which is unknown: it may change what the draft computes")
+                raise self.error(
+                    key if key.isidentifier() else shown(key),
+                    value,
+                    "which is unknown: it may change what the draft computes",
+                )

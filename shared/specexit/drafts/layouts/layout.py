@@ -127,9 +127,9 @@ def layer_ids(keys: Keys, key: str) -> list[int] | None:
       DraftError: it is something else.
     """
     value = keys.take(key, list, None)
-    if value is not None and not all(type(layer) is int for layer in value):
+    if value is not None and not (value and all(type(layer) is int for layer in value)):
         raise keys.error(key, value, "expected a list of ids")
-    return value or None
+    return value
 
 
 def architecture(*names: str) -> Callable[[dict[str, Any], Collection[str]], bool]:

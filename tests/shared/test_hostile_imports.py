@@ -1,0 +1,229 @@
+"""A stranger's folder: whatever lies in it, one clear line, nothing executed, nothing written, nothing waited for."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import resource
+import subprocess
+import sys
+
+import pytest
+from safetensors.numpy import save_file
+
+from specexit.drafts.config import DraftError, read_config
+from specexit.drafts.export import export
+from specexit.drafts.inspect import describe
+from specexit.drafts.published import import_draft
+from specexit.drafts.tensors import INDEX, WEIGHTS, sha256_of
+from specexit.drafts.verified import doubt_of, geometry_sha256
+from specexit.schemas.export import ExportConfig
+from specexit.schemas.published import ImportConfig
+from tests.shared.published import CONFIGS, tensors_of, write_published, write_target
+
+
+def config(**changes):
+    return lambda folder: (folder / "config.json").write_text(json.dumps(CONFIGS["angelslim"] | changes))
+
+
+def header(name="norm.weight", **changes):
+    """A damage of what the header says of ``norm.weight``, or of its name."""
+
+    def damage(folder):
+        data = (folder / WEIGHTS).read_bytes()
+        length = int.from_bytes(data[:8], "little")
+        found = json.loads(data[8 : 8 + length])
+        one = found.pop("norm.weight")
+        text = json.dumps(found | {name: one | changes}).encode()
+        (folder / WEIGHTS).write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
+
+    return damage
+
+
+def instead(name, put):
+    def damage(folder):
+        (folder / name).unlink(missing_ok=True)
+        put(folder / name)
+
+    return damage
+
+
+def outside(path):
+    (path.parent.parent / "secret").write_text(json.dumps(CONFIGS["angelslim"]))
+    path.symlink_to(path.parent.parent / "secret")
+
+
+def zeros(path):
+    path.symlink_to("/dev/zero")
+
+
+def index(name):
+    return instead(INDEX, lambda path: path.write_text(json.dumps({"weight_map": {"norm.weight": name}})))
+
+
+def only_bin(put):
+    def damage(folder):
+        (folder / WEIGHTS).unlink()
+        put(folder / "pytorch_model.bin")
+
+    return damage
+
+
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 8192}
+HOSTILE = {
+    "a config that never comes": (instead("config.json", os.mkfifo), r"config\.json: is no regular file"),
+    "a config without end": (instead("config.json", zeros), "is a link out of its folder, to /dev/zero"),
+    "a config of somebody else": (instead("config.json", outside), "is a link out of its folder"),
+    "an index that never comes": (instead(INDEX, os.mkfifo), r"index\.json: is no regular file"),
+    "an index without end": (instead(INDEX, zeros), "is a link out of its folder, to /dev/zero"),
+    "an index with a NUL": (index("x\0y"), r"'x\\x00y' is named as a file of weights"),
+    "an index with an endless name": (index("x" * 100_000), "x{150}.* is named as a file of weights"),
+    "an index to the config": (index("config.json"), r"config\.json: cannot be read as safetensors"),
+    "weights that never come": (instead(WEIGHTS, os.mkfifo), r"model\.safetensors: is no regular file"),
+    "a bin that never comes": (only_bin(os.mkfifo), r"pytorch_model\.bin: is no regular file"),
+    "a bin without end": (only_bin(zeros), "is a link out of its folder, to /dev/zero"),
+    "a bin of somebody else": (only_bin(outside), "is a link out of its folder"),
+    "a name of two lines": (header(name="a\nb"), r"a tensor is named 'a\\nb', expected up to 255 printable"),
+    "a name that moves the cursor": (header(name="\x1b[2Jnorm"), r"a tensor is named '\\x1b\[2Jnorm'"),
+    "a name that is half a character": (header(name="\ud800"), r"a tensor is named '\\ud800'"),
+    "an endless name": (header(name="x" * 100_000), "a tensor is named 'x{150}"),
+    "no name": (header(name=""), "a tensor is named ''"),
+    "a dtype that is an object": (header(dtype={}), r"norm\.weight has dtype {}"),
+    "a shape of truths": (header(shape=[True]), r"norm\.weight has shape \[True\]"),
+    "a key of two lines": (config(**{"a\nb": 1}), r"'a\\nb' is 1, which is unknown"),
+    "an endless value": (config(surprise="x" * 100_000), "surprise is 'x{150}"),
+    "an infinite theta": (config(rope_theta=float("inf")), "rope_theta is inf"),
+    "an eps that is no number": (config(rms_norm_eps=float("nan")), "rms_norm_eps is nan"),
+    "an infinite factor": (config(rope_scaling={"rope_type": "linear", "factor": float("inf")}), "factor is inf"),
+    "a division by zero": (
+        config(rope_scaling=LLAMA3 | {"low_freq_factor": 4.0, "high_freq_factor": 4.0}),
+        "high_freq_factor is 4, expected more than low_freq_factor, 4",
+    ),
+    "positions beyond 32 bits": (config(max_position_embeddings=2**31), "max_position_embeddings is 2147483648"),
+    "no aux layers": (config(eagle_aux_hidden_state_layer_ids=[]), r"eagle_aux_hidden_state_layer_ids is \[\]"),
+    "an aux layer below the embedding": (config(eagle_aux_hidden_state_layer_ids=[-1, 2, 3]), r"is \[-1, 2, 3\]"),
+    "a size beyond all numbers": (config(intermediate_size=10**30), "expected .*1000000000000000000000000000000"),
+    "a truth for a number": (config(num_key_value_heads=True), "num_key_value_heads is True, expected int"),
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_a_hostile_folder_is_one_short_line(what, tmp_path):
+    damage, message = HOSTILE[what]
+    source, target = write_published(tmp_path / "published", "angelslim"), write_target(tmp_path / "of")
+    damage(source)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(DraftError, match=message) as error:
+        import_draft(ImportConfig(draft=source, target=target, out=tmp_path / "draft"))
+    assert str(error.value).isprintable()
+    assert len(str(error.value)) < 1000
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_none_of_them_takes_memory(tmp_path):
+    """All of them in one process that may hold 300 MB more than it does before the first."""
+    target = write_target(tmp_path / "of")
+    for i, (what, (damage, _)) in enumerate(HOSTILE.items()):
+        if "bin" not in what:  # opened by a process of its own, with a limit of its own
+            damage(write_published(tmp_path / "all" / str(i) / "published", "angelslim"))
+    script = """
+import resource, sys
+from pathlib import Path
+from specexit.drafts.published import DraftError, ImportConfig, import_draft
+held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (held + 300 * 2**20,) * 2)
+for home in Path(sys.argv[1]).iterdir():
+    try:
+        import_draft(ImportConfig(draft=home / "published", target=sys.argv[2], out=home / "draft"))
+    except DraftError:
+        continue
+    sys.exit(f"{home} was read")
+"""
+    done = subprocess.run([sys.executable, "-c", script, tmp_path / "all", target], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY  # this process is not limited
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What lies beside the weights of a draft directory
+
+
+@pytest.fixture
+def imported(tmp_path):
+    source, target = write_published(tmp_path / "published", "angelslim"), write_target(tmp_path / "of")
+    import_draft(ImportConfig(draft=source, target=target, out=tmp_path / "draft"))
+    return tmp_path / "draft"
+
+
+VERIFIED = {"sha256": "", "passed": True, "n": 4}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[]", r"it is \[\]: "),
+        ("{", "cannot be read as JSON"),
+        (json.dumps({"sha256": ""}), "passed is .*Field required"),
+        (json.dumps(VERIFIED | {"acceptance": {"rows": 1, "length": 1.0, "by_position": "abc"}}), "acceptance.by_posi"),
+        (json.dumps(VERIFIED | {"differences": [1]}), r"differences is \[1\]"),
+        (" " * 2_000_000, "more than the 1000000 bytes"),
+    ],
+)
+def test_a_verification_that_cannot_be_read_is_none(text, message, imported, tmp_path):
+    (imported / "verify.json").write_text(text)
+    doubt = str(doubt_of(imported))
+    assert doubt.startswith("unreadable: ")
+    assert re.search(message, doubt)
+    assert describe(imported)["verified"] == doubt
+    export(ExportConfig(draft=imported, out=tmp_path / "out", format="original"))
+    assert f"Not verified ({doubt})." in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_a_verification_is_of_the_weights_and_of_their_geometry(imported):
+    marks = {"sha256": sha256_of(imported), "geometry_sha256": geometry_sha256(read_config(imported))}
+    (imported / "verify.json").write_text(json.dumps(VERIFIED | marks))
+    assert doubt_of(imported) is None
+    path = imported / "config.json"
+    said = json.loads(path.read_text())
+    path.write_text(json.dumps(said | {"architectures": ["Another"]}))  # who runs it, not what it computes
+    assert doubt_of(imported) is None
+    path.write_text(json.dumps(said | {"rope_theta": 5e5}))
+    assert str(doubt_of(imported)).startswith("stale: config.json says another geometry by now")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"names": {"x": "y"}}, "names tensor 'y', which the draft does not have"),
+        ({"types": {"d2t": "object"}}, r"types\.d2t is 'object'"),
+        ({"types": {"fc.weight": "int8"}}, r"types\.fc\.weight"),
+        ({"config": 3}, "config is 3"),
+        ({"format_version": 2}, "format_version is 2"),
+    ],
+)
+def test_an_origin_that_cannot_be_read_is_refused(changes, message, imported, tmp_path):
+    path = imported / "import.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(DraftError, match=message):
+        export(ExportConfig(draft=imported, out=tmp_path / "out", format="original"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_that_is_a_file_is_refused(imported, tmp_path):
+    (tmp_path / "out").touch()
+    with pytest.raises(FileExistsError, match="is a file, expected a new or empty folder"):
+        export(ExportConfig(draft=imported, out=tmp_path / "out", format="original"))
+
+
+def test_a_published_draft_in_the_hub_s_cache_is_read_through_its_links(tmp_path):
+    """``snapshots/REVISION`` links into ``blobs`` beside it, and nowhere else."""
+    blobs, snapshot = tmp_path / "models--a--b" / "blobs", tmp_path / "models--a--b" / "snapshots" / "0123"
+    blobs.mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    (blobs / "c").write_text(json.dumps(CONFIGS["angelslim"]))
+    save_file(tensors_of("angelslim"), blobs / "w")
+    (snapshot / "config.json").symlink_to("../../blobs/c")
+    (snapshot / WEIGHTS).symlink_to("../../blobs/w")
+    import_draft(ImportConfig(draft=snapshot, target=write_target(tmp_path / "of"), out=tmp_path / "draft"))
+    assert describe(tmp_path / "draft")["origin"] == "angelslim"
