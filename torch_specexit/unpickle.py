@@ -43,7 +43,7 @@ def read_bin(path: Path) -> dict[str, torch.Tensor]:
     try:
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (pickle.UnpicklingError, RuntimeError, ValueError, KeyError, EOFError, AttributeError, TypeError) as error:
-        raise BinError(f"is refused by PyTorch: {str(error).splitlines()[0]}") from error
+        raise BinError(f"is refused by PyTorch: {_reason(error)}") from error
     if not isinstance(found, Mapping):
         raise BinError(f"holds a {type(found).__name__}, expected tensors by their names")
     for name, tensor in found.items():
@@ -52,14 +52,26 @@ def read_bin(path: Path) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().contiguous() for name, tensor in found.items()}
 
 
-def main() -> None:
-    """Command line, see the module; exits with 1 and one line for a file that is refused."""
-    path, folder = Path(sys.argv[1]), Path(sys.argv[2])
-    limit = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    most = limit + 3 * path.stat().st_size + ROOM
+def _reason(error: Exception) -> str:
+    """What PyTorch does not read, on one line, and not its advice to read the file all the same."""
+    lines = [line for line in str(error).splitlines() if "Unsupported" in line] or str(error).splitlines() or [""]
+    said = lines[0].strip().partition(" Please")[0]
+    return "".join(letter for letter in said if letter.isprintable())[:200]
+
+
+def limit_memory(path: Path) -> None:
+    """Have this process hold little more than it does now and a checkpoint."""
+    held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    most = held + 3 * path.stat().st_size + ROOM
     _, allowed = resource.getrlimit(resource.RLIMIT_AS)
     most = most if allowed == resource.RLIM_INFINITY else min(most, allowed)
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
+
+
+def main() -> None:
+    """Command line, see the module; exits with 1 and one line for a file that is refused."""
+    path, folder = Path(sys.argv[1]), Path(sys.argv[2])
+    limit_memory(path)
     try:
         save_file(read_bin(path), folder / "model.safetensors", metadata={"format": "pt"})
     except (BinError, MemoryError, RuntimeError) as error:

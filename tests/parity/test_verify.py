@@ -20,15 +20,15 @@ TINY = {
 }
 
 
-@pytest.mark.parametrize("source", ["draft", "fc"])
-def test_both_frameworks_agree_on_signals_and_logits(source, tmp_path, write_random_draft, make_trace, capsys):
+def test_both_frameworks_agree_on_signals_and_logits(tmp_path, write_random_draft, make_trace, capsys):
+    """Of source fc; tests/serving/test_verify_engine.py has the other one."""
     rng = np.random.default_rng(0)
     traces = []
     for i, length in enumerate((30, 50)):
         ids = rng.integers(0, 630, length + 8).tolist()
         traces.append(make_trace(id=f"t{i}", prompt_ids=ids[:8], think_ids=ids[8:]))
     write_traces(tmp_path / "traces.parquet", traces)
-    draft = write_random_draft(tmp_path / "draft", source, **TINY)
+    draft = write_random_draft(tmp_path / "draft", "fc", **TINY)
 
     with pytest.raises(VerifyError, match="fc rows are random"):  # as they are here
         verify(VerifyConfig(draft=draft, traces=tmp_path / "traces.parquet", n=2, vllm=False))
@@ -45,7 +45,7 @@ def test_both_frameworks_agree_on_signals_and_logits(source, tmp_path, write_ran
     assert written["greedy_drafts"]["same"] == written["greedy_drafts"]["compared"] == (40 + 60) * 3 - 2 * (1 + 2)
     said = describe(draft)["verified"]
     assert re.match(r"no: fc rows are random.*, on 2 traces; acceptance length 1\.\d\d", said), said
-    assert describe(write_random_draft(tmp_path / "other", source, **TINY))["verified"] == "no: run `specexit verify`"
+    assert describe(write_random_draft(tmp_path / "other", "fc", **TINY))["verified"] == "no: run `specexit verify`"
     tensors = load_file(draft / "model.safetensors")
     tensors["norm.weight"] *= 2
     save_file(tensors, draft / "model.safetensors")

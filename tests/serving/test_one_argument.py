@@ -43,7 +43,7 @@ def test_one_argument_serves_the_target_with_its_exits(exported, engines, prompt
     assert exits
     assert batch["metrics"]["num_accepted_tokens"] > 0.5 * batch["metrics"]["num_drafts"]
     reference = SpecExitDraft.from_pretrained(exported / "draft")
-    for i in (*exits[:2], *others[:1]):
+    for i in (*exits[:1], *others[:1]):
         found, served = reference.generate(prompts[i], max_new_tokens=300), batch["requests"][i]
         assert found.ids == served["ids"]
         assert found.exited == (i in exits)
