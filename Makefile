@@ -109,7 +109,7 @@ features: $(VENV)/.dev-ready  ## Train on stored features against online ones: w
 
 WITH_TPU = PYTHONPATH=$(abspath $(VENV)-tpu)$${PYTHONPATH:+:$$PYTHONPATH} $(BIN)/python
 
-test-tpu-small: $(VENV)-tpu/.ready  ## Compile small programs for TPU slices, no TPU needed
+test-tpu-small: $(VENV)-tpu/.ready  ## Compile programs of small models for TPU slices, no TPU needed (minutes)
 	@$(WITH_TPU) -m pytest tests/jax/test_plan.py -m small $(ARGS)
 
 test-tpu: $(VENV)-tpu/.ready  ## Compile small and middling programs for TPU slices, no TPU needed (minutes)

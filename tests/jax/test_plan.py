@@ -36,7 +36,7 @@ needs_libtpu = pytest.mark.skipif(
 
 
 def small(test: Callable) -> Callable:
-    """Compiles in seconds."""
+    """Compiles programs of small models."""
     return needs_libtpu(pytest.mark.small(test))
 
 
