@@ -53,8 +53,14 @@ format: $(VENV)/.dev-ready  ## Format the code and apply safe fixes
 bench: $(VENV)/.demo-ready  ## Measure the methods again on the draft that `make demo` trained
 	@$(BIN)/specexit bench configs/bench/tiny-reasoner.yaml out=runs/bench-$$(date +%Y%m%d-%H%M%S)
 
-bench-serving: $(VENV)/.demo-ready  ## Measure what the plug-in costs where no exit fires, on the draft of `make demo`
+bench-serving: $(VENV)/.demo-ready  ## Measure what the plug-in costs where no exit fires, after `make demo` (FULL=1: at 0.6B)
+ifeq ($(FULL),)
 	@$(BIN)/specexit bench-serving configs/bench/serving.yaml
+else
+	@test -e runs/stand-in/serving/target.yaml || $(BIN)/specexit stand-in target=tiny-reasoner shape=qwen3-0.6b \
+	  draft=runs/demo/draft out=runs/stand-in/serving
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$$(nproc)} $(BIN)/specexit bench-serving configs/bench/serving-full-size.yaml
+endif
 
 bench-data: $(VENV)/.demo-ready  ## Measure annotate and pack on a generated corpus (TRACES=20000 for the large one)
 	@$(BIN)/specexit bench-data configs/bench/data.yaml $(if $(TRACES),traces=$(TRACES))

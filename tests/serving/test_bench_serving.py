@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 
 import pytest
+import yaml
 
 from specexit.bench.process import BenchError, BenchProcess
+from specexit.config import REPOSITORY
 from specexit.data.traces import write_traces
 from specexit.schemas.bench_serving import BenchServingConfig
-from tests.serving.test_bench import generated_traces
+from tests.serving.test_bench import TARGET, generated_traces
 from torch_specexit import bench_serving as module
 from torch_specexit.bench_serving import METHODS, WARM_UP_TOKENS, Turns, _take_turns, bench_serving, gather
 
@@ -55,17 +57,26 @@ def turns(**changes) -> Turns:
     return Turns(**{"seconds": [1.0, 1.0], "tokens": [2, 2], "token_ids": [[5, 6], [7, 8]], "n_drafts": 4} | changes)
 
 
-def test_a_text_that_differs_is_an_error_on_a_cpu_and_counted_on_a_gpu(tmp_path, monkeypatch):
+def test_a_text_that_differs_is_an_error_in_float32_on_a_cpu_and_counted_elsewhere(tmp_path, monkeypatch):
     """On a GPU other shapes round otherwise; tokens per second then come from what each method has written."""
     monkeypatch.setattr(module, "count_operations", lambda *, interpreted: {})
     ours = turns(seconds=[0.5, 0.5], tokens=[2, 1], token_ids=[[5, 6], [7]], n_drafts=5)
     measured = {8: {"eagle3": turns(), "specexit": ours}}
     with pytest.raises(BenchError, match="batch 8: 1 texts differ, expected plain EAGLE-3's of both"):
-        gather(config(tmp_path, tmp_path), "a target", measured, None)
-    result = gather(config(tmp_path, tmp_path), "a target", measured, "some GPU")
+        gather(config(tmp_path, tmp_path), TARGET, measured, None)
+    result = gather(config(tmp_path, tmp_path), TARGET, measured, "some GPU")
     assert result["texts_that_differ"] == {"8": 1}
     assert result["ratio_to_eagle3"]["8"][0] == (3 / 1.0) / (4 / 2.0)
     assert result["hardware"]["accelerator"] == "some GPU"
+    rounded = gather(config(tmp_path, tmp_path), TARGET.model_copy(update={"dtype": "bfloat16"}), measured, None)
+    assert (rounded["texts_that_differ"], rounded["dtype"]) == ({"8": 1}, "bfloat16")
+
+
+def test_the_full_size_runs_at_both_batches_that_it_is_judged_at():
+    file = REPOSITORY / "configs" / "bench" / "serving-full-size.yaml"
+    found = BenchServingConfig.model_validate(yaml.safe_load(file.read_text()))
+    assert found.batches == (1, 8)
+    assert found.target == str(found.draft.parent / "target.yaml")
 
 
 class Engine(BenchProcess):
