@@ -1,14 +1,17 @@
 """Scoring traces on the real tiny target, with a draft of random weights: alignment, batching, bad input."""
 
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from specexit import tiny
 from specexit.config import ConfigError
 from specexit.data.scores import ScoreError, draft_sha256, read_scores
 from specexit.data.traces import write_traces
@@ -165,14 +168,30 @@ def test_nothing_as_large_as_time_times_time_or_vocabulary(write_random_draft, t
     assert not [shape for shape in shapes if set(shape) & near and set(shape) & words]
 
 
-@pytest.mark.slow
+SLIM = {
+    "hidden_size": 32,
+    "target_hidden_size": 32,
+    "num_attention_heads": 2,
+    "eagle_aux_hidden_state_layer_ids": (0, 1, 2),
+    "target_num_hidden_layers": 2,
+}
+
+
 def test_a_trace_of_16k_tokens_in_bounded_memory(tmp_path, write_random_draft, make_trace):
-    """One buffer of time x time in four heads would take 4 GiB."""
-    draft = write_random_draft(tmp_path / "draft", "draft", **TINY)
-    think = np.random.default_rng(0).integers(0, 630, 1 << 14).tolist()
+    """One buffer of time x time in two heads would take 2 GiB; of a target that is all length and no width."""
+    draft = write_random_draft(tmp_path / "draft", "draft", **SLIM)
+    fields = {"vocab_size": 200, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2}
+    model = LlamaForCausalLM(LlamaConfig(**fields, num_attention_heads=2, head_dim=16, max_position_embeddings=1 << 15))
+    model.save_pretrained(tmp_path / "model")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tiny.MODEL_DIR / name, tmp_path / "model")
+    target = load_target_config("tiny-reasoner").model_dump(mode="json")
+    asked = target | {"path": str(tmp_path / "model"), "max_model_len": 1 << 15, "aux_layers": [0, 1, 2]}
+    (tmp_path / "slim.yaml").write_text(yaml.safe_dump(asked))
+    think = np.random.default_rng(0).integers(0, 190, 1 << 14).tolist()
     write_traces(tmp_path / "traces.parquet", [make_trace(id="long", think_ids=think)])
-    arguments = [f"draft={draft}", f"traces={tmp_path / 'traces.parquet'}", f"out={tmp_path / 'scores'}"]
-    assert peak("score", *arguments, "device=cpu", "dtype=float32") < 1536
+    places = [f"draft={draft}", f"traces={tmp_path / 'traces.parquet'}", f"out={tmp_path / 'scores'}"]
+    assert peak("score", *places, f"target={tmp_path / 'slim.yaml'}", "device=cpu", "dtype=float32") < 1536
     assert read_scores(tmp_path / "scores").signals["long"].shape == (1 << 14, 4)
 
 
