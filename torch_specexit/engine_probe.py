@@ -52,14 +52,19 @@ def watch(worker: Any) -> None:
     compute = model.compute_logits
 
     def compute_logits(hidden_states: torch.Tensor) -> torch.Tensor | None:
-        leaves = source == "draft" and model.first_pass.to_record > 0
         logits = compute(hidden_states)
         seen["logits"].append(logits[0].float().cpu().numpy())
-        if leaves:
-            seen["signals"].append(model.signals[0].float().cpu().numpy().copy())  # a buffer
         return logits
 
     model.compute_logits = compute_logits
+    if source == "draft":
+        leave = model.leave_signals
+
+        def leave_signals(hidden_states: torch.Tensor) -> None:
+            leave(hidden_states)
+            seen["signals"].append(model.signals[0, 0].float().cpu().numpy().copy())  # a buffer
+
+        model.leave_signals = leave_signals
     if source == "fc":
         read = model.signals_of_target
 

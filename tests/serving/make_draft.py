@@ -30,6 +30,8 @@ from torch_specexit.features import TargetFeatures
 STEPS, BATCH, LENGTH, DRAFT_STEPS = 150, 4, 160, 2
 FIRES = 0.8
 """Share of the texts with a boundary, before their last, at which a random head's validity reaches the threshold."""
+EARLY = 0.25
+"""Of source ``draft``, validity that is to be reached some tokens before a boundary already."""
 SEEDS = 8
 """Random heads to choose from: the one that exits in the most different places."""
 
@@ -85,7 +87,8 @@ def train(draft: Draft, features: TargetFeatures, tokens: list[list[int]], to_dr
 def random_signals(draft: Draft, features: TargetFeatures, tokens: list[list[int]], ids: ThinkTokens) -> Policy:
     """Give a draft random signal rows, and return the policy that fires in `FIRES` of the texts."""
     rows = draft.signal_head.weight if draft.signal_head is not None else draft.fc.weight[-len(NAMES) :]
-    policy = Policy() if draft.signal_head is not None else Policy(smoothing="ewma", alpha=0.5)
+    early = {"validity": EARLY}
+    policy = Policy(early=early) if draft.signal_head is not None else Policy(smoothing="ewma", alpha=0.5)
     best: tuple[int, float, Tensor] | None = None
     for seed in count():
         if seed >= SEEDS and best is not None:

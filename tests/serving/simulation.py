@@ -29,8 +29,8 @@ START, END, VOCAB = 0, 1, 12
 STRINGS = {"two": frozenset({2}), "three": frozenset({3}), "both": frozenset({2, 3})}
 IDS = ThinkTokens(START, END, frozenset({2, 3}), STRINGS)
 GARBAGE = 1 << 30
-WIDEST = 5
-"""Tokens of a step."""
+WIDEST = 11
+"""Tokens of a step; more than a policy looks back."""
 CPU = torch.device("cpu")
 
 
@@ -112,7 +112,7 @@ class Simulation:
         self.records: dict[int, Record] = {}
         loops = None if guard is None else LoopSearch.of(guard, STEPS_BACK * WIDEST)
         self.slots = Slots(device, capacity=1, ring=loops.ring if loops else 0)
-        self.signals = torch.full((len(requests), len(NAMES)), 99.0, device=device)
+        self.signals = torch.full((len(requests), WIDEST, len(NAMES)), 99.0, device=device)
         self.active = torch.zeros(1, device=device)
         markers = Markers.of(IDS, VOCAB, device, transition=transition, loops=loops)
         self.rule = make(self.slots, markers, source, smooth=smooth)
@@ -172,7 +172,7 @@ class Simulation:
 
     def step(self, batch: list[int]) -> None:
         """One decoding step of some of the requests."""
-        width = int(self.rng.integers(1, WIDEST + 1))
+        width = int(self.rng.integers(1, (WIDEST if self.rng.random() < 0.1 else 5) + 1))
         tokens, n = torch.full((len(batch), width), GARBAGE), torch.zeros(len(batch), dtype=torch.int32)
         for row, i in enumerate(batch):
             at = len(self.texts[i])
@@ -190,8 +190,8 @@ class Simulation:
         if self.source == "draft":
             self.signals.fill_(99.0)
             for row, i in enumerate(batch):
-                if n[row]:
-                    self.signals[row] = torch.tensor(self.raw[i][len(self.texts[i])])
+                for back in range(int(n[row])):
+                    self.signals[row, back] = torch.tensor(self.raw[i][len(self.texts[i]) - back])
 
     def _take(self, batch: list[int], before, drawn, tokens, n) -> None:
         report, forced = self.rule.report.tolist(), self.rule.forced.tolist()
@@ -254,12 +254,13 @@ class Simulation:
 
 @st.composite
 def policies(draw, smooth: bool):
-    thresholds = {
-        name: draw(st.floats(0.05, 0.95) if name != "remaining" else st.floats(0.1, 20))
-        for name in draw(st.lists(st.sampled_from(NAMES), min_size=1, max_size=2, unique=True))
-    }
+    def limits(least: int) -> dict[str, float]:
+        names = draw(st.lists(st.sampled_from(NAMES), min_size=least, max_size=2, unique=True))
+        return {name: draw(st.floats(0.05, 0.95) if name != "remaining" else st.floats(0.1, 20)) for name in names}
+
     return Policy(
-        thresholds=thresholds,
+        thresholds=limits(1),
+        early=limits(0),
         smoothing="ewma" if smooth else "none",
         alpha=draw(st.floats(0.05, 1.0)) if smooth else 0.1,
         patience=draw(st.integers(1, 3)),

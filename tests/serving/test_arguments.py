@@ -36,6 +36,18 @@ def test_any_threshold_replaces_all_of_the_drafts_and_nothing_else():
     assert request_policy(None, BLOCK) == RequestPolicy(DEFAULT)
 
 
+def test_early_thresholds_are_the_drafts_own_and_never_ask_for_more_than_a_request_does():
+    early = {"validity": 0.4, "remaining": 300.0}
+    block = BLOCK.model_copy(update={"policy": DEFAULT.model_copy(update={"early": early})})
+    for given, expected in (
+        ({"specexit_patience": 1}, early),
+        ({"specexit_validity": 0.95}, {"validity": 0.4}),
+        ({"specexit_validity": 0.1, "specexit_remaining": 500.0}, {"validity": 0.1, "remaining": 500.0}),
+        ({"specexit_confidence": 0.5}, {}),
+    ):
+        assert request_policy(given, block).policy.early == expected
+
+
 def test_maximum_split_strings_and_shadow_mode_can_be_asked_for():
     given = {"specexit_max_thinking_tokens": 80, "specexit_splits": ["Wait", "\n\n"], "specexit_mode": "shadow"}
     policy = DEFAULT.model_copy(update={"max_thinking_tokens": 80})

@@ -29,6 +29,33 @@ def test_signals_of_the_target_take_less_than_64_mib_at_1024_requests_and_8192_c
     assert 1024 * HIDDEN * 4 < fc_temporary_bytes(BATCH) <= 64 * MIB  # there is something to bound
 
 
+def test_signals_of_the_draft_take_less_than_64_mib_at_1024_requests_and_8192_channels():
+    draft: Any = SimpleNamespace(
+        first_pass=SimpleNamespace(requests=BATCH),
+        last_rows=on_meta(BATCH, 1, dtype=torch.int64),
+        back=on_meta(WIDTH, dtype=torch.int64),
+        signals=on_meta(BATCH, WIDTH, len(NAMES), dtype=torch.float32),
+        signal_weight=on_meta(len(NAMES), HIDDEN, dtype=torch.float32),
+    )
+    with Made() as made:
+        WithSignals.leave_signals(draft, on_meta(BATCH * WIDTH, HIDDEN))
+    assert max(made.bytes) >= 1024 * HIDDEN * 4
+    assert max(a + b for a, b in pairwise(made.bytes)) <= 64 * MIB
+
+
+def test_signals_of_the_draft_are_those_of_each_requests_last_tokens_the_newest_first():
+    hidden = torch.arange(9).float()[:, None].expand(9, 2)
+    draft: Any = SimpleNamespace(
+        first_pass=SimpleNamespace(requests=2),
+        last_rows=torch.tensor([[1], [7], [5]]),
+        back=torch.arange(3),
+        signals=torch.full((3, 3, len(NAMES)), -1.0),
+        signal_weight=torch.full((len(NAMES), 2), 0.5),
+    )
+    WithSignals.leave_signals(draft, hidden)
+    assert draft.signals[:, :, 0].tolist() == [[1, 0, 0], [7, 6, 5], [-1, -1, -1]]
+
+
 def test_logprobs_of_forced_tokens_are_looked_at_64_mib_at_a_time():
     """A whole batch of logits in float32 used to be made, 600 MB."""
     tensors: Any = SimpleNamespace(

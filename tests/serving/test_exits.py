@@ -33,7 +33,7 @@ class Draft:
     def __init__(self) -> None:
         block = SpecExitBlock(source="draft", target="t", policy=Policy(thresholds={}))
         self.block, self.serving, self.think_tokens, self.vocab_size = block, Serving(), IDS, VOCAB
-        self.signals, self.first_pass, self.transition = torch.zeros(8, len(NAMES)), None, ()
+        self.signals, self.first_pass, self.transition = torch.zeros(8, 4, len(NAMES)), None, ()
         self.weights, self.head = Weights(["a", "b", "d2t"]), nn.Linear(2, 2)
         for name in ("a", "b"):
             self.weights.arrived(name)
@@ -44,7 +44,10 @@ class Draft:
     def check_weights(self) -> None:
         self.weights.check(self.head.named_parameters())
 
-    def record(self, passes: int) -> None: ...
+    def record(self, passes: int, last_rows: Any = None) -> None: ...
+
+    def leave_signals(self, hidden_states: Any) -> None:
+        self.left = hidden_states
 
     def signals_of_target(self, aux: Any, rows: Any) -> torch.Tensor:
         return torch.zeros(len(rows), len(NAMES))
@@ -117,6 +120,13 @@ def test_a_request_exits_and_its_row_is_given_back():
     assert text_of(exits, *boundary_and_more()) == [[2], [END]]
     exits.track(scheduled(finished=["a"]))
     assert len(exits.slots) == 0
+
+
+def test_graphs_of_whole_draft_passes_would_leave_no_signals_and_are_refused(monkeypatch):
+    monkeypatch.setenv("VLLM_USE_BREAKABLE_CUDAGRAPH", "1")
+    exits = ready()
+    assert exits.failure is not None
+    assert exits.failure.startswith("VLLM_USE_BREAKABLE_CUDAGRAPH is on, expected off")
 
 
 @pytest.mark.parametrize(
@@ -258,10 +268,16 @@ def test_logits_are_kept_where_they_are_computed_anyway():
 
 def test_under_context_parallel_the_signals_are_read_off_the_whole_batch():
     exits, whole = ready(), [torch.ones(4, 2)]
-    manager: Any = SimpleNamespace(restore_for_sampling=lambda hidden, aux: (hidden, whole, None))
+    manager: Any = SimpleNamespace(
+        restore_for_sampling=lambda hidden, aux: (hidden, whole, None),
+        restore_draft_prefill=lambda last, hidden: (whole[0], hidden),
+    )
     keep_restored(exits, manager)
     manager.restore_for_sampling(torch.zeros(2, 2), [torch.zeros(2, 2)])
+    manager.restore_draft_prefill(torch.zeros(2, 2), torch.zeros(2, 2))
+    draft: Any = exits.draft
     assert exits.aux is whole
+    assert draft.left is whole[0]
 
 
 def test_forced_tokens_are_named_for_those_who_ask_and_nothing_is_looked_at_for_others():

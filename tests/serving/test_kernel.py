@@ -49,6 +49,9 @@ POLICIES = [
     Policy(thresholds={"confidence": 0.4, "remaining": 5.0}, patience=2, min_thinking_tokens=6),
     Policy(thresholds={"validity": 1.0}, max_thinking_tokens=25),
     Policy(thresholds={}),
+    Policy(
+        thresholds={"validity": 0.7}, early={"validity": 0.35, "remaining": 6.0}, patience=2, max_thinking_tokens=30
+    ),
 ]
 
 
@@ -59,7 +62,7 @@ def test_texts_and_outcomes_are_those_of_the_definition(kernel, source, smooth):
     policies = [policy and policy.model_copy(update=change) for policy in POLICIES]
     strings = [("two", "three"), ("both",), ("three",)]
     batch = [
-        Request(p, strings[i % 3], shadow=i >= 5, margin=3 if i < 5 else None)
+        Request(p, strings[i % 3], shadow=i >= len(POLICIES), margin=3 if i < len(POLICIES) else None)
         for i, p in enumerate([*policies, *policies])
     ]
     transition = () if source == "draft" else (5, 6)
@@ -76,7 +79,7 @@ class Pair:
     """Kernel and twin on the same steps, whatever these are."""
 
     def __init__(self, kernel, source: str, smooth: bool, transition: tuple[int, ...] = ()):
-        self.source, self.signals, self.active = source, torch.zeros(64, len(NAMES)), torch.zeros(1)
+        self.source, self.signals, self.active = source, torch.zeros(64, 5, len(NAMES)), torch.zeros(1)
         loops = LoopSearch.of(LoopGuard(2, 3), STEPS_BACK * WIDEST) if transition else None
         self.looks = loops is not None
         self.slots = tuple(Slots(CPU, capacity=1, ring=loops.ring if loops else 0) for _ in range(2))
@@ -215,7 +218,7 @@ def test_requests_that_a_step_leaves_out_are_judged_with_it(kernel):
         pair.add(name, ALWAYS._replace(policy=Policy(thresholds={"validity": 0.5})))
     boundary, one = torch.tensor([[2], [2]]), torch.ones(2, dtype=torch.int32)
     pair.step(["a", "b"], boundary, one)
-    pair.signals[:2] = torch.tensor([[3.0], [-3.0]])  # a exits, b does not
+    pair.signals[:2] = torch.tensor([[[3.0]], [[-3.0]]])  # a exits, b does not
     pair.step(["b"], torch.tensor([[5]]), one[:1])
     pair.signals.fill_(-3.0)  # what a has left is overwritten
     given = pair.step(["b", "a"], torch.tensor([[6], [6]]), one)

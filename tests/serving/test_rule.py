@@ -112,8 +112,8 @@ def test_a_number_that_no_table_can_hold_touches_no_other_request(field):
     slots.add("huge", EXITS._replace(policy=Policy(thresholds={}).model_copy(update={field: 1 << 70})))
     slots.add("other", EXITS)
     rule = rule_for(slots)
-    rule.step(given_step(["huge", "other"], [[2], [2]]), torch.zeros(0, 4), WELL)
-    rule.step(again := given_step(["huge", "other"], [[5], [5]], at=[1, 1]), torch.zeros(2, 4), WELL)
+    rule.step(given_step(["huge", "other"], [[2], [2]]), torch.zeros(0, 6, 4), WELL)
+    rule.step(again := given_step(["huge", "other"], [[5], [5]], at=[1, 1]), torch.zeros(2, 6, 4), WELL)
     assert again.tokens.tolist() == [[END if field == "max_thinking_tokens" else 5], [END]]
 
 
@@ -122,11 +122,29 @@ def test_a_margin_beyond_all_limits_is_none():
     assert Admission(True, policy, margin=5).knobs()[KNOBS.index("hard")] == NO_LIMIT
 
 
+def test_a_step_goes_on_behind_a_boundary_that_is_passed_over_and_a_longer_one_waits_to_see():
+    slots = Slots(CPU)
+    for name, early in {"near": 0.5, "far": 0.6}.items():
+        slots.add(name, EXITS._replace(policy=Policy(thresholds={}, early={"validity": early})))
+    rule, signals = rule_for(slots), torch.zeros(2, 9, 4)  # raw 0 is a validity of 0.5
+    rule.step(given_step(["near", "far"], [[5] * 4] * 2), torch.zeros(0, 9, 4), WELL)
+    rule.step(step := given_step(["near", "far"], [[5] * 6 + [2, 5]] * 2, at=[4, 4]), signals, WELL)
+    assert step.n.tolist() == [7, 8]  # eight tokens before the boundary is the third of the first step
+    assert [state_of(slots, name)["streak"] for name in ("near", "far")] == [0, 0]
+    long = [5] * 8 + [2, 5]
+    rule.step(step := given_step(["near", "far"], [long] * 2, at=[11, 12]), signals, WELL)
+    assert step.tokens.tolist()[0][0] == END
+    assert step.n.tolist() == [1, 9]  # what is needed to pass it over is not known within one step
+    rule.step(step := given_step(["far"], [[5]], at=[21]), torch.zeros(2, 9, 4), WELL)
+    assert step.tokens.tolist() == [[5]]
+    assert state_of(slots, "far")["judged"] == 0
+
+
 def test_thinking_that_the_model_opens_itself_is_counted_from_there():
     slots = Slots(CPU)
     slots.add("r", Admission(False, Policy(thresholds={"validity": 0.0}), prompt=1))
     rule, step = rule_for(slots), given_step(["r"], [[2, 5, START, 7, 2, 9]])
-    rule.step(step, torch.zeros(1, len(NAMES)), WELL)
+    rule.step(step, torch.zeros(1, 6, len(NAMES)), WELL)
     assert step.n.item() == 5  # the split token before <think> is none; acceptance stops at the one behind it
     state = state_of(slots, "r")
     assert (state["start"], state["thoughts"], state["outputs"]) == (3, 2, 5)
@@ -137,13 +155,13 @@ def test_what_lies_behind_a_rows_tokens_becomes_padding_where_it_has_to():
     for name in "ab":
         slots.add(name, Admission(True, Policy(thresholds={"validity": 0.0}), prompt=1))
     step = given_step(["a", "b"], [[5, 2, 7, -1], [GARBAGE, 6, 6, -1]], [3, 0], padded=True)
-    rule_for(slots).step(step, torch.zeros(2, len(NAMES)), WELL)
+    rule_for(slots).step(step, torch.zeros(2, 6, len(NAMES)), WELL)
     assert step.tokens.tolist() == [[5, 2, -1, -1], [GARBAGE, 6, 6, -1]]
 
 
 def test_a_dropped_end_marker_is_forced_again_and_a_dropped_boundary_is_forgotten():
     """What the rule used to do: no exit ever, with ``exited`` set; or the marker in the place of an ordinary token."""
-    slots, signals = Slots(CPU), torch.zeros(2, len(NAMES))
+    slots, signals = Slots(CPU), torch.zeros(2, 6, len(NAMES))
     for name in ("marker", "boundary"):
         slots.add(name, EXITS)
     rule, names = rule_for(slots), ["marker", "boundary"]
@@ -164,10 +182,10 @@ def test_a_row_that_knows_nothing_of_what_vllm_goes_on_from_leaves_its_request_a
         slots.add(name, EXITS)
     rule = rule_for(slots)
     for at in range(len(tokens)):
-        rule.step(given_step(["lost", "back"], [[5], [5]], at=[at, at]), torch.zeros(2, 4), WELL)
+        rule.step(given_step(["lost", "back"], [[5], [5]], at=[at, at]), torch.zeros(2, 6, 4), WELL)
     slots.rebuild("back", *Reader(table()).rebuild(EXITS, [5]))
-    rule.step(given_step(["lost", "back"], [[2], [2]], at=[1, 1]), torch.zeros(2, 4), WELL)
-    rule.step(step := given_step(["lost", "back"], [[5], [5]], at=[2, 2]), torch.zeros(2, 4), WELL)
+    rule.step(given_step(["lost", "back"], [[2], [2]], at=[1, 1]), torch.zeros(2, 6, 4), WELL)
+    rule.step(step := given_step(["lost", "back"], [[5], [5]], at=[2, 2]), torch.zeros(2, 6, 4), WELL)
     assert step.tokens.tolist() == [[5], [END]]
     assert rule.report[:, RECORD.index("on")].tolist() == [0, 1]
 
@@ -176,8 +194,8 @@ def test_a_verdict_that_was_due_is_not_carried_out_where_nobody_knows_what_has_b
     slots = Slots(CPU)
     slots.add("r", EXITS)
     rule = rule_for(slots)
-    rule.step(given_step(["r"], [[2]]), torch.zeros(1, 4), WELL)
-    rule.step(step := given_step(["r"], [[5]], at=[7]), torch.zeros(1, 4), WELL)
+    rule.step(given_step(["r"], [[2]]), torch.zeros(1, 6, 4), WELL)
+    rule.step(step := given_step(["r"], [[5]], at=[7]), torch.zeros(1, 6, 4), WELL)
     assert step.tokens.tolist() == [[5]]
 
 
@@ -185,8 +203,8 @@ def test_nothing_is_decided_where_a_rank_has_failed():
     slots = Slots(CPU)
     slots.add("r", EXITS)
     rule = rule_for(slots)
-    rule.step(step := given_step(["r"], [[5, 2, 5]]), torch.zeros(1, 4), torch.ones(1))
-    rule.step(after := given_step(["r"], [[5, 5]], at=[3]), torch.zeros(1, 4), torch.ones(1))
+    rule.step(step := given_step(["r"], [[5, 2, 5]]), torch.zeros(1, 6, 4), torch.ones(1))
+    rule.step(after := given_step(["r"], [[5, 5]], at=[3]), torch.zeros(1, 6, 4), torch.ones(1))
     assert (step.n.tolist(), step.tokens.tolist(), after.tokens.tolist()) == ([3], [[5, 2, 5]], [[5, 5]])
     assert rule.report[0, -1] == -1
 
@@ -196,7 +214,7 @@ def test_there_is_news_of_a_new_request_a_verdict_and_an_end_and_of_nothing_else
     slots.add("r", Admission(True, Policy(thresholds={"validity": 0.9}), prompt=1))
     rule = rule_for(slots)
     for at, token in enumerate([5, 5, 2, 5, 5, END, 5]):
-        rule.step(given_step(["r"], [[token]], at=[at]), torch.zeros(1, 4), WELL)
+        rule.step(given_step(["r"], [[token]], at=[at]), torch.zeros(1, 6, 4), WELL)
         news.append(bool(rule.report[0, -1]))
     assert news == [True, False, False, True, False, True, False]
 
@@ -212,7 +230,7 @@ def test_an_end_marker_of_several_tokens_is_heard_and_written():
     for _ in range(8):
         at = [len(text) for text in texts.values()]
         step = given_step([*texts], [[drawn[name][i]] for name, i in zip(texts, at, strict=True)], at=at)
-        rule.step(step, torch.zeros(2, 4), WELL)
+        rule.step(step, torch.zeros(2, 6, 4), WELL)
         for text, row in zip(texts.values(), step.tokens.tolist(), strict=True):
             text += row
     assert texts == {"hears": drawn["hears"], "writes": [2, 8, 6, 7, 9, 5, 5, 5]}
@@ -233,7 +251,7 @@ def test_thinking_that_goes_in_circles_is_ended_and_called_so():
     rule, drawn = rule_for(slots, markers=markers), [7, 8, 9, 8, 9, 8, 9, 8, 9, 8, 9, 8]
     for at in range(0, len(drawn), 4):
         step = given_step(["guarded", "off"], [drawn[at : at + 4]] * 2, at=[at, at])
-        rule.step(step, torch.full((2, 4), -9.0), WELL)
+        rule.step(step, torch.full((2, 4, 4), -9.0), WELL)
         if step.n[0] < 4:
             break
     position = loop_position(drawn, LoopGuard(period=2, repeats=3))

@@ -2,6 +2,7 @@
 
 import sys
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -28,34 +29,43 @@ class Draft:
         self.first_pass = SimpleNamespace(alone=False)
         self.recorded = []
 
-    def record(self, passes):
-        self.recorded.append(passes)
+    def leave_signals(self, hidden_states): ...
+
+    def record(self, passes, last_rows=None):
+        self.recorded.append(passes if last_rows is None else (passes, last_rows.tolist()))
 
 
-@pytest.mark.parametrize(("source", "skipped"), [("draft", False), ("fc", True)])
-def test_the_first_pass_is_finished_though_no_drafts_are_needed_where_signals_are(source, skipped):
-    """vLLM 0.33 skips what comes behind the model where nobody will use the drafts."""
-    speculator, calls = SimpleNamespace(model=Draft(source)), []
+def speculator(**attributes):
+    return SimpleNamespace(model=Draft("draft"), last_token_indices=torch.tensor([3, 7, 11, 0]), **attributes)
+
+
+def test_the_first_pass_of_v2_is_told_where_the_last_tokens_are():
+    some, calls = speculator(), []
     wrapped = wraps.prefill(lambda self, *args, **kwargs: calls.append((args, kwargs)))
-    wrapped(speculator, 4, 16, skip_sample=True)
-    wrapped(speculator, 4, 16, mm_inputs=None)
-    assert calls == [((4, 16), {"skip_sample": skipped}), ((4, 16), {"mm_inputs": None})]
-    assert speculator.model.recorded == [sys.maxsize, 0] * 2
+    wrapped(some, 3, 16, skip_sample=True)
+    assert calls == [((3, 16), {"skip_sample": True})]
+    assert some.model.recorded == [(sys.maxsize, [3, 7, 11]), 0]
+
+
+def test_under_context_parallel_the_first_pass_of_v2_leaves_nothing_by_itself():
+    some = speculator(pcp_manager=object())
+    wraps.prefill(lambda self, num_reqs: None)(some, 3)
+    assert some.model.recorded == [(0, [3, 7, 11]), 0]
 
 
 def test_a_first_pass_that_fails_leaves_nothing_switched_on():
-    def fails(self):
+    def fails(self, num_reqs):
         raise RuntimeError("out of memory")
 
-    speculator = SimpleNamespace(model=Draft("draft"))
+    some = speculator()
     with pytest.raises(RuntimeError, match="out of memory"):
-        wraps.prefill(fails)(speculator)
-    assert speculator.model.recorded == [sys.maxsize, 0]
+        wraps.prefill(fails)(some, 1)
+    assert some.model.recorded == [(sys.maxsize, [3]), 0]
 
 
 def test_another_draft_model_is_left_alone():
     speculator, calls = SimpleNamespace(model=SimpleNamespace()), []
-    wraps.prefill(lambda self, *args, **kwargs: calls.append(kwargs))(speculator, skip_sample=True)
+    wraps.prefill(lambda self, *args, **kwargs: calls.append(kwargs))(speculator, 1, skip_sample=True)
     wraps.propose_v1(lambda self, n, **kwargs: calls.append(n))(speculator, 0)
     assert calls == [{"skip_sample": True}, 0]
 
@@ -63,18 +73,22 @@ def test_another_draft_model_is_left_alone():
 def test_at_the_end_of_the_context_the_first_pass_runs_and_its_one_draft_is_dropped():
     """The probabilities of that one draft must go, too: vLLM would look for those of all of them."""
 
-    def propose(self, n):
+    def propose(self, n, **rows):
         self._last_draft_probs = torch.ones(2, n, 7)
         return torch.full((2, n), 5)
 
     proposer = SimpleNamespace(model=Draft("draft"), _last_draft_probs=None)
     proposer.model.first_pass.alone = True
-    assert wraps.propose_v1(propose)(proposer, 3).tolist() == [[0, 0, 0], [0, 0, 0]]
+    starts = SimpleNamespace(query_start_loc=torch.tensor([0, 4, 6]))
+    rows = {"token_indices_to_sample": None, "common_attn_metadata": starts}
+    assert wraps.propose_v1(propose)(proposer, 3, **rows).tolist() == [[0, 0, 0], [0, 0, 0]]
     assert proposer._last_draft_probs is None
-    assert wraps.propose_v1(propose)(proposer, 3).tolist() == [[5, 5, 5], [5, 5, 5]]
-    assert proposer._last_draft_probs.shape == (2, 3, 7)
-    assert wraps.propose_v1(propose)(proposer, 0).shape == (2, 0)
-    assert proposer.model.recorded == [1, 1, 1]
+    rows["token_indices_to_sample"] = torch.tensor([2, 4])
+    assert wraps.propose_v1(propose)(proposer, 3, **rows).tolist() == [[5, 5, 5], [5, 5, 5]]
+    kept: Any = proposer._last_draft_probs
+    assert kept.shape == (2, 3, 7)
+    assert wraps.propose_v1(propose)(proposer, 0, **rows).shape == (2, 0)
+    assert proposer.model.recorded == [(1, [3, 5]), (1, [2, 4]), (1, [2, 4])]
 
 
 def test_an_outcome_that_cannot_be_reported_fails_no_request():

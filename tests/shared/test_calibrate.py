@@ -39,6 +39,8 @@ def test_the_boldest_certified_threshold_is_written_with_its_guarantee(setting, 
     assert scipy_stats.binom.cdf(bolder, N, 0.02) > 0.1
     assert errors / N < certificate.bound <= 0.02
 
+    # Half of it, eight tokens before; these boundaries are too near to the beginning for that.
+    assert point.policy.early == {"validity": round(tau / 2, 6)}
     assert read_policy(paths["draft"]).point() == point
     assert certificate.data_sha256 == data_sha256(paths["traces"])
     assert (certificate.n, certificate.samples, certificate.n_unjudged) == (N, N, 0)

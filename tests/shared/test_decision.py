@@ -35,6 +35,7 @@ def traces(draw, max_size=40):
 policies = st.builds(
     Policy,
     thresholds=st.dictionaries(st.sampled_from(["confidence", "progress", "validity"]), st.floats(0, 1), max_size=3),
+    early=st.dictionaries(st.sampled_from(["confidence", "remaining", "validity"]), st.floats(0, 1), max_size=2),
     smoothing=st.sampled_from(["none", "ewma"]),
     alpha=st.floats(0.05, 1),
     patience=st.integers(1, 3),
@@ -95,6 +96,28 @@ def test_patience_counts_passing_boundaries_in_a_row():
     tokens = [SPLIT] * 6
     policy = Policy(thresholds={"validity": 0.5}, patience=2)
     assert exit_position(tokens, valid(0.9, 0.1, 0.9, 0.1, 0.9, 0.9), policy, IDS) == 5
+
+
+def test_a_boundary_counts_only_if_the_signals_were_near_the_thresholds_some_tokens_before():
+    near, far, tokens = 0.45, 0.44, [PLAIN] * 3 + [SPLIT] + [PLAIN] * 7 + [SPLIT]
+    policy = Policy(thresholds={"validity": 0.9}, early={"validity": 0.45})
+    for before, expected in ((near, 11), (far, None)):
+        signals = valid(*[0.0] * 3, before, *[0.0] * 7, 0.9)
+        assert exit_position(tokens, signals, policy, IDS) == expected
+        assert exit_position(tokens, signals, policy.model_copy(update={"early": {}}), IDS) == 11
+    # So near to the beginning there is no token before; and one that is passed over breaks a row of passing ones.
+    assert exit_position(tokens, valid(*[0.0] * 3, 0.9, *[0.0] * 8), policy, IDS) == 3
+    twice = policy.model_copy(update={"patience": 2})
+    row = [SPLIT] * 11
+    signals = valid(0.9, *[0.0] * 7, 0.9, 0.95, 0.95)
+    assert exit_position(row, signals, policy, IDS) == 0
+    assert exit_position(row[1:], signals[1:], twice, IDS) is None
+    assert exit_position(row[1:], signals[1:], twice.model_copy(update={"early": {}}), IDS) == 8
+
+
+def test_the_most_thinking_tokens_count_where_a_boundary_would_be_passed_over():
+    policy = Policy(thresholds={"validity": 0.9}, early={"validity": 0.5}, max_thinking_tokens=10)
+    assert exit_position([PLAIN] * 9 + [SPLIT], valid(*[0.0] * 10), policy, IDS) == 9
 
 
 def test_no_thresholds_and_a_minimum_is_a_fixed_budget_snapped_to_the_next_boundary():

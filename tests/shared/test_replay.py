@@ -57,10 +57,16 @@ policies = st.builds(
 
 
 @settings(max_examples=300)
-@given(raw_traces(), policies, st.floats(20, 400))
-def test_the_fast_replay_is_the_exit_rule(make_trace, raw, policy, remaining):
+@given(
+    raw_traces(),
+    policies,
+    st.floats(20, 400),
+    st.dictionaries(st.sampled_from(["validity", "confidence"]), st.floats(0, 0.9)),
+)
+def test_the_fast_replay_is_the_exit_rule(make_trace, raw, policy, remaining, early):
     traces, signals = build(make_trace, raw)
-    policy = policy.model_copy(update={"thresholds": policy.thresholds | {"remaining": remaining}})
+    early = {} if policy.smoothing == "round" else early
+    policy = policy.model_copy(update={"thresholds": policy.thresholds | {"remaining": remaining}, "early": early})
     outcome = Replay(traces, signals, round_tokens=ROUND).play(policy)
     for i, (trace, values) in enumerate(zip(traces, signals, strict=True)):
         steps = [ROUND] * len(trace.think_ids) if policy.smoothing == "round" else None

@@ -74,6 +74,10 @@ def calibrate(config: CalibrateConfig) -> PolicyFile:
     _refuse_selection(config, traces, stored.selection)
     sample = Sample(traces, scores.of(traces), unjudged=config.unjudged, grouped=config.groups)
     data = data_sha256(config.traces)
+    if (
+        block.source == "fc"
+    ):  # no step waits for its verdicts, so there is nothing to be had for passing boundaries over
+        config = config.model_copy(update={"early": 0.0})
     points, remarks = choose(sample, config, data, trial)
     now = datetime.now(UTC).isoformat(timespec="seconds")
     made = f"calibrate {config.risk} <= {', '.join(f'{epsilon:g}' for epsilon in config.epsilon)}"
@@ -108,8 +112,7 @@ def choose(
       SampleError: see `specexit.method.sample.errors_of`.
       CertificateError: see `specexit.method.certify.check_size`.
     """
-    shared = config.model_dump(include={"smoothing", "alpha", "patience", "min_thinking_tokens"})
-    policies = [Policy(thresholds={"validity": tau}, **shared) for tau in VALIDITY_GRID]
+    policies = [policy_at(config, tau) for tau in VALIDITY_GRID]
     whole = _written_in_full(trial)
     outcomes = [sample.replay.play(policy) for policy in policies]
     losses = [sample.losses(outcome, config.risk) for outcome in outcomes]
@@ -120,7 +123,7 @@ def choose(
         claim, found = _boldest(sample, policies, either, losses, seen)
         name = f"risk-{claim.epsilon:g}"
         if found is None:
-            points.append(OperatingPoint(name=name, policy=Policy(thresholds=OFF.thresholds, **shared)))
+            points.append(OperatingPoint(name=name, policy=OFF.model_copy(update=_shared(config))))
             remarks.append(_nothing(sample, config, claim))
             continue
         policy, told = policies[found.index], seen[found.index] if seen else None
@@ -148,6 +151,16 @@ def choose(
             _certified(config, points[-1], point) + _next(sample, policies, losses, found.index, claim, seen)
         )
     return points, remarks
+
+
+def policy_at(config: CalibrateConfig, tau: float) -> Policy:
+    """The policy that exits where validity is at least ``tau``."""
+    early = {"validity": round(config.early * tau, 6)} if config.early else {}
+    return Policy(thresholds={"validity": tau}, early=early, **_shared(config))
+
+
+def _shared(config: CalibrateConfig) -> dict[str, Any]:
+    return config.model_dump(include={"smoothing", "alpha", "patience", "min_thinking_tokens"})
 
 
 def _boldest(

@@ -3,6 +3,11 @@
 A split token at position ``p`` is judged once, with the signals *of that token*. If the verdict is exit, the token
 after it is ``</think>``. Nothing else is ever forced, and a request exits at most once.
 
+Judging costs speed where speculation has to wait for the verdict. With ``early`` thresholds a boundary is judged only
+if these held `EARLY_TOKENS` tokens before it already, which is known before any step can reach it: where the answer is
+far from settled, a boundary is passed over, and costs nothing. A boundary so near to the beginning that there is no
+such token is judged.
+
 The verdicts depend on the tokens and their signals alone, not on how decoding grouped the tokens into steps, so the
 text is the same with 1, 3 or 5 speculative tokens, alone or in a batch. The one exception is ``smoothing: round``: the
 rule of the released reference code (AngelSlim, commit 8ba8d74), kept for comparison only.
@@ -10,6 +15,7 @@ rule of the released reference code (AngelSlim, commit 8ba8d74), kept for compar
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
@@ -21,6 +27,10 @@ from specexit.config import Config
 from specexit.method.signals import NAMES, SIGNALS, column
 from specexit.method.splits import ThinkTokens
 
+EARLY_TOKENS = 8
+"""How far before a boundary the ``early`` thresholds look. A step that accepts up to 7 speculative tokens finds them
+read when it gets to the boundary; a longer one has to wait for them, and comes to the same verdict."""
+
 
 class Policy(Config):
     """When to exit: all thresholds hold at a boundary, ``patience`` boundaries in a row, after enough thinking."""
@@ -28,6 +38,11 @@ class Policy(Config):
     thresholds: dict[str, float] = Field(
         default={"validity": 0.9},
         description="signal -> threshold; all must hold. remaining must be at most its threshold, the others at least",
+    )
+    early: dict[str, float] = Field(
+        default={},
+        description=f"signal -> threshold that must hold {EARLY_TOKENS} tokens before a boundary already; where it "
+        "does not, the boundary is passed over, as if it had not passed. None: every boundary is judged",
     )
     smoothing: Literal["none", "ewma", "round"] = Field(
         default="none",
@@ -42,7 +57,7 @@ class Policy(Config):
         description="exit at the first boundary with this many, whatever signals and patience say; null: none",
     )
 
-    @field_validator("thresholds")
+    @field_validator("thresholds", "early")
     @classmethod
     def _known_and_in_range(cls, thresholds: dict[str, float]) -> dict[str, float]:
         for name, value in thresholds.items():
@@ -51,6 +66,12 @@ class Policy(Config):
             if not 0 <= value <= top:
                 raise ValueError(f"threshold of {name} is {value}, expected a {signal.unit} between 0 and {top}")
         return thresholds
+
+    @model_validator(mode="after")
+    def _early_by_token(self) -> Policy:
+        if self.early and self.smoothing == "round":
+            raise ValueError(f"early is {self.early}, expected none with smoothing 'round', which averages over rounds")
+        return self
 
     @model_validator(mode="after")
     def _least_before_most(self) -> Policy:
@@ -63,8 +84,8 @@ class Policy(Config):
         return self
 
 
-OFF = Policy(thresholds={"validity": 1.0})
-"""Never exits: a probability is below 1 (see `signals.RAW_LIMIT`)."""
+OFF = Policy(thresholds={"validity": 1.0}, early={"validity": 1.0})
+"""Never exits, and passes every boundary over: a probability is below 1 (see `signals.RAW_LIMIT`)."""
 
 PAPER = Policy(thresholds={"confidence": 0.8, "progress": 0.3, "remaining": 200.0}, smoothing="round", alpha=0.1)
 """The literals and the smoothing of the released code."""
@@ -98,6 +119,7 @@ class ExitRule:
         self.n_tokens = 0
         self.streak = 0
         self.smoothed: np.ndarray | None = None
+        self.recent: deque[np.ndarray] = deque(maxlen=EARLY_TOKENS + 1)
 
     def push(self, tokens: Sequence[int], signals: Float[np.ndarray, "step signals"]) -> int | None:
         """Feed the tokens that one decoding step has accepted.
@@ -125,16 +147,22 @@ class ExitRule:
         if self.policy.smoothing == "ewma" and self.smoothed is not None:
             values = self.policy.alpha * values + (1 - self.policy.alpha) * self.smoothed
         self.smoothed = values
+        self.recent.append(values)
         return token in self.ids.split and self._judge(values)
 
     def _judge(self, values: np.ndarray) -> bool:
         enough = self.n_tokens >= self.policy.min_thinking_tokens
-        self.streak = self.streak + 1 if enough and passes(values, self.policy.thresholds) else 0
+        good = enough and self._was_near() and passes(values, self.policy.thresholds)
+        self.streak = self.streak + 1 if good else 0
         most = self.policy.max_thinking_tokens
         if self.streak < self.policy.patience and (most is None or self.n_tokens < most):
             return False
         self.thinking = False
         return True
+
+    def _was_near(self) -> bool:
+        """Whether the early thresholds held so many tokens ago, if there was such a token."""
+        return len(self.recent) <= EARLY_TOKENS or passes(self.recent[0], self.policy.early)
 
     def _push_round(self, tokens: Sequence[int], signals: np.ndarray) -> int | None:
         """One round of the reference code: the *first* split token of the round is judged by the average that the
@@ -186,4 +214,4 @@ def exit_position(
     return None
 
 
-__all__ = ["NAMES", "OFF", "PAPER", "ExitRule", "Policy", "exit_position", "passes"]
+__all__ = ["EARLY_TOKENS", "NAMES", "OFF", "PAPER", "ExitRule", "Policy", "exit_position", "passes"]

@@ -10,7 +10,7 @@ together.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 import numpy as np
@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int
 from specexit.data.answers import same_answer
 from specexit.data.rows import AnyTrace
 from specexit.data.scores import StoredScores
-from specexit.method.decision import Policy
+from specexit.method.decision import EARLY_TOKENS, Policy
 from specexit.method.labels import exit_point
 from specexit.method.signals import NAMES, SIGNALS, column
 
@@ -34,6 +34,8 @@ class Verdicts:
     offset: Int[np.ndarray, " judged"]
     """Thinking tokens kept if the exit is here."""
     values: Float[np.ndarray, "judged signals"]
+    before: Float[np.ndarray, "judged signals"] | None
+    """Values `EARLY_TOKENS` tokens earlier, NaN where there is no such token; None where they are not known."""
 
 
 @dataclass(frozen=True)
@@ -87,9 +89,11 @@ class Replay:
         """Apply a policy to every trace."""
         verdicts = self.verdicts(policy)
         allowed = verdicts.offset >= policy.min_thinking_tokens
-        for name, threshold in policy.thresholds.items():
-            values = verdicts.values[:, column(name)]
-            allowed &= values >= threshold if SIGNALS[column(name)].exits_above else values <= threshold
+        allowed &= _pass(verdicts.values, policy.thresholds)
+        if policy.early:
+            if verdicts.before is None:
+                raise ValueError(f"early thresholds {policy.early} need the signals of every thinking token")
+            allowed &= _pass(verdicts.before, policy.early) | np.isnan(verdicts.before[:, 0])
         hit = _streak(allowed, verdicts.trace) >= policy.patience
         if policy.max_thinking_tokens is not None:
             hit |= verdicts.offset >= policy.max_thinking_tokens
@@ -125,20 +129,23 @@ class Replay:
             offsets = np.array(self.traces[i].boundaries, np.int64)
             if policy.smoothing == "round":
                 judged, seen = _round_values(offsets, signals, policy.alpha, self.round_tokens)
-            else:
-                smoothed = ewma(signals, policy.alpha) if policy.smoothing == "ewma" else signals
-                judged, seen = np.arange(len(offsets)), smoothed[offsets - 1]
-            found[i] = np.full(len(judged), i), judged, offsets[judged], seen
+                found[i] = np.full(len(judged), i), judged, offsets[judged], seen, np.full_like(seen, np.nan)
+                continue
+            smoothed = ewma(signals, policy.alpha) if policy.smoothing == "ewma" else signals
+            judged, last = np.arange(len(offsets)), offsets - 1
+            before = np.array(smoothed[np.maximum(last - EARLY_TOKENS, 0)])
+            before[last < EARLY_TOKENS] = np.nan
+            found[i] = np.full(len(judged), i), judged, offsets, smoothed[last], before
         return _verdicts(found)
 
     def _all_boundaries(self, policy: Policy, values: Sequence[np.ndarray]) -> Verdicts:
         if policy.smoothing != "none":
             raise ValueError(f"smoothing {policy.smoothing!r} needs the signals of every thinking token")
         found = [
-            (np.full(len(seen), i), np.arange(len(seen)), np.array(trace.boundaries, np.int64), seen)
+            (np.full(len(seen), i), np.arange(len(seen)), np.array(trace.boundaries, np.int64), seen, seen)
             for i, (trace, seen) in enumerate(zip(self.traces, values, strict=True))
         ]
-        return _verdicts(found)
+        return replace(_verdicts(found), before=None)
 
     def _signals(self) -> Iterable[tuple[int, Float[np.ndarray, "_think signals"]]]:
         """Index and signals of every trace, in any order."""
@@ -161,9 +168,17 @@ class Replay:
 
 
 def _verdicts(found: Sequence[tuple[np.ndarray, ...]]) -> Verdicts:
-    nothing = np.zeros(0, np.int64)  # so that no traces make no verdicts
-    parts = zip((nothing, nothing, nothing, np.zeros((0, len(NAMES)), np.float32)), *found, strict=True)
+    nothing, no_values = np.zeros(0, np.int64), np.zeros((0, len(NAMES)), np.float32)  # no traces make no verdicts
+    parts = zip((nothing, nothing, nothing, no_values, no_values), *found, strict=True)
     return Verdicts(*map(np.concatenate, parts))
+
+
+def _pass(values: Float[np.ndarray, "judged signals"], thresholds: dict[str, float]) -> Bool[np.ndarray, " judged"]:
+    good = np.ones(len(values), bool)
+    for name, threshold in thresholds.items():
+        seen = values[:, column(name)]
+        good &= seen >= threshold if SIGNALS[column(name)].exits_above else seen <= threshold
+    return good
 
 
 def ewma(values: Float[np.ndarray, "think signals"], alpha: float) -> Float[np.ndarray, "think signals"]:

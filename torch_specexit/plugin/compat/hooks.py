@@ -30,10 +30,12 @@ _NEVER_PUBLIC = "when vLLM lets a plug-in see a step's result and the hidden sta
 _PR = "vllm-project/vllm#27192 (early exit in the core; closed)"
 
 _LOGPROBS = Has("vllm.v1.outputs:LogprobsTensors", ("logprob_token_ids", "logprobs", "selected_token_ranks"))
+_PROPOSES = (
+    *("num_speculative_tokens", "target_token_ids", "target_positions", "target_hidden_states", "next_token_ids"),
+    *("token_indices_to_sample", "common_attn_metadata"),
+)
 _READS_SIGNALS = (
-    Takes(f"{_DRAFT}.compute_logits", ("hidden_states",)),
     Takes(f"{_DRAFT}.forward", ("input_ids", "positions", "hidden_states")),
-    Takes(f"{_DRAFT}.get_top_tokens", ("hidden_states",)),
     Takes(f"{_DRAFT}.load_weights", ("weights",)),
 )
 
@@ -166,15 +168,20 @@ V1_HOOKS = (
         ("num_speculative_tokens", "target_token_ids"),
         wraps.propose_v1,
         why="marks the draft's first pass, and makes sure that there is one",
-        relies_on="the first compute_logits of a call gets the last accepted row of each request, in batch order",
+        relies_on="the first pass of a call reads the step's tokens, the last accepted at token_indices_to_sample, or "
+        "at the end of each request's rows",
         since="0.24",
         facts=(
             Has(f"{_PROPOSER}:SpecDecodeBaseProposer", ("model", "_last_draft_probs")),
             Uses(
                 f"{_PROPOSER}:SpecDecodeBaseProposer.propose",
-                ("set_inputs_first_pass", "last_hidden_states", "sample_hidden_states", "_sample_draft_tokens"),
+                ("model", "set_inputs_first_pass", "last_hidden_states", "_sample_draft_tokens"),
             ),
-            Uses(f"{_PROPOSER}:SpecDecodeBaseProposer._sample_draft_tokens", ("_greedy_sample", "compute_logits")),
+            Takes(f"{_PROPOSER}:SpecDecodeBaseProposer.propose", _PROPOSES),
+            Uses(
+                f"{_PROPOSER}:SpecDecodeBaseProposer.set_inputs_first_pass",
+                ("token_indices_to_sample", "query_start_loc"),
+            ),
             *_READS_SIGNALS,
         ),
         upstream=_PR,
@@ -221,17 +228,16 @@ V2_HOOKS = (
         ("num_reqs", "num_tokens"),
         wraps.prefill,
         why="marks the draft's first pass, when it runs and when it is captured as a CUDA graph",
-        relies_on="its compute_logits gets the last accepted row of each request, in batch order; 0.33 skips it by "
-        "skip_sample where no drafts are needed, the signals are",
+        relies_on="it reads the step's tokens, of each request the last accepted one at last_token_indices",
         since="0.24",
         facts=(
-            Has(f"{_SPECULATOR}:EagleSpeculator", ("model",)),
+            Has(f"{_SPECULATOR}:EagleSpeculator", ("model", "last_token_indices")),
             Uses(f"{_SPECULATOR}:EagleSpeculator._prefill", ("last_token_indices", "_run_model", "sample_draft")),
             Uses(f"{_SPECULATOR}:EagleSpeculator.propose", ("_prefill", "prepare_decode_inputs")),
             Uses(f"{_SPECULATOR}:EagleSpeculator.capture", ("_prefill", "_generate_draft")),
             *_READS_SIGNALS,
         ),
-        upstream="vllm-project/vllm#27192; on_prefill_begin and on_prefill_end, since 0.28, do not see skip_sample",
+        upstream="vllm-project/vllm#27192; on_prefill_begin and on_prefill_end, since 0.28, are for subclasses",
         until="when a draft model is told which of its passes is the first",
     ),
 )

@@ -117,7 +117,7 @@ def propose_v1(original: Method) -> Method:
         draft = draft_of(self)
         if draft is None:
             return original(self, num_speculative_tokens, *args, **kwargs)
-        draft.record(1)
+        draft.record(1, _last_rows(**kwargs))
         if draft.first_pass.alone:
             draft.first_pass.alone = False
             drafts = original(self, 1, *args, **kwargs)
@@ -129,18 +129,25 @@ def propose_v1(original: Method) -> Method:
     return propose
 
 
-def prefill(original: Method) -> Method:
-    """Mark the first pass of V2's draft, and see to it that its signals are read though no drafts are needed."""
+def _last_rows(token_indices_to_sample: Any, common_attn_metadata: Any, **others: Any) -> Any:
+    """Of the last accepted token of each request, among those of a step of V1's draft."""
+    if token_indices_to_sample is not None:
+        return token_indices_to_sample
+    return common_attn_metadata.query_start_loc[1:] - 1
 
-    def _prefill(self: Any, *args: Any, **kwargs: Any) -> Any:
+
+def prefill(original: Method) -> Method:
+    """Mark the first pass of V2's draft, and say where the last accepted tokens are in it."""
+
+    def _prefill(self: Any, num_reqs: int, *args: Any, **kwargs: Any) -> Any:
         draft = draft_of(self)
         if draft is None:
-            return original(self, *args, **kwargs)
-        if kwargs.get("skip_sample"):
-            kwargs["skip_sample"] = draft.block.source != "draft"
-        draft.record(sys.maxsize)
+            return original(self, num_reqs, *args, **kwargs)
+        # Under context parallel they are read where the whole batch is put together; see `runner_v2.keep_restored`.
+        whole = getattr(self, "pcp_manager", None) is None
+        draft.record(sys.maxsize if whole else 0, self.last_token_indices[:num_reqs])
         try:
-            return original(self, *args, **kwargs)
+            return original(self, num_reqs, *args, **kwargs)
         finally:
             draft.record(0)
 

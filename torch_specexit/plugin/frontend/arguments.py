@@ -18,7 +18,7 @@ from specexit.config import Config
 from specexit.drafts.directory import DraftError, Mode, SpecExitBlock, read_config
 from specexit.drafts.policy import Effort
 from specexit.method.decision import Policy
-from specexit.method.signals import NAMES
+from specexit.method.signals import NAMES, SIGNALS, column
 from torch_specexit.plugin.compat.checks import folder_of
 
 logger = logging.getLogger("vllm.specexit")
@@ -194,6 +194,7 @@ def policy_of(arguments: RequestArguments, default: Policy, *, keep_thresholds: 
     changes: dict[str, Any] = {}
     if thresholds:
         changes["thresholds"] = {**default.thresholds, **thresholds} if keep_thresholds else thresholds
+        changes["early"] = _early_for(changes["thresholds"], default.early)
     for field in ("min_thinking_tokens", "max_thinking_tokens", "patience", "alpha"):
         value = getattr(arguments, f"{PREFIX}_{field}")
         if value is not None:
@@ -208,6 +209,15 @@ def policy_of(arguments: RequestArguments, default: Policy, *, keep_thresholds: 
             "specexit_max_thinking_tokens",
         )
     return policy
+
+
+def _early_for(thresholds: Mapping[str, float], early: Mapping[str, float]) -> dict[str, float]:
+    """Early thresholds that fit other thresholds: of their signals alone, and none asks for more than they do."""
+    return {
+        name: (min if SIGNALS[column(name)].exits_above else max)(limit, thresholds[name])
+        for name, limit in early.items()
+        if name in thresholds
+    }
 
 
 def request_policy_or_default(

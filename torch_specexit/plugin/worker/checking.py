@@ -97,7 +97,7 @@ class Checker:
             row = dict(zip(STATE, table[self.slots.row_of[request]], strict=True))
             admission = self.slots.admissions[request]
             expected = self.reader.read(admission, outputs)
-            if self._may_be_over(request, row) or not n[i]:  # a boundary is none where nothing is decided any more
+            if self._may_be_none(request, row) or not n[i]:
                 expected["last"], row["last"] = (min(last, THOUGHT) for last in (expected["last"], row["last"]))
             found = {name: int(row[name]) for name in READ}
             if found != expected:
@@ -105,9 +105,12 @@ class Checker:
             self._check_exit(request, row, outputs)
             self.steps += 1
 
-    def _may_be_over(self, request: str, row: dict[str, float]) -> bool:
+    def _may_be_none(self, request: str, row: dict[str, float]) -> bool:
+        """Whether a boundary may be none: where nothing is decided any more, or signals pass it over."""
         interrupted = request in self.slots.interrupted
-        return bool(row["would_exit"] or row["closed"] or not row["on"]) or interrupted
+        policy = self.slots.admissions[request].policy
+        passed_over = policy is not None and bool(policy.early)
+        return bool(row["would_exit"] or row["closed"] or not row["on"]) or interrupted or passed_over
 
     def _check_exit(self, request: str, row: dict[str, float], outputs: list[int]) -> None:
         if not row["exited"] or row["phase"] != OVER:

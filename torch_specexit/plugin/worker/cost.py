@@ -64,7 +64,8 @@ class Scene:
         self.names = [f"request {i}" for i in range(batch)]
         for name in self.names:
             self.slots.add(name, Admission(True, Policy(thresholds={"validity": threshold}), prompt=1))
-        self.raw = torch.zeros(batch * width, len(NAMES), device=device)
+        shape = (batch, width) if source == "draft" else (batch * width,)
+        self.raw = torch.zeros(*shape, len(NAMES), device=device)
         self.active = torch.zeros(1, device=device)
         self.rule = version(self.slots, Markers.of(ids, VOCAB, device), source, smooth=smooth)
         self.rows = torch.arange(batch * width, device=device)

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from specexit.drafts.policy import Serving
+from specexit.method.signals import NAMES
 from specexit.method.splits import ALL_STRINGS
 from torch_specexit.plugin import outcome
 from torch_specexit.plugin.frontend.arguments import request_policy_or_default
@@ -90,8 +91,9 @@ class Exits:
         self.draft, self.source, self.ids = draft, draft.block.source, draft.think_tokens
         self.failure: str | None = None
         scheduled = config.scheduler_config.max_num_seqs
-        self.most_rows = scheduled * (1 + config.speculative_config.num_speculative_tokens)
-        self.ranks = Ranks(_ranks_of_model(), self.most_rows, runner.device)
+        self.last = 1 + config.speculative_config.num_speculative_tokens
+        """Tokens that a step may have of a request."""
+        self.ranks = Ranks(_ranks_of_model(), scheduled * self.last, runner.device)
         self.grammar_binds_thinking = _grammar_binds_thinking(config.structured_outputs_config)
         loops = _loops(draft.serving, 1 + config.speculative_config.num_speculative_tokens)
         self.slots = Slots(runner.device, ring=loops.ring if loops else 0)
@@ -123,20 +125,24 @@ class Exits:
           empty: a step of no request, as this runner makes them.
         """
         self.empty = empty
+        if self.source == "draft" and _breakable_graphs():
+            self.fail(
+                "VLLM_USE_BREAKABLE_CUDAGRAPH is on, expected off: its graphs of the draft's passes leave no signals"
+            )
         signals = self._attempt("could not be made ready", self._make_rule)
         if signals is not None or self.ranks.several:
-            _, failed = self.ranks.agree(signals, 1)
+            _, failed = self.ranks.agree(signals, self.last)
             if self.failure is None and failed.item() > 0:
                 self.fail("could not be made ready on another rank")
 
     @torch.inference_mode()
-    def _make_rule(self) -> Float[Tensor, "1 signals"]:
+    def _make_rule(self) -> Float[Tensor, "last signals"]:
         assert self.empty is not None
         smooth = self.draft.block.policy.smoothing == "ewma"
         version = _fused() if runs_triton(self.slots.device) else Twin
         self.rule = version(self.slots, self.markers, self.source, smooth=smooth)
-        signals = self.draft.signals[:1]
-        self.rule.step(self.empty, signals, torch.zeros(1, device=signals.device))
+        signals = self.draft.signals[0]
+        self.rule.step(self.empty, self._by_request(signals), torch.zeros(1, device=signals.device))
         return signals
 
     def fail(self, reason: str) -> None:
@@ -272,7 +278,7 @@ class Exits:
             self._leave_alone(list(sampled.requests))
             return False
         self.draft.remember_weights()
-        rows = len(sampled.logits_rows) if self.source == "fc" else self._judged_next
+        rows = len(sampled.logits_rows) if self.source == "fc" else self._judged_next * self.last
         signals = self._attempt("could not read the signals", lambda: self._signals(sampled.logits_rows, rows))
         if self.failure is not None and not self.ranks.several:
             return False
@@ -294,15 +300,19 @@ class Exits:
 
     def _signals(self, logits_rows: Int[Tensor, " rows"], rows: int) -> Float[Tensor, "judged signals"]:
         if self.source == "draft":
-            return self.draft.signals[:rows]
+            return self.draft.signals.flatten(0, 1)[:rows]
         assert self.aux is not None or rows == 0, "the target's hidden states are missing"
         return self.draft.signals_of_target(self.aux or (), logits_rows)
+
+    def _by_request(self, signals: Float[Tensor, "rows signals"]) -> Float[Tensor, "rows *last signals"]:
+        """As the rule wants them; see `Rule.step`."""
+        return signals.view(-1, self.last, len(NAMES)) if self.source == "draft" else signals
 
     def _rewrite(self, sampled: Sampled, signals: Float[Tensor, "rows signals"], failed: Float[Tensor, " 1"]) -> None:
         assert self.rule is not None
         if self.checker is not None:
             self.checker.before(sampled)
-        self.rule.step(sampled, signals, failed)
+        self.rule.step(sampled, self._by_request(signals), failed)
         if self.checker is not None:
             self.checker.after(sampled)
         requests = list(sampled.requests)
@@ -405,6 +415,13 @@ def _grammar_binds_thinking(config: Any) -> bool:
     """Whether vLLM's grammars bind from the first token on, thinking included: without a reasoning parser it knows of
     no thinking, and it may be told so."""
     return not config.reasoning_parser or config.enable_in_reasoning
+
+
+def _breakable_graphs() -> bool:
+    """Whether vLLM captures whole draft passes, and would replay the first one as one that leaves no signals."""
+    from vllm import envs
+
+    return bool(getattr(envs, "VLLM_USE_BREAKABLE_CUDAGRAPH", False))
 
 
 def _ranks_of_model() -> Group:

@@ -44,7 +44,7 @@ class Fused:
         self.report = torch.empty(0, len(rule.REPORT), device=slots.device)
         self.forced = torch.empty(0, dtype=torch.bool, device=slots.device)
 
-    def step(self, sampled: Sampled, signals: Float[Tensor, "rows signals"], failed: Float[Tensor, " 1"]) -> None:
+    def step(self, sampled: Sampled, signals: Float[Tensor, "rows *last signals"], failed: Float[Tensor, " 1"]) -> None:
         """See `torch_specexit.plugin.worker.rule.Rule`."""
         self._place(sampled.requests)
         n_batch, width = sampled.tokens.shape
@@ -73,6 +73,7 @@ class Fused:
             n_batch,
             self._n_rows,
             width,
+            signals.shape[1],
             len(self.markers.bits) - 1,
             DRAFT=self.source == "draft",
             SMOOTH=self.smooth,

@@ -44,6 +44,7 @@ BEGINS, STRINGS = constant(rule.BEGINS), constant(rule.BEGINS - 1)
 LIMIT = constant(RAW_LIMIT)
 EXPONENTIAL = constant(sum(1 << i for i, signal in enumerate(SIGNALS) if signal.activation == "exp"))
 NEGATED = constant(sum(1 << i for i, sign in enumerate(rule.SIGNS) if sign < 0))
+EARLY, ALL_NEAR = constant(rule.EARLY_TOKENS), constant(rule.ALL_NEAR)
 BASE_0, BASE_1, PRIME_0, PRIME_1 = map(constant, (*BASES, *PRIMES))
 
 
@@ -61,12 +62,34 @@ def _both(a, b):
 
 
 @triton.jit
+def _passes(values, limits, signal):
+    """`specexit.method.decision.passes`."""
+    signed = tl.where(((1 << signal) & NEGATED) != 0, -values, values)
+    return tl.reduce((signed >= limits).to(tl.int32), 1, _both)
+
+
+@triton.jit
+def _take_in(known, values, limits, signal, near):
+    """The signals of the next thinking token."""
+    return tl.where(known, ((near << 1) | _passes(values, limits, signal)) & ALL_NEAR, near)
+
+
+@triton.jit
+def _pass_over(boundary, early, thoughts, most, judged):
+    """Which boundaries are to be judged; those that the early thresholds pass over have not passed."""
+    near, unread = early
+    behind = EARLY - unread
+    was_near = (behind < 0) | (((near >> tl.maximum(behind, 0)) & 1) == 1)
+    asks = boundary & (was_near | (thoughts >= most))
+    return asks, (tl.where(boundary & (asks == 0), 0, judged[0]), judged[1], judged[2])
+
+
+@triton.jit
 def _judge(asks, values, signal, policy, thoughts, judged, closing, marks):
     """Judge where there is a boundary: what is remembered of it, and why the closing tokens are due."""
     limits, patience, most, cause = policy
     streak, was_judged, verdict = judged
-    signed = tl.where(((1 << signal) & NEGATED) != 0, -values, values)
-    good = tl.reduce((signed >= limits).to(tl.int32), 1, _both) == 1
+    good = _passes(values, limits, signal) == 1
     streak = tl.where(asks, tl.where(good, streak + 1, 0), streak)
     deferred = tl.where(asks & (thoughts >= most), cause, closing[0])
     deferred = tl.where(asks & (streak >= patience), BY_SIGNALS, deferred)
@@ -75,14 +98,22 @@ def _judge(asks, values, signal, policy, thoughts, judged, closing, marks):
 
 
 @triton.jit
-def _judge_last(state, state_at, signals_ptr, known, active, signal, policy):
-    """Source ``draft``: judge the last token of each request, if it was a boundary, by what the draft has left."""
-    count, text, judged, closing, marks, average = state
-    asks = known & (text[0] == BOUNDARY) & active
-    then = signals_ptr + column(state_at, ROW, asks) * N_SIGNALS
+def _judge_last(state, state_at, signals_ptr, last, known, active, signal, policy, limits):
+    """Source ``draft``: take in what the draft has left of the last step, and judge its last token, if it was a
+    boundary."""
+    count, text, judged, closing, marks, average, early = state
+    near, new = early[0], tl.minimum(early[1], last)
+    then = signals_ptr + column(state_at, ROW, known) * last * N_SIGNALS
+    for i in tl.static_range(EARLY + 1):  # pyright: ignore[reportGeneralTypeIssues]
+        here = known & (new > EARLY - i)
+        values = _activate(signals_at(then, (EARLY - i) * N_SIGNALS, here, signal), signal)
+        near = _take_in(here, values, limits, signal, near)
+    early = (near, new * 0)
+    asks, judged = _pass_over(known & (text[0] == BOUNDARY), early, count[1], policy[2], judged)
+    asks = asks & active
     values = _activate(signals_at(then, 0, asks, signal), signal)
     judged, closing, marks = _judge(asks, values, signal, policy, count[1], judged, closing, marks)
-    return count, (tl.minimum(text[0], THOUGHT), text[1]), judged, closing, marks, average  # only once
+    return count, (tl.minimum(text[0], THOUGHT), text[1]), judged, closing, marks, average, early  # only once
 
 
 @triton.jit
@@ -102,16 +133,17 @@ def _may_end(marks, cause):
 
 
 @triton.jit
-def _judge_row(now, raw, signal, policy, alpha, active, state, SMOOTH: tl.constexpr):
+def _judge_row(now, raw, signal, policy, limits, alpha, active, state, SMOOTH: tl.constexpr):
     """Source ``fc``: judge the token in front, if it was a boundary, by the row that has drawn the next."""
-    count, text, judged, closing, marks, average = state
-    values = _activate(raw, signal)
+    count, text, judged, closing, marks, average, early = state
+    values, thought = _activate(raw, signal), now & (text[0] >= THOUGHT)
     if SMOOTH:
-        average = _smooth(now & (text[0] >= THOUGHT), values, alpha, average)
+        average = _smooth(thought, values, alpha, average)
         values = average[1]
+    early = (_take_in(thought, values, limits, signal, early[0]), tl.where(now, 0, early[1]))
     asks = now & (text[0] == BOUNDARY) & _may_end(marks, policy[3]) & active
     judged, closing, marks = _judge(asks, values, signal, policy, count[1], judged, closing, marks)
-    return count, text, judged, closing, marks, average
+    return count, text, judged, closing, marks, average, early
 
 
 @triton.jit
@@ -167,10 +199,13 @@ def _force(now, active, token_at, closing_ptr, limits, count, text, closing, mar
 
 
 @triton.jit
-def _read(now, token, meant, marker_ptr, least, cause, count, matched, closed, marks, N_MARKER: tl.constexpr):
+def _read(now, token, meant, marker_ptr, reading, state, N_MARKER: tl.constexpr):
     """Take in one token; returns the state behind it, and where it is a boundary."""
+    count, text, judged, closing, marks, average, early = state
+    _, least, most, cause = reading
     phase, thoughts, start, outputs = count
     would_exit, on, told = marks
+    matched = text[1]
     thinking = now & (phase == THINKING)
     begins = now & (phase == BEFORE) & ((meant & BEGINS) != 0)
     goes_on = token == tl.load(marker_ptr + matched, mask=thinking, other=-1)
@@ -181,13 +216,15 @@ def _read(now, token, meant, marker_ptr, least, cause, count, matched, closed, m
     thought = thinking & (ends == 0)
     thoughts += thought.to(tl.int32) - (N_MARKER - 1) * ends.to(tl.int32)
     outputs += now.to(tl.int32)
-    boundary = thought & (matched == 0) & (closed == 0) & ((meant & STRINGS) != 0)
+    early = (early[0], early[1] + thought.to(tl.int32))
+    boundary = thought & (matched == 0) & (closing[1] == 0) & ((meant & STRINGS) != 0)
     boundary = boundary & (thoughts >= least) & _may_end(marks, cause)
+    boundary, judged = _pass_over(boundary, early, thoughts, most, judged)
     start = tl.where(begins, outputs, start)
     phase = tl.where(ends, OVER, tl.where(begins, THINKING, phase))
-    last = thought.to(tl.int32) + boundary.to(tl.int32)
-    told = tl.where(begins | ends, 0, told)
-    return boundary, (phase, thoughts, start, outputs), (last, matched), (would_exit, on, told)
+    text = (tl.where(now, thought.to(tl.int32) + boundary.to(tl.int32), text[0]), matched)
+    marks = (would_exit, on, tl.where(begins | ends, 0, told))
+    return (phase, thoughts, start, outputs), text, judged, closing, marks, average, early, boundary
 
 
 @triton.jit
@@ -210,22 +247,21 @@ def _take(
     """One token of each request: put another in its place where that is due, and read it.
 
     Returns the state behind it, where it was replaced, and where it is a boundary."""
-    count, text, judged, closing, marks, average = state
-    wanted, least, cause = reading
+    count, text, judged, closing, marks, average, early = state
     token, replaced, closing, marks = _force(
         now, active, token_at, closing_ptr, limits, count, (text[1], loops[2]), closing, marks, N_CLOSING
     )
     inside = now & (token >= 0) & (token < vocabulary)
-    meant = column(meaning_ptr + token, 0, inside) & wanted
+    meant = column(meaning_ptr + token, 0, inside) & reading[0]
     marker_ptr, before = closing_ptr + (N_CLOSING - N_MARKER), count[1]
-    boundary, count, read, marks = _read(
-        now, token, meant, marker_ptr, least, cause, count, text[1], closing[1], marks, N_MARKER
+    state = (count, text, judged, closing, marks, average, early)
+    count, text, judged, closing, marks, average, early, boundary = _read(
+        now, token, meant, marker_ptr, reading, state, N_MARKER
     )
-    text = (tl.where(now, read[0], text[0]), read[1])
     if SEARCH[0]:
         thought = now & (text[0] >= THOUGHT)
         loops = _look_for_loops(thought, token, before, recent_at, loops, SEARCH)
-    return (count, text, judged, closing, marks, average), loops, replaced, boundary
+    return (count, text, judged, closing, marks, average, early), loops, replaced, boundary
 
 
 POINTERS = (
@@ -233,7 +269,7 @@ POINTERS = (
     *("signals_ptr", "failed_ptr", "meaning_ptr", "closing_ptr", "tokens_ptr", "n_ptr", "rejected_ptr", "report_ptr"),
     *("forced_ptr", "recent_ptr"),
 )
-NUMBERS = ("tokens_stride", "n_batch", "n_rows", "width", "vocabulary")
+NUMBERS = ("tokens_stride", "n_batch", "n_rows", "width", "last", "vocabulary")
 
 
 @triton.jit(do_not_specialize=NUMBERS, do_not_specialize_on_alignment=POINTERS)
@@ -246,7 +282,7 @@ def step(
     ends_ptr,  # [n_batch]; see `rule.Sampled`
     logits_rows_ptr,
     positions_ptr,
-    signals_ptr,  # [rows, signals], raw
+    signals_ptr,  # [rows, signals], or [rows, last, signals] of the step before; raw
     failed_ptr,  # [1]
     meaning_ptr,  # [vocabulary + 1]
     closing_ptr,  # [closing]
@@ -260,6 +296,7 @@ def step(
     n_batch,  # requests of the step
     n_rows,  # with those that it leaves out, whose last token is still to be judged
     width,
+    last,
     vocabulary,
     DRAFT: tl.constexpr,
     SMOOTH: tl.constexpr,
@@ -281,7 +318,7 @@ def step(
         weights_ptr + row * N_WEIGHTS,
         recent_ptr + row * SEARCH[2],
     )
-    policy, alpha, limits, reading = load_policy(knobs_at, weights_at, known, signal)
+    policy, (early, alpha), limits, reading = load_policy(knobs_at, weights_at, known, signal)
     token_at, drawn = tokens_ptr + lane * tokens_stride, column(n_ptr + lane, 0, here)
     moves = here & (drawn > 0)
     first = tl.load(ends_ptr + lane - 1, mask=here & (lane > 0), other=0).to(tl.int64)  # behind those of others
@@ -289,7 +326,7 @@ def step(
     at, lost, state = go_back(state_at, past_at, prompt, fed_at, positions_ptr, known, moves, signal)
     loops = load_loops(at, known, lost, SEARCH[0])
     if DRAFT:
-        state = _judge_last(state, state_at, signals_ptr, known, active, signal, policy)
+        state = _judge_last(state, state_at, signals_ptr, last, known, active, signal, policy, early)
     slot = remember(past_at, at, known, moves, lane, signal, state, loops, SEARCH[0])
 
     n, forced = drawn, lane < 0
@@ -297,7 +334,7 @@ def step(
         now = j < n
         if not DRAFT:
             raw = signals_at(signals_ptr + (first + j) * N_SIGNALS, 0, now, signal)
-            state = _judge_row(now, raw, signal, policy, alpha, active, state, SMOOTH)
+            state = _judge_row(now, raw, signal, policy, early, alpha, active, state, SMOOTH)
         state, loops, replaced, boundary = _take(
             now,
             active,

@@ -1,7 +1,7 @@
 """How the kernel of the exit rule reads its tables and writes them: rows of `rule.Tables` to tuples, and back.
 
 Lanes are requests; ``at`` points at the row of each. Of the state, the tuples are what changes together: counts, the
-text's end, the last verdict, what is due, marks, and the moving average.
+text's end, the last verdict, what is due, marks, the moving average, and what is known early.
 """
 
 from __future__ import annotations
@@ -24,9 +24,22 @@ N_STATE, N_REPORT = constant(len(rule.STATE)), constant(len(rule.REPORT))
 N_KNOBS, N_WEIGHTS, STEPS_BACK = constant(len(rule.KNOBS)), constant(len(rule.WEIGHTS)), constant(rule.STEPS_BACK)
 PHASE, THOUGHTS, START, EXITED, JUDGED, ON = (constant(rule.STATE.index(name)) for name in rule.RECORD[:6])
 VERDICT, WOULD_EXIT = constant(rule.STATE.index(NAMES[0])), constant(rule.STATE.index("would_exit"))
-STREAK, DEFERRED, CLOSED, MATCHED, LAST, OUTPUTS, ROW, TOLD, SLOT, SMOOTHED = (
+NEAR, UNREAD, STREAK, DEFERRED, CLOSED, MATCHED, LAST, OUTPUTS, ROW, TOLD, SLOT, SMOOTHED = (
     constant(rule.STATE.index(name))
-    for name in ("streak", "deferred", "closed", "matched", "last", "outputs", "row", "told", "slot", "smoothed")
+    for name in (
+        "near",
+        "unread",
+        "streak",
+        "deferred",
+        "closed",
+        "matched",
+        "last",
+        "outputs",
+        "row",
+        "told",
+        "slot",
+        "smoothed",
+    )
 )
 MOVING, CHANGED = constant(rule.STATE.index(f"moving_{NAMES[0]}")), constant(len(rule.RECORD))
 ROLLING, ANCHOR, LOOPING = (constant(rule.STATE.index(FINGERPRINT[i])) for i in (0, 2, 4))
@@ -77,8 +90,9 @@ def load_policy(knobs_at, weights_at, mask, signal):
         cause,
     )
     limits = (column(knobs_at, HARD, mask), cause, column(knobs_at, SHADOW, mask) == 1)
-    reading = (column(knobs_at, WANTED, mask), column(knobs_at, LEAST, mask), cause)
-    return policy, tl.load(weights_at + N_SIGNALS, mask=mask, other=0), limits, reading
+    reading = (column(knobs_at, WANTED, mask), column(knobs_at, LEAST, mask), policy[2], cause)
+    early = signals_at(weights_at, N_SIGNALS, mask, signal)
+    return policy, (early, tl.load(weights_at + 2 * N_SIGNALS, mask=mask, other=0)), limits, reading
 
 
 @triton.jit
@@ -90,12 +104,13 @@ def go_back(state_at, past_at, prompt, fed_at, positions_ptr, known, moves, sign
     outputs = tl.load(positions_ptr + fed, mask=moves, other=0).to(tl.int32) + 1 - prompt
     stale = moves & (outputs != column(state_at, OUTPUTS, known))
     at, lost = recall(state_at, past_at, stale, outputs)
-    count, text, judged, closing, marks, average = load(at, known, signal)
+    count, text, judged, closing, marks, average, early = load(at, known, signal)
     count = (count[0], count[1], count[2], tl.where(stale, outputs, count[3]))
     marks = (marks[0], tl.where(lost, 0, marks[1]), tl.where(stale, 0, marks[2]))
     text = (tl.where(lost, 0, text[0]), tl.where(lost, 0, text[1]))  # nothing is left to be judged, or due
     closing = (tl.where(lost, 0, closing[0]), tl.where(lost, 0, closing[1]), closing[2])
-    return at, lost, (count, text, judged, closing, marks, average)
+    early = (early[0], tl.where(lost, 0, early[1]))
+    return at, lost, (count, text, judged, closing, marks, average, early)
 
 
 @triton.jit
@@ -108,6 +123,7 @@ def load(at, mask, signal):
         (column(at, DEFERRED, mask), column(at, CLOSED, mask), column(at, EXITED, mask)),
         (column(at, WOULD_EXIT, mask), column(at, ON, mask), column(at, TOLD, mask)),
         (column(at, SMOOTHED, mask), signals_at(at, MOVING, mask, signal)),
+        (column(at, NEAR, mask), column(at, UNREAD, mask)),
     )
 
 
@@ -127,7 +143,7 @@ def store_record(at, mask, signal, count, judged, exited, marks):
 @triton.jit
 def store(at, mask, signal, state, row, slot):
     """Write the columns of `rule.STATE`."""
-    count, text, judged, closing, marks, average = state
+    count, text, judged, closing, marks, average, early = state
     store_record(at, mask, signal, count, judged, closing[2], marks)
     put(at, OUTPUTS, count[3], mask)
     put(at, LAST, text[0], mask)
@@ -140,6 +156,8 @@ def store(at, mask, signal, state, row, slot):
     put(at, SLOT, slot, mask)
     put(at, SMOOTHED, average[0], mask)
     tl.store(at[:, None] + MOVING + signal, average[1], mask=mask[:, None] & (signal < N_SIGNALS))
+    put(at, NEAR, early[0], mask)
+    put(at, UNREAD, early[1], mask)
 
 
 @triton.jit
@@ -180,7 +198,7 @@ def remember(past_at, at, known, moves, lane, signal, state, loops, PERIOD: tl.c
 @triton.jit
 def report(at, here, moves, active, signal, state):
     """Write the columns of `rule.REPORT`; returns the state in which all of that is told."""
-    count, text, judged, closing, marks, average = state
+    count, text, judged, closing, marks, average, early = state
     store_record(at, here, signal, count, judged, closing[2], marks)
     put(at, CHANGED, tl.where(active, tl.where(moves & (marks[2] == 0), 1, 0), -1), here)
-    return count, text, judged, closing, (marks[0], marks[1], tl.where(moves, 1, marks[2])), average
+    return count, text, judged, closing, (marks[0], marks[1], tl.where(moves, 1, marks[2])), average, early

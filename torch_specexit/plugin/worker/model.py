@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
@@ -24,7 +24,7 @@ from torch_specexit.plugin.settings import serving_of
 from torch_specexit.plugin.worker.weights import Weights
 
 _ROWS = 1024
-"""Rows of the target's hidden states that are gathered at a time: 48 MiB at a width of 8,192 in bfloat16."""
+"""Rows of hidden states that are gathered at a time: of the target's, 48 MiB at a width of 8,192 in bfloat16."""
 
 
 @dataclass(slots=True)
@@ -33,6 +33,8 @@ class FirstPass:
 
     to_record: int = 0
     """Passes that leave their signals."""
+    requests: int = 0
+    """Of the step."""
     alone: bool = False
     """Set by a V1 hook where the engine would skip drafting, though the signals are needed."""
 
@@ -52,7 +54,13 @@ class WithSignals(Eagle3):
       SplitError: the target's tokenizer has no such think markers or no split token; see `resolve`.
     """
 
-    signals: Float[Tensor, "batch signals"]
+    signals: Float[Tensor, "batch last signals"]
+    """Of the last tokens of each request of a step, the very last one first, as many as a step may have (source
+    ``draft``)."""
+    last_rows: Int[Tensor, "batch 1"]
+    """Where the last accepted tokens of a step are in the draft's first pass."""
+    back: Int[Tensor, " last"]
+    """0, 1, 2, ..."""
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
         assert vllm_config.speculative_config is not None
@@ -77,8 +85,13 @@ class WithSignals(Eagle3):
         )
         width = config.hidden_size if block.source == "draft" else config.aux_size
         self.signal_weight = nn.Parameter(torch.zeros(len(NAMES), width, dtype=torch.float32), requires_grad=False)
-        rows = vllm_config.scheduler_config.max_num_seqs
-        self.register_buffer("signals", torch.zeros(rows, len(NAMES), dtype=torch.float32), persistent=False)
+        batch, last = (
+            vllm_config.scheduler_config.max_num_seqs,
+            1 + vllm_config.speculative_config.num_speculative_tokens,
+        )
+        self.register_buffer("signals", torch.zeros(batch, last, len(NAMES), dtype=torch.float32), persistent=False)
+        self.register_buffer("last_rows", torch.zeros(batch, 1, dtype=torch.int64), persistent=False)
+        self.register_buffer("back", torch.arange(last), persistent=False)
         self.first_pass = FirstPass()
         self.weights = Weights(config.tensor_shapes())
         install_worker_hooks(v2=getattr(vllm_config, "use_v2_model_runner", True))
@@ -111,30 +124,38 @@ class WithSignals(Eagle3):
             else:
                 yield name, tensor
 
-    def record(self, passes: int) -> None:
-        """Have the next ``passes`` passes leave their signals (source ``draft``)."""
-        self.first_pass.to_record = passes if self.block.source == "draft" else 0
+    def record(self, passes: int, last_rows: Int[Tensor, " batch"] | None = None) -> None:
+        """Have the next ``passes`` passes leave their signals (source ``draft``).
 
-    def compute_logits(self, hidden_states: Float[Tensor, "batch hidden"]) -> Tensor | None:
-        """Draft logits, as in EAGLE-3; see `_leave_signals`."""
-        self._leave_signals(hidden_states)
-        return super().compute_logits(hidden_states)
-
-    def get_top_tokens(self, hidden_states: Float[Tensor, "batch hidden"]) -> Int[Tensor, " batch"]:
-        """Draft tokens without logits, which vLLM asks for instead under ``use_local_argmax_reduction``."""
-        self._leave_signals(hidden_states)
-        return super().get_top_tokens(hidden_states)  # pyright: ignore[reportAttributeAccessIssue]
-
-    def _leave_signals(self, hidden_states: Float[Tensor, "batch hidden"]) -> None:
-        """Read the signals off the first pass of a step, whose rows are the last accepted token of each request.
-
-        The buffer is a fixed one, so that this can become part of a CUDA graph.
+        Args:
+          passes: 0 for none.
+          last_rows: of the last accepted token of each request; the rows before it are those of the tokens before.
         """
-        first = self.first_pass
-        if first.to_record > 0:
-            first.to_record -= 1
-            n = min(hidden_states.shape[0], self.signals.shape[0])
-            self.signals[:n].copy_(hidden_states[:n].float() @ self.signal_weight.t())
+        if self.block.source != "draft":
+            return
+        self.first_pass.to_record = passes
+        if last_rows is not None:
+            self.first_pass.requests = len(last_rows)
+            self.last_rows[: len(last_rows), 0].copy_(last_rows)
+
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """A draft pass, as in EAGLE-3; the first one of a step leaves its signals."""
+        output = super().forward(*args, **kwargs)
+        if self.first_pass.to_record > 0:
+            self.first_pass.to_record -= 1
+            self.leave_signals(output[0])
+        return output
+
+    def leave_signals(self, hidden_states: Float[Tensor, "rows hidden"]) -> None:
+        """Read the signals off the first pass of a step.
+
+        All that is written to is fixed, so that this can become part of a CUDA graph.
+        """
+        n = self.first_pass.requests
+        rows = (self.last_rows[:n] - self.back).clamp_(min=0).flatten()
+        signals = self.signals[:n].view(-1, len(NAMES))
+        for part, some in zip(signals.split(_ROWS), rows.split(_ROWS), strict=True):
+            part.copy_(hidden_states[some].float() @ self.signal_weight.t())
 
     def remember_weights(self) -> None:
         """Take the weights as they are for right, to see whether a sleep leaves them so."""

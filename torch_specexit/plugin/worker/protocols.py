@@ -149,6 +149,10 @@ class ContextParallel(Protocol):
         """Hidden states of the whole batch, in its order."""
         ...
 
+    def restore_draft_prefill(self, last_hidden_states: Tensor, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
+        """The draft's, of its first pass."""
+        ...
+
 
 @runtime_checkable
 class RequestStateV2(Protocol):
@@ -198,8 +202,12 @@ class Draft(Protocol):
         """See whether a sleep has left the weights as they were."""
         ...
 
-    def record(self, passes: int) -> None:
-        """Have the next passes leave their signals."""
+    def record(self, passes: int, last_rows: Tensor | None = None) -> None:
+        """Have the next passes leave their signals, at these rows and those before."""
+        ...
+
+    def leave_signals(self, hidden_states: Tensor) -> None:
+        """Read the signals off a pass."""
         ...
 
     def signals_of_target(self, aux: Sequence[Tensor], rows: Tensor) -> Tensor:

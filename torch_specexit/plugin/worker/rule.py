@@ -7,8 +7,12 @@ transition text if there is one) in the place of what was drawn. Sources differ 
 nothing else:
 
 * ``fc``: the signals of a token arrive in the target row whose *input* it is, the row that draws the token behind it.
-* ``draft``: they arrive with the draft's first pass behind the step that the token ends. Acceptance therefore stops at
-  a boundary, which is judged as the next step begins. A request that the next step leaves out is judged then as well.
+* ``draft``: they arrive with the draft's first pass behind the step that the token is part of. Acceptance therefore
+  stops at a boundary, which is judged as the next step begins. A request that the next step leaves out is judged then
+  as well.
+
+A boundary that the policy's ``early`` thresholds pass over is none: acceptance goes on behind it. They look at signals
+of `EARLY_TOKENS` tokens before, which a step finds known where it is no longer than that; a longer one stops, and sees.
 
 Either way the KV cache holds exactly the tokens before a forced one, which vLLM takes for an ordinary rejection.
 
@@ -26,7 +30,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
 
-from specexit.method.decision import Policy
+from specexit.method.decision import EARLY_TOKENS, Policy
 from specexit.method.signals import NAMES, SIGNALS
 from specexit.method.splits import ALL_STRINGS, ThinkTokens
 from torch_specexit.plugin.worker.loops import FINGERPRINT, NOTHING, LoopSearch
@@ -49,12 +53,28 @@ STEPS_BACK = 4
 """Steps of a request that vLLM may drop at a time: two are in flight under asynchronous scheduling, one more for each
 pipeline stage."""
 
+ALL_NEAR = (1 << (EARLY_TOKENS + 1)) - 1
+"""`near` of a request that has no thinking tokens yet."""
+
 RECORD = ("phase", "thoughts", "start", "exited", "judged", "on", *NAMES, "would_exit")
 """What is reported of a request, see `torch_specexit.plugin.outcome.Record`; the first columns of its state."""
 
 STATE = (
     *RECORD,
-    *("streak", "deferred", "closed", "matched", "last", "outputs", "row", "told", "slot", "smoothed"),
+    *(
+        "near",
+        "unread",
+        "streak",
+        "deferred",
+        "closed",
+        "matched",
+        "last",
+        "outputs",
+        "row",
+        "told",
+        "slot",
+        "smoothed",
+    ),
     *(f"moving_{name}" for name in NAMES),
     *FINGERPRINT,
 )
@@ -62,11 +82,13 @@ STATE = (
 
 thoughts: thinking tokens so far; start: output position at which thinking began, 0 where the prompt began it; exited:
 why it was ended, 0 where it was not; judged: there has been a verdict; on: exits are wanted; the signals at the last
-verdict; would_exit: thinking tokens at which shadow mode would have exited, 0 for none; streak: boundaries in a row
-that have passed; deferred: why the closing tokens are due with the next token, 0 where they are not; closed: how many
-of them are written; matched: tokens of the end marker that the text ends with; last: kind of the last token; outputs:
-tokens generated so far; row: batch row in the last step; told: all that is new has been reported; slot: where the next
-copy goes in its past; smoothed: the moving average has a value; the others: see `torch_specexit.plugin.worker.loops`.
+verdict; would_exit: thinking tokens at which shadow mode would have exited, 0 for none; near: one bit for each of the
+last thinking tokens whose signals are known, the newest the lowest: whether the early thresholds held, and 1 where
+there is no such token; unread: thinking tokens behind these; streak: boundaries in a row that have passed; deferred:
+why the closing tokens are due with the next token, 0 where they are not; closed: how many of them are written; matched:
+tokens of the end marker that the text ends with; last: kind of the last token; outputs: tokens generated so far; row:
+batch row in the last step; told: all that is new has been reported; slot: where the next copy goes in its past;
+smoothed: the moving average has a value; the others: see `torch_specexit.plugin.worker.loops`.
 """
 
 KNOBS = ("wanted", "patience", "least", "most", "hard", "cause", "shadow", "prompt")
@@ -74,7 +96,7 @@ KNOBS = ("wanted", "patience", "least", "most", "hard", "cause", "shadow", "prom
 which there is no exit, and at which there is one at any boundary; hard: at which there is one at any token; cause: what
 `most` and `hard` are called in `STATE`; prompt: length of its prompt."""
 
-WEIGHTS = (*(f"limit_{name}" for name in NAMES), "alpha")
+WEIGHTS = (*(f"limit_{name}" for name in NAMES), *(f"early_{name}" for name in NAMES), "alpha")
 """The rest of its policy, float32. Limits are negated with `remaining`, see `SIGNS`, and minus infinity for none."""
 
 SIGNS = tuple(1.0 if signal.exits_above else -1.0 for signal in SIGNALS)
@@ -113,7 +135,7 @@ class Admission(NamedTuple):
     def state(self) -> list[float]:
         """Its row of `Tables.state`."""
         begun = {"phase": THINKING, "start": 0} if self.thinking else {"phase": BEFORE, "start": -1}
-        values = begun | NOTHING | {"on": int(self.policy is not None)}
+        values = begun | NOTHING | {"on": int(self.policy is not None), "near": ALL_NEAR}
         return [float(values.get(column, 0)) for column in STATE]
 
     def knobs(self) -> list[int]:
@@ -131,9 +153,10 @@ class Admission(NamedTuple):
 
     def weights(self) -> list[float]:
         """Its row of `Tables.weights`."""
-        thresholds = {} if self.policy is None else self.policy.thresholds
+        both = ({}, {}) if self.policy is None else (self.policy.thresholds, self.policy.early)
         row = [
             sign * thresholds[name] if name in thresholds else -torch.inf
+            for thresholds in both
             for sign, name in zip(SIGNS, NAMES, strict=True)
         ]
         return [*row, 1.0 if self.policy is None else self.policy.alpha]
@@ -220,13 +243,13 @@ class Rule(Protocol):
     report: Float[Tensor, "rows report"]
     """`REPORT` of each request of the last step; the next overwrites it."""
 
-    def step(self, sampled: Sampled, signals: Float[Tensor, "rows signals"], failed: Float[Tensor, " 1"]) -> None:
+    def step(self, sampled: Sampled, signals: Float[Tensor, "rows *last signals"], failed: Float[Tensor, " 1"]) -> None:
         """One decoding step.
 
         Args:
           sampled: the step's result, rewritten in place.
-          signals: raw. Source ``fc``: at the rows that were sampled from; ``draft``: at the last token of each request
-            of the step before.
+          signals: raw. Source ``fc``: at the rows that were sampled from; ``draft``: at the last tokens of each request
+            of the step before, the very last one first, as many as a step may have.
           failed: above 0 where exits have failed on some rank: then nothing is decided any more.
         """
         ...

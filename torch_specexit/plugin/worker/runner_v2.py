@@ -76,9 +76,9 @@ def keep_logits(model: TargetV2, sample: Callable[[], Any]) -> tuple[Any, Tensor
 
 
 def keep_restored(exits: Exits, manager: ContextParallel) -> None:
-    """Under prefill context parallel, a rank holds a part of the hidden states until it samples. From now on, keep
-    those of the whole batch, as they are put together for that."""
-    restore = manager.restore_for_sampling
+    """Under prefill context parallel, a rank holds a part of the hidden states until it samples, or drafts. From now
+    on, keep those of the whole batch, as they are put together for that."""
+    restore, restore_draft = manager.restore_for_sampling, manager.restore_draft_prefill
 
     def restore_for_sampling(
         hidden_states: Tensor, aux_hidden_states: list[Tensor] | None
@@ -87,4 +87,11 @@ def keep_restored(exits: Exits, manager: ContextParallel) -> None:
         exits.aux = restored[1]
         return restored
 
+    def restore_draft_prefill(last_hidden_states: Tensor, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
+        restored = restore_draft(last_hidden_states, hidden_states)
+        if exits.source == "draft":
+            exits.draft.leave_signals(restored[0])
+        return restored
+
     vars(manager)["restore_for_sampling"] = restore_for_sampling
+    vars(manager)["restore_draft_prefill"] = restore_draft_prefill

@@ -49,7 +49,7 @@ class Lanes:
         self.column = dict(zip(rule.STATE, self.state.T, strict=True))
         self.knob = dict(zip(rule.KNOBS, tables.knobs.numpy()[rows].T, strict=True))
         weights = tables.weights.numpy()[rows]
-        self.limits, self.alpha = weights[:, :-1], weights[:, -1:]
+        self.limits, self.early, self.alpha = np.split(weights, (len(NAMES), 2 * len(NAMES)), axis=1)
         verdict, moving = (rule.STATE.index(name) for name in (NAMES[0], f"moving_{NAMES[0]}"))
         self.verdict = self.state[:, verdict : verdict + len(NAMES)]
         self.moving = self.state[:, moving : moving + len(NAMES)]
@@ -65,6 +65,22 @@ class Lanes:
         so."""
         wanted = (self.column["would_exit"] == 0) & (self.column["on"] > 0)
         return wanted | (self.knob["cause"] == INTERRUPT)
+
+    def was_near(self) -> Bool[np.ndarray, " lanes"]:
+        """Whether the early thresholds held so many tokens before the last one, as far as that is known."""
+        behind = rule.EARLY_TOKENS - self.column["unread"].astype(int)
+        return (behind < 0) | (self.column["near"].astype(int) >> np.maximum(behind, 0) & 1 > 0)
+
+    def pass_over(self, boundary: Bool[np.ndarray, " lanes"]) -> Bool[np.ndarray, " lanes"]:
+        """Boundaries that are to be judged; those that the early thresholds pass over have not passed."""
+        judged = boundary & (self.was_near() | (self.column["thoughts"] >= self.knob["most"]))
+        self.put("streak", boundary & ~judged, 0)
+        return judged
+
+    def take_in(self, known: Bool[np.ndarray, " lanes"], values: Float[np.ndarray, "lanes signals"]) -> None:
+        """The signals of the next thinking token."""
+        near = (values * _SIGNS >= self.early).all(axis=1)
+        self.put("near", known, (self.column["near"].astype(int) << 1 | near) & rule.ALL_NEAR)
 
     def tell(self, where: Bool[np.ndarray, " lanes"]) -> None:
         """There is news of some."""
@@ -90,7 +106,7 @@ class Twin:
         self.forced = torch.zeros(0, dtype=torch.bool)
         self.report = torch.zeros(0, len(rule.REPORT))
 
-    def step(self, sampled: Sampled, signals: Float[Tensor, "rows signals"], failed: Float[Tensor, " 1"]) -> None:
+    def step(self, sampled: Sampled, signals: Float[Tensor, "rows *last signals"], failed: Float[Tensor, " 1"]) -> None:
         """See `torch_specexit.plugin.worker.rule.Rule`."""
         self.slots.flush()
         active, raw = not failed.item() > 0, signals.numpy()
@@ -126,12 +142,14 @@ class Twin:
             if len(found):
                 lanes.state[i] = past[found[0]]
             else:  # nothing is left to be judged, or due
-                for name in ("on", "last", "matched", "deferred", "closed", "looping"):
+                for name in ("on", "unread", "last", "matched", "deferred", "closed", "looping"):
                     lanes.column[name][i] = 0
             lanes.column["outputs"][i] = outputs[i]
             lanes.column["told"][i] = 0
 
-    def _judge_left_out(self, requests: Sequence[str], raw: Float[np.ndarray, "rows signals"], *, active: bool) -> None:
+    def _judge_left_out(
+        self, requests: Sequence[str], raw: Float[np.ndarray, "rows last signals"], *, active: bool
+    ) -> None:
         """Source ``draft``: judge the requests of the last step that this one leaves out."""
         here, row_of = set(requests), self.slots.row_of
         rows = [row for name, row in self._before.items() if name not in here and row_of.get(name) == row]
@@ -141,12 +159,17 @@ class Twin:
             self.slots.tables.state.numpy()[lanes.rows] = lanes.state
         self._before = {name: row_of[name] for name in requests}
 
-    def _judge_last(self, lanes: Lanes, raw: Float[np.ndarray, "rows signals"], *, active: bool) -> None:
-        """Source ``draft``: judge the boundaries that the last step has ended with."""
-        asks = (lanes.column["last"] == BOUNDARY) & active
+    def _judge_last(self, lanes: Lanes, raw: Float[np.ndarray, "rows last signals"], *, active: bool) -> None:
+        """Source ``draft``: take in the signals of the last step, and judge the boundaries that it has ended with."""
+        rows, unread = lanes.column["row"].astype(int), lanes.column["unread"].astype(int)
+        if np.isfinite(lanes.early).any():
+            for back in reversed(range(unread.max(initial=0))):
+                known = unread > back
+                lanes.take_in(known, activate(raw[np.where(known, rows, 0), back]))
+        lanes.column["unread"][:] = 0
+        asks = lanes.pass_over(lanes.column["last"] == BOUNDARY) & active
         if asks.any():
-            rows = np.where(asks, lanes.column["row"], 0).astype(int)
-            self._judge(lanes, asks, activate(raw[rows]))
+            self._judge(lanes, asks, activate(raw[np.where(asks, rows, 0), 0]))
         lanes.put("last", lanes.column["last"] == BOUNDARY, THOUGHT)  # only once
 
     def _judge_row(
@@ -154,11 +177,14 @@ class Twin:
     ) -> None:
         """Source ``fc``: judge the input token of a row."""
         asks = now & (lanes.column["last"] == BOUNDARY) & lanes.may_end() & active
-        if not self.smooth and not asks.any():
+        thought = now & (lanes.column["last"] >= THOUGHT)
+        lanes.put("unread", now, 0)
+        if not self.smooth and not asks.any() and not np.isfinite(lanes.early).any():
             return
         values = activate(raw[np.where(now, rows, 0)])
         if self.smooth:
-            values = self._average(lanes, now & (lanes.column["last"] >= THOUGHT), values)
+            values = self._average(lanes, thought, values)
+        lanes.take_in(thought, values)
         self._judge(lanes, asks, values)
 
     def _average(
@@ -237,10 +263,11 @@ class Twin:
         if self._loops is not None:
             self._look_for_loops(lanes, thought, tokens, self._loops)
         column["thoughts"] += thought
+        column["unread"] += thought
         column["thoughts"] -= (len(self._marker) - 1) * ends
         column["outputs"] += now
         boundary = thought & (column["matched"] == 0) & (column["closed"] == 0) & ((meant & _STRINGS) != 0)
-        boundary &= (column["thoughts"] >= knob["least"]) & lanes.may_end()
+        boundary = lanes.pass_over(boundary & (column["thoughts"] >= knob["least"]) & lanes.may_end())
         lanes.put("start", begins, column["outputs"])
         lanes.put("phase", begins, THINKING)
         lanes.put("phase", ends, OVER)
