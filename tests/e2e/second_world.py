@@ -42,7 +42,7 @@ CHAT_TEMPLATE = (
 )
 SPLIT = r" ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+"
 """A full stop and the blank line behind it are never in one piece."""
-SIZES = {"train": 400, "calibrate": 200, "test": 40}
+SIZES = {"train": 240, "calibrate": 200, "test": 40}
 
 
 @dataclass(frozen=True)
@@ -221,7 +221,7 @@ def main(folder: Path) -> None:
     model_folder = folder / "models" / "my-target"
     model_folder.mkdir(parents=True, exist_ok=True)
     tokenizer = make_tokenizer(model_folder)
-    make_model(tokenizer, steps=160, batch=24).save_pretrained(model_folder)
+    make_model(tokenizer, steps=130, batch=24).save_pretrained(model_folder)
     (folder / "prompts").mkdir(exist_ok=True)
     write_prompts(folder / "prompts")
 
