@@ -3,15 +3,18 @@ used again. No engine."""
 
 from __future__ import annotations
 
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from specexit.method.signals import NAMES
 from torch_specexit.plugin.step_cost import HIDDEN, WIDTH, Made, fc_temporary_bytes
 from torch_specexit.plugin.worker import copies, logprobs
 from torch_specexit.plugin.worker.copies import Copies
+from torch_specexit.plugin.worker.model import WithSignals
 from torch_specexit.plugin.worker.rule import REPORT
 
 pytestmark = pytest.mark.vllm
@@ -37,8 +40,9 @@ def test_signals_of_the_draft_take_less_than_64_mib_at_1024_requests_and_8192_ch
         signals=on_meta(BATCH, WIDTH, len(NAMES), dtype=torch.float32),
         signal_weight=on_meta(len(NAMES), HIDDEN, dtype=torch.float32),
     )
+    hidden = on_meta(BATCH * WIDTH, HIDDEN)
     with Made() as made:
-        WithSignals.leave_signals(draft, on_meta(BATCH * WIDTH, HIDDEN))
+        WithSignals.leave_signals(draft, hidden)
     assert max(made.bytes) >= 1024 * HIDDEN * 4
     assert max(a + b for a, b in pairwise(made.bytes)) <= 64 * MIB
 
