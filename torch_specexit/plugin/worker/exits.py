@@ -304,7 +304,7 @@ class Exits:
         assert self.aux is not None or rows == 0, "the target's hidden states are missing"
         return self.draft.signals_of_target(self.aux or (), logits_rows)
 
-    def _by_request(self, signals: Float[Tensor, "rows signals"]) -> Float[Tensor, "rows *last signals"]:
+    def _by_request(self, signals: Float[Tensor, "rows signals"]) -> Float[Tensor, "requests *last signals"]:
         """As the rule wants them; see `Rule.step`."""
         return signals.view(-1, self.last, len(NAMES)) if self.source == "draft" else signals
 
