@@ -8,7 +8,7 @@ SERVE ?= $(if $(shell command -v nvidia-smi),serve,serve-cpu)
 RELEASES ?= runs/vllm-releases
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve chat test test-gpu test-tpu test-tpu-small compat compat-engines lint bench bench-data bench-labels \
+.PHONY: help demo serve chat test test-slow test-gpu test-tpu test-tpu-small compat compat-engines lint bench bench-data bench-labels \
   bench-serving bench-training bench-signals bench-certificate bench-families bench-field bench-full-size continuation soak layouts \
   features plan-all docs tiny-reasoner tiny-mixed format clean
 
@@ -26,6 +26,10 @@ chat: $(VENV)/.demo-ready  ## Ask the server of `make serve`, and watch it think
 
 test: $(VENV)/.dev-ready  ## Run all tests, real vLLM engines included
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile --no-loadscope-reorder $(ARGS)
+
+test-slow: $(VENV)/.dev-ready  ## Run what `make test` leaves out of pairs of tests that start engines (minutes)
+	@SPECEXIT_SLOW=1 $(BIN)/python -m pytest tests/serving/test_schedulers.py tests/serving/test_faults.py \
+	  tests/serving/test_server.py $(ARGS)
 
 test-gpu: $(VENV)/.dev-ready  ## Run the tests that need an NVIDIA GPU
 	@$(BIN)/python -m pytest -m gpu $(ARGS)

@@ -7,6 +7,7 @@ Nearly all is decided before an engine computes anything, and is tested there; w
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from types import SimpleNamespace
 
@@ -195,11 +196,18 @@ def test_a_draft_of_the_whole_vocabulary_is_served(engines, write_random_draft, 
     assert [r["ids"] for r in run[0]["requests"]] == [r["ids"][:20] for r in engines.none()[0]["requests"][:2]]
 
 
+WHOLE = pytest.mark.skipif("SPECEXIT_SLOW" not in os.environ, reason="a minute or two each: make test-slow")
 V1 = "vllm.v1.worker.gpu_model_runner:GPUModelRunner"
 
 
 @pytest.mark.vllm
-@pytest.mark.parametrize("place", [f"{V1}._sample", "vllm.v1.core.sched.scheduler:Scheduler.update_from_output"])
+@pytest.mark.parametrize(
+    "place",
+    [
+        f"{V1}._sample",
+        pytest.param("vllm.v1.core.sched.scheduler:Scheduler.update_from_output", marks=WHOLE),
+    ],
+)
 def test_with_a_method_that_takes_other_parameters_plain_eagle3_is_served(engines, place):
     run = engines.changed(place)
     requests = run["batches"][0]["requests"]

@@ -186,7 +186,7 @@ def test_a_client_ends_the_thinking_of_its_running_request(loaded, target):
 
 
 OFF = {"specexit": False}
-N_AUDITED = 8
+N_AUDITED = 16
 
 
 def complete(server, prompt, arguments, max_tokens=300):
@@ -228,8 +228,8 @@ def gained(server, before):
 
 @pytest.fixture(scope="module")
 def audited(loaded, draft, target):
-    """What audits must come to, and the state, metrics and outcomes that have come of them: of eight requests under the
-    server's own policy, each behind one with exits off."""
+    """What audits must come to, and the state, metrics and outcomes that have come of them: of sixteen requests under
+    the server's own policy, each behind one with exits off."""
     before = {"requests": state_of(loaded)["requests"], "metrics": loaded.metrics()}
     set_audit_rate(draft, 1.0)
     time.sleep(1.1)  # the file is looked at once a second, as requests come in

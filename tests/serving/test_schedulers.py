@@ -6,11 +6,15 @@ split over two processes. About 25 seconds for each engine.
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
+WHOLE = pytest.mark.skipif("SPECEXIT_SLOW" not in os.environ, reason="a minute or two each: make test-slow")
 both_sources = pytest.mark.parametrize("source", ["draft", "fc"])
+either_source = pytest.mark.parametrize("source", ["draft", pytest.param("fc", marks=WHOLE)])
 
 
 def assert_same(batch, reference):
@@ -36,7 +40,7 @@ def test_v1_with_asynchronous_scheduling(engines, source):
     assert [r["ids"] for r in off["requests"]] == [r["ids"][:30] for r in engines.plain()["requests"]]
 
 
-@both_sources
+@either_source
 def test_v2_without_asynchronous_scheduling(engines, source):
     run = engines.v2_sync(source)
     assert "vllm.v1.worker.gpu.model_runner.GPUModelRunner" in run["runner"]
@@ -45,7 +49,7 @@ def test_v2_without_asynchronous_scheduling(engines, source):
     assert_same(run["batches"][0], engines.main(source)[5])
 
 
-@both_sources
+@either_source
 def test_tensor_parallel(engines, source):
     run = engines.two_ranks(source)
     lively, off, perturbed, last, failed = run["batches"]
