@@ -74,9 +74,7 @@ def calibrate(config: CalibrateConfig) -> PolicyFile:
     _refuse_selection(config, traces, stored.selection)
     sample = Sample(traces, scores.of(traces), unjudged=config.unjudged, grouped=config.groups)
     data = data_sha256(config.traces)
-    if (
-        block.source == "fc"
-    ):  # no step waits for its verdicts, so there is nothing to be had for passing boundaries over
+    if block.source == "fc":  # no step waits for its verdicts, so passing boundaries over would save nothing
         config = config.model_copy(update={"early": 0.0})
     points, remarks = choose(sample, config, data, trial)
     now = datetime.now(UTC).isoformat(timespec="seconds")

@@ -85,7 +85,8 @@ class Policy(Config):
 
 
 OFF = Policy(thresholds={"validity": 1.0}, early={"validity": 1.0})
-"""Never exits, and passes every boundary over: a probability is below 1 (see `signals.RAW_LIMIT`)."""
+"""Never exits, and judges only boundaries too near to the beginning to pass over: a probability is below 1 (see
+`signals.RAW_LIMIT`)."""
 
 PAPER = Policy(thresholds={"confidence": 0.8, "progress": 0.3, "remaining": 200.0}, smoothing="round", alpha=0.1)
 """The literals and the smoothing of the released code."""

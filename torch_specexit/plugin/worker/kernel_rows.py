@@ -25,21 +25,7 @@ N_KNOBS, N_WEIGHTS, STEPS_BACK = constant(len(rule.KNOBS)), constant(len(rule.WE
 PHASE, THOUGHTS, START, EXITED, JUDGED, ON = (constant(rule.STATE.index(name)) for name in rule.RECORD[:6])
 VERDICT, WOULD_EXIT = constant(rule.STATE.index(NAMES[0])), constant(rule.STATE.index("would_exit"))
 NEAR, UNREAD, STREAK, DEFERRED, CLOSED, MATCHED, LAST, OUTPUTS, ROW, TOLD, SLOT, SMOOTHED = (
-    constant(rule.STATE.index(name))
-    for name in (
-        "near",
-        "unread",
-        "streak",
-        "deferred",
-        "closed",
-        "matched",
-        "last",
-        "outputs",
-        "row",
-        "told",
-        "slot",
-        "smoothed",
-    )
+    constant(rule.STATE.index(name)) for name in rule.REMEMBERED
 )
 MOVING, CHANGED = constant(rule.STATE.index(f"moving_{NAMES[0]}")), constant(len(rule.RECORD))
 ROLLING, ANCHOR, LOOPING = (constant(rule.STATE.index(FINGERPRINT[i])) for i in (0, 2, 4))

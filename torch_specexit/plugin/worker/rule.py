@@ -59,22 +59,15 @@ ALL_NEAR = (1 << (EARLY_TOKENS + 1)) - 1
 RECORD = ("phase", "thoughts", "start", "exited", "judged", "on", *NAMES, "would_exit")
 """What is reported of a request, see `torch_specexit.plugin.outcome.Record`; the first columns of its state."""
 
+REMEMBERED = (
+    *("near", "unread", "streak", "deferred", "closed", "matched"),
+    *("last", "outputs", "row", "told", "slot", "smoothed"),
+)
+"""What is remembered beside that; see `STATE`."""
+
 STATE = (
     *RECORD,
-    *(
-        "near",
-        "unread",
-        "streak",
-        "deferred",
-        "closed",
-        "matched",
-        "last",
-        "outputs",
-        "row",
-        "told",
-        "slot",
-        "smoothed",
-    ),
+    *REMEMBERED,
     *(f"moving_{name}" for name in NAMES),
     *FINGERPRINT,
 )
