@@ -1,6 +1,6 @@
 """``specexit convert``: an orbax checkpoint becomes a draft directory, and back, one tensor at a time.
 
-``convert.json`` in what is written says where it came from, and the SHA-256 of what was read and of what was written.
+``convert.json`` in what is written says where it came from, and the BLAKE3 hashes of what was read and written.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from specexit.drafts.directory import open_draft, target_ids, vocabulary_tensors
 from specexit.drafts.names import tensor_names
 from specexit.drafts.policy import read_policy, write_policy
 from specexit.drafts.selection import selection_of
-from specexit.drafts.tensors import FLOATS, read_json, sha256_of
+from specexit.drafts.tensors import FLOATS, read_json, weights_hash
 from specexit.errors import shown
 from specexit.outputs import new_folder
 from specexit.schemas.convert import ConvertConfig
@@ -78,7 +78,7 @@ def _to_draft(config: ConvertConfig, run: Path) -> str:
             if shape.specexit is not None:
                 write_policy(beside, read_policy(beside).model_copy(update={"selection": selection}))
             record = {"run": str(run), "which": config.which, "step": checkpoint.step, "aux_rms": list(start.aux_rms)}
-            hashes = {"parameters_sha256": hashed.hexdigest(), "weights_sha256": written}
+            hashes = {"parameters_blake3": hashed.hexdigest(), "weights_blake3": written}
             write_text(beside / FILE, json.dumps(record | hashes, indent=2) + "\n")
     return f"checkpoint of step {checkpoint.step}, in {dtype}"
 
@@ -115,6 +115,6 @@ def _to_checkpoint(config: ConvertConfig) -> str:
         vocab = target_ids(draft, {name: stored[name].read() for name in ("d2t",) if name in stored})
         save_start(beside, Start(draft, vocab, aux_rms))
         save_target(beside, find_target(None, config.draft, name=draft.target_name))
-        hashes = {"weights_sha256": sha256_of(config.draft), "parameters_sha256": hashed.hexdigest()}
+        hashes = {"weights_blake3": weights_hash(config.draft), "parameters_blake3": hashed.hexdigest()}
         write_text(beside / FILE, json.dumps({"draft": str(config.draft)} | hashes, indent=2) + "\n")
     return f"{config.draft}"

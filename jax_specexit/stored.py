@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from typing import Literal, NamedTuple
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from blake3 import blake3
 from flax.nnx.traversals import flatten_mapping, unflatten_mapping
 from jax.sharding import Mesh
 
@@ -88,7 +88,7 @@ def write_checkpoint(
 
 
 class ParameterHash:
-    """SHA-256 of parameters in the order of their paths, whatever the order in which they are seen."""
+    """BLAKE3 of parameters in the order of their paths, whatever the order in which they are seen."""
 
     def __init__(self) -> None:
         self.parts: dict[str, str] = {}
@@ -97,9 +97,9 @@ class ParameterHash:
         """Take a parameter in; hands it back."""
         data = np.ascontiguousarray(value).reshape(-1).view(np.uint8).data
         head = f"{path} {value.dtype.name} {list(value.shape)}\n".encode()
-        self.parts[path] = hashlib.sha256(head + hashlib.sha256(data).digest()).hexdigest()
+        self.parts[path] = blake3(head + blake3(data).digest()).hexdigest()
         return value
 
     def hexdigest(self) -> str:
         """Of everything seen."""
-        return hashlib.sha256("\n".join(self.parts[path] for path in sorted(self.parts)).encode()).hexdigest()
+        return blake3("\n".join(self.parts[path] for path in sorted(self.parts)).encode()).hexdigest()

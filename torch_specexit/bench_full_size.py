@@ -19,9 +19,9 @@ from specexit.bench.comparison import Request, Run
 from specexit.bench.journal import Journal
 from specexit.bench.results import Results, result_tables, write_results
 from specexit.config import write_text
-from specexit.data.scores import draft_sha256
 from specexit.data.traces import target_named_in
 from specexit.drafts.directory import read_config
+from specexit.drafts.tensors import weights_hash
 from specexit.schemas.bench import BenchConfig
 from specexit.schemas.bench_full_size import BenchFullSizeConfig
 from specexit.schemas.stand_in import StandInConfig
@@ -83,7 +83,7 @@ def write_stand_in(config: BenchFullSizeConfig, small: str, dtype: Literal["bflo
     wanted = StandInConfig(
         target=small, shape=config.shape, draft=config.draft, out=folder, dtype=dtype, seed=config.seed
     )
-    made_of = draft_sha256(config.draft)
+    made_of = weights_hash(config.draft)
     mark = folder / "made-of.txt"
     if not mark.exists() or mark.read_text() != made_of:
         shutil.rmtree(folder, ignore_errors=True)

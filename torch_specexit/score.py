@@ -16,10 +16,11 @@ from jaxtyping import Float, Int
 
 from specexit.config import save_run
 from specexit.data.rows import Trace
-from specexit.data.scores import ScoreWriter, draft_sha256, sample_key
+from specexit.data.scores import ScoreWriter, sample_key
 from specexit.data.stream import TraceError, blocks, read_batches, shown, values_of
 from specexit.data.traces import check_tokenizer
 from specexit.drafts.directory import DraftConfig, DraftError, check_target, read_config
+from specexit.drafts.tensors import weights_hash
 from specexit.method.signals import activate
 from specexit.outputs import new_folder, require_empty
 from specexit.schemas.score import ScoreConfig
@@ -64,8 +65,8 @@ def score(config: ScoreConfig) -> int:
     found = blocks(read_batches(config.traces, Trace, ("id", "sample", "prompt_ids", "think_ids")), BLOCK_TOKENS)
     n = 0
     with new_folder(config.out) as folder:
-        sha256 = draft_sha256(config.draft)
-        with ScoreWriter(folder / "scores.parquet", draft_config.specexit.source, sha256) as writer:
+        drafted_by = weights_hash(config.draft)
+        with ScoreWriter(folder / "scores.parquet", draft_config.specexit.source, drafted_by) as writer:
             texts = (text for block in found for text in score_block(block, features, draft, config.batch_tokens))
             for key, signals in shown(texts, "score", "traces"):
                 writer.write(key, signals)

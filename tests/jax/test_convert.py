@@ -20,7 +20,7 @@ from specexit.config import ConfigError
 from specexit.drafts.config import DraftConfig, DraftError
 from specexit.drafts.directory import read_config, read_draft
 from specexit.drafts.names import SIGNAL_HEAD, tensor_names
-from specexit.drafts.tensors import FLOATS, WEIGHTS, sha256_of
+from specexit.drafts.tensors import FLOATS, WEIGHTS, weights_hash
 from specexit.schemas.convert import ConvertConfig
 from specexit.schemas.target import load_target_config, save_target
 from specexit.schemas.train import MeshConfig
@@ -74,8 +74,8 @@ def test_orbax_to_directory_to_orbax_is_equal_to_the_bit(source, geometry, tmp_p
         np.testing.assert_array_equal(after[path], value, err_msg=path)
     np.testing.assert_array_equal(read_start(tmp_path / "again").vocab, read_start(run).vocab)
     there, back = (json.loads((tmp_path / name / "convert.json").read_text()) for name in ("draft", "again"))
-    assert there["parameters_sha256"] == back["parameters_sha256"]
-    assert there["weights_sha256"] == back["weights_sha256"] == sha256_of(tmp_path / "draft")
+    assert there["parameters_blake3"] == back["parameters_blake3"]
+    assert there["weights_blake3"] == back["weights_blake3"] == weights_hash(tmp_path / "draft")
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -159,7 +159,7 @@ from pathlib import Path
 import numpy as np
 from jax_specexit.convert import convert
 from jax_specexit.stored import open_checkpoint
-from specexit.drafts.tensors import sha256_of
+from specexit.drafts.tensors import weights_hash
 from specexit.schemas.convert import ConvertConfig
 from specexit.schemas.train import MeshConfig
 import jax
@@ -168,8 +168,8 @@ assert len(jax.devices()) == 8
 for name, mesh in (("8 x 1 x 1", MeshConfig(data=8)), ("2 x 2 x 2", MeshConfig(data=2, fsdp=2, tensor=2))):
     convert(ConvertConfig(draft=draft, out=folder / name, mesh=mesh))
     convert(ConvertConfig(run=folder / name, out=folder / f"{name} again", dtype="float32"))
-    assert sha256_of(folder / f"{name} again") == sha256_of(draft), name
-    print(json.loads((folder / name / "convert.json").read_text())["parameters_sha256"])
+    assert weights_hash(folder / f"{name} again") == weights_hash(draft), name
+    print(json.loads((folder / name / "convert.json").read_text())["parameters_blake3"])
 """
 
 
@@ -179,6 +179,6 @@ def test_every_mesh_writes_and_reads_the_same_bits(tmp_path, write_run):
     command = [sys.executable, "-c", MESHES, str(tmp_path / "draft"), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, env=simulated(8))
     assert done.returncode == 0, done.stderr
-    expected = json.loads((tmp_path / "draft" / "convert.json").read_text())["parameters_sha256"]
+    expected = json.loads((tmp_path / "draft" / "convert.json").read_text())["parameters_blake3"]
     assert done.stdout.split() == [expected] * 2  # one device wrote the first, eight devices the others
     assert len(jax.devices()) == 1

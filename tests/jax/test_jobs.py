@@ -244,7 +244,7 @@ def test_a_checkpoint_of_two_hosts_becomes_a_draft_directory(whole: Job, folder:
     for file in (WEIGHTS, "config.json"):
         assert (folder / "draft" / file).read_bytes() == (folder / "again" / file).read_bytes(), file
     hashes = [json.loads((folder / name / "convert.json").read_text()) for name in ("draft", "one-process", "again")]
-    assert len({found["parameters_sha256"] for found in hashes}) == 1
+    assert len({found["parameters_blake3"] for found in hashes}) == 1
     head = restore_params(whole.out)[1]["lm_head"]["kernel"]
     np.testing.assert_array_equal(read_draft(folder / "draft")[1]["lm_head.weight"], np.asarray(head).T)
 

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from specexit.drafts.directory import DraftError
-from specexit.drafts.tensors import sha256_of
+from specexit.drafts.tensors import weights_hash
 from specexit.schemas.serve import ServeConfig
 from torch_specexit.kv_cache import GIB, PROGRAMS_GIB, KVCacheError, kv_cache_gib
 from torch_specexit.plugin.compat import hooks
@@ -61,10 +61,10 @@ def test_a_draft_that_is_not_verified_is_served_and_named(write_random_draft, tm
     fits = {"hidden_size": 192, "target_hidden_size": 192, "vocab_size": 640}
     draft = write_random_draft(tmp_path / "draft", "draft", **fits, eagle_aux_hidden_state_layer_ids=(1, 3, 4))
     config = ServeConfig(target="tiny-reasoner", draft=draft)
-    verified = {"sha256": sha256_of(draft), "passed": True, "mistakes": [], "n": 8, "acceptance": None}
+    verified = {"weights_blake3": weights_hash(draft), "passed": True, "mistakes": [], "n": 8, "acceptance": None}
     for changes, said in (
         ({}, ""),
-        ({"sha256": "0" * 64}, "verified: stale: the weights are others by now"),
+        ({"weights_blake3": "0" * 64}, "verified: stale: the weights are others by now"),
         ({"mistakes": ["d2t holds ids: so and so"]}, "verified: no: d2t holds ids: so and so, on 8 traces"),
     ):
         (draft / "verify.json").write_text(json.dumps(verified | changes))

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from specexit.data.scores import Scores, draft_sha256, key_of, write_scores
+from specexit.data.scores import Scores, key_of, write_scores
 from specexit.data.traces import write_traces
+from specexit.drafts.tensors import weights_hash
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def setting(tmp_path, write_random_draft, make_trace):
             values[3, 3] = value
             signals[key_of(traces[-1])] = values
         write_traces(tmp_path / "traces.parquet", traces)
-        write_scores(tmp_path / "scores.parquet", Scores(source, draft_sha256(draft), signals))
+        write_scores(tmp_path / "scores.parquet", Scores(source, weights_hash(draft), signals))
         return {"draft": draft, "traces": tmp_path / "traces.parquet", "scores": tmp_path / "scores.parquet"}
 
     return make

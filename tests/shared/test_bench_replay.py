@@ -9,8 +9,9 @@ import pytest
 from specexit.bench.comparison import Request, Run, summarise, write_requests
 from specexit.bench.replay import ReplayError, bench_replay, check_exits
 from specexit.bench.results import Oracle, Results, write_results
-from specexit.data.scores import ScoreError, Scores, draft_sha256, write_scores
+from specexit.data.scores import ScoreError, Scores, write_scores
 from specexit.data.traces import write_traces
+from specexit.drafts.tensors import weights_hash
 from specexit.method.decision import Policy
 from specexit.method.signals import column
 from specexit.schemas.bench_replay import BenchReplayConfig
@@ -105,7 +106,7 @@ def files(tmp_path, traces, signals, requests, write_random_draft):
     draft = write_random_draft(tmp_path / "draft", "draft")
     write_traces(tmp_path / "traces.parquet", [*traces, dataclasses.replace(traces[0], id="not asked")])
     named = {trace.id: values for trace, values in zip(traces, signals, strict=True)} | {"not asked": signals[0]}
-    write_scores(tmp_path / "scores.parquet", Scores("draft", draft_sha256(draft), named))
+    write_scores(tmp_path / "scores.parquet", Scores("draft", weights_hash(draft), named))
     bench = tmp_path / "bench"
     write_bench(bench, list(reversed(requests.values())))
     return BenchReplayConfig(

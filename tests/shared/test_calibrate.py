@@ -12,10 +12,11 @@ from scipy import stats as scipy_stats
 
 from specexit.cli import run
 from specexit.data.rows import prompt_sha256
-from specexit.data.scores import Scores, draft_sha256, read_scores, write_scores
+from specexit.data.scores import Scores, read_scores, write_scores
 from specexit.data.traces import data_sha256, read_traces, write_traces
 from specexit.drafts.directory import read_config
 from specexit.drafts.policy import Selection, read_policy, write_policy
+from specexit.drafts.tensors import weights_hash
 from specexit.errors import InputError
 from specexit.method.calibrate import calibrate, calibrate_budget
 from specexit.method.decision import OFF
@@ -70,7 +71,7 @@ def test_an_exit_at_the_very_end_shortens_nothing_and_is_not_certified(setting):
     scores = {str(i): np.full((10, 4), 0.01, np.float32) for i in range(N)}
     for values in scores.values():
         values[9, 3] = 0.99  # behind the last token
-    write_scores(paths["scores"], Scores("draft", draft_sha256(paths["draft"]), scores))
+    write_scores(paths["scores"], Scores("draft", weights_hash(paths["draft"]), scores))
     assert calibrate(CalibrateConfig(**paths)).point().certificate is None
 
 
@@ -224,7 +225,7 @@ def test_accuracy_lost_without_references_is_refused(setting):
 def test_scores_of_another_draft_are_refused(setting, tmp_path, write_random_draft):
     paths = setting(np.full(N, 0.9), [True] * N)
     other = write_random_draft(tmp_path / "other", "draft", seed=1)
-    refused(paths | {"draft": other}, r"scores\.parquet: scores come from a draft with sha256 .* score the")
+    refused(paths | {"draft": other}, r"scores\.parquet: scores come from a draft with hash .* score the")
 
 
 def test_scores_of_another_source_are_refused(setting):
@@ -264,7 +265,7 @@ FLAWS = {
     "two samplings": lambda traces: [replace(traces[0], sampling='{"temperature": 1}'), *traces[1:]],
 }
 FALSE_SCORES = {
-    "of another draft": lambda scores: replace(scores, draft_sha256="0" * 64),
+    "of another draft": lambda scores: replace(scores, draft_blake3="0" * 64),
     "of another source": lambda scores: replace(scores, source="fc"),
     "of other traces": lambda scores: replace(scores, signals={f"x{key}": row for key, row in scores.signals.items()}),
 }
@@ -309,7 +310,7 @@ def test_what_the_certificate_is_for_is_stored(setting):
     paths = setting(np.full(N, 0.9), [True] * N, sampling='{"temperature": 0.0, "max_new_tokens": 768}')
     stored = calibrate(CalibrateConfig(**paths, target="tiny-reasoner"))
     prints = stored.fingerprints
-    assert prints.draft == draft_sha256(paths["draft"])
+    assert prints.draft == weights_hash(paths["draft"])
     assert (prints.dtype, prints.quantization, prints.kv_cache_dtype) == ("float32", "none", "auto")
     assert len(prints.target) == len(prints.tokenizer) == 64
     assert stored.sampling == {"temperature": 0.0, "max_new_tokens": 768}
@@ -332,7 +333,7 @@ def test_the_policys_other_settings_are_kept(setting):
     paths = setting(np.full(N, 0.9), [True] * N)
     changes = {"patience": 2, "min_thinking_tokens": 3, "smoothing": "ewma", "alpha": 0.5}
     scores = {str(i): np.full((10, 4), 0.9, np.float32) for i in range(N)}
-    write_scores(paths["scores"], Scores("draft", draft_sha256(paths["draft"]), scores))
+    write_scores(paths["scores"], Scores("draft", weights_hash(paths["draft"]), scores))
     policy = calibrate(CalibrateConfig(**paths, **changes)).point().policy
     assert policy.model_dump(include=set(changes)) == changes
 

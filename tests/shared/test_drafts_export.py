@@ -14,7 +14,7 @@ from specexit.drafts.export import FORMATS, export
 from specexit.drafts.inspect import describe
 from specexit.drafts.policy import Certificate, Fingerprints, OperatingPoint, PolicyFile, read_policy, write_policy
 from specexit.drafts.published import import_draft
-from specexit.drafts.tensors import sha256_of
+from specexit.drafts.tensors import weights_hash
 from specexit.method.decision import Policy
 from specexit.schemas.export import ExportConfig
 from specexit.schemas.published import ImportConfig
@@ -117,14 +117,14 @@ def test_an_export_for_speculators_keeps_what_exits_need(tmp_path, target, write
     folder = write_random_draft(tmp_path / "draft", "draft", model_type="qwen3", **SHAPE)
     found = Certificate(risk="accuracy_lost", epsilon=0.02, delta=0.1, n=500, errors=4, bound=0.0159, data_sha256="ab")
     point = OperatingPoint(name="careful", policy=Policy(thresholds={"validity": 0.97}), certificate=found)
-    marks = Fingerprints(draft=sha256_of(folder))
+    marks = Fingerprints(draft=weights_hash(folder))
     write_policy(folder, PolicyFile(default="careful", points=(point,), fingerprints=marks))
     config, _, out = exported(folder, tmp_path, "speculators", target)
     assert config["architectures"] == ["SpecExitQwen3ForCausalLMEagle3"]
     assert config["speculators_config"]["verifier"]["name_or_path"] == str(tmp_path / "of" / "target")
     assert read_config(out).specexit == read_config(folder).specexit
     # The same weights in another file: the certificate is of them.
-    assert read_policy(out).fingerprints.draft == sha256_of(out) != sha256_of(folder)
+    assert read_policy(out).fingerprints.draft == weights_hash(out) != weights_hash(folder)
     assert read_policy(out).points == read_policy(folder).points
     with pytest.raises(DraftError, match=r"specexit is .*an export with signals"):
         import_draft(ImportConfig(draft=out, target=target, out=tmp_path / "again"))
@@ -157,12 +157,16 @@ def test_the_plugins_form_is_the_directory_itself(tmp_path, target, write_random
     assert (out / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
 
 
-def test_a_published_folder_names_its_target_on_the_hub(tmp_path, target, write_random_draft):
+@pytest.mark.parametrize("form", ["speculators", "plugin", "eagle3"])
+def test_a_published_folder_names_its_target_on_the_hub_and_no_path_of_this_machine(
+    form, tmp_path, target, write_random_draft
+):
     folder = write_random_draft(tmp_path / "draft", "draft", **SHAPE)
-    config, _, out = exported(folder, tmp_path, "speculators", target, base_model="org/model")
-    assert config["speculators_config"]["verifier"]["name_or_path"] == "org/model"
+    config, _, out = exported(folder, tmp_path, form, target, base_model="org/model")
+    if form == "speculators":
+        assert config["speculators_config"]["verifier"]["name_or_path"] == "org/model"
     assert yaml.safe_load((out / "README.md").read_text().split("---")[1])["base_model"] == "org/model"
-    said = "".join(path.read_text() for path in out.iterdir() if path.suffix in (".json", ".md"))
+    said = "".join(path.read_text() for path in out.iterdir() if path.suffix != ".safetensors")
     assert str(tmp_path) not in said
 
 
@@ -194,7 +198,8 @@ def test_the_card_says_what_is_known_and_what_is_not(tmp_path, target, write_ran
     made |= {"fingerprints": {"dtype": "bfloat16"}}
     write_policy(folder, PolicyFile.model_validate({"default": "careful", "points": (point,)} | made))
     accepted = {"rows": 900, "length": 2.31, "by_position": [0.8, 0.4, 0.11]}
-    verified = {"sha256": sha256_of(folder), "passed": True, "n": 4, "differences": {"logits": 1e-6}, "mistakes": []}
+    verified = {"weights_blake3": weights_hash(folder), "passed": True, "n": 4, "differences": {"logits": 1e-6}}
+    verified |= {"mistakes": []}
     (folder / "verify.json").write_text(json.dumps(verified | {"acceptance": accepted}))
     assert describe(folder)["verified"].startswith("yes, on 4 traces; acceptance length 2.31 on 900 rows")
     _, _, out = exported(folder, tmp_path / "b", "plugin", target)

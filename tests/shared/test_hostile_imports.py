@@ -16,7 +16,7 @@ from specexit.drafts.config import DraftError, read_config
 from specexit.drafts.export import export
 from specexit.drafts.inspect import describe
 from specexit.drafts.published import import_draft
-from specexit.drafts.tensors import INDEX, WEIGHTS, sha256_of
+from specexit.drafts.tensors import INDEX, WEIGHTS, weights_hash
 from specexit.drafts.verified import doubt_of, geometry_sha256
 from specexit.schemas.export import ExportConfig
 from specexit.schemas.published import ImportConfig
@@ -156,7 +156,7 @@ def imported(tmp_path):
     return tmp_path / "draft"
 
 
-VERIFIED = {"sha256": "", "passed": True, "n": 4}
+VERIFIED = {"weights_blake3": "", "passed": True, "n": 4}
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ VERIFIED = {"sha256": "", "passed": True, "n": 4}
     [
         ("[]", r"it is \[\]: "),
         ("{", "cannot be read as JSON"),
-        (json.dumps({"sha256": ""}), "passed is .*Field required"),
+        (json.dumps({"weights_blake3": ""}), "passed is .*Field required"),
         (json.dumps(VERIFIED | {"acceptance": {"rows": 1, "length": 1.0, "by_position": "abc"}}), "acceptance.by_posi"),
         (json.dumps(VERIFIED | {"differences": [1]}), r"differences is \[1\]"),
         (" " * 2_000_000, "more than the 1000000 bytes"),
@@ -181,7 +181,7 @@ def test_a_verification_that_cannot_be_read_is_none(text, message, imported, tmp
 
 
 def test_a_verification_is_of_the_weights_and_of_their_geometry(imported):
-    marks = {"sha256": sha256_of(imported), "geometry_sha256": geometry_sha256(read_config(imported))}
+    marks = {"weights_blake3": weights_hash(imported), "geometry_sha256": geometry_sha256(read_config(imported))}
     (imported / "verify.json").write_text(json.dumps(VERIFIED | marks))
     assert doubt_of(imported) is None
     path = imported / "config.json"

@@ -11,8 +11,9 @@ import pytest
 
 from specexit.bench.data import generate
 from specexit.data.rows import SCHEMA
-from specexit.data.scores import ScoreWriter, draft_sha256
+from specexit.data.scores import ScoreWriter
 from specexit.data.stream import list_lengths
+from specexit.drafts.tensors import weights_hash
 from specexit.schemas.bench_data import BenchDataConfig
 from specexit.schemas.target import load_target_config
 from tests.shared.peak import peak
@@ -31,7 +32,7 @@ def paths(tmp_path_factory, write_random_draft):
     rng = np.random.default_rng(0)
     with (
         pq.ParquetWriter(folder / "traces.parquet", SCHEMA) as traces,
-        ScoreWriter(folder / "scores.parquet", "draft", draft_sha256(draft)) as scores,
+        ScoreWriter(folder / "scores.parquet", "draft", weights_hash(draft)) as scores,
     ):
         for batch in generate(config, load_target_config("tiny-reasoner")):
             traces.write_batch(batch)

@@ -20,7 +20,7 @@ from specexit.drafts.tensors import (
     TensorError,
     open_tensors,
     read_header,
-    sha256_of,
+    weights_hash,
     write_tensors,
 )
 
@@ -60,7 +60,7 @@ def test_shards_hold_together_what_one_file_would(tmp_path, max_bytes):
         np.testing.assert_array_equal(found[name].read(), tensor)
         flat = np.concatenate([*found[name].pieces(), np.zeros(0, tensor.dtype)])
         np.testing.assert_array_equal(flat, tensor.reshape(-1))
-    assert digest == sha256_of(tmp_path / "ours")
+    assert digest == weights_hash(tmp_path / "ours")
     files = sorted(path.name for path in (tmp_path / "ours").glob("*.safetensors"))
     assert (files == [WEIGHTS]) == (max_bytes in (None, 10_000))
     if max_bytes == 100:  # one tensor may be larger than a file should be; apart from those, no file is
@@ -70,10 +70,10 @@ def test_shards_hold_together_what_one_file_would(tmp_path, max_bytes):
 
 def test_every_byte_counts_in_the_hash(tmp_path):
     write(tmp_path / "ours", some_tensors(), 100)
-    before = sha256_of(tmp_path / "ours")
+    before = weights_hash(tmp_path / "ours")
     shard = sorted((tmp_path / "ours").glob("*.safetensors"))[1]
     shard.write_bytes(shard.read_bytes()[:-1] + b"\x7f")
-    assert sha256_of(tmp_path / "ours") != before
+    assert weights_hash(tmp_path / "ours") != before
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -13,9 +13,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from specexit import tiny
 from specexit.config import ConfigError
-from specexit.data.scores import ScoreError, draft_sha256, read_scores
+from specexit.data.scores import ScoreError, read_scores
 from specexit.data.traces import write_traces
 from specexit.drafts.directory import DraftError, read_config
+from specexit.drafts.tensors import weights_hash
 from specexit.method.signals import activate
 from specexit.schemas.score import ScoreConfig
 from specexit.schemas.target import load_target_config
@@ -83,7 +84,7 @@ def test_scores_are_the_signals_at_the_thinking_tokens_whatever_the_batch(paths,
     scores = read_scores(paths["out"])
     assert list(scores.signals) == [trace.id for trace in traces]
     assert scores.source == read_config(paths["draft"]).specexit.source
-    assert scores.draft_sha256 == draft_sha256(paths["draft"])
+    assert scores.draft_blake3 == weights_hash(paths["draft"])
     assert (paths["out"] / "run.yaml").exists()
 
     features = TargetFeatures(load_target_config("tiny-reasoner"), (1, 3, 4))

@@ -11,7 +11,7 @@ from typing import Any
 
 from specexit.drafts.fingerprints import target_fingerprint
 from specexit.drafts.policy import PolicyFile
-from specexit.drafts.tensors import sha256_of
+from specexit.drafts.tensors import weights_hash
 from torch_specexit.plugin.compat.checks import folder_of
 
 
@@ -26,7 +26,7 @@ def served_fingerprints(draft: Path, vllm_config: Any) -> dict[str, str | None]:
     target = folder_of(model.model, model.revision, "config.json")
     tokenizer = folder_of(model.tokenizer, model.tokenizer_revision, "tokenizer.json") / "tokenizer.json"
     return {
-        "draft": sha256_of(draft),
+        "draft": weights_hash(draft),
         "target": target_fingerprint(target),
         "tokenizer": hashlib.sha256(tokenizer.read_bytes()).hexdigest() if tokenizer.exists() else None,
         "dtype": str(model.dtype).removeprefix("torch."),

@@ -19,11 +19,10 @@ from jaxtyping import Float
 
 from specexit.data.rows import AnyTrace
 from specexit.data.stream import values_of
-from specexit.drafts.tensors import sha256_of
 from specexit.errors import InputError
 from specexit.method.signals import NAMES
 
-SCHEMA_VERSION = "1"
+SCHEMA_VERSION = "2"
 ROWS_AT_ONCE = 16
 
 SCHEMA = pa.schema(
@@ -46,7 +45,7 @@ class Scores:
     """Signal values by the `key_of` each trace."""
 
     source: str
-    draft_sha256: str
+    draft_blake3: str
     """Of the draft's ``model.safetensors``."""
     signals: dict[str, Float[np.ndarray, "think signals"]]
 
@@ -72,14 +71,14 @@ class StoredScores:
     Args:
       path: the file.
       source: see `Scores`.
-      draft_sha256: see `Scores`.
+      draft_blake3: see `Scores`.
       keys: of all that the file holds.
       traces: whose values are given.
     """
 
     path: Path
     source: str
-    draft_sha256: str
+    draft_blake3: str
     keys: frozenset[str]
     traces: Sequence[AnyTrace] = ()
 
@@ -135,17 +134,17 @@ class ScoreWriter:
     Args:
       path: the file.
       source: where the signals were read.
-      draft_sha256: of the draft's weights.
+      draft_blake3: of the draft's weights.
     """
 
     GROUP = 64
     """Traces that are written at once."""
 
-    def __init__(self, path: Path, source: str, draft_sha256: str):
+    def __init__(self, path: Path, source: str, draft_blake3: str):
         metadata = {
             "specexit.scores": SCHEMA_VERSION,
             "specexit.source": source,
-            "specexit.draft_sha256": draft_sha256,
+            "specexit.draft_blake3": draft_blake3,
         }
         self._source, self._schema = source, SCHEMA.with_metadata(metadata)
         self._file = pq.ParquetWriter(path, self._schema, compression="zstd")
@@ -181,7 +180,7 @@ def write_scores(path: Path, scores: Scores) -> None:
     """Write scores to one Parquet file, which appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
-    with ScoreWriter(beside, scores.source, scores.draft_sha256) as writer:
+    with ScoreWriter(beside, scores.source, scores.draft_blake3) as writer:
         for key, values in scores.signals.items():
             writer.write(key, values)
     beside.replace(path)
@@ -194,7 +193,7 @@ def read_scores(path: Path) -> Scores:
       ScoreError: nothing there, not Parquet, of another schema version, or NaN among the values.
     """
     stored = open_scores(path)
-    return Scores(stored.source, stored.draft_sha256, dict(_read(stored.path)))
+    return Scores(stored.source, stored.draft_blake3, dict(_read(stored.path)))
 
 
 def open_scores(path: Path) -> StoredScores:
@@ -214,7 +213,7 @@ def open_scores(path: Path) -> StoredScores:
         if version != SCHEMA_VERSION:
             raise ScoreError(f"{path}: score schema version is {version}, expected {SCHEMA_VERSION}")
         keys = frozenset(file.read(["id"])["id"].to_pylist())
-    return StoredScores(path, metadata["specexit.source"], metadata["specexit.draft_sha256"], keys)
+    return StoredScores(path, metadata["specexit.source"], metadata["specexit.draft_blake3"], keys)
 
 
 def _read(path: Path) -> Iterator[tuple[str, Float[np.ndarray, "_think signals"]]]:
@@ -236,8 +235,3 @@ def _opened(path: Path) -> Iterator[pq.ParquetFile]:
             yield file
     except (pa.ArrowException, OSError) as error:
         raise ScoreError(f"{path}: cannot be read as Parquet: {error}") from error
-
-
-def draft_sha256(folder: Path) -> str:
-    """SHA-256 of the weights in a draft directory."""
-    return sha256_of(folder)

@@ -208,7 +208,7 @@ def write_into(
       named: the folder's name in errors.
 
     Returns:
-      SHA-256 of the weights, see `specexit.drafts.tensors.sha256_of`.
+      Hash of the weights, see `specexit.drafts.tensors.weights_hash`.
 
     Raises:
       DraftError: the tensors do not fit the config, or hold NaN or infinity.

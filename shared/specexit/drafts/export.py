@@ -23,7 +23,7 @@ from specexit.drafts.layouts import LAYOUTS
 from specexit.drafts.published import FILE as IMPORT_FILE
 from specexit.drafts.published import read_origin
 from specexit.drafts.rope import scaling_fields
-from specexit.drafts.tensors import FLOATS, Stored, sha256_of, write_tensors
+from specexit.drafts.tensors import FLOATS, Stored, weights_hash, write_tensors
 from specexit.drafts.verified import FILE as VERIFIED
 from specexit.errors import shown
 from specexit.outputs import new_folder
@@ -69,7 +69,7 @@ def export(config: ExportConfig) -> None:
             if (config.draft / file).exists():
                 write_text(beside / file, (config.draft / file).read_text())
         _follow(config.draft, beside, written)
-        if config.format in ("plugin", "eagle3"):
+        if config.format in ("plugin", "eagle3") and config.base_model is None:  # its path is one of this machine
             save_target(beside, target)
         write_card(beside, config, draft, target)
     Console(stderr=True).print(f"{config.draft} -> {config.out} ({config.format})", markup=False, highlight=False)
@@ -77,7 +77,7 @@ def export(config: ExportConfig) -> None:
 
 def _follow(draft: Path, folder: Path, written: str) -> None:
     """Have what speaks of the draft's weights, by their hash, speak of the same weights under other names."""
-    was = sha256_of(draft)
+    was = weights_hash(draft)
     if was == written:
         return
     for file in (policy.FILE, VERIFIED):

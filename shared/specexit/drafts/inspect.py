@@ -12,7 +12,7 @@ from specexit.drafts.directory import open_draft
 from specexit.drafts.export import formats_of, weights_type
 from specexit.drafts.policy import PolicyFile, read_policy
 from specexit.drafts.published import read_origin
-from specexit.drafts.tensors import sha256_of
+from specexit.drafts.tensors import weights_hash
 from specexit.drafts.verified import acceptance_words, read_verification
 from specexit.schemas.inspect import InspectConfig
 
@@ -49,7 +49,7 @@ def describe(folder: Path) -> dict[str, str]:
         "variants": ", ".join(variants) or "none",
         "draft vocabulary": f"{draft.draft_vocab_size} tokens",
         "weights": f"{weights / 1e6:,.1f} M in {weights_type(stored)}, "
-        f"{sum(place.nbytes for place in stored.values()) / 2**20:,.1f} MiB, sha256 {sha256_of(folder)[:16]}",
+        f"{sum(place.nbytes for place in stored.values()) / 2**20:,.1f} MiB, blake3 {weights_hash(folder)[:16]}",
         "signals": f"source {draft.specexit.source}: {', '.join(draft.specexit.signals)}" if draft.specexit else "none",
     }
     if draft.specexit:

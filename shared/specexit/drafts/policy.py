@@ -86,7 +86,9 @@ class OperatingPoint(Config):
 class Fingerprints(Config):
     """What a certificate was made with; None where it was not known. Another one of any of them is another risk."""
 
-    draft: str | None = Field(default=None, description="SHA-256 of the draft's model.safetensors")
+    draft: str | None = Field(
+        default=None, description="BLAKE3 of the draft's weights, see `specexit.drafts.tensors.weights_hash`"
+    )
     target: str | None = Field(default=None, description="see `specexit.drafts.fingerprints.target_fingerprint`")
     tokenizer: str | None = Field(default=None, description="SHA-256 of the target's tokenizer.json")
     dtype: str | None = Field(default=None, description="of the target's weights as they were served")

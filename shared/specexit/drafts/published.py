@@ -41,7 +41,7 @@ from specexit.drafts.tensors import (
     inside,
     open_tensors,
     read_json,
-    sha256_of,
+    weights_hash,
 )
 from specexit.drafts.vocabulary import Form, read_vocabulary
 from specexit.errors import first_problem
@@ -66,7 +66,7 @@ class Origin(Config):
     types: dict[Literal["d2t", "t2d"], Literal["int64", "int32", "uint8", "int8", "bool"]] = Field(
         description="types of d2t and t2d as published"
     )
-    sha256: str = Field(description="of the published weights")
+    weights_blake3: str = Field(description="of the published weights, see `specexit.drafts.tensors.weights_hash`")
     target: str = Field(description="the target it was imported for")
 
 
@@ -98,9 +98,9 @@ def import_draft(config: ImportConfig) -> Origin:
     with safetensors_of(config.draft) as folder:
         draft = Published(config.draft, folder, config, target)
         with new_folder(config.out) as beside, ThreadPoolExecutor(1) as hashing:
-            sha256 = hashing.submit(sha256_of, folder)
+            weights = hashing.submit(weights_hash, folder)
             write_into(beside, draft.config, draft.shapes, draft.pieces, named=config.out)
-            origin = draft.origin(sha256.result())
+            origin = draft.origin(weights.result())
             write_text(beside / FILE, json.dumps(origin.model_dump(mode="json"), indent=2) + "\n")
             save_target(beside, target)
     layers = list(draft.config.eagle_aux_hidden_state_layer_ids)
@@ -246,8 +246,8 @@ class Published:
         else:
             yield from self._sources()[name].pieces()
 
-    def origin(self, sha256: str) -> Origin:
+    def origin(self, weights_blake3: str) -> Origin:
         """What ``import.json`` will say."""
         types = {name: self.stored[name].dtype.name for name in ("d2t", "t2d") if name in self.stored}
         said = {"layout": self.layout.name, "config": self.raw, "names": self.names, "vocabulary": self.form}
-        return Origin.model_validate(said | {"types": types, "sha256": sha256, "target": self.target})
+        return Origin.model_validate(said | {"types": types, "weights_blake3": weights_blake3, "target": self.target})

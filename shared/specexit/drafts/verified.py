@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import BaseModel, ValidationError
 
 from specexit.drafts.config import DraftConfig, read_config
-from specexit.drafts.tensors import TensorError, read_json, sha256_of
+from specexit.drafts.tensors import TensorError, read_json, weights_hash
 from specexit.errors import first_problem
 
 FILE = "verify.json"
@@ -27,7 +27,7 @@ class Accepted(BaseModel):
 class Verification(BaseModel):
     """What is read of a ``verify.json``, which holds more."""
 
-    sha256: str
+    weights_blake3: str
     geometry_sha256: str | None = None
     """Missing in older files."""
     passed: bool
@@ -55,7 +55,7 @@ def read_verification(folder: Path) -> tuple[Verification | None, str | None]:
         return None, f"unreadable: {error}; run `specexit verify`"
     except ValidationError as error:
         return None, f"unreadable: {path}: {first_problem(error)}; run `specexit verify`"
-    if found.sha256 != sha256_of(folder):
+    if found.weights_blake3 != weights_hash(folder):
         return None, "stale: the weights are others by now, run `specexit verify`"
     if found.geometry_sha256 not in (None, geometry_sha256(read_config(folder))):
         return None, "stale: config.json says another geometry by now, run `specexit verify`"

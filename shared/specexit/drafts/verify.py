@@ -27,7 +27,7 @@ from specexit.config import write_text
 from specexit.data.traces import target_named_in
 from specexit.drafts.directory import open_draft, read_config
 from specexit.drafts.probing import ENGINE, MISTAKES
-from specexit.drafts.tensors import sha256_of
+from specexit.drafts.tensors import weights_hash
 from specexit.drafts.verified import FILE, Accepted, acceptance_words, geometry_sha256
 from specexit.errors import InputError
 from specexit.method.signals import NAMES, SIGNALS
@@ -112,7 +112,7 @@ def _compared(config: VerifyConfig, sides: dict[str, Path]) -> tuple[dict[str, A
         first = first or (jax, torch)
     record = {
         "format_version": 1,
-        "sha256": sha256_of(config.draft),
+        "weights_blake3": weights_hash(config.draft),
         "geometry_sha256": geometry_sha256(read_config(config.draft)),
         "n": len(files[0]),
         "steps": config.steps,

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from specexit.data.overlap import refuse_trained
 from specexit.data.rows import AnyTrace, prompt_sha256
-from specexit.data.scores import StoredScores, draft_sha256, open_scores
+from specexit.data.scores import StoredScores, open_scores
 from specexit.data.traces import data_sha256, read_bare, target_of, tokenizer_sha256
 from specexit.drafts.directory import DraftError, SpecExitBlock, read_config
 from specexit.drafts.fingerprints import target_fingerprint
@@ -36,6 +36,7 @@ from specexit.drafts.policy import (
     read_policy,
     write_policy,
 )
+from specexit.drafts.tensors import weights_hash
 from specexit.method.certify import CertificateError, Certified, Claim, certify, check_size, prompts_for, worst_noise
 from specexit.method.decision import OFF, Policy
 from specexit.method.policies.budget import budget_policy
@@ -83,7 +84,7 @@ def calibrate(config: CalibrateConfig) -> PolicyFile:
         update={
             "default": points[0].name,
             "points": tuple(points),
-            "fingerprints": _fingerprints(target, scores.draft_sha256),
+            "fingerprints": _fingerprints(target, scores.draft_blake3),
             "sampling": sampling,
             "trial": trial,
             "population": population(sample),
@@ -200,10 +201,10 @@ def _claims(
 
 
 def _check_draft(config: CalibrateConfig, block: SpecExitBlock, scores: StoredScores) -> None:
-    ours = draft_sha256(config.draft)
-    if scores.draft_sha256 != ours:
+    ours = weights_hash(config.draft)
+    if scores.draft_blake3 != ours:
         raise CertificateError(
-            f"{config.scores}: scores come from a draft with sha256 {scores.draft_sha256[:12]}..., "
+            f"{config.scores}: scores come from a draft with hash {scores.draft_blake3[:12]}..., "
             f"but {config.draft} has {ours[:12]}...: score the traces with this draft first"
         )
     if scores.source != block.source:

@@ -25,8 +25,8 @@ class ExportConfig(Config):
     target: str | None = Field(default=None, description="target the draft belongs to; by default the one it names")
     base_model: str | None = Field(
         default=None,
-        description="the target's name on the Hub, for the model card and for `vllm serve FOLDER`; by default the "
-        "folder it lies in here",
+        description="the target's name on the Hub, for the model card and for `vllm serve FOLDER`, in a folder that is "
+        "to be published: nothing in it names this machine; by default the folder that the target lies in here",
     )
     speculative_tokens: int = Field(
         default=3, gt=0, description="draft tokens per step, written where a format says it"
