@@ -28,7 +28,7 @@ from jax_specexit.training.losses import (
     signal_state_gradients,
     signal_weights,
 )
-from jax_specexit.training.step import smooth_magnitudes, token_weights, ttt_outputs
+from jax_specexit.training.step import smooth, token_weights, ttt_outputs
 from specexit.bench.process import claim_stdout, measured, reply
 from specexit.drafts.directory import SpecExitBlock, read_draft
 from specexit.method.signals import SIGNALS
@@ -99,8 +99,9 @@ def make_step(
         if dynamic:
             assert draft.signal_head is not None
             pulls = signal_state_gradients(raw, half, counts, draft.signal_head.kernel[...])
-            magnitudes = smooth_magnitudes(magnitudes, jnp.concatenate([token.state_gradient[None], pulls]), 0.95)
-            lambdas = signal_weights(magnitudes[0], magnitudes[1:], 0.3, joint=signals == "draft")
+            magnitudes = smooth(magnitudes, jnp.concatenate([token.state_gradient[None], pulls]), 0.95)
+            fade = jnp.ones(len(SIGNALS)) if signals == "draft" else None
+            lambdas = signal_weights(magnitudes[0], magnitudes[1:], 0.3, fade=fade)
         return token.total + jnp.sum(lambdas * signal_losses(raw, half, counts)), magnitudes
 
     optimizer = optax.adamw(1e-3)

@@ -242,20 +242,61 @@ def signal_state_gradients(
     return jnp.sqrt(jnp.sum(dz**2, axis=(0, 1))) * jnp.linalg.norm(kernel, axis=0)
 
 
+def constant_losses(
+    labels: Float[Array, "batch time signals"], weights: Float[Array, "batch time signals"]
+) -> Float[Array, " signals"]:
+    """`signal_losses` of the best answer that is the same for all tokens: what a state that says nothing comes to."""
+    total = jnp.maximum(jnp.sum(weights, axis=(0, 1)), 1e-12)
+
+    def mean(values: Array) -> Array:
+        return jnp.sum(values * weights, axis=(0, 1)) / total
+
+    def variance(values: Array) -> Array:
+        return mean((values - mean(values)) ** 2)
+
+    p = mean(labels)
+    per_kind = {
+        "mse": variance(labels),
+        "msle": variance(jnp.log1p(labels)),
+        "bce": -(jax.scipy.special.xlogy(p, p) + jax.scipy.special.xlogy(1 - p, 1 - p)),
+    }
+    return jnp.stack([per_kind[signal.loss][i] for i, signal in enumerate(SIGNALS)])
+
+
+BEGUN, DONE = 0.1, 0.01
+"""A signal pulls with all of its force once this share of what a constant answer loses is gone, and until only this
+share of it is left."""
+
+
+def fades(losses: Float[Array, " signals"], constants: Float[Array, " signals"]) -> Float[Array, " signals"]:
+    r"""What is left of each signal's pull, 0 to 1: none where its loss is at its floor, and its gradient noise.
+
+    :math:`f = \mathrm{clip}((1 - \ell) / 0.1) \cdot \mathrm{clip}(\ell / 0.01)`, both to [0, 1], where :math:`\ell` is
+    the loss as a share of what the best constant answer loses: 1 for labels that the state tells nothing of, 0 for a
+    signal that is solved. The rule is ours.
+    """
+    share = losses / jnp.maximum(constants, 1e-12)
+    return jnp.clip((1 - share) / BEGUN, 0, 1) * jnp.clip(share / DONE, 0, 1)
+
+
 WEIGHT_RANGE = (1e-3, 1e3)
-"""Bounds of a dynamic weight: a loss that has reached its floor has no gradient left and must not be blown up."""
+"""Bounds of a dynamic weight. The head, whose optimizer knows no scale, learns at the lower one as well."""
 
 
 def signal_weights(
-    token_gradient: Float[Array, ""], signal_gradients: Float[Array, " signals"], share: float, *, joint: bool
+    token_gradient: Float[Array, ""],
+    signal_gradients: Float[Array, " signals"],
+    share: float,
+    *,
+    fade: Float[Array, " signals"] | None = None,
 ) -> Float[Array, " signals"]:
     r"""Dynamic weights :math:`\lambda_s`: every signal pulls on the shared state with ``share`` of the tokens' force.
 
-    :math:`\lambda_s = \mathrm{share} \cdot \lVert g_{tokens} \rVert / \lVert g_s \rVert`, on smoothed magnitudes. With
-    ``source: fc`` the token loss and the signal rows share no weight (not ``joint``), so the signals are balanced
-    among themselves around their geometric mean instead. The paper says only that its weights come from gradient
-    magnitudes; the rule is ours.
+    :math:`\lambda_s = f_s \cdot \mathrm{share} \cdot \lVert g_{tokens} \rVert / \lVert g_s \rVert`, on smoothed
+    magnitudes, with :math:`f` from `fades`. With ``source: fc`` the token loss and the signal rows share no weight (no
+    ``fade``), so the signals are balanced among themselves around their geometric mean instead. The paper says only
+    that its weights come from gradient magnitudes; the rule is ours.
     """
     safe = jnp.maximum(signal_gradients, 1e-12)
-    reference = share * token_gradient if joint else jnp.exp(jnp.mean(jnp.log(safe)))
+    reference = jnp.exp(jnp.mean(jnp.log(safe))) if fade is None else fade * share * token_gradient
     return jax.lax.stop_gradient(jnp.clip(reference / safe, *WEIGHT_RANGE))

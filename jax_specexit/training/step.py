@@ -26,6 +26,8 @@ from jax_specexit.sharding import BATCH, check_mesh, gather, look_up, shardings,
 from jax_specexit.training.losses import (
     Teacher,
     TokenLoss,
+    constant_losses,
+    fades,
     first_choices,
     linear_cross_entropy,
     signal_losses,
@@ -41,13 +43,23 @@ Batch = dict[str, Array]
 stored ``states`` and ``scales``, where the target is a `CachedTarget`: see `specexit.data.features`."""
 
 
+class Followed(NamedTuple):
+    """What the dynamic weights go by, smoothed over steps; 0 before the first one."""
+
+    magnitudes: Float[Array, " one_plus_signals"]
+    """Of the gradients of the token loss and of every signal loss."""
+    losses: Float[Array, " signals"]
+    """Averaged from 0 on: what a signal cannot do yet is not held against it in the first steps."""
+    constants: Float[Array, " signals"]
+    """See `constant_losses`."""
+
+
 class TrainState(NamedTuple):
     """All that a checkpoint holds of the model."""
 
     params: Any
     opt_state: Any
-    magnitudes: Float[Array, " one_plus_signals"]
-    """Smoothed gradient magnitudes of the token loss and of every signal loss; 0 before the first step."""
+    followed: Followed
     step: Int[Array, ""]
 
 
@@ -135,10 +147,10 @@ def teacher_of(
 
 
 def make_loss(config: TrainConfig, graph: nnx.GraphDef, target_graph: nnx.GraphDef, ttt_steps: int) -> Callable:
-    """The loss as a function of (params, frozen, batch, magnitudes); returns (loss, (metrics, new magnitudes))."""
+    """The loss as a function of (params, frozen, batch, followed); returns (loss, (metrics, new followed))."""
     dtype, source = jnp.dtype(config.dtype), config.signals.source
 
-    def loss_fn(params: Any, frozen: Frozen, batch: Batch, magnitudes: Float[Array, " one_plus_signals"]):
+    def loss_fn(params: Any, frozen: Frozen, batch: Batch, followed: Followed):
         """Differentiated with respect to ``params``."""
         draft: Draft = nnx.merge(graph, gather(params))
         target: Target | CachedTarget = nnx.merge(target_graph, jax.lax.stop_gradient(frozen.target))
@@ -165,9 +177,11 @@ def make_loss(config: TrainConfig, graph: nnx.GraphDef, target_graph: nnx.GraphD
         labels, counts = signal_targets(batch, source, frozen.signal_weight)
         per_signal = signal_losses(raw, labels, counts)
         pulls = signal_state_gradients(raw, labels, counts, draft.signal_head.kernel[...])
-        seen = jnp.concatenate([token.state_gradient[None], pulls])
-        magnitudes = smooth_magnitudes(magnitudes, seen, config.signals.smoothing)
-        lambdas = signal_weights(magnitudes[0], magnitudes[1:], config.signals.share, joint=source == "draft")
+        magnitudes = jnp.concatenate([token.state_gradient[None], pulls])
+        seen = Followed(magnitudes, per_signal, constant_losses(labels, counts))
+        followed = follow(followed, seen, config.signals.smoothing)
+        fade = fades(followed.losses, followed.constants) if source == "draft" else None
+        lambdas = signal_weights(followed.magnitudes[0], followed.magnitudes[1:], config.signals.share, fade=fade)
 
         loss = jnp.sum(lambdas * per_signal) + token.total
         metrics = {
@@ -178,16 +192,26 @@ def make_loss(config: TrainConfig, graph: nnx.GraphDef, target_graph: nnx.GraphD
             "weights": lambdas,
             "tokens": jnp.sum(segments > 0),
         }
-        return loss, (metrics, magnitudes)
+        return loss, (metrics, followed)
 
     return loss_fn
 
 
-def smooth_magnitudes(
-    before: Float[Array, " one_plus_signals"], seen: Float[Array, " one_plus_signals"], beta: float
-) -> Float[Array, " one_plus_signals"]:
-    """Exponential average of gradient magnitudes that starts at the first ones seen; what is not finite is left out."""
-    average = jnp.where(jnp.all(before == 0), seen, beta * before + (1 - beta) * seen)
+def follow(before: Followed, seen: Followed, beta: float) -> Followed:
+    """What the dynamic weights go by behind one more step."""
+    return Followed(
+        smooth(before.magnitudes, seen.magnitudes, beta),
+        smooth(before.losses, seen.losses, beta, from_zero=True),
+        smooth(before.constants, seen.constants, beta),
+    )
+
+
+def smooth(
+    before: Float[Array, " n"], seen: Float[Array, " n"], beta: float, *, from_zero: bool = False
+) -> Float[Array, " n"]:
+    """Exponential average, which starts at the first values seen or at 0; what is not finite is left out."""
+    first = jnp.all(before == 0) & (not from_zero)
+    average = jnp.where(first, seen, beta * before + (1 - beta) * seen)
     return jax.lax.stop_gradient(jnp.where(jnp.all(jnp.isfinite(seen)), average, before))
 
 
@@ -225,8 +249,8 @@ def make_step(config: TrainConfig, draft: Draft, target: Target | CachedTarget, 
         optimizer = _head_only(optimizer)
 
     def init(params: Any) -> TrainState:
-        zeros = jnp.zeros((1 + len(SIGNALS),), jnp.float32)
-        return TrainState(params, optimizer.init(params), zeros, jnp.zeros((), jnp.int32))
+        nothing = Followed(jnp.zeros(1 + len(SIGNALS)), jnp.zeros(len(SIGNALS)), jnp.zeros(len(SIGNALS)))
+        return TrainState(params, optimizer.init(params), nothing, jnp.zeros((), jnp.int32))
 
     shapes = jax.eval_shape(init, params)
     state_shardings = shardings(shapes, mesh)
@@ -240,8 +264,8 @@ def make_step(config: TrainConfig, draft: Draft, target: Target | CachedTarget, 
 
         def update(state: TrainState, frozen: Frozen, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
             with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # attention, losses and look-ups ask for it
-                grads, (metrics, magnitudes) = jax.grad(loss_fn, has_aux=True)(
-                    state.params, frozen, batch, state.magnitudes
+                grads, (metrics, followed) = jax.grad(loss_fn, has_aux=True)(
+                    state.params, frozen, batch, state.followed
                 )
             grads = jax.lax.with_sharding_constraint(grads, state_shardings.params)
             metrics["gradient_norm"] = optax.tree.norm(grads)
@@ -249,7 +273,7 @@ def make_step(config: TrainConfig, draft: Draft, target: Target | CachedTarget, 
             grads = jax.tree.map(lambda g: jnp.where(jnp.isfinite(metrics["loss"]), g, jnp.nan), grads)
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
-            return TrainState(params, opt_state, magnitudes, state.step + 1), metrics
+            return TrainState(params, opt_state, followed, state.step + 1), metrics
 
         return jax.jit(
             update,

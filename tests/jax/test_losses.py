@@ -7,12 +7,14 @@ import pytest
 
 from jax_specexit.training.losses import (
     Teacher,
+    constant_losses,
+    fades,
     linear_cross_entropy,
     signal_losses,
     signal_state_gradients,
     signal_weights,
 )
-from jax_specexit.training.step import signal_targets
+from jax_specexit.training.step import Followed, follow, signal_targets
 from specexit.method.signals import SIGNALS, column
 
 STEPS, BATCH, TIME, HIDDEN, VOCAB = 3, 2, 16, 12, 20
@@ -135,9 +137,51 @@ def test_state_gradients_equal_a_backward_pass() -> None:
     np.testing.assert_allclose(got, jnp.sqrt(jnp.sum(jacobian**2, axis=(1, 2, 3))), rtol=1e-5)
 
 
+def test_the_constant_loss_is_that_of_the_best_constant_answer() -> None:
+    keys = jax.random.split(jax.random.key(6), 2)
+    labels = jax.random.uniform(keys[0], (2, 8, len(SIGNALS))) ** 2
+    weights = 5.0 * (jax.random.uniform(keys[1], labels.shape) > 0.4)
+    found = constant_losses(labels, weights)
+    answers = [signal_losses(jnp.full(labels.shape, z), labels, weights) for z in jnp.arange(-4, 4, 0.01)]
+    # The grid's best answer is 0.005 from the best at most, where a loss is flat.
+    np.testing.assert_allclose(found, jnp.min(jnp.stack(answers), axis=0), rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("share_of_constant", "left"),
+    [(1.3, 0), (1.0, 0), (0.95, 0.5), (0.9, 1), (0.5, 1), (0.01, 1), (0.002, 0.2), (0, 0)],
+)
+def test_a_signal_pulls_while_its_loss_is_between_its_floors(share_of_constant: float, left: float) -> None:
+    constants = jnp.array([0.1, 0.3, 2.0, 0.7])
+    np.testing.assert_allclose(fades(share_of_constant * constants, constants), left, atol=1e-5)
+
+
+def test_nothing_is_held_against_a_signal_in_the_first_steps() -> None:
+    n = len(SIGNALS)
+    seen = Followed(jnp.ones(1 + n), jnp.full(n, 0.7), jnp.full(n, 0.7))  # no better than a constant answer
+    followed, left = Followed(jnp.zeros(1 + n), jnp.zeros(n), jnp.zeros(n)), []
+    for _ in range(200):
+        followed = follow(followed, seen, 0.95)
+        left.append(float(fades(followed.losses, followed.constants)[0]))
+    assert min(left[:40]) == 1
+    assert 0 < left[60] < 1
+    assert left[-1] < 0.01
+    worse = follow(followed, Followed(seen.magnitudes, seen.losses * jnp.nan, seen.constants), 0.95)
+    np.testing.assert_array_equal(worse.losses, followed.losses)
+
+
+def test_labels_that_are_all_the_same_pull_on_nothing() -> None:
+    labels, weights = jnp.full((1, 4, len(SIGNALS)), 0.25), jnp.ones((1, 4, len(SIGNALS)))
+    constants = constant_losses(labels, weights)
+    losses = signal_losses(jnp.full(labels.shape, -1.0), labels, weights)
+    assert not fades(losses, constants)[jnp.array([0, 1, 2])].any()
+
+
 def test_weights_balance_the_pull() -> None:
     gradients = jnp.array([0.5, 2.0, 10.0, 0.1])
-    joint = signal_weights(jnp.array(4.0), gradients, 0.3, joint=True)
+    joint = signal_weights(jnp.array(4.0), gradients, 0.3, fade=jnp.ones(4))
     np.testing.assert_allclose(joint * gradients, jnp.full(4, 1.2), rtol=1e-6)
-    alone = signal_weights(jnp.array(4.0), gradients, 0.3, joint=False)
+    half = signal_weights(jnp.array(4.0), gradients, 0.3, fade=jnp.array([1.0, 0.5, 0.0, 1.0]))
+    np.testing.assert_allclose(half * gradients, [1.2, 0.6, 0.01, 1.2], rtol=1e-6)
+    alone = signal_weights(jnp.array(4.0), gradients, 0.3)
     np.testing.assert_allclose(alone * gradients, jnp.full(4, 1.0), rtol=1e-6)

@@ -6,6 +6,7 @@ the signals; all gradients. And every mutation of the fast one that a reviewer c
 """
 
 import inspect
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -21,12 +22,15 @@ from jax_specexit.model.attention import ttt_attention_reference
 from jax_specexit.model.draft import Draft
 from jax_specexit.model.target import Target, TargetShape
 from jax_specexit.training import step as module
-from jax_specexit.training.step import Frozen, make_loss
+from jax_specexit.training.step import Followed, Frozen, make_loss
 from specexit.drafts.directory import DraftConfig, SpecExitBlock
 from specexit.schemas.train import TrainConfig
 
 STEPS, DECAY, SHARE, TIME, HIDDEN, EPS, THETA = 3, 0.7, 0.3, 12, 16, 1e-6, 100.0
 AUX_RMS = (0.5, 2.0)
+SMOOTHING = 0.95
+BEFORE = Followed(np.zeros(5), np.array([0.1, 0.1, 0.004, 0.5]), np.array([0.118, 0.4, 100.0, 0.9]))
+"""What steps before have left: pulls that have faded in part, for either reason, and pulls that have not."""
 TARGET = TargetShape(
     vocab_size=24,
     hidden_size=HIDDEN,
@@ -219,6 +223,21 @@ class Naive:
             total, counts = total + count * loss, counts + count
         return total / counts
 
+    def fades(self, losses: list[torch.Tensor]) -> np.ndarray:
+        """What is left of the signals' pulls, given `BEFORE` as what was seen before."""
+        rows = [(r, t) for r, t in itertools.product(range(2), range(TIME)) if t and self.together(r, t - 1, t)]
+        found = []
+        for s in range(4):
+            y = np.array([self.batch["signal_labels"][at][s] for at in rows], np.float64)
+            count = [self.batch["signal_mask"][at][s] * self.weight[self.batch["tokens"][at]] for at in rows]
+            y = np.log1p(y) if s == 2 else y
+            p = np.average(y, weights=count)
+            constant = -(p * np.log(p) + (1 - p) * np.log(1 - p)) if s == 3 else np.average((y - p) ** 2, weights=count)
+            constant = SMOOTHING * BEFORE.constants[s] + (1 - SMOOTHING) * constant
+            share = (SMOOTHING * BEFORE.losses[s] + (1 - SMOOTHING) * losses[s].item()) / constant
+            found.append(np.clip((1 - share) / 0.1, 0, 1) * np.clip(share / 0.01, 0, 1))
+        return np.array(found)
+
     def report(self, params: Any) -> dict[str, Any]:
         """Loss, its parts, weights and all gradients."""
         normed, kernel = self.trunk(params), params["signal_head"]["kernel"]
@@ -230,7 +249,9 @@ class Naive:
         states = [y for (step, _, _), y in normed.items() if step == 0]
         force = size(torch.autograd.grad(tokens, states, retain_graph=True, allow_unused=True))
         pulls = [size(torch.autograd.grad(one, list(read.values()), retain_graph=True)) for one in signal_loss]
-        reference = SHARE * force if self.source == "draft" else np.exp(np.mean(np.log(pulls)))
+        reference = (
+            SHARE * force * self.fades(signal_loss) if self.source == "draft" else np.exp(np.mean(np.log(pulls)))
+        )
         weights = np.clip(reference / np.array(pulls), 1e-3, 1e3)
 
         loss = tokens + sum(w * one for w, one in zip(weights, signal_loss, strict=True))
@@ -277,7 +298,7 @@ def fast(source: str, dtype: str, *, gradients: bool = True, **changes: Any) -> 
         frozen = frozen._replace(draft_vocab=changes["draft_vocab"])
     graph, params = nnx.split(draft)
     loss = make_loss(config, graph, nnx.graphdef(target), STEPS)
-    arguments = (nnx.to_pure_dict(params), frozen, batch, jnp.zeros(5))
+    arguments = (nnx.to_pure_dict(params), frozen, batch, jax.tree.map(jnp.asarray, BEFORE))
     if not gradients:
         return loss(*arguments)[1][0]
     found, (metrics, _) = jax.jit(jax.grad(loss, has_aux=True))(*arguments)
