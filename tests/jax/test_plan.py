@@ -106,6 +106,12 @@ def test_there_are_recipes_for_every_target(name: str, expected: set[str]) -> No
     } == expected
 
 
+def test_a_whole_v5e_pod_takes_steps_of_at_most_half_a_million_tokens() -> None:
+    config = load(PlanConfig, REPOSITORY / "configs" / "recipes" / "qwen3-4b-v5e-256.yaml")
+    assert config.batch_size * config.length <= 500_000
+    assert math.prod(getattr(config.mesh, axis) for axis in ("data", "fsdp", "expert", "context", "tensor")) == 256
+
+
 def test_an_estimate_says_so_and_is_made_only_of_published_numbers() -> None:
     config = load(PlanConfig, REPOSITORY / "configs" / "recipes" / "qwen3-4b-v5e-16.yaml")
     shapes = shapes_of(config, load_target_config(config.target))
