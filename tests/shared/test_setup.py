@@ -14,6 +14,7 @@ STUB_PYTHON = """#!/usr/bin/env bash
 # A Python whose pip finds the CPU build of torch in {index} alone.
 echo "$@" >>{calls}
 case "$*" in
+  --version) echo "Python 3.12.9" ;;
   {found}) ;;
   *"+cpu"*) echo "ERROR: No matching distribution found for torch" >&2; exit 1 ;;
 esac
@@ -100,7 +101,9 @@ def test_torch_that_is_nowhere_leaves_nothing_behind(machine: Machine) -> None:
     machine.add_uv(found="nowhere", index="no place")
     done = machine.setup()
     assert done.returncode == 1
+    assert "could not be installed for Python 3.12.9, neither from the package index nor" in done.stderr
     assert "PIP_FIND_LINKS=FOLDER" in done.stderr
+    assert "No such file" not in done.stderr
     assert not machine.venv.exists()
 
 
