@@ -27,7 +27,7 @@ from specexit.drafts.directory import open_draft, target_ids, vocabulary_tensors
 from specexit.drafts.names import tensor_names
 from specexit.drafts.policy import read_policy, write_policy
 from specexit.drafts.selection import selection_of
-from specexit.drafts.tensors import FLOATS, read_json, weights_hash
+from specexit.drafts.tensors import FLOATS, read_json, together, weights_hash
 from specexit.errors import shown
 from specexit.outputs import new_folder
 from specexit.schemas.convert import ConvertConfig
@@ -78,7 +78,7 @@ def _to_draft(config: ConvertConfig, run: Path) -> str:
             if shape.specexit is not None:
                 write_policy(beside, read_policy(beside).model_copy(update={"selection": selection}))
             record = {"run": str(run), "which": config.which, "step": checkpoint.step, "aux_rms": list(start.aux_rms)}
-            hashes = {"parameters_blake3": hashed.hexdigest(), "weights_blake3": written}
+            hashes = {"parameters_blake3": hashed.hexdigest(), "weights_blake3": together(written)}
             write_text(beside / FILE, json.dumps(record | hashes, indent=2) + "\n")
     return f"checkpoint of step {checkpoint.step}, in {dtype}"
 

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
+from specexit.drafts import tensors as tensors_module
 from specexit.drafts.directory import DraftError, read_draft
 from specexit.drafts.tensors import (
     FLOATS,
@@ -20,6 +21,7 @@ from specexit.drafts.tensors import (
     TensorError,
     open_tensors,
     read_header,
+    together,
     weights_hash,
     write_tensors,
 )
@@ -52,7 +54,7 @@ def test_the_bytes_are_those_of_the_library(tmp_path):
 @pytest.mark.parametrize("max_bytes", [None, 1, 100, 200, 10_000])
 def test_shards_hold_together_what_one_file_would(tmp_path, max_bytes):
     tensors = some_tensors()
-    digest = write(tmp_path / "ours", tensors, max_bytes)
+    hashes = write(tmp_path / "ours", tensors, max_bytes)
     found = open_tensors(tmp_path / "ours")
     assert found.keys() == tensors.keys()
     for name, tensor in tensors.items():
@@ -60,12 +62,51 @@ def test_shards_hold_together_what_one_file_would(tmp_path, max_bytes):
         np.testing.assert_array_equal(found[name].read(), tensor)
         flat = np.concatenate([*found[name].pieces(), np.zeros(0, tensor.dtype)])
         np.testing.assert_array_equal(flat, tensor.reshape(-1))
-    assert digest == weights_hash(tmp_path / "ours")
+    write(tmp_path / "whole", tensors)
+    assert together(hashes) == weights_hash(tmp_path / "ours") == weights_hash(tmp_path / "whole")
     files = sorted(path.name for path in (tmp_path / "ours").glob("*.safetensors"))
     assert (files == [WEIGHTS]) == (max_bytes in (None, 10_000))
     if max_bytes == 100:  # one tensor may be larger than a file should be; apart from those, no file is
         sizes = [sum(stored.nbytes for stored in read_header(tmp_path / "ours" / file).values()) for file in files]
         assert all(size <= 140 for size in sizes)
+
+
+@pytest.mark.parametrize("kernel", ["copies", "cannot", "gives up half-way"])
+def test_what_is_copied_is_what_would_be_written(kernel, tmp_path, monkeypatch):
+    tensors = some_tensors()
+    written = write(tmp_path / "ours", tensors)
+    stored, seen = open_tensors(tmp_path / "ours"), {}
+    copy = tensors_module.os.copy_file_range
+    if kernel == "cannot":
+        monkeypatch.delattr(tensors_module.os, "copy_file_range")
+    elif kernel == "gives up half-way":
+
+        def half(given, file, left, offset_src):
+            if left <= 5:
+                raise OSError(18, "Invalid cross-device link")
+            return copy(given, file, left // 2, offset_src=offset_src)
+
+        monkeypatch.setattr(tensors_module.os, "copy_file_range", half)
+    monkeypatch.setattr(tensors_module, "BLOCK", 16)
+    (tmp_path / "copy").mkdir()
+    shapes = {name: (place.dtype, place.shape) for name, place in stored.items()}
+    hashes = write_tensors(
+        tmp_path / "copy", shapes, stored.get, look=lambda name, values: seen.setdefault(name, []).append(values.copy())
+    )
+    assert hashes == written
+    assert (tmp_path / "copy" / WEIGHTS).read_bytes() == (tmp_path / "ours" / WEIGHTS).read_bytes()
+    for name, tensor in tensors.items():
+        np.testing.assert_array_equal(np.concatenate([*seen.get(name, []), tensor.reshape(-1)[:0]]), tensor.reshape(-1))
+
+
+def test_a_source_that_has_become_shorter_is_an_error(tmp_path):
+    write(tmp_path / "ours", some_tensors())
+    stored = open_tensors(tmp_path / "ours")
+    file = tmp_path / "ours" / WEIGHTS
+    file.write_bytes(file.read_bytes()[:-1])
+    shapes = {name: (place.dtype, place.shape) for name, place in stored.items()}
+    with pytest.raises(TensorError, match="ends within a tensor, so it is truncated"):
+        write_tensors(tmp_path, shapes, stored.get)
 
 
 def test_every_byte_counts_in_the_hash(tmp_path):

@@ -13,7 +13,7 @@ Without those rows it is a plain EAGLE-3 draft. `specexit.drafts.config` says wh
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -198,7 +198,7 @@ def write_draft(folder: Path, config: DraftConfig, tensors: Mapping[str, np.ndar
 
 def write_into(
     folder: Path, config: DraftConfig, shapes: Shapes, pieces: Pieces, *, max_bytes: int | None = None, named: Path
-) -> str:
+) -> dict[str, str]:
     """Write a draft directory's two files into a folder that is there, its weights piece by piece.
 
     Args:
@@ -208,21 +208,17 @@ def write_into(
       named: the folder's name in errors.
 
     Returns:
-      Hash of the weights, see `specexit.drafts.tensors.weights_hash`.
+      Hash of every tensor, see `specexit.drafts.tensors.tensor_hash`.
 
     Raises:
       DraftError: the tensors do not fit the config, or hold NaN or infinity.
     """
     check_shapes(config, shapes, named / WEIGHTS)
-
-    def checked(name: str) -> Iterator[np.ndarray]:
-        for piece in pieces(name):
-            check_values(name, piece, named / WEIGHTS)
-            yield piece
-
-    digest = write_tensors(folder, shapes, checked, max_bytes)
+    hashes = write_tensors(
+        folder, shapes, pieces, max_bytes, look=lambda name, values: check_values(name, values, named / WEIGHTS)
+    )
     _write_config(folder, config)
-    return digest
+    return hashes
 
 
 def plain_copy(source: Path, folder: Path) -> None:

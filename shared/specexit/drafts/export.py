@@ -23,14 +23,14 @@ from specexit.drafts.layouts import LAYOUTS
 from specexit.drafts.published import FILE as IMPORT_FILE
 from specexit.drafts.published import read_origin
 from specexit.drafts.rope import scaling_fields
-from specexit.drafts.tensors import FLOATS, Stored, weights_hash, write_tensors
+from specexit.drafts.tensors import FLOATS, Stored, together, weights_hash, write_tensors
 from specexit.drafts.verified import FILE as VERIFIED
 from specexit.errors import shown
 from specexit.outputs import new_folder
 from specexit.schemas.export import ExportConfig
 from specexit.schemas.target import TargetConfig, find_target, save_target
 
-Pieces = Callable[[], Iterator[np.ndarray]]
+Pieces = Callable[[], Iterator[np.ndarray] | Stored]
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Form:
 
     config: dict[str, Any]
     tensors: dict[str, tuple[np.dtype, tuple[int, ...], Pieces]]
-    """Name -> type, shape, and the values in pieces."""
+    """Name -> type, shape, and the values: in pieces, or where they lie."""
     files: tuple[str, ...] = ()
     """Further files of the draft directory that go along."""
 
@@ -55,20 +55,20 @@ def export(config: ExportConfig) -> None:
     target = find_target(config.target, config.draft, name=draft.target_name)
     form = FORMATS[config.format](config, draft, stored, target)
     path = weights_path(config.draft)
-
-    def pieces(name: str) -> Iterator[np.ndarray]:
-        for piece in form.tensors[name][2]():
-            check_values(name, piece, path)
-            yield piece
-
     with new_folder(config.out) as beside:
         shapes = {name: (dtype, shape) for name, (dtype, shape, _) in form.tensors.items()}
-        written = write_tensors(beside, shapes, pieces, int(config.max_file_gib * 2**30))
+        written = write_tensors(
+            beside,
+            shapes,
+            lambda name: form.tensors[name][2](),
+            int(config.max_file_gib * 2**30),
+            look=lambda name, values: check_values(name, values, path),
+        )
         write_text(beside / "config.json", json.dumps(form.config, indent=2) + "\n")
         for file in form.files:
             if (config.draft / file).exists():
                 write_text(beside / file, (config.draft / file).read_text())
-        _follow(config.draft, beside, written)
+        _follow(config.draft, beside, together(written))
         if config.format in ("plugin", "eagle3") and config.base_model is None:  # its path is one of this machine
             save_target(beside, target)
         write_card(beside, config, draft, target)
@@ -87,7 +87,7 @@ def _follow(draft: Path, folder: Path, written: str) -> None:
 
 def _trunk(draft: DraftConfig, stored: dict[str, Stored], rows: int = 0) -> dict[str, Any]:
     """Tensors without signals; ``fc.weight`` keeps ``rows`` of them behind its own."""
-    found = {name: (place.dtype, place.shape, place.pieces) for name, place in stored.items()}
+    found = {name: (place.dtype, place.shape, lambda place=place: place) for name, place in stored.items()}
     found.pop("signal_head.weight", None)
     place, height = stored["fc.weight"], draft.hidden_size + rows
     if place.shape[0] != height:
@@ -99,7 +99,7 @@ def _plugin(config: ExportConfig, draft: DraftConfig, stored: dict[str, Stored],
     if draft.specexit is None:
         raise DraftError(f"{config.draft}: has no signals, expected a draft of `specexit convert`; use format=eagle3")
     raw = json.loads((config.draft / "config.json").read_text()) | {"architectures": [ARCHITECTURES[draft.model_type]]}
-    tensors = {name: (place.dtype, place.shape, place.pieces) for name, place in stored.items()}
+    tensors = {name: (place.dtype, place.shape, lambda place=place: place) for name, place in stored.items()}
     return Form(raw, tensors, (policy.FILE, VERIFIED))
 
 
@@ -159,7 +159,7 @@ SIGNALS = "signal_head.weight"
 def _signal_rows(draft: DraftConfig, stored: dict[str, Stored]) -> tuple[np.dtype, tuple[int, ...], Pieces]:
     """The signal rows as a tensor of their own, of either source: speculators' ``fc`` has no room for them."""
     if SIGNALS in stored:
-        return stored[SIGNALS].dtype, stored[SIGNALS].shape, stored[SIGNALS].pieces
+        return stored[SIGNALS].dtype, stored[SIGNALS].shape, lambda: stored[SIGNALS]
     place, hidden = stored["fc.weight"], draft.hidden_size
     shape = (place.shape[0] - hidden, place.shape[1])
     return place.dtype, shape, lambda: iter([place.read()[hidden:]])
@@ -200,7 +200,8 @@ def _original(config: ExportConfig, draft: DraftConfig, stored: dict[str, Stored
         elif ours not in stored:
             raise DraftError(f"{path}: names tensor {shown(ours)}, which the draft does not have")
         else:
-            tensors[name] = (stored[ours].dtype, stored[ours].shape, stored[ours].pieces)
+            place = stored[ours]
+            tensors[name] = (place.dtype, place.shape, lambda place=place: place)
     return Form(origin.config, tensors)
 
 

@@ -11,8 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -41,7 +40,8 @@ from specexit.drafts.tensors import (
     inside,
     open_tensors,
     read_json,
-    weights_hash,
+    tensor_hash,
+    together,
 )
 from specexit.drafts.vocabulary import Form, read_vocabulary
 from specexit.errors import first_problem
@@ -97,10 +97,9 @@ def import_draft(config: ImportConfig) -> Origin:
     target = load_target_config(config.target)
     with safetensors_of(config.draft) as folder:
         draft = Published(config.draft, folder, config, target)
-        with new_folder(config.out) as beside, ThreadPoolExecutor(1) as hashing:
-            weights = hashing.submit(weights_hash, folder)
-            write_into(beside, draft.config, draft.shapes, draft.pieces, named=config.out)
-            origin = draft.origin(weights.result())
+        with new_folder(config.out) as beside:
+            written = write_into(beside, draft.config, draft.shapes, draft.pieces, named=config.out)
+            origin = draft.origin(written)
             write_text(beside / FILE, json.dumps(origin.model_dump(mode="json"), indent=2) + "\n")
             save_target(beside, target)
     layers = list(draft.config.eagle_aux_hidden_state_layer_ids)
@@ -239,15 +238,16 @@ class Published:
     def _array(self, name: str) -> np.ndarray | None:
         return self.stored[name].read() if name in self.stored else None
 
-    def pieces(self, name: str) -> Iterator[np.ndarray]:
+    def pieces(self, name: str) -> list[np.ndarray] | Stored:
         """Values of one of our tensors, see `specexit.drafts.tensors.write_tensors`."""
-        if name in self._tensors:
-            yield self._tensors[name]
-        else:
-            yield from self._sources()[name].pieces()
+        return [self._tensors[name]] if name in self._tensors else self._sources()[name]
 
-    def origin(self, weights_blake3: str) -> Origin:
-        """What ``import.json`` will say."""
+    def origin(self, written: Mapping[str, str]) -> Origin:
+        """What ``import.json`` will say, given the hash of every tensor that was written."""
+        copied = {ours: hashed for ours, hashed in written.items() if ours not in self._tensors}
+        published = {name: copied.get(ours) or tensor_hash(self.stored[ours]) for name, ours in self.names.items()}
         types = {name: self.stored[name].dtype.name for name in ("d2t", "t2d") if name in self.stored}
         said = {"layout": self.layout.name, "config": self.raw, "names": self.names, "vocabulary": self.form}
-        return Origin.model_validate(said | {"types": types, "weights_blake3": weights_blake3, "target": self.target})
+        return Origin.model_validate(
+            said | {"types": types, "weights_blake3": together(published), "target": self.target}
+        )

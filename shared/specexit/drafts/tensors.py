@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import ml_dtypes
 import numpy as np
 from blake3 import blake3
+from jaxtyping import UInt8
 
 from specexit.buckets import BucketPath
 from specexit.errors import InputError, shown
@@ -42,7 +46,9 @@ MAX_INDEX = 10_000_000
 MAX_TENSORS = 10_000
 MAX_NAME = 255
 PIECE = 16 * 2**20
-"""Bytes that are read, checked, hashed and written at a time."""
+"""Bytes that are read and written at a time."""
+BLOCK = 2**20
+"""Bytes that are looked at and hashed at a time: what lies in a core's own cache."""
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -92,6 +98,17 @@ class Stored:
         step, total = PIECE // self.dtype.itemsize, math.prod(self.shape)
         for begin in range(0, total, step):
             yield self._values(begin, min(begin + step, total))
+
+    def blocks(self, start: int = 0) -> Iterator[UInt8[np.ndarray, " block"]]:
+        """The tensor's bytes from one on, in order, each block in the memory of the one before it."""
+        buffer = np.empty(min(BLOCK, self.nbytes), np.uint8)
+        with self.file.open("rb") as file:
+            file.seek(self.start + start)
+            for begin in range(start, self.nbytes, BLOCK):
+                block = buffer[: min(BLOCK, self.nbytes - begin)]
+                if file.readinto(block.data) != block.size:
+                    raise TensorError(f"{self.file}: ends within a tensor, so it is truncated")
+                yield block
 
 
 def open_tensors(folder: Path) -> dict[str, Stored]:
@@ -242,11 +259,15 @@ def _entry(path: Path, name: str, fields: Any, body: int) -> Stored:
 
 
 Shapes = Mapping[str, tuple[np.dtype, tuple[int, ...]]]
-Pieces = Callable[[str], Iterable[np.ndarray]]
-"""Name of a tensor -> its values in order, in pieces of any shape."""
+Pieces = Callable[[str], Iterable[np.ndarray] | Stored]
+"""Name of a tensor -> its values in order, in pieces of any shape; or where they lie, to be copied as they are."""
+Look = Callable[[str, np.ndarray], None]
+"""Called with name and values of whatever is written; raises what it does not like."""
 
 
-def write_tensors(folder: Path, shapes: Shapes, pieces: Pieces, max_bytes: int | None = None) -> str:
+def write_tensors(
+    folder: Path, shapes: Shapes, pieces: Pieces, max_bytes: int | None = None, look: Look | None = None
+) -> dict[str, str]:
     """Write tensors into a folder, piece by piece; with an index where they do not fit into one file.
 
     Args:
@@ -254,9 +275,10 @@ def write_tensors(folder: Path, shapes: Shapes, pieces: Pieces, max_bytes: int |
       shapes: type and shape of every tensor.
       pieces: where their values come from; asked for one tensor after the other.
       max_bytes: most bytes of tensors in a file, unless a single one is larger; None for one file.
+      look: what is to look at all values.
 
     Returns:
-      Hash of what was written, see `weights_hash`.
+      Hash of every tensor, see `tensor_hash`; `together` makes one of them.
     """
     order = sorted(shapes, key=lambda name: (_ORDER.index(_CODES[shapes[name][0]]), name))
     files: list[list[str]] = [[]]
@@ -269,23 +291,23 @@ def write_tensors(folder: Path, shapes: Shapes, pieces: Pieces, max_bytes: int |
         files[-1].append(name)
         filled += size
     if len(files) == 1:
-        return _write_file(folder / WEIGHTS, files[0], shapes, pieces)
-    hashes, places = [], {}
+        return _write_file(folder / WEIGHTS, files[0], shapes, pieces, look)
+    hashes, places = {}, {}
     for i, names in enumerate(files):
         file = f"model-{i + 1:05}-of-{len(files):05}.safetensors"
-        hashes.append(_write_file(folder / file, names, shapes, pieces))
+        hashes |= _write_file(folder / file, names, shapes, pieces, look)
         places |= dict.fromkeys(names, file)
     total = sum(_nbytes(*shapes[name]) for name in order)
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
     (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
-    return _together(hashes)
+    return hashes
 
 
 def _nbytes(dtype: np.dtype, shape: tuple[int, ...]) -> int:
     return math.prod(shape) * dtype.itemsize
 
 
-def _write_file(path: Path, names: list[str], shapes: Shapes, pieces: Pieces) -> str:
+def _write_file(path: Path, names: list[str], shapes: Shapes, pieces: Pieces, look: Look | None) -> dict[str, str]:
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     place = 0
     for name in names:
@@ -295,42 +317,96 @@ def _write_file(path: Path, names: list[str], shapes: Shapes, pieces: Pieces) ->
         place += size
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    hashed = blake3(len(text).to_bytes(8, "little") + text)
-    with path.open("wb") as file, ThreadPoolExecutor(1) as beside:
+    # What is copied or written here is looked at and hashed beside it, which takes as long.
+    with path.open("wb") as file, ThreadPoolExecutor(2) as beside:
         file.write(len(text).to_bytes(8, "little") + text)
-        before = beside.submit(hashed.update, b"")
+        hashes = {}
         for name in names:
-            dtype, shape = shapes[name]
-            written = 0
-            for piece in pieces(name):
-                assert piece.dtype == dtype, f"{name}: {piece.dtype} where {dtype} was announced"
-                data = np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data
-                before.result()
-                before = beside.submit(hashed.update, data)
-                file.write(data)
-                written += len(data)
-            assert written == _nbytes(dtype, shape), f"{name}: {written} bytes for {dtype} {shape}"
+            source = pieces(name)
+            if isinstance(source, Stored):
+                assert (source.dtype, source.shape) == shapes[name], f"{name}: {source} is not {shapes[name]}"
+                hashes[name] = beside.submit(tensor_hash, source, partial(look, name) if look else None)
+                _copy(source, file)
+            else:
+                hashes[name] = _write(file, name, shapes[name], source, look, beside)
+        found = {name: future.result() for name, future in hashes.items()}
     path.chmod(0o644)
-    return hashed.hexdigest()
+    return found
+
+
+def _write(
+    file: IO[bytes],
+    name: str,
+    kind: tuple[np.dtype, tuple[int, ...]],
+    pieces: Iterable[np.ndarray],
+    look: Look | None,
+    beside: ThreadPoolExecutor,
+) -> Future[str]:
+    """Write a tensor's pieces, each looked at and hashed while it is written: no more than two are held."""
+    hashed, written = _hash_of(*kind), 0
+
+    def take(piece: np.ndarray, data: memoryview) -> None:
+        if look is not None:
+            look(name, piece)
+        hashed.update(data)
+
+    before = beside.submit(str)
+    for piece in pieces:
+        assert piece.dtype == kind[0], f"{name}: {piece.dtype} where {kind[0]} was announced"
+        data = np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data
+        before.result()
+        before = beside.submit(take, piece, data)
+        file.write(data)
+        written += len(data)
+    assert written == _nbytes(*kind), f"{name}: {written} bytes for {kind}"
+    before.result()
+    return beside.submit(hashed.hexdigest)
+
+
+def _copy(source: Stored, file: IO[bytes]) -> None:
+    """Append a tensor's bytes to a file, within the kernel where it can do that."""
+    done = 0
+    if not isinstance(source.file, BucketPath) and hasattr(os, "copy_file_range"):
+        file.flush()
+        with source.file.open("rb") as given, suppress(OSError):  # another file system, or one that cannot
+            while done < source.nbytes:
+                start, left = source.start + done, source.nbytes - done
+                copied = os.copy_file_range(given.fileno(), file.fileno(), left, offset_src=start)
+                if not copied:
+                    raise TensorError(f"{source.file}: ends within a tensor, so it is truncated")
+                done += copied
+        file.seek(0, os.SEEK_END)
+    for piece in source.blocks(done):
+        file.write(piece)
 
 
 def weights_hash(folder: Path) -> str:
-    """BLAKE3 of a folder's weights: of ``model.safetensors``, or of its files' hashes in the order of their names.
+    """BLAKE3 of a folder's weights: of names, types, shapes and bytes of its tensors, in whatever files they lie.
 
-    SHA-256 would take most of a conversion's time: it reads about 1 GB/s, which is what ``cp`` takes to copy as much.
+    SHA-256 would take most of a conversion's time: it reads about 1 GB/s, and ``cp`` copies more.
+
+    Raises:
+      TensorError: see `open_tensors`.
     """
-    files = [folder / WEIGHTS]
-    if (folder / INDEX).exists():
-        files = [inside(folder, name) for name in sorted(set(_indexed(folder / INDEX).values()))]
-    hashes = []
-    for path in files:
-        hashed, buffer = blake3(), memoryview(bytearray(PIECE))
-        with path.open("rb") as file:
-            while count := file.readinto(buffer):
-                hashed.update(buffer[:count])
-        hashes.append(hashed.hexdigest())
-    return hashes[0] if len(hashes) == 1 else _together(hashes)
+    stored = open_tensors(folder)
+    with ThreadPoolExecutor(2) as pool:
+        return together(dict(zip(stored, pool.map(tensor_hash, stored.values()), strict=True)))
 
 
-def _together(hashes: list[str]) -> str:
-    return blake3("\n".join(hashes).encode()).hexdigest()
+def together(hashes: Mapping[str, str]) -> str:
+    """One hash of tensors, given that of each by its name."""
+    return blake3("".join(f"{name} {hashes[name]}\n" for name in sorted(hashes)).encode()).hexdigest()
+
+
+def tensor_hash(stored: Stored, look: Callable[[np.ndarray], None] | None = None) -> str:
+    """BLAKE3 of a tensor's type, shape and bytes, which ``look`` sees as well."""
+    hashed = _hash_of(stored.dtype, stored.shape)
+    for block in stored.blocks():
+        if look is not None:
+            look(block.view(stored.dtype))
+        hashed.update(block.data)
+    return hashed.hexdigest()
+
+
+def _hash_of(dtype: np.dtype, shape: tuple[int, ...]) -> blake3:
+    return blake3(f"{dtype.name} {list(shape)}\n".encode())
