@@ -30,7 +30,9 @@ from specexit.outputs import new_folder
 from specexit.schemas.export import ExportConfig
 from specexit.schemas.target import TargetConfig, find_target, save_target
 
-Pieces = Callable[[], Iterator[np.ndarray] | Stored]
+Pieces = Callable[[], Iterator[np.ndarray]]
+Tensor = tuple[np.dtype, tuple[int, ...], Pieces | Stored]
+"""Type, shape, and the values: in pieces, or where they lie."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,7 @@ class Form:
     """What a format's folder holds."""
 
     config: dict[str, Any]
-    tensors: dict[str, tuple[np.dtype, tuple[int, ...], Pieces]]
-    """Name -> type, shape, and the values: in pieces, or where they lie."""
+    tensors: dict[str, Tensor]
     files: tuple[str, ...] = ()
     """Further files of the draft directory that go along."""
 
@@ -60,7 +61,7 @@ def export(config: ExportConfig) -> None:
         written = write_tensors(
             beside,
             shapes,
-            lambda name: form.tensors[name][2](),
+            lambda name: source if isinstance(source := form.tensors[name][2], Stored) else source(),
             int(config.max_file_gib * 2**30),
             look=lambda name, values: check_values(name, values, path),
         )
@@ -85,9 +86,13 @@ def _follow(draft: Path, folder: Path, written: str) -> None:
             write_text(folder / file, (folder / file).read_text().replace(was, written))
 
 
-def _trunk(draft: DraftConfig, stored: dict[str, Stored], rows: int = 0) -> dict[str, Any]:
+def _as_they_are(stored: dict[str, Stored]) -> dict[str, Tensor]:
+    return {name: (place.dtype, place.shape, place) for name, place in stored.items()}
+
+
+def _trunk(draft: DraftConfig, stored: dict[str, Stored], rows: int = 0) -> dict[str, Tensor]:
     """Tensors without signals; ``fc.weight`` keeps ``rows`` of them behind its own."""
-    found = {name: (place.dtype, place.shape, lambda place=place: place) for name, place in stored.items()}
+    found = _as_they_are(stored)
     found.pop("signal_head.weight", None)
     place, height = stored["fc.weight"], draft.hidden_size + rows
     if place.shape[0] != height:
@@ -99,8 +104,7 @@ def _plugin(config: ExportConfig, draft: DraftConfig, stored: dict[str, Stored],
     if draft.specexit is None:
         raise DraftError(f"{config.draft}: has no signals, expected a draft of `specexit convert`; use format=eagle3")
     raw = json.loads((config.draft / "config.json").read_text()) | {"architectures": [ARCHITECTURES[draft.model_type]]}
-    tensors = {name: (place.dtype, place.shape, lambda place=place: place) for name, place in stored.items()}
-    return Form(raw, tensors, (policy.FILE, VERIFIED))
+    return Form(raw, _as_they_are(stored), (policy.FILE, VERIFIED))
 
 
 def _eagle3(config: ExportConfig, draft: DraftConfig, stored: dict[str, Stored], target: TargetConfig) -> Form:
@@ -156,10 +160,10 @@ def _speculators(config: ExportConfig, draft: DraftConfig, stored: dict[str, Sto
 SIGNALS = "signal_head.weight"
 
 
-def _signal_rows(draft: DraftConfig, stored: dict[str, Stored]) -> tuple[np.dtype, tuple[int, ...], Pieces]:
+def _signal_rows(draft: DraftConfig, stored: dict[str, Stored]) -> Tensor:
     """The signal rows as a tensor of their own, of either source: speculators' ``fc`` has no room for them."""
     if SIGNALS in stored:
-        return stored[SIGNALS].dtype, stored[SIGNALS].shape, lambda: stored[SIGNALS]
+        return _as_they_are(stored)[SIGNALS]
     place, hidden = stored["fc.weight"], draft.hidden_size
     shape = (place.shape[0] - hidden, place.shape[1])
     return place.dtype, shape, lambda: iter([place.read()[hidden:]])
@@ -192,7 +196,7 @@ def _original(config: ExportConfig, draft: DraftConfig, stored: dict[str, Stored
     ids = target_ids(draft, {"d2t": stored["d2t"].read()} if "d2t" in stored else {})
     vocabulary = {"d2t": ids - (0 if origin.vocabulary == "ids" else np.arange(len(ids)))}
     vocabulary["t2d"] = np.isin(np.arange(draft.vocab_size), ids)
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for name, ours in origin.names.items():
         if ours in ("d2t", "t2d") and ours in origin.types:
             values = vocabulary[ours].astype(origin.types[ours])
@@ -201,7 +205,7 @@ def _original(config: ExportConfig, draft: DraftConfig, stored: dict[str, Stored
             raise DraftError(f"{path}: names tensor {shown(ours)}, which the draft does not have")
         else:
             place = stored[ours]
-            tensors[name] = (place.dtype, place.shape, lambda place=place: place)
+            tensors[name] = (place.dtype, place.shape, place)
     return Form(origin.config, tensors)
 
 

@@ -376,8 +376,8 @@ def _copy(source: Stored, file: IO[bytes]) -> None:
                     raise TensorError(f"{source.file}: ends within a tensor, so it is truncated")
                 done += copied
         file.seek(0, os.SEEK_END)
-    for piece in source.blocks(done):
-        file.write(piece)
+    for block in source.blocks(done):
+        file.write(block.data)
 
 
 def weights_hash(folder: Path) -> str:
