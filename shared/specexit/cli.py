@@ -147,7 +147,7 @@ COMMANDS = {
         "Drafts",
         "Bring a draft directory of an older version into today's form.",
         "specexit.schemas.migrate:MigrateConfig",
-        "specexit.drafts.policy:migrate",
+        "specexit.drafts.migrate:migrate",
         subject="draft",
     ),
     "bench": Command(

@@ -11,18 +11,15 @@ Directories that still have their policy in the ``specexit`` block of ``config.j
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
-from rich.console import Console
 
 from specexit.config import Config, write_text
 from specexit.errors import InputError
 from specexit.method.decision import Policy
 from specexit.method.loops import LoopGuard
-from specexit.schemas.migrate import MigrateConfig
 
 FILE = "policy.json"
 FORMAT_VERSION = 1
@@ -280,24 +277,6 @@ def write_policy(folder: Path, policy: PolicyFile) -> None:
     if any(name in block for name in BLOCK_FIELDS):  # read no longer once policy.json is there, so the order is safe
         config["specexit"] = {name: value for name, value in block.items() if name not in BLOCK_FIELDS}
         write_text(path, json.dumps(config, indent=2) + "\n")
-
-
-def migrate(config: MigrateConfig) -> None:
-    """``specexit migrate``: give a draft directory of an older version its ``policy.json``.
-
-    Raises:
-      PolicyError: see `read_policy` and `write_policy`.
-    """
-    there = (config.draft / FILE).exists()
-    policy = read_policy(config.draft)
-    write_policy(config.draft, policy)
-    certified = "certified" if policy.point().certificate else "without a certificate"
-    state = "was there already" if there else "written"
-    Console(stderr=True).print(f"{config.draft / FILE}: {state}; {_names(policy.points)}, {certified}")
-
-
-def _names(points: Iterable[OperatingPoint]) -> str:
-    return ", ".join(point.name for point in points)
 
 
 def _object(path: Path) -> dict[str, Any]:

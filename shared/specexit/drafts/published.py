@@ -66,7 +66,10 @@ class Origin(Config):
     types: dict[Literal["d2t", "t2d"], Literal["int64", "int32", "uint8", "int8", "bool"]] = Field(
         description="types of d2t and t2d as published"
     )
-    weights_blake3: str = Field(description="of the published weights, see `specexit.drafts.tensors.weights_hash`")
+    weights_blake3: str | None = Field(
+        default=None, description="of the published weights, see `specexit.drafts.tensors.weights_hash`"
+    )
+    sha256: str | None = Field(default=None, description="of the published file, by which older versions knew it")
     target: str = Field(description="the target it was imported for")
 
 

@@ -119,7 +119,7 @@ def open_tensors(folder: Path) -> dict[str, Stored]:
     """
     index = folder / INDEX
     if not index.exists():
-        return read_header(inside(folder, WEIGHTS))
+        return read_header(weight_files(folder)[0])
     files = _indexed(index)
     found: dict[str, Stored] = {}
     for name in sorted(set(files.values())):
@@ -131,6 +131,17 @@ def open_tensors(folder: Path) -> dict[str, Stored]:
     if lost:
         raise TensorError(f"{index}: tensor {lost[0]} is not in {files[lost[0]]}")
     return found
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """``model.safetensors``, or the files that its index names, in their order.
+
+    Raises:
+      TensorError: see `open_tensors`.
+    """
+    if not (folder / INDEX).exists():
+        return [inside(folder, WEIGHTS)]
+    return [inside(folder, name) for name in sorted(set(_indexed(folder / INDEX).values()))]
 
 
 def inside(folder: Path, name: str) -> Path:

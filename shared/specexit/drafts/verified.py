@@ -27,7 +27,8 @@ class Accepted(BaseModel):
 class Verification(BaseModel):
     """What is read of a ``verify.json``, which holds more."""
 
-    weights_blake3: str
+    weights_blake3: str | None = None
+    """Missing in older files."""
     geometry_sha256: str | None = None
     """Missing in older files."""
     passed: bool
@@ -55,6 +56,8 @@ def read_verification(folder: Path) -> tuple[Verification | None, str | None]:
         return None, f"unreadable: {error}; run `specexit verify`"
     except ValidationError as error:
         return None, f"unreadable: {path}: {first_problem(error)}; run `specexit verify`"
+    if found.weights_blake3 is None:
+        return None, "stale: an older version wrote it, run `specexit migrate` or `specexit verify`"
     if found.weights_blake3 != weights_hash(folder):
         return None, "stale: the weights are others by now, run `specexit verify`"
     if found.geometry_sha256 not in (None, geometry_sha256(read_config(folder))):

@@ -10,6 +10,6 @@ from specexit.config import Config
 
 
 class MigrateConfig(Config):
-    """Bring a draft directory of an older version into today's form: its policy moves into ``policy.json``."""
+    """Bring a draft directory of an older version into today's form: policy in its own file, weights by today's hash."""
 
     draft: Path = Field(description="draft directory; weights and what they say stay as they are")

@@ -1,0 +1,64 @@
+"""``specexit migrate``: a draft directory of an older version in today's form, with the certificates that it has."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from rich.console import Console
+
+from specexit.config import write_text
+from specexit.drafts.policy import FILE, PolicyFile, read_policy, write_policy
+from specexit.drafts.tensors import read_json, weight_files, weights_hash
+from specexit.drafts.verified import FILE as VERIFIED
+from specexit.drafts.verified import MAX_BYTES
+from specexit.schemas.migrate import MigrateConfig
+
+
+def migrate(config: MigrateConfig) -> None:
+    """Give the directory its ``policy.json``, and have that and ``verify.json`` name the weights by today's hash.
+
+    Raises:
+      PolicyError: see `specexit.drafts.policy.read_policy` and `write_policy`.
+      TensorError: the weights cannot be read.
+    """
+    there = (config.draft / FILE).exists()
+    policy, verified = read_policy(config.draft), _verified(config.draft)
+    older = sha256_of(config.draft)
+    known = older in (policy.fingerprints.draft, verified.get("sha256"))
+    if known:
+        policy = _renamed(policy, older, weights_hash(config.draft))
+        _rename_verified(config.draft, verified, older)
+    write_policy(config.draft, policy)
+    certified = "certified" if policy.point().certificate else "without a certificate"
+    state = "names the weights by today's hash" if known else "was there already" if there else "written"
+    names = ", ".join(point.name for point in policy.points)
+    Console(stderr=True).print(f"{config.draft / FILE}: {state}; {names}, {certified}")
+
+
+def sha256_of(folder: Path) -> str:
+    """What older versions knew a folder's weights by: SHA-256 of the file, or of its files' in their order."""
+    hashes = []
+    for path in weight_files(folder):
+        with path.open("rb") as file:
+            hashes.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("\n".join(hashes).encode()).hexdigest()
+
+
+def _renamed(policy: PolicyFile, older: str, today: str) -> PolicyFile:
+    if policy.fingerprints.draft != older:
+        return policy
+    return policy.model_copy(update={"fingerprints": policy.fingerprints.model_copy(update={"draft": today})})
+
+
+def _verified(folder: Path) -> dict:
+    path = folder / VERIFIED
+    found = read_json(path, MAX_BYTES) if path.exists() else {}
+    return found if isinstance(found, dict) else {}
+
+
+def _rename_verified(folder: Path, found: dict, older: str) -> None:
+    if found.get("sha256") == older:
+        today = {"weights_blake3": weights_hash(folder)} | {name: found[name] for name in found if name != "sha256"}
+        write_text(folder / VERIFIED, json.dumps(today, indent=2) + "\n")
