@@ -10,6 +10,6 @@ from specexit.config import Config
 
 
 class MigrateConfig(Config):
-    """Bring a draft directory of an older version into today's form: policy in its own file, weights by today's hash."""
+    """Bring a draft directory of an older version into today's form: its policy in a file, today's hashes."""
 
     draft: Path = Field(description="draft directory; weights and what they say stay as they are")
