@@ -7,6 +7,7 @@ of that size is allocated. The bytes written are those that the library itself w
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -16,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -346,14 +347,17 @@ def _write_file(path: Path, names: list[str], shapes: Shapes, pieces: Pieces, lo
 
 
 def _write(
-    file: IO[bytes],
+    file: Any,
     name: str,
     kind: tuple[np.dtype, tuple[int, ...]],
     pieces: Iterable[np.ndarray],
     look: Look | None,
     beside: ThreadPoolExecutor,
 ) -> Future[str]:
-    """Write a tensor's pieces, each looked at and hashed while it is written: no more than two are held."""
+    """Write a tensor's pieces into a file or an object in a bucket.
+
+    Each is looked at and hashed while it is written: no more than two are held.
+    """
     hashed, written = _hash_of(*kind), 0
 
     def take(piece: np.ndarray, data: memoryview) -> None:
@@ -374,10 +378,11 @@ def _write(
     return beside.submit(hashed.hexdigest)
 
 
-def _copy(source: Stored, file: IO[bytes]) -> None:
+def _copy(source: Stored, file: Any) -> None:
     """Append a tensor's bytes to a file, within the kernel where it can do that."""
     done = 0
-    if not isinstance(source.file, BucketPath) and hasattr(os, "copy_file_range"):
+    on_disk = isinstance(file, io.BufferedWriter) and not isinstance(source.file, BucketPath)
+    if on_disk and hasattr(os, "copy_file_range"):
         file.flush()
         with source.file.open("rb") as given, suppress(OSError):  # another file system, or one that cannot
             while done < source.nbytes:
