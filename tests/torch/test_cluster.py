@@ -9,6 +9,7 @@ import traceback
 from types import SimpleNamespace
 
 import pytest
+from pydantic import ValidationError
 
 from specexit.schemas.collect import CollectConfig
 from tests.torch.pretend import TARGET, Pretender
@@ -109,7 +110,9 @@ def test_the_error_is_the_engine_s_own():
     said = cluster._reason(raised(CollectError("the engine's own words")))
     assert said == "the engine's own words"
     memory = ValueError("No available memory for the cache blocks.\nTry a smaller engine.kv_cache_gib")
-    assert cluster._reason(raised(memory)) == "ValueError: No available memory for the cache blocks."
+    assert cluster._reason(raised(memory)) == (
+        "ValueError: No available memory for the cache blocks. Try a smaller engine.kv_cache_gib"
+    )
 
 
 def test_the_first_of_several_errors_is_the_cause():
@@ -121,6 +124,16 @@ def test_the_first_of_several_errors_is_the_cause():
 def test_a_death_without_words_is_one_line_too():
     dead = ray.exceptions.ActorDiedError()
     assert cluster._reason(dead) == "The actor died unexpectedly before finishing this task."
+    wrong = raised(_wrong_engine())
+    assert cluster._reason(wrong).startswith("ValidationError: 1 validation error for CollectConfig n Input should be")
+    assert "errors.pydantic.dev" not in cluster._reason(wrong)
     long = cluster._reason(ray.exceptions.RayError("a\nb" * 1000))
     assert "\n" not in long
     assert len(long) <= 500
+
+
+def _wrong_engine() -> ValidationError:
+    """What an argument that an engine does not take is said to be, over several lines."""
+    with pytest.raises(ValidationError) as caught:
+        CollectConfig.model_validate({"target": "t", "out": "o", "split": "test", "n": "many"})
+    return caught.value

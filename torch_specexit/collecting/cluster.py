@@ -36,8 +36,12 @@ MOST_STARTS = 3
 """Starts of one engine in a row without a trace in between: another one would end as they did."""
 
 
-_RAISED = re.compile(r"^(?:\w+\.)*(?P<name>\w*(?:Error|Exception|Exit)): (?P<words>.+)$", re.M)
-"""The last line of a traceback."""
+_RAISED = re.compile(
+    r"^(?:\w+\.)*(?P<name>\w*(?:Error|Exception|Exit)): "
+    r"(?P<words>.+(?:\n(?!\s*(?:For further|File |Traceback|ray::)).+)*)",
+    re.M,
+)
+"""The last lines of a traceback: what was raised, which may say more than one line of it."""
 
 
 class Starts:
@@ -112,6 +116,7 @@ def run_cluster(
       CollectError: the cluster cannot be reached, has too few GPUs, or an engine failed.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # of this process; what it says of actors helps nobody
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what fails is said by `_reason`
     try:
         ray.init(address=config.ray, log_to_driver=False, logging_level=logging.ERROR)
@@ -137,7 +142,8 @@ def _reason(error: BaseException) -> str:
     found = _RAISED.search(str(error))
     if found is None:
         return " ".join(str(error).split())[:500]
-    return found["words"] if found["name"] == CollectError.__name__ else f"{found['name']}: {found['words']}"
+    words = " ".join(found["words"].split())[:500]
+    return words if found["name"] == CollectError.__name__ else f"{found['name']}: {words}"
 
 
 def _traces(config: CollectConfig, target: TargetConfig, todo: Sequence[tuple[int, Ask]]) -> ray.data.Dataset:
