@@ -161,12 +161,12 @@ def _program(name: str, lower: Callable[[], jax.stages.Lowered], of: Lowered, ch
     try:
         compiled = lower().compile()
     except jax.errors.JaxRuntimeError as error:
-        used = USED.search(str(error))
+        used = too_much(str(error), bytes_on_one_chip((of.state, of.frozen)) / GIB)
         if used is None:
             raise
         raise ConfigError(
-            f"{name} needs {used[1]}{used[2]}iB of HBM per chip, a {chip.name} has {float(used[3]):.2f} GiB: choose a "
-            "larger mesh.fsdp or mesh.tensor, or a shorter length"
+            f"{name} needs {used[0]:.1f} GiB of HBM per chip, a {chip.name} has {used[1]:.2f}: choose a larger "
+            "mesh.fsdp or mesh.tensor, or a shorter length"
         ) from error
     memory = memory_of(compiled, chip)
     # What the program does not take as an argument is on the chip all the same.
@@ -196,23 +196,48 @@ def _whole_draft(of: Lowered) -> float:
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(of.state.params)) / GIB
 
 
-USED = re.compile(r"Used ([\d.]+)([GM]) of ([\d.]+)G hbm")
+USED = re.compile(
+    r"Used (?P<all>[\d.]+)(?P<unit>[GM]) of (?P<has>[\d.]+)G hbm"
+    r"|HLO temporaries \((?P<temporaries>[\d.]+)G\) exceeds available HBM \((?P<there>[\d.]+)G\)"
+)
+"""What the compiler says of a program that does not fit: in all, or, where they alone are too much, of temporaries."""
+
+
+def too_much(error: str, arguments: float) -> tuple[float, float] | None:
+    """What a program needs of a chip's HBM and what there is, in GiB, by the compiler's error; None for another error.
+
+    Args:
+      error: its text.
+      arguments: of the program, in GiB.
+
+    Example:
+      >>> too_much("Used 30.50G of 15.75G hbm. Exceeded hbm capacity by 14.75G.", 2.0)
+      (30.5, 15.75)
+      >>> too_much("the total memory required for HLO temporaries (68.37G) exceeds available HBM (15.75G).", 2.0)
+      (70.37, 15.75)
+    """
+    used = USED.search(error)
+    if used is None:
+        return None
+    if used["all"] is None:
+        return float(used["temporaries"]) + arguments, float(used["there"])
+    return float(used["all"]) / (1 if used["unit"] == "G" else 1024), float(used["has"])
 
 
 def _compile(lowered: Lowered, chip: Chip, shapes: Shapes) -> jax.stages.Compiled:
     try:
         return lowered.step.compile()
     except jax.errors.JaxRuntimeError as error:
-        used = USED.search(str(error))
+        arguments = bytes_on_one_chip((lowered.state, lowered.frozen)) / GIB
+        used = too_much(str(error), arguments)
         if used is None:
             raise
-        need = float(used[1]) / (1 if used[2] == "G" else 1024)
-        arguments = bytes_on_one_chip((lowered.state, lowered.frozen)) / GIB
+        need, has = used
         batch = _batch_that_fits(arguments, need - arguments, chip.hbm_gib, shapes, lowered.mesh)
         smaller = f"batch_size={batch}" if batch else "a larger mesh.fsdp or mesh.tensor, or a shorter length"
         raise ConfigError(
             f"batch_size={shapes.batch} of length {shapes.length} needs {need:.1f} GiB of HBM per chip, a {chip.name} "
-            f"has {float(used[3]):.2f}: choose {smaller} (estimated), or remat=true, or a smaller loss_chunk"
+            f"has {has:.2f}: choose {smaller} (estimated), or remat=true, or a smaller loss_chunk"
         ) from error
 
 
