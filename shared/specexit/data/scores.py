@@ -46,7 +46,7 @@ class Scores:
 
     source: str
     draft_blake3: str
-    """Of the draft's ``model.safetensors``."""
+    """See `specexit.drafts.tensors.weights_hash`."""
     signals: dict[str, Float[np.ndarray, "think signals"]]
 
     def of(self, traces: Sequence[AnyTrace]) -> list[Float[np.ndarray, "think signals"]]:

@@ -28,8 +28,9 @@ def migrate(config: MigrateConfig) -> None:
     older = sha256_of(config.draft)
     known = older in (policy.fingerprints.draft, verified.get("sha256"))
     if known:
-        policy = _renamed(policy, older, weights_hash(config.draft))
-        _rename_verified(config.draft, verified, older)
+        today = weights_hash(config.draft)
+        policy = _renamed(policy, older, today)
+        _rename_verified(config.draft, verified, older, today)
     write_policy(config.draft, policy)
     certified = "certified" if policy.point().certificate else "without a certificate"
     state = "names the weights by today's hash" if known else "was there already" if there else "written"
@@ -58,7 +59,7 @@ def _verified(folder: Path) -> dict:
     return found if isinstance(found, dict) else {}
 
 
-def _rename_verified(folder: Path, found: dict, older: str) -> None:
+def _rename_verified(folder: Path, found: dict, older: str, today: str) -> None:
     if found.get("sha256") == older:
-        today = {"weights_blake3": weights_hash(folder)} | {name: found[name] for name in found if name != "sha256"}
-        write_text(folder / VERIFIED, json.dumps(today, indent=2) + "\n")
+        said = {"weights_blake3": today} | {name: found[name] for name in found if name != "sha256"}
+        write_text(folder / VERIFIED, json.dumps(said, indent=2) + "\n")

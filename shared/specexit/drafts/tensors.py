@@ -120,7 +120,7 @@ def open_tensors(folder: Path) -> dict[str, Stored]:
     """
     index = folder / INDEX
     if not index.exists():
-        return read_header(weight_files(folder)[0])
+        return read_header(inside(folder, WEIGHTS))
     files = _indexed(index)
     found: dict[str, Stored] = {}
     for name in sorted(set(files.values())):
