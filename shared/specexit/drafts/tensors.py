@@ -46,8 +46,6 @@ MAX_HEADER = 100_000_000
 MAX_INDEX = 10_000_000
 MAX_TENSORS = 10_000
 MAX_NAME = 255
-PIECE = 16 * 2**20
-"""Bytes that are read and written at a time."""
 BLOCK = 2**20
 """Bytes that are looked at and hashed at a time: what lies in a core's own cache."""
 
@@ -93,12 +91,6 @@ class Stored:
         if flat.size != end - begin:
             raise TensorError(f"{self.file}: ends within a tensor, so it is truncated")
         return flat
-
-    def pieces(self) -> Iterator[np.ndarray]:
-        """The tensor's values in order, flat, at most `PIECE` bytes at a time."""
-        step, total = PIECE // self.dtype.itemsize, math.prod(self.shape)
-        for begin in range(0, total, step):
-            yield self._values(begin, min(begin + step, total))
 
     def blocks(self, start: int = 0) -> Iterator[UInt8[np.ndarray, " block"]]:
         """The tensor's bytes from one on, in order, each block in the memory of the one before it."""
