@@ -150,13 +150,13 @@ class Judge:
 
     def _boundaries(self) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
         """(probability, truth) at all boundaries before the natural end, and at the hard ones."""
-        everywhere, hard = [], []
-        for trace, values, at in zip(self.traces, self.values, self.hard, strict=True):
-            pairs = list(zip(values[:, column("validity")].tolist(), trace.boundary_agrees, strict=True))
-            everywhere += [pair for pair, offset in zip(pairs, trace.boundaries, strict=True) if offset < trace.n_think]
-            if at is not None:
-                hard.append(pairs[at])
-        return _columns(everywhere), _columns(hard)
+        probability = np.concatenate([np.zeros(0), *(values[:, column("validity")] for values in self.values)])
+        agrees = np.concatenate([np.zeros(0, bool), *(np.array(t.boundary_agrees, bool) for t in self.traces)])
+        before_end = [np.array(trace.boundaries, np.int64) < trace.n_think for trace in self.traces]
+        everywhere = np.concatenate([np.zeros(0, bool), *before_end])
+        first = np.cumsum([0, *map(len, self.values)])
+        hard = np.array([first[i] + at for i, at in enumerate(self.hard) if at is not None], np.int64)
+        return (probability[everywhere], agrees[everywhere]), (probability[hard], agrees[hard])
 
 
 def judge(done: Iterable[Scored], step: int, kind: ExitKind) -> Evaluation:
@@ -212,10 +212,6 @@ def _signal_losses(trace: LabelledTrace, signals: np.ndarray, kind: ExitKind) ->
 def _generated(one: Scored) -> np.ndarray:
     """Hits at the rows whose predicted tokens the target generated, every TTT step on the same rows."""
     return one.hits[:, len(one.trace.prompt_ids) - 1 : one.hits.shape[1] - 1 - one.hits.shape[0]]
-
-
-def _columns(pairs: list[tuple[float, bool]]) -> tuple[np.ndarray, np.ndarray]:
-    return np.array([p for p, _ in pairs], np.float64), np.array([hit for _, hit in pairs], bool)
 
 
 def _ranking(probability: np.ndarray, hit: np.ndarray) -> Ranking:

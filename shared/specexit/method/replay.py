@@ -10,7 +10,7 @@ together.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import accumulate
 
 import numpy as np
@@ -22,6 +22,9 @@ from specexit.data.scores import StoredScores
 from specexit.method.decision import EARLY_TOKENS, Policy
 from specexit.method.labels import exit_point
 from specexit.method.signals import NAMES, SIGNALS, column
+
+
+NO_VALUES = np.zeros((0, len(NAMES)), np.float32)
 
 
 @dataclass(frozen=True)
@@ -126,26 +129,33 @@ class Replay:
             return self._all_boundaries(policy, self.signals.values)
         found: list[tuple[np.ndarray, ...]] = [()] * len(self.traces)
         for i, signals in self._signals():
-            offsets = np.array(self.traces[i].boundaries, np.int64)
+            offsets = np.array(self.traces[i].boundaries, np.int32)
             if policy.smoothing == "round":
                 judged, seen = _round_values(offsets, signals, policy.alpha, self.round_tokens)
-                found[i] = np.full(len(judged), i), judged, offsets[judged], seen, np.full_like(seen, np.nan)
+                found[i] = _row(i, judged), judged, offsets[judged], seen, np.full_like(seen, np.nan)
                 continue
             smoothed = ewma(signals, policy.alpha) if policy.smoothing == "ewma" else signals
-            judged, last = np.arange(len(offsets)), offsets - 1
+            judged, last = np.arange(len(offsets), dtype=np.int32), offsets - 1
             before = np.array(smoothed[np.maximum(last - EARLY_TOKENS, 0)])
             before[last < EARLY_TOKENS] = np.nan
-            found[i] = np.full(len(judged), i), judged, offsets, smoothed[last], before
-        return _verdicts(found)
+            found[i] = _row(i, judged), judged, offsets, smoothed[last], before
+        nothing = np.zeros(0, np.int32)
+        parts = zip((nothing, nothing, nothing, NO_VALUES, NO_VALUES), *found, strict=True)
+        return Verdicts(*map(np.concatenate, parts))
 
     def _all_boundaries(self, policy: Policy, values: Sequence[np.ndarray]) -> Verdicts:
         if policy.smoothing != "none":
             raise ValueError(f"smoothing {policy.smoothing!r} needs the signals of every thinking token")
-        found = [
-            (np.full(len(seen), i), np.arange(len(seen)), np.array(trace.boundaries, np.int64), seen, seen)
-            for i, (trace, seen) in enumerate(zip(self.traces, values, strict=True))
-        ]
-        return replace(_verdicts(found), before=None)
+        # Column by column: there may be millions of boundaries, and all columns in pieces are as much again.
+        sizes = [len(seen) for seen in values]
+        nothing = np.zeros(0, np.int32)
+        return Verdicts(
+            trace=np.repeat(np.arange(len(sizes), dtype=np.int32), sizes),
+            boundary=np.concatenate([nothing, *(np.arange(size, dtype=np.int32) for size in sizes)]),
+            offset=np.concatenate([nothing, *(np.array(trace.boundaries, np.int32) for trace in self.traces)]),
+            values=np.concatenate([NO_VALUES, *values]),
+            before=None,
+        )
 
     def _signals(self) -> Iterable[tuple[int, Float[np.ndarray, "_think signals"]]]:
         """Index and signals of every trace, in any order."""
@@ -167,10 +177,8 @@ class Replay:
         return Outcome(kept, exited, changed, correct)
 
 
-def _verdicts(found: Sequence[tuple[np.ndarray, ...]]) -> Verdicts:
-    nothing, no_values = np.zeros(0, np.int64), np.zeros((0, len(NAMES)), np.float32)  # no traces make no verdicts
-    parts = zip((nothing, nothing, nothing, no_values, no_values), *found, strict=True)
-    return Verdicts(*map(np.concatenate, parts))
+def _row(trace: int, judged: Int[np.ndarray, " judged"]) -> Int[np.ndarray, " judged"]:
+    return np.full(len(judged), trace, np.int32)
 
 
 def _pass(values: Float[np.ndarray, "judged signals"], thresholds: dict[str, float]) -> Bool[np.ndarray, " judged"]:
@@ -204,7 +212,7 @@ def _round_values(
 
 def _streak(passed: Bool[np.ndarray, " judged"], trace: Int[np.ndarray, " judged"]) -> Int[np.ndarray, " judged"]:
     """Number of passed boundaries in a row up to and including each, counted within a trace."""
-    index = np.arange(1, len(passed) + 1)
+    index = np.arange(1, len(passed) + 1, dtype=np.int32)
     starts = np.diff(trace, prepend=-1) != 0
     resets = np.where(~passed, index, np.where(starts, index - 1, 0))
     return index - np.maximum.accumulate(resets)
@@ -220,4 +228,4 @@ def _right(trace: AnyTrace) -> Float[np.ndarray, " boundaries"]:
         _truth(trace, trace.correct if agrees else same_answer(answer, trace.reference, trace.answer_kind))
         for answer, agrees in zip(trace.boundary_answers, trace.boundary_agrees, strict=True)
     ]
-    return np.array(right, np.float64)
+    return np.array(right, np.float32)
