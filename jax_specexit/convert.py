@@ -104,10 +104,8 @@ def _to_checkpoint(config: ConvertConfig) -> str:
     draft, stored = open_draft(config.draft)
     path, hashed = config.draft / FILE, ParameterHash()
     aux_rms = _aux_rms(path, draft.num_aux_hidden_states)
-    read = read_parameter_of(draft, lambda name: stored[name].read(), aux_rms)
-    parameters = {
-        name: lambda name=name: hashed.see(name, np.ascontiguousarray(read(name))) for name in tensor_names(draft)
-    }
+    read = read_parameter_of(draft, lambda name, begin, end: stored[name].rows(begin, end), aux_rms)
+    parameters = {name: lambda name=name: hashed.see(name, read(name)) for name in tensor_names(draft)}
     abstract = flatten_mapping(nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: Draft(draft, rngs=nnx.Rngs(0))))))
     shapes = {"/".join(key): leaf.shape for key, leaf in abstract.items()}
     with new_folder(config.out) as beside:

@@ -7,6 +7,7 @@ out of them on the way in. They are powers of two, so neither changes a bit of a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -31,8 +32,15 @@ def _reads_aux(config: DraftConfig, path: str) -> bool:
     return path == "fc/kernel" or (path == SIGNAL_HEAD and of_fc)
 
 
+ReadRows = Callable[[str, int, int], np.ndarray]
+"""Name of a tensor, first row, and the one behind the last -> those rows."""
+
 BLOCK = 16 * 2**20
-"""Bytes that are transposed and rounded at a time."""
+"""Bytes that are read, transposed and rounded at a time."""
+TILE = 128
+"""Rows and columns that are transposed at a time."""
+ALIGNMENT = 64
+"""Bytes."""
 
 
 def tensor_pieces(
@@ -54,31 +62,69 @@ def tensor_pieces(
         for path in paths[name]:
             value = read(path)
             rows = value.T if path.endswith("kernel") else value
-            step = max(1, BLOCK // max(1, rows[:1].nbytes))
-            for begin in range(0, len(rows), step):
-                block = rows[begin : begin + step]
+            for begin, end in _blocks(0, len(rows), rows[:1].nbytes):
+                block = np.empty((end - begin, *rows.shape[1:]), value.dtype)
+                _copy(rows[begin:end], block)
                 if _reads_aux(config, path):
                     block = block / _per_feature(config, aux_rms).astype(block.dtype)
-                yield np.ascontiguousarray(block, dtype or block.dtype)
+                yield block.astype(dtype or block.dtype, copy=False)
 
     return pieces
 
 
-def read_parameter_of(config: DraftConfig, read: Read, aux_rms: Sequence[float] | None = None) -> Read:
-    """The way back: reader of the parameters of a `Draft` with these ``aux_rms``, given one of its tensors."""
-    names, hidden = tensor_names(config), config.hidden_size
+def read_parameter_of(config: DraftConfig, rows: ReadRows, aux_rms: Sequence[float] | None = None) -> Read:
+    """The way back: reader of the parameters of a `Draft` with these ``aux_rms``, given its tensors in blocks of rows.
+
+    Beside the parameter no more than a block of it is in memory.
+    """
+    names, shapes, hidden = tensor_names(config), config.tensor_shapes(), config.hidden_size
 
     def parameter(path: str) -> np.ndarray:
-        value = read(names[path])
-        if names[path] == "fc.weight":
-            value = value[hidden:] if path == SIGNAL_HEAD else value[:hidden]
-        if _reads_aux(config, path):
-            # Half a tiny float16 is not always one; the other types have exponents to spare.
-            value = value.astype(np.float32) if value.dtype == np.float16 else value
-            value = value * _per_feature(config, aux_rms).astype(value.dtype)
-        return value.T if path.endswith("kernel") else value
+        name = names[path]
+        first, last = 0, shapes[name][0]
+        if name == "fc.weight":
+            first, last = (hidden, last) if path == SIGNAL_HEAD else (0, hidden)
+        shape = (last - first, *shapes[name][1:])
+        value = None
+        for begin, end in _blocks(first, last, 4 * math.prod(shape[1:])):
+            block = rows(name, begin, end)
+            if _reads_aux(config, path):
+                # Half a tiny float16 is not always one; the other types have exponents to spare.
+                block = block.astype(np.float32) if block.dtype == np.float16 else block
+                block = block * _per_feature(config, aux_rms).astype(block.dtype)
+            if value is None:
+                value = _aligned(shape[::-1] if path.endswith("kernel") else shape, block.dtype)
+            place = value.T if path.endswith("kernel") else value
+            _copy(block, place[begin - first : end - first])
+        assert value is not None, f"{name} has no rows"
+        return value
 
     return parameter
+
+
+def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Memory that JAX takes on a CPU as it is, where it would copy what begins elsewhere."""
+    size = math.prod(shape) * dtype.itemsize
+    raw = np.empty(size + ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % ALIGNMENT
+    return raw[start : start + size].view(dtype).reshape(shape)
+
+
+def _blocks(first: int, last: int, row_bytes: int) -> Iterator[tuple[int, int]]:
+    """Rows of about `BLOCK` bytes."""
+    step = max(1, BLOCK // max(1, row_bytes))
+    for begin in range(first, last, step):
+        yield begin, min(begin + step, last)
+
+
+def _copy(rows: np.ndarray, out: np.ndarray) -> None:
+    """Copy, in tiles that a core's cache holds: numpy's own copy of a transposed matrix takes three times as long."""
+    if rows.ndim == 1 or rows.flags.c_contiguous == out.flags.c_contiguous:
+        out[...] = rows
+        return
+    for i in range(0, rows.shape[0], TILE):
+        for j in range(0, rows.shape[1], TILE):
+            out[i : i + TILE, j : j + TILE] = rows[i : i + TILE, j : j + TILE]
 
 
 def tensors_from_params(
@@ -113,12 +159,12 @@ def params_from_draft(
     Parameters are float32 whatever the directory is stored in: no bit is lost, and training needs the room below.
     A plain EAGLE-3 draft gives a tree without ``signal_head``.
     """
-    parameter = read_parameter_of(config, lambda name: tensors[name].astype(np.float32), aux_rms)
+    parameter = read_parameter_of(config, lambda name, a, b: tensors[name][a:b].astype(np.float32), aux_rms)
     params: dict[str, Any] = {}
     for path in tensor_names(config):
         *parents, last = path.split("/")
         node = params
         for key in parents:
             node = node.setdefault(key, {})
-        node[last] = np.ascontiguousarray(parameter(path))
+        node[last] = parameter(path)
     return params

@@ -11,13 +11,19 @@ from typing import Literal, NamedTuple
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import orbax.checkpoint.experimental.v1 as v1
 from blake3 import blake3
 from flax.nnx.traversals import flatten_mapping, unflatten_mapping
 from jax.sharding import Mesh
 
 from jax_specexit.sharding import shardings
 from jax_specexit.training.checkpoint import FOLDERS
+from specexit.buckets import BucketPath
 from specexit.config import ConfigError
+
+CHUNK = 64 * 2**20
+"""Bytes of a parameter that are packed together: whoever writes or reads holds it and some chunks, where one chunk of
+it all would be held twice."""
 
 
 class Checkpoint(NamedTuple):
@@ -67,6 +73,8 @@ def write_checkpoint(
 ) -> None:
     """Write parameters as step 0 of a run folder, sharded as training on that mesh would shard them.
 
+    On a disk one after the other; in a bucket all are in memory at once.
+
     Args:
       folder: the run folder.
       parameters: path -> what reads it.
@@ -74,17 +82,22 @@ def write_checkpoint(
       mesh: whose devices hold the parameters while they are written.
     """
     leaves = {tuple(path.split("/")): jax.ShapeDtypeStruct(shape, np.float32) for path, shape in shapes.items()}
-    tree = unflatten_mapping(leaves)
-    places = flatten_mapping(shardings(tree, mesh))
+    places = flatten_mapping(shardings(unflatten_mapping(leaves), mesh))
+    step = str((folder / FOLDERS["latest"]).absolute() / "0")
+    context = v1.Context()
+    context.array.saving.storage_options.chunk_byte_size = CHUNK
 
-    def on_devices(path: str) -> jax.Array:
-        value = parameters[path]()
-        return jax.make_array_from_callback(value.shape, places[tuple(path.split("/"))], lambda index: value[index])
+    def array(key: tuple[str, ...]) -> jax.Array:
+        value = parameters["/".join(key)]()
+        return jax.make_array_from_callback(value.shape, places[key], value.__getitem__)
 
-    params = unflatten_mapping({tuple(path.split("/")): on_devices(path) for path in shapes})
-    with ocp.CheckpointManager(str((folder / FOLDERS["latest"]).absolute())) as manager:
-        manager.save(0, args=ocp.args.Composite(state=ocp.args.StandardSave({"params": params})))
-        manager.wait_until_finished()
+    with context:
+        if isinstance(folder, BucketPath):  # into which orbax writes a checkpoint only as a whole
+            v1.save(step, unflatten_mapping({("params", *key): array(key) for key in leaves}))
+            return
+        for key in leaves:
+            v1.partial.save(step, unflatten_mapping({("params", *key): array(key)}))
+        v1.partial.finalize(step)
 
 
 class ParameterHash:
