@@ -29,7 +29,7 @@ test: $(VENV)/.dev-ready  ## Run all tests, real vLLM engines included
 
 test-slow: $(VENV)/.dev-ready  ## Run what `make test` leaves out of pairs of tests that start engines (minutes)
 	@SPECEXIT_SLOW=1 $(BIN)/python -m pytest tests/serving/test_schedulers.py tests/serving/test_faults.py \
-	  tests/serving/test_server.py tests/serving/test_kubernetes.py $(ARGS)
+	  tests/serving/test_server.py tests/serving/test_kubernetes.py tests/serving/test_bench_serving.py $(ARGS)
 
 test-gpu: $(VENV)/.dev-ready  ## Run the tests that need an NVIDIA GPU
 	@$(BIN)/python -m pytest -m gpu $(ARGS)
@@ -119,8 +119,8 @@ features: $(VENV)/.dev-ready  ## Train on stored features against online ones: w
 
 WITH_TPU = PYTHONPATH=$(abspath $(VENV)-tpu)$${PYTHONPATH:+:$$PYTHONPATH} $(BIN)/python
 
-test-tpu-small: $(VENV)-tpu/.ready  ## Compile programs of small models for TPU slices, no TPU needed (minutes)
-	@$(WITH_TPU) -m pytest tests/jax/test_plan.py -m small $(ARGS)
+test-tpu-small: $(VENV)-tpu/.ready  ## Compile the programs of a small model for a TPU slice, no TPU needed (two minutes)
+	@$(WITH_TPU) -m pytest tests/jax/test_plan.py -m small -n logical $(ARGS)
 
 test-tpu: $(VENV)-tpu/.ready  ## Compile small and middling programs for TPU slices, no TPU needed (minutes)
 	@$(WITH_TPU) -m pytest tests/jax/test_plan.py $(ARGS)

@@ -1,8 +1,9 @@
-"""`specexit bench-serving` on two real engines, small: about half a minute."""
+"""`specexit bench-serving` on two real engines, small."""
 
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 import yaml
@@ -30,6 +31,7 @@ def config(folder, draft) -> BenchServingConfig:
 
 
 @pytest.mark.vllm
+@pytest.mark.skipif("SPECEXIT_SLOW" not in os.environ, reason="a minute or two: make test-slow")
 def test_it_measures_the_same_texts_with_and_without_exits(drafts, tmp_path):
     write_traces(tmp_path / "traces.parquet", generated_traces(4))
     result = bench_serving(config(tmp_path, drafts / "draft"))
