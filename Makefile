@@ -125,8 +125,9 @@ test-tpu-small: $(VENV)-tpu/.ready  ## Compile the programs of a small model for
 test-tpu: $(VENV)-tpu/.ready  ## Compile small and middling programs for TPU slices, no TPU needed (minutes)
 	@$(WITH_TPU) -m pytest tests/jax/test_plan.py $(ARGS)
 
-plan-all: $(VENV)-tpu/.ready  ## Compile every full-size recipe for its TPU slice, no TPU needed (minutes each)
+plan-all: $(VENV)-tpu/.ready  ## Compile every full-size recipe for its TPU slice, no TPU needed; writes the docs' table (minutes each)
 	@SPECEXIT_PLAN_ALL=1 $(WITH_TPU) -m pytest tests/jax/test_plan.py -k every -s $(ARGS)
+	@$(BIN)/python -m jax_specexit.planning.page docs/planning.md runs/plans/*/plan.json
 
 tiny-reasoner: $(VENV)/.demo-ready  ## Train the embedded target again from nothing (about 15 minutes)
 	@MALLOC_MMAP_THRESHOLD_=100000000000 MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_TOP_PAD_=500000000 \

@@ -1,8 +1,8 @@
 """`specexit plan`: real recipes compiled for real TPU slices, and what is refused before any compilation.
 
-`make test-tpu-small` compiles small programs, and is a part of what decides whether a change lands; `make test-tpu` adds
-larger ones, one recipe as it is and one with a single TTT step instead of 7, and `make plan-all` every recipe as it is,
-which takes minutes for each. Skipped where libtpu is not installed.
+`make test-tpu-small` compiles small programs, as does what decides whether a change lands; `make test-tpu` adds larger
+ones, one recipe as it is and one with a single TTT step instead of 7, and `make plan-all` every recipe as it is, which
+takes minutes for each. Skipped where libtpu is not installed.
 """
 
 import importlib.util
@@ -19,11 +19,14 @@ import pytest
 import yaml
 from jax.sharding import AbstractMesh
 
+from jax_specexit.planning import page as page_of_plans
 from jax_specexit.planning.aot import shapes_of
+from jax_specexit.planning.page import table
 from jax_specexit.planning.plan import estimate
 from jax_specexit.sharding import AXES
 from specexit.chips import CHIPS
 from specexit.config import REPOSITORY, load
+from specexit.report.readme import ReadmeError
 from specexit.schemas.plan import PlanConfig
 from specexit.schemas.target import load_target_config
 
@@ -305,16 +308,35 @@ def test_a_mesh_that_does_not_divide_is_refused_before_compiling(arguments: list
 @pytest.mark.skipif("SPECEXIT_PLAN_ALL" not in os.environ, reason="minutes for each recipe: make plan-all")
 @pytest.mark.parametrize("recipe", FULL_SIZE)
 def test_every_recipe_fits(recipe: str) -> None:
-    found = planned(recipe)
-    print(f"\n{row(recipe, found)}")
+    folder = REPOSITORY / "runs" / "plans" / recipe  # of which `make plan-all` makes the table
+    found = planned(recipe, f"out={folder}")
+    print(f"\n{table({recipe: found})}")
     check(found)
 
 
-def row(recipe: str, found: dict) -> str:
-    """Of the table in docs/planning.md."""
-    hbm = found["hbm_gib"]
-    beside = max(program["hbm_gib"]["total"] for program in found["others"].values())
-    return (
-        f"| `{recipe}` | {hbm['total']:.1f} of {hbm['capacity']:.0f} | {hbm['spare']:.0%} | {beside:.1f} "
-        f"| {found['step_seconds']:.2f} | {found['binds']} | {found['chip_hours']:.2g} |"
-    )
+def test_the_table_stands_between_its_marks(tmp_path: Path) -> None:
+    memory = {"total": 10.94, "capacity": 16.0, "spare": 0.316}
+    found = {
+        "hbm_gib": memory,
+        "others": {"measure": {"hbm_gib": memory | {"total": 3.0}}, "evaluate": {"hbm_gib": memory | {"total": 5.04}}},
+        "step_seconds": 0.876,
+        "binds": "compute",
+        "chip_hours": 23.2,
+        "estimate": {"step_seconds": 1.5},
+        "compute_seconds_of_target": {"dtype": 0.8, "int8": 0.6},
+    }
+    for recipe, more in (("one", {}), ("two", {"estimate": None})):
+        (tmp_path / recipe).mkdir()
+        (tmp_path / recipe / "plan.json").write_text(json.dumps(found | more))
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{page_of_plans.BEGIN}\nold\n{page_of_plans.END}\nbehind\n")
+    page_of_plans.main(page, sorted(tmp_path.glob("*/plan.json")))
+    before, _, *rows, _, behind = page.read_text().splitlines()
+    assert (before, behind) == ("before", "behind")
+    assert rows[2:] == [
+        "| `one` | 10.9 of 16 | 32 % | 5.0 (evaluate) | 0.88 | compute | 23 | 1.50 | -25 % |",
+        "| `two` | 10.9 of 16 | 32 % | 5.0 (evaluate) | 0.88 | compute | 23 | none | -25 % |",
+    ]
+    page.write_text("nothing")
+    with pytest.raises(ReadmeError, match="expected one line '<!-- plans"):
+        page_of_plans.main(page, [])

@@ -226,7 +226,9 @@ def bench_certificate(config: BenchCertificateConfig) -> list[Cell]:
         "revision": revision(),
     }
     write_text(config.out, json.dumps(record, indent=1) + "\n")
-    console.print(_table(cells, config.delta))
+    for decoding, source in dict.fromkeys((c.decoding, c.source) for c in cells):
+        title = f"{decoding}, source {source}: violations may reach {config.delta:g} in a cell"
+        console.print(_table([c for c in cells if (c.decoding, c.source) == (decoding, source)], title))
     if moved:
         console.print(_transfer_table(moved))
     return cells
@@ -242,21 +244,27 @@ def _definition(name: str) -> str:
 
 
 def _transfer_table(moved: list[Transfer]) -> Table:
-    table = Table(title="certified without a group, used on it", title_justify="left", box=SIMPLE)
-    for heading in ("risk", "ε", "source", "decoding", "group", "broken there", "worst group controlled"):
-        table.add_column(heading)
-    for one in moved:
-        shares = (f"{100 * one.violations:.1f} %", f"{100 * one.grouped:.1f} %")
-        table.add_row(one.risk, f"{100 * one.epsilon:g} %", one.source, one.decoding, one.tested_on, *shares)
-    return table
+    headings = ("risk", "ε", "source", "decoding", "group", "broken", "worst controlled")
+    rows = [
+        (one.risk, one.epsilon, one.source, one.decoding, one.tested_on, one.violations, one.grouped) for one in moved
+    ]
+    return _shares("certified without a group, used on it; and with all groups, the worst controlled", headings, rows)
 
 
-def _table(cells: list[Cell], delta: float) -> Table:
-    table = Table(title=f"violations may reach {delta:g} in a cell", title_justify="left", box=SIMPLE)
-    for heading in ("risk", "ε", "n", "source", "decoding", "groups", "violations", "naive", "certified", "cut"):
-        table.add_column(heading)
-    for c in cells:
-        shares = [f"{100 * share:.1f} %" for share in (c.violations, c.naive, c.certified, c.cut)]
-        groups = "worst" if c.grouped else "together"
-        table.add_row(c.risk, f"{100 * c.epsilon:g} %", str(c.n), c.source, c.decoding, groups, *shares)
+def _table(cells: list[Cell], title: str) -> Table:
+    headings = ("risk", "groups", "ε", "n", "violations", "naive", "certified", "cut")
+    rows = [
+        (c.risk, "worst" if c.grouped else "together", c.epsilon, c.n, c.violations, c.naive, c.certified, c.cut)
+        for c in cells
+    ]
+    return _shares(title, headings, rows)
+
+
+def _shares(title: str, headings: Sequence[str], rows: Sequence[Sequence[str | int | float]]) -> Table:
+    """A table that is at most 80 characters wide; floats are shares."""
+    table = Table(title=title, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
+    for heading, value in zip(headings, rows[0], strict=True):
+        table.add_column(heading, no_wrap=True, justify="left" if isinstance(value, str) else "right")
+    for row in rows:
+        table.add_row(*(f"{100 * value:.1f} %" if isinstance(value, float) else str(value) for value in row))
     return table

@@ -23,7 +23,6 @@ from specexit.method.decision import EARLY_TOKENS, Policy
 from specexit.method.labels import exit_point
 from specexit.method.signals import NAMES, SIGNALS, column
 
-
 NO_VALUES = np.zeros((0, len(NAMES)), np.float32)
 
 

@@ -33,11 +33,20 @@ def write_table(path: Path, results: Results) -> None:
     Raises:
       ReadmeError: the marks are not there.
     """
-    text = path.read_text()
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise ReadmeError(f"{path}: expected one line {BEGIN!r} and, below it, one line {END!r}")
-    before, rest = text.split(BEGIN)
-    write_text(path, f"{before}{BEGIN}\n{table(results)}{END}{rest.split(END)[1]}")
+    write_between(path, BEGIN, END, table(results))
+
+
+def write_between(path: Path, begin: str, end: str, text: str) -> None:
+    """Replace what stands between two marks of a file.
+
+    Raises:
+      ReadmeError: the marks are not there, once each and in that order.
+    """
+    whole = path.read_text()
+    if whole.count(begin) != 1 or whole.count(end) != 1 or whole.index(begin) > whole.index(end):
+        raise ReadmeError(f"{path}: expected one line {begin!r} and, below it, one line {end!r}")
+    before, rest = whole.split(begin)
+    write_text(path, f"{before}{begin}\n{text}{end}{rest.split(end)[1]}")
 
 
 def table(results: Results) -> str:

@@ -1,0 +1,62 @@
+"""``python -m jax_specexit.planning.page PAGE PLAN ...``: the table of docs/planning.md, of what ``plan`` has written.
+
+Each ``plan.json`` lies in a folder that is named as its recipe; ``make plan-all`` writes them.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from specexit.report.readme import write_between
+
+BEGIN, END = "<!-- plans: make plan-all -->", "<!-- end of plans -->"
+
+HEADINGS = {
+    "recipe": "---",
+    "step, GiB a chip": "---",
+    "spare": "---:",
+    "largest other program, GiB": "---",
+    "step at least, s": "---:",
+    "bound by": "---",
+    "chip-hours at least": "---:",
+    "step, estimate, s": "---:",
+    "target's FLOPs in int8: compute": "---:",
+}
+
+
+def table(plans: dict[str, dict[str, Any]]) -> str:
+    """Plans by recipe as Markdown."""
+    lines = [list(HEADINGS), list(HEADINGS.values()), *(_row(recipe, plan) for recipe, plan in plans.items())]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _row(recipe: str, plan: dict[str, Any]) -> list[str]:
+    hbm, guess, of = plan["hbm_gib"], plan["estimate"], plan["compute_seconds_of_target"]
+    other = max(plan["others"], key=lambda name: plan["others"][name]["hbm_gib"]["total"])
+    return [
+        f"`{recipe}`",
+        f"{hbm['total']:.1f} of {hbm['capacity']:.0f}",
+        f"{100 * hbm['spare']:.0f} %",
+        f"{plan['others'][other]['hbm_gib']['total']:.1f} ({other})",
+        f"{plan['step_seconds']:.2f}",
+        plan["binds"],
+        f"{plan['chip_hours']:.2g}",
+        f"{guess['step_seconds']:.2f}" if guess else "none",
+        f"{100 * (of['int8'] / of['dtype'] - 1):+.0f} %",
+    ]
+
+
+def main(page: Path, files: list[Path]) -> None:
+    """Write the table into the page.
+
+    Raises:
+      ReadmeError: the marks are not there.
+    """
+    write_between(page, BEGIN, END, table({file.parent.name: json.loads(file.read_text()) for file in files}))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), [Path(name) for name in sys.argv[2:]])
