@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from fractions import Fraction
+from functools import lru_cache
 
 from specexit.data.answers.base import AnswerKind, last_box
 
@@ -55,6 +56,8 @@ _SCIENTIFIC = re.compile(rf"({_NUMBER})[eE]([+-]?\d{{1,2}})")
 _WITH_UNIT = re.compile(rf"({_NUMBER}(?:/\d+)?) ?([a-zA-Z][a-zA-Z ]*)\.?")
 _LONGEST_NUMBER = 1000
 """Digits up to which numbers are computed with; a longer one is compared as text."""
+_SHORT = 200
+"""Characters of an answer whose reading is kept."""
 
 
 class Math(AnswerKind):
@@ -79,13 +82,11 @@ class Math(AnswerKind):
           >>> [MATH.plainly_same(*pair) for pair in (("042", "42"), ("1/2", "0.50"), ("1,000", "999"), ("x", "y"))]
           [True, True, False, None]
         """
-        a, b = normal(a), normal(b)
+        (a, unit_a, one), (b, unit_b, other) = _read(a), _read(b)
         if a == b:
             return True
-        unit_a, unit_b = _unit(a), _unit(b)
         if unit_a and unit_b and unit_a != unit_b:
             return False
-        one, other = (_value(_without_unit(text)) for text in (a, b))
         if one is None or other is None:
             return None
         if one == other or (one.denominator == other.denominator == 1):
@@ -101,6 +102,18 @@ class Math(AnswerKind):
 
 
 MATH = Math()
+
+
+def _read(text: str) -> tuple[str, str | None, Fraction | None]:
+    """The normal form of an answer, its unit, and its value where it is a number."""
+    # Simulations compare the same answers again in each setting; a long text is not worth the memory.
+    return _read_short(text) if len(text) <= _SHORT else _read_short.__wrapped__(text)
+
+
+@lru_cache(maxsize=1 << 16)
+def _read_short(text: str) -> tuple[str, str | None, Fraction | None]:
+    text = normal(text)
+    return text, _unit(text), _value(_without_unit(text))
 
 
 def normal(text: str) -> str:
