@@ -23,7 +23,7 @@ HEADINGS = {
     "bound by": "---",
     "chip-hours at least": "---:",
     "step, estimate, s": "---:",
-    "target's FLOPs in int8: compute": "---:",
+    "compute, target in int8": "---:",
 }
 
 

@@ -11,6 +11,7 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jax_specexit import export
 from jax_specexit.convert import convert
 from jax_specexit.export import params_from_draft, tensors_from_params
 from jax_specexit.model.draft import Draft
@@ -60,6 +61,21 @@ def test_a_draft_directory_computes_what_the_run_computed(source, exponents, see
     normed = jnp.asarray(rng.normal(size=(2, 5, 8)), jnp.float32)
     np.testing.assert_array_equal(served.fuse(aux), trained.fuse(aux))
     np.testing.assert_array_equal(served.signals(aux, normed), trained.signals(aux, normed))
+    jax.tree.map(np.testing.assert_array_equal, params_from_draft(shape(source), tensors, rms), params)
+
+
+@pytest.mark.parametrize("source", ["draft", "fc"])
+@pytest.mark.parametrize(("block", "tile"), [(1, 1), (100, 3), (500, 5)])
+def test_in_however_many_blocks_and_tiles_it_is_the_same(source, block, tile, monkeypatch):
+    params = nnx.to_pure_dict(nnx.state(Draft(shape(source), rngs=nnx.Rngs(0))))
+    vocab, rms = np.arange(0, 20, 2), (0.5, 4.0, 64.0)
+    whole = tensors_from_params(shape(source), params, vocab, rms)
+    monkeypatch.setattr(export, "BLOCK", block)
+    monkeypatch.setattr(export, "TILE", tile)
+    tensors = tensors_from_params(shape(source), params, vocab, rms)
+    assert whole.keys() == tensors.keys()
+    for name, tensor in whole.items():
+        np.testing.assert_array_equal(tensors[name], tensor, err_msg=name)
     jax.tree.map(np.testing.assert_array_equal, params_from_draft(shape(source), tensors, rms), params)
 
 
