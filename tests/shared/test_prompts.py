@@ -99,16 +99,36 @@ def test_conversations(tmp_path):
     assert again == prompt
 
 
+def test_without_ids_a_prompt_is_known_by_what_it_asks(tmp_path):
+    rows = [
+        {"question": "2 + 2?", "answer": "4"},
+        {"question": "é?", "answer": "5"},
+        {"question": "2 + 2?", "answer": "4"},
+    ]
+    columns = ColumnsConfig(prompt="question", reference="answer")
+    prompts = read_prompts(write_jsonl(tmp_path / "p.jsonl", rows), columns)
+    first, other, again = (prompt.id for prompt in prompts)
+    assert len({first, other}) == 2
+    assert again == f"{first}-2"
+    turned = read_prompts(write_parquet(tmp_path / "p.parquet", rows[::-1]), columns)
+    assert {p.id: p.text for p in turned} == {p.id: p.text for p in prompts}
+    (tmp_path / "p.jsonl").write_text('{"prompt": "x"}\n{"id": 1, "prompt": "y"}')
+    with pytest.raises(PromptError, match="line 2: id is there, but the rows before it have none"):
+        read_prompts(tmp_path / "p.jsonl")
+
+
 SECOND_LINE = [
     ("{", "line 2: not JSON"),
     ("[]", "line 2: holds a list, expected an object"),
     ('{"id": "b"}', "line 2: prompt is None, expected a string"),
     ('{"id": "b", "prompt": " "}', "line 2: prompt is empty"),
     ('{"id": 3.5, "prompt": "x"}', "line 2: id is 3.5, expected a string or an integer"),
-    ('{"prompt": "x"}', "line 2: id is None"),
+    ('{"prompt": "x"}', "line 2: id is missing, but the rows before it have one"),
+    ('{"id": null, "prompt": "x"}', "line 2: id is None"),
     ('{"id": "b", "prompt": "x", "reference": [4]}', r"line 2: reference is \[4\], expected a string, a number"),
     ('{"id": "a", "prompt": "x"}', "line 2: id 'a' occurs twice"),
     ('{"id": "b", "prompt": "x", "answer": "4"}', r"line 2: unknown column 'answer' .*columns.reference=answer"),
+    ('{"id": "b", "question": "x"}', "line 2: unknown column 'question'.* columns.prompt=question"),
     ('{"id": "b", "prompt": "x", "referense": "4"}', "line 2: unknown column 'referense' .did you mean 'reference'"),
     ('{"id": "b", "prompt": "x", "messages": []}', "line 2: messages are .*expected a list of objects"),
     (

@@ -8,9 +8,9 @@ from specexit.config import Config
 
 
 class ColumnsConfig(Config):
-    """Names of columns; only the id and one of prompt and messages must be there."""
+    """Names of columns; only one of prompt and messages must be there."""
 
-    id: str = Field(default="id", description="column of the id, a string or an integer, unique")
+    id: str = Field(default="id", description="column of the id, unique; without it the hash of what is asked")
     prompt: str = Field(default="prompt", description="column of the user's text")
     messages: str = Field(default="messages", description="column of a conversation in the place of a prompt")
     reference: str = Field(default="reference", description="column of the right answer")

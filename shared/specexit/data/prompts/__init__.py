@@ -7,8 +7,8 @@ by its name (``gsm8k:FILE``), or a task of reasoning-gym (``reasoning-gym:TASK``
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
-from itertools import islice
+from dataclasses import asdict, replace
+from itertools import count, islice
 from pathlib import Path
 
 from specexit import tiny
@@ -58,7 +58,7 @@ def read_prompts(
 
     Raises:
       PromptError: not there, not of its format or not UTF-8, a column is missing, unknown or of another type, an id
-        occurs twice, a reference is no answer of its kind, or there is no prompt.
+        occurs twice or is not in every row, a reference is no answer of its kind, or there is no prompt.
     """
     name, colon, rest = str(source).partition(":")
     if colon and name == PREFIX:
@@ -68,9 +68,17 @@ def read_prompts(
         names = ", ".join([*FORMATS, PREFIX])
         raise PromptError(f"{source}: cannot be read: no such file, and {name!r} is none of the formats {names}")
     path = Path(rest if known else source)
+    columns = columns or ColumnsConfig()
     prompts: dict[str, Prompt] = {}
+    named: bool | None = None
     for number, (where, row) in enumerate(islice(read_rows(path), n)):
-        prompt = known(row, where, number, seed) if known else to_prompt(row, where, columns or ColumnsConfig())
+        prompt = known(row, where, number, seed) if known else to_prompt(row, where, columns)
+        if not known and named not in (None, columns.id in row):
+            here, before = ("missing", "have one") if named else ("there", "have none")
+            raise PromptError(f"{where}: {columns.id} is {here}, but the rows before it {before}")
+        named = columns.id in row
+        if not known and not named and prompt.id in prompts:
+            prompt = replace(prompt, id=next(x for i in count(2) if (x := f"{prompt.id}-{i}") not in prompts))
         if prompt.id in prompts:
             raise PromptError(f"{where}: id {prompt.id!r} occurs twice, expected unique ids")
         _check_characters(prompt, where)

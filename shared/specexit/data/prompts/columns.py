@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,7 +28,7 @@ def to_prompt(row: Row, where: str, columns: ColumnsConfig) -> Prompt:
     else:
         text = text_of(row.get(columns.prompt), where, columns.prompt)
     return Prompt(
-        id=_id(row.get(columns.id), where, columns.id),
+        id=_id(row[columns.id], where, columns.id) if columns.id in row else _id_of(messages or text),
         text=text,
         reference=optional_text(row.get(columns.reference), where, columns.reference),
         messages=messages,
@@ -45,9 +47,10 @@ def _check_names(row: Row, where: str, columns: ColumnsConfig) -> None:
     close = difflib.get_close_matches(unknown[0], known, n=1, cutoff=0.5)
     meant = f" (did you mean {close[0]!r}?)" if close else ""
     listed = ", ".join(map(repr, unknown))
+    meaning = "reference" if columns.prompt in row or columns.messages in row else "prompt"
     raise PromptError(
         f"{where}: unknown column {unknown[0]!r}{meant}; of {listed}, name those that are meant, as in "
-        f'columns.reference={unknown[0]}, and leave the others out with columns.ignore, a list or ["*"]'
+        f'columns.{meaning}={unknown[0]}, and leave the others out with columns.ignore, a list or ["*"]'
     )
 
 
@@ -57,6 +60,11 @@ def _id(value: Any, where: str, name: str) -> str:
     if not isinstance(value, str) or not value:
         raise PromptError(f"{where}: {name} is {value!r}, expected a string or an integer")
     return value
+
+
+def _id_of(asked: str | Sequence[dict[str, str]]) -> str:
+    """Of a prompt whose file has no ids: the same wherever it stands, so that a file may grow or be sorted."""
+    return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
 
 
 def _choices(value: Any, where: str, name: str) -> tuple[str, ...] | None:
