@@ -262,7 +262,7 @@ def _table(cells: list[Cell], title: str) -> Table:
 
 
 def _shares(title: str, headings: Sequence[str], rows: Sequence[Sequence[str | int | float]]) -> Table:
-    """A table that is at most 80 characters wide; floats are shares."""
+    """A table whose floats are shares."""
     table = Table(title=title, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
     for heading, value in zip(headings, rows[0], strict=True):
         table.add_column(heading, no_wrap=True, justify="left" if isinstance(value, str) else "right")

@@ -7,6 +7,7 @@ by its name (``gsm8k:FILE``), or a task of reasoning-gym (``reasoning-gym:TASK``
 from __future__ import annotations
 
 import json
+from collections.abc import Container
 from dataclasses import asdict, replace
 from itertools import count, islice
 from pathlib import Path
@@ -45,6 +46,11 @@ def split_prompts(split: str, n: int, seed: int = 0, *, mixed: bool = False) -> 
     return [Prompt(f"{split}-{seed}-{i:05d}", p.question, str(p.answer), task=p.family) for i, p in enumerate(problems)]
 
 
+def _again(name: str, taken: Container[str]) -> str:
+    """The id of a prompt that stands in its file once more, where ids are of what is asked."""
+    return next(other for i in count(2) if (other := f"{name}-{i}") not in taken)
+
+
 def read_prompts(
     source: str | Path, columns: ColumnsConfig | None = None, *, n: int | None = None, seed: int = 0
 ) -> list[Prompt]:
@@ -73,12 +79,13 @@ def read_prompts(
     named: bool | None = None
     for number, (where, row) in enumerate(islice(read_rows(path), n)):
         prompt = known(row, where, number, seed) if known else to_prompt(row, where, columns)
-        if not known and named not in (None, columns.id in row):
+        has_id = known is not None or columns.id in row
+        if named not in (None, has_id):
             here, before = ("missing", "have one") if named else ("there", "have none")
             raise PromptError(f"{where}: {columns.id} is {here}, but the rows before it {before}")
-        named = columns.id in row
-        if not known and not named and prompt.id in prompts:
-            prompt = replace(prompt, id=next(x for i in count(2) if (x := f"{prompt.id}-{i}") not in prompts))
+        named = has_id
+        if prompt.id in prompts and not has_id:
+            prompt = replace(prompt, id=_again(prompt.id, prompts))
         if prompt.id in prompts:
             raise PromptError(f"{where}: id {prompt.id!r} occurs twice, expected unique ids")
         _check_characters(prompt, where)
