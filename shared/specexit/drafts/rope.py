@@ -95,10 +95,15 @@ def rotary_frequencies(dim: int, theta: float, scaling: RopeScaling | None = Non
     ``linear`` divides all of them by the factor (Chen et al. 2023). ``llama3`` leaves wavelengths short against the
     original context alone, divides the long ones, and goes smoothly from one to the other (Llama 3.1's model card).
     So does ``yarn``, whose way from one to the other is straight in the dimensions (Peng et al. 2023).
+
+    Rounded where transformers and vLLM round: at position 16,384 a frequency that is off by two units in the last
+    place of float32 turns 0.002 radians too far.
     """
-    frequency = theta ** (-np.arange(dim // 2, dtype=np.float64) / (dim // 2))
+    exponent = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
+    frequency = np.float32(1.0) / (theta ** exponent.astype(np.float64)).astype(np.float32)
     if scaling is None:
-        return frequency.astype(np.float32)
+        return frequency
+    frequency = frequency.astype(np.float64)
     if scaling.kind == "linear":
         return (frequency / scaling.factor).astype(np.float32)
     if scaling.kind == "yarn":
