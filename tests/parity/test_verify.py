@@ -61,6 +61,14 @@ def test_differences_are_relative_for_remaining_and_absolute_elsewhere():
     assert found["logits"] == 2.5
 
 
+def test_a_token_that_cannot_be_drafted_is_held_against_its_own_size():
+    theirs = np.array([[3.0, -20_000.0, -90.0]])
+    assert compare({"logits_0": theirs + [[0.0, 0.2, 0.0]]}, {"logits_0": theirs})["logits"] == pytest.approx(1e-5)
+    assert compare({"logits_0": theirs + [[0.0, 0.0, 0.2]]}, {"logits_0": theirs})["logits"] == pytest.approx(0.2)
+    within_reach = compare({"logits_0": np.array([[3.0, 2.0, -90.0]])}, {"logits_0": theirs})
+    assert within_reach["logits"] > 1, "one side keeps the token out of reach and the other does not"
+
+
 def test_arrays_of_other_shapes_are_an_error():
     with pytest.raises(VerifyError, match=r"logits_0 .*JAX \(2, 3\), PyTorch \(2, 4\)"):
         compare({"logits_0": np.zeros((2, 3))}, {"logits_0": np.zeros((2, 4))})

@@ -25,4 +25,8 @@ class VerifyConfig(Config):
         default=None,
         description="run a vLLM engine beside the two, in the target's dtype; by default where vLLM is there",
     )
-    tolerance: float = Field(default=1e-4, gt=0, description="largest difference allowed; relative for `remaining`")
+    tolerance: float = Field(
+        default=1e-4,
+        gt=0,
+        description="largest difference allowed; relative for `remaining` and for tokens of probability 0",
+    )
