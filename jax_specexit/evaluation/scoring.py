@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Bool, Float
 
 from jax_specexit.model.draft import Draft
@@ -26,6 +27,10 @@ from specexit.method.signals import activate
 
 WINDOW = 32
 """Traces that are in memory at once."""
+BATCH_TOKENS = 32_768
+"""Tokens that are scored at once, padding included, but for a single trace that is longer."""
+BATCH_ROWS = 16
+"""Traces that are scored at once, where they are short."""
 
 
 @dataclass(frozen=True)
@@ -57,10 +62,10 @@ def score(
     *,
     think_end: int,
     ttt_steps: int,
-    batch_size: int = 16,
     bucket: int = 128,
+    dtype: DTypeLike = jnp.float32,
 ) -> Iterator[Scored]:
-    """Score traces in float32, a few batches of them in memory at once.
+    """Score traces, a few batches of them in memory at once.
 
     Each window of `WINDOW` traces is batched by length, so they do not come in the order given. The logits exist for
     ``bucket`` rows of a batch at once.
@@ -71,36 +76,66 @@ def score(
       traces: what to score.
       think_end: id of the end marker.
       ttt_steps: draft steps to judge.
-      batch_size: traces at once.
-      bucket: lengths are padded to a multiple of this, to bound the number of compilations.
+      bucket: lengths are padded to multiples of this.
+      dtype: of the matrix products, those of the signal rows excepted.
     """
-
-    run = program(vocab, ttt_steps, bucket)
+    run = program(vocab, ttt_steps, bucket, dtype)
     behind, traces = 1 if draft.source == "draft" else 0, iter(traces)
     while window := list(islice(traces, WINDOW)):
-        order = sorted(window, key=lambda trace: len(sequence(trace, think_end)))
-        for begin in range(0, len(order), batch_size):
-            chunk = order[begin : begin + batch_size]
-            ids = [sequence(trace, think_end) for trace in chunk]
-            length = -(-max(map(len, ids)) // bucket) * bucket
-            tokens = np.zeros((batch_size, length), np.int32)
-            for row, sequence_ids in enumerate(ids):
-                tokens[row, : len(sequence_ids)] = sequence_ids
+        for batch, rows, length in batches(window, think_end, bucket):
+            tokens = np.zeros((rows, length), np.int32)
+            for row, trace in enumerate(batch):
+                ids = sequence(trace, think_end)
+                tokens[row, : len(ids)] = ids
             raw, hits = (np.asarray(x) for x in run(draft, target, jnp.asarray(tokens)))
-            for row, trace in enumerate(chunk):
-                first = len(trace.prompt_ids) - behind
-                yield Scored(trace, raw[row, first : first + len(trace.think_ids)], hits[:, row, : len(ids[row])])
+            for row, trace in enumerate(batch):
+                first, end = len(trace.prompt_ids) - behind, len(sequence(trace, think_end))
+                yield Scored(trace, raw[row, first : first + len(trace.think_ids)], hits[:, row, :end])
 
 
-def program(vocab: np.ndarray, ttt_steps: int, chunk: int) -> Callable[[Draft, Target, jax.Array], tuple[Any, Any]]:
+def batches(traces: Iterable[Trace], think_end: int, bucket: int) -> Iterator[tuple[list[Trace], int, int]]:
+    """Traces by length, in batches of `BATCH_ROWS` or `BATCH_TOKENS`, with the rows and the length of the array.
+
+    Rows follow from the length alone and lengths from `padded`, which bounds the number of compilations.
+    """
+    lengths = {id(trace): padded(len(sequence(trace, think_end)), bucket) for trace in traces}
+    batch: list[Trace] = []
+    for trace in sorted(traces, key=lambda trace: len(sequence(trace, think_end))):
+        if batch and len(batch) >= rows_at(lengths[id(trace)]):
+            yield batch, rows_at(lengths[id(batch[-1])]), lengths[id(batch[-1])]
+            batch = []
+        batch.append(trace)
+    if batch:
+        yield batch, rows_at(lengths[id(batch[-1])]), lengths[id(batch[-1])]
+
+
+def rows_at(length: int) -> int:
+    """Rows of a batch of that length."""
+    return max(1, min(BATCH_ROWS, BATCH_TOKENS // length))
+
+
+def padded(length: int, bucket: int) -> int:
+    """A length that is compiled: a multiple of ``bucket``, and from 16 of them on of eight lengths an octave.
+
+    Example:
+      >>> [padded(length, 128) for length in (1, 300, 2000, 2100, 16_500)]
+      [128, 384, 2048, 2304, 18432]
+    """
+    step = bucket << max(0, (length // bucket).bit_length() - 4)
+    return -(-length // step) * step
+
+
+def program(
+    vocab: np.ndarray, ttt_steps: int, chunk: int, dtype: DTypeLike
+) -> Callable[[Draft, Target, jax.Array], tuple[Any, Any]]:
     """The jitted program behind `score`: (raw signals [batch, time, signals], hits [step, batch, time]) of tokens."""
 
     @nnx.jit
     @jax.default_matmul_precision("highest")  # or TPUs would take float32 for one pass in bfloat16
     def run(draft: Draft, target: Target, tokens: jax.Array):
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-        ones = jnp.ones_like(tokens)
-        _, aux = target(tokens, positions, ones, aux_layers=draft.config.eagle_aux_hidden_state_layer_ids)
+        ones, layers = jnp.ones_like(tokens), draft.config.eagle_aux_hidden_state_layer_ids
+        _, aux = target(tokens, positions, ones, aux_layers=layers, dtype=dtype)
         assert aux is not None
         batch = {"tokens": tokens, "positions": positions, "segment_ids": ones}
         outputs = ttt_outputs(draft, target.embedding[...], aux, batch, ttt_steps)

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from jax_specexit.evaluation.evaluate import table
 from jax_specexit.evaluation.judging import DEFINITIONS, Evaluation, Ranking, acceptance_length, judge
-from jax_specexit.evaluation.scoring import Scored
+from jax_specexit.evaluation.scoring import BATCH_ROWS, BATCH_TOKENS, Scored, batches, sequence
 from jax_specexit.model.draft import Draft
 from jax_specexit.training.losses import signal_losses
 from specexit.data.traces import LabelledTrace
@@ -165,3 +165,22 @@ def test_more_is_better_whatever_the_best_is_chosen_by() -> None:
 def test_every_definition_is_of_something_that_is_written() -> None:
     fields = {name for kind in (Evaluation, Ranking) for name in kind.__dataclass_fields__}
     assert set(DEFINITIONS) <= fields
+
+
+@given(
+    lengths=st.lists(st.one_of(st.integers(1, 300), st.integers(1, 40_000)), min_size=1, max_size=60),
+    bucket=st.sampled_from([64, 128]),
+)
+def test_batches_hold_every_trace_once_in_bounded_memory_and_few_shapes(lengths: list[int], bucket: int) -> None:
+    traces = [trace(5, length, 7) for length in lengths]
+    found = list(batches(traces, 0, bucket))
+    assert sorted(id(one) for batch, *_ in found for one in batch) == sorted(map(id, traces))
+    for batch, rows, length in found:
+        longest = max(len(sequence(one, 0)) for one in batch)
+        assert len(batch) <= rows <= BATCH_ROWS
+        assert rows == 1 or rows * length <= BATCH_TOKENS
+        assert length % bucket == 0
+        assert longest <= length < longest * 1.125 + bucket
+    assert len({length for *_, length in found if length > 16 * bucket}) <= 8 * 10
+    shapes = {(rows, length) for _, rows, length in found}
+    assert len(shapes) == len({length for _, length in shapes}), "rows follow from the length"

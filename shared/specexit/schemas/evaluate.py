@@ -24,3 +24,6 @@ class EvaluateConfig(Config):
     out: Location = Field(description="JSON file to write")
     n: int | None = Field(default=None, gt=0, description="the first n traces; all by default")
     ttt_steps: int = Field(default=3, gt=0, description="draft steps to judge")
+    dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
+        default=None, description="of target and draft; by default float32 on a CPU, the target's on a TPU or GPU"
+    )
