@@ -63,8 +63,12 @@ def test_differences_are_relative_for_remaining_and_absolute_elsewhere():
 
 def test_a_token_that_cannot_be_drafted_is_held_against_its_own_size():
     theirs = np.array([[3.0, -20_000.0, -90.0]])
-    assert compare({"logits_0": theirs + [[0.0, 0.2, 0.0]]}, {"logits_0": theirs})["logits"] == pytest.approx(1e-5)
-    assert compare({"logits_0": theirs + [[0.0, 0.0, 0.2]]}, {"logits_0": theirs})["logits"] == pytest.approx(0.2)
+    assert compare({"logits_0": theirs + np.array([0.0, 0.2, 0.0])}, {"logits_0": theirs})["logits"] == pytest.approx(
+        1e-5
+    )
+    assert compare({"logits_0": theirs + np.array([0.0, 0.0, 0.2])}, {"logits_0": theirs})["logits"] == pytest.approx(
+        0.2
+    )
     within_reach = compare({"logits_0": np.array([[3.0, 2.0, -90.0]])}, {"logits_0": theirs})
     assert within_reach["logits"] > 1, "one side keeps the token out of reach and the other does not"
 
