@@ -28,6 +28,9 @@ from torch.nn import functional as F
 from specexit.drafts.directory import DraftConfig, DraftError, read_draft
 from specexit.drafts.rope import rotary_frequencies
 
+SCORES = 1 << 24
+"""Attention scores of a later draft step that exist at once, 64 MiB of them in float32."""
+
 Rows = Float[Tensor, "batch rows hidden"]
 Heads = Float[Tensor, "batch heads rows dim"]
 
@@ -81,11 +84,18 @@ class Attention(nn.Module):
         )
 
     def forward(
-        self, x: Float[Tensor, "batch rows two_hidden"], cache: list[tuple[Heads, Heads]]
+        self,
+        x: Float[Tensor, "batch rows two_hidden"],
+        cache: list[tuple[Float[Tensor, "batch heads _rows dim"], Float[Tensor, "batch heads _rows dim"]]],
+        at: Int[Tensor, " rows"],
     ) -> Float[Tensor, "batch rows hidden"]:
-        """One draft step; its keys and values are appended to ``cache``, whose length is the step's number."""
+        """One draft step; its keys and values are appended to ``cache``, whose length is the step's number.
+
+        ``at`` says which rows of the first pass these are: all of them in the first pass, the same ones in each later
+        step. No buffer of [rows, rows] is made.
+        """
         batch, rows, _ = x.shape
-        positions = torch.arange(rows, device=x.device) + len(cache)
+        positions = at + len(cache)
         frequency = torch.from_numpy(self.frequency).to(x.device)
         q = rotary(self.q_norm(self._split(self.q_proj(x), self.heads)), positions, frequency)
         k = rotary(self.k_norm(self._split(self.k_proj(x), self.kv)), positions, frequency)
@@ -93,18 +103,28 @@ class Attention(nn.Module):
         k, v = (part.repeat_interleave(shared, dim=1) for part in (k, self._split(self.v_proj(x), self.kv)))
         cache.append((k, v))
 
-        if len(cache) == 1:  # no buffer of [rows, rows]
+        if len(cache) == 1:
             mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.dim**-0.5)
-            return self.o_proj(mixed.transpose(1, 2).reshape(batch, rows, -1))
-        (first_k, first_v), later = cache[0], cache[1:]
-        seen: Bool[Tensor, "rows rows"] = torch.ones(rows, rows, dtype=torch.bool, device=x.device).tril()
+        else:
+            size = max(1, SCORES // (batch * self.heads * cache[0][0].shape[2]))
+            blocks = torch.arange(rows, device=x.device).split(size)
+            mixed = torch.cat([self._later_step(q, cache, at, block) for block in blocks], dim=2)
+        return self.o_proj(mixed.transpose(1, 2).reshape(batch, rows, -1))
+
+    def _later_step(
+        self, q: Heads, cache: list[tuple[Tensor, Tensor]], at: Int[Tensor, " rows"], block: Int[Tensor, " block"]
+    ) -> Float[Tensor, "batch heads block dim"]:
+        """What some rows mix: the first pass up to their own row, and their own key of each step since."""
+        (first_k, first_v), n, q = cache[0], cache[0][0].shape[2], q[:, :, block]
+        later = [(key[:, :, block], value[:, :, block]) for key, value in cache[1:]]
+        seen: Bool[Tensor, "block first"] = torch.arange(n, device=q.device) <= at[block, None]
         scores = [(q @ first_k.transpose(-1, -2)).masked_fill(~seen, -torch.inf)]
         scores += [(q * key).sum(-1, keepdim=True) for key, _ in later]
-        weights = F.softmax(torch.cat(scores, dim=-1).float() * self.dim**-0.5, dim=-1).to(x.dtype)
-        mixed = weights[..., :rows] @ first_v
+        weights = F.softmax(torch.cat(scores, dim=-1).float() * self.dim**-0.5, dim=-1).to(q.dtype)
+        mixed = weights[..., :n] @ first_v
         for j, (_, value) in enumerate(later):
-            mixed = mixed + weights[..., rows + j, None] * value
-        return self.o_proj(mixed.transpose(1, 2).reshape(batch, rows, -1))
+            mixed = mixed + weights[..., n + j, None] * value
+        return mixed
 
     def _split(self, x: Tensor, heads: int) -> Tensor:
         return x.unflatten(-1, (heads, self.dim)).transpose(1, 2)
@@ -137,11 +157,14 @@ class DraftLayer(nn.Module):
         self.mlp = MLP(size, config.intermediate_size)
         self.norm_before_residual = config.norm_before_residual
 
-    def forward(self, embeds: Rows, h: Rows, cache: list[tuple[Heads, Heads]]) -> Rows:
-        """``o_t``: the residual stream behind the layer, before the final norm."""
+    def forward(
+        self, embeds: Rows, h: Rows, cache: list[tuple[Tensor, Tensor]], at: Int[Tensor, " rows"] | None = None
+    ) -> Rows:
+        """``o_t``: the residual stream behind the layer, before the final norm; ``at`` as in `Attention`."""
+        at = torch.arange(h.shape[1], device=h.device) if at is None else at
         normed = self.hidden_norm(h)
         h = normed if self.norm_before_residual else h
-        h = h + self.self_attn(torch.cat([self.input_layernorm(embeds), normed], dim=-1), cache)
+        h = h + self.self_attn(torch.cat([self.input_layernorm(embeds), normed], dim=-1), cache, at)
         return h + self.mlp(self.post_attention_layernorm(h))
 
 
@@ -240,9 +263,10 @@ class Draft(nn.Module):
           aux: the target's aux hidden states ``f_0 ... f_{T-1}``, concatenated in the order of the config's layers.
           steps: draft steps, the first pass included.
           at: rows whose logits are wanted, where a whole sequence of them would be too large; those that a step does
-            not have are left out.
+            not have are left out. Later steps are computed at these rows alone.
         """
         rows = tokens.shape[1] - 1
+        chosen = torch.arange(rows, device=tokens.device) if at is None else at[at < rows]
         fused = self.fc(self._normed(aux))
         h = fused[:, :rows, : self.config.hidden_size]
         cache: list[tuple[Tensor, Tensor]] = []
@@ -250,12 +274,14 @@ class Draft(nn.Module):
         for step in range(steps):
             # Rows without a next token read a padding token; they are cut off below and no other row sees them.
             read = F.pad(tokens[:, 1 + step :], (0, step))
-            h = self.midlayer(F.embedding(read, self.embedding), h, cache)
+            if step:
+                read = read[:, chosen]
+            h = self.midlayer(F.embedding(read, self.embedding), h, cache, chosen if step else None)
             y = self.norm(h)
             h = y if self.config.norm_output else h
-            first = y if first is None else first
-            valid = y[:, : rows - step]
-            logits.append(self.lm_head(valid if at is None else valid[:, at[at < rows - step]]))
+            if first is None:
+                first, h, y = y, h[:, chosen], y[:, chosen]
+            logits.append(self.lm_head(y[:, chosen < rows - step]))
         return DraftOutput(logits, self._signals(fused, first))
 
     def signals(

@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from specexit.drafts.directory import FLOATS, DraftError, plain_copy, read_draft, write_draft
+from torch_specexit import draft as module
 from torch_specexit.draft import Draft
 
 TIME = 12
@@ -80,6 +82,46 @@ def test_a_draft_step_equals_drafting_with_a_cache_from_that_row(draft, inputs):
         logits = draft.lm_head(draft.norm(o))[0, -1]
         # Other summation order; logits are of order 1.
         torch.testing.assert_close(logits, expected[t], atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("scores", [1, 3 * TIME * 4, module.SCORES])
+def test_chosen_rows_are_those_of_the_whole(draft, inputs, monkeypatch, scores):
+    _, tokens, aux = inputs
+    whole = draft(tokens, aux, steps=3)
+    monkeypatch.setattr(module, "SCORES", scores)
+    at = torch.tensor([0, 3, 4, TIME - 4, TIME - 3, TIME - 2, TIME - 1])
+    for chosen, rows in ((None, torch.arange(TIME)), (at, at)):
+        some = draft(tokens, aux, steps=3, at=chosen)
+        for step in range(3):
+            # The same sums in another blocking; logits are of order 1.
+            expected = whole.logits[step][:, rows[rows < TIME - 1 - step]]
+            torch.testing.assert_close(some.logits[step], expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(some.raw_signals, whole.raw_signals, atol=1e-5, rtol=0, equal_nan=True)
+
+
+class Largest(TorchDispatchMode):
+    """The most elements of any tensor that an operation returned."""
+
+    def __init__(self):
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        for one in found if isinstance(found, tuple | list) else [found]:
+            if isinstance(one, torch.Tensor):
+                self.elements = max(self.elements, one.numel())
+        return found
+
+
+@pytest.mark.parametrize("at", [None, torch.arange(0, 4000, 20)])
+def test_no_step_makes_a_buffer_of_rows_by_rows(draft, inputs, monkeypatch, at):
+    monkeypatch.setattr(module, "SCORES", 1 << 20)
+    time, embedding = 4096, inputs[0]
+    tokens = torch.arange(time)[None] % len(embedding)
+    with Largest() as seen, torch.inference_mode():
+        draft(tokens, torch.ones(1, time, 192), steps=3, at=at)
+    assert time * 192 <= seen.elements <= 2 << 20
 
 
 def test_the_plain_copy_drafts_the_same_and_has_no_signals(draft, inputs, tmp_path_factory, write_random_draft):

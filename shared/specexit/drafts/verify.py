@@ -16,6 +16,7 @@ import sys
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
+from signal import SIGKILL
 from typing import Any
 
 import numpy as np
@@ -165,6 +166,11 @@ def _probe(side: str, config: VerifyConfig, out: Path) -> Path:
     command += ["--target", target, "--n", str(config.n), "--out", str(out)]
     command += ["--steps", str(config.steps), "--rows", str(config.rows), "--tokens", str(config.tokens)]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"JAX_PLATFORMS": "cpu"})
+    if done.returncode == -SIGKILL:
+        raise VerifyError(
+            f"python -m {PROBES[side]} was killed, as is done where memory runs out: expected a smaller "
+            f"tokens={config.tokens}, or more memory"
+        )
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise VerifyError(f"python -m {PROBES[side]} failed with exit code {done.returncode}: {last}")
