@@ -27,6 +27,9 @@ WORTH = 0.03
 """Tokens per step that a repair has to be worth, beside being no chance."""
 READS = 0.05
 """Tokens per step that the target's states have to be worth to a draft that reads them."""
+BEGINNING = 1024
+"""Tokens of a trace on which repairs are tried. A mistake shows there; and further on than a draft was trained, another
+RoPE may do better than its own without a mistake."""
 
 States = Mapping[int, Float[Tensor, "time hidden"]]
 """Layer -> the target's residual stream behind it."""
@@ -166,6 +169,7 @@ class Mistakes:
         self.blind = Repair("", "", config, layers, embedding=own, aux=_elsewhere)
         self.repairs = list(repairs(config, weights, target, embedding))
         self._embedding = own
+        self._whole: list[np.ndarray] = []
         self._found: dict[int, list[np.ndarray]] = {}
 
     def read(self, tokens: Int[np.ndarray, " time"], first: int, states: States) -> None:
@@ -176,12 +180,21 @@ class Mistakes:
           first: row of its first generated token: row ``t`` drafts token ``t + 2``.
           states: the target's.
         """
-        rows = np.arange(first, len(tokens) - 1 - self.steps)
+        rows = self._rows(first, len(tokens))
         if not len(rows):
             return
-        rows = rows[np.unique(np.rint(np.linspace(0, len(rows) - 1, min(len(rows), self.most))).astype(int))]
+        self._whole.append(self._accepted(self.as_it_is, tokens, rows, states))
+        if len(tokens) > first + BEGINNING:
+            tokens = tokens[: first + BEGINNING]
+            rows, states = self._rows(first, len(tokens)), {k: state[: len(tokens)] for k, state in states.items()}
         for i, repair in enumerate((self.as_it_is, self.blind, *self.repairs)):
             self._found.setdefault(i, []).append(self._accepted(repair, tokens, rows, states))
+
+    def _rows(self, first: int, time: int) -> Int[np.ndarray, " rows"]:
+        """Rows of so many tokens that are read, at most `most`, spread evenly."""
+        rows = np.arange(first, time - 1 - self.steps)
+        places = np.linspace(0, len(rows) - 1, min(len(rows), self.most))
+        return rows[np.unique(np.rint(places).astype(int))]
 
     @torch.inference_mode()
     def _accepted(
@@ -219,7 +232,7 @@ class Mistakes:
                 "fc rows are random, or look so: acceptance length is "
                 f"{now.length:.2f}, and {acceptance(blind).length:.2f} with the target's states of another position"
             )
-        return {"acceptance": now._asdict(), "mistakes": mistakes}
+        return {"acceptance": acceptance(np.concatenate(self._whole))._asdict(), "mistakes": mistakes}
 
 
 def _elsewhere(states: States, layers: tuple[int, ...]) -> Float[Tensor, "time aux_hidden"]:

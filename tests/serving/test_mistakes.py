@@ -10,6 +10,7 @@ import torch
 
 from specexit.drafts.directory import read_draft, vocabulary_tensors
 from tests.serving.make_draft import texts
+from torch_specexit import mistakes as module
 from torch_specexit.draft import as_torch
 from torch_specexit.features import TargetFeatures
 from torch_specexit.mistakes import Mistakes, layers_of
@@ -54,6 +55,18 @@ def test_of_a_sound_draft_nothing_is_said(sound, target, features, written):
     length, mistakes = found(sound, target, features, written)
     assert mistakes == []
     assert length > 1.5
+
+
+def test_what_is_wrong_far_from_the_beginning_alone_is_no_mistake(sound, target, features, written, monkeypatch):
+    """As where a trace is longer than what a draft was trained on; its acceptance is still that of the whole trace."""
+
+    def drifting(states):
+        return {layer: torch.cat([state[:110], state[110:].roll(1, dims=0)]) for layer, state in states.items()}
+
+    length, (said,) = found(sound, target, features, written, misread=drifting)
+    assert said.startswith("positions look off by one")
+    monkeypatch.setattr(module, "BEGINNING", 50)
+    assert found(sound, target, features, written, misread=drifting) == (length, [])
 
 
 def shifted_layers(config, tensors):

@@ -1,29 +1,32 @@
-"""One step of the exit rule in numpy, for tables on a CPU: the oracle of the Triton kernel, line by line, and what runs
-where there is no Triton.
+"""One step of the exit rule in plain Python, one request after the other, for tables on a CPU: the oracle of the Triton
+kernel, and what runs where there is no Triton.
 
-Lanes are requests, as in the kernel. The arrays share the tensors' memory, so nothing is copied but the rows of the
-step's requests, out of the tables and back.
+What are lanes and masks in the kernel are requests and conditions here. A step of a few requests costs some ten
+microseconds each that way, where the many small operations of numpy cost a millisecond for one.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from specexit.method.signals import NAMES, activate
 from torch_specexit.plugin.worker import rule
-from torch_specexit.plugin.worker.loops import BASES, FINGERPRINT, PRIMES, LoopSearch
+from torch_specexit.plugin.worker.loops import BASES, PRIMES, LoopSearch
 from torch_specexit.plugin.worker.rule import (
     BEFORE,
     BOUNDARY,
     EXIT,
     INTERRUPT,
     LOOP,
+    OTHER,
     OVER,
     THINKING,
     THOUGHT,
@@ -32,59 +35,69 @@ from torch_specexit.plugin.worker.rule import (
 )
 from torch_specexit.plugin.worker.slots import Slots
 
-_SIGNS = np.array(rule.SIGNS, np.float32)
-_STRINGS = np.int32(rule.BEGINS - 1)
+_STRINGS = rule.BEGINS - 1
 _OUTPUTS = rule.STATE.index("outputs")
+_MOVING = tuple(f"moving_{name}" for name in NAMES)
 
-Lane = np.ndarray
-"""One value for each request."""
+Signals = Sequence[float]
+"""One value for each of `specexit.method.signals.SIGNALS`, as float32 has it."""
 
 
-class Lanes:
-    """The rows of some requests, out of the tables: a column of each by its name, views of one array."""
+class Asked:
+    """What a request asks for: its rows of `Tables.knobs`, by the names of their columns, and of `Tables.weights`."""
 
-    def __init__(self, tables: rule.Tables, rows: Int[np.ndarray, " lanes"]):
-        self.rows = rows
-        self.state = tables.state.numpy()[rows]
-        self.column = dict(zip(rule.STATE, self.state.T, strict=True))
-        self.knob = dict(zip(rule.KNOBS, tables.knobs.numpy()[rows].T, strict=True))
-        weights = tables.weights.numpy()[rows]
-        self.limits, self.early, self.alpha = np.split(weights, (len(NAMES), 2 * len(NAMES)), axis=1)
-        verdict, moving = (rule.STATE.index(name) for name in (NAMES[0], f"moving_{NAMES[0]}"))
-        self.verdict = self.state[:, verdict : verdict + len(NAMES)]
-        self.moving = self.state[:, moving : moving + len(NAMES)]
-        looks = rule.STATE.index(FINGERPRINT[0])
-        self.rolling, self.anchor = self.state[:, looks : looks + 2], self.state[:, looks + 2 : looks + 4]
+    def __init__(self, knobs: list[int], weights: list[float]):
+        self.knob: Any = SimpleNamespace(**dict(zip(rule.KNOBS, knobs, strict=True)))
+        self.limits, self.early, self.alpha = weights[: len(NAMES)], weights[len(NAMES) : -1], weights[-1]
+        self.has_early = any(map(math.isfinite, self.early))
 
-    def put(self, name: str, where: Bool[np.ndarray, " lanes"], value: Any) -> None:
-        """Set a column where a condition holds."""
-        np.copyto(self.column[name], value, where=where, casting="unsafe")
 
-    def may_end(self) -> Bool[np.ndarray, " lanes"]:
+class Row:
+    """A request: its row of `Tables.state`, by the names of its columns, and what it asks for."""
+
+    def __init__(self, place: int, state: list[float], asked: Asked):
+        self.place, self.asked, self.knob = place, asked, asked.knob
+        self.state: Any = SimpleNamespace(**dict(zip(rule.STATE, state, strict=True)))
+
+    def columns(self) -> list[float]:
+        """Its row of `Tables.state`."""
+        return list(vars(self.state).values())
+
+    def may_end(self) -> bool:
         """Whether thinking may still be ended: exits are wanted, and there was none in shadow mode; or the client says
         so."""
-        wanted = (self.column["would_exit"] == 0) & (self.column["on"] > 0)
-        return wanted | (self.knob["cause"] == INTERRUPT)
+        return (self.state.would_exit == 0 and self.state.on > 0) or self.knob.cause == INTERRUPT
 
-    def was_near(self) -> Bool[np.ndarray, " lanes"]:
-        """Whether the early thresholds held so many tokens before the last one, as far as that is known."""
-        behind = rule.EARLY_TOKENS - self.column["unread"].astype(int)
-        return (behind < 0) | (self.column["near"].astype(int) >> np.maximum(behind, 0) & 1 > 0)
+    def pass_over(self) -> bool:
+        """Whether the early thresholds pass over a boundary behind the last token, which then has not passed.
 
-    def pass_over(self, boundary: Bool[np.ndarray, " lanes"]) -> Bool[np.ndarray, " lanes"]:
-        """Boundaries that are to be judged; those that the early thresholds pass over have not passed."""
-        judged = boundary & (self.was_near() | (self.column["thoughts"] >= self.knob["most"]))
-        self.put("streak", boundary & ~judged, 0)
-        return judged
+        They held so many tokens before it, as far as that is known, where it is to be judged.
+        """
+        behind = rule.EARLY_TOKENS - int(self.state.unread)
+        if behind < 0 or int(self.state.near) >> behind & 1 or self.state.thoughts >= self.knob.most:
+            return False
+        self.state.streak = 0
+        return True
 
-    def take_in(self, known: Bool[np.ndarray, " lanes"], values: Float[np.ndarray, "lanes signals"]) -> None:
+    def take_in(self, values: Signals) -> None:
         """The signals of the next thinking token."""
-        near = (values * _SIGNS >= self.early).all(axis=1)
-        self.put("near", known, (self.column["near"].astype(int) << 1 | near) & rule.ALL_NEAR)
+        if self.asked.has_early:
+            self.state.near = (int(self.state.near) << 1 | passes(values, self.asked.early)) & rule.ALL_NEAR
 
-    def tell(self, where: Bool[np.ndarray, " lanes"]) -> None:
-        """There is news of some."""
-        self.put("told", where, 0)
+    def judge(self, values: Signals) -> None:
+        """Judge a boundary."""
+        state, knob = self.state, self.knob
+        state.streak = state.streak + 1 if passes(values, self.asked.limits) else 0
+        vars(state).update(zip(NAMES, values, strict=True), judged=1, told=0)
+        if state.thoughts >= knob.most:
+            state.deferred = knob.cause
+        if state.streak >= knob.patience:
+            state.deferred = EXIT
+
+
+def passes(values: Signals, limits: Signals) -> bool:
+    """`specexit.method.decision.passes`."""
+    return all(sign * value >= limit for sign, value, limit in zip(rule.SIGNS, values, limits, strict=True))
 
 
 class Twin:
@@ -99,208 +112,225 @@ class Twin:
 
     def __init__(self, slots: Slots, markers: Markers, source: str, *, smooth: bool = False):
         self.slots, self.source, self.smooth = slots, source, smooth
-        self._meaning, self._closing = markers.bits.numpy(), markers.closing.numpy()
+        self._meaning, self._closing = markers.bits.numpy(), markers.closing.tolist()
         self._marker = self._closing[len(self._closing) - markers.n_marker :]
         self._loops = markers.loops
         self._before: dict[str, int] = {}
+        self._asked: dict[int, Asked] = {}
+        """By their places, since the slots last changed."""
+        self._changes = slots.changes
         self.forced = torch.zeros(0, dtype=torch.bool)
         self.report = torch.zeros(0, len(rule.REPORT))
 
     def step(self, sampled: Sampled, signals: Float[Tensor, "rows *last signals"], failed: Float[Tensor, " 1"]) -> None:
         """See `torch_specexit.plugin.worker.rule.Rule`."""
         self.slots.flush()
-        active, raw = not failed.item() > 0, signals.numpy()
+        active, values = not failed.item() > 0, activate(signals.numpy()).tolist()
         if self.source == "draft":
-            self._judge_left_out(sampled.requests, raw, active=active)
-        lanes = Lanes(self.slots.tables, np.array([self.slots.row_of[name] for name in sampled.requests], int))
-        drawn, tokens = sampled.n.numpy().astype(np.int64), sampled.tokens.numpy()
-        first = np.concatenate([[0], sampled.ends.numpy()])[:-1].astype(np.int64)
-        self._reconcile(lanes, sampled, drawn, first)
-        if self.source == "draft":
-            self._judge_last(lanes, raw, active=active)
-        self._remember(lanes, drawn > 0)
-        n, forced = drawn.copy(), np.zeros(len(drawn), bool)
-        for j in range(tokens.shape[1]):
-            now = j < n
-            if self.source == "fc":
-                self._judge_row(lanes, now, raw, first + j, active=active)
-            replaced = self._force(lanes, now, tokens[:, j], active=active)
-            boundary = self._read(lanes, now, tokens[:, j])
-            forced |= replaced
-            stops = boundary & active if self.source == "draft" else False
-            n = np.where(replaced | stops, np.minimum(n, j + 1), n)
-        self._write(lanes, sampled, drawn, n, forced, active=active)
+            self._judge_left_out(sampled.requests, values, active=active)
+        rows = self._rows([self.slots.row_of[name] for name in sampled.requests])
+        fed, positions = sampled.logits_rows.numpy(), sampled.positions.numpy()
+        drawn, tokens, begin = list(map(int, sampled.n.tolist())), sampled.tokens.tolist(), 0
+        kept, forced = [], []
+        for row, text, n, end in zip(rows, tokens, drawn, sampled.ends.tolist(), strict=True):
+            if n:
+                self._reconcile(row, int(positions[fed[begin]]) + 1 - row.knob.prompt)
+            if self.source == "draft":
+                self._judge_last(row, values, active=active)
+            if n:
+                self._remember(row)
+            read, replaced = self._read_step(row, text, n, values[begin:end], active=active)
+            kept.append(read)
+            forced.append(replaced)
+            begin = end
+        self._write(rows, sampled, drawn, kept, tokens, active=active)
+        self.forced = torch.tensor(forced, dtype=torch.bool)
 
-    def _reconcile(self, lanes: Lanes, sampled: Sampled, drawn: Lane, first: Lane) -> None:
+    def _rows(self, places: list[int]) -> list[Row]:
+        if self._changes != self.slots.changes:
+            self._asked.clear()
+            self._changes = self.slots.changes
+        unknown = [place for place in places if place not in self._asked]
+        if unknown:
+            knobs, weights = (table.numpy()[unknown].tolist() for table in self.slots.tables[1:3])
+            self._asked |= zip(unknown, map(Asked, knobs, weights), strict=True)
+        state = self.slots.tables.state.numpy()[places].tolist()
+        return [Row(place, columns, self._asked[place]) for place, columns in zip(places, state, strict=True)]
+
+    def _reconcile(self, row: Row, outputs: int) -> None:
         """Go back to where vLLM has gone on from, where that is not behind the last step that a row has seen."""
-        fed = sampled.logits_rows.numpy()[np.minimum(first, len(sampled.logits_rows) - 1)] if len(first) else first
-        outputs = sampled.positions.numpy()[fed] + 1 - lanes.knob["prompt"] if len(first) else first
-        for i in np.flatnonzero((drawn > 0) & (outputs != lanes.column["outputs"])):
-            past = self.slots.tables.past.numpy()[lanes.rows[i]]
-            found = np.flatnonzero(past[:, _OUTPUTS] == outputs[i])
-            past[past[:, _OUTPUTS] > outputs[i], _OUTPUTS] = -1  # of a branch that vLLM has dropped
-            if len(found):
-                lanes.state[i] = past[found[0]]
-            else:  # nothing is left to be judged, or due
-                for name in ("on", "unread", "last", "matched", "deferred", "closed", "looping"):
-                    lanes.column[name][i] = 0
-            lanes.column["outputs"][i] = outputs[i]
-            lanes.column["told"][i] = 0
+        if outputs == row.state.outputs:
+            return
+        past = self.slots.tables.past.numpy()[row.place]
+        found = np.flatnonzero(past[:, _OUTPUTS] == outputs)
+        past[past[:, _OUTPUTS] > outputs, _OUTPUTS] = -1  # of a branch that vLLM has dropped
+        if len(found):
+            vars(row.state).update(zip(rule.STATE, past[found[0]].tolist(), strict=True))
+        else:  # nothing is left to be judged, or due
+            lost = ("on", "unread", "last", "matched", "deferred", "closed", "looping")
+            vars(row.state).update(dict.fromkeys(lost, 0))
+        row.state.outputs, row.state.told = outputs, 0
 
-    def _judge_left_out(
-        self, requests: Sequence[str], raw: Float[np.ndarray, "rows last signals"], *, active: bool
-    ) -> None:
+    def _judge_left_out(self, requests: Sequence[str], values: Sequence[Sequence[Signals]], *, active: bool) -> None:
         """Source ``draft``: judge the requests of the last step that this one leaves out."""
         here, row_of = set(requests), self.slots.row_of
-        rows = [row for name, row in self._before.items() if name not in here and row_of.get(name) == row]
-        if rows:
-            lanes = Lanes(self.slots.tables, np.array(rows, int))
-            self._judge_last(lanes, raw, active=active)
-            self.slots.tables.state.numpy()[lanes.rows] = lanes.state
+        left_out = [row for name, row in self._before.items() if name not in here and row_of.get(name) == row]
+        for row in self._rows(left_out) if left_out else []:
+            self._judge_last(row, values, active=active)
+            self.slots.tables.state.numpy()[row.place] = row.columns()
         self._before = {name: row_of[name] for name in requests}
 
-    def _judge_last(self, lanes: Lanes, raw: Float[np.ndarray, "rows last signals"], *, active: bool) -> None:
-        """Source ``draft``: take in the signals of the last step, and judge the boundaries that it has ended with."""
-        rows, unread = lanes.column["row"].astype(int), lanes.column["unread"].astype(int)
-        if np.isfinite(lanes.early).any():
-            for back in reversed(range(unread.max(initial=0))):
-                known = unread > back
-                lanes.take_in(known, activate(raw[np.where(known, rows, 0), back]))
-        lanes.column["unread"][:] = 0
-        asks = lanes.pass_over(lanes.column["last"] == BOUNDARY) & active
-        if asks.any():
-            self._judge(lanes, asks, activate(raw[np.where(asks, rows, 0), 0]))
-        lanes.put("last", lanes.column["last"] == BOUNDARY, THOUGHT)  # only once
+    def _judge_last(self, row: Row, values: Sequence[Sequence[Signals]], *, active: bool) -> None:
+        """Source ``draft``: take in the signals of the last step, and judge its last token, if it was a boundary."""
+        state = row.state
+        for back in reversed(range(int(state.unread))):
+            row.take_in(values[int(state.row)][back])
+        state.unread = 0
+        if state.last == BOUNDARY:
+            if not row.pass_over() and active:
+                row.judge(values[int(state.row)][0])
+            state.last = THOUGHT  # only once
 
-    def _judge_row(
-        self, lanes: Lanes, now: Lane, raw: Float[np.ndarray, "rows signals"], rows: Lane, *, active: bool
-    ) -> None:
-        """Source ``fc``: judge the input token of a row."""
-        asks = now & (lanes.column["last"] == BOUNDARY) & lanes.may_end() & active
-        thought = now & (lanes.column["last"] >= THOUGHT)
-        lanes.put("unread", now, 0)
-        if not self.smooth and not asks.any() and not np.isfinite(lanes.early).any():
-            return
-        values = activate(raw[np.where(now, rows, 0)])
-        if self.smooth:
-            values = self._average(lanes, thought, values)
-        lanes.take_in(thought, values)
-        self._judge(lanes, asks, values)
+    def _remember(self, row: Row) -> None:
+        """Leave a copy of a row, for steps that vLLM may drop."""
+        slot = int(row.state.slot)
+        self.slots.tables.past.numpy()[row.place, slot] = row.columns()
+        row.state.slot = (slot + 1) % rule.STEPS_BACK
 
-    def _average(
-        self, lanes: Lanes, thought: Bool[np.ndarray, " lanes"], values: Float[np.ndarray, "lanes signals"]
-    ) -> Float[np.ndarray, "lanes signals"]:
-        """The moving average, behind one more value where there is a thinking token."""
-        mixed = lanes.alpha * values + (1 - lanes.alpha) * lanes.moving
-        started = lanes.column["smoothed"][:, None] > 0
-        np.copyto(lanes.moving, np.where(started, mixed, values), where=thought[:, None])
-        lanes.put("smoothed", thought, 1)
-        return lanes.moving
+    def _read_step(
+        self, row: Row, tokens: list[int], drawn: int, values: Sequence[Any], *, active: bool
+    ) -> tuple[int, bool]:
+        """Take in the tokens of a step, and put closing tokens in their place where they are due.
 
-    def _judge(
-        self, lanes: Lanes, asks: Bool[np.ndarray, " lanes"], values: Float[np.ndarray, "lanes signals"]
-    ) -> None:
-        """Judge where there is a boundary."""
-        good = (values * _SIGNS >= lanes.limits).all(axis=1)
-        lanes.put("streak", asks, np.where(good, lanes.column["streak"] + 1, 0))
-        lanes.put("judged", asks, 1)
-        np.copyto(lanes.verdict, values, where=asks[:, None])
-        passed = lanes.column["streak"] >= lanes.knob["patience"]
-        lanes.put("deferred", asks & (lanes.column["thoughts"] >= lanes.knob["most"]), lanes.knob["cause"])
-        lanes.put("deferred", asks & passed, EXIT)
-        lanes.tell(asks)
+        Returns:
+          How many are left of them, and whether the last one was put there.
+        """
+        for j in range(drawn):
+            if self.source == "fc":
+                self._judge_token(row, values[j], active=active)
+            forced = self._force(row, tokens, j, active=active)
+            boundary = self._read(row, tokens[j])
+            if forced or (boundary and active and self.source == "draft"):
+                return j + 1, forced
+        return drawn, False
 
-    def _remember(self, lanes: Lanes, here: Bool[np.ndarray, " lanes"]) -> None:
-        """Leave a copy of each row, for steps that vLLM may drop."""
-        slot = lanes.column["slot"].astype(int)
-        self.slots.tables.past.numpy()[lanes.rows[here], slot[here]] = lanes.state[here]
-        lanes.put("slot", here, (slot + 1) % rule.STEPS_BACK)
+    def _judge_token(self, row: Row, values: Signals, *, active: bool) -> None:
+        """Source ``fc``: judge the token in front, by the row that has drawn the next one."""
+        state = row.state
+        state.unread = 0
+        if state.last >= THOUGHT:
+            values = self._average(row, values) if self.smooth else values
+            row.take_in(values)
+        if state.last == BOUNDARY and row.may_end() and active:
+            row.judge(values)
 
-    def _force(self, lanes: Lanes, now: Bool[np.ndarray, " lanes"], tokens: Lane, *, active: bool) -> Lane:
+    def _average(self, row: Row, values: Signals) -> Signals:
+        """The moving average, behind one more value."""
+        state, alpha = row.state, np.float32(row.asked.alpha)
+        if state.smoothed:
+            moving = np.array([getattr(state, name) for name in _MOVING], np.float32)
+            values = (alpha * np.array(values, np.float32) + (1 - alpha) * moving).tolist()
+        vars(state).update(zip(_MOVING, values, strict=True), smoothed=1)
+        return values
+
+    def _force(self, row: Row, tokens: list[int], j: int, *, active: bool) -> bool:
         """Put the closing token that is due in the place of what was drawn; in shadow mode, only take note of it.
 
         Returns:
-          Where something else was drawn.
+          Whether something else was drawn.
         """
-        column, knob = lanes.column, lanes.knob
-        thinking = now & (column["phase"] == THINKING) & lanes.may_end()
-        capped = column["thoughts"] >= knob["hard"]
-        at_any = thinking & (column["deferred"] == 0) & (column["matched"] == 0) & (capped | (column["looping"] > 0))
-        lanes.put("deferred", at_any & active, np.where(capped, knob["cause"], LOOP))
-        due = now & (column["deferred"] > 0)
-        noted = due & (knob["shadow"] > 0)
-        lanes.put("would_exit", noted & (column["would_exit"] == 0), column["thoughts"])
-        lanes.put("deferred", noted, 0)
-        lanes.tell(noted)
-        due &= ~noted & active
-        if not due.any():
-            return due
-        closed = column["closed"].astype(int)
-        wanted = self._closing[np.where(due, closed, 0)]
-        replaced = due & (tokens != wanted)
-        np.copyto(tokens, wanted, where=replaced, casting="unsafe")
-        lanes.put("exited", due, column["deferred"])
-        lanes.put("on", due, 1)
-        done = due & (closed + 1 == len(self._closing))
-        lanes.put("closed", due, np.where(done, 0, closed + 1))
-        lanes.put("deferred", done, 0)
-        lanes.tell(due)
+        state, knob = row.state, row.knob
+        capped = state.thoughts >= knob.hard
+        at_any = state.phase == THINKING and (capped or state.looping) and not state.deferred and not state.matched
+        if at_any and active and row.may_end():
+            state.deferred = knob.cause if capped else LOOP
+        if not state.deferred:
+            return False
+        if knob.shadow:
+            state.would_exit = state.would_exit or state.thoughts
+            state.deferred = state.told = 0
+            return False
+        if not active:
+            return False
+        closed = int(state.closed)
+        replaced = tokens[j] != self._closing[closed]
+        tokens[j] = self._closing[closed]
+        state.exited, state.on, state.told = state.deferred, 1, 0
+        if closed + 1 == len(self._closing):
+            state.closed = state.deferred = 0
+        else:
+            state.closed = closed + 1
         return replaced
 
-    def _read(self, lanes: Lanes, now: Bool[np.ndarray, " lanes"], tokens: Lane) -> Lane:
-        """Take in one token; returns where it is a boundary."""
-        column, knob = lanes.column, lanes.knob
-        inside = now & (tokens >= 0) & (tokens < len(self._meaning) - 1)
-        meant = self._meaning[np.where(inside, tokens, -1)] & knob["wanted"]
-        thinking = now & (column["phase"] == THINKING)
-        begins = now & (column["phase"] == BEFORE) & (meant >= rule.BEGINS)
-        matched = column["matched"].astype(int)
-        goes_on = tokens == self._marker[np.where(thinking, matched, 0)]
-        matched = np.where(goes_on, matched + 1, tokens == self._marker[0])
-        ends = thinking & (matched == len(self._marker))
-        thought = thinking & ~ends
-        lanes.put("matched", thinking, np.where(ends, 0, matched))
+    def _read(self, row: Row, token: int) -> bool:
+        """Take in one token; returns whether it is a boundary that is to be judged."""
+        state, knob = row.state, row.knob
+        meant = int(self._meaning[token]) & knob.wanted if 0 <= token < len(self._meaning) - 1 else 0
+        state.outputs += 1
+        state.last = OTHER
+        if state.phase == BEFORE and meant >= rule.BEGINS:
+            state.phase, state.start, state.told = THINKING, state.outputs, 0
+        elif state.phase == THINKING:
+            matched = int(state.matched)
+            state.matched = matched + 1 if token == self._marker[matched] else int(token == self._marker[0])
+            if state.matched == len(self._marker):
+                state.phase, state.matched, state.told = OVER, 0, 0
+                state.thoughts -= len(self._marker) - 1
+            else:
+                state.last = THOUGHT
+                self._think(row, token)
+        is_split = state.last == THOUGHT and not state.matched and not state.closed and meant & _STRINGS
+        if is_split and state.thoughts >= knob.least and row.may_end() and not row.pass_over():
+            state.last = BOUNDARY
+        return state.last == BOUNDARY
+
+    def _think(self, row: Row, token: int) -> None:
+        """Count one more thinking token."""
         if self._loops is not None:
-            self._look_for_loops(lanes, thought, tokens, self._loops)
-        column["thoughts"] += thought
-        column["unread"] += thought
-        column["thoughts"] -= (len(self._marker) - 1) * ends
-        column["outputs"] += now
-        boundary = thought & (column["matched"] == 0) & (column["closed"] == 0) & ((meant & _STRINGS) != 0)
-        boundary = lanes.pass_over(boundary & (column["thoughts"] >= knob["least"]) & lanes.may_end())
-        lanes.put("start", begins, column["outputs"])
-        lanes.put("phase", begins, THINKING)
-        lanes.put("phase", ends, OVER)
-        lanes.put("last", now, thought.astype(int) + boundary)
-        lanes.tell(begins | ends)
-        return boundary
+            self._look_for_loops(row, token, self._loops)
+        row.state.thoughts += 1
+        row.state.unread += 1
 
-    def _look_for_loops(
-        self, lanes: Lanes, thought: Bool[np.ndarray, " lanes"], tokens: Lane, search: LoopSearch
-    ) -> None:
+    def _look_for_loops(self, row: Row, token: int, search: LoopSearch) -> None:
         """Take a thinking token into the fingerprint of the last ones; see `torch_specexit.plugin.worker.loops`."""
-        recent, n = self.slots.tables.recent.numpy(), lanes.column["thoughts"].astype(np.int64)
-        oldest = np.where(n >= search.span, recent[lanes.rows, (n - search.span) % search.ring], 0).astype(np.int64)
-        entering = tokens.astype(np.int64) + 1
-        mixed = lanes.rolling.astype(np.int64) * BASES + entering[:, None] + oldest[:, None] * search.leaving
-        np.copyto(lanes.rolling, mixed % PRIMES, where=thought[:, None], casting="unsafe")
-        recent[lanes.rows[thought], n[thought] % search.ring] = entering[thought]
-        lanes.put("looping", thought & (lanes.rolling == lanes.anchor).all(axis=1), 1)
-        remembered = thought & (n + 1 >= search.span) & ((n + 1) % search.period == 0)
-        np.copyto(lanes.anchor, lanes.rolling, where=remembered[:, None])
+        recent, n, state = self.slots.tables.recent.numpy()[row.place], int(row.state.thoughts), row.state
+        oldest = int(recent[(n - search.span) % search.ring]) if n >= search.span else 0
+        recent[n % search.ring] = token + 1
+        rolling = [
+            (int(value) * base + token + 1 + oldest * leaving) % prime
+            for value, base, leaving, prime in zip(
+                (state.rolling_0, state.rolling_1), BASES, search.leaving, PRIMES, strict=True
+            )
+        ]
+        state.rolling_0, state.rolling_1 = rolling
+        if rolling == [state.anchor_0, state.anchor_1]:
+            state.looping = 1
+        if n + 1 >= search.span and (n + 1) % search.period == 0:
+            state.anchor_0, state.anchor_1 = rolling
 
-    def _write(self, lanes: Lanes, sampled: Sampled, drawn: Lane, n: Lane, forced: Lane, *, active: bool) -> None:
+    def _write(
+        self,
+        rows: Sequence[Row],
+        sampled: Sampled,
+        drawn: list[int],
+        kept: list[int],
+        tokens: list[list[int]],
+        *,
+        active: bool,
+    ) -> None:
         """Hand the step back, and the rows to the tables."""
-        here, size = drawn > 0, len(drawn)
-        changed = (here & (lanes.column["told"] == 0)).astype(np.float32) if active else np.full(size, -1, np.float32)
-        lanes.put("told", here, 1)
-        lanes.column["row"][:] = np.arange(size)
-        self.slots.tables.state.numpy()[lanes.rows] = lanes.state
-        sampled.n.numpy()[:] = n
+        changed = []
+        for i, row in enumerate(rows):
+            if drawn[i] and sampled.padded:
+                tokens[i][kept[i] :] = [-1] * (len(tokens[i]) - kept[i])
+            changed.append(float(drawn[i] > 0 and row.state.told == 0) if active else -1.0)
+            row.state.told, row.state.row = 1 if drawn[i] else row.state.told, i
+        columns = [row.columns() for row in rows]
+        if rows:
+            self.slots.tables.state.numpy()[[row.place for row in rows]] = columns
+            sampled.tokens.numpy()[:] = tokens
+            sampled.n.numpy()[:] = kept
         if sampled.rejected is not None:
-            sampled.rejected.numpy()[:] += (drawn - n).astype(np.int32)
-        if sampled.padded:
-            behind = np.arange(sampled.tokens.shape[1]) >= n[:, None]
-            sampled.tokens.numpy()[behind & here[:, None]] = -1
-        self.forced = torch.from_numpy(forced)
-        self.report = torch.from_numpy(np.column_stack([lanes.state[:, : len(rule.RECORD)], changed]))
+            sampled.rejected.numpy()[:] += np.subtract(drawn, kept).astype(np.int32)
+        report = [[*state[: len(rule.RECORD)], news] for state, news in zip(columns, changed, strict=True)]
+        self.report = torch.tensor(report, dtype=torch.float32).reshape(len(rows), len(rule.REPORT))
