@@ -1,4 +1,4 @@
-"""The exit rule in numpy against its definition, `specexit.method.decision`, without an engine."""
+"""The exit rule in plain Python against its definition, `specexit.method.decision`, without an engine."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 Lanes are requests. Each walks through the few tokens of its step, one after the other, as
 `specexit.method.decision.ExitRule` does; its state is read from the tables and written back in place. `twin` is the
-same in numpy, and its oracle.
+same in plain Python, and its oracle.
 
 This module needs Triton; it is imported where there is a GPU, or Triton's interpreter.
 """

@@ -1,5 +1,5 @@
 """What the two versions of the exit rule share: the tables they work on. `specexit.method.decision` is the definition;
-`kernel` is one step of it for a whole batch as one Triton kernel, `twin` the same in numpy, on a CPU's memory.
+`kernel` is one step of it for a whole batch as one Triton kernel, `twin` the same in plain Python, on a CPU's memory.
 
 Both are one state machine. The tokens of a step are read one after the other; before each, the token in front of it is
 judged if it was a boundary and its signals are known; a verdict of exit puts the closing tokens (``</think>``, behind a
