@@ -31,7 +31,7 @@ from torch_specexit.plugin.worker.rule import (
     Sampled,
 )
 from torch_specexit.plugin.worker.slots import Slots
-from torch_specexit.plugin.worker.twin import Twin
+from torch_specexit.plugin.worker.twin import Row, Twin
 
 sources = pytest.mark.parametrize("source", ["draft", "fc"])
 
@@ -288,6 +288,14 @@ def test_the_checking_mode_finds_a_row_that_is_not_what_its_tokens_say():
     simulation.slots.tables.state[0, STATE.index("thoughts")] += 1
     with pytest.raises(CheckError, match=r"request r0: its row says .*'thoughts'"):
         simulation.step([0])
+
+
+def test_the_checking_mode_finds_a_boundary_that_the_early_thresholds_pass_over(monkeypatch):
+    policy = Policy(thresholds={"validity": 1.0}, early={"validity": 1.0})
+    simulation = Simulation(Twin, "draft", [Request(policy)], np.random.default_rng(3), drops=0.0)
+    monkeypatch.setattr(Row, "pass_over", lambda _: False)
+    with pytest.raises(CheckError, match=r"its row says .*'last': 2.* say .*'last': 1"):
+        simulation.run()
 
 
 def thoughts(slots: Slots, *requests: str) -> list[float]:

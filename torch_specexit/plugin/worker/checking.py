@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable, Sequence
 
 from torch_specexit.plugin.worker.reading import READ, Reader
-from torch_specexit.plugin.worker.rule import OVER, STATE, THOUGHT, Markers, Sampled
+from torch_specexit.plugin.worker.rule import EARLY_TOKENS, KNOBS, OVER, STATE, THOUGHT, Markers, Sampled
 from torch_specexit.plugin.worker.slots import Slots
 
 SWITCH = "SPECEXIT_CHECK"
@@ -97,7 +97,9 @@ class Checker:
             row = dict(zip(STATE, table[self.slots.row_of[request]], strict=True))
             admission = self.slots.admissions[request]
             expected = self.reader.read(admission, outputs)
-            if self._may_be_none(request, row) or not n[i]:
+            if self._passes_over(request, row):
+                expected["last"] = min(expected["last"], THOUGHT)
+            if self._is_decided(request, row) or not n[i]:
                 expected["last"], row["last"] = (min(last, THOUGHT) for last in (expected["last"], row["last"]))
             found = {name: int(row[name]) for name in READ}
             if found != expected:
@@ -105,12 +107,17 @@ class Checker:
             self._check_exit(request, row, outputs)
             self.steps += 1
 
-    def _may_be_none(self, request: str, row: dict[str, float]) -> bool:
-        """Whether a boundary may be none: where nothing is decided any more, or signals pass it over."""
-        interrupted = request in self.slots.interrupted
-        policy = self.slots.admissions[request].policy
-        passed_over = policy is not None and bool(policy.early)
-        return bool(row["would_exit"] or row["closed"] or not row["on"]) or interrupted or passed_over
+    def _passes_over(self, request: str, row: dict[str, float]) -> bool:
+        """Whether the early thresholds pass over a boundary behind the last token, by what the row knows of signals."""
+        admission = self.slots.admissions[request]
+        if admission.policy is None or not admission.policy.early:
+            return False
+        behind, most = EARLY_TOKENS - int(row["unread"]), admission.knobs()[KNOBS.index("most")]
+        return behind >= 0 and not int(row["near"]) >> behind & 1 and row["thoughts"] < most
+
+    def _is_decided(self, request: str, row: dict[str, float]) -> bool:
+        """Whether a boundary may be none, as nothing is decided any more."""
+        return bool(row["would_exit"] or row["closed"] or not row["on"]) or request in self.slots.interrupted
 
     def _check_exit(self, request: str, row: dict[str, float], outputs: list[int]) -> None:
         if not row["exited"] or row["phase"] != OVER:

@@ -1,9 +1,9 @@
 """What a decoding step of the exit rule costs: operations of PyTorch on a CPU, launches of the Triton kernel.
 
 ``python -m torch_specexit.plugin.worker.cost`` prints both as JSON. Operations are all ``aten`` calls that PyTorch's
-profiler records, those within others included; what `twin` does in Python and numpy is none. Without a GPU the launches are
-counted in Triton's interpreter, for which ``TRITON_INTERPRET=1`` has to be set; where there is no Triton either, they
-are null.
+profiler records, those within others included; what `twin` does in Python and numpy is none. Without a GPU the launches
+are counted in Triton's interpreter, for which ``TRITON_INTERPRET=1`` has to be set; where there is no Triton either,
+they are null.
 """
 
 from __future__ import annotations
