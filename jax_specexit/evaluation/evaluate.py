@@ -9,6 +9,7 @@ difference. Policy: the thinking that one threshold on validity would cut at no 
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import jax
@@ -18,7 +19,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from jax_specexit.evaluation.judging import DEFINITIONS, Evaluation, judge
+from jax_specexit.evaluation.judging import DEFINITIONS, Evaluation, Ranking, judge
 from jax_specexit.evaluation.scoring import score
 from jax_specexit.model.draft import Draft
 from jax_specexit.training.checkpoint import restore_params
@@ -72,13 +73,20 @@ def table(result: Evaluation) -> Table:
     losses = "   ".join(f"{name} {value:.4f}" for name, value in result.signal_loss.items())
     out.add_row("signal losses", losses)
     for name, ranking in (("all", result.all_boundaries), ("hard", result.hard_boundaries)):
-        out.add_row(
-            f"validity at {name} boundaries",
-            f"AUROC {ranking.auroc:.4f}   calibration error {ranking.calibration_error:.4f}   "
-            f"Brier {ranking.brier:.4f}   ({ranking.n:,}, {ranking.valid:.1%} valid)",
-        )
+        out.add_row(f"validity at {name} boundaries", ranking_words(ranking))
     for lost, cut in result.cut.items():
         share = f"{cut / result.oracle_cut:.1%} of the oracle's {result.oracle_cut:.1%}" if result.oracle_cut else ""
         reached = share or "the oracle saves nothing either: no exit before the end of any trace is valid"
         out.add_row(f"simulated thinking cut at {lost} pt loss", f"{cut:.1%}   ({reached})")
     return out
+
+
+def ranking_words(ranking: Ranking) -> str:
+    """How well boundaries are told apart, in a line; nothing can be where there are none, or all are of one kind."""
+    if not ranking.n:
+        return "there are none"
+    auroc = "undefined, all of one kind" if math.isnan(ranking.auroc) else f"{ranking.auroc:.4f}"
+    return (
+        f"AUROC {auroc}   calibration error {ranking.calibration_error:.4f}   "
+        f"Brier {ranking.brier:.4f}   ({ranking.n:,}, {ranking.valid:.1%} valid)"
+    )

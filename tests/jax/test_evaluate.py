@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from jax_specexit.evaluation.evaluate import table
+from jax_specexit.evaluation.evaluate import ranking_words, table
 from jax_specexit.evaluation.judging import DEFINITIONS, Evaluation, Ranking, acceptance_length, judge
 from jax_specexit.evaluation.scoring import BATCH_ROWS, BATCH_TOKENS, Scored, batches, sequence
 from jax_specexit.model.draft import Draft
@@ -184,3 +184,10 @@ def test_batches_hold_every_trace_once_in_bounded_memory_and_few_shapes(lengths:
     assert len({length for *_, length in found if length > 16 * bucket}) <= 8 * 10
     shapes = {(rows, length) for _, rows, length in found}
     assert len(shapes) == len({length for _, length in shapes}), "rows follow from the length"
+
+
+def test_what_cannot_be_told_apart_is_said_in_words() -> None:
+    nan = float("nan")
+    assert ranking_words(Ranking(0, nan, nan, nan, nan)) == "there are none"
+    said = ranking_words(Ranking(3, 0.0, nan, 0.25, 0.0625))
+    assert said == "AUROC undefined, all of one kind   calibration error 0.2500   Brier 0.0625   (3, 0.0% valid)"
