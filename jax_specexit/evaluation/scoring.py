@@ -98,15 +98,17 @@ def batches(traces: Iterable[Trace], think_end: int, bucket: int) -> Iterator[tu
 
     Rows follow from the length alone and lengths from `padded`, which bounds the number of compilations.
     """
-    lengths = {id(trace): padded(len(sequence(trace, think_end)), bucket) for trace in traces}
     batch: list[Trace] = []
+    length = 0
     for trace in sorted(traces, key=lambda trace: len(sequence(trace, think_end))):
-        if batch and len(batch) >= rows_at(lengths[id(trace)]):
-            yield batch, rows_at(lengths[id(batch[-1])]), lengths[id(batch[-1])]
+        wanted = padded(len(sequence(trace, think_end)), bucket)
+        if batch and len(batch) >= rows_at(wanted):
+            yield batch, rows_at(length), length
             batch = []
         batch.append(trace)
+        length = wanted
     if batch:
-        yield batch, rows_at(lengths[id(batch[-1])]), lengths[id(batch[-1])]
+        yield batch, rows_at(length), length
 
 
 def rows_at(length: int) -> int:
