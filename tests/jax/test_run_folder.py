@@ -135,6 +135,12 @@ def test_evaluation_inside_a_run_is_the_command_s(evaluated: TrainConfig, small_
     end = target.think_tokens().end
     done = score(draft, load_target(target.folder), start.vocab, traces, think_end=end, ttt_steps=evaluated.ttt_steps)
     theirs = judge(list(done), 8, "earliest").to_json()
+    served, steps = load_target(target.folder, "bfloat16"), evaluated.ttt_steps
+    half = score(draft, served, start.vocab, traces, think_end=end, ttt_steps=steps, dtype="bfloat16")
+    rounded = judge(list(half), 8, "earliest").all_boundaries.brier
+    # A number in bfloat16 is right to one part in 256, and roundings add up over a few layers.
+    assert rounded == pytest.approx(theirs["all_boundaries"]["brier"], rel=0.05)
+    assert rounded != theirs["all_boundaries"]["brier"]
     ours = json.loads((evaluated.out / "evaluation.json").read_text())
     longest = max(len(t.prompt_ids) + len(t.think_ids) + 1 + len(t.answer_ids) for t in traces)
     assert longest > read_meta(evaluated.data).length

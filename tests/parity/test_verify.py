@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 
 import numpy as np
 import pytest
@@ -59,6 +60,15 @@ def test_differences_are_relative_for_remaining_and_absolute_elsewhere():
     assert found["progress"] == pytest.approx(0.1)
     assert found["remaining"] == pytest.approx(1 / 1001)
     assert found["logits"] == 2.5
+
+
+def test_a_probe_that_was_killed_says_what_to_change(tmp_path, write_random_draft, make_trace, monkeypatch):
+    write_traces(tmp_path / "traces.parquet", [make_trace()])
+    draft = write_random_draft(tmp_path / "draft", "fc", **TINY)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], -9, "", ""))
+    with pytest.raises(VerifyError, match=r"jax_specexit\.probe was killed, .*expected a smaller tokens=77"):
+        verify(VerifyConfig(draft=draft, traces=tmp_path / "traces.parquet", n=1, tokens=77, vllm=False))
+    assert not (draft / "verify.json").exists()
 
 
 def test_a_token_that_cannot_be_drafted_is_held_against_its_own_size():
