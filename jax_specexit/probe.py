@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import jax
@@ -18,7 +19,7 @@ from jax_specexit.model.target import Target
 from jax_specexit.training.step import ttt_outputs
 from jax_specexit.weights import load_target
 from specexit.drafts.directory import read_draft, target_ids
-from specexit.drafts.probing import first_traces, parse, rows_of, sequence_of, thinking_of
+from specexit.drafts.probing import RAN, first_traces, parse, rows_of, sequence_of, thinking_of
 from specexit.method.signals import activate
 from specexit.schemas.target import load_target_config
 
@@ -43,13 +44,17 @@ def main() -> None:
     arguments = parse(__doc__)
     target_config = load_target_config(arguments.target)
     think_end = target_config.think_tokens().end
+    dtype = jnp.dtype(arguments.dtype)
+    if dtype == jnp.float32:
+        jax.config.update("jax_default_matmul_precision", "highest")  # an accelerator multiplies with fewer bits
     draft, _ = load_draft(arguments.draft)
-    target = load_target(target_config.folder)
+    target = load_target(target_config.folder, dtype)
 
     @nnx.jit(static_argnames="steps")
     def run(draft: Draft, target: Target, tokens: jax.Array, *, steps: int) -> tuple[jax.Array | None, list[jax.Array]]:
         positions, ones = jnp.arange(tokens.shape[1])[None], jnp.ones_like(tokens)
-        _, aux = target(tokens, positions, ones, aux_layers=draft.config.eagle_aux_hidden_state_layer_ids)
+        layers = draft.config.eagle_aux_hidden_state_layer_ids
+        _, aux = target(tokens, positions, ones, aux_layers=layers, dtype=dtype)
         assert aux is not None
         batch = {"tokens": tokens, "positions": positions, "segment_ids": ones}
         outputs = ttt_outputs(draft, target.embedding[...], aux, batch, steps)
@@ -63,13 +68,15 @@ def main() -> None:
         arrays = {}
         for k, output in enumerate(outputs):
             rows = np.array([row for row in rows_of(len(ids), arguments.rows) if row < len(ids) - 1 - k])
-            arrays[f"logits_{k}"] = np.asarray(output[0, rows] @ draft.lm_head.kernel[...])
+            arrays[f"logits_{k}"] = np.asarray(output[0, rows] @ draft.lm_head.kernel[...], np.float32)
         if raw is not None:
             thinking = thinking_of(trace, len(ids))
             shift = 1 if draft.source == "draft" else 0
-            told = np.asarray(raw[0, thinking.start - shift : thinking.stop - shift])
+            told = np.asarray(raw[0, thinking.start - shift : thinking.stop - shift], np.float32)
             arrays |= {"raw": told, "signals": activate(told)}
         np.savez(arguments.out / f"{i}.npz", **arrays)
+    ran = {"dtype": dtype.name, "device": jax.default_backend()}
+    (arguments.out / RAN).write_text(json.dumps(ran))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 ``python -m torch_specexit.engine_probe``, arguments as in `specexit.drafts.probing`. The engine goes on greedily from
 the middle of each trace's thinking, one request at a time, in the target's own dtype; its draft logits and signals are
-noted where the model gives them. Then the reference reads prompt and output in float32 on the CPU.
+noted where the model gives them. Then the reference reads prompt and output on the CPU, in the dtype asked for.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float
 
 from specexit.drafts.acceptance import acceptance, by_steps
+from specexit.drafts.agreement import logits_apart, raise_to, signals_apart
 from specexit.drafts.directory import check_target, read_config
 from specexit.drafts.probing import ENGINE, first_traces, parse
 from specexit.method.signals import NAMES
@@ -112,11 +113,12 @@ def run_engine(arguments: argparse.Namespace, target: TargetConfig, source: str 
 
 @torch.inference_mode()
 def compare(arguments: argparse.Namespace, target: TargetConfig, runs: Sequence[Run]) -> dict[str, Any]:
-    """Largest differences of logits (as a share of each row's largest) and of signals before their activation (of 1, or
-    of the signal where it is larger); greedy drafts; acceptance by both."""
+    """Largest differences of logits and signals as `specexit.drafts.agreement` measures them where numbers are rounded;
+    greedy drafts; acceptance by both."""
     config = read_config(arguments.draft)
     check_target(config, arguments.draft, target.hf_config(), target.name)
-    features = TargetFeatures(target, config.eagle_aux_hidden_state_layer_ids)
+    dtype = getattr(torch, arguments.dtype)
+    features = TargetFeatures(target, config.eagle_aux_hidden_state_layer_ids, dtype=dtype)
     draft = Draft.load(arguments.draft, features.embedding)
     vocabulary = draft.d2t.numpy() + np.arange(config.draft_vocab_size)
     largest: dict[str, float] = {}
@@ -125,7 +127,7 @@ def compare(arguments: argparse.Namespace, target: TargetConfig, runs: Sequence[
     for run in runs:
         tokens, first = torch.tensor([run.text]), run.prompt - 1
         output = draft(tokens, features(tokens), steps=arguments.steps)
-        reference = [logits[0].numpy() for logits in output.logits]
+        reference = [logits[0].float().numpy() for logits in output.logits]
         engine = run.logits[: len(run.logits) // arguments.steps * arguments.steps]
         engine = engine.reshape(-1, arguments.steps, engine.shape[-1])
         drafts = engine.argmax(-1)
@@ -140,16 +142,14 @@ def compare(arguments: argparse.Namespace, target: TargetConfig, runs: Sequence[
             for k in range(1 + min(int(step.sum()), arguments.steps - 1)):
                 theirs, wanted = engine[i, k][vocabulary], reference[k][row]
                 name = "logits" if k == 0 else f"logits, draft step {k}"
-                difference = float(np.abs(theirs - wanted).max() / np.abs(wanted).max())
-                largest[name] = max(largest.get(name, 0.0), difference)
+                raise_to(largest, name, logits_apart(theirs, wanted))
                 same, compared = same + int(drafts[i, k] == ours[row, k]), compared + 1
             if output.raw_signals is not None:
                 # Source fc reads the token in front of the engine's next step, so its rows are one step late.
                 raw = run.signals[i + (draft.source == "fc")]
-                wanted = output.raw_signals[0, row + 1].numpy()
-                apart = np.abs(raw - wanted) / np.maximum(1, np.abs(wanted))
+                apart = signals_apart(raw, output.raw_signals[0, row + 1].float().numpy())
                 for signal, value in zip(NAMES, apart, strict=True):
-                    largest[signal] = max(largest.get(signal, 0.0), float(value))
+                    raise_to(largest, signal, value)
             row += 1 + int(step.sum())
     both = {side: acceptance(np.concatenate(found))._asdict() for side, found in accepted.items()}
     return {"differences": largest, "greedy_drafts": {"compared": compared, "same": same}, "acceptance": both}

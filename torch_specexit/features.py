@@ -17,6 +17,12 @@ from specexit.config import ConfigError
 from specexit.schemas.target import TargetConfig
 
 
+def place(device: str | None, dtype: str | None, target: TargetConfig) -> tuple[str, str]:
+    """Device and dtype of a computation: a GPU where there is one, float32 on a CPU and the target's on a GPU."""
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return device, dtype or ("float32" if device == "cpu" else target.dtype)
+
+
 class TargetFeatures:
     """A target model that gives aux hidden states.
 

@@ -101,7 +101,7 @@ def _vocabulary(config: DraftConfig, weights: Mapping[str, Tensor]) -> Iterator[
     ids = weights["d2t"]
     in_range = bool(((ids >= 0) & (ids < config.vocab_size)).all())
     if in_range and len(ids.unique()) == len(ids):
-        offsets = ids - torch.arange(len(ids))
+        offsets = ids - torch.arange(len(ids), device=ids.device)
         remedy = "d2t minus 0, 1, 2, ..."
         yield Repair("d2t holds ids", remedy, config, config.eagle_aux_hidden_state_layer_ids, weights={"d2t": offsets})
 
@@ -163,7 +163,7 @@ class Mistakes:
         most: int,
     ):
         self.config, self.weights, self.steps, self.most = config, weights, steps, most
-        own = weights.get("embed_tokens.weight", embedding).to(embedding.dtype)
+        own = weights.get("embed_tokens.weight", embedding).to(embedding)
         layers = config.eagle_aux_hidden_state_layer_ids
         self.as_it_is = Repair("", "", config, layers, embedding=own)
         self.blind = Repair("", "", config, layers, embedding=own, aux=_elsewhere)
@@ -203,10 +203,10 @@ class Mistakes:
         embedding = self._embedding if repair.embedding is None else repair.embedding
         weights = {name: value for name, value in self.weights.items() if name != "embed_tokens.weight"}
         draft = Draft.of(repair.config, _fitting(weights | repair.weights, repair.config), embedding)
-        ids = torch.from_numpy(tokens)[None]
-        output = draft(ids, repair.aux(states, repair.layers)[None], steps=self.steps, at=torch.from_numpy(rows))
+        ids, at = (torch.from_numpy(part).to(embedding.device) for part in (tokens[None], rows))
+        output = draft(ids, repair.aux(states, repair.layers)[None], steps=self.steps, at=at)
         guesses = torch.stack([logits[0].argmax(-1) for logits in output.logits], dim=1)
-        drafts = (guesses + draft.d2t[guesses]).numpy()
+        drafts = (guesses + draft.d2t[guesses]).cpu().numpy()
         return accepted(drafts, np.stack([tokens[rows + 2 + k] for k in range(self.steps)], axis=1))
 
     def result(self) -> dict[str, Any]:
@@ -238,7 +238,7 @@ class Mistakes:
 def _elsewhere(states: States, layers: tuple[int, ...]) -> Float[Tensor, "time aux_hidden"]:
     """States of the same trace that belong to other positions."""
     whole = as_they_are(states, layers)
-    return whole[torch.randperm(len(whole), generator=torch.Generator().manual_seed(0))]
+    return whole[torch.randperm(len(whole), generator=torch.Generator().manual_seed(0)).to(whole.device)]
 
 
 def _fitting(weights: Mapping[str, Tensor], config: DraftConfig) -> dict[str, Tensor]:

@@ -26,7 +26,7 @@ from specexit.outputs import new_folder, require_empty
 from specexit.schemas.score import ScoreConfig
 from specexit.schemas.target import TargetConfig, find_target
 from torch_specexit.draft import Draft
-from torch_specexit.features import TargetFeatures
+from torch_specexit.features import TargetFeatures, place
 
 BLOCK_TOKENS = 1_000_000
 """Thinking tokens, about, among which traces of like length are put into one batch."""
@@ -84,10 +84,9 @@ def load_pair(config: ScoreConfig, target: TargetConfig, draft_config: DraftConf
       DraftError: see `Draft.load`; also where the two do not belong together.
     """
     check_target(draft_config, config.draft, target.hf_config(), target.name)
-    device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    name = config.dtype or ("float32" if device == "cpu" else target.dtype)
+    device, dtype = place(config.device, config.dtype, target)
     layers = draft_config.eagle_aux_hidden_state_layer_ids
-    features = TargetFeatures(target, layers, dtype=getattr(torch, name), device=device)
+    features = TargetFeatures(target, layers, dtype=getattr(torch, dtype), device=device)
     return features, Draft.load(config.draft, features.embedding).to(device)
 
 

@@ -3,15 +3,19 @@
 import json
 import re
 import subprocess
+from argparse import Namespace
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file, save_file
 
 from specexit.data.traces import write_traces
+from specexit.drafts.agreement import TOLERANCE, VerifyError, compare
 from specexit.drafts.inspect import describe
-from specexit.drafts.verify import VerifyError, compare, verify
+from specexit.drafts.verify import _arrays, _probe, verify
 from specexit.schemas.verify import VerifyConfig
+from torch_specexit.probe import probe
 
 TINY = {
     "hidden_size": 192,
@@ -56,7 +60,7 @@ def test_both_frameworks_agree_on_signals_and_logits(tmp_path, write_random_draf
 def test_differences_are_relative_for_remaining_and_absolute_elsewhere():
     ours = {"signals": np.array([[0.5, 0.5, 1000.0, 0.5]]), "logits_0": np.array([[3.0, 1.0]])}
     theirs = {"signals": np.array([[0.5, 0.4, 1001.0, 0.5]]), "logits_0": np.array([[3.0, 3.5]])}
-    found = compare(ours, theirs)
+    found = compare(ours, theirs, "float32")
     assert found["progress"] == pytest.approx(0.1)
     assert found["remaining"] == pytest.approx(1 / 1001)
     assert found["logits"] == 2.5
@@ -66,26 +70,28 @@ def test_a_probe_that_was_killed_says_what_to_change(tmp_path, write_random_draf
     write_traces(tmp_path / "traces.parquet", [make_trace()])
     draft = write_random_draft(tmp_path / "draft", "fc", **TINY)
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], -9, "", ""))
-    with pytest.raises(VerifyError, match=r"jax_specexit\.probe was killed, .*expected a smaller tokens=77"):
+    with pytest.raises(VerifyError, match=r"torch_specexit\.probe was killed, .*smaller tokens=77, dtype=bfloat16"):
         verify(VerifyConfig(draft=draft, traces=tmp_path / "traces.parquet", n=1, tokens=77, vllm=False))
     assert not (draft / "verify.json").exists()
 
 
 def test_a_token_that_cannot_be_drafted_is_held_against_its_own_size():
     theirs = np.array([[3.0, -20_000.0, -90.0]])
-    assert compare({"logits_0": theirs + np.array([0.0, 0.2, 0.0])}, {"logits_0": theirs})["logits"] == pytest.approx(
-        1e-5
-    )
-    assert compare({"logits_0": theirs + np.array([0.0, 0.0, 0.2])}, {"logits_0": theirs})["logits"] == pytest.approx(
-        0.2
-    )
-    within_reach = compare({"logits_0": np.array([[3.0, 2.0, -90.0]])}, {"logits_0": theirs})
-    assert within_reach["logits"] > 1, "one side keeps the token out of reach and the other does not"
+
+    def apart(ours, dtype):
+        return compare({"logits_0": ours}, {"logits_0": theirs}, dtype)["logits"]
+
+    assert apart(theirs + np.array([0.0, 0.2, 0.0]), "float32") == pytest.approx(1e-5)
+    assert apart(theirs + np.array([0.0, 0.0, 0.2]), "float32") == pytest.approx(0.2)
+    assert apart(theirs + np.array([0.0, 0.0, 0.2]), "bfloat16") == pytest.approx(0.2 / 90), "of the largest in reach"
+    within_reach = np.array([[3.0, 2.0, -90.0]])
+    for dtype in ("float32", "bfloat16"):
+        assert apart(within_reach, dtype) >= 1, "one side keeps the token out of reach and the other does not"
 
 
 def test_arrays_of_other_shapes_are_an_error():
     with pytest.raises(VerifyError, match=r"logits_0 .*JAX \(2, 3\), PyTorch \(2, 4\)"):
-        compare({"logits_0": np.zeros((2, 3))}, {"logits_0": np.zeros((2, 4))})
+        compare({"logits_0": np.zeros((2, 3))}, {"logits_0": np.zeros((2, 4))}, "float32")
 
 
 def test_a_plain_draft_is_verified_and_what_is_long_is_cut(tmp_path, write_random_draft, make_trace):
@@ -108,9 +114,62 @@ def test_a_nan_on_one_side_is_a_difference(tmp_path, monkeypatch, write_random_d
         out.mkdir()
         np.savez(out / "0.npz", logits_0=np.array([[np.nan if side == "jax" else 0.0]]))
         (out / "mistakes.json").write_text('{"acceptance": null, "mistakes": []}')
+        (out / "ran.json").write_text('{"dtype": "float32", "device": "cpu"}')
         return out
 
     monkeypatch.setattr("specexit.drafts.verify._probe", probed)
     with pytest.raises(VerifyError, match="logits nan"):
         verify(VerifyConfig(draft=draft, traces=tmp_path / "traces.parquet", vllm=False))
     assert not json.loads((draft / "verify.json").read_text())["passed"]
+
+
+@pytest.fixture
+def random_draft(tmp_path, write_random_draft, make_trace):
+    """A draft of random weights, and one trace of 120 tokens."""
+    ids = np.random.default_rng(0).integers(0, 630, 120).tolist()
+    write_traces(tmp_path / "traces.parquet", [make_trace(prompt_ids=ids[:8], think_ids=ids[8:])])
+    return write_random_draft(tmp_path / "draft", "draft", **TINY)
+
+
+def test_in_bfloat16_both_agree_as_far_as_it_goes(tmp_path, random_draft, capsys):
+    config = VerifyConfig(draft=random_draft, traces=tmp_path / "traces.parquet", dtype="bfloat16", vllm=False)
+    with pytest.raises(VerifyError, match="fc rows are random"):
+        verify(config)
+    written = json.loads((random_draft / "verify.json").read_text())
+    assert written["passed"]
+    assert (written["dtype"], written["tolerance"]) == ("bfloat16", TOLERANCE["bfloat16"])
+    assert written["devices"] == {"jax": "cpu", "torch": "cpu"}
+    assert max(written["differences"].values()) > TOLERANCE["float32"], "nothing was rounded"
+    assert "JAX against PyTorch, bfloat16" in capsys.readouterr().out
+
+
+MISTAKEN = (
+    {"norm_before_residual": True},
+    {"norm_output": True},
+    {"eagle_aux_hidden_state_layer_ids": [0, 2, 3]},
+)
+
+
+def test_what_bfloat16_allows_is_less_than_a_mistake_makes(tmp_path, random_draft):
+    """JAX reads the draft as it is, and PyTorch with a mistake in it."""
+    config = VerifyConfig(draft=random_draft, traces=tmp_path / "traces.parquet", dtype="bfloat16", device="cpu")
+    as_it_is = _arrays(_probe("jax", config, tmp_path / "jax") / "0.npz")
+    fields = json.loads((random_draft / "config.json").read_text())
+    asked = config.model_dump(include={"traces", "n", "steps", "rows", "tokens", "dtype", "device"})
+    for i, wrong in enumerate(MISTAKEN):
+        (random_draft / "config.json").write_text(json.dumps(fields | wrong))
+        out = tmp_path / str(i)
+        out.mkdir()
+        probe(Namespace(draft=random_draft, target="tiny-reasoner", out=out, **asked))
+        found = compare(as_it_is, _arrays(out / "0.npz"), "bfloat16")
+        assert max(found.values()) > TOLERANCE["bfloat16"], wrong
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_a_gpu_is_used_where_there_is_one(tmp_path, random_draft):
+    with pytest.raises(VerifyError, match="fc rows are random"):
+        verify(VerifyConfig(draft=random_draft, traces=tmp_path / "traces.parquet", vllm=False))
+    written = json.loads((random_draft / "verify.json").read_text())
+    assert written["passed"]
+    assert written["devices"]["torch"] == "cuda"

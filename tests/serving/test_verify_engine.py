@@ -40,7 +40,7 @@ def test_jax_torch_and_vllm_say_the_same(drafts, target, make_trace, tmp_path, c
 def test_an_engine_that_drafts_otherwise_is_no_pass():
     both = {"vllm": {"length": 1.2}, "torch": {"length": 2.2}}
     found = {"dtype": "bfloat16", "differences": {"logits": 0.5, "validity": float("nan")}, "acceptance": both}
-    judged = _judged(found)
+    judged = _judged(found, "float32")
     assert not judged["passed"]
     for said in (
         "logits differs by 5.0e-01, expected at most 0.1",

@@ -20,6 +20,8 @@ from specexit.data.traces import Trace
 
 ENGINE = "engine.json"
 """File of the vLLM probe."""
+RAN = "ran.json"
+"""File of the PyTorch and the JAX probe: ``dtype`` and ``device`` in which they ran."""
 MISTAKES = "mistakes.json"
 """File of the PyTorch probe: acceptance on the traces, and what looks wrong with the draft."""
 
@@ -31,6 +33,8 @@ def parse(description: str | None) -> argparse.Namespace:
         parser.add_argument(f"--{name}", type=kind, required=True)
     for name in ("n", "steps", "rows", "tokens"):
         parser.add_argument(f"--{name}", type=int, required=True)
+    parser.add_argument("--dtype")  # without these two a probe chooses
+    parser.add_argument("--device")
     return parser.parse_args()
 
 

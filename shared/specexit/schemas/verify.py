@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 
@@ -10,7 +11,7 @@ from specexit.config import Config
 
 
 class VerifyConfig(Config):
-    """Compare the JAX and the PyTorch draft on real traces, both in float32 on the CPU, and what vLLM makes of it."""
+    """Compare the JAX and the PyTorch draft on real traces, both in one dtype, and what vLLM makes of it."""
 
     draft: Path = Field(description="draft directory")
     target: str | None = Field(
@@ -25,8 +26,13 @@ class VerifyConfig(Config):
         default=None,
         description="run a vLLM engine beside the two, in the target's dtype; by default where vLLM is there",
     )
-    tolerance: float = Field(
-        default=1e-4,
+    device: Literal["cpu", "cuda"] | None = Field(default=None, description="by default a GPU where there is one")
+    dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
+        default=None, description="of target and draft; by default float32 on a CPU, the target's on a GPU"
+    )
+    tolerance: float | None = Field(
+        default=None,
         gt=0,
-        description="largest difference allowed; relative for `remaining` and for tokens of probability 0",
+        description="largest difference allowed; by default 1e-4 in float32 (relative for `remaining` and for tokens "
+        "of probability 0), 0.1 in bfloat16, 0.02 in float16 (of a row's largest logit; of signals before activation)",
     )

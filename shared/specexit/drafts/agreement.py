@@ -1,0 +1,91 @@
+"""How far apart two computations of one draft may be, in each dtype, and how that is measured."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Float
+
+from specexit.errors import InputError
+from specexit.method.signals import SIGNALS
+
+TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1, "float16": 0.02}
+"""Largest difference of logits and signals, see `compare`.
+
+In float32 only the order of sums differs. A number in bfloat16 is right to one part in 256 and one in float16 to one in
+2,048; target, cache and draft round anew at every layer, each side at places of its own, and roundings add up. Measured
+on the tiny reasoner between vLLM and PyTorch: 3e-6 of logits and 2e-5 of signals in float32, 0.013 and 0.034 in
+bfloat16; float16's is that, eight times as exact, with room.
+"""
+NEVER = 104.0
+"""A token whose logit is so far below its row's largest has probability 0 in float32: ``exp(-104) < 2**-150``."""
+
+
+class VerifyError(InputError):
+    """Two computations of one draft disagree, or one of them could not run."""
+
+
+def compare(jax: dict[str, np.ndarray], torch: dict[str, np.ndarray], dtype: str) -> dict[str, float]:
+    """Largest difference of the logits of each draft step and of each signal, in one trace.
+
+    In float32 absolute, but relative for an exponential signal: its values are token counts, and a difference ``d``
+    before the activation becomes ``d`` times the value behind it. In a dtype that rounds, logits are held against their
+    row's largest, see `logits_apart`, and signals as `signals_apart` says.
+
+    Args:
+      jax, torch: arrays of the two probes, see `specexit.drafts.probing`.
+      dtype: in which both were computed.
+
+    Raises:
+      VerifyError: the two sides do not hold the same arrays.
+    """
+    shapes = [{name: array.shape for name, array in sorted(side.items())} for side in (jax, torch)]
+    if shapes[0] != shapes[1]:
+        odd = sorted(name for name in shapes[0] | shapes[1] if shapes[0].get(name) != shapes[1].get(name))
+        raise VerifyError(
+            f"probe arrays {odd[0]} differ in shape: JAX {shapes[0].get(odd[0])}, PyTorch {shapes[1].get(odd[0])}"
+        )
+    exact = dtype == "float32"
+    found: dict[str, float] = {}
+    for name in jax:
+        if name.startswith("logits"):
+            step = int(name.rpartition("_")[2])
+            apart = logits_apart(jax[name], torch[name], absolute=exact)
+            raise_to(found, "logits" if step == 0 else f"logits, draft step {step}", apart)
+        elif name == "raw" and not exact:
+            for column, signal in enumerate(SIGNALS):
+                raise_to(found, signal.name, signals_apart(jax[name], torch[name])[:, column])
+        elif name == "signals" and exact:
+            for column, signal in enumerate(SIGNALS):
+                scale = 1.0 if signal.activation == "sigmoid" else torch[name][:, column]
+                raise_to(found, signal.name, np.abs(jax[name] - torch[name])[:, column] / scale)
+    return found
+
+
+def logits_apart(
+    found: Float[np.ndarray, "*rows vocab"], wanted: Float[np.ndarray, "*rows vocab"], *, absolute: bool = False
+) -> Float[np.ndarray, "*rows vocab"]:
+    """Differences of logits, as a share of their row's largest unless ``absolute``.
+
+    A logit that is `NEVER` below its row's largest is held against its own size, and is not the row's largest: where a
+    draft keeps tokens out of reach at -20,000, float32 itself is not right to 1e-4.
+
+    Example:
+      >>> logits_apart(np.array([[9.0, 4.0, -19_000.0]]), np.array([[10.0, 5.0, -20_000.0]])).round(2).tolist()
+      [[0.1, 0.1, 0.05]]
+    """
+    size = np.abs(wanted)
+    never = wanted < wanted.max(axis=-1, keepdims=True) - NEVER
+    largest = 1.0 if absolute else np.where(never, 0.0, size).max(axis=-1, keepdims=True)
+    return np.abs(found - wanted) / np.where(never, np.maximum(size, 1.0), largest)
+
+
+def signals_apart(
+    found: Float[np.ndarray, "*rows signals"], wanted: Float[np.ndarray, "*rows signals"]
+) -> Float[np.ndarray, "*rows signals"]:
+    """Differences of signals before their activation: of 1, or of the signal where it is larger."""
+    return np.abs(found - wanted) / np.maximum(1.0, np.abs(wanted))
+
+
+def raise_to(found: dict[str, float], name: str, differences: np.ndarray) -> None:
+    """Note the largest so far; np.maximum, unlike max, lets a NaN through: a difference beyond any tolerance."""
+    found[name] = float(np.maximum(found.get(name, 0.0), differences.max(initial=0.0)))
