@@ -18,8 +18,17 @@ from specexit.schemas.target import TargetConfig
 
 
 def place(device: str | None, dtype: str | None, target: TargetConfig) -> tuple[str, str]:
-    """Device and dtype of a computation: a GPU where there is one, float32 on a CPU and the target's on a GPU."""
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    """Device and dtype of a computation: a GPU where there is one, float32 on a CPU and the target's on a GPU.
+
+    Raises:
+      ConfigError: a GPU is asked for where PyTorch finds none.
+    """
+    found = torch.cuda.is_available()
+    if device == "cuda" and not found:
+        raise ConfigError(
+            f"device=cuda: torch {torch.__version__} finds no GPU, expected device=cpu or a machine with one"
+        )
+    device = device or ("cuda" if found else "cpu")
     return device, dtype or ("float32" if device == "cpu" else target.dtype)
 
 

@@ -207,3 +207,10 @@ def test_bfloat16_is_near(paths, traces):
     assert not np.array_equal(raw["float32"], raw["bfloat16"])
     # Eight bits of mantissa, of which four target layers and a draft layer may lose three.
     assert np.abs(raw["float32"] - raw["bfloat16"]).max() <= 2**-5 * np.abs(raw["float32"]).max()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_one_line(paths):
+    with pytest.raises(ConfigError, match=r"device=cuda: torch .* finds no GPU, expected device=cpu"):
+        score(ScoreConfig(**paths, device="cuda"))
+    assert not paths["out"].exists()
