@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from specexit.drafts.acceptance import acceptance, by_steps
-from specexit.drafts.agreement import logits_apart, raise_to, signals_apart
+from specexit.drafts.agreement import logits_apart, overall, raise_to, signals_apart
 from specexit.drafts.directory import check_target, read_config
 from specexit.drafts.probing import ENGINE, first_traces, parse
 from specexit.method.signals import NAMES
@@ -111,48 +111,66 @@ def run_engine(arguments: argparse.Namespace, target: TargetConfig, source: str 
     return __version__, runs
 
 
+class Compared(NamedTuple):
+    """An engine and the reference on one text."""
+
+    apart: dict[str, list[np.ndarray]]
+    """Differences of logits, as shares of a row's largest, and of signals, at every step."""
+    drafts: list[bool]
+    """Whether each greedy draft is the same."""
+    accepted: dict[str, Bool[np.ndarray, "_steps draft_steps"]]
+
+
 @torch.inference_mode()
+def compare_run(run: Run, features: TargetFeatures, draft: Draft, steps: int) -> Compared:
+    """Read an engine's text with the reference; no logits but those of the text's rows exist."""
+    tokens, first = torch.tensor([run.text]), run.prompt - 1
+    output = draft(tokens, features(tokens), steps=steps, at=torch.arange(first, len(run.text) - 1))
+    reference = [logits[0].float().numpy() for logits in output.logits]
+    vocabulary = draft.d2t.numpy() + np.arange(draft.config.draft_vocab_size)
+    engine = run.logits[: len(run.logits) // steps * steps].reshape(-1, steps, run.logits.shape[-1])
+    theirs = engine.argmax(-1)
+    ours = np.stack([vocabulary[logits[: len(reference[-1])].argmax(-1)] for logits in reference], axis=1)
+    accepted = by_steps(run.text, first, theirs, at_rows=False)
+    found = Compared({}, [], {"vllm": accepted, "torch": by_steps(run.text[first:], 0, ours, at_rows=True)})
+    row = 0
+    for i, step in enumerate(accepted):
+        # An engine feeds its own drafts, the reference the text: what comes behind a refused draft is not the same.
+        for k in range(1 + min(int(step.sum()), steps - 1)):
+            name = "logits" if k == 0 else f"logits, draft step {k}"
+            found.apart.setdefault(name, []).append(logits_apart(engine[i, k][vocabulary], reference[k][row]))
+            found.drafts.append(bool(theirs[i, k] == ours[row, k]))
+        if output.raw_signals is not None:
+            # Source fc reads the token in front of the engine's next step, so its rows are one step late.
+            raw = run.signals[i + (draft.source == "fc")]
+            values = signals_apart(raw, output.raw_signals[0, first + row + 1].float().numpy())
+            for signal, value in zip(NAMES, values, strict=True):
+                found.apart.setdefault(signal, []).append(value)
+        row += 1 + int(step.sum())
+    return found
+
+
 def compare(arguments: argparse.Namespace, target: TargetConfig, runs: Sequence[Run]) -> dict[str, Any]:
-    """Largest differences of logits and signals as `specexit.drafts.agreement` measures them where numbers are rounded;
+    """How far logits and signals are apart, the largest in float32 and else the root mean square of the worst text;
     greedy drafts; acceptance by both."""
     config = read_config(arguments.draft)
     check_target(config, arguments.draft, target.hf_config(), target.name)
     dtype = getattr(torch, arguments.dtype)
     features = TargetFeatures(target, config.eagle_aux_hidden_state_layer_ids, dtype=dtype)
     draft = Draft.load(arguments.draft, features.embedding)
-    vocabulary = draft.d2t.numpy() + np.arange(config.draft_vocab_size)
-    largest: dict[str, float] = {}
-    same = compared = 0
-    accepted: dict[str, list[np.ndarray]] = {"vllm": [], "torch": []}
-    for run in runs:
-        tokens, first = torch.tensor([run.text]), run.prompt - 1
-        output = draft(tokens, features(tokens), steps=arguments.steps)
-        reference = [logits[0].float().numpy() for logits in output.logits]
-        engine = run.logits[: len(run.logits) // arguments.steps * arguments.steps]
-        engine = engine.reshape(-1, arguments.steps, engine.shape[-1])
-        drafts = engine.argmax(-1)
-        rows = len(reference[-1])
-        ours = np.stack([vocabulary[logits[:rows].argmax(-1)] for logits in reference], axis=1)
-        steps = by_steps(run.text, first, drafts, at_rows=False)
-        accepted["vllm"].append(steps)
-        accepted["torch"].append(by_steps(run.text, first, ours, at_rows=True))
-        row = first
-        for i, step in enumerate(steps):
-            # An engine feeds its own drafts, the reference the text: what comes behind a refused draft is not the same.
-            for k in range(1 + min(int(step.sum()), arguments.steps - 1)):
-                theirs, wanted = engine[i, k][vocabulary], reference[k][row]
-                name = "logits" if k == 0 else f"logits, draft step {k}"
-                raise_to(largest, name, logits_apart(theirs, wanted))
-                same, compared = same + int(drafts[i, k] == ours[row, k]), compared + 1
-            if output.raw_signals is not None:
-                # Source fc reads the token in front of the engine's next step, so its rows are one step late.
-                raw = run.signals[i + (draft.source == "fc")]
-                apart = signals_apart(raw, output.raw_signals[0, row + 1].float().numpy())
-                for signal, value in zip(NAMES, apart, strict=True):
-                    raise_to(largest, signal, value)
-            row += 1 + int(step.sum())
-    both = {side: acceptance(np.concatenate(found))._asdict() for side, found in accepted.items()}
-    return {"differences": largest, "greedy_drafts": {"compared": compared, "same": same}, "acceptance": both}
+    found = [compare_run(run, features, draft, arguments.steps) for run in runs]
+    rounded = arguments.dtype if target.dtype == "float32" else target.dtype
+    worst: dict[str, float] = {}
+    for one in found:
+        for name, apart in one.apart.items():
+            raise_to(worst, name, overall(np.stack(apart), rounded))
+    drafts = [same for one in found for same in one.drafts]
+    accepted = {side: np.concatenate([one.accepted[side] for one in found]) for side in ("vllm", "torch")}
+    return {
+        "differences": worst,
+        "greedy_drafts": {"compared": len(drafts), "same": sum(drafts)},
+        "acceptance": {side: acceptance(steps)._asdict() for side, steps in accepted.items()},
+    }
 
 
 def main() -> None:

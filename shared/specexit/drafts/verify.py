@@ -104,7 +104,7 @@ def _compared(config: VerifyConfig, sides: tuple[Path, Path]) -> tuple[dict[str,
     for name in files[0]:
         jax, torch = (_arrays(side / name) for side in sides)
         for quantity, value in compare(jax, torch, config.dtype).items():
-            raise_to(differences, quantity, np.array(value))
+            raise_to(differences, quantity, value)
         for key in jax:
             if key.startswith("logits"):
                 same += int((jax[key].argmax(-1) == torch[key].argmax(-1)).sum())
@@ -181,11 +181,15 @@ def _probe(side: str, config: VerifyConfig, out: Path) -> Path:
     return out
 
 
+def _difference(dtype: str) -> str:
+    return "largest difference" if dtype == "float32" else "difference (rms)"
+
+
 def _difference_table(record: dict[str, Any]) -> Table:
     devices, tolerance = record["devices"], record["tolerance"]
     where = "" if set(devices.values()) == {"cpu"} else f" (JAX on {devices['jax']}, PyTorch on {devices['torch']})"
     title = f"JAX against PyTorch, {record['dtype']}{where}"
-    table = Table("quantity", "largest difference", "", title=title, title_justify="left")
+    table = Table("quantity", _difference(record["dtype"]), "", title=title, title_justify="left")
     for name, value in record["differences"].items():
         table.add_row(name, f"{value:.2e}", "ok" if value <= tolerance else f"beyond {tolerance:g}")
     return table
@@ -193,7 +197,8 @@ def _difference_table(record: dict[str, Any]) -> Table:
 
 def _engine_table(found: dict[str, Any], dtype: str) -> Table:
     title = f"vLLM {found['vllm']} in {found['dtype']} against PyTorch in {dtype}, on its own greedy text"
-    table = Table("quantity", "vLLM", "PyTorch", "largest difference", "", title=title, title_justify="left")
+    rounded = dtype if found["dtype"] == "float32" else found["dtype"]
+    table = Table("quantity", "vLLM", "PyTorch", _difference(rounded), "", title=title, title_justify="left")
     for name, value in found["differences"].items():
         table.add_row(name, "", "", f"{value:.2e}", "ok" if value <= found["tolerance"] else "beyond")
     lengths = [f"{found['acceptance'][side]['length']:.3f}" for side in ("vllm", "torch")]

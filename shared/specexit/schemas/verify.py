@@ -34,5 +34,6 @@ class VerifyConfig(Config):
         default=None,
         gt=0,
         description="largest difference allowed; by default 1e-4 in float32 (relative for `remaining` and for tokens "
-        "of probability 0), 0.1 in bfloat16, 0.02 in float16 (of a row's largest logit; of signals before activation)",
+        "of probability 0), and root mean square of 0.04 in bfloat16, 0.005 in float16 (of a row's largest logit; of "
+        "signals before activation)",
     )
