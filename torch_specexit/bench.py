@@ -245,8 +245,8 @@ def gather(
     greedy = config.sampling.temperature == 0
     return Results(
         n=len(traces),
-        n_seconds={"1": min(config.n_latency, len(traces))}
-        | dict.fromkeys(map(str, config.batches), len(traces) * config.samples),
+        n_seconds=dict.fromkeys(map(str, (1, *config.batches[:-1])), min(config.n_latency, len(traces)))
+        | {str(config.batches[-1]): len(traces) * config.samples},
         target=target.name,
         hardware=describe_hardware(accelerator),
         versions=versions(),

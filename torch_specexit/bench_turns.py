@@ -158,7 +158,8 @@ def measure(
     under_way = Measurement(config, entries, engines, traces, journal, tokenizer, marker(tokenizer, target.think_end))
     runs = {entry.name: Run() for entry in entries}
     n_latency = min(config.n_latency, len(traces))
-    passes = [(1, n_latency, 1)] + [(batch, len(traces), config.samples) for batch in config.batches]
+    passes = [(batch, n_latency, 1) for batch in (1, *config.batches[:-1])]
+    passes.append((config.batches[-1], len(traces), config.samples))
     total = len(entries) * (sum(n * samples for _, n, samples in passes) + len(config.rates) * n_latency)
     console = Console(stderr=True)
     with Progress(console=console, disable=not console.is_terminal) as progress:

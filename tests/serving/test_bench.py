@@ -5,6 +5,8 @@ import random
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -12,18 +14,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from specexit.bench.comparison import read_requests
-from specexit.bench.methods import Tuning, find_method
+from specexit.bench.methods import NAMES, Tuning, find_method
 from specexit.bench.process import BenchError, BenchProcess
 from specexit.bench.results import Results, read_results
+from specexit.config import find, load
 from specexit.data.traces import Trace, write_traces
-from specexit.drafts.directory import DraftConfig, DraftError, SpecExitBlock, write_draft
+from specexit.drafts.directory import DraftConfig, DraftError, SpecExitBlock, read_config, write_draft
 from specexit.errors import InputError
 from specexit.schemas.bench import BenchConfig
 from specexit.schemas.target import SamplingConfig, TrialConfig, load_target_config
 from specexit.tiny import problems, prompt_text, render_response, write_trace
 from torch_specexit import bench as module
-from torch_specexit.bench import bench, longest_response, trials_of
+from torch_specexit.bench import bench, longest_response, plan_methods, trials_of
 from torch_specexit.bench_turns import Entry, read_request, turns
+from torch_specexit.plugin.compat.checks import check_draft
 
 TARGET = load_target_config("tiny-reasoner")
 OWN = str(Path(__file__).with_name("own_method.py"))
@@ -64,7 +68,7 @@ def generated_traces(n: int) -> list[Trace]:
     return traces
 
 
-def write_random_draft(folder: Path, *, hidden: int = 192) -> None:
+def write_random_draft(folder: Path, *, hidden: int = 192, source: Literal["draft", "fc"] = "draft") -> None:
     """A draft of the right shape with random weights: it guesses badly and its signals mean nothing."""
     config = DraftConfig(
         hidden_size=hidden,
@@ -78,7 +82,7 @@ def write_random_draft(folder: Path, *, hidden: int = 192) -> None:
         eagle_aux_hidden_state_layer_ids=TARGET.aux_layers,
         num_aux_hidden_states=len(TARGET.aux_layers),
         target_num_hidden_layers=TARGET.hf_config()["num_hidden_layers"],
-        specexit=SpecExitBlock(target=TARGET.name),
+        specexit=SpecExitBlock(target=TARGET.name, source=source),
     )
     rng = np.random.default_rng(0)
     tensors: dict[str, np.ndarray]
@@ -107,7 +111,7 @@ def config(inputs: Path, **changes: object) -> BenchConfig:
             "out": inputs / "out",
             "n": N,
             "n_latency": N_LATENCY,
-            "batches": (4,),
+            "batches": (3, 4),
             "methods": METHODS,
             # Those few tokens are not enough for most responses.
             "max_unfinished": 1.0,
@@ -131,12 +135,29 @@ def test_all_methods_answer_all_problems(inputs: Path, results: Results) -> None
     assert list(results.methods) == [*METHODS[:-1], "twice"]
     for name, method in results.methods.items():
         assert sum(method.exits.model_dump().values()) == N, name
-        assert set(method.seconds) == {"1", "4"}, name
+        assert set(method.seconds) == {"1", "3", "4"}, name
         assert all(seconds > 0 for seconds in method.seconds.values()), name
     rows = [json.loads(line) for line in (inputs / "out" / "requests.jsonl").read_text().splitlines()]
     assert Counter((row["method"], row["batch"]) for row in rows) == {
-        (name, batch): n for name in results.methods for batch, n in ((1, N_LATENCY), (4, N))
+        (name, batch): n for name in results.methods for batch, n in ((1, N_LATENCY), (3, N_LATENCY), (4, N))
     }
+    assert results.n_seconds == {"1": N_LATENCY, "3": N_LATENCY, "4": N}
+
+
+def test_every_method_of_the_field_has_a_draft_that_can_be_served(inputs: Path, tmp_path: Path) -> None:
+    field = load(BenchConfig, find("bench", "field")).methods
+    assert field is not None
+    assert set(field) == set(NAMES)
+    write_random_draft(tmp_path / "fc", source="fc")
+    ours = config(inputs, methods=[name for name in field if name != "exits-alone"], draft_fc=tmp_path / "fc")
+    (tmp_path / "scratch").mkdir()
+    target = SimpleNamespace(hf_text_config=SimpleNamespace(**TARGET.hf_config()), model="", max_model_len=1)
+    entries = plan_methods(ours, TARGET, generated_traces(N), tmp_path / "scratch")
+    served = {entry.name for entry in entries if entry.draft and read_config(entry.draft).specexit}
+    assert served == {"specexit", "specexit-fc", "paper", "budget"}
+    for entry in entries:
+        if entry.name in served and entry.draft:
+            check_draft(read_config(entry.draft), entry.draft, target)
 
 
 @pytest.mark.vllm

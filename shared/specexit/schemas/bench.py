@@ -37,13 +37,17 @@ class BenchConfig(Config):
     )
     scores: Path | None = Field(default=None, description="signals of the traces, from `score`, for exits-alone")
     n: int | None = Field(default=None, gt=0, description="problems: the first n traces; by default all")
-    n_latency: int = Field(default=40, gt=0, description="how many of them, at most, are asked one at a time as well")
+    n_latency: int = Field(
+        default=40,
+        gt=0,
+        description="how many of them, at most, are asked one at a time, and in every batch but the largest",
+    )
     batches: tuple[int, ...] = Field(default=(16,), min_length=1, description="problems in progress at once, besides 1")
     rates: tuple[float, ...] = Field(
         default=(), description="arrivals per second of an open loop, each measured on the first n_latency problems"
     )
     sampling: SamplingConfig = SamplingConfig()
-    samples: int = Field(default=1, gt=0, description="responses to each problem above batch 1, from a seed each")
+    samples: int = Field(default=1, gt=0, description="responses to each problem in the largest batch, a seed each")
     budget: int | None = Field(default=None, ge=0, description="thinking tokens of the fixed budget")
     calibration_traces: Path | None = Field(
         default=None, description="traces on which the other methods choose their parameters, within 1 pt of accuracy"
