@@ -204,6 +204,7 @@ def test_the_card_says_what_is_known_and_what_is_not(tmp_path, target, write_ran
     assert describe(folder)["verified"].startswith("yes, on 4 traces; acceptance length 2.31 on 900 rows")
     _, _, out = exported(folder, tmp_path / "b", "plugin", target)
     text = (out / "README.md").read_text()
+    assert "JAX against PyTorch in float32 on 4 traces, largest differences: logits 1.0e-06." in text
     assert "| step 1 | step 2 | step 3 |\n|---|---|---|\n| 80.0% | 40.0% | 11.0% |" in text
     assert "`careful` (default): exits at validity 0.97. With 90% confidence at most 1.59% of such prompts lose" in text
     assert "4 of 500" in text
@@ -211,6 +212,10 @@ def test_the_card_says_what_is_known_and_what_is_not(tmp_path, target, write_ran
     assert "It does not cover:" in text
     assert "Trained on what small wrote for 1,234 prompts" in text
     assert (out / "policy.json").read_text() == (folder / "policy.json").read_text()
+    (folder / "verify.json").write_text(json.dumps(verified | {"dtype": "bfloat16", "differences": {"logits": 0.004}}))
+    _, _, out = exported(folder, tmp_path / "rounded", "plugin", target)
+    said = "JAX against PyTorch in bfloat16 on 4 traces, root mean square of the differences: logits 4.0e-03."
+    assert said in (out / "README.md").read_text()
     _, _, out = exported(folder, tmp_path / "c", "eagle3", target)
     assert "carries no early exit" in (out / "README.md").read_text()
     assert not (out / "policy.json").exists()

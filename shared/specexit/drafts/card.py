@@ -149,7 +149,8 @@ def _verification(folder: Path) -> str:
     if found is None:
         return f"## Verification\n\nNot verified ({doubt})."
     quantities = ", ".join(f"{name} {value:.1e}" for name, value in found.differences.items())
-    lines = [f"JAX against PyTorch on {found.n} traces, largest differences: {quantities}."]
+    kind = "largest" if found.dtype == "float32" else "root mean square of the"
+    lines = [f"JAX against PyTorch in {found.dtype} on {found.n} traces, {kind} differences: {quantities}."]
     if found.acceptance:
         lines.append(_accepted(found.acceptance))
     lines += [f"**Verified: {doubt}.**"] if doubt else []

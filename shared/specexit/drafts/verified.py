@@ -33,6 +33,8 @@ class Verification(BaseModel):
     """Missing in older files."""
     passed: bool
     n: int
+    dtype: str = "float32"
+    """Missing in older files."""
     differences: dict[str, float] = {}
     acceptance: Accepted | None = None
     mistakes: tuple[str, ...] = ()
