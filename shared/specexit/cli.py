@@ -185,11 +185,11 @@ COMMANDS = {
         "specexit.bench.training:bench_training",
         "dev",
     ),
-    "bench-signals": Command(
+    "bench-recipe": Command(
         "Evidence",
-        "Measure what joint signal training costs the tokens: pairs of runs over seeds.",
-        "specexit.schemas.bench_signals:BenchSignalsConfig",
-        "specexit.bench.signals:bench_signals",
+        "Measure what a change of a recipe does to its drafts: variants of it, trained over seeds.",
+        "specexit.schemas.bench_recipe:BenchRecipeConfig",
+        "specexit.bench.recipe:bench_recipe",
         "train",
     ),
     "ablate": Command(

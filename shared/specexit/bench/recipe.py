@@ -1,0 +1,117 @@
+"""``specexit bench-recipe``: what a change of a recipe does to its drafts.
+
+Each variant is trained on the same data in the same order, from the same initial weights, with the same everything
+else. Seed by seed, since all have what a seed does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from rich.console import Console
+from rich.table import Table
+
+from specexit.config import ConfigError, find, load, versions, write_text
+from specexit.demo import ALLOCATOR
+from specexit.hardware import describe_hardware
+from specexit.schemas.bench_recipe import BenchRecipeConfig
+from specexit.schemas.train import TrainConfig
+
+LOSS = "1"
+"""Points of accuracy that the cut may cost; a key of an evaluation's ``cut``."""
+
+Values = Mapping[str, Float[np.ndarray, " _seeds"]]
+"""Quantity -> its value with each seed."""
+
+
+def bench_recipe(config: BenchRecipeConfig) -> dict[str, Any]:
+    """Train all variants with all seeds, write ``recipe.json`` and print it.
+
+    Raises:
+      ConfigError: a variant is no recipe, or a run failed; its own message stands above.
+    """
+    path, given = find("recipes", config.recipe), config.model_dump(mode="json", exclude_none=True)
+    common = [f"{key}={given[key]}" for key in ("data", "eval_traces", "evaluate_n", "steps") if key in given]
+    for overrides in config.variants.values():
+        load(TrainConfig, path, [*common, *overrides, f"out={config.out}"])
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in config.variants}
+    for seed in config.seeds:
+        for name, overrides in config.variants.items():
+            run = config.out / f"{name.replace(' ', '-')}-{seed}"
+            found[name].append(_trained(path, [*common, *overrides, f"seed={seed}"], run))
+    columns = {name: {key: np.array([row[key] for row in rows]) for key in rows[0]} for name, rows in found.items()}
+    result = gather(config.seeds, columns)
+    recipe = load(TrainConfig, path, [*common, f"out={config.out}"]).model_dump(mode="json")
+    result |= {"recipe": recipe, "variants": {name: list(keys) for name, keys in config.variants.items()}}
+    result |= {"hardware": describe_hardware(), "versions": versions()}
+    write_text(config.out / "recipe.json", json.dumps(result, indent=2) + "\n")
+    Console().print(table(result))
+    return result
+
+
+def _trained(recipe: Path, overrides: Sequence[str], run: Path) -> dict[str, float]:
+    """What a run's last evaluation says of its draft; the run is begun, continued, or found finished."""
+    command = [sys.executable, "-m", "specexit", "train", str(recipe), *overrides, f"out={run}"]
+    Console(stderr=True).print(f"[dim]$ specexit {' '.join(command[3:])}[/dim]", soft_wrap=True)
+    code = subprocess.run(command, env=os.environ | ALLOCATOR).returncode
+    if code:
+        raise ConfigError(f"the run in {run} ended with exit code {code}; start again to go on")
+    return quantities(json.loads((run / "evaluation.json").read_text()))
+
+
+def quantities(evaluation: Mapping[str, Any]) -> dict[str, float]:
+    """What is compared of an ``evaluation.json``, whose definitions stand in it: shares in per cent."""
+    found = {f"top-1, TTT step {step}, %": 100 * top1 for step, top1 in enumerate(evaluation["top1"])}
+    found["acceptance length"] = evaluation["acceptance_length"]
+    if "cut" in evaluation:
+        found[f"thinking cut at {LOSS} point, %"] = 100 * evaluation["cut"][LOSS]
+        found["validity's AUROC, hard boundaries, %"] = 100 * evaluation["hard_boundaries"]["auroc"]
+    return found
+
+
+def gather(seeds: Sequence[int], values: Mapping[str, Values]) -> dict[str, Any]:
+    """``recipe.json``, but for what describes the recipe and the machine."""
+    first, *others = values
+    return {
+        "seeds": list(seeds),
+        "values": {name: {key: column.tolist() for key, column in of.items()} for name, of in values.items()},
+        "differences": {
+            name: {key: _spread(values[name][key] - column) for key, column in values[first].items()} for name in others
+        },
+        "definitions": {
+            "values": "variant -> quantity -> its value with each seed, as evaluation.json of the run defines it",
+            "differences": f"variant -> quantity -> its value minus that of {first!r} with the same seed; mean and "
+            "sample standard deviation over the seeds",
+        },
+    }
+
+
+def _spread(column: Float[np.ndarray, " seeds"]) -> dict[str, Any]:
+    return {"mean": float(column.mean()), "sd": float(column.std(ddof=1)), "by_seed": column.tolist()}
+
+
+def table(result: Mapping[str, Any]) -> Table:
+    """The numbers for a person."""
+    first, *others = result["values"]
+    out = Table(title=f"seeds {', '.join(map(str, result['seeds']))}, mean ± standard deviation", title_justify="left")
+    out.add_column("")
+    for name in (first, *others, *(f"{name}, difference" for name in others), *(f"{name}, by seed" for name in others)):
+        out.add_column(name, justify="right")
+    for key in result["values"][first]:
+        spreads = [_spread(np.array(result["values"][name][key])) for name in (first, *others)]
+        changes = [result["differences"][name][key] for name in others]
+        out.add_row(
+            key,
+            *(f"{spread['mean']:.2f} ± {spread['sd']:.2f}" for spread in spreads),
+            *(f"{change['mean']:+.2f} ± {change['sd']:.2f}" for change in changes),
+            *(", ".join(f"{one:+.2f}" for one in change["by_seed"]) for change in changes),
+        )
+    return out
