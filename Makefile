@@ -9,7 +9,7 @@ RELEASES ?= runs/vllm-releases
 
 .DEFAULT_GOAL := help
 .PHONY: help demo serve chat test test-slow test-gpu test-tpu test-tpu-small compat compat-engines lint bench bench-data bench-labels \
-  bench-serving bench-training bench-signals bench-dtype bench-certificate bench-families bench-field bench-full-size continuation soak layouts \
+  bench-serving bench-training bench-signals bench-variants bench-certificate bench-families bench-field bench-full-size continuation soak layouts \
   features plan-all docs tiny-reasoner tiny-mixed format clean
 
 help:  ## Show this list
@@ -90,8 +90,8 @@ bench-certificate: $(VENV)/.demo-ready  ## How often certificates are broken, dr
 bench-signals: $(VENV)/.demo-ready  ## Train the demo's draft with and without signals, three seeds (needs `make demo`)
 	@$(BIN)/specexit bench-recipe configs/bench/signals.yaml
 
-bench-dtype: $(VENV)/.demo-ready  ## Train the demo's draft in float32 and in bfloat16, three seeds (needs `make demo`)
-	@$(BIN)/specexit bench-recipe configs/bench/dtype.yaml
+bench-variants: $(VENV)/.demo-ready  ## Train the demo's draft in bfloat16, from an int8 target, ...: three seeds (an hour; needs `make demo`)
+	@$(BIN)/specexit bench-recipe configs/bench/variants.yaml
 
 bench-field: $(VENV)/.demo-ready  ## Measure every method, greedy and sampled; goes on where it stopped (hours; needs `make demo`)
 	@$(BIN)/specexit collect target=tiny-reasoner split=test n=1000 out=runs/field/traces
