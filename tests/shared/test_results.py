@@ -246,3 +246,25 @@ def test_tables_fit_a_terminal_of_80_columns() -> None:
     assert "…" not in text
     for expected in ("eagle3", "specexit", "66.7", "95.0 %", "2.00", "3/0/0"):
         assert expected in text
+
+
+def test_tables_fit_with_many_batch_sizes_and_probes() -> None:
+    few = some_results()
+    more = {
+        name: method.model_copy(update={"probe_tokens": 141.2, "seconds": dict.fromkeys(["1", "8", "32"], 1234.5)})
+        for name, method in few.methods.items()
+    }
+    against = {
+        name: versus.model_copy(update={"speedup": dict.fromkeys(["1", "8", "32"], (12.34, 11.11, 13.99))})
+        for name, versus in few.against_eagle3.items()
+    }
+    many = few.model_copy(
+        update={"n_seconds": {"1": 100, "8": 100, "32": 1000}, "methods": more, "against_eagle3": against}
+    )
+    console = Console(width=80, record=True, file=io.StringIO())
+    for table in result_tables(many):
+        console.print(table)
+    text = console.export_text()
+    assert "…" not in text
+    assert text.count("12.34") == 3 * len(against)
+    assert text.count("1234.5") == 3 * len(more)

@@ -7,6 +7,7 @@ Units: accuracies, cuts and fractions are shares (0..1), token counts are means 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -193,16 +194,37 @@ def read_results(path: Path) -> Results:
         raise ResultsError(f"{path}: field {key!r} is {first['input']!r}: {first['msg']}") from error
 
 
-def result_tables(results: Results) -> tuple[Table, Table]:
-    """The measured table and the comparison with EAGLE-3, at most 80 columns wide with two batch sizes."""
-    return _measured(results), _compared(results)
+BATCHES_BESIDE = 2
+"""Batch sizes whose times fit beside the other columns; of more, they have tables of their own."""
 
 
-def _measured(results: Results) -> Table:
+def result_tables(results: Results) -> list[Table]:
+    """What was measured, and the comparison with EAGLE-3; each at most 80 columns wide with up to three batch sizes."""
+    batches = list(results.n_seconds)
+    if len(batches) <= BATCHES_BESIDE:
+        return [_measured(results, batches), _compared(results, batches)]
+    return [_measured(results, []), _compared(results, []), _times(results)]
+
+
+def _times(results: Results) -> Table:
+    table = _table(f"seconds, and the speed-up over {BASELINE}")
+    for batch, n in results.n_seconds.items():
+        table.add_column(f"s for {n}\n@ {batch}", justify="right")
+    for batch in results.n_seconds:
+        table.add_column(f"\n@ {batch}", justify="right")
+    for name, method in results.methods.items():
+        versus = results.against_eagle3.get(name)
+        seconds = (f"{method.seconds[batch]:.1f}" for batch in results.n_seconds)
+        speedups = (_interval(versus.speedup[batch], 1.0, 2) for batch in results.n_seconds) if versus else ()
+        table.add_row(name, *seconds, *speedups)
+    return table
+
+
+def _measured(results: Results, batches: Sequence[str]) -> Table:
     table = _table(f"{results.target}: {results.n} problems")
     probes = any(method.probe_tokens for method in results.methods.values())
     headings = ["accuracy", "thinking\ntokens", "total\ntokens", *(["probe\ntokens"] if probes else [])]
-    headings += [f"s for {n}\n@ {batch}" for batch, n in results.n_seconds.items()]
+    headings += [f"s for {results.n_seconds[batch]}\n@ {batch}" for batch in batches]
     for heading in [*headings, "accept.\nlength", "exit/own\n/length"]:
         table.add_column(heading, justify="right")
     for name, method in results.methods.items():
@@ -213,18 +235,18 @@ def _measured(results: Results) -> Table:
             f"{method.thinking_tokens:.1f}",
             f"{method.total_tokens:.1f}",
             *([f"{method.probe_tokens:.1f}"] if probes else []),
-            *(f"{method.seconds[batch]:.1f}" for batch in results.n_seconds),
+            *(f"{method.seconds[batch]:.1f}" for batch in batches),
             "-" if method.acceptance_length is None else f"{method.acceptance_length:.2f}",
             f"{exits.exit}/{exits.natural_end}/{exits.length}",
         )
     return table
 
 
-def _compared(results: Results) -> Table:
+def _compared(results: Results, batches: Sequence[str]) -> Table:
     title = f"against {BASELINE} (95 % intervals); the oracle cuts {_percent(results.oracle.thinking_cut)} of thinking"
     table = _table(title)
     headings = ["thinking\ncut, %", "of\noracle", "accuracy,\npoints", "total\ncut, %"]
-    for heading in [*headings, *(f"speed-up\n@ {batch}" for batch in results.n_seconds)]:
+    for heading in [*headings, *(f"speed-up\n@ {batch}" for batch in batches)]:
         table.add_column(heading, justify="right")
     for name, versus in results.against_eagle3.items():
         table.add_row(
@@ -233,7 +255,7 @@ def _compared(results: Results) -> Table:
             _percent(results.oracle.fraction_reached[name]),
             _interval(versus.accuracy_delta, 100.0, 1),
             _interval(versus.total_cut, 100.0, 1),
-            *(_interval(versus.speedup[batch], 1.0, 2) for batch in results.n_seconds),
+            *(_interval(versus.speedup[batch], 1.0, 2) for batch in batches),
         )
     return table
 
