@@ -80,6 +80,7 @@ def read_parameter_of(config: DraftConfig, rows: ReadRows, aux_rms: Sequence[flo
     names, shapes, hidden = tensor_names(config), config.tensor_shapes(), config.hidden_size
 
     def parameter(path: str) -> np.ndarray:
+        """The parameter at a path, in memory that is aligned for JAX."""
         name = names[path]
         first, last = 0, shapes[name][0]
         if name == "fc.weight":

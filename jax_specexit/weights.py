@@ -232,6 +232,7 @@ def _reader(
     """What `jax.make_array_from_callback` asks for one shard of a parameter; ``names`` has its leading axes."""
 
     def read(index: Index) -> np.ndarray:
+        """The shard of the parameter at an index, from its tensors."""
         wanted, index = np.asarray(names[index[: names.ndim]], object), index[names.ndim :]
         place = index[::-1] if transposed else index
 

@@ -99,19 +99,21 @@ def _spread(column: Float[np.ndarray, " seeds"]) -> dict[str, Any]:
 
 
 def table(result: Mapping[str, Any]) -> Table:
-    """The numbers for a person."""
-    first, *others = result["values"]
-    out = Table(title=f"seeds {', '.join(map(str, result['seeds']))}, mean ± standard deviation", title_justify="left")
+    """The numbers for a person: a row for each quantity of each variant, however many there are."""
+    first = next(iter(result["values"]))
+    seeds = ", ".join(map(str, result["seeds"]))
+    out = Table(title=f"seeds {seeds}; mean ± standard deviation, held against {first!r}", title_justify="left")
     out.add_column("")
-    for name in (first, *others, *(f"{name}, difference" for name in others), *(f"{name}, by seed" for name in others)):
-        out.add_column(name, justify="right")
+    for heading in ("variant", "", "difference", "by seed"):
+        out.add_column(heading, justify="left" if heading == "variant" else "right")
     for key in result["values"][first]:
-        spreads = [_spread(np.array(result["values"][name][key])) for name in (first, *others)]
-        changes = [result["differences"][name][key] for name in others]
-        out.add_row(
-            key,
-            *(f"{spread['mean']:.2f} ± {spread['sd']:.2f}" for spread in spreads),
-            *(f"{change['mean']:+.2f} ± {change['sd']:.2f}" for change in changes),
-            *(", ".join(f"{one:+.2f}" for one in change["by_seed"]) for change in changes),
-        )
+        for name, values in result["values"].items():
+            spread, change = _spread(np.array(values[key])), result["differences"].get(name, {}).get(key)
+            out.add_row(
+                key if name == first else "",
+                name,
+                f"{spread['mean']:.2f} ± {spread['sd']:.2f}",
+                f"{change['mean']:+.2f} ± {change['sd']:.2f}" if change else "",
+                ", ".join(f"{one:+.2f}" for one in change["by_seed"]) if change else "",
+            )
     return out

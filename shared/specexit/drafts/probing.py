@@ -33,7 +33,7 @@ def parse(description: str | None) -> argparse.Namespace:
         parser.add_argument(f"--{name}", type=kind, required=True)
     for name in ("n", "steps", "rows", "tokens"):
         parser.add_argument(f"--{name}", type=int, required=True)
-    parser.add_argument("--dtype")  # without these two a probe chooses
+    parser.add_argument("--dtype")  # PyTorch's probe chooses where they are not given, and the others are told
     parser.add_argument("--device")
     return parser.parse_args()
 
