@@ -30,6 +30,13 @@ def test_a_plain_draft_has_neither_cut_nor_validity():
     }
 
 
+def test_an_auroc_that_is_undefined_is_left_out():
+    evaluation = {"top1": [], "acceptance_length": 1.0, "cut": {"0": 0.5, "1": 0.6}, "hard_boundaries": {"auroc": None}}
+    assert quantities(evaluation) == {"acceptance length": 1.0, "thinking cut at 1 point, %": 60.0}
+    evaluation["hard_boundaries"] = {"auroc": 0.9}
+    assert quantities(evaluation)["validity's AUROC, hard boundaries, %"] == 90.0
+
+
 @pytest.fixture
 def config(tmp_path: Path) -> BenchRecipeConfig:
     variants = {"as it is": (), "rounded": ("dtype=bfloat16",)}

@@ -71,9 +71,11 @@ def quantities(evaluation: Mapping[str, Any]) -> dict[str, float]:
     """What is compared of an ``evaluation.json``, whose definitions stand in it: shares in per cent."""
     found = {f"top-1, TTT step {step}, %": 100 * top1 for step, top1 in enumerate(evaluation["top1"])}
     found["acceptance length"] = evaluation["acceptance_length"]
-    if "cut" in evaluation:
+    if evaluation.get("cut"):
         found[f"thinking cut at {LOSS} point, %"] = 100 * evaluation["cut"][LOSS]
-        found["validity's AUROC, hard boundaries, %"] = 100 * evaluation["hard_boundaries"]["auroc"]
+        auroc = evaluation["hard_boundaries"]["auroc"]
+        # Without boundaries of both kinds, which depends on the traces alone, there is none.
+        found |= {} if auroc is None else {"validity's AUROC, hard boundaries, %": 100 * auroc}
     return found
 
 
