@@ -35,6 +35,7 @@ from specexit.bench.results import (
     write_results,
 )
 from specexit.data.traces import Trace
+from specexit.report import readme
 
 
 def request(i: int, thinking: int, *, total: int, correct: bool = True, reason: Reason = "natural_end") -> Request:
@@ -167,6 +168,20 @@ def test_oracle_ends_at_the_earliest_agreeing_boundary(make_trace: Callable[...,
     found = oracle([make_trace(), never], versus)
     assert found.thinking_cut == pytest.approx(1 - (7 + 10) / 20)
     assert found.fraction_reached["specexit"] == pytest.approx((2 / 3) / 0.15)
+
+
+def test_an_oracle_of_greedy_traces_is_called_so_beside_sampled_responses(make_trace: Callable[..., Trace]) -> None:
+    traces = [make_trace(sampling=json.dumps({"temperature": temperature})) for temperature in (0, 0.6)]
+    of_greedy, of_sampled = (oracle([trace], {}) for trace in traces)
+    results = some_results()
+    for known, temperature, name in ((of_greedy, 0, ""), (of_greedy, 0.6, "greedy "), (of_sampled, 0.6, "")):
+        update = {
+            "oracle": results.oracle.model_copy(update={"sampling": known.sampling}),
+            "sampling": {"temperature": temperature},
+        }
+        found = results.model_copy(update=update)
+        assert f"of the {name}oracle's cut" in readme.table(found)
+        assert any(f"the {name}oracle cuts" in str(shown.title) for shown in result_tables(found))
 
 
 def test_identities_count_outputs_that_differ() -> None:

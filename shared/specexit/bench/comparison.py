@@ -273,7 +273,7 @@ def oracle(traces: Sequence[Trace], comparisons: Mapping[str, Comparison]) -> Or
     cut = 1 - needed / full
     # A target that never overthinks leaves nothing to cut, and then no share of it can be reached.
     reached = {name: versus.thinking_cut[0] / cut if cut else 0.0 for name, versus in comparisons.items()}
-    return Oracle(thinking_cut=cut, fraction_reached=reached)
+    return Oracle(thinking_cut=cut, fraction_reached=reached, sampling=json.loads(traces[0].sampling))
 
 
 def identities(runs: Mapping[str, Run]) -> dict[str, Identity]:

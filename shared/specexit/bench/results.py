@@ -60,7 +60,7 @@ DEFINITIONS = {
     "specexit_faster": "P-value of specexit answering sooner than the method, by batch size: sign-flip test of single "
     "responses' seconds, paired by problem, Holm-corrected over all methods and batch sizes",
     "oracle": "ends each trace at the earliest step boundary whose trial answer is that of the full trace, known only "
-    "in hindsight; pooled thinking tokens of the same problems",
+    "in hindsight; pooled thinking tokens of the same problems' recorded traces, which may be sampled otherwise",
     "fraction_reached": "thinking_cut / that of the oracle; above 1 where exits come before the answer stands, "
     "at a loss of accuracy",
     "eagle3": "plain EAGLE-3: the draft of specexit without its signal rows",
@@ -132,6 +132,7 @@ class Oracle(Config):
 
     thinking_cut: float
     fraction_reached: dict[str, float]
+    sampling: dict[str, Any] = Field(default={}, description="of the recorded traces whose exit points it knows")
 
 
 class Identity(Config):
@@ -165,6 +166,12 @@ class Results(Config):
     specexit_faster: dict[str, dict[str, float]] = Field(default={}, description="batch size -> method -> P-value")
     shape: dict[str, Any] | None = Field(default=None, description="of a stand-in: the sizes that it has")
     definitions: dict[str, str] = DEFINITIONS
+
+    @property
+    def oracle_name(self) -> str:
+        """What the oracle is called in a table: sampled responses are held against greedy traces as well."""
+        other = self.sampling.get("temperature", 0) > 0 and self.oracle.sampling.get("temperature") == 0
+        return "greedy oracle" if other else "oracle"
 
 
 class ResultsError(InputError):
@@ -243,7 +250,8 @@ def _measured(results: Results, batches: Sequence[str]) -> Table:
 
 
 def _compared(results: Results, batches: Sequence[str]) -> Table:
-    title = f"against {BASELINE} (95 % intervals); the oracle cuts {_percent(results.oracle.thinking_cut)} of thinking"
+    oracle = f"the {results.oracle_name} cuts {_percent(results.oracle.thinking_cut)} of thinking"
+    title = f"against {BASELINE} (95 % intervals); {oracle}"
     table = _table(title)
     headings = ["thinking\ncut, %", "of\noracle", "accuracy,\npoints", "total\ncut, %"]
     for heading in [*headings, *(f"speed-up\n@ {batch}" for batch in batches)]:
