@@ -87,6 +87,7 @@ def test_math_500(tmp_path):
         {"id": 60, "problem": "P", "solution": "S", "answer": "033", "url": "u", "year": "2024"},
         {"ID": "60", "Problem": "P", "Answer": 33},
         {"problem_idx": 60, "problem": "P", "answer": 33, "problem_type": ["Algebra"]},
+        {"ID": 60, "Year": 2024, "Question": "P", "Answer": 33.0},
     ],
 )
 def test_aime(tmp_path, row):

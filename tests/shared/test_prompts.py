@@ -18,6 +18,7 @@ PROMPTS = [Prompt("b", "2 + 2?", "4"), Prompt("a", "Why?", None)]
 
 
 def write_jsonl(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n\n", encoding="utf-8")
     return path
 
@@ -64,7 +65,7 @@ def test_a_datasets_folder(tmp_path):
         read_prompts(tmp_path / "one")
 
 
-def test_a_folder_of_parquet_files(tmp_path):
+def test_a_folder_of_files_of_rows(tmp_path):
     for i, row in enumerate(ROWS):
         write_parquet(tmp_path / "hub" / "data" / f"test-{i:05d}-of-00002.parquet", [row])
     assert read_prompts(tmp_path / "hub") == PROMPTS
@@ -72,6 +73,8 @@ def test_a_folder_of_parquet_files(tmp_path):
     assert read_prompts(tmp_path / "hub" / "test") == PROMPTS
     with pytest.raises(PromptError, match="holds the splits test, train, expected one"):
         read_prompts(tmp_path / "hub")
+    write_jsonl(tmp_path / "lines" / "test.jsonl", ROWS)
+    assert read_prompts(tmp_path / "lines") == read_prompts(tmp_path / "lines" / "test") == PROMPTS
 
 
 def test_columns_are_named_by_the_config(tmp_path):
@@ -81,6 +84,21 @@ def test_columns_are_named_by_the_config(tmp_path):
     assert read_prompts(path, columns) == [Prompt("7", "2 + 2?", "4", group="sums")]
     loose = columns.model_copy(update={"ignore": ("*",)})
     assert read_prompts(path, loose) == read_prompts(path, columns)
+
+
+def test_a_column_that_somebody_names_is_there(tmp_path):
+    path = write_jsonl(tmp_path / "p.jsonl", [{"prompt": "2 + 2?"}, {"prompt": "3?", "answer": "3"}])
+    assert [p.reference for p in read_prompts(path, ColumnsConfig(reference="answer"))] == [None, "3"]
+    for wrong in (ColumnsConfig(reference="gold", ignore=("*",)), ColumnsConfig(group="gold", ignore=("answer",))):
+        [field] = wrong.model_fields_set - {"ignore"}
+        with pytest.raises(
+            PromptError, match=f"p.jsonl: columns.{field} is 'gold', expected a column that some row has"
+        ):
+            read_prompts(path, wrong)
+
+
+def test_one_column_to_leave_out_needs_no_brackets():
+    assert ColumnsConfig.model_validate({"ignore": "notes"}).ignore == ("notes",)
 
 
 def test_conversations(tmp_path):
@@ -97,6 +115,20 @@ def test_conversations(tmp_path):
     assert (prompt.task, prompt.answer_kind, prompt.choices) == ("sums", "text", ("6", "7"))
     [again] = read_prompts(write_parquet(tmp_path / "p.parquet", [row]))
     assert again == prompt
+
+
+def test_a_conversation_may_be_called_prompt_and_hold_fields_of_nothing(tmp_path):
+    """The layout of trainers for reinforcement learning, and what Arrow makes of messages of which one has a name."""
+    messages = [{"role": "user", "content": "2 + 2?", "name": None, "tool_calls": None}]
+    path = write_parquet(tmp_path / "p.parquet", [{"prompt": messages, "reference": "4"}])
+    [prompt] = read_prompts(path, ColumnsConfig(messages="prompt"))
+    assert (prompt.text, prompt.messages) == ("2 + 2?", ({"role": "user", "content": "2 + 2?"},))
+
+
+def test_csv_holds_lists_as_json_and_long_texts(tmp_path):
+    row = {"prompt": "x" * 200_000, "reference": "B", "choices": '["ice", "the sun"]', "answer_kind": "choice"}
+    [prompt] = read_prompts(write_csv(tmp_path / "p.csv", [row]))
+    assert (len(prompt.text), prompt.choices) == (200_000, ("ice", "the sun"))
 
 
 def test_without_ids_a_prompt_is_known_by_what_it_asks(tmp_path):
@@ -135,6 +167,8 @@ SECOND_LINE = [
         '{"id": "b", "prompt": "x", "messages": [{"role": "user", "content": "y"}]}',
         "line 2: has prompt and messages, expected one of them",
     ),
+    ('{"id": "b", "prompt": "x", "reference": NaN}', r"line 2: reference is nan, expected a string, a number"),
+    ('{"id": "b", "messages": [{"role": "user", "content": " "}]}', "line 2: the last message is empty"),
     ('{"id": "b", "messages": [{"role": "user"}]}', "line 2: message .*expected an object with role and content"),
     (
         '{"id": "b", "messages": [{"role": "boss", "content": "x"}]}',

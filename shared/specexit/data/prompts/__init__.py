@@ -14,7 +14,7 @@ from pathlib import Path
 
 from specexit import tiny
 from specexit.data.answers import AnswerError, kind
-from specexit.data.prompts.columns import to_prompt
+from specexit.data.prompts.columns import check_seen, to_prompt
 from specexit.data.prompts.formats import FORMATS
 from specexit.data.prompts.generated import PREFIX, read_task
 from specexit.data.prompts.prompt import Prompt, PromptError
@@ -77,8 +77,10 @@ def read_prompts(
     columns = columns or ColumnsConfig()
     prompts: dict[str, Prompt] = {}
     named: bool | None = None
+    seen: set[str] = set()
     for number, (where, row) in enumerate(islice(read_rows(path), n)):
         prompt = known(row, where, number, seed) if known else to_prompt(row, where, columns)
+        seen |= row.keys()
         has_id = known is not None or columns.id in row
         if named not in (None, has_id):
             here, before = ("missing", "have one") if named else ("there", "have none")
@@ -93,6 +95,8 @@ def read_prompts(
         prompts[prompt.id] = prompt
     if not prompts:
         raise PromptError(f"{path}: holds no prompt")
+    if known is None:
+        check_seen(columns, seen, path)
     return list(prompts.values())
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from specexit.data.prompts.prompt import Prompt, PromptError, Row, conversation, optional_text, text_of
@@ -19,10 +21,10 @@ def to_prompt(row: Row, where: str, columns: ColumnsConfig) -> Prompt:
       PromptError: a column is missing, of another type, or not one of those that are known.
     """
     _check_names(row, where, columns)
-    messages = row.get(columns.messages)
+    messages = _listed(row.get(columns.messages))
     if messages is not None:
         messages = conversation(messages, where)
-        if row.get(columns.prompt) is not None:
+        if row.get(columns.prompt) is not None and columns.prompt != columns.messages:
             raise PromptError(f"{where}: has {columns.prompt} and {columns.messages}, expected one of them")
         text = messages[-1]["content"]
     else:
@@ -35,8 +37,20 @@ def to_prompt(row: Row, where: str, columns: ColumnsConfig) -> Prompt:
         task=optional_text(row.get(columns.task), where, columns.task),
         answer_kind=optional_text(row.get(columns.answer_kind), where, columns.answer_kind),
         group=optional_text(row.get(columns.group), where, columns.group),
-        choices=_choices(row.get(columns.choices), where, columns.choices),
+        choices=_choices(_listed(row.get(columns.choices)), where, columns.choices),
     )
+
+
+def check_seen(columns: ColumnsConfig, seen: Container[str], path: Path) -> None:
+    """Check that every column that somebody has named is in some row: a misspelt one would be nothing everywhere.
+
+    Raises:
+      PromptError: one is not.
+    """
+    for field in sorted(columns.model_fields_set - {"ignore"}):
+        name = getattr(columns, field)
+        if name not in seen:
+            raise PromptError(f"{path}: columns.{field} is {name!r}, expected a column that some row has")
 
 
 def _check_names(row: Row, where: str, columns: ColumnsConfig) -> None:
@@ -50,7 +64,7 @@ def _check_names(row: Row, where: str, columns: ColumnsConfig) -> None:
     meaning = "reference" if columns.prompt in row or columns.messages in row else "prompt"
     raise PromptError(
         f"{where}: unknown column {unknown[0]!r}{meant}; of {listed}, name those that are meant, as in "
-        f'columns.{meaning}={unknown[0]}, and leave the others out with columns.ignore, a list or ["*"]'
+        f'columns.{meaning}={unknown[0]}, and leave the others out with columns.ignore, a name, a list or *'
     )
 
 
@@ -65,6 +79,14 @@ def _id(value: Any, where: str, name: str) -> str:
 def _id_of(asked: str | Sequence[dict[str, str]]) -> str:
     """Of a prompt whose file has no ids: the same wherever it stands, so that a file may grow or be sorted."""
     return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
+
+
+def _listed(value: Any) -> Any:
+    """A list that is written as JSON, as CSV has no other way; anything else as it is."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        with suppress(ValueError, RecursionError):
+            return json.loads(value)
+    return value
 
 
 def _choices(value: Any, where: str, name: str) -> tuple[str, ...] | None:

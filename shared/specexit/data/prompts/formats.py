@@ -53,8 +53,10 @@ def math_500(row: Row, where: str, number: int, seed: int) -> Prompt:
 def aime(row: Row, where: str, number: int, seed: int) -> Prompt:
     """AIME in the forms that are in use: ``problem`` or ``question``, ``answer`` an integer from 0 to 999."""
     del seed
-    question = text_of(_field(row, where, "problem", "Problem", "question"), where, "problem")
-    reference = str(_field(row, where, "answer", "Answer")).strip()
+    question = text_of(_field(row, where, "problem", "Problem", "question", "Question"), where, "problem")
+    answer = _field(row, where, "answer", "Answer")
+    whole = isinstance(answer, float) and answer.is_integer()  # as pandas writes a column with gaps
+    reference = str(int(answer) if whole else answer).strip()
     if not reference.isdecimal() or int(reference) > 999:
         raise PromptError(f"{where}: answer is {reference!r}, expected an integer from 0 to 999")
     own = next((row[name] for name in ("id", "ID", "problem_idx") if row.get(name) is not None), f"{number:05d}")

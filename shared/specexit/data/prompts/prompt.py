@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -59,7 +60,7 @@ def optional_text(value: Any, where: str, what: str) -> str | None:
     """
     if value is None or isinstance(value, str):
         return value
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         return str(value)
     raise PromptError(f"{where}: {what} is {value!r}, expected a string, a number or nothing")
 
@@ -67,16 +68,26 @@ def optional_text(value: Any, where: str, what: str) -> str | None:
 def conversation(value: Any, where: str) -> tuple[dict[str, str], ...]:
     """Messages as a chat template takes them, the last one the user's.
 
+    A field that holds nothing is left out: where one message of an Arrow file has a ``name``, all of them do.
+
     Raises:
-      PromptError: they are no list of role and content, a role is unknown, or the user does not come last.
+      PromptError: they are no list of role and content, a role is unknown, or the user does not come last or is silent.
     """
     if not isinstance(value, Sequence) or isinstance(value, str) or not value:
         raise PromptError(f"{where}: messages are {value!r}, expected a list of objects with role and content")
-    for message in value:
-        if not isinstance(message, Mapping) or set(message) != {"role", "content"}:
+    messages = tuple(_without_nothing(message) for message in value)
+    for message in messages:
+        if not isinstance(message, dict) or set(message) != {"role", "content"}:
             raise PromptError(f"{where}: message {message!r}, expected an object with role and content, both strings")
         if message["role"] not in ROLES or not isinstance(message["content"], str):
             raise PromptError(f"{where}: message {message!r}, expected a role of {', '.join(ROLES)} and a string")
-    if value[-1]["role"] != "user":
-        raise PromptError(f"{where}: the last message is from {value[-1]['role']!r}, expected 'user'")
-    return tuple(dict(message) for message in value)
+    if messages[-1]["role"] != "user":
+        raise PromptError(f"{where}: the last message is from {messages[-1]['role']!r}, expected 'user'")
+    text_of(messages[-1]["content"], where, "the last message")
+    return messages
+
+
+def _without_nothing(message: Any) -> Any:
+    if not isinstance(message, Mapping):
+        return message
+    return {key: value for key, value in message.items() if value is not None}

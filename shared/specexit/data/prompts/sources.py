@@ -15,6 +15,8 @@ import pyarrow.parquet as pq
 
 from specexit.data.prompts.prompt import PromptError, Row
 
+csv.field_size_limit(2**31 - 1)  # a prompt with its context is longer than the library's 128 KiB
+
 LocatedRow = tuple[str, Row]
 """Where a row stands, for messages, and the row."""
 
@@ -127,7 +129,7 @@ _READERS: dict[str, Callable[[Path], Iterator[LocatedRow]]] = {
 
 
 def _folder(folder: Path) -> Iterator[LocatedRow]:
-    """A folder that ``save_to_disk`` wrote, or one of Parquet files as the hub has them."""
+    """A folder that ``save_to_disk`` wrote, or one of files of rows as the hub has them."""
     if (folder / "dataset_dict.json").exists():
         splits = sorted(path.name for path in folder.iterdir() if path.is_dir())
         raise PromptError(f"{folder}: holds the splits {', '.join(splits)}, expected one: {folder / splits[0]}")
@@ -141,27 +143,32 @@ def _folder(folder: Path) -> Iterator[LocatedRow]:
                 raise PromptError(f"{folder / name}: is missing, state.json names it")
             yield from _arrow(folder / name)
         return
-    files = _parquet_files(folder)
+    files = _data_files(folder)
     if not files:
-        raise PromptError(f"{folder}: is no datasets folder, expected state.json or Parquet files in it")
+        raise PromptError(f"{folder}: is no datasets folder, expected state.json, or files {', '.join(_ROWS)} in it")
     splits = sorted({_split_name(file) for file in files})
     if len(splits) > 1:
         raise PromptError(f"{folder}: holds the splits {', '.join(splits)}, expected one: {folder / splits[0]}")
     for file in files:
-        yield from _parquet(file)
+        yield from _READERS[file.suffix](file)
 
 
 def _split_of(path: Path) -> Iterator[LocatedRow]:
-    """``FOLDER/SPLIT`` of a folder of Parquet files."""
-    files = [file for file in _parquet_files(path.parent) if _split_name(file) == path.name]
+    """``FOLDER/SPLIT`` of a folder of files of rows."""
+    files = [file for file in _data_files(path.parent) if _split_name(file) == path.name]
     if not files:
         raise PromptError(f"{path}: cannot be read: there is no such file or folder")
     for file in files:
-        yield from _parquet(file)
+        yield from _READERS[file.suffix](file)
 
 
-def _parquet_files(folder: Path) -> list[Path]:
-    return sorted([*folder.glob("*.parquet"), *folder.glob("data/*.parquet")])
+_ROWS = (".parquet", ".jsonl", ".csv")
+"""What a folder of the hub may hold; the first of them that it has are its rows."""
+
+
+def _data_files(folder: Path) -> list[Path]:
+    found = (sorted([*folder.glob(f"*{end}"), *folder.glob(f"data/*{end}")]) for end in _ROWS)
+    return next(filter(None, found), [])
 
 
 def _split_name(file: Path) -> str:
