@@ -101,7 +101,8 @@ def load(schema: type[ConfigT], path: Path | None = None, overrides: Sequence[st
     Args:
       schema: what is expected.
       path: a YAML file, or None for the defaults.
-      overrides: ``key.sub=value`` strings, applied in order; values in YAML syntax, strings and paths as they are.
+      overrides: ``key.sub=value`` strings, applied in order; values in YAML syntax, strings and paths as they are, and
+        one of several without brackets, too.
 
     Raises:
       ConfigError: unreadable YAML, unknown key, value of the wrong type or out of range.
@@ -119,12 +120,15 @@ def load(schema: type[ConfigT], path: Path | None = None, overrides: Sequence[st
 
 
 def _parse(schema: type[BaseModel], key: str, value: str) -> Any:
-    """The value of an override: raw where the schema wants a string or a path, YAML otherwise."""
+    """The value of an override: raw where the schema wants a string or a path, or one of several without brackets."""
     wanted = _annotation(schema, key)
     kinds = set(get_args(wanted)) if get_origin(wanted) in (Union, UnionType) else {wanted}
     kinds = {get_args(kind)[0] if get_origin(kind) is Annotated else kind for kind in kinds}
     if kinds <= {str, Path, type(None)}:
         return None if value in ("null", "~") and type(None) in kinds else value
+    several = {kind for kind in kinds if get_origin(kind) is tuple and get_args(kind) in ((str, ...), (Path, ...))}
+    if several and not value.lstrip().startswith(("[", "'", '"')) and value not in ("null", "~", ""):
+        return [value]
     try:
         return yaml.safe_load(value)
     except yaml.YAMLError as error:

@@ -96,6 +96,17 @@ def test_what_is_no_string_is_yaml():
     assert load(Question, overrides=["where=null"]).where is None
 
 
+@pytest.mark.parametrize(
+    ("text", "read"),
+    [("*", ("*",)), ("http://a:8000/v1", ("http://a:8000/v1",)), ("7", ("7",)), ("[a, b]", ("a", "b"))],
+)
+def test_one_of_several_strings_needs_no_brackets(text, read):
+    class Endpoints(Config):
+        urls: tuple[str, ...] = ()
+
+    assert load(Endpoints, None, [f"urls={text}"]).urls == read
+
+
 def test_yaml_that_cannot_be_read_names_its_key():
     with pytest.raises(ConfigError, match=r"names=\{: the value cannot be read as YAML"):
         load(Question, overrides=["names={"])

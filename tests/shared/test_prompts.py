@@ -97,10 +97,6 @@ def test_a_column_that_somebody_names_is_there(tmp_path):
             read_prompts(path, wrong)
 
 
-def test_one_column_to_leave_out_needs_no_brackets():
-    assert ColumnsConfig.model_validate({"ignore": "notes"}).ignore == ("notes",)
-
-
 def test_conversations(tmp_path):
     messages = [
         {"role": "system", "content": "Be short."},

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from specexit.config import Config
 
@@ -21,9 +19,3 @@ class ColumnsConfig(Config):
     group: str = Field(default="group", description="column of the part of the population; by default the task")
     choices: str = Field(default="choices", description="column of a multiple-choice question's options")
     ignore: tuple[str, ...] = Field(default=(), description="columns to leave out, or * for all that are not named")
-
-    @field_validator("ignore", mode="before")
-    @classmethod
-    def _one_alone(cls, value: Any) -> Any:
-        """One column needs no brackets."""
-        return (value,) if isinstance(value, str) else value

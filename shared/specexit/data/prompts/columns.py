@@ -64,7 +64,7 @@ def _check_names(row: Row, where: str, columns: ColumnsConfig) -> None:
     meaning = "reference" if columns.prompt in row or columns.messages in row else "prompt"
     raise PromptError(
         f"{where}: unknown column {unknown[0]!r}{meant}; of {listed}, name those that are meant, as in "
-        f'columns.{meaning}={unknown[0]}, and leave the others out with columns.ignore, a name, a list or *'
+        f"columns.{meaning}={unknown[0]}, and leave the others out with columns.ignore, a name, a list or *"
     )
 
 
