@@ -1,10 +1,16 @@
 """Which boundaries of a long trace are tried, through all of `Tracer`, with an engine that is a function."""
 
 import asyncio
+import threading
 from pathlib import Path
 
+import pytest
+
+from specexit.data.answers import sandbox
+from specexit.data.answers.code import Checks
 from specexit.data.prompts import Prompt
 from specexit.schemas.collect import CollectConfig
+from specexit.schemas.target import TrialConfig
 from tests.torch.pretend import TARGET, THINK, TOKENIZER
 from torch_specexit.collecting.summary import count
 from torch_specexit.collecting.tracer import Response, Tracer
@@ -71,3 +77,48 @@ def test_trials_of_a_trace_of_300_boundaries_are_a_small_part_of_its_tokens():
     of_trials = count(trace).trial_tokens
     assert of_trials > 8 * 40  # a trial's answer each
     assert of_trials <= 0.15 * (of_trials + trace.n_think)
+
+
+class Programmer:
+    """The response multiplies; its trials do so in other words, and behind the first step wrongly."""
+
+    async def generate(self, ids, how):
+        """A program in a fenced block."""
+        if THINK.end in ids:
+            done = TOKENIZER.decode(ids).split("<think>\n")[1].count("\n\n")
+            text = f"```python\ndef square(x):\n    return {'x + 7' if done == 1 else 'x**2'}\n```<|im_end|>"
+        else:
+            text = "It is a sum.\n\nNo, a power.\n\nSo it is.\n\n"
+            text += "</think>```python\ndef square(x):\n    return x*x\n```<|im_end|>"
+        ids = TOKENIZER.encode(text)
+        return Response(ids, [-0.1] * len(ids), "stop")
+
+
+@pytest.mark.skipif(sandbox._missing() is not None, reason=f"no sandbox: {sandbox._missing()}")
+def test_two_programs_agree_if_both_pass_the_tests():
+    config = CollectConfig(
+        target="tiny-reasoner", out=Path("unused"), split="test", n=1, free_share=0, boundaries="all"
+    )
+    target = TARGET.model_copy(update={"trial": TARGET.trial | {"code": TrialConfig(max_tokens=512)}})
+    tests = Checks("def check(f):\n    assert f(3) == 9\n", "square").dumps()
+    tracer = Tracer(config, target, Programmer(), lambda **_: None)
+    trace = asyncio.run(tracer.trace(Ask(Prompt("p", "Square x.", tests, answer_kind="code"), 0)))
+    assert trace.correct
+    assert trace.boundary_agrees == [False, True, True]
+
+
+@pytest.mark.skipif(sandbox._missing() is not None, reason=f"no sandbox: {sandbox._missing()}")
+def test_nothing_else_waits_for_a_program(monkeypatch):
+    """Programs are run beside the event loop: while one runs, the loop comes to what lets it end."""
+    others_went_on = threading.Event()
+    monkeypatch.setattr("specexit.data.answers.code.run", lambda source: others_went_on.wait(10))
+    config = CollectConfig(target="tiny-reasoner", out=Path("unused"), split="test", n=1, free_share=0)
+    tracer = Tracer(config, TARGET, Programmer(), lambda **_: None)
+    tests = Checks("assert square(3) == 9  # slowly").dumps()
+    ask = Ask(Prompt("p", "Square x.", tests, answer_kind="code"), 0)
+
+    async def judge() -> bool:
+        asyncio.get_running_loop().call_soon(others_went_on.set)
+        return await tracer._agree(ask, "code", "square = lambda x: x * x", tests)
+
+    assert asyncio.run(judge())

@@ -37,7 +37,7 @@ class AnswerKind(ABC):
         """`same` of two answers where it needs no parser and no time, else None."""
 
     def compare(self, a: str, b: str) -> bool:
-        """`same` of two answers that are not plainly the same or different. Called in a process of its own."""
+        """`same` of two answers that are not plainly the same or different; it may take for ever."""
         raise NotImplementedError(f"{self.name} answers are always plainly the same or not")
 
     def same(self, a: str | None, b: str | None) -> bool:
@@ -46,7 +46,9 @@ class AnswerKind(ABC):
             return False
         if a == b:
             return True
-        return self._differing(*sorted((a, b)))
+        one, other = sorted((a, b))
+        plainly = self.plainly_same(one, other)
+        return self._bounded(one, other) if plainly is None else plainly
 
     def agree(self, a: str | None, b: str | None, reference: str | None = None) -> bool:
         """Whether two responses to one prompt come to the same answer, which `same` decides for most kinds.
@@ -69,9 +71,9 @@ class AnswerKind(ABC):
         del choices
         return None if reference.strip() else "is empty"
 
-    def _differing(self, a: str, b: str) -> bool:
-        plainly = self.plainly_same(a, b)
-        return _compared(self.name, a, b) if plainly is None else plainly
+    def _bounded(self, a: str, b: str) -> bool:
+        """`compare` in a bounded time, remembered."""
+        return _compared(self.name, a, b)
 
 
 @lru_cache(maxsize=1 << 16)

@@ -86,17 +86,25 @@ class Code(AnswerKind):
             return "is neither tests (JSON with test, entry_point, prompt) nor a Python program"
         return None
 
-    def plainly_same(self, a: str, b: str) -> bool:
-        """Whether the one passes the other's tests, or both are one program."""
+    def plainly_same(self, a: str, b: str) -> bool | None:
+        """True for one program or the same tests, False for other tests; anything else is for the sandbox to say."""
         tests_a, tests_b = Checks.loads(a), Checks.loads(b)
         if tests_a and tests_b:
             return tests_a == tests_b
         if tests_a or tests_b:
-            tests, program = (tests_a, b) if tests_a else (tests_b, a)
-            assert tests is not None
-            return passes(program, tests)
+            return None
         tree = _tree(a)
-        return tree is not None and tree == _tree(b)
+        return True if tree is not None and tree == _tree(b) else None
+
+    def compare(self, a: str, b: str) -> bool:
+        """Whether the one passes the tests that the other is; two programs that differ have no tests to pass."""
+        tests_a, tests_b = Checks.loads(a), Checks.loads(b)
+        if tests_a:
+            return passes(b, tests_a)
+        return tests_b is not None and passes(a, tests_b)
+
+    def _bounded(self, a: str, b: str) -> bool:
+        return self.compare(a, b)  # the sandbox is a process with limits of its own
 
     def agree(self, a: str | None, b: str | None, reference: str | None = None) -> bool:
         """Whether both are one program, or both pass the tests of the reference."""
