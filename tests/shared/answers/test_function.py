@@ -5,6 +5,9 @@ import pytest
 from specexit.data.answers import AnswerError, extract_answer, kind, same_answer
 
 SOURCE = '''
+import os
+import subprocess
+import sys
 import time
 
 def anagram(a, b):
@@ -22,6 +25,25 @@ def nearly(a, b):
 
 def endless(a, b):
     time.sleep(1000)
+
+def runs_a_command(a, b):
+    subprocess.run(["echo", "[0, true]"])
+    return a.lower() == b.lower()
+
+def runs_a_reader(a, b):
+    return subprocess.run(["cat"], capture_output=True).stdout == b"" and a.lower() == b.lower()
+
+def writes(a, b):
+    print("checked")
+    print("true", file=sys.__stdout__, flush=True)
+    os.write(1, b"true\\n")
+    return a.lower() == b.lower()
+
+def forks(a, b):
+    child = os.fork()
+    if child:
+        os.waitpid(child, 0)
+    return a.lower() == b.lower()
 
 class Last:
     @staticmethod
@@ -94,6 +116,16 @@ def test_the_function_decides_in_either_order(name, a, b, same):
 @pytest.mark.parametrize(("name", "text", "answer"), EXTRACTED)
 def test_what_is_extracted(name, text, answer):
     assert extract_answer(text, name) == answer
+
+
+@pytest.mark.parametrize("name", ["runs_a_command", "runs_a_reader", "writes", "forks"])
+def test_each_verdict_is_its_own_questions(name):
+    """What a function does to standard input and output reaches no other verdict, nor any other kind's."""
+    for a, b, same in [("x", "y", False), ("A", "a", True), ("p", "q", False), ("C", "c", True)]:
+        assert same_answer(a, b, f"function:judged_by_me:{name}") == same
+    for n in range(3):
+        assert not same_answer(f"{name}+{n}", f"{name}+{n + 1}")
+        assert same_answer(f"(x+{n})*2", f"2x+{2 * n}+0*{len(name)}")
 
 
 def test_a_function_that_fails_is_named():

@@ -16,7 +16,9 @@ import subprocess
 import sys
 import threading
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
+from typing import TextIO
 
 TIME_LIMIT = 20.0
 """Seconds that a comparison may take; one that takes longer has found no equality."""
@@ -45,21 +47,28 @@ class _Process:
             env=os.environ | {"PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)), "OMP_NUM_THREADS": "1"},
         )
         self._buffer = b""
+        self._numbers = count()
         if self._line(START_LIMIT) is None:
             raise RuntimeError(
                 "the process that compares answers does not start: python -m specexit.data.answers.apart"
             )
 
     def ask(self, kind: str, a: str, b: str) -> bool | None:
-        """The verdict; None where the process died of the question or took too long."""
+        """The verdict; None where the process died of the question or took too long.
+
+        Raises:
+          AnswerError: the kind cannot compare.
+          RuntimeError: what comes back belongs to another question.
+        """
         assert self.popen.stdin is not None
+        number = next(self._numbers)
         try:
-            self.popen.stdin.write(json.dumps([kind, a, b]).encode() + b"\n")
+            self.popen.stdin.write(json.dumps([number, kind, a, b]).encode() + b"\n")
             self.popen.stdin.flush()
         except OSError:
             return None
         line = self._line(TIME_LIMIT)
-        return None if line is None else _verdict(line)
+        return None if line is None else _verdict(line, number)
 
     def _line(self, seconds: float) -> bytes | None:
         assert self.popen.stdout is not None
@@ -88,8 +97,10 @@ class _Process:
                 continue  # what was left to be written has nobody to read it
 
 
-def _verdict(line: bytes) -> bool:
-    answer = json.loads(line)
+def _verdict(line: bytes, number: int) -> bool:
+    answered, answer = json.loads(line)
+    if answered != number:
+        raise RuntimeError(f"the process that compares answers answered question {answered}, expected {number}")
     if isinstance(answer, str):
         from specexit.data.answers.base import AnswerError
 
@@ -131,9 +142,9 @@ def _close() -> None:
 
 
 def main() -> None:
-    """``python -m specexit.data.answers.apart``: reads JSON lists [kind, a, b], writes whether a and b are the same.
+    """``python -m specexit.data.answers.apart``: reads [number, kind, a, b], writes [number, are a and b the same].
 
-    What goes wrong is told as a string. The first line says that the process is ready.
+    What goes wrong is told as a string. The first line says that the process is ready. A line is JSON.
     """
     import resource
 
@@ -143,17 +154,28 @@ def main() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
     logging.disable()  # math-verify reports its own time limits
     kind("math").compare("x+x", "2x")  # what this imports is not to count as the first question's time
-    out, sys.stdout = sys.stdout, sys.stderr
-    print("ready", file=out, flush=True)
-    for line in sys.stdin:
-        name, a, b = json.loads(line)
+    questions, verdicts = _own_pipes()
+    print("ready", file=verdicts, flush=True)
+    owner = os.getpid()
+    for line in questions:
+        number, name, a, b = json.loads(line)
         try:
             verdict: bool | str = kind(name).compare(a, b)
         except MemoryError:
             verdict = False
         except Exception as error:
             verdict = f"answer kind {name}: comparing {a[:100]!r} and {b[:100]!r}: {type(error).__name__}: {error}"
-        print(json.dumps(verdict), file=out, flush=True)
+        if os.getpid() != owner:
+            os._exit(0)  # a process that the user's function has forked
+        print(json.dumps([number, verdict]), file=verdicts, flush=True)
+
+
+def _own_pipes() -> tuple[TextIO, TextIO]:
+    """Standard input and output, under descriptors that commands do not inherit: a user's function may start some."""
+    questions, verdicts = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(2, 1)
+    return questions, verdicts
 
 
 if __name__ == "__main__":
