@@ -12,6 +12,7 @@ EXTRACTED = [
     ("**Final Answer:** Paris", "Paris"),
     ("The final answer is: Paris.", "Paris"),
     ("Answer = 42", "42"),
+    ("**Answer:** x**2 + y**2", "x**2 + y**2"),
     ("#### Paris\nand more", "Paris"),
     ("The answer is Rome. No, the answer is Paris.\n", "Rome. No, the answer is Paris"),
     ("Answer: Rome\nAnswer: Paris", "Paris"),
@@ -41,6 +42,24 @@ SAME = [
     ("**Paris**", "Paris"),
     ("Straße", "STRASSE"),
     ("Paris, France", "Paris France"),
+    ("Paris - France", "Paris, France"),
+    ("COVID-19", "COVID 19"),
+    ("*The* **Eiffel** Tower", "Eiffel Tower"),
+    ("* Paris", "Paris"),
+    (r"\textbf{\text{Paris}}", "Paris"),
+    ("The “Eiffel” Tower", "eiffel tower"),
+    # a sign, a minus and a mathematical symbol, however they are spaced
+    ("- 5", "-5"),
+    ("–5", "-5"),
+    ("-$5", "-5"),
+    ("-(5)", "-5"),
+    ("x - 1", "x-1"),
+    ("x = - y", "x=-y"),
+    ("x ** 2", "x**2"),
+    ("x≥3", "x ≥ 3"),
+    ("x²", "x^2"),
+    ("x^{2}", "x^2"),
+    (r"\{1, 2\}", "{ 1, 2 }"),
 ]
 
 DIFFERENT = [
@@ -56,6 +75,38 @@ DIFFERENT = [
     ("", "a"),
     ("New York", "NewYork"),
     ("10", "1 0"),
+    # signs
+    ("- 5", "5"),
+    ("–5", "5"),
+    ("-.5", ".5"),
+    ("-€5", "€5"),
+    ("-$5", "$5"),
+    ("-(5)", "(5)"),
+    ("-π", "π"),
+    ("-x**2 + 3*x", "x**2 + 3*x"),
+    ("x = -y", "x = y"),
+    ("2*x - y", "2*x y"),
+    ("5, -3", "5 - 3"),
+    ("10 - 3", "10 3"),
+    (r"-\frac{1}{2}", r"\frac{1}{2}"),
+    # mathematical symbols
+    ("x ≥ 3", "x ≤ 3"),
+    ("a ≠ b", "a b"),
+    ("~p", "p"),
+    ("x**2 + 1", "x*2 + 1"),
+    ("2*3", "23"),
+    ("10²", "102"),
+    (r"\frac{1}{23}", r"\frac{12}{3}"),
+    ("{1}{2}", "12"),
+    ("a→b", "b→a"),
+    # "a" that is no article
+    ("['a', 'b', 'c']", "['b', 'c']"),
+    ("['a', 'cat']", "['cat']"),
+    ("a b c", "b a c"),
+    ("blood type A", "blood type"),
+    ("A# A# #B", "#A A# #B"),
+    # vowel signs
+    ("कि", "का"),
 ]
 
 

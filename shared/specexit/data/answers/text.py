@@ -9,8 +9,14 @@ from collections.abc import Sequence
 from specexit.data.answers.base import AnswerKind, last_box
 
 _STATED = re.compile(r"\b(?:final\s+)?answer\b(?:\s+is\b|\s*[:=])+\s*(.+)", re.I)
-_STYLE = re.compile(r"\\(?:text|textbf|textit|mathbf|mathrm|mbox)\b|\\[,;! ]|[${}*`]")
-_ARTICLES = re.compile(r"\b(?:a|an|the)\b")
+_FONT = r"\\(?:text|textbf|textit|mathbf|mathrm|mbox)\b"
+_STYLED = re.compile(_FONT + r"\s*\{((?:[^{}]|\{[^{}]*\})*)\}")
+_EMPHASIS = re.compile(r"(?<![\w*])(\*{1,3})([^\s*](?:[^*\n]*[^\s*])?)\1(?![\w*])")
+_MARKUP = re.compile(_FONT + r"|\\[,;! ]|[$`\ufe0e\ufe0f]|^\s*\*+\s")
+_SUPERSCRIPT = re.compile("[⁰¹²³⁴-⁹⁺⁻ⁿ]+")
+_QUOTE = "[\"'“‘«(]"
+_ARTICLE = re.compile(rf"^{_QUOTE}*(?:a|an|the)\s+(?={_QUOTE}?[^\W\d_]{{2}})")
+_HYPHEN = re.compile(r"(?<=[^\W\d_]{2})-(?=\w)|(?<=\w)-(?=[^\W\d_]{2})|(?<=[^\W\d_]{2}) - (?=[^\W\d_]{2})|--+")
 
 
 class Text(AnswerKind):
@@ -26,7 +32,7 @@ class Text(AnswerKind):
         _, hashes, rest = text.rpartition("####")
         if hashes:
             return _clean((rest.strip().splitlines() or [""])[0])
-        found = _STATED.findall(text.replace("**", ""))
+        found = _STATED.findall(_EMPHASIS.sub(r"\2", text))
         return _clean(found[-1]) if found else None
 
     def plainly_same(self, a: str, b: str) -> bool:
@@ -47,19 +53,43 @@ def _clean(text: str) -> str | None:
 
 
 def normal(text: str) -> str:
-    """Lower case, one form of each character, no articles, no punctuation, single spaces, as in SQuAD's evaluation.
+    """Lower case, one form of each character, no article in front, no punctuation, single spaces, after SQuAD's rule.
 
-    The point and the sign of a number stay, and so does a text that is nothing but punctuation or articles.
+    What changes the meaning stays: the point of a number, signs, superscripts, braces, mathematical symbols. So does a
+    text of nothing but punctuation. A hyphen beside a word of two letters or more joins words; any other is a minus.
 
     Example:
       >>> normal("The  “Eiffel” Tower!"), normal("-3.50"), normal("a"), normal("C++"), normal("!?")
       ('eiffel tower', '-3.50', 'a', 'c++', '!?')
+      >>> normal("well-known"), normal("x - y"), normal("x = - y"), normal("10²"), normal("x ≥ 3")
+      ('well known', 'x-y', 'x = -y', '10 ^ 2', 'x ≥ 3')
     """
-    whole = re.sub(r"\s+", " ", unicodedata.normalize("NFKC", _STYLE.sub("", text)).casefold()).strip()
-    bare = whole.replace("−", "-").replace("’", "'")
-    bare = re.sub(r"(?<=\d),(?=\d{3}\b)", "", bare)
+    whole = _ARTICLE.sub("", _one_form(_unstyled(text)))
+    bare = re.sub(r"(?<=\d),(?=\d{3}\b)", "", whole)
     bare = re.sub(r"(?<!\d)[.](?!\d)|(?<=\d)[.](?!\d)|(?<=[^\W\d])[.](?=\d)", " ", bare)
-    bare = re.sub(r"(?<=\w)-(?=\w)|-(?!\d)", " ", bare)
-    bare = re.sub(r"[^\w\s.+#%/<>=-]|_", " ", bare.replace("'", ""))
-    without = re.sub(r"\s+", " ", _ARTICLES.sub(" ", bare)).strip()
-    return without or re.sub(r"\s+", " ", bare).strip() or whole
+    bare = re.sub(r"(?<=\S) - (?=\S)", "-", _HYPHEN.sub(" ", bare))
+    bare = re.sub(r"\s+", " ", "".join(map(_apart, bare.replace("'", ""))))
+    return bare.replace("- ", "-").strip() or whole
+
+
+def _unstyled(text: str) -> str:
+    """A text without what only changes how it looks, in LaTeX or Markdown."""
+    for _ in range(3):  # a style in a style
+        text = _STYLED.sub(r"\1", text)
+    text = _MARKUP.sub("", _EMPHASIS.sub(r"\2", text))
+    return re.sub(r"(?<=[\^_])\{(\w)\}", r"\1", text)
+
+
+def _one_form(text: str) -> str:
+    """Characters that mean one thing as one character, and single spaces."""
+    text = _SUPERSCRIPT.sub(lambda found: "^" + unicodedata.normalize("NFKC", found.group()), text)
+    text = unicodedata.normalize("NFKC", text).casefold()
+    return re.sub(r"\s+", " ", re.sub("[−–]", "-", text).replace("’", "'")).strip()
+
+
+def _apart(char: str) -> str:
+    """A character of a word or number as it is, a mathematical symbol between spaces, a space for all else."""
+    category = unicodedata.category(char)
+    if char.isalnum() or char in "+-/.#%" or category[0] == "M":
+        return char
+    return f" {char} " if char in "*^{}" or category == "Sm" else " "
