@@ -25,6 +25,7 @@ from specexit.schemas.collect import CollectConfig
 from specexit.schemas.target import TrialConfig, load_target_config
 from tests.torch.pretend import TARGET, THINK, TOKENIZER, Pretender, Server
 from torch_specexit.collecting import CollectError, collect
+from torch_specexit.collecting.work import all_asks
 
 SLOW = "SPECEXIT_KILLS" in os.environ
 """20 kills of a run of 300 prompts; without it 4 of 60."""
@@ -147,6 +148,19 @@ def test_a_reference_that_is_no_answer_of_the_target_s_kind(server, tmp_path):
     with pytest.raises(PromptError, match=r"'a': reference '42' names no option.*kind choice, which is target mine's"):
         collect(config(server, tmp_path / "out", **asked))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("of", ["prompt", "target"])
+@pytest.mark.parametrize("reference", ["20 to 39", "B", "(b)", "B. 20 to 39"])
+def test_a_reference_that_is_an_options_text_is_its_letter(server, tmp_path, of, reference):
+    row = {"id": "a", "prompt": "6 * 6?", "choices": ["1 to 19", "20 to 39"], "reference": reference}
+    if of == "prompt":
+        row["answer_kind"] = "choice"
+    (tmp_path / "prompts.jsonl").write_text(json.dumps(row))
+    target = TARGET.model_copy(update={"answer_kind": "choice" if of == "target" else "math"})
+    asked = config(server, tmp_path / "out", split=None, n=None, prompts=str(tmp_path / "prompts.jsonl"))
+    [ask] = all_asks(asked, target)
+    assert ask.prompt.reference == "B"
 
 
 def test_every_prompt_has_its_samples_none_twice(server, tmp_path):

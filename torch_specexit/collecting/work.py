@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from specexit.config import ConfigError
@@ -52,13 +52,25 @@ def all_asks(config: CollectConfig, target: TargetConfig) -> list[Ask]:
 
     Raises:
       PromptError: the prompts cannot be used.
+      AnswerError: the target's answer kind does not exist or cannot be used here.
     """
     if config.prompts is not None:
         prompts = read_prompts(config.prompts, config.columns, n=config.n, seed=config.seed)
     else:
         assert config.split is not None
         prompts = split_prompts(config.split, config.n or SPLIT_SIZE, config.seed, mixed=target.path == MIXED)
+    prompts = [_with_plain_reference(prompt, target) for prompt in prompts]
     return [Ask(prompt, sample) for prompt in prompts for sample in range(config.samples)]
+
+
+def _with_plain_reference(prompt: Prompt, target: TargetConfig) -> Prompt:
+    """A prompt whose reference can be compared without its options: of a choice, the letter and not the text."""
+    from specexit.data.answers import kind
+
+    if prompt.reference is None:
+        return prompt
+    answers = kind(prompt.answer_kind or target.answer_kind)
+    return replace(prompt, reference=answers.as_reference(prompt.reference, prompt.choices))
 
 
 @dataclass(frozen=True)

@@ -71,6 +71,16 @@ class AnswerKind(ABC):
         del choices
         return None if reference.strip() else "is empty"
 
+    def as_reference(self, reference: str, choices: Sequence[str] | None = None) -> str:
+        """A right answer as `same` takes it, which knows no options.
+
+        Args:
+          reference: the text, for which `why_no_reference` has nothing to say.
+          choices: the options of a multiple-choice question, where they are known.
+        """
+        del choices
+        return reference
+
     def _bounded(self, a: str, b: str) -> bool:
         """`compare` in a bounded time, remembered."""
         return _compared(self.name, a, b)

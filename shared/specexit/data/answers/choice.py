@@ -46,6 +46,10 @@ class Choice(AnswerKind):
         """A reference has to name an option."""
         return None if _letter(reference, choices) else "names no option, expected a letter"
 
+    def as_reference(self, reference: str, choices: Sequence[str] | None = None) -> str:
+        """The letter of the option that it names, such as by the option's text."""
+        return _letter(reference, choices) or reference
+
     def plainly_same(self, a: str, b: str) -> bool:
         """Whether both name one letter; where either names none, whether their texts are the same.
 
