@@ -39,6 +39,15 @@ EXTRACTED = [
     ("It is hot.\n\n(B)", "B"),
     ("It is hot.\n\nB. 42 km", "B"),
     ("It is hot.\n\n**B) 42 km**", "B"),
+    ("The answer is A, B.", None),
+    ("The answer is A and C.", None),
+    ("The answer is (A), (B) and (C).", None),
+    ("The answer is A and C are correct", None),
+    ("I first thought the answer is B, but the answer is A or C.", None),
+    ("The answer is A, I think.", "A"),
+    ("The answer is A and I am sure.", "A"),
+    ('{"answer": "A and C"}', None),
+    ('{"answer": "C. nitrogen", "why": "it is hot"}', "C"),
     ("The answer is a matter of taste.", None),
     ("The answer is I do not know.", None),
     ("A dog barks.", None),
@@ -68,10 +77,36 @@ def test_the_letter_is_found(text, letter):
         (r"\boxed{B}", "B"),
         (r"\boxed{E}", None),  # there are four
         ("It is hot.\n\nNone of these.", "D"),
+        ('{"answer": "the sun"}', "C"),
+        ('{"answer": "E"}', None),
+        ("The answer is B.", "B"),
+        ("The answer is E.", None),
+        ("Answer: E", None),
     ],
 )
 def test_an_options_text_is_its_letter(text, letter):
     assert extract_answer(text, "choice", CHOICES) == letter
+
+
+@pytest.mark.parametrize("text", [r"\boxed{A}", "The answer is A.", '{"answer": "A"}', "It is hot.\n\nA"])
+def test_a_letter_that_is_an_options_text_too_is_the_letter(text):
+    assert extract_answer(text, "choice", ("C", "A", "D", "B")) == "A"
+
+
+@pytest.mark.parametrize(
+    ("text", "choices", "letter"),
+    [
+        (r"\boxed{H}", ("He", "H", "Li"), "B"),  # there are three, so it is no letter
+        (r"\boxed{x^{12}}", ("x^{12}", "x^12"), "A"),
+        (r"\boxed{x_2}", ("x^2", "x_2"), "B"),
+        (r"\boxed{2 * 3}", ("2 * 3", "23", "2 / 3"), "A"),
+        (r"\boxed{-5}", ("5", "-5"), "B"),
+        (r"\boxed{p \lor q}", (r"p \land q", r"p \lor q"), "B"),
+        (r"\boxed{$\frac{1}{2}$}", (r"\frac{1}{3}", r"\frac{1}{2}"), "B"),
+    ],
+)
+def test_an_options_text_is_read_as_it_was_written(text, choices, letter):
+    assert extract_answer(text, "choice", choices) == letter
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,15 @@ _WITH_TEXT = re.compile(
     rf"(?:option|choice|answer)?\s*[(\[]?([{_LETTERS}])(?:[)\]]?[.:]|[)\]]|\s+[-–—:])\s*\S.*", re.I | re.S
 )
 _NAMED = re.compile(rf"(?:option|choice|answer)\s*[(\[]?([{_LETTERS}])[)\]]?[.,:]?", re.I)
-_JSON = re.compile(rf"[\"']answer[\"']\s*:\s*[\"']\(?([{_LETTERS}{_LETTERS.lower()}])\)?[\"'.:]", re.I)
+_JSON = re.compile(r"([\"'])answer\1\s*:\s*([\"'])(.*?)\2", re.I)
 _STATED = re.compile(
     r"(?i:answer|option|choice)(?:\s+(?i:is|would\s+be|should\s+be|must\s+be)|\s*:)+\s*(?i:option|choice|the\s+letter)?\s*[:(\[\"']*"
-    rf"([{_LETTERS}])(?=[)\].,:;\"'!]|\s*$|\s+[^a-z\s]|\s+[-–—]|\s+(?i:because|since|as|and|with)\b)",
+    rf"([{_LETTERS}])(?=[)\].,:;\"'!]|\s*$|\s+[^a-z\s]|\s+[-–—]|\s+(?i:because|since|as|and|or|with)\b)",
+    re.M,
+)
+_ANOTHER = re.compile(
+    rf"[)\]\"']*(?:\s*[,&/]|\s+(?:and|or)\b)(?:\s*(?:and|or)\b)?\s*[(\[\"']*"
+    rf"[{_LETTERS}](?=[)\].,;:\"'!]|\s*$|\s+(?:and|or|are|both)\b)",
     re.M,
 )
 _LISTED = re.compile(rf"[(\[]?([{_LETTERS}])[)\].:]\s+(\S.*)")
@@ -31,14 +36,16 @@ class Choice(AnswerKind):
 
     def extract(self, text: str, choices: Sequence[str] | None = None) -> str | None:
         r"""The letter in the last ``\boxed{}``, in JSON (``"answer": "C"``), behind "the answer is", or alone on the
-        last line; with ``choices``, an option's own text counts as its letter."""
+        last line; with ``choices``, an option's own text counts as its letter where it is no letter itself."""
         if r"\boxed" in text or r"\fbox" in text:
             box = last_box(text)
             return None if box is None else _letter(box, choices)
         plain = _STYLE.sub("", text)
-        for pattern in (_JSON, _STATED):
-            if found := list(pattern.finditer(plain)):
-                return found[-1].group(1).upper()
+        if (found := _JSON.findall(text)) and (letter := _letter(found[-1][-1], choices)):
+            return letter
+        if stated := list(_STATED.finditer(plain)):
+            several = _ANOTHER.match(plain, stated[-1].end())
+            return None if several else _in_range(stated[-1].group(1), choices)
         lines = plain.strip().splitlines()
         return _letter(lines[-1], choices) if lines else None
 
@@ -86,14 +93,22 @@ def listed_options(prompt: str) -> tuple[str, ...] | None:
 
 
 def _letter(text: str, choices: Sequence[str] | None = None) -> str | None:
-    """The letter that a short text names; None where it names none, or several."""
-    text = re.sub(r"\s+", " ", _STYLE.sub("", text)).strip()
-    if choices:
-        matching = [i for i, choice in enumerate(choices) if normal(choice) == normal(text)]
-        if len(matching) == 1:
-            return chr(ord("A") + matching[0])
-    found = _ALONE.fullmatch(text) or _NAMED.fullmatch(text) or _WITH_TEXT.fullmatch(text)
-    if found is None:
-        return None
-    letter = found.group(1).upper()
+    """The letter that a short text names; None where it names none, or several.
+
+    A letter alone is a letter, also where it is an option's text as well, as prompts ask for letters.
+    """
+    plain = re.sub(r"\s+", " ", _STYLE.sub("", text)).strip()
+    alone = _ALONE.fullmatch(plain) or _NAMED.fullmatch(plain)
+    if alone and (letter := _in_range(alone.group(1), choices)):
+        return letter
+    matching = [i for i, choice in enumerate(choices or ()) if normal(choice) == normal(text)]
+    if len(matching) == 1:
+        return chr(ord("A") + matching[0])
+    found = _WITH_TEXT.fullmatch(plain)
+    return _in_range(found.group(1), choices) if found else None
+
+
+def _in_range(letter: str, choices: Sequence[str] | None) -> str | None:
+    """A letter as a capital; None where there are fewer options."""
+    letter = letter.upper()
     return letter if not choices or ord(letter) - ord("A") < len(choices) else None
