@@ -1,5 +1,7 @@
 """Answers that a function of the user's judges."""
 
+import signal
+
 import pytest
 
 from specexit.data.answers import AnswerError, extract_answer, kind, same_answer
@@ -44,6 +46,12 @@ def forks(a, b):
     if child:
         os.waitpid(child, 0)
     return a.lower() == b.lower()
+
+def exits(a, b):
+    sys.exit(3)
+
+def crashes(a, b):
+    os.abort()
 
 class Last:
     @staticmethod
@@ -135,11 +143,19 @@ def test_a_function_that_fails_is_named():
         extract_answer("x", "function:judged_by_me:Odd")
 
 
-def test_a_function_that_never_returns_is_ended(monkeypatch):
+def test_a_function_that_never_returns_is_ended(monkeypatch, caplog):
     from specexit.data.answers import apart
 
     monkeypatch.setattr(apart, "TIME_LIMIT", 0.5)
     assert not same_answer("a", "b", "function:judged_by_me:endless")
+    assert "endless answers took too long, so they differ: 'a' and 'b'" in caplog.text
+
+
+@pytest.mark.parametrize(("name", "code"), [("exits", 3), ("crashes", -signal.SIGABRT)])
+def test_a_function_that_ends_its_process_is_told_so(name, code, caplog):
+    assert not same_answer("a", "b", f"function:judged_by_me:{name}")
+    assert f"{name} answers ended their process with code {code}, so they differ: 'a' and 'b'" in caplog.text
+    assert same_answer("silent", "listen", ANAGRAM)  # with a new process
 
 
 @pytest.mark.parametrize(

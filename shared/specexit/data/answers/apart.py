@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TextIO
 
 TIME_LIMIT = 20.0
-"""Seconds that a comparison may take; one that takes longer has found no equality."""
+"""Seconds that a comparison may take; one that takes longer, or ends the process, has found no equality."""
 
 START_LIMIT = 120.0
 """Seconds that the process may take to start, its imports included, on a busy machine."""
@@ -84,6 +84,12 @@ class _Process:
         line, _, self._buffer = self._buffer.partition(b"\n")
         return line
 
+    def why_silent(self) -> str:
+        """What kept it from answering: it has ended, or it is still at work."""
+        with suppress(subprocess.TimeoutExpired):  # its pipe closes a moment before it has ended
+            return f"ended their process with code {self.popen.wait(1.0)}"
+        return "took too long"
+
     def close(self) -> None:
         """End it, where it is ours."""
         if self.owner == os.getpid():
@@ -113,7 +119,7 @@ _process: _Process | None = None
 
 
 def compare_apart(kind: str, a: str, b: str) -> bool:
-    """`AnswerKind.compare` in the process beside us; False where that takes longer than `TIME_LIMIT`.
+    """`AnswerKind.compare` in the process beside us; False where that takes longer than `TIME_LIMIT` or ends it.
 
     Raises:
       AnswerError: the kind cannot compare, such as a function that raises an exception.
@@ -129,7 +135,9 @@ def compare_apart(kind: str, a: str, b: str) -> bool:
             _close()
             raise
         if verdict is None:
-            logger.warning("comparing %s answers took too long, so they differ: %.100r and %.100r", kind, a, b)
+            logger.warning(
+                "comparing %s answers %s, so they differ: %.100r and %.100r", kind, _process.why_silent(), a, b
+            )
             _close()
         return bool(verdict)
 

@@ -17,6 +17,7 @@ class Function(AnswerKind):
     The name is that of a function ``(answer, other) -> bool``, or of anything with ``same`` (such a function) and
     ``extract`` (``text -> str | None``). Without ``extract`` an answer is what stands in the last ``\boxed{}``, or else
     the whole response. The function is asked in both orders, in a process of its own, and True or 1 means the same.
+    ``extract`` runs in the process that asks, with no limit on its time, so it has to be quick.
 
     Raises:
       AnswerError: there is no such function.
