@@ -2,9 +2,10 @@
 
 On Linux a process can give up system calls for good, without any privilege (seccomp): what runs in the child cannot
 open a socket, open a file for writing, rename or delete one, start a process, send a signal or trace. Limits on time,
-address space and file size come on top (setrlimit), and the parent ends what outlives them. Files can be read, but
-nothing leaves the child but "passed" or not. It keeps a careless program from doing harm; against an attacker, run the
-whole command in a container. Elsewhere there is no sandbox, and no program is run.
+address space and file size come on top (setrlimit), and the parent ends what outlives them. Files can be read. It keeps
+a careless program from doing harm. It does not stop an attacker, for whom the whole command belongs in a container, nor
+does it stop one that cheats: tests run in the program's own process, so one written to deceive them can pass. Elsewhere
+there is no sandbox, and no program is run.
 """
 
 from __future__ import annotations
