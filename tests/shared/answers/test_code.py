@@ -1,4 +1,4 @@
-"""Programs: which block counts, which pass, and that nothing they do leaves the sandbox."""
+"""Programs: which block counts, which pass, and that a careless one does no harm outside the sandbox."""
 
 import socket
 import sys
@@ -36,6 +36,8 @@ PASSING = [
     "square = lambda x: x * x",
     "def square(x):\n    return int(math.pow(x, 2))",  # the task's own import
     "from functools import lru_cache\n@lru_cache\ndef square(x):\n    return x * x",
+    "from __future__ import annotations\ndef square(x: Number) -> Number:\n    return x * x",
+    '"""Squares."""\nfrom __future__ import annotations\ndef square(x: Number):\n    return x * x',
     "def square(x):\n    print('noise' * 10000)\n    return x * x",
     "import numpy as np\ndef square(x):\n    return int(np.square(x))",
     "def square(x):\n    return sum([x] * x) if x > 0 else square(-x)",

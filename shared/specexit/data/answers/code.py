@@ -43,7 +43,8 @@ class Checks:
     def around(self, program: str) -> str:
         """The whole source to run."""
         call = f"check({self.entry_point})" if self.entry_point else ""
-        return "\n\n".join(part for part in (self.prompt, program, self.test, call) if part) + "\n"
+        whole = "\n\n".join(part for part in (self.prompt, program, self.test, call) if part) + "\n"
+        return _futures_first(whole) if "__future__" in program else whole
 
 
 class Code(AnswerKind):
@@ -118,6 +119,23 @@ class Code(AnswerKind):
 def passes(program: str, tests: Checks) -> bool:
     """Whether a program passes tests, in the sandbox."""
     return run(tests.around(program))
+
+
+def _futures_first(source: str) -> str:
+    """A source with its ``from __future__`` imports at the top, the only place where Python takes them.
+
+    Example:
+      >>> print(_futures_first("import math\\n\\nfrom __future__ import annotations\\nx = 1\\n"))
+      from __future__ import annotations
+      import math
+      x = 1
+    """
+    try:
+        tree = ast.parse(source)
+        body = sorted(tree.body, key=lambda node: getattr(node, "module", None) != "__future__")
+        return ast.unparse(ast.Module(body, tree.type_ignores))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return source  # which then fails in the sandbox
 
 
 def _tree(source: str) -> str | None:
