@@ -1,6 +1,10 @@
 """Answers that a function of the user's judges."""
 
+import json
+import os
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -83,7 +87,7 @@ def module(tmp_path_factory):
     patch = pytest.MonkeyPatch()
     patch.syspath_prepend(str(folder))
     apart._close()  # the next one gets this path
-    yield
+    yield folder
     apart._close()
     patch.undo()
 
@@ -134,6 +138,18 @@ def test_each_verdict_is_its_own_questions(name):
     for n in range(3):
         assert not same_answer(f"{name}+{n}", f"{name}+{n + 1}")
         assert same_answer(f"(x+{n})*2", f"2x+{2 * n}+0*{len(name)}")
+
+
+@pytest.mark.parametrize("name", ["runs_a_command", "runs_a_reader", "writes"])
+def test_a_server_reads_the_verdict_alone(module, name):
+    """Servers compare with a command, see `specexit.data.answers.__main__`."""
+    command = [sys.executable, "-m", "specexit.data.answers"]
+    paths = os.pathsep.join([str(module), os.environ.get("PYTHONPATH", "")])
+    asked = json.dumps(["A", "a", f"function:judged_by_me:{name}"])
+    done = subprocess.run(
+        command, input=asked, capture_output=True, text=True, check=True, env=os.environ | {"PYTHONPATH": paths}
+    )
+    assert json.loads(done.stdout) is True
 
 
 def test_a_function_that_fails_is_named():

@@ -162,7 +162,7 @@ def main() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
     logging.disable()  # math-verify reports its own time limits
     kind("math").compare("x+x", "2x")  # what this imports is not to count as the first question's time
-    questions, verdicts = _own_pipes()
+    questions, verdicts = own_pipes()
     print("ready", file=verdicts, flush=True)
     owner = os.getpid()
     for line in questions:
@@ -178,7 +178,7 @@ def main() -> None:
         print(json.dumps([number, verdict]), file=verdicts, flush=True)
 
 
-def _own_pipes() -> tuple[TextIO, TextIO]:
+def own_pipes() -> tuple[TextIO, TextIO]:
     """Standard input and output, under descriptors that commands do not inherit: a user's function may start some."""
     questions, verdicts = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
