@@ -49,6 +49,8 @@ _UNITS = {
 }
 _UNIT_OF = {name: unit for names, unit in _UNITS.items() for name in names.split()}
 
+_SPACE = r"(?<!\\)\\[,;: ]|~"
+"""A backslash behind a backslash is no space: a matrix's rows end in ``\\\\``."""
 _NUMBER = r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)"
 _LITERAL = re.compile(rf"({_NUMBER})(?:/(\d+))?")
 _MIXED = re.compile(r"([+-]?)(\d+) (\d+)/(\d+)")
@@ -127,8 +129,8 @@ def normal(text: str) -> str:
     for symbol, latex in _SYMBOLS.items():
         text = text.replace(symbol, latex)
     text = re.sub(r"\\\$|\$|\\!|\\displaystyle\b|\\limits\b", "", text).replace("{,}", ",")
-    text = re.sub(r"(?<=\d)(?:\\[,;: ]|~)(?=\d{3}(?!\d))", "", text)
-    text = re.sub(r"\\[,;: ]|~|\\q?quad\b", " ", text)
+    text = re.sub(rf"(?<=\d)(?:{_SPACE})(?=\d{{3}}(?!\d))", "", text)
+    text = re.sub(rf"{_SPACE}|\\q?quad\b", " ", text)
     text = re.sub(r"\s+", " ", text).strip().removesuffix(".").strip()
     # A space stays where it keeps two words, two numbers or a command and its argument apart.
     text = re.sub(r"(?<![\w}]) | (?![\w\\])", "", text)
