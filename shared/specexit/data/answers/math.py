@@ -68,10 +68,10 @@ class Math(AnswerKind):
     name = "math"
 
     def extract(self, text: str, choices: Sequence[str] | None = None) -> str | None:
-        r"""The last box; where there is none, what follows the last ``####`` (GSM8K's form)."""
+        r"""The last box; where there is none, what follows the last ``####`` (GSM8K's form). An empty box states none."""
         del choices
         if r"\boxed" in text or r"\fbox" in text:
-            return last_box(text)
+            return last_box(text) or None
         _, hashes, rest = text.rpartition("####")
         return (rest.strip().splitlines() or [""])[0].strip() or None if hashes else None
 
