@@ -1,0 +1,160 @@
+r"""Two expressions, parsed by latex2sympy and compared by math-verify, in both orders.
+
+math-verify's own reading of a text takes what it finds first where it cannot parse all of it, and knows no capital
+letters; its comparison takes an equation for its right side in one of the two orders.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+from specexit.data.answers.math_text import WRAPPER
+
+_PARSING_LIMIT = 2
+_COMPARING_LIMIT = 3
+"""Seconds."""
+_DIGITS = 6
+"""Digits to which numbers are compared, the zeros that a small one begins with left out."""
+
+_FUNCTION_ARGUMENT = r"(?:\([^()=]*\))?"
+_NAME = (
+    rf"(?:m?\\[a-zA-Z]+ ?[A-Za-z]{{0,4}}|{WRAPPER}\{{[^{{}}]*\}}|\\(?:vec|hat|overline) ?\{{\w+\}}"
+    rf"|[A-Za-z]|[A-Z]{{2,4}}|[a-z]{{3,}})(?:_(?:\w|\{{[^{{}}]*\}}))?'*(?:\^\{{-1\}})?{_FUNCTION_ARGUMENT}"
+)
+_NAMED = re.compile(rf"({_NAME}|\([a-z](?:,[a-z])*\)|[^A-Za-z=<>\\]+)(?:=|\\in\b ?|\\approx\b ?)(.+)")
+_EQUALS = re.compile(r"(?<![<>!:\\])=")
+_FLIPPED = {">": "<", r"\ge": r"\le ", r"\geq": r"\le "}
+
+
+def same(a: str, b: str) -> bool:
+    """Whether two expressions are equal; False where one cannot be parsed."""
+    a, b = _rising(a), _rising(b)
+    equation_a, equation_b = (len(_apart(text, _EQUALS)) > 1 for text in (a, b))
+    if not (equation_a and equation_b):
+        a, b = _value(a, b), _value(b, a)
+        if any(len(_apart(text, _EQUALS)) > 1 for text in (a, b)):
+            return False
+    else:
+        (left_a, *right_a), (left_b, *right_b) = _apart(a, _EQUALS), _apart(b, _EQUALS)
+        if left_a == left_b and len(right_a) == len(right_b) == 1 and _equal(right_a[0], right_b[0]):
+            return True
+    return _equal(a, b)
+
+
+def _rising(text: str) -> str:
+    r"""A chain of inequalities from the least to the greatest.
+
+    Example:
+      >>> _rising(r"2>x\ge 1"), _rising("x>1")
+      ('1\\le x<2', 'x>1')
+    """
+    parts = re.split(r"(>|\\geq?\b) ?", text)
+    if len(parts) < 5 or re.search(r"<|\\leq?\b|,", text):
+        return text
+    return "".join(_FLIPPED.get(part, part) for part in reversed(parts))
+
+
+def _apart(text: str, sign: re.Pattern[str]) -> list[str]:
+    """A text cut at a sign, but not within brackets."""
+    depth, start, parts = 0, 0, []
+    for i, character in enumerate(text):
+        depth += (character in "([{") - (character in ")]}")
+        if depth == 0 and sign.match(text, i):
+            parts.append(text[start:i])
+            start = i + 1
+    return [*parts, text[start:]]
+
+
+def _value(text: str, other: str) -> str:
+    r"""What a text says that its names are, as a list; as a tuple where the other is one and the names are several.
+
+    Example:
+      >>> _value("x=5", "5"), _value("x=1,x=2", "1,2"), _value("x=2,y=3", "(2,3)"), _value("x^2=4", "4")
+      ('5', '1,2', '(2,3)', 'x^2=4')
+    """
+    found = [_NAMED.fullmatch(part) for part in _apart(text, re.compile(","))]
+    if len(found) > 1 and all(found):
+        names, values = zip(*(one.groups() for one in found if one), strict=True)
+        if len(set(names)) == 1:
+            return ",".join(values)
+        return f"({','.join(values)})" if other.startswith(("(", r"\left(")) else text
+    if named := _NAMED.fullmatch(text):
+        # In x=1/2=0.5 the last is the value; in x=2,y=3 it is not.
+        return named.group(2) if "," in text else _apart(named.group(2), _EQUALS)[-1]
+    return text
+
+
+def _equal(a: str, b: str) -> bool:
+    from sympy import Eq, FiniteSet, Interval, Tuple
+    from sympy.logic.boolalg import BooleanAtom
+
+    exact = any(_has_both_cases(text) for text in (a, b))
+    one, other = pair = [_parsed(text, exact) for text in (a, b)]
+    if any(each is None or isinstance(each, BooleanAtom) for each in pair):
+        return False
+    # An open interval is a pair too, but a set is not.
+    if any(isinstance(each, FiniteSet) for each in pair) and any(isinstance(each, Tuple | Interval) for each in pair):
+        return False
+    # Two equations without solutions have the same ones, which says nothing.
+    if isinstance(one, Eq) and isinstance(other, Eq) and not (_has_solutions(one) and _has_solutions(other)):
+        return _verified(one.lhs, other.lhs) and _verified(one.rhs, other.rhs)
+    return _verified(one, other)
+
+
+def _verified(one: Any, other: Any) -> bool:
+    import math_verify
+
+    how: dict[str, Any] = {"allow_set_relation_comp": True, "timeout_seconds": _COMPARING_LIMIT}
+    how["float_rounding"] = max(_digits(one), _digits(other))
+    return math_verify.verify(one, other, **how) and math_verify.verify(other, one, **how)
+
+
+def _has_solutions(equation: Any) -> bool:
+    from sympy import solve
+
+    try:
+        return bool(equation.free_symbols) and bool(solve(equation, equation.free_symbols))
+    except Exception:  # sympy's solvers raise what they like
+        return False
+
+
+def _parsed(text: str, exact: bool) -> Any:
+    """The expression, None where the text is none. ``exact`` tells capital letters from small ones."""
+    from latex2sympy2_extended import NormalizationConfig, latex2sympy, normalize_latex
+    from latex2sympy2_extended.latex2sympy2 import ConversionConfig
+    from math_verify.errors import TimeoutException
+    from math_verify.grader import should_treat_as_complex
+    from math_verify.utils import timeout
+
+    how = NormalizationConfig(units=False, malformed_operators=True, nits=True, boxed="none")
+    try:
+        latex = normalize_latex(text, how)
+        return timeout(_PARSING_LIMIT)(latex2sympy)(
+            latex,
+            is_real=not should_treat_as_complex(latex),
+            normalization_config=None,
+            conversion_config=ConversionConfig(lowercase_symbols=not exact),
+        )
+    except (Exception, TimeoutException):
+        return None
+
+
+def _has_both_cases(text: str) -> bool:
+    letters = set(re.sub(r"\\[A-Za-z]+", "", text))
+    return any(letter != letter.swapcase() and letter.swapcase() in letters for letter in letters)
+
+
+def _digits(expression: Any) -> int:
+    """Decimals that tell the smallest number in an expression from its neighbours."""
+    from sympy import MatrixBase, Set, Tuple
+
+    if isinstance(expression, MatrixBase | Set | Tuple):
+        members = expression.flat() if isinstance(expression, MatrixBase) else expression.args
+        return max(map(_digits, members), default=_DIGITS)
+    try:
+        size = abs(float(expression)) if expression.is_number else 0.0
+    except (TypeError, ValueError, OverflowError):
+        return _DIGITS
+    return _DIGITS + max(0, -1 - math.floor(math.log10(size))) if 0 < size < 1 else _DIGITS

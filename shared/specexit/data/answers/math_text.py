@@ -1,0 +1,133 @@
+r"""The normal form of a mathematical answer's text, and the words in it that are no mathematics."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+from specexit.data.answers.base import last_box
+from specexit.data.answers.math_numbers import with_repeating_as_fractions
+
+_SYMBOLS = {
+    "−": "-",
+    "–": "-",
+    "×": r"\times ",
+    "·": r"\cdot ",
+    "÷": "/",
+    "π": r"\pi ",
+    "√": r"\sqrt ",
+    "∞": r"\infty ",
+    "≈": r"\approx ",
+    "≤": r"\le ",
+    "≥": r"\ge ",
+    "∪": r"\cup ",
+    "∈": r"\in ",
+    "∅": r"\emptyset ",
+    r"\varnothing": r"\emptyset ",
+    "°": r"^\circ ",
+    "…": r"\ldots ",
+    "...": r"\ldots ",
+    r"\dots": r"\ldots ",
+    r"\cdots": r"\ldots ",
+    "{,}": ",",
+}
+_NAMES = {"infinity": r"\infty", "inf": r"\infty", "oo": r"\infty"}
+
+WRAPPER = r"\\(?:text|textrm|textbf|textit|mathrm|mathbf|mathit|mbox|operatorname) ?"
+_SPACE = r"(?<!\\)\\[,;: ]|~"
+"""A backslash behind a backslash is no space: a matrix's rows end in ``\\``."""
+_LEAD = re.compile(rf"(?:{WRAPPER}\{{ ?)?(?:the )?(?:final )?answer(?: is)?:? ?\}}? ?", re.IGNORECASE)
+_LINE_ENDS = re.compile(r"(?:\\\\ ?(?:\[[^\[\]]*\])? ?)+\Z")
+_GROUPS = re.compile(r"((?:\\\$|€|£)?[+-]?(?:\\\$|€|£)?)(\d{1,3}(?:(?:,\d{3})+|(?: \d{3})+))((?:\.\d+)?\D*)")
+_SUPERSCRIPTS = re.compile(r"[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
+_WORD = re.compile(r"(?:(?<=\d )|(?<=[A-Za-z] ))[A-Za-z]{2,}|[A-Za-z]{2,}(?= [\dA-Za-z])")
+_AND_OR = re.compile(rf",? ?(?:{WRAPPER}\{{ ?(?:and|or) ?\}}|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])) ?")
+
+
+def normal(text: str) -> str:
+    r"""An answer without what changes nothing: dollar signs, spacing, thousands separators, a full stop at its end.
+
+    Example:
+      >>> normal(r"\$1{,}000\,"), normal(r"\text{(1, 2)}"), normal(r"\boxed{x²}"), normal("10 080")
+      ('\\$1000', '(1,2)', 'x^{2}', '10080')
+    """
+    text = _spaced(_unwrapped(_in_latex(last_box(text) or text)))
+    if groups := _GROUPS.fullmatch(text):
+        before, digits, after = groups.groups()
+        text = before + re.sub("[, ]", "", digits) + after
+    return _NAMES.get(text.lower(), with_repeating_as_fractions(text))
+
+
+def _in_latex(text: str) -> str:
+    text = _SUPERSCRIPTS.sub(lambda found: f"^{{{unicodedata.normalize('NFKC', found.group())}}}", text)
+    text = "".join(map(_as_mixed_number, text))
+    for symbol, latex in _SYMBOLS.items():
+        text = text.replace(symbol, latex)
+    return re.sub(r"(?<!\\)\$|\\!|\\displaystyle\b|\\limits\b", "", text)
+
+
+def _as_mixed_number(character: str) -> str:
+    kind, *digits = unicodedata.decomposition(character).split() or [""]
+    if kind != "<fraction>":
+        return character
+    return " " + "".join(chr(int(digit, 16)) for digit in digits).replace("\u2044", "/")
+
+
+def _unwrapped(text: str) -> str:
+    """Without a text command around no letter, around a constant or around all, and without "the answer is"."""
+    text = re.sub(rf"{WRAPPER}\{{([^A-Za-z{{}}]*|[ei])\}}", r"\1", text).strip()
+    if whole := re.fullmatch(rf"{WRAPPER}\{{([^{{}}]*)\}}", text):
+        text = whole.group(1).strip()
+    lead = _LEAD.match(text)
+    return text[lead.end() :] if lead else text
+
+
+def _spaced(text: str) -> str:
+    text = re.sub(rf"(?<=\d)(?:{_SPACE})(?=\d{{3}}(?!\d))", "", text)
+    text = re.sub(rf"{_SPACE}|\\q?quad\b", " ", text)
+    text = re.sub(r"\s+", " ", text).strip()
+    text = _LINE_ENDS.sub("", text).strip().removesuffix(".").strip().removeprefix(r"\approx ")
+    # A space stays where it keeps two words, two numbers or a command and its argument apart.
+    return re.sub(r"(?<![\w}]) | (?![\w\\])", "", text)
+
+
+def squeezed(text: str) -> str:
+    r"""A normal form as words and signs alone: what two answers have in common that no parser reads.
+
+    Example:
+      >>> squeezed(r"3\text{ ft }4\text{ in}"), squeezed("3 ft 4in")
+      ('3ft4in', '3ft4in')
+    """
+    text = re.sub(rf"{WRAPPER}\{{([^{{}}]*)\}}", r" \1 ", text)
+    return re.sub(r" +(?!\d)|(?<!\d) +", "", text.strip())
+
+
+def prose(text: str) -> str | None:
+    r"""The text of an answer that is words, or in which words stand between numbers; None where it is mathematics.
+
+    A parser reads words as products of letters, or stops in front of them.
+
+    Example:
+      >>> prose("10 red and 6 blue"), prose(r"1,2,\ldots,10"), prose(r"1\text{ and }2"), prose(r"2\pi rh")
+      ('10redand6blue', '1,2,\\ldots,10', None, None)
+    """
+    listed = without_and_or(text)
+    words = re.search(rf"{WRAPPER}\{{[^{{}}]*[A-Za-z]{{2}}", listed) or _WORD.search(
+        re.sub(r"\\[A-Za-z]+ ?", "#", listed)
+    )
+    return squeezed(text).casefold() if words or r"\ldots" in text else None
+
+
+def is_word(text: str) -> bool:
+    """Whether an answer is one word, or a product of letters, which nothing tells apart."""
+    return re.fullmatch("[A-Za-z]{2,}", text) is not None
+
+
+def without_and_or(text: str) -> str:
+    r"""A list as one with commas.
+
+    Example:
+      >>> without_and_or(r"x=1 \text{ or } x=2"), without_and_or("3 and 4")
+      ('x=1,x=2', '3,4')
+    """
+    return _AND_OR.sub(",", text)

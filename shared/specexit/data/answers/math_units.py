@@ -1,0 +1,141 @@
+r"""What an answer names beside its quantity: a unit, money, a base, the condition of a parameter."""
+
+from __future__ import annotations
+
+import re
+
+from specexit.data.answers.math_numbers import number
+from specexit.data.answers.math_text import WRAPPER
+
+_LONGEST = 1000
+"""Characters of an answer in which a unit is looked for."""
+
+_NAMES = {
+    "mm millimeter millimeters millimetre millimetres": "mm",
+    "cm centimeter centimeters centimetre centimetres": "cm",
+    "m meter meters metre metres": "m",
+    "km kilometer kilometers kilometre kilometres": "km",
+    "in inch inches": "in",
+    "foot feet ft": "ft",
+    "mi mile miles": "mi",
+    "yd yard yards": "yd",
+    "mg milligram milligrams": "mg",
+    "g gram grams": "g",
+    "kg kilogram kilograms": "kg",
+    "lb lbs pound pounds": "lb",
+    "ml milliliter milliliters millilitre millilitres": "ml",
+    "l liter liters litre litres": "l",
+    "s sec second seconds": "s",
+    "min minute minutes": "min",
+    "h hr hrs hour hours": "h",
+    "day days": "day",
+    "week weeks": "week",
+    "year years": "year",
+    "mph": "mi / h",
+    "kph kmh kmph": "km / h",
+    "newton newtons": "N",
+    "joule joules": "J",
+    "watt watts": "W",
+    "volt volts": "V",
+    "hertz hz": "Hz",
+    "ohm ohms": "Ω",
+    "celsius": "C",
+    "fahrenheit": "F",
+    "kelvin": "K",
+    "rad radian radians": "rad",
+    "dollar dollars": "dollar",
+    "cent cents": "cent",
+    "euro euros": "euro",
+    "degree degrees deg": "degree",
+    "percent percentage pct": "%",
+    "per": "/",
+}
+_UNIT_OF = {name: unit for names, unit in _NAMES.items() for name in names.split()}
+_MONEY = {r"\$": "dollar", "€": "euro", "£": "pound"}
+_POWERS = {"square": "^2", "sq": "^2", "cubic": "^3", "cu": "^3", "squared": "^2", "cubed": "^3"}
+_SIGNS = {r"\circ": " degree ", r"\%": "%", r"\mu": "µ", r"\Omega": "Ω", r"\cdot": " ", ".": ""}
+
+_TEXT = r"\\(?:text|textrm|mathrm|mbox|operatorname) ?\{(?:[^{}]|\{[^{}]*\})*\}"
+_EXPONENT = r"(?:\^(?:-?\d|\{-?\d\}))?"
+_WRITTEN = rf"{_TEXT}{_EXPONENT}"
+_TAIL = re.compile(
+    rf"(?:{_WRITTEN}|\\[dt]?frac ?\{{{_WRITTEN}\}}\{{{_WRITTEN}\}}|\^(?:\\circ|\{{\\circ\}}) ?[CFK]?"
+    r"|\\?%|\\mu ?|\\Omega|[/ ]|\\cdot ?)+\Z"
+)
+_PLAIN = re.compile(rf"(.*(?:[\d}})]|\\pi))( ?)((?:[A-Za-z][A-Za-z. ]*{_EXPONENT})(?:/ ?[A-Za-z]+{_EXPONENT})*)")
+_PLAIN_FRACTION = re.compile(r"(.*\d) ?\\[dt]?frac ?\{([A-Za-z]+)\}\{([A-Za-z]+)\}")
+_NUMBERS = re.compile(r"[+-]?[\d.,:/ ]*\d")
+_FUNCTION = re.compile(r"\b(?:sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|pi|mod)\b")
+_BASE = re.compile(r"\{?(\d[\dA-F]*)\}?_(?:\{ ?(\d{1,2}) ?\}|(\d{1,2}))")
+_CONDITION = re.compile(r"(.+?),((?:[a-z]|,)+\\in\b.+)")
+_INEQUALITIES = re.compile(r"(?:[<>]|\\[lg]eq?\b).*(?<![A-Za-z])(and|or)(?![A-Za-z]).*(?:[<>]|\\[lg]eq?\b)")
+
+
+def split(text: str) -> tuple[str, str | None]:
+    r"""The quantity of an answer in normal form, and what it names beside it, None where it names nothing.
+
+    Example:
+      >>> split(r"30\text{ km per hour}"), split(r"\$5"), split("6 square centimeters"), split("52_8"), split("2x")
+      (('30', 'km / h'), ('5', 'dollar'), ('6', 'cm ^2'), ('52', 'base 8'), ('2x', None))
+    """
+    if len(text) > _LONGEST:
+        return text, None
+    named = [unit for sign, unit in _MONEY.items() if sign in text]
+    for sign in _MONEY:
+        text = text.replace(sign, "")
+    if either := _INEQUALITIES.search(text):
+        named.append(either.group(1))
+    if condition := _CONDITION.fullmatch(text):
+        text = condition.group(1)
+        named.append(condition.group(2))
+    if base := _BASE.fullmatch(text):
+        text = base.group(1)
+        named.append(f"base {base.group(2) or base.group(3)}")
+    text, tail = _tail(text)
+    named.append(_canonical(tail))
+    return text.strip(), " ".join(dict.fromkeys(filter(None, named))) or None
+
+
+def _tail(text: str) -> tuple[str, str]:
+    """A text and the unit behind it."""
+    if (found := _TAIL.search(text)) and re.search(r"[\w})\]!'.]$", text[: found.start()]):
+        return text[: found.start()], found.group()
+    if found := _PLAIN_FRACTION.fullmatch(text):
+        head, top, bottom = found.groups()
+        if top in _UNIT_OF and bottom in _UNIT_OF:
+            return head, f"{top}/{bottom}"
+    if (found := _PLAIN.fullmatch(text)) and not _FUNCTION.search(found.group(3)):
+        head, space, words = found.groups()
+        listed = all(_listed(word) for word in re.findall(r"[A-Za-z]+", words))
+        # A single letter may be a variable, and so may letters right behind a number.
+        if listed or (space and len(words) > 1 and (_NUMBERS.fullmatch(head) or number(head) is not None)):
+            return head, words
+    return text, ""
+
+
+def _listed(word: str) -> bool:
+    return (word if len(word) == 1 else word.lower()) in _UNIT_OF.keys() | _POWERS.keys()
+
+
+def _canonical(unit: str) -> str:
+    unit = re.sub(r"\\[dt]?frac ?\{(.*)\}\{(.*)\}", r"\1/\2", unit)
+    unit = re.sub(rf"{WRAPPER}|[{{}}]", "", unit)
+    for sign, plain in _SIGNS.items():
+        unit = unit.replace(sign, plain)
+    words: list[str] = []
+    power = ""
+    for word in re.findall(r"[^\W\d_]+|\^-?\d+|\d+|[^\s^]", unit):
+        if word in ("square", "sq", "cubic", "cu"):
+            power = _POWERS[word]
+            continue
+        words += [_POWERS.get(word) or _name(word), *filter(None, [power])]
+        power = ""
+    return " ".join([*words, *filter(None, [power])])
+
+
+def _name(word: str) -> str:
+    if word in _UNIT_OF:
+        return _UNIT_OF[word]
+    if len(word) > 1 and word.lower() in _UNIT_OF:
+        return _UNIT_OF[word.lower()]
+    return word.casefold().removesuffix("s") if len(word) > 3 else word
