@@ -68,10 +68,10 @@ def _apart(text: str, sign: re.Pattern[str]) -> list[str]:
 
 
 def _value(text: str, other: str) -> str:
-    r"""What a text says that its names are, as a list; as a tuple where the other is one and the names are several.
+    r"""What a text says that its names are, as a list; of several names as a tuple where the other is one.
 
     Example:
-      >>> _value("x=5", "5"), _value("x=1,x=2", "1,2"), _value("x=2,y=3", "(2,3)"), _value("x^2=4", "4")
+      >>> _value("x=5", "5"), _value("x=1,x=2", "1,2"), _value("y=3,x=2", "(2,3)"), _value("x^2=4", "4")
       ('5', '1,2', '(2,3)', 'x^2=4')
     """
     found = [_NAMED.fullmatch(part) for part in _apart(text, re.compile(","))]
@@ -79,6 +79,7 @@ def _value(text: str, other: str) -> str:
         names, values = zip(*(one.groups() for one in found if one), strict=True)
         if len(set(names)) == 1:
             return ",".join(values)
+        values = [value for _, value in sorted(zip(names, values, strict=True))]
         return f"({','.join(values)})" if other.startswith(("(", r"\left(")) else text
     if named := _NAMED.fullmatch(text):
         # In x=1/2=0.5 the last is the value; in x=2,y=3 it is not.
@@ -112,11 +113,13 @@ def _verified(one: Any, other: Any) -> bool:
 
 
 def _has_solutions(equation: Any) -> bool:
+    from math_verify.errors import TimeoutException
+    from math_verify.utils import timeout
     from sympy import solve
 
     try:
-        return bool(equation.free_symbols) and bool(solve(equation, equation.free_symbols))
-    except Exception:  # sympy's solvers raise what they like
+        return bool(equation.free_symbols) and bool(timeout(_COMPARING_LIMIT)(solve)(equation, equation.free_symbols))
+    except (Exception, TimeoutException):  # sympy's solvers raise what they like
         return False
 
 
@@ -155,6 +158,6 @@ def _digits(expression: Any) -> int:
         return max(map(_digits, members), default=_DIGITS)
     try:
         size = abs(float(expression)) if expression.is_number else 0.0
-    except (TypeError, ValueError, OverflowError):
+    except Exception:  # so does its arithmetic
         return _DIGITS
     return _DIGITS + max(0, -1 - math.floor(math.log10(size))) if 0 < size < 1 else _DIGITS

@@ -37,10 +37,11 @@ WRAPPER = r"\\(?:text|textrm|textbf|textit|mathrm|mathbf|mathit|mbox|operatornam
 _SPACE = r"(?<!\\)\\[,;: ]|~"
 """A backslash behind a backslash is no space: a matrix's rows end in ``\\``."""
 _LEAD = re.compile(rf"(?:{WRAPPER}\{{ ?)?(?:the )?(?:final )?answer(?: is)?:? ?\}}? ?", re.IGNORECASE)
-_LINE_ENDS = re.compile(r"(?:\\\\ ?(?:\[[^\[\]]*\])? ?)+\Z")
+_LINE_END = re.compile(r"\\\\ ?(?:\[[^\[\]]*\])?\Z")
+_ORDINAL = re.compile(rf"(?<=\d) ?\^?\{{?(?:{WRAPPER}\{{)?(?:st|nd|rd|th)\}}*\Z")
 _GROUPS = re.compile(r"((?:\\\$|€|£)?[+-]?(?:\\\$|€|£)?)(\d{1,3}(?:(?:,\d{3})+|(?: \d{3})+))((?:\.\d+)?\D*)")
 _SUPERSCRIPTS = re.compile(r"[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
-_WORD = re.compile(r"(?:(?<=\d )|(?<=[A-Za-z] ))[A-Za-z]{2,}|[A-Za-z]{2,}(?= [\dA-Za-z])")
+_WORD = re.compile(r"(?:(?<=\d )|(?<=[A-Za-z] ))[A-Za-z]{2,}|(?<![A-Za-z])[A-Za-z]{2,}(?= [\dA-Za-z])")
 _AND_OR = re.compile(rf",? ?(?:{WRAPPER}\{{ ?(?:and|or) ?\}}|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])) ?")
 
 
@@ -86,7 +87,8 @@ def _spaced(text: str) -> str:
     text = re.sub(rf"(?<=\d)(?:{_SPACE})(?=\d{{3}}(?!\d))", "", text)
     text = re.sub(rf"{_SPACE}|\\q?quad\b", " ", text)
     text = re.sub(r"\s+", " ", text).strip()
-    text = _LINE_ENDS.sub("", text).strip().removesuffix(".").strip().removeprefix(r"\approx ")
+    text = _LINE_END.sub("", text).strip().removesuffix(".").strip()
+    text = _ORDINAL.sub("", text).removeprefix(r"\approx ")
     # A space stays where it keeps two words, two numbers or a command and its argument apart.
     return re.sub(r"(?<![\w}]) | (?![\w\\])", "", text)
 

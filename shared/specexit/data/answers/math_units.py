@@ -1,4 +1,4 @@
-r"""What an answer names beside its quantity: a unit, money, a base, the condition of a parameter."""
+r"""What an answer names beside its quantity: a unit, money, a base, a title, the condition of a parameter."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _NAMES = {
     "fahrenheit": "F",
     "kelvin": "K",
     "rad radian radians": "rad",
-    "dollar dollars": "dollar",
+    "dollar dollars usd": "dollar",
     "cent cents": "cent",
     "euro euros": "euro",
     "degree degrees deg": "degree",
@@ -59,8 +59,8 @@ _TEXT = r"\\(?:text|textrm|mathrm|mbox|operatorname) ?\{(?:[^{}]|\{[^{}]*\})*\}"
 _EXPONENT = r"(?:\^(?:-?\d|\{-?\d\}))?"
 _WRITTEN = rf"{_TEXT}{_EXPONENT}"
 _TAIL = re.compile(
-    rf"(?:{_WRITTEN}|\\[dt]?frac ?\{{{_WRITTEN}\}}\{{{_WRITTEN}\}}|\^(?:\\circ|\{{\\circ\}}) ?[CFK]?"
-    r"|\\?%|\\mu ?|\\Omega|[/ ]|\\cdot ?)+\Z"
+    rf"(?:{_WRITTEN}|\\[dt]?frac ?\{{{_WRITTEN}\}}\{{{_WRITTEN}\}}|\^(?:\\circ|\{{\\circ\}})(?: ?[CFK]\b)?"
+    r"|\\?%|\\mu|\\Omega|[/ ]|\\cdot)+\Z"
 )
 _PLAIN = re.compile(rf"(.*(?:[\d}})]|\\pi))( ?)((?:[A-Za-z][A-Za-z. ]*{_EXPONENT})(?:/ ?[A-Za-z]+{_EXPONENT})*)")
 _PLAIN_FRACTION = re.compile(r"(.*\d) ?\\[dt]?frac ?\{([A-Za-z]+)\}\{([A-Za-z]+)\}")
@@ -68,7 +68,9 @@ _NUMBERS = re.compile(r"[+-]?[\d.,:/ ]*\d")
 _FUNCTION = re.compile(r"\b(?:sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|pi|mod)\b")
 _BASE = re.compile(r"\{?(\d[\dA-F]*)\}?_(?:\{ ?(\d{1,2}) ?\}|(\d{1,2}))")
 _CONDITION = re.compile(r"(.+?),((?:[a-z]|,)+\\in\b.+)")
-_INEQUALITIES = re.compile(r"(?:[<>]|\\[lg]eq?\b).*(?<![A-Za-z])(and|or)(?![A-Za-z]).*(?:[<>]|\\[lg]eq?\b)")
+_TITLE = re.compile(rf"{WRAPPER}\{{([^{{}}]*)\}} ?=(.+)")
+_EITHER = re.compile(r"(?<![A-Za-z])(and|or)(?![A-Za-z])")
+_INEQUALITY = re.compile(r"[<>]|\\[lg]eq?\b")
 
 
 def split(text: str) -> tuple[str, str | None]:
@@ -83,8 +85,11 @@ def split(text: str) -> tuple[str, str | None]:
     named = [unit for sign, unit in _MONEY.items() if sign in text]
     for sign in _MONEY:
         text = text.replace(sign, "")
-    if either := _INEQUALITIES.search(text):
-        named.append(either.group(1))
+    if title := _TITLE.fullmatch(text):
+        named.append(title.group(1).strip().casefold())
+        text = title.group(2)
+    if (either := _EITHER.search(text)) and _INEQUALITY.search(text):
+        named.append(either.group())
     if condition := _CONDITION.fullmatch(text):
         text = condition.group(1)
         named.append(condition.group(2))
