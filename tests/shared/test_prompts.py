@@ -181,6 +181,10 @@ SECOND_LINE = [
         "line 2: reference 'E' names no option",
     ),
     ('{"id": "b", "prompt": "x", "answer_kind": "math", "reference": " "}', "line 2: reference ' ' is empty"),
+    (
+        '{"id": "b", "prompt": "x", "answer_kind": "math", "reference": "2 + 2 = 4 #### 4"}',
+        "line 2: reference '2 . 2 = 4 #### 4' is a whole solution.* prompts=gsm8k:FILE",
+    ),
     (r'{"id": "b", "prompt": "half \ud83d"}', "line 2: holds .*ud83d', half of a surrogate pair"),
     ('{"id": "b", "prompt": "x", "choices": "A"}', "line 2: choices are 'A', expected a list of strings"),
 ]

@@ -29,6 +29,12 @@ class Math(AnswerKind):
         _, hashes, rest = text.rpartition("####")
         return (rest.strip().splitlines() or [""])[0].strip() or None if hashes else None
 
+    def why_no_reference(self, reference: str, choices: Sequence[str] | None = None) -> str | None:
+        """A solution of GSM8K is none: no answer would ever be equal to it."""
+        if "####" in reference:
+            return "is a whole solution, expected the answer alone, which prompts=gsm8k:FILE takes from behind '####'"
+        return super().why_no_reference(reference, choices)
+
     def plainly_same(self, a: str, b: str) -> bool | None:
         """Equal text up to spacing, two numbers, two units, or words.
 
