@@ -15,25 +15,17 @@ import os
 import socket
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-import yaml
-
-from specexit.config import ConfigError, save_run, write_text
+from specexit.config import write_text
 from specexit.data.rows import Trace
 from specexit.data.traces import TraceError, read_traces, tokenizer_sha256, write_traces
 from specexit.schemas.collect import CollectConfig
-from specexit.schemas.target import TargetConfig, save_target
+from specexit.schemas.target import TargetConfig
+from torch_specexit.collecting.claim import HIDDEN, claim, exclusive
 from torch_specexit.collecting.summary import Counts, count
 from torch_specexit.collecting.work import Ask, Chunk, CollectError
-
-FREE_TO_CHANGE = {
-    *("out", "n", "shard", "workers", "engine", "endpoints", "ray", "model", "requests", "retries", "timeout"),
-    *("any_architecture", "min_finished", "min_answered", "max_undecided", "parts"),
-}
-"""Keys that a resumed run may change, as no finished row depends on them."""
 
 MANIFEST = "manifest.json"
 
@@ -61,12 +53,12 @@ class Ledger:
         """Make the folder this run's own, and find what an earlier one finished.
 
         Raises:
-          ConfigError: it holds a run with another config.
+          ConfigError: it holds a run with another config, or of a target that is asked in another way.
           CollectError: another process collects into it.
           TraceError: a file in it is damaged, or of other prompts.
           FileExistsError: it holds something else.
         """
-        self._claim()
+        claim(self.config, self.target)
         try:
             self._lock()
             for leftover in (f for chunk in self.chunks for f in self.out.glob(f".{chunk.file}.*")):
@@ -102,27 +94,11 @@ class Ledger:
 
     # The folder.
 
-    def _claim(self) -> None:
-        run = self.out / "run.yaml"
-        if not run.exists():
-            if self.out.exists() and any(self.out.iterdir()):
-                raise FileExistsError(f"{self.out}: output folder is not empty and holds no run.yaml to resume from")
-            save_target(self.out, self.target)
-            save_run(self.config, self.out)
-            return
-        earlier = yaml.safe_load(run.read_text())["config"]
-        now = self.config.model_dump(mode="json")
-        differing = [k for k in {**earlier, **now} if k not in FREE_TO_CHANGE and earlier.get(k) != now.get(k)]
-        if differing:
-            listed = ", ".join(f"{key} is {now.get(key)!r}, was {earlier.get(key)!r}" for key in differing)
-            raise ConfigError(f"{run}: the folder holds a run with another config ({listed}); take a new folder")
-
     def _lock(self) -> None:
         """Hold this shard's lock; the lock of a shard of another division of the work must be free."""
-        folder = self.out / ".collect"
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = self.out / HIDDEN
         number, of = self.config.part
-        with self._exclusive():
+        with exclusive(self.out):
             for path in sorted(folder.glob("shard-*-of-*.lock")):
                 if path.name.endswith(f"-of-{of}.lock") and path.name != f"shard-{number}-of-{of}.lock":
                     continue
@@ -143,13 +119,6 @@ class Ledger:
             if not self.todo():
                 Path(self._log.name).unlink(missing_ok=True)
 
-    @contextmanager
-    def _exclusive(self) -> Iterator[None]:
-        """For the moment of a change to what all shards share."""
-        with (self.out / ".collect" / "lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
-
     # What is done.
 
     def _missing(self, number: int) -> bool:
@@ -159,7 +128,7 @@ class Ledger:
         manifest = self._manifest()
         for chunk in self.chunks:
             self._look_at(chunk, manifest.get(chunk.file))
-        for log in sorted((self.out / ".collect").glob("shard-*.jsonl")):
+        for log in sorted((self.out / HIDDEN).glob("shard-*.jsonl")):
             for number, trace in _read_log(log):
                 if number in self.place and self._missing(number):
                     self._check(log, number, trace)
@@ -189,10 +158,12 @@ class Ledger:
 
     def _check(self, path: Path, number: int, trace: Trace) -> None:
         chunk, i = self.place[number]
-        ask = chunk.asks[i]
-        expected = (ask.prompt.id, ask.prompt.text, ask.prompt.reference, ask.sample)
-        if (trace.id, trace.prompt, trace.reference, trace.sample) != expected:
-            raise TraceError(f"{path}: holds traces of other prompts than the config gives; have the prompts changed?")
+        for field, expected in chunk.asks[i].columns(self.target).items():
+            if (found := getattr(trace, field)) != expected:
+                raise TraceError(
+                    f"{path}: holds traces of other prompts than the config gives ({field} of row {i} is "
+                    f"{found!r:.200}, expected {expected!r:.200}); have the prompts changed?"
+                )
 
     def _complete(self, chunk: Chunk) -> bool:
         return all(i in self.rows for i in range(chunk.start, chunk.start + len(chunk.asks)))
@@ -207,7 +178,7 @@ class Ledger:
             "asks": _asks_sha256(chunk.asks),
             "counts": vars(sum(map(count, traces), Counts())),
         }
-        with self._exclusive():
+        with exclusive(self.out):
             files = self._manifest() | {chunk.file: entry}
             record = {"format_version": 1, "files": dict(sorted(files.items()))}
             write_text(self.out / MANIFEST, json.dumps(record, indent=1) + "\n")

@@ -130,21 +130,19 @@ class Tracer:
 
     async def _without_trials(self, ask: Ask, prompt: list[int], seed: int, response: Response) -> Trace:
         """A trace whose boundaries are not judged yet; none where it has no answer to compare with."""
-        ids, end, asked = response.ids, self.think.end, ask.prompt
+        ids, end, asked, columns = response.ids, self.think.end, ask.prompt, ask.columns(self.target)
         n_think = ids.index(end) if end in ids else len(ids)
-        kind = asked.answer_kind or self.target.answer_kind
+        kind = columns["answer_kind"]
         finished = response.finish_reason == "stop" and end in ids
         answer = extract_answer(self._text(ids[n_think + 1 :]), kind, asked.choices) if finished else None
         correct = None if asked.reference is None else await self._agree(ask, kind, answer, asked.reference)
         boundaries = [i + 1 for i, token in enumerate(ids[:n_think]) if token in self.think.split]
         return Trace(
-            id=asked.id,
-            prompt=asked.text,
+            **columns,
             prompt_ids=prompt,
             think_ids=ids[:n_think],
             answer_ids=ids[n_think + 1 :],
             answer=answer,
-            reference=asked.reference,
             correct=correct,
             finish_reason=response.finish_reason,
             boundaries=boundaries if answer is not None else [],
@@ -154,12 +152,6 @@ class Tracer:
             target=self.target.name,
             sampling=json.dumps(self.sampling.model_dump()),
             seed=seed,
-            sample=ask.sample,
-            messages=None if asked.messages is None else json.dumps(asked.messages, ensure_ascii=False),
-            task=asked.task,
-            answer_kind=kind,
-            group=asked.group or asked.task,
-            choices=None if asked.choices is None else list(asked.choices),
         )
 
     async def _judge(self, ask: Ask, trace: Trace, how: TrialConfig, own: list[float]) -> Trace:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -33,6 +34,21 @@ class Ask:
         """Seed of this very sample, whatever else is collected beside it."""
         text = f"{seed}/{self.prompt.id}/{self.sample}"
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4]) >> 1
+
+    def columns(self, target: TargetConfig) -> dict[str, Any]:
+        """Those of its trace that say what was asked, and how the answer is judged."""
+        prompt = self.prompt
+        return {
+            "id": prompt.id,
+            "prompt": prompt.text,
+            "reference": prompt.reference,
+            "sample": self.sample,
+            "messages": None if prompt.messages is None else json.dumps(prompt.messages, ensure_ascii=False),
+            "task": prompt.task,
+            "answer_kind": prompt.answer_kind or target.answer_kind,
+            "group": prompt.group or prompt.task,
+            "choices": None if prompt.choices is None else list(prompt.choices),
+        }
 
     def to_json(self) -> dict[str, Any]:
         """For a process elsewhere."""

@@ -1,0 +1,93 @@
+"""An output folder belongs to one run: the first collector says which, those that join or go on are held against it.
+
+The record is written under the folder's lock, ``run.yaml`` last: where a kill came before it, the folder is as good as
+new, and shards that start together wait for the first of them.
+"""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from specexit.config import ConfigError, save_run
+from specexit.schemas.collect import CollectConfig
+from specexit.schemas.target import TARGET_FILE, TargetConfig, load_target_config, save_target
+
+FREE_TO_CHANGE = {
+    *("out", "n", "shard", "workers", "engine", "endpoints", "ray", "model", "requests", "retries", "timeout"),
+    *("any_architecture", "min_finished", "min_answered", "max_undecided", "parts"),
+}
+"""Keys that a resumed run may change, as no finished row depends on them."""
+
+HIDDEN = ".collect"
+"""Folder of locks and logs in the output folder; the first thing that a run makes."""
+
+
+def claim(config: CollectConfig, target: TargetConfig) -> None:
+    """Make ``config.out`` this run's folder, or find that it is already.
+
+    Raises:
+      ConfigError: it holds a run with another config, or of a target that is asked in another way.
+      FileExistsError: it holds something else.
+    """
+    out, run = config.out, config.out / "run.yaml"
+    if not run.exists() and out.exists() and any(out.iterdir()) and not (out / HIDDEN).is_dir():
+        raise FileExistsError(f"{out}: output folder is not empty and holds no run.yaml to resume from")
+    (out / HIDDEN).mkdir(parents=True, exist_ok=True)
+    with exclusive(out):
+        if run.exists():
+            _hold_against(config, target)
+            return
+        for path in out.iterdir():
+            if path.name not in (HIDDEN, TARGET_FILE) and not path.name.startswith((f".{TARGET_FILE}.", ".run.yaml.")):
+                raise FileExistsError(f"{out}: output folder holds {path.name}, but no run.yaml to resume from")
+        save_target(out, target)
+        save_run(config, out)
+
+
+@contextmanager
+def exclusive(out: Path) -> Iterator[None]:
+    """For the moment of a change to what all shards share."""
+    with (out / HIDDEN / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _hold_against(config: CollectConfig, target: TargetConfig) -> None:
+    run, copy = config.out / "run.yaml", config.out / TARGET_FILE
+    earlier = yaml.safe_load(run.read_text())["config"]
+    fixed = [
+        {key: value for key, value in fields.items() if key not in FREE_TO_CHANGE}
+        for fields in (earlier, config.model_dump(mode="json"))
+    ]
+    if differing := _differing(*fixed):
+        raise ConfigError(f"{run}: the folder holds a run with another config ({differing}); take a new folder")
+    was, now = (
+        one.model_dump(mode="json", exclude={"path"}) for one in (load_target_config(str(copy)), target)
+    )  # a model may have moved
+    if differing := _differing(was, now):
+        raise ConfigError(
+            f"{copy}: the folder's traces are of target {target.name} as it was ({differing}); take a new folder"
+        )
+
+
+def _differing(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Every dotted key with another value, and both; empty where there is none."""
+    before, after = _leaves(was), _leaves(now)
+    return ", ".join(
+        f"{key} is {after.get(key)!r}, was {before.get(key)!r}"
+        for key in before | after
+        if before.get(key) != after.get(key)
+    )
+
+
+def _leaves(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found = {}
+    for key, value in fields.items():
+        found |= _leaves(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found
