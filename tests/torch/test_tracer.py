@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from specexit.data.answers import sandbox
+from specexit.data.answers import answer_end, sandbox
 from specexit.data.answers.code import Checks
 from specexit.data.prompts import Prompt
 from specexit.schemas.collect import CollectConfig
@@ -46,6 +46,72 @@ def test_a_lucky_guess_between_two_strides_is_found_where_a_step_states_it():
     assert trace.boundary_agrees.index(True) == GUESS
     tried = [i for i, state in enumerate(trace.boundary_state) if state != "untried"]
     assert len(tried) < STEPS / 3
+
+
+class Writer:
+    """Writes one answer wherever thinking ends, and stops behind a stop as vLLM does."""
+
+    def __init__(self, answer: str):
+        self.whole = TOKENIZER.encode(f"I think.\n\nSo it is.\n\n</think>\\boxed{{{answer}}}.<|im_end|>")
+        self.behind = TOKENIZER.encode(answer + "}.<|im_end|>")
+
+    async def generate(self, ids, how):
+        """The whole response, or what is left of the answer behind the forced text."""
+        left = self.whole
+        if THINK.end in ids:
+            written = ids[ids.index(THINK.end) + 1 + len(TOKENIZER.encode(FORCED)) :]
+            assert written == self.behind[: len(written)]
+            left = self.behind[len(written) :]
+        for n in range(1, min(len(left), how.max_tokens) + 1):
+            if any(stop in TOKENIZER.decode(left[:n]) for stop in how.stop):
+                return Response(left[:n], [-0.1] * n, "stop")
+        kept = left[: how.max_tokens]
+        return Response(kept, [-0.1] * len(kept), "stop" if kept == left else "length")
+
+
+FORCED = "\n\nThe answer is \\boxed{"
+MATRIX = "\\begin{pmatrix}\n28 \\\\\n1\n\\end{pmatrix}"
+
+
+@pytest.mark.parametrize(
+    ("answer", "most", "state"),
+    [
+        ("42", 64, "agrees"),
+        ("\n42\n", 64, "agrees"),
+        (MATRIX, 64, "agrees"),
+        (f"\n{MATRIX}\n", 64, "agrees"),
+        ("\\left\\{ \\frac{1}{2},\n3 \\right\\}", 64, "agrees"),
+        ("(1,\n2)", 64, "differs"),  # a line that could be all of it
+        ("\\text{yes,\nand no}", 64, "agrees"),
+        (MATRIX, 12, "undecided"),
+        ("", 64, "undecided"),
+        ("\n", 64, "undecided"),
+    ],
+)
+def test_a_stop_in_the_midst_of_an_answer_does_not_end_it(answer, most, state):
+    """As shipped: a line break ends the trial, and the box is closed there."""
+    trial = TrialConfig(text=FORCED, max_tokens=most, stop=("\n",), close="}")
+    config = CollectConfig(target="tiny-reasoner", out=Path("unused"), split="test", n=1, free_share=0)
+    tracer = Tracer(config, TARGET.model_copy(update={"trial": {"math": trial}}), Writer(answer), lambda **_: None)
+    trace = asyncio.run(tracer.trace(Ask(Prompt("p", "How many?", None), 0)))
+    assert trace.boundary_state == [state, "agrees"]  # the second one is the natural end
+
+
+@pytest.mark.parametrize(
+    ("forced", "stop", "written", "end"),
+    [
+        (r"\boxed{", "}", r"\frac{1}{2}}.", r"\frac{1}{2}"),
+        (r"\boxed{", "\n", "42}\nSo {", "42}"),
+        (r"\boxed{", "\n", "\\{1,\\}\n2", r"\{1,\}"),
+        (r"\boxed{", "\n", "\\begin{cases} 1\n2", None),
+        ("```python\n", "```", "print('{')\n```\n", "print('{')\n"),
+        ("The answer is (", ")", ") B) {", ") B"),
+        ("**Final Answer:** ", "\n", "\n\nParis\n", "\n\nParis"),
+    ],
+)
+def test_where_an_answer_ends(forced, stop, written, end):
+    found = answer_end(written, [stop], forced)
+    assert (None if found is None else written[:found]) == end
 
 
 class LongEngine:

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Any, Protocol, runtime_checkable
 
-from specexit.data.answers import agree, close_trial, extract_answer, plainly_same
+from specexit.data.answers import agree, answer_end, close_trial, extract_answer, plainly_same
 from specexit.data.boundaries import next_boundary, stating
 from specexit.data.prompts import Prompt
 from specexit.data.rows import FreeTrial, Trace, fill_untried, infer_agrees
@@ -196,14 +196,29 @@ class Tracer:
         """End the thinking at a boundary, force the text that makes the model state its answer, and read it."""
         forced = self.tokenizer.encode(how.text, add_special_tokens=False) if how.text else []
         prefix = [*trace.prompt_ids, *trace.think_ids[: trace.boundaries[i]], self.think.end, *forced]
-        response = await self._generate(prefix, Decoding(how.max_tokens, stop=how.stop))
-        text = how.text + close_trial(self._text(response.ids), how.stop, how.close)
+        response = await self._statement(prefix, how)
+        text = how.text + close_trial(self._text(response.ids), how.stop, how.close, how.text)
         answer = extract_answer(text, trace.answer_kind, ask.prompt.choices)
         confidence, tokens = answer_confidence(response.logprobs), len(response.ids)
-        if response.finish_reason != "stop":
+        nothing_stated = how.text and answer == ""
+        if response.finish_reason != "stop" or nothing_stated:
             return _Trial(answer, "undecided", confidence, tokens)
         agrees = await self._agree(ask, trace.answer_kind, answer, trace.answer)
         return _Trial(answer, "agrees" if agrees else "differs", confidence, tokens)
+
+    async def _statement(self, prefix: list[int], how: TrialConfig) -> Response:
+        """What is written behind the forced text, gone on with where the engine stopped in the midst of an answer."""
+        ids, logprobs = [], []
+        while True:
+            piece = await self._generate([*prefix, *ids], Decoding(how.max_tokens - len(ids), stop=how.stop))
+            ids, logprobs = ids + piece.ids, logprobs + piece.logprobs
+            ended_itself = not any(one in self._text(piece.ids) for one in how.stop)
+            if piece.finish_reason != "stop" or ended_itself:
+                return Response(ids, logprobs, piece.finish_reason)
+            if answer_end(self._text(ids), how.stop, how.text) is not None:
+                return Response(ids, logprobs, "stop")
+            if len(ids) >= how.max_tokens:
+                return Response(ids, logprobs, "length")
 
     async def _free_trial(self, ask: Ask, trace: Trace, i: int, forced: _Trial) -> FreeTrial:
         """The same boundary with nothing forced: the whole answer, as a user would get it."""

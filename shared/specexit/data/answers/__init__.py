@@ -20,12 +20,14 @@ from specexit.data.answers.code import Code
 from specexit.data.answers.function import PREFIX, Function
 from specexit.data.answers.math import MATH
 from specexit.data.answers.text import TEXT
+from specexit.data.answers.trial import answer_end, close_trial
 
 __all__ = [
     "KINDS",
     "AnswerError",
     "AnswerKind",
     "agree",
+    "answer_end",
     "close_trial",
     "extract_answer",
     "kind",
@@ -66,17 +68,6 @@ def extract_answer(text: str, kind: str = "math", choices: Sequence[str] | None 
       'B'
     """
     return _kind(kind).extract(text, choices)
-
-
-def close_trial(text: str, stop: Sequence[str], close: str) -> str:
-    r"""A trial's text up to the first of its stops, which gives way to ``close``; without either, all of it.
-
-    Example:
-      >>> close_trial("7. Or", (".",), "}"), close_trial("7", (".",), "}"), close_trial("7.", (".",), "")
-      ('7}', '7', '7.')
-    """
-    ends = [text.index(one) for one in stop if one in text]
-    return text[: min(ends)] + close if close and ends else text
 
 
 def same_answer(a: str | None, b: str | None, kind: str = "math") -> bool:
