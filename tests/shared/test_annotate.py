@@ -150,6 +150,13 @@ def test_nothing_to_label_is_an_error_that_counts_reasons(make_trace, tmp_path):
     assert not (tmp_path / "labelled").exists()
 
 
+def test_traces_without_a_boundary_are_an_error_that_names_the_key(make_trace, tmp_path):
+    nothing = {"boundaries": [], "boundary_answers": [], "boundary_agrees": [], "boundary_confidence": []}
+    write_traces(tmp_path / "traces" / "traces.parquet", [make_trace(**nothing)])
+    with pytest.raises(TraceError, match="1 no boundary; do split_endings and split_connectors of the target occur"):
+        annotate(AnnotateConfig(traces=tmp_path / "traces", out=tmp_path / "labelled"))
+
+
 def test_the_output_folder_must_be_empty(think, tmp_path):
     write_traces(tmp_path / "traces" / "traces.parquet", [think(("x.", "1"), ("y.", "1"))])
     with pytest.raises(FileExistsError, match="output folder is not empty"):

@@ -97,3 +97,19 @@ def test_a_shipped_target_lies_below_the_working_directory(tmp_path: Path, monke
     save_target(tmp_path / "run", target)
     monkeypatch.chdir("/")
     assert find_target(None, tmp_path / "run", name=target.name).folder == tmp_path / target.folder
+
+
+@pytest.mark.parametrize(
+    ("fields", "key"),
+    [
+        ({"split_endings": ["\n\n", ""]}, r"split_endings\.1"),
+        ({"split_connectors": [""]}, r"split_connectors\.0"),
+        ({"trial": {"math": {"max_tokens": 8, "stop": [""]}}}, r"trial\.math\.stop\.0"),
+    ],
+)
+def test_an_empty_text_is_not_looked_for(tmp_path: Path, fields: dict, key: str) -> None:
+    """It would be found at every token."""
+    path = tmp_path / "mine.yaml"
+    path.write_text(json.dumps({"name": "mine", "path": "embedded", "aux_layers": [1], "max_model_len": 64} | fields))
+    with pytest.raises(ConfigError, match=rf"mine\.yaml: {key} is '': String should have at least 1 character"):
+        load_target_config(str(path))

@@ -12,6 +12,7 @@ import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from specexit.schemas.collect import CollectConfig
 from specexit.schemas.target import TrialConfig, load_target_config
 from tests.torch.pretend import TARGET, THINK, TOKENIZER, Pretender, Server
 from torch_specexit.collecting import CollectError, collect
+from torch_specexit.collecting.summary import Counts, count, finish
 from torch_specexit.collecting.work import all_asks
 
 SLOW = "SPECEXIT_KILLS" in os.environ
@@ -102,6 +104,17 @@ def test_forced_trials_are_compared_with_whole_answers(server, tmp_path):
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["shares"]["forced_as_free"] == 1
 
 
+def test_forced_trials_that_say_something_else_than_whole_answers_are_said(server, tmp_path, capsys):
+    """A wrong close: nothing is undecided, and every label is wrong."""
+    target = forced(tmp_path, text="\n\nThe answer is \\boxed{", max_tokens=16, stop=["}"], close="9}")
+    asked = {"target": target, "model": "tiny-reasoner", "free_share": 0.5}
+    collect(config(server, tmp_path / "out", **asked))
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["shares"]["forced_as_free"] < 0.9
+    assert "forced trials come to the verdict of the whole answer" in capsys.readouterr().err
+    collect(config(server, tmp_path / "out", **asked, min_forced_as_free=0))
+    assert "the verdict of the whole answer" not in capsys.readouterr().err
+
+
 def test_a_trial_that_is_cut_off_is_undecided_and_said(server, tmp_path, capsys):
     collect(config(server, tmp_path / "out", trial_max_tokens=3))
     states = Counter(state for trace in read_traces(tmp_path / "out") for state in trace.boundary_state)
@@ -121,6 +134,25 @@ def test_too_few_finished_traces_are_an_error_and_stay(server, tmp_path):
     for trace in traces:
         if trace.finish_reason == "length":
             assert (trace.answer, trace.boundaries) == (None, [])
+
+
+def test_a_split_string_that_never_occurs_is_an_error_that_names_it(server, tmp_path):
+    """The vocabulary has tokens that end so, but no trace does: nothing can be labelled."""
+    target = TARGET.model_copy(update={"name": "mine", "split_endings": ("%",)})
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(target.model_dump(mode="json")))
+    asked = {"target": str(tmp_path / "mine.yaml"), "model": "tiny-reasoner"}
+    with pytest.raises(CollectError, match=r"none of 12 answered traces has a step boundary.* split_endings"):
+        collect(config(server, tmp_path / "out", **asked))
+    assert len(read_traces(tmp_path / "out")) == 12
+
+
+def test_many_traces_without_a_boundary_are_said(server, collected, tmp_path, capsys):
+    counts = sum(map(count, [replace(collected[0], boundaries=[]), *collected[1:3]]), Counts())
+    tmp_path.joinpath("out").mkdir()
+    finish(config(server, tmp_path / "out"), counts, 768)
+    assert "33.3% of the answered traces have no step boundary" in capsys.readouterr().err
+    finish(config(server, tmp_path / "out", max_unbroken=0.4), counts, 768)
+    assert "no step boundary" not in capsys.readouterr().err
 
 
 def test_answers_of_another_kind_than_the_prompts_ask_for(server, tmp_path):

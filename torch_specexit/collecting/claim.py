@@ -20,7 +20,8 @@ from specexit.schemas.target import TARGET_FILE, TargetConfig, load_target_confi
 
 FREE_TO_CHANGE = {
     *("out", "n", "shard", "workers", "engine", "endpoints", "ray", "model", "requests", "retries", "timeout"),
-    *("any_architecture", "min_finished", "min_answered", "max_undecided", "parts"),
+    *("any_architecture", "min_finished", "min_answered", "max_undecided", "max_unbroken", "min_forced_as_free"),
+    "parts",
 }
 """Keys that a resumed run may change, as no finished row depends on them."""
 

@@ -25,6 +25,8 @@ class Counts:
     """Of those with a reference."""
     references: int = 0
     boundaries: int = 0
+    unbroken: int = 0
+    """Answered, and with no boundary."""
     trials: int = 0
     """Boundaries that were tried, before the natural end and at it."""
     agreed: int = 0
@@ -53,6 +55,7 @@ def count(trace: Trace) -> Counts:
         correct=int(bool(trace.correct)),
         references=int(trace.correct is not None),
         boundaries=len(states),
+        unbroken=int(trace.answer is not None and not trace.boundaries),
         trials=len(states) - states.count("untried"),
         agreed=states.count("agrees"),
         undecided=states.count("undecided"),
@@ -68,12 +71,13 @@ def finish(config: CollectConfig, counts: Counts, max_tokens: int) -> None:
     """Write ``summary.json``, print it, warn, and fail where the traces are not worth training on.
 
     Raises:
-      CollectError: too few finished or answered. All that was collected stays.
+      CollectError: too few finished or answered, or no boundary in any. All that was collected stays.
     """
     console = Console(stderr=True)
     shares = {
         "finished": _share(counts.finished, counts.traces),
         "answered": _share(counts.answered, counts.traces),
+        "unbroken": _share(counts.unbroken, counts.answered),
         "undecided": _share(counts.undecided, counts.trials),
         "agreed": _share(counts.agreed, counts.trials),
         "forced_as_free": _share(counts.free_same, counts.free),
@@ -91,9 +95,22 @@ def finish(config: CollectConfig, counts: Counts, max_tokens: int) -> None:
     )
     if counts.trials and counts.undecided > config.max_undecided * counts.trials:
         console.print(
-            f"[yellow]warning:[/yellow] {_percent(counts.undecided, counts.trials)} of the trials were cut off, so "
-            "nobody knows what they would have answered; raise trial_max_tokens, or give the target's trial a text "
-            "that makes it answer at once",
+            f"[yellow]warning:[/yellow] {_percent(counts.undecided, counts.trials)} of the trials were cut off or "
+            "state nothing, so nobody knows what they would have answered; raise trial_max_tokens, or give the "
+            "target's trial a text that makes it answer at once",
+            soft_wrap=True,
+        )
+    if counts.unbroken > config.max_unbroken * counts.answered:
+        console.print(
+            f"[yellow]warning:[/yellow] {_percent(counts.unbroken, counts.answered)} of the answered traces have no "
+            "step boundary, so nothing is learnt from them; do the target's split_endings occur in its thinking?",
+            soft_wrap=True,
+        )
+    if counts.free_same < config.min_forced_as_free * counts.free:
+        console.print(
+            f"[yellow]warning:[/yellow] {_percent(counts.free_same, counts.free)} of {counts.free} forced trials come "
+            "to the verdict of the whole answer, so the labels are not what an exit gives; look at the target's trial "
+            "(text, stop and close) beside answers in the traces, or lower min_forced_as_free",
             soft_wrap=True,
         )
     _check(config, counts, max_tokens)
@@ -111,6 +128,12 @@ def _check(config: CollectConfig, counts: Counts, max_tokens: int) -> None:
             f"{config.out}: {_percent(counts.answered, counts.traces)} of {counts.traces} traces state an answer, "
             f"expected {config.min_answered:.0%}; do the prompts ask for the form that their answer_kind reads? "
             "Otherwise lower min_answered"
+        )
+    if counts.answered and not counts.boundaries:
+        raise CollectError(
+            f"{config.out}: none of {counts.answered} answered traces has a step boundary, so there is nothing to "
+            "label; give the target split_endings (or split_connectors) that occur in its thinking, and collect into a "
+            "new folder"
         )
 
 

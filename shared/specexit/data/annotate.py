@@ -68,10 +68,7 @@ def annotate(config: AnnotateConfig) -> Statistics:
                 reasons.update(block.reasons)
                 examples += [e for e in block.examples if e.kind not in {known.kind for known in examples}]
         if not tally.n:
-            total = reasons.total()
-            raise TraceError(
-                f"{config.traces}: none of {total} traces can be labelled: {listed(reasons, DROP_REASONS)}"
-            )
+            raise TraceError(f"{config.traces}: {_nothing_to_label(reasons)}")
         statistics = tally.statistics({reason: reasons[reason] for reason in DROP_REASONS})
         _check_cut(config, statistics)
         write_text(folder / "statistics.json", json.dumps(asdict(statistics), indent=2) + "\n")
@@ -142,6 +139,13 @@ def _check_cut(config: AnnotateConfig, statistics: Statistics) -> None:
 
 
 DROP_REASONS = ("unfinished", "no answer", "no boundary")
+
+
+def _nothing_to_label(reasons: Counter[str]) -> str:
+    found = f"none of {reasons.total()} traces can be labelled: {listed(reasons, DROP_REASONS)}"
+    if not reasons["no boundary"]:
+        return found
+    return f"{found}; do split_endings and split_connectors of the target occur in its thinking?"
 
 
 def drop_reason(trace: Trace) -> str | None:

@@ -101,6 +101,12 @@ class CollectConfig(Config):
     min_finished: float = Field(default=0.8, ge=0, le=1, description="share of traces that must come to their end")
     min_answered: float = Field(default=0.8, ge=0, le=1, description="share of traces that must state an answer")
     max_undecided: float = Field(default=0.02, ge=0, le=1, description="share of undecided trials that is a warning")
+    max_unbroken: float = Field(
+        default=0.2, ge=0, le=1, description="share of answered traces without a step boundary; more is a warning"
+    )
+    min_forced_as_free: float = Field(
+        default=0.9, ge=0, le=1, description="share of forced trials with the whole answer's verdict; less is a warning"
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> CollectConfig:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
 from pydantic import Field
@@ -21,6 +21,10 @@ TARGET_FILE = "target.yaml"
 """Copy of the target that every folder of traces, packed data, a training run or a draft carries."""
 
 
+Text = Annotated[str, Field(min_length=1)]
+"""What is looked for in a text: an empty one would be everywhere."""
+
+
 class SamplingConfig(Config):
     """How the model card asks for text."""
 
@@ -35,7 +39,7 @@ class TrialConfig(Config):
 
     text: str = Field(default="", description="forced behind the end marker; empty: the whole answer is written")
     max_tokens: int = Field(gt=0, description="longest trial; one that is cut off here is undecided")
-    stop: tuple[str, ...] = Field(default=(), description="the trial also ends behind one of these")
+    stop: tuple[Text, ...] = Field(default=(), description="the trial also ends behind one of these")
     close: str = Field(default="", description="put in the place of that stop before the answer is read")
 
 
@@ -50,10 +54,10 @@ class TargetConfig(Config):
     )
     think_start: str = "<think>"
     think_end: str = "</think>"
-    split_endings: tuple[str, ...] = Field(
+    split_endings: tuple[Text, ...] = Field(
         default=("\n\n",), description="a step ends at a token whose text ends like this"
     )
-    split_connectors: tuple[str, ...] = Field(
+    split_connectors: tuple[Text, ...] = Field(
         default=(), description="a step also ends at these words at a sentence start"
     )
     aux_layers: tuple[int, ...] = Field(description="layers whose residual stream the draft reads, in vLLM's counting")
