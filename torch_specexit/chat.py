@@ -5,14 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from specexit.errors import InputError
 from specexit.schemas.target import TargetConfig
 
 
 def load_chat_tokenizer(target: TargetConfig) -> Any:
-    """The target's tokenizer through transformers, which is what can run its chat template."""
+    """The target's tokenizer through transformers, which is what can run its chat template.
+
+    Raises:
+      InputError: its files are damaged.
+    """
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(target.folder)
+    try:
+        return AutoTokenizer.from_pretrained(target.folder)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{target.folder}: the tokenizer of target {target.name} cannot be loaded: {error}") from error
 
 
 def prompt_ids(tokenizer: Any, target: TargetConfig, messages: Sequence[Mapping[str, str]]) -> list[int]:
@@ -20,9 +28,18 @@ def prompt_ids(tokenizer: Any, target: TargetConfig, messages: Sequence[Mapping[
 
     Some templates open it themselves (Qwen3-Thinking); where one does not, the start marker and a newline are
     appended, so that a trace always begins inside the thinking.
+
+    Raises:
+      InputError: the tokenizer has no template, or the template refuses the conversation or the arguments.
     """
+    from jinja2 import TemplateError
+
     turns = [dict(message) for message in messages]
-    text = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False, **target.chat)
+    try:
+        text = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False, **target.chat)
+    except (TemplateError, TypeError, ValueError) as error:
+        given = f" with its chat {target.chat}" if target.chat else ""
+        raise InputError(f"the chat template of target {target.name} cannot be applied{given}: {error}") from error
     if not text.rstrip().endswith(target.think_start):
         text += f"{target.think_start}\n"
     return tokenizer.encode(text, add_special_tokens=False)

@@ -61,6 +61,12 @@ def test_a_file_that_is_no_mapping_is_refused(recipe, text, message):
         load(Recipe, recipe)
 
 
+def test_a_file_of_another_encoding_is_named(recipe):
+    recipe.write_bytes("name: Größe".encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"recipe\.yaml: cannot be read as YAML: 'utf-8' codec can't decode"):
+        load(Recipe, recipe)
+
+
 def test_a_name_that_does_not_exist_gets_the_nearest_one():
     with pytest.raises(ConfigError, match=r"targets 'tiny-reasonr' does not exist, did you mean 'tiny-reasoner'"):
         find("targets", "tiny-reasonr")

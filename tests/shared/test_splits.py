@@ -77,6 +77,13 @@ def test_a_folder_without_a_tokenizer_is_named(tmp_path):
         load_tokenizer(tmp_path)
 
 
+@pytest.mark.parametrize("content", [b'{"version": "1.0", "trunc', b"", b"\xff\xfe", b"[]"])
+def test_a_tokenizer_that_is_damaged_is_named(tmp_path, content):
+    (tmp_path / "tokenizer.json").write_bytes(content)
+    with pytest.raises(SplitError, match=r"tokenizer\.json: cannot be read as a tokenizer: "):
+        load_tokenizer(tmp_path)
+
+
 def test_an_end_marker_of_several_tokens_is_for_those_who_know_what_to_do_with_it(tokenizer):
     marker = "</think>\n\n"
     ids = resolve(tokenizer, "<think>", marker, ["\n\n"], several=True)

@@ -565,6 +565,33 @@ def test_a_target_that_does_not_say_how_it_is_asked(tmp_path, server):
         collect(config(server, tmp_path / "out", **asked, temperature=0, max_new_tokens=500))
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "chat", "message"),
+    [
+        ("chat_template.jinja", "{{ raise_exception('system message needed') }}", {}, "system message needed"),
+        ("chat_template.jinja", "{{ messages[0].content", {}, "unexpected end of template"),
+        ("chat_template.jinja", None, {}, "chat_template is not set"),
+        (None, None, {"tokenize": True}, r"with its chat \{'tokenize': True\}: .*multiple values.*'tokenize'"),
+    ],
+)
+def test_a_chat_template_that_cannot_be_applied(tmp_path, server, file, content, chat, message):
+    """In one line, with the prompt and the target, before anything is asked or written."""
+    shutil.copytree(TARGET.folder, tmp_path / "model")
+    if file is not None:
+        for path in (tmp_path / "model").glob("tokenizer_config.json"):
+            fields = json.loads(path.read_text())
+            fields.pop("chat_template", None)
+            path.write_text(json.dumps(fields))
+        (tmp_path / "model" / file).unlink(missing_ok=True)
+        if content is not None:
+            (tmp_path / "model" / file).write_text(content)
+    target = TARGET.model_copy(update={"name": "mine", "path": str(tmp_path / "model"), "chat": chat})
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(target.model_dump(mode="json")))
+    with pytest.raises(InputError, match=rf"prompt 'test-0-00000': the chat template of target mine .*{message}"):
+        collect(config(server, tmp_path / "out", target=str(tmp_path / "mine.yaml")))
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_prompt_that_is_longer_than_the_model(tmp_path, server):
     """Found before anything is asked or written, not when its turn comes."""
     rows = [{"id": "short", "prompt": "What is 3 + 4?"}, {"id": "long", "prompt": "What is " + "3 + " * 800 + "4?"}]

@@ -61,10 +61,13 @@ def encoded(tokenizer: Any, target: TargetConfig, prompt: Prompt) -> list[int]:
     """Token ids of a prompt, its thinking opened.
 
     Raises:
-      InputError: they leave the model no room for a single token.
+      InputError: they leave the model no room for a single token, or the chat template refuses the prompt.
     """
     messages = prompt.messages or ({"role": "user", "content": prompt.text},)
-    ids = prompt_ids(tokenizer, target, messages)
+    try:
+        ids = prompt_ids(tokenizer, target, messages)
+    except InputError as error:
+        raise InputError(f"prompt {prompt.id!r}: {error}") from error
     if len(ids) >= target.max_model_len:
         raise InputError(
             f"prompt {prompt.id!r} is {len(ids)} tokens long, "

@@ -209,7 +209,10 @@ class FastTokenizer:
         if not path.exists():
             raise SplitError(f"{path}: file does not exist, expected the target's fast tokenizer")
         self.name_or_path = str(folder)
-        self.backend = Backend.from_str(path.read_text(encoding="utf-8"))
+        try:
+            self.backend = Backend.from_str(path.read_text(encoding="utf-8"))
+        except Exception as error:  # the library has no type of its own
+            raise SplitError(f"{path}: cannot be read as a tokenizer: {error}") from error
 
     def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
         """Token ids of a text."""
@@ -227,6 +230,6 @@ def load_tokenizer(folder: Path) -> FastTokenizer:
     """Load the tokenizer of a model folder.
 
     Raises:
-      SplitError: there is no ``tokenizer.json``.
+      SplitError: there is no ``tokenizer.json``, or it cannot be read.
     """
     return FastTokenizer(folder)

@@ -87,7 +87,7 @@ class TargetConfig(Config):
             return dict(self.config)
         try:
             found = json.loads(path.read_text())
-        except (OSError, json.JSONDecodeError) as error:
+        except (OSError, ValueError) as error:
             raise ConfigError(f"{path}: target {self.name} cannot be read: {error}") from error
         for key, value in (self.config or {}).items():
             if key in found and found[key] != value:
