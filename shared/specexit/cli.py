@@ -11,9 +11,12 @@ import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 
 @dataclass(frozen=True)
@@ -258,17 +261,18 @@ def _load(reference: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
-def parse(arguments: list[str]) -> tuple[Path | None, list[str]]:
+def parse(arguments: list[str], schema: type[BaseModel]) -> tuple[Path | None, list[str]]:
     """Split a command's arguments into its YAML file and its overrides.
 
-    A flag without a value is switched on: ``--check`` is ``check=true``.
+    A flag that is true or false needs no value: ``--check`` is ``check=true``. Any other takes the next argument.
 
     Raises:
-      ConfigError: a second file.
+      ConfigError: a second file, or a flag without its value.
 
     Example:
-      >>> parse(["recipe.yaml", "--steps", "10", "--seed=1", "--quick", "data=runs/x"])
-      (PosixPath('recipe.yaml'), ['steps=10', 'seed=1', 'quick=true', 'data=runs/x'])
+      >>> from specexit.schemas.demo import DemoConfig
+      >>> parse(["recipe.yaml", "--out", "runs/a=b", "--seed=1", "--quick", "data=runs/x"], DemoConfig)
+      (PosixPath('recipe.yaml'), ['out=runs/a=b', 'seed=1', 'quick=true', 'data=runs/x'])
     """
     from specexit.buckets import location
     from specexit.config import ConfigError
@@ -280,10 +284,8 @@ def parse(arguments: list[str]) -> tuple[Path | None, list[str]]:
         argument = waiting.pop(0)
         if argument.startswith("--"):
             key, equals, value = argument[2:].partition("=")
-            if not equals:
-                alone = not waiting or re.match(r"--|[a-z][a-z0-9_.]*=", waiting[0])
-                value = "true" if alone else waiting.pop(0)
-            overrides.append(f"{key.replace('-', '_')}={value}")
+            key = key.replace("-", "_")
+            overrides.append(f"{key}={value if equals else _value(schema, key, waiting)}")
         elif "=" in argument:
             overrides.append(argument)
         elif path is None:
@@ -291,6 +293,23 @@ def parse(arguments: list[str]) -> tuple[Path | None, list[str]]:
         else:
             raise ConfigError(f"argument {argument!r} is not key=value, and the config file is already {path}")
     return path, overrides
+
+
+def _value(schema: type[BaseModel], key: str, waiting: list[str]) -> str:
+    """Take a flag's value from the arguments behind it. A key that does not exist is left for `load` to name."""
+    from specexit.config import ConfigError, kinds_of
+
+    kinds = kinds_of(schema, key)
+    if bool in kinds:
+        return waiting.pop(0) if waiting and TRUTH.fullmatch(waiting[0]) else "true"
+    if not waiting or re.match("--[a-z]", waiting[0]):
+        if not kinds:
+            return "true"
+        raise ConfigError(f"--{key} has no value, expected --{key} VALUE or {key}=VALUE")
+    return "true" if not kinds and re.match(r"[a-z][a-z0-9_.]*=", waiting[0]) else waiting.pop(0)
+
+
+TRUTH = re.compile("true|false|yes|no|on|off|null", re.IGNORECASE)
 
 
 def show_help(name: str, command: Command, arguments: list[str]) -> None:
@@ -302,11 +321,12 @@ def show_help(name: str, command: Command, arguments: list[str]) -> None:
     from specexit import help
     from specexit.config import find, read_yaml
 
-    path, _ = parse([argument for argument in arguments if argument not in HELP])
+    schema = _load(command.schema)
+    path, _ = parse([argument for argument in arguments if argument not in HELP], schema)
     if path is not None and command.configs is not None:
         path = find(command.configs, str(path))
     first = f"[{command.subject.upper()}]" if command.subject else "[config.yaml]"
-    help.show(name, command.help, _load(command.schema), read_yaml(path) if path is not None else None, first)
+    help.show(name, command.help, schema, read_yaml(path) if path is not None else None, first)
 
 
 HELP = ("--help", "-h")
@@ -322,12 +342,13 @@ def run(name: str, arguments: list[str]) -> None:
         if any(argument in HELP for argument in arguments):
             show_help(name, command, arguments)
             return
-        path, overrides = parse(arguments)
+        schema = _load(command.schema)
+        path, overrides = parse(arguments, schema)
         if path is not None and command.subject is not None:
             path, overrides = None, [f"{command.subject}={path}", *overrides]
         if path is not None and command.configs is not None:
             path = find(command.configs, str(path))
-        config = load(_load(command.schema), path, overrides)
+        config = load(schema, path, overrides)
         _load(command.run)(config)
     except ModuleNotFoundError as error:
         if command.extra is None or "specexit" in (error.name or ""):

@@ -102,7 +102,7 @@ def load(schema: type[ConfigT], path: Path | None = None, overrides: Sequence[st
       schema: what is expected.
       path: a YAML file, or None for the defaults.
       overrides: ``key.sub=value`` strings, applied in order; values in YAML syntax, strings and paths as they are, and
-        one of several without brackets, too.
+        one of several without brackets, too. Where a string may be missing, ``null`` is none.
 
     Raises:
       ConfigError: unreadable YAML, unknown key, value of the wrong type or out of range.
@@ -119,35 +119,62 @@ def load(schema: type[ConfigT], path: Path | None = None, overrides: Sequence[st
         raise ConfigError(_explain(schema, error, str(path or "config"))) from error
 
 
+def kinds_of(schema: type[BaseModel], key: str) -> tuple[Any, ...]:
+    """The types of a dotted key, those of a union apart; none where there is no such key.
+
+    Example:
+      >>> from specexit.schemas.collect import CollectConfig
+      >>> kinds_of(CollectConfig, "parts.train.prompts"), kinds_of(CollectConfig, "parts.train.prompt")
+      ((<class 'str'>, <class 'NoneType'>), ())
+    """
+    kinds: tuple[Any, ...] = (schema,)
+    for part in key.split("."):
+        kinds = next((_apart(inside) for kind in kinds if (inside := _inside(kind, part)) is not None), ())
+    return kinds
+
+
+def _inside(kind: Any, part: str) -> Any:
+    """The type of one key of a type; None where it has none."""
+    if get_origin(kind) is dict:
+        return get_args(kind)[1]
+    if not _is_schema(kind):
+        return None
+    by_name = {field.alias or name: field.annotation for name, field in kind.model_fields.items()}
+    return by_name.get(part)
+
+
+def _apart(wanted: Any) -> tuple[Any, ...]:
+    kinds = get_args(wanted) if get_origin(wanted) in (Union, UnionType) else (wanted,)
+    return tuple(get_args(kind)[0] if get_origin(kind) is Annotated else kind for kind in kinds)
+
+
+def _is_schema(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
+
+
 def _parse(schema: type[BaseModel], key: str, value: str) -> Any:
     """The value of an override: raw where the schema wants a string or a path, or one of several without brackets."""
-    wanted = _annotation(schema, key)
-    kinds = set(get_args(wanted)) if get_origin(wanted) in (Union, UnionType) else {wanted}
-    kinds = {get_args(kind)[0] if get_origin(kind) is Annotated else kind for kind in kinds}
-    if kinds <= {str, Path, type(None)}:
+    kinds = set(kinds_of(schema, key))
+    if kinds and kinds <= {str, Path, type(None)}:
         return None if value in ("null", "~") and type(None) in kinds else value
     several = {kind for kind in kinds if get_origin(kind) is tuple and get_args(kind) in ((str, ...), (Path, ...))}
     if several and not value.lstrip().startswith(("[", "'", '"')) and value not in ("null", "~", ""):
         return [value]
+    if not value.lstrip().startswith("{") and any(_is_schema(kind) and _takes(kind, value) for kind in kinds):
+        return value
     try:
         return yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise ConfigError(f"{key}={value}: the value cannot be read as YAML: {error}") from error
 
 
-def _annotation(schema: type[BaseModel], key: str) -> Any:
-    """The type of a dotted key; None where there is no such key."""
-    wanted: Any = schema
-    for part in key.split("."):
-        nested = [
-            kind for kind in (wanted, *get_args(wanted)) if isinstance(kind, type) and issubclass(kind, BaseModel)
-        ]
-        fields = nested[0].model_fields if nested else {}
-        by_name = {field.alias or name: field for name, field in fields.items()}
-        if part not in by_name:
-            return None
-        wanted = by_name[part].annotation
-    return wanted
+def _takes(schema: type[BaseModel], text: str) -> bool:
+    """Whether a schema may be given as a text, in place of keys and values."""
+    try:
+        schema.model_validate(text)
+    except ValidationError:
+        return False
+    return True
 
 
 def _set(data: dict[str, Any], parts: list[str], value: Any) -> None:

@@ -7,7 +7,11 @@ import pytest
 import yaml
 from pydantic import Field
 
+from specexit.cli import parse
 from specexit.config import Config, ConfigError, find, load, save_run
+from specexit.schemas.bench_recipe import BenchRecipeConfig
+from specexit.schemas.chat import ChatConfig
+from specexit.schemas.collect import CollectConfig, PartConfig
 
 
 class Optimizer(Config):
@@ -111,6 +115,46 @@ def test_one_of_several_strings_needs_no_brackets(text, read):
         urls: tuple[str, ...] = ()
 
     assert load(Endpoints, None, [f"urls={text}"]).urls == read
+
+
+@pytest.mark.parametrize("text", ["my prompts #2.jsonl", "data: x.jsonl", "- a", "1", "true", "'quoted'", "a=b", "[x"])
+def test_a_string_deep_inside_is_that_string(text):
+    fields = {"target": "tiny-reasoner", "out": "out"}
+    for override in (f"parts.train={text}", f"parts.train.prompts={text}"):
+        config = load(CollectConfig, None, [*(f"{key}={value}" for key, value in fields.items()), override])
+        assert config.parts["train"].prompts == text
+
+
+def test_keys_and_values_deep_inside_are_yaml():
+    given = ["target=t", "out=o", "parts.a={split: test, n: 3}", "parts.b.split=draft", "columns=prompt: question"]
+    config = load(CollectConfig, None, given)
+    assert config.parts == {"a": PartConfig(split="test", n=3), "b": PartConfig(split="draft")}
+    assert config.columns.prompt == "question"
+    recipe = load(
+        BenchRecipeConfig, None, ["recipe=r", "data=d", "eval_traces=e", "out=o", "variants.a=steps=1", "variants.b=[]"]
+    )
+    assert recipe.variants == {"a": ("steps=1",), "b": ()}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "overrides"),
+    [
+        (["--prompt", "x=5. What is 2x?"], ["prompt=x=5. What is 2x?"]),
+        (["--prompt", "- 3 = what?", "--max-tokens", "9"], ["prompt=- 3 = what?", "max_tokens=9"]),
+        (["--prompt=--x"], ["prompt=--x"]),
+        (["--show-thinking", "prompt=a"], ["show_thinking=true", "prompt=a"]),
+        (["--show-thinking", "false", "--prompt", "true"], ["show_thinking=false", "prompt=true"]),
+        (["--shaw-thinking", "prompt=a"], ["shaw_thinking=true", "prompt=a"]),  # the error is that there is no such key
+    ],
+)
+def test_a_flag_and_its_value_are_key_and_value(arguments, overrides):
+    assert parse(arguments, ChatConfig) == (None, overrides)
+
+
+@pytest.mark.parametrize("behind", [[], ["--show-thinking"]])
+def test_a_flag_without_its_value_is_named(behind):
+    with pytest.raises(ConfigError, match="--prompt has no value, expected --prompt VALUE or prompt=VALUE"):
+        parse(["--prompt", *behind], ChatConfig)
 
 
 def test_yaml_that_cannot_be_read_names_its_key():
