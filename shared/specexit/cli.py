@@ -6,6 +6,7 @@ file imports nothing heavy, so ``specexit --help`` is quick and works with the c
 
 from __future__ import annotations
 
+import errno
 import importlib
 import re
 import sys
@@ -358,6 +359,14 @@ def run(name: str, arguments: list[str]) -> None:
         _fail("interrupted", code=130)
     except (InputError, FileExistsError, FileNotFoundError) as error:
         _fail(str(error))
+    except OSError as error:
+        if error.errno not in DISK:
+            raise
+        _fail(f"{error.filename or 'a file'}: cannot be written or read: {error.strerror}")
+
+
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+"""Errors that are the machine's, and not ours: a full disk, a folder of somebody else."""
 
 
 def _fail(message: str, *, code: int = 1) -> None:

@@ -3,6 +3,7 @@
 The servers pretend (`pretend`), so that every row is known; with real engines, `test_collect` does the same.
 """
 
+import errno
 import json
 import multiprocessing
 import os
@@ -406,6 +407,47 @@ def test_a_file_that_was_changed_is_not_taken_for_finished(server, tmp_path):
     path.unlink()
     collect(config(server, tmp_path / "out"))
     assert 5 < server.completions - before < 100
+    assert len(read_traces(tmp_path / "out")) == 12
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("manifest.json", '{"files": ', r"manifest\.json: .*JSON.*remove the file, it is made again from the traces"),
+        ("manifest.json", "[]", r"manifest\.json: .*remove the file"),
+        ("manifest.json", '{"files": {"a": {"sha256": "", "asks": ""}}}', r"files\.a\.counts.*remove the file"),
+        ("run.yaml", "a: [", r"run\.yaml: cannot be read as YAML"),
+        ("run.yaml", "x: 1", r"run\.yaml: config is None, expected what `collect` writes there"),
+    ],
+)
+def test_a_record_that_was_damaged_is_named_with_what_to_do(server, tmp_path, file, content, message):
+    collect(config(server, tmp_path / "out"))
+    path = tmp_path / "out" / file
+    whole = path.read_text()
+    path.write_text(content)
+    with pytest.raises(InputError, match=message):
+        collect(config(server, tmp_path / "out"))
+    if file == "manifest.json":
+        path.unlink()
+        collect(config(server, tmp_path / "out"))
+        assert path.read_text() == whole
+
+
+def test_a_full_disk_is_one_line_and_what_is_finished_is_kept(server, tmp_path, monkeypatch, capsys):
+    written = []
+
+    def full(descriptor: int) -> None:
+        written.append(descriptor)
+        if len(written) > 4:  # the first is of the empty log; what is not known to be on the disk may be there
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("torch_specexit.collecting.ledger.os.fsync", full)
+    with pytest.raises(CollectError, match=r"out: cannot be written to: No space left on device; the same command"):
+        collect(config(server, tmp_path / "out"))
+    monkeypatch.undo()
+    capsys.readouterr()
+    collect(config(server, tmp_path / "out"))
+    assert "12 traces, 4 of them earlier" in " ".join(capsys.readouterr().err.split())
     assert len(read_traces(tmp_path / "out")) == 12
 
 

@@ -12,9 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from specexit.config import ConfigError, save_run
+from specexit.config import ConfigError, read_yaml, save_run
 from specexit.schemas.collect import CollectConfig
 from specexit.schemas.target import TARGET_FILE, TargetConfig, load_target_config, save_target
 
@@ -61,7 +59,9 @@ def exclusive(out: Path) -> Iterator[None]:
 
 def _hold_against(config: CollectConfig, target: TargetConfig) -> None:
     run, copy = config.out / "run.yaml", config.out / TARGET_FILE
-    earlier = yaml.safe_load(run.read_text())["config"]
+    earlier = read_yaml(run).get("config")
+    if not isinstance(earlier, dict):
+        raise ConfigError(f"{run}: config is {earlier!r}, expected what `collect` writes there; take a new folder")
     fixed = [
         {key: value for key, value in fields.items() if key not in FREE_TO_CHANGE}
         for fields in (earlier, config.model_dump(mode="json"))

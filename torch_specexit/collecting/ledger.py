@@ -15,12 +15,16 @@ import os
 import socket
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Literal
 
-from specexit.config import write_text
+from pydantic import ValidationError
+
+from specexit.config import Config, write_text
 from specexit.data.rows import Trace
 from specexit.data.traces import TraceError, read_traces, tokenizer_sha256, write_traces
+from specexit.errors import first_problem
 from specexit.schemas.collect import CollectConfig
 from specexit.schemas.target import TargetConfig
 from torch_specexit.collecting.claim import HIDDEN, claim, exclusive
@@ -28,6 +32,22 @@ from torch_specexit.collecting.summary import Counts, count
 from torch_specexit.collecting.work import Ask, Chunk, CollectError
 
 MANIFEST = "manifest.json"
+
+
+class Finished(Config):
+    """A file of the manifest."""
+
+    sha256: str
+    asks: str
+    """Hash of what was asked."""
+    counts: Counts
+
+
+class Manifest(Config):
+    """``manifest.json``."""
+
+    format_version: Literal[1] = 1
+    files: dict[str, Finished]
 
 
 class Ledger:
@@ -77,20 +97,29 @@ class Ledger:
         return [i for i in sorted(self.place) if self._missing(i)]
 
     def record(self, number: int, trace: Trace) -> None:
-        """Keep a finished trace; only then it counts as done. One that is there already is passed over."""
+        """Keep a finished trace; only then it counts as done. One that is there already is passed over.
+
+        Raises:
+          CollectError: the disk is full, or cannot be written to for another reason.
+        """
         if not self._missing(number):
             return
-        self._log.write(_line(number, trace))
-        self._log.flush()
-        os.fsync(self._log.fileno())
-        self.rows[number] = trace
-        chunk = self.place[number][0]
-        if self._complete(chunk):
-            self._finish(chunk)
+        try:
+            self._log.write(_line(number, trace))
+            self._log.flush()
+            os.fsync(self._log.fileno())
+            self.rows[number] = trace
+            chunk = self.place[number][0]
+            if self._complete(chunk):
+                self._finish(chunk)
+        except OSError as error:
+            raise CollectError(
+                f"{self.out}: cannot be written to: {error.strerror}; the same command goes on with what is there"
+            ) from error
 
     def counts(self) -> Counts:
         """Everything in the folder's finished files, of all shards."""
-        return sum((Counts(**entry["counts"]) for entry in self._manifest().values()), Counts())
+        return sum((entry.counts for entry in self._manifest().values()), Counts())
 
     # The folder.
 
@@ -115,7 +144,8 @@ class Ledger:
         for lock in self._locks:
             lock.close()
         if hasattr(self, "_log"):
-            self._log.close()
+            with suppress(OSError):  # what the disk had no place for is lost, and `record` has said so
+                self._log.close()
             if not self.todo():
                 Path(self._log.name).unlink(missing_ok=True)
 
@@ -139,14 +169,14 @@ class Ledger:
                 self._finish(chunk)
         self._rewrite_log()
 
-    def _look_at(self, chunk: Chunk, entry: dict[str, Any] | None) -> None:
+    def _look_at(self, chunk: Chunk, entry: Finished | None) -> None:
         """Take over a file that is there: whole, or the first rows of a chunk that has grown."""
         path = self.out / chunk.file
         if not path.exists():
             return
-        if entry is not None and _sha256(path) != entry["sha256"]:
+        if entry is not None and _sha256(path) != entry.sha256:
             raise TraceError(f"{path}: its content is not what {MANIFEST} says; remove the file to collect it again")
-        if entry is not None and entry["asks"] == _asks_sha256(chunk.asks):
+        if entry is not None and entry.asks == _asks_sha256(chunk.asks):
             self.done.add(chunk.file)
             return
         traces = read_traces(path)
@@ -173,23 +203,27 @@ class Ledger:
         traces = [self.rows[i] for i in range(chunk.start, chunk.start + len(chunk.asks))]
         path = self.out / chunk.file
         write_traces(path, traces, self.tokenizer)
-        entry = {
-            "sha256": _sha256(path),
-            "asks": _asks_sha256(chunk.asks),
-            "counts": vars(sum(map(count, traces), Counts())),
-        }
+        counts = sum(map(count, traces), Counts())
+        entry = Finished(sha256=_sha256(path), asks=_asks_sha256(chunk.asks), counts=counts)
         with exclusive(self.out):
             files = self._manifest() | {chunk.file: entry}
-            record = {"format_version": 1, "files": dict(sorted(files.items()))}
+            record = Manifest(files=dict(sorted(files.items()))).model_dump(mode="json")
             write_text(self.out / MANIFEST, json.dumps(record, indent=1) + "\n")
         self.done.add(chunk.file)
         for i in range(chunk.start, chunk.start + len(chunk.asks)):
             self.rows.pop(i)
         self._rewrite_log()
 
-    def _manifest(self) -> dict[str, Any]:
+    def _manifest(self) -> dict[str, Finished]:
         path = self.out / MANIFEST
-        return json.loads(path.read_text())["files"] if path.exists() else {}
+        if not path.exists():
+            return {}
+        try:
+            return Manifest.model_validate_json(path.read_bytes()).files
+        except ValidationError as error:
+            raise TraceError(
+                f"{path}: {first_problem(error)}; remove the file, it is made again from the traces"
+            ) from error
 
     def _rewrite_log(self) -> None:
         """Keep in the log what is in no file yet."""
