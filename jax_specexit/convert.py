@@ -24,10 +24,11 @@ from specexit.config import write_text
 from specexit.data.overlap import copy_prompts
 from specexit.drafts.config import MAX_CONFIG, DraftError
 from specexit.drafts.directory import open_draft, target_ids, vocabulary_tensors, write_into
+from specexit.drafts.files import read_json
 from specexit.drafts.names import tensor_names
 from specexit.drafts.policy import read_policy, write_policy
 from specexit.drafts.selection import selection_of
-from specexit.drafts.tensors import FLOATS, read_json, together, weights_hash
+from specexit.drafts.tensors import FLOATS, together, weights_hash
 from specexit.errors import shown
 from specexit.outputs import new_folder
 from specexit.schemas.convert import ConvertConfig

@@ -8,6 +8,7 @@ import re
 import resource
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from safetensors.numpy import save_file
@@ -15,9 +16,11 @@ from safetensors.numpy import save_file
 from specexit.drafts.config import DraftError, read_config
 from specexit.drafts.export import export
 from specexit.drafts.inspect import describe
+from specexit.drafts.policy import PolicyError
 from specexit.drafts.published import import_draft
 from specexit.drafts.tensors import INDEX, WEIGHTS, weights_hash
 from specexit.drafts.verified import doubt_of, geometry_sha256
+from specexit.errors import InputError
 from specexit.schemas.export import ExportConfig
 from specexit.schemas.published import ImportConfig
 from tests.shared.published import CONFIGS, tensors_of, write_published, write_target
@@ -190,6 +193,43 @@ def test_a_verification_is_of_the_weights_and_of_their_geometry(imported):
     assert doubt_of(imported) is None
     path.write_text(json.dumps(said | {"rope_theta": 5e5}))
     assert str(doubt_of(imported)).startswith("stale: config.json says another geometry by now")
+
+
+def huge(path):
+    with path.open("wb") as file:
+        file.truncate(2**30 + 1)  # a hole: it takes no room
+
+
+BESIDE = {
+    "somebody else's": (outside, "is a link out of its folder"),
+    "without end": (zeros, "is a link out of its folder, to /dev/zero"),
+    "never coming": (os.mkfifo, "is no regular file"),
+    "a folder": (Path.mkdir, "is no regular file"),
+    "too large": (huge, "holds more than the"),
+}
+
+
+@pytest.mark.parametrize("what", BESIDE)
+@pytest.mark.parametrize("name", ["policy.json", "verify.json", "prompts.npy", "target.yaml"])
+def test_what_lies_beside_the_weights_is_not_copied_out_of_another_folder(name, what, tmp_path, write_random_draft):
+    put, message = BESIDE[what]
+    layers = {"eagle_aux_hidden_state_layer_ids": (2, 6, 9), "target_num_hidden_layers": 12}
+    draft = write_random_draft(tmp_path / "draft", "draft", **layers)
+    target = None if name == "target.yaml" else write_target(tmp_path / "of")
+    put(draft / name)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(InputError, match=f"{re.escape(name)}: .*{message}") as error:
+        export(ExportConfig(draft=draft, out=tmp_path / "out", format="plugin", target=target))
+    assert str(error.value).isprintable()
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("damage", ["{", "\xff\xfe", "[]"])
+def test_a_policy_that_is_none_is_one_line(damage, tmp_path, write_random_draft):
+    draft = write_random_draft(tmp_path / "draft", "draft")
+    (draft / "policy.json").write_text(damage, "latin-1")
+    with pytest.raises(PolicyError, match=r"policy\.json: (cannot be read as JSON|holds a list)"):
+        describe(draft)
 
 
 @pytest.mark.parametrize(

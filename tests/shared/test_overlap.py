@@ -1,11 +1,15 @@
 """A prompt that was trained on is refused where something is judged, whatever its id and its sample."""
 
+import io
+
+import numpy as np
 import pytest
 
 from specexit.data.overlap import FILE, OverlapError, copy_prompts, refuse_trained
 from specexit.data.packing import pack
 from specexit.data.rows import LabelledTrace
 from specexit.data.traces import write_traces
+from specexit.errors import InputError
 from specexit.schemas.pack import PackConfig
 
 
@@ -35,6 +39,27 @@ def test_the_list_travels_and_its_absence_is_no_error(packed, make_trace, tmp_pa
         refuse_trained(tmp_path / "draft", [make_trace()], tmp_path)
     copy_prompts(tmp_path / "older", tmp_path / "draft" / "nothing")
     refuse_trained(tmp_path / "older", [make_trace()], tmp_path)
-    (tmp_path / "draft" / FILE).write_bytes(b"cut")
+
+
+def npy(shape, dtype="<u8"):
+    """A header of NumPy's, with eight bytes behind it."""
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": dtype, "fortran_order": False, "shape": shape})
+    return file.getvalue() + bytes(8)
+
+
+@pytest.mark.parametrize(
+    "damage", [b"cut", npy((10**12,)), npy((2,)), npy((1, 1)), npy((1,), "<f8"), npy((1,), "|O"), npy((1,)) + b"x"]
+)
+def test_a_list_that_is_not_of_hashes_is_refused_before_it_takes_memory(damage, make_trace, tmp_path):
+    (tmp_path / FILE).write_bytes(damage)
     with pytest.raises(OverlapError, match=r"prompts\.npy: cannot be read as the hashes of prompts"):
-        refuse_trained(tmp_path / "draft", [make_trace()], tmp_path)
+        refuse_trained(tmp_path, [make_trace()], tmp_path)
+
+
+def test_a_list_of_another_folder_is_not_copied(packed, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / FILE).symlink_to(packed / FILE)
+    with pytest.raises(InputError, match="is a link out of its folder"):
+        copy_prompts(tmp_path / "run", tmp_path / "draft")
+    assert not (tmp_path / "draft").exists()

@@ -14,11 +14,11 @@ from safetensors.numpy import save_file
 
 from specexit.drafts import tensors as tensors_module
 from specexit.drafts.directory import DraftError, read_draft
+from specexit.drafts.files import TensorError
 from specexit.drafts.tensors import (
     FLOATS,
     INDEX,
     WEIGHTS,
-    TensorError,
     open_tensors,
     read_header,
     together,

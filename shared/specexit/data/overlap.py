@@ -15,9 +15,12 @@ from jaxtyping import UInt64
 
 from specexit.config import write_bytes
 from specexit.data.rows import AnyTrace, ids_sha256
+from specexit.drafts.files import read_bytes
 from specexit.errors import InputError
 
 FILE = "prompts.npy"
+MAX_BYTES = 2**28
+"""Of 33 million prompts."""
 
 Hashes = UInt64[np.ndarray, " prompts"]
 
@@ -43,9 +46,13 @@ def write_prompts(folder: Path, hashes: Iterable[int]) -> None:
 
 
 def copy_prompts(source: Path, folder: Path) -> None:
-    """Hand the list on from packed data to a run, or from a run to a draft; nothing where there is none."""
+    """Hand the list on from packed data to a run, or from a run to a draft; nothing where there is none.
+
+    Raises:
+      TensorError: see `specexit.drafts.files.read_bytes`.
+    """
     if (source / FILE).exists():
-        write_bytes(folder / FILE, (source / FILE).read_bytes())
+        write_bytes(folder / FILE, read_bytes(source / FILE, MAX_BYTES))
 
 
 def read_prompts(folder: Path) -> Hashes | None:
@@ -58,9 +65,21 @@ def read_prompts(folder: Path) -> Hashes | None:
     if not path.exists():
         return None
     try:
-        return np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
-    except (OSError, ValueError) as error:
+        return _hashes_in(read_bytes(path, MAX_BYTES))
+    except ValueError as error:
         raise OverlapError(f"{path}: cannot be read as the hashes of prompts: {error}") from error
+
+
+def _hashes_in(data: bytes) -> Hashes:
+    """What `write_prompts` wrote. `np.load` would make room for whatever number of values a header claims."""
+    file = io.BytesIO(data)
+    if np.lib.format.read_magic(file) != (1, 0):
+        raise ValueError("expected version 1.0 of NumPy's format")
+    shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    values = data[file.tell() :]
+    if dtype != np.uint64 or shape != (len(values) // 8,):
+        raise ValueError(f"its {len(values)} bytes are said to be {dtype} {list(shape)}, expected uint64 in one row")
+    return np.frombuffer(values, np.uint64)
 
 
 def refuse_trained(folder: Path, traces: Iterable[AnyTrace], where: Path) -> None:

@@ -10,9 +10,9 @@ from pydantic import BeforeValidator, Field, PlainSerializer, ValidationError, m
 
 from specexit.config import Config
 from specexit.drafts import policy as policies
+from specexit.drafts.files import TensorError, read_json
 from specexit.drafts.policy import Certificate, Serving
 from specexit.drafts.rope import RopeScaling, scaling_fields, scaling_of
-from specexit.drafts.tensors import TensorError, read_json
 from specexit.errors import InputError, shown
 from specexit.method.decision import Policy
 from specexit.method.signals import NAMES

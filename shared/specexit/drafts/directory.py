@@ -32,19 +32,10 @@ from specexit.drafts.config import (
 from specexit.drafts.config import Source as Source
 from specexit.drafts.config import SpecExitBlock as SpecExitBlock
 from specexit.drafts.config import check_target as check_target
+from specexit.drafts.files import TensorError
 from specexit.drafts.policy import Mode as Mode
 from specexit.drafts.policy import Serving as Serving
-from specexit.drafts.tensors import (
-    FLOATS,
-    INDEX,
-    WEIGHTS,
-    Pieces,
-    Shapes,
-    Stored,
-    TensorError,
-    open_tensors,
-    write_tensors,
-)
+from specexit.drafts.tensors import FLOATS, INDEX, WEIGHTS, Pieces, Shapes, Stored, open_tensors, write_tensors
 from specexit.outputs import new_folder
 
 _EXPONENTS = {"float32": (np.uint32, 0x7F80_0000), "bfloat16": (np.uint16, 0x7F80), "float16": (np.uint16, 0x7C00)}

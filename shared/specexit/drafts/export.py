@@ -14,11 +14,19 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from specexit.config import write_text
+from specexit.config import write_bytes, write_text
 from specexit.drafts import policy
 from specexit.drafts.card import write_card
-from specexit.drafts.config import ARCHITECTURES, PLAIN_ARCHITECTURE, QWEN3_ARCHITECTURE, DraftConfig, DraftError
+from specexit.drafts.config import (
+    ARCHITECTURES,
+    MAX_CONFIG,
+    PLAIN_ARCHITECTURE,
+    QWEN3_ARCHITECTURE,
+    DraftConfig,
+    DraftError,
+)
 from specexit.drafts.directory import check_values, open_draft, target_ids, weights_path
+from specexit.drafts.files import read_bytes, read_json
 from specexit.drafts.layouts import LAYOUTS
 from specexit.drafts.published import FILE as IMPORT_FILE
 from specexit.drafts.published import read_origin
@@ -68,7 +76,7 @@ def export(config: ExportConfig) -> None:
         write_text(beside / "config.json", json.dumps(form.config, indent=2) + "\n")
         for file in form.files:
             if (config.draft / file).exists():
-                write_text(beside / file, (config.draft / file).read_text())
+                write_bytes(beside / file, read_bytes(config.draft / file, policy.MAX_BYTES))
         _follow(config.draft, beside, together(written))
         if config.format in ("plugin", "eagle3") and config.base_model is None:  # its path is one of this machine
             save_target(beside, target)
@@ -83,7 +91,7 @@ def _follow(draft: Path, folder: Path, written: str) -> None:
         return
     for file in (policy.FILE, VERIFIED):
         if (folder / file).exists():
-            write_text(folder / file, (folder / file).read_text().replace(was, written))
+            write_bytes(folder / file, (folder / file).read_bytes().replace(was.encode(), written.encode()))
 
 
 def _as_they_are(stored: dict[str, Stored]) -> dict[str, Tensor]:
@@ -103,7 +111,7 @@ def _trunk(draft: DraftConfig, stored: dict[str, Stored], rows: int = 0) -> dict
 def _plugin(config: ExportConfig, draft: DraftConfig, stored: dict[str, Stored], target: TargetConfig) -> Form:
     if draft.specexit is None:
         raise DraftError(f"{config.draft}: has no signals, expected a draft of `specexit convert`; use format=eagle3")
-    raw = json.loads((config.draft / "config.json").read_text()) | {"architectures": [ARCHITECTURES[draft.model_type]]}
+    raw = read_json(config.draft / "config.json", MAX_CONFIG) | {"architectures": [ARCHITECTURES[draft.model_type]]}
     return Form(raw, _as_they_are(stored), (policy.FILE, VERIFIED))
 
 
@@ -152,7 +160,7 @@ def _speculators(config: ExportConfig, draft: DraftConfig, stored: dict[str, Sto
     if draft.specexit is None:
         return Form(whole, tensors)
     # What our plug-in reads beside it: vLLM takes the target from speculators_config whatever class the draft is of.
-    raw = json.loads((config.draft / "config.json").read_text()) | whole
+    raw = read_json(config.draft / "config.json", MAX_CONFIG) | whole
     raw |= {"architectures": [ARCHITECTURES[draft.model_type]], "target_hidden_size": draft.target_hidden_size}
     return Form(raw, tensors | {SIGNALS: _signal_rows(draft, stored)}, (policy.FILE, VERIFIED))
 

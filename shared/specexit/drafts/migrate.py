@@ -9,8 +9,9 @@ from pathlib import Path
 from rich.console import Console
 
 from specexit.config import write_text
+from specexit.drafts.files import read_json
 from specexit.drafts.policy import FILE, PolicyFile, read_policy, write_policy
-from specexit.drafts.tensors import read_json, weight_files, weights_hash
+from specexit.drafts.tensors import weight_files, weights_hash
 from specexit.drafts.verified import FILE as VERIFIED
 from specexit.drafts.verified import MAX_BYTES
 from specexit.schemas.migrate import MigrateConfig

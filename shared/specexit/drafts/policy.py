@@ -17,12 +17,14 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from specexit.config import Config, write_text
+from specexit.drafts.files import TensorError, read_json
 from specexit.errors import InputError
 from specexit.method.decision import Policy
 from specexit.method.loops import LoopGuard
 
 FILE = "policy.json"
 FORMAT_VERSION = 1
+MAX_BYTES = 10_000_000
 BLOCK_FIELDS = ("policy", "calibration", "serving")
 """What a ``specexit`` block of ``config.json`` held before there was a ``policy.json``."""
 
@@ -281,9 +283,9 @@ def write_policy(folder: Path, policy: PolicyFile) -> None:
 
 def _object(path: Path) -> dict[str, Any]:
     try:
-        raw: Any = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise PolicyError(f"{path}: cannot be read as JSON: {error}") from error
+        raw = read_json(path, MAX_BYTES)
+    except TensorError as error:
+        raise PolicyError(str(error)) from error
     if not isinstance(raw, dict):
         raise PolicyError(f"{path}: holds a {type(raw).__name__}, expected an object")
     return raw

@@ -30,19 +30,9 @@ from specexit.drafts.config import (
     check_target,
 )
 from specexit.drafts.directory import check_shapes, vocabulary_tensors, write_into
+from specexit.drafts.files import TensorError, inside, read_json
 from specexit.drafts.layouts import LAYOUTS, Keys, Layout
-from specexit.drafts.tensors import (
-    FLOATS,
-    INDEX,
-    WEIGHTS,
-    Stored,
-    TensorError,
-    inside,
-    open_tensors,
-    read_json,
-    tensor_hash,
-    together,
-)
+from specexit.drafts.tensors import FLOATS, INDEX, WEIGHTS, Stored, open_tensors, tensor_hash, together
 from specexit.drafts.vocabulary import Form, read_vocabulary
 from specexit.errors import first_problem
 from specexit.outputs import new_folder

@@ -25,7 +25,8 @@ from blake3 import blake3
 from jaxtyping import UInt8
 
 from specexit.buckets import BucketPath
-from specexit.errors import InputError, shown
+from specexit.drafts.files import MAX_NAME, TensorError, inside, odd, parse_json, read_json
+from specexit.errors import shown
 
 FLOATS = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype(np.float16)}
 """What weights may be stored in; importing ml_dtypes is also what teaches numpy, and so safetensors, bfloat16."""
@@ -45,16 +46,11 @@ MAX_HEADER = 100_000_000
 """Bytes; the library's own limit."""
 MAX_INDEX = 10_000_000
 MAX_TENSORS = 10_000
-MAX_NAME = 255
 BLOCK = 2**20
 """Bytes that are looked at and hashed at a time: what lies in a core's own cache."""
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-
-
-class TensorError(InputError):
-    """A file of tensors that cannot be read; the message names the file and what is wrong with it."""
 
 
 @dataclass(frozen=True)
@@ -137,68 +133,6 @@ def weight_files(folder: Path) -> list[Path]:
     return [inside(folder, name) for name in sorted(set(_indexed(folder / INDEX).values()))]
 
 
-def inside(folder: Path, name: str) -> Path:
-    """The file of that name, which must lie in the folder; the hub's cache links into its own ``blobs``.
-
-    Raises:
-      TensorError: it is a path and no name, a link out of the folder, no file, or not there.
-    """
-    path = folder / name
-    if Path(name).name != name or name in ("", ".", "..") or _odd(name):
-        raise TensorError(
-            f"{folder}: {shown(name)} is named as a file of weights, expected the name of a file in that folder"
-        )
-    home = folder.resolve()
-    homes = [home, *([home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [])]
-    try:
-        if path.resolve(strict=True).parent not in homes:
-            raise TensorError(f"{path}: is a link out of its folder, to {path.resolve()}")
-    except (OSError, RuntimeError) as error:
-        raise TensorError(f"{path}: cannot be read: {error}") from error
-    if not path.is_file():
-        raise TensorError(f"{path}: is no regular file")
-    return path
-
-
-def _odd(name: str) -> bool:
-    """Whether a name would be cut, or move a terminal's cursor, where an error says it."""
-    return not name.isprintable() or not 0 < len(name) <= MAX_NAME
-
-
-def read_json(path: Path, limit: int) -> Any:
-    """A JSON file of at most ``limit`` bytes; a key that is there twice is an error.
-
-    Raises:
-      TensorError: it is larger, a link out of its folder, no regular file, unreadable, or no JSON.
-    """
-    try:
-        path.stat()
-        with inside(path.parent, path.name).open("rb") as file:
-            data = file.read(limit + 1)
-    except OSError as error:
-        raise TensorError(f"{path}: cannot be read as JSON: {error}") from error
-    if len(data) > limit:
-        raise TensorError(f"{path}: holds more than the {limit} bytes that are expected at most")
-    return parse_json(data, path)
-
-
-def parse_json(data: bytes, path: Path) -> Any:
-    """`read_json` of bytes that were read from ``path``."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
-            raise TensorError(f"{path}: {shown(twice)} is there twice")
-        return found
-
-    try:
-        return json.loads(data, object_pairs_hook=unique)
-    except (ValueError, RecursionError) as error:
-        raise TensorError(f"{path}: cannot be read as JSON: {error}") from error
-
-
 def _indexed(path: Path) -> dict[str, str]:
     raw = read_json(path, MAX_INDEX)
     files = raw.get("weight_map") if isinstance(raw, dict) else None
@@ -243,7 +177,7 @@ def read_header(path: Path) -> dict[str, Stored]:
 
 
 def _entry(path: Path, name: str, fields: Any, body: int) -> Stored:
-    if _odd(name):
+    if odd(name):
         raise TensorError(f"{path}: a tensor is named {shown(name)}, expected up to {MAX_NAME} printable characters")
     try:
         code, shape, (begin, end) = fields["dtype"], fields["shape"], fields["data_offsets"]

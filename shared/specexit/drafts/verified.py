@@ -9,7 +9,8 @@ from pathlib import Path
 from pydantic import BaseModel, ValidationError
 
 from specexit.drafts.config import DraftConfig, read_config
-from specexit.drafts.tensors import TensorError, read_json, weights_hash
+from specexit.drafts.files import TensorError, read_json
+from specexit.drafts.tensors import weights_hash
 from specexit.errors import first_problem
 
 FILE = "verify.json"

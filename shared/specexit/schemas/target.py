@@ -11,6 +11,7 @@ from pydantic import Field
 
 from specexit.buckets import location
 from specexit.config import CONFIG_ROOTS, Config, ConfigError, find, load, write_text
+from specexit.drafts.files import read_bytes
 from specexit.method.splits import FastTokenizer, ThinkTokens, load_tokenizer, resolve
 from specexit.tiny import EMBEDDED
 
@@ -20,6 +21,9 @@ ARCHITECTURES = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "Qw
 TARGET_FILE = "target.yaml"
 """Copy of the target that every folder of traces, packed data, a training run or a draft carries."""
 
+
+MAX_BYTES = 1_000_000
+"""Of such a copy."""
 
 Text = Annotated[str, Field(min_length=1)]
 """What is looked for in a text: an empty one would be everywhere."""
@@ -154,12 +158,14 @@ def target_reference(given: str | None, *places: Path, name: str | None = None) 
 
     Raises:
       ConfigError: none of them says.
+      TensorError: the copy is a link out of its folder, no regular file, or larger than `MAX_BYTES`.
     """
     if given is not None:
         return given
     for place in places:
         copy = (place if place.is_dir() else place.parent) / TARGET_FILE
         if copy.exists():
+            read_bytes(copy, MAX_BYTES)  # a stranger's draft carries one: nothing is made of what is no small file
             return str(copy)
     if name is None:
         listed = " and ".join(str(place) for place in places)

@@ -1,0 +1,95 @@
+"""Files of a stranger's folder, none of which is read further than it should be.
+
+A draft directory may come from anybody: what it names may be a link to a file that is nobody else's business, a pipe
+that never ends, or as large as the disk. Whatever lies in one is opened through `inside`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from specexit.errors import InputError, shown
+
+MAX_NAME = 255
+
+
+class TensorError(InputError):
+    """A file of a draft that cannot be read; the message names the file and what is wrong with it."""
+
+
+def inside(folder: Path, name: str) -> Path:
+    """The file of that name, which must lie in the folder; the hub's cache links into its own ``blobs``.
+
+    Raises:
+      TensorError: it is a path and no name, a link out of the folder, no file, or not there.
+    """
+    path = folder / name
+    if Path(name).name != name or name in ("", ".", "..") or odd(name):
+        raise TensorError(
+            f"{folder}: {shown(name)} is named as a file of weights, expected the name of a file in that folder"
+        )
+    home = folder.resolve()
+    homes = [home, *([home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [])]
+    try:
+        if path.resolve(strict=True).parent not in homes:
+            raise TensorError(f"{path}: is a link out of its folder, to {path.resolve()}")
+    except (OSError, RuntimeError) as error:
+        raise TensorError(f"{path}: cannot be read: {error}") from error
+    if not path.is_file():
+        raise TensorError(f"{path}: is no regular file")
+    return path
+
+
+def odd(name: str) -> bool:
+    """Whether a name would be cut, or move a terminal's cursor, where an error says it."""
+    return not name.isprintable() or not 0 < len(name) <= MAX_NAME
+
+
+def read_bytes(path: Path, limit: int) -> bytes:
+    """A file of at most ``limit`` bytes.
+
+    Raises:
+      TensorError: it is larger, a link out of its folder, no regular file, or unreadable.
+    """
+    found = inside(path.parent, path.name)
+    try:
+        size = found.stat().st_size
+        with found.open("rb") as file:
+            data = file.read(limit + 1) if size <= limit else b""
+    except OSError as error:
+        raise TensorError(f"{path}: cannot be read: {error}") from error
+    if max(size, len(data)) > limit:
+        raise TensorError(f"{path}: holds more than the {limit} bytes that are expected at most")
+    return data
+
+
+def read_json(path: Path, limit: int) -> Any:
+    """A JSON file of at most ``limit`` bytes; a key that is there twice is an error.
+
+    Raises:
+      TensorError: it is no JSON, or see `read_bytes`.
+    """
+    try:
+        path.stat()
+    except OSError as error:
+        raise TensorError(f"{path}: cannot be read as JSON: {error}") from error
+    return parse_json(read_bytes(path, limit), path)
+
+
+def parse_json(data: bytes, path: Path) -> Any:
+    """`read_json` of bytes that were read from ``path``."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise TensorError(f"{path}: {shown(twice)} is there twice")
+        return found
+
+    try:
+        return json.loads(data, object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:
+        raise TensorError(f"{path}: cannot be read as JSON: {error}") from error
