@@ -81,6 +81,43 @@ def test_aux_layers_come_from_wherever_the_layout_has_them(tmp_path):
     assert layers("specforge", config=lifted | {"eagle_aux_hidden_state_layer_ids": [1, 5, 8]}) == (1, 5, 8)
 
 
+MODEL_OPTIMIZER = {
+    "eagle_aux_hidden_state_layer_ids": [],
+    "use_aux_hidden_state": True,
+    "use_input_layernorm_in_first_layer": True,
+    "use_last_layernorm": True,
+    "use_mtp_layernorm": False,
+    "next_layer_regular": True,
+    "parallel_draft_step": 1,
+    "parallel_draft_heads_num_layers": 1,
+}
+"""What NVIDIA's Model-Optimizer writes into ``eagle_config`` of every EAGLE-3 draft."""
+
+
+def test_a_draft_of_model_optimizer_is_read(tmp_path):
+    config = {key: value for key, value in CONFIGS["specforge"].items() if key not in ("fc_norm", "norm_output")}
+    tensors = {name: tensor for name, tensor in tensors_of("specforge").items() if "fc_norm" not in name}
+    folder = imported(tmp_path, "specforge", config | {"eagle_config": MODEL_OPTIMIZER}, tensors)
+    assert read_config(folder).eagle_aux_hidden_state_layer_ids == (2, 6, 9)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("use_aux_hidden_state", False),
+        ("use_input_layernorm_in_first_layer", False),
+        ("use_last_layernorm", False),
+        ("use_mtp_layernorm", True),
+        ("next_layer_regular", False),
+        ("parallel_draft_step", 2),
+    ],
+)
+def test_what_model_optimizer_can_change_of_a_draft_is_refused(key, value, tmp_path):
+    config = CONFIGS["specforge"] | {"eagle_config": MODEL_OPTIMIZER | {key: value}}
+    with pytest.raises(DraftError, match=f"eagle_config.{key} is {value}, only .* is implemented"):
+        imported(tmp_path, "specforge", config)
+
+
 @pytest.mark.parametrize("form", ["offsets", "ids", "shuffled ids"])
 @pytest.mark.parametrize("t2d", [True, False])
 def test_a_vocabulary_in_offsets_or_ids_is_told_apart(form, t2d, tmp_path):

@@ -96,10 +96,25 @@ def decoder_fields(keys: Keys) -> Fields:
     }
 
 
+MODEL_OPTIMIZER = {
+    "use_aux_hidden_state": True,
+    "use_input_layernorm_in_first_layer": True,
+    "use_last_layernorm": True,
+    "use_mtp_layernorm": False,
+    "next_layer_regular": True,
+    "parallel_draft_step": 1,
+}
+"""Keys of ``eagle_config``, most of which NVIDIA's Model-Optimizer alone writes; every EAGLE-3 draft has these values."""
+
+
 def eagle_fields(keys: Keys, decoder: Fields) -> Fields:
     """EAGLE-3's own keys, where they lie beside the decoder's; `decoder_fields` come back with them."""
     nested = keys.inner("eagle_config")
-    nested.only("use_aux_hidden_state", True)
+    for key, only in MODEL_OPTIMIZER.items():
+        nested.only(key, only)
+    nested.ignore("parallel_draft_heads_num_layers")  # of heads that parallel_draft_step 1 does without
+    if nested.rest.get("eagle_aux_hidden_state_layer_ids") == []:  # Model-Optimizer's way not to name them
+        nested.ignore("eagle_aux_hidden_state_layer_ids")
     # SGLang counts from the output of layer 0 where it reads the nested ids, vLLM the states in front of each layer.
     below = [layer + 1 for layer in layer_ids(nested, "eagle_aux_hidden_state_layer_ids") or ()]
     layers = layer_ids(keys, "eagle_aux_hidden_state_layer_ids")
