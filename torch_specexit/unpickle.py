@@ -10,11 +10,13 @@ import pickle
 import resource
 import sys
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+
+from specexit.errors import shown
 
 ROOM = 2 * 2**30
 """Bytes of address space beside three times the file: the interpreter's libraries and its threads."""
@@ -28,7 +30,7 @@ def read_bin(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of a checkpoint.
 
     Raises:
-      BinError: no zip archive of PyTorch's, compressed, not only tensors, or tensors that share memory.
+      BinError: no zip archive of PyTorch's, compressed, not only tensors, or quantised or sparse ones.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -48,15 +50,29 @@ def read_bin(path: Path) -> dict[str, torch.Tensor]:
         raise BinError(f"holds a {type(found).__name__}, expected tensors by their names")
     for name, tensor in found.items():
         if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
-            raise BinError(f"holds {name!r}: {type(tensor).__name__}, expected tensors by their names")
-    return {name: tensor.detach().contiguous() for name, tensor in found.items()}
+            raise BinError(f"holds {shown(name)}: {type(tensor).__name__}, expected tensors by their names")
+        if tensor.is_quantized or tensor.layout is not torch.strided:
+            kind = f"quantised to {tensor.dtype}" if tensor.is_quantized else str(tensor.layout)
+            raise BinError(f"holds {shown(name)}, which is {kind}, expected plain numbers")
+    return dict(_apart({name: tensor.detach() for name, tensor in found.items()}))
+
+
+def _apart(tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors, each in memory of its own: safetensors has no place for tied ones."""
+    seen = set[int]()
+    for name, tensor in tensors.items():
+        memory = tensor.untyped_storage().data_ptr()
+        yield name, tensor.clone(memory_format=torch.contiguous_format) if memory in seen else tensor.contiguous()
+        seen.add(memory)
 
 
 def _reason(error: Exception) -> str:
     """What PyTorch does not read, on one line, and not its advice to read the file all the same."""
-    lines = [line for line in str(error).splitlines() if "Unsupported" in line] or str(error).splitlines() or [""]
-    said = lines[0].strip().partition(" Please")[0]
-    return "".join(letter for letter in said if letter.isprintable())[:200]
+    lines = [line.partition("WeightsUnpickler error: ")[2] or line for line in str(error).splitlines() if line.strip()]
+    said = [line for line in lines if "unsupported" in line.lower()]
+    said = said or [line for line in lines if "weights_only" not in line] or [type(error).__name__]
+    first = said[0].strip().partition(" Please")[0]
+    return "".join(letter for letter in first if letter.isprintable())[:200]
 
 
 def limit_memory(path: Path) -> None:
@@ -74,9 +90,10 @@ def main() -> None:
     limit_memory(path)
     try:
         save_file(read_bin(path), folder / "model.safetensors", metadata={"format": "pt"})
-    except (BinError, MemoryError, RuntimeError) as error:
-        print(f"{path}: {error}", file=sys.stderr)
-        raise SystemExit(1) from error
+    except BinError as error:
+        raise SystemExit(f"{path}: {error}") from error
+    except Exception as error:  # a stranger's file: whatever PyTorch or safetensors does not expect of it
+        raise SystemExit(f"{path}: cannot be read: {type(error).__name__}: {_reason(error)}") from error
 
 
 if __name__ == "__main__":

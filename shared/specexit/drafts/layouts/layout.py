@@ -104,7 +104,7 @@ MODEL_OPTIMIZER = {
     "next_layer_regular": True,
     "parallel_draft_step": 1,
 }
-"""Keys of ``eagle_config``, most of which NVIDIA's Model-Optimizer alone writes; every EAGLE-3 draft has these values."""
+"""Keys of ``eagle_config``, most of them of NVIDIA's Model-Optimizer alone; every EAGLE-3 draft has these values."""
 
 
 def eagle_fields(keys: Keys, decoder: Fields) -> Fields:
