@@ -49,6 +49,19 @@ def test_every_layout_is_told_by_itself_and_read_to_the_bit(layout, tmp_path):
     assert config.num_aux_hidden_states == AUX.get(layout, 3)
 
 
+@pytest.mark.parametrize("prefix", ["", "model."])
+@pytest.mark.parametrize("layer", ["midlayer.", "layers.0."])
+@pytest.mark.parametrize("layout", CONFIGS)
+def test_either_name_of_the_layer_is_read_in_every_layout(layout, layer, prefix, tmp_path):
+    ours = {LAYOUTS[layout].ours(name): tensor for name, tensor in tensors_of(layout).items()}
+    named = {name.replace("midlayer.", f"{prefix}{layer}"): tensor for name, tensor in ours.items()}
+    folder, one = imported(tmp_path, layout, tensors=named), "midlayer.mlp.up_proj.weight"
+    said = json.loads((folder / "import.json").read_text())
+    assert said["layout"] == layout
+    assert said["names"][f"{prefix}{layer}mlp.up_proj.weight"] == one
+    assert read_draft(folder)[1][one].tobytes() == ours[one].tobytes()
+
+
 def test_the_drafts_own_geometry_is_kept(tmp_path):
     """Not the target's, not the recipe's: each of these has made drafts useless in silence."""
     of = {layout: read_config(imported(tmp_path / layout, layout)) for layout in CONFIGS}

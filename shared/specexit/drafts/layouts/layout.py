@@ -29,10 +29,11 @@ class Layout:
     prefix: str = ""
     """What it puts before the trunk's names."""
 
-    def ours(self, name: str) -> str:
-        """Our name of one of its tensors."""
-        name = name.removeprefix(self.prefix)
-        return "midlayer" + name.removeprefix(self.layer) if name.startswith(f"{self.layer}.") else name
+    @staticmethod
+    def ours(name: str) -> str:
+        """Our name of a published tensor: whatever the layout, vLLM takes either name of the layer and the prefix."""
+        name = name.removeprefix("model.")
+        return "midlayer." + name.removeprefix("layers.0.") if name.startswith("layers.0.") else name
 
     def theirs(self, name: str) -> str:
         """Its name of one of our tensors."""

@@ -12,7 +12,7 @@ SAFEAILAB = Layout(
     "SafeAILab/EAGLE: the authors' drafts, pytorch_model.bin in float16",
     lambda raw, names: (
         raw.get("architectures") in [[name] for name in _TARGETS]
-        and any(name.startswith("midlayer.") for name in names)
+        and any(Layout.ours(name) == "fc.weight" for name in names)  # which a target has not
     ),
     plain_fields,
 )
