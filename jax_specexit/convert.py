@@ -20,13 +20,14 @@ from jax_specexit.model.draft import Draft
 from jax_specexit.sharding import make_mesh
 from jax_specexit.stored import ParameterHash, open_checkpoint, write_checkpoint
 from jax_specexit.training.run import Start, read_start, save_start
-from specexit.config import write_text
+from specexit.config import write_bytes, write_text
 from specexit.data.overlap import copy_prompts
-from specexit.drafts.config import MAX_CONFIG, DraftError
+from specexit.drafts.config import MAX_CONFIG, DraftConfig, DraftError
 from specexit.drafts.directory import open_draft, target_ids, vocabulary_tensors, write_into
-from specexit.drafts.files import read_json
+from specexit.drafts.files import read_bytes, read_json
 from specexit.drafts.names import tensor_names
 from specexit.drafts.policy import read_policy, write_policy
+from specexit.drafts.published import FILE as IMPORT_FILE
 from specexit.drafts.selection import selection_of
 from specexit.drafts.tensors import FLOATS, together, weights_hash
 from specexit.errors import shown
@@ -54,6 +55,7 @@ def _to_draft(config: ConvertConfig, run: Path) -> str:
     start = read_start(run)
     target = find_target(None, run, name=start.shape.target_name)
     vocabulary, hashed = vocabulary_tensors(start.vocab, start.shape.vocab_size), ParameterHash()
+    was = {} if config.dtype is not None else _types_before(run / FILE, start.shape)
     dtype = config.dtype or (target.dtype if target.dtype in FLOATS else "bfloat16")
     with open_checkpoint(run, config.which) as checkpoint:
         # Written down by the run itself; older ones leave it to be found.
@@ -61,27 +63,47 @@ def _to_draft(config: ConvertConfig, run: Path) -> str:
         lost = sorted(tensor_names(start.shape).keys() ^ checkpoint.shapes.keys())
         if lost:
             raise DraftError(f"{run}: parameter {lost[0]} is in only one of its checkpoint and its draft.json")
-        pieces = tensor_pieces(
-            start.shape, lambda path: hashed.see(path, checkpoint.read(path)), start.aux_rms, FLOATS[dtype]
-        )
+        pieces = tensor_pieces(start.shape, lambda path: hashed.see(path, checkpoint.read(path)), start.aux_rms)
+        shape = start.shape if was else start.shape.model_copy(update={"torch_dtype": dtype})
+        types = {name: (FLOATS[was.get(name, dtype)], size) for name, size in shape.tensor_shapes().items()}
+        types |= {name: (tensor.dtype, tensor.shape) for name, tensor in vocabulary.items()}
 
         def values(tensor: str) -> Iterator[np.ndarray]:
-            yield from [vocabulary[tensor]] if tensor in vocabulary else pieces(tensor)
+            found = [vocabulary[tensor]] if tensor in vocabulary else pieces(tensor)
+            yield from (piece.astype(types[tensor][0], copy=False) for piece in found)
 
-        shape = start.shape.model_copy(update={"torch_dtype": dtype})
-        types = {name: (FLOATS[dtype], size) for name, size in shape.tensor_shapes().items()}
-        types |= {name: (tensor.dtype, tensor.shape) for name, tensor in vocabulary.items()}
         with new_folder(config.out) as beside:
             largest = int(config.max_file_gib * 2**30)
             written = write_into(beside, shape, types, values, max_bytes=largest, named=config.out)
             save_target(beside, target)
             copy_prompts(run, beside)
+            _copy_origin(run, beside)
             if shape.specexit is not None:
                 write_policy(beside, read_policy(beside).model_copy(update={"selection": selection}))
             record = {"run": str(run), "which": config.which, "step": checkpoint.step, "aux_rms": list(start.aux_rms)}
             hashes = {"parameters_blake3": hashed.hexdigest(), "weights_blake3": together(written)}
             write_text(beside / FILE, json.dumps(record | hashes, indent=2) + "\n")
-    return f"checkpoint of step {checkpoint.step}, in {dtype}"
+    return f"checkpoint of step {checkpoint.step}, in {shape.torch_dtype}"
+
+
+def _types_before(path: Path, shape: DraftConfig) -> dict[str, str]:
+    """Type of every tensor of the draft directory that a run was made of, by its ``convert.json``; empty for others.
+
+    Raises:
+      DraftError: it says something else.
+    """
+    found = read_json(path, MAX_CONFIG) if path.exists() else {}
+    said = found.get("types", {}) if isinstance(found, dict) else found
+    names = shape.tensor_shapes().keys() - shape.vocabulary_shapes.keys()
+    if said and not (isinstance(said, dict) and said.keys() == names and {*map(str, said.values())} <= FLOATS.keys()):
+        raise DraftError(f"{path}: types is {shown(said)}, expected {', '.join(FLOATS)} for every tensor of the draft")
+    return said
+
+
+def _copy_origin(source: Path, folder: Path) -> None:
+    """Hand on where an import came from, into a run and out of it."""
+    if (source / IMPORT_FILE).exists():
+        write_bytes(folder / IMPORT_FILE, read_bytes(source / IMPORT_FILE, 4 * MAX_CONFIG))
 
 
 def _aux_rms(path: Path, layers: int) -> tuple[float, ...]:
@@ -114,6 +136,9 @@ def _to_checkpoint(config: ConvertConfig) -> str:
         vocab = target_ids(draft, {name: stored[name].read() for name in ("d2t",) if name in stored})
         save_start(beside, Start(draft, vocab, aux_rms))
         save_target(beside, find_target(None, config.draft, name=draft.target_name))
+        copy_prompts(config.draft, beside)
+        _copy_origin(config.draft, beside)
+        types = {name: place.dtype.name for name, place in stored.items() if name not in draft.vocabulary_shapes}
         hashes = {"weights_blake3": weights_hash(config.draft), "parameters_blake3": hashed.hexdigest()}
-        write_text(beside / FILE, json.dumps({"draft": str(config.draft)} | hashes, indent=2) + "\n")
+        write_text(beside / FILE, json.dumps({"draft": str(config.draft), "types": types} | hashes, indent=2) + "\n")
     return f"{config.draft}"

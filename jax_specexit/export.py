@@ -44,7 +44,7 @@ ALIGNMENT = 64
 
 
 def tensor_pieces(
-    config: DraftConfig, read: Read, aux_rms: Sequence[float] | None = None, dtype: np.dtype | None = None
+    config: DraftConfig, read: Read, aux_rms: Sequence[float] | None = None
 ) -> Callable[[str], Iterator[np.ndarray]]:
     """The tensors of a draft directory in blocks of rows, given its parameters one at a time.
 
@@ -52,7 +52,6 @@ def tensor_pieces(
       config: of the draft.
       read: the parameter at a path of `specexit.drafts.names.tensor_names`.
       aux_rms: of the `Draft` that the parameters belong to.
-      dtype: of the tensors; the parameters' own where None.
     """
     paths: dict[str, list[str]] = {}
     for path, name in tensor_names(config).items():
@@ -67,7 +66,7 @@ def tensor_pieces(
                 _copy(rows[begin:end], block)
                 if _reads_aux(config, path):
                     block = block / _per_feature(config, aux_rms).astype(block.dtype)
-                yield block.astype(dtype or block.dtype, copy=False)
+                yield block
 
     return pieces
 

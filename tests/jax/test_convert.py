@@ -17,14 +17,20 @@ from jax_specexit.sharding import make_mesh
 from jax_specexit.stored import open_checkpoint, write_checkpoint
 from jax_specexit.training.run import Start, read_start, save_start
 from specexit.config import ConfigError
+from specexit.data.overlap import write_prompts
 from specexit.drafts.config import DraftConfig, DraftError
 from specexit.drafts.directory import read_config, read_draft
+from specexit.drafts.export import export
 from specexit.drafts.names import SIGNAL_HEAD, tensor_names
+from specexit.drafts.published import import_draft
 from specexit.drafts.tensors import FLOATS, WEIGHTS, weights_hash
 from specexit.schemas.convert import ConvertConfig
+from specexit.schemas.export import ExportConfig
+from specexit.schemas.published import ImportConfig
 from specexit.schemas.target import load_target_config, save_target
 from specexit.schemas.train import MeshConfig
 from tests.jax.devices import simulated
+from tests.shared.published import tensors_of, write_published, write_target
 
 TINY = {"hidden_size": 192, "target_hidden_size": 192, "vocab_size": 640, "draft_vocab_size": 128, "head_dim": 16}
 GEOMETRIES = {
@@ -88,6 +94,35 @@ def test_directory_to_orbax_to_directory_is_equal_to_the_byte(dtype, geometry, t
     convert(ConvertConfig(run=tmp_path / "run", out=tmp_path / "again", dtype=dtype))
     for file in (WEIGHTS, "config.json"):
         assert (tmp_path / "draft" / file).read_bytes() == (tmp_path / "again" / file).read_bytes()
+
+
+@pytest.mark.parametrize("matrices", ["float16", "bfloat16"])
+@pytest.mark.parametrize("vectors", ["float16", "float32"])
+def test_an_import_comes_back_in_the_types_it_was_published_in(matrices, vectors, tmp_path):
+    published = {
+        name: tensor if tensor.dtype.kind in "ib" else tensor.astype(FLOATS[vectors if tensor.ndim == 1 else matrices])
+        for name, tensor in tensors_of("angelslim").items()
+    }
+    source = write_published(tmp_path / "published", "angelslim", tensors=published)
+    import_draft(ImportConfig(draft=source, target=write_target(tmp_path / "of"), out=tmp_path / "draft"))
+    write_prompts(tmp_path / "draft", range(9))
+    convert(ConvertConfig(draft=tmp_path / "draft", out=tmp_path / "run"))
+    convert(ConvertConfig(run=tmp_path / "run", out=tmp_path / "again"))
+    for file in (WEIGHTS, "config.json", "import.json", "prompts.npy"):
+        assert (tmp_path / "draft" / file).read_bytes() == (tmp_path / "again" / file).read_bytes()
+    export(ExportConfig(draft=tmp_path / "again", out=tmp_path / "original", format="original"))
+    assert weights_hash(tmp_path / "original") == weights_hash(source)
+    convert(ConvertConfig(run=tmp_path / "run", out=tmp_path / "wider", dtype="float32"))
+    assert {t.dtype.name for t in read_draft(tmp_path / "wider")[1].values()} == {"float32", "int64", "bool"}
+
+
+@pytest.mark.parametrize("types", [["float16"], {"fc.weight": "float16"}, {"x": 1}])
+def test_types_that_are_none_are_refused(types, tmp_path, write_run):
+    run = write_run("draft")
+    (run / "convert.json").write_text(json.dumps({"draft": "somewhere", "types": types}))
+    with pytest.raises(DraftError, match=r"convert\.json: types is .*, expected float32, bfloat16, float16 for every"):
+        convert(ConvertConfig(run=run, out=tmp_path / "draft"))
+    assert not (tmp_path / "draft").exists()
 
 
 def test_a_plain_draft_goes_both_ways(tmp_path, write_run):

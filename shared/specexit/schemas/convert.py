@@ -23,7 +23,9 @@ class ConvertConfig(Config):
     )
     out: Location = Field(description="new draft directory, or with draft= a new run folder")
     dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
-        default=None, description="of the draft directory's weights; by default what the target is served in"
+        default=None,
+        description="of the draft directory's weights; by default what the target is served in, and of a run that was "
+        "made of a draft directory, each tensor's own",
     )
     max_file_gib: float = Field(default=5.0, gt=0, description="weights are split into files of at most this size")
     mesh: MeshConfig = Field(default=MeshConfig(), description="that a checkpoint is written from")
