@@ -35,7 +35,10 @@ LAYERS = {
     "specforge": {"eagle_config": {"eagle_aux_hidden_state_layer_ids": [0, 2, 3], "use_aux_hidden_state": True}},
     "deepspec": {"num_target_layers": 4, "target_layer_ids": [0, 2, 3]},
     "nemo": {"num_hidden_layers": 4, "layer_types": ["full_attention"] * 4},
-    "speculators": {"eagle_aux_hidden_state_layer_ids": [1, 3, 4]},
+    "speculators": {
+        "eagle_aux_hidden_state_layer_ids": [1, 3, 4],
+        "speculators_config": {"algorithm": "eagle3", "verifier": {"architectures": ["Qwen3ForCausalLM"]}},
+    },
 }
 """The tiny reasoner's layers, counted as each project counts; the others do not say theirs, and are told."""
 

@@ -187,6 +187,12 @@ MUTATIONS = [
     ("rope_scaling", {"rope_type": "linear", "factor": 4.0, "beta": 1}, "rope_scaling is .*beta is 1"),
     ("rope_theta", "1e6", "rope_theta is '1e6'"),
     ("rope_theta", -1, "rope_theta is -1"),
+    (
+        *("rope_parameters", {"rope_type": "default", "rope_theta": 5e6}),
+        "rope_theta is 1000000, but rope_parameters.rope_theta is 5000000.0",
+    ),
+    ("target_num_hidden_layers", 36, "target_num_hidden_layers is 36, but target small has num_hidden_layers 12"),
+    ("own_embeddings", True, r"own_embeddings is True, but tensor embed_tokens\.weight is not"),
     ("partial_rotary_factor", 0.5, "partial_rotary_factor is 0.5"),
     ("pretraining_tp", 2, "pretraining_tp is 2"),
     ("rms_norm_eps", 0, "rms_norm_eps is 0"),
@@ -233,10 +239,20 @@ def test_a_mutated_config_is_refused_by_name(key, value, message, tmp_path):
     ("layout", "place", "value", "message"),
     [
         ("speculators", "norm_before_residual", None, "norm_before_residual is None, expected true or false"),
+        ("speculators", "speculators_config.algorithm", "dflash", "speculators_config.algorithm is 'dflash'"),
+        (
+            *("speculators", "speculators_config.verifier.architectures", ["Qwen3ForCausalLM"]),
+            r"speculators_config.verifier.architectures is \['Qwen3ForCausalLM'\], but target small has architectures",
+        ),
         ("speculators", "transformer_layer_config.foo", 1, "transformer_layer_config.foo is 1, which is unknown"),
         ("speculators", "speculators_model_type", "dflash", "speculators_model_type is 'dflash'"),
         ("deepspec", "draft_num_hidden_layers", 2, "draft_num_hidden_layers is 2"),
         ("deepspec", "target_layer_ids", None, "target_layer_ids is None"),
+        ("deepspec", "num_target_layers", 36, "num_target_layers is 36, but target small has num_hidden_layers 12"),
+        (
+            *("deepspec", "eagle_aux_hidden_state_layer_ids", [1, 3, 5, 7, 9]),
+            r"target_layer_ids is \[1, 3, 5, 7, 9\], but eagle_aux_hidden_state_layer_ids is \[1, 3, 5, 7, 9\]",
+        ),
         ("nemo", "head_dim", 8, r"q_proj.weight has shape \[64, 128\], expected \[32, 128\]"),
         ("specforge", "eagle_aux_hidden_state_layer_ids", [3, 7, 10], r"is \[3, 7, 10\], but eagle_config says"),
     ],
@@ -244,6 +260,38 @@ def test_a_mutated_config_is_refused_by_name(key, value, message, tmp_path):
 def test_layouts_refuse_what_is_their_own(layout, place, value, message, tmp_path):
     with pytest.raises(DraftError, match=message):
         imported(tmp_path, layout, mutated(layout, place, value))
+
+
+LINEAR = {"rope_type": "linear", "factor": 4.0}
+
+
+@pytest.mark.parametrize(
+    ("says", "message"),
+    [
+        (
+            {"rope_parameters": LINEAR, "rope_scaling": LINEAR | {"factor": 2.0}},
+            r"rope_scaling\.factor is 2\.0, but rope_parameters says 4\.0",
+        ),
+        (
+            {"rope_parameters": {"rope_theta": 5e6}, "rope_scaling": {"rope_theta": 1e4}, "rope_theta": None},
+            r"rope_scaling\.rope_theta is 10000\.0, but rope_parameters says 5000000\.0",
+        ),
+        (
+            {"norm_before_fc": True, "eagle_config": {"norm_before_fc": False}},
+            r"norm_before_fc is True, but eagle_config\.norm_before_fc is False",
+        ),
+    ],
+)
+def test_two_keys_that_contradict_each_other_are_refused(says, message, tmp_path):
+    with pytest.raises(DraftError, match=message):
+        imported(tmp_path, "angelslim", CONFIGS["angelslim"] | says)
+
+
+def test_two_keys_that_agree_are_read(tmp_path):
+    says = {"rope_parameters": LINEAR | {"rope_theta": 1e6}, "rope_scaling": LINEAR, "own_embeddings": False}
+    config = read_config(imported(tmp_path, "angelslim", CONFIGS["angelslim"] | says))
+    assert config.rope_scaling == RopeScaling("linear", 4.0)
+    assert config.rope_theta == 1e6
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ from specexit.drafts.files import TensorError, inside, read_json
 from specexit.drafts.layouts import LAYOUTS, Keys, Layout
 from specexit.drafts.tensors import FLOATS, INDEX, WEIGHTS, Stored, open_tensors, tensor_hash, together
 from specexit.drafts.vocabulary import Form, read_vocabulary
-from specexit.errors import first_problem
+from specexit.errors import first_problem, shown
 from specexit.outputs import new_folder
 from specexit.schemas.published import ImportConfig
 from specexit.schemas.target import TargetConfig, load_target_config, save_target
@@ -181,16 +181,22 @@ class Published:
         for layout in LAYOUTS.values():
             if layout.recognises(self.raw, names):
                 return layout
-        known = ", ".join(LAYOUTS)
-        raise DraftError(
-            f"{self.path}: architectures is {self.raw.get('architectures')}, which no layout has; there is {known}"
-        )
+        known, found = ", ".join(LAYOUTS), shown(self.raw.get("architectures"))
+        raise DraftError(f"{self.path}: architectures is {found}, which no layout has; there is {known}")
 
     def _fields(self, options: ImportConfig, target: TargetConfig) -> dict[str, Any]:
         keys = Keys(self.raw, self.path)
         fields = self.layout.fields(keys)
         keys.finish()
-        layers = target.hf_config()["num_hidden_layers"]
+        model = target.hf_config()
+        for name, (key, said) in fields.pop("of_target", {}).items():
+            if model.get(name, said) != said:
+                raise keys.error(
+                    key,
+                    said,
+                    f"but target {target.name} has {name} {shown(model[name])}: the draft was made for another target",
+                )
+        layers = model["num_hidden_layers"]
         self.layers_from = "its config"
         if options.aux_layers is not None:
             fields["eagle_aux_hidden_state_layer_ids"], self.layers_from = options.aux_layers, "as you say"
@@ -204,14 +210,17 @@ class Published:
         return fields | {"num_aux_hidden_states": found, "target_num_hidden_layers": layers}
 
     def _config(self, fields: dict[str, Any]) -> DraftConfig:
-        tied = fields.pop("tie_word_embeddings")
+        tied, own = fields.pop("tie_word_embeddings"), "embed_tokens.weight" in self.stored
+        if fields.pop("own_embeddings", None) not in (None, own):
+            there = "is there" if own else "is not"
+            raise DraftError(f"{self.path}: own_embeddings is {not own}, but tensor embed_tokens.weight {there}")
         whole = fields["draft_vocab_size"] == fields["vocab_size"]
         self.head_is_embedding = tied and whole and "lm_head.weight" not in self.stored
         weights = Counter(place.dtype.name for place in self.stored.values() if place.dtype.name in FLOATS)
         architecture = {"llama": PLAIN_ARCHITECTURE, "qwen3": QWEN3_ARCHITECTURE}[fields["model_type"]]
         kept = {
             "architectures": (architecture,),
-            "own_embeddings": "embed_tokens.weight" in self.stored,
+            "own_embeddings": own,
             "torch_dtype": weights.most_common(1)[0][0] if weights else "float32",
         }
         try:
@@ -219,7 +228,7 @@ class Published:
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join(str(part) for part in first["loc"])
-            what = f"{key} is {first['input']!r}: " if key else ""
+            what = f"{key} is {shown(first['input'])}: " if key else ""
             raise DraftError(f"{self.path}: {what}{first['msg'].removeprefix('Value error, ')}") from error
 
     def _sources(self) -> dict[str, Stored]:

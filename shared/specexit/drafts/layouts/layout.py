@@ -8,9 +8,13 @@ from typing import Any
 
 from specexit.drafts.layouts.keys import Keys
 from specexit.drafts.rope import scaling_of
+from specexit.errors import shown
 
 Fields = dict[str, Any]
-"""Of a `specexit.drafts.config.DraftConfig`; what only weights or target can say is left out."""
+"""Of a `specexit.drafts.config.DraftConfig`; what only weights or target can say is left out.
+
+Beside them ``of_target``, see `of_target`.
+"""
 
 
 @dataclass(frozen=True)
@@ -58,10 +62,10 @@ def decoder_fields(keys: Keys) -> Fields:
         raise keys.error("model_type", model_type, "only 'llama' and 'qwen3' are implemented")
     if heads < 1:
         raise keys.error("num_attention_heads", heads, "expected at least 1")
-    rope = keys.take("rope_parameters", dict, {}) | keys.take("rope_scaling", dict, {})
+    rope = _rope(keys)
     theta = keys.take("rope_theta", NUMBER, rope.get("rope_theta", 10_000.0))
     if rope.get("rope_theta", theta) != theta:
-        raise keys.error("rope_theta", theta, f"but rope_parameters.rope_theta is {rope['rope_theta']!r}")
+        raise keys.error("rope_theta", theta, f"but rope_parameters.rope_theta is {shown(rope['rope_theta'])}")
     try:
         scaling = scaling_of(rope)
     except ValueError as error:
@@ -97,6 +101,20 @@ def decoder_fields(keys: Keys) -> Fields:
     }
 
 
+def _rope(keys: Keys) -> Fields:
+    """``rope_parameters`` and its older name ``rope_scaling`` in one, which must not say two things."""
+    newer, older = (
+        {name: value for name, value in keys.take(key, dict, {}).items() if value is not None}
+        for key in ("rope_parameters", "rope_scaling")
+    )
+    for name in newer.keys() & older.keys():
+        if newer[name] != older[name]:
+            raise keys.error(
+                f"rope_scaling.{shown(name)[1:-1]}", older[name], f"but rope_parameters says {shown(newer[name])}"
+            )
+    return newer | older
+
+
 MODEL_OPTIMIZER = {
     "use_aux_hidden_state": True,
     "use_input_layernorm_in_first_layer": True,
@@ -121,13 +139,15 @@ def eagle_fields(keys: Keys, decoder: Fields) -> Fields:
     layers = layer_ids(keys, "eagle_aux_hidden_state_layer_ids")
     if layers and below and layers not in (below, [layer - 1 for layer in below]):
         raise keys.error("eagle_aux_hidden_state_layer_ids", layers, f"but eagle_config says {[x - 1 for x in below]}")
-    norm_before_fc = nested.take("norm_before_fc", bool, keys.take("norm_before_fc", bool, False))
+    inner, outer = (where.take("norm_before_fc", bool, None) for where in (nested, keys))
+    if None not in (inner, outer) and inner != outer:
+        raise keys.error("norm_before_fc", outer, f"but eagle_config.norm_before_fc is {inner}")
     nested.finish()
     keys.only("parallel_drafting", False)
     flags = ("norm_before_residual", "fc_norm", "norm_output")
     return decoder | {
         **{flag: keys.take(flag, bool, False) for flag in flags},
-        "norm_before_fc": norm_before_fc,
+        "norm_before_fc": bool(inner or outer),
         "draft_vocab_size": keys.take("draft_vocab_size", int, decoder["vocab_size"]),
         "target_hidden_size": keys.take("target_hidden_size", int, decoder["hidden_size"]),
         "tie_word_embeddings": keys.take("tie_word_embeddings", bool, False),
@@ -155,5 +175,20 @@ def architecture(*names: str) -> Callable[[dict[str, Any], Collection[str]], boo
 
 def plain_fields(keys: Keys) -> Fields:
     """Of a layout that has nothing of its own."""
-    keys.ignore("architectures", "own_embeddings", "target_num_hidden_layers")  # our own exports say them
-    return eagle_fields(keys, decoder_fields(keys))
+    keys.ignore("architectures")
+    said = {"own_embeddings": keys.take("own_embeddings", bool, None)}  # our own exports say it
+    return eagle_fields(keys, decoder_fields(keys)) | said | of_target(keys, layers="target_num_hidden_layers")
+
+
+def of_target(keys: Keys, *, layers: str | None = None, architectures: str | None = None) -> Fields:
+    """What a config says of its target, to be held against the one it is imported for.
+
+    Args:
+      keys: the object that says it.
+      layers, architectures: keys of that object; None where it has none.
+    """
+    said = {
+        "num_hidden_layers": (layers, keys.take(layers, int, None) if layers else None),
+        "architectures": (architectures, keys.take(architectures, list, []) if architectures else None),
+    }
+    return {"of_target": {name: (f"{keys.within}{key}", value) for name, (key, value) in said.items() if value}}
