@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import yaml
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from specexit.data.overlap import write_prompts
 from specexit.drafts.config import DraftError
@@ -45,6 +45,20 @@ def test_what_was_imported_comes_back_bit_for_bit(layout, tmp_path, target):
     for name, tensor in published.items():
         assert tensors[name].dtype == tensor.dtype
         assert tensors[name].tobytes() == tensor.tobytes()
+
+
+@pytest.mark.parametrize("name", ["fc.weight", "lm_head.weight"])
+def test_what_has_changed_since_its_import_is_no_original(name, tmp_path, target):
+    import_draft(
+        ImportConfig(draft=write_published(tmp_path / "published", "nemo"), target=target, out=tmp_path / "draft")
+    )
+    tensors = load_file(tmp_path / "draft" / "model.safetensors")
+    tensors[name][3, 5] *= 2
+    save_file(tensors, tmp_path / "draft" / "model.safetensors")
+    with pytest.raises(DraftError, match=r"model\.safetensors: the weights have changed since they were imported"):
+        exported(tmp_path / "draft", tmp_path, "original", None)
+    assert not (tmp_path / "original").exists()
+    exported(tmp_path / "draft", tmp_path, "eagle3", None)
 
 
 def test_a_vocabulary_in_ids_comes_back_as_ids(tmp_path, target):

@@ -51,13 +51,15 @@ class Form:
     tensors: dict[str, Tensor]
     files: tuple[str, ...] = ()
     """Further files of the draft directory that go along."""
+    weights: str | None = None
+    """What the hash of the written tensors has to be, where that is known."""
 
 
 def export(config: ExportConfig) -> None:
     """Write the folder.
 
     Raises:
-      DraftError: the draft cannot be read, or not be said in that format.
+      DraftError: the draft cannot be read, or not be said in that format; with ``original``, its weights are others.
       FileExistsError: ``out`` is there and not empty.
     """
     draft, stored = open_draft(config.draft)
@@ -73,6 +75,11 @@ def export(config: ExportConfig) -> None:
             int(config.max_file_gib * 2**30),
             look=lambda name, values: check_values(name, values, path),
         )
+        if form.weights not in (None, together(written)):
+            raise DraftError(
+                f"{path}: the weights have changed since they were imported: blake3 {together(written)[:16]}, "
+                f"expected {str(form.weights)[:16]} ({IMPORT_FILE}); use format=eagle3"
+            )
         write_text(beside / "config.json", json.dumps(form.config, indent=2) + "\n")
         for file in form.files:
             if (config.draft / file).exists():
@@ -214,7 +221,7 @@ def _original(config: ExportConfig, draft: DraftConfig, stored: dict[str, Stored
         else:
             place = stored[ours]
             tensors[name] = (place.dtype, place.shape, place)
-    return Form(origin.config, tensors)
+    return Form(origin.config, tensors, weights=origin.weights_blake3)
 
 
 FORMATS = {
