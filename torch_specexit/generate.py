@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from specexit.drafts.directory import check_target, read_config
+from specexit.errors import InputError, shown
 from specexit.method.decision import ExitRule, Policy
 from specexit.method.signals import activate
 from specexit.method.splits import ThinkTokens
@@ -90,7 +91,11 @@ class SpecExitDraft:
           prompt: token ids. Thinking is judged where the prompt has opened it, as chat templates do.
           max_new_tokens: most tokens behind it.
           draft_tokens: drafted in each step; 0 decodes without the draft.
+
+        Raises:
+          InputError: the prompt is empty, a text, or holds an id that the target does not have.
         """
+        _check_ids(prompt, self.features.embedding.shape[0])
         text, drafts, accepted = list(prompt), list[int](), list[int]()
         opened = opens_thinking(text, self.ids.start, self.ids.end_marker)
         rule = ExitRule(self.policy, self.ids) if opened and self.policy is not None else None
@@ -139,3 +144,11 @@ class SpecExitDraft:
     def _padded(aux: Float[Tensor, "1 time aux"], length: int) -> Float[Tensor, "1 length aux"]:
         """With zeros for tokens that the target has not read; no row that counts looks at them."""
         return torch.cat([aux, aux.new_zeros(1, length - aux.shape[1], aux.shape[2])], dim=1)
+
+
+def _check_ids(prompt: Sequence[int], vocab_size: int) -> None:
+    wrong = [token for token in prompt if isinstance(token, bool) or not isinstance(token, int | np.integer)]
+    wrong = wrong or [token for token in prompt if not 0 <= token < vocab_size]
+    if wrong or not len(prompt):
+        found = f"holds {shown(wrong[0])}" if wrong else "is empty"
+        raise InputError(f"prompt {found}, expected token ids below {vocab_size}, as `tokenizer.encode` gives them")

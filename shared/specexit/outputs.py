@@ -19,6 +19,8 @@ def require_empty(folder: Path) -> None:
     Raises:
       FileExistsError: it is there and not empty.
     """
+    if not isinstance(folder, BucketPath) and folder.is_symlink() and not folder.exists():
+        raise FileExistsError(f"{folder}: is a link to nothing, expected a new or empty folder")
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{folder}: is a file, expected a new or empty folder")
     if folder.exists() and any(folder.iterdir()):

@@ -127,6 +127,23 @@ def test_what_is_exported_is_imported_again(tmp_path, target, write_random_draft
             np.testing.assert_array_equal(tensors[key], tensor)
 
 
+@pytest.mark.parametrize("form", ["eagle3", "speculators"])
+@pytest.mark.parametrize("layout", CONFIGS)
+def test_an_import_is_the_same_after_another_program_s_form(layout, form, tmp_path, target):
+    source = write_published(tmp_path / "published", layout)
+    import_draft(ImportConfig(draft=source, target=target, out=tmp_path / "draft"))
+    _, _, out = exported(tmp_path / "draft", tmp_path, form, None)
+    import_draft(ImportConfig(draft=out, target=target, out=tmp_path / "again"))
+    assert read_config(tmp_path / "again") == read_config(tmp_path / "draft")
+    assert weights_hash(tmp_path / "again") == weights_hash(tmp_path / "draft")
+
+
+def test_a_published_folder_is_no_draft_directory_and_errors_do_not_print_it(tmp_path):
+    with pytest.raises(DraftError, match=r"config\.json: field target_hidden_size is missing") as error:
+        describe(write_published(tmp_path / "published", "safeailab"))
+    assert len(str(error.value)) < 200
+
+
 def test_an_export_for_speculators_keeps_what_exits_need(tmp_path, target, write_random_draft):
     folder = write_random_draft(tmp_path / "draft", "draft", model_type="qwen3", **SHAPE)
     found = Certificate(risk="accuracy_lost", epsilon=0.02, delta=0.1, n=500, errors=4, bound=0.0159, data_sha256="ab")

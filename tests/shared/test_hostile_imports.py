@@ -256,6 +256,12 @@ def test_an_output_that_is_a_file_is_refused(imported, tmp_path):
         export(ExportConfig(draft=imported, out=tmp_path / "out", format="original"))
 
 
+def test_an_output_that_is_a_broken_link_is_refused(imported, tmp_path):
+    (tmp_path / "out").symlink_to(tmp_path / "nothing")
+    with pytest.raises(FileExistsError, match="is a link to nothing, expected a new or empty folder"):
+        export(ExportConfig(draft=imported, out=tmp_path / "out", format="original"))
+
+
 def test_a_published_draft_in_the_hub_s_cache_is_read_through_its_links(tmp_path):
     """``snapshots/REVISION`` links into ``blobs`` beside it, and nowhere else."""
     blobs, snapshot = tmp_path / "models--a--b" / "blobs", tmp_path / "models--a--b" / "snapshots" / "0123"

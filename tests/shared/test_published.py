@@ -219,7 +219,7 @@ MUTATIONS = [
     ("early_stop_method", "confidence", "early_stop_method is 'confidence'"),
     ("parallel_drafting", True, "parallel_drafting is True"),
     ("logit_scale", 0.25, "logit_scale is 0.25"),
-    ("quantization_config", {"bits": 4}, r"quantization_config is \{'bits': 4\}"),
+    ("quantization_config", {"bits": 4}, r"quantization_config is \{'bits': 4\}, none is implemented"),
     ("rope_thetta", 5e6, "rope_thetta is 5000000.0"),
 ]
 
@@ -378,6 +378,8 @@ def write(what, good, out):
         torch.save(good | {"fc.weight": scaled}, out)
     elif what == "sparse":
         torch.save(good | {"fc.weight": good["fc.weight"].float().to_sparse()}, out)
+    elif what == "nameless":
+        torch.save(good | {"": good["norm.weight"]}, out)
     elif what == "tied":
         whole = torch.zeros(200, 64, dtype=torch.float16)
         torch.save(good | {"embed_tokens.weight": whole, "lm_head.weight": whole[:120]}, out)
@@ -423,7 +425,7 @@ HOSTILE = {
 def bins(tmp_path_factory):
     """Folder of a published draft for every kind of ``.bin``."""
     folder = tmp_path_factory.mktemp("bins")
-    for what in ("good", "tied", *HOSTILE):
+    for what in ("good", "tied", "nameless", *HOSTILE):
         write_published(folder / what, "safeailab")
     subprocess.run([sys.executable, "-c", WRITE_BINS, folder], check=True, capture_output=True)
     for path in folder.rglob("model.safetensors"):
@@ -447,6 +449,13 @@ def test_tensors_that_share_their_memory_are_read(bins, tmp_path):
     assert ours["embed_tokens.weight"].shape == (200, 64)
     assert ours["lm_head.weight"].shape == (120, 64)
     assert not ours["lm_head.weight"].any()
+
+
+def test_errors_about_the_tensors_of_a_bin_name_it_and_no_scratch_folder(bins, tmp_path):
+    with pytest.raises(DraftError, match=r"nameless/pytorch_model\.bin: a tensor is named ''"):
+        import_draft(
+            ImportConfig(draft=bins / "nameless", target=write_target(tmp_path / "of"), out=tmp_path / "draft")
+        )
 
 
 READ_BINS = """

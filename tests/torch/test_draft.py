@@ -6,6 +6,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from specexit.drafts.directory import FLOATS, DraftError, plain_copy, read_draft, write_draft
+from specexit.errors import InputError
+from torch_specexit import SpecExitDraft
 from torch_specexit import draft as module
 from torch_specexit.draft import Draft
 
@@ -154,3 +156,19 @@ def test_weights_in_bfloat16_are_loaded_bit_for_bit(tmp_path, write_random_draft
     for name in half.keys() - {"t2d", "d2t"}:
         assert state[name].dtype == torch.bfloat16
         np.testing.assert_array_equal(state[name].float().numpy(), half[name].astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ([], "prompt is empty"),
+        ([3, 640], "prompt holds 640, expected token ids below 640"),
+        ([3, -1], "prompt holds -1"),
+    ],
+)
+def test_a_prompt_that_is_no_token_ids_is_refused(prompt, message, tmp_path, write_random_draft):
+    shape = {"hidden_size": 192, "target_hidden_size": 192, "vocab_size": 640, "draft_vocab_size": 128}
+    shape |= {"eagle_aux_hidden_state_layer_ids": (1, 2, 4), "target_num_hidden_layers": 4}
+    folder = write_random_draft(tmp_path / "draft", None, **shape)
+    with pytest.raises(InputError, match=message):
+        SpecExitDraft.from_pretrained(folder, target="tiny-reasoner").generate(prompt)

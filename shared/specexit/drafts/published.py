@@ -127,7 +127,10 @@ def safetensors_of(folder: Path) -> Iterator[Path]:
         if done.returncode:
             last = (done.stderr.strip().splitlines() or [f"{path}: no message, exit code {done.returncode}"])[-1]
             raise DraftError(last)
-        yield Path(scratch)
+        try:
+            yield Path(scratch)
+        except (DraftError, TensorError) as error:  # of tensors that lie in the .bin for whoever reads it
+            raise DraftError(str(error).replace(str(Path(scratch) / WEIGHTS), str(path))) from error
 
 
 class Published:

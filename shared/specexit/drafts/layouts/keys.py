@@ -44,14 +44,15 @@ class Keys:
         return value
 
     def only(self, key: str, *values: Any) -> None:
-        """Read a key that may have these values or be missing, because no other is implemented.
+        """Read a key that may have these values or be missing, because no other, or none at all, is implemented.
 
         Raises:
           DraftError: it has another one.
         """
         value = self.rest.pop(key, None)
         if value is not None and not any(value == allowed and type(value) is type(allowed) for allowed in values):
-            raise self.error(key, value, f"only {' and '.join(map(repr, values))} is implemented")
+            expected = f"only {' and '.join(map(repr, values))}" if values else "none"
+            raise self.error(key, value, f"{expected} is implemented")
 
     def ignore(self, *keys: str) -> None:
         """Keys that say nothing about what a draft computes."""
