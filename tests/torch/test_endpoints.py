@@ -2,13 +2,16 @@
 
 import asyncio
 import json
+from collections import Counter
+from collections.abc import Callable, Iterable
 
 import httpx
 import pytest
 
 from specexit.schemas.collect import CollectConfig
 from tests.torch.pretend import TARGET, TOKENIZER
-from torch_specexit.collecting.endpoints import PROBE, Endpoint
+from torch_specexit.collecting.endpoint import PROBE, Endpoint
+from torch_specexit.collecting.endpoints import EndpointEngine
 from torch_specexit.collecting.tracer import Response
 from torch_specexit.collecting.work import CollectError, Decoding
 
@@ -75,3 +78,163 @@ def test_a_completion_that_a_dying_server_cuts_off_is_asked_for_again(reason):
     """It counts as a failure of the server, and never as a trace that came to its length."""
     with pytest.raises(httpx.HTTPError, match=f"finish_reason {reason!r}"):
         ask(finish_reason=reason)
+
+
+Fault = Callable[[str | list[int], int], httpx.Response | None]
+
+
+def dies_after_the_check(prompt: str | list[int], attempt: int) -> httpx.Response | None:
+    return httpx.Response(503) if isinstance(prompt, list) or attempt > 1 else None
+
+
+class Server:
+    """One that answers every request with `CHOICE`, unless ``fault`` has an answer of its own for it.
+
+    Args:
+      fault: given the prompt, which is text where the server is only tried out, and the number of that attempt.
+      ready: it answers no request for a trace before.
+    """
+
+    def __init__(self, fault: Fault = lambda *_: None, ready: Callable[[], bool] = lambda: True):
+        self.fault, self.ready = fault, ready
+        self.completions, self.going, self.largest = 0, 0, 0
+        self.asked: Counter[str] = Counter()
+
+    async def answer(self, request: httpx.Request) -> httpx.Response:
+        if request.method == "GET":
+            return self.fault("models", self.count("models")) or httpx.Response(200, json=MODELS)
+        prompt = json.loads(request.content)["prompt"]
+        if isinstance(prompt, str):
+            return self.fault(prompt, self.count("probe")) or httpx.Response(200, json=PROBED)
+        self.completions += 1
+        self.going += 1
+        self.largest = max(self.largest, self.going)
+        while not self.ready():
+            await asyncio.sleep(0)
+        await asyncio.sleep(0.001)  # the others are sent meanwhile
+        self.going -= 1
+        answer = {"model": "tiny-reasoner", "choices": [CHOICE]}
+        return self.fault(prompt, self.count(str(prompt))) or httpx.Response(200, json=answer)
+
+    def count(self, what: str) -> int:
+        self.asked[what] += 1
+        return self.asked[what]
+
+
+def ask_all(prompts: Iterable[list[int]], *servers: Server, **config) -> list[Response]:
+    """Check servers, then ask them for a completion of every prompt, all at once."""
+    asked = {"target": "t", "out": "o", "split": "test", "endpoints": [f"http://s{i}" for i in range(len(servers))]}
+    engine = EndpointEngine(CollectConfig.model_validate(asked | config))
+
+    async def run() -> list[Response]:
+        for endpoint, server in zip(engine.all, servers, strict=True):
+            endpoint.client = httpx.AsyncClient(transport=httpx.MockTransport(server.answer))
+        try:
+            await engine.check(TARGET, Tokenizer())
+            return await asyncio.gather(*(engine.generate(prompt, Decoding(5)) for prompt in prompts))
+        finally:
+            await engine.close()
+
+    return asyncio.run(run())
+
+
+PROMPTS = [[i] for i in range(64)]
+
+
+@pytest.fixture(autouse=True)
+def _short_pauses(monkeypatch):
+    monkeypatch.setattr("torch_specexit.collecting.endpoints.FIRST_PAUSE", 0.001)
+
+
+def test_an_outage_counts_its_pauses_and_not_the_requests_that_it_meets():
+    """64 requests fail, then two probes: three failures in a row, of the six that are allowed."""
+
+    def out(prompt, attempt):
+        down = 1 < attempt < 4 if isinstance(prompt, str) else attempt == 1
+        return httpx.Response(503) if down and prompt != "models" else None
+
+    server = Server(out)
+    assert len(ask_all(PROMPTS, server)) == 64
+    assert (server.completions, server.asked["probe"]) == (128, 4)
+
+
+def test_an_endpoint_is_given_up_after_as_many_pauses_as_allowed_and_the_others_do_its_work(capsys):
+    dead = Server(dies_after_the_check)
+    working = Server(ready=lambda: dead.asked["probe"] >= 6)
+    assert len(ask_all(PROMPTS, dead, working, requests=16)) == 64
+    said = capsys.readouterr().err
+    assert said.count("http://s0: given up (") == said.count("\n") == 1
+    assert dead.asked["probe"] == 6  # at the start, and after each of five pauses
+
+
+def test_no_more_requests_at_once_than_allowed_when_endpoints_die():
+    dying, staying = [Server(dies_after_the_check) for _ in range(3)], Server()
+    assert len(ask_all(PROMPTS, *dying, staying, requests=4, retries=1)) == 64
+    assert staying.largest == 4
+
+
+@pytest.mark.parametrize("servers", [1, 2])
+def test_a_request_that_fails_wherever_it_is_made_ends_the_run_and_nothing_else(servers):
+    """No endpoint is given up for it."""
+    running = [Server(lambda prompt, _: httpx.Response(500) if prompt == [7] else None) for _ in range(servers)]
+    with pytest.raises(CollectError, match=r"500.*the same request has failed \d+ times, though the endpoint answered"):
+        ask_all(PROMPTS, *running)
+    assert sum(server.asked[str([8])] for server in running) == 1
+
+
+def answering(**choice) -> httpx.Response:
+    return httpx.Response(200, json={"model": "tiny-reasoner", "choices": [CHOICE | choice]})
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (httpx.Response(200, text="<html>[/b] back soon</html>"), "the answer is not JSON: '<html>[/b] back soon"),
+        (httpx.Response(200, text=""), "the answer is not JSON: ''"),
+        (httpx.Response(200, text='{"model": "tiny-reas'), "the answer is not JSON"),
+        (httpx.Response(200, json={"error": "x"}), "the answer is no vLLM server's: model"),
+        (httpx.Response(200, json={"model": "tiny-reasoner", "choices": []}), "carry no token_ids"),
+        (httpx.Response(404, text="page\nnot found"), "404: page not found"),
+        (httpx.Response(403, text="forbidden"), "403: forbidden"),
+        (httpx.Response(302), "302 Found"),
+        (httpx.Response(500, text="two\nlines"), "500 Internal Server Error of http://s0/v1/completions: two lines"),
+        (answering(token_ids=[], logprobs={"token_logprobs": []}), "a completion has no tokens"),
+        (answering(token_ids=[1, 999_999]), "wrote token 999999, expected one of the target's"),
+        (answering(token_ids=[1, -1]), "wrote token -1"),
+        (answering(logprobs=None), "0 log-probabilities of 2 tokens"),
+    ],
+)
+def test_what_a_server_answers_after_the_check_is_its_own_failure_and_the_others_go_on(answer, reason, capsys):
+    def fault(prompt, _):
+        return httpx.Response(answer.status_code, content=answer.content) if isinstance(prompt, list) else None
+
+    failing = Server(fault)
+    working = Server(ready=lambda: failing.completions >= 2)
+    assert ask_all(PROMPTS, failing, working, retries=2, requests=2) == [Response([1, 2], [-0.1, -0.2], "stop")] * 64
+    said = capsys.readouterr().err
+    assert said.count("\n") == said.count("http://s0: given up (") == 1
+    assert reason in said
+    with pytest.raises(CollectError, match="no endpoint is left, what was finished is kept"):
+        ask_all(PROMPTS, Server(fault), retries=1)
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (httpx.Response(400, text="too long"), "http://s0/v1/completions: 400: too long"),
+        (httpx.Response(422, text="what"), "http://s0/v1/completions: 422: what"),
+        (httpx.Response(200, json={"model": "llama", "choices": [CHOICE]}), "answered as model 'llama', expected"),
+    ],
+)
+def test_what_no_other_try_would_change_ends_the_run(answer, message):
+    failing = Server(lambda prompt, _: answer if isinstance(prompt, list) else None)
+    with pytest.raises(CollectError, match=message):
+        ask_all([[1]], failing, Server())
+    assert failing.completions == 1
+
+
+def test_a_password_is_not_shown():
+    asked = {"endpoints": ["http://me:secret@s0/v1"], "retries": 1}
+    with pytest.raises(CollectError, match=r"^http://s0: HTTPStatusError: 503 .*; no endpoint is left") as error:
+        ask_all([[1]], Server(lambda *_: httpx.Response(503)), **asked)
+    assert "secret" not in str(error.value)

@@ -1,176 +1,35 @@
-"""Servers that speak OpenAI's protocol, as ``vllm serve`` does: any number of them, each of which may die.
-
-Prompts go out and completions come back as token ids, so that what is recorded is what the model read and wrote.
-"""
+"""Any number of servers that speak OpenAI's protocol, each of which may die."""
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, TypeVar
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from typing import Any
 
 import httpx
-from pydantic import BaseModel, ValidationError
 from rich.console import Console
 
 from specexit.data.rows import Trace
-from specexit.errors import first_problem
 from specexit.schemas.collect import CollectConfig
 from specexit.schemas.target import TargetConfig
+from torch_specexit.collecting.endpoint import BadAnswer, Endpoint
 from torch_specexit.collecting.tracer import Response, Tracer
 from torch_specexit.collecting.work import Ask, CollectError, Decoding
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
 """Seconds between failures of an endpoint; doubled from the one to the other, and drawn between half and all of it."""
 
-PROBE = "What is 3 + 4?\n\nWait, let me check.\n\n\\boxed{7} — naïve 多\t  "
-"""Text whose token ids tell tokenizers apart."""
-
-
-class _Card(BaseModel):
-    id: str
-    root: str | None = None
-
-
-class _Models(BaseModel):
-    """What ``/v1/models`` answers, as far as it is read."""
-
-    data: list[_Card]
-
-
-class _Logprobs(BaseModel):
-    token_logprobs: list[float | None] | None = None
-
-
-class _Choice(BaseModel):
-    token_ids: list[int] | None = None
-    prompt_token_ids: list[int] | None = None
-    finish_reason: str | None = None
-    logprobs: _Logprobs | None = None
-
-
-class _Completion(BaseModel):
-    """What ``/v1/completions`` answers, as far as it is read."""
-
-    model: str
-    choices: list[_Choice]
-
-
-Answer = TypeVar("Answer", bound=BaseModel)
-
-
-class Endpoint:
-    """One server.
-
-    Args:
-      url: its address, with or without ``/v1``.
-      config: key, time-outs and how many requests it takes at once.
-    """
-
-    def __init__(self, url: str, config: CollectConfig):
-        if not url.startswith(("http://", "https://")):
-            raise CollectError(f"endpoint {url!r}: expected http://... or https://...")
-        self.url = url.rstrip("/").removesuffix("/v1")
-        headers = {"Authorization": f"Bearer {config.api_key}"} if config.api_key else {}
-        timeout = httpx.Timeout(config.timeout, connect=min(20.0, config.timeout))
-        limits = httpx.Limits(max_connections=config.requests + 2)
-        self.client = httpx.AsyncClient(headers=headers, timeout=timeout, limits=limits)
-        self.going = 0
-        self.failures = 0
-        self.model = ""
-
-    async def call(self, path: str, kind: type[Answer], body: dict[str, Any] | None = None) -> Answer:
-        """What it answers.
-
-        Raises:
-          CollectError: the server refuses the request, or answers as no vLLM server does, which no other try would
-            change.
-          httpx.HTTPError: it cannot be reached, is too busy or has failed.
-        """
-        url = f"{self.url}/v1/{path}"
-        answer = await self.client.request("GET" if body is None else "POST", url, json=body)
-        if answer.status_code in (400, 401, 403, 404, 422):
-            raise CollectError(f"{url}: {answer.status_code}: {answer.text[:300]}")
-        answer.raise_for_status()
-        try:
-            return kind.model_validate(answer.json())
-        except ValidationError as error:
-            raise CollectError(f"{url}: the answer is no vLLM server's: {first_problem(error)}") from error
-        except ValueError as error:
-            raise CollectError(f"{url}: the answer is not JSON: {answer.text[:100]!r}") from error
-
-    async def check(self, config: CollectConfig, target: TargetConfig, tokenizer: Any) -> None:
-        """Find the target among the server's models, and compare tokenizers.
-
-        Raises:
-          CollectError: it serves another model, or reads text as other tokens.
-          httpx.HTTPError: see `call`.
-        """
-        models = (await self.call("models", _Models)).data
-        wanted = {config.model} if config.model else {target.name, target.path, target.folder.name}
-        for card in models:
-            if {card.id, Path(card.id).name, Path(card.root or "").name} & wanted:
-                self.model = card.id
-                break
-        else:
-            served = ", ".join(card.id for card in models) or "no model"
-            raise CollectError(
-                f"{self.url}: serves {served}, expected {' or '.join(sorted(wanted))}; if that is the target under "
-                "another name, say model=NAME"
-            )
-        body = {"model": self.model, "prompt": PROBE, "max_tokens": 1, "return_token_ids": True}
-        theirs, _ = await self._choice(body | {"add_special_tokens": False})
-        ours = tokenizer.encode(PROBE, add_special_tokens=False)
-        if theirs.prompt_token_ids != ours:
-            read = str(theirs.prompt_token_ids)
-            raise CollectError(
-                f"{self.url}: its tokenizer reads {PROBE[:14]!r}... as {read[:60]}, expected {str(ours)[:60]} "
-                f"of {target.folder}"
-            )
-
-    async def complete(self, ids: list[int], how: Decoding) -> Response:
-        """A continuation; errors as in `call`."""
-        body: dict[str, Any] = {
-            "model": self.model,
-            "prompt": ids,
-            "max_tokens": how.max_tokens,
-            "temperature": how.temperature,
-            "top_p": how.top_p,
-            "top_k": how.top_k,
-            "stop": list(how.stop),
-            "include_stop_str_in_output": True,
-            "logprobs": 0,
-            "return_token_ids": True,
-        }
-        choice, written = await self._choice(body if how.seed is None else body | {"seed": how.seed})
-        found = choice.logprobs.token_logprobs if choice.logprobs else None
-        logprobs = [value for value in found or () if value is not None]
-        if len(logprobs) != len(written):
-            raise CollectError(
-                f"{self.url}: {len(logprobs)} log-probabilities of {len(written)} tokens, expected one of each, "
-                "without which no confidence is known"
-            )
-        if choice.finish_reason not in ("stop", "length"):  # cut off by a server that ends: nothing to keep
-            raise httpx.RemoteProtocolError(f"a completion ended with finish_reason {choice.finish_reason!r}")
-        return Response(written, logprobs, choice.finish_reason)
-
-    async def _choice(self, body: dict[str, Any]) -> tuple[_Choice, list[int]]:
-        """The completion, and its tokens."""
-        found = await self.call("completions", _Completion, body)
-        if found.model != self.model:
-            raise CollectError(f"{self.url}: answered as model {found.model!r}, expected {self.model!r}")
-        choice = next(iter(found.choices), _Choice())
-        if choice.token_ids is None:
-            raise CollectError(
-                f"{self.url}: its completions carry no token_ids, expected a vLLM server of 0.10.2 or newer"
-            )
-        return choice, choice.token_ids
+FAILURES = (httpx.HTTPError, BadAnswer)
+"""What a server may do once it has passed the check, and another would not."""
 
 
 class EndpointEngine:
     """All endpoints as one engine: a request goes to the one with the fewest, and to another where one fails.
+
+    An endpoint that fails is left alone for a while, then asked for a single token: requests go there again when it
+    answers. A request that fails again where such a probe is answered is at fault itself.
 
     Args:
       config: their addresses and limits.
@@ -178,9 +37,12 @@ class EndpointEngine:
 
     def __init__(self, config: CollectConfig):
         self.config = config
-        self.alive = [Endpoint(url, config) for url in config.endpoints]
-        self.all = list(self.alive)
+        self.all = [Endpoint(url, config) for url in config.endpoints]
+        self.alive = list(self.all)
         self.console = Console(stderr=True)
+        self._changed = asyncio.Event()
+        self._returning: set[asyncio.Task[None]] = set()
+        self._last_words = ""
 
     async def check(self, target: TargetConfig, tokenizer: Any) -> None:
         """Check every endpoint; one that cannot be reached is left out.
@@ -193,46 +55,134 @@ class EndpointEngine:
                 await endpoint.check(self.config, target, tokenizer)
             except httpx.HTTPError as error:
                 self._give_up(endpoint, error)
+        self._expect_one()
 
     async def generate(self, ids: list[int], how: Decoding) -> Response:
         """The continuation of a prompt.
 
         Raises:
-          CollectError: no endpoint is left, or one refuses.
+          CollectError: no endpoint is left, one refuses, or this request fails again and again where others do not.
         """
-        while self.alive:
-            endpoint = min(self.alive, key=lambda one: one.going)
-            endpoint.going += 1
-            before = endpoint.failures
+        failed: Counter[Endpoint] = Counter()
+        again = 0
+        while True:
+            endpoint = await self._turn(failed)
+            rests = endpoint.rests
             try:
-                response = await endpoint.complete(ids, how)
-            except httpx.HTTPError as error:
-                # Requests that were under way together fail together: that is one failure, however many they are.
-                endpoint.failures = max(endpoint.failures, before + 1)
-                if endpoint in self.alive and endpoint.failures >= self.config.retries:
-                    self._give_up(endpoint, error)
-                pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(endpoint.failures, 10))
-                await asyncio.sleep(pause * random.uniform(0.5, 1))
+                return await self._ask(endpoint, ids, how)
+            except FAILURES as error:
+                first = endpoint not in failed
+                failed[endpoint] += 1
+                if endpoint.rests != rests:
+                    continue  # it failed together with others that were under way, which is one failure
+                if first or _is_unavailable(error):
+                    self._rest(endpoint, error)
+                    continue
+                again += 1
+                if again >= self.config.retries:
+                    raise CollectError(
+                        f"{endpoint.name}: {_reason(endpoint, error)}; the same request has failed {failed.total()} "
+                        "times, though the endpoint answered in between; what was finished is kept"
+                    ) from error
+                await asyncio.sleep(_pause(again))
+
+    async def _turn(self, failed: Counter[Endpoint]) -> Endpoint:
+        """The endpoint that takes a request next, as soon as one has room."""
+        while True:
+            self._expect_one()
+            ready = [one for one in self.alive if not one.resting and one.going < self.config.requests]
+            if ready:
+                endpoint = min(ready, key=lambda one: (failed[one], one.going))
+                endpoint.going += 1
+                return endpoint
+            await self._changed.wait()
+
+    async def _ask(self, endpoint: Endpoint, ids: list[int], how: Decoding) -> Response:
+        """Have a turn, and leave room for the next."""
+        try:
+            response = await endpoint.complete(ids, how)
+        finally:
+            endpoint.going -= 1
+            self._wake()
+        endpoint.failures = 0
+        return response
+
+    def _wake(self) -> None:
+        """Let all who wait for room look again."""
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def _rest(self, endpoint: Endpoint, error: Exception) -> None:
+        """Send it no requests until it answers a probe."""
+        endpoint.resting = True
+        endpoint.rests += 1
+        task = asyncio.create_task(self._return(endpoint, error))
+        self._returning.add(task)
+        task.add_done_callback(self._returning.discard)
+
+    async def _return(self, endpoint: Endpoint, error: Exception) -> None:
+        try:
+            await self._ask_again(endpoint, endpoint.probe, error)
+        except CollectError as refused:
+            self._give_up(endpoint, refused)
+        finally:
+            endpoint.resting = False
+            self._wake()
+
+    async def _ask_again(
+        self, endpoint: Endpoint, ask: Callable[[], Coroutine[Any, Any, object]], error: Exception
+    ) -> None:
+        """Ask after pauses that grow, until there is an answer or the endpoint is given up."""
+        while True:
+            endpoint.failures += 1
+            if endpoint.failures >= self.config.retries:
+                return self._give_up(endpoint, error)
+            await asyncio.sleep(_pause(endpoint.failures))
+            try:
+                await ask()
+            except FAILURES as another:
+                error = another
             else:
-                endpoint.failures = 0
-                return response
-            finally:
-                endpoint.going -= 1
-        raise CollectError("no endpoint is left, what was finished is kept")
+                return
 
     def _give_up(self, endpoint: Endpoint, error: Exception) -> None:
         self.alive.remove(endpoint)
-        reason = f"{type(error).__name__}: {error}".rstrip(": ")
+        reason = _reason(endpoint, error)
+        self._last_words = f"{endpoint.name}: {reason}"
+        if self.alive:
+            self.console.print(
+                f"{endpoint.name}: given up ({reason}); its requests go to the other {len(self.alive)}",
+                soft_wrap=True,
+                markup=False,
+            )
+
+    def _expect_one(self) -> None:
         if not self.alive:
-            raise CollectError(f"{endpoint.url}: {reason}; no endpoint is left, what was finished is kept")
-        self.console.print(
-            f"{endpoint.url}: given up ({reason}); its requests go to the other {len(self.alive)}", soft_wrap=True
-        )
+            raise CollectError(f"{self._last_words}; no endpoint is left, what was finished is kept")
 
     async def close(self) -> None:
         """Close the connections."""
+        for task in self._returning:
+            task.cancel()
         for endpoint in self.all:
             await endpoint.client.aclose()
+
+
+def _pause(failures: int) -> float:
+    return min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(failures, 10)) * random.uniform(0.5, 1)
+
+
+def _reason(endpoint: Endpoint, error: Exception) -> str:
+    if isinstance(error, CollectError):
+        return str(error).removeprefix(f"{endpoint.name}: ")
+    return f"{type(error).__name__}: {error}".rstrip(": ")
+
+
+def _is_unavailable(error: Exception) -> bool:
+    """Whether a failure is the server's, whatever it was asked."""
+    if isinstance(error, httpx.HTTPStatusError):
+        return error.response.status_code in (429, 502, 503, 504)
+    return isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout))
 
 
 def run_endpoints(
@@ -245,7 +195,7 @@ def run_endpoints(
     """Collect from servers, as many traces at a time as they take requests.
 
     Raises:
-      CollectError: no endpoint is left, or one of them is not the target's.
+      CollectError: no endpoint is left, one of them is not the target's, or one prompt fails again and again.
     """
     asyncio.run(_run(config, target, todo, record, report))
 
@@ -263,19 +213,26 @@ async def _run(
 
     async def keep_asking() -> None:
         for number, ask in queue:
-            record(number, await tracer.trace(ask))
+            try:
+                trace = await tracer.trace(ask)
+            except CollectError as error:
+                raise CollectError(f"{error} (the request was for prompt {ask.prompt.id!r})") from error
+            record(number, trace)
             report({"judged": 1})
 
     try:
         await engine.check(target, tracer.tokenizer)
-        askers = [
-            asyncio.create_task(keep_asking()) for _ in range(min(len(todo), config.requests * len(engine.alive)))
-        ]
-        try:
-            await asyncio.gather(*askers)
-        finally:
-            for asker in askers:
-                asker.cancel()
-            await asyncio.gather(*askers, return_exceptions=True)
+        await _together(keep_asking() for _ in range(min(len(todo), config.requests * len(engine.alive))))
     finally:
         await engine.close()
+
+
+async def _together(work: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Do everything at once; the first failure ends all of it."""
+    tasks = [asyncio.create_task(one) for one in work]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

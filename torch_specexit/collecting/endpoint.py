@@ -1,0 +1,194 @@
+"""One server that speaks OpenAI's protocol, as ``vllm serve`` does.
+
+Prompts go out and completions come back as token ids, so that what is recorded is what the model read and wrote.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+from pydantic import BaseModel, ValidationError
+
+from specexit.errors import first_problem, shown
+from specexit.schemas.collect import CollectConfig
+from specexit.schemas.target import TargetConfig
+from torch_specexit.collecting.tracer import Response
+from torch_specexit.collecting.work import CollectError, Decoding
+
+PROBE = "What is 3 + 4?\n\nWait, let me check.\n\n\\boxed{7} — naïve 多\t  "
+"""Text whose token ids tell tokenizers apart."""
+
+
+class _Card(BaseModel):
+    id: str
+    root: str | None = None
+
+
+class _Models(BaseModel):
+    """What ``/v1/models`` answers, as far as it is read."""
+
+    data: list[_Card]
+
+
+class _Logprobs(BaseModel):
+    token_logprobs: list[float | None] | None = None
+
+
+class _Choice(BaseModel):
+    token_ids: list[int] | None = None
+    prompt_token_ids: list[int] | None = None
+    finish_reason: str | None = None
+    logprobs: _Logprobs | None = None
+
+
+class _Completion(BaseModel):
+    """What ``/v1/completions`` answers, as far as it is read."""
+
+    model: str
+    choices: list[_Choice]
+
+
+Answer = TypeVar("Answer", bound=BaseModel)
+
+
+class BadAnswer(CollectError):
+    """What no vLLM server answers: at the start it is a wrong address or version, later on a server that fails."""
+
+
+class Endpoint:
+    """One server.
+
+    Args:
+      url: its address, with or without ``/v1``.
+      config: key, time-outs and how many requests it takes at once.
+    """
+
+    def __init__(self, url: str, config: CollectConfig):
+        if not url.startswith(("http://", "https://")):
+            raise CollectError(f"endpoint {url!r}: expected http://... or https://...")
+        self.url = url.rstrip("/").removesuffix("/v1")
+        self.name = re.sub("//[^/]*@", "//", self.url)
+        """The address as it is shown, without a password."""
+        headers = {"Authorization": f"Bearer {config.api_key}"} if config.api_key else {}
+        timeout = httpx.Timeout(config.timeout, connect=min(20.0, config.timeout))
+        limits = httpx.Limits(max_connections=config.requests + 2)
+        self.client = httpx.AsyncClient(headers=headers, timeout=timeout, limits=limits)
+        self.model = ""
+        self.vocabulary = 0
+        self.going = 0
+        self.failures = 0
+        """In a row."""
+        self.rests = 0
+        """How often it was left alone for a while after a failure."""
+        self.resting = False
+
+    async def call(self, path: str, kind: type[Answer], body: dict[str, Any] | None = None) -> Answer:
+        """What it answers.
+
+        Raises:
+          CollectError: the server refuses the request, which no other try would change.
+          BadAnswer: it answers as no vLLM server does.
+          httpx.HTTPError: it cannot be reached, is too busy or has failed.
+        """
+        where = f"{self.name}/v1/{path}"
+        answer = await self.client.request("GET" if body is None else "POST", f"{self.url}/v1/{path}", json=body)
+        if not answer.is_success:
+            raise _failure(where, answer)
+        try:
+            return kind.model_validate(answer.json())
+        except ValidationError as error:
+            raise BadAnswer(f"{where}: the answer is no vLLM server's: {first_problem(error)}") from error
+        except ValueError as error:
+            raise BadAnswer(f"{where}: the answer is not JSON: {shown(answer.text, 100)}") from error
+
+    async def check(self, config: CollectConfig, target: TargetConfig, tokenizer: Any) -> None:
+        """Find the target among the server's models, and compare tokenizers.
+
+        Raises:
+          CollectError: it serves another model, or reads text as other tokens, or see `call`.
+          httpx.HTTPError: see `call`.
+        """
+        self.vocabulary = target.hf_config().get("vocab_size") or len(tokenizer)
+        models = (await self.call("models", _Models)).data
+        wanted = {config.model} if config.model else {target.name, target.path, target.folder.name}
+        for card in models:
+            if {card.id, Path(card.id).name, Path(card.root or "").name} & wanted:
+                self.model = card.id
+                break
+        else:
+            served = ", ".join(card.id for card in models) or "no model"
+            raise CollectError(
+                f"{self.name}: serves {served}, expected {' or '.join(sorted(wanted))}; if that is the target under "
+                "another name, say model=NAME"
+            )
+        theirs = await self.probe()
+        ours = tokenizer.encode(PROBE, add_special_tokens=False)
+        if theirs != ours:
+            read = str(theirs)
+            raise CollectError(
+                f"{self.name}: its tokenizer reads {PROBE[:14]!r}... as {read[:60]}, expected {str(ours)[:60]} "
+                f"of {target.folder}"
+            )
+
+    async def probe(self) -> list[int] | None:
+        """What it reads `PROBE` as, if it works; errors as in `call`."""
+        body = {"model": self.model, "prompt": PROBE, "max_tokens": 1, "return_token_ids": True}
+        choice, _ = await self._choice(body | {"add_special_tokens": False})
+        return choice.prompt_token_ids
+
+    async def complete(self, ids: list[int], how: Decoding) -> Response:
+        """A continuation; errors as in `call`."""
+        body: dict[str, Any] = {
+            "model": self.model,
+            "prompt": ids,
+            "max_tokens": how.max_tokens,
+            "temperature": how.temperature,
+            "top_p": how.top_p,
+            "top_k": how.top_k,
+            "stop": list(how.stop),
+            "include_stop_str_in_output": True,
+            "logprobs": 0,
+            "return_token_ids": True,
+        }
+        choice, written = await self._choice(body if how.seed is None else body | {"seed": how.seed})
+        wrong = next((token for token in written if not 0 <= token < self.vocabulary), None)
+        if wrong is not None:
+            raise BadAnswer(f"{self.name}: wrote token {wrong}, expected one of the target's {self.vocabulary}")
+        found = choice.logprobs.token_logprobs if choice.logprobs else None
+        logprobs = [value for value in found or () if value is not None]
+        if len(logprobs) != len(written):
+            raise BadAnswer(
+                f"{self.name}: {len(logprobs)} log-probabilities of {len(written)} tokens, expected one of each, "
+                "without which no confidence is known"
+            )
+        if choice.finish_reason not in ("stop", "length"):  # cut off by a server that ends: nothing to keep
+            raise httpx.RemoteProtocolError(f"a completion ended with finish_reason {choice.finish_reason!r}")
+        if not written:  # even an empty text has the token that ends it
+            raise BadAnswer(f"{self.name}: a completion has no tokens, expected at least one")
+        return Response(written, logprobs, choice.finish_reason)
+
+    async def _choice(self, body: dict[str, Any]) -> tuple[_Choice, list[int]]:
+        """The completion, and its tokens."""
+        found = await self.call("completions", _Completion, body)
+        if found.model != self.model:
+            raise CollectError(f"{self.name}: answered as model {found.model!r}, expected {self.model!r}")
+        choice = next(iter(found.choices), _Choice())
+        if choice.token_ids is None:
+            raise BadAnswer(
+                f"{self.name}: its completions carry no token_ids, expected a vLLM server of 0.10.2 or newer"
+            )
+        return choice, choice.token_ids
+
+
+def _failure(where: str, answer: httpx.Response) -> Exception:
+    """What a status other than success means, in one line."""
+    text = " ".join(answer.text.split())[:300]
+    if answer.status_code in (400, 422):
+        return CollectError(f"{where}: {answer.status_code}: {text}")
+    if answer.status_code in (401, 403, 404):
+        return BadAnswer(f"{where}: {answer.status_code}: {text}")
+    said = f"{answer.status_code} {answer.reason_phrase} of {where}: {text}".rstrip(": ")
+    return httpx.HTTPStatusError(said, request=answer.request, response=answer)
