@@ -101,6 +101,8 @@ class Server:
         self.asked: Counter[str] = Counter()
 
     async def answer(self, request: httpx.Request) -> httpx.Response:
+        brief = request.method == "GET" or isinstance(json.loads(request.content)["prompt"], str)
+        assert request.extensions["timeout"]["read"] == (60 if brief else 3600)
         if request.method == "GET":
             return self.fault("models", self.count("models")) or httpx.Response(200, json=MODELS)
         prompt = json.loads(request.content)["prompt"]
@@ -238,3 +240,30 @@ def test_a_password_is_not_shown():
     with pytest.raises(CollectError, match=r"^http://s0: HTTPStatusError: 503 .*; no endpoint is left") as error:
         ask_all([[1]], Server(lambda *_: httpx.Response(503)), **asked)
     assert "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize("what", ["models", PROBE])
+def test_a_server_that_is_not_ready_yet_is_tried_again_before_anything_is_asked(what, capsys):
+    def starting(prompt, attempt):
+        return httpx.Response(503) if prompt == what and attempt < 4 else None
+
+    server, dead = Server(starting), Server(lambda *_: httpx.Response(503))
+    assert len(ask_all(PROMPTS, server, dead)) == 64
+    assert server.completions == 64
+    assert dead.asked["models"] == 6
+    assert capsys.readouterr().err.count("given up") == 1
+
+
+@pytest.mark.parametrize(("asked", "waited"), [("7", 7), ("86400", 120), ("0", None), ("soon", None), ("-1", None)])
+def test_a_server_is_left_alone_for_as_long_as_it_asks_for_within_bounds(asked, waited, monkeypatch):
+    pauses = []
+    sleep = asyncio.sleep
+
+    async def note(seconds):
+        pauses.append(seconds)
+        await sleep(0)
+
+    monkeypatch.setattr(asyncio, "sleep", note)
+    busy = httpx.Response(429, headers={"Retry-After": asked})
+    ask_all([[1]], Server(lambda prompt, attempt: busy if isinstance(prompt, list) and attempt == 1 else None))
+    assert [pause for pause in pauses if pause > 0.1] == ([waited] if waited else [])

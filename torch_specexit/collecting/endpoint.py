@@ -21,6 +21,9 @@ from torch_specexit.collecting.work import CollectError, Decoding
 PROBE = "What is 3 + 4?\n\nWait, let me check.\n\n\\boxed{7} — naïve 多\t  "
 """Text whose token ids tell tokenizers apart."""
 
+LONGEST_TRY = 60.0
+"""Seconds that a request may take which only tries whether the server works, its place in a busy queue included."""
+
 
 class _Card(BaseModel):
     id: str
@@ -73,9 +76,10 @@ class Endpoint:
         self.name = re.sub("//[^/]*@", "//", self.url)
         """The address as it is shown, without a password."""
         headers = {"Authorization": f"Bearer {config.api_key}"} if config.api_key else {}
-        timeout = httpx.Timeout(config.timeout, connect=min(20.0, config.timeout))
+        self.timeout = httpx.Timeout(config.timeout, connect=min(20.0, config.timeout))
+        self.try_timeout = httpx.Timeout(min(LONGEST_TRY, config.timeout), connect=min(20.0, config.timeout))
         limits = httpx.Limits(max_connections=config.requests + 2)
-        self.client = httpx.AsyncClient(headers=headers, timeout=timeout, limits=limits)
+        self.client = httpx.AsyncClient(headers=headers, limits=limits)
         self.model = ""
         self.vocabulary = 0
         self.going = 0
@@ -85,7 +89,9 @@ class Endpoint:
         """How often it was left alone for a while after a failure."""
         self.resting = False
 
-    async def call(self, path: str, kind: type[Answer], body: dict[str, Any] | None = None) -> Answer:
+    async def call(
+        self, path: str, kind: type[Answer], timeout: httpx.Timeout, body: dict[str, Any] | None = None
+    ) -> Answer:
         """What it answers.
 
         Raises:
@@ -94,7 +100,8 @@ class Endpoint:
           httpx.HTTPError: it cannot be reached, is too busy or has failed.
         """
         where = f"{self.name}/v1/{path}"
-        answer = await self.client.request("GET" if body is None else "POST", f"{self.url}/v1/{path}", json=body)
+        method = "GET" if body is None else "POST"
+        answer = await self.client.request(method, f"{self.url}/v1/{path}", json=body, timeout=timeout)
         if not answer.is_success:
             raise _failure(where, answer)
         try:
@@ -112,7 +119,7 @@ class Endpoint:
           httpx.HTTPError: see `call`.
         """
         self.vocabulary = target.hf_config().get("vocab_size") or len(tokenizer)
-        models = (await self.call("models", _Models)).data
+        models = (await self.call("models", _Models, self.try_timeout)).data
         wanted = {config.model} if config.model else {target.name, target.path, target.folder.name}
         for card in models:
             if {card.id, Path(card.id).name, Path(card.root or "").name} & wanted:
@@ -136,7 +143,7 @@ class Endpoint:
     async def probe(self) -> list[int] | None:
         """What it reads `PROBE` as, if it works; errors as in `call`."""
         body = {"model": self.model, "prompt": PROBE, "max_tokens": 1, "return_token_ids": True}
-        choice, _ = await self._choice(body | {"add_special_tokens": False})
+        choice, _ = await self._choice(body | {"add_special_tokens": False}, self.try_timeout)
         return choice.prompt_token_ids
 
     async def complete(self, ids: list[int], how: Decoding) -> Response:
@@ -153,7 +160,7 @@ class Endpoint:
             "logprobs": 0,
             "return_token_ids": True,
         }
-        choice, written = await self._choice(body if how.seed is None else body | {"seed": how.seed})
+        choice, written = await self._choice(body if how.seed is None else body | {"seed": how.seed}, self.timeout)
         wrong = next((token for token in written if not 0 <= token < self.vocabulary), None)
         if wrong is not None:
             raise BadAnswer(f"{self.name}: wrote token {wrong}, expected one of the target's {self.vocabulary}")
@@ -170,9 +177,9 @@ class Endpoint:
             raise BadAnswer(f"{self.name}: a completion has no tokens, expected at least one")
         return Response(written, logprobs, choice.finish_reason)
 
-    async def _choice(self, body: dict[str, Any]) -> tuple[_Choice, list[int]]:
+    async def _choice(self, body: dict[str, Any], timeout: httpx.Timeout) -> tuple[_Choice, list[int]]:
         """The completion, and its tokens."""
-        found = await self.call("completions", _Completion, body)
+        found = await self.call("completions", _Completion, timeout, body)
         if found.model != self.model:
             raise CollectError(f"{self.name}: answered as model {found.model!r}, expected {self.model!r}")
         choice = next(iter(found.choices), _Choice())

@@ -21,6 +21,9 @@ from torch_specexit.collecting.work import Ask, CollectError, Decoding
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
 """Seconds between failures of an endpoint; doubled from the one to the other, and drawn between half and all of it."""
 
+LONGEST_ASKED_PAUSE = 120.0
+"""Seconds, at most, that a server is left alone because it asks for that."""
+
 FAILURES = (httpx.HTTPError, BadAnswer)
 """What a server may do once it has passed the check, and another would not."""
 
@@ -45,17 +48,20 @@ class EndpointEngine:
         self._last_words = ""
 
     async def check(self, target: TargetConfig, tokenizer: Any) -> None:
-        """Check every endpoint; one that cannot be reached is left out.
+        """Check every endpoint, again after pauses where one is not ready; one that never is is left out.
 
         Raises:
           CollectError: one of them is not the target's, or none can be reached.
         """
-        for endpoint in list(self.alive):
-            try:
-                await endpoint.check(self.config, target, tokenizer)
-            except httpx.HTTPError as error:
-                self._give_up(endpoint, error)
+        await _together(self._check(endpoint, target, tokenizer) for endpoint in self.all)
         self._expect_one()
+
+    async def _check(self, endpoint: Endpoint, target: TargetConfig, tokenizer: Any) -> None:
+        try:
+            await endpoint.check(self.config, target, tokenizer)
+        except httpx.HTTPError as error:
+            await self._ask_again(endpoint, lambda: endpoint.check(self.config, target, tokenizer), error)
+            endpoint.failures = 0
 
     async def generate(self, ids: list[int], how: Decoding) -> Response:
         """The continuation of a prompt.
@@ -137,7 +143,7 @@ class EndpointEngine:
             endpoint.failures += 1
             if endpoint.failures >= self.config.retries:
                 return self._give_up(endpoint, error)
-            await asyncio.sleep(_pause(endpoint.failures))
+            await asyncio.sleep(max(_pause(endpoint.failures), _asked_pause(error)))
             try:
                 await ask()
             except FAILURES as another:
@@ -170,6 +176,14 @@ class EndpointEngine:
 
 def _pause(failures: int) -> float:
     return min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(failures, 10)) * random.uniform(0.5, 1)
+
+
+def _asked_pause(error: Exception) -> float:
+    """Seconds that the server itself asks to be left alone for, if it says so as a number, within bounds."""
+    if not isinstance(error, httpx.HTTPStatusError):
+        return 0.0
+    asked = error.response.headers.get("Retry-After", "")
+    return min(float(asked), LONGEST_ASKED_PAUSE) if asked.isdecimal() else 0.0
 
 
 def _reason(endpoint: Endpoint, error: Exception) -> str:
