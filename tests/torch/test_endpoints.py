@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 import httpx
 import pytest
 
+from specexit.config import ConfigError, load
 from specexit.schemas.collect import CollectConfig
 from tests.torch.pretend import TARGET, TOKENIZER
 from torch_specexit.collecting.endpoint import PROBE, Endpoint
@@ -267,3 +268,32 @@ def test_a_server_is_left_alone_for_as_long_as_it_asks_for_within_bounds(asked, 
     busy = httpx.Response(429, headers={"Retry-After": asked})
     ask_all([[1]], Server(lambda prompt, attempt: busy if isinstance(prompt, list) and attempt == 1 else None))
     assert [pause for pause in pauses if pause > 0.1] == ([waited] if waited else [])
+
+
+@pytest.mark.parametrize(
+    ("endpoints", "message"),
+    [
+        ("[]", r"endpoints is \[\]: .*expected at least one URL"),
+        ("127.0.0.1:8000", r"'127.0.0.1:8000' does not begin with http://"),
+        ("ftp://a:8000", "does not begin with http://"),
+        ("http://a:abc", r"'http://a:abc' has a port that is no number from 1 to 65535, expected a URL such as"),
+        ("http://a:99999", "has a port"),
+        ("http://a:0", "has a port"),
+        ("[http://a, 'http://[::1']", r"'http://\[::1' cannot be read"),
+        ("http://[zz]:1", "cannot be read"),
+        ("http://a..b", "cannot be read"),
+        ("http://", "names no host"),
+        ("http://:8000", "names no host"),
+        ("http://a b:8000", "names no host"),
+    ],
+)
+def test_an_address_that_is_none_is_refused_before_anything_starts(endpoints, message):
+    with pytest.raises(ConfigError, match=message):
+        load(CollectConfig, overrides=["target=t", "out=o", "split=test", f"endpoints={endpoints}"])
+
+
+@pytest.mark.parametrize("url", ["http://a", "https://a.b/openai/v1", "http://[::1]:8000", "http://me:pass@a:1/v1/"])
+def test_addresses(url):
+    config = load(CollectConfig, overrides=["target=t", "out=o", "split=test", f"endpoints={url}"])
+    assert config.endpoints == (url,)
+    assert CollectConfig.model_validate(config.model_dump(mode="json")) == config

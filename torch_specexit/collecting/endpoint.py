@@ -70,8 +70,6 @@ class Endpoint:
     """
 
     def __init__(self, url: str, config: CollectConfig):
-        if not url.startswith(("http://", "https://")):
-            raise CollectError(f"endpoint {url!r}: expected http://... or https://...")
         self.url = url.rstrip("/").removesuffix("/v1")
         self.name = re.sub("//[^/]*@", "//", self.url)
         """The address as it is shown, without a password."""

@@ -40,7 +40,7 @@ class EndpointEngine:
 
     def __init__(self, config: CollectConfig):
         self.config = config
-        self.all = [Endpoint(url, config) for url in config.endpoints]
+        self.all = [Endpoint(url, config) for url in config.endpoints or ()]
         self.alive = list(self.all)
         self.console = Console(stderr=True)
         self._changed = asyncio.Event()

@@ -6,11 +6,12 @@ import re
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from specexit.config import Config
 from specexit.schemas.engine import EngineConfig
 from specexit.schemas.prompts import ColumnsConfig
+from specexit.schemas.url import why_no_url
 
 TrialChoice = Literal["refine", "all", "stable", "bisect"]
 
@@ -84,8 +85,8 @@ class CollectConfig(Config):
         default=None, gt=0, description="engines side by side; by default as many as the GPUs allow, or two on a CPU"
     )
     engine: EngineConfig = EngineConfig(max_num_seqs=128)
-    endpoints: tuple[str, ...] = Field(
-        default=(), description="URLs of vLLM servers to ask in place of engines of one's own, as a list"
+    endpoints: tuple[str, ...] | None = Field(
+        default=None, description="URLs of vLLM servers to ask in place of engines of one's own, as a list"
     )
     ray: str | None = Field(
         default=None, description="address of a Ray cluster whose machines run the engines; auto, or local for one here"
@@ -107,6 +108,17 @@ class CollectConfig(Config):
     min_forced_as_free: float = Field(
         default=0.9, ge=0, le=1, description="share of forced trials with the whole answer's verdict; less is a warning"
     )
+
+    @field_validator("endpoints")
+    @classmethod
+    def _urls(cls, endpoints: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if endpoints == ():
+            raise ValueError("expected at least one URL; without the key, engines of one's own are asked")
+        for url in endpoints or ():
+            why = why_no_url(url)
+            if why is not None:
+                raise ValueError(f"{url!r} {why}, expected a URL such as http://HOST:8000")
+        return endpoints
 
     @model_validator(mode="after")
     def _one_source(self) -> CollectConfig:
