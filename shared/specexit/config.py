@@ -236,11 +236,23 @@ def save_run(config: Config, folder: Path) -> None:
     """Write ``run.yaml`` beside a run's outputs: the resolved config, the command, versions and git revision."""
     record = {
         "config": config.model_dump(mode="json"),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": [Path(sys.argv[0]).name, *_without_secrets(config, sys.argv[1:])],
         "versions": versions(),
         "revision": revision(),
     }
     write_text(folder / "run.yaml", yaml.safe_dump(record, sort_keys=False))
+
+
+def _without_secrets(config: Config, arguments: Sequence[str]) -> list[str]:
+    """A command's arguments, the values of keys that its record leaves out replaced."""
+    secret = {key for key, field in keys(type(config)) if field.exclude}
+    shown, is_value = [], False
+    for argument in arguments:
+        flag, equals, _ = argument.partition("=")
+        is_secret = flag.removeprefix("--").replace("-", "_") in secret
+        shown.append("..." if is_value else f"{flag}=..." if is_secret and equals else argument)
+        is_value = is_secret and not equals and flag.startswith("--")
+    return shown
 
 
 def write_text(path: Path, text: str) -> None:

@@ -86,6 +86,28 @@ def test_a_run_file_reproduces_its_config(recipe, tmp_path):
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["run.yaml"]
 
 
+class Locked(Config):
+    api_key: str = Field(exclude=True)
+
+
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [
+        (["api_key=sk-1=2", "out=x"], ["api_key=...", "out=x"]),
+        (["--api-key=sk-1=2", "--out", "x"], ["--api-key=...", "--out", "x"]),
+        (["--api_key", "sk-1=2", "--out", "x"], ["--api_key", "...", "--out", "x"]),
+        (["--api-key", "sk-1=2", "my.yaml"], ["--api-key", "...", "my.yaml"]),
+        (["api_key.yaml", "steps=api_key"], ["api_key.yaml", "steps=api_key"]),
+    ],
+)
+def test_a_run_file_keeps_no_secret(said, kept, tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["/bin/specexit", "collect", *said])
+    save_run(Locked(api_key="sk-1=2"), tmp_path)
+    written = (tmp_path / "run.yaml").read_text()
+    assert yaml.safe_load(written)["command"] == ["specexit", "collect", *kept]
+    assert "sk-1" not in written
+
+
 class Question(Config):
     prompt: str = ""
     where: Path | None = None

@@ -297,3 +297,15 @@ def test_addresses(url):
     config = load(CollectConfig, overrides=["target=t", "out=o", "split=test", f"endpoints={url}"])
     assert config.endpoints == (url,)
     assert CollectConfig.model_validate(config.model_dump(mode="json")) == config
+
+
+@pytest.mark.parametrize(
+    ("given", "environment", "sent"),
+    [(None, None, None), ("a", None, "Bearer a"), (None, "b", "Bearer b"), ("a", "b", "Bearer a")],
+)
+def test_the_key_is_the_one_given_or_the_environments(given, environment, sent, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    if environment is not None:
+        monkeypatch.setenv("OPENAI_API_KEY", environment)
+    config = CollectConfig.model_validate({"target": "t", "out": "o", "split": "test", "api_key": given})
+    assert Endpoint("http://server", config).client.headers.get("Authorization") == sent

@@ -5,6 +5,7 @@ Prompts go out and completions come back as token ids, so that what is recorded 
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any, TypeVar
@@ -73,7 +74,8 @@ class Endpoint:
         self.url = url.rstrip("/").removesuffix("/v1")
         self.name = re.sub("//[^/]*@", "//", self.url)
         """The address as it is shown, without a password."""
-        headers = {"Authorization": f"Bearer {config.api_key}"} if config.api_key else {}
+        key = config.api_key or os.environ.get("OPENAI_API_KEY")
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
         self.timeout = httpx.Timeout(config.timeout, connect=min(20.0, config.timeout))
         self.try_timeout = httpx.Timeout(min(LONGEST_TRY, config.timeout), connect=min(20.0, config.timeout))
         limits = httpx.Limits(max_connections=config.requests + 2)

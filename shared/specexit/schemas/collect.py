@@ -92,7 +92,9 @@ class CollectConfig(Config):
         default=None, description="address of a Ray cluster whose machines run the engines; auto, or local for one here"
     )
     model: str | None = Field(default=None, description="the target's name at the endpoints, where it is another")
-    api_key: str | None = Field(default=None, description="of the endpoints", exclude=True)
+    api_key: str | None = Field(
+        default=None, description="of the endpoints; by default OPENAI_API_KEY of the environment", exclude=True
+    )
     requests: int = Field(default=64, gt=0, description="at once at each endpoint")
     retries: int = Field(default=6, gt=0, description="failures in a row after which an endpoint is given up")
     timeout: float = Field(default=3600.0, gt=0, description="seconds that one request to an endpoint may take")
