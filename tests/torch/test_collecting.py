@@ -211,6 +211,16 @@ def test_every_prompt_has_its_samples_none_twice(server, tmp_path):
         assert whole == Pretender(12).write(trace.prompt_ids, trace.seed)
 
 
+@pytest.mark.parametrize("greedy", [{}, {"temperature": 0.0}, {"temperature": 0.6, "top_k": 1}])
+def test_several_samples_that_would_be_the_same_are_refused(greedy, server, tmp_path):
+    """The target itself is asked without a temperature."""
+    with pytest.raises(
+        ConfigError, match=r"samples is 3, but temperature \S+ and top_k \d make all of a prompt the same"
+    ):
+        collect(config(server, tmp_path / "out", samples=3, **greedy))
+    assert not (tmp_path / "out").exists()
+
+
 def test_shards_make_the_files_of_one_run(server, collected, tmp_path):
     for i in (2, 0, 1):
         collect(config(server, tmp_path / "out", shard=f"{i}/3"))

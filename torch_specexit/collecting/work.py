@@ -178,7 +178,8 @@ def check_target(config: CollectConfig, target: TargetConfig, asks: Sequence[Ask
     """What would go wrong hours later, found before anything starts.
 
     Raises:
-      ConfigError: the model cannot be read or trained on, or the target does not say how it is asked.
+      ConfigError: the model cannot be read or trained on, the target does not say how it is asked, or several samples
+        would be the same.
       SplitError: the tokenizer has no single-token think markers.
       AnswerError: an answer kind does not exist or cannot be used here.
       PromptError: a reference is no answer of its prompt's kind.
@@ -196,6 +197,12 @@ def check_target(config: CollectConfig, target: TargetConfig, asks: Sequence[Ask
     for name in sorted({ask.prompt.answer_kind or target.answer_kind for ask in asks}):
         kind(name)
         trial_of(config, target, name)
+    sampling = sampling_of(config, target)
+    if config.samples > 1 and (sampling.temperature == 0 or sampling.top_k == 1):
+        raise ConfigError(
+            f"samples is {config.samples}, but temperature {sampling.temperature:g} and top_k {sampling.top_k} make "
+            "all of a prompt the same; expected samples=1, or a temperature above 0 and a top_k other than 1"
+        )
     for ask in asks:
         prompt, name = ask.prompt, ask.prompt.answer_kind or target.answer_kind
         why = prompt.reference and kind(name).why_no_reference(prompt.reference, prompt.choices)
