@@ -18,13 +18,14 @@ from specexit.config import save_run
 from specexit.data.rows import Trace
 from specexit.data.scores import ScoreWriter, sample_key
 from specexit.data.stream import TraceError, blocks, read_batches, shown, values_of
-from specexit.data.traces import check_tokenizer
+from specexit.data.traces import check_tokenizer, target_of_both
 from specexit.drafts.directory import DraftConfig, DraftError, check_target, read_config
+from specexit.drafts.fingerprints import target_fingerprint
 from specexit.drafts.tensors import weights_hash
 from specexit.method.signals import activate
 from specexit.outputs import new_folder, require_empty
 from specexit.schemas.score import ScoreConfig
-from specexit.schemas.target import TargetConfig, find_target
+from specexit.schemas.target import TargetConfig
 from torch_specexit.draft import Draft
 from torch_specexit.features import TargetFeatures, place
 
@@ -52,21 +53,22 @@ def score(config: ScoreConfig) -> int:
 
     Raises:
       DraftError: the draft is unusable, plain, or made for another target.
-      TraceError: the traces are unreadable, there are none, or they are of another tokenizer.
+      TraceError: the traces are unreadable, there are none, or they are of another target or tokenizer.
+      ConfigError: the target is unknown, or the one given is not the draft's.
       FileExistsError: the output folder is not empty.
     """
     require_empty(config.out)
     draft_config = read_config(config.draft)
     if draft_config.specexit is None:
         raise DraftError(f"{config.draft / 'config.json'}: no specexit block, so this draft has no signals to score")
-    target = find_target(config.target, config.draft, config.traces, name=draft_config.specexit.target)
+    target = target_of_both(config.traces, config.draft, draft_config.specexit.target, config.target)
     check_tokenizer(config.traces, target)
     features, draft = load_pair(config, target, draft_config)
     found = blocks(read_batches(config.traces, Trace, ("id", "sample", "prompt_ids", "think_ids")), BLOCK_TOKENS)
     n = 0
     with new_folder(config.out) as folder:
-        drafted_by = weights_hash(config.draft)
-        with ScoreWriter(folder / "scores.parquet", draft_config.specexit.source, drafted_by) as writer:
+        models = weights_hash(config.draft), target_fingerprint(target.folder)
+        with ScoreWriter(folder / "scores.parquet", draft_config.specexit.source, *models) as writer:
             texts = (text for block in found for text in score_block(block, features, draft, config.batch_tokens))
             for key, signals in shown(texts, "score", "traces"):
                 writer.write(key, signals)

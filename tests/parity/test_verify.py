@@ -10,6 +10,8 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
+from specexit.config import ConfigError
+from specexit.data.stream import TraceError
 from specexit.data.traces import write_traces
 from specexit.drafts.agreement import TOLERANCE, VerifyError, compare
 from specexit.drafts.inspect import describe
@@ -72,6 +74,17 @@ def test_a_probe_that_was_killed_says_what_to_change(tmp_path, write_random_draf
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], -9, "", ""))
     with pytest.raises(VerifyError, match=r"torch_specexit\.probe was killed, .*smaller tokens=77, dtype=bfloat16"):
         verify(VerifyConfig(draft=draft, traces=tmp_path / "traces.parquet", n=1, tokens=77, vllm=False))
+    assert not (draft / "verify.json").exists()
+
+
+def test_draft_traces_and_the_target_given_have_to_be_of_one_name(tmp_path, write_random_draft, make_trace):
+    draft, traces = write_random_draft(tmp_path / "draft", "fc", **TINY), tmp_path / "traces.parquet"
+    write_traces(traces, [make_trace()])
+    with pytest.raises(ConfigError, match=r"'tiny-mixed', but the traces were written by 'tiny-reasoner'"):
+        verify(VerifyConfig(draft=draft, traces=traces, target="tiny-mixed"))
+    write_traces(traces, [make_trace(target="tiny-mixed")])
+    with pytest.raises(TraceError, match=r"traces of target 'tiny-mixed', but .*draft was made for 'tiny-reasoner'"):
+        verify(VerifyConfig(draft=draft, traces=traces))
     assert not (draft / "verify.json").exists()
 
 

@@ -10,11 +10,13 @@ from hypothesis import settings as property_settings
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
+from specexit import tiny
 from specexit.cli import run
 from specexit.data.rows import prompt_sha256
 from specexit.data.scores import Scores, read_scores, write_scores
 from specexit.data.traces import data_sha256, read_traces, write_traces
 from specexit.drafts.directory import read_config
+from specexit.drafts.fingerprints import target_fingerprint
 from specexit.drafts.policy import Selection, read_policy, write_policy
 from specexit.drafts.tensors import weights_hash
 from specexit.errors import InputError
@@ -230,6 +232,17 @@ def test_scores_of_another_draft_are_refused(setting, tmp_path, write_random_dra
 
 def test_scores_of_another_source_are_refused(setting):
     refused(setting(np.full(N, 0.9), [True] * N, source="fc"), r"scores of source 'fc', but .* has source 'draft'")
+
+
+def test_scores_made_with_other_weights_of_the_target_are_refused(setting):
+    paths = setting(np.full(N, 0.9), [True] * N)
+    good = read_scores(paths["scores"])
+    write_scores(paths["scores"], replace(good, target_sha256="0" * 64))
+    refused(
+        paths, r"scores\.parquet: target_sha256 is 0{12}\.\.\., but the weights of target 'tiny-reasoner' in .* have"
+    )
+    write_scores(paths["scores"], replace(good, target_sha256=target_fingerprint(tiny.MODEL_DIR)))
+    assert calibrate(CalibrateConfig(**paths)).point().certificate is not None
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,14 @@ def test_where_no_target_is_said_or_known_the_key_is_named(tmp_path: Path) -> No
         find_target(None, tmp_path, name="mine")
 
 
+def test_a_target_given_has_to_be_the_one_that_is_named(tmp_path: Path) -> None:
+    mine = load_target_config("tiny-reasoner").model_copy(update={"path": str(tmp_path / "elsewhere")})
+    save_target(tmp_path, mine)
+    assert find_target(str(tmp_path / "target.yaml"), tmp_path / "draft", name="tiny-reasoner") == mine
+    with pytest.raises(ConfigError, match=r"target=tiny-mixed is 'tiny-mixed', but .*draft belongs to 'tiny-reasoner'"):
+        find_target("tiny-mixed", tmp_path / "draft", name="tiny-reasoner")
+
+
 def test_a_relative_path_counts_from_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Wherever a command runs, and wherever a copy of the target lies."""
     (tmp_path / "mine" / "models" / "m").mkdir(parents=True)

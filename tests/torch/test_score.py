@@ -14,8 +14,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from specexit import tiny
 from specexit.config import ConfigError
 from specexit.data.scores import ScoreError, read_scores
+from specexit.data.stream import TraceError
 from specexit.data.traces import write_traces
 from specexit.drafts.directory import DraftError, read_config
+from specexit.drafts.fingerprints import target_fingerprint
 from specexit.drafts.tensors import weights_hash
 from specexit.method.signals import activate
 from specexit.schemas.score import ScoreConfig
@@ -117,6 +119,26 @@ def test_a_draft_without_signals_or_of_another_target_is_refused_and_nothing_is_
     with pytest.raises(DraftError, match=r"target_num_hidden_layers is 36, but target tiny-reasoner has .* 4"):
         score(ScoreConfig(**paths | {"draft": other}))
     assert not paths["out"].exists()
+
+
+def test_draft_traces_and_the_target_given_have_to_be_of_one_name(paths, traces, tmp_path):
+    """Signals of another model's states, on which a certificate could be made, are never written."""
+    with pytest.raises(ConfigError, match=r"'tiny-mixed', but the traces were written by 'tiny-reasoner': expected"):
+        score(ScoreConfig(**paths, target="tiny-mixed"))
+    others = [dataclasses.replace(trace, target="tiny-mixed") for trace in traces]
+    for written, named in ((others, "'tiny-mixed'"), ([*traces, *others[:1]], "'tiny-mixed', 'tiny-reasoner'")):
+        write_traces(paths["traces"], written)
+        with pytest.raises(TraceError, match=rf"traces of target {named}, but .*draft was made for 'tiny-reasoner'"):
+            score(ScoreConfig(**paths))
+    assert not paths["out"].exists()
+
+
+def test_a_model_that_moved_is_scored_with_and_its_fingerprint_is_kept(paths, tmp_path):
+    moved = load_target_config("tiny-reasoner").model_dump(mode="json") | {"path": str(tmp_path / "moved")}
+    shutil.copytree(tiny.MODEL_DIR, tmp_path / "moved")
+    (tmp_path / "t.yaml").write_text(yaml.safe_dump(moved))
+    score(ScoreConfig(**paths, target=str(tmp_path / "t.yaml")))
+    assert read_scores(paths["out"]).target_sha256 == target_fingerprint(tiny.MODEL_DIR)
 
 
 def test_an_output_folder_that_holds_something_is_refused(paths):

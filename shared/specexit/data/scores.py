@@ -1,7 +1,7 @@
 """Signal values of traces on disk: what a draft says at every thinking token, for `simulate` and `calibrate`.
 
 One Parquet row per trace. The file's metadata names the schema version, where the signals were read (``source``) and
-the SHA-256 of the draft's weights, so that scores of another draft cannot be taken for this one's.
+the hashes of the draft's and the target's weights, so that scores of other models cannot be taken for theirs.
 """
 
 from __future__ import annotations
@@ -48,6 +48,8 @@ class Scores:
     draft_blake3: str
     """See `specexit.drafts.tensors.weights_hash`."""
     signals: dict[str, Float[np.ndarray, "think signals"]]
+    target_sha256: str | None = None
+    """See `specexit.drafts.fingerprints.target_fingerprint`; None in older files."""
 
     def of(self, traces: Sequence[AnyTrace]) -> list[Float[np.ndarray, "think signals"]]:
         """Signals of the given traces, in their order.
@@ -73,6 +75,7 @@ class StoredScores:
       source: see `Scores`.
       draft_blake3: see `Scores`.
       keys: of all that the file holds.
+      target_sha256: see `Scores`.
       traces: whose values are given.
     """
 
@@ -80,6 +83,7 @@ class StoredScores:
     source: str
     draft_blake3: str
     keys: frozenset[str]
+    target_sha256: str | None = None
     traces: Sequence[AnyTrace] = ()
 
     def of(self, traces: Sequence[AnyTrace]) -> StoredScores:
@@ -135,17 +139,20 @@ class ScoreWriter:
       path: the file.
       source: where the signals were read.
       draft_blake3: of the draft's weights.
+      target_sha256: of the target's, where it is known.
     """
 
     GROUP = 64
     """Traces that are written at once."""
 
-    def __init__(self, path: Path, source: str, draft_blake3: str):
+    def __init__(self, path: Path, source: str, draft_blake3: str, target_sha256: str | None = None):
         metadata = {
             "specexit.scores": SCHEMA_VERSION,
             "specexit.source": source,
             "specexit.draft_blake3": draft_blake3,
         }
+        if target_sha256 is not None:
+            metadata["specexit.target_sha256"] = target_sha256
         self._source, self._schema = source, SCHEMA.with_metadata(metadata)
         self._file = pq.ParquetWriter(path, self._schema, compression="zstd")
         self._keys: list[str] = []
@@ -180,7 +187,7 @@ def write_scores(path: Path, scores: Scores) -> None:
     """Write scores to one Parquet file, which appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
-    with ScoreWriter(beside, scores.source, scores.draft_blake3) as writer:
+    with ScoreWriter(beside, scores.source, scores.draft_blake3, scores.target_sha256) as writer:
         for key, values in scores.signals.items():
             writer.write(key, values)
     beside.replace(path)
@@ -193,7 +200,7 @@ def read_scores(path: Path) -> Scores:
       ScoreError: nothing there, not Parquet, of another schema version, or NaN among the values.
     """
     stored = open_scores(path)
-    return Scores(stored.source, stored.draft_blake3, dict(_read(stored.path)))
+    return Scores(stored.source, stored.draft_blake3, dict(_read(stored.path)), stored.target_sha256)
 
 
 def open_scores(path: Path) -> StoredScores:
@@ -213,7 +220,8 @@ def open_scores(path: Path) -> StoredScores:
         if version != SCHEMA_VERSION:
             raise ScoreError(f"{path}: score schema version is {version}, expected {SCHEMA_VERSION}")
         keys = frozenset(file.read(["id"])["id"].to_pylist())
-    return StoredScores(path, metadata["specexit.source"], metadata["specexit.draft_blake3"], keys)
+    models = metadata["specexit.draft_blake3"], metadata.get("specexit.target_sha256")
+    return StoredScores(path, metadata["specexit.source"], models[0], keys, models[1])
 
 
 def _read(path: Path) -> Iterator[tuple[str, Float[np.ndarray, "_think signals"]]]:

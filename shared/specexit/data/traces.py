@@ -23,7 +23,7 @@ from specexit.buckets import BucketPath, arrow_sink, arrow_source
 from specexit.config import ConfigError
 from specexit.data.rows import SCHEMAS, AnyTrace, BareTrace, LabelledTrace, Trace, ids_sha256
 from specexit.data.stream import TraceError, read_batches, rows_of, trace_files, values_of
-from specexit.schemas.target import TargetConfig, find_target
+from specexit.schemas.target import TargetConfig, find_target, load_target_config
 
 TraceT = TypeVar("TraceT", bound=Trace)
 
@@ -168,9 +168,14 @@ def _target_named(names: set[str], given: str | None, *places: Path) -> TargetCo
     if len(names) != 1:
         raise TraceError(f"traces of several targets ({', '.join(sorted(names))}) are mixed, expected those of one")
     [name] = names
-    target = find_target(given, *places, name=name)
+    if given is None:
+        return find_target(None, *places, name=name)
+    target = load_target_config(given)
     if target.name != name:
-        raise ConfigError(f"target is {target.name!r}, but the traces were written by {name!r}")
+        raise ConfigError(
+            f"target is {target.name!r}, but the traces were written by {name!r}: expected target={name}, or the YAML "
+            "of that target, wherever its model lies now"
+        )
     return target
 
 
@@ -181,6 +186,28 @@ def target_of_file(path: Path, given: str | None = None) -> TargetConfig:
       TraceError: there are none, they cannot be read, or they are of several targets.
     """
     return _target_named(_target_names(path), given, path)
+
+
+def target_of_both(path: Path, draft: Path, named: str | None, given: str | None = None) -> TargetConfig:
+    """The target that wrote all traces of a file or folder and that a draft was made for.
+
+    Args:
+      path: of the traces.
+      draft: its folder.
+      named: the target it names; None where it does not say.
+      given: a target's name or YAML file, for one whose model lies elsewhere now.
+
+    Raises:
+      TraceError: there are no traces, or they are of several targets or of another one than the draft's.
+      ConfigError: the target is unknown, or the one given is not theirs.
+    """
+    names = _target_names(path)
+    if named is not None and names != {named}:
+        raise TraceError(
+            f"{path}: traces of target {', '.join(map(repr, sorted(names)))}, but {draft} was made for {named!r}: "
+            f"expected traces that {named!r} wrote"
+        )
+    return _target_named(names, given, draft, path)
 
 
 def target_named_in(path: Path) -> str:

@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from specexit.config import write_text
-from specexit.data.traces import target_named_in
+from specexit.data.traces import target_named_in, target_of_both
 from specexit.drafts.agreement import TOLERANCE, VerifyError, compare, raise_to
 from specexit.drafts.directory import open_draft, read_config
 from specexit.drafts.probing import ENGINE, MISTAKES, RAN
@@ -50,10 +50,12 @@ def verify(config: VerifyConfig) -> dict[str, float]:
       Largest difference of each quantity.
 
     Raises:
-      DraftError, TraceError: an input is unusable.
+      DraftError, TraceError: an input is unusable, or draft and traces are of different targets.
+      ConfigError: the target is unknown, or the one given is not theirs.
       VerifyError: a side failed to run, a difference is beyond the tolerance, or the draft looks wrongly converted.
     """
-    open_draft(config.draft)
+    draft, _ = open_draft(config.draft)
+    target_of_both(config.traces, config.draft, draft.target_name, config.target)
     with tempfile.TemporaryDirectory() as scratch:
         torch = _probe("torch", config, Path(scratch) / "torch")
         ran = json.loads((torch / RAN).read_text())  # PyTorch knows whether there is a GPU
@@ -163,8 +165,7 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
 def _probe(side: str, config: VerifyConfig, out: Path) -> Path:
     out.mkdir()
     command = [sys.executable, "-m", PROBES[side], "--draft", str(config.draft), "--traces", str(config.traces)]
-    name = read_config(config.draft).target_name or target_named_in(config.traces)
-    target = target_reference(config.target, config.draft, config.traces, name=name)
+    target = target_reference(config.target, config.draft, config.traces, name=target_named_in(config.traces))
     command += ["--target", target, "--n", str(config.n), "--out", str(out)]
     command += ["--steps", str(config.steps), "--rows", str(config.rows), "--tokens", str(config.tokens)]
     command += [f"--{name}={value}" for name in ("dtype", "device") if (value := getattr(config, name))]

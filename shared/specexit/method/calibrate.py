@@ -70,6 +70,7 @@ def calibrate(config: CalibrateConfig) -> PolicyFile:
         raise CertificateError(
             f"{config.traces}: traces of target {target.name!r}, but {config.draft} was made for {block.target!r}"
         )
+    marks = _fingerprints(target, scores)
     sampling, trial = _one_sampling(config, traces), _one_trial(config, traces)
     refuse_trained(config.draft, traces, config.traces)
     _refuse_selection(config, traces, stored.selection)
@@ -84,7 +85,7 @@ def calibrate(config: CalibrateConfig) -> PolicyFile:
         update={
             "default": points[0].name,
             "points": tuple(points),
-            "fingerprints": _fingerprints(target, scores.draft_blake3),
+            "fingerprints": marks,
             "sampling": sampling,
             "trial": trial,
             "population": population(sample),
@@ -254,14 +255,19 @@ def _refuse_selection(config: CalibrateConfig, traces: Sequence[AnyTrace], selec
         )
 
 
-def _fingerprints(target: TargetConfig, draft: str) -> Fingerprints:
-    quantization, tokenizer = None, None
+def _fingerprints(target: TargetConfig, scores: StoredScores) -> Fingerprints:
+    quantization, tokenizer, weights = None, None, None
     if target.folder.exists():
         quantization = target.hf_config().get("quantization_config", {}).get("quant_method", "none")
-        tokenizer = tokenizer_sha256(target)
+        tokenizer, weights = tokenizer_sha256(target), target_fingerprint(target.folder)
+    if weights is not None and scores.target_sha256 not in (None, weights):
+        raise CertificateError(
+            f"{scores.path}: target_sha256 is {scores.target_sha256[:12]}..., but the weights of target "
+            f"{target.name!r} in {target.folder} have {weights[:12]}...: expected scores made with that model"
+        )
     return Fingerprints(
-        draft=draft,
-        target=target_fingerprint(target.folder) if target.folder.exists() else None,
+        draft=scores.draft_blake3,
+        target=weights,
         tokenizer=tokenizer,
         dtype=target.dtype,
         quantization=quantization,

@@ -182,10 +182,17 @@ def find_target(given: str | None, *places: Path, name: str | None = None) -> Ta
       name: the target's name according to them.
 
     Raises:
-      ConfigError: it is not said, unknown, or the copy there is of another one than ``name``.
+      ConfigError: it is not said, unknown, or the one given or the copy there is another than ``name``.
     """
     if given is not None:
-        return load_target_config(given)
+        target = load_target_config(given)
+        if name is not None and target.name != name:
+            what = places[0] if places else "the rest"
+            raise ConfigError(
+                f"target={given} is {target.name!r}, but {what} belongs to {name!r}: expected target={name}, or the "
+                f"YAML of that target, wherever its model lies now"
+            )
+        return target
     reference = target_reference(None, *places, name=name)
     try:
         target = load_target_config(reference)
