@@ -26,6 +26,7 @@ from jax_specexit.training.checkpoint import restore_params
 from jax_specexit.training.run import read_start
 from jax_specexit.weights import load_target
 from specexit.config import write_text
+from specexit.data.overlap import refuse_trained
 from specexit.data.traces import LabelledTrace, read_bare, stream_labelled, target_of
 from specexit.drafts.directory import check_target
 from specexit.schemas.evaluate import EvaluateConfig
@@ -37,17 +38,19 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
 
     Raises:
       ConfigError, DraftError, TraceError: run, target or traces do not fit or cannot be read.
+      OverlapError: the run was trained on some of the prompts.
     """
     start = read_start(config.run)
     shape = start.shape
     assert shape.specexit is not None
     target_config = find_target(config.target, config.run, name=shape.specexit.target)
     check_target(shape, config.run, target_config.hf_config(), target_config.name)
+    known = read_bare(config.traces, config.n, LabelledTrace)
+    target_of(known, config.target, config.run)
+    refuse_trained(config.run, known, config.traces)
     step, params = restore_params(config.run, config.which)
     draft = Draft(shape, rngs=nnx.Rngs(0), aux_rms=start.aux_rms)
     nnx.update(draft, jax.tree.map(jnp.asarray, params))
-    known = read_bare(config.traces, config.n, LabelledTrace)
-    target_of(known, config.target, config.run)
     dtype = config.dtype or ("float32" if jax.default_backend() == "cpu" else target_config.dtype)
     think_end, target = target_config.think_tokens().end, load_target(target_config.folder, dtype)
     traces = stream_labelled(config.traces, config.n)

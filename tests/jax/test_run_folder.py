@@ -36,6 +36,7 @@ from specexit.drafts.directory import read_draft
 from specexit.drafts.policy import read_policy
 from specexit.method.signals import NAMES
 from specexit.schemas.convert import ConvertConfig
+from specexit.schemas.evaluate import EvaluateConfig
 from specexit.schemas.pack import PackConfig
 from specexit.schemas.train import TrainConfig
 
@@ -336,6 +337,17 @@ def test_held_out_traces_of_trained_prompts_are_refused(recipe: TrainConfig, pac
     with pytest.raises(OverlapError, match=r"40 of 40 prompts were trained on according to .*packed/prompts\.npy"):
         train(changed(recipe, eval_traces=packed.parent / "trained"))
     assert not recipe.out.exists()
+
+
+def test_a_run_is_not_evaluated_on_prompts_that_it_was_trained_on(
+    evaluated: TrainConfig, packed: Path, tmp_path: Path
+) -> None:
+    from jax_specexit.evaluation.evaluate import evaluate
+
+    config = EvaluateConfig(run=evaluated.out, traces=packed.parent / "trained", out=tmp_path / "evaluation.json")
+    with pytest.raises(OverlapError, match=r"40 of 40 prompts were trained on according to .*run/prompts\.npy"):
+        evaluate(config)
+    assert not config.out.exists()
 
 
 def test_data_that_was_packed_again_does_not_continue_a_run(evaluated: TrainConfig, tmp_path: Path) -> None:
