@@ -22,6 +22,7 @@ from specexit.bench.methods import Known, Method, Tuning, find_method
 from specexit.bench.process import BenchError, BenchProcess
 from specexit.bench.results import BASELINE, Results, result_tables, write_results
 from specexit.config import save_run, versions
+from specexit.data.overlap import refuse_trained
 from specexit.data.scores import read_scores
 from specexit.data.traces import Trace, read_traces, target_named_in
 from specexit.drafts.directory import DraftConfig, check_target, plain_copy, read_config
@@ -47,6 +48,7 @@ def bench(config: BenchConfig) -> Results:
       BenchError: the traces are too few or lack references, an engine fails, or responses run out of tokens.
       MethodError: a method does not exist, or cannot be run with what is given.
       DraftError: a draft cannot be used, or belongs to another target.
+      OverlapError: a draft was trained on some of the problems.
       FileExistsError: the output folder is not empty.
     """
     from specexit.report.page import report
@@ -87,15 +89,20 @@ def run_methods(
 
 
 def read_problems(config: BenchConfig) -> list[Trace]:
-    """The first ``n`` traces.
+    """The first ``n`` problems: of each the first trace, as further samples would ask the same again.
 
     Raises:
       BenchError: there are fewer, or one has no reference answer.
+      OverlapError: a draft was trained on some of them.
     """
-    found = read_traces(config.traces)
-    if config.n is not None and len(found) < config.n:
-        raise BenchError(f"{config.traces}: {len(found)} traces, expected at least n={config.n}")
-    traces = found[: config.n]
+    first: dict[str, Trace] = {}
+    for trace in read_traces(config.traces):
+        first.setdefault(trace.id, trace)
+    if config.n is not None and len(first) < config.n:
+        raise BenchError(f"{config.traces}: {len(first)} traces, expected at least n={config.n} of different problems")
+    traces = list(first.values())[: config.n]
+    for draft in filter(None, (config.draft, config.draft_fc)):
+        refuse_trained(draft, traces, config.traces)
     for trace in traces:
         if trace.reference is None:
             raise BenchError(f"{config.traces}: trace {trace.id} has no reference, without which accuracy is unknown")

@@ -18,6 +18,7 @@ from specexit.bench.methods import NAMES, Tuning, find_method
 from specexit.bench.process import BenchError, BenchProcess
 from specexit.bench.results import Results, read_results
 from specexit.config import find, load
+from specexit.data.overlap import OverlapError, short_hash_of, write_prompts
 from specexit.data.traces import Trace, write_traces
 from specexit.drafts.directory import DraftConfig, DraftError, SpecExitBlock, read_config, write_draft
 from specexit.errors import InputError
@@ -25,7 +26,7 @@ from specexit.schemas.bench import BenchConfig
 from specexit.schemas.target import SamplingConfig, TrialConfig, load_target_config
 from specexit.tiny import problems, prompt_text, render_response, write_trace
 from torch_specexit import bench as module
-from torch_specexit.bench import bench, longest_response, plan_methods, trials_of
+from torch_specexit.bench import bench, longest_response, plan_methods, read_problems, trials_of
 from torch_specexit.bench_turns import Entry, read_request, turns
 from torch_specexit.plugin.compat.checks import check_draft
 
@@ -313,6 +314,30 @@ def test_traces_without_references_are_refused(inputs: Path, tmp_path: Path) -> 
     write_traces(tmp_path / "traces.parquet", [replace(trace, reference=None) for trace in generated_traces(N)])
     with pytest.raises(BenchError, match="test-0 has no reference"):
         bench(config(inputs, traces=tmp_path / "traces.parquet", out=tmp_path / "new"))
+
+
+def test_samples_of_a_problem_are_one_problem(inputs: Path, tmp_path: Path) -> None:
+    """Counted each for itself, they would make intervals narrower than the problems allow."""
+    sampled = [replace(trace, sample=i, seed=i) for trace in generated_traces(N) for i in range(3)]
+    write_traces(tmp_path / "traces.parquet", sampled)
+    changes = {"traces": tmp_path / "traces.parquet", "out": tmp_path / "new"}
+    assert [(t.id, t.sample) for t in read_problems(config(inputs, **changes, n=3))] == [
+        ("test-0", 0),
+        ("test-1", 0),
+        ("test-2", 0),
+    ]
+    assert len(read_problems(config(inputs, **changes, n=None))) == N
+    with pytest.raises(BenchError, match=r"4 traces, expected at least n=5 of different problems"):
+        bench(config(inputs, **changes, n=5))
+
+
+@pytest.mark.parametrize("which", ["draft", "draft_fc"])
+def test_problems_that_a_draft_was_trained_on_are_refused(inputs: Path, tmp_path: Path, which: str) -> None:
+    write_random_draft(tmp_path / "draft")
+    write_prompts(tmp_path / "draft", [short_hash_of(generated_traces(N)[2].prompt_ids)])
+    with pytest.raises(OverlapError, match=r"1 of 4 prompts were trained on according to .*prompts\.npy"):
+        bench(config(inputs, out=tmp_path / "new", **{which: tmp_path / "draft"}))
+    assert not (tmp_path / "new").exists()
 
 
 def test_the_draft_of_another_target_is_refused(inputs: Path, tmp_path: Path) -> None:

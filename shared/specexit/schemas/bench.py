@@ -36,7 +36,9 @@ class BenchConfig(Config):
         default=None, description="names (see specexit.bench.methods), or paths of Python files with a Method in them"
     )
     scores: Path | None = Field(default=None, description="signals of the traces, from `score`, for exits-alone")
-    n: int | None = Field(default=None, gt=0, description="problems: the first n traces; by default all")
+    n: int | None = Field(
+        default=None, gt=0, description="problems: the first n; samples of one are one problem. By default all"
+    )
     n_latency: int = Field(
         default=40,
         gt=0,
