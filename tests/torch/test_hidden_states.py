@@ -9,7 +9,7 @@ import pytest
 from specexit.config import ConfigError
 from specexit.data.annotate import label
 from specexit.data.features import FeatureError, Features, decode, read_manifest
-from specexit.data.packing import PackError, open_rows, pack, read_example, read_meta
+from specexit.data.packing import open_rows, pack, read_example, read_meta
 from specexit.data.sequences import Example
 from specexit.data.traces import write_traces
 from specexit.schemas.features import FeaturesConfig
@@ -103,7 +103,7 @@ def test_what_is_refused_before_an_engine_starts(config: FeaturesConfig, engine:
         features(config.model_copy(update={"dtype": "float8"}))
     with pytest.raises(FeatureError, match=r"aux_layers=\[1, 9\]: expected ids from 0 \(the embedding\) to 4"):
         features(config.model_copy(update={"aux_layers": (1, 9), "out": config.out / "other"}))
-    with pytest.raises(PackError, match="target is 'tiny-reasoner', expected 'tiny-mixed'"):
+    with pytest.raises(ConfigError, match=r"'tiny-mixed', but .* belongs to 'tiny-reasoner': expected target=tiny-re"):
         features(config.model_copy(update={"target": "tiny-mixed", "out": config.out / "other"}))
     with pytest.raises(ConfigError, match="does not exist"):
         features(config.model_copy(update={"target": "nobody"}))
