@@ -79,7 +79,7 @@ def open_features(config: TrainConfig, target: TargetConfig, meta: PackMeta) -> 
     """
     if config.features is None:
         return None
-    fields, layers = target.hf_config(), config.aux_layers or target.aux_layers
+    fields, layers = target.hf_config(), target.layers_read(config.aux_layers)
     ends_of(fields, target.folder / "config.json")
     needed = {
         "target": target.name,

@@ -76,9 +76,9 @@ def draft_config(config: TrainConfig, target: TargetConfig, exit_point: Literal[
     """The ``config.json`` that this run's draft directory will have.
 
     Raises:
-      ConfigError, DraftError: ``init_from`` cannot be read, or does not fit the recipe.
+      ConfigError, DraftError: the target lacks a layer, or ``init_from`` cannot be read or does not fit the recipe.
     """
-    hf, layers = target.hf_config(), config.aux_layers or target.aux_layers
+    hf, layers = target.hf_config(), target.layers_read(config.aux_layers)
     block = SpecExitBlock(
         source=config.signals.source,
         target=target.name,
@@ -108,12 +108,12 @@ def check_start(config: TrainConfig, target_config: TargetConfig, meta: PackMeta
     """What the run in ``config.out`` was begun with; None where there is none.
 
     Raises:
-      ConfigError: that was another target, or other data under the same name.
+      ConfigError, DraftError: that was another target, or other data under the same name; or see `draft_config`.
     """
-    path = config.out / "draft.json"
+    path, shape = config.out / "draft.json", draft_config(config, target_config, meta.exit_point)
     if not path.exists():
         return None
-    before, shape = read_start(config.out), draft_config(config, target_config, meta.exit_point)
+    before = read_start(config.out)
     for field in type(shape).model_fields:
         was, now = getattr(before.shape, field), getattr(shape, field)
         if was != now:

@@ -322,6 +322,19 @@ def test_another_tokenizer_is_refused(recipe: TrainConfig, small_target: Path, t
     assert not recipe.out.exists()
 
 
+def test_layers_that_the_target_does_not_have_are_refused(
+    recipe: TrainConfig, small_target: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "small.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(small_target.read_text()) | {"aux_layers": [1, 2, 9]}))
+    for changes in ({"aux_layers": [1, 2, 9]}, {"target": str(path)}):
+        with pytest.raises(
+            ConfigError, match=r"aux_layers=\[1, 2, 9\]: expected ids from 0 \(the embedding\) to \d, the"
+        ):
+            train(changed(recipe, **changes))
+    assert not recipe.out.exists()
+
+
 def test_held_out_traces_of_another_target_are_refused(recipe: TrainConfig, packed: Path, tmp_path: Path) -> None:
     import dataclasses
 
@@ -384,6 +397,7 @@ def test_a_batch_that_does_not_divide_is_refused(recipe: TrainConfig) -> None:
         (["out=s3://bucket/run"], "out is 's3://bucket/run'.*expected a path on disk, or gs://"),
         (["evaluate_every=4"], "without eval_traces"),
         (["profile_steps=[4, 2]"], "1 <= first <= last"),
+        (["aux_layers=[3, 1]"], r"aux_layers is \[3, 1\]: .*expected ids from 0 \(the embedding\) on, rising"),
     ],
 )
 def test_recipes_that_cannot_work_are_refused(

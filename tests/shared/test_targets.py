@@ -1,6 +1,7 @@
 """The shipped targets, and where their sizes come from. Costs a second."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,22 @@ def test_a_target_given_has_to_be_the_one_that_is_named(tmp_path: Path) -> None:
     assert find_target(str(tmp_path / "target.yaml"), tmp_path / "draft", name="tiny-reasoner") == mine
     with pytest.raises(ConfigError, match=r"target=tiny-mixed is 'tiny-mixed', but .*draft belongs to 'tiny-reasoner'"):
         find_target("tiny-mixed", tmp_path / "draft", name="tiny-reasoner")
+
+
+@pytest.mark.parametrize("layers", [[4, 1, 3], [3, 3, 4], [0, -1], [-1, 2], []])
+def test_layers_that_no_draft_can_read_are_refused_with_their_key(layers: list[int], tmp_path: Path) -> None:
+    (tmp_path / "t.yaml").write_text(f"name: mine\npath: embedded\naux_layers: {layers}\nmax_model_len: 8\n")
+    message = rf"t\.yaml: aux_layers is {re.escape(str(layers))}: .*expected ids from 0 \(the embedding\) on, rising"
+    with pytest.raises(ConfigError, match=message):
+        load_target_config(str(tmp_path / "t.yaml"))
+
+
+def test_layers_that_the_model_does_not_have_are_refused() -> None:
+    target = load_target_config("tiny-reasoner")
+    assert target.layers_read() == (1, 3, 4)
+    assert target.layers_read((0, 4)) == (0, 4)
+    with pytest.raises(ConfigError, match=r"aux_layers=\[1, 5\]: expected ids from 0 .* to 4, the last layer of"):
+        target.layers_read((1, 5))
 
 
 def test_a_relative_path_counts_from_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -607,6 +607,13 @@ def test_a_target_that_training_does_not_know(tmp_path, server):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_target_whose_layers_the_model_does_not_have(tmp_path, server):
+    (tmp_path / "t.yaml").write_text(yaml.safe_dump(TARGET.model_dump(mode="json") | {"aux_layers": [1, 3, 9]}))
+    with pytest.raises(ConfigError, match=r"aux_layers=\[1, 3, 9\]: expected ids from 0 \(the embedding\) to 4"):
+        collect(config(server, tmp_path / "out", target=str(tmp_path / "t.yaml")))
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_target_that_does_not_say_how_it_is_asked(tmp_path, server):
     bare = yaml.safe_dump(TARGET.model_dump(mode="json", exclude={"sampling", "trial"}))
     (tmp_path / "bare.yaml").write_text(bare)

@@ -192,6 +192,7 @@ def check_target(config: CollectConfig, target: TargetConfig, asks: Sequence[Ask
             f"target {target.name}: architectures is {found}, but `specexit train` knows {', '.join(ARCHITECTURES)}; "
             "any_architecture=true collects all the same, to train from `specexit features`, or for other uses"
         )
+    target.layers_read()
     target.think_tokens()
     sampling_of(config, target)
     for name in sorted({ask.prompt.answer_kind or target.answer_kind for ask in asks}):

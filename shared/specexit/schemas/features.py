@@ -9,6 +9,7 @@ from pydantic import Field
 from specexit.config import Config
 from specexit.data.features import StoredType
 from specexit.schemas.engine import EngineConfig
+from specexit.schemas.target import Layers
 
 
 class FeaturesConfig(Config):
@@ -19,7 +20,7 @@ class FeaturesConfig(Config):
     target: str | None = Field(
         default=None, description="name or YAML file of the target; by default the one that the data was packed for"
     )
-    aux_layers: tuple[int, ...] | None = Field(
+    aux_layers: Layers | None = Field(
         default=None, description="layers that the draft will read; the target's own choice unless given"
     )
     dtype: StoredType = Field(

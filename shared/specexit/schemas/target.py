@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from specexit.buckets import location
 from specexit.config import CONFIG_ROOTS, Config, ConfigError, find, load, write_text
@@ -47,6 +47,19 @@ class TrialConfig(Config):
     close: str = Field(default="", description="put in the place of that stop before the answer is read")
 
 
+def _rising(layers: tuple[int, ...]) -> tuple[int, ...]:
+    if not layers or layers[0] < 0 or list(layers) != sorted(set(layers)):
+        raise ValueError(
+            f"layers are {list(layers)}, expected ids from 0 (the embedding) on, rising: vLLM hands the layers on in "
+            "their own order, each once"
+        )
+    return layers
+
+
+Layers = Annotated[tuple[int, ...], AfterValidator(_rising)]
+"""Ids of layers whose residual stream a draft reads, in vLLM's counting: ``k`` is the state behind ``k`` layers."""
+
+
 class TargetConfig(Config):
     """One target model."""
 
@@ -64,7 +77,7 @@ class TargetConfig(Config):
     split_connectors: tuple[Text, ...] = Field(
         default=(), description="a step also ends at these words at a sentence start"
     )
-    aux_layers: tuple[int, ...] = Field(description="layers whose residual stream the draft reads, in vLLM's counting")
+    aux_layers: Layers = Field(description="layers whose residual stream the draft reads, in vLLM's counting")
     max_model_len: int = Field(gt=0, description="longest sequence, prompt included")
     sampling: SamplingConfig | None = Field(default=None, description="what collect asks with, from the model card")
     chat: dict[str, Any] = Field(default={}, description="arguments of the chat template, such as enable_thinking")
@@ -97,6 +110,20 @@ class TargetConfig(Config):
             if key in found and found[key] != value:
                 raise ConfigError(f"{path}: {key} is {found[key]}, but target {self.name} says {value}")
         return found
+
+    def layers_read(self, asked: Layers | None = None) -> Layers:
+        """The layers that a draft reads: those asked for, else the target's own choice.
+
+        Raises:
+          ConfigError: the model cannot be read, or has not so many layers.
+        """
+        layers, last = asked or self.aux_layers, self.hf_config().get("num_hidden_layers")
+        if last is not None and layers[-1] > last:
+            raise ConfigError(
+                f"aux_layers={list(layers)}: expected ids from 0 (the embedding) to {last}, the last layer of "
+                f"{self.name} in {self.folder}"
+            )
+        return layers
 
     def tokenizer(self) -> FastTokenizer:
         """The target's tokenizer."""

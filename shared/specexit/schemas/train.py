@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from specexit.buckets import Location
 from specexit.config import Config
 from specexit.drafts.directory import Source
+from specexit.schemas.target import Layers
 
 
 class OptimizerConfig(Config):
@@ -116,7 +117,7 @@ class TrainConfig(Config):
     )
     out: Location = Field(description="run folder; an interrupted run in it is continued")
     draft: DraftShapeConfig
-    aux_layers: tuple[int, ...] | None = Field(
+    aux_layers: Layers | None = Field(
         default=None, description="layers that the draft reads; the target's own choice unless given"
     )
     signals: SignalConfig = SignalConfig()
