@@ -20,7 +20,7 @@ from jax_specexit.model.cached import ends_of
 from jax_specexit.sharding import CONTEXT, ROWS
 from specexit.config import ConfigError
 from specexit.data.features import Features, check
-from specexit.data.packing import FIELDS, PackError, PackMeta, check_target, read_example, read_meta
+from specexit.data.packing import FIELDS, PackError, PackMeta, Records, check_target, open_rows, read_example, read_meta
 from specexit.data.sequences import Example
 from specexit.drafts.fingerprints import target_fingerprint
 from specexit.schemas.target import TargetConfig
@@ -36,7 +36,7 @@ def check_data(config: TrainConfig, target: TargetConfig) -> PackMeta:
     """
     meta = read_meta(config.data)
     check_target(meta, config.data, target)
-    found = len(_open(config.data, sorted(meta.shards)))
+    found = len(open_rows(config.data, meta))
     if found != meta.n:
         raise PackError(f"{config.data}: {found} examples in its shards, expected {meta.n} as meta.json says")
     if meta.n < config.batch_size:
@@ -98,7 +98,7 @@ class Rows:
     """Random access to packed rows, joined with the stored features of each where there are any."""
 
     def __init__(self, folder: Path, names: Sequence[str], features: Features | None):
-        self.records, self.features = _open(folder, names), features
+        self.records, self.features = Records(folder, names), features
 
     def __len__(self) -> int:
         return len(self.records)
@@ -185,18 +185,6 @@ def first_rows(folder: Path, meta: PackMeta, n: int = 4, features: Features | No
     source = Rows(folder, [min(meta.shards)], features)
     rows = [source[i] for i in range(min(n, len(source)))]
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-
-
-def _open(folder: Path, names: Sequence[str]) -> Any:
-    """Random access to the records of shards; its methods are not typed.
-
-    Raises:
-      PackError: a shard is damaged.
-    """
-    try:
-        return grain.sources.ArrayRecordDataSource([str(folder / name) for name in names])
-    except (ValueError, RuntimeError, OSError) as error:
-        raise PackError(f"{folder}: shards cannot be read as ArrayRecord: {error}") from error
 
 
 def choose_draft_vocab(meta: PackMeta, size: int, always: tuple[int, ...]) -> np.ndarray:

@@ -311,6 +311,27 @@ def test_a_truncated_shard_is_refused(recipe: TrainConfig, packed: Path, tmp_pat
     assert not recipe.out.exists()
 
 
+def test_a_shard_that_was_damaged_in_place_is_named(recipe: TrainConfig, packed: Path, tmp_path: Path) -> None:
+    """When the run starts, and when one of Grain's threads comes to it later."""
+    from jax.sharding import NamedSharding
+
+    from jax_specexit.sharding import BATCH, make_mesh
+    from jax_specexit.training.data import Batches
+
+    config = changed(recipe, data=copy_of(packed, tmp_path))
+    shard = min(config.data.glob("*.array_record"))
+    content = bytearray(shard.read_bytes())
+    content[100] ^= 255
+    shard.write_bytes(content)
+    named = rf"{shard.name}: row 0 cannot be read, as the file is damaged .*: pack again"
+    with pytest.raises(PackError, match=named):
+        train(config)
+    assert not config.out.exists()
+    batches = Batches(config, read_meta(config.data), NamedSharding(make_mesh(config.mesh), BATCH))
+    with pytest.raises(PackError, match=named):
+        list(batches.steps(1, read_meta(config.data).n))
+
+
 def test_another_tokenizer_is_refused(recipe: TrainConfig, small_target: Path, tmp_path: Path) -> None:
     config = yaml.safe_load(small_target.read_text())
     model = Path(shutil.copytree(config["path"], tmp_path / "model"))

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from specexit.data import packing
-from specexit.data.packing import PackError, check_target, pack, read_example, read_meta, write_example
+from specexit.data.packing import PackError, check_target, open_rows, pack, read_example, read_meta, write_example
 from specexit.data.sequences import (
     COLUMNS,
     TraceArrays,
@@ -114,6 +114,22 @@ def packed(make_trace, tmp_path):
     write_traces(tmp_path / "labelled" / "traces.parquet", traces)
     pack(PackConfig(traces=tmp_path / "labelled", out=tmp_path / "packed", length=40, shards=2))
     return tmp_path / "packed"
+
+
+def test_a_shard_that_was_damaged_in_place_is_named_with_the_row(packed):
+    meta = read_meta(packed)
+    rows = open_rows(packed, meta)
+    assert [len(rows), set(map(type, rows))] == [meta.n, {bytes}]
+    damage(packed / max(meta.shards))
+    with pytest.raises(PackError, match=r"examples-00001-of-00002\.array_record: row 0 cannot be read, .*: pack again"):
+        [rows[i] for i in range(meta.n)]
+
+
+def damage(shard) -> None:
+    """Another byte in the middle of its first record; size and index stay as they are."""
+    content = bytearray(shard.read_bytes())
+    content[100] ^= 255
+    shard.write_bytes(content)
 
 
 def read_all(folder) -> list[dict[str, np.ndarray]]:

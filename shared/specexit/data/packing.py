@@ -300,11 +300,61 @@ def read_example(record: bytes) -> Example:
     return example
 
 
-def open_rows(folder: Path, meta: PackMeta) -> Any:
-    """Random access to the records of packed data, in the order in which they are counted (it has no types)."""
-    from array_record.python.array_record_data_source import ArrayRecordDataSource
+class Records:
+    """Random access to the records of shards, for `read_example`, in the order in which they are counted.
 
-    return ArrayRecordDataSource([str(folder / name) for name in sorted(meta.shards)])
+    Args:
+      folder: of packed data.
+      names: of its shards.
+
+    Raises:
+      PackError: a shard is damaged.
+    """
+
+    def __init__(self, folder: Path, names: Sequence[str]):
+        from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+        self._open: Any = ArrayRecordDataSource  # it has no types
+        self._paths = [folder / name for name in names]
+        try:
+            self._records = self._open([str(path) for path in self._paths])
+        except (ValueError, RuntimeError, OSError) as error:
+            raise PackError(f"{folder}: shards cannot be read as ArrayRecord: {error}") from error
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, i: Any) -> bytes:
+        """Record i, counted over all shards.
+
+        Raises:
+          PackError: its shard is damaged there; named is the file.
+        """
+        try:
+            return self._records[i]
+        except (ValueError, RuntimeError, OSError) as error:
+            path, row = self._place(int(i))
+            raise PackError(
+                f"{path}: row {row} cannot be read, as the file is damaged ({error}): pack again, or take a copy"
+            ) from error
+
+    def _place(self, i: int) -> tuple[Path, int]:
+        """Shard of a record, and its number there."""
+        for path in self._paths:
+            n = len(self._open([str(path)]))
+            if i < n:
+                return path, i
+            i -= n
+        raise IndexError(i)
+
+
+def open_rows(folder: Path, meta: PackMeta) -> Records:
+    """Random access to all records of packed data.
+
+    Raises:
+      PackError: a shard is damaged.
+    """
+    return Records(folder, sorted(meta.shards))
 
 
 def read_meta(folder: Path) -> PackMeta:
