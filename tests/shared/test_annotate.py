@@ -9,6 +9,7 @@ from specexit import tiny
 from specexit.data.annotate import annotate, hard_boundary, label
 from specexit.data.summary import summarise
 from specexit.data.traces import Trace, TraceError, read_labelled, write_traces
+from specexit.report.page import LONGEST_ANSWER
 from specexit.schemas.annotate import AnnotateConfig
 from specexit.schemas.target import load_target_config
 from specexit.tiny.traces import PARAGRAPH
@@ -234,6 +235,17 @@ def test_the_page_can_be_read_alone(think, tmp_path):
     assert "&lt;b&gt;y &amp; z&lt;/b&gt;" in page
     assert "<script" not in page
     assert "http" not in page.replace("http://www.w3.org", "")
+
+
+def test_a_long_answer_is_shortened_on_the_page_and_keeps_its_lines(think, tmp_path):
+    program = "def f(x):\n    return x\n" + "x = 1\n" * 100
+    traces = [think(("x.", program), ("y.", program), ("z.", program))]
+    write_traces(tmp_path / "traces" / "traces.parquet", traces)
+    annotate(AnnotateConfig(traces=tmp_path / "traces", out=tmp_path / "labelled"))
+    page = (tmp_path / "labelled" / "statistics.html").read_text()
+    shown = program[:LONGEST_ANSWER] + " \N{HORIZONTAL ELLIPSIS}</"
+    assert page.count(shown) == 1 + 3  # the trace's, and those of its boundaries
+    assert program not in page
 
 
 def test_labels_that_leave_nothing_to_cut_are_refused(think, tmp_path):

@@ -39,6 +39,10 @@ EMBEDDED_NOTE = (
 )
 
 
+LONGEST_ANSWER = 200
+"""Characters of an answer that are shown: one may be a program."""
+
+
 @dataclass(frozen=True)
 class Page:
     """All that the template reads."""
@@ -106,13 +110,19 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    found.filters |= {"percent": percent, "points": _points, "interval": _interval}
+    found.filters |= {"percent": percent, "points": _points, "interval": _interval, "shortened": _shortened}
     return found
 
 
 def render(page: Page) -> str:
     """The HTML text."""
     return environment().get_template("report.html.j2").render(page=page, results=page.results)
+
+
+def _shortened(answer: str | None) -> str | None:
+    if answer is None or len(answer) <= LONGEST_ANSWER:
+        return answer
+    return f"{answer[:LONGEST_ANSWER]} \N{HORIZONTAL ELLIPSIS}"
 
 
 def _points(difference: float) -> str:
