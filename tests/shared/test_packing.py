@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from specexit.data import packing
 from specexit.data.packing import PackError, check_target, open_rows, pack, read_example, read_meta, write_example
+from specexit.data.rows import infer_agrees
 from specexit.data.sequences import (
     COLUMNS,
     TraceArrays,
@@ -220,6 +221,17 @@ def test_an_undecided_trial_gives_no_label(make_trace):
     assert mask[:, [column("progress"), column("remaining")]].all()
 
 
+def test_neither_does_an_untried_boundary_beside_it(make_trace):
+    """Trials at 0, 2 and 4 of five boundaries, the middle one cut off: nothing has said that 1 and 3 differ."""
+    states = ["agrees", "untried", "undecided", "untried", "agrees"]
+    fields = {"boundary_answers": ["7"] * 5, "boundary_agrees": infer_agrees(states), "boundary_confidence": [0.5] * 5}
+    trace = labelled(make_trace(boundaries=[2, 4, 6, 8, 10], boundary_state=states, **fields), 2, 10)
+    mask = make_sequence(trace, END).signal_mask[3:13]
+    for signal in ("validity", "confidence"):
+        assert mask[:, column(signal)].tolist() == [True] * 2 + [False] * 6 + [True] * 2
+    assert mask[:, [column("progress"), column("remaining")]].all()
+
+
 def test_arrays_of_a_batch_are_those_of_its_traces(make_trace, tmp_path):
     states = ["untried", "undecided", "agrees"]
     traces = [labelled(make_trace()), labelled(make_trace(id="b", prompt_ids=[], boundary_state=states), 4, 7)]
@@ -229,7 +241,7 @@ def test_arrays_of_a_batch_are_those_of_its_traces(make_trace, tmp_path):
         for name, value in vars(TraceArrays.of(trace)).items():
             np.testing.assert_array_equal(getattr(found, name), value)
     [second] = arrays_of(batch.slice(1))  # of a part of a batch as well
-    assert second.decided.tolist() == [True, False, True]
+    assert second.decided.tolist() == [False, False, True]
     assert second.prompt.tolist() == []
 
 

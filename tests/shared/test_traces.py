@@ -18,6 +18,7 @@ from specexit.data.rows import (
     fill_untried,
     free_trials,
     infer_agrees,
+    infer_decided,
     prompt_sha256,
 )
 from specexit.data.traces import (
@@ -208,6 +209,20 @@ def test_nothing_agrees_that_no_trial_says(states):
     for i, agrees in enumerate(infer_agrees(states)):
         left, right = [k for k in tried if k <= i][-1:], [k for k in tried if k >= i][:1]
         assert agrees == (bool(left) and all(states[k] == "agrees" for k in left + right))
+
+
+@settings(derandomize=True, max_examples=100, deadline=None)
+@given(STATES)
+def test_no_boundary_has_a_verdict_that_an_undecided_trial_could_turn(states):
+    """Whatever the trials that were cut off would have said, a boundary with a verdict keeps it."""
+    decided = infer_decided(states)
+    for verdict in ("agrees", "differs"):
+        whole = infer_agrees([verdict if state == "undecided" else state for state in states])
+        assert all(a == b for a, b, known in zip(infer_agrees(states), whole, decided, strict=True) if known)
+    tried = [i for i, state in enumerate(states) if state != "untried"]
+    for i, known in enumerate(decided):
+        left, right = [k for k in tried if k <= i][-1:], [k for k in tried if k >= i][:1]
+        assert known == all(states[k] != "undecided" for k in left + right)
 
 
 def test_untried_boundaries_take_the_answer_before_them():

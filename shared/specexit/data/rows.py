@@ -12,7 +12,9 @@ from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, Literal, get_args
 
+import numpy as np
 import pyarrow as pa
+from jaxtyping import Bool
 
 SCHEMA_VERSION = "3"
 READABLE_VERSIONS = ("1", "2", SCHEMA_VERSION)
@@ -220,6 +222,22 @@ def infer_agrees(states: Sequence[str]) -> list[bool]:
     before = _carry(states, start=False)
     after = reversed(_carry(states[::-1], start=True))
     return [left and right for left, right in zip(before, after, strict=True)]
+
+
+def infer_decided(states: Sequence[str] | np.ndarray) -> Bool[np.ndarray, " boundaries"]:
+    """Which boundaries of a trace have a verdict: all but the undecided ones, and the untried ones beside these. Such a
+    one agrees or not as the trial that was cut off would have said.
+
+    Example:
+      >>> infer_decided(["differs", "untried", "agrees", "untried", "undecided", "untried", "agrees"]).tolist()
+      [True, True, True, False, False, False, True]
+    """
+    array = np.asarray(states, np.str_)
+    untried, at = array == "untried", np.arange(len(array))
+    before = np.maximum.accumulate(np.where(untried, -1, at))
+    after = np.minimum.accumulate(np.where(untried, len(at), at)[::-1])[::-1]
+    beyond = np.append(array == "undecided", False)  # where none is before or behind: both -1 and len(at) are its last
+    return ~(beyond[before] | beyond[after])
 
 
 def _carry(states: Sequence[str], *, start: bool) -> list[bool]:

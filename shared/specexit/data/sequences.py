@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Bool, Float, Int
 
-from specexit.data.rows import LabelledTrace
+from specexit.data.rows import LabelledTrace, infer_decided
 from specexit.data.stream import coded, values_of
 from specexit.method.labels import ExitKind, token_labels
 from specexit.method.signals import SIGNALS
@@ -66,7 +66,7 @@ class TraceArrays:
             boundaries=np.array(trace.boundaries, np.int64),
             agrees=np.array(trace.boundary_agrees, bool),
             confidence=np.array(trace.boundary_confidence, np.float32),
-            decided=np.array([state != "undecided" for state in trace.boundary_state], bool),
+            decided=infer_decided(trace.boundary_state),
             exit_earliest=trace.exit_earliest,
             exit_stable=trace.exit_stable,
         )
@@ -93,10 +93,11 @@ def arrays_of(batch: pa.RecordBatch) -> list[TraceArrays]:
     agrees = values_of(batch["boundary_agrees"], np.bool_)
     confidence = values_of(batch["boundary_confidence"], np.float32)
     codes, names = coded(batch["boundary_state"].flatten())
-    decided = np.isin(codes, [code for code, name in enumerate(names) if name == "undecided"], invert=True)
-    split = np.split(decided, np.cumsum([len(found) for found in boundaries])[:-1])
+    states = np.array([*names, ""])[codes]  # the last one lets it be a lookup where there is no boundary at all
+    ends = np.cumsum([len(found) for found in boundaries])[:-1]
+    decided = map(infer_decided, np.split(states, ends))
     exits = [batch[name].to_pylist() for name in COLUMNS[-2:]]
-    return [TraceArrays(*row) for row in zip(*tokens, boundaries, agrees, confidence, split, *exits, strict=True)]
+    return [TraceArrays(*row) for row in zip(*tokens, boundaries, agrees, confidence, decided, *exits, strict=True)]
 
 
 def make_sequence(
