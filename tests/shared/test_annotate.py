@@ -7,9 +7,11 @@ import pytest
 
 from specexit import tiny
 from specexit.data.annotate import annotate, hard_boundary, label
+from specexit.data.rows import infer_agrees
 from specexit.data.summary import summarise
 from specexit.data.traces import Trace, TraceError, read_labelled, write_traces
 from specexit.report.page import LONGEST_ANSWER
+from specexit.report.traces import KINDS, example_of
 from specexit.schemas.annotate import AnnotateConfig
 from specexit.schemas.target import load_target_config
 from specexit.tiny.traces import PARAGRAPH
@@ -220,6 +222,27 @@ def test_undecided_and_free_trials_are_counted(make_trace, tokenizer):
     statistics = summarise([label(trace, tokenizer, "answer")], {})
     assert (statistics.trials, statistics.undecided, statistics.trial_tokens) == (2, 1, 30)
     assert (statistics.free_trials, statistics.free_same) == (2, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("states", "wavering", "valid"),
+    [
+        ("agrees differs agrees", 1, 1 / 2),
+        ("agrees differs differs", 1, 1 / 2),  # the natural end has the answer, whatever a trial there says
+        ("differs agrees differs", 0, 1 / 2),
+        ("agrees undecided agrees", 0, 1),
+        ("undecided differs agrees", 0, 0),
+        ("agrees untried undecided", 0, 1),
+        ("undecided undecided agrees", 0, None),
+    ],
+)
+def test_an_undecided_trial_neither_differs_nor_wavers(make_trace, tokenizer, states, wavering, valid):
+    fields = {"boundary_state": states.split(), "boundary_agrees": infer_agrees(states.split())}
+    one = label(make_trace(**fields), tokenizer, "answer")
+    statistics = summarise([one], {})
+    assert (statistics.whole.wavering, statistics.valid_boundaries) == (wavering, valid)
+    shown = {kind for kind in KINDS if example_of(one, tokenizer, KINDS.keys() - {kind})}
+    assert ("wavering" in shown) == bool(wavering)
 
 
 def test_the_page_can_be_read_alone(think, tmp_path):

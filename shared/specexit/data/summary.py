@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, fields
 import numpy as np
 
 from specexit.data.answers import same_answer
-from specexit.data.rows import LabelledTrace, free_trials, prompt_sha256
+from specexit.data.rows import LabelledTrace, free_trials, infer_decided, prompt_sha256
 
 FRACTIONS = tuple(tenth / 10 for tenth in range(1, 11))
 """Shares of a trace's thinking at which the oracle curve is read."""
@@ -64,7 +64,7 @@ class Part:
     never: float
     """Share of traces that have the answer for good at their natural end only."""
     wavering: float
-    """Share of traces that have the answer, lose it, and find it again."""
+    """Share of traces that have the answer, lose it, and find it again, see `wavers`."""
 
 
 @dataclass(frozen=True)
@@ -79,11 +79,11 @@ class Statistics:
     """Traces that were left out, by reason."""
     boundaries_per_trace: float
     valid_boundaries: float | None
-    """Share that agrees, of the boundaries before the natural end."""
+    """Share that agrees, of the boundaries with a verdict before the natural end."""
     hard_boundaries: int
     """Traces with a hard boundary, see `specexit.data.annotate.hard_boundary`."""
     hard_valid: float | None
-    """Share of hard boundaries that agrees."""
+    """Share that agrees, of the hard boundaries with a verdict."""
     thinking_tokens: int
     """Of all traces."""
     trials: int
@@ -183,14 +183,17 @@ class Tally:
 
     def _count_boundaries(self, trace: LabelledTrace) -> None:
         early = bisect_right(trace.boundaries, len(trace.think_ids) - 1)
+        decided = infer_decided(trace.boundary_state)
         free = [trial.same for trial in free_trials(trace) if trial.same is not None]
         hard = trace.hard_boundary
+        judged = [trace.boundary_agrees[hard]] if hard is not None and decided[hard] else []
         self.counts.update(
             boundaries=len(trace.boundaries),
-            early=early,
+            early=int(decided[:early].sum()),
             early_agree=sum(trace.boundary_agrees[:early]),
             hard=hard is not None,
-            hard_agree=hard is not None and trace.boundary_agrees[hard],
+            hard_judged=len(judged),
+            hard_agree=sum(judged),
             untried=trace.boundary_state.count("untried"),
             undecided=trace.boundary_state.count("undecided"),
             trial_tokens=sum(trace.boundary_trial_tokens),
@@ -207,7 +210,7 @@ class Tally:
         part.redundant_stable += n_think - trace.exit_stable
         part.at_once += trace.exit_stable == trace.boundaries[0] < n_think
         part.never += trace.exit_stable == n_think
-        part.wavering += trace.exit_earliest < trace.exit_stable
+        part.wavering += wavers(trace)
 
     def _count_ending(self, name: str, trace: LabelledTrace, index: int | None) -> None:
         sums = self.endings.setdefault(name, _EndingSums())
@@ -242,7 +245,7 @@ class Tally:
             boundaries_per_trace=counts["boundaries"] / self.n,
             valid_boundaries=_share(counts["early_agree"], counts["early"]),
             hard_boundaries=counts["hard"],
-            hard_valid=_share(counts["hard_agree"], counts["hard"]),
+            hard_valid=_share(counts["hard_agree"], counts["hard_judged"]),
             thinking_tokens=sum(self.lengths),
             trials=counts["boundaries"] - counts["untried"],
             undecided=counts["undecided"],
@@ -277,6 +280,15 @@ def summarise(traces: Iterable[LabelledTrace], dropped: dict[str, int]) -> Stati
     for trace in traces:
         tally.count(trace)
     return tally.statistics(dropped)
+
+
+def wavers(trace: LabelledTrace) -> bool:
+    """Whether a trial differs behind one that agrees; at the natural end the answer is there again.
+
+    A trial that was cut off has lost nothing.
+    """
+    states = [state for at, state in zip(trace.boundaries, trace.boundary_state, strict=True) if at < trace.n_think]
+    return "agrees" in states and "differs" in states[states.index("agrees") :]
 
 
 def length_range(n: int) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
 from specexit.data.rows import LabelledTrace
-from specexit.data.summary import Statistics
+from specexit.data.summary import Statistics, wavers
 from specexit.method.splits import Tokenizer
 from specexit.report.charts import oracle_chart
 from specexit.report.page import environment
@@ -61,7 +61,7 @@ def example_of(trace: LabelledTrace, tokenizer: Tokenizer, found: Container[str]
     holds = {
         "redundant": 2 * trace.exit_earliest < n_think,
         "at once": trace.exit_stable == trace.boundaries[0] < n_think,
-        "wavering": trace.exit_earliest < trace.exit_stable,
+        "wavering": wavers(trace),
         "never": trace.exit_stable == n_think,
         "undecided": "undecided" in trace.boundary_state,
     }
