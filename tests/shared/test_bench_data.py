@@ -2,12 +2,13 @@
 
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from specexit.bench.data import bench_data, generate, memory_of_tree
-from specexit.data.stream import list_lengths
+from specexit.data.stream import MOST_WORKERS, list_lengths
 from specexit.schemas.bench_data import BenchDataConfig
 from specexit.schemas.target import load_target_config
 
@@ -16,7 +17,7 @@ TRACES = int(os.environ.get("SPECEXIT_BENCH_TRACES", "1000"))
 
 
 def test_lengths_are_those_of_a_real_corpus():
-    config = BenchDataConfig(out="unused", target="tiny-reasoner", traces=2000, longest=32768)
+    config = BenchDataConfig(out=Path("unused"), target="tiny-reasoner", traces=2000, longest=32768)
     batches = list(generate(config, load_target_config("tiny-reasoner")))
     lengths = np.concatenate([list_lengths(batch["think_ids"]) for batch in batches])
     assert len(lengths) == 2000
@@ -28,10 +29,11 @@ def test_lengths_are_those_of_a_real_corpus():
 
 
 @pytest.mark.slow
-def test_tokens_lost_and_memory(tmp_path):
+@pytest.mark.parametrize("workers", [None, MOST_WORKERS])
+def test_tokens_lost_and_memory(tmp_path, workers):
     """Speed is for `make bench-data` on a quiet machine; what rows lose and what commands hold is the same anywhere."""
     out = tmp_path / "data.json"
-    result = bench_data(BenchDataConfig(out=out, target="tiny-reasoner", traces=TRACES))
+    result = bench_data(BenchDataConfig(out=out, target="tiny-reasoner", traces=TRACES, workers=workers))
     assert json.loads(out.read_text()) == result
     commands = result["commands"]
     assert list(commands) == ["annotate", "pack 8192", "pack 16384"]

@@ -1,4 +1,5 @@
-"""Commands that read many traces hold what is known at their boundaries, and neither their text nor their signals.
+"""Commands that read many traces hold what is known at their boundaries, and neither their text nor their signals;
+those that make data hold a block of traces.
 
 `SPECEXIT_MEMORY_TRACES=20000` is the large form by hand (3 GB of files, a quarter of an hour).
 """
@@ -6,11 +7,12 @@
 import os
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from specexit.bench.data import generate
-from specexit.data.rows import SCHEMA
+from specexit.data.rows import LABELLED_SCHEMA, SCHEMA
 from specexit.data.scores import ScoreWriter
 from specexit.data.stream import list_lengths
 from specexit.drafts.tensors import weights_hash
@@ -48,3 +50,23 @@ def test_neither_text_nor_signals_are_held(paths, command, tmp_path):
     found = peak(command, *out, f"traces={paths['traces']}", f"scores={paths['scores']}")
     print(f"{command}: {TRACES} traces, at most {found:.0f} MiB")
     assert 50 < found < (1536 if LARGE else 256)
+
+
+def test_long_prompts_do_not_fill_a_block(tmp_path):
+    """Thinking is a tenth of these 4.6 M tokens, and a row of 8,192 holds one trace: all rows would take 240 MiB, and
+    what they are made of as much again."""
+    config = BenchDataConfig(out=tmp_path / "unused", target="tiny-reasoner", traces=900, mean_tokens=512, spread=0.1)
+    rng = np.random.default_rng(0)
+    (tmp_path / "labelled").mkdir()
+    with pq.ParquetWriter(tmp_path / "labelled" / "traces.parquet", LABELLED_SCHEMA) as writer:
+        for batch in generate(config, load_target_config("tiny-reasoner")):
+            ends = pa.array(list_lengths(batch["think_ids"]).astype(np.int32))
+            columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+            columns |= {"exit_earliest": ends, "exit_stable": ends, "hard_boundary": pa.nulls(len(batch), pa.int32())}
+            prompts = list(rng.integers(500, size=(len(batch), 4096), dtype=np.int32))
+            columns["prompt_ids"] = pa.array(prompts, SCHEMA.field("prompt_ids").type)
+            writer.write_batch(pa.RecordBatch.from_pydict(columns, schema=LABELLED_SCHEMA))
+    asked = f"traces={tmp_path / 'labelled'}", f"out={tmp_path / 'packed'}", "length=8192", "workers=1"
+    found = peak("pack", *asked)
+    print(f"pack: at most {found:.0f} MiB")
+    assert 50 < found < 384

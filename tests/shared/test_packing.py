@@ -19,7 +19,7 @@ from specexit.data.sequences import (
     best_fit,
     make_sequence,
 )
-from specexit.data.stream import blocks, read_batches
+from specexit.data.stream import read_batches
 from specexit.data.traces import LabelledTrace, data_sha256, write_traces
 from specexit.method.labels import token_labels
 from specexit.method.signals import SIGNALS, column
@@ -246,7 +246,7 @@ def test_arrays_of_a_batch_are_those_of_its_traces(make_trace, tmp_path):
 
 
 def test_blocks_in_processes_give_the_same_bytes(make_trace, tmp_path, monkeypatch):
-    monkeypatch.setattr(packing, "blocks", lambda batches: blocks(batches, tokens=200))
+    monkeypatch.setattr(packing, "BLOCK_TOKENS", 200)
     traces = [labelled(make_trace(id=str(i), think_ids=[30 + i] * 10)) for i in range(150)]
     write_traces(tmp_path / "labelled" / "traces.parquet", traces)
     for workers in (1, 2):

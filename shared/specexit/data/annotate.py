@@ -28,8 +28,8 @@ from specexit.report.traces import Example, example_of, traces_page
 from specexit.schemas.annotate import AnnotateConfig
 from specexit.schemas.target import save_target
 
-BLOCK_TOKENS = 500_000
-"""Thinking tokens of a block, about: the unit that a process labels."""
+BLOCK_TOKENS = 250_000
+"""Size of a block: the unit that a process labels."""
 
 
 @dataclass

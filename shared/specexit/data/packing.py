@@ -31,7 +31,7 @@ from specexit.buckets import BucketPath
 from specexit.config import Config, save_run, write_text
 from specexit.data.overlap import short_hash_of, write_prompts
 from specexit.data.rows import LabelledTrace
-from specexit.data.sequences import COLUMNS, Example, arrays_of, assemble, best_fit, make_sequence
+from specexit.data.sequences import COLUMNS, Example, TraceArrays, arrays_of, assemble, best_fit, make_sequence
 from specexit.data.stream import blocks, deserialised, in_parallel, read_batches, shown
 from specexit.data.traces import check_tokenizer, data_sha256, target_of_file, tokenizer_sha256
 from specexit.errors import InputError, first_problem
@@ -40,6 +40,8 @@ from specexit.outputs import new_folder, require_empty
 from specexit.schemas.pack import PackConfig
 from specexit.schemas.target import TargetConfig, save_target
 
+BLOCK_TOKENS = 1_000_000
+"""Size of a block, of which rows are made together: they take 33 MB."""
 FORMAT_VERSION = 1
 DEFAULT_LENGTH = 8192
 """Tokens in an example, unless the config says how many or the target takes fewer."""
@@ -130,7 +132,7 @@ def pack(config: PackConfig) -> PackMeta:
     )
     with new_folder(config.out) as folder:
         names = [f"examples-{i:05d}-of-{config.shards:05d}.array_record" for i in range(config.shards)]
-        found = blocks(read_batches(config.traces, LabelledTrace, COLUMNS))
+        found = blocks(read_batches(config.traces, LabelledTrace, COLUMNS), BLOCK_TOKENS, length)
         tally = _write_shards([folder / name for name in names], found, layout, config.workers)
         if not tally.rows:
             raise PackError(
@@ -248,28 +250,35 @@ def _writer(path: Path) -> Iterator[Any]:
 
 def _pack_block(layout: Layout, number: int, block: bytes) -> tuple[list[bytes], _Tally]:
     """Rows of one block, as records, in an order drawn from the seed and the block's number."""
-    sequences = []
     part = _Tally(counts=np.zeros(layout.vocab_size, np.int64))
+    traces, lengths = [], []
     for trace in arrays_of(deserialised(block)):
-        sequence = make_sequence(trace, layout.end, layout.exit_point, truncate=layout.truncate)
-        over = len(sequence) - layout.length
+        length = trace.length(layout.exit_point, truncate=layout.truncate)
         if len(trace.prompt) >= layout.length:
             part.dropped += 1
-            part.tokens_dropped += len(sequence)
+            part.tokens_dropped += length
             continue
-        if over > 0:
+        if length > layout.length:
             part.cut += 1
-            part.tokens_cut += over
-            sequence = sequence.prefix(layout.length)
-        sequences.append(sequence)
+            part.tokens_cut += length - layout.length
+        traces.append(trace)
+        lengths.append(min(length, layout.length))
         part.prompts.add(short_hash_of(trace.prompt.tolist()))
-        part.counts += np.bincount(sequence.tokens[sequence.loss_mask], minlength=layout.vocab_size)
-    part.traces, part.used = len(sequences), sum(map(len, sequences))
-    bins = best_fit([len(sequence) for sequence in sequences], layout.length)
+    part.traces, part.used = len(traces), sum(lengths)
+    bins = best_fit(lengths, layout.length)
     part.rows = len(bins)
     order = np.random.default_rng([layout.seed, number]).permutation(len(bins))
-    rows = ([sequences[item] for item in bins[i]] for i in order)
-    return [write_example(assemble(row, layout.length)) for row in rows], part
+    rows = ([traces[item] for item in bins[i]] for i in order)
+    return [_pack_row(layout, row, part.counts) for row in rows], part
+
+
+def _pack_row(layout: Layout, traces: Sequence[TraceArrays], counts: Int[np.ndarray, " vocab"]) -> bytes:
+    """A row as a record; what the target generated of it is counted."""
+    kind, length = layout.exit_point, layout.length
+    sequences = [make_sequence(t, layout.end, kind, truncate=layout.truncate, length=length) for t in traces]
+    example = assemble(sequences, length)
+    counts += np.bincount(example["tokens"][example["loss_mask"]], minlength=layout.vocab_size)
+    return write_example(example)
 
 
 def write_example(example: Example) -> bytes:

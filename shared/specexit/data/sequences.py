@@ -58,6 +58,15 @@ class TraceArrays:
     exit_earliest: int
     exit_stable: int
 
+    def exit_at(self, kind: ExitKind) -> int:
+        """The exit point."""
+        return self.exit_earliest if kind == "earliest" else self.exit_stable
+
+    def length(self, kind: ExitKind, *, truncate: bool) -> int:
+        """Tokens of the whole sequence that `make_sequence` would lay out."""
+        kept = self.exit_at(kind) if truncate else len(self.think)
+        return len(self.prompt) + kept + 1 + len(self.answer)
+
     @classmethod
     def of(cls, trace: LabelledTrace) -> TraceArrays:
         """The arrays of one trace."""
@@ -119,7 +128,7 @@ def make_sequence(
       length: tokens to keep, from the first on; labels are those of the whole trace.
     """
     arrays = trace if isinstance(trace, TraceArrays) else TraceArrays.of(trace)
-    exit_at = arrays.exit_earliest if kind == "earliest" else arrays.exit_stable
+    exit_at = arrays.exit_at(kind)
     n_think, n_prompt = len(arrays.think), len(arrays.prompt)
     labels, mask = token_labels(arrays.boundaries, arrays.agrees, arrays.confidence, n_think, exit_at, arrays.decided)
     kept = exit_at if truncate else n_think

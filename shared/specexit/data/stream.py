@@ -1,7 +1,7 @@
 """Trace files as Arrow record batches, checked: whatever their number, only a block of traces is in memory at once.
 
-Every batch has the columns of the newest schema, whichever version its file is of. `blocks` groups batches by tokens,
-and `in_parallel` gives blocks to processes and takes results back in their order.
+Every batch has the columns of the newest schema, whichever version its file is of. `blocks` groups traces by size, and
+`in_parallel` gives blocks to processes and takes results back in their order.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ from specexit.data.rows import LACKING, READABLE_VERSIONS, SCHEMA, SCHEMAS, STAT
 from specexit.errors import InputError
 
 BATCH_ROWS = 64
-BLOCK_TOKENS = 2_000_000
-"""Thinking tokens of a block, about: its packed rows take 66 MB."""
+TOKEN_BYTES = 4
+MOST_WORKERS = 8
+"""Processes at most, unless one asks for more: with their interpreters, libraries and blocks they hold 1.4 GiB."""
 
 RowsT = TypeVar("RowsT")
 ResultT = TypeVar("ResultT")
@@ -178,18 +179,35 @@ def _out_of_order(
     return np.bincount(owner[wrong], minlength=len(n)) > 0
 
 
-def blocks(batches: Iterable[pa.RecordBatch], tokens: int = BLOCK_TOKENS) -> Iterator[pa.RecordBatch]:
-    """Batches put together to blocks of about so many thinking tokens, the last one smaller."""
+def blocks(batches: Iterable[pa.RecordBatch], tokens: int, row: int = 0) -> Iterator[pa.RecordBatch]:
+    """The traces of batches in blocks of at most so many tokens; a trace that is longer is a block of its own.
+
+    A trace counts with all that has been read of it, whatever the column: four bytes are a token.
+
+    Args:
+      batches: of any size.
+      tokens: of a block.
+      row: a trace that fills more than half of so many tokens counts as all of them, as it pads a row.
+    """
     held: list[pa.RecordBatch] = []
     size = 0
     for batch in batches:
-        held.append(batch)
-        size += int(list_lengths(batch["think_ids"]).sum())
-        if size >= tokens:
-            yield pa.concat_batches(held)
-            held, size = [], 0
-    if held:
+        start = 0
+        for i, n in enumerate(_sizes(batch, row)):
+            if size and size + n > tokens:
+                yield pa.concat_batches([*held, batch.slice(start, i - start)])
+                held, size, start = [], 0, i
+            size += n
+        held.append(batch.slice(start))
+    if size:
         yield pa.concat_batches(held)
+
+
+def _sizes(batch: pa.RecordBatch, row: int) -> Iterator[int]:
+    """Tokens that each trace counts as."""
+    for i in range(len(batch)):
+        n = batch.slice(i, 1).nbytes // TOKEN_BYTES
+        yield max(n, row) if 2 * n > row else n
 
 
 def values_of(column: pa.Array, dtype: type[np.generic]) -> list[np.ndarray]:
@@ -204,17 +222,18 @@ def in_parallel(
     """Results of a function of (number, `serialised` record batch), in their order.
 
     With one worker, or a single item, it runs here. At most one item more than there are workers is under way, so
-    memory does not grow with the number of items.
+    memory does not grow with the number of items. It grows with that of workers; a size of items that depended on them
+    would make what is written depend on the machine.
 
     Args:
       function: importable, as it runs in processes of their own.
       items: read while earlier ones are worked on.
-      workers: processes; by default one for each processor.
+      workers: processes; by default one for each processor, at most `MOST_WORKERS`.
     """
     numbered = enumerate(map(serialised, items))
     first_two = list(itertools.islice(numbered, 2))
     tasks = itertools.chain(first_two, numbered)
-    n = workers or processors()
+    n = workers or min(processors(), MOST_WORKERS)
     if n == 1 or len(first_two) < 2:
         yield from itertools.starmap(function, tasks)
         return

@@ -24,4 +24,8 @@ class AnnotateConfig(Config):
     least_cut: float = Field(
         default=0.001, ge=0, le=1, description="refuse traces of whose thinking an ideal exit would cut less"
     )
-    workers: int | None = Field(default=None, gt=0, description="processes; by default one for each processor")
+    workers: int | None = Field(
+        default=None,
+        gt=0,
+        description="processes; by default one for each processor, 8 at most, with which memory stays within 1.5 GiB",
+    )

@@ -30,4 +30,8 @@ class PackConfig(Config):
     truncate: bool = Field(default=False, description="end the thinking at the exit point, as the paper does")
     seed: int = Field(default=0, description="of the order of the examples")
     shards: int = Field(default=1, gt=0, description="files to spread the examples over")
-    workers: int | None = Field(default=None, gt=0, description="processes; by default one for each processor")
+    workers: int | None = Field(
+        default=None,
+        gt=0,
+        description="processes; by default one for each processor, 8 at most, with which memory stays within 1.5 GiB",
+    )
