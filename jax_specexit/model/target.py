@@ -34,9 +34,9 @@ from jax_specexit.model.layers import (
     split_heads,
 )
 from jax_specexit.sharding import constrain, look_up
+from specexit import trainable
 from specexit.drafts.rope import FIELDS, scaling_of
 from specexit.errors import InputError
-from specexit.schemas.target import ARCHITECTURES as KNOWN
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,15 +83,12 @@ class TargetShape:
           InputError: an architecture or a variant of one that is not implemented, or a field is missing.
         """
         config = dict(fields)
-        architecture = (config.get("architectures") or ["(none)"])[0]
+        architecture = trainable.architecture(config)
         if architecture not in ARCHITECTURES:
             raise InputError(f"{path}: architectures is {architecture}, expected one of {', '.join(ARCHITECTURES)}")
-        for field, only in ONLY.items():
-            if config.get(field) not in (None, only):
-                raise InputError(f"{path}: {field} is {config[field]!r}, only {only!r} is implemented")
-        if architecture != "Qwen2ForCausalLM" and config.get("attention_bias"):
-            raise InputError(f"{path}: attention_bias is true, which is implemented for Qwen2 only")
-        rope = (config.get("rope_scaling") or {}) | (config.get("rope_parameters") or {})
+        if (why := trainable.unimplemented(config)) is not None:
+            raise InputError(f"{path}: {why}")
+        rope = trainable.rope_of(config)
         config["rope_theta"] = config.get("rope_theta") or rope.get("rope_theta")
         if config.get("head_dim") is None and {"hidden_size", "num_attention_heads"} <= config.keys():
             config["head_dim"] = config["hidden_size"] // config["num_attention_heads"]
@@ -104,10 +101,7 @@ class TargetShape:
         missing = [f.name for f in dataclasses.fields(cls) if config.get(f.name) is None and f.name != "rope_scaling"]
         if missing:
             raise InputError(f"{path}: no value for {', '.join(missing)}")
-        try:
-            config["rope_scaling"] = scaling_of(rope, tuple(FIELDS))
-        except ValueError as error:
-            raise InputError(f"{path}: {error}") from error
+        config["rope_scaling"] = scaling_of(rope, tuple(FIELDS))
         return cls(**{f.name: config[f.name] for f in dataclasses.fields(cls)})
 
 
@@ -118,14 +112,8 @@ ARCHITECTURES = {
     **{"Qwen2ForCausalLM": "qwen2", "LlamaForCausalLM": "llama"},
 }
 """Hugging Face architecture -> its ``model_type``."""
-assert sorted(ARCHITECTURES) == sorted(KNOWN), "specexit.schemas.target says what `collect` may accept"
+assert sorted(ARCHITECTURES) == sorted(trainable.ARCHITECTURES), "specexit.trainable says what `collect` may accept"
 
-
-ONLY = {
-    **{"mlp_bias": False, "use_sliding_window": False, "hidden_act": "silu"},
-    **{"mlp_only_layers": [], "decoder_sparse_step": 1, "partial_rotary_factor": 1.0, "quantization_config": {}},
-}
-"""Fields of a ``config.json`` -> their only value that is implemented."""
 
 DENSE = {"num_experts": 0, "num_experts_per_tok": 0, "moe_intermediate_size": 0, "norm_topk_prob": False}
 """The fields of a mixture as a dense model has them."""

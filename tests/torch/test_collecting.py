@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import shutil
 import threading
 import time
@@ -594,15 +595,29 @@ def test_a_server_that_becomes_another_model(tmp_path):
     server.close()
 
 
-def test_a_target_that_training_does_not_know(tmp_path, server):
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"architectures": ["MambaForCausalLM"]}, "architectures is MambaForCausalLM, but `specexit train` knows"),
+        ({"architectures": "Qwen3ForCausalLM"}, "architectures is 'Qwen3ForCausalLM', which is no list, but"),
+        ({"architectures": None}, "architectures is none, but"),
+        (
+            {"quantization_config": {"quant_method": "fp8"}},
+            "quantization_config is {'quant_method': 'fp8'}, only {} is",
+        ),
+        ({"use_sliding_window": True}, "use_sliding_window is True, only False is implemented"),
+        ({"attention_bias": True}, "attention_bias is true, which is implemented for Qwen2 only"),
+        ({"rope_parameters": {"rope_type": "longrope"}}, "rope_type is 'longrope', expected one of"),
+    ],
+)
+def test_a_target_that_training_does_not_know(tmp_path, server, fields, message):
     model = tmp_path / "model"
     model.mkdir()
     for file in TARGET.folder.iterdir():
         (model / file.name).write_bytes(file.read_bytes())
-    fields = json.loads((model / "config.json").read_text()) | {"architectures": ["MambaForCausalLM"]}
-    (model / "config.json").write_text(json.dumps(fields))
+    (model / "config.json").write_text(json.dumps(json.loads((model / "config.json").read_text()) | fields))
     (tmp_path / "mamba.yaml").write_text(yaml.safe_dump(TARGET.model_dump(mode="json") | {"path": str(model)}))
-    with pytest.raises(ConfigError, match=r"architectures is MambaForCausalLM, but .* any_architecture=true"):
+    with pytest.raises(ConfigError, match=rf"target \S+: .*{re.escape(message)}.* any_architecture=true"):
         collect(config(server, tmp_path / "out", target=str(tmp_path / "mamba.yaml")))
     assert not (tmp_path / "out").exists()
 

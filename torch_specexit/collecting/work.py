@@ -12,8 +12,9 @@ from specexit.config import ConfigError
 from specexit.data.prompts import Prompt, PromptError, read_prompts, split_prompts
 from specexit.errors import InputError
 from specexit.schemas.collect import CollectConfig
-from specexit.schemas.target import ARCHITECTURES, SamplingConfig, TargetConfig, TrialConfig
+from specexit.schemas.target import SamplingConfig, TargetConfig, TrialConfig
 from specexit.tiny import MIXED
+from specexit.trainable import ARCHITECTURES, architecture, unimplemented
 
 SPLIT_SIZE = 500
 """Problems of a split, unless the config says how many."""
@@ -174,6 +175,20 @@ def trial_of(config: CollectConfig, target: TargetConfig, kind: str) -> TrialCon
     return trial.model_copy(update={"max_tokens": config.trial_max_tokens or trial.max_tokens})
 
 
+def _check_trainable(target: TargetConfig) -> None:
+    fields = target.hf_config()
+    found = architecture(fields)
+    if found in ARCHITECTURES:
+        why = unimplemented(fields)
+    else:
+        why = f"architectures is {found}, but `specexit train` knows {', '.join(ARCHITECTURES)}"
+    if why is not None:
+        raise ConfigError(
+            f"target {target.name}: {why}; any_architecture=true collects all the same, to train from `specexit "
+            "features`, or for other uses"
+        )
+
+
 def check_target(config: CollectConfig, target: TargetConfig, asks: Sequence[Ask]) -> None:
     """What would go wrong hours later, found before anything starts.
 
@@ -186,12 +201,8 @@ def check_target(config: CollectConfig, target: TargetConfig, asks: Sequence[Ask
     """
     from specexit.data.answers import kind
 
-    found = (target.hf_config().get("architectures") or ["none"])[0]
-    if found not in ARCHITECTURES and not config.any_architecture:
-        raise ConfigError(
-            f"target {target.name}: architectures is {found}, but `specexit train` knows {', '.join(ARCHITECTURES)}; "
-            "any_architecture=true collects all the same, to train from `specexit features`, or for other uses"
-        )
+    if not config.any_architecture:
+        _check_trainable(target)
     target.layers_read()
     target.think_tokens()
     sampling_of(config, target)

@@ -99,7 +99,7 @@ class CollectConfig(Config):
     retries: int = Field(default=6, gt=0, description="failures in a row after which an endpoint is given up")
     timeout: float = Field(default=3600.0, gt=0, description="seconds that one request to an endpoint may take")
     any_architecture: bool = Field(
-        default=False, description="collect from a target whose architecture `train` does not know"
+        default=False, description="collect from a target that `train` has no forward pass of"
     )
     min_finished: float = Field(default=0.8, ge=0, le=1, description="share of traces that must come to their end")
     min_answered: float = Field(default=0.8, ge=0, le=1, description="share of traces that must state an answer")

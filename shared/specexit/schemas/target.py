@@ -15,9 +15,6 @@ from specexit.drafts.files import read_bytes
 from specexit.method.splits import FastTokenizer, ThinkTokens, load_tokenizer, resolve
 from specexit.tiny import EMBEDDED
 
-ARCHITECTURES = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "Qwen3MoeForCausalLM")
-"""What `specexit train` has a forward pass for; a test holds it against `jax_specexit`'s own table."""
-
 TARGET_FILE = "target.yaml"
 """Copy of the target that every folder of traces, packed data, a training run or a draft carries."""
 
@@ -106,6 +103,8 @@ class TargetConfig(Config):
             found = json.loads(path.read_text())
         except (OSError, ValueError) as error:
             raise ConfigError(f"{path}: target {self.name} cannot be read: {error}") from error
+        if not isinstance(found, dict):
+            raise ConfigError(f"{path}: holds a {type(found).__name__}, expected keys and values")
         for key, value in (self.config or {}).items():
             if key in found and found[key] != value:
                 raise ConfigError(f"{path}: {key} is {found[key]}, but target {self.name} says {value}")
