@@ -42,7 +42,7 @@ def convert(config: ConvertConfig) -> None:
     """Write the draft directory, or with ``draft`` the run folder.
 
     Raises:
-      ConfigError: ``run`` is not a run folder or holds no checkpoint.
+      ConfigError: ``run`` is not a run folder or holds no checkpoint, or the target is unknown or not the one given.
       SelectionError: the best checkpoint is wanted, and the traces that chose it are gone.
       DraftError: the checkpoint does not fit the run's own description, or holds NaN; ``draft`` cannot be read.
       FileExistsError: ``out`` is there and not empty.
@@ -53,7 +53,7 @@ def convert(config: ConvertConfig) -> None:
 
 def _to_draft(config: ConvertConfig, run: Path) -> str:
     start = read_start(run)
-    target = find_target(None, run, name=start.shape.target_name)
+    target = find_target(config.target, run, name=start.shape.target_name)
     vocabulary, hashed = vocabulary_tensors(start.vocab, start.shape.vocab_size), ParameterHash()
     was = {} if config.dtype is not None else _types_before(run / FILE, start.shape)
     dtype = config.dtype or (target.dtype if target.dtype in FLOATS else "bfloat16")
@@ -135,7 +135,7 @@ def _to_checkpoint(config: ConvertConfig) -> str:
         write_checkpoint(beside, parameters, shapes, make_mesh(config.mesh))
         vocab = target_ids(draft, {name: stored[name].read() for name in ("d2t",) if name in stored})
         save_start(beside, Start(draft, vocab, aux_rms))
-        save_target(beside, find_target(None, config.draft, name=draft.target_name))
+        save_target(beside, find_target(config.target, config.draft, name=draft.target_name))
         copy_prompts(config.draft, beside)
         _copy_origin(config.draft, beside)
         types = {name: place.dtype.name for name, place in stored.items() if name not in draft.vocabulary_shapes}

@@ -125,6 +125,21 @@ def test_types_that_are_none_are_refused(types, tmp_path, write_run):
     assert not (tmp_path / "draft").exists()
 
 
+def test_a_target_that_moved_is_said_and_is_what_the_folder_carries(tmp_path, write_run):
+    run = write_run("draft")
+    (run / "target.yaml").unlink()
+    moved = load_target_config("tiny-reasoner").model_copy(update={"path": str(tmp_path / "moved")})
+    save_target(tmp_path / "there", moved)
+    said = str(tmp_path / "there" / "target.yaml")
+    convert(ConvertConfig(run=run, out=tmp_path / "draft", target=said))
+    convert(ConvertConfig(draft=tmp_path / "draft", out=tmp_path / "again"))
+    for folder in ("draft", "again"):
+        assert load_target_config(str(tmp_path / folder / "target.yaml")) == moved
+    with pytest.raises(ConfigError, match=r"target=tiny-mixed is 'tiny-mixed', but .* belongs to 'tiny-reasoner'"):
+        convert(ConvertConfig(draft=tmp_path / "draft", out=tmp_path / "no", target="tiny-mixed"))
+    assert not (tmp_path / "no").exists()
+
+
 def test_a_plain_draft_goes_both_ways(tmp_path, write_run):
     run = write_run(None)
     convert(ConvertConfig(run=run, out=tmp_path / "draft"))

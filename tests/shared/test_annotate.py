@@ -6,6 +6,7 @@ import random
 import pytest
 
 from specexit import tiny
+from specexit.config import ConfigError
 from specexit.data.annotate import annotate, hard_boundary, label
 from specexit.data.rows import infer_agrees
 from specexit.data.summary import summarise
@@ -13,7 +14,7 @@ from specexit.data.traces import Trace, TraceError, read_labelled, write_traces
 from specexit.report.page import LONGEST_ANSWER
 from specexit.report.traces import KINDS, example_of
 from specexit.schemas.annotate import AnnotateConfig
-from specexit.schemas.target import load_target_config
+from specexit.schemas.target import load_target_config, save_target
 from specexit.tiny.traces import PARAGRAPH
 
 
@@ -269,6 +270,20 @@ def test_a_long_answer_is_shortened_on_the_page_and_keeps_its_lines(think, tmp_p
     shown = program[:LONGEST_ANSWER] + " \N{HORIZONTAL ELLIPSIS}</"
     assert page.count(shown) == 1 + 3  # the trace's, and those of its boundaries
     assert program not in page
+
+
+def test_a_model_that_moved_is_named_with_the_key_that_says_where_it_is(think, tmp_path):
+    write_traces(tmp_path / "traces" / "traces.parquet", [think(("The answer is 2.", "2"), ("z.", "2"))])
+    target = load_target_config("tiny-reasoner")
+    save_target(tmp_path / "traces", target.model_copy(update={"path": str(tmp_path / "gone")}))
+    config = AnnotateConfig(traces=tmp_path / "traces", out=tmp_path / "labelled")
+    with pytest.raises(
+        ConfigError, match=r"gone/tokenizer\.json: target tiny-reasoner .* '.*gone'.*say target=FILE\.yaml"
+    ):
+        annotate(config)
+    assert not (tmp_path / "labelled").exists()
+    save_target(tmp_path / "mine", target)
+    assert annotate(config.model_copy(update={"target": str(tmp_path / "mine" / "target.yaml")})).n == 1
 
 
 def test_labels_that_leave_nothing_to_cut_are_refused(think, tmp_path):

@@ -36,6 +36,10 @@ def test_without_weights_or_sizes_the_folder_is_named(tmp_path: Path) -> None:
     target = TargetConfig(name="t", path=str(tmp_path / "nowhere"), aux_layers=(1,), max_model_len=8)
     with pytest.raises(ConfigError, match=r"nowhere/config\.json: target t cannot be read"):
         target.hf_config()
+    with pytest.raises(
+        ConfigError, match=r"nowhere/tokenizer\.json: target t .* '.*nowhere', .* say target=FILE\.yaml"
+    ):
+        target.tokenizer()
 
 
 def test_a_folder_carries_its_target(tmp_path: Path) -> None:

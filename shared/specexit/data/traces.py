@@ -252,8 +252,12 @@ def check_tokenizer(path: Path, target: TargetConfig) -> None:
 
 
 def tokenizer_sha256(target: TargetConfig) -> str:
-    """Hash of the target's ``tokenizer.json``."""
-    return hashlib.sha256((target.folder / "tokenizer.json").read_bytes()).hexdigest()
+    """Hash of the target's ``tokenizer.json``.
+
+    Raises:
+      ConfigError: the model's folder is not there.
+    """
+    return hashlib.sha256(target.model_file("tokenizer.json").read_bytes()).hexdigest()
 
 
 def data_sha256(path: Path) -> str:

@@ -21,6 +21,9 @@ class ConvertConfig(Config):
     draft: Location | None = Field(
         default=None, description="draft directory, to be written as a run folder's checkpoint"
     )
+    target: str | None = Field(
+        default=None, description="name or YAML file of the target; by default the one that the run or the draft names"
+    )
     out: Location = Field(description="new draft directory, or with draft= a new run folder")
     dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
         default=None,

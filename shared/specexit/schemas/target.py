@@ -90,15 +90,29 @@ class TargetConfig(Config):
         """Where the model lies."""
         return EMBEDDED.get(self.path) or location(self.path)
 
+    def model_file(self, name: str) -> Path:
+        """Where a file of the model lies.
+
+        Raises:
+          ConfigError: the model's folder is not there.
+        """
+        path = self.folder / name
+        if not path.exists() and not self.folder.exists():
+            raise ConfigError(
+                f"{path}: target {self.name} cannot be read: its path is {self.path!r}, which is not there; where the "
+                "model lies elsewhere now, say target=FILE.yaml, a copy of the target with that path"
+            )
+        return path
+
     def hf_config(self) -> dict[str, Any]:
         """The target's ``config.json``; what the YAML says in ``config`` where the folder is not there.
 
         Raises:
           ConfigError: neither is there, or the two disagree.
         """
-        path = self.folder / "config.json"
         if self.config is not None and not self.folder.exists():
             return dict(self.config)
+        path = self.model_file("config.json")
         try:
             found = json.loads(path.read_text())
         except (OSError, ValueError) as error:
@@ -125,8 +139,13 @@ class TargetConfig(Config):
         return layers
 
     def tokenizer(self) -> FastTokenizer:
-        """The target's tokenizer."""
-        return load_tokenizer(self.folder)
+        """The target's tokenizer.
+
+        Raises:
+          ConfigError: the model's folder is not there.
+          SplitError: it holds no tokenizer that can be used.
+        """
+        return load_tokenizer(self.model_file("tokenizer.json").parent)
 
     def think_tokens(self) -> ThinkTokens:
         """Markers and split tokens as ids.
