@@ -24,7 +24,7 @@ from specexit.bench.results import BASELINE, Results, result_tables, write_resul
 from specexit.config import save_run, versions
 from specexit.data.overlap import refuse_trained
 from specexit.data.scores import read_scores
-from specexit.data.traces import Trace, read_traces, target_named_in
+from specexit.data.traces import Trace, first_samples, read_traces, target_named_in
 from specexit.drafts.directory import DraftConfig, check_target, plain_copy, read_config
 from specexit.drafts.policy import OperatingPoint, PolicyFile, write_policy
 from specexit.hardware import describe_hardware
@@ -95,12 +95,10 @@ def read_problems(config: BenchConfig) -> list[Trace]:
       BenchError: there are fewer, or one has no reference answer.
       OverlapError: a draft was trained on some of them.
     """
-    first: dict[str, Trace] = {}
-    for trace in read_traces(config.traces):
-        first.setdefault(trace.id, trace)
-    if config.n is not None and len(first) < config.n:
-        raise BenchError(f"{config.traces}: {len(first)} traces, expected at least n={config.n} of different problems")
-    traces = list(first.values())[: config.n]
+    found = list(first_samples(read_traces(config.traces)).values())
+    if config.n is not None and len(found) < config.n:
+        raise BenchError(f"{config.traces}: {len(found)} traces, expected at least n={config.n} of different problems")
+    traces = found[: config.n]
     for draft in filter(None, (config.draft, config.draft_fc)):
         refuse_trained(draft, traces, config.traces)
     for trace in traces:

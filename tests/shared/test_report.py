@@ -304,6 +304,14 @@ def test_the_verdict_claims_what_was_tested(bench: Path) -> None:
     assert "it answers sooner than eagle3; not shown of deer." in open_
 
 
+def test_the_trace_that_was_benched_is_shown_among_samples_of_its_prompt(bench: Path, trace: Trace) -> None:
+    report(config(bench))
+    page = (bench / "report.html").read_text()
+    write_traces(bench / "traces.parquet", [trace, replace(trace, sample=1, think_ids=trace.think_ids[::-1])])
+    report(config(bench))
+    assert (bench / "report.html").read_text() == page
+
+
 def test_a_trace_that_did_not_exit_cannot_be_shown(bench: Path) -> None:
     with pytest.raises(ReportError, match="'nowhere' did not exit, expected one of a"):
         report(config(bench, trace_id="nowhere"))

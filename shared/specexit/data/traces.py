@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
 from itertools import islice
 from pathlib import Path
@@ -64,6 +64,14 @@ def read_traces(path: Path, n: int | None = None) -> list[Trace]:
       TraceError: nothing there, not Parquet, a column is missing or of another type, or a row contradicts itself.
     """
     return _read(path, Trace, n)
+
+
+def first_samples(traces: Iterable[Trace]) -> dict[str, Trace]:
+    """The first trace of each id, which all samples of a prompt share."""
+    first: dict[str, Trace] = {}
+    for trace in traces:
+        first.setdefault(trace.id, trace)
+    return first
 
 
 def read_labelled(path: Path, n: int | None = None) -> list[LabelledTrace]:

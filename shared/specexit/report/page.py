@@ -17,7 +17,7 @@ from specexit.bench.comparison import read_requests
 from specexit.bench.results import Results, Triple, read_results
 from specexit.config import write_text
 from specexit.data.scores import read_scores
-from specexit.data.traces import read_traces
+from specexit.data.traces import first_samples, read_traces
 from specexit.drafts.directory import DraftConfig, read_config
 from specexit.method.simulate import Simulation
 from specexit.report.charts import training_charts
@@ -146,7 +146,7 @@ def show_traces(config: ReportConfig, results: Results, draft: DraftConfig | Non
         return ()
     path = config.bench / "requests.jsonl"
     requests = read_requests(path, "specexit")
-    traces = {trace.id: trace for trace in read_traces(config.traces) if trace.id in requests}
+    traces = {id: trace for id, trace in first_samples(read_traces(config.traces)).items() if id in requests}
     chosen = choose(list(traces.values()), requests)
     if config.trace_id:
         exited = [id for id in traces if requests[id].reason == "exit"]
