@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -91,13 +92,23 @@ def write_checkpoint(
         value = parameters["/".join(key)]()
         return jax.make_array_from_callback(value.shape, places[key], value.__getitem__)
 
-    with context:
+    def save(*keys: tuple[str, ...]) -> None:
+        values = unflatten_mapping({("params", *key): array(key) for key in keys})
+        with context:
+            v1.save(step, values) if isinstance(folder, BucketPath) else v1.partial.save(step, values)
+
+    def finalize() -> None:
+        with context:
+            v1.partial.finalize(step)
+
+    # Ctrl-C reaches the main thread alone: what another has begun to save is there before the folder is removed.
+    with ThreadPoolExecutor(1) as writer:
         if isinstance(folder, BucketPath):  # into which orbax writes a checkpoint only as a whole
-            v1.save(step, unflatten_mapping({("params", *key): array(key) for key in leaves}))
+            writer.submit(save, *leaves).result()
             return
         for key in leaves:
-            v1.partial.save(step, unflatten_mapping({("params", *key): array(key)}))
-        v1.partial.finalize(step)
+            writer.submit(save, key).result()
+        writer.submit(finalize).result()
 
 
 class ParameterHash:

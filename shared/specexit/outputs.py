@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import signal
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from specexit.buckets import BucketPath
 
@@ -42,16 +45,55 @@ def new_folder(folder: Path) -> Iterator[Path]:
         yield from _new_prefix(folder)
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    with removed_at_the_end():
+        beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        try:
+            yield beside
+            beside.chmod(0o755)  # mkdtemp's folders are closed to everyone else
+            if folder.exists():
+                folder.rmdir()
+            os.rename(beside, folder)
+        except BaseException:
+            shutil.rmtree(beside, ignore_errors=True)
+            raise
+
+
+class Ended(BaseException):
+    """This process has been told to end, by the signal ``number``."""
+
+    def __init__(self, number: int):
+        super().__init__(number)
+        self.number = number
+
+
+@contextmanager
+def removed_at_the_end() -> Iterator[None]:
+    """Have SIGTERM and SIGHUP raise `Ended` in the block, as Ctrl-C raises, so that it removes what it has begun; this
+    process then ends by that very signal. Where somebody listens to the signal, or ignores it, nothing changes."""
+    main, owner = threading.current_thread() is threading.main_thread(), os.getpid()
+    taken = [n for n in (signal.SIGTERM, signal.SIGHUP) if main and signal.getsignal(n) is signal.SIG_DFL]
+
+    def listen(how: Any) -> None:
+        for number in taken:
+            signal.signal(number, how)
+
+    def end(number: int, _: Any) -> None:
+        ours = os.getpid() == owner  # and not a process that was forked from this one
+        listen(signal.SIG_IGN if ours else signal.SIG_DFL)
+        if ours:
+            raise Ended(number)
+        signal.raise_signal(number)
+
+    listen(end)
     try:
-        yield beside
-        beside.chmod(0o755)  # mkdtemp's folders are closed to everyone else
-        if folder.exists():
-            folder.rmdir()
-        os.rename(beside, folder)
-    except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
+        yield
+    except Ended as ended:
+        listen(signal.SIG_DFL)
+        if taken:
+            signal.raise_signal(ended.number)
         raise
+    finally:
+        listen(signal.SIG_DFL)
 
 
 ENTRIES = ("meta.json", "draft.json", "config.json", "traces.parquet")

@@ -1,5 +1,6 @@
 """Between orbax and draft directories, both ways: every bit, on every mesh, and nothing that is not named."""
 
+import _thread
 import json
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import orbax.checkpoint.experimental.v1 as v1
 import pytest
 from flax import nnx
 from flax.nnx.traversals import flatten_mapping
@@ -201,6 +203,23 @@ def test_what_cannot_be_converted_leaves_nothing(tmp_path, write_run):
     assert not (tmp_path / "draft").exists()
     with pytest.raises(ValueError, match="expected either run= or draft="):
         ConvertConfig(out=tmp_path / "draft")
+
+
+def test_an_interrupt_waits_for_what_is_being_saved_and_leaves_nothing(tmp_path, write_run, monkeypatch):
+    convert(ConvertConfig(run=write_run("draft"), out=tmp_path / "draft"))
+    save, ended = v1.partial.save, []
+
+    def interrupted(*arguments):
+        _thread.interrupt_main()  # as Ctrl-C does
+        save(*arguments)
+        ended.append(arguments)
+
+    monkeypatch.setattr(v1.partial, "save", interrupted)
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(KeyboardInterrupt):
+        convert(ConvertConfig(draft=tmp_path / "draft", out=tmp_path / "again"))
+    assert len(ended) == 1
+    assert sorted(tmp_path.iterdir()) == before
 
 
 MESHES = """

@@ -35,7 +35,7 @@ from specexit.drafts.layouts import LAYOUTS, Keys, Layout
 from specexit.drafts.tensors import FLOATS, INDEX, WEIGHTS, Stored, open_tensors, tensor_hash, together
 from specexit.drafts.vocabulary import Form, read_vocabulary
 from specexit.errors import first_problem, shown
-from specexit.outputs import new_folder
+from specexit.outputs import new_folder, removed_at_the_end
 from specexit.schemas.published import ImportConfig
 from specexit.schemas.target import TargetConfig, load_target_config, save_target
 
@@ -121,7 +121,7 @@ def safetensors_of(folder: Path) -> Iterator[Path]:
         path = inside(folder, BIN)
     except TensorError as error:
         raise DraftError(str(error)) from error
-    with tempfile.TemporaryDirectory() as scratch:
+    with removed_at_the_end(), tempfile.TemporaryDirectory() as scratch:
         command = [sys.executable, "-m", "torch_specexit.unpickle", str(path), scratch]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:

@@ -1,0 +1,53 @@
+"""Output folders: whole or not at all, also where the process is told to end in the middle."""
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+WRITE = """
+import signal, sys
+from pathlib import Path
+from specexit.outputs import new_folder
+if sys.argv[2] == "ignored":
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+with new_folder(Path(sys.argv[1])) as beside:
+    (beside / "file").touch()
+    print("ready", flush=True)
+    sys.stdin.readline()
+assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+"""
+
+
+@pytest.fixture
+def writing(tmp_path):
+    """A process in the middle of its output folder."""
+
+    def start(how=""):
+        command = [sys.executable, "-c", WRITE, tmp_path / "parent" / "out", how]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        assert len(list((tmp_path / "parent").iterdir())) == 1
+        return process
+
+    return start
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_process_that_is_told_to_end_leaves_nothing_and_ends_by_that_signal(number, writing, tmp_path):
+    process = writing()
+    process.send_signal(number)
+    process.communicate()
+    assert process.returncode == -number
+    assert not list((tmp_path / "parent").iterdir())
+
+
+def test_a_signal_that_is_ignored_stays_so(writing, tmp_path):
+    """As ``nohup`` has it."""
+    process = writing("ignored")
+    process.send_signal(signal.SIGHUP)
+    process.communicate("go on\n")
+    assert process.returncode == 0
+    assert [path.name for path in (tmp_path / "parent").iterdir()] == ["out"]
