@@ -20,6 +20,16 @@ def shown(value: object, most: int = 200) -> str:
     return text if len(text) <= most else text[:most] + "..."
 
 
+def printable(text: str) -> str:
+    """A stranger's text for a terminal: what would move its cursor is said instead.
+
+    Example:
+      >>> printable("mine\x1b[2J")
+      'mine\\x1b[2J'
+    """
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+
+
 def first_problem(error: ValidationError) -> str:
     """What the first wrong field of a file is, and what was expected of it.
 

@@ -15,13 +15,14 @@ from safetensors.numpy import save_file
 
 from specexit.drafts.config import DraftError, read_config
 from specexit.drafts.export import export
-from specexit.drafts.inspect import describe
+from specexit.drafts.inspect import describe, inspect
 from specexit.drafts.policy import PolicyError
 from specexit.drafts.published import import_draft
 from specexit.drafts.tensors import INDEX, WEIGHTS, weights_hash
 from specexit.drafts.verified import doubt_of, geometry_sha256
 from specexit.errors import InputError
 from specexit.schemas.export import ExportConfig
+from specexit.schemas.inspect import InspectConfig
 from specexit.schemas.published import ImportConfig
 from tests.shared.published import CONFIGS, tensors_of, write_published, write_target
 
@@ -39,6 +40,18 @@ def header(name="norm.weight", **changes):
         found = json.loads(data[8 : 8 + length])
         one = found.pop("norm.weight")
         text = json.dumps(found | {name: one | changes}).encode()
+        (folder / WEIGHTS).write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
+
+    return damage
+
+
+def raw_header(change):
+    """A damage of all that the header says."""
+
+    def damage(folder):
+        data = (folder / WEIGHTS).read_bytes()
+        length = int.from_bytes(data[:8], "little")
+        text = json.dumps(change(json.loads(data[8 : 8 + length]))).encode()
         (folder / WEIGHTS).write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
 
     return damage
@@ -102,6 +115,17 @@ HOSTILE = {
     "a division by zero": (
         config(rope_scaling=LLAMA3 | {"low_freq_factor": 4.0, "high_freq_factor": 4.0}),
         "high_freq_factor is 4, expected more than low_freq_factor, 4",
+    ),
+    "a factor beyond all floats": (
+        config(rope_scaling={"rope_type": "linear", "factor": 10**400}),
+        "of 401 digits, 1000",
+    ),
+    "heads beyond all numbers": (config(num_attention_heads=10**4000), "of 4001 digits, 1000"),
+    "an architecture of two lines": (config(architectures="a\nb\x1b[2J"), r"architectures is 'a\\nb\\x1b\[2J'"),
+    "an endless architecture": (config(architectures="x" * 500_000), "architectures is 'x{150}"),
+    "a header of a million names": (
+        raw_header(lambda found: found | {f"norm.{i}": found["norm.weight"] for i in range(10**6)}),
+        r"its header has \d+ bytes, expected at most 10000000",
     ),
     "positions beyond 32 bits": (config(max_position_embeddings=2**31), "max_position_embeddings is 2147483648"),
     "no aux layers": (config(eagle_aux_hidden_state_layer_ids=[]), r"eagle_aux_hidden_state_layer_ids is \[\]"),
@@ -230,6 +254,25 @@ def test_a_policy_that_is_none_is_one_line(damage, tmp_path, write_random_draft)
     (draft / "policy.json").write_text(damage, "latin-1")
     with pytest.raises(PolicyError, match=r"policy\.json: (cannot be read as JSON|holds a list)"):
         describe(draft)
+
+
+@pytest.mark.parametrize("name", ["a\nb", "\x1b[2J", "x" * 1000, ""])
+def test_a_name_that_moves_the_cursor_is_no_operating_point(name, tmp_path, write_random_draft):
+    draft = write_random_draft(tmp_path / "draft", "draft")
+    point = {"name": name, "policy": {"thresholds": {"validity": 0.9}}}
+    (draft / "policy.json").write_text(json.dumps({"default": name, "points": [point]}))
+    with pytest.raises(PolicyError, match=r"policy\.json: field points\.0\.name is ") as error:
+        describe(draft)
+    assert str(error.value).isprintable()
+
+
+def test_inspect_prints_no_control_characters(imported, capsys):
+    path = imported / "import.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"layout": "a\x1b[2Jb"}))
+    inspect(InspectConfig(draft=imported))
+    said = capsys.readouterr().out
+    assert "a\\x1b[2Jb" in said
+    assert "\x1b[2J" not in said
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,8 @@ from typing import Any
 from specexit.errors import InputError, shown
 
 MAX_NAME = 255
+MAX_DIGITS = 100
+"""Of a number: more than that no float holds three of, multiplied, and no size needs."""
 
 
 class TensorError(InputError):
@@ -89,7 +91,14 @@ def parse_json(data: bytes, path: Path) -> Any:
             raise TensorError(f"{path}: {shown(twice)} is there twice")
         return found
 
+    def number(text: str) -> int:
+        if len(text) > MAX_DIGITS:
+            raise TensorError(
+                f"{path}: holds a number of {len(text)} digits, {text[:20]}..., expected {MAX_DIGITS} at most"
+            )
+        return int(text)
+
     try:
-        return json.loads(data, object_pairs_hook=unique)
+        return json.loads(data, object_pairs_hook=unique, parse_int=number)
     except (ValueError, RecursionError) as error:
         raise TensorError(f"{path}: cannot be read as JSON: {error}") from error

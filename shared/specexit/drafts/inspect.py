@@ -14,6 +14,7 @@ from specexit.drafts.policy import PolicyFile, read_policy
 from specexit.drafts.published import read_origin
 from specexit.drafts.tensors import weights_hash
 from specexit.drafts.verified import acceptance_words, read_verification
+from specexit.errors import printable
 from specexit.schemas.inspect import InspectConfig
 
 
@@ -26,7 +27,7 @@ def inspect(config: InspectConfig) -> dict[str, str]:
     rows = describe(config.draft)
     table = Table(title=str(config.draft), title_justify="left", show_header=False, box=None)
     for name, value in rows.items():
-        table.add_row(name, value)
+        table.add_row(printable(name), printable(value))
     Console().print(table, markup=False)
     return rows
 

@@ -18,7 +18,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from specexit.config import Config, write_text
 from specexit.drafts.files import TensorError, read_json
-from specexit.errors import InputError
+from specexit.errors import InputError, shown
 from specexit.method.decision import Policy
 from specexit.method.loops import LoopGuard
 
@@ -77,7 +77,7 @@ class Certificate(Config):
 class OperatingPoint(Config):
     """One policy under a name that a server's operator or a request can choose."""
 
-    name: str = Field(min_length=1)
+    name: str = Field(min_length=1, max_length=200, pattern=r"^\P{C}+$", description="printable")
     policy: Policy
     certificate: Certificate | None = None
 
@@ -301,4 +301,4 @@ def _validated(raw: dict[str, Any], path: Path, *, old: bool = False) -> PolicyF
             key = "specexit." + key.removeprefix("points.0.").replace("certificate", "calibration")
         if problem["type"] == "value_error" and not key:
             raise PolicyError(f"{path}: {problem['msg'].removeprefix('Value error, ')}") from error
-        raise PolicyError(f"{path}: field {key} is {problem['input']!r}: {problem['msg']}") from error
+        raise PolicyError(f"{path}: field {key} is {shown(problem['input'])}: {problem['msg']}") from error

@@ -42,9 +42,8 @@ _CODES = {np.dtype(name): code for code, name in DTYPES.items()}
 _ORDER = ("F64", "I64", "F32", "I32", "BF16", "F16", "U8", "I8", "BOOL")
 """Large types first, so that every tensor is aligned; as the library does."""
 
-MAX_HEADER = 100_000_000
-"""Bytes; the library's own limit."""
-MAX_INDEX = 10_000_000
+MAX_HEADER = MAX_INDEX = 10_000_000
+"""Bytes: some 1,000 for each of `MAX_TENSORS`. The library's own limit, ten times that, is 2 GiB once it is read."""
 MAX_TENSORS = 10_000
 BLOCK = 2**20
 """Bytes that are looked at and hashed at a time: what lies in a core's own cache."""
@@ -154,7 +153,10 @@ def read_header(path: Path) -> dict[str, Stored]:
         size = path.stat().st_size
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > min(size - 8, MAX_HEADER):
-            raise TensorError(f"{path}: cannot be read as safetensors (truncated?): its header has {length} bytes")
+            raise TensorError(
+                f"{path}: cannot be read as safetensors (truncated?): its header has {length} bytes, expected at most "
+                f"{min(max(size - 8, 0), MAX_HEADER)}"
+            )
         raw = parse_json(file.read(length), path)
     if not isinstance(raw, dict) or len(raw) > MAX_TENSORS:
         raise TensorError(f"{path}: its header is no table of at most {MAX_TENSORS} tensors")
