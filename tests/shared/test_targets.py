@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from specexit.config import ConfigError, find
+from specexit.config import REPOSITORY, ConfigError, find
 from specexit.schemas.target import TargetConfig, find_target, load_target_config, save_target
 
 FULL_SIZE = ["qwen3-4b-thinking-2507", "deepseek-r1-distill-llama-8b", "qwen3-30b-a3b-thinking-2507"]
@@ -142,3 +142,10 @@ def test_an_empty_text_is_not_looked_for(tmp_path: Path, fields: dict, key: str)
     path.write_text(json.dumps({"name": "mine", "path": "embedded", "aux_layers": [1], "max_model_len": 64} | fields))
     with pytest.raises(ConfigError, match=rf"mine\.yaml: {key} is '': String should have at least 1 character"):
         load_target_config(str(path))
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "configs/targets").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_target_says_how_it_is_asked(path: Path) -> None:
+    target = load_target_config(path.stem)
+    assert target.sampling is not None
+    assert target.trial_of(target.answer_kind).max_tokens <= target.sampling.max_tokens <= target.max_model_len
