@@ -200,6 +200,29 @@ def test_a_reference_that_is_an_options_text_is_its_letter(server, tmp_path, of,
     assert ask.prompt.reference == "B"
 
 
+@pytest.mark.parametrize(
+    ("trials", "tokens", "share"),
+    [
+        (300, 18_900, "70.0%"),
+        (30, 1440, "15.1%"),
+        (30, 1420, None),  # 14.9 %
+        (300, 9600, None),  # 32 a trial, as short as a forced text makes it
+        (0, 0, None),
+    ],
+)
+def test_long_trials_that_take_much_of_all_tokens_are_a_warning(trials, tokens, share, tmp_path, capsys):
+    """With what makes them fewer."""
+    counts = Counts(1, 1, 1, boundaries=300, trials=trials, thinking_tokens=8100, trial_tokens=tokens)
+    asked = {"target": "t", "out": tmp_path, "split": "test"}
+    finish(CollectConfig.model_validate(asked), counts, 32768)
+    said = capsys.readouterr().err
+    assert ("written in trials" in said) is (share is not None)
+    if share is not None:
+        assert (
+            f"warning: {share} of all tokens were written in trials, {tokens // trials} in each; collect into" in said
+        )
+
+
 def test_every_prompt_has_its_samples_none_twice(server, tmp_path):
     collect(config(server, tmp_path / "out", samples=3, temperature=0.6))
     traces = read_traces(tmp_path / "out")

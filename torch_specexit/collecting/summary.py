@@ -12,6 +12,12 @@ from specexit.data.rows import Trace, free_trials
 from specexit.schemas.collect import CollectConfig
 from torch_specexit.collecting.work import CollectError
 
+MOST_IN_TRIALS = 0.15
+"""Share of all tokens that trials may take before it is a warning, where they are long enough to be made shorter."""
+
+SHORT_TRIAL = 32
+"""Tokens of a trial, on average, that a forced text would hardly make shorter."""
+
 
 @dataclass
 class Counts:
@@ -93,6 +99,13 @@ def finish(config: CollectConfig, counts: Counts, max_tokens: int) -> None:
         f"{counts.trial_tokens} trial tokens beside {counts.thinking_tokens} of thinking",
         soft_wrap=True,
     )
+    if _in_trials(counts) > MOST_IN_TRIALS and counts.trial_tokens > SHORT_TRIAL * counts.trials:
+        console.print(
+            f"[yellow]warning:[/yellow] {_in_trials(counts):.1%} of all tokens were written in trials, "
+            f"{counts.trial_tokens / counts.trials:.0f} in each; collect into a new folder with a text in the target's "
+            "trial that makes it answer at once, with a larger stride, or with boundaries=stable or bisect",
+            soft_wrap=True,
+        )
     if counts.trials and counts.undecided > config.max_undecided * counts.trials:
         console.print(
             f"[yellow]warning:[/yellow] {_percent(counts.undecided, counts.trials)} of the trials were cut off or "
@@ -135,6 +148,10 @@ def _check(config: CollectConfig, counts: Counts, max_tokens: int) -> None:
             "label; give the target split_endings (or split_connectors) that occur in its thinking, and collect into a "
             "new folder"
         )
+
+
+def _in_trials(counts: Counts) -> float:
+    return counts.trial_tokens / max(1, counts.trial_tokens + counts.thinking_tokens)
 
 
 def _share(part: int, whole: int) -> float | None:
