@@ -3,7 +3,7 @@
 `run` is the command. `work` says what is to be done and how it is asked, `ledger` what has been done: a trace is the
 unit that a kill can lose. `tracer` turns one prompt into one trace, with any engine: `local` is vLLM in a process of
 its own (`worker`, started by `processes`) or in the actors of a Ray cluster (`cluster`), `endpoints` are servers that
-speak OpenAI's protocol.
+speak OpenAI's protocol (`endpoint` is one).
 """
 
 from torch_specexit.collecting.run import collect
