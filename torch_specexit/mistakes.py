@@ -7,7 +7,8 @@ the text: a draft whose aux layers are off by one guesses badly, and well again 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -49,8 +50,8 @@ class Repair:
     remedy: str
     config: DraftConfig
     layers: tuple[int, ...]
-    weights: dict[str, Tensor] = field(default_factory=dict)
-    """In the place of the directory's."""
+    weights: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] = lambda _: {}
+    """Some in the place of the directory's; made when they are needed, so that no two repairs' are held."""
     embedding: Tensor | None = None
     aux: Change = as_they_are
 
@@ -79,7 +80,10 @@ def repairs(
             yield Repair("aux layers look shifted by one", remedy, config, moved)
         remedy = f"the states of the position {'before' if by < 0 else 'behind'}"
         yield Repair("positions look off by one", remedy, config, layers, aux=_shifted(by))
+    reverse = "the blocks of fc.weight's columns in reverse"
+    yield Repair("aux layers look reversed", reverse, config, layers[::-1])
     yield from _vocabulary(config, weights)
+    yield from _attention(config)
     if config.own_embeddings and embedding.shape[1] == config.hidden_size:
         own = config.model_copy(update={"own_embeddings": False})
         remedy = "no embed_tokens.weight: vLLM then takes the target's"
@@ -98,12 +102,36 @@ def _shifted(by: int) -> Change:
 def _vocabulary(config: DraftConfig, weights: Mapping[str, Tensor]) -> Iterator[Repair]:
     if config.whole_vocabulary:
         return
-    ids = weights["d2t"]
+    ids, layers = weights["d2t"], config.eagle_aux_hidden_state_layer_ids
+    order = torch.arange(len(ids), device=ids.device)
     in_range = bool(((ids >= 0) & (ids < config.vocab_size)).all())
     if in_range and len(ids.unique()) == len(ids):
-        offsets = ids - torch.arange(len(ids), device=ids.device)
         remedy = "d2t minus 0, 1, 2, ..."
-        yield Repair("d2t holds ids", remedy, config, config.eagle_aux_hidden_state_layer_ids, weights={"d2t": offsets})
+        yield Repair("d2t holds ids", remedy, config, layers, weights=lambda _: {"d2t": ids - order})
+    for by in (-1, 1):
+        moved = {"d2t": (ids + order).roll(by) - order}
+        remedy = f"the tokens of d2t moved by {by}"
+        yield Repair("d2t looks off by one", remedy, config, layers, weights=lambda _, moved=moved: moved)
+
+
+def _attention(config: DraftConfig) -> Iterator[Repair]:
+    layers, half = config.eagle_aux_hidden_state_layer_ids, config.head_dim // 2
+
+    def swapped(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        names = [f"midlayer.self_attn.{part}_proj.weight" for part in "qkv"]
+        return {name: torch.cat(weights[name].chunk(2, dim=1)[::-1], dim=1) for name in names}
+
+    remedy = "the two halves of the columns of q, k and v changed over"
+    yield Repair("embedding and hidden state look changed over", remedy, config, layers, weights=swapped)
+
+    def rearranged(weights: Mapping[str, Tensor], sides: tuple[int, int]) -> dict[str, Tensor]:
+        names = [f"midlayer.self_attn.{part}_proj.{kind}" for part in "qk" for kind in ("weight", "bias")]
+        rows = {name: weights[name] for name in names if name in weights}
+        return {name: x.unflatten(0, (-1, *sides)).transpose(1, 2).reshape(x.shape) for name, x in rows.items()}
+
+    for sides, remedy in (((half, 2), "first every other row of a head, then the rest"), ((2, half), "the way back")):
+        weights = partial(rearranged, sides=sides)
+        yield Repair("RoPE looks interleaved", f"rows of q and k rearranged: {remedy}", config, layers, weights=weights)
 
 
 def _rope(config: DraftConfig, target: Mapping[str, Any]) -> Iterator[Repair]:
@@ -138,9 +166,9 @@ def _norms(config: DraftConfig, weights: Mapping[str, Tensor]) -> Iterator[Repai
         mistake = f"norm applied twice: {what}" if stated else f"a norm is missing: {what}"
         changed = config.model_copy(update={flag: not stated})
         yield Repair(mistake, f"{flag} {str(not stated).lower()}", changed, layers)
-    folded = {"norm.weight": torch.ones_like(weights["norm.weight"])}
+    ones = torch.ones_like(weights["norm.weight"])
     mistake = "norm applied twice: lm_head.weight has norm.weight in it"
-    yield Repair(mistake, "norm.weight all ones", config, layers, weights=folded)
+    yield Repair(mistake, "norm.weight all ones", config, layers, weights=lambda _: {"norm.weight": ones})
 
 
 class Mistakes:
@@ -202,7 +230,7 @@ class Mistakes:
     ) -> Bool[np.ndarray, "rows steps"]:
         embedding = self._embedding if repair.embedding is None else repair.embedding
         weights = {name: value for name, value in self.weights.items() if name != "embed_tokens.weight"}
-        draft = Draft.of(repair.config, _fitting(weights | repair.weights, repair.config), embedding)
+        draft = Draft.of(repair.config, _fitting(weights | repair.weights(self.weights), repair.config), embedding)
         ids, at = (torch.from_numpy(part).to(embedding.device) for part in (tokens[None], rows))
         output = draft(ids, repair.aux(states, repair.layers)[None], steps=self.steps, at=at)
         guesses = torch.stack([logits[0].argmax(-1) for logits in output.logits], dim=1)

@@ -104,9 +104,49 @@ def folded_norm(config, tensors):
     return config, tensors | {"norm.weight": scales, "lm_head.weight": folded}
 
 
+def attention(parts, change):
+    """A mistake in what queries, keys or values are computed with."""
+
+    def plant(config, tensors):
+        names = [f"midlayer.self_attn.{part}_proj.weight" for part in parts]
+        return config, tensors | {name: np.ascontiguousarray(change(config, tensors[name])) for name in names}
+
+    return plant
+
+
+def changed_over(_, weight):
+    return np.concatenate(np.split(weight, 2, axis=1)[::-1], axis=1)
+
+
+def interleaved(config, weight):
+    """As the drafts of frameworks whose RoPE turns neighbours."""
+    return weight.reshape(-1, 2, config.head_dim // 2, weight.shape[1]).swapaxes(1, 2).reshape(weight.shape)
+
+
+def interleaved_twice(config, weight):
+    return weight.reshape(-1, config.head_dim // 2, 2, weight.shape[1]).swapaxes(1, 2).reshape(weight.shape)
+
+
+def reversed_layers(config, tensors):
+    blocks = np.split(tensors["fc.weight"], config.num_aux_hidden_states, axis=1)
+    return config, tensors | {"fc.weight": np.concatenate(blocks[::-1], axis=1)}
+
+
+def rolled_head(config, tensors):
+    return config, tensors | {"lm_head.weight": np.roll(tensors["lm_head.weight"], 1, axis=0)}
+
+
 @pytest.mark.parametrize(
     ("plant", "named"),
     [
+        (reversed_layers, r"^aux layers look reversed: .* with the blocks of fc\.weight's columns in reverse$"),
+        (attention("qkv", changed_over), r"^embedding and hidden state look changed over: "),
+        (
+            attention("qk", interleaved),
+            r"^RoPE looks interleaved: .* first every other row of a head, then the others$",
+        ),
+        (attention("qk", interleaved_twice), r"^RoPE looks interleaved: .* the way back$"),
+        (rolled_head, r"^d2t looks off by one: "),
         (shifted_layers, r"^aux layers look shifted by one: .* with eagle_aux_hidden_state_layer_ids \[1, 3, 4\]$"),
         (random_fc, r"^fc rows are random"),
         (own_embedding, r"^embedding is not the target's: "),

@@ -123,8 +123,8 @@ HOSTILE = {
     "heads beyond all numbers": (config(num_attention_heads=10**4000), "of 4001 digits, 1000"),
     "an architecture of two lines": (config(architectures="a\nb\x1b[2J"), r"architectures is 'a\\nb\\x1b\[2J'"),
     "an endless architecture": (config(architectures="x" * 500_000), "architectures is 'x{150}"),
-    "a header of a million names": (
-        raw_header(lambda found: found | {f"norm.{i}": found["norm.weight"] for i in range(10**6)}),
+    "a header of too many names": (
+        raw_header(lambda found: found | {f"norm.{i}": found["norm.weight"] for i in range(2 * 10**5)}),
         r"its header has \d+ bytes, expected at most 10000000",
     ),
     "positions beyond 32 bits": (config(max_position_embeddings=2**31), "max_position_embeddings is 2147483648"),

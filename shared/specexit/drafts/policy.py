@@ -77,7 +77,7 @@ class Certificate(Config):
 class OperatingPoint(Config):
     """One policy under a name that a server's operator or a request can choose."""
 
-    name: str = Field(min_length=1, max_length=200, pattern=r"^\P{C}+$", description="printable")
+    name: str = Field(min_length=1, max_length=200, pattern=r"^\P{C}+$")
     policy: Policy
     certificate: Certificate | None = None
 
