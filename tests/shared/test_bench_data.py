@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from specexit.bench.data import bench_data, generate, memory_of_tree
-from specexit.data.stream import MOST_WORKERS, list_lengths
+from specexit.data.columns import list_lengths
+from specexit.data.stream import MOST_WORKERS
 from specexit.schemas.bench_data import BenchDataConfig
 from specexit.schemas.target import load_target_config
 

@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from specexit.bench.data import generate
+from specexit.data.columns import list_lengths
 from specexit.data.rows import LABELLED_SCHEMA, SCHEMA
 from specexit.data.scores import ScoreWriter
-from specexit.data.stream import list_lengths
 from specexit.drafts.tensors import weights_hash
 from specexit.schemas.bench_data import BenchDataConfig
 from specexit.schemas.target import load_target_config

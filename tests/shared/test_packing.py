@@ -234,7 +234,8 @@ def test_neither_does_an_untried_boundary_beside_it(make_trace):
 
 def test_arrays_of_a_batch_are_those_of_its_traces(make_trace, tmp_path):
     states = ["untried", "undecided", "agrees"]
-    traces = [labelled(make_trace()), labelled(make_trace(id="b", prompt_ids=[], boundary_state=states), 4, 7)]
+    second = make_trace(id="b", prompt_ids=[], boundary_state=states, boundary_agrees=infer_agrees(states))
+    traces = [labelled(make_trace()), labelled(second, 4, 7)]
     write_traces(tmp_path / "traces.parquet", traces)
     [batch] = read_batches(tmp_path / "traces.parquet", LabelledTrace, COLUMNS)
     for trace, found in zip(traces, arrays_of(batch.slice(0, 2)), strict=True):

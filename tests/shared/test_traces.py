@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from specexit.config import ConfigError
 from specexit.data.rows import (
     ADDED,
+    LABELLED_SCHEMA,
     SCHEMA,
     FreeTrial,
     LabelledTrace,
@@ -21,6 +22,7 @@ from specexit.data.rows import (
     infer_decided,
     prompt_sha256,
 )
+from specexit.data.stream import read_batches
 from specexit.data.traces import (
     TraceError,
     check_tokenizer,
@@ -176,6 +178,60 @@ def test_a_state_that_does_not_exist(make_trace, tmp_path):
     write_traces(tmp_path / "traces.parquet", [make_trace(boundary_state=["agrees", "maybe", "agrees"])])
     with pytest.raises(TraceError, match="trace 'a' has boundary_state 'maybe', expected one of agrees, differs, und"):
         read_traces(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"id": None}, "trace number 1 has no id, expected a value of type string"),
+        ({"target": None}, "trace 'b' has no target, expected"),
+        ({"think_ids": None}, "trace 'b' has no think_ids, expected"),
+        ({"think_ids": [20] * 9 + [None]}, "trace 'b' has null at 9 of think_ids, expected int32"),
+        ({"boundary_agrees": [False, None, True]}, "trace 'b' has null at 1 of boundary_agrees, expected bool"),
+        ({"boundary_state": ["differs", None, "agrees"]}, "trace 'b' has null at 1 of boundary_state, expected string"),
+        ({"boundary_confidence": [0.5, 0.5, None]}, "trace 'b' has null at 2 of boundary_confidence, expected float"),
+        ({"boundary_confidence": [float("nan"), 0.5, 0.5]}, "has nan at 0 of boundary_confidence, expected a probab"),
+        (
+            {"boundary_confidence": [0.5, 2.5, 0.5]},
+            "has 2.5 at 1 of boundary_confidence, expected a probability from 0",
+        ),
+        ({"boundary_confidence": [0.5, 0.5, -0.1]}, "has -0.1 at 2 of boundary_confidence, expected"),
+        ({"boundary_state": ["differs"] * 3}, "has True at 1 of boundary_agrees, expected False .* is 'differs'"),
+        ({"boundary_agrees": [False, False, True]}, "has False at 1 of boundary_agrees, expected True .* is 'agrees'"),
+        ({"boundary_state": ["differs", "undecided", "agrees"]}, "has True at 1 of boundary_agrees, .* 'undecided'"),
+        ({"trial": "free"}, "trace 'b' has trial 'free', expected a JSON object"),
+        ({"trial": "[1]"}, r"trace 'b' has trial '\[1\]', expected a JSON object"),
+        ({"prompt_ids": [1, -1]}, "trace 'b' has -1 at 1 of prompt_ids, expected a token of the target, from 0 to 639"),
+        ({"answer_ids": [640]}, "trace 'b' has 640 at 0 of answer_ids, expected a token of the target, from 0 to 639"),
+        ({"exit_earliest": 0}, "trace 'b' has exit_earliest 0, expected one of its boundaries or 10, its thinking"),
+        ({"exit_earliest": -5}, "has exit_earliest -5, expected one of its boundaries"),
+        ({"exit_earliest": 8}, "has exit_earliest 8, expected one of its boundaries"),
+        (
+            {"exit_stable": 100000},
+            "has exit_stable 100000, expected one of its .* run specexit annotate again",
+        ),
+        ({"hard_boundary": 3}, "has hard_boundary 3, expected the index of one of its 3 boundaries, or none"),
+    ],
+)
+def test_rows_that_cannot_be(make_trace, tmp_path, changes, message):
+    good = vars(make_trace()) | {"exit_earliest": 7, "exit_stable": 7, "hard_boundary": None}
+    schema = pa.schema([field.with_nullable(True) for field in LABELLED_SCHEMA], metadata=SCHEMA.metadata)
+    table = pa.Table.from_pylist([good, good | {"id": "b"} | changes, good], schema=schema)
+    pq.write_table(table, tmp_path / "traces.parquet")
+    with pytest.raises(TraceError, match=rf"traces\.parquet: .*{message}"):
+        list(read_batches(tmp_path, LabelledTrace, vocab_size=640))
+
+
+def test_rows_at_the_edges_can_be(make_trace, tmp_path):
+    """Exit points at a boundary and at the natural end, no boundary at all, and a log-probability rounded above 0."""
+    nothing = {f"boundar{end}": [] for end in ("ies", "y_answers", "y_agrees", "y_confidence")}
+    ends = {"exit_stable": 10, "hard_boundary": None}
+    traces = [
+        LabelledTrace(**vars(make_trace(boundary_confidence=[0.0, 1.0, 1.0000001])), exit_earliest=4, **ends),
+        LabelledTrace(**vars(make_trace(think_ids=[0] * 9 + [639], **nothing)), exit_earliest=10, **ends),
+    ]
+    write_traces(tmp_path / "traces.parquet", traces)
+    assert sum(map(len, read_batches(tmp_path, LabelledTrace, vocab_size=640))) == 2
 
 
 @pytest.mark.parametrize(

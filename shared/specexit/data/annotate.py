@@ -20,13 +20,13 @@ from specexit.data.boundaries import stating
 from specexit.data.rows import LABELLED_SCHEMA, LabelledTrace, Trace
 from specexit.data.stream import TraceError, blocks, deserialised, in_parallel, read_batches, rows_of, serialised, shown
 from specexit.data.summary import Statistics, Tally, listed
-from specexit.data.traces import TOKENIZER, check_tokenizer, target_of_file, tokenizer_sha256
+from specexit.data.traces import TOKENIZER, check_tokenizer, target_of_file, tokenizer_sha256, vocab_size_of
 from specexit.method.labels import exit_point
 from specexit.method.splits import FastTokenizer, Tokenizer, load_tokenizer
 from specexit.outputs import new_folder, require_empty
 from specexit.report.traces import Example, example_of, traces_page
 from specexit.schemas.annotate import AnnotateConfig
-from specexit.schemas.target import save_target
+from specexit.schemas.target import TargetConfig, save_target
 
 BLOCK_TOKENS = 250_000
 """Size of a block: the unit that a process labels."""
@@ -62,7 +62,7 @@ def annotate(config: AnnotateConfig) -> Statistics:
             arrow_sink(folder / "traces.parquet") as sink,
             pq.ParquetWriter(sink, schema, compression="zstd") as writer,
         ):
-            for block in _label_blocks(config, target.folder):
+            for block in _label_blocks(config, target):
                 writer.write_batch(_with_schema(block.rows, schema))
                 tally.add(block.tally)
                 reasons.update(block.reasons)
@@ -84,9 +84,9 @@ def _with_schema(rows: bytes, schema: pa.Schema) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(batch.columns, schema=schema)
 
 
-def _label_blocks(config: AnnotateConfig, model: Path) -> Iterator[_Labelled]:
-    found = blocks(read_batches(config.traces), BLOCK_TOKENS)
-    work = partial(_label_block, model, config.answer_word)
+def _label_blocks(config: AnnotateConfig, target: TargetConfig) -> Iterator[_Labelled]:
+    found = blocks(read_batches(config.traces, vocab_size=vocab_size_of(target)), BLOCK_TOKENS)
+    work = partial(_label_block, target.folder, config.answer_word)
     return shown(in_parallel(work, found, config.workers), "label", "blocks")
 
 

@@ -33,7 +33,7 @@ from specexit.data.overlap import short_hash_of, write_prompts
 from specexit.data.rows import LabelledTrace
 from specexit.data.sequences import COLUMNS, Example, TraceArrays, arrays_of, assemble, best_fit, make_sequence
 from specexit.data.stream import blocks, deserialised, in_parallel, read_batches, shown
-from specexit.data.traces import check_tokenizer, data_sha256, target_of_file, tokenizer_sha256
+from specexit.data.traces import check_tokenizer, data_sha256, target_of_file, tokenizer_sha256, vocab_size_of
 from specexit.errors import InputError, first_problem
 from specexit.method.signals import NAMES
 from specexit.outputs import new_folder, require_empty
@@ -128,11 +128,12 @@ def pack(config: PackConfig) -> PackMeta:
         config.truncate,
         length,
         config.seed,
-        int(target.hf_config()["vocab_size"]),
+        vocab_size_of(target),
     )
     with new_folder(config.out) as folder:
         names = [f"examples-{i:05d}-of-{config.shards:05d}.array_record" for i in range(config.shards)]
-        found = blocks(read_batches(config.traces, LabelledTrace, COLUMNS), BLOCK_TOKENS, length)
+        batches = read_batches(config.traces, LabelledTrace, ("id", *COLUMNS), vocab_size=layout.vocab_size)
+        found = blocks(batches, BLOCK_TOKENS, length)
         tally = _write_shards([folder / name for name in names], found, layout, config.workers)
         if not tally.rows:
             raise PackError(

@@ -14,8 +14,9 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Bool, Float, Int
 
+from specexit.data.columns import coded
 from specexit.data.rows import LabelledTrace, infer_decided
-from specexit.data.stream import coded, values_of
+from specexit.data.stream import values_of
 from specexit.method.labels import ExitKind, token_labels
 from specexit.method.signals import SIGNALS
 

@@ -18,11 +18,11 @@ from typing import TypeVar
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Bool, Int
 
 from specexit.buckets import arrow_source
-from specexit.data.rows import LACKING, READABLE_VERSIONS, SCHEMA, SCHEMAS, STATES, LabelledTrace, Trace
-from specexit.errors import InputError
+from specexit.data.checks import TraceError, check_rows
+from specexit.data.columns import flat_values, list_lengths
+from specexit.data.rows import LACKING, READABLE_VERSIONS, SCHEMA, SCHEMAS, LabelledTrace, Trace
 
 BATCH_ROWS = 64
 TOKEN_BYTES = 4
@@ -31,10 +31,6 @@ MOST_WORKERS = 8
 
 RowsT = TypeVar("RowsT")
 ResultT = TypeVar("ResultT")
-
-
-class TraceError(InputError):
-    """A trace file that cannot be used; the message names the file, the column and what was expected."""
 
 
 def trace_files(path: Path) -> list[Path]:
@@ -50,7 +46,11 @@ def trace_files(path: Path) -> list[Path]:
 
 
 def read_batches(
-    path: Path, kind: type[Trace] = Trace, columns: Sequence[str] | None = None, rows: int = BATCH_ROWS
+    path: Path,
+    kind: type[Trace] = Trace,
+    columns: Sequence[str] | None = None,
+    rows: int = BATCH_ROWS,
+    vocab_size: int | None = None,
 ) -> Iterator[pa.RecordBatch]:
     """The traces of a file or folder, a few at a time.
 
@@ -59,6 +59,7 @@ def read_batches(
       kind: plain or labelled traces.
       columns: those to read; all by default.
       rows: of a batch at most.
+      vocab_size: of the target, where it is known: token ids are below it.
 
     Raises:
       TraceError: nothing there, not Parquet, a column is missing or of another type, or a row contradicts itself.
@@ -73,9 +74,11 @@ def read_batches(
             ):
                 present = _check_schema(file, opened.schema_arrow, kind)
                 reading = [name for name in wanted if name in present]
+                first = 0
                 for batch in opened.iter_batches(rows, columns=reading, use_threads=False):
                     full = _upgraded(batch, wanted)
-                    _check_rows(file, full)
+                    check_rows(file, full, first, vocab_size)
+                    first += len(full)
                     yield full
         except (pa.ArrowException, OSError) as error:
             raise TraceError(f"{file}: cannot be read as Parquet: {error}") from error
@@ -119,64 +122,6 @@ def _upgraded(batch: pa.RecordBatch, wanted: Sequence[str]) -> pa.RecordBatch:
 
 
 LABELLED = SCHEMAS[LabelledTrace]
-_PER_BOUNDARY = tuple(name for name in SCHEMA.names if name.startswith("boundary_"))
-
-
-def list_lengths(column: pa.Array) -> Int[np.ndarray, " rows"]:
-    """Length of each list in a column."""
-    return np.diff(column.offsets.to_numpy().astype(np.int64))
-
-
-def coded(strings: pa.Array) -> tuple[Int[np.ndarray, " rows"], list[str]]:
-    """Strings as numbers, and what each number stands for."""
-    encoded = strings.dictionary_encode()
-    return encoded.indices.to_numpy(zero_copy_only=False), encoded.dictionary.to_pylist()
-
-
-def _check_rows(file: Path, batch: pa.RecordBatch) -> None:
-    """Check that the columns of boundaries belong together, with the first row that does not in the message."""
-    if "boundaries" not in batch.schema.names:
-        return
-    n = list_lengths(batch["boundaries"])
-    for name in (name for name in _PER_BOUNDARY if name in batch.schema.names):
-        lengths = list_lengths(batch[name])
-        if (bad := np.flatnonzero(lengths != n)).size:
-            raise TraceError(
-                f"{file}: trace {_id(batch, int(bad[0]))} has {lengths[bad[0]]} {name}, "
-                f"expected {n[bad[0]]} as it has boundaries"
-            )
-    if "think_ids" in batch.schema.names:
-        n_think = list_lengths(batch["think_ids"])
-        if (bad := np.flatnonzero(_out_of_order(batch["boundaries"], n, n_think))).size:
-            raise TraceError(
-                f"{file}: trace {_id(batch, int(bad[0]))} has boundaries {batch['boundaries'][int(bad[0])].as_py()}, "
-                f"expected rising offsets within its {n_think[bad[0]]} thinking tokens"
-            )
-    if "boundary_state" in batch.schema.names:
-        codes, names = coded(batch["boundary_state"].flatten())
-        if unknown := [code for code, name in enumerate(names) if name not in STATES]:
-            at = int(np.flatnonzero(np.isin(codes, unknown))[0])
-            row = int(np.searchsorted(np.cumsum(n), at, side="right"))
-            raise TraceError(
-                f"{file}: trace {_id(batch, row)} has boundary_state {names[codes[at]]!r}, "
-                f"expected one of {', '.join(STATES)}"
-            )
-
-
-def _id(batch: pa.RecordBatch, row: int) -> str:
-    return repr(batch["id"][row].as_py()) if "id" in batch.schema.names else f"number {row}"
-
-
-def _out_of_order(
-    boundaries: pa.Array, n: Int[np.ndarray, " rows"], n_think: Int[np.ndarray, " rows"]
-) -> Bool[np.ndarray, " rows"]:
-    """Whether a row's boundaries do not rise from 1 to at most its thinking tokens."""
-    flat = boundaries.flatten().to_numpy(zero_copy_only=False).astype(np.int64)
-    owner = np.repeat(np.arange(len(n)), n)
-    before = np.concatenate([[0], flat[:-1]])[: len(flat)]
-    first = np.concatenate([[True], owner[1:] != owner[:-1]])[: len(flat)]
-    wrong = (flat <= np.where(first, 0, before)) | (flat > n_think[owner])
-    return np.bincount(owner[wrong], minlength=len(n)) > 0
 
 
 def blocks(batches: Iterable[pa.RecordBatch], tokens: int, row: int = 0) -> Iterator[pa.RecordBatch]:
@@ -211,9 +156,8 @@ def _sizes(batch: pa.RecordBatch, row: int) -> Iterator[int]:
 
 
 def values_of(column: pa.Array, dtype: type[np.generic]) -> list[np.ndarray]:
-    """The lists of a column as arrays, without a Python object for each value."""
-    flat = column.flatten().to_numpy(zero_copy_only=False).astype(dtype, copy=False)
-    return np.split(flat, np.cumsum(list_lengths(column))[:-1]) if len(column) else []
+    """The lists of a column, one array each, without a Python object for each value."""
+    return np.split(flat_values(column, dtype), np.cumsum(list_lengths(column))[:-1]) if len(column) else []
 
 
 def in_parallel(

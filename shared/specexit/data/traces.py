@@ -268,6 +268,11 @@ def tokenizer_sha256(target: TargetConfig) -> str:
     return hashlib.sha256(target.model_file("tokenizer.json").read_bytes()).hexdigest()
 
 
+def vocab_size_of(target: TargetConfig) -> int:
+    """Token ids of the target, those that its tokenizer does not use included."""
+    return int(target.hf_config()["vocab_size"])
+
+
 def data_sha256(path: Path) -> str:
     """Hash of the trace files at ``path``, so that a result can name the data it stands on.
 

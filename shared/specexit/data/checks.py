@@ -1,0 +1,216 @@
+"""Whether the rows of a trace file can be: values that are there, in their range, and columns that belong together.
+
+A batch is looked at as a whole, and the first row that cannot be is named. Columns that were not read are left alone.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Bool, Int
+
+from specexit.data.columns import coded, flat_values, list_lengths
+from specexit.data.rows import LABELLED_SCHEMA, SCHEMA, STATES
+from specexit.errors import InputError
+
+MOST_CONFIDENCE = 1.001
+"""An engine's log-probabilities are rounded: the largest may be a little above 0."""
+
+_IDS = ("prompt_ids", "think_ids", "answer_ids")
+_PER_BOUNDARY = tuple(name for name in SCHEMA.names if name.startswith("boundary_"))
+
+Problem = tuple[int, str]
+"""Row in the batch, and what is wrong with it: has what, expected what."""
+
+
+class TraceError(InputError):
+    """A trace file that cannot be used; the message names the file, the column and what was expected."""
+
+
+def check_rows(file: Path, batch: pa.RecordBatch, first: int = 0, vocab_size: int | None = None) -> None:
+    """Check the rows of a batch.
+
+    Args:
+      file: where they are from.
+      batch: columns of labelled traces.
+      first: number of its first row in the file.
+      vocab_size: of the target, whose token ids are below it.
+
+    Raises:
+      TraceError: a row cannot be.
+    """
+    for check in (_nulls, _lengths, _order, _states, _verdicts, _confidence, _trials, _exits, _hard_boundaries):
+        _report(file, batch, first, check(batch))
+    _report(file, batch, first, _ids(batch, vocab_size))
+
+
+def _report(file: Path, batch: pa.RecordBatch, first: int, problem: Problem | None) -> None:
+    if problem is None:
+        return
+    row, what = problem
+    name = batch["id"][row].as_py() if "id" in batch.schema.names else None
+    raise TraceError(f"{file}: trace {f'number {first + row}' if name is None else repr(name)} has {what}")
+
+
+def _has(batch: pa.RecordBatch, *names: str) -> bool:
+    return all(name in batch.schema.names for name in names)
+
+
+def _first(wrong: Bool[np.ndarray, " n"]) -> int | None:
+    return int(np.argmax(wrong)) if wrong.any() else None
+
+
+def _first_value(column: pa.Array, wrong: Bool[np.ndarray, " values"]) -> tuple[int, int] | None:
+    """Row and place in its list of the first wrong value among those of a column."""
+    at = _first(wrong)
+    if at is None:
+        return None
+    ends = np.cumsum(list_lengths(column))
+    row = int(np.searchsorted(ends, at, side="right"))
+    return row, at - int(ends[row] - list_lengths(column)[row])
+
+
+def _nulls(batch: pa.RecordBatch) -> Problem | None:
+    for name in batch.schema.names:
+        column, field = batch[name], LABELLED_SCHEMA.field(name)
+        if not field.nullable and column.null_count:
+            row = int(np.argmax(column.is_null().to_numpy(zero_copy_only=False)))
+            return row, f"no {name}, expected a value of type {field.type}"
+        if not pa.types.is_list(field.type) or name in ("boundary_answers", "choices"):
+            continue
+        values = column.flatten()
+        if values.null_count:
+            found = _first_value(column, values.is_null().to_numpy(zero_copy_only=False))
+            assert found is not None
+            return found[0], f"null at {found[1]} of {name}, expected {field.type.value_type}"
+    return None
+
+
+def _lengths(batch: pa.RecordBatch) -> Problem | None:
+    if not _has(batch, "boundaries"):
+        return None
+    n = list_lengths(batch["boundaries"])
+    for name in filter(batch.schema.names.__contains__, _PER_BOUNDARY):
+        lengths = list_lengths(batch[name])
+        if (row := _first(lengths != n)) is not None:
+            return row, f"{lengths[row]} {name}, expected {n[row]} as it has boundaries"
+    return None
+
+
+def _order(batch: pa.RecordBatch) -> Problem | None:
+    """Boundaries rise from 1 to at most the number of thinking tokens."""
+    if not _has(batch, "boundaries", "think_ids"):
+        return None
+    n, n_think = list_lengths(batch["boundaries"]), list_lengths(batch["think_ids"])
+    flat, owner = flat_values(batch["boundaries"], np.int64), _owner(n)
+    before = np.concatenate([[0], flat[:-1]])[: len(flat)]
+    first = np.concatenate([[True], owner[1:] != owner[:-1]])[: len(flat)]
+    found = _first_value(batch["boundaries"], (flat <= np.where(first, 0, before)) | (flat > n_think[owner]))
+    if found is None:
+        return None
+    offsets = batch["boundaries"][found[0]].as_py()
+    return found[0], (f"boundaries {offsets}, expected rising offsets within its {n_think[found[0]]} thinking tokens")
+
+
+def _owner(n: Int[np.ndarray, " rows"]) -> Int[np.ndarray, " values"]:
+    """Row of each value."""
+    return np.repeat(np.arange(len(n)), n)
+
+
+def _states(batch: pa.RecordBatch) -> Problem | None:
+    if not _has(batch, "boundary_state"):
+        return None
+    codes, names = coded(batch["boundary_state"].flatten())
+    found = _first_value(batch["boundary_state"], ~_is(codes, names, *STATES))
+    if found is None:
+        return None
+    row, at = found
+    return row, f"boundary_state {batch['boundary_state'][row][at].as_py()!r}, expected one of {', '.join(STATES)}"
+
+
+def _is(codes: Int[np.ndarray, " n"], names: list[str], *states: str) -> Bool[np.ndarray, " n"]:
+    return np.isin(codes, [code for code, name in enumerate(names) if name in states])
+
+
+def _verdicts(batch: pa.RecordBatch) -> Problem | None:
+    """A trial's verdict is the same in both columns; that of an untried boundary is inferred."""
+    if not _has(batch, "boundary_state", "boundary_agrees"):
+        return None
+    codes, names = coded(batch["boundary_state"].flatten())
+    agrees = flat_values(batch["boundary_agrees"], np.bool_)
+    wrong = np.where(agrees, _is(codes, names, "differs", "undecided"), _is(codes, names, "agrees"))
+    found = _first_value(batch["boundary_state"], wrong)
+    if found is None:
+        return None
+    row, at = found
+    value, state = batch["boundary_agrees"][row][at].as_py(), batch["boundary_state"][row][at].as_py()
+    return row, f"{value} at {at} of boundary_agrees, expected {not value} as its boundary_state is {state!r}"
+
+
+def _confidence(batch: pa.RecordBatch) -> Problem | None:
+    if not _has(batch, "boundary_confidence"):
+        return None
+    flat = flat_values(batch["boundary_confidence"], np.float32)
+    found = _first_value(batch["boundary_confidence"], ~((flat >= 0) & (flat <= MOST_CONFIDENCE)))
+    if found is None:
+        return None
+    row, at = found
+    value = batch["boundary_confidence"][row][at].as_py()
+    return row, f"{value:g} at {at} of boundary_confidence, expected a probability from 0 to 1"
+
+
+def _trials(batch: pa.RecordBatch) -> Problem | None:
+    if not _has(batch, "trial"):
+        return None
+    for row, text in enumerate(batch["trial"].to_pylist()):
+        if not _is_object(text):
+            return row, f"trial {text!r}, expected a JSON object"
+    return None
+
+
+def _is_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except ValueError:
+        return False
+
+
+def _exits(batch: pa.RecordBatch) -> Problem | None:
+    if not _has(batch, "boundaries", "think_ids", "exit_earliest", "exit_stable"):
+        return None
+    n, n_think = list_lengths(batch["boundaries"]), list_lengths(batch["think_ids"])
+    flat, owner = flat_values(batch["boundaries"], np.int64), _owner(n)
+    for name in ("exit_earliest", "exit_stable"):
+        exits = batch[name].to_numpy(zero_copy_only=False)
+        at_one = np.bincount(owner[flat == exits[owner]], minlength=len(n)) > 0
+        if (row := _first(~at_one & (exits != n_think))) is not None:
+            return row, (
+                f"{name} {exits[row]}, expected one of its boundaries or {n_think[row]}, its thinking tokens: run "
+                "specexit annotate again"
+            )
+    return None
+
+
+def _hard_boundaries(batch: pa.RecordBatch) -> Problem | None:
+    if not _has(batch, "boundaries", "hard_boundary"):
+        return None
+    n = list_lengths(batch["boundaries"])
+    index = batch["hard_boundary"].fill_null(0).to_numpy(zero_copy_only=False)
+    is_null = batch["hard_boundary"].is_null().to_numpy(zero_copy_only=False)
+    if (row := _first(~is_null & ((index < 0) | (index >= n)))) is not None:
+        return row, f"hard_boundary {index[row]}, expected the index of one of its {n[row]} boundaries, or none"
+    return None
+
+
+def _ids(batch: pa.RecordBatch, vocab_size: int | None) -> Problem | None:
+    for name in filter(batch.schema.names.__contains__, _IDS):
+        flat = flat_values(batch[name], np.int32)
+        wrong = flat < 0 if vocab_size is None else (flat < 0) | (flat >= vocab_size)
+        if (found := _first_value(batch[name], wrong)) is not None:
+            value = batch[name][found[0]][found[1]].as_py()
+            expected = "0 or more" if vocab_size is None else f"a token of the target, from 0 to {vocab_size - 1}"
+            return found[0], f"{value} at {found[1]} of {name}, expected {expected}"
+    return None
