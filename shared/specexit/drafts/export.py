@@ -63,7 +63,9 @@ def export(config: ExportConfig) -> None:
       FileExistsError: ``out`` is there and not empty.
     """
     draft, stored = open_draft(config.draft)
-    target = find_target(config.target, config.draft, name=draft.target_name)
+    # One given may be called otherwise: nothing is computed with it, its sizes and its place are written down.
+    named = draft.target_name if config.target is None else None
+    target = find_target(config.target, config.draft, name=named)
     form = FORMATS[config.format](config, draft, stored, target)
     path = weights_path(config.draft)
     with new_folder(config.out) as beside:
