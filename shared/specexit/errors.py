@@ -24,8 +24,8 @@ def printable(text: str) -> str:
     """A stranger's text for a terminal: what would move its cursor is said instead.
 
     Example:
-      >>> printable("mine\x1b[2J")
-      'mine\\x1b[2J'
+      >>> print(printable("mine" + chr(27) + "[2J"))
+      mine\\x1b[2J
     """
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
