@@ -18,7 +18,7 @@ from specexit.config import save_run
 from specexit.data.rows import Trace
 from specexit.data.scores import ScoreWriter, sample_key
 from specexit.data.stream import TraceError, blocks, read_batches, shown, values_of
-from specexit.data.traces import check_tokenizer, target_of_both
+from specexit.data.traces import check_tokenizer, target_of_both, vocab_size_of
 from specexit.drafts.directory import DraftConfig, DraftError, check_target, read_config
 from specexit.drafts.fingerprints import target_fingerprint
 from specexit.drafts.tensors import weights_hash
@@ -64,7 +64,8 @@ def score(config: ScoreConfig) -> int:
     target = target_of_both(config.traces, config.draft, draft_config.specexit.target, config.target)
     check_tokenizer(config.traces, target)
     features, draft = load_pair(config, target, draft_config)
-    found = blocks(read_batches(config.traces, Trace, ("id", "sample", "prompt_ids", "think_ids")), BLOCK_TOKENS)
+    columns = ("id", "sample", "prompt_ids", "think_ids")
+    found = blocks(read_batches(config.traces, Trace, columns, vocab_size=vocab_size_of(target)), BLOCK_TOKENS)
     n = 0
     with new_folder(config.out) as folder:
         models = weights_hash(config.draft), target_fingerprint(target.folder)

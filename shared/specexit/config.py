@@ -158,8 +158,8 @@ def _parse(schema: type[BaseModel], key: str, value: str) -> Any:
     if kinds and kinds <= {str, Path, type(None)}:
         return None if value in ("null", "~") and type(None) in kinds else value
     several = {kind for kind in kinds if get_origin(kind) is tuple and get_args(kind) in ((str, ...), (Path, ...))}
-    if several and not value.lstrip().startswith(("[", "'", '"')) and value not in ("null", "~", ""):
-        return [value]
+    if several and not value.lstrip().startswith(("[", "'", '"')) and value not in ("null", "~"):
+        return [value] if value else []
     if not value.lstrip().startswith("{") and any(_is_schema(kind) and _takes(kind, value) for kind in kinds):
         return value
     try:

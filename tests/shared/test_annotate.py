@@ -161,6 +161,14 @@ def test_traces_without_a_boundary_are_an_error_that_names_the_key(make_trace, t
         annotate(AnnotateConfig(traces=tmp_path / "traces", out=tmp_path / "labelled"))
 
 
+def test_a_trace_that_is_there_twice_is_named(make_trace, tmp_path):
+    for file in ("a", "b"):
+        write_traces(tmp_path / "traces" / f"{file}.parquet", [make_trace(id="p", sample=i) for i in range(2)])
+    with pytest.raises(TraceError, match=r"traces: trace 'p', sample 0, is there twice"):
+        annotate(AnnotateConfig(traces=tmp_path / "traces", out=tmp_path / "labelled"))
+    assert not (tmp_path / "labelled").exists()
+
+
 def test_the_output_folder_must_be_empty(think, tmp_path):
     write_traces(tmp_path / "traces" / "traces.parquet", [think(("x.", "1"), ("y.", "1"))])
     with pytest.raises(FileExistsError, match="output folder is not empty"):

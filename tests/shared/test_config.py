@@ -130,7 +130,7 @@ def test_what_is_no_string_is_yaml():
 
 @pytest.mark.parametrize(
     ("text", "read"),
-    [("*", ("*",)), ("http://a:8000/v1", ("http://a:8000/v1",)), ("7", ("7",)), ("[a, b]", ("a", "b"))],
+    [("*", ("*",)), ("http://a:8000/v1", ("http://a:8000/v1",)), ("7", ("7",)), ("", ()), ("[a, b]", ("a", "b"))],
 )
 def test_one_of_several_strings_needs_no_brackets(text, read):
     class Endpoints(Config):

@@ -205,12 +205,15 @@ def test_a_prompt_that_fills_a_row_is_counted(make_trace, tmp_path):
 @pytest.mark.parametrize("how", ["stable", "bisect"])
 def test_traces_tried_for_the_stable_exit_point_have_no_earliest_one(make_trace, tmp_path, how):
     trial = json.dumps({"boundaries": how})
-    write_traces(tmp_path / "labelled" / "traces.parquet", [labelled(make_trace(trial=trial))])
+    write_traces(tmp_path / "labelled" / "a.parquet", [labelled(make_trace())])
+    write_traces(tmp_path / "labelled" / "b.parquet", [labelled(make_trace(id="b", trial=trial))])
     asked = {"traces": tmp_path / "labelled", "out": tmp_path / "packed", "length": 40}
-    with pytest.raises(PackError, match=f"collected with boundaries={how}, .* exit_point is earliest, expected stable"):
+    with pytest.raises(
+        PackError, match=f"trace 'b' was collected with boundaries={how}, .* exit_point is earliest, expected stable"
+    ):
         pack(PackConfig(**asked))
     assert not (tmp_path / "packed").exists()
-    assert pack(PackConfig(**asked, exit_point="stable")).traces == 1
+    assert pack(PackConfig(**asked, exit_point="stable")).traces == 2
 
 
 def test_an_undecided_trial_gives_no_label(make_trace):

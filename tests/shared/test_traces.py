@@ -55,6 +55,19 @@ def test_a_folder_is_read_in_the_order_of_its_files(make_trace, tmp_path):
     assert [trace.id for trace in read_traces(tmp_path)] == ["a", "b"]
 
 
+def test_a_file_that_the_manifest_names_is_gone(make_trace, tmp_path):
+    for name in ("a", "b"):
+        write_traces(tmp_path / f"{name}.parquet", [make_trace(id=name)])
+    (tmp_path / "manifest.json").write_text(json.dumps({"files": {"a.parquet": {}, "b.parquet": {}}}))
+    assert len(read_traces(tmp_path)) == 2
+    (tmp_path / "b.parquet").unlink()
+    with pytest.raises(TraceError, match=r"b\.parquet: is gone, though manifest\.json names it; the `collect` command"):
+        read_traces(tmp_path)
+    (tmp_path / "manifest.json").write_text("[]")
+    with pytest.raises(TraceError, match=r"manifest\.json: cannot be read"):
+        read_traces(tmp_path)
+
+
 def test_the_hash_follows_the_data(make_trace, tmp_path):
     for name, seed in (("a", 0), ("same", 0), ("other", 1)):
         write_traces(tmp_path / name / "traces.parquet", [make_trace(seed=seed)])

@@ -23,6 +23,7 @@ from pydantic import ValidationError
 
 from specexit.config import Config, write_text
 from specexit.data.rows import Trace
+from specexit.data.stream import MANIFEST
 from specexit.data.traces import TraceError, read_traces, tokenizer_sha256, write_traces
 from specexit.errors import first_problem
 from specexit.schemas.collect import CollectConfig
@@ -30,8 +31,6 @@ from specexit.schemas.target import TargetConfig
 from torch_specexit.collecting.claim import HIDDEN, claim, exclusive
 from torch_specexit.collecting.summary import Counts, count
 from torch_specexit.collecting.work import Ask, Chunk, CollectError
-
-MANIFEST = "manifest.json"
 
 
 class Finished(Config):

@@ -192,13 +192,16 @@ def _check_tried(config: PackConfig) -> None:
     Raises:
       PackError: they were.
     """
-    first = next(read_batches(config.traces, LabelledTrace, ("trial",), rows=1), None)
-    how = json.loads(first["trial"][0].as_py()).get("boundaries") if first is not None and len(first) else None
-    if how in ("stable", "bisect") and config.exit_point == "earliest":
-        raise PackError(
-            f"{config.traces}: collected with boundaries={how}, which finds the stable exit point alone; "
-            "exit_point is earliest, expected stable (or collect with boundaries=refine)"
-        )
+    if config.exit_point == "stable":
+        return
+    for batch in read_batches(config.traces, LabelledTrace, ("id", "trial")):
+        for name, trial in zip(batch["id"].to_pylist(), batch["trial"].to_pylist(), strict=True):
+            how = json.loads(trial).get("boundaries")
+            if how in ("stable", "bisect"):
+                raise PackError(
+                    f"{config.traces}: trace {name!r} was collected with boundaries={how}, which finds the stable exit "
+                    "point alone; exit_point is earliest, expected stable (or collect with boundaries=refine)"
+                )
 
 
 @dataclass(frozen=True)

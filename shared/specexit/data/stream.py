@@ -7,6 +7,7 @@ Every batch has the columns of the newest schema, whichever version its file is 
 from __future__ import annotations
 
 import itertools
+import json
 import multiprocessing
 import os
 from collections import deque
@@ -24,6 +25,8 @@ from specexit.data.checks import TraceError, check_rows
 from specexit.data.columns import flat_values, list_lengths
 from specexit.data.rows import LACKING, READABLE_VERSIONS, SCHEMA, SCHEMAS, LabelledTrace, Trace
 
+MANIFEST = "manifest.json"
+"""What `collect` has finished in a folder."""
 BATCH_ROWS = 64
 TOKEN_BYTES = 4
 MOST_WORKERS = 8
@@ -37,12 +40,27 @@ def trace_files(path: Path) -> list[Path]:
     """The file, or all ``*.parquet`` files of a folder in the order of their names.
 
     Raises:
-      TraceError: there is none.
+      TraceError: there is none, or one is gone that the folder's manifest names.
     """
     files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
     if not files or not files[0].exists():
         raise TraceError(f"{path}: no trace file there")
+    if path.is_dir() and (manifest := path / MANIFEST).exists():
+        gone = sorted(_listed(manifest) - {file.name for file in files})
+        if gone:
+            raise TraceError(
+                f"{path / gone[0]}: is gone, though {MANIFEST} names it; the `collect` command that wrote the folder "
+                f"makes it again, and without {MANIFEST} the other files are all there is"
+            )
     return files
+
+
+def _listed(manifest: Path) -> set[str]:
+    """Files that `collect` has finished."""
+    try:
+        return set(json.loads(manifest.read_bytes())["files"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise TraceError(f"{manifest}: cannot be read as what `collect` writes: remove it") from error
 
 
 def read_batches(
