@@ -193,6 +193,21 @@ def test_a_trial_is_closed_as_the_target_says(trace: Trace) -> None:
     assert chain.answer(Said(TOKENIZER.encode("7."), finished=True)) == "7"
 
 
+def test_a_trial_that_stops_in_the_midst_of_its_answer_goes_on(trace: Trace) -> None:
+    """At the comma of a list in braces, which the target's stop is meant to come behind."""
+    forced = tuple(TOKENIZER.encode("\\boxed{"))
+    chain = Chain(Problem("a", trace.prompt_ids, Trial(forced, 40, (",",), "}")), MARKS)
+    trial, pieces = chain.trial(), [TOKENIZER.encode(text) for text in ("\\frac{7,", "1}, so")]
+    first = next(trial)
+    second = trial.send(Said(pieces[0], finished=True))
+    assert second.prompt_ids == first.prompt_ids + pieces[0]
+    assert second.max_tokens == first.max_tokens - len(pieces[0])
+    with pytest.raises(StopIteration) as ended:
+        trial.send(Said(pieces[1], finished=True))
+    assert ended.value.value.token_ids == pieces[0] + pieces[1]
+    assert chain.answer(ended.value.value) == "\\frac{7,1}"
+
+
 def test_out_of_tokens_is_out_of_tokens(trace: Trace) -> None:
     short = replace(MARKS, max_new_tokens=trace.boundaries[2])
     result = run(trace, "kth-boundary", short, k=9)

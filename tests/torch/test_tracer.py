@@ -49,10 +49,11 @@ def test_a_lucky_guess_between_two_strides_is_found_where_a_step_states_it():
 
 
 class Writer:
-    """Writes one answer wherever thinking ends, and stops behind a stop as vLLM does."""
+    """Writes one answer wherever thinking is ended, and stops behind a stop as vLLM does."""
 
     def __init__(self, answer: str):
-        self.whole = TOKENIZER.encode(f"I think.\n\nSo it is.\n\n</think>\\boxed{{{answer}}}.<|im_end|>")
+        stated = answer if answer.strip() else "42"  # a response whose box is empty has no boundaries to try
+        self.whole = TOKENIZER.encode(f"I think.\n\nSo it is.\n\n</think>\\boxed{{{stated}}}.<|im_end|>")
         self.behind = TOKENIZER.encode(answer + "}.<|im_end|>")
 
     async def generate(self, ids, how):

@@ -203,7 +203,7 @@ class Tracer:
         text = how.text + close_trial(self._text(response.ids), how.stop, how.close, how.text)
         answer = extract_answer(text, trace.answer_kind, ask.prompt.choices)
         confidence, tokens = answer_confidence(response.logprobs), len(response.ids)
-        nothing_stated = how.text and answer == ""
+        nothing_stated = how.text and not answer
         if response.finish_reason != "stop" or nothing_stated:
             return _Trial(answer, "undecided", confidence, tokens)
         agrees = await self._agree(ask, trace.answer_kind, answer, trace.answer)

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 from jaxtyping import Float
 
-from specexit.data.answers import close_trial, extract_answer, same_answer
+from specexit.data.answers import answer_end, close_trial, extract_answer, same_answer
 from specexit.data.traces import Trace
 from specexit.errors import InputError
 from specexit.method.decision import Policy
@@ -253,14 +253,28 @@ class Chain:
         """What the answer would be here; the thinking is none the wiser."""
         trial = self.problem.trial
         prompt = [*self.problem.prompt_ids, *self.kept, self.marks.end, *trial.ids]
-        said = yield Ask("probe", prompt, trial.max_tokens, stop_text=trial.stop, logprobs=True)
-        return said
+        whole = Said([], True)
+        while True:
+            left = trial.max_tokens - len(whole.token_ids)
+            said = yield Ask("probe", [*prompt, *whole.token_ids], left, stop_text=trial.stop, logprobs=True)
+            whole = Said(whole.token_ids + said.token_ids, said.finished, whole.logprobs + said.logprobs)
+            if not said.finished or self._is_stated(said, whole):
+                return whole
+            if len(whole.token_ids) >= trial.max_tokens:
+                return replace(whole, finished=False)
+
+    def _is_stated(self, piece: Said, whole: Said) -> bool:
+        """Whether a trial has ended, or only came to a stop in the midst of an answer, as `collect` asks."""
+        how, text = self.problem.trial, self.marks.decode(piece.token_ids)
+        if not any(stop in text for stop in how.stop):
+            return True
+        return answer_end(self.marks.decode(whole.token_ids), how.stop, self.marks.decode(list(how.ids))) is not None
 
     def answer(self, trial: Said) -> str | None:
         """The answer in a trial; None where it was cut off or states none."""
         how = self.problem.trial
-        said = close_trial(self.marks.decode(trial.token_ids), how.stop, how.close)
-        text = self.marks.decode(list(how.ids)) + said
+        forced = self.marks.decode(list(how.ids))
+        text = forced + close_trial(self.marks.decode(trial.token_ids), how.stop, how.close, forced)
         return extract_answer(text, self.problem.answer_kind, self.problem.choices) if trial.finished else None
 
     def conclude(self) -> Asks:
