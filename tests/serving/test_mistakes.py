@@ -143,7 +143,7 @@ def rolled_head(config, tensors):
         (attention("qkv", changed_over), r"^embedding and hidden state look changed over: "),
         (
             attention("qk", interleaved),
-            r"^RoPE looks interleaved: .* first every other row of a head, then the others$",
+            r"^RoPE looks interleaved: .* first every other row of a head, then the rest$",
         ),
         (attention("qk", interleaved_twice), r"^RoPE looks interleaved: .* the way back$"),
         (rolled_head, r"^d2t looks off by one: "),

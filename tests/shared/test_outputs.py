@@ -10,8 +10,9 @@ WRITE = """
 import signal, sys
 from pathlib import Path
 from specexit.outputs import new_folder
-if sys.argv[2] == "ignored":
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+# Whoever runs the tests may have started them with signals ignored, as nohup does.
+signal.signal(signal.SIGTERM, signal.SIG_DFL)
+signal.signal(signal.SIGHUP, signal.SIG_IGN if sys.argv[2] == "ignored" else signal.SIG_DFL)
 with new_folder(Path(sys.argv[1])) as beside:
     (beside / "file").touch()
     print("ready", flush=True)
