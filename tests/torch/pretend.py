@@ -7,18 +7,29 @@ nothing but HTTP takes time.
 from __future__ import annotations
 
 import json
+import os
 import random
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
+import yaml
+
 from specexit import tiny
-from specexit.schemas.target import load_target_config
+from specexit.schemas.collect import CollectConfig
+from specexit.schemas.target import TrialConfig, load_target_config
 from specexit.tiny.traces import render_response, write_trace
 
 TARGET = load_target_config("tiny-reasoner")
 TOKENIZER = TARGET.tokenizer()
 THINK = TARGET.think_tokens()
+
+SLOW = "SPECEXIT_KILLS" in os.environ
+"""20 kills of a run of 300 prompts; without it 4 of 60."""
+
+N = 300 if SLOW else 60
+"""Problems that the server of the tests knows."""
 
 
 class Pretender:
@@ -137,3 +148,17 @@ class Server:
         self.closed = True
         self.server.shutdown()
         self.server.server_close()
+
+
+def config(server: Server, out: Path, **changes: Any) -> CollectConfig:
+    """Twelve traces of a server, in files of five."""
+    fields = {"target": "tiny-reasoner", "split": "test", "n": 12, "chunk": 5, "out": out, "endpoints": (server.url,)}
+    return CollectConfig.model_validate(fields | changes)
+
+
+def forced(tmp_path: Path, *, kind: str = "math", **trial: Any) -> str:
+    """A target of one's own: the tiny reasoner with a forced trial."""
+    target = TARGET.model_copy(update={"name": "mine", "trial": {kind: TrialConfig.model_validate(trial)}})
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(target.model_dump(mode="json")))
+    return str(path)

@@ -3,17 +3,14 @@
 The servers pretend (`pretend`), so that every row is known; with real engines, `test_collect` does the same.
 """
 
-import errno
 import json
 import multiprocessing
 import os
 import random
 import re
 import shutil
-import threading
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -21,50 +18,18 @@ from pathlib import Path
 import pytest
 import yaml
 
-from specexit.config import ConfigError, save_run
+from specexit.config import ConfigError
 from specexit.data.answers import extract_answer, same_answer
 from specexit.data.prompts import PromptError
-from specexit.data.rows import Trace, can_judge, free_trials
-from specexit.data.traces import TraceError, read_traces
+from specexit.data.rows import can_judge, free_trials
+from specexit.data.traces import read_traces
 from specexit.errors import InputError
 from specexit.schemas.collect import CollectConfig
 from specexit.schemas.target import TrialConfig, load_target_config
-from tests.torch.pretend import TARGET, THINK, TOKENIZER, Pretender, Server
+from tests.torch.pretend import SLOW, TARGET, THINK, TOKENIZER, N, Pretender, Server, config, forced
 from torch_specexit.collecting import CollectError, collect
 from torch_specexit.collecting.summary import Counts, count, finish
 from torch_specexit.collecting.work import all_asks
-
-SLOW = "SPECEXIT_KILLS" in os.environ
-"""20 kills of a run of 300 prompts; without it 4 of 60."""
-
-N = 300 if SLOW else 60
-
-
-@pytest.fixture(scope="module")
-def server():
-    server = Server(Pretender(N))
-    yield server
-    server.close()
-
-
-def config(server: Server, out: Path, **changes) -> CollectConfig:
-    fields = {"target": "tiny-reasoner", "split": "test", "n": 12, "chunk": 5, "out": out, "endpoints": (server.url,)}
-    return CollectConfig.model_validate(fields | changes)
-
-
-@pytest.fixture(scope="module")
-def collected(server, tmp_path_factory) -> list[Trace]:
-    out = tmp_path_factory.mktemp("collected") / "out"
-    collect(config(server, out))
-    return read_traces(out)
-
-
-def forced(tmp_path: Path, *, kind: str = "math", **trial) -> str:
-    """A target of one's own: the tiny reasoner with a forced trial."""
-    target = TARGET.model_copy(update={"name": "mine", "trial": {kind: TrialConfig.model_validate(trial)}})
-    path = tmp_path / "mine.yaml"
-    path.write_text(yaml.safe_dump(target.model_dump(mode="json")))
-    return str(path)
 
 
 def test_every_row_is_what_the_server_wrote(collected):
@@ -292,197 +257,6 @@ def test_a_part_that_is_not_worth_training_on_leaves_the_others_whole(server, tm
     with pytest.raises(CollectError, match=r"out/wrong: .* finished within 100 tokens"):
         collect(config(server, tmp_path / "out", **asked | {"max_new_tokens": 100}))
     assert (tmp_path / "out" / "right" / "summary.json").exists()
-
-
-def test_another_config_in_the_same_folder(server, tmp_path):
-    collect(config(server, tmp_path / "out"))
-    before = (tmp_path / "out" / "traces-00000.parquet").read_bytes()
-    with pytest.raises(ConfigError, match=r"run\.yaml: .* another config \(temperature is 0\.5, was None\)"):
-        collect(config(server, tmp_path / "out", temperature=0.5))
-    assert (tmp_path / "out" / "traces-00000.parquet").read_bytes() == before
-
-
-@pytest.mark.parametrize(
-    ("edit", "named"),
-    [
-        ({"sampling": {"temperature": 0.9, "max_tokens": 768}}, r"sampling\.temperature is 0\.9, was 0\.0"),
-        ({"trial": {"math": {"max_tokens": 48}}}, r"trial\.math\.max_tokens is 48, was 64"),
-        ({"split_endings": ["."]}, r"split_endings is \['\.'\], was \['\\n\\n'\]"),
-        ({"chat": {"enable_thinking": True}}, r"chat\.enable_thinking is True, was None"),
-    ],
-)
-@pytest.mark.parametrize("changes", [{"n": 12}, {"shard": "1/2"}])
-def test_a_target_that_was_edited_in_between(server, tmp_path, edit, named, changes):
-    """Its name and path are the same: rows of two ways of asking would lie side by side, and only one is on record."""
-    asked = {"target": forced(tmp_path, max_tokens=64), "model": "tiny-reasoner", "n": 6}
-    collect(config(server, tmp_path / "out", **asked | ({"shard": "0/2"} if "shard" in changes else {})))
-    fields = yaml.safe_load((tmp_path / "mine.yaml").read_text())
-    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(fields | edit))
-    before = server.completions
-    with pytest.raises(
-        ConfigError, match=rf"out/target\.yaml: .* target mine as it was \({named}\); take a new folder"
-    ):
-        collect(config(server, tmp_path / "out", **asked | changes))
-    assert server.completions == before
-
-
-def test_a_model_that_has_moved_is_the_same_target(server, tmp_path):
-    asked = {"target": forced(tmp_path, max_tokens=64), "model": "tiny-reasoner"}
-    collect(config(server, tmp_path / "out", **asked, n=6))
-    shutil.copytree(TARGET.folder, tmp_path / "model")
-    fields = yaml.safe_load((tmp_path / "mine.yaml").read_text())
-    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(fields | {"path": str(tmp_path / "model")}))
-    collect(config(server, tmp_path / "out", **asked))
-    assert len(read_traces(tmp_path / "out")) == 12
-
-
-def test_a_kill_before_the_folder_has_its_record_blocks_nothing(server, collected, tmp_path):
-    out = tmp_path / "out"
-    (out / ".collect").mkdir(parents=True)
-    for name in (".collect/lock", "target.yaml", ".run.yaml.4711"):
-        (out / name).write_text("")
-    collect(config(server, out))
-    assert read_traces(out) == collected
-
-
-@pytest.mark.parametrize("mine", ["notes.txt", "target.yaml"])
-def test_a_folder_of_somebody_s_own(server, tmp_path, mine):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / mine).write_text("mine")
-    with pytest.raises(FileExistsError, match=r"out: output folder is not empty and holds no run\.yaml"):
-        collect(config(server, tmp_path / "out"))
-    assert (tmp_path / "out" / mine).read_text() == "mine"
-    assert len(list((tmp_path / "out").iterdir())) == 1
-
-
-def test_shards_that_start_together_on_a_new_folder(server, collected, tmp_path, monkeypatch):
-    """Each of them finds no record yet; one writes it, which takes time."""
-    arrived = threading.Barrier(3)
-
-    def slow(*args) -> None:
-        time.sleep(0.3)
-        save_run(*args)
-
-    def shard(i: int) -> None:
-        arrived.wait()
-        collect(config(server, tmp_path / "out", shard=f"{i}/3"))
-
-    monkeypatch.setattr("torch_specexit.collecting.claim.save_run", slow)
-    with ThreadPoolExecutor(3) as pool:
-        list(pool.map(shard, range(3)))
-    assert read_traces(tmp_path / "out") == collected
-
-
-QUESTION = {"id": "a", "prompt": "{}", "answer_kind": "choice", "choices": ["1", "2"], "task": "sums", "reference": "A"}
-
-
-@pytest.mark.parametrize(
-    ("edit", "named"),
-    [
-        ({"choices": ["2", "1"]}, r"choices of row 0 is \['1', '2'\], expected \['2', '1'\]"),
-        ({"answer_kind": "text"}, "answer_kind of row 0 is 'choice', expected 'text'"),
-        ({"task": "products"}, "task of row 0 is 'sums', expected 'products'"),
-        ({"group": "easy"}, "group of row 0 is 'sums', expected 'easy'"),
-        ({"reference": "B"}, "reference of row 0 is 'A', expected 'B'"),
-        ({"system": "Be brief."}, "messages of row 0 is None, expected .*Be brief"),
-    ],
-)
-def test_a_prompt_that_is_asked_or_judged_in_another_way(server, tmp_path, edit, named):
-    question = next(iter(server.pretender.problems))
-    trials = {kind: TrialConfig(max_tokens=64) for kind in ("choice", "text")}
-    target = TARGET.model_copy(update={"name": "mine", "trial": trials}).model_dump(mode="json")
-    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(target))
-    asked = {"split": None, "n": None, "prompts": str(tmp_path / "prompts.jsonl"), "min_answered": 0}
-    asked |= {"target": str(tmp_path / "mine.yaml"), "model": "tiny-reasoner", "min_finished": 0}
-    for change in ({}, edit):
-        row = QUESTION | {"prompt": question} | change
-        if system := row.pop("system", None):
-            row["messages"] = [{"role": "system", "content": system}, {"role": "user", "content": row.pop("prompt")}]
-        (tmp_path / "prompts.jsonl").write_text(json.dumps(row))
-        if change:
-            with pytest.raises(TraceError, match=rf"other prompts than the config gives \({named}"):
-                collect(config(server, tmp_path / "out", **asked))
-        else:
-            collect(config(server, tmp_path / "out", **asked))
-
-
-def test_prompts_that_have_changed(server, tmp_path):
-    prompts = tmp_path / "prompts.jsonl"
-
-    def write(*numbers: int) -> None:
-        questions = list(server.pretender.problems)
-        prompts.write_text("\n".join(json.dumps({"id": str(i), "prompt": questions[i]}) for i in numbers))
-
-    write(0, 1)
-    asked = {"split": None, "n": None, "prompts": str(prompts)}
-    collect(config(server, tmp_path / "out", **asked))
-    write(1, 0)
-    with pytest.raises(TraceError, match=r"traces-00000\.parquet: holds traces of other prompts"):
-        collect(config(server, tmp_path / "out", **asked))
-
-
-def test_the_groups_that_a_certificate_is_for_are_the_prompts_own(server, tmp_path):
-    """A column of its own, else the task."""
-    prompts, questions = tmp_path / "prompts.jsonl", list(server.pretender.problems)
-    rows = [{"group": "easy", "task": "sums"}, {"group": "hard", "task": "sums"}, {"task": "sums"}, {}]
-    written = [{"id": str(i), "prompt": questions[i]} | row for i, row in enumerate(rows)]
-    prompts.write_text("\n".join(map(json.dumps, written)))
-    collect(config(server, tmp_path / "out", split=None, n=None, prompts=str(prompts)))
-    assert [trace.group for trace in read_traces(tmp_path / "out")] == ["easy", "hard", "sums", None]
-
-
-def test_a_file_that_was_changed_is_not_taken_for_finished(server, tmp_path):
-    collect(config(server, tmp_path / "out"))
-    path = tmp_path / "out" / "traces-00001.parquet"
-    path.write_bytes(path.read_bytes()[:-200])
-    before = server.completions
-    with pytest.raises(TraceError, match=r"traces-00001\.parquet: its content is not what manifest\.json says"):
-        collect(config(server, tmp_path / "out"))
-    path.unlink()
-    collect(config(server, tmp_path / "out"))
-    assert 5 < server.completions - before < 100
-    assert len(read_traces(tmp_path / "out")) == 12
-
-
-@pytest.mark.parametrize(
-    ("file", "content", "message"),
-    [
-        ("manifest.json", '{"files": ', r"manifest\.json: .*JSON.*remove the file, it is made again from the traces"),
-        ("manifest.json", "[]", r"manifest\.json: .*remove the file"),
-        ("manifest.json", '{"files": {"a": {"sha256": "", "asks": ""}}}', r"files\.a\.counts.*remove the file"),
-        ("run.yaml", "a: [", r"run\.yaml: cannot be read as YAML"),
-        ("run.yaml", "x: 1", r"run\.yaml: config is None, expected what `collect` writes there"),
-    ],
-)
-def test_a_record_that_was_damaged_is_named_with_what_to_do(server, tmp_path, file, content, message):
-    collect(config(server, tmp_path / "out"))
-    path = tmp_path / "out" / file
-    whole = path.read_text()
-    path.write_text(content)
-    with pytest.raises(InputError, match=message):
-        collect(config(server, tmp_path / "out"))
-    if file == "manifest.json":
-        path.unlink()
-        collect(config(server, tmp_path / "out"))
-        assert path.read_text() == whole
-
-
-def test_a_full_disk_is_one_line_and_what_is_finished_is_kept(server, tmp_path, monkeypatch, capsys):
-    written = []
-
-    def full(descriptor: int) -> None:
-        written.append(descriptor)
-        if len(written) > 4:  # the first is of the empty log; what is not known to be on the disk may be there
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr("torch_specexit.collecting.ledger.os.fsync", full)
-    with pytest.raises(CollectError, match=r"out: cannot be written to: No space left on device; the same command"):
-        collect(config(server, tmp_path / "out"))
-    monkeypatch.undo()
-    capsys.readouterr()
-    collect(config(server, tmp_path / "out"))
-    assert "12 traces, 4 of them earlier" in " ".join(capsys.readouterr().err.split())
-    assert len(read_traces(tmp_path / "out")) == 12
 
 
 FORKS = multiprocessing.get_context("forkserver")
