@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Any, Protocol, runtime_checkable
 
-from specexit.data.answers import agree, answer_end, close_trial, extract_answer, plainly_same
+from specexit.data.answers import agree, close_trial, extract_answer, is_stated, plainly_same
 from specexit.data.boundaries import next_boundary, stating
 from specexit.data.prompts import Prompt
 from specexit.data.rows import FreeTrial, Trace, fill_untried, infer_agrees
@@ -215,11 +215,9 @@ class Tracer:
         while True:
             piece = await self._generate([*prefix, *ids], Decoding(how.max_tokens - len(ids), stop=how.stop))
             ids, logprobs = ids + piece.ids, logprobs + piece.logprobs
-            ended_itself = not any(one in self._text(piece.ids) for one in how.stop)
-            if piece.finish_reason != "stop" or ended_itself:
+            stated = is_stated(self._text(piece.ids), self._text(ids), how.stop, how.text)
+            if piece.finish_reason != "stop" or stated:
                 return Response(ids, logprobs, piece.finish_reason)
-            if answer_end(self._text(ids), how.stop, how.text) is not None:
-                return Response(ids, logprobs, "stop")
             if len(ids) >= how.max_tokens:
                 return Response(ids, logprobs, "length")
 

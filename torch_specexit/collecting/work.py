@@ -205,11 +205,10 @@ def check_target(config: CollectConfig, target: TargetConfig, asks: Sequence[Ask
         _check_trainable(target)
     target.layers_read()
     target.think_tokens()
-    sampling_of(config, target)
+    sampling = sampling_of(config, target)
     for name in sorted({ask.prompt.answer_kind or target.answer_kind for ask in asks}):
         kind(name)
         trial_of(config, target, name)
-    sampling = sampling_of(config, target)
     if config.samples > 1 and (sampling.temperature == 0 or sampling.top_k == 1):
         raise ConfigError(
             f"samples is {config.samples}, but temperature {sampling.temperature:g} and top_k {sampling.top_k} make "

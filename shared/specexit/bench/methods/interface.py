@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from jaxtyping import Float
 
-from specexit.data.answers import answer_end, close_trial, extract_answer, same_answer
+from specexit.data.answers import close_trial, extract_answer, is_stated, same_answer
 from specexit.data.traces import Trace
 from specexit.errors import InputError
 from specexit.method.decision import Policy
@@ -253,22 +253,16 @@ class Chain:
         """What the answer would be here; the thinking is none the wiser."""
         trial = self.problem.trial
         prompt = [*self.problem.prompt_ids, *self.kept, self.marks.end, *trial.ids]
-        whole = Said([], True)
+        forced, whole = self.marks.decode(list(trial.ids)), Said([], True)
         while True:
             left = trial.max_tokens - len(whole.token_ids)
             said = yield Ask("probe", [*prompt, *whole.token_ids], left, stop_text=trial.stop, logprobs=True)
             whole = Said(whole.token_ids + said.token_ids, said.finished, whole.logprobs + said.logprobs)
-            if not said.finished or self._is_stated(said, whole):
+            piece, written = self.marks.decode(said.token_ids), self.marks.decode(whole.token_ids)
+            if not said.finished or is_stated(piece, written, trial.stop, forced):
                 return whole
             if len(whole.token_ids) >= trial.max_tokens:
                 return replace(whole, finished=False)
-
-    def _is_stated(self, piece: Said, whole: Said) -> bool:
-        """Whether a trial has ended, or only came to a stop in the midst of an answer, as `collect` asks."""
-        how, text = self.problem.trial, self.marks.decode(piece.token_ids)
-        if not any(stop in text for stop in how.stop):
-            return True
-        return answer_end(self.marks.decode(whole.token_ids), how.stop, self.marks.decode(list(how.ids))) is not None
 
     def answer(self, trial: Said) -> str | None:
         """The answer in a trial; None where it was cut off or states none."""

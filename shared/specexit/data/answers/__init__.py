@@ -20,7 +20,7 @@ from specexit.data.answers.code import Code
 from specexit.data.answers.function import PREFIX, Function
 from specexit.data.answers.math import MATH
 from specexit.data.answers.text import TEXT
-from specexit.data.answers.trial import answer_end, close_trial
+from specexit.data.answers.trial import answer_end, close_trial, is_stated
 
 __all__ = [
     "KINDS",
@@ -30,6 +30,7 @@ __all__ = [
     "answer_end",
     "close_trial",
     "extract_answer",
+    "is_stated",
     "kind",
     "listed_options",
     "plainly_same",

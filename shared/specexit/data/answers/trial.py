@@ -27,6 +27,28 @@ def answer_end(written: str, stop: Sequence[str], forced: str = "") -> int | Non
     return next((end for end in ends if written[:end].strip() and not (in_box and _left_open(written[:end]))), None)
 
 
+def is_stated(piece: str, written: str, stop: Sequence[str], forced: str) -> bool:
+    r"""Whether a request for an answer has ended, or only came to a stop in the midst of it and is to be gone on with.
+
+        Args:
+          piece: what the last request wrote.
+          written: what all of them wrote, up to here.
+          stop, forced: see `answer_end`.
+
+        Example:
+          >>> is_stated("
+    ", "
+    ", ["
+    "], r"oxed{"), is_stated("42}
+    ", "
+    42}
+    ", ["
+    "], r"oxed{")
+          (False, True)
+    """
+    return not any(one in piece for one in stop) or answer_end(written, stop, forced) is not None
+
+
 def close_trial(written: str, stop: Sequence[str], close: str, forced: str = "") -> str:
     r"""What was written behind a forced text, up to the stop that ends the answer, which gives way to ``close``;
     without either, all of it.
