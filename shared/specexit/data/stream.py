@@ -29,8 +29,8 @@ MANIFEST = "manifest.json"
 """What `collect` has finished in a folder."""
 BATCH_ROWS = 64
 TOKEN_BYTES = 4
-MOST_WORKERS = 8
-"""Processes at most, unless one asks for more: with their interpreters, libraries and blocks they hold 1.4 GiB."""
+MOST_WORKERS = 6
+"""Processes at most, unless one asks for more: with their interpreters, libraries and blocks they hold 1.2 GiB."""
 
 RowsT = TypeVar("RowsT")
 ResultT = TypeVar("ResultT")

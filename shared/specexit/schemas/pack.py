@@ -33,5 +33,5 @@ class PackConfig(Config):
     workers: int | None = Field(
         default=None,
         gt=0,
-        description="processes; by default one for each processor, 8 at most, with which memory stays within 1.5 GiB",
+        description="processes; by default one for each processor, 6 at most, with which memory stays within 1.5 GiB",
     )
