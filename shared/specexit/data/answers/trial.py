@@ -30,21 +30,14 @@ def answer_end(written: str, stop: Sequence[str], forced: str = "") -> int | Non
 def is_stated(piece: str, written: str, stop: Sequence[str], forced: str) -> bool:
     r"""Whether a request for an answer has ended, or only came to a stop in the midst of it and is to be gone on with.
 
-        Args:
-          piece: what the last request wrote.
-          written: what all of them wrote, up to here.
-          stop, forced: see `answer_end`.
+    Args:
+      piece: what the last request wrote.
+      written: what all of them wrote, up to here.
+      stop, forced: see `answer_end`.
 
-        Example:
-          >>> is_stated("
-    ", "
-    ", ["
-    "], r"oxed{"), is_stated("42}
-    ", "
-    42}
-    ", ["
-    "], r"oxed{")
-          (False, True)
+    Example:
+      >>> is_stated("\n", "\n", ["\n"], r"\boxed{"), is_stated("42}\n", "\n42}\n", ["\n"], r"\boxed{")
+      (False, True)
     """
     return not any(one in piece for one in stop) or answer_end(written, stop, forced) is not None
 
