@@ -1,0 +1,160 @@
+"""Published drafts whose weights are a ``pytorch_model.bin``: read to the bit, and nothing in them is executed.
+
+torch is never imported by this process, so the files are written and read by another.
+"""
+
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from specexit.drafts.config import DraftError
+from specexit.drafts.directory import read_draft
+from specexit.drafts.published import import_draft
+from specexit.drafts.tensors import FLOATS
+from specexit.schemas.published import ImportConfig
+from tests.shared.published import tensors_of, write_published, write_target
+
+WRITE_BINS = """
+import os, pickle, sys, zipfile, torch
+from pathlib import Path
+from safetensors.torch import load_file
+def write(what, good, out):
+    class Payload:
+        def __reduce__(self):
+            return (Path.touch, (out.parent / "executed",))
+    class Shell:
+        def __reduce__(self):
+            return (os.system, (f"touch {out.parent / 'executed'}",))
+    if what == "good":
+        torch.save(good, out)
+    elif what == "payload":
+        torch.save(good | {"evil": Payload()}, out)
+    elif what == "shell":
+        torch.save(good | {"evil": Shell()}, out)
+    elif what == "quantised":
+        scaled = torch.quantize_per_tensor(good["fc.weight"].float(), 0.1, 0, torch.qint8)
+        torch.save(good | {"fc.weight": scaled}, out)
+    elif what == "sparse":
+        torch.save(good | {"fc.weight": good["fc.weight"].float().to_sparse()}, out)
+    elif what == "nameless":
+        torch.save(good | {"": good["norm.weight"]}, out)
+    elif what == "tied":
+        whole = torch.zeros(200, 64, dtype=torch.float16)
+        torch.save(good | {"embed_tokens.weight": whole, "lm_head.weight": whole[:120]}, out)
+    elif what == "bare pickle":
+        out.write_bytes(pickle.dumps(Payload()))
+    elif what == "legacy":
+        torch.save(good | {"evil": Payload()}, out, _use_new_zipfile_serialization=False)
+    elif what == "nested":
+        torch.save({"model": good}, out)
+    elif what == "a list":
+        torch.save(list(good.values()), out)
+    elif what == "truncated":
+        torch.save(good, out)
+        out.write_bytes(out.read_bytes()[:-1000])
+    elif what == "bomb":
+        with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+            for i in range(4):
+                archive.writestr(f"archive/data/{i}", bytes(2**24))
+    elif what == "claims":
+        torch.save({"a": torch.zeros(4)}, out)
+        data = out.read_bytes()
+        out.write_bytes(data.replace((16).to_bytes(4, "little"), (2**31 - 1).to_bytes(4, "little")))
+for folder in Path(sys.argv[1]).iterdir():
+    write(folder.name, load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+"""
+
+HOSTILE = {
+    "payload": "is refused by PyTorch: Unsupported global: GLOBAL getattr",
+    "shell": r"is refused by PyTorch: .*unsupported GLOBAL posix\.system",
+    "quantised": r"holds 'fc\.weight', which is quantised to torch\.qint8, expected plain numbers",
+    "sparse": r"holds 'fc\.weight', which is torch\.sparse_coo, expected plain numbers",
+    "bare pickle": "cannot be read as a checkpoint",
+    "legacy": "cannot be read as a checkpoint",
+    "nested": "holds 'model': dict, expected tensors by their names",
+    "a list": "holds a list",
+    "truncated": "cannot be read as a checkpoint",
+    "bomb": "is compressed",
+    "claims": "pytorch_model.bin: ",
+}
+
+
+@pytest.fixture(scope="module")
+def bins(tmp_path_factory):
+    """Folder of a published draft for every kind of ``.bin``."""
+    folder = tmp_path_factory.mktemp("bins")
+    for what in ("good", "tied", "nameless", *HOSTILE):
+        write_published(folder / what, "safeailab")
+    subprocess.run([sys.executable, "-c", WRITE_BINS, folder], check=True, capture_output=True)
+    for path in folder.rglob("model.safetensors"):
+        path.unlink()
+    return folder
+
+
+def test_a_bin_is_read_to_the_bit(bins, tmp_path):
+    source, target = bins / "good", write_target(tmp_path / "of")
+    import_draft(ImportConfig(draft=source, target=target, out=tmp_path / "draft"))
+    _, ours = read_draft(tmp_path / "draft")
+    for name, tensor in tensors_of("safeailab").items():
+        assert ours[name].dtype == tensor.dtype
+        np.testing.assert_array_equal(ours[name], tensor)
+    assert ours["fc.weight"].dtype == FLOATS["float16"]
+
+
+def test_tensors_that_share_their_memory_are_read(bins, tmp_path):
+    import_draft(ImportConfig(draft=bins / "tied", target=write_target(tmp_path / "of"), out=tmp_path / "draft"))
+    _, ours = read_draft(tmp_path / "draft")
+    assert ours["embed_tokens.weight"].shape == (200, 64)
+    assert ours["lm_head.weight"].shape == (120, 64)
+    assert not ours["lm_head.weight"].any()
+
+
+def test_errors_about_the_tensors_of_a_bin_name_it_and_no_scratch_folder(bins, tmp_path):
+    with pytest.raises(DraftError, match=r"nameless/pytorch_model\.bin: a tensor is named ''"):
+        import_draft(
+            ImportConfig(draft=bins / "nameless", target=write_target(tmp_path / "of"), out=tmp_path / "draft")
+        )
+
+
+READ_BINS = """
+import json, sys
+from pathlib import Path
+from torch_specexit.unpickle import limit_memory, read_bin
+said = {}
+for what in sys.argv[2:]:
+    path = Path(sys.argv[1], what, "pytorch_model.bin")
+    limit_memory(path)
+    try:
+        read_bin(path)
+    except Exception as error:
+        said[what] = f"{path}: {error}"
+print(json.dumps(said))
+"""
+
+
+@pytest.fixture(scope="module")
+def refusals(bins):
+    """What is said of each, in one process: torch takes seconds to import."""
+    done = subprocess.run([sys.executable, "-c", READ_BINS, bins, *HOSTILE], check=True, capture_output=True, text=True)
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_a_hostile_bin_is_refused_and_executes_nothing(bins, refusals, what):
+    assert re.search(HOSTILE[what], refusals[what])
+    assert "weights_only" not in refusals[what]  # PyTorch's advice to read it all the same
+    assert not (bins / what / "executed").exists()
+    assert sorted(path.name for path in (bins / what).iterdir()) == ["config.json", "pytorch_model.bin"]
+
+
+def test_an_import_of_a_hostile_bin_writes_nothing(bins, tmp_path):
+    source, target = bins / "payload", write_target(tmp_path / "of")
+    with pytest.raises(DraftError, match=HOSTILE["payload"]) as error:
+        import_draft(ImportConfig(draft=source, target=target, out=tmp_path / "draft"))
+    assert str(error.value).isprintable()
+    assert not (source / "executed").exists()
+    assert not (tmp_path / "draft").exists()
