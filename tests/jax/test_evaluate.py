@@ -111,6 +111,20 @@ def test_undecided_trials_have_no_label() -> None:
     assert undecided["progress"] == judge([one], 1, "earliest").signal_loss["progress"]
 
 
+def test_undecided_trials_are_no_negatives_of_the_ranking() -> None:
+    """What a trial that was cut off would have said is not known, so the metrics of a checkpoint leave it out."""
+    one = scored(np.random.default_rng(0), 2, 3, 24, 2)
+    assert isinstance(one.trace, LabelledTrace)
+    n = len(one.trace.boundaries)
+    states = ["undecided", *one.trace.boundary_state[1:]]
+    found = judge([replace(one, trace=replace(one.trace, boundary_state=states, hard_boundary=0))], 1, "earliest")
+    assert found.all_boundaries.n == n - 1
+    assert found.all_boundaries.valid == pytest.approx(sum(one.trace.boundary_agrees) / (n - 1))
+    assert found.hard_boundaries.n == 0
+    nothing = replace(one.trace, boundary_state=["undecided"] * n)
+    assert judge([replace(one, trace=nothing)], 1, "earliest").all_boundaries.n == 0
+
+
 def test_signals_are_float32_on_tpus_too() -> None:
     """A CPU computes the same either way, so what is looked at is what the program asks for."""
     shape = DraftConfig(

@@ -8,7 +8,7 @@ import pytest
 from specexit import tiny
 from specexit.config import ConfigError
 from specexit.data.annotate import annotate, hard_boundary, label
-from specexit.data.rows import infer_agrees
+from specexit.data.rows import fill_untried, infer_agrees
 from specexit.data.summary import summarise
 from specexit.data.traces import Trace, TraceError, read_labelled, write_traces
 from specexit.report.page import LONGEST_ANSWER
@@ -252,6 +252,38 @@ def test_an_undecided_trial_neither_differs_nor_wavers(make_trace, tokenizer, st
     assert (statistics.whole.wavering, statistics.valid_boundaries) == (wavering, valid)
     shown = {kind for kind in KINDS if example_of(one, tokenizer, KINDS.keys() - {kind})}
     assert ("wavering" in shown) == bool(wavering)
+
+
+@pytest.mark.parametrize("states", ["agrees undecided agrees", "undecided agrees agrees", "agrees agrees undecided"])
+def test_an_undecided_trial_does_not_unsettle_a_trace(make_trace, tokenizer, states):
+    fields = {"boundary_state": states.split(), "boundary_agrees": infer_agrees(states.split())}
+    one = label(make_trace(**fields), tokenizer, "answer")
+    assert one.exit_earliest == one.exit_stable < len(one.think_ids)
+    statistics = summarise([one], {})
+    assert statistics.whole.never == 0
+    first = None if states.startswith("undecided") else 1
+    assert (statistics.first_boundary.agreement, statistics.curve[0].ending.agreement) == (first, first)
+
+
+@pytest.mark.parametrize("how", ["stable", "bisect"])
+def test_what_was_not_looked_for_is_unknown_and_not_zero(make_trace, think, tokenizer, how, tmp_path):
+    """Trials of ``boundaries=stable`` say nothing of what is in front of the exit point."""
+    whole = think(("The answer is 2.", "2"), ("w.", "2"), ("x.", "3"), ("y.", "2"), ("z.", "2"), reference="3")
+    states = ["untried", "untried", "differs", "agrees", "agrees"]
+    answers = fill_untried([None, None, "3", "2", "2"])
+    fields = {"boundary_state": states, "boundary_agrees": infer_agrees(states), "boundary_answers": answers}
+    one = make_trace(**vars(whole) | fields | {"trial": json.dumps({"boundaries": how})})
+    statistics = summarise([label(one, tokenizer, "answer")], {})
+    part = statistics.whole
+    assert (part.redundant, part.wavering) == (None, None)
+    assert part.redundant_stable == pytest.approx(1 - one.boundaries[3] / one.n_think)
+    assert (statistics.first_boundary.agreement, statistics.first_boundary.accuracy) == (None, None)
+    assert statistics.hard_boundaries == 0
+    write_traces(tmp_path / "traces" / "traces.parquet", [one])
+    annotate(AnnotateConfig(traces=tmp_path / "traces", out=tmp_path / "labelled"))
+    page = " ".join((tmp_path / "labelled" / "statistics.html").read_text().split())
+    assert "is unknown" in page
+    assert "<dt>change after having settled</dt><dd>unknown" in page
 
 
 def test_the_page_can_be_read_alone(think, tmp_path):

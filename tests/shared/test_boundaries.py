@@ -48,6 +48,19 @@ def test_one_change_is_found_exactly(differing, agreeing, how):
 
 
 @settings(derandomize=True, max_examples=100, deadline=None)
+@given(st.integers(0, 40), st.integers(1, 40), st.sets(st.integers(0, 79)), st.sampled_from(["stable", "bisect"]))
+def test_a_trial_that_was_cut_off_does_not_end_the_search(differing, agreeing, cut_off, how):
+    """The first boundary that agrees is found, of those whose trials come to an end."""
+    verdicts = [i >= differing if i not in cut_off else None for i in range(differing + agreeing)]
+    found = {}
+    while (i := next_boundary(len(verdicts), found, how, 8)) is not None:
+        assert i not in found
+        found[i] = verdicts[i]
+    expected = next((i for i, verdict in enumerate(verdicts) if verdict), None)
+    assert min((i for i, verdict in found.items() if verdict), default=None) == expected
+
+
+@settings(derandomize=True, max_examples=100, deadline=None)
 @given(st.lists(st.booleans(), max_size=200), st.booleans())
 def test_stable_is_found_exactly_however_often_verdicts_change(agrees, at_end):
     """Whatever lies in front of the last boundary that differs costs nothing."""

@@ -30,6 +30,17 @@ def test_exit_points(trace):
     assert stable == min(settled, default=n)
 
 
+@given(verdicts(), st.data())
+def test_a_trial_that_was_cut_off_is_as_if_there_were_no_boundary(trace, data):
+    boundaries, agrees, _, n = trace
+    decided = data.draw(st.lists(st.booleans(), min_size=len(agrees), max_size=len(agrees)))
+    said = [agree and ended for agree, ended in zip(agrees, decided, strict=True)]
+    rest = [(b, agree) for b, agree, ended in zip(boundaries, agrees, decided, strict=True) if ended]
+    for kind in ("earliest", "stable"):
+        without = exit_point([b for b, _ in rest], [agree for _, agree in rest], n, kind)
+        assert exit_point(boundaries, said, n, kind, decided) == without
+
+
 @given(verdicts())
 def test_labels_follow_from_the_exit_point(trace):
     boundaries, agrees, confidence, n = trace

@@ -187,7 +187,8 @@ class Tracer:
         )
 
     def _next(self, n: int, tried: dict[int, _Trial], stated: list[int]) -> int | None:
-        agrees = {i: trial.state == "agrees" for i, trial in tried.items()}
+        verdicts = {"agrees": True, "differs": False, "undecided": None}
+        agrees = {i: verdicts[trial.state] for i, trial in tried.items()}
         return next_boundary(n, agrees, self.config.boundaries, self.config.stride, stated)
 
     def stated(self, trace: Trace) -> list[int]:

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from specexit.config import Config, save_run, write_text
-from specexit.data.rows import AnyTrace, can_judge
+from specexit.data.rows import AnyTrace, can_judge, infer_decided
 from specexit.data.scores import open_scores
 from specexit.data.traces import TraceError, read_bare, target_of
 from specexit.method.decision import Policy
@@ -154,7 +154,8 @@ def _sources(replays: dict[str, Replay]) -> Variants:
 
 def _exit_points(replay: Replay) -> Variants:
     for kind in ("earliest", "stable"):
-        exits = [exit_point(t.boundaries, t.boundary_agrees, t.n_think, kind) for t in replay.traces]
+        states = [(t, infer_decided(t.boundary_state)) for t in replay.traces]
+        exits = [exit_point(t.boundaries, t.boundary_agrees, t.n_think, kind, decided) for t, decided in states]
         rows = [
             trace.boundaries.index(at) if at in trace.boundaries else -1
             for trace, at in zip(replay.traces, exits, strict=True)

@@ -17,7 +17,7 @@ from rich.table import Table
 from specexit.buckets import arrow_sink
 from specexit.config import save_run, write_text
 from specexit.data.boundaries import stating
-from specexit.data.rows import LABELLED_SCHEMA, LabelledTrace, Trace
+from specexit.data.rows import LABELLED_SCHEMA, LabelledTrace, Trace, infer_decided, is_tried_throughout
 from specexit.data.stream import TraceError, blocks, deserialised, in_parallel, read_batches, rows_of, serialised, shown
 from specexit.data.summary import Statistics, Tally, listed
 from specexit.data.traces import TOKENIZER, check_tokenizer, target_of_file, tokenizer_sha256, vocab_size_of
@@ -177,7 +177,9 @@ def drop_reason(trace: Trace) -> str | None:
 def label(trace: Trace, tokenizer: Tokenizer, answer_word: str) -> LabelledTrace:
     """Find a trace's exit points and its hard boundary."""
     n = len(trace.think_ids)
-    earliest, stable = (exit_point(trace.boundaries, trace.boundary_agrees, n, kind) for kind in ("earliest", "stable"))
+    judged = trace.boundaries, trace.boundary_agrees, n
+    decided = infer_decided(trace.boundary_state)
+    earliest, stable = (exit_point(*judged, kind, decided) for kind in ("earliest", "stable"))
     hard = hard_boundary(trace, tokenizer, answer_word)
     return LabelledTrace(**vars(trace), exit_earliest=earliest, exit_stable=stable, hard_boundary=hard)
 
@@ -188,8 +190,11 @@ def hard_boundary(trace: Trace, tokenizer: Tokenizer, answer_word: str) -> int |
 
     Boundaries before it rarely have an answer to be right, those behind it rarely a wrong one; this one decides
     whether an exit policy is any good. It is told from the text alone, without the right answer and without the rest
-    of the trace. None where no step states an answer, or only the last one, behind which there is nothing to decide.
+    of the trace. None where no step states an answer, or only the last one, behind which there is nothing to decide;
+    and where trials were not made all over the trace, so that early answers are not known.
     """
+    if not is_tried_throughout(trace):
+        return None
     start = 0
     for i, (boundary, answer) in enumerate(zip(trace.boundaries, trace.boundary_answers, strict=True)):
         if boundary == len(trace.think_ids):
@@ -216,6 +221,7 @@ def _table(statistics: Statistics, answer_word: str) -> Table:
         ("first boundary", statistics.first_boundary),
     ):
         accuracy = "" if ending.accuracy is None else f"{ending.accuracy:.1%}"
-        row = f"{ending.thinking_cut:.1%}", f"{ending.thinking_tokens:.1f}", f"{ending.agreement:.1%}", accuracy
+        agreement = "" if ending.agreement is None else f"{ending.agreement:.1%}"
+        row = f"{ending.thinking_cut:.1%}", f"{ending.thinking_tokens:.1f}", agreement, accuracy
         table.add_row(name, *row)
     return table

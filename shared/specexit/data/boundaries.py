@@ -18,7 +18,7 @@ TRIED_WHOLE = 16
 
 
 def next_boundary(
-    n: int, tried: Mapping[int, bool], how: TrialChoice, stride: int, stated: Sequence[int] = ()
+    n: int, tried: Mapping[int, bool | None], how: TrialChoice, stride: int, stated: Sequence[int] = ()
 ) -> int | None:
     """Index of the boundary to try next; None where enough is known.
 
@@ -29,10 +29,11 @@ def next_boundary(
     ``stable`` goes back from the last one to the first that does not agree: the stable exit point is found exactly,
     however often verdicts change, and what is in front of it is not tried.
     ``bisect`` looks for the first boundary from which all agree, as if the verdict changed once.
+    Where a trial was cut off, the last two go on beside it, and ``refine`` looks on both sides of it.
 
     Args:
       n: number of boundaries.
-      tried: whether the trial there agrees, by index.
+      tried: whether the trial there agrees, by index; None where it was cut off.
       how: see the module.
       stride: see above; less where that would be fewer than `TRIED_WHOLE` trials.
       stated: boundaries behind steps that state the trace's answer, rising; see `stating`.
@@ -56,7 +57,7 @@ def next_boundary(
             return i
     neighbours = list(pairwise(sorted(tried)))
     for a, b in neighbours:
-        if b - a > 1 and tried[a] != tried[b]:
+        if b - a > 1 and bool(tried[a]) != bool(tried[b]):
             return (a + b) // 2
     if len(tried) < 2 * len(first):
         differing = (range(a + 1, b) for a, b in neighbours if not tried[a] and not tried[b])
@@ -101,17 +102,16 @@ def boundaries_tried(
     return sorted(found)
 
 
-def _bisect(n: int, tried: Mapping[int, bool]) -> int | None:
-    low = max((i for i, agrees in tried.items() if not agrees), default=-1)
-    if low == n - 1:
-        return None
+def _bisect(n: int, tried: Mapping[int, bool | None]) -> int | None:
+    low = max((i for i, agrees in tried.items() if agrees is False), default=-1)
     high = min((i for i, agrees in tried.items() if agrees and i > low), default=n)
-    if high == n:
+    if high == n and n - 1 not in tried and n:
         return n - 1
-    return (low + high) // 2 if high - low > 1 else None
+    between = [i for i in range(low + 1, high) if i not in tried]
+    return min(between, key=lambda i: abs(i - (low + high) // 2), default=None)
 
 
-def _back(n: int, tried: Mapping[int, bool]) -> int | None:
-    if not all(tried.values()):
+def _back(n: int, tried: Mapping[int, bool | None]) -> int | None:
+    if False in tried.values():
         return None
     return next((i for i in reversed(range(n)) if i not in tried), None)

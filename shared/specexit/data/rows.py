@@ -196,6 +196,24 @@ def free_trials(trace: AnyTrace) -> list[FreeTrial]:
     return [FreeTrial(**free) for free in json.loads(trace.trial).get("free", [])]
 
 
+def is_tried_throughout(trace: AnyTrace) -> bool:
+    """Whether a trace's trials were spread over all of its thinking; False where one exit point alone was looked for
+    (``boundaries=stable`` or ``bisect``), in front of which nothing is known."""
+    return json.loads(trace.trial).get("boundaries", "all") in ("all", "refine")
+
+
+def known_verdicts(states: Sequence[str]) -> Bool[np.ndarray, " boundaries"]:
+    """Which boundaries of a trace have a verdict that a trial stands behind: those of `infer_decided` but the ones in
+    front of the first trial, where nothing was looked for.
+
+    Example:
+      >>> known_verdicts(["untried", "differs", "untried", "agrees", "undecided"]).tolist()
+      [False, True, True, True, False]
+    """
+    first = next((i for i, state in enumerate(states) if state != "untried"), len(states))
+    return infer_decided(states) & (np.arange(len(states)) >= first)
+
+
 def fill_untried(tried: Sequence[Any]) -> list[Any]:
     """Give untried boundaries (None) the value of the tried one before them, or of the first one where none is before.
 

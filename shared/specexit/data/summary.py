@@ -12,9 +12,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 
 import numpy as np
+from jaxtyping import Bool
 
 from specexit.data.answers import same_answer
-from specexit.data.rows import LabelledTrace, free_trials, infer_decided, prompt_sha256
+from specexit.data.rows import LabelledTrace, free_trials, is_tried_throughout, known_verdicts, prompt_sha256
 
 FRACTIONS = tuple(tenth / 10 for tenth in range(1, 11))
 """Shares of a trace's thinking at which the oracle curve is read."""
@@ -31,10 +32,11 @@ class Ending:
     """Share of all thinking tokens that is saved, pooled."""
     thinking_tokens: float
     """Mean tokens kept."""
-    agreement: float
-    """Share of traces with the full trace's answer."""
+    agreement: float | None
+    """Share of traces with the full trace's answer, of those whose answer there is known: a trial that was cut off, or
+    none in front of the first, leaves it open. None where all are."""
     accuracy: float | None
-    """Share of traces with the right answer; None where no references are known."""
+    """Share of the same with the right answer; None where no references are known."""
 
 
 @dataclass(frozen=True)
@@ -55,16 +57,17 @@ class Part:
     n: int
     thinking_tokens: float
     """Mean."""
-    redundant: float
-    """Share of the thinking tokens behind the earliest exit point, pooled."""
+    redundant: float | None
+    """Share of the thinking tokens behind the earliest exit point, pooled over the traces that were tried throughout;
+    None where there is none, see `specexit.data.rows.is_tried_throughout`."""
     redundant_stable: float
     """Behind the point from which on all boundaries agree."""
     at_once: float
     """Share of traces whose first boundary has the answer already, for good."""
     never: float
     """Share of traces that have the answer for good at their natural end only."""
-    wavering: float
-    """Share of traces that have the answer, lose it, and find it again, see `wavers`."""
+    wavering: float | None
+    """Share of the same traces that have the answer, lose it, and find it again, see `wavers`."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +127,7 @@ class _Sums:
 @dataclass
 class _EndingSums(_Sums):
     kept: int = 0
+    judged: int = 0
     agree: int = 0
     right: int = 0
     known: int = 0
@@ -133,6 +137,8 @@ class _EndingSums(_Sums):
 class _PartSums(_Sums):
     n: int = 0
     thinking: int = 0
+    throughout: int = 0
+    thinking_throughout: int = 0
     redundant: int = 0
     redundant_stable: int = 0
     at_once: int = 0
@@ -140,9 +146,15 @@ class _PartSums(_Sums):
     wavering: int = 0
 
     def shares(self) -> Part:
-        rest = (self.redundant, self.redundant_stable)
-        counts = (self.at_once, self.never, self.wavering)
-        return Part(self.n, self.thinking / self.n, *(x / self.thinking for x in rest), *(x / self.n for x in counts))
+        return Part(
+            n=self.n,
+            thinking_tokens=self.thinking / self.n,
+            redundant=_share(self.redundant, self.thinking_throughout),
+            redundant_stable=self.redundant_stable / self.thinking,
+            at_once=self.at_once / self.n,
+            never=self.never / self.n,
+            wavering=_share(self.wavering, self.throughout),
+        )
 
 
 @dataclass
@@ -163,7 +175,8 @@ class Tally:
         self.n += 1
         self.lengths.append(n_think)
         self.prompts.add(bytes.fromhex(prompt_sha256(trace)[:32]))
-        self._count_boundaries(trace)
+        known = known_verdicts(trace.boundary_state)
+        self._count_boundaries(trace, known)
         self._count_part("whole", "", trace)
         self._count_part("task", trace.task or NO_TASK, trace)
         self._count_part("length", length_range(n_think), trace)
@@ -175,21 +188,20 @@ class Tally:
             "hard_boundary": trace.hard_boundary,
         }
         for name, index in ends.items():
-            self._count_ending(name, trace, index)
+            self._count_ending(name, trace, index, known)
         for fraction in FRACTIONS:
             by_then = bisect_right(trace.boundaries, fraction * n_think)
-            self._count_ending(f"curve {fraction}", trace, max(by_then - 1, 0))
+            self._count_ending(f"curve {fraction}", trace, max(by_then - 1, 0), known)
             self.settled[fraction] += trace.exit_earliest <= fraction * n_think
 
-    def _count_boundaries(self, trace: LabelledTrace) -> None:
+    def _count_boundaries(self, trace: LabelledTrace, known: Bool[np.ndarray, " boundaries"]) -> None:
         early = bisect_right(trace.boundaries, len(trace.think_ids) - 1)
-        decided = infer_decided(trace.boundary_state)
         free = [trial.same for trial in free_trials(trace) if trial.same is not None]
         hard = trace.hard_boundary
-        judged = [trace.boundary_agrees[hard]] if hard is not None and decided[hard] else []
+        judged = [trace.boundary_agrees[hard]] if hard is not None and known[hard] else []
         self.counts.update(
             boundaries=len(trace.boundaries),
-            early=int(decided[:early].sum()),
+            early=int(known[:early].sum()),
             early_agree=sum(trace.boundary_agrees[:early]),
             hard=hard is not None,
             hard_judged=len(judged),
@@ -206,18 +218,26 @@ class Tally:
         n_think = len(trace.think_ids)
         part.n += 1
         part.thinking += n_think
-        part.redundant += n_think - trace.exit_earliest
         part.redundant_stable += n_think - trace.exit_stable
         part.at_once += trace.exit_stable == trace.boundaries[0] < n_think
         part.never += trace.exit_stable == n_think
-        part.wavering += wavers(trace)
+        if is_tried_throughout(trace):
+            part.throughout += 1
+            part.thinking_throughout += n_think
+            part.redundant += n_think - trace.exit_earliest
+            part.wavering += wavers(trace)
 
-    def _count_ending(self, name: str, trace: LabelledTrace, index: int | None) -> None:
+    def _count_ending(
+        self, name: str, trace: LabelledTrace, index: int | None, known: Bool[np.ndarray, " boundaries"]
+    ) -> None:
         sums = self.endings.setdefault(name, _EndingSums())
         if index is not None and trace.boundaries[index] == len(trace.think_ids):
             index = None  # the natural end has the full trace's answer, whatever a trial there says
         sums.kept += len(trace.think_ids) if index is None else trace.boundaries[index]
+        if index is not None and not known[index]:
+            return
         agrees = index is None or trace.boundary_agrees[index]
+        sums.judged += 1
         sums.agree += agrees
         if trace.reference is not None:
             sums.known += 1
@@ -271,7 +291,8 @@ class Tally:
 
     def _ending(self, name: str) -> Ending:
         sums, total = self.endings[name], sum(self.lengths)
-        return Ending(1 - sums.kept / total, sums.kept / self.n, sums.agree / self.n, _share(sums.right, sums.known))
+        shares = _share(sums.agree, sums.judged), _share(sums.right, sums.known)
+        return Ending(1 - sums.kept / total, sums.kept / self.n, *shares)
 
 
 def summarise(traces: Iterable[LabelledTrace], dropped: dict[str, int]) -> Statistics:

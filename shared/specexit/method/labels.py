@@ -18,7 +18,13 @@ from specexit.method.signals import SIGNALS, column
 ExitKind = Literal["earliest", "stable"]
 
 
-def exit_point(boundaries: Sequence[int], agrees: Sequence[bool], n_think: int, kind: ExitKind = "earliest") -> int:
+def exit_point(
+    boundaries: Sequence[int],
+    agrees: Sequence[bool],
+    n_think: int,
+    kind: ExitKind = "earliest",
+    decided: Sequence[bool] | Bool[np.ndarray, " boundaries"] | None = None,
+) -> int:
     """The offset behind which further thinking changes nothing.
 
     Args:
@@ -27,16 +33,21 @@ def exit_point(boundaries: Sequence[int], agrees: Sequence[bool], n_think: int, 
       n_think: length of the thinking; the exit point where no boundary qualifies.
       kind: ``earliest`` is the first boundary that agrees (the paper), ``stable`` the first from which all later ones
         agree as well.
+      decided: where the trial behind a boundary came to an end; everywhere by default. No other is an exit point, and
+        none ends a stable answer.
 
     Example:
       >>> exit_point([4, 8, 12], [True, False, True], 14), exit_point([4, 8, 12], [True, False, True], 14, "stable")
       (4, 12)
+      >>> exit_point([4, 8, 12], [True, False, True], 14, "stable", [True, False, True])
+      4
     """
     found = n_think
-    for boundary, agree in zip(reversed(boundaries), reversed(agrees), strict=True):
+    ended = decided if decided is not None else [True] * len(boundaries)
+    for boundary, agree, is_decided in zip(reversed(boundaries), reversed(agrees), reversed(ended), strict=True):
         if agree:
             found = boundary
-        elif kind == "stable":
+        elif is_decided and kind == "stable":
             break
     return found
 

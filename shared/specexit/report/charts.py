@@ -224,10 +224,9 @@ def oracle_chart(curve: Sequence[CurvePoint]) -> str:
     lines = {
         "exit point passed": [point.settled for point in curve],
         "the full trace's answer": [point.ending.agreement for point in curve],
+        "the right answer": [point.ending.accuracy for point in curve],
     }
-    right = [point.ending.accuracy for point in curve]
-    if None not in right:
-        lines["the right answer"] = [share for share in right if share is not None]
+    lines = {name: shares for name, shares in lines.items() if shares != [None] * len(curve)}
     with _figure(8.0, 3.6) as figure:
         axes = figure.subplots()
         fractions = [100 * point.fraction for point in curve]
@@ -235,7 +234,7 @@ def oracle_chart(curve: Sequence[CurvePoint]) -> str:
         for (name, shares), color, style in zip(
             lines.items(), ("c2", "c1", "c3"), ("-", "-", (0, (3, 3))), strict=False
         ):
-            values = [100 * share for share in shares]
+            values = [float("nan") if share is None else 100 * share for share in shares]
             axes.plot(fractions, values, color=PALETTE[color], marker="o", ms=4, lw=1.6, ls=style, label=name)
         axes.set_xlabel("share of the thinking that has been written, %")
         axes.set_ylabel("traces, %")

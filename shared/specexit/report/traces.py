@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
-from specexit.data.rows import LabelledTrace
+from specexit.data.rows import LabelledTrace, is_tried_throughout
 from specexit.data.summary import Statistics, wavers
 from specexit.method.splits import Tokenizer
 from specexit.report.charts import oracle_chart
@@ -61,7 +61,7 @@ def example_of(trace: LabelledTrace, tokenizer: Tokenizer, found: Container[str]
     holds = {
         "redundant": 2 * trace.exit_earliest < n_think,
         "at once": trace.exit_stable == trace.boundaries[0] < n_think,
-        "wavering": wavers(trace),
+        "wavering": is_tried_throughout(trace) and wavers(trace),
         "never": trace.exit_stable == n_think,
         "undecided": "undecided" in trace.boundary_state,
     }
