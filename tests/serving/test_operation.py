@@ -119,6 +119,43 @@ def test_what_the_operator_has_switched_off_stays_off(rule):
         assert server.resolve({"specexit": True}).mode == "off"
 
 
+@pytest.mark.parametrize("rule", ["stricter", "any"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"specexit": True},
+        {"specexit_effort": "low"},
+        {"specexit_mode": "exit"},
+        {"specexit_risk": 0.9},
+        {"specexit_risk": 0.9, "specexit_validity": 0.0, "specexit_mode": "exit"},
+    ],
+    ids=str,
+)
+def test_nothing_that_a_request_says_gives_exits_to_whom_the_operator_has_none_for(arguments, rule):
+    """A risk used to: it chose a point of its own, and nothing else of the request was looked at."""
+    off = {"tenants": {mark_of("cut off"): "off"}, "loras": {"raw": "off", "poet": "careful"}}
+    for mode in ("exit", "shadow"):
+        server = operation(requests=rule, mode=mode, efforts={"low": "bold"}, **off)
+        for who in ({"caller": mark_of("cut off")}, {"lora": "raw"}, {"caller": mark_of("cut off"), "lora": "poet"}):
+            assert (server.resolve(arguments, **who).mode, server.resolve(arguments, **who).point) == ("off", None)
+
+
+def test_a_risk_is_no_way_from_a_point_without_a_certificate_to_a_bolder_one():
+    server = operation(tenants={mark_of("guarded"): "untested"})
+    with pytest.raises(ArgumentError, match=r"expected none, as nothing says how large the risk of .* untested is"):
+        server.resolve({"specexit_risk": 0.9}, caller=mark_of("guarded"))
+
+
+def test_what_is_said_beside_a_risk_is_compared_with_the_point_of_that_risk():
+    """Patience of the one point beside thresholds of the other is bolder than both."""
+    patient = point("patient", 0.8, 0.005, patience=9)
+    file = PolicyFile.model_validate({"points": (POINTS[1], patient), "default": "usual"})
+    server = Operation(BLOCK, file, Serving())
+    assert get(server, risk=0.005, patience=9).policy.patience == 9
+    with pytest.raises(ArgumentError, match="specexit_patience is 2, expected at least 9"):
+        get(server, risk=0.005, patience=2)
+
+
 def test_a_point_is_chosen_by_risk_effort_tenant_or_adapter():
     """What is narrower goes first: an adapter before a tenant, what the request says before both."""
     server = operation(

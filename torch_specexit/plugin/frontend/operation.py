@@ -22,7 +22,7 @@ from torch_specexit.plugin.frontend.arguments import (
     parse,
     policy_of,
 )
-from torch_specexit.plugin.frontend.permissions import check_permitted
+from torch_specexit.plugin.frontend.permissions import check_permitted, check_rarer
 
 
 def in_share(request: str, share: float, *, draw: str = "") -> bool:
@@ -118,12 +118,14 @@ class Operation:
         """
         arguments = parse(extra_args)
         check_splits(arguments, self.block)
-        offered = self._offered(arguments, lora, caller)
         rule = self.serving.requests
-        check_permitted(arguments, rule, offered, self.mode)
-        point = offered if arguments.specexit_risk is None else self._of_risk(arguments.specexit_risk)
-        if point is None:
+        check_permitted(arguments, rule)
+        offered = self._offered(arguments, lora, caller)
+        if offered is None:  # the operator's word, which nothing that a request says goes over
             return Admitted(self.served().policy, "off", None, None, False, False, caller)
+        point = offered if arguments.specexit_risk is None else self._of_risk(arguments.specexit_risk)
+        if rule == "stricter":
+            check_rarer(arguments, offered, point, self.mode)
         policy = policy_of(arguments, point.policy, keep_thresholds=rule == "stricter")
         mode = self._mode_of(arguments, request)
         own = (policy, arguments.specexit_splits, arguments.specexit_mode) == (point.policy, None, None)
@@ -145,9 +147,10 @@ class Operation:
 
     def _offered(self, arguments: RequestArguments, lora: str | None, caller: str | None) -> OperatingPoint | None:
         """What a request gets that asks for nothing but an effort; None for no exits."""
-        name = self.serving.loras.get(lora or "", self.serving.tenants.get(caller or "", self.name))
-        if name == "off":
+        assigned = [self.serving.loras.get(lora or ""), self.serving.tenants.get(caller or "")]
+        if "off" in assigned:
             return None
+        name = next((name for name in assigned if name is not None), self.name)
         effort = arguments.specexit_effort
         return self._at_most(self.file.point(name if effort is None else self.serving.efforts.get(effort, name)))
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from specexit.drafts.policy import Mode, OperatingPoint, Requests
+from specexit.method.decision import Policy
 from specexit.method.signals import NAMES, SIGNALS, column
 from torch_specexit.plugin.frontend.arguments import PREFIX, ArgumentError, RequestArguments
+
+RISK = f"{PREFIX}_risk"
 
 SAYS = {
     "none": "this server takes no specexit arguments",
@@ -15,32 +18,57 @@ SAYS = {
 }
 
 
-def check_permitted(arguments: RequestArguments, rule: Requests, served: OperatingPoint | None, mode: Mode) -> None:
-    """Check that a request changes only what it may.
+def check_permitted(arguments: RequestArguments, rule: Requests) -> None:
+    """Check that a request gives only keys that it may.
 
     Args:
       arguments: of the request; what it says about its effort is the operator's own offer, and always allowed.
       rule: the server's.
-      served: what the request gets where it says nothing; None for no exits.
-      mode: the server's.
 
     Raises:
       ArgumentError: names the key, the value, what was expected, and the rule.
     """
-    given = arguments.model_dump(exclude_none=True, exclude={"specexit_effort"})
-    if rule == "any":
-        return
-    for key, value in given.items():
+    for key, value in _given(arguments).items():
         if rule == "none" or (rule == "off-only" and key != PREFIX):
-            raise ArgumentError(f"extra_args: {key} is {value!r}, expected none: {SAYS[rule]}", key)
-        expected = None if served is None else _rarer(key, value, served, mode)
+            raise _not_permitted(key, value, "none", rule)
+
+
+def check_rarer(arguments: RequestArguments, offered: OperatingPoint, point: OperatingPoint, mode: Mode) -> None:
+    """Check that a request makes exits at most rarer.
+
+    Args:
+      arguments: of the request.
+      offered: the point that it gets where it says nothing.
+      point: the one that it asks for by its risk; all else that it says is compared with this one.
+      mode: the server's.
+
+    Raises:
+      ArgumentError: see `check_permitted`.
+    """
+    for key, value in _given(arguments).items():
+        expected = _less_risk(value, offered) if key == RISK else _rarer(key, value, point.policy, mode)
         if expected is not None:
-            raise ArgumentError(f"extra_args: {key} is {value!r}, expected {expected}: {SAYS[rule]}", key)
+            raise _not_permitted(key, value, expected, "stricter")
 
 
-def _rarer(key: str, value: Any, served: OperatingPoint, mode: Mode) -> str | None:
+def _given(arguments: RequestArguments) -> dict[str, Any]:
+    return arguments.model_dump(exclude_none=True, exclude={"specexit_effort"})
+
+
+def _not_permitted(key: str, value: Any, expected: str, rule: Requests) -> ArgumentError:
+    return ArgumentError(f"extra_args: {key} is {value!r}, expected {expected}: {SAYS[rule]}", key)
+
+
+def _less_risk(risk: float, offered: OperatingPoint) -> str | None:
+    """What was expected, where a risk is not at most that of the point on offer; None where it is."""
+    if offered.certificate is None:
+        return f"none, as nothing says how large the risk of the server's point {offered.name} is"
+    return None if risk <= offered.certificate.epsilon else f"at most {offered.certificate.epsilon:g}"
+
+
+def _rarer(key: str, value: Any, policy: Policy, mode: Mode) -> str | None:
     """What was expected, where a value would make exits more frequent than they are; None where it does not."""
-    policy, field = served.policy, key.removeprefix(f"{PREFIX}_")
+    field = key.removeprefix(f"{PREFIX}_")
     if field in NAMES and field in policy.thresholds:
         limit, above = policy.thresholds[field], SIGNALS[column(field)].exits_above
         rarer = value >= limit if above else value <= limit
@@ -56,6 +84,4 @@ def _rarer(key: str, value: Any, served: OperatingPoint, mode: Mode) -> str | No
         return None if value == policy.alpha else f"the server's {policy.alpha:g}"
     if field == "mode":
         return "shadow" if value == "exit" and mode != "exit" else None
-    if field == "risk" and served.certificate is not None:
-        return None if value <= served.certificate.epsilon else f"at most {served.certificate.epsilon:g}"
     return None
