@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,10 +15,12 @@ from specexit.drafts.policy import FILE, PolicyError, PolicyFile, Serving, write
 from specexit.method.decision import Policy
 from torch_specexit.plugin.certified import doubts
 from torch_specexit.plugin.frontend import watch as watching
+from torch_specexit.plugin.frontend.activity import Activity
 from torch_specexit.plugin.frontend.arguments import RESOLVED, ArgumentError
 from torch_specexit.plugin.frontend.callers import mark_of
 from torch_specexit.plugin.frontend.efforts import with_effort
 from torch_specexit.plugin.frontend.operation import Operation
+from torch_specexit.plugin.frontend.server import FrontEnd
 from torch_specexit.plugin.frontend.watch import PolicyWatch, policies_for
 
 BLOCK = SpecExitBlock(target="t", split_connectors=("Wait",))
@@ -259,6 +262,82 @@ def test_a_changed_file_is_in_force_for_the_next_request_and_a_bad_one_is_not(dr
         assert not watch.changed(server)
         assert message in caplog.text
         assert server.resolve(None).point == "careful"
+
+
+@pytest.fixture
+def watched(draft, monkeypatch):
+    """An operation, and the watch of its file, which looks at once."""
+    monkeypatch.setattr(watching, "SECONDS", 0.0)
+    file, serving = policies_for(draft, BLOCK, {})
+    return Operation(BLOCK, file, serving), PolicyWatch(draft, BLOCK, {}, {})
+
+
+@pytest.mark.parametrize("way", ["removed", "a link to nothing"])
+def test_a_file_that_is_gone_changes_nothing(way, draft, watched, caplog):
+    """A moment without it, as between `rm` and `cp`, used to put an invented policy without a certificate in force."""
+    server, watch = watched
+    (draft / FILE).unlink()
+    if way != "removed":
+        (draft / FILE).symlink_to(draft / "nothing")
+    assert not watch.changed(server)
+    assert "policy.json: is not there, expected the file to read again" in caplog.text
+    with pytest.raises(PolicyError, match="is not there"):
+        watch.reload(server)
+    assert (server.resolve(None).point, len(server.file.points)) == ("usual", 4)
+    (draft / FILE).unlink(missing_ok=True)
+    written(draft, default="careful")
+    assert watch.changed(server)
+    assert server.resolve(None).point == "careful"
+
+
+def test_a_file_with_nothing_new_lifts_nothing(draft, watched):
+    """A touch, by `rsync` or by another image of the volume, used to undo a kill switch."""
+    server, watch = watched
+    server.switch("off")
+    for copied in range(2):
+        if copied:
+            text = (draft / FILE).read_text()
+            (draft / FILE).unlink()
+            (draft / FILE).write_text(text)
+        os.utime(draft / FILE, ns=(copied, copied))
+        assert not watch.changed(server)
+        assert server.resolve(None).mode == "off"
+    server.switch("exit")
+    server.ceiling = "careful"  # audits have imposed it
+    os.utime(draft / FILE, ns=(9, 9))
+    assert not watch.changed(server)
+    assert server.resolve(None).point == "careful"
+
+
+def test_what_an_operator_has_set_stays_until_the_file_says_something_else_about_it(draft, watched):
+    server, watch = watched
+    server.switch("off", "careful")
+    written(draft, serving={"share": 0.5})
+    assert watch.changed(server)
+    assert (server.serving.share, server.mode, server.name) == (0.5, "off", "careful")
+    written(draft, serving={"mode": "shadow"})
+    assert watch.changed(server)
+    assert (server.mode, server.name) == ("shadow", "careful")
+    written(draft, default="bold", serving={"mode": "shadow"})
+    assert watch.changed(server)
+    assert server.name == "bold"
+    server.switch(point="untested")
+    written(draft, points=POINTS[:3], default="bold")
+    assert watch.changed(server)
+    assert (server.mode, server.name) == ("exit", "bold")
+
+
+def test_a_word_of_an_operator_that_is_refused_changes_nothing(draft, watched):
+    """A misspelt point used to be refused when the file had been read again, and exits were on again."""
+    server, watch = watched
+    front = FrontEnd(server, Activity(), watch=watch)
+    front.switch(mode="off")
+    written(draft, default="bold", serving={"share": 0.5})
+    with pytest.raises(PolicyError, match="operating point 'boldest' does not exist"):
+        front.switch(reload=True, point="boldest")
+    assert (server.mode, server.name, server.serving.share) == ("off", "usual", 1.0)
+    front.switch(reload=True, point="careful")
+    assert (server.mode, server.name, server.serving.share) == ("off", "careful", 0.5)
 
 
 def test_settings_come_from_the_file_then_the_command_line_then_the_environment(draft, monkeypatch):

@@ -67,16 +67,30 @@ class Operation:
     """
 
     def __init__(self, block: SpecExitBlock, file: PolicyFile, serving: Serving, doubts: Sequence[str] = ()):
-        self.block = block
-        self.load(file, serving, doubts)
+        self.block, self.file, self.serving, self.doubts = block, file, serving, tuple(doubts)
+        self._ordered_mode: Mode | None = None
+        self._ordered_point: str | None = None
+        self._begin()
 
-    def load(self, file: PolicyFile, serving: Serving, doubts: Sequence[str] = ()) -> None:
-        """Begin anew with other policies and settings."""
-        self.file, self.serving, self.doubts = file, serving, tuple(doubts)
-        self.mode: Mode = serving.mode
-        self.name = file.default
+    def _begin(self) -> None:
+        self.mode: Mode = self._ordered_mode or self.serving.mode
+        self.name = self._ordered_point or self.file.default
         self.ceiling: str | None = None
         """Audits have shown what is bolder than this point to change too many answers."""
+
+    def load(self, file: PolicyFile, serving: Serving, doubts: Sequence[str] = ()) -> None:
+        """Go on with other policies and settings. It lifts what audits have imposed.
+
+        A mode or a point that an operator has set by `switch` stays: another policy does not mean that what was
+        switched off is to be on again. It goes where mode or default are now others than they were before, or where
+        there is no such point any more.
+        """
+        if serving.mode != self.serving.mode:
+            self._ordered_mode = None
+        if file.default != self.file.default or self._ordered_point not in {point.name for point in file.points}:
+            self._ordered_point = None
+        self.file, self.serving, self.doubts = file, serving, tuple(doubts)
+        self._begin()
 
     def switch(self, mode: Mode | None = None, point: str | None = None) -> None:
         """An operator's word: another mode, another point. It lifts what audits have imposed.
@@ -84,8 +98,9 @@ class Operation:
         Raises:
           PolicyError: there is no such point.
         """
-        name = self.name if point is None else self.file.point(point).name
-        self.mode, self.name, self.ceiling = mode or self.mode, name, None
+        name = None if point is None else self.file.point(point).name
+        self._ordered_mode, self._ordered_point = mode or self._ordered_mode, name or self._ordered_point
+        self._begin()
 
     def served(self) -> OperatingPoint:
         """The point that serves a request that says nothing."""

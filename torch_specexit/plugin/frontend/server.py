@@ -120,10 +120,11 @@ class FrontEnd:
         """An operator's word.
 
         Raises:
-          PolicyError: there is no such point, or the policy file cannot be used.
+          PolicyError, ConfigError: there is no such point, or the policy file cannot be used; nothing has been changed
+            then.
         """
         if reload and self.watch is not None:
-            self.watch.reload(self.operation)
+            self.watch.reload(self.operation, point)
         self.operation.switch(mode, point)
         self.hold.restart()
         logger.warning("specexit: an operator has set mode %s, point %s", self.operation.mode, self.operation.name)

@@ -82,19 +82,31 @@ class PolicyWatch:
             return False
         self._seen = stamp
         try:
-            self.reload(operation)
+            return self.reload(operation)
         except (PolicyError, ConfigError) as error:
             logger.error("specexit: the policy stays as it was: %s", error)
             return False
-        return True
 
-    def reload(self, operation: Operation) -> None:
-        """Read the file, whether it has changed or not.
+    def reload(self, operation: Operation, point: str | None = None) -> bool:
+        """Read the file, whether it has changed or not, and say whether it holds anything new.
+
+        A file that says what is served already lifts nothing: it may have been copied, or touched.
+
+        Args:
+          operation: takes it in.
+          point: an operating point that must be in it.
 
         Raises:
-          PolicyError, ConfigError: see `policies_for`; nothing has been changed then.
+          PolicyError, ConfigError: see `policies_for`, or the file is not there; nothing has been changed then.
         """
+        stamp, path = self._stamp(), self.folder / FILE
+        if stamp is None:  # `read_policy` would go on with what a directory without the file has: no certificate
+            raise PolicyError(f"{path}: is not there, expected the file to read again")
         file, serving = policies_for(self.folder, self.block, self.additional_config)
-        self._seen = self._stamp()
+        file.point(point)
+        self._seen = stamp
+        if (file, serving) == (operation.file, operation.serving):
+            return False
         operation.load(file, serving, doubts(file, self.served))
-        logger.warning("specexit: %s read again: mode %s, point %s", self.folder / FILE, operation.mode, operation.name)
+        logger.warning("specexit: %s read again: mode %s, point %s", path, operation.mode, operation.name)
+        return True
