@@ -11,6 +11,7 @@ import pytest
 from specexit.config import ConfigError
 from specexit.drafts.directory import SpecExitBlock
 from specexit.drafts.policy import PolicyFile, Serving
+from tests.serving.test_operation import operation
 from torch_specexit.plugin import outcome
 from torch_specexit.plugin.compat.frontend_hooks import SERVER_HOOKS
 from torch_specexit.plugin.frontend import reports as frontend
@@ -260,7 +261,7 @@ def test_a_report_says_which_point_it_is_of_and_whether_that_is_certified():
 
 
 def test_a_failure_in_a_worker_is_said_once_counted_and_shown(caplog):
-    engine, front = Engine(), front_end(required=True)
+    engine, front = Engine(), server.FrontEnd(operation(required=True), Activity())
     setattr(engine.processor, KEY, front)
     assert front.problem() is None
     for thoughts in (10, 20, 30):
@@ -274,6 +275,22 @@ def test_a_failure_in_a_worker_is_said_once_counted_and_shown(caplog):
         "reason": "failed",
         "detail": "could not judge a step",
     }
+
+
+def test_a_server_that_must_have_certified_exits_is_ready_with_a_certified_point_alone():
+    """A point without a certificate, switched to or read from the file, used to leave it ready and without a doubt."""
+    front = server.FrontEnd(operation(required=True), Activity())
+    front.switch(point="untested")
+    assert front.problem() == "point untested has no certificate"
+    assert front.summary()["uncertified_because"] == ["point untested has no certificate"]
+    assert front.summary()["certified"] is False
+    for mode in ("shadow", "off"):  # a kill switch for exits is none for the service
+        front.switch(mode=mode, point="careful")
+        assert (front.problem(), front.summary()["certified"]) == (None, True)
+    doubted = server.FrontEnd(operation(required=True, reasons=["dtype is float16"]), Activity())
+    doubted.switch(point="untested")
+    assert doubted.problem() == "dtype is float16; point untested has no certificate"
+    assert server.FrontEnd(operation(reasons=["dtype is float16"]), Activity()).problem() is None  # not required
 
 
 def test_only_so_many_finished_requests_are_remembered(monkeypatch):

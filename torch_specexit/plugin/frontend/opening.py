@@ -54,9 +54,8 @@ def settings_of(vllm_config: Any) -> Opening | None:
     file, serving = policies_for(folder, config.specexit, vllm_config.additional_config)
     served = served_fingerprints(folder, vllm_config)
     opening = Opening(folder, config.specexit, file, serving, served, doubts(file, served), misfit_of(vllm_config))
-    wrong = [*([opening.misfit] if opening.misfit else []), *opening.doubts]
-    if file.point().certificate is None:
-        wrong.append(f"point {file.default} has no certificate")
+    uncertified = Operation(opening.block, file, serving, opening.doubts).uncertified_because()
+    wrong = [*([opening.misfit] if opening.misfit else []), *uncertified]
     if serving.required and wrong:
         raise ConfigError(f"specexit.required is true, but exits would not be served as certified: {'; '.join(wrong)}")
     return opening
@@ -75,8 +74,8 @@ def open_front_end(engine: Any, opening: Opening) -> FrontEnd:
         metrics.watch(front)
     if opening.misfit is not None:
         activity.fail("misfit", opening.misfit)
-    if opening.doubts:
-        logger.warning("specexit: exits are served uncertified: %s", "; ".join(opening.doubts))
+    if doubted := operation.uncertified_because():
+        logger.warning("specexit: exits are served uncertified: %s", "; ".join(doubted))
     setattr(engine.output_processor, KEY, front)
     setattr(engine.input_processor, KEY, front)
     return front

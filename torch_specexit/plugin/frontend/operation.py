@@ -106,6 +106,12 @@ class Operation:
         """The point that serves a request that says nothing."""
         return self._at_most(self.file.point(self.name))
 
+    def uncertified_because(self) -> list[str]:
+        """Why no certificate holds for the point that serves; empty where one does."""
+        point = self.served()
+        missing = [] if point.certificate is not None else [f"point {point.name} has no certificate"]
+        return [*self.doubts, *missing]
+
     def stricter(self) -> OperatingPoint | None:
         """The next stricter certified point than the one that serves; None where there is none."""
         current = epsilon_of(self.served())

@@ -162,17 +162,21 @@ class FrontEnd:
         return {"request_id": request, "finished": True, "choices": choices}
 
     def problem(self) -> str | None:
-        """Why this server must not be ready, where exits are required of it."""
+        """Why this server must not be ready, where certified exits are required of it.
+
+        The mode is no reason: shadow and off are the operator's word, or the hold's, and a kill switch for exits must
+        not be one for the whole service.
+        """
         if not self.operation.serving.required:
             return None
         if self.activity.reason is not None:
             return self.activity.reason
-        return "; ".join(self.operation.doubts) or None
+        return "; ".join(self.operation.uncertified_because()) or None
 
     def summary(self) -> dict[str, Any]:
         """Settings, state, and counts since the start of this API server process."""
         operation, block = self.operation, self.operation.block
-        served = operation.served()
+        served, doubts = operation.served(), operation.uncertified_because()
         return {
             "mode": operation.mode,
             "requests_may": operation.serving.requests,
@@ -183,8 +187,8 @@ class FrontEnd:
             "point": served.name,
             "policy": served.policy.model_dump(mode="json"),
             "calibration": served.certificate.model_dump(mode="json") if served.certificate else None,
-            "certified": served.certificate is not None and not operation.doubts,
-            "uncertified_because": list(operation.doubts),
+            "certified": not doubts,
+            "uncertified_because": doubts,
             "points": operation.points(),
             "efforts": dict(operation.serving.efforts),
             "requests": dict(self.outcomes),
