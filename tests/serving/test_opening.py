@@ -18,6 +18,9 @@ pytestmark = pytest.mark.vllm
 FITS = {"hidden_size": 192, "target_hidden_size": 192, "vocab_size": 640, "target_num_hidden_layers": 4}
 
 
+MADE = {"fingerprints": {"dtype": "float32"}}
+
+
 @pytest.fixture
 def draft(write_random_draft, tmp_path):
     return write_random_draft(tmp_path / "draft", "draft", **FITS, eagle_aux_hidden_state_layer_ids=(1, 3, 4))
@@ -57,11 +60,12 @@ def test_two_policies_have_one_compile_hash_and_the_fingerprints_are_of_what_is_
     ("file", "misfit", "message"),
     [
         ({"fingerprints": {"dtype": "float16"}}, None, "dtype is float32, calibrated with float16"),
-        ({"default": "untested"}, None, "point untested has no certificate"),
-        ({}, "Scheduler.update_from_output takes other parameters", "takes other parameters"),
-        ({}, None, None),
+        ({}, None, "does not say with which dtype it was calibrated: calibrate again"),
+        (MADE | {"default": "untested"}, None, "point untested has no certificate"),
+        (MADE, "Scheduler.update_from_output takes other parameters", "takes other parameters"),
+        (MADE, None, None),
     ],
-    ids=["another dtype", "no certificate", "another vLLM", "as calibrated"],
+    ids=["another dtype", "an older file", "no certificate", "another vLLM", "as calibrated"],
 )
 def test_a_server_that_must_have_certified_exits_does_not_start_without(file, misfit, message, draft, monkeypatch):
     write_policy(draft, PolicyFile.model_validate({"points": POINTS, "default": "usual"} | file))

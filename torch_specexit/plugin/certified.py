@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from specexit.drafts.fingerprints import target_fingerprint
-from specexit.drafts.policy import PolicyFile
+from specexit.drafts.policy import FILE, PolicyFile
 from specexit.drafts.tensors import weights_hash
 from torch_specexit.plugin.compat.checks import folder_of
 
@@ -38,17 +38,23 @@ def served_fingerprints(draft: Path, vllm_config: Any) -> dict[str, str | None]:
 def doubts(file: PolicyFile, served: dict[str, str | None]) -> list[str]:
     """Why the certificates of a policy file do not hold for what is served; empty where they do.
 
+    Where the file does not say what they were made with, as one of an older version, nothing says that it was this.
+
     Example:
       >>> file = PolicyFile.model_validate({"fingerprints": {"dtype": "bfloat16"}})
       >>> doubts(file, {"dtype": "float16"})
       ['dtype is float16, calibrated with bfloat16']
     """
     calibrated = file.fingerprints.model_dump()
-    return [
+    differing = [
         f"{name} is {_short(served.get(name))}, calibrated with {_short(value)}"
         for name, value in calibrated.items()
         if value is not None and served.get(name) != value
     ]
+    unknown = [name for name, value in calibrated.items() if value is None and served.get(name) is not None]
+    if unknown and any(point.certificate is not None for point in file.points):
+        differing.append(f"{FILE} does not say with which {', '.join(unknown)} it was calibrated: calibrate again")
+    return differing
 
 
 def _short(value: str | None) -> str:
