@@ -23,6 +23,7 @@ from specexit.errors import InputError
 from specexit.method.calibrate import calibrate, calibrate_budget
 from specexit.method.decision import OFF
 from specexit.schemas.calibrate import CalibrateConfig
+from specexit.schemas.target import load_target_config, save_target
 from tests.shared.calibration import refused
 
 N = 400
@@ -340,6 +341,22 @@ def test_what_the_certificate_is_for_is_stored(setting):
     assert stored.traffic.validity[-1] == pytest.approx(0.9)
     assert [event.data_sha256 for event in stored.history] == [data_sha256(paths["traces"])]
     assert len(calibrate(CalibrateConfig(**paths)).history) == 2
+
+
+def test_where_the_target_is_not_there_it_is_said_what_the_certificate_does_not_name(setting, tmp_path, capsys):
+    paths = setting(np.full(N, 0.9), [True] * N)
+    calibrate(CalibrateConfig(**paths, target="tiny-reasoner"))
+    assert "not known" not in capsys.readouterr().out
+    write_scores(paths["scores"], replace(read_scores(paths["scores"]), target_sha256="e" * 64))
+    gone = load_target_config("tiny-reasoner").model_copy(update={"path": str(tmp_path / "gone")})
+    save_target(tmp_path, gone)
+    prints = calibrate(CalibrateConfig(**paths, target=str(tmp_path / "target.yaml"))).fingerprints
+    assert (prints.target, prints.tokenizer, prints.quantization) == (
+        "e" * 64,
+        None,
+        None,
+    )
+    assert "tokenizer, quantization: not known" in capsys.readouterr().out
 
 
 def test_the_policys_other_settings_are_kept(setting):

@@ -95,7 +95,7 @@ def calibrate(config: CalibrateConfig) -> PolicyFile:
     )
     write_policy(config.draft, written)
     console = Console()
-    for remark in remarks:
+    for remark in [*remarks, *_unknown(marks, target)]:
         console.print(remark)
     if sample.unjudged:
         fate = "left out" if config.unjudged == "refuse" else "counted as errors"
@@ -267,12 +267,19 @@ def _fingerprints(target: TargetConfig, scores: StoredScores) -> Fingerprints:
         )
     return Fingerprints(
         draft=scores.draft_blake3,
-        target=weights,
+        target=weights or scores.target_sha256,
         tokenizer=tokenizer,
         dtype=target.dtype,
         quantization=quantization,
         kv_cache_dtype="auto",
     )
+
+
+def _unknown(marks: Fingerprints, target: TargetConfig) -> list[str]:
+    """A remark on fingerprints that could not be taken."""
+    names = ", ".join(name for name, value in marks.model_dump().items() if value is None)
+    doubted = "a server that knows it will call the certificates into doubt"
+    return [f"{names}: not known, as {target.folder} does not say; {doubted}"] if names else []
 
 
 def population(sample: Sample) -> Population:
