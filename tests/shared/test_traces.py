@@ -68,6 +68,19 @@ def test_a_file_that_the_manifest_names_is_gone(make_trace, tmp_path):
         read_traces(tmp_path)
 
 
+@pytest.mark.parametrize(("asked", "said"), [(3, True), (2, False), (None, False)])
+def test_a_folder_that_collect_has_not_finished_is_said(make_trace, tmp_path, capsys, asked, said):
+    """Once, however often it is read; manifests of older versions do not say how much there should be."""
+    for name in ("a", "b"):
+        write_traces(tmp_path / f"{name}.parquet", [make_trace(id=name)])
+    files = {f"{name}.parquet": {"counts": {"traces": 1}} for name in ("a", "b")}
+    (tmp_path / "manifest.json").write_text(json.dumps({"files": files} | ({"traces": asked} if asked else {})))
+    for _ in range(2):
+        assert len(read_traces(tmp_path)) == 2
+    warnings = capsys.readouterr().err.count("has 2 of the 3 traces that were asked for: `collect` has not finished")
+    assert warnings == said
+
+
 def test_the_hash_follows_the_data(make_trace, tmp_path):
     for name, seed in (("a", 0), ("same", 0), ("other", 1)):
         write_traces(tmp_path / name / "traces.parquet", [make_trace(seed=seed)])

@@ -98,6 +98,36 @@ def test_shards_that_start_together_on_a_new_folder(server, collected, tmp_path,
     assert read_traces(tmp_path / "out") == collected
 
 
+@pytest.mark.parametrize("n", [7, 12])
+def test_a_folder_says_how_many_traces_it_is_to_have(server, tmp_path, capsys, n):
+    """One of several shards, and a run that was made larger and has not finished a file since."""
+    asked = {"n": n, "shard": "0/2"}
+    collect(config(server, tmp_path / "out", **asked))
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    there = len(read_traces(tmp_path / "out"))
+    assert (there, manifest["traces"]) == ({7: 5, 12: 7}[n], n)
+    assert f"out has {there} of the {n} traces that were asked for" in " ".join(capsys.readouterr().err.split())
+    server.to_fail = 10**6
+    with pytest.raises(CollectError, match="no endpoint is left"):
+        collect(config(server, tmp_path / "out", n=20, retries=1))
+    server.to_fail = 0
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["traces"] == 20
+    collect(config(server, tmp_path / "out"))
+    capsys.readouterr()
+    assert len(read_traces(tmp_path / "out")) == 12
+    assert "asked for" not in capsys.readouterr().err
+
+
+def test_a_manifest_of_an_older_version_is_gone_on_with(server, collected, tmp_path):
+    collect(config(server, tmp_path / "out", n=7))
+    path = tmp_path / "out" / "manifest.json"
+    older = json.loads(path.read_text())
+    del older["traces"]
+    path.write_text(json.dumps(older))
+    collect(config(server, tmp_path / "out"))
+    assert read_traces(tmp_path / "out") == collected
+
+
 QUESTION = {"id": "a", "prompt": "{}", "answer_kind": "choice", "choices": ["1", "2"], "task": "sums", "reference": "A"}
 
 

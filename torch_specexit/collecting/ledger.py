@@ -30,7 +30,7 @@ from specexit.schemas.collect import CollectConfig
 from specexit.schemas.target import TargetConfig
 from torch_specexit.collecting.claim import HIDDEN, claim, exclusive
 from torch_specexit.collecting.summary import Counts, count
-from torch_specexit.collecting.work import Ask, Chunk, CollectError
+from torch_specexit.collecting.work import Ask, Chunk, CollectError, chunks
 
 
 class Finished(Config):
@@ -46,6 +46,8 @@ class Manifest(Config):
     """``manifest.json``."""
 
     format_version: Literal[1] = 1
+    traces: int | None = None
+    """That the run asks for, those of all shards and those not there yet; None in older folders."""
     files: dict[str, Finished]
 
 
@@ -55,14 +57,17 @@ class Ledger:
     Args:
       config: the run's.
       target: the model.
-      chunks: this shard's.
+      asks: of all shards.
+
+    Raises:
+      ConfigError: there are fewer files than shards.
     """
 
-    def __init__(self, config: CollectConfig, target: TargetConfig, chunks: Sequence[Chunk]):
-        self.config, self.out, self.chunks = config, config.out, chunks
+    def __init__(self, config: CollectConfig, target: TargetConfig, asks: Sequence[Ask]):
+        self.config, self.out, self.chunks, self.asked = config, config.out, chunks(config, asks), len(asks)
         self.tokenizer = tokenizer_sha256(target)
         self.target = target
-        self.place = {chunk.start + i: (chunk, i) for chunk in chunks for i in range(len(chunk.asks))}
+        self.place = {chunk.start + i: (chunk, i) for chunk in self.chunks for i in range(len(chunk.asks))}
         self.rows: dict[int, Trace] = {}
         self.done: set[str] = set()
         self.earlier = 0
@@ -162,6 +167,7 @@ class Ledger:
                 if number in self.place and self._missing(number):
                     self._check(log, number, trace)
                     self.rows[number] = trace
+        self._enter({})
         self.earlier = len(self.place) - len(self.todo())
         for chunk in self.chunks:
             if chunk.file not in self.done and self._complete(chunk):
@@ -204,14 +210,18 @@ class Ledger:
         write_traces(path, traces, self.tokenizer)
         counts = sum(map(count, traces), Counts())
         entry = Finished(sha256=_sha256(path), asks=_asks_sha256(chunk.asks), counts=counts)
-        with exclusive(self.out):
-            files = self._manifest() | {chunk.file: entry}
-            record = Manifest(files=dict(sorted(files.items()))).model_dump(mode="json")
-            write_text(self.out / MANIFEST, json.dumps(record, indent=1) + "\n")
+        self._enter({chunk.file: entry})
         self.done.add(chunk.file)
         for i in range(chunk.start, chunk.start + len(chunk.asks)):
             self.rows.pop(i)
         self._rewrite_log()
+
+    def _enter(self, files: dict[str, Finished]) -> None:
+        """Put files into the manifest; without any it still says how much is to come."""
+        with exclusive(self.out):
+            files = dict(sorted((self._manifest() | files).items()))
+            record = Manifest(traces=self.asked, files=files).model_dump(mode="json")
+            write_text(self.out / MANIFEST, json.dumps(record, indent=1) + "\n")
 
     def _manifest(self) -> dict[str, Finished]:
         path = self.out / MANIFEST

@@ -14,7 +14,7 @@ from torch_specexit.collecting.ledger import Ledger
 from torch_specexit.collecting.progress import Bar
 from torch_specexit.collecting.summary import finish
 from torch_specexit.collecting.tracer import check_lengths
-from torch_specexit.collecting.work import Ask, CollectError, all_asks, check_target, chunks, sampling_of
+from torch_specexit.collecting.work import Ask, CollectError, all_asks, check_target, sampling_of
 
 Backend = Callable[
     [CollectConfig, TargetConfig, Sequence[tuple[int, Ask]], Callable[[int, Trace], None], Callable[[dict], None]], None
@@ -45,9 +45,7 @@ def collect(config: CollectConfig) -> None:
         check_target(config, target, found)
         check_lengths(target, found)
     with ExitStack() as stack:
-        ledgers = [
-            stack.enter_context(Ledger(one, target, chunks(one, found))) for one, found in zip(each, asks, strict=True)
-        ]
+        ledgers = [stack.enter_context(Ledger(one, target, found)) for one, found in zip(each, asks, strict=True)]
         _fill(config, target, ledgers, asks)
         for ledger in ledgers:
             Console(stderr=True).print(f"{ledger.out}: {len(ledger.place)} traces, {ledger.earlier} of them earlier")

@@ -13,6 +13,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -39,6 +40,8 @@ ResultT = TypeVar("ResultT")
 def trace_files(path: Path) -> list[Path]:
     """The file, or all ``*.parquet`` files of a folder in the order of their names.
 
+    Where `collect` has not finished the folder, a warning says how many traces are missing.
+
     Raises:
       TraceError: there is none, or one is gone that the folder's manifest names.
     """
@@ -46,21 +49,39 @@ def trace_files(path: Path) -> list[Path]:
     if not files or not files[0].exists():
         raise TraceError(f"{path}: no trace file there")
     if path.is_dir() and (manifest := path / MANIFEST).exists():
-        gone = sorted(_listed(manifest) - {file.name for file in files})
+        finished, asked, there = _recorded(manifest)
+        gone = sorted(finished - {file.name for file in files})
         if gone:
             raise TraceError(
                 f"{path / gone[0]}: is gone, though {MANIFEST} names it; the `collect` command that wrote the folder "
                 f"makes it again, and without {MANIFEST} the other files are all there is"
             )
+        if there < asked:
+            _say_unfinished(path, there, asked)
     return files
 
 
-def _listed(manifest: Path) -> set[str]:
-    """Files that `collect` has finished."""
+def _recorded(manifest: Path) -> tuple[set[str], int, int]:
+    """Files that `collect` has finished, traces that it was asked for (0 where an older one wrote it), and those in the
+    files."""
     try:
-        return set(json.loads(manifest.read_bytes())["files"])
-    except (ValueError, KeyError, TypeError) as error:
+        record = json.loads(manifest.read_bytes())
+        files, asked = record["files"], record.get("traces") or 0
+        return set(files), asked, sum(entry["counts"]["traces"] for entry in files.values()) if asked else 0
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise TraceError(f"{manifest}: cannot be read as what `collect` writes: remove it") from error
+
+
+@cache  # a command reads a folder several times
+def _say_unfinished(path: Path, there: int, asked: int) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+
+    Console(stderr=True).print(
+        f"[yellow]warning:[/yellow] {escape(str(path))} has {there} of the {asked} traces that were asked for: "
+        "`collect` has not finished there; its command, run again, goes on",
+        soft_wrap=True,
+    )
 
 
 def read_batches(
