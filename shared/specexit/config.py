@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.metadata
+import math
 import os
 import platform
 import subprocess
@@ -22,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from specexit.buckets import BucketPath, location, refuse_bucket
 from specexit.errors import InputError
+from specexit.schemas.url import without_passwords
 
 
 class ConfigError(InputError):
@@ -195,7 +197,7 @@ def _explain(schema: type[BaseModel], error: ValidationError, where: str) -> str
             lines.append(f"{where}: key {key!r} is required")
         else:
             lines.append(f"{where}: {key} is {problem['input']!r}: {problem['msg']}")
-    return "\n".join(lines)
+    return without_passwords("\n".join(lines))
 
 
 PACKAGES = (
@@ -233,14 +235,18 @@ def revision() -> str:
 
 
 def save_run(config: Config, folder: Path) -> None:
-    """Write ``run.yaml`` beside a run's outputs: the resolved config, the command, versions and git revision."""
+    """Write ``run.yaml`` beside a run's outputs: the resolved config, the command, versions and git revision.
+
+    Keys that a schema keeps to itself and passwords in addresses are left out.
+    """
     record = {
         "config": config.model_dump(mode="json"),
         "command": [Path(sys.argv[0]).name, *_without_secrets(config, sys.argv[1:])],
         "versions": versions(),
         "revision": revision(),
     }
-    write_text(folder / "run.yaml", yaml.safe_dump(record, sort_keys=False))
+    text = yaml.safe_dump(record, sort_keys=False, width=math.inf)  # an address stays in one piece
+    write_text(folder / "run.yaml", without_passwords(text))
 
 
 def _without_secrets(config: Config, arguments: Sequence[str]) -> list[str]:

@@ -108,6 +108,20 @@ def test_a_run_file_keeps_no_secret(said, kept, tmp_path, monkeypatch):
     assert "sk-1" not in written
 
 
+class Asking(Config):
+    endpoints: tuple[str, ...]
+
+
+@pytest.mark.parametrize("password", ["hunter2", "a:b@c", "'", '"', "%2F", "ünï" * 40, "x" * 200])
+def test_a_run_file_keeps_no_password_of_an_address(password, tmp_path, monkeypatch):
+    endpoints = ["http://one:8000", f"https://me:{password}@two/v1"]
+    monkeypatch.setattr("sys.argv", ["specexit", "collect", f"endpoints=[{', '.join(endpoints)}]"])
+    save_run(Asking(endpoints=tuple(endpoints)), tmp_path)
+    record = yaml.safe_load((tmp_path / "run.yaml").read_text())
+    assert record["config"]["endpoints"] == ["http://one:8000", "https://two/v1"]
+    assert record["command"][2] == "endpoints=[http://one:8000, https://two/v1]"
+
+
 class Question(Config):
     prompt: str = ""
     where: Path | None = None

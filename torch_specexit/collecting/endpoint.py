@@ -6,7 +6,6 @@ Prompts go out and completions come back as token ids, so that what is recorded 
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 from specexit.errors import first_problem, shown
 from specexit.schemas.collect import CollectConfig
 from specexit.schemas.target import TargetConfig
+from specexit.schemas.url import without_passwords
 from torch_specexit.collecting.tracer import Response
 from torch_specexit.collecting.work import CollectError, Decoding
 
@@ -72,7 +72,7 @@ class Endpoint:
 
     def __init__(self, url: str, config: CollectConfig):
         self.url = url.rstrip("/").removesuffix("/v1")
-        self.name = re.sub("//[^/]*@", "//", self.url)
+        self.name = without_passwords(self.url)
         """The address as it is shown, without a password."""
         key = config.api_key or os.environ.get("OPENAI_API_KEY")
         headers = {"Authorization": f"Bearer {key}"} if key else {}

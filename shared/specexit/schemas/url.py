@@ -27,3 +27,13 @@ def why_no_url(text: str) -> str | None:
     if port == 0:
         return "has a port that is no number from 1 to 65535"
     return None if parts.hostname and not re.search(r"[\s\\]", text) else "names no host"
+
+
+def without_passwords(text: str) -> str:
+    """A text for people and records: of the addresses in it, the part in front of the host is left out.
+
+    Example:
+      >>> without_passwords("[http://me:secret@host:8000/v1, http://other/@me]")
+      '[http://host:8000/v1, http://other/@me]'
+    """
+    return re.sub(r"(?<=://)[^/\s]*@", "", text)
