@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import shutil
 import signal
@@ -12,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import numpy as np
@@ -30,7 +32,7 @@ from specexit.method.splits import SplitError
 from specexit.schemas.annotate import AnnotateConfig
 from specexit.schemas.collect import CollectConfig
 from specexit.schemas.target import load_target_config
-from torch_specexit.collecting import CollectError, collect, processes
+from torch_specexit.collecting import CollectError, collect, local, processes
 from torch_specexit.collecting.processes import worker_devices
 
 TARGET = load_target_config("tiny-reasoner")
@@ -437,3 +439,12 @@ def test_more_workers_than_gpus(monkeypatch):
     monkeypatch.setattr(processes, "_visible_gpus", lambda: ["0"])
     with pytest.raises(ConfigError, match="workers is 2 with 1 GPUs each, but only 1 GPUs are visible"):
         worker_devices(CollectConfig(target="t", out=Path("o"), split="test", workers=2))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 0.5])
+def test_an_engine_s_value_that_is_no_probability(value):
+    """A model that overflows: its traces could not be read again."""
+    written = {token: SimpleNamespace(logprob=logprob) for token, logprob in ((1, -0.1), (2, value))}
+    completion = SimpleNamespace(token_ids=[1, 2], logprobs=[written, written], finish_reason="stop")
+    with pytest.raises(CollectError, match=f"log-probability {value:g}, expected 0 at most.*target's dtype"):
+        local._response(SimpleNamespace(outputs=[completion]))

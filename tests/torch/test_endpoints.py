@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable
 
@@ -66,12 +67,21 @@ def test_what_vllm_answers():
         ({"logprobs": None}, "0 log-probabilities of 2 tokens, expected one of each"),
         ({"logprobs": {"token_logprobs": None}}, "0 log-probabilities of 2 tokens"),
         ({"logprobs": {"token_logprobs": [-0.1]}}, "1 log-probabilities of 2 tokens"),
+        ({"logprobs": {"token_logprobs": [-0.1, math.nan]}}, "a token has the log-probability nan, expected 0 at most"),
+        ({"logprobs": {"token_logprobs": [math.inf, -0.1]}}, "log-probability inf"),
+        ({"logprobs": {"token_logprobs": [-0.1, 5]}}, "log-probability 5, expected 0 at most"),
     ],
 )
 def test_what_no_vllm_server_answers(answers, message):
     """One clear error each; without log-probabilities every confidence would be 0."""
     with pytest.raises(CollectError, match=message):
         ask(**answers)
+
+
+@pytest.mark.parametrize("logprobs", [[-0.0, 1e-6], [-9999.0, -0.1]])
+def test_probabilities_of_0_and_1_are_probabilities(logprobs):
+    """Of which vLLM writes the first as -9999, and rounding may put the second above 1."""
+    assert ask(logprobs={"token_logprobs": logprobs}).logprobs == logprobs
 
 
 @pytest.mark.parametrize("reason", ["abort", "error", None])
@@ -186,7 +196,8 @@ def test_a_request_that_fails_wherever_it_is_made_ends_the_run_and_nothing_else(
 
 
 def answering(**choice) -> httpx.Response:
-    return httpx.Response(200, json={"model": "tiny-reasoner", "choices": [CHOICE | choice]})
+    answer = {"model": "tiny-reasoner", "choices": [CHOICE | choice]}
+    return httpx.Response(200, content=json.dumps(answer))  # NaN and all
 
 
 @pytest.mark.parametrize(
@@ -205,6 +216,7 @@ def answering(**choice) -> httpx.Response:
         (answering(token_ids=[1, 999_999]), "wrote token 999999, expected one of the target's"),
         (answering(token_ids=[1, -1]), "wrote token -1"),
         (answering(logprobs=None), "0 log-probabilities of 2 tokens"),
+        (answering(logprobs={"token_logprobs": [math.nan, -0.1]}), "a token has the log-probability nan"),
     ],
 )
 def test_what_a_server_answers_after_the_check_is_its_own_failure_and_the_others_go_on(answer, reason, capsys):

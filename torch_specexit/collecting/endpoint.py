@@ -175,7 +175,10 @@ class Endpoint:
             raise httpx.RemoteProtocolError(f"a completion ended with finish_reason {choice.finish_reason!r}")
         if not written:  # even an empty text has the token that ends it
             raise BadAnswer(f"{self.name}: a completion has no tokens, expected at least one")
-        return Response(written, logprobs, choice.finish_reason)
+        response = Response(written, logprobs, choice.finish_reason)
+        if (value := response.wrong_logprob()) is not None:
+            raise BadAnswer(f"{self.name}: a token has the log-probability {value:g}, expected 0 at most")
+        return response
 
     async def _choice(self, body: dict[str, Any], timeout: httpx.Timeout) -> tuple[_Choice, list[int]]:
         """The completion, and its tokens."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from specexit.schemas.collect import CollectConfig
 from specexit.schemas.target import TargetConfig
 from torch_specexit.collecting.tracer import Response
-from torch_specexit.collecting.work import Decoding
+from torch_specexit.collecting.work import CollectError, Decoding
 from torch_specexit.engine import start_engine
 
 if TYPE_CHECKING:
@@ -74,4 +74,10 @@ def _response(output: RequestOutput) -> Response:
     assert completion.logprobs is not None
     # None, as the type allows, is for a prompt's first token.
     chosen = [at[token].logprob for at, token in zip(completion.logprobs, ids, strict=True) if at is not None]
-    return Response(ids, chosen, str(completion.finish_reason))
+    response = Response(ids, chosen, str(completion.finish_reason))
+    if (value := response.wrong_logprob()) is not None:
+        raise CollectError(
+            f"vLLM gives a token the log-probability {value:g}, expected 0 at most; does the model overflow in the "
+            "target's dtype?"
+        )
+    return response

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
@@ -16,6 +17,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from specexit.data.answers import agree, close_trial, extract_answer, is_stated, plainly_same
 from specexit.data.boundaries import next_boundary, stating
+from specexit.data.checks import MOST_CONFIDENCE
 from specexit.data.prompts import Prompt
 from specexit.data.rows import FreeTrial, Trace, fill_untried, infer_agrees
 from specexit.errors import InputError
@@ -36,6 +38,10 @@ class Response:
     ids: list[int]
     logprobs: list[float]
     finish_reason: str
+
+    def wrong_logprob(self) -> float | None:
+        """The first log-probability that is none, NaN among them; rounded ones may be a little above 0."""
+        return next((value for value in self.logprobs if not value <= math.log(MOST_CONFIDENCE)), None)
 
 
 @runtime_checkable
