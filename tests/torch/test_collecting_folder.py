@@ -61,6 +61,55 @@ def test_a_model_that_has_moved_is_the_same_target(server, tmp_path):
     assert len(read_traces(tmp_path / "out")) == 12
 
 
+@pytest.fixture
+def numbered(server, tmp_path, monkeypatch) -> list[dict]:
+    """Eight prompts in p.jsonl of the working folder, the target in mine.yaml."""
+    monkeypatch.chdir(tmp_path)
+    forced(tmp_path, max_tokens=64)
+    rows = [{"id": str(i), "prompt": question} for i, question in enumerate(list(server.pretender.problems)[:8])]
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return rows
+
+
+OWN = {"split": None, "n": None, "prompts": "p.jsonl", "target": "mine.yaml", "model": "tiny-reasoner"}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"prompts": "./p.jsonl"},
+        {"prompts": "moved.jsonl"},
+        {"prompts": "asked.jsonl", "columns": {"prompt": "question"}},
+        {"target": "./mine.yaml"},
+        {"target": "copy.yaml"},
+        {"target": "out/target.yaml"},
+    ],
+)
+def test_the_same_prompts_and_target_by_another_name(server, numbered, tmp_path, changes):
+    collect(config(server, tmp_path / "out", **OWN | {"n": 6}))
+    (tmp_path / "moved.jsonl").write_bytes((tmp_path / "p.jsonl").read_bytes())
+    (tmp_path / "asked.jsonl").write_text((tmp_path / "p.jsonl").read_text().replace('"prompt"', '"question"'))
+    shutil.copy(tmp_path / "mine.yaml", tmp_path / "copy.yaml")
+    for n in (6, 8):
+        collect(config(server, tmp_path / "out", **OWN | changes | {"n": n}))
+    assert [trace.id for trace in read_traces(tmp_path / "out")] == [row["id"] for row in numbered]
+    record = yaml.safe_load((tmp_path / "out" / "run.yaml").read_text())["config"]
+    assert record["prompts"] == changes.get("prompts", "p.jsonl")
+
+
+def test_other_prompts_by_another_name(server, numbered, tmp_path):
+    """A shard sees its own rows alone, so it cannot know whether those of the others are of the same prompts."""
+    collect(config(server, tmp_path / "out", **OWN, shard="0/2"))
+    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, reversed(numbered))))
+    before = server.completions
+    with pytest.raises(TraceError, match=r"traces-00000\.parquet: holds traces of other prompts"):
+        collect(config(server, tmp_path / "out", **OWN | {"prompts": "q.jsonl"}))
+    with pytest.raises(ConfigError, match=r"prompts is 'q\.jsonl', was 'p\.jsonl'\); .* go on without shard"):
+        collect(config(server, tmp_path / "out", **OWN | {"prompts": "q.jsonl"}, shard="1/2"))
+    assert server.completions == before
+    assert yaml.safe_load((tmp_path / "out" / "run.yaml").read_text())["config"]["prompts"] == "p.jsonl"
+
+
 def test_a_kill_before_the_folder_has_its_record_blocks_nothing(server, collected, tmp_path):
     out = tmp_path / "out"
     (out / ".collect").mkdir(parents=True)

@@ -19,9 +19,12 @@ from specexit.schemas.target import TARGET_FILE, TargetConfig, load_target_confi
 FREE_TO_CHANGE = {
     *("out", "n", "shard", "workers", "engine", "endpoints", "ray", "model", "requests", "retries", "timeout"),
     *("any_architecture", "min_finished", "min_answered", "max_undecided", "max_unbroken", "min_forced_as_free"),
-    "parts",
+    *("parts", "target"),
 }
-"""Keys that a resumed run may change, as no finished row depends on them."""
+"""Keys that a resumed run may change: no finished row depends on them, or what they name is compared itself."""
+
+PROMPTS = {"prompts", "columns"}
+"""Keys that a run of all shards may change as well, as it compares every finished row with what is asked now."""
 
 HIDDEN = ".collect"
 """Folder of locks and logs in the output folder; the first thing that a run makes."""
@@ -49,6 +52,13 @@ def claim(config: CollectConfig, target: TargetConfig) -> None:
         save_run(config, out)
 
 
+def rename_prompts(config: CollectConfig) -> None:
+    """Let the record of a run of all shards name its prompts as they are named now; they were found to be the same."""
+    earlier, now = read_yaml(config.out / "run.yaml")["config"], config.model_dump(mode="json")
+    if config.is_whole and any(earlier.get(key) != now[key] for key in PROMPTS):
+        save_run(config, config.out)
+
+
 @contextmanager
 def exclusive(out: Path) -> Iterator[None]:
     """For the moment of a change to what all shards share."""
@@ -62,12 +72,16 @@ def _hold_against(config: CollectConfig, target: TargetConfig) -> None:
     earlier = read_yaml(run).get("config")
     if not isinstance(earlier, dict):
         raise ConfigError(f"{run}: config is {earlier!r}, expected what `collect` writes there; take a new folder")
+    free = FREE_TO_CHANGE | (PROMPTS if config.is_whole else set())
     fixed = [
-        {key: value for key, value in fields.items() if key not in FREE_TO_CHANGE}
+        {key: value for key, value in fields.items() if key not in free}
         for fields in (earlier, config.model_dump(mode="json"))
     ]
     if differing := _differing(*fixed):
-        raise ConfigError(f"{run}: the folder holds a run with another config ({differing}); take a new folder")
+        raise ConfigError(
+            f"{run}: the folder holds a run with another config ({differing}); take a new folder"
+            + ("" if config.is_whole else ", or, if only prompts go by another name, go on without shard")
+        )
     was, now = (
         one.model_dump(mode="json", exclude={"path"}) for one in (load_target_config(str(copy)), target)
     )  # a model may have moved

@@ -28,7 +28,7 @@ from specexit.data.traces import TraceError, read_traces, tokenizer_sha256, writ
 from specexit.errors import first_problem
 from specexit.schemas.collect import CollectConfig
 from specexit.schemas.target import TargetConfig
-from torch_specexit.collecting.claim import HIDDEN, claim, exclusive
+from torch_specexit.collecting.claim import HIDDEN, claim, exclusive, rename_prompts
 from torch_specexit.collecting.summary import Counts, count
 from torch_specexit.collecting.work import Ask, Chunk, CollectError, chunks
 
@@ -88,6 +88,7 @@ class Ledger:
             for leftover in (f for chunk in self.chunks for f in self.out.glob(f".{chunk.file}.*")):
                 leftover.unlink()
             self._recover()
+            rename_prompts(self.config)
         except BaseException:
             self._release()
             raise

@@ -166,3 +166,8 @@ class CollectConfig(Config):
         if found is None:
             raise ValueError(f"shard is {self.shard!r}, expected i/n with i from 0 to n-1, such as 0/8")
         return int(found[1]), int(found[2])
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether this run does all of the work."""
+        return self.part[1] == 1
