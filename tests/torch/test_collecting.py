@@ -229,7 +229,7 @@ def test_more_prompts_add_to_a_finished_run(server, collected, tmp_path):
 
 def test_parts_are_what_runs_of_their_own_would_be(server, collected, tmp_path):
     """One start of the engines for all splits, and any of them can be gone on with alone."""
-    rows = [{"id": f"{i}", "prompt": question} for i, question in enumerate(list(server.pretender.problems)[:3])]
+    rows = [{"id": f"{i}", "prompt": question} for i, question in enumerate(list(server.pretender.problems)[12:15])]
     (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)))
     parts = {"train": {"split": "test", "n": 12}, "more": str(tmp_path / "prompts.jsonl")}
     collect(config(server, tmp_path / "out", split=None, n=None, parts=parts))
@@ -246,8 +246,30 @@ def test_parts_are_what_runs_of_their_own_would_be(server, collected, tmp_path):
         collect(config(server, tmp_path / "out" / "train", split=None, n=None, parts=parts))
 
 
+@pytest.mark.parametrize("copy", ["{}", "{} ", "\n {}", "messages"])
+def test_a_prompt_of_two_parts_is_refused(server, tmp_path, copy):
+    """What is trained on would be judged on; it is found before anything is asked, and not when a draft is trained."""
+    questions = list(server.pretender.problems)[:6]
+
+    def write(name: str, *prompts: str) -> str:
+        rows = [{"id": f"{name}{i}", "prompt": prompt} for i, prompt in enumerate(prompts)]
+        if copy == "messages" and name == "test":
+            rows = [{"id": row["id"], "messages": [{"role": "user", "content": row["prompt"]}]} for row in rows]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        return str(tmp_path / f"{name}.jsonl")
+
+    again = (copy if "{}" in copy else "{}").format(questions[1])
+    parts = {"train": write("train", *questions[:3]), "test": write("test", questions[3], again)}
+    parts |= {"more": write("more", *questions[4:], questions[4])}
+    before = server.completions
+    with pytest.raises(PromptError, match=r"parts\.train and parts\.test share 1 of their prompts, such as 'train1'"):
+        collect(config(server, tmp_path / "out", split=None, n=None, parts=parts))
+    assert server.completions == before
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_part_that_is_not_worth_training_on_leaves_the_others_whole(server, tmp_path):
-    rows = [{"id": f"{i}", "prompt": q, "answer_kind": "text"} for i, q in enumerate(server.pretender.problems)][:2]
+    rows = [{"id": f"{i}", "prompt": q, "answer_kind": "text"} for i, q in enumerate(server.pretender.problems)][4:6]
     (tmp_path / "wrong.jsonl").write_text("\n".join(map(json.dumps, rows)))
     trials = {kind: TrialConfig(max_tokens=64) for kind in ("math", "text")}
     target = TARGET.model_copy(update={"name": "mine", "trial": trials}).model_dump(mode="json")

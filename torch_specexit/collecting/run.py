@@ -11,6 +11,7 @@ from specexit.data.rows import Trace
 from specexit.schemas.collect import CollectConfig
 from specexit.schemas.target import TargetConfig, load_target_config
 from torch_specexit.collecting.ledger import Ledger
+from torch_specexit.collecting.parts import check_apart
 from torch_specexit.collecting.progress import Bar
 from torch_specexit.collecting.summary import finish
 from torch_specexit.collecting.tracer import check_lengths
@@ -30,7 +31,7 @@ def collect(config: CollectConfig) -> None:
       ConfigError: unknown target, one that does not say how it is asked or that cannot be trained on, or the folder
         holds a run with another config.
       SplitError: the target's tokenizer has no single-token think markers.
-      PromptError, AnswerError: the prompts cannot be used.
+      PromptError, AnswerError: the prompts cannot be used, or several parts share some.
       InputError: a prompt is longer than the target can read.
       FileExistsError: the folder holds something else.
       CollectError: an engine failed, another process collects into the folder, or what came out is not worth training
@@ -44,6 +45,7 @@ def collect(config: CollectConfig) -> None:
     for found in asks:
         check_target(config, target, found)
         check_lengths(target, found)
+    check_apart(dict(zip(config.parts, asks, strict=False)))  # none where there are no parts
     with ExitStack() as stack:
         ledgers = [stack.enter_context(Ledger(one, target, found)) for one, found in zip(each, asks, strict=True)]
         _fill(config, target, ledgers, asks)
