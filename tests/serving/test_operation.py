@@ -290,6 +290,36 @@ def test_a_file_that_is_gone_changes_nothing(way, draft, watched, caplog):
     assert server.resolve(None).point == "careful"
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("thinking_margin", 0, "is 0, expected None"),
+        ("transition", "Done.", "is 'Done.', expected ''"),
+        ("loop_period", 5, "is 5, expected None"),
+        ("loop_repeats", 3, "is 3, expected 4"),
+        ("audit_rate", 1.0, "is 1, expected 0"),
+    ],
+)
+def test_a_file_that_changes_what_only_a_start_can_change_is_refused(key, value, expected, draft, watched, caplog):
+    """It used to be taken without a word: a margin without effect, requests held back for audits that nobody made."""
+    server, watch = watched
+    written(draft, default="careful", serving={key: value})
+    assert not watch.changed(server)
+    assert f"policy.json: serving.{key} {expected}, with which the " in caplog.text
+    assert (server.resolve(None).point, server.resolve(None).mode) == ("usual", "exit")
+
+
+def test_a_server_that_makes_audits_may_stop_and_begin_again(draft, monkeypatch):
+    monkeypatch.setattr(watching, "SECONDS", 0.0)
+    written(draft, serving={"audit_rate": 0.5})
+    file, serving = policies_for(draft, BLOCK, {})
+    server, watch = Operation(BLOCK, file, serving), PolicyWatch(draft, BLOCK, {}, {})
+    for rate in (0.0, 1.0):
+        written(draft, serving={"audit_rate": rate})
+        assert watch.changed(server)
+        assert server.resolve(None).audited == (rate == 1.0)
+
+
 def test_a_file_with_nothing_new_lifts_nothing(draft, watched):
     """A touch, by `rsync` or by another image of the volume, used to undo a kill switch."""
     server, watch = watched

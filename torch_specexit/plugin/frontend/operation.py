@@ -68,6 +68,8 @@ class Operation:
 
     def __init__(self, block: SpecExitBlock, file: PolicyFile, serving: Serving, doubts: Sequence[str] = ()):
         self.block, self.file, self.serving, self.doubts = block, file, serving, tuple(doubts)
+        self.started = serving
+        """The settings that the engine was started with."""
         self._ordered_mode: Mode | None = None
         self._ordered_point: str | None = None
         self._begin()

@@ -22,6 +22,9 @@ logger = logging.getLogger("vllm.specexit")
 SECONDS = 1.0
 """Between two looks at the file."""
 
+AT_START = ("thinking_margin", "transition", "loop_period", "loop_repeats")
+"""Settings that the workers read when the engine starts."""
+
 
 def policies_for(folder: Path, block: SpecExitBlock, additional_config: Any) -> tuple[PolicyFile, Serving]:
     """The policies of a draft, and the server's settings over those in the file.
@@ -49,6 +52,22 @@ def policies_for(folder: Path, block: SpecExitBlock, additional_config: Any) -> 
         return PolicyFile.model_validate(file.model_dump() | {"serving": serving.model_dump()}), serving
     except ValidationError as error:
         raise ConfigError(f"{path}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from error
+
+
+def _check_unchanged(serving: Serving, started: Serving, path: Path) -> None:
+    """Check that settings differ from those of the start in nothing that is made or read at the start alone."""
+    for key in AT_START:
+        given, kept = getattr(serving, key), getattr(started, key)
+        if given != kept:
+            raise PolicyError(
+                f"{path}: serving.{key} is {given!r}, expected {kept!r}, with which the engine was started: restart "
+                "the server to change it"
+            )
+    if serving.audit_rate > 0 and started.audit_rate == 0:
+        raise PolicyError(
+            f"{path}: serving.audit_rate is {serving.audit_rate:g}, expected 0, with which the server was started: "
+            "restart it to have audits"
+        )
 
 
 class PolicyWatch:
@@ -97,13 +116,15 @@ class PolicyWatch:
           point: an operating point that must be in it.
 
         Raises:
-          PolicyError, ConfigError: see `policies_for`, or the file is not there; nothing has been changed then.
+          PolicyError, ConfigError: see `policies_for`; or the file is not there, or changes what only a start can
+            change. Nothing has been changed then.
         """
         stamp, path = self._stamp(), self.folder / FILE
         if stamp is None:  # `read_policy` would go on with what a directory without the file has: no certificate
             raise PolicyError(f"{path}: is not there, expected the file to read again")
         file, serving = policies_for(self.folder, self.block, self.additional_config)
         file.point(point)
+        _check_unchanged(serving, operation.started, path)
         self._seen = stamp
         if (file, serving) == (operation.file, operation.serving):
             return False
