@@ -195,6 +195,8 @@ def _explain(schema: type[BaseModel], error: ValidationError, where: str) -> str
             lines.append(f"{where}: unknown key {key!r}{_nearest(key, [name for name, _ in keys(schema)])}")
         elif problem["type"] == "missing":
             lines.append(f"{where}: key {key!r} is required")
+        elif not key:  # of several keys together: the message names them
+            lines.append(f"{where}: {problem['msg']}")
         else:
             lines.append(f"{where}: {key} is {problem['input']!r}: {problem['msg']}")
     return without_passwords("\n".join(lines))

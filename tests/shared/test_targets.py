@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from specexit.config import REPOSITORY, ConfigError, find
 from specexit.schemas.target import TargetConfig, find_target, load_target_config, save_target
@@ -142,6 +143,35 @@ def test_an_empty_text_is_not_looked_for(tmp_path: Path, fields: dict, key: str)
     path.write_text(json.dumps({"name": "mine", "path": "embedded", "aux_layers": [1], "max_model_len": 64} | fields))
     with pytest.raises(ConfigError, match=rf"mine\.yaml: {key} is '': String should have at least 1 character"):
         load_target_config(str(path))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"dtype": "fp16"}, "dtype is 'fp16': .*'bfloat16', 'float16' or 'float32'"),
+        ({"dtype": "torch.bfloat16"}, "dtype is 'torch.bfloat16': .*'bfloat16'"),
+        ({"sampling": {"temperature": float("inf"), "max_tokens": 8}}, "sampling.temperature is inf: .*finite"),
+        ({"name": ""}, "name is '': .*a name of one line"),
+        ({"name": " "}, "name is ' ': .*a name of one line"),
+        ({"name": "a\nb"}, r"name is 'a\\nb': .*a name of one line"),
+        ({"think_end": "<think>"}, "Value error, think_end is '<think>', as think_start is"),
+        ({"think_start": "[A]", "think_end": "[A]"}, r"Value error, think_end is '\[A\]', as think_start is"),
+        ({"path": ""}, "path is '': String should have at least 1 character"),
+        ({"path": "https://huggingface.co/Qwen/Qwen3-4B"}, "path is 'https://.*': .*a path on disk, or gs://"),
+        ({"path": "file:///models/Qwen3-4B"}, "path is 'file:///models/Qwen3-4B': .*a path on disk, or gs://"),
+    ],
+)
+def test_what_no_engine_could_do_is_refused_with_its_key(tmp_path: Path, fields: dict, message: str) -> None:
+    path = tmp_path / "mine.yaml"
+    given = {"name": "mine", "path": "embedded", "aux_layers": [1], "max_model_len": 64} | fields
+    path.write_text(yaml.safe_dump(given))
+    with pytest.raises(ConfigError, match=rf"mine\.yaml: {message}"):
+        load_target_config(str(path))
+
+
+@pytest.mark.parametrize("name", ["Qwen/Qwen3-4B", "my model", "模型-4b"])
+def test_a_name_may_be_any_other_text(name: str) -> None:
+    assert TargetConfig(name=name, path="embedded", aux_layers=(1,), max_model_len=8).name == name
 
 
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "configs/targets").glob("*.yaml")), ids=lambda path: path.stem)

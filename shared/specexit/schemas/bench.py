@@ -13,7 +13,7 @@ from specexit.schemas.engine import EngineConfig
 class SamplingConfig(Config):
     """How responses are drawn; the model card says how it wants to be. Trial answers are always greedy."""
 
-    temperature: float = Field(default=0.0, ge=0, description="0 is greedy")
+    temperature: float = Field(default=0.0, ge=0, allow_inf_nan=False, description="0 is greedy")
     top_p: float = Field(default=1.0, gt=0, le=1, description="probability of the tokens that are drawn from")
     top_k: int = Field(default=0, ge=0, description="0 keeps all tokens")
 

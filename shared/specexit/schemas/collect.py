@@ -58,7 +58,9 @@ class CollectConfig(Config):
     )
     samples: int = Field(default=1, gt=0, description="traces of each prompt")
     seed: int = Field(default=0, description="of the split's problems and of sampling")
-    temperature: float | None = Field(default=None, ge=0, description="of the traces; by default the target's")
+    temperature: float | None = Field(
+        default=None, ge=0, allow_inf_nan=False, description="of the traces; by default the target's"
+    )
     top_p: float | None = Field(default=None, gt=0, le=1, description="of the traces; by default the target's")
     top_k: int | None = Field(default=None, ge=0, description="of the traces; by default the target's; 0 keeps all")
     max_new_tokens: int | None = Field(

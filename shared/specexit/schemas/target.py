@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from specexit.buckets import location
 from specexit.config import CONFIG_ROOTS, Config, ConfigError, find, load, write_text
@@ -29,7 +29,7 @@ Text = Annotated[str, Field(min_length=1)]
 class SamplingConfig(Config):
     """How the model card asks for text."""
 
-    temperature: float = Field(ge=0, description="0 is greedy")
+    temperature: float = Field(ge=0, allow_inf_nan=False, description="0 is greedy")
     top_p: float = Field(default=1.0, gt=0, le=1, description="probability of the tokens that are drawn from")
     top_k: int = Field(default=0, ge=0, description="0 keeps all tokens")
     max_tokens: int = Field(gt=0, description="longest response, thinking and answer; cut to what max_model_len leaves")
@@ -57,11 +57,22 @@ Layers = Annotated[tuple[int, ...], AfterValidator(_rising)]
 """Ids of layers whose residual stream a draft reads, in vLLM's counting: ``k`` is the state behind ``k`` layers."""
 
 
+def _one_line(name: str) -> str:
+    if not name.strip() or not name.isprintable():
+        raise ValueError("expected a name of one line")
+    return name
+
+
+def _somewhere(path: str) -> str:
+    location(path)
+    return path
+
+
 class TargetConfig(Config):
     """One target model."""
 
-    name: str
-    path: str = Field(
+    name: Annotated[str, AfterValidator(_one_line)]
+    path: Annotated[Text, AfterValidator(_somewhere)] = Field(
         description="folder in Hugging Face layout, from the YAML's own folder on; that of a shipped target from the "
         "working directory on; for training alone, it may be in a bucket; 'embedded' and 'embedded:mixed' are the "
         "package's own"
@@ -80,10 +91,18 @@ class TargetConfig(Config):
     chat: dict[str, Any] = Field(default={}, description="arguments of the chat template, such as enable_thinking")
     answer_kind: str = Field(default="math", description="of prompts that do not say theirs")
     trial: dict[str, TrialConfig] = Field(default={}, description="for each answer kind, how an answer is tried")
-    dtype: str = Field(default="bfloat16", description="of the served weights; float32 makes CPU runs exact")
+    dtype: Literal["bfloat16", "float16", "float32"] = Field(
+        default="bfloat16", description="of the served weights; float32 makes CPU runs exact"
+    )
     config: dict[str, Any] | None = Field(
         default=None, description="fields of the model's config.json, for `specexit plan`, which needs no weights"
     )
+
+    @model_validator(mode="after")
+    def _two_markers(self) -> TargetConfig:
+        if self.think_start == self.think_end:
+            raise ValueError(f"think_end is {self.think_end!r}, as think_start is: expected two markers")
+        return self
 
     @property
     def folder(self) -> Path:
