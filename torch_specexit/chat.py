@@ -19,8 +19,9 @@ def load_chat_tokenizer(target: TargetConfig) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(target.folder)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{target.folder}: the tokenizer of target {target.name} cannot be loaded: {error}") from error
+    except Exception as error:  # whatever a damaged file makes of transformers
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        raise InputError(f"{target.folder}: the tokenizer of target {target.name} cannot be loaded: {said}") from error
 
 
 def prompt_ids(tokenizer: Any, target: TargetConfig, messages: Sequence[Mapping[str, str]]) -> list[int]:

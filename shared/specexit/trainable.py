@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -48,5 +49,36 @@ def unimplemented(config: Mapping[str, Any]) -> str | None:
 
 
 def rope_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The rotary embedding's fields, under either of the names that transformers has for them."""
-    return (config.get("rope_scaling") or {}) | (config.get("rope_parameters") or {})
+    """The rotary embedding's fields, under either of the names that transformers has for them.
+
+    Raises:
+      ValueError: one of the two is something else than fields.
+    """
+    found: dict[str, Any] = {}
+    for key in ("rope_scaling", "rope_parameters"):
+        fields = config.get(key) or {}
+        if not isinstance(fields, Mapping):
+            raise ValueError(f"{key} is {fields!r}, expected keys and values")
+        found |= fields
+    return found
+
+
+STRETCHED = ("linear", "dynamic", "yarn")
+"""Values of ``rope_type`` with which engines take a model to be longer, by its factor, than its config.json says."""
+
+
+def positions(config: Mapping[str, Any]) -> float:
+    """The longest sequence that an engine serves; infinity where a ``config.json`` does not say.
+
+    Raises:
+      ValueError: the rotary embedding's fields are none, or its factor is no number.
+
+    Example:
+      >>> positions({"max_position_embeddings": 4096, "rope_scaling": {"rope_type": "linear", "factor": 2.0}})
+      8192.0
+    """
+    rope = rope_of(config)
+    factor = rope.get("factor") if (rope.get("rope_type") or rope.get("type")) in STRETCHED else 1.0
+    if not isinstance(factor, int | float):
+        raise ValueError(f"factor is {factor!r}, expected a number")
+    return (config.get("max_position_embeddings") or math.inf) * max(1.0, factor)

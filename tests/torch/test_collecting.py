@@ -29,7 +29,7 @@ from specexit.schemas.target import TrialConfig, load_target_config
 from tests.torch.pretend import SLOW, TARGET, THINK, TOKENIZER, N, Pretender, Server, config, forced
 from torch_specexit.collecting import CollectError, collect
 from torch_specexit.collecting.summary import Counts, count, finish
-from torch_specexit.collecting.work import all_asks
+from torch_specexit.collecting.work import all_asks, check_positions
 
 
 def test_every_row_is_what_the_server_wrote(collected):
@@ -427,18 +427,70 @@ def test_a_server_that_becomes_another_model(tmp_path):
         ({"use_sliding_window": True}, "use_sliding_window is True, only False is implemented"),
         ({"attention_bias": True}, "attention_bias is true, which is implemented for Qwen2 only"),
         ({"rope_parameters": {"rope_type": "longrope"}}, "rope_type is 'longrope', expected one of"),
+        ({"rope_scaling": "yarn"}, "rope_scaling is 'yarn', expected keys and values"),
+        ({"rope_parameters": [4.0]}, "rope_parameters is [4.0], expected keys and values"),
     ],
 )
 def test_a_target_that_training_does_not_know(tmp_path, server, fields, message):
+    target = _with_config(tmp_path, fields)
+    with pytest.raises(ConfigError, match=rf"target \S+: .*{re.escape(message)}.* any_architecture=true"):
+        collect(config(server, tmp_path / "out", target=target))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"num_hidden_layers": "4"}, r"config\.json: num_hidden_layers is '4', expected a whole number above 0"),
+        ({"vocab_size": 512.5}, r"config\.json: vocab_size is 512\.5, expected a whole number"),
+        ({"num_hidden_layers": None}, "the tokenizer of target tiny-reasoner cannot be loaded: .*num_hidden_layers"),
+        ({"hidden_act": None}, "the tokenizer of target tiny-reasoner cannot be loaded: .*hidden_act"),
+    ],
+)
+def test_a_damaged_config_of_a_model(tmp_path, server, fields, message):
+    with pytest.raises(InputError, match=message) as caught:
+        collect(config(server, tmp_path / "out", target=_with_config(tmp_path, fields)))
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def _with_config(tmp_path, fields):
+    """A target whose model has another ``config.json``."""
+    shutil.copytree(TARGET.folder, tmp_path / "model")
+    path = tmp_path / "model" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+    (tmp_path / "t.yaml").write_text(yaml.safe_dump(TARGET.model_dump(mode="json") | {"path": str(path.parent)}))
+    return str(tmp_path / "t.yaml")
+
+
+@pytest.mark.parametrize(
+    ("fields", "most"),
+    [
+        ({}, 1000),
+        ({"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, 1000),
+        ({"rope_parameters": {"rope_type": "default", "factor": 8.0}}, 1000),
+        ({"rope_scaling": {"type": "linear", "factor": 2}}, 2000),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, 4000),
+        ({"max_position_embeddings": None}, None),
+    ],
+)
+def test_a_length_that_no_engine_serves_the_model_with(tmp_path, server, fields, most):
+    """An engine would say so after a minute, in a process of its own; a server elsewhere says what it takes itself."""
     model = tmp_path / "model"
     model.mkdir()
-    for file in TARGET.folder.iterdir():
-        (model / file.name).write_bytes(file.read_bytes())
-    (model / "config.json").write_text(json.dumps(json.loads((model / "config.json").read_text()) | fields))
-    (tmp_path / "mamba.yaml").write_text(yaml.safe_dump(TARGET.model_dump(mode="json") | {"path": str(model)}))
-    with pytest.raises(ConfigError, match=rf"target \S+: .*{re.escape(message)}.* any_architecture=true"):
-        collect(config(server, tmp_path / "out", target=str(tmp_path / "mamba.yaml")))
-    assert not (tmp_path / "out").exists()
+    (model / "config.json").write_text(json.dumps({"max_position_embeddings": 1000} | fields))
+
+    def check(length: int, **changes) -> None:
+        target = TARGET.model_copy(update={"path": str(model), "max_model_len": length})
+        check_positions(config(server, tmp_path / "out", **changes), target)
+
+    check(most or 10**9, endpoints=None)
+    if most is None:
+        return
+    with pytest.raises(ConfigError, match=rf"max_model_len is {most + 1}, expected at most {most}, .*max_position_emb"):
+        check(most + 1, endpoints=None)
+    check(most + 1)
+    check(most + 1, endpoints=None, engine={"extra": {"max_model_len": most}})
 
 
 def test_a_target_whose_layers_the_model_does_not_have(tmp_path, server):

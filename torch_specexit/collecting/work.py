@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -14,7 +15,7 @@ from specexit.errors import InputError
 from specexit.schemas.collect import CollectConfig
 from specexit.schemas.target import SamplingConfig, TargetConfig, TrialConfig
 from specexit.tiny import MIXED
-from specexit.trainable import ARCHITECTURES, architecture, unimplemented
+from specexit.trainable import ARCHITECTURES, architecture, positions, unimplemented
 
 SPLIT_SIZE = 500
 """Problems of a split, unless the config says how many."""
@@ -189,6 +190,26 @@ def _check_trainable(target: TargetConfig) -> None:
         )
 
 
+def check_positions(config: CollectConfig, target: TargetConfig) -> None:
+    """Refuse what an engine of one's own refuses, a length beyond the model's positions; it can be told otherwise.
+
+    Raises:
+      ConfigError: the target's ``max_model_len`` is larger.
+    """
+    told = {"hf_overrides", "max_model_len"} & config.engine.extra.keys()
+    if config.endpoints or told or "VLLM_ALLOW_LONG_MAX_MODEL_LEN" in os.environ:
+        return
+    try:
+        most = positions(target.hf_config())
+    except ValueError as error:
+        raise ConfigError(f"{target.folder / 'config.json'}: {error}") from error
+    if target.max_model_len > most:
+        raise ConfigError(
+            f"target {target.name}: max_model_len is {target.max_model_len}, expected at most {most:.0f}, which its "
+            f"config.json in {target.folder} says (max_position_embeddings)"
+        )
+
+
 def check_target(config: CollectConfig, target: TargetConfig, asks: Sequence[Ask]) -> None:
     """What would go wrong hours later, found before anything starts.
 
@@ -203,6 +224,7 @@ def check_target(config: CollectConfig, target: TargetConfig, asks: Sequence[Ask
 
     if not config.any_architecture:
         _check_trainable(target)
+    check_positions(config, target)
     target.layers_read()
     target.think_tokens()
     sampling = sampling_of(config, target)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,6 +22,9 @@ TARGET_FILE = "target.yaml"
 
 MAX_BYTES = 1_000_000
 """Of such a copy."""
+
+COUNTS = ("num_hidden_layers", "num_attention_heads", "hidden_size", "vocab_size", "max_position_embeddings")
+"""Fields of a ``config.json`` that are reckoned with."""
 
 Text = Annotated[str, Field(min_length=1)]
 """What is looked for in a text: an empty one would be everywhere."""
@@ -61,6 +65,13 @@ def _one_line(name: str) -> str:
     if not name.strip() or not name.isprintable():
         raise ValueError("expected a name of one line")
     return name
+
+
+def _check_counts(fields: Mapping[str, Any], where: str) -> None:
+    for key in COUNTS:
+        value = fields.get(key)
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            raise ConfigError(f"{where}: {key} is {value!r}, expected a whole number above 0")
 
 
 def _somewhere(path: str) -> str:
@@ -127,9 +138,10 @@ class TargetConfig(Config):
         """The target's ``config.json``; what the YAML says in ``config`` where the folder is not there.
 
         Raises:
-          ConfigError: neither is there, or the two disagree.
+          ConfigError: neither is there, the two disagree, or a count is no number.
         """
         if self.config is not None and not self.folder.exists():
+            _check_counts(self.config, f"target {self.name}: config")
             return dict(self.config)
         path = self.model_file("config.json")
         try:
@@ -141,6 +153,7 @@ class TargetConfig(Config):
         for key, value in (self.config or {}).items():
             if key in found and found[key] != value:
                 raise ConfigError(f"{path}: {key} is {found[key]}, but target {self.name} says {value}")
+        _check_counts(found, str(path))
         return found
 
     def layers_read(self, asked: Layers | None = None) -> Layers:
