@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
+import re
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
+from specexit.config import CONFIG_ROOTS, read_yaml
 from specexit.errors import InputError
 from specexit.schemas.target import TargetConfig
 
@@ -31,7 +35,8 @@ def prompt_ids(tokenizer: Any, target: TargetConfig, messages: Sequence[Mapping[
     appended, so that a trace always begins inside the thinking.
 
     Raises:
-      InputError: the tokenizer has no template, or the template refuses the conversation or the arguments.
+      InputError: the tokenizer has no template, or the template refuses the conversation or the arguments, does not
+        know one of them, or closes the thinking.
     """
     from jinja2 import TemplateError
 
@@ -41,6 +46,33 @@ def prompt_ids(tokenizer: Any, target: TargetConfig, messages: Sequence[Mapping[
     except (TemplateError, TypeError, ValueError) as error:
         given = f" with its chat {target.chat}" if target.chat else ""
         raise InputError(f"the chat template of target {target.name} cannot be applied{given}: {error}") from error
+    _check_options(target, tokenizer)
+    if text.rstrip().endswith(target.think_end):
+        raise InputError(
+            f"the chat template of target {target.name} closes the thinking with its chat {target.chat}: the prompt "
+            f"ends in {text[-40:]!r}, expected one behind which the model begins to think"
+        )
     if not text.rstrip().endswith(target.think_start):
         text += f"{target.think_start}\n"
     return tokenizer.encode(text, add_special_tokens=False)
+
+
+def _check_options(target: TargetConfig, tokenizer: Any) -> None:
+    """jinja passes over what a template does not use, so that a slip of the pen would change nothing, silently.
+
+    What a shipped target gives stays allowed: a YAML that began as a copy of one may carry it on.
+    """
+    if strange := target.chat.keys() - _shipped_options():
+        words = set(re.findall(r"\w+", tokenizer.get_chat_template()))
+        for key in sorted(strange - words):
+            near = difflib.get_close_matches(key, sorted(words | _shipped_options()), n=1, cutoff=0.8)
+            raise InputError(
+                f"target {target.name}: chat.{key} is {target.chat[key]!r}, but its chat template in {target.folder} "
+                f"does not use {key!r}" + (f", did you mean {near[0]!r}?" if near else "")
+            )
+
+
+@cache
+def _shipped_options() -> frozenset[str]:
+    files = [file for root in CONFIG_ROOTS for file in (root / "targets").glob("*.yaml")]
+    return frozenset(key for file in files for key in read_yaml(file).get("chat", {}))

@@ -27,6 +27,7 @@ from specexit.errors import InputError
 from specexit.schemas.collect import CollectConfig
 from specexit.schemas.target import TrialConfig, load_target_config
 from tests.torch.pretend import SLOW, TARGET, THINK, TOKENIZER, N, Pretender, Server, config, forced
+from torch_specexit.chat import load_chat_tokenizer, prompt_ids
 from torch_specexit.collecting import CollectError, collect
 from torch_specexit.collecting.summary import Counts, count, finish
 from torch_specexit.collecting.work import all_asks, check_positions
@@ -535,6 +536,54 @@ def test_a_chat_template_that_cannot_be_applied(tmp_path, server, file, content,
     with pytest.raises(InputError, match=rf"prompt 'test-0-00000': the chat template of target mine .*{message}"):
         collect(config(server, tmp_path / "out", target=str(tmp_path / "mine.yaml")))
     assert not (tmp_path / "out").exists()
+
+
+SWITCH = (
+    "{% for m in messages %}{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+    "{% if reasoning_effort is defined %}{{ reasoning_effort }}{% endif %}"
+)
+"""Qwen3's way of not thinking, and an option of another model."""
+
+
+@pytest.mark.parametrize(
+    ("chat", "message"),
+    [
+        ({"enable_thinking": True}, None),
+        ({"enable_thinking": True, "reasoning_effort": "high"}, None),
+        (
+            {"enable_thinkin": False},
+            "chat.enable_thinkin is False, but its chat template in .*model does not use 'enable_thinkin', "
+            "did you mean 'enable_thinking'",
+        ),
+        ({"reasoning_efort": 1}, "does not use 'reasoning_efort', did you mean 'reasoning_effort'"),
+        ({"chat_template": "x"}, "does not use 'chat_template'$"),
+        ({"max_length": 8}, "does not use 'max_length'$"),
+        (
+            {"enable_thinking": False},
+            r"closes the thinking with its chat {'enable_thinking': False}: .*</think>\\n\\n'",
+        ),
+    ],
+)
+def test_options_of_the_chat_template(tmp_path, chat, message):
+    shutil.copytree(TARGET.folder, tmp_path / "model")
+    (tmp_path / "model" / "chat_template.jinja").write_text(SWITCH)
+    target = TARGET.model_copy(update={"path": str(tmp_path / "model"), "chat": chat})
+    messages = [{"role": "user", "content": "What is 3 + 4? </think>"}]
+    tokenizer = load_chat_tokenizer(target)
+    if message is not None:
+        with pytest.raises(InputError, match=message):
+            prompt_ids(tokenizer, target, messages)
+        return
+    ids = prompt_ids(tokenizer, target, messages)
+    assert TOKENIZER.decode(ids).endswith("<think>\n")
+    assert ids.count(THINK.start) == 1
+
+
+def test_an_option_of_a_shipped_target_may_be_given_to_any(tmp_path):
+    target = TARGET.model_copy(update={"chat": {"enable_thinking": True}})
+    plain = prompt_ids(load_chat_tokenizer(TARGET), TARGET, [{"role": "user", "content": "What is 3 + 4?"}])
+    assert prompt_ids(load_chat_tokenizer(target), target, [{"role": "user", "content": "What is 3 + 4?"}]) == plain
 
 
 def test_a_prompt_that_is_longer_than_the_model(tmp_path, server):
