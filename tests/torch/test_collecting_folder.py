@@ -15,8 +15,9 @@ from specexit.config import ConfigError, save_run
 from specexit.data.traces import TraceError, read_traces
 from specexit.errors import InputError
 from specexit.schemas.target import TrialConfig
-from tests.torch.pretend import TARGET, config, forced
+from tests.torch.pretend import TARGET, Pretender, Server, config, forced
 from torch_specexit.collecting import CollectError, collect
+from torch_specexit.collecting.ledger import Ledger
 
 
 def test_another_config_in_the_same_folder(server, tmp_path):
@@ -108,6 +109,36 @@ def test_other_prompts_by_another_name(server, numbered, tmp_path):
         collect(config(server, tmp_path / "out", **OWN | {"prompts": "q.jsonl"}, shard="1/2"))
     assert server.completions == before
     assert yaml.safe_load((tmp_path / "out" / "run.yaml").read_text())["config"]["prompts"] == "p.jsonl"
+
+
+def test_a_first_run_that_fails_before_its_first_trace_claims_nothing(tmp_path):
+    """What was wrong is mended in place, in the YAML or on the command line, and the same folder is taken."""
+    server = Server(Pretender(12), model="another")
+    asked = {"target": forced(tmp_path, max_tokens=64), "temperature": 0.5}
+    for changes in ({}, {"temperature": 0.1}, {"shard": "0/2"}):
+        with pytest.raises(CollectError, match="serves another, expected"):
+            collect(config(server, tmp_path / "out", **asked | changes))
+    fields = yaml.safe_load((tmp_path / "mine.yaml").read_text()) | {"trial": {"math": {"max_tokens": 32}}}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(fields))
+    collect(config(server, tmp_path / "out", **asked | {"model": "another", "temperature": None}))
+    assert len(read_traces(tmp_path / "out")) == 12
+    assert yaml.safe_load((tmp_path / "out" / "target.yaml").read_text())["trial"] == fields["trial"]
+    assert yaml.safe_load((tmp_path / "out" / "run.yaml").read_text())["config"]["temperature"] is None
+    server.close()
+
+
+def test_a_run_that_has_one_trace_or_is_at_work_keeps_its_folder(server, tmp_path):
+    out = tmp_path / "out"
+    first = config(server, out, shard="0/3")
+    with Ledger(first, TARGET, []):
+        with pytest.raises(ConfigError, match=r"another config \(temperature is 0\.5, was None\)"):
+            collect(config(server, out, shard="1/3", temperature=0.5))
+        collect(config(server, out, shard="1/3"))
+    (out / "traces-00001.parquet").unlink()
+    (out / "manifest.json").unlink()
+    (out / ".collect" / "shard-2-of-3.jsonl").write_text("a trace")
+    with pytest.raises(ConfigError, match=r"another config \(temperature is 0\.5, was None\)"):
+        collect(config(server, out, temperature=0.5))
 
 
 def test_a_kill_before_the_folder_has_its_record_blocks_nothing(server, collected, tmp_path):

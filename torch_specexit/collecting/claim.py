@@ -1,7 +1,7 @@
 """An output folder belongs to one run: the first collector says which, those that join or go on are held against it.
 
-The record is written under the folder's lock, ``run.yaml`` last: where a kill came before it, the folder is as good as
-new, and shards that start together wait for the first of them.
+The record is written under the folder's lock, ``run.yaml`` last: where a kill came before it, or a run failed before
+its first trace, the folder is as good as new, and shards that start together wait for the first of them.
 """
 
 from __future__ import annotations
@@ -29,9 +29,14 @@ PROMPTS = {"prompts", "columns"}
 HIDDEN = ".collect"
 """Folder of locks and logs in the output folder; the first thing that a run makes."""
 
+RECORD = (HIDDEN, TARGET_FILE, f".{TARGET_FILE}.", "run.yaml", ".run.yaml.")
+"""How the names begin of all that is there before a trace is."""
 
-def claim(config: CollectConfig, target: TargetConfig) -> None:
-    """Make ``config.out`` this run's folder, or find that it is already.
+
+@contextmanager
+def claim(config: CollectConfig, target: TargetConfig) -> Iterator[None]:
+    """Make ``config.out`` this run's folder, or find that it is already. In the block nobody else can claim it: a
+    shard's own lock is taken there, which says that the record is in use.
 
     Raises:
       ConfigError: it holds a run with another config, or of a target that is asked in another way.
@@ -42,14 +47,31 @@ def claim(config: CollectConfig, target: TargetConfig) -> None:
         raise FileExistsError(f"{out}: output folder is not empty and holds no run.yaml to resume from")
     (out / HIDDEN).mkdir(parents=True, exist_ok=True)
     with exclusive(out):
-        if run.exists():
+        others = [path.name for path in out.iterdir() if not path.name.startswith(RECORD)]
+        if run.exists() and (others or _in_use(out / HIDDEN)):
             _hold_against(config, target)
-            return
-        for path in out.iterdir():
-            if path.name not in (HIDDEN, TARGET_FILE) and not path.name.startswith((f".{TARGET_FILE}.", ".run.yaml.")):
-                raise FileExistsError(f"{out}: output folder holds {path.name}, but no run.yaml to resume from")
-        save_target(out, target)
-        save_run(config, out)
+        elif others:
+            raise FileExistsError(f"{out}: output folder holds {others[0]}, but no run.yaml to resume from")
+        else:
+            save_target(out, target)
+            save_run(config, out)
+        yield
+
+
+def _in_use(hidden: Path) -> bool:
+    """Whether a shard has written into its log, or is at work."""
+    return any(log.stat().st_size for log in hidden.glob("shard-*.jsonl")) or any(
+        map(_held, hidden.glob("shard-*.lock"))
+    )
+
+
+def _held(path: Path) -> bool:
+    with path.open("r+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def rename_prompts(config: CollectConfig) -> None:

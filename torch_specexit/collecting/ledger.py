@@ -82,9 +82,9 @@ class Ledger:
           TraceError: a file in it is damaged, or of other prompts.
           FileExistsError: it holds something else.
         """
-        claim(self.config, self.target)
         try:
-            self._lock()
+            with claim(self.config, self.target):
+                self._lock()
             for leftover in (f for chunk in self.chunks for f in self.out.glob(f".{chunk.file}.*")):
                 leftover.unlink()
             self._recover()
@@ -132,17 +132,16 @@ class Ledger:
         """Hold this shard's lock; the lock of a shard of another division of the work must be free."""
         folder = self.out / HIDDEN
         number, of = self.config.part
-        with exclusive(self.out):
-            for path in sorted(folder.glob("shard-*-of-*.lock")):
-                if path.name.endswith(f"-of-{of}.lock") and path.name != f"shard-{number}-of-{of}.lock":
-                    continue
-                with path.open("r+") as held:
-                    _take(held, f"{self.out}: {held.read().strip() or 'another process'} is collecting into it")
-            lock = (folder / f"shard-{number}-of-{of}.lock").open("w")
-            _take(lock, f"{self.out}: another process is collecting into it")
-            self._locks.append(lock)
-            lock.write(f"process {os.getpid()} on {socket.gethostname()}")
-            lock.flush()
+        for path in sorted(folder.glob("shard-*-of-*.lock")):
+            if path.name.endswith(f"-of-{of}.lock") and path.name != f"shard-{number}-of-{of}.lock":
+                continue
+            with path.open("r+") as held:
+                _take(held, f"{self.out}: {held.read().strip() or 'another process'} is collecting into it")
+        lock = (folder / f"shard-{number}-of-{of}.lock").open("w")
+        _take(lock, f"{self.out}: another process is collecting into it")
+        self._locks.append(lock)
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+        lock.flush()
         self._log = (folder / f"shard-{number}-of-{of}.jsonl").open("a+b")
 
     def _release(self) -> None:
