@@ -35,6 +35,14 @@ class Config(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _said(cls, value: Any, info: Any) -> Any:
+        """An empty path, such as a shell variable that is not set, would be the working directory."""
+        if value == "" and Path in _apart(cls.model_fields[info.field_name].annotation):
+            raise ValueError("expected a path")
+        return value
+
     @field_validator("*")
     @classmethod
     def _on_disk(cls, value: Any) -> Any:

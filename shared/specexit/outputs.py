@@ -20,8 +20,10 @@ def require_empty(folder: Path) -> None:
     """Refuse to write into a folder that holds something.
 
     Raises:
-      FileExistsError: it is there and not empty.
+      FileExistsError: it is there and not empty, or the working directory, in whose place no other can be put.
     """
+    if not isinstance(folder, BucketPath) and folder.exists() and folder.samefile(Path.cwd()):
+        raise FileExistsError(f"{folder}: is the working directory, expected a new folder")
     if not isinstance(folder, BucketPath) and folder.is_symlink() and not folder.exists():
         raise FileExistsError(f"{folder}: is a link to nothing, expected a new or empty folder")
     if folder.exists() and not folder.is_dir():

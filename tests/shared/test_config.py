@@ -7,6 +7,7 @@ import pytest
 import yaml
 from pydantic import Field
 
+from specexit.buckets import Location
 from specexit.cli import parse
 from specexit.config import Config, ConfigError, find, load, save_run
 from specexit.schemas.bench_recipe import BenchRecipeConfig
@@ -56,6 +57,24 @@ def test_an_error_names_the_file(recipe):
     recipe.write_text("setps: 3\n")
     with pytest.raises(ConfigError, match=r"recipe\.yaml: unknown key 'setps', did you mean 'steps'"):
         load(Recipe, recipe)
+
+
+@pytest.mark.parametrize("key", ["out", "source", "either"])
+def test_an_empty_path_is_not_the_working_directory(recipe, key):
+    """A shell variable that is not set leaves ``out=``."""
+
+    class Paths(Config):
+        out: Path = Path("runs")
+        source: Location = Path("runs")
+        either: Location | None = None
+        text: str = ""
+
+    assert load(Paths, None, ["text=", "out=.", "either=null"]) == Paths(out=Path())
+    with pytest.raises(ConfigError, match=rf"{key} is '': .*expected a path"):
+        load(Paths, None, [f"{key}="])
+    recipe.write_text(f"{key}: ''\n")
+    with pytest.raises(ConfigError, match=rf"recipe\.yaml: {key} is '': .*expected a path"):
+        load(Paths, recipe)
 
 
 @pytest.mark.parametrize(("text", "message"), [("a: [", "cannot be read as YAML"), ("- 1", "holds a list")])

@@ -3,8 +3,11 @@
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from specexit.outputs import new_folder, require_empty
 
 WRITE = """
 import signal, sys
@@ -52,3 +55,14 @@ def test_a_signal_that_is_ignored_stays_so(writing, tmp_path):
     process.communicate("go on\n")
     assert process.returncode == 0
     assert [path.name for path in (tmp_path / "parent").iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("begin", [require_empty, lambda folder: new_folder(folder).__enter__()])
+@pytest.mark.parametrize("name", [".", "", "../here"])
+def test_the_working_directory_is_refused_before_any_work(begin, name, tmp_path, monkeypatch):
+    """What is written would be put in its place, and a shell would stand in a folder that is gone."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(FileExistsError, match="is the working directory, expected a new folder"):
+        begin(Path(name))
+    assert [path.name for path in tmp_path.rglob("*")] == ["here"]
