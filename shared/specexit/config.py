@@ -11,6 +11,7 @@ import importlib.metadata
 import math
 import os
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -71,6 +72,13 @@ def find(kind: str, name: str) -> Path:
     for root in CONFIG_ROOTS:
         if (root / kind / f"{name}.yaml").exists():
             return root / kind / f"{name}.yaml"
+    if "/" in name or (name and Path(name).is_dir()):
+        what = "is a folder" if Path(name).is_dir() else "does not exist"
+        near = f", did you mean '{name}.yaml'?" if Path(f"{name}.yaml").exists() else ""
+        raise ConfigError(
+            f"{kind} {name!r} {what}{near}; expected a name or a YAML file (a target's own says in path where its "
+            "model lies, see docs/add-a-target.md)"
+        )
     known = sorted({p.stem for root in CONFIG_ROOTS for p in (root / kind).glob("*.yaml")})
     raise ConfigError(f"{kind} {name!r} does not exist{_nearest(name, known)}; there is {', '.join(known) or 'none'}")
 
@@ -90,6 +98,31 @@ def keys(schema: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]
             yield f"{prefix}{field.alias or name}", field
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML in which no key hides another, and 010 is ten, as in YAML 1.2."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode | None:
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value if node is not None else ():
+            if key.value == "<<" or not isinstance(key, yaml.ScalarNode):
+                continue
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"key {key.value!r} is there twice", problem_mark=key.start_mark)
+            seen.add(key.value)
+        return node
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        return int(node.value) if re.fullmatch(r"[-+]?0\d+", node.value) else super().construct_yaml_int(node)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+
+
+def _yaml(text: str) -> Any:
+    return yaml.load(text, _Loader)
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """The keys and values of a YAML file.
 
@@ -97,7 +130,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
       ConfigError: it cannot be read, or holds something else.
     """
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        data = _yaml(path.read_text(encoding="utf-8")) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: cannot be read as YAML: {error}") from error
     if not isinstance(data, dict):
@@ -173,7 +206,7 @@ def _parse(schema: type[BaseModel], key: str, value: str) -> Any:
     if not value.lstrip().startswith("{") and any(_is_schema(kind) and _takes(kind, value) for kind in kinds):
         return value
     try:
-        return yaml.safe_load(value)
+        return _yaml(value)
     except yaml.YAMLError as error:
         raise ConfigError(f"{key}={value}: the value cannot be read as YAML: {error}") from error
 

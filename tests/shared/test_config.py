@@ -59,6 +59,38 @@ def test_an_error_names_the_file(recipe):
         load(Recipe, recipe)
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("steps: 1\nkind: a\nsteps: 2\n", r"key 'steps' is there twice\n.*line 3"),
+        ("optimizer: {rate: 1, rate: 2}\n", "key 'rate' is there twice"),
+        ("optimizer:\n  rate: 1\nsteps: 1\noptimizer:\n  rate: 2\n", r"key 'optimizer' is there twice\n.*line 4"),
+        ("'steps': 1\nsteps: 2\n", "key 'steps' is there twice"),
+    ],
+)
+def test_a_key_that_is_there_twice_is_refused(recipe, text, message):
+    """The last of them would hide the others, such as all answer kinds of a `trial` that was pasted again."""
+    recipe.write_text(text)
+    with pytest.raises(ConfigError, match=rf"recipe\.yaml: cannot be read as YAML: {message}"):
+        load(Recipe, recipe)
+    with pytest.raises(ConfigError, match=r"rate: 2\}: the value cannot be read as YAML: key 'rate'"):
+        load(Recipe, None, ["optimizer={rate: 1, rate: 2}"])
+
+
+def test_what_is_merged_may_be_said_anew(recipe):
+    recipe.write_text("optimizer: &one {rate: 1}\n")
+    recipe.write_text("steps: 3\noptimizer:\n  <<: {rate: 1}\n  rate: 2\n")
+    assert load(Recipe, recipe).optimizer.rate == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "number"), [("010", 10), ("08", 8), ("-07", -7), ("0", 0), ("1_000", 1000), ("0x10", 16)]
+)
+def test_a_number_is_decimal_whatever_it_begins_with(recipe, text, number):
+    recipe.write_text(f"steps: {text}\n")
+    assert load(Recipe, recipe).steps == load(Recipe, None, [f"steps={text}"]).steps == number
+
+
 @pytest.mark.parametrize("key", ["out", "source", "either"])
 def test_an_empty_path_is_not_the_working_directory(recipe, key):
     """A shell variable that is not set leaves ``out=``."""
@@ -93,6 +125,25 @@ def test_a_file_of_another_encoding_is_named(recipe):
 def test_a_name_that_does_not_exist_gets_the_nearest_one():
     with pytest.raises(ConfigError, match=r"targets 'tiny-reasonr' does not exist, did you mean 'tiny-reasoner'"):
         find("targets", "tiny-reasonr")
+
+
+def test_a_folder_in_place_of_a_name_says_what_is_wanted(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models" / "Qwen3-4B").mkdir(parents=True)
+    (tmp_path / "models" / "mine.yaml").write_text("")
+    wanted = r"; expected a name or a YAML file .*docs/add-a-target\.md"
+    with pytest.raises(ConfigError, match=rf"targets 'models/Qwen3-4B' is a folder{wanted}"):
+        find("targets", "models/Qwen3-4B")
+    with pytest.raises(ConfigError, match=rf"targets 'models' is a folder{wanted}"):
+        find("targets", "models")
+    with pytest.raises(
+        ConfigError, match=rf"'\./models/mine' does not exist, did you mean '\./models/mine\.yaml'\?{wanted}"
+    ):
+        find("targets", "./models/mine")
+    with pytest.raises(ConfigError, match=rf"'Qwen/Qwen3-4B' does not exist{wanted}"):
+        find("targets", "Qwen/Qwen3-4B")
+    with pytest.raises(ConfigError, match="targets '' does not exist; there is "):
+        find("targets", "")
 
 
 def test_a_run_file_reproduces_its_config(recipe, tmp_path):
