@@ -12,6 +12,7 @@ import math
 import os
 import platform
 import re
+import secrets
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -318,7 +319,8 @@ def write_bytes(path: Path, data: bytes) -> None:
         path.write_bytes(data)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    # Shards on several machines may write the same file at once, and have the same process id.
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     beside.write_bytes(data)
     beside.replace(path)
 

@@ -18,6 +18,7 @@ from specexit.schemas.target import TrialConfig
 from tests.torch.pretend import TARGET, Pretender, Server, config, forced
 from torch_specexit.collecting import CollectError, collect
 from torch_specexit.collecting.ledger import Ledger
+from torch_specexit.collecting.work import all_asks
 
 
 def test_another_config_in_the_same_folder(server, tmp_path):
@@ -130,7 +131,7 @@ def test_a_first_run_that_fails_before_its_first_trace_claims_nothing(tmp_path):
 def test_a_run_that_has_one_trace_or_is_at_work_keeps_its_folder(server, tmp_path):
     out = tmp_path / "out"
     first = config(server, out, shard="0/3")
-    with Ledger(first, TARGET, []):
+    with Ledger(first, TARGET, all_asks(first, TARGET)):
         with pytest.raises(ConfigError, match=r"another config \(temperature is 0\.5, was None\)"):
             collect(config(server, out, shard="1/3", temperature=0.5))
         collect(config(server, out, shard="1/3"))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from specexit.config import ConfigError, read_yaml, save_run
+from specexit.data.stream import MANIFEST
 from specexit.schemas.collect import CollectConfig
 from specexit.schemas.target import TARGET_FILE, TargetConfig, load_target_config, save_target
 
@@ -29,7 +30,7 @@ PROMPTS = {"prompts", "columns"}
 HIDDEN = ".collect"
 """Folder of locks and logs in the output folder; the first thing that a run makes."""
 
-RECORD = (HIDDEN, TARGET_FILE, f".{TARGET_FILE}.", "run.yaml", ".run.yaml.")
+RECORD = (HIDDEN, *(start + name for name in (TARGET_FILE, "run.yaml", MANIFEST) for start in ("", ".")))
 """How the names begin of all that is there before a trace is."""
 
 
