@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 
 import pytest
 
@@ -88,14 +89,21 @@ def test_math_500(tmp_path):
         {"ID": "60", "Problem": "P", "Answer": 33},
         {"problem_idx": 60, "problem": "P", "answer": 33, "problem_type": ["Algebra"]},
         {"ID": 60, "Year": 2024, "Question": "P", "Answer": 33.0},
+        {"id": 60, "question": "P", "answer": r"33^\circ"},  # as AIME 2025 was published
+        {"id": 60, "question": "P", "answer": "$33$"},
+        {"id": 60, "question": "P", "answer": "33.0"},
     ],
 )
 def test_aime(tmp_path, row):
     prompt = read(tmp_path, "aime", row)
-    assert prompt.id == "aime-60"
-    assert same_answer("33", prompt.reference)
-    with pytest.raises(PromptError, match="answer is '1000', expected an integer from 0 to 999"):
-        read(tmp_path, "aime", {"problem": "P", "answer": 1000})
+    assert (prompt.id, prompt.reference) == ("aime-60", "33")
+
+
+@pytest.mark.parametrize("answer", [1000, "-1", "33.5", "33\\%", "33_8", "33 or 34", "x", "nan", True, ""])
+def test_an_answer_that_aime_cannot_have_is_refused(tmp_path, answer):
+    message = f"answer is {str(answer)!r}, expected an integer from 0 to 999"
+    with pytest.raises(PromptError, match=re.escape(message)):
+        read(tmp_path, "aime", {"problem": "P", "answer": answer})
 
 
 def test_gpqa_diamond_is_shuffled_by_the_seed(tmp_path):

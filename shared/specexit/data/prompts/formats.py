@@ -11,6 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from specexit.data.answers.code import Checks
+from specexit.data.answers.math_numbers import number as number_in
+from specexit.data.answers.math_text import normal
+from specexit.data.answers.math_units import split
 from specexit.data.prompts.prompt import Prompt, PromptError, Row, optional_text, text_of
 
 REASON = "Please reason step by step, and put your final answer within \\boxed{}."
@@ -54,13 +57,13 @@ def aime(row: Row, where: str, number: int, seed: int) -> Prompt:
     """AIME in the forms that are in use: ``problem`` or ``question``, ``answer`` an integer from 0 to 999."""
     del seed
     question = text_of(_field(row, where, "problem", "Problem", "question", "Question"), where, "problem")
-    answer = _field(row, where, "answer", "Answer")
-    whole = isinstance(answer, float) and answer.is_integer()  # as pandas writes a column with gaps
-    reference = str(int(answer) if whole else answer).strip()
-    if not reference.isdecimal() or int(reference) > 999:
-        raise PromptError(f"{where}: answer is {reference!r}, expected an integer from 0 to 999")
+    answer = str(_field(row, where, "answer", "Answer")).strip()
+    quantity, unit = split(normal(answer))
+    value = number_in(quantity)
+    if value is None or value not in range(1000) or unit not in (None, "degree"):  # a published answer is 336^\circ
+        raise PromptError(f"{where}: answer is {answer!r}, expected an integer from 0 to 999")
     own = next((row[name] for name in ("id", "ID", "problem_idx") if row.get(name) is not None), f"{number:05d}")
-    return _math(f"aime-{own}", "aime", question, reference)
+    return _math(f"aime-{own}", "aime", question, str(value))
 
 
 def gpqa_diamond(row: Row, where: str, number: int, seed: int) -> Prompt:
