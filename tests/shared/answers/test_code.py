@@ -19,6 +19,27 @@ EXTRACTED = [
     ("~~~python\nx = 1\n~~~", "x = 1"),
     ("  ```python\nx = 1\n  ```", "x = 1"),
     ("```python\n\ndef f():\n    return 1\n\n```", "def f():\n    return 1"),
+    # a fence in a list is as far in as its content
+    ("1. So:\n\n   ```python\n   def f():\n       return 1\n   ```", "def f():\n    return 1"),
+    ("1. So:\n\n    ```python\n    x = 1\n\n    y = 2\n    ```\n", "x = 1\n\ny = 2"),
+    ("\t```python\n\tx = 1\n\t```", "x = 1"),
+    ("   ```python\nx = 1\n   ```", "x = 1"),
+    (
+        '```python\ndef f():\n    """\n    ```\n    f()\n    ```\n    """\n```',
+        'def f():\n    """\n    ```\n    f()\n    ```\n    """',
+    ),
+    # what stands behind the program
+    ("```python\nx = 1\n```\nRun it:\n```bash\npython x.py\n```", "x = 1"),
+    ("```python\nx = 1\n```\nIt prints\n```text\n3\n```", "x = 1"),
+    ("```Python3\nx = 1\n```\nIt prints\n```\n3\n```", "x = 1"),
+    ("```\nx = 1\n```\nRun it:\n```sh\npython x.py\n```", "x = 1"),
+    ("```\ndef f(): ...\n```\nIt prints\n```\n3\n```", "def f(): ..."),
+    ("```python\ndef f(): ...\n```\nSo:\n```python\nprint(f())  # def\n```", "def f(): ..."),
+    ("```python\nf = lambda x: x\n```\nSo:\n```python\nresult = f(2)\n```", "f = lambda x: x"),
+    ("```python\ndef f(): 1\n```\nBetter:\n```python\nclass F:\n    x = 1\n```", "class F:\n    x = 1"),
+    ("```python\ndef f(): 1\n```\nBetter:\n```python\nasync def f(): 2\n```", "async def f(): 2"),
+    ("```bash\npip install x\n```", "pip install x"),
+    ("```python\nx = 1\n```\n```bash\npython", None),
     ("```python\nx = 1", None),
     ("```python\nx = 1\n```\n```python\ny = 2", None),
     ("x = 1", None),
@@ -41,6 +62,14 @@ PASSING = [
     "def square(x):\n    print('noise' * 10000)\n    return x * x",
     "import numpy as np\ndef square(x):\n    return int(np.square(x))",
     "def square(x):\n    return sum([x] * x) if x > 0 else square(-x)",
+    # what a program does when it is started is not asked for
+    *[
+        f"import sys, unittest\ndef square(x):\n    return x * x\nif __name__ == '__main__':\n    {start}"
+        for start in ("sys.exit(0)", "print(square(int(input())))", "square(int(sys.argv[1]))", "unittest.main()")
+    ],
+    "from __future__ import annotations\nfrom dataclasses import dataclass\n@dataclass\nclass Number:\n    x: int\n"
+    "def square(x):\n    return Number(x).x ** 2",
+    "import pickle\nclass N(int):\n    pass\ndef square(x):\n    return pickle.loads(pickle.dumps(N(x))) ** 2",
 ]
 
 FAILING = [
@@ -85,7 +114,7 @@ ESCAPES = [
 
 
 @pytest.mark.parametrize(("text", "program"), EXTRACTED)
-def test_the_last_closed_block_is_the_program(text, program):
+def test_which_block_is_the_program(text, program):
     assert extract_answer(text, "code") == program
 
 
@@ -98,6 +127,12 @@ def test_programs_that_pass(program):
 @pytest.mark.parametrize("program", FAILING)
 def test_programs_that_fail(program):
     assert not same_answer(program, SQUARE.dumps(), "code")
+
+
+def test_tests_may_stand_under_a_guard():
+    guarded = Checks('if __name__ == "__main__":\n    assert square(3) == 9\n')
+    assert same_answer(PASSING[0], guarded.dumps(), "code")
+    assert not same_answer(FAILING[0], guarded.dumps(), "code")
 
 
 @pytest.mark.parametrize("program", ESCAPES)

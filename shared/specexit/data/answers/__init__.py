@@ -5,7 +5,7 @@
 | ``math`` | the last ``\\boxed{}`` | the same value, set, interval or matrix (math-verify) |
 | ``choice`` | a letter | the same letter |
 | ``text`` | a few words | the same words, normalised |
-| ``code`` | the last fenced block | both pass the prompt's tests, in a sandbox |
+| ``code`` | the last fenced block of Python | both pass the prompt's tests, in a sandbox |
 | ``function:module:name`` | what a Python function of the user's says | what it says |
 """
 

@@ -1,4 +1,4 @@
-"""Programs: the last fenced block of a response, run against tests in a sandbox."""
+"""Programs: the last fenced block of Python in a response, run against tests in a sandbox."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ from functools import lru_cache
 from specexit.data.answers.base import AnswerKind
 from specexit.data.answers.sandbox import require_sandbox, run
 
-_FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,})[^\S\n]*([\w+#.-]*)[^\n]*$", re.M)
+_FENCE = re.compile(r"^([ \t]*)(`{3,}|~{3,})[^\S\n]*([\w+#.-]*)[^\n]*$", re.M)
+_DEEPER = 3
+"""Spaces that a closing fence may be indented by beyond its opening one (CommonMark); one in a docstring has more."""
+_PYTHON = ("python", "python3", "py", "py3")
+_DEFINES = re.compile(r"^(?:(?:async\s+)?def|class)\s|^\w+\s*=\s*lambda\b", re.M)
 
 
 @dataclass(frozen=True)
@@ -20,7 +24,9 @@ class Checks:
     """The reference of a programming task."""
 
     test: str
-    """Python that runs behind the program and fails with an exception; it may define ``check(candidate)``."""
+    """Python that runs behind the program and fails with an exception; it may define ``check(candidate)``.
+
+    It is ``__main__``, and the program before it is not."""
     entry_point: str | None = None
     """Name in the program that ``check`` is called with."""
     prompt: str = ""
@@ -43,7 +49,8 @@ class Checks:
     def around(self, program: str) -> str:
         """The whole source to run."""
         call = f"check({self.entry_point})" if self.entry_point else ""
-        whole = "\n\n".join(part for part in (self.prompt, program, self.test, call) if part) + "\n"
+        parts = (self.prompt, program, '__name__ = "__main__"', self.test, call)
+        whole = "\n\n".join(part for part in parts if part) + "\n"
         return _futures_first(whole) if "__future__" in program else whole
 
 
@@ -63,7 +70,10 @@ class Code(AnswerKind):
         require_sandbox()
 
     def extract(self, text: str, choices: Sequence[str] | None = None) -> str | None:
-        """The content of the last fenced block; None where there is none or it never closes.
+        """The content of the last fenced block of Python; None where there is none or the last block never closes.
+
+        A block tagged as Python comes before an untagged one, and that before any other, such as a command. Of several
+        the last that defines something counts, as an example of a call may stand behind it.
 
         Example:
           >>> CODE_FENCE = "```"
@@ -71,14 +81,10 @@ class Code(AnswerKind):
           'x = 1'
         """
         del choices
-        found, opened = None, None
-        for fence in _FENCE.finditer(text):
-            marks, info = fence.groups()
-            if opened is None:
-                opened = fence
-            elif marks.startswith(opened.group(1)) and not info:
-                found, opened = text[opened.end() + 1 : fence.start()], None
-        return None if opened is not None or found is None else found.strip("\n").rstrip() or None
+        blocks = _blocks(text)
+        best = min((_rank(tag) for tag, _ in blocks), default=0)
+        programs = [source for tag, source in reversed(blocks) if _rank(tag) == best]
+        return next(filter(_DEFINES.search, programs), programs[0] if programs else None)
 
     def why_no_reference(self, reference: str, choices: Sequence[str] | None = None) -> str | None:
         """A reference has to be tests, or a program."""
@@ -113,6 +119,25 @@ class Code(AnswerKind):
             return True
         tests = None if reference is None else Checks.loads(reference)
         return a is not None and b is not None and tests is not None and passes(a, tests) and passes(b, tests)
+
+
+def _blocks(text: str) -> list[tuple[str, str]]:
+    """Tag and content of each fenced block that has some; none at all where the last never closes."""
+    blocks: list[tuple[str, str]] = []
+    opened: re.Match[str] | None = None
+    for fence in _FENCE.finditer(text):
+        indent, marks, tag = fence.groups()
+        if opened is None:
+            opened = fence
+        elif marks.startswith(opened[2]) and not tag and len(indent) <= len(opened[1]) + _DEEPER:
+            content = re.sub(rf"^[ \t]{{0,{len(opened[1])}}}", "", text[opened.end() + 1 : fence.start()], flags=re.M)
+            blocks.append((opened[3].casefold(), content.strip("\n").rstrip()))
+            opened = None
+    return [] if opened else [block for block in blocks if block[1]]
+
+
+def _rank(tag: str) -> int:
+    return 0 if tag in _PYTHON else 1 if not tag else 2
 
 
 @lru_cache(maxsize=1 << 14)
