@@ -12,18 +12,30 @@ _LETTERS = "A-J"
 _STYLE = re.compile(r"\\(?:text|textbf|textit|mathbf|mathrm|mathit|bf|rm|mbox|bold)\b|[\\${}*`_]")
 _ALONE = re.compile(rf"\(?\[?([{_LETTERS}{_LETTERS.lower()}])\]?\)?[.,:)]?")
 _WITH_TEXT = re.compile(
-    rf"(?:option|choice|answer)?\s*[(\[]?([{_LETTERS}])(?:[)\]]?[.:]|[)\]]|\s+[-–—:])\s*\S.*", re.I | re.S
+    rf"(?:option|choice|answer)?\s*[(\[]?(?P<letter>[{_LETTERS}])"
+    r"(?:(?:[)\]]?[.:]|[)\]]|\s+[-–—:])\s*\S.*|\s\(.+\)\.?)",
+    re.I | re.S,
 )
 _NAMED = re.compile(rf"(?:option|choice|answer)\s*[(\[]?([{_LETTERS}])[)\]]?[.,:]?", re.I)
-_JSON = re.compile(r"([\"'])answer\1\s*:\s*([\"'])(.*?)\2", re.I)
+_MARKED = re.compile(r"([\"'])answer\1\s*:\s*([\"'])(?P<json>.*?)\2|<answer>\s*(?P<tag>.{0,500}?)\s*</answer>", re.I)
+_GAP = r"[\s*_{}$]"
 _STATED = re.compile(
-    r"(?i:answer|option|choice)(?:\s+(?i:is|would\s+be|should\s+be|must\s+be)|\s*:)+\s*(?i:option|choice|the\s+letter)?\s*[:(\[\"']*"
-    rf"([{_LETTERS}])(?=[)\].,:;\"'!]|\s*$|\s+[^a-z\s]|\s+[-–—]|\s+(?i:because|since|as|and|or|with)\b)",
-    re.M,
+    rf"(?:answer|option|choice)(?:{_GAP}+(?:is|would\s+be|should\s+be|must\s+be)\b|{_GAP}*:)+{_GAP}*", re.I
+)
+_SMALL = _LETTERS.lower()
+_FIRST = re.compile(
+    r"(?i:option|choice|the\s+letter)?\s*[:(\[\"']*(?P<letter>"
+    rf"[{_LETTERS}](?=[)\].,:;\"'!]|\s*$|\s+[^a-z\s]|\s+[-–—]|\s+(?i:because|since|as|and|or|with)\b)"
+    rf"|[{_SMALL}](?=[)\]]|[.:]?\s*$|[.:]\s))"
 )
 _ANOTHER = re.compile(
     rf"[)\]\"']*(?:\s*[,&/]|\s+(?:and|or)\b)(?:\s*(?:and|or)\b)?\s*[(\[\"']*"
-    rf"[{_LETTERS}](?=[)\].,;:\"'!]|\s*$|\s+(?:and|or|are|both)\b)",
+    rf"[{_LETTERS}{_SMALL}](?=[)\].,;:\"'!]|\s*$|\s+(?:and|or|are|both)\b)"
+)
+_RIGHT = re.compile(
+    rf"(?:\b(?i:option|choice|answer)\s+|(?<![\w'])(?=\S{{1,3}}\s+is\s+the\b))[(\[]?([{_LETTERS}])[)\]]?"
+    r"\s+is\s+(?:(?:the\s+)?(?:correct|right)(?:\s+(?:answer|option|choice|one))?|the\s+answer)"
+    r"(?=[.,;:!]|\s*$|\s+(?:because|since|as)\b)",
     re.M,
 )
 _LISTED = re.compile(rf"[(\[]?([{_LETTERS}])[)\].:]\s+(\S.*)")
@@ -35,19 +47,25 @@ class Choice(AnswerKind):
     name = "choice"
 
     def extract(self, text: str, choices: Sequence[str] | None = None) -> str | None:
-        r"""The letter in the last ``\boxed{}``, in JSON (``"answer": "C"``), behind "the answer is", or alone on the
-        last line; with ``choices``, an option's own text counts as its letter where it is no letter itself."""
+        r"""The letter in the last ``\boxed{}``, in JSON (``"answer": "C"``) or ``<answer>``, behind "the answer is",
+        alone on the last line, or of the one option that "is correct"; with ``choices``, an option's own text counts as
+        its letter where it is no letter itself."""
         if r"\boxed" in text or r"\fbox" in text:
             box = last_box(text)
             return None if box is None else _letter(box, choices)
-        plain = _STYLE.sub("", text)
-        if (found := _JSON.findall(text)) and (letter := _letter(found[-1][-1], choices)):
+        marked = [found["json"] or found["tag"] or "" for found in _MARKED.finditer(text)]
+        if marked and (letter := _letter(marked[-1], choices)):
             return letter
-        if stated := list(_STATED.finditer(plain)):
-            several = _ANOTHER.match(plain, stated[-1].end())
-            return None if several else _in_range(stated[-1].group(1), choices)
-        lines = plain.strip().splitlines()
-        return _letter(lines[-1], choices) if lines else None
+        said = [rest.partition("\n")[0] for rest in _STATED.split(text)[1:]]
+        for rest in dict.fromkeys(reversed(said)):  # a model in a loop says one thing thousands of times
+            first = _FIRST.match(_STYLE.sub("", rest))
+            letter = _in_range(_one(first), choices) or _of_option(rest.rstrip(" .*_"), choices)
+            if first or letter:
+                return letter
+        plain = _STYLE.sub("", text)
+        last = (plain.strip().splitlines() or [""])[-1]
+        right = set(_RIGHT.findall(plain))
+        return _letter(last, choices) or _in_range(right.pop() if len(right) == 1 else None, choices)
 
     def why_no_reference(self, reference: str, choices: Sequence[str] | None = None) -> str | None:
         """A reference has to name an option."""
@@ -101,14 +119,24 @@ def _letter(text: str, choices: Sequence[str] | None = None) -> str | None:
     alone = _ALONE.fullmatch(plain) or _NAMED.fullmatch(plain)
     if alone and (letter := _in_range(alone.group(1), choices)):
         return letter
+    if letter := _of_option(text, choices):
+        return letter
+    return _in_range(_one(_WITH_TEXT.fullmatch(plain)), choices)
+
+
+def _of_option(text: str, choices: Sequence[str] | None) -> str | None:
+    """The letter of the one option whose text this is."""
     matching = [i for i, choice in enumerate(choices or ()) if normal(choice) == normal(text)]
-    if len(matching) == 1:
-        return chr(ord("A") + matching[0])
-    found = _WITH_TEXT.fullmatch(plain)
-    return _in_range(found.group(1), choices) if found else None
+    return chr(ord("A") + matching[0]) if len(matching) == 1 else None
 
 
-def _in_range(letter: str, choices: Sequence[str] | None) -> str | None:
+def _one(found: re.Match[str] | None) -> str | None:
+    """The letter that was found; None where another is named behind it."""
+    if found is None or _ANOTHER.match(found.string, found.end("letter")):
+        return None
+    return found["letter"]
+
+
+def _in_range(letter: str | None, choices: Sequence[str] | None) -> str | None:
     """A letter as a capital; None where there are fewer options."""
-    letter = letter.upper()
-    return letter if not choices or ord(letter) - ord("A") < len(choices) else None
+    return letter.upper() if letter and (not choices or ord(letter.upper()) - ord("A") < len(choices)) else None
