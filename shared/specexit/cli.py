@@ -394,5 +394,10 @@ for _name, _command in COMMANDS.items():
 
 
 def main() -> None:
-    """Entry point of the ``specexit`` script."""
+    """Entry point of the ``specexit`` script.
+
+    A function of the user's is found beside where the command is run, as ``python -m specexit`` finds it; behind all
+    else, so that no file there stands in for a library.
+    """
+    sys.path.append(str(Path.cwd()))
     app()

@@ -174,6 +174,23 @@ def test_a_function_that_ends_its_process_is_told_so(name, code, caplog):
     assert same_answer("silent", "listen", ANAGRAM)  # with a new process
 
 
+def test_the_installed_command_finds_a_module_where_it_is_run(module, tmp_path):
+    """As ``python -m specexit`` does; ``-P`` leaves the working folder out of the path, as a script does."""
+    (tmp_path / "json.py").write_text("raise SystemExit('json of the working folder')")
+    (tmp_path / "judged_here.py").write_text((module / "judged_by_me.py").read_text())
+    program = """
+import sys
+from specexit.cli import main
+try:
+    main()
+except SystemExit:
+    from specexit.data.answers import kind, same_answer
+    print(kind("function:judged_here:anagram").name, same_answer("silent", "listen", "function:judged_here:anagram"))
+"""
+    done = subprocess.run([sys.executable, "-P", "-c", program, "--help"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1:] == ["function:judged_here:anagram True"], done.stderr
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

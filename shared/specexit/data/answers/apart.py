@@ -37,10 +37,10 @@ class _Process:
 
     def __init__(self):
         source_root = str(Path(__file__).resolve().parents[3])
-        paths = [source_root, *filter(None, sys.path)]
+        paths = [source_root, *(path or os.getcwd() for path in sys.path)]
         self.owner = os.getpid()
         self.popen = subprocess.Popen(
-            [sys.executable, "-m", "specexit.data.answers.apart"],
+            [sys.executable, "-P", "-m", "specexit.data.answers.apart"],  # the path is ours, and no other
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
