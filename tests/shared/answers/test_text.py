@@ -17,6 +17,13 @@ EXTRACTED = [
     ("The answer is Rome. No, the answer is Paris.\n", "Rome. No, the answer is Paris"),
     ("Answer: Rome\nAnswer: Paris", "Paris"),
     ('The answer is "Paris".', "Paris"),
+    ("### Final Answer\n\nParis", "Paris"),
+    ("**Final Answer**\n\nParis.\n", "Paris"),
+    ("## Answer\n\nThe answer is Paris.", "Paris"),
+    ("Final Answer:\n> Paris", "Paris"),
+    ("Final Answer:\n- Paris", "Paris"),
+    ("Final Answer:\n- 5", "- 5"),
+    ("I know the answer\nParis", None),
     ("Paris", None),
     (r"\boxed{", None),
     (r"\boxed{}", None),
@@ -60,6 +67,18 @@ SAME = [
     ("x²", "x^2"),
     ("x^{2}", "x^2"),
     (r"\{1, 2\}", "{ 1, 2 }"),
+    ("x + 1", "x+1"),
+    ("3*x**2 + 2*x - 1", "3*x**2+2*x-1"),
+    ("a / b", "a/b"),
+    ("10 %", "10%"),
+    # a list
+    ("[5,100]", "[5, 100]"),
+    ("(12,345)", "(12, 345)"),
+    ("[[5,100],[7,200]]", "[[5, 100], [7, 200]]"),
+    ("[1, 2]", "1, 2"),
+    ("['a', 'b']", '["a","b"]'),
+    ("Paris [France]", "Paris (France)"),
+    ("1,000 people!", "1000 people"),
 ]
 
 DIFFERENT = [
@@ -99,6 +118,14 @@ DIFFERENT = [
     (r"\frac{1}{23}", r"\frac{12}{3}"),
     ("{1}{2}", "12"),
     ("a→b", "b→a"),
+    ("5!", "5"),
+    ("x != 3", "x = 3"),
+    ("x + 1", "x 1"),
+    # lists
+    ("[5,100]", "[5100]"),
+    ("[[1],[2]]", "[[1,2]]"),
+    ("[[1,2]]", "[1,2]"),
+    ("[[1, 2], [3]]", "[[1], [2, 3]]"),
     # "a" that is no article
     ("['a', 'b', 'c']", "['b', 'c']"),
     ("['a', 'cat']", "['cat']"),

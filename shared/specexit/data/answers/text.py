@@ -8,7 +8,9 @@ from collections.abc import Sequence
 
 from specexit.data.answers.base import AnswerKind, last_box
 
-_STATED = re.compile(r"\b(?:final\s+)?answer\b(?:\s+is\b|\s*[:=])+\s*(.+)", re.I)
+_HEADING = r"^#*[ \t]*(?:the\s+)?(?:final\s+)?answer[^\S\n]*\n\s*+(?!.*\banswer\b)"
+_BULLET = r"(?:(?<=\n)(?:> ?|- (?=[^\W\d_]{2})))?"
+_STATED = re.compile(rf"(?:\b(?:final\s+)?answer\b(?:\s+is\b|\s*[:=])+|{_HEADING})\s*{_BULLET}(.+)", re.I | re.M)
 _FONT = r"\\(?:text|textbf|textit|mathbf|mathrm|mbox)\b"
 _STYLED = re.compile(_FONT + r"\s*\{((?:[^{}]|\{[^{}]*\})*)\}")
 _EMPHASIS = re.compile(r"(?<![\w*])(\*{1,3})([^\s*](?:[^*\n]*[^\s*])?)\1(?![\w*])")
@@ -17,6 +19,10 @@ _SUPERSCRIPT = re.compile("[⁰¹²³⁴-⁹⁺⁻ⁿ]+")
 _QUOTE = "[\"'“‘«(]"
 _ARTICLE = re.compile(rf"^{_QUOTE}*(?:a|an|the)\s+(?={_QUOTE}?[^\W\d_]{{2}})")
 _HYPHEN = re.compile(r"(?<=[^\W\d_]{2})-(?=\w)|(?<=\w)-(?=[^\W\d_]{2})|(?<=[^\W\d_]{2}) - (?=[^\W\d_]{2})|--+")
+_BRACKETED = re.compile(r"\\?[\[({].*[\])}]")
+_MEMBERS = r"(?:[^\[\]]|\[(?:[^\[\]]|\[[^\[\]]*\])*\])*"
+_LIST = re.compile(rf"\[({_MEMBERS})\]")
+_EXCLAMATION = re.compile(r"(?<![\d)])!+(?!=)")
 
 
 class Text(AnswerKind):
@@ -25,7 +31,8 @@ class Text(AnswerKind):
     name = "text"
 
     def extract(self, text: str, choices: Sequence[str] | None = None) -> str | None:
-        r"""The last ``\boxed{}``, what follows ``####``, or the rest of the line behind "answer is" or "Answer:"."""
+        r"""The last ``\boxed{}``, what follows ``####``, the rest of the line behind "answer is" or "Answer:", or the
+        line below the heading "Answer"."""
         del choices
         if r"\boxed" in text or r"\fbox" in text:
             return _clean(last_box(text) or "")
@@ -55,19 +62,23 @@ def _clean(text: str) -> str | None:
 def normal(text: str) -> str:
     """Lower case, one form of each character, no article in front, no punctuation, single spaces, after SQuAD's rule.
 
-    What changes the meaning stays: the point of a number, signs, superscripts, braces, mathematical symbols. So does a
-    text of nothing but punctuation. A hyphen beside a word of two letters or more joins words; any other is a minus.
+    What changes the meaning stays: the point of a number, signs, superscripts, braces, mathematical symbols, the lists
+    in a list. So does a text of nothing but punctuation. A hyphen beside a word of two letters or more joins words; any
+    other is a minus. In an answer in brackets a comma separates members, not thousands.
 
     Example:
       >>> normal("The  “Eiffel” Tower!"), normal("-3.50"), normal("a"), normal("C++"), normal("!?")
       ('eiffel tower', '-3.50', 'a', 'c++', '!?')
       >>> normal("well-known"), normal("x - y"), normal("x = - y"), normal("10²"), normal("x ≥ 3")
       ('well known', 'x-y', 'x = -y', '10 ^ 2', 'x ≥ 3')
+      >>> normal("1,000"), normal("[1,000]"), normal("[1, [2, 3]]"), normal("5!"), normal("5 % / 2")
+      ('1000', '1 000', '1 [ 2 3 ]', '5!', '5%/2')
     """
     whole = _ARTICLE.sub("", _one_form(_unstyled(text)))
-    bare = re.sub(r"(?<=\d),(?=\d{3}\b)", "", whole)
-    bare = re.sub(r"(?<!\d)[.](?!\d)|(?<=\d)[.](?!\d)|(?<=[^\W\d])[.](?=\d)", " ", bare)
-    bare = re.sub(r"(?<=\S) - (?=\S)", "-", _HYPHEN.sub(" ", bare))
+    bare = whole if _BRACKETED.fullmatch(whole) else re.sub(r"(?<=\d),(?=\d{3}\b)", "", whole)
+    bare = found.group(1) if (found := _LIST.fullmatch(bare)) else re.sub(r"[\[\]]", " ", bare)
+    bare = re.sub(r"(?<!\d)[.](?!\d)|(?<=\d)[.](?!\d)|(?<=[^\W\d])[.](?=\d)", " ", _EXCLAMATION.sub(" ", bare))
+    bare = re.sub(r"(?<=\S) ([-+/]) (?=\S)|(?<=\d) (%)", r"\1\2", _HYPHEN.sub(" ", bare))
     bare = re.sub(r"\s+", " ", "".join(map(_apart, bare.replace("'", ""))))
     return bare.replace("- ", "-").strip() or whole
 
@@ -90,6 +101,6 @@ def _one_form(text: str) -> str:
 def _apart(char: str) -> str:
     """A character of a word or number as it is, a mathematical symbol between spaces, a space for all else."""
     category = unicodedata.category(char)
-    if char.isalnum() or char in "+-/.#%" or category[0] == "M":
+    if char.isalnum() or char in "+-/.#%!" or category[0] == "M":
         return char
-    return f" {char} " if char in "*^{}" or category == "Sm" else " "
+    return f" {char} " if char in "*^{}[]" or category == "Sm" else " "
