@@ -137,7 +137,7 @@ def test_a_letter_that_is_an_options_text_too_is_the_letter(text):
         ("The answer is A and C.", ("He", "H", "A and C"), "C"),
         ("The answer is $x_2$.", ("x^2", "x_2"), "B"),
         ("The answer is -5.", ("5", "-5"), "B"),
-        ("The answer is [0, 1)", ("(0, 1)", "0.1"), "A"),
+        ("The answer is (0, 1).", ("0.1", "(0, 1)"), "B"),
         (r"\boxed{x^{12}}", ("x^{12}", "x^12"), "A"),
         (r"\boxed{x_2}", ("x^2", "x_2"), "B"),
         (r"\boxed{2 * 3}", ("2 * 3", "23", "2 / 3"), "A"),
