@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Int
 
 from specexit.config import save_run
+from specexit.data.checks import once
 from specexit.data.rows import Trace
 from specexit.data.scores import ScoreWriter, sample_key
 from specexit.data.stream import TraceError, blocks, read_batches, shown, values_of
@@ -53,7 +54,8 @@ def score(config: ScoreConfig) -> int:
 
     Raises:
       DraftError: the draft is unusable, plain, or made for another target.
-      TraceError: the traces are unreadable, there are none, or they are of another target or tokenizer.
+      TraceError: the traces are unreadable, there are none, one is there twice, or they are of another target or
+        tokenizer.
       ConfigError: the target is unknown, or the one given is not the draft's.
       FileExistsError: the output folder is not empty.
     """
@@ -65,13 +67,14 @@ def score(config: ScoreConfig) -> int:
     check_tokenizer(config.traces, target)
     features, draft = load_pair(config, target, draft_config)
     columns = ("id", "sample", "prompt_ids", "think_ids")
-    found = blocks(read_batches(config.traces, Trace, columns, vocab_size=vocab_size_of(target)), BLOCK_TOKENS)
+    rows = once(read_batches(config.traces, Trace, columns, vocab_size=vocab_size_of(target)), config.traces)
     n = 0
     with new_folder(config.out) as folder:
         models = weights_hash(config.draft), target_fingerprint(target.folder)
         with ScoreWriter(folder / "scores.parquet", draft_config.specexit.source, *models) as writer:
-            texts = (text for block in found for text in score_block(block, features, draft, config.batch_tokens))
-            for key, signals in shown(texts, "score", "traces"):
+            found = blocks(rows, BLOCK_TOKENS)
+            scored = (one for block in found for one in score_block(block, features, draft, config.batch_tokens))
+            for key, signals in shown(scored, "score", "traces"):
                 writer.write(key, signals)
                 n += 1
         if not n:

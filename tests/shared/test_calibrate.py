@@ -14,7 +14,7 @@ from specexit import tiny
 from specexit.cli import run
 from specexit.data.rows import prompt_sha256
 from specexit.data.scores import Scores, read_scores, write_scores
-from specexit.data.traces import data_sha256, read_traces, write_traces
+from specexit.data.traces import TraceError, data_sha256, read_traces, write_traces
 from specexit.drafts.directory import read_config
 from specexit.drafts.fingerprints import target_fingerprint
 from specexit.drafts.policy import Selection, read_policy, write_policy
@@ -142,7 +142,9 @@ def test_samples_of_a_prompt_count_as_shares_of_it(setting):
 
 def test_a_trace_that_stands_there_twice_is_refused(setting):
     paths = setting(np.full(N, 0.9), [True] * N, id=lambda i: str(i % 399))
-    refused(paths, r"1 traces stand there more than once, the first is '0' \(sample 0\)")
+    with pytest.raises(TraceError, match=r"traces\.parquet: trace '0', sample 0, is there twice"):
+        calibrate(CalibrateConfig(**paths))
+    assert not (paths["draft"] / "policy.json").exists()
 
 
 def test_the_worst_group_is_controlled(setting):

@@ -20,7 +20,7 @@ from specexit.data.sequences import (
     make_sequence,
 )
 from specexit.data.stream import read_batches
-from specexit.data.traces import LabelledTrace, data_sha256, write_traces
+from specexit.data.traces import LabelledTrace, TraceError, data_sha256, write_traces
 from specexit.method.labels import token_labels
 from specexit.method.signals import SIGNALS, column
 from specexit.schemas.pack import PackConfig
@@ -115,6 +115,14 @@ def packed(make_trace, tmp_path):
     write_traces(tmp_path / "labelled" / "traces.parquet", traces)
     pack(PackConfig(traces=tmp_path / "labelled", out=tmp_path / "packed", length=40, shards=2))
     return tmp_path / "packed"
+
+
+def test_a_trace_that_is_there_twice_is_not_trained_on_twice(make_trace, tmp_path):
+    traces = [labelled(make_trace(id=name)) for name in "aba"]
+    write_traces(tmp_path / "labelled" / "traces.parquet", traces)
+    with pytest.raises(TraceError, match=r"labelled: trace 'a', sample 0, is there twice, expected every sample"):
+        pack(PackConfig(traces=tmp_path / "labelled", out=tmp_path / "packed", length=40))
+    assert not (tmp_path / "packed").exists()
 
 
 def test_a_shard_that_was_damaged_in_place_is_named_with_the_row(packed):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from specexit.data.scores import ScoreError, Scores, write_scores
-from specexit.data.traces import write_traces
+from specexit.data.traces import TraceError, write_traces
 from specexit.method.decision import Policy
 from specexit.method.policies.budget import budget_policy
 from specexit.method.replay import Replay
@@ -89,6 +89,15 @@ def test_scores_of_other_traces_are_refused_and_nothing_is_written(paths, perfec
     write_scores(paths["scores"], Scores("draft", "0" * 64, {"other": perfect["0"]}))
     with pytest.raises(ScoreError, match="trace '0' is missing"):
         simulate(SimulateConfig(**paths))
+    assert not paths["out"].exists()
+
+
+def test_a_trace_that_is_there_twice_is_refused(paths, traces, tmp_path):
+    """A copy of a file that was left in the folder would count its traces twice."""
+    for name in ("a", "copy of a"):
+        write_traces(tmp_path / "traces" / f"{name}.parquet", traces)
+    with pytest.raises(TraceError, match=r"traces: trace '0', sample 0, is there twice, expected every sample"):
+        simulate(SimulateConfig(**paths | {"traces": tmp_path / "traces"}))
     assert not paths["out"].exists()
 
 

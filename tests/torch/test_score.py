@@ -164,6 +164,20 @@ def test_blocks_and_samples(paths, traces, monkeypatch):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
+def test_a_trace_that_is_there_twice_is_refused(paths, traces):
+    write_traces(paths["traces"], [*traces, traces[1]])
+    with pytest.raises(TraceError, match=r"traces\.parquet: trace 't1', sample 0, is there twice"):
+        score(ScoreConfig(**paths))
+    assert not paths["out"].exists()
+
+
+def test_an_id_that_looks_like_another_ones_sample_has_scores_of_its_own(paths, traces):
+    alike = [dataclasses.replace(traces[1], id="t0", sample=1), dataclasses.replace(traces[2], id="t0#1")]
+    write_traces(paths["traces"], [traces[0], *alike])
+    assert score(ScoreConfig(**paths)) == 3
+    assert [len(values) for values in read_scores(paths["out"]).of(alike)] == [31, 17]
+
+
 def test_nothing_as_large_as_time_times_time_or_vocabulary(write_random_draft, tmp_path):
     """Every tensor that scoring makes is linear in time: none has two axes of it, none one of the vocabulary."""
     folder = write_random_draft(tmp_path / "draft", "draft", **TINY)

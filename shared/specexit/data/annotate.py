@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from rich.table import Table
 from specexit.buckets import arrow_sink
 from specexit.config import save_run, write_text
 from specexit.data.boundaries import stating
+from specexit.data.checks import once
 from specexit.data.rows import LABELLED_SCHEMA, LabelledTrace, Trace, infer_decided, is_tried_throughout
 from specexit.data.stream import TraceError, blocks, deserialised, in_parallel, read_batches, rows_of, serialised, shown
 from specexit.data.summary import Statistics, Tally, listed
@@ -85,26 +86,9 @@ def _with_schema(rows: bytes, schema: pa.Schema) -> pa.RecordBatch:
 
 
 def _label_blocks(config: AnnotateConfig, target: TargetConfig) -> Iterator[_Labelled]:
-    found = blocks(_once(read_batches(config.traces, vocab_size=vocab_size_of(target)), config.traces), BLOCK_TOKENS)
+    found = blocks(once(read_batches(config.traces, vocab_size=vocab_size_of(target)), config.traces), BLOCK_TOKENS)
     work = partial(_label_block, target.folder, config.answer_word)
     return shown(in_parallel(work, found, config.workers), "label", "blocks")
-
-
-def _once(batches: Iterable[pa.RecordBatch], path: Path) -> Iterator[pa.RecordBatch]:
-    """The batches, if no trace is there twice: what is counted by traces would count it twice.
-
-    Raises:
-      TraceError: one is.
-    """
-    seen: set[int] = set()  # of hashes, so that memory does not grow with names
-    for batch in batches:
-        for key in zip(batch["id"].to_pylist(), batch["sample"].to_pylist(), strict=True):
-            if hash(key) in seen:
-                raise TraceError(
-                    f"{path}: trace {key[0]!r}, sample {key[1]}, is there twice, expected every sample of a prompt once"
-                )
-            seen.add(hash(key))
-        yield batch
 
 
 @cache

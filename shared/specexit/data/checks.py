@@ -6,6 +6,7 @@ A batch is looked at as a whole, and the first row that cannot be is named. Colu
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,23 @@ def check_rows(file: Path, batch: pa.RecordBatch, first: int = 0, vocab_size: in
     for check in (_nulls, _lengths, _order, _states, _verdicts, _confidence, _trials, _exits, _hard_boundaries):
         _report(file, batch, first, check(batch))
     _report(file, batch, first, _ids(batch, vocab_size))
+
+
+def once(batches: Iterable[pa.RecordBatch], path: Path) -> Iterator[pa.RecordBatch]:
+    """The batches, if no trace is there twice: what is counted by traces, or learnt from them, would count it twice.
+
+    Raises:
+      TraceError: one is.
+    """
+    seen: set[int] = set()  # of hashes, so that memory does not grow with names
+    for batch in batches:
+        for key in zip(batch["id"].to_pylist(), batch["sample"].to_pylist(), strict=True):
+            if hash(key) in seen:
+                raise TraceError(
+                    f"{path}: trace {key[0]!r}, sample {key[1]}, is there twice, expected every sample of a prompt once"
+                )
+            seen.add(hash(key))
+        yield batch
 
 
 def _report(file: Path, batch: pa.RecordBatch, first: int, problem: Problem | None) -> None:

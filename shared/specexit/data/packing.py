@@ -29,6 +29,7 @@ from rich.console import Console
 
 from specexit.buckets import BucketPath
 from specexit.config import Config, save_run, write_text
+from specexit.data.checks import once
 from specexit.data.overlap import short_hash_of, write_prompts
 from specexit.data.rows import LabelledTrace
 from specexit.data.sequences import COLUMNS, Example, TraceArrays, arrays_of, assemble, best_fit, make_sequence
@@ -112,7 +113,7 @@ def pack(config: PackConfig) -> PackMeta:
     order drawn from the seed.
 
     Raises:
-      TraceError: the traces cannot be used, or were written with another tokenizer.
+      TraceError: the traces cannot be used, one is there twice, or they were written with another tokenizer.
       ConfigError: their target is unknown or not the one given.
       PackError: no trace fits an example, or the boundaries were tried for another exit point.
       FileExistsError: the output folder is not empty.
@@ -132,8 +133,9 @@ def pack(config: PackConfig) -> PackMeta:
     )
     with new_folder(config.out) as folder:
         names = [f"examples-{i:05d}-of-{config.shards:05d}.array_record" for i in range(config.shards)]
-        batches = read_batches(config.traces, LabelledTrace, ("id", *COLUMNS), vocab_size=layout.vocab_size)
-        found = blocks(batches, BLOCK_TOKENS, length)
+        columns = ("id", "sample", *COLUMNS)
+        batches = read_batches(config.traces, LabelledTrace, columns, vocab_size=layout.vocab_size)
+        found = blocks(once(batches, config.traces), BLOCK_TOKENS, length)
         tally = _write_shards([folder / name for name in names], found, layout, config.workers)
         if not tally.rows:
             raise PackError(

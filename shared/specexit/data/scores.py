@@ -7,7 +7,9 @@ the hashes of the draft's and the target's weights, so that scores of other mode
 from __future__ import annotations
 
 import os
-from collections.abc import Container, Iterator, Sequence
+import re
+from collections import Counter
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +24,9 @@ from specexit.data.stream import values_of
 from specexit.errors import InputError
 from specexit.method.signals import NAMES
 
-SCHEMA_VERSION = "2"
+SCHEMA_VERSION = "3"
+READABLE_VERSIONS = ("2", SCHEMA_VERSION)
+"""Version 2 keeps sample 1 of prompt ``q`` and sample 0 of a prompt ``q#1`` under one key."""
 ROWS_AT_ONCE = 16
 
 SCHEMA = pa.schema(
@@ -40,6 +44,27 @@ class ScoreError(InputError):
     """A score file that cannot be used; the message names the file and what was expected."""
 
 
+def key_of(trace: AnyTrace) -> str:
+    """What a trace's scores are kept under, see `sample_key`."""
+    return sample_key(trace.id, trace.sample)
+
+
+def sample_key(id: str, sample: int) -> str:
+    """Names one sample of a prompt: by the prompt's id, and which sample it is where that is not the first. An id that
+    looks like a further sample's key gets its number in any case, so that no two samples have one key.
+
+    Example:
+      >>> sample_key("q", 0), sample_key("q", 1), sample_key("q#1", 0), sample_key("q#1", 1)
+      ('q', 'q#1', 'q#1#0', 'q#1#1')
+    """
+    return id if sample == 0 and not re.search(r"#\d+\Z", id) else f"{id}#{sample}"
+
+
+def _older_key(trace: AnyTrace) -> str:
+    """`key_of` in files of version 2."""
+    return trace.id if trace.sample == 0 else f"{trace.id}#{trace.sample}"
+
+
 @dataclass(frozen=True)
 class Scores:
     """Signal values by the `key_of` each trace."""
@@ -50,20 +75,20 @@ class Scores:
     signals: dict[str, Float[np.ndarray, "think signals"]]
     target_sha256: str | None = None
     """See `specexit.drafts.fingerprints.target_fingerprint`; None in older files."""
+    path: Path = Path("scores")
+    """The file, for messages."""
+    key: Callable[[AnyTrace], str] = key_of
 
     def of(self, traces: Sequence[AnyTrace]) -> list[Float[np.ndarray, "think signals"]]:
         """Signals of the given traces, in their order.
 
         Raises:
-          ScoreError: a trace has none, or another number of thinking tokens.
+          ScoreError: a trace has none, or another number of thinking tokens, or two have the same.
         """
-        found = []
-        for trace in traces:
-            _check_there(trace, self.signals)
-            values = self.signals[key_of(trace)]
-            _check_length(trace, values)
-            found.append(values)
-        return found
+        keys = _keys(self.path, traces, self.key, self.signals)
+        for key, trace in zip(keys, traces, strict=True):
+            _check_length(self.path, key, trace, self.signals[key])
+        return [self.signals[key] for key in keys]
 
 
 @dataclass(frozen=True)
@@ -76,6 +101,7 @@ class StoredScores:
       draft_blake3: see `Scores`.
       keys: of all that the file holds.
       target_sha256: see `Scores`.
+      key: of a trace, in a file of this version.
       traces: whose values are given.
     """
 
@@ -84,16 +110,16 @@ class StoredScores:
     draft_blake3: str
     keys: frozenset[str]
     target_sha256: str | None = None
+    key: Callable[[AnyTrace], str] = key_of
     traces: Sequence[AnyTrace] = ()
 
     def of(self, traces: Sequence[AnyTrace]) -> StoredScores:
         """Those of the given traces.
 
         Raises:
-          ScoreError: a trace has none.
+          ScoreError: a trace has none, or two have the same.
         """
-        for trace in traces:
-            _check_there(trace, self.keys)
+        _keys(self.path, traces, self.key, self.keys)
         return replace(self, traces=traces)
 
     def __iter__(self) -> Iterator[tuple[int, Float[np.ndarray, "_think signals"]]]:
@@ -102,34 +128,30 @@ class StoredScores:
         Raises:
           ScoreError: a trace has another number of thinking tokens, or there is NaN among the values.
         """
-        wanted = {key_of(trace): i for i, trace in enumerate(self.traces)}
+        wanted = {self.key(trace): i for i, trace in enumerate(self.traces)}
         for key, values in _read(self.path):
             if (i := wanted.get(key)) is not None:
-                _check_length(self.traces[i], values)
+                _check_length(self.path, key, self.traces[i], values)
                 yield i, values
 
 
-def _check_there(trace: AnyTrace, known: Container[str]) -> None:
-    if key_of(trace) not in known:
-        raise ScoreError(f"scores: trace {key_of(trace)!r} is missing, expected scores of the same traces")
+def _keys(path: Path, traces: Sequence[AnyTrace], key: Callable[[AnyTrace], str], known: Container[str]) -> list[str]:
+    """What the scores of the traces are kept under."""
+    counted = Counter(map(key, traces))
+    for name, n in counted.items():
+        if name not in known:
+            raise ScoreError(f"{path}: trace {name!r} is missing, expected scores of the same traces")
+        if n > 1:
+            raise ScoreError(f"{path}: {n} traces have their scores under {name!r}, expected one: score them again")
+    return [key(trace) for trace in traces]
 
 
-def _check_length(trace: AnyTrace, values: np.ndarray) -> None:
+def _check_length(path: Path, key: str, trace: AnyTrace, values: np.ndarray) -> None:
     if len(values) != trace.n_think:
         raise ScoreError(
-            f"scores: trace {key_of(trace)!r} has {len(values)} rows, expected one for each of its "
-            f"{trace.n_think} thinking tokens"
+            f"{path}: trace {key!r} has {len(values)} rows, expected one for each of its {trace.n_think} thinking "
+            "tokens"
         )
-
-
-def key_of(trace: AnyTrace) -> str:
-    """What a trace's scores are kept under: the prompt's id, and which sample of it where that is not the first."""
-    return sample_key(trace.id, trace.sample)
-
-
-def sample_key(id: str, sample: int) -> str:
-    """`key_of` from the two fields it depends on."""
-    return id if sample == 0 else f"{id}#{sample}"
 
 
 class ScoreWriter:
@@ -197,17 +219,18 @@ def read_scores(path: Path) -> Scores:
     """Read a score file, or ``scores.parquet`` in a folder.
 
     Raises:
-      ScoreError: nothing there, not Parquet, of another schema version, or NaN among the values.
+      ScoreError: see `open_scores`; also NaN among the values.
     """
     stored = open_scores(path)
-    return Scores(stored.source, stored.draft_blake3, dict(_read(stored.path)), stored.target_sha256)
+    signals = dict(_read(stored.path))
+    return Scores(stored.source, stored.draft_blake3, signals, stored.target_sha256, stored.path, stored.key)
 
 
 def open_scores(path: Path) -> StoredScores:
     """As `read_scores`, but the values stay on the disk.
 
     Raises:
-      ScoreError: nothing there, not Parquet, or of another schema version.
+      ScoreError: nothing there, not Parquet, of another schema version, without its metadata, or with a trace twice.
     """
     path = path / "scores.parquet" if path.is_dir() else path
     with _opened(path) as file:
@@ -217,11 +240,23 @@ def open_scores(path: Path) -> StoredScores:
                 raise ScoreError(f"{path}: column {field.name!r} ({field.type}) is missing or of another type")
         metadata = {key.decode(): value.decode() for key, value in (schema.metadata or {}).items()}
         version = metadata.get("specexit.scores", "none")
-        if version != SCHEMA_VERSION:
-            raise ScoreError(f"{path}: score schema version is {version}, expected {SCHEMA_VERSION}")
-        keys = frozenset(file.read(["id"])["id"].to_pylist())
-    models = metadata["specexit.draft_blake3"], metadata.get("specexit.target_sha256")
-    return StoredScores(path, metadata["specexit.source"], models[0], keys, models[1])
+        if version not in READABLE_VERSIONS:
+            raise ScoreError(f"{path}: score schema version is {version}, expected {' or '.join(READABLE_VERSIONS)}")
+        for name in ("specexit.source", "specexit.draft_blake3"):
+            if name not in metadata:
+                raise ScoreError(f"{path}: metadata has no {name}, expected what `score` writes: score again")
+        keys = Counter(file.read(["id"])["id"].to_pylist())
+    key, n = next(iter(keys.most_common(1)), ("", 0))
+    if n > 1:
+        raise ScoreError(f"{path}: trace {key!r} is there {n} times, expected every trace once: score again")
+    return StoredScores(
+        path,
+        metadata["specexit.source"],
+        metadata["specexit.draft_blake3"],
+        frozenset(keys),
+        metadata.get("specexit.target_sha256"),
+        key_of if version == SCHEMA_VERSION else _older_key,
+    )
 
 
 def _read(path: Path) -> Iterator[tuple[str, Float[np.ndarray, "_think signals"]]]:

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from specexit.buckets import BucketPath, arrow_sink, arrow_source
 from specexit.config import ConfigError
+from specexit.data.checks import once
 from specexit.data.rows import SCHEMAS, AnyTrace, BareTrace, LabelledTrace, Trace, ids_sha256
 from specexit.data.stream import TraceError, read_batches, rows_of, trace_files, values_of
 from specexit.schemas.target import TargetConfig, find_target, load_target_config
@@ -101,10 +102,10 @@ def read_bare(path: Path, n: int | None = None, kind: type[Trace] = Trace) -> li
       kind: what the file has to hold.
 
     Raises:
-      TraceError: see `read_traces`.
+      TraceError: see `read_traces`; also where a trace is there twice.
     """
     same: Same = {None: None}
-    batches = read_batches(path, kind, columns=BARE_COLUMNS)
+    batches = once(read_batches(path, kind, columns=BARE_COLUMNS), path)
     traces = list(islice((trace for batch in batches for trace in _bare(batch, same)), n))
     if not traces:
         raise TraceError(f"{path}: holds no traces")

@@ -56,8 +56,9 @@ def calibrate(config: CalibrateConfig) -> PolicyFile:
     """Choose an operating point for each epsilon and write them, with their guarantees, into the draft directory.
 
     Raises:
-      DraftError, PolicyError, TraceError, ScoreError: a file is unreadable, or the scores are of other traces.
-      SampleError: traces stand there twice, or have no references or groups where these are asked for.
+      DraftError, PolicyError, TraceError, ScoreError: a file is unreadable, a trace is there twice, or the scores are
+        of other traces.
+      SampleError: traces have no references or groups where these are asked for.
       CertificateError: traces, scores, draft and claim do not belong together, or the sample cannot support the claim.
     """
     stored, block = read_policy(config.draft), read_config(config.draft).specexit

@@ -237,7 +237,8 @@ def simulate(config: SimulateConfig) -> Simulation:
     """Replay all methods, print the tables and write the curves.
 
     Raises:
-      TraceError, ScoreError: a file is unreadable, the scores are of other traces, or no trace can judge.
+      TraceError, ScoreError: a file is unreadable, a trace is there twice, the scores are of other traces, or no trace
+        can judge.
       MethodError: a file of ``methods`` holds none.
     """
     methods = load_methods(config.methods)
