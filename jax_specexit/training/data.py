@@ -20,6 +20,7 @@ from jax_specexit.model.cached import ends_of
 from jax_specexit.sharding import CONTEXT, ROWS
 from specexit.config import ConfigError
 from specexit.data.features import Features, check
+from specexit.data.overlap import read_prompts
 from specexit.data.packing import FIELDS, PackError, PackMeta, Records, check_target, open_rows, read_example, read_meta
 from specexit.data.sequences import Example
 from specexit.drafts.fingerprints import target_fingerprint
@@ -32,9 +33,11 @@ def check_data(config: TrainConfig, target: TargetConfig) -> PackMeta:
 
     Raises:
       PackError: no shards there, truncated or damaged, too few rows, or packed for another target or tokenizer.
+      OverlapError: the list of its prompts, which the run hands on, cannot be read.
       ConfigError: its rows have another length than the recipe says, or ``loss_chunk`` does not divide it.
     """
     meta = read_meta(config.data)
+    read_prompts(config.data)
     check_target(meta, config.data, target)
     found = len(open_rows(config.data, meta))
     if found != meta.n:

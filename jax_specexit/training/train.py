@@ -43,7 +43,7 @@ def train(config: TrainConfig) -> None:
     Raises:
       ConfigError: the run folder belongs to another recipe, the mesh does not fit, or the data is for another target.
       BucketError: a bucket that cannot be read or written.
-      PackError, TraceError, FeatureError: packed data, traces or stored features that cannot be used.
+      PackError, OverlapError, TraceError, FeatureError: packed data, traces or stored features that cannot be used.
       NotFiniteError: the emergency stop, see `jax_specexit.training.nonfinite`.
     """
     target_config = load_target_config(config.target)

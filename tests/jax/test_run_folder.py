@@ -332,6 +332,15 @@ def test_a_shard_that_was_damaged_in_place_is_named(recipe: TrainConfig, packed:
         list(batches.steps(1, read_meta(config.data).n))
 
 
+def test_a_damaged_list_of_prompts_is_refused(recipe: TrainConfig, packed: Path, tmp_path: Path) -> None:
+    """The run would hand it on, and nothing could judge what was trained."""
+    data = copy_of(packed, tmp_path)
+    (data / "prompts.npy").write_bytes((data / "prompts.npy").read_bytes()[:100])
+    with pytest.raises(OverlapError, match=r"prompts\.npy: cannot be read as the hashes of prompts"):
+        train(changed(recipe, data=data))
+    assert not recipe.out.exists()
+
+
 def test_another_tokenizer_is_refused(recipe: TrainConfig, small_target: Path, tmp_path: Path) -> None:
     config = yaml.safe_load(small_target.read_text())
     model = Path(shutil.copytree(config["path"], tmp_path / "model"))

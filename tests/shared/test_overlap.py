@@ -55,6 +55,9 @@ def test_a_list_that_is_not_of_hashes_is_refused_before_it_takes_memory(damage, 
     (tmp_path / FILE).write_bytes(damage)
     with pytest.raises(OverlapError, match=r"prompts\.npy: cannot be read as the hashes of prompts"):
         refuse_trained(tmp_path, [make_trace()], tmp_path)
+    with pytest.raises(OverlapError, match=r"prompts\.npy: cannot be read as the hashes of prompts"):
+        copy_prompts(tmp_path, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_list_of_another_folder_is_not_copied(packed, tmp_path):

@@ -49,9 +49,10 @@ def copy_prompts(source: Path, folder: Path) -> None:
     """Hand the list on from packed data to a run, or from a run to a draft; nothing where there is none.
 
     Raises:
+      OverlapError: the list cannot be read: whatever judges the run or draft later would refuse it.
       TensorError: see `specexit.drafts.files.read_bytes`.
     """
-    if (source / FILE).exists():
+    if read_prompts(source) is not None:
         write_bytes(folder / FILE, read_bytes(source / FILE, MAX_BYTES))
 
 
