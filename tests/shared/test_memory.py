@@ -5,6 +5,7 @@ those that make data hold a block of traces.
 """
 
 import os
+from typing import get_args
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +17,7 @@ from specexit.data.columns import list_lengths
 from specexit.data.rows import LABELLED_SCHEMA, SCHEMA
 from specexit.data.scores import ScoreWriter
 from specexit.drafts.tensors import weights_hash
+from specexit.method.labels import ExitKind, exit_point
 from specexit.schemas.bench_data import BenchDataConfig
 from specexit.schemas.target import load_target_config
 from tests.shared.peak import peak
@@ -60,9 +62,12 @@ def test_long_prompts_do_not_fill_a_block(tmp_path):
     (tmp_path / "labelled").mkdir()
     with pq.ParquetWriter(tmp_path / "labelled" / "traces.parquet", LABELLED_SCHEMA) as writer:
         for batch in generate(config, load_target_config("tiny-reasoner")):
-            ends = pa.array(list_lengths(batch["think_ids"]).astype(np.int32))
+            ends = list_lengths(batch["think_ids"]).tolist()
             columns = dict(zip(batch.schema.names, batch.columns, strict=True))
-            columns |= {"exit_earliest": ends, "exit_stable": ends, "hard_boundary": pa.nulls(len(batch), pa.int32())}
+            known = list(zip(batch["boundaries"].to_pylist(), batch["boundary_agrees"].to_pylist(), ends, strict=True))
+            for kind in get_args(ExitKind):
+                columns[f"exit_{kind}"] = pa.array([exit_point(*one, kind) for one in known], pa.int32())
+            columns["hard_boundary"] = pa.nulls(len(batch), pa.int32())
             prompts = list(rng.integers(500, size=(len(batch), 4096), dtype=np.int32))
             columns["prompt_ids"] = pa.array(prompts, SCHEMA.field("prompt_ids").type)
             writer.write_batch(pa.RecordBatch.from_pydict(columns, schema=LABELLED_SCHEMA))

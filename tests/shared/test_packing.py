@@ -1,6 +1,7 @@
 """Packing: no token is lost or made up, labels travel with their tokens, and damaged data is refused."""
 
 import json
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from specexit.data.sequences import (
 )
 from specexit.data.stream import read_batches
 from specexit.data.traces import LabelledTrace, TraceError, data_sha256, write_traces
-from specexit.method.labels import token_labels
+from specexit.method.labels import ExitKind, exit_point, token_labels
 from specexit.method.signals import SIGNALS, column
 from specexit.schemas.pack import PackConfig
 from specexit.schemas.target import load_target_config
@@ -29,8 +30,12 @@ from specexit.schemas.target import load_target_config
 END = 9
 
 
-def labelled(trace, earliest: int = 7, stable: int = 10) -> LabelledTrace:
-    return LabelledTrace(**vars(trace), exit_earliest=earliest, exit_stable=stable, hard_boundary=None)
+def labelled(trace) -> LabelledTrace:
+    n = trace.n_think
+    exits = {
+        f"exit_{kind}": exit_point(trace.boundaries, trace.boundary_agrees, n, kind) for kind in get_args(ExitKind)
+    }
+    return LabelledTrace(**vars(trace), **exits, hard_boundary=None)
 
 
 @st.composite
@@ -94,7 +99,7 @@ def test_layout_of_a_truncated_trace(make_trace):
 
 
 def test_stable_exit_point_counts_further(make_trace):
-    laid_out = make_sequence(labelled(make_trace()), END, "stable")
+    laid_out = make_sequence(labelled(make_trace(boundary_agrees=[False, True, False])), END, "stable")
     assert laid_out.signal_labels[3, column("remaining")] == 9
 
 
@@ -236,7 +241,7 @@ def test_neither_does_an_untried_boundary_beside_it(make_trace):
     """Trials at 0, 2 and 4 of five boundaries, the middle one cut off: nothing has said that 1 and 3 differ."""
     states = ["agrees", "untried", "undecided", "untried", "agrees"]
     fields = {"boundary_answers": ["7"] * 5, "boundary_agrees": infer_agrees(states), "boundary_confidence": [0.5] * 5}
-    trace = labelled(make_trace(boundaries=[2, 4, 6, 8, 10], boundary_state=states, **fields), 2, 10)
+    trace = labelled(make_trace(boundaries=[2, 4, 6, 8, 10], boundary_state=states, **fields))
     mask = make_sequence(trace, END).signal_mask[3:13]
     for signal in ("validity", "confidence"):
         assert mask[:, column(signal)].tolist() == [True] * 2 + [False] * 6 + [True] * 2
@@ -245,8 +250,8 @@ def test_neither_does_an_untried_boundary_beside_it(make_trace):
 
 def test_arrays_of_a_batch_are_those_of_its_traces(make_trace, tmp_path):
     states = ["untried", "undecided", "agrees"]
-    second = make_trace(id="b", prompt_ids=[], boundary_state=states, boundary_agrees=infer_agrees(states))
-    traces = [labelled(make_trace()), labelled(second, 4, 7)]
+    second = make_trace(id="b", answer_ids=[], boundary_state=states, boundary_agrees=infer_agrees(states))
+    traces = [labelled(make_trace()), labelled(second)]
     write_traces(tmp_path / "traces.parquet", traces)
     [batch] = read_batches(tmp_path / "traces.parquet", LabelledTrace, COLUMNS)
     for trace, found in zip(traces, arrays_of(batch.slice(0, 2)), strict=True):
@@ -254,7 +259,7 @@ def test_arrays_of_a_batch_are_those_of_its_traces(make_trace, tmp_path):
             np.testing.assert_array_equal(getattr(found, name), value)
     [second] = arrays_of(batch.slice(1))  # of a part of a batch as well
     assert second.decided.tolist() == [False, False, True]
-    assert second.prompt.tolist() == []
+    assert second.answer.tolist() == []
 
 
 def test_blocks_in_processes_give_the_same_bytes(make_trace, tmp_path, monkeypatch):

@@ -206,6 +206,11 @@ def test_a_state_that_does_not_exist(make_trace, tmp_path):
         read_traces(tmp_path)
 
 
+def free_trial(**changes):
+    """``trial`` with one answer written in full, any field of it replaced."""
+    return json.dumps({"free": [{"boundary": 2, "answer": None, "same": None, "tokens": 9} | changes]})
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -236,6 +241,24 @@ def test_a_state_that_does_not_exist(make_trace, tmp_path):
             {"exit_stable": 100000},
             "has exit_stable 100000, expected one of its .* run specexit annotate again",
         ),
+        ({"exit_earliest": 4}, "has exit_earliest 4, expected 7 by its boundary_agrees: run specexit annotate again"),
+        ({"exit_earliest": 10}, "has exit_earliest 10, expected 7 by its boundary_agrees"),
+        ({"exit_stable": 10}, "has exit_stable 10, expected 7 by its boundary_agrees"),
+        ({"exit_stable": 4, "exit_earliest": 7}, "has exit_stable 4, expected 7 by its boundary_agrees"),
+        ({"prompt_ids": []}, "trace 'b' has no prompt_ids, expected at least one token"),
+        ({"sample": -1}, "trace 'b' has sample -1, expected 0 or more"),
+        ({"answer_kind": "maths"}, "trace 'b' has answer_kind 'maths', expected math, choice, text, code or function:"),
+        ({"sampling": "not json"}, "trace 'b' has sampling 'not json', expected a JSON object"),
+        ({"sampling": "null"}, "trace 'b' has sampling 'null', expected a JSON object"),
+        ({"trial": '{"free": 5}'}, "trace 'b' has free 5 in its trial, expected a list"),
+        (
+            {"trial": '{"free": [{"x": 1}]}'},
+            r"has \{'x': 1\} in free of its trial, expected boundary \(the index of one",
+        ),
+        ({"trial": free_trial(boundary=3)}, "in free of its trial, expected boundary"),
+        ({"trial": free_trial(answer=7)}, "in free of its trial, expected boundary"),
+        ({"trial": free_trial(same="yes")}, "in free of its trial, expected boundary"),
+        ({"trial": free_trial(tokens=None)}, "in free of its trial, expected boundary"),
         ({"hard_boundary": 3}, "has hard_boundary 3, expected the index of one of its 3 boundaries, or none"),
     ],
 )
@@ -249,11 +272,14 @@ def test_rows_that_cannot_be(make_trace, tmp_path, changes, message):
 
 
 def test_rows_at_the_edges_can_be(make_trace, tmp_path):
-    """Exit points at a boundary and at the natural end, no boundary at all, and a log-probability rounded above 0."""
+    """Exit points at a boundary and at the natural end, no boundary at all, a log-probability rounded above 0, an
+    answer kind of one's own, and an answer in full at the last boundary."""
     nothing = {f"boundar{end}": [] for end in ("ies", "y_answers", "y_agrees", "y_confidence")}
     ends = {"exit_stable": 10, "hard_boundary": None}
+    edges = {"boundary_confidence": [0.0, 1.0, 1.0000001], "boundary_agrees": [True, False, False]}
+    edges |= {"answer_kind": "function:mine:same", "trial": free_trial()}
     traces = [
-        LabelledTrace(**vars(make_trace(boundary_confidence=[0.0, 1.0, 1.0000001])), exit_earliest=4, **ends),
+        LabelledTrace(**vars(make_trace(**edges)), exit_earliest=4, **ends),
         LabelledTrace(**vars(make_trace(think_ids=[0] * 9 + [639], **nothing)), exit_earliest=10, **ends),
     ]
     write_traces(tmp_path / "traces.parquet", traces)

@@ -6,6 +6,7 @@ A batch is looked at as a whole, and the first row that cannot be is named. Colu
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -13,6 +14,8 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Bool, Int
 
+from specexit.data.answers import KINDS
+from specexit.data.answers.function import PREFIX
 from specexit.data.columns import coded, flat_values, list_lengths
 from specexit.data.rows import LABELLED_SCHEMA, SCHEMA, STATES
 from specexit.errors import InputError
@@ -43,7 +46,7 @@ def check_rows(file: Path, batch: pa.RecordBatch, first: int = 0, vocab_size: in
     Raises:
       TraceError: a row cannot be.
     """
-    for check in (_nulls, _lengths, _order, _states, _verdicts, _confidence, _trials, _exits, _hard_boundaries):
+    for check in CHECKS:
         _report(file, batch, first, check(batch))
     _report(file, batch, first, _ids(batch, vocab_size))
 
@@ -118,6 +121,20 @@ def _lengths(batch: pa.RecordBatch) -> Problem | None:
     return None
 
 
+def _prompts(batch: pa.RecordBatch) -> Problem | None:
+    """A draft judges a token by the one before it, so the first thinking token needs one."""
+    if not _has(batch, "prompt_ids") or (row := _first(list_lengths(batch["prompt_ids"]) == 0)) is None:
+        return None
+    return row, "no prompt_ids, expected at least one token"
+
+
+def _samples(batch: pa.RecordBatch) -> Problem | None:
+    if not _has(batch, "sample"):
+        return None
+    samples = batch["sample"].to_numpy(zero_copy_only=False)
+    return None if (row := _first(samples < 0)) is None else (row, f"sample {samples[row]}, expected 0 or more")
+
+
 def _order(batch: pa.RecordBatch) -> Problem | None:
     """Boundaries rise from 1 to at most the number of thinking tokens."""
     if not _has(batch, "boundaries", "think_ids"):
@@ -180,20 +197,61 @@ def _confidence(batch: pa.RecordBatch) -> Problem | None:
     return row, f"{value:g} at {at} of boundary_confidence, expected a probability from 0 to 1"
 
 
-def _trials(batch: pa.RecordBatch) -> Problem | None:
-    if not _has(batch, "trial"):
+def _kinds(batch: pa.RecordBatch) -> Problem | None:
+    if not _has(batch, "answer_kind"):
         return None
-    for row, text in enumerate(batch["trial"].to_pylist()):
-        if not _is_object(text):
-            return row, f"trial {text!r}, expected a JSON object"
+    codes, names = coded(batch["answer_kind"])
+    unknown = [code for code, name in enumerate(names) if name not in KINDS and not name.startswith(PREFIX)]
+    if (row := _first(np.isin(codes, unknown))) is not None:
+        return row, f"answer_kind {names[codes[row]]!r}, expected {', '.join(KINDS)} or {PREFIX}module:name"
     return None
 
 
-def _is_object(text: str) -> bool:
+def _samplings(batch: pa.RecordBatch) -> Problem | None:
+    if not _has(batch, "sampling"):
+        return None
+    codes, texts = coded(batch["sampling"])
+    wrong = [code for code, text in enumerate(texts) if _object(text) is None]
+    if (row := _first(np.isin(codes, wrong))) is not None:
+        return row, f"sampling {texts[codes[row]]!r}, expected a JSON object"
+    return None
+
+
+def _trials(batch: pa.RecordBatch) -> Problem | None:
+    if not _has(batch, "trial"):
+        return None
+    n = list_lengths(batch["boundaries"]).tolist() if _has(batch, "boundaries") else [sys.maxsize] * len(batch)
+    for row, text in enumerate(batch["trial"].to_pylist()):
+        trial = _object(text)
+        if trial is None:
+            return row, f"trial {text!r}, expected a JSON object"
+        free = trial.get("free", [])
+        if not isinstance(free, list):
+            return row, f"free {free!r} in its trial, expected a list"
+        for one in free:
+            if not _is_free_trial(one, n[row]):
+                return row, (
+                    f"{one!r} in free of its trial, expected boundary (the index of one of its boundaries), answer "
+                    "(text or null), same (true, false or null) and tokens"
+                )
+    return None
+
+
+def _is_free_trial(value: object, n: int) -> bool:
+    """Whether it is a `specexit.data.rows.FreeTrial` of a trace with so many boundaries."""
+    match value:
+        case {"boundary": int(at), "answer": str() | None, "same": bool() | None, "tokens": int(), **rest}:
+            return 0 <= at < n and not rest
+    return False
+
+
+def _object(text: str) -> dict[str, object] | None:
+    """The JSON object of a text, None where it is none."""
     try:
-        return isinstance(json.loads(text), dict)
+        value = json.loads(text)
     except ValueError:
-        return False
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def _exits(batch: pa.RecordBatch) -> Problem | None:
@@ -212,6 +270,26 @@ def _exits(batch: pa.RecordBatch) -> Problem | None:
     return None
 
 
+def _exits_agree(batch: pa.RecordBatch) -> Problem | None:
+    """Exit points are those of `specexit.method.labels.exit_point`."""
+    if not _has(batch, "boundaries", "boundary_agrees", "think_ids", "exit_earliest", "exit_stable"):
+        return None
+    flat, agrees = flat_values(batch["boundaries"], np.int64), flat_values(batch["boundary_agrees"], np.bool_)
+    owner, n_think = _owner(list_lengths(batch["boundaries"])), list_lengths(batch["think_ids"])
+    last_wrong = np.zeros(len(batch), np.int64)
+    np.maximum.at(last_wrong, owner[~agrees], flat[~agrees])
+    for name, good in (("exit_earliest", agrees), ("exit_stable", flat > last_wrong[owner])):
+        expected = n_think.copy()
+        np.minimum.at(expected, owner[good], flat[good])
+        exits = batch[name].to_numpy(zero_copy_only=False)
+        if (row := _first(exits != expected)) is not None:
+            return (
+                row,
+                f"{name} {exits[row]}, expected {expected[row]} by its boundary_agrees: run specexit annotate again",
+            )
+    return None
+
+
 def _hard_boundaries(batch: pa.RecordBatch) -> Problem | None:
     if not _has(batch, "boundaries", "hard_boundary"):
         return None
@@ -221,6 +299,24 @@ def _hard_boundaries(batch: pa.RecordBatch) -> Problem | None:
     if (row := _first(~is_null & ((index < 0) | (index >= n)))) is not None:
         return row, f"hard_boundary {index[row]}, expected the index of one of its {n[row]} boundaries, or none"
     return None
+
+
+CHECKS = (
+    _nulls,
+    _lengths,
+    _prompts,
+    _samples,
+    _order,
+    _states,
+    _verdicts,
+    _confidence,
+    _kinds,
+    _samplings,
+    _trials,
+    _exits,
+    _exits_agree,
+    _hard_boundaries,
+)
 
 
 def _ids(batch: pa.RecordBatch, vocab_size: int | None) -> Problem | None:
