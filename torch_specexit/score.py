@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from specexit.config import save_run
 from specexit.data.checks import once
 from specexit.data.rows import Trace
-from specexit.data.scores import ScoreWriter, sample_key
+from specexit.data.scores import ScoreError, ScoreWriter, sample_key
 from specexit.data.stream import TraceError, blocks, read_batches, shown, values_of
 from specexit.data.traces import check_tokenizer, target_of_both, vocab_size_of
 from specexit.drafts.directory import DraftConfig, DraftError, check_target, read_config
@@ -56,6 +56,7 @@ def score(config: ScoreConfig) -> int:
       DraftError: the draft is unusable, plain, or made for another target.
       TraceError: the traces are unreadable, there are none, one is there twice, or they are of another target or
         tokenizer.
+      ScoreError: a signal is not finite.
       ConfigError: the target is unknown, or the one given is not the draft's.
       FileExistsError: the output folder is not empty.
     """
@@ -75,12 +76,23 @@ def score(config: ScoreConfig) -> int:
             found = blocks(rows, BLOCK_TOKENS)
             scored = (one for block in found for one in score_block(block, features, draft, config.batch_tokens))
             for key, signals in shown(scored, "score", "traces"):
+                _check_finite(config, key, signals)
                 writer.write(key, signals)
                 n += 1
         if not n:
             raise TraceError(f"{config.traces}: holds no traces")
         save_run(config, folder)
     return n
+
+
+def _check_finite(config: ScoreConfig, key: str, signals: Float[np.ndarray, "_think signals"]) -> None:
+    """One value that is none would spoil the file for every command that reads it."""
+    if not np.isfinite(signals).all():
+        at = int(np.argmin(np.isfinite(signals).all(axis=1)))
+        raise ScoreError(
+            f"{config.traces}: signals of trace {key!r} are {signals[at].tolist()} at thinking token {at}, expected "
+            f"finite ones: dtype=float32 overflows last, and {config.draft} may be damaged"
+        )
 
 
 def load_pair(config: ScoreConfig, target: TargetConfig, draft_config: DraftConfig) -> tuple[TargetFeatures, Draft]:

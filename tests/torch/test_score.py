@@ -171,6 +171,22 @@ def test_a_trace_that_is_there_twice_is_refused(paths, traces):
     assert not paths["out"].exists()
 
 
+def test_a_signal_that_is_not_finite_is_never_written(paths, monkeypatch):
+    """One value would spoil the file for every command that reads it: so may an overflow in half precision."""
+
+    def overflowing(*arguments):
+        found = raw_signals(*arguments)
+        found[-1][3, 0] = np.nan
+        return found
+
+    monkeypatch.setattr("torch_specexit.score.raw_signals", overflowing)
+    with pytest.raises(
+        ScoreError, match=r"traces\.parquet: signals of trace 't\d' are .*nan.* at thinking token 3, exp"
+    ):
+        score(ScoreConfig(**paths))
+    assert not paths["out"].exists()
+
+
 def test_an_id_that_looks_like_another_ones_sample_has_scores_of_its_own(paths, traces):
     alike = [dataclasses.replace(traces[1], id="t0", sample=1), dataclasses.replace(traces[2], id="t0#1")]
     write_traces(paths["traces"], [traces[0], *alike])
