@@ -169,6 +169,12 @@ def test_a_trace_that_is_there_twice_is_named(make_trace, tmp_path):
     assert not (tmp_path / "labelled").exists()
 
 
+def test_traces_of_several_targets_name_their_folder(make_trace, tmp_path):
+    write_traces(tmp_path / "traces" / "a.parquet", [make_trace(), make_trace(id="b", target="tiny-mixed")])
+    with pytest.raises(TraceError, match=r"traces: traces of several targets \(tiny-mixed, tiny-reasoner\), expected"):
+        annotate(AnnotateConfig(traces=tmp_path / "traces", out=tmp_path / "labelled"))
+
+
 def test_the_output_folder_must_be_empty(think, tmp_path):
     write_traces(tmp_path / "traces" / "traces.parquet", [think(("x.", "1"), ("y.", "1"))])
     with pytest.raises(FileExistsError, match="output folder is not empty"):

@@ -253,7 +253,7 @@ def test_scores_made_with_other_weights_of_the_target_are_refused(setting):
     [
         ({"sampling": lambda i: f'{{"temperature": {0.6 * (i == 9)}}}'}, "traces of sampling .* are mixed"),
         ({"trial": lambda i: f'{{"text": "{i % 2}"}}'}, "answers of kind math were tried as .* expected one way"),
-        ({"target": lambda i: "a" if i else "tiny-reasoner"}, "traces of several targets"),
+        ({"target": lambda i: "a" if i else "tiny-reasoner"}, r"traces\.parquet: traces of several targets"),
         ({"target": "qwen3-4b-thinking-2507"}, "traces of target 'qwen3-4b-thinking-2507', but .* 'tiny-reasoner'"),
     ],
 )

@@ -21,7 +21,7 @@ from rich.table import Table
 from specexit.config import Config, save_run, write_text
 from specexit.data.rows import AnyTrace, can_judge, infer_decided
 from specexit.data.scores import open_scores
-from specexit.data.traces import TraceError, read_bare, target_of
+from specexit.data.traces import TraceError, read_bare, target_of_file
 from specexit.method.decision import Policy
 from specexit.method.labels import exit_point
 from specexit.method.policies import METHODS
@@ -69,7 +69,7 @@ def ablate(config: AblateConfig) -> dict[str, Ablation]:
         raise TraceError(f"{config.traces}: no trace can judge, expected finished ones with an answer and a boundary")
     replays = {name: Replay(traces, open_scores(path).of(traces)) for name, path in config.scores.items()}
     first = next(iter(replays.values()))
-    decode = target_of(traces, config.target, config.traces).tokenizer().decode
+    decode = target_of_file(config.traces, config.target).tokenizer().decode
     full, console = mean_known(first.correct), Console()
     found: dict[str, Ablation] = {}
     for name, question, variants in (

@@ -170,13 +170,13 @@ def target_of(traces: Sequence[AnyTrace], given: str | None, *places: Path) -> T
       TraceError: they are of several targets.
       ConfigError: the target is unknown, or the one given is not theirs.
     """
-    return _target_named({trace.target for trace in traces}, given, *places)
-
-
-def _target_named(names: set[str], given: str | None, *places: Path) -> TargetConfig:
+    names = {trace.target for trace in traces}
     if len(names) != 1:
         raise TraceError(f"traces of several targets ({', '.join(sorted(names))}) are mixed, expected those of one")
-    [name] = names
+    return _target_named(names.pop(), given, *places)
+
+
+def _target_named(name: str, given: str | None, *places: Path) -> TargetConfig:
     if given is None:
         return find_target(None, *places, name=name)
     target = load_target_config(given)
@@ -188,13 +188,18 @@ def _target_named(names: set[str], given: str | None, *places: Path) -> TargetCo
     return target
 
 
-def target_of_file(path: Path, given: str | None = None) -> TargetConfig:
+def target_of_file(path: Path, given: str | None = None, *places: Path) -> TargetConfig:
     """The target that wrote all traces of a file or folder; otherwise as `target_of`.
+
+    Args:
+      path: of the traces; a copy of their target may lie there.
+      given: a target's name or YAML file, which wins.
+      places: where else a copy may lie.
 
     Raises:
       TraceError: there are none, they cannot be read, or they are of several targets.
     """
-    return _target_named(_target_names(path), given, path)
+    return _target_named(target_named_in(path), given, path, *places)
 
 
 def target_of_both(path: Path, draft: Path, named: str | None, given: str | None = None) -> TargetConfig:
@@ -216,7 +221,7 @@ def target_of_both(path: Path, draft: Path, named: str | None, given: str | None
             f"{path}: traces of target {', '.join(map(repr, sorted(names)))}, but {draft} was made for {named!r}: "
             f"expected traces that {named!r} wrote"
         )
-    return _target_named(names, given, draft, path)
+    return _target_named(target_named_in(path), given, draft, path)
 
 
 def target_named_in(path: Path) -> str:

@@ -20,7 +20,7 @@ from rich.console import Console
 from specexit.data.overlap import refuse_trained
 from specexit.data.rows import AnyTrace, prompt_sha256
 from specexit.data.scores import StoredScores, open_scores
-from specexit.data.traces import data_sha256, read_bare, target_of, tokenizer_sha256
+from specexit.data.traces import data_sha256, read_bare, target_of_file, tokenizer_sha256
 from specexit.drafts.directory import DraftError, SpecExitBlock, read_config
 from specexit.drafts.fingerprints import target_fingerprint
 from specexit.drafts.policy import (
@@ -66,7 +66,7 @@ def calibrate(config: CalibrateConfig) -> PolicyFile:
         raise DraftError(f"{config.draft / 'config.json'}: no specexit block, so this draft has no signals to judge by")
     traces, scores = read_bare(config.traces), open_scores(config.scores)
     _check_draft(config, block, scores)
-    target = target_of(traces, config.target, config.traces, config.draft)
+    target = target_of_file(config.traces, config.target, config.draft)
     if target.name != block.target:
         raise CertificateError(
             f"{config.traces}: traces of target {target.name!r}, but {config.draft} was made for {block.target!r}"
