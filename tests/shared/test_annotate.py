@@ -318,6 +318,17 @@ def test_a_long_answer_is_shortened_on_the_page_and_keeps_its_lines(think, tmp_p
     assert program not in page
 
 
+def test_text_that_turns_its_direction_leaves_the_sentence_around_it_alone(think, tmp_path):
+    """A right-to-left override works to the end of the element that it stands in."""
+    turned = "\N{RIGHT-TO-LEFT OVERRIDE}2"
+    traces = [think(("x.", turned), ("y.", turned), reference=turned, id=f"{turned}-id")]
+    write_traces(tmp_path / "traces" / "traces.parquet", traces)
+    annotate(AnnotateConfig(traces=tmp_path / "traces", out=tmp_path / "labelled"))
+    page = (tmp_path / "labelled" / "statistics.html").read_text()
+    assert f"<bdi>{turned}-id</bdi>: " in page
+    assert page.count(f"<code><bdi>{turned}</bdi></code>") == 2  # its answer, and the right one
+
+
 def test_a_model_that_moved_is_named_with_the_key_that_says_where_it_is(think, tmp_path):
     write_traces(tmp_path / "traces" / "traces.parquet", [think(("The answer is 2.", "2"), ("z.", "2"))])
     target = load_target_config("tiny-reasoner")
