@@ -10,7 +10,7 @@ from specexit.config import ConfigError
 from specexit.data.annotate import annotate, hard_boundary, label
 from specexit.data.rows import fill_untried, infer_agrees
 from specexit.data.summary import summarise
-from specexit.data.traces import Trace, TraceError, read_labelled, write_traces
+from specexit.data.traces import Trace, TraceError, data_sha256, read_labelled, write_traces
 from specexit.report.page import LONGEST_ANSWER
 from specexit.report.traces import KINDS, example_of
 from specexit.schemas.annotate import AnnotateConfig
@@ -167,6 +167,22 @@ def test_a_trace_that_is_there_twice_is_named(make_trace, tmp_path):
     with pytest.raises(TraceError, match=r"traces: trace 'p', sample 0, is there twice"):
         annotate(AnnotateConfig(traces=tmp_path / "traces", out=tmp_path / "labelled"))
     assert not (tmp_path / "labelled").exists()
+
+
+def test_a_file_that_is_not_the_one_that_collect_wrote_is_named(think, tmp_path):
+    file = tmp_path / "traces" / "a.parquet"
+    write_traces(file, [think(("x.", "1"), ("y.", "1"))])
+    manifest = {"files": {"a.parquet": {"sha256": data_sha256(file)}}}
+    (tmp_path / "traces" / "manifest.json").write_text(json.dumps(manifest))
+    config = AnnotateConfig(traces=tmp_path / "traces", out=tmp_path / "labelled")
+    assert annotate(config).n == 1
+    write_traces(file, [think(("x.", "1"), ("z.", "1"))])
+    with pytest.raises(TraceError, match=r"a\.parquet: its content is not what manifest\.json says; where it"):
+        annotate(config.model_copy(update={"out": tmp_path / "again"}))
+    (tmp_path / "traces" / "manifest.json").write_text('{"files": ["a.parquet"]}')
+    with pytest.raises(TraceError, match=r"manifest\.json: cannot be read as what `collect` writes: remove it"):
+        annotate(config.model_copy(update={"out": tmp_path / "again"}))
+    assert not (tmp_path / "again").exists()
 
 
 def test_traces_of_several_targets_name_their_folder(make_trace, tmp_path):

@@ -21,7 +21,14 @@ from specexit.data.checks import once
 from specexit.data.rows import LABELLED_SCHEMA, LabelledTrace, Trace, infer_decided, is_tried_throughout
 from specexit.data.stream import TraceError, blocks, deserialised, in_parallel, read_batches, rows_of, serialised, shown
 from specexit.data.summary import Statistics, Tally, listed
-from specexit.data.traces import TOKENIZER, check_tokenizer, target_of_file, tokenizer_sha256, vocab_size_of
+from specexit.data.traces import (
+    TOKENIZER,
+    check_collected,
+    check_tokenizer,
+    target_of_file,
+    tokenizer_sha256,
+    vocab_size_of,
+)
 from specexit.method.labels import exit_point
 from specexit.method.splits import FastTokenizer, Tokenizer, load_tokenizer
 from specexit.outputs import new_folder, require_empty
@@ -55,6 +62,7 @@ def annotate(config: AnnotateConfig) -> Statistics:
     require_empty(config.out)
     target = target_of_file(config.traces, config.target)
     check_tokenizer(config.traces, target)
+    check_collected(config.traces)
     tally, reasons, examples = Tally(), Counter(), []
     with new_folder(config.out) as folder:
         metadata = {**(LABELLED_SCHEMA.metadata or {}), TOKENIZER: tokenizer_sha256(target).encode()}

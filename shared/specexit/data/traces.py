@@ -7,6 +7,7 @@ sits in the file's metadata, and files of the version before are read as well.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,7 +24,7 @@ from specexit.buckets import BucketPath, arrow_sink, arrow_source
 from specexit.config import ConfigError
 from specexit.data.checks import once
 from specexit.data.rows import SCHEMAS, AnyTrace, BareTrace, LabelledTrace, Trace, ids_sha256
-from specexit.data.stream import TraceError, read_batches, rows_of, trace_files, values_of
+from specexit.data.stream import MANIFEST, TraceError, read_batches, rows_of, trace_files, values_of
 from specexit.schemas.target import TargetConfig, find_target, load_target_config
 
 TraceT = TypeVar("TraceT", bound=Trace)
@@ -277,6 +278,27 @@ def tokenizer_sha256(target: TargetConfig) -> str:
 def vocab_size_of(target: TargetConfig) -> int:
     """Token ids of the target, those that its tokenizer does not use included."""
     return int(target.hf_config()["vocab_size"])
+
+
+def check_collected(path: Path) -> None:
+    """Check that the files of a folder are what `collect` wrote there; without a manifest there is nothing to check.
+
+    Raises:
+      TraceError: one is another, as its hash says, or the manifest cannot be read.
+    """
+    manifest = path / MANIFEST
+    if not manifest.exists():
+        return
+    try:
+        hashes = {name: entry["sha256"] for name, entry in json.loads(manifest.read_bytes())["files"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise TraceError(f"{manifest}: cannot be read as what `collect` writes: remove it") from error
+    for name, expected in hashes.items():
+        if data_sha256(path / name) != expected:
+            raise TraceError(
+                f"{path / name}: its content is not what {MANIFEST} says; where it was changed on purpose, remove "
+                f"{MANIFEST}"
+            )
 
 
 def data_sha256(path: Path) -> str:
