@@ -205,11 +205,18 @@ def test_labels_of_a_cut_trace_are_those_of_the_whole(make_trace):
     assert len(make_sequence(trace, END, length=100)) == len(whole)
 
 
-def test_a_prompt_that_fills_a_row_is_counted(make_trace, tmp_path):
+def test_a_prompt_that_fills_a_row_is_counted(make_trace, tmp_path, capsys):
     full = labelled(make_trace(id="full", prompt_ids=[1] * 12))
     write_traces(tmp_path / "labelled" / "traces.parquet", [labelled(make_trace()), full])
     meta = pack(PackConfig(traces=tmp_path / "labelled", out=tmp_path / "packed", length=12))
     assert (meta.traces, meta.dropped, meta.tokens_dropped, meta.tokens_cut) == (1, 1, 25, 4)
+    said = capsys.readouterr().err
+    for words in (
+        "1 trace in 1 example of 12",
+        "of 1 trace longer than one",
+        "of 1 trace whose prompt alone fills a row",
+    ):
+        assert words in said
     with pytest.raises(PackError, match="no trace's prompt fits an example of 3 tokens, expected a greater length"):
         pack(PackConfig(traces=tmp_path / "labelled", out=tmp_path / "none", length=3))
     assert not (tmp_path / "none").exists()

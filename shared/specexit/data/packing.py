@@ -176,16 +176,22 @@ NO_INFLUENCE = {"traces", "out", "workers"}
 
 def _summary(folder: Path, meta: PackMeta) -> str:
     lost = (meta.tokens_cut + meta.tokens_dropped) / meta.tokens
-    lines = [f"{folder}: {meta.traces} traces in {meta.n} examples of {meta.length} tokens, {meta.fill:.1%} full."]
+    held = f"{_counted(meta.traces, 'trace')} in {_counted(meta.n, 'example')} of {meta.length} tokens"
+    lines = [f"{folder}: {held}, {meta.fill:.1%} full."]
     lines += [f"{lost:.1%} of all tokens were left out:"] if lost else ["No token was left out."]
     if meta.cut:
         lines.append(
-            f"{meta.tokens_cut / meta.tokens:.1%} behind the end of a row, of {meta.cut} traces longer than one "
-            "(a greater length keeps them)"
+            f"{meta.tokens_cut / meta.tokens:.1%} behind the end of a row, of {_counted(meta.cut, 'trace')} longer "
+            "than one (a greater length keeps them)"
         )
     if meta.dropped:
-        lines.append(f"{meta.tokens_dropped / meta.tokens:.1%} of {meta.dropped} traces whose prompt alone fills a row")
+        dropped = _counted(meta.dropped, "trace")
+        lines.append(f"{meta.tokens_dropped / meta.tokens:.1%} of {dropped} whose prompt alone fills a row")
     return " ".join(lines)
+
+
+def _counted(n: int, what: str) -> str:
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"
 
 
 def _check_tried(config: PackConfig) -> None:
