@@ -52,6 +52,7 @@ def test_labelled_traces_can_be_read_as_plain_ones(make_trace, tmp_path):
 def test_a_folder_is_read_in_the_order_of_its_files(make_trace, tmp_path):
     for name in ("b", "a"):
         write_traces(tmp_path / f"{name}.parquet", [make_trace(id=name)])
+    (tmp_path / "._a.parquet").write_bytes(b"what macOS leaves beside a copy")
     assert [trace.id for trace in read_traces(tmp_path)] == ["a", "b"]
 
 

@@ -46,7 +46,7 @@ class Trace:
     """The right answer, where it is known."""
     correct: bool | None
     finish_reason: str
-    """``stop``, or ``length`` where the token budget ran out."""
+    """``stop``, or ``length`` where the token budget ran out. Whatever it is but ``stop``, the trace is unfinished."""
     boundaries: list[int]
     """Offsets in ``think_ids`` just behind a split token."""
     boundary_answers: list[str | None]

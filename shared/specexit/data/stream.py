@@ -45,7 +45,8 @@ def trace_files(path: Path) -> list[Path]:
     Raises:
       TraceError: there is none, or one is gone that the folder's manifest names.
     """
-    files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+    # A hidden one is no one's: macOS leaves a ``._NAME`` beside what it copies.
+    files = sorted(file for file in path.glob("*.parquet") if file.name[0] != ".") if path.is_dir() else [path]
     if not files or not files[0].exists():
         raise TraceError(f"{path}: no trace file there")
     if path.is_dir() and (manifest := path / MANIFEST).exists():
