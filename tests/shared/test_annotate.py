@@ -117,6 +117,14 @@ def test_the_oracle_curve_ends_at_the_full_trace(think, tokenizer):
     assert (curve[0].settled, curve[0].ending.agreement) == (0, 0)
 
 
+def test_the_curve_counts_a_boundary_at_a_share_of_the_thinking(make_trace, tokenizer):
+    """To the token, whatever 0.7 * 90 is in floating point."""
+    for tenth in range(1, 10):
+        trace = make_trace(think_ids=[20] * 90, boundaries=[9 * tenth - 1, 9 * tenth, 90])
+        curve = summarise([label(trace, tokenizer, "answer")], {}).curve
+        assert [point.settled for point in curve] == [float(i >= tenth) for i in range(1, 11)]
+
+
 def test_annotate_writes_what_training_reads(think, make_trace, tmp_path):
     kept = think(("x.", "1"), ("y.", "2"), ("z.", "2"), reference="2", id="kept")
     nothing = {"boundaries": [], "boundary_answers": [], "boundary_agrees": [], "boundary_confidence": []}

@@ -190,9 +190,10 @@ class Tally:
         for name, index in ends.items():
             self._count_ending(name, trace, index, known)
         for fraction in FRACTIONS:
-            by_then = bisect_right(trace.boundaries, fraction * n_think)
+            at = round(10 * fraction) * n_think // 10  # in integers: 0.7 * 90 is less than 63
+            by_then = bisect_right(trace.boundaries, at)
             self._count_ending(f"curve {fraction}", trace, max(by_then - 1, 0), known)
-            self.settled[fraction] += trace.exit_earliest <= fraction * n_think
+            self.settled[fraction] += trace.exit_earliest <= at
 
     def _count_boundaries(self, trace: LabelledTrace, known: Bool[np.ndarray, " boundaries"]) -> None:
         early = bisect_right(trace.boundaries, len(trace.think_ids) - 1)
