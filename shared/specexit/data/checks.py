@@ -271,21 +271,35 @@ def _exits(batch: pa.RecordBatch) -> Problem | None:
 
 
 def _exits_agree(batch: pa.RecordBatch) -> Problem | None:
-    """Exit points are those of `specexit.method.labels.exit_point`."""
+    """Exit points are those of `specexit.method.labels.exit_point`; in older files an undecided trial ended a stable
+    answer, so that its exit point may come later."""
     if not _has(batch, "boundaries", "boundary_agrees", "think_ids", "exit_earliest", "exit_stable"):
         return None
     flat, agrees = flat_values(batch["boundaries"], np.int64), flat_values(batch["boundary_agrees"], np.bool_)
     owner, n_think = _owner(list_lengths(batch["boundaries"])), list_lengths(batch["think_ids"])
-    last_wrong = np.zeros(len(batch), np.int64)
-    np.maximum.at(last_wrong, owner[~agrees], flat[~agrees])
-    for name, good in (("exit_earliest", agrees), ("exit_stable", flat > last_wrong[owner])):
-        expected = n_think.copy()
-        np.minimum.at(expected, owner[good], flat[good])
+
+    def first(good: Bool[np.ndarray, " boundaries"]) -> Int[np.ndarray, " rows"]:
+        found = n_think.copy()
+        np.minimum.at(found, owner[good], flat[good])
+        return found
+
+    def behind(wrong: Bool[np.ndarray, " boundaries"]) -> Bool[np.ndarray, " boundaries"]:
+        last = np.zeros(len(batch), np.int64)
+        np.maximum.at(last, owner[wrong], flat[wrong])
+        return flat > last[owner]
+
+    differs = ~agrees
+    if _has(batch, "boundary_state"):
+        differs = _is(*coded(batch["boundary_state"].flatten()), "differs")
+    for name, least, most in (
+        ("exit_earliest", first(agrees), first(agrees)),
+        ("exit_stable", first(agrees & behind(differs)), first(behind(~agrees))),
+    ):
         exits = batch[name].to_numpy(zero_copy_only=False)
-        if (row := _first(exits != expected)) is not None:
+        if (row := _first((exits < least) | (exits > most))) is not None:
             return (
                 row,
-                f"{name} {exits[row]}, expected {expected[row]} by its boundary_agrees: run specexit annotate again",
+                f"{name} {exits[row]}, expected {least[row]} by its boundary_agrees: run specexit annotate again",
             )
     return None
 
