@@ -17,6 +17,7 @@ from tests.serving.simulation import CPU, END, IDS, START, VOCAB
 from tests.serving.test_rule import given_step
 from torch_specexit.plugin import outcome
 from torch_specexit.plugin.compat import wraps
+from torch_specexit.plugin.frontend.callers import response_of
 from torch_specexit.plugin.worker import exits as module
 from torch_specexit.plugin.worker import interrupt, ranks
 from torch_specexit.plugin.worker.exits import Exits
@@ -302,8 +303,9 @@ def test_forced_tokens_are_named_for_those_who_ask_and_nothing_is_looked_at_for_
     assert exits.asking == set()
 
 
-def interruptible(name: str, caller: str | None, **params: Any) -> Any:
-    return new(name, extra_args={"specexit": False, interrupt.RESOLVED: {"caller": caller}}, **params)
+def interruptible(name: str, caller: str | None, response: str = "chat", **params: Any) -> Any:
+    told = {"caller": caller, "response": response}
+    return new(name, extra_args={"specexit": False, interrupt.RESOLVED: told}, **params)
 
 
 @pytest.mark.parametrize(("now", "expected"), [(True, [[5], [END], [2], [5]]), (False, [[5], [5], [2], [END]])])
@@ -326,9 +328,46 @@ def test_a_client_ends_the_thinking_of_its_own_request_though_exits_are_off(monk
     assert (row["exited"], row["on"]) == (INTERRUPT, 1)
 
 
+@pytest.mark.parametrize(
+    ("asked", "ended"),
+    [
+        ("chatcmpl", []),  # used to end them all, where clients number their requests
+        ("chatcmpl-1", ["chatcmpl-1-0123abcd"]),
+        ("chatcmpl-10", ["0_chatcmpl-10-0123abcd", "1_chatcmpl-10-0123abcd"]),  # two samples
+        ("cmpl-job", ["cmpl-job-0-0123abcd", "cmpl-job-1-0123abcd"]),  # two prompts
+        ("cmpl-job-1", ["cmpl-job-1-0-0123abcd"]),  # another request, not the second prompt of that one
+        ("cmpl-job-1-0", []),
+        ("", []),
+    ],
+)
+def test_an_interrupt_ends_the_requests_of_exactly_one_response(monkeypatch, asked, ended):
+    monkeypatch.setattr(
+        module, "request_policy_or_default", lambda *_: SimpleNamespace(mode_under=lambda _: "off", splits=None)
+    )
+    exits, interrupted = ready(), []
+    monkeypatch.setattr(exits.slots, "interrupt", lambda name, now: interrupted.append(name))
+    requests = {
+        f"{sample}{external}-0123abcd": response_of(external)
+        for sample, external in (
+            ("", "chatcmpl-1"),
+            ("", "chatcmpl-1-0"),
+            ("0_", "chatcmpl-10"),
+            ("1_", "chatcmpl-10"),
+            ("", "cmpl-job-0"),
+            ("", "cmpl-job-1"),
+            ("", "cmpl-job-1-0"),
+        )
+    }
+    for name, response in requests.items():
+        exits.track(scheduled(interruptible(name, "me", response)))
+        exits.step(given_step([name], [[5]]))
+    assert exits.end_thinking(asked, "me", now=True) == bool(ended)
+    assert interrupted == ended
+
+
 def test_a_request_whose_grammar_binds_its_thinking_cannot_be_interrupted():
     exits = ready(reasoning_parser="")
-    exits.track(scheduled(new("a-0123abcd", structured_outputs=object())))
+    exits.track(scheduled(interruptible("a-0123abcd", None, "a", structured_outputs=object())))
     exits.step(given_step(["a-0123abcd"], [[5]]))
     assert not exits.end_thinking("a", None, now=True)
 

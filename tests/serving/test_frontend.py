@@ -17,7 +17,7 @@ from torch_specexit.plugin.compat.frontend_hooks import SERVER_HOOKS
 from torch_specexit.plugin.frontend import reports as frontend
 from torch_specexit.plugin.frontend import server
 from torch_specexit.plugin.frontend.activity import Activity
-from torch_specexit.plugin.frontend.arguments import ArgumentError, admit
+from torch_specexit.plugin.frontend.arguments import RESOLVED, ArgumentError, admit
 from torch_specexit.plugin.frontend.callers import caller
 from torch_specexit.plugin.frontend.metrics import OUTCOMES
 from torch_specexit.plugin.frontend.operation import Operation
@@ -247,6 +247,25 @@ def test_reports_are_for_the_holder_of_the_same_key():
             token = caller.set(asking)
             assert (front.find(engine.processor, "chatcmpl-1") is not None) is found
             caller.reset(token)
+
+
+@pytest.mark.parametrize(
+    ("external", "response"),
+    [("chatcmpl-1000", "chatcmpl-1000"), ("cmpl-job-1", "cmpl-job"), ("resp_7_0", "resp_7"), ("mine_0", "mine")],
+)
+def test_the_workers_are_told_whose_request_it_is_and_of_which_response(external, response):
+    """An engine's ids are made of those that clients choose, and what begins alike may be another's."""
+    request = SimpleNamespace(
+        request_id=f"{external}-0123abcd",
+        external_req_id=external,
+        lora_request=None,
+        sampling_params=SimpleNamespace(extra_args=None),
+    )
+    token = caller.set("ours")
+    front_end().admit(request)
+    caller.reset(token)
+    resolved = request.sampling_params.extra_args[RESOLVED]
+    assert (resolved["caller"], resolved["response"]) == ("ours", response)
 
 
 def test_a_report_says_which_point_it_is_of_and_whether_that_is_certified():

@@ -1,14 +1,21 @@
-"""Who is asking: a mark of the API key that an HTTP request came with, so that nobody reads another one's reports."""
+"""Who is asking, and for which response: nobody reads another one's reports, or ends another one's thinking.
+
+Who it is says a mark of the API key that an HTTP request came with.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from contextvars import ContextVar
 from typing import Any
 
 caller: ContextVar[str | None] = ContextVar("specexit_caller", default=None)
 """Of the HTTP request that is being answered; None without an API key, and outside of a server."""
+
+WHOLE = ("chatcmpl-", "generate-tokens-")
+"""Beginnings of ids whose request is the whole response."""
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Any]]
@@ -33,6 +40,24 @@ def caller_of(scope: Scope) -> str | None:
             scheme, _, key = value.decode("latin-1").partition(" ")
             return mark_of(key) if scheme.lower() == "bearer" else None
     return None
+
+
+def response_of(request: str) -> str:
+    """The id of the response that a request is part of, as its client gets it.
+
+    vLLM numbers the prompts of a completion (``-0``) and the turns of a response (``_0``), the only one, too. A chat is
+    one request. Clients choose the rest of an id, so nothing else that looks like a number is one.
+
+    Args:
+      request: the id under which an API server hands the request to its engine (``external_req_id``).
+
+    Example:
+      >>> response_of("cmpl-a-0"), response_of("resp_a_0"), response_of("chatcmpl-a-1"), response_of("chatcmpl-1_0")
+      ('cmpl-a', 'resp_a', 'chatcmpl-a-1', 'chatcmpl-1_0')
+    """
+    if request.startswith(WHOLE):
+        return request
+    return re.sub(r"-\d+$" if request.startswith("cmpl-") else r"_\d+$", "", request)
 
 
 class MarkCallers:

@@ -49,11 +49,11 @@ class Admitted(NamedTuple):
     caller: str | None
     """See `torch_specexit.plugin.frontend.callers`."""
 
-    def extra_args(self, given: Mapping[str, Any] | None) -> dict[str, Any]:
-        """What the workers get in place of the client's own arguments."""
+    def extra_args(self, given: Mapping[str, Any] | None, response: str | None = None) -> dict[str, Any]:
+        """What the workers get in place of the client's own arguments; ``response``: id of what it is part of."""
         others = {key: value for key, value in (given or {}).items() if not key.startswith("specexit")}
         resolved = {"policy": self.policy.model_dump(), "mode": self.mode, "splits": self.splits}
-        return others | {RESOLVED: resolved | {"caller": self.caller}}
+        return others | {RESOLVED: resolved | {"caller": self.caller, "response": response}}
 
 
 class Operation:

@@ -12,7 +12,7 @@ from typing import Any
 from torch_specexit.plugin.frontend.activity import Activity
 from torch_specexit.plugin.frontend.arguments import ArgumentError, refusal
 from torch_specexit.plugin.frontend.audit import CACHE_SALT, PREFIX, PRIORITY, Audit
-from torch_specexit.plugin.frontend.callers import caller
+from torch_specexit.plugin.frontend.callers import caller, response_of
 from torch_specexit.plugin.frontend.hold import Hold
 from torch_specexit.plugin.frontend.operation import Admitted, Operation
 from torch_specexit.plugin.frontend.reports import ADMITTED, choices_of
@@ -81,7 +81,9 @@ class FrontEnd:
         if (request.external_req_id or "").startswith(PREFIX):
             admitted = admitted._replace(mode="off", point=None, certified=False, audited=False)
         request.sampling_params = copy.copy(params)
-        request.sampling_params.extra_args = admitted.extra_args(params.extra_args)
+        external = request.external_req_id
+        response = None if external is None else response_of(external)
+        request.sampling_params.extra_args = admitted.extra_args(params.extra_args, response)
         return admitted
 
     def keep(self, state: Any, request: Any, admitted: Admitted) -> None:
@@ -134,7 +136,7 @@ class FrontEnd:
 
         Args:
           engine: vLLM's `AsyncLLM`; all workers are asked, and the ones that run the request answer.
-          request: the id that the client knows.
+          request: the id of its response.
           now: at the next token, not at the next boundary.
 
         Returns:

@@ -22,7 +22,7 @@ from torch_specexit.plugin import outcome
 from torch_specexit.plugin.frontend.arguments import request_policy_or_default
 from torch_specexit.plugin.worker.checking import Checker, is_checking
 from torch_specexit.plugin.worker.copies import Copies, News, attach, failed_elsewhere, news_of
-from torch_specexit.plugin.worker.interrupt import caller_of, is_part_of
+from torch_specexit.plugin.worker.interrupt import Owner, owner_of
 from torch_specexit.plugin.worker.logprobs import name_forced_tokens
 from torch_specexit.plugin.worker.loops import LoopSearch
 from torch_specexit.plugin.worker.openings import opens_at_end, opens_thinking
@@ -108,7 +108,7 @@ class Exits:
         """Requests that want logprobs."""
         self.asking: set[str] = set()
         """Of these, the ones that may be forced."""
-        self.callers: dict[str, str | None] = {}
+        self.owners: dict[str, Owner | None] = {}
         """Who may interrupt a request; those that nobody may, for the sake of their grammar, are not in here."""
         self.empty: Sampled | None = None
         self.aux: AuxHiddenStates | None = None
@@ -180,7 +180,7 @@ class Exits:
         self.logprobs.difference_update(requests)
         self.unread.difference_update(requests)
         for name in requests:
-            self.callers.pop(name, None)
+            self.owners.pop(name, None)
         if self.checker is not None:
             self.checker.forget(requests)
 
@@ -230,7 +230,7 @@ class Exits:
             ),
         )
         if not bound:
-            self.callers[new.req_id] = caller_of(params)
+            self.owners[new.req_id] = owner_of(params)
         if params is not None and params.logprobs is not None:
             self.logprobs.add(new.req_id)
             self.asking |= {new.req_id} if policy is not None else set()
@@ -377,7 +377,7 @@ class Exits:
         """A client wants the thinking of its request to end, at the next boundary or now.
 
         Args:
-          request: the id that the client knows.
+          request: id of the response, exactly.
           caller: who asks.
           now: at the next token.
 
@@ -387,7 +387,7 @@ class Exits:
         if self.failure is not None:
             return False
         phase = STATE.index("phase")
-        names = [name for name, owner in self.callers.items() if owner == caller and is_part_of(name, request)]
+        names = [name for name, owner in self.owners.items() if owner == Owner(caller, request)]
         self.slots.flush()
         thinking = [n for n in names if self.slots.tables.state[self.slots.row_of[n], phase] == THINKING]
         for name in thinking:

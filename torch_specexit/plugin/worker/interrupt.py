@@ -1,13 +1,13 @@
 """A client ends the thinking of its running request: what a front end calls on every worker, by name.
 
-vLLM makes ids of its own out of those that a client knows; any API server process may be asked, and only the workers
-know all requests of an engine.
+Any API server process may be asked, and only the workers know all requests of an engine. vLLM makes ids of its own out
+of those that a client knows, and nothing can be read off them: clients choose theirs, and one may begin like another.
+So the front end that admits a request tells the workers which response it belongs to.
 """
 
 from __future__ import annotations
 
-import re
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch_specexit.plugin.worker.protocols import SamplingParams
 
@@ -15,23 +15,24 @@ METHOD = "specexit_end_thinking"
 """Name of the worker's method."""
 
 RESOLVED = "specexit_resolved"
-"""Key of a request's ``extra_args`` under which a front end tells what it has decided, its caller among it."""
+"""Key of a request's ``extra_args`` under which a front end tells what it has decided, and whose the request is."""
 
 
-def is_part_of(name: str, request: str) -> bool:
-    """Whether a request in the engine is one that a client knows, or one of its prompts or samples.
+class Owner(NamedTuple):
+    """Whose a request is, as its front end says."""
 
-    Example:
-      >>> is_part_of("1_cmpl-a-0-0123abcd", "cmpl-a"), is_part_of("cmpl-ab-0123abcd", "cmpl-a")
-      (True, False)
-    """
-    return re.fullmatch(rf"(\d+_)?{re.escape(request)}([-_]\d+)?(-[0-9a-f]{{8}})?", name) is not None
+    caller: str | None
+    """See `torch_specexit.plugin.frontend.callers`."""
+    response: str
+    """Id of the response that it is part of, see `torch_specexit.plugin.frontend.callers.response_of`."""
 
 
-def caller_of(params: SamplingParams | None) -> str | None:
-    """Who has sent a request, as its front end says; None where it does not."""
+def owner_of(params: SamplingParams | None) -> Owner | None:
+    """Who may interrupt a request; None where no front end has said."""
     resolved = ((params.extra_args if params else None) or {}).get(RESOLVED)
-    return resolved.get("caller") if isinstance(resolved, dict) else None
+    if not isinstance(resolved, dict) or resolved.get("response") is None:
+        return None
+    return Owner(resolved.get("caller"), resolved["response"])
 
 
 def end_thinking(worker: Any, request: str, caller: str | None, now: bool) -> bool:
