@@ -22,6 +22,7 @@ from torch_specexit.plugin.frontend.audit import (
     generator_of,
     same_answer_apart,
 )
+from torch_specexit.plugin.frontend.inner import inner
 from torch_specexit.plugin.frontend.operation import Operation, in_share
 
 START, END = 1, 2
@@ -219,7 +220,9 @@ def test_an_audit_keeps_the_salt_the_adapter_and_the_rank_of_its_request():
         vllm_config = SimpleNamespace(scheduler_config=SimpleNamespace(policy="priority"))
 
         async def generate(self, prompt, params, request, *, lora_request, priority):
-            asked.update(prompt=prompt, request=request, lora=lora_request, priority=priority, params=params)
+            asked.update(
+                inner=inner.get(), prompt=prompt, request=request, lora=lora_request, priority=priority, params=params
+            )
             yield SimpleNamespace(outputs=[SimpleNamespace(text="done")])
 
     engine = Engine()
@@ -228,4 +231,5 @@ def test_an_audit_keeps_the_salt_the_adapter_and_the_rank_of_its_request():
     assert asked["prompt"] == {"prompt_token_ids": [1, 2], "cache_salt": "of r"}
     assert (asked["lora"], asked["priority"]) == ("an adapter", LOWEST_PRIORITY + 3)
     assert asked["request"] == "specexit-audit-r"
+    assert asked["inner"]
     assert asked["params"].extra_args is None  # it asks for nothing, so no server can refuse it

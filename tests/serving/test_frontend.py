@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from contextvars import copy_context
 from types import SimpleNamespace
 
 import pytest
@@ -19,6 +20,7 @@ from torch_specexit.plugin.frontend import server
 from torch_specexit.plugin.frontend.activity import Activity
 from torch_specexit.plugin.frontend.arguments import RESOLVED, ArgumentError, admit
 from torch_specexit.plugin.frontend.callers import caller
+from torch_specexit.plugin.frontend.inner import inner
 from torch_specexit.plugin.frontend.metrics import OUTCOMES
 from torch_specexit.plugin.frontend.operation import Operation
 from torch_specexit.plugin.frontend.streaming import Reports
@@ -249,18 +251,69 @@ def test_reports_are_for_the_holder_of_the_same_key():
             caller.reset(token)
 
 
+def incoming(external):
+    """What is read of vLLM's ``EngineCoreRequest`` when it comes in."""
+    params = SimpleNamespace(extra_args=None)
+    return SimpleNamespace(
+        request_id=f"{external}-0123abcd",
+        lora_request=None,
+        sampling_params=params,
+        **REQUEST | {"external_req_id": external},
+    )
+
+
+def come_and_go(front, external):
+    """A request from its admission to its end; returns its last report."""
+    engine, request = Engine(external=external), incoming(external)
+    setattr(engine.processor, KEY, front)
+    (state,) = engine.processor.request_states.values()
+    front.keep(state, request, front.admit(request))
+    (told,) = engine.step({0: row(OVER, 50, exited=1)}, finished={0: "stop"})
+    return told, getattr(engine.stats, KEY, [])
+
+
+def test_no_id_that_a_client_chooses_makes_its_request_an_audits_own():
+    """Clients of /v1/responses choose theirs; one like an audit's had no exits, and was counted nowhere."""
+    front = front_end(requests="none")
+    told, counted = come_and_go(front, "specexit-audit-x_0")
+    assert counted == [told]
+    assert told["point"] == "default"
+    assert front.summary()["requests"] == {"exit": 1}
+    assert front.summary()["traffic"]["prompt_tokens"]["requests"] == 1
+
+
+def test_what_no_client_has_sent_runs_without_exits_and_is_counted_nowhere():
+    front, token = front_end(), inner.set(True)
+    request = incoming("chatcmpl-1-beam-0")
+    assert front.admit(request).mode == "off"
+    assert come_and_go(front, "chatcmpl-1-beam-0")[1] == []
+    inner.reset(token)
+    assert front.summary()["requests"] == {}
+    assert front.summary()["traffic"]["prompt_tokens"]["requests"] == 0
+
+
+@pytest.mark.parametrize("hook", [hook for hook in SERVER_HOOKS if "beam" in hook.method], ids=str)
+def test_a_beam_searchs_steps_are_no_requests_and_its_arguments_are_checked(hook):
+    """Each of its tokens used to be one; and vLLM drops the arguments, so that bad ones were taken."""
+
+    def search(arguments):
+        wrapped = hook.wrap(lambda self, *args: (inner.get(), *args))
+        return copy_context().run(wrapped, SimpleNamespace(vllm_xargs=arguments), 20, {})
+
+    assert search(None) == search({"specexit": False}) == (True, 20, {})
+    for bad in ({"specexit_validity": 99}, {"specexit_foo": 1}):
+        with pytest.raises(ArgumentError, match=next(iter(bad))):
+            search(bad)
+    assert not inner.get()
+
+
 @pytest.mark.parametrize(
     ("external", "response"),
     [("chatcmpl-1000", "chatcmpl-1000"), ("cmpl-job-1", "cmpl-job"), ("resp_7_0", "resp_7"), ("mine_0", "mine")],
 )
 def test_the_workers_are_told_whose_request_it_is_and_of_which_response(external, response):
     """An engine's ids are made of those that clients choose, and what begins alike may be another's."""
-    request = SimpleNamespace(
-        request_id=f"{external}-0123abcd",
-        external_req_id=external,
-        lora_request=None,
-        sampling_params=SimpleNamespace(extra_args=None),
-    )
+    request = incoming(external)
     token = caller.set("ours")
     front_end().admit(request)
     caller.reset(token)

@@ -146,6 +146,18 @@ def test_bad_arguments_are_refused_with_a_400_that_names_the_key(server, path, b
         assert message in error["message"]
 
 
+def test_a_beam_search_is_not_counted_step_by_step(server):
+    before = server.metrics()
+    beams = chat(use_beam_search=True, n=2, max_tokens=12)
+    assert len(server.post("/v1/chat/completions", beams)["choices"]) == 2
+    server.post("/v1/chat/completions", chat(vllm_xargs={"specexit": False}))
+    after = server.metrics()
+    counted = {name: after[name] - before[name] for name in after if name.startswith("requests_total")}
+    assert {name: n for name, n in counted.items() if n} == {"requests_total off": 1}
+    status, error = server.refusal("/v1/chat/completions", beams | {"vllm_xargs": {"specexit_validity": 99}})
+    assert (status, error["param"]) == (400, "specexit_validity")
+
+
 def test_progress_can_be_asked_for_while_a_request_runs_and_afterwards(server):
     path = "/v1/specexit/requests/chatcmpl-mine"
     # Long enough that it still runs when the first chunks have arrived. Not on a busy machine: with two cores and more

@@ -11,7 +11,6 @@ import pytest
 from specexit.drafts.directory import SpecExitBlock
 from specexit.drafts.policy import TRAFFIC_LEVELS, PolicyFile, Population, Serving, Traffic
 from torch_specexit.plugin.frontend.activity import Activity
-from torch_specexit.plugin.frontend.audit import PREFIX
 from torch_specexit.plugin.frontend.operation import Operation
 from torch_specexit.plugin.frontend.server import FrontEnd
 from torch_specexit.plugin.frontend.traffic import EVERY, LEAST, TrafficWatch
@@ -103,8 +102,8 @@ def test_whole_thinking_is_what_no_exit_could_have_cut(mode, outcome, counted):
 
 def test_an_audits_own_request_is_none_of_the_traffic():
     front = FrontEnd(operation(policies()), Activity())
-    request = SimpleNamespace(external_req_id=f"{PREFIX}r", prompt_token_ids=[1] * 7, cache_salt=None, priority=0)
-    front.keep(SimpleNamespace(), request, front.operation.resolve(None, "r"))
+    request = SimpleNamespace(external_req_id="r", prompt_token_ids=[1] * 7, cache_salt=None, priority=0)
+    front.keep(SimpleNamespace(), request, front.operation.resolve(None, "r")._replace(counted=False))
     embeds = SimpleNamespace(external_req_id="r", prompt_token_ids=None, cache_salt=None, priority=0)
     front.keep(SimpleNamespace(), embeds, front.operation.resolve(None, "r"))
     assert front.summary()["traffic"]["prompt_tokens"]["requests"] == 0

@@ -12,7 +12,8 @@ from typing import Any
 
 from torch_specexit.plugin import settings
 from torch_specexit.plugin.compat.fit import Has, Hook, Method, Takes, Uses, install
-from torch_specexit.plugin.frontend import efforts, metrics, opening, reports, tracing
+from torch_specexit.plugin.frontend import arguments, efforts, metrics, opening, reports, tracing
+from torch_specexit.plugin.frontend.inner import inner
 from torch_specexit.plugin.frontend.routes import Endpoints
 from torch_specexit.plugin.frontend.server import FrontEnd
 from torch_specexit.plugin.frontend.streaming import Reports
@@ -148,6 +149,15 @@ def _to_sampling_params(original: Method) -> Method:
         return params
 
     return to_sampling_params
+
+
+def _to_beam_search_params(original: Method) -> Method:
+    def to_beam_search_params(self: Any, *args: Any, **kwargs: Any) -> Any:
+        arguments.admit_beams(self.vllm_xargs)
+        inner.set(True)  # for the rest of this HTTP request
+        return original(self, *args, **kwargs)
+
+    return to_beam_search_params
 
 
 def _stream_chat(original: Method) -> Method:
@@ -404,6 +414,23 @@ SERVER_HOOKS = (
             (_CHAT, "ChatCompletionRequest", "max_tokens", "reasoning_effort"),
             (_RESPONSES, "ResponsesRequest", "default_max_tokens", "reasoning"),
         )
+    ),
+    *(
+        Hook(
+            f"{module}.protocol",
+            owner,
+            "to_beam_search_params",
+            ("max_tokens", "default_sampling_params"),
+            _to_beam_search_params,
+            why="bad arguments of a beam search are refused, and its steps are not counted as requests",
+            relies_on="called once for each prompt, before the engine has anything of it, in the HTTP request's task",
+            since="0.24",
+            facts=(Has(f"{module}.protocol:{owner}", ("vllm_xargs",)),),
+            upstream="none",
+            until="when beam search passes vllm_xargs on",
+            without="HTTP 400 for bad arguments of a beam search; each of its steps is counted as a request",
+        )
+        for module, owner in ((_CHAT, "ChatCompletionRequest"), (_COMPLETION, "CompletionRequest"))
     ),
     Hook(
         "vllm.plugins",

@@ -278,6 +278,18 @@ def admit(extra_args: Mapping[str, Any] | None, vllm_config: Any) -> None:
         raise refusal()(str(error), error.parameter) from error
 
 
+def admit_beams(extra_args: Mapping[str, Any] | None) -> None:
+    """`parse` for a beam search, whose steps reach the engine without these arguments.
+
+    Raises:
+      ArgumentError: of the kind that `refusal` names.
+    """
+    try:
+        parse(extra_args)
+    except ArgumentError as error:
+        raise refusal()(str(error), error.parameter) from error
+
+
 def admit_sampling(temperature: float, problem: str | None) -> None:
     """Refuse to sample where an engine would do it wrongly.
 

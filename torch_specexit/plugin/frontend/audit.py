@@ -21,13 +21,14 @@ from typing import Any
 
 from specexit.data.answers import extract_answer, listed_options, plainly_same
 from specexit.method.statistics import binomial_interval
+from torch_specexit.plugin.frontend.inner import inner
 from torch_specexit.plugin.frontend.operation import Admitted
 from torch_specexit.plugin.worker.openings import opens_thinking
 
 logger = logging.getLogger("vllm.specexit")
 
 PREFIX = "specexit-audit-"
-"""Of the ids of the requests that audits make: no client's id begins like this, an API server puts its own before."""
+"""Of the ids of the requests that audits make, for who reads vLLM's log."""
 
 MOST_WAITING = 256
 """Audits that may wait for their turn; behind that one is skipped, so that a busy server does not fall behind."""
@@ -254,6 +255,7 @@ def generator_of(engine: Any) -> Callable[..., Any]:
         if case.cache_salt is not None:
             tokens["cache_salt"] = case.cache_salt
         text = ""
+        inner.set(True)  # for the task that runs this audit
         async for output in engine.generate(
             tokens, params, f"{PREFIX}{case.request}", lora_request=case.lora, priority=priority
         ):

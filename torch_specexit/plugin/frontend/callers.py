@@ -11,6 +11,8 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from contextvars import ContextVar
 from typing import Any
 
+from torch_specexit.plugin.frontend.inner import inner
+
 caller: ContextVar[str | None] = ContextVar("specexit_caller", default=None)
 """Of the HTTP request that is being answered; None without an API key, and outside of a server."""
 
@@ -73,4 +75,5 @@ class MarkCallers:
         """Answer one request."""
         if scope["type"] == "http":
             caller.set(caller_of(scope))
+            inner.set(False)  # a request that is pipelined behind another inherits that one's
         await self.app(scope, receive, send)

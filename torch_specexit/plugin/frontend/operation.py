@@ -48,6 +48,8 @@ class Admitted(NamedTuple):
     audited: bool
     caller: str | None
     """See `torch_specexit.plugin.frontend.callers`."""
+    counted: bool = True
+    """False for what no client has sent, see `torch_specexit.plugin.frontend.inner`."""
 
     def extra_args(self, given: Mapping[str, Any] | None, response: str | None = None) -> dict[str, Any]:
         """What the workers get in place of the client's own arguments; ``response``: id of what it is part of."""

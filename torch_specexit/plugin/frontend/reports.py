@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from torch_specexit.plugin.frontend.audit import PREFIX
 from torch_specexit.plugin.outcome import INACTIVE_KEY, KEY, NOW
 
 if TYPE_CHECKING:
@@ -117,7 +116,8 @@ def settle(processor: Any, states: Sequence[Any], stats: Any) -> None:
         latest.pop(state.request_id, None)
         if report["outcome"] in RUNNING:  # exits have failed in flight, and nobody knows how it ended
             report["outcome"] = "off"
-        if state.external_req_id.startswith(PREFIX):
+        admitted: Admitted | None = getattr(state, ADMITTED, None)
+        if admitted is not None and not admitted.counted:
             continue
         if stats is not None:
             setattr(stats, KEY, [*getattr(stats, KEY, ()), report])

@@ -11,9 +11,10 @@ from typing import Any
 
 from torch_specexit.plugin.frontend.activity import Activity
 from torch_specexit.plugin.frontend.arguments import ArgumentError, refusal
-from torch_specexit.plugin.frontend.audit import CACHE_SALT, PREFIX, PRIORITY, Audit
+from torch_specexit.plugin.frontend.audit import CACHE_SALT, PRIORITY, Audit
 from torch_specexit.plugin.frontend.callers import caller, response_of
 from torch_specexit.plugin.frontend.hold import Hold
+from torch_specexit.plugin.frontend.inner import inner
 from torch_specexit.plugin.frontend.operation import Admitted, Operation
 from torch_specexit.plugin.frontend.reports import ADMITTED, choices_of
 from torch_specexit.plugin.frontend.traffic import TrafficWatch
@@ -78,8 +79,8 @@ class FrontEnd:
             admitted = self.operation.resolve(params.extra_args, request.request_id, lora=lora, caller=caller.get())
         except ArgumentError as error:
             raise refusal()(str(error), error.parameter) from error
-        if (request.external_req_id or "").startswith(PREFIX):
-            admitted = admitted._replace(mode="off", point=None, certified=False, audited=False)
+        if inner.get():
+            admitted = admitted._replace(mode="off", point=None, certified=False, audited=False, counted=False)
         request.sampling_params = copy.copy(params)
         external = request.external_req_id
         response = None if external is None else response_of(external)
@@ -91,7 +92,7 @@ class FrontEnd:
         setattr(state, ADMITTED, admitted)
         setattr(state, CACHE_SALT, request.cache_salt)
         setattr(state, PRIORITY, request.priority)
-        if request.prompt_token_ids is not None and not (request.external_req_id or "").startswith(PREFIX):
+        if request.prompt_token_ids is not None and admitted.counted:
             self.traffic.add("prompt_tokens", len(request.prompt_token_ids))
 
     def finish(self, state: Any, report: dict[str, Any]) -> None:
