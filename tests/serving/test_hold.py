@@ -10,7 +10,7 @@ import pytest
 from specexit.drafts.directory import SpecExitBlock
 from specexit.drafts.policy import PolicyFile, Serving
 from specexit.method.statistics import Capital
-from tests.serving.test_operation import BLOCK, POINTS, certificate
+from tests.serving.test_operation import BLOCK, POINTS, certificate, point
 from torch_specexit.plugin.frontend.hold import Hold
 from torch_specexit.plugin.frontend.operation import Operation
 
@@ -109,11 +109,54 @@ def test_a_server_steps_to_stricter_points_then_to_shadow_and_comes_back_by_a_pa
     assert operation.served().name == "bold"
 
 
+def audited(holder, moves, name, changed):
+    """Audits of a point until it moves."""
+    before = len(moves)
+    while len(moves) == before:
+        holder.add(name, changed=changed)
+
+
+def served_to(operation, effort):
+    found = operation.resolve({"specexit_effort": effort})
+    return found.point, found.mode
+
+
 def test_audits_of_another_point_say_nothing_about_the_one_that_serves():
-    holder, operation, moves = hold()
+    """They say something of that other one, which used to be watched by nobody."""
+    holder, operation, moves = hold(efforts={"high": "careful", "medium": "usual"}, audit_rate=0.0)
+    audited(holder, moves, "usual", True)
+    assert (moves, operation.served().name) == (["stricter"], "bold")
+    assert (served_to(operation, "medium"), served_to(operation, "low")) == (("careful", "exit"), ("bold", "exit"))
+    audited(holder, moves, "careful", True)
+    assert (moves, operation.mode) == (["stricter", "shadow"], "exit")
+    assert (served_to(operation, "high"), served_to(operation, "low")) == (("careful", "shadow"), ("bold", "exit"))
+    assert operation.resolve({"specexit_effort": "high", "specexit_mode": "exit"}).mode == "shadow"
+    audited(holder, moves, "careful", False)
+    assert (moves[-1], served_to(operation, "high")) == ("back", ("careful", "exit"))
+    operation.switch()
+    holder.restart()
+    assert served_to(operation, "medium") == ("usual", "exit")
+
+
+def test_a_bolder_point_of_an_effort_steps_alone_and_under_a_ceiling_with_all():
+    holder, operation, _ = hold(efforts={"low": "bold", "high": "careful"}, audit_rate=0.0)
+    operation.switch(point="usual")
     for _ in range(200):
-        holder.add("usual", changed=True)
-    assert (moves, operation.served().name) == ([], "bold")
+        holder.add("bold", changed=True)
+        holder.add("gone with the last policy file", changed=True)
+    assert (served_to(operation, "low")[0], operation.served().name, operation.mode) == ("usual", "usual", "exit")
+    feed(holder, operation, True)
+    assert [served_to(operation, effort)[0] for effort in ("low", "medium", "high")] == ["careful"] * 3
+    assert holder.summary()["stepped"] == {"bold": "usual"}
+
+
+def test_a_server_never_moves_to_a_point_whose_certificate_audits_cannot_judge():
+    """It used to, and was watched no more from there on."""
+    points = [point("usual", 0.9, 0.02), point("careful", 0.97) | {"certificate": certificate(0.005, "accuracy_lost")}]
+    file = PolicyFile.model_validate({"points": points, "default": "usual"})
+    operation = Operation(SpecExitBlock(target="t"), file, Serving(audit_rate=1.0))
+    feed(Hold(operation), operation, True)
+    assert (operation.served().name, operation.mode) == ("usual", "shadow")
 
 
 def test_a_server_may_be_told_not_to_move():

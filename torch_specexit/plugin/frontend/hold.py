@@ -2,99 +2,142 @@
 
 The claim "at most epsilon of the requests change their answer" is betted against with each audit's result
 (`specexit.method.statistics.Capital`); as long as it is true, it is ever rejected with probability at most delta,
-however often one looks. Once it is rejected the server moves to the next stricter point, and from the strictest to
-shadow mode. From there, audits of that point bet on the opposite, "the risk is at least epsilon": when that is rejected
-at the same level, the point serves again. To a bolder one than that, only an operator goes back.
+however often one looks. Each operating point that requests are served under is judged by its own audits. Once its
+claim is rejected the next stricter point serves in its place, and in place of the strictest shadow mode. From there,
+audits of that point bet on the opposite, "the risk is at least epsilon": when that is rejected at the same level, the
+point serves again. To a bolder one than that, only an operator goes back.
+
+What the default point's audits show concerns the whole server: nothing bolder is served any more, or nothing is cut.
+What another one's show (of an effort, a tenant, an adapter, a risk) concerns those who ask for that point.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from specexit.drafts.policy import OperatingPoint
 from specexit.method.statistics import Capital
-from torch_specexit.plugin.frontend.operation import Operation
+from torch_specexit.plugin.frontend.operation import Operation, risk_of
 
 logger = logging.getLogger("vllm.specexit")
 
 
+@dataclass
+class Seen:
+    """What the audits of one point have shown."""
+
+    capital: Capital
+    below: bool
+    """Whether they bet that the risk is at least epsilon, which lets the point serve again."""
+    audits: int = 0
+    changed: int = 0
+
+
 class Hold:
-    """Watches the audits of one server's operating point.
+    """Watches the audits of one server's operating points.
 
     Args:
-      operation: of the server; its ceiling and its mode are moved.
+      operation: of the server; what serves in place of a point, and its mode, are moved.
       moved: told of each move: ``stricter``, ``shadow`` or ``back``.
     """
 
     def __init__(self, operation: Operation, moved: Callable[[str], None] = lambda move: None):
         self.operation, self.moved = operation, moved
-        self._watched: tuple[str, bool] | None = None
-        self._capital: Capital | None = None
-        self.audits = self.changed = 0
-        """Of the point that is watched, since it is."""
+        self._seen: dict[str, Seen] = {}
         self.in_shadow = False
         """Audits, not an operator, have put the server into shadow mode."""
 
-    def point(self) -> OperatingPoint | None:
-        """The point that audits can judge; None where no certificate says how often answers may change.
+    def watches(self, point: OperatingPoint) -> bool:
+        """Whether audits can judge a point.
 
         A certificate of lost accuracy speaks of right answers, and an audit does not know them.
         """
-        point = self.operation.served()
-        certificate = point.certificate
-        return point if certificate is not None and certificate.risk == "answer_changed" else None
+        return self.operation.serving.hold and risk_of(point) == "answer_changed"
 
-    def add(self, point: str, *, changed: bool) -> None:
+    def add(self, name: str, *, changed: bool) -> None:
         """Take in the result of one audit.
 
         Args:
-          point: operating point that the request was served under.
+          name: of the operating point that the request was served under.
           changed: whether an exit would have changed the answer; False where there would have been no exit.
         """
-        watched = self.point()
-        if watched is None or not self.operation.serving.hold or point != watched.name:
-            return
-        assert watched.certificate is not None
+        point = next((p for p in self.operation.file.points if p.name == name), None)
+        if point is None or not self.watches(point) or not self.operation.serves(point):
+            return  # what serves no more may still have audits under way
+        assert point.certificate is not None
         if self.in_shadow and self.operation.mode != "shadow":
             self.in_shadow = False  # an operator has spoken
-        if self._capital is None or self._watched != (watched.name, self.in_shadow):
-            self._capital = Capital(watched.certificate.epsilon, "below" if self.in_shadow else "above")
-            self._watched, self.audits, self.changed = (watched.name, self.in_shadow), 0, 0
-        self._capital.add(float(changed))
-        self.audits, self.changed = self.audits + 1, self.changed + changed
-        if self._capital.rejects(watched.certificate.delta):
-            self._move(watched)
+        below = name in self.operation.shadowed or (self.in_shadow and self._is_default(point))
+        seen = self._seen.get(name)
+        if seen is None or seen.below != below:
+            capital = Capital(point.certificate.epsilon, "below" if below else "above")
+            seen = self._seen[name] = Seen(capital, below)
+        seen.capital.add(float(changed))
+        seen.audits, seen.changed = seen.audits + 1, seen.changed + changed
+        if seen.capital.rejects(point.certificate.delta):
+            del self._seen[name]  # to bet anew
+            self._move(point, seen)
 
-    def _move(self, point: OperatingPoint) -> None:
-        """Go one step, and bet anew."""
-        seen = f"{self.changed} of {self.audits} audits changed their answer"
-        self._capital = None
-        stricter = self.operation.stricter()
-        if self.in_shadow:
-            self.operation.mode, self.in_shadow, move = "exit", False, "back"
-            logger.warning("specexit: point %s serves again: %s", point.name, seen)
+    def _is_default(self, point: OperatingPoint) -> bool:
+        return point.name == self.operation.served().name
+
+    def _move(self, point: OperatingPoint, seen: Seen) -> None:
+        """Go one step."""
+        shown = f"{seen.changed} of {seen.audits} audits changed their answer"
+        stricter = self.operation.stricter(point)
+        if seen.below:
+            self._back(point)
+            move = "back"
+            logger.warning("specexit: point %s serves again: %s", point.name, shown)
         elif stricter is not None:
-            self.operation.ceiling, move = stricter.name, "stricter"
-            logger.error("specexit: risk above epsilon at point %s (%s); now %s", point.name, seen, stricter.name)
+            self._stricter(point, stricter)
+            move = "stricter"
+            logger.error("specexit: risk above epsilon at point %s (%s); now %s", point.name, shown, stricter.name)
         else:
-            self.operation.mode, self.in_shadow, move = "shadow", True, "shadow"
-            logger.error("specexit: risk above epsilon at point %s (%s); now in shadow mode", point.name, seen)
+            self._shadow(point)
+            move = "shadow"
+            logger.error("specexit: risk above epsilon at point %s (%s); now in shadow mode", point.name, shown)
         self.moved(move)
+
+    def _stricter(self, point: OperatingPoint, stricter: OperatingPoint) -> None:
+        if self._is_default(point):
+            self.operation.ceiling = stricter.name
+        else:
+            self.operation.stepped[point.name] = stricter.name
+
+    def _shadow(self, point: OperatingPoint) -> None:
+        if self._is_default(point):
+            self.operation.mode, self.in_shadow = "shadow", True
+        else:
+            self.operation.shadowed.add(point.name)
+
+    def _back(self, point: OperatingPoint) -> None:
+        self.operation.shadowed.discard(point.name)
+        if self.in_shadow and self._is_default(point):
+            self.operation.mode, self.in_shadow = "exit", False
 
     def restart(self) -> None:
         """Forget what was seen, as an operator has changed what is served."""
-        self._capital, self._watched, self.in_shadow, self.audits, self.changed = None, None, False, 0, 0
+        self._seen, self.in_shadow = {}, False
+        self.operation.stepped.clear()
+        self.operation.shadowed.clear()
 
     def summary(self) -> dict[str, Any]:
-        """What ``GET /v1/specexit`` says."""
-        watched = self.point()
+        """What ``GET /v1/specexit`` says: of the point that serves by default, and of each that audits have seen."""
+        served = self.operation.served()
+        points = {
+            name: {"audits": seen.audits, "changed": seen.changed, "capital": seen.capital.value}
+            for name, seen in self._seen.items()
+        }
         return {
-            "watching": watched.name if watched is not None and self.operation.serving.hold else None,
-            "audits": self.audits,
-            "changed": self.changed,
-            "capital": self._capital.value if self._capital else 1.0,
+            "watching": served.name if self.watches(served) else None,
+            **points.get(served.name, {"audits": 0, "changed": 0, "capital": 1.0}),
             "in_shadow": self.in_shadow,
             "ceiling": self.operation.ceiling,
+            "points": points,
+            "stepped": dict(self.operation.stepped),
+            "shadowed": sorted(self.operation.shadowed),
         }

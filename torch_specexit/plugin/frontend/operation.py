@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from specexit.drafts.directory import Mode, SpecExitBlock
-from specexit.drafts.policy import OperatingPoint, PolicyFile, Serving
+from specexit.drafts.policy import OperatingPoint, PolicyFile, Risk, Serving
 from specexit.method.decision import Policy
 from torch_specexit.plugin.frontend.arguments import (
     RESOLVED,
@@ -72,6 +72,11 @@ class Operation:
         self.block, self.file, self.serving, self.doubts = block, file, serving, tuple(doubts)
         self.started = serving
         """The settings that the engine was started with."""
+        self.stepped: dict[str, str] = {}
+        """Points, beside the one that serves by default, whose audits have shown them to change too many answers -> the
+        next stricter one, which stands in for them."""
+        self.shadowed: set[str] = set()
+        """Such points where there is none stricter: what asks for them is not cut."""
         self._ordered_mode: Mode | None = None
         self._ordered_point: str | None = None
         self._begin()
@@ -116,11 +121,14 @@ class Operation:
         missing = [] if point.certificate is not None else [f"point {point.name} has no certificate"]
         return [*self.doubts, *missing]
 
-    def stricter(self) -> OperatingPoint | None:
-        """The next stricter certified point than the one that serves; None where there is none."""
-        current = epsilon_of(self.served())
-        below = [p for p in self.file.points if p.certificate is not None and epsilon_of(p) < current]
+    def stricter(self, point: OperatingPoint) -> OperatingPoint | None:
+        """The next stricter point whose certificate is of the same risk; None where there is none."""
+        below = [p for p in self.file.points if risk_of(p) == risk_of(point) and epsilon_of(p) < epsilon_of(point)]
         return max(below, key=epsilon_of, default=None)
+
+    def serves(self, point: OperatingPoint) -> bool:
+        """Whether those who ask for a point get it, audits having imposed nothing stricter."""
+        return self._at_most(point).name == point.name
 
     def resolve(
         self,
@@ -152,7 +160,7 @@ class Operation:
         if rule == "stricter":
             check_rarer(arguments, offered, point, self.mode)
         policy = policy_of(arguments, point.policy, keep_thresholds=rule == "stricter")
-        mode = self._mode_of(arguments, request)
+        mode = self._mode_of(arguments, request, point)
         own = (policy, arguments.specexit_splits, arguments.specexit_mode) == (point.policy, None, None)
         audited = own and mode != "off" and in_share(request, self.serving.audit_rate)
         return Admitted(
@@ -165,9 +173,11 @@ class Operation:
             caller=caller,
         )
 
-    def _mode_of(self, arguments: RequestArguments, request: str) -> Mode:
+    def _mode_of(self, arguments: RequestArguments, request: str, point: OperatingPoint) -> Mode:
         if arguments.specexit is False or not in_share(request, self.serving.share, draw="share:"):
             return "off"
+        if self.mode == "exit" and point.name in self.shadowed:
+            return "shadow"
         return self.mode if self.mode == "off" else arguments.specexit_mode or self.mode
 
     def _offered(self, arguments: RequestArguments, lora: str | None, caller: str | None) -> OperatingPoint | None:
@@ -181,7 +191,10 @@ class Operation:
 
     def _at_most(self, point: OperatingPoint) -> OperatingPoint:
         ceiling = None if self.ceiling is None else self.file.point(self.ceiling)
-        return ceiling if ceiling is not None and epsilon_of(ceiling) < epsilon_of(point) else point
+        point = ceiling if ceiling is not None and epsilon_of(ceiling) < epsilon_of(point) else point
+        while point.name in self.stepped:
+            point = self.file.point(self.stepped[point.name])
+        return point
 
     def _of_risk(self, risk: float) -> OperatingPoint:
         certified = [point for point in self.file.points if point.certificate is not None]
@@ -206,6 +219,11 @@ class Operation:
             }
             for point in self.file.points
         ]
+
+
+def risk_of(point: OperatingPoint) -> Risk | None:
+    """What a point's certificate bounds; None without one."""
+    return None if point.certificate is None else point.certificate.risk
 
 
 def epsilon_of(point: OperatingPoint) -> float:
