@@ -307,6 +307,31 @@ def test_a_beam_searchs_steps_are_no_requests_and_its_arguments_are_checked(hook
     assert not inner.get()
 
 
+def test_two_callers_may_choose_one_id_and_each_finds_its_own():
+    """Counters are common as X-Request-Id. One of two used to get a 404 for its own request."""
+    front, engines = front_end(), {name: Engine(external="chatcmpl-5") for name in ("ours", "theirs")}
+    processor = SimpleNamespace(request_states={}, external_req_ids={"chatcmpl-5": list(engines)}, **{KEY: front})
+    for name, engine in engines.items():
+        (state,) = engine.processor.request_states.values()
+        processor.request_states[name] = state
+        front.keep(state, SimpleNamespace(**REQUEST), front.operation.resolve(None, caller=name))
+        setattr(state, KEY, {"outcome": "thinking", "of": name})
+
+    def found(name):
+        token = caller.set(name)
+        answer = front.find(processor, "chatcmpl-5")
+        caller.reset(token)
+        return answer and (answer["finished"], answer["choices"][0]["of"])
+
+    assert [found(name) for name in ("ours", "theirs", "another")] == [(False, "ours"), (False, "theirs"), None]
+    for name in engines:
+        state = processor.request_states.pop(name)
+        processor.external_req_ids["chatcmpl-5"].remove(name)
+        front.finish(state, {"outcome": "exit"})
+        assert found(name) == (True, name)
+    assert [found(name) for name in ("ours", "theirs", "another")] == [(True, "ours"), (True, "theirs"), None]
+
+
 @pytest.mark.parametrize(
     ("external", "response"),
     [("chatcmpl-1000", "chatcmpl-1000"), ("cmpl-job-1", "cmpl-job"), ("resp_7_0", "resp_7"), ("mine_0", "mine")],

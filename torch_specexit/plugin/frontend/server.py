@@ -47,7 +47,8 @@ class FrontEnd:
         self.traffic = TrafficWatch(operation)
         self.outcomes: Counter[str] = Counter()
         self.shadow: Counter[str] = Counter()
-        self._finished: OrderedDict[str, tuple[str | None, list[dict[str, Any] | None]]] = OrderedDict()
+        self._finished: OrderedDict[tuple[str | None, str], list[dict[str, Any] | None]] = OrderedDict()
+        """Reports by caller and id: clients choose ids, and two may choose the same."""
 
     def check(self, extra_args: Mapping[str, Any] | None) -> None:
         """Check a request's arguments before it is admitted.
@@ -104,9 +105,9 @@ class FrontEnd:
             self.shadow.update(exits=1, before=kept, behind=report["thinking_tokens"] - kept)
         if admitted is not None and admitted.mode == "shadow" and report["outcome"] == "natural_end":
             self.traffic.add("thinking_tokens", report["thinking_tokens"])
-        asker = None if admitted is None else admitted.caller
-        self._finished[state.external_req_id] = (asker, choices_of(state))
-        self._finished.move_to_end(state.external_req_id)
+        name = (None if admitted is None else admitted.caller, state.external_req_id)
+        self._finished[name] = choices_of(state)
+        self._finished.move_to_end(name)
         if len(self._finished) > MOST_FINISHED:
             self._finished.popitem(last=False)
         if self.operation.serving.exit_log:
@@ -156,13 +157,10 @@ class FrontEnd:
         for name in processor.external_req_ids.get(request, ()):
             state = processor.request_states[name]
             admitted: Admitted | None = getattr(state, ADMITTED, None)
-            if admitted is not None and admitted.caller != asker:
-                return None
-            return {"request_id": request, "finished": False, "choices": choices_of(state)}
-        owner, choices = self._finished.get(request, (None, None))
-        if choices is None or owner != asker:
-            return None
-        return {"request_id": request, "finished": True, "choices": choices}
+            if admitted is None or admitted.caller == asker:
+                return {"request_id": request, "finished": False, "choices": choices_of(state)}
+        choices = self._finished.get((asker, request))
+        return None if choices is None else {"request_id": request, "finished": True, "choices": choices}
 
     def problem(self) -> str | None:
         """Why this server must not be ready, where certified exits are required of it.
