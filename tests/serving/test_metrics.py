@@ -14,12 +14,25 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, mult
 
 from specexit.drafts.directory import SpecExitBlock
 from specexit.drafts.policy import PolicyFile, Serving
+from tests.serving.test_operation import POINTS
 from torch_specexit.plugin.frontend import server
 from torch_specexit.plugin.frontend.activity import Activity
 from torch_specexit.plugin.frontend.drafting import WINDOW
 from torch_specexit.plugin.frontend.metrics import AUDITS, OUTCOMES, ExitMetrics, record, token_buckets
 from torch_specexit.plugin.frontend.operation import Operation
 from torch_specexit.plugin.outcome import KEY
+
+
+def stat_logger(registry):
+    """What is read of vLLM's `PrometheusStatLogger`."""
+    kinds = {"_counter_cls": Counter, "_gauge_cls": Gauge, "_histogram_cls": Histogram}
+    model = SimpleNamespace(served_model_name="tiny", max_model_len=1024)
+    return SimpleNamespace(
+        **{name: partial(kind, registry=registry) for name, kind in kinds.items()},
+        per_engine_labelvalues={0: ["tiny", "0"]},
+        vllm_config=SimpleNamespace(model_config=model),
+    )
+
 
 NAMED = {"confidence": 0.1, "progress": 0.2, "remaining": 3.0, "validity": 0.9}
 
@@ -30,14 +43,7 @@ def test_token_buckets_reach_as_far_as_the_context():
 
 def test_metrics_count_outcomes_and_both_estimates_of_what_was_saved():
     registry = CollectorRegistry()
-    logger = SimpleNamespace(
-        _counter_cls=partial(Counter, registry=registry),
-        _gauge_cls=partial(Gauge, registry=registry),
-        _histogram_cls=partial(Histogram, registry=registry),
-        per_engine_labelvalues={0: ["tiny", "0"]},
-        vllm_config=SimpleNamespace(model_config=SimpleNamespace(served_model_name="tiny", max_model_len=1024)),
-    )
-    metrics = ExitMetrics(logger)
+    metrics = ExitMetrics(stat_logger(registry))
     exit_report = {"outcome": "exit", "thinking_tokens": 60, "signals": NAMED}
     metrics.finished(0, exit_report)
     metrics.finished(0, {"outcome": "natural_end", "thinking_tokens": 100, "signals": NAMED, "would_exit": 40})
@@ -64,14 +70,7 @@ def test_metrics_count_outcomes_and_both_estimates_of_what_was_saved():
 
 def test_metrics_say_what_is_served_and_when_it_is_not():
     registry = CollectorRegistry()
-    kinds = {"_counter_cls": Counter, "_gauge_cls": Gauge, "_histogram_cls": Histogram}
-    metrics = ExitMetrics(
-        SimpleNamespace(
-            **{name: partial(kind, registry=registry) for name, kind in kinds.items()},
-            per_engine_labelvalues={0: ["tiny", "0"]},
-            vllm_config=SimpleNamespace(model_config=SimpleNamespace(served_model_name="tiny", max_model_len=1024)),
-        )
-    )
+    metrics = ExitMetrics(stat_logger(registry))
 
     def value(name, **labels):
         return registry.get_sample_value(f"vllm:specexit_{name}", {"model_name": "tiny"} | labels)
@@ -88,14 +87,28 @@ def test_metrics_say_what_is_served_and_when_it_is_not():
     assert value("point_requests_total", engine="0", point="own", outcome="exit") == 1
 
 
+def test_gauges_say_what_an_operator_or_the_hold_has_just_changed_without_waiting_for_a_request():
+    registry = CollectorRegistry()
+    metrics = ExitMetrics(stat_logger(registry))
+    file = PolicyFile.model_validate({"points": POINTS, "default": "usual"})
+    front = server.FrontEnd(Operation(SpecExitBlock(target="t"), file, Serving(audit_rate=1.0)), Activity())
+    metrics.watch(front)
+
+    def gauges():
+        names = ("exits_made", "certified", "epsilon")
+        return tuple(registry.get_sample_value(f"vllm:specexit_{name}", {"model_name": "tiny"}) for name in names)
+
+    assert gauges() == (1, 1, 0.02)
+    while not front.operation.ceiling:
+        front.audited("usual", "changed")
+    assert gauges() == (1, 1, 0.005)
+    front.switch(mode="off", point="untested")
+    assert gauges() == (0, 0, 1)
+
+
 def test_acceptance_near_one_raises_an_alarm_once_and_its_end_is_said(caplog):
     registry = CollectorRegistry()
-    kinds = {"_counter_cls": Counter, "_gauge_cls": Gauge, "_histogram_cls": Histogram}
-    logger = SimpleNamespace(
-        **{name: partial(kind, registry=registry) for name, kind in kinds.items()},
-        per_engine_labelvalues={0: ["tiny", "0"]},
-        vllm_config=SimpleNamespace(model_config=SimpleNamespace(served_model_name="tiny", max_model_len=1024)),
-    )
+    logger = stat_logger(registry)
     setattr(logger, KEY, ExitMetrics(logger))
 
     def steps(n, accepted):

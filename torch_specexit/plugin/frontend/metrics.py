@@ -132,7 +132,12 @@ class ExitMetrics:
     def watch(self, front: FrontEnd) -> None:
         """Follow what is served by a front end."""
         self.front = front
-        front.hold.moved = lambda move: self.moves.labels(self.model_name, move).inc()
+        front.hold.moved, front.changed = self.moved, self.serving
+        self.serving()
+
+    def moved(self, move: str) -> None:
+        """Count a move of the hold, and say what is served behind it."""
+        self.moves.labels(self.model_name, move).inc()
         self.serving()
 
     def serving(self) -> None:
@@ -140,10 +145,13 @@ class ExitMetrics:
         if self.front is None:
             return
         operation = self.front.operation
-        epsilon = epsilon_of(operation.served())
+        served = operation.served()
+        epsilon = epsilon_of(served)
         self.certified.labels(self.model_name).set(float(epsilon < 1 and not operation.doubts))
         self.epsilon.labels(self.model_name).set(min(epsilon, 1.0))
-        self.exits.labels(self.model_name).set(float(operation.mode == "exit"))
+        self.exits.labels(self.model_name).set(
+            float(operation.mode == "exit" and served.name not in operation.shadowed)
+        )
         traffic = self.front.traffic
         for feature, distance in traffic.distance.items():
             self.traffic.labels(self.model_name, feature).set(distance)

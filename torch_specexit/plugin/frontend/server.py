@@ -6,7 +6,7 @@ import copy
 import json
 import logging
 from collections import Counter, OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch_specexit.plugin.frontend.activity import Activity
@@ -45,6 +45,8 @@ class FrontEnd:
         self.operation, self.activity, self.audit, self.watch = operation, activity, audit, watch
         self.hold = Hold(operation)
         self.traffic = TrafficWatch(operation)
+        self.changed: Callable[[], None] = lambda: None
+        """Told whenever something else is served."""
         self.outcomes: Counter[str] = Counter()
         self.shadow: Counter[str] = Counter()
         self._finished: OrderedDict[tuple[str | None, str], list[dict[str, Any] | None]] = OrderedDict()
@@ -75,6 +77,7 @@ class FrontEnd:
             return None
         if self.watch is not None and self.watch.changed(self.operation):
             self.hold.restart()
+            self.changed()
         lora = None if request.lora_request is None else request.lora_request.lora_name
         try:
             admitted = self.operation.resolve(params.extra_args, request.request_id, lora=lora, caller=caller.get())
@@ -131,6 +134,7 @@ class FrontEnd:
             self.watch.reload(self.operation, point)
         self.operation.switch(mode, point)
         self.hold.restart()
+        self.changed()
         logger.warning("specexit: an operator has set mode %s, point %s", self.operation.mode, self.operation.name)
 
     async def interrupt(self, engine: Any, request: str, *, now: bool) -> bool:
