@@ -357,6 +357,20 @@ def test_a_report_says_which_point_it_is_of_and_whether_that_is_certified():
         assert (told["point"], told["certified"]) == (point, False)
 
 
+@pytest.mark.parametrize("why", ["a grammar binds its thinking", "exits have failed in flight"])
+def test_a_report_of_exits_that_were_off_claims_no_point_and_no_certificate(why):
+    engine, front = Engine(), front_end()
+    (state,) = engine.processor.request_states.values()
+    front.keep(state, SimpleNamespace(**REQUEST), front.operation.resolve(None)._replace(certified=True))
+    bound = "grammar" in why
+    engine.step({0: row(THINKING, 20, on=0 if bound else 1)})
+    if not bound:
+        engine.reporter = outcome.Reporter()
+        engine.reporter.take = lambda *_: None  # nothing more is known
+    (told,) = engine.step({0: row(THINKING, 20, on=0)}, finished={0: "stop"})
+    assert (told["outcome"], "point" in told, "certified" in told) == ("off", False, False)
+
+
 def test_a_failure_in_a_worker_is_said_once_counted_and_shown(caplog):
     engine, front = Engine(), server.FrontEnd(operation(required=True), Activity())
     setattr(engine.processor, KEY, front)

@@ -25,6 +25,9 @@ LATEST = "specexit_latest"
 MOST_GONE = 64
 """Requests that vLLM has forgotten without an output, by an abort, before they are forgotten here."""
 
+LABELS = ("point", "certified")
+"""Fields of a report that say which policy it is of."""
+
 RUNNING = ("thinking", "answering")
 
 
@@ -70,10 +73,13 @@ def _take_in(processor: Any, state: Any, output: Any) -> None:
 
 
 def _labelled(report: dict[str, Any], admitted: Admitted | None) -> dict[str, Any]:
-    """A report that says which policy it is of: an operating point, or null for the request's own."""
-    if admitted is None or admitted.mode == "off":
+    """A report that says which policy it is of: an operating point, or null for the request's own.
+
+    It is of none where exits were off, in the worker, too (a grammar that binds the thinking), or nothing was thought.
+    """
+    if admitted is None or admitted.mode == "off" or report["outcome"] == "off":
         return report
-    return report | {"point": admitted.point, "certified": admitted.certified}
+    return report | dict(zip(LABELS, (admitted.point, admitted.certified), strict=True))
 
 
 def _of_all(state: Any) -> dict[str, Any]:
@@ -116,6 +122,8 @@ def settle(processor: Any, states: Sequence[Any], stats: Any) -> None:
         latest.pop(state.request_id, None)
         if report["outcome"] in RUNNING:  # exits have failed in flight, and nobody knows how it ended
             report["outcome"] = "off"
+            for label in LABELS:
+                report.pop(label, None)
         admitted: Admitted | None = getattr(state, ADMITTED, None)
         if admitted is not None and not admitted.counted:
             continue
