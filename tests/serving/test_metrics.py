@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, mult
 
 from specexit.drafts.directory import SpecExitBlock
 from specexit.drafts.policy import PolicyFile, Serving
-from tests.serving.test_operation import POINTS
+from tests.serving.test_operation import POINTS, certificate
 from torch_specexit.plugin.frontend import server
 from torch_specexit.plugin.frontend.activity import Activity
 from torch_specexit.plugin.frontend.drafting import WINDOW
@@ -104,6 +104,18 @@ def test_gauges_say_what_an_operator_or_the_hold_has_just_changed_without_waitin
     assert gauges() == (1, 1, 0.005)
     front.switch(mode="off", point="untested")
     assert gauges() == (0, 0, 1)
+
+
+@pytest.mark.parametrize(("risk", "expected"), [("answer_changed", 0.02), ("accuracy_lost", 1)])
+def test_audits_are_held_against_a_certificate_of_changed_answers_alone(risk, expected):
+    """They know no right answers; the alert used to compare their changed ones with the epsilon of a lost accuracy."""
+    registry = CollectorRegistry()
+    certified = POINTS[1] | {"certificate": certificate(0.02, risk)}
+    file = PolicyFile.model_validate({"points": [certified], "default": "usual"})
+    front = server.FrontEnd(Operation(SpecExitBlock(target="t"), file, Serving()), Activity())
+    ExitMetrics(stat_logger(registry)).watch(front)
+    assert registry.get_sample_value("vllm:specexit_epsilon", {"model_name": "tiny"}) == 0.02
+    assert registry.get_sample_value("vllm:specexit_epsilon_changed", {"model_name": "tiny"}) == expected
 
 
 def test_acceptance_near_one_raises_an_alarm_once_and_its_end_is_said(caplog):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from specexit.method.signals import SIGNALS
 from torch_specexit.plugin.frontend.drafting import Drafting
-from torch_specexit.plugin.frontend.operation import epsilon_of
+from torch_specexit.plugin.frontend.operation import epsilon_of, risk_of
 from torch_specexit.plugin.outcome import ENDED, HANDED_OVER, KEY
 
 if TYPE_CHECKING:
@@ -98,6 +98,10 @@ class ExitMetrics:
         self.activity = gauge("active", "1 while exits are active; 0 with the reason where they are not.", "reason")
         self.certified = gauge("certified", "1 where a certificate holds for the point that serves.")
         self.epsilon = gauge("epsilon", "Risk that the point that serves is certified for; 1 without a certificate.")
+        self.epsilon_changed = gauge(
+            "epsilon_changed",
+            "Share of requests that its certificate lets change their answer; 1 where it says nothing of that.",
+        )
         self.acceptance = gauge(
             "acceptance_length", "Tokens per step, the target's own included, over the last 2,000; 0 before."
         )
@@ -149,6 +153,8 @@ class ExitMetrics:
         epsilon = epsilon_of(served)
         self.certified.labels(self.model_name).set(float(epsilon < 1 and not operation.doubts))
         self.epsilon.labels(self.model_name).set(min(epsilon, 1.0))
+        judged = risk_of(served) == "answer_changed"
+        self.epsilon_changed.labels(self.model_name).set(epsilon if judged else 1.0)
         self.exits.labels(self.model_name).set(
             float(operation.mode == "exit" and served.name not in operation.shadowed)
         )
