@@ -5,6 +5,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable
+from itertools import count
 
 import httpx
 import pytest
@@ -15,7 +16,7 @@ from tests.torch.pretend import TARGET, TOKENIZER
 from torch_specexit.collecting.endpoint import PROBE, Endpoint
 from torch_specexit.collecting.endpoints import EndpointEngine
 from torch_specexit.collecting.tracer import Response
-from torch_specexit.collecting.work import CollectError, Decoding
+from torch_specexit.collecting.work import CollectError, Decoding, NoAnswer
 
 MODELS = {"data": [{"id": "tiny-reasoner"}]}
 CHOICE = {"token_ids": [1, 2], "finish_reason": "stop", "logprobs": {"token_logprobs": [-0.1, -0.2]}}
@@ -49,7 +50,7 @@ def ask(models=MODELS, probed=PROBED, **choice) -> Response:
 
 
 def test_what_vllm_answers():
-    assert ask() == Response([1, 2], [-0.1, -0.2], "stop")
+    assert ask() == ANSWER
 
 
 @pytest.mark.parametrize(
@@ -136,15 +137,25 @@ class Server:
 
 def ask_all(prompts: Iterable[list[int]], *servers: Server, **config) -> list[Response]:
     """Check servers, then ask them for a completion of every prompt, all at once."""
+    found = ask_each(prompts, *servers, **config)
+    for one in found:
+        if isinstance(one, BaseException):
+            raise one
+    return [one for one in found if isinstance(one, Response)]
+
+
+def ask_each(prompts: Iterable[list[int]], *servers: Server, **config) -> list[Response | BaseException]:
+    """As `ask_all`, with what it raised in place of an answer."""
     asked = {"target": "t", "out": "o", "split": "test", "endpoints": [f"http://s{i}" for i in range(len(servers))]}
     engine = EndpointEngine(CollectConfig.model_validate(asked | config))
 
-    async def run() -> list[Response]:
+    async def run() -> list[Response | BaseException]:
         for endpoint, server in zip(engine.all, servers, strict=True):
             endpoint.client = httpx.AsyncClient(transport=httpx.MockTransport(server.answer))
         try:
             await engine.check(TARGET, Tokenizer())
-            return await asyncio.gather(*(engine.generate(prompt, Decoding(5)) for prompt in prompts))
+            every = (engine.generate(prompt, Decoding(5)) for prompt in prompts)
+            return await asyncio.gather(*every, return_exceptions=True)
         finally:
             await engine.close()
 
@@ -152,6 +163,7 @@ def ask_all(prompts: Iterable[list[int]], *servers: Server, **config) -> list[Re
 
 
 PROMPTS = [[i] for i in range(64)]
+ANSWER = Response([1, 2], [-0.1, -0.2], "stop")
 
 
 @pytest.fixture(autouse=True)
@@ -186,13 +198,48 @@ def test_no_more_requests_at_once_than_allowed_when_endpoints_die():
     assert staying.largest == 4
 
 
+@pytest.mark.parametrize("status", [500, 502, 503, 504])
 @pytest.mark.parametrize("servers", [1, 2])
-def test_a_request_that_fails_wherever_it_is_made_ends_the_run_and_nothing_else(servers):
-    """No endpoint is given up for it."""
-    running = [Server(lambda prompt, _: httpx.Response(500) if prompt == [7] else None) for _ in range(servers)]
-    with pytest.raises(CollectError, match=r"500.*the same request has failed \d+ times, though the endpoint answered"):
-        ask_all(PROMPTS, *running)
-    assert sum(server.asked[str([8])] for server in running) == 1
+def test_a_request_that_fails_wherever_it_is_made_is_at_fault_itself(servers, status, capsys):
+    """It is made as often as allowed at every endpoint, all others once, and no endpoint is given up for it."""
+    running = [Server(lambda prompt, _: httpx.Response(status) if prompt == [7] else None) for _ in range(servers)]
+    found = ask_each(PROMPTS, *running, retries=3)
+    said = str(found.pop(7))
+    assert f"{status} " in said
+    assert "the same request has failed 3 times, though the endpoint answered in between" in said
+    assert found == [ANSWER] * 63
+    assert [server.asked["[7]"] for server in running] == [3] * servers
+    assert sum(server.completions for server in running) == 63 + 3 * servers
+    assert not capsys.readouterr().err
+
+
+def test_requests_at_fault_that_take_all_places_are_no_endpoints_fault(capsys):
+    """Nothing else is under way that could show that the endpoints are well."""
+    running = [Server(lambda prompt, _: httpx.Response(504) if prompt in PROMPTS[:4] else None) for _ in range(2)]
+    found = ask_each(PROMPTS, *running, requests=2, retries=3)
+    assert [isinstance(one, NoAnswer) for one in found] == [True] * 4 + [False] * 60
+    assert not capsys.readouterr().err
+
+
+def fails_but_for_probes(prompt: str | list[int], attempt: int) -> httpx.Response | None:
+    if isinstance(prompt, list) and attempt > 1:
+        raise httpx.RemoteProtocolError("cut off")
+    return httpx.Response(500) if isinstance(prompt, list) else None
+
+
+def test_what_fails_at_one_waits_for_another_that_is_full():
+    failing, polls = Server(fails_but_for_probes), count()
+    full = Server(ready=lambda: failing.asked["probe"] > 1 and next(polls) > 5000)
+    assert ask_all(PROMPTS[:2], full, failing, requests=1, retries=2) == [ANSWER] * 2
+    assert failing.completions == 1
+
+
+def test_an_endpoint_that_answers_probes_alone_is_given_up_while_another_goes_on(capsys):
+    failing = Server(fails_but_for_probes)
+    assert ask_all(PROMPTS, Server(), failing, requests=1) == [ANSWER] * 64
+    assert max(failing.asked[str(prompt)] for prompt in PROMPTS) == 1
+    said = capsys.readouterr().err
+    assert said.count("http://s1: given up (") == said.count("\n") == 1
 
 
 def answering(**choice) -> httpx.Response:
@@ -225,7 +272,7 @@ def test_what_a_server_answers_after_the_check_is_its_own_failure_and_the_others
 
     failing = Server(fault)
     working = Server(ready=lambda: failing.completions >= 2)
-    assert ask_all(PROMPTS, failing, working, retries=2, requests=2) == [Response([1, 2], [-0.1, -0.2], "stop")] * 64
+    assert ask_all(PROMPTS, failing, working, retries=2, requests=2) == [ANSWER] * 64
     said = capsys.readouterr().err
     assert said.count("\n") == said.count("http://s0: given up (") == 1
     assert reason in said
@@ -233,17 +280,27 @@ def test_what_a_server_answers_after_the_check_is_its_own_failure_and_the_others
         ask_all(PROMPTS, Server(fault), retries=1)
 
 
-@pytest.mark.parametrize(
-    ("answer", "message"),
-    [
-        (httpx.Response(400, text="too long"), "http://s0/v1/completions: 400: too long"),
-        (httpx.Response(422, text="what"), "http://s0/v1/completions: 422: what"),
-        (httpx.Response(200, json={"model": "llama", "choices": [CHOICE]}), "answered as model 'llama', expected"),
-    ],
-)
-def test_what_no_other_try_would_change_ends_the_run(answer, message):
-    failing = Server(lambda prompt, _: answer if isinstance(prompt, list) else None)
-    with pytest.raises(CollectError, match=message):
+@pytest.mark.parametrize("status", [400, 422])
+def test_a_request_that_is_refused_is_made_once_at_every_endpoint(status):
+    refusing = [Server(lambda *asked: httpx.Response(status, text="too long") if asked[0] == [7] else None)] * 2
+    found = ask_each(PROMPTS, *refusing)
+    with pytest.raises(NoAnswer, match=f"^http://s[01]/v1/completions: {status}: too long$"):
+        raise found.pop(7)
+    assert found == [ANSWER] * 63
+    assert refusing[0].asked["[7]"] == 2
+
+
+def test_an_endpoint_that_refuses_what_others_answer_is_given_up(capsys):
+    refusing = Server(lambda prompt, _: httpx.Response(400, text="too long") if isinstance(prompt, list) else None)
+    assert ask_all(PROMPTS, refusing, Server()) == [ANSWER] * 64
+    said = capsys.readouterr().err
+    assert said.count("http://s0: given up (http://s0/v1/completions: 400: too long)") == said.count("\n") == 1
+
+
+def test_a_server_that_becomes_another_model_ends_the_run():
+    other = httpx.Response(200, json={"model": "llama", "choices": [CHOICE]})
+    failing = Server(lambda prompt, _: other if isinstance(prompt, list) else None)
+    with pytest.raises(CollectError, match="answered as model 'llama', expected"):
         ask_all([[1]], failing, Server())
     assert failing.completions == 1
 

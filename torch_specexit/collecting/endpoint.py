@@ -6,6 +6,7 @@ Prompts go out and completions come back as token ids, so that what is recorded 
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -62,6 +63,17 @@ class BadAnswer(CollectError):
     """What no vLLM server answers: at the start it is a wrong address or version, later on a server that fails."""
 
 
+class Refused(CollectError):
+    """A request that the server takes for a wrong one, which no other try there would change."""
+
+
+@dataclass(eq=False)
+class Fault:
+    """One failure of an endpoint, whether one request met it or all that were under way."""
+
+    error: Exception
+
+
 class Endpoint:
     """One server.
 
@@ -87,6 +99,10 @@ class Endpoint:
         """In a row."""
         self.rests = 0
         """How often it was left alone for a while after a failure."""
+        self.fault: Fault | None = None
+        """What it was left alone for the last time."""
+        self.own_faults: set[Fault] = set()
+        """Since it last answered: those of its failures that no request is to blame for."""
         self.resting = False
 
     async def call(
@@ -95,7 +111,7 @@ class Endpoint:
         """What it answers.
 
         Raises:
-          CollectError: the server refuses the request, which no other try would change.
+          Refused: the server takes the request for a wrong one.
           BadAnswer: it answers as no vLLM server does.
           httpx.HTTPError: it cannot be reached, is too busy or has failed.
         """
@@ -197,7 +213,7 @@ def _failure(where: str, answer: httpx.Response) -> Exception:
     """What a status other than success means, in one line."""
     text = " ".join(answer.text.split())[:300]
     if answer.status_code in (400, 422):
-        return CollectError(f"{where}: {answer.status_code}: {text}")
+        return Refused(f"{where}: {answer.status_code}: {text}")
     if answer.status_code in (401, 403, 404):
         return BadAnswer(f"{where}: {answer.status_code}: {text}")
     said = f"{answer.status_code} {answer.reason_phrase} of {where}: {text}".rstrip(": ")

@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Sequence
+from itertools import count
 from typing import Any
 
 import httpx
@@ -14,9 +15,9 @@ from rich.console import Console
 from specexit.data.rows import Trace
 from specexit.schemas.collect import CollectConfig
 from specexit.schemas.target import TargetConfig
-from torch_specexit.collecting.endpoint import BadAnswer, Endpoint
+from torch_specexit.collecting.endpoint import BadAnswer, Endpoint, Fault, Refused
 from torch_specexit.collecting.tracer import Response, Tracer
-from torch_specexit.collecting.work import Ask, CollectError, Decoding
+from torch_specexit.collecting.work import Ask, CollectError, Decoding, NoAnswer
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
 """Seconds between failures of an endpoint; doubled from the one to the other, and drawn between half and all of it."""
@@ -32,7 +33,8 @@ class EndpointEngine:
     """All endpoints as one engine: a request goes to the one with the fewest, and to another where one fails.
 
     An endpoint that fails is left alone for a while, then asked for a single token: requests go there again when it
-    answers. A request that fails again where such a probe is answered is at fault itself.
+    answers. A request that fails wherever it is made, again and again where such probes are answered, is at fault
+    itself; an endpoint is at fault where others answer what failed there.
 
     Args:
       config: their addresses and limits.
@@ -67,41 +69,51 @@ class EndpointEngine:
         """The continuation of a prompt.
 
         Raises:
-          CollectError: no endpoint is left, one refuses, or this request fails again and again where others do not.
+          NoAnswer: this request fails at every endpoint, though they answer probes.
+          CollectError: no endpoint is left, or one is not the target's any more.
         """
         failed: Counter[Endpoint] = Counter()
-        again = 0
+        faults: dict[Endpoint, Fault] = {}
         while True:
-            endpoint = await self._turn(failed)
+            endpoint = await self._turn(failed, faults)
             rests = endpoint.rests
             try:
-                return await self._ask(endpoint, ids, how)
+                response = await self._ask(endpoint, ids, how)
+            except Refused as error:
+                failed[endpoint], faults[endpoint] = self.config.retries, Fault(error)
             except FAILURES as error:
-                first = endpoint not in failed
-                failed[endpoint] += 1
-                if endpoint.rests != rests:
-                    continue  # it failed together with others that were under way, which is one failure
-                if first or _is_unavailable(error):
-                    self._rest(endpoint, error)
+                faults[endpoint] = self._rest(endpoint, error, rests)
+                if _is_busy(error):
+                    self._blame(endpoint, faults[endpoint])
                     continue
-                again += 1
-                if again >= self.config.retries:
-                    raise CollectError(
-                        f"{endpoint.name}: {_reason(endpoint, error)}; the same request has failed {failed.total()} "
-                        "times, though the endpoint answered in between; what was finished is kept"
-                    ) from error
-                await asyncio.sleep(_pause(again))
+                failed[endpoint] += 1
+                if failed[endpoint] > 1:
+                    await asyncio.sleep(_pause(failed[endpoint]))
+            else:
+                for other, fault in faults.items():
+                    if other is not endpoint and endpoint in self.alive:
+                        self._blame(other, fault)
+                return response
 
-    async def _turn(self, failed: Counter[Endpoint]) -> Endpoint:
-        """The endpoint that takes a request next, as soon as one has room."""
+    async def _turn(self, failed: Counter[Endpoint], faults: dict[Endpoint, Fault]) -> Endpoint:
+        """The endpoint that takes a request next, as soon as it has room: one of those where it failed least."""
+        await asyncio.sleep(0)  # behind those that wait already, or a trace that goes on would always be first
         while True:
             self._expect_one()
-            ready = [one for one in self.alive if not one.resting and one.going < self.config.requests]
-            if ready:
-                endpoint = min(ready, key=lambda one: (failed[one], one.going))
-                endpoint.going += 1
-                return endpoint
+            fewest = min(failed[one] for one in self.alive)
+            if fewest < self.config.retries:
+                ready = [one for one in self.alive if failed[one] == fewest and self._has_room(one)]
+                if ready:
+                    endpoint = min(ready, key=lambda one: one.going)
+                    endpoint.going += 1
+                    return endpoint
+            elif not any(one.resting for one in self.alive):
+                endpoint = next(one for one in reversed(faults) if one in self.alive)
+                raise NoAnswer(_said(endpoint, faults[endpoint].error, failed[endpoint]))
             await self._changed.wait()
+
+    def _has_room(self, endpoint: Endpoint) -> bool:
+        return not endpoint.resting and endpoint.going < self.config.requests
 
     async def _ask(self, endpoint: Endpoint, ids: list[int], how: Decoding) -> Response:
         """Have a turn, and leave room for the next."""
@@ -111,6 +123,7 @@ class EndpointEngine:
             endpoint.going -= 1
             self._wake()
         endpoint.failures = 0
+        endpoint.own_faults.clear()
         return response
 
     def _wake(self) -> None:
@@ -118,13 +131,15 @@ class EndpointEngine:
         self._changed.set()
         self._changed = asyncio.Event()
 
-    def _rest(self, endpoint: Endpoint, error: Exception) -> None:
-        """Send it no requests until it answers a probe."""
-        endpoint.resting = True
-        endpoint.rests += 1
-        task = asyncio.create_task(self._return(endpoint, error))
-        self._returning.add(task)
-        task.add_done_callback(self._returning.discard)
+    def _rest(self, endpoint: Endpoint, error: Exception, rests: int) -> Fault:
+        """Send it no requests until it answers a probe; what fails together with others under way is one failure."""
+        if endpoint.rests == rests or endpoint.fault is None:
+            endpoint.resting, endpoint.fault = True, Fault(error)
+            endpoint.rests += 1
+            task = asyncio.create_task(self._return(endpoint, error))
+            self._returning.add(task)
+            task.add_done_callback(self._returning.discard)
+        return endpoint.fault
 
     async def _return(self, endpoint: Endpoint, error: Exception) -> None:
         try:
@@ -139,9 +154,9 @@ class EndpointEngine:
         self, endpoint: Endpoint, ask: Callable[[], Coroutine[Any, Any, object]], error: Exception
     ) -> None:
         """Ask after pauses that grow, until there is an answer or the endpoint is given up."""
-        while True:
+        for tried in count(1):
             endpoint.failures += 1
-            if endpoint.failures >= self.config.retries:
+            if tried >= self.config.retries:
                 return self._give_up(endpoint, error)
             await asyncio.sleep(max(_pause(endpoint.failures), _asked_pause(error)))
             try:
@@ -151,7 +166,16 @@ class EndpointEngine:
             else:
                 return
 
+    def _blame(self, endpoint: Endpoint, fault: Fault) -> None:
+        """Count a failure that was the endpoint's own, and give it up where it does nothing but fail."""
+        endpoint.own_faults.add(fault)
+        if len(endpoint.own_faults) >= self.config.retries:
+            self._give_up(endpoint, fault.error)
+            self._wake()
+
     def _give_up(self, endpoint: Endpoint, error: Exception) -> None:
+        if endpoint not in self.alive:
+            return
         self.alive.remove(endpoint)
         reason = _reason(endpoint, error)
         self._last_words = f"{endpoint.name}: {reason}"
@@ -192,10 +216,20 @@ def _reason(endpoint: Endpoint, error: Exception) -> str:
     return f"{type(error).__name__}: {error}".rstrip(": ")
 
 
-def _is_unavailable(error: Exception) -> bool:
+def _said(endpoint: Endpoint, error: Exception, times: int) -> str:
+    """Why nothing answers a request, in one line."""
+    if isinstance(error, Refused):
+        return str(error)
+    return (
+        f"{endpoint.name}: {_reason(endpoint, error)}; the same request has failed {times} times, though the endpoint "
+        "answered in between"
+    )
+
+
+def _is_busy(error: Exception) -> bool:
     """Whether a failure is the server's, whatever it was asked."""
     if isinstance(error, httpx.HTTPStatusError):
-        return error.response.status_code in (429, 502, 503, 504)
+        return error.response.status_code == 429
     return isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout))
 
 

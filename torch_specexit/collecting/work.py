@@ -25,6 +25,10 @@ class CollectError(InputError):
     """Collecting failed, or what was collected is not worth training on; the message says why and what to change."""
 
 
+class NoAnswer(CollectError):
+    """A request that no server answers, though they answer others: its prompt's failure, and not the run's."""
+
+
 @dataclass(frozen=True)
 class Ask:
     """One sample of one prompt."""
