@@ -10,6 +10,7 @@ import json
 import os
 import random
 import threading
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,8 @@ class Server:
         self, pretender: Pretender, model: str = "tiny-reasoner", *, wrong_tokens=False, fail_first=0, together=1
     ):
         self.pretender, self.model, self.wrong_tokens, self.to_fail = pretender, model, wrong_tokens, fail_first
+        self.fails: Callable[[list[int]], bool] = lambda _: False
+        """Whether it answers a prompt with 503, however often it is asked."""
         self.completions, self.closed = 0, False
         self.together = threading.Barrier(together)
         self.largest, self._going, self._lock = 0, 0, threading.Lock()
@@ -98,6 +101,7 @@ class Server:
                     owner.completions += 1
                     failing = owner.to_fail > 0
                     owner.to_fail -= failing
+                    failing |= owner.fails(body["prompt"])
                 if owner.completions <= owner.together.parties:
                     owner.together.wait(60)
                 found = {"error": "busy"} if failing else owner.complete(body)

@@ -19,6 +19,7 @@ import pytest
 import yaml
 
 from specexit.config import ConfigError
+from specexit.data.annotate import drop_reason
 from specexit.data.answers import extract_answer, same_answer
 from specexit.data.prompts import PromptError
 from specexit.data.rows import can_judge, free_trials
@@ -375,6 +376,56 @@ def test_all_requests_failing_at_once_are_one_failure(tmp_path):
     collect(config(server, tmp_path / "out", requests=12, retries=2))
     assert len(read_traces(tmp_path / "out")) == 12
     server.close()
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    """A server of its own, for tests that say what it fails, with short pauses."""
+    monkeypatch.setattr("torch_specexit.collecting.endpoints.FIRST_PAUSE", 0.001)
+    server = Server(Pretender(12))
+    yield server
+    server.close()
+
+
+@pytest.mark.parametrize("trials", [False, True])
+def test_a_prompt_that_no_server_answers_is_a_row_without_an_answer(trials, failing, collected, tmp_path, capsys):
+    """It is said and counted, and asked again by the next run."""
+    failing.fails = lambda ids: collected[7].prompt in TOKENIZER.decode(ids) and (THINK.end in ids) == trials
+    collect(config(failing, tmp_path / "out", retries=2))
+    said = capsys.readouterr().err
+    assert "left without an answer, as no server gives one: prompt 'test-0-00007' (http://" in said
+    assert "503" in said
+    assert "91.7% finished, 1 failed, 91.7% answered" in said
+    found = read_traces(tmp_path / "out")
+    assert found[:7] + found[8:] == collected[:7] + collected[8:]
+    assert (found[7].id, found[7].finish_reason, found[7].answer) == ("test-0-00007", "failed", None)
+    assert drop_reason(found[7]) == "unfinished"
+    counts = json.loads((tmp_path / "out" / "summary.json").read_text())["counts"]
+    assert (counts["traces"], counts["finished"], counts["failed"]) == (12, 11, 1)
+    failing.fails, before = lambda _: False, failing.completions
+    collect(config(failing, tmp_path / "out", retries=2))
+    assert read_traces(tmp_path / "out") == collected
+    assert failing.completions - before == 1 + sum(tokens > 0 for tokens in collected[7].boundary_trial_tokens)
+
+
+def test_servers_that_fail_every_prompt_end_the_run(failing, tmp_path):
+    """Though they answer probes, and no row says that it is the prompts."""
+    failing.fails = lambda _: True
+    with pytest.raises(CollectError, match=r"503.*for prompt .*; 5 prompts have failed so, and no trace was finished"):
+        collect(config(failing, tmp_path / "out", requests=4, retries=2))
+    assert finished(tmp_path / "out") == 0
+    with pytest.raises(CollectError, match=r"out: no server answered 12 of 12 requests for a trace"):
+        collect(config(failing, tmp_path / "out", requests=12, retries=2, min_finished=0))
+
+
+def test_more_failed_prompts_than_may_be_unfinished_are_an_error(failing, tmp_path):
+    failed = list(failing.pretender.problems)[:3]
+    failing.fails = lambda ids: any(question in TOKENIZER.decode(ids) for question in failed)
+    with pytest.raises(
+        CollectError, match=r"no server answered 3 of 12 .* and 75\.0% finished, expected 80%; the same"
+    ):
+        collect(config(failing, tmp_path / "out", retries=2))
+    collect(config(failing, tmp_path / "out", retries=2, min_finished=0.7, min_answered=0.7))
 
 
 def test_a_busy_server_is_asked_again(tmp_path, monkeypatch):

@@ -284,8 +284,7 @@ def test_what_a_server_answers_after_the_check_is_its_own_failure_and_the_others
 def test_a_request_that_is_refused_is_made_once_at_every_endpoint(status):
     refusing = [Server(lambda *asked: httpx.Response(status, text="too long") if asked[0] == [7] else None)] * 2
     found = ask_each(PROMPTS, *refusing)
-    with pytest.raises(NoAnswer, match=f"^http://s[01]/v1/completions: {status}: too long$"):
-        raise found.pop(7)
+    assert str(found.pop(7)) == f"http://s1/v1/completions: {status}: too long"
     assert found == [ANSWER] * 63
     assert refusing[0].asked["[7]"] == 2
 

@@ -16,6 +16,7 @@ from specexit.data.rows import Trace
 from specexit.schemas.collect import CollectConfig
 from specexit.schemas.target import TargetConfig
 from torch_specexit.collecting.endpoint import BadAnswer, Endpoint, Fault, Refused
+from torch_specexit.collecting.failed import FailedPrompts
 from torch_specexit.collecting.tracer import Response, Tracer
 from torch_specexit.collecting.work import Ask, CollectError, Decoding, NoAnswer
 
@@ -87,7 +88,7 @@ class EndpointEngine:
                     self._blame(endpoint, faults[endpoint])
                     continue
                 failed[endpoint] += 1
-                if failed[endpoint] > 1:
+                if 1 < failed[endpoint] < self.config.retries:
                     await asyncio.sleep(_pause(failed[endpoint]))
             else:
                 for other, fault in faults.items():
@@ -243,7 +244,7 @@ def run_endpoints(
     """Collect from servers, as many traces at a time as they take requests.
 
     Raises:
-      CollectError: no endpoint is left, one of them is not the target's, or one prompt fails again and again.
+      CollectError: no endpoint is left, one of them is not the target's, or they fail one prompt after the other.
     """
     asyncio.run(_run(config, target, todo, record, report))
 
@@ -259,18 +260,32 @@ async def _run(
     tracer = Tracer(config, target, engine, lambda **counts: report(counts))
     queue = iter(todo)
 
-    async def keep_asking() -> None:
+    def finish(number: int, trace: Trace) -> None:
+        record(number, trace)
+        report({"judged": 1})
+
+    async def keep_asking(failed: FailedPrompts) -> None:
         for number, ask in queue:
             try:
                 trace = await tracer.trace(ask)
+            except NoAnswer as error:
+                failed.add(number, ask, error)
             except CollectError as error:
                 raise CollectError(f"{error} (the request was for prompt {ask.prompt.id!r})") from error
-            record(number, trace)
-            report({"judged": 1})
+            else:
+                finish(number, trace)
+                await finish_failed(failed)
+
+    async def finish_failed(failed: FailedPrompts) -> None:
+        for number, ask in failed.release():
+            finish(number, await tracer.unanswered(ask))
 
     try:
         await engine.check(target, tracer.tokenizer)
-        await _together(keep_asking() for _ in range(min(len(todo), config.requests * len(engine.alive))))
+        at_once = min(len(todo), config.requests * len(engine.alive))
+        failed = FailedPrompts(at_once)
+        await _together(keep_asking(failed) for _ in range(at_once))
+        await finish_failed(failed)
     finally:
         await engine.close()
 

@@ -2,8 +2,8 @@
 
 A finished trace is in the log, on the disk, before the next one is taken up. When the last row of a chunk is there the
 chunk becomes a Parquet file, is entered into the manifest, and leaves the log, in that order: a kill anywhere between
-leaves a row twice, never nowhere, and a row whose file exists is not taken from a log. Locks and logs live in
-``.collect``.
+leaves a row twice, never nowhere, and a row whose file exists is not taken from a log. A row of a prompt that no server
+answered counts as missing when a run goes on. Locks and logs live in ``.collect``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import IO, Literal
 from pydantic import ValidationError
 
 from specexit.config import Config, write_text
-from specexit.data.rows import Trace
+from specexit.data.rows import FAILED, Trace
 from specexit.data.stream import MANIFEST
 from specexit.data.traces import TraceError, read_traces, tokenizer_sha256, write_traces
 from specexit.errors import first_problem
@@ -164,7 +164,7 @@ class Ledger:
             self._look_at(chunk, manifest.get(chunk.file))
         for log in sorted((self.out / HIDDEN).glob("shard-*.jsonl")):
             for number, trace in _read_log(log):
-                if number in self.place and self._missing(number):
+                if number in self.place and self._missing(number) and trace.finish_reason != FAILED:
                     self._check(log, number, trace)
                     self.rows[number] = trace
         self._enter({})
@@ -175,13 +175,14 @@ class Ledger:
         self._rewrite_log()
 
     def _look_at(self, chunk: Chunk, entry: Finished | None) -> None:
-        """Take over a file that is there: whole, or the first rows of a chunk that has grown."""
+        """Take over a file that is there: whole, or the first rows of a chunk that has grown, or those that have not
+        failed."""
         path = self.out / chunk.file
         if not path.exists():
             return
         if entry is not None and _sha256(path) != entry.sha256:
             raise TraceError(f"{path}: its content is not what {MANIFEST} says; remove the file to collect it again")
-        if entry is not None and entry.asks == _asks_sha256(chunk.asks):
+        if entry is not None and entry.asks == _asks_sha256(chunk.asks) and not entry.counts.failed:
             self.done.add(chunk.file)
             return
         traces = read_traces(path)
@@ -189,7 +190,8 @@ class Ledger:
             raise TraceError(f"{path}: holds {len(traces)} traces, but the prompts give {len(chunk.asks)} there")
         for i, trace in enumerate(traces):
             self._check(path, chunk.start + i, trace)
-            self.rows[chunk.start + i] = trace
+            if trace.finish_reason != FAILED:
+                self.rows[chunk.start + i] = trace
 
     def _check(self, path: Path, number: int, trace: Trace) -> None:
         chunk, i = self.place[number]

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from rich.console import Console
 
 from specexit.config import write_text
-from specexit.data.rows import Trace, free_trials
+from specexit.data.rows import FAILED, Trace, free_trials
 from specexit.schemas.collect import CollectConfig
 from torch_specexit.collecting.work import CollectError
 
@@ -43,6 +43,8 @@ class Counts:
     """Forced trials that were compared with the whole answer, both decided."""
     free_same: int = 0
     free_tokens: int = 0
+    failed: int = 0
+    """That no server answered."""
 
     def __add__(self, other: Counts) -> Counts:
         names = [field.name for field in fields(self)]
@@ -70,6 +72,7 @@ def count(trace: Trace) -> Counts:
         free=sum(trial.same is not None for trial in free),
         free_same=sum(trial.same is True for trial in free),
         free_tokens=sum(trial.tokens for trial in free),
+        failed=int(trace.finish_reason == FAILED),
     )
 
 
@@ -90,10 +93,11 @@ def finish(config: CollectConfig, counts: Counts, max_tokens: int) -> None:
         "trial_tokens": _share(counts.trial_tokens, counts.trial_tokens + counts.thinking_tokens),
     }
     write_text(config.out / "summary.json", json.dumps({"counts": asdict(counts), "shares": shares}, indent=2) + "\n")
+    failed = f", {counts.failed} failed" if counts.failed else ""
     free = "" if shares["forced_as_free"] is None else f", as whole answers {shares['forced_as_free']:.1%}"
     traces, trials = counts.traces, counts.trials
     console.print(
-        f"{config.out}: {traces} traces, {_percent(counts.finished, traces)} finished, "
+        f"{config.out}: {traces} traces, {_percent(counts.finished, traces)} finished{failed}, "
         f"{_percent(counts.answered, traces)} answered; {trials} trials at {counts.boundaries} boundaries, "
         f"{_percent(counts.agreed, trials)} agreed, {_percent(counts.undecided, trials)} undecided{free}; "
         f"{counts.trial_tokens} trial tokens beside {counts.thinking_tokens} of thinking",
@@ -130,7 +134,15 @@ def finish(config: CollectConfig, counts: Counts, max_tokens: int) -> None:
 
 
 def _check(config: CollectConfig, counts: Counts, max_tokens: int) -> None:
-    if counts.finished < config.min_finished * counts.traces:
+    too_few = counts.finished < config.min_finished * counts.traces
+    cut_off = counts.traces - counts.finished - counts.failed
+    if counts.failed and (counts.failed == counts.traces or (too_few and counts.failed > cut_off)):
+        raise CollectError(
+            f"{config.out}: no server answered {counts.failed} of {counts.traces} requests for a trace, and "
+            f"{_percent(counts.finished, counts.traces)} finished, expected {config.min_finished:.0%}; the same "
+            "command asks for them again, otherwise lower min_finished"
+        )
+    if too_few:
         raise CollectError(
             f"{config.out}: {_percent(counts.finished, counts.traces)} of {counts.traces} traces finished within "
             f"{max_tokens} tokens, expected {config.min_finished:.0%}; collect into a new folder with a larger "

@@ -19,7 +19,7 @@ from specexit.data.answers import agree, close_trial, extract_answer, is_stated,
 from specexit.data.boundaries import next_boundary, stating
 from specexit.data.checks import MOST_CONFIDENCE
 from specexit.data.prompts import Prompt
-from specexit.data.rows import FreeTrial, Trace, fill_untried, infer_agrees
+from specexit.data.rows import FAILED, FreeTrial, Trace, fill_untried, infer_agrees
 from specexit.errors import InputError
 from specexit.method.labels import answer_confidence
 from specexit.schemas.collect import CollectConfig
@@ -33,7 +33,7 @@ Report = Callable[..., None]
 
 @dataclass(frozen=True)
 class Response:
-    """What the target wrote: tokens, their log-probabilities, and why it stopped (``stop`` or ``length``)."""
+    """What the target wrote: tokens, their log-probabilities, and why it stopped (``stop``, ``length``, `FAILED`)."""
 
     ids: list[int]
     logprobs: list[float]
@@ -127,6 +127,13 @@ class Tracer:
             return replace(trace, trial=self._how(kind, []))
         own = response.logprobs[len(trace.think_ids) + 1 :]
         return await self._judge(ask, trace, kind, own)
+
+    async def unanswered(self, ask: Ask) -> Trace:
+        """The row of a prompt that no engine answers: nothing was written."""
+        ids = encoded(self.tokenizer, self.target, ask.prompt)
+        nothing = Response([], [], FAILED)
+        trace = await self._without_trials(ask, ids, ask.seed(self.config.seed), nothing)
+        return replace(trace, trial=self._how(trial_of(self.config, self.target, trace.answer_kind), []))
 
     async def _generate(self, ids: list[int], how: Decoding) -> Response:
         """A response, its length cut to what the model has room for."""

@@ -26,6 +26,9 @@ was no trial."""
 
 STATES: tuple[str, ...] = get_args(BoundaryState)
 
+FAILED = "failed"
+"""``finish_reason`` of a prompt that no server answered: the row holds no text."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Trace:
@@ -46,7 +49,8 @@ class Trace:
     """The right answer, where it is known."""
     correct: bool | None
     finish_reason: str
-    """``stop``, or ``length`` where the token budget ran out. Whatever it is but ``stop``, the trace is unfinished."""
+    """``stop``, ``length`` where the token budget ran out, or `FAILED`. Whatever it is but ``stop``, the trace is
+    unfinished."""
     boundaries: list[int]
     """Offsets in ``think_ids`` just behind a split token."""
     boundary_answers: list[str | None]
