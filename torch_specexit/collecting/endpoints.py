@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Sequence
+from email.utils import parsedate_to_datetime
 from itertools import count
 from typing import Any
 
@@ -204,11 +206,15 @@ def _pause(failures: int) -> float:
 
 
 def _asked_pause(error: Exception) -> float:
-    """Seconds that the server itself asks to be left alone for, if it says so as a number, within bounds."""
+    """Seconds that the server itself asks to be left alone for, if it says so, as a number or a date, within bounds."""
     if not isinstance(error, httpx.HTTPStatusError):
         return 0.0
     asked = error.response.headers.get("Retry-After", "")
-    return min(float(asked), LONGEST_ASKED_PAUSE) if asked.isdecimal() else 0.0
+    try:
+        seconds = float(asked) if asked.isdecimal() else parsedate_to_datetime(asked).timestamp() - time.time()
+    except (ValueError, OverflowError):
+        return 0.0
+    return min(max(seconds, 0.0), LONGEST_ASKED_PAUSE)
 
 
 def _reason(endpoint: Endpoint, error: Exception) -> str:
