@@ -435,6 +435,35 @@ def test_devices_of_the_workers(monkeypatch, gpus, changes, expected):
     assert worker_devices(config) == expected
 
 
+@pytest.mark.parametrize(
+    ("end", "workers", "message"),
+    [
+        ("kill -9 $$", 2, r"by SIGKILL, as Linux does where memory runs out: lower workers \(2 here\) or engine\.kv"),
+        ("kill -9 $$", 1, r"by SIGKILL, as Linux does where memory runs out: lower engine\.kv_cache_gib; what"),
+        ("kill -11 $$", 2, "killed by SIGSEGV; what it said"),
+        ("kill -40 $$", 2, "killed by signal 40; what it said"),
+        ("exit 3", 2, r"ended with exit code 3; .*; its last lines:\nOSError: no such model"),
+    ],
+)
+@pytest.mark.parametrize("parts", [False, True])
+def test_an_engine_that_dies_is_one_clear_error(end, workers, message, parts, tmp_path, monkeypatch):
+    """And what it said is kept: an engine that is killed says nothing of it."""
+    engine = tmp_path / "engine"
+    engine.write_text(f"#!/bin/sh\necho 'OSError: no such model' >&2\nread config\n{end}\n")
+    engine.chmod(0o755)
+    monkeypatch.setattr(processes.sys, "executable", str(engine))
+    monkeypatch.setattr(processes, "_visible_gpus", lambda: [])
+    asked = {"parts": {"a": {"split": "test"}}} if parts else {"split": "test"}
+    out = tmp_path / "out"
+    asked |= {"target": "tiny-reasoner", "out": out, "n": 12, "workers": workers}
+    with pytest.raises(CollectError, match=message) as raised:
+        collect(CollectConfig.model_validate(asked))
+    logs = list((out / "a" if parts else out).glob(".collect/*.log"))
+    assert any(f"what it said is in {log}; the same command goes on" in str(raised.value) for log in logs)
+    assert {log.read_text() for log in logs} == {"OSError: no such model\n"}
+    assert str(raised.value).count("\n") == (end == "exit 3")
+
+
 def test_more_workers_than_gpus(monkeypatch):
     monkeypatch.setattr(processes, "_visible_gpus", lambda: ["0"])
     with pytest.raises(ConfigError, match="workers is 2 with 1 GPUs each, but only 1 GPUs are visible"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -17,6 +18,7 @@ from specexit.config import ConfigError
 from specexit.data.rows import Trace
 from specexit.schemas.collect import CollectConfig
 from specexit.schemas.target import TargetConfig
+from torch_specexit.collecting.claim import HIDDEN
 from torch_specexit.collecting.work import Ask, CollectError, engine_room
 
 
@@ -37,7 +39,7 @@ def run_processes(
     devices = worker_devices(config)[: len(todo)]
     room = engine_room(config, len(todo), len(devices))
     queue, lock = iter(todo), threading.Lock()
-    workers = [_Worker(config, gpus) for gpus in devices]
+    workers = [_Worker(config, gpus, i, len(devices)) for i, gpus in enumerate(devices)]
 
     def kept(number: int, trace: Trace) -> None:
         with lock:
@@ -59,7 +61,7 @@ def run_processes(
                     done.result()
             except BaseException:
                 for worker in workers:  # else the pool would wait for those that still run
-                    worker.process.kill()
+                    worker.end()
                 raise
     finally:
         for worker in workers:
@@ -90,9 +92,12 @@ def _visible_gpus() -> list[str]:
 
 
 class _Worker:
-    """An engine process."""
+    """An engine process, and how many there are."""
 
-    def __init__(self, config: CollectConfig, gpus: Sequence[str]):
+    def __init__(self, config: CollectConfig, gpus: Sequence[str], number: int, of: int):
+        shard, shards = config.part
+        self.kept_log = config.each()[0].out / HIDDEN / f"shard-{shard}-of-{shards}-engine-{number}.log"
+        self.of, self.ended = of, False
         # Two engines that pin their threads by themselves would pick the same cores.
         environment = {"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"} | os.environ
         if gpus:
@@ -132,12 +137,24 @@ class _Worker:
             if going == 0:
                 break
         self._close_input()
-        if code := self.process.wait():
-            self.log.seek(0)
-            last = self.log.read().decode(errors="replace").splitlines()[-15:]
-            raise CollectError("\n".join([f"a collect worker ended with exit code {code}; its last lines:", *last]))
+        if (code := self.process.wait()) and not self.ended:
+            raise CollectError(self._failure(code))
         if going:
             raise CollectError(f"a collect worker ended with {going} traces unfinished")
+
+    def _failure(self, code: int) -> str:
+        """What became of it; its log is kept."""
+        self.log.seek(0)
+        self.kept_log.write_bytes(said := self.log.read())
+        goes_on = f"what it said is in {self.kept_log}; the same command goes on with what is finished"
+        if code > 0:
+            last = said.decode(errors="replace").splitlines()[-15:]
+            return "\n".join([f"an engine ended with exit code {code}; {goes_on}; its last lines:", *last])
+        number = -code
+        name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
+        lower = f"workers ({self.of} here) or engine.kv_cache_gib" if self.of > 1 else "engine.kv_cache_gib"
+        memory = f", as Linux does where memory runs out: lower {lower}" if number == signal.SIGKILL else ""
+        return f"an engine was killed by {name}{memory}; {goes_on}"
 
     def _give(self, asks: Sequence[tuple[int, Ask]]) -> int:
         for number, ask in asks:
@@ -155,9 +172,14 @@ class _Worker:
     def _close_input(self) -> None:
         self._send({"done": True})
 
-    def close(self) -> None:
+    def end(self) -> None:
         """End the process if it still runs."""
+        self.ended = True
         self.process.kill()
+
+    def close(self) -> None:
+        """End the process and let go of it."""
+        self.end()
         self.process.wait()
         for stream in (self.process.stdin, self.process.stdout, self.log):
             assert stream is not None
