@@ -16,6 +16,7 @@ from specexit.data.traces import write_traces
 from specexit.drafts.agreement import TOLERANCE, VerifyError, compare
 from specexit.drafts.inspect import describe
 from specexit.drafts.verify import _arrays, _probe, verify
+from specexit.schemas.target import load_target_config, save_target
 from specexit.schemas.verify import VerifyConfig
 from torch_specexit.probe import probe
 
@@ -86,6 +87,16 @@ def test_draft_traces_and_the_target_given_have_to_be_of_one_name(tmp_path, writ
     with pytest.raises(TraceError, match=r"traces of target 'tiny-mixed', but .*draft was made for 'tiny-reasoner'"):
         verify(VerifyConfig(draft=draft, traces=traces))
     assert not (draft / "verify.json").exists()
+
+
+def test_a_model_that_is_gone_is_said_before_any_side_starts(tmp_path, write_random_draft, make_trace, monkeypatch):
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("a side was started"))
+    draft, traces = write_random_draft(tmp_path / "draft", "fc", **TINY), tmp_path / "traces.parquet"
+    write_traces(traces, [make_trace()])
+    gone = load_target_config("tiny-reasoner").model_copy(update={"path": str(tmp_path / "nowhere")})
+    save_target(tmp_path, gone)
+    with pytest.raises(ConfigError, match=r"^\S*nowhere/config\.json: .* which is not there; .* say target=FILE\.yaml"):
+        verify(VerifyConfig(draft=draft, traces=traces, target=str(tmp_path / "target.yaml")))
 
 
 def test_a_token_that_cannot_be_drafted_is_held_against_its_own_size():

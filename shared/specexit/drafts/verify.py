@@ -51,11 +51,12 @@ def verify(config: VerifyConfig) -> dict[str, float]:
 
     Raises:
       DraftError, TraceError: an input is unusable, or draft and traces are of different targets.
-      ConfigError: the target is unknown, or the one given is not theirs.
+      ConfigError: the target is unknown, its model is not there, or the one given is not theirs.
       VerifyError: a side failed to run, a difference is beyond the tolerance, or the draft looks wrongly converted.
     """
     draft, _ = open_draft(config.draft)
-    target_of_both(config.traces, config.draft, draft.target_name, config.target)
+    target = target_of_both(config.traces, config.draft, draft.target_name, config.target)
+    target.model_file("config.json")  # where the model is gone, no side has to start
     with tempfile.TemporaryDirectory() as scratch:
         torch = _probe("torch", config, Path(scratch) / "torch")
         ran = json.loads((torch / RAN).read_text())  # PyTorch knows whether there is a GPU
