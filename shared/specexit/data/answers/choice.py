@@ -22,6 +22,8 @@ _GAP = r"[\s*_{}$]"
 _STATED = re.compile(
     rf"(?:answer|option|choice)(?:{_GAP}+(?:is|would\s+be|should\s+be|must\s+be)\b|{_GAP}*:)+{_GAP}*", re.I
 )
+_BLANKS = re.compile(r"(?<=[(\[])\s+|\s+(?=[)\]])")
+"""Inside of a bracket: a trial may be forced up to the bracket, and a model begin a word with its space."""
 _SMALL = _LETTERS.lower()
 _FIRST = re.compile(
     r"(?i:option|choice|the\s+letter)?\s*[:(\[\"']*(?P<letter>"
@@ -56,7 +58,7 @@ class Choice(AnswerKind):
         marked = [found["json"] or found["tag"] or "" for found in _MARKED.finditer(text)]
         if marked and (letter := _letter(marked[-1], choices)):
             return letter
-        said = [rest.partition("\n")[0] for rest in _STATED.split(text)[1:]]
+        said = [_BLANKS.sub("", rest.partition("\n")[0]) for rest in _STATED.split(text)[1:]]
         for rest in dict.fromkeys(reversed(said)):  # a model in a loop says one thing thousands of times
             first = _FIRST.match(_STYLE.sub("", rest))
             letter = _in_range(_one(first), choices) or _of_option(rest.rstrip(" .*_"), choices)
