@@ -1,5 +1,7 @@
 """Mathematical answers: which box counts, and a table of pairs that are or are not the same."""
 
+import json
+import signal
 import subprocess
 import sys
 
@@ -308,6 +310,28 @@ def test_a_comparison_is_made_once(monkeypatch):
     assert same_answer("y+17", "17+y")
     assert same_answer("17+y", "y+17")
     assert asked == [("math", "17+y", "y+17")]
+
+
+def test_a_comparison_that_was_ended_is_made_again(monkeypatch):
+    verdicts = iter([None, True])
+
+    def compare(*asked):
+        verdict = next(verdicts)
+        if verdict is None:
+            raise apart.NoVerdict
+        return verdict
+
+    monkeypatch.setattr("specexit.data.answers.base.compare_apart", compare)
+    assert not same_answer("y+18", "18+y")
+    assert same_answer("y+18", "18+y")
+
+
+def test_a_comparison_is_limited_by_the_time_of_the_processor():
+    """A limit of the clock would make verdicts depend on what else the machine does."""
+    limited = "from specexit.data.answers import apart, math; math.MATH.processor_limit = 0.3; apart.main()"
+    asked = json.dumps([0, "math", "9^{9^{9^{9}}}", "9^{9^{9^{8}}}"])
+    done = subprocess.run([sys.executable, "-c", limited], input=asked, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.returncode) == ("ready\n", -signal.SIGPROF)
 
 
 def test_the_command_that_servers_compare_with():

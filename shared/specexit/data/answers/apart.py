@@ -1,8 +1,9 @@
 """Comparisons in a process of their own, which is ended where one takes too long.
 
 A computer algebra system can be made to compute for years by ten characters (``9^{9^{9^9}}``), inside one operation
-that no signal interrupts. So it runs beside us: one process, started when it is first needed, that reads pairs and
-writes verdicts. It also gives math-verify a main thread, without which it cannot limit its own time.
+that no handler of a signal interrupts. So it runs beside us: one process, started when it is first needed, that reads
+pairs and writes verdicts. Mathematics is limited by the processor's time, as a verdict must not depend on what else
+the machine does; only what waits meets the limit of the clock.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import logging
 import os
 import select
+import signal
 import subprocess
 import sys
 import threading
@@ -20,8 +22,8 @@ from itertools import count
 from pathlib import Path
 from typing import TextIO
 
-TIME_LIMIT = 20.0
-"""Seconds that a comparison may take; one that takes longer, or ends the process, has found no equality."""
+TIME_LIMIT = 60.0
+"""Seconds by the clock that a comparison may take; one that takes longer, or ends the process, has no verdict."""
 
 START_LIMIT = 120.0
 """Seconds that the process may take to start, its imports included, on a busy machine."""
@@ -30,6 +32,10 @@ MEMORY_LIMIT = 4 << 30
 """Bytes of address space of the process."""
 
 logger = logging.getLogger(__name__)
+
+
+class NoVerdict(Exception):
+    """A comparison took too long, or ended the process that made it; the warning says which."""
 
 
 class _Process:
@@ -86,9 +92,11 @@ class _Process:
 
     def why_silent(self) -> str:
         """What kept it from answering: it has ended, or it is still at work."""
-        with suppress(subprocess.TimeoutExpired):  # its pipe closes a moment before it has ended
-            return f"ended their process with code {self.popen.wait(1.0)}"
-        return "took too long"
+        try:
+            code = self.popen.wait(1.0)  # its pipe closes a moment before it has ended
+        except subprocess.TimeoutExpired:
+            return "took too long"
+        return "took too long" if code == -signal.SIGPROF else f"ended their process with code {code}"
 
     def close(self) -> None:
         """End it, where it is ours."""
@@ -119,10 +127,11 @@ _process: _Process | None = None
 
 
 def compare_apart(kind: str, a: str, b: str) -> bool:
-    """`AnswerKind.compare` in the process beside us; False where that takes longer than `TIME_LIMIT` or ends it.
+    """`AnswerKind.compare` in the process beside us.
 
     Raises:
       AnswerError: the kind cannot compare, such as a function that raises an exception.
+      NoVerdict: that takes longer than `TIME_LIMIT` or the kind's `processor_limit`, or ends the process.
     """
     global _process
     with _lock:
@@ -139,7 +148,8 @@ def compare_apart(kind: str, a: str, b: str) -> bool:
                 "comparing %s answers %s, so they differ: %.100r and %.100r", kind, _process.why_silent(), a, b
             )
             _close()
-        return bool(verdict)
+            raise NoVerdict
+        return verdict
 
 
 def _close() -> None:
@@ -167,6 +177,8 @@ def main() -> None:
     owner = os.getpid()
     for line in questions:
         number, name, a, b = json.loads(line)
+        # Nothing handles the signal of this timer, so it ends the process, within any operation.
+        signal.setitimer(signal.ITIMER_PROF, kind(name).processor_limit)
         try:
             verdict: bool | str = kind(name).compare(a, b)
         except MemoryError:
@@ -175,6 +187,7 @@ def main() -> None:
             verdict = f"answer kind {name}: comparing {a[:100]!r} and {b[:100]!r}: {type(error).__name__}: {error}"
         if os.getpid() != owner:
             os._exit(0)  # a process that the user's function has forked
+        signal.setitimer(signal.ITIMER_PROF, 0)
         print(json.dumps([number, verdict]), file=verdicts, flush=True)
 
 

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import lru_cache
 
-from specexit.data.answers.apart import compare_apart
+from specexit.data.answers.apart import NoVerdict, compare_apart
 from specexit.errors import InputError
 
 
@@ -22,6 +22,8 @@ class AnswerKind(ABC):
     """
 
     name: str
+    processor_limit = 0.0
+    """Seconds of the processor's time that `compare` may take; 0 limits it by the clock alone."""
 
     @abstractmethod
     def extract(self, text: str, choices: Sequence[str] | None = None) -> str | None:
@@ -82,8 +84,11 @@ class AnswerKind(ABC):
         return reference
 
     def _bounded(self, a: str, b: str) -> bool:
-        """`compare` in a bounded time, remembered."""
-        return _compared(self.name, a, b)
+        """`compare` in a bounded time, remembered; False, for this once, where it has no verdict by then."""
+        try:
+            return _compared(self.name, a, b)
+        except NoVerdict:
+            return False
 
 
 @lru_cache(maxsize=1 << 16)

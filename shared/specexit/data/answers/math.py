@@ -20,6 +20,7 @@ class Math(AnswerKind):
     """Numbers, expressions, sets, intervals, matrices."""
 
     name = "math"
+    processor_limit = 10.0
 
     def extract(self, text: str, choices: Sequence[str] | None = None) -> str | None:
         r"""The last box, if it is not empty; without a box, what follows the last ``####`` (GSM8K's form)."""
