@@ -13,7 +13,7 @@ _DIGITS = 6
 _DECIMAL = r"(?:\d+(?:\.\d*)?|\.\d+)"
 _RATIO = re.compile(rf"({_DECIMAL})(?:/(\d+))?")
 _MIXED = re.compile(r"(\d+) (\d+)/(\d+)")
-_FRACTION = re.compile(r"(\d*) ?\\[dtc]?frac ?(?:\{(-?\d+)\}|(\d)) ?(?:\{(\d+)\}|(\d))")
+_FRACTION = re.compile(r"(\d*) ?\\frac ?(?:\{(-?\d+)\}|(\d)) ?(?:\{(\d+)\}|(\d))")
 _POWER = re.compile(rf"({_DECIMAL})[eE]([+-]?\d{{1,2}})")
 _POWER_OF_TEN = re.compile(
     rf"(?:({_DECIMAL}) ?(?:\\times|\\cdot|\*) ?)?10 ?\^ ?(?:\{{ ?([+-]?\d{{1,3}}) ?\}}|(\d)(?!\d))"

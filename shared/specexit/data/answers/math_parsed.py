@@ -10,7 +10,7 @@ import math
 import re
 from typing import Any
 
-from specexit.data.answers.math_text import WRAPPER
+from specexit.data.answers.math_latex import WRAPPER
 
 _DIGITS = 6
 """Digits to which numbers are compared, the zeros that a small one begins with left out."""
@@ -127,7 +127,8 @@ def _parsed(text: str, exact: bool) -> Any:
 
     how = NormalizationConfig(units=False, malformed_operators=True, nits=True, boxed="none")
     try:
-        latex = normalize_latex(text, how)
+        # No separators of thousands are left, but the parser would take 12,144 for a number.
+        latex = normalize_latex(text.replace(",", ", "), how)
         return latex2sympy(
             latex,
             is_real=not should_treat_as_complex(latex),

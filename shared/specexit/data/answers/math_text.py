@@ -3,44 +3,22 @@ r"""The normal form of a mathematical answer's text, and the words in it that ar
 from __future__ import annotations
 
 import re
-import unicodedata
 
 from specexit.data.answers.base import last_box
+from specexit.data.answers.math_latex import WRAPPER, in_latex
 from specexit.data.answers.math_numbers import with_repeating_as_fractions
 
-_SYMBOLS = {
-    "−": "-",
-    "–": "-",
-    "×": r"\times ",
-    "·": r"\cdot ",
-    "÷": "/",
-    "π": r"\pi ",
-    "√": r"\sqrt ",
-    "∞": r"\infty ",
-    "≈": r"\approx ",
-    "≤": r"\le ",
-    "≥": r"\ge ",
-    "∪": r"\cup ",
-    "∈": r"\in ",
-    "∅": r"\emptyset ",
-    r"\varnothing": r"\emptyset ",
-    "°": r"^\circ ",
-    "…": r"\ldots ",
-    "...": r"\ldots ",
-    r"\dots": r"\ldots ",
-    r"\cdots": r"\ldots ",
-    "{,}": ",",
-}
 _NAMES = {"infinity": r"\infty", "inf": r"\infty", "oo": r"\infty"}
 
-WRAPPER = r"\\(?:text|textrm|textbf|textit|mathrm|mathbf|mathit|mbox|operatorname) ?"
 _SPACE = r"(?<!\\)\\[,;: ]|~"
 """A backslash behind a backslash is no space: a matrix's rows end in ``\\``."""
 _LEAD = re.compile(rf"(?:{WRAPPER}\{{ ?)?(?:the )?(?:final )?answer(?: is)?:? ?\}}? ?", re.IGNORECASE)
-_LINE_END = re.compile(r"\\\\ ?(?:\[[^\[\]]*\])?\Z")
+_LINE_END = re.compile(r"\\{1,2} ?(?:\[[^\[\]]*\])?\Z")
 _ORDINAL = re.compile(rf"(?<=\d) ?\^?\{{?(?:{WRAPPER}\{{)?(?:st|nd|rd|th)\}}*\Z")
-_GROUPS = re.compile(r"((?:\\\$|€|£)?[+-]?(?:\\\$|€|£)?)(\d{1,3}(?:(?:,\d{3})+|(?: \d{3})+))((?:\.\d+)?\D*)")
-_SUPERSCRIPTS = re.compile(r"[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
+_SPACED_GROUPS = re.compile(r"((?:\\\$|€|£)?[+-]?(?:\\\$|€|£)?)(\d{1,3}(?: \d{3})+)((?:\.\d+)?\D*)")
+_GROUP = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3}|, 0\d\d)+(?![\d,])")
+_LISTED = re.compile(r"(?:[(\[]|\\\{|\\langle)[^()\[\]]*,|_\{[^}]*,")
+"""A comma in a bracket or an index."""
 _WORD = re.compile(r"(?:(?<=\d )|(?<=[A-Za-z] ))[A-Za-z]{2,}|(?<![A-Za-z])[A-Za-z]{2,}(?= [\dA-Za-z])")
 _AND_OR = re.compile(rf",? ?(?:{WRAPPER}\{{ ?(?:and|or) ?\}}|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])) ?")
 
@@ -52,26 +30,23 @@ def normal(text: str) -> str:
       >>> normal(r"\$1{,}000\,"), normal(r"\text{(1, 2)}"), normal(r"\boxed{x²}"), normal("10 080")
       ('\\$1000', '(1,2)', 'x^{2}', '10080')
     """
-    text = _spaced(_unwrapped(_in_latex(last_box(text) or text)))
-    if groups := _GROUPS.fullmatch(text):
-        before, digits, after = groups.groups()
-        text = before + re.sub("[, ]", "", digits) + after
+    text = _ungrouped(_trimmed(_unwrapped(in_latex(last_box(text) or text))))
+    # A space stays where it keeps two words, two numbers or a command and its argument apart.
+    text = re.sub(r"(?<![\w}]) | (?![\w\\])", "", text)
     return _NAMES.get(text.lower(), with_repeating_as_fractions(text))
 
 
-def _in_latex(text: str) -> str:
-    text = _SUPERSCRIPTS.sub(lambda found: f"^{{{unicodedata.normalize('NFKC', found.group())}}}", text)
-    text = "".join(map(_as_mixed_number, text))
-    for symbol, latex in _SYMBOLS.items():
-        text = text.replace(symbol, latex)
-    return re.sub(r"(?<!\\)\$|\\!|\\displaystyle\b|\\limits\b", "", text)
+def _ungrouped(text: str) -> str:
+    """Without separators of thousands: commas that all stand between groups of three digits, and in no bracket.
 
-
-def _as_mixed_number(character: str) -> str:
-    kind, *digits = unicodedata.decomposition(character).split() or [""]
-    if kind != "<fraction>":
-        return character
-    return " " + "".join(chr(int(digit, 16)) for digit in digits).replace("\u2044", "/")
+    A comma that a space follows is one of a list, whose members do not begin with a zero.
+    """
+    if groups := _SPACED_GROUPS.fullmatch(text):
+        before, digits, after = groups.groups()
+        return before + digits.replace(" ", "") + after
+    if "," in _GROUP.sub("", text) or _LISTED.search(text):
+        return text
+    return _GROUP.sub(lambda found: re.sub("[, ]", "", found.group()), text)
 
 
 def _unwrapped(text: str) -> str:
@@ -83,14 +58,13 @@ def _unwrapped(text: str) -> str:
     return text[lead.end() :] if lead else text
 
 
-def _spaced(text: str) -> str:
+def _trimmed(text: str) -> str:
+    """With single spaces, and without what only ends a sentence or a line."""
     text = re.sub(rf"(?<=\d)(?:{_SPACE})(?=\d{{3}}(?!\d))", "", text)
     text = re.sub(rf"{_SPACE}|\\q?quad\b", " ", text)
     text = re.sub(r"\s+", " ", text).strip()
     text = _LINE_END.sub("", text).strip().removesuffix(".").strip()
-    text = _ORDINAL.sub("", text).removeprefix(r"\approx ")
-    # A space stays where it keeps two words, two numbers or a command and its argument apart.
-    return re.sub(r"(?<![\w}]) | (?![\w\\])", "", text)
+    return _ORDINAL.sub("", text).removeprefix(r"\approx ")
 
 
 def squeezed(text: str) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
+from specexit.data.answers.math_latex import WRAPPER
 from specexit.data.answers.math_numbers import number
-from specexit.data.answers.math_text import WRAPPER
 
 _LONGEST = 1000
 """Characters of an answer in which a unit is looked for."""
@@ -43,6 +43,8 @@ _NAMES = {
     "fahrenheit": "F",
     "kelvin": "K",
     "rad radian radians": "rad",
+    "am": "am",
+    "pm": "pm",
     "dollar dollars usd": "dollar",
     "cent cents": "cent",
     "euro euros": "euro",
@@ -55,15 +57,15 @@ _MONEY = {r"\$": "dollar", "€": "euro", "£": "pound"}
 _POWERS = {"square": "^2", "sq": "^2", "cubic": "^3", "cu": "^3", "squared": "^2", "cubed": "^3"}
 _SIGNS = {r"\circ": " degree ", r"\%": "%", r"\mu": "µ", r"\Omega": "Ω", r"\cdot": " ", ".": ""}
 
-_TEXT = r"\\(?:text|textrm|mathrm|mbox|operatorname) ?\{(?:[^{}]|\{[^{}]*\})*\}"
+_TEXT = r"\\(?:text|mathrm|mbox|operatorname) ?\{(?:[^{}]|\{[^{}]*\})*\}"
 _EXPONENT = r"(?:\^(?:-?\d|\{-?\d\}))?"
 _WRITTEN = rf"{_TEXT}{_EXPONENT}"
 _TAIL = re.compile(
-    rf"(?:{_WRITTEN}|\\[dt]?frac ?\{{{_WRITTEN}\}}\{{{_WRITTEN}\}}|\^(?:\\circ|\{{\\circ\}})(?: ?[CFK]\b)?"
+    rf"(?:{_WRITTEN}|\\frac ?\{{{_WRITTEN}\}}\{{{_WRITTEN}\}}|\^(?:\\circ|\{{\\circ\}})(?: ?[CFK]\b)?"
     r"|\\?%|\\mu|\\Omega|[/ ]|\\cdot)+\Z"
 )
 _PLAIN = re.compile(rf"(.*(?:[\d}})]|\\pi))( ?)((?:[A-Za-z][A-Za-z. ]*{_EXPONENT})(?:/ ?[A-Za-z]+{_EXPONENT})*)")
-_PLAIN_FRACTION = re.compile(r"(.*\d) ?\\[dt]?frac ?\{([A-Za-z]+)\}\{([A-Za-z]+)\}")
+_PLAIN_FRACTION = re.compile(r"(.*\d) ?\\frac ?\{([A-Za-z]+)\}\{([A-Za-z]+)\}")
 _NUMBERS = re.compile(r"[+-]?[\d.,:/ ]*\d")
 _FUNCTION = re.compile(r"\b(?:sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|pi|mod)\b")
 _BASE = re.compile(r"\{?(\d[\dA-F]*)\}?_(?:\{ ?(\d{1,2}) ?\}|(\d{1,2}))")
@@ -123,8 +125,9 @@ def _listed(word: str) -> bool:
 
 
 def _canonical(unit: str) -> str:
-    unit = re.sub(r"\\[dt]?frac ?\{(.*)\}\{(.*)\}", r"\1/\2", unit)
+    unit = re.sub(r"\\frac ?\{(.*)\}\{(.*)\}", r"\1/\2", unit)
     unit = re.sub(rf"{WRAPPER}|[{{}}]", "", unit)
+    unit = re.sub(r"(?<=[A-Za-z]{2})\.(?=[A-Za-z])", " ", unit)
     for sign, plain in _SIGNS.items():
         unit = unit.replace(sign, plain)
     words: list[str] = []

@@ -1,0 +1,82 @@
+r"""The many spellings of LaTeX and Unicode that mean one thing, as one of them."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+WRAPPER = r"\\(?:text|textbf|textit|mathrm|mathbf|mathit|mbox|operatorname) ?"
+"""A command around words, or around the letters of a name."""
+
+_SYMBOLS = {
+    "−": "-",
+    "–": "-",
+    "×": r"\times ",
+    "·": r"\cdot ",
+    "÷": "/",
+    "π": r"\pi ",
+    "√": r"\sqrt ",
+    "∞": r"\infty ",
+    "≈": r"\approx ",
+    "≤": r"\le ",
+    "≥": r"\ge ",
+    "∪": r"\cup ",
+    "∈": r"\in ",
+    "∅": r"\emptyset ",
+    r"\varnothing": r"\emptyset ",
+    "°": r"^\circ ",
+    "¢": r"\text{ cents}",
+    "…": r"\ldots ",
+    "...": r"\ldots ",
+    r"\dots": r"\ldots ",
+    r"\cdots": r"\ldots ",
+    r"\lbrace": r"\{",
+    r"\rbrace": r"\}",
+    "{,}": ",",
+    "{:}": ":",
+}
+_SPELLINGS = [
+    (re.compile(pattern), latex)
+    for pattern, latex in {
+        # A separator of thousands, which no list has.
+        r"(?<=\d)(?:\{,\}|,\\! ?)(?=\d{3}(?!\d))": "",
+        # Sizes of brackets and fractions.
+        r"\\(?:m?(?:left|right|middle)|[bB]igg?[lrm]?)(?=\\?[()\[\]|{}]| ?\\[lr](?:angle|brace|vert|Vert))": "",
+        r"\\[dtc]frac(?![A-Za-z])": r"\\frac",
+        r"\\[dt]binom(?![A-Za-z])": r"\\binom",
+        # The rows of a matrix, and how large it is.
+        r"\\\\ ?\[-?[\d.]+ ?(?:pt|em|ex|mm|cm|in)\]|\\cr(?![A-Za-z])": r"\\\\",
+        r"\{([pbvBV]?)(?:small)?matrix\*?\}": r"{\1matrix}",
+        # Fonts.
+        r"\\(?:textrm|textnormal|textup|textsf|mathsf)(?![A-Za-z])": r"\\text",
+        r"\\(?:boldsymbol|bm)(?![A-Za-z])": r"\\mathbf",
+        r"\{ ?\\(?:rm|sf|it) ([^{}]*)\}|\\(?:rm|sf|it) ?\{([^{}]*)\}": r"\\text{\1\2}",
+        r"\{ ?\\bf ([^{}]*)\}|\\bf ?\{([^{}]*)\}": r"\\mathbf{\1\2}",
+        r"\^? ?\\degree(?![A-Za-z])|(?<=\d)\^ ?(?:o(?![A-Za-z])|\{o\}|\{\\text\{o\}\})": r"^\\circ ",
+        r"(?<!\\)\$|\\!|\\displaystyle\b|\\limits\b": "",
+    }.items()
+]
+_SUPERSCRIPTS = re.compile(r"[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
+
+
+def in_latex(text: str) -> str:
+    r"""A text in plain LaTeX: no symbols of Unicode, no sizes, one name for each font, no dollar signs.
+
+    Example:
+      >>> in_latex(r"$\bigl(x²,\tfrac12\bigr)$"), in_latex(r"1{,}000 {\rm cm}"), in_latex(r"90\degree")
+      ('(x^{2},\\frac12)', '1000 \\text{cm}', '90^\\circ ')
+    """
+    text = _SUPERSCRIPTS.sub(lambda found: f"^{{{unicodedata.normalize('NFKC', found.group())}}}", text)
+    text = "".join(map(_as_mixed_number, text))
+    for pattern, latex in _SPELLINGS:
+        text = pattern.sub(latex, text)
+    for symbol, latex in _SYMBOLS.items():
+        text = text.replace(symbol, latex)
+    return text
+
+
+def _as_mixed_number(character: str) -> str:
+    kind, *digits = unicodedata.decomposition(character).split() or [""]
+    if kind != "<fraction>":
+        return character
+    return " " + "".join(chr(int(digit, 16)) for digit in digits).replace("\u2044", "/")
