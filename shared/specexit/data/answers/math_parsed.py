@@ -10,33 +10,24 @@ import math
 import re
 from typing import Any
 
-from specexit.data.answers.math_latex import WRAPPER
+from specexit.data.answers.math_names import equation, value
 
 _DIGITS = 6
 """Digits to which numbers are compared, the zeros that a small one begins with left out."""
 
-_FUNCTION_ARGUMENT = r"(?:\([^()=]*\))?"
-_NAME = (
-    rf"(?:m?\\[a-zA-Z]+ ?[A-Za-z]{{0,4}}|{WRAPPER}\{{[^{{}}]*\}}|\\(?:vec|hat|overline) ?\{{\w+\}}"
-    rf"|[A-Za-z]|[A-Z]{{2,4}}|[a-z]{{3,}})(?:_(?:\w|\{{[^{{}}]*\}}))?'*(?:\^\{{-1\}})?{_FUNCTION_ARGUMENT}"
-)
-_NAMED = re.compile(rf"({_NAME}|\([a-z](?:,[a-z])*\)|[^A-Za-z=<>\\]+)(?:=|\\in\b ?|\\approx\b ?)(.+)")
-_EQUALS = re.compile(r"(?<![<>!:\\])=")
 _FLIPPED = {">": "<", r"\ge": r"\le ", r"\geq": r"\le "}
 
 
 def same(a: str, b: str) -> bool:
     """Whether two expressions are equal; False where one cannot be parsed."""
     a, b = _rising(a), _rising(b)
-    equation_a, equation_b = (len(_apart(text, _EQUALS)) > 1 for text in (a, b))
-    if not (equation_a and equation_b):
-        a, b = _value(a, b), _value(b, a)
-        if any(len(_apart(text, _EQUALS)) > 1 for text in (a, b)):
+    (left_a, *right_a), (left_b, *right_b) = equation(a), equation(b)
+    if not (right_a and right_b):
+        a, b = value(a, b), value(b, a)
+        if any(len(equation(text)) > 1 for text in (a, b)):
             return False
-    else:
-        (left_a, *right_a), (left_b, *right_b) = _apart(a, _EQUALS), _apart(b, _EQUALS)
-        if left_a == left_b and len(right_a) == len(right_b) == 1 and _equal(right_a[0], right_b[0]):
-            return True
+    elif left_a == left_b and len(right_a) == len(right_b) == 1 and _equal(right_a[0], right_b[0]):
+        return True
     return _equal(a, b)
 
 
@@ -51,37 +42,6 @@ def _rising(text: str) -> str:
     if len(parts) < 5 or re.search(r"<|\\leq?\b|,", text):
         return text
     return "".join(_FLIPPED.get(part, part) for part in reversed(parts))
-
-
-def _apart(text: str, sign: re.Pattern[str]) -> list[str]:
-    """A text cut at a sign, but not within brackets."""
-    depth, start, parts = 0, 0, []
-    for i, character in enumerate(text):
-        depth += (character in "([{") - (character in ")]}")
-        if depth == 0 and sign.match(text, i):
-            parts.append(text[start:i])
-            start = i + 1
-    return [*parts, text[start:]]
-
-
-def _value(text: str, other: str) -> str:
-    r"""What a text says that its names are, as a list; of several names as a tuple where the other is one.
-
-    Example:
-      >>> _value("x=5", "5"), _value("x=1,x=2", "1,2"), _value("y=3,x=2", "(2,3)"), _value("x^2=4", "4")
-      ('5', '1,2', '(2,3)', 'x^2=4')
-    """
-    found = [_NAMED.fullmatch(part) for part in _apart(text, re.compile(","))]
-    if len(found) > 1 and all(found):
-        names, values = zip(*(one.groups() for one in found if one), strict=True)
-        if len(set(names)) == 1:
-            return ",".join(values)
-        values = [value for _, value in sorted(zip(names, values, strict=True))]
-        return f"({','.join(values)})" if other.startswith(("(", r"\left(")) else text
-    if named := _NAMED.fullmatch(text):
-        # In x=1/2=0.5 the last is the value; in x=2,y=3 it is not.
-        return named.group(2) if "," in text else _apart(named.group(2), _EQUALS)[-1]
-    return text
 
 
 def _equal(a: str, b: str) -> bool:

@@ -107,3 +107,19 @@ def without_and_or(text: str) -> str:
       ('x=1,x=2', '3,4')
     """
     return _AND_OR.sub(",", text)
+
+
+def apart(text: str, sign: re.Pattern[str]) -> list[str]:
+    """A text cut at a sign, but not within brackets.
+
+    Example:
+      >>> apart("(1,2),3", re.compile(","))
+      ['(1,2)', '3']
+    """
+    depth, start, parts = 0, 0, []
+    for i, character in enumerate(text):
+        depth += (character in "([{") - (character in ")]}")
+        if depth == 0 and sign.match(text, i):
+            parts.append(text[start:i])
+            start = i + 1
+    return [*parts, text[start:]]
