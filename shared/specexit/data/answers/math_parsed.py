@@ -12,6 +12,8 @@ from typing import Any
 
 from specexit.data.answers.math_names import equation, value
 
+_LONGEST = 1000
+"""Digits of a number that is computed with."""
 _DIGITS = 6
 """Digits to which numbers are compared, the zeros that a small one begins with left out."""
 
@@ -67,7 +69,25 @@ def _verified(one: Any, other: Any) -> bool:
     # Its own limit is one of the clock, and tells a time-out as a difference.
     how: dict[str, Any] = {"allow_set_relation_comp": True, "timeout_seconds": None}
     how["float_rounding"] = max(_digits(one), _digits(other))
+    one, other = _exact(one), _exact(other)
     return math_verify.verify(one, other, **how) and math_verify.verify(other, one, **how)
+
+
+def _exact(expression: Any) -> Any:
+    """A rational number, or a set or tuple of such, evaluated: math-verify rounds what is not to 15 decimals.
+
+    What is too large or too small to write down is left as it is.
+    """
+    from sympy import FiniteSet, Float, Interval, Tuple, UnevaluatedExpr
+
+    if isinstance(expression, FiniteSet | Interval | Tuple):
+        return expression.func(*map(_exact, expression.args))
+    if not getattr(expression, "is_number", False) or expression.has(Float, UnevaluatedExpr):
+        return expression
+    if not 1 < abs(expression.evalf()) * 10**_LONGEST < 10 ** (2 * _LONGEST):
+        return expression
+    value = expression.doit()
+    return value if value.is_Rational else expression
 
 
 def _has_solutions(equation: Any) -> bool:

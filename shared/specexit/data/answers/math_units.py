@@ -6,6 +6,7 @@ import re
 
 from specexit.data.answers.math_latex import WRAPPER
 from specexit.data.answers.math_numbers import number
+from specexit.data.answers.math_text import squeezed
 
 _LONGEST = 1000
 """Characters of an answer in which a unit is looked for."""
@@ -68,7 +69,27 @@ _PLAIN = re.compile(rf"(.*(?:[\d}})]|\\pi))( ?)((?:[A-Za-z][A-Za-z. ]*{_EXPONENT
 _PLAIN_FRACTION = re.compile(r"(.*\d) ?\\frac ?\{([A-Za-z]+)\}\{([A-Za-z]+)\}")
 _NUMBERS = re.compile(r"[+-]?[\d.,:/ ]*\d")
 _FUNCTION = re.compile(r"\b(?:sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|pi|mod)\b")
-_BASE = re.compile(r"\{?(\d[\dA-F]*)\}?_(?:\{ ?(\d{1,2}) ?\}|(\d{1,2}))")
+_BASES = [
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+    "thirteen",
+    "fourteen",
+    "fifteen",
+    "sixteen",
+]
+_NAMED_BASE = rf"(\d{{1,2}}|{'|'.join(_BASES)})"
+_BASE = re.compile(
+    rf"\(?\{{?(-?\d[\dA-F]*(?:\.[\dA-F]+)?)\}}?\)?(?:_\{{?\(?(?:base)?{_NAMED_BASE}\)?\}}?|\(?(?:in)?base{_NAMED_BASE}\)?)"
+)
 _CONDITION = re.compile(r"(.+?),((?:[a-z]|,)+\\in\b.+)")
 _TITLE = re.compile(rf"{WRAPPER}\{{([^{{}}]*)\}} ?=(.+)")
 _EITHER = re.compile(r"(?<![A-Za-z])(and|or)(?![A-Za-z])")
@@ -95,9 +116,10 @@ def split(text: str) -> tuple[str, str | None]:
     if condition := _CONDITION.fullmatch(text):
         text = condition.group(1)
         named.append(condition.group(2))
-    if base := _BASE.fullmatch(text):
-        text = base.group(1)
-        named.append(f"base {base.group(2) or base.group(3)}")
+    if base := _BASE.fullmatch(squeezed(text)):
+        text, *written = base.groups()
+        name = next(filter(None, written))
+        named.append(f"base {_BASES.index(name) + 2 if name in _BASES else name}")
     text, tail = _tail(text)
     named.append(_canonical(tail))
     return text.strip(), " ".join(dict.fromkeys(filter(None, named))) or None
