@@ -106,11 +106,22 @@ def last_box(text: str) -> str | None:
       ('\\frac{1}{2}', None)
     """
     at, name = max((text.rfind(name), name) for name in (r"\boxed", r"\fbox"))
-    if at < 0:
-        return None
-    body = text[at + len(name) :].lstrip()
+    box = None if at < 0 else opened_box(text, at + len(name))
+    return box and box[0]
+
+
+def opened_box(text: str, start: int) -> tuple[str | None, int] | None:
+    r"""The content of the box whose command ends at ``start``, and where the box ends; None where it never closes.
+
+    Example:
+      >>> opened_box(r"\boxed{1}, \boxed{2}", 6)
+      ('1', 9)
+    """
+    body = text[start:].lstrip()
+    start = len(text) - len(body)
     if not body.startswith("{"):
-        return body.split(maxsplit=1)[0].strip("$.,;") or None if body else None
+        word = (body.split(maxsplit=1) or [""])[0].strip("$.,;")
+        return word or None, start + len(word)
     depth = i = 0
     while i < len(body):
         if body[i] == "\\":
@@ -118,6 +129,6 @@ def last_box(text: str) -> str | None:
             continue
         depth += {"{": 1, "}": -1}.get(body[i], 0)
         if depth == 0:
-            return body[1:i].strip()
+            return body[1:i].strip(), start + i + 1
         i += 1
     return None

@@ -7,10 +7,12 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import NamedTuple
 
-from specexit.data.answers.base import AnswerKind, last_box
+from specexit.data.answers.base import AnswerKind
+from specexit.data.answers.math_boxes import last_boxes
+from specexit.data.answers.math_inequalities import as_intervals
 from specexit.data.answers.math_numbers import number, same_number
 from specexit.data.answers.math_text import is_word, normal, prose, squeezed, without_and_or
-from specexit.data.answers.math_units import split
+from specexit.data.answers.math_units import same_unit, split
 
 _SHORT = 200
 """Characters of an answer whose reading is kept."""
@@ -23,12 +25,18 @@ class Math(AnswerKind):
     processor_limit = 10.0
 
     def extract(self, text: str, choices: Sequence[str] | None = None) -> str | None:
-        r"""The last box, if it is not empty; without a box, what follows the last ``####`` (GSM8K's form)."""
+        r"""The last box, if it is not empty; without a box, what follows the last ``####`` (GSM8K's form).
+
+        Several boxes that only "and", "or" or a comma keeps apart are a list. A heading is no answer.
+        """
         del choices
         if r"\boxed" in text or r"\fbox" in text:
-            return last_box(text) or None
+            boxes = last_boxes(text)
+            others = [box for box in boxes[:-1] if not self.plainly_same(box, boxes[-1])]
+            return ",".join([*others, *boxes[-1:]]) or None
         _, hashes, rest = text.rpartition("####")
-        return (rest.strip().splitlines() or [""])[0].strip() or None if hashes else None
+        line, *more = rest.strip().splitlines() or [""]
+        return line.strip() or None if hashes and (not more or _read(line).value is not None) else None
 
     def why_no_reference(self, reference: str, choices: Sequence[str] | None = None) -> str | None:
         """A solution of GSM8K is none: no answer would ever be equal to it."""
@@ -46,7 +54,7 @@ class Math(AnswerKind):
         one, other = _read(a), _read(b)
         if one.text == other.text:
             return True
-        if one.unit and other.unit and one.unit != other.unit:
+        if one.unit and other.unit and not same_unit(one.unit, other.unit):
             return False
         if one.prose or other.prose:
             return one.prose == other.prose
@@ -90,5 +98,5 @@ def _read(text: str) -> _Reading:
 @lru_cache(maxsize=1 << 16)
 def _read_short(text: str) -> _Reading:
     text = normal(text)
-    quantity, unit = split(text)
+    quantity, unit = split(as_intervals(text))
     return _Reading(squeezed(text), quantity, unit, number(quantity), prose(quantity))

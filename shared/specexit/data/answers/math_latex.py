@@ -43,6 +43,7 @@ _SPELLINGS = [
         # Sizes of brackets and fractions.
         r"\\(?:m?(?:left|right|middle)|[bB]igg?[lrm]?)(?=\\?[()\[\]|{}]| ?\\[lr](?:angle|brace|vert|Vert))": "",
         r"\\[dtc]frac(?![A-Za-z])": r"\\frac",
+        r"\\([lg]e)(?:q|qslant)(?![A-Za-z])": r"\\\1 ",
         r"\\[dt]binom(?![A-Za-z])": r"\\binom",
         # The rows of a matrix, and how large it is.
         r"\\\\ ?\[-?[\d.]+ ?(?:pt|em|ex|mm|cm|in)\]|\\cr(?![A-Za-z])": r"\\\\",

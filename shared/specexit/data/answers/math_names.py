@@ -18,6 +18,7 @@ _NAMED = re.compile(rf"({_NAME}|[^A-Za-z=<>\\]+)(?:=|\\in\b ?|\\approx\b ?)(.+)"
 _ONE_NAME = re.compile(_NAME)
 _EQUALS = re.compile(r"(?<![<>!:\\])=")
 _COMMA = re.compile(",")
+_PLUS_MINUS = re.compile(r" ?\\pm(?![A-Za-z]) ?")
 _POINT = re.compile(r"[A-Z]'?(\(.+,.+\))")
 
 _APPLIED = re.compile(rf"(?<![A-Za-z\\])(\\?[A-Za-z]+)(?:{_INDEX})?'*(?:\^\{{-1\}})?\((?![^()]*\1)[^()=]*\)")
@@ -83,3 +84,21 @@ def _is_number(text: str) -> bool:
     """Whether a text has no letter but those of constants, and is no list."""
     letters = re.sub(r"\\[A-Za-z]+(?:\{[a-z]*matrix\})?|(?<![A-Za-z])[ie](?![A-Za-z])", "", text)
     return not re.search("[A-Za-z<>]", letters) and len(apart(text, _COMMA)) == 1
+
+
+def with_both_signs(text: str) -> str:
+    r"""A list in which each member with one plus-minus sign is two.
+
+    Example:
+      >>> with_both_signs(r"\frac{1\pm\sqrt5}{2}"), with_both_signs(r"\{\pm 2,0\}")
+      ('\\frac{1+\\sqrt5}{2},\\frac{1-\\sqrt5}{2}', '+2,-2,0')
+    """
+    if r"\pm" not in text:
+        return text
+    inside = re.fullmatch(r"\\\{([^{}]*)\\\}", text)
+    members = apart(inside.group(1) if inside else text, _COMMA)
+    found: list[str] = []
+    for member in members:
+        signs = "+-" if len(_PLUS_MINUS.findall(member)) == 1 else ""
+        found += [_PLUS_MINUS.sub(sign, member) for sign in signs] or [member]
+    return ",".join(found)

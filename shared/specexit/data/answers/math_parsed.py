@@ -10,7 +10,7 @@ import math
 import re
 from typing import Any
 
-from specexit.data.answers.math_names import equation, value
+from specexit.data.answers.math_names import equation, value, with_both_signs
 
 _LONGEST = 1000
 """Digits of a number that is computed with."""
@@ -50,6 +50,7 @@ def _equal(a: str, b: str) -> bool:
     from sympy import Eq, FiniteSet, Interval, Tuple
     from sympy.logic.boolalg import BooleanAtom
 
+    a, b = with_both_signs(a), with_both_signs(b)
     exact = any(_has_both_cases(text) for text in (a, b))
     one, other = pair = [_parsed(text, exact) for text in (a, b)]
     if any(each is None or isinstance(each, BooleanAtom) for each in pair):
@@ -78,8 +79,10 @@ def _exact(expression: Any) -> Any:
 
     What is too large or too small to write down is left as it is.
     """
-    from sympy import FiniteSet, Float, Interval, Tuple, UnevaluatedExpr
+    from sympy import FiniteSet, Float, Intersection, Interval, Tuple, UnevaluatedExpr
 
+    if isinstance(expression, Intersection):
+        expression = expression.doit()
     if isinstance(expression, FiniteSet | Interval | Tuple):
         return expression.func(*map(_exact, expression.args))
     if not getattr(expression, "is_number", False) or expression.has(Float, UnevaluatedExpr):

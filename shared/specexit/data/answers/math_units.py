@@ -31,7 +31,10 @@ _NAMES = {
     "h hr hrs hour hours": "h",
     "day days": "day",
     "week weeks": "week",
-    "year years": "year",
+    "year years yr yrs": "year",
+    "oz ounce ounces": "oz",
+    "gal gallon gallons": "gal",
+    "person persons people": "person",
     "mph": "mi / h",
     "kph kmh kmph": "km / h",
     "newton newtons": "N",
@@ -54,8 +57,10 @@ _NAMES = {
     "per": "/",
 }
 _UNIT_OF = {name: unit for names, unit in _NAMES.items() for name in names.split()}
+_NOT_COUNTED = set(_UNIT_OF.values()) | {"and", "or", "of", "no", "not"}
 _MONEY = {r"\$": "dollar", "€": "euro", "£": "pound"}
 _POWERS = {"square": "^2", "sq": "^2", "cubic": "^3", "cu": "^3", "squared": "^2", "cubed": "^3"}
+_MAGNITUDES = {"dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _SIGNS = {r"\circ": " degree ", r"\%": "%", r"\mu": "µ", r"\Omega": "Ω", r"\cdot": " ", ".": ""}
 
 _TEXT = r"\\(?:text|mathrm|mbox|operatorname) ?\{(?:[^{}]|\{[^{}]*\})*\}"
@@ -93,6 +98,10 @@ _BASE = re.compile(
 _CONDITION = re.compile(r"(.+?),((?:[a-z]|,)+\\in\b.+)")
 _TITLE = re.compile(rf"{WRAPPER}\{{([^{{}}]*)\}} ?=(.+)")
 _EITHER = re.compile(r"(?<![A-Za-z])(and|or)(?![A-Za-z])")
+_ANOTHER_QUANTITY = re.compile(
+    r"\bor (?:more|less|fewer|greater|higher|lower|above|below|over|under)\b|\band an? |^[ {]*(?:squared|cubed)\b"
+)
+"""Words behind a number after which it is another one."""
 _INEQUALITY = re.compile(r"[<>]|\\[lg]eq?\b")
 
 
@@ -102,6 +111,8 @@ def split(text: str) -> tuple[str, str | None]:
     Example:
       >>> split(r"30\text{ km per hour}"), split(r"\$5"), split("6 square centimeters"), split("52_8"), split("2x")
       (('30', 'km / h'), ('5', 'dollar'), ('6', 'cm ^2'), ('52', 'base 8'), ('2x', None))
+      >>> split(r"\$7.5\text{ million}"), split("2 dozen eggs"), split("12 or more")
+      (('7500000', 'dollar'), ('24', 'egg'), ('12 or more', None))
     """
     if len(text) > _LONGEST:
         return text, None
@@ -121,12 +132,43 @@ def split(text: str) -> tuple[str, str | None]:
         name = next(filter(None, written))
         named.append(f"base {_BASES.index(name) + 2 if name in _BASES else name}")
     text, tail = _tail(text)
-    named.append(_canonical(tail))
-    return text.strip(), " ".join(dict.fromkeys(filter(None, named))) or None
+    text, tail = _multiplied(text.strip(), _canonical(tail))
+    named.append(tail)
+    return text, " ".join(dict.fromkeys(filter(None, named))) or None
+
+
+def same_unit(one: str, other: str) -> bool:
+    """Whether two names are one, or, of things counted, one says more of the same: red marbles are marbles.
+
+    Example:
+      >>> same_unit("red marble", "marble"), same_unit("square cm", "cm"), same_unit("boy and girl", "girl")
+      (True, False, False)
+    """
+    if one == other:
+        return True
+    words, others = sorted((one.split(), other.split()), key=len)
+    counted = all(word.isalpha() and word not in _NOT_COUNTED for word in others)
+    return counted and len(words) < len(others) and others[-len(words) :] == words
+
+
+def _multiplied(text: str, unit: str) -> tuple[str, str]:
+    """A quantity and its unit, without the words that multiply it."""
+    factor, words = 1, unit.split()
+    while words and words[0] in _MAGNITUDES:
+        factor *= _MAGNITUDES[words.pop(0)]
+    if factor == 1:
+        return text, unit
+    value = number(text)
+    return rf"({text})\cdot {factor}" if value is None else str(value * factor), " ".join(words)
 
 
 def _tail(text: str) -> tuple[str, str]:
     """A text and the unit behind it."""
+    head, unit = _cut(text)
+    return (text, "") if _ANOTHER_QUANTITY.search(re.sub(WRAPPER, "", unit)) else (head, unit)
+
+
+def _cut(text: str) -> tuple[str, str]:
     if (found := _TAIL.search(text)) and re.search(r"[\w})\]!'.]$", text[: found.start()]):
         return text[: found.start()], found.group()
     if found := _PLAIN_FRACTION.fullmatch(text):
