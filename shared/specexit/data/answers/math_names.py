@@ -14,8 +14,7 @@ _NAME = (
     rf"(?:m?\\[a-zA-Z]+ ?[A-Za-z]{{0,4}}|{_WRAPPED}"
     rf"|[A-Za-z]|[A-Z]{{2,4}}|[a-z]{{3,}})(?:{_INDEX})?'*(?:\^\{{-1\}})?{_FUNCTION_ARGUMENT}"
 )
-_NAMED = re.compile(rf"({_NAME}|[^A-Za-z=<>\\]+)(?:=|\\in\b ?|\\approx\b ?)(.+)")
-_ONE_NAME = re.compile(_NAME)
+_NAMED = re.compile(rf"({_NAME}|\({_NAME}(?:,{_NAME})+\)|[^A-Za-z=<>\\]+)(?:=|\\in\b ?|\\approx\b ?)(.+)")
 _EQUALS = re.compile(r"(?<![<>!:\\])=")
 _COMMA = re.compile(",")
 _PLUS_MINUS = re.compile(r" ?\\pm(?![A-Za-z]) ?")
@@ -53,7 +52,7 @@ def value(text: str, other: str) -> str:
         names, values = zip(*(one.groups() for one in found if one), strict=True)
         if len(set(names)) == 1:
             return ",".join(values)
-        values = [value for _, value in sorted(zip(names, values, strict=True))]
+        values = [said for _, said in sorted(zip(names, values, strict=True))]
         return f"({','.join(values)})" if other.startswith("(") else text
     if named := _NAMED.fullmatch(text):
         # In x=1/2=0.5 the last is the value; in x=2,y=3 it is not.
@@ -61,16 +60,7 @@ def value(text: str, other: str) -> str:
     if (point := _POINT.fullmatch(text)) and other.startswith("("):
         return point.group(1)
     left, *rest = equation(text)
-    return rest[-1] if rest and _said(left, rest[-1]) else text
-
-
-def _said(left: str, right: str) -> bool:
-    """Whether a left side is names alone, and the right one is what they come to."""
-    if left.startswith("(") and right.startswith("("):
-        names, values = (apart(side[1:-1], _COMMA) for side in (left, right))
-        if len(names) == len(values) > 1:
-            return all(map(_ONE_NAME.fullmatch, names))
-    return _is_of_names(left) and _is_number(right)
+    return rest[-1] if rest and _is_of_names(left) and _is_number(rest[-1]) else text
 
 
 def _is_of_names(text: str) -> bool:
@@ -95,8 +85,8 @@ def with_both_signs(text: str) -> str:
     """
     if r"\pm" not in text:
         return text
-    inside = re.fullmatch(r"\\\{([^{}]*)\\\}", text)
-    members = apart(inside.group(1) if inside else text, _COMMA)
+    inside = text.removeprefix(r"\{").removesuffix(r"\}")
+    members = apart(text if r"\}" in inside else inside, _COMMA)
     found: list[str] = []
     for member in members:
         signs = "+-" if len(_PLUS_MINUS.findall(member)) == 1 else ""
