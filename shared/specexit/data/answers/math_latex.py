@@ -39,7 +39,7 @@ _SPELLINGS = [
     (re.compile(pattern), latex)
     for pattern, latex in {
         # A separator of thousands, which no list has.
-        r"(?<=\d)(?:\{,\}|,\\! ?)(?=\d{3}(?!\d))": "",
+        r"(?<=\d)(?:\{,\}|,(?:\\? )?\\!) ?(?=\d{3}(?!\d))": "",
         # Sizes of brackets and fractions.
         r"\\(?:m?(?:left|right|middle)|[bB]igg?[lrm]?)(?=\\?[()\[\]|{}]| ?\\[lr](?:angle|brace|vert|Vert))": "",
         r"\\[dtc]frac(?![A-Za-z])": r"\\frac",
