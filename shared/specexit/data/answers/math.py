@@ -12,7 +12,8 @@ from specexit.data.answers.math_boxes import last_boxes
 from specexit.data.answers.math_inequalities import as_intervals
 from specexit.data.answers.math_numbers import number, same_number
 from specexit.data.answers.math_text import is_word, normal, prose, squeezed, without_and_or
-from specexit.data.answers.math_units import same_unit, split
+from specexit.data.answers.math_unit_names import same_unit
+from specexit.data.answers.math_units import split
 
 _SHORT = 200
 """Characters of an answer whose reading is kept."""

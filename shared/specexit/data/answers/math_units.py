@@ -7,62 +7,13 @@ import re
 from specexit.data.answers.math_latex import WRAPPER
 from specexit.data.answers.math_numbers import number
 from specexit.data.answers.math_text import squeezed
+from specexit.data.answers.math_unit_names import UNIT_OF, canonical, is_unit
 
 _LONGEST = 1000
 """Characters of an answer in which a unit is looked for."""
 
-_NAMES = {
-    "mm millimeter millimeters millimetre millimetres": "mm",
-    "cm centimeter centimeters centimetre centimetres": "cm",
-    "m meter meters metre metres": "m",
-    "km kilometer kilometers kilometre kilometres": "km",
-    "in inch inches": "in",
-    "foot feet ft": "ft",
-    "mi mile miles": "mi",
-    "yd yard yards": "yd",
-    "mg milligram milligrams": "mg",
-    "g gram grams": "g",
-    "kg kilogram kilograms": "kg",
-    "lb lbs pound pounds": "lb",
-    "ml milliliter milliliters millilitre millilitres": "ml",
-    "l liter liters litre litres": "l",
-    "s sec second seconds": "s",
-    "min minute minutes": "min",
-    "h hr hrs hour hours": "h",
-    "day days": "day",
-    "week weeks": "week",
-    "year years yr yrs": "year",
-    "oz ounce ounces": "oz",
-    "gal gallon gallons": "gal",
-    "person persons people": "person",
-    "mph": "mi / h",
-    "kph kmh kmph": "km / h",
-    "newton newtons": "N",
-    "joule joules": "J",
-    "watt watts": "W",
-    "volt volts": "V",
-    "hertz hz": "Hz",
-    "ohm ohms": "Ω",
-    "celsius": "C",
-    "fahrenheit": "F",
-    "kelvin": "K",
-    "rad radian radians": "rad",
-    "am": "am",
-    "pm": "pm",
-    "dollar dollars usd": "dollar",
-    "cent cents": "cent",
-    "euro euros": "euro",
-    "degree degrees deg": "degree",
-    "percent percentage pct": "%",
-    "per": "/",
-}
-_UNIT_OF = {name: unit for names, unit in _NAMES.items() for name in names.split()}
-_NOT_COUNTED = set(_UNIT_OF.values()) | {"and", "or", "of", "no", "not"}
 _MONEY = {r"\$": "dollar", "€": "euro", "£": "pound"}
-_POWERS = {"square": "^2", "sq": "^2", "cubic": "^3", "cu": "^3", "squared": "^2", "cubed": "^3"}
 _MAGNITUDES = {"dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
-_SIGNS = {r"\circ": " degree ", r"\%": "%", r"\mu": "µ", r"\Omega": "Ω", r"\cdot": " ", ".": ""}
-
 _TEXT = r"\\(?:text|mathrm|mbox|operatorname) ?\{(?:[^{}]|\{[^{}]*\})*\}"
 _EXPONENT = r"(?:\^(?:-?\d|\{-?\d\}))?"
 _WRITTEN = rf"{_TEXT}{_EXPONENT}"
@@ -132,23 +83,9 @@ def split(text: str) -> tuple[str, str | None]:
         name = next(filter(None, written))
         named.append(f"base {_BASES.index(name) + 2 if name in _BASES else name}")
     text, tail = _tail(text)
-    text, tail = _multiplied(text.strip(), _canonical(tail))
+    text, tail = _multiplied(text.strip(), canonical(tail))
     named.append(tail)
     return text, " ".join(dict.fromkeys(filter(None, named))) or None
-
-
-def same_unit(one: str, other: str) -> bool:
-    """Whether two names are one, or, of things counted, one says more of the same: red marbles are marbles.
-
-    Example:
-      >>> same_unit("red marble", "marble"), same_unit("square cm", "cm"), same_unit("boy and girl", "girl")
-      (True, False, False)
-    """
-    if one == other:
-        return True
-    words, others = sorted((one.split(), other.split()), key=len)
-    counted = all(word.isalpha() and word not in _NOT_COUNTED for word in others)
-    return counted and len(words) < len(others) and others[-len(words) :] == words
 
 
 def _multiplied(text: str, unit: str) -> tuple[str, str]:
@@ -173,41 +110,12 @@ def _cut(text: str) -> tuple[str, str]:
         return text[: found.start()], found.group()
     if found := _PLAIN_FRACTION.fullmatch(text):
         head, top, bottom = found.groups()
-        if top in _UNIT_OF and bottom in _UNIT_OF:
+        if top in UNIT_OF and bottom in UNIT_OF:
             return head, f"{top}/{bottom}"
     if (found := _PLAIN.fullmatch(text)) and not _FUNCTION.search(found.group(3)):
         head, space, words = found.groups()
-        listed = all(_listed(word) for word in re.findall(r"[A-Za-z]+", words))
+        listed = all(is_unit(word) for word in re.findall(r"[A-Za-z]+", words))
         # A single letter may be a variable, and so may letters right behind a number.
         if listed or (space and len(words) > 1 and (_NUMBERS.fullmatch(head) or number(head) is not None)):
             return head, words
     return text, ""
-
-
-def _listed(word: str) -> bool:
-    return (word if len(word) == 1 else word.lower()) in _UNIT_OF.keys() | _POWERS.keys()
-
-
-def _canonical(unit: str) -> str:
-    unit = re.sub(r"\\frac ?\{(.*)\}\{(.*)\}", r"\1/\2", unit)
-    unit = re.sub(rf"{WRAPPER}|[{{}}]", "", unit)
-    unit = re.sub(r"(?<=[A-Za-z]{2})\.(?=[A-Za-z])", " ", unit)
-    for sign, plain in _SIGNS.items():
-        unit = unit.replace(sign, plain)
-    words: list[str] = []
-    power = ""
-    for word in re.findall(r"[^\W\d_]+|\^-?\d+|\d+|[^\s^]", unit):
-        if word in ("square", "sq", "cubic", "cu"):
-            power = _POWERS[word]
-            continue
-        words += [_POWERS.get(word) or _name(word), *filter(None, [power])]
-        power = ""
-    return " ".join([*words, *filter(None, [power])])
-
-
-def _name(word: str) -> str:
-    if word in _UNIT_OF:
-        return _UNIT_OF[word]
-    if len(word) > 1 and word.lower() in _UNIT_OF:
-        return _UNIT_OF[word.lower()]
-    return word.casefold().removesuffix("s") if len(word) > 3 else word

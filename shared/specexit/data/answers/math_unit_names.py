@@ -1,0 +1,107 @@
+r"""The names of units: which words are some, and when two say the same."""
+
+from __future__ import annotations
+
+import re
+
+from specexit.data.answers.math_latex import WRAPPER
+
+_NAMES = {
+    "mm millimeter millimeters millimetre millimetres": "mm",
+    "cm centimeter centimeters centimetre centimetres": "cm",
+    "m meter meters metre metres": "m",
+    "km kilometer kilometers kilometre kilometres": "km",
+    "in inch inches": "in",
+    "foot feet ft": "ft",
+    "mi mile miles": "mi",
+    "yd yard yards": "yd",
+    "mg milligram milligrams": "mg",
+    "g gram grams": "g",
+    "kg kilogram kilograms": "kg",
+    "lb lbs pound pounds": "lb",
+    "ml milliliter milliliters millilitre millilitres": "ml",
+    "l liter liters litre litres": "l",
+    "s sec second seconds": "s",
+    "min minute minutes": "min",
+    "h hr hrs hour hours": "h",
+    "day days": "day",
+    "week weeks": "week",
+    "year years yr yrs": "year",
+    "oz ounce ounces": "oz",
+    "gal gallon gallons": "gal",
+    "person persons people": "person",
+    "mph": "mi / h",
+    "kph kmh kmph": "km / h",
+    "newton newtons": "N",
+    "joule joules": "J",
+    "watt watts": "W",
+    "volt volts": "V",
+    "hertz hz": "Hz",
+    "ohm ohms": "Ω",
+    "celsius": "C",
+    "fahrenheit": "F",
+    "kelvin": "K",
+    "rad radian radians": "rad",
+    "am": "am",
+    "pm": "pm",
+    "dollar dollars usd": "dollar",
+    "cent cents": "cent",
+    "euro euros": "euro",
+    "degree degrees deg": "degree",
+    "percent percentage pct": "%",
+    "per": "/",
+}
+UNIT_OF = {name: unit for names, unit in _NAMES.items() for name in names.split()}
+_NOT_COUNTED = set(UNIT_OF.values()) | {"and", "or", "of", "no", "not"}
+_POWERS = {"square": "^2", "sq": "^2", "cubic": "^3", "cu": "^3", "squared": "^2", "cubed": "^3"}
+_SIGNS = {r"\circ": " degree ", r"\%": "%", r"\mu": "µ", r"\Omega": "Ω", r"\cdot": " ", ".": ""}
+
+
+def same_unit(one: str, other: str) -> bool:
+    """Whether two names are one, or, of things counted, one says more of the same: red marbles are marbles.
+
+    Example:
+      >>> same_unit("red marble", "marble"), same_unit("square cm", "cm"), same_unit("boy and girl", "girl")
+      (True, False, False)
+    """
+    if one == other:
+        return True
+    words, others = sorted((one.split(), other.split()), key=len)
+    counted = all(word.isalpha() and word not in _NOT_COUNTED for word in others)
+    return counted and len(words) < len(others) and others[-len(words) :] == words
+
+
+def is_unit(word: str) -> bool:
+    """Whether a word is a unit in the table, or a power of one."""
+    return (word if len(word) == 1 else word.lower()) in UNIT_OF.keys() | _POWERS.keys()
+
+
+def canonical(unit: str) -> str:
+    r"""A unit with the names of the table, for words that it has.
+
+    Example:
+      >>> canonical(r"\text{ square feet}"), canonical("km/h"), canonical("red marbles")
+      ('ft ^2', 'km / h', 'red marble')
+    """
+    unit = re.sub(r"\\frac ?\{(.*)\}\{(.*)\}", r"\1/\2", unit)
+    unit = re.sub(rf"{WRAPPER}|[{{}}]", "", unit)
+    unit = re.sub(r"(?<=[A-Za-z]{2})\.(?=[A-Za-z])", " ", unit)
+    for sign, plain in _SIGNS.items():
+        unit = unit.replace(sign, plain)
+    words: list[str] = []
+    power = ""
+    for word in re.findall(r"[^\W\d_]+|\^-?\d+|\d+|[^\s^]", unit):
+        if word in ("square", "sq", "cubic", "cu"):
+            power = _POWERS[word]
+            continue
+        words += [_POWERS.get(word) or _name(word), *filter(None, [power])]
+        power = ""
+    return " ".join([*words, *filter(None, [power])])
+
+
+def _name(word: str) -> str:
+    if word in UNIT_OF:
+        return UNIT_OF[word]
+    if len(word) > 1 and word.lower() in UNIT_OF:
+        return UNIT_OF[word.lower()]
+    return word.casefold().removesuffix("s") if len(word) > 3 else word
