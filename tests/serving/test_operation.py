@@ -178,6 +178,18 @@ def test_a_point_is_chosen_by_risk_effort_tenant_or_adapter():
         get(server, risk=0.001)
 
 
+def test_a_risk_is_of_the_kind_that_the_server_is_certified_for():
+    """Another answer and a wrong one are two risks: a client that asks for less of the one is not given the other."""
+    other = point("accurate", 0.6) | {"certificate": certificate(0.03, "accuracy_lost")}
+    file = PolicyFile.model_validate({"points": [*POINTS, other], "default": "bold"})
+    server = Operation(BLOCK, file, Serving())
+    assert get(server, risk=0.04).point == "usual"
+    server.switch(point="accurate")
+    assert get(server, risk=0.03).point == "accurate"
+    with pytest.raises(ArgumentError, match=r"specexit_risk is 0.02, .*: 0.03$"):
+        get(server, risk=0.02)
+
+
 def test_reasoning_effort_becomes_an_argument_and_ours_goes_before_it():
     chat = SimpleNamespace(reasoning_effort="high")
     responses = SimpleNamespace(reasoning=SimpleNamespace(effort="low"))

@@ -234,6 +234,9 @@ SAME = [
     (r"\bigl(3,\tfrac{\pi}{2}\bigr)", r"\left( 3, \frac{\pi}{2} \right)"),
     (r"\Big[1,2\Big)", "[1,2)"),
     (r"\left\langle 1,2,3\right\rangle", r"\langle 1,2,3\rangle"),
+    (r"\langle 1,2,3\rangle", "(1,2,3)"),
+    (r"\begin{pmatrix} 1/5 \\ -18/5 \end{pmatrix}", r"\left( \frac{1}{5}, -\frac{18}{5} \right)"),
+    (r"\vec v = \begin{bmatrix} 1 \\ 2 \\ 3 \end{bmatrix}", r"\langle 1, 2, 3 \rangle"),
     (r"\lbrace 2,3,5\rbrace", r"\{2,3,5\}"),
     (r"90\degree", r"90^\circ"),
     ("90^o", r"90^\circ"),
@@ -253,6 +256,10 @@ SAME = [
 ]
 
 DIFFERENT = [
+    (r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", r"\begin{pmatrix} 1 & 2 \end{pmatrix}"),
+    (r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", "[1,2]"),
+    (r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", "(1,3)"),
+    (r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", "(1,2,3)"),
     ("42", "43"),
     ("42", "-42"),
     ("4 2", "43"),

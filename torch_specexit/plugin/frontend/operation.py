@@ -156,7 +156,7 @@ class Operation:
         offered = self._offered(arguments, lora, caller)
         if offered is None:  # the operator's word, which nothing that a request says goes over
             return Admitted(self.served().policy, "off", None, None, False, False, caller)
-        point = offered if arguments.specexit_risk is None else self._of_risk(arguments.specexit_risk)
+        point = offered if arguments.specexit_risk is None else self._of_risk(arguments.specexit_risk, offered)
         if rule == "stricter":
             check_rarer(arguments, offered, point, self.mode)
         policy = policy_of(arguments, point.policy, keep_thresholds=rule == "stricter")
@@ -196,8 +196,10 @@ class Operation:
             point = self.file.point(self.stepped[point.name])
         return point
 
-    def _of_risk(self, risk: float) -> OperatingPoint:
+    def _of_risk(self, risk: float, offered: OperatingPoint) -> OperatingPoint:
+        """The boldest point with at most this risk, of the kind that the point on offer is certified for."""
         certified = [point for point in self.file.points if point.certificate is not None]
+        certified = [point for point in certified if risk_of(offered) in (None, risk_of(point))]
         fitting = [point for point in certified if epsilon_of(point) <= risk]
         if not fitting:
             known = ", ".join(f"{epsilon_of(point):g}" for point in sorted(certified, key=epsilon_of))

@@ -45,6 +45,9 @@ _SPELLINGS = [
         r"\\[dtc]frac(?![A-Za-z])": r"\\frac",
         r"\\([lg]e)(?:q|qslant)(?![A-Za-z])": r"\\\1 ",
         r"\\[dt]binom(?![A-Za-z])": r"\\binom",
+        # A vector is a tuple.
+        r"\\langle(?![A-Za-z]) ?": "(",
+        r" ?\\rangle(?![A-Za-z])": ")",
         # The rows of a matrix, and how large it is.
         r"\\\\ ?\[-?[\d.]+ ?(?:pt|em|ex|mm|cm|in)\]|\\cr(?![A-Za-z])": r"\\\\",
         r"\{([pbvBV]?)(?:small)?matrix\*?\}": r"{\1matrix}",

@@ -46,11 +46,26 @@ def _rising(text: str) -> str:
     return "".join(_FLIPPED.get(part, part) for part in reversed(parts))
 
 
+def _as_tuple(text: str, other: str) -> str:
+    r"""A column as a tuple, where the other is one.
+
+    Example:
+      >>> column = r"\begin{pmatrix}1\\-2\end{pmatrix}"
+      >>> _as_tuple(column, "(1,2)"), _as_tuple(column, column) == column
+      ('(1,-2)', True)
+    """
+    column = re.fullmatch(r"\\begin\{[pb]?matrix\}([^&]*?)(?:\\\\)?\\end\{[pb]?matrix\}", text)
+    if column is None or r"\begin" in column[1] or not other.startswith("("):
+        return text
+    return "(" + column[1].replace(r"\\", ",") + ")"
+
+
 def _equal(a: str, b: str) -> bool:
     from sympy import Eq, FiniteSet, Interval, Tuple
     from sympy.logic.boolalg import BooleanAtom
 
     a, b = with_both_signs(a), with_both_signs(b)
+    a, b = _as_tuple(a, b), _as_tuple(b, a)
     exact = any(_has_both_cases(text) for text in (a, b))
     one, other = pair = [_parsed(text, exact) for text in (a, b)]
     if any(each is None or isinstance(each, BooleanAtom) for each in pair):
