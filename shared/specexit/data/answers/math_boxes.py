@@ -6,6 +6,11 @@ import re
 
 from specexit.data.answers.base import opened_box
 
+_MOST = 32
+"""Boxes of one answer; a model in a loop writes thousands."""
+_NAME_LENGTH = 16
+"""Characters in which the name of a box is looked for."""
+
 _BOX = re.compile(r"\\(?:boxed|fbox)")
 _NAME = re.compile(r"([A-Za-z](?:_\w)?) ?= *\Z")
 _NOTHING = re.compile(r"\$|\\[()\[\],;:! ]|\\q?quad|\*\*")
@@ -24,14 +29,14 @@ def last_boxes(text: str) -> list[str]:
     contents: list[str] = []
     named: list[str] = []
     next_start = len(text)
-    for command in reversed(list(_BOX.finditer(text))):
+    for command in reversed(list(_BOX.finditer(text))[-_MOST:]):
         content, end = opened_box(text, command.end()) or (None, 0)
         # A box around another one is the same answer.
         if not content or (contents and (end > next_start or not _separates(text[end:next_start]))):
             break
         next_start = command.start()
         contents.insert(0, content)
-        name = _NAME.search(text[:next_start])
+        name = _NAME.search(text[max(0, next_start - _NAME_LENGTH) : next_start])
         named.insert(0, f"{name.group(1)}={content}" if name else content)
     return named if len(contents) > 1 else contents
 
