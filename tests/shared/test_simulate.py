@@ -85,6 +85,12 @@ def test_the_table_and_the_file_name_every_family(paths, capsys):
         assert name in printed
 
 
+def test_where_nothing_can_be_cut_there_is_no_share_of_it(paths, make_trace, capsys):
+    write_traces(paths["traces"], [make_trace(id=str(i), boundary_agrees=[False] * 3) for i in range(20)])
+    assert simulate(SimulateConfig(**paths)).oracle.net_cut == 0
+    assert "nan" not in capsys.readouterr().out
+
+
 def test_scores_of_other_traces_are_refused_and_nothing_is_written(paths, perfect):
     write_scores(paths["scores"], Scores("draft", "0" * 64, {"other": perfect["0"]}))
     with pytest.raises(ScoreError, match="trace '0' is missing"):

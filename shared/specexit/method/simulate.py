@@ -227,10 +227,10 @@ def table(part: Part, tolerances: Sequence[float], named: dict[str, Point], titl
 def _cells(point: Point | None, oracle_cut: float) -> list[str]:
     if point is None:
         return ["none", "", "", "", ""]
-    reached = point.net_cut / oracle_cut if oracle_cut else np.nan
+    reached = point.net_cut / oracle_cut if oracle_cut else None  # of nothing there is no share
     kept = point.agreement if point.accuracy is None else point.accuracy
     shares = (point.net_cut, point.probe_share, reached, kept)
-    return [point.setting, *(f"{100 * share:.1f} %" for share in shares)]
+    return [point.setting, *("" if share is None else f"{100 * share:.1f} %" for share in shares)]
 
 
 def simulate(config: SimulateConfig) -> Simulation:
