@@ -295,11 +295,12 @@ def test_an_undecided_trial_does_not_unsettle_a_trace(make_trace, tokenizer, sta
     assert (statistics.first_boundary.agreement, statistics.curve[0].ending.agreement) == (first, first)
 
 
-@pytest.mark.parametrize("how", ["stable", "bisect"])
-def test_what_was_not_looked_for_is_unknown_and_not_zero(make_trace, think, tokenizer, how, tmp_path):
-    """Trials of ``boundaries=stable`` say nothing of what is in front of the exit point."""
+@pytest.mark.parametrize(("how", "untried"), [("stable", True), ("bisect", True), ("bisect", False)])
+def test_what_was_not_looked_for_is_unknown_and_not_zero(make_trace, think, tokenizer, how, untried, tmp_path):
+    """Trials of ``boundaries=stable`` say nothing of what is in front of the exit point, and those about it are no
+    sample of all."""
     whole = think(("The answer is 2.", "2"), ("w.", "2"), ("x.", "3"), ("y.", "2"), ("z.", "2"), reference="3")
-    states = ["untried", "untried", "differs", "agrees", "agrees"]
+    states = ["untried" if untried else "differs", "untried", "differs", "agrees", "agrees"]
     answers = fill_untried([None, None, "3", "2", "2"])
     fields = {"boundary_state": states, "boundary_agrees": infer_agrees(states), "boundary_answers": answers}
     one = make_trace(**vars(whole) | fields | {"trial": json.dumps({"boundaries": how})})

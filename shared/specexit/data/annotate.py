@@ -203,17 +203,18 @@ def _table(statistics: Statistics, answer_word: str) -> Table:
     table.add_column("thinking ends at")
     for column in ("thinking cut", "thinking tokens", "agreement", "accuracy"):
         table.add_column(column, justify="right")
-    if not statistics.hard_boundaries:
+    throughout = statistics.whole.redundant is not None
+    if throughout and not statistics.hard_boundaries:
         table.caption = f"no step states an answer: none has answer_word={answer_word} beside its trial's answer"
     for name, ending in (
         ("its natural end", statistics.full),
-        ("oracle, earliest", statistics.oracle_earliest),
+        *([("oracle, earliest", statistics.oracle_earliest)] if throughout else []),
         ("oracle, stable", statistics.oracle_stable),
         *([("first stated answer", statistics.hard_boundary)] if statistics.hard_boundaries else []),
         ("first boundary", statistics.first_boundary),
     ):
         accuracy = "" if ending.accuracy is None else f"{ending.accuracy:.1%}"
-        agreement = "" if ending.agreement is None else f"{ending.agreement:.1%}"
+        agreement = "unknown" if ending.agreement is None else f"{ending.agreement:.1%}"
         row = f"{ending.thinking_cut:.1%}", f"{ending.thinking_tokens:.1f}", agreement, accuracy
         table.add_row(name, *row)
     return table

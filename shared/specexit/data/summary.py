@@ -176,23 +176,21 @@ class Tally:
         self.lengths.append(n_think)
         self.prompts.add(bytes.fromhex(prompt_sha256(trace)[:32]))
         known = known_verdicts(trace.boundary_state)
+        # Where one exit point was looked for, the boundaries tried are those about it, and no sample of all.
+        anywhere = known if is_tried_throughout(trace) else np.zeros_like(known)
         self._count_boundaries(trace, known)
         self._count_part("whole", "", trace)
         self._count_part("task", trace.task or NO_TASK, trace)
         self._count_part("length", length_range(n_think), trace)
-        ends = {
-            "full": None,
-            "oracle_earliest": _index(trace, trace.exit_earliest),
-            "oracle_stable": _index(trace, trace.exit_stable),
-            "first_boundary": 0,
-            "hard_boundary": trace.hard_boundary,
-        }
-        for name, index in ends.items():
-            self._count_ending(name, trace, index, known)
+        self._count_ending("full", trace, None, known)
+        self._count_ending("oracle_earliest", trace, _index(trace, trace.exit_earliest), known)
+        self._count_ending("oracle_stable", trace, _index(trace, trace.exit_stable), known)
+        self._count_ending("first_boundary", trace, 0, anywhere)
+        self._count_ending("hard_boundary", trace, trace.hard_boundary, anywhere)
         for fraction in FRACTIONS:
             at = round(10 * fraction) * n_think // 10  # in integers: 0.7 * 90 is less than 63
             by_then = bisect_right(trace.boundaries, at)
-            self._count_ending(f"curve {fraction}", trace, max(by_then - 1, 0), known)
+            self._count_ending(f"curve {fraction}", trace, max(by_then - 1, 0), anywhere)
             self.settled[fraction] += trace.exit_earliest <= at
 
     def _count_boundaries(self, trace: LabelledTrace, known: Bool[np.ndarray, " boundaries"]) -> None:

@@ -226,7 +226,7 @@ def oracle_chart(curve: Sequence[CurvePoint]) -> str:
         "the full trace's answer": [point.ending.agreement for point in curve],
         "the right answer": [point.ending.accuracy for point in curve],
     }
-    lines = {name: shares for name, shares in lines.items() if shares != [None] * len(curve)}
+    lines = {name: shares for name, shares in lines.items() if len(shares) - shares.count(None) > 1}  # no line of one
     with _figure(8.0, 3.6) as figure:
         axes = figure.subplots()
         fractions = [100 * point.fraction for point in curve]
