@@ -264,6 +264,8 @@ SAME = [
 ]
 
 DIFFERENT = [
+    ("1<x<2", r"\{1,2\}"),
+    ("1<x<2", "1,2"),
     (r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", r"\begin{pmatrix} 1 & 2 \end{pmatrix}"),
     (r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", "[1,2]"),
     (r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", "(1,3)"),

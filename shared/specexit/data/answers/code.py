@@ -16,7 +16,10 @@ _FENCE = re.compile(r"^([ \t]*)(`{3,}|~{3,})[^\S\n]*([\w+#.-]*)[^\n]*$", re.M)
 _DEEPER = 3
 """Spaces that a closing fence may be indented by beyond its opening one (CommonMark); one in a docstring has more."""
 _PYTHON = ("python", "python3", "py", "py3")
-_DEFINES = re.compile(r"^(?:(?:async\s+)?def|class)\s|^\w+\s*=\s*lambda\b", re.M)
+_DEFINES = re.compile(
+    r"^(?:async\s+)?def\s+(?!test|main\b)|^class\s+(?!Test|\w+\(.*TestCase)|^\w+\s*=\s*lambda\b", re.M
+)
+"""More than tests of a program, or its start."""
 
 
 @dataclass(frozen=True)

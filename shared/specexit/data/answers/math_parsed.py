@@ -61,7 +61,7 @@ def _as_tuple(text: str, other: str) -> str:
 
 
 def _equal(a: str, b: str) -> bool:
-    from sympy import Eq, FiniteSet, Interval, Tuple
+    from sympy import And, Eq, FiniteSet, Interval, Tuple
     from sympy.logic.boolalg import BooleanAtom
 
     a, b = with_both_signs(a), with_both_signs(b)
@@ -70,8 +70,9 @@ def _equal(a: str, b: str) -> bool:
     one, other = pair = [_parsed(text, exact) for text in (a, b)]
     if any(each is None or isinstance(each, BooleanAtom) for each in pair):
         return False
-    # An open interval is a pair too, but a set is not.
-    if any(isinstance(each, FiniteSet) for each in pair) and any(isinstance(each, Tuple | Interval) for each in pair):
+    # An open interval, also as a chain of inequalities, is a pair too, but a set is not.
+    ranges = Tuple | Interval | And
+    if any(isinstance(each, FiniteSet) for each in pair) and any(isinstance(each, ranges) for each in pair):
         return False
     # Two equations without solutions have the same ones, which says nothing.
     if isinstance(one, Eq) and isinstance(other, Eq) and not (_has_solutions(one) and _has_solutions(other)):
