@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
+from pydantic import ValidationError
 
 from jax_specexit.model.cached import CachedTarget
 from jax_specexit.model.draft import Draft, warm_start
@@ -76,7 +77,8 @@ def draft_config(config: TrainConfig, target: TargetConfig, exit_point: Literal[
     """The ``config.json`` that this run's draft directory will have.
 
     Raises:
-      ConfigError, DraftError: the target lacks a layer, or ``init_from`` cannot be read or does not fit the recipe.
+      ConfigError, DraftError: the target lacks a layer, the draft's sizes do not go together, or ``init_from`` cannot
+        be read or does not fit the recipe.
     """
     hf, layers = target.hf_config(), target.layers_read(config.aux_layers)
     block = SpecExitBlock(
@@ -90,18 +92,22 @@ def draft_config(config: TrainConfig, target: TargetConfig, exit_point: Literal[
     )
     if config.init_from is not None:
         return warm_config(read_config(config.init_from), config.init_from, config.draft, layers, block)
-    return DraftConfig(
-        **config.draft.model_dump(),
-        target_hidden_size=hf["hidden_size"],
-        vocab_size=hf["vocab_size"],
-        rms_norm_eps=hf["rms_norm_eps"],
-        rope_theta=hf.get("rope_theta") or (hf.get("rope_parameters") or {}).get("rope_theta", 10_000.0),
-        max_position_embeddings=hf["max_position_embeddings"],
-        eagle_aux_hidden_state_layer_ids=layers,
-        num_aux_hidden_states=len(layers),
-        target_num_hidden_layers=hf["num_hidden_layers"],
-        specexit=block,
-    )
+    try:
+        return DraftConfig(
+            **config.draft.model_dump(),
+            target_hidden_size=hf["hidden_size"],
+            vocab_size=hf["vocab_size"],
+            rms_norm_eps=hf["rms_norm_eps"],
+            rope_theta=hf.get("rope_theta") or (hf.get("rope_parameters") or {}).get("rope_theta", 10_000.0),
+            max_position_embeddings=hf["max_position_embeddings"],
+            eagle_aux_hidden_state_layer_ids=layers,
+            num_aux_hidden_states=len(layers),
+            target_num_hidden_layers=hf["num_hidden_layers"],
+            specexit=block,
+        )
+    except ValidationError as error:
+        why = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"draft.*: {why}; its sizes are {config.draft.model_dump()}") from error
 
 
 def check_start(config: TrainConfig, target_config: TargetConfig, meta: PackMeta) -> Start | None:

@@ -365,6 +365,14 @@ def test_layers_that_the_target_does_not_have_are_refused(
     assert not recipe.out.exists()
 
 
+@pytest.mark.parametrize(("key", "value"), [("draft_vocab_size", 5000), ("num_key_value_heads", 3), ("head_dim", 63)])
+def test_sizes_that_do_not_go_together_are_refused(recipe: TrainConfig, key: str, value: int) -> None:
+    sizes = recipe.draft.model_copy(update={key: value})
+    with pytest.raises(ConfigError, match=rf"^draft\.\*: .*'{key}': {value}"):
+        train(recipe.model_copy(update={"draft": sizes}))
+    assert not recipe.out.exists()
+
+
 def test_held_out_traces_of_another_target_are_refused(recipe: TrainConfig, packed: Path, tmp_path: Path) -> None:
     import dataclasses
 
