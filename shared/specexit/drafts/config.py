@@ -202,7 +202,10 @@ def read_config(folder: Path) -> DraftConfig:
         if not key:
             raise DraftError(f"{path}: {first['msg'].removeprefix('Value error, ')}") from error
         if first["type"] == "missing":
-            raise DraftError(f"{path}: field {key} is missing, expected a draft directory of `specexit`") from error
+            raise DraftError(
+                f"{path}: field {key} is missing, expected a draft directory of `specexit`; `specexit import` makes "
+                "one of a published draft"
+            ) from error
         raise DraftError(f"{path}: field {key} is {shown(first['input'])}: {first['msg']}") from error
     block = config.specexit
     if block and block.format_version != FORMAT_VERSION:
