@@ -151,7 +151,8 @@ class Tracer:
         kind = columns["answer_kind"]
         finished = response.finish_reason == "stop" and end in ids
         answer = extract_answer(self._text(ids[n_think + 1 :]), kind, asked.choices) if finished else None
-        correct = None if asked.reference is None else await self._agree(ask, kind, answer, asked.reference)
+        unknown = asked.reference is None or response.finish_reason == FAILED  # an outage is no wrong answer
+        correct = None if unknown else await self._agree(ask, kind, answer, asked.reference)
         boundaries = [i + 1 for i, token in enumerate(ids[:n_think]) if token in self.think.split]
         return Trace(
             **columns,
