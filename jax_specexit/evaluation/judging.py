@@ -14,7 +14,7 @@ import numpy as np
 
 from jax_specexit.evaluation.scoring import Scored
 from jax_specexit.training.metrics import acceptance_estimate
-from specexit.data.rows import BareTrace, LabelledTrace, infer_decided
+from specexit.data.rows import BareTrace, LabelledTrace, infer_decided, known_verdicts
 from specexit.data.traces import Same, without_text
 from specexit.method.decision import OFF, Policy
 from specexit.method.labels import ExitKind, token_labels
@@ -149,16 +149,16 @@ class Judge:
         )
 
     def _boundaries(self) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
-        """(probability, truth) at all boundaries before the natural end, and at the hard ones; where the trial answer
-        is undecided there is no truth."""
+        """(probability, truth) at all boundaries before the natural end, and at the hard ones; where no trial
+        stands behind a verdict there is no truth."""
         probability = np.concatenate([np.zeros(0), *(values[:, column("validity")] for values in self.values)])
         agrees = np.concatenate([np.zeros(0, bool), *(np.array(t.boundary_agrees, bool) for t in self.traces)])
         before_end = [np.array(trace.boundaries, np.int64) < trace.n_think for trace in self.traces]
-        decided = np.concatenate([np.zeros(0, bool), *(infer_decided(t.boundary_state) for t in self.traces)])
-        everywhere = np.concatenate([np.zeros(0, bool), *before_end]) & decided
+        known = np.concatenate([np.zeros(0, bool), *(known_verdicts(t.boundary_state) for t in self.traces)])
+        everywhere = np.concatenate([np.zeros(0, bool), *before_end]) & known
         first = np.cumsum([0, *map(len, self.values)])
         hard = np.array([first[i] + at for i, at in enumerate(self.hard) if at is not None], np.int64)
-        hard = hard[decided[hard]]
+        hard = hard[known[hard]]
         return (probability[everywhere], agrees[everywhere]), (probability[hard], agrees[hard])
 
 

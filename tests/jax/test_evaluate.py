@@ -123,6 +123,8 @@ def test_undecided_trials_are_no_negatives_of_the_ranking() -> None:
     assert found.hard_boundaries.n == 0
     nothing = replace(one.trace, boundary_state=["undecided"] * n)
     assert judge([replace(one, trace=nothing)], 1, "earliest").all_boundaries.n == 0
+    in_front = replace(one.trace, boundary_state=["untried", "untried", *one.trace.boundary_state[2:]])
+    assert judge([replace(one, trace=in_front)], 1, "earliest").all_boundaries.n == n - 2
 
 
 def test_signals_are_float32_on_tpus_too() -> None:

@@ -297,10 +297,8 @@ def _exits_agree(batch: pa.RecordBatch) -> Problem | None:
     ):
         exits = batch[name].to_numpy(zero_copy_only=False)
         if (row := _first((exits < least) | (exits > most))) is not None:
-            return (
-                row,
-                f"{name} {exits[row]}, expected {least[row]} by its boundary_agrees: run specexit annotate again",
-            )
+            expected = f"{least[row]} by its boundary_agrees"
+            return row, f"{name} {exits[row]}, expected {expected}: run specexit annotate again"
     return None
 
 
