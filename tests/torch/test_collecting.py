@@ -7,8 +7,6 @@ import json
 import multiprocessing
 import os
 import random
-import re
-import shutil
 import time
 from collections import Counter
 from dataclasses import replace
@@ -24,14 +22,12 @@ from specexit.data.answers import extract_answer, same_answer
 from specexit.data.prompts import PromptError
 from specexit.data.rows import can_judge, free_trials
 from specexit.data.traces import read_traces
-from specexit.errors import InputError
 from specexit.schemas.collect import CollectConfig
 from specexit.schemas.target import TrialConfig, load_target_config
 from tests.torch.pretend import SLOW, TARGET, THINK, TOKENIZER, N, Pretender, Server, config, forced
-from torch_specexit.chat import load_chat_tokenizer, prompt_ids
 from torch_specexit.collecting import CollectError, collect
 from torch_specexit.collecting.summary import Counts, count, finish
-from torch_specexit.collecting.work import all_asks, check_positions
+from torch_specexit.collecting.work import all_asks
 
 
 def test_every_row_is_what_the_server_wrote(collected):
@@ -465,184 +461,3 @@ def test_a_server_that_becomes_another_model(tmp_path):
     with pytest.raises(CollectError, match="answered as model 'other', expected 'tiny-reasoner'"):
         collect(config(server, tmp_path / "out"))
     server.close()
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"architectures": ["MambaForCausalLM"]}, "architectures is MambaForCausalLM, but `specexit train` knows"),
-        ({"architectures": "Qwen3ForCausalLM"}, "architectures is 'Qwen3ForCausalLM', which is no list, but"),
-        ({"architectures": None}, "architectures is none, but"),
-        (
-            {"quantization_config": {"quant_method": "fp8"}},
-            "quantization_config is {'quant_method': 'fp8'}, only {} is",
-        ),
-        ({"use_sliding_window": True}, "use_sliding_window is True, only False is implemented"),
-        ({"attention_bias": True}, "attention_bias is true, which is implemented for Qwen2 only"),
-        ({"rope_parameters": {"rope_type": "longrope"}}, "rope_type is 'longrope', expected one of"),
-        ({"rope_scaling": "yarn"}, "rope_scaling is 'yarn', expected keys and values"),
-        ({"rope_parameters": [4.0]}, "rope_parameters is [4.0], expected keys and values"),
-    ],
-)
-def test_a_target_that_training_does_not_know(tmp_path, server, fields, message):
-    target = _with_config(tmp_path, fields)
-    with pytest.raises(ConfigError, match=rf"target \S+: .*{re.escape(message)}.* any_architecture=true"):
-        collect(config(server, tmp_path / "out", target=target))
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"num_hidden_layers": "4"}, r"config\.json: num_hidden_layers is '4', expected a whole number above 0"),
-        ({"vocab_size": 512.5}, r"config\.json: vocab_size is 512\.5, expected a whole number"),
-        ({"num_hidden_layers": None}, "the tokenizer of target tiny-reasoner cannot be loaded: .*num_hidden_layers"),
-        ({"hidden_act": None}, "the tokenizer of target tiny-reasoner cannot be loaded: .*hidden_act"),
-    ],
-)
-def test_a_damaged_config_of_a_model(tmp_path, server, fields, message):
-    with pytest.raises(InputError, match=message) as caught:
-        collect(config(server, tmp_path / "out", target=_with_config(tmp_path, fields)))
-    assert "\n" not in str(caught.value)
-    assert not (tmp_path / "out").exists()
-
-
-def _with_config(tmp_path, fields):
-    """A target whose model has another ``config.json``."""
-    shutil.copytree(TARGET.folder, tmp_path / "model")
-    path = tmp_path / "model" / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
-    (tmp_path / "t.yaml").write_text(yaml.safe_dump(TARGET.model_dump(mode="json") | {"path": str(path.parent)}))
-    return str(tmp_path / "t.yaml")
-
-
-@pytest.mark.parametrize(
-    ("fields", "most"),
-    [
-        ({}, 1000),
-        ({"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, 1000),
-        ({"rope_parameters": {"rope_type": "default", "factor": 8.0}}, 1000),
-        ({"rope_scaling": {"type": "linear", "factor": 2}}, 2000),
-        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, 4000),
-        ({"max_position_embeddings": None}, None),
-    ],
-)
-def test_a_length_that_no_engine_serves_the_model_with(tmp_path, server, fields, most):
-    """An engine would say so after a minute, in a process of its own; a server elsewhere says what it takes itself."""
-    model = tmp_path / "model"
-    model.mkdir()
-    (model / "config.json").write_text(json.dumps({"max_position_embeddings": 1000} | fields))
-
-    def check(length: int, **changes) -> None:
-        target = TARGET.model_copy(update={"path": str(model), "max_model_len": length})
-        check_positions(config(server, tmp_path / "out", **changes), target)
-
-    check(most or 10**9, endpoints=None)
-    if most is None:
-        return
-    with pytest.raises(ConfigError, match=rf"max_model_len is {most + 1}, expected at most {most}, .*max_position_emb"):
-        check(most + 1, endpoints=None)
-    check(most + 1)
-    check(most + 1, endpoints=None, engine={"extra": {"max_model_len": most}})
-
-
-def test_a_target_whose_layers_the_model_does_not_have(tmp_path, server):
-    (tmp_path / "t.yaml").write_text(yaml.safe_dump(TARGET.model_dump(mode="json") | {"aux_layers": [1, 3, 9]}))
-    with pytest.raises(ConfigError, match=r"aux_layers=\[1, 3, 9\]: expected ids from 0 \(the embedding\) to 4"):
-        collect(config(server, tmp_path / "out", target=str(tmp_path / "t.yaml")))
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_target_that_does_not_say_how_it_is_asked(tmp_path, server):
-    bare = yaml.safe_dump(TARGET.model_dump(mode="json", exclude={"sampling", "trial"}))
-    (tmp_path / "bare.yaml").write_text(bare)
-    asked = {"target": str(tmp_path / "bare.yaml")}
-    with pytest.raises(ConfigError, match="sampling is missing, expected temperature and max_tokens"):
-        collect(config(server, tmp_path / "out", **asked))
-    with pytest.raises(ConfigError, match=r"trial\.math is missing, expected the text to force behind '</think>'"):
-        collect(config(server, tmp_path / "out", **asked, temperature=0, max_new_tokens=500))
-
-
-@pytest.mark.parametrize(
-    ("file", "content", "chat", "message"),
-    [
-        ("chat_template.jinja", "{{ raise_exception('system message needed') }}", {}, "system message needed"),
-        ("chat_template.jinja", "{{ messages[0].content", {}, "unexpected end of template"),
-        ("chat_template.jinja", None, {}, "chat_template is not set"),
-        (None, None, {"tokenize": True}, r"with its chat \{'tokenize': True\}: .*multiple values.*'tokenize'"),
-    ],
-)
-def test_a_chat_template_that_cannot_be_applied(tmp_path, server, file, content, chat, message):
-    """In one line, with the prompt and the target, before anything is asked or written."""
-    shutil.copytree(TARGET.folder, tmp_path / "model")
-    if file is not None:
-        for path in (tmp_path / "model").glob("tokenizer_config.json"):
-            fields = json.loads(path.read_text())
-            fields.pop("chat_template", None)
-            path.write_text(json.dumps(fields))
-        (tmp_path / "model" / file).unlink(missing_ok=True)
-        if content is not None:
-            (tmp_path / "model" / file).write_text(content)
-    target = TARGET.model_copy(update={"name": "mine", "path": str(tmp_path / "model"), "chat": chat})
-    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(target.model_dump(mode="json")))
-    with pytest.raises(InputError, match=rf"prompt 'test-0-00000': the chat template of target mine .*{message}"):
-        collect(config(server, tmp_path / "out", target=str(tmp_path / "mine.yaml")))
-    assert not (tmp_path / "out").exists()
-
-
-SWITCH = (
-    "{% for m in messages %}{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n"
-    "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
-    "{% if reasoning_effort is defined %}{{ reasoning_effort }}{% endif %}"
-)
-"""Qwen3's way of not thinking, and an option of another model."""
-
-
-@pytest.mark.parametrize(
-    ("chat", "message"),
-    [
-        ({"enable_thinking": True}, None),
-        ({"enable_thinking": True, "reasoning_effort": "high"}, None),
-        (
-            {"enable_thinkin": False},
-            "chat.enable_thinkin is False, but its chat template in .*model does not use 'enable_thinkin', "
-            "did you mean 'enable_thinking'",
-        ),
-        ({"reasoning_efort": 1}, "does not use 'reasoning_efort', did you mean 'reasoning_effort'"),
-        ({"chat_template": "x"}, "does not use 'chat_template'$"),
-        ({"max_length": 8}, "does not use 'max_length'$"),
-        (
-            {"enable_thinking": False},
-            r"closes the thinking with its chat {'enable_thinking': False}: .*</think>\\n\\n'",
-        ),
-    ],
-)
-def test_options_of_the_chat_template(tmp_path, chat, message):
-    shutil.copytree(TARGET.folder, tmp_path / "model")
-    (tmp_path / "model" / "chat_template.jinja").write_text(SWITCH)
-    target = TARGET.model_copy(update={"path": str(tmp_path / "model"), "chat": chat})
-    messages = [{"role": "user", "content": "What is 3 + 4? </think>"}]
-    tokenizer = load_chat_tokenizer(target)
-    if message is not None:
-        with pytest.raises(InputError, match=message):
-            prompt_ids(tokenizer, target, messages)
-        return
-    ids = prompt_ids(tokenizer, target, messages)
-    assert TOKENIZER.decode(ids).endswith("<think>\n")
-    assert ids.count(THINK.start) == 1
-
-
-def test_an_option_of_a_shipped_target_may_be_given_to_any(tmp_path):
-    target = TARGET.model_copy(update={"chat": {"enable_thinking": True}})
-    plain = prompt_ids(load_chat_tokenizer(TARGET), TARGET, [{"role": "user", "content": "What is 3 + 4?"}])
-    assert prompt_ids(load_chat_tokenizer(target), target, [{"role": "user", "content": "What is 3 + 4?"}]) == plain
-
-
-def test_a_prompt_that_is_longer_than_the_model(tmp_path, server):
-    """Found before anything is asked or written, not when its turn comes."""
-    rows = [{"id": "short", "prompt": "What is 3 + 4?"}, {"id": "long", "prompt": "What is " + "3 + " * 800 + "4?"}]
-    (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    asked = {"split": None, "n": None, "prompts": str(tmp_path / "prompts.jsonl")}
-    with pytest.raises(InputError, match=r"'long' is \d+ tokens long, expected fewer than .* max_model_len 1024"):
-        collect(config(server, tmp_path / "out", **asked))
-    assert not (tmp_path / "out").exists()

@@ -8,7 +8,8 @@ ask for is in `torch_specexit.plugin.frontend.operation`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -272,10 +273,8 @@ def admit(extra_args: Mapping[str, Any] | None, vllm_config: Any) -> None:
     Raises:
       ArgumentError: of the kind that `refusal` names.
     """
-    try:
+    with _refusing():
         check(extra_args, vllm_config)
-    except ArgumentError as error:
-        raise refusal()(str(error), error.parameter) from error
 
 
 def admit_beams(extra_args: Mapping[str, Any] | None) -> None:
@@ -284,8 +283,14 @@ def admit_beams(extra_args: Mapping[str, Any] | None) -> None:
     Raises:
       ArgumentError: of the kind that `refusal` names.
     """
-    try:
+    with _refusing():
         parse(extra_args)
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    try:
+        yield
     except ArgumentError as error:
         raise refusal()(str(error), error.parameter) from error
 
