@@ -141,7 +141,7 @@ def test_an_import_is_the_same_after_another_program_s_form(layout, form, tmp_pa
 def test_a_published_folder_is_no_draft_directory_and_errors_do_not_print_it(tmp_path):
     with pytest.raises(DraftError, match=r"config\.json: field target_hidden_size is missing") as error:
         describe(write_published(tmp_path / "published", "safeailab"))
-    assert len(str(error.value)) < 200
+    assert len(str(error.value).replace(str(tmp_path), "")) < 200
 
 
 def test_an_export_for_speculators_keeps_what_exits_need(tmp_path, target, write_random_draft):
