@@ -1,0 +1,100 @@
+"""Expressions, sets, tuples and matrices, however they are written: a table of pairs that are or are not the same."""
+
+import pytest
+
+from specexit.data.answers import same_answer
+
+SAME = [
+    # intervals, sets, tuples, matrices
+    ("(1, 2)", r"\left(1,2\right)"),
+    ("[0,1)", "[0, 1)"),
+    (r"(-\infty,1)\cup(2,\infty)", r"(2,\infty)\cup(-\infty,1)"),
+    (r"\{1,2\}", r"\{2,1\}"),
+    ("1,2,3", "3,2,1"),
+    (r"\pm 1", "1,-1"),
+    (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"\begin{bmatrix}1&2\\3&4\end{bmatrix}"),
+    (r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}", r"\begin{pmatrix}1&2\\3&4\end{pmatrix}"),
+    (r"\begin{pmatrix} -2 \\ -14 \\ -7 \end{pmatrix}", r"\begin{bmatrix} -2 \\ -14 \\ -7 \end{bmatrix}"),
+    (r"\begin{pmatrix} 1/2 \\ 1 \end{pmatrix}", r"\begin{pmatrix} 0.5 \\ 1 \end{pmatrix}"),
+    # algebra
+    ("x + 1", "x+1"),
+    ("x^2+2x+1", "(x+1)^2"),
+    ("x=5", "5"),
+    ("y=2x+3", "2x+3"),
+    (r"\frac{1}{2}x", "0.5x"),
+    ("1+i", "i+1"),
+    (r"x\le 5", r"x\leq5"),
+    (r"\boxed{7}", "7"),
+    # capital and small letters
+    (r"\frac{m}{M}", "m/M"),
+    (r"\frac{GMm}{R}", r"\frac{GmM}{R}"),
+    # LaTeX that changes nothing
+    (r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}", r"\begin{pmatrix} 1 & 2 \\[4pt] 3 & 4 \end{pmatrix}"),
+    (r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}", r"\begin{pmatrix} 1 & 2 \cr 3 & 4 \end{pmatrix}"),
+    (
+        r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}",
+        r"\left(\begin{smallmatrix} 1 & 2 \\ 3 & 4 \end{smallmatrix}\right)",
+    ),
+    (r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}", r"\left[\begin{array}{cc} 1 & 2 \\ 3 & 4 \end{array}\right]"),
+    (r"\bigl(3,\tfrac{\pi}{2}\bigr)", r"\left( 3, \frac{\pi}{2} \right)"),
+    (r"\Big[1,2\Big)", "[1,2)"),
+    (r"\left\langle 1,2,3\right\rangle", r"\langle 1,2,3\rangle"),
+    (r"\langle 1,2,3\rangle", "(1,2,3)"),
+    (r"\begin{pmatrix} 1/5 \\ -18/5 \end{pmatrix}", r"\left( \frac{1}{5}, -\frac{18}{5} \right)"),
+    (r"\vec v = \begin{bmatrix} 1 \\ 2 \\ 3 \end{bmatrix}", r"\langle 1, 2, 3 \rangle"),
+    (r"\lbrace 2,3,5\rbrace", r"\{2,3,5\}"),
+    (r"90\degree", r"90^\circ"),
+    ("90^o", r"90^\circ"),
+    (r"125\textnormal{ miles}", "125 miles"),
+    (r"10 {\rm cm}", r"10\text{ cm}"),
+    (r"\boldsymbol{Evelyn}", r"\text{Evelyn}"),
+    ("2{:}30", "2:30"),
+    (r"\sqrt{51}\ ", r"\sqrt{51}"),
+    # other ways to write
+    ("x²", "x^2"),
+    (r"\text{(-1, 2)}", "(-1,2)"),
+    (r"\emptyset", r"\varnothing"),
+]
+
+DIFFERENT = [
+    # intervals, sets, tuples, matrices
+    (r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", r"\begin{pmatrix} 1 & 2 \end{pmatrix}"),
+    (r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", "[1,2]"),
+    (r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", "(1,3)"),
+    (r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", "(1,2,3)"),
+    ("(1,2)", "(2,1)"),
+    ("[1,2)", "(1,2)"),
+    (r"\{1,2\}", r"\{1,3\}"),
+    ("1,2", "1,2,3"),
+    (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"\begin{pmatrix}1&2\\3&5\end{pmatrix}"),
+    (r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}", r"\begin{pmatrix} 1 & 3 \\ 2 & 4 \end{pmatrix}"),
+    (r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}", "1"),
+    (r"\begin{pmatrix} 1 \\ 2 \\ 3 \end{pmatrix}", r"\begin{pmatrix} 1 \\ 9 \\ 8 \end{pmatrix}"),
+    ("(2,1)", "1,2"),
+    ("(1,2)", "1,2"),
+    ("(3,4)", r"\{4,3\}"),
+    (r"\frac{-1 \pm \sqrt{5}}{2}", r"\frac{1 \pm \sqrt{5}}{2}"),
+    (r"\frac{-1 \pm \sqrt{5}}{2}", r"\frac{-1 + \sqrt{5}}{2}"),
+    # algebra
+    ("x+1", "x+2"),
+    (r"\begin{cases} x+1 & x>0 \\ 0 & x \le 0 \end{cases}", r"\begin{cases} x+1 & x>0 \\ 5 & x \le 0 \end{cases}"),
+    ("3x^2t", "3x^2"),
+    # capital and small letters
+    (r"\frac{m}{M}", r"\frac{M}{m}"),
+    (r"\frac{m}{M}", "1"),
+    (r"\frac{GMm}{R}", r"\frac{GM^2}{r}"),
+    (r"\frac{gR^2}{r}", r"\frac{gr^2}{R}"),
+    ("N-n", "0"),
+]
+
+
+@pytest.mark.parametrize(("a", "b"), SAME)
+def test_same_answers(a, b):
+    assert same_answer(a, b)
+    assert same_answer(b, a)
+
+
+@pytest.mark.parametrize(("a", "b"), DIFFERENT)
+def test_different_answers(a, b):
+    assert not same_answer(a, b)
+    assert not same_answer(b, a)
