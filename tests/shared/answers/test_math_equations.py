@@ -42,6 +42,8 @@ SAME = [
     ("AB^2=25", "25"),
     (r"\overrightarrow{AB}=(1,2)", "(1,2)"),
     (r"\mathbf{M}^2=\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"\begin{pmatrix}1&2\\3&4\end{pmatrix}"),
+    (r"f^{\prime}(x)=2x", "f'(x) = 2x"),
+    ("f''(x)=2", "2"),
     # inequalities
     (r"-2 \le x \le 7", "[-2,7]"),
     ("1<x<2", "2>x>1"),
@@ -80,6 +82,13 @@ DIFFERENT = [
     ("f(x)=x", "f(x)=x^2"),
     (r"\frac{dy}{dx}=3", r"\frac{dy}{dx}=4"),
     (r"x=3k,k\in\mathbb{Z}", r"x=3k+1,k\in\mathbb{Z}"),
+    ("f'(x)=2x", "f(x)=2x"),
+    ("f''(x)=2", "f'(x)=2"),
+    ("f'(3)=5", "f'(5)=3"),
+    ("y''+y=0", "y'+y=0"),
+    ("y_1'", "y_1"),
+    ("A'=(1,2)", "A=(1,2)"),
+    ("P'(1,2)", "P(1,2)"),
     # inequalities
     ("1<x<2", r"\{1,2\}"),
     ("1<x<2", "1,2"),

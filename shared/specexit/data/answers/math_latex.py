@@ -30,6 +30,8 @@ _SYMBOLS = {
     "...": r"\ldots ",
     r"\dots": r"\ldots ",
     r"\cdots": r"\ldots ",
+    "′": "'",
+    "″": "''",
     r"\lbrace": r"\{",
     r"\rbrace": r"\}",
     "{,}": ",",
@@ -57,6 +59,7 @@ _SPELLINGS = [
         r"\{ ?\\(?:rm|sf|it) ([^{}]*)\}|\\(?:rm|sf|it) ?\{([^{}]*)\}": r"\\text{\1\2}",
         r"\{ ?\\bf ([^{}]*)\}|\\bf ?\{([^{}]*)\}": r"\\mathbf{\1\2}",
         r"\^? ?\\degree(?![A-Za-z])|(?<=\d)\^ ?(?:o(?![A-Za-z])|\{o\}|\{\\text\{o\}\})": r"^\\circ ",
+        r"\^ ?(?:\\prime(?![A-Za-z])|\{ ?\\prime ?\})": "'",
         r"(?<!\\)\$|\\!|\\displaystyle\b|\\limits\b": "",
     }.items()
 ]
