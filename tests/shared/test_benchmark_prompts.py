@@ -92,6 +92,8 @@ def test_math_500(tmp_path):
         {"id": 60, "question": "P", "answer": r"33^\circ"},  # as AIME 2025 was published
         {"id": 60, "question": "P", "answer": "$33$"},
         {"id": 60, "question": "P", "answer": "33.0"},
+        {"id": 60, "question": "P", "answer": r"\(33\)"},
+        {"id": 60, "question": "P", "answer": r"\[33\]"},
     ],
 )
 def test_aime(tmp_path, row):

@@ -50,6 +50,10 @@ SAME = [
     (r"\boldsymbol{Evelyn}", r"\text{Evelyn}"),
     ("2{:}30", "2:30"),
     (r"\sqrt{51}\ ", r"\sqrt{51}"),
+    (r"\[70\]", "70"),
+    (r"\(1{,}000\)", "1000"),
+    (r"\((1,2)\)", "(1,2)"),
+    (r"\(3\) and \(4\)", "3, 4"),
     # other ways to write
     ("x²", "x^2"),
     (r"\text{(-1, 2)}", "(-1,2)"),
@@ -79,6 +83,9 @@ DIFFERENT = [
     ("x+1", "x+2"),
     (r"\begin{cases} x+1 & x>0 \\ 0 & x \le 0 \end{cases}", r"\begin{cases} x+1 & x>0 \\ 5 & x \le 0 \end{cases}"),
     ("3x^2t", "3x^2"),
+    # LaTeX that changes nothing
+    (r"\[70\]", r"\[71\]"),
+    (r"\((1,2)\)", "1,2"),
     # capital and small letters
     (r"\frac{m}{M}", r"\frac{M}{m}"),
     (r"\frac{m}{M}", "1"),

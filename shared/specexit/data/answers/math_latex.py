@@ -42,6 +42,8 @@ _SPELLINGS = [
     for pattern, latex in {
         # A separator of thousands, which no list has.
         r"(?<=\d)(?:\{,\}|,(?:\\? )?\\!) ?(?=\d{3}(?!\d))": "",
+        # What a formula begins and ends with.
+        r"(?<!\\)(?<!left)(?<!right)\\[()\[\]]": "",
         # Sizes of brackets and fractions.
         r"\\(?:m?(?:left|right|middle)|[bB]igg?[lrm]?)(?=\\?[()\[\]|{}]| ?\\[lr](?:angle|brace|vert|Vert))": "",
         r"\\[dtc]frac(?![A-Za-z])": r"\\frac",
