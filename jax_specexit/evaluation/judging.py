@@ -14,7 +14,7 @@ import numpy as np
 
 from jax_specexit.evaluation.scoring import Scored
 from jax_specexit.training.metrics import acceptance_estimate
-from specexit.data.rows import BareTrace, LabelledTrace, infer_decided, known_verdicts
+from specexit.data.rows import BareTrace, LabelledTrace, known_verdicts
 from specexit.data.traces import Same, without_text
 from specexit.method.decision import OFF, Policy
 from specexit.method.labels import ExitKind, token_labels
@@ -202,9 +202,8 @@ _LOSSES = {
 def _signal_losses(trace: LabelledTrace, signals: np.ndarray, kind: ExitKind) -> tuple[np.ndarray, np.ndarray]:
     """Sum of each signal's loss over the labelled tokens, each of which counts once here, and their number."""
     exit_at = trace.exit_earliest if kind == "earliest" else trace.exit_stable
-    decided = infer_decided(trace.boundary_state)
     judged = (trace.boundaries, trace.boundary_agrees, trace.boundary_confidence)
-    labels, mask = token_labels(*judged, len(trace.think_ids), exit_at, decided)
+    labels, mask = token_labels(*judged, len(trace.think_ids), exit_at, known_verdicts(trace.boundary_state))
     value, label = signals.astype(np.float64), labels.astype(np.float64)
     sums = [
         np.sum(_LOSSES[signal.loss](value[mask[:, i], i], label[mask[:, i], i])) for i, signal in enumerate(SIGNALS)

@@ -95,11 +95,12 @@ def test_signal_losses_are_those_of_training() -> None:
     np.testing.assert_allclose([ours[name] for name in NAMES], theirs, rtol=1e-5)
 
 
-def test_undecided_trials_have_no_label() -> None:
+@pytest.mark.parametrize("state", ["undecided", "untried"])
+def test_undecided_trials_and_none_in_front_of_the_first_have_no_label(state: str) -> None:
     """As in training: the tokens of such a step are left out, whatever their trial seemed to say."""
     one = scored(np.random.default_rng(0), 2, 3, 24, 2)
     assert isinstance(one.trace, LabelledTrace)
-    states = ["undecided", *one.trace.boundary_state[1:]]
+    states = [state, *one.trace.boundary_state[1:]]
     undecided = judge([replace(one, trace=replace(one.trace, boundary_state=states))], 1, "earliest").signal_loss
     first = one.trace.boundaries[0]
     value = one.signals[first:, NAMES.index("validity")].astype(np.float64)

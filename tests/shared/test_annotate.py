@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 
 import pytest
 
@@ -315,6 +316,31 @@ def test_what_was_not_looked_for_is_unknown_and_not_zero(make_trace, think, toke
     page = " ".join((tmp_path / "labelled" / "statistics.html").read_text().split())
     assert "is unknown" in page
     assert "<dt>change after having settled</dt><dd>unknown" in page
+
+
+@pytest.mark.parametrize(
+    ("states", "warned"),
+    [
+        ("untried untried differs agrees", "2 boundaries lie .*, and 1 are known to differ"),
+        ("untried differs agrees", ""),
+    ],
+)
+def test_traces_with_few_exits_that_are_known_to_be_wrong_are_a_warning(make_trace, tmp_path, capsys, states, warned):
+    """Of the validity of boundaries that ``boundaries=stable`` did not try a draft learns nothing."""
+    states = states.split()
+    n = len(states)
+    trace = make_trace(
+        boundaries=[2 * i + 2 for i in range(n)],
+        boundary_answers=["7"] * n,
+        boundary_confidence=[0.5] * n,
+        boundary_state=states,
+        boundary_agrees=infer_agrees(states),
+        trial=json.dumps({"boundaries": "stable"}),
+    )
+    write_traces(tmp_path / "traces" / "traces.parquet", [trace])
+    annotate(AnnotateConfig(traces=tmp_path / "traces", out=tmp_path / "labelled"))
+    said = capsys.readouterr().err
+    assert bool(re.search(rf"warning: {warned}.* collect with boundaries=refine", said)) == bool(warned)
 
 
 def test_the_page_can_be_read_alone(think, tmp_path):

@@ -244,6 +244,19 @@ def test_an_undecided_trial_gives_no_label(make_trace):
     assert mask[:, [column("progress"), column("remaining")]].all()
 
 
+def test_a_boundary_in_front_of_the_first_trial_gives_no_label(make_trace, tmp_path):
+    """``boundaries=stable`` tried nothing there: that would be learnt as an exit that is wrong."""
+    states = ["untried", "differs", "agrees"]
+    trace = labelled(make_trace(boundary_state=states, boundary_agrees=infer_agrees(states)))
+    write_traces(tmp_path / "traces.parquet", [trace])
+    [read] = arrays_of(next(read_batches(tmp_path / "traces.parquet", LabelledTrace, COLUMNS)))
+    for source in (trace, read):
+        mask = make_sequence(source, END, "stable").signal_mask[3:13]
+        assert mask[:, column("validity")].tolist() == [False] * 4 + [True] * 6
+        assert mask[:, column("confidence")].tolist() == [False] * 4 + [True] * 6
+        assert mask[:, [column("progress"), column("remaining")]].all()
+
+
 def test_neither_does_an_untried_boundary_beside_it(make_trace):
     """Trials at 0, 2 and 4 of five boundaries, the middle one cut off: nothing has said that 1 and 3 differ."""
     states = ["agrees", "untried", "undecided", "untried", "agrees"]

@@ -84,7 +84,15 @@ def annotate(config: AnnotateConfig) -> Statistics:
         write_text(folder / "statistics.html", traces_page(target.name, statistics, examples))
         save_target(folder, target)
         save_run(config, folder)
-    Console(stderr=True).print(_table(statistics, config.answer_word))
+    console = Console(stderr=True)
+    console.print(_table(statistics, config.answer_word))
+    if statistics.boundaries_in_front > statistics.differing_boundaries:
+        console.print(
+            f"[yellow]warning:[/yellow] {statistics.boundaries_in_front} boundaries lie in front of their trace's "
+            f"first trial, with no validity to learn, and {statistics.differing_boundaries} are known to differ: a "
+            "draft hardly learns where an exit is wrong; for a policy on validity collect with boundaries=refine",
+            soft_wrap=True,
+        )
     return statistics
 
 

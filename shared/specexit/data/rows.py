@@ -206,7 +206,7 @@ def is_tried_throughout(trace: AnyTrace) -> bool:
     return json.loads(trace.trial).get("boundaries", "all") in ("all", "refine")
 
 
-def known_verdicts(states: Sequence[str]) -> Bool[np.ndarray, " boundaries"]:
+def known_verdicts(states: Sequence[str] | np.ndarray) -> Bool[np.ndarray, " boundaries"]:
     """Which boundaries of a trace have a verdict that a trial stands behind: those of `infer_decided` but the ones in
     front of the first trial, where nothing was looked for.
 
@@ -214,8 +214,12 @@ def known_verdicts(states: Sequence[str]) -> Bool[np.ndarray, " boundaries"]:
       >>> known_verdicts(["untried", "differs", "untried", "agrees", "undecided"]).tolist()
       [False, True, True, True, False]
     """
-    first = next((i for i, state in enumerate(states) if state != "untried"), len(states))
-    return infer_decided(states) & (np.arange(len(states)) >= first)
+    return infer_decided(states) & (np.arange(len(states)) >= first_trial(states))
+
+
+def first_trial(states: Sequence[str] | np.ndarray) -> int:
+    """Index of the first boundary that was tried; their number where none was."""
+    return next((i for i, state in enumerate(states) if state != "untried"), len(states))
 
 
 def fill_untried(tried: Sequence[Any]) -> list[Any]:

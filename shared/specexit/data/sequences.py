@@ -15,7 +15,7 @@ import pyarrow as pa
 from jaxtyping import Bool, Float, Int
 
 from specexit.data.columns import coded
-from specexit.data.rows import LabelledTrace, infer_decided
+from specexit.data.rows import LabelledTrace, known_verdicts
 from specexit.data.stream import values_of
 from specexit.method.labels import ExitKind, token_labels
 from specexit.method.signals import SIGNALS
@@ -76,7 +76,7 @@ class TraceArrays:
             boundaries=np.array(trace.boundaries, np.int64),
             agrees=np.array(trace.boundary_agrees, bool),
             confidence=np.array(trace.boundary_confidence, np.float32),
-            decided=infer_decided(trace.boundary_state),
+            decided=known_verdicts(trace.boundary_state),
             exit_earliest=trace.exit_earliest,
             exit_stable=trace.exit_stable,
         )
@@ -105,7 +105,7 @@ def arrays_of(batch: pa.RecordBatch) -> list[TraceArrays]:
     codes, names = coded(batch["boundary_state"].flatten())
     states = np.array([*names, ""])[codes]  # the last one lets it be a lookup where there is no boundary at all
     ends = np.cumsum([len(found) for found in boundaries])[:-1]
-    decided = map(infer_decided, np.split(states, ends))
+    decided = map(known_verdicts, np.split(states, ends))
     exits = [batch[name].to_pylist() for name in COLUMNS[-2:]]
     return [TraceArrays(*row) for row in zip(*tokens, boundaries, agrees, confidence, decided, *exits, strict=True)]
 

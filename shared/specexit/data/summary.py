@@ -15,7 +15,14 @@ import numpy as np
 from jaxtyping import Bool
 
 from specexit.data.answers import same_answer
-from specexit.data.rows import LabelledTrace, free_trials, is_tried_throughout, known_verdicts, prompt_sha256
+from specexit.data.rows import (
+    LabelledTrace,
+    first_trial,
+    free_trials,
+    is_tried_throughout,
+    known_verdicts,
+    prompt_sha256,
+)
 
 FRACTIONS = tuple(tenth / 10 for tenth in range(1, 11))
 """Shares of a trace's thinking at which the oracle curve is read."""
@@ -83,6 +90,10 @@ class Statistics:
     boundaries_per_trace: float
     valid_boundaries: float | None
     """Share that agrees, of the boundaries with a verdict before the natural end."""
+    differing_boundaries: int
+    """Of these, those that do not agree."""
+    boundaries_in_front: int
+    """Boundaries in front of their trace's first trial, of which nothing is known."""
     hard_boundaries: int
     """Traces with a hard boundary, see `specexit.data.annotate.hard_boundary`."""
     hard_valid: float | None
@@ -202,6 +213,7 @@ class Tally:
             boundaries=len(trace.boundaries),
             early=int(known[:early].sum()),
             early_agree=sum(trace.boundary_agrees[:early]),
+            in_front=first_trial(trace.boundary_state),
             hard=hard is not None,
             hard_judged=len(judged),
             hard_agree=sum(judged),
@@ -263,6 +275,8 @@ class Tally:
             dropped=dropped,
             boundaries_per_trace=counts["boundaries"] / self.n,
             valid_boundaries=_share(counts["early_agree"], counts["early"]),
+            differing_boundaries=counts["early"] - counts["early_agree"],
+            boundaries_in_front=counts["in_front"],
             hard_boundaries=counts["hard"],
             hard_valid=_share(counts["hard_agree"], counts["hard_judged"]),
             thinking_tokens=sum(self.lengths),

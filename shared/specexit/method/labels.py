@@ -74,11 +74,11 @@ def token_labels(
       boundaries, agrees, confidence: one entry per boundary.
       n_think: number of thinking tokens.
       exit_at: ``T*``, from `exit_point`.
-      decided: where the trial behind a boundary came to an end; everywhere by default.
+      decided: where a trial stands behind a boundary's verdict; everywhere by default.
 
     Returns:
       labels [n_think, signals], and a mask of those that exist: a token behind the last boundary has no trial answer,
-      hence neither validity nor confidence, and no more has one whose step's trial is undecided.
+      hence neither validity nor confidence, and no more has one whose step has no verdict.
     """
     labels = np.zeros((n_think, len(SIGNALS)), np.float32)
     mask = np.ones((n_think, len(SIGNALS)), bool)
