@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,7 @@ class Metrics:
       total: steps of the whole run.
       start: step that it goes on from; what an interrupted run has written of later steps is dropped.
       silent: write and show nothing, as all processes do but the first.
-      watch: (step, mean seconds of the steps since the last line) -> further numbers.
+      watch: (step, steps that were timed since the last line, seconds that these took) -> further numbers.
       wandb: project there, or None.
 
     Raises:
@@ -87,7 +87,7 @@ class Metrics:
         start: int,
         silent: bool = False,
         wandb: str | None = None,
-        watch: Callable[[int, float | None], dict[str, Any]] | None = None,
+        watch: Callable[[int, Sequence[int], float], dict[str, Any]] | None = None,
     ):
         self.silent, self.watch = silent, watch
         self.began, self.trained = read_began(run), 0.0
@@ -101,7 +101,9 @@ class Metrics:
             disable=silent,
         )
         self.task = self.progress.add_task("train", total=total, completed=start, note="compiling")
-        self.clock, self.tokens, self.steps = Clock(), 0, 0
+        self.clock, self.tokens = Clock(), 0
+        self.timed: list[int] = []
+        """Steps since the last line, without those that compiled."""
         self.untimed: set[int] = set()
         """Steps that compiled: neither their tokens nor their time tell how fast the others are."""
         if silent:
@@ -156,12 +158,13 @@ class Metrics:
     def count(self, step: int, tokens: int) -> None:
         """Count the tokens of a step."""
         if step not in self.untimed:
-            self.tokens, self.steps = self.tokens + tokens, self.steps + 1
+            self.tokens += tokens
+            self.timed.append(step)
 
     def _times(self, step: int) -> dict[str, Any]:
         """Where the time since the last line went, and what follows from it."""
-        spent, tokens, steps = self.clock.take(), self.tokens, self.steps
-        self.tokens = self.steps = 0
+        spent, tokens, timed = self.clock.take(), self.tokens, self.timed
+        self.tokens, self.timed = 0, []
         training = spent["data"] + spent["step"]  # what is paused for saving or evaluating is no training
         self.trained += training
         wall = time.time() - self.began
@@ -170,7 +173,7 @@ class Metrics:
             "tokens_per_second": round(tokens / training, 1) if tokens else None,
             "trained_seconds": round(self.trained, 3),
             "goodput": round(min(1.0, self.trained / wall), 4) if wall > 0 else 0.0,
-            **(self.watch(step, training / steps if steps else None) if self.watch else {}),
+            **(self.watch(step, timed, training) if self.watch else {}),
         }
 
     def write(self, line: dict[str, Any]) -> None:

@@ -150,8 +150,11 @@ class Loop:
             self.metrics, clock = metrics, metrics.clock
             for i, batch in self.batches.steps(begin + 1, c.steps):
                 clock.lap("data")
-                profiler.begin(i)
                 ttt_steps = steps_of(c, i)
+                if waiting is not None and ttt_steps not in compiled:
+                    self._settle(*waiting)  # or its time would pass for compiling
+                    waiting = None
+                profiler.begin(i)
                 state, values = self.step.update[ttt_steps](state, self.frozen, batch)
                 profiler.end(i, values)
                 if ttt_steps not in compiled:

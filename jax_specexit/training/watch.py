@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -24,7 +25,7 @@ def steps_of(config: TrainConfig, step: int) -> int:
 
 
 class Watch:
-    """Numbers about a run that its step does not return: ``watch(step, seconds)``.
+    """Numbers about a run that its step does not return: ``watch(step, timed, seconds)``.
 
     Args:
       config: the recipe.
@@ -42,17 +43,18 @@ class Watch:
         self.useful = {k: sum(w.useful for w in step_work(one, shapes, mesh)) for k, one in shorter.items()}
         self.chip = CHIPS.get(DEVICE_KINDS.get(kind, ""))
 
-    def __call__(self, step: int, seconds: float | None) -> dict[str, Any]:
+    def __call__(self, step: int, timed: Sequence[int], seconds: float) -> dict[str, Any]:
         """Learning rates of the step; MFU and the most HBM used so far, where the devices say what they are.
 
-        MFU is useful FLOPs (`jax_specexit.planning.work`: nothing recomputed, no masked pair, no optimizer) over the
-        chip's published peak, at ``seconds`` a step.
+        MFU is useful FLOPs (`jax_specexit.planning.work`: nothing recomputed, no masked pair, no optimizer) of the
+        ``timed`` steps over what the chip's published peak gives in the ``seconds`` that these took.
         """
         found: dict[str, Any] = {
             "learning_rate": {name: float(np.asarray(rate(step - 1))) for name, rate in self.schedules.items()}
         }
-        if self.chip is not None and seconds:
-            found["mfu"] = round(self.useful[steps_of(self.config, step)] / seconds / self.chip.flops, 4)
+        if self.chip is not None and timed:
+            useful = sum(self.useful[steps_of(self.config, one)] for one in timed)
+            found["mfu"] = round(useful / seconds / self.chip.flops, 4)
         peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in jax.local_devices()]
         used = [peak for peak in peaks if peak is not None]
         return found | ({"hbm_peak_gib": round(max(used) / 2**30, 3)} if used else {})

@@ -1,8 +1,10 @@
 """What a pod owner watches, on a clock and on chips of the test's own."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +15,14 @@ from jax_specexit.model.target import TargetShape
 from jax_specexit.planning.aot import Shapes
 from jax_specexit.planning.work import step_work
 from jax_specexit.sharding import make_mesh
+from jax_specexit.training import metrics as metrics_module
+from jax_specexit.training.checkpoint import Checkpoints
 from jax_specexit.training.clock import Clock
+from jax_specexit.training.data import Batches
 from jax_specexit.training.metrics import Metrics
 from jax_specexit.training.run import write_status
+from jax_specexit.training.step import Frozen, Step, TrainState
+from jax_specexit.training.train import Loop
 from jax_specexit.training.watch import Watch
 from specexit.drafts.config import DraftConfig
 from specexit.schemas.train import MeshConfig, TrainConfig
@@ -70,17 +77,28 @@ def test_mfu_is_the_useful_work_over_the_peak(base_recipe: TrainConfig, shapes: 
     watch = Watch(config, shapes, mesh, "TPU v5 lite")
     useful = sum(w.useful for w in step_work(config, shapes, mesh))
     # A step that takes as long as its useful work does at v5e's 197 TFLOP/s has an MFU of 1.
-    assert watch(51, useful / 197e12)["mfu"] == pytest.approx(1)
-    assert watch(51, 2 * useful / 197e12)["mfu"] == pytest.approx(0.5)
-    assert watch(50, useful / 197e12)["mfu"] < 0.9  # one TTT step
-    assert "mfu" not in watch(51, None)
-    assert "mfu" not in Watch(config, shapes, mesh, "cpu")(51, 1.0)
+    assert watch(51, [51], useful / 197e12)["mfu"] == pytest.approx(1)
+    assert watch(52, [51, 52], 4 * useful / 197e12)["mfu"] == pytest.approx(0.5)
+    assert "mfu" not in watch(51, [], 1.0)
+    assert "mfu" not in Watch(config, shapes, mesh, "cpu")(51, [51], 1.0)
+
+
+def test_mfu_is_of_the_steps_that_were_timed(base_recipe: TrainConfig, shapes: Shapes, mesh: Mesh) -> None:
+    """Whatever the step of the line itself did: 51 is the first of three TTT steps, and compiled."""
+    config = recipe(base_recipe)
+    watch = Watch(config, shapes, mesh, "TPU v5 lite")
+    one, three = (
+        sum(w.useful for w in step_work(config.model_copy(update={"ttt_steps": k}), shapes, mesh)) for k in (1, 3)
+    )
+    assert one < 0.9 * three
+    assert watch(51, [49, 50], 2 * one / 197e12)["mfu"] == pytest.approx(1)
+    assert watch(52, [50, 52], (one + three) / 197e12)["mfu"] == pytest.approx(1)
 
 
 def test_rates_are_those_of_the_schedule(base_recipe: TrainConfig, shapes: Shapes, mesh: Mesh) -> None:
     config = recipe(base_recipe)
     watch = Watch(config, shapes, mesh, "cpu")
-    rates = [watch(step, None)["learning_rate"] for step in (1, 40, 100)]
+    rates = [watch(step, [], 0.0)["learning_rate"] for step in (1, 40, 100)]
     peak = config.optimizer.muon_rate
     assert rates[0]["muon"] == pytest.approx(peak / 4)  # 4 % of 100 steps of warm-up, of which this is the first
     assert rates[1]["muon"] == pytest.approx(peak)
@@ -91,6 +109,54 @@ def numbers() -> dict[str, Any]:
     four, one = jnp.ones(4), jnp.ones(())
     names = ("loss", "gradient_norm", "tokens")
     return {"token_loss": four, "top1": four, "signal_loss": four, "weights": four} | dict.fromkeys(names, one)
+
+
+class Machine:
+    """A host that takes ten seconds to compile a step, and a device beside it that takes a second a TTT step."""
+
+    def __init__(self) -> None:
+        self.now = self.done = 0.0
+        self.compiled: set[int] = set()
+
+    def run(self, ttt_steps: int, state: TrainState, *_: object) -> tuple[TrainState, dict[str, Any]]:
+        if ttt_steps not in self.compiled:
+            self.compiled.add(ttt_steps)
+            self.now += 10
+        self.done = max(self.done, self.now) + ttt_steps
+        return state, numbers() | {"loss": Pending(self, self.done), "tokens": 100}
+
+
+class Pending:
+    """A number that is there when the device has come to it."""
+
+    def __init__(self, machine: Machine, done: float):
+        self.machine, self.done = machine, done
+
+    def block_until_ready(self) -> None:
+        self.machine.now = max(self.machine.now, self.done)
+
+    def __float__(self) -> float:
+        self.block_until_ready()
+        return 1.0
+
+
+def test_the_step_before_one_that_compiles_is_timed(
+    base_recipe: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The device is at step 4, the last of one TTT step, when the host comes to compile step 5."""
+    machine = Machine()
+    monkeypatch.setattr(metrics_module, "Clock", lambda: Clock(lambda: machine.now))
+    config = base_recipe.model_copy(update={"out": tmp_path, "first_step_share": 0.5})
+    batches = Mock(spec=Batches, steps=lambda first, last: ((i, {}) for i in range(first, last + 1)))
+    checkpoints = Mock(spec=Checkpoints, due=lambda _: False)
+    watch = Mock(spec=Watch, return_value={})
+    step = Mock(spec=Step, update={k: partial(machine.run, k) for k in (1, 2)})
+    loop = Loop(config, step, Mock(spec=Frozen), batches, checkpoints, None, watch)
+    assert loop.run(0, Mock(spec=TrainState)) == ("finished", 8)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["tokens_per_second"] for line in lines] == [None, 100, 100, 100, None, 50, 50, 50]
+    assert sum(line["seconds"]["compile"] for line in lines) == 10 + 1 + 10 + 2  # each with its first step
+    assert lines[-1]["trained_seconds"] == 3 * 1 + 3 * 2
 
 
 def test_goodput_counts_what_was_lost_by_a_restart(tmp_path: Path) -> None:
