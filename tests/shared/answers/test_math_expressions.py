@@ -25,6 +25,11 @@ SAME = [
     ("1+i", "i+1"),
     (r"x\le 5", r"x\leq5"),
     (r"\boxed{7}", "7"),
+    # angles
+    (r"\sin 30^\circ", r"\frac12"),
+    (r"\cos 20^\circ", r"\sin 70^{\circ}"),
+    (r"\sin(2x+30^\circ)", r"\sin(30^\circ+2x)"),
+    (r"10\sin 40^\circ\text{ m}", r"10\sin 40°"),
     # capital and small letters
     (r"\frac{m}{M}", "m/M"),
     (r"\frac{GMm}{R}", r"\frac{GmM}{R}"),
@@ -83,6 +88,11 @@ DIFFERENT = [
     ("x+1", "x+2"),
     (r"\begin{cases} x+1 & x>0 \\ 0 & x \le 0 \end{cases}", r"\begin{cases} x+1 & x>0 \\ 5 & x \le 0 \end{cases}"),
     ("3x^2t", "3x^2"),
+    # angles
+    (r"\sin 30^\circ", r"\sin 30"),
+    (r"\sin(x+30^\circ)", r"\sin(x+30)"),
+    (r"\cos x^\circ", r"\cos x"),
+    ("sin 30°", "sin 30"),
     # LaTeX that changes nothing
     (r"\[70\]", r"\[71\]"),
     (r"\((1,2)\)", "1,2"),

@@ -11,14 +11,13 @@ import re
 from typing import Any
 
 from specexit.data.answers.math_names import equation, value, with_both_signs
+from specexit.data.answers.math_readable import readable
 
 _LONGEST = 1000
 """Digits of a number that is computed with."""
 _DIGITS = 6
 """Digits to which numbers are compared, the zeros that a small one begins with left out."""
 
-_PRIMES = re.compile(r"(?:_(\w)|_\{([^{}]*)\}|(?<=[A-Za-z)}\]])) ?('+)")
-"""Primes, and the index in front of them; those behind a number are minutes or feet."""
 _FLIPPED = {">": "<", r"\ge": r"\le ", r"\geq": r"\le "}
 
 
@@ -120,20 +119,6 @@ def _has_solutions(equation: Any) -> bool:
         return False
 
 
-def _with_primes_as_indices(text: str) -> str:
-    r"""A text with derivatives and images as names of their own, as the parser reads over primes.
-
-    Example:
-      >>> _with_primes_as_indices("f'(x)"), _with_primes_as_indices("y_1''")
-      ('f_{\\prime}(x)', 'y_{1\\prime\\prime}')
-    """
-
-    def as_index(found: re.Match[str]) -> str:
-        return "_{" + (found[1] or found[2] or "") + len(found[3]) * r"\prime" + "}"
-
-    return _PRIMES.sub(as_index, text)
-
-
 def _parsed(text: str, exact: bool) -> Any:
     """The expression, None where the text is none. ``exact`` tells capital letters from small ones."""
     from latex2sympy2_extended import NormalizationConfig, latex2sympy, normalize_latex
@@ -143,7 +128,7 @@ def _parsed(text: str, exact: bool) -> Any:
     how = NormalizationConfig(units=False, malformed_operators=True, nits=True, boxed="none")
     try:
         # No separators of thousands are left, but the parser would take 12,144 for a number.
-        latex = normalize_latex(_with_primes_as_indices(text).replace(",", ", "), how)
+        latex = normalize_latex(readable(text).replace(",", ", "), how)
         return latex2sympy(
             latex,
             is_real=not should_treat_as_complex(latex),

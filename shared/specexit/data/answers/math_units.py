@@ -6,6 +6,7 @@ import re
 
 from specexit.data.answers.math_latex import WRAPPER
 from specexit.data.answers.math_numbers import number
+from specexit.data.answers.math_readable import OF_ANGLES
 from specexit.data.answers.math_text import squeezed
 from specexit.data.answers.math_unit_names import UNIT_OF, canonical, is_unit
 
@@ -21,6 +22,7 @@ _TAIL = re.compile(
     rf"(?:{_WRITTEN}|\\frac ?\{{{_WRITTEN}\}}\{{{_WRITTEN}\}}|\^(?:\\circ|\{{\\circ\}})(?: ?[CFK]\b)?"
     r"|\\?%|\\mu|\\Omega|[/ ]|\\cdot)+\Z"
 )
+_DEGREES = re.compile(r"\^(?:\\circ|\{\\circ\})")
 _PLAIN = re.compile(rf"(.*(?:[\d}})]|\\pi))( ?)((?:[A-Za-z][A-Za-z. ]*{_EXPONENT})(?:/ ?[A-Za-z]+{_EXPONENT})*)")
 _PLAIN_FRACTION = re.compile(r"(.*\d) ?\\frac ?\{([A-Za-z]+)\}\{([A-Za-z]+)\}")
 _NUMBERS = re.compile(r"[+-]?[\d.,:/ ]*\d")
@@ -106,8 +108,10 @@ def _tail(text: str) -> tuple[str, str]:
 
 
 def _cut(text: str) -> tuple[str, str]:
-    if (found := _TAIL.search(text)) and re.search(r"[\w})\]!'.]$", text[: found.start()]):
-        return text[: found.start()], found.group()
+    if (found := _TAIL.search(text)) and re.search(r"[\w})\]!'.]$", head := text[: found.start()]):
+        of_angle = _DEGREES.match(text, found.start()) if OF_ANGLES.search(head) else None
+        start = of_angle.end() if of_angle else found.start()
+        return text[:start], text[start:]
     if found := _PLAIN_FRACTION.fullmatch(text):
         head, top, bottom = found.groups()
         if top in UNIT_OF and bottom in UNIT_OF:

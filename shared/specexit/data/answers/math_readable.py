@@ -1,0 +1,27 @@
+r"""What the parser would read over, in signs that it reads: primes, and the degrees of an angle."""
+
+from __future__ import annotations
+
+import re
+
+_PRIMES = re.compile(r"(?:_(\w)|_\{([^{}]*)\}|(?<=[A-Za-z)}\]])) ?('+)")
+"""Primes, and the index in front of them; those behind a number are minutes or feet."""
+_DEGREES = re.compile(r"((?<![\d.])\d[\d.]*|(?<![A-Za-z\\])[A-Za-z]|\\[a-z]+) ?\^ ?(?:\\circ\b ?|\{ ?\\circ ?\})")
+OF_ANGLES = re.compile(r"(?:\\|(?<![A-Za-z]))(?:sin|cos|tan|cot|sec|csc)(?![a-z])")
+"""A function of an angle, whose degrees are more than a unit that may be left out."""
+
+
+def readable(text: str) -> str:
+    r"""A text with derivatives and images as names of their own, and with the angles of functions in radians.
+
+    Example:
+      >>> readable("f'(x)"), readable("y_1''"), readable(r"\sin 30^\circ")
+      ('f_{\\prime}(x)', 'y_{1\\prime\\prime}', '\\sin (30\\cdot\\frac{\\pi}{180})')
+    """
+    if OF_ANGLES.search(text):
+        text = _DEGREES.sub(r"(\1\\cdot\\frac{\\pi}{180})", text)
+    return _PRIMES.sub(_as_index, text)
+
+
+def _as_index(found: re.Match[str]) -> str:
+    return "_{" + (found[1] or found[2] or "") + len(found[3]) * r"\prime" + "}"
