@@ -10,7 +10,7 @@ from specexit import tiny
 from specexit.config import ConfigError
 from specexit.data.annotate import annotate, hard_boundary, label
 from specexit.data.rows import fill_untried, infer_agrees
-from specexit.data.summary import summarise
+from specexit.data.summary import Ending, summarise
 from specexit.data.traces import Trace, TraceError, data_sha256, read_labelled, write_traces
 from specexit.report.page import LONGEST_ANSWER
 from specexit.report.traces import KINDS, example_of
@@ -316,6 +316,37 @@ def test_what_was_not_looked_for_is_unknown_and_not_zero(make_trace, think, toke
     page = " ".join((tmp_path / "labelled" / "statistics.html").read_text().split())
     assert "is unknown" in page
     assert "<dt>change after having settled</dt><dd>unknown" in page
+
+
+def test_early_ends_are_those_of_the_traces_that_were_tried_throughout(think, make_trace, tokenizer, tmp_path, capsys):
+    """Traces of ``boundaries=stable`` among them neither cut nothing nor are right there."""
+    steps = ("x.", "3"), ("The answer is 3.", "3"), ("y.", "2"), ("w.", "2"), ("z.", "2")
+    whole = think(*steps, reference="2")
+    states = ["untried", "differs", "agrees", "agrees", "agrees"]
+    fields = {"id": "b", "boundary_state": states, "trial": json.dumps({"boundaries": "stable"})}
+    stable = make_trace(**vars(whole) | fields)
+    alone, both, none = (
+        summarise([label(trace, tokenizer, "answer") for trace in traces], {})
+        for traces in ([whole], [whole, stable], [stable])
+    )
+    assert (alone.throughout, both.throughout, none.throughout) == (1, 1, 0)
+    for name in ("oracle_earliest", "first_boundary", "hard_boundary"):
+        assert getattr(both, name) == getattr(alone, name)
+        assert getattr(none, name) == Ending(None, None, None, None)
+    assert [(point.settled, point.ending) for point in both.curve] == [
+        (point.settled, point.ending) for point in alone.curve
+    ]
+    assert both.oracle_earliest.thinking_cut == both.whole.redundant
+    assert both.oracle_stable.thinking_cut == none.oracle_stable.thinking_cut == none.whole.redundant_stable
+    assert {point.settled for point in none.curve} == {None}
+    assert none.curve[-1].settled_stable == 1
+    write_traces(tmp_path / "traces" / "traces.parquet", [whole, stable])
+    annotate(AnnotateConfig(traces=tmp_path / "traces", out=tmp_path / "labelled"))
+    page = (tmp_path / "labelled" / "statistics.html").read_text()
+    assert "in the other 1 the point behind which" in page
+    for name in ("oracle, earliest", "first stated answer", "first boundary"):
+        assert f"{name} of 1 trace<" in page
+    assert "early ends are those of 1 of the traces" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize(

@@ -144,7 +144,7 @@ def _check_cut(config: AnnotateConfig, statistics: Statistics) -> None:
     Raises:
       TraceError: an ideal exit would save less than ``least_cut``.
     """
-    cut = statistics.oracle_earliest.thinking_cut
+    cut = max(ending.thinking_cut or 0.0 for ending in (statistics.oracle_earliest, statistics.oracle_stable))
     if cut >= config.least_cut:
         return
     raise TraceError(
@@ -211,9 +211,13 @@ def _table(statistics: Statistics, answer_word: str) -> Table:
     table.add_column("thinking ends at")
     for column in ("thinking cut", "thinking tokens", "agreement", "accuracy"):
         table.add_column(column, justify="right")
-    throughout = statistics.whole.redundant is not None
+    throughout = statistics.throughout
+    captions = []
     if throughout and not statistics.hard_boundaries:
-        table.caption = f"no step states an answer: none has answer_word={answer_word} beside its trial's answer"
+        captions.append(f"no step states an answer: none has answer_word={answer_word} beside its trial's answer")
+    if 0 < throughout < statistics.n:
+        captions.append(f"early ends are those of {throughout} of the traces: the others were not tried throughout")
+    table.caption = "\n".join(captions)
     for name, ending in (
         ("its natural end", statistics.full),
         *([("oracle, earliest", statistics.oracle_earliest)] if throughout else []),
@@ -221,8 +225,11 @@ def _table(statistics: Statistics, answer_word: str) -> Table:
         *([("first stated answer", statistics.hard_boundary)] if statistics.hard_boundaries else []),
         ("first boundary", statistics.first_boundary),
     ):
+        tokens = "unknown" if ending.thinking_tokens is None else f"{ending.thinking_tokens:.1f}"
         accuracy = "" if ending.accuracy is None else f"{ending.accuracy:.1%}"
-        agreement = "unknown" if ending.agreement is None else f"{ending.agreement:.1%}"
-        row = f"{ending.thinking_cut:.1%}", f"{ending.thinking_tokens:.1f}", agreement, accuracy
-        table.add_row(name, *row)
+        table.add_row(name, _known(ending.thinking_cut), tokens, _known(ending.agreement), accuracy)
     return table
+
+
+def _known(share: float | None) -> str:
+    return "unknown" if share is None else f"{share:.1%}"

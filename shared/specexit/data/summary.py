@@ -33,15 +33,16 @@ NO_TASK = "all"
 
 @dataclass(frozen=True)
 class Ending:
-    """What thinking ends with when it is ended in one particular way, over all traces."""
+    """What thinking ends with when it is ended in one particular way, over all traces that say so: an early end says
+    nothing in traces that were not tried throughout, see `specexit.data.rows.is_tried_throughout`."""
 
-    thinking_cut: float
-    """Share of all thinking tokens that is saved, pooled."""
-    thinking_tokens: float
+    thinking_cut: float | None
+    """Share of their thinking tokens that is saved, pooled; None where there is no such trace."""
+    thinking_tokens: float | None
     """Mean tokens kept."""
     agreement: float | None
-    """Share of traces with the full trace's answer, of those whose answer there is known: a trial that was cut off, or
-    none in front of the first, leaves it open. None where all are."""
+    """Share of them with the full trace's answer, of those whose answer there is known: a trial that was cut off
+    leaves it open. None where all are."""
     accuracy: float | None
     """Share of the same with the right answer; None where no references are known."""
 
@@ -51,8 +52,10 @@ class CurvePoint:
     """The state of all traces after a share of their thinking."""
 
     fraction: float
-    settled: float
-    """Share of traces whose earliest exit point has been passed."""
+    settled: float | None
+    """Share of traces whose earliest exit point has been passed, of those that were tried throughout."""
+    settled_stable: float
+    """Share of all traces whose stable one has."""
     ending: Ending
     """Ending at the last boundary by then, and at the first where none has come."""
 
@@ -83,6 +86,8 @@ class Statistics:
 
     n: int
     """Labelled traces."""
+    throughout: int
+    """Of them, those that were tried throughout; what their early ends give is known of these alone."""
     prompts: int
     """Different prompts among them."""
     dropped: dict[str, int]
@@ -137,6 +142,8 @@ class _Sums:
 
 @dataclass
 class _EndingSums(_Sums):
+    n: int = 0
+    thinking: int = 0
     kept: int = 0
     judged: int = 0
     agree: int = 0
@@ -177,6 +184,7 @@ class Tally:
     endings: dict[str, _EndingSums] = field(default_factory=dict)
     parts: dict[tuple[str, str], _PartSums] = field(default_factory=dict)
     settled: Counter[float] = field(default_factory=Counter)
+    settled_stable: Counter[float] = field(default_factory=Counter)
     lengths: list[int] = field(default_factory=list)
     prompts: set[bytes] = field(default_factory=set)
 
@@ -187,21 +195,25 @@ class Tally:
         self.lengths.append(n_think)
         self.prompts.add(bytes.fromhex(prompt_sha256(trace)[:32]))
         known = known_verdicts(trace.boundary_state)
-        # Where one exit point was looked for, the boundaries tried are those about it, and no sample of all.
-        anywhere = known if is_tried_throughout(trace) else np.zeros_like(known)
         self._count_boundaries(trace, known)
         self._count_part("whole", "", trace)
         self._count_part("task", trace.task or NO_TASK, trace)
         self._count_part("length", length_range(n_think), trace)
         self._count_ending("full", trace, None, known)
-        self._count_ending("oracle_earliest", trace, _index(trace, trace.exit_earliest), known)
         self._count_ending("oracle_stable", trace, _index(trace, trace.exit_stable), known)
-        self._count_ending("first_boundary", trace, 0, anywhere)
-        self._count_ending("hard_boundary", trace, trace.hard_boundary, anywhere)
+        self.settled_stable.update(fraction for fraction in FRACTIONS if trace.exit_stable <= _at(fraction, n_think))
+        # Where one exit point was looked for, the boundaries tried are those about it, and no sample of all.
+        if is_tried_throughout(trace):
+            self._count_early_endings(trace, known)
+
+    def _count_early_endings(self, trace: LabelledTrace, known: Bool[np.ndarray, " boundaries"]) -> None:
+        self._count_ending("oracle_earliest", trace, _index(trace, trace.exit_earliest), known)
+        self._count_ending("first_boundary", trace, 0, known)
+        self._count_ending("hard_boundary", trace, trace.hard_boundary, known)
         for fraction in FRACTIONS:
-            at = round(10 * fraction) * n_think // 10  # in integers: 0.7 * 90 is less than 63
+            at = _at(fraction, len(trace.think_ids))
             by_then = bisect_right(trace.boundaries, at)
-            self._count_ending(f"curve {fraction}", trace, max(by_then - 1, 0), anywhere)
+            self._count_ending(f"curve {fraction}", trace, max(by_then - 1, 0), known)
             self.settled[fraction] += trace.exit_earliest <= at
 
     def _count_boundaries(self, trace: LabelledTrace, known: Bool[np.ndarray, " boundaries"]) -> None:
@@ -244,6 +256,8 @@ class Tally:
         sums = self.endings.setdefault(name, _EndingSums())
         if index is not None and trace.boundaries[index] == len(trace.think_ids):
             index = None  # the natural end has the full trace's answer, whatever a trial there says
+        sums.n += 1
+        sums.thinking += len(trace.think_ids)
         sums.kept += len(trace.think_ids) if index is None else trace.boundaries[index]
         if index is not None and not known[index]:
             return
@@ -259,6 +273,7 @@ class Tally:
         self.n += other.n
         self.counts.update(other.counts)
         self.settled.update(other.settled)
+        self.settled_stable.update(other.settled_stable)
         self.lengths += other.lengths
         self.prompts |= other.prompts
         for mine, theirs in ((self.endings, other.endings), (self.parts, other.parts)):
@@ -267,10 +282,11 @@ class Tally:
 
     def statistics(self, dropped: dict[str, int]) -> Statistics:
         """Shares of what was counted; at least one trace must have been."""
-        counts = self.counts
+        counts, throughout = self.counts, self.parts["whole", ""].throughout
         lengths = np.quantile(self.lengths, (0, 0.1, 0.5, 0.9, 1), method="nearest")
         return Statistics(
             n=self.n,
+            throughout=throughout,
             prompts=len(self.prompts),
             dropped=dropped,
             boundaries_per_trace=counts["boundaries"] / self.n,
@@ -294,7 +310,15 @@ class Tally:
             oracle_stable=self._ending("oracle_stable"),
             first_boundary=self._ending("first_boundary"),
             hard_boundary=self._ending("hard_boundary"),
-            curve=[CurvePoint(f, self.settled[f] / self.n, self._ending(f"curve {f}")) for f in FRACTIONS],
+            curve=[
+                CurvePoint(
+                    fraction=fraction,
+                    settled=_share(self.settled[fraction], throughout),
+                    settled_stable=self.settled_stable[fraction] / self.n,
+                    ending=self._ending(f"curve {fraction}"),
+                )
+                for fraction in FRACTIONS
+            ],
         )
 
     def _parts(self, axis: str) -> dict[str, Part]:
@@ -303,9 +327,13 @@ class Tally:
         return {name: sums.shares() for name, sums in by_size}
 
     def _ending(self, name: str) -> Ending:
-        sums, total = self.endings[name], sum(self.lengths)
-        shares = _share(sums.agree, sums.judged), _share(sums.right, sums.known)
-        return Ending(1 - sums.kept / total, sums.kept / self.n, *shares)
+        sums = self.endings.get(name, _EndingSums())
+        return Ending(
+            thinking_cut=_share(sums.thinking - sums.kept, sums.thinking),
+            thinking_tokens=_share(sums.kept, sums.n),
+            agreement=_share(sums.agree, sums.judged),
+            accuracy=_share(sums.right, sums.known),
+        )
 
 
 def summarise(traces: Iterable[LabelledTrace], dropped: dict[str, int]) -> Statistics:
@@ -334,6 +362,11 @@ def length_range(n: int) -> str:
     """
     low = 1 << (max(n, 1).bit_length() - 1)
     return f"{low} to {2 * low - 1}"
+
+
+def _at(fraction: float, n_think: int) -> int:
+    """Thinking tokens by a share of them; in integers, as 0.7 * 90 is less than 63."""
+    return round(10 * fraction) * n_think // 10
 
 
 def _index(trace: LabelledTrace, offset: int) -> int | None:

@@ -221,8 +221,12 @@ def signals_chart(
 
 def oracle_chart(curve: Sequence[CurvePoint]) -> str:
     """What holds of all traces after a share of their thinking: settled, the full trace's answer, the right answer."""
+    if all(point.settled is None for point in curve):
+        name, passed = "exit point passed for good", [point.settled_stable for point in curve]
+    else:
+        name, passed = "exit point passed", [point.settled for point in curve]
     lines = {
-        "exit point passed": [point.settled for point in curve],
+        name: passed,
         "the full trace's answer": [point.ending.agreement for point in curve],
         "the right answer": [point.ending.accuracy for point in curve],
     }
