@@ -60,6 +60,8 @@ def _to_draft(config: ConvertConfig, run: Path) -> str:
     with open_checkpoint(run, config.which) as checkpoint:
         # Written down by the run itself; older ones leave it to be found.
         selection = (start.selection or selection_of(run)) if config.which == "best" else None
+        if selection is not None and checkpoint.chosen_by is not None:  # the run may have gone on by another figure
+            selection = selection.model_copy(update={"by": checkpoint.chosen_by})
         lost = sorted(tensor_names(start.shape).keys() ^ checkpoint.shapes.keys())
         if lost:
             raise DraftError(f"{run}: parameter {lost[0]} is in only one of its checkpoint and its draft.json")

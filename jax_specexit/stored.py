@@ -35,6 +35,8 @@ class Checkpoint(NamedTuple):
     """Path of a parameter, joined by slashes -> its shape and type."""
     read: Callable[[str], np.ndarray]
     """The whole parameter at a path, from whatever mesh it was saved on."""
+    chosen_by: str | None
+    """Evaluation figure that the best one was chosen by; None for others, and where an older version wrote it."""
 
 
 @contextmanager
@@ -49,7 +51,7 @@ def open_checkpoint(run: Path, which: Literal["latest", "best"] = "latest") -> I
     if not folder.is_dir():
         raise ConfigError(f"{run}: no {FOLDERS[which]} folder, expected a run folder that `specexit train` wrote")
     options = ocp.CheckpointManagerOptions(read_only=True)
-    handlers = {"state": ocp.PyTreeCheckpointHandler()}
+    handlers = {"state": ocp.PyTreeCheckpointHandler(), "score": ocp.JsonCheckpointHandler()}
     with ocp.CheckpointManager(str(folder), item_handlers=handlers, options=options) as manager:
         step = manager.latest_step()
         if step is None:
@@ -65,8 +67,10 @@ def open_checkpoint(run: Path, which: Literal["latest", "best"] = "latest") -> I
             found = manager.restore(step, args=ocp.args.Composite(state=args))["state"]
             return np.asarray(jax.tree.leaves(found)[0])
 
+        said = ocp.args.Composite(score=ocp.args.JsonRestore())
+        score = manager.restore(step, args=said)["score"] if which == "best" else {}
         shapes = {"/".join(key): jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for key, leaf in saved.items()}
-        yield Checkpoint(step, shapes, read)
+        yield Checkpoint(step, shapes, read, (score.get("measure") or {}).get("by"))
 
 
 def write_checkpoint(

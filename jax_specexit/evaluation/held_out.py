@@ -7,8 +7,10 @@ traces at a time.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, NamedTuple, cast
 
@@ -32,7 +34,7 @@ from jax_specexit.training.losses import first_choices
 from jax_specexit.training.step import Batch, Frozen, Step, ttt_outputs
 from specexit.data.overlap import refuse_trained
 from specexit.data.packing import PackMeta
-from specexit.data.rows import prompt_sha256
+from specexit.data.rows import BareTrace, prompt_sha256
 from specexit.data.sequences import TrainingSequence, assemble, best_fit, make_sequence
 from specexit.data.traces import LabelledTrace, check_tokenizer, read_bare, stream_labelled, target_of
 from specexit.method.labels import ExitKind
@@ -79,6 +81,8 @@ class HeldOut:
         self.config, self.dtype = config, target_config.dtype
         self.kind: ExitKind = meta.exit_point
         self.prompts = sorted({prompt_sha256(trace)[:16] for trace in traces})
+        self.measure = {"by": config.best_by, "traces": _identity(traces)}
+        """What the score of an evaluation is of: scores of two measures cannot be compared."""
 
     def compile(self, step: Step, draft: Draft, target: Target) -> None:
         """Build the sharded scoring from the modules of the training step."""
@@ -123,6 +127,15 @@ class HeldOut:
             signals = raw[first : first + len(trace.think_ids)]
             yield Scored(trace, signals, hits[:, start : start + len(sequence)])
             start += len(sequence)
+
+
+def _identity(traces: Sequence[BareTrace]) -> str:
+    """Which traces, and which labels of theirs, as a hash."""
+    found = hashlib.sha256()
+    for trace in traces:
+        labels = [list(trace.boundaries), list(trace.boundary_agrees)]
+        found.update(json.dumps([prompt_sha256(trace), trace.n_think, trace.n_answer, *labels]).encode())
+    return found.hexdigest()[:16]
 
 
 def _blocks(traces: Iterable[LabelledTrace]) -> Iterator[list[LabelledTrace]]:

@@ -12,7 +12,9 @@ from typing import Any, Literal
 
 import jax
 import orbax.checkpoint as ocp
+from rich.console import Console
 
+from jax_specexit.cluster import is_first
 from jax_specexit.training.step import TrainState
 from specexit.config import ConfigError
 from specexit.schemas.train import CheckpointConfig
@@ -26,10 +28,15 @@ class Checkpoints:
 
     A kill in the middle of a save leaves an orbax temporary that the next start removes; the step before it is intact.
     Every process must make the same calls.
+
+    Args:
+      run: its folder.
+      config: how often, and how many are kept.
+      measure: what scores are of, see `HeldOut.measure`; None where nothing is evaluated.
     """
 
-    def __init__(self, run: Path, config: CheckpointConfig):
-        self.every = config.every
+    def __init__(self, run: Path, config: CheckpointConfig, measure: dict[str, str] | None = None):
+        self.every, self.measure = config.every, measure
         self.manager, self.best = (
             ocp.CheckpointManager(
                 str((run / folder).absolute()),
@@ -60,8 +67,11 @@ class Checkpoints:
     def save_if_best(self, step: int, params: Any, score: float) -> None:
         """Keep these parameters in place of the best so far, if ``score`` is larger; NaN never is."""
         if score > (float("-inf") if self.best_score is None else self.best_score):
+            if step == self.best.latest_step():  # a finished run, judged by another measure
+                self.best.delete(step)
             args = ocp.args.Composite(
-                state=ocp.args.StandardSave({"params": params}), score=ocp.args.JsonSave({"score": score})
+                state=ocp.args.StandardSave({"params": params}),
+                score=ocp.args.JsonSave({"score": score, "measure": self.measure}),
             )
             self.best.save(step, args=args, force=True)
             self.best_score = score
@@ -70,7 +80,8 @@ class Checkpoints:
         """(step, state) of the newest checkpoint, on the shardings of ``like`` (shapes with shardings).
 
         The mesh may be another than the one that saved. A best checkpoint of a later step is forgotten: the run comes
-        by there again. Returns None where there is no checkpoint yet.
+        by there again; the score of one that another measure chose is, too. Returns None where there is no checkpoint
+        yet.
 
         Raises:
           ConfigError: the checkpoint has other parameters than the recipe.
@@ -81,7 +92,7 @@ class Checkpoints:
             self.best.delete(best)
         elif best is not None:
             restored = self.best.restore(best, args=ocp.args.Composite(score=ocp.args.JsonRestore()))
-            self.best_score = restored["score"]["score"]
+            self._compare(best, restored["score"])
         if step is None:
             return None
         try:
@@ -91,6 +102,27 @@ class Checkpoints:
             raise ConfigError(
                 f"{self.manager.directory}: checkpoint of step {step} does not fit the recipe: {error}"
             ) from error
+
+    def _compare(self, step: int, best: dict[str, Any]) -> None:
+        """Go on from the best score so far, if what is evaluated now can be compared with it."""
+        was = best.get("measure")
+        if was == self.measure:
+            self.best_score = best["score"]
+        elif self.measure is not None and is_first():
+            Console(stderr=True).print(
+                f"{self.best.directory}: step {step} was chosen by {_words(was)}, but the recipe says "
+                f"{_words(self.measure)}: the next evaluation takes its place",
+                markup=False,
+                highlight=False,
+            )
+
+
+def _words(measure: dict[str, str] | None) -> str:
+    return (
+        "what an older version did not write down"
+        if measure is None
+        else f"{measure['by']} on traces {measure['traces']}"
+    )
 
 
 def restore_params(run: Path, which: Literal["latest", "best"] = "latest") -> tuple[int, Any]:

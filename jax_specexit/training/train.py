@@ -77,7 +77,7 @@ def train(config: TrainConfig) -> None:
     if held_out is not None:
         assert isinstance(target, Target), "the recipe's schema says so: evaluations run the target"
         held_out.compile(step, draft, target)
-    with Checkpoints(config.out, config.checkpoint) as checkpoints:
+    with Checkpoints(config.out, config.checkpoint, held_out and held_out.measure) as checkpoints:
         begin, state = _first_state(step, nnx.to_pure_dict(nnx.state(draft)), checkpoints)
         del draft  # whole, on the first chip of each process
         write_status(config.out, "running", begin, config.steps)

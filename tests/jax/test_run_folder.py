@@ -25,6 +25,7 @@ from jax_specexit.convert import convert
 from jax_specexit.training import train as module
 from jax_specexit.training.checkpoint import restore_params
 from jax_specexit.training.metrics import Metrics
+from jax_specexit.training.run import read_start, save_start
 from jax_specexit.training.train import train
 from specexit import cli
 from specexit.config import ConfigError, load
@@ -125,7 +126,6 @@ def test_evaluation_inside_a_run_is_the_command_s(evaluated: TrainConfig, small_
     from jax_specexit.evaluation.judging import judge
     from jax_specexit.evaluation.scoring import score
     from jax_specexit.model.draft import Draft
-    from jax_specexit.training.run import read_start
     from jax_specexit.weights import load_target
     from specexit.schemas.target import load_target_config
 
@@ -171,6 +171,20 @@ def test_the_best_checkpoint_is_kept_and_converted(evaluated: TrainConfig, tmp_p
     assert selection.prompts == tuple(sorted({prompt_sha256(t)[:16] for t in read_labelled(evaluated.eval_traces)}))
     assert selection.by == "brier"
     np.testing.assert_array_equal(tensors["lm_head.weight"], np.asarray(params["lm_head"]["kernel"]).T)
+
+
+def test_the_best_of_a_run_that_goes_on_by_another_figure(evaluated: TrainConfig, tmp_path: Path) -> None:
+    """It says by what it was chosen, not by what the next one will be."""
+    run = Path(shutil.copytree(evaluated.out, tmp_path / "run"))
+    start = read_start(run)
+    assert start.selection is not None
+    save_start(run, start._replace(selection=start.selection.model_copy(update={"by": "auroc"})))
+    convert(ConvertConfig(run=run, which="best", out=tmp_path / "before"))
+    train(changed(evaluated, out=run, best_by="auroc", profile_steps=None))  # is finished, and judged again
+    assert restore_params(run, "best")[0] == 8
+    convert(ConvertConfig(run=run, which="best", out=tmp_path / "behind"))
+    chosen_by = [read_policy(tmp_path / name).selection for name in ("before", "behind")]
+    assert [selection and selection.by for selection in chosen_by] == ["brier", "auroc"]
 
 
 def test_the_planned_steps_are_profiled(evaluated: TrainConfig) -> None:

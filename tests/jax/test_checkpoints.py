@@ -1,0 +1,62 @@
+"""What is kept of a run as it goes on, with parameters of two numbers: which ones are the best, and by what."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jax_specexit.training.checkpoint import Checkpoints, restore_params
+from jax_specexit.training.step import Followed, TrainState
+from specexit.schemas.train import CheckpointConfig
+
+LENGTH = {"by": "acceptance_length", "traces": "of these traces"}
+
+
+def state_of(step: int) -> TrainState:
+    followed = Followed(jnp.ones(5), jnp.ones(4), jnp.ones(4))
+    return TrainState({"w": jnp.full(2, step, jnp.float32)}, {"m": jnp.zeros(2)}, followed, jnp.int32(step))
+
+
+def judged(run: Path, measure: dict[str, str] | None, scores: dict[int, float]) -> None:
+    """A start of a run that comes by these steps, and evaluates each."""
+    with Checkpoints(run, CheckpointConfig(keep=2), measure) as checkpoints:
+        checkpoints.restore(jax.eval_shape(lambda: state_of(0)))
+        for step, score in scores.items():
+            checkpoints.save(step, state_of(step))
+            checkpoints.save_if_best(step, state_of(step).params, score)
+
+
+@pytest.mark.parametrize(
+    ("measure", "best"),
+    [
+        (LENGTH, 4),
+        (LENGTH | {"by": "auroc"}, 10),  # of which none is as large as an acceptance length
+        (LENGTH | {"traces": "of others"}, 10),
+    ],
+)
+def test_the_best_is_the_best_by_the_measure_of_today(
+    tmp_path: Path, capsys: pytest.CaptureFixture, measure: dict[str, str], best: int
+) -> None:
+    judged(tmp_path, LENGTH, {2: 1.01, 4: 1.02})
+    assert restore_params(tmp_path, "best")[0] == 4
+    judged(tmp_path, measure, {8: 0.91, 10: 0.94, 12: 0.93})
+    assert restore_params(tmp_path, "best")[0] == best
+    said = " ".join(capsys.readouterr().err.split())
+    assert ("step 4 was chosen by acceptance_length" in said) == (best != 4)
+
+
+def test_a_step_that_is_judged_again_by_another_measure_is_kept(tmp_path: Path) -> None:
+    """As a finished run is that was started once more."""
+    judged(tmp_path, LENGTH, {2: 1.01, 4: 1.02})
+    judged(tmp_path, LENGTH | {"by": "auroc"}, {4: 0.9})
+    judged(tmp_path, LENGTH | {"by": "auroc"}, {6: 0.8})
+    assert restore_params(tmp_path, "best")[0] == 4
+
+
+def test_the_best_stays_while_nothing_is_evaluated(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    judged(tmp_path, LENGTH, {2: 1.01})
+    judged(tmp_path, None, {})
+    assert capsys.readouterr().err == ""
+    judged(tmp_path, LENGTH, {4: 1.0})
+    assert restore_params(tmp_path, "best")[0] == 2
