@@ -7,6 +7,7 @@ stored.
 from __future__ import annotations
 
 import logging
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ import orbax.checkpoint as ocp
 from rich.console import Console
 
 from jax_specexit.cluster import is_first
+from jax_specexit.training.room import room, say_it_once
 from jax_specexit.training.step import TrainState
 from specexit.config import ConfigError
 from specexit.schemas.train import CheckpointConfig
@@ -27,7 +29,8 @@ class Checkpoints:
     """The checkpoints in ``<run>/checkpoints``, and the best parameters in ``<run>/best``; use as a context manager.
 
     A kill in the middle of a save leaves an orbax temporary that the next start removes; the step before it is intact.
-    Every process must make the same calls.
+    Every process must make the same calls. Whatever saves or waits raises `DiskFullError` where there is no room, also
+    for what was begun before.
 
     Args:
       run: its folder.
@@ -45,15 +48,24 @@ class Checkpoints:
             for folder, keep in ((FOLDERS["latest"], config.keep), (FOLDERS["best"], 1))
         )
         self.best_score: float | None = None
+        say_it_once()
 
     def __enter__(self) -> Checkpoints:
         return self
 
     def __exit__(self, *_: object) -> None:
         """Wait until everything is on disk."""
-        for manager in (self.manager, self.best):
-            manager.wait_until_finished()
-            manager.close()
+        with ExitStack() as closing:  # one that fails does not keep the other from being waited for
+            for manager in (self.best, self.manager):
+                closing.enter_context(self._room())
+                closing.callback(manager.close)
+
+    def _room(self) -> AbstractContextManager[None]:
+        def newest() -> int | None:
+            self.manager.reload()
+            return self.manager.latest_step()
+
+        return room(Path(self.manager.directory), newest)
 
     def due(self, step: int) -> bool:
         """Whether a regular checkpoint follows this step."""
@@ -62,7 +74,8 @@ class Checkpoints:
     def save(self, step: int, state: TrainState) -> None:
         """Save, unless that step has been; returns before the files are written."""
         if step != self.manager.latest_step():
-            self.manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state)), force=True)
+            with self._room():
+                self.manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state)), force=True)
 
     def save_if_best(self, step: int, params: Any, score: float) -> None:
         """Keep these parameters in place of the best so far, if ``score`` is larger; NaN never is."""
@@ -73,7 +86,8 @@ class Checkpoints:
                 state=ocp.args.StandardSave({"params": params}),
                 score=ocp.args.JsonSave({"score": score, "measure": self.measure}),
             )
-            self.best.save(step, args=args, force=True)
+            with self._room():
+                self.best.save(step, args=args, force=True)
             self.best_score = score
 
     def restore(self, like: Any) -> tuple[int, TrainState] | None:

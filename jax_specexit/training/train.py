@@ -44,6 +44,7 @@ def train(config: TrainConfig) -> None:
       ConfigError: the run folder belongs to another recipe, the mesh does not fit, or the data is for another target.
       BucketError: a bucket that cannot be read or written.
       PackError, OverlapError, TraceError, FeatureError: packed data, traces or stored features that cannot be used.
+      DiskFullError: there is no room for a checkpoint.
       NotFiniteError: the emergency stop, see `jax_specexit.training.nonfinite`.
     """
     target_config = load_target_config(config.target)

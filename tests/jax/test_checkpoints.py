@@ -1,12 +1,17 @@
-"""What is kept of a run as it goes on, with parameters of two numbers: which ones are the best, and by what."""
+"""What is kept of a run as it goes on, with parameters of two numbers: which ones are the best, and a full disk."""
 
+import errno
+import os
 from pathlib import Path
+from unittest.mock import Mock
 
 import jax
 import jax.numpy as jnp
+import orbax.checkpoint as ocp
 import pytest
 
 from jax_specexit.training.checkpoint import Checkpoints, restore_params
+from jax_specexit.training.room import DiskFullError
 from jax_specexit.training.step import Followed, TrainState
 from specexit.schemas.train import CheckpointConfig
 
@@ -60,3 +65,27 @@ def test_the_best_stays_while_nothing_is_evaluated(tmp_path: Path, capsys: pytes
     assert capsys.readouterr().err == ""
     judged(tmp_path, LENGTH, {4: 1.0})
     assert restore_params(tmp_path, "best")[0] == 2
+
+
+FULL = """RESOURCE_EXHAUSTED: Error writing "params.w/0" in OCDBT database at local file "/6.orbax-checkpoint-tmp/":
+Failed to write 764674 bytes to file 4: No space left on device [os_error_code='28']"""
+"""TensorStore's, from a disk that was."""
+
+
+@pytest.mark.parametrize(("method", "scores"), [("save", {6: 0.0}), ("close", {})])
+@pytest.mark.parametrize("error", [ValueError(FULL), OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))])
+def test_a_full_disk_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, scores: dict[int, float], error: Exception
+) -> None:
+    """It is found behind the step, and said by the next save or at the end."""
+    judged(tmp_path, None, {2: 0.0, 4: 0.0})
+    monkeypatch.setattr(ocp.CheckpointManager, method, Mock(side_effect=error))
+    message = rf"^{tmp_path}/checkpoints: .*no space is left there \([\d,]+ MiB free\).*goes on from step 4$"
+    with pytest.raises(DiskFullError, match=message):
+        judged(tmp_path, None, scores)
+
+
+def test_another_failure_to_save_is_no_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ocp.CheckpointManager, "save", Mock(side_effect=ValueError("something else")))
+    with pytest.raises(ValueError, match="something else"):
+        judged(tmp_path, None, {2: 0.0})

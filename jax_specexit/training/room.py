@@ -1,0 +1,62 @@
+"""A disk that fills up while a run is saved: orbax finds it in a thread, and raises it at the next call."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from specexit.errors import InputError
+
+FULL = tuple(os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT))
+"""TensorStore has the system's words, and no number, in a `ValueError`."""
+
+
+class DiskFullError(InputError):
+    """No space is left for a checkpoint; those that are whole stay."""
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Whether an error says that a disk, or somebody's share of it, is full.
+
+    Example:
+      >>> is_full(ValueError("RESOURCE_EXHAUSTED: Failed to write 9 bytes: No space left on device"))
+      True
+    """
+    return isinstance(error, (OSError, ValueError)) and any(words in str(error) for words in FULL)
+
+
+@contextmanager
+def room(folder: Path, newest: Callable[[], int | None]) -> Iterator[None]:
+    """Around whatever saves, or waits for what is being saved, in a folder.
+
+    Args:
+      folder: of the checkpoints.
+      newest: the last step that is there whole, asked where there is no room.
+
+    Raises:
+      DiskFullError: there is no space.
+    """
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        if isinstance(error, DiskFullError) or not is_full(error):
+            raise
+        free, step = shutil.disk_usage(folder).free, newest()
+        raise DiskFullError(
+            f"{folder}: a checkpoint cannot be saved, no space is left there ({free / 2**20:,.0f} MiB free): make room "
+            f"and start again, it goes on from {'the beginning' if step is None else f'step {step}'}"
+        ) from error
+
+
+def say_it_once() -> None:
+    """Do without orbax's log of a full disk, a traceback for each of its threads: the error itself is raised."""
+    logging.getLogger("absl").addFilter(_is_other)
+
+
+def _is_other(record: logging.LogRecord) -> bool:
+    return record.exc_info is None or not is_full(record.exc_info[1])
