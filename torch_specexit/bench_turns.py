@@ -208,12 +208,13 @@ def read_request(
             "is it installed, and is VLLM_PLUGINS unset or does it name specexit?"
         )
     thinking = ids.index(end) if end in ids else len(ids)
+    written = (outcome or {}).get("transition_tokens", 0)
     answer = extract_answer(tokenizer.decode(ids[thinking + 1 :]), trace.answer_kind, trace.choices)
     reason = reason_of(outcome, closed=end in ids, finish_reason=raw["finish_reason"], forced=raw["forced"])
     return Request(
         id=trace.id,
         token_ids=ids,
-        thinking_tokens=thinking,
+        thinking_tokens=thinking - written,
         reason=reason,
         answer=answer,
         correct=same_answer(answer, trace.reference, trace.answer_kind),

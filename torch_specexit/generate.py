@@ -34,7 +34,7 @@ class Generation:
     ids: list[int]
     """Tokens behind the prompt."""
     thinking_tokens: int
-    """Of them, those that were thought: in front of the end marker."""
+    """Of them, those that the target thought: in front of the end marker, and of a transition text."""
     exited: bool
     """Whether thinking was ended, and not by the target itself."""
     accepted: list[int]
@@ -99,7 +99,7 @@ class SpecExitDraft:
         text, drafts, accepted = list(prompt), list[int](), list[int]()
         opened = opens_thinking(text, self.ids.start, self.ids.end_marker)
         rule = ExitRule(self.policy, self.ids) if opened and self.policy is not None else None
-        judged, exited = len(text), False
+        judged, exited, kept = len(text), False, max_new_tokens
         while len(text) < len(prompt) + max_new_tokens and not self.stops.intersection(text[len(prompt) :]):
             # Verify: the target's own choice behind the text and behind every draft, up to the first that differs.
             logits, aux = self.features.read(torch.tensor([text + drafts]))
@@ -114,14 +114,14 @@ class SpecExitDraft:
                 hit = rule.push(text[judged : judged + len(signals)], signals)
                 if hit is not None:
                     text = text[: judged + hit + 1] + self.closing
-                    drafts, exited, rule = [], True, None
+                    drafts, exited, rule, kept = [], True, None, judged + hit + 1 - len(prompt)
                     continue  # the target has not read the end marker yet
                 judged += len(signals)
             drafts = self._drafts(text, aux, draft_tokens)
         ids = text[len(prompt) :][:max_new_tokens]
         ids = ids[: next((i + 1 for i, token in enumerate(ids) if token in self.stops), len(ids))]
         thinking = ids.index(self.ids.end) if self.ids.end in ids else len(ids)
-        return Generation(ids, thinking, exited, accepted)
+        return Generation(ids, min(thinking, kept), exited, accepted)
 
     def _signals(self, text: list[int], aux: Float[Tensor, "1 time aux"]) -> Float[np.ndarray, "known signals"]:
         """Signals of every token that can have them: with source fc the last one still lacks the target's state."""

@@ -248,6 +248,8 @@ class Simulation:
             assert (record.exited, record.would_exit) == (0, 0)
             return
         assert (record.exited, record.would_exit) == ((0, exit.position + 1) if request.shadow else (exit.why, 0))
+        if not request.shadow:
+            assert record.kept == exit.position + 1
         if request.policy is not None and request.policy.smoothing == "none" and exit.why == EXIT:
             np.testing.assert_allclose(record.signals, activate(self.raw[i][exit.position + 1]), rtol=5e-7)
 

@@ -157,8 +157,9 @@ def test_the_front_end_checks_against_the_draft_where_there_is_one(write_random_
             check({"specexit_validity": 2}, other)
 
 
-def record(phase, thoughts, *, start=0, exited=0, on=1):
-    return Record(phase, thoughts, start, exited, 1.0, on, (0.1, 0.2, 3.0, 0.9))
+def record(phase, thoughts, *, start=0, exited=0, on=1, transition=0):
+    kept = thoughts - transition if exited else 0
+    return Record(phase, thoughts, start, exited, 1.0, on, (0.1, 0.2, 3.0, 0.9), kept=kept)
 
 
 @pytest.mark.parametrize(
@@ -182,3 +183,29 @@ def test_outcome(row, n_output, cut_off, expected):
     outcome = row.describe(n_output, cut_off=cut_off)
     assert (outcome["outcome"], outcome["thinking_tokens"]) == expected
     assert outcome["signals"] == dict(zip(NAMES, (0.1, 0.2, 3.0, 0.9), strict=True))
+    assert "transition_tokens" not in outcome
+
+
+@pytest.mark.parametrize(
+    ("row", "n_output", "expected"),
+    [
+        (record(OVER, 10, exited=1, transition=4), 30, ("exit", 6, 4)),
+        (record(OVER, 10, start=2, exited=4, transition=4), 30, ("loop", 6, 4)),
+        (record(THINKING, 8, exited=1, transition=2), 8, ("length", 6, 2)),
+        # The client never saw all of the transition, or nothing of it.
+        (record(OVER, 10, start=2, exited=1, transition=4), 11, ("length", 6, 3)),
+        (record(THINKING, 8, exited=1, transition=2), 7, ("length", 6, 1)),
+        (record(OVER, 10, exited=1, transition=4), 6, ("length", 6, None)),
+        (record(OVER, 10, exited=1, transition=4), 5, ("length", 5, None)),
+        # The exit before there was any thinking.
+        (record(OVER, 4, exited=3, transition=4), 30, ("interrupt", 0, 4)),
+    ],
+)
+def test_a_transition_text_is_no_thinking_of_the_model(row, n_output, expected):
+    outcome = row.describe(n_output, cut_off=n_output < 30)
+    assert (outcome["outcome"], outcome["thinking_tokens"], outcome.get("transition_tokens")) == expected
+
+
+def test_a_request_in_the_midst_of_its_transition_text_reports_the_thinking_in_front_of_it():
+    report = record(THINKING, 8, exited=1, transition=2).progress()
+    assert (report["outcome"], report["thinking_tokens"], report["transition_tokens"]) == ("thinking", 6, 2)

@@ -287,6 +287,22 @@ def test_an_option_s_own_text_is_its_letter_here_too() -> None:
     assert (request.answer, request.correct) == ("B", True)
 
 
+@pytest.mark.parametrize("closed", [True, False])
+def test_a_transition_text_is_no_thinking_of_the_method(closed: bool) -> None:
+    """It would make a cut smaller than it is, and no exit that of its replay."""
+    tokenizer, end = TARGET.tokenizer(), TARGET.think_tokens().end
+    (trace,) = generated_traces(1)
+    transition = tokenizer.encode("I should answer now.")
+    ids = [*trace.think_ids[:5], *transition, *([end, *trace.answer_ids] if closed else [])]
+    outcome = {"outcome": "exit" if closed else "length", "thinking_tokens": 5, "transition_tokens": len(transition)}
+    raw = {"token_ids": ids, "outcome": outcome, "finish_reason": "stop" if closed else "length"}
+    raw |= {"forced": False, "probe_tokens": 0, "seconds": 1.0, "first_answer_seconds": None}
+    entry = Entry("specexit", "specexit", find_method("specexit").tuned(Tuning([], 0.0)), None, (None,), ({},))
+    request = read_request(entry, trace, raw, tokenizer, end)
+    assert (request.thinking_tokens, request.reason) == (5, outcome["outcome"])
+    assert request.answer == (trace.answer if closed else None)
+
+
 @pytest.mark.vllm
 def test_an_engine_that_cannot_start_says_why(tmp_path: Path) -> None:
     setup = {

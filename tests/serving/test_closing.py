@@ -66,12 +66,17 @@ def closing(target) -> list[int]:
     return tokens
 
 
+def end_of(answer) -> int:
+    """Where a text goes on behind its marker of two tokens."""
+    return answer["outcome"]["thinking_tokens"] + answer["outcome"]["transition_tokens"] + 2
+
+
 @pytest.mark.parametrize("runner", ["V1", "V2"])
 def test_transition_and_marker_are_written_once_token_by_token(answers, closing, runner, target):
     for answer in answers[runner]:
         assert answer["outcome"]["outcome"] == "exit"
-        end = answer["outcome"]["thinking_tokens"] + 2
-        assert answer["ids"][end - len(closing) : end] == closing
+        kept, end = answer["outcome"]["thinking_tokens"], end_of(answer)
+        assert answer["ids"][kept:end] == closing
         assert target.tokenizer().decode(answer["ids"]).count(TRANSITION + MARKER) == 1
 
 
@@ -87,13 +92,13 @@ def test_thinking_that_goes_in_circles_is_ended_where_the_definition_says(answer
     assert at is not None
     assert answer["ids"][: at + 1 + len(closing)] == circle[: at + 1] + closing
     assert answer["outcome"]["outcome"] == "loop"
-    # The transition is a part of the thinking, the marker is not.
-    assert answer["outcome"]["thinking_tokens"] == at + 1 + len(closing) - 2
+    assert answer["outcome"]["thinking_tokens"] == at + 1
+    assert answer["outcome"]["transition_tokens"] == len(closing) - 2
 
 
 def test_the_model_goes_on_as_it_does_behind_that_text(answers, closing, prompts, shared):
     """Plain vLLM, asked to go on from prompt, kept thinking, transition and marker."""
-    ends = [answer["outcome"]["thinking_tokens"] + 2 for answer in answers["V1"]]
+    ends = [end_of(answer) for answer in answers["V1"]]
     behind = [answer["ids"][end:] for answer, end in zip(answers["V1"], ends, strict=True)]
     asked = [
         {"ids": prompt + answer["ids"][:end], "params": {"max_tokens": len(text)}}
@@ -110,3 +115,4 @@ def test_a_marker_that_the_model_writes_itself_is_heard(answers, target):
         place = list(pairwise(answer["ids"])).index(marker)
         assert answer["outcome"]["outcome"] == "natural_end"
         assert answer["outcome"]["thinking_tokens"] == place
+        assert "transition_tokens" not in answer["outcome"]

@@ -111,7 +111,7 @@ def test_behind_each_exit_the_text_is_what_plain_vllm_writes_there(shared, draft
     exits = [(r, a) for r, a in zip(sent, batch["requests"], strict=True) if a["outcome"]["outcome"] == "exit"]
     behind = []
     for request, answer in exits:
-        kept = answer["outcome"]["thinking_tokens"] + 1
+        kept = answer["outcome"]["thinking_tokens"] + answer["outcome"].get("transition_tokens", 0) + 1
         assert answer["ids"][kept - 1] == end
         behind.append((request["ids"] + answer["ids"][:kept], answer["ids"][kept:]))
     plain = [{"ids": ids, "params": {"max_tokens": max(len(text), 1)}} for ids, text in behind]

@@ -42,7 +42,7 @@ def front_end(**serving):
 
 def row(phase, thoughts, *, exited=0, judged=1.0, on=1, signals=SIGNALS, would_exit=0.0):
     """A row of the worker's snapshot."""
-    return [phase, thoughts, 0, exited, judged, on, *signals, would_exit]
+    return [phase, thoughts, 0, exited, judged, on, *signals, would_exit, thoughts if exited else 0.0]
 
 
 def core_output(request, finish_reason=None):

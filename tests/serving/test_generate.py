@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from specexit.method.decision import Policy
 from torch_specexit import SpecExitDraft
 
 pytestmark = pytest.mark.vllm
@@ -30,3 +31,17 @@ def test_without_a_draft_the_text_is_the_same(drafts, prompts):
     assert drafted.ids == alone.ids
     assert set(alone.accepted) == {0}
     assert len(drafted.accepted) < len(alone.accepted) == 40
+
+
+def test_a_transition_text_is_written_at_an_exit_and_no_thinking_of_the_target(drafts, prompts):
+    model = SpecExitDraft.from_pretrained(drafts / "draft")
+    model.policy = Policy(thresholds={"validity": 0.0})  # at the first boundary
+    plain = model.generate(prompts[0], max_new_tokens=80)
+    transition = model.tokenizer.encode("I should answer now.", add_special_tokens=False)
+    model.closing = [*transition, *model.closing]
+    found = model.generate(prompts[0], max_new_tokens=80)
+    assert plain.exited
+    assert found.exited
+    assert found.thinking_tokens == plain.thinking_tokens
+    kept = found.thinking_tokens
+    assert found.ids[kept : kept + len(model.closing)] == model.closing

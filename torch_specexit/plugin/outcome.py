@@ -43,6 +43,8 @@ class Record(NamedTuple):
     """At the last verdict. With an exit, or a would-be exit, there is none behind it, so these are its signals."""
     would_exit: float = 0.0
     """Shadow mode: thinking tokens at the would-be exit, 0 for none."""
+    kept: float = 0.0
+    """Thinking tokens at the exit; those behind it are written by the plug-in."""
 
     @classmethod
     def from_row(cls, row: Sequence[float]) -> Record:
@@ -73,7 +75,8 @@ class Record(NamedTuple):
           ``outcome``: one of `ENDED`, ``natural_end`` (the model ended its thinking, or the request in the midst of
           it), ``length`` (cut off while thinking), ``handed_over`` (the same, by an instance that only reads prompts)
           or ``off`` (exits were off, or thinking never began);
-          ``thinking_tokens`` kept; ``signals`` at the exit or, without one, at the last verdict, if there was one;
+          ``thinking_tokens`` kept, all of them the model's own; ``transition_tokens`` that were written behind them at
+          the exit, if there were any; ``signals`` at the exit or, without one, at the last verdict, if there was one;
           ``would_exit``, in shadow mode: thinking tokens at the exit that was not made, where there was one.
         """
         began = self.phase != BEFORE and self.start <= n_output
@@ -89,9 +92,13 @@ class Record(NamedTuple):
         return self._report(outcome, tokens)
 
     def _report(self, outcome: str, tokens: int) -> dict[str, Any]:
+        """Of a request with so many tokens of thinking, those that were written at an exit among them."""
         signals = dict(zip(NAMES, self.signals, strict=True)) if self.judged else {}
-        report = {"outcome": outcome, "thinking_tokens": tokens, "signals": signals}
         # The worker's last step may have gone beyond what the client gets.
+        kept = min(tokens, int(self.kept)) if self.exited else tokens
+        report = {"outcome": outcome, "thinking_tokens": kept, "signals": signals}
+        if tokens > kept:
+            report["transition_tokens"] = tokens - kept
         seen = 0 < self.would_exit <= tokens
         return report | ({"would_exit": int(self.would_exit)} if seen else {})
 

@@ -31,7 +31,8 @@ BASELINE = "eagle3"
 DEFINITIONS = {
     "accuracy": "share of responses whose answer behind </think> equals the reference; no answer is wrong; with k "
     "samples of a problem it is avg@k",
-    "thinking_tokens": "mean tokens before </think>, or all of them where thinking was never closed",
+    "thinking_tokens": "mean tokens before </think>, without those of a transition text, which the server has written; "
+    "all of them where thinking was never closed",
     "total_tokens": "mean generated tokens: thinking, </think> and answer",
     "seconds": "wall clock around generate, prompts already tokenised; at batch 1 one request at a time, at a larger "
     "batch size a whole slice of the problems at once, that many of them running together",

@@ -122,6 +122,7 @@ class Checker:
     def _check_exit(self, request: str, row: dict[str, float], outputs: list[int]) -> None:
         if not row["exited"] or row["phase"] != OVER:
             return
+        begin = int(row["start"] + row["kept"])
         end = int(row["start"] + row["thoughts"]) + len(self.reader.marker)
-        if outputs[end - len(self._closing) : end] != self._closing:
+        if outputs[begin:end] != self._closing:
             raise CheckError(f"request {request}: it is to have exited, but {outputs[:end]} ends otherwise")

@@ -94,7 +94,7 @@ def _judge(asks, values, signal, policy, thoughts, judged, closing, marks):
     deferred = tl.where(asks & (thoughts >= most), cause, closing[0])
     deferred = tl.where(asks & (streak >= patience), BY_SIGNALS, deferred)
     judged = (streak, tl.where(asks, 1, was_judged), tl.where(asks[:, None], values, verdict))
-    return judged, (deferred, closing[1], closing[2]), (marks[0], marks[1], tl.where(asks, 0, marks[2]))
+    return judged, (deferred, closing[1], closing[2], closing[3]), (marks[0], marks[1], tl.where(asks, 0, marks[2]))
 
 
 @triton.jit
@@ -177,7 +177,7 @@ def _force(now, active, token_at, closing_ptr, limits, count, text, closing, mar
     """Put the closing token that is due in the place of what was drawn; in shadow mode, only take note of it."""
     hard, cause, shadow = limits
     matched, looping = text
-    deferred, closed, exited = closing
+    deferred, closed, exited, kept = closing
     would_exit, on, told = marks
     thinking = now & (count[0] == THINKING) & _may_end(marks, cause)
     capped = count[1] >= hard
@@ -192,9 +192,10 @@ def _force(now, active, token_at, closing_ptr, limits, count, text, closing, mar
     replaced = due & (token != was)
     tl.store(token_at, token, mask=replaced)
     exited = tl.where(due, deferred, exited)
+    kept = tl.where(due & (closed == 0), count[1], kept)
     closed = tl.where(due, closed + 1, closed)
     done = due & (closed == N_CLOSING)
-    closing = (tl.where(done, 0, deferred), tl.where(done, 0, closed), exited)
+    closing = (tl.where(done, 0, deferred), tl.where(done, 0, closed), exited, kept)
     return token, replaced, closing, (would_exit, tl.where(due, 1, on), tl.where(noted | due, 0, told))
 
 

@@ -23,7 +23,7 @@ N_SIGNALS, LANES = constant(len(NAMES)), constant(triton.next_power_of_2(len(NAM
 N_STATE, N_REPORT = constant(len(rule.STATE)), constant(len(rule.REPORT))
 N_KNOBS, N_WEIGHTS, STEPS_BACK = constant(len(rule.KNOBS)), constant(len(rule.WEIGHTS)), constant(rule.STEPS_BACK)
 PHASE, THOUGHTS, START, EXITED, JUDGED, ON = (constant(rule.STATE.index(name)) for name in rule.RECORD[:6])
-VERDICT, WOULD_EXIT = constant(rule.STATE.index(NAMES[0])), constant(rule.STATE.index("would_exit"))
+VERDICT, WOULD_EXIT, KEPT = (constant(rule.STATE.index(name)) for name in (NAMES[0], "would_exit", "kept"))
 NEAR, UNREAD, STREAK, DEFERRED, CLOSED, MATCHED, LAST, OUTPUTS, ROW, TOLD, SLOT, SMOOTHED = (
     constant(rule.STATE.index(name)) for name in rule.REMEMBERED
 )
@@ -94,7 +94,7 @@ def go_back(state_at, past_at, prompt, fed_at, positions_ptr, known, moves, sign
     count = (count[0], count[1], count[2], tl.where(stale, outputs, count[3]))
     marks = (marks[0], tl.where(lost, 0, marks[1]), tl.where(stale, 0, marks[2]))
     text = (tl.where(lost, 0, text[0]), tl.where(lost, 0, text[1]))  # nothing is left to be judged, or due
-    closing = (tl.where(lost, 0, closing[0]), tl.where(lost, 0, closing[1]), closing[2])
+    closing = (tl.where(lost, 0, closing[0]), tl.where(lost, 0, closing[1]), closing[2], closing[3])
     early = (early[0], tl.where(lost, 0, early[1]))
     return at, lost, (count, text, judged, closing, marks, average, early)
 
@@ -106,7 +106,7 @@ def load(at, mask, signal):
         (column(at, PHASE, mask), column(at, THOUGHTS, mask), column(at, START, mask), column(at, OUTPUTS, mask)),
         (column(at, LAST, mask), column(at, MATCHED, mask)),
         (column(at, STREAK, mask), column(at, JUDGED, mask), signals_at(at, VERDICT, mask, signal)),
-        (column(at, DEFERRED, mask), column(at, CLOSED, mask), column(at, EXITED, mask)),
+        (column(at, DEFERRED, mask), column(at, CLOSED, mask), column(at, EXITED, mask), column(at, KEPT, mask)),
         (column(at, WOULD_EXIT, mask), column(at, ON, mask), column(at, TOLD, mask)),
         (column(at, SMOOTHED, mask), signals_at(at, MOVING, mask, signal)),
         (column(at, NEAR, mask), column(at, UNREAD, mask)),
@@ -114,23 +114,24 @@ def load(at, mask, signal):
 
 
 @triton.jit
-def store_record(at, mask, signal, count, judged, exited, marks):
+def store_record(at, mask, signal, count, judged, closing, marks):
     """Write the columns of `rule.RECORD`."""
     put(at, PHASE, count[0], mask)
     put(at, THOUGHTS, count[1], mask)
     put(at, START, count[2], mask)
-    put(at, EXITED, exited, mask)
+    put(at, EXITED, closing[2], mask)
     put(at, JUDGED, judged[1], mask)
     put(at, ON, marks[1], mask)
     tl.store(at[:, None] + VERDICT + signal, judged[2], mask=mask[:, None] & (signal < N_SIGNALS))
     put(at, WOULD_EXIT, marks[0], mask)
+    put(at, KEPT, closing[3], mask)
 
 
 @triton.jit
 def store(at, mask, signal, state, row, slot):
     """Write the columns of `rule.STATE`."""
     count, text, judged, closing, marks, average, early = state
-    store_record(at, mask, signal, count, judged, closing[2], marks)
+    store_record(at, mask, signal, count, judged, closing, marks)
     put(at, OUTPUTS, count[3], mask)
     put(at, LAST, text[0], mask)
     put(at, MATCHED, text[1], mask)
@@ -185,6 +186,6 @@ def remember(past_at, at, known, moves, lane, signal, state, loops, PERIOD: tl.c
 def report(at, here, moves, active, signal, state):
     """Write the columns of `rule.REPORT`; returns the state in which all of that is told."""
     count, text, judged, closing, marks, average, early = state
-    store_record(at, here, signal, count, judged, closing[2], marks)
+    store_record(at, here, signal, count, judged, closing, marks)
     put(at, CHANGED, tl.where(active, tl.where(moves & (marks[2] == 0), 1, 0), -1), here)
     return count, text, judged, closing, (marks[0], marks[1], tl.where(moves, 1, marks[2])), average, early

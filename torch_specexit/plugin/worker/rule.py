@@ -56,7 +56,7 @@ pipeline stage."""
 ALL_NEAR = (1 << (EARLY_TOKENS + 1)) - 1
 """`near` of a request that has no thinking tokens yet."""
 
-RECORD = ("phase", "thoughts", "start", "exited", "judged", "on", *NAMES, "would_exit")
+RECORD = ("phase", "thoughts", "start", "exited", "judged", "on", *NAMES, "would_exit", "kept")
 """What is reported of a request, see `torch_specexit.plugin.outcome.Record`; the first columns of its state."""
 
 REMEMBERED = (
@@ -73,15 +73,16 @@ STATE = (
 )
 """What is remembered of a request between two steps, all of it float32, in which counts are exact up to 2^24:
 
-thoughts: thinking tokens so far; start: output position at which thinking began, 0 where the prompt began it; exited:
-why it was ended, 0 where it was not; judged: there has been a verdict; on: exits are wanted; the signals at the last
-verdict; would_exit: thinking tokens at which shadow mode would have exited, 0 for none; near: one bit for each of the
-last thinking tokens whose signals are known, the newest the lowest: whether the early thresholds held, and 1 where
-there is no such token; unread: thinking tokens behind these; streak: boundaries in a row that have passed; deferred:
-why the closing tokens are due with the next token, 0 where they are not; closed: how many of them are written; matched:
-tokens of the end marker that the text ends with; last: kind of the last token; outputs: tokens generated so far; row:
-batch row in the last step; told: all that is new has been reported; slot: where the next copy goes in its past;
-smoothed: the moving average has a value; the others: see `torch_specexit.plugin.worker.loops`.
+thoughts: thinking tokens so far, those of a transition text among them; start: output position at which thinking began,
+0 where the prompt began it; exited: why it was ended, 0 where it was not; judged: there has been a verdict; on: exits
+are wanted; the signals at the last verdict; would_exit: thinking tokens at which shadow mode would have exited, 0 for
+none; kept: thinking tokens at the exit, in front of what is written there; near: one bit for each of the last thinking
+tokens whose signals are known, the newest the lowest: whether the early thresholds held, and 1 where there is no such
+token; unread: thinking tokens behind these; streak: boundaries in a row that have passed; deferred: why the closing
+tokens are due with the next token, 0 where they are not; closed: how many of them are written; matched: tokens of the
+end marker that the text ends with; last: kind of the last token; outputs: tokens generated so far; row: batch row in
+the last step; told: all that is new has been reported; slot: where the next copy goes in its past; smoothed: the moving
+average has a value; the others: see `torch_specexit.plugin.worker.loops`.
 """
 
 KNOBS = ("wanted", "patience", "least", "most", "hard", "cause", "shadow", "prompt")

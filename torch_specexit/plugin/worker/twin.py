@@ -256,6 +256,7 @@ class Twin:
         replaced = tokens[j] != self._closing[closed]
         tokens[j] = self._closing[closed]
         state.exited, state.on, state.told = state.deferred, 1, 0
+        state.kept = state.kept if closed else state.thoughts
         if closed + 1 == len(self._closing):
             state.closed = state.deferred = 0
         else:
