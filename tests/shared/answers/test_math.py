@@ -26,9 +26,9 @@ from specexit.data.answers import extract_answer, same_answer
         (r"Thus \boxed 5.", "5"),
         (r"\fbox{9}", "9"),
         (r"\boxed{a}. So \fbox{b}", "b"),
-        (r"\boxed{a} and \fbox{b}", "a,b"),
-        (r"The solutions are $x = \boxed{1}$ and $x = \boxed{-2}$.", "x=1,x=-2"),
-        (r"\boxed{1},\ \boxed{2}, \text{ and } \boxed{3}", "1,2,3"),
+        (r"\boxed{a} and \fbox{b}", "a, b"),
+        (r"The solutions are $x = \boxed{1}$ and $x = \boxed{-2}$.", "x=1, x=-2"),
+        (r"\boxed{1},\ \boxed{2}, \text{ and } \boxed{3}", "1, 2, 3"),
         (r"\boxed{1 + \boxed{5}}", "5"),
         (r"\boxed{5}, \boxed{5.0}", "5.0"),
         ("\\boxed{1}\n\n\\boxed{2}", "2"),
@@ -46,6 +46,25 @@ from specexit.data.answers import extract_answer, same_answer
 )
 def test_the_last_box_is_the_answer(text, answer):
     assert extract_answer(text) == answer
+
+
+@pytest.mark.parametrize(
+    ("text", "reference"),
+    [
+        (r"$\boxed{1,000}$ and $\boxed{2,000}$", "2000, 1000"),
+        (r"\boxed{100}, \boxed{200}", r"\{100,200\}"),
+        (r"\boxed{5\text{ cm}} and \boxed{7\text{ cm}}", "5, 7"),
+        (r"\boxed{x<1} or \boxed{x>3}", r"(-\infty,1)\cup(3,\infty)"),
+        (r"\boxed{x>1}\text{ and }\boxed{x\le 3}", "(1,3]"),
+        (r"\boxed{x^2+2x+1}, or \boxed{(x+1)^2}", "(x+1)^2"),
+    ],
+)
+def test_boxes_in_a_row_are_one_answer(text, reference):
+    assert same_answer(extract_answer(text), reference)
+
+
+def test_boxes_in_a_row_are_no_number():
+    assert not same_answer(extract_answer(r"\boxed{100}, \boxed{200}"), "100200")
 
 
 def test_a_model_in_a_loop_has_an_answer_of_bounded_length():

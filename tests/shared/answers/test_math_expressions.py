@@ -25,6 +25,9 @@ SAME = [
     ("1+i", "i+1"),
     (r"x\le 5", r"x\leq5"),
     (r"\boxed{7}", "7"),
+    # a list of several forms of one value
+    ("x^2+2x+1, (x+1)^2", "(x+1)^2"),
+    (r"\frac13, 0.333333", "1/3"),
     # angles
     (r"\sin 30^\circ", r"\frac12"),
     (r"\cos 20^\circ", r"\sin 70^{\circ}"),
@@ -66,6 +69,9 @@ SAME = [
 ]
 
 DIFFERENT = [
+    # a list of several values
+    ("x^2+2x+1, (x+1)^2, 0", "(x+1)^2"),
+    ("1/3, 0.33", "1/3"),
     # intervals, sets, tuples, matrices
     (r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", r"\begin{pmatrix} 1 & 2 \end{pmatrix}"),
     (r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", "[1,2]"),

@@ -82,6 +82,11 @@ SAME = [
     ("5 oz", "5 ounces"),
     ("6 people", "6 persons"),
     (r"15 \text{ red marbles}", "15 marbles"),
+    # units that each member of a list has
+    ("5 cm, 7 centimeters", "7, 5"),
+    (r"30^\circ \text{ and } 150^\circ", r"\{30,150\}"),
+    (r"5\%, 7\%", r"5,7\%"),
+    (r"5\%, 7\%", "0.05, 0.07"),
     # words that multiply
     ("7.5 million", "7,500,000"),
     (r"\$2.5\text{ million}", "2500000 dollars"),
@@ -181,6 +186,8 @@ DIFFERENT = [
     ("1 January", "1 June"),
     ("15 red marbles", "15 blue marbles"),
     ("15 boys and girls", "15 girls"),
+    ("5 cm, 7 cm", "5 m, 7 m"),
+    ("2 hours, 30 minutes", "2, 30"),
     # words that make another number
     ("25", "25 million"),
     ("25", r"25\text{ dozen}"),

@@ -8,12 +8,12 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from specexit.data.answers.base import AnswerKind
-from specexit.data.answers.math_boxes import last_boxes
+from specexit.data.answers.math_boxes import joined, last_boxes
 from specexit.data.answers.math_inequalities import as_intervals
 from specexit.data.answers.math_numbers import number, same_number
-from specexit.data.answers.math_text import is_word, normal, prose, squeezed, without_and_or
+from specexit.data.answers.math_text import COMMA, apart, is_word, normal, prose, squeezed, without_and_or
 from specexit.data.answers.math_unit_names import same_unit
-from specexit.data.answers.math_units import split
+from specexit.data.answers.math_units import split_list
 
 _SHORT = 200
 """Characters of an answer whose reading is kept."""
@@ -32,9 +32,9 @@ class Math(AnswerKind):
         """
         del choices
         if r"\boxed" in text or r"\fbox" in text:
-            boxes = last_boxes(text)
+            boxes, word = last_boxes(text)
             others = [box for box in boxes[:-1] if not self.plainly_same(box, boxes[-1])]
-            return ",".join([*others, *boxes[-1:]]) or None
+            return joined([*others, *boxes[-1:]], word) or None
         _, hashes, rest = text.rpartition("####")
         line, *more = rest.strip().splitlines() or [""]
         return line.strip() or None if hashes and (not more or _read(line).value is not None) else None
@@ -87,7 +87,7 @@ class _Reading(NamedTuple):
     def expression(self, percent: bool) -> str:
         """The quantity as a parser reads it."""
         if percent and self.unit == "%":
-            return rf"{self.quantity}\%"
+            return ",".join(rf"{member}\%" for member in apart(self.quantity, COMMA))
         return without_and_or(self.quantity) if self.value is None else str(self.value)
 
 
@@ -99,5 +99,5 @@ def _read(text: str) -> _Reading:
 @lru_cache(maxsize=1 << 16)
 def _read_short(text: str) -> _Reading:
     text = normal(text)
-    quantity, unit = split(as_intervals(text))
+    quantity, unit = split_list(as_intervals(text))
     return _Reading(squeezed(text), quantity, unit, number(quantity), prose(quantity))

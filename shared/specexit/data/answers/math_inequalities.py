@@ -7,6 +7,7 @@ import re
 from specexit.data.answers.math_latex import WRAPPER
 
 _FLIPPED = {"<": "<", ">": "<", r"\le": r"\le", r"\ge": r"\le"}
+INEQUALITY = re.compile(r"[<>]|\\[lg]eq?\b")
 _SIGN = re.compile(r" ?(<|>|\\[lg]e(?![A-Za-z])) ?")
 _JOINT = re.compile(rf",? ?(?:{WRAPPER}\{{ ?(and|or) ?\}}|(?<![A-Za-z\\])(and|or)(?![A-Za-z])) ?")
 _BUILDER = re.compile(r"\\\{ ?([A-Za-z]) ?(?:\\in ?\\mathbb\{R\} ?)?(?:\||:|\\mid\b) ?(.+?) ?\\\}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from specexit.data.answers.math_latex import WRAPPER
-from specexit.data.answers.math_text import apart
+from specexit.data.answers.math_text import COMMA, apart
 
 _FUNCTION_ARGUMENT = r"(?:\([^()=]*\))?"
 _WRAPPED = rf"(?:{WRAPPER}\{{[^{{}}]*\}}|\\(?:vec|hat|overline|overrightarrow) ?\{{\w+\}})"
@@ -16,7 +16,6 @@ _NAME = (
 )
 _NAMED = re.compile(rf"({_NAME}|\({_NAME}(?:,{_NAME})+\)|[^A-Za-z=<>\\]+)(?:=|\\in\b ?|\\approx\b ?)(.+)")
 _EQUALS = re.compile(r"(?<![<>!:\\])=")
-_COMMA = re.compile(",")
 _PLUS_MINUS = re.compile(r" ?\\pm(?![A-Za-z]) ?")
 _POINT = re.compile(r"[A-Z]'?(\(.+,.+\))")
 
@@ -47,7 +46,7 @@ def value(text: str, other: str) -> str:
       >>> value("x^2=4", "4"), value("2x+y=3", "3"), value("P(1,2)", "(1,2)")
       ('x^2=4', '2x+y=3', '(1,2)')
     """
-    found = [_NAMED.fullmatch(part) for part in apart(text, _COMMA)]
+    found = [_NAMED.fullmatch(part) for part in apart(text, COMMA)]
     if len(found) > 1 and all(found):
         names, values = zip(*(one.groups() for one in found if one), strict=True)
         if len(set(names)) == 1:
@@ -73,7 +72,7 @@ def _is_of_names(text: str) -> bool:
 def _is_number(text: str) -> bool:
     """Whether a text has no letter but those of constants, and is no list."""
     letters = re.sub(r"\\[A-Za-z]+(?:\{[a-z]*matrix\})?|(?<![A-Za-z])[ie](?![A-Za-z])", "", text)
-    return not re.search("[A-Za-z<>]", letters) and len(apart(text, _COMMA)) == 1
+    return not re.search("[A-Za-z<>]", letters) and len(apart(text, COMMA)) == 1
 
 
 def with_both_signs(text: str) -> str:
@@ -86,7 +85,7 @@ def with_both_signs(text: str) -> str:
     if r"\pm" not in text:
         return text
     inside = text.removeprefix(r"\{").removesuffix(r"\}")
-    members = apart(text if r"\}" in inside else inside, _COMMA)
+    members = apart(text if r"\}" in inside else inside, COMMA)
     found: list[str] = []
     for member in members:
         signs = "+-" if len(_PLUS_MINUS.findall(member)) == 1 else ""

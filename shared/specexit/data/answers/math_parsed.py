@@ -68,7 +68,7 @@ def _equal(a: str, b: str) -> bool:
     a, b = with_both_signs(a), with_both_signs(b)
     a, b = _as_tuple(a, b), _as_tuple(b, a)
     exact = any(_has_both_cases(text) for text in (a, b))
-    one, other = pair = [_parsed(text, exact) for text in (a, b)]
+    one, other = pair = [_as_one_value(_parsed(text, exact)) for text in (a, b)]
     if any(each is None or isinstance(each, BooleanAtom) for each in pair):
         return False
     # An open interval, also as a chain of inequalities, is a pair too, but a set is not.
@@ -79,6 +79,16 @@ def _equal(a: str, b: str) -> bool:
     if isinstance(one, Eq) and isinstance(other, Eq) and not (_has_solutions(one) and _has_solutions(other)):
         return _verified(one.lhs, other.lhs) and _verified(one.rhs, other.rhs)
     return _verified(one, other)
+
+
+def _as_one_value(expression: Any) -> Any:
+    """Of a list that says one value in several forms, the first; anything else as it is."""
+    from sympy import Expr, FiniteSet
+
+    members = expression.args if isinstance(expression, FiniteSet) else ()
+    if len(members) < 2 or not all(isinstance(member, Expr) for member in members):
+        return expression
+    return members[0] if all(_verified(members[0], member) for member in members[1:]) else expression
 
 
 def _verified(one: Any, other: Any) -> bool:

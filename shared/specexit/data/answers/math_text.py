@@ -20,6 +20,7 @@ _GROUP = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3}|, 0\d\d)+(?![\d,])")
 _LISTED = re.compile(r"(?:[(\[]|\\\{)[^()\[\]]*,|_\{[^}]*,")
 """A comma in a bracket or an index."""
 _WORD = re.compile(r"(?:(?<=\d )|(?<=[A-Za-z] ))[A-Za-z]{2,}|(?<![A-Za-z])[A-Za-z]{2,}(?= [\dA-Za-z])")
+COMMA = re.compile(",")
 _AND_OR = re.compile(rf",? ?(?:{WRAPPER}\{{ ?(?:and|or) ?\}}|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])) ?")
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 
+from specexit.data.answers.math_inequalities import INEQUALITY
 from specexit.data.answers.math_latex import WRAPPER
 from specexit.data.answers.math_numbers import number
 from specexit.data.answers.math_readable import OF_ANGLES
-from specexit.data.answers.math_text import squeezed
+from specexit.data.answers.math_text import COMMA, apart, squeezed, without_and_or
 from specexit.data.answers.math_unit_names import UNIT_OF, canonical, is_unit
 
 _LONGEST = 1000
@@ -55,7 +56,20 @@ _ANOTHER_QUANTITY = re.compile(
     r"\bor (?:more|less|fewer|greater|higher|lower|above|below|over|under)\b|\band an? |^[ {]*(?:squared|cubed)\b"
 )
 """Words behind a number after which it is another one."""
-_INEQUALITY = re.compile(r"[<>]|\\[lg]eq?\b")
+
+
+def split_list(text: str) -> tuple[str, str | None]:
+    r"""`split` of an answer that may be a list, where each member names the same.
+
+    Example:
+      >>> split_list("5 cm, 7 centimeters"), split_list(r"30^\circ and 60^\circ"), split_list("1,2")
+      (('5,7', 'cm'), ('30,60', 'degree'), ('1,2', None))
+    """
+    if len(text) <= _LONGEST:
+        quantities, units = zip(*map(split, apart(without_and_or(text), COMMA)), strict=True)
+        if units[0] and len(units) > 1 and len(set(units)) == 1:
+            return ",".join(quantities), units[0]
+    return split(text)
 
 
 def split(text: str) -> tuple[str, str | None]:
@@ -75,7 +89,7 @@ def split(text: str) -> tuple[str, str | None]:
     if title := _TITLE.fullmatch(text):
         named.append(title.group(1).strip().casefold())
         text = title.group(2)
-    if (either := _EITHER.search(text)) and _INEQUALITY.search(text):
+    if (either := _EITHER.search(text)) and INEQUALITY.search(text):
         named.append(either.group())
     if condition := _CONDITION.fullmatch(text):
         text = condition.group(1)
