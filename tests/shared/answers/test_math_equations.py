@@ -53,6 +53,13 @@ SAME = [
     (r"x>0 \text{ and } x<5", "(0,5)"),
     (r"1<q<2 or 5\geqslant q\geq 4", r"(1,2)\cup[4,5]"),
     (r"\{x \mid x \ge 3\}", r"[3,\infty)"),
+    # in plain letters
+    ("x<=3 or x>=5", r"x \le 3 \text{ or } x \ge 5"),
+    ("x<=3 or x>=5", r"(-\infty,3]\cup[5,\infty)"),
+    ("x>=1 and x<=2", "[1,2]"),
+    ("x != 2", r"x \ne 2"),
+    ("x ≠ 2", r"x \ne 2"),
+    ("3! = 6", "6"),
 ]
 
 DIFFERENT = [
@@ -96,6 +103,7 @@ DIFFERENT = [
     ("x<2 or x>3", r"x\le 2 or x>3"),
     ("x<2 or y>3", "x<2 or z>3"),
     ("1<x<2", "2>x>0"),
+    ("x<=3 or x>=5", "x<3 or x>5"),
 ]
 
 

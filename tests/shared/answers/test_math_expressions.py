@@ -64,6 +64,8 @@ SAME = [
     (r"\(3\) and \(4\)", "3, 4"),
     # other ways to write
     ("x²", "x^2"),
+    ("x**2+1", "x^2+1"),
+    ("x**12", "x^{12}"),
     (r"\text{(-1, 2)}", "(-1,2)"),
     (r"\emptyset", r"\varnothing"),
 ]
@@ -92,6 +94,7 @@ DIFFERENT = [
     (r"\frac{-1 \pm \sqrt{5}}{2}", r"\frac{-1 + \sqrt{5}}{2}"),
     # algebra
     ("x+1", "x+2"),
+    ("x**2", "2x"),
     (r"\begin{cases} x+1 & x>0 \\ 0 & x \le 0 \end{cases}", r"\begin{cases} x+1 & x>0 \\ 5 & x \le 0 \end{cases}"),
     ("3x^2t", "3x^2"),
     # angles
