@@ -128,6 +128,29 @@ def test_a_first_run_that_fails_before_its_first_trace_claims_nothing(tmp_path):
     server.close()
 
 
+def test_a_run_that_failed_on_every_prompt_claims_nothing(tmp_path, monkeypatch):
+    """Its rows say nothing, and what is mended is most likely how long an answer may be."""
+    monkeypatch.setattr("torch_specexit.collecting.endpoints.FIRST_PAUSE", 0.001)
+    server, out = Server(Pretender(12)), tmp_path / "out"
+    server.fails = lambda _: True
+    with pytest.raises(CollectError, match="no server answered 12 of 12"):
+        collect(config(server, out, requests=12, retries=2, min_finished=0))
+    server.fails = lambda _: False
+    copy = out / "copy.parquet"
+    shutil.copy(out / "traces-00002.parquet", copy)
+    with pytest.raises(ConfigError, match=r"another config \(max_new_tokens is 700, was None\)"):
+        collect(config(server, out, n=6, max_new_tokens=700))
+    copy.unlink()
+    collect(config(server, out, n=6, max_new_tokens=700))
+    assert [trace.finish_reason for trace in read_traces(out)] == ["stop"] * 6
+    assert json.loads((out / "manifest.json").read_text())["files"].keys() == {
+        "traces-00000.parquet",
+        "traces-00001.parquet",
+    }
+    assert yaml.safe_load((out / "run.yaml").read_text())["config"]["max_new_tokens"] == 700
+    server.close()
+
+
 def test_a_run_that_has_one_trace_or_is_at_work_keeps_its_folder(server, tmp_path):
     out = tmp_path / "out"
     first = config(server, out, shard="0/3")

@@ -1,13 +1,14 @@
 """An output folder belongs to one run: the first collector says which, those that join or go on are held against it.
 
 The record is written under the folder's lock, ``run.yaml`` last: where a kill came before it, or a run failed before
-its first trace, the folder is as good as new, and shards that start together wait for the first of them.
+its first trace or on every prompt, the folder is as good as new, and shards that start together wait for the first of
+them.
 """
 
 from __future__ import annotations
 
 import fcntl
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from specexit.config import ConfigError, read_yaml, save_run
 from specexit.data.stream import MANIFEST
 from specexit.schemas.collect import CollectConfig
 from specexit.schemas.target import TARGET_FILE, TargetConfig, load_target_config, save_target
+from torch_specexit.collecting.manifest import file_sha256, read_files
+from torch_specexit.collecting.summary import SUMMARY
 
 FREE_TO_CHANGE = {
     *("out", "n", "shard", "workers", "engine", "endpoints", "ray", "model", "requests", "retries", "timeout"),
@@ -49,7 +52,12 @@ def claim(config: CollectConfig, target: TargetConfig) -> Iterator[None]:
     (out / HIDDEN).mkdir(parents=True, exist_ok=True)
     with exclusive(out):
         others = [path.name for path in out.iterdir() if not path.name.startswith(RECORD)]
-        if run.exists() and (others or _in_use(out / HIDDEN)):
+        in_use = _in_use(out / HIDDEN)
+        if others and not in_use and _is_unanswered(out, others):
+            for name in (MANIFEST, *others):
+                (out / name).unlink(missing_ok=True)
+            others = []
+        if run.exists() and (others or in_use):
             _hold_against(config, target)
         elif others:
             raise FileExistsError(f"{out}: output folder holds {others[0]}, but no run.yaml to resume from")
@@ -63,6 +71,15 @@ def _in_use(hidden: Path) -> bool:
     """Whether a shard has written into its log, or is at work."""
     return any(log.stat().st_size for log in hidden.glob("shard-*.jsonl")) or any(
         map(_held, hidden.glob("shard-*.lock"))
+    )
+
+
+def _is_unanswered(out: Path, names: Sequence[str]) -> bool:
+    """Whether all that is there are rows of prompts that no server answered, as they were written: a run that asks in
+    another way, as those servers want it, loses nothing by their going."""
+    files = read_files(out)
+    return all(entry.counts.failed == entry.counts.traces for entry in files.values()) and all(
+        name == SUMMARY or (name in files and file_sha256(out / name) == files[name].sha256) for name in names
     )
 
 

@@ -17,38 +17,18 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO
 
-from pydantic import ValidationError
-
-from specexit.config import Config, write_text
+from specexit.config import write_text
 from specexit.data.rows import FAILED, Trace
 from specexit.data.stream import MANIFEST
 from specexit.data.traces import TraceError, read_traces, tokenizer_sha256, write_traces
-from specexit.errors import first_problem
 from specexit.schemas.collect import CollectConfig
 from specexit.schemas.target import TargetConfig
 from torch_specexit.collecting.claim import HIDDEN, claim, exclusive, rename_prompts
+from torch_specexit.collecting.manifest import Finished, Manifest, file_sha256, read_files
 from torch_specexit.collecting.summary import Counts, count
 from torch_specexit.collecting.work import Ask, Chunk, CollectError, chunks
-
-
-class Finished(Config):
-    """A file of the manifest."""
-
-    sha256: str
-    asks: str
-    """Hash of what was asked."""
-    counts: Counts
-
-
-class Manifest(Config):
-    """``manifest.json``."""
-
-    format_version: Literal[1] = 1
-    traces: int | None = None
-    """That the run asks for, those of all shards and those not there yet; None in older folders."""
-    files: dict[str, Finished]
 
 
 class Ledger:
@@ -124,7 +104,7 @@ class Ledger:
 
     def counts(self) -> Counts:
         """Everything in the folder's finished files, of all shards."""
-        return sum((entry.counts for entry in self._manifest().values()), Counts())
+        return sum((entry.counts for entry in read_files(self.out).values()), Counts())
 
     # The folder.
 
@@ -159,7 +139,7 @@ class Ledger:
         return number not in self.rows and self.place[number][0].file not in self.done
 
     def _recover(self) -> None:
-        manifest = self._manifest()
+        manifest = read_files(self.out)
         for chunk in self.chunks:
             self._look_at(chunk, manifest.get(chunk.file))
         for log in sorted((self.out / HIDDEN).glob("shard-*.jsonl")):
@@ -180,7 +160,7 @@ class Ledger:
         path = self.out / chunk.file
         if not path.exists():
             return
-        if entry is not None and _sha256(path) != entry.sha256:
+        if entry is not None and file_sha256(path) != entry.sha256:
             raise TraceError(f"{path}: its content is not what {MANIFEST} says; remove the file to collect it again")
         if entry is not None and entry.asks == _asks_sha256(chunk.asks) and not entry.counts.failed:
             self.done.add(chunk.file)
@@ -211,7 +191,7 @@ class Ledger:
         path = self.out / chunk.file
         write_traces(path, traces, self.tokenizer)
         counts = sum(map(count, traces), Counts())
-        entry = Finished(sha256=_sha256(path), asks=_asks_sha256(chunk.asks), counts=counts)
+        entry = Finished(sha256=file_sha256(path), asks=_asks_sha256(chunk.asks), counts=counts)
         self._enter({chunk.file: entry})
         self.done.add(chunk.file)
         for i in range(chunk.start, chunk.start + len(chunk.asks)):
@@ -221,20 +201,9 @@ class Ledger:
     def _enter(self, files: dict[str, Finished]) -> None:
         """Put files into the manifest; without any it still says how much is to come."""
         with exclusive(self.out):
-            files = dict(sorted((self._manifest() | files).items()))
+            files = dict(sorted((read_files(self.out) | files).items()))
             record = Manifest(traces=self.asked, files=files).model_dump(mode="json")
             write_text(self.out / MANIFEST, json.dumps(record, indent=1) + "\n")
-
-    def _manifest(self) -> dict[str, Finished]:
-        path = self.out / MANIFEST
-        if not path.exists():
-            return {}
-        try:
-            return Manifest.model_validate_json(path.read_bytes()).files
-        except ValidationError as error:
-            raise TraceError(
-                f"{path}: {first_problem(error)}; remove the file, it is made again from the traces"
-            ) from error
 
     def _rewrite_log(self) -> None:
         """Keep in the log what is in no file yet."""
@@ -269,11 +238,6 @@ def _read_log(path: Path) -> Iterator[tuple[int, Trace]]:
             if checksum == b"%08x" % zlib.crc32(text):
                 number, fields = json.loads(text.decode("utf-8", "surrogatepass"))
                 yield number, Trace(**fields)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _asks_sha256(asks: Sequence[Ask]) -> str:

@@ -12,6 +12,8 @@ from specexit.data.rows import FAILED, Trace, free_trials
 from specexit.schemas.collect import CollectConfig
 from torch_specexit.collecting.work import CollectError
 
+SUMMARY = "summary.json"
+
 MOST_IN_TRIALS = 0.15
 """Share of all tokens that trials may take before it is a warning, where they are long enough to be made shorter."""
 
@@ -92,7 +94,7 @@ def finish(config: CollectConfig, counts: Counts, max_tokens: int) -> None:
         "forced_as_free": _share(counts.free_same, counts.free),
         "trial_tokens": _share(counts.trial_tokens, counts.trial_tokens + counts.thinking_tokens),
     }
-    write_text(config.out / "summary.json", json.dumps({"counts": asdict(counts), "shares": shares}, indent=2) + "\n")
+    write_text(config.out / SUMMARY, json.dumps({"counts": asdict(counts), "shares": shares}, indent=2) + "\n")
     failed = f", {counts.failed} failed" if counts.failed else ""
     free = "" if shares["forced_as_free"] is None else f", as whole answers {shares['forced_as_free']:.1%}"
     traces, trials = counts.traces, counts.trials
