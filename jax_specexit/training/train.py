@@ -18,6 +18,7 @@ from jax_specexit.evaluation.held_out import HeldOut
 from jax_specexit.model.target import Target
 from jax_specexit.planning.aot import Shapes
 from jax_specexit.sharding import make_mesh
+from jax_specexit.training.alone import alone_in
 from jax_specexit.training.checkpoint import Checkpoints
 from jax_specexit.training.data import Batches, check_data, first_rows, open_features
 from jax_specexit.training.metrics import Metrics
@@ -41,7 +42,8 @@ def train(config: TrainConfig) -> None:
     Returns when the run is finished, or saved behind a preemption notice: ``status.json`` says which.
 
     Raises:
-      ConfigError: the run folder belongs to another recipe, the mesh does not fit, or the data is for another target.
+      ConfigError: the run folder belongs to another recipe or to a run that lives, the mesh does not fit, or the data is
+        for another target.
       BucketError: a bucket that cannot be read or written.
       PackError, OverlapError, TraceError, FeatureError: packed data, traces or stored features that cannot be used.
       DiskFullError: there is no room for a checkpoint.
@@ -65,11 +67,6 @@ def train(config: TrainConfig) -> None:
         fixed = fixed._replace(selection=Selection(by=config.best_by, prompts=prompts))
     step = make_step(config, draft, target, mesh)
     batches = Batches(config, meta, step.batch_sharding, features)
-    if is_first():
-        save_run(config, config.out)
-        save_target(config.out, target_config)
-        copy_prompts(config.data, config.out)
-        save_start(config.out, fixed)
     weight = np.ones(target.shape.vocab_size, np.float32)
     weight[list(target_config.think_tokens().split)] = config.signals.boundary_weight
     frozen = _to_mesh(
@@ -78,19 +75,25 @@ def train(config: TrainConfig) -> None:
     if held_out is not None:
         assert isinstance(target, Target), "the recipe's schema says so: evaluations run the target"
         held_out.compile(step, draft, target)
-    with Checkpoints(config.out, config.checkpoint, held_out and held_out.measure) as checkpoints:
-        begin, state = _first_state(step, nnx.to_pure_dict(nnx.state(draft)), checkpoints)
-        del draft  # whole, on the first chip of each process
-        write_status(config.out, "running", begin, config.steps)
-        try:
-            stored = features and features.manifest.dtype
-            shapes = Shapes(target.shape, fixed.shape, config.batch_size, meta.length, stored)
-            watch = Watch(config, shapes, mesh, jax.devices()[0].device_kind)
-            status, last = Loop(config, step, frozen, batches, checkpoints, held_out, watch).run(begin, state)
-        except NotFiniteError:
-            write_status(config.out, "stopped", checkpoints.manager.latest_step() or 0, config.steps)
-            raise
-    write_status(config.out, status, last, config.steps)
+    with alone_in(config.out):
+        if is_first():
+            save_run(config, config.out)
+            save_target(config.out, target_config)
+            copy_prompts(config.data, config.out)
+            save_start(config.out, fixed)
+        with Checkpoints(config.out, config.checkpoint, held_out and held_out.measure) as checkpoints:
+            begin, state = _first_state(step, nnx.to_pure_dict(nnx.state(draft)), checkpoints)
+            del draft  # whole, on the first chip of each process
+            write_status(config.out, "running", begin, config.steps)
+            try:
+                stored = features and features.manifest.dtype
+                shapes = Shapes(target.shape, fixed.shape, config.batch_size, meta.length, stored)
+                watch = Watch(config, shapes, mesh, jax.devices()[0].device_kind)
+                status, last = Loop(config, step, frozen, batches, checkpoints, held_out, watch).run(begin, state)
+            except NotFiniteError:
+                write_status(config.out, "stopped", checkpoints.manager.latest_step() or 0, config.steps)
+                raise
+        write_status(config.out, status, last, config.steps)
 
 
 def _to_mesh(tree: Any, shardings: Any) -> Any:

@@ -3,17 +3,20 @@
 About 80 s of CPU time: a very small draft is trained five times, and compiled twice.
 """
 
+import errno
 import gc
 import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import jax
 import numpy as np
@@ -23,9 +26,10 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from jax_specexit.convert import convert
 from jax_specexit.training import train as module
+from jax_specexit.training.alone import alone_in
 from jax_specexit.training.checkpoint import restore_params
 from jax_specexit.training.metrics import Metrics
-from jax_specexit.training.run import read_start, save_start
+from jax_specexit.training.run import check_folder, read_start, save_start
 from jax_specexit.training.train import train
 from specexit import cli
 from specexit.config import ConfigError, load
@@ -428,6 +432,35 @@ def test_a_folder_that_holds_something_else_is_refused(recipe: TrainConfig) -> N
     (recipe.out / "checkpoints").mkdir(parents=True)
     with pytest.raises(ConfigError, match=r"holds checkpoints but no run.yaml"):
         train(recipe)
+
+
+def test_a_second_run_in_the_folder_of_one_that_lives_is_refused(recipe: TrainConfig) -> None:
+    by_now = rf"out={recipe.out}: process {os.getpid()} on \S+, since \d{{4}}-.* trains into this folder"
+    with alone_in(recipe.out):
+        for _ in range(2):
+            with pytest.raises(ConfigError, match=by_now):
+                train(recipe)
+    assert [path.name for path in recipe.out.iterdir()] == [".lock"]
+    check_folder(recipe)  # what is left is a new folder
+
+
+def test_a_run_that_was_killed_lets_its_folder_go(tmp_path: Path) -> None:
+    script = "import sys, time; from pathlib import Path; from jax_specexit.training.alone import alone_in\n"
+    script += "with alone_in(Path(sys.argv[1])):\n  print('held', flush=True)\n  time.sleep(600)"
+    with subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(ConfigError, match=f"process {other.pid} on "), alone_in(tmp_path):
+            pass
+        other.kill()
+    with alone_in(tmp_path):
+        assert (tmp_path / ".lock").read_text().startswith(f"process {os.getpid()} on ")
+
+
+def test_a_disk_without_locks_is_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fcntl.flock", Mock(side_effect=OSError(errno.ENOLCK, "No locks available")))
+    with alone_in(tmp_path), alone_in(tmp_path):
+        pass
 
 
 def test_a_batch_that_does_not_divide_is_refused(recipe: TrainConfig) -> None:
