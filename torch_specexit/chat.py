@@ -12,6 +12,9 @@ from specexit.config import CONFIG_ROOTS, read_yaml
 from specexit.errors import InputError
 from specexit.schemas.target import TargetConfig
 
+OURS = ("conversation", "add_generation_prompt", "tokenize")
+"""Arguments of the chat template that a prompt of a trace needs as they are."""
+
 
 def load_chat_tokenizer(target: TargetConfig) -> Any:
     """The target's tokenizer through transformers, which is what can run its chat template.
@@ -36,11 +39,16 @@ def prompt_ids(tokenizer: Any, target: TargetConfig, messages: Sequence[Mapping[
 
     Raises:
       InputError: the tokenizer has no template, or the template refuses the conversation or the arguments, does not
-        know one of them, or closes the thinking.
+        know one of them or gets it from here, or closes the thinking.
     """
     from jinja2 import TemplateError
 
     turns = [dict(message) for message in messages]
+    if ours := [key for key in target.chat if key in OURS]:
+        raise InputError(
+            f"the chat template of target {target.name} gets {', '.join(ours)} from specexit itself, expected its chat "
+            f"{target.chat} without"
+        )
     try:
         text = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False, **target.chat)
     except (TemplateError, TypeError, ValueError) as error:

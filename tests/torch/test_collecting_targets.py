@@ -117,7 +117,8 @@ def test_a_target_that_does_not_say_how_it_is_asked(tmp_path, server):
         ("chat_template.jinja", "{{ raise_exception('system message needed') }}", {}, "system message needed"),
         ("chat_template.jinja", "{{ messages[0].content", {}, "unexpected end of template"),
         ("chat_template.jinja", None, {}, "chat_template is not set"),
-        (None, None, {"tokenize": True}, r"with its chat \{'tokenize': True\}: .*multiple values.*'tokenize'"),
+        (None, None, {"tokenize": True}, r"gets tokenize from specexit itself, .* chat \{'tokenize': True\} without"),
+        (None, None, {"add_generation_prompt": True}, "gets add_generation_prompt from specexit itself"),
     ],
 )
 def test_a_chat_template_that_cannot_be_applied(tmp_path, server, file, content, chat, message):
