@@ -234,7 +234,7 @@ def _explain(schema: type[BaseModel], error: ValidationError, where: str) -> str
     for problem in error.errors():
         key = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
-            lines.append(f"{where}: unknown key {key!r}{_nearest(key, [name for name, _ in keys(schema)])}")
+            lines.append(f"{where}: unknown key {key!r}{_known(schema, key)}")
         elif problem["type"] == "missing":
             lines.append(f"{where}: key {key!r} is required")
         elif not key:  # of several keys together: the message names them
@@ -242,6 +242,17 @@ def _explain(schema: type[BaseModel], error: ValidationError, where: str) -> str
         else:
             lines.append(f"{where}: {key} is {problem['input']!r}: {problem['msg']}")
     return without_passwords("\n".join(lines))
+
+
+def _known(schema: type[BaseModel], key: str) -> str:
+    """What an unknown key may have been meant for: one of its own section, where that has any."""
+    section, _, last = key.rpartition(".")
+    models = [kind for kind in kinds_of(schema, section) if _is_schema(kind)]
+    beside = [field.alias or name for model in models for name, field in model.model_fields.items()]
+    if not beside:
+        return _nearest(key, [name for name, _ in keys(schema)])
+    close = difflib.get_close_matches(last, beside, n=1, cutoff=0.5)
+    return f", did you mean '{section}.{close[0]}'?" if close else f", expected one of {', '.join(beside)} in {section}"
 
 
 PACKAGES = (

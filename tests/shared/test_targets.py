@@ -151,6 +151,12 @@ def test_an_empty_text_is_not_looked_for(tmp_path: Path, fields: dict, key: str)
         ({"dtype": "fp16"}, "dtype is 'fp16': .*'bfloat16', 'float16' or 'float32'"),
         ({"dtype": "torch.bfloat16"}, "dtype is 'torch.bfloat16': .*'bfloat16'"),
         ({"sampling": {"temperature": float("inf"), "max_tokens": 8}}, "sampling.temperature is inf: .*finite"),
+        ({"sampling": {"temperature": 1, "max_tokens": 8, "top_k": -2}}, "sampling.top_k is -2: .*greater than or"),
+        ({"sampling": {"temperature": 1, "max_tokens": 8, "min_p": 0.1}}, "sampling.min_p is 0.1: .*expected 0, as"),
+        (
+            {"sampling": {"temperature": 1, "max_tokens": 8, "presence_penalty": 1}},
+            "unknown key 'sampling.presence_penalty', expected one of temperature, .*, max_tokens.* in sampling",
+        ),
         ({"name": ""}, "name is '': .*a name of one line"),
         ({"name": " "}, "name is ' ': .*a name of one line"),
         ({"name": "a\nb"}, r"name is 'a\\nb': .*a name of one line"),
@@ -167,6 +173,19 @@ def test_what_no_engine_could_do_is_refused_with_its_key(tmp_path: Path, fields:
     path.write_text(yaml.safe_dump(given))
     with pytest.raises(ConfigError, match=rf"mine\.yaml: {message}"):
         load_target_config(str(path))
+
+
+def test_the_sampling_of_a_model_card_can_be_copied(tmp_path: Path) -> None:
+    """With what it names and what changes nothing: no other record is made of it."""
+    found = []
+    for sampling in ({"top_k": 0}, {"top_k": -1, "min_p": 0.0}):
+        fields = {"temperature": 0.6, "top_p": 0.95, "max_tokens": 8} | sampling
+        given = {"name": "mine", "path": "embedded", "aux_layers": [1], "max_model_len": 64, "sampling": fields}
+        (tmp_path / "mine.yaml").write_text(yaml.safe_dump(given))
+        found.append(load_target_config(str(tmp_path / "mine.yaml")))
+    assert found[0] == found[1]
+    assert found[1].model_dump() == found[0].model_dump()
+    assert "min_p" not in str(found[1].model_dump())
 
 
 @pytest.mark.parametrize("name", ["Qwen/Qwen3-4B", "my model", "模型-4b"])

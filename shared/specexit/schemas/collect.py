@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from specexit.config import Config
 from specexit.schemas.engine import EngineConfig
 from specexit.schemas.prompts import ColumnsConfig
+from specexit.schemas.sampling import TopK
 from specexit.schemas.url import why_no_url
 
 TrialChoice = Literal["refine", "all", "stable", "bisect"]
@@ -62,7 +63,7 @@ class CollectConfig(Config):
         default=None, ge=0, allow_inf_nan=False, description="of the traces; by default the target's"
     )
     top_p: float | None = Field(default=None, gt=0, le=1, description="of the traces; by default the target's")
-    top_k: int | None = Field(default=None, ge=0, description="of the traces; by default the target's; 0 keeps all")
+    top_k: TopK | None = Field(default=None, description="of the traces; by default the target's; 0 keeps all")
     max_new_tokens: int | None = Field(
         default=None, gt=0, description="longest response, thinking and answer; by default the target's"
     )

@@ -14,6 +14,7 @@ from specexit.buckets import location
 from specexit.config import CONFIG_ROOTS, Config, ConfigError, find, load, write_text
 from specexit.drafts.files import read_bytes
 from specexit.method.splits import FastTokenizer, ThinkTokens, load_tokenizer, resolve
+from specexit.schemas.sampling import NoMinP, TopK
 from specexit.tiny import EMBEDDED
 
 TARGET_FILE = "target.yaml"
@@ -35,7 +36,8 @@ class SamplingConfig(Config):
 
     temperature: float = Field(ge=0, allow_inf_nan=False, description="0 is greedy")
     top_p: float = Field(default=1.0, gt=0, le=1, description="probability of the tokens that are drawn from")
-    top_k: int = Field(default=0, ge=0, description="0 keeps all tokens")
+    top_k: TopK = Field(default=0, description="0 keeps all tokens")
+    min_p: NoMinP = 0.0
     max_tokens: int = Field(gt=0, description="longest response, thinking and answer; cut to what max_model_len leaves")
 
 
