@@ -36,7 +36,7 @@ from specexit.data.overlap import refuse_trained
 from specexit.data.packing import PackMeta
 from specexit.data.rows import BareTrace, prompt_sha256
 from specexit.data.sequences import TrainingSequence, assemble, best_fit, make_sequence
-from specexit.data.traces import LabelledTrace, check_tokenizer, read_bare, stream_labelled, target_of
+from specexit.data.traces import LabelledTrace, check_tokenizer, read_bare, stream_labelled, target_of_file
 from specexit.method.labels import ExitKind
 from specexit.schemas.target import TargetConfig
 from specexit.schemas.train import TrainConfig
@@ -71,7 +71,7 @@ class HeldOut:
     def __init__(self, config: TrainConfig, target_config: TargetConfig, meta: PackMeta):
         assert config.eval_traces is not None
         traces = read_bare(config.eval_traces, config.evaluate_n, LabelledTrace)
-        target_of(traces, config.target)
+        target_of_file(config.eval_traces, config.target)
         refuse_trained(config.data, traces, config.eval_traces)
         check_tokenizer(config.eval_traces, target_config)
         self.end = target_config.think_tokens().end

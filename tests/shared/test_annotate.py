@@ -163,6 +163,17 @@ def test_nothing_to_label_is_an_error_that_counts_reasons(make_trace, tmp_path):
     assert not (tmp_path / "labelled").exists()
 
 
+def test_a_row_that_no_server_answered_is_left_out_as_that(think, make_trace, tmp_path):
+    nothing = {"boundaries": [], "boundary_answers": [], "boundary_agrees": [], "boundary_confidence": []}
+    failed = make_trace(id="failed", finish_reason="failed", answer=None, **nothing)
+    write_traces(tmp_path / "traces" / "traces.parquet", [think(("x.", "1"), ("y.", "1")), failed])
+    found = annotate(AnnotateConfig(traces=tmp_path / "traces", out=tmp_path / "labelled"))
+    assert found.dropped == {"failed": 1, "unfinished": 0, "no answer": 0, "no boundary": 0}
+    write_traces(tmp_path / "traces" / "traces.parquet", [failed])
+    with pytest.raises(TraceError, match="none of 1 traces can be labelled: 1 failed, 0 unfinished, 0 no answer"):
+        annotate(AnnotateConfig(traces=tmp_path / "traces", out=tmp_path / "none"))
+
+
 def test_traces_without_a_boundary_are_an_error_that_names_the_key(make_trace, tmp_path):
     nothing = {"boundaries": [], "boundary_answers": [], "boundary_agrees": [], "boundary_confidence": []}
     write_traces(tmp_path / "traces" / "traces.parquet", [make_trace(**nothing)])

@@ -29,7 +29,7 @@ from specexit.data.traces import (
     data_sha256,
     read_labelled,
     read_traces,
-    target_of,
+    target_of_file,
     tokenizer_sha256,
     write_traces,
 )
@@ -69,17 +69,19 @@ def test_a_file_that_the_manifest_names_is_gone(make_trace, tmp_path):
         read_traces(tmp_path)
 
 
-@pytest.mark.parametrize(("asked", "said"), [(3, True), (2, False), (None, False)])
-def test_a_folder_that_collect_has_not_finished_is_said(make_trace, tmp_path, capsys, asked, said):
-    """Once, however often it is read; manifests of older versions do not say how much there should be."""
+@pytest.mark.parametrize(("asked", "failed", "said"), [(3, 0, 2), (2, 0, 0), (2, 1, 1), (None, 0, 0)])
+def test_a_folder_that_collect_has_not_finished_is_said(make_trace, tmp_path, capsys, asked, failed, said):
+    """Once, however often it is read, and rows of prompts that no server answered are not there yet; manifests of older
+    versions do not say how much there should be."""
     for name in ("a", "b"):
         write_traces(tmp_path / f"{name}.parquet", [make_trace(id=name)])
     files = {f"{name}.parquet": {"counts": {"traces": 1}} for name in ("a", "b")}
+    files["b.parquet"]["counts"]["failed"] = failed
     (tmp_path / "manifest.json").write_text(json.dumps({"files": files} | ({"traces": asked} if asked else {})))
     for _ in range(2):
         assert len(read_traces(tmp_path)) == 2
-    warnings = capsys.readouterr().err.count("has 2 of the 3 traces that were asked for: `collect` has not finished")
-    assert warnings == said
+    warning = f"has {said} of the {asked} traces that were asked for: `collect` has not finished"
+    assert capsys.readouterr().err.count(warning) == bool(said)
 
 
 def test_the_hash_follows_the_data(make_trace, tmp_path):
@@ -145,11 +147,15 @@ def test_verdicts_and_boundaries_differ_in_number(make_trace, tmp_path):
 
 
 def test_target_is_that_of_the_traces(make_trace, tmp_path):
-    assert target_of([make_trace()], None).name == "tiny-reasoner"
-    with pytest.raises(TraceError, match="several targets"):
-        target_of([make_trace(), make_trace(target="other")], None)
+    ours, others, mixed = (tmp_path / f"{name}.parquet" for name in ("ours", "others", "mixed"))
+    write_traces(ours, [make_trace()])
+    write_traces(others, [make_trace(target="other")])
+    write_traces(mixed, [make_trace(), make_trace(id="b", target="other")])
+    assert target_of_file(ours).name == "tiny-reasoner"
+    with pytest.raises(TraceError, match=r"mixed\.parquet: traces of several targets \(other, tiny-reasoner\)"):
+        target_of_file(mixed)
     with pytest.raises(ConfigError, match="'tiny-reasoner', but the traces were written by 'other'"):
-        target_of([make_trace(target="other")], "tiny-reasoner")
+        target_of_file(others, "tiny-reasoner")
 
 
 def test_a_failed_write_leaves_the_old_file(make_trace, tmp_path):

@@ -396,7 +396,7 @@ def test_a_prompt_that_no_server_answers_is_a_row_without_an_answer(trials, fail
     assert found[:7] + found[8:] == collected[:7] + collected[8:]
     assert (found[7].id, found[7].finish_reason, found[7].answer) == ("test-0-00007", "failed", None)
     assert found[7].correct is None
-    assert drop_reason(found[7]) == "unfinished"
+    assert drop_reason(found[7]) == "failed"
     counts = json.loads((tmp_path / "out" / "summary.json").read_text())["counts"]
     assert (counts["traces"], counts["finished"], counts["failed"]) == (12, 11, 1)
     failing.fails, before = lambda _: False, failing.completions

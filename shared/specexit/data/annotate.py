@@ -18,7 +18,7 @@ from specexit.buckets import arrow_sink
 from specexit.config import save_run, write_text
 from specexit.data.boundaries import stating
 from specexit.data.checks import once
-from specexit.data.rows import LABELLED_SCHEMA, LabelledTrace, Trace, infer_decided, is_tried_throughout
+from specexit.data.rows import FAILED, LABELLED_SCHEMA, LabelledTrace, Trace, infer_decided, is_tried_throughout
 from specexit.data.stream import TraceError, blocks, deserialised, in_parallel, read_batches, rows_of, serialised, shown
 from specexit.data.summary import Statistics, Tally, listed
 from specexit.data.traces import (
@@ -78,7 +78,7 @@ def annotate(config: AnnotateConfig) -> Statistics:
                 examples += [e for e in block.examples if e.kind not in {known.kind for known in examples}]
         if not tally.n:
             raise TraceError(f"{config.traces}: {_nothing_to_label(reasons)}")
-        statistics = tally.statistics({reason: reasons[reason] for reason in DROP_REASONS})
+        statistics = tally.statistics(_dropped(reasons))
         _check_cut(config, statistics)
         write_text(folder / "statistics.json", json.dumps(asdict(statistics), indent=2) + "\n")
         write_text(folder / "statistics.html", traces_page(target.name, statistics, examples))
@@ -155,18 +155,26 @@ def _check_cut(config: AnnotateConfig, statistics: Statistics) -> None:
     )
 
 
-DROP_REASONS = ("unfinished", "no answer", "no boundary")
+DROP_REASONS = (FAILED, "unfinished", "no answer", "no boundary")
+
+
+def _dropped(reasons: Counter[str]) -> dict[str, int]:
+    """Numbers of traces by reason; servers alone leave failed ones, and elsewhere nothing is said of them."""
+    return {reason: reasons[reason] for reason in DROP_REASONS if reason != FAILED or reasons[FAILED]}
 
 
 def _nothing_to_label(reasons: Counter[str]) -> str:
-    found = f"none of {reasons.total()} traces can be labelled: {listed(reasons, DROP_REASONS)}"
+    found = f"none of {reasons.total()} traces can be labelled: {listed(_dropped(reasons))}"
     if not reasons["no boundary"]:
         return found
     return f"{found}; do split_endings and split_connectors of the target occur in its thinking?"
 
 
 def drop_reason(trace: Trace) -> str | None:
-    """Why a trace cannot be labelled: it was cut off, it states no answer, or its thinking has no boundary."""
+    """Why a trace cannot be labelled: no server answered its prompt, it was cut off, it states no answer, or its
+    thinking has no boundary."""
+    if trace.finish_reason == FAILED:
+        return FAILED
     if trace.finish_reason != "stop":
         return "unfinished"
     if trace.answer is None:
@@ -207,7 +215,7 @@ def hard_boundary(trace: Trace, tokenizer: Tokenizer, answer_word: str) -> int |
 
 
 def _table(statistics: Statistics, answer_word: str) -> Table:
-    table = Table(title=f"{statistics.n} traces, left out: {listed(statistics.dropped, DROP_REASONS)}")
+    table = Table(title=f"{statistics.n} traces, left out: {listed(statistics.dropped)}")
     table.add_column("thinking ends at")
     for column in ("thinking cut", "thinking tokens", "agreement", "accuracy"):
         table.add_column(column, justify="right")

@@ -64,11 +64,12 @@ def trace_files(path: Path) -> list[Path]:
 
 def _recorded(manifest: Path) -> tuple[set[str], int, int]:
     """Files that `collect` has finished, traces that it was asked for (0 where an older one wrote it), and those in the
-    files."""
+    files that a server answered."""
     try:
         record = json.loads(manifest.read_bytes())
         files, asked = record["files"], record.get("traces") or 0
-        return set(files), asked, sum(entry["counts"]["traces"] for entry in files.values()) if asked else 0
+        counts = [entry["counts"] for entry in files.values()] if asked else []
+        return set(files), asked, sum(one["traces"] - one.get("failed", 0) for one in counts)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise TraceError(f"{manifest}: cannot be read as what `collect` writes: remove it") from error
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 
 import numpy as np
@@ -389,6 +389,6 @@ def _share(part: int, whole: int) -> float | None:
     return part / whole if whole else None
 
 
-def listed(counts: dict[str, int], reasons: Sequence[str]) -> str:
+def listed(counts: dict[str, int]) -> str:
     """Counts by reason as one line."""
-    return ", ".join(f"{counts.get(reason, 0)} {reason}" for reason in reasons)
+    return ", ".join(f"{n} {reason}" for reason, n in counts.items())

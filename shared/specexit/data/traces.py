@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from specexit.buckets import BucketPath, arrow_sink, arrow_source
 from specexit.config import ConfigError
 from specexit.data.checks import once
-from specexit.data.rows import SCHEMAS, AnyTrace, BareTrace, LabelledTrace, Trace, ids_sha256
+from specexit.data.rows import SCHEMAS, BareTrace, LabelledTrace, Trace, ids_sha256
 from specexit.data.stream import MANIFEST, TraceError, read_batches, rows_of, trace_files, values_of
 from specexit.schemas.target import TargetConfig, find_target, load_target_config
 
@@ -159,22 +159,19 @@ def _bare(batch: pa.RecordBatch, same: Same) -> Iterator[BareTrace]:
         )
 
 
-def target_of(traces: Sequence[AnyTrace], given: str | None, *places: Path) -> TargetConfig:
-    """The target that wrote the traces.
+def target_of_file(path: Path, given: str | None = None, *places: Path) -> TargetConfig:
+    """The target that wrote all traces of a file or folder.
 
     Args:
-      traces: at least one.
+      path: of the traces; a copy of their target may lie there.
       given: a target's name or YAML file, which wins.
-      places: where the traces and what belongs to them lie: a copy of their target may lie there too.
+      places: where else a copy may lie.
 
     Raises:
-      TraceError: they are of several targets.
+      TraceError: there are none, they cannot be read, or they are of several targets.
       ConfigError: the target is unknown, or the one given is not theirs.
     """
-    names = {trace.target for trace in traces}
-    if len(names) != 1:
-        raise TraceError(f"traces of several targets ({', '.join(sorted(names))}) are mixed, expected those of one")
-    return _target_named(names.pop(), given, *places)
+    return _target_named(target_named_in(path), given, path, *places)
 
 
 def _target_named(name: str, given: str | None, *places: Path) -> TargetConfig:
@@ -187,20 +184,6 @@ def _target_named(name: str, given: str | None, *places: Path) -> TargetConfig:
             "of that target, wherever its model lies now"
         )
     return target
-
-
-def target_of_file(path: Path, given: str | None = None, *places: Path) -> TargetConfig:
-    """The target that wrote all traces of a file or folder; otherwise as `target_of`.
-
-    Args:
-      path: of the traces; a copy of their target may lie there.
-      given: a target's name or YAML file, which wins.
-      places: where else a copy may lie.
-
-    Raises:
-      TraceError: there are none, they cannot be read, or they are of several targets.
-    """
-    return _target_named(target_named_in(path), given, path, *places)
 
 
 def target_of_both(path: Path, draft: Path, named: str | None, given: str | None = None) -> TargetConfig:
