@@ -12,7 +12,7 @@ from typing import Any
 
 from torch_specexit.plugin import settings
 from torch_specexit.plugin.compat.fit import Has, Hook, Method, Takes, Uses, install
-from torch_specexit.plugin.frontend import arguments, efforts, metrics, opening, reports, tracing
+from torch_specexit.plugin.frontend import arguments, efforts, metrics, opening, reports, starting, tracing
 from torch_specexit.plugin.frontend.inner import inner
 from torch_specexit.plugin.frontend.routes import Endpoints
 from torch_specexit.plugin.frontend.server import FrontEnd
@@ -125,8 +125,11 @@ def _record(original: Method) -> Method:
 def _init_engine(original: Method) -> Method:
     def __init__(self: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
         found = opening.settings_of(vllm_config)
-        original(self, vllm_config, *args, **kwargs)
-        if found is not None:
+        if found is None:
+            original(self, vllm_config, *args, **kwargs)
+            return
+        with starting.heard_at_once():
+            original(self, vllm_config, *args, **kwargs)
             opening.open_front_end(self, found)
             misfit = install(FRONTEND_HOOKS)
             if misfit:
@@ -297,7 +300,8 @@ PROCESS_HOOKS = (
         "__init__",
         ("vllm_config", "executor_class", "log_stats"),
         _init_engine,
-        why="settings of the server are checked before anything starts; audits generate through the engine",
+        why="settings of the server are checked before anything starts, and signals heard while it does; audits "
+        "generate through the engine",
         relies_on="output_processor, logger_manager.stat_loggers, generate()",
         since="0.24",
         facts=(
@@ -310,7 +314,7 @@ PROCESS_HOOKS = (
         ),
         upstream="none",
         until="when a plug-in is told of the engine of an API server",
-        without="streamed reports, routes and audits",
+        without="streamed reports, routes and audits; a start that a signal ends at once",
     ),
     Hook(
         _LOGGERS,
