@@ -1,5 +1,6 @@
-"""Where vLLM is wrapped: `hooks` and `frontend_hooks` are the table of all places, `wraps` what is done there.
+"""Where vLLM is wrapped: `hooks` and `frontend_hooks` are the table of all places.
 
-`fit` says whether an installed vLLM has them as expected, `sources` how that is read, `checks` what must hold of a
-draft.
+What is done there is in `wraps` for the engine; for the front end it stands with the rows themselves, in
+`request_hooks`, `telemetry_hooks` and `server_hooks`. `fit` says whether an installed vLLM has these places as
+expected, `sources` how that is read, `checks` what must hold of a draft.
 """

@@ -1,0 +1,124 @@
+"""The part of the hook table that follows a request through the front end: its admission, its reports, readiness."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from torch_specexit.plugin.compat.fit import Has, Hook, Method, Uses
+from torch_specexit.plugin.compat.harmless import harmless
+from torch_specexit.plugin.frontend import reports
+from torch_specexit.plugin.frontend.server import FrontEnd
+from torch_specexit.plugin.outcome import KEY
+
+logger = logging.getLogger("vllm.specexit")
+
+_ENGINE = "vllm.v1.engine"
+
+
+def _process_outputs(original: Method) -> Method:
+    def process_outputs(
+        self: Any,
+        engine_core_outputs: Any,
+        engine_core_timestamp: Any = None,
+        iteration_stats: Any = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        known = harmless(lambda: reports.attach(self, engine_core_outputs))
+        result = original(self, engine_core_outputs, engine_core_timestamp, iteration_stats, *args, **kwargs)
+        if known:
+            harmless(lambda: reports.settle(self, known, iteration_stats))
+        return result
+
+    return process_outputs
+
+
+def _add_request(original: Method) -> Method:
+    def add_request(self: Any, request: Any, *args: Any, **kwargs: Any) -> None:
+        front: FrontEnd | None = getattr(self, KEY, None)
+        admitted = None if front is None else front.admit(request)
+        original(self, request, *args, **kwargs)
+        state = self.request_states.get(request.request_id)
+        if front is not None and admitted is not None and state is not None:
+            front.keep(state, request, admitted)
+
+    return add_request
+
+
+def _check_health(original: Method) -> Method:
+    async def check_health(self: Any) -> None:
+        await original(self)
+        front: FrontEnd | None = getattr(self.output_processor, KEY, None)
+        problem = None if front is None else front.problem()
+        if problem is not None:
+            from vllm.v1.engine.exceptions import EngineDeadError
+
+            logger.error("specexit.required is true, and exits are not served as certified: %s", problem)
+            raise EngineDeadError  # what the server answers with 503
+
+    return check_health
+
+
+REQUEST_HOOKS = (
+    Hook(
+        f"{_ENGINE}.output_processor",
+        "OutputProcessor",
+        "process_outputs",
+        ("engine_core_outputs", "engine_core_timestamp", "iteration_stats"),
+        _process_outputs,
+        why="every output says how its request stands; finished requests are counted, and audited",
+        relies_on="request_states holds running requests, by EngineCoreOutput.request_id; nothing is awaited within",
+        since="0.24",
+        facts=(
+            Has(f"{_ENGINE}.output_processor:OutputProcessor", ("request_states", "external_req_ids", "tokenizer")),
+            Has(
+                f"{_ENGINE}.output_processor:RequestState",
+                ("request_id", "external_req_id", "parent_req", "request_index", "prompt_token_ids", "detokenizer"),
+            ),
+            Has(f"{_ENGINE}.output_processor:RequestState", ("max_tokens_param", "lora_request")),
+            Has(f"{_ENGINE}.parallel_sampling:ParentRequest", ("n",)),
+            Uses(
+                f"{_ENGINE}.output_processor:OutputProcessor.process_outputs", ("request_states", "kv_transfer_params")
+            ),
+        ),
+        upstream="none",
+        until="when outputs have a field for plug-ins",
+        without="progress, reports on each of n > 1 choices, metrics and audits",
+    ),
+    Hook(
+        f"{_ENGINE}.output_processor",
+        "OutputProcessor",
+        "add_request",
+        ("request", "prompt"),
+        _add_request,
+        why="what a server decides about a request (its point, mode, audit) goes to the workers with it",
+        relies_on="called before the engine core has the request, with parameters that nobody else changes",
+        since="0.24",
+        facts=(
+            Has(
+                f"{_ENGINE}:EngineCoreRequest",
+                ("request_id", "external_req_id", "sampling_params", "lora_request", "cache_salt", "priority"),
+            ),
+            Uses(f"{_ENGINE}.async_llm:AsyncLLM._add_request", ("output_processor", "engine_core")),
+        ),
+        upstream="vllm-project/vllm#56497 (logits processors are told of new requests, in the worker only)",
+        until="when a plug-in may change a request as it is admitted",
+        without="operating points, switching without a restart, audits",
+    ),
+    Hook(
+        f"{_ENGINE}.async_llm",
+        "AsyncLLM",
+        "check_health",
+        (),
+        _check_health,
+        why="a server that must serve exits is not ready without them",
+        relies_on="GET /health answers 503 on an EngineDeadError",
+        since="0.24",
+        facts=(Has(f"{_ENGINE}.async_llm:AsyncLLM", ("output_processor",)),),
+        upstream="none",
+        until="when a plug-in has a say in readiness",
+        without="readiness that depends on exits (`required`)",
+    ),
+)
+"""In every vLLM process."""

@@ -1,0 +1,183 @@
+"""The part of the hook table that concerns the OpenAI server: streams, arguments of requests, routes."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+from torch_specexit.plugin.compat.fit import Has, Hook, Method
+from torch_specexit.plugin.frontend import arguments, efforts
+from torch_specexit.plugin.frontend.inner import inner
+from torch_specexit.plugin.frontend.routes import Endpoints
+from torch_specexit.plugin.frontend.server import FrontEnd
+from torch_specexit.plugin.frontend.streaming import Reports
+from torch_specexit.plugin.outcome import KEY
+
+_CHAT, _COMPLETION = "vllm.entrypoints.openai.chat_completion", "vllm.entrypoints.openai.completion"
+_RESPONSES = "vllm.entrypoints.openai.responses"
+
+
+def _check(serving: Any, request: Any) -> None:
+    """Refuse bad arguments of a stream, before it has begun with a 200."""
+    front: FrontEnd | None = getattr(serving.engine_client.output_processor, KEY, None)
+    if front is not None:
+        front.check(request.vllm_xargs)
+
+
+def _to_sampling_params(original: Method) -> Method:
+    def to_sampling_params(self: Any, *args: Any, **kwargs: Any) -> Any:
+        params = original(self, *args, **kwargs)
+        params.extra_args = efforts.with_effort(params.extra_args, self)
+        return params
+
+    return to_sampling_params
+
+
+def _to_beam_search_params(original: Method) -> Method:
+    def to_beam_search_params(self: Any, *args: Any, **kwargs: Any) -> Any:
+        arguments.admit_beams(self.vllm_xargs)
+        inner.set(True)  # for the rest of this HTTP request
+        return original(self, *args, **kwargs)
+
+    return to_beam_search_params
+
+
+def _stream_chat(original: Method) -> Method:
+    def chat_completion_stream_generator(
+        self: Any, request: Any, result_generator: Any, *args: Any, **kwargs: Any
+    ) -> AsyncIterator[str]:
+        _check(self, request)
+        told = Reports(request.n or 1)
+        return told.through(original(self, request, told.watch(result_generator), *args, **kwargs))
+
+    return chat_completion_stream_generator
+
+
+def _stream_completion(original: Method) -> Method:
+    def completion_stream_generator(
+        self: Any, request: Any, engine_inputs: Any, result_generator: Any, *args: Any, **kwargs: Any
+    ) -> AsyncIterator[str]:
+        _check(self, request)
+        told = Reports(request.n or 1)
+        chunks = original(self, request, engine_inputs, told.watch(result_generator), *args, **kwargs)
+        return told.through(chunks)
+
+    return completion_stream_generator
+
+
+def _stream_response(original: Method) -> Method:
+    def responses_stream_generator(self: Any, request: Any, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+        _check(self, request)
+        return original(self, request, *args, **kwargs)
+
+    return responses_stream_generator
+
+
+def _load_endpoint_plugins(original: Method) -> Method:
+    def load_endpoint_plugins(*args: Any, **kwargs: Any) -> list[Any]:
+        return [*original(*args, **kwargs), Endpoints()]
+
+    return load_endpoint_plugins
+
+
+SERVER_HOOKS = (
+    Hook(
+        f"{_CHAT}.serving",
+        "OpenAIServingChat",
+        "chat_completion_stream_generator",
+        ("request", "result_generator"),
+        _stream_chat,
+        why="outcome and progress in streamed chat chunks; bad arguments are refused before a 200",
+        relies_on="yields 'data: ' and JSON with one choice",
+        since="0.24",
+        facts=(Has(f"{_CHAT}.protocol:ChatCompletionRequest", ("n", "vllm_xargs")),),
+        upstream="vllm-project/vllm#36308 (kv_transfer_params in last chunks, since 0.33)",
+        until="when vLLM puts it into every chunk",
+        without="reports in streamed chat chunks",
+    ),
+    Hook(
+        f"{_COMPLETION}.serving",
+        "OpenAIServingCompletion",
+        "completion_stream_generator",
+        ("request", "engine_inputs", "result_generator"),
+        _stream_completion,
+        why="outcome and progress in streamed completion chunks; bad arguments are refused before a 200",
+        relies_on="yields 'data: ' and JSON with one choice; index = prompt * n + choice",
+        since="0.24",
+        facts=(Has(f"{_COMPLETION}.protocol:CompletionRequest", ("n", "vllm_xargs")),),
+        upstream="vllm-project/vllm#36308 (kv_transfer_params in last chunks, since 0.33)",
+        until="when vLLM puts it into every chunk",
+        without="reports in streamed completion chunks",
+    ),
+    Hook(
+        f"{_RESPONSES}.serving",
+        "OpenAIServingResponses",
+        "responses_stream_generator",
+        ("request",),
+        _stream_response,
+        why="bad arguments are refused before a stream has begun with a 200",
+        relies_on="called before the first event is sent, and before the engine has the request",
+        since="0.24",
+        facts=(Has(f"{_RESPONSES}.protocol:ResponsesRequest", ("vllm_xargs",)),),
+        upstream="none",
+        until="when streams check their request before they begin",
+        without="HTTP 400 for bad arguments of a streamed response (an error event instead)",
+    ),
+    *(
+        Hook(
+            f"{module}.protocol",
+            owner,
+            "to_sampling_params",
+            (parameter, "default_sampling_params"),
+            _to_sampling_params,
+            why="reasoning_effort, which ends in the prompt's template, chooses an operating point, too",
+            relies_on="makes the parameters of one request, which nobody else has",
+            since="0.24",
+            facts=(Has(f"{module}.protocol:{owner}", (field,)),),
+            upstream="vllm-project/vllm#55382 (a budget for each effort; open)",
+            until="when the effort of a request reaches its sampling parameters",
+            without="operating points by reasoning_effort",
+        )
+        for module, owner, parameter, field in (
+            (_CHAT, "ChatCompletionRequest", "max_tokens", "reasoning_effort"),
+            (_RESPONSES, "ResponsesRequest", "default_max_tokens", "reasoning"),
+        )
+    ),
+    *(
+        Hook(
+            f"{module}.protocol",
+            owner,
+            "to_beam_search_params",
+            ("max_tokens", "default_sampling_params"),
+            _to_beam_search_params,
+            why="bad arguments of a beam search are refused, and its steps are not counted as requests",
+            relies_on="called once for each prompt, before the engine has anything of it, in the HTTP request's task",
+            since="0.24",
+            facts=(Has(f"{module}.protocol:{owner}", ("vllm_xargs",)),),
+            upstream="none",
+            until="when beam search passes vllm_xargs on",
+            without="HTTP 400 for bad arguments of a beam search; each of its steps is counted as a request",
+        )
+        for module, owner in ((_CHAT, "ChatCompletionRequest"), (_COMPLETION, "CompletionRequest"))
+    ),
+    Hook(
+        "vllm.plugins",
+        "",
+        "load_endpoint_plugins",
+        ("supported_tasks",),
+        _load_endpoint_plugins,
+        why="GET /v1/specexit without VLLM_PLUGINS; it shows no request, and what does is opened by the operator",
+        relies_on="looked up in vllm.plugins when the app is built, before its middleware; attach_router, init_state",
+        since="0.28",
+        facts=(
+            Has(
+                "vllm.plugins.endpoint_plugins.interface:EndpointPlugin",
+                ("name", "required_tasks", "attach_router", "init_state"),
+            ),
+        ),
+        upstream="endpoint plug-ins are vLLM's own since 0.28; their documentation asks for a name in VLLM_PLUGINS",
+        until="when endpoint plug-ins of an installed package are loaded without being named",
+        without="GET /v1/specexit",
+    ),
+)
+"""In the front end of a server with a SpecExit draft."""
