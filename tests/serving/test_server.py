@@ -162,7 +162,7 @@ def test_progress_can_be_asked_for_while_a_request_runs_and_afterwards(server):
     path = "/v1/specexit/requests/chatcmpl-mine"
     # Long enough that it still runs when the first chunks have arrived. Not on a busy machine: with two cores and more
     # than four busy processes, vLLM's server, with or without the plug-in, was seen to send everything at the end. So
-    # nothing is asked of when; that reports of running requests are found is in test_frontend.py.
+    # nothing is asked of when; that reports of running requests are found is in test_finding.py.
     long = chat(vllm_xargs=NEVER, ignore_eos=True, max_tokens=800)
     chunks, seen = [], []
     for chunk in server.stream("/v1/chat/completions", long, **{"X-Request-Id": "mine"}):

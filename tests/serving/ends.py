@@ -1,0 +1,85 @@
+"""The two ends of vLLM between which a report travels, without an engine; and a front end with nothing set."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+from specexit.drafts.directory import SpecExitBlock
+from specexit.drafts.policy import PolicyFile, Serving
+from torch_specexit.plugin import outcome
+from torch_specexit.plugin.frontend import reports as frontend
+from torch_specexit.plugin.frontend import server
+from torch_specexit.plugin.frontend.activity import Activity
+from torch_specexit.plugin.frontend.operation import Operation
+from torch_specexit.plugin.outcome import KEY
+
+SIGNALS = (0.1, 0.2, 3.0, 0.9)
+NAMED = {"confidence": 0.1, "progress": 0.2, "remaining": 3.0, "validity": 0.9}
+START = 1
+REQUEST = {"external_req_id": "chatcmpl-1", "prompt_token_ids": [START], "cache_salt": None, "priority": 0}
+"""What is kept of vLLM's ``EngineCoreRequest``."""
+
+
+def front_end(**serving):
+    return server.FrontEnd(Operation(SpecExitBlock(target="t"), PolicyFile(), Serving(**serving)), Activity())
+
+
+def row(phase, thoughts, *, exited=0, judged=1.0, on=1, signals=SIGNALS, would_exit=0.0):
+    """A row of the worker's snapshot."""
+    return [phase, thoughts, 0, exited, judged, on, *signals, would_exit, thoughts if exited else 0.0]
+
+
+def core_output(request, finish_reason=None):
+    return SimpleNamespace(request_id=request, finish_reason=finish_reason, kv_transfer_params=None)
+
+
+class Engine:
+    """The two ends of vLLM between which a report travels: the engine core's requests, the front end's states."""
+
+    def __init__(self, n=1, stop=(), external="chatcmpl-1", transfer=None):
+        self.requests, self.processor = {}, SimpleNamespace(request_states={}, external_req_ids={})
+        parent = SimpleNamespace(n=n) if n > 1 else None
+        for i in range(n):
+            name = f"{i}_{external}"
+            extra = None if transfer is None else {"kv_transfer_params": transfer}
+            params = SimpleNamespace(stop=list(stop), extra_args=extra)
+            self.requests[name] = SimpleNamespace(num_output_tokens=0, sampling_params=params)
+            self.processor.request_states[name] = SimpleNamespace(
+                request_id=name,
+                external_req_id=external,
+                parent_req=parent,
+                request_index=i,
+                prompt_token_ids=[START],
+                detokenizer=SimpleNamespace(output_token_ids=[]),
+                max_tokens_param=100,
+                lora_request=None,
+            )
+        self.processor.external_req_ids[external] = list(self.requests)
+        self.stats, self.reporter = SimpleNamespace(), outcome.Reporter()
+
+    def step(self, rows, finished=None, stopped=(), n_output=60, inactive=None):
+        """One step; returns what the outputs say. ``stopped``: choices in which the front end meets a stop string."""
+        finished, outputs, names = finished or {}, [], list(self.requests)
+        for i in rows:
+            self.requests[names[i]].num_output_tokens = n_output
+            outputs.append(core_output(names[i], finished.get(i)))
+        records = {names[i]: record for i, record in rows.items()}
+        self.reporter.take(records, self.requests)
+        self.reporter.report(records, {0: SimpleNamespace(outputs=outputs, finished_requests=None)}, inactive)
+        known = frontend.attach(self.processor, outputs)
+        for i in (*finished, *stopped):
+            state = self.processor.request_states.pop(names[i])
+            self.processor.external_req_ids[state.external_req_id].remove(state.request_id)
+        frontend.settle(self.processor, known, self.stats)
+        return [(output.kv_transfer_params or {}).get(KEY) for output in outputs]
+
+
+def incoming(external):
+    """What is read of vLLM's ``EngineCoreRequest`` when it comes in."""
+    params = SimpleNamespace(extra_args=None)
+    return SimpleNamespace(
+        request_id=f"{external}-0123abcd",
+        lora_request=None,
+        sampling_params=params,
+        **REQUEST | {"external_req_id": external},
+    )

@@ -1,0 +1,111 @@
+"""Who finds the report on a request by its id, and whose a request is: callers choose ids, maybe the same ones."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from tests.serving.ends import NAMED, REQUEST, Engine, front_end, incoming, row
+from torch_specexit.plugin.frontend import server
+from torch_specexit.plugin.frontend.arguments import RESOLVED
+from torch_specexit.plugin.frontend.callers import caller
+from torch_specexit.plugin.outcome import KEY
+from torch_specexit.plugin.worker.rule import OVER, THINKING
+
+
+def test_requests_are_found_by_exactly_the_clients_id_while_they_run_and_afterwards():
+    engine = Engine(external="cmpl-7-0")
+    front = front_end()
+    setattr(engine.processor, KEY, front)
+    assert front.find(engine.processor, "cmpl-7-0") == {
+        "request_id": "cmpl-7-0",
+        "finished": False,
+        "choices": [None],
+    }
+    engine.step({0: row(THINKING, 20)})
+    running = front.find(engine.processor, "cmpl-7-0")
+    assert running["choices"] == [{"outcome": "thinking", "thinking_tokens": 20, "signals": NAMED}]
+    engine.step({0: row(OVER, 50, would_exit=20.0)}, finished={0: "stop"})
+    engine.processor.external_req_ids.clear()
+    found = front.find(engine.processor, "cmpl-7-0")
+    assert found["finished"]
+    assert found["choices"][0]["outcome"] == "natural_end"
+    assert front.summary()["requests"] == {"natural_end": 1}
+    assert front.summary()["shadow"] == {"exits": 1, "before": 20, "behind": 30}
+
+
+def test_a_part_of_an_id_finds_nothing():
+    """Where clients number their X-Request-Ids, `chatcmpl` used to find all of them."""
+    front = front_end()
+    for i in range(3):
+        engine = Engine(external=f"chatcmpl-{i}")
+        setattr(engine.processor, KEY, front)
+        engine.step({0: row(OVER, 50)}, finished={0: "stop"})
+    assert front.find(engine.processor, "chatcmpl-1") is not None
+    for asked in ("chatcmpl", "chatcmpl-", "chatcmpl-1-0", "chatcmpl-.", ""):
+        assert front.find(engine.processor, asked) is None
+
+
+def test_reports_are_for_the_holder_of_the_same_key():
+    engine, front = Engine(), front_end()
+    setattr(engine.processor, KEY, front)
+    (state,) = engine.processor.request_states.values()
+    ours = front.operation.resolve(None, caller="ours")
+    front.keep(state, SimpleNamespace(**REQUEST), ours)
+    for finished in ({}, {0: "stop"}):
+        engine.step({0: row(OVER, 50)}, finished=finished)
+        for asking, found in (("ours", True), ("another", False), (None, False)):
+            token = caller.set(asking)
+            assert (front.find(engine.processor, "chatcmpl-1") is not None) is found
+            caller.reset(token)
+
+
+def test_two_callers_may_choose_one_id_and_each_finds_its_own():
+    """Counters are common as X-Request-Id. One of two used to get a 404 for its own request."""
+    front, engines = front_end(), {name: Engine(external="chatcmpl-5") for name in ("ours", "theirs")}
+    processor = SimpleNamespace(request_states={}, external_req_ids={"chatcmpl-5": list(engines)}, **{KEY: front})
+    for name, engine in engines.items():
+        (state,) = engine.processor.request_states.values()
+        processor.request_states[name] = state
+        front.keep(state, SimpleNamespace(**REQUEST), front.operation.resolve(None, caller=name))
+        setattr(state, KEY, {"outcome": "thinking", "of": name})
+
+    def found(name):
+        token = caller.set(name)
+        answer = front.find(processor, "chatcmpl-5")
+        caller.reset(token)
+        return answer and (answer["finished"], answer["choices"][0]["of"])
+
+    assert [found(name) for name in ("ours", "theirs", "another")] == [(False, "ours"), (False, "theirs"), None]
+    for name in engines:
+        state = processor.request_states.pop(name)
+        processor.external_req_ids["chatcmpl-5"].remove(name)
+        front.finish(state, {"outcome": "exit"})
+        assert found(name) == (True, name)
+    assert [found(name) for name in ("ours", "theirs", "another")] == [(True, "ours"), (True, "theirs"), None]
+
+
+@pytest.mark.parametrize(
+    ("external", "response"),
+    [("chatcmpl-1000", "chatcmpl-1000"), ("cmpl-job-1", "cmpl-job"), ("resp_7_0", "resp_7"), ("mine_0", "mine")],
+)
+def test_the_workers_are_told_whose_request_it_is_and_of_which_response(external, response):
+    """An engine's ids are made of those that clients choose, and what begins alike may be another's."""
+    request = incoming(external)
+    token = caller.set("ours")
+    front_end().admit(request)
+    caller.reset(token)
+    resolved = request.sampling_params.extra_args[RESOLVED]
+    assert (resolved["caller"], resolved["response"]) == ("ours", response)
+
+
+def test_only_so_many_finished_requests_are_remembered(monkeypatch):
+    monkeypatch.setattr(server, "MOST_FINISHED", 3)
+    front = front_end()
+    for i in range(5):
+        engine = Engine(external=f"chatcmpl-{i}x")
+        setattr(engine.processor, KEY, front)
+        engine.step({0: row(OVER, 50)}, finished={0: "stop"})
+    nobody = SimpleNamespace(external_req_ids={})
+    assert [front.find(nobody, f"chatcmpl-{i}x") is not None for i in range(5)] == [False, False, True, True, True]

@@ -1,0 +1,153 @@
+"""What outputs say of their requests, from a worker's records on, without an engine."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from tests.serving.ends import NAMED, REQUEST, SIGNALS, Engine, core_output, front_end, row
+from torch_specexit.plugin import outcome
+from torch_specexit.plugin.frontend import reports as frontend
+from torch_specexit.plugin.frontend.metrics import OUTCOMES
+from torch_specexit.plugin.outcome import KEY
+from torch_specexit.plugin.worker.rule import OVER, THINKING
+
+
+def test_a_running_request_says_how_it_thinks_and_a_finished_one_how_it_ended():
+    engine = Engine()
+    (first,) = engine.step({0: row(THINKING, 5, judged=0.0)})
+    assert first == {"outcome": "thinking", "thinking_tokens": 5, "signals": {}}
+    (second,) = engine.step({0: row(THINKING, 20)})
+    assert second == {"outcome": "thinking", "thinking_tokens": 20, "signals": NAMED}
+    # Nothing new: the output says the same as before, for an output that swallows others must not lose it.
+    assert engine.step({0: row(THINKING, 25)}) == [second]
+    assert engine.step({0: row(OVER, 30, exited=1)})[0]["outcome"] == "answering"
+    (last,) = engine.step({0: row(OVER, 30, exited=1)}, finished={0: "stop"})
+    assert last == {"outcome": "exit", "thinking_tokens": 30, "signals": NAMED}
+    assert getattr(engine.stats, KEY) == [last]
+
+
+def test_a_stop_string_ends_a_request_that_the_engine_core_believes_to_run():
+    engine = Engine(stop=["."])
+    assert engine.step({0: row(OVER, 30, exited=1)}) == [
+        {"outcome": "answering", "thinking_tokens": 30, "signals": NAMED}
+    ]
+    (last,) = engine.step({0: row(OVER, 30, exited=1)}, stopped=[0])
+    assert last == {"outcome": "exit", "thinking_tokens": 30, "signals": NAMED}
+
+
+@pytest.mark.parametrize(
+    ("transfer", "expected"),
+    [(None, "length"), ({"do_remote_decode": True}, "handed_over"), ({"do_remote_prefill": True}, "length")],
+)
+def test_what_another_instance_goes_on_with_was_not_cut_off(transfer, expected):
+    """An instance that only reads prompts used to count every request that thinks as cut off."""
+    engine = Engine(transfer=transfer)
+    (last,) = engine.step({0: row(THINKING, 1, judged=0.0)}, finished={0: "length"}, n_output=1)
+    assert last == {"outcome": expected, "thinking_tokens": 1, "signals": {}}
+    assert expected in OUTCOMES
+
+
+class Counting(dict):
+    """A mapping that counts who looks something up in it."""
+
+    looked_up = 0
+
+    def get(self, *args):
+        self.looked_up += 1
+        return super().get(*args)
+
+
+def test_a_request_that_there_is_no_news_of_is_told_as_it_stands_and_not_looked_at():
+    """Each output used to cost five look-ups of its request's state, 0.6 ms a step at 1,024 requests."""
+    engine = Engine()
+    told = engine.step({0: row(THINKING, 20)})
+    states = engine.processor.request_states = Counting(engine.processor.request_states)
+    outputs = [core_output(name) for name in states]
+    assert frontend.attach(engine.processor, outputs) == []
+    assert [output.kv_transfer_params[KEY] for output in outputs] == told
+    assert states.looked_up == 0
+
+
+def test_requests_that_were_aborted_are_forgotten():
+    engine = Engine()
+    engine.step({0: row(THINKING, 20)})
+    latest = getattr(engine.processor, frontend.LATEST)
+    (gone,) = latest
+    engine.processor.request_states.clear()  # no output says so
+    latest |= {f"another that is gone {i}": {} for i in range(frontend.MOST_GONE)}
+    assert frontend.attach(engine.processor, [core_output(gone)]) == []
+    assert latest == {}
+
+
+def test_choices_are_told_apart():
+    engine = Engine(n=2)
+    (told,) = engine.step({0: row(THINKING, 20)})
+    assert [choice and choice["outcome"] for choice in told["choices"]] == ["thinking", None]
+    engine.step({1: row(OVER, 10, exited=1)}, finished={1: "stop"})
+    (told,) = engine.step({0: row(THINKING, 60)}, finished={0: "length"})
+    assert [choice["outcome"] for choice in told["choices"]] == ["length", "exit"]
+    assert [report["outcome"] for report in getattr(engine.stats, KEY)] == ["exit", "length"]
+
+
+def test_a_would_be_exit_is_told_unless_the_client_never_got_that_far():
+    record = outcome.Record.from_row(row(OVER, 50, would_exit=20.0))
+    assert record.describe(60, cut_off=False)["would_exit"] == 20
+    assert "would_exit" not in record.describe(15, cut_off=True)
+    assert outcome.Record.from_row([OVER, 50, 0, 0, 1.0, 1, *SIGNALS]).would_exit == 0
+
+
+def test_outputs_that_vllm_merges_on_their_way_lose_nothing():
+    """With vLLM's own output processor and collector, whose outputs swallow each other when a client is slow."""
+    from vllm.sampling_params import RequestOutputKind, SamplingParams
+    from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest, FinishReason
+    from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollector
+
+    params = SamplingParams(detokenize=False, output_kind=RequestOutputKind.DELTA)
+    nothing = dict.fromkeys(
+        ("mm_features", "pooling_params", "lora_request", "cache_salt", "data_parallel_rank"),
+    )
+    request = EngineCoreRequest("r", [1], sampling_params=params, arrival_time=0.0, external_req_id="x", **nothing)
+    processor, queue = OutputProcessor(None, log_stats=False), RequestOutputCollector(params.output_kind, "r")
+    processor.add_request(request, None, None, 0, queue)
+
+    def step(report, finish_reason=None):
+        params = None if report is None else {KEY: {"outcome": report, "thinking_tokens": 3, "signals": {}}}
+        outputs = [EngineCoreOutput("r", [5], finish_reason=finish_reason, kv_transfer_params=params)]
+        known = frontend.attach(processor, outputs)
+        processor.process_outputs(outputs)
+        frontend.settle(processor, known, None)
+
+    step("thinking")
+    step(None)  # merged with the one before, which nobody has fetched
+    merged = queue.get_nowait()
+    assert len(merged.outputs[0].token_ids) == 2
+    assert merged.kv_transfer_params[KEY]["outcome"] == "thinking"
+    step("exit", FinishReason.STOP)
+    assert queue.get_nowait().kv_transfer_params[KEY]["outcome"] == "exit"
+
+
+def test_a_report_says_which_point_it_is_of_and_whether_that_is_certified():
+    front = front_end(requests="any")
+    for arguments, point in ((None, "default"), ({"specexit_validity": 0.5}, None)):
+        engine = Engine()
+        (state,) = engine.processor.request_states.values()
+        admitted = front.operation.resolve(arguments)
+        front.keep(state, SimpleNamespace(**REQUEST), admitted)
+        (told,) = engine.step({0: row(THINKING, 20)})
+        assert (told["point"], told["certified"]) == (point, False)
+
+
+@pytest.mark.parametrize("why", ["a grammar binds its thinking", "exits have failed in flight"])
+def test_a_report_of_exits_that_were_off_claims_no_point_and_no_certificate(why):
+    engine, front = Engine(), front_end()
+    (state,) = engine.processor.request_states.values()
+    front.keep(state, SimpleNamespace(**REQUEST), front.operation.resolve(None)._replace(certified=True))
+    bound = "grammar" in why
+    engine.step({0: row(THINKING, 20, on=0 if bound else 1)})
+    if not bound:
+        engine.reporter = outcome.Reporter()
+        engine.reporter.take = lambda *_: None  # nothing more is known
+    (told,) = engine.step({0: row(THINKING, 20, on=0)}, finished={0: "stop"})
+    assert (told["outcome"], "point" in told, "certified" in told) == ("off", False, False)
