@@ -1,39 +1,32 @@
-"""Collecting traces with a real engine, killing it half-way, and everything that must stop it before it starts."""
+"""Collecting traces with real engines: their own, servers' and a cluster's, killed half-way or not."""
 
 import dataclasses
 import json
-import math
 import os
-import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
-import httpx
 import numpy as np
 import psutil
 import pytest
 import yaml
 
 from specexit import tiny
-from specexit.config import ConfigError, load
 from specexit.data.annotate import annotate
 from specexit.data.answers import extract_answer, same_answer
 from specexit.data.prompts import split_prompts
 from specexit.data.rows import free_trials
 from specexit.data.traces import Trace, read_traces
-from specexit.method.splits import SplitError
 from specexit.schemas.annotate import AnnotateConfig
 from specexit.schemas.collect import CollectConfig
 from specexit.schemas.target import load_target_config
-from torch_specexit.collecting import CollectError, collect, local, processes
-from torch_specexit.collecting.processes import worker_devices
+from tests.torch.vllm_server import VllmServer
+from torch_specexit.collecting import collect
 
 TARGET = load_target_config("tiny-reasoner")
 
@@ -79,51 +72,6 @@ def greedy(prompts, tmp_path_factory) -> list[Trace]:
     folder = tmp_path_factory.mktemp("greedy")
     collect(short(prompts, folder / "traces"))
     return read_traces(folder / "traces")
-
-
-class VllmServer:
-    """A plain ``vllm serve`` of the tiny reasoner, as a user starts it."""
-
-    def __init__(self, log: Path):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.log, self.url = log, f"http://127.0.0.1:{self.port}"
-        words = ["--host", "127.0.0.1", "--port", str(self.port), "--dtype", "float32", "--enforce-eager"]
-        words += ["--max-model-len", "1024", "--max-num-seqs", "16", "--max-num-batched-tokens", "512"]
-        settings = {
-            "OMP_NUM_THREADS": "1",
-            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-            "VLLM_CPU_KVCACHE_SPACE": "1",
-            "HF_HUB_OFFLINE": "1",
-            "VLLM_NO_USAGE_STATS": "1",
-        }
-        with log.open("w") as stream:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(tiny.MODEL_DIR), *words],
-                env=os.environ | settings,
-                stdout=stream,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-
-    def wait(self) -> None:
-        """Until it answers."""
-        for _ in range(480):
-            assert self.process.poll() is None, f"the server has ended:\n{self.log.read_text()[-4000:]}"
-            try:
-                if httpx.get(f"{self.url}/health").status_code == 200:
-                    return
-            except httpx.TransportError:
-                pass
-            time.sleep(0.5)
-        raise AssertionError(f"the server does not answer:\n{self.log.read_text()[-4000:]}")
-
-    def kill(self) -> None:
-        """At once, engine and all."""
-        if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)  # a group of its own: all of its processes
-            self.process.wait()
 
 
 @pytest.fixture(scope="module")
@@ -332,148 +280,3 @@ def test_a_ray_cluster_gives_the_same_rows_though_an_engine_is_killed(greedy, pr
     assert_same(read_traces(out), greedy)
     _, alive = psutil.wait_procs(below, timeout=60)
     assert not alive  # the cluster was its own, and is gone
-
-
-def test_a_ray_cluster_that_is_not_there(tmp_path):
-    pytest.importorskip("ray")
-    command = [sys.executable, "-m", "specexit", "collect", "target=tiny-reasoner", "split=test", "n=2"]
-    done = subprocess.run(
-        [*command, f"out={tmp_path / 'out'}", "ray=auto"], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 1
-    assert "ray is 'auto': " in done.stderr
-    assert "expected a cluster's address, auto or local" in done.stderr
-    assert "Traceback" not in done.stderr
-
-
-@pytest.mark.vllm
-def test_a_failing_worker_says_why(tmp_path):
-    folder = tmp_path / "model"
-    shutil.copytree(tiny.MODEL_DIR, folder)
-    weights = (folder / "model.safetensors").read_bytes()
-    (folder / "model.safetensors").write_bytes(weights[: len(weights) // 2])
-    target = yaml.safe_dump(TARGET.model_dump(mode="json") | {"path": str(folder)})
-    (tmp_path / "target.yaml").write_text(target)
-    with pytest.raises(CollectError, match=r"(?s)exit code 1; what it said is in .*; its last lines:.*SafetensorError"):
-        collect(CollectConfig(target=str(tmp_path / "target.yaml"), out=tmp_path / "out", split="test", n=2))
-    assert not list((tmp_path / "out").glob("*.parquet"))
-
-
-def test_a_folder_that_is_not_a_run(tmp_path):
-    (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match=r"not empty and holds no run\.yaml"):
-        collect(CollectConfig(target="tiny-reasoner", out=tmp_path, split="test", n=2))
-    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
-
-
-def test_a_tokenizer_without_think_markers(tmp_path):
-    folder = tmp_path / "model"
-    shutil.copytree(tiny.MODEL_DIR, folder, ignore=shutil.ignore_patterns("*.safetensors"))
-    text = (folder / "tokenizer.json").read_text()
-    (folder / "tokenizer.json").write_text(text.replace('"</think>"', '"</thought>"'))
-    (tmp_path / "target.yaml").write_text(yaml.safe_dump(TARGET.model_dump(mode="json") | {"path": str(folder)}))
-    with pytest.raises(SplitError, match=r"think marker '</think>' is \d+ tokens .* expected exactly one"):
-        collect(CollectConfig(target=str(tmp_path / "target.yaml"), out=tmp_path / "out", split="test", n=2))
-    assert not (tmp_path / "out").exists()
-
-
-def test_an_unknown_target(tmp_path):
-    with pytest.raises(ConfigError, match=r"targets 'tiny-reasonr' does not exist, did you mean 'tiny-reasoner'\?"):
-        collect(CollectConfig(target="tiny-reasonr", out=tmp_path / "out", split="test"))
-
-
-@pytest.mark.parametrize("sources", [[], ["split=test", "prompts=p.jsonl"], ["parts={}"]])
-def test_exactly_one_source_of_prompts(sources):
-    with pytest.raises(ConfigError, match="exactly one of prompts, split and parts is needed"):
-        load(CollectConfig, overrides=["target=t", "out=o", *sources])
-
-
-@pytest.mark.parametrize(
-    ("parts", "said"),
-    [
-        (["parts={../up: p.jsonl}"], "expected one that a folder may have"),
-        (["parts.a={n: 3}"], r"parts\.a is \{'n': 3\}: .*exactly one of prompts and split is needed"),
-        (["parts.a=p.jsonl", "parts.a.n=3"], r"parts\.a\.n=3: a is 'p\.jsonl' already, expected keys and values"),
-        (["parts.a=p.jsonl", "split=test"], "exactly one of prompts, split and parts is needed"),
-    ],
-)
-def test_parts_that_cannot_be(parts, said):
-    with pytest.raises(ConfigError, match=said):
-        load(CollectConfig, overrides=["target=t", "out=o", *parts])
-
-
-def test_each_part_is_a_run_of_its_own():
-    parts = ["parts.a.prompts=gsm8k:p.jsonl", "parts.b={split: test, n: 3}", "parts.c=more.jsonl"]
-    each = load(CollectConfig, overrides=["target=t", "out=o", "n=5", *parts]).each()
-    found = [(str(one.out), one.prompts, one.split, one.n) for one in each]
-    assert found == [("o/a", "gsm8k:p.jsonl", None, 5), ("o/b", None, "test", 3), ("o/c", "more.jsonl", None, 5)]
-
-
-def test_no_target_is_an_error():
-    with pytest.raises(ConfigError, match="key 'target' is required"):
-        load(CollectConfig, overrides=["out=o", "split=test"])
-
-
-def test_an_unknown_key():
-    with pytest.raises(ConfigError, match="unknown key 'temprature', did you mean 'temperature'"):
-        load(CollectConfig, overrides=["target=t", "out=o", "split=test", "temprature=1"])
-
-
-@pytest.mark.parametrize(
-    ("gpus", "changes", "expected"),
-    [
-        ([], {}, [[], []]),
-        ([], {"workers": 3}, [[], [], []]),
-        (["0", "1", "2"], {}, [["0"], ["1"], ["2"]]),
-        (["4", "5", "6"], {"workers": 2}, [["4"], ["5"]]),
-        (["0", "1", "2"], {"engine": {"extra": {"tensor_parallel_size": 2}}}, [["0", "1"]]),
-    ],
-)
-def test_devices_of_the_workers(monkeypatch, gpus, changes, expected):
-    monkeypatch.setattr(processes, "_visible_gpus", lambda: gpus)
-    config = CollectConfig.model_validate({"target": "t", "out": "o", "split": "test"} | changes)
-    assert worker_devices(config) == expected
-
-
-@pytest.mark.parametrize(
-    ("end", "workers", "message"),
-    [
-        ("kill -9 $$", 2, r"by SIGKILL, as Linux does where memory runs out: lower workers \(2 here\) or engine\.kv"),
-        ("kill -9 $$", 1, r"by SIGKILL, as Linux does where memory runs out: lower engine\.kv_cache_gib; what"),
-        ("kill -11 $$", 2, "killed by SIGSEGV; what it said"),
-        ("kill -40 $$", 2, "killed by signal 40; what it said"),
-        ("exit 3", 2, r"ended with exit code 3; .*; its last lines:\nOSError: no such model"),
-    ],
-)
-@pytest.mark.parametrize("parts", [False, True])
-def test_an_engine_that_dies_is_one_clear_error(end, workers, message, parts, tmp_path, monkeypatch):
-    """And what it said is kept: an engine that is killed says nothing of it."""
-    engine = tmp_path / "engine"
-    engine.write_text(f"#!/bin/sh\necho 'OSError: no such model' >&2\nread config\n{end}\n")
-    engine.chmod(0o755)
-    monkeypatch.setattr(processes.sys, "executable", str(engine))
-    monkeypatch.setattr(processes, "_visible_gpus", lambda: [])
-    asked = {"parts": {"a": {"split": "test"}}} if parts else {"split": "test"}
-    out = tmp_path / "out"
-    asked |= {"target": "tiny-reasoner", "out": out, "n": 12, "workers": workers}
-    with pytest.raises(CollectError, match=message) as raised:
-        collect(CollectConfig.model_validate(asked))
-    logs = list((out / "a" if parts else out).glob(".collect/*.log"))
-    assert any(f"what it said is in {log}; the same command goes on" in str(raised.value) for log in logs)
-    assert {log.read_text() for log in logs} == {"OSError: no such model\n"}
-    assert str(raised.value).count("\n") == (end == "exit 3")
-
-
-def test_more_workers_than_gpus(monkeypatch):
-    monkeypatch.setattr(processes, "_visible_gpus", lambda: ["0"])
-    with pytest.raises(ConfigError, match="workers is 2 with 1 GPUs each, but only 1 GPUs are visible"):
-        worker_devices(CollectConfig(target="t", out=Path("o"), split="test", workers=2))
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf, 0.5])
-def test_an_engine_s_value_that_is_no_probability(value):
-    """A model that overflows: its traces could not be read again."""
-    written = {token: SimpleNamespace(logprob=logprob) for token, logprob in ((1, -0.1), (2, value))}
-    completion = SimpleNamespace(token_ids=[1, 2], logprobs=[written, written], finish_reason="stop")
-    with pytest.raises(CollectError, match=f"log-probability {value:g}, expected 0 at most.*target's dtype"):
-        local._response(SimpleNamespace(outputs=[completion]))
