@@ -139,6 +139,11 @@ def _words(measure: dict[str, str] | None) -> str:
     )
 
 
+def has_checkpoint(run: Path) -> bool:
+    """Whether there is a finished checkpoint to go on from; may be asked before JAX has looked for its devices."""
+    return bool(ocp.utils.checkpoint_steps(str((run / FOLDERS["latest"]).absolute())))
+
+
 def restore_params(run: Path, which: Literal["latest", "best"] = "latest") -> tuple[int, Any]:
     """(step, parameters) of the newest or the best checkpoint, on this machine's default device.
 

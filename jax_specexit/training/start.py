@@ -14,6 +14,7 @@ from jax_specexit.model.cached import CachedTarget
 from jax_specexit.model.draft import Draft, warm_start
 from jax_specexit.model.target import Target, TargetShape
 from jax_specexit.sharding import check_mesh
+from jax_specexit.training.checkpoint import has_checkpoint
 from jax_specexit.training.data import choose_draft_vocab
 from jax_specexit.training.measure import measure_aux, measure_stored
 from jax_specexit.training.run import Start, read_start
@@ -46,7 +47,7 @@ def start(
         not divide the models.
     """
     before = check_start(config, target_config, meta)
-    shape = draft_config(config, target_config, meta.exit_point)
+    shape = draft_config(config, target_config, meta.exit_point) if before is None else before.shape
     layers = shape.eagle_aux_hidden_state_layer_ids
     target: Target | CachedTarget
     if config.features is None:
@@ -66,6 +67,8 @@ def start(
     if config.init_from is None:
         vocab = choose_draft_vocab(meta, config.draft.draft_vocab_size, (target_config.think_tokens().end,))
         warm_start(draft, target, jnp.asarray(vocab))
+    elif before is not None and has_checkpoint(config.out):
+        vocab = before.vocab  # its parameters are in the checkpoint, and the folder may be gone
     else:
         of_target = (target_config.hf_config(), target_config.name)
         params, vocab = warm_params(config.init_from, shape, aux_rms, *of_target)
@@ -73,8 +76,18 @@ def start(
     return Start(shape, vocab, aux_rms, meta.identity, before and before.selection), draft, target
 
 
-def draft_config(config: TrainConfig, target: TargetConfig, exit_point: Literal["earliest", "stable"]) -> DraftConfig:
+def draft_config(
+    config: TrainConfig,
+    target: TargetConfig,
+    exit_point: Literal["earliest", "stable"],
+    source: DraftConfig | None = None,
+) -> DraftConfig:
     """The ``config.json`` that this run's draft directory will have.
+
+    Args:
+      config, target: the run's.
+      exit_point: of its data.
+      source: the draft in ``init_from``; None to read it there.
 
     Raises:
       ConfigError, DraftError: the target lacks a layer, the draft's sizes do not go together, or ``init_from`` cannot
@@ -91,7 +104,7 @@ def draft_config(config: TrainConfig, target: TargetConfig, exit_point: Literal[
         exit_point=exit_point,
     )
     if config.init_from is not None:
-        return warm_config(read_config(config.init_from), config.init_from, config.draft, layers, block)
+        return warm_config(source or read_config(config.init_from), config.init_from, config.draft, layers, block)
     try:
         return DraftConfig(
             **config.draft.model_dump(),
@@ -116,10 +129,12 @@ def check_start(config: TrainConfig, target_config: TargetConfig, meta: PackMeta
     Raises:
       ConfigError, DraftError: that was another target, or other data under the same name; or see `draft_config`.
     """
-    path, shape = config.out / "draft.json", draft_config(config, target_config, meta.exit_point)
-    if not path.exists():
+    path = config.out / "draft.json"
+    before = read_start(config.out) if path.exists() else None
+    source = before.shape if before is not None and has_checkpoint(config.out) else None
+    shape = draft_config(config, target_config, meta.exit_point, source)
+    if before is None:
         return None
-    before = read_start(config.out)
     for field in type(shape).model_fields:
         was, now = getattr(before.shape, field), getattr(shape, field)
         if was != now:

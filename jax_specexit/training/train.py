@@ -42,8 +42,8 @@ def train(config: TrainConfig) -> None:
     Returns when the run is finished, or saved behind a preemption notice: ``status.json`` says which.
 
     Raises:
-      ConfigError: the run folder belongs to another recipe or to a run that lives, the mesh does not fit, or the data is
-        for another target.
+      ConfigError: the run folder belongs to another recipe or to a run that lives, the mesh does not fit, or the data
+        is for another target.
       BucketError: a bucket that cannot be read or written.
       PackError, OverlapError, TraceError, FeatureError: packed data, traces or stored features that cannot be used.
       DiskFullError: there is no room for a checkpoint.

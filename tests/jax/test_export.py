@@ -1,5 +1,7 @@
 """From a run to a draft directory and back: what training divides by is folded into the weights, to the bit."""
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,10 +22,11 @@ from jax_specexit.training.step import ttt_outputs
 from jax_specexit.training.train import train
 from jax_specexit.training.warm import widen
 from specexit.config import ConfigError
+from specexit.drafts.config import DraftError
 from specexit.drafts.directory import FLOATS, DraftConfig, SpecExitBlock, read_draft
 from specexit.method.signals import NAMES
 from specexit.schemas.convert import ConvertConfig
-from specexit.schemas.train import SignalConfig, TrainConfig
+from specexit.schemas.train import CheckpointConfig, SignalConfig, TrainConfig
 
 DraftWriter = Callable[..., Path]
 
@@ -157,6 +160,22 @@ def test_a_warm_start_keeps_the_draft_s_own_geometry(recipe: TrainConfig, foreig
         nnx.update(draft, jax.tree.map(jnp.asarray, params_from_draft(config, weights)))
         outputs.append([y @ draft.lm_head.kernel[...] for y in ttt_outputs(draft, table, aux, batch, 3)])
     jax.tree.map(np.testing.assert_array_equal, *outputs)
+
+
+def test_the_draft_that_a_run_began_with_is_not_needed_to_go_on(
+    recipe: TrainConfig, foreign: Path, tmp_path: Path
+) -> None:
+    draft = Path(shutil.copytree(foreign, tmp_path / "draft"))
+    recipe = recipe.model_copy(update={"init_from": draft, "steps": 2, "checkpoint": CheckpointConfig(every=1)})
+    train(recipe)
+    before = [json.loads(line)["loss"] for line in (recipe.out / "metrics.jsonl").read_text().splitlines()]
+    shutil.rmtree(recipe.out / "checkpoints" / "2")
+    draft.rename(tmp_path / "moved")
+    train(recipe)
+    assert [json.loads(line)["loss"] for line in (recipe.out / "metrics.jsonl").read_text().splitlines()] == before
+    shutil.rmtree(recipe.out / "checkpoints")
+    with pytest.raises(DraftError, match=f"{draft}/config.json"):
+        train(recipe)
 
 
 @pytest.mark.parametrize(
