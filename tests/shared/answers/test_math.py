@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from specexit.data.answers import extract_answer, same_answer
+from specexit.data.answers import extract_answer, plainly_same, same_answer
 
 
 @pytest.mark.parametrize(
@@ -73,6 +73,13 @@ def test_a_model_in_a_loop_has_an_answer_of_bounded_length():
     assert found is not None
     assert found.endswith("x=2")
     assert len(found) < 200
+
+
+@pytest.mark.parametrize("piece", [r"\{", "(", "x+", r"\frac{", "1,000,", r"\sin 3^\circ", "x'"])
+def test_what_a_model_in_a_loop_repeats_is_not_parsed(piece):
+    assert plainly_same(2000 * piece, "5") is False
+    assert plainly_same(2000 * piece, 1999 * piece) is False
+    assert same_answer(2000 * piece, f"$ {2000 * piece}$")
 
 
 @given(st.one_of(st.none(), st.text(max_size=5)))

@@ -17,6 +17,8 @@ from specexit.data.answers.math_units import split_list
 
 _SHORT = 200
 """Characters of an answer whose reading is kept."""
+_LONGEST = 1000
+"""Characters of an answer that is parsed, which takes some milliseconds each; a longer one is a model in a loop."""
 
 
 class Math(AnswerKind):
@@ -46,7 +48,7 @@ class Math(AnswerKind):
         return super().why_no_reference(reference, choices)
 
     def plainly_same(self, a: str, b: str) -> bool | None:
-        """Equal text up to spacing, two numbers, two units, or words.
+        """Equal text up to spacing, two numbers, two units, words, or a text too long for a parser.
 
         Example:
           >>> [MATH.plainly_same(*pair) for pair in (("042", "42"), ("1/2", "0.50"), ("1,000", "999"), ("x", "y"))]
@@ -61,6 +63,8 @@ class Math(AnswerKind):
             return one.prose == other.prose
         if is_word(one.quantity) and is_word(other.quantity):
             return one.quantity.casefold() == other.quantity.casefold()
+        if max(len(one.quantity), len(other.quantity)) > _LONGEST:
+            return False
         if one.value is None or other.value is None or (one.unit != other.unit and "%" in (one.unit, other.unit)):
             return None
         return same_number(one.value, other.value)

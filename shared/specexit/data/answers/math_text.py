@@ -17,8 +17,8 @@ _LINE_END = re.compile(r"\\{1,2} ?(?:\[[^\[\]]*\])?\Z")
 _ORDINAL = re.compile(rf"(?<=\d) ?\^?\{{?(?:{WRAPPER}\{{)?(?:st|nd|rd|th)\}}*\Z")
 _SPACED_GROUPS = re.compile(r"((?:\\\$|€|£)?[+-]?(?:\\\$|€|£)?)(\d{1,3}(?: \d{3})+)((?:\.\d+)?\D*)")
 _GROUP = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3}|, 0\d\d)+(?![\d,])")
-_LISTED = re.compile(r"(?:[(\[]|\\\{)[^()\[\]]*,|_\{[^}]*,")
-"""A comma in a bracket or an index."""
+_LISTED = re.compile(r"(?:[(\[]|\\\{)(?:(?!\\\{)[^()\[\],])*,|_\{(?:(?!_\{)[^},])*,")
+"""A comma in a bracket or an index; looked for up to the next bracket, as a model in a loop opens thousands."""
 _WORD = re.compile(r"(?:(?<=\d )|(?<=[A-Za-z] ))[A-Za-z]{2,}|(?<![A-Za-z])[A-Za-z]{2,}(?= [\dA-Za-z])")
 COMMA = re.compile(",")
 _AND_OR = re.compile(rf",? ?(?:{WRAPPER}\{{ ?(?:and|or) ?\}}|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])) ?")
