@@ -191,7 +191,7 @@ class Loop:
             if judged:
                 values = values | {"evaluation": self._judge(i, state)}
                 self.metrics.clock.lap("evaluate")
-        if good and (i % self.config.log_every == 0 or i == self.config.steps or judged):
+        if good and (i % self.config.log_every == 0 or state is not None):  # what is saved was trained for some time
             self.metrics.advance(i, values)
         else:
             self.metrics.count(i, int(values["tokens"]))

@@ -1,6 +1,8 @@
 """What a pod owner watches, on a clock and on chips of the test's own."""
 
 import json
+from collections.abc import Iterator
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -140,23 +142,49 @@ class Pending:
         return 1.0
 
 
+def driven(
+    config: TrainConfig, begin: int, monkeypatch: pytest.MonkeyPatch, kill_behind: int | None = None
+) -> list[dict[str, Any]]:
+    """The metric lines of a folder whose run a machine has gone on with."""
+    machine = Machine()
+    monkeypatch.setattr(metrics_module, "Clock", lambda: Clock(lambda: machine.now))
+
+    def steps(first: int, last: int) -> Iterator[tuple[int, dict[str, Any]]]:
+        yield from ((i, {}) for i in range(first, (kill_behind or last) + 1))
+        if kill_behind is not None:
+            raise KeyboardInterrupt
+
+    checkpoints = Mock(spec=Checkpoints, due=lambda i: i % config.checkpoint.every == 0)
+    step = Mock(spec=Step, update={k: partial(machine.run, k) for k in (1, 2)})
+    watch = Mock(spec=Watch, return_value={})
+    loop = Loop(config, step, Mock(spec=Frozen), Mock(spec=Batches, steps=steps), checkpoints, None, watch)
+    with pytest.raises(KeyboardInterrupt) if kill_behind else nullcontext():
+        assert loop.run(begin, Mock(spec=TrainState)) == ("finished", config.steps)
+    return [json.loads(line) for line in (config.out / "metrics.jsonl").read_text().splitlines()]
+
+
 def test_the_step_before_one_that_compiles_is_timed(
     base_recipe: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The device is at step 4, the last of one TTT step, when the host comes to compile step 5."""
-    machine = Machine()
-    monkeypatch.setattr(metrics_module, "Clock", lambda: Clock(lambda: machine.now))
     config = base_recipe.model_copy(update={"out": tmp_path, "first_step_share": 0.5})
-    batches = Mock(spec=Batches, steps=lambda first, last: ((i, {}) for i in range(first, last + 1)))
-    checkpoints = Mock(spec=Checkpoints, due=lambda _: False)
-    watch = Mock(spec=Watch, return_value={})
-    step = Mock(spec=Step, update={k: partial(machine.run, k) for k in (1, 2)})
-    loop = Loop(config, step, Mock(spec=Frozen), batches, checkpoints, None, watch)
-    assert loop.run(0, Mock(spec=TrainState)) == ("finished", 8)
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    lines = driven(config, 0, monkeypatch)
     assert [line["tokens_per_second"] for line in lines] == [None, 100, 100, 100, None, 50, 50, 50]
     assert sum(line["seconds"]["compile"] for line in lines) == 10 + 1 + 10 + 2  # each with its first step
     assert lines[-1]["trained_seconds"] == 3 * 1 + 3 * 2
+
+
+def test_the_time_of_what_was_saved_is_kept(
+    base_recipe: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed behind the checkpoint of step 6, in front of the first line that `log_every` asks for."""
+    config = base_recipe.model_copy(update={"out": tmp_path, "first_step_share": 0.5, "log_every": 8})
+    before = driven(config, 0, monkeypatch, kill_behind=7)
+    assert [line["step"] for line in before] == [3, 6]
+    assert before[-1]["trained_seconds"] == 3 * 1 + 1 * 2
+    lines = driven(config, 6, monkeypatch)
+    assert [line["step"] for line in lines] == [3, 6, 8]
+    assert lines[-1]["trained_seconds"] == before[-1]["trained_seconds"] + 1 * 2  # step 7 compiles
 
 
 def test_goodput_counts_what_was_lost_by_a_restart(tmp_path: Path) -> None:

@@ -158,7 +158,7 @@ class TrainConfig(Config):
     )
     mesh: MeshConfig = MeshConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
-    log_every: int = Field(default=10, gt=0, description="steps between metric lines")
+    log_every: int = Field(default=10, gt=0, description="steps between metric lines; a checkpoint has one in any case")
     evaluate_every: int | None = Field(
         default=None, gt=0, description="steps between evaluations on eval_traces; by default only at the end"
     )
