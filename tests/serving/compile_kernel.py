@@ -23,7 +23,7 @@ def source(draft: bool, smooth: bool, v1: bool) -> ASTSource:
     if not v1:
         types |= {"tokens_ptr": "*i64", "logits_rows_ptr": "*i64"}
     values = {"DRAFT": draft, "SMOOTH": smooth, "COUNTS": not v1, "PADDED": v1, "BLOCK": BLOCK}
-    values |= {"N_CLOSING": 3 if v1 else 1, "N_MARKER": 2 if v1 else 1}
+    values["CLOSING"] = (3, 2) if v1 else (1, 1)
     loops = LoopSearch.of(LoopGuard(256, 4), slack=16)
     values["SEARCH"] = (loops.period, loops.span, loops.ring, *loops.leaving) if v1 else NO_SEARCH
     constants = {(step.arg_names.index(name),): value for name, value in values.items()}

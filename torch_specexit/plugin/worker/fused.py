@@ -79,8 +79,7 @@ class Fused:
             SMOOTH=self.smooth,
             COUNTS=sampled.rejected is not None,
             PADDED=sampled.padded,
-            N_CLOSING=len(self.markers.closing),
-            N_MARKER=self.markers.n_marker,
+            CLOSING=(len(self.markers.closing), self.markers.n_marker),
             SEARCH=(loops.period, loops.span, loops.ring, *loops.leaving) if loops else NO_SEARCH,
             BLOCK=BLOCK,
             num_warps=1,  # pyright: ignore[reportCallIssue]

@@ -229,35 +229,21 @@ def _read(now, token, meant, marker_ptr, reading, state, N_MARKER: tl.constexpr)
 
 
 @triton.jit
-def _take(
-    now,
-    active,
-    token_at,
-    meaning_ptr,
-    closing_ptr,
-    vocabulary,
-    limits,
-    reading,
-    state,
-    loops,
-    recent_at,
-    N_CLOSING: tl.constexpr,
-    N_MARKER: tl.constexpr,
-    SEARCH: tl.constexpr,
-):
+def _take(now, active, token_at, words, limits, reading, state, loops, CLOSING: tl.constexpr, SEARCH: tl.constexpr):
     """One token of each request: put another in its place where that is due, and read it.
 
     Returns the state behind it, where it was replaced, and where it is a boundary."""
+    meaning_ptr, vocabulary, closing_ptr, recent_at = words
     count, text, judged, closing, marks, average, early = state
     token, replaced, closing, marks = _force(
-        now, active, token_at, closing_ptr, limits, count, (text[1], loops[2]), closing, marks, N_CLOSING
+        now, active, token_at, closing_ptr, limits, count, (text[1], loops[2]), closing, marks, CLOSING[0]
     )
     inside = now & (token >= 0) & (token < vocabulary)
     meant = column(meaning_ptr + token, 0, inside) & reading[0]
-    marker_ptr, before = closing_ptr + (N_CLOSING - N_MARKER), count[1]
+    marker_ptr, before = closing_ptr + (CLOSING[0] - CLOSING[1]), count[1]
     state = (count, text, judged, closing, marks, average, early)
     count, text, judged, closing, marks, average, early, boundary = _read(
-        now, token, meant, marker_ptr, reading, state, N_MARKER
+        now, token, meant, marker_ptr, reading, state, CLOSING[1]
     )
     if SEARCH[0]:
         thought = now & (text[0] >= THOUGHT)
@@ -265,6 +251,9 @@ def _take(
     return (count, text, judged, closing, marks, average, early), loops, replaced, boundary
 
 
+# Each is an argument of its own. Triton would take a tuple of them, `rule.Tables` for one, but specialises what is in a
+# tuple, whatever is asked for: a batch of one request, or a tensor that begins in the middle of another, would be one
+# more variant of the kernel, compiled while requests wait.
 POINTERS = (
     *("state_ptr", "knobs_ptr", "weights_ptr", "past_ptr", "rows_ptr", "ends_ptr", "logits_rows_ptr", "positions_ptr"),
     *("signals_ptr", "failed_ptr", "meaning_ptr", "closing_ptr", "tokens_ptr", "n_ptr", "rejected_ptr", "report_ptr"),
@@ -303,8 +292,7 @@ def step(
     SMOOTH: tl.constexpr,
     COUNTS: tl.constexpr,
     PADDED: tl.constexpr,
-    N_CLOSING: tl.constexpr,
-    N_MARKER: tl.constexpr,
+    CLOSING: tl.constexpr,  # how many tokens are forced at an exit, and how many of these are the end marker
     SEARCH: tl.constexpr,  # period, span, ring and both `leaving` of `plugin.worker.loops.LoopSearch`; zeros for none
     BLOCK: tl.constexpr,
 ):
@@ -314,11 +302,8 @@ def step(
     active = tl.load(failed_ptr + lane * 0) == 0
     row = tl.load(rows_ptr + lane, mask=known, other=0).to(tl.int64)
     state_at, past_at = state_ptr + row * N_STATE, past_ptr + row * ((STEPS_BACK + 1) * N_STATE)
-    knobs_at, weights_at, recent_at = (
-        knobs_ptr + row * N_KNOBS,
-        weights_ptr + row * N_WEIGHTS,
-        recent_ptr + row * SEARCH[2],
-    )
+    knobs_at, weights_at = knobs_ptr + row * N_KNOBS, weights_ptr + row * N_WEIGHTS
+    words = (meaning_ptr, vocabulary, closing_ptr, recent_ptr + row * SEARCH[2])
     policy, (early, alpha), limits, reading = load_policy(knobs_at, weights_at, known, signal)
     token_at, drawn = tokens_ptr + lane * tokens_stride, column(n_ptr + lane, 0, here)
     moves = here & (drawn > 0)
@@ -337,20 +322,7 @@ def step(
             raw = signals_at(signals_ptr + (first + j) * N_SIGNALS, 0, now, signal)
             state = _judge_row(now, raw, signal, policy, early, alpha, active, state, SMOOTH)
         state, loops, replaced, boundary = _take(
-            now,
-            active,
-            token_at + j,
-            meaning_ptr,
-            closing_ptr,
-            vocabulary,
-            limits,
-            reading,
-            state,
-            loops,
-            recent_at,
-            N_CLOSING,
-            N_MARKER,
-            SEARCH,
+            now, active, token_at + j, words, limits, reading, state, loops, CLOSING, SEARCH
         )
         forced = forced | replaced
         n = tl.where(replaced | (boundary & DRAFT & active), j + 1, n)
