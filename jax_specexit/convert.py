@@ -76,7 +76,7 @@ def _to_draft(config: ConvertConfig, run: Path) -> str:
 
         with new_folder(config.out) as beside:
             largest = int(config.max_file_gib * 2**30)
-            written = write_into(beside, shape, types, values, max_bytes=largest, named=config.out)
+            written = write_into(beside, shape, types, values, max_bytes=largest, named=run)
             save_target(beside, target)
             copy_prompts(run, beside)
             _copy_origin(run, beside)

@@ -18,6 +18,9 @@ from safetensors.torch import save_file
 
 from specexit.errors import shown
 
+LEGACY = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")
+"""How PyTorch's format from before 1.6 begins, behind a few bytes of pickle: it is no zip archive, whose parts can be
+looked at before they are read."""
 ROOM = 2 * 2**30
 """Bytes of address space beside three times the file: the interpreter's libraries and its threads."""
 
@@ -32,6 +35,12 @@ def read_bin(path: Path) -> dict[str, torch.Tensor]:
     Raises:
       BinError: no zip archive of PyTorch's, compressed, not only tensors, or quantised or sparse ones.
     """
+    with path.open("rb") as file:
+        if LEGACY in file.read(32):
+            raise BinError(
+                "is in PyTorch's format from before 1.6, which is not read: expected the tensors saved anew "
+                "as torch.save writes them by now"
+            )
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()

@@ -170,6 +170,8 @@ def mutated(layout, place, value):
     return config
 
 
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+LLAMA3 |= {"original_max_position_embeddings": 8192}
 MUTATIONS = [
     ("architectures", ["MistralForCausalLM"], r"architectures is \['MistralForCausalLM'\]"),
     ("model_type", "mistral", "model_type is 'mistral'"),
@@ -214,6 +216,11 @@ MUTATIONS = [
     ("eagle_config.surprise", 7, "eagle_config.surprise is 7"),
     ("early_stop_method", "confidence", "early_stop_method is 'confidence'"),
     ("parallel_drafting", True, "parallel_drafting is True"),
+    ("use_mrope", True, "use_mrope is True, only False is implemented"),
+    ("truncated_vocab_size", 64, "truncated_vocab_size is 64, but draft_vocab_size is 120"),
+    ("rope_scaling", LLAMA3 | {"low_freq_factor": None}, "rope_scaling is .*low_freq_factor is missing, .* 'llama3'"),
+    ("rope_scaling", {"rope_type": "llama3", "factor": 8.0}, "low_freq_factor is missing, which rope_type 'llama3'"),
+    ("model_type", "qwen3_moe", "model_type is 'qwen3_moe'"),
     ("logit_scale", 0.25, "logit_scale is 0.25"),
     ("quantization_config", {"bits": 4}, r"quantization_config is \{'bits': 4\}, none is implemented"),
     ("rope_thetta", 5e6, "rope_thetta is 5000000.0"),
@@ -229,6 +236,36 @@ def test_a_mutated_config_is_refused_by_name(key, value, message, tmp_path):
         imported(tmp_path, "angelslim", config)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "draft").exists()
+
+
+QWEN3_MOE = {"decoder_sparse_step": 1, "output_router_logits": False, "router_aux_loss_coef": 0.001}
+GPT_OSS = {"num_local_experts": 16, "experts_per_token": 4}
+COPIED = {
+    "AngelSlim of Qwen3-30B-A3B": ("angelslim", QWEN3_MOE),
+    "AngelSlim, an older one": ("angelslim", {"architectures": ["Eagle3LLamaforCausalLM"]}),
+    "AngelSlim of Qwen2.5": ("angelslim", {"use_mrope": False, "sliding_window": 131072}),
+    "SpecForge of gpt-oss": ("specforge", GPT_OSS),
+    "NeMo of R1-Distill-Qwen": ("nemo", {"model_type": "qwen2", "use_mrope": False}),
+    "NeMo of Qwen3-30B-A3B": (
+        "nemo",
+        QWEN3_MOE
+        | {"model_type": "qwen3_moe", "mlp_only_layers": [], "moe_intermediate_size": 768, "norm_topk_prob": True}
+        | {"num_experts": 128, "num_experts_per_tok": 8},
+    ),
+    "nebius": ("safeailab", {"truncated_vocab_size": DRAFT_VOCAB}),
+}
+
+
+@pytest.mark.parametrize("framework", COPIED)
+def test_what_a_framework_copies_from_its_target_changes_nothing(framework, tmp_path):
+    layout, says = COPIED[framework]
+    (tmp_path / "without").mkdir()
+    without = read_draft(imported(tmp_path / "without", layout))
+    config, tensors = read_draft(imported(tmp_path, layout, CONFIGS[layout] | says))
+    assert config == without[0]
+    assert {name: tensor.tobytes() for name, tensor in tensors.items()} == {
+        name: tensor.tobytes() for name, tensor in without[1].items()
+    }
 
 
 @pytest.mark.parametrize(
@@ -303,7 +340,10 @@ def test_two_keys_that_agree_are_read(tmp_path):
         (lambda t: t["t2d"].__setitem__(slice(None), True), "neither offsets nor ids .* that t2d marks"),
         (lambda t: t.update(t2d=np.arange(VOCAB)), r"t2d is int64 \[200\], expected true or false"),
         (lambda t: t.update(d2t=t["d2t"].astype(np.float32)), "d2t is float32 .* expected integers"),
-        (lambda t: t["norm.weight"].__setitem__(0, np.nan), "norm.weight holds NaN"),
+        (
+            lambda t: t["norm.weight"].__setitem__(0, np.nan),
+            r"published/model\.safetensors: tensor norm.weight holds NaN",
+        ),
         (
             lambda t: t.update({"norm.weight": t["norm.weight"].view(np.uint16).astype(np.int32)}),
             "norm.weight is int32",

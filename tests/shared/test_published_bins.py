@@ -74,7 +74,7 @@ HOSTILE = {
     "quantised": r"holds 'fc\.weight', which is quantised to torch\.qint8, expected plain numbers",
     "sparse": r"holds 'fc\.weight', which is torch\.sparse_coo, expected plain numbers",
     "bare pickle": "cannot be read as a checkpoint",
-    "legacy": "cannot be read as a checkpoint",
+    "legacy": r"is in PyTorch's format from before 1\.6, .* expected the tensors saved anew",
     "nested": "holds 'model': dict, expected tensors by their names",
     "a list": "holds a list",
     "truncated": "cannot be read as a checkpoint",

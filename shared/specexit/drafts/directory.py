@@ -184,7 +184,7 @@ def write_draft(folder: Path, config: DraftConfig, tensors: Mapping[str, np.ndar
     if "d2t" in tensors:
         check_vocabulary(config, tensors["d2t"], folder / WEIGHTS, tensors.get("t2d"))
     with new_folder(folder) as beside:
-        write_into(beside, config, shapes, lambda name: [tensors[name]], named=folder)
+        write_into(beside, config, shapes, lambda name: [tensors[name]], named=folder / WEIGHTS)
 
 
 def write_into(
@@ -196,7 +196,7 @@ def write_into(
       folder: to write into, as a rule one that `specexit.outputs.new_folder` will move into its place.
       config: of the draft.
       shapes, pieces, max_bytes: see `specexit.drafts.tensors.write_tensors`.
-      named: the folder's name in errors.
+      named: what errors name: where the tensors are from, or will be.
 
     Returns:
       Hash of every tensor, see `specexit.drafts.tensors.tensor_hash`.
@@ -204,9 +204,9 @@ def write_into(
     Raises:
       DraftError: the tensors do not fit the config, or hold NaN or infinity.
     """
-    check_shapes(config, shapes, named / WEIGHTS)
+    check_shapes(config, shapes, named)
     hashes = write_tensors(
-        folder, shapes, pieces, max_bytes, look=lambda name, values: check_values(name, values, named / WEIGHTS)
+        folder, shapes, pieces, max_bytes, look=lambda name, values: check_values(name, values, named)
     )
     _write_config(folder, config)
     return hashes

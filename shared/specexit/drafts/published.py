@@ -29,7 +29,7 @@ from specexit.drafts.config import (
     DraftError,
     check_target,
 )
-from specexit.drafts.directory import check_shapes, vocabulary_tensors, write_into
+from specexit.drafts.directory import check_shapes, vocabulary_tensors, weights_path, write_into
 from specexit.drafts.files import TensorError, inside, read_json
 from specexit.drafts.layouts import LAYOUTS, Keys, Layout
 from specexit.drafts.tensors import FLOATS, INDEX, WEIGHTS, Stored, open_tensors, tensor_hash, together
@@ -91,7 +91,7 @@ def import_draft(config: ImportConfig) -> Origin:
     with safetensors_of(config.draft) as folder:
         draft = Published(config.draft, folder, config, target)
         with new_folder(config.out) as beside:
-            written = write_into(beside, draft.config, draft.shapes, draft.pieces, named=config.out)
+            written = write_into(beside, draft.config, draft.shapes, draft.pieces, named=weights_path(folder))
             origin = draft.origin(written)
             write_text(beside / FILE, json.dumps(origin.model_dump(mode="json"), indent=2) + "\n")
             save_target(beside, target)

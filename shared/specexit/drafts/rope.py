@@ -23,6 +23,9 @@ FIELDS: dict[str, tuple[str, ...]] = {
 }
 """What a scaling of each ``rope_type`` says."""
 
+NEEDED = {"linear": ("factor",), "llama3": FIELDS["llama3"], "yarn": ("factor", "original_max_position_embeddings")}
+"""Of these fields, those without which transformers and vLLM read no such scaling."""
+
 OF_DRAFTS = ("default", "linear", "llama3")
 """Those that a draft may have: both drafts and vLLM's are held against each other with them."""
 
@@ -50,7 +53,8 @@ def scaling_of(fields_of_config: Mapping[str, Any] | None, kinds: Sequence[str] 
     """The scaling in a config's ``rope_scaling`` (or ``rope_parameters``, its newer name), if of one of ``kinds``.
 
     Raises:
-      ValueError: of a kind that is not implemented, or with a field that its kind does not have.
+      ValueError: of a kind that is not implemented, with a field that its kind does not have, or without one that it
+        needs.
     """
     rope = {key: value for key, value in (fields_of_config or {}).items() if key != "rope_theta" and value is not None}
     kind = rope.pop("rope_type", None) or rope.get("type", "default")
@@ -68,8 +72,7 @@ def scaling_of(fields_of_config: Mapping[str, Any] | None, kinds: Sequence[str] 
             raise ValueError(f"{key} is {value!r}, expected a number above 0")
     if kind == "default":
         return None
-    needed = ("factor", "original_max_position_embeddings") if kind == "yarn" else ("factor",)
-    for key in needed:
+    for key in NEEDED[kind]:
         if key not in rope:
             raise ValueError(f"{key} is missing, which rope_type {kind!r} needs")
     scaling = RopeScaling(kind, **rope)

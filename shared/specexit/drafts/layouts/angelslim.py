@@ -1,4 +1,4 @@
-"""Tencent/AngelSlim: as SafeAILab's, under vLLM's class name.
+"""Tencent/AngelSlim: as SafeAILab's, under vLLM's class name, which older ones spell with another L and f.
 
 Its SpecExit drafts say ``early_stop_method`` and have three further rows of ``fc``. None has been published, and such
 rows without the fourth signal make no draft of ours, so they are refused; `specexit.drafts.export` writes that layout.
@@ -14,5 +14,8 @@ def _fields(keys: Keys) -> Fields:
 
 
 ANGELSLIM = Layout(
-    "angelslim", "Tencent/AngelSlim: Eagle3LlamaForCausalLM", architecture("Eagle3LlamaForCausalLM"), _fields
+    "angelslim",
+    "Tencent/AngelSlim: Eagle3LlamaForCausalLM",
+    architecture("Eagle3LlamaForCausalLM", "Eagle3LLamaforCausalLM"),
+    _fields,
 )

@@ -52,6 +52,12 @@ _IDLE = (
     *("bos_token_id", "eos_token_id", "pad_token_id", "attention_dropout", "max_window_layers", "auto_map"),
 )
 """Keys that say how a draft was trained, or nothing at all about it."""
+_OF_EXPERTS = (
+    *("num_experts", "num_local_experts", "num_experts_per_tok", "experts_per_token", "moe_intermediate_size"),
+    *("norm_topk_prob", "decoder_sparse_step", "mlp_only_layers", "output_router_logits", "router_aux_loss_coef"),
+)
+"""Keys that frameworks copy from a target of experts. A draft with experts has a ``model_type`` and tensors that are
+refused."""
 
 
 def decoder_fields(keys: Keys) -> Fields:
@@ -77,6 +83,7 @@ def decoder_fields(keys: Keys) -> Fields:
         ("hidden_act", "silu"),
         ("mlp_bias", False),
         ("use_sliding_window", False),
+        ("use_mrope", False),
         ("pretraining_tp", 1),
         ("partial_rotary_factor", 1, 1.0),
         ("layer_types", ["full_attention"]),
@@ -84,7 +91,7 @@ def decoder_fields(keys: Keys) -> Fields:
         ("quantization_config",),
     ):
         keys.only(key, *values)
-    keys.ignore(*_IDLE)
+    keys.ignore(*_IDLE, *_OF_EXPERTS)
     return {
         "model_type": model_type,
         "hidden_size": hidden,
@@ -145,10 +152,14 @@ def eagle_fields(keys: Keys, decoder: Fields) -> Fields:
     nested.finish()
     keys.only("parallel_drafting", False)
     flags = ("norm_before_residual", "fc_norm", "norm_output")
+    vocabulary = keys.take("draft_vocab_size", int, decoder["vocab_size"])
+    truncated = keys.take("truncated_vocab_size", int, vocabulary)  # its name in vLLM's configs of the first EAGLE
+    if truncated != vocabulary:
+        raise keys.error("truncated_vocab_size", truncated, f"but draft_vocab_size is {vocabulary}")
     return decoder | {
         **{flag: keys.take(flag, bool, False) for flag in flags},
         "norm_before_fc": bool(inner or outer),
-        "draft_vocab_size": keys.take("draft_vocab_size", int, decoder["vocab_size"]),
+        "draft_vocab_size": vocabulary,
         "target_hidden_size": keys.take("target_hidden_size", int, decoder["hidden_size"]),
         "tie_word_embeddings": keys.take("tie_word_embeddings", bool, False),
         "eagle_aux_hidden_state_layer_ids": layers or below or None,
