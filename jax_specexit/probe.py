@@ -19,7 +19,7 @@ from jax_specexit.model.target import Target
 from jax_specexit.training.step import ttt_outputs
 from jax_specexit.weights import load_target
 from specexit.drafts.directory import read_draft, target_ids
-from specexit.drafts.probing import RAN, first_traces, parse, rows_of, sequence_of, thinking_of
+from specexit.drafts.probing import RAN, judged_traces, parse, rows_of, sequence_of, thinking_of
 from specexit.method.signals import activate
 from specexit.schemas.target import load_target_config
 
@@ -60,7 +60,7 @@ def main() -> None:
         outputs = ttt_outputs(draft, target.embedding[...], aux, batch, steps)
         return draft.signals(aux, outputs[0]) if draft.source else None, outputs
 
-    for i, trace in enumerate(first_traces(arguments.traces, arguments.n)):
+    for i, trace in enumerate(judged_traces(arguments)):
         ids = sequence_of(trace, think_end, arguments.tokens)
         tokens = np.zeros((1, -(-len(ids) // BUCKET) * BUCKET), np.int32)
         tokens[0, : len(ids)] = ids

@@ -12,6 +12,7 @@ import gc
 import json
 import os
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +22,7 @@ from jaxtyping import Bool, Float
 from specexit.drafts.acceptance import acceptance, by_steps
 from specexit.drafts.agreement import logits_apart, overall, raise_to, signals_apart
 from specexit.drafts.directory import check_target, read_config
-from specexit.drafts.probing import ENGINE, first_traces, parse
+from specexit.drafts.probing import ENGINE, judged_traces, parse
 from specexit.method.signals import NAMES
 from specexit.schemas.engine import EngineConfig
 from specexit.schemas.target import TargetConfig, load_target_config
@@ -101,7 +102,7 @@ def run_engine(arguments: argparse.Namespace, target: TargetConfig, source: str 
     extra_args = None if source is None else {"specexit": False}
     params = SamplingParams(temperature=0.0, max_tokens=NEW_TOKENS, ignore_eos=True, extra_args=extra_args)
     runs = []
-    for trace in first_traces(arguments.traces, min(arguments.n, TRACES)):
+    for trace in islice(judged_traces(arguments), TRACES):
         prompt = [*trace.prompt_ids, *trace.think_ids[: len(trace.think_ids) // 2]][: length - NEW_TOKENS - 1]
         (output,) = llm.generate([TokensPrompt(prompt_token_ids=prompt)], [params], use_tqdm=False)
         (seen,) = llm.collective_rpc(collect)

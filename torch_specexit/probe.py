@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from specexit.drafts.directory import check_target, read_draft
-from specexit.drafts.probing import MISTAKES, RAN, first_traces, parse, rows_of, sequence_of, thinking_of
+from specexit.drafts.probing import MISTAKES, RAN, judged_traces, parse, rows_of, sequence_of, thinking_of
 from specexit.method.signals import activate
 from specexit.schemas.target import load_target_config
 from torch_specexit.draft import Draft, as_torch
@@ -35,7 +35,7 @@ def probe(arguments: argparse.Namespace) -> None:
     mistakes = Mistakes(
         config, weights, target.hf_config(), features.embedding, steps=arguments.steps, most=arguments.rows
     )
-    for i, trace in enumerate(first_traces(arguments.traces, arguments.n)):
+    for i, trace in enumerate(judged_traces(arguments)):
         ids = sequence_of(trace, think_end, arguments.tokens)
         tokens, rows = torch.tensor([ids], device=device), rows_of(len(ids), arguments.rows)
         states = dict(zip(layers, features(tokens)[0].chunk(len(layers), dim=-1), strict=True))

@@ -132,6 +132,32 @@ def test_a_plain_draft_is_verified_and_what_is_long_is_cut(tmp_path, write_rando
     assert written["greedy_drafts"]["compared"] == 50 + 49  # the last row has no token for its second step
 
 
+def test_a_trace_that_says_nothing_of_the_draft_does_not_count(tmp_path, random_draft, make_trace, capsys):
+    """Its prompt fills what is read, or it ends before every draft step has a token."""
+    whole = np.random.default_rng(0).integers(0, 630, 60).tolist()
+    long = make_trace(id="long", prompt_ids=whole, think_ids=whole)
+    none = {name: [] for name in ("boundaries", "boundary_answers", "boundary_agrees", "boundary_confidence")}
+    short = make_trace(id="short", prompt_ids=[1], think_ids=[2], answer_ids=[], **none)
+    sound = make_trace(id="sound", prompt_ids=whole[:8], think_ids=whole[8:])
+    write_traces(tmp_path / "mixed.parquet", [long, sound, short])
+    config = VerifyConfig(draft=random_draft, traces=tmp_path / "mixed.parquet", tokens=60, vllm=False)
+    with pytest.raises(VerifyError, match="fc rows are random"):
+        verify(config)
+    written = json.loads((random_draft / "verify.json").read_text())
+    assert (written["n"], written["passed_over"]) == (1, ["long", "short"])
+    assert written["acceptance"]["rows"] == 60 - 7 - 1 - 3
+    assert "2 of 3 traces do not count" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("tokens", [2, 8, 11])
+def test_where_no_row_can_be_compared_nothing_is_verified(tokens, tmp_path, random_draft, monkeypatch):
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("a side was started"))
+    config = VerifyConfig(draft=random_draft, traces=tmp_path / "traces.parquet", tokens=tokens, vllm=False)
+    with pytest.raises(VerifyError, match=rf"of 1 traces none .* within tokens={tokens}, expected at least tokens=12"):
+        verify(config)
+    assert not (random_draft / "verify.json").exists()
+
+
 def test_a_nan_on_one_side_is_a_difference(tmp_path, monkeypatch, write_random_draft, make_trace):
     write_traces(tmp_path / "traces.parquet", [make_trace()])
     draft = write_random_draft(tmp_path / "draft", "draft", **TINY)

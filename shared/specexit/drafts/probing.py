@@ -44,6 +44,27 @@ def first_traces(path: Path, n: int) -> Iterator[Trace]:
     return islice((trace for batch in batches for trace in batch_rows(batch, Trace)), n)
 
 
+def is_judged(trace: Trace, tokens: int, steps: int) -> bool:
+    """Whether the first ``tokens`` tokens of a trace hold thinking, and of at least one row of what the target wrote
+    the token of every draft step: a prompt that fills them says nothing of a draft."""
+    return bool(trace.think_ids) and min(tokens, _length(trace)) >= needed(trace, steps)
+
+
+def needed(trace: Trace, steps: int) -> int:
+    """Tokens up to which a trace has to be read for its first row of draft steps."""
+    return max(len(trace.prompt_ids), 1) + 1 + steps
+
+
+def _length(trace: Trace) -> int:
+    return len(trace.prompt_ids) + len(trace.think_ids) + 1 + len(trace.answer_ids)
+
+
+def judged_traces(arguments: argparse.Namespace) -> Iterator[Trace]:
+    """Those of the first traces that count, see `is_judged`."""
+    first = first_traces(arguments.traces, arguments.n)
+    return (trace for trace in first if is_judged(trace, arguments.tokens, arguments.steps))
+
+
 def sequence_of(trace: Trace, think_end: int, limit: int) -> list[int]:
     """The first ``limit`` tokens of a trace: prompt, thinking, end marker, answer."""
     return [*trace.prompt_ids, *trace.think_ids, think_end, *trace.answer_ids][:limit]

@@ -28,7 +28,7 @@ from specexit.config import write_text
 from specexit.data.traces import target_named_in, target_of_both
 from specexit.drafts.agreement import TOLERANCE, VerifyError, compare, raise_to
 from specexit.drafts.directory import open_draft, read_config
-from specexit.drafts.probing import ENGINE, MISTAKES, RAN
+from specexit.drafts.probing import ENGINE, MISTAKES, RAN, first_traces, is_judged, needed
 from specexit.drafts.tensors import weights_hash
 from specexit.drafts.verified import FILE, Accepted, acceptance_words, geometry_sha256
 from specexit.method.signals import NAMES
@@ -41,6 +41,8 @@ ACCEPTANCE_TOLERANCE = 0.1
 """Tokens per step; where two drafts are about equal, rounding decides. Measured over some hundred steps: 0.04 in
 bfloat16, nothing in float32."""
 ROWS_SHOWN = 6
+NAMED = 8
+"""Traces that do not count, of those that are told."""
 
 
 def verify(config: VerifyConfig) -> dict[str, float]:
@@ -52,11 +54,13 @@ def verify(config: VerifyConfig) -> dict[str, float]:
     Raises:
       DraftError, TraceError: an input is unusable, or draft and traces are of different targets.
       ConfigError: the target is unknown, its model is not there, or the one given is not theirs.
-      VerifyError: a side failed to run, a difference is beyond the tolerance, or the draft looks wrongly converted.
+      VerifyError: no trace says anything of the draft, a side failed to run, a difference is beyond the tolerance, or
+        the draft looks wrongly converted.
     """
     draft, _ = open_draft(config.draft)
     target = target_of_both(config.traces, config.draft, draft.target_name, config.target)
     target.model_file("config.json")  # where the model is gone, no side has to start
+    passed_over = _passed_over(config)
     with tempfile.TemporaryDirectory() as scratch:
         torch = _probe("torch", config, Path(scratch) / "torch")
         ran = json.loads((torch / RAN).read_text())  # PyTorch knows whether there is a GPU
@@ -67,7 +71,9 @@ def verify(config: VerifyConfig) -> dict[str, float]:
         jax = _probe("jax", config, Path(scratch) / "jax")
         devices = {"jax": json.loads((jax / RAN).read_text())["device"], "torch": device}
         record, first = _compared(config, (jax, torch))
-        record |= {"dtype": dtype, "devices": devices} | json.loads((torch / MISTAKES).read_text())
+        record |= {"passed_over": passed_over, "dtype": dtype, "devices": devices} | json.loads(
+            (torch / MISTAKES).read_text()
+        )
         if find_spec("vllm") is not None if config.vllm is None else config.vllm:
             served = _probe(VLLM, config, Path(scratch) / VLLM)
             record["vllm"] = _judged(json.loads((served / ENGINE).read_text()), dtype)
@@ -89,6 +95,35 @@ def verify(config: VerifyConfig) -> dict[str, float]:
     if record["mistakes"]:
         raise VerifyError(f"{config.draft}: {'; '.join(record['mistakes'])}")
     return differences
+
+
+def _passed_over(config: VerifyConfig) -> list[str]:
+    """Ids of the first traces that nothing can be compared on, as `specexit.drafts.probing.is_judged` says; they are
+    told.
+
+    Raises:
+      VerifyError: it is all of them.
+    """
+    traces = list(first_traces(config.traces, config.n))
+    over = [trace for trace in traces if not is_judged(trace, config.tokens, config.steps)]
+    if not over:
+        return []
+    if len(over) == len(traces):
+        enough = min(needed(trace, config.steps) for trace in traces)
+        raise VerifyError(
+            f"{config.traces}: of {len(traces)} traces none has thinking and the tokens of steps={config.steps} draft "
+            f"steps behind its prompt within tokens={config.tokens}, expected at least tokens={enough}, or traces of "
+            "shorter prompts"
+        )
+    listed = ", ".join(trace.id for trace in over[:NAMED]) + (", ..." if len(over) > NAMED else "")
+    Console(stderr=True).print(
+        f"{config.traces}: {len(over)} of {len(traces)} traces do not count, as their prompts fill "
+        f"tokens={config.tokens} or they end at once: {listed}",
+        style="yellow",
+        markup=False,
+        highlight=False,
+    )
+    return [trace.id for trace in over]
 
 
 def _compared(config: VerifyConfig, sides: tuple[Path, Path]) -> tuple[dict[str, Any], tuple[dict, dict] | None]:
