@@ -33,6 +33,7 @@ SAME = [
     (r"\cos 20^\circ", r"\sin 70^{\circ}"),
     (r"\sin(2x+30^\circ)", r"\sin(30^\circ+2x)"),
     (r"10\sin 40^\circ\text{ m}", r"10\sin 40°"),
+    (r"2\text{ cis } 30^\circ", "2 cis 30°"),
     # capital and small letters
     (r"\frac{m}{M}", "m/M"),
     (r"\frac{GMm}{R}", r"\frac{GmM}{R}"),
@@ -102,6 +103,7 @@ DIFFERENT = [
     (r"\sin(x+30^\circ)", r"\sin(x+30)"),
     (r"\cos x^\circ", r"\cos x"),
     ("sin 30°", "sin 30"),
+    (r"2\text{ cis } 30^\circ", r"2\text{ cis } 30"),
     # LaTeX that changes nothing
     (r"\[70\]", r"\[71\]"),
     (r"\((1,2)\)", "1,2"),

@@ -7,7 +7,7 @@ import re
 _PRIMES = re.compile(r"(?:_(\w)|_\{([^{}]*)\}|(?<=[A-Za-z)}\]])) ?('+)")
 """Primes, and the index in front of them; those behind a number are minutes or feet."""
 _DEGREES = re.compile(r"((?<![\d.])\d[\d.]*|(?<![A-Za-z\\])[A-Za-z]|\\[a-z]+) ?\^ ?(?:\\circ\b ?|\{ ?\\circ ?\})")
-OF_ANGLES = re.compile(r"(?:\\|(?<![A-Za-z]))(?:sin|cos|tan|cot|sec|csc)(?![a-z])")
+OF_ANGLES = re.compile(r"(?:\\|(?<![A-Za-z]))(?:sin|cos|tan|cot|sec|csc|cis)(?![a-z])")
 """A function of an angle, whose degrees are more than a unit that may be left out."""
 
 
