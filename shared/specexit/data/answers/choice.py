@@ -20,14 +20,21 @@ _NAMED = re.compile(rf"(?:option|choice|answer)\s*[(\[]?([{_LETTERS}])[)\]]?[.,:
 _MARKED = re.compile(r"([\"'])answer\1\s*:\s*([\"'])(?P<json>.*?)\2|<answer>\s*(?P<tag>.{0,500}?)\s*</answer>", re.I)
 _GAP = r"[\s*_{}$]"
 _STATED = re.compile(
-    rf"(?:answer|option|choice)(?:{_GAP}+(?:is|would\s+be|should\s+be|must\s+be)\b|{_GAP}*:)+{_GAP}*", re.I
+    rf"(?:(?:answer|option|choice)(?:{_GAP}+(?:is|would\s+be|should\s+be|must\s+be)\b|{_GAP}*:)+"
+    rf"|(?<!if )\bI\s+(?:would\s+)?(?:choose|pick|select)\b){_GAP}*",
+    re.I,
 )
+_SURELY = re.compile(
+    r"\A(?:(?:most\s+)?likely|probably|clearly|obviously|definitely|certainly|indeed|therefore|thus|then)\s+", re.I
+)
+"""A word between "is" and the letter. It is not part of `_STATED`, as an option may begin with it."""
 _BLANKS = re.compile(r"(?<=[(\[])\s+|\s+(?=[)\]])")
 """Inside of a bracket: a trial may be forced up to the bracket, and a model begin a word with its space."""
 _SMALL = _LETTERS.lower()
 _FIRST = re.compile(
-    r"(?i:option|choice|the\s+letter)?\s*[:(\[\"']*(?P<letter>"
-    rf"[{_LETTERS}](?=[)\].,:;\"'!]|\s*$|\s+[^a-z\s]|\s+[-–—]|\s+(?i:because|since|as|and|or|with)\b)"
+    r"(?i:option|choice|(?:the\s+)?letter)?\s*[:(\[\"']*(?P<letter>"
+    rf"[{_LETTERS}](?=[)\].,:;\"'!]|\s*$|\s+[^a-z\s]|\s+[-–—]"
+    r"|\s+(?i:because|since|as|and|or|with|rather\s+than|instead\s+of|over(?=\s)|not(?=\s))\b)"
     rf"|[{_SMALL}](?=[)\]]|[.:]?\s*$|[.:]\s))"
 )
 _ANOTHER = re.compile(
@@ -40,6 +47,7 @@ _RIGHT = re.compile(
     r"(?=[.,;:!]|\s*$|\s+(?:because|since|as)\b)",
     re.M,
 )
+_TEXT_WITH_LETTER = re.compile(rf"(.*\S)\s*[(\[]([{_LETTERS}])[)\]]")
 _LISTED = re.compile(rf"[(\[]?([{_LETTERS}])[)\].:]\s+(\S.*)")
 
 
@@ -49,9 +57,9 @@ class Choice(AnswerKind):
     name = "choice"
 
     def extract(self, text: str, choices: Sequence[str] | None = None) -> str | None:
-        r"""The letter in the last ``\boxed{}``, in JSON (``"answer": "C"``) or ``<answer>``, behind "the answer is",
-        alone on the last line, or of the one option that "is correct"; with ``choices``, an option's own text counts as
-        its letter where it is no letter itself."""
+        r"""The letter in the last ``\boxed{}``, in JSON (``"answer": "C"``) or ``<answer>``, behind "the answer is" or
+        "I choose", alone on the last line, or of the one option that "is correct"; with ``choices``, an option's own
+        text counts as its letter where it is no letter itself."""
         if r"\boxed" in text or r"\fbox" in text:
             box = last_box(text)
             return None if box is None else _letter(box, choices)
@@ -60,8 +68,8 @@ class Choice(AnswerKind):
             return letter
         said = [_BLANKS.sub("", rest.partition("\n")[0]) for rest in _STATED.split(text)[1:]]
         for rest in dict.fromkeys(reversed(said)):  # a model in a loop says one thing thousands of times
-            first = _FIRST.match(_STYLE.sub("", rest))
-            letter = _in_range(_one(first), choices) or _of_option(rest.rstrip(" .*_"), choices)
+            first = _FIRST.match(_SURELY.sub("", _STYLE.sub("", rest)))
+            letter = _in_range(_one(first), choices) or _of_text(rest.rstrip(" .*_"), choices)
             if first or letter:
                 return letter
         plain = _STYLE.sub("", text)
@@ -130,6 +138,14 @@ def _of_option(text: str, choices: Sequence[str] | None) -> str | None:
     """The letter of the one option whose text this is."""
     matching = [i for i, choice in enumerate(choices or ()) if normal(choice) == normal(text)]
     return chr(ord("A") + matching[0]) if len(matching) == 1 else None
+
+
+def _of_text(text: str, choices: Sequence[str] | None) -> str | None:
+    """`_of_option` of what follows "the answer is": its letter may stand behind the option's text, in brackets."""
+    if letter := _of_option(text, choices) or _of_option(_SURELY.sub("", text), choices):
+        return letter
+    found = _TEXT_WITH_LETTER.fullmatch(text)
+    return found[2] if found and _of_option(found[1], choices) == found[2] else None
 
 
 def _one(found: re.Match[str] | None) -> str | None:
