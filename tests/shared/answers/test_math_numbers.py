@@ -114,6 +114,9 @@ SAME = [
     (r"\text{June 20}", "June 20"),
     ("10 red and 5 blue", r"10 \text{ red and } 5 \text{ blue}"),
     (r"3\text{ ft }4\text{ in}", "3 ft 4 in"),
+    ("No solution.", r"\emptyset"),
+    (r"\text{no solutions}", r"\varnothing"),
+    (r"\text{the empty set}", r"\{\}"),
     # other ways to write
     ("½", "1/2"),
     ("2½", "5/2"),
@@ -206,6 +209,11 @@ DIFFERENT = [
     ("ABCD", "DCBA"),
     ("stop", "pots"),
     ("no", "on"),
+    ("no solution", "0"),
+    ("no solution", "no"),
+    ("one solution", r"\emptyset"),
+    ("no solution", r"\{0\}"),
+    ("no solution", r"\infty"),
     # words and numbers behind the first one
     (r"3\text{ ft }4\text{ in}", r"3\text{ ft }9\text{ in}"),
     (r"2\text{ h }15\text{ min}", r"2\text{ h}"),

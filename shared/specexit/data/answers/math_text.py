@@ -8,7 +8,10 @@ from specexit.data.answers.base import last_box
 from specexit.data.answers.math_latex import WRAPPER, in_latex
 from specexit.data.answers.math_numbers import with_repeating_as_fractions
 
-_NAMES = {"infinity": r"\infty", "inf": r"\infty", "oo": r"\infty"}
+_NAMES = {
+    **dict.fromkeys(("infinity", "inf", "oo"), r"\infty"),
+    **dict.fromkeys(("no solution", "no solutions", "empty set", "the empty set"), r"\emptyset"),
+}
 
 _SPACE = r"(?<!\\)\\[,;: ]|~"
 """A backslash behind a backslash is no space: a matrix's rows end in ``\\``."""
