@@ -27,7 +27,7 @@ from jax_specexit.training.run import read_start
 from jax_specexit.weights import load_target
 from specexit.config import write_text
 from specexit.data.overlap import refuse_trained
-from specexit.data.traces import LabelledTrace, read_bare, stream_labelled, target_of_file
+from specexit.data.traces import LabelledTrace, read_outlines, stream_labelled, target_of_file
 from specexit.drafts.directory import check_target
 from specexit.schemas.evaluate import EvaluateConfig
 from specexit.schemas.target import find_target
@@ -45,7 +45,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     assert shape.specexit is not None
     target_config = find_target(config.target, config.run, name=shape.specexit.target)
     check_target(shape, config.run, target_config.hf_config(), target_config.name)
-    known = read_bare(config.traces, config.n, LabelledTrace)
+    known = read_outlines(config.traces, config.n, LabelledTrace)
     target_of_file(config.traces, config.target, config.run)
     refuse_trained(config.run, known, config.traces)
     step, params = restore_params(config.run, config.which)

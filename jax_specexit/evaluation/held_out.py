@@ -7,10 +7,8 @@ traces at a time.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Any, NamedTuple, cast
 
@@ -34,9 +32,16 @@ from jax_specexit.training.losses import first_choices
 from jax_specexit.training.step import Batch, Frozen, Step, ttt_outputs
 from specexit.data.overlap import refuse_trained
 from specexit.data.packing import PackMeta
-from specexit.data.rows import BareTrace, prompt_sha256
+from specexit.data.rows import prompt_sha256
 from specexit.data.sequences import TrainingSequence, assemble, best_fit, make_sequence
-from specexit.data.traces import LabelledTrace, check_tokenizer, read_bare, stream_labelled, target_of_file
+from specexit.data.traces import (
+    LabelledTrace,
+    check_tokenizer,
+    data_sha256,
+    read_outlines,
+    stream_labelled,
+    target_of_file,
+)
 from specexit.method.labels import ExitKind
 from specexit.schemas.target import TargetConfig
 from specexit.schemas.train import TrainConfig
@@ -70,7 +75,7 @@ class HeldOut:
 
     def __init__(self, config: TrainConfig, target_config: TargetConfig, meta: PackMeta):
         assert config.eval_traces is not None
-        traces = read_bare(config.eval_traces, config.evaluate_n, LabelledTrace)
+        traces = read_outlines(config.eval_traces, config.evaluate_n, LabelledTrace)
         target_of_file(config.eval_traces, config.target)
         refuse_trained(config.data, traces, config.eval_traces)
         check_tokenizer(config.eval_traces, target_config)
@@ -81,7 +86,8 @@ class HeldOut:
         self.config, self.dtype = config, target_config.dtype
         self.kind: ExitKind = meta.exit_point
         self.prompts = sorted({prompt_sha256(trace)[:16] for trace in traces})
-        self.measure = {"by": config.best_by, "traces": _identity(traces)}
+        which = f"{data_sha256(config.eval_traces)[:16]}, {len(traces)} of them"
+        self.measure = {"by": config.best_by, "traces": which}
         """What the score of an evaluation is of: scores of two measures cannot be compared."""
 
     def compile(self, step: Step, draft: Draft, target: Target) -> None:
@@ -127,15 +133,6 @@ class HeldOut:
             signals = raw[first : first + len(trace.think_ids)]
             yield Scored(trace, signals, hits[:, start : start + len(sequence)])
             start += len(sequence)
-
-
-def _identity(traces: Sequence[BareTrace]) -> str:
-    """Which traces, and which labels of theirs, as a hash."""
-    found = hashlib.sha256()
-    for trace in traces:
-        labels = [list(trace.boundaries), list(trace.boundary_agrees)]
-        found.update(json.dumps([prompt_sha256(trace), trace.n_think, trace.n_answer, *labels]).encode())
-    return found.hexdigest()[:16]
 
 
 def _blocks(traces: Iterable[LabelledTrace]) -> Iterator[list[LabelledTrace]]:

@@ -1,29 +1,34 @@
 """The numbers of an evaluation, from scored traces that are given one at a time.
 
-What is kept of a trace is what is known at its boundaries, so memory is that of `specexit calibrate`, whatever the
-number and the length of the traces.
+What is kept are sums, and five bytes of each boundary to rank them by: nothing else grows with the number of traces.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from array import array
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool, Float
 
 from jax_specexit.evaluation.scoring import Scored
 from jax_specexit.training.metrics import acceptance_estimate
 from specexit.data.rows import BareTrace, LabelledTrace, known_verdicts
-from specexit.data.traces import Same, without_text
-from specexit.method.decision import OFF, Policy
+from specexit.data.traces import without_text
+from specexit.method.decision import Policy
 from specexit.method.labels import ExitKind, token_labels
 from specexit.method.policies.validity import VALIDITY_GRID
 from specexit.method.replay import AtBoundaries, Replay
 from specexit.method.signals import SIGNALS, column
-from specexit.method.simulate import best_within, mean_known, summarise
+from specexit.method.simulate import best_within, point_of
 from specexit.method.statistics import auroc, brier, calibration_error
+from specexit.method.sums import Sums, sums_of
 from specexit.schemas.train import BestBy
+
+BLOCK_BOUNDARIES = 1 << 15
+"""Boundaries of the traces that are replayed together."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,11 +102,12 @@ class Judge:
 
     def __init__(self, kind: ExitKind):
         self.kind: ExitKind = kind
-        self.traces: list[BareTrace] = []
-        self.hard: list[int | None] = []
-        self.values: list[np.ndarray] = []
-        """Signals at the boundaries of each trace."""
-        self._same: Same = {None: None}
+        self._traces: list[BareTrace] = []
+        """Those of which only the signals were counted so far, and their signals at boundaries."""
+        self._values: list[np.ndarray] = []
+        self._held = 0
+        self._sums: dict[str, Sums] = {}
+        self._everywhere, self._hard = Boundaries(), Boundaries()
         self._hits, self._rows = np.zeros(0), 0
         self._accepted, self._steps = 0, 0
         self._loss, self._labelled = np.zeros(len(SIGNALS)), np.zeros(len(SIGNALS), np.int64)
@@ -119,22 +125,24 @@ class Judge:
         self._accepted, self._steps = self._accepted + accepted, self._steps + steps
         losses, labelled = _signal_losses(trace, signals, self.kind)
         self._loss, self._labelled = self._loss + losses, self._labelled + labelled
-        self.traces.append(without_text(trace, self._same))
-        self.hard.append(trace.hard_boundary)
-        self.values.append(signals[np.array(trace.boundaries, np.int64) - 1])
+        values = signals[np.array(trace.boundaries, np.int64) - 1]
+        self._rank(trace, values[:, column("validity")])
+        self._traces.append(without_text(trace, {None: None}))
+        self._values.append(values)
+        self._held += 1 + len(values)
+        if self._held >= BLOCK_BOUNDARIES:
+            self._replay()
 
     def result(self, step: int) -> Evaluation:
         """The numbers so far; ``step`` is that of the parameters."""
+        self._replay()
         top1 = self._hits / self._rows
-        replay = Replay(self.traces, AtBoundaries(self.values))
-        full = mean_known(replay.correct)
-        policies = [Policy(thresholds={"validity": threshold}) for threshold in VALIDITY_GRID]
-        points = [summarise(replay, policy, replay.play(policy)) for policy in policies]
-        best = {str(points_lost): best_within(points, full, points_lost / 100) for points_lost in (0, 1)}
-        everywhere, hard = self._boundaries()
+        points = {name: point_of(sums, None) for name, sums in self._sums.items()}
+        full, oracle = points.pop("full"), points.pop("oracle")
+        best = {str(lost): best_within(points.values(), full.accuracy, lost / 100) for lost in (0, 1)}
         return Evaluation(
             step=step,
-            n=len(self.traces),
+            n=self._sums["full"].traces,
             top1=[round(float(x), 5) for x in top1],
             acceptance_length=1 + self._accepted / max(self._steps, 1),
             acceptance_estimate=acceptance_estimate(top1),
@@ -142,24 +150,53 @@ class Judge:
                 signal.name: float(loss / n) if n else float("nan")
                 for signal, loss, n in zip(SIGNALS, self._loss, self._labelled, strict=True)
             },
-            all_boundaries=_ranking(*everywhere),
-            hard_boundaries=_ranking(*hard),
-            oracle_cut=summarise(replay, OFF, replay.oracle()).thinking_cut,
+            all_boundaries=self._everywhere.ranking(),
+            hard_boundaries=self._hard.ranking(),
+            oracle_cut=oracle.thinking_cut,
             cut={lost: point.thinking_cut if point else 0.0 for lost, point in best.items()},
         )
 
-    def _boundaries(self) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
-        """(probability, truth) at all boundaries before the natural end, and at the hard ones; where no trial
-        stands behind a verdict there is no truth."""
-        probability = np.concatenate([np.zeros(0), *(values[:, column("validity")] for values in self.values)])
-        agrees = np.concatenate([np.zeros(0, bool), *(np.array(t.boundary_agrees, bool) for t in self.traces)])
-        before_end = [np.array(trace.boundaries, np.int64) < trace.n_think for trace in self.traces]
-        known = np.concatenate([np.zeros(0, bool), *(known_verdicts(t.boundary_state) for t in self.traces)])
-        everywhere = np.concatenate([np.zeros(0, bool), *before_end]) & known
-        first = np.cumsum([0, *map(len, self.values)])
-        hard = np.array([first[i] + at for i, at in enumerate(self.hard) if at is not None], np.int64)
-        hard = hard[known[hard]]
-        return (probability[everywhere], agrees[everywhere]), (probability[hard], agrees[hard])
+    def _rank(self, trace: LabelledTrace, probability: np.ndarray) -> None:
+        """Note all boundaries before the natural end, and the hard one; where no trial stands behind a verdict there is
+        no truth."""
+        agrees, known = np.array(trace.boundary_agrees, bool), known_verdicts(trace.boundary_state)
+        everywhere = known & (np.array(trace.boundaries, np.int64) < trace.n_think)
+        self._everywhere.add(probability[everywhere], agrees[everywhere])
+        if trace.hard_boundary is not None and known[trace.hard_boundary]:
+            hard = slice(trace.hard_boundary, trace.hard_boundary + 1)
+            self._hard.add(probability[hard], agrees[hard])
+
+    def _replay(self) -> None:
+        """Count the traces that are held, and let go of them."""
+        if not self._traces:
+            return
+        replay = Replay(self._traces, AtBoundaries(self._values))
+        played = {str(tau): replay.play(Policy(thresholds={"validity": tau})) for tau in VALIDITY_GRID}
+        played |= {"full": replay.outcome_at(np.full(len(self._traces), -1)), "oracle": replay.oracle()}
+        for name, outcome in played.items():
+            sums = sums_of(replay, outcome)
+            self._sums[name] = self._sums[name].plus(sums) if name in self._sums else sums
+        self._traces, self._values, self._held = [], [], 0
+
+
+class Boundaries:
+    """Probability and truth at boundaries: five bytes of each."""
+
+    def __init__(self):
+        self._probability, self._agrees = array("f"), bytearray()
+
+    def add(self, probability: Float[np.ndarray, " n"], agrees: Bool[np.ndarray, " n"]) -> None:
+        """Note some."""
+        self._probability.frombytes(probability.astype(np.float32).tobytes())
+        self._agrees += agrees.tobytes()
+
+    def ranking(self) -> Ranking:
+        """How well the probability tells them apart."""
+        probability, agrees = np.frombuffer(self._probability, np.float32), np.frombuffer(self._agrees, bool)
+        if not len(agrees):
+            return Ranking(0, *[float("nan")] * 4)
+        error = calibration_error(probability, agrees)
+        return Ranking(len(agrees), float(agrees.mean()), auroc(probability, agrees), error, brier(probability, agrees))
 
 
 def judge(done: Iterable[Scored], step: int, kind: ExitKind) -> Evaluation:
@@ -214,10 +251,3 @@ def _signal_losses(trace: LabelledTrace, signals: np.ndarray, kind: ExitKind) ->
 def _generated(one: Scored) -> np.ndarray:
     """Hits at the rows whose predicted tokens the target generated, every TTT step on the same rows."""
     return one.hits[:, len(one.trace.prompt_ids) - 1 : one.hits.shape[1] - 1 - one.hits.shape[0]]
-
-
-def _ranking(probability: np.ndarray, hit: np.ndarray) -> Ranking:
-    if not len(hit):
-        return Ranking(0, *[float("nan")] * 4)
-    error = calibration_error(probability, hit)
-    return Ranking(len(hit), float(hit.mean()), auroc(probability, hit), error, brier(probability, hit))

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import UInt64
 
 from specexit.config import write_bytes
-from specexit.data.rows import AnyTrace, ids_sha256
+from specexit.data.rows import Named, ids_sha256
 from specexit.drafts.files import read_bytes
 from specexit.errors import InputError
 
@@ -83,7 +83,7 @@ def _hashes_in(data: bytes) -> Hashes:
     return np.frombuffer(values, np.uint64)
 
 
-def refuse_trained(folder: Path, traces: Iterable[AnyTrace], where: Path) -> None:
+def refuse_trained(folder: Path, traces: Iterable[Named], where: Path) -> None:
     """Check that no trace is of a prompt that was trained on; folders that do not say so are taken at their word.
 
     Args:

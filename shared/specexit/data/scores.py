@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float
 
-from specexit.data.rows import AnyTrace
+from specexit.data.rows import AnyTrace, Named
 from specexit.data.stream import values_of
 from specexit.errors import InputError
 from specexit.method.signals import NAMES
@@ -44,7 +45,7 @@ class ScoreError(InputError):
     """A score file that cannot be used; the message names the file and what was expected."""
 
 
-def key_of(trace: AnyTrace) -> str:
+def key_of(trace: Named) -> str:
     """What a trace's scores are kept under, see `sample_key`."""
     return sample_key(trace.id, trace.sample)
 
@@ -60,7 +61,7 @@ def sample_key(id: str, sample: int) -> str:
     return id if sample == 0 and not re.search(r"#\d+\Z", id) else f"{id}#{sample}"
 
 
-def _older_key(trace: AnyTrace) -> str:
+def _older_key(trace: Named) -> str:
     """`key_of` in files of version 2."""
     return trace.id if trace.sample == 0 else f"{trace.id}#{trace.sample}"
 
@@ -77,7 +78,7 @@ class Scores:
     """See `specexit.drafts.fingerprints.target_fingerprint`; None in older files."""
     path: Path = Path("scores")
     """The file, for messages."""
-    key: Callable[[AnyTrace], str] = key_of
+    key: Callable[[Named], str] = key_of
 
     def of(self, traces: Sequence[AnyTrace]) -> list[Float[np.ndarray, "think signals"]]:
         """Signals of the given traces, in their order.
@@ -95,11 +96,14 @@ class Scores:
 class StoredScores:
     """Signal values of traces, left on the disk: read a few at a time whenever they are asked for, in the file's order.
 
+    Row groups without any of the traces are passed over, so blocks of traces read the file once together, if it has the
+    traces' order, as `score` writes it; they read more of it in another one.
+
     Args:
       path: the file.
       source: see `Scores`.
       draft_blake3: see `Scores`.
-      keys: of all that the file holds.
+      keys: of all that the file holds, and the row group where each lies.
       target_sha256: see `Scores`.
       key: of a trace, in a file of this version.
       traces: whose values are given.
@@ -108,12 +112,12 @@ class StoredScores:
     path: Path
     source: str
     draft_blake3: str
-    keys: frozenset[str]
+    keys: dict[str, int]
     target_sha256: str | None = None
-    key: Callable[[AnyTrace], str] = key_of
-    traces: Sequence[AnyTrace] = ()
+    key: Callable[[Named], str] = key_of
+    traces: Sequence[Named] = ()
 
-    def of(self, traces: Sequence[AnyTrace]) -> StoredScores:
+    def of(self, traces: Sequence[Named]) -> StoredScores:
         """Those of the given traces.
 
         Raises:
@@ -129,13 +133,13 @@ class StoredScores:
           ScoreError: a trace has another number of thinking tokens, or there is NaN among the values.
         """
         wanted = {self.key(trace): i for i, trace in enumerate(self.traces)}
-        for key, values in _read(self.path):
+        for key, values in _read(self.path, sorted({self.keys[key] for key in wanted})):
             if (i := wanted.get(key)) is not None:
                 _check_length(self.path, key, self.traces[i], values)
                 yield i, values
 
 
-def _keys(path: Path, traces: Sequence[AnyTrace], key: Callable[[AnyTrace], str], known: Container[str]) -> list[str]:
+def _keys(path: Path, traces: Sequence[Named], key: Callable[[Named], str], known: Container[str]) -> list[str]:
     """What the scores of the traces are kept under."""
     counted = Counter(map(key, traces))
     for name, n in counted.items():
@@ -146,7 +150,7 @@ def _keys(path: Path, traces: Sequence[AnyTrace], key: Callable[[AnyTrace], str]
     return [key(trace) for trace in traces]
 
 
-def _check_length(path: Path, key: str, trace: AnyTrace, values: np.ndarray) -> None:
+def _check_length(path: Path, key: str, trace: Named, values: np.ndarray) -> None:
     if len(values) != trace.n_think:
         raise ScoreError(
             f"{path}: trace {key!r} has {len(values)} rows, expected one for each of its {trace.n_think} thinking "
@@ -245,24 +249,24 @@ def open_scores(path: Path) -> StoredScores:
         for name in ("specexit.source", "specexit.draft_blake3"):
             if name not in metadata:
                 raise ScoreError(f"{path}: metadata has no {name}, expected what `score` writes: score again")
-        keys = Counter(file.read(["id"])["id"].to_pylist())
-    key, n = next(iter(keys.most_common(1)), ("", 0))
+        names = [file.read_row_group(i, ["id"])["id"].to_pylist() for i in range(file.num_row_groups)]
+    key, n = next(iter(Counter(chain.from_iterable(names)).most_common(1)), ("", 0))
     if n > 1:
         raise ScoreError(f"{path}: trace {key!r} is there {n} times, expected every trace once: score again")
     return StoredScores(
         path,
         metadata["specexit.source"],
         metadata["specexit.draft_blake3"],
-        frozenset(keys),
+        {key: group for group, keys in enumerate(names) for key in keys},
         metadata.get("specexit.target_sha256"),
         key_of if version == SCHEMA_VERSION else _older_key,
     )
 
 
-def _read(path: Path) -> Iterator[tuple[str, Float[np.ndarray, "_think signals"]]]:
-    """Keys and values, a few traces in memory at once."""
+def _read(path: Path, groups: list[int] | None = None) -> Iterator[tuple[str, Float[np.ndarray, "_think signals"]]]:
+    """Keys and values of some row groups, or of all, a few traces in memory at once."""
     with _opened(path) as file:
-        for batch in file.iter_batches(ROWS_AT_ONCE, columns=["id", "signals"], use_threads=False):
+        for batch in file.iter_batches(ROWS_AT_ONCE, groups, columns=["id", "signals"], use_threads=False):
             for key, flat in zip(batch["id"].to_pylist(), values_of(batch["signals"], np.float32), strict=True):
                 if flat.size % len(NAMES) or not np.isfinite(flat).all():
                     raise ScoreError(

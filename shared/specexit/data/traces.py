@@ -12,7 +12,7 @@ import os
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,11 +23,12 @@ import pyarrow.parquet as pq
 from specexit.buckets import BucketPath, arrow_sink, arrow_source
 from specexit.config import ConfigError
 from specexit.data.checks import once
-from specexit.data.rows import SCHEMAS, BareTrace, LabelledTrace, Trace, ids_sha256
-from specexit.data.stream import MANIFEST, TraceError, read_batches, rows_of, trace_files, values_of
+from specexit.data.rows import SCHEMAS, BareTrace, LabelledTrace, Outline, Trace, ids_sha256, outline
+from specexit.data.stream import MANIFEST, TraceError, blocks, read_batches, rows_of, trace_files, values_of
 from specexit.schemas.target import TargetConfig, find_target, load_target_config
 
 TraceT = TypeVar("TraceT", bound=Trace)
+RowT = TypeVar("RowT")
 
 TOKENIZER = b"specexit.tokenizer"
 """Key in a file's metadata: hash of the ``tokenizer.json`` that its ids are of."""
@@ -94,8 +95,35 @@ def stream_labelled(path: Path, n: int | None = None) -> Iterator[LabelledTrace]
     return _stream(path, LabelledTrace, n)
 
 
-def read_bare(path: Path, n: int | None = None, kind: type[Trace] = Trace) -> list[BareTrace]:
-    """The first ``n`` traces, or all, without their text: what stays in memory are a few dozen bytes a boundary.
+BLOCK_TOKENS = 1 << 20
+"""Tokens of the traces that are in memory at once, where they are read in blocks; see `specexit.data.stream.blocks`."""
+
+
+def stream_bare(path: Path, kind: type[Trace] = Trace) -> Iterator[list[BareTrace]]:
+    """Traces without their text, a block of them at a time.
+
+    Args:
+      path: as of `read_traces`.
+      kind: what the file has to hold.
+
+    Raises:
+      TraceError: see `read_traces`; also where a trace is there twice.
+    """
+    batches = once(read_batches(path, kind, columns=BARE_COLUMNS), path)
+    return (list(_bare(block, {None: None})) for block in blocks(batches, BLOCK_TOKENS))
+
+
+def read_bare(path: Path) -> list[BareTrace]:
+    """All traces without their text: what stays in memory are a few dozen bytes a boundary.
+
+    Raises:
+      TraceError: see `stream_bare`; also where there are none.
+    """
+    return _some(path, chain.from_iterable(stream_bare(path)))
+
+
+def read_outlines(path: Path, n: int | None = None, kind: type[Trace] = Trace) -> list[Outline]:
+    """What is known of the first ``n`` traces, or of all, as a whole: a few hundred bytes of each.
 
     Args:
       path: as of `read_traces`.
@@ -103,22 +131,17 @@ def read_bare(path: Path, n: int | None = None, kind: type[Trace] = Trace) -> li
       kind: what the file has to hold.
 
     Raises:
-      TraceError: see `read_traces`; also where a trace is there twice.
+      TraceError: see `read_bare`.
     """
-    same: Same = {None: None}
-    batches = once(read_batches(path, kind, columns=BARE_COLUMNS), path)
-    traces = list(islice((trace for batch in batches for trace in _bare(batch, same)), n))
-    if not traces:
-        raise TraceError(f"{path}: holds no traces")
-    return traces
+    return _some(path, map(outline, islice(chain.from_iterable(stream_bare(path, kind)), n)))
 
 
 Same = dict[str | None, str | None]
-"""One object for equal strings, of which there are millions: states, and answers that were given again."""
+"""One object for equal strings, of which there are many: states, and answers that were given again."""
 
 
 def without_text(trace: Trace, same: Same) -> BareTrace:
-    """What `read_bare` keeps of a trace."""
+    """What `stream_bare` keeps of a trace."""
     row: dict[str, Any] = {column.name: getattr(trace, column.name) for column in fields(BareTrace)}
     row = _shared(row, same)
     row.update({name: array(code, row[name]) for name, code in _NUMBERS.items()}, split_ids=array("i", trace.split_ids))
@@ -303,7 +326,11 @@ def _stream(path: Path, kind: type[TraceT], n: int | None) -> Iterator[TraceT]:
 
 
 def _read(path: Path, kind: type[TraceT], n: int | None) -> list[TraceT]:
-    traces = list(_stream(path, kind, n))
+    return _some(path, _stream(path, kind, n))
+
+
+def _some(path: Path, read: Iterable[RowT]) -> list[RowT]:
+    traces = list(read)
     if not traces:
         raise TraceError(f"{path}: holds no traces")
     return traces

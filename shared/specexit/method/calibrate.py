@@ -8,19 +8,22 @@ holds with probability at least 1 - delta; that several hold together is not cla
 from __future__ import annotations
 
 import json
+import tempfile
+from array import array
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
+from jaxtyping import Shaped
 from rich.console import Console
 
 from specexit.data.overlap import refuse_trained
-from specexit.data.rows import AnyTrace, prompt_sha256
+from specexit.data.rows import AnyTrace, Outline, prompt_sha256
 from specexit.data.scores import StoredScores, open_scores
-from specexit.data.traces import data_sha256, read_bare, target_of_file, tokenizer_sha256
+from specexit.data.traces import data_sha256, read_outlines, target_of_file, tokenizer_sha256
 from specexit.drafts.directory import DraftError, SpecExitBlock, read_config
 from specexit.drafts.fingerprints import target_fingerprint
 from specexit.drafts.policy import (
@@ -42,9 +45,10 @@ from specexit.method.decision import OFF, Policy
 from specexit.method.policies.budget import budget_policy
 from specexit.method.policies.validity import VALIDITY_GRID
 from specexit.method.replay import Replay
-from specexit.method.sample import Compared, Sample
+from specexit.method.sample import Compared, Losses, Sample
 from specexit.method.signals import column
 from specexit.method.simulate import Point, loss, mean_known, summarise
+from specexit.method.stored import StoredReplay, replays
 from specexit.schemas.calibrate import CalibrateConfig
 from specexit.schemas.target import TargetConfig
 
@@ -64,7 +68,7 @@ def calibrate(config: CalibrateConfig) -> PolicyFile:
     stored, block = read_policy(config.draft), read_config(config.draft).specexit
     if block is None:
         raise DraftError(f"{config.draft / 'config.json'}: no specexit block, so this draft has no signals to judge by")
-    traces, scores = read_bare(config.traces), open_scores(config.scores)
+    traces, scores = read_outlines(config.traces), open_scores(config.scores)
     _check_draft(config, block, scores)
     target = target_of_file(config.traces, config.target, config.draft)
     if target.name != block.target:
@@ -75,11 +79,15 @@ def calibrate(config: CalibrateConfig) -> PolicyFile:
     sampling, trial = _one_sampling(config, traces), _one_trial(config, traces)
     refuse_trained(config.draft, traces, config.traces)
     _refuse_selection(config, traces, stored.selection)
-    sample = Sample(traces, scores.of(traces), unjudged=config.unjudged, grouped=config.groups)
+    scores.of(traces)  # each trace has its own
     data = data_sha256(config.traces)
     if block.source == "fc":  # no step waits for its verdicts, so passing boundaries over would save nothing
         config = config.model_copy(update={"early": 0.0})
-    points, remarks = choose(sample, config, data, trial)
+    boundaries = Boundaries()
+    with tempfile.TemporaryFile() as file:
+        replay = StoredReplay(boundaries.seen(replays(config.traces, scores)), grid(config), file)
+        sample = Sample(traces, replay, unjudged=config.unjudged, grouped=config.groups)
+        points, remarks = choose(sample, config, data, trial)
     now = datetime.now(UTC).isoformat(timespec="seconds")
     made = f"calibrate {config.risk} <= {', '.join(f'{epsilon:g}' for epsilon in config.epsilon)}"
     written = stored.model_copy(
@@ -90,7 +98,7 @@ def calibrate(config: CalibrateConfig) -> PolicyFile:
             "sampling": sampling,
             "trial": trial,
             "population": population(sample),
-            "traffic": traffic(sample),
+            "traffic": traffic(sample, boundaries),
             "history": (*stored.history, Event(when=now, what=made, data_sha256=data)),
         }
     )
@@ -113,11 +121,10 @@ def choose(
       SampleError: see `specexit.method.sample.errors_of`.
       CertificateError: see `specexit.method.certify.check_size`.
     """
-    policies = [policy_at(config, tau) for tau in VALIDITY_GRID]
-    whole = _written_in_full(trial)
-    outcomes = [sample.replay.play(policy) for policy in policies]
-    losses = [sample.losses(outcome, config.risk) for outcome in outcomes]
-    seen = [sample.compared(outcome) for outcome in outcomes] if sample.has_free_trials and not whole else None
+    policies, whole, seen = grid(config), _written_in_full(trial), None
+    losses = Losses(sample, policies, config.risk)
+    if sample.has_free_trials and not whole:
+        seen = [sample.compared(sample.replay.play(policy)) for policy in policies]
     claims = [_claims(sample, config, epsilon, seen) for epsilon in config.epsilon]
     points, remarks = [], []
     for either in claims:
@@ -154,6 +161,11 @@ def choose(
     return points, remarks
 
 
+def grid(config: CalibrateConfig) -> list[Policy]:
+    """The policies that are tried, the cautious ones first."""
+    return [policy_at(config, tau) for tau in VALIDITY_GRID]
+
+
 def policy_at(config: CalibrateConfig, tau: float) -> Policy:
     """The policy that exits where validity is at least ``tau``."""
     early = {"validity": round(config.early * tau, 6)} if config.early else {}
@@ -168,7 +180,7 @@ def _boldest(
     sample: Sample,
     policies: Sequence[Policy],
     claims: Sequence[Claim],
-    losses: Sequence[np.ndarray],
+    losses: Losses,
     seen: Sequence[Compared] | None,
 ) -> tuple[Claim, Certified | None]:
     """The first of the claims of which a policy can be certified, with that policy; else the last one."""
@@ -215,7 +227,7 @@ def _check_draft(config: CalibrateConfig, block: SpecExitBlock, scores: StoredSc
         )
 
 
-def _one_sampling(config: CalibrateConfig, traces: Sequence[AnyTrace]) -> dict[str, Any]:
+def _one_sampling(config: CalibrateConfig, traces: Sequence[Outline]) -> dict[str, Any]:
     """The sampling of all traces. How long a response may get depends on its prompt and is not compared."""
     found = {trace.sampling: json.loads(trace.sampling) for trace in traces}
     lengths = {key for sampling in found.values() for key in sampling if key.startswith("max")}
@@ -227,11 +239,11 @@ def _one_sampling(config: CalibrateConfig, traces: Sequence[AnyTrace]) -> dict[s
     return kinds[0] | longest
 
 
-def _one_trial(config: CalibrateConfig, traces: Sequence[AnyTrace]) -> dict[str, Any]:
+def _one_trial(config: CalibrateConfig, traces: Sequence[Outline]) -> dict[str, Any]:
     """How the trials of each answer kind were made."""
     found: dict[str, Any] = {}
     for trace in traces:
-        trial = {key: value for key, value in json.loads(trace.trial).items() if key != "free"}
+        trial = json.loads(trace.trial)
         if found.setdefault(trace.answer_kind, trial) != trial:
             raise CertificateError(
                 f"{config.traces}: answers of kind {trace.answer_kind} were tried as {found[trace.answer_kind]} and as "
@@ -245,7 +257,7 @@ def _written_in_full(trial: dict[str, Any] | None) -> bool:
     return bool(trial) and all(kind.get("text") == "" for kind in trial.values())
 
 
-def _refuse_selection(config: CalibrateConfig, traces: Sequence[AnyTrace], selection: Selection | None) -> None:
+def _refuse_selection(config: CalibrateConfig, traces: Sequence[Outline], selection: Selection | None) -> None:
     if selection is None:
         return
     chosen, ours = set(selection.prompts), {prompt_sha256(trace)[:16] for trace in traces}
@@ -292,26 +304,48 @@ def population(sample: Sample) -> Population:
         traces=sample.n_traces,
         groups={name: n for name, n in sorted(groups.items(), key=str) if name is not None},
         answer_kinds=tuple(sorted({trace.answer_kind for trace in sample.traces})),
-        references=sum(trace.reference is not None for trace in first.values()),
+        references=sum(trace.has_reference for trace in first.values()),
     )
 
 
-def traffic(sample: Sample) -> Traffic:
+class Boundaries:
+    """What replays pass by at their boundaries, 4 bytes of each."""
+
+    def __init__(self):
+        self.validity = array("f")
+        self.splits: Counter[int] = Counter()
+
+    def seen(self, replays: Iterable[Replay]) -> Iterator[Replay]:
+        """The replays, looked at as they pass."""
+        for replay in replays:
+            self.validity.frombytes(replay.verdicts(Policy()).values[:, column("validity")].tobytes())
+            for trace in replay.traces:
+                self.splits.update(trace.split_ids)
+            yield replay
+
+
+def traffic(sample: Sample, boundaries: Boundaries) -> Traffic:
     """How long the traces of the sample are, and where they could end."""
-
-    def quantiles(values: Sequence[float] | np.ndarray) -> tuple[float, ...]:
-        return tuple(round(float(value), 4) for value in np.quantile(np.asarray(values, np.float64), TRAFFIC_LEVELS))
-
-    traces = sample.traces
-    splits = Counter(token for trace in traces for token in trace.split_ids)
-    verdicts = sample.replay.verdicts(Policy())
+    total = boundaries.splits.total()
+    validity = np.frombuffer(boundaries.validity, np.float32)
+    validity.sort()
     return Traffic(
-        prompt_tokens=quantiles([trace.n_prompt for trace in traces]),
-        thinking_tokens=quantiles(sample.replay.n_think),
-        boundaries=quantiles([len(trace.boundaries) for trace in traces]),
-        validity=quantiles(verdicts.values[:, column("validity")]),
-        split_tokens={str(token): round(n / splits.total(), 6) for token, n in splits.most_common()},
+        prompt_tokens=_quantiles(np.sort([trace.n_prompt for trace in sample.traces])),
+        thinking_tokens=_quantiles(np.sort(sample.replay.n_think)),
+        boundaries=_quantiles(np.sort([trace.n_boundaries for trace in sample.traces])),
+        validity=_quantiles(validity),
+        split_tokens={str(token): round(n / total, 6) for token, n in boundaries.splits.most_common()},
     )
+
+
+def _quantiles(values: Shaped[np.ndarray, " values"]) -> tuple[float, ...]:
+    """At `TRAFFIC_LEVELS`, of sorted values: NumPy would copy them all, and there may be very many."""
+    found = []
+    for level in TRAFFIC_LEVELS:
+        below, share = divmod(level * (len(values) - 1), 1)
+        around = values[int(below) : int(below) + 2].astype(np.float64)
+        found.append(round(float(np.quantile(around, share)), 4))
+    return tuple(found)
 
 
 def _certified(config: CalibrateConfig, point: OperatingPoint, replayed: Point) -> str:

@@ -58,6 +58,18 @@ class Outcome:
     """The answer is not that of the full trace."""
     correct: Float[np.ndarray, " traces"]
     """1 or 0; NaN where the right answer is not known."""
+    inferred: Bool[np.ndarray, " traces"]
+    """The exit is at a boundary that was not tried: its verdict is that of others."""
+
+
+@dataclass(frozen=True)
+class Largest:
+    """The sizes that settings of a method may depend on."""
+
+    n_think: int
+    """Thinking tokens of the longest trace."""
+    n_boundaries: int
+    """Boundaries of the trace that has most."""
 
 
 class Replay:
@@ -68,6 +80,7 @@ class Replay:
       signals: values at every thinking token of each trace, in memory or on the disk, where they are read once for each
         smoothing; or at its boundaries alone; None for policies without thresholds.
       round_tokens: step size that ``smoothing: round`` assumes; serving's steps vary with acceptance.
+      largest: of all traces, where these are a block of them.
     """
 
     def __init__(
@@ -76,13 +89,17 @@ class Replay:
         signals: Sequence[Float[np.ndarray, "_think signals"]] | StoredScores | AtBoundaries | None = None,
         *,
         round_tokens: int = 3,
+        largest: Largest | None = None,
     ):
         self.traces = traces
         self.signals = signals
         self.round_tokens = round_tokens
         self.n_think = np.array([trace.n_think for trace in traces], np.int64)
         self.n_answer = np.array([trace.n_answer for trace in traces], np.int64)
-        self.correct = np.array([_truth(trace, trace.correct) for trace in traces])
+        self.largest = largest or Largest(
+            int(self.n_think.max(initial=0)), max((len(trace.boundaries) for trace in traces), default=0)
+        )
+        self.correct = np.array([_truth(trace, trace.correct) for trace in traces], np.float64)
         self.agrees = [np.array(trace.boundary_agrees, bool) for trace in traces]
         self.right = [_right(trace) for trace in traces]
         self._verdicts: dict[tuple[str, float], Verdicts] = {}
@@ -167,13 +184,14 @@ class Replay:
 
     def _outcome(self, traces: np.ndarray, boundaries: np.ndarray) -> Outcome:
         kept, correct = self.n_think.copy(), self.correct.copy()
-        exited, changed = np.zeros(len(kept), bool), np.zeros(len(kept), bool)
+        exited, changed, inferred = (np.zeros(len(kept), bool) for _ in range(3))
         exited[traces] = True
         for trace, boundary in zip(traces.tolist(), boundaries.tolist(), strict=True):
             kept[trace] = self.traces[trace].boundaries[boundary]
             changed[trace] = not self.agrees[trace][boundary]
             correct[trace] = self.right[trace][boundary]
-        return Outcome(kept, exited, changed, correct)
+            inferred[trace] = self.traces[trace].boundary_state[boundary] == "untried"
+        return Outcome(kept, exited, changed, correct, inferred)
 
 
 def _row(trace: int, judged: Int[np.ndarray, " judged"]) -> Int[np.ndarray, " judged"]:

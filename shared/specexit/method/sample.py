@@ -11,17 +11,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Shaped
 
-from specexit.data.rows import AnyTrace, can_judge, free_trials, prompt_sha256
-from specexit.data.scores import StoredScores
+from specexit.data.rows import Named, Outline, can_judge, outline, prompt_sha256
 from specexit.drafts.policy import Risk
 from specexit.errors import InputError
 from specexit.method.decision import Policy
 from specexit.method.replay import Outcome, Replay
+from specexit.method.stored import AnyReplay
 
 Unjudged = Literal["refuse", "error"]
 
@@ -54,8 +54,8 @@ class Sample:
     """Prompts that can judge, ready for policies.
 
     Args:
-      traces: of one target, in any order, several of a prompt or not.
-      signals: values at every thinking token of each trace.
+      traces: of one target, in any order, several of a prompt or not; with a replay, their outlines do.
+      signals: values at every thinking token of each trace, or a replay of the traces that can judge.
       unjudged: what becomes of traces that cannot judge: left out, or counted as errors of their prompts.
       grouped: whether every prompt belongs to a group (``group``, by default its task).
 
@@ -65,32 +65,29 @@ class Sample:
 
     def __init__(
         self,
-        traces: Sequence[AnyTrace],
-        signals: Sequence[Float[np.ndarray, "_think signals"]] | StoredScores,
+        traces: Sequence[Named],
+        signals: Sequence[Float[np.ndarray, "_think signals"]] | AnyReplay,
         *,
         unjudged: Unjudged = "refuse",
         grouped: bool = False,
     ):
         _refuse_duplicates(traces)
-        able = [can_judge(trace) for trace in traces]
-        self.traces = [trace for trace, can in zip(traces, able, strict=True) if can]
-        if isinstance(signals, StoredScores):
-            self.replay = Replay(self.traces, signals.of(self.traces))
-        else:
-            self.replay = Replay(self.traces, [values for values, can in zip(signals, able, strict=True) if can])
-        self.unjudged = Counter(why_not(trace) for trace, can in zip(traces, able, strict=True) if not can)
+        known = [trace if isinstance(trace, Outline) else outline(trace) for trace in traces]
+        self.traces = [trace for trace in known if not trace.barred]
+        self.replay = _replay(traces, signals) if isinstance(signals, Sequence) else signals
+        self.unjudged = Counter(trace.barred for trace in known if trace.barred)
         """Reasons, and how many traces each of them bars."""
-        kept = self.traces if unjudged == "refuse" else list(traces)
+        kept = self.traces if unjudged == "refuse" else known
         hashes = [prompt_sha256(trace) for trace in kept]
         number = {name: i for i, name in enumerate(dict.fromkeys(hashes))}
         rows = np.array([number[name] for name in hashes], np.int64)
         self._sizes = np.bincount(rows, minlength=len(number))
         groups = _groups(kept, rows, len(number)) if grouped else None
         self.prompts = Prompts(len(number), bool((self._sizes == 1).all()), groups)
-        counts = np.array([can_judge(trace) for trace in kept], bool)
+        counts = np.array([trace.barred is None for trace in kept], bool)
         self._prompt_of = rows[counts]
         self._barred = np.bincount(rows[~counts], minlength=len(number))
-        self._free = [{free.boundary: free.same for free in free_trials(trace)} for trace in self.traces]
+        self._whole = {i: trace.whole for i, trace in enumerate(self.traces) if trace.whole}
 
     @property
     def n(self) -> int:
@@ -121,13 +118,14 @@ class Sample:
 
     def describe_unjudged(self) -> str:
         """The traces that cannot judge, in words."""
-        listed = ", ".join(f"{n} {reason}" for reason, n in self.unjudged.most_common())
+        reasons = sorted(self.unjudged.items(), key=lambda item: (-item[1], item[0]))
+        listed = ", ".join(f"{n} {reason}" for reason, n in reasons)
         return listed or "all can judge"
 
     @property
     def has_free_trials(self) -> bool:
         """Whether any answer was also written in full."""
-        return any(self._free)
+        return bool(self._whole)
 
     def compared(self, outcome: Outcome) -> Compared:
         """Trials and answers written in full, where a policy exits: elsewhere they say nothing of its risk.
@@ -139,17 +137,36 @@ class Sample:
         """
         asked, contradicted = np.zeros(self.n, bool), np.zeros(self.n, bool)
         sound = outcome.exited & (outcome.kept < self.replay.n_think) & ~outcome.changed
-        for i, free in enumerate(self._free):
-            trace, prompt = self.traces[i], self._prompt_of[i]
-            at = trace.boundaries.index(int(outcome.kept[i])) if sound[i] else 0
-            tried = trace.boundary_state[at] == "agrees"
-            if (at if tried else 0) in free:
+        at = np.where(sound & ~outcome.inferred, outcome.kept, 0)
+        for i, whole in self._whole.items():
+            prompt = self._prompt_of[i]
+            if at[i] in whole:
                 asked[prompt] = True
-                contradicted[prompt] |= sound[i] and not (tried and free[at])
+                contradicted[prompt] |= sound[i] and not (at[i] and whole[at[i]])
         return Compared(asked, contradicted)
 
 
-def errors_of(replay: Replay, outcome: Outcome, risk: Risk) -> Bool[np.ndarray, " traces"]:
+class Losses(Sequence[np.ndarray]):
+    """The losses of policies on each prompt of a sample, worked out whenever they are asked for: all of them together
+    may be very many.
+
+    Raises:
+      SampleError: see `errors_of`.
+    """
+
+    def __init__(self, sample: Sample, policies: Sequence[Policy], risk: Risk):
+        _check_references(sample.replay, risk)
+        self._sample, self._policies = sample, policies
+        self._risk: Risk = risk
+
+    def __len__(self) -> int:
+        return len(self._policies)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._sample.play(self._policies[index], self._risk)
+
+
+def errors_of(replay: AnyReplay, outcome: Outcome, risk: Risk) -> Bool[np.ndarray, " traces"]:
     """Which traces count as errors.
 
     ``accuracy_lost`` counts right answers that turn wrong and forgives none that turn right, so it bounds the net loss.
@@ -157,24 +174,24 @@ def errors_of(replay: Replay, outcome: Outcome, risk: Risk) -> Bool[np.ndarray, 
     Raises:
       SampleError: ``accuracy_lost`` without right answers to compare with.
     """
-    if risk == "answer_changed":
-        return outcome.changed
-    if np.isnan(replay.correct).any():
-        n = int(np.isnan(replay.correct).sum())
+    _check_references(replay, risk)
+    return outcome.changed if risk == "answer_changed" else (replay.correct == 1) & (outcome.correct != 1)
+
+
+def _check_references(replay: AnyReplay, risk: Risk) -> None:
+    n = int(np.isnan(replay.correct).sum())
+    if n and risk == "accuracy_lost":
         raise SampleError(f"risk accuracy_lost: {n} traces have no reference answer, use risk answer_changed")
-    return (replay.correct == 1) & (outcome.correct != 1)
 
 
-def why_not(trace: AnyTrace) -> str:
-    """Why a trace cannot judge."""
-    if trace.finish_reason != "stop":
-        return "unfinished"
-    if trace.answer is None:
-        return "without an answer"
-    return "without a boundary"
+def _replay(traces: Sequence[Named], signals: Sequence[Float[np.ndarray, "_think signals"]]) -> Replay:
+    """Of those that can judge."""
+    pairs = [(trace, values) for trace, values in zip(traces, signals, strict=True) if not isinstance(trace, Outline)]
+    able = [(trace, values) for trace, values in pairs if can_judge(trace)]
+    return Replay([trace for trace, _ in able], [values for _, values in able])
 
 
-def _refuse_duplicates(traces: Sequence[AnyTrace]) -> None:
+def _refuse_duplicates(traces: Sequence[Named]) -> None:
     seen = Counter((trace.id, trace.sample) for trace in traces)
     twice = [name for name, count in seen.items() if count > 1]
     if twice:
@@ -185,7 +202,7 @@ def _refuse_duplicates(traces: Sequence[AnyTrace]) -> None:
         )
 
 
-def _groups(traces: Sequence[AnyTrace], prompt_of: np.ndarray, n: int) -> list[str]:
+def _groups(traces: Sequence[Outline], prompt_of: np.ndarray, n: int) -> list[str]:
     found: list[str | None] = [None] * n
     for trace, prompt in zip(traces, prompt_of.tolist(), strict=True):
         group = trace.group or trace.task

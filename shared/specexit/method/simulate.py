@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 
 import numpy as np
-from jaxtyping import Bool
 from pydantic import Field
 from rich.box import SIMPLE
 from rich.console import Console
@@ -21,14 +20,15 @@ from rich.progress import Progress
 from rich.table import Table
 
 from specexit.config import Config, write_text
-from specexit.data.rows import can_judge, prompt_sha256
+from specexit.data.rows import Outline, prompt_sha256
 from specexit.data.scores import open_scores
-from specexit.data.traces import TraceError, read_bare
+from specexit.data.traces import TraceError, read_outlines
 from specexit.method.decision import OFF, Policy
 from specexit.method.policies import METHODS, Method, Played, load_methods
-from specexit.method.replay import Outcome, Replay
-from specexit.method.sample import why_not
-from specexit.method.statistics import relative_cut
+from specexit.method.replay import Largest, Outcome, Replay
+from specexit.method.stored import AnyReplay, replays
+from specexit.method.sums import Sums, sums_of
+from specexit.method.tally import Tally
 from specexit.schemas.simulate import SimulateConfig
 
 JSON_SCHEMA = 2
@@ -83,36 +83,29 @@ class Simulation(Part):
     """Reason -> traces that cannot judge."""
 
 
-def summarise(
-    replay: Replay,
-    policy: Policy | None,
-    outcome: Outcome,
-    *,
-    played: Played | None = None,
-    rows: Bool[np.ndarray, " traces"] | None = None,
-) -> Point:
-    """Totals of an outcome.
+def point_of(sums: Sums, policy: Policy | None, setting: str = "") -> Point:
+    """Shares of sums."""
+    return Point(
+        policy=policy,
+        setting=setting,
+        thinking_cut=1 - sums.kept / sums.full,
+        total_cut=1 - (sums.kept + sums.rest) / (sums.full + sums.rest),
+        probe_share=sums.probes / sums.full,
+        agreement=1 - sums.changed / sums.traces,
+        accuracy=sums.right / sums.known if sums.known else None,
+        exits=sums.exited / sums.traces,
+    )
+
+
+def summarise(replay: AnyReplay, policy: Policy | None, outcome: Outcome) -> Point:
+    """What an outcome saves and costs.
 
     Args:
       replay: the traces.
       policy: that had this outcome, if it is one.
       outcome: what happened to each trace.
-      played: the setting that the outcome is of, for its name and its probes.
-      rows: traces to count; all by default.
     """
-    rows = np.ones(len(replay.traces), bool) if rows is None else rows
-    full, kept, rest = replay.n_think[rows], outcome.kept[rows], replay.n_answer[rows] + 1
-    probes = 0 if played is None or played.probe_tokens is None else int(played.probe_tokens[rows].sum())
-    return Point(
-        policy=policy,
-        setting="" if played is None else played.setting,
-        thinking_cut=relative_cut(full, kept),
-        total_cut=relative_cut(full + rest, kept + rest),
-        probe_share=probes / int(full.sum()),
-        agreement=1 - float(outcome.changed[rows].mean()),
-        accuracy=mean_known(outcome.correct[rows]),
-        exits=float(outcome.exited[rows].mean()),
-    )
+    return point_of(sums_of(replay, outcome), policy)
 
 
 def mean_known(correct: np.ndarray) -> float | None:
@@ -145,60 +138,75 @@ def pareto(points: Sequence[Point], full_accuracy: float | None) -> tuple[Point,
     return tuple(reversed(front))
 
 
+FULL, ORACLE = "no exit", "the oracle"
+Block = tuple[Replay, Replay | None]
+"""Replays of the same traces: with the draft's signals, and with another source's."""
+
+
 def run(
-    replay: Replay,
+    blocks: Iterable[Block],
+    traces: Sequence[Outline],
     config: SimulateConfig,
     console: Console,
     *,
     methods: dict[str, Method] = METHODS,
-    probe: Replay | None = None,
 ) -> Simulation:
     """Sweep every method.
 
     Args:
-      replay: traces that can judge, with the draft's signals.
+      blocks: of the traces; those of another source are played as method ``probe``.
+      traces: all of them, in the same order.
       config: smoothing of the signal policies.
       console: for the progress bar.
       methods: by name.
-      probe: the same traces with another source's signals, played as method ``probe``.
+
+    Raises:
+      MethodError: see `Tally.add`.
     """
-    of_task = np.array([trace.task or "" for trace in replay.traces])
-    parts = {"": np.ones(len(replay.traces), bool)}
-    if len(set(of_task)) > 1:
-        parts |= {str(task) or "no task": of_task == task for task in sorted(set(of_task))}
-    todo = [(method.name, method, replay) for method in methods.values()]
-    if probe is not None:
-        todo.append(("probe", METHODS["validity"], probe))
-    full = {name: mean_known(replay.correct[rows]) for name, rows in parts.items()}
-    named: dict[str, Point] = {}
-    curves: dict[str, dict[str, tuple[Point, ...]]] = {name: {} for name in parts}
+    tasks = sorted({trace.task or "" for trace in traces})
+    parts = {"": tasks} | ({task or "no task": [task] for task in tasks} if len(tasks) > 1 else {})
+    about = {name: method.about for name, method in methods.items()}
+    if config.probe_scores is not None:
+        about["probe"] = METHODS["validity"].about
+    tallies = {name: Tally(name) for name in [*about, FULL, ORACLE]}
     with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
-        for label, method, source in progress.track(todo, description="methods"):
-            points: dict[str, list[Point]] = {name: [] for name in parts}
-            for played in method.play(source, config):
-                for name, rows in parts.items():
-                    points[name].append(summarise(replay, played.policy, played.outcome, played=played, rows=rows))
-            if not method.tuned:
-                named |= {point.setting: point for point in points[""]}
-                continue
-            for name in parts:
-                curves[name][label] = pareto(points[name], full[name])
-    oracle = replay.oracle()
+        bar = progress.add_task("traces", total=len(traces))
+        for replay, probe in blocks:
+            rows = {name: np.array([(t.task or "") in of for t in replay.traces]) for name, of in parts.items()}
+            for name, method in methods.items():
+                tallies[name].add(replay, method.play(replay, config), rows)
+            if probe is not None:
+                tallies["probe"].add(replay, METHODS["validity"].play(probe, config), rows)
+            never = replay.outcome_at(np.full(len(replay.traces), -1))
+            tallies[FULL].add(replay, [Played("", never)], rows)
+            tallies[ORACLE].add(replay, [Played("", replay.oracle(), policy=OFF)], rows)
+            progress.advance(bar, len(replay.traces))
+    points = {name: {label: _points(tally, name) for label, tally in tallies.items()} for name in parts}
+    quoted = [name for name, method in methods.items() if not method.tuned]
     found = {
-        name: Part(
-            n=int(rows.sum()),
-            prompts=len({prompt_sha256(trace) for trace, one in zip(replay.traces, rows, strict=True) if one}),
-            full_accuracy=full[name],
-            oracle=summarise(replay, OFF, oracle, rows=rows),
-            curves=curves[name],
-        )
-        for name, rows in parts.items()
+        name: _part([trace for trace in traces if (trace.task or "") in of], points[name], set(about) - set(quoted))
+        for name, of in parts.items()
     }
     return Simulation(
         **vars(found[""]),
-        named=named,
+        named={point.setting: point for label in quoted for point in points[""][label]},
         tasks={name: part for name, part in found.items() if name},
-        methods={label: method.about for label, method, _ in todo},
+        methods=about,
+    )
+
+
+def _points(tally: Tally, part: str) -> list[Point]:
+    return [point_of(*one) for one in tally.of(part)]
+
+
+def _part(traces: Sequence[Outline], points: dict[str, list[Point]], tuned: Container[str]) -> Part:
+    [full], [oracle] = points[FULL], points[ORACLE]
+    return Part(
+        n=len(traces),
+        prompts=len(set(map(prompt_sha256, traces))),
+        full_accuracy=full.accuracy,
+        oracle=oracle,
+        curves={label: pareto(curve, full.accuracy) for label, curve in points.items() if label in tuned},
     )
 
 
@@ -239,18 +247,16 @@ def simulate(config: SimulateConfig) -> Simulation:
     Raises:
       TraceError, ScoreError: a file is unreadable, a trace is there twice, the scores are of other traces, or no trace
         can judge.
-      MethodError: a file of ``methods`` holds none.
+      MethodError: a file of ``methods`` holds none, or see `Tally.add`.
     """
     methods = load_methods(config.methods)
-    everything = read_bare(config.traces)
-    left_out = Counter(why_not(trace) for trace in everything if not can_judge(trace))
-    traces = [trace for trace in everything if can_judge(trace)]
+    everything = read_outlines(config.traces)
+    left_out = Counter(trace.barred for trace in everything if trace.barred)
+    traces = [trace for trace in everything if not trace.barred]
     if not traces:
         raise TraceError(f"{config.traces}: none of {len(everything)} traces can judge ({dict(left_out)})")
-    replay = Replay(traces, open_scores(config.scores).of(traces), round_tokens=config.round_tokens)
-    probe = None if config.probe_scores is None else Replay(traces, open_scores(config.probe_scores).of(traces))
     console = Console()
-    simulation = run(replay, config, console, methods=methods, probe=probe)
+    simulation = run(_blocks(config, traces), traces, config, console, methods=methods)
     simulation = simulation.model_copy(update={"left_out": dict(left_out)})
     write_text(config.out, json.dumps(simulation.model_dump(mode="json"), indent=1) + "\n")
     title = f"{simulation.n} traces of {simulation.prompts} prompts"
@@ -260,3 +266,14 @@ def simulate(config: SimulateConfig) -> Simulation:
     if left_out:
         console.print(f"left out, as they cannot judge: {', '.join(f'{n} {why}' for why, n in left_out.items())}")
     return simulation
+
+
+def _blocks(config: SimulateConfig, traces: Sequence[Outline]) -> Iterator[Block]:
+    scores = open_scores(config.scores)
+    other = None if config.probe_scores is None else open_scores(config.probe_scores)
+    for file in (scores, other):
+        if file is not None:
+            file.of(traces)  # each trace has its own
+    largest = Largest(max(trace.n_think for trace in traces), max(trace.n_boundaries for trace in traces))
+    for replay in replays(config.traces, scores, round_tokens=config.round_tokens, largest=largest):
+        yield replay, None if other is None else Replay(replay.traces, other.of(replay.traces), largest=largest)

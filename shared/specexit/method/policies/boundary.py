@@ -8,10 +8,7 @@ METHOD = Method(
     "the k-th boundary",
     lambda replay, config: play_policies(
         replay,
-        [
-            Policy(thresholds={}, patience=k)
-            for k in range(1, max((len(trace.boundaries) for trace in replay.traces), default=0) + 1)
-        ],
+        [Policy(thresholds={}, patience=k) for k in range(1, replay.largest.n_boundaries + 1)],
         lambda policy: f"k = {policy.patience}",
     ),
 )

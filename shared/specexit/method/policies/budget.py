@@ -18,7 +18,7 @@ METHOD = Method(
     "a fixed thinking budget",
     lambda replay, config: play_policies(
         replay,
-        _budgets(int(replay.n_think.max(initial=0))),
+        _budgets(replay.largest.n_think),
         lambda policy: f"{policy.min_thinking_tokens} tokens",
     ),
 )

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 from jaxtyping import Bool, Float
 
+PIECE = 1 << 20
 Scores = Float[np.ndarray, " n"]
 Hits = Bool[np.ndarray, " n"]
 
@@ -22,9 +24,12 @@ def auroc(scores: Scores, hits: Hits) -> float:
     n_misses = len(hits) - n_hits
     if not n_hits or not n_misses:
         return math.nan
-    _, which, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    mean_rank = np.cumsum(counts) - (counts - 1) / 2
-    return float((mean_rank[which][hits].sum() - n_hits * (n_hits + 1) / 2) / (n_hits * n_misses))
+    # Sorted apart, so that what this takes beside the scores is a copy of them, of which there may be very many.
+    misses, found, twice = np.sort(scores[~hits]), np.sort(scores[hits]), 0
+    for start in range(0, n_hits, PIECE):
+        piece = found[start : start + PIECE]
+        twice += sum(int(np.searchsorted(misses, piece, side).sum()) for side in ("left", "right"))
+    return twice / (2 * n_hits * n_misses)
 
 
 def average_precision(scores: Scores, hits: Hits) -> float:
@@ -42,11 +47,20 @@ def calibration_error(probabilities: Scores, hits: Hits, *, bins: int = 15) -> f
 
     The mean distance, weighted by bin size, between what a bin predicts and what happens in it.
     """
-    which = np.minimum((probabilities * bins).astype(np.int64), bins - 1)
-    gap = np.bincount(which, weights=probabilities - hits, minlength=bins)
+    gap = np.zeros(bins)
+    for probability, hit in _pieces(probabilities, hits):
+        which = np.minimum((probability * bins).astype(np.int64), bins - 1)
+        gap += np.bincount(which, weights=probability - hit, minlength=bins)
     return float(np.abs(gap).sum() / len(hits))
 
 
 def brier(probabilities: Scores, hits: Hits) -> float:
     """Mean squared distance between probability and outcome (Brier 1950)."""
-    return float(np.mean((probabilities - hits) ** 2))
+    total = sum(float(((probability - hit) ** 2).sum()) for probability, hit in _pieces(probabilities, hits))
+    return total / len(hits)
+
+
+def _pieces(probabilities: Scores, hits: Hits) -> Iterator[tuple[Float[np.ndarray, " n"], Hits]]:
+    """A million at a time, in double precision."""
+    for start in range(0, len(hits), PIECE):
+        yield probabilities[start : start + PIECE].astype(np.float64), hits[start : start + PIECE]

@@ -1,0 +1,186 @@
+"""Traces that are replayed a block at a time give, to the last bit, what all of them at once give, and few are held."""
+
+import json
+import tempfile
+import weakref
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from specexit.data import traces as traces_module
+from specexit.data.rows import BareTrace
+from specexit.data.scores import Scores, key_of, open_scores, write_scores
+from specexit.data.traces import read_bare, write_traces
+from specexit.drafts.policy import TRAFFIC_LEVELS
+from specexit.drafts.tensors import weights_hash
+from specexit.method.calibrate import calibrate
+from specexit.method.decision import Policy
+from specexit.method.policies import MethodError
+from specexit.method.replay import Replay
+from specexit.method.sample import Sample
+from specexit.method.simulate import simulate, summarise
+from specexit.method.stored import StoredReplay, replays
+from specexit.schemas.calibrate import CalibrateConfig
+from specexit.schemas.simulate import SimulateConfig
+
+POLICIES = [
+    *(Policy(thresholds={"validity": tau}, early={"validity": tau / 2}) for tau in (0.9, 0.6, 0.3, 0.1)),
+    Policy(thresholds={"confidence": 0.5}, patience=2, max_thinking_tokens=20),
+    Policy(thresholds={"remaining": 200}, smoothing="ewma", alpha=0.5),
+    Policy(thresholds={"validity": 0.4}, smoothing="round"),
+]
+BLOCKS = [1, 7 * 400, 1 << 22]
+"""Tokens at once that make blocks of one trace, of about seven, and of all."""
+
+
+def drawn(make_trace, rng, n):
+    """Traces of every kind, some of one prompt, some that cannot judge, and their signals."""
+    traces, signals = [], {}
+    for i in range(n):
+        n_think = int(rng.integers(1, 40))
+        ends = np.flatnonzero(rng.random(n_think) < 0.3) + 1
+        states = rng.choice(["agrees", "agrees", "differs", "undecided", "untried"], len(ends)).tolist()
+        agrees = [state == "agrees" or (state == "untried" and rng.random() < 0.5) for state in states]
+        tried = [j for j, state in enumerate(states) if state in ("agrees", "differs")]
+        free = [{"boundary": j, "answer": "7", "same": bool(rng.random() < 0.9), "tokens": 3} for j in tried[:2]]
+        known = rng.random() < 0.9
+        traces.append(
+            make_trace(
+                id=f"t{i}",
+                sample=int(rng.integers(3)),
+                prompt_ids=[int(rng.integers(n))],
+                think_ids=rng.integers(5, 9, n_think).tolist(),
+                boundaries=ends.tolist(),
+                boundary_answers=["7" if same else str(rng.integers(6, 9)) for same in agrees],
+                boundary_agrees=agrees,
+                boundary_state=states,
+                boundary_confidence=rng.random(len(ends)).astype(np.float32).tolist(),
+                boundary_trial_tokens=rng.integers(0, 9, len(ends)).tolist(),
+                reference="7" if known else None,
+                correct=True if known else None,
+                task=f"task {rng.integers(2)}",
+                finish_reason="stop" if rng.random() < 0.9 else "length",
+                trial=json.dumps({"text": "x"} | ({"free": free} if rng.random() < 0.5 else {})),
+            )
+        )
+        signals[key_of(traces[-1])] = rng.random((n_think, 4), np.float32) * np.array([1, 1, 400, 1], np.float32)
+    return traces, signals
+
+
+@pytest.fixture(scope="module")
+def files(make_trace, tmp_path_factory, write_random_draft):
+    """``files(seed, n)``: paths of drawn traces, of their scores in another order, and of a draft."""
+    folder = tmp_path_factory.mktemp("stored")
+    draft = write_random_draft(folder / "draft", "draft")
+
+    def make(seed, n):
+        rng = np.random.default_rng(seed)
+        traces, signals = drawn(make_trace, rng, n)
+        write_traces(folder / "traces.parquet", traces)
+        shuffled = {key: signals[key] for key in rng.permutation(list(signals)).tolist()}
+        write_scores(folder / "scores.parquet", Scores("draft", weights_hash(draft), shuffled))
+        return {"traces": folder / "traces.parquet", "scores": folder / "scores.parquet", "draft": draft}
+
+    return make
+
+
+def same(outcome, other):
+    for name, values in vars(outcome).items():
+        assert values.dtype == getattr(other, name).dtype
+        np.testing.assert_array_equal(values, getattr(other, name))
+
+
+@settings(max_examples=20)
+@given(st.integers(0, 2**32 - 1), st.sampled_from(BLOCKS))
+def test_blocks_play_as_all_traces_at_once(files, seed, tokens):
+    paths = files(seed, 70)  # more than a row group of the scores
+    traces = read_bare(paths["traces"])
+    able = [trace for trace in traces if trace.finish_reason == "stop" and trace.boundaries]
+    whole = Replay(able, open_scores(paths["scores"]).of(able))
+    with tempfile.TemporaryFile() as file, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(traces_module, "BLOCK_TOKENS", tokens)
+        blocks = list(replays(paths["traces"], open_scores(paths["scores"])))
+        assert (len(blocks) == len(able)) == (tokens == 1)
+        stored = StoredReplay(blocks, POLICIES, file)
+        ours, theirs = Sample(traces, stored), Sample(traces, whole)
+        for policy in reversed(POLICIES):
+            same(stored.play(policy), whole.play(policy))
+            assert summarise(stored, policy, stored.play(policy)) == summarise(whole, policy, whole.play(policy))
+            compared = ours.compared(stored.play(policy)), theirs.compared(whole.play(policy))
+            np.testing.assert_array_equal(compared[0].asked, compared[1].asked)
+            np.testing.assert_array_equal(compared[0].contradicted, compared[1].contradicted)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_commands_write_the_same_whatever_the_blocks(files, seed, monkeypatch, tmp_path):
+    paths, written = files(seed, 150), []
+    for tokens in BLOCKS:
+        monkeypatch.setattr(traces_module, "BLOCK_TOKENS", tokens)
+        policy = calibrate(CalibrateConfig(**paths, epsilon=0.5, delta=0.2))
+        config = SimulateConfig(traces=paths["traces"], scores=paths["scores"], out=tmp_path / "simulation.json")
+        simulate(config)
+        written.append((policy.points, policy.population, policy.traffic, config.out.read_bytes()))
+    assert written[0][0][0].certificate is not None
+    assert written[0] == written[1] == written[2]
+
+
+def test_traffic_is_that_of_all_boundaries(files):
+    paths = files(3, 150)
+    stored = calibrate(CalibrateConfig(**paths, epsilon=0.5, delta=0.2))
+    traces = [t for t in read_bare(paths["traces"]) if t.finish_reason == "stop" and t.boundaries]
+    values = Replay(traces, open_scores(paths["scores"]).of(traces)).verdicts(Policy()).values[:, 3]
+    expected = np.quantile(values.astype(np.float64), TRAFFIC_LEVELS)
+    assert stored.traffic.validity == tuple(round(float(value), 4) for value in expected)
+
+
+@pytest.mark.parametrize("command", ["calibrate", "simulate"])
+def test_few_traces_are_held_at_once(files, command, monkeypatch, tmp_path):
+    alive, most = weakref.WeakSet(), 0
+
+    class Watched(BareTrace):
+        def __init__(self, **row):
+            nonlocal most
+            super().__init__(**row)
+            alive.add(self)
+            most = max(most, len(alive))
+
+        __hash__ = object.__hash__
+
+    paths = files(4, 150)
+    monkeypatch.setattr(traces_module, "BareTrace", Watched)
+    monkeypatch.setattr(traces_module, "BLOCK_TOKENS", BLOCKS[1])
+    if command == "calibrate":
+        calibrate(CalibrateConfig(**paths, epsilon=0.5, delta=0.2))
+    else:
+        paths.pop("draft")
+        simulate(SimulateConfig(**paths, out=tmp_path / "simulation.json"))
+    assert 3 < most < 40
+
+
+DEPENDS = """
+from specexit.method.decision import Policy
+from specexit.method.policies import Method, play_policies
+
+METHOD = Method(
+    "half",
+    "exits behind half of the longest trace",
+    lambda replay, config: play_policies(
+        replay, [Policy(thresholds={}, min_thinking_tokens=SIZE // 2)], lambda policy: str(policy.min_thinking_tokens)
+    ),
+)
+"""
+
+
+def test_settings_that_differ_from_block_to_block_are_refused(files, monkeypatch, tmp_path):
+    paths = files(5, 50)
+    monkeypatch.setattr(traces_module, "BLOCK_TOKENS", 1)
+    (tmp_path / "half.py").write_text(DEPENDS.replace("SIZE", "int(replay.n_think.max())"))
+    config = SimulateConfig(
+        traces=paths["traces"], scores=paths["scores"], out=tmp_path / "out.json", methods=(tmp_path / "half.py",)
+    )
+    with pytest.raises(MethodError, match=r"method half: other settings for one block .* `replay\.largest` alone"):
+        simulate(config)
+    (tmp_path / "half.py").write_text(DEPENDS.replace("SIZE", "replay.largest.n_think"))
+    assert len(simulate(config).curves["half"]) == 1
