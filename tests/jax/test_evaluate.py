@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from jax_specexit.evaluation import judging
 from jax_specexit.evaluation.evaluate import ranking_words, table
 from jax_specexit.evaluation.judging import DEFINITIONS, Evaluation, Ranking, acceptance_length, judge
 from jax_specexit.evaluation.scoring import BATCH_ROWS, BATCH_TOKENS, Scored, batches, sequence
@@ -126,6 +127,21 @@ def test_undecided_trials_are_no_negatives_of_the_ranking() -> None:
     assert judge([replace(one, trace=nothing)], 1, "earliest").all_boundaries.n == 0
     in_front = replace(one.trace, boundary_state=["untried", "untried", *one.trace.boundary_state[2:]])
     assert judge([replace(one, trace=in_front)], 1, "earliest").all_boundaries.n == n - 2
+
+
+def test_traces_may_be_counted_in_any_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An evaluation lets go of its traces block by block; to the last bit it says what all of them at once say."""
+    rng = np.random.default_rng(0)
+    many = [scored(rng, 2, 3, int(rng.integers(8, 60)), 2) for _ in range(30)]
+    many = [replace(one, trace=replace(one.trace, hard_boundary=int(rng.integers(2)) or None)) for one in many]
+    found = []
+    for boundaries in (1, 70, 10_000):
+        monkeypatch.setattr(judging, "BLOCK_BOUNDARIES", boundaries)
+        found.append(judge(many, 1, "earliest"))
+    assert found[0] == found[1] == found[2]
+    assert found[0].n == 30
+    assert found[0].oracle_cut > 0
+    assert found[0].hard_boundaries.n > 0
 
 
 def test_signals_are_float32_on_tpus_too() -> None:

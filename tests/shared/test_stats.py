@@ -20,6 +20,7 @@ from specexit.method.statistics import (
     paired_bootstrap,
     relative_cut,
 )
+from specexit.method.statistics import ranking as ranking_module
 
 
 @st.composite
@@ -68,6 +69,17 @@ def test_brier_of_known_cases():
     hits = np.array([True, False])
     assert brier(np.array([1.0, 0.0]), hits) == 0
     assert brier(np.array([0.5, 0.5]), hits) == 0.25
+
+
+@given(rankings())
+def test_many_scores_are_looked_at_in_pieces(ranking):
+    """Hits and scores that fill several pieces say what they say in one."""
+    scores, hits = ranking
+    statistics = (auroc, calibration_error, brier)
+    at_once = [statistic(scores.astype(np.float32), hits) for statistic in statistics]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ranking_module, "PIECE", 3)
+        assert [statistic(scores.astype(np.float32), hits) for statistic in statistics] == pytest.approx(at_once)
 
 
 @given(st.integers(1, 2000), st.data(), st.floats(0.001, 0.999))

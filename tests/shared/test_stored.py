@@ -15,9 +15,10 @@ from specexit.data.scores import Scores, key_of, open_scores, write_scores
 from specexit.data.traces import read_bare, write_traces
 from specexit.drafts.policy import TRAFFIC_LEVELS
 from specexit.drafts.tensors import weights_hash
+from specexit.method import simulate as simulate_module
 from specexit.method.calibrate import calibrate
 from specexit.method.decision import Policy
-from specexit.method.policies import MethodError
+from specexit.method.policies import METHODS, MethodError, load_methods
 from specexit.method.replay import Replay
 from specexit.method.sample import Sample
 from specexit.method.simulate import simulate, summarise
@@ -92,7 +93,7 @@ def same(outcome, other):
         np.testing.assert_array_equal(values, getattr(other, name))
 
 
-@settings(max_examples=20)
+@settings(max_examples=12)
 @given(st.integers(0, 2**32 - 1), st.sampled_from(BLOCKS))
 def test_blocks_play_as_all_traces_at_once(files, seed, tokens):
     paths = files(seed, 70)  # more than a row group of the scores
@@ -113,9 +114,20 @@ def test_blocks_play_as_all_traces_at_once(files, seed, tokens):
             np.testing.assert_array_equal(compared[0].contradicted, compared[1].contradicted)
 
 
+@pytest.fixture
+def few_methods(monkeypatch):
+    """Simulations without the many settings of a sweep."""
+    kept = {name: METHODS[name] for name in ("paper", "boundary", "stability", "deer")}
+    monkeypatch.setattr(simulate_module, "load_methods", lambda paths: kept | load_mine(paths))
+
+
+def load_mine(paths):
+    return {name: method for name, method in load_methods(paths).items() if name not in METHODS}
+
+
 @pytest.mark.parametrize("seed", [0, 1])
-def test_commands_write_the_same_whatever_the_blocks(files, seed, monkeypatch, tmp_path):
-    paths, written = files(seed, 150), []
+def test_commands_write_the_same_whatever_the_blocks(files, seed, monkeypatch, few_methods, tmp_path):
+    paths, written = files(seed, 60), []
     for tokens in BLOCKS:
         monkeypatch.setattr(traces_module, "BLOCK_TOKENS", tokens)
         policy = calibrate(CalibrateConfig(**paths, epsilon=0.5, delta=0.2))
@@ -136,7 +148,7 @@ def test_traffic_is_that_of_all_boundaries(files):
 
 
 @pytest.mark.parametrize("command", ["calibrate", "simulate"])
-def test_few_traces_are_held_at_once(files, command, monkeypatch, tmp_path):
+def test_few_traces_are_held_at_once(files, command, monkeypatch, few_methods, tmp_path):
     alive, most = weakref.WeakSet(), 0
 
     class Watched(BareTrace):
@@ -150,13 +162,13 @@ def test_few_traces_are_held_at_once(files, command, monkeypatch, tmp_path):
 
     paths = files(4, 150)
     monkeypatch.setattr(traces_module, "BareTrace", Watched)
-    monkeypatch.setattr(traces_module, "BLOCK_TOKENS", BLOCKS[1])
+    monkeypatch.setattr(traces_module, "BLOCK_TOKENS", BLOCKS[1] // 4)
     if command == "calibrate":
         calibrate(CalibrateConfig(**paths, epsilon=0.5, delta=0.2))
     else:
         paths.pop("draft")
         simulate(SimulateConfig(**paths, out=tmp_path / "simulation.json"))
-    assert 3 < most < 40
+    assert 3 < most < 40  # of 150
 
 
 DEPENDS = """
@@ -173,8 +185,8 @@ METHOD = Method(
 """
 
 
-def test_settings_that_differ_from_block_to_block_are_refused(files, monkeypatch, tmp_path):
-    paths = files(5, 50)
+def test_settings_that_differ_from_block_to_block_are_refused(files, monkeypatch, few_methods, tmp_path):
+    paths = files(5, 20)
     monkeypatch.setattr(traces_module, "BLOCK_TOKENS", 1)
     (tmp_path / "half.py").write_text(DEPENDS.replace("SIZE", "int(replay.n_think.max())"))
     config = SimulateConfig(
