@@ -26,7 +26,8 @@ from specexit.drafts.config import MAX_CONFIG, DraftConfig, DraftError
 from specexit.drafts.directory import open_draft, target_ids, vocabulary_tensors, write_into
 from specexit.drafts.files import read_bytes, read_json
 from specexit.drafts.names import tensor_names
-from specexit.drafts.policy import read_policy, write_policy
+from specexit.drafts.policy import FILE as POLICY_FILE
+from specexit.drafts.policy import MAX_BYTES, read_policy, write_policy
 from specexit.drafts.published import FILE as IMPORT_FILE
 from specexit.drafts.selection import selection_of
 from specexit.drafts.tensors import FLOATS, together, weights_hash
@@ -45,6 +46,7 @@ def convert(config: ConvertConfig) -> None:
       ConfigError: ``run`` is not a run folder or holds no checkpoint, or the target is unknown or not the one given.
       SelectionError: the best checkpoint is wanted, and the traces that chose it are gone.
       DraftError: the checkpoint does not fit the run's own description, or holds NaN; ``draft`` cannot be read.
+      PolicyError: the ``policy.json`` that the run carries cannot be used.
       FileExistsError: ``out`` is there and not empty.
     """
     said = _to_draft(config, config.run) if config.run is not None else _to_checkpoint(config)
@@ -79,9 +81,14 @@ def _to_draft(config: ConvertConfig, run: Path) -> str:
             written = write_into(beside, shape, types, values, max_bytes=largest, named=run)
             save_target(beside, target)
             copy_prompts(run, beside)
-            _copy_origin(run, beside)
+            _hand_on(run / IMPORT_FILE, beside)
             if shape.specexit is not None:
-                write_policy(beside, read_policy(beside).model_copy(update={"selection": selection}))
+                if (run / POLICY_FILE).exists():  # with every point; draft.json knows the one that serves
+                    policy = read_policy(run)
+                else:
+                    policy = read_policy(beside).model_copy(update={"selection": selection})
+                write_policy(beside, policy)
+                _hand_on(run / POLICY_FILE, beside)  # byte for byte, whoever wrote it
             record = {"run": str(run), "which": config.which, "step": checkpoint.step, "aux_rms": list(start.aux_rms)}
             hashes = {"parameters_blake3": hashed.hexdigest(), "weights_blake3": together(written)}
             write_text(beside / FILE, json.dumps(record | hashes, indent=2) + "\n")
@@ -102,10 +109,10 @@ def _types_before(path: Path, shape: DraftConfig) -> dict[str, str]:
     return said
 
 
-def _copy_origin(source: Path, folder: Path) -> None:
-    """Hand on where an import came from, into a run and out of it."""
-    if (source / IMPORT_FILE).exists():
-        write_bytes(folder / IMPORT_FILE, read_bytes(source / IMPORT_FILE, 4 * MAX_CONFIG))
+def _hand_on(file: Path, folder: Path) -> None:
+    """Copy a file that no checkpoint holds, into a run or out of it, where there is one."""
+    if file.exists():
+        write_bytes(folder / file.name, read_bytes(file, MAX_BYTES))
 
 
 def _aux_rms(path: Path, layers: int) -> tuple[float, ...]:
@@ -139,7 +146,9 @@ def _to_checkpoint(config: ConvertConfig) -> str:
         save_start(beside, Start(draft, vocab, aux_rms))
         save_target(beside, find_target(config.target, config.draft, name=draft.target_name))
         copy_prompts(config.draft, beside)
-        _copy_origin(config.draft, beside)
+        _hand_on(config.draft / IMPORT_FILE, beside)
+        if draft.specexit is not None:
+            _hand_on(config.draft / POLICY_FILE, beside)
         types = {name: place.dtype.name for name, place in stored.items() if name not in draft.vocabulary_shapes}
         hashes = {"weights_blake3": weights_hash(config.draft), "parameters_blake3": hashed.hexdigest()}
         write_text(beside / FILE, json.dumps({"draft": str(config.draft), "types": types} | hashes, indent=2) + "\n")

@@ -25,8 +25,20 @@ from specexit.drafts.config import DraftConfig, DraftError
 from specexit.drafts.directory import read_config, read_draft
 from specexit.drafts.export import export
 from specexit.drafts.names import SIGNAL_HEAD, tensor_names
+from specexit.drafts.policy import (
+    Certificate,
+    Fingerprints,
+    OperatingPoint,
+    PolicyError,
+    PolicyFile,
+    Selection,
+    Serving,
+    read_policy,
+    write_policy,
+)
 from specexit.drafts.published import import_draft
 from specexit.drafts.tensors import FLOATS, WEIGHTS, weights_hash
+from specexit.method.decision import Policy
 from specexit.schemas.convert import ConvertConfig
 from specexit.schemas.export import ExportConfig
 from specexit.schemas.published import ImportConfig
@@ -97,6 +109,38 @@ def test_directory_to_orbax_to_directory_is_equal_to_the_byte(dtype, geometry, t
     convert(ConvertConfig(run=tmp_path / "run", out=tmp_path / "again", dtype=dtype))
     for file in (WEIGHTS, "config.json"):
         assert (tmp_path / "draft" / file).read_bytes() == (tmp_path / "again" / file).read_bytes()
+
+
+def test_operating_points_come_back_with_their_certificates(tmp_path, write_run):
+    convert(ConvertConfig(run=write_run("draft"), out=tmp_path / "draft"))
+    certificate = {"risk": "accuracy_lost", "epsilon": 0.01, "delta": 0.1, "n": 800, "errors": 3.0, "bound": 0.008}
+    points = (
+        OperatingPoint(
+            name="risk-0.01",
+            policy=Policy(thresholds={"validity": 0.9}),
+            certificate=Certificate(**certificate, data_sha256="0" * 64),
+        ),
+        OperatingPoint(name="loose", policy=Policy(thresholds={"validity": 0.5})),
+    )
+    written = PolicyFile(
+        default="risk-0.01",
+        points=points,
+        fingerprints=Fingerprints(draft=weights_hash(tmp_path / "draft"), dtype="float32"),
+        serving=Serving(mode="shadow", efforts={"low": "loose"}),
+        selection=Selection(by="loss", prompts=("0" * 16,)),
+    )
+    write_policy(tmp_path / "draft", written)
+    said = tmp_path / "draft" / "policy.json"
+    said.write_text(json.dumps(json.loads(said.read_text())))  # as somebody else writes JSON
+    convert(ConvertConfig(draft=tmp_path / "draft", out=tmp_path / "run"))
+    convert(ConvertConfig(run=tmp_path / "run", out=tmp_path / "again"))
+    for file in (WEIGHTS, "config.json", "policy.json"):
+        assert (tmp_path / "draft" / file).read_bytes() == (tmp_path / "again" / file).read_bytes()
+    assert read_policy(tmp_path / "again") == written
+    (tmp_path / "run" / "policy.json").write_text('{"default": "none"}')
+    with pytest.raises(PolicyError, match=r"run/policy\.json: default is 'none', expected the name of a point"):
+        convert(ConvertConfig(run=tmp_path / "run", out=tmp_path / "no"))
+    assert not (tmp_path / "no").exists()
 
 
 @pytest.mark.parametrize("matrices", ["float16", "bfloat16"])
