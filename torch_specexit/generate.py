@@ -59,9 +59,7 @@ class SpecExitDraft:
         self.tokenizer = target.tokenizer()
         self.ids: ThinkTokens = target.think_tokens()
         self.closing = [*self.tokenizer.encode(transition, add_special_tokens=False), *self.ids.end_marker]
-        config = target.hf_config()
-        eos = config.get("eos_token_id")
-        self.stops = set(eos) if isinstance(eos, list) else {eos}
+        self.stops = stop_tokens(target.folder)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, target: str | None = None) -> SpecExitDraft:
@@ -144,6 +142,20 @@ class SpecExitDraft:
     def _padded(aux: Float[Tensor, "1 time aux"], length: int) -> Float[Tensor, "1 length aux"]:
         """With zeros for tokens that the target has not read; no row that counts looks at them."""
         return torch.cat([aux, aux.new_zeros(1, length - aux.shape[1], aux.shape[2])], dim=1)
+
+
+def stop_tokens(folder: Path) -> set[int]:
+    """Ids at which vLLM ends a text of the model in a folder: its tokenizer's, and those of ``generation_config.json``;
+    ``config.json`` is asked where there is no such file."""
+    from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+
+    try:
+        generation = GenerationConfig.from_pretrained(folder, local_files_only=True)
+    except OSError:
+        generation = GenerationConfig.from_model_config(AutoConfig.from_pretrained(folder, local_files_only=True))
+    own = AutoTokenizer.from_pretrained(folder, local_files_only=True).eos_token_id
+    said = generation.eos_token_id
+    return {token for token in (own, *(said if isinstance(said, list) else [said])) if token is not None}
 
 
 def _check_ids(prompt: Sequence[int], vocab_size: int) -> None:

@@ -113,13 +113,11 @@ def test_directory_to_orbax_to_directory_is_equal_to_the_byte(dtype, geometry, t
 
 def test_operating_points_come_back_with_their_certificates(tmp_path, write_run):
     convert(ConvertConfig(run=write_run("draft"), out=tmp_path / "draft"))
-    certificate = {"risk": "accuracy_lost", "epsilon": 0.01, "delta": 0.1, "n": 800, "errors": 3.0, "bound": 0.008}
+    certificate = Certificate(
+        risk="accuracy_lost", epsilon=0.01, delta=0.1, n=800, errors=3.0, bound=0.008, data_sha256="0" * 64
+    )
     points = (
-        OperatingPoint(
-            name="risk-0.01",
-            policy=Policy(thresholds={"validity": 0.9}),
-            certificate=Certificate(**certificate, data_sha256="0" * 64),
-        ),
+        OperatingPoint(name="risk-0.01", policy=Policy(thresholds={"validity": 0.9}), certificate=certificate),
         OperatingPoint(name="loose", policy=Policy(thresholds={"validity": 0.5})),
     )
     written = PolicyFile(

@@ -1,5 +1,8 @@
 """The PyTorch draft: which token a row's signals belong to, what may influence them, and what loading refuses."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from specexit.drafts.directory import FLOATS, DraftError, plain_copy, read_draft, write_draft
 from specexit.errors import InputError
+from specexit.schemas.target import load_target_config, save_target
+from specexit.tiny import EMBEDDED
 from torch_specexit import SpecExitDraft
 from torch_specexit import draft as module
 from torch_specexit.draft import Draft
@@ -158,6 +163,34 @@ def test_weights_in_bfloat16_are_loaded_bit_for_bit(tmp_path, write_random_draft
         np.testing.assert_array_equal(state[name].float().numpy(), half[name].astype(np.float32))
 
 
+TINY = {"hidden_size": 192, "target_hidden_size": 192, "vocab_size": 640, "draft_vocab_size": 128}
+TINY |= {"eagle_aux_hidden_state_layer_ids": (1, 2, 4), "target_num_hidden_layers": 4}
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        (None, {585}),  # of config.json and of the tokenizer
+        ({"eos_token_id": [585, 31]}, {585, 31}),
+        ({"eos_token_id": 31}, {585, 31}),
+        ({}, {585}),
+    ],
+)
+def test_a_text_stops_where_vllm_stops_it(said, expected, tmp_path, write_random_draft):
+    """At the tokenizer's end and at each of `generation_config.json`, as Qwen3's names two."""
+    shutil.copytree(EMBEDDED["embedded"], tmp_path / "model")
+    if said is not None:
+        (tmp_path / "model" / "generation_config.json").write_text(json.dumps(said))
+    target = load_target_config("tiny-reasoner").model_copy(update={"path": str(tmp_path / "model")})
+    save_target(tmp_path, target)
+    folder = write_random_draft(tmp_path / "draft", None, **TINY)
+    model = SpecExitDraft.from_pretrained(folder, target=str(tmp_path / "target.yaml"))
+    assert model.stops == expected
+    text = model.generate([3, 4, 5], max_new_tokens=12, draft_tokens=0).ids
+    model.stops = {text[5]}
+    assert model.generate([3, 4, 5], max_new_tokens=12).ids == text[: text.index(text[5]) + 1]
+
+
 @pytest.mark.parametrize(
     ("prompt", "message"),
     [
@@ -167,8 +200,6 @@ def test_weights_in_bfloat16_are_loaded_bit_for_bit(tmp_path, write_random_draft
     ],
 )
 def test_a_prompt_that_is_no_token_ids_is_refused(prompt, message, tmp_path, write_random_draft):
-    shape = {"hidden_size": 192, "target_hidden_size": 192, "vocab_size": 640, "draft_vocab_size": 128}
-    shape |= {"eagle_aux_hidden_state_layer_ids": (1, 2, 4), "target_num_hidden_layers": 4}
-    folder = write_random_draft(tmp_path / "draft", None, **shape)
+    folder = write_random_draft(tmp_path / "draft", None, **TINY)
     with pytest.raises(InputError, match=message):
         SpecExitDraft.from_pretrained(folder, target="tiny-reasoner").generate(prompt)
