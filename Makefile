@@ -153,11 +153,11 @@ clean:  ## Remove the virtual environments; runs are kept
 # Stamps: the demo needs no linters and no independent peers. The TPU compiler (0.7 GB) has a folder of its own, because
 # vLLM finds two platforms and starts on neither where libtpu is installed beside it.
 $(VENV)/.demo-ready: pyproject.toml constraints.txt setup.sh
-	@PYTHON=$(PYTHON) ./setup.sh $(VENV) train,$(SERVE)
+	@PYTHON="$(PYTHON)" ./setup.sh $(VENV) train,$(SERVE)
 	@touch $@
 
 $(VENV)/.dev-ready: $(VENV)/.demo-ready
-	@PYTHON=$(PYTHON) ./setup.sh $(VENV) train,$(SERVE),dev
+	@PYTHON="$(PYTHON)" ./setup.sh $(VENV) train,$(SERVE),dev
 	@touch $@
 
 $(VENV)-tpu/.ready: $(VENV)/.dev-ready

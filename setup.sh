@@ -16,7 +16,9 @@ can_work() {
 }
 
 find_python() {
-  for candidate in ${PYTHON:-python3.11 python3.12 python3.13 python3 python}; do
+  candidates=(python3.11 python3.12 python3.13 python3 python)
+  [ -z "${PYTHON:-}" ] || candidates=("$PYTHON")
+  for candidate in "${candidates[@]}"; do
     if can_work "$candidate"; then
       echo "$candidate"
       return
@@ -24,14 +26,20 @@ find_python() {
   done
 }
 
-if ! [ -x "$venv/bin/python" ]; then
+# One that is there may be somebody's own: it is used where that works, and never removed.
+made=
+[ -e "$venv" ] || made=yes
+if [ -e "$venv" ] && [ -n "$(ls -A "$venv")" ]; then
+  "$venv/bin/python" -c 'import sys, pip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null ||
+    die "$venv is there, but has no Python from 3.11 to 3.13 with pip. Move it away, and run the same command again"
+else
   python=$(find_python)
   if [ -n "$python" ]; then
     "$python" -m venv "$venv"
   elif [ -n "${PYTHON:-}" ]; then
     die "PYTHON is $PYTHON, expected a Python from 3.11 to 3.13 that has the modules venv and ensurepip"
   elif command -v uv >/dev/null; then
-    uv venv --quiet --seed --python 3.11 "$venv"
+    uv venv --quiet --seed --python '>=3.11,<3.14' "$venv"
   else
     die "no Python from 3.11 to 3.13 with the modules venv and ensurepip was found. Install one \
 (Debian, Ubuntu: apt install python3-venv), or uv, which brings its own, and run the same command again"
@@ -64,7 +72,8 @@ case ",$extras," in
       echo "no ${builds[*]} on the package index, trying PyTorch's own"
       install --extra-index-url "$TORCH_CPU_INDEX" "${builds[@]}" || {
         grep -v '^WARNING' "$log" >&2
-        rm -rf "$venv"
+        # So that the next run can take another Python.
+        [ -z "$made" ] || rm -rf "$venv"
         die "${builds[*]} could not be installed for $version, neither from the package index nor \
 from $TORCH_CPU_INDEX. Where neither is reached, put the wheels into a folder, and run the same command \
 again with PIP_FIND_LINKS=FOLDER"

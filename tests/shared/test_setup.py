@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-TOOLS = ("bash", "cat", "grep", "sed", "mktemp", "rm", "env", "mkdir", "cp", "chmod")
+TOOLS = ("bash", "cat", "grep", "sed", "mktemp", "rm", "env", "ls", "mkdir", "cp", "chmod")
 
 STUB_PYTHON = """#!/usr/bin/env bash
 # A Python whose pip finds the CPU build of torch in {index} alone.
@@ -18,6 +18,15 @@ case "$*" in
   {found}) ;;
   *"+cpu"*) echo "ERROR: No matching distribution found for torch" >&2; exit 1 ;;
 esac
+"""
+
+STUB_VENV = """#!/usr/bin/env bash
+# A Python that can make a virtual environment of itself: -m venv FOLDER
+echo "$@" >>{calls}
+if [ "$2" = venv ]; then
+  mkdir -p "$3/bin"
+  cp "$0" "$3/bin/python"
+fi
 """
 
 STUB_UV = """#!/usr/bin/env bash
@@ -77,12 +86,54 @@ def test_an_interpreter_that_cannot_work_is_named(machine: Machine) -> None:
     assert f"PYTHON is {old}, expected a Python from 3.11 to 3.13" in done.stderr
 
 
+def test_an_interpreter_may_lie_in_a_folder_with_a_space(machine: Machine, tmp_path: Path) -> None:
+    folder = tmp_path / "my pythons"
+    folder.mkdir()
+    python = machine.add("python3.12", STUB_VENV.format(calls=machine.calls)).rename(folder / "python")
+    done = machine.setup("train", PYTHON=str(python))
+    assert done.returncode == 0, done.stderr
+    assert f"-m venv {machine.venv}" in machine.calls.read_text()
+
+
+@pytest.mark.parametrize(
+    "python",
+    [
+        None,
+        "#!/usr/bin/env bash\nexit 1\n",  # of another version, or without pip, as `uv venv` makes one
+    ],
+)
+def test_a_folder_that_is_there_and_does_not_work_is_left_as_it_is(python: str | None, machine: Machine) -> None:
+    machine.add_uv(found="*", index="the package index")
+    (machine.venv / "bin").mkdir(parents=True)
+    (machine.venv / "mine").write_text("a year of work")
+    if python is not None:
+        machine.add("other", python).rename(machine.venv / "bin" / "python")
+    done = machine.setup()
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        f"error: {machine.venv} is there, but has no Python from 3.11 to 3.13 with pip. Move it away, and run the same "
+        "command again"
+    ]
+    assert (machine.venv / "mine").read_text() == "a year of work"
+    assert not machine.calls.exists()
+
+
+def test_an_environment_that_it_did_not_make_outlives_a_failed_installation(machine: Machine) -> None:
+    machine.add_uv(found="nowhere", index="no place")
+    (machine.venv / "bin").mkdir(parents=True)
+    shutil.copy(machine.bin / "stub-python", machine.venv / "bin" / "python")
+    done = machine.setup()
+    assert done.returncode == 1
+    assert "could not be installed for Python 3.12.9, neither from the package index nor" in done.stderr
+    assert (machine.venv / "bin" / "python").exists()
+
+
 def test_uv_brings_a_python_where_there_is_none(machine: Machine) -> None:
     machine.add_uv(found="*", index="the package index")
     done = machine.setup()
     assert done.returncode == 0, done.stderr
     calls = machine.calls.read_text().splitlines()
-    assert calls[0] == f"uv venv --quiet --seed --python 3.11 {machine.venv}"
+    assert calls[0] == f"uv venv --quiet --seed --python >=3.11,<3.14 {machine.venv}"
     assert not any("download.pytorch.org" in call for call in calls)
     assert any("--editable .[train,serve-cpu]" in call for call in calls)
 
