@@ -120,8 +120,35 @@ class _Loader(yaml.SafeLoader):
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 
 
+MAX_WRITTEN_OUT = 1_000_000
+"""Characters and values of a YAML with its aliases written out: a few hundred bytes can stand for more than memory
+holds."""
+
+
 def _yaml(text: str) -> Any:
-    return yaml.load(text, _Loader)
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _written_out(node, {}) > max(MAX_WRITTEN_OUT, 4 * len(text)):  # the second: what has no aliases may be long
+            raise yaml.YAMLError(f"its aliases stand for more than {MAX_WRITTEN_OUT} characters")
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _written_out(node: yaml.Node, found: dict[int, float]) -> float:
+    """Characters and values that a node stands for; ``found`` has those of nodes by their identity."""
+    if id(node) not in found:
+        found[id(node)] = math.inf  # of a node that holds itself
+        if isinstance(node, yaml.MappingNode):
+            parts = [part for pair in node.value for part in pair]
+        else:
+            parts = node.value if isinstance(node, yaml.SequenceNode) else []
+        own = 1 + (len(node.value) if isinstance(node, yaml.ScalarNode) else 0)
+        found[id(node)] = own + sum(_written_out(part, found) for part in parts)
+    return found[id(node)]
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -132,7 +159,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """
     try:
         data = _yaml(path.read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         raise ConfigError(f"{path}: cannot be read as YAML: {error}") from error
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: holds a {type(data).__name__}, expected keys and values")

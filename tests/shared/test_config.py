@@ -1,5 +1,6 @@
 """One schema is YAML, flags and error messages at once."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -75,6 +76,34 @@ def test_a_key_that_is_there_twice_is_refused(recipe, text, message):
         load(Recipe, recipe)
     with pytest.raises(ConfigError, match=r"rate: 2\}: the value cannot be read as YAML: key 'rate'"):
         load(Recipe, None, ["optimizer={rate: 1, rate: 2}"])
+
+
+LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{name}: &{name} [{', '.join([f'*{before}'] * 10)}]\n" for before, name in pairwise("abcdefgh")
+)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        LAUGHS + "steps: *h\n",
+        f"a: &a {'x' * 10_000}\nsteps: [{'*a, ' * 1000}]\n",
+        "steps: &a [*a]\n",
+    ],
+)
+def test_aliases_that_stand_for_more_than_memory_holds_are_refused(recipe, text):
+    """A stranger's draft carries a `target.yaml`, and each command that reads the draft reads it."""
+    recipe.write_text(text)
+    with pytest.raises(
+        ConfigError, match=r"recipe\.yaml: cannot be read as YAML: its aliases stand for more than 1000000"
+    ):
+        load(Recipe, recipe)
+
+
+def test_yaml_that_is_nested_without_end_is_refused(recipe):
+    recipe.write_text("[" * 100_000)
+    with pytest.raises(ConfigError, match=r"recipe\.yaml: cannot be read as YAML: "):
+        load(Recipe, recipe)
 
 
 def test_what_is_merged_may_be_said_anew(recipe):
