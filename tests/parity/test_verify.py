@@ -155,6 +155,8 @@ def test_where_no_row_can_be_compared_nothing_is_verified(tokens, tmp_path, rand
     config = VerifyConfig(draft=random_draft, traces=tmp_path / "traces.parquet", tokens=tokens, vllm=False)
     with pytest.raises(VerifyError, match=rf"of 1 traces none .* within tokens={tokens}, expected at least tokens=12"):
         verify(config)
+    with pytest.raises(VerifyError, match="expected longer traces"):
+        verify(config.model_copy(update={"steps": 200}))
     assert not (random_draft / "verify.json").exists()
 
 

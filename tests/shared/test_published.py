@@ -173,7 +173,7 @@ def mutated(layout, place, value):
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 LLAMA3 |= {"original_max_position_embeddings": 8192}
 MUTATIONS = [
-    ("architectures", ["MistralForCausalLM"], r"architectures is \['MistralForCausalLM'\]"),
+    ("architectures", ["MistralForCausalLM"], r"architectures is \['MistralForCausalLM'\], .* say layout="),
     ("model_type", "mistral", "model_type is 'mistral'"),
     ("num_hidden_layers", 2, "num_hidden_layers is 2"),
     ("hidden_act", "gelu", "hidden_act is 'gelu'"),

@@ -185,7 +185,10 @@ class Published:
             if layout.recognises(self.raw, names):
                 return layout
         known, found = ", ".join(LAYOUTS), shown(self.raw.get("architectures"))
-        raise DraftError(f"{self.path}: architectures is {found}, which no layout has; there is {known}")
+        raise DraftError(
+            f"{self.path}: architectures is {found}, which no layout has; where it is written as one of {known} is, say "
+            "layout="
+        )
 
     def _fields(self, options: ImportConfig, target: TargetConfig) -> dict[str, Any]:
         keys = Keys(self.raw, self.path)

@@ -109,11 +109,11 @@ def _passed_over(config: VerifyConfig) -> list[str]:
     if not over:
         return []
     if len(over) == len(traces):
-        enough = min(needed(trace, config.steps) for trace in traces)
+        more = [n for trace in traces if is_judged(trace, n := needed(trace, config.steps), config.steps)]
+        expected = f"at least tokens={min(more)}, or traces of shorter prompts" if more else "longer traces"
         raise VerifyError(
             f"{config.traces}: of {len(traces)} traces none has thinking and the tokens of steps={config.steps} draft "
-            f"steps behind its prompt within tokens={config.tokens}, expected at least tokens={enough}, or traces of "
-            "shorter prompts"
+            f"steps behind its prompt within tokens={config.tokens}, expected {expected}"
         )
     listed = ", ".join(trace.id for trace in over[:NAMED]) + (", ..." if len(over) > NAMED else "")
     Console(stderr=True).print(
