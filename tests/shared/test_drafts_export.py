@@ -161,6 +161,23 @@ def test_an_export_for_speculators_keeps_what_exits_need(tmp_path, target, write
         import_draft(ImportConfig(draft=out, target=target, out=tmp_path / "again"))
 
 
+@pytest.mark.parametrize(
+    ("shape", "said"),
+    [
+        ({"torch_dtype": "float32"}, "embeddings that were never set"),
+        ({"torch_dtype": "float32", "own_embeddings": True}, None),
+        ({"torch_dtype": "bfloat16"}, None),
+        ({"hidden_size": 48, "own_embeddings": True}, "hidden_size is 48, but target_hidden_size 64"),
+    ],
+)
+def test_what_speculators_itself_does_not_load_is_said(shape, said, tmp_path, target, write_random_draft, capsys):
+    folder = write_random_draft(tmp_path / "draft", None, **(SHAPE | shape))
+    exported(folder, tmp_path, "speculators", target)
+    printed = " ".join(capsys.readouterr().err.split())
+    assert ("speculators itself" in printed) == (said is not None)
+    assert said is None or said in printed
+
+
 def test_angelslims_rows_are_confidence_progress_and_remain(tmp_path, target, write_random_draft, capsys):
     folder = write_random_draft(tmp_path / "draft", "fc", **SHAPE)
     _, ours = read_draft(folder)

@@ -135,7 +135,26 @@ def _eagle3(config: ExportConfig, draft: DraftConfig, stored: dict[str, Stored],
     return Form(fields | {"architectures": [architecture]} | beside, _trunk(draft, stored))
 
 
+def _warn(text: str) -> None:
+    Console(stderr=True).print(text, style="yellow", markup=False, highlight=False)
+
+
+def _warn_of_speculators(config: ExportConfig, draft: DraftConfig) -> None:
+    """Say what vLLM serves from this layout and speculators' own code, 0.9.0, does not read."""
+    if draft.target_hidden_size != draft.hidden_size:
+        _warn(
+            f"{config.draft}: hidden_size is {draft.hidden_size}, but target_hidden_size {draft.target_hidden_size}: "
+            "vLLM reads that, speculators itself expects them to be equal and does not load it"
+        )
+    elif draft.torch_dtype == "float32" and not draft.own_embeddings:
+        _warn(
+            f"{config.draft}: is in float32 and has no embed_tokens.weight: vLLM takes the target's, but speculators "
+            "itself then computes with embeddings that were never set; it takes the target's in bfloat16 or float16"
+        )
+
+
 def _speculators(config: ExportConfig, draft: DraftConfig, stored: dict[str, Stored], target: TargetConfig) -> Form:
+    _warn_of_speculators(config, draft)
     if draft.model_type == "qwen3":
         inner = {"model_type": "qwen3", "layer_types": ["full_attention"]}
     else:
@@ -193,12 +212,9 @@ def _angelslim(config: ExportConfig, draft: DraftConfig, stored: dict[str, Store
         raise DraftError(f"{config.draft}: its signals are of source {source!r}, expected 'fc' for format=angelslim")
     layers, n = list(draft.eagle_aux_hidden_state_layer_ids), draft.target_num_hidden_layers
     if layers != [2, n // 2, n - 3]:
-        Console(stderr=True).print(
+        _warn(
             f"{config.draft}: reads layers {layers}, but the released code reads {[2, n // 2, n - 3]} whatever a "
-            "config says: it needs a change there",
-            style="yellow",
-            markup=False,
-            highlight=False,
+            "config says: it needs a change there"
         )
     fields = draft.model_dump(mode="json", exclude={"specexit"})
     method = {"architectures": ["Eagle3LlamaForCausalLM"], "early_stop_method": "confidence_progress_remain"}
