@@ -186,8 +186,8 @@ class Published:
                 return layout
         known, found = ", ".join(LAYOUTS), shown(self.raw.get("architectures"))
         raise DraftError(
-            f"{self.path}: architectures is {found}, which no layout has; where it is written as one of {known} is, say "
-            "layout="
+            f"{self.path}: architectures is {found}, which no layout has; where it is written as one of {known} is, "
+            "say layout="
         )
 
     def _fields(self, options: ImportConfig, target: TargetConfig) -> dict[str, Any]:
