@@ -262,6 +262,9 @@ def test_from_traces_to_a_draft_in_a_bucket(
     # The draft, in the bucket, is what another run starts from, and what a run folder is made of.
     convert(load(ConvertConfig, None, [f"draft={bucket / 'draft'}", f"out={bucket / 'again'}"]))
     assert "checkpoints/0/commit_success.txt" in names(bucket / "again")
+    convert(load(ConvertConfig, None, [f"run={bucket / 'again'}", f"out={bucket / 'back'}"]))
+    for file in ("config.json", "model.safetensors", "policy.json"):
+        assert (bucket / "back" / file).read_bytes() == (bucket / "draft" / file).read_bytes()
     warm = recipe_of(base_recipe, bucket, target=target, init_from=str(bucket / "draft"), out=str(bucket / "warm"))
     fixed, *_ = module.start(
         warm, load_target_config(target), read_meta(warm.data), module.first_rows(warm.data, read_meta(warm.data)),
