@@ -9,6 +9,7 @@ import pytest
 from specexit.bench.comparison import Request, Run, summarise, write_requests
 from specexit.bench.replay import ReplayError, bench_replay, check_exits
 from specexit.bench.results import Oracle, Results, write_results
+from specexit.config import ConfigError
 from specexit.data.scores import ScoreError, Scores, write_scores
 from specexit.data.traces import write_traces
 from specexit.drafts.tensors import weights_hash
@@ -137,6 +138,12 @@ def write_bench(folder, requests, temperature=0.0):
     )
     write_results(folder / "results.json", results)
     write_requests(folder / "requests.jsonl", {"specexit": run})
+
+
+def test_traces_of_another_target_than_the_one_given_are_refused(files):
+    with pytest.raises(ConfigError, match="target is 'qwen3-4b-thinking-2507', but the traces were written by 'tiny"):
+        bench_replay(files.model_copy(update={"target": "qwen3-4b-thinking-2507"}))
+    assert not files.out.exists()
 
 
 def test_the_command_writes_what_it_found(files):

@@ -39,6 +39,14 @@ def test_every_command_is_listed_whole_under_its_heading() -> None:
         assert command.group in page
 
 
+def test_whatever_reads_traces_a_run_or_a_draft_takes_a_target():
+    """Benchmarks of our own apart: their data say it."""
+    keys = {name: set(cli._load(command.schema).model_fields) for name, command in cli.COMMANDS.items()}
+    reading = {name for name in keys if keys[name] & {"traces", "run", "draft", "data"}}
+    assert {"annotate", "calibrate", "convert", "evaluate", "inspect", "migrate", "serve", "simulate"} <= reading
+    assert [name for name in reading if "target" not in keys[name] and not name.startswith("bench-")] == []
+
+
 @pytest.mark.parametrize("name", cli.COMMANDS)
 def test_types_are_words(name: str) -> None:
     schema = cli._load(cli.COMMANDS[name].schema)

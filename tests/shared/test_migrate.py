@@ -47,6 +47,15 @@ def test_what_was_said_of_other_weights_stays_as_it_is(older):
     assert doubt_of(older) is not None
 
 
+@pytest.mark.parametrize("command", ["migrate", "inspect"])
+def test_a_draft_of_another_target_than_the_one_given_is_refused(older, command, capsys):
+    files = {path.name: path.read_bytes() for path in older.iterdir()}
+    with pytest.raises(SystemExit):
+        run(command, [str(older), "target=qwen3-4b-thinking-2507"])
+    assert "target=qwen3-4b-thinking-2507 is 'qwen3-4b-thinking-2507', but" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in older.iterdir()} == files
+
+
 def test_the_older_hash_of_shards(tmp_path):
     index = {"weight_map": {"b": "2.safetensors", "a": "1.safetensors"}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))

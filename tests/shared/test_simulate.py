@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from specexit.config import ConfigError
 from specexit.data.scores import ScoreError, Scores, write_scores
 from specexit.data.traces import TraceError, write_traces
 from specexit.method.decision import Policy
@@ -95,6 +96,12 @@ def test_scores_of_other_traces_are_refused_and_nothing_is_written(paths, perfec
     write_scores(paths["scores"], Scores("draft", "0" * 64, {"other": perfect["0"]}))
     with pytest.raises(ScoreError, match="trace '0' is missing"):
         simulate(SimulateConfig(**paths))
+    assert not paths["out"].exists()
+
+
+def test_traces_of_another_target_than_the_one_given_are_refused(paths):
+    with pytest.raises(ConfigError, match="target is 'qwen3-4b-thinking-2507', but the traces were written by 'tiny"):
+        simulate(SimulateConfig(**paths, target="qwen3-4b-thinking-2507"))
     assert not paths["out"].exists()
 
 

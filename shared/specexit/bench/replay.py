@@ -22,7 +22,7 @@ from specexit.bench.comparison import Request, read_requests
 from specexit.bench.results import ResultsError, read_results
 from specexit.config import Config, write_text
 from specexit.data.scores import ScoreError, read_scores
-from specexit.data.traces import Trace, read_traces
+from specexit.data.traces import Trace, read_traces, target_of_file
 from specexit.drafts.directory import DraftError, read_config
 from specexit.drafts.tensors import weights_hash
 from specexit.method.decision import Policy
@@ -143,6 +143,7 @@ def bench_replay(config: BenchReplayConfig) -> ReplayCheck:
     Raises:
       ResultsError, TraceError, ScoreError, DraftError: a file is unreadable.
       ReplayError: the benchmark was sampled, asked other problems, or its exits differ too often.
+      ConfigError: the traces are of another target than the one given.
     """
     policy, traces, signals, requests = _read(config)
     check = check_exits(traces, signals, policy, requests, method=config.method, near=config.near)
@@ -171,6 +172,8 @@ def _read(config: BenchReplayConfig) -> tuple[Policy, list[Trace], list[np.ndarr
     requests = read_requests(config.bench / "requests.jsonl", config.method, config.batch)
     if not requests:
         raise ReplayError(f"{config.bench}: no requests of method {config.method!r} at that batch size")
+    if config.target is not None:
+        target_of_file(config.traces, config.target)
     traces = {trace.id: trace for trace in read_traces(config.traces) if trace.sample == 0}
     if missing := sorted(set(requests) - set(traces)):
         raise ReplayError(f"{config.traces}: problem {missing[0]!r} of the benchmark is missing")

@@ -37,9 +37,22 @@ from specexit.drafts.policy import Mode as Mode
 from specexit.drafts.policy import Serving as Serving
 from specexit.drafts.tensors import FLOATS, INDEX, WEIGHTS, Pieces, Shapes, Stored, open_tensors, write_tensors
 from specexit.outputs import new_folder
+from specexit.schemas.target import find_target
 
 _EXPONENTS = {"float32": (np.uint32, 0x7F80_0000), "bfloat16": (np.uint16, 0x7F80), "float16": (np.uint16, 0x7C00)}
 """Type -> its bits as an integer, and those of the exponent: all ones are infinity or NaN."""
+
+
+def check_given(folder: Path, target: str | None) -> None:
+    """Check that a draft belongs to the user's ``target=``, where there is one.
+
+    Raises:
+      DraftError, ConfigError: it does not, or one of the two cannot be read.
+    """
+    if target is not None:
+        config = read_config(folder)
+        found = find_target(target, folder, name=config.target_name)
+        check_target(config, folder, found.hf_config(), found.name)
 
 
 def open_draft(folder: Path) -> tuple[DraftConfig, dict[str, Stored]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from specexit.drafts.directory import open_draft
+from specexit.drafts.directory import check_given, open_draft
 from specexit.drafts.export import formats_of, weights_type
 from specexit.drafts.policy import PolicyFile, read_policy
 from specexit.drafts.published import read_origin
@@ -22,9 +22,10 @@ def inspect(config: InspectConfig) -> dict[str, str]:
     """Print and return what is known of a draft directory.
 
     Raises:
-      DraftError: it is none, or a damaged one.
+      DraftError, ConfigError: it is none, or a damaged one, or belongs to another target than the one given.
     """
     rows = describe(config.draft)
+    check_given(config.draft, config.target)
     table = Table(title=str(config.draft), title_justify="left", show_header=False, box=None)
     for name, value in rows.items():
         table.add_row(printable(name), printable(value))

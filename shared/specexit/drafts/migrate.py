@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from specexit.config import write_text
+from specexit.drafts.directory import check_given
 from specexit.drafts.files import read_json
 from specexit.drafts.policy import FILE, PolicyFile, read_policy, write_policy
 from specexit.drafts.tensors import weight_files, weights_hash
@@ -23,7 +24,9 @@ def migrate(config: MigrateConfig) -> None:
     Raises:
       PolicyError: see `specexit.drafts.policy.read_policy` and `write_policy`.
       TensorError: the weights cannot be read.
+      DraftError, ConfigError: the draft belongs to another target than the one given.
     """
+    check_given(config.draft, config.target)
     there = (config.draft / FILE).exists()
     policy, verified = read_policy(config.draft), _verified(config.draft)
     older = sha256_of(config.draft)

@@ -16,6 +16,7 @@ class BenchReplayConfig(Config):
     traces: Path = Field(description="the traces it ran on")
     draft: Path = Field(description="the draft directory it ran with, for its policy")
     scores: Path = Field(description="its signals on the traces, from `score`")
+    target: str | None = Field(default=None, description="name or YAML file; traces of another target are refused")
     method: str = Field(default="specexit", description="whose exits: specexit, or specexit-fc with that draft")
     batch: int | None = Field(
         default=None, gt=0, description="problems in progress at once; by default the most there are"

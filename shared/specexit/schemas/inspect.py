@@ -13,3 +13,4 @@ class InspectConfig(Config):
     """Say what is in a draft directory."""
 
     draft: Path = Field(description="draft directory")
+    target: str | None = Field(default=None, description="name or YAML file; a draft of another target is refused")

@@ -13,3 +13,4 @@ class MigrateConfig(Config):
     """Bring a draft directory of an older version into today's form: its policy in a file, today's hashes."""
 
     draft: Path = Field(description="draft directory; weights and what they say stay as they are")
+    target: str | None = Field(default=None, description="name or YAML file; a draft of another target is refused")

@@ -15,6 +15,7 @@ class SimulateConfig(Config):
 
     traces: Path = Field(description="trace file or folder, from `collect`")
     scores: Path = Field(description="signals of the same traces, from `score`")
+    target: str | None = Field(default=None, description="name or YAML file; traces of another target are refused")
     probe_scores: Path | None = Field(
         default=None, description="signals of a hidden-state probe (source fc) on the same traces, for comparison"
     )
