@@ -24,6 +24,14 @@ def interrupt(*_: object) -> None:
     raise KeyboardInterrupt("terminated")
 
 
+@pytest.fixture(autouse=True)
+def ctrl_c() -> Iterator[None]:
+    """As in a terminal; a shell's background job ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture
 def server_handler() -> Iterator[None]:
     before = signal.signal(signal.SIGTERM, interrupt)
