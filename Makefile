@@ -29,7 +29,8 @@ test: $(VENV)/.dev-ready  ## Run all tests, real vLLM engines included
 
 test-slow: $(VENV)/.dev-ready  ## Run what `make test` leaves out of pairs of tests that start engines (minutes)
 	@SPECEXIT_SLOW=1 $(BIN)/python -m pytest tests/serving/test_schedulers.py tests/serving/test_faults.py \
-	  tests/serving/test_server.py tests/serving/test_kubernetes.py tests/serving/test_bench_serving.py $(ARGS)
+	  tests/serving/test_server.py tests/serving/test_kubernetes.py tests/serving/test_bench_serving.py \
+	  tests/serving/test_starting.py $(ARGS)
 
 test-gpu: $(VENV)/.dev-ready  ## Run the tests that need an NVIDIA GPU
 	@$(BIN)/python -m pytest -m gpu $(ARGS)

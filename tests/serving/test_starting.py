@@ -123,7 +123,7 @@ def processes_of(session: int) -> list[psutil.Process]:
     return found
 
 
-@pytest.mark.slow
+@pytest.mark.skipif("SPECEXIT_SLOW" not in os.environ, reason="a minute or two: make test-slow")
 @pytest.mark.parametrize(
     ("stage", "number"),
     [
@@ -134,11 +134,15 @@ def processes_of(session: int) -> list[psutil.Process]:
 )
 def test_a_server_that_is_told_to_end_while_its_engine_starts_ends(stage, number, drafts, tmp_path):
     """As the engine's process begins, as it builds its own, and as that one loads the weights."""
-    server = Server(tmp_path / "log", drafts / "draft")
+    server = Server(tmp_path / "log", drafts / "draft", environment={"VLLM_LOGGING_LEVEL": "INFO"})
     try:
-        while stage not in server.log.read_text():
+        for _ in range(20 * Server.START_SECONDS):
+            if stage in server.log.read_text():
+                break
             assert server.process.poll() is None, server.log.read_text()[-4000:]
             time.sleep(0.05)
+        else:
+            pytest.fail(f"the log has no {stage!r}: {server.log.read_text()[-4000:]}")
         server.process.send_signal(number)
         server.process.wait(timeout=60)
         _, alive = psutil.wait_procs(processes_of(server.process.pid), timeout=30)
