@@ -1,4 +1,4 @@
-r"""What the parser would read over, in signs that it reads: primes, and the degrees of an angle."""
+r"""What the parser would read over, in signs that it reads: primes, the base of a number, the degrees of an angle."""
 
 from __future__ import annotations
 
@@ -6,21 +6,29 @@ import re
 
 _PRIMES = re.compile(r"(?:_(\w)|_\{([^{}]*)\}|(?<=[A-Za-z)}\]])) ?('+)")
 """Primes, and the index in front of them; those behind a number are minutes or feet."""
+_IN_BASE = re.compile(r"(?<![\w.^}])(\d[\dA-F]*)_(?:(\d{1,2})(?!\d)|\{(\d{1,2})\})")
 _DEGREES = re.compile(r"((?<![\d.])\d[\d.]*|(?<![A-Za-z\\])[A-Za-z]|\\[a-z]+) ?\^ ?(?:\\circ\b ?|\{ ?\\circ ?\})")
 OF_ANGLES = re.compile(r"(?:\\|(?<![A-Za-z]))(?:sin|cos|tan|cot|sec|csc|cis)(?![a-z])")
 """A function of an angle, whose degrees are more than a unit that may be left out."""
 
 
 def readable(text: str) -> str:
-    r"""A text with derivatives and images as names of their own, and with the angles of functions in radians.
+    r"""A text with derivatives, images and numbers in a base as names of their own, and with the angles of functions in
+    radians.
 
     Example:
+      >>> readable("52_8,53_{16}")
+      'B_{52\\prime 8},B_{53\\prime 16}'
       >>> readable("f'(x)"), readable("y_1''"), readable(r"\sin 30^\circ")
       ('f_{\\prime}(x)', 'y_{1\\prime\\prime}', '\\sin (30\\cdot\\frac{\\pi}{180})')
     """
     if OF_ANGLES.search(text):
         text = _DEGREES.sub(r"(\1\\cdot\\frac{\\pi}{180})", text)
-    return _PRIMES.sub(_as_index, text)
+    return _PRIMES.sub(_as_index, _IN_BASE.sub(_in_base, text))
+
+
+def _in_base(found: re.Match[str]) -> str:
+    return rf"B_{{{found[1]}\prime {found[2] or found[3]}}}"
 
 
 def _as_index(found: re.Match[str]) -> str:
