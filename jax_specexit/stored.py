@@ -107,6 +107,7 @@ def write_checkpoint(
 
     # Ctrl-C reaches the main thread alone: what another has begun to save is there before the folder is removed.
     with ThreadPoolExecutor(1) as writer:
+        writer.submit(int).result()  # a thread that Ctrl-C meets while it starts is waited for by nobody
         if isinstance(folder, BucketPath):  # into which orbax writes a checkpoint only as a whole
             writer.submit(save, *leaves).result()
             return

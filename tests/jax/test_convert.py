@@ -5,6 +5,8 @@ import json
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import jax
@@ -250,7 +252,11 @@ def test_what_cannot_be_converted_leaves_nothing(tmp_path, write_run):
 
 def test_an_interrupt_waits_for_what_is_being_saved_and_leaves_nothing(tmp_path, write_run, monkeypatch):
     convert(ConvertConfig(run=write_run("draft"), out=tmp_path / "draft"))
-    save, ended = v1.partial.save, []
+    save, start, ended = v1.partial.save, threading.Thread.start, []
+
+    def late(thread):  # as on a busy machine: a thread works before the one that started it goes on
+        start(thread)
+        time.sleep(0.2)
 
     def interrupted(*arguments):
         _thread.interrupt_main()  # as Ctrl-C does
@@ -258,6 +264,7 @@ def test_an_interrupt_waits_for_what_is_being_saved_and_leaves_nothing(tmp_path,
         ended.append(arguments)
 
     monkeypatch.setattr(v1.partial, "save", interrupted)
+    monkeypatch.setattr(threading.Thread, "start", late)
     before = sorted(tmp_path.iterdir())
     listener = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     try:
