@@ -23,7 +23,7 @@ from specexit.data.traces import Trace, write_traces
 from specexit.drafts.directory import DraftConfig, DraftError, SpecExitBlock, read_config, write_draft
 from specexit.errors import InputError
 from specexit.schemas.bench import BenchConfig
-from specexit.schemas.target import SamplingConfig, TrialConfig, load_target_config
+from specexit.schemas.target import ModelCardSampling, TrialConfig, load_target_config
 from specexit.tiny import problems, prompt_text, render_response, write_trace
 from torch_specexit import bench as module
 from torch_specexit.bench import bench, longest_response, plan_methods, read_problems, trials_of
@@ -261,7 +261,7 @@ def test_responses_that_run_out_of_tokens_are_an_error(inputs: Path, tmp_path: P
 def test_what_the_config_leaves_open_is_the_target_s(inputs: Path) -> None:
     """Lengths are those of the target's YAML, for a real one thousands of tokens, not the tiny reasoner's."""
     traces = [replace(trace, answer_kind="function:operator:eq") for trace in generated_traces(1)]
-    sampling = SamplingConfig(temperature=0.6, max_tokens=32768)
+    sampling = ModelCardSampling(temperature=0.6, max_tokens=32768)
     trial = TrialConfig(text="So:", max_tokens=2048, stop=("```",))
     target = TARGET.model_copy(update={"sampling": sampling, "trial": {"function": trial}})
     open_ = config(inputs, max_new_tokens=None)

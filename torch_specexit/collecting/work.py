@@ -13,7 +13,7 @@ from specexit.config import ConfigError
 from specexit.data.prompts import Prompt, PromptError, read_prompts, split_prompts
 from specexit.errors import InputError
 from specexit.schemas.collect import CollectConfig
-from specexit.schemas.target import SamplingConfig, TargetConfig, TrialConfig
+from specexit.schemas.target import ModelCardSampling, TargetConfig, TrialConfig
 from specexit.tiny import MIXED
 from specexit.trainable import ARCHITECTURES, architecture, positions, unimplemented
 
@@ -147,7 +147,7 @@ def engine_room(config: CollectConfig, todo: int, engines: int) -> int:
     return min(room, -(-todo // engines))
 
 
-def sampling_of(config: CollectConfig, target: TargetConfig) -> SamplingConfig:
+def sampling_of(config: CollectConfig, target: TargetConfig) -> ModelCardSampling:
     """How traces are sampled: as the target says, where the config says nothing else.
 
     Raises:
@@ -166,7 +166,7 @@ def sampling_of(config: CollectConfig, target: TargetConfig) -> SamplingConfig:
             f"target {target.name}: sampling is missing, expected temperature and max_tokens as the model card has "
             "them, or temperature= and max_new_tokens="
         )
-    return SamplingConfig.model_validate(merged)
+    return ModelCardSampling.model_validate(merged)
 
 
 def trial_of(config: CollectConfig, target: TargetConfig, kind: str) -> TrialConfig:

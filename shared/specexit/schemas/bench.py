@@ -8,16 +8,7 @@ from pydantic import Field, model_validator
 
 from specexit.config import Config
 from specexit.schemas.engine import EngineConfig
-from specexit.schemas.sampling import NoMinP, TopK
-
-
-class SamplingConfig(Config):
-    """How responses are drawn; the model card says how it wants to be. Trial answers are always greedy."""
-
-    temperature: float = Field(default=0.0, ge=0, allow_inf_nan=False, description="0 is greedy")
-    top_p: float = Field(default=1.0, gt=0, le=1, description="probability of the tokens that are drawn from")
-    top_k: TopK = Field(default=0, description="0 keeps all tokens")
-    min_p: NoMinP = 0.0
+from specexit.schemas.sampling import SamplingConfig
 
 
 class BenchConfig(Config):

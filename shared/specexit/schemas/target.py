@@ -14,7 +14,7 @@ from specexit.buckets import location
 from specexit.config import CONFIG_ROOTS, Config, ConfigError, find, load, write_text
 from specexit.drafts.files import read_bytes
 from specexit.method.splits import FastTokenizer, ThinkTokens, load_tokenizer, resolve
-from specexit.schemas.sampling import NoMinP, TopK
+from specexit.schemas.sampling import SamplingConfig
 from specexit.tiny import EMBEDDED
 
 TARGET_FILE = "target.yaml"
@@ -31,13 +31,10 @@ Text = Annotated[str, Field(min_length=1)]
 """What is looked for in a text: an empty one would be everywhere."""
 
 
-class SamplingConfig(Config):
+class ModelCardSampling(SamplingConfig):
     """How the model card asks for text."""
 
     temperature: float = Field(ge=0, allow_inf_nan=False, description="0 is greedy")
-    top_p: float = Field(default=1.0, gt=0, le=1, description="probability of the tokens that are drawn from")
-    top_k: TopK = Field(default=0, description="0 keeps all tokens")
-    min_p: NoMinP = 0.0
     max_tokens: int = Field(gt=0, description="longest response, thinking and answer; cut to what max_model_len leaves")
 
 
@@ -100,7 +97,7 @@ class TargetConfig(Config):
     )
     aux_layers: Layers = Field(description="layers whose residual stream the draft reads, in vLLM's counting")
     max_model_len: int = Field(gt=0, description="longest sequence, prompt included")
-    sampling: SamplingConfig | None = Field(default=None, description="what collect asks with, from the model card")
+    sampling: ModelCardSampling | None = Field(default=None, description="what collect asks with, from the model card")
     chat: dict[str, Any] = Field(default={}, description="arguments of the chat template, such as enable_thinking")
     answer_kind: str = Field(default="math", description="of prompts that do not say theirs")
     trial: dict[str, TrialConfig] = Field(default={}, description="for each answer kind, how an answer is tried")
