@@ -1,0 +1,45 @@
+"""One run at a time in a folder, whatever ended the last one."""
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+from unittest.mock import Mock
+
+import pytest
+
+from jax_specexit.training.alone import alone_in
+from jax_specexit.training.run import check_folder
+from jax_specexit.training.train import train
+from specexit.config import ConfigError
+from specexit.schemas.train import TrainConfig
+
+
+def test_a_second_run_in_the_folder_of_one_that_lives_is_refused(recipe: TrainConfig) -> None:
+    by_now = rf"out={recipe.out}: process {os.getpid()} on \S+, since \d{{4}}-.* trains into this folder"
+    with alone_in(recipe.out):
+        for _ in range(2):
+            with pytest.raises(ConfigError, match=by_now):
+                train(recipe)
+    assert [path.name for path in recipe.out.iterdir()] == [".lock"]
+    check_folder(recipe)  # what is left is a new folder
+
+
+def test_a_run_that_was_killed_lets_its_folder_go(tmp_path: Path) -> None:
+    script = "import sys, time; from pathlib import Path; from jax_specexit.training.alone import alone_in\n"
+    script += "with alone_in(Path(sys.argv[1])):\n  print('held', flush=True)\n  time.sleep(600)"
+    with subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(ConfigError, match=f"process {other.pid} on "), alone_in(tmp_path):
+            pass
+        other.kill()
+    with alone_in(tmp_path):
+        assert (tmp_path / ".lock").read_text().startswith(f"process {os.getpid()} on ")
+
+
+def test_a_disk_without_locks_is_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fcntl.flock", Mock(side_effect=OSError(errno.ENOLCK, "No locks available")))
+    with alone_in(tmp_path), alone_in(tmp_path):
+        pass
