@@ -30,6 +30,7 @@ from specexit.data.features import (
 from specexit.data.packing import PackMeta, check_target, open_rows, read_example, read_meta
 from specexit.data.sequences import Example
 from specexit.data.stream import shown
+from specexit.data.teacher import check_fields, check_teacher
 from specexit.drafts.fingerprints import target_fingerprint
 from specexit.schemas.features import FeaturesConfig
 from specexit.schemas.target import TargetConfig, find_target, save_target
@@ -38,6 +39,9 @@ from torch_specexit.engine import start_engine
 SHARD_BYTES = 2**30
 """Of a shard, about."""
 
+TEXTS = 64
+"""Behind as many the engine's choice is compared with the teacher's before anything is written."""
+
 
 def features(config: FeaturesConfig) -> Manifest:
     """Write the shards that are not there yet.
@@ -45,6 +49,7 @@ def features(config: FeaturesConfig) -> Manifest:
     Raises:
       PackError: the packed data is not whole, or was packed for another target or tokenizer.
       ConfigError: the target is not known or cannot be read.
+      InputError: what lies behind its last layer is not what training makes of stored states.
       FeatureError: the output folder holds features of something else, or a state is not finite.
     """
     meta = read_meta(config.data)
@@ -71,11 +76,13 @@ def wanted(config: FeaturesConfig, meta: PackMeta, target: TargetConfig) -> Mani
 
     Raises:
       ConfigError: the target cannot be read.
+      InputError: its ends are of a kind of their own.
       FeatureError: it has no weights, or not the layers asked for.
     """
     fields, weights = target.hf_config(), target_fingerprint(target.folder)
     if weights is None:
         raise FeatureError(f"{target.folder}: no .safetensors file, expected the target's weights")
+    check_fields(fields, target.folder / "config.json")
     last, asked = fields["num_hidden_layers"], config.aux_layers or target.aux_layers
     layers = stored_layers(asked, last)
     if not 0 <= layers[0] <= layers[-1] <= last:
@@ -121,7 +128,7 @@ class Engine:
         # Behind a row comes one token that nobody reads; a row as long as the model leaves no place for it.
         if manifest.length >= target.max_model_len:
             os.environ.setdefault("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "1")
-        self.manifest = manifest
+        self.target, self.manifest, self.checked = target, manifest, False
         extra = {
             "max_model_len": manifest.length + 1,
             "enable_prefix_caching": False,  # states of a prefix that is not computed are not written
@@ -149,7 +156,7 @@ class Engine:
         """The states of token sequences, each by itself, in their order.
 
         Raises:
-          FeatureError: vLLM wrote those of other tokens.
+          FeatureError: vLLM wrote those of other tokens; or the first of them lead to other tokens than vLLM's own.
         """
         from vllm import SamplingParams
         from vllm.distributed.kv_transfer.kv_connector.v1.example_hidden_states_connector import (
@@ -162,8 +169,15 @@ class Engine:
         outputs = self.llm.generate(prompts, once, use_tqdm=False)  # pyright: ignore[reportArgumentType]
         # The states of what finished in the last step are written in the next one, which this makes.
         self.llm.generate([{"prompt_token_ids": [0]}], once, use_tqdm=False)
-        for text, output in zip(texts, outputs, strict=True):
-            path = (output.kv_transfer_params or {})["hidden_states_path"]
+        paths = [(output.kv_transfer_params or {})["hidden_states_path"] for output in outputs]
+        if not self.checked:
+            last = np.stack(
+                [load_hidden_states(path)["hidden_states"][-1, -1].float().numpy() for path in paths[:TEXTS]]
+            )
+            chosen = np.array([output.outputs[0].token_ids[0] for output in outputs[:TEXTS]])
+            check_teacher(last, chosen, self.target.folder, self.target.hf_config())
+            self.checked = True
+        for text, path in zip(texts, paths, strict=True):
             found = load_hidden_states(path)
             cleanup_hidden_states(path)
             if not np.array_equal(found["token_ids"].numpy(), text):

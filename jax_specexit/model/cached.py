@@ -17,10 +17,7 @@ from jaxtyping import Array, Float
 
 from jax_specexit.model.layers import Linear, RMSNorm
 from jax_specexit.model.target import TargetShape
-from specexit.errors import InputError
-
-REFUSED = ("final_logit_softcapping", "logit_scale", "logits_scaling", "embedding_multiplier", "scale_emb", "mup_width")
-"""Fields of a ``config.json`` that change what lies behind the embedding or before the softmax."""
+from specexit.data.teacher import check_fields
 
 
 def ends_of(fields: Mapping[str, Any], path: Path) -> TargetShape:
@@ -29,13 +26,7 @@ def ends_of(fields: Mapping[str, Any], path: Path) -> TargetShape:
     Raises:
       InputError: its final norm is no RMSNorm, or its embedding or logits are scaled in a way of their own.
     """
-    odd = [name for name in REFUSED if fields.get(name) not in (None, 1, 1.0)]
-    if odd or str(fields.get("model_type", "")).startswith("gemma"):
-        what = f"{odd[0]} is {fields[odd[0]]}" if odd else f"model_type is {fields['model_type']}"
-        raise InputError(f"{path}: {what}, expected a target whose embedding and logits are plain and unscaled")
-    missing = [name for name in ("vocab_size", "hidden_size", "rms_norm_eps") if fields.get(name) is None]
-    if missing:
-        raise InputError(f"{path}: no value for {', '.join(missing)}, expected a target with a final RMSNorm")
+    check_fields(fields, path)
     return TargetShape(
         vocab_size=fields["vocab_size"],
         hidden_size=fields["hidden_size"],
