@@ -20,8 +20,9 @@ flags="--xla_tpu_enable_data_parallel_all_reduce_opt=true --xla_tpu_data_paralle
 ssh() { gcloud compute tpus tpu-vm ssh "$name" --zone="$zone" "$@"; }
 
 ssh --worker=all --command="
-  cd '$workdir'
-  if ! kill -0 \$(cat ~/specexit-train.pid 2>/dev/null) 2>/dev/null; then
+  cd '$workdir' || exit 2
+  # After a reboot the number may be another process's.
+  if ! tr '\0' ' ' 2>/dev/null </proc/\$(cat ~/specexit-train.pid 2>/dev/null)/cmdline | grep -q 'specexit train'; then
     export LIBTPU_INIT_ARGS='$flags'
     setsid nohup specexit train '$recipe' out='$out' >~/specexit-train.log 2>&1 </dev/null &
     echo \$! >~/specexit-train.pid

@@ -67,6 +67,9 @@ MAY_CHANGE = {
 """Keys that a run may go on with in another form: where things are, what is watched and what checks the data, not
 what is learned."""
 
+MAY_MOVE = {"features", "target"}
+"""Keys whose value is a place, or a name of one: what is there is compared by itself."""
+
 
 def check_folder(config: TrainConfig) -> None:
     """A run folder is new, or is continued by the recipe that began it.
@@ -86,7 +89,8 @@ def check_folder(config: TrainConfig) -> None:
         raise ConfigError(f"{path}: cannot be read as the recipe of a training run: {error}") from error
     now = config.model_dump(mode="json")
     for key in now:
-        if key not in MAY_CHANGE and before[key] != now[key]:
+        moved = key in MAY_MOVE and before[key] is not None and now[key] is not None
+        if key not in MAY_CHANGE and not moved and before[key] != now[key]:
             raise ConfigError(
                 f"{path}: this run was begun with {key}={before[key]}, but the recipe says {now[key]}; "
                 "choose another `out` or restore the recipe"

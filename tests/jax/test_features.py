@@ -15,8 +15,9 @@ from jax.sharding import AbstractMesh
 from jax_specexit.planning.aot import lower_step, shapes_of
 from jax_specexit.planning.work import step_work
 from jax_specexit.sharding import AXES
+from jax_specexit.training.run import check_folder
 from jax_specexit.training.train import train
-from specexit.config import ConfigError, load
+from specexit.config import ConfigError, load, save_run
 from specexit.data.features import FILE, FeatureError
 from specexit.errors import InputError
 from specexit.schemas.target import load_target_config
@@ -59,6 +60,15 @@ def test_features_of_something_else_are_refused(
     with pytest.raises(FeatureError, match=said):
         train(cached.model_copy(update={"features": features}))
     assert not cached.out.exists()
+
+
+def test_a_run_goes_on_with_features_and_a_target_that_have_moved(cached: TrainConfig, recipe: TrainConfig) -> None:
+    """What they are is compared, not where: two terabytes that went to another disk used to end a run."""
+    cached.out.mkdir()
+    save_run(cached, cached.out)
+    check_folder(cached.model_copy(update={"features": Path("elsewhere"), "target": "of the same name"}))
+    with pytest.raises(ConfigError, match=r"begun with features=.*, but the recipe says None"):
+        check_folder(recipe.model_copy(update={"target": cached.target}))
 
 
 def test_a_target_whose_ends_are_not_plain_is_refused(cached: TrainConfig, unknown: Path, tmp_path: Path) -> None:

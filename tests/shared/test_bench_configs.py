@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from specexit.bench.methods import NAMES, find_method
-from specexit.config import load
+from specexit.config import ConfigError, load
 from specexit.schemas.bench import BenchConfig
 from specexit.schemas.bench_full_size import BenchFullSizeConfig
+from specexit.schemas.bench_training import BenchTrainingConfig
 
 FOLDER = Path(__file__).parents[2] / "configs" / "bench"
 
@@ -25,6 +26,21 @@ def test_a_benchmark_names_methods_that_there_are(name: str) -> None:
 def test_the_field_is_every_method() -> None:
     config = load(BenchConfig, FOLDER / "field.yaml")
     assert config.methods == NAMES
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("loss_chunk=60", "loss_chunk=60 does not divide length=2048"),
+        ("ttt_steps=2048", "ttt_steps=2048: expected at most length - 2, which is 2046"),
+        ("draft.draft_vocab_size=200000", r"draft\.draft_vocab_size=200000: expected at most vocab_size=\d+"),
+        ("draft.num_key_value_heads=3", r"num_attention_heads=\d+: expected a multiple of num_key_value_heads=3"),
+        ("draft.head_dim=15", r"draft\.head_dim is 15: .* multiple of 2"),
+    ],
+)
+def test_a_training_step_that_cannot_be_is_refused_before_a_side_starts(key: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load(BenchTrainingConfig, FOLDER / "training.yaml", [key])
 
 
 def test_full_size_is_that_of_a_target_that_is_known() -> None:

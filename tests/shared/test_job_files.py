@@ -76,16 +76,37 @@ done
 """
 
 
-def tpu_vm(folder: Path, out: str) -> subprocess.Popen:
+def tpu_vm(folder: Path, out: str, **more: str) -> subprocess.Popen:
     command = ["bash", str(JOBS / "tpu-vm.sh"), "slice", "zone", "r.yaml", out]
-    given = environment(folder, HOME=str(folder))
+    given = environment(folder, HOME=str(folder), **more)
     return subprocess.Popen(command, env=given, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
+def slice_of_this_machine(folder: Path, *, waits: bool = False) -> None:
+    (folder / "gcloud").write_text(GCLOUD)
+    (folder / "gcloud").chmod(0o755)
+    stand_in(folder, "specexit", waits=waits)
+
+
+def test_a_host_without_the_working_folder_starts_nothing(tmp_path: Path) -> None:
+    """It used to train in its home folder, where a disk was not mounted."""
+    slice_of_this_machine(tmp_path)
+    process = tpu_vm(tmp_path, str(tmp_path / "run"), WORKDIR=str(tmp_path / "disk"))
+    assert f"{tmp_path}/disk: No such file or directory" in process.communicate(timeout=20)[1]
+    assert process.returncode == 2
+    assert not (tmp_path / "called").exists()
+
+
+def test_another_process_under_the_number_of_a_run_is_not_the_run(tmp_path: Path) -> None:
+    """Numbers begin again when a machine does."""
+    slice_of_this_machine(tmp_path)
+    (tmp_path / "specexit-train.pid").write_text(f"{os.getpid()}\n")
+    tpu_vm(tmp_path, str(tmp_path / "run")).communicate(timeout=20)
+    assert (tmp_path / "called").read_text().startswith("train r.yaml")
+
+
 def test_a_run_on_a_tpu_vm_outlives_the_connection(tmp_path: Path) -> None:
-    (tmp_path / "gcloud").write_text(GCLOUD)
-    (tmp_path / "gcloud").chmod(0o755)
-    stand_in(tmp_path, "specexit", waits=True)
+    slice_of_this_machine(tmp_path, waits=True)
     out = str(tmp_path / "run")
     first = tpu_vm(tmp_path, out)
     while not (tmp_path / "started").exists():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from specexit.config import Config
 from specexit.schemas.train import DraftShapeConfig
@@ -24,3 +24,15 @@ class BenchTrainingConfig(Config):
         default=(1024, 2048, 4096, 8192, 16384), min_length=1, description="for the table of the attention's memory"
     )
     seed: int = Field(default=0, description="of weights and data")
+
+    @model_validator(mode="after")
+    def _fit(self) -> BenchTrainingConfig:
+        if self.length % self.loss_chunk:
+            raise ValueError(f"loss_chunk={self.loss_chunk} does not divide length={self.length}")
+        if self.ttt_steps > self.length - 2:
+            raise ValueError(f"ttt_steps={self.ttt_steps}: expected at most length - 2, which is {self.length - 2}")
+        if self.draft.draft_vocab_size > self.vocab_size:
+            raise ValueError(
+                f"draft.draft_vocab_size={self.draft.draft_vocab_size}: expected at most vocab_size={self.vocab_size}"
+            )
+        return self

@@ -33,8 +33,15 @@ class DraftShapeConfig(Config):
     intermediate_size: int = Field(gt=0, description="width of its MLP")
     num_attention_heads: int = Field(gt=0, description="query heads")
     num_key_value_heads: int = Field(gt=0, description="key and value heads; must divide the query heads")
-    head_dim: int = Field(gt=0, description="width of a head")
+    head_dim: int = Field(gt=0, multiple_of=2, description="width of a head; even, as RoPE turns pairs")
     draft_vocab_size: int = Field(gt=0, description="the target's most frequent tokens that the draft can propose")
+
+    @model_validator(mode="after")
+    def _heads(self) -> DraftShapeConfig:
+        heads, kv = self.num_attention_heads, self.num_key_value_heads
+        if heads % kv:
+            raise ValueError(f"num_attention_heads={heads}: expected a multiple of num_key_value_heads={kv}")
+        return self
 
 
 class SignalConfig(Config):
