@@ -89,3 +89,8 @@ def test_a_shift_that_is_off_by_one_is_refused(
     loss = ours.make_step(config, folder)() - entropy
     with pytest.raises(BenchError, match="loss of the first step"):
         check_losses(loss, speculators)
+
+
+def test_a_loss_that_is_no_number_is_not_the_same() -> None:
+    with pytest.raises(BenchError, match="loss of the first step: nan in JAX"):
+        check_losses(float("nan"), 1.0)

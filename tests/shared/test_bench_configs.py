@@ -35,6 +35,7 @@ def test_the_field_is_every_method() -> None:
         ("ttt_steps=2048", "ttt_steps=2048: expected at most length - 2, which is 2046"),
         ("draft.draft_vocab_size=200000", r"draft\.draft_vocab_size=200000: expected at most vocab_size=\d+"),
         ("draft.num_key_value_heads=3", r"num_attention_heads=\d+: expected a multiple of num_key_value_heads=3"),
+        ("lengths=[0]", r"lengths\.0 is 0: .* greater than 0"),
         ("draft.head_dim=15", r"draft\.head_dim is 15: .* multiple of 2"),
     ],
 )

@@ -133,7 +133,7 @@ def check_losses(ours: float, theirs: float) -> None:
     Raises:
       BenchError: they do not.
     """
-    if abs(ours - theirs) > LOSS_TOLERANCE * abs(theirs):
+    if not abs(ours - theirs) <= LOSS_TOLERANCE * abs(theirs):  # NaN fails
         raise BenchError(f"loss of the first step: {ours:.4f} in JAX, expected speculators' {theirs:.4f}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import Field, model_validator
 
@@ -20,7 +21,7 @@ class BenchTrainingConfig(Config):
     ttt_steps: int = Field(default=7, gt=0, description="training-time-test steps")
     loss_chunk: int = Field(default=128, gt=0, description="time rows whose logits exist at once, in JAX")
     rounds: int = Field(default=6, gt=1, description="turns of each side")
-    lengths: tuple[int, ...] = Field(
+    lengths: tuple[Annotated[int, Field(gt=0)], ...] = Field(
         default=(1024, 2048, 4096, 8192, 16384), min_length=1, description="for the table of the attention's memory"
     )
     seed: int = Field(default=0, description="of weights and data")
