@@ -109,6 +109,22 @@ def test_a_server_steps_to_stricter_points_then_to_shadow_and_comes_back_by_a_pa
     assert operation.served().name == "bold"
 
 
+@pytest.mark.parametrize("mode", ["shadow", "off"])
+@pytest.mark.parametrize("by", ["the file", "the route"])
+def test_no_audit_makes_exits_that_the_operator_has_switched_off(mode, by):
+    """Shadow mode of the file, or of the route, used to end by good audits, and ``off`` by bad ones under way."""
+    holder, operation, moves = hold(**({"mode": mode} if by == "the file" else {}))
+    operation.switch(mode if by == "the route" else None, "careful")
+    holder.restart()
+    for changed, move in ((True, "shadow"), (False, "back"), (True, "shadow")):
+        audited(holder, moves, "careful", changed)
+        assert (moves[-1], operation.mode) == (move, mode)
+        assert operation.resolve(None).mode == mode
+    operation.switch("exit")
+    holder.restart()
+    assert (operation.mode, operation.in_shadow) == ("exit", False)
+
+
 def audited(holder, moves, name, changed):
     """Audits of a point until it moves."""
     before = len(moves)

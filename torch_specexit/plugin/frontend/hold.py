@@ -5,7 +5,8 @@ The claim "at most epsilon of the requests change their answer" is betted agains
 however often one looks. Each operating point that requests are served under is judged by its own audits. Once its
 claim is rejected the next stricter point serves in its place, and in place of the strictest shadow mode. From there,
 audits of that point bet on the opposite, "the risk is at least epsilon": when that is rejected at the same level, the
-point serves again. To a bolder one than that, only an operator goes back.
+point serves again. To a bolder one than that, only an operator goes back; and what an operator has put into shadow
+mode, or switched off, stays so, whatever audits show.
 
 What the default point's audits show concerns the whole server: nothing bolder is served any more, or nothing is cut.
 What another one's show (of an effort, a tenant, an adapter, a risk) concerns those who ask for that point.
@@ -47,8 +48,6 @@ class Hold:
     def __init__(self, operation: Operation, moved: Callable[[str], None] = lambda move: None):
         self.operation, self.moved = operation, moved
         self._seen: dict[str, Seen] = {}
-        self.in_shadow = False
-        """Audits, not an operator, have put the server into shadow mode."""
 
     def watches(self, point: OperatingPoint) -> bool:
         """Whether audits can judge a point.
@@ -68,9 +67,7 @@ class Hold:
         if point is None or not self.watches(point) or not self.operation.serves(point):
             return  # what serves no more may still have audits under way
         assert point.certificate is not None
-        if self.in_shadow and self.operation.mode != "shadow":
-            self.in_shadow = False  # an operator has spoken
-        below = name in self.operation.shadowed or (self.in_shadow and self._is_default(point))
+        below = name in self.operation.shadowed or (self.operation.in_shadow and self._is_default(point))
         seen = self._seen.get(name)
         if seen is None or seen.below != below:
             capital = Capital(point.certificate.epsilon, "below" if below else "above")
@@ -91,7 +88,8 @@ class Hold:
         if seen.below:
             self._back(point)
             move = "back"
-            logger.warning("specexit: point %s serves again: %s", point.name, shown)
+            mode = self.operation.mode
+            logger.warning("specexit: risk below epsilon at point %s (%s); now in mode %s", point.name, shown, mode)
         elif stricter is not None:
             self._stricter(point, stricter)
             move = "stricter"
@@ -110,18 +108,18 @@ class Hold:
 
     def _shadow(self, point: OperatingPoint) -> None:
         if self._is_default(point):
-            self.operation.mode, self.in_shadow = "shadow", True
+            self.operation.in_shadow = True
         else:
             self.operation.shadowed.add(point.name)
 
     def _back(self, point: OperatingPoint) -> None:
         self.operation.shadowed.discard(point.name)
-        if self.in_shadow and self._is_default(point):
-            self.operation.mode, self.in_shadow = "exit", False
+        if self._is_default(point):
+            self.operation.in_shadow = False
 
     def restart(self) -> None:
         """Forget what was seen, as an operator has changed what is served."""
-        self._seen, self.in_shadow = {}, False
+        self._seen = {}
         self.operation.stepped.clear()
         self.operation.shadowed.clear()
 
@@ -135,7 +133,7 @@ class Hold:
         return {
             "watching": served.name if self.watches(served) else None,
             **points.get(served.name, {"audits": 0, "changed": 0, "capital": 1.0}),
-            "in_shadow": self.in_shadow,
+            "in_shadow": self.operation.in_shadow,
             "ceiling": self.operation.ceiling,
             "points": points,
             "stepped": dict(self.operation.stepped),

@@ -82,10 +82,17 @@ class Operation:
         self._begin()
 
     def _begin(self) -> None:
-        self.mode: Mode = self._ordered_mode or self.serving.mode
+        self.in_shadow = False
+        """Audits have put the server into shadow mode, where an operator has not switched exits off anyway."""
         self.name = self._ordered_point or self.file.default
         self.ceiling: str | None = None
         """Audits have shown what is bolder than this point to change too many answers."""
+
+    @property
+    def mode(self) -> Mode:
+        """How requests are treated: as the operator says, or stricter where audits have imposed it."""
+        said = self._ordered_mode or self.serving.mode
+        return "shadow" if said == "exit" and self.in_shadow else said
 
     def load(self, file: PolicyFile, serving: Serving, doubts: Sequence[str] = ()) -> None:
         """Go on with other policies and settings. It lifts what audits have imposed.
