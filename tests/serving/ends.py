@@ -29,8 +29,10 @@ def row(phase, thoughts, *, exited=0, judged=1.0, on=1, signals=SIGNALS, would_e
     return [phase, thoughts, 0, exited, judged, on, *signals, would_exit, thoughts if exited else 0.0]
 
 
-def core_output(request, finish_reason=None):
-    return SimpleNamespace(request_id=request, finish_reason=finish_reason, kv_transfer_params=None)
+def core_output(request, finish_reason=None, stop_reason=None):
+    return SimpleNamespace(
+        request_id=request, finish_reason=finish_reason, stop_reason=stop_reason, kv_transfer_params=None
+    )
 
 
 class Engine:
@@ -57,12 +59,12 @@ class Engine:
         self.processor.external_req_ids[external] = list(self.requests)
         self.stats, self.reporter = SimpleNamespace(), outcome.Reporter()
 
-    def step(self, rows, finished=None, stopped=(), n_output=60, inactive=None):
+    def step(self, rows, finished=None, stopped=(), n_output=60, inactive=None, stop_reason=None):
         """One step; returns what the outputs say. ``stopped``: choices in which the front end meets a stop string."""
         finished, outputs, names = finished or {}, [], list(self.requests)
         for i in rows:
             self.requests[names[i]].num_output_tokens = n_output
-            outputs.append(core_output(names[i], finished.get(i)))
+            outputs.append(core_output(names[i], finished.get(i), stop_reason))
         records = {names[i]: record for i, record in rows.items()}
         self.reporter.take(records, self.requests)
         self.reporter.report(records, {0: SimpleNamespace(outputs=outputs, finished_requests=None)}, inactive)

@@ -11,7 +11,9 @@ import pytest
 
 from specexit.drafts.directory import SpecExitBlock
 from specexit.drafts.policy import PolicyFile, Serving
+from specexit.method.splits import ThinkTokens
 from specexit.method.statistics import binomial_interval
+from tests.serving.ends import front_end, incoming
 from torch_specexit.plugin.frontend import audit as audits
 from torch_specexit.plugin.frontend.audit import (
     CACHE_SALT,
@@ -24,8 +26,10 @@ from torch_specexit.plugin.frontend.audit import (
 )
 from torch_specexit.plugin.frontend.inner import inner
 from torch_specexit.plugin.frontend.operation import Operation, in_share
+from torch_specexit.plugin.frontend.own_end import BY_ITSELF
 
-START, END = 1, 2
+START, END, SPLIT = 1, 2, 12
+TOKENS = ThinkTokens(START, END, frozenset({SPLIT}))
 
 
 def test_the_audited_share_is_the_rate():
@@ -52,7 +56,7 @@ def audit_of(early, full, *, max_tokens=100, output=None, prompt=(START,)):
     def decode(ids):
         return full if ids else ""
 
-    audit = Audit(generate, decode, (START, [END]), 200)
+    audit = Audit(generate, decode, TOKENS, 200)
     output = [*THOUGHT, END, 20, 21] if output is None else output
     case = Case("r", "default", array("i", prompt), array("i", output), 2 if prompt else 3, max_tokens)
     return asyncio.run(audit.judge(case)), asked
@@ -99,7 +103,7 @@ def test_an_options_text_counts_as_its_letter(question, early, full, expected):
     def decode(ids):
         return prompts[question] if START in ids else full
 
-    audit = Audit(generate, decode, (START, [END]), 200, kind="choice")
+    audit = Audit(generate, decode, TOKENS, 200, kind="choice")
     case = Case("r", "default", array("i", [START]), array("i", [*THOUGHT, END, 20]), 2, 100)
     assert asyncio.run(audit.judge(case)) == expected
 
@@ -121,7 +125,7 @@ def admitted(arguments=None, **serving):
     return Operation(SpecExitBlock(target="t"), PolicyFile(), settings).resolve(arguments, "r")
 
 
-def finished(name, *, output=(9, START, *THOUGHT, END, 20)):
+def finished(name, *, output=(9, START, *THOUGHT, END, 20), by_itself=True):
     """vLLM's state of a finished request."""
     return SimpleNamespace(
         request_id=name,
@@ -129,7 +133,7 @@ def finished(name, *, output=(9, START, *THOUGHT, END, 20)):
         detokenizer=SimpleNamespace(output_token_ids=list(output)),
         max_tokens_param=None,
         lora_request="an adapter",
-        **{CACHE_SALT: "of " + name, PRIORITY: 3},
+        **{CACHE_SALT: "of " + name, PRIORITY: 3, BY_ITSELF: by_itself},
     )
 
 
@@ -143,14 +147,14 @@ def test_a_server_audits_in_the_background_and_reports_an_interval():
         return answers[case.request]
 
     async def run():
-        audit = Audit(generate, lambda ids: r"\boxed{7}", (START, [END]), 200, lambda *told: settled.append(told))
+        audit = Audit(generate, lambda ids: r"\boxed{7}", TOKENS, 200, lambda *told: settled.append(told))
         for name in ("r1", "r2", "r3"):
             state = finished(name)
-            assert Case.of(state, "default", 2, START, [END]).kept == 4  # behind the marker that the model has written
+            assert Case.of(state, "default", 2, TOKENS).kept == 4  # behind the marker that the model has written
             audit.consider(state, admitted(), {"outcome": "natural_end", "would_exit": 2})
         audit.consider(finished("r4"), admitted(), {"outcome": "natural_end"})  # would not have exited
         audit.consider(finished("r5"), admitted(), {"outcome": "length"})  # nor can it judge
-        assert audit.summary()["waiting"] == 3  # nobody has waited for them
+        assert audit.summary()["waiting"] == 4  # nobody has waited for them
         while audit.summary()["waiting"]:
             await asyncio.sleep(0.01)
         return audit.summary()
@@ -159,7 +163,66 @@ def test_a_server_audits_in_the_background_and_reports_an_interval():
     assert (summary["audited"], summary["changed"], summary["failed"]) == (2, 1, 1)
     assert summary["interval"] == list(binomial_interval(1, 2))
     assert (summary["requests"], summary["risk"]) == (3, 1 / 3)
-    assert settled == [("default", result) for result in ("no_exit", "same", "changed", "failed")]
+    assert settled == [("default", result) for result in ("unfinished", "same", "changed", "failed", "no_exit")]
+    assert summary["unfinished"] == 1
+
+
+@pytest.mark.parametrize(
+    ("output", "report", "by_itself", "expected"),
+    [
+        ([START, *THOUGHT, END, 20], {"outcome": "natural_end"}, True, "no_exit"),
+        ([START, *THOUGHT, END, 20], {"outcome": "natural_end", "would_exit": 2}, True, "same"),
+        # A client's stop string or stop token, in the thinking or behind it; its abort, or a limit.
+        ([START, *THOUGHT], {"outcome": "natural_end"}, False, "unfinished"),
+        ([START, *THOUGHT, END, 20], {"outcome": "natural_end"}, False, "unfinished"),
+        ([START, *THOUGHT, END, 20], {"outcome": "natural_end", "would_exit": 2}, False, "unfinished"),
+        ([START, *THOUGHT], {"outcome": "length"}, False, "unfinished"),
+        ([START, *THOUGHT], {"outcome": "length", "would_exit": 2}, False, "unfinished"),
+        # Its word, by the route, that the thinking is to end.
+        ([START, *THOUGHT, END, 20], {"outcome": "interrupt", "would_exit": 2}, True, "unfinished"),
+        # The model has given up its thinking; it had nowhere to exit; it never thought.
+        ([START, *THOUGHT], {"outcome": "natural_end"}, True, "no_answer"),
+        ([START, *THOUGHT, END], {"outcome": "natural_end"}, True, "no_answer"),
+        ([START, 10, 11, END, 20], {"outcome": "natural_end"}, True, "no_boundary"),
+        ([SPLIT, START, 10, END, 20, SPLIT], {"outcome": "natural_end"}, True, "no_boundary"),
+        ([20], {"outcome": "off"}, True, None),
+        ([START, *THOUGHT], {"outcome": "handed_over"}, False, None),
+    ],
+)
+def test_only_what_a_calibration_would_count_says_something_about_the_risk(output, report, by_itself, expected):
+    """Clients that cut their requests used to make the risk look smaller, and brought a server back from shadow."""
+    settled = []
+
+    async def generate(*_):
+        return r"\boxed{7}"
+
+    async def run():
+        decode, told = (lambda ids: r"\boxed{7}" if ids else ""), lambda *result: settled.append(result)
+        audit = Audit(generate, decode, TOKENS, 200, told)
+        audit.consider(finished("r", output=output, by_itself=by_itself), admitted(), report)
+        while audit.summary()["waiting"]:
+            await asyncio.sleep(0)
+
+    asyncio.run(run())
+    assert settled == ([] if expected is None else [("default", expected)])
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "picked"),
+    [
+        ("logit_bias", {END: 100.0}, False),
+        ("allowed_token_ids", [END], False),
+        ("bad_words", ["wait"], False),
+        ("thinking_token_budget", 0, False),
+        ("bad_words", [], True),
+        ("stop", ["a"], True),  # whether it has stopped anything is seen at the end
+    ],
+)
+def test_a_request_whose_client_decides_what_is_written_is_not_audited(name, value, picked):
+    front, request = front_end(audit_rate=1.0), incoming("chatcmpl-1")
+    setattr(request.sampling_params, name, value)
+    decided = front.admit(request)
+    assert (decided.audited, decided.mode) == ((True, "shadow") if picked else (False, "exit"))
 
 
 @pytest.mark.parametrize(
@@ -182,7 +245,7 @@ def test_only_requests_under_the_servers_own_policy_are_audited(arguments, looke
     assert decided.mode == ("off" if arguments == {"specexit": False} else "shadow" if looked_at else decided.mode)
 
     async def run():
-        audit = Audit(lambda *args: pytest.fail("audited"), lambda ids: "", (START, [END]), 200)
+        audit = Audit(lambda *args: pytest.fail("audited"), lambda ids: "", TOKENS, 200)
         audit.consider(finished("r"), decided, {"outcome": "natural_end", "would_exit": 2})
         waiting = audit.summary()["waiting"]
         for task in audit._tasks:
@@ -194,7 +257,7 @@ def test_only_requests_under_the_servers_own_policy_are_audited(arguments, looke
 
 def test_waiting_audits_are_bounded_in_number_and_in_bytes(monkeypatch):
     async def run():
-        audit = Audit(lambda *args: asyncio.sleep(0), lambda ids: "", (START, [END]), 200)
+        audit = Audit(lambda *args: asyncio.sleep(0), lambda ids: "", TOKENS, 200)
         for i in range(4):
             audit.consider(finished(f"r{i}"), admitted(), {"outcome": "natural_end", "would_exit": 2})
         waiting, skipped = audit.summary()["waiting"], audit.summary()["skipped"]
@@ -203,7 +266,7 @@ def test_waiting_audits_are_bounded_in_number_and_in_bytes(monkeypatch):
         audit.consider(finished("r9"), admitted(), {"outcome": "natural_end", "would_exit": 2})
         return waiting, skipped, audit.summary()["waiting"]
 
-    size = Case.of(finished("r"), "default", 2, START, [END]).size
+    size = Case.of(finished("r"), "default", 2, TOKENS).size
     assert size == 4 * (1 + 10)  # four bytes a token
     monkeypatch.setattr(audits, "MOST_BYTES", 2 * size)
     assert asyncio.run(run()) == (2, 2, 1)  # bytes are given back
@@ -226,7 +289,7 @@ def test_an_audit_keeps_the_salt_the_adapter_and_the_rank_of_its_request():
             yield SimpleNamespace(outputs=[SimpleNamespace(text="done")])
 
     engine = Engine()
-    case = Case.of(finished("r"), "default", 2, START, [END])
+    case = Case.of(finished("r"), "default", 2, TOKENS)
     assert asyncio.run(generator_of(engine)([1, 2], 5, case)) == "done"
     assert asked["prompt"] == {"prompt_token_ids": [1, 2], "cache_salt": "of r"}
     assert (asked["lora"], asked["priority"]) == ("an adapter", LOWEST_PRIORITY + 3)

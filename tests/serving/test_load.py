@@ -22,6 +22,7 @@ from specexit.data.answers import extract_answer, same_answer
 from specexit.drafts.policy import Serving, read_policy, write_policy
 from specexit.method.statistics import binomial_interval
 from specexit.tiny import problems, prompt_text, render_response, write_trace
+from torch_specexit.plugin.frontend.audit import NOTHING_SHOWN
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
@@ -207,14 +208,16 @@ def state_of(server):
 
 def expected_result(server, target, choice, report):
     """What the audit of a request must come to, asked over HTTP."""
-    end = target.think_tokens().end
-    ids = choice["token_ids"]
-    if end not in ids:
-        return "no_answer"
+    tokens = target.think_tokens()
+    end, ids = tokens.end, choice["token_ids"]
+    if choice["finish_reason"] != "stop":
+        return "unfinished"
     full = extract_answer(choice["text"].partition("</think>")[2])
     if full is None:
         return "no_answer"
-    kept = report["would_exit"]
+    kept = report.get("would_exit")
+    if kept is None:
+        return "no_boundary" if tokens.split.isdisjoint(ids[: ids.index(end)]) else "no_exit"
     early, _ = complete(server, [*choice["prompt_token_ids"], *ids[:kept], end], OFF, 300 - kept - 1)
     return "same" if same_answer(full, extract_answer(early["text"])) else "changed"
 
@@ -237,33 +240,34 @@ def audited(loaded, draft, target):
     with ThreadPoolExecutor(N_AUDITED) as clients:
         plain = list(clients.map(lambda prompt: complete(loaded, prompt, OFF), prompts))
         whole = list(clients.map(lambda prompt: complete(loaded, prompt, {}), prompts))
-        would_exit = [answer for answer in whole if "would_exit" in answer[1]]
-        results = clients.map(lambda answer: expected_result(loaded, target, *answer), would_exit)
-        expected = Counter(results)
+        expected = Counter(clients.map(lambda answer: expected_result(loaded, target, *answer), whole))
     for (choice, report), (other, _) in zip(whole, plain, strict=True):
         assert choice["text"] == other["text"]
         assert report["outcome"] in ("natural_end", "length")
         assert 0 < report.get("would_exit", 1) <= report["thinking_tokens"]
-    return expected, *gained(loaded, before)
+    would_exit = sum("would_exit" in report for _, report in whole)
+    return expected, would_exit, *gained(loaded, before)
 
 
 def test_audits_come_to_what_a_client_can_find_out_and_nobody_is_cut(audited):
-    expected, state, _, _ = audited
+    expected, _, state, _, _ = audited
     assert expected["same"] + expected["changed"] >= 3  # else this would show little
     audit = state["audit"]
-    assert {name: audit[name] for name in ("changed", "no_answer", "failed", "skipped")} == {
-        name: expected[name] for name in ("changed", "no_answer", "failed", "skipped")
+    assert {name: audit[name] for name in ("changed", *NOTHING_SHOWN)} == {
+        name: expected[name] for name in ("changed", *NOTHING_SHOWN)
     }
     assert audit["audited"] == expected["same"] + expected["changed"]
+    assert audit["requests"] == audit["audited"] + expected["no_exit"]
     assert audit["interval"] == list(binomial_interval(audit["changed"], audit["audited"]))
 
 
 def test_metrics_have_the_audits_and_not_their_requests(audited):
-    expected, state, metrics, outcomes = audited
+    expected, would_exit, state, metrics, outcomes = audited
     audit = state["audit"]
     assert metrics["audits_total changed"] == audit["changed"]
     assert metrics["audits_total same"] == audit["audited"] - audit["changed"]
-    assert metrics["shadow_exits_total"] == audit["audited"] + audit["no_answer"]
+    assert metrics["audits_total unfinished"] == audit["unfinished"]
+    assert metrics["shadow_exits_total"] == would_exit
     assert metrics["requests_total exit"] == 0
     told = sum(metrics[f"requests_total {outcome}"] for outcome in ("natural_end", "length", "off"))
     # Two for each problem, one for each audit's early answer that was asked over HTTP.

@@ -10,6 +10,7 @@ from tests.serving.ends import NAMED, REQUEST, SIGNALS, Engine, core_output, fro
 from torch_specexit.plugin import outcome
 from torch_specexit.plugin.frontend import reports as frontend
 from torch_specexit.plugin.frontend.metrics import OUTCOMES
+from torch_specexit.plugin.frontend.own_end import BY_ITSELF, end_tokens
 from torch_specexit.plugin.outcome import KEY
 from torch_specexit.plugin.worker.rule import OVER, THINKING
 
@@ -35,6 +36,35 @@ def test_a_stop_string_ends_a_request_that_the_engine_core_believes_to_run():
     ]
     (last,) = engine.step({0: row(OVER, 30, exited=1)}, stopped=[0])
     assert last == {"outcome": "exit", "thinking_tokens": 30, "signals": NAMED}
+
+
+@pytest.mark.parametrize(
+    ("finish", "stop_reason", "expected"),
+    [
+        ("stop", None, True),
+        ("stop", 7, True),  # an end of the model's generation config
+        ("stop", 8, False),  # a stop token of the client's
+        ("length", None, False),
+        ("abort", None, False),
+        ("repetition", "repetition_detected", False),
+        (None, None, False),  # a stop string, of which the engine core says nothing
+    ],
+)
+def test_a_request_ends_by_itself_where_the_model_has_ended_it(finish, stop_reason, expected):
+    engine, front = Engine(), front_end()
+    front.end_tokens = end_tokens(SimpleNamespace(try_get_generation_config=lambda: {"eos_token_id": [6, 7]}))
+    setattr(engine.processor, KEY, front)
+    (state,) = engine.processor.request_states.values()
+    engine.step({0: row(OVER, 30)})
+    engine.step({0: row(OVER, 30)}, finished={0: finish}, stop_reason=stop_reason)
+    assert getattr(state, BY_ITSELF, False) is expected
+
+
+@pytest.mark.parametrize("eos", [7, [7], None])
+def test_ends_of_a_generation_config_in_any_form(eos):
+    config = {} if eos is None else {"eos_token_id": eos}
+    found = end_tokens(SimpleNamespace(try_get_generation_config=lambda: config))
+    assert found == (frozenset() if eos is None else {7})
 
 
 @pytest.mark.parametrize(

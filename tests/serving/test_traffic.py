@@ -12,6 +12,7 @@ from specexit.drafts.directory import SpecExitBlock
 from specexit.drafts.policy import TRAFFIC_LEVELS, PolicyFile, Population, Serving, Traffic
 from torch_specexit.plugin.frontend.activity import Activity
 from torch_specexit.plugin.frontend.operation import Operation
+from torch_specexit.plugin.frontend.own_end import BY_ITSELF
 from torch_specexit.plugin.frontend.server import FrontEnd
 from torch_specexit.plugin.frontend.traffic import EVERY, LEAST, TrafficWatch
 
@@ -82,14 +83,20 @@ def test_a_new_policy_file_begins_anew():
 
 
 @pytest.mark.parametrize(
-    ("mode", "outcome", "counted"),
-    [("shadow", "natural_end", 1), ("shadow", "length", 0), ("exit", "natural_end", 0), ("exit", "exit", 0)],
+    ("mode", "outcome", "by_itself", "counted"),
+    [
+        ("shadow", "natural_end", True, 1),
+        ("shadow", "natural_end", False, 0),  # a stop string, in the midst of it
+        ("shadow", "length", False, 0),
+        ("exit", "natural_end", True, 0),
+        ("exit", "exit", True, 0),
+    ],
 )
-def test_whole_thinking_is_what_no_exit_could_have_cut(mode, outcome, counted):
+def test_whole_thinking_is_what_nothing_could_have_cut(mode, outcome, by_itself, counted):
     front = FrontEnd(operation(policies()), Activity())
     front.operation.switch(mode)
     admitted = front.operation.resolve(None, "r")
-    state = SimpleNamespace(external_req_id="r", parent_req=None, request_index=0)
+    state = SimpleNamespace(external_req_id="r", parent_req=None, request_index=0, **{BY_ITSELF: by_itself})
     request = SimpleNamespace(external_req_id="r", prompt_token_ids=[1] * 7, cache_salt=None, priority=0)
     front.keep(state, request, admitted)
     front.finish(state, {"outcome": outcome, "thinking_tokens": 50, "signals": {}})

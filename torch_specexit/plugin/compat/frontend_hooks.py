@@ -44,7 +44,7 @@ OPENING_HOOK = Hook(
     _init_engine,
     why="settings of the server are checked before anything starts, and signals heard while it does; audits "
     "generate through the engine",
-    relies_on="output_processor, logger_manager.stat_loggers, generate()",
+    relies_on="output_processor, logger_manager.stat_loggers, generate(); try_get_generation_config() has eos_token_id",
     since="0.24",
     facts=(
         Has(f"{_ENGINE}.async_llm:AsyncLLM", ("output_processor", "input_processor", "logger_manager")),
@@ -53,6 +53,7 @@ OPENING_HOOK = Hook(
         Has(f"{_LOGGERS}:StatLoggerManager", ("stat_loggers",)),
         Takes(f"{_ENGINE}.async_llm:AsyncLLM.generate", ("prompt", "sampling_params", "request_id")),
         Has("vllm.config.vllm:VllmConfig", ("additional_config", "speculative_config")),
+        Has("vllm.config.model:ModelConfig", ("try_get_generation_config",)),
     ),
     upstream="none",
     until="when a plug-in is told of the engine of an API server",

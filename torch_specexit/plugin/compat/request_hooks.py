@@ -78,6 +78,7 @@ REQUEST_HOOKS = (
             ),
             Has(f"{_ENGINE}.output_processor:RequestState", ("max_tokens_param", "lora_request")),
             Has(f"{_ENGINE}.parallel_sampling:ParentRequest", ("n",)),
+            Has(f"{_ENGINE}:EngineCoreOutput", ("finish_reason", "stop_reason")),
             Uses(
                 f"{_ENGINE}.output_processor:OutputProcessor.process_outputs", ("request_states", "kv_transfer_params")
             ),

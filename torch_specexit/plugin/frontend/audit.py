@@ -4,6 +4,9 @@ generated afterwards, by the server itself.
 Which requests is decided by a hash of their id, when they are admitted; the worker does not cut them. Only requests
 that run under the server's own policy are looked at: those with arguments of their own say nothing about it, and must
 not be able to. The client gets the answer of the whole thinking, and never waits for the other.
+
+What counts is what counts in a calibration (`specexit.data.rows.can_judge`): thinking and answer that have come to
+their end by themselves, with an answer, and somewhere to exit. The rest is counted by what it lacks.
 """
 
 from __future__ import annotations
@@ -20,9 +23,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from specexit.data.answers import extract_answer, listed_options, plainly_same
+from specexit.method.splits import ThinkTokens
 from specexit.method.statistics import binomial_interval
 from torch_specexit.plugin.frontend.inner import inner
 from torch_specexit.plugin.frontend.operation import Admitted
+from torch_specexit.plugin.frontend.own_end import BY_ITSELF
+from torch_specexit.plugin.outcome import HANDED_OVER
 from torch_specexit.plugin.worker.openings import opens_thinking
 
 logger = logging.getLogger("vllm.specexit")
@@ -39,6 +45,9 @@ MOST_BYTES = 64 << 20
 MOST_READ = 4096
 """Tokens at the end of a prompt in which the options of a question are looked for."""
 
+NOTHING_SHOWN = ("no_answer", "no_boundary", "unfinished", "failed", "skipped")
+"""Results that say nothing about the risk."""
+
 CACHE_SALT, PRIORITY = "specexit_cache_salt", "specexit_priority"
 """Attributes of a `RequestState`, which the front end keeps there when it admits a request."""
 
@@ -49,14 +58,14 @@ LOWEST_PRIORITY = 1 << 30
 
 @dataclass(frozen=True)
 class Case:
-    """A finished request that would have exited.
+    """A request that has come to its end by itself.
 
     Args:
       request: its id in the engine.
       point: operating point that it ran under.
       prompt_ids: of its prompt.
       output_ids: of all its output.
-      kept: output tokens before the ``</think>`` of the exit that was not made.
+      kept: output tokens before the ``</think>`` of the exit that was not made; None where there would have been none.
       max_tokens: what the client allowed, or None.
       lora: what it ran with.
       cache_salt: what separates its prefix in the cache from those of others, or None.
@@ -67,23 +76,25 @@ class Case:
     point: str
     prompt_ids: array[int]
     output_ids: array[int]
-    kept: int
+    kept: int | None
     max_tokens: int | None
     lora: Any = None
     cache_salt: str | None = None
     priority: int = 0
 
     @classmethod
-    def of(cls, state: Any, point: str, would_exit: int, start: int, end: Sequence[int]) -> Case:
+    def of(cls, state: Any, point: str, would_exit: int | None, tokens: ThinkTokens) -> Case:
         """From vLLM's `RequestState` of a finished request."""
         prompt, output = array("i", state.prompt_token_ids), array("i", state.detokenizer.output_token_ids)
-        begin = 0 if opens_thinking(prompt, start, end) else output.index(start) + 1
+        kept = would_exit
+        if would_exit is not None and not opens_thinking(prompt, tokens.start, tokens.end_marker):
+            kept = output.index(tokens.start) + 1 + would_exit
         return cls(
             request=state.request_id,
             point=point,
             prompt_ids=prompt,
             output_ids=output,
-            kept=begin + would_exit,
+            kept=kept,
             max_tokens=state.max_tokens_param,
             lora=state.lora_request,
             cache_salt=getattr(state, CACHE_SALT, None),
@@ -102,9 +113,9 @@ class Audit:
     Args:
       generate: ``(prompt_ids, max_tokens, case) -> text``, greedily.
       decode: token ids to text.
-      markers: the tokens of ``<think>`` and ``</think>``.
+      tokens: of ``<think>`` and ``</think>``, and those at which a step of the thinking ends.
       max_model_len: of the engine.
-      settled: told the operating point and the result of each; ``no_exit`` where there would have been none.
+      settled: told the operating point and the result of each, see `judge`; or ``unfinished``, ``skipped``, ``failed``.
       kind: of the answers.
       transition: what is written before ``</think>`` at an exit.
     """
@@ -113,14 +124,14 @@ class Audit:
         self,
         generate: Callable[..., Any],
         decode: Callable[[list[int]], str],
-        markers: tuple[int, Sequence[int]],
+        tokens: ThinkTokens,
         max_model_len: int,
         settled: Callable[[str, str], None] = lambda point, result: None,
         kind: str = "math",
         transition: Sequence[int] = (),
     ):
         self.generate, self.decode, self.settled, self.kind = generate, decode, settled, kind
-        self.start, self.end = markers
+        self.tokens = tokens
         self.transition = transition
         self.max_model_len = max_model_len
         self.results: Counter[str] = Counter()
@@ -132,12 +143,12 @@ class Audit:
         """Audit a finished request, in the background, if it is to be audited."""
         if not admitted.audited or admitted.point is None or state.prompt_token_ids is None:
             return
-        if "would_exit" not in report:
-            # Nothing could have changed; and it counts only if it could have been judged, as a calibration has it.
-            if report["outcome"] == "natural_end":
-                self._settle(admitted.point, "no_exit")
+        if report["outcome"] in ("off", HANDED_OVER):
             return
-        case = Case.of(state, admitted.point, report["would_exit"], self.start, self.end)
+        if report["outcome"] != "natural_end" or not getattr(state, BY_ITSELF, False):
+            self._settle(admitted.point, "unfinished")
+            return
+        case = Case.of(state, admitted.point, report.get("would_exit"), self.tokens)
         if len(self._tasks) >= MOST_WAITING or self._bytes + case.size > MOST_BYTES:
             self._settle(case.point, "skipped")
             return
@@ -161,15 +172,21 @@ class Audit:
         self.settled(point, result)
 
     async def judge(self, case: Case) -> str:
-        """``same`` or ``changed``; ``no_answer`` where the whole thinking leads to no answer that could change."""
-        options = None
+        """``same`` or ``changed``; ``no_exit`` where nothing could have changed; ``no_answer`` where the whole thinking
+        leads to none that could change; ``no_boundary`` where there was nowhere to exit."""
+        output, end, options = case.output_ids.tolist(), self.tokens.end_marker, None
         if self.kind == "choice":  # which a request does not say, but its prompt
             options = listed_options(self.decode(case.prompt_ids[-MOST_READ:].tolist()))
-        full = extract_answer(self.decode(behind(case.output_ids[case.kept :].tolist(), self.end)), self.kind, options)
+        answer = behind(output[case.kept or 0 :], end)
+        full = extract_answer(self.decode(answer), self.kind, options)
         if full is None:
             return "no_answer"
-        closing = [*self.transition, *self.end]
-        prompt = [*case.prompt_ids, *case.output_ids[: case.kept], *closing]
+        if case.kept is None:
+            thought = output[: -len(answer) - len(end)]
+            begin = thought.index(self.tokens.start) + 1 if self.tokens.start in thought else 0
+            return "no_boundary" if self.tokens.split.isdisjoint(thought[begin:]) else "no_exit"
+        closing = [*self.transition, *end]
+        prompt = [*case.prompt_ids, *output[: case.kept], *closing]
         room = self.max_model_len - len(prompt)
         if case.max_tokens is not None:
             room = min(room, case.max_tokens - case.kept - len(closing))
@@ -192,7 +209,7 @@ class Audit:
             "level": 0.95,
             "requests": requests,
             "risk": changed / requests if requests else None,
-            **{name: self.results[name] for name in ("no_answer", "failed", "skipped")},
+            **{name: self.results[name] for name in NOTHING_SHOWN},
             "waiting": len(self._tasks),
         }
 

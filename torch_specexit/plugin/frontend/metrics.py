@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from specexit.method.signals import SIGNALS
+from torch_specexit.plugin.frontend.audit import NOTHING_SHOWN
 from torch_specexit.plugin.frontend.drafting import Drafting
 from torch_specexit.plugin.frontend.operation import epsilon_of, risk_of
 from torch_specexit.plugin.outcome import ENDED, HANDED_OVER, KEY
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from torch_specexit.plugin.frontend.server import FrontEnd
 
 OUTCOMES = (*ENDED, "natural_end", "length", HANDED_OVER, "off")
-AUDITS = ("same", "changed", "no_exit", "no_answer", "failed", "skipped")
+AUDITS = ("same", "changed", "no_exit", *NOTHING_SHOWN)
 MOVES = ("stricter", "shadow", "back")
 SHARES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 1.0)
 """Buckets of a probability or a share."""

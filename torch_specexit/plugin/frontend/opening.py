@@ -9,13 +9,14 @@ from typing import Any, NamedTuple
 from specexit.config import ConfigError
 from specexit.drafts.directory import SpecExitBlock
 from specexit.drafts.policy import PolicyFile, Serving
-from specexit.method.splits import end_marker, marker
+from specexit.method.splits import resolve
 from torch_specexit.plugin.certified import doubts, served_fingerprints
 from torch_specexit.plugin.compat.checks import folder_of
 from torch_specexit.plugin.frontend.activity import Activity, misfit_of
 from torch_specexit.plugin.frontend.audit import Audit, generator_of
 from torch_specexit.plugin.frontend.metrics import ExitMetrics
 from torch_specexit.plugin.frontend.operation import Operation
+from torch_specexit.plugin.frontend.own_end import end_tokens
 from torch_specexit.plugin.frontend.server import FrontEnd
 from torch_specexit.plugin.frontend.watch import PolicyWatch, policies_for
 from torch_specexit.plugin.outcome import KEY
@@ -68,7 +69,7 @@ def open_front_end(engine: Any, opening: Opening) -> FrontEnd:
     operation = Operation(block, opening.file, serving, opening.doubts)
     activity = Activity(metrics.active if metrics else lambda active, kind: None)
     watch = PolicyWatch(opening.folder, block, engine.vllm_config.additional_config, opening.served)
-    front = FrontEnd(operation, activity, watch=watch)
+    front = FrontEnd(operation, activity, watch=watch, end_tokens=end_tokens(engine.model_config))
     front.audit = _audit_of(engine, opening, front, metrics)
     if metrics is not None:
         metrics.watch(front)
@@ -98,7 +99,14 @@ def _audit_of(engine: Any, opening: Opening, front: FrontEnd, metrics: ExitMetri
     return Audit(
         generator_of(engine),
         tokenizer.decode,
-        (marker(tokenizer, block.think_start), end_marker(tokenizer, block.think_end)),
+        resolve(
+            tokenizer,
+            block.think_start,
+            block.think_end,
+            block.split_endings,
+            block.split_connectors,
+            several=True,
+        ),
         engine.model_config.max_model_len,
         settled,
         kinds[0] if len(kinds) == 1 else "math",

@@ -144,6 +144,7 @@ class Operation:
         *,
         lora: str | None = None,
         caller: str | None = None,
+        forced: bool = False,
     ) -> Admitted:
         """Decide what a request gets.
 
@@ -152,6 +153,7 @@ class Operation:
           request: its id in the engine.
           lora: name of its adapter.
           caller: mark of its API key.
+          forced: its client decides what the model writes, so that its audit would show nothing.
 
         Raises:
           ArgumentError: it asks for something that does not exist, is out of range, or not allowed.
@@ -169,7 +171,7 @@ class Operation:
         policy = policy_of(arguments, point.policy, keep_thresholds=rule == "stricter")
         mode = self._mode_of(arguments, request, point)
         own = (policy, arguments.specexit_splits, arguments.specexit_mode) == (point.policy, None, None)
-        audited = own and mode != "off" and in_share(request, self.serving.audit_rate)
+        audited = own and not forced and mode != "off" and in_share(request, self.serving.audit_rate)
         return Admitted(
             policy=policy,
             mode="shadow" if audited else mode,

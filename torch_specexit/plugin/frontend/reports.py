@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from torch_specexit.plugin.frontend.own_end import BY_ITSELF, is_by_itself
 from torch_specexit.plugin.outcome import INACTIVE_KEY, KEY, NOW
 
 if TYPE_CHECKING:
@@ -66,6 +67,8 @@ def _take_in(processor: Any, state: Any, output: Any) -> None:
     """What is new about a request."""
     params = output.kv_transfer_params or {}
     front: FrontEnd | None = getattr(processor, KEY, None)
+    if front is not None and output.finish_reason is not None:
+        setattr(state, BY_ITSELF, is_by_itself(output, front.end_tokens))
     if INACTIVE_KEY in params and front is not None:
         front.activity.fail("failed", params[INACTIVE_KEY])
     if (report := params.get(KEY)) is not None:

@@ -16,6 +16,7 @@ from torch_specexit.plugin.frontend.callers import caller, response_of
 from torch_specexit.plugin.frontend.hold import Hold
 from torch_specexit.plugin.frontend.inner import inner
 from torch_specexit.plugin.frontend.operation import Admitted, Operation
+from torch_specexit.plugin.frontend.own_end import BY_ITSELF, is_forced
 from torch_specexit.plugin.frontend.reports import ADMITTED, choices_of
 from torch_specexit.plugin.frontend.traffic import TrafficWatch
 from torch_specexit.plugin.frontend.watch import PolicyWatch
@@ -37,12 +38,19 @@ class FrontEnd:
       activity: whether exits are active.
       audit: compares answers, or None where none is audited.
       watch: of the policy file, or None where there is none to watch.
+      end_tokens: see `torch_specexit.plugin.frontend.own_end.end_tokens`.
     """
 
     def __init__(
-        self, operation: Operation, activity: Activity, audit: Audit | None = None, watch: PolicyWatch | None = None
+        self,
+        operation: Operation,
+        activity: Activity,
+        audit: Audit | None = None,
+        watch: PolicyWatch | None = None,
+        end_tokens: frozenset[int] = frozenset(),
     ):
         self.operation, self.activity, self.audit, self.watch = operation, activity, audit, watch
+        self.end_tokens = end_tokens
         self.hold = Hold(operation)
         self.traffic = TrafficWatch(operation)
         self.changed: Callable[[], None] = lambda: None
@@ -80,7 +88,9 @@ class FrontEnd:
             self.changed()
         lora = None if request.lora_request is None else request.lora_request.lora_name
         try:
-            admitted = self.operation.resolve(params.extra_args, request.request_id, lora=lora, caller=caller.get())
+            admitted = self.operation.resolve(
+                params.extra_args, request.request_id, lora=lora, caller=caller.get(), forced=is_forced(params)
+            )
         except ArgumentError as error:
             raise refusal()(str(error), error.parameter) from error
         if inner.get():
@@ -106,7 +116,8 @@ class FrontEnd:
         if "would_exit" in report:
             kept = report["would_exit"]
             self.shadow.update(exits=1, before=kept, behind=report["thinking_tokens"] - kept)
-        if admitted is not None and admitted.mode == "shadow" and report["outcome"] == "natural_end":
+        whole = report["outcome"] == "natural_end" and getattr(state, BY_ITSELF, False)
+        if whole and admitted is not None and admitted.mode == "shadow":
             self.traffic.add("thinking_tokens", report["thinking_tokens"])
         name = (None if admitted is None else admitted.caller, state.external_req_id)
         self._finished[name] = choices_of(state)
