@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from types import SimpleNamespace
@@ -380,6 +381,27 @@ def test_a_word_of_an_operator_that_is_refused_changes_nothing(draft, watched):
     assert (server.mode, server.name, server.serving.share) == ("off", "usual", 1.0)
     front.switch(reload=True, point="careful")
     assert (server.mode, server.name, server.serving.share) == ("off", "careful", 0.5)
+
+
+@pytest.mark.parametrize("word", [{}, {"reload": True}], ids=str)
+def test_a_word_that_says_nothing_new_lifts_nothing_that_audits_have_imposed(word, draft, watched, caplog):
+    server, watch = watched
+    front = FrontEnd(server, Activity(), watch=watch)
+
+    def imposed():
+        return server.ceiling, server.mode, server.stepped, server.shadowed, front.hold.summary()["points"]
+
+    server.ceiling, server.in_shadow = "careful", True
+    server.stepped["bold"] = "usual"
+    server.shadowed.add("careful")
+    front.audited("careful", "changed")
+    before = copy.deepcopy(imposed())
+    front.switch(**word)
+    assert imposed() == before
+    assert "an operator has set" not in caplog.text
+    written(draft, serving={"share": 0.5})
+    front.switch(reload=True)
+    assert imposed() == (None, "exit", {}, set(), {})
 
 
 def test_settings_come_from_the_file_then_the_command_line_then_the_environment(draft, monkeypatch):

@@ -9,6 +9,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from specexit.drafts.directory import Mode
 from torch_specexit.plugin.frontend.activity import Activity
 from torch_specexit.plugin.frontend.arguments import ArgumentError, refusal
 from torch_specexit.plugin.frontend.audit import CACHE_SALT, PRIORITY, Audit
@@ -134,15 +135,17 @@ class FrontEnd:
         if result in ("same", "changed", "no_exit"):
             self.hold.add(point, changed=result == "changed")
 
-    def switch(self, *, mode: Any = None, point: str | None = None, reload: bool = False) -> None:
-        """An operator's word.
+    def switch(self, *, mode: Mode | None = None, point: str | None = None, reload: bool = False) -> None:
+        """An operator's word. Where nothing is said, and the file holds nothing new, nothing is changed, and nothing
+        lifted that audits have imposed.
 
         Raises:
           PolicyError, ConfigError: there is no such point, or the policy file cannot be used; nothing has been changed
             then.
         """
-        if reload and self.watch is not None:
-            self.watch.reload(self.operation, point)
+        read = reload and self.watch is not None and self.watch.reload(self.operation, point)
+        if mode is None and point is None and not read:
+            return
         self.operation.switch(mode, point)
         self.hold.restart()
         self.changed()
