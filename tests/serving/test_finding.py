@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from types import SimpleNamespace
 
 import pytest
 
 from tests.serving.ends import NAMED, REQUEST, Engine, front_end, incoming, row
-from torch_specexit.plugin.frontend import server
+from torch_specexit.plugin.frontend import finished as remembered
 from torch_specexit.plugin.frontend.arguments import RESOLVED
-from torch_specexit.plugin.frontend.callers import caller
+from torch_specexit.plugin.frontend.callers import BATCH, MarkCallers, caller
 from torch_specexit.plugin.outcome import KEY
 from torch_specexit.plugin.worker.rule import OVER, THINKING
 
@@ -33,6 +34,69 @@ def test_requests_are_found_by_exactly_the_clients_id_while_they_run_and_afterwa
     assert found["choices"][0]["outcome"] == "natural_end"
     assert front.summary()["requests"] == {"natural_end": 1}
     assert front.summary()["shadow"] == {"exits": 1, "before": 20, "behind": 30}
+
+
+@pytest.mark.parametrize(
+    ("response", "parts"),
+    [
+        ("cmpl-c1", ["cmpl-c1-0"]),
+        ("cmpl-c1", [f"cmpl-c1-{i}" for i in range(11)]),
+        ("resp_7", ["resp_7_0"]),
+        ("resp_7", ["resp_7_0", "resp_7_1"]),  # two turns
+    ],
+)
+def test_a_response_is_found_by_its_id_with_all_its_parts_in_their_order(response, parts):
+    """Its client knows no other; a completion, or an answer to /v1/responses, used to be found by its parts' alone."""
+    front, engines = front_end(), {name: Engine(external=name) for name in parts}
+    processor = SimpleNamespace(request_states={}, external_req_ids={}, **{KEY: front})
+    for engine in reversed(engines.values()):
+        processor.request_states |= engine.processor.request_states
+        processor.external_req_ids |= engine.processor.external_req_ids
+        front.keep(*engine.processor.request_states.values(), SimpleNamespace(**REQUEST), front.operation.resolve(None))
+    assert front.find(processor, response) == {
+        "request_id": response,
+        "finished": False,
+        "choices": [None] * len(parts),
+    }
+    for i, (name, engine) in enumerate(engines.items()):
+        assert not front.find(processor, response)["finished"]
+        setattr(engine.processor, KEY, front)
+        engine.step({0: row(OVER, 10 + i)}, finished={0: "stop"})
+        del processor.external_req_ids[name]
+    found = front.find(processor, response)
+    assert (found["request_id"], found["finished"]) == (response, True)
+    assert [choice["thinking_tokens"] for choice in found["choices"]] == [10 + i for i in range(len(parts))]
+    assert front.find(processor, parts[-1])["choices"] == found["choices"][-1:]
+
+
+def test_an_id_is_first_of_all_that_of_a_response():
+    front = front_end()
+    for external, thoughts in (("cmpl-a-0", 10), ("cmpl-a-0-0", 20)):
+        engine = Engine(external=external)
+        setattr(engine.processor, KEY, front)
+        engine.step({0: row(OVER, thoughts)}, finished={0: "stop"})
+    found = {asked: front.find(engine.processor, asked)["choices"] for asked in ("cmpl-a", "cmpl-a-0", "cmpl-a-0-0")}
+    assert [choices[0]["thinking_tokens"] for choices in found.values()] == [10, 20, 20]
+
+
+@pytest.mark.parametrize(
+    ("path", "response"), [(BATCH, "chatcmpl-B1"), ("/root" + BATCH, "chatcmpl-B1"), (BATCH[:-6], "chatcmpl-B1_0")]
+)
+def test_conversations_of_a_batch_are_parts_of_its_response(path, response):
+    """Only the path says that they are; another chat may have such an id as its own."""
+    front, engine, request = front_end(), Engine(external="chatcmpl-B1_0"), incoming("chatcmpl-B1_0")
+    (state,) = engine.processor.request_states.values()
+    token = caller.set(None)  # the middleware's own go with its context
+
+    async def app(scope, receive, send):
+        front.keep(state, request, front.admit(request))
+        assert front.find(engine.processor, response) is not None
+
+    asyncio.run(MarkCallers(app)({"type": "http", "path": path}, None, None))
+    caller.reset(token)
+    assert request.sampling_params.extra_args[RESOLVED]["response"] == response
+    front.finish(state, {"outcome": "exit"})
+    assert front.find(SimpleNamespace(external_req_ids={}), response)["finished"]
 
 
 def test_a_part_of_an_id_finds_nothing():
@@ -101,7 +165,7 @@ def test_the_workers_are_told_whose_request_it_is_and_of_which_response(external
 
 
 def test_only_so_many_finished_requests_are_remembered(monkeypatch):
-    monkeypatch.setattr(server, "MOST_FINISHED", 3)
+    monkeypatch.setattr(remembered, "MOST_FINISHED", 3)
     front = front_end()
     for i in range(5):
         engine = Engine(external=f"chatcmpl-{i}x")
@@ -109,3 +173,14 @@ def test_only_so_many_finished_requests_are_remembered(monkeypatch):
         engine.step({0: row(OVER, 50)}, finished={0: "stop"})
     nobody = SimpleNamespace(external_req_ids={})
     assert [front.find(nobody, f"chatcmpl-{i}x") is not None for i in range(5)] == [False, False, True, True, True]
+
+
+def test_a_caller_who_asks_for_much_pushes_out_no_report_of_anothers(monkeypatch):
+    """The latest 1,024 used to be remembered, whoever had sent them."""
+    monkeypatch.setattr(remembered, "MOST_FINISHED", 3)
+    latest = remembered.Finished()
+    latest.add("quiet", "chatcmpl-1", remembered.Told("chatcmpl-1", [None]))
+    for i in range(20):
+        latest.add("loud", f"chatcmpl-{i}", remembered.Told(f"chatcmpl-{i}", [None]))
+    assert list(latest.of("quiet")) == ["chatcmpl-1"]
+    assert list(latest.of("loud")) == ["chatcmpl-18", "chatcmpl-19"]

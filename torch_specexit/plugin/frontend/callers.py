@@ -16,6 +16,12 @@ from torch_specexit.plugin.frontend.inner import inner
 caller: ContextVar[str | None] = ContextVar("specexit_caller", default=None)
 """Of the HTTP request that is being answered; None without an API key, and outside of a server."""
 
+batched: ContextVar[bool] = ContextVar("specexit_batched", default=False)
+"""Whether the HTTP request that is being answered holds several conversations; its id does not say it."""
+
+BATCH = "/v1/chat/completions/batch"
+"""End of vLLM's path for such requests."""
+
 WHOLE = ("chatcmpl-", "generate-tokens-")
 """Beginnings of ids whose request is the whole response."""
 
@@ -44,26 +50,30 @@ def caller_of(scope: Scope) -> str | None:
     return None
 
 
-def response_of(request: str) -> str:
+def response_of(request: str, *, batch: bool = False) -> str:
     """The id of the response that a request is part of, as its client gets it.
 
-    vLLM numbers the prompts of a completion (``-0``) and the turns of a response (``_0``), the only one, too. A chat is
-    one request. Clients choose the rest of an id, so nothing else that looks like a number is one.
+    vLLM numbers the prompts of a completion (``-0``), the turns of a response and the conversations of a batch
+    (``_0``), the only one, too. Another chat is one request. Clients choose the rest of an id, so nothing else that
+    looks like a number is one.
 
     Args:
       request: the id under which an API server hands the request to its engine (``external_req_id``).
+      batch: it is one of a batch's conversations.
 
     Example:
       >>> response_of("cmpl-a-0"), response_of("resp_a_0"), response_of("chatcmpl-a-1"), response_of("chatcmpl-1_0")
       ('cmpl-a', 'resp_a', 'chatcmpl-a-1', 'chatcmpl-1_0')
+      >>> response_of("chatcmpl-1_0", batch=True)
+      'chatcmpl-1'
     """
-    if request.startswith(WHOLE):
+    if request.startswith(WHOLE) and not batch:
         return request
     return re.sub(r"-\d+$" if request.startswith("cmpl-") else r"_\d+$", "", request)
 
 
 class MarkCallers:
-    """ASGI middleware that sets `caller` for whatever answers the request.
+    """ASGI middleware that sets `caller` and `batched` for whatever answers the request.
 
     vLLM's own middleware has refused unknown keys by then, where the server has any.
     """
@@ -75,5 +85,6 @@ class MarkCallers:
         """Answer one request."""
         if scope["type"] == "http":
             caller.set(caller_of(scope))
+            batched.set(scope["path"].endswith(BATCH))
             inner.set(False)  # a request that is pipelined behind another inherits that one's
         await self.app(scope, receive, send)

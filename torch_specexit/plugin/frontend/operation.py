@@ -50,12 +50,14 @@ class Admitted(NamedTuple):
     """See `torch_specexit.plugin.frontend.callers`."""
     counted: bool = True
     """False for what no client has sent, see `torch_specexit.plugin.frontend.inner`."""
+    response: str | None = None
+    """Id of the response that it is part of."""
 
-    def extra_args(self, given: Mapping[str, Any] | None, response: str | None = None) -> dict[str, Any]:
-        """What the workers get in place of the client's own arguments; ``response``: id of what it is part of."""
+    def extra_args(self, given: Mapping[str, Any] | None) -> dict[str, Any]:
+        """What the workers get in place of the client's own arguments."""
         others = {key: value for key, value in (given or {}).items() if not key.startswith("specexit")}
         resolved = {"policy": self.policy.model_dump(), "mode": self.mode, "splits": self.splits}
-        return others | {RESOLVED: resolved | {"caller": self.caller, "response": response}}
+        return others | {RESOLVED: resolved | {"caller": self.caller, "response": self.response}}
 
 
 class Operation:

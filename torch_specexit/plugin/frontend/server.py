@@ -5,15 +5,16 @@ from __future__ import annotations
 import copy
 import json
 import logging
-from collections import Counter, OrderedDict
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from specexit.drafts.directory import Mode
 from torch_specexit.plugin.frontend.activity import Activity
 from torch_specexit.plugin.frontend.arguments import ArgumentError, refusal
 from torch_specexit.plugin.frontend.audit import CACHE_SALT, PRIORITY, Audit
-from torch_specexit.plugin.frontend.callers import caller, response_of
+from torch_specexit.plugin.frontend.callers import batched, caller, response_of
+from torch_specexit.plugin.frontend.finished import Finished, Told
 from torch_specexit.plugin.frontend.hold import Hold
 from torch_specexit.plugin.frontend.inner import inner
 from torch_specexit.plugin.frontend.operation import Admitted, Operation
@@ -26,9 +27,6 @@ logger = logging.getLogger("vllm.specexit")
 
 END_THINKING = "specexit_end_thinking"
 """Method of a worker, see `torch_specexit.plugin.worker.interrupt`."""
-
-MOST_FINISHED = 1024
-"""Finished requests that can still be asked for."""
 
 
 class FrontEnd:
@@ -58,8 +56,7 @@ class FrontEnd:
         """Told whenever something else is served."""
         self.outcomes: Counter[str] = Counter()
         self.shadow: Counter[str] = Counter()
-        self._finished: OrderedDict[tuple[str | None, str], list[dict[str, Any] | None]] = OrderedDict()
-        """Reports by caller and id: clients choose ids, and two may choose the same."""
+        self._finished = Finished()
 
     def check(self, extra_args: Mapping[str, Any] | None) -> None:
         """Check a request's arguments before it is admitted.
@@ -96,10 +93,10 @@ class FrontEnd:
             raise refusal()(str(error), error.parameter) from error
         if inner.get():
             admitted = admitted._replace(mode="off", point=None, certified=False, audited=False, counted=False)
+        if request.external_req_id is not None:
+            admitted = admitted._replace(response=response_of(request.external_req_id, batch=batched.get()))
         request.sampling_params = copy.copy(params)
-        external = request.external_req_id
-        response = None if external is None else response_of(external)
-        request.sampling_params.extra_args = admitted.extra_args(params.extra_args, response)
+        request.sampling_params.extra_args = admitted.extra_args(params.extra_args)
         return admitted
 
     def keep(self, state: Any, request: Any, admitted: Admitted) -> None:
@@ -120,11 +117,8 @@ class FrontEnd:
         whole = report["outcome"] == "natural_end" and getattr(state, BY_ITSELF, False)
         if whole and admitted is not None and admitted.mode == "shadow":
             self.traffic.add("thinking_tokens", report["thinking_tokens"])
-        name = (None if admitted is None else admitted.caller, state.external_req_id)
-        self._finished[name] = choices_of(state)
-        self._finished.move_to_end(name)
-        if len(self._finished) > MOST_FINISHED:
-            self._finished.popitem(last=False)
+        owner = None if admitted is None else admitted.caller
+        self._finished.add(owner, state.external_req_id, Told(_response_of(state), choices_of(state)))
         if self.operation.serving.exit_log:
             logger.info("%s", json.dumps({"specexit": {"request_id": state.external_req_id, **report}}))
         if self.audit is not None and admitted is not None:
@@ -166,19 +160,20 @@ class FrontEnd:
         return any(answers)
 
     def find(self, processor: Any, request: str) -> dict[str, Any] | None:
-        """How a request stands, by exactly the id that the client knows.
+        """How a request stands, by exactly the id that the client knows: of a response, or of one of its parts.
 
         Returns:
           None for one that is unknown, or another caller's.
         """
-        asker = caller.get()
-        for name in processor.external_req_ids.get(request, ()):
-            state = processor.request_states[name]
-            admitted: Admitted | None = getattr(state, ADMITTED, None)
-            if admitted is None or admitted.caller == asker:
-                return {"request_id": request, "finished": False, "choices": choices_of(state)}
-        choices = self._finished.get((asker, request))
-        return None if choices is None else {"request_id": request, "finished": True, "choices": choices}
+        running = dict(_running(processor, request))
+        known = {**self._finished.of(caller.get()), **running}
+        parts = [name for name, told in known.items() if told.response == request]
+        if not parts and request in known:
+            parts = [request]
+        parts.sort(key=lambda name: (len(name), name))  # they end in numbers
+        choices = [choice for name in parts for choice in known[name].choices]
+        finished = running.keys().isdisjoint(parts)
+        return {"request_id": request, "finished": finished, "choices": choices} if parts else None
 
     def problem(self) -> str | None:
         """Why this server must not be ready, where certified exits are required of it.
@@ -216,3 +211,21 @@ class FrontEnd:
             "hold": self.hold.summary(),
             "traffic": self.traffic.summary(),
         }
+
+
+def _response_of(state: Any) -> str:
+    """Id of the response that a request is part of."""
+    admitted: Admitted | None = getattr(state, ADMITTED, None)
+    known = None if admitted is None else admitted.response
+    return known or response_of(state.external_req_id)
+
+
+def _running(processor: Any, beginning: str) -> Iterator[tuple[str, Told]]:
+    """The caller's running requests whose ids begin with that of a response, each by one of its choices."""
+    asker = caller.get()
+    for external, names in processor.external_req_ids.items():
+        for state in (processor.request_states[name] for name in names if external.startswith(beginning)):
+            admitted: Admitted | None = getattr(state, ADMITTED, None)
+            if admitted is None or admitted.caller == asker:
+                yield external, Told(_response_of(state), choices_of(state))
+                break
