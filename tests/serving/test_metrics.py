@@ -68,6 +68,27 @@ def test_metrics_count_outcomes_and_both_estimates_of_what_was_saved():
     assert [value("audits_total", result=result) for result in AUDITS] == [0, 1, 0, 0, 0, 0, 0, 0]
 
 
+def test_what_was_seen_at_one_point_is_no_estimate_of_what_another_saves():
+    """An operator's change of point used to leave the estimate at what the other one had saved."""
+    registry = CollectorRegistry()
+    metrics = ExitMetrics(stat_logger(registry))
+    labels = {"model_name": "tiny", "engine": "0", "basis": "shadow"}
+
+    def saved(point):
+        name = "vllm:specexit_estimated_tokens_saved_total"
+        before = registry.get_sample_value(name, labels)
+        metrics.finished(0, {"outcome": "exit", "thinking_tokens": 100, "signals": NAMED, "point": point})
+        return registry.get_sample_value(name, labels) - before
+
+    for point, would_exit in (("bold", 20), ("careful", 80), (None, 50)):
+        report = {"outcome": "natural_end", "thinking_tokens": 100, "signals": NAMED, "would_exit": would_exit}
+        metrics.finished(0, report | {"point": point})
+    assert [saved(point) for point in ("bold", "careful", None, "new")] == [400, 25, 100, 0]
+    file = PolicyFile.model_validate({"points": POINTS, "default": "usual"})
+    metrics.watch(server.FrontEnd(Operation(SpecExitBlock(target="t"), file, Serving()), Activity()))
+    assert saved("bold") == 0  # the name says nothing where the file is another
+
+
 def test_metrics_say_what_is_served_and_when_it_is_not():
     registry = CollectorRegistry()
     metrics = ExitMetrics(stat_logger(registry))

@@ -6,6 +6,7 @@ finished requests ride along as one more attribute. Names begin with ``vllm:``, 
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Any
 
 from specexit.method.signals import SIGNALS
@@ -15,6 +16,7 @@ from torch_specexit.plugin.frontend.operation import epsilon_of, risk_of
 from torch_specexit.plugin.outcome import ENDED, HANDED_OVER, KEY
 
 if TYPE_CHECKING:
+    from specexit.drafts.policy import PolicyFile
     from torch_specexit.plugin.frontend.server import FrontEnd
 
 OUTCOMES = (*ENDED, "natural_end", "length", HANDED_OVER, "off")
@@ -47,8 +49,11 @@ class ExitMetrics:
         self.model_name = logger.vllm_config.model_config.served_model_name
         self.front: FrontEnd | None = None
         self.drafting = Drafting()
-        self.before = self.behind = 0
-        """Thinking tokens before and behind all would-be exits that were seen so far."""
+        self.seen: dict[str | None, Counter[str]] = defaultdict(Counter)
+        """Thinking tokens before and behind all would-be exits that were seen so far, by operating point, as one says
+        nothing of another. None: policies of requests' own, and outside of a server."""
+        self._file: PolicyFile | None = None
+        """The policies that these were seen with."""
         tokens = token_buckets(logger.vllm_config.model_config.max_model_len)
         self._declare(logger, ["model_name", "engine"], tokens)
         self._declare_state(logger)
@@ -189,6 +194,7 @@ class ExitMetrics:
           report: see `torch_specexit.plugin.outcome.Record.describe`.
         """
         labels, tokens = self.engines[engine], report["thinking_tokens"]
+        seen = self._seen_at(report.get("point"))
         self.requests.labels(*labels, report["outcome"]).inc()
         self.thinking.labels(*labels, report["outcome"]).observe(tokens)
         if "point" in report:
@@ -198,13 +204,21 @@ class ExitMetrics:
             for name, value in report["signals"].items():
                 self.signals[name].labels(*labels).observe(value)
             self.saved.labels(*labels, "remaining").inc(report["signals"].get("remaining", 0.0))
-            self.saved.labels(*labels, "shadow").inc(tokens * self.behind / max(self.before, 1))
+            self.saved.labels(*labels, "shadow").inc(tokens * seen["behind"] / max(seen["before"], 1))
         if "would_exit" in report:
             before, behind = report["would_exit"], tokens - report["would_exit"]
-            self.before, self.behind = self.before + before, self.behind + behind
+            seen.update(before=before, behind=behind)
             self.shadow_exits.labels(*labels).inc()
             self.shadow_tokens.labels(*labels, "before").inc(before)
             self.shadow_tokens.labels(*labels, "behind").inc(behind)
+
+    def _seen_at(self, point: str | None) -> Counter[str]:
+        """See `seen`; other policies begin anew, whatever their names."""
+        file = None if self.front is None else self.front.operation.file
+        if file is not self._file:
+            self.seen.clear()
+            self._file = file
+        return self.seen[point]
 
     def drafted(self, steps: int, accepted: int) -> None:
         """Count drafts that an engine step has verified, see `Drafting`."""
