@@ -171,6 +171,7 @@ def test_a_point_is_chosen_by_risk_effort_tenant_or_adapter():
     assert server.resolve(None).point == "usual"
     assert [get(server, risk=risk).point for risk in (0.5, 0.04, 0.005)] == ["bold", "usual", "careful"]
     assert [get(server, effort=effort).point for effort in ("low", "medium", "high")] == ["bold", "usual", "careful"]
+    assert [get(server, effort=effort).point for effort in ("xhigh", "max")] == ["careful"] * 2  # not bolder than high
     assert server.resolve(None, caller=mark_of("secret")).point == "bold"
     assert server.resolve(None, caller=mark_of("other")).mode == "off"
     assert server.resolve(None, caller=mark_of("secret"), lora="poet").point == "careful"
@@ -196,6 +197,7 @@ def test_reasoning_effort_becomes_an_argument_and_ours_goes_before_it():
     responses = SimpleNamespace(reasoning=SimpleNamespace(effort="low"))
     assert with_effort(None, chat) == {"specexit_effort": "high"}
     assert with_effort({"specexit_effort": "low"}, chat) == {"specexit_effort": "low"}
+    assert with_effort(None, SimpleNamespace(reasoning_effort="max")) == {"specexit_effort": "max"}
     assert with_effort({"a": 1}, responses) == {"specexit_effort": "low", "a": 1}
     assert with_effort({"a": 1}, SimpleNamespace(reasoning=None)) == {"a": 1}
 

@@ -138,7 +138,7 @@ class Event(Config):
 
 Requests = Literal["none", "off-only", "stricter", "any"]
 Route = Literal["reports", "interrupt", "switch"]
-Effort = Literal["minimal", "low", "medium", "high"]
+Effort = Literal["minimal", "low", "medium", "high", "xhigh", "max"]
 
 
 class Serving(Config):

@@ -10,6 +10,24 @@ from specexit.drafts.policy import Effort
 KEY = "specexit_effort"
 
 
+BELOW: dict[Effort, Effort] = {"max": "xhigh", "xhigh": "high"}
+"""Efforts above ``high``, which some models know -> the next lower one."""
+
+
+def point_for(effort: Effort | None, points: Mapping[Effort, str]) -> str | None:
+    """The operating point for an effort; None where there is none for it.
+
+    Who asks for more than ``high`` gets at least what is served for ``high``.
+
+    Example:
+      >>> point_for("max", {"high": "careful"}), point_for("medium", {"high": "careful"})
+      ('careful', None)
+    """
+    while effort in BELOW and effort not in points:
+        effort = BELOW[effort]
+    return None if effort is None else points.get(effort)
+
+
 def effort_of(request: Any) -> str | None:
     """The effort of a chat or a responses request; None where it has none that an operating point could be for."""
     effort = getattr(request, "reasoning_effort", None)

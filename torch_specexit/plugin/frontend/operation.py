@@ -22,6 +22,7 @@ from torch_specexit.plugin.frontend.arguments import (
     parse,
     policy_of,
 )
+from torch_specexit.plugin.frontend.efforts import point_for
 from torch_specexit.plugin.frontend.permissions import check_permitted, check_rarer
 
 
@@ -197,8 +198,7 @@ class Operation:
         if "off" in assigned:
             return None
         name = next((name for name in assigned if name is not None), self.name)
-        effort = arguments.specexit_effort
-        return self._at_most(self.file.point(name if effort is None else self.serving.efforts.get(effort, name)))
+        return self._at_most(self.file.point(point_for(arguments.specexit_effort, self.serving.efforts) or name))
 
     def _at_most(self, point: OperatingPoint) -> OperatingPoint:
         ceiling = None if self.ceiling is None else self.file.point(self.ceiling)
