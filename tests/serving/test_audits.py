@@ -147,7 +147,7 @@ def test_a_server_audits_in_the_background_and_reports_an_interval():
         return answers[case.request]
 
     async def run():
-        audit = Audit(generate, lambda ids: r"\boxed{7}", TOKENS, 200, lambda *told: settled.append(told))
+        audit = Audit(generate, lambda ids: r"\boxed{7}", TOKENS, 200, lambda *told: settled.append(told[:2]))
         for name in ("r1", "r2", "r3"):
             state = finished(name)
             assert Case.of(state, "default", 2, TOKENS).kept == 4  # behind the marker that the model has written
@@ -197,7 +197,7 @@ def test_only_what_a_calibration_would_count_says_something_about_the_risk(outpu
         return r"\boxed{7}"
 
     async def run():
-        decode, told = (lambda ids: r"\boxed{7}" if ids else ""), lambda *result: settled.append(result)
+        decode, told = (lambda ids: r"\boxed{7}" if ids else ""), lambda *result: settled.append(result[:2])
         audit = Audit(generate, decode, TOKENS, 200, told)
         audit.consider(finished("r", output=output, by_itself=by_itself), admitted(), report)
         while audit.summary()["waiting"]:

@@ -10,9 +10,9 @@ import pytest
 
 from specexit.config import ConfigError
 from specexit.drafts.directory import SpecExitBlock
-from specexit.drafts.policy import Serving
+from specexit.drafts.policy import PolicyFile, Serving
 from tests.serving.ends import Engine, front_end, incoming, row
-from tests.serving.test_operation import operation
+from tests.serving.test_operation import POINTS, operation, point
 from torch_specexit.plugin.compat.server_hooks import SERVER_HOOKS
 from torch_specexit.plugin.frontend import server
 from torch_specexit.plugin.frontend.activity import Activity
@@ -110,6 +110,19 @@ def test_a_server_that_must_have_certified_exits_is_ready_with_a_certified_point
     doubted.switch(point="untested")
     assert doubted.problem() == "dtype is float16; point untested has no certificate"
     assert server.FrontEnd(operation(reasons=["dtype is float16"]), Activity()).problem() is None  # not required
+
+
+def test_audits_of_a_policy_say_nothing_about_another_that_has_taken_its_name():
+    """Audits wait while an operator writes a new file; those of the policy that it replaces counted against the new."""
+    served = operation(audit_rate=1.0)
+    front, before = server.FrontEnd(served, Activity()), served.file.point("usual").policy
+    points = [point("usual", 0.95, 0.02), *POINTS[2:]]
+    served.load(PolicyFile.model_validate({"points": points, "default": "usual"}), served.serving)
+    for result in ("changed", "no_exit") * 50:
+        front.audited("usual", result, before)
+    assert (front.hold.summary()["points"], served.ceiling) == ({}, None)
+    front.audited("usual", "changed", served.file.point("usual").policy)
+    assert front.hold.summary()["points"]["usual"]["audits"] == 1
 
 
 def test_settings_of_the_server_override_those_of_the_draft():

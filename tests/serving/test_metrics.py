@@ -121,7 +121,7 @@ def test_gauges_say_what_an_operator_or_the_hold_has_just_changed_without_waitin
 
     assert gauges() == (1, 1, 0.02)
     while not front.operation.ceiling:
-        front.audited("usual", "changed")
+        front.audited("usual", "changed", file.point("usual").policy)
     assert gauges() == (1, 1, 0.005)
     front.switch(mode="off", point="untested")
     assert gauges() == (0, 0, 1)

@@ -396,7 +396,7 @@ def test_a_word_that_says_nothing_new_lifts_nothing_that_audits_have_imposed(wor
     server.ceiling, server.in_shadow = "careful", True
     server.stepped["bold"] = "usual"
     server.shadowed.add("careful")
-    front.audited("careful", "changed")
+    front.audited("careful", "changed", server.file.point("careful").policy)
     before = copy.deepcopy(imposed())
     front.switch(**word)
     assert imposed() == before

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from specexit.data.answers import extract_answer, listed_options, plainly_same
+from specexit.method.decision import Policy
 from specexit.method.splits import ThinkTokens
 from specexit.method.statistics import binomial_interval
 from torch_specexit.plugin.frontend.inner import inner
@@ -115,7 +116,8 @@ class Audit:
       decode: token ids to text.
       tokens: of ``<think>`` and ``</think>``, and those at which a step of the thinking ends.
       max_model_len: of the engine.
-      settled: told the operating point and the result of each, see `judge`; or ``unfinished``, ``skipped``, ``failed``.
+      settled: told the operating point of each, its result (see `judge`; or ``unfinished``, ``skipped``, ``failed``),
+        and the policy that it ran under, as the point may have another by then.
       kind: of the answers.
       transition: what is written before ``</think>`` at an exit.
     """
@@ -126,7 +128,7 @@ class Audit:
         decode: Callable[[list[int]], str],
         tokens: ThinkTokens,
         max_model_len: int,
-        settled: Callable[[str, str], None] = lambda point, result: None,
+        settled: Callable[[str, str, Policy], None] = lambda point, result, policy: None,
         kind: str = "math",
         transition: Sequence[int] = (),
     ):
@@ -146,30 +148,30 @@ class Audit:
         if report["outcome"] in ("off", HANDED_OVER):
             return
         if report["outcome"] != "natural_end" or not getattr(state, BY_ITSELF, False):
-            self._settle(admitted.point, "unfinished")
+            self._settle(admitted.point, "unfinished", admitted.policy)
             return
         case = Case.of(state, admitted.point, report.get("would_exit"), self.tokens)
         if len(self._tasks) >= MOST_WAITING or self._bytes + case.size > MOST_BYTES:
-            self._settle(case.point, "skipped")
+            self._settle(case.point, "skipped", admitted.policy)
             return
         self._bytes += case.size
-        task = asyncio.get_running_loop().create_task(self._run(case))
+        task = asyncio.get_running_loop().create_task(self._run(case, admitted.policy))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _run(self, case: Case) -> None:
+    async def _run(self, case: Case, policy: Policy) -> None:
         try:
             async with self._turn:
-                self._settle(case.point, await self.judge(case))
+                self._settle(case.point, await self.judge(case), policy)
         except Exception:
             logger.exception("the audit of request %s failed", case.request)
-            self._settle(case.point, "failed")
+            self._settle(case.point, "failed", policy)
         finally:
             self._bytes -= case.size
 
-    def _settle(self, point: str, result: str) -> None:
+    def _settle(self, point: str, result: str, policy: Policy) -> None:
         self.results[result] += 1
-        self.settled(point, result)
+        self.settled(point, result, policy)
 
     async def judge(self, case: Case) -> str:
         """``same`` or ``changed``; ``no_exit`` where nothing could have changed; ``no_answer`` where the whole thinking

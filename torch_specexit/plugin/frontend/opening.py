@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from specexit.config import ConfigError
 from specexit.drafts.directory import SpecExitBlock
 from specexit.drafts.policy import PolicyFile, Serving
+from specexit.method.decision import Policy
 from specexit.method.splits import resolve
 from torch_specexit.plugin.certified import doubts, served_fingerprints
 from torch_specexit.plugin.compat.checks import folder_of
@@ -90,8 +91,8 @@ def _audit_of(engine: Any, opening: Opening, front: FrontEnd, metrics: ExitMetri
         logger.warning("specexit: audits are off, they need a tokenizer and prompts that are nothing but text")
         return None
 
-    def settled(point: str, result: str) -> None:
-        front.audited(point, result)
+    def settled(point: str, result: str, policy: Policy) -> None:
+        front.audited(point, result, policy)
         if metrics is not None:
             metrics.audited(result)
 

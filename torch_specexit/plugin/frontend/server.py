@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from specexit.drafts.directory import Mode
+from specexit.method.decision import Policy
 from torch_specexit.plugin.frontend.activity import Activity
 from torch_specexit.plugin.frontend.arguments import ArgumentError, refusal
 from torch_specexit.plugin.frontend.audit import CACHE_SALT, PRIORITY, Audit
@@ -124,9 +125,13 @@ class FrontEnd:
         if self.audit is not None and admitted is not None:
             self.audit.consider(state, admitted, report)
 
-    def audited(self, point: str, result: str) -> None:
-        """Take in the result of an audit."""
-        if result in ("same", "changed", "no_exit"):
+    def audited(self, point: str, result: str, policy: Policy) -> None:
+        """Take in the result of an audit of a request that ran under a policy of a point.
+
+        Audits wait, and requests run, while an operator changes the file; they say nothing about the new one.
+        """
+        known = any((p.name, p.policy) == (point, policy) for p in self.operation.file.points)
+        if known and result in ("same", "changed", "no_exit"):
             self.hold.add(point, changed=result == "changed")
 
     def switch(self, *, mode: Mode | None = None, point: str | None = None, reload: bool = False) -> None:
