@@ -69,6 +69,25 @@ def test_a_response_is_found_by_its_id_with_all_its_parts_in_their_order(respons
     assert front.find(processor, parts[-1])["choices"] == found["choices"][-1:]
 
 
+def test_who_asks_for_one_request_goes_through_no_others():
+    front, engine = front_end(), Engine(external="cmpl-1-0")
+    processor, looked_up = engine.processor, []
+
+    class Ids(dict):
+        def __contains__(self, key):
+            looked_up.append(key)
+            return super().__contains__(key)
+
+        def __iter__(self):
+            raise AssertionError("all requests were looked at")
+
+        items = keys = values = __iter__
+
+    processor.external_req_ids = Ids({f"cmpl-{i}-0": [] for i in range(500)} | dict(processor.external_req_ids))
+    assert front.find(processor, "cmpl-1")["choices"] == [None]
+    assert len(looked_up) <= 3
+
+
 def test_an_id_is_first_of_all_that_of_a_response():
     front = front_end()
     for external, thoughts in (("cmpl-a-0", 10), ("cmpl-a-0-0", 20)):
@@ -179,8 +198,8 @@ def test_a_caller_who_asks_for_much_pushes_out_no_report_of_anothers(monkeypatch
     """The latest 1,024 used to be remembered, whoever had sent them."""
     monkeypatch.setattr(remembered, "MOST_FINISHED", 3)
     latest = remembered.Finished()
-    latest.add("quiet", "chatcmpl-1", remembered.Told("chatcmpl-1", [None]))
+    latest.add("quiet", "chatcmpl-1", "chatcmpl-1", [None])
     for i in range(20):
-        latest.add("loud", f"chatcmpl-{i}", remembered.Told(f"chatcmpl-{i}", [None]))
-    assert list(latest.of("quiet")) == ["chatcmpl-1"]
-    assert list(latest.of("loud")) == ["chatcmpl-18", "chatcmpl-19"]
+        latest.add("loud", f"chatcmpl-{i}", f"chatcmpl-{i}", [None])
+    assert latest.of("quiet", "chatcmpl-1") == latest.one("quiet", "chatcmpl-1") == {"chatcmpl-1": [None]}
+    assert [i for i in range(20) if latest.of("loud", f"chatcmpl-{i}")] == [18, 19]

@@ -158,6 +158,24 @@ def test_a_beam_search_is_not_counted_step_by_step(server):
     assert (status, error["param"]) == (400, "specexit_validity")
 
 
+def test_a_response_is_found_by_the_id_that_its_client_has(server):
+    messages = [chat(question)["messages"] for question in QUESTIONS[:2]]
+    asked = [
+        ("/v1/completions", completion(QUESTIONS[0]), 1),
+        ("/v1/completions", completion(*QUESTIONS[:2], n=2), 4),
+        ("/v1/responses", {"model": "tiny", "input": QUESTIONS[0], "max_output_tokens": 300}, 1),
+        ("/v1/chat/completions/batch", chat() | {"messages": messages}, 2),
+    ]
+    for path, body, n in asked:
+        response = server.post(path, body)
+        found = json.loads(server.get(f"/v1/specexit/requests/{response['id']}"))
+        assert (found["request_id"], found["finished"], len(found["choices"])) == (response["id"], True, n)
+        for report in found["choices"]:
+            check(report)
+        if n == 1:
+            assert found["choices"] == [told(response)]
+
+
 def test_progress_can_be_asked_for_while_a_request_runs_and_afterwards(server):
     path = "/v1/specexit/requests/chatcmpl-mine"
     # Long enough that it still runs when the first chunks have arrived. Not on a busy machine: with two cores and more

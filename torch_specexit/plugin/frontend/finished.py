@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections import OrderedDict, defaultdict
+from typing import Any
 
 MOST_FINISHED = 1024
 """Finished requests that can still be asked for."""
 
-
-class Told(NamedTuple):
-    """How a finished request has ended."""
-
-    response: str
-    """Id of the response that it is part of."""
-    choices: list[dict[str, Any] | None]
+Choices = list[dict[str, Any] | None]
 
 
 class Finished:
@@ -25,31 +18,43 @@ class Finished:
 
     Example:
       >>> finished = Finished()
-      >>> finished.add("a caller", "cmpl-1-0", Told("cmpl-1", [None]))
-      >>> list(finished.of("a caller")), list(finished.of("another"))
-      (['cmpl-1-0'], [])
+      >>> finished.add("a caller", "cmpl-1-0", "cmpl-1", [None])
+      >>> finished.of("a caller", "cmpl-1"), finished.of("another", "cmpl-1")
+      ({'cmpl-1-0': [None]}, {})
     """
 
     def __init__(self) -> None:
-        self._of: dict[str | None, OrderedDict[str, Told]] = {}
+        self._responses: defaultdict[str | None, OrderedDict[str, str]] = defaultdict(OrderedDict)
+        """By caller: request -> response that it is part of, the oldest first."""
+        self._parts: defaultdict[tuple[str | None, str], dict[str, Choices]] = defaultdict(dict)
+        """By caller and response: request -> how it has ended."""
         self._size = 0
 
-    def add(self, caller: str | None, request: str, told: Told) -> None:
+    def add(self, caller: str | None, request: str, response: str, choices: Choices) -> None:
         """Remember a request, or what is new about it."""
-        own = self._of.setdefault(caller, OrderedDict())
-        self._size += request not in own
-        own[request] = told
-        own.move_to_end(request)
+        self._forget(caller, request)
+        self._responses[caller][request] = response
+        self._parts[caller, response][request] = choices
+        self._size += 1
         if self._size > MOST_FINISHED:
-            self._forget_one()
+            most = max(self._responses, key=lambda who: len(self._responses[who]))
+            self._forget(most, next(iter(self._responses[most])))
 
-    def _forget_one(self) -> None:
-        most = max(self._of, key=lambda caller: len(self._of[caller]))
-        self._of[most].popitem(last=False)
-        self._size -= 1
-        if not self._of[most]:
-            del self._of[most]
+    def _forget(self, caller: str | None, request: str) -> None:
+        response = self._responses[caller].pop(request, None)
+        if response is not None:
+            self._size -= 1
+            del self._parts[caller, response][request]
+            if not self._parts[caller, response]:
+                del self._parts[caller, response]
+        if not self._responses[caller]:
+            del self._responses[caller]
 
-    def of(self, caller: str | None) -> Mapping[str, Told]:
-        """What is remembered of one caller."""
-        return self._of.get(caller, {})
+    def of(self, caller: str | None, response: str) -> dict[str, Choices]:
+        """The parts of a response, by their ids."""
+        return dict(self._parts.get((caller, response), {}))
+
+    def one(self, caller: str | None, request: str) -> dict[str, Choices]:
+        """A request by its own id; empty where it is not known."""
+        response = self._responses.get(caller, {}).get(request)
+        return {} if response is None else {request: self._parts[caller, response][request]}

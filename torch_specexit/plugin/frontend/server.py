@@ -6,7 +6,7 @@ import copy
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from specexit.drafts.directory import Mode
@@ -15,7 +15,8 @@ from torch_specexit.plugin.frontend.activity import Activity
 from torch_specexit.plugin.frontend.arguments import ArgumentError, refusal
 from torch_specexit.plugin.frontend.audit import CACHE_SALT, PRIORITY, Audit
 from torch_specexit.plugin.frontend.callers import batched, caller, response_of
-from torch_specexit.plugin.frontend.finished import Finished, Told
+from torch_specexit.plugin.frontend.finding import find, response_of_state
+from torch_specexit.plugin.frontend.finished import Finished
 from torch_specexit.plugin.frontend.hold import Hold
 from torch_specexit.plugin.frontend.inner import inner
 from torch_specexit.plugin.frontend.operation import Admitted, Operation
@@ -119,7 +120,7 @@ class FrontEnd:
         if whole and admitted is not None and admitted.mode == "shadow":
             self.traffic.add("thinking_tokens", report["thinking_tokens"])
         owner = None if admitted is None else admitted.caller
-        self._finished.add(owner, state.external_req_id, Told(_response_of(state), choices_of(state)))
+        self._finished.add(owner, state.external_req_id, response_of_state(state), choices_of(state))
         if self.operation.serving.exit_log:
             logger.info("%s", json.dumps({"specexit": {"request_id": state.external_req_id, **report}}))
         if self.audit is not None and admitted is not None:
@@ -170,15 +171,7 @@ class FrontEnd:
         Returns:
           None for one that is unknown, or another caller's.
         """
-        running = dict(_running(processor, request))
-        known = {**self._finished.of(caller.get()), **running}
-        parts = [name for name, told in known.items() if told.response == request]
-        if not parts and request in known:
-            parts = [request]
-        parts.sort(key=lambda name: (len(name), name))  # they end in numbers
-        choices = [choice for name in parts for choice in known[name].choices]
-        finished = running.keys().isdisjoint(parts)
-        return {"request_id": request, "finished": finished, "choices": choices} if parts else None
+        return find(processor, self._finished, request, caller.get())
 
     def problem(self) -> str | None:
         """Why this server must not be ready, where certified exits are required of it.
@@ -216,21 +209,3 @@ class FrontEnd:
             "hold": self.hold.summary(),
             "traffic": self.traffic.summary(),
         }
-
-
-def _response_of(state: Any) -> str:
-    """Id of the response that a request is part of."""
-    admitted: Admitted | None = getattr(state, ADMITTED, None)
-    known = None if admitted is None else admitted.response
-    return known or response_of(state.external_req_id)
-
-
-def _running(processor: Any, beginning: str) -> Iterator[tuple[str, Told]]:
-    """The caller's running requests whose ids begin with that of a response, each by one of its choices."""
-    asker = caller.get()
-    for external, names in processor.external_req_ids.items():
-        for state in (processor.request_states[name] for name in names if external.startswith(beginning)):
-            admitted: Admitted | None = getattr(state, ADMITTED, None)
-            if admitted is None or admitted.caller == asker:
-                yield external, Told(_response_of(state), choices_of(state))
-                break
