@@ -414,6 +414,24 @@ def test_why_exits_have_failed_goes_with_every_output():
     assert step[0].outputs[0].kv_transfer_params == {outcome.INACTIVE_KEY: "no such kernel"}
 
 
+@pytest.mark.parametrize("replaced", [True, False])
+def test_weights_that_are_others_than_at_the_start_are_told(replaced):
+    """Exits used to be called certified whatever a trainer had sent."""
+    exits, output = ready(), SimpleNamespace()
+    exits.track(scheduled(new("a")))
+    exits.step(given_step(["a"], [[5]]))
+    exits.draft.weights.begin()
+    if replaced:
+        exits.draft.head.weight.data.add_(1.0)
+    for name in ("a", "b"):
+        exits.draft.weights.arrived(name)
+    exits.track(scheduled(new("b")))
+    exits.step(given_step(["b"], [[5]]))
+    exits.close(output)
+    assert hasattr(output, outcome.REPLACED_KEY) is replaced
+    assert exits.draft.weights.whole
+
+
 @pytest.mark.parametrize("checking", ["0", "1"])
 def test_nothing_exits_while_the_drafts_weights_arrive_one_by_one(monkeypatch, checking):
     """A trainer sends one tensor at a time. A request that was running meanwhile is left alone to its end."""

@@ -6,9 +6,13 @@ from types import SimpleNamespace
 
 import pytest
 
+from specexit.drafts.policy import PolicyFile
 from tests.serving.ends import NAMED, REQUEST, SIGNALS, Engine, core_output, front_end, row
+from tests.serving.test_operation import POINTS, operation
 from torch_specexit.plugin import outcome
 from torch_specexit.plugin.frontend import reports as frontend
+from torch_specexit.plugin.frontend import server
+from torch_specexit.plugin.frontend.activity import Activity
 from torch_specexit.plugin.frontend.metrics import OUTCOMES
 from torch_specexit.plugin.frontend.own_end import BY_ITSELF, end_tokens
 from torch_specexit.plugin.outcome import KEY
@@ -181,3 +185,25 @@ def test_a_report_of_exits_that_were_off_claims_no_point_and_no_certificate(why)
         engine.reporter.take = lambda *_: None  # nothing more is known
     (told,) = engine.step({0: row(THINKING, 20, on=0)}, finished={0: "stop"})
     assert (told["outcome"], "point" in told, "certified" in told) == ("off", False, False)
+
+
+def test_exits_of_weights_that_were_replaced_are_uncertified_until_a_restart(caplog):
+    """Another draft's exits used to be called certified, and a server that requires certified ones to be ready."""
+    served = operation(required=True)
+    front = server.FrontEnd(served, Activity())
+
+    def come_and_go(replaced):
+        engine = Engine()
+        engine.reporter.replaced = replaced
+        setattr(engine.processor, KEY, front)
+        (state,) = engine.processor.request_states.values()
+        front.keep(state, SimpleNamespace(**REQUEST), served.resolve(None))
+        (told,) = engine.step({0: row(OVER, 30, exited=1)}, finished={0: "stop"})
+        return told["certified"], front.summary()["certified"], front.problem() is None
+
+    assert come_and_go(False) == (True, True, True)
+    assert [come_and_go(True) for _ in range(2)] == [(False, False, False)] * 2
+    served.load(PolicyFile.model_validate({"points": POINTS, "default": "careful"}), served.serving)
+    assert come_and_go(False) == (False, False, False)
+    assert front.summary()["uncertified_because"] == ["the draft's weights are not those that the server started with"]
+    assert caplog.text.count("served uncertified") == 1

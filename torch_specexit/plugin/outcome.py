@@ -18,6 +18,9 @@ RECORD_KEY = "specexit_record"
 """Attribute of the scheduler's requests: the latest record. A step may bring none, where it has only added tokens."""
 INACTIVE_KEY = "specexit_inactive"
 """Attribute of a model runner's output: why exits have failed in it. Absent where they have not."""
+REPLACED_KEY = "specexit_replaced"
+"""Attribute of a model runner's output, present where the draft's weights are not those that the engine has started
+with; and key of what an `EngineCoreOutput` says then with each request that ends."""
 NOW = "now"
 """In a report that is final unless the request goes on: the outcome where it does."""
 
@@ -116,6 +119,8 @@ class Reporter:
     def __init__(self) -> None:
         self.requests: dict[str, Any] = {}
         """The scheduler's requests of which there is a record, by id."""
+        self.replaced = False
+        """Whether the draft's weights have been replaced."""
         self.may_stop: set[str] = set()
         """Of these, the ones with stop strings: any of their outputs may turn out to be the last."""
 
@@ -167,6 +172,8 @@ class Reporter:
         if told is not None:
             output.kv_transfer_params = {**(output.kv_transfer_params or {}), KEY: told}
         if output.finish_reason is not None:
+            if self.replaced:
+                output.kv_transfer_params[REPLACED_KEY] = True
             self._forget(output.request_id)
 
     def _forget(self, name: str) -> None:

@@ -73,6 +73,8 @@ class Operation:
 
     def __init__(self, block: SpecExitBlock, file: PolicyFile, serving: Serving, doubts: Sequence[str] = ()):
         self.block, self.file, self.serving, self.doubts = block, file, serving, tuple(doubts)
+        self.lasting: tuple[str, ...] = ()
+        """Those of them that have come up since the start; another policy file does not lift them."""
         self.started = serving
         """The settings that the engine was started with."""
         self.stepped: dict[str, str] = {}
@@ -108,8 +110,15 @@ class Operation:
             self._ordered_mode = None
         if file.default != self.file.default or self._ordered_point not in {point.name for point in file.points}:
             self._ordered_point = None
-        self.file, self.serving, self.doubts = file, serving, tuple(doubts)
+        self.file, self.serving, self.doubts = file, serving, (*doubts, *self.lasting)
         self._begin()
+
+    def doubt(self, reason: str) -> bool:
+        """From now on no certificate holds, until a restart; returns whether that is new."""
+        if reason in self.lasting:
+            return False
+        self.lasting, self.doubts = (*self.lasting, reason), (*self.doubts, reason)
+        return True
 
     def switch(self, mode: Mode | None = None, point: str | None = None) -> None:
         """An operator's word: another mode, another point. It lifts what audits have imposed.

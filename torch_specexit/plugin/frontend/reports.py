@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch_specexit.plugin.frontend.own_end import BY_ITSELF, is_by_itself
-from torch_specexit.plugin.outcome import INACTIVE_KEY, KEY, NOW
+from torch_specexit.plugin.outcome import INACTIVE_KEY, KEY, NOW, REPLACED_KEY
 
 if TYPE_CHECKING:
     from torch_specexit.plugin.frontend.operation import Admitted
@@ -71,8 +71,13 @@ def _take_in(processor: Any, state: Any, output: Any) -> None:
         setattr(state, BY_ITSELF, is_by_itself(output, front.end_tokens))
     if INACTIVE_KEY in params and front is not None:
         front.activity.fail("failed", params[INACTIVE_KEY])
+    if params.pop(REPLACED_KEY, False) and front is not None:
+        front.doubt("the draft's weights are not those that the server started with")
     if (report := params.get(KEY)) is not None:
-        setattr(state, KEY, _labelled(report, getattr(state, ADMITTED, None)))
+        admitted: Admitted | None = getattr(state, ADMITTED, None)
+        if admitted is not None and front is not None and front.operation.lasting:
+            admitted = admitted._replace(certified=False)  # it may have begun before that was known
+        setattr(state, KEY, _labelled(report, admitted))
 
 
 def _labelled(report: dict[str, Any], admitted: Admitted | None) -> dict[str, Any]:

@@ -126,6 +126,12 @@ class FrontEnd:
         if self.audit is not None and admitted is not None:
             self.audit.consider(state, admitted, report)
 
+    def doubt(self, reason: str) -> None:
+        """Serve uncertified from now on, and say so once."""
+        if self.operation.doubt(reason):
+            logger.warning("specexit: exits are served uncertified: %s", reason)
+            self.changed()
+
     def audited(self, point: str, result: str, policy: Policy) -> None:
         """Take in the result of an audit of a request that ran under a policy of a point.
 

@@ -370,7 +370,9 @@ class Exits:
     def _tell(self, news: Callable[[], News] | None) -> Mapping[str, Any]:
         """Attributes of the runner's output."""
         told = self._attempt("could not report a step", news) if news is not None else None
-        return {outcome.KEY: told} if self.failure is None else {outcome.INACTIVE_KEY: self.failure}
+        if self.failure is not None:
+            return {outcome.INACTIVE_KEY: self.failure}
+        return {outcome.KEY: told} | ({outcome.REPLACED_KEY: True} if self.draft.weights.replaced else {})
 
     @torch.inference_mode()
     def end_thinking(self, request: str, caller: str | None, *, now: bool) -> bool:

@@ -31,7 +31,10 @@ class Weights:
         self.awaited = set(self.names)
         self.loaded = False
         """Whether there has been a whole draft."""
+        self.replaced = False
+        """Whether they are others than those that the engine has started with, which a certificate is about."""
         self._mark: Int[Tensor, " tensors"] | None = None
+        self._first: Int[Tensor, " tensors"] | None = None
 
     @property
     def whole(self) -> bool:
@@ -60,6 +63,8 @@ class Weights:
         """Take the weights as they are for right, where they are whole and nothing is remembered yet."""
         if self.whole and self._mark is None:
             self._mark = fingerprint(parameters)
+            self._first = self._mark if self._first is None else self._first
+            self.replaced = not torch.equal(self._first, self._mark)
 
     def check(self, parameters: Iterable[tuple[str, nn.Parameter]]) -> None:
         """Whether the weights are still what is remembered, behind a sleep."""
