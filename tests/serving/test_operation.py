@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 
 from specexit.config import ConfigError
 from specexit.drafts.directory import SpecExitBlock
-from specexit.drafts.policy import FILE, PolicyError, PolicyFile, Serving, write_policy
+from specexit.drafts.policy import FILE, PolicyError, PolicyFile, Serving, policy_sha256, write_policy
 from specexit.method.decision import Policy
 from torch_specexit.plugin.certified import doubts
 from torch_specexit.plugin.frontend import watch as watching
@@ -37,7 +38,7 @@ def point(name, threshold, epsilon=None, **changes):
     return {
         "name": name,
         "policy": policy.model_dump(),
-        "certificate": None if epsilon is None else certificate(epsilon),
+        "certificate": None if epsilon is None else certificate(epsilon) | {"policy_sha256": policy_sha256(policy)},
     }
 
 
@@ -217,6 +218,30 @@ def test_certified_is_what_runs_under_a_certified_point_on_what_it_was_calibrate
     server = operation()
     server.switch(point="untested")
     assert server.resolve(None) == server.resolve(None)._replace(point="untested", certified=False)
+
+
+@pytest.mark.parametrize(
+    ("edited", "message"),
+    [
+        ({"policy": {"thresholds": {"validity": 0.5}}}, r"policy of point usual is [0-9a-f]{16}, calibrated was "),
+        ({"policy": {"max_thinking_tokens": 37, "min_thinking_tokens": 0}}, "policy of point usual is"),
+        ({"policy": {"smoothing": "ewma"}}, "policy of point usual is"),
+        ({"certificate": {"policy_sha256": None}}, "certificate of point usual does not say of which policy it is"),
+    ],
+    ids=["threshold", "cap", "smoothing", "older file"],
+)
+def test_a_certificate_is_of_the_policy_that_it_was_made_for_alone(edited, message):
+    """A threshold, a cap or a smoothing edited by hand used to be served as certified, with `required`, too."""
+    usual = POINTS[1] | {key: POINTS[1][key] | value for key, value in edited.items()}
+    server = Operation(BLOCK, PolicyFile.model_validate({"points": [usual], "default": "usual"}), Serving())
+    (doubt,) = server.uncertified_because()
+    assert re.search(f"{message}.*: calibrate again$", doubt)
+    assert server.resolve(None)._replace(certified=None) == operation().resolve(None)._replace(
+        certified=None, policy=server.served().policy
+    )
+    assert not server.resolve(None).certified
+    server.load(PolicyFile.model_validate({"points": POINTS, "default": "usual"}), Serving())
+    assert server.resolve(None).certified
 
 
 def test_an_operator_switches_and_lifts_what_audits_have_imposed():

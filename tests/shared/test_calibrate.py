@@ -325,6 +325,7 @@ def test_prompts_that_chose_the_checkpoint_are_refused(setting, make_trace):
 def test_what_the_certificate_is_for_is_stored(setting):
     paths = setting(np.full(N, 0.9), [True] * N, sampling='{"temperature": 0.0, "max_new_tokens": 768}')
     stored = calibrate(CalibrateConfig(**paths, target="tiny-reasoner"))
+    assert read_policy(paths["draft"]).point().uncertified_because() is None
     prints = stored.fingerprints
     assert prints.draft == weights_hash(paths["draft"])
     assert (prints.dtype, prints.quantization, prints.kv_cache_dtype) == ("float32", "none", "auto")

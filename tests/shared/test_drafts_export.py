@@ -12,7 +12,15 @@ from specexit.drafts.config import DraftError
 from specexit.drafts.directory import read_config, read_draft
 from specexit.drafts.export import FORMATS, export
 from specexit.drafts.inspect import describe
-from specexit.drafts.policy import Certificate, Fingerprints, OperatingPoint, PolicyFile, read_policy, write_policy
+from specexit.drafts.policy import (
+    Certificate,
+    Fingerprints,
+    OperatingPoint,
+    PolicyFile,
+    policy_sha256,
+    read_policy,
+    write_policy,
+)
 from specexit.drafts.published import import_draft
 from specexit.drafts.tensors import weights_hash
 from specexit.method.decision import Policy
@@ -238,10 +246,18 @@ def test_the_card_says_what_is_known_and_what_is_not(tmp_path, target, write_ran
     assert "Not verified" in text
     assert "What it was trained on is not recorded." in text
     write_prompts(folder, range(1234))
+    policy = Policy(thresholds={"validity": 0.97})
     found = Certificate(
-        risk="accuracy_lost", epsilon=0.02, delta=0.1, n=500, errors=4, bound=0.0159, data_sha256="ab" * 32
+        risk="accuracy_lost",
+        epsilon=0.02,
+        delta=0.1,
+        n=500,
+        errors=4,
+        bound=0.0159,
+        data_sha256="ab" * 32,
+        policy_sha256=policy_sha256(policy),
     )
-    point = OperatingPoint(name="careful", policy=Policy(thresholds={"validity": 0.97}), certificate=found)
+    point = OperatingPoint(name="careful", policy=policy, certificate=found)
     made = {"population": {"prompts": 500, "traces": 500, "answer_kinds": ["math"]}, "sampling": {"temperature": 0.6}}
     made |= {"fingerprints": {"dtype": "bfloat16"}}
     write_policy(folder, PolicyFile.model_validate({"default": "careful", "points": (point,)} | made))
@@ -256,6 +272,11 @@ def test_the_card_says_what_is_known_and_what_is_not(tmp_path, target, write_ran
     assert "| step 1 | step 2 | step 3 |\n|---|---|---|\n| 80.0% | 40.0% | 11.0% |" in text
     assert "`careful` (default): exits at validity 0.97. With 90% confidence at most 1.59% of such prompts lose" in text
     assert "4 of 500" in text
+    file = folder / "policy.json"
+    file.write_text(file.read_text().replace("0.97", "0.5"))  # by hand: the certificate is of another policy
+    assert "exits at validity 0.5; not certified: policy of point careful is" in str(describe(folder))
+    _, _, out = exported(folder, tmp_path / "c", "plugin", target)
+    assert "nothing is known of its risk (policy of point careful is" in (out / "README.md").read_text()
     assert "They were made on 500 prompts with answers of kind math; temperature 0.6; dtype bfloat16." in text
     assert "It does not cover:" in text
     assert "Trained on what small wrote for 1,234 prompts" in text

@@ -130,6 +130,10 @@ def test_points_are_chosen_by_name():
         ({"serving": {"audit_rate": 2}}, r"field serving\.audit_rate is 2"),
         ({"points": [{"name": "a", "policy": {}}] * 2, "default": "a"}, r"points has 'a' more than once"),
         ({"points": [{"name": "a", "policy": {"patience": 0}}]}, r"field points\.0\.policy\.patience is 0"),
+        (
+            {"points": [{"name": "a", "policy": {}, "certificate": OLD_CERTIFICATE | {"bound": 0.5}}]},
+            r"field points\.0\.certificate\.bound is 0\.5: expected at least 0 and at most epsilon, which is 0\.02",
+        ),
     ],
 )
 def test_a_wrong_field_is_named(draft, changes, message):

@@ -15,7 +15,7 @@ from specexit.bench.comparison import Request, Run, summarise, write_requests
 from specexit.bench.results import Comparison, Oracle, Results, TaskResult, read_results, write_results
 from specexit.data.scores import Scores, write_scores
 from specexit.data.traces import Trace, write_traces
-from specexit.drafts.policy import Certificate, OperatingPoint, PolicyFile, write_policy
+from specexit.drafts.policy import Certificate, OperatingPoint, PolicyFile, policy_sha256, write_policy
 from specexit.method.decision import Policy
 from specexit.method.simulate import Point, Simulation
 from specexit.report.charts import PALETTE
@@ -346,6 +346,7 @@ def test_the_guarantee_is_said_of_problems_with_what_it_is_for(
     certificate = Certificate(
         risk="answer_changed", epsilon=0.05, delta=0.1, n=390, errors=8, bound=0.03, data_sha256="0", n_unjudged=10
     )
+    certificate = certificate.model_copy(update={"policy_sha256": policy_sha256(Policy())})
     point = OperatingPoint(name="risk-0.05", policy=Policy(), certificate=certificate)
     write_policy(draft, PolicyFile(default="risk-0.05", points=(point,)))
     report(config(bench, draft=draft))
@@ -353,4 +354,8 @@ def test_the_guarantee_is_said_of_problems_with_what_it_is_for(
     assert "calibrated on 390 other problems (8 of them wrong): with probability at least 90 %" in text
     assert "the answer changes in at most 5.0 % of problems like these, decoded like these" in text
     assert "counted on trial answers; 10 traces could not judge and were left out." in text
+    edited = point.model_copy(update={"policy": Policy(thresholds={"validity": 0.5})})
+    write_policy(draft, PolicyFile(default="risk-0.05", points=(edited,)))
+    report(config(bench, draft=draft))
+    assert "Its policy is not certified, so nothing is guaranteed of it." in (bench / "report.html").read_text()
     assert "of exits" not in text

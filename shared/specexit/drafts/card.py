@@ -11,7 +11,7 @@ import yaml
 from specexit.config import write_text
 from specexit.data.overlap import read_prompts
 from specexit.drafts.config import DraftConfig
-from specexit.drafts.policy import Certificate, PolicyFile, read_policy
+from specexit.drafts.policy import OperatingPoint, PolicyFile, read_policy
 from specexit.drafts.published import read_origin
 from specexit.drafts.verified import Accepted, read_verification
 from specexit.schemas.export import ExportConfig
@@ -99,9 +99,7 @@ def _exit(folder: Path) -> str:
     for point in stored.points:
         thresholds = ", ".join(f"{name} {value:g}" for name, value in point.policy.thresholds.items())
         default = " (default)" if point.name == stored.default else ""
-        lines.append(
-            f"* `{point.name}`{default}: exits at {thresholds or 'nothing'}. {_certificate(point.certificate)}"
-        )
+        lines.append(f"* `{point.name}`{default}: exits at {thresholds or 'nothing'}. {_certificate(point)}")
     return "\n".join([*lines, "", *_not_covered(stored)])
 
 
@@ -133,9 +131,11 @@ def _not_covered(stored: PolicyFile) -> list[str]:
     ]
 
 
-def _certificate(found: Certificate | None) -> str:
-    if found is None:
-        return "Without a certificate: nothing is known of its risk."
+def _certificate(point: OperatingPoint) -> str:
+    found, doubt = point.certificate, point.uncertified_because()
+    if found is None or doubt is not None:
+        because = "" if found is None else f" ({doubt})"
+        return f"Without a certificate: nothing is known of its risk{because}."
     what = {"answer_changed": "change their answer", "accuracy_lost": "lose a right answer"}[found.risk]
     cut = "" if found.thinking_cut is None else f" It saved {found.thinking_cut:.1%} of their thinking."
     return (

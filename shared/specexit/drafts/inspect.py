@@ -66,9 +66,10 @@ def _policy(found: PolicyFile) -> dict[str, str]:
     rows = {}
     for point in found.points:
         at = ", ".join(f"{name} {value:g}" for name, value in point.policy.thresholds.items())
-        certificate = "no certificate"
-        if point.certificate is not None:
-            c = point.certificate
+        certificate, c = "no certificate", point.certificate
+        if c is not None and not c.is_of(point.policy):
+            certificate = f"not certified: {point.uncertified_because()}"
+        elif c is not None:
             what = {"answer_changed": "answers changed", "accuracy_lost": "right answers lost"}[c.risk]
             certificate = f"{what}: at most {c.bound:.2%} with {1 - c.delta:.0%} confidence ({c.n} prompts)"
         default = ", default" if found.default == point.name != "default" else ""

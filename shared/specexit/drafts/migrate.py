@@ -36,7 +36,7 @@ def migrate(config: MigrateConfig) -> None:
         policy = _renamed(policy, older, today)
         _rename_verified(config.draft, verified, older, today)
     write_policy(config.draft, policy)
-    certified = "certified" if policy.point().certificate else "without a certificate"
+    certified = policy.point().uncertified_because() or "certified"
     state = "names the weights by today's hash" if known else "was there already" if there else "written"
     names = ", ".join(point.name for point in policy.points)
     Console(stderr=True).print(f"{config.draft / FILE}: {state}; {names}, {certified}")

@@ -10,11 +10,12 @@ Directories that still have their policy in the ``specexit`` block of ``config.j
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from specexit.config import Config, write_text
 from specexit.drafts.files import TensorError, read_json
@@ -32,8 +33,25 @@ Mode = Literal["exit", "shadow", "off"]
 Risk = Literal["answer_changed", "accuracy_lost"]
 
 
+ROUNDING = 1e-9
+"""By which a bound may be above epsilon: both come out of sums of floating-point numbers."""
+
+
 class PolicyError(InputError):
     """A policy file that cannot be used; the message names the file, the field and what was expected."""
+
+
+def policy_sha256(policy: Policy) -> str:
+    """What a certificate knows its policy by: the first 16 digits of a hash of what differs from the defaults.
+
+    So a field that policies get later leaves the certificates of before valid.
+
+    Example:
+      >>> policy_sha256(Policy(thresholds={"validity": 0.9})) == policy_sha256(Policy(thresholds={"validity": 0.5}))
+      False
+    """
+    said = json.dumps(policy.model_dump(mode="json", exclude_defaults=True), sort_keys=True)
+    return hashlib.sha256(said.encode()).hexdigest()[:16]
 
 
 class GroupRisk(Config):
@@ -58,6 +76,9 @@ class Certificate(Config):
     errors: float = Field(ge=0, description="of these, how many the policy gets wrong; a prompt's samples count shares")
     bound: float = Field(description="upper confidence bound of the risk at level 1 - delta; of the worst group's")
     data_sha256: str = Field(description="of the trace file that the policy was calibrated on")
+    policy_sha256: str | None = Field(
+        default=None, description="of the policy that it is of, see `policy_sha256`; null in files of older versions"
+    )
     samples: int | None = Field(default=None, description="traces of these prompts")
     unjudged: Literal["refuse", "error"] = Field(
         default="refuse", description="what became of traces that cannot judge: left out, or counted as errors"
@@ -73,6 +94,18 @@ class Certificate(Config):
     thinking_cut: float | None = Field(default=None, description="share of the thinking that it saves on these traces")
     exits: float | None = Field(default=None, description="share of these traces that exit early")
 
+    @field_validator("bound")
+    @classmethod
+    def _within_epsilon(cls, bound: float, info: Any) -> float:
+        epsilon = info.data.get("epsilon", 1.0)
+        if not 0 <= bound <= epsilon + ROUNDING:
+            raise ValueError(f"expected at least 0 and at most epsilon, which is {epsilon:g}")
+        return bound
+
+    def is_of(self, policy: Policy) -> bool:
+        """Whether it was made for just this policy. One of an older version does not say so, and is of none."""
+        return self.policy_sha256 == policy_sha256(policy)
+
 
 class OperatingPoint(Config):
     """One policy under a name that a server's operator or a request can choose."""
@@ -80,6 +113,17 @@ class OperatingPoint(Config):
     name: str = Field(min_length=1, max_length=200, pattern=r"^\P{C}+$")
     policy: Policy
     certificate: Certificate | None = None
+
+    def uncertified_because(self) -> str | None:
+        """Why no certificate holds for this policy, whatever it is served with; None where one does."""
+        if self.certificate is None:
+            return f"point {self.name} has no certificate"
+        if self.certificate.is_of(self.policy):
+            return None
+        made = self.certificate.policy_sha256
+        if made is None:
+            return f"the certificate of point {self.name} does not say of which policy it is: calibrate again"
+        return f"policy of point {self.name} is {policy_sha256(self.policy)}, calibrated was {made}: calibrate again"
 
 
 class Fingerprints(Config):
@@ -296,9 +340,9 @@ def _validated(raw: dict[str, Any], path: Path, *, old: bool = False) -> PolicyF
         return PolicyFile.model_validate(raw)
     except ValidationError as error:
         problem = error.errors()[0]
-        key = ".".join(str(part) for part in problem["loc"])
+        key, said = ".".join(str(part) for part in problem["loc"]), problem["msg"].removeprefix("Value error, ")
         if old:
             key = "specexit." + key.removeprefix("points.0.").replace("certificate", "calibration")
         if problem["type"] == "value_error" and not key:
-            raise PolicyError(f"{path}: {problem['msg'].removeprefix('Value error, ')}") from error
-        raise PolicyError(f"{path}: field {key} is {shown(problem['input'])}: {problem['msg']}") from error
+            raise PolicyError(f"{path}: {said}") from error
+        raise PolicyError(f"{path}: field {key} is {shown(problem['input'])}: {said}") from error

@@ -36,6 +36,7 @@ from specexit.drafts.policy import (
     Population,
     Selection,
     Traffic,
+    policy_sha256,
     read_policy,
     write_policy,
 )
@@ -144,6 +145,7 @@ def choose(
             errors=found.errors,
             bound=found.bound,
             data_sha256=data,
+            policy_sha256=policy_sha256(policy),
             samples=sample.n_traces,
             unjudged=config.unjudged,
             n_unjudged=sum(sample.unjudged.values()),

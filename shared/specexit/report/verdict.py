@@ -41,7 +41,7 @@ def verdict(results: Results, draft: DraftConfig | None) -> tuple[str, ...]:
 def certificate(block: SpecExitBlock) -> str:
     """The guarantee of a draft's policy in a sentence."""
     found = block.calibration
-    if found is None:
+    if found is None or not found.is_of(block.policy):
         return "Its policy is not certified, so nothing is guaranteed of it."
     what = "the answer changes" if found.risk == "answer_changed" else "a right answer is lost"
     text = (

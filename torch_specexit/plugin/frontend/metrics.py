@@ -157,7 +157,7 @@ class ExitMetrics:
         operation = self.front.operation
         served = operation.served()
         epsilon = epsilon_of(served)
-        self.certified.labels(self.model_name).set(float(epsilon < 1 and not operation.doubts))
+        self.certified.labels(self.model_name).set(float(not operation.uncertified_because()))
         self.epsilon.labels(self.model_name).set(min(epsilon, 1.0))
         judged = risk_of(served) == "answer_changed"
         self.epsilon_changed.labels(self.model_name).set(epsilon if judged else 1.0)

@@ -72,9 +72,10 @@ class Operation:
     """
 
     def __init__(self, block: SpecExitBlock, file: PolicyFile, serving: Serving, doubts: Sequence[str] = ()):
-        self.block, self.file, self.serving, self.doubts = block, file, serving, tuple(doubts)
+        self.block = block
         self.lasting: tuple[str, ...] = ()
-        """Those of them that have come up since the start; another policy file does not lift them."""
+        """Doubts that have come up since the start; another policy file does not lift them."""
+        self._take(file, serving, doubts)
         self.started = serving
         """The settings that the engine was started with."""
         self.stepped: dict[str, str] = {}
@@ -85,6 +86,10 @@ class Operation:
         self._ordered_mode: Mode | None = None
         self._ordered_point: str | None = None
         self._begin()
+
+    def _take(self, file: PolicyFile, serving: Serving, doubts: Sequence[str]) -> None:
+        self.file, self.serving, self.doubts = file, serving, (*doubts, *self.lasting)
+        self._of_points = {point.name: point.uncertified_because() for point in file.points}
 
     def _begin(self) -> None:
         self.in_shadow = False
@@ -110,7 +115,7 @@ class Operation:
             self._ordered_mode = None
         if file.default != self.file.default or self._ordered_point not in {point.name for point in file.points}:
             self._ordered_point = None
-        self.file, self.serving, self.doubts = file, serving, (*doubts, *self.lasting)
+        self._take(file, serving, doubts)
         self._begin()
 
     def doubt(self, reason: str) -> bool:
@@ -136,9 +141,11 @@ class Operation:
 
     def uncertified_because(self) -> list[str]:
         """Why no certificate holds for the point that serves; empty where one does."""
-        point = self.served()
-        missing = [] if point.certificate is not None else [f"point {point.name} has no certificate"]
-        return [*self.doubts, *missing]
+        return self._uncertified(self.served())
+
+    def _uncertified(self, point: OperatingPoint) -> list[str]:
+        own = self._of_points[point.name]
+        return [*self.doubts, *([] if own is None else [own])]
 
     def stricter(self, point: OperatingPoint) -> OperatingPoint | None:
         """The next stricter point whose certificate is of the same risk; None where there is none."""
@@ -189,7 +196,7 @@ class Operation:
             mode="shadow" if audited else mode,
             splits=arguments.specexit_splits,
             point=point.name if own and mode != "off" else None,
-            certified=own and mode != "off" and not self.doubts and point.certificate is not None,
+            certified=own and mode != "off" and not self._uncertified(point),
             audited=audited,
             caller=caller,
         )

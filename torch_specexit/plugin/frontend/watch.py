@@ -130,4 +130,6 @@ class PolicyWatch:
             return False
         operation.load(file, serving, doubts(file, self.served))
         logger.warning("specexit: %s read again: mode %s, point %s", path, operation.mode, operation.name)
+        if doubted := operation.uncertified_because():
+            logger.warning("specexit: exits are served uncertified: %s", "; ".join(doubted))
         return True
