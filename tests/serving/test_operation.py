@@ -438,12 +438,40 @@ def test_settings_come_from_the_file_then_the_command_line_then_the_environment(
     assert (serving.mode, serving.audit_rate, serving.share) == ("shadow", 0.02, 0.1)
     for text, message in (
         ("{", "SPECEXIT_SERVING: cannot be read as JSON"),
-        ('{"efforts": {"low": "lowest"}}', "serving.efforts.low is 'lowest', expected a point: bold"),
+        (
+            '{"efforts": {"low": "lowest"}}',
+            "SPECEXIT_SERVING, over .*: serving.efforts.low is 'lowest', expected a point",
+        ),
         ('{"share": 2}', "SPECEXIT_SERVING: specexit.share is 2"),
     ):
         monkeypatch.setenv("SPECEXIT_SERVING", text)
         with pytest.raises(ConfigError, match=message):
             policies_for(draft, BLOCK, {})
+
+
+@pytest.mark.parametrize("where", ["file", "command line", "environment"])
+@pytest.mark.parametrize("mode", ["off", "shadow"])
+def test_what_is_switched_off_in_one_place_stays_off_whatever_another_says(where, mode, draft, monkeypatch, caplog):
+    """A `mode` of the start used to go over that of the file: its kill switch was without effect, without a word."""
+    modes = dict.fromkeys(("file", "command line", "environment"), "exit") | {where: mode}
+    written(draft, serving={"mode": modes["file"]})
+    monkeypatch.setenv("SPECEXIT_SERVING", json.dumps({"mode": modes["environment"]}))
+    _, serving = policies_for(draft, BLOCK, {"specexit": {"mode": modes["command line"]}})
+    assert serving.mode == mode
+    overruled = f"has no effect: --additional-config or policy.json says {mode}, and the stricter one is in force"
+    assert (overruled in caplog.text) == (where != "environment")
+
+
+def test_the_kill_switch_of_the_file_works_in_a_server_that_was_started_with_a_mode(draft, monkeypatch, caplog):
+    monkeypatch.setattr(watching, "SECONDS", 0.0)
+    for started in ("exit", "shadow", "off"):
+        monkeypatch.setenv("SPECEXIT_SERVING", json.dumps({"mode": started}))
+        written(draft)
+        server, watch = Operation(BLOCK, *policies_for(draft, BLOCK, {})), PolicyWatch(draft, BLOCK, {}, {})
+        server.switch("exit")
+        written(draft, serving={"mode": "off"})
+        assert watch.changed(server)
+        assert server.resolve(None).mode == "off"
 
 
 def test_a_certificate_holds_for_what_it_was_made_with():

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ValidationError
 
 from specexit.config import ConfigError
 from specexit.drafts.config import ARCHITECTURES
-from specexit.drafts.directory import DraftConfig, Serving, SpecExitBlock, read_config
+from specexit.drafts.directory import DraftConfig, Mode, Serving, SpecExitBlock, read_config
+from specexit.drafts.policy import FILE
 from torch_specexit.plugin.compat.checks import folder_of
+
+logger = logging.getLogger("vllm.specexit")
 
 KEY = "specexit"
 ENVIRONMENT = "SPECEXIT_SERVING"
+COMMAND_LINE = "--additional-config"
+
+MODES: tuple[Mode, ...] = get_args(Mode)
+"""Each is stricter than the one before."""
 
 
 def draft_config(vllm_config: Any) -> DraftConfig | None:
@@ -35,6 +43,7 @@ def serving_of(block: SpecExitBlock, additional_config: Any) -> Serving:
 
     These come from ``--additional-config '{"specexit": {"mode": "shadow"}}'``, which vLLM hashes into the key of its
     compile cache, and over that from the environment variable `ENVIRONMENT`, an object in JSON, which it does not.
+    The strictest mode of them is in force: what is switched off in one place stays off.
 
     Raises:
       ConfigError: an unknown key, or a value out of range.
@@ -49,21 +58,21 @@ def serving_over(below: Serving, additional_config: Any) -> Serving:
       ConfigError: an unknown key, or a value out of range.
     """
     given = additional_config.get(KEY, {}) if isinstance(additional_config, dict) else {}
-    settings, text = _on_top(below, given, "--additional-config"), os.environ.get(ENVIRONMENT, "")
+    settings, text = _on_top(below, given, COMMAND_LINE, over=FILE), os.environ.get(ENVIRONMENT, "")
     if not text:
         return settings
     try:
         given = json.loads(text)
     except ValueError as error:
         raise ConfigError(f"{ENVIRONMENT}: cannot be read as JSON: {error}") from error
-    return _on_top(settings, given, ENVIRONMENT)
+    return _on_top(settings, given, ENVIRONMENT, over=f"{COMMAND_LINE} or {FILE}")
 
 
-def _on_top(below: Serving, given: Any, where: str) -> Serving:
+def _on_top(below: Serving, given: Any, where: str, *, over: str) -> Serving:
     if not isinstance(given, dict):
         raise ConfigError(f"{where}: {KEY} is {given!r}, expected an object with mode, audit_rate or the like")
     try:
-        return Serving.model_validate(below.model_dump() | given)
+        settings = Serving.model_validate(below.model_dump() | given)
     except ValidationError as error:
         problem = error.errors()[0]
         key = ".".join((KEY, *(str(part) for part in problem["loc"])))
@@ -71,3 +80,13 @@ def _on_top(below: Serving, given: Any, where: str) -> Serving:
             known = ", ".join(Serving.model_fields)
             raise ConfigError(f"{where}: unknown key {key!r}, expected one of {known}") from error
         raise ConfigError(f"{where}: {key} is {problem['input']!r}: {problem['msg']}") from error
+    if MODES.index(settings.mode) >= MODES.index(below.mode):
+        return settings
+    logger.warning(
+        "specexit: mode %s of %s has no effect: %s says %s, and the stricter one is in force",
+        settings.mode,
+        where,
+        over,
+        below.mode,
+    )
+    return settings.model_copy(update={"mode": below.mode})

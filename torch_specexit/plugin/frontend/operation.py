@@ -109,9 +109,10 @@ class Operation:
 
         A mode or a point that an operator has set by `switch` stays: another policy does not mean that what was
         switched off is to be on again. It goes where mode or default are now others than they were before, or where
-        there is no such point any more.
+        there is no such point any more. A mode that the file now says is heard also where the server's own settings
+        say the same already.
         """
-        if serving.mode != self.serving.mode:
+        if (serving.mode, file.serving.mode) != (self.serving.mode, self.file.serving.mode):
             self._ordered_mode = None
         if file.default != self.file.default or self._ordered_point not in {point.name for point in file.points}:
             self._ordered_point = None

@@ -15,7 +15,7 @@ from specexit.drafts.directory import SpecExitBlock
 from specexit.drafts.policy import FILE, PolicyError, PolicyFile, Serving, read_policy
 from torch_specexit.plugin.certified import doubts
 from torch_specexit.plugin.frontend.operation import Operation
-from torch_specexit.plugin.settings import serving_over
+from torch_specexit.plugin.settings import COMMAND_LINE, ENVIRONMENT, serving_over
 
 logger = logging.getLogger("vllm.specexit")
 
@@ -49,9 +49,11 @@ def policies_for(folder: Path, block: SpecExitBlock, additional_config: Any) -> 
             raise PolicyError(f"{path}: point {point.name} has no thresholds, expected one: every request would exit")
     serving = serving_over(file.serving, additional_config)
     try:
-        return PolicyFile.model_validate(file.model_dump() | {"serving": serving.model_dump()}), serving
+        PolicyFile.model_validate(file.model_dump() | {"serving": serving.model_dump()})
     except ValidationError as error:
-        raise ConfigError(f"{path}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from error
+        said = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"{COMMAND_LINE} or {ENVIRONMENT}, over {path}: {said}") from error
+    return file, serving
 
 
 def _check_unchanged(serving: Serving, started: Serving, path: Path) -> None:
