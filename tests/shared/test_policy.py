@@ -145,6 +145,20 @@ def test_a_wrong_field_is_named(draft, changes, message):
             read(draft)
 
 
+@pytest.mark.parametrize("name", ["sk-raw-key-of-a-client", "2bb80d537b1da3e3" * 4, "2BB80D537B1DA3E3", ""])
+def test_a_tenant_that_no_api_key_can_be_is_refused_and_not_repeated(draft, name):
+    """Raw keys, whole hashes and upper case used to be taken without a word, and a tenant's `off` had no effect."""
+    path = draft / "policy.json"
+    write_policy(draft, STORED.model_copy(update={"serving": Serving(tenants={"2bb80d537b1da3e3": "off"})}))
+    assert read_policy(draft).serving.tenants == {"2bb80d537b1da3e3": "off"}
+    path.write_text(path.read_text().replace("2bb80d537b1da3e3", name))
+    with pytest.raises(PolicyError) as error:
+        read_policy(draft)
+    said = f"serving.tenants has a name of {len(name)} characters, {name[:4]!r}..., expected the first 16 hexadecimal"
+    assert f"policy.json: {said}" in str(error.value)
+    assert not name or name not in str(error.value)
+
+
 @pytest.mark.parametrize("text", ["{", "[]", ""])
 def test_a_file_that_is_no_json_object_is_refused(draft, text):
     write_policy(draft, STORED)

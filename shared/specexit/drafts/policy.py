@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,6 +33,9 @@ BLOCK_FIELDS = ("policy", "calibration", "serving")
 Mode = Literal["exit", "shadow", "off"]
 Risk = Literal["answer_changed", "accuracy_lost"]
 
+
+TENANT = re.compile("[0-9a-f]{16}")
+"""What `torch_specexit.plugin.frontend.callers.mark_of` makes of an API key."""
 
 ROUNDING = 1e-9
 """By which a bound may be above epsilon: both come out of sums of floating-point numbers."""
@@ -230,7 +234,7 @@ class Serving(Config):
     efforts: dict[Effort, str] = Field(default={}, description="reasoning_effort of a request -> operating point")
     loras: dict[str, str] = Field(default={}, description="LoRA adapter -> operating point, or off")
     tenants: dict[str, str] = Field(
-        default={}, description="SHA-256 of an API key, first 16 digits -> operating point, or off"
+        default={}, description="SHA-256 of an API key, first 16 digits in lower case -> operating point, or off"
     )
     exit_log: bool = Field(default=False, description="one line of JSON in the log for each finished request")
 
@@ -266,6 +270,12 @@ class PolicyFile(Config):
         if self.default not in names:
             raise ValueError(f"default is {self.default!r}, expected the name of a point: {', '.join(names)}")
         serving = self.serving
+        for key in serving.tenants:
+            if not TENANT.fullmatch(key):  # repeated in part only: it may be the API key itself
+                raise ValueError(
+                    f"serving.tenants has a name of {len(key)} characters, {key[:4]!r}..., expected the first 16 "
+                    "hexadecimal digits of an API key's SHA-256 in lower case: printf %s KEY | sha256sum | cut -c-16"
+                )
         for place in ("efforts", "loras", "tenants"):
             for key, name in getattr(serving, place).items():
                 if name not in names and (name != "off" or place == "efforts"):
