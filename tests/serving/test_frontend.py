@@ -125,6 +125,22 @@ def test_audits_of_a_policy_say_nothing_about_another_that_has_taken_its_name():
     assert front.hold.summary()["points"]["usual"]["audits"] == 1
 
 
+def test_an_adapter_makes_another_target_than_was_calibrated_and_the_server_says_so(caplog):
+    """Its requests used to be reported as certified."""
+    front = server.FrontEnd(operation(required=True, loras={"raw": "off", "verse": "careful"}), Activity())
+    assert front.summary()["uncertified_loras"] == []
+    for lora in (None, "poet", "raw", "verse", "poet"):
+        request = incoming("chatcmpl-1")
+        request.lora_request = None if lora is None else SimpleNamespace(lora_name=lora)
+        assert front.admit(request).certified == (lora is None)
+    assert front.summary()["uncertified_loras"] == ["poet", "verse"]
+    assert [line.getMessage() for line in caplog.records] == [
+        f"specexit: requests with adapter {lora!r} exit uncertified: no certificate is of it"
+        for lora in ("poet", "verse")
+    ]
+    assert front.problem() is None  # the target without an adapter is served as it was calibrated
+
+
 def test_settings_of_the_server_override_those_of_the_draft():
     block = SpecExitBlock(target="t", serving=Serving(mode="shadow", audit_rate=0.5))
     assert serving_of(block, {}) == Serving(mode="shadow", audit_rate=0.5)

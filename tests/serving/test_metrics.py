@@ -106,6 +106,10 @@ def test_metrics_say_what_is_served_and_when_it_is_not():
     metrics.finished(0, {"outcome": "exit", "thinking_tokens": 6, "signals": NAMED, "point": None, "certified": False})
     assert value("active", reason="ok") == value("active", reason="failed") == value("exits_made") == 0
     assert value("point_requests_total", engine="0", point="own", outcome="exit") == 1
+    assert value("uncertified_requests_total", engine="0") == 1
+    metrics.finished(0, {"outcome": "length", "thinking_tokens": 6, "point": "usual", "certified": True})
+    metrics.finished(0, {"outcome": "off", "thinking_tokens": 6})
+    assert value("uncertified_requests_total", engine="0") == 1
 
 
 def test_gauges_say_what_an_operator_or_the_hold_has_just_changed_without_waiting_for_a_request():

@@ -215,6 +215,8 @@ def test_certified_is_what_runs_under_a_certified_point_on_what_it_was_calibrate
     assert operation().resolve(None).certified
     assert not get(operation(), validity=0.95).certified
     assert not operation(reasons=["dtype is float16, calibrated with bfloat16"]).resolve(None).certified
+    assert not operation(loras={"poet": "careful"}).resolve(None, lora="poet").certified
+    assert not operation().resolve(None, lora="poet").certified  # another target than the calibrated one
     server = operation()
     server.switch(point="untested")
     assert server.resolve(None) == server.resolve(None)._replace(point="untested", certified=False)

@@ -102,7 +102,7 @@ class ExitMetrics:
             )
 
         self.activity = gauge("active", "1 while exits are active; 0 with the reason where they are not.", "reason")
-        self.certified = gauge("certified", "1 where a certificate holds for the point that serves.")
+        self.certified = gauge("certified", "1 where a certificate holds for the point that serves, without adapters.")
         self.epsilon = gauge("epsilon", "Risk that the point that serves is certified for; 1 without a certificate.")
         self.epsilon_changed = gauge(
             "epsilon_changed",
@@ -128,6 +128,12 @@ class ExitMetrics:
             "vllm:specexit_point_requests",
             "Finished requests by operating point (own: a policy of the request's) and outcome.",
             labelnames=["model_name", "engine", "point", "outcome"],
+        )
+        self.uncertified = logger._counter_cls(
+            "vllm:specexit_uncertified_requests",
+            "Finished requests with exits, made or not, that no certificate covers: what is served is not what was "
+            "calibrated, the request has a policy of its own, or an adapter.",
+            labelnames=["model_name", "engine"],
         )
         self.acceptance.labels(self.model_name).set(0)
         self.not_drafting.labels(self.model_name).set(0)
@@ -179,7 +185,7 @@ class ExitMetrics:
             for outcome in OUTCOMES:
                 self.requests.labels(*labels, outcome)
                 self.thinking.labels(*labels, outcome)
-            for metric in (*self.signals.values(), self.shadow_exits):
+            for metric in (*self.signals.values(), self.shadow_exits, self.uncertified):
                 metric.labels(*labels)
             for basis in ("remaining", "shadow"):
                 self.saved.labels(*labels, basis)
@@ -199,6 +205,7 @@ class ExitMetrics:
         self.thinking.labels(*labels, report["outcome"]).observe(tokens)
         if "point" in report:
             self.points.labels(*labels, report["point"] or "own", report["outcome"]).inc()
+            self.uncertified.labels(*labels).inc(float(not report["certified"]))
         self.serving()
         if report["outcome"] == "exit":
             for name, value in report["signals"].items():

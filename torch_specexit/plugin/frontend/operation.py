@@ -45,7 +45,7 @@ class Admitted(NamedTuple):
     point: str | None
     """The operating point that it is served under; None for a policy of the request's own, or no exits."""
     certified: bool
-    """Whether a certificate holds for how it is served."""
+    """Whether a certificate holds for how it is served; none does with an adapter, which makes another target."""
     audited: bool
     caller: str | None
     """See `torch_specexit.plugin.frontend.callers`."""
@@ -197,7 +197,7 @@ class Operation:
             mode="shadow" if audited else mode,
             splits=arguments.specexit_splits,
             point=point.name if own and mode != "off" else None,
-            certified=own and mode != "off" and not self._uncertified(point),
+            certified=own and mode != "off" and lora is None and not self._uncertified(point),
             audited=audited,
             caller=caller,
         )

@@ -56,6 +56,8 @@ class FrontEnd:
         self.traffic = TrafficWatch(operation)
         self.changed: Callable[[], None] = lambda: None
         """Told whenever something else is served."""
+        self.uncertified_loras: set[str] = set()
+        """Adapters with which requests may have exited: what is calibrated is the target without any."""
         self.outcomes: Counter[str] = Counter()
         self.shadow: Counter[str] = Counter()
         self._finished = Finished()
@@ -93,6 +95,9 @@ class FrontEnd:
             )
         except ArgumentError as error:
             raise refusal()(str(error), error.parameter) from error
+        if lora is not None and admitted.mode != "off" and lora not in self.uncertified_loras:
+            self.uncertified_loras.add(lora)
+            logger.warning("specexit: requests with adapter %r exit uncertified: no certificate is of it", lora)
         if inner.get():
             admitted = admitted._replace(mode="off", point=None, certified=False, audited=False, counted=False)
         if request.external_req_id is not None:
@@ -207,6 +212,7 @@ class FrontEnd:
             "calibration": served.certificate.model_dump(mode="json") if served.certificate else None,
             "certified": not doubts,
             "uncertified_because": doubts,
+            "uncertified_loras": sorted(self.uncertified_loras),
             "points": operation.points(),
             "efforts": dict(operation.serving.efforts),
             "requests": dict(self.outcomes),
