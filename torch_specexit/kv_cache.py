@@ -5,6 +5,7 @@ Left to itself vLLM asks for 92 % of all memory, and ends where another program 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -68,13 +69,28 @@ def weight_bytes(*folders: Path) -> int:
     return sum(path.stat().st_size for folder in folders for path in folder.glob("*.safetensors"))
 
 
-def free_bytes() -> int:
-    """Memory that nobody uses, within the limit of this container."""
+def free_bytes(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Memory that nobody uses, within the limit of this container.
+
+    Args:
+      cgroup: where the kernel says what the container may use, in version 2 of its control groups or in version 1.
+    """
     import psutil
 
     free = psutil.virtual_memory().available
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    try:
-        return min(free, int(limit.read_text()) - int(used.read_text()))
-    except (OSError, ValueError):  # no such file, or "max"
-        return free
+    for folder, limit, used, prefix in (
+        (cgroup, "memory.max", "memory.current", ""),
+        (cgroup / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
+    ):
+        try:
+            room = int((folder / limit).read_text()) - int((folder / used).read_text())
+            free = min(free, room + _cached(folder, prefix))
+        except (OSError, ValueError):  # no such file, or "max"
+            continue
+    return free
+
+
+def _cached(folder: Path, prefix: str) -> int:
+    """Bytes of files that a container has read or written: they count as used, and go before its memory runs out."""
+    found = re.findall(rf"^{prefix}(?:in)?active_file (\d+)$", (folder / "memory.stat").read_text(), re.MULTILINE)
+    return sum(map(int, found))

@@ -5,13 +5,14 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
 from specexit.drafts.directory import DraftError
 from specexit.drafts.tensors import weights_hash
 from specexit.schemas.serve import ServeConfig
-from torch_specexit.kv_cache import GIB, PROGRAMS_GIB, KVCacheError, kv_cache_gib
+from torch_specexit.kv_cache import GIB, PROGRAMS_GIB, KVCacheError, free_bytes, kv_cache_gib
 from torch_specexit.plugin.compat import hooks
 from torch_specexit.plugin.compat.sources import SourceError
 from torch_specexit.serve import KV_CACHE_SPACE, ServeError, serve, serve_command
@@ -95,6 +96,41 @@ def test_a_cpu_server_takes_memory_for_its_target_and_no_more_than_is_free(targe
     found = kv_cache_gib(target, dtype, length, weights * GIB, int(free * GIB))
     assert found in (expected, expected + 1)
     assert found + weights + PROGRAMS_GIB <= free
+
+
+CGROUPS = {
+    "version 2": ("memory.max", "memory.current", "memory.stat", ""),
+    "version 1": ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_"),
+}
+
+
+@pytest.mark.parametrize(
+    ("most", "used", "expected"),
+    [
+        ("8589934592", 8_480_000_000, 8_589_934_592 - 8_480_000_000 + 8_100_000_000),
+        ("8589934592", 8_100_000_000, 8_589_934_592),
+        ("max", 8_480_000_000, 16 * GIB),
+        ("9223372036854771712", 8_480_000_000, 16 * GIB),
+    ],
+    ids=["nearly full of files", "of nothing else", "no limit", "no limit in version 1"],
+)
+@pytest.mark.parametrize("version", CGROUPS)
+def test_the_files_that_a_container_has_read_leave_room_for_a_server(
+    version, most, used, expected, tmp_path, monkeypatch
+):
+    """They used to count as used: a server behind `make demo` found no memory. Version 1 was not read at all."""
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=16 * GIB))
+    limit, usage, stat, prefix = CGROUPS[version]
+    said = f"anon 300000000\n{prefix}inactive_file 7900000000\n{prefix}active_file 200000000\n"
+    for name, text in ((limit, most), (usage, str(used)), (stat, said)):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text + "\n")
+    assert free_bytes(tmp_path) == expected
+
+
+def test_without_control_groups_the_machines_memory_is_what_there_is(tmp_path, monkeypatch):
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=16 * GIB))
+    assert free_bytes(tmp_path) == 16 * GIB
 
 
 def test_a_machine_that_is_too_small_is_told_what_it_takes():
