@@ -476,6 +476,29 @@ def test_the_kill_switch_of_the_file_works_in_a_server_that_was_started_with_a_m
         assert server.resolve(None).mode == "off"
 
 
+def test_a_tenant_or_an_adapter_that_is_off_in_the_file_is_off_whatever_the_start_says(draft, monkeypatch):
+    key, other = mark_of("cut off"), mark_of("served")
+    written(draft, serving={"tenants": {key: "off", other: "careful"}, "loras": {"raw": "off"}})
+    settings = {"tenants": {key: "bold", other: "bold"}, "loras": {"raw": "bold"}}
+    monkeypatch.setenv("SPECEXIT_SERVING", json.dumps(settings))
+    _, serving = policies_for(draft, BLOCK, {})
+    assert (serving.tenants, serving.loras) == ({key: "off", other: "bold"}, {"raw": "off"})
+
+
+def test_what_the_file_says_in_vain_is_logged(draft, monkeypatch, caplog):
+    """A change that the settings of the start go over used to be swallowed."""
+    monkeypatch.setattr(watching, "SECONDS", 0.0)
+    monkeypatch.setenv("SPECEXIT_SERVING", json.dumps({"share": 0.5, "requests": "none"}))
+    server, watch = Operation(BLOCK, *policies_for(draft, BLOCK, {})), PolicyWatch(draft, BLOCK, {}, {})
+    written(draft, serving={"share": 0.1, "requests": "none", "required": True})
+    assert watch.changed(server)
+    assert (server.serving.share, server.serving.required) == (0.5, True)
+    said = [line.getMessage() for line in caplog.records if "has no effect" in line.message]
+    assert said == [
+        f"specexit: serving.share of {draft / FILE} has no effect: --additional-config or SPECEXIT_SERVING goes over it"
+    ]
+
+
 def test_a_certificate_holds_for_what_it_was_made_with():
     made = {"draft": "a" * 64, "dtype": "bfloat16", "kv_cache_dtype": "auto", "target": None}
     file = PolicyFile.model_validate({"fingerprints": made})

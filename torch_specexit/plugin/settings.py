@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Mapping
 from typing import Any, get_args
 
 from pydantic import ValidationError
@@ -43,7 +44,7 @@ def serving_of(block: SpecExitBlock, additional_config: Any) -> Serving:
 
     These come from ``--additional-config '{"specexit": {"mode": "shadow"}}'``, which vLLM hashes into the key of its
     compile cache, and over that from the environment variable `ENVIRONMENT`, an object in JSON, which it does not.
-    The strictest mode of them is in force: what is switched off in one place stays off.
+    The strictest mode of them is in force, and a tenant or an adapter that is off in one of them has no exits.
 
     Raises:
       ConfigError: an unknown key, or a value out of range.
@@ -80,6 +81,9 @@ def _on_top(below: Serving, given: Any, where: str, *, over: str) -> Serving:
             known = ", ".join(Serving.model_fields)
             raise ConfigError(f"{where}: unknown key {key!r}, expected one of {known}") from error
         raise ConfigError(f"{where}: {key} is {problem['input']!r}: {problem['msg']}") from error
+    settings = settings.model_copy(
+        update={place: getattr(settings, place) | _off(getattr(below, place)) for place in ("loras", "tenants")}
+    )
     if MODES.index(settings.mode) >= MODES.index(below.mode):
         return settings
     logger.warning(
@@ -90,3 +94,7 @@ def _on_top(below: Serving, given: Any, where: str, *, over: str) -> Serving:
         below.mode,
     )
     return settings.model_copy(update={"mode": below.mode})
+
+
+def _off(points: Mapping[str, str]) -> dict[str, str]:
+    return {key: name for key, name in points.items() if name == "off"}

@@ -130,8 +130,22 @@ class PolicyWatch:
         self._seen = stamp
         if (file, serving) == (operation.file, operation.serving):
             return False
+        self._say_what_is_overruled(file.serving, serving, operation)
         operation.load(file, serving, doubts(file, self.served))
         logger.warning("specexit: %s read again: mode %s, point %s", path, operation.mode, operation.name)
         if doubted := operation.uncertified_because():
             logger.warning("specexit: exits are served uncertified: %s", "; ".join(doubted))
         return True
+
+    def _say_what_is_overruled(self, own: Serving, merged: Serving, operation: Operation) -> None:
+        """What the file says anew, and is in force as it was: the server was started with something else."""
+        for key in Serving.model_fields:
+            is_new = getattr(own, key) != getattr(operation.file.serving, key)
+            if is_new and getattr(merged, key) == getattr(operation.serving, key) != getattr(own, key):
+                logger.error(
+                    "specexit: serving.%s of %s has no effect: %s or %s goes over it",
+                    key,
+                    self.folder / FILE,
+                    COMMAND_LINE,
+                    ENVIRONMENT,
+                )
