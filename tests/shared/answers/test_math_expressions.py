@@ -34,6 +34,14 @@ SAME = [
     (r"\sin(2x+30^\circ)", r"\sin(30^\circ+2x)"),
     (r"10\sin 40^\circ\text{ m}", r"10\sin 40°"),
     (r"2\text{ cis } 30^\circ", "2 cis 30°"),
+    # remainders
+    (r"2^{2024} \mod 7", "4"),
+    (r"2^{10} \bmod 7", "2"),
+    (r"2^{10}-1 \pmod{7}", "1"),
+    (r"3 \cdot 10 \pmod 7", "2"),
+    (r"3 \pmod{7}", r"10 \mod 7"),
+    (r"x \equiv 3 \pmod{7}", "3"),
+    (r"x \equiv 1, 6 \pmod 7", "1, 6"),
     # capital and small letters
     (r"\frac{m}{M}", "m/M"),
     (r"\frac{GMm}{R}", r"\frac{GmM}{R}"),
@@ -72,6 +80,23 @@ SAME = [
 ]
 
 DIFFERENT = [
+    # what has no value
+    (r"\frac{0}{0}", "1"),
+    (r"(\frac{0}{0},1)", "(1,1)"),
+    (r"\infty-\infty", "0"),
+    (r"\sin \infty", "0"),
+    (r"\lfloor \infty \rfloor", "3"),
+    (r"\sum_{n=1}^\infty \frac1n", "2"),
+    (r"\sum_{n=0}^\infty 2^n", "-1"),
+    (r"2 \mod 0", "2"),
+    # remainders
+    (r"2^{10} \mod 7", "3"),
+    (r"2^{10}-1 \mod 7", "1023"),
+    (r"3 \pmod{7}", r"3 \pmod{5}"),
+    (r"x \equiv 3 \pmod{7}", r"x \equiv 3 \pmod{5}"),
+    (r"x \equiv 3 \pmod{7}, y=2", r"x \equiv 3 \pmod{5}, y=2"),
+    (r"2x \equiv 3 \pmod 7", "3"),
+    (r"x \mod 7", "x"),
     # a list of several values
     ("x^2+2x+1, (x+1)^2, 0", "(x+1)^2"),
     ("1/3, 0.33", "1/3"),

@@ -52,6 +52,7 @@ _SPELLINGS = [
         r"\\[dtc]frac(?![A-Za-z])": r"\\frac",
         r"\\([lg]e)(?:q|qslant)(?![A-Za-z])": r"\\\1 ",
         r"\\[dt]binom(?![A-Za-z])": r"\\binom",
+        r"\\[bp]mod(?![A-Za-z])": r"\\mod ",
         # A vector is a tuple.
         r"\\langle(?![A-Za-z]) ?": "(",
         r" ?\\rangle(?![A-Za-z])": ")",

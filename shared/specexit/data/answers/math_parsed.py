@@ -92,13 +92,17 @@ def _as_one_value(expression: Any) -> Any:
 
 
 def _verified(one: Any, other: Any) -> bool:
+    """Whether math-verify finds two values equal in both orders; False where they cannot be compared, such as 0/0."""
     import math_verify
 
     # Its own limit is one of the clock, and tells a time-out as a difference.
     how: dict[str, Any] = {"allow_set_relation_comp": True, "timeout_seconds": None}
-    how["float_rounding"] = max(_digits(one), _digits(other))
-    one, other = _exact(one), _exact(other)
-    return math_verify.verify(one, other, **how) and math_verify.verify(other, one, **how)
+    try:
+        how["float_rounding"] = max(_digits(one), _digits(other))
+        one, other = _exact(one), _exact(other)
+        return math_verify.verify(one, other, **how) and math_verify.verify(other, one, **how)
+    except Exception:  # sympy's evaluation raises what it likes
+        return False
 
 
 def _exact(expression: Any) -> Any:
@@ -106,7 +110,7 @@ def _exact(expression: Any) -> Any:
 
     What is too large or too small to write down is left as it is.
     """
-    from sympy import FiniteSet, Float, Intersection, Interval, Tuple, UnevaluatedExpr
+    from sympy import FiniteSet, Float, Intersection, Interval, Mod, Tuple, UnevaluatedExpr
 
     if isinstance(expression, Intersection):
         expression = expression.doit()
@@ -114,6 +118,8 @@ def _exact(expression: Any) -> Any:
         return expression.func(*map(_exact, expression.args))
     if not getattr(expression, "is_number", False) or expression.has(Float, UnevaluatedExpr):
         return expression
+    if expression.has(Mod):  # has no size before it is computed
+        expression = expression.doit()
     if not 1 < abs(expression.evalf()) * 10**_LONGEST < 10 ** (2 * _LONGEST):
         return expression
     value = expression.doit()

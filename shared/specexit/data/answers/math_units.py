@@ -1,4 +1,4 @@
-r"""What an answer names beside its quantity: a unit, money, a base, a title, the condition of a parameter."""
+r"""What an answer names beside its quantity: a unit, money, a base, a modulus, a title, a condition."""
 
 from __future__ import annotations
 
@@ -49,6 +49,8 @@ _NAMED_BASE = rf"(\d{{1,2}}|{'|'.join(_BASES)})"
 _BASE = re.compile(
     rf"\(?\{{?(-?\d[\dA-F]*(?:\.[\dA-F]+)?)\}}?\)?(?:_\{{?\(?(?:base)?{_NAMED_BASE}\)?\}}?|\(?(?:in)?base{_NAMED_BASE}\)?)"
 )
+_MODULUS = re.compile(r"\\mod[ ({]*(\\?\w+)")
+_REMAINDER = re.compile(rf"((?:[\d+\-*^(){{}}! ]|\\(?:times|cdot) ?)+){_MODULUS.pattern}[)}}]*")
 _CONDITION = re.compile(r"(.+?),((?:[a-z]|,)+\\in\b.+)")
 _TITLE = re.compile(rf"{WRAPPER}\{{([^{{}}]*)\}} ?=(.+)")
 _EITHER = re.compile(r"(?<![A-Za-z])(and|or)(?![A-Za-z])")
@@ -80,6 +82,8 @@ def split(text: str) -> tuple[str, str | None]:
       (('30', 'km / h'), ('5', 'dollar'), ('6', 'cm ^2'), ('52', 'base 8'), ('2x', None))
       >>> split(r"\$7.5\text{ million}"), split("2 dozen eggs"), split("12 or more")
       (('7500000', 'dollar'), ('24', 'egg'), ('12 or more', None))
+      >>> split(r"2^{10}-1\mod{7}")
+      ('(2^{10}-1)\\mod 7', 'mod 7')
     """
     if len(text) > _LONGEST:
         return text, None
@@ -98,6 +102,9 @@ def split(text: str) -> tuple[str, str | None]:
         text, *written = base.groups()
         name = next(filter(None, written))
         named.append(f"base {_BASES.index(name) + 2 if name in _BASES else name}")
+    named += [f"mod {modulus}" for modulus in _MODULUS.findall(text)]
+    if remainder := _REMAINDER.fullmatch(text):  # of all that stands in front; a parser takes the last term
+        text = rf"({remainder[1]})\mod {remainder[2]}"
     text, tail = _tail(text)
     text, tail = _multiplied(text.strip(), canonical(tail))
     named.append(tail)
