@@ -20,9 +20,7 @@ _NAMED = re.compile(rf"(?:option|choice|answer)\s*[(\[]?([{_LETTERS}])[)\]]?[.,:
 _MARKED = re.compile(r"([\"'])answer\1\s*:\s*([\"'])(?P<json>.*?)\2|<answer>\s*(?P<tag>.{0,500}?)\s*</answer>", re.I)
 _GAP = r"[\s*_{}$]"
 _STATED = re.compile(
-    rf"(?:(?:answer|option|choice)(?:{_GAP}+(?:is|would\s+be|should\s+be|must\s+be)\b|{_GAP}*:)+"
-    rf"|(?<!if )\bI\s+(?:would\s+)?(?:choose|pick|select)\b){_GAP}*",
-    re.I,
+    rf"(?:answer|option|choice)(?:{_GAP}+(?:is|would\s+be|should\s+be|must\s+be)\b|{_GAP}*:)+{_GAP}*", re.I
 )
 _SURELY = re.compile(
     r"\A(?:(?:most\s+)?likely|probably|clearly|obviously|definitely|certainly|indeed|therefore|thus|then)\s+", re.I
@@ -47,6 +45,13 @@ _RIGHT = re.compile(
     r"(?=[.,;:!]|\s*$|\s+(?:because|since|as)\b)",
     re.M,
 )
+_CHOSEN = re.compile(
+    r"(?:^|[.!?]\s+)[*_]*(?:(?:So|Thus|Hence|Therefore|Finally|Based on [^.!?,\n]{1,100}),?\s+)?"
+    r"I\s+(?:would\s+)?(?:choose|pick|select)\s+(?:the\s+letter\s+)?"
+    r"(\S.{0,500}?)(?=[.!]?[*_]*\s*$|[.!:]\s|,?\s+(?:because|since)\b)",
+    re.M,
+)
+"""A sentence that says a choice and no more: one may choose a point, or a value, to compute with."""
 _TEXT_WITH_LETTER = re.compile(rf"(.*\S)\s*[(\[]([{_LETTERS}])[)\]]")
 _LISTED = re.compile(rf"[(\[]?([{_LETTERS}])[)\].:]\s+(\S.*)")
 
@@ -57,9 +62,9 @@ class Choice(AnswerKind):
     name = "choice"
 
     def extract(self, text: str, choices: Sequence[str] | None = None) -> str | None:
-        r"""The letter in the last ``\boxed{}``, in JSON (``"answer": "C"``) or ``<answer>``, behind "the answer is" or
-        "I choose", alone on the last line, or of the one option that "is correct"; with ``choices``, an option's own
-        text counts as its letter where it is no letter itself."""
+        r"""The letter in the last ``\boxed{}``, in JSON (``"answer": "C"``) or ``<answer>``, behind "the answer is",
+        alone on the last line, of the one option that "is correct", or else that "I choose"; with ``choices``, an
+        option's own text counts as its letter where it is no letter itself."""
         if r"\boxed" in text or r"\fbox" in text:
             box = last_box(text)
             return None if box is None else _letter(box, choices)
@@ -75,7 +80,8 @@ class Choice(AnswerKind):
         plain = _STYLE.sub("", text)
         last = (plain.strip().splitlines() or [""])[-1]
         right = set(_RIGHT.findall(plain))
-        return _letter(last, choices) or _in_range(right.pop() if len(right) == 1 else None, choices)
+        chosen = {letter for said in set(_CHOSEN.findall(text)) if (letter := _alone(said, choices))}
+        return _letter(last, choices) or _in_range(_only(right), choices) or _only(chosen)
 
     def why_no_reference(self, reference: str, choices: Sequence[str] | None = None) -> str | None:
         """A reference has to name an option."""
@@ -125,13 +131,18 @@ def _letter(text: str, choices: Sequence[str] | None = None) -> str | None:
 
     A letter alone is a letter, also where it is an option's text as well, as prompts ask for letters.
     """
-    plain = re.sub(r"\s+", " ", _STYLE.sub("", text)).strip()
-    alone = _ALONE.fullmatch(plain) or _NAMED.fullmatch(plain)
-    if alone and (letter := _in_range(alone.group(1), choices)):
-        return letter
-    if letter := _of_option(text, choices):
-        return letter
-    return _in_range(_one(_WITH_TEXT.fullmatch(plain)), choices)
+    return _alone(text, choices) or _in_range(_one(_WITH_TEXT.fullmatch(_unstyled(text))), choices)
+
+
+def _alone(text: str, choices: Sequence[str] | None) -> str | None:
+    """The letter of a text that is a letter, or an option's text, and no more."""
+    plain = _unstyled(text)
+    found = _ALONE.fullmatch(plain) or _NAMED.fullmatch(plain)
+    return (_in_range(found.group(1), choices) if found else None) or _of_option(text, choices)
+
+
+def _unstyled(text: str) -> str:
+    return re.sub(r"\s+", " ", _STYLE.sub("", text)).strip()
 
 
 def _of_option(text: str, choices: Sequence[str] | None) -> str | None:
@@ -153,6 +164,11 @@ def _one(found: re.Match[str] | None) -> str | None:
     if found is None or _ANOTHER.match(found.string, found.end("letter")):
         return None
     return found["letter"]
+
+
+def _only(letters: set[str]) -> str | None:
+    """The letter, where there is one and no other."""
+    return letters.pop() if len(letters) == 1 else None
 
 
 def _in_range(letter: str | None, choices: Sequence[str] | None) -> str | None:
