@@ -44,6 +44,24 @@ SAME = [
     (r"\mathbf{M}^2=\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"\begin{pmatrix}1&2\\3&4\end{pmatrix}"),
     (r"f^{\prime}(x)=2x", "f'(x) = 2x"),
     ("f''(x)=2", "2"),
+    # a number in several forms
+    (r"\frac{9}{4} = 2.25", r"\frac{9}{4}"),
+    (r"\frac{9}{4} = 2.25\text{ cm}", "2.25"),
+    (r"\binom{5}{2} = \frac{5!}{2!3!} = 10", "10"),
+    (r"3 \times 4 = 12", "12"),
+    (r"\frac{1}{3} = 0.\overline{3}", "1/3"),
+    (r"\frac{22}{7} \approx 3.14", "3.14"),
+    (r"\frac{22}{7} \approx 3.14", "22/7"),
+    (r"6\sqrt{2} \approx 8.49 \text{ cm}", r"6\sqrt{2}"),
+    (r"x = 2\pi \approx 6.28", "6.28"),
+    (r"x = 2.5 \approx 3", "2.5"),
+    (r"2.5 \approx 3", "3"),
+    (r"\sqrt{-4} = 2i", "2i"),
+    # names with an index
+    ("x_1 = 1, x_2 = 2", "1, 2"),
+    (r"x_{2} = 0.5, x_{1} = \frac13", "0.333333, 1/2"),
+    (r"x_1 = 1 \text{ and } x_2 = 2", r"x=2 \text{ or } x=1"),
+    ("P_1=(1,2), P_2=(3,4)", "(1,2), (3,4)"),
     # inequalities
     (r"-2 \le x \le 7", "[-2,7]"),
     ("1<x<2", "2>x>1"),
@@ -60,6 +78,7 @@ SAME = [
     ("x != 2", r"x \ne 2"),
     ("x ≠ 2", r"x \ne 2"),
     ("3! = 6", "6"),
+    ("3! = 6", "3!"),
 ]
 
 DIFFERENT = [
@@ -96,6 +115,26 @@ DIFFERENT = [
     ("y_1'", "y_1"),
     ("A'=(1,2)", "A=(1,2)"),
     ("P'(1,2)", "P(1,2)"),
+    (r"\sin\theta=\cos\theta", r"\cos\theta"),
+    (r"\alpha+\beta=\gamma", r"\gamma"),
+    # a number in several forms
+    (r"\frac{9}{4} = 2.25", "2.26"),
+    (r"2\pi \approx 6.28", "6.283"),
+    (r"2x \approx 6.28", "6.28"),
+    (r"2\theta = \pi", r"\pi"),
+    (r"\frac{x}{2} = 3", "3"),
+    ("0 = x^2-4", "x^2-4"),
+    (r"5 \in A", "A"),
+    ("1, 2 = 2", "2"),
+    (r"\frac12, 3 = 3", "3"),
+    # names with an index
+    ("a_1 = 2, a_2 = 1", "1, 2"),
+    ("x_1 = 1, x_2 = 2", "x_1 = 2, x_2 = 1"),
+    ("x_1 = 1, x_2 = 2", "y_1 = 1, y_2 = 2"),
+    ("x_1 = 1, x_2 = 2", "y = 1, y = 2"),
+    ("x_1 = 1, x_2 = 2", "x = 1 or x = 3"),
+    ("x_1 = 1, y_2 = 2", "1, 2"),
+    ("x_1 = 1, x_2 = 1", "x = 1"),
     # inequalities
     ("1<x<2", r"\{1,2\}"),
     ("1<x<2", "1,2"),

@@ -48,14 +48,15 @@ def same_number(one: Fraction, other: Fraction) -> bool:
       >>> same_number(Fraction(1, 3), Fraction("0.333333")), same_number(Fraction("1.0000001"), Fraction(1))
       (True, False)
     """
-    if one == other or _is_decimal(one) == _is_decimal(other) or not (one and other):
+    if one == other or is_decimal(one) == is_decimal(other) or not (one and other):
         return one == other
     smaller = min(abs(one), abs(other))
     zeros = len(str(smaller.denominator // smaller.numerator)) - 1
     return round(one, _DIGITS + zeros) == round(other, _DIGITS + zeros)
 
 
-def _is_decimal(value: Fraction) -> bool:
+def is_decimal(value: Fraction) -> bool:
+    """Whether a number has finitely many decimals."""
     rest = value.denominator
     for prime in (2, 5):
         while rest % prime == 0:

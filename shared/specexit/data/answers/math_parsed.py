@@ -10,7 +10,7 @@ import math
 import re
 from typing import Any
 
-from specexit.data.answers.math_names import equation, value, with_both_signs
+from specexit.data.answers.math_names import equation, value, with_both_signs, without_index
 from specexit.data.answers.math_readable import readable
 
 _LONGEST = 1000
@@ -23,7 +23,8 @@ _FLIPPED = {">": "<", r"\ge": r"\le ", r"\geq": r"\le "}
 
 def same(a: str, b: str) -> bool:
     """Whether two expressions are equal; False where one cannot be parsed."""
-    a, b = _rising(a), _rising(b)
+    a, b = without_index(_rising(a), _rising(b))
+    b, a = without_index(b, a)
     (left_a, *right_a), (left_b, *right_b) = equation(a), equation(b)
     if not (right_a and right_b):
         a, b = value(a, b), value(b, a)
