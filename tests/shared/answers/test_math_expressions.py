@@ -100,6 +100,8 @@ DIFFERENT = [
     # a list of several values
     ("x^2+2x+1, (x+1)^2, 0", "(x+1)^2"),
     ("1/3, 0.33", "1/3"),
+    ("0.1234567, 0.1234568", "0.1234567"),
+    ("1.0000001, 1", "1"),
     # intervals, sets, tuples, matrices
     (r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", r"\begin{pmatrix} 1 & 2 \end{pmatrix}"),
     (r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", "[1,2]"),

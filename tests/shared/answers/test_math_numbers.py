@@ -51,6 +51,8 @@ SAME = [
     # powers, roots, scientific notation, constants
     (r"2^{10}", "1024"),
     (r"\sqrt{8}", r"2\sqrt{2}"),
+    ("10^-3", "0.001"),
+    (r"1.6 \times 10^-19", "1.6e-19"),
     ("√2", r"\sqrt{2}"),
     ("1e3", "1000"),
     (r"6.0\times10^3", "6000"),
@@ -81,6 +83,8 @@ SAME = [
     ("5¢", "5 cents"),
     ("5 oz", "5 ounces"),
     ("6 people", "6 persons"),
+    ("45 secs", "45 seconds"),
+    ("30 sec", "30 s"),
     (r"15 \text{ red marbles}", "15 marbles"),
     # units that each member of a list has
     ("5 cm, 7 centimeters", "7, 5"),
@@ -115,9 +119,11 @@ SAME = [
     ("10 red and 5 blue", r"10 \text{ red and } 5 \text{ blue}"),
     (r"3\text{ ft }4\text{ in}", "3 ft 4 in"),
     ("No solution.", r"\emptyset"),
+    (r"\text{There is no solution.}", "no solution"),
     (r"\text{no solutions}", r"\varnothing"),
     (r"\text{the empty set}", r"\{\}"),
     # other ways to write
+    ("**42.**", "42"),
     ("½", "1/2"),
     ("2½", "5/2"),
     ("10 080", "10080"),
@@ -161,6 +167,8 @@ DIFFERENT = [
     ("(2^{-98},1)", "(2^{-99},1)"),
     (r"\{2^{-98},1\}", r"\{2^{-99},1\}"),
     ("1.00000001", "1.0"),
+    ("10^-3", "10^{-2}"),
+    ("2**3**", "23"),
     (r"(1.1\times10^{-9},2)", r"(1.4\times10^{-9},2)"),
     (r"0.\overline{3}", "0"),
     (r"0.\overline{3}", r"0.\overline{7}"),

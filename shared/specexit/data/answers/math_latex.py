@@ -53,6 +53,7 @@ _SPELLINGS = [
         r"\\([lg]e)(?:q|qslant)(?![A-Za-z])": r"\\\1 ",
         r"\\[dt]binom(?![A-Za-z])": r"\\binom",
         r"\\[bp]mod(?![A-Za-z])": r"\\mod ",
+        r"\^ ?-(\d+)": r"^{-\1}",
         # A vector is a tuple.
         r"\\langle(?![A-Za-z]) ?": "(",
         r" ?\\rangle(?![A-Za-z])": ")",

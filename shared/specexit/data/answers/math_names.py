@@ -8,7 +8,7 @@ from specexit.data.answers.math_latex import WRAPPER
 from specexit.data.answers.math_numbers import is_decimal, number
 from specexit.data.answers.math_text import COMMA, apart
 
-_FUNCTION_ARGUMENT = r"(?:\([^()=]*\))?"
+_FUNCTION_ARGUMENT = r"(?:\([^()]*\)|\[[^\[\]]*\])?"
 _WRAPPED = rf"(?:{WRAPPER}\{{[^{{}}]*\}}|\\(?:vec|hat|overline|overrightarrow) ?\{{\w+\}})"
 _INDEX = r"_(?:\w|\{[^{}]*\})"
 _NAME = (

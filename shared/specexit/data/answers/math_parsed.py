@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import math
 import re
+from fractions import Fraction
 from typing import Any
 
 from specexit.data.answers.math_names import equation, value, with_both_signs, without_index
+from specexit.data.answers.math_numbers import same_number
 from specexit.data.answers.math_readable import readable
 
 _LONGEST = 1000
@@ -89,7 +91,17 @@ def _as_one_value(expression: Any) -> Any:
     members = expression.args if isinstance(expression, FiniteSet) else ()
     if len(members) < 2 or not all(isinstance(member, Expr) for member in members):
         return expression
-    return members[0] if all(_verified(members[0], member) for member in members[1:]) else expression
+    return members[0] if all(_is_another_form(members[0], member) for member in members[1:]) else expression
+
+
+def _is_another_form(one: Any, other: Any) -> bool:
+    """Whether two members of a list are one value; of two numbers each digit counts, as in `same_number`."""
+    if not _verified(one, other):
+        return False
+    values = [_exact(member) for member in (one, other)]
+    if not all(value.is_Rational or value.is_Float for value in values):
+        return True
+    return same_number(*(Fraction(str(value)) for value in values))
 
 
 def _verified(one: Any, other: Any) -> bool:

@@ -8,9 +8,11 @@ from specexit.data.answers.base import last_box
 from specexit.data.answers.math_latex import WRAPPER, in_latex
 from specexit.data.answers.math_numbers import with_repeating_as_fractions
 
+_BOLD = re.compile(r"\s*\*\*([^\s*](?:[^*]*[^\s*])?)\*\*\s*")
 _NAMES = {
     **dict.fromkeys(("infinity", "inf", "oo"), r"\infty"),
-    **dict.fromkeys(("no solution", "no solutions", "empty set", "the empty set"), r"\emptyset"),
+    **dict.fromkeys(("no solution", "no solutions", "there is no solution", "there are no solutions"), r"\emptyset"),
+    **dict.fromkeys(("empty set", "the empty set"), r"\emptyset"),
 }
 
 _SPACE = r"(?<!\\)\\[,;: ]|~"
@@ -34,6 +36,8 @@ def normal(text: str) -> str:
       >>> normal(r"\$1{,}000\,"), normal(r"\text{(1, 2)}"), normal(r"\boxed{x²}"), normal("10 080")
       ('\\$1000', '(1,2)', 'x^{2}', '10080')
     """
+    if bold := _BOLD.fullmatch(text):
+        text = bold.group(1)
     text = _ungrouped(_trimmed(_unwrapped(in_latex(last_box(text) or text))))
     # A space stays where it keeps two words, two numbers or a command and its argument apart.
     text = re.sub(r"(?<![\w}]) | (?![\w\\])", "", text)

@@ -27,7 +27,7 @@ _DEGREES = re.compile(r"\^(?:\\circ|\{\\circ\})")
 _PLAIN = re.compile(rf"(.*(?:[\d}})]|\\pi))( ?)((?:[A-Za-z][A-Za-z. ]*{_EXPONENT})(?:/ ?[A-Za-z]+{_EXPONENT})*)")
 _PLAIN_FRACTION = re.compile(r"(.*\d) ?\\frac ?\{([A-Za-z]+)\}\{([A-Za-z]+)\}")
 _NUMBERS = re.compile(r"[+-]?[\d.,:/ ]*\d")
-_FUNCTION = re.compile(r"\b(?:sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|pi|mod)\b")
+_FUNCTION = re.compile(r"\b(?:sin|cos|tan|cot|sec(?!\Z)|csc|log|ln|exp|sqrt|pi|mod)\b")
 _BASES = [
     "two",
     "three",
