@@ -36,7 +36,7 @@ _FIRST = re.compile(
     rf"|[{_SMALL}](?=[)\]]|[.:]?\s*$|[.:]\s))"
 )
 _ANOTHER = re.compile(
-    rf"[)\]\"']*(?:\s*[,&/]|\s+(?:and|or)\b)(?:\s*(?:and|or)\b)?\s*[(\[\"']*"
+    rf"[)\]\"']*(?:\s*[,&/+]|\s*(?:[-–—(]\s*)?\b(?:and|or)\b)(?:\s*(?:and|or)\b)?\s*[(\[\"']*"
     rf"[{_LETTERS}{_SMALL}](?=[)\].,;:\"'!]|\s*$|\s+(?:and|or|are|both)\b)"
 )
 _RIGHT = re.compile(
@@ -73,8 +73,10 @@ class Choice(AnswerKind):
             return letter
         said = [_BLANKS.sub("", rest.partition("\n")[0]) for rest in _STATED.split(text)[1:]]
         for rest in dict.fromkeys(reversed(said)):  # a model in a loop says one thing thousands of times
+            bare = rest.rstrip(" .*_")
             first = _FIRST.match(_SURELY.sub("", _STYLE.sub("", rest)))
-            letter = _in_range(_one(first), choices) or _of_text(rest.rstrip(" .*_"), choices)
+            # A NOT gate is an option, and no letter A.
+            letter = _alone(bare, choices) or _of_text(bare, choices) or _in_range(_one(first), choices)
             if first or letter:
                 return letter
         plain = _STYLE.sub("", text)
