@@ -78,10 +78,18 @@ def table(result: Evaluation) -> Table:
     for name, ranking in (("all", result.all_boundaries), ("hard", result.hard_boundaries)):
         out.add_row(f"validity at {name} boundaries", ranking_words(ranking))
     for lost, cut in result.cut.items():
-        share = f"{cut / result.oracle_cut:.1%} of the oracle's {result.oracle_cut:.1%}" if result.oracle_cut else ""
-        reached = share or "the oracle saves nothing either: no exit before the end of any trace is valid"
-        out.add_row(f"simulated thinking cut at {lost} pt loss", f"{cut:.1%}   ({reached})")
+        out.add_row(f"simulated thinking cut at {lost} pt loss", f"{cut:.1%}   ({_reached(cut, result)})")
+    if result.one_point:
+        known = "what lies in front of their first trial is unknown, and an exit there counts as an error"
+        out.add_row("traces not tried throughout", f"{result.one_point}: {known}")
     return out
+
+
+def _reached(cut: float, result: Evaluation) -> str:
+    if not result.oracle_cut:
+        return "the oracle saves nothing either: no exit before the end of any trace is valid"
+    most, least = ("at most ", "at least ") if result.one_point else ("", "")
+    return f"{most}{cut / result.oracle_cut:.1%} of the oracle's {least}{result.oracle_cut:.1%}"
 
 
 def ranking_words(ranking: Ranking) -> str:

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float
 
 from jax_specexit.evaluation.scoring import Scored
 from jax_specexit.training.metrics import acceptance_estimate
-from specexit.data.rows import BareTrace, LabelledTrace, known_verdicts
+from specexit.data.rows import BareTrace, LabelledTrace, is_tried_throughout, known_verdicts
 from specexit.data.traces import without_text
 from specexit.method.decision import Policy
 from specexit.method.labels import ExitKind, token_labels
@@ -53,6 +53,10 @@ DEFINITIONS = {
     "calibration_error": "expected calibration error of validity, 15 bins of equal width",
     "cut": "share of thinking tokens that the best validity threshold saves at that loss of accuracy in points, "
     "picked on these very traces",
+    "oracle_cut": "share of thinking tokens behind each trace's earliest boundary that is known to have its answer; at "
+    "least that where there are traces of one point",
+    "one_point": "traces that were not tried throughout (boundaries=stable or bisect): nothing is known in front of "
+    "their first trial, and an exit there counts as an error",
 }
 
 
@@ -72,6 +76,8 @@ class Evaluation:
     oracle_cut: float
     cut: dict[str, float]
     """Accuracy loss in points -> thinking cut."""
+    one_point: int = 0
+    """Traces that were not tried throughout, see `specexit.data.rows.is_tried_throughout`."""
 
     def to_json(self) -> dict[str, Any]:
         """Fields as JSON has them: null for a number that does not exist, as AUROC where all boundaries are valid."""
@@ -106,6 +112,7 @@ class Judge:
         """Those of which only the signals were counted so far, and their signals at boundaries."""
         self._values: list[np.ndarray] = []
         self._held = 0
+        self._one_point = 0
         self._sums: dict[str, Sums] = {}
         self._everywhere, self._hard = Boundaries(), Boundaries()
         self._hits, self._rows = np.zeros(0), 0
@@ -127,6 +134,7 @@ class Judge:
         self._loss, self._labelled = self._loss + losses, self._labelled + labelled
         values = signals[np.array(trace.boundaries, np.int64) - 1]
         self._rank(trace, values[:, column("validity")])
+        self._one_point += not is_tried_throughout(trace)
         self._traces.append(without_text(trace, {None: None}))
         self._values.append(values)
         self._held += 1 + len(values)
@@ -154,6 +162,7 @@ class Judge:
             hard_boundaries=self._hard.ranking(),
             oracle_cut=oracle.thinking_cut,
             cut={lost: point.thinking_cut if point else 0.0 for lost, point in best.items()},
+            one_point=self._one_point,
         )
 
     def _rank(self, trace: LabelledTrace, probability: np.ndarray) -> None:

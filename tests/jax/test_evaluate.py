@@ -185,6 +185,29 @@ def test_labels_without_any_cut_are_shown_as_such() -> None:
     assert "the oracle saves nothing either" in shown.get()
 
 
+def test_where_one_point_was_looked_for_the_oracle_is_at_least_what_is_said() -> None:
+    """``boundaries=stable`` did not try the boundaries in front of it: the first right moment may lie there."""
+    rng = np.random.default_rng(0)
+    whole = [scored(rng, 2, 3, 30, 2) for _ in range(3)]
+    states = [
+        "untried" if i < 4 else "agrees" if hit else "differs" for i, hit in enumerate(whole[0].trace.boundary_agrees)
+    ]
+    changes = {"boundary_state": states, "trial": json.dumps({"boundaries": "stable"})}
+    some = [*whole[:2], replace(whole[2], trace=replace(whole[2].trace, **changes))]
+    said = {}
+    for found in (judge(whole, 1, "stable"), judge(some, 1, "stable")):
+        console = Console(width=200)
+        with console.capture() as shown:
+            console.print(table(found))
+        said[found.one_point] = shown.get()
+    assert said.keys() == {0, 1}
+    assert "% of the oracle's at least" in said[1]
+    assert "(at most " in said[1]
+    assert "traces not tried throughout" in said[1]
+    assert "at least" not in said[0]
+    assert "tried" not in said[0]
+
+
 def test_more_is_better_whatever_the_best_is_chosen_by() -> None:
     def made(error: float, length: float) -> Evaluation:
         ranking = Ranking(10, 0.5, 1 - error, error, error)

@@ -1,5 +1,6 @@
 """Exit methods on recorded traces: each against what its words say, probes paid, and one of a stranger's own."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -8,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from specexit.cli import run
+from specexit.data.rows import infer_agrees
 from specexit.data.scores import Scores, key_of, write_scores
-from specexit.data.traces import write_traces
+from specexit.data.traces import read_traces, write_traces
 from specexit.method.policies import METHODS, MethodError, load_methods
 from specexit.method.policies.certaindex import certainty
 from specexit.method.replay import Replay
@@ -161,6 +163,27 @@ def test_curves_are_drawn_by_task_probes_are_paid_and_the_unfinished_is_left_out
     printed = capsys.readouterr().out
     assert "sums: 11 traces of 6 prompts" in printed
     assert "left out, as they cannot judge: 1 unfinished" in printed
+
+
+def test_what_one_point_was_looked_for_in_makes_no_method_look_good(files, trace_of, capsys):
+    """``boundaries=stable`` goes back from the end to the exit: what asks at those trials alone is asked just there."""
+    traces = read_traces(files / "traces.parquet")
+    for i, trace in enumerate(traces):
+        if trace.task == "sums":
+            states = ["untried", *trace.boundary_state[1:]]
+            fields = {"boundary_state": states, "boundary_agrees": infer_agrees(states)}
+            traces[i] = dataclasses.replace(trace, **fields, trial=json.dumps({"boundaries": "stable"}))
+    write_traces(files / "traces.parquet", traces)
+    found, throughout = simulate(config_of(files)), {"validity", "trio", "budget", "boundary"}
+    assert (found.one_point, found.unknown) == (11, ("stability", "deer", "certaindex"))
+    assert found.curves.keys() == found.tasks["sums"].curves.keys() == throughout
+    assert found.tasks["chains"].one_point == 0
+    assert found.tasks["chains"].curves.keys() == throughout | set(found.unknown)
+    assert Simulation.model_validate(json.loads((files / "out.json").read_text())) == found
+    printed = " ".join(capsys.readouterr().out.split())
+    assert printed.count("oracle, at least") == printed.count("at most") == 2
+    assert "11 of 23 traces were not tried throughout (boundaries=stable or bisect)" in printed
+    assert "stability, deer, certaindex not known: they ask all over the thinking" in printed
 
 
 STRANGER = """

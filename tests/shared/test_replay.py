@@ -136,3 +136,11 @@ def test_right_answers_are_told_by_the_traces_own_kind(make_trace):
         boundary_agrees=[False, False, True],
     )
     assert Replay([trace]).right[0].tolist() == [0, 1, 0]
+
+
+def test_in_front_of_the_first_trial_nobody_knows_of_a_right_answer(make_trace):
+    """The first trial's stands there as well, which differs, and may be right where the trace is not."""
+    states = ["untried", "differs", "agrees"]
+    wrong = {"answer": "7", "reference": "8", "correct": False, "boundary_answers": ["8", "8", "7"]}
+    replay = Replay([make_trace(**wrong, boundary_state=states, boundary_agrees=[False, False, True])])
+    assert [replay.outcome_at(np.array([i])).correct.tolist() for i in range(3)] == [[0], [1], [0]]

@@ -272,7 +272,7 @@ def outline(trace: AnyTrace) -> Outline:
 NOTHING: Mapping[int, bool | None] = {}
 
 
-def is_tried_throughout(trace: AnyTrace) -> bool:
+def is_tried_throughout(trace: Named) -> bool:
     """Whether a trace's trials were spread over all of its thinking; False where one exit point alone was looked for
     (``boundaries=stable`` or ``bisect``), in front of which nothing is known."""
     return json.loads(trace.trial).get("boundaries", "all") in ("all", "refine")

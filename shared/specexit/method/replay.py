@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from specexit.data.answers import same_answer
-from specexit.data.rows import AnyTrace
+from specexit.data.rows import AnyTrace, first_trial
 from specexit.data.scores import StoredScores
 from specexit.method.decision import EARLY_TOKENS, Policy
 from specexit.method.labels import exit_point
@@ -121,7 +121,8 @@ class Replay:
         return self._outcome(traces, verdicts.boundary[rows[first]])
 
     def oracle(self) -> Outcome:
-        """Exit at the first boundary whose answer is that of the full trace: nothing sound cuts more."""
+        """Exit at the first boundary that is known to have the full trace's answer: nothing sound cuts more, but in
+        front of a trace's first trial, where nothing is known."""
         exits = [exit_point(t.boundaries, t.boundary_agrees, t.n_think) for t in self.traces]
         pairs = enumerate(zip(self.traces, exits, strict=True))
         found = [(i, trace.boundaries.index(at)) for i, (trace, at) in pairs if at in trace.boundaries]
@@ -240,9 +241,12 @@ def _truth(trace: AnyTrace, correct: bool | None) -> float:
 
 
 def _right(trace: AnyTrace) -> Float[np.ndarray, " boundaries"]:
-    """Whether the trial answer behind each boundary is right; one that agrees is as right as the full trace's."""
-    right = [
+    """Whether the trial answer behind each boundary is right; one that agrees is as right as the full trace's, and one
+    in front of the first trial is not known, so it counts as wrong."""
+    unknown = first_trial(trace.boundary_state)
+    pairs = list(zip(trace.boundary_answers, trace.boundary_agrees, strict=True))[unknown:]
+    right = [_truth(trace, False)] * unknown + [
         _truth(trace, trace.correct if agrees else same_answer(answer, trace.reference, trace.answer_kind))
-        for answer, agrees in zip(trace.boundary_answers, trace.boundary_agrees, strict=True)
+        for answer, agrees in pairs
     ]
     return np.array(right, np.float32)

@@ -2,8 +2,10 @@
 
 The methods are those of `specexit.method.policies`, one file each; each is swept over its settings, and its curve is
 the Pareto front of what they cut and lose. Methods that ask for trial answers pay for them. Traces that cannot judge
-(see `specexit.data.rows.can_judge`) are left out and counted. Sampled traces are replayed as greedy ones are: what an
-exit does to the answer is known, and what thinking on would have given is the trace itself.
+(see `specexit.data.rows.can_judge`) are left out and counted. Where traces were tried about one exit point alone, a
+method that asks for answers has no curve: it would ask just where that search has found the exit. Sampled traces are
+replayed as greedy ones are: what an exit does to the answer is known, and what thinking on would have given is the
+trace itself.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from specexit.config import Config, write_text
-from specexit.data.rows import Outline, prompt_sha256
+from specexit.data.rows import Outline, is_tried_throughout, prompt_sha256
 from specexit.data.scores import open_scores
 from specexit.data.traces import TraceError, read_outlines, target_of_file
 from specexit.method.decision import OFF, Policy
@@ -66,7 +68,10 @@ class Part(Config):
     full_accuracy: float | None
     oracle: Point
     curves: dict[str, tuple[Point, ...]]
-    """Method -> its Pareto front, by rising net cut."""
+    """Method -> its Pareto front, by rising net cut; where traces are of one point, not of methods that ask."""
+    one_point: int = 0
+    """Traces that were not tried throughout, see `specexit.data.rows.is_tried_throughout`. With any of them the oracle
+    cuts at least what is said, as nothing is known in front of their first trial."""
 
 
 class Simulation(Part):
@@ -79,6 +84,8 @@ class Simulation(Part):
     """The same by task, where there are several."""
     methods: dict[str, str] = Field(default={})
     """Method -> what it does, in a line."""
+    unknown: tuple[str, ...] = ()
+    """Methods that ask for answers, where there are traces of one point: what they would hear is not known."""
     left_out: dict[str, int] = Field(default={})
     """Reason -> traces that cannot judge."""
 
@@ -182,16 +189,20 @@ def run(
             tallies[ORACLE].add(replay, [Played("", replay.oracle(), policy=OFF)], rows)
             progress.advance(bar, len(replay.traces))
     points = {name: {label: _points(tally, name) for label, tally in tallies.items()} for name in parts}
+    asking = {label for label, tally in tallies.items() if tally.asks}
     quoted = [name for name, method in methods.items() if not method.tuned]
+    tuned = set(about) - set(quoted)
     found = {
-        name: _part([trace for trace in traces if (trace.task or "") in of], points[name], set(about) - set(quoted))
+        name: _part([trace for trace in traces if (trace.task or "") in of], points[name], tuned, asking)
         for name, of in parts.items()
     }
+    unknown = [label for label in about if label in asking and found[""].one_point]
     return Simulation(
         **vars(found[""]),
-        named={point.setting: point for label in quoted for point in points[""][label]},
+        named={point.setting: point for label in quoted if label not in unknown for point in points[""][label]},
         tasks={name: part for name, part in found.items() if name},
         methods=about,
+        unknown=tuple(unknown),
     )
 
 
@@ -199,27 +210,37 @@ def _points(tally: Tally, part: str) -> list[Point]:
     return [point_of(*one) for one in tally.of(part)]
 
 
-def _part(traces: Sequence[Outline], points: dict[str, list[Point]], tuned: Container[str]) -> Part:
+def _part(
+    traces: Sequence[Outline], points: dict[str, list[Point]], tuned: Container[str], asking: Container[str]
+) -> Part:
     [full], [oracle] = points[FULL], points[ORACLE]
+    one_point = sum(not is_tried_throughout(trace) for trace in traces)
+    unknown = asking if one_point else ()
     return Part(
         n=len(traces),
         prompts=len(set(map(prompt_sha256, traces))),
         full_accuracy=full.accuracy,
         oracle=oracle,
-        curves={label: pareto(curve, full.accuracy) for label, curve in points.items() if label in tuned},
+        curves={
+            label: pareto(curve, full.accuracy)
+            for label, curve in points.items()
+            if label in tuned and label not in unknown
+        },
+        one_point=one_point,
     )
 
 
 def table(part: Part, tolerances: Sequence[float], named: dict[str, Point], title: str) -> Table:
     """Each curve's largest net cut at a few losses, with the share of the oracle's cut that it reaches."""
     known = part.full_accuracy is not None
+    oracle, reached = ("oracle, at least", "of oracle,\nat most") if part.one_point else ("oracle", "of oracle")
     out = Table(title=f"{title}; settings picked on these very traces", title_justify="left", box=SIMPLE)
-    out.add_column("method", min_width=max(map(len, (*part.curves, *named)), default=0))
+    out.add_column("method", min_width=max(map(len, (oracle, *part.curves, *named))))
     out.add_column("loss ≤" if known else "changed ≤", justify="right")
     out.add_column("setting", overflow="fold")
-    for heading in ("net cut", "probes", "of oracle", "accuracy" if known else "agreement"):
+    for heading in ("net cut", "probes", reached, "accuracy" if known else "agreement"):
         out.add_column(heading, justify="right", min_width=7)
-    rows = [("oracle", None, part.oracle)]
+    rows = [(oracle, None, part.oracle)]
     rows += [
         (name, tolerance, best_within(points, part.full_accuracy, tolerance))
         for name, points in part.curves.items()
@@ -266,9 +287,22 @@ def simulate(config: SimulateConfig) -> Simulation:
     console.print(table(simulation, config.tolerances, simulation.named, title))
     for name, part in simulation.tasks.items():
         console.print(table(part, config.tolerances, {}, f"{name}: {part.n} traces of {part.prompts} prompts"))
+    if simulation.one_point:
+        console.print(_what_is_unknown(simulation), soft_wrap=True)
     if left_out:
         console.print(f"left out, as they cannot judge: {', '.join(f'{n} {why}' for why, n in left_out.items())}")
     return simulation
+
+
+def _what_is_unknown(simulation: Simulation) -> str:
+    asking = (
+        f"; {', '.join(simulation.unknown)} not known: they ask all over the thinking" if simulation.unknown else ""
+    )
+    return (
+        f"{simulation.one_point} of {simulation.n} traces were not tried throughout (boundaries=stable or bisect): "
+        "what lies in front of their first trial is unknown, and an exit there counts as an error; the oracle cuts at "
+        f"least what is said{asking}; collect with boundaries=refine to know"
+    )
 
 
 def _blocks(config: SimulateConfig, traces: Sequence[Outline]) -> Iterator[Block]:

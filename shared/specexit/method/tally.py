@@ -18,6 +18,8 @@ class Tally:
 
     def __init__(self, name: str):
         self.name = name
+        self.asks = False
+        """Whether it makes the target answer while it thinks."""
         self._settings: list[tuple[str, Policy | None]] | None = None
         self._sums: list[dict[str, Sums]] = []
 
@@ -31,6 +33,7 @@ class Tally:
         found: list[dict[str, Sums]] = []
         for one in played:
             settings.append((one.setting, one.policy))
+            self.asks |= one.probe_tokens is not None
             found.append({name: sums_of(replay, one.outcome, one.probe_tokens, rows) for name, rows in parts.items()})
         if self._settings is None:
             self._settings, self._sums = settings, found
