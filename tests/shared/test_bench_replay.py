@@ -11,7 +11,7 @@ from specexit.bench.replay import ReplayError, bench_replay, check_exits
 from specexit.bench.results import Oracle, Results, write_results
 from specexit.config import ConfigError
 from specexit.data.scores import ScoreError, Scores, write_scores
-from specexit.data.traces import write_traces
+from specexit.data.traces import TraceError, write_traces
 from specexit.drafts.tensors import weights_hash
 from specexit.method.decision import Policy
 from specexit.method.signals import column
@@ -143,6 +143,13 @@ def write_bench(folder, requests, temperature=0.0):
 def test_traces_of_another_target_than_the_one_given_are_refused(files):
     with pytest.raises(ConfigError, match="target is 'qwen3-4b-thinking-2507', but the traces were written by 'tiny"):
         bench_replay(files.model_copy(update={"target": "qwen3-4b-thinking-2507"}))
+    assert not files.out.exists()
+
+
+def test_traces_of_two_targets_are_refused(files, traces):
+    write_traces(files.traces, [dataclasses.replace(traces[0], target="tiny-mixed"), *traces[1:]])
+    with pytest.raises(TraceError, match=r"traces of several targets \(tiny-mixed, tiny-reasoner\), expected those"):
+        bench_replay(files)
     assert not files.out.exists()
 
 

@@ -1,5 +1,6 @@
 """``specexit simulate``: sums, curves and the table."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -102,6 +103,17 @@ def test_scores_of_other_traces_are_refused_and_nothing_is_written(paths, perfec
 def test_traces_of_another_target_than_the_one_given_are_refused(paths):
     with pytest.raises(ConfigError, match="target is 'qwen3-4b-thinking-2507', but the traces were written by 'tiny"):
         simulate(SimulateConfig(**paths, target="qwen3-4b-thinking-2507"))
+    assert not paths["out"].exists()
+
+
+def test_traces_of_two_targets_are_refused(paths, traces):
+    mixed = [dataclasses.replace(trace, target="tiny-mixed") if i < 3 else trace for i, trace in enumerate(traces)]
+    write_traces(paths["traces"], mixed)
+    for target in (None, "tiny-reasoner"):
+        with pytest.raises(
+            TraceError, match=r"traces of several targets \(tiny-mixed, tiny-reasoner\), expected those"
+        ):
+            simulate(SimulateConfig(**paths, target=target))
     assert not paths["out"].exists()
 
 

@@ -22,7 +22,7 @@ from specexit.bench.comparison import Request, read_requests
 from specexit.bench.results import ResultsError, read_results
 from specexit.config import Config, write_text
 from specexit.data.scores import ScoreError, read_scores
-from specexit.data.traces import Trace, read_traces, target_of_file
+from specexit.data.traces import Trace, check_one_target, read_traces
 from specexit.drafts.directory import DraftError, read_config
 from specexit.drafts.tensors import weights_hash
 from specexit.method.decision import Policy
@@ -141,7 +141,7 @@ def bench_replay(config: BenchReplayConfig) -> ReplayCheck:
     """Compare, write the file, print the differences.
 
     Raises:
-      ResultsError, TraceError, ScoreError, DraftError: a file is unreadable.
+      ResultsError, TraceError, ScoreError, DraftError: a file is unreadable, or the traces are of several targets.
       ReplayError: the benchmark was sampled, asked other problems, or its exits differ too often.
       ConfigError: the traces are of another target than the one given.
     """
@@ -172,8 +172,7 @@ def _read(config: BenchReplayConfig) -> tuple[Policy, list[Trace], list[np.ndarr
     requests = read_requests(config.bench / "requests.jsonl", config.method, config.batch)
     if not requests:
         raise ReplayError(f"{config.bench}: no requests of method {config.method!r} at that batch size")
-    if config.target is not None:
-        target_of_file(config.traces, config.target)
+    check_one_target(config.traces, config.target)
     traces = {trace.id: trace for trace in read_traces(config.traces) if trace.sample == 0}
     if missing := sorted(set(requests) - set(traces)):
         raise ReplayError(f"{config.traces}: problem {missing[0]!r} of the benchmark is missing")

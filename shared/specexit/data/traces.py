@@ -197,6 +197,22 @@ def target_of_file(path: Path, given: str | None = None, *places: Path) -> Targe
     return _target_named(target_named_in(path), given, path, *places)
 
 
+def check_one_target(path: Path, given: str | None = None) -> None:
+    """Check that one target wrote all traces of a file or folder, for what needs to know no more of it.
+
+    Args:
+      path: of the traces.
+      given: a target's name or YAML file, which it has to be.
+
+    Raises:
+      TraceError: there are none, they cannot be read, or they are of several targets.
+      ConfigError: the target given is unknown, or not theirs.
+    """
+    name = target_named_in(path)
+    if given is not None:
+        _target_named(name, given)
+
+
 def _target_named(name: str, given: str | None, *places: Path) -> TargetConfig:
     if given is None:
         return find_target(None, *places, name=name)

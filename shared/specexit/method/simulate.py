@@ -24,7 +24,7 @@ from rich.table import Table
 from specexit.config import Config, write_text
 from specexit.data.rows import Outline, is_tried_throughout, prompt_sha256
 from specexit.data.scores import open_scores
-from specexit.data.traces import TraceError, read_outlines, target_of_file
+from specexit.data.traces import TraceError, check_one_target, read_outlines
 from specexit.method.decision import OFF, Policy
 from specexit.method.policies import METHODS, Method, Played, load_methods
 from specexit.method.replay import Largest, Outcome, Replay
@@ -266,14 +266,13 @@ def simulate(config: SimulateConfig) -> Simulation:
     """Replay all methods, print the tables and write the curves.
 
     Raises:
-      TraceError, ScoreError: a file is unreadable, a trace is there twice, the scores are of other traces, or no trace
-        can judge.
+      TraceError, ScoreError: a file is unreadable, a trace is there twice, they are of several targets, the scores are
+        of other traces, or no trace can judge.
       MethodError: a file of ``methods`` holds none, or see `Tally.add`.
       ConfigError: the traces are of another target than the one given.
     """
     methods = load_methods(config.methods)
-    if config.target is not None:
-        target_of_file(config.traces, config.target)
+    check_one_target(config.traces, config.target)
     everything = read_outlines(config.traces)
     left_out = Counter(trace.barred for trace in everything if trace.barred)
     traces = [trace for trace in everything if not trace.barred]
