@@ -400,6 +400,20 @@ def test_the_page_can_be_read_alone(think, tmp_path):
     assert "http" not in page.replace("http://www.w3.org", "")
 
 
+def test_no_answer_is_shown_where_nobody_asked(think, make_trace, tmp_path):
+    whole = think(*((text, "2") for text in ("u.", "v.", "w.", "x.", "y.", "z.")))
+    states = ["untried", "differs", "agrees", "untried", "agrees", "agrees"]
+    answers = fill_untried([None, "4", "2", None, "2", "2"])
+    fields = {"boundary_state": states, "boundary_agrees": infer_agrees(states), "boundary_answers": answers}
+    trace = make_trace(**vars(whole) | fields | {"think_ids": [*whole.think_ids, *whole.think_ids]})
+    write_traces(tmp_path / "traces" / "traces.parquet", [trace])
+    annotate(AnnotateConfig(traces=tmp_path / "traces", out=tmp_path / "labelled"))
+    page = (tmp_path / "labelled" / "statistics.html").read_text()
+    said = re.findall(r'<span class="says">(\w+)(?: <span class="answer">(\w+)</span>)?</span>', page)
+    shown = ["", "4", "2", "", "2", "2"]
+    assert said == list(zip(states, shown, strict=True))
+
+
 def test_a_long_answer_is_shortened_on_the_page_and_keeps_its_lines(think, tmp_path):
     program = "def f(x):\n    return x\n" + "x = 1\n" * 100
     traces = [think(("x.", program), ("y.", program), ("z.", program))]

@@ -32,6 +32,7 @@ class ExampleStep:
     state: str
     """Of the boundary at its end, see `specexit.data.rows.BoundaryState`; empty behind the last boundary."""
     answer: str | None
+    """Of the trial there; None where there was none, or it gave none."""
     needed: bool
     """Whether it is in front of the earliest exit point."""
 
@@ -82,7 +83,8 @@ def example_of(trace: LabelledTrace, tokenizer: Tokenizer, found: Container[str]
 
 def _steps(trace: LabelledTrace, tokenizer: Tokenizer) -> list[ExampleStep]:
     states = [*trace.boundary_state, ""]
-    answers = [*trace.boundary_answers, None]
+    said = zip(trace.boundary_state, trace.boundary_answers, strict=True)
+    answers = [*(None if state == "untried" else answer for state, answer in said), None]
     steps, start = [], 0
     for end, state, answer in zip([*trace.boundaries, len(trace.think_ids)], states, answers, strict=True):
         text = tokenizer.decode(trace.think_ids[start:end]).strip()
