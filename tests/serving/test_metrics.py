@@ -77,14 +77,12 @@ def test_what_was_seen_at_one_point_is_no_estimate_of_what_another_saves():
     def saved(point):
         name = "vllm:specexit_estimated_tokens_saved_total"
         before = registry.get_sample_value(name, labels)
-        metrics.finished(
-            0, {"outcome": "exit", "thinking_tokens": 100, "signals": NAMED, "point": point, "certified": True}
-        )
+        metrics.finished(0, {"outcome": "exit", "thinking_tokens": 100, "signals": NAMED, "point": point})
         return registry.get_sample_value(name, labels) - before
 
     for point, would_exit in (("bold", 20), ("careful", 80), (None, 50)):
         report = {"outcome": "natural_end", "thinking_tokens": 100, "signals": NAMED, "would_exit": would_exit}
-        metrics.finished(0, report | {"point": point, "certified": True})
+        metrics.finished(0, report | {"point": point})
     assert [saved(point) for point in ("bold", "careful", None, "new")] == [400, 25, 100, 0]
     file = PolicyFile.model_validate({"points": POINTS, "default": "usual"})
     metrics.watch(server.FrontEnd(Operation(SpecExitBlock(target="t"), file, Serving()), Activity()))

@@ -205,7 +205,8 @@ class ExitMetrics:
         self.thinking.labels(*labels, report["outcome"]).observe(tokens)
         if "point" in report:
             self.points.labels(*labels, report["point"] or "own", report["outcome"]).inc()
-            self.uncertified.labels(*labels).inc(float(not report["certified"]))
+        if report.get("certified") is False:
+            self.uncertified.labels(*labels).inc()
         self.serving()
         if report["outcome"] == "exit":
             for name, value in report["signals"].items():

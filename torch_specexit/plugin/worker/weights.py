@@ -32,9 +32,9 @@ class Weights:
         self.loaded = False
         """Whether there has been a whole draft."""
         self.replaced = False
-        """Whether they are others than those that the engine has started with, which a certificate is about."""
-        self._mark: Int[Tensor, " tensors"] | None = None
-        self._first: Int[Tensor, " tensors"] | None = None
+        """Whether it is another draft now than the first that was whole."""
+        self._first: Int[Tensor, " sums"] | None = None
+        self._mark: Int[Tensor, " sums"] | None = None
 
     @property
     def whole(self) -> bool:
@@ -48,10 +48,13 @@ class Weights:
 
     def arrived(self, name: str) -> None:
         """A tensor is in place."""
+        if name not in self.awaited:  # one that is never sent, or there already
+            return
         self.awaited.discard(name)
         if self.whole:
             if self.loaded:
                 logger.warning("specexit: the draft's weights are whole again; requests from now on may exit")
+                self.replaced = True  # until it is seen to be the same draft, behind a sleep
             self.loaded, self._mark = True, None
 
     def lose(self, why: str) -> None:
@@ -61,19 +64,35 @@ class Weights:
 
     def remember(self, parameters: Iterable[tuple[str, nn.Parameter]]) -> None:
         """Take the weights as they are for right, where they are whole and nothing is remembered yet."""
-        if self.whole and self._mark is None:
-            self._mark = fingerprint(parameters)
-            self._first = self._mark if self._first is None else self._first
-            self.replaced = not torch.equal(self._first, self._mark)
+        if not self.whole or self._mark is not None:
+            return
+        own = own_of(parameters)
+        self._mark = fingerprint(own)
+        if self._first is None and not self.replaced:
+            self._first = self._mark
+        elif self._first is not None and all(len(value) for value in own):
+            self.replaced = not torch.equal(self._mark, self._first)
 
     def check(self, parameters: Iterable[tuple[str, nn.Parameter]]) -> None:
         """Whether the weights are still what is remembered, behind a sleep."""
-        if self.whole and self._mark is not None and not torch.equal(self._mark, fingerprint(parameters)):
+        if self.whole and self._mark is not None and not torch.equal(self._mark, fingerprint(own_of(parameters))):
             self.lose("the draft's weights have not survived a sleep")
 
 
-def fingerprint(parameters: Iterable[tuple[str, nn.Parameter]]) -> Int[Tensor, " tensors"]:
-    """A sum over the bytes of each parameter of the draft's own, on its device. Embedding and head are left out: they
-    may be the target's, which has updates of its own."""
-    own = [value for name, value in parameters if "embed_tokens" not in name and "lm_head" not in name]
-    return torch.stack([value.detach().contiguous().view(torch.uint8).sum(dtype=torch.int64) for value in own])
+def own_of(parameters: Iterable[tuple[str, nn.Parameter]]) -> list[Tensor]:
+    """The draft's own parameters. Embedding and head are left out: they may be the target's, which has updates of its
+    own. One is empty where vLLM has packed it for a CPU, and nothing can be seen of it."""
+    named = ((name, value) for name, value in parameters if "embed_tokens" not in name and "lm_head" not in name)
+    return [torch.atleast_1d(value.detach()).contiguous() for _, value in named]
+
+
+def fingerprint(own: Iterable[Tensor]) -> Int[Tensor, " sums"]:
+    """Sums over the bytes of each parameter, on its device, weighted by row and by column, so that rows that change
+    places are seen, too."""
+    return torch.stack([total for value in own if len(value) for total in _sums(value)])
+
+
+def _sums(value: Tensor) -> list[Tensor]:
+    table = value.view(torch.uint8).reshape(len(value), -1)
+    sums = [table.sum(dim=dim, dtype=torch.int64) for dim in (0, 1)]
+    return [(part * torch.arange(1, len(part) + 1, device=part.device)).sum() for part in sums]
