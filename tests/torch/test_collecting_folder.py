@@ -151,6 +151,29 @@ def test_a_run_that_failed_on_every_prompt_claims_nothing(tmp_path, monkeypatch)
     server.close()
 
 
+@pytest.mark.parametrize("failed", ["before the first trace", "on every prompt"])
+def test_a_run_that_failed_claims_nothing_where_files_of_one_s_own_lie(tmp_path, monkeypatch, failed):
+    """A job's log is written where the job writes; it stays, and so does what is finished."""
+    monkeypatch.setattr("torch_specexit.collecting.endpoints.FIRST_PAUSE", 0.001)
+    out, early = tmp_path / "out", failed == "before the first trace"
+    server = Server(Pretender(12), model="another") if early else Server(Pretender(12))
+    server.fails = lambda _: not early
+    with pytest.raises(CollectError, match="serves another" if early else "no server answered 12 of 12"):
+        collect(config(server, out, requests=12, retries=2, min_finished=0))
+    (out / "collect.log").write_text("mine")
+    (out / "notes").mkdir()
+    server.fails = lambda _: False
+    model = {"model": "another"} if early else {}
+    collect(config(server, out, n=6, max_new_tokens=700, **model))
+    assert [trace.finish_reason for trace in read_traces(out)] == ["stop"] * 6
+    assert ((out / "collect.log").read_text(), (out / "notes").is_dir()) == ("mine", True)
+    before = {path: path.read_bytes() for path in out.glob("[a-z]*.*")}
+    with pytest.raises(ConfigError, match=r"another config \(max_new_tokens is 600, was 700\)"):
+        collect(config(server, out, n=6, max_new_tokens=600, **model))
+    assert {path: path.read_bytes() for path in out.glob("[a-z]*.*")} == before
+    server.close()
+
+
 def test_a_run_that_has_one_trace_or_is_at_work_keeps_its_folder(server, tmp_path):
     out = tmp_path / "out"
     first = config(server, out, shard="0/3")

@@ -1,14 +1,14 @@
 """An output folder belongs to one run: the first collector says which, those that join or go on are held against it.
 
 The record is written under the folder's lock, ``run.yaml`` last: where a kill came before it, or a run failed before
-its first trace or on every prompt, the folder is as good as new, and shards that start together wait for the first of
-them.
+its first trace or on every prompt, the folder is as good as new, whatever else lies there, and shards that start
+together wait for the first of them.
 """
 
 from __future__ import annotations
 
 import fcntl
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,9 +33,6 @@ PROMPTS = {"prompts", "columns"}
 HIDDEN = ".collect"
 """Folder of locks and logs in the output folder; the first thing that a run makes."""
 
-RECORD = (HIDDEN, *(start + name for name in (TARGET_FILE, "run.yaml", MANIFEST) for start in ("", ".")))
-"""How the names begin of all that is there before a trace is."""
-
 
 @contextmanager
 def claim(config: CollectConfig, target: TargetConfig) -> Iterator[None]:
@@ -51,17 +48,14 @@ def claim(config: CollectConfig, target: TargetConfig) -> Iterator[None]:
         raise FileExistsError(f"{out}: output folder is not empty and holds no run.yaml to resume from")
     (out / HIDDEN).mkdir(parents=True, exist_ok=True)
     with exclusive(out):
-        others = [path.name for path in out.iterdir() if not path.name.startswith(RECORD)]
-        in_use = _in_use(out / HIDDEN)
-        if others and not in_use and _is_unanswered(out, others):
-            for name in (MANIFEST, *others):
-                (out / name).unlink(missing_ok=True)
-            others = []
-        if run.exists() and (others or in_use):
+        kept, in_use = _kept(out), _in_use(out / HIDDEN)
+        if run.exists() and (kept or in_use):
             _hold_against(config, target)
-        elif others:
-            raise FileExistsError(f"{out}: output folder holds {others[0]}, but no run.yaml to resume from")
+        elif kept:
+            raise FileExistsError(f"{out}: output folder holds {kept[0]}, but no run.yaml to resume from")
         else:
+            for name in () if in_use else (*read_files(out), SUMMARY, MANIFEST):
+                (out / name).unlink(missing_ok=True)
             save_target(out, target)
             save_run(config, out)
         yield
@@ -74,13 +68,14 @@ def _in_use(hidden: Path) -> bool:
     )
 
 
-def _is_unanswered(out: Path, names: Sequence[str]) -> bool:
-    """Whether all that is there are rows of prompts that no server answered, as they were written: a run that asks in
-    another way, as those servers want it, loses nothing by their going."""
+def _kept(out: Path) -> list[str]:
+    """Files of traces that no other run may take: all but those of prompts that no server answered, as they were
+    written. A run that asks in another way, as those servers want it, loses nothing by their going."""
     files = read_files(out)
-    return all(entry.counts.failed == entry.counts.traces for entry in files.values()) and all(
-        name == SUMMARY or (name in files and file_sha256(out / name) == files[name].sha256) for name in names
-    )
+    failed = {name for name, entry in files.items() if entry.counts.failed == entry.counts.traces}
+    there = {path.name for path in out.glob("*.parquet") if not path.name.startswith(".")}
+    changed = {name for name in failed & there if file_sha256(out / name) != files[name].sha256}
+    return sorted((there | files.keys()) - failed | changed)
 
 
 def _held(path: Path) -> bool:
