@@ -1,5 +1,6 @@
 """``specexit ablate``: every alternative is the replay it says it is, with a table and a figure of its own."""
 
+import dataclasses
 import json
 from xml.etree import ElementTree
 
@@ -62,6 +63,12 @@ def test_every_question_has_its_variants_and_they_are_what_they_say(paths, trace
     assert cuts["threshold", "validity >= 0.9"] == pytest.approx(1 - 7 / 12)
     assert cuts["threshold", "validity >= 0.99"] == 0
     assert cuts["patience", "2"] == 0  # behind the third boundary three of twelve answers have changed again
+
+
+def test_an_earliest_exit_point_that_was_not_looked_for_is_not_compared(paths, traces):
+    trial = json.dumps({"boundaries": "stable"})
+    write_traces(paths / "traces.parquet", [*traces[1:], dataclasses.replace(traces[0], trial=trial)])
+    assert "exit_point" not in ablate(config(paths, "draft"))
 
 
 def test_one_split_token_at_a_time(paths):

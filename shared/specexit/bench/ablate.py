@@ -19,11 +19,11 @@ from rich.console import Console
 from rich.table import Table
 
 from specexit.config import Config, save_run, write_text
-from specexit.data.rows import AnyTrace, can_judge, infer_decided
+from specexit.data.rows import AnyTrace, can_judge, infer_decided, is_tried_throughout
 from specexit.data.scores import open_scores
 from specexit.data.traces import TraceError, read_bare, target_of_file
 from specexit.method.decision import Policy
-from specexit.method.labels import exit_point
+from specexit.method.labels import ExitKind, exit_point
 from specexit.method.policies import METHODS
 from specexit.method.policies.validity import VALIDITY_GRID
 from specexit.method.replay import Replay
@@ -153,7 +153,9 @@ def _sources(replays: dict[str, Replay]) -> Variants:
 
 
 def _exit_points(replay: Replay) -> Variants:
-    for kind in ("earliest", "stable"):
+    """Where one point alone was looked for, the earliest is not known, and there is nothing to compare."""
+    kinds: tuple[ExitKind, ...] = ("earliest", "stable")
+    for kind in kinds if all(map(is_tried_throughout, replay.traces)) else ("stable",):
         states = [(t, infer_decided(t.boundary_state)) for t in replay.traces]
         exits = [exit_point(t.boundaries, t.boundary_agrees, t.n_think, kind, decided) for t, decided in states]
         rows = [
