@@ -234,6 +234,10 @@ def test_parameters_are_the_boldest_within_the_tolerance(trace: Trace) -> None:
     assert chosen == {"kth-boundary": {"k": 3}, "stability": {"m": 2}, "deer": {"confidence": 0.99}}
     with pytest.raises(MethodError, match="stability chooses its parameters on traces: calibration_traces is missing"):
         find_method("stability").tuned(Tuning([], 0.0))
+    one_point = replace(trace, trial=json.dumps({"boundaries": "stable"}))
+    said = r"deer chooses its parameters on trial answers, but 1 of 2 of calibration_traces .*: expected refine"
+    with pytest.raises(MethodError, match=said):
+        find_method("deer").tuned(Tuning([trace, one_point], 0.0))
 
 
 def test_a_strangers_method_is_one_file(tmp_path: Path, trace: Trace) -> None:

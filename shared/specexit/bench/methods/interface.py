@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Float
 
 from specexit.data.answers import close_trial, extract_answer, is_stated, same_answer
+from specexit.data.rows import is_tried_throughout
 from specexit.data.traces import Trace
 from specexit.errors import InputError
 from specexit.method.decision import Policy
@@ -129,10 +130,16 @@ class Tuning:
           exit_of: index of the boundary at which a trace exits; None where it does not.
 
         Raises:
-          MethodError: there are no traces to tune on.
+          MethodError: there are no traces to tune on, or not all were tried throughout.
         """
         if not self.traces:
             raise MethodError(f"method {name} chooses its parameters on traces: calibration_traces is missing")
+        unknown = sum(not is_tried_throughout(trace) for trace in self.traces)
+        if unknown:
+            raise MethodError(
+                f"method {name} chooses its parameters on trial answers, but {unknown} of {len(self.traces)} of "
+                "calibration_traces were tried about one exit point (boundaries=stable or bisect): expected refine"
+            )
         best, most = candidates[0], -1.0
         for candidate in candidates:
             exits = [exit_of(trace, candidate) for trace in self.traces]
