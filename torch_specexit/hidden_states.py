@@ -27,7 +27,7 @@ from specexit.data.features import (
     stored_layers,
     write_shard,
 )
-from specexit.data.packing import PackMeta, check_target, open_rows, read_example, read_meta
+from specexit.data.packed import PackMeta, check_target, open_rows, read_example, read_meta
 from specexit.data.sequences import Example
 from specexit.data.stream import shown
 from specexit.data.teacher import check_fields, check_teacher

@@ -31,7 +31,7 @@ from jax_specexit.training.data import place, rows_of_process
 from jax_specexit.training.losses import first_choices
 from jax_specexit.training.step import Batch, Frozen, Step, ttt_outputs
 from specexit.data.overlap import refuse_trained
-from specexit.data.packing import PackMeta
+from specexit.data.packed import PackMeta
 from specexit.data.rows import prompt_sha256
 from specexit.data.sequences import TrainingSequence, assemble, best_fit, make_sequence
 from specexit.data.traces import (

@@ -21,7 +21,7 @@ from jax_specexit.sharding import CONTEXT, ROWS
 from specexit.config import ConfigError
 from specexit.data.features import Features, check
 from specexit.data.overlap import read_prompts
-from specexit.data.packing import FIELDS, PackError, PackMeta, Records, check_target, open_rows, read_example, read_meta
+from specexit.data.packed import FIELDS, PackError, PackMeta, Records, check_target, open_rows, read_example, read_meta
 from specexit.data.sequences import Example
 from specexit.drafts.fingerprints import target_fingerprint
 from specexit.schemas.target import TargetConfig

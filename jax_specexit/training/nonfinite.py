@@ -14,7 +14,7 @@ from rich.console import Console
 
 from jax_specexit.cluster import is_first
 from specexit.config import write_bytes
-from specexit.data.packing import write_example
+from specexit.data.packed import write_example
 from specexit.data.sequences import Example
 from specexit.errors import InputError
 
@@ -28,7 +28,7 @@ class NonFiniteStop:
 
     Args:
       run: folder of the run; batches go to ``nonfinite/step-<n>.npz``, one array of [batch, time, ...] per field of a
-        packed example, for ``numpy.load`` or `specexit.data.packing.read_example`.
+        packed example, for ``numpy.load`` or `specexit.data.packed.read_example`.
       limit: updates in a row that may be skipped.
       read: the batch of a step, with the rows of all processes.
     """

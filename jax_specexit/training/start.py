@@ -22,7 +22,7 @@ from jax_specexit.training.warm import warm_config, warm_params
 from jax_specexit.weights import load_ends, load_target
 from specexit.config import ConfigError
 from specexit.data.features import decode, read_manifest
-from specexit.data.packing import PackMeta
+from specexit.data.packed import PackMeta
 from specexit.data.sequences import Example
 from specexit.drafts.config import DraftConfig, SpecExitBlock, read_config
 from specexit.schemas.target import TargetConfig

@@ -39,7 +39,7 @@ from specexit.method.signals import SIGNALS
 from specexit.schemas.train import TrainConfig
 
 Batch = dict[str, Array]
-"""Arrays named as in a packed example, all [batch, time] or [batch, time, signals]: see `specexit.data.packing`; and
+"""Arrays named as in a packed example, all [batch, time] or [batch, time, signals]: see `specexit.data.packed`; and
 stored ``states`` and ``scales``, where the target is a `CachedTarget`: see `specexit.data.features`."""
 
 

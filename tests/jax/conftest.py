@@ -17,7 +17,8 @@ from jax_specexit.weights import export_target, load_target
 from specexit import tiny
 from specexit.config import load
 from specexit.data.features import Manifest, begin, encode, write_shard
-from specexit.data.packing import open_rows, pack, read_example, read_meta
+from specexit.data.packed import open_rows, read_example, read_meta
+from specexit.data.packing import pack
 from specexit.drafts.fingerprints import target_fingerprint
 from specexit.schemas.pack import PackConfig
 from specexit.schemas.target import load_target_config

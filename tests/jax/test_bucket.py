@@ -30,7 +30,8 @@ from jax_specexit.weights import _Ranged, load_target
 from specexit import cli
 from specexit.buckets import BucketError, BucketPath, location, upload
 from specexit.config import ConfigError, append_text, load, write_text
-from specexit.data.packing import pack, read_meta
+from specexit.data.packed import read_meta
+from specexit.data.packing import pack
 from specexit.drafts.directory import read_draft
 from specexit.drafts.tensors import read_header
 from specexit.outputs import new_folder

@@ -30,7 +30,7 @@ from jax.sharding import NamedSharding
 from jax_specexit.evaluation import held_out, scoring
 from jax_specexit.evaluation.judging import judge
 from jax_specexit.sharding import BATCH, make_mesh
-from specexit.data.packing import PackMeta
+from specexit.data.packed import PackMeta
 from specexit.data.traces import stream_labelled
 from specexit.schemas.target import load_target_config
 from specexit.schemas.train import MeshConfig

@@ -19,7 +19,7 @@ import yaml
 
 from jax_specexit.convert import convert
 from jax_specexit.training.checkpoint import restore_params
-from specexit.data.packing import read_meta
+from specexit.data.packed import read_meta
 from specexit.drafts.directory import read_draft
 from specexit.drafts.tensors import WEIGHTS
 from specexit.schemas.convert import ConvertConfig

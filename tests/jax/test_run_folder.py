@@ -30,7 +30,8 @@ from jax_specexit.training.train import train
 from specexit import cli
 from specexit.config import ConfigError
 from specexit.data.overlap import OverlapError
-from specexit.data.packing import FIELDS, pack, read_example, read_meta
+from specexit.data.packed import FIELDS, read_example, read_meta
+from specexit.data.packing import pack
 from specexit.data.rows import prompt_sha256
 from specexit.data.traces import read_labelled
 from specexit.drafts.directory import read_draft

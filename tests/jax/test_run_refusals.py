@@ -10,7 +10,7 @@ import yaml
 from jax_specexit.training.train import train
 from specexit.config import ConfigError, load
 from specexit.data.overlap import OverlapError
-from specexit.data.packing import PackError, read_meta
+from specexit.data.packed import PackError, read_meta
 from specexit.data.traces import read_labelled, write_traces
 from specexit.schemas.train import TrainConfig
 

@@ -11,7 +11,7 @@ import yaml
 
 from jax_specexit.training.train import train
 from specexit.config import ConfigError
-from specexit.data.packing import PackError
+from specexit.data.packed import PackError
 from specexit.schemas.train import TrainConfig
 from tests.jax.devices import simulated
 

@@ -22,7 +22,8 @@ from jax_specexit.training.train import train
 from specexit import tiny
 from specexit.data.annotate import label
 from specexit.data.features import Features, StoredType, begin, decode, encode, read_manifest, write_shard
-from specexit.data.packing import open_rows, pack, read_example, read_meta
+from specexit.data.packed import open_rows, read_example, read_meta
+from specexit.data.packing import pack
 from specexit.data.traces import Trace, write_traces
 from specexit.schemas.pack import PackConfig
 from specexit.schemas.target import load_target_config

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from specexit.data import packing
-from specexit.data.packing import PackError, check_target, open_rows, pack, read_example, read_meta, write_example
+from specexit.data.packed import PackError, check_target, open_rows, read_example, read_meta, write_example
+from specexit.data.packing import pack
 from specexit.data.rows import infer_agrees
 from specexit.data.sequences import (
     COLUMNS,

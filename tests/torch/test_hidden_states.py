@@ -9,7 +9,8 @@ import pytest
 from specexit.config import ConfigError
 from specexit.data.annotate import label
 from specexit.data.features import FeatureError, Features, decode, read_manifest
-from specexit.data.packing import open_rows, pack, read_example, read_meta
+from specexit.data.packed import open_rows, read_example, read_meta
+from specexit.data.packing import pack
 from specexit.data.sequences import Example
 from specexit.data.traces import write_traces
 from specexit.schemas.features import FeaturesConfig

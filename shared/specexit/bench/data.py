@@ -24,7 +24,7 @@ from rich.table import Table
 
 from specexit.bench.process import BenchError
 from specexit.config import versions, write_text
-from specexit.data.packing import read_meta
+from specexit.data.packed import read_meta
 from specexit.data.rows import SCHEMA
 from specexit.data.stream import processors
 from specexit.hardware import describe_hardware

@@ -59,7 +59,7 @@ class Manifest(Config):
     target_sha256: str = Field(description="of the target's weights: specexit.drafts.fingerprints")
     target_dtype: str = Field(description="that the target was run in")
     tokenizer_sha256: str = Field(description="of the target's tokenizer.json")
-    data: str = Field(description="of the packed data: specexit.data.packing.PackMeta.identity")
+    data: str = Field(description="of the packed data: specexit.data.packed.PackMeta.identity")
     n: int = Field(gt=0, description="packed rows")
     length: int = Field(gt=0, description="tokens in each")
     layers: tuple[int, ...] = Field(min_length=1, description="rising, in vLLM's counting; the last is the last layer")

@@ -1,20 +1,12 @@
-"""``specexit pack``: labelled traces to packed training examples on disk, and the readers of these.
-
-A packed folder holds ArrayRecord shards, one example per record (so that the trainer can read any of them, in any
-order, on any number of hosts), and ``meta.json``: what is in them, where it came from, and how often each token was
-generated, from which the trainer chooses its draft vocabulary. A record is an uncompressed ``.npz``.
-"""
+"""``specexit pack``: labelled traces to packed training examples on disk, see `specexit.data.packed`."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import json
 import os
 import shutil
-import threading
-import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,62 +16,26 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Int
-from pydantic import Field, ValidationError
 from rich.console import Console
 
 from specexit.buckets import BucketPath
-from specexit.config import Config, save_run, write_text
+from specexit.config import save_run, write_text
 from specexit.data.checks import once
 from specexit.data.overlap import short_hash_of, write_prompts
+from specexit.data.packed import FORMAT_VERSION, PackError, PackMeta, write_example
 from specexit.data.rows import LabelledTrace
-from specexit.data.sequences import COLUMNS, Example, TraceArrays, arrays_of, assemble, best_fit, make_sequence
+from specexit.data.sequences import COLUMNS, TraceArrays, arrays_of, assemble, best_fit, make_sequence
 from specexit.data.stream import blocks, deserialised, in_parallel, read_batches, shown
 from specexit.data.traces import check_tokenizer, data_sha256, target_of_file, tokenizer_sha256, vocab_size_of
-from specexit.errors import InputError, first_problem
 from specexit.method.signals import NAMES
 from specexit.outputs import new_folder, require_empty
 from specexit.schemas.pack import PackConfig
-from specexit.schemas.target import TargetConfig, save_target
+from specexit.schemas.target import save_target
 
 BLOCK_TOKENS = 1_000_000
 """Size of a block, of which rows are made together: they take 33 MB."""
-FORMAT_VERSION = 1
 DEFAULT_LENGTH = 8192
 """Tokens in an example, unless the config says how many or the target takes fewer."""
-FIELDS = ("tokens", "segment_ids", "positions", "loss_mask", "signal_labels", "signal_mask")
-
-
-class PackError(InputError):
-    """Packed data that cannot be made or used; the message names the file, the field and what was expected."""
-
-
-class PackMeta(Config):
-    """``meta.json`` of a packed folder."""
-
-    format_version: int
-    n: int = Field(gt=0, description="examples")
-    length: int = Field(gt=0, description="tokens in an example")
-    shards: dict[str, int] = Field(description="file name -> size in bytes")
-    traces: int = Field(gt=0, description="traces in the examples")
-    dropped: int = Field(ge=0, description="traces that are in no example, as their prompt alone fills one")
-    cut: int = Field(default=0, ge=0, description="traces of which an example holds the beginning only")
-    tokens: int = Field(default=0, ge=0, description="of all traces")
-    tokens_cut: int = Field(default=0, ge=0, description="of them, those behind the end of an example")
-    tokens_dropped: int = Field(default=0, ge=0, description="of them, those of dropped traces")
-    fill: float = Field(gt=0, le=1, description="share of the examples' tokens that is not padding")
-    signals: tuple[str, ...]
-    exit_point: Literal["earliest", "stable"]
-    truncate: bool
-    target: str
-    tokenizer_sha256: str = Field(description="of the target's tokenizer.json")
-    data_sha256: str = Field(description="of the labelled traces")
-    config_sha256: str = Field(description="of the pack command's config, input and output paths apart")
-    token_counts: tuple[int, ...] = Field(description="how often each token id of the target was generated")
-
-    @property
-    def identity(self) -> str:
-        """Names the data by what it was made from and how, wherever it lies."""
-        return f"{self.data_sha256[:16]}-{self.config_sha256[:16]}"
 
 
 @dataclass
@@ -291,132 +247,3 @@ def _pack_row(layout: Layout, traces: Sequence[TraceArrays], counts: Int[np.ndar
     example = assemble(sequences, length)
     counts += np.bincount(example["tokens"][example["loss_mask"]], minlength=layout.vocab_size)
     return write_example(example)
-
-
-def write_example(example: Example) -> bytes:
-    """One record."""
-    buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, **example)
-    return buffer.getvalue()
-
-
-_PARSING = threading.Lock()
-"""numpy parses each array's header with `ast`, whose recursion depth CPython 3.11 keeps for all threads together: where
-two threads of a loader parse at once, one of them may fail with a SystemError."""
-
-
-def read_example(record: bytes) -> Example:
-    """The arrays of one record, see `specexit.data.sequences.Example`.
-
-    Raises:
-      PackError: the record is damaged or holds other fields.
-    """
-    try:
-        with _PARSING, np.load(io.BytesIO(record)) as arrays:
-            example = {name: arrays[name] for name in arrays.files}
-    except (zipfile.BadZipFile, ValueError, OSError, EOFError) as error:
-        raise PackError(f"packed example of {len(record)} bytes cannot be read: {error}") from error
-    if set(example) != set(FIELDS):
-        raise PackError(f"packed example has the fields {', '.join(example)}, expected {', '.join(FIELDS)}")
-    return example
-
-
-class Records:
-    """Random access to the records of shards, for `read_example`, in the order in which they are counted.
-
-    Args:
-      folder: of packed data.
-      names: of its shards.
-
-    Raises:
-      PackError: a shard is damaged.
-    """
-
-    def __init__(self, folder: Path, names: Sequence[str]):
-        from array_record.python.array_record_data_source import ArrayRecordDataSource
-
-        self._open: Any = ArrayRecordDataSource  # it has no types
-        self._paths = [folder / name for name in names]
-        try:
-            self._records = self._open([str(path) for path in self._paths])
-        except (ValueError, RuntimeError, OSError) as error:
-            raise PackError(f"{folder}: shards cannot be read as ArrayRecord: {error}") from error
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def __getitem__(self, i: Any) -> bytes:
-        """Record i, counted over all shards.
-
-        Raises:
-          PackError: its shard is damaged there; named is the file.
-        """
-        try:
-            return self._records[i]
-        except (ValueError, RuntimeError, OSError) as error:
-            path, row = self._place(int(i))
-            raise PackError(
-                f"{path}: row {row} cannot be read, as the file is damaged ({error}): pack again, or take a copy"
-            ) from error
-
-    def _place(self, i: int) -> tuple[Path, int]:
-        """Shard of a record, and its number there."""
-        for path in self._paths:
-            n = len(self._open([str(path)]))
-            if i < n:
-                return path, i
-            i -= n
-        raise IndexError(i)
-
-
-def open_rows(folder: Path, meta: PackMeta) -> Records:
-    """Random access to all records of packed data.
-
-    Raises:
-      PackError: a shard is damaged.
-    """
-    return Records(folder, sorted(meta.shards))
-
-
-def read_meta(folder: Path) -> PackMeta:
-    """Read ``meta.json`` and check that the shards it names are there and whole.
-
-    Raises:
-      PackError: it is missing or wrong, of another format version or of other signals, or a shard is not whole.
-    """
-    path = folder / "meta.json"
-    try:
-        fields = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise PackError(f"{path}: cannot be read, expected the output of specexit pack: {error}") from error
-    version = fields.get("format_version") if isinstance(fields, dict) else None
-    if version != FORMAT_VERSION:
-        raise PackError(f"{path}: format_version is {version}, expected {FORMAT_VERSION}: pack again")
-    try:
-        meta = PackMeta.model_validate(fields)
-    except ValidationError as error:
-        raise PackError(f"{path}: {first_problem(error)}") from error
-    if meta.signals != NAMES:
-        raise PackError(f"{path}: signals are {', '.join(meta.signals)}, expected {', '.join(NAMES)}: pack again")
-    for name, size in meta.shards.items():
-        found = (folder / name).stat().st_size if (folder / name).exists() else None
-        if found != size:
-            state = "is missing" if found is None else f"has {found} bytes"
-            raise PackError(f"{folder / name}: {state}, expected {size} bytes as meta.json says")
-    return meta
-
-
-def check_target(meta: PackMeta, folder: Path, target: TargetConfig) -> None:
-    """Check that packed data belongs to a target.
-
-    Raises:
-      PackError: they were packed for another one, or with another tokenizer.
-    """
-    if meta.target != target.name:
-        raise PackError(f"{folder / 'meta.json'}: target is {meta.target!r}, expected {target.name!r}")
-    ours = tokenizer_sha256(target)
-    if meta.tokenizer_sha256 != ours:
-        raise PackError(
-            f"{folder / 'meta.json'}: tokenizer_sha256 is {meta.tokenizer_sha256[:12]}..., "
-            f"expected {ours[:12]}... of {target.folder / 'tokenizer.json'}"
-        )
