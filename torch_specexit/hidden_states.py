@@ -40,7 +40,7 @@ SHARD_BYTES = 2**30
 """Of a shard, about."""
 
 TEXTS = 64
-"""Behind as many the engine's choice is compared with the teacher's before anything is written."""
+"""Behind as many the engine's choice is compared with the teacher's, before any state is stored."""
 
 
 def features(config: FeaturesConfig) -> Manifest:

@@ -68,7 +68,8 @@ MAY_CHANGE = {
 what is learned."""
 
 MAY_MOVE = {"features", "target"}
-"""Keys whose value is a place, or a name of one: what is there is compared by itself."""
+"""Keys whose value is a place, or a name of one. What is there is compared: names, tokenizer, layers and sizes of a
+target; of features its weights, too, and the data that they are of."""
 
 
 def check_folder(config: TrainConfig) -> None:

@@ -16,7 +16,6 @@ from specexit.method.signals import NAMES
 from tests.serving.simulation import CPU, END, IDS, START, VOCAB
 from tests.serving.test_rule import given_step
 from torch_specexit.plugin import outcome
-from torch_specexit.plugin.compat import wraps
 from torch_specexit.plugin.frontend.callers import response_of
 from torch_specexit.plugin.worker import exits as module
 from torch_specexit.plugin.worker import interrupt, ranks
@@ -412,88 +411,3 @@ def test_why_exits_have_failed_goes_with_every_output():
     step = {0: SimpleNamespace(outputs=[output("r0")], finished_requests=None)}
     outcome.Reporter().report({}, step, "no such kernel")
     assert step[0].outputs[0].kv_transfer_params == {outcome.INACTIVE_KEY: "no such kernel"}
-
-
-@pytest.mark.parametrize("checking", ["0", "1"])
-def test_nothing_exits_while_the_drafts_weights_arrive_one_by_one(monkeypatch, checking):
-    """A trainer sends one tensor at a time. A request that was running meanwhile is left alone to its end."""
-    monkeypatch.setenv("SPECEXIT_CHECK", checking)
-    exits = ready()
-    exits.track(scheduled(new("a")))
-    text_of(exits, given_step(["a"], [[2]]))
-    exits.draft.weights.begin()
-    exits.draft.weights.arrived("a")
-    assert text_of(exits, given_step(["a"], [[5]], at=[1])) == [[5]]
-    exits.close(output := SimpleNamespace())
-    ended = outcome.Record.from_row(vars(output)[outcome.KEY]["a"]).describe(2, cut_off=False)
-    assert ended == {"outcome": "off", "thinking_tokens": 0, "signals": {}}
-    exits.draft.weights.begin()
-    exits.draft.weights.arrived("b")
-    assert text_of(exits, given_step(["a"], [[2]], at=[2]), given_step(["a"], [[5]], at=[3])) == [[2], [5]]
-    exits.track(scheduled(new("b")))
-    assert text_of(exits, given_step(["b"], [[2]]), given_step(["b"], [[5]], at=[1])) == [[2], [END]]
-
-
-UPDATES = {
-    "the same": lambda weight: weight,
-    "trained": lambda weight: weight + 1,
-    "rows have changed places": lambda weight: weight.flip(0),
-    "columns have changed places": lambda weight: weight.flip(1),
-}
-
-
-@pytest.mark.parametrize("how", UPDATES)
-@pytest.mark.parametrize("early", [True, False])
-def test_whether_an_update_has_brought_another_draft_is_told_with_every_report(how, early):
-    """What was loaded at the start is what a certificate may be of; it used to be shown for the weights behind it."""
-    exits = ready()
-    exits.track(scheduled(new("a")))
-    if not early:
-        text_of(exits, given_step(["a"], [[2]]))
-    exits.draft.weights.begin()
-    weight = vars(exits.draft)["head"].weight
-    weight.data = UPDATES[how](weight.data)
-    for name in ("a", "b"):
-        exits.draft.weights.arrived(name)
-    for at in (0, 1):
-        text_of(exits, given_step(["a"], [[2]], at=[at]))
-        exits.close(output := SimpleNamespace())
-        # Before the first step nobody knows what the weights were.
-        assert vars(output).get(outcome.REPLACED_KEY, False) == (how != "the same" or early)
-
-
-def test_a_draft_is_not_replaced_by_what_comes_behind_its_last_tensor(caplog):
-    """A start used to end with the word that the weights were whole again, where the vocabulary came last."""
-    weights = Weights(["a", "d2t"])
-    for name in ("a", "d2t"):
-        weights.arrived(name)
-    assert (weights.whole, weights.replaced, caplog.records) == (True, False, [])
-
-
-def test_a_draft_that_a_cpu_has_packed_is_not_taken_for_the_same_behind_an_update():
-    """vLLM leaves an empty parameter behind where it packs one, so nothing is seen of it."""
-    layer, weights = nn.Linear(2, 2), Weights(["a"])
-    layer.weight = nn.Parameter(torch.empty(0))
-    weights.arrived("a")
-    weights.remember(layer.named_parameters())
-    assert not weights.replaced
-    weights.begin()
-    weights.arrived("a")
-    weights.remember(layer.named_parameters())
-    assert weights.replaced
-
-
-@pytest.mark.parametrize("survives", [True, False])
-def test_a_sleep_that_leaves_the_drafts_weights_behind_ends_exits_until_they_are_back(survives):
-    exits = ready()
-    exits.track(scheduled(new("a")))
-    text_of(exits, given_step(["a"], [[2]]))
-    worker: Any = SimpleNamespace(model_runner=SimpleNamespace(_specexit=exits))
-
-    def wakes(self: Any, tags: Any) -> None:
-        if not survives:
-            vars(exits.draft)["head"].weight.data.fill_(float("nan"))
-
-    wraps.wake_up(wakes)(worker)
-    assert exits.draft.weights.whole == survives
-    assert text_of(exits, given_step(["a"], [[5]], at=[1])) == [[END if survives else 5]]

@@ -16,6 +16,7 @@ from specexit.drafts.rope import RopeScaling, scaling_fields, scaling_of
 from specexit.errors import InputError, shown
 from specexit.method.decision import Policy
 from specexit.method.signals import NAMES
+from specexit.method.splits import ThinkTokens, Tokenizer, resolve
 
 FORMAT_VERSION = 1
 MAX_CONFIG = 1_000_000
@@ -50,6 +51,16 @@ class SpecExitBlock(Config):
     policy: Policy = Policy(thresholds={"validity": 0.9})
     calibration: Certificate | None = None
     serving: Serving = Serving()
+
+    def think_tokens(self, tokenizer: Tokenizer) -> ThinkTokens:
+        """The tokens of its markers and its split set; the end marker may be several.
+
+        Raises:
+          SplitError: see `specexit.method.splits.resolve`.
+        """
+        return resolve(
+            tokenizer, self.think_start, self.think_end, self.split_endings, self.split_connectors, several=True
+        )
 
 
 def _scaling(value: Any) -> Any:

@@ -10,7 +10,6 @@ from specexit.config import ConfigError
 from specexit.drafts.directory import SpecExitBlock
 from specexit.drafts.policy import PolicyFile, Serving
 from specexit.method.decision import Policy
-from specexit.method.splits import resolve
 from torch_specexit.plugin.certified import doubts, served_fingerprints
 from torch_specexit.plugin.compat.checks import folder_of
 from torch_specexit.plugin.frontend.activity import Activity, misfit_of
@@ -100,14 +99,7 @@ def _audit_of(engine: Any, opening: Opening, front: FrontEnd, metrics: ExitMetri
     return Audit(
         generator_of(engine),
         tokenizer.decode,
-        resolve(
-            tokenizer,
-            block.think_start,
-            block.think_end,
-            block.split_endings,
-            block.split_connectors,
-            several=True,
-        ),
+        block.think_tokens(tokenizer),
         engine.model_config.max_model_len,
         settled,
         kinds[0] if len(kinds) == 1 else "math",

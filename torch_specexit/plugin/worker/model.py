@@ -17,7 +17,7 @@ from vllm.config import VllmConfig
 
 from specexit.drafts.directory import read_config
 from specexit.method.signals import NAMES
-from specexit.method.splits import load_tokenizer, resolve
+from specexit.method.splits import load_tokenizer
 from torch_specexit.plugin.compat.checks import as_in_directory, check_draft, checked, folder_of
 from torch_specexit.plugin.compat.hooks import install_worker_hooks
 from torch_specexit.plugin.settings import serving_of
@@ -75,14 +75,7 @@ class WithSignals(Eagle3):
         tokenizer = load_tokenizer(folder_of(target.tokenizer, target.tokenizer_revision, "tokenizer.json"))
         self.transition = tokenizer.encode(self.serving.transition, add_special_tokens=False)
         """Tokens that are written before the end marker where thinking is ended."""
-        self.think_tokens = resolve(
-            tokenizer,
-            block.think_start,
-            block.think_end,
-            block.split_endings,
-            block.split_connectors,
-            several=True,
-        )
+        self.think_tokens = block.think_tokens(tokenizer)
         width = config.hidden_size if block.source == "draft" else config.aux_size
         self.signal_weight = nn.Parameter(torch.zeros(len(NAMES), width, dtype=torch.float32), requires_grad=False)
         batch, last = (

@@ -1,0 +1,244 @@
+"""What a server reads of its policy file while it runs, and what of its own settings goes over it."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+
+import pytest
+
+from specexit.config import ConfigError
+from specexit.drafts.policy import FILE, PolicyError, PolicyFile, write_policy
+from tests.serving.test_operation import BLOCK, POINTS, point
+from torch_specexit.plugin.frontend import watch as watching
+from torch_specexit.plugin.frontend.activity import Activity
+from torch_specexit.plugin.frontend.callers import mark_of
+from torch_specexit.plugin.frontend.operation import Operation
+from torch_specexit.plugin.frontend.server import FrontEnd
+from torch_specexit.plugin.frontend.watch import PolicyWatch, policies_for
+
+
+def written(folder, **changes):
+    write_policy(folder, PolicyFile.model_validate({"points": POINTS, "default": "usual"} | changes))
+
+
+@pytest.fixture
+def draft(write_random_draft, tmp_path):
+    folder = write_random_draft(tmp_path / "draft", "draft")
+    written(folder)
+    return folder
+
+
+def test_a_changed_file_is_in_force_for_the_next_request_and_a_bad_one_is_not(draft, monkeypatch, caplog):
+    monkeypatch.setattr(watching, "SECONDS", 0.0)
+    file, serving = policies_for(draft, BLOCK, {})
+    server, watch = Operation(BLOCK, file, serving), PolicyWatch(draft, BLOCK, {}, {"dtype": "bfloat16"})
+    assert not watch.changed(server)
+    written(draft, default="careful", serving={"mode": "shadow"}, fingerprints={"dtype": "float16"})
+    assert watch.changed(server)
+    assert (server.resolve(None).point, server.mode) == ("careful", "shadow")
+    assert server.doubts == ("dtype is bfloat16, calibrated with float16",)
+    for text, message in (
+        ("{", "cannot be read as JSON"),
+        (json.dumps({"points": [point("ewma", 0.9, smoothing="ewma")], "default": "ewma"}), "smoothing 'ewma'"),
+        (json.dumps({"points": [point("all", 0.9, thresholds={})], "default": "all"}), "point all has no thresholds"),
+        (json.dumps({"points": POINTS, "default": "usual", "serving": {"loras": {"a": "b"}}}), "serving.loras.a"),
+    ):
+        (draft / FILE).write_text(text)
+        assert not watch.changed(server)
+        assert message in caplog.text
+        assert server.resolve(None).point == "careful"
+
+
+@pytest.fixture
+def watched(draft, monkeypatch):
+    """An operation, and the watch of its file, which looks at once."""
+    monkeypatch.setattr(watching, "SECONDS", 0.0)
+    file, serving = policies_for(draft, BLOCK, {})
+    return Operation(BLOCK, file, serving), PolicyWatch(draft, BLOCK, {}, {})
+
+
+@pytest.mark.parametrize("way", ["removed", "a link to nothing"])
+def test_a_file_that_is_gone_changes_nothing(way, draft, watched, caplog):
+    """A moment without it, as between `rm` and `cp`, used to put an invented policy without a certificate in force."""
+    server, watch = watched
+    (draft / FILE).unlink()
+    if way != "removed":
+        (draft / FILE).symlink_to(draft / "nothing")
+    assert not watch.changed(server)
+    assert "policy.json: is not there, expected the file to read again" in caplog.text
+    with pytest.raises(PolicyError, match="is not there"):
+        watch.reload(server)
+    assert (server.resolve(None).point, len(server.file.points)) == ("usual", 4)
+    (draft / FILE).unlink(missing_ok=True)
+    written(draft, default="careful")
+    assert watch.changed(server)
+    assert server.resolve(None).point == "careful"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("thinking_margin", 0, "is 0, expected None"),
+        ("transition", "Done.", "is 'Done.', expected ''"),
+        ("loop_period", 5, "is 5, expected None"),
+        ("loop_repeats", 3, "is 3, expected 4"),
+        ("audit_rate", 1.0, "is 1, expected 0"),
+    ],
+)
+def test_a_file_that_changes_what_only_a_start_can_change_is_refused(key, value, expected, draft, watched, caplog):
+    """It used to be taken without a word: a margin without effect, requests held back for audits that nobody made."""
+    server, watch = watched
+    written(draft, default="careful", serving={key: value})
+    assert not watch.changed(server)
+    assert f"policy.json: serving.{key} {expected}, with which the " in caplog.text
+    assert (server.resolve(None).point, server.resolve(None).mode) == ("usual", "exit")
+
+
+def test_a_server_that_makes_audits_may_stop_and_begin_again(draft, monkeypatch):
+    monkeypatch.setattr(watching, "SECONDS", 0.0)
+    written(draft, serving={"audit_rate": 0.5})
+    file, serving = policies_for(draft, BLOCK, {})
+    server, watch = Operation(BLOCK, file, serving), PolicyWatch(draft, BLOCK, {}, {})
+    for rate in (0.0, 1.0):
+        written(draft, serving={"audit_rate": rate})
+        assert watch.changed(server)
+        assert server.resolve(None).audited == (rate == 1.0)
+
+
+def test_a_file_with_nothing_new_lifts_nothing(draft, watched):
+    """A touch, by `rsync` or by another image of the volume, used to undo a kill switch."""
+    server, watch = watched
+    server.switch("off")
+    for copied in range(2):
+        if copied:
+            text = (draft / FILE).read_text()
+            (draft / FILE).unlink()
+            (draft / FILE).write_text(text)
+        os.utime(draft / FILE, ns=(copied, copied))
+        assert not watch.changed(server)
+        assert server.resolve(None).mode == "off"
+    server.switch("exit")
+    server.ceiling = "careful"  # audits have imposed it
+    os.utime(draft / FILE, ns=(9, 9))
+    assert not watch.changed(server)
+    assert server.resolve(None).point == "careful"
+
+
+def test_what_an_operator_has_set_stays_until_the_file_says_something_else_about_it(draft, watched):
+    server, watch = watched
+    server.switch("off", "careful")
+    written(draft, serving={"share": 0.5})
+    assert watch.changed(server)
+    assert (server.serving.share, server.mode, server.name) == (0.5, "off", "careful")
+    written(draft, serving={"mode": "shadow"})
+    assert watch.changed(server)
+    assert (server.mode, server.name) == ("shadow", "careful")
+    written(draft, default="bold", serving={"mode": "shadow"})
+    assert watch.changed(server)
+    assert server.name == "bold"
+    server.switch(point="untested")
+    written(draft, points=POINTS[:3], default="bold")
+    assert watch.changed(server)
+    assert (server.mode, server.name) == ("exit", "bold")
+
+
+def test_a_word_of_an_operator_that_is_refused_changes_nothing(draft, watched):
+    """A misspelt point used to be refused when the file had been read again, and exits were on again."""
+    server, watch = watched
+    front = FrontEnd(server, Activity(), watch=watch)
+    front.switch(mode="off")
+    written(draft, default="bold", serving={"share": 0.5})
+    with pytest.raises(PolicyError, match="operating point 'boldest' does not exist"):
+        front.switch(reload=True, point="boldest")
+    assert (server.mode, server.name, server.serving.share) == ("off", "usual", 1.0)
+    front.switch(reload=True, point="careful")
+    assert (server.mode, server.name, server.serving.share) == ("off", "careful", 0.5)
+
+
+@pytest.mark.parametrize("word", [{}, {"reload": True}], ids=str)
+def test_a_word_that_says_nothing_new_lifts_nothing_that_audits_have_imposed(word, draft, watched, caplog):
+    server, watch = watched
+    front = FrontEnd(server, Activity(), watch=watch)
+
+    def imposed():
+        return server.ceiling, server.mode, server.stepped, server.shadowed, front.hold.summary()["points"]
+
+    server.ceiling, server.in_shadow = "careful", True
+    server.stepped["bold"] = "usual"
+    server.shadowed.add("careful")
+    front.audited("careful", "changed", server.file.point("careful").policy)
+    before = copy.deepcopy(imposed())
+    front.switch(**word)
+    assert imposed() == before
+    assert "an operator has set" not in caplog.text
+    written(draft, serving={"share": 0.5})
+    front.switch(reload=True)
+    assert imposed() == (None, "exit", {}, set(), {})
+
+
+def test_settings_come_from_the_file_then_the_command_line_then_the_environment(draft, monkeypatch):
+    written(draft, serving={"mode": "shadow", "audit_rate": 0.5, "share": 0.5})
+    monkeypatch.setenv("SPECEXIT_SERVING", '{"share": 0.1}')
+    _, serving = policies_for(draft, BLOCK, {"specexit": {"audit_rate": 0.02, "share": 0.2}})
+    assert (serving.mode, serving.audit_rate, serving.share) == ("shadow", 0.02, 0.1)
+    for text, message in (
+        ("{", "SPECEXIT_SERVING: cannot be read as JSON"),
+        (
+            '{"efforts": {"low": "lowest"}}',
+            "SPECEXIT_SERVING, over .*: serving.efforts.low is 'lowest', expected a point",
+        ),
+        ('{"share": 2}', "SPECEXIT_SERVING: specexit.share is 2"),
+    ):
+        monkeypatch.setenv("SPECEXIT_SERVING", text)
+        with pytest.raises(ConfigError, match=message):
+            policies_for(draft, BLOCK, {})
+
+
+@pytest.mark.parametrize("where", ["file", "command line", "environment"])
+@pytest.mark.parametrize("mode", ["off", "shadow"])
+def test_what_is_switched_off_in_one_place_stays_off_whatever_another_says(where, mode, draft, monkeypatch, caplog):
+    """A `mode` of the start used to go over that of the file: its kill switch was without effect, without a word."""
+    modes = dict.fromkeys(("file", "command line", "environment"), "exit") | {where: mode}
+    written(draft, serving={"mode": modes["file"]})
+    monkeypatch.setenv("SPECEXIT_SERVING", json.dumps({"mode": modes["environment"]}))
+    _, serving = policies_for(draft, BLOCK, {"specexit": {"mode": modes["command line"]}})
+    assert serving.mode == mode
+    overruled = f"has no effect: --additional-config or policy.json says {mode}, and the stricter one is in force"
+    assert (overruled in caplog.text) == (where != "environment")
+
+
+def test_the_kill_switch_of_the_file_works_in_a_server_that_was_started_with_a_mode(draft, monkeypatch, caplog):
+    monkeypatch.setattr(watching, "SECONDS", 0.0)
+    for started in ("exit", "shadow", "off"):
+        monkeypatch.setenv("SPECEXIT_SERVING", json.dumps({"mode": started}))
+        written(draft)
+        server, watch = Operation(BLOCK, *policies_for(draft, BLOCK, {})), PolicyWatch(draft, BLOCK, {}, {})
+        server.switch("exit")
+        written(draft, serving={"mode": "off"})
+        assert watch.changed(server)
+        assert server.resolve(None).mode == "off"
+
+
+def test_a_tenant_or_an_adapter_that_is_off_in_the_file_is_off_whatever_the_start_says(draft, monkeypatch):
+    key, other = mark_of("cut off"), mark_of("served")
+    written(draft, serving={"tenants": {key: "off", other: "careful"}, "loras": {"raw": "off"}})
+    settings = {"tenants": {key: "bold", other: "bold"}, "loras": {"raw": "bold"}}
+    monkeypatch.setenv("SPECEXIT_SERVING", json.dumps(settings))
+    _, serving = policies_for(draft, BLOCK, {})
+    assert (serving.tenants, serving.loras) == ({key: "off", other: "bold"}, {"raw": "off"})
+
+
+def test_what_the_file_says_in_vain_is_logged(draft, monkeypatch, caplog):
+    """A change that the settings of the start go over used to be swallowed."""
+    monkeypatch.setattr(watching, "SECONDS", 0.0)
+    monkeypatch.setenv("SPECEXIT_SERVING", json.dumps({"share": 0.5, "requests": "none"}))
+    server, watch = Operation(BLOCK, *policies_for(draft, BLOCK, {})), PolicyWatch(draft, BLOCK, {}, {})
+    written(draft, serving={"share": 0.1, "requests": "none", "required": True})
+    assert watch.changed(server)
+    assert (server.serving.share, server.serving.required) == (0.5, True)
+    said = [line.getMessage() for line in caplog.records if "has no effect" in line.message]
+    assert said == [
+        f"specexit: serving.share of {draft / FILE} has no effect: --additional-config or SPECEXIT_SERVING goes over it"
+    ]
