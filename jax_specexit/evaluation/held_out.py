@@ -32,7 +32,6 @@ from jax_specexit.training.losses import first_choices
 from jax_specexit.training.step import Batch, Frozen, Step, ttt_outputs
 from specexit.data.overlap import refuse_trained
 from specexit.data.packed import PackMeta
-from specexit.data.rows import prompt_sha256
 from specexit.data.sequences import TrainingSequence, assemble, best_fit, make_sequence
 from specexit.data.traces import (
     LabelledTrace,
@@ -80,12 +79,12 @@ class HeldOut:
         refuse_trained(config.data, traces, config.eval_traces)
         check_tokenizer(config.eval_traces, target_config)
         self.end = target_config.think_tokens().end
-        longest = max(trace.n_prompt + trace.n_think + 1 + trace.n_answer for trace in traces)
+        longest = int((traces["n_prompt"] + traces["n_think"] + 1 + traces["n_answer"]).max())
         self.times = -(-longest // meta.length)
         self.length = self.times * meta.length
         self.config, self.dtype = config, target_config.dtype
         self.kind: ExitKind = meta.exit_point
-        self.prompts = sorted({prompt_sha256(trace)[:16] for trace in traces})
+        self.prompts = [f"{prompt:016x}" for prompt in np.unique(traces["prompt"]).tolist()]
         which = f"{data_sha256(config.eval_traces)[:16]}, {len(traces)} of them"
         self.measure = {"by": config.best_by, "traces": which}
         """What the score of an evaluation is of: scores of two measures cannot be compared."""
@@ -106,7 +105,12 @@ class HeldOut:
 
     def __call__(self, params: Any, frozen: Frozen, step: int) -> Evaluation:
         """Evaluate; every process must call it, and gets the same."""
-        mine, found, rows = rows_of_process(self.size, self.sharding), Judge(self.kind), self._rows()
+        with Judge(self.kind) as found:
+            self._add_all(found, params, frozen)
+            return found.result(step)
+
+    def _add_all(self, found: Judge, params: Any, frozen: Frozen) -> None:
+        mine, rows = rows_of_process(self.size, self.sharding), self._rows()
         while batch := list(islice(rows, self.size)):
             batch += [Row([], [])] * (self.size - len(batch))
             examples = [assemble(batch[int(i)].sequences, self.length) for i in mine]
@@ -115,7 +119,6 @@ class HeldOut:
             for i, row in enumerate(batch):
                 for one in self._cut(row, raw[i], hits[:, i]):
                     found.add(one)
-        return found.result(step)
 
     def _rows(self) -> Iterator[Row]:
         """All traces in rows, those of a block packed together: the same in every process."""

@@ -1,17 +1,16 @@
 """The numbers of an evaluation, from scored traces that are given one at a time.
 
-What is kept are sums, and five bytes of each boundary to rank them by: nothing else grows with the number of traces.
+What is kept are sums; the boundaries, which are ranked in the end, lie on the disk: memory does not grow with the
+traces.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from array import array
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float
 
 from jax_specexit.evaluation.scoring import Scored
 from jax_specexit.training.metrics import acceptance_estimate
@@ -19,28 +18,17 @@ from specexit.data.rows import BareTrace, LabelledTrace, is_tried_throughout, kn
 from specexit.data.traces import without_text
 from specexit.method.decision import Policy
 from specexit.method.labels import ExitKind, token_labels
+from specexit.method.ordered import Ordered
 from specexit.method.policies.validity import VALIDITY_GRID
 from specexit.method.replay import AtBoundaries, Replay
 from specexit.method.signals import SIGNALS, column
 from specexit.method.simulate import best_within, point_of
-from specexit.method.statistics import auroc, brier, calibration_error
+from specexit.method.statistics import Ranking, ranking
 from specexit.method.sums import Sums, sums_of
 from specexit.schemas.train import BestBy
 
 BLOCK_BOUNDARIES = 1 << 15
 """Boundaries of the traces that are replayed together."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Ranking:
-    """How well validity tells good boundaries from bad ones."""
-
-    n: int
-    valid: float
-    """Share that is valid."""
-    auroc: float
-    calibration_error: float
-    brier: float
 
 
 DEFINITIONS = {
@@ -114,10 +102,17 @@ class Judge:
         self._held = 0
         self._one_point = 0
         self._sums: dict[str, Sums] = {}
-        self._everywhere, self._hard = Boundaries(), Boundaries()
+        self._everywhere, self._hard = Ordered(), Ordered()
         self._hits, self._rows = np.zeros(0), 0
         self._accepted, self._steps = 0, 0
         self._loss, self._labelled = np.zeros(len(SIGNALS)), np.zeros(len(SIGNALS), np.int64)
+
+    def __enter__(self) -> Judge:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for numbers in (self._everywhere, self._hard):
+            numbers.close()
 
     def add(self, one: Scored) -> None:
         """Count a trace."""
@@ -158,8 +153,8 @@ class Judge:
                 signal.name: float(loss / n) if n else float("nan")
                 for signal, loss, n in zip(SIGNALS, self._loss, self._labelled, strict=True)
             },
-            all_boundaries=self._everywhere.ranking(),
-            hard_boundaries=self._hard.ranking(),
+            all_boundaries=ranking(self._everywhere.counted()),
+            hard_boundaries=ranking(self._hard.counted()),
             oracle_cut=oracle.thinking_cut,
             cut={lost: point.thinking_cut if point else 0.0 for lost, point in best.items()},
             one_point=self._one_point,
@@ -188,32 +183,12 @@ class Judge:
         self._traces, self._values, self._held = [], [], 0
 
 
-class Boundaries:
-    """Probability and truth at boundaries: five bytes of each."""
-
-    def __init__(self):
-        self._probability, self._agrees = array("f"), bytearray()
-
-    def add(self, probability: Float[np.ndarray, " n"], agrees: Bool[np.ndarray, " n"]) -> None:
-        """Note some."""
-        self._probability.frombytes(probability.astype(np.float32).tobytes())
-        self._agrees += agrees.tobytes()
-
-    def ranking(self) -> Ranking:
-        """How well the probability tells them apart."""
-        probability, agrees = np.frombuffer(self._probability, np.float32), np.frombuffer(self._agrees, bool)
-        if not len(agrees):
-            return Ranking(0, *[float("nan")] * 4)
-        error = calibration_error(probability, agrees)
-        return Ranking(len(agrees), float(agrees.mean()), auroc(probability, agrees), error, brier(probability, agrees))
-
-
 def judge(done: Iterable[Scored], step: int, kind: ExitKind) -> Evaluation:
     """Numbers of scored traces, see `Judge`."""
-    found = Judge(kind)
-    for one in done:
-        found.add(one)
-    return found.result(step)
+    with Judge(kind) as found:
+        for one in done:
+            found.add(one)
+        return found.result(step)
 
 
 def acceptance_length(done: Iterable[Scored]) -> float:

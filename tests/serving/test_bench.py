@@ -18,7 +18,8 @@ from specexit.bench.methods import NAMES, Tuning, find_method
 from specexit.bench.process import BenchError, BenchProcess
 from specexit.bench.results import Results, read_results
 from specexit.config import find, load
-from specexit.data.overlap import OverlapError, short_hash_of, write_prompts
+from specexit.data.outlines import outlines
+from specexit.data.overlap import OverlapError, write_prompts
 from specexit.data.traces import Trace, write_traces
 from specexit.drafts.directory import DraftConfig, DraftError, SpecExitBlock, read_config, write_draft
 from specexit.errors import InputError
@@ -350,7 +351,7 @@ def test_samples_of_a_problem_are_one_problem(inputs: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize("which", ["draft", "draft_fc"])
 def test_problems_that_a_draft_was_trained_on_are_refused(inputs: Path, tmp_path: Path, which: str) -> None:
     write_random_draft(tmp_path / "draft")
-    write_prompts(tmp_path / "draft", [short_hash_of(generated_traces(N)[2].prompt_ids)])
+    write_prompts(tmp_path / "draft", outlines([generated_traces(N)[2]])["prompt"])
     with pytest.raises(OverlapError, match=r"1 of 4 prompts were trained on according to .*prompts\.npy"):
         bench(config(inputs, out=tmp_path / "new", **{which: tmp_path / "draft"}))
     assert not (tmp_path / "new").exists()

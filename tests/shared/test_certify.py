@@ -231,14 +231,14 @@ def test_so_it_is_with_several_samples_a_prompt_and_with_groups():
 
     assert violations(shares, RISKS, claim, 300, Prompts(300, single=False))[0] <= 0.1 + 0.052
 
-    names = ["a"] * 150 + ["b"] * 150
+    groups = np.repeat([0, 1], 150)
     of_group = np.stack([RISKS, RISKS / 3])
 
     def grouped():
         needed = rng.random(300)
         return [(needed < np.repeat(risk, 150)).astype(float) for risk in of_group.T]
 
-    ours, naive = violations(grouped, of_group, claim, 300, Prompts(300, single=True, groups=names))
+    ours, naive = violations(grouped, of_group, claim, 300, Prompts(300, single=True, groups=groups, names=["a", "b"]))
     assert ours <= 0.1 + 0.052
     assert naive > 0.5  # the average hides the worse group
 

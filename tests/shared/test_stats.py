@@ -6,21 +6,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
+from specexit.errors import InputError
+from specexit.method import ordered as ordered_module
+from specexit.method.ordered import Ordered
 from specexit.method.statistics import (
-    auroc,
-    average_precision,
     binomial_interval,
     binomial_tail,
     binomial_upper_bound,
-    brier,
-    calibration_error,
     cluster_bootstrap,
+    counted,
     hoeffding_bentkus,
     mean_upper_bound,
     paired_bootstrap,
+    ranking,
     relative_cut,
 )
-from specexit.method.statistics import ranking as ranking_module
 
 
 @st.composite
@@ -33,53 +33,63 @@ def rankings(draw):
     return scores, hits
 
 
+def of(scores, hits):
+    return ranking([counted(np.array(scores, np.float64), np.array(hits, bool))])
+
+
 @given(rankings())
-def test_auroc_is_the_mann_whitney_statistic_ties_counting_half(ranking):
-    scores, hits = ranking
+def test_auroc_is_the_mann_whitney_statistic_ties_counting_half(drawn):
+    scores, hits = drawn
     u = scipy_stats.mannwhitneyu(scores[hits], scores[~hits]).statistic
-    assert auroc(scores, hits) == pytest.approx(u / (hits.sum() * (~hits).sum()))
-
-
-@given(rankings())
-def test_average_precision_is_the_mean_precision_at_the_hits(ranking):
-    """By definition, one threshold at a time."""
-    scores, hits = ranking
-    expected = 0.0
-    for threshold in np.unique(scores):
-        at, above = scores == threshold, scores >= threshold
-        expected += hits[at].sum() / hits.sum() * hits[above].mean()
-    assert average_precision(scores, hits) == pytest.approx(expected)
+    assert of(scores, hits).auroc == pytest.approx(u / (hits.sum() * (~hits).sum()))
 
 
 def test_a_ranking_of_one_kind_has_no_auroc():
-    assert np.isnan(auroc(np.array([0.1, 0.2]), np.array([True, True])))
-    assert np.isnan(average_precision(np.array([0.1]), np.array([False])))
+    assert np.isnan(of([0.1, 0.2], [True, True]).auroc)
+    assert np.isnan(of([], []).brier)
 
 
 def test_calibration_error_of_known_cases():
-    hits = np.array([True, False, False, False])
-    assert calibration_error(np.full(4, 0.25), hits) == pytest.approx(0)
-    assert calibration_error(np.full(4, 0.75), hits) == pytest.approx(0.5)
-    assert calibration_error(np.array([1.0, 0.0, 0.0, 0.0]), hits) == 0  # 1 belongs to the last bin
+    hits = [True, False, False, False]
+    assert of([0.25] * 4, hits).calibration_error == pytest.approx(0)
+    assert of([0.75] * 4, hits).calibration_error == pytest.approx(0.5)
+    assert of([1.0, 0.0, 0.0, 0.0], hits).calibration_error == 0  # 1 belongs to the last bin
     # Errors in opposite directions do not cancel across bins.
-    assert calibration_error(np.array([0.5, 0.5, 0.99, 0.01]), np.array([True, True, False, True])) > 0.5
-
-
-def test_brier_of_known_cases():
-    hits = np.array([True, False])
-    assert brier(np.array([1.0, 0.0]), hits) == 0
-    assert brier(np.array([0.5, 0.5]), hits) == 0.25
+    assert of([0.5, 0.5, 0.99, 0.01], [True, True, False, True]).calibration_error > 0.5
 
 
 @given(rankings())
-def test_many_scores_are_looked_at_in_pieces(ranking):
-    """Hits and scores that fill several pieces say what they say in one."""
-    scores, hits = ranking
-    statistics = (auroc, calibration_error, brier)
-    at_once = [statistic(scores.astype(np.float32), hits) for statistic in statistics]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ranking_module, "PIECE", 3)
-        assert [statistic(scores.astype(np.float32), hits) for statistic in statistics] == pytest.approx(at_once)
+def test_calibration_error_and_brier_by_their_definitions(drawn):
+    scores, hits = drawn
+    bins = np.minimum((scores * 15).astype(int), 14)
+    gaps = [abs((scores[bins == i] - hits[bins == i]).sum()) for i in range(15)]
+    assert of(scores, hits).calibration_error == pytest.approx(sum(gaps) / len(hits))
+    assert of(scores, hits).brier == pytest.approx(((scores - hits) ** 2).mean())
+
+
+def test_brier_of_known_cases():
+    assert of([1.0, 0.0], [True, False]).brier == 0
+    assert of([0.5, 0.5], [True, False]).brier == 0.25
+
+
+@given(rankings(), st.integers(1, 4))
+def test_numbers_on_the_disk_are_ranked_as_those_in_memory(drawn, size):
+    """Noted in any order, some at a time, and read back in pieces."""
+    scores, hits = drawn
+    levels = (0, 0.05, 0.5, 0.95, 1)
+    with Ordered() as numbers, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ordered_module, "AT_ONCE", size)
+        for start in range(0, len(scores), size):
+            numbers.add(scores[start : start + size], hits[start : start + size])
+        assert vars(ranking(numbers.counted())) == pytest.approx(vars(of(scores, hits)))
+        assert numbers.quantiles(levels) == pytest.approx(np.quantile(scores, levels))
+
+
+def test_a_full_disk_is_an_error_that_says_where():
+    with Ordered() as numbers:
+        numbers._file.execute("pragma max_page_count = 8")
+        with pytest.raises(InputError, match=r"TMPDIR: a temporary file cannot be written: .*full"):
+            numbers.add(np.random.default_rng(0).random(100_000))
 
 
 @given(st.integers(1, 2000), st.data(), st.floats(0.001, 0.999))

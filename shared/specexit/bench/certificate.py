@@ -91,13 +91,12 @@ class Transfer:
 def population(sample: Sample, risk: Risk) -> Population:
     """Play every policy of the grid on a sample that is taken for the whole population."""
     outcomes = [sample.replay.play(policy) for policy in POLICIES]
-    names = sorted(set(sample.prompts.groups or [""]))
     return Population(
         losses=np.stack([sample.losses(outcome, risk) for outcome in outcomes]),
         kept=np.stack([sample.per_prompt(outcome.kept) for outcome in outcomes]),
         full=sample.per_prompt(sample.replay.n_think),
         single=sample.prompts.single,
-        group=np.array([names.index(name) for name in sample.prompts.groups or [""] * sample.n], np.int64),
+        group=np.zeros(sample.n, np.int64) if sample.prompts.groups is None else sample.prompts.groups,
     )
 
 
@@ -211,7 +210,7 @@ def bench_certificate(config: BenchCertificateConfig) -> list[Cell]:
                     for epsilon, n in track(todo, what, console=console, disable=not console.is_terminal):
                         found = cell(people, Claim(risk, epsilon, config.delta), n, config.draws, rng)
                         cells.append(Cell(risk, epsilon, n, source, decoding, by_group, **found))
-                    names, n = sorted(set(sample.prompts.groups or ())), max(config.n)
+                    names, n = sample.prompts.names, max(config.n)
                     for epsilon in config.epsilon if names else ():
                         shares = transfer(people, Claim(risk, epsilon, config.delta), n, config.draws, rng)
                         for i, name in enumerate(names):

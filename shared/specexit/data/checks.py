@@ -18,6 +18,7 @@ from specexit.data.answers import KINDS
 from specexit.data.answers.function import PREFIX
 from specexit.data.columns import coded, flat_values, list_lengths
 from specexit.data.rows import LABELLED_SCHEMA, SCHEMA, STATES
+from specexit.data.seen import Seen
 from specexit.errors import InputError
 
 MOST_CONFIDENCE = 1.001
@@ -57,14 +58,13 @@ def once(batches: Iterable[pa.RecordBatch], path: Path) -> Iterator[pa.RecordBat
     Raises:
       TraceError: one is.
     """
-    seen: set[int] = set()  # of hashes, so that memory does not grow with names
+    seen = Seen()
     for batch in batches:
         for key in zip(batch["id"].to_pylist(), batch["sample"].to_pylist(), strict=True):
-            if hash(key) in seen:
+            if not seen.add(hash(key)):
                 raise TraceError(
                     f"{path}: trace {key[0]!r}, sample {key[1]}, is there twice, expected every sample of a prompt once"
                 )
-            seen.add(hash(key))
         yield batch
 
 

@@ -7,14 +7,15 @@ prompt's hash (`specexit.data.rows.prompt_sha256`), sorted. A prompt counts, not
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt64
 
 from specexit.config import write_bytes
-from specexit.data.rows import Named, ids_sha256
+from specexit.data.outlines import Outlines, outlines
+from specexit.data.rows import AnyTrace
 from specexit.drafts.files import read_bytes
 from specexit.errors import InputError
 
@@ -29,19 +30,10 @@ class OverlapError(InputError):
     """Prompts that were trained on are used where they must not be."""
 
 
-def short_hash_of(prompt_ids: Sequence[int]) -> int:
-    """The first eight bytes of a prompt's hash."""
-    return _short(ids_sha256(prompt_ids))
-
-
-def _short(sha256: str) -> int:
-    return int(sha256[:16], 16)
-
-
-def write_prompts(folder: Path, hashes: Iterable[int]) -> None:
-    """Leave the prompts' hashes in a folder."""
+def write_prompts(folder: Path, hashes: Hashes) -> None:
+    """Leave the prompts' hashes, rising, in a folder."""
     buffer = io.BytesIO()
-    np.save(buffer, np.unique(np.fromiter(hashes, np.uint64)), allow_pickle=False)
+    np.save(buffer, hashes, allow_pickle=False)
     write_bytes(folder / FILE, buffer.getvalue())
 
 
@@ -83,7 +75,7 @@ def _hashes_in(data: bytes) -> Hashes:
     return np.frombuffer(values, np.uint64)
 
 
-def refuse_trained(folder: Path, traces: Iterable[Named], where: Path) -> None:
+def refuse_trained(folder: Path, traces: Sequence[AnyTrace] | Outlines, where: Path) -> None:
     """Check that no trace is of a prompt that was trained on; folders that do not say so are taken at their word.
 
     Args:
@@ -97,11 +89,11 @@ def refuse_trained(folder: Path, traces: Iterable[Named], where: Path) -> None:
     trained = read_prompts(folder)
     if trained is None:
         return
-    ours = {_short(trace.prompt_hash): trace.id for trace in traces}
-    shared = np.isin(np.fromiter(ours, np.uint64, len(ours)), trained)
+    known = traces if isinstance(traces, Outlines) else outlines(traces)
+    ours, first = np.unique(known["prompt"], return_index=True)
+    shared = np.isin(ours, trained)
     if shared.any():
-        first = next(id for id, both in zip(ours.values(), shared, strict=True) if both)
         raise OverlapError(
             f"{where}: {int(shared.sum())} of {len(ours)} prompts were trained on according to {folder / FILE} (the "
-            f"first is of trace {first!r}), expected prompts of a split of their own"
+            f"first is of trace {known.id_of(int(first[shared].min()))!r}), expected prompts of a split of their own"
         )

@@ -21,9 +21,10 @@ from rich.console import Console
 from specexit.buckets import BucketPath
 from specexit.config import save_run, write_text
 from specexit.data.checks import once
-from specexit.data.overlap import short_hash_of, write_prompts
+from specexit.data.overlap import write_prompts
 from specexit.data.packed import FORMAT_VERSION, PackError, PackMeta, write_example
-from specexit.data.rows import LabelledTrace
+from specexit.data.rows import LabelledTrace, ids_sha256, short_hash
+from specexit.data.seen import Seen
 from specexit.data.sequences import COLUMNS, TraceArrays, arrays_of, assemble, best_fit, make_sequence
 from specexit.data.stream import blocks, deserialised, in_parallel, read_batches, shown
 from specexit.data.traces import check_tokenizer, data_sha256, target_of_file, tokenizer_sha256, vocab_size_of
@@ -50,7 +51,7 @@ class _Tally:
     tokens_cut: int = 0
     dropped: int = 0
     tokens_dropped: int = 0
-    prompts: set[int] = field(default_factory=set)
+    prompts: Seen = field(default_factory=Seen)
     counts: Int[np.ndarray, " vocab"] = field(default_factory=lambda: np.zeros(0, np.int64))
     """How often each token was generated, in rows."""
 
@@ -58,7 +59,7 @@ class _Tally:
         """Count another part's too."""
         for name in ("rows", "used", "traces", "cut", "tokens_cut", "dropped", "tokens_dropped"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
-        self.prompts |= other.prompts
+        self.prompts.update(other.prompts.hashes().tolist())
         self.counts = other.counts if not len(self.counts) else self.counts + other.counts
 
 
@@ -118,7 +119,7 @@ def pack(config: PackConfig) -> PackMeta:
             config_sha256=hashlib.sha256(config.model_dump_json(exclude=NO_INFLUENCE).encode()).hexdigest(),
             token_counts=tuple(tally.counts.tolist()),
         )
-        write_prompts(folder, tally.prompts)
+        write_prompts(folder, tally.prompts.hashes())
         write_text(folder / "meta.json", meta.model_dump_json(indent=2) + "\n")
         save_target(folder, target)
         save_run(config, folder)
@@ -231,7 +232,7 @@ def _pack_block(layout: Layout, number: int, block: bytes) -> tuple[list[bytes],
             part.tokens_cut += length - layout.length
         traces.append(trace)
         lengths.append(min(length, layout.length))
-        part.prompts.add(short_hash_of(trace.prompt.tolist()))
+        part.prompts.add(short_hash(ids_sha256(trace.prompt.tolist())))
     part.traces, part.used = len(traces), sum(lengths)
     bins = best_fit(lengths, layout.length)
     part.rows = len(bins)

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, Literal, get_args
 
@@ -167,39 +166,6 @@ AnyTrace = Trace | BareTrace
 """What a statistic or a policy reads of a trace is the same in both."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Outline:
-    """What is known of a trace as a whole, a few hundred bytes, for what has to know of all traces at once.
-
-    Fields are as in `Trace` but for those that say what they are.
-    """
-
-    id: str
-    sample: int
-    prompt_hash: str
-    target: str
-    sampling: str
-    trial: str
-    """Without ``free``."""
-    task: str | None
-    group: str | None
-    answer_kind: str
-    n_prompt: int
-    n_think: int
-    n_answer: int
-    n_boundaries: int
-    has_reference: bool
-    barred: str | None
-    """`why_not`."""
-    whole: Mapping[int, bool | None]
-    """Thinking tokens where the answer was also written in full -> `FreeTrial.same`; 0 stands for the first boundary,
-    which is there under its own tokens as well."""
-
-
-Named = AnyTrace | Outline
-"""What tells whose a trace is."""
-
-
 @dataclass(frozen=True)
 class FreeTrial:
     """A trial with nothing forced behind the end marker: the whole answer, as a user would get it."""
@@ -228,7 +194,7 @@ def why_not(trace: AnyTrace) -> str | None:
     return None if len(trace.boundaries) else "without a boundary"
 
 
-def prompt_sha256(trace: Named) -> str:
+def prompt_sha256(trace: AnyTrace) -> str:
     """Hash of the prompt's token ids: what tells whether two traces are of one prompt, whatever their ids say."""
     return trace.prompt_hash
 
@@ -238,41 +204,17 @@ def ids_sha256(ids: Sequence[int]) -> str:
     return hashlib.sha256(json.dumps(list(ids)).encode()).hexdigest()
 
 
+def short_hash(sha256: str) -> int:
+    """The first eight bytes of a hash."""
+    return int(sha256[:16], 16)
+
+
 def free_trials(trace: AnyTrace) -> list[FreeTrial]:
     """The trials of a trace in which nothing was forced: by them one knows what forced ones are worth."""
     return [FreeTrial(**free) for free in json.loads(trace.trial).get("free", [])]
 
 
-def outline(trace: AnyTrace) -> Outline:
-    """What is known of a trace as a whole."""
-    trial, whole = json.loads(trace.trial), {}
-    if trial.pop("free", []):
-        for free in free_trials(trace):
-            whole |= {trace.boundaries[free.boundary]: free.same} | ({} if free.boundary else {0: free.same})
-    return Outline(
-        id=trace.id,
-        sample=trace.sample,
-        prompt_hash=trace.prompt_hash,
-        target=sys.intern(trace.target),
-        sampling=sys.intern(trace.sampling),
-        trial=sys.intern(json.dumps(trial)),
-        task=trace.task and sys.intern(trace.task),
-        group=trace.group and sys.intern(trace.group),
-        answer_kind=sys.intern(trace.answer_kind),
-        n_prompt=trace.n_prompt,
-        n_think=trace.n_think,
-        n_answer=trace.n_answer,
-        n_boundaries=len(trace.boundaries),
-        has_reference=trace.reference is not None,
-        barred=why_not(trace),
-        whole=whole or NOTHING,
-    )
-
-
-NOTHING: Mapping[int, bool | None] = {}
-
-
-def is_tried_throughout(trace: Named) -> bool:
+def is_tried_throughout(trace: AnyTrace) -> bool:
     """Whether a trace's trials were spread over all of its thinking; False where one exit point alone was looked for
     (``boundaries=stable`` or ``bisect``), in front of which nothing is known."""
     return json.loads(trace.trial).get("boundaries", "all") in ("all", "refine")

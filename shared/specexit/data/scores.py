@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -20,7 +20,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float
 
-from specexit.data.rows import AnyTrace, Named
+from specexit.data.outlines import Outlines
+from specexit.data.rows import AnyTrace
+from specexit.data.seen import Seen
 from specexit.data.stream import values_of
 from specexit.errors import InputError
 from specexit.method.signals import NAMES
@@ -45,7 +47,7 @@ class ScoreError(InputError):
     """A score file that cannot be used; the message names the file and what was expected."""
 
 
-def key_of(trace: Named) -> str:
+def key_of(trace: AnyTrace) -> str:
     """What a trace's scores are kept under, see `sample_key`."""
     return sample_key(trace.id, trace.sample)
 
@@ -61,9 +63,12 @@ def sample_key(id: str, sample: int) -> str:
     return id if sample == 0 and not re.search(r"#\d+\Z", id) else f"{id}#{sample}"
 
 
-def _older_key(trace: Named) -> str:
-    """`key_of` in files of version 2."""
-    return trace.id if trace.sample == 0 else f"{trace.id}#{trace.sample}"
+def _older_key(id: str, sample: int) -> str:
+    """`sample_key` in files of version 2."""
+    return id if sample == 0 else f"{id}#{sample}"
+
+
+Key = Callable[[str, int], str]
 
 
 @dataclass(frozen=True)
@@ -78,7 +83,7 @@ class Scores:
     """See `specexit.drafts.fingerprints.target_fingerprint`; None in older files."""
     path: Path = Path("scores")
     """The file, for messages."""
-    key: Callable[[Named], str] = key_of
+    key: Key = sample_key
 
     def of(self, traces: Sequence[AnyTrace]) -> list[Float[np.ndarray, "think signals"]]:
         """Signals of the given traces, in their order.
@@ -92,6 +97,35 @@ class Scores:
         return [self.signals[key] for key in keys]
 
 
+class Places:
+    """The row group of a score file where each key lies, a dozen bytes of each.
+
+    Args:
+      groups: keys of each row group.
+    """
+
+    def __init__(self, groups: Iterable[Sequence[str]]):
+        nothing = np.zeros(0, np.int64)
+        found = [np.fromiter(map(hash, keys), np.int64, len(keys)) for keys in groups]
+        hashes = np.concatenate([nothing, *found])
+        order = np.argsort(hashes)
+        self._hashes = hashes[order]
+        self._groups = np.repeat(np.arange(len(found), dtype=np.int32), [len(keys) for keys in found])[order]
+
+    def __getitem__(self, key: str) -> int | None:
+        """Row group of a key; None where the file has none of that name."""
+        at = int(np.searchsorted(self._hashes, hash(key)))
+        return int(self._groups[at]) if at < len(self._hashes) and self._hashes[at] == hash(key) else None
+
+    def __contains__(self, key: object) -> bool:
+        return isinstance(key, str) and self[key] is not None
+
+    def doubled(self) -> tuple[int, int] | None:
+        """Hash of a key that is there more than once, and how often; None where there is none."""
+        again = self._hashes[1:][np.diff(self._hashes) == 0]
+        return (int(again[0]), 1 + int((again == again[0]).sum())) if len(again) else None
+
+
 @dataclass(frozen=True)
 class StoredScores:
     """Signal values of traces, left on the disk: read a few at a time whenever they are asked for, in the file's order.
@@ -103,7 +137,7 @@ class StoredScores:
       path: the file.
       source: see `Scores`.
       draft_blake3: see `Scores`.
-      keys: of all that the file holds, and the row group where each lies.
+      places: of all that the file holds.
       target_sha256: see `Scores`.
       key: of a trace, in a file of this version.
       traces: whose values are given.
@@ -112,19 +146,33 @@ class StoredScores:
     path: Path
     source: str
     draft_blake3: str
-    keys: dict[str, int]
+    places: Places
     target_sha256: str | None = None
-    key: Callable[[Named], str] = key_of
-    traces: Sequence[Named] = ()
+    key: Key = sample_key
+    traces: Sequence[AnyTrace] = ()
 
-    def of(self, traces: Sequence[Named]) -> StoredScores:
+    def of(self, traces: Sequence[AnyTrace]) -> StoredScores:
         """Those of the given traces.
 
         Raises:
           ScoreError: a trace has none, or two have the same.
         """
-        _keys(self.path, traces, self.key, self.keys)
+        _keys(self.path, traces, self.key, self.places)
         return replace(self, traces=traces)
+
+    def check(self, traces: Outlines) -> None:
+        """Check that each trace has its own.
+
+        Raises:
+          ScoreError: see `of`.
+        """
+        taken = Seen()
+        for id, sample in traces.names():
+            key = self.key(id, sample)
+            if key not in self.places:
+                raise _missing(self.path, key)
+            if not taken.add(hash(key)):
+                raise _shared(self.path, key, 2)
 
     def __iter__(self) -> Iterator[tuple[int, Float[np.ndarray, "_think signals"]]]:
         """Index of a trace, and its values; every trace once.
@@ -132,25 +180,34 @@ class StoredScores:
         Raises:
           ScoreError: a trace has another number of thinking tokens, or there is NaN among the values.
         """
-        wanted = {self.key(trace): i for i, trace in enumerate(self.traces)}
-        for key, values in _read(self.path, sorted({self.keys[key] for key in wanted})):
+        wanted = {self.key(trace.id, trace.sample): i for i, trace in enumerate(self.traces)}
+        groups = {self.places[key] for key in wanted}
+        for key, values in _read(self.path, sorted(group for group in groups if group is not None)):
             if (i := wanted.get(key)) is not None:
                 _check_length(self.path, key, self.traces[i], values)
                 yield i, values
 
 
-def _keys(path: Path, traces: Sequence[Named], key: Callable[[Named], str], known: Container[str]) -> list[str]:
+def _keys(path: Path, traces: Sequence[AnyTrace], key: Key, known: Container[str]) -> list[str]:
     """What the scores of the traces are kept under."""
-    counted = Counter(map(key, traces))
-    for name, n in counted.items():
+    keys = [key(trace.id, trace.sample) for trace in traces]
+    for name, n in Counter(keys).items():
         if name not in known:
-            raise ScoreError(f"{path}: trace {name!r} is missing, expected scores of the same traces")
+            raise _missing(path, name)
         if n > 1:
-            raise ScoreError(f"{path}: {n} traces have their scores under {name!r}, expected one: score them again")
-    return [key(trace) for trace in traces]
+            raise _shared(path, name, n)
+    return keys
 
 
-def _check_length(path: Path, key: str, trace: Named, values: np.ndarray) -> None:
+def _missing(path: Path, key: str) -> ScoreError:
+    return ScoreError(f"{path}: trace {key!r} is missing, expected scores of the same traces")
+
+
+def _shared(path: Path, key: str, n: int) -> ScoreError:
+    return ScoreError(f"{path}: {n} traces have their scores under {key!r}, expected one: score them again")
+
+
+def _check_length(path: Path, key: str, trace: AnyTrace, values: np.ndarray) -> None:
     if len(values) != trace.n_think:
         raise ScoreError(
             f"{path}: trace {key!r} has {len(values)} rows, expected one for each of its {trace.n_think} thinking "
@@ -249,18 +306,25 @@ def open_scores(path: Path) -> StoredScores:
         for name in ("specexit.source", "specexit.draft_blake3"):
             if name not in metadata:
                 raise ScoreError(f"{path}: metadata has no {name}, expected what `score` writes: score again")
-        names = [file.read_row_group(i, ["id"])["id"].to_pylist() for i in range(file.num_row_groups)]
-    key, n = next(iter(Counter(chain.from_iterable(names)).most_common(1)), ("", 0))
-    if n > 1:
-        raise ScoreError(f"{path}: trace {key!r} is there {n} times, expected every trace once: score again")
+        places = Places(_names(file, i) for i in range(file.num_row_groups))
+        if doubled := places.doubled():
+            names = chain.from_iterable(_names(file, i) for i in range(file.num_row_groups))
+            key = next(key for key in names if hash(key) == doubled[0])
+            raise ScoreError(
+                f"{path}: trace {key!r} is there {doubled[1]} times, expected every trace once: score again"
+            )
     return StoredScores(
         path,
         metadata["specexit.source"],
         metadata["specexit.draft_blake3"],
-        {key: group for group, keys in enumerate(names) for key in keys},
+        places,
         metadata.get("specexit.target_sha256"),
-        key_of if version == SCHEMA_VERSION else _older_key,
+        sample_key if version == SCHEMA_VERSION else _older_key,
     )
+
+
+def _names(file: pq.ParquetFile, group: int) -> list[str]:
+    return file.read_row_group(group, ["id"])["id"].to_pylist()
 
 
 def _read(path: Path, groups: list[int] | None = None) -> Iterator[tuple[str, Float[np.ndarray, "_think signals"]]]:

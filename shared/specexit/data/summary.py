@@ -6,6 +6,7 @@ A `Tally` counts traces; two tallies add up to that of both, so that blocks can 
 
 from __future__ import annotations
 
+from array import array
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable
@@ -22,7 +23,9 @@ from specexit.data.rows import (
     is_tried_throughout,
     known_verdicts,
     prompt_sha256,
+    short_hash,
 )
+from specexit.data.seen import Seen
 
 FRACTIONS = tuple(tenth / 10 for tenth in range(1, 11))
 """Shares of a trace's thinking at which the oracle curve is read."""
@@ -185,15 +188,15 @@ class Tally:
     parts: dict[tuple[str, str], _PartSums] = field(default_factory=dict)
     settled: Counter[float] = field(default_factory=Counter)
     settled_stable: Counter[float] = field(default_factory=Counter)
-    lengths: list[int] = field(default_factory=list)
-    prompts: set[bytes] = field(default_factory=set)
+    lengths: array[int] = field(default_factory=lambda: array("i"))
+    prompts: Seen = field(default_factory=Seen)
 
     def count(self, trace: LabelledTrace) -> None:
         """Count one trace."""
         n_think = len(trace.think_ids)
         self.n += 1
         self.lengths.append(n_think)
-        self.prompts.add(bytes.fromhex(prompt_sha256(trace)[:32]))
+        self.prompts.add(short_hash(prompt_sha256(trace)))
         known = known_verdicts(trace.boundary_state)
         self._count_boundaries(trace, known)
         self._count_part("whole", "", trace)
@@ -275,7 +278,7 @@ class Tally:
         self.settled.update(other.settled)
         self.settled_stable.update(other.settled_stable)
         self.lengths += other.lengths
-        self.prompts |= other.prompts
+        self.prompts.update(other.prompts.hashes().tolist())
         for mine, theirs in ((self.endings, other.endings), (self.parts, other.parts)):
             for key, sums in theirs.items():
                 mine.setdefault(key, type(sums)()).add(sums)  # pyright: ignore[reportArgumentType]

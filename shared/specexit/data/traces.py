@@ -23,7 +23,8 @@ import pyarrow.parquet as pq
 from specexit.buckets import BucketPath, arrow_sink, arrow_source
 from specexit.config import ConfigError
 from specexit.data.checks import once
-from specexit.data.rows import SCHEMAS, BareTrace, LabelledTrace, Outline, Trace, ids_sha256, outline
+from specexit.data.outlines import Outlines, outlines
+from specexit.data.rows import SCHEMAS, BareTrace, LabelledTrace, Trace, ids_sha256
 from specexit.data.stream import MANIFEST, TraceError, blocks, read_batches, rows_of, trace_files, values_of
 from specexit.schemas.target import TargetConfig, find_target, load_target_config
 
@@ -122,8 +123,8 @@ def read_bare(path: Path) -> list[BareTrace]:
     return _some(path, chain.from_iterable(stream_bare(path)))
 
 
-def read_outlines(path: Path, n: int | None = None, kind: type[Trace] = Trace) -> list[Outline]:
-    """What is known of the first ``n`` traces, or of all, as a whole: a few hundred bytes of each.
+def read_outlines(path: Path, n: int | None = None, kind: type[Trace] = Trace) -> Outlines:
+    """What is known of the first ``n`` traces, or of all, as wholes.
 
     Args:
       path: as of `read_traces`.
@@ -133,7 +134,10 @@ def read_outlines(path: Path, n: int | None = None, kind: type[Trace] = Trace) -
     Raises:
       TraceError: see `read_bare`.
     """
-    return _some(path, map(outline, islice(chain.from_iterable(stream_bare(path, kind)), n)))
+    found = outlines(islice(chain.from_iterable(stream_bare(path, kind)), n))
+    if not len(found):
+        raise TraceError(f"{path}: holds no traces")
+    return found
 
 
 Same = dict[str | None, str | None]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import tempfile
-from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
@@ -17,11 +16,11 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from jaxtyping import Shaped
 from rich.console import Console
 
+from specexit.data.outlines import Outlines
 from specexit.data.overlap import refuse_trained
-from specexit.data.rows import AnyTrace, Outline, prompt_sha256
+from specexit.data.rows import AnyTrace, short_hash
 from specexit.data.scores import StoredScores, open_scores
 from specexit.data.traces import data_sha256, read_outlines, target_of_file, tokenizer_sha256
 from specexit.drafts.directory import DraftError, SpecExitBlock, read_config
@@ -43,10 +42,11 @@ from specexit.drafts.policy import (
 from specexit.drafts.tensors import weights_hash
 from specexit.method.certify import CertificateError, Certified, Claim, certify, check_size, prompts_for, worst_noise
 from specexit.method.decision import OFF, Policy
+from specexit.method.ordered import Ordered
 from specexit.method.policies.budget import budget_policy
 from specexit.method.policies.validity import VALIDITY_GRID
 from specexit.method.replay import Replay
-from specexit.method.sample import Compared, Losses, Sample
+from specexit.method.sample import Compared, Comparisons, Losses, Sample
 from specexit.method.signals import column
 from specexit.method.simulate import Point, loss, mean_known, summarise
 from specexit.method.stored import StoredReplay, replays
@@ -80,15 +80,16 @@ def calibrate(config: CalibrateConfig) -> PolicyFile:
     sampling, trial = _one_sampling(config, traces), _one_trial(config, traces)
     refuse_trained(config.draft, traces, config.traces)
     _refuse_selection(config, traces, stored.selection)
-    scores.of(traces)  # each trace has its own
+    scores.check(traces)
     data = data_sha256(config.traces)
     if block.source == "fc":  # no step waits for its verdicts, so passing boundaries over would save nothing
         config = config.model_copy(update={"early": 0.0})
-    boundaries = Boundaries()
-    with tempfile.TemporaryFile() as file:
+    with tempfile.TemporaryFile() as file, Ordered() as validity:
+        boundaries = Boundaries(validity)
         replay = StoredReplay(boundaries.seen(replays(config.traces, scores)), grid(config), file)
         sample = Sample(traces, replay, unjudged=config.unjudged, grouped=config.groups)
         points, remarks = choose(sample, config, data, trial)
+        passed_by = traffic(sample, boundaries)
     now = datetime.now(UTC).isoformat(timespec="seconds")
     made = f"calibrate {config.risk} <= {', '.join(f'{epsilon:g}' for epsilon in config.epsilon)}"
     written = stored.model_copy(
@@ -99,7 +100,7 @@ def calibrate(config: CalibrateConfig) -> PolicyFile:
             "sampling": sampling,
             "trial": trial,
             "population": population(sample),
-            "traffic": traffic(sample, boundaries),
+            "traffic": passed_by,
             "history": (*stored.history, Event(when=now, what=made, data_sha256=data)),
         }
     )
@@ -125,7 +126,7 @@ def choose(
     policies, whole, seen = grid(config), _written_in_full(trial), None
     losses = Losses(sample, policies, config.risk)
     if sample.has_free_trials and not whole:
-        seen = [sample.compared(sample.replay.play(policy)) for policy in policies]
+        seen = Comparisons(sample, policies)
     claims = [_claims(sample, config, epsilon, seen) for epsilon in config.epsilon]
     points, remarks = [], []
     for either in claims:
@@ -229,28 +230,29 @@ def _check_draft(config: CalibrateConfig, block: SpecExitBlock, scores: StoredSc
         )
 
 
-def _one_sampling(config: CalibrateConfig, traces: Sequence[Outline]) -> dict[str, Any]:
+def _one_sampling(config: CalibrateConfig, traces: Outlines) -> dict[str, Any]:
     """The sampling of all traces. How long a response may get depends on its prompt and is not compared."""
-    found = {trace.sampling: json.loads(trace.sampling) for trace in traces}
-    lengths = {key for sampling in found.values() for key in sampling if key.startswith("max")}
-    kinds = [{key: value for key, value in sampling.items() if key not in lengths} for sampling in found.values()]
+    found = [json.loads(sampling or "{}") for sampling in traces.different("sampling")]
+    lengths = {key for sampling in found for key in sampling if key.startswith("max")}
+    kinds = [{key: value for key, value in sampling.items() if key not in lengths} for sampling in found]
     for one, other in pairwise(kinds):
         if one != other:
             raise CertificateError(f"{config.traces}: traces of sampling {one} and of {other} are mixed, expected one")
-    longest = {key: max(sampling.get(key, 0) for sampling in found.values()) for key in sorted(lengths)}
-    return kinds[0] | longest
+    return kinds[0] | {key: max(sampling.get(key, 0) for sampling in found) for key in sorted(lengths)}
 
 
-def _one_trial(config: CalibrateConfig, traces: Sequence[Outline]) -> dict[str, Any]:
+def _one_trial(config: CalibrateConfig, traces: Outlines) -> dict[str, Any]:
     """How the trials of each answer kind were made."""
     found: dict[str, Any] = {}
-    for trace in traces:
-        trial = json.loads(trace.trial)
-        if found.setdefault(trace.answer_kind, trial) != trial:
-            raise CertificateError(
-                f"{config.traces}: answers of kind {trace.answer_kind} were tried as {found[trace.answer_kind]} and as "
-                f"{trial}, expected one way"
-            )
+    for kind in traces.different("answer_kind"):
+        trials = traces.only(traces.has("answer_kind", kind)).different("trial")
+        first, *others = (json.loads(trial or "{}") for trial in trials)
+        for other in others:
+            if other != first:
+                raise CertificateError(
+                    f"{config.traces}: answers of kind {kind} were tried as {first} and as {other}, expected one way"
+                )
+        found[str(kind)] = first
     return found
 
 
@@ -259,13 +261,14 @@ def _written_in_full(trial: dict[str, Any] | None) -> bool:
     return bool(trial) and all(kind.get("text") == "" for kind in trial.values())
 
 
-def _refuse_selection(config: CalibrateConfig, traces: Sequence[Outline], selection: Selection | None) -> None:
+def _refuse_selection(config: CalibrateConfig, traces: Outlines, selection: Selection | None) -> None:
     if selection is None:
         return
-    chosen, ours = set(selection.prompts), {prompt_sha256(trace)[:16] for trace in traces}
-    if chosen & ours:
+    ours = np.unique(traces["prompt"])
+    both = int(np.isin(ours, np.array([short_hash(prompt) for prompt in selection.prompts], np.uint64)).sum())
+    if both:
         raise CertificateError(
-            f"{config.traces}: {len(chosen & ours)} of {len(ours)} prompts chose the checkpoint of {config.draft} (by "
+            f"{config.traces}: {both} of {len(ours)} prompts chose the checkpoint of {config.draft} (by "
             f"{selection.by}), which makes it look better on them: expected prompts that nothing was selected on"
         )
 
@@ -299,28 +302,30 @@ def _unknown(marks: Fingerprints, target: TargetConfig) -> list[str]:
 
 def population(sample: Sample) -> Population:
     """Which prompts the sample is of."""
-    first = {prompt_sha256(trace): trace for trace in reversed(sample.traces)}
-    groups = Counter(trace.group or trace.task for trace in first.values())
+    _, first = np.unique(sample.traces["prompt"], return_index=True)
+    (code, names), references = sample.traces.groups(), sample.traces["has_reference"]
+    counts = np.bincount(code[first] + 1, minlength=len(names) + 1)[1:]
+    kinds = [str(kind) for kind in sample.traces.different("answer_kind")]
     return Population(
         prompts=sample.n,
         traces=sample.n_traces,
-        groups={name: n for name, n in sorted(groups.items(), key=str) if name is not None},
-        answer_kinds=tuple(sorted({trace.answer_kind for trace in sample.traces})),
-        references=sum(trace.has_reference for trace in first.values()),
+        groups={name: n for name, n in zip(names, counts.tolist(), strict=True) if n},
+        answer_kinds=tuple(sorted(kinds)),
+        references=int(references[first].sum()),
     )
 
 
 class Boundaries:
-    """What replays pass by at their boundaries, 4 bytes of each."""
+    """What replays pass by at their boundaries; the values lie on the disk."""
 
-    def __init__(self):
-        self.validity = array("f")
+    def __init__(self, validity: Ordered):
+        self.validity = validity
         self.splits: Counter[int] = Counter()
 
     def seen(self, replays: Iterable[Replay]) -> Iterator[Replay]:
         """The replays, looked at as they pass."""
         for replay in replays:
-            self.validity.frombytes(replay.verdicts(Policy()).values[:, column("validity")].tobytes())
+            self.validity.add(replay.verdicts(Policy()).values[:, column("validity")])
             for trace in replay.traces:
                 self.splits.update(trace.split_ids)
             yield replay
@@ -329,25 +334,18 @@ class Boundaries:
 def traffic(sample: Sample, boundaries: Boundaries) -> Traffic:
     """How long the traces of the sample are, and where they could end."""
     total = boundaries.splits.total()
-    validity = np.frombuffer(boundaries.validity, np.float32)
-    validity.sort()
+    of = {name: np.quantile(sample.traces[f"n_{name}"], TRAFFIC_LEVELS) for name in ("prompt", "think", "boundaries")}
     return Traffic(
-        prompt_tokens=_quantiles(np.sort([trace.n_prompt for trace in sample.traces])),
-        thinking_tokens=_quantiles(np.sort(sample.replay.n_think)),
-        boundaries=_quantiles(np.sort([trace.n_boundaries for trace in sample.traces])),
-        validity=_quantiles(validity),
+        prompt_tokens=_rounded(of["prompt"]),
+        thinking_tokens=_rounded(of["think"]),
+        boundaries=_rounded(of["boundaries"]),
+        validity=_rounded(boundaries.validity.quantiles(TRAFFIC_LEVELS)),
         split_tokens={str(token): round(n / total, 6) for token, n in boundaries.splits.most_common()},
     )
 
 
-def _quantiles(values: Shaped[np.ndarray, " values"]) -> tuple[float, ...]:
-    """At `TRAFFIC_LEVELS`, of sorted values: NumPy would copy them all, and there may be very many."""
-    found = []
-    for level in TRAFFIC_LEVELS:
-        below, share = divmod(level * (len(values) - 1), 1)
-        around = values[int(below) : int(below) + 2].astype(np.float64)
-        found.append(round(float(np.quantile(around, share)), 4))
-    return tuple(found)
+def _rounded(values: Iterable[float]) -> tuple[float, ...]:
+    return tuple(round(float(value), 4) for value in values)
 
 
 def _certified(config: CalibrateConfig, point: OperatingPoint, replayed: Point) -> str:

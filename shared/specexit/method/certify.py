@@ -16,7 +16,6 @@ and that bound is taken off epsilon.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -135,13 +134,13 @@ def _parts(
     prompts: Prompts, losses: np.ndarray, claim: Claim, compared: Compared | None
 ) -> dict[str, tuple[np.ndarray, Claim]]:
     """Each group's losses, and what is to be shown of it."""
-    names, found = np.array(prompts.groups or [""] * prompts.n), {}
-    for name in np.unique(names):
-        rows, of = names == name, claim
+    found = {}
+    for name, rows in prompts.parts():
+        of = claim
         if compared is not None:
             asked, contradicted = int(compared.asked[rows].sum()), int(compared.contradicted[rows].sum())
             of = replace(claim, noise=label_noise_bound(asked, contradicted, claim.delta))
-        found[str(name)] = losses[rows], of
+        found[name] = losses[rows], of
     return found
 
 
@@ -157,9 +156,8 @@ def check_size(sample: Sample, claim: Claim) -> None:
             f"nothing of risk {claim.epsilon:g}: expected more free trials, or a larger epsilon"
         )
     needed = required_n(claim.counted_epsilon, claim.counted_delta)
-    groups = sample.prompts.groups or [""] * sample.n
-    for name, n in sorted(Counter(groups).items()) or [("", 0)]:
-        if n < needed:
+    for name, rows in sample.prompts.parts():
+        if (n := int(rows.sum())) < needed:
             where = f"group {name!r}: " if name else ""
             barred = f" ({sample.describe_unjudged()})" if sample.unjudged else ""
             raise CertificateError(

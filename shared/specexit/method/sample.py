@@ -9,14 +9,15 @@ undecided trial.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Bool, Float, Int, Shaped, UInt64
 
-from specexit.data.rows import Named, Outline, can_judge, outline, prompt_sha256
+from specexit.data.outlines import Outlines, outlines
+from specexit.data.rows import AnyTrace, can_judge
 from specexit.drafts.policy import Risk
 from specexit.errors import InputError
 from specexit.method.decision import Policy
@@ -37,8 +38,18 @@ class Prompts:
     n: int
     single: bool
     """Whether every prompt has one trace, so that losses are errors and no shares."""
-    groups: list[str] | None = None
-    """Name of each prompt's group, where there are groups."""
+    groups: Int[np.ndarray, " prompts"] | None = None
+    """Number of each prompt's group, where there are groups."""
+    names: Sequence[str] = ()
+    """Of the groups, in their order."""
+
+    def parts(self) -> Iterator[tuple[str, Bool[np.ndarray, " prompts"]]]:
+        """Name of each group, in their order, and which prompts are its own; a nameless one where there are none."""
+        if self.groups is None:
+            yield "", np.ones(self.n, bool)
+            return
+        for number, name in enumerate(self.names):
+            yield name, self.groups == number
 
 
 @dataclass(frozen=True)
@@ -65,29 +76,25 @@ class Sample:
 
     def __init__(
         self,
-        traces: Sequence[Named],
+        traces: Sequence[AnyTrace] | Outlines,
         signals: Sequence[Float[np.ndarray, "_think signals"]] | AnyReplay,
         *,
         unjudged: Unjudged = "refuse",
         grouped: bool = False,
     ):
-        _refuse_duplicates(traces)
-        known = [trace if isinstance(trace, Outline) else outline(trace) for trace in traces]
-        self.traces = [trace for trace in known if not trace.barred]
+        known = traces if isinstance(traces, Outlines) else outlines(_once(traces))
+        able = known.has("barred", None)
+        self.traces = known.only(able)
         self.replay = _replay(traces, signals) if isinstance(signals, Sequence) else signals
-        self.unjudged = Counter(trace.barred for trace in known if trace.barred)
+        self.unjudged = Counter({why: n for why, n in known.counted("barred").items() if why is not None})
         """Reasons, and how many traces each of them bars."""
-        kept = self.traces if unjudged == "refuse" else known
-        hashes = [prompt_sha256(trace) for trace in kept]
-        number = {name: i for i, name in enumerate(dict.fromkeys(hashes))}
-        rows = np.array([number[name] for name in hashes], np.int64)
-        self._sizes = np.bincount(rows, minlength=len(number))
-        groups = _groups(kept, rows, len(number)) if grouped else None
-        self.prompts = Prompts(len(number), bool((self._sizes == 1).all()), groups)
-        counts = np.array([trace.barred is None for trace in kept], bool)
+        kept, counts = (self.traces, able[able]) if unjudged == "refuse" else (known, able)
+        first, rows = _numbered(kept["prompt"])
+        self._sizes = np.bincount(rows, minlength=len(first))
+        groups, names = _groups(kept, rows, first) if grouped else (None, [])
+        self.prompts = Prompts(len(first), bool((self._sizes == 1).all()), groups, names)
         self._prompt_of = rows[counts]
-        self._barred = np.bincount(rows[~counts], minlength=len(number))
-        self._whole = {i: trace.whole for i, trace in enumerate(self.traces) if trace.whole}
+        self._barred = np.bincount(rows[~counts], minlength=len(first))
 
     @property
     def n(self) -> int:
@@ -125,7 +132,7 @@ class Sample:
     @property
     def has_free_trials(self) -> bool:
         """Whether any answer was also written in full."""
-        return bool(self._whole)
+        return len(self.traces.whole) > 0
 
     def compared(self, outcome: Outcome) -> Compared:
         """Trials and answers written in full, where a policy exits: elsewhere they say nothing of its risk.
@@ -138,12 +145,25 @@ class Sample:
         asked, contradicted = np.zeros(self.n, bool), np.zeros(self.n, bool)
         sound = outcome.exited & (outcome.kept < self.replay.n_think) & ~outcome.changed
         at = np.where(sound & ~outcome.inferred, outcome.kept, 0)
-        for i, whole in self._whole.items():
-            prompt = self._prompt_of[i]
-            if at[i] in whole:
-                asked[prompt] = True
-                contradicted[prompt] |= sound[i] and not (at[i] and whole[at[i]])
+        trace, tokens, same = self.traces.whole.T
+        here = tokens == at[trace]
+        asked[self._prompt_of[trace[here]]] = True
+        wrong = here & sound[trace] & ((tokens == 0) | (same != 1))
+        contradicted[self._prompt_of[trace[wrong]]] = True
         return Compared(asked, contradicted)
+
+
+class Comparisons(Sequence[Compared]):
+    """`Sample.compared` of policies, worked out whenever they are asked for, as `Losses` are."""
+
+    def __init__(self, sample: Sample, policies: Sequence[Policy]):
+        self._sample, self._policies = sample, policies
+
+    def __len__(self) -> int:
+        return len(self._policies)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._sample.compared(self._sample.replay.play(self._policies[index]))
 
 
 class Losses(Sequence[np.ndarray]):
@@ -184,14 +204,14 @@ def _check_references(replay: AnyReplay, risk: Risk) -> None:
         raise SampleError(f"risk accuracy_lost: {n} traces have no reference answer, use risk answer_changed")
 
 
-def _replay(traces: Sequence[Named], signals: Sequence[Float[np.ndarray, "_think signals"]]) -> Replay:
+def _replay(traces: Sequence[AnyTrace] | Outlines, signals: Sequence[Float[np.ndarray, "_think signals"]]) -> Replay:
     """Of those that can judge."""
-    pairs = [(trace, values) for trace, values in zip(traces, signals, strict=True) if not isinstance(trace, Outline)]
-    able = [(trace, values) for trace, values in pairs if can_judge(trace)]
+    assert not isinstance(traces, Outlines)
+    able = [(trace, values) for trace, values in zip(traces, signals, strict=True) if can_judge(trace)]
     return Replay([trace for trace, _ in able], [values for _, values in able])
 
 
-def _refuse_duplicates(traces: Sequence[Named]) -> None:
+def _once(traces: Sequence[AnyTrace]) -> Sequence[AnyTrace]:
     seen = Counter((trace.id, trace.sample) for trace in traces)
     twice = [name for name, count in seen.items() if count > 1]
     if twice:
@@ -200,15 +220,31 @@ def _refuse_duplicates(traces: Sequence[Named]) -> None:
             f"{len(twice)} traces stand there more than once, the first is {name!r} (sample {sample}): expected each "
             "sample of a prompt once"
         )
+    return traces
 
 
-def _groups(traces: Sequence[Outline], prompt_of: np.ndarray, n: int) -> list[str]:
-    found: list[str | None] = [None] * n
-    for trace, prompt in zip(traces, prompt_of.tolist(), strict=True):
-        group = trace.group or trace.task
-        if group is None:
-            raise SampleError(f"trace {trace.id!r} is of no group and of no task, expected one of each trace")
-        if found[prompt] not in (None, group):
-            raise SampleError(f"trace {trace.id!r} is of group {group!r}, but its prompt was of {found[prompt]!r}")
-        found[prompt] = group
-    return [str(group) for group in found]
+def _numbered(prompts: UInt64[np.ndarray, " traces"]) -> tuple[Int[np.ndarray, " prompts"], Int[np.ndarray, " traces"]]:
+    """Row of each prompt's first trace, rising, and number of each trace's prompt."""
+    _, first, number = np.unique(prompts, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    place = np.empty(len(order), np.int64)
+    place[order] = np.arange(len(order))
+    return first[order], place[number]
+
+
+def _groups(
+    traces: Outlines, prompt_of: Int[np.ndarray, " traces"], first: Int[np.ndarray, " prompts"]
+) -> tuple[Int[np.ndarray, " prompts"], list[str]]:
+    """Number of each prompt's group, and the groups' names."""
+    code, names = traces.groups()
+    if (code < 0).any():
+        at = int(np.argmax(code < 0))
+        raise SampleError(f"trace {traces.id_of(at)!r} is of no group and of no task, expected one of each trace")
+    theirs = code[first][prompt_of]
+    if (theirs != code).any():
+        at = int(np.argmax(theirs != code))
+        raise SampleError(
+            f"trace {traces.id_of(at)!r} is of group {names[code[at]]!r}, but its prompt was of {names[theirs[at]]!r}"
+        )
+    present, groups = np.unique(code[first], return_inverse=True)
+    return groups, [names[number] for number in present]

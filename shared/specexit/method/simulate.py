@@ -11,7 +11,6 @@ trace itself.
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Sequence
 
 import numpy as np
@@ -22,7 +21,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from specexit.config import Config, write_text
-from specexit.data.rows import Outline, is_tried_throughout, prompt_sha256
+from specexit.data.outlines import Outlines
 from specexit.data.scores import open_scores
 from specexit.data.traces import TraceError, check_one_target, read_outlines
 from specexit.method.decision import OFF, Policy
@@ -152,7 +151,7 @@ Block = tuple[Replay, Replay | None]
 
 def run(
     blocks: Iterable[Block],
-    traces: Sequence[Outline],
+    traces: Outlines,
     config: SimulateConfig,
     console: Console,
     *,
@@ -170,7 +169,7 @@ def run(
     Raises:
       MethodError: see `Tally.add`.
     """
-    tasks = sorted({trace.task or "" for trace in traces})
+    tasks = sorted({task or "" for task in traces.different("task")})
     parts = {"": tasks} | ({task or "no task": [task] for task in tasks} if len(tasks) > 1 else {})
     about = {name: method.about for name, method in methods.items()}
     if config.probe_scores is not None:
@@ -192,10 +191,7 @@ def run(
     asking = {label for label, tally in tallies.items() if tally.asks}
     quoted = [name for name, method in methods.items() if not method.tuned]
     tuned = set(about) - set(quoted)
-    found = {
-        name: _part([trace for trace in traces if (trace.task or "") in of], points[name], tuned, asking)
-        for name, of in parts.items()
-    }
+    found = {name: _part(_of_tasks(traces, of), points[name], tuned, asking) for name, of in parts.items()}
     unknown = [label for label in about if label in asking and found[""].one_point]
     return Simulation(
         **vars(found[""]),
@@ -210,15 +206,18 @@ def _points(tally: Tally, part: str) -> list[Point]:
     return [point_of(*one) for one in tally.of(part)]
 
 
-def _part(
-    traces: Sequence[Outline], points: dict[str, list[Point]], tuned: Container[str], asking: Container[str]
-) -> Part:
+def _of_tasks(traces: Outlines, tasks: Sequence[str]) -> Outlines:
+    wanted = [task or None for task in tasks]
+    return traces.only(np.any([traces.has("task", task) for task in [*wanted, ""] if task in wanted], axis=0))
+
+
+def _part(traces: Outlines, points: dict[str, list[Point]], tuned: Container[str], asking: Container[str]) -> Part:
     [full], [oracle] = points[FULL], points[ORACLE]
-    one_point = sum(not is_tried_throughout(trace) for trace in traces)
+    one_point = int((~traces["throughout"]).sum())
     unknown = asking if one_point else ()
     return Part(
         n=len(traces),
-        prompts=len(set(map(prompt_sha256, traces))),
+        prompts=len(np.unique(traces["prompt"])),
         full_accuracy=full.accuracy,
         oracle=oracle,
         curves={
@@ -274,13 +273,13 @@ def simulate(config: SimulateConfig) -> Simulation:
     methods = load_methods(config.methods)
     check_one_target(config.traces, config.target)
     everything = read_outlines(config.traces)
-    left_out = Counter(trace.barred for trace in everything if trace.barred)
-    traces = [trace for trace in everything if not trace.barred]
-    if not traces:
-        raise TraceError(f"{config.traces}: none of {len(everything)} traces can judge ({dict(left_out)})")
+    left_out = {why: n for why, n in everything.counted("barred").items() if why is not None}
+    traces = everything.only(everything.has("barred", None))
+    if not len(traces):
+        raise TraceError(f"{config.traces}: none of {len(everything)} traces can judge ({left_out})")
     console = Console()
     simulation = run(_blocks(config, traces), traces, config, console, methods=methods)
-    simulation = simulation.model_copy(update={"left_out": dict(left_out)})
+    simulation = simulation.model_copy(update={"left_out": left_out})
     write_text(config.out, json.dumps(simulation.model_dump(mode="json"), indent=1) + "\n")
     title = f"{simulation.n} traces of {simulation.prompts} prompts"
     console.print(table(simulation, config.tolerances, simulation.named, title))
@@ -304,12 +303,12 @@ def _what_is_unknown(simulation: Simulation) -> str:
     )
 
 
-def _blocks(config: SimulateConfig, traces: Sequence[Outline]) -> Iterator[Block]:
+def _blocks(config: SimulateConfig, traces: Outlines) -> Iterator[Block]:
     scores = open_scores(config.scores)
     other = None if config.probe_scores is None else open_scores(config.probe_scores)
     for file in (scores, other):
         if file is not None:
-            file.of(traces)  # each trace has its own
-    largest = Largest(max(trace.n_think for trace in traces), max(trace.n_boundaries for trace in traces))
+            file.check(traces)
+    largest = Largest(int(traces["n_think"].max()), int(traces["n_boundaries"].max()))
     for replay in replays(config.traces, scores, round_tokens=config.round_tokens, largest=largest):
         yield replay, None if other is None else Replay(replay.traces, other.of(replay.traces), largest=largest)

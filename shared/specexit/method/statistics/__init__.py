@@ -15,29 +15,29 @@ from specexit.method.statistics.binomial import (
 from specexit.method.statistics.bootstrap import cluster_bootstrap, paired_bootstrap, relative_cut
 from specexit.method.statistics.drift import chance_distance, quantile_distance
 from specexit.method.statistics.hypothesis_tests import Equivalence, cluster_means, equivalence, holm, sign_flip_test
-from specexit.method.statistics.ranking import auroc, average_precision, brier, calibration_error
+from specexit.method.statistics.ranking import Counted, Ranking, counted, ranking
 from specexit.method.statistics.sequential import Capital, confidence_sequence
 
 __all__ = [
     "Capital",
+    "Counted",
     "Equivalence",
-    "auroc",
-    "average_precision",
+    "Ranking",
     "binomial_interval",
     "binomial_tail",
     "binomial_upper_bound",
-    "brier",
-    "calibration_error",
     "chance_distance",
     "cluster_bootstrap",
     "cluster_means",
     "confidence_sequence",
+    "counted",
     "equivalence",
     "hoeffding_bentkus",
     "holm",
     "mean_upper_bound",
     "paired_bootstrap",
     "quantile_distance",
+    "ranking",
     "relative_cut",
     "sign_flip_test",
 ]
