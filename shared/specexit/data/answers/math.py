@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from specexit.data.answers.base import AnswerKind
+from specexit.data.answers.math_bases import digits_as_names, has_letters
 from specexit.data.answers.math_boxes import joined, last_boxes
 from specexit.data.answers.math_inequalities import as_intervals
 from specexit.data.answers.math_numbers import number, same_number
@@ -75,7 +76,10 @@ class Math(AnswerKind):
 
         one, other = _read(a), _read(b)
         # A percentage may be meant as its number, or as the hundredth.
-        return math_parsed.same(*(each.expression(percent=one.unit != other.unit) for each in (one, other)))
+        texts = [each.expression(percent=one.unit != other.unit) for each in (one, other)]
+        if one.in_letters or other.in_letters:
+            texts = map(digits_as_names, texts)
+        return math_parsed.same(*texts)
 
 
 MATH = Math()
@@ -87,6 +91,8 @@ class _Reading(NamedTuple):
     unit: str | None
     value: Fraction | None
     prose: str | None
+    in_letters: bool
+    """Whether it is a number, or several, in a base where some digits are letters."""
 
     def expression(self, percent: bool) -> str:
         """The quantity as a parser reads it."""
@@ -104,4 +110,6 @@ def _read(text: str) -> _Reading:
 def _read_short(text: str) -> _Reading:
     text = normal(text)
     quantity, unit = split_list(as_intervals(text))
-    return _Reading(squeezed(text), quantity, unit, number(quantity), prose(quantity))
+    in_letters = unit is not None and unit.startswith("base ") and has_letters(quantity)
+    value = None if in_letters else number(quantity)
+    return _Reading(squeezed(text), quantity, unit, value, prose(quantity), in_letters)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 
+from specexit.data.answers.math_bases import with_names
+
 _PRIMES = re.compile(r"(?:_(\w)|_\{([^{}]*)\}|(?<=[A-Za-z)}\]])) ?('+)")
 """Primes, and the index in front of them; those behind a number are minutes or feet."""
-_IN_BASE = re.compile(r"(?<![\w.^}])(\d[\dA-F]*)_(?:(\d{1,2})(?!\d)|\{(\d{1,2})\})")
 _DEGREES = re.compile(r"((?<![\d.])\d[\d.]*|(?<![A-Za-z\\])[A-Za-z]|\\[a-z]+) ?\^ ?(?:\\circ\b ?|\{ ?\\circ ?\})")
 OF_ANGLES = re.compile(r"(?:\\|(?<![A-Za-z]))(?:sin|cos|tan|cot|sec|csc|cis)(?![a-z])")
 """A function of an angle, whose degrees are more than a unit that may be left out."""
@@ -24,11 +25,7 @@ def readable(text: str) -> str:
     """
     if OF_ANGLES.search(text):
         text = _DEGREES.sub(r"(\1\\cdot\\frac{\\pi}{180})", text)
-    return _PRIMES.sub(_as_index, _IN_BASE.sub(_in_base, text))
-
-
-def _in_base(found: re.Match[str]) -> str:
-    return rf"B_{{{found[1]}\prime {found[2] or found[3]}}}"
+    return _PRIMES.sub(_as_index, with_names(text))
 
 
 def _as_index(found: re.Match[str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from specexit.data.answers.math_bases import in_base
 from specexit.data.answers.math_inequalities import INEQUALITY
 from specexit.data.answers.math_latex import WRAPPER
 from specexit.data.answers.math_numbers import number
@@ -28,27 +29,6 @@ _PLAIN = re.compile(rf"(.*(?:[\d}})]|\\pi))( ?)((?:[A-Za-z][A-Za-z. ]*{_EXPONENT
 _PLAIN_FRACTION = re.compile(r"(.*\d) ?\\frac ?\{([A-Za-z]+)\}\{([A-Za-z]+)\}")
 _NUMBERS = re.compile(r"[+-]?[\d.,:/ ]*\d")
 _FUNCTION = re.compile(r"\b(?:sin|cos|tan|cot|sec(?!\Z)|csc|log|ln|exp|sqrt|pi|mod)\b")
-_BASES = [
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-    "eleven",
-    "twelve",
-    "thirteen",
-    "fourteen",
-    "fifteen",
-    "sixteen",
-]
-_NAMED_BASE = rf"(\d{{1,2}}|{'|'.join(_BASES)})"
-_BASE = re.compile(
-    rf"\(?\{{?(-?\d[\dA-F]*(?:\.[\dA-F]+)?)\}}?\)?(?:_\{{?\(?(?:base)?{_NAMED_BASE}\)?\}}?|\(?(?:in)?base{_NAMED_BASE}\)?)"
-)
 _MODULUS = re.compile(r"\\mod[ ({]*(\\?\w+)")
 _REMAINDER = re.compile(rf"((?:[\d+\-*^(){{}}! ]|\\(?:times|cdot) ?)+){_MODULUS.pattern}[)}}]*")
 _CONDITION = re.compile(r"(.+?),((?:[a-z]|,)+\\in\b.+)")
@@ -98,10 +78,9 @@ def split(text: str) -> tuple[str, str | None]:
     if condition := _CONDITION.fullmatch(text):
         text = condition.group(1)
         named.append(condition.group(2))
-    if base := _BASE.fullmatch(squeezed(text)):
-        text, *written = base.groups()
-        name = next(filter(None, written))
-        named.append(f"base {_BASES.index(name) + 2 if name in _BASES else name}")
+    if found := in_base(squeezed(text)):
+        text, base = found
+        named.append(f"base {base}")
     named += [f"mod {modulus}" for modulus in _MODULUS.findall(text)]
     if remainder := _REMAINDER.fullmatch(text):  # of all that stands in front; a parser takes the last term
         text = rf"({remainder[1]})\mod {remainder[2]}"
