@@ -35,6 +35,8 @@ _SYMBOLS = {
     r"\cdots": r"\ldots ",
     "′": "'",
     "″": "''",
+    "’": "'",
+    "”": "''",
     r"\lbrace": r"\{",
     r"\rbrace": r"\}",
     "{,}": ",",
@@ -67,6 +69,7 @@ _SPELLINGS = [
         r"\{ ?\\bf ([^{}]*)\}|\\bf ?\{([^{}]*)\}": r"\\mathbf{\1\2}",
         r"\^? ?\\degree(?![A-Za-z])|(?<=\d)\^ ?(?:o(?![A-Za-z])|\{o\}|\{\\text\{o\}\})": r"^\\circ ",
         r"\^ ?(?:\\prime(?![A-Za-z])|\{ ?\\prime ?\})": "'",
+        r"(?<=\d) ?\"": "''",
         r"(?<!\\)\$|\\!|\\displaystyle\b|\\limits\b": "",
     }.items()
 ]

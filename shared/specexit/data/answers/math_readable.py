@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 
-from specexit.data.answers.math_bases import with_names
+from specexit.data.answers import math_bases, math_marks
 
 _PRIMES = re.compile(r"(?:_(\w)|_\{([^{}]*)\}|(?<=[A-Za-z)}\]])) ?('+)")
-"""Primes, and the index in front of them; those behind a number are minutes or feet."""
+"""Primes, and the index in front of them; those behind a number are marks."""
 _DEGREES = re.compile(r"((?<![\d.])\d[\d.]*|(?<![A-Za-z\\])[A-Za-z]|\\[a-z]+) ?\^ ?(?:\\circ\b ?|\{ ?\\circ ?\})")
 OF_ANGLES = re.compile(r"(?:\\|(?<![A-Za-z]))(?:sin|cos|tan|cot|sec|csc|cis)(?![a-z])")
 """A function of an angle, whose degrees are more than a unit that may be left out."""
@@ -25,7 +25,7 @@ def readable(text: str) -> str:
     """
     if OF_ANGLES.search(text):
         text = _DEGREES.sub(r"(\1\\cdot\\frac{\\pi}{180})", text)
-    return _PRIMES.sub(_as_index, with_names(text))
+    return _PRIMES.sub(_as_index, math_bases.with_names(math_marks.with_names(text)))
 
 
 def _as_index(found: re.Match[str]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from specexit.data.answers.math_latex import WRAPPER
+from specexit.data.answers.math_marks import may_be
 
 _NAMES = {
     "mm millimeter millimeters millimetre millimetres": "mm",
@@ -64,7 +65,7 @@ def same_unit(one: str, other: str) -> bool:
       >>> same_unit("red marble", "marble"), same_unit("square cm", "cm"), same_unit("boy and girl", "girl")
       (True, False, False)
     """
-    if one == other:
+    if one == other or may_be(one, other) or may_be(other, one):
         return True
     words, others = sorted((one.split(), other.split()), key=len)
     counted = all(word.isalpha() and word not in _NOT_COUNTED for word in others)
@@ -90,7 +91,7 @@ def canonical(unit: str) -> str:
         unit = unit.replace(sign, plain)
     words: list[str] = []
     power = ""
-    for word in re.findall(r"[^\W\d_]+|\^-?\d+|\d+|[^\s^]", unit):
+    for word in re.findall(r"[^\W\d_]+|\^-?\d+|\d+|'+|[^\s^]", unit):
         if word in ("square", "sq", "cubic", "cu"):
             power = _POWERS[word]
             continue

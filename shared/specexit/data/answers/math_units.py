@@ -7,6 +7,7 @@ import re
 from specexit.data.answers.math_bases import in_base
 from specexit.data.answers.math_inequalities import INEQUALITY
 from specexit.data.answers.math_latex import WRAPPER
+from specexit.data.answers.math_marks import in_degrees, marked
 from specexit.data.answers.math_numbers import number
 from specexit.data.answers.math_readable import OF_ANGLES
 from specexit.data.answers.math_text import COMMA, apart, squeezed, without_and_or
@@ -108,6 +109,10 @@ def _tail(text: str) -> tuple[str, str]:
 
 
 def _cut(text: str) -> tuple[str, str]:
+    if (degrees := in_degrees(text)) is not None:
+        return str(degrees), "degrees"
+    if number_and_mark := marked(text):
+        return number_and_mark
     if (found := _TAIL.search(text)) and re.search(r"[\w})\]!'.]$", head := text[: found.start()]):
         of_angle = _DEGREES.match(text, found.start()) if OF_ANGLES.search(head) else None
         start = of_angle.end() if of_angle else found.start()

@@ -1,0 +1,57 @@
+r"""Marks behind a number: ``5^\circ 30'`` are degrees and minutes, ``6'2''`` may be feet and inches."""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+
+_NUMBER = r"\d+(?:\.\d+)?"
+_ANGLE = re.compile(rf"(-?)(\d+) ?\^ ?(?:\\circ|\{{ ?\\circ ?\}}) ?({_NUMBER}) ?'(?: ?({_NUMBER}) ?'')?")
+_MARKED = re.compile(rf"(.*(?<![\w.}}'])|)({_NUMBER}) ?('{{1,2}})")
+_ANY_MARKED = re.compile(rf"(?<![\w.}}])({_NUMBER}) ?('+)")
+_UNITS = {"'": {"min", "ft", "arcminute", "arcmin"}, "''": {"s", "in", "arcsecond", "arcsec"}}
+
+
+def in_degrees(text: str) -> Fraction | None:
+    r"""The degrees of an angle in degrees, minutes and perhaps seconds; None where a text is no such.
+
+    Example:
+      >>> str(in_degrees(r"5^\circ 30'")), str(in_degrees("5'")), in_degrees(r"5^\circ")
+      ('11/2', 'None', None)
+    """
+    if not (found := _ANGLE.fullmatch(text)):
+        return None
+    sign, degrees, minutes, seconds = found.groups()
+    value = int(degrees) + Fraction(minutes) / 60 + Fraction(seconds or 0) / 3600
+    return -value if sign else value
+
+
+def marked(text: str) -> tuple[str, str] | None:
+    """What stands in front of the only mark, which is a text's end, and the mark; None where there is no such mark.
+
+    Example:
+      >>> marked("5'"), marked("2+3''"), marked("6'2''"), marked("y_1'")
+      (('5', "'"), ('2+3', "''"), None, None)
+    """
+    found = _MARKED.fullmatch(text)
+    return (found[1] + found[2], found[3]) if found and "'" not in found[1] else None
+
+
+def may_be(mark: str, unit: str) -> bool:
+    """Whether a mark may stand for a unit.
+
+    Example:
+      >>> may_be("'", "ft"), may_be("'", "min"), may_be("'", "''"), may_be("''", "min")
+      (True, True, False, False)
+    """
+    return unit.split()[0] in _UNITS.get(mark, ())
+
+
+def with_names(text: str) -> str:
+    r"""A text whose numbers with marks are names of their own; a parser reads over the marks.
+
+    Example:
+      >>> with_names("6'2''"), with_names("f'(5)")
+      ('M_{\\prime 6}M_{\\prime\\prime 2}', "f'(5)")
+    """
+    return _ANY_MARKED.sub(lambda found: "M_{" + len(found[2]) * r"\prime" + f" {found[1]}}}", text)
