@@ -34,6 +34,8 @@ SAME = [
     (r"\sin(2x+30^\circ)", r"\sin(30^\circ+2x)"),
     (r"10\sin 40^\circ\text{ m}", r"10\sin 40°"),
     (r"2\text{ cis } 30^\circ", "2 cis 30°"),
+    (r"\sin\theta=\cos 60^\circ", r"\sin\theta=\frac12"),
+    (r"\sin^{-1}\frac12=30^\circ", "30"),
     # remainders
     (r"2^{2024} \mod 7", "4"),
     (r"2^{10} \bmod 7", "2"),
@@ -129,6 +131,7 @@ DIFFERENT = [
     (r"\sin 30^\circ", r"\sin 30"),
     (r"\sin(x+30^\circ)", r"\sin(x+30)"),
     (r"\cos x^\circ", r"\cos x"),
+    (r"\sin\theta=30^\circ", r"\sin\theta=30"),
     ("sin 30°", "sin 30"),
     (r"2\text{ cis } 30^\circ", r"2\text{ cis } 30"),
     # LaTeX that changes nothing

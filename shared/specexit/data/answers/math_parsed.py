@@ -13,7 +13,7 @@ from typing import Any
 
 from specexit.data.answers.math_names import equation, value, with_both_signs, without_index
 from specexit.data.answers.math_numbers import same_number
-from specexit.data.answers.math_readable import readable
+from specexit.data.answers.math_readable import in_radians, readable
 
 _LONGEST = 1000
 """Digits of a number that is computed with."""
@@ -27,7 +27,8 @@ def same(a: str, b: str) -> bool:
     """Whether two expressions are equal; False where one cannot be parsed."""
     a, b = without_index(_rising(a), _rising(b))
     b, a = without_index(b, a)
-    (left_a, *right_a), (left_b, *right_b) = equation(a), equation(b)
+    # The degrees of an equation's right side are those of the function on its left.
+    (left_a, *right_a), (left_b, *right_b) = equation(in_radians(a)), equation(in_radians(b))
     if not (right_a and right_b):
         a, b = value(a, b), value(b, a)
         if any(len(equation(text)) > 1 for text in (a, b)):

@@ -9,8 +9,8 @@ from specexit.data.answers import math_bases, math_marks
 _PRIMES = re.compile(r"(?:_(\w)|_\{([^{}]*)\}|(?<=[A-Za-z)}\]])) ?('+)")
 """Primes, and the index in front of them; those behind a number are marks."""
 _DEGREES = re.compile(r"((?<![\d.])\d[\d.]*|(?<![A-Za-z\\])[A-Za-z]|\\[a-z]+) ?\^ ?(?:\\circ\b ?|\{ ?\\circ ?\})")
-OF_ANGLES = re.compile(r"(?:\\|(?<![A-Za-z]))(?:sin|cos|tan|cot|sec|csc|cis)(?![a-z])")
-"""A function of an angle, whose degrees are more than a unit that may be left out."""
+OF_ANGLES = re.compile(r"(?:\\|(?<![A-Za-z]))(?:sin|cos|tan|cot|sec|csc|cis)(?![a-z]| ?\^ ?\{ ?-)")
+"""A function of an angle, whose degrees are more than a unit that may be left out; not one whose value is an angle."""
 
 
 def readable(text: str) -> str:
@@ -23,9 +23,17 @@ def readable(text: str) -> str:
       >>> readable("f'(x)"), readable("y_1''"), readable(r"\sin 30^\circ")
       ('f_{\\prime}(x)', 'y_{1\\prime\\prime}', '\\sin (30\\cdot\\frac{\\pi}{180})')
     """
-    if OF_ANGLES.search(text):
-        text = _DEGREES.sub(r"(\1\\cdot\\frac{\\pi}{180})", text)
-    return _PRIMES.sub(_as_index, math_bases.with_names(math_marks.with_names(text)))
+    return _PRIMES.sub(_as_index, math_bases.with_names(math_marks.with_names(in_radians(text))))
+
+
+def in_radians(text: str) -> str:
+    r"""A text in which a function of an angle stands, with its degrees in radians; any other as it is.
+
+    Example:
+      >>> in_radians(r"\sin x=30^\circ"), in_radians(r"\sin^{-1}x=30^\circ")
+      ('\\sin x=(30\\cdot\\frac{\\pi}{180})', '\\sin^{-1}x=30^\\circ')
+    """
+    return _DEGREES.sub(r"(\1\\cdot\\frac{\\pi}{180})", text) if OF_ANGLES.search(text) else text
 
 
 def _as_index(found: re.Match[str]) -> str:
