@@ -36,6 +36,13 @@ SAME = [
     (r"2\text{ cis } 30^\circ", "2 cis 30°"),
     (r"\sin\theta=\cos 60^\circ", r"\sin\theta=\frac12"),
     (r"\sin^{-1}\frac12=30^\circ", "30"),
+    # infinity
+    (r"2\infty", r"\infty"),
+    (r"\sqrt{\infty}\cdot 30", "infinity"),
+    (r"x=\infty", r"\infty"),
+    (r"\frac{1}{\infty}", "0"),
+    (r"\sum_{n=1}^\infty \frac{1}{2^n}", "1"),
+    (r"(5,\infty]", r"(5,\infty)"),
     # remainders
     (r"2^{2024} \mod 7", "4"),
     (r"2^{10} \bmod 7", "2"),
@@ -87,6 +94,17 @@ DIFFERENT = [
     (r"(\frac{0}{0},1)", "(1,1)"),
     (r"\infty-\infty", "0"),
     (r"\sin \infty", "0"),
+    (r"\infty^0", "1"),
+    (r"\tan \frac{\pi}{2}", r"\infty"),
+    # infinity
+    (r"\infty", r"-\infty"),
+    (r"\sqrt{\infty}\cdot 30", "e"),
+    (r"|\infty|", r"\pi"),
+    (r"\max(\infty,3)", "7"),
+    (r"e^{\infty}", "100"),
+    (r"(\sqrt{\infty},1)", "(e,1)"),
+    (r"x=\sqrt{\infty}", "x=e"),
+    # no value either
     (r"\lfloor \infty \rfloor", "3"),
     (r"\sum_{n=1}^\infty \frac1n", "2"),
     (r"\sum_{n=0}^\infty 2^n", "-1"),

@@ -11,6 +11,7 @@ import re
 from fractions import Fraction
 from typing import Any
 
+from specexit.data.answers.math_infinity import evaluated, has_infinity, same_infinity
 from specexit.data.answers.math_names import equation, value, with_both_signs, without_index
 from specexit.data.answers.math_numbers import same_number
 from specexit.data.answers.math_readable import in_radians, readable
@@ -114,6 +115,8 @@ def _verified(one: Any, other: Any) -> bool:
     try:
         how["float_rounding"] = max(_digits(one), _digits(other))
         one, other = _exact(one), _exact(other)
+        if has_infinity(one) or has_infinity(other):  # whose difference from a number is none
+            return same_infinity(one, other)
         return math_verify.verify(one, other, **how) and math_verify.verify(other, one, **how)
     except Exception:  # sympy's evaluation raises what it likes
         return False
@@ -130,6 +133,8 @@ def _exact(expression: Any) -> Any:
         expression = expression.doit()
     if isinstance(expression, FiniteSet | Interval | Tuple):
         return expression.func(*map(_exact, expression.args))
+    if has_infinity(expression):
+        expression = evaluated(expression)
     if not getattr(expression, "is_number", False) or expression.has(Float, UnevaluatedExpr):
         return expression
     if expression.has(Mod):  # has no size before it is computed
