@@ -14,7 +14,7 @@ from specexit.data.answers.math_inequalities import as_intervals
 from specexit.data.answers.math_numbers import number, same_number
 from specexit.data.answers.math_text import COMMA, apart, is_word, normal, prose, squeezed, without_and_or
 from specexit.data.answers.math_unit_names import same_unit
-from specexit.data.answers.math_units import split_list
+from specexit.data.answers.math_units import split_list, without_symbol
 
 _SHORT = 200
 """Characters of an answer whose reading is kept."""
@@ -55,7 +55,7 @@ class Math(AnswerKind):
           >>> [MATH.plainly_same(*pair) for pair in (("042", "42"), ("1/2", "0.50"), ("1,000", "999"), ("x", "y"))]
           [True, True, False, None]
         """
-        one, other = _read(a), _read(b)
+        one, other = _read_pair(a, b)
         if one.text == other.text:
             return True
         if one.unit and other.unit and not same_unit(one.unit, other.unit):
@@ -74,7 +74,7 @@ class Math(AnswerKind):
         """Whether math-verify finds their quantities equal, in both orders."""
         from specexit.data.answers import math_parsed
 
-        one, other = _read(a), _read(b)
+        one, other = _read_pair(a, b)
         # A percentage may be meant as its number, or as the hundredth.
         texts = [each.expression(percent=one.unit != other.unit) for each in (one, other)]
         if one.in_letters or other.in_letters:
@@ -94,11 +94,23 @@ class _Reading(NamedTuple):
     in_letters: bool
     """Whether it is a number, or several, in a base where some digits are letters."""
 
+    def in_unit_of(self, other: _Reading) -> _Reading:
+        """Itself, or its number without the symbol of the other's unit."""
+        if self.unit or not other.unit or (digits := without_symbol(self.quantity, other.unit)) is None:
+            return self
+        return self._replace(quantity=digits, unit=other.unit, value=number(digits))
+
     def expression(self, percent: bool) -> str:
         """The quantity as a parser reads it."""
         if percent and self.unit == "%":
             return ",".join(rf"{member}\%" for member in apart(self.quantity, COMMA))
         return without_and_or(self.quantity) if self.value is None else str(self.value)
+
+
+def _read_pair(a: str, b: str) -> tuple[_Reading, _Reading]:
+    """Two readings, where a letter behind the one's number is the unit that the other names."""
+    one, other = _read(a), _read(b)
+    return one.in_unit_of(other), other.in_unit_of(one)
 
 
 def _read(text: str) -> _Reading:

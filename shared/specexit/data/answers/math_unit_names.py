@@ -53,6 +53,8 @@ _NAMES = {
     "per": "/",
 }
 UNIT_OF = {name: unit for names, unit in _NAMES.items() for name in names.split()}
+_CAPITALS = {"L": "l"}
+"""Letters that are a unit only where it is clear that they are one: as a text, or beside a unit's name."""
 _NOT_COUNTED = set(UNIT_OF.values()) | {"and", "or", "of", "no", "not"}
 _POWERS = {"square": "^2", "sq": "^2", "cubic": "^3", "cu": "^3", "squared": "^2", "cubed": "^3"}
 _SIGNS = {r"\circ": " degree ", r"\%": "%", r"\mu": "µ", r"\Omega": "Ω", r"\cdot": " ", ".": ""}
@@ -101,6 +103,8 @@ def canonical(unit: str) -> str:
 
 
 def _name(word: str) -> str:
+    if word in _CAPITALS:
+        return _CAPITALS[word]
     if word in UNIT_OF:
         return UNIT_OF[word]
     if len(word) > 1 and word.lower() in UNIT_OF:

@@ -91,6 +91,17 @@ def split(text: str) -> tuple[str, str | None]:
     return text, " ".join(dict.fromkeys(filter(None, named))) or None
 
 
+def without_symbol(text: str, unit: str) -> str | None:
+    r"""The number in front of a capital letter that may be a variable, where it may stand for a unit; else None.
+
+    Example:
+      >>> without_symbol("3 L", "l"), without_symbol("3 L", "m"), without_symbol("2x L", "l")
+      ('3', None, None)
+    """
+    head, letter = text[:-1].rstrip(), text[-1:]
+    return head if "A" <= letter <= "Z" and canonical(letter) == unit and number(head) is not None else None
+
+
 def _multiplied(text: str, unit: str) -> tuple[str, str]:
     """A quantity and its unit, without the words that multiply it."""
     factor, words = 1, unit.split()
