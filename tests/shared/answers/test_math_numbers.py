@@ -148,6 +148,9 @@ SAME = [
     (r"\text{There is no solution.}", "no solution"),
     (r"\text{no solutions}", r"\varnothing"),
     (r"\text{the empty set}", r"\{\}"),
+    ("No real solution", "no solution"),
+    (r"\text{There are no real solutions.}", r"\emptyset"),
+    ("The equation has no real solutions.", "No solution exists"),
     # other ways to write
     ("**42.**", "42"),
     ("½", "1/2"),
@@ -276,6 +279,10 @@ DIFFERENT = [
     ("no solution", "0"),
     ("no solution", "no"),
     ("one solution", r"\emptyset"),
+    ("no integer solution", "no solution"),
+    ("no integer solution", "no real solution"),
+    ("no real solution", "no positive solution"),
+    ("one real solution", "no real solution"),
     ("no solution", r"\{0\}"),
     ("no solution", r"\infty"),
     # words and numbers behind the first one

@@ -9,11 +9,12 @@ from specexit.data.answers.math_latex import WRAPPER, in_latex
 from specexit.data.answers.math_numbers import with_repeating_as_fractions
 
 _BOLD = re.compile(r"\s*\*\*([^\s*](?:[^*]*[^\s*])?)\*\*\s*")
-_NAMES = {
-    **dict.fromkeys(("infinity", "inf", "oo"), r"\infty"),
-    **dict.fromkeys(("no solution", "no solutions", "there is no solution", "there are no solutions"), r"\emptyset"),
-    **dict.fromkeys(("empty set", "the empty set"), r"\emptyset"),
-}
+_INFINITY = re.compile("infinity|inf|oo")
+_NO_SOLUTION = re.compile(
+    "(?:there (?:is|are) |(?:(?:the|this) (?:equation|system|inequality)|it) has )?no (?:real )?solutions?(?: exists?)?"
+    "|(?:the )?empty set"
+)
+"""Real solutions are what is asked for where nothing else is said; integer ones are not."""
 
 _SPACE = r"(?<!\\)\\[,;: ]|~"
 """A backslash behind a backslash is no space: a matrix's rows end in ``\\``."""
@@ -41,7 +42,9 @@ def normal(text: str) -> str:
     text = _ungrouped(_trimmed(_unwrapped(in_latex(last_box(text) or text))))
     # A space stays where it keeps two words, two numbers or a command and its argument apart.
     text = re.sub(r"(?<![\w}]) | (?![\w\\])", "", text)
-    return _NAMES.get(text.lower(), with_repeating_as_fractions(text))
+    if _INFINITY.fullmatch(text.lower()):
+        return r"\infty"
+    return r"\emptyset" if _NO_SOLUTION.fullmatch(text.lower()) else with_repeating_as_fractions(text)
 
 
 def _ungrouped(text: str) -> str:
