@@ -3,6 +3,7 @@ r"""What an answer names beside its quantity: a unit, money, a base, a modulus, 
 from __future__ import annotations
 
 import re
+from itertools import accumulate
 
 from specexit.data.answers.math_bases import in_base
 from specexit.data.answers.math_inequalities import INEQUALITY
@@ -34,6 +35,7 @@ _MODULUS = re.compile(r"\\mod[ ({]*(\\?\w+)")
 _REMAINDER = re.compile(rf"((?:[\d+\-*^(){{}}! ]|\\(?:times|cdot) ?)+){_MODULUS.pattern}[)}}]*")
 _CONDITION = re.compile(r"(.+?),((?:[a-z]|,)+\\in\b.+)")
 _TITLE = re.compile(rf"{WRAPPER}\{{([^{{}}]*)\}} ?=(.+)")
+_BRACKET = re.compile(r"([(\[]|\\\{)(.+?)([)\]]|\\\})")
 _EITHER = re.compile(r"(?<![A-Za-z])(and|or)(?![A-Za-z])")
 _ANOTHER_QUANTITY = re.compile(
     r"\bor (?:more|less|fewer|greater|higher|lower|above|below|over|under)\b|\band an? |^[ {]*(?:squared|cubed)\b"
@@ -42,17 +44,38 @@ _ANOTHER_QUANTITY = re.compile(
 
 
 def split_list(text: str) -> tuple[str, str | None]:
-    r"""`split` of an answer that may be a list, where each member names the same.
+    r"""`split` of an answer that may be a list, a tuple, an interval or a set, where each member names the same.
 
     Example:
       >>> split_list("5 cm, 7 centimeters"), split_list(r"30^\circ and 60^\circ"), split_list("1,2")
       (('5,7', 'cm'), ('30,60', 'degree'), ('1,2', None))
+      >>> split_list(r"(5\text{ cm},7\text{ cm})"), split_list(r"(3,30^\circ)")
+      (('(5,7)', 'cm'), ('(3,30^\\circ)', None))
     """
     if len(text) <= _LONGEST:
-        quantities, units = zip(*map(split, apart(without_and_or(text), COMMA)), strict=True)
-        if units[0] and len(units) > 1 and len(set(units)) == 1:
-            return ",".join(quantities), units[0]
+        before, members, behind = _in_bracket(text)
+        quantities, units = zip(*map(split, apart(without_and_or(members), COMMA)), strict=True)
+        # Of percentages in a bracket each may be meant as the hundredth.
+        if units[0] and len(units) > 1 and len(set(units)) == 1 and not (before and units[0] == "%"):
+            return before + ",".join(quantities) + behind, units[0]
     return split(text)
+
+
+def _in_bracket(text: str) -> tuple[str, str, str]:
+    r"""A bracket around all, what stands in it, and the bracket's end; two empty texts where there is none.
+
+    Example:
+      >>> _in_bracket("[1,2)"), _in_bracket("(1,2),(3,4)")
+      (('[', '1,2', ')'), ('', '(1,2),(3,4)', ''))
+    """
+    found = _BRACKET.fullmatch(text)
+    if not found or any(depth < 0 for depth in accumulate(map(_nesting, found[2]))):
+        return "", text, ""
+    return found[1], found[2], found[3]
+
+
+def _nesting(character: str) -> int:
+    return (character in "([{") - (character in ")]}")
 
 
 def split(text: str) -> tuple[str, str | None]:
