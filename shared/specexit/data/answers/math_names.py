@@ -27,6 +27,7 @@ _APPLIED = re.compile(rf"(?<![A-Za-z\\])(\\?[A-Za-z]+)(?:{_INDEX})?'*(?:\^\{{-1\
 """A function of something; in x(x+1) the x is a factor."""
 _OF_NAMES = re.compile(
     r"\|(?:[A-Z]+|[zw]|\\[a-z]+ ?(?:\{[A-Za-z]+\})?)\|"  # a length
+    r"|\[(?:\\triangle ?)?[A-Z]{3,}\]"  # an area
     rf"|(?:{_WRAPPED}|[A-Z]{{2,}})\^\{{?\d+\}}?|{_WRAPPED}"  # the square of a length, the power of a matrix
     rf"|{_INDEX}|\^\{{-1\}}|\\(?:sin|cos|tan) ?\d+(?:\^\\circ)?"
     r"|\\(?!(?:sqrt|pm|mp|in|to|[lgn]eq?)(?![A-Za-z]))[A-Za-z]+|[A-Za-z'+\-*/(){} ]"

@@ -34,7 +34,8 @@ _FUNCTION = re.compile(r"\b(?:sin|cos|tan|cot|sec(?!\Z)|csc|log|ln|exp|sqrt|pi|m
 _MODULUS = re.compile(r"\\mod[ ({]*(\\?\w+)")
 _REMAINDER = re.compile(rf"((?:[\d+\-*^(){{}}! ]|\\(?:times|cdot) ?)+){_MODULUS.pattern}[)}}]*")
 _CONDITION = re.compile(r"(.+?),((?:[a-z]|,)+\\in\b.+)")
-_TITLE = re.compile(rf"{WRAPPER}\{{([^{{}}]*)\}} ?=(.+)")
+_ARGUMENT = r"(?:\((?:[^()]|\([^()]*\))*\)|\[[^\[\]]*\])"
+_TITLE = re.compile(rf"{WRAPPER}\{{(?:([^{{}}]*)\}}|([A-Za-z]{{2,}})\}} ?({_ARGUMENT})) ?=(.+)")
 _BRACKET = re.compile(r"([(\[]|\\\{)(.+?)([)\]]|\\\})")
 _EITHER = re.compile(r"(?<![A-Za-z])(and|or)(?![A-Za-z])")
 _ANOTHER_QUANTITY = re.compile(
@@ -95,8 +96,8 @@ def split(text: str) -> tuple[str, str | None]:
     for sign in _MONEY:
         text = text.replace(sign, "")
     if title := _TITLE.fullmatch(text):
-        named.append(title.group(1).strip().casefold())
-        text = title.group(2)
+        words, function, argument, text = title.groups()
+        named.append(words.strip().casefold() if function is None else function.casefold() + squeezed(argument))
     if (either := _EITHER.search(text)) and INEQUALITY.search(text):
         named.append(either.group())
     if condition := _CONDITION.fullmatch(text):
