@@ -73,6 +73,15 @@ SAME = [
     (r"x_{2} = 0.5, x_{1} = \frac13", "0.333333, 1/2"),
     (r"x_1 = 1 \text{ and } x_2 = 2", r"x=2 \text{ or } x=1"),
     ("P_1=(1,2), P_2=(3,4)", "(1,2), (3,4)"),
+    # equations that something else than a comma keeps apart
+    (r"x=1 \quad y=2", "x=1,y=2"),
+    (r"x=1 \qquad y=2", "(1,2)"),
+    (r"x=1, \quad \text{and} \quad y=2", "y=2, x=1"),
+    ("x=1; y=2", "(1,2)"),
+    ("x=1; x=2", "1, 2"),
+    (r"x=1 \\ y=2", "x=1, y=2"),
+    (r"(x,y)=(1,2) \quad (x,y)=(3,4)", "(1,2), (3,4)"),
+    (r"f(x)=2x \quad (x>0)", r"f(x)=2x \qquad (x>0)"),
     # inequalities
     (r"-2 \le x \le 7", "[-2,7]"),
     ("1<x<2", "2>x>1"),
@@ -155,6 +164,12 @@ DIFFERENT = [
     ("x_1 = 1, x_2 = 2", "x = 1 or x = 3"),
     ("x_1 = 1, y_2 = 2", "1, 2"),
     ("x_1 = 1, x_2 = 1", "x = 1"),
+    # equations that something else than a comma keeps apart
+    (r"x=1 \quad y=2", r"x=1 \quad y=3"),
+    (r"x=1 \quad y=2", "x=y=2"),
+    (r"x=1 \quad y=2", "y=1, x=2"),
+    (r"x=1 \quad y=2", "x=1"),
+    (r"x=1 \quad y=2", "2"),
     # inequalities
     ("1<x<2", r"\{1,2\}"),
     ("1<x<2", "1,2"),

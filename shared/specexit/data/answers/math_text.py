@@ -16,6 +16,8 @@ _NO_SOLUTION = re.compile(
 )
 """Real solutions are what is asked for where nothing else is said; integer ones are not."""
 
+_BETWEEN = re.compile(r"\\q?quad(?![A-Za-z])|\\\\|(?<!\\);|\n")
+_SAYS = re.compile(r"(?:\([^()=]*\)|\\?[A-Za-z]+(?:_(?:\w|\{[^{}]*\}))?'*(?:\([^()=]*\))?) ?=[^<>]+")
 _SPACE = r"(?<!\\)\\[,;: ]|~"
 """A backslash behind a backslash is no space: a matrix's rows end in ``\\``."""
 _LEAD = re.compile(rf"(?:{WRAPPER}\{{ ?)?(?:the )?(?:final )?answer(?: is)?:? ?\}}? ?", re.IGNORECASE)
@@ -39,12 +41,25 @@ def normal(text: str) -> str:
     """
     if bold := _BOLD.fullmatch(text):
         text = bold.group(1)
-    text = _ungrouped(_trimmed(_unwrapped(in_latex(last_box(text) or text))))
+    text = _ungrouped(_trimmed(_listed(_unwrapped(in_latex(last_box(text) or text)))))
     # A space stays where it keeps two words, two numbers or a command and its argument apart.
     text = re.sub(r"(?<![\w}]) | (?![\w\\])", "", text)
     if _INFINITY.fullmatch(text.lower()):
         return r"\infty"
     return r"\emptyset" if _NO_SOLUTION.fullmatch(text.lower()) else with_repeating_as_fractions(text)
+
+
+def _listed(text: str) -> str:
+    r"""Equations that say what names are, kept apart by wide spaces, semicolons or lines, as a list; else the text.
+
+    Example:
+      >>> _listed(r"x=1 \qquad y=2"), _listed("x=1; x=2"), _listed(r"x=3 \quad (x>0)"), _listed("(1;2)")
+      ('x=1,y=2', 'x=1,x=2', 'x=3 \\quad (x>0)', '(1;2)')
+    """
+    parts = [part.strip(" ,") for part in _BETWEEN.split(text) if part.strip()]
+    if len(parts) > 1 and all(_SAYS.fullmatch(part) and len(apart(part, COMMA)) == 1 for part in parts):
+        return ",".join(parts)
+    return text
 
 
 def _ungrouped(text: str) -> str:
