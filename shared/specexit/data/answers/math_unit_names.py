@@ -56,22 +56,38 @@ UNIT_OF = {name: unit for names, unit in _NAMES.items() for name in names.split(
 _CAPITALS = {"L": "l"}
 """Letters that are a unit only where it is clear that they are one: as a text, or beside a unit's name."""
 _NOT_COUNTED = set(UNIT_OF.values()) | {"and", "or", "of", "no", "not"}
+_MONEY = {"dollar", "cent", "euro", "pound"}
 _POWERS = {"square": "^2", "sq": "^2", "cubic": "^3", "cu": "^3", "squared": "^2", "cubed": "^3"}
 _SIGNS = {r"\circ": " degree ", r"\%": "%", r"\mu": "µ", r"\Omega": "Ω", r"\cdot": " ", ".": ""}
 
 
 def same_unit(one: str, other: str) -> bool:
-    """Whether two names are one, or, of things counted, one says more of the same: red marbles are marbles.
+    """Whether two names are one, or the one says more of the same.
+
+    Red marbles are marbles. What a quantity is may be left out in front of its unit, and what money is paid for behind.
 
     Example:
       >>> same_unit("red marble", "marble"), same_unit("square cm", "cm"), same_unit("boy and girl", "girl")
       (True, False, False)
+      >>> same_unit("area = cm ^2", "cm ^2"), same_unit("area =", "length ="), same_unit("dollar / h", "dollar")
+      (True, False, True)
     """
     if one == other or may_be(one, other) or may_be(other, one):
         return True
+    (quantity, unit), (other_quantity, other_unit) = _quantity_and_unit(one), _quantity_and_unit(other)
+    if quantity or other_quantity:
+        same_quantity = not (quantity and other_quantity) or quantity == other_quantity
+        return same_quantity and (not (unit and other_unit) or same_unit(unit, other_unit))
     words, others = sorted((one.split(), other.split()), key=len)
+    if len(words) == 1 and words[0] in _MONEY:
+        return others[:2] == [*words, "/"]
     counted = all(word.isalpha() and word not in _NOT_COUNTED for word in others)
     return counted and len(words) < len(others) and others[-len(words) :] == words
+
+
+def _quantity_and_unit(name: str) -> tuple[str, str]:
+    before, equals, unit = f"{name} ".partition(" = ")
+    return (before, unit.strip()) if equals else ("", name)
 
 
 def is_unit(word: str) -> bool:

@@ -97,7 +97,9 @@ def split(text: str) -> tuple[str, str | None]:
         text = text.replace(sign, "")
     if title := _TITLE.fullmatch(text):
         words, function, argument, text = title.groups()
-        named.append(words.strip().casefold() if function is None else function.casefold() + squeezed(argument))
+        name = words.strip().casefold() if function is None else function.casefold() + squeezed(argument)
+        text, unit = split(text)
+        return text, " ".join([f"{name} =", *named, *filter(None, [unit])])
     if (either := _EITHER.search(text)) and INEQUALITY.search(text):
         named.append(either.group())
     if condition := _CONDITION.fullmatch(text):
