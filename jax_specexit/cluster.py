@@ -10,6 +10,7 @@ import signal
 import threading
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 from specexit.config import ConfigError
@@ -48,6 +49,16 @@ def join(config: ClusterConfig) -> None:
 def is_first() -> bool:
     """Whether this is the process that prints, and writes what is written once."""
     return jax.process_index() == 0
+
+
+MESSAGE_BYTES = 1024
+
+
+def told_by_first(message: str) -> str:
+    """What the first process says; every process must ask. What is longer than `MESSAGE_BYTES` is cut."""
+    padded = message.encode()[:MESSAGE_BYTES].ljust(MESSAGE_BYTES, b"\0")
+    heard = multihost_utils.broadcast_one_to_all(np.frombuffer(padded, np.uint8))
+    return np.asarray(heard, np.uint8).tobytes().rstrip(b"\0").decode(errors="replace")
 
 
 class Preemption:

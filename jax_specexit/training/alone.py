@@ -8,11 +8,11 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
 
-from jax_specexit.cluster import is_first
+from jax_specexit.cluster import is_first, told_by_first
 from specexit.buckets import BucketPath
 from specexit.config import ConfigError
 
@@ -22,23 +22,38 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 @contextmanager
 def alone_in(run: Path) -> Iterator[None]:
-    """Hold the folder of a run for the first process of a job, until that ends, be it by ``kill -9``.
+    """Hold the folder of a run for a job, in its first process, until that ends, be it by ``kill -9``.
 
     Nothing is held in a bucket, and on a network disk that has no locks: there, a second run goes unnoticed.
 
     Raises:
-      ConfigError: another run holds it; the message says which process, where and since when.
+      ConfigError: another run holds it, in every process of this job; the message says which process, where and since
+        when. Or it cannot be written.
     """
-    if not is_first() or isinstance(run, BucketPath):
+    if isinstance(run, BucketPath):
         yield
         return
-    run.mkdir(parents=True, exist_ok=True)
-    with (run / ".lock").open("a+") as file:
-        _hold(file, run)
+    with ExitStack() as held:
+        refused = ""
+        if is_first():
+            try:
+                _hold(held, run)
+            except ConfigError as error:
+                refused = str(error)
+            except OSError as error:
+                refused = f"out={run}: cannot be written: {error}"
+        refused = told_by_first(refused)  # or the others would wait for the first one until the heartbeat ends them
+        if refused:
+            raise ConfigError(refused)
         yield
 
 
-def _hold(file: IO[str], run: Path) -> None:
+def _hold(held: ExitStack, run: Path) -> None:
+    run.mkdir(parents=True, exist_ok=True)
+    _lock(held.enter_context((run / ".lock").open("a+")), run)
+
+
+def _lock(file: IO[str], run: Path) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:

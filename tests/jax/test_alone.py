@@ -2,6 +2,7 @@
 
 import errno
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from jax_specexit.training.run import check_folder
 from jax_specexit.training.train import train
 from specexit.config import ConfigError
 from specexit.schemas.train import TrainConfig
+from tests.jax.devices import simulated
 
 
 def test_a_second_run_in_the_folder_of_one_that_lives_is_refused(recipe: TrainConfig) -> None:
@@ -37,6 +39,51 @@ def test_a_run_that_was_killed_lets_its_folder_go(tmp_path: Path) -> None:
         other.kill()
     with alone_in(tmp_path):
         assert (tmp_path / ".lock").read_text().startswith(f"process {os.getpid()} on ")
+
+
+JOB = """
+import sys
+from pathlib import Path
+from jax_specexit.cluster import join
+from jax_specexit.training.alone import alone_in
+from specexit.config import ConfigError
+from specexit.schemas.train import ClusterConfig
+
+join(ClusterConfig(coordinator=sys.argv[2], num_processes=2, process_id=int(sys.argv[3])))
+try:
+    with alone_in(Path(sys.argv[1])):
+        print("trains")
+except ConfigError as error:
+    print(error)
+"""
+
+
+def outcome_of_a_job(run: Path) -> list[str]:
+    """What each of the two processes of a job that starts in a folder says at last."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        coordinator = f"127.0.0.1:{free.getsockname()[1]}"
+    command = [sys.executable, "-c", JOB, str(run), coordinator]
+    running = [
+        subprocess.Popen([*command, str(i)], env=simulated(1), stdout=subprocess.PIPE, text=True) for i in range(2)
+    ]
+    try:
+        return [process.communicate(timeout=120)[0].splitlines()[-1] for process in running]
+    finally:
+        for process in running:
+            process.kill()
+
+
+def test_all_processes_of_a_job_are_refused_when_the_first_one_is(tmp_path: Path) -> None:
+    with alone_in(tmp_path):
+        said = outcome_of_a_job(tmp_path)
+    assert said[0] == said[1]
+    assert said[0].startswith(f"out={tmp_path}: process {os.getpid()} on ")
+    (tmp_path / "file").touch()
+    said = outcome_of_a_job(tmp_path / "file")
+    assert said[0] == said[1]
+    assert said[0].startswith(f"out={tmp_path}/file: cannot be written: ")
+    assert outcome_of_a_job(tmp_path / "new") == ["trains"] * 2
 
 
 def test_a_disk_without_locks_is_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
