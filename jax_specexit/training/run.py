@@ -12,6 +12,7 @@ import yaml
 
 from jax_specexit.cluster import is_first
 from specexit.config import ConfigError, write_text
+from specexit.data.features import StoredType
 from specexit.drafts.directory import DraftConfig
 from specexit.drafts.policy import Selection
 from specexit.schemas.train import TrainConfig
@@ -29,6 +30,8 @@ class Start(NamedTuple):
     """Which packed data, see `PackMeta.identity`; empty in runs of older versions."""
     selection: Selection | None = None
     """Which prompts choose the best checkpoint, by what."""
+    stored: StoredType | None = None
+    """Type of the stored features that it learns from; None where they are computed, and in runs of older versions."""
 
 
 def save_start(run: Path, fixed: Start) -> None:
@@ -39,6 +42,7 @@ def save_start(run: Path, fixed: Start) -> None:
         "aux_rms": list(fixed.aux_rms),
         "data": fixed.data,
         "selection": fixed.selection and fixed.selection.model_dump(mode="json"),
+        "stored": fixed.stored,
     }
     write_text(run / "draft.json", json.dumps(data))
 
@@ -56,7 +60,7 @@ def read_start(run: Path) -> Start:
     shape = DraftConfig.model_validate(data["config"])
     vocab = np.asarray(data["vocab"], np.int64)
     selection = Selection.model_validate(data["selection"]) if data.get("selection") else None
-    return Start(shape, vocab, tuple(data["aux_rms"]), data.get("data", ""), selection)
+    return Start(shape, vocab, tuple(data["aux_rms"]), data.get("data", ""), selection, data.get("stored"))
 
 
 MAY_CHANGE = {
@@ -69,7 +73,7 @@ what is learned."""
 
 MAY_MOVE = {"features", "target"}
 """Keys whose value is a place, or a name of one. What is there is compared: names, tokenizer, layers and sizes of a
-target; of features its weights, too, and the data that they are of."""
+target; of features its weights, too, the data that they are of, and the type that they are stored in."""
 
 
 def check_folder(config: TrainConfig) -> None:

@@ -73,7 +73,8 @@ def start(
         of_target = (target_config.hf_config(), target_config.name)
         params, vocab = warm_params(config.init_from, shape, aux_rms, *of_target)
         nnx.update(draft, jax.tree.map(jnp.asarray, params))
-    return Start(shape, vocab, aux_rms, meta.identity, before and before.selection), draft, target
+    stored = config.features and read_manifest(config.features).dtype
+    return Start(shape, vocab, aux_rms, meta.identity, before and before.selection, stored), draft, target
 
 
 def draft_config(
@@ -127,7 +128,8 @@ def check_start(config: TrainConfig, target_config: TargetConfig, meta: PackMeta
     """What the run in ``config.out`` was begun with; None where there is none.
 
     Raises:
-      ConfigError, DraftError: that was another target, or other data under the same name; or see `draft_config`.
+      ConfigError, DraftError: that was another target, other data under the same name, or features that are stored in
+        another type; or see `draft_config`.
     """
     path = config.out / "draft.json"
     before = read_start(config.out) if path.exists() else None
@@ -143,5 +145,11 @@ def check_start(config: TrainConfig, target_config: TargetConfig, meta: PackMeta
         raise ConfigError(
             f"{path}: this run was begun with the data {before.data}, but {config.data / 'meta.json'} is that of "
             f"{meta.identity}: its position in the data means nothing there"
+        )
+    stored = config.features and read_manifest(config.features).dtype
+    if before.stored not in (None, stored):
+        raise ConfigError(
+            f"{path}: this run was begun with features stored as {before.stored}, but those in {config.features} are "
+            f"{stored}: it would go on with other rounding errors"
         )
     return before

@@ -1,4 +1,4 @@
-"""What of stored features a run refuses before anything is compiled, and what a plan counts. Costs 15 s.
+"""What of stored features a run refuses before anything is compiled, and what a plan counts. Costs 25 s.
 
 That a run from them is the one whose target is run is in `test_train`.
 """
@@ -69,6 +69,15 @@ def test_a_run_goes_on_with_features_and_a_target_that_have_moved(cached: TrainC
     check_folder(cached.model_copy(update={"features": Path("elsewhere"), "target": "of the same name"}))
     with pytest.raises(ConfigError, match=r"begun with features=.*, but the recipe says None"):
         check_folder(recipe.model_copy(update={"target": cached.target}))
+
+
+def test_a_run_does_not_go_on_with_features_of_another_type(cached: TrainConfig, stored: Path, tmp_path: Path) -> None:
+    cached = cached.model_copy(update={"steps": 1})
+    train(cached)
+    rounded = changed(stored, tmp_path / "rounded", dtype="float8")
+    said = f"begun with features stored as float32, but those in {rounded} are float8"
+    with pytest.raises(ConfigError, match=said):
+        train(cached.model_copy(update={"features": rounded}))
 
 
 def test_a_target_whose_ends_are_not_plain_is_refused(cached: TrainConfig, unknown: Path, tmp_path: Path) -> None:
