@@ -27,7 +27,7 @@ from jax_specexit.evaluation.scoring import Scored
 from jax_specexit.model.draft import Draft
 from jax_specexit.model.target import Target
 from jax_specexit.sharding import ROWS, shift
-from jax_specexit.training.data import place, rows_of_process
+from jax_specexit.training.data import place, rows_of_process, trained_on
 from jax_specexit.training.losses import first_choices
 from jax_specexit.training.step import Batch, Frozen, Step, ttt_outputs
 from specexit.data.overlap import refuse_trained
@@ -69,14 +69,15 @@ class HeldOut:
     Raises:
       TraceError: the traces cannot be read, or were written with another tokenizer.
       ConfigError: they are another target's.
-      OverlapError: some are of prompts that are trained on.
+      OverlapError: some are of prompts that are trained on, or that the draft in ``init_from`` was trained on.
     """
 
     def __init__(self, config: TrainConfig, target_config: TargetConfig, meta: PackMeta):
         assert config.eval_traces is not None
         traces = read_outlines(config.eval_traces, config.evaluate_n, LabelledTrace)
         target_of_file(config.eval_traces, config.target)
-        refuse_trained(config.data, traces, config.eval_traces)
+        for folder in trained_on(config):
+            refuse_trained(folder, traces, config.eval_traces)
         check_tokenizer(config.eval_traces, target_config)
         self.end = target_config.think_tokens().end
         longest = int((traces["n_prompt"] + traces["n_think"] + 1 + traces["n_answer"]).max())

@@ -33,11 +33,12 @@ def check_data(config: TrainConfig, target: TargetConfig) -> PackMeta:
 
     Raises:
       PackError: no shards there, truncated or damaged, too few rows, or packed for another target or tokenizer.
-      OverlapError: the list of its prompts, which the run hands on, cannot be read.
+      OverlapError: a list of prompts, which the run hands on, cannot be read.
       ConfigError: its rows have another length than the recipe says, or ``loss_chunk`` does not divide it.
     """
     meta = read_meta(config.data)
-    read_prompts(config.data)
+    for folder in trained_on(config):
+        read_prompts(folder)
     check_target(meta, config.data, target)
     found = len(open_rows(config.data, meta))
     if found != meta.n:
@@ -48,6 +49,14 @@ def check_data(config: TrainConfig, target: TargetConfig) -> PackMeta:
         raise ConfigError(f"length={config.length}, but the rows in {config.data} have {meta.length} tokens")
     check_length(config, meta.length)
     return meta
+
+
+def trained_on(config: TrainConfig) -> tuple[Path, ...]:
+    """Folders that may say which prompts a run's draft has seen (`specexit.data.overlap`).
+
+    Its data; the draft that it starts from; and itself, as that draft may be gone when it goes on.
+    """
+    return (config.data, config.out) if config.init_from is None else (config.data, config.out, config.init_from)
 
 
 def check_length(config: TrainConfig, length: int) -> None:

@@ -20,7 +20,7 @@ from jax_specexit.planning.aot import Shapes
 from jax_specexit.sharding import make_mesh
 from jax_specexit.training.alone import alone_in
 from jax_specexit.training.checkpoint import Checkpoints
-from jax_specexit.training.data import Batches, check_data, first_rows, open_features
+from jax_specexit.training.data import Batches, check_data, first_rows, open_features, trained_on
 from jax_specexit.training.metrics import Metrics
 from jax_specexit.training.nonfinite import NonFiniteStop, NotFiniteError
 from jax_specexit.training.place import check_place
@@ -30,7 +30,7 @@ from jax_specexit.training.start import check_start, start
 from jax_specexit.training.step import Frozen, Step, TrainState, make_step
 from jax_specexit.training.watch import Watch, steps_of
 from specexit.config import save_run
-from specexit.data.overlap import copy_prompts
+from specexit.data.overlap import join_prompts
 from specexit.drafts.policy import Selection
 from specexit.schemas.target import load_target_config, save_target
 from specexit.schemas.train import TrainConfig
@@ -79,7 +79,7 @@ def train(config: TrainConfig) -> None:
         if is_first():
             save_run(config, config.out)
             save_target(config.out, target_config)
-            copy_prompts(config.data, config.out)
+            join_prompts(trained_on(config), config.out)
             save_start(config.out, fixed)
         with Checkpoints(config.out, config.checkpoint, held_out and held_out.measure) as checkpoints:
             begin, state = _first_state(step, nnx.to_pure_dict(nnx.state(draft)), checkpoints)

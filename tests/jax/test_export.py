@@ -22,6 +22,9 @@ from jax_specexit.training.step import ttt_outputs
 from jax_specexit.training.train import train
 from jax_specexit.training.warm import widen
 from specexit.config import ConfigError
+from specexit.data.overlap import OverlapError, read_prompts, write_prompts
+from specexit.data.rows import prompt_sha256
+from specexit.data.traces import read_traces
 from specexit.drafts.config import DraftError
 from specexit.drafts.directory import FLOATS, DraftConfig, SpecExitBlock, read_draft
 from specexit.method.signals import NAMES
@@ -176,6 +179,26 @@ def test_the_draft_that_a_run_began_with_is_not_needed_to_go_on(
     shutil.rmtree(recipe.out / "checkpoints")
     with pytest.raises(DraftError, match=f"{draft}/config.json"):
         train(recipe)
+
+
+def test_the_prompts_that_the_draft_was_trained_on_stay_known(
+    recipe: TrainConfig, foreign: Path, packed: Path, tmp_path: Path
+) -> None:
+    draft = Path(shutil.copytree(foreign, tmp_path / "draft"))
+    held_out, ours = packed.parent / "traces.parquet", read_prompts(packed)
+    theirs = [int(prompt_sha256(trace)[:16], 16) for trace in read_traces(held_out)]
+    write_prompts(draft, theirs)
+    recipe = recipe.model_copy(update={"init_from": draft, "steps": 1})
+    with pytest.raises(OverlapError, match=f"40 of 40 prompts were trained on according to {draft}/prompts.npy"):
+        train(recipe.model_copy(update={"eval_traces": held_out}))
+    train(recipe)
+    shutil.rmtree(draft)
+    train(recipe)  # goes on without it
+    convert(ConvertConfig(run=recipe.out, out=tmp_path / "trained"))
+    known = read_prompts(tmp_path / "trained")
+    assert known is not None
+    assert ours is not None
+    assert {*known} == {*theirs, *ours}
 
 
 @pytest.mark.parametrize(

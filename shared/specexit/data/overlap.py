@@ -7,7 +7,7 @@ prompt's hash (`specexit.data.rows.prompt_sha256`), sorted. A prompt counts, not
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +38,7 @@ def write_prompts(folder: Path, hashes: Hashes) -> None:
 
 
 def copy_prompts(source: Path, folder: Path) -> None:
-    """Hand the list on from packed data to a run, or from a run to a draft; nothing where there is none.
+    """Hand the list on from a run to a draft, or back; nothing where there is none.
 
     Raises:
       OverlapError: the list cannot be read: whatever judges the run or draft later would refuse it.
@@ -46,6 +46,17 @@ def copy_prompts(source: Path, folder: Path) -> None:
     """
     if read_prompts(source) is not None:
         write_bytes(folder / FILE, read_bytes(source / FILE, MAX_BYTES))
+
+
+def join_prompts(sources: Iterable[Path], folder: Path) -> None:
+    """Leave the lists of several folders as one in another; nothing where none of them has one.
+
+    Raises:
+      OverlapError: see `read_prompts`.
+    """
+    found = [hashes for hashes in map(read_prompts, sources) if hashes is not None]
+    if found:
+        write_prompts(folder, np.unique(np.concatenate(found)))
 
 
 def read_prompts(folder: Path) -> Hashes | None:
