@@ -18,13 +18,13 @@ from jax_specexit.training.checkpoint import has_checkpoint
 from jax_specexit.training.data import choose_draft_vocab
 from jax_specexit.training.measure import measure_aux, measure_stored
 from jax_specexit.training.run import Start, read_start
-from jax_specexit.training.warm import warm_config, warm_params
+from jax_specexit.training.warm import read_source, warm_config, warm_params
 from jax_specexit.weights import load_ends, load_target
 from specexit.config import ConfigError
 from specexit.data.features import decode, read_manifest
 from specexit.data.packed import PackMeta
 from specexit.data.sequences import Example
-from specexit.drafts.config import DraftConfig, SpecExitBlock, read_config
+from specexit.drafts.config import DraftConfig, SpecExitBlock
 from specexit.schemas.target import TargetConfig
 from specexit.schemas.train import TrainConfig
 
@@ -70,8 +70,7 @@ def start(
     elif before is not None and has_checkpoint(config.out):
         vocab = before.vocab  # its parameters are in the checkpoint, and the folder may be gone
     else:
-        of_target = (target_config.hf_config(), target_config.name)
-        params, vocab = warm_params(config.init_from, shape, aux_rms, *of_target)
+        params, vocab = warm_params(config.init_from, shape, aux_rms)
         nnx.update(draft, jax.tree.map(jnp.asarray, params))
     stored = config.features and read_manifest(config.features).dtype
     return Start(shape, vocab, aux_rms, meta.identity, before and before.selection, stored), draft, target
@@ -92,7 +91,7 @@ def draft_config(
 
     Raises:
       ConfigError, DraftError: the target lacks a layer, the draft's sizes do not go together, or ``init_from`` cannot
-        be read or does not fit the recipe.
+        be read, is of another target or does not fit the recipe.
     """
     hf, layers = target.hf_config(), target.layers_read(config.aux_layers)
     block = SpecExitBlock(
@@ -105,7 +104,8 @@ def draft_config(
         exit_point=exit_point,
     )
     if config.init_from is not None:
-        return warm_config(source or read_config(config.init_from), config.init_from, config.draft, layers, block)
+        source = source or read_source(config.init_from, target)
+        return warm_config(source, config.init_from, config.draft, layers, block)
     try:
         return DraftConfig(
             **config.draft.model_dump(),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +10,31 @@ from pydantic import ValidationError
 
 from jax_specexit.export import params_from_draft
 from specexit.config import ConfigError
-from specexit.drafts.config import ARCHITECTURE, DraftConfig, SpecExitBlock, check_target
+from specexit.drafts.config import ARCHITECTURE, DraftConfig, DraftError, SpecExitBlock, check_target, read_config
 from specexit.drafts.directory import read_draft, target_ids
+from specexit.drafts.published import read_origin
+from specexit.schemas.target import TargetConfig
 from specexit.schemas.train import DraftShapeConfig
 
 Tensors = dict[str, np.ndarray]
+
+
+def read_source(folder: Path, target: TargetConfig) -> DraftConfig:
+    """What the draft in ``folder`` is; none of its weights are read.
+
+    Raises:
+      DraftError: it cannot be read, or was made for another target, be it one of the same sizes.
+    """
+    source = read_config(folder)
+    check_target(source, folder, target.hf_config(), target.name)
+    origin = read_origin(folder)
+    made_for = origin.target if origin is not None else source.target_name
+    if made_for not in (None, target.name):
+        raise DraftError(
+            f"init_from={folder}: the draft was made for target {made_for!r}, but the recipe says {target.name!r}: "
+            "expected a draft of the recipe's own target; `specexit import` says anew of a published one whose it is"
+        )
+    return source
 
 
 def warm_config(
@@ -56,18 +75,15 @@ def warm_config(
         raise ConfigError(f"init_from={folder}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from error
 
 
-def warm_params(
-    folder: Path, shape: DraftConfig, aux_rms: tuple[float, ...], target_config: Mapping[str, Any], target: str
-) -> tuple[dict[str, Any], np.ndarray]:
+def warm_params(folder: Path, shape: DraftConfig, aux_rms: tuple[float, ...]) -> tuple[dict[str, Any], np.ndarray]:
     """(parameters, target id of every draft token) of the draft in ``folder``, for a `Draft` of this shape.
 
     Without ``signal_head`` where it has none, or one that is read elsewhere: that starts afresh.
 
     Raises:
-      DraftError: the draft cannot be read, or was made for another target.
+      DraftError: the draft cannot be read.
     """
     source, tensors = read_draft(folder)
-    check_target(source, folder, target_config, target)
     source, tensors = widen(source, tensors, shape.eagle_aux_hidden_state_layer_ids)
     params = params_from_draft(source, tensors, aux_rms)
     assert shape.specexit is not None

@@ -27,6 +27,7 @@ from specexit.data.rows import prompt_sha256
 from specexit.data.traces import read_traces
 from specexit.drafts.config import DraftError
 from specexit.drafts.directory import FLOATS, DraftConfig, SpecExitBlock, read_draft
+from specexit.drafts.published import Origin
 from specexit.method.signals import NAMES
 from specexit.schemas.convert import ConvertConfig
 from specexit.schemas.train import CheckpointConfig, SignalConfig, TrainConfig
@@ -214,6 +215,22 @@ def test_sizes_that_are_not_the_draft_s_are_refused(
     wrong = recipe.draft.model_copy(update={field: value})
     with pytest.raises(ConfigError, match=message):
         train(recipe.model_copy(update={"init_from": foreign, "draft": wrong}))
+    assert not recipe.out.exists()
+
+
+@pytest.mark.parametrize("imported", [False, True])
+def test_a_draft_of_another_target_of_the_same_sizes_is_refused(
+    recipe: TrainConfig, foreign: Path, tmp_path: Path, imported: bool
+) -> None:
+    draft = Path(shutil.copytree(foreign, tmp_path / "draft"))
+    if imported:
+        origin = Origin(layout="angelslim", config={}, names={}, vocabulary="offsets", types={}, target="large")
+        (draft / "import.json").write_text(origin.model_dump_json())
+    else:
+        fields = json.loads((draft / "config.json").read_text())
+        (draft / "config.json").write_text(json.dumps(fields | {"specexit": {"target": "large"}}))
+    with pytest.raises(DraftError, match=f"init_from={draft}: the draft was made for target 'large', .* says 'small'"):
+        train(recipe.model_copy(update={"init_from": draft}))
     assert not recipe.out.exists()
 
 
