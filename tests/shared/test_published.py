@@ -382,8 +382,9 @@ def test_an_lm_head_tied_to_the_drafts_own_embeddings_is_read(tmp_path):
     np.testing.assert_array_equal(ours["lm_head.weight"], ours["embed_tokens.weight"])
 
 
-def test_what_reads_drafts_of_ours_says_that_import_reads_the_others(tmp_path):
-    folder = write_published(tmp_path / "published", "specforge")
+@pytest.mark.parametrize("layout", CONFIGS)
+def test_what_reads_drafts_of_ours_says_that_import_reads_the_others(tmp_path, layout):
+    folder = write_published(tmp_path / "published", layout)
     with pytest.raises(DraftError, match=r"is missing, expected a draft directory .*; `specexit import` makes one"):
         read_config(folder)
 

@@ -208,7 +208,8 @@ def read_config(folder: Path) -> DraftConfig:
     try:
         config = DraftConfig.model_validate({k: v for k, v in raw.items() if k in DraftConfig.model_fields})
     except ValidationError as error:
-        first = error.errors()[0]
+        found = error.errors()
+        first = next((one for one in found if one["type"] == "missing"), found[0])  # which tells a foreign config
         key = ".".join(str(part) for part in first["loc"])
         if not key:
             raise DraftError(f"{path}: {first['msg'].removeprefix('Value error, ')}") from error
