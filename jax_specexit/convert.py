@@ -27,7 +27,7 @@ from specexit.drafts.directory import open_draft, target_ids, vocabulary_tensors
 from specexit.drafts.files import read_bytes, read_json
 from specexit.drafts.names import tensor_names
 from specexit.drafts.policy import FILE as POLICY_FILE
-from specexit.drafts.policy import MAX_BYTES, read_policy, write_policy
+from specexit.drafts.policy import MAX_BYTES, Selection, read_policy, write_policy
 from specexit.drafts.published import FILE as IMPORT_FILE
 from specexit.drafts.selection import selection_of
 from specexit.drafts.tensors import FLOATS, together, weights_hash
@@ -64,6 +64,9 @@ def _to_draft(config: ConvertConfig, run: Path) -> str:
         selection = (start.selection or selection_of(run)) if config.which == "best" else None
         if selection is not None and checkpoint.chosen_by is not None:  # the run may have gone on by another figure
             selection = selection.model_copy(update={"by": checkpoint.chosen_by})
+        if start.before is not None:
+            now = start.before if selection is None else selection
+            selection = Selection(by=now.by, prompts=tuple(sorted({*start.before.prompts, *now.prompts})))
         lost = sorted(tensor_names(start.shape).keys() ^ checkpoint.shapes.keys())
         if lost:
             raise DraftError(f"{run}: parameter {lost[0]} is in only one of its checkpoint and its draft.json")

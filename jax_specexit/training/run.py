@@ -32,6 +32,8 @@ class Start(NamedTuple):
     """Which prompts choose the best checkpoint, by what."""
     stored: StoredType | None = None
     """Type of the stored features that it learns from; None where they are computed, and in runs of older versions."""
+    before: Selection | None = None
+    """Which prompts chose the draft that it begins with: they speak well of what becomes of that draft, too."""
 
 
 def save_start(run: Path, fixed: Start) -> None:
@@ -41,8 +43,11 @@ def save_start(run: Path, fixed: Start) -> None:
         "vocab": fixed.vocab.tolist(),
         "aux_rms": list(fixed.aux_rms),
         "data": fixed.data,
-        "selection": fixed.selection and fixed.selection.model_dump(mode="json"),
         "stored": fixed.stored,
+        **{
+            name: found and found.model_dump(mode="json")
+            for name, found in (("selection", fixed.selection), ("before", fixed.before))
+        },
     }
     write_text(run / "draft.json", json.dumps(data))
 
@@ -59,8 +64,8 @@ def read_start(run: Path) -> Start:
     data = json.loads(path.read_text())
     shape = DraftConfig.model_validate(data["config"])
     vocab = np.asarray(data["vocab"], np.int64)
-    selection = Selection.model_validate(data["selection"]) if data.get("selection") else None
-    return Start(shape, vocab, tuple(data["aux_rms"]), data.get("data", ""), selection, data.get("stored"))
+    chosen = {name: Selection.model_validate(data[name]) for name in ("selection", "before") if data.get(name)}
+    return Start(shape, vocab, tuple(data["aux_rms"]), data.get("data", ""), stored=data.get("stored"), **chosen)
 
 
 MAY_CHANGE = {

@@ -18,7 +18,7 @@ from jax_specexit.training.checkpoint import has_checkpoint
 from jax_specexit.training.data import choose_draft_vocab
 from jax_specexit.training.measure import measure_aux, measure_stored
 from jax_specexit.training.run import Start, read_start
-from jax_specexit.training.warm import read_source, warm_config, warm_params
+from jax_specexit.training.warm import chosen_on, read_source, warm_config, warm_params
 from jax_specexit.weights import load_ends, load_target
 from specexit.config import ConfigError
 from specexit.data.features import decode, read_manifest
@@ -72,8 +72,12 @@ def start(
     else:
         params, vocab = warm_params(config.init_from, shape, aux_rms)
         nnx.update(draft, jax.tree.map(jnp.asarray, params))
-    stored = config.features and read_manifest(config.features).dtype
-    return Start(shape, vocab, aux_rms, meta.identity, before and before.selection, stored), draft, target
+    fixed = Start(shape, vocab, aux_rms, meta.identity, stored=config.features and read_manifest(config.features).dtype)
+    if before is not None:
+        fixed = fixed._replace(selection=before.selection, before=before.before)
+    elif config.init_from is not None:
+        fixed = fixed._replace(before=chosen_on(config.init_from))
+    return fixed, draft, target
 
 
 def draft_config(

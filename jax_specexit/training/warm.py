@@ -12,6 +12,8 @@ from jax_specexit.export import params_from_draft
 from specexit.config import ConfigError
 from specexit.drafts.config import ARCHITECTURE, DraftConfig, DraftError, SpecExitBlock, check_target, read_config
 from specexit.drafts.directory import read_draft, target_ids
+from specexit.drafts.policy import FILE as POLICY_FILE
+from specexit.drafts.policy import Selection, read_policy
 from specexit.drafts.published import read_origin
 from specexit.schemas.target import TargetConfig
 from specexit.schemas.train import DraftShapeConfig
@@ -35,6 +37,15 @@ def read_source(folder: Path, target: TargetConfig) -> DraftConfig:
             "expected a draft of the recipe's own target; `specexit import` says anew of a published one whose it is"
         )
     return source
+
+
+def chosen_on(folder: Path) -> Selection | None:
+    """Which prompts chose the draft in ``folder``, as far as it says.
+
+    Raises:
+      PolicyError: its ``policy.json`` cannot be used.
+    """
+    return read_policy(folder).selection if (folder / POLICY_FILE).exists() else None
 
 
 def warm_config(

@@ -27,6 +27,7 @@ from specexit.data.rows import prompt_sha256
 from specexit.data.traces import read_traces
 from specexit.drafts.config import DraftError
 from specexit.drafts.directory import FLOATS, DraftConfig, SpecExitBlock, read_draft
+from specexit.drafts.policy import PolicyFile, Selection, read_policy
 from specexit.drafts.published import Origin
 from specexit.method.signals import NAMES
 from specexit.schemas.convert import ConvertConfig
@@ -189,6 +190,8 @@ def test_the_prompts_that_the_draft_was_trained_on_stay_known(
     held_out, ours = packed.parent / "traces.parquet", read_prompts(packed)
     theirs = [int(prompt_sha256(trace)[:16], 16) for trace in read_traces(held_out)]
     write_prompts(draft, theirs)
+    selection = Selection(by="brier", prompts=("0123456789abcdef",))
+    (draft / "policy.json").write_text(PolicyFile(selection=selection).model_dump_json())
     recipe = recipe.model_copy(update={"init_from": draft, "steps": 1})
     with pytest.raises(OverlapError, match=f"40 of 40 prompts were trained on according to {draft}/prompts.npy"):
         train(recipe.model_copy(update={"eval_traces": held_out}))
@@ -200,6 +203,7 @@ def test_the_prompts_that_the_draft_was_trained_on_stay_known(
     assert known is not None
     assert ours is not None
     assert {*known} == {*theirs, *ours}
+    assert read_policy(tmp_path / "trained").selection == selection  # nor may these calibrate what became of it
 
 
 @pytest.mark.parametrize(
