@@ -152,7 +152,7 @@ def test_an_import_comes_back_in_the_types_it_was_published_in(matrices, vectors
     }
     source = write_published(tmp_path / "published", "angelslim", tensors=published)
     import_draft(ImportConfig(draft=source, target=write_target(tmp_path / "of"), out=tmp_path / "draft"))
-    write_prompts(tmp_path / "draft", range(9))
+    write_prompts(tmp_path / "draft", np.arange(9, dtype=np.uint64))
     convert(ConvertConfig(draft=tmp_path / "draft", out=tmp_path / "run"))
     convert(ConvertConfig(run=tmp_path / "run", out=tmp_path / "again"))
     for file in (WEIGHTS, "config.json", "import.json", "prompts.npy"):

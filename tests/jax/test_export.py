@@ -22,8 +22,8 @@ from jax_specexit.training.step import ttt_outputs
 from jax_specexit.training.train import train
 from jax_specexit.training.warm import widen
 from specexit.config import ConfigError
+from specexit.data.outlines import outlines
 from specexit.data.overlap import OverlapError, read_prompts, write_prompts
-from specexit.data.rows import prompt_sha256
 from specexit.data.traces import read_traces
 from specexit.drafts.config import DraftError
 from specexit.drafts.directory import FLOATS, DraftConfig, SpecExitBlock, read_draft
@@ -188,7 +188,7 @@ def test_the_prompts_that_the_draft_was_trained_on_stay_known(
 ) -> None:
     draft = Path(shutil.copytree(foreign, tmp_path / "draft"))
     held_out, ours = packed.parent / "traces.parquet", read_prompts(packed)
-    theirs = [int(prompt_sha256(trace)[:16], 16) for trace in read_traces(held_out)]
+    theirs = np.unique(outlines(read_traces(held_out))["prompt"])
     write_prompts(draft, theirs)
     selection = Selection(by="brier", prompts=("0123456789abcdef",))
     (draft / "policy.json").write_text(PolicyFile(selection=selection).model_dump_json())

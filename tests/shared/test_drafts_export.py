@@ -245,7 +245,7 @@ def test_the_card_says_what_is_known_and_what_is_not(tmp_path, target, write_ran
     assert "Without a certificate" in text
     assert "Not verified" in text
     assert "What it was trained on is not recorded." in text
-    write_prompts(folder, range(1234))
+    write_prompts(folder, np.arange(1234, dtype=np.uint64))
     policy = Policy(thresholds={"validity": 0.97})
     found = Certificate(
         risk="accuracy_lost",
