@@ -45,6 +45,24 @@ else
 (Debian, Ubuntu: apt install python3-venv), or uv, which brings its own, and run the same command again"
   fi
 fi
+# vLLM for CPUs loads libnuma, and torch compiles what it computes there; pip brings neither a library nor a compiler.
+from_the_system() {
+  "$venv/bin/python" -c 'import ctypes; ctypes.CDLL("libnuma.so.1")' 2>/dev/null || echo libnuma1
+  command -v "${CXX:-g++}" >/dev/null || echo g++
+  "$venv/bin/python" -c 'import pathlib, sysconfig; pathlib.Path(sysconfig.get_path("include"), "Python.h").stat()' \
+    2>/dev/null || echo python3-dev
+}
+case ",$extras," in
+  *,serve-cpu,*)
+    missing=$(from_the_system)
+    if [ -n "$missing" ]; then
+      # So that the next run can take another Python.
+      [ -z "$made" ] || rm -rf "$venv"
+      die "vLLM on a CPU needs what this machine has not. Install it (Debian, Ubuntu: apt install ${missing//$'\n'/ }), \
+and run the same command again"
+    fi
+    ;;
+esac
 pip=("$venv/bin/python" -m pip --disable-pip-version-check)
 version=$("$venv/bin/python" --version)
 

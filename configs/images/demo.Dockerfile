@@ -2,7 +2,9 @@
 #   docker build -f configs/images/demo.Dockerfile -t specexit-demo .
 #   docker run -v "$PWD/runs:/src/runs" specexit-demo
 FROM python:3.11-slim
-RUN apt-get update && apt-get install --yes --no-install-recommends make gcc g++ && rm -rf /var/lib/apt/lists/*
+# vLLM for CPUs loads libnuma, and torch compiles what it computes there.
+RUN apt-get update && apt-get install --yes --no-install-recommends make gcc g++ libnuma1 \
+  && rm -rf /var/lib/apt/lists/*
 COPY . /src
 WORKDIR /src
 RUN make .venv/.demo-ready

@@ -45,3 +45,12 @@ def test_a_python_of_an_image_is_one_that_the_package_takes() -> None:
     for path in IMAGES:
         for minor in re.findall(r"FROM python:3\.(\d+)", path.read_text()):
             assert int(low) <= int(minor) < int(high)
+
+
+def test_the_demo_s_image_has_what_the_demo_needs_of_the_system() -> None:
+    """Its Python is built from source, headers included; what ``setup.sh`` asks for besides has to be installed."""
+    asked = set(re.findall(r"\|\| echo (\S+)", (ROOT / "setup.sh").read_text()))
+    assert asked == {"libnuma1", "g++", "python3-dev"}
+    image = (ROOT / "configs" / "images" / "demo.Dockerfile").read_text()
+    installed = re.findall(r"--no-install-recommends ([\w+ -]*)", image)
+    assert {*asked - {"python3-dev"}, "make"} <= set(" ".join(installed).split())

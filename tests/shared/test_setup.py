@@ -15,6 +15,7 @@ STUB_PYTHON = """#!/usr/bin/env bash
 echo "$@" >>{calls}
 case "$*" in
   --version) echo "Python 3.12.9" ;;
+  *{lacks}*) exit 1 ;;
   {found}) ;;
   *"+cpu"*) echo "ERROR: No matching distribution found for torch" >&2; exit 1 ;;
 esac
@@ -48,6 +49,7 @@ class Machine:
             found = shutil.which(tool)
             assert found, tool
             (self.bin / tool).symlink_to(found)
+        self.add("g++", "#!/usr/bin/env bash\n")
 
     def add(self, name: str, text: str) -> Path:
         path = self.bin / name
@@ -55,8 +57,9 @@ class Machine:
         path.chmod(0o755)
         return path
 
-    def add_uv(self, found: str, index: str) -> None:
-        python = self.add("stub-python", STUB_PYTHON.format(calls=self.calls, found=found, index=index))
+    def add_uv(self, found: str, index: str, lacks: str = "nothing") -> None:
+        stub = STUB_PYTHON.format(calls=self.calls, found=found, index=index, lacks=lacks)
+        python = self.add("stub-python", stub)
         self.add("uv", STUB_UV.format(calls=self.calls, python=python))
 
     def setup(self, extras: str = "train,serve-cpu", **environment: str) -> subprocess.CompletedProcess[str]:
@@ -156,6 +159,26 @@ def test_torch_that_is_nowhere_leaves_nothing_behind(machine: Machine) -> None:
     assert "PIP_FIND_LINKS=FOLDER" in done.stderr
     assert "No such file" not in done.stderr
     assert not machine.venv.exists()
+
+
+@pytest.mark.parametrize(("lacks", "package"), [("libnuma", "libnuma1"), ("g++", "g++"), ("Python.h", "python3-dev")])
+def test_what_pip_does_not_bring_is_asked_for_first(lacks: str, package: str, machine: Machine) -> None:
+    machine.add_uv(found="*", index="the package index", lacks=lacks)
+    if lacks == "g++":
+        (machine.bin / lacks).unlink()
+    done = machine.setup()
+    assert done.returncode == 1
+    assert f"apt install {package})" in done.stderr
+    assert "-m pip" not in machine.calls.read_text()
+    assert not machine.venv.exists()
+    assert machine.setup("train").returncode == 0
+
+
+def test_all_that_pip_does_not_bring_is_asked_for_at_once(machine: Machine) -> None:
+    machine.add_uv(found="*", index="the package index", lacks="libnuma")
+    (machine.bin / "g++").unlink()
+    assert "apt install libnuma1 g++)" in machine.setup().stderr
+    assert machine.setup(CXX="stub-python").stderr.count("g++") == 0
 
 
 def test_a_gpu_machine_asks_for_no_cpu_build(machine: Machine) -> None:
