@@ -165,6 +165,8 @@ def test_an_export_for_speculators_keeps_what_exits_need(tmp_path, target, write
     # The same weights in another file: the certificate is of them.
     assert read_policy(out).fingerprints.draft == weights_hash(out) != weights_hash(folder)
     assert read_policy(out).points == read_policy(folder).points
+    with pytest.raises(DraftError, match=r"layers\.0, as an export .* take the draft directory that it was made from"):
+        describe(out)
     with pytest.raises(DraftError, match=r"specexit is .*an export with signals"):
         import_draft(ImportConfig(draft=out, target=target, out=tmp_path / "again"))
 
@@ -243,7 +245,8 @@ def test_the_card_says_what_is_known_and_what_is_not(tmp_path, target, write_ran
     assert front["pipeline_tag"] == "text-generation"
     assert "early-exit" in front["tags"]
     assert "Without a certificate" in text
-    assert "Not verified" in text
+    assert "Not verified." in text
+    assert "fewer of the drafted tokens, and what is read off for an early exit means nothing." in text
     assert "What it was trained on is not recorded." in text
     write_prompts(folder, np.arange(1234, dtype=np.uint64))
     policy = Policy(thresholds={"validity": 0.97})
@@ -262,13 +265,16 @@ def test_the_card_says_what_is_known_and_what_is_not(tmp_path, target, write_ran
     made |= {"fingerprints": {"dtype": "bfloat16"}}
     write_policy(folder, PolicyFile.model_validate({"default": "careful", "points": (point,)} | made))
     accepted = {"rows": 900, "length": 2.31, "by_position": [0.8, 0.4, 0.11]}
-    verified = {"weights_blake3": weights_hash(folder), "passed": True, "n": 4, "differences": {"logits": 1e-6}}
-    verified |= {"mistakes": []}
+    verified = {"weights_blake3": weights_hash(folder), "passed": True, "n": 4}
+    verified |= {"differences": {"logits": 1e-6, "validity": 2e-6}, "mistakes": []}
     (folder / "verify.json").write_text(json.dumps(verified | {"acceptance": accepted}))
     assert describe(folder)["verified"].startswith("yes, on 4 traces; acceptance length 2.31 on 900 rows")
     _, _, out = exported(folder, tmp_path / "b", "plugin", target)
     text = (out / "README.md").read_text()
-    assert "JAX against PyTorch in float32 on 4 traces, largest differences: logits 1.0e-06." in text
+    assert (
+        "JAX against PyTorch in float32 on 4 traces, largest differences: logits: 1.0e-06; validity: 2.0e-06." in text
+    )
+    assert "vLLM" not in text.partition("## Verification")[2].partition("##")[0]
     assert "| step 1 | step 2 | step 3 |\n|---|---|---|\n| 80.0% | 40.0% | 11.0% |" in text
     assert "`careful` (default): exits at validity 0.97. With 90% confidence at most 1.59% of such prompts lose" in text
     assert "4 of 500" in text
@@ -283,10 +289,17 @@ def test_the_card_says_what_is_known_and_what_is_not(tmp_path, target, write_ran
     assert (out / "policy.json").read_text() == (folder / "policy.json").read_text()
     (folder / "verify.json").write_text(json.dumps(verified | {"dtype": "bfloat16", "differences": {"logits": 0.004}}))
     _, _, out = exported(folder, tmp_path / "rounded", "plugin", target)
-    said = "JAX against PyTorch in bfloat16 on 4 traces, root mean square of the differences: logits 4.0e-03."
+    said = "JAX against PyTorch in bfloat16 on 4 traces, root mean square of the differences: logits: 4.0e-03."
     assert said in (out / "README.md").read_text()
+    engine = {"vllm": "0.32.0", "dtype": "float32", "n": 4, "greedy_drafts": {"compared": 195, "same": 194}}
+    engine |= {"acceptance": {"vllm": accepted, "torch": accepted | {"length": 2.34}}}
+    (folder / "verify.json").write_text(json.dumps(verified | {"vllm": engine}))
     _, _, out = exported(folder, tmp_path / "c", "eagle3", target)
-    assert "carries no early exit" in (out / "README.md").read_text()
+    text = (out / "README.md").read_text()
+    assert "carries no early exit" in text
+    assert "differences: logits: 1.0e-06.\n" in text  # it has no signals that could differ
+    assert "194 of 195 drafts were those of PyTorch on the same text, with 2.31 tokens per step, 2.34 by" in text
+    assert "fewer of the drafted tokens. What is not stated above was not measured." in text
     assert not (out / "policy.json").exists()
 
 
@@ -298,10 +311,13 @@ def test_inspect_says_what_is_there(tmp_path, target, write_random_draft):
     assert rows["policy default"] == "exits at validity 0.9; no certificate"
     assert rows["verified"] == "no: run `specexit verify`"
     assert rows["exports to"] == "plugin, eagle3, speculators, angelslim"
+    assert rows["origin"] == "not recorded"
+    write_prompts(folder, range(1400))
+    assert describe(folder)["origin"] == "trained here, on 1,400 prompts"
     source = write_published(tmp_path / "published", "deepspec")
     import_draft(ImportConfig(draft=source, target=target, out=tmp_path / "imported"))
     rows = describe(tmp_path / "imported")
     assert rows["variants"] == "own_embeddings, qwen3"
-    assert rows["origin"] == "deepspec"
+    assert rows["origin"] == "imported, layout deepspec"
     assert rows["exports to"] == "eagle3, speculators, original"
     assert set(rows["exports to"].split(", ")) <= FORMATS.keys()

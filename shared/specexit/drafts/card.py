@@ -13,7 +13,8 @@ from specexit.data.overlap import read_prompts
 from specexit.drafts.config import DraftConfig
 from specexit.drafts.policy import OperatingPoint, PolicyFile, read_policy
 from specexit.drafts.published import read_origin
-from specexit.drafts.verified import Accepted, read_verification
+from specexit.drafts.verified import Accepted, Served, read_verification
+from specexit.method.signals import NAMES
 from specexit.schemas.export import ExportConfig
 from specexit.schemas.target import TargetConfig
 from specexit.tiny import EMBEDDED
@@ -48,10 +49,12 @@ def write_card(folder: Path, config: ExportConfig, draft: DraftConfig, target: T
         _geometry(draft),
         _data(config.draft, target),
         *([RELEASED] if config.format == "angelslim" else [_exit(config.draft)] if exits else []),
-        _verification(config.draft),
+        _verification(config.draft, exits=exits),
         _serving(config, target, exits=exits),
-        "## Limits\n\nTrained for this target and its tokenizer alone: with another one vLLM refuses it or accepts "
-        "nothing. What is not stated above was not measured.",
+        "## Limits\n\nFor this target and its tokenizer: beside a model of other sizes vLLM refuses it, and beside "
+        "another of the same it accepts fewer of the drafted tokens"
+        + (", and what is read off for an early exit means nothing." if exits else ".")
+        + " What is not stated above was not measured.",
     ]
     text = "---\n" + yaml.safe_dump(front, sort_keys=False) + "---\n\n" + "\n\n".join(parts) + "\n"
     write_text(folder / CARD, text)
@@ -144,17 +147,30 @@ def _certificate(point: OperatingPoint) -> str:
     )
 
 
-def _verification(folder: Path) -> str:
+def _verification(folder: Path, *, exits: bool) -> str:
     found, doubt = read_verification(folder)
     if found is None:
-        return f"## Verification\n\nNot verified ({doubt})."
-    quantities = ", ".join(f"{name} {value:.1e}" for name, value in found.differences.items())
+        return "## Verification\n\nNot verified."
+    shown = {name: value for name, value in found.differences.items() if exits or name not in NAMES}
+    quantities = "; ".join(f"{name}: {value:.1e}" for name, value in shown.items())
     kind = "largest" if found.dtype == "float32" else "root mean square of the"
     lines = [f"JAX against PyTorch in {found.dtype} on {found.n} traces, {kind} differences: {quantities}."]
     if found.acceptance:
         lines.append(_accepted(found.acceptance))
+    if found.vllm is not None:
+        lines.append(_served(found.vllm))
     lines += [f"**Verified: {doubt}.**"] if doubt else []
     return "\n\n".join(["## Verification", *lines])
+
+
+def _served(found: Served) -> str:
+    """What an engine did beside the reference."""
+    drafts, lengths = found.greedy_drafts, {side: of.length for side, of in found.acceptance.items()}
+    return (
+        f"vLLM {found.vllm} in {found.dtype} went on greedily from the middle of {found.n} traces: "
+        f"{drafts['same']} of {drafts['compared']} drafts were those of PyTorch on the same text, with "
+        f"{lengths['vllm']:.2f} tokens per step, {lengths['torch']:.2f} by PyTorch."
+    )
 
 
 def _accepted(found: Accepted) -> str:

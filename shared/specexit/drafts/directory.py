@@ -68,6 +68,11 @@ def open_draft(folder: Path) -> tuple[DraftConfig, dict[str, Stored]]:
         tensors = open_tensors(folder)
     except TensorError as error:
         raise DraftError(str(error)) from error
+    if any(name.startswith("layers.0.") for name in tensors):
+        raise DraftError(
+            f"{path}: calls the layer layers.0, as an export for `vllm serve FOLDER` does, expected midlayer: take the "
+            "draft directory that it was made from"
+        )
     check_shapes(config, {name: (stored.dtype, stored.shape) for name, stored in tensors.items()}, path)
     d2t, t2d = (tensors[name].read() if name in tensors else None for name in ("d2t", "t2d"))
     if d2t is not None or t2d is not None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from specexit.data.overlap import read_prompts
 from specexit.drafts.directory import check_given, open_draft
 from specexit.drafts.export import formats_of, weights_type
 from specexit.drafts.policy import PolicyFile, read_policy
@@ -22,7 +23,8 @@ def inspect(config: InspectConfig) -> dict[str, str]:
     """Print and return what is known of a draft directory.
 
     Raises:
-      DraftError, ConfigError: it is none, or a damaged one, or belongs to another target than the one given.
+      DraftError, ConfigError, OverlapError: it is none, or a damaged one, or belongs to another target than the one
+        given.
     """
     rows = describe(config.draft)
     check_given(config.draft, config.target)
@@ -56,10 +58,15 @@ def describe(folder: Path) -> dict[str, str]:
     }
     if draft.specexit:
         rows |= _policy(read_policy(folder))
-    rows["origin"] = origin.layout if origin else "trained here"
+    rows["origin"] = f"imported, layout {origin.layout}" if origin else _trained(folder)
     rows["verified"] = _verified(folder)
     rows["exports to"] = ", ".join(formats_of(draft, folder))
     return rows
+
+
+def _trained(folder: Path) -> str:
+    prompts = read_prompts(folder)
+    return "not recorded" if prompts is None else f"trained here, on {len(prompts):,} prompts"
 
 
 def _policy(found: PolicyFile) -> dict[str, str]:

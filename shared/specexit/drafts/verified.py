@@ -25,6 +25,17 @@ class Accepted(BaseModel):
     by_position: list[float]
 
 
+class Served(BaseModel):
+    """What an engine did on its own greedy text, and the reference on the same."""
+
+    vllm: str
+    """Its version."""
+    dtype: str
+    n: int
+    greedy_drafts: dict[str, int]
+    acceptance: dict[str, Accepted]
+
+
 class Verification(BaseModel):
     """What is read of a ``verify.json``, which holds more."""
 
@@ -39,6 +50,8 @@ class Verification(BaseModel):
     differences: dict[str, float] = {}
     acceptance: Accepted | None = None
     mistakes: tuple[str, ...] = ()
+    vllm: Served | None = None
+    """None where no engine was asked."""
 
 
 def geometry_sha256(draft: DraftConfig) -> str:
