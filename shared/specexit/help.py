@@ -114,20 +114,24 @@ def show(
     """
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     console = Console()
     console.print(help)
     console.print(f"\nspecexit {name} {first} [key=value ...]   (--key value means the same)\n", markup=False)
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("key", no_wrap=True)
-    for column in ("type", "default", "meaning"):
+    # The types wrap well, and leave the room to values and meanings, whose long words would be broken.
+    found = list(rows(schema, values))
+    table.add_column("type", overflow="fold", max_width=max(len(word) for row in found for word in row.kind.split()))
+    for column in ("default", "meaning"):
         table.add_column(column, overflow="fold")
     group = None
-    for row in rows(schema, values):
+    for row in found:
         before, group = group, row.key.rpartition(".")[0]
         if before not in (None, group):
             table.add_row()
-        table.add_row(
-            row.key, row.kind, f"[bold]{REQUIRED}[/bold]" if row.default == REQUIRED else row.default, row.meaning
-        )
+        # As text: a value such as [a, b] is no markup.
+        default = Text(row.default, "bold" if row.default == REQUIRED else "")
+        table.add_row(Text(row.key), Text(row.kind), default, Text(row.meaning))
     console.print(table)

@@ -84,6 +84,15 @@ def test_keys_are_never_folded_and_nested_ones_stand_apart() -> None:
         assert any(line.startswith(row.key) for line in page.splitlines()), row.key
 
 
+@pytest.mark.parametrize("name", ["bench", "bench-certificate", "bench-recipe", "chat", "collect", "train"])
+def test_every_word_is_there_and_none_is_broken(name: str) -> None:
+    """Lists in brackets, too, which are no markup; and the URL on a narrow terminal, if not a long path."""
+    page = specexit(name, "--help").split()
+    for row in rows(cli._load(cli.COMMANDS[name].schema)):
+        words = f"{row.kind} {row.default} {row.meaning}".split()
+        assert [word for word in words if len(word) < 25 and word not in page] == [], row.key
+
+
 def test_the_shell_completes_commands_and_keys() -> None:
     asked = {"_SPECEXIT_COMPLETE": "complete_bash", "COMP_CWORD": "2"}
     program = "from specexit.cli import app; app(prog_name='specexit')"
