@@ -167,7 +167,7 @@ def demo(config: DemoConfig) -> None:
             shutil.rmtree(stage.out) if stage.out.is_dir() else stage.out.unlink()
         minutes = (time.monotonic() - started) / 60
         console.rule(f"[bold]{number}/{len(todo)}  {stage.title}[/bold]  [dim]{minutes:.1f} min[/dim]", align="left")
-        console.print(f"[dim]$ specexit {' '.join(stage.arguments)}[/dim]", soft_wrap=True)
+        console.print(f"$ specexit {' '.join(stage.arguments)}", style="dim", soft_wrap=True, markup=False)
         environment = os.environ | ALLOCATOR
         code = subprocess.run([sys.executable, "-m", "specexit", *stage.arguments], env=environment).returncode
         if code:
@@ -177,7 +177,7 @@ def demo(config: DemoConfig) -> None:
         write_text(mark, json.dumps(stage.arguments))
     shutil.copy(config.out / "bench" / "results.json", config.out / "results.json")
     console.rule(f"[bold]done in {(time.monotonic() - started) / 60:.1f} minutes[/bold]", align="left")
-    console.print(f"results  {config.out / 'results.json'}\nreport   {config.out / 'report.html'}")
+    console.print(f"results  {config.out / 'results.json'}\nreport   {config.out / 'report.html'}", markup=False)
 
 
 def _make_room(config: DemoConfig, console: Console) -> None:
@@ -188,10 +188,10 @@ def _make_room(config: DemoConfig, console: Console) -> None:
     first = marks / "01"
     same = first.exists() and json.loads(first.read_text()) == stages(config)[0].arguments
     if same and not (config.out / "results.json").exists():
-        console.print(f"going on with the unfinished demo in {config.out}")
+        console.print(f"going on with the unfinished demo in {config.out}", markup=False)
         return
     number = 1
     while (aside := config.out.with_name(f"{config.out.name}-{number}")).exists():
         number += 1
     config.out.rename(aside)
-    console.print(f"{config.out} held an earlier demo, moved to {aside}")
+    console.print(f"{config.out} held an earlier demo, moved to {aside}", markup=False)

@@ -11,7 +11,8 @@ from specexit.data.overlap import write_prompts
 from specexit.drafts.config import DraftError
 from specexit.drafts.directory import read_config, read_draft
 from specexit.drafts.export import FORMATS, export
-from specexit.drafts.inspect import describe
+from specexit.drafts.inspect import describe, inspect
+from specexit.drafts.migrate import migrate
 from specexit.drafts.policy import (
     Certificate,
     Fingerprints,
@@ -25,6 +26,8 @@ from specexit.drafts.published import import_draft
 from specexit.drafts.tensors import weights_hash
 from specexit.method.decision import Policy
 from specexit.schemas.export import ExportConfig
+from specexit.schemas.inspect import InspectConfig
+from specexit.schemas.migrate import MigrateConfig
 from specexit.schemas.published import ImportConfig
 from tests.shared.published import CONFIGS, VOCAB, tensors_of, write_published, write_target
 
@@ -321,3 +324,11 @@ def test_inspect_says_what_is_there(tmp_path, target, write_random_draft):
     assert rows["origin"] == "imported, layout deepspec"
     assert rows["exports to"] == "eagle3, speculators, original"
     assert set(rows["exports to"].split(", ")) <= FORMATS.keys()
+
+
+def test_a_folder_with_brackets_is_named_as_it_is(tmp_path, write_random_draft, capsys):
+    folder = write_random_draft(tmp_path / "runs[v2]", "fc", **SHAPE)
+    inspect(InspectConfig(draft=folder))
+    assert "runs[v2]" in capsys.readouterr().out.replace("\n", "")
+    migrate(MigrateConfig(draft=folder))
+    assert "runs[v2]/policy.json" in capsys.readouterr().err.replace("\n", "")

@@ -50,7 +50,8 @@ def collect(config: CollectConfig) -> None:
         ledgers = [stack.enter_context(Ledger(one, target, found)) for one, found in zip(each, asks, strict=True)]
         _fill(config, target, ledgers, asks)
         for ledger in ledgers:
-            Console(stderr=True).print(f"{ledger.out}: {len(ledger.place)} traces, {ledger.earlier} of them earlier")
+            there = f"{ledger.out}: {len(ledger.place)} traces, {ledger.earlier} of them earlier"
+            Console(stderr=True).print(there, markup=False)
         _finish(ledgers, sampling_of(config, target).max_tokens)
 
 

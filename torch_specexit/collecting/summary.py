@@ -104,6 +104,7 @@ def finish(config: CollectConfig, counts: Counts, max_tokens: int) -> None:
         f"{_percent(counts.agreed, trials)} agreed, {_percent(counts.undecided, trials)} undecided{free}; "
         f"{counts.trial_tokens} trial tokens beside {counts.thinking_tokens} of thinking",
         soft_wrap=True,
+        markup=False,
     )
     if _in_trials(counts) > MOST_IN_TRIALS and counts.trial_tokens > SHORT_TRIAL * counts.trials:
         console.print(

@@ -123,7 +123,7 @@ def pack(config: PackConfig) -> PackMeta:
         write_text(folder / "meta.json", meta.model_dump_json(indent=2) + "\n")
         save_target(folder, target)
         save_run(config, folder)
-    Console(stderr=True).print(_summary(config.out, meta), soft_wrap=True)
+    Console(stderr=True).print(_summary(config.out, meta), soft_wrap=True, markup=False)
     return meta
 
 

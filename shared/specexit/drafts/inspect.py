@@ -31,7 +31,7 @@ def inspect(config: InspectConfig) -> dict[str, str]:
     table = Table(title=str(config.draft), title_justify="left", show_header=False, box=None)
     for name, value in rows.items():
         table.add_row(printable(name), printable(value))
-    Console().print(table, markup=False)
+    Console(markup=False).print(table)
     return rows
 
 

@@ -39,7 +39,7 @@ def migrate(config: MigrateConfig) -> None:
     certified = policy.point().uncertified_because() or "certified"
     state = "names the weights by today's hash" if known else "was there already" if there else "written"
     names = ", ".join(point.name for point in policy.points)
-    Console(stderr=True).print(f"{config.draft / FILE}: {state}; {names}, {certified}")
+    Console(stderr=True).print(f"{config.draft / FILE}: {state}; {names}, {certified}", markup=False)
 
 
 def sha256_of(folder: Path) -> str:

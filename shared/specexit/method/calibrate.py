@@ -105,7 +105,7 @@ def calibrate(config: CalibrateConfig) -> PolicyFile:
         }
     )
     write_policy(config.draft, written)
-    console = Console()
+    console = Console(markup=False)
     for remark in [*remarks, *_unknown(marks, target)]:
         console.print(remark)
     if sample.unjudged:

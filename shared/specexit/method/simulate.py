@@ -277,7 +277,7 @@ def simulate(config: SimulateConfig) -> Simulation:
     traces = everything.only(everything.has("barred", None))
     if not len(traces):
         raise TraceError(f"{config.traces}: none of {len(everything)} traces can judge ({left_out})")
-    console = Console()
+    console = Console(markup=False)
     simulation = run(_blocks(config, traces), traces, config, console, methods=methods)
     simulation = simulation.model_copy(update={"left_out": left_out})
     write_text(config.out, json.dumps(simulation.model_dump(mode="json"), indent=1) + "\n")
