@@ -1,5 +1,6 @@
 """``specexit verify`` on the tiny target: both frameworks agree on a draft of random weights, and it notices if not."""
 
+import importlib.util
 import json
 import re
 import subprocess
@@ -87,6 +88,14 @@ def test_draft_traces_and_the_target_given_have_to_be_of_one_name(tmp_path, writ
     with pytest.raises(TraceError, match=r"traces of target 'tiny-mixed', but .*draft was made for 'tiny-reasoner'"):
         verify(VerifyConfig(draft=draft, traces=traces))
     assert not (draft / "verify.json").exists()
+
+
+@pytest.mark.parametrize("framework", ["jax", "torch"])
+def test_a_framework_that_is_not_installed_is_named_with_what_brings_it(framework, tmp_path, monkeypatch):
+    found = importlib.util.find_spec
+    monkeypatch.setattr("specexit.drafts.verify.find_spec", lambda name: None if name == framework else found(name))
+    with pytest.raises(VerifyError, match=rf"needs {framework}: pip install 'specexit\[train,serve\]'"):
+        verify(VerifyConfig(draft=tmp_path, traces=tmp_path))
 
 
 def test_a_model_that_is_gone_is_said_before_any_side_starts(tmp_path, write_random_draft, make_trace, monkeypatch):

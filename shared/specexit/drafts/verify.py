@@ -54,9 +54,12 @@ def verify(config: VerifyConfig) -> dict[str, float]:
     Raises:
       DraftError, TraceError: an input is unusable, or draft and traces are of different targets.
       ConfigError: the target is unknown, its model is not there, or the one given is not theirs.
-      VerifyError: no trace says anything of the draft, a side failed to run, a difference is beyond the tolerance, or
-        the draft looks wrongly converted.
+      VerifyError: a framework is not installed, no trace says anything of the draft, a side failed to run, a difference
+        is beyond the tolerance, or the draft looks wrongly converted.
     """
+    missing = [name for name in ("jax", "torch") if find_spec(name) is None]
+    if missing:
+        raise VerifyError(f"specexit verify needs {' and '.join(missing)}: pip install 'specexit[train,serve]'")
     draft, _ = open_draft(config.draft)
     target = target_of_both(config.traces, config.draft, draft.target_name, config.target)
     target.model_file("config.json")  # where the model is gone, no side has to start
