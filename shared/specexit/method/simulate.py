@@ -207,8 +207,8 @@ def _points(tally: Tally, part: str) -> list[Point]:
 
 
 def _of_tasks(traces: Outlines, tasks: Sequence[str]) -> Outlines:
-    wanted = [task or None for task in tasks]
-    return traces.only(np.any([traces.has("task", task) for task in [*wanted, ""] if task in wanted], axis=0))
+    wanted = np.array([(task or "") in tasks for task in traces.texts["task"]], bool)
+    return traces.only(wanted[traces["task"]])
 
 
 def _part(traces: Outlines, points: dict[str, list[Point]], tuned: Container[str], asking: Container[str]) -> Part:
