@@ -6,24 +6,24 @@ import re
 from fractions import Fraction
 
 _NUMBER = r"\d+(?:\.\d+)?"
-_ANGLE = re.compile(rf"(-?)(\d+) ?\^ ?(?:\\circ|\{{ ?\\circ ?\}}) ?({_NUMBER}) ?'(?: ?({_NUMBER}) ?'')?")
+_ANGLE = re.compile(rf"(.*=|)(-?)(\d+) ?\^ ?(?:\\circ|\{{ ?\\circ ?\}}) ?({_NUMBER}) ?'(?: ?({_NUMBER}) ?'')?")
 _MARKED = re.compile(rf"(.*(?<![\w.}}'])|)({_NUMBER}) ?('{{1,2}})")
 _ANY_MARKED = re.compile(rf"(?<![\w.}}])({_NUMBER}) ?('+)")
 _UNITS = {"'": {"min", "ft", "arcminute", "arcmin"}, "''": {"s", "in", "arcsecond", "arcsec"}}
 
 
-def in_degrees(text: str) -> Fraction | None:
-    r"""The degrees of an angle in degrees, minutes and perhaps seconds; None where a text is no such.
+def in_degrees(text: str) -> str | None:
+    r"""An angle in degrees, minutes and perhaps seconds as a fraction of degrees; None where a text is no such.
 
     Example:
-      >>> str(in_degrees(r"5^\circ 30'")), str(in_degrees("5'")), in_degrees(r"5^\circ")
-      ('11/2', 'None', None)
+      >>> in_degrees(r"5^\circ 30'"), in_degrees(r"\theta=-5^\circ 30'"), in_degrees("5'")
+      ('11/2', '\\theta=-11/2', None)
     """
     if not (found := _ANGLE.fullmatch(text)):
         return None
-    sign, degrees, minutes, seconds = found.groups()
+    name, sign, degrees, minutes, seconds = found.groups()
     value = int(degrees) + Fraction(minutes) / 60 + Fraction(seconds or 0) / 3600
-    return -value if sign else value
+    return f"{name}{sign}{value}"
 
 
 def marked(text: str) -> tuple[str, str] | None:

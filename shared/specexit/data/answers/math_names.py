@@ -35,7 +35,7 @@ _OF_NAMES = re.compile(
 """What a sum, a difference, a product or a quotient of names is made of: no number, no root, no power of an unknown."""
 _OF_NUMBERS = re.compile(
     r"(?:[^A-Za-z<>\\]|\\%"
-    r"|\\(?:frac|sqrt|binom|times|cdot|div|pi|log|ln|sin|cos|tan|circ|[lr](?:floor|ceil))(?![A-Za-z]))+"
+    r"|\\(?:frac|sqrt|binom|times|cdot|div|pi|log|ln|(?:arc)?(?:sin|cos|tan)|circ|[lr](?:floor|ceil))(?![A-Za-z]))+"
 )
 _GREEK = (
     "(?i:alpha|beta|gamma|delta|(?:var)?epsilon|zeta|eta|(?:var)?theta|iota|kappa|lambda|mu|nu|xi|(?:var)?rho"

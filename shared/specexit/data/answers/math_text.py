@@ -29,6 +29,8 @@ _LISTED = re.compile(r"(?:[(\[]|\\\{)(?:(?!\\\{)[^()\[\],])*,|_\{(?:(?!_\{)[^},]
 """A comma in a bracket or an index; looked for up to the next bracket, as a model in a loop opens thousands."""
 _WORD = re.compile(r"(?:(?<=\d )|(?<=[A-Za-z] ))[A-Za-z]{2,}|(?<![A-Za-z])[A-Za-z]{2,}(?= [\dA-Za-z])")
 COMMA = re.compile(",")
+_FUNCTION = re.compile(rf"{WRAPPER}\{{([A-Za-z]{{2,}})\}}(?=(?:\([^()]*\)|\[[^\[\]]*\]) ?=)")
+"""The name of a function, as in an equation that says what it is."""
 _AND_OR = re.compile(rf",? ?(?:{WRAPPER}\{{ ?(?:and|or) ?\}}|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])) ?")
 
 
@@ -43,7 +45,7 @@ def normal(text: str) -> str:
         text = bold.group(1)
     text = _ungrouped(_trimmed(_listed(_unwrapped(in_latex(last_box(text) or text)))))
     # A space stays where it keeps two words, two numbers or a command and its argument apart.
-    text = re.sub(r"(?<![\w}]) | (?![\w\\])", "", text)
+    text = _FUNCTION.sub(r"\\text{\1}", re.sub(r"(?<![\w}]) | (?![\w\\])", "", text))
     if _INFINITY.fullmatch(text.lower()):
         return r"\infty"
     return r"\emptyset" if _NO_SOLUTION.fullmatch(text.lower()) else with_repeating_as_fractions(text)
@@ -112,8 +114,10 @@ def prose(text: str) -> str | None:
     Example:
       >>> prose("10 red and 6 blue"), prose(r"1,2,\ldots,10"), prose(r"1\text{ and }2"), prose(r"2\pi rh")
       ('10redand6blue', '1,2,\\ldots,10', None, None)
+      >>> prose(r"\text{Var}(X)=2"), prose(r"\text{Var}(X)=\text{two}")
+      (None, 'var(x)=two')
     """
-    listed = without_and_or(text)
+    listed = _FUNCTION.sub("", without_and_or(text))
     words = re.search(rf"{WRAPPER}\{{[^{{}}]*[A-Za-z]{{2}}", listed) or _WORD.search(
         re.sub(r"\\[A-Za-z]+ ?", "#", listed)
     )

@@ -34,8 +34,7 @@ _FUNCTION = re.compile(r"\b(?:sin|cos|tan|cot|sec(?!\Z)|csc|log|ln|exp|sqrt|pi|m
 _MODULUS = re.compile(r"\\mod[ ({]*(\\?\w+)")
 _REMAINDER = re.compile(rf"((?:[\d+\-*^(){{}}! ]|\\(?:times|cdot) ?)+){_MODULUS.pattern}[)}}]*")
 _CONDITION = re.compile(r"(.+?),((?:[a-z]|,)+\\in\b.+)")
-_ARGUMENT = r"(?:\((?:[^()]|\([^()]*\))*\)|\[[^\[\]]*\])"
-_TITLE = re.compile(rf"{WRAPPER}\{{(?:([^{{}}]*)\}}|([A-Za-z]{{2,}})\}} ?({_ARGUMENT})) ?=(.+)")
+_TITLE = re.compile(rf"{WRAPPER}\{{([^{{}}]*)\}} ?=(.+)")
 _BRACKET = re.compile(r"([(\[]|\\\{)(.+?)([)\]]|\\\})")
 _EITHER = re.compile(r"(?<![A-Za-z])(and|or)(?![A-Za-z])")
 _ANOTHER_QUANTITY = re.compile(
@@ -96,10 +95,8 @@ def split(text: str) -> tuple[str, str | None]:
     for sign in _MONEY:
         text = text.replace(sign, "")
     if title := _TITLE.fullmatch(text):
-        words, function, argument, text = title.groups()
-        name = words.strip().casefold() if function is None else function.casefold() + squeezed(argument)
-        text, unit = split(text)
-        return text, " ".join([f"{name} =", *named, *filter(None, [unit])])
+        text, unit = split(title.group(2))
+        return text, " ".join([f"{title.group(1).strip().casefold()} =", *named, *filter(None, [unit])])
     if (either := _EITHER.search(text)) and INEQUALITY.search(text):
         named.append(either.group())
     if condition := _CONDITION.fullmatch(text):
@@ -146,8 +143,8 @@ def _tail(text: str) -> tuple[str, str]:
 
 
 def _cut(text: str) -> tuple[str, str]:
-    if (degrees := in_degrees(text)) is not None:
-        return str(degrees), "degrees"
+    if degrees := in_degrees(text):
+        return degrees, "degrees"
     if number_and_mark := marked(text):
         return number_and_mark
     if (found := _TAIL.search(text)) and re.search(r"[\w})\]!'.]$", head := text[: found.start()]):
