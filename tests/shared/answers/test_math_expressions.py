@@ -149,6 +149,7 @@ DIFFERENT = [
     (r"\sin 30^\circ", r"\sin 30"),
     (r"\sin(x+30^\circ)", r"\sin(x+30)"),
     (r"\cos x^\circ", r"\cos x"),
+    (r"\sin^{-2} 30^\circ", r"\sin^{-2} 30"),
     (r"\sin\theta=30^\circ", r"\sin\theta=30"),
     ("sin 30°", "sin 30"),
     (r"2\text{ cis } 30^\circ", r"2\text{ cis } 30"),

@@ -150,6 +150,7 @@ SAME = [
     (r"\text{Cost}=\$5", "5 dollars"),
     (r"\$18 per hour", r"\$18"),
     ("18 dollars/hour", r"\$18"),
+    (r"\$18/hr", r"\$18"),
     # words
     ("Even", r"\text{even}"),
     (r"\text{June 20}", "June 20"),
@@ -254,6 +255,8 @@ DIFFERENT = [
     (r"(5\text{ cm},7\text{ cm})", "(7,5)"),
     (r"(5\text{ cm},7\text{ cm})", r"(5\text{ m},7\text{ m})"),
     (r"(5\text{ cm},7\text{ m})", "(5,7)"),
+    ("(2m,3m)", "(2,3)"),
+    (r"(\sqrt2 s^2,3s^2)", r"(\sqrt2,3)"),
     (r"(5\text{ cm},7\text{ cm})", "5 cm, 7 cm"),
     (r"(5\text{ cm},7\text{ cm}]", "(5,7)"),
     (r"5^\circ", "5'"),

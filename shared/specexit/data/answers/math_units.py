@@ -35,6 +35,8 @@ _MODULUS = re.compile(r"\\mod[ ({]*(\\?\w+)")
 _REMAINDER = re.compile(rf"((?:[\d+\-*^(){{}}! ]|\\(?:times|cdot) ?)+){_MODULUS.pattern}[)}}]*")
 _CONDITION = re.compile(r"(.+?),((?:[a-z]|,)+\\in\b.+)")
 _TITLE = re.compile(rf"{WRAPPER}\{{([^{{}}]*)\}} ?=(.+)")
+_LETTER = re.compile(rf"(?<![A-Za-z])[A-Za-z]{_EXPONENT}\Z")
+_PER = re.compile(r"(.*\d) ?(/ ?([A-Za-z]{2,}))")
 _BRACKET = re.compile(r"([(\[]|\\\{)(.+?)([)\]]|\\\})")
 _EITHER = re.compile(r"(?<![A-Za-z])(and|or)(?![A-Za-z])")
 _ANOTHER_QUANTITY = re.compile(
@@ -53,10 +55,12 @@ def split_list(text: str) -> tuple[str, str | None]:
       (('(5,7)', 'cm'), ('(3,30^\\circ)', None))
     """
     if len(text) <= _LONGEST:
-        before, members, behind = _in_bracket(text)
-        quantities, units = zip(*map(split, apart(without_and_or(members), COMMA)), strict=True)
-        # Of percentages in a bracket each may be meant as the hundredth.
-        if units[0] and len(units) > 1 and len(set(units)) == 1 and not (before and units[0] == "%"):
+        before, inside, behind = _in_bracket(text)
+        members = apart(without_and_or(inside), COMMA)
+        quantities, units = zip(*map(split, members), strict=True)
+        # In a bracket, each percentage may be meant as the hundredth, and a letter is a coordinate's parameter.
+        unclear = before and (units[0] == "%" or any(map(_LETTER.search, members)))
+        if units[0] and len(units) > 1 and len(set(units)) == 1 and not unclear:
             return before + ",".join(quantities) + behind, units[0]
     return split(text)
 
@@ -151,6 +155,8 @@ def _cut(text: str) -> tuple[str, str]:
         of_angle = _DEGREES.match(text, found.start()) if OF_ANGLES.search(head) else None
         start = of_angle.end() if of_angle else found.start()
         return text[:start], text[start:]
+    if (found := _PER.fullmatch(text)) and is_unit(found[3]):
+        return found[1], found[2]
     if found := _PLAIN_FRACTION.fullmatch(text):
         head, top, bottom = found.groups()
         if top in UNIT_OF and bottom in UNIT_OF:
