@@ -28,6 +28,7 @@ _WITH_BASE = re.compile(
     rf"\(?\{{?(-?{_DIGITS}(?:\.[\dA-F]+)?)\}}?\)?(?:_\{{?\(?(?:base)?{_BASE}\)?\}}?|\(?(?:in)?base{_BASE}\)?)"
 )
 _PREFIXED = re.compile(r"(-?)0([xob])([\dA-Fa-f]+)")
+_ANY_PREFIXED = re.compile(r"(?<![\w.])0([xob])([\dA-Fa-f]*\d[\dA-Fa-f]*)(?![\w^])")
 _INDEXED = re.compile(rf"(?<![\w.^}}])({_DIGITS})_(?:(\d{{1,2}}|[A-Za-z])(?!\d)|\{{([^{{}}]*)\}})")
 _RUN = re.compile(r"(?<![A-Za-z\\])[\dA-F]+(?![A-Za-z])")
 
@@ -65,12 +66,13 @@ def _has_digits(base: str, digits: str) -> bool:
 
 
 def with_names(text: str) -> str:
-    r"""A text whose numbers with an index are names of their own.
+    r"""A text whose numbers with an index, or with a prefix, are names of their own.
 
     Example:
-      >>> with_names("52_8,A5_{16}"), with_names("3_n+1"), with_names("2A_n")
-      ('B_{52\\prime 8},B_{A5\\prime 16}', 'B_{3\\prime n}+1', '2A_n')
+      >>> with_names("52_8,A5_{16}"), with_names("3_n+1"), with_names("0x1f+1"), with_names("2A_n")
+      ('B_{52\\prime 8},B_{A5\\prime 16}', 'B_{3\\prime n}+1', 'B_{1F\\prime 16}+1', '2A_n')
     """
+    text = _ANY_PREFIXED.sub(lambda found: f"{found[2].upper()}_{{{_PREFIXES[found[1]]}}}", text)
     return _INDEXED.sub(_name, text)
 
 

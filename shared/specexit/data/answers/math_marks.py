@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
+from specexit.data.answers.math_numbers import number
+
 _NUMBER = r"\d+(?:\.\d+)?"
 _ANGLE = re.compile(rf"(.*=|)(-?)(\d+) ?\^ ?(?:\\circ|\{{ ?\\circ ?\}}) ?({_NUMBER}) ?'(?: ?({_NUMBER}) ?'')?")
 _MARKED = re.compile(rf"(.*(?<![\w.}}'])|)({_NUMBER}) ?('{{1,2}})")
@@ -27,12 +29,15 @@ def in_degrees(text: str) -> str | None:
 
 
 def marked(text: str) -> tuple[str, str] | None:
-    """What stands in front of the only mark, which is a text's end, and the mark; None where there is no such mark.
+    r"""What stands in front of the only mark, which is a text's end, and the mark; None where there is no such mark.
 
     Example:
-      >>> marked("5'"), marked("2+3''"), marked("6'2''"), marked("y_1'")
-      (('5', "'"), ('2+3', "''"), None, None)
+      >>> marked("5'"), marked(r"2\frac12'"), marked("2+3''"), marked("6'2''"), marked("y_1'")
+      (('5', "'"), ('2\\frac12', "'"), ('2+3', "''"), None, None)
     """
+    head = text.rstrip("'")
+    if text[len(head) :] in _UNITS and number(head.rstrip()) is not None:
+        return head.rstrip(), text[len(head) :]
     found = _MARKED.fullmatch(text)
     return (found[1] + found[2], found[3]) if found and "'" not in found[1] else None
 

@@ -160,10 +160,13 @@ def _parsed(text: str, exact: bool) -> Any:
     from latex2sympy2_extended.latex2sympy2 import ConversionConfig
     from math_verify.grader import should_treat_as_complex
 
+    text = readable(text)
+    if "'" in text:  # a parser reads over it
+        return None
     how = NormalizationConfig(units=False, malformed_operators=True, nits=True, boxed="none")
     try:
         # No separators of thousands are left, but the parser would take 12,144 for a number.
-        latex = normalize_latex(readable(text).replace(",", ", "), how)
+        latex = normalize_latex(text.replace(",", ", "), how)
         return latex2sympy(
             latex,
             is_real=not should_treat_as_complex(latex),
