@@ -22,6 +22,7 @@ from jax_specexit.stored import ParameterHash, open_checkpoint, write_checkpoint
 from jax_specexit.training.run import Start, read_start, save_start
 from specexit.config import write_bytes, write_text
 from specexit.data.overlap import copy_prompts
+from specexit.drafts.begun import FILE, imported_as
 from specexit.drafts.config import MAX_CONFIG, DraftConfig, DraftError
 from specexit.drafts.directory import open_draft, target_ids, vocabulary_tensors, write_into
 from specexit.drafts.files import read_bytes, read_json
@@ -35,8 +36,6 @@ from specexit.errors import shown
 from specexit.outputs import new_folder
 from specexit.schemas.convert import ConvertConfig
 from specexit.schemas.target import find_target, save_target
-
-FILE = "convert.json"
 
 
 def convert(config: ConvertConfig) -> None:
@@ -93,6 +92,7 @@ def _to_draft(config: ConvertConfig, run: Path) -> str:
                 write_policy(beside, policy)
                 _hand_on(run / POLICY_FILE, beside)  # byte for byte, whoever wrote it
             record = {"run": str(run), "which": config.which, "step": checkpoint.step, "aux_rms": list(start.aux_rms)}
+            record |= {} if start.imported is None else {"imported": start.imported}
             hashes = {"parameters_blake3": hashed.hexdigest(), "weights_blake3": together(written)}
             write_text(beside / FILE, json.dumps(record | hashes, indent=2) + "\n")
     return f"checkpoint of step {checkpoint.step}, in {shape.torch_dtype}"
@@ -146,7 +146,7 @@ def _to_checkpoint(config: ConvertConfig) -> str:
     with new_folder(config.out) as beside:
         write_checkpoint(beside, parameters, shapes, make_mesh(config.mesh))
         vocab = target_ids(draft, {name: stored[name].read() for name in ("d2t",) if name in stored})
-        save_start(beside, Start(draft, vocab, aux_rms))
+        save_start(beside, Start(draft, vocab, aux_rms, imported=imported_as(config.draft)))
         save_target(beside, find_target(config.target, config.draft, name=draft.target_name))
         copy_prompts(config.draft, beside)
         _hand_on(config.draft / IMPORT_FILE, beside)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import yaml
@@ -34,6 +34,8 @@ class Start(NamedTuple):
     """Type of the stored features that it learns from; None where they are computed, and in runs of older versions."""
     before: Selection | None = None
     """Which prompts chose the draft that it begins with: they speak well of what becomes of that draft, too."""
+    imported: str | None = None
+    """Layout of the published draft that it goes back to, see `specexit.drafts.begun.imported_as`."""
 
 
 def save_start(run: Path, fixed: Start) -> None:
@@ -44,6 +46,7 @@ def save_start(run: Path, fixed: Start) -> None:
         "aux_rms": list(fixed.aux_rms),
         "data": fixed.data,
         "stored": fixed.stored,
+        "imported": fixed.imported,
         **{
             name: found and found.model_dump(mode="json")
             for name, found in (("selection", fixed.selection), ("before", fixed.before))
@@ -64,8 +67,9 @@ def read_start(run: Path) -> Start:
     data = json.loads(path.read_text())
     shape = DraftConfig.model_validate(data["config"])
     vocab = np.asarray(data["vocab"], np.int64)
-    chosen = {name: Selection.model_validate(data[name]) for name in ("selection", "before") if data.get(name)}
-    return Start(shape, vocab, tuple(data["aux_rms"]), data.get("data", ""), stored=data.get("stored"), **chosen)
+    later: dict[str, Any] = {name: data.get(name) for name in ("stored", "imported")}
+    later |= {name: Selection.model_validate(data[name]) for name in ("selection", "before") if data.get(name)}
+    return Start(shape, vocab, tuple(data["aux_rms"]), data.get("data", ""), **later)
 
 
 MAY_CHANGE = {

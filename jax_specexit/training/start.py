@@ -24,6 +24,7 @@ from specexit.config import ConfigError
 from specexit.data.features import decode, read_manifest
 from specexit.data.packed import PackMeta
 from specexit.data.sequences import Example
+from specexit.drafts.begun import imported_as
 from specexit.drafts.config import DraftConfig, SpecExitBlock
 from specexit.schemas.target import TargetConfig
 from specexit.schemas.train import TrainConfig
@@ -74,9 +75,9 @@ def start(
         nnx.update(draft, jax.tree.map(jnp.asarray, params))
     fixed = Start(shape, vocab, aux_rms, meta.identity, stored=config.features and read_manifest(config.features).dtype)
     if before is not None:
-        fixed = fixed._replace(selection=before.selection, before=before.before)
+        fixed = fixed._replace(selection=before.selection, before=before.before, imported=before.imported)
     elif config.init_from is not None:
-        fixed = fixed._replace(before=chosen_on(config.init_from))
+        fixed = fixed._replace(before=chosen_on(config.init_from), imported=imported_as(config.init_from))
     return fixed, draft, target
 
 

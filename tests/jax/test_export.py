@@ -27,6 +27,7 @@ from specexit.data.overlap import OverlapError, read_prompts, write_prompts
 from specexit.data.traces import read_traces
 from specexit.drafts.config import DraftError
 from specexit.drafts.directory import FLOATS, DraftConfig, SpecExitBlock, read_draft
+from specexit.drafts.inspect import describe
 from specexit.drafts.policy import PolicyFile, Selection, read_policy
 from specexit.drafts.published import Origin
 from specexit.method.signals import NAMES
@@ -183,13 +184,15 @@ def test_the_draft_that_a_run_began_with_is_not_needed_to_go_on(
         train(recipe)
 
 
-def test_the_prompts_that_the_draft_was_trained_on_stay_known(
+def test_what_is_known_of_the_draft_stays_known(
     recipe: TrainConfig, foreign: Path, packed: Path, tmp_path: Path
 ) -> None:
     draft = Path(shutil.copytree(foreign, tmp_path / "draft"))
     held_out, ours = packed.parent / "traces.parquet", read_prompts(packed)
     theirs = np.unique(outlines(read_traces(held_out))["prompt"])
     write_prompts(draft, theirs)
+    origin = Origin(layout="angelslim", config={}, names={}, vocabulary="offsets", types={}, target="small")
+    (draft / "import.json").write_text(origin.model_dump_json())
     selection = Selection(by="brier", prompts=("0123456789abcdef",))
     (draft / "policy.json").write_text(PolicyFile(selection=selection).model_dump_json())
     recipe = recipe.model_copy(update={"init_from": draft, "steps": 1})
@@ -203,6 +206,9 @@ def test_the_prompts_that_the_draft_was_trained_on_stay_known(
     assert known is not None
     assert ours is not None
     assert {*known} == {*theirs, *ours}
+    assert describe(tmp_path / "trained")["origin"].startswith(
+        "imported, layout angelslim, and trained further here, on "
+    )
     assert read_policy(tmp_path / "trained").selection == selection  # nor may these calibrate what became of it
 
 

@@ -289,6 +289,14 @@ def test_the_card_says_what_is_known_and_what_is_not(tmp_path, target, write_ran
     assert "They were made on 500 prompts with answers of kind math; temperature 0.6; dtype bfloat16." in text
     assert "It does not cover:" in text
     assert "Trained on what small wrote for 1,234 prompts" in text
+    assert "published in the layout" not in text
+    (folder / "convert.json").write_text('{"imported": "specforge"}')
+    _, _, out = exported(folder, tmp_path / "further", "plugin", target)
+    assert "It began as a draft that was published in the layout of `specforge`" in (out / "README.md").read_text()
+    (folder / "convert.json").write_text('{"imported": 3}')
+    with pytest.raises(DraftError, match=r"convert\.json: imported is 3, expected one of speculators, "):
+        describe(folder)
+    (folder / "convert.json").unlink()
     assert (out / "policy.json").read_text() == (folder / "policy.json").read_text()
     (folder / "verify.json").write_text(json.dumps(verified | {"dtype": "bfloat16", "differences": {"logits": 0.004}}))
     _, _, out = exported(folder, tmp_path / "rounded", "plugin", target)

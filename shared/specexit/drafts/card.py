@@ -10,6 +10,7 @@ import yaml
 
 from specexit.config import write_text
 from specexit.data.overlap import read_prompts
+from specexit.drafts.begun import imported_as
 from specexit.drafts.config import DraftConfig
 from specexit.drafts.policy import OperatingPoint, PolicyFile, read_policy
 from specexit.drafts.published import read_origin
@@ -79,6 +80,12 @@ def _data(folder: Path, target: TargetConfig) -> str:
         said = f"Trained on what {target.name} wrote for {len(prompts):,} prompts."
     else:
         said = "What it was trained on is not recorded."
+    imported = imported_as(folder)
+    if origin is None and imported is not None:
+        said += (
+            f" It began as a draft that was published in the layout of `{imported}`: what that was trained on before "
+            "is not known here, and its licence may hold for this one."
+        )
     return f"## Data\n\n{said}"
 
 

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from specexit.data.overlap import read_prompts
+from specexit.drafts.begun import imported_as
 from specexit.drafts.directory import check_given, open_draft
 from specexit.drafts.export import formats_of, weights_type
 from specexit.drafts.policy import PolicyFile, read_policy
@@ -65,8 +66,11 @@ def describe(folder: Path) -> dict[str, str]:
 
 
 def _trained(folder: Path) -> str:
-    prompts = read_prompts(folder)
-    return "not recorded" if prompts is None else f"trained here, on {len(prompts):,} prompts"
+    prompts, imported = read_prompts(folder), imported_as(folder)
+    if prompts is None and imported is None:
+        return "not recorded"
+    on = "" if prompts is None else f", on {len(prompts):,} prompts"
+    return f"trained here{on}" if imported is None else f"imported, layout {imported}, and trained further here{on}"
 
 
 def _policy(found: PolicyFile) -> dict[str, str]:
