@@ -323,7 +323,7 @@ def test_inspect_says_what_is_there(tmp_path, target, write_random_draft):
     assert rows["verified"] == "no: run `specexit verify`"
     assert rows["exports to"] == "plugin, eagle3, speculators, angelslim"
     assert rows["origin"] == "not recorded"
-    write_prompts(folder, range(1400))
+    write_prompts(folder, np.arange(1400, dtype=np.uint64))
     assert describe(folder)["origin"] == "trained here, on 1,400 prompts"
     source = write_published(tmp_path / "published", "deepspec")
     import_draft(ImportConfig(draft=source, target=target, out=tmp_path / "imported"))
