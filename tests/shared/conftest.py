@@ -1,11 +1,13 @@
-"""What several tests of the shared package calibrate."""
+"""What several tests of the shared package label and calibrate."""
 
 import numpy as np
 import pytest
 
 from specexit.data.scores import Scores, key_of, write_scores
-from specexit.data.traces import write_traces
+from specexit.data.traces import Trace, write_traces
 from specexit.drafts.tensors import weights_hash
+from specexit.schemas.target import load_target_config
+from specexit.tiny.traces import PARAGRAPH
 
 
 @pytest.fixture
@@ -31,5 +33,36 @@ def setting(tmp_path, write_random_draft, make_trace):
         write_traces(tmp_path / "traces.parquet", traces)
         write_scores(tmp_path / "scores.parquet", Scores(source, weights_hash(draft), signals))
         return {"draft": draft, "traces": tmp_path / "traces.parquet", "scores": tmp_path / "scores.parquet"}
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return load_target_config("tiny-reasoner").tokenizer()
+
+
+@pytest.fixture(scope="module")
+def think(make_trace, tokenizer):
+    """A trace made of (step, trial answer) pairs; the answer of the last one is that of the trace."""
+
+    def make(*steps: tuple[str, str | None], reference: str | None = None, id: str = "a") -> Trace:
+        ids: list[int] = []
+        boundaries = []
+        for text, _ in steps:
+            ids += tokenizer.encode(text + PARAGRAPH)
+            boundaries.append(len(ids))
+        answers = [answer for _, answer in steps]
+        return make_trace(
+            id=id,
+            think_ids=ids,
+            boundaries=boundaries,
+            answer=answers[-1],
+            boundary_answers=answers,
+            boundary_agrees=[answer == answers[-1] for answer in answers],
+            boundary_confidence=[0.5] * len(answers),
+            reference=reference,
+            correct=None if reference is None else reference == answers[-1],
+        )
 
     return make
