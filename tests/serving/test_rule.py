@@ -14,13 +14,14 @@ from specexit.method.decision import OFF, Policy
 from specexit.method.loops import LoopGuard, loop_position
 from specexit.method.signals import NAMES
 from specexit.method.splits import ALL_STRINGS
-from tests.serving.simulation import CPU, END, GARBAGE, IDS, START, VOCAB, Request, Simulation, requests
+from tests.serving.simulation import CPU, END, GARBAGE, IDS, START, VOCAB, Exit, Request, Simulation, requests
 from torch_specexit.plugin.outcome import Record
 from torch_specexit.plugin.worker.checking import CheckError
 from torch_specexit.plugin.worker.loops import Follower, LoopSearch
 from torch_specexit.plugin.worker.reading import Reader
 from torch_specexit.plugin.worker.rule import (
     BEGINS,
+    CAP,
     KNOBS,
     NO_LIMIT,
     RECORD,
@@ -46,6 +47,17 @@ def test_any_schedule_gives_the_text_and_the_outcome_of_the_definition(source, s
     transition = tuple(data.draw(st.lists(st.integers(4, VOCAB - 1), max_size=3)))
     guard = data.draw(st.none() | st.builds(LoopGuard, st.integers(1, 4), st.integers(2, 4)))
     simulation = Simulation(Twin, source, batch, rng, smooth=smooth, transition=transition, guard=guard)
+    simulation.run()
+    simulation.check()
+
+
+@sources
+def test_a_boundary_that_is_judged_for_the_cap_alone_ends_by_the_cap(source):
+    """Its thresholds hold, and the early ones did not."""
+    limits = {"confidence": 0.5, "progress": 0.5}
+    policy = Policy(thresholds={"confidence": 0.5}, early=limits, min_thinking_tokens=4, max_thinking_tokens=21)
+    simulation = Simulation(Twin, source, [Request(policy, ("both",))], np.random.default_rng(1))
+    assert simulation.exits == [Exit(28, CAP)]
     simulation.run()
     simulation.check()
 

@@ -204,7 +204,9 @@ def test_a_verification_that_cannot_be_read_is_none(text, message, imported, tmp
     assert re.search(message, doubt)
     assert describe(imported)["verified"] == doubt
     export(ExportConfig(draft=imported, out=tmp_path / "out", format="original"))
-    assert f"Not verified ({doubt})." in (tmp_path / "out" / "README.md").read_text()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "\n\nNot verified.\n\n" in card
+    assert str(tmp_path) not in card  # it is for others
 
 
 def test_a_verification_is_of_the_weights_and_of_their_geometry(imported):
@@ -315,4 +317,4 @@ def test_a_published_draft_in_the_hub_s_cache_is_read_through_its_links(tmp_path
     (snapshot / "config.json").symlink_to("../../blobs/c")
     (snapshot / WEIGHTS).symlink_to("../../blobs/w")
     import_draft(ImportConfig(draft=snapshot, target=write_target(tmp_path / "of"), out=tmp_path / "draft"))
-    assert describe(tmp_path / "draft")["origin"] == "angelslim"
+    assert describe(tmp_path / "draft")["origin"] == "imported, layout angelslim"

@@ -85,11 +85,13 @@ def _pass_over(boundary, early, thoughts, most, judged):
 
 
 @triton.jit
-def _judge(asks, values, signal, policy, thoughts, judged, closing, marks):
-    """Judge where there is a boundary: what is remembered of it, and why the closing tokens are due."""
+def _judge(asks, values, near, signal, policy, thoughts, judged, closing, marks):
+    """Judge where there is a boundary: what is remembered of it, and why the closing tokens are due.
+
+    Its token's signals are taken in; one that is judged for the cap alone has not passed."""
     limits, patience, most, cause = policy
     streak, was_judged, verdict = judged
-    good = _passes(values, limits, signal) == 1
+    good = (_passes(values, limits, signal) & (near >> EARLY)) == 1
     streak = tl.where(asks, tl.where(good, streak + 1, 0), streak)
     deferred = tl.where(asks & (thoughts >= most), cause, closing[0])
     deferred = tl.where(asks & (streak >= patience), BY_SIGNALS, deferred)
@@ -112,7 +114,7 @@ def _judge_last(state, state_at, signals_ptr, last, known, active, signal, polic
     asks, judged = _pass_over(known & (text[0] == BOUNDARY), early, count[1], policy[2], judged)
     asks = asks & active
     values = _activate(signals_at(then, 0, asks, signal), signal)
-    judged, closing, marks = _judge(asks, values, signal, policy, count[1], judged, closing, marks)
+    judged, closing, marks = _judge(asks, values, near, signal, policy, count[1], judged, closing, marks)
     return count, (tl.minimum(text[0], THOUGHT), text[1]), judged, closing, marks, average, early  # only once
 
 
@@ -142,7 +144,7 @@ def _judge_row(now, raw, signal, policy, limits, alpha, active, state, SMOOTH: t
         values = average[1]
     early = (_take_in(thought, values, limits, signal, early[0]), tl.where(now, 0, early[1]))
     asks = now & (text[0] == BOUNDARY) & _may_end(marks, policy[3]) & active
-    judged, closing, marks = _judge(asks, values, signal, policy, count[1], judged, closing, marks)
+    judged, closing, marks = _judge(asks, values, early[0], signal, policy, count[1], judged, closing, marks)
     return count, text, judged, closing, marks, average, early
 
 

@@ -85,9 +85,10 @@ class Row:
             self.state.near = (int(self.state.near) << 1 | passes(values, self.asked.early)) & rule.ALL_NEAR
 
     def judge(self, values: Signals) -> None:
-        """Judge a boundary."""
+        """Judge a boundary, whose token's signals are taken in: one that is judged for the cap alone has not passed."""
         state, knob = self.state, self.knob
-        state.streak = state.streak + 1 if passes(values, self.asked.limits) else 0
+        good = int(state.near) >> rule.EARLY_TOKENS & 1 and passes(values, self.asked.limits)
+        state.streak = state.streak + 1 if good else 0
         vars(state).update(zip(NAMES, values, strict=True), judged=1, told=0)
         if state.thoughts >= knob.most:
             state.deferred = knob.cause
