@@ -102,6 +102,7 @@ def outlines(traces: Iterable[AnyTrace]) -> Outlines:
     ids, chunks, whole = list[str](), list[pa.Array](), list[tuple[int, int, int]]()
 
     def record(row: int, trace: AnyTrace) -> tuple[Any, ...]:
+        """A trace as a row of `RECORD`; what is as long as it likes to be is put aside."""
         ids.append(trace.id)
         if len(ids) == IDS_AT_ONCE:
             chunks.append(pa.array(ids, pa.string()))
