@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.metadata
+import json
 import math
 import os
 import platform
@@ -24,7 +25,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from specexit.buckets import BucketPath, location, refuse_bucket
-from specexit.errors import InputError
+from specexit.errors import InputError, first_problem
 from specexit.schemas.url import without_passwords
 
 
@@ -341,6 +342,32 @@ def _without_secrets(config: Config, arguments: Sequence[str]) -> list[str]:
         shown.append("..." if is_value else f"{flag}=..." if is_secret and equals else argument)
         is_value = is_secret and not equals and flag.startswith("--")
     return shown
+
+
+def read_made(schema: type[ConfigT], path: Path, version: int, by: str, refusal: type[InputError]) -> ConfigT:
+    """A JSON file that one of our commands has written, with a ``format_version``.
+
+    Args:
+      schema: what is in it.
+      path: of the file.
+      version: of the format.
+      by: the command.
+      refusal: what is raised.
+
+    Raises:
+      InputError: a ``refusal``: it is missing or wrong, or of another version.
+    """
+    try:
+        fields = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise refusal(f"{path}: cannot be read, expected the output of specexit {by}: {error}") from error
+    found = fields.get("format_version") if isinstance(fields, dict) else None
+    if found != version:
+        raise refusal(f"{path}: format_version is {found}, expected {version}: run specexit {by} again")
+    try:
+        return schema.model_validate(fields)
+    except ValidationError as error:
+        raise refusal(f"{path}: {first_problem(error)}") from error
 
 
 def write_text(path: Path, text: str) -> None:

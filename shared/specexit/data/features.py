@@ -22,11 +22,11 @@ from typing import Any, Literal
 import ml_dtypes
 import numpy as np
 from jaxtyping import Float, UInt8
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from specexit.config import Config, write_text
+from specexit.config import Config, read_made, write_text
 from specexit.data.sequences import Example
-from specexit.errors import InputError, first_problem
+from specexit.errors import InputError
 
 FORMAT_VERSION = 1
 FILE = "features.json"
@@ -125,18 +125,7 @@ def read_manifest(folder: Path) -> Manifest:
     Raises:
       FeatureError: it is missing or wrong, or of another format version.
     """
-    path = folder / FILE
-    try:
-        fields = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise FeatureError(f"{path}: cannot be read, expected the output of specexit features: {error}") from error
-    version = fields.get("format_version") if isinstance(fields, dict) else None
-    if version != FORMAT_VERSION:
-        raise FeatureError(f"{path}: format_version is {version}, expected {FORMAT_VERSION}: write the features again")
-    try:
-        return Manifest.model_validate(fields)
-    except ValidationError as error:
-        raise FeatureError(f"{path}: {first_problem(error)}") from error
+    return read_made(Manifest, folder / FILE, FORMAT_VERSION, "features", FeatureError)
 
 
 def begin(folder: Path, wanted: Manifest) -> Manifest:

@@ -8,7 +8,6 @@ generated, from which the trainer chooses its draft vocabulary. A record is an u
 from __future__ import annotations
 
 import io
-import json
 import threading
 import zipfile
 from collections.abc import Sequence
@@ -16,12 +15,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from specexit.config import Config
+from specexit.config import Config, read_made
 from specexit.data.sequences import Example
 from specexit.data.traces import tokenizer_sha256
-from specexit.errors import InputError, first_problem
+from specexit.errors import InputError
 from specexit.method.signals import NAMES
 from specexit.schemas.target import TargetConfig
 
@@ -154,17 +153,7 @@ def read_meta(folder: Path) -> PackMeta:
       PackError: it is missing or wrong, of another format version or of other signals, or a shard is not whole.
     """
     path = folder / "meta.json"
-    try:
-        fields = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise PackError(f"{path}: cannot be read, expected the output of specexit pack: {error}") from error
-    version = fields.get("format_version") if isinstance(fields, dict) else None
-    if version != FORMAT_VERSION:
-        raise PackError(f"{path}: format_version is {version}, expected {FORMAT_VERSION}: pack again")
-    try:
-        meta = PackMeta.model_validate(fields)
-    except ValidationError as error:
-        raise PackError(f"{path}: {first_problem(error)}") from error
+    meta = read_made(PackMeta, path, FORMAT_VERSION, "pack", PackError)
     if meta.signals != NAMES:
         raise PackError(f"{path}: signals are {', '.join(meta.signals)}, expected {', '.join(NAMES)}: pack again")
     for name, size in meta.shards.items():

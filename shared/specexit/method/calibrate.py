@@ -46,7 +46,7 @@ from specexit.method.ordered import Ordered
 from specexit.method.policies.budget import budget_policy
 from specexit.method.policies.validity import VALIDITY_GRID
 from specexit.method.replay import Replay
-from specexit.method.sample import Compared, Comparisons, Losses, Sample
+from specexit.method.sample import Compared, Sample, comparisons_of, losses_of
 from specexit.method.signals import column
 from specexit.method.simulate import Point, loss, mean_known, summarise
 from specexit.method.stored import StoredReplay, replays
@@ -124,9 +124,9 @@ def choose(
       CertificateError: see `specexit.method.certify.check_size`.
     """
     policies, whole, seen = grid(config), _written_in_full(trial), None
-    losses = Losses(sample, policies, config.risk)
+    losses = losses_of(sample, policies, config.risk)
     if sample.has_free_trials and not whole:
-        seen = Comparisons(sample, policies)
+        seen = comparisons_of(sample, policies)
     claims = [_claims(sample, config, epsilon, seen) for epsilon in config.epsilon]
     points, remarks = [], []
     for either in claims:
@@ -183,7 +183,7 @@ def _boldest(
     sample: Sample,
     policies: Sequence[Policy],
     claims: Sequence[Claim],
-    losses: Losses,
+    losses: Sequence[np.ndarray],
     seen: Sequence[Compared] | None,
 ) -> tuple[Claim, Certified | None]:
     """The first of the claims of which a policy can be certified, with that policy; else the last one."""

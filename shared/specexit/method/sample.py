@@ -9,9 +9,9 @@ undecided trial.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped, UInt64
@@ -25,6 +25,7 @@ from specexit.method.replay import Outcome, Replay
 from specexit.method.stored import AnyReplay
 
 Unjudged = Literal["refuse", "error"]
+FoundT = TypeVar("FoundT")
 
 
 class SampleError(InputError):
@@ -153,37 +154,37 @@ class Sample:
         return Compared(asked, contradicted)
 
 
-class Comparisons(Sequence[Compared]):
-    """`Sample.compared` of policies, worked out whenever they are asked for, as `Losses` are."""
+class OfEach(Sequence[FoundT]):
+    """What is found of each policy, worked out whenever it is asked for: that of all of them may be very much.
 
-    def __init__(self, sample: Sample, policies: Sequence[Policy]):
-        self._sample, self._policies = sample, policies
+    Args:
+      policies: in their order.
+      find: what is asked for, of one of them.
+    """
+
+    def __init__(self, policies: Sequence[Policy], find: Callable[[Policy], FoundT]):
+        self._policies, self._find = policies, find
 
     def __len__(self) -> int:
         return len(self._policies)
 
     def __getitem__(self, index: Any) -> Any:
-        return self._sample.compared(self._sample.replay.play(self._policies[index]))
+        return self._find(self._policies[index])
 
 
-class Losses(Sequence[np.ndarray]):
-    """The losses of policies on each prompt of a sample, worked out whenever they are asked for: all of them together
-    may be very many.
+def losses_of(sample: Sample, policies: Sequence[Policy], risk: Risk) -> OfEach[Float[np.ndarray, " prompts"]]:
+    """`Sample.play` of each policy.
 
     Raises:
       SampleError: see `errors_of`.
     """
+    _check_references(sample.replay, risk)
+    return OfEach(policies, lambda policy: sample.play(policy, risk))
 
-    def __init__(self, sample: Sample, policies: Sequence[Policy], risk: Risk):
-        _check_references(sample.replay, risk)
-        self._sample, self._policies = sample, policies
-        self._risk: Risk = risk
 
-    def __len__(self) -> int:
-        return len(self._policies)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self._sample.play(self._policies[index], self._risk)
+def comparisons_of(sample: Sample, policies: Sequence[Policy]) -> OfEach[Compared]:
+    """`Sample.compared` of each policy."""
+    return OfEach(policies, lambda policy: sample.compared(sample.replay.play(policy)))
 
 
 def errors_of(replay: AnyReplay, outcome: Outcome, risk: Risk) -> Bool[np.ndarray, " traces"]:
