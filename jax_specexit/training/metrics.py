@@ -155,6 +155,11 @@ class Metrics:
             note += f"  acceptance ~{acceptance_estimate(host['top1']):.2f}"
         self.progress.update(self.task, completed=step, note=note)
 
+    def has_evaluation(self, step: int) -> bool:
+        """Whether one of that step is on record."""
+        lines = [] if self.silent or not self.path.exists() else map(json.loads, _until(self.path, step))
+        return any(line["step"] == step and "evaluation" in line for line in lines)
+
     def count(self, step: int, tokens: int) -> None:
         """Count the tokens of a step."""
         if step not in self.untimed:

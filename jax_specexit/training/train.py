@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from jax_specexit.cluster import Preemption, is_first, join
+from jax_specexit.cluster import Preemption, is_first, join, told_by_first
 from jax_specexit.evaluation.evaluate import show
 from jax_specexit.evaluation.held_out import HeldOut
 from jax_specexit.model.target import Target
@@ -152,6 +152,7 @@ class Loop:
             Profiler(c.out, c.profile_steps) as profiler,
         ):
             self.metrics, clock = metrics, metrics.clock
+            self._catch_up(min(begin, c.steps), state)
             for i, batch in self.batches.steps(begin + 1, c.steps):
                 clock.lap("data")
                 ttt_steps = steps_of(c, i)
@@ -177,9 +178,20 @@ class Loop:
                     waiting = None
                 if preempted:
                     return "preempted", i
-        if begin >= c.steps and self.held_out is not None:  # killed in its last evaluation, or simply started again
-            self._judge(c.steps, state)
         return "finished", c.steps
+
+    def _catch_up(self, begin: int, state: TrainState) -> None:
+        """Evaluate the step that the run goes on from, where a kill or a preemption came before its evaluation; the
+        last one in any case, as the run may have been asked for another figure since."""
+        if self.held_out is None or not begin:
+            return
+        # As the first process says: the others' disks may hold no metrics.
+        missed = self._judges(begin) and told_by_first("" if self.metrics.has_evaluation(begin) else "missed")
+        if missed or begin == self.config.steps:
+            evaluation = self._judge(begin, state)
+            if missed:
+                self.metrics.write({"step": begin, "evaluation": evaluation})
+            self.metrics.clock.lap("evaluate")
 
     def _settle(self, i: int, values: dict[str, Any], state: TrainState | None = None, *, judged: bool = False) -> None:
         """Look at the numbers of step i and log them; save its ``state`` where given, and evaluate it."""

@@ -37,6 +37,7 @@ from specexit.data.traces import read_labelled
 from specexit.drafts.directory import read_draft
 from specexit.drafts.policy import read_policy
 from specexit.method.signals import NAMES
+from specexit.report.page import read_metrics
 from specexit.schemas.convert import ConvertConfig
 from specexit.schemas.evaluate import EvaluateConfig
 from specexit.schemas.pack import PackConfig
@@ -285,6 +286,45 @@ def test_sigterm_saves_and_the_run_goes_on(recipe: TrainConfig, monkeypatch: pyt
     assert status(recipe.out) == "finished"
     assert [line["step"] for line in lines(recipe.out)] == list(range(1, 9))
     assert all(line["loss"] > 0 for line in lines(recipe.out))
+
+
+def evaluations(run: Path) -> dict[int, dict]:
+    return {line["step"]: line["evaluation"] for line in lines(run) if "evaluation" in line}
+
+
+def test_an_evaluation_that_a_kill_cut_short_is_made_up_for(
+    evaluated: TrainConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    config = changed(evaluated, out=tmp_path / "run", profile_steps=None)
+
+    def killed(self, params, frozen, step):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module.HeldOut, "__call__", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(config)
+    assert restore_params(config.out)[0] == 4
+    assert not evaluations(config.out)
+    train(config)
+    assert evaluations(config.out) == evaluations(evaluated.out)
+    assert restore_params(config.out, "best")[0] == restore_params(evaluated.out, "best")[0]
+    assert [row["step"] for row in read_metrics(config.out / "metrics.jsonl")] == [3, 6, 8]
+
+
+def test_a_step_that_was_preempted_before_its_evaluation_is_evaluated_later(
+    evaluated: TrainConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    config = changed(evaluated, out=tmp_path / "run", profile_steps=None)
+    with monkeypatch.context() as patch:
+        patch.setattr(module.Preemption, "reached", lambda self, step: step == 4)
+        train(config)
+    assert status(config.out) == "preempted"
+    train(config)
+    assert evaluations(config.out) == evaluations(evaluated.out)
+    before = (config.out / "metrics.jsonl").read_text()
+    train(config)  # what is evaluated is not again
+    assert (config.out / "metrics.jsonl").read_text() == before
 
 
 def test_wandb_is_asked_for_and_gets_the_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -165,15 +165,15 @@ def show_traces(config: ReportConfig, results: Results, draft: DraftConfig | Non
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of ``metrics.jsonl``; of a step that a resumed run has done again, the last one.
+    """The lines of ``metrics.jsonl`` that are of training steps; of a step that a resumed run has done again, the last.
 
     Raises:
       ReportError: not there, not JSON lines, or none has a ``step`` and a ``token_loss``.
     """
     try:
         lines = [json.loads(line) for line in path.read_text().splitlines() if line]
-        by_step = {line["step"]: line for line in lines if line["token_loss"]}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        by_step = {line["step"]: line for line in lines if line.get("token_loss")}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ReportError(f"{path}: cannot be read as what train writes: {error!r}") from error
     if not by_step:
         raise ReportError(f"{path}: holds no metrics, expected one JSON object per line")
