@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from jax_specexit.cluster import is_first, told_by_first
+from jax_specexit.training.lease import leased, taken
 from specexit.buckets import BucketPath
 from specexit.config import ConfigError
 
@@ -24,15 +25,13 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 def alone_in(run: Path) -> Iterator[None]:
     """Hold the folder of a run for a job, in its first process, until that ends, be it by ``kill -9``.
 
-    Nothing is held in a bucket, and on a network disk that has no locks: there, a second run goes unnoticed.
+    In a bucket it is held by an object, see `leased`. On a network disk that has no locks nothing is held: a second run
+    goes unnoticed.
 
     Raises:
       ConfigError: another run holds it, in every process of this job; the message says which process, where and since
         when. Or it cannot be written.
     """
-    if isinstance(run, BucketPath):
-        yield
-        return
     with ExitStack() as held:
         refused = ""
         if is_first():
@@ -49,6 +48,9 @@ def alone_in(run: Path) -> Iterator[None]:
 
 
 def _hold(held: ExitStack, run: Path) -> None:
+    if isinstance(run, BucketPath):
+        held.enter_context(leased(run / ".lock", _this_process()))
+        return
     run.mkdir(parents=True, exist_ok=True)
     _lock(held.enter_context((run / ".lock").open("a+")), run)
 
@@ -58,13 +60,14 @@ def _lock(file: IO[str], run: Path) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         file.seek(0)
-        raise ConfigError(
-            f"out={run}: {file.read().strip() or 'another process'} trains into this folder: end that first, or choose "
-            "another `out`"
-        ) from error
+        raise taken(run, file.read().strip()) from error
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise
     file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S %z')},\n")
+    file.write(f"{_this_process()}\n")
     file.flush()
+
+
+def _this_process() -> str:
+    return f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S %z')},"

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from safetensors.numpy import load_file, save_file
 from jax_specexit.model.target import Target, TargetShape
 from jax_specexit.weights import export_target, load_target
 from specexit import tiny
+from specexit.buckets import BucketPath
 from specexit.config import load
 from specexit.data.features import Manifest, begin, encode, write_shard
 from specexit.data.packed import open_rows, read_example, read_meta
@@ -214,3 +217,31 @@ def stored(small_target: Path, unknown: Path, packed: Path, tmp_path_factory: py
 @pytest.fixture
 def cached(recipe: TrainConfig, unknown: Path, stored: Path) -> TrainConfig:
     return recipe.model_copy(update={"target": str(unknown), "features": stored})
+
+
+@pytest.fixture(scope="module")
+def storage_server() -> Iterator[None]:
+    """Every library that reads buckets is told where this one is, by the variable that it knows."""
+    process = subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("emulator.py"))],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,  # clients hang up when they have seen enough
+        text=True,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    address = f"http://127.0.0.1:{process.stdout.readline().strip()}"
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("STORAGE_EMULATOR_HOST", "TENSORSTORE_GCS_HTTP_URL", "CLOUD_STORAGE_EMULATOR_ENDPOINT"):
+            patch.setenv(name, address)
+        yield
+    process.stdin.close()
+    process.wait(timeout=30)
+    process.stdout.close()
+
+
+@pytest.fixture
+def bucket(storage_server: None, request: pytest.FixtureRequest) -> BucketPath:
+    """A place of the test's own."""
+    return BucketPath(f"gs://open/{request.node.name}")

@@ -8,8 +8,6 @@ import json
 import os
 import pickle
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
@@ -41,33 +39,7 @@ from specexit.schemas.score import ScoreConfig
 from specexit.schemas.target import load_target_config
 from specexit.schemas.train import MeshConfig, TrainConfig
 
-
-@pytest.fixture(scope="module", autouse=True)
-def server() -> Iterator[None]:
-    """Every library that reads buckets is told where this one is, by the variable that it knows."""
-    process = subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("emulator.py"))],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,  # clients hang up when they have seen enough
-        text=True,
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    address = f"http://127.0.0.1:{process.stdout.readline().strip()}"
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("STORAGE_EMULATOR_HOST", "TENSORSTORE_GCS_HTTP_URL", "CLOUD_STORAGE_EMULATOR_ENDPOINT"):
-            patch.setenv(name, address)
-        yield
-    process.stdin.close()
-    process.wait(timeout=30)
-    process.stdout.close()
-
-
-@pytest.fixture
-def bucket(request: pytest.FixtureRequest) -> BucketPath:
-    """A place of the test's own."""
-    return BucketPath(f"gs://open/{request.node.name}")
+pytestmark = pytest.mark.usefixtures("storage_server")
 
 
 def names(folder: BucketPath) -> list[str]:
@@ -156,7 +128,7 @@ def test_what_cannot_be_in_a_bucket_says_so(bucket: BucketPath) -> None:
 
 
 @pytest.fixture(scope="module")
-def stored(server: None, small_target: Path, packed: Path) -> BucketPath:
+def stored(storage_server: None, small_target: Path, packed: Path) -> BucketPath:
     """The small target and its labelled traces, in the bucket."""
     home = BucketPath("gs://open/stored")
     upload(small_target.parent / "model", home / "model")
@@ -185,7 +157,7 @@ def test_a_target_is_read_by_ranges(stored: BucketPath, small_target: Path) -> N
 
 
 @pytest.fixture(scope="module")
-def compiled(server: None) -> Iterator[BucketPath]:
+def compiled(storage_server: None) -> Iterator[BucketPath]:
     """What has been compiled is kept in the bucket as well."""
     before = jax.config.values["jax_persistent_cache_min_compile_time_secs"]
     folder = BucketPath("gs://open/compiled")

@@ -1,0 +1,109 @@
+"""A run's hold on its folder in a bucket, where nothing can be locked: an object that its owner keeps writing anew."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from rich.console import Console
+
+from specexit.buckets import BucketError, BucketPath
+from specexit.config import ConfigError
+
+BEAT = 20.0
+"""Seconds from one writing to the next."""
+SILENCE = 3 * BEAT
+"""Seconds without one, behind which an owner is taken for dead."""
+SETTLED = 1.0
+"""Seconds in which the slower of two that begin at the same moment has written its own."""
+
+
+@contextmanager
+def leased(lock: BucketPath, owner: str) -> Iterator[None]:
+    """Hold a folder by an object in it.
+
+    An owner that ended takes its object away. One that was killed leaves it, and a new start has to watch it for
+    `SILENCE` seconds to know. An owner whose writing has failed for so long may lose its folder without a word.
+
+    Args:
+      lock: the object.
+      owner: who holds it and since when, in words.
+
+    Raises:
+      ConfigError: another one holds it; the message is in its words.
+      BucketError: the bucket cannot be read or written.
+    """
+    _refuse_living(lock)
+    mark = f"{secrets.token_hex(8)} "
+    _write(lock, mark, 0, owner)
+    time.sleep(SETTLED)
+    if not (found := _read(lock)).startswith(mark):
+        raise taken(lock.parent, _owner(found))
+    ended = threading.Event()
+    beating = threading.Thread(target=_beat, args=(lock, mark, owner, ended), daemon=True)
+    beating.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        beating.join()
+        with suppress(
+            BucketError
+        ):  # what ended the run is to be heard, and a start that watches the object finds it out
+            if _read(lock).startswith(mark):
+                lock.unlink(missing_ok=True)
+
+
+def taken(run: Path, owner: str) -> ConfigError:
+    """The refusal of a folder that another one holds, in its words."""
+    return ConfigError(
+        f"out={run}: {owner or 'another process'} trains into this folder: end that first, or choose another `out`"
+    )
+
+
+def _refuse_living(lock: BucketPath) -> None:
+    """Watch an object that is there until it changes, or long enough to know that it never will."""
+    before = _read(lock)
+    if not before:
+        return
+    said = f"{lock}: {_owner(before)} has not ended as usual: watching for {SILENCE:.0f} s whether it lives"
+    Console(stderr=True).print(said, soft_wrap=True, markup=False)
+    deadline = time.monotonic() + SILENCE
+    while time.monotonic() < deadline:
+        time.sleep(min(BEAT, SILENCE) / 4)
+        now = _read(lock)
+        if not now:
+            return
+        if now != before:
+            raise taken(lock.parent, _owner(now))
+
+
+def _beat(lock: BucketPath, mark: str, owner: str, ended: threading.Event) -> None:
+    count = 0
+    while not ended.wait(BEAT):
+        count += 1
+        try:
+            if _read(lock).startswith(mark):  # else somebody has taken this one for dead
+                _write(lock, mark, count, owner)
+        except BucketError:
+            continue  # the next one may get through
+
+
+def _owner(text: str) -> str:
+    return text.partition("\n")[2].strip()
+
+
+def _write(lock: BucketPath, mark: str, count: int, owner: str) -> None:
+    lock.write_text(f"{mark}{count}\n{owner}\n")
+
+
+def _read(lock: BucketPath) -> str:
+    """What the object says; nothing where there is none."""
+    try:
+        return lock.read_text()
+    except FileNotFoundError:
+        return ""
