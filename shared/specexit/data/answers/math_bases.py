@@ -4,28 +4,18 @@ from __future__ import annotations
 
 import re
 
-_WORDS = [
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-    "eleven",
-    "twelve",
-    "thirteen",
-    "fourteen",
-    "fifteen",
-    "sixteen",
-]
+_WORDS = "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
+_SYSTEMS = {"2": "bin binary", "8": "oct octal", "10": "dec decimal", "16": "hex hexadecimal"}
+_SYSTEM = {name: base for base, names in _SYSTEMS.items() for name in names.split()}
+_CALLED = {word: str(base) for base, word in enumerate(_WORDS.split(), 2)} | _SYSTEM
 _PREFIXES = {"x": "16", "o": "8", "b": "2"}
 _DIGITS = r"(?=[A-F]*\d)[\dA-F]+"
-_BASE = rf"(\d{{1,2}}|[A-Za-z]|{'|'.join(_WORDS)})"
+_LETTERS = "[A-F]{2,}"
+"""Letters alone are digits where an index says so; a single one is a name with an index."""
+_BASE = rf"(\d{{1,2}}|[A-Za-z]|{'|'.join(_CALLED)})"
 _WITH_BASE = re.compile(
-    rf"\(?\{{?(-?{_DIGITS}(?:\.[\dA-F]+)?)\}}?\)?(?:_\{{?\(?(?:base)?{_BASE}\)?\}}?|\(?(?:in)?base{_BASE}\)?)"
+    rf"\(?\{{?(-?(?:{_DIGITS}(?:\.[\dA-F]+)?|{_LETTERS}))\}}?\)?"
+    rf"(?:_\{{?\(?(?:base)?{_BASE}\)?\}}?|\(?(?:in)?base{_BASE}\)?|\(?(?:in)?({'|'.join(_SYSTEM)})\)?)"
 )
 _PREFIXED = re.compile(r"(-?)0([xob])([\dA-Fa-f]+)")
 _ANY_PREFIXED = re.compile(r"(?<![\w.])0([xob])([\dA-Fa-f]*\d[\dA-Fa-f]*)(?![\w^])")
@@ -39,8 +29,8 @@ def in_base(text: str) -> tuple[str, str] | None:
     Example:
       >>> in_base("52_8"), in_base("A5_{sixteen}"), in_base("0x1f"), in_base("101_b"), in_base("52")
       (('52', '8'), ('A5', '16'), ('1F', '16'), ('101', 'b'), None)
-      >>> in_base("5C_2"), in_base("2A_n")
-      (None, None)
+      >>> in_base("5C_2"), in_base("2A_n"), in_base("A_{16}"), in_base("FF_{hex}"), in_base("101inbinary")
+      (None, None, None, ('FF', '16'), ('101', '2'))
     """
     if prefixed := _PREFIXED.fullmatch(text):
         sign, prefix, digits = prefixed.groups()
@@ -48,7 +38,7 @@ def in_base(text: str) -> tuple[str, str] | None:
     elif found := _WITH_BASE.fullmatch(text):
         digits, *written = found.groups()
         name = next(filter(None, written))
-        base = str(_WORDS.index(name) + 2) if name in _WORDS else name
+        base = _CALLED.get(name, name)
     else:
         return None
     return (digits, base) if _has_digits(base, digits) else None
