@@ -14,7 +14,7 @@ from specexit.data.answers.math_inequalities import as_intervals
 from specexit.data.answers.math_numbers import number, same_number
 from specexit.data.answers.math_text import COMMA, apart, is_word, normal, prose, squeezed, without_and_or
 from specexit.data.answers.math_unit_names import same_unit
-from specexit.data.answers.math_units import split_list, without_symbol
+from specexit.data.answers.math_units import in_full, split_list, without_symbol
 
 _SHORT = 200
 """Characters of an answer whose reading is kept."""
@@ -100,6 +100,12 @@ class _Reading(NamedTuple):
             return self
         return self._replace(quantity=digits, unit=other.unit, value=number(digits))
 
+    def beside(self, other: _Reading) -> _Reading:
+        """Itself, or the number that it abbreviates, where the other is a number: 25k is 25000, and 25k+1 has a k."""
+        if other.value is None or (value := in_full(self.quantity, self.unit)) is None:
+            return self
+        return self._replace(quantity=str(value), value=value)
+
     def expression(self, percent: bool) -> str:
         """The quantity as a parser reads it."""
         if percent and self.unit == "%":
@@ -108,9 +114,10 @@ class _Reading(NamedTuple):
 
 
 def _read_pair(a: str, b: str) -> tuple[_Reading, _Reading]:
-    """Two readings, where a letter behind the one's number is the unit that the other names."""
+    """Two readings, where a letter behind the one's number is the unit or the thousands that the other names."""
     one, other = _read(a), _read(b)
-    return one.in_unit_of(other), other.in_unit_of(one)
+    one, other = one.in_unit_of(other), other.in_unit_of(one)
+    return one.beside(other), other.beside(one)
 
 
 def _read(text: str) -> _Reading:

@@ -18,6 +18,8 @@ _POWER = re.compile(rf"({_DECIMAL})[eE]([+-]?\d{{1,2}})")
 _POWER_OF_TEN = re.compile(
     rf"(?:({_DECIMAL}) ?(?:\\times|\\cdot|\*) ?)?10 ?\^ ?(?:\{{ ?([+-]?\d{{1,3}}) ?\}}|(\d)(?!\d))"
 )
+_ABBREVIATED = re.compile(r"([+-]?\d+(?:\.\d+)?)([kKMB])")
+_LETTERS = {"k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9}
 _DOT = r"\\dot ?\{?(\d)\}?"
 _REPEATING = re.compile(rf"(\d*)\.(\d*)(?:\\overline ?\{{(\d+)\}}|{_DOT}(?:(\d*){_DOT})?)")
 
@@ -37,6 +39,19 @@ def number(text: str) -> Fraction | None:
     except ZeroDivisionError:
         return None
     return None if value is None else sign * value
+
+
+def abbreviated(text: str) -> Fraction | None:
+    """The value of a number whose thousands, millions or billions are a letter right behind it, None where it has none.
+
+    The letter may also be a variable or a unit: it is for the caller to say that it is neither.
+
+    Example:
+      >>> [str(abbreviated(text)) for text in ("25k", "2.5M", "25 k", "25m", "25k+1")]
+      ['25000', '2500000', 'None', 'None', 'None']
+    """
+    found = _ABBREVIATED.fullmatch(text) if len(text) <= _LONGEST else None
+    return Fraction(found[1]) * _LETTERS[found[2]] if found else None
 
 
 def same_number(one: Fraction, other: Fraction) -> bool:

@@ -3,13 +3,14 @@ r"""What an answer names beside its quantity: a unit, money, a base, a modulus, 
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 from itertools import accumulate
 
 from specexit.data.answers.math_bases import in_base
 from specexit.data.answers.math_inequalities import INEQUALITY
 from specexit.data.answers.math_latex import WRAPPER
 from specexit.data.answers.math_marks import in_degrees, marked
-from specexit.data.answers.math_numbers import number
+from specexit.data.answers.math_numbers import abbreviated, number
 from specexit.data.answers.math_readable import OF_ANGLES
 from specexit.data.answers.math_text import COMMA, apart, squeezed, without_and_or
 from specexit.data.answers.math_unit_names import UNIT_OF, canonical, is_unit
@@ -18,7 +19,9 @@ _LONGEST = 1000
 """Characters of an answer in which a unit is looked for."""
 
 _MONEY = {r"\$": "dollar", "€": "euro", "£": "pound"}
-_MAGNITUDES = {"dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+_MAGNITUDES = {"dozen": 12, "hundred": 100, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+_MAGNITUDES |= dict.fromkeys(("thousand", "k"), 10**3)
+_ABBREVIATED = r"\d[kKMB](?= [a-z]{2}|/)"
 _TEXT = r"\\(?:text|mathrm|mbox|operatorname) ?\{(?:[^{}]|\{[^{}]*\})*\}"
 _EXPONENT = r"(?:\^(?:-?\d|\{-?\d\}))?"
 _WRITTEN = rf"{_TEXT}{_EXPONENT}"
@@ -27,7 +30,9 @@ _TAIL = re.compile(
     r"|\\?%|\\mu|\\Omega|[/ ]|\\cdot)+\Z"
 )
 _DEGREES = re.compile(r"\^(?:\\circ|\{\\circ\})")
-_PLAIN = re.compile(rf"(.*(?:[\d}})]|\\pi))( ?)((?:[A-Za-z][A-Za-z. ]*{_EXPONENT})(?:/ ?[A-Za-z]+{_EXPONENT})*)")
+_PLAIN = re.compile(
+    rf"(.*(?:{_ABBREVIATED}|[\d}})]|\\pi))( ?)((?:[A-Za-z][A-Za-z. ]*{_EXPONENT})(?:/ ?[A-Za-z]+{_EXPONENT})*)"
+)
 _PLAIN_FRACTION = re.compile(r"(.*\d) ?\\frac ?\{([A-Za-z]+)\}\{([A-Za-z]+)\}")
 _NUMBERS = re.compile(r"[+-]?[\d.,:/ ]*\d")
 _FUNCTION = re.compile(r"\b(?:sin|cos|tan|cot|sec(?!\Z)|csc|log|ln|exp|sqrt|pi|mod)\b")
@@ -36,11 +41,12 @@ _REMAINDER = re.compile(rf"((?:[\d+\-*^(){{}}! ]|\\(?:times|cdot) ?)+){_MODULUS.
 _CONDITION = re.compile(r"(.+?),((?:[a-z]|,)+\\in\b.+)")
 _TITLE = re.compile(rf"{WRAPPER}\{{([^{{}}]*)\}} ?=(.+)")
 _LETTER = re.compile(rf"(?<![A-Za-z])[A-Za-z]{_EXPONENT}\Z")
-_PER = re.compile(r"(.*\d) ?(/ ?([A-Za-z]{2,}))")
+_PER = re.compile(rf"(.*(?:{_ABBREVIATED}|\d)) ?(/ ?([A-Za-z]{{2,}}))")
 _BRACKET = re.compile(r"([(\[]|\\\{)(.+?)([)\]]|\\\})")
 _EITHER = re.compile(r"(?<![A-Za-z])(and|or)(?![A-Za-z])")
 _ANOTHER_QUANTITY = re.compile(
-    r"\bor (?:more|less|fewer|greater|higher|lower|above|below|over|under)\b|\band an? |^[ {]*(?:squared|cubed)\b"
+    r"\bor (?:more|less|fewer|greater|higher|lower|above|below|over|under)\b|\band an? "
+    r"|^[ {]*(?:squared|cubed|and|or)\b"
 )
 """Words behind a number after which it is another one."""
 
@@ -129,6 +135,17 @@ def without_symbol(text: str, unit: str) -> str | None:
     return head if "A" <= letter <= "Z" and canonical(letter) == unit and number(head) is not None else None
 
 
+def in_full(text: str, unit: str | None) -> Fraction | None:
+    r"""The number that 25k abbreviates, unless what is named beside it says that its letter is a variable; else None.
+
+    Example:
+      >>> str(in_full("25k", "dollar")), in_full("25k", r"k\in\mathbb{Z}"), in_full("25k+1", None)
+      ('25000', None, None)
+    """
+    is_variable = re.search(rf"(?<![A-Za-z]){text[-1:]}(?![A-Za-z])", unit or "") if text[-1:].isalpha() else None
+    return None if is_variable else abbreviated(text)
+
+
 def _multiplied(text: str, unit: str) -> tuple[str, str]:
     """A quantity and its unit, without the words that multiply it."""
     factor, words = 1, unit.split()
@@ -165,6 +182,7 @@ def _cut(text: str) -> tuple[str, str]:
         head, space, words = found.groups()
         listed = all(is_unit(word) for word in re.findall(r"[A-Za-z]+", words))
         # A single letter may be a variable, and so may letters right behind a number.
-        if listed or (space and len(words) > 1 and (_NUMBERS.fullmatch(head) or number(head) is not None)):
+        is_number = _NUMBERS.fullmatch(head) or number(head) is not None or abbreviated(head) is not None
+        if listed or (space and len(words) > 1 and is_number):
             return head, words
     return text, ""
