@@ -17,6 +17,7 @@ _NO_SOLUTION = re.compile(
 """Real solutions are what is asked for where nothing else is said; integer ones are not."""
 
 _BETWEEN = re.compile(r"\\q?quad(?![A-Za-z])|\\\\|(?<!\\);|\n")
+_SEMICOLON, _COMMA = (re.compile(rf"(?<!\\){sign} ?") for sign in ";,")
 _SAYS = re.compile(r"(?:\([^()=]*\)|\\?[A-Za-z]+(?:_(?:\w|\{[^{}]*\}))?'*(?:\([^()=]*\))?) ?=[^<>]+")
 _SPACE = r"(?<!\\)\\[,;: ]|~"
 """A backslash behind a backslash is no space: a matrix's rows end in ``\\``."""
@@ -54,14 +55,18 @@ def normal(text: str) -> str:
 def _listed(text: str) -> str:
     r"""Equations that say what names are, kept apart by wide spaces, semicolons or lines, as a list; else the text.
 
+    Where there are only semicolons, these are its commas; beside commas, those may be a decimal's.
+
     Example:
       >>> _listed(r"x=1 \qquad y=2"), _listed("x=1; x=2"), _listed(r"x=3 \quad (x>0)"), _listed("(1;2)")
-      ('x=1,y=2', 'x=1,x=2', 'x=3 \\quad (x>0)', '(1;2)')
+      ('x=1,y=2', 'x=1,x=2', 'x=3 \\quad (x>0)', '(1, 2)')
+      >>> _listed("(1,5;2)")
+      '(1,5;2)'
     """
     parts = [part.strip(" ,") for part in _BETWEEN.split(text) if part.strip()]
     if len(parts) > 1 and all(_SAYS.fullmatch(part) and len(apart(part, COMMA)) == 1 for part in parts):
         return ",".join(parts)
-    return text
+    return text if _COMMA.search(text) else _SEMICOLON.sub(", ", text)
 
 
 def _ungrouped(text: str) -> str:
