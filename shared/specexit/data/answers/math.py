@@ -11,6 +11,7 @@ from specexit.data.answers.base import AnswerKind
 from specexit.data.answers.math_bases import digits_as_names, has_letters
 from specexit.data.answers.math_boxes import joined, last_boxes
 from specexit.data.answers.math_inequalities import as_intervals
+from specexit.data.answers.math_names import says_names
 from specexit.data.answers.math_numbers import number, same_number
 from specexit.data.answers.math_text import COMMA, apart, is_word, normal, prose, squeezed, without_and_or
 from specexit.data.answers.math_unit_names import same_unit
@@ -60,6 +61,8 @@ class Math(AnswerKind):
             return True
         if one.unit and other.unit and not same_unit(one.unit, other.unit):
             return False
+        if one.is_named_apart_from(other) or other.is_named_apart_from(one):
+            return False
         if one.prose or other.prose:
             return one.prose == other.prose
         if is_word(one.quantity) and is_word(other.quantity):
@@ -93,6 +96,14 @@ class _Reading(NamedTuple):
     prose: str | None
     in_letters: bool
     """Whether it is a number, or several, in a base where some digits are letters."""
+
+    def is_named_apart_from(self, other: _Reading) -> bool:
+        """Whether only its words say what it is, and only the other's symbols: an area is not x, nor is y."""
+        title, in_words, _ = (self.unit or "").partition(" =")
+        if not in_words or " =" in (other.unit or "") or says_names(self.quantity):
+            return False
+        # A letter in another font is no word.
+        return len(title) > 1 and says_names(other.quantity) and not other.text.casefold().startswith(f"{title}=")
 
     def in_unit_of(self, other: _Reading) -> _Reading:
         """Itself, or its number without the symbol of the other's unit."""

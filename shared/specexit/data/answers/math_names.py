@@ -48,6 +48,17 @@ def equation(text: str) -> list[str]:
     return apart(text, _EQUALS)
 
 
+def says_names(text: str) -> bool:
+    r"""Whether a text is an equation that has names on its left side, rather than a number in several forms.
+
+    Example:
+      >>> says_names("x=12"), says_names("m+n=12"), says_names(r"3\times 4=12"), says_names("12")
+      (True, True, False, False)
+    """
+    left, *right = equation(text)
+    return bool(right) and not _is_of_numbers(left)
+
+
 def value(text: str, other: str) -> str:
     r"""What a text says that its names are, as a list; of several names as a tuple where the other is one.
 
