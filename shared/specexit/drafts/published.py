@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -43,6 +43,15 @@ FILE = "import.json"
 BIN = "pytorch_model.bin"
 VOCABULARIES = {"offsets": "d2t holds offsets", "ids": "d2t holds ids", "whole": "the target's whole vocabulary"}
 """How the draft's tokens are stated, in words."""
+OTHER_LAYERS = {
+    ".experts.": "of a layer with experts",
+    ".router.": "of a layer with experts",
+    ".mlp.gate.": "of a layer with experts",
+    ".qkv_proj.": "queries, keys and values in one",
+    ".gate_up_proj.": "both halves of the MLP in one",
+    ".sinks": "of attention with sinks",
+}
+"""Part of a tensor's name -> what it is of; the drafts here have no such layer."""
 
 
 class Origin(Config):
@@ -161,6 +170,7 @@ class Published:
         if twice:
             raise DraftError(f"{home}: two tensors are {twice[0]} in layout {self.layout.name}")
         self.stored = {self.names[name]: place for name, place in stored.items()}
+        self._check_layer(stored)
         fields = self._fields(options, target)
         self.config = self._config(fields)
         check_target(self.config, home, target.hf_config(), target.name)
@@ -189,6 +199,16 @@ class Published:
             f"{self.path}: architectures is {found}, which no layout has; where it is written as one of {known} is, "
             "say layout="
         )
+
+    def _check_layer(self, names: Iterable[str]) -> None:
+        """Refuse a layer of another kind by what tells it, not by what it lacks or is too much of."""
+        for part, what in OTHER_LAYERS.items():
+            for name in names:
+                if part in name:
+                    raise DraftError(
+                        f"{self.home}: tensor {name} is {what}, expected a Llama layer with q_proj, k_proj, v_proj, "
+                        "gate_proj, up_proj and down_proj"
+                    )
 
     def _fields(self, options: ImportConfig, target: TargetConfig) -> dict[str, Any]:
         keys = Keys(self.raw, self.path)
@@ -220,6 +240,7 @@ class Published:
         if fields.pop("own_embeddings", None) not in (None, own):
             there = "is there" if own else "is not"
             raise DraftError(f"{self.path}: own_embeddings is {not own}, but tensor embed_tokens.weight {there}")
+        fields = self._told_by_tensors() | fields
         whole = fields["draft_vocab_size"] == fields["vocab_size"]
         self.head_is_embedding = tied and whole and "lm_head.weight" not in self.stored
         weights = Counter(place.dtype.name for place in self.stored.values() if place.dtype.name in FLOATS)
@@ -236,6 +257,14 @@ class Published:
             key = ".".join(str(part) for part in first["loc"])
             what = f"{key} is {shown(first['input'])}: " if key else ""
             raise DraftError(f"{self.path}: {what}{first['msg'].removeprefix('Value error, ')}") from error
+
+    def _told_by_tensors(self) -> dict[str, Any]:
+        """What a layout leaves out because its config's word would be another model's."""
+        attention = "midlayer.self_attn."
+        return {
+            "model_type": "qwen3" if f"{attention}q_norm.weight" in self.stored else "llama",
+            "attention_bias": f"{attention}q_proj.bias" in self.stored,
+        }
 
     def _sources(self) -> dict[str, Stored]:
         sources = {name: place for name, place in self.stored.items() if name not in ("d2t", "t2d")}
