@@ -66,12 +66,12 @@ esac
 pip=("$venv/bin/python" -m pip --disable-pip-version-check)
 version=$("$venv/bin/python" --version)
 
-# torch and vLLM for CUDA ask for versions of these two that the builds for CPUs do not ask for.
+# The versions of these two are vLLM's for CPUs. torch for CUDA, which `serve` brings and `dev` alone, too, asks for others.
 pins=$(mktemp) log=$(mktemp)
 trap 'rm -f "$pins" "$log"' EXIT
 case ",$extras," in
-  *,serve,*) grep -vE '^(triton|apache-tvm-ffi)==' constraints.txt >"$pins" ;;
-  *) cat constraints.txt >"$pins" ;;
+  *,serve-cpu,*) cat constraints.txt >"$pins" ;;
+  *) grep -vE '^(triton|apache-tvm-ffi)==' constraints.txt >"$pins" ;;
 esac
 
 install() {

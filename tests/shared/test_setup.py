@@ -13,6 +13,7 @@ TOOLS = ("bash", "cat", "grep", "sed", "mktemp", "rm", "env", "ls", "mkdir", "cp
 STUB_PYTHON = """#!/usr/bin/env bash
 # A Python whose pip finds the CPU build of torch in {index} alone.
 echo "$@" >>{calls}
+[ "${{6:-}}" != --constraint ] || cat "$7" >>{calls}.pins
 case "$*" in
   --version) echo "Python 3.12.9" ;;
   *{lacks}*) exit 1 ;;
@@ -186,6 +187,18 @@ def test_a_gpu_machine_asks_for_no_cpu_build(machine: Machine) -> None:
     done = machine.setup("train,serve")
     assert done.returncode == 0, done.stderr
     assert "+cpu" not in machine.calls.read_text()
+
+
+@pytest.mark.parametrize(
+    ("extras", "held"),
+    [("train,serve-cpu", True), ("train,serve-cpu,dev", True), ("train,serve,dev", False), ("dev", False)],
+)
+def test_what_vllm_for_cpus_alone_asks_for_is_pinned_for_it_alone(extras: str, held: bool, machine: Machine) -> None:
+    machine.add_uv(found="*", index="the package index")
+    assert machine.setup(extras).returncode == 0
+    pins = machine.calls.with_name("calls.pins").read_text().splitlines()
+    assert any(line.startswith("torch==") for line in pins)
+    assert any(line.startswith("triton==") for line in pins) == held
 
 
 def test_the_pins_name_a_torch_to_look_for() -> None:
