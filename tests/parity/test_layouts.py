@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
-from specexit.drafts.directory import read_draft, write_draft
+from specexit.drafts.directory import read_draft
 from specexit.drafts.export import export
 from specexit.drafts.published import import_draft
 from specexit.schemas.export import ExportConfig
@@ -63,14 +63,11 @@ def test_speculators_loads_our_export_and_computes_the_same(variant, source, tmp
     shape = {"eagle_aux_hidden_state_layer_ids": (2, 6, 9), "target_num_hidden_layers": 12}
     folder = write_random_draft(tmp_path / "draft", source, **shape, **VARIANTS[variant])
     embedding, tokens, aux = inputs(3)
-    config, tensors = read_draft(folder)
-    # speculators wants the embedding in the draft's own file.
-    own = config.model_copy(update={"own_embeddings": True})
-    write_draft(tmp_path / "own", own, tensors | {"embed_tokens.weight": embedding})
+    tensors = read_draft(folder)[1]
     target = write_target(tmp_path / "of", model_type="llama", tie_word_embeddings=True)
     weights = {"model.embed_tokens.weight": embedding, "model.norm.weight": np.ones(HIDDEN, np.float32)}
     save_file(weights, tmp_path / "of" / "target" / "model.safetensors")
-    export(ExportConfig(draft=tmp_path / "own", out=tmp_path / "out", format="speculators", target=target))
+    export(ExportConfig(draft=folder, out=tmp_path / "out", format="speculators", target=target))
     theirs = Eagle3DraftModel.from_pretrained(tmp_path / "out")
     theirs._attn_impl, theirs._create_mask_fn = "eager", create_float_mask
     theirs.layers[0].self_attn.config._attn_implementation = "eager"

@@ -23,7 +23,7 @@ from specexit.drafts.policy import (
     write_policy,
 )
 from specexit.drafts.published import import_draft
-from specexit.drafts.tensors import weights_hash
+from specexit.drafts.tensors import FLOATS, weights_hash
 from specexit.method.decision import Policy
 from specexit.schemas.export import ExportConfig
 from specexit.schemas.inspect import InspectConfig
@@ -177,9 +177,9 @@ def test_an_export_for_speculators_keeps_what_exits_need(tmp_path, target, write
 @pytest.mark.parametrize(
     ("shape", "said"),
     [
-        ({"torch_dtype": "float32"}, "embeddings that were never set"),
+        ({"torch_dtype": "float32"}, "embeddings that were never set; export where the target's weights are"),
+        ({"torch_dtype": "bfloat16"}, "no model.embed_tokens.weight [200, 64] in"),
         ({"torch_dtype": "float32", "own_embeddings": True}, None),
-        ({"torch_dtype": "bfloat16"}, None),
         ({"hidden_size": 48, "own_embeddings": True}, "hidden_size is 48, but target_hidden_size 64"),
     ],
 )
@@ -189,6 +189,44 @@ def test_what_speculators_itself_does_not_load_is_said(shape, said, tmp_path, ta
     printed = " ".join(capsys.readouterr().err.split())
     assert ("speculators itself" in printed) == (said is not None)
     assert said is None or said in printed
+
+
+@pytest.mark.parametrize("of_target", ["float32", "bfloat16"])
+@pytest.mark.parametrize("source", [None, "draft", "fc"])
+def test_the_target_s_embeddings_go_along_to_speculators(
+    source, of_target, tmp_path, target, write_random_draft, capsys
+):
+    """Bit for bit, in the target's own type: speculators would compute with memory that was never written."""
+    rows = np.random.default_rng(3).normal(size=(VOCAB, 64)).astype(FLOATS[of_target])
+    save_file({"model.embed_tokens.weight": rows}, tmp_path / "of" / "target" / "model-00001-of-00001.safetensors")
+    folder = write_random_draft(tmp_path / "draft", source, **SHAPE)
+    _, tensors, out = exported(folder, tmp_path, "speculators", target)
+    assert tensors["embed_tokens.weight"].dtype == rows.dtype
+    assert tensors["embed_tokens.weight"].tobytes() == rows.tobytes()
+    assert "never set" not in capsys.readouterr().err
+    if source is not None:
+        assert not read_config(out).own_embeddings  # the plug-in has vLLM take the target's
+        return
+    import_draft(ImportConfig(draft=out, target=target, out=tmp_path / "again"))
+    assert read_config(tmp_path / "again").own_embeddings
+
+
+@pytest.mark.parametrize(
+    ("theirs", "why"),
+    [
+        (np.zeros((VOCAB, 32), np.float32), "no model.embed_tokens.weight [200, 64] in"),
+        (np.zeros((VOCAB, 64), np.int8), "no model.embed_tokens.weight [200, 64] in"),
+        (None, "cannot be read as safetensors (truncated?)"),
+    ],
+)
+def test_embeddings_that_cannot_be_the_draft_s_are_not_written(
+    theirs, why, tmp_path, target, write_random_draft, capsys
+):
+    weights = tmp_path / "of" / "target" / "model.safetensors"
+    weights.write_bytes(b"") if theirs is None else save_file({"model.embed_tokens.weight": theirs}, weights)
+    _, tensors, _ = exported(write_random_draft(tmp_path / "draft", None, **SHAPE), tmp_path, "speculators", target)
+    assert "embed_tokens.weight" not in tensors
+    assert why in " ".join(capsys.readouterr().err.split())
 
 
 def test_angelslims_rows_are_confidence_progress_and_remain(tmp_path, target, write_random_draft, capsys):

@@ -15,6 +15,7 @@ import numpy as np
 from rich.console import Console
 
 from specexit.config import write_bytes, write_text
+from specexit.data.teacher import EMBEDDING
 from specexit.drafts import policy
 from specexit.drafts.card import write_card
 from specexit.drafts.config import (
@@ -26,12 +27,12 @@ from specexit.drafts.config import (
     DraftError,
 )
 from specexit.drafts.directory import check_values, open_draft, target_ids, weights_path
-from specexit.drafts.files import read_bytes, read_json
+from specexit.drafts.files import TensorError, read_bytes, read_json
 from specexit.drafts.layouts import LAYOUTS
 from specexit.drafts.published import FILE as IMPORT_FILE
 from specexit.drafts.published import read_origin
 from specexit.drafts.rope import scaling_fields
-from specexit.drafts.tensors import FLOATS, Stored, together, weights_hash, write_tensors
+from specexit.drafts.tensors import FLOATS, Stored, read_header, together, weights_hash, write_tensors
 from specexit.drafts.verified import FILE as VERIFIED
 from specexit.errors import shown
 from specexit.outputs import new_folder
@@ -139,22 +140,36 @@ def _warn(text: str) -> None:
     Console(stderr=True).print(text, style="yellow", markup=False, highlight=False)
 
 
-def _warn_of_speculators(config: ExportConfig, draft: DraftConfig) -> None:
-    """Say what vLLM serves from this layout and speculators' own code, 0.9.0, does not read."""
+def _embeddings(config: ExportConfig, draft: DraftConfig, target: TargetConfig) -> dict[str, Tensor]:
+    """The target's embeddings, in its own type, where the draft has none.
+
+    vLLM would take them from the target. speculators 0.9.0 means to, but takes what it finds in memory that was never
+    written, unless that holds a NaN.
+    """
+    if draft.own_embeddings:
+        return {}
+    place, why = None, f"no {EMBEDDING} [{draft.vocab_size}, {draft.hidden_size}] in {target.folder}"
+    try:
+        for file in sorted(target.folder.glob("*.safetensors")):
+            place = read_header(file).get(EMBEDDING, place)
+    except TensorError as error:
+        why = str(error)
+    if place is not None and place.shape == (draft.vocab_size, draft.hidden_size) and place.dtype.name in FLOATS:
+        return {"embed_tokens.weight": (place.dtype, place.shape, place)}
+    _warn(
+        f"{config.draft}: has no embed_tokens.weight, and the target's was not found ({why}): vLLM takes it as it "
+        "serves, but speculators itself computes with embeddings that were never set; export where the target's "
+        "weights are"
+    )
+    return {}
+
+
+def _speculators(config: ExportConfig, draft: DraftConfig, stored: dict[str, Stored], target: TargetConfig) -> Form:
     if draft.target_hidden_size != draft.hidden_size:
         _warn(
             f"{config.draft}: hidden_size is {draft.hidden_size}, but target_hidden_size {draft.target_hidden_size}: "
             "vLLM reads that, speculators itself expects them to be equal and does not load it"
         )
-    elif draft.torch_dtype == "float32" and not draft.own_embeddings:
-        _warn(
-            f"{config.draft}: is in float32 and has no embed_tokens.weight: vLLM takes the target's, but speculators "
-            "itself then computes with embeddings that were never set; it takes the target's in bfloat16 or float16"
-        )
-
-
-def _speculators(config: ExportConfig, draft: DraftConfig, stored: dict[str, Stored], target: TargetConfig) -> Form:
-    _warn_of_speculators(config, draft)
     if draft.model_type == "qwen3":
         inner = {"model_type": "qwen3", "layer_types": ["full_attention"]}
     else:
@@ -185,6 +200,7 @@ def _speculators(config: ExportConfig, draft: DraftConfig, stored: dict[str, Sto
     }
     layout = LAYOUTS["speculators"]
     tensors = {layout.theirs(name): tensor for name, tensor in _trunk(draft, stored).items()}
+    tensors |= _embeddings(config, draft, target)
     if draft.specexit is None:
         return Form(whole, tensors)
     # What our plug-in reads beside it: vLLM takes the target from speculators_config whatever class the draft is of.

@@ -72,11 +72,14 @@ def check_draft(config: DraftConfig, folder: Path, target: Any) -> SpecExitBlock
 
 def as_in_directory(weights: Iterable[tuple[str, Tensor]], config: DraftConfig) -> Iterator[tuple[str, Tensor]]:
     """Tensors under the names of a draft directory, where they have those of an export for speculators: its layer is
-    named otherwise, and signal rows of source ``fc`` are a tensor of their own."""
+    named otherwise, signal rows of source ``fc`` are a tensor of their own, and embeddings of a draft that has none are
+    the target's, which vLLM shares with it."""
     fc = config.specexit is not None and config.specexit.source == "fc"
     apart: dict[str, Tensor] = {}
     for theirs, tensor in weights:
         name = LAYOUTS["speculators"].ours(theirs)
+        if name == "embed_tokens.weight" and not config.own_embeddings:
+            continue
         if fc and (name == "signal_head.weight" or (name == "fc.weight" and len(tensor) == config.hidden_size)):
             apart[name] = tensor
             if len(apart) == 2:
