@@ -10,6 +10,7 @@ import errno
 import importlib
 import re
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -391,6 +392,18 @@ def _register(name: str, command: Command) -> None:
 
 for _name, _command in COMMANDS.items():
     _register(_name, _command)
+
+
+def _no_space_behind_equals() -> None:
+    """Have bash add none behind a completed ``key=``, whose value follows: typer's script has no setting for it."""
+    behind = "    return 0\n"
+    with suppress(ImportError, AttributeError, KeyError):  # its script is private, and elsewhere in another version
+        from typer._completion_shared import _completion_scripts as scripts
+
+        scripts["bash"] = scripts["bash"].replace(behind, f"    [[ $COMPREPLY != *= ]] || compopt -o nospace\n{behind}")
+
+
+_no_space_behind_equals()
 
 
 def main() -> None:

@@ -104,3 +104,24 @@ def test_the_shell_completes_commands_and_keys() -> None:
 
     assert "calibrate" in completions("specexit ca", 1)
     assert "optimizer.clip=" in completions("specexit train opt", 2)
+
+
+def test_bash_adds_no_space_behind_a_completed_key(tmp_path: Path) -> None:
+    program, where = tmp_path / "specexit", {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    program.write_text(f"#!{sys.executable}\nfrom specexit.cli import app\napp(prog_name='specexit')\n")
+    program.chmod(0o755)
+
+    def run(*command: str, **environment: str) -> list[str]:
+        done = subprocess.run(command, env=os.environ | where | environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines()
+
+    script = run("specexit", "--show-completion", "bash", _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1")
+
+    def completed(*line: str) -> list[str]:
+        """What bash is told to do with the last word: options of this completion, and what the word may become."""
+        tab = 'compopt() { echo "$@"; }; COMP_WORDS=("$@") COMP_CWORD=$(($# - 1)); _specexit_completion "$1"'
+        return run("bash", "-c", "\n".join([*script, tab, 'echo "${COMPREPLY[@]}"']), "bash", *line)
+
+    assert completed("specexit", "calib") == ["calibrate"]
+    assert completed("specexit", "train", "optimizer.cl") == ["-o nospace", "optimizer.clip="]
