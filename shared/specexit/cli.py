@@ -397,10 +397,12 @@ for _name, _command in COMMANDS.items():
 def _no_space_behind_equals() -> None:
     """Have bash add none behind a completed ``key=``, whose value follows: typer's script has no setting for it."""
     behind = "    return 0\n"
-    with suppress(ImportError, AttributeError, KeyError):  # its script is private, and elsewhere in another version
+    with suppress(ImportError, AttributeError, KeyError):  # private, and elsewhere in another version
         from typer._completion_shared import _completion_scripts as scripts
 
-        scripts["bash"] = scripts["bash"].replace(behind, f"    [[ $COMPREPLY != *= ]] || compopt -o nospace\n{behind}")
+        scripts["bash"] = scripts["bash"].replace(
+            behind, f"    [[ $COMPREPLY != *= ]] || compopt -o nospace 2>/dev/null\n{behind}"
+        )
 
 
 _no_space_behind_equals()
