@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 import re
 from fractions import Fraction
-from typing import Any
+from itertools import starmap
+from typing import Any, NamedTuple
 
 from specexit.data.answers.math_infinity import evaluated, has_infinity, same_infinity
 from specexit.data.answers.math_names import equation, value, with_both_signs, without_index
@@ -72,8 +73,8 @@ def _equal(a: str, b: str) -> bool:
 
     a, b = with_both_signs(a), with_both_signs(b)
     a, b = _as_tuple(a, b), _as_tuple(b, a)
-    exact = any(_has_both_cases(text) for text in (a, b))
-    one, other = pair = [_as_one_value(_parsed(text, exact)) for text in (a, b)]
+    how = _Parsing.of_both(a, b)
+    one, other = pair = [_as_one_value(_parsed(text, how)) for text in (a, b)]
     if any(each is None or isinstance(each, BooleanAtom) for each in pair):
         return False
     # An open interval, also as a chain of inequalities, is a pair too, but a set is not.
@@ -113,6 +114,8 @@ def _verified(one: Any, other: Any) -> bool:
     # Its own limit is one of the clock, and tells a time-out as a difference.
     how: dict[str, Any] = {"allow_set_relation_comp": True, "timeout_seconds": None}
     try:
+        if _is_complex(one) or _is_complex(other):
+            return all(starmap(_verified, zip(one.as_real_imag(), other.as_real_imag(), strict=True)))
         how["float_rounding"] = max(_digits(one), _digits(other))
         one, other = _exact(one), _exact(other)
         if has_infinity(one) or has_infinity(other):  # whose difference from a number is none
@@ -120,6 +123,12 @@ def _verified(one: Any, other: Any) -> bool:
         return math_verify.verify(one, other, **how) and math_verify.verify(other, one, **how)
     except Exception:  # sympy's evaluation raises what it likes
         return False
+
+
+def _is_complex(expression: Any) -> bool:
+    from sympy import I
+
+    return getattr(expression, "is_number", False) and expression.has(I)
 
 
 def _exact(expression: Any) -> Any:
@@ -154,32 +163,59 @@ def _has_solutions(equation: Any) -> bool:
         return False
 
 
-def _parsed(text: str, exact: bool) -> Any:
-    """The expression, None where the text is none. ``exact`` tells capital letters from small ones."""
+class _Parsing(NamedTuple):
+    """How two expressions are parsed, so that a letter is the same in both."""
+
+    tells_cases: bool
+    """Whether capital letters are others than the small ones."""
+    is_real: bool
+
+    @classmethod
+    def of_both(cls, a: str, b: str) -> _Parsing:
+        from math_verify.grader import should_treat_as_complex
+
+        pair = (a, b)
+        return cls(any(map(_has_both_cases, pair)), not any(map(should_treat_as_complex, pair)))
+
+
+def _parsed(text: str, how: _Parsing) -> Any:
+    """The expression, None where the text is none."""
     from latex2sympy2_extended import NormalizationConfig, latex2sympy, normalize_latex
     from latex2sympy2_extended.latex2sympy2 import ConversionConfig
-    from math_verify.grader import should_treat_as_complex
 
     text = readable(text)
     if "'" in text:  # a parser reads over it
         return None
-    how = NormalizationConfig(units=False, malformed_operators=True, nits=True, boxed="none")
+    normalization = NormalizationConfig(units=False, malformed_operators=True, nits=True, boxed="none")
     try:
         # No separators of thousands are left, but the parser would take 12,144 for a number.
-        latex = normalize_latex(text.replace(",", ", "), how)
-        return latex2sympy(
-            latex,
-            is_real=not should_treat_as_complex(latex),
+        expression = latex2sympy(
+            normalize_latex(text.replace(",", ", "), normalization),
+            is_real=how.is_real,
             normalization_config=None,
-            conversion_config=ConversionConfig(lowercase_symbols=not exact),
+            conversion_config=ConversionConfig(lowercase_symbols=not how.tells_cases),
         )
+        return _with_imaginary_unit(expression)
     except Exception:
         return None
 
 
+def _with_imaginary_unit(expression: Any) -> Any:
+    """An expression whose i is a number; in an equation it may be what is said to be one, as in i=5."""
+    from sympy import I, Interval, Tuple
+    from sympy.core.relational import Relational
+
+    found = {symbol: I for symbol in expression.free_symbols if symbol.name == "i"}
+    if not found or expression.has(Relational):
+        return expression
+    if isinstance(expression, Interval) and expression.left_open and expression.right_open:
+        expression = Tuple(expression.start, expression.end)
+    return expression.subs(found)
+
+
 def _has_both_cases(text: str) -> bool:
     letters = set(re.sub(r"\\[A-Za-z]+", "", text))
-    return any(letter != letter.swapcase() and letter.swapcase() in letters for letter in letters)
+    return "I" in letters or any(letter != letter.swapcase() and letter.swapcase() in letters for letter in letters)
 
 
 def _digits(expression: Any) -> int:

@@ -1,4 +1,4 @@
-r"""What the parser would read over, in signs that it reads: primes, the base of a number, the degrees of an angle."""
+r"""What the parser would misread, in signs that it reads: primes, the base of a number, the degrees of an angle, I."""
 
 from __future__ import annotations
 
@@ -9,20 +9,24 @@ from specexit.data.answers import math_bases, math_marks
 _PRIMES = re.compile(r"(?:_(\w)|_\{([^{}]*)\}|(?<=[A-Za-z)}\]])) ?('+)")
 """Primes, and the index in front of them; those behind a number are marks."""
 _DEGREES = re.compile(r"((?<![\d.])\d[\d.]*|(?<![A-Za-z\\])[A-Za-z]|\\[a-z]+) ?\^ ?(?:\\circ\b ?|\{ ?\\circ ?\})")
+_CAPITAL_I = re.compile(r"(?<!\\)I(?![a-z])")
 OF_ANGLES = re.compile(r"(?:\\|(?<![A-Za-z]))(?:sin|cos|tan|cot|sec|csc|cis)(?![a-z]| ?\^ ?\{ ?-1)")
 """A function of an angle, whose degrees are more than a unit that may be left out; not one whose value is an angle."""
 
 
 def readable(text: str) -> str:
-    r"""A text with derivatives, images and numbers in a base as names of their own, and with the angles of functions in
-    radians.
+    r"""A text with derivatives, images, a current I and numbers in a base as names of their own, and with the angles of
+    functions in radians.
 
     Example:
       >>> readable("52_8,53_{16}")
       'B_{52\\prime 8},B_{53\\prime 16}'
       >>> readable("f'(x)"), readable("y_1''"), readable(r"\sin 30^\circ")
       ('f_{\\prime}(x)', 'y_{1\\prime\\prime}', '\\sin (30\\cdot\\frac{\\pi}{180})')
+      >>> readable("I^2R+3i")
+      '\\iota ^2R+3i'
     """
+    text = _CAPITAL_I.sub(r"\\iota ", text)
     return _PRIMES.sub(_as_index, math_bases.with_names(math_marks.with_names(in_radians(text))))
 
 
