@@ -46,7 +46,7 @@ _BRACKET = re.compile(r"([(\[]|\\\{)(.+?)([)\]]|\\\})")
 _EITHER = re.compile(r"(?<![A-Za-z])(and|or)(?![A-Za-z])")
 _ANOTHER_QUANTITY = re.compile(
     r"\bor (?:more|less|fewer|greater|higher|lower|above|below|over|under)\b|\band an? "
-    r"|^[ {]*(?:squared|cubed|and|or)\b"
+    r"|^[ {]*(?:squared|cubed|factorial|and|or|halves|thirds|(?:four|fif|six|seven|eigh|nin|ten|hundred|thousand)ths)\b"
 )
 """Words behind a number after which it is another one."""
 
