@@ -92,8 +92,19 @@ SAME = [
     (r"\(1{,}000\)", "1000"),
     (r"\((1,2)\)", "(1,2)"),
     (r"\(3\) and \(4\)", "3, 4"),
+    (r"\sqrt[3]2", "2^{1/3}"),
+    (r"2^\frac13", "2^{1/3}"),
+    (r"\sqrt\frac12", r"\frac{\sqrt2}{2}"),
+    (r"\tbinom52", "10"),
+    (r"5\text{:}3", "5:3"),
+    (r"4\colon30", "4:30"),
     # other ways to write
     ("x²", "x^2"),
+    ("x₁=1, x₂=2", "x_1=1, x_2=2"),
+    ("2pi", r"2\pi"),
+    ("pi/4", r"\frac{\pi}{4}"),
+    ("2*pi*r", r"2\pi r"),
+    ("√(3)/2", r"\frac{\sqrt3}{2}"),
     ("x**2+1", "x^2+1"),
     ("x**12", "x^{12}"),
     (r"\text{(-1, 2)}", "(-1,2)"),
@@ -177,6 +188,10 @@ DIFFERENT = [
     # LaTeX that changes nothing
     (r"\[70\]", r"\[71\]"),
     (r"\((1,2)\)", "1,2"),
+    # other ways to write
+    ("x₁", "x₂"),
+    ("2pi", "2p"),
+    (r"\sqrt[3]2", "2^{1/2}"),
     # capital and small letters
     (r"\frac{m}{M}", r"\frac{M}{m}"),
     (r"\frac{m}{M}", "1"),

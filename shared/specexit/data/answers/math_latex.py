@@ -39,8 +39,11 @@ _SYMBOLS = {
     "”": "''",
     r"\lbrace": r"\{",
     r"\rbrace": r"\}",
-    "{,}": ",",
-    "{:}": ":",
+    "\u03a9": r"\Omega ",
+    "\u2126": r"\Omega ",
+    "\u00b5": r"\mu ",
+    "\u03bc": r"\mu ",
+    r"\colon": ":",
 }
 _SPELLINGS = [
     (re.compile(pattern), latex)
@@ -49,10 +52,21 @@ _SPELLINGS = [
         r"(?<=\d)(?:\{,\}|,(?:\\? )?\\!) ?(?=\d{3}(?!\d))": "",
         # What a formula begins and ends with.
         r"(?<!\\)(?<!left)(?<!right)\\[()\[\]]": "",
+        # A comma of decimals, and what is in braces so that no space follows it.
+        r"(?<![\d},.])(\d+)\{,\}(\d+)(?![\d{,.])": r"\1.\2",
+        r"(?<![A-Za-z])\{([,:])\}": r"\1",
+        # Plain letters.
+        r"(?<![A-Za-z\\])pi(?![A-Za-z])": r"\\pi ",
+        r"(?<=\d) ?x ?(?=10 ?\^)": r"\\times ",
+        r"√\(([^()]*)\)": r"\\sqrt{\1}",
+        # An argument without its braces, where the parser wants them.
+        r"\\(sqrt ?\[\d+\]) ?(\d)": r"\\\1{\2}",
+        r"(\^|\\sqrt) ?(\\[dtc]?frac) ?(\d|\{[^{}]*\}) ?(\d|\{[^{}]*\})": r"\1{\2\3\4}",
         # Sizes of brackets and fractions.
         r"\\(?:m?(?:left|right|middle)|[bB]igg?[lrm]?)(?=\\?[()\[\]|{}]| ?\\[lr](?:angle|brace|vert|Vert))": "",
         r"\\[dtc]frac(?![A-Za-z])": r"\\frac",
         r"\\([lg]e)(?:q|qslant)(?![A-Za-z])": r"\\\1 ",
+        r"\\[dt]?binom ?(\d) ?(\d)": r"\\binom{\1}{\2}",
         r"\\[dt]binom(?![A-Za-z])": r"\\binom",
         r"\\[bp]mod(?![A-Za-z])": r"\\mod ",
         r"\^ ?-(\d+)": r"^{-\1}",
@@ -74,7 +88,7 @@ _SPELLINGS = [
         r"(?<!\\)\$|\\!|\\displaystyle\b|\\limits\b": "",
     }.items()
 ]
-_SUPERSCRIPTS = re.compile(r"[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
+_SMALL_DIGITS = re.compile(r"([⁻⁺]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+)|[₀₁₂₃₄₅₆₇₈₉]+")
 
 
 def in_latex(text: str) -> str:
@@ -83,14 +97,20 @@ def in_latex(text: str) -> str:
     Example:
       >>> in_latex(r"$\bigl(x²,\tfrac12\bigr)$"), in_latex(r"1{,}000 {\rm cm}"), in_latex(r"90\degree")
       ('(x^{2},\\frac12)', '1000 \\text{cm}', '90^\\circ ')
+      >>> in_latex("3{,}14"), in_latex("x₁=2pi"), in_latex(r"2^\frac13"), in_latex(r"\sqrt[3]2")
+      ('3.14', 'x_{1}=2\\pi ', '2^{\\frac13}', '\\sqrt[3]{2}')
     """
-    text = _SUPERSCRIPTS.sub(lambda found: f"^{{{unicodedata.normalize('NFKC', found.group())}}}", text)
+    text = _SMALL_DIGITS.sub(_as_script, text)
     text = "".join(map(_as_mixed_number, text))
     for pattern, latex in _SPELLINGS:
         text = pattern.sub(latex, text)
     for symbol, latex in _SYMBOLS.items():
         text = text.replace(symbol, latex)
     return text
+
+
+def _as_script(found: re.Match[str]) -> str:
+    return f"{'^' if found[1] else '_'}{{{unicodedata.normalize('NFKC', found[0])}}}"
 
 
 def _as_mixed_number(character: str) -> str:
