@@ -91,6 +91,8 @@ SAME = [
     ("x=1; y=2", "(1,2)"),
     ("x=1; x=2", "1, 2"),
     (r"x=1 \\ y=2", "x=1, y=2"),
+    (r"\begin{cases} x = 1, \\ y = 2 \end{cases}", "(1,2)"),
+    (r"\begin{aligned} x &= 1 \\ y &= 2 \end{aligned}", "x=1, y=2"),
     (r"(x,y)=(1,2) \quad (x,y)=(3,4)", "(1,2), (3,4)"),
     (r"f(x)=2x \quad (x>0)", r"f(x)=2x \qquad (x>0)"),
     # inequalities
@@ -100,6 +102,8 @@ SAME = [
     ("x > 3 or x < 2", r"x < 2 \text{ or } x > 3"),
     (r"-3 \le x \le -2 \text{ or } 0 \le x \le 1", r"[-3,-2] \cup [0,1]"),
     (r"x>0 \text{ and } x<5", "(0,5)"),
+    (r"x>0 \land x<5", "(0,5)"),
+    (r"x<-1 \lor x>2", r"(-\infty,-1)\cup(2,\infty)"),
     (r"1<q<2 or 5\geqslant q\geq 4", r"(1,2)\cup[4,5]"),
     (r"\{x \mid x \ge 3\}", r"[3,\infty)"),
     # in plain letters
@@ -190,6 +194,8 @@ DIFFERENT = [
     (r"x=1 \quad y=2", "y=1, x=2"),
     (r"x=1 \quad y=2", "x=1"),
     (r"x=1 \quad y=2", "2"),
+    (r"\begin{cases} x = 1 \\ y = 2 \end{cases}", "(2,1)"),
+    (r"\begin{cases} x = 1 \\ y = 2 \end{cases}", "1"),
     # inequalities
     ("1<x<2", r"\{1,2\}"),
     ("1<x<2", "1,2"),
@@ -198,6 +204,7 @@ DIFFERENT = [
     ("x<2 or y>3", "x<2 or z>3"),
     ("1<x<2", "2>x>0"),
     ("x<=3 or x>=5", "x<3 or x>5"),
+    (r"x<5 \land x>0", r"x<5 \lor x>0"),
 ]
 
 

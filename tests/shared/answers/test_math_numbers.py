@@ -198,6 +198,12 @@ SAME = [
     ("2½", "5/2"),
     ("10 080", "10080"),
     (r"\text{The answer is } 5", "5"),
+    ("= 5", "5"),
+    (r"\Rightarrow 5", "5"),
+    (r"\text{approximately } 5", r"\approx 5"),
+    ("1.234.567", "1234567"),
+    (r"\text{all real numbers}", r"\mathbb{R}"),
+    ("All real numbers.", r"(-\infty,\infty)"),
 ]
 
 DIFFERENT = [
@@ -210,6 +216,9 @@ DIFFERENT = [
     ("1/2", "1/3"),
     ("1/3", "0.333"),
     ("1,000", "1.000"),
+    ("1.234", "1234"),
+    ("1.2.3", "123"),
+    ("all real numbers except 0", r"\mathbb{R}"),
     ("3{,}14", "314"),
     ("3,14", "3.14"),
     ("12, 144", "12144"),

@@ -10,6 +10,7 @@ _FLIPPED = {"<": "<", ">": "<", r"\le": r"\le", r"\ge": r"\le"}
 INEQUALITY = re.compile(r"[<>]|\\[lg]eq?\b")
 _SIGN = re.compile(r" ?(<|>|\\[lg]e(?![A-Za-z])) ?")
 _JOINT = re.compile(rf",? ?(?:{WRAPPER}\{{ ?(and|or) ?\}}|(?<![A-Za-z\\])(and|or)(?![A-Za-z])) ?")
+_LOGIC = re.compile(r" ?\\(?:(lor|vee)|land|wedge)(?![A-Za-z]) ?")
 _BUILDER = re.compile(r"\\\{ ?([A-Za-z]) ?(?:\\in ?\\mathbb\{R\} ?)?(?:\||:|\\mid\b) ?(.+?) ?\\\}")
 
 
@@ -19,11 +20,14 @@ def as_intervals(text: str) -> str:
     Example:
       >>> as_intervals(r"x<2\text{ or }x\ge 3"), as_intervals(r"0<x and 5\ge x"), as_intervals("x<2 or y>3")
       ('(-\\infty,2)\\cup[3,\\infty)', '(0,\\infty)\\cap(-\\infty,5]', 'x<2 or y>3')
+      >>> as_intervals(r"x<2\lor x>3")
+      '(-\\infty,2)\\cup(3,\\infty)'
       >>> as_intervals(r"\{x\mid x\ge 3\}")
       'x\\ge 3'
     """
     if (built := _BUILDER.fullmatch(text)) and _SIGN.search(built.group(2)):
         text = built.group(2)
+    text = _LOGIC.sub(lambda found: f" {'or' if found[1] else 'and'} ", text) if _SIGN.search(text) else text
     joints = {found.group(1) or found.group(2) for found in _JOINT.finditer(text)}
     if len(joints) != 1 or not _SIGN.search(text):
         return text

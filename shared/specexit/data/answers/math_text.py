@@ -15,16 +15,27 @@ _NO_SOLUTION = re.compile(
     "|(?:the )?empty set"
 )
 """Real solutions are what is asked for where nothing else is said; integer ones are not."""
+_ALL_REALS = re.compile("(?:the set of )?all (?:real numbers|reals)")
 
 _BETWEEN = re.compile(r"\\q?quad(?![A-Za-z])|\\\\|(?<!\\);|\n")
+_SYSTEM = re.compile(r"\\begin\{(cases|aligned|align\*?|gathered)\}(.*)\\end\{\1\}", re.DOTALL)
 _SEMICOLON, _COMMA = (re.compile(rf"(?<!\\){sign} ?") for sign in ";,")
 _SAYS = re.compile(r"(?:\([^()=]*\)|\\?[A-Za-z]+(?:_(?:\w|\{[^{}]*\}))?'*(?:\([^()=]*\))?) ?=[^<>]+")
 _SPACE = r"(?<!\\)\\[,;: ]|~"
 """A backslash behind a backslash is no space: a matrix's rows end in ``\\``."""
-_LEAD = re.compile(rf"(?:{WRAPPER}\{{ ?)?(?:the )?(?:final )?answer(?: is)?:? ?\}}? ?", re.IGNORECASE)
+_LEAD = re.compile(
+    rf"(?:{WRAPPER}\{{ ?)?(?:the )?(?:final )?answer(?: is)? ?[:=]? ?\}}? ?"
+    r"|(?:=|\\(?:therefore|Rightarrow|implies)(?![A-Za-z])) ?",
+    re.IGNORECASE,
+)
+_ABOUT_WORD = r"(?:about|approximately|approx\.?|roughly)"
+_ABOUT = re.compile(
+    rf"(?:\\(?:approx|sim)(?![A-Za-z])|{WRAPPER}\{{ ?{_ABOUT_WORD} ?\}}|{_ABOUT_WORD}(?= )) ?", re.IGNORECASE
+)
 _LINE_END = re.compile(r"\\{1,2} ?(?:\[[^\[\]]*\])?\Z")
 _ORDINAL = re.compile(rf"(?<=\d) ?\^?\{{?(?:{WRAPPER}\{{)?(?:st|nd|rd|th)\}}*\Z")
 _SPACED_GROUPS = re.compile(r"((?:\\\$|€|£)?[+-]?(?:\\\$|€|£)?)(\d{1,3}(?: \d{3})+)((?:\.\d+)?\D*)")
+_DOTTED = re.compile(r"(\D*\d{1,3}(?:\.\d{3}){2,})(\D*)")
 _GROUP = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3}|, 0\d\d)+(?![\d,])")
 _LISTED = re.compile(r"(?:[(\[]|\\\{)(?:(?!\\\{)[^()\[\],])*,|_\{(?:(?!_\{)[^},])*,")
 """A comma in a bracket or an index; looked for up to the next bracket, as a model in a loop opens thousands."""
@@ -49,21 +60,25 @@ def normal(text: str) -> str:
     text = _FUNCTION.sub(r"\\text{\1}", re.sub(r"(?<![\w}]) | (?![\w\\])", "", text))
     if _INFINITY.fullmatch(text.lower()):
         return r"\infty"
+    if _ALL_REALS.fullmatch(text.lower()):
+        return r"\mathbb{R}"
     return r"\emptyset" if _NO_SOLUTION.fullmatch(text.lower()) else with_repeating_as_fractions(text)
 
 
 def _listed(text: str) -> str:
-    r"""Equations that say what names are, kept apart by wide spaces, semicolons or lines, as a list; else the text.
+    r"""Equations that say what names are, kept apart by wide spaces, semicolons or rows, as a list; else the text.
 
     Where there are only semicolons, these are its commas; beside commas, those may be a decimal's.
 
     Example:
       >>> _listed(r"x=1 \qquad y=2"), _listed("x=1; x=2"), _listed(r"x=3 \quad (x>0)"), _listed("(1;2)")
       ('x=1,y=2', 'x=1,x=2', 'x=3 \\quad (x>0)', '(1, 2)')
-      >>> _listed("(1,5;2)")
-      '(1,5;2)'
+      >>> _listed("(1,5;2)"), _listed(r"\begin{cases}x=1\\y=2\end{cases}")
+      ('(1,5;2)', 'x=1,y=2')
     """
-    parts = [part.strip(" ,") for part in _BETWEEN.split(text) if part.strip()]
+    system = _SYSTEM.fullmatch(text.strip())
+    rows = system[2].replace("&", "") if system else text
+    parts = [part.strip(" ,") for part in _BETWEEN.split(rows) if part.strip(" ,")]
     if len(parts) > 1 and all(_SAYS.fullmatch(part) and len(apart(part, COMMA)) == 1 for part in parts):
         return ",".join(parts)
     return text if _COMMA.search(text) else _SEMICOLON.sub(", ", text)
@@ -77,6 +92,8 @@ def _ungrouped(text: str) -> str:
     if groups := _SPACED_GROUPS.fullmatch(text):
         before, digits, after = groups.groups()
         return before + digits.replace(" ", "") + after
+    if dotted := _DOTTED.fullmatch(text):
+        return dotted[1].replace(".", "") + dotted[2]
     if "," in _GROUP.sub("", text) or _LISTED.search(text):
         return text
     return _GROUP.sub(lambda found: re.sub("[, ]", "", found.group()), text)
@@ -97,7 +114,9 @@ def _trimmed(text: str) -> str:
     text = re.sub(rf"{_SPACE}|\\q?quad\b", " ", text)
     text = re.sub(r"\s+", " ", text).strip()
     text = _LINE_END.sub("", text).strip().removesuffix(".").strip()
-    return _ORDINAL.sub("", text).removeprefix(r"\approx ")
+    text = _ORDINAL.sub("", text)
+    about = _ABOUT.match(text)
+    return text[about.end() :] if about else text
 
 
 def squeezed(text: str) -> str:
