@@ -66,6 +66,10 @@ SAME = [
     (r"\mathbf{M}^2=\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"\begin{pmatrix}1&2\\3&4\end{pmatrix}"),
     (r"f^{\prime}(x)=2x", "f'(x) = 2x"),
     ("f''(x)=2", "2"),
+    # which numbers a letter is
+    (r"x=k\pi,\ k\in\mathbb{Z}", r"k\pi, k \in \mathbb{Z}"),
+    (r"x=k\pi \quad (k\in\mathbb{Z})", r"k\pi, k \in \mathbb{Z}"),
+    (r"x=k\pi \text{ where } k\in\mathbb{Z}", r"x = k\pi, k \in \mathbb{Z}"),
     # a number in several forms
     (r"\frac{9}{4} = 2.25", r"\frac{9}{4}"),
     (r"\frac{9}{4} = 2.25\text{ cm}", "2.25"),
@@ -161,6 +165,7 @@ DIFFERENT = [
     ("f(x)=x", "f(x)=x^2"),
     (r"\frac{dy}{dx}=3", r"\frac{dy}{dx}=4"),
     (r"x=3k,k\in\mathbb{Z}", r"x=3k+1,k\in\mathbb{Z}"),
+    (r"x=3k,k\in\mathbb{Z}", r"x=3k \quad (k\in\mathbb{N})"),
     ("f'(x)=2x", "f(x)=2x"),
     ("f''(x)=2", "f'(x)=2"),
     ("f'(3)=5", "f'(5)=3"),

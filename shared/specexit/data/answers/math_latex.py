@@ -77,6 +77,7 @@ _SPELLINGS = [
         r"\\\\ ?\[-?[\d.]+ ?(?:pt|em|ex|mm|cm|in)\]|\\cr(?![A-Za-z])": r"\\\\",
         r"\{([pbvBV]?)(?:small)?matrix\*?\}": r"{\1matrix}",
         # Fonts.
+        r"\\mathbb ([A-Z])": r"\\mathbb{\1}",
         r"\\(?:textrm|textnormal|textup|textsf|mathsf)(?![A-Za-z])": r"\\text",
         r"\\(?:boldsymbol|bm)(?![A-Za-z])": r"\\mathbf",
         r"\{ ?\\(?:rm|sf|it) ([^{}]*)\}|\\(?:rm|sf|it) ?\{([^{}]*)\}": r"\\text{\1\2}",

@@ -55,7 +55,11 @@ _NAMES = {
 UNIT_OF = {name: unit for names, unit in _NAMES.items() for name in names.split()}
 _CAPITALS = {"L": "l"}
 """Letters that are a unit only where it is clear that they are one: as a text, or beside a unit's name."""
-_NOT_COUNTED = set(UNIT_OF.values()) | {"and", "or", "of", "no", "not"}
+_TABLE = set(UNIT_OF.values())
+_JOINS = {"and", "or", "of", "no", "not"}
+_NOT_COUNTED = _TABLE | _JOINS
+_LONGEST_SYMBOL = 3
+"""Letters of a unit that is not in the table, such as kJ and mol."""
 _MONEY = {"dollar", "cent", "euro", "pound"}
 _POWERS = {"square": "^2", "sq": "^2", "cubic": "^3", "cu": "^3", "squared": "^2", "cubed": "^3"}
 _SIGNS = {r"\circ": " degree ", r"\%": "%", r"\mu": "µ", r"\Omega": "Ω", r"\cdot": " ", ".": ""}
@@ -72,7 +76,7 @@ def same_unit(one: str, other: str) -> bool:
       >>> same_unit("area = cm ^2", "cm ^2"), same_unit("area =", "length ="), same_unit("dollar / h", "dollar")
       (True, False, True)
     """
-    if one == other or may_be(one, other) or may_be(other, one):
+    if _powers(one) == _powers(other) or may_be(one, other) or may_be(other, one):
         return True
     (quantity, unit), (other_quantity, other_unit) = _quantity_and_unit(one), _quantity_and_unit(other)
     if quantity or other_quantity:
@@ -83,6 +87,28 @@ def same_unit(one: str, other: str) -> bool:
         return others[:2] == [*words, "/"]
     counted = all(word.isalpha() and word not in _NOT_COUNTED for word in others)
     return counted and len(words) < len(others) and others[-len(words) :] == words
+
+
+def _powers(name: str) -> dict[str, int] | str:
+    """The power of each unit in a product of units, where what stands behind a slash divides; any other name as it is.
+
+    Example:
+      >>> _powers("m / s ^2"), _powers("N m") == _powers("m N"), _powers("boy and girl")
+      ({'m': 1, 's': -2}, True, 'boy and girl')
+    """
+    powers: dict[str, int] = {}
+    sign, last = 1, ""
+    for word in name.split():
+        if word == "/":
+            sign = -1
+        elif last and re.fullmatch(r"\^-?\d+", word):
+            powers[last] += sign * (int(word[1:]) - 1)
+        elif word.isalpha() and word not in _JOINS and (word in _TABLE or len(word) <= _LONGEST_SYMBOL):
+            powers[word] = powers.get(word, 0) + sign
+            last = word
+        else:
+            return name
+    return powers
 
 
 def _quantity_and_unit(name: str) -> tuple[str, str]:
@@ -103,7 +129,7 @@ def canonical(unit: str) -> str:
       ('ft ^2', 'km / h', 'red marble')
     """
     unit = re.sub(r"\\frac ?\{(.*)\}\{(.*)\}", r"\1/\2", unit)
-    unit = re.sub(rf"{WRAPPER}|[{{}}]", "", unit)
+    unit = re.sub(rf"{WRAPPER}|[{{}}()]", "", unit)
     unit = re.sub(r"(?<=[A-Za-z]{2})\.(?=[A-Za-z])", " ", unit)
     for sign, plain in _SIGNS.items():
         unit = unit.replace(sign, plain)

@@ -25,8 +25,9 @@ _ABBREVIATED = r"\d[kKMB](?= [a-z]{2}|/)"
 _TEXT = r"\\(?:text|mathrm|mbox|operatorname) ?\{(?:[^{}]|\{[^{}]*\})*\}"
 _EXPONENT = r"(?:\^(?:-?\d|\{-?\d\}))?"
 _WRITTEN = rf"{_TEXT}{_EXPONENT}"
+_PRODUCT = rf"(?:{_WRITTEN}|\\cdot(?![A-Za-z])| )+"
 _TAIL = re.compile(
-    rf"(?:{_WRITTEN}|\\frac ?\{{{_WRITTEN}\}}\{{{_WRITTEN}\}}|\^(?:\\circ|\{{\\circ\}})(?: ?[CFK]\b)?"
+    rf"(?:{_WRITTEN}|\\frac ?\{{{_PRODUCT}\}}\{{{_PRODUCT}\}}|\^(?:\\circ|\{{\\circ\}})(?: ?[CFK]\b)?"
     r"|\\?%|\\mu|\\Omega|[/ ]|\\cdot)+\Z"
 )
 _DEGREES = re.compile(r"\^(?:\\circ|\{\\circ\})")
@@ -38,7 +39,10 @@ _NUMBERS = re.compile(r"[+-]?[\d.,:/ ]*\d")
 _FUNCTION = re.compile(r"\b(?:sin|cos|tan|cot|sec(?!\Z)|csc|log|ln|exp|sqrt|pi|mod)\b")
 _MODULUS = re.compile(r"\\mod[ ({]*(\\?\w+)")
 _REMAINDER = re.compile(rf"((?:[\d+\-*^(){{}}! ]|\\(?:times|cdot) ?)+){_MODULUS.pattern}[)}}]*")
-_CONDITION = re.compile(r"(.+?),((?:[a-z]|,)+\\in\b.+)")
+_MEMBER = r"(?:[a-z]|,)+ ?\\in\b.+"
+_CONDITION = re.compile(
+    rf"(.+?)(?: ?\(({_MEMBER})\)|(?:,|,? ?{WRAPPER}\{{ ?(?:where|for|with) ?\}} ?|,? (?:where|for|with) )({_MEMBER}))"
+)
 _TITLE = re.compile(rf"{WRAPPER}\{{([^{{}}]*)\}} ?=(.+)")
 _LETTER = re.compile(rf"(?<![A-Za-z])[A-Za-z]{_EXPONENT}\Z")
 _PER = re.compile(rf"(.*(?:{_ABBREVIATED}|\d)) ?(/ ?([A-Za-z]{{2,}}))")
@@ -111,7 +115,7 @@ def split(text: str) -> tuple[str, str | None]:
         named.append(either.group())
     if condition := _CONDITION.fullmatch(text):
         text = condition.group(1)
-        named.append(condition.group(2))
+        named.append(squeezed(condition.group(2) or condition.group(3)))
     if found := in_base(squeezed(text)):
         text, base = found
         named.append(f"base {base}")
