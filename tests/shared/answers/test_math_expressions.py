@@ -8,6 +8,9 @@ SAME = [
     # intervals, sets, tuples, matrices
     ("(1, 2)", r"\left(1,2\right)"),
     ("[0,1)", "[0, 1)"),
+    ("]1;2]", "(1,2]"),
+    (r"]-\infty,2[\cup]3,\infty[", r"(-\infty,2)\cup(3,\infty)"),
+    ("[1,2],[3,4]", "[3,4],[1,2]"),
     (r"(-\infty,1)\cup(2,\infty)", r"(2,\infty)\cup(-\infty,1)"),
     (r"\{1,2\}", r"\{2,1\}"),
     ("1,2,3", "3,2,1"),
@@ -152,6 +155,8 @@ DIFFERENT = [
     (r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", "(1,2,3)"),
     ("(1,2)", "(2,1)"),
     ("[1,2)", "(1,2)"),
+    ("]1,2[", "[1,2]"),
+    ("[1,2[", "(1,2]"),
     (r"\{1,2\}", r"\{1,3\}"),
     ("1,2", "1,2,3"),
     (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"\begin{pmatrix}1&2\\3&5\end{pmatrix}"),

@@ -3,6 +3,7 @@ r"""Inequalities that "or" and "and" join, as unions and intersections of interv
 from __future__ import annotations
 
 import re
+from itertools import accumulate
 
 from specexit.data.answers.math_latex import WRAPPER
 
@@ -10,6 +11,7 @@ _FLIPPED = {"<": "<", ">": "<", r"\le": r"\le", r"\ge": r"\le"}
 INEQUALITY = re.compile(r"[<>]|\\[lg]eq?\b")
 _SIGN = re.compile(r" ?(<|>|\\[lg]e(?![A-Za-z])) ?")
 _JOINT = re.compile(rf",? ?(?:{WRAPPER}\{{ ?(and|or) ?\}}|(?<![A-Za-z\\])(and|or)(?![A-Za-z])) ?")
+_BRACKETS = re.compile(r"([\[\]])([^\[\]]*)([\[\]])")
 _LOGIC = re.compile(r" ?\\(?:(lor|vee)|land|wedge)(?![A-Za-z]) ?")
 _BUILDER = re.compile(r"\\\{ ?([A-Za-z]) ?(?:\\in ?\\mathbb\{R\} ?)?(?:\||:|\\mid\b) ?(.+?) ?\\\}")
 
@@ -20,11 +22,12 @@ def as_intervals(text: str) -> str:
     Example:
       >>> as_intervals(r"x<2\text{ or }x\ge 3"), as_intervals(r"0<x and 5\ge x"), as_intervals("x<2 or y>3")
       ('(-\\infty,2)\\cup[3,\\infty)', '(0,\\infty)\\cap(-\\infty,5]', 'x<2 or y>3')
-      >>> as_intervals(r"x<2\lor x>3")
-      '(-\\infty,2)\\cup(3,\\infty)'
+      >>> as_intervals(r"x<2\lor x>3"), as_intervals("]1,2]")
+      ('(-\\infty,2)\\cup(3,\\infty)', '(1,2]')
       >>> as_intervals(r"\{x\mid x\ge 3\}")
       'x\\ge 3'
     """
+    text = _with_round_brackets(text)
     if (built := _BUILDER.fullmatch(text)) and _SIGN.search(built.group(2)):
         text = built.group(2)
     text = _LOGIC.sub(lambda found: f" {'or' if found[1] else 'and'} ", text) if _SIGN.search(text) else text
@@ -36,6 +39,27 @@ def as_intervals(text: str) -> str:
     if None in names or len(names) > 1:
         return text
     return (r"\cup" if joints == {"or"} else r"\cap").join(part[1] for part in parts if part)
+
+
+def _with_round_brackets(text: str) -> str:
+    """A text whose open ends of intervals are not written as turned brackets.
+
+    Example:
+      >>> _with_round_brackets("]1,2[,[3,4["), _with_round_brackets("(1,2],[3,4]")
+      ('(1,2),[3,4)', '(1,2],[3,4]')
+    """
+    signs = [1 if sign in "[(" else -1 for sign in re.findall(r"[\[\]()]", text)]
+    depths = list(accumulate(signs))
+    if not depths or (min(depths) == depths[-1] == 0):
+        return text
+    return _BRACKETS.sub(_turned, text)
+
+
+def _turned(found: re.Match[str]) -> str:
+    left, inside, right = found.groups()
+    if not re.fullmatch("[^,]+,[^,]+", inside):
+        return found[0]
+    return f"{'(' if left == ']' else left}{inside}{')' if right == '[' else right}"
 
 
 def _interval(text: str) -> tuple[str, str] | None:
