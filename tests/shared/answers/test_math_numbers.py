@@ -197,6 +197,15 @@ SAME = [
     ("No real solution", "no solution"),
     (r"\text{There are no real solutions.}", r"\emptyset"),
     ("The equation has no real solutions.", "No solution exists"),
+    # numbers in words
+    ("Five", r"\text{5}"),
+    (r"\text{twenty-five dollars}", r"\$25"),
+    ("two million, three hundred and five thousand", "2.305 million"),
+    ("ten percent", r"10\%"),
+    (r"\text{negative }5", "-5"),
+    # headings
+    (r"\text{Total: }42", "42"),
+    (r"\text{Total cost}: \$42", "42 dollars"),
     # other ways to write
     ("**42.**", "42"),
     ("½", "1/2"),
@@ -371,6 +380,17 @@ DIFFERENT = [
     ("A_{16}", "0xA"),
     ("5C_2", "5C"),
     ("2A_n", "2A"),
+    # numbers in words
+    ("five", "six"),
+    ("one half", "1"),
+    ("one quarter", "1"),
+    ("two thirds", "2"),
+    ("five or six", "5"),
+    ("minus 5", "5"),
+    # headings
+    (r"\text{Total: }42", "43"),
+    (r"\text{Total: }42", r"\text{Rest: }42"),
+    (r"\text{Monday: }5, \text{Tuesday: }6", r"\text{Monday: }6, \text{Tuesday: }5"),
     # words
     ("ABCD", "DCBA"),
     ("stop", "pots"),

@@ -6,6 +6,7 @@ import re
 
 from specexit.data.answers.base import last_box
 from specexit.data.answers.math_latex import WRAPPER, in_latex
+from specexit.data.answers.math_number_words import in_digits
 from specexit.data.answers.math_numbers import with_repeating_as_fractions
 
 _BOLD = re.compile(r"\s*\*\*([^\s*](?:[^*]*[^\s*])?)\*\*\s*")
@@ -57,7 +58,7 @@ def normal(text: str) -> str:
         text = bold.group(1)
     text = _ungrouped(_trimmed(_listed(_unwrapped(in_latex(last_box(text) or text)))))
     # A space stays where it keeps two words, two numbers or a command and its argument apart.
-    text = _FUNCTION.sub(r"\\text{\1}", re.sub(r"(?<![\w}]) | (?![\w\\])", "", text))
+    text = in_digits(_FUNCTION.sub(r"\\text{\1}", re.sub(r"(?<![\w}]) | (?![\w\\])", "", text)))
     if _INFINITY.fullmatch(text.lower()):
         return r"\infty"
     if _ALL_REALS.fullmatch(text.lower()):

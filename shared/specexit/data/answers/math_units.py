@@ -43,7 +43,7 @@ _MEMBER = r"(?:[a-z]|,)+ ?\\in\b.+"
 _CONDITION = re.compile(
     rf"(.+?)(?: ?\(({_MEMBER})\)|(?:,|,? ?{WRAPPER}\{{ ?(?:where|for|with) ?\}} ?|,? (?:where|for|with) )({_MEMBER}))"
 )
-_TITLE = re.compile(rf"{WRAPPER}\{{([^{{}}]*)\}} ?=(.+)")
+_TITLE = re.compile(rf"{WRAPPER}\{{([^{{}}:]+)(?:\}} ?[=:]|: ?\}})(.+)")
 _LETTER = re.compile(rf"(?<![A-Za-z])[A-Za-z]{_EXPONENT}\Z")
 _PER = re.compile(rf"(.*(?:{_ABBREVIATED}|\d)) ?(/ ?([A-Za-z]{{2,}}))")
 _BRACKET = re.compile(r"([(\[]|\\\{)(.+?)([)\]]|\\\})")
