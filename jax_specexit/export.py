@@ -35,8 +35,9 @@ def _reads_aux(config: DraftConfig, path: str) -> bool:
 ReadRows = Callable[[str, int, int], np.ndarray]
 """Name of a tensor, first row, and the one behind the last -> those rows."""
 
-BLOCK = 16 * 2**20
-"""Bytes that are read, transposed and rounded at a time."""
+BLOCK = 2 * 2**20
+"""Bytes that are read, transposed and rounded at a time: what a core's cache holds, in memory that is used again, where
+the kernel takes back and clears that of larger blocks."""
 TILE = 128
 """Rows and columns that are transposed at a time."""
 ALIGNMENT = 64

@@ -284,7 +284,7 @@ def _write(
 ) -> Future[str]:
     """Write a tensor's pieces into a file or an object in a bucket.
 
-    Each is looked at and hashed while it is written: no more than two are held.
+    Each is looked at, hashed and written while the next one is made: no more than two are held.
     """
     hashed, written = _hash_of(*kind), 0
 
@@ -292,6 +292,7 @@ def _write(
         if look is not None:
             look(name, piece)
         hashed.update(data)
+        file.write(data)
 
     before = beside.submit(str)
     for piece in pieces:
@@ -299,7 +300,6 @@ def _write(
         data = np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data
         before.result()
         before = beside.submit(take, piece, data)
-        file.write(data)
         written += len(data)
     assert written == _nbytes(*kind), f"{name}: {written} bytes for {kind}"
     before.result()
