@@ -82,6 +82,12 @@ def test_what_a_model_in_a_loop_repeats_is_not_parsed(piece):
     assert same_answer(2000 * piece, f"$ {2000 * piece}$")
 
 
+@pytest.mark.parametrize("piece", [r"\cdot ", r"\times ", r"\text{m}\cdot ", "five hundred ", "25k ", "]1,"])
+def test_what_a_model_repeats_is_read_in_a_bounded_time(piece):
+    """Up to the length from which nothing is looked for; a reading that takes for ever would never end here."""
+    assert plainly_same(100 * piece, "5") is not True
+
+
 @given(st.one_of(st.none(), st.text(max_size=5)))
 def test_no_answer_equals_nothing(other):
     assert not same_answer(None, other)

@@ -38,7 +38,7 @@ _PLAIN_FRACTION = re.compile(r"(.*\d) ?\\frac ?\{([A-Za-z]+)\}\{([A-Za-z]+)\}")
 _NUMBERS = re.compile(r"[+-]?[\d.,:/ ]*\d")
 _FUNCTION = re.compile(r"\b(?:sin|cos|tan|cot|sec(?!\Z)|csc|log|ln|exp|sqrt|pi|mod)\b")
 _MODULUS = re.compile(r"\\mod[ ({]*(\\?\w+)")
-_REMAINDER = re.compile(rf"((?:[\d+\-*^(){{}}! ]|\\(?:times|cdot) ?)+){_MODULUS.pattern}[)}}]*")
+_REMAINDER = re.compile(rf"((?:[\d+\-*^(){{}}! ]|\\(?:times|cdot)(?![A-Za-z]))+){_MODULUS.pattern}[)}}]*")
 _MEMBER = r"(?:[a-z]|,)+ ?\\in\b.+"
 _CONDITION = re.compile(
     rf"(.+?)(?: ?\(({_MEMBER})\)|(?:,|,? ?{WRAPPER}\{{ ?(?:where|for|with) ?\}} ?|,? (?:where|for|with) )({_MEMBER}))"
