@@ -41,6 +41,7 @@ SAME = [
     ("10 centimeters", r"10 \text{ cm}"),
     (r"90^\circ", "90"),
     ("90°", "90"),
+    ("20 ℃", r"20^\circ\text{C}"),
     (r"\text{even}", "even"),
     ("42.", "42"),
     # marks of minutes and seconds, feet and inches

@@ -28,6 +28,8 @@ _SYMBOLS = {
     "∅": r"\emptyset ",
     r"\varnothing": r"\emptyset ",
     "°": r"^\circ ",
+    "℃": r"^\circ C",
+    "℉": r"^\circ F",
     "¢": r"\text{ cents}",
     "…": r"\ldots ",
     "...": r"\ldots ",
@@ -76,9 +78,10 @@ _SPELLINGS = [
         # The rows of a matrix, and how large it is.
         r"\\\\ ?\[-?[\d.]+ ?(?:pt|em|ex|mm|cm|in)\]|\\cr(?![A-Za-z])": r"\\\\",
         r"\{([pbvBV]?)(?:small)?matrix\*?\}": r"{\1matrix}",
-        # Fonts.
+        # Fonts and colours.
+        r"\\(?:text)?color ?\{\w+\} ?": "",
         r"\\mathbb ([A-Z])": r"\\mathbb{\1}",
-        r"\\(?:textrm|textnormal|textup|textsf|mathsf)(?![A-Za-z])": r"\\text",
+        r"\\(?:textrm|texttt|textnormal|textup|textsf|mathsf)(?![A-Za-z])": r"\\text",
         r"\\(?:boldsymbol|bm)(?![A-Za-z])": r"\\mathbf",
         r"\{ ?\\(?:rm|sf|it) ([^{}]*)\}|\\(?:rm|sf|it) ?\{([^{}]*)\}": r"\\text{\1\2}",
         r"\{ ?\\bf ([^{}]*)\}|\\bf ?\{([^{}]*)\}": r"\\mathbf{\1\2}",

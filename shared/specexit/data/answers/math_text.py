@@ -114,7 +114,7 @@ def _trimmed(text: str) -> str:
     text = re.sub(rf"(?<=\d)(?:{_SPACE})(?=\d{{3}}(?!\d))", "", text)
     text = re.sub(rf"{_SPACE}|\\q?quad\b", " ", text)
     text = re.sub(r"\s+", " ", text).strip()
-    text = _LINE_END.sub("", text).strip().removesuffix(".").strip()
+    text = _LINE_END.sub("", text).strip().rstrip(" .,;")
     text = _ORDINAL.sub("", text)
     about = _ABOUT.match(text)
     return text[about.end() :] if about else text
