@@ -51,9 +51,7 @@ def leased(lock: BucketPath, owner: str) -> Iterator[None]:
     finally:
         ended.set()
         beating.join()
-        with suppress(
-            BucketError
-        ):  # what ended the run is to be heard, and a start that watches the object finds it out
+        with suppress(BucketError):  # or nobody would hear what ended the run
             if _read(lock).startswith(mark):
                 lock.unlink(missing_ok=True)
 
@@ -74,7 +72,7 @@ def _refuse_living(lock: BucketPath) -> None:
     Console(stderr=True).print(said, soft_wrap=True, markup=False)
     deadline = time.monotonic() + SILENCE
     while time.monotonic() < deadline:
-        time.sleep(min(BEAT, SILENCE) / 4)
+        time.sleep(BEAT / 4)
         now = _read(lock)
         if not now:
             return

@@ -1,5 +1,6 @@
 """Small random instances of published EAGLE-3 drafts: configs as their projects publish them, sizes scaled down."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -7,7 +8,9 @@ import numpy as np
 import yaml
 from safetensors.numpy import save_file
 
+from specexit.drafts.published import import_draft
 from specexit.drafts.tensors import FLOATS
+from specexit.schemas.published import ImportConfig
 
 HIDDEN, INTERMEDIATE, HEADS, KV, HEAD_DIM, VOCAB, DRAFT_VOCAB, LAYERS = 64, 96, 4, 2, 16, 200, 120, 12
 TARGET = {
@@ -236,3 +239,22 @@ def write_target(folder: Path, **changes: object) -> str:
     fields = {"name": "small", "path": str(model), "aux_layers": [2, 6, 9], "max_model_len": 512}
     (folder / "small.yaml").write_text(yaml.safe_dump(fields))
     return str(folder / "small.yaml")
+
+
+def imported(tmp_path, layout, config=None, tensors=None, **options):
+    """Folder of the draft that comes of an instance."""
+    source = write_published(tmp_path / "published", layout, config, tensors)
+    target = write_target(tmp_path / "of")
+    import_draft(ImportConfig(draft=source, target=target, out=tmp_path / "draft", **options))
+    return tmp_path / "draft"
+
+
+def mutated(layout, place, value):
+    """The config of an instance with another value in one place, whose names are joined by dots."""
+    config = copy.deepcopy(CONFIGS[layout])
+    *parents, last = place.split(".")
+    inside = config
+    for key in parents:
+        inside = inside.setdefault(key, {})
+    inside[last] = value
+    return config
