@@ -30,6 +30,7 @@ from jax_specexit.sharding import ROWS, shift
 from jax_specexit.training.data import place, rows_of_process, trained_on
 from jax_specexit.training.losses import first_choices
 from jax_specexit.training.step import Batch, Frozen, Step, ttt_outputs
+from specexit.config import ConfigError
 from specexit.data.overlap import refuse_trained
 from specexit.data.packed import PackMeta
 from specexit.data.sequences import TrainingSequence, assemble, best_fit, make_sequence
@@ -47,6 +48,8 @@ from specexit.schemas.train import TrainConfig
 
 BLOCK_TOKENS = 500_000
 """Tokens of the traces that are packed together, about."""
+MOST_PROMPTS = 1 << 20
+"""Whatever becomes of the run names the prompts that chose its checkpoint: 20 MB of them."""
 
 
 class Row(NamedTuple):
@@ -68,7 +71,7 @@ class HeldOut:
 
     Raises:
       TraceError: the traces cannot be read, or were written with another tokenizer.
-      ConfigError: they are another target's.
+      ConfigError: they are another target's, or of more than `MOST_PROMPTS` prompts.
       OverlapError: some are of prompts that are trained on, or that the draft in ``init_from`` was trained on.
     """
 
@@ -80,12 +83,17 @@ class HeldOut:
             refuse_trained(folder, traces, config.eval_traces)
         check_tokenizer(config.eval_traces, target_config)
         self.end = target_config.think_tokens().end
-        longest = int((traces["n_prompt"] + traces["n_think"] + 1 + traces["n_answer"]).max())
+        longest = traces.number("max(n_prompt + n_think + 1 + n_answer)")
         self.times = -(-longest // meta.length)
         self.length = self.times * meta.length
         self.config, self.dtype = config, target_config.dtype
         self.kind: ExitKind = meta.exit_point
-        self.prompts = [f"{prompt:016x}" for prompt in np.unique(traces["prompt"]).tolist()]
+        if traces.n_prompts() > MOST_PROMPTS:
+            raise ConfigError(
+                f"eval_traces: {config.eval_traces} holds {traces.n_prompts():,} prompts, expected at most "
+                f"{MOST_PROMPTS:,}: choose fewer by evaluate_n"
+            )
+        self.prompts = [f"{prompt:016x}" for prompt in traces.prompts()]
         which = f"{data_sha256(config.eval_traces)[:16]}, {len(traces)} of them"
         self.measure = {"by": config.best_by, "traces": which}
         """What the score of an evaluation is of: scores of two measures cannot be compared."""
@@ -106,9 +114,9 @@ class HeldOut:
 
     def __call__(self, params: Any, frozen: Frozen, step: int) -> Evaluation:
         """Evaluate; every process must call it, and gets the same."""
-        with Judge(self.kind) as found:
-            self._add_all(found, params, frozen)
-            return found.result(step)
+        found = Judge(self.kind)
+        self._add_all(found, params, frozen)
+        return found.result(step)
 
     def _add_all(self, found: Judge, params: Any, frozen: Frozen) -> None:
         mine, rows = rows_of_process(self.size, self.sharding), self._rows()

@@ -107,13 +107,6 @@ class Judge:
         self._accepted, self._steps = 0, 0
         self._loss, self._labelled = np.zeros(len(SIGNALS)), np.zeros(len(SIGNALS), np.int64)
 
-    def __enter__(self) -> Judge:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for numbers in (self._everywhere, self._hard):
-            numbers.close()
-
     def add(self, one: Scored) -> None:
         """Count a trace."""
         trace = one.trace
@@ -185,10 +178,10 @@ class Judge:
 
 def judge(done: Iterable[Scored], step: int, kind: ExitKind) -> Evaluation:
     """Numbers of scored traces, see `Judge`."""
-    with Judge(kind) as found:
-        for one in done:
-            found.add(one)
-        return found.result(step)
+    found = Judge(kind)
+    for one in done:
+        found.add(one)
+    return found.result(step)
 
 
 def acceptance_length(done: Iterable[Scored]) -> float:

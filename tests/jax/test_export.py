@@ -189,7 +189,7 @@ def test_what_is_known_of_the_draft_stays_known(
 ) -> None:
     draft = Path(shutil.copytree(foreign, tmp_path / "draft"))
     held_out, ours = packed.parent / "traces.parquet", read_prompts(packed)
-    theirs = np.unique(outlines(read_traces(held_out))["prompt"])
+    theirs = [*outlines(read_traces(held_out)).prompts()]
     write_prompts(draft, theirs)
     origin = Origin(layout="angelslim", config={}, names={}, vocabulary="offsets", types={}, target="small")
     (draft / "import.json").write_text(origin.model_dump_json())
@@ -205,7 +205,7 @@ def test_what_is_known_of_the_draft_stays_known(
     known = read_prompts(tmp_path / "trained")
     assert known is not None
     assert ours is not None
-    assert {*known} == {*theirs, *ours}
+    assert {*known.tolist()} == {*theirs, *ours.tolist()}
     assert describe(tmp_path / "trained")["origin"].startswith(
         "imported, layout angelslim, and trained further here, on "
     )

@@ -22,6 +22,7 @@ import yaml
 from jax.experimental.compilation_cache import compilation_cache
 
 from jax_specexit.convert import convert
+from jax_specexit.evaluation import held_out
 from jax_specexit.training import train as module
 from jax_specexit.training.checkpoint import restore_params
 from jax_specexit.training.metrics import Metrics
@@ -343,6 +344,16 @@ def test_wandb_is_asked_for_and_gets_the_numbers(tmp_path: Path, monkeypatch: py
             metrics.write({"step": 3, "evaluation": {"top1": [0.5]}})
     assert calls == [(3, {"evaluation/top1/0": 0.5}), "end"] * 2
     assert ids == ["abc", "abc"]
+
+
+def test_a_run_is_not_evaluated_on_more_prompts_than_can_be_named(
+    evaluated: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(held_out, "MOST_PROMPTS", 39)
+    again = evaluated.model_copy(update={"out": tmp_path / "run"})
+    with pytest.raises(ConfigError, match=r"holds 40 prompts, expected at most 39: choose fewer by evaluate_n"):
+        train(again)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_is_not_evaluated_on_prompts_that_it_was_trained_on(

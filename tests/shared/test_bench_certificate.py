@@ -7,10 +7,13 @@ import pytest
 
 from specexit.bench.certificate import POLICIES, bench_certificate, measure, population
 from specexit.cli import run
+from specexit.data.outlines import outlines
 from specexit.data.rows import prompt_sha256
 from specexit.data.scores import Scores, key_of, write_scores
 from specexit.data.traces import write_traces
 from specexit.method.certify import CertificateError, Claim, certify
+from specexit.method.judged import judge
+from specexit.method.replay import Replay
 from specexit.method.sample import Sample
 from specexit.schemas.bench_certificate import BenchCertificateConfig
 
@@ -49,10 +52,10 @@ def people(make_trace):
 @pytest.mark.parametrize("grouped", [False, True])
 def test_many_draws_at_once_are_certified_as_one_by_one(people, samples, grouped):
     traces, signals = people(samples)
-    sample = Sample(traces, signals, grouped=grouped)
+    sample, replay = Sample(outlines(traces), grouped=grouped), Replay(traces, signals)
     claim = Claim("answer_changed", 0.1, 0.1)
     drawn = np.random.default_rng(1).multinomial(150, np.full(N, 1 / N), 6)
-    chosen, boldest = measure(population(sample, "answer_changed"), claim, drawn)
+    chosen, boldest = measure(population(sample, replay, "answer_changed"), claim, drawn)
     hashes = list(dict.fromkeys(map(prompt_sha256, traces)))
     for counts, ours, naive in zip(drawn, chosen, boldest, strict=True):
         copies = [
@@ -65,15 +68,16 @@ def test_many_draws_at_once_are_certified_as_one_by_one(people, samples, grouped
             for trace, values in zip(traces, signals, strict=True)
             for copy in range(counts[hashes.index(prompt_sha256(trace))])
         ]
-        alone = Sample([trace for trace, _ in copies], [values for _, values in copies], grouped=grouped)
-        losses = [alone.play(policy, "answer_changed") for policy in POLICIES]
+        alone = Sample(outlines(trace for trace, _ in copies), grouped=grouped)
+        played = Replay([trace for trace, _ in copies], [values for _, values in copies])
+        judged = judge(alone, [played], POLICIES, "answer_changed")
         try:
-            found = certify(alone, POLICIES, claim, losses)
+            found = certify(alone, claim, judged)
         except CertificateError:
             found = None
         assert ours == (-1 if found is None else found.index)
         if not grouped:
-            assert naive == max(i for i, loss in enumerate(losses) if loss.mean() <= 0.1 + 1e-9)
+            assert naive == max(i for i, one in enumerate(judged) if one.errors / one.n <= 0.1 + 1e-9)
 
 
 def test_the_file_has_every_cell_and_certificates_hold(people, tmp_path, capsys):

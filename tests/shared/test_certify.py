@@ -8,6 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
+from specexit.data.outlines import outlines
+from specexit.data.rows import can_judge
 from specexit.method.certify import (
     CertificateError,
     Claim,
@@ -19,8 +21,11 @@ from specexit.method.certify import (
     required_n,
 )
 from specexit.method.decision import Policy, exit_position
-from specexit.method.sample import Compared, Prompts, Sample, SampleError
+from specexit.method.judged import Counts, Judged, judge
+from specexit.method.replay import Replay
+from specexit.method.sample import Sample, SampleError
 from specexit.method.splits import ThinkTokens
+from specexit.method.sums import Sums
 
 TAUS = (0.99, 0.9, 0.7, 0.5, 0.3)
 POLICIES = [Policy(thresholds={"validity": tau}) for tau in TAUS]
@@ -126,24 +131,30 @@ def theorem(traces, signals, epsilon, delta, unjudged):
     return table, certified
 
 
+def judged_by(traces, signals, **options):
+    """The prompts of traces, and what each policy does to them."""
+    able = [(trace, values) for trace, values in zip(traces, signals, strict=True) if can_judge(trace)]
+    sample = Sample(outlines(traces), **options)
+    blocks = [Replay([trace for trace, _ in able], [values for _, values in able])] if able else []
+    return sample, judge(sample, blocks, POLICIES, "answer_changed")
+
+
 @settings(deadline=None, max_examples=40)
 @given(kinds_of_traces(), st.sampled_from([0.05, 0.1, 0.2]), st.sampled_from(["refuse", "error"]))
 def test_a_certificate_is_what_the_theorem_says_and_nothing_more(build, kinds, epsilon, unjudged):
     traces, signals = build(kinds)
     table, expected = theorem(traces, signals, epsilon, 0.1, unjudged)
-    sample = Sample(traces, signals, unjudged=unjudged)
+    sample, judged = judged_by(traces, signals, unjudged=unjudged)
     assert sample.n == len(table)
-    losses = [sample.play(policy, "answer_changed") for policy in POLICIES]
     claim = Claim("answer_changed", epsilon, 0.1)
     if len(table) < math.log(0.1) / math.log(1 - epsilon):
         with pytest.raises(CertificateError, match=f"{len(table)} calibration prompts"):
-            certify(sample, POLICIES, claim, losses)
+            certify(sample, claim, judged)
         return
-    np.testing.assert_allclose(sorted(map(tuple, np.array(losses).T)), sorted(map(tuple, table)))
-    found = certify(sample, POLICIES, claim, losses)
+    np.testing.assert_allclose([one.errors for one in judged], table.sum(axis=0), atol=1e-12)
+    found = certify(sample, claim, judged)
     if found is None:  # nothing certified, or what is exits nowhere
-        kept = [] if expected is None else sample.replay.play(POLICIES[expected]).kept
-        assert all(length == 10 for length in kept)
+        assert expected is None or judged[expected].sums.kept == judged[expected].sums.full
         return
     assert found.index == expected
     assert found.errors == pytest.approx(table[:, expected].sum())
@@ -159,10 +170,9 @@ def test_the_order_of_the_traces_does_not_matter(build, kinds, seed):
     claim = Claim("answer_changed", 0.3, 0.1)
     results = []
     for rows in (range(len(traces)), order):
-        sample = Sample([traces[i] for i in rows], [signals[i] for i in rows])
-        losses = [sample.play(policy, "answer_changed") for policy in POLICIES]
+        sample, judged = judged_by([traces[i] for i in rows], [signals[i] for i in rows])
         try:
-            found = certify(sample, POLICIES, claim, losses)
+            found = certify(sample, claim, judged)
             results.append(found and (found.index, round(found.errors, 9), round(found.bound, 9)))
         except CertificateError as error:
             results.append(str(error))
@@ -172,7 +182,7 @@ def test_the_order_of_the_traces_does_not_matter(build, kinds, seed):
 def test_copies_of_a_trace_are_refused_whatever_they_are_called(build):
     traces, signals = build([{"n": 5, "prompts": 5, "finish_reason": "stop", "answer": "7"} | STATES])
     with pytest.raises(SampleError, match="1 traces stand there more than once"):
-        Sample([*traces, traces[0]], [*signals, signals[0]])
+        judged_by([*traces, traces[0]], [*signals, signals[0]])
 
 
 STATES = {"states": ["agrees"], "validity": [0.95, 0.0, 0.0]}
@@ -191,13 +201,25 @@ def test_testing_stops_at_the_first_failure_though_a_later_one_would_pass():
     assert fixed_sequence([], 0.1) is None
 
 
-def violations(draw, risks, claim, draws, prompts):
+def counted(losses, groups=None, asked=None, contradicted=None):
+    """What is known of losses on prompts, each of them in a group."""
+    groups, nothing = np.zeros(len(losses), int) if groups is None else groups, np.zeros(len(losses), bool)
+    told = [nothing if one is None else one for one in (asked, contradicted)]
+    parts = {str(group): groups == group for group in np.unique(groups)}
+    counts = {
+        name: Counts(int(rows.sum()), float(losses[rows].sum()), *(int(one[rows].sum()) for one in told))
+        for name, rows in parts.items()
+    }
+    return Judged(Sums(*[0] * len(Sums._fields)), counts)
+
+
+def violations(draw, risks, claim, draws, *, single, groups=None):
     """Share of draws in which the policy chosen has a true risk above epsilon, and the same of the naive pick."""
     exceeded = naive = 0
     worst = risks if risks.ndim == 1 else risks.max(axis=0)
     for _ in range(draws):
         losses = draw()
-        p_values = [p_value(prompts, loss, claim) for loss in losses]
+        p_values = [p_value(counted(loss, groups), claim, single=single) for loss in losses]
         chosen = fixed_sequence(p_values, claim.counted_delta)
         exceeded += chosen is not None and worst[chosen] > claim.epsilon
         naive += (
@@ -217,7 +239,7 @@ def test_the_risk_exceeds_epsilon_in_at_most_delta_of_all_calibration_samples():
         needed = rng.random(300)  # a trace errs at every threshold whose risk is above its own draw
         return [(needed < risk).astype(float) for risk in RISKS]
 
-    ours, naive = violations(draw, RISKS, claim, 400, Prompts(300, single=True))
+    ours, naive = violations(draw, RISKS, claim, 400, single=True)
     assert ours <= 0.1 + 0.045  # at most delta by the theorem; three standard errors of 400 draws
     assert naive > 2 * 0.1
 
@@ -229,7 +251,7 @@ def test_so_it_is_with_several_samples_a_prompt_and_with_groups():
         hard = rng.random(300) < 0.3  # all errors are on a third of the prompts
         return [rng.binomial(4, np.where(hard, min(1, risk / 0.3), 0)) / 4 for risk in RISKS]
 
-    assert violations(shares, RISKS, claim, 300, Prompts(300, single=False))[0] <= 0.1 + 0.052
+    assert violations(shares, RISKS, claim, 300, single=False)[0] <= 0.1 + 0.052
 
     groups = np.repeat([0, 1], 150)
     of_group = np.stack([RISKS, RISKS / 3])
@@ -238,7 +260,7 @@ def test_so_it_is_with_several_samples_a_prompt_and_with_groups():
         needed = rng.random(300)
         return [(needed < np.repeat(risk, 150)).astype(float) for risk in of_group.T]
 
-    ours, naive = violations(grouped, of_group, claim, 300, Prompts(300, single=True, groups=groups, names=["a", "b"]))
+    ours, naive = violations(grouped, of_group, claim, 300, single=True, groups=groups)
     assert ours <= 0.1 + 0.052
     assert naive > 0.5  # the average hides the worse group
 
@@ -250,7 +272,7 @@ def test_so_it_is_with_whole_answers_that_contradict_their_trials():
     it and are broken more often than not.
     """
     rng = np.random.default_rng(2)
-    prompts, n, risks = Prompts(600, single=True), 600, RISKS[::2]
+    n, risks = 600, RISKS[::2]
     shares = risks / risks.max()
     whole = risks / 2 + 0.04 * shares * (1 - risks / 2)
     broken = {True: 0, False: 0}
@@ -260,8 +282,8 @@ def test_so_it_is_with_whole_answers_that_contradict_their_trials():
         said = [(contradicts < 0.04 * share) & (loss == 0) for share, loss in zip(shares, losses, strict=True)]
         for carried in broken:
             claim = Claim("answer_changed", 0.06, 0.1, noise=0.01 if carried else 0.0)
-            compared = [Compared(asked, asked & each) if carried else None for each in said]
-            p_values = [p_value(prompts, loss, claim, seen) for loss, seen in zip(losses, compared, strict=True)]
+            judged = [counted(loss, None, asked, asked & each) for loss, each in zip(losses, said, strict=True)]
+            p_values = [p_value(one, claim, single=True) for one in judged]
             chosen = fixed_sequence(p_values, claim.counted_delta)
             broken[carried] += chosen is not None and whole[chosen] > claim.epsilon
     assert broken[True] / 150 <= 0.1 + 0.074  # three standard errors of 150 draws
@@ -277,13 +299,12 @@ def test_the_noise_bound_spends_half_of_delta(n, data):
 
 def test_the_price_of_a_bolder_policy():
     """4 of 200 err where 5 % may: certified. 8 of 200: the theorem asks for more prompts, and says about how many."""
-    prompts = Prompts(200, single=True)
-    losses = [(np.arange(200) < k).astype(float) for k in (4, 8, 11)]
+    judged = [counted((np.arange(200) < k).astype(float)) for k in (4, 8, 11)]
     claim = Claim("answer_changed", 0.05, 0.1)
-    assert p_value(prompts, losses[0], claim) <= 0.1 < p_value(prompts, losses[1], claim)
-    n = prompts_for(prompts, losses, 1, 1, claim)
+    assert p_value(judged[0], claim, single=True) <= 0.1 < p_value(judged[1], claim, single=True)
+    n = prompts_for(judged, 1, 1, claim, single=True)
     assert 200 < n < 1000
     # Errors come whole, so the smallest n is not sharp: a quarter more suffices, a quarter less does not.
     assert scipy_stats.binom.cdf(0.04 * 1.25 * n, 1.25 * n // 1, 0.05) <= 0.1
     assert scipy_stats.binom.cdf(0.04 * 0.75 * n, 0.75 * n // 1, 0.05) > 0.1
-    assert prompts_for(prompts, losses, 1, 2, claim) is None  # 5.5 % observed: never
+    assert prompts_for(judged, 1, 2, claim, single=True) is None  # 5.5 % observed: never

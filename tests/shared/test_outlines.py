@@ -7,25 +7,34 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from specexit.data import outlines as outlines_module
-from specexit.data import seen as seen_module
+from specexit.data import scratch as scratch_module
 from specexit.data.outlines import outlines
-from specexit.data.rows import prompt_sha256, why_not
+from specexit.data.rows import prompt_sha256, short_hash, why_not
+from specexit.data.scratch import Scratch
 from specexit.data.seen import Seen
+from specexit.errors import InputError
 
 KEYS = st.integers(-(2**63), 2**64 - 1)
 
 
-@given(st.lists(st.one_of(KEYS, st.integers(0, 5))), st.integers(1, 4))
-def test_what_was_seen_is_a_set(keys, merged):
+@given(st.lists(st.lists(st.one_of(KEYS, st.integers(0, 5)))))
+def test_what_was_seen_is_a_set(some):
     seen, expected = Seen(), set()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(seen_module, "MERGED", merged)
-        for key in keys:
-            assert seen.add(key) == (key % 2**64 not in expected)
-            expected.add(key % 2**64)
+    for keys in some:
+        new = {key % 2**64 for key in keys} - expected
+        assert seen.update(keys) == len(new)
+        expected |= new
+        assert all(not seen.add(key) and key in seen for key in keys)
     assert len(seen) == len(expected)
-    assert seen.hashes().tolist() == sorted(expected)
+    assert list(seen) == sorted(expected)
+    assert not any(key in seen for key in set(range(9)) - expected)
+
+
+def test_a_full_disk_is_an_error_that_says_where():
+    file = Scratch("create table numbers (value)")
+    list(file.ask("pragma max_page_count = 8"))
+    with pytest.raises(InputError, match=r"TMPDIR: a temporary file cannot be written: .*full"):
+        file.write("insert into numbers values (?)", ((i,) for i in range(100_000)))
 
 
 def free(*boundaries):
@@ -43,30 +52,51 @@ def traces(make_trace):
     ]
 
 
-def test_columns_say_what_the_traces_say(traces, monkeypatch):
-    monkeypatch.setattr(outlines_module, "IDS_AT_ONCE", 2)
+def hashes(traces):
+    return sorted({short_hash(prompt_sha256(trace)) for trace in traces})
+
+
+def test_columns_say_what_the_traces_say(traces):
     found = outlines(traces)
-    assert [f"{prompt:016x}" for prompt in found["prompt"].tolist()] == [prompt_sha256(t)[:16] for t in traces]
-    assert found["n_boundaries"].tolist() == [3, 3, 3, 3]
-    assert found["throughout"].tolist() == [True, True, False, True]
-    assert found["has_reference"].tolist() == [True, True, False, True]
+    assert len(found) == 4
+    assert found.n_prompts() == 3
+    assert list(found.prompts()) == hashes(traces)
     assert list(found.names()) == [("a", 0), ("b", 0), ("a", 1), ("c", 0)]
-    assert found.has("barred", None).tolist() == [why_not(trace) is None for trace in traces]
+    asked = found.ask("n_boundaries, throughout, has_reference, has_free", "order by row")
+    assert list(asked) == [(3, 1, 1, 1), (3, 1, 1, 0), (3, 0, 0, 0), (3, 1, 1, 1)]
+    assert found.number("max(n_prompt + n_think)") == max(trace.n_prompt + trace.n_think for trace in traces)
+    assert found.counted("barred") == {None: 3, "unfinished": 1}
     assert found.counted("task") == {"sum": 2, None: 1, "product": 1}
-    number, names = found.groups()
-    assert [names[at] if at >= 0 else None for at in number] == ["sum", "old", None, "product"]
+    assert found.counted("part") == {"sum": 1, "old": 1, None: 1, "product": 1}
     assert found.different("trial") == ['{"text": "x"}', "{}", '{"text": "x", "boundaries": "stable"}']
-    # The first boundary, behind four tokens, is there as 0 as well; an answer that was cut off says nothing.
-    assert found.whole.tolist() == [[0, 4, 1], [0, 0, 1], [0, 10, -1], [3, 7, 0]]
 
 
-def test_some_of_the_traces_are_what_they_were(traces):
-    every = outlines(traces)
-    kept = np.array([False, True, True, True])
-    some, expected = every.only(kept), outlines(traces[1:])
+@pytest.mark.parametrize("texts", [{"barred": None}, {"barred": "unfinished"}, {"task": "sum", "barred": None}])
+def test_some_of_the_traces_are_as_if_there_were_no_others(traces, texts):
+    some = outlines(traces).only(**texts)
+    kept = [
+        t for t in traces if all((why_not(t) if name == "barred" else t.task) == text for name, text in texts.items())
+    ]
+    expected = outlines(kept)
+    assert kept
+    assert len(some) == len(kept)
     assert list(some.names()) == list(expected.names())
-    assert some.id_of(2) == "c"
-    assert some.whole.tolist() == expected.whole.tolist()
-    assert some.different("task") == ["sum", None, "product"]
-    assert some.counted("barred") == expected.counted("barred") == {"unfinished": 1, None: 2}
-    assert not some.only(np.zeros(3, bool)).different("task")
+    assert list(some.prompts()) == hashes(kept)
+    for name in ("barred", "task", "part", "trial"):
+        assert some.counted(name) == expected.counted(name)
+    assert some.number("sum(n_think)") == sum(trace.n_think for trace in kept)
+
+
+def test_of_no_traces_nothing_is_known(traces):
+    none = outlines(traces).only(task="nobody's")
+    assert (len(none), none.n_prompts(), none.number("max(n_think)"), none.different("task")) == (0, 0, 0, [])
+    assert none.among(np.array(hashes(traces), np.uint64)) == (0, None)
+
+
+@pytest.mark.parametrize("at_once", [1, 1 << 16])
+def test_prompts_that_are_known_are_found_with_the_first_of_their_traces(traces, at_once, monkeypatch):
+    monkeypatch.setattr(scratch_module, "AT_ONCE", at_once)
+    found = outlines(traces)
+    for known, first in ((traces, "a"), (traces[1:2], "b"), (traces[1:], "a"), ([traces[1], traces[3]], "b")):
+        assert found.among(np.array(hashes(known), np.uint64)) == (len(hashes(known)), first)
+    assert found.among(np.arange(9, dtype=np.uint64)) == (0, None)

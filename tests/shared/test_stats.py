@@ -6,8 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
-from specexit.errors import InputError
-from specexit.method import ordered as ordered_module
+from specexit.data import scratch as scratch_module
 from specexit.method.ordered import Ordered
 from specexit.method.statistics import (
     binomial_interval,
@@ -77,19 +76,13 @@ def test_numbers_on_the_disk_are_ranked_as_those_in_memory(drawn, size):
     """Noted in any order, some at a time, and read back in pieces."""
     scores, hits = drawn
     levels = (0, 0.05, 0.5, 0.95, 1)
-    with Ordered() as numbers, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ordered_module, "AT_ONCE", size)
+    numbers = Ordered()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scratch_module, "AT_ONCE", size)
         for start in range(0, len(scores), size):
             numbers.add(scores[start : start + size], hits[start : start + size])
         assert vars(ranking(numbers.counted())) == pytest.approx(vars(of(scores, hits)))
         assert numbers.quantiles(levels) == pytest.approx(np.quantile(scores, levels))
-
-
-def test_a_full_disk_is_an_error_that_says_where():
-    with Ordered() as numbers:
-        numbers._file.execute("pragma max_page_count = 8")
-        with pytest.raises(InputError, match=r"TMPDIR: a temporary file cannot be written: .*full"):
-            numbers.add(np.random.default_rng(0).random(100_000))
 
 
 @given(st.integers(1, 2000), st.data(), st.floats(0.001, 0.999))

@@ -1,8 +1,8 @@
 """Traces that are replayed a block at a time give, to the last bit, what all of them at once give, and few are held."""
 
 import json
-import tempfile
 import weakref
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from specexit.data import traces as traces_module
-from specexit.data.rows import BareTrace
+from specexit.data.outlines import outlines
+from specexit.data.rows import BareTrace, can_judge, free_trials
 from specexit.data.scores import Scores, key_of, open_scores, write_scores
 from specexit.data.traces import read_bare, write_traces
 from specexit.drafts.policy import TRAFFIC_LEVELS
@@ -18,11 +19,13 @@ from specexit.drafts.tensors import weights_hash
 from specexit.method import simulate as simulate_module
 from specexit.method.calibrate import calibrate
 from specexit.method.decision import Policy
+from specexit.method.judged import judge
 from specexit.method.policies import METHODS, MethodError, load_methods
 from specexit.method.replay import Replay
 from specexit.method.sample import Sample
-from specexit.method.simulate import simulate, summarise
-from specexit.method.stored import StoredReplay, replays
+from specexit.method.simulate import simulate
+from specexit.method.stored import replays
+from specexit.method.sums import sums_of
 from specexit.schemas.calibrate import CalibrateConfig
 from specexit.schemas.simulate import SimulateConfig
 
@@ -46,12 +49,12 @@ def drawn(make_trace, rng, n):
         agrees = [state == "agrees" or (state == "untried" and rng.random() < 0.5) for state in states]
         tried = [j for j, state in enumerate(states) if state in ("agrees", "differs")]
         free = [{"boundary": j, "answer": "7", "same": bool(rng.random() < 0.9), "tokens": 3} for j in tried[:2]]
-        known = rng.random() < 0.9
+        known, prompt = rng.random() < 0.9, int(rng.integers(n))
         traces.append(
             make_trace(
                 id=f"t{i}",
                 sample=int(rng.integers(3)),
-                prompt_ids=[int(rng.integers(n))],
+                prompt_ids=[prompt],
                 think_ids=rng.integers(5, 9, n_think).tolist(),
                 boundaries=ends.tolist(),
                 boundary_answers=["7" if same else str(rng.integers(6, 9)) for same in agrees],
@@ -61,7 +64,7 @@ def drawn(make_trace, rng, n):
                 boundary_trial_tokens=rng.integers(0, 9, len(ends)).tolist(),
                 reference="7" if known else None,
                 correct=True if known else None,
-                task=f"task {rng.integers(2)}",
+                task=f"task {prompt % 2}",
                 finish_reason="stop" if rng.random() < 0.9 else "length",
                 trial=json.dumps({"text": "x"} | ({"free": free} if rng.random() < 0.5 else {})),
             )
@@ -87,31 +90,49 @@ def files(make_trace, tmp_path_factory, write_random_draft):
     return make
 
 
-def same(outcome, other):
-    for name, values in vars(outcome).items():
-        assert values.dtype == getattr(other, name).dtype
-        np.testing.assert_array_equal(values, getattr(other, name))
-
-
 @settings(max_examples=12)
-@given(st.integers(0, 2**32 - 1), st.sampled_from(BLOCKS))
-def test_blocks_play_as_all_traces_at_once(files, seed, tokens):
+@given(st.integers(0, 2**32 - 1), st.sampled_from(BLOCKS), st.booleans())
+def test_blocks_are_judged_as_all_traces_at_once(files, seed, tokens, grouped):
+    """Against the definition, prompt by prompt."""
     paths = files(seed, 70)  # more than a row group of the scores
     traces = read_bare(paths["traces"])
-    able = [trace for trace in traces if trace.finish_reason == "stop" and trace.boundaries]
+    able = [trace for trace in traces if can_judge(trace)]
     whole = Replay(able, open_scores(paths["scores"]).of(able))
-    with tempfile.TemporaryFile() as file, pytest.MonkeyPatch.context() as patch:
+    sample = Sample(outlines(traces), grouped=grouped)
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(traces_module, "BLOCK_TOKENS", tokens)
         blocks = list(replays(paths["traces"], open_scores(paths["scores"])))
-        assert (len(blocks) == len(able)) == (tokens == 1)
-        stored = StoredReplay(blocks, POLICIES, file)
-        ours, theirs = Sample(traces, stored), Sample(traces, whole)
-        for policy in reversed(POLICIES):
-            same(stored.play(policy), whole.play(policy))
-            assert summarise(stored, policy, stored.play(policy)) == summarise(whole, policy, whole.play(policy))
-            compared = ours.compared(stored.play(policy)), theirs.compared(whole.play(policy))
-            np.testing.assert_array_equal(compared[0].asked, compared[1].asked)
-            np.testing.assert_array_equal(compared[0].contradicted, compared[1].contradicted)
+    assert (len(blocks) == len(able)) == (tokens == 1)
+    for policy, found in zip(POLICIES, judge(sample, blocks, POLICIES, "answer_changed"), strict=True):
+        outcome = whole.play(policy)
+        assert found.sums == sums_of(whole, outcome)
+        expected = by_prompt(able, outcome, lambda trace: trace.group or trace.task if grouped else "")
+        assert {name: vars(counts) for name, counts in found.groups.items()} == expected
+
+
+def by_prompt(traces, outcome, group_of):
+    """What `Counts` says, of each group: a prompt errs as its traces do on the average; it was asked where an answer
+    in full was written at the boundary that stands for a trace's exit, and contradicted where a sound exit was."""
+    groups = {}
+    for i, trace in enumerate(traces):
+        prompts = groups.setdefault(group_of(trace), {})
+        changed, asked, contradicted = prompts.setdefault(trace.prompt_hash, ([], [], []))
+        changed.append(bool(outcome.changed[i]))
+        sound = bool(outcome.exited[i] and outcome.kept[i] < trace.n_think and not outcome.changed[i])
+        ruled = sound and not outcome.inferred[i]
+        stands = trace.boundaries.index(outcome.kept[i]) if ruled else 0
+        here = [free for free in free_trials(trace) if free.boundary == stands]
+        asked.append(bool(here))
+        contradicted.append(sound and any(not ruled or free.same is not True for free in here))
+    return {
+        name: {
+            "n": len(prompts),
+            "errors": pytest.approx(sum(Fraction(sum(changed), len(changed)) for changed, _, _ in prompts.values())),
+            "asked": sum(any(asked) for _, asked, _ in prompts.values()),
+            "contradicted": sum(any(contradicted) for _, _, contradicted in prompts.values()),
+        }
+        for name, prompts in groups.items()
+    }
 
 
 @pytest.fixture
@@ -173,6 +194,7 @@ def test_few_traces_are_held_at_once(files, command, monkeypatch, few_methods, t
 
 DEPENDS = """
 from specexit.method.decision import Policy
+from specexit.method.judged import judge
 from specexit.method.policies import Method, play_policies
 
 METHOD = Method(

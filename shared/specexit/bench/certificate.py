@@ -25,12 +25,16 @@ from rich.progress import track
 from rich.table import Table
 
 from specexit.config import revision, versions, write_text
+from specexit.data.outlines import outlines
+from specexit.data.rows import can_judge
 from specexit.data.scores import read_scores
 from specexit.data.traces import data_sha256, read_traces
 from specexit.drafts.policy import Risk
 from specexit.method.certify import Claim, required_n, share_p_value
 from specexit.method.decision import Policy
+from specexit.method.judged import errors_of
 from specexit.method.policies.validity import VALIDITY_GRID
+from specexit.method.replay import Replay
 from specexit.method.sample import Sample
 from specexit.schemas.bench_certificate import BenchCertificateConfig
 
@@ -88,15 +92,25 @@ class Transfer:
     """The same where the group was among the prompts, and the worst group was controlled."""
 
 
-def population(sample: Sample, risk: Risk) -> Population:
-    """Play every policy of the grid on a sample that is taken for the whole population."""
-    outcomes = [sample.replay.play(policy) for policy in POLICIES]
+def population(sample: Sample, replay: Replay, risk: Risk) -> Population:
+    """Play every policy of the grid on a sample that is taken for the whole population.
+
+    Args:
+      sample: the prompts.
+      replay: their traces that can judge.
+      risk: what is an error.
+    """
+    prompts = [sample.prompt_of(trace) for trace in replay.traces]
+    number = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
+    of, names = np.array([number[prompt] for prompt in prompts]), list(sample.sizes)
+    outcomes = [replay.play(policy) for policy in POLICIES]
+    errors = np.stack([np.bincount(of, weights=errors_of(replay, outcome, risk)) for outcome in outcomes])
     return Population(
-        losses=np.stack([sample.losses(outcome, risk) for outcome in outcomes]),
-        kept=np.stack([sample.per_prompt(outcome.kept) for outcome in outcomes]),
-        full=sample.per_prompt(sample.replay.n_think),
-        single=sample.prompts.single,
-        group=np.zeros(sample.n, np.int64) if sample.prompts.groups is None else sample.prompts.groups,
+        losses=errors / np.array([prompt.size for prompt in number]),
+        kept=np.stack([np.bincount(of, weights=outcome.kept) for outcome in outcomes]),
+        full=np.bincount(of, weights=replay.n_think),
+        single=sample.single,
+        group=np.array([names.index(prompt.group) for prompt in number]),
     )
 
 
@@ -198,20 +212,21 @@ def bench_certificate(config: BenchCertificateConfig) -> list[Cell]:
         traces = read_traces(path)
         grouped = (False, True) if config.grouped and all(t.group or t.task for t in traces) else (False,)
         for source, scores in config.scores[decoding].items():
-            signals = read_scores(scores).of(traces)
+            able = [trace for trace in traces if can_judge(trace)]
+            replay = Replay(able, read_scores(scores).of(able))
             for by_group in grouped:
-                sample = Sample(traces, signals, grouped=by_group)
+                sample = Sample(outlines(traces), grouped=by_group)
                 sizes[decoding] = {"prompts": sample.n, "traces": sample.n_traces, "unjudged": dict(sample.unjudged)}
                 sizes[decoding] |= {"data_sha256": data_sha256(path), "sampling": json.loads(traces[0].sampling)}
                 for risk in config.risks:
-                    people = population(sample, risk)
+                    people = population(sample, replay, risk)
                     todo = list(product(config.epsilon, config.n))
                     what = f"{decoding}, {source}, {risk}"
                     for epsilon, n in track(todo, what, console=console, disable=not console.is_terminal):
                         found = cell(people, Claim(risk, epsilon, config.delta), n, config.draws, rng)
                         cells.append(Cell(risk, epsilon, n, source, decoding, by_group, **found))
-                    names, n = sample.prompts.names, max(config.n)
-                    for epsilon in config.epsilon if names else ():
+                    names, n = list(sample.sizes), max(config.n)
+                    for epsilon in config.epsilon if by_group else ():
                         shares = transfer(people, Claim(risk, epsilon, config.delta), n, config.draws, rng)
                         for i, name in enumerate(names):
                             moved.append(Transfer(risk, epsilon, n, source, decoding, name, **shares[i]))

@@ -19,6 +19,7 @@ from specexit.config import save_run, write_text
 from specexit.data.boundaries import stating
 from specexit.data.checks import once
 from specexit.data.rows import FAILED, LABELLED_SCHEMA, LabelledTrace, Trace, infer_decided, is_tried_throughout
+from specexit.data.seen import Seen
 from specexit.data.stream import TraceError, blocks, deserialised, in_parallel, read_batches, rows_of, serialised, shown
 from specexit.data.summary import Statistics, Tally, listed
 from specexit.data.traces import (
@@ -63,7 +64,7 @@ def annotate(config: AnnotateConfig) -> Statistics:
     target = target_of_file(config.traces, config.target)
     check_tokenizer(config.traces, target)
     check_collected(config.traces)
-    tally, reasons, examples = Tally(), Counter(), []
+    tally, reasons, examples = Tally(prompts=Seen()), Counter(), []
     with new_folder(config.out) as folder:
         metadata = {**(LABELLED_SCHEMA.metadata or {}), TOKENIZER: tokenizer_sha256(target).encode()}
         schema = LABELLED_SCHEMA.with_metadata(metadata)

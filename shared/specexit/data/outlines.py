@@ -1,142 +1,122 @@
-"""What is known of many traces as wholes, for what has to know of all of them at once: some hundred bytes of each."""
+"""What is known of many traces as wholes, for what has to know of all of them at once. It lies on the disk."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-from jaxtyping import Bool, Int, Int64, Shaped
+from jaxtyping import UInt64
 
-from specexit.data.rows import AnyTrace, free_trials, is_tried_throughout, prompt_sha256, short_hash, why_not
+from specexit.data.rows import AnyTrace, is_tried_throughout, prompt_sha256, short_hash, why_not
+from specexit.data.scratch import Scratch
+from specexit.data.seen import HALF
 
-FEW = ("sampling", "trial", "task", "group", "answer_kind", "barred")
-"""Texts of which there are few: a trace has the number of its own. ``trial`` is without ``free``, ``barred`` what
-`why_not` says."""
-RECORD = np.dtype(
-    [
-        ("prompt", np.uint64),
-        *((name, np.int32) for name in ("sample", "n_prompt", "n_think", "n_answer", "n_boundaries")),
-        ("has_reference", np.bool_),
-        ("throughout", np.bool_),
-        *((name, np.int32) for name in FEW),
-    ]
-)
-"""``prompt`` is the `short_hash` of its tokens, ``throughout`` is `is_tried_throughout`; the rest is as in `Trace`."""
-IDS_AT_ONCE = 1 << 16
+FEW = ("sampling", "trial", "task", "part", "answer_kind", "barred")
+"""Columns of texts of which there are few: a trace has the number of its own. ``trial`` is without ``free``, ``part`` a
+trace's group, by default its task, and ``barred`` what `why_not` says; an empty text is none."""
+NUMBERS = ("sample", "n_prompt", "n_think", "n_answer", "n_boundaries", "has_reference", "throughout", "has_free")
+"""Columns of numbers: as in `Trace`; ``throughout`` is `is_tried_throughout`, ``has_free`` whether any answer was also
+written in full."""
+COLUMNS = ("row", "id", "prompt", *NUMBERS, *FEW)
+"""``prompt`` is the `short_hash` of its tokens, less `HALF`."""
+TABLE = f"""
+create table traces (row integer primary key, {", ".join(COLUMNS[1:])});
+create index of_prompt on traces (prompt, row);
+"""
+
+Hashes = UInt64[np.ndarray, " prompts"]
 
 
+@dataclass(frozen=True)
 class Outlines:
-    """A column for each thing that is known; see `RECORD`.
+    """A row of a table for each trace, in the traces' order; see `COLUMNS`."""
 
-    Args:
-      rows: of `RECORD`, one of each trace.
-      ids: of the traces.
-      texts: what the numbers in a column of `FEW` stand for.
-      whole: boundaries where the answer was written in full too: row of the trace, thinking tokens there, and
-        `FreeTrial.same` (-1 where it is not known). 0 tokens stand for the first boundary, which is there under its own
-        as well.
-    """
-
-    def __init__(
-        self,
-        rows: Shaped[np.ndarray, " traces"],
-        ids: pa.ChunkedArray,
-        texts: dict[str, list[str | None]],
-        whole: Int64[np.ndarray, "asked 3"],
-    ):
-        self.rows, self.ids, self.texts, self.whole = rows, ids, texts, whole
+    file: Scratch
+    texts: dict[str, dict[str | None, int]]
+    """Of each column of `FEW`: the texts, and what number stands for each of them."""
+    where: str = "true"
+    """Which of the rows are meant, as SQL says it."""
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return self.number("count(*)")
 
-    def __getitem__(self, name: str) -> Shaped[np.ndarray, " traces"]:
-        """A column."""
-        return self.rows[name]
+    def only(self, **texts: str | None) -> Outlines:
+        """The traces with these texts in columns of `FEW`."""
+        asked = (f"{name} = {self.texts[name].get(text, -1)}" for name, text in texts.items())
+        return replace(self, where=" and ".join([self.where, *asked]))
 
-    def only(self, kept: Bool[np.ndarray, " traces"]) -> Outlines:
-        """Some of the traces."""
-        number = np.cumsum(kept) - 1
-        whole = self.whole[kept[self.whole[:, 0]]]
-        whole = np.column_stack([number[whole[:, 0]], whole[:, 1:]])
-        return Outlines(self.rows[kept], self.ids.filter(pa.array(kept)), self.texts, whole)
+    def ask(self, what: str, then: str = "") -> Iterator[tuple[Any, ...]]:
+        """Columns, or what SQL makes of them, of the traces that are meant."""
+        return chain.from_iterable(self._pieces(what, then))
 
-    def has(self, name: str, text: str | None) -> Bool[np.ndarray, " traces"]:
-        """Which traces have a text in a column of `FEW`."""
-        return self.rows[name] == (self.texts[name].index(text) if text in self.texts[name] else -1)
+    def _pieces(self, what: str, then: str = "") -> Iterator[list[tuple[Any, ...]]]:
+        return self.file.pieces(f"select {what} from traces where {self.where} {then}")
 
-    def different(self, name: str) -> list[str | None]:
-        """The texts of a column of `FEW`, in the order in which they come."""
-        return [self.texts[name][code] for code in np.unique(self.rows[name])]
+    def number(self, what: str) -> int:
+        """One number over all of them; 0 where there are none."""
+        [(found,)] = self.ask(what)
+        return found or 0
 
     def counted(self, name: str) -> dict[str | None, int]:
-        """How many traces have each of them."""
-        codes, counts = np.unique(self.rows[name], return_counts=True)
-        return {self.texts[name][code]: n for code, n in zip(codes, counts.tolist(), strict=True)}
+        """How many traces have each text of a column of `FEW`, in the order in which these came first."""
+        names = list(self.texts[name])
+        return {names[code]: n for code, n in self.ask(f"{name}, count(*)", f"group by {name} order by {name}")}
 
-    def groups(self) -> tuple[Int[np.ndarray, " traces"], list[str]]:
-        """Number of each trace's group (its ``group``, by default its ``task``; -1 without), and the groups' names."""
-        known = sorted({name for of in ("group", "task") for name in self.different(of) if name})
-        numbers = {name: number for number, name in enumerate(known)}
-        by_group, by_task = (
-            np.array([numbers.get(name or "", -1) for name in self.texts[of]], np.int64)[self.rows[of]]
-            for of in ("group", "task")
-        )
-        return np.where(by_group < 0, by_task, by_group), known
+    def different(self, name: str) -> list[str | None]:
+        """The texts of a column of `FEW`, in the same order."""
+        return list(self.counted(name))
 
-    def id_of(self, row: int) -> str:
-        """Id of a trace."""
-        return self.ids[row].as_py()
+    def n_prompts(self) -> int:
+        """Different prompts."""
+        return self.number("count(distinct prompt)")
+
+    def prompts(self) -> Iterator[int]:
+        """Their hashes, rising."""
+        return (prompt + HALF for (prompt,) in self.ask("distinct prompt", "order by prompt"))
+
+    def among(self, known: Hashes) -> tuple[int, str | None]:
+        """How many of the prompts are among some, and the id of the first trace of one."""
+        n, first = 0, None
+        for some in self._pieces("prompt, min(row), id", "group by prompt"):
+            ours = np.array([prompt + HALF for prompt, _, _ in some], np.uint64)
+            shared = [some[i][1:] for i in np.flatnonzero(np.isin(ours, known)).tolist()]
+            first = min(filter(None, [first, *shared]), default=None)
+            n += len(shared)
+        return n, first and first[1]
 
     def names(self) -> Iterator[tuple[str, int]]:
         """Id and sample of each trace."""
-        ids = (id for chunk in self.ids.iterchunks() for id in chunk.to_pylist())
-        return zip(ids, map(int, self.rows["sample"]), strict=True)
+        return self.ask("id, sample", "order by row")  # pyright: ignore[reportReturnType]
 
 
 def outlines(traces: Iterable[AnyTrace]) -> Outlines:
     """What is known of traces as wholes."""
-    numbers: dict[str, dict[str | None, int]] = {name: {} for name in FEW}
-    ids, chunks, whole = list[str](), list[pa.Array](), list[tuple[int, int, int]]()
-
-    def record(row: int, trace: AnyTrace) -> tuple[Any, ...]:
-        """A trace as a row of `RECORD`; what is as long as it likes to be is put aside."""
-        ids.append(trace.id)
-        if len(ids) == IDS_AT_ONCE:
-            chunks.append(pa.array(ids, pa.string()))
-            ids.clear()
-        whole.extend(_whole(row, trace))
-        texts = {name: getattr(trace, name, None) for name in FEW} | {"trial": _trial(trace), "barred": why_not(trace)}
-        return (
-            short_hash(prompt_sha256(trace)),
-            *(trace.sample, trace.n_prompt, trace.n_think, trace.n_answer, len(trace.boundaries)),
-            trace.reference is not None,
-            is_tried_throughout(trace),
-            *(numbers[name].setdefault(texts[name], len(numbers[name])) for name in FEW),
-        )
-
-    rows = np.fromiter((record(row, trace) for row, trace in enumerate(traces)), RECORD)
-    found = np.array(whole, np.int64).reshape(-1, 3)
-    return Outlines(
-        rows,
-        pa.chunked_array([*chunks, pa.array(ids, pa.string())]),
-        {name: list(of) for name, of in numbers.items()},
-        found,
-    )
+    texts: dict[str, dict[str | None, int]] = {name: {} for name in FEW}
+    file = Scratch(TABLE)
+    rows = (_row(row, trace, texts) for row, trace in enumerate(traces))
+    file.write(f"insert into traces values ({', '.join('?' * len(COLUMNS))})", rows)
+    return Outlines(file, texts)
 
 
-def _trial(trace: AnyTrace) -> str:
-    """How its trials were made, whatever was asked with nothing forced."""
+def _row(row: int, trace: AnyTrace, texts: dict[str, dict[str | None, int]]) -> tuple[Any, ...]:
+    """A trace as a row of the table."""
     trial = json.loads(trace.trial)
-    trial.pop("free", None)
-    return json.dumps(trial)
-
-
-def _whole(row: int, trace: AnyTrace) -> Iterator[tuple[int, int, int]]:
-    for free in free_trials(trace):
-        same = -1 if free.same is None else int(free.same)
-        yield row, trace.boundaries[free.boundary], same
-        if free.boundary == 0:
-            yield row, 0, same
+    free = trial.pop("free", None)
+    found = {
+        "sampling": trace.sampling,
+        "trial": json.dumps(trial),
+        "task": trace.task or None,
+        "part": trace.group or trace.task or None,
+        "answer_kind": trace.answer_kind,
+        "barred": why_not(trace),
+    }
+    return (
+        *(row, trace.id, short_hash(prompt_sha256(trace)) - HALF),
+        *(trace.sample, trace.n_prompt, trace.n_think, trace.n_answer, len(trace.boundaries)),
+        *(trace.reference is not None, is_tried_throughout(trace), bool(free)),
+        *(texts[name].setdefault(found[name], len(texts[name])) for name in FEW),
+    )

@@ -7,14 +7,13 @@ prompt's hash (`specexit.data.rows.prompt_sha256`), sorted. A prompt counts, not
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import UInt64
 
 from specexit.config import write_bytes
-from specexit.data.outlines import Outlines, outlines
+from specexit.data.outlines import Hashes, Outlines, outlines
 from specexit.data.rows import AnyTrace
 from specexit.drafts.files import read_bytes
 from specexit.errors import InputError
@@ -23,17 +22,23 @@ FILE = "prompts.npy"
 MAX_BYTES = 2**28
 """Of 33 million prompts."""
 
-Hashes = UInt64[np.ndarray, " prompts"]
-
 
 class OverlapError(InputError):
     """Prompts that were trained on are used where they must not be."""
 
 
-def write_prompts(folder: Path, hashes: Hashes) -> None:
-    """Leave the prompts' hashes, rising, in a folder."""
+def write_prompts(folder: Path, hashes: Hashes | Collection[int]) -> None:
+    """Leave the prompts' hashes, rising, in a folder.
+
+    Raises:
+      OverlapError: there are more of them than can be read back.
+    """
+    if 8 * len(hashes) >= MAX_BYTES:
+        raise OverlapError(
+            f"{folder / FILE}: would hold {len(hashes)} prompts, expected fewer than {MAX_BYTES // 8} in one folder"
+        )
     buffer = io.BytesIO()
-    np.save(buffer, hashes, allow_pickle=False)
+    np.save(buffer, np.fromiter(hashes, np.uint64, len(hashes)), allow_pickle=False)
     write_bytes(folder / FILE, buffer.getvalue())
 
 
@@ -101,10 +106,9 @@ def refuse_trained(folder: Path, traces: Sequence[AnyTrace] | Outlines, where: P
     if trained is None:
         return
     known = traces if isinstance(traces, Outlines) else outlines(traces)
-    ours, first = np.unique(known["prompt"], return_index=True)
-    shared = np.isin(ours, trained)
-    if shared.any():
+    shared, first = known.among(trained)
+    if shared:
         raise OverlapError(
-            f"{where}: {int(shared.sum())} of {len(ours)} prompts were trained on according to {folder / FILE} (the "
-            f"first is of trace {known.id_of(int(first[shared].min()))!r}), expected prompts of a split of their own"
+            f"{where}: {shared} of {known.n_prompts()} prompts were trained on according to {folder / FILE} (the first "
+            f"is of trace {first!r}), expected prompts of a split of their own"
         )

@@ -51,7 +51,8 @@ class _Tally:
     tokens_cut: int = 0
     dropped: int = 0
     tokens_dropped: int = 0
-    prompts: Seen = field(default_factory=Seen)
+    prompts: set[int] | Seen = field(default_factory=set)
+    """Their hashes: of one block in memory, of all on the disk."""
     counts: Int[np.ndarray, " vocab"] = field(default_factory=lambda: np.zeros(0, np.int64))
     """How often each token was generated, in rows."""
 
@@ -59,7 +60,7 @@ class _Tally:
         """Count another part's too."""
         for name in ("rows", "used", "traces", "cut", "tokens_cut", "dropped", "tokens_dropped"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
-        self.prompts.update(other.prompts.hashes().tolist())
+        self.prompts.update(other.prompts)
         self.counts = other.counts if not len(self.counts) else self.counts + other.counts
 
 
@@ -119,7 +120,7 @@ def pack(config: PackConfig) -> PackMeta:
             config_sha256=hashlib.sha256(config.model_dump_json(exclude=NO_INFLUENCE).encode()).hexdigest(),
             token_counts=tuple(tally.counts.tolist()),
         )
-        write_prompts(folder, tally.prompts.hashes())
+        write_prompts(folder, tally.prompts)
         write_text(folder / "meta.json", meta.model_dump_json(indent=2) + "\n")
         save_target(folder, target)
         save_run(config, folder)
@@ -185,7 +186,7 @@ def _write_shards(
     paths: Sequence[Path], found: Iterable[pa.RecordBatch], layout: Layout, workers: int | None
 ) -> _Tally:
     """Pack blocks and deal their rows to the shards in turn."""
-    tally = _Tally()
+    tally = _Tally(prompts=Seen())
     with contextlib.ExitStack() as stack:
         writers = [stack.enter_context(_writer(path)) for path in paths]
         for records, part in shown(in_parallel(partial(_pack_block, layout), found, workers), "pack", "blocks"):

@@ -22,6 +22,7 @@ from jaxtyping import Float
 
 from specexit.data.outlines import Outlines
 from specexit.data.rows import AnyTrace
+from specexit.data.scratch import Scratch
 from specexit.data.seen import Seen
 from specexit.data.stream import values_of
 from specexit.errors import InputError
@@ -97,33 +98,30 @@ class Scores:
         return [self.signals[key] for key in keys]
 
 
-class Places:
-    """The row group of a score file where each key lies, a dozen bytes of each.
+class Places(Container[str]):
+    """The row group of a score file where each key lies, found by a hash of it, on the disk.
 
     Args:
       groups: keys of each row group.
     """
 
     def __init__(self, groups: Iterable[Sequence[str]]):
-        nothing = np.zeros(0, np.int64)
-        found = [np.fromiter(map(hash, keys), np.int64, len(keys)) for keys in groups]
-        hashes = np.concatenate([nothing, *found])
-        order = np.argsort(hashes)
-        self._hashes = hashes[order]
-        self._groups = np.repeat(np.arange(len(found), dtype=np.int32), [len(keys) for keys in found])[order]
+        self._file = Scratch("create table places (hash integer, part integer); create index at on places (hash)")
+        rows = ((hash(key), part) for part, keys in enumerate(groups) for key in keys)
+        self._file.write("insert into places values (?, ?)", rows)
 
     def __getitem__(self, key: str) -> int | None:
         """Row group of a key; None where the file has none of that name."""
-        at = int(np.searchsorted(self._hashes, hash(key)))
-        return int(self._groups[at]) if at < len(self._hashes) and self._hashes[at] == hash(key) else None
+        found = self._file.first("select part from places where hash = ?", hash(key))
+        return found[0] if found else None
 
     def __contains__(self, key: object) -> bool:
         return isinstance(key, str) and self[key] is not None
 
     def doubled(self) -> tuple[int, int] | None:
-        """Hash of a key that is there more than once, and how often; None where there is none."""
-        again = self._hashes[1:][np.diff(self._hashes) == 0]
-        return (int(again[0]), 1 + int((again == again[0]).sum())) if len(again) else None
+        """Hash of the first key that is there more than once, and how often; None where there is none."""
+        query = "select hash, count(*) from places group by hash having count(*) > 1 order by min(rowid) limit 1"
+        return self._file.first(query)  # pyright: ignore[reportReturnType]
 
 
 @dataclass(frozen=True)

@@ -1,51 +1,47 @@
-"""What was seen before, eight bytes of each: memory stays small however many traces a file holds."""
+"""What was seen before. It lies on the disk: memory stays the same however many traces a file holds."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
 
-import numpy as np
-from jaxtyping import UInt64
+from specexit.data.scratch import Scratch
 
-MERGED = 1 << 16
-"""New ones that are kept apart, until they are sorted in among the others."""
 BITS = (1 << 64) - 1
+HALF = 1 << 63
+"""SQLite's numbers have a sign: a hash is kept as what it is above this, which leaves the order as it is."""
 
 
-class Seen:
+class Seen(Collection[int]):
     """A set of hashes of 64 bits, of which among a hundred million two are alike by chance with probability 0.0003.
+
+    They are given back rising.
 
     Example:
       >>> seen = Seen()
-      >>> seen.add(7), seen.add(8), seen.add(7), len(seen), seen.hashes().tolist()
+      >>> seen.add(8), seen.add(7), seen.add(8), len(seen), list(seen)
       (True, True, False, 2, [7, 8])
     """
 
     def __init__(self) -> None:
-        self._sorted: UInt64[np.ndarray, " seen"] = np.zeros(0, np.uint64)
-        self._new: set[int] = set()
+        self._file = Scratch("create table seen (hash integer primary key)")
+        self._n = 0
 
     def add(self, key: int) -> bool:
         """Note a hash; whether it is new."""
-        key &= BITS
-        at = int(np.searchsorted(self._sorted, np.uint64(key)))
-        if key in self._new or (at < len(self._sorted) and self._sorted[at] == key):
-            return False
-        self._new.add(key)
-        if len(self._new) >= MERGED:
-            self.hashes()
-        return True
+        return self.update([key]) == 1
 
-    def update(self, keys: Iterable[int]) -> None:
-        """Note some hashes."""
-        for key in keys:
-            self.add(key)
+    def update(self, keys: Iterable[int]) -> int:
+        """Note some hashes; how many of them are new."""
+        new = self._file.write("insert or ignore into seen values (?)", (((key & BITS) - HALF,) for key in keys))
+        self._n += new
+        return new
 
-    def hashes(self) -> UInt64[np.ndarray, " seen"]:
-        """All of them, rising."""
-        new = np.fromiter(self._new, np.uint64, len(self._new))
-        self._sorted, self._new = np.sort(np.concatenate([self._sorted, new])), set()
-        return self._sorted
+    def __contains__(self, key: object) -> bool:
+        asked = (key & BITS) - HALF if isinstance(key, int) else None
+        return self._file.first("select 1 from seen where hash = ?", asked) is not None
+
+    def __iter__(self) -> Iterator[int]:
+        return (kept + HALF for (kept,) in self._file.ask("select hash from seen order by hash"))
 
     def __len__(self) -> int:
-        return len(self._sorted) + len(self._new)
+        return self._n

@@ -6,10 +6,9 @@ A `Tally` counts traces; two tallies add up to that of both, so that blocks can 
 
 from __future__ import annotations
 
-from array import array
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 
 import numpy as np
@@ -188,14 +187,16 @@ class Tally:
     parts: dict[tuple[str, str], _PartSums] = field(default_factory=dict)
     settled: Counter[float] = field(default_factory=Counter)
     settled_stable: Counter[float] = field(default_factory=Counter)
-    lengths: array[int] = field(default_factory=lambda: array("i"))
-    prompts: Seen = field(default_factory=Seen)
+    lengths: Counter[int] = field(default_factory=Counter)
+    """How many traces have so many thinking tokens."""
+    prompts: set[int] | Seen = field(default_factory=set)
+    """Their hashes: of one block in memory, of all on the disk."""
 
     def count(self, trace: LabelledTrace) -> None:
         """Count one trace."""
         n_think = len(trace.think_ids)
         self.n += 1
-        self.lengths.append(n_think)
+        self.lengths[n_think] += 1
         self.prompts.add(short_hash(prompt_sha256(trace)))
         known = known_verdicts(trace.boundary_state)
         self._count_boundaries(trace, known)
@@ -277,8 +278,8 @@ class Tally:
         self.counts.update(other.counts)
         self.settled.update(other.settled)
         self.settled_stable.update(other.settled_stable)
-        self.lengths += other.lengths
-        self.prompts.update(other.prompts.hashes().tolist())
+        self.lengths.update(other.lengths)
+        self.prompts.update(other.prompts)
         for mine, theirs in ((self.endings, other.endings), (self.parts, other.parts)):
             for key, sums in theirs.items():
                 mine.setdefault(key, type(sums)()).add(sums)  # pyright: ignore[reportArgumentType]
@@ -286,7 +287,7 @@ class Tally:
     def statistics(self, dropped: dict[str, int]) -> Statistics:
         """Shares of what was counted; at least one trace must have been."""
         counts, throughout = self.counts, self.parts["whole", ""].throughout
-        lengths = np.quantile(self.lengths, (0, 0.1, 0.5, 0.9, 1), method="nearest")
+        lengths = _nearest(self.lengths, (0, 0.1, 0.5, 0.9, 1))
         return Statistics(
             n=self.n,
             throughout=throughout,
@@ -298,13 +299,13 @@ class Tally:
             boundaries_in_front=counts["in_front"],
             hard_boundaries=counts["hard"],
             hard_valid=_share(counts["hard_agree"], counts["hard_judged"]),
-            thinking_tokens=sum(self.lengths),
+            thinking_tokens=self.parts["whole", ""].thinking,
             trials=counts["boundaries"] - counts["untried"],
             undecided=counts["undecided"],
             trial_tokens=counts["trial_tokens"],
             free_trials=counts["free"],
             free_same=_share(counts["free_same"], counts["free"]),
-            lengths=dict(zip(("shortest", "p10", "median", "p90", "longest"), map(int, lengths), strict=True)),
+            lengths=dict(zip(("shortest", "p10", "median", "p90", "longest"), lengths, strict=True)),
             whole=self.parts["whole", ""].shares(),
             by_task=self._parts("task"),
             by_length=self._parts("length"),
@@ -386,6 +387,19 @@ def _is_right(trace: LabelledTrace, index: int | None) -> bool:
             else same_answer(trace.answer, trace.reference, trace.answer_kind)
         )
     return same_answer(trace.boundary_answers[index], trace.reference, trace.answer_kind)
+
+
+def _nearest(counts: Counter[int], levels: Sequence[float]) -> list[int]:
+    """As `np.quantile` with method ``nearest``, of numbers that are there so many times.
+
+    Example:
+      >>> _nearest(Counter({30: 1, 10: 3}), (0, 0.5, 1))
+      [10, 10, 30]
+    """
+    values = sorted(counts)
+    behind = np.cumsum([counts[value] for value in values])
+    ranks = np.rint(np.array(levels) * (behind[-1] - 1))
+    return [values[at] for at in np.searchsorted(behind, ranks, side="right")]
 
 
 def _share(part: int, whole: int) -> float | None:

@@ -7,8 +7,7 @@ from pathlib import Path
 import yaml
 
 from specexit.buckets import location
-from specexit.data.rows import prompt_sha256
-from specexit.data.traces import TraceError, read_traces
+from specexit.data.traces import TraceError, read_outlines
 from specexit.drafts.policy import Selection
 from specexit.errors import InputError
 
@@ -30,10 +29,10 @@ def selection_of(run: Path) -> Selection:
     try:
         config = yaml.safe_load(path.read_text())["config"]
         traces, n, by = location(config["eval_traces"]), config["evaluate_n"], config["best_by"]
-        chosen = read_traces(traces, n)
+        chosen = read_outlines(traces, n)
     except (OSError, KeyError, TypeError, yaml.YAMLError, TraceError) as error:
         raise SelectionError(
             f"{path}: its best checkpoint was chosen on eval_traces, which cannot be read ({error}); expected them "
             "where the run found them, so that `calibrate` can refuse their prompts, or which=latest"
         ) from error
-    return Selection(by=by, prompts=tuple(sorted({prompt_sha256(trace)[:16] for trace in chosen})))
+    return Selection(by=by, prompts=tuple(f"{prompt:016x}" for prompt in chosen.prompts()))

@@ -8,7 +8,6 @@ holds with probability at least 1 - delta; that several hold together is not cla
 from __future__ import annotations
 
 import json
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
@@ -42,14 +41,15 @@ from specexit.drafts.policy import (
 from specexit.drafts.tensors import weights_hash
 from specexit.method.certify import CertificateError, Certified, Claim, certify, check_size, prompts_for, worst_noise
 from specexit.method.decision import OFF, Policy
+from specexit.method.judged import Judged, judge
 from specexit.method.ordered import Ordered
 from specexit.method.policies.budget import budget_policy
 from specexit.method.policies.validity import VALIDITY_GRID
 from specexit.method.replay import Replay
-from specexit.method.sample import Compared, Sample, comparisons_of, losses_of
+from specexit.method.sample import Sample
 from specexit.method.signals import column
-from specexit.method.simulate import Point, loss, mean_known, summarise
-from specexit.method.stored import StoredReplay, replays
+from specexit.method.simulate import Point, loss, mean_known, point_of, summarise
+from specexit.method.stored import replays
 from specexit.schemas.calibrate import CalibrateConfig
 from specexit.schemas.target import TargetConfig
 
@@ -84,12 +84,9 @@ def calibrate(config: CalibrateConfig) -> PolicyFile:
     data = data_sha256(config.traces)
     if block.source == "fc":  # no step waits for its verdicts, so passing boundaries over would save nothing
         config = config.model_copy(update={"early": 0.0})
-    with tempfile.TemporaryFile() as file, Ordered() as validity:
-        boundaries = Boundaries(validity)
-        replay = StoredReplay(boundaries.seen(replays(config.traces, scores)), grid(config), file)
-        sample = Sample(traces, replay, unjudged=config.unjudged, grouped=config.groups)
-        points, remarks = choose(sample, config, data, trial)
-        passed_by = traffic(sample, boundaries)
+    sample, seen = Sample(traces, unjudged=config.unjudged, grouped=config.groups), PassedBy()
+    judged = judge(sample, seen.look(replays(config.traces, scores)), grid(config), config.risk)
+    points, remarks = choose(sample, judged, config, data, trial)
     now = datetime.now(UTC).isoformat(timespec="seconds")
     made = f"calibrate {config.risk} <= {', '.join(f'{epsilon:g}' for epsilon in config.epsilon)}"
     written = stored.model_copy(
@@ -100,7 +97,7 @@ def calibrate(config: CalibrateConfig) -> PolicyFile:
             "sampling": sampling,
             "trial": trial,
             "population": population(sample),
-            "traffic": passed_by,
+            "traffic": seen.traffic(),
             "history": (*stored.history, Event(when=now, what=made, data_sha256=data)),
         }
     )
@@ -115,29 +112,33 @@ def calibrate(config: CalibrateConfig) -> PolicyFile:
 
 
 def choose(
-    sample: Sample, config: CalibrateConfig, data: str, trial: dict[str, Any] | None = None
+    sample: Sample, judged: Sequence[Judged], config: CalibrateConfig, data: str, trial: dict[str, Any] | None = None
 ) -> tuple[list[OperatingPoint], list[str]]:
     """The operating points, and a remark on each; one without a certificate never exits.
 
+    Args:
+      sample: the prompts.
+      judged: what each policy of the `grid` does to them.
+      config: what is asked.
+      data: hash of the traces.
+      trial: how the trials of each answer kind were made.
+
     Raises:
-      SampleError: see `specexit.method.sample.errors_of`.
       CertificateError: see `specexit.method.certify.check_size`.
     """
-    policies, whole, seen = grid(config), _written_in_full(trial), None
-    losses = losses_of(sample, policies, config.risk)
-    if sample.has_free_trials and not whole:
-        seen = comparisons_of(sample, policies)
-    claims = [_claims(sample, config, epsilon, seen) for epsilon in config.epsilon]
+    policies, whole = grid(config), _written_in_full(trial)
+    compared = sample.has_free_trials and not whole
+    claims = [_claims(sample, config, epsilon, judged if compared else None) for epsilon in config.epsilon]
     points, remarks = [], []
     for either in claims:
-        claim, found = _boldest(sample, policies, either, losses, seen)
+        claim, found = _boldest(sample, either, judged)
         name = f"risk-{claim.epsilon:g}"
         if found is None:
             points.append(OperatingPoint(name=name, policy=OFF.model_copy(update=_shared(config))))
             remarks.append(_nothing(sample, config, claim))
             continue
-        policy, told = policies[found.index], seen[found.index] if seen else None
-        point = summarise(sample.replay, policy, sample.replay.play(policy))
+        policy, told = policies[found.index], judged[found.index].groups.values() if compared else ()
+        point = point_of(judged[found.index].sums, policy)
         certificate = Certificate(
             risk=config.risk,
             epsilon=claim.epsilon,
@@ -152,15 +153,13 @@ def choose(
             n_unjudged=sum(sample.unjudged.values()),
             groups=found.groups,
             answers="whole" if whole or claim.noise else "trial",
-            n_whole=int(told.asked.sum()) if told else 0,
-            whole_contradictions=int(told.contradicted.sum()) if told else 0,
+            n_whole=sum(part.asked for part in told),
+            whole_contradictions=sum(part.contradicted for part in told),
             thinking_cut=point.thinking_cut,
             exits=point.exits,
         )
         points.append(OperatingPoint(name=name, policy=policy, certificate=certificate))
-        remarks.append(
-            _certified(config, points[-1], point) + _next(sample, policies, losses, found.index, claim, seen)
-        )
+        remarks.append(_certified(config, points[-1], point) + _next(sample, judged, found.index, claim))
     return points, remarks
 
 
@@ -179,31 +178,23 @@ def _shared(config: CalibrateConfig) -> dict[str, Any]:
     return config.model_dump(include={"smoothing", "alpha", "patience", "min_thinking_tokens"})
 
 
-def _boldest(
-    sample: Sample,
-    policies: Sequence[Policy],
-    claims: Sequence[Claim],
-    losses: Sequence[np.ndarray],
-    seen: Sequence[Compared] | None,
-) -> tuple[Claim, Certified | None]:
+def _boldest(sample: Sample, claims: Sequence[Claim], judged: Sequence[Judged]) -> tuple[Claim, Certified | None]:
     """The first of the claims of which a policy can be certified, with that policy; else the last one."""
     for claim in claims[:-1]:
-        found = certify(sample, policies, claim, losses, seen if claim.noise else None)
+        found = certify(sample, claim, judged)
         if found is not None:
             return claim, found
-    return claims[-1], certify(sample, policies, claims[-1], losses, seen if claims[-1].noise else None)
+    return claims[-1], certify(sample, claims[-1], judged)
 
 
-def _claims(
-    sample: Sample, config: CalibrateConfig, epsilon: float, compared: Sequence[Compared] | None
-) -> list[Claim]:
+def _claims(sample: Sample, config: CalibrateConfig, epsilon: float, compared: Sequence[Judged] | None) -> list[Claim]:
     """What is to be shown: of whole answers where the comparisons carry it, and else of trial answers."""
     bare = Claim(config.risk, epsilon, config.delta)
     if config.label_noise == "require" and compared is None:
         raise CertificateError(f"{config.traces}: no trial was compared with the answer written in full")
     claims = []
     if compared is not None and config.label_noise != "ignore":
-        least = min(worst_noise(sample.prompts, each, config.delta) for each in compared)
+        least = min(worst_noise(each, config.delta) for each in compared)
         carried = Claim(config.risk, epsilon, config.delta, least)
         try:
             check_size(sample, carried)
@@ -245,7 +236,7 @@ def _one_trial(config: CalibrateConfig, traces: Outlines) -> dict[str, Any]:
     """How the trials of each answer kind were made."""
     found: dict[str, Any] = {}
     for kind in traces.different("answer_kind"):
-        trials = traces.only(traces.has("answer_kind", kind)).different("trial")
+        trials = traces.only(answer_kind=kind).different("trial")
         first, *others = (json.loads(trial or "{}") for trial in trials)
         for other in others:
             if other != first:
@@ -264,11 +255,10 @@ def _written_in_full(trial: dict[str, Any] | None) -> bool:
 def _refuse_selection(config: CalibrateConfig, traces: Outlines, selection: Selection | None) -> None:
     if selection is None:
         return
-    ours = np.unique(traces["prompt"])
-    both = int(np.isin(ours, np.array([short_hash(prompt) for prompt in selection.prompts], np.uint64)).sum())
+    both, _ = traces.among(np.array([short_hash(prompt) for prompt in selection.prompts], np.uint64))
     if both:
         raise CertificateError(
-            f"{config.traces}: {both} of {len(ours)} prompts chose the checkpoint of {config.draft} (by "
+            f"{config.traces}: {both} of {traces.n_prompts()} prompts chose the checkpoint of {config.draft} (by "
             f"{selection.by}), which makes it look better on them: expected prompts that nothing was selected on"
         )
 
@@ -302,50 +292,52 @@ def _unknown(marks: Fingerprints, target: TargetConfig) -> list[str]:
 
 def population(sample: Sample) -> Population:
     """Which prompts the sample is of."""
-    _, first = np.unique(sample.traces["prompt"], return_index=True)
-    (code, names), references = sample.traces.groups(), sample.traces["has_reference"]
-    counts = np.bincount(code[first] + 1, minlength=len(names) + 1)[1:]
+    names, groups, references = list(sample.traces.texts["part"]), Counter[str](), 0
+    for part, has_reference, _ in sample.traces.ask("part, has_reference, min(row)", "group by prompt"):
+        groups[names[part] or ""] += 1
+        references += has_reference
     kinds = [str(kind) for kind in sample.traces.different("answer_kind")]
     return Population(
         prompts=sample.n,
         traces=sample.n_traces,
-        groups={name: n for name, n in zip(names, counts.tolist(), strict=True) if n},
+        groups={name: groups[name] for name in sorted(groups) if name},
         answer_kinds=tuple(sorted(kinds)),
-        references=int(references[first].sum()),
+        references=references,
     )
 
 
-class Boundaries:
-    """What replays pass by at their boundaries; the values lie on the disk."""
+class PassedBy:
+    """What is seen of replays that pass by: how long their traces are, and where they could end."""
 
-    def __init__(self, validity: Ordered):
-        self.validity = validity
-        self.splits: Counter[int] = Counter()
+    def __init__(self) -> None:
+        self._prompt, self._think, self._boundaries, self._validity = (Ordered() for _ in range(4))
+        self._splits: Counter[int] = Counter()
 
-    def seen(self, replays: Iterable[Replay]) -> Iterator[Replay]:
+    def look(self, replays: Iterable[Replay]) -> Iterator[Replay]:
         """The replays, looked at as they pass."""
         for replay in replays:
-            self.validity.add(replay.verdicts(Policy()).values[:, column("validity")])
+            self._prompt.add(np.array([trace.n_prompt for trace in replay.traces]))
+            self._think.add(replay.n_think)
+            self._boundaries.add(np.array([len(trace.boundaries) for trace in replay.traces]))
+            self._validity.add(replay.verdicts(Policy()).values[:, column("validity")])
             for trace in replay.traces:
-                self.splits.update(trace.split_ids)
+                self._splits.update(trace.split_ids)
             yield replay
 
-
-def traffic(sample: Sample, boundaries: Boundaries) -> Traffic:
-    """How long the traces of the sample are, and where they could end."""
-    total = boundaries.splits.total()
-    of = {name: np.quantile(sample.traces[f"n_{name}"], TRAFFIC_LEVELS) for name in ("prompt", "think", "boundaries")}
-    return Traffic(
-        prompt_tokens=_rounded(of["prompt"]),
-        thinking_tokens=_rounded(of["think"]),
-        boundaries=_rounded(of["boundaries"]),
-        validity=_rounded(boundaries.validity.quantiles(TRAFFIC_LEVELS)),
-        split_tokens={str(token): round(n / total, 6) for token, n in boundaries.splits.most_common()},
-    )
+    def traffic(self) -> Traffic:
+        """What has passed."""
+        total = self._splits.total()
+        return Traffic(
+            prompt_tokens=_levels(self._prompt),
+            thinking_tokens=_levels(self._think),
+            boundaries=_levels(self._boundaries),
+            validity=_levels(self._validity),
+            split_tokens={str(token): round(n / total, 6) for token, n in self._splits.most_common()},
+        )
 
 
-def _rounded(values: Iterable[float]) -> tuple[float, ...]:
-    return tuple(round(float(value), 4) for value in values)
+def _levels(numbers: Ordered) -> tuple[float, ...]:
+    return tuple(round(value, 4) for value in numbers.quantiles(TRAFFIC_LEVELS))
 
 
 def _certified(config: CalibrateConfig, point: OperatingPoint, replayed: Point) -> str:
@@ -370,22 +362,13 @@ def _nothing(sample: Sample, config: CalibrateConfig, claim: Claim) -> str:
     )
 
 
-def _next(
-    sample: Sample,
-    policies: Sequence[Policy],
-    losses: Sequence[np.ndarray],
-    chosen: int,
-    claim: Claim,
-    seen: Sequence[Compared] | None,
-) -> str:
+def _next(sample: Sample, judged: Sequence[Judged], chosen: int, claim: Claim) -> str:
     """What the next point of cut would cost."""
-    total = sample.replay.n_think.sum()
-    kept = sample.replay.play(policies[chosen]).kept.sum()
-    for i in range(chosen + 1, len(policies)):
-        more = (kept - sample.replay.play(policies[i]).kept.sum()) / total
+    for i in range(chosen + 1, len(judged)):
+        more = (judged[chosen].sums.kept - judged[i].sums.kept) / judged[i].sums.full
         if more < NEXT_CUT:
             continue
-        n = prompts_for(sample.prompts, losses, chosen + 1, i, claim, seen if claim.noise else None)
+        n = prompts_for(judged, chosen + 1, i, claim, single=sample.single)
         if n is None:
             return f" {more:.1%} more would break the risk that was observed, however many prompts there are."
         return f" {more:.1%} more would take about {n} prompts."

@@ -21,11 +21,10 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
-from jaxtyping import Float
 
 from specexit.drafts.policy import GroupRisk, Risk
-from specexit.method.decision import Policy
-from specexit.method.sample import Compared, Prompts, Sample, SampleError
+from specexit.method.judged import Counts, Judged
+from specexit.method.sample import Sample, SampleError
 from specexit.method.statistics import binomial_tail, binomial_upper_bound, hoeffding_bentkus, mean_upper_bound
 
 
@@ -93,25 +92,22 @@ def label_noise_bound(n: int, contradictions: int, delta: float) -> float:
     return binomial_upper_bound(contradictions, n, delta / 2)
 
 
-def worst_noise(prompts: Prompts, compared: Compared, delta: float) -> float:
+def worst_noise(judged: Judged, delta: float) -> float:
     """The largest `label_noise_bound` of any group."""
-    nothing = Claim("answer_changed", 0.0, delta)
-    return max((of.noise for _, of in _parts(prompts, np.zeros(prompts.n), nothing, compared).values()), default=1.0)
+    noise = (label_noise_bound(of.asked, of.contradicted, delta) for of in judged.groups.values())
+    return max(noise, default=1.0)
 
 
-def p_value(
-    prompts: Prompts, losses: Float[np.ndarray, " prompts"], claim: Claim, compared: Compared | None = None
-) -> float:
-    """Of "the policy's risk is above epsilon", in some group where there are groups; from its loss on each prompt.
+def p_value(judged: Judged, claim: Claim, *, single: bool) -> float:
+    """Of "the policy's risk is above epsilon", in some group where there are groups.
 
     Args:
-      prompts: that can judge.
-      losses: the policy's.
-      claim: what is to be shown.
-      compared: the policy's, where the claim is on answers written in full; it replaces the claim's noise.
+      judged: what the policy does to the prompts.
+      claim: what is to be shown. Where it is on answers written in full, each group's own noise replaces the claim's.
+      single: whether every prompt has one trace.
     """
-    parts = _parts(prompts, losses, claim, compared).values()
-    return max(share_p_value(float(part.sum()), len(part), of, single=prompts.single) for part, of in parts)
+    parts = judged.groups.values()
+    return max(share_p_value(part.errors, part.n, _of_group(claim, part), single=single) for part in parts)
 
 
 def share_p_value(total: float, n: int, claim: Claim, *, single: bool) -> float:
@@ -130,18 +126,11 @@ def share_p_value(total: float, n: int, claim: Claim, *, single: bool) -> float:
     return hoeffding_bentkus(total, n, claim.counted_epsilon)
 
 
-def _parts(
-    prompts: Prompts, losses: np.ndarray, claim: Claim, compared: Compared | None
-) -> dict[str, tuple[np.ndarray, Claim]]:
-    """Each group's losses, and what is to be shown of it."""
-    found = {}
-    for name, rows in prompts.parts():
-        of = claim
-        if compared is not None:
-            asked, contradicted = int(compared.asked[rows].sum()), int(compared.contradicted[rows].sum())
-            of = replace(claim, noise=label_noise_bound(asked, contradicted, claim.delta))
-        found[name] = losses[rows], of
-    return found
+def _of_group(claim: Claim, part: Counts) -> Claim:
+    """What is to be shown of a group."""
+    if not claim.noise:
+        return claim
+    return replace(claim, noise=label_noise_bound(part.asked, part.contradicted, claim.delta))
 
 
 def check_size(sample: Sample, claim: Claim) -> None:
@@ -156,8 +145,8 @@ def check_size(sample: Sample, claim: Claim) -> None:
             f"nothing of risk {claim.epsilon:g}: expected more free trials, or a larger epsilon"
         )
     needed = required_n(claim.counted_epsilon, claim.counted_delta)
-    for name, rows in sample.prompts.parts():
-        if (n := int(rows.sum())) < needed:
+    for name, n in sample.sizes.items():
+        if n < needed:
             where = f"group {name!r}: " if name else ""
             barred = f" ({sample.describe_unjudged()})" if sample.unjudged else ""
             raise CertificateError(
@@ -166,21 +155,13 @@ def check_size(sample: Sample, claim: Claim) -> None:
             )
 
 
-def certify(
-    sample: Sample,
-    policies: Sequence[Policy],
-    claim: Claim,
-    losses: Sequence[Float[np.ndarray, " prompts"]],
-    compared: Sequence[Compared] | None = None,
-) -> Certified | None:
+def certify(sample: Sample, claim: Claim, judged: Sequence[Judged]) -> Certified | None:
     """The boldest policy that can be certified.
 
     Args:
       sample: prompts that can judge.
-      policies: fixed beforehand, the cautious ones first.
       claim: what is to be shown.
-      losses: of each policy on each prompt.
-      compared: of each policy, where the claim is on answers written in full.
+      judged: what each policy does to them; the policies were fixed beforehand, the cautious ones first.
 
     Returns:
       None where no policy is certified, or the one that is shortens no trace, which is no exit policy to certify.
@@ -190,70 +171,63 @@ def certify(
     """
     check_size(sample, claim)
     p_values: list[float] = []
-    for i, loss in enumerate(losses):
-        p_values.append(p_value(sample.prompts, loss, claim, compared[i] if compared else None))
+    for one in judged:
+        p_values.append(p_value(one, claim, single=sample.single))
         if p_values[-1] > claim.counted_delta:
             break
     best = fixed_sequence(p_values, claim.counted_delta)
-    if best is None or not (sample.replay.play(policies[best]).kept < sample.replay.n_think).any():
+    if best is None or judged[best].sums.kept == judged[best].sums.full:
         return None
     groups = {
-        name: GroupRisk(n=len(part), errors=float(part.sum()), bound=_bound(part, of, single=sample.prompts.single))
-        for name, (part, of) in _parts(
-            sample.prompts, losses[best], claim, compared[best] if compared else None
-        ).items()
+        name: GroupRisk(n=part.n, errors=part.errors, bound=_bound(part, _of_group(claim, part), single=sample.single))
+        for name, part in judged[best].groups.items()
     }
     bound = max(group.bound for group in groups.values())
-    return Certified(best, float(losses[best].sum()), bound, groups if sample.prompts.groups is not None else {})
+    return Certified(best, judged[best].errors, bound, groups if sample.grouped else {})
 
 
-def prompts_for(
-    prompts: Prompts,
-    losses: Sequence[Float[np.ndarray, " prompts"]],
-    first: int,
-    last: int,
-    claim: Claim,
-    compared: Sequence[Compared] | None = None,
-) -> int | None:
+def prompts_for(judged: Sequence[Judged], first: int, last: int, claim: Claim, *, single: bool) -> int | None:
     """About how many prompts would certify policy ``last``, if the risks that were observed are the true ones.
 
     Args:
-      prompts: that can judge.
-      losses: of each policy on each prompt.
+      judged: what each policy does to the prompts that can judge.
       first: index of the first policy of the sequence that is not certified.
       last: index of the policy that is wanted; all in between have to be certified as well.
-      claim: what is to be shown.
-      compared: of each policy, where the claim is on answers written in full; the bounds that it gives are kept.
+      claim: what is to be shown; where it is on answers written in full, the bounds on these are kept.
+      single: whether every prompt has one trace.
 
     Returns:
       prompts in all, rounded up to two digits; None where the observed risk is not below epsilon.
     """
     worst = 1.0
-    for i in range(first, last + 1):
-        for part, of in _parts(prompts, losses[i], claim, compared[i] if compared else None).values():
-            times = _times(part, of, single=prompts.single)
+    for one in judged[first : last + 1]:
+        for part in one.groups.values():
+            times = _times(part, _of_group(claim, part), single=single)
             if times is None:
                 return None
             worst = max(worst, times)
-    n = worst * prompts.n
+    n = worst * judged[first].n
     digits = 10 ** max(0, math.floor(math.log10(n)) - 1)
     return math.ceil(n / digits) * digits
 
 
-def _times(losses: np.ndarray, claim: Claim, *, single: bool) -> float | None:
+def _times(part: Counts, claim: Claim, *, single: bool) -> float | None:
     """How many times as many prompts a group would need."""
-    rate = float(losses.mean())
+    rate = part.errors / part.n
     if rate >= claim.counted_epsilon:
         return None
     for times in 1.1 ** np.arange(100):
-        n = math.ceil(times * len(losses))
+        n = math.ceil(times * part.n)
         if share_p_value(math.ceil(rate * n - 1e-9), n, claim, single=single) <= claim.counted_delta:
             return float(times)
     return None
 
 
-def _bound(losses: np.ndarray, claim: Claim, *, single: bool) -> float:
-    total, n = float(losses.sum()), len(losses)
+def _bound(part: Counts, claim: Claim, *, single: bool) -> float:
     delta = claim.counted_delta
-    bound = binomial_upper_bound(round(total), n, delta) if single else mean_upper_bound(total, n, delta)
+    bound = (
+        binomial_upper_bound(round(part.errors), part.n, delta)
+        if single
+        else mean_upper_bound(part.errors, part.n, delta)
+    )
     return min(1.0, bound + claim.noise)

@@ -27,7 +27,7 @@ from specexit.data.traces import TraceError, check_one_target, read_outlines
 from specexit.method.decision import OFF, Policy
 from specexit.method.policies import METHODS, Method, Played, load_methods
 from specexit.method.replay import Largest, Outcome, Replay
-from specexit.method.stored import AnyReplay, replays
+from specexit.method.stored import replays
 from specexit.method.sums import Sums, sums_of
 from specexit.method.tally import Tally
 from specexit.schemas.simulate import SimulateConfig
@@ -103,7 +103,7 @@ def point_of(sums: Sums, policy: Policy | None, setting: str = "") -> Point:
     )
 
 
-def summarise(replay: AnyReplay, policy: Policy | None, outcome: Outcome) -> Point:
+def summarise(replay: Replay, policy: Policy | None, outcome: Outcome) -> Point:
     """What an outcome saves and costs.
 
     Args:
@@ -169,7 +169,7 @@ def run(
     Raises:
       MethodError: see `Tally.add`.
     """
-    tasks = sorted({task or "" for task in traces.different("task")})
+    tasks = sorted(task or "" for task in traces.different("task"))
     parts = {"": tasks} | ({task or "no task": [task] for task in tasks} if len(tasks) > 1 else {})
     about = {name: method.about for name, method in methods.items()}
     if config.probe_scores is not None:
@@ -187,11 +187,12 @@ def run(
             tallies[FULL].add(replay, [Played("", never)], rows)
             tallies[ORACLE].add(replay, [Played("", replay.oracle(), policy=OFF)], rows)
             progress.advance(bar, len(replay.traces))
+    of_part = {name: traces.only(task=of[0] or None) if name else traces for name, of in parts.items()}
     points = {name: {label: _points(tally, name) for label, tally in tallies.items()} for name in parts}
     asking = {label for label, tally in tallies.items() if tally.asks}
     quoted = [name for name, method in methods.items() if not method.tuned]
     tuned = set(about) - set(quoted)
-    found = {name: _part(_of_tasks(traces, of), points[name], tuned, asking) for name, of in parts.items()}
+    found = {name: _part(some, points[name], tuned, asking) for name, some in of_part.items()}
     unknown = [label for label in about if label in asking and found[""].one_point]
     return Simulation(
         **vars(found[""]),
@@ -206,18 +207,13 @@ def _points(tally: Tally, part: str) -> list[Point]:
     return [point_of(*one) for one in tally.of(part)]
 
 
-def _of_tasks(traces: Outlines, tasks: Sequence[str]) -> Outlines:
-    wanted = np.array([(task or "") in tasks for task in traces.texts["task"]], bool)
-    return traces.only(wanted[traces["task"]])
-
-
 def _part(traces: Outlines, points: dict[str, list[Point]], tuned: Container[str], asking: Container[str]) -> Part:
     [full], [oracle] = points[FULL], points[ORACLE]
-    one_point = int((~traces["throughout"]).sum())
+    one_point = traces.number("sum(not throughout)")
     unknown = asking if one_point else ()
     return Part(
         n=len(traces),
-        prompts=len(np.unique(traces["prompt"])),
+        prompts=traces.n_prompts(),
         full_accuracy=full.accuracy,
         oracle=oracle,
         curves={
@@ -274,7 +270,7 @@ def simulate(config: SimulateConfig) -> Simulation:
     check_one_target(config.traces, config.target)
     everything = read_outlines(config.traces)
     left_out = {why: n for why, n in everything.counted("barred").items() if why is not None}
-    traces = everything.only(everything.has("barred", None))
+    traces = everything.only(barred=None)
     if not len(traces):
         raise TraceError(f"{config.traces}: none of {len(everything)} traces can judge ({left_out})")
     console = Console(markup=False)
@@ -309,6 +305,6 @@ def _blocks(config: SimulateConfig, traces: Outlines) -> Iterator[Block]:
     for file in (scores, other):
         if file is not None:
             file.check(traces)
-    largest = Largest(int(traces["n_think"].max()), int(traces["n_boundaries"].max()))
+    largest = Largest(traces.number("max(n_think)"), traces.number("max(n_boundaries)"))
     for replay in replays(config.traces, scores, round_tokens=config.round_tokens, largest=largest):
         yield replay, None if other is None else Replay(replay.traces, other.of(replay.traces), largest=largest)

@@ -8,8 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int
 
-from specexit.method.replay import Outcome
-from specexit.method.stored import AnyReplay
+from specexit.method.replay import Outcome, Replay
 
 
 class Sums(NamedTuple):
@@ -34,7 +33,7 @@ class Sums(NamedTuple):
 
 
 def sums_of(
-    replay: AnyReplay,
+    replay: Replay,
     outcome: Outcome,
     probe_tokens: Int[np.ndarray, " traces"] | None = None,
     rows: Bool[np.ndarray, " traces"] | slice = slice(None),

@@ -1,0 +1,184 @@
+"""How many prompts of a sample a policy gets wrong, counted over blocks of their traces.
+
+An exit at an undecided trial is an error. Beside the errors stand the prompts whose answer was also written in full at
+the very boundary where the policy ends their thinking: there a trial can be contradicted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from specexit.data.rows import free_trials
+from specexit.data.scratch import Scratch
+from specexit.drafts.policy import Risk
+from specexit.method.decision import Policy
+from specexit.method.replay import Outcome, Replay
+from specexit.method.sample import Prompt, Sample, SampleError
+from specexit.method.sums import Sums, sums_of
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What a policy does to the prompts of a group, or to all."""
+
+    n: int
+    """Prompts."""
+    errors: float
+    """Their losses, added up: of each the share of its traces that err."""
+    asked: int = 0
+    """Prompts whose answer was also written in full where the policy exits."""
+    contradicted: int = 0
+    """Of these, those of which a trial agrees with the trace's answer, and the answer written in full does not."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a policy does to a sample."""
+
+    sums: Sums
+    """Over the traces that can judge."""
+    groups: dict[str, Counts]
+    """As in `Sample.sizes`."""
+
+    @property
+    def n(self) -> int:
+        """Prompts."""
+        return sum(counts.n for counts in self.groups.values())
+
+    @property
+    def errors(self) -> float:
+        """Their losses, added up."""
+        return sum(counts.errors for counts in self.groups.values())
+
+
+def judge(sample: Sample, blocks: Iterable[Replay], policies: Sequence[Policy], risk: Risk) -> list[Judged]:
+    """What each policy does to the prompts of a sample.
+
+    Args:
+      sample: of the prompts.
+      blocks: of the traces that can judge, in any order.
+      policies: to be tried.
+      risk: what is an error.
+
+    Raises:
+      SampleError: see `errors_of`.
+    """
+    row, sums = {name: i for i, name in enumerate(sample.sizes)}, [Sums(*[0] * len(Sums._fields))] * len(policies)
+    # Traces that err, by group and by how many traces their prompts have: whole numbers, which add up to the same
+    # whatever the blocks.
+    wrong: dict[int, Int[np.ndarray, "policies groups"]] = {}
+    contradictions = _Contradictions(len(policies), len(row))
+
+    def of(size: int) -> Int[np.ndarray, "policies groups"]:
+        return wrong.setdefault(size, np.zeros((len(policies), len(row)), np.int64))
+
+    for replay in blocks:
+        prompts = [sample.prompt_of(trace) for trace in replay.traces]
+        groups, sizes = np.array([(row[p.group], p.size) for p in prompts], np.int64).reshape(-1, 2).T
+        outcomes = [replay.play(policy) for policy in policies]
+        errs = np.stack([errors_of(replay, outcome, risk) for outcome in outcomes])
+        sums = [before.plus(sums_of(replay, outcome)) for before, outcome in zip(sums, outcomes, strict=True)]
+        for size in np.unique(sizes).tolist():
+            for group in range(len(row)):
+                of(size)[:, group] += errs[:, (sizes == size) & (groups == group)].sum(axis=1)
+        contradictions.add(replay, outcomes, prompts, groups)
+    for name, size, n in sample.barred():
+        of(size)[:, row[name]] += n
+    errors = sum(wrong[size] / size for size in sorted(wrong)) + np.zeros((len(policies), len(row)))
+    asked, contradicted = contradictions.counted()
+    return [
+        Judged(
+            sums[i],
+            {
+                name: Counts(n, float(errors[i, j]), int(asked[i, j]), int(contradicted[i, j]))
+                for j, (name, n) in enumerate(sample.sizes.items())
+            },
+        )
+        for i in range(len(policies))
+    ]
+
+
+def errors_of(replay: Replay, outcome: Outcome, risk: Risk) -> Bool[np.ndarray, " traces"]:
+    """Which traces count as errors.
+
+    ``accuracy_lost`` counts right answers that turn wrong and forgives none that turn right, so it bounds the net loss.
+
+    Raises:
+      SampleError: ``accuracy_lost`` without right answers to compare with.
+    """
+    if risk == "answer_changed":
+        return outcome.changed
+    n = int(np.isnan(replay.correct).sum())
+    if n:
+        raise SampleError(f"risk accuracy_lost: {n} traces have no reference answer, use risk answer_changed")
+    return (replay.correct == 1) & (outcome.correct != 1)
+
+
+class _Contradictions:
+    """Trials and answers written in full, where policies exit: elsewhere they say nothing of a policy's risk.
+
+    Chance chose the boundaries that were asked, so the prompts asked there are a sample of all prompts. For a trace
+    that does not exit, or errs by its trial already, the first boundary stands, and nothing can contradict. It also
+    stands for an exit at a boundary whose verdict was inferred, where nothing could be asked; such an exit counts as
+    contradicted, and so does one whose answer in full never came.
+
+    Of each prompt that was asked anywhere, two bits for every policy lie on the disk.
+    """
+
+    def __init__(self, n_policies: int, n_groups: int):
+        self._shape = n_policies, n_groups
+        self._file = Scratch("create table prompts (hash integer primary key, part integer, bits blob)")
+
+    def add(
+        self,
+        replay: Replay,
+        outcomes: Sequence[Outcome],
+        prompts: Sequence[Prompt],
+        groups: Int[np.ndarray, " traces"],
+    ) -> None:
+        """Note the traces of a block."""
+        whole = _written_in_full(replay)
+        if not len(whole):
+            return
+        trace, tokens, same = whole.T
+        sound = np.stack([o.exited & (o.kept < replay.n_think) & ~o.changed for o in outcomes])
+        at = np.stack([np.where(ok & ~o.inferred, o.kept, 0) for ok, o in zip(sound, outcomes, strict=True)])
+        asked = tokens == at[:, trace]
+        contradicted = asked & sound[:, trace] & ((tokens == 0) | (same != 1))
+        bits = np.packbits(np.concatenate([asked, contradicted]), axis=0).T
+        found: dict[int, tuple[int, np.ndarray]] = {}
+        for i, new in zip(trace.tolist(), bits, strict=True):
+            key = prompts[i].hash
+            found[key] = int(groups[i]), new | (found[key][1] if key in found else self._bits_of(key))
+        rows = ((key, group, known.tobytes()) for key, (group, known) in found.items())
+        self._file.write("insert or replace into prompts values (?, ?, ?)", rows)
+
+    def _bits_of(self, key: int) -> np.ndarray:
+        """What is known of a prompt."""
+        found = self._file.first("select bits from prompts where hash = ?", key)
+        return np.frombuffer(found[0], np.uint8) if found else np.zeros(1, np.uint8)
+
+    def counted(self) -> Int[np.ndarray, "2 policies groups"]:
+        """How many prompts were asked, and how many of them contradicted."""
+        n_policies, n_groups = self._shape
+        counts = np.zeros((2 * n_policies, n_groups), np.int64)
+        for some in self._file.pieces("select part, bits from prompts"):
+            packed = np.frombuffer(b"".join(bits for _, bits in some), np.uint8).reshape(len(some), -1)
+            np.add.at(counts.T, [part for part, _ in some], np.unpackbits(packed, axis=1, count=2 * n_policies))
+        return counts.reshape(2, n_policies, n_groups)
+
+
+def _written_in_full(replay: Replay) -> Int[np.ndarray, "asked 3"]:
+    """Boundaries where the answer was written in full too: number of the trace, thinking tokens there, and
+    `FreeTrial.same` (-1 where it is not known). 0 tokens stand for the first boundary, which is there under its own as
+    well."""
+    found = []
+    for i, trace in enumerate(replay.traces):
+        for free in free_trials(trace):
+            same = -1 if free.same is None else int(free.same)
+            found += [(i, at, same) for at in (trace.boundaries[free.boundary], *([0] if free.boundary == 0 else []))]
+    return np.array(found, np.int64).reshape(-1, 3)
