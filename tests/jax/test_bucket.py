@@ -14,6 +14,8 @@ from typing import NoReturn
 
 import jax
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from flax import nnx
@@ -28,8 +30,10 @@ from jax_specexit.weights import _Ranged, load_target
 from specexit import cli
 from specexit.buckets import BucketError, BucketPath, location, upload
 from specexit.config import ConfigError, append_text, load, write_text
+from specexit.data import parts
 from specexit.data.packed import read_meta
 from specexit.data.packing import pack
+from specexit.data.parts import PartsWriter, parts_of
 from specexit.drafts.directory import read_draft
 from specexit.drafts.tensors import read_header
 from specexit.outputs import new_folder
@@ -115,6 +119,23 @@ def test_a_folder_s_entry_is_moved_last(bucket: BucketPath, monkeypatch: pytest.
         for name in ("config.json", "model.safetensors", "zzz", "aaa"):
             write_text(beside / name, name)
     assert moved[-1] == "config.json"
+
+
+def test_a_file_in_parts_lies_in_a_bucket_as_on_disk(bucket: BucketPath, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts, "GROUPS", 2)
+    schema = pa.schema([pa.field("i", pa.int64())])
+    with PartsWriter(bucket / "traces.parquet", schema) as writer:
+        for i in range(5):
+            writer.write(pa.record_batch([[i]], schema=schema))
+    assert names(bucket) == ["traces.00000.parquet", "traces.00001.parquet", "traces.parquet"]
+    found = []
+    for part in parts_of(bucket / "traces.parquet"):
+        with part.open("rb") as file:
+            found += pq.read_table(file)["i"].to_pylist()
+    assert found == [0, 1, 2, 3, 4]
+    with pytest.raises(KeyError), PartsWriter(bucket / "half.parquet", schema) as writer:
+        cut_short(writer.write, pa.record_batch([[0]], schema=schema))
+    assert "half.parquet" not in names(bucket)
 
 
 def test_what_cannot_be_in_a_bucket_says_so(bucket: BucketPath) -> None:

@@ -163,6 +163,24 @@ def test_blocks_in_processes_give_the_same_labels(think, tmp_path, monkeypatch):
     assert found[1] == summarise(expected, {"unfinished": 0, "no answer": 0, "no boundary": 0})
 
 
+def test_many_blocks_are_several_files(think, tmp_path, monkeypatch):
+    """The index of a file's row groups is in memory while it is written or read."""
+    monkeypatch.setattr("specexit.data.annotate.BLOCK_TOKENS", 1)
+    monkeypatch.setattr("specexit.data.parts.GROUPS", 3)
+    traces = [think(("One.", "1"), ("Two.", "2"), (f"Step {i}.", "2"), id=str(i)) for i in range(8)]
+    write_traces(tmp_path / "traces" / "traces.parquet", traces)
+    out = tmp_path / "labelled"
+    annotate(AnnotateConfig(traces=tmp_path / "traces", out=out, workers=1))
+    names = ["traces.00000.parquet", "traces.00001.parquet", "traces.parquet"]
+    assert sorted(path.name for path in out.glob("*.parquet")) == names
+    for path in (out, out / "traces.parquet"):
+        assert [trace.id for trace in read_labelled(path)] == [trace.id for trace in traces]
+    assert len(read_labelled(out / names[1])) == 3
+    (out / "traces.parquet").unlink()
+    with pytest.raises(TraceError, match=r"traces\.parquet: is gone, though traces\.00000\.parquet is a part of it"):
+        read_labelled(out)
+
+
 def test_a_model_that_moved_is_named_with_the_key_that_says_where_it_is(think, tmp_path):
     write_traces(tmp_path / "traces" / "traces.parquet", [think(("The answer is 2.", "2"), ("z.", "2"))])
     target = load_target_config("tiny-reasoner")

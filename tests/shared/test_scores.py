@@ -6,7 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from specexit.data.scores import ScoreError, Scores, key_of, open_scores, read_scores, sample_key, write_scores
+from specexit.data import parts
+from specexit.data.scores import (
+    ScoreError,
+    Scores,
+    ScoreWriter,
+    key_of,
+    open_scores,
+    read_scores,
+    sample_key,
+    write_scores,
+)
 
 ENDS = st.lists(st.sampled_from(["#", "#0", "#1", "#01", "1"]), max_size=3).map("".join)
 
@@ -84,6 +94,25 @@ def test_metadata_that_cannot_be(tmp_path, metadata, message):
     write_scores(tmp_path / "scores.parquet", scores_of(["q"]))
     with pytest.raises(ScoreError, match=rf"scores\.parquet: {message}"):
         open_scores(rewritten(tmp_path / "scores.parquet", **metadata))
+
+
+def test_many_row_groups_are_several_files(make_trace, tmp_path, monkeypatch):
+    """Their index is in memory while one is written or read."""
+    monkeypatch.setattr(parts, "GROUPS", 2)
+    monkeypatch.setattr(ScoreWriter, "GROUP", 3)
+    traces = [make_trace(id=f"{i:02d}") for i in range(20)]
+    write_scores(tmp_path / "scores.parquet", scores_of(map(key_of, traces)))
+    names = [*(f"scores.{i:05d}.parquet" for i in range(3)), "scores.parquet"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    assert [pq.ParquetFile(tmp_path / name).num_row_groups for name in names] == [2, 2, 2, 1]
+    assert read_both(tmp_path, traces) == list(range(20))
+    assert read_both(tmp_path, traces[17:3:-3]) == [17, 14, 11, 8, 5]
+    (tmp_path / names[1]).unlink()
+    with pytest.raises(ScoreError, match=r"scores\.parquet: trace '06' is missing"):
+        open_scores(tmp_path).of(traces)
+    rewritten(tmp_path / names[0], draft_blake3="1" * 64)
+    with pytest.raises(ScoreError, match=r"scores\.00000\.parquet: is no part of what `score` wrote into"):
+        open_scores(tmp_path)
 
 
 def test_a_file_with_a_trace_twice(tmp_path):

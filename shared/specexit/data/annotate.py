@@ -10,14 +10,13 @@ from functools import cache, partial
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
-from specexit.buckets import arrow_sink
 from specexit.config import save_run, write_text
 from specexit.data.boundaries import stating
 from specexit.data.checks import once
+from specexit.data.parts import PartsWriter
 from specexit.data.rows import FAILED, LABELLED_SCHEMA, LabelledTrace, Trace, infer_decided, is_tried_throughout
 from specexit.data.seen import Seen
 from specexit.data.stream import TraceError, blocks, deserialised, in_parallel, read_batches, rows_of, serialised, shown
@@ -68,12 +67,9 @@ def annotate(config: AnnotateConfig) -> Statistics:
     with new_folder(config.out) as folder:
         metadata = {**(LABELLED_SCHEMA.metadata or {}), TOKENIZER: tokenizer_sha256(target).encode()}
         schema = LABELLED_SCHEMA.with_metadata(metadata)
-        with (
-            arrow_sink(folder / "traces.parquet") as sink,
-            pq.ParquetWriter(sink, schema, compression="zstd") as writer,
-        ):
+        with PartsWriter(folder / "traces.parquet", schema) as writer:
             for block in _label_blocks(config, target):
-                writer.write_batch(_with_schema(block.rows, schema))
+                writer.write(_with_schema(block.rows, schema))
                 tally.add(block.tally)
                 reasons.update(block.reasons)
                 examples += [e for e in block.examples if e.kind not in {known.kind for known in examples}]

@@ -6,13 +6,12 @@ the hashes of the draft's and the target's weights, so that scores of other mode
 
 from __future__ import annotations
 
-import os
 import re
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +20,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Float
 
 from specexit.data.outlines import Outlines
+from specexit.data.parts import PartsWriter, parts_of
 from specexit.data.rows import AnyTrace
 from specexit.data.scratch import Scratch
 from specexit.data.seen import Seen
@@ -98,22 +98,24 @@ class Scores:
         return [self.signals[key] for key in keys]
 
 
+Place = tuple[int, int]
+"""Number of a part, and of a row group in it."""
+
+
 class Places(Container[str]):
-    """The row group of a score file where each key lies, found by a hash of it, on the disk.
+    """Where each key of a score file lies, found by a hash of it, on the disk.
 
     Args:
-      groups: keys of each row group.
+      keys: with their places.
     """
 
-    def __init__(self, groups: Iterable[Sequence[str]]):
-        self._file = Scratch("create table places (hash integer, part integer); create index at on places (hash)")
-        rows = ((hash(key), part) for part, keys in enumerate(groups) for key in keys)
-        self._file.write("insert into places values (?, ?)", rows)
+    def __init__(self, keys: Iterable[tuple[str, Place]]):
+        self._file = Scratch("create table places (hash integer, part, row_group); create index at on places (hash)")
+        self._file.write("insert into places values (?, ?, ?)", ((hash(key), *place) for key, place in keys))
 
-    def __getitem__(self, key: str) -> int | None:
-        """Row group of a key; None where the file has none of that name."""
-        found = self._file.first("select part from places where hash = ?", hash(key))
-        return found[0] if found else None
+    def __getitem__(self, key: str) -> Place | None:
+        """Place of a key; None where there is none of that name."""
+        return self._file.first("select part, row_group from places where hash = ?", hash(key))
 
     def __contains__(self, key: object) -> bool:
         return isinstance(key, str) and self[key] is not None
@@ -179,8 +181,8 @@ class StoredScores:
           ScoreError: a trace has another number of thinking tokens, or there is NaN among the values.
         """
         wanted = {self.key(trace.id, trace.sample): i for i, trace in enumerate(self.traces)}
-        groups = {self.places[key] for key in wanted}
-        for key, values in _read(self.path, sorted(group for group in groups if group is not None)):
+        places = {self.places[key] for key in wanted}
+        for key, values in _read(self.path, sorted(place for place in places if place is not None)):
             if (i := wanted.get(key)) is not None:
                 _check_length(self.path, key, self.traces[i], values)
                 yield i, values
@@ -214,7 +216,7 @@ def _check_length(path: Path, key: str, trace: AnyTrace, values: np.ndarray) -> 
 
 
 class ScoreWriter:
-    """Writes scores to one Parquet file, trace by trace; few of them are in memory at once.
+    """Writes scores to a Parquet file, see `PartsWriter`, trace by trace; few of them are in memory at once.
 
     Args:
       path: the file.
@@ -235,17 +237,17 @@ class ScoreWriter:
         if target_sha256 is not None:
             metadata["specexit.target_sha256"] = target_sha256
         self._source, self._schema = source, SCHEMA.with_metadata(metadata)
-        self._file = pq.ParquetWriter(path, self._schema, compression="zstd")
+        self._file = PartsWriter(path, self._schema)
         self._keys: list[str] = []
         self._values: list[np.ndarray] = []
 
     def __enter__(self) -> ScoreWriter:
         return self
 
-    def __exit__(self, kind: object, *_: object) -> None:
+    def __exit__(self, kind: object, *rest: object) -> None:
         if kind is None:
             self._flush()
-        self._file.close()
+        self._file.__exit__(kind, *rest)
 
     def write(self, key: str, signals: Float[np.ndarray, "_think signals"]) -> None:
         """One trace, under its `key_of`."""
@@ -260,18 +262,19 @@ class ScoreWriter:
         ends = np.cumsum([0, *map(len, self._values)]).astype(np.int32)
         signals = pa.ListArray.from_arrays(pa.array(ends), pa.array(np.concatenate(self._values)))
         columns = [pa.array(self._keys), pa.array([self._source] * len(self._keys)), signals.cast(SCHEMA.field(2).type)]
-        self._file.write_batch(pa.RecordBatch.from_arrays(columns, schema=self._schema))
+        self._file.write(pa.RecordBatch.from_arrays(columns, schema=self._schema))
         self._keys, self._values = [], []
 
 
 def write_scores(path: Path, scores: Scores) -> None:
-    """Write scores to one Parquet file, which appears whole or not at all."""
+    """Write scores to a Parquet file, which appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    with ScoreWriter(beside, scores.source, scores.draft_blake3, scores.target_sha256) as writer:
-        for key, values in scores.signals.items():
-            writer.write(key, values)
-    beside.replace(path)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+        with ScoreWriter(Path(folder) / path.name, scores.source, scores.draft_blake3, scores.target_sha256) as writer:
+            for key, values in scores.signals.items():
+                writer.write(key, values)
+        for part in parts_of(Path(folder) / path.name):
+            part.replace(path.with_name(part.name))
 
 
 def read_scores(path: Path) -> Scores:
@@ -292,49 +295,65 @@ def open_scores(path: Path) -> StoredScores:
       ScoreError: nothing there, not Parquet, of another schema version, without its metadata, or with a trace twice.
     """
     path = path / "scores.parquet" if path.is_dir() else path
-    with _opened(path) as file:
-        schema = file.schema_arrow
-        for field in SCHEMA:
-            if field.name not in schema.names or schema.field(field.name).type != field.type:
-                raise ScoreError(f"{path}: column {field.name!r} ({field.type}) is missing or of another type")
-        metadata = {key.decode(): value.decode() for key, value in (schema.metadata or {}).items()}
-        version = metadata.get("specexit.scores", "none")
-        if version not in READABLE_VERSIONS:
-            raise ScoreError(f"{path}: score schema version is {version}, expected {' or '.join(READABLE_VERSIONS)}")
-        for name in ("specexit.source", "specexit.draft_blake3"):
-            if name not in metadata:
-                raise ScoreError(f"{path}: metadata has no {name}, expected what `score` writes: score again")
-        places = Places(_names(file, i) for i in range(file.num_row_groups))
-        if doubled := places.doubled():
-            names = chain.from_iterable(_names(file, i) for i in range(file.num_row_groups))
-            key = next(key for key in names if hash(key) == doubled[0])
-            raise ScoreError(
-                f"{path}: trace {key!r} is there {doubled[1]} times, expected every trace once: score again"
-            )
+    metadata = _metadata(path)
+    for part in parts_of(path):
+        if _metadata(part) != metadata:
+            raise ScoreError(f"{part}: is no part of what `score` wrote into {path}, expected the two in one go")
+    places = Places(_keys_in(path))
+    if doubled := places.doubled():
+        key = next(key for key, _ in _keys_in(path) if hash(key) == doubled[0])
+        raise ScoreError(f"{path}: trace {key!r} is there {doubled[1]} times, expected every trace once: score again")
     return StoredScores(
         path,
         metadata["specexit.source"],
         metadata["specexit.draft_blake3"],
         places,
         metadata.get("specexit.target_sha256"),
-        sample_key if version == SCHEMA_VERSION else _older_key,
+        sample_key if metadata["specexit.scores"] == SCHEMA_VERSION else _older_key,
     )
 
 
-def _names(file: pq.ParquetFile, group: int) -> list[str]:
-    return file.read_row_group(group, ["id"])["id"].to_pylist()
-
-
-def _read(path: Path, groups: list[int] | None = None) -> Iterator[tuple[str, Float[np.ndarray, "_think signals"]]]:
-    """Keys and values of some row groups, or of all, a few traces in memory at once."""
+def _metadata(path: Path) -> dict[str, str]:
+    """What a score file says of itself."""
     with _opened(path) as file:
-        for batch in file.iter_batches(ROWS_AT_ONCE, groups, columns=["id", "signals"], use_threads=False):
-            for key, flat in zip(batch["id"].to_pylist(), values_of(batch["signals"], np.float32), strict=True):
-                if flat.size % len(NAMES) or not np.isfinite(flat).all():
-                    raise ScoreError(
-                        f"{path}: signals of trace {key!r} hold NaN or do not come in rows of {len(NAMES)}"
-                    )
-                yield key, flat.reshape(-1, len(NAMES))
+        schema = file.schema_arrow
+    for field in SCHEMA:
+        if field.name not in schema.names or schema.field(field.name).type != field.type:
+            raise ScoreError(f"{path}: column {field.name!r} ({field.type}) is missing or of another type")
+    metadata = {key.decode(): value.decode() for key, value in (schema.metadata or {}).items()}
+    version = metadata.get("specexit.scores", "none")
+    if version not in READABLE_VERSIONS:
+        raise ScoreError(f"{path}: score schema version is {version}, expected {' or '.join(READABLE_VERSIONS)}")
+    for name in ("specexit.source", "specexit.draft_blake3"):
+        if name not in metadata:
+            raise ScoreError(f"{path}: metadata has no {name}, expected what `score` writes: score again")
+    return metadata
+
+
+def _keys_in(path: Path) -> Iterator[tuple[str, Place]]:
+    for number, part in enumerate(parts_of(path)):
+        with _opened(part) as file:
+            for group in range(file.num_row_groups):
+                for key in file.read_row_group(group, ["id"])["id"].to_pylist():
+                    yield key, (number, group)
+
+
+def _read(path: Path, places: list[Place] | None = None) -> Iterator[tuple[str, Float[np.ndarray, "_think signals"]]]:
+    """Keys and values in some places, or in all, a few traces in memory at once."""
+    for number, part in enumerate(parts_of(path)):
+        groups = None if places is None else [group for of, group in places if of == number]
+        if groups == []:
+            continue
+        with _opened(part) as file:
+            yield from _values(part, file.iter_batches(ROWS_AT_ONCE, groups, ["id", "signals"], use_threads=False))
+
+
+def _values(path: Path, batches: Iterable[pa.RecordBatch]) -> Iterator[tuple[str, Float[np.ndarray, "_think signals"]]]:
+    for batch in batches:
+        for key, flat in zip(batch["id"].to_pylist(), values_of(batch["signals"], np.float32), strict=True):
+            if flat.size % len(NAMES) or not np.isfinite(flat).all():
+                raise ScoreError(f"{path}: signals of trace {key!r} hold NaN or do not come in rows of {len(NAMES)}")
+            yield key, flat.reshape(-1, len(NAMES))
 
 
 @contextmanager

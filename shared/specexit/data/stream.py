@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from specexit.buckets import arrow_source
 from specexit.data.checks import TraceError, check_rows
 from specexit.data.columns import flat_values, list_lengths
+from specexit.data.parts import last_of, parts_of
 from specexit.data.rows import LACKING, READABLE_VERSIONS, SCHEMA, SCHEMAS, LabelledTrace, Trace
 
 MANIFEST = "manifest.json"
@@ -38,17 +39,21 @@ ResultT = TypeVar("ResultT")
 
 
 def trace_files(path: Path) -> list[Path]:
-    """The file, or all ``*.parquet`` files of a folder in the order of their names.
+    """The file with its parts (see `specexit.data.parts`), or all ``*.parquet`` files of a folder in the order of their
+    names.
 
     Where `collect` has not finished the folder, a warning says how many traces are missing.
 
     Raises:
-      TraceError: there is none, or one is gone that the folder's manifest names.
+      TraceError: there is none, or one is gone that the folder's manifest or a part of it names.
     """
     # A hidden one is no one's: macOS leaves a ``._NAME`` beside what it copies.
-    files = sorted(file for file in path.glob("*.parquet") if file.name[0] != ".") if path.is_dir() else [path]
-    if not files or not files[0].exists():
+    files = sorted(file for file in path.glob("*.parquet") if file.name[0] != ".") if path.is_dir() else parts_of(path)
+    if not files or not files[-1].exists():
         raise TraceError(f"{path}: no trace file there")
+    for file in files if path.is_dir() else ():
+        if last_of(file) not in files:
+            raise TraceError(f"{last_of(file)}: is gone, though {file.name} is a part of it: take a whole copy")
     if path.is_dir() and (manifest := path / MANIFEST).exists():
         finished, asked, there = _recorded(manifest)
         gone = sorted(finished - {file.name for file in files})

@@ -1,0 +1,74 @@
+"""Parquet in parts. Whoever writes a file, or opens it, has the index of all its row groups in memory; so a file that
+would have very many of them is several, each with a bounded number."""
+
+from __future__ import annotations
+
+import re
+from contextlib import ExitStack
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from specexit.buckets import BucketPath, arrow_sink
+
+GROUPS = 1024
+"""Row groups of a part at most: of traces, with their 28 columns, 14 MB of index."""
+
+
+class PartsWriter:
+    """Writes ``NAME.parquet``. Whenever it is full, it becomes ``NAME.00000.parquet`` and so on, and a new one begins:
+    in the order of their names they are what was written, and ``NAME.parquet`` is always there, the last.
+
+    Args:
+      path: the file.
+      schema: of all that is written.
+    """
+
+    def __init__(self, path: Path, schema: pa.Schema):
+        self._path, self._schema = path, schema
+        self._parts = self._groups = 0
+        self._open()
+
+    def _open(self) -> None:
+        self._stack = ExitStack()
+        sink = self._stack.enter_context(arrow_sink(self._path))
+        self._file = self._stack.enter_context(pq.ParquetWriter(sink, self._schema, compression="zstd"))
+
+    def __enter__(self) -> PartsWriter:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stack.__exit__(*exception)  # pyright: ignore[reportArgumentType]
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        """A row group."""
+        if self._groups == GROUPS:
+            self._begin_another()
+        self._file.write_batch(batch)
+        self._groups += 1
+
+    def _begin_another(self) -> None:
+        self._stack.close()
+        full = self._path.with_suffix(f".{self._parts:05d}{self._path.suffix}")
+        if isinstance(self._path, BucketPath):
+            self._path.move(BucketPath(full))
+        else:
+            self._path.rename(full)
+        self._parts, self._groups = self._parts + 1, 0
+        self._open()
+
+
+def parts_of(path: Path) -> list[Path]:
+    """The files of a `PartsWriter`, in their order."""
+    return [*sorted(path.parent.glob(f"{path.stem}.{'[0-9]' * 5}{path.suffix}")), path]
+
+
+def last_of(part: Path) -> Path:
+    """The last file of the `PartsWriter` that wrote this one.
+
+    Example:
+      >>> last_of(Path("a.00003.parquet")).name, last_of(Path("a.parquet")).name
+      ('a.parquet', 'a.parquet')
+    """
+    return part.with_name(re.sub(r"\.\d{5}(?=\.[^.]+\Z)", "", part.name))
