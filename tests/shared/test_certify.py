@@ -25,7 +25,7 @@ from specexit.method.judged import Counts, Judged, judge
 from specexit.method.replay import Replay
 from specexit.method.sample import Sample, SampleError
 from specexit.method.splits import ThinkTokens
-from specexit.method.sums import Sums
+from specexit.method.sums import NOTHING
 
 TAUS = (0.99, 0.9, 0.7, 0.5, 0.3)
 POLICIES = [Policy(thresholds={"validity": tau}) for tau in TAUS]
@@ -210,7 +210,7 @@ def counted(losses, groups=None, asked=None, contradicted=None):
         name: Counts(int(rows.sum()), float(losses[rows].sum()), *(int(one[rows].sum()) for one in told))
         for name, rows in parts.items()
     }
-    return Judged(Sums(*[0] * len(Sums._fields)), counts)
+    return Judged(NOTHING, counts)
 
 
 def violations(draw, risks, claim, draws, *, single, groups=None):

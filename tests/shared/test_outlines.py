@@ -62,7 +62,7 @@ def test_columns_say_what_the_traces_say(traces):
     assert found.n_prompts() == 3
     assert list(found.prompts()) == hashes(traces)
     assert list(found.names()) == [("a", 0), ("b", 0), ("a", 1), ("c", 0)]
-    asked = found.ask("n_boundaries, throughout, has_reference, has_free", "order by row")
+    asked = found.ask("n_boundaries, throughout, is_known, has_free", "order by row")
     assert list(asked) == [(3, 1, 1, 1), (3, 1, 1, 0), (3, 0, 0, 0), (3, 1, 1, 1)]
     assert found.number("max(n_prompt + n_think)") == max(trace.n_prompt + trace.n_think for trace in traces)
     assert found.counted("barred") == {None: 3, "unfinished": 1}

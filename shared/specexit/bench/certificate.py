@@ -32,7 +32,7 @@ from specexit.data.traces import data_sha256, read_traces
 from specexit.drafts.policy import Risk
 from specexit.method.certify import Claim, required_n, share_p_value
 from specexit.method.decision import Policy
-from specexit.method.judged import errors_of
+from specexit.method.judged import check_references, errors_of
 from specexit.method.policies.validity import VALIDITY_GRID
 from specexit.method.replay import Replay
 from specexit.method.sample import Sample
@@ -99,7 +99,11 @@ def population(sample: Sample, replay: Replay, risk: Risk) -> Population:
       sample: the prompts.
       replay: their traces that can judge.
       risk: what is an error.
+
+    Raises:
+      SampleError: see `specexit.method.judged.check_references`.
     """
+    check_references(sample, risk)
     prompts = [sample.prompt_of(trace) for trace in replay.traces]
     number = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
     of, names = np.array([number[prompt] for prompt in prompts]), list(sample.sizes)

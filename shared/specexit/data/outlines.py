@@ -18,9 +18,9 @@ from specexit.data.seen import HALF
 FEW = ("sampling", "trial", "task", "part", "answer_kind", "barred")
 """Columns of texts of which there are few: a trace has the number of its own. ``trial`` is without ``free``, ``part`` a
 trace's group, by default its task, and ``barred`` what `why_not` says; an empty text is none."""
-NUMBERS = ("sample", "n_prompt", "n_think", "n_answer", "n_boundaries", "has_reference", "throughout", "has_free")
-"""Columns of numbers: as in `Trace`; ``throughout`` is `is_tried_throughout`, ``has_free`` whether any answer was also
-written in full."""
+NUMBERS = ("sample", "n_prompt", "n_think", "n_answer", "n_boundaries", "is_known", "throughout", "has_free")
+"""Columns of numbers: as in `Trace`; ``is_known`` is whether its answer is known to be right or wrong, ``throughout``
+`is_tried_throughout`, and ``has_free`` whether any answer was also written in full."""
 COLUMNS = ("row", "id", "prompt", *NUMBERS, *FEW)
 """``prompt`` is the `short_hash` of its tokens, less `HALF`."""
 TABLE = f"""
@@ -117,6 +117,6 @@ def _row(row: int, trace: AnyTrace, texts: dict[str, dict[str | None, int]]) -> 
     return (
         *(row, trace.id, short_hash(prompt_sha256(trace)) - HALF),
         *(trace.sample, trace.n_prompt, trace.n_think, trace.n_answer, len(trace.boundaries)),
-        *(trace.reference is not None, is_tried_throughout(trace), bool(free)),
+        *(trace.reference is not None and trace.correct is not None, is_tried_throughout(trace), bool(free)),
         *(texts[name].setdefault(found[name], len(texts[name])) for name in FEW),
     )

@@ -293,9 +293,9 @@ def _unknown(marks: Fingerprints, target: TargetConfig) -> list[str]:
 def population(sample: Sample) -> Population:
     """Which prompts the sample is of."""
     names, groups, references = list(sample.traces.texts["part"]), Counter[str](), 0
-    for part, has_reference, _ in sample.traces.ask("part, has_reference, min(row)", "group by prompt"):
+    for part, is_known, _ in sample.traces.ask("part, is_known, min(row)", "group by prompt"):
         groups[names[part] or ""] += 1
-        references += has_reference
+        references += is_known
     kinds = [str(kind) for kind in sample.traces.different("answer_kind")]
     return Population(
         prompts=sample.n,

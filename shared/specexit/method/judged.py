@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 
 from specexit.data.rows import free_trials
 from specexit.data.scratch import Scratch
@@ -18,7 +18,7 @@ from specexit.drafts.policy import Risk
 from specexit.method.decision import Policy
 from specexit.method.replay import Outcome, Replay
 from specexit.method.sample import Prompt, Sample, SampleError
-from specexit.method.sums import Sums, sums_of
+from specexit.method.sums import NOTHING, Sums, sums_of
 
 
 @dataclass(frozen=True)
@@ -65,57 +65,74 @@ def judge(sample: Sample, blocks: Iterable[Replay], policies: Sequence[Policy], 
       risk: what is an error.
 
     Raises:
-      SampleError: see `errors_of`.
+      SampleError: see `check_references`.
     """
-    row, sums = {name: i for i, name in enumerate(sample.sizes)}, [Sums(*[0] * len(Sums._fields))] * len(policies)
-    # Traces that err, by group and by how many traces their prompts have: whole numbers, which add up to the same
-    # whatever the blocks.
-    wrong: dict[int, Int[np.ndarray, "policies groups"]] = {}
-    contradictions = _Contradictions(len(policies), len(row))
-
-    def of(size: int) -> Int[np.ndarray, "policies groups"]:
-        return wrong.setdefault(size, np.zeros((len(policies), len(row)), np.int64))
-
+    row, shape = {name: i for i, name in enumerate(sample.sizes)}, (len(policies), len(sample.sizes))
+    sums, losses, contradictions = [NOTHING] * len(policies), _Losses(shape), _Contradictions(shape)
+    check_references(sample, risk)
     for replay in blocks:
         prompts = [sample.prompt_of(trace) for trace in replay.traces]
-        groups, sizes = np.array([(row[p.group], p.size) for p in prompts], np.int64).reshape(-1, 2).T
+        groups = np.array([row[prompt.group] for prompt in prompts])
         outcomes = [replay.play(policy) for policy in policies]
-        errs = np.stack([errors_of(replay, outcome, risk) for outcome in outcomes])
         sums = [before.plus(sums_of(replay, outcome)) for before, outcome in zip(sums, outcomes, strict=True)]
-        for size in np.unique(sizes).tolist():
-            for group in range(len(row)):
-                of(size)[:, group] += errs[:, (sizes == size) & (groups == group)].sum(axis=1)
+        errors = np.stack([errors_of(replay, outcome, risk) for outcome in outcomes])
+        losses.add(errors, groups, np.array([prompt.size for prompt in prompts]))
         contradictions.add(replay, outcomes, prompts, groups)
-    for name, size, n in sample.barred():
-        of(size)[:, row[name]] += n
-    errors = sum(wrong[size] / size for size in sorted(wrong)) + np.zeros((len(policies), len(row)))
-    asked, contradicted = contradictions.counted()
-    return [
-        Judged(
-            sums[i],
-            {
-                name: Counts(n, float(errors[i, j]), int(asked[i, j]), int(contradicted[i, j]))
-                for j, (name, n) in enumerate(sample.sizes.items())
-            },
-        )
-        for i in range(len(policies))
-    ]
+    for group, size, n in sample.barred():
+        losses.of(size)[:, row[group]] += n
+    found = losses.counted(), *contradictions.counted()
+
+    def counts(policy: int, name: str) -> Counts:
+        loss, asked, contradicted = (numbers[policy, row[name]] for numbers in found)
+        return Counts(sample.sizes[name], float(loss), int(asked), int(contradicted))
+
+    return [Judged(one, {name: counts(i, name) for name in row}) for i, one in enumerate(sums)]
 
 
 def errors_of(replay: Replay, outcome: Outcome, risk: Risk) -> Bool[np.ndarray, " traces"]:
     """Which traces count as errors.
 
     ``accuracy_lost`` counts right answers that turn wrong and forgives none that turn right, so it bounds the net loss.
+    """
+    return outcome.changed if risk == "answer_changed" else (replay.correct == 1) & (outcome.correct != 1)
+
+
+def check_references(sample: Sample, risk: Risk) -> None:
+    """Check that errors can be told.
 
     Raises:
       SampleError: ``accuracy_lost`` without right answers to compare with.
     """
-    if risk == "answer_changed":
-        return outcome.changed
-    n = int(np.isnan(replay.correct).sum())
-    if n:
+    n = sample.traces.number("sum(not is_known)")
+    if n and risk == "accuracy_lost":
         raise SampleError(f"risk accuracy_lost: {n} traces have no reference answer, use risk answer_changed")
-    return (replay.correct == 1) & (outcome.correct != 1)
+
+
+class _Losses:
+    """Traces that err, by policy and group, and by how many traces their prompts have: whole numbers, whose sums are
+    the same whatever the blocks."""
+
+    def __init__(self, shape: tuple[int, int]):
+        self._shape, self._wrong = shape, dict[int, Int[np.ndarray, "policies groups"]]()
+
+    def add(
+        self,
+        errors: Bool[np.ndarray, "policies traces"],
+        groups: Int[np.ndarray, " traces"],
+        sizes: Int[np.ndarray, " traces"],
+    ) -> None:
+        """Note some traces."""
+        for size in np.unique(sizes).tolist():
+            for group in range(self._shape[1]):
+                self.of(size)[:, group] += errors[:, (sizes == size) & (groups == group)].sum(axis=1)
+
+    def of(self, size: int) -> Int[np.ndarray, "policies groups"]:
+        """Those whose prompts have so many traces."""
+        return self._wrong.setdefault(size, np.zeros(self._shape, np.int64))
+
+    def counted(self) -> Float[np.ndarray, "policies groups"]:
+        """The losses of the prompts, added up."""
+        return sum((self._wrong[size] / size for size in sorted(self._wrong)), np.zeros(self._shape))
 
 
 class _Contradictions:
@@ -129,8 +146,8 @@ class _Contradictions:
     Of each prompt that was asked anywhere, two bits for every policy lie on the disk.
     """
 
-    def __init__(self, n_policies: int, n_groups: int):
-        self._shape = n_policies, n_groups
+    def __init__(self, shape: tuple[int, int]):
+        self._shape = shape
         self._file = Scratch("create table prompts (hash integer primary key, part integer, bits blob)")
 
     def add(

@@ -32,6 +32,10 @@ class Sums(NamedTuple):
         return Sums(*map(add, self, other))
 
 
+NOTHING = Sums(*[0] * len(Sums._fields))
+"""Over no traces."""
+
+
 def sums_of(
     replay: Replay,
     outcome: Outcome,
