@@ -11,7 +11,7 @@ from typing import Any
 
 from specexit.errors import InputError
 
-CACHE_KIB = 1 << 14
+CACHE_KIB = 1 << 12
 """Of the file, in memory."""
 AT_ONCE = 1 << 12
 """Rows that are fetched together."""
