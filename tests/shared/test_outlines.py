@@ -99,4 +99,7 @@ def test_prompts_that_are_known_are_found_with_the_first_of_their_traces(traces,
     found = outlines(traces)
     for known, first in ((traces, "a"), (traces[1:2], "b"), (traces[1:], "a"), ([traces[1], traces[3]], "b")):
         assert found.among(np.array(hashes(known), np.uint64)) == (len(hashes(known)), first)
-    assert found.among(np.arange(9, dtype=np.uint64)) == (0, None)
+    for known in (np.zeros(0, np.uint64), np.arange(9, dtype=np.uint64), ~np.arange(9, dtype=np.uint64)):
+        assert found.among(known) == (0, None)
+    falling = np.array([*hashes(traces)[::-1], 7], np.uint64)
+    assert found.among(falling) == (3, "a")

@@ -80,10 +80,13 @@ class Outlines:
 
     def among(self, known: Hashes) -> tuple[int, str | None]:
         """How many of the prompts are among some, and the id of the first trace of one."""
-        n, first = 0, None
+        n, first, known = 0, None, np.sort(known)
         for some in self._pieces("prompt, min(row), id", "group by prompt"):
             ours = np.array([prompt + HALF for prompt, _, _ in some], np.uint64)
-            shared = [some[i][1:] for i in np.flatnonzero(np.isin(ours, known)).tolist()]
+            at = np.searchsorted(known, ours)
+            there = at < len(known)
+            there[there] = known[at[there]] == ours[there]
+            shared = [some[i][1:] for i in np.flatnonzero(there).tolist()]
             first = min(filter(None, [first, *shared]), default=None)
             n += len(shared)
         return n, first and first[1]
