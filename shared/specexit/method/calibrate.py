@@ -85,6 +85,8 @@ def calibrate(config: CalibrateConfig) -> PolicyFile:
     if block.source == "fc":  # no step waits for its verdicts, so passing boundaries over would save nothing
         config = config.model_copy(update={"early": 0.0})
     sample, seen = Sample(traces, unjudged=config.unjudged, grouped=config.groups), PassedBy()
+    for epsilon in config.epsilon:  # what no outcome could support is refused before hours of replaying
+        check_size(sample, Claim(config.risk, epsilon, config.delta))
     judged = judge(sample, seen.look(replays(config.traces, scores)), grid(config), config.risk)
     points, remarks = choose(sample, judged, config, data, trial)
     now = datetime.now(UTC).isoformat(timespec="seconds")

@@ -145,6 +145,7 @@ def pareto(points: Sequence[Point], full_accuracy: float | None) -> tuple[Point,
 
 
 FULL, ORACLE = "no exit", "the oracle"
+NO_TASK = "no task"
 Block = tuple[Replay, Replay | None]
 """Replays of the same traces: with the draft's signals, and with another source's."""
 
@@ -169,8 +170,8 @@ def run(
     Raises:
       MethodError: see `Tally.add`.
     """
-    tasks = sorted(task or "" for task in traces.different("task"))
-    parts = {"": tasks} | ({task or "no task": [task] for task in tasks} if len(tasks) > 1 else {})
+    tasks = sorted(traces.different("task"), key=lambda task: task or "")
+    parts = {"": traces} | ({task or NO_TASK: traces.only(task=task) for task in tasks} if len(tasks) > 1 else {})
     about = {name: method.about for name, method in methods.items()}
     if config.probe_scores is not None:
         about["probe"] = METHODS["validity"].about
@@ -178,7 +179,7 @@ def run(
     with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
         bar = progress.add_task("traces", total=len(traces))
         for replay, probe in blocks:
-            rows = {name: np.array([(t.task or "") in of for t in replay.traces]) for name, of in parts.items()}
+            rows = {name: np.array([name in ("", t.task or NO_TASK) for t in replay.traces]) for name in parts}
             for name, method in methods.items():
                 tallies[name].add(replay, method.play(replay, config), rows)
             if probe is not None:
@@ -187,12 +188,11 @@ def run(
             tallies[FULL].add(replay, [Played("", never)], rows)
             tallies[ORACLE].add(replay, [Played("", replay.oracle(), policy=OFF)], rows)
             progress.advance(bar, len(replay.traces))
-    of_part = {name: traces.only(task=of[0] or None) if name else traces for name, of in parts.items()}
     points = {name: {label: _points(tally, name) for label, tally in tallies.items()} for name in parts}
     asking = {label for label, tally in tallies.items() if tally.asks}
     quoted = [name for name, method in methods.items() if not method.tuned]
     tuned = set(about) - set(quoted)
-    found = {name: _part(some, points[name], tuned, asking) for name, some in of_part.items()}
+    found = {name: _part(some, points[name], tuned, asking) for name, some in parts.items()}
     unknown = [label for label in about if label in asking and found[""].one_point]
     return Simulation(
         **vars(found[""]),
