@@ -351,7 +351,7 @@ def test_samples_of_a_problem_are_one_problem(inputs: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize("which", ["draft", "draft_fc"])
 def test_problems_that_a_draft_was_trained_on_are_refused(inputs: Path, tmp_path: Path, which: str) -> None:
     write_random_draft(tmp_path / "draft")
-    write_prompts(tmp_path / "draft", outlines([generated_traces(N)[2]])["prompt"])
+    write_prompts(tmp_path / "draft", [*outlines([generated_traces(N)[2]]).prompts()])
     with pytest.raises(OverlapError, match=r"1 of 4 prompts were trained on according to .*prompts\.npy"):
         bench(config(inputs, out=tmp_path / "new", **{which: tmp_path / "draft"}))
     assert not (tmp_path / "new").exists()
