@@ -190,8 +190,9 @@ def test_several_risks_make_several_operating_points(setting, capsys):
     assert capsys.readouterr().out.count("Thinking cut") == 3
 
 
-def test_too_few_prompts_are_refused_with_the_number_needed(setting):
+def test_too_few_prompts_are_refused_with_the_number_needed_before_anything_is_replayed(setting, monkeypatch):
     paths = setting(np.full(113, 0.9), [True] * 113)
+    monkeypatch.setattr("specexit.method.calibrate.replays", lambda *_: pytest.fail("hours are spent"))
     refused(paths, r"113 calibration prompts that can judge cannot support risk 0\.02 .* at least 114")
     refused(paths, r"cannot support risk 0\.01 .* at least 230", epsilon=[0.05, 0.01])
 
