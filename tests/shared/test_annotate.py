@@ -176,6 +176,10 @@ def test_many_blocks_are_several_files(think, tmp_path, monkeypatch):
     for path in (out, out / "traces.parquet"):
         assert [trace.id for trace in read_labelled(path)] == [trace.id for trace in traces]
     assert len(read_labelled(out / names[1])) == 3
+    (out / names[1]).rename(tmp_path / names[1])
+    for path in (out, out / "traces.parquet"):
+        with pytest.raises(TraceError, match=r"traces\.00001\.parquet: is gone, though traces\.parquet names it"):
+            read_labelled(path)
     (out / "traces.parquet").unlink()
     with pytest.raises(TraceError, match=r"traces\.parquet: is gone, though traces\.00000\.parquet is a part of it"):
         read_labelled(out)

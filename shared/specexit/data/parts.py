@@ -14,6 +14,8 @@ from specexit.buckets import BucketPath, arrow_sink
 
 GROUPS = 1024
 """Row groups of a part at most: of traces, with their 28 columns, 14 MB of index."""
+IN_FRONT = b"specexit.parts"
+"""In a file's metadata: how many parts lie in front of it, where there are any."""
 
 
 class PartsWriter:
@@ -33,7 +35,9 @@ class PartsWriter:
     def _open(self) -> None:
         self._stack = ExitStack()
         sink = self._stack.enter_context(arrow_sink(self._path))
-        self._file = self._stack.enter_context(pq.ParquetWriter(sink, self._schema, compression="zstd"))
+        more = {IN_FRONT: str(self._parts)} if self._parts else {}
+        schema = self._schema.with_metadata({**(self._schema.metadata or {}), **more})
+        self._file = self._stack.enter_context(pq.ParquetWriter(sink, schema, compression="zstd"))
 
     def __enter__(self) -> PartsWriter:
         return self
@@ -50,13 +54,24 @@ class PartsWriter:
 
     def _begin_another(self) -> None:
         self._stack.close()
-        full = self._path.with_suffix(f".{self._parts:05d}{self._path.suffix}")
+        full = _part(self._path, self._parts)
         if isinstance(self._path, BucketPath):
             self._path.move(BucketPath(full))
         else:
             self._path.rename(full)
         self._parts, self._groups = self._parts + 1, 0
         self._open()
+
+
+def _part(path: Path, number: int) -> Path:
+    return path.with_suffix(f".{number:05d}{path.suffix}")
+
+
+def missing_part(path: Path, schema: pa.Schema) -> Path | None:
+    """The first part that the last file of a `PartsWriter` names, and that is not there; None where all are."""
+    n = int((schema.metadata or {}).get(IN_FRONT, b"0"))
+    there = parts_of(path) if n and last_of(path) == path else []
+    return next((part for part in (_part(path, i) for i in range(n)) if part not in there), None) if there else None
 
 
 def parts_of(path: Path) -> list[Path]:

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Float
 
 from specexit.data.outlines import Outlines
-from specexit.data.parts import PartsWriter, parts_of
+from specexit.data.parts import IN_FRONT, PartsWriter, missing_part, parts_of
 from specexit.data.rows import AnyTrace
 from specexit.data.scratch import Scratch
 from specexit.data.seen import Seen
@@ -317,10 +317,12 @@ def _metadata(path: Path) -> dict[str, str]:
     """What a score file says of itself."""
     with _opened(path) as file:
         schema = file.schema_arrow
+    if gone := missing_part(path, schema):
+        raise ScoreError(f"{gone}: is gone, though {path.name} names it: take a whole copy")
     for field in SCHEMA:
         if field.name not in schema.names or schema.field(field.name).type != field.type:
             raise ScoreError(f"{path}: column {field.name!r} ({field.type}) is missing or of another type")
-    metadata = {key.decode(): value.decode() for key, value in (schema.metadata or {}).items()}
+    metadata = {key.decode(): value.decode() for key, value in (schema.metadata or {}).items() if key != IN_FRONT}
     version = metadata.get("specexit.scores", "none")
     if version not in READABLE_VERSIONS:
         raise ScoreError(f"{path}: score schema version is {version}, expected {' or '.join(READABLE_VERSIONS)}")

@@ -38,7 +38,7 @@ class Scratch:
         # Nothing is ever taken back, so no journal is kept; one transaction, never ended, spares a wait for the disk.
         self._file = sqlite3.connect("", isolation_level=None)
         self._file.executescript(f"pragma journal_mode = off; pragma cache_size = -{CACHE_KIB}; begin; {tables}")
-        self.close = weakref.finalize(self, self._file.close)
+        weakref.finalize(self, self._file.close)
 
     def write(self, statement: str, rows: Iterable[tuple[Any, ...]]) -> int:
         """Run a statement with each row in turn; how many rows of the table it changed."""

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from specexit.buckets import arrow_source
 from specexit.data.checks import TraceError, check_rows
 from specexit.data.columns import flat_values, list_lengths
-from specexit.data.parts import last_of, parts_of
+from specexit.data.parts import last_of, missing_part, parts_of
 from specexit.data.rows import LACKING, READABLE_VERSIONS, SCHEMA, SCHEMAS, LabelledTrace, Trace
 
 MANIFEST = "manifest.json"
@@ -118,6 +118,8 @@ def read_batches(
                 arrow_source(file) as source,
                 pq.ParquetFile(source, buffer_size=1 << 20, pre_buffer=False) as opened,
             ):
+                if gone := missing_part(file, opened.schema_arrow):
+                    raise TraceError(f"{gone}: is gone, though {file.name} names it: take a whole copy")
                 present = _check_schema(file, opened.schema_arrow, kind)
                 reading = [name for name in wanted if name in present]
                 first = 0
