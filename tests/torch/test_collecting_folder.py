@@ -362,6 +362,8 @@ def test_a_full_disk_is_one_line_and_what_is_finished_is_kept(server, tmp_path, 
         collect(config(server, tmp_path / "out"))
     monkeypatch.undo()
     capsys.readouterr()
+    logged = (tmp_path / "out" / ".collect" / "shard-0-of-1.jsonl").read_bytes().count(b"\n")
+    assert logged >= 3  # three were known to be on the disk; how many more were answered by then is the server's haste
     collect(config(server, tmp_path / "out"))
-    assert "12 traces, 4 of them earlier" in " ".join(capsys.readouterr().err.split())
+    assert f"12 traces, {logged} of them earlier" in " ".join(capsys.readouterr().err.split())
     assert len(read_traces(tmp_path / "out")) == 12
