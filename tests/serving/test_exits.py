@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch_specexit.plugin.frontend.callers import response_of
 from torch_specexit.plugin.worker import exits as module
 from torch_specexit.plugin.worker import interrupt, ranks
 from torch_specexit.plugin.worker.exits import Exits
+from torch_specexit.plugin.worker.model import WithSignals
 from torch_specexit.plugin.worker.rule import INTERRUPT, STATE
 from torch_specexit.plugin.worker.runner_v2 import keep_logits, keep_restored
 from torch_specexit.plugin.worker.weights import Weights
@@ -120,6 +122,19 @@ def test_a_request_exits_and_its_row_is_given_back():
     assert text_of(exits, *boundary_and_more()) == [[2], [END]]
     exits.track(scheduled(finished=["a"]))
     assert len(exits.slots) == 0
+
+
+@pytest.mark.parametrize("source", ["draft", "fc"])
+def test_a_dummy_run_leaves_exits_on(source):
+    """An idle data-parallel rank makes one at every step; with source fc it switched the rank's exits off."""
+    draft: Any = Draft()
+    draft.block = SpecExitBlock(source=source, target="t", policy=Policy(thresholds={}))
+    of_target = SimpleNamespace(signal_weight=torch.zeros(len(NAMES), 6))
+    draft.signals_of_target = partial(WithSignals.signals_of_target, of_target)
+    exits = Exits(draft, runner())
+    exits.prepare(given_step(["x"], [[5]]).none())
+    exits.settle()
+    assert exits.failure is None
 
 
 def test_graphs_of_whole_draft_passes_would_leave_no_signals_and_are_refused(monkeypatch):

@@ -163,9 +163,12 @@ class WithSignals(Eagle3):
     ) -> Float[Tensor, "rows signals"]:
         """Raw signals at some rows of the target's aux hidden states (source ``fc``).
 
-        One product for each layer, and for so many rows at a time that what is gathered stays small.
+        One product for each layer, and for so many rows at a time that what is gathered stays small. A step of no
+        request, in front of a dummy run, has neither layers nor rows.
         """
         signals = self.signal_weight.new_zeros(len(rows), len(NAMES))
+        if not len(rows):
+            return signals
         weights = self.signal_weight.split([layer.shape[1] for layer in aux], dim=1)
         for layer, weight in zip(aux, weights, strict=True):
             for part, some in zip(signals.split(_ROWS), rows.split(_ROWS), strict=True):
