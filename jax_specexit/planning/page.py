@@ -43,7 +43,7 @@ def _row(recipe: str, plan: dict[str, Any]) -> list[str]:
         f"{plan['others'][other]['hbm_gib']['total']:.1f} ({other})",
         f"{plan['step_seconds']:.2f}",
         plan["binds"],
-        f"{plan['chip_hours']:.2g}",
+        f"{hours:.0f}" if (hours := plan["chip_hours"]) >= 10 else f"{hours:.2g}",
         f"{guess['step_seconds']:.2f}" if guess else "none",
         f"{100 * (of['int8'] / of['dtype'] - 1):+.0f} %",
     ]

@@ -325,7 +325,7 @@ def test_the_table_stands_between_its_marks(tmp_path: Path) -> None:
         "estimate": {"step_seconds": 1.5},
         "compute_seconds_of_target": {"dtype": 0.8, "int8": 0.6},
     }
-    for recipe, more in (("one", {}), ("two", {"estimate": None})):
+    for recipe, more in (("one", {}), ("two", {"estimate": None, "chip_hours": 124.6})):
         (tmp_path / recipe).mkdir()
         (tmp_path / recipe / "plan.json").write_text(json.dumps(found | more))
     page = tmp_path / "page.md"
@@ -335,7 +335,7 @@ def test_the_table_stands_between_its_marks(tmp_path: Path) -> None:
     assert (before, behind) == ("before", "behind")
     assert rows[2:] == [
         "| `one` | 10.9 of 16 | 32 % | 5.0 (evaluate) | 0.88 | compute | 23 | 1.50 | -25 % |",
-        "| `two` | 10.9 of 16 | 32 % | 5.0 (evaluate) | 0.88 | compute | 23 | none | -25 % |",
+        "| `two` | 10.9 of 16 | 32 % | 5.0 (evaluate) | 0.88 | compute | 125 | none | -25 % |",
     ]
     page.write_text("nothing")
     with pytest.raises(ReadmeError, match="expected one line '<!-- plans"):
