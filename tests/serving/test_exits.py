@@ -126,7 +126,7 @@ def test_a_request_exits_and_its_row_is_given_back():
 
 @pytest.mark.parametrize("source", ["draft", "fc"])
 def test_a_dummy_run_leaves_exits_on(source):
-    """An idle data-parallel rank makes one at every step; with source fc it switched the rank's exits off."""
+    """The V2 runner of an idle data-parallel rank makes them; with source fc the first one switched exits off."""
     draft: Any = Draft()
     draft.block = SpecExitBlock(source=source, target="t", policy=Policy(thresholds={}))
     of_target = SimpleNamespace(signal_weight=torch.zeros(len(NAMES), 6))

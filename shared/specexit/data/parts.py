@@ -70,8 +70,10 @@ def _part(path: Path, number: int) -> Path:
 def missing_part(path: Path, schema: pa.Schema) -> Path | None:
     """The first part that the last file of a `PartsWriter` names, and that is not there; None where all are."""
     n = int((schema.metadata or {}).get(IN_FRONT, b"0"))
-    there = parts_of(path) if n and last_of(path) == path else []
-    return next((part for part in (_part(path, i) for i in range(n)) if part not in there), None) if there else None
+    if not n or last_of(path) != path:
+        return None
+    there = parts_of(path)
+    return next((part for i in range(n) if (part := _part(path, i)) not in there), None)
 
 
 def parts_of(path: Path) -> list[Path]:
