@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +26,9 @@ from specexit.schemas.collect import CollectConfig
 from specexit.schemas.target import load_target_config
 from tests.torch.vllm_server import VllmServer
 from torch_specexit.collecting import collect
+from torch_specexit.collecting.endpoint import Endpoint
+from torch_specexit.collecting.tracer import Response
+from torch_specexit.collecting.work import Decoding
 
 TARGET = load_target_config("tiny-reasoner")
 
@@ -234,23 +236,27 @@ def test_forced_trials_say_what_whole_answers_say(servers, tmp_path):
 
 @pytest.mark.vllm
 @pytest.mark.slow
-def test_one_of_two_vllm_servers_is_killed_half_way(greedy, prompts, servers, tmp_path, capsys):
-    """Every row is there and the same, and one line says what happened."""
+def test_one_of_two_vllm_servers_is_killed_half_way(greedy, prompts, servers, tmp_path, capsys, monkeypatch):
+    """Every row is there and the same, and one line says what happened.
+
+    It dies of its third request, and is asked again at once, so that it is missed however fast the other one is.
+    """
     staying, dying = servers
-    out = tmp_path / "out"
+    out, asked = tmp_path / "out", []
+    complete = Endpoint.complete
 
-    def kill_half_way() -> None:
-        while finished(out) < 2:
-            time.sleep(0.005)
-        dying.kill()
-        killed_at.append(finished(out))
+    async def complete_or_die(endpoint: Endpoint, ids: list[int], how: Decoding) -> Response:
+        if endpoint.url == dying.url:
+            asked.append(finished(out))
+            if len(asked) == 3:
+                dying.kill()
+        return await complete(endpoint, ids, how)
 
-    killed_at: list[int] = []
-    killer = threading.Thread(target=kill_half_way)
-    killer.start()
+    monkeypatch.setattr(Endpoint, "complete", complete_or_die)
+    monkeypatch.setattr("torch_specexit.collecting.endpoints.FIRST_PAUSE", 0.001)
     collect(short(prompts, out, endpoints=(dying.url, f"{staying.url}/v1"), requests=1, retries=2))
-    killer.join()
-    assert 2 <= killed_at[0] < len(greedy)
+    assert len(asked) == 3  # probes are no completions
+    assert asked[-1] < len(greedy)
     said = capsys.readouterr().err
     assert said.count(f"{dying.url}: given up (") == said.count("given up") == 1
     assert "its requests go to the other 1" in said
