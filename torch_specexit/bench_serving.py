@@ -1,10 +1,15 @@
 """``specexit bench-serving``: what it costs to have exits switched on, apart from what they save.
 
-Every request asks for a validity that no signal reaches, so every check, and every stop at a split token, is paid, and
-the text is plain EAGLE-3's: to the byte in float32 on a CPU, else up to rounding, where a stop changes the shapes of
-the steps behind it. Two engines, one with the plug-in and one without it, answer the same groups of prompts in turns;
-the ratio of their tokens per second is the cost, with a paired bootstrap interval over the turns. Since a process may
-be a few percent faster than another of the same program, this is done with several pairs, one after the other.
+Two engines, one with the plug-in and one without it, answer the same groups of prompts in turns; the ratio of their
+tokens per second is the cost, with a paired bootstrap interval over the turns. Since a process may be a few percent
+faster than another of the same program, this is done with several pairs, one after the other.
+
+The engine with the plug-in answers twice. Once every request asks for a validity that no signal reaches: also behind
+the boundary where the draft's policy would have exited, where signals are high and nearly every boundary is judged, and
+a step ends at each. That is the most that exits can cost. And once in shadow mode, which is the policy as it is, its
+exits decided and not made: behind the would-be exit nothing stops, as nothing is there where an exit is made. Both
+write plain EAGLE-3's text: to the byte in float32 on a CPU, else up to rounding, where a stop changes the shapes of the
+steps behind it.
 """
 
 from __future__ import annotations
@@ -40,7 +45,10 @@ from torch_specexit.engine import one_of_several
 NEVER = {"specexit_validity": 1.0}
 """Enabled, and never firing: a probability is below 1."""
 
-METHODS: dict[str, dict[str, Any]] = {"eagle3": {}, "specexit": NEVER}
+METHODS: dict[str, dict[str, Any]] = {"eagle3": {}, "specexit": NEVER, "shadow": {"specexit_mode": "shadow"}}
+"""What each asks for."""
+ENGINES = {"eagle3": "eagle3", "specexit": "specexit", "shadow": "specexit"}
+"""Which engine answers."""
 WARM_UP_TOKENS = 32
 
 
@@ -143,15 +151,16 @@ def _take_turns(
     """One pair's part of the groups of prompts: the methods answer them one after the other, who begins alternates."""
     more = min(4, max(config.batches) // batch)  # small batches are quick, and their turns differ more
     rounds = range(pair, config.rounds * more, config.pairs)
-    for name, engine in engines.items():
-        engine.ask(_job(METHODS[name], _group(traces, 0, batch), batch, WARM_UP_TOKENS))
+    for name, asked in METHODS.items():
+        engines[ENGINES[name]].ask(_job(asked, _group(traces, 0, batch), batch, WARM_UP_TOKENS))
     console = Console(stderr=True)
     with Progress(console=console, disable=not console.is_terminal) as progress:
         bar = progress.add_task(f"pair {pair + 1} of {config.pairs}, batch {batch}", total=len(rounds))
         for turn, i in enumerate(rounds):
             prompts = _group(traces, i, batch)
             for name in list(METHODS)[:: 1 if turn % 2 else -1]:
-                turns[name].add(engines[name].ask(_job(METHODS[name], prompts, batch, config.max_new_tokens)))
+                job = _job(METHODS[name], prompts, batch, config.max_new_tokens)
+                turns[name].add(engines[ENGINES[name]].ask(job))
             progress.advance(bar)
 
 
@@ -171,27 +180,24 @@ def gather(
     Raises:
       BenchError: a text differs, though nothing was rounded otherwise.
     """
-    ratios, lost, differing, speeds = {}, {}, {}, {}
-    for batch, of in turns.items():
-        base, ours = of["eagle3"], of["specexit"]
-        columns = (base.tokens, base.seconds, ours.tokens, ours.seconds)
-        ratios[str(batch)] = list(paired_bootstrap(_ratio, *map(np.array, columns), seed=config.seed))
-        lost[str(batch)] = 1 - base.n_drafts / ours.n_drafts
-        differing[str(batch)] = ours.differing(base)
-        if differing[str(batch)] and accelerator is None and target.dtype == "float32":
-            raise BenchError(f"batch {batch}: {ours.differing(base)} texts differ, expected plain EAGLE-3's of both")
-        speeds[str(batch)] = {name: one.tokens_per_second for name, one in of.items()}
+    found = {name: _against(turns, name, config.seed) for name in METHODS if name != "eagle3"}
+    for name, of in found.items():
+        for batch, differing in of["texts_that_differ"].items():
+            if differing and accelerator is None and target.dtype == "float32":
+                raise BenchError(f"{name}, batch {batch}: {differing} texts differ, expected plain EAGLE-3's of both")
+    speeds = {str(batch): {name: one.tokens_per_second for name, one in of.items()} for batch, of in turns.items()}
     return {
         "target": target.name,
         "dtype": target.dtype,
-        "ratio_to_eagle3": ratios,
-        "steps_lost_to_stopping": lost,
-        "texts_that_differ": differing,
+        **found["specexit"],
+        "shadow": found["shadow"],
         "tokens_per_second": speeds,
         **count_operations(interpreted=accelerator is None),
         "definitions": {
-            "ratio_to_eagle3": "tokens/s with exits enabled and never firing over plain EAGLE-3; mean and paired "
-            "bootstrap 95 % interval over turns",
+            "ratio_to_eagle3": "tokens/s with exits enabled and never firing, whatever the signals say, over plain "
+            "EAGLE-3; mean and paired bootstrap 95 % interval over turns",
+            "shadow": "the same where the draft's policy is followed and its exits are decided but not made, so that "
+            "nothing stops behind them",
             "steps_lost_to_stopping": "share of the plug-in's decoding steps that plain EAGLE-3 did not need, because "
             "acceptance stopped at split tokens",
             "texts_that_differ": "requests whose text is not plain EAGLE-3's; 0 in float32 on a CPU, else rounding",
@@ -208,6 +214,19 @@ def gather(
         "max_new_tokens": config.max_new_tokens,
         "pairs": config.pairs,
     }
+
+
+def _against(turns: dict[int, dict[str, Turns]], name: str, seed: int) -> dict[str, dict[str, Any]]:
+    """What a method costs at each batch size."""
+    found: dict[str, dict[str, Any]] = {"ratio_to_eagle3": {}, "steps_lost_to_stopping": {}, "texts_that_differ": {}}
+    for batch, of in turns.items():
+        base, ours = of["eagle3"], of[name]
+        columns = (base.tokens, base.seconds, ours.tokens, ours.seconds)
+        ratio = list(paired_bootstrap(_ratio, *map(np.array, columns), seed=seed))
+        values = (ratio, 1 - base.n_drafts / ours.n_drafts, ours.differing(base))
+        for column, value in zip(found.values(), values, strict=True):
+            column[str(batch)] = value
+    return found
 
 
 def count_operations(*, interpreted: bool) -> dict[str, Any]:
@@ -234,17 +253,14 @@ def table(result: dict[str, Any]) -> Table:
     hardware = result["hardware"]
     where = hardware["accelerator"] or f"{hardware['cores']} cores of {hardware['processor']}"
     out = Table(title=f"exits enabled, never firing, against plain EAGLE-3; {where}", title_justify="left")
-    for heading in ("batch", "eagle3 tokens/s", "specexit tokens/s", "ratio (95 %)", "steps lost to stopping"):
+    for heading in ("batch", "", "tokens/s", "ratio (95 %)", "steps lost to stopping"):
         out.add_column(heading, justify="right")
-    for batch, (mean, low, high) in result["ratio_to_eagle3"].items():
-        speeds = result["tokens_per_second"][batch]
-        out.add_row(
-            batch,
-            f"{speeds['eagle3']:,.0f}",
-            f"{speeds['specexit']:,.0f}",
-            f"{mean:.3f} ({low:.3f}..{high:.3f})",
-            f"{result['steps_lost_to_stopping'][batch]:.1%}",
-        )
+    for batch, speeds in result["tokens_per_second"].items():
+        out.add_row(batch, "eagle3", f"{speeds['eagle3']:,.0f}")
+        for name, of in (("specexit", result), ("shadow", result["shadow"])):
+            mean, low, high = of["ratio_to_eagle3"][batch]
+            lost = of["steps_lost_to_stopping"][batch]
+            out.add_row("", name, f"{speeds[name]:,.0f}", f"{mean:.3f} ({low:.3f}..{high:.3f})", f"{lost:.1%}")
     return out
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 
@@ -14,7 +15,7 @@ from specexit.data.traces import write_traces
 from specexit.schemas.bench_serving import BenchServingConfig
 from tests.serving.test_bench import TARGET, generated_traces
 from torch_specexit import bench_serving as module
-from torch_specexit.bench_serving import METHODS, WARM_UP_TOKENS, Turns, _take_turns, bench_serving, gather
+from torch_specexit.bench_serving import ENGINES, METHODS, WARM_UP_TOKENS, Turns, _take_turns, bench_serving, gather
 
 
 def config(folder, draft) -> BenchServingConfig:
@@ -36,12 +37,12 @@ def test_it_measures_the_same_texts_with_and_without_exits(drafts, tmp_path):
     write_traces(tmp_path / "traces.parquet", generated_traces(4))
     result = bench_serving(config(tmp_path, drafts / "draft"))
     assert result == json.loads((tmp_path / "bench" / "serving.json").read_text())
-    for batch in ("1", "3"):
-        mean, low, high = result["ratio_to_eagle3"][batch]
+    for of, batch in itertools.product((result, result["shadow"]), ("1", "3")):
+        mean, low, high = of["ratio_to_eagle3"][batch]
         assert 0 < low <= mean <= high
         # Acceptance stops at split tokens, as on a GPU: a few steps more, or fewer where drafts happen to fit better.
-        assert -0.1 < result["steps_lost_to_stopping"][batch] < 0.3
-        assert result["texts_that_differ"][batch] == 0
+        assert -0.1 < of["steps_lost_to_stopping"][batch] < 0.3
+        assert of["texts_that_differ"][batch] == 0
     assert result["triton_launches_per_step"] == 1
     assert result["eager_ops_per_step"] <= 428 / 3  # the study's prototype needed 428; numpy's part is not counted
     assert set(result["prompt_ms"]) == {"no marker", "marker at the beginning", "marker at the end"}
@@ -63,12 +64,14 @@ def test_a_text_that_differs_is_an_error_in_float32_on_a_cpu_and_counted_elsewhe
     """On a GPU other shapes round otherwise; tokens per second then come from what each method has written."""
     monkeypatch.setattr(module, "count_operations", lambda *, interpreted: {})
     ours = turns(seconds=[0.5, 0.5], tokens=[2, 1], token_ids=[[5, 6], [7]], n_drafts=5)
-    measured = {8: {"eagle3": turns(), "specexit": ours}}
-    with pytest.raises(BenchError, match="batch 8: 1 texts differ, expected plain EAGLE-3's of both"):
+    measured = {8: {"eagle3": turns(), "specexit": ours, "shadow": turns(n_drafts=8)}}
+    with pytest.raises(BenchError, match="specexit, batch 8: 1 texts differ, expected plain EAGLE-3's of both"):
         gather(config(tmp_path, tmp_path), TARGET, measured, None)
     result = gather(config(tmp_path, tmp_path), TARGET, measured, "some GPU")
     assert result["texts_that_differ"] == {"8": 1}
     assert result["ratio_to_eagle3"]["8"][0] == (3 / 1.0) / (4 / 2.0)
+    shadow = {"ratio_to_eagle3": {"8": [1, 1, 1]}, "steps_lost_to_stopping": {"8": 0.5}, "texts_that_differ": {"8": 0}}
+    assert result["shadow"] == shadow
     assert result["hardware"]["accelerator"] == "some GPU"
     rounded = gather(config(tmp_path, tmp_path), TARGET.model_copy(update={"dtype": "bfloat16"}), measured, None)
     assert (rounded["texts_that_differ"], rounded["dtype"]) == ({"8": 1}, "bfloat16")
@@ -98,17 +101,19 @@ def test_pairs_of_engines_share_the_groups_of_prompts_and_who_begins_alternates(
     asked = config(tmp_path, tmp_path).model_copy(update={"batches": (3,), "rounds": 4, "pairs": 2})
     groups = []
     for pair in range(asked.pairs):
-        engines = {name: Engine(order) for name in METHODS}
+        engines = {name: Engine(order) for name in ENGINES.values()}
         taken = {name: Turns() for name in METHODS}
         _take_turns(asked, engines, traces, 3, pair, taken)
         eagle3, ours = engines["eagle3"], engines["specexit"]
-        assert order == [eagle3, ours, ours, eagle3, eagle3, ours]  # the first two warm up
+        assert order == [eagle3, ours, ours, ours, ours, eagle3, eagle3, ours, ours]  # the first three warm up
         order.clear()
         warm_up, *jobs = eagle3.jobs
         assert (warm_up["max_new_tokens"], warm_up["batch"]) == (WARM_UP_TOKENS, 3)
-        assert [job["prompts"] for job in jobs] == [job["prompts"] for job in ours.jobs[1:]]
+        for asked_for in (METHODS["specexit"], METHODS["shadow"]):
+            theirs = [job["prompts"] for job in ours.jobs[2:] if job["extra_args"] == asked_for]
+            assert [job["prompts"] for job in jobs] == theirs
         groups += [job["prompts"] for job in jobs]
-        assert len(taken["specexit"].seconds) == 2
+        assert [len(of.seconds) for of in taken.values()] == [2, 2, 2]
     wanted = [[traces[(3 * i + j) % 6].prompt_ids for j in range(3)] for i in (0, 2, 1, 3)]
     assert groups == wanted
 
