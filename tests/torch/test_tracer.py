@@ -178,7 +178,7 @@ def test_two_programs_agree_if_both_pass_the_tests():
 def test_nothing_else_waits_for_a_program(monkeypatch):
     """Programs are run beside the event loop: while one runs, the loop comes to what lets it end."""
     others_went_on = threading.Event()
-    monkeypatch.setattr("specexit.data.answers.code.run", lambda source: others_went_on.wait(10))
+    monkeypatch.setattr("specexit.data.answers.code.run", lambda source: others_went_on.wait(300))
     config = CollectConfig(target="tiny-reasoner", out=Path("unused"), split="test", n=1, free_share=0)
     tracer = Tracer(config, TARGET, Programmer(), lambda **_: None)
     tests = Checks("assert square(3) == 9  # slowly").dumps()
