@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ echo "$@" > {folder}/called
 echo "${{LIBTPU_INIT_ARGS:-}}" > {folder}/flags
 trap 'echo preempted > {folder}/status.json; exit 0' TERM
 touch {folder}/started
-if [ {waits} = 1 ]; then for i in $(seq 100); do sleep 0.1; done; fi
+if [ {waits} = 1 ]; then for i in $(seq 3000); do [ -e {folder}/may-end ] && break; sleep 0.1; done; fi
 echo '{{"status": "finished"}}' > {folder}/status.json
 exit {code}
 """
@@ -30,6 +31,20 @@ def stand_in(folder: Path, name: str, *, waits: bool = False, code: int = 0) -> 
 
 def environment(folder: Path, **more: str) -> dict[str, str]:
     return os.environ | {"PATH": f"{folder}:{os.environ['PATH']}", "RECIPE": "r.yaml", "OUT": str(folder), **more}
+
+
+def wait_for(happened: Callable[[], object]) -> None:
+    """Until it has; minutes are for a busy machine."""
+    deadline = time.monotonic() + 300
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def catches(process: subprocess.Popen, number: signal.Signals) -> bool:
+    """Whether a process has a handler of a signal by now."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    return bool(int(status.split("SigCgt:")[1].split()[0], 16) >> (number - 1) & 1)
 
 
 def container() -> dict:
@@ -55,8 +70,8 @@ def test_a_preempted_pod_saves_and_is_restarted(tmp_path: Path) -> None:
     """SIGTERM reaches the run through the shell, and its 0 does not count as done."""
     stand_in(tmp_path, "specexit", waits=True)
     process = pod(tmp_path)
-    while not (tmp_path / "started").exists():
-        time.sleep(0.05)
+    wait_for((tmp_path / "started").exists)
+    wait_for(lambda: catches(process, signal.SIGTERM))  # the shell sets its trap while the run starts
     process.send_signal(signal.SIGTERM)
     assert process.wait(20) != 0
     assert "preempted" in (tmp_path / "status.json").read_text()
@@ -68,9 +83,9 @@ def test_a_pod_finds_what_a_recipe_names_by_relative_paths() -> None:
 
 
 GCLOUD = """#!/usr/bin/env bash
-# ssh to all workers, or to one: this machine
+# ssh to all workers, or to one, which is watched: this machine
 while [ $# -gt 0 ]; do
-  case $1 in --command=*) exec bash -c "${1#--command=}" ;; esac
+  case $1 in --worker=0) touch ~/watched ;; --command=*) exec bash -c "${1#--command=}" ;; esac
   shift
 done
 """
@@ -109,12 +124,15 @@ def test_a_run_on_a_tpu_vm_outlives_the_connection(tmp_path: Path) -> None:
     slice_of_this_machine(tmp_path, waits=True)
     out = str(tmp_path / "run")
     first = tpu_vm(tmp_path, out)
-    while not (tmp_path / "started").exists():
-        time.sleep(0.05)
+    number, watched = tmp_path / "specexit-train.pid", tmp_path / "watched"
+    wait_for(lambda: (tmp_path / "started").exists() and number.exists() and number.read_text())
     os.killpg(first.pid, signal.SIGKILL)  # the connection and all that hangs on it
     first.communicate()
+    watched.unlink(missing_ok=True)
     (tmp_path / "called").write_text("")
     second = tpu_vm(tmp_path, out)  # looks at the run that goes on, and starts no other
+    wait_for(watched.exists)
+    (tmp_path / "may-end").touch()
     second.communicate(timeout=120)
     assert "finished" in (tmp_path / "status.json").read_text()
     assert (tmp_path / "called").read_text() == ""
