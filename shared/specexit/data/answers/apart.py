@@ -28,6 +28,9 @@ TIME_LIMIT = 60.0
 START_LIMIT = 120.0
 """Seconds that the process may take to start, its imports included, on a busy machine."""
 
+END_LIMIT = 60.0
+"""Seconds that the process may take to end behind its last word, which it does at once on a quiet machine."""
+
 MEMORY_LIMIT = 4 << 30
 """Bytes of address space of the process."""
 
@@ -52,7 +55,7 @@ class _Process:
             stderr=subprocess.DEVNULL,
             env=os.environ | {"PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)), "OMP_NUM_THREADS": "1"},
         )
-        self._buffer = b""
+        self._buffer, self._closed = b"", False
         self._numbers = count()
         if self._line(START_LIMIT) is None:
             raise RuntimeError(
@@ -72,6 +75,7 @@ class _Process:
             self.popen.stdin.write(json.dumps([number, kind, a, b]).encode() + b"\n")
             self.popen.stdin.flush()
         except OSError:
+            self._closed = True
             return None
         line = self._line(TIME_LIMIT)
         return None if line is None else _verdict(line, number)
@@ -85,6 +89,7 @@ class _Process:
             ready = waiting.poll(1000 * seconds)
             got = os.read(descriptor, 1 << 16) if ready else b""
             if not got:
+                self._closed = bool(ready)
                 return None
             self._buffer += got
         line, _, self._buffer = self._buffer.partition(b"\n")
@@ -93,7 +98,7 @@ class _Process:
     def why_silent(self) -> str:
         """What kept it from answering: it has ended, or it is still at work."""
         try:
-            code = self.popen.wait(1.0)  # its pipe closes a moment before it has ended
+            code = self.popen.wait(END_LIMIT if self._closed else 0.0)  # its pipe closes before it has ended
         except subprocess.TimeoutExpired:
             return "took too long"
         return "took too long" if code == -signal.SIGPROF else f"ended their process with code {code}"
