@@ -299,7 +299,8 @@ def test_an_aborted_request_leaves_nothing_behind(server):
     stream = server.stream("/v1/chat/completions", chat(vllm_xargs=NEVER), **{"X-Request-Id": "gone"})
     next(stream)
     stream.close()  # the connection, too
-    for _ in range(100):
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline:
         try:
             found = json.loads(server.get("/v1/specexit/requests/chatcmpl-gone"))
         except urllib.error.HTTPError:
@@ -307,4 +308,4 @@ def test_an_aborted_request_leaves_nothing_behind(server):
         if found["finished"]:
             return  # it was quicker than the connection
         time.sleep(0.05)
-    raise AssertionError("the request still runs after five seconds")
+    raise AssertionError("the request still runs after five minutes")
