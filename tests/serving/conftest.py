@@ -104,6 +104,9 @@ V2 = {"TRITON_INTERPRET": "1", "VLLM_USE_V2_MODEL_RUNNER": "1"}
 ASYNC = {"SPECEXIT_TEST_ASYNC": "1"}
 """Environments for what vLLM does not do on a CPU by itself; see ``interpreter/sitecustomize.py``."""
 
+EVERY_STEP = ON_A_CPU | {"SPECEXIT_TEST_EVERY_STEP": "1"}
+"""Environment of a server whose streams have a chunk for each step, however busy the machine is."""
+
 BAD = [
     {"specexit_validity": 1.5},
     {"specexit_patience": "often"},
@@ -369,5 +372,5 @@ def start_server(tmp_path_factory: pytest.TempPathFactory) -> ServerStarter:
 @pytest.fixture(scope="session")
 def server(start_server: ServerStarter, drafts: Path) -> Iterator[Server]:
     """A server with the draft of source ``draft``, started once."""
-    with start_server("server", drafts / "draft") as running:
+    with start_server("server", drafts / "draft", environment=EVERY_STEP) as running:
         yield running
