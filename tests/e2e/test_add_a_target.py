@@ -5,7 +5,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from specexit.bench.comparison import read_requests
 from specexit.bench.results import read_results
 from specexit.data.traces import read_labelled
 from specexit.schemas.target import load_target_config
+from tests.ports import hold_port
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "add-a-target.md").read_text()
@@ -43,14 +43,13 @@ class World:
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     folder = tmp_path_factory.mktemp("world")
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        environment["PORT"] = str(free.getsockname()[1])
     subprocess.run([sys.executable, ROOT / "tests/e2e/second_world.py", folder], env=environment, check=True)
     for title, text in blocks("yaml"):
         assert title is not None
         (folder / title).write_text(text)
-    said = [run(script, folder, environment) for _, script in blocks("bash")]
+    held, port = hold_port()
+    with held:
+        said = [run(script, folder, environment | {"PORT": str(port)}) for _, script in blocks("bash")]
     return World(folder, said[-1])
 
 

@@ -2,7 +2,6 @@
 
 import errno
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ from jax_specexit.training.train import train
 from specexit.config import ConfigError
 from specexit.schemas.train import TrainConfig
 from tests.jax.devices import simulated
+from tests.ports import hold_port
 
 
 def test_a_second_run_in_the_folder_of_one_that_lives_is_refused(recipe: TrainConfig) -> None:
@@ -60,16 +60,15 @@ except ConfigError as error:
 
 def outcome_of_a_job(run: Path) -> list[str]:
     """What each of the two processes of a job that starts in a folder says at last."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        coordinator = f"127.0.0.1:{free.getsockname()[1]}"
-    command = [sys.executable, "-c", JOB, str(run), coordinator]
+    held, port = hold_port()
+    command = [sys.executable, "-c", JOB, str(run), f"127.0.0.1:{port}"]
     running = [
         subprocess.Popen([*command, str(i)], env=simulated(1), stdout=subprocess.PIPE, text=True) for i in range(2)
     ]
     try:
-        return [process.communicate(timeout=120)[0].splitlines()[-1] for process in running]
+        return [process.communicate(timeout=600)[0].splitlines()[-1] for process in running]
     finally:
+        held.close()
         for process in running:
             process.kill()
 

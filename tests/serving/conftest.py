@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -24,6 +23,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from specexit.drafts.directory import plain_copy
 from specexit.schemas.target import TargetConfig, load_target_config
 from specexit.tiny import problems, prompt_text
+from tests.ports import hold_port
 from torch_specexit.plugin.worker.checking import SWITCH
 
 HERE = Path(__file__).parent
@@ -262,12 +262,10 @@ class Server:
       environment: on top of this process's own.
     """
 
-    START_SECONDS = 240
+    START_SECONDS = 900
 
     def __init__(self, log: Path, draft: Path, *arguments: str, environment: dict[str, str] | None = None):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.held, self.port = hold_port()
         self.log, self.url = log, f"http://127.0.0.1:{self.port}"
         words = ["--host", "127.0.0.1", "--port", str(self.port), "--served-model-name", "tiny", "--dtype", "float32"]
         words += ["--enforce-eager", "--max-model-len", "1024", "--max-num-seqs", "16", "--block-size", "32"]
@@ -305,12 +303,14 @@ class Server:
             self.process.wait(timeout=30)
         except subprocess.TimeoutExpired:
             self.kill()
+        self.held.close()
 
     def kill(self) -> None:
         """At once, engine and all."""
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)  # a group of our own: all of its processes
         self.process.wait()
+        self.held.close()
 
     def _open(self, path: str, body: dict[str, Any] | None, headers: dict[str, str]) -> Any:
         data = None if body is None else json.dumps(body).encode()

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -11,15 +10,14 @@ from pathlib import Path
 import httpx
 
 from specexit import tiny
+from tests.ports import hold_port
 
 
 class VllmServer:
     """A plain ``vllm serve`` of the tiny reasoner, as a user starts it."""
 
     def __init__(self, log: Path):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.held, self.port = hold_port()
         self.log, self.url = log, f"http://127.0.0.1:{self.port}"
         words = ["--host", "127.0.0.1", "--port", str(self.port), "--dtype", "float32", "--enforce-eager"]
         words += ["--max-model-len", "1024", "--max-num-seqs", "16", "--max-num-batched-tokens", "512"]
@@ -41,7 +39,7 @@ class VllmServer:
 
     def wait(self) -> None:
         """Until it answers."""
-        for _ in range(480):
+        for _ in range(1800):
             assert self.process.poll() is None, f"the server has ended:\n{self.log.read_text()[-4000:]}"
             try:
                 if httpx.get(f"{self.url}/health").status_code == 200:
@@ -56,3 +54,4 @@ class VllmServer:
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)  # a group of its own: all of its processes
             self.process.wait()
+        self.held.close()
