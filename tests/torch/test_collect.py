@@ -6,9 +6,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -180,23 +181,51 @@ def assert_same(found: list[Trace], expected: list[Trace]) -> None:
         assert a.boundary_confidence == pytest.approx(b.boundary_confidence, rel=1e-3)
 
 
+HALF_WAY = """
+import signal, sys, threading
+from specexit.cli import run
+from torch_specexit.collecting.ledger import Ledger
+
+record, left = Ledger.record, iter(range(int(sys.argv[1]) - 1, -1, -1))
+
+def stop_half_way(self, number, trace):
+    record(self, number, trace)
+    if next(left, None) == 0:
+        signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)  # nothing comes behind it
+
+Ledger.record = stop_half_way
+run("collect", sys.argv[2:])
+"""
+"""The command itself, which stops behind so many traces and waits for what becomes of it."""
+
+
+@contextmanager
+def stopped(traces: int, *asked: str, **settings: Any) -> Iterator[subprocess.Popen]:
+    """A collector that has stopped with so many traces done; gone behind the block."""
+    process = subprocess.Popen([sys.executable, "-c", HALF_WAY, str(traces), *asked], **settings)
+    try:
+        found = os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+        assert found is not None
+        assert found.si_code == os.CLD_STOPPED, process.communicate()
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
+
+
 @pytest.mark.vllm
 def test_killed_half_way_it_goes_on_and_yields_the_same_rows(uninterrupted, tmp_path):
     config = sampled(tmp_path / "out")
-    script = (
-        "import sys; from specexit.schemas.collect import CollectConfig; "
-        "from torch_specexit.collecting import collect; collect(CollectConfig.model_validate_json(sys.argv[1]))"
-    )
-    process = subprocess.Popen([sys.executable, "-c", script, config.model_dump_json()])
-    log = config.out / ".collect" / "shard-0-of-1.jsonl"
-    while not log.exists() or not (log.read_bytes().strip() or list(config.out.glob("*.parquet"))):
-        assert process.poll() is None
-        time.sleep(0.05)
-    workers = psutil.Process(process.pid).children(recursive=True)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    _, alive = psutil.wait_procs(workers, timeout=60)
-    assert not alive  # a worker does not outlive its parent
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json", exclude_none=True)))
+    with stopped(5, str(tmp_path / "config.yaml")) as process:
+        workers = psutil.Process(process.pid).children(recursive=True)
+        assert workers
+        process.kill()
+        process.wait()
+        _, alive = psutil.wait_procs(workers, timeout=60)
+        assert not alive  # a worker does not outlive its parent
+    assert finished(config.out) + 3 * len(list(config.out.glob("*.parquet"))) == 5
     collect(config.model_copy(update={"workers": 2}))
     assert_same(read_traces(config.out), uninterrupted)
 
@@ -271,18 +300,14 @@ def test_a_ray_cluster_gives_the_same_rows_though_an_engine_is_killed(greedy, pr
     out = tmp_path / "out"
     asked = ["target=tiny-reasoner", f"prompts={prompts}", f"out={out}", "max_new_tokens=320", "min_finished=0"]
     where = ["ray=local", "workers=1", "engine.max_num_seqs=2", "min_answered=0"]
-    command = [sys.executable, "-m", "specexit", "collect", *asked, *where]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    while finished(out) < 2:
-        assert process.poll() is None, process.communicate()[1]
-        time.sleep(0.01)
-    below = psutil.Process(process.pid).children(recursive=True)
-    [engine] = [child for child in below if "MapWorker" in " ".join(child.cmdline())]
-    engine.kill()
-    before = finished(out)
-    _, said = process.communicate()
-    assert process.returncode == 0, said
-    assert before < len(greedy)
+    with stopped(2, *asked, *where, stderr=subprocess.PIPE, text=True) as process:
+        below = psutil.Process(process.pid).children(recursive=True)
+        [engine] = [child for child in below if "MapWorker" in " ".join(child.cmdline())]
+        engine.kill()
+        assert finished(out) == 2
+        process.send_signal(signal.SIGCONT)
+        _, said = process.communicate()
+        assert process.returncode == 0, said
     assert_same(read_traces(out), greedy)
     _, alive = psutil.wait_procs(below, timeout=60)
     assert not alive  # the cluster was its own, and is gone
