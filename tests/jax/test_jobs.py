@@ -7,7 +7,6 @@ import dataclasses
 import json
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from collections import Counter
@@ -25,6 +24,7 @@ from specexit.drafts.tensors import WEIGHTS
 from specexit.schemas.convert import ConvertConfig
 from specexit.schemas.train import TrainConfig
 from tests.jax.devices import simulated
+from tests.ports import hold_port
 
 STEPS, BATCH, KILLED_AT, TERMINATED_AT = 16, 8, 5, 9
 ACROSS, WITHIN = {"data": 1, "fsdp": 4, "tensor": 2}, {"data": 1, "fsdp": 2, "context": 2}
@@ -47,7 +47,8 @@ def signalled(self, step, metrics):
     if step == at and signal:
         os.kill(os.getpid(), signal)
     if step >= at > 0:
-        time.sleep(0.5)  # JAX's preemption service looks for SIGTERM once in a while
+        # JAX's preemption service looks for SIGTERM once in a while; on a busy machine the last but one waits for it.
+        time.sleep(0.5 if step < LAST else 30)
 
 def noted(self, first, last):
     for step, batch in steps(self, first, last):
@@ -63,7 +64,7 @@ def noted(self, first, last):
 
 module.Metrics.advance, module.Batches.steps = signalled, noted
 cli.run("train", sys.argv[4:])
-""".replace("BATCH", str(BATCH))
+""".replace("BATCH", str(BATCH)).replace("LAST", str(STEPS - 2))
 
 
 @dataclasses.dataclass
@@ -82,22 +83,23 @@ class Job:
         """Start all processes with four devices each; the last one sends itself a signal behind a step."""
         recipe = self.out.with_suffix(".yaml")
         recipe.write_text(yaml.safe_dump(self.config.model_dump(mode="json")))
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            coordinator = f"127.0.0.1:{free.getsockname()[1]}"
+        held, port = hold_port()
         environment = simulated(4, self.out.parent / "compiled")
         running = []
         for i in range(processes):
             signalled = send if i == processes - 1 else None
             arguments = [str(self.out.with_suffix(f".{i}.notes")), str(int(signalled or 0)), str(at), str(recipe)]
             if processes > 1:
-                arguments += [f"cluster.coordinator={coordinator}", f"cluster.num_processes={processes}"]
-                arguments += [f"cluster.process_id={i}", "cluster.heartbeat=10"]
+                arguments += [f"cluster.coordinator=127.0.0.1:{port}", f"cluster.num_processes={processes}"]
+                # Where one is killed, the others wait so long for it; a busy machine may be silent for ten seconds.
+                heartbeat = 30 if send == signal.SIGKILL else 300
+                arguments += [f"cluster.process_id={i}", f"cluster.heartbeat={heartbeat}"]
             command = [sys.executable, "-c", PROGRAM, *arguments]
             running.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
         try:
-            self.errors = [process.communicate(timeout=180)[1] for process in running]
+            self.errors = [process.communicate(timeout=900)[1] for process in running]
         finally:
+            held.close()
             for process in running:
                 process.kill()
         self.exits.append([process.returncode for process in running])
