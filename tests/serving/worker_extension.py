@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 
@@ -13,6 +14,16 @@ class Remembered:
     def remembered_requests(self) -> int:
         """Requests that the plug-in has state for."""
         return len(self.model_runner._specexit.slots)
+
+    def linger(self, seconds: float) -> None:
+        """Every step takes so much longer from now on: what a test does meanwhile comes before the end of a request."""
+        runner, execute = self.model_runner, type(self.model_runner).execute_model
+
+        def execute_late(*args: Any, **kwargs: Any) -> Any:
+            time.sleep(seconds)
+            return execute(runner, *args, **kwargs)
+
+        runner.execute_model = execute_late
 
     def send_draft_weights(self, part: int) -> None:
         """What the draft hears of an update in two parts. The tensors themselves stay: vLLM's CPU kernels have packed
