@@ -43,12 +43,12 @@ class Setting(NamedTuple):
 
 
 SETTINGS = [
-    Setting("V1, synchronous", "draft", 3, 320, {}, {}),
+    Setting("V1, synchronous", "draft", 3, 380, {}, {}),
     Setting("V1, synchronous, chunked, preempted", "draft", 5, 160, {}, CHUNKED | PRESSED),
     Setting("V1, synchronous, chunked, preempted", "fc", 1, 160, {}, CHUNKED | PRESSED),
-    Setting("V1, synchronous", "fc", 5, 320, {}, {}),
-    Setting("V1, asynchronous", "draft", 3, 240, ON_A_CPU | ASYNC, {}),
-    Setting("V1, asynchronous, chunked, preempted", "fc", 3, 200, ON_A_CPU | ASYNC, CHUNKED | PRESSED),
+    Setting("V1, synchronous", "fc", 5, 380, {}, {}),
+    Setting("V1, asynchronous", "draft", 3, 300, ON_A_CPU | ASYNC, {}),
+    Setting("V1, asynchronous, chunked, preempted", "fc", 3, 240, ON_A_CPU | ASYNC, CHUNKED | PRESSED),
     Setting("V2, asynchronous", "draft", 3, 60, ON_A_CPU | V2 | ASYNC, {}),
     Setting("V2, asynchronous, chunked, preempted", "draft", 5, 40, ON_A_CPU | V2 | ASYNC, CHUNKED | PRESSED),
     Setting("V2, synchronous", "draft", 1, 40, ON_A_CPU | V2, {}),
