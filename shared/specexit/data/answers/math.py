@@ -117,6 +117,12 @@ class _Reading(NamedTuple):
             return self
         return self._replace(quantity=str(value), value=value)
 
+    def in_dollars_of(self, other: _Reading) -> _Reading:
+        """Itself, or its cents as the dollars that the other is in."""
+        if self.value is None or (self.unit, other.unit) != ("cent", "dollar"):
+            return self
+        return self._replace(quantity=str(self.value / 100), unit="dollar", value=self.value / 100)
+
     def expression(self, percent: bool) -> str:
         """The quantity as a parser reads it."""
         if percent and self.unit == "%":
@@ -125,9 +131,11 @@ class _Reading(NamedTuple):
 
 
 def _read_pair(a: str, b: str) -> tuple[_Reading, _Reading]:
-    """Two readings, where a letter behind the one's number is the unit or the thousands that the other names."""
+    """Two readings, where a letter behind the one's number is the unit or the thousands that the other names, and money
+    is in one unit."""
     one, other = _read(a), _read(b)
     one, other = one.in_unit_of(other), other.in_unit_of(one)
+    one, other = one.in_dollars_of(other), other.in_dollars_of(one)
     return one.beside(other), other.beside(one)
 
 

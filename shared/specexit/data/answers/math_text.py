@@ -18,6 +18,7 @@ _NO_SOLUTION = re.compile(
 """Real solutions are what is asked for where nothing else is said; integer ones are not."""
 _ALL_REALS = re.compile("(?:the set of )?all (?:real numbers|reals)")
 
+_DOLLAR = re.compile(r"(?<!\\)\$")
 _BETWEEN = re.compile(r"\\q?quad(?![A-Za-z])|\\\\|(?<!\\);|\n")
 _SYSTEM = re.compile(r"\\begin\{(cases|aligned|align\*?|gathered)\}(.*)\\end\{\1\}", re.DOTALL)
 _SEMICOLON, _COMMA = (re.compile(rf"(?<!\\){sign} ?") for sign in ";,")
@@ -56,7 +57,8 @@ def normal(text: str) -> str:
     """
     if bold := _BOLD.fullmatch(text):
         text = bold.group(1)
-    text = _ungrouped(_trimmed(_listed(_unwrapped(in_latex(last_box(text) or text)))))
+    text = _as_money(last_box(text) or text)
+    text = _ungrouped(_trimmed(_listed(_unwrapped(in_latex(text)))))
     # A space stays where it keeps two words, two numbers or a command and its argument apart.
     text = in_digits(_FUNCTION.sub(r"\\text{\1}", re.sub(r"(?<![\w}]) | (?![\w\\])", "", text)))
     if _INFINITY.fullmatch(text.lower()):
@@ -64,6 +66,17 @@ def normal(text: str) -> str:
     if _ALL_REALS.fullmatch(text.lower()):
         return r"\mathbb{R}"
     return r"\emptyset" if _NO_SOLUTION.fullmatch(text.lower()) else with_repeating_as_fractions(text)
+
+
+def _as_money(text: str) -> str:
+    r"""A text in which a dollar sign that begins no formula is one of money.
+
+    Example:
+      >>> _as_money("$5"), _as_money("$5$"), _as_money(r"\$5")
+      ('\\$5', '$5$', '\\$5')
+    """
+    alone = len(_DOLLAR.findall(text)) == 1
+    return re.sub(rf"{_DOLLAR.pattern}(?= ?[.\d])", r"\\$", text) if alone else text
 
 
 def _listed(text: str) -> str:

@@ -60,7 +60,8 @@ _JOINS = {"and", "or", "of", "no", "not"}
 _NOT_COUNTED = _TABLE | _JOINS
 _LONGEST_SYMBOL = 3
 """Letters of a unit that is not in the table, such as kJ and mol."""
-_MONEY = {"dollar", "cent", "euro", "pound"}
+_MONEY = {"dollar", "cent", "euro", "lb"}
+_AGES = {"day", "week", "month", "year"}
 _POWERS = {"square": "^2", "sq": "^2", "cubic": "^3", "cu": "^3", "squared": "^2", "cubed": "^3"}
 _SIGNS = {r"\circ": " degree ", r"\%": "%", r"\mu": "µ", r"\Omega": "Ω", r"\cdot": " ", ".": ""}
 
@@ -125,8 +126,8 @@ def canonical(unit: str) -> str:
     r"""A unit with the names of the table, for words that it has.
 
     Example:
-      >>> canonical(r"\text{ square feet}"), canonical("km/h"), canonical("red marbles")
-      ('ft ^2', 'km / h', 'red marble')
+      >>> canonical(r"\text{ square feet}"), canonical("km/h"), canonical("red marbles"), canonical("years old")
+      ('ft ^2', 'km / h', 'red marble', 'year')
     """
     unit = re.sub(r"\\frac ?\{(.*)\}\{(.*)\}", r"\1/\2", unit)
     unit = re.sub(rf"{WRAPPER}|[{{}}()]", "", unit)
@@ -138,6 +139,8 @@ def canonical(unit: str) -> str:
     for word in re.findall(r"[^\W\d_]+|\^-?\d+|\d+|'+|[^\s^]", unit):
         if word in ("square", "sq", "cubic", "cu"):
             power = _POWERS[word]
+            continue
+        if word == "old" and _AGES.intersection(words[-1:]):
             continue
         words += [_POWERS.get(word) or _name(word), *filter(None, [power])]
         power = ""
