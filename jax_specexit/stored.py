@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -101,6 +102,8 @@ def write_checkpoint(
         values = unflatten_mapping({("params", *key): array(key) for key in keys})
         with context:
             v1.save(step, values) if isinstance(folder, BucketPath) else v1.partial.save(step, values)
+        del values
+        gc.collect(0)  # JAX gives numpy's memory back when it is next called, and not before the next parameter is read
 
     def finalize() -> None:
         with context:
