@@ -3,12 +3,12 @@
 import os
 import signal
 import subprocess
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
+
+from tests.waiting import wait_for
 
 JOBS = Path(__file__).resolve().parents[2] / "configs" / "jobs"
 
@@ -31,14 +31,6 @@ def stand_in(folder: Path, name: str, *, waits: bool = False, code: int = 0) -> 
 
 def environment(folder: Path, **more: str) -> dict[str, str]:
     return os.environ | {"PATH": f"{folder}:{os.environ['PATH']}", "RECIPE": "r.yaml", "OUT": str(folder), **more}
-
-
-def wait_for(happened: Callable[[], object]) -> None:
-    """Until it has; minutes are for a busy machine."""
-    deadline = time.monotonic() + 300
-    while not happened():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def catches(process: subprocess.Popen, number: signal.Signals) -> bool:

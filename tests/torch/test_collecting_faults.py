@@ -6,7 +6,6 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from specexit.data.annotate import drop_reason
 from specexit.data.traces import read_traces
 from specexit.schemas.collect import CollectConfig
 from tests.torch.pretend import SLOW, THINK, TOKENIZER, N, Pretender, Server, config
+from tests.waiting import wait_for
 from torch_specexit.collecting import CollectError, collect
 
 FORKS = multiprocessing.get_context("forkserver")
@@ -42,14 +42,6 @@ def finished(out: Path) -> int:
         lines = log.read_bytes().split(b"\n")[:-1]
         there |= {int(line.split(b"[", 1)[1].split(b",", 1)[0]) for line in lines}
     return len(there)
-
-
-def wait_for(happened: Callable[[], object]) -> None:
-    """Until it has; a minute and more is what a busy machine may take."""
-    deadline = time.monotonic() + 300
-    while not happened():
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
 
 
 def test_killed_again_and_again_it_loses_and_doubles_nothing(server, tmp_path, monkeypatch):
