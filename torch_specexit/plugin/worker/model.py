@@ -163,8 +163,8 @@ class WithSignals(Eagle3):
     ) -> Float[Tensor, "rows signals"]:
         """Raw signals at some rows of the target's aux hidden states (source ``fc``).
 
-        One product for each layer, and for so many rows at a time that what is gathered stays small. In
-        front of a dummy run there are neither layers nor rows.
+        One product for each layer, and for so many rows at a time that what is gathered stays small. In front of a
+        dummy run there are neither layers nor rows.
         """
         signals = self.signal_weight.new_zeros(len(rows), len(NAMES))
         if not len(rows):
