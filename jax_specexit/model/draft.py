@@ -31,6 +31,9 @@ from specexit.method.signals import SIGNALS
 KeyValues = tuple[list[Array], list[Array]]
 """Keys and values of the TTT steps so far."""
 
+Projected = tuple[Array, Array, Array]
+"""A part of queries, keys and values, before heads are split: each [batch, time, heads * dim]."""
+
 
 class Draft(nnx.Module):
     """The trainable part. The token embedding is the target's, frozen, and handed in, unless the draft has its own.
@@ -80,9 +83,22 @@ class Draft(nnx.Module):
             aux = jnp.concatenate([self.fc_norm[f"layer_{i}"](x) for i, x in enumerate(layers)], axis=-1)
         return self.fc(aux)
 
+    def ahead(self, embeds: Float[Array, "batch time hidden"]) -> Projected:
+        """What the embeddings of tokens add to queries, keys and values: the same at every TTT step."""
+        return self._projected(self.embed_norm(embeds), slice(None, self.config.hidden_size))
+
+    def _projected(self, x: Float[Array, "batch time hidden"], half: slice) -> Projected:
+        """One half of what queries, keys and values read, through its rows of their kernels."""
+        q, k, v = (x @ linear.kernel[...][half].astype(x.dtype) for linear in self._qkv)
+        return q, k, v
+
+    @property
+    def _qkv(self) -> tuple[Linear, Linear, Linear]:
+        return self.q, self.k, self.v
+
     def layer(
         self,
-        embeds: Float[Array, "batch time hidden"],
+        ahead: Projected,
         hidden: Float[Array, "batch time hidden"],
         positions: Int[Array, "batch time"],
         segment_ids: Int[Array, "batch time"],
@@ -91,7 +107,7 @@ class Draft(nnx.Module):
         """One TTT step.
 
         Args:
-          embeds: embeddings of the tokens one ahead of each row.
+          ahead: `ahead` of the embeddings of the tokens one ahead of each row.
           hidden: fused target state at step 0, the previous step's output later.
           positions: rotary positions.
           segment_ids: of packed rows.
@@ -104,15 +120,17 @@ class Draft(nnx.Module):
         frequency = rotary_frequencies(c.head_dim, c.rope_theta, c.rope_scaling)
         normed = self.hidden_norm(hidden)
         hidden = normed if c.norm_before_residual else hidden
-        x = jnp.concatenate([self.embed_norm(embeds), normed], axis=-1)
-        q, k = split_heads(self.q(x), c.num_attention_heads), split_heads(self.k(x), c.num_key_value_heads)
+        own, heads = self._projected(normed, slice(c.hidden_size, None)), c.num_key_value_heads
+        q, k, v = (
+            split_heads(linear.biased(a + b), n)
+            for linear, a, b, n in zip(self._qkv, ahead, own, (c.num_attention_heads, heads, heads), strict=True)
+        )
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = rotary(q, positions, frequency), rotary(k, positions, frequency)
-        v = split_heads(self.v(x), c.num_key_value_heads)
         keys, values = [*past[0], k], [*past[1], v]
         mixed = ttt_attention(q, keys, values, segment_ids)
-        hidden = constrain(hidden + self.o(mixed.reshape(*embeds.shape[:2], -1)), "batch", "time", None)
+        hidden = constrain(hidden + self.o(mixed.reshape(*hidden.shape[:2], -1)), "batch", "time", None)
         return constrain(hidden + self.mlp(self.post_norm(hidden)), "batch", "time", None), (keys, values)
 
     def signals(

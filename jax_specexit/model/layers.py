@@ -50,7 +50,11 @@ class Linear(nnx.Module):
     def __call__(self, x: Float[Array, "*batch size_in"]) -> Float[Array, "*batch size_out"]:
         """Apply the layer in the dtype of ``x``."""
         y = x @ self.kernel[...].astype(x.dtype) if self.scale is None else self._int8_product(x)
-        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+        return self.biased(y)
+
+    def biased(self, y: Float[Array, "*batch size_out"]) -> Float[Array, "*batch size_out"]:
+        """Add the bias, if there is one."""
+        return y if self.bias is None else y + self.bias[...].astype(y.dtype)
 
     def _int8_product(self, x: Array) -> Array:
         """Each row of ``x`` scaled to int8 by its largest value, products added up in int32, scaled back in float32."""

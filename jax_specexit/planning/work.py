@@ -150,8 +150,9 @@ def _trunk_work(
     h, q, kv = d.hidden_size, d.num_attention_heads * d.head_dim / tensor, d.num_key_value_heads * d.head_dim / tensor
     passes = 4 if config.remat else 3
     yield product("draft", rows, d.aux_size, h, passes=2)  # nothing below it has a gradient
+    yield product("draft", rows, h, q + 2 * kv, passes=3)  # what the embeddings add is the same at every step
     for inner, outer, again in (
-        (2 * h, q + 2 * kv, passes),
+        (h, q + 2 * kv, passes),
         (q, h, passes),
         (h, 2 * d.intermediate_size / tensor, passes),
         (d.intermediate_size / tensor, h, 3),  # no gradient needs what it yields, so remat leaves it out

@@ -114,10 +114,11 @@ def ttt_outputs(
     layer = jax.checkpoint(draft.layer) if remat else draft.layer
     table = embedding if draft.embedding is None else draft.embedding[...]
     embeds = look_up(table, batch["tokens"]).astype(aux.dtype)
-    hidden, past = draft.fuse(aux), ([], [])
+    hidden, past, known = draft.fuse(aux), ([], []), draft.ahead(embeds)
     normed = []
     for k in range(steps):
-        hidden, past = layer(shift(embeds, 1 + k), hidden, batch["positions"] + k, batch["segment_ids"], past)
+        ahead = jax.tree.map(lambda x, by=1 + k: shift(x, by), known)
+        hidden, past = layer(ahead, hidden, batch["positions"] + k, batch["segment_ids"], past)
         normed.append(draft.norm(hidden))
         hidden = normed[-1] if draft.config.norm_output else hidden
     return normed
