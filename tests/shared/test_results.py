@@ -170,6 +170,15 @@ def test_oracle_ends_at_the_earliest_agreeing_boundary(make_trace: Callable[...,
     assert found.fraction_reached["specexit"] == pytest.approx((2 / 3) / 0.15)
 
 
+def test_luck_is_told_from_an_answer_that_stands(make_trace: Callable[..., Trace]) -> None:
+    lucky = make_trace(boundary_agrees=[True, False, True])
+    cut_off = make_trace(boundary_state=["agrees", "undecided", "agrees"], boundary_agrees=[True, False, True])
+    first, last, full = lucky.boundaries[0], lucky.boundaries[-1], len(lucky.think_ids)
+    found = oracle([lucky, cut_off], {})
+    assert found.thinking_cut == pytest.approx(1 - first / full)
+    assert found.for_good == pytest.approx(1 - (last + first) / (2 * full))
+
+
 def test_an_oracle_of_greedy_traces_is_called_so_beside_sampled_responses(make_trace: Callable[..., Trace]) -> None:
     traces = [make_trace(sampling=json.dumps({"temperature": temperature})) for temperature in (0, 0.6)]
     of_greedy, of_sampled = (oracle([trace], {}) for trace in traces)

@@ -26,8 +26,9 @@ from specexit.bench.results import (
     Triple,
 )
 from specexit.config import write_text
+from specexit.data.rows import infer_decided
 from specexit.data.traces import Trace
-from specexit.method.labels import exit_point
+from specexit.method.labels import ExitKind, exit_point
 from specexit.method.statistics import (
     cluster_bootstrap,
     equivalence,
@@ -268,12 +269,19 @@ def _speedups_on(task: str, run: Run, baseline: Run, seed: int) -> dict[str, Tri
 
 def oracle(traces: Sequence[Trace], comparisons: Mapping[str, Comparison]) -> Oracle:
     """The cut of ending every trace at its earliest agreeing boundary, and how much of it each method reaches."""
-    full = sum(len(trace.think_ids) for trace in traces)
-    needed = sum(exit_point(trace.boundaries, trace.boundary_agrees, len(trace.think_ids)) for trace in traces)
-    cut = 1 - needed / full
+
+    def cut_at(kind: ExitKind) -> float:
+        needed = (
+            exit_point(t.boundaries, t.boundary_agrees, len(t.think_ids), kind, infer_decided(t.boundary_state))
+            for t in traces
+        )
+        return 1 - sum(needed) / sum(len(trace.think_ids) for trace in traces)
+
+    cut = cut_at("earliest")
     # A target that never overthinks leaves nothing to cut, and then no share of it can be reached.
     reached = {name: versus.thinking_cut[0] / cut if cut else 0.0 for name, versus in comparisons.items()}
-    return Oracle(thinking_cut=cut, fraction_reached=reached, sampling=json.loads(traces[0].sampling))
+    sampling = json.loads(traces[0].sampling)
+    return Oracle(thinking_cut=cut, for_good=cut_at("stable"), fraction_reached=reached, sampling=sampling)
 
 
 def identities(runs: Mapping[str, Run]) -> dict[str, Identity]:

@@ -62,6 +62,8 @@ DEFINITIONS = {
     "responses' seconds, paired by problem, Holm-corrected over all methods and batch sizes",
     "oracle": "ends each trace at the earliest step boundary whose trial answer is that of the full trace, known only "
     "in hindsight; pooled thinking tokens of the same problems' recorded traces, which may be sampled otherwise",
+    "for_good": "the oracle's cut where it ends a trace only at a boundary from which on all trial answers are that of "
+    "the full trace: what it cuts more is luck, an answer that comes up early, goes again, and comes back",
     "fraction_reached": "thinking_cut / that of the oracle; above 1 where exits come before the answer stands, "
     "at a loss of accuracy",
     "eagle3": "plain EAGLE-3: the draft of specexit without its signal rows",
@@ -132,6 +134,7 @@ class Oracle(Config):
     """What knowing the exit points in hindsight would give."""
 
     thinking_cut: float
+    for_good: float | None = Field(default=None, description="its cut where the answer has to stand from there on")
     fraction_reached: dict[str, float]
     sampling: dict[str, Any] = Field(default={}, description="of the recorded traces whose exit points it knows")
 
@@ -252,6 +255,8 @@ def _measured(results: Results, batches: Sequence[str]) -> Table:
 
 def _compared(results: Results, batches: Sequence[str]) -> Table:
     oracle = f"the {results.oracle_name} cuts {_percent(results.oracle.thinking_cut)} of thinking"
+    if results.oracle.for_good is not None:
+        oracle += f", {_percent(results.oracle.for_good)} where the answer has to stand for good"
     title = f"against {BASELINE} (95 % intervals); {oracle}"
     table = _table(title)
     headings = ["thinking\ncut, %", "of\noracle", "accuracy,\npoints", "total\ncut, %"]
