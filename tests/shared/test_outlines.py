@@ -1,6 +1,8 @@
 """What is known of many traces at once: as a set, a dictionary or a list of objects would say it."""
 
 import json
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -28,6 +30,17 @@ def test_what_was_seen_is_a_set(some):
     assert len(seen) == len(expected)
     assert list(seen) == sorted(expected)
     assert not any(key in seen for key in set(range(9)) - expected)
+
+
+def test_another_thread_may_be_the_one_that_lets_a_file_go(monkeypatch):
+    """The garbage collector runs in whichever thread it is due."""
+    failed = []
+    monkeypatch.setattr(sys, "unraisablehook", failed.append)
+    held = [Scratch("create table numbers (value)")]
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(held.clear).result()
+    assert not held
+    assert not failed
 
 
 def test_a_full_disk_is_an_error_that_says_where():

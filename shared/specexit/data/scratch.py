@@ -36,7 +36,8 @@ class Scratch:
 
     def __init__(self, tables: str):
         # Nothing is ever taken back, so no journal is kept; one transaction, never ended, spares a wait for the disk.
-        self._file = sqlite3.connect("", isolation_level=None)
+        # It may be another thread that finds it unused, and closes it.
+        self._file = sqlite3.connect("", isolation_level=None, check_same_thread=False)
         self._file.executescript(f"pragma journal_mode = off; pragma cache_size = -{CACHE_KIB}; begin; {tables}")
         weakref.finalize(self, self._file.close)
 
