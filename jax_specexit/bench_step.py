@@ -80,7 +80,7 @@ def make_step(
     tokens = row["tokens"][:, : config.length]
     ones = jnp.ones((1, config.length), jnp.int32)
     batch = {"tokens": tokens, "positions": jnp.arange(config.length)[None], "segment_ids": ones, "loss_mask": ones}
-    given = {name: row[name][:, : config.length] for name in ("aux", "state")}
+    given = {name: row[name][:, : config.length].astype(config.dtype) for name in ("aux", "state")}
     given |= {"embedding": row["embedding"], "head": row["embedding"][: shape.draft_vocab_size].T}
     labels = jnp.where(shift(tokens, 1) < shape.draft_vocab_size, shift(tokens, 1), -1)
     weights = token_weights(batch, config.ttt_steps, 1.0)

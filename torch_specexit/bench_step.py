@@ -19,7 +19,7 @@ def main() -> None:
     replies = claim_stdout()
     setup = json.loads(sys.stdin.readline())
     torch.set_num_threads(setup["threads"])
-    step = make_step(Path(setup["folder"]), setup["length"], setup["ttt_steps"])
+    step = make_step(Path(setup["folder"]), setup["length"], setup["ttt_steps"], getattr(torch, setup["dtype"]))
     first = step()
     step()
     reply(replies, {"loss": first})
@@ -27,12 +27,16 @@ def main() -> None:
         reply(replies, measured(step))
 
 
-def make_step(folder: Path, length: int, ttt_steps: int) -> Callable[[], float]:
-    """A function that does one step and returns its loss."""
+def make_step(folder: Path, length: int, ttt_steps: int, dtype: torch.dtype = torch.float32) -> Callable[[], float]:
+    """A function that does one step and returns its loss.
+
+    As speculators' own trainer has it: features in ``dtype``, and products under autocast where that is not float32.
+    """
     from speculators.losses import resolve_loss_config
 
     loss_config = resolve_loss_config("kl_div", "eager")  # the fused one needs a GPU
     row = {name: torch.from_numpy(value) for name, value in np.load(folder / "row.npz").items()}
+    row |= {name: row[name].to(dtype) for name in ("aux", "state")}
     model = load_in_speculators(folder / "draft", row["embedding"], folder, attention="sdpa")
     # Frozen on the other side, too: what the target gives.
     for module in (model.embed_tokens, model.verifier_lm_head, model.verifier_norm):
@@ -46,15 +50,16 @@ def make_step(folder: Path, length: int, ttt_steps: int) -> Callable[[], float]:
     def step() -> float:
         """One step of the optimizer; returns the loss before it."""
         optimizer.zero_grad()
-        _, loss, _ = forward(
-            row["aux"][:, :-1],
-            row["tokens"][:, 1:],
-            documents,
-            loss_mask=counted,
-            verifier_last_hidden_states=row["state"][:, 1:],
-            ttt_steps=ttt_steps,
-            loss_config=loss_config,
-        )
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            _, loss, _ = forward(
+                row["aux"][:, :-1],
+                row["tokens"][:, 1:],
+                documents,
+                loss_mask=counted,
+                verifier_last_hidden_states=row["state"][:, 1:],
+                ttt_steps=ttt_steps,
+                loss_config=loss_config,
+            )
         loss.backward()
         optimizer.step()
         return loss.item()

@@ -91,7 +91,7 @@ def test_the_reasoner_still_knows_what_comes_next(reasoners: tuple[Target, Targe
     assert jnp.mean(jnp.argmax(logits, axis=-1) == jnp.argmax(small, axis=-1)) > 0.98  # 0.995 was seen
 
 
-@pytest.mark.parametrize(("recipe", "saved"), [("qwen3-4b-v5e-16", 0.18), ("r1-llama-8b-v5e-16", 0.21)])
+@pytest.mark.parametrize(("recipe", "saved"), [("qwen3-4b-v5e-16", 0.21), ("r1-llama-8b-v5e-16", 0.24)])
 def test_the_bound_falls_by_half_of_the_products(recipe: str, saved: float) -> None:
     config = load(PlanConfig, REPOSITORY / "configs" / "recipes" / f"{recipe}.yaml")
     shapes = shapes_of(config, load_target_config(config.target))

@@ -1,4 +1,4 @@
-"""``specexit bench-training`` compares the same work: its check of losses, right and mistaken ones. Costs 50 s."""
+"""``specexit bench-training`` compares the same work: its check of losses, right and mistaken ones. Costs 80 s."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,8 +18,8 @@ from specexit.schemas.bench_training import BenchTrainingConfig
 STEPS = 3
 
 
-@pytest.fixture(scope="module")
-def config() -> BenchTrainingConfig:
+@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+def config(request: pytest.FixtureRequest) -> BenchTrainingConfig:
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2, "num_key_value_heads": 1}
     return BenchTrainingConfig.model_validate(
         {
@@ -29,6 +29,7 @@ def config() -> BenchTrainingConfig:
             "length": 128,
             "ttt_steps": STEPS,
             "loss_chunk": 32,
+            "dtype": request.param,
         }
     )
 
@@ -43,7 +44,7 @@ def inputs(config: BenchTrainingConfig, tmp_path_factory: pytest.TempPathFactory
 def speculators(config: BenchTrainingConfig, inputs: tuple[Path, float]) -> float:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "compile", lambda forward: forward)
-        return theirs.make_step(inputs[0], config.length, STEPS)()
+        return theirs.make_step(inputs[0], config.length, STEPS, getattr(torch, config.dtype))()
 
 
 def test_the_same_work_has_the_same_loss(
@@ -52,7 +53,8 @@ def test_the_same_work_has_the_same_loss(
     folder, entropy = inputs
     loss = ours.make_step(config, folder)() - entropy
     check_losses(loss, speculators)
-    assert loss == pytest.approx(speculators, rel=1e-5)  # float32 sums in another order; 1e-6 was seen
+    if config.dtype == "float32":
+        assert loss == pytest.approx(speculators, rel=1e-5)  # float32 sums in another order; 1e-6 was seen
 
 
 def of_states(x: jax.Array, by: int) -> int:

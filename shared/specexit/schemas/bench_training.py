@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -20,6 +20,9 @@ class BenchTrainingConfig(Config):
     length: int = Field(default=2048, gt=0, description="tokens of a row; one row a step")
     ttt_steps: int = Field(default=7, gt=0, description="training-time-test steps")
     loss_chunk: int = Field(default=128, gt=0, description="time rows whose logits exist at once, in JAX")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="of features and products; weights and optimizer are float32 whatever it is"
+    )
     rounds: int = Field(default=6, gt=1, description="turns of each side")
     lengths: tuple[Annotated[int, Field(gt=0)], ...] = Field(
         default=(1024, 2048, 4096, 8192, 16384), min_length=1, description="for the table of the attention's memory"
