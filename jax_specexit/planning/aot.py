@@ -43,8 +43,8 @@ HINTS = {
 type of machine is named here does not matter."""
 
 
-def topology_devices(name: str) -> tuple[Chip, Sequence[Any]]:
-    """The chips of a TPU slice that need not exist, e.g. of ``v5e:4x4``.
+def topology_devices(name: str, slices: int = 1) -> tuple[Chip, Sequence[Any]]:
+    """The chips of a TPU slice that need not exist, e.g. of ``v5e:4x4``, or of several such slices.
 
     Raises:
       ConfigError: no such slice.
@@ -57,7 +57,7 @@ def topology_devices(name: str) -> tuple[Chip, Sequence[Any]]:
     for key, value in HINTS.items():
         os.environ.setdefault(key, value)
     try:
-        return chip, topologies.get_topology_desc(platform="tpu", topology_name=name).devices
+        return chip, topologies.get_topology_desc(platform="tpu", topology_name=name, num_slices=slices).devices
     except (RuntimeError, NotImplementedError) as error:
         if "libtpu" in str(error) or "not installed" in str(error):
             raise InputError("compiling for TPUs needs libtpu: pip install 'specexit[tpu]'") from error

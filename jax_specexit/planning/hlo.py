@@ -36,6 +36,11 @@ GROUPS = re.compile(r"replica_groups=\{\{([\d,]+)\}")
 IOTA_GROUPS = re.compile(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
 MESH_GROUPS = re.compile(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}")
 PAIRS = re.compile(r"source_target_pairs=\{(\{.*?\})\}")
+BETWEEN = re.compile(r'_xla_megascale_target="?\{([\d,]*).*_xla_megascale_transfer_type="(\w+)"')
+"""What a chip gives its host, for the data centre's network: between which slices, unless it is for a single chip, and
+to what end."""
+SLICES = "dcn_data"
+"""The axis of transfers between slices: the recipe's key."""
 CHAIN = re.compile(r'channel_id=(\d+),.*chain_id="(\d+)"')
 """On TPUs a gather that overlaps with other work is in the text once for each piece of that work."""
 
@@ -56,7 +61,12 @@ class Collective:
 
 
 def collectives(text: str, mesh: Mesh) -> list[Collective]:
-    """Every collective of a compiled program, ``compiled.as_text()``."""
+    """Every collective of a compiled program.
+
+    Args:
+      text: ``compiled.as_text()``.
+      mesh: of the devices of one slice. What is sent between slices comes under the axis `SLICES`.
+    """
     bodies = _computations(text)
     times = _times(bodies)
     seen: set[tuple[str, str]] = set()
@@ -135,6 +145,8 @@ def _trips(line: str, condition: list[str], body: list[str]) -> int:
 def _collective(line: str, mesh: Mesh, times: int) -> Collective | None:
     match = INSTRUCTION.match(line)
     kind = match[2].removesuffix("-start") if match else ""
+    if match is not None and kind == "send" and (transfer := BETWEEN.search(line)):
+        return _between_slices(ARRAY.findall(match[1])[0], _numbers(transfer[1]), transfer[2], times)
     if match is None or kind not in KINDS:
         return None
     arrays = [(dtype, _numbers(dims)) for dtype, dims in ARRAY.findall(match[1])]
@@ -143,6 +155,15 @@ def _collective(line: str, mesh: Mesh, times: int) -> Collective | None:
     if kind == "collective-permute":
         sent = float(_bytes(arrays[0]))
     return Collective(kind, tuple(shape for _, shape in arrays), _axes(members, mesh), times, sent)
+
+
+def _between_slices(given: tuple[str, str], slices: tuple[int, ...], transfer: str, times: int) -> Collective:
+    """A transfer by way of the hosts, given what a chip hands over."""
+    dtype, shape, n = given[0], _numbers(given[1]), len(slices)
+    share = (n - 1) / n if n else 1.0
+    factors = {"ALL_REDUCE": 2 * share, "ALL_GATHER": n - 1, "REDUCE_SCATTER": share, "ALL_TO_ALL": share}
+    sent = _bytes((dtype, shape)) * factors.get(transfer, 1.0)
+    return Collective(transfer.lower().replace("_", "-"), (shape,), (SLICES,), times, sent)
 
 
 def _numbers(text: str) -> tuple[int, ...]:

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jax_specexit.planning.aot import Lowered, Shapes, lower_step, shapes_of, topology_devices
-from jax_specexit.planning.hlo import collectives
+from jax_specexit.planning.hlo import SLICES, collectives
 from jax_specexit.planning.work import compute_seconds, step_work
 from jax_specexit.sharding import ROWS
 from specexit.chips import Chip
@@ -79,7 +79,9 @@ class Plan:
     note: str
     target: str
     topology: str
+    slices: int
     chips: int
+    """Of all slices."""
     mesh: dict[str, int]
     batch_size: int
     length: int
@@ -100,7 +102,8 @@ class Plan:
     collectives: list[dict[str, Any]]
     """The same one by one: kind, axes, shapes of the results, runs per step, bytes sent in all of them."""
     seconds: dict[str, float]
-    """Time at peak of compute, hbm and interconnect; the step takes at least the longest."""
+    """Time at peak of compute, hbm, interconnect and, of several slices, the network between them, where its rate is
+    published; the step takes at least the longest."""
     compute_seconds_of_target: dict[str, float]
     """Time at peak of compute with the target's layers in ``dtype`` and in ``int8``, whichever the recipe has."""
     binds: str
@@ -130,9 +133,13 @@ def plan(config: PlanConfig) -> Plan:
     """
     if config.topology is None:
         raise ConfigError("topology is not set, expected a TPU slice such as topology=v5e:4x4")
+    if config.mesh.dcn_data < 1:
+        raise ConfigError(
+            f"mesh.dcn_data={config.mesh.dcn_data}: expected how many slices to plan for; a run alone can count them"
+        )
     target_config = load_target_config(config.target)
     shapes = shapes_of(config, target_config)
-    chip, devices = topology_devices(config.topology)
+    chip, devices = topology_devices(config.topology, config.mesh.dcn_data)
     lowered = lower_step(config, shapes, devices, target_config.dtype)
     begin = time.perf_counter()
     compiled = _compile(lowered, chip, shapes)
@@ -285,14 +292,18 @@ def summarise(
     by_part, by_axis = defaultdict(float), defaultdict(float)
     for w in work:
         by_part[w.part] += w.flops
-    sent = [c for c in collectives(compiled.as_text() or "", mesh) if c.axes]  # a group of one chip sends nothing
+    one_slice = Mesh(mesh.devices[: len(mesh.devices) // config.mesh.dcn_data], mesh.axis_names)
+    sent = [c for c in collectives(compiled.as_text() or "", one_slice) if c.axes]  # a group of one chip sends nothing
     for c in sent:
         by_axis["+".join(c.axes)] += c.sent * c.times
+    between = by_axis.get(SLICES, 0.0)
     seconds = {
         "compute": compute_seconds(work, chip),
         "hbm": moved / chip.hbm_bytes_per_second,
-        "interconnect": sum(by_axis.values()) / chip.ici_bytes_per_second,
+        "interconnect": (sum(by_axis.values()) - between) / chip.ici_bytes_per_second,
     }
+    if config.mesh.dcn_data > 1 and chip.dcn_bytes_per_second is not None:
+        seconds["network"] = between / chip.dcn_bytes_per_second
     binds = max(seconds, key=lambda part: seconds[part])
     tokens = shapes.batch * shapes.length
     stored = (shapes.stored or "bfloat16", len(shapes.layers), shapes.target.hidden_size)
@@ -300,6 +311,7 @@ def summarise(
         note=NOTE,
         target=config.target,
         topology=config.topology,
+        slices=config.mesh.dcn_data,
         chips=mesh.size,
         mesh=dict(mesh.shape),
         batch_size=shapes.batch,
@@ -352,7 +364,8 @@ PEAKS = ("flops", "hbm_gib", "per_second")
 
 def table(plan: Plan) -> Table:
     """The plan as a table."""
-    out = Table(title=f"{plan.target} on {plan.topology}", title_justify="left", show_header=False)
+    where = plan.topology if plan.slices == 1 else f"{plan.slices} slices of {plan.topology}"
+    out = Table(title=f"{plan.target} on {where}", title_justify="left", show_header=False)
     m, p, s = plan.hbm_gib, plan.peaks, plan.seconds
     mesh = " x ".join(f"{axis} {size}" for axis, size in plan.mesh.items())
     out.add_row("mesh", f"{mesh} = {plan.chips} chips")
@@ -375,9 +388,17 @@ def table(plan: Plan) -> Table:
     out.add_row("", f"with the target's layers in {plan.dtype} {said}")
     rate = p["hbm_bytes_per_second"] / 1e9
     out.add_row("HBM traffic", f"{plan.hbm_bytes / 1e9:.1f} GB at {rate:,.0f} GB/s: {_time(s['hbm'])}")
-    axes = ", ".join(f"{axis} {sent / 1e9:.2f} GB" for axis, sent in plan.collective_bytes.items()) or "nothing"
+    sent = {axis: f"{axis} {sent / 1e9:.2f} GB" for axis, sent in plan.collective_bytes.items()}
+    between = sent.pop(SLICES, "nothing")
     rate = p["ici_bytes_per_second"] / 1e9
-    out.add_row("interconnect", f"sends {axes} at {rate:,.0f} GB/s: {_time(s['interconnect'])}")
+    out.add_row(
+        "interconnect", f"sends {', '.join(sent.values()) or 'nothing'} at {rate:,.0f} GB/s: {_time(s['interconnect'])}"
+    )
+    if "network" in s:
+        rate = p["dcn_bytes_per_second"] / 1e9
+        out.add_row("network of slices", f"sends {between} at {rate:.3g} GB/s: {_time(s['network'])}")
+    elif plan.slices > 1:
+        out.add_row("network of slices", f"sends {between}; no rate is published, so no bound")
     out.add_row("step, bound", f"at least {_time(plan.step_seconds)}; {plan.binds} binds")
     if guess := plan.estimate:
         rate = f"{guess.tokens_per_second_per_chip:,.0f} tokens per second and chip, {guess.chip_hours:,.1f} chip-hours"

@@ -272,7 +272,7 @@ def make_step(config: TrainConfig, draft: Draft, target: Target | CachedTarget, 
             metrics["gradient_norm"] = optax.tree.norm(grads)
             # The optimizer skips what is not finite; a loss that is not makes its gradient so.
             grads = jax.tree.map(lambda g: jnp.where(jnp.isfinite(metrics["loss"]), g, jnp.nan), grads)
-            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+            updates, opt_state = in_each_replica(optimizer.update, mesh)(grads, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
             return TrainState(params, opt_state, followed, state.step + 1), metrics
 
@@ -291,6 +291,18 @@ def make_step(config: TrainConfig, draft: Draft, target: Target | CachedTarget, 
         frozen_shardings,
         batch_sharding,
     )
+
+
+def in_each_replica(update: Callable, mesh: Mesh) -> Callable:
+    """An update that every replica makes for itself, as all of them hold the same.
+
+    Left to itself the compiler spreads Muon's products over the replicas, too, and sends their parts between slices,
+    which costs more than it saves.
+    """
+    if mesh.shape["data"] == 1:
+        return update
+    same = PartitionSpec()
+    return jax.shard_map(update, mesh=mesh, in_specs=same, out_specs=same, axis_names={"data"}, check_vma=False)
 
 
 def _head_only(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:

@@ -224,6 +224,30 @@ def test_a_small_run_compiles_for_a_slice(tmp_path: Path) -> None:
     check_small(found)
 
 
+@small
+def test_a_run_on_two_slices_sums_gradients_between_them_and_nothing_else(tmp_path: Path) -> None:
+    mesh = {"dcn_data": 2, "data": 2, "fsdp": 2, "context": 2, "tensor": 1}
+    found = planned(str(small_recipe(tmp_path, mesh=mesh, batch_size=8, first_step_share=0, eval_traces=None)))
+    check_small(found)
+    assert (found["slices"], found["chips"]) == (2, 16)
+    crossing = [c for c in found["collectives"] if "dcn_data" in c["axes"]]
+    # Muon's products must not be spread over the slices, which the compiler would do of its own accord.
+    assert {c["kind"] for c in crossing} == {"all-reduce"}
+    sizes = [math.prod(shape) for c in crossing for shape in c["shapes"]]
+    draft = sum(math.prod(shape) for shape in draft_shapes(tmp_path / "recipe.yaml"))
+    # Every parameter once: an eighth on each of a slice's chips where its gradient is spread over all of them, half
+    # where it is over the shards alone.
+    assert draft / 8 <= sum(sizes) <= draft / 2
+    assert found["seconds"]["network"] == pytest.approx(found["collective_bytes"]["dcn_data"] / 3.125e9)
+
+
+def draft_shapes(recipe: Path) -> list[tuple[int, ...]]:
+    """Of all parameters of a recipe's draft."""
+    config = load(PlanConfig, recipe)
+    shapes = shapes_of(config, load_target_config(config.target)).draft.tensor_shapes()
+    return [shape for name, shape in shapes.items() if name not in ("d2t", "t2d")]
+
+
 @needs_libtpu
 @pytest.mark.parametrize("int8", [False, True], ids=["bfloat16", "int8"])
 def test_so_it_does_with_steps_of_two_lengths(tmp_path: Path, int8: bool) -> None:
@@ -272,6 +296,7 @@ def test_a_joint_recipe_with_one_ttt_step(tmp_path: Path) -> None:
         (["tiny-reasoner"], "topology is not set"),
         (["qwen3-4b-v5e-16", "topology=v5e:3x3"], "topology 'v5e:3x3' does not exist"),
         (["qwen3-4b-v5e-16", "length=null"], "length is not set"),
+        (["qwen3-4b-v5e-16", "mesh.dcn_data=-1"], "mesh.dcn_data=-1: expected how many slices to plan for"),
         (["qwen3-4b-v5e-16", "loss_chunk=100"], "loss_chunk=100 does not divide length=8192"),
         (["qwen3-4b-v5e-16", "mesh.context=3"], "mesh.context=3 does not divide length=8192"),
     ],
