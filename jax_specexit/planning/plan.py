@@ -13,7 +13,7 @@ import math
 import re
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -386,19 +386,8 @@ def table(plan: Plan) -> Table:
     of = plan.compute_seconds_of_target
     said = f"{_time(of['dtype'])}, in int8 {_time(of['int8'])} ({of['int8'] / of['dtype'] - 1:+.0%})"
     out.add_row("", f"with the target's layers in {plan.dtype} {said}")
-    rate = p["hbm_bytes_per_second"] / 1e9
-    out.add_row("HBM traffic", f"{plan.hbm_bytes / 1e9:.1f} GB at {rate:,.0f} GB/s: {_time(s['hbm'])}")
-    sent = {axis: f"{axis} {sent / 1e9:.2f} GB" for axis, sent in plan.collective_bytes.items()}
-    between = sent.pop(SLICES, "nothing")
-    rate = p["ici_bytes_per_second"] / 1e9
-    out.add_row(
-        "interconnect", f"sends {', '.join(sent.values()) or 'nothing'} at {rate:,.0f} GB/s: {_time(s['interconnect'])}"
-    )
-    if "network" in s:
-        rate = p["dcn_bytes_per_second"] / 1e9
-        out.add_row("network of slices", f"sends {between} at {rate:.3g} GB/s: {_time(s['network'])}")
-    elif plan.slices > 1:
-        out.add_row("network of slices", f"sends {between}; no rate is published, so no bound")
+    for name, said in _traffic(plan):
+        out.add_row(name, said)
     out.add_row("step, bound", f"at least {_time(plan.step_seconds)}; {plan.binds} binds")
     if guess := plan.estimate:
         rate = f"{guess.tokens_per_second_per_chip:,.0f} tokens per second and chip, {guess.chip_hours:,.1f} chip-hours"
@@ -411,6 +400,21 @@ def table(plan: Plan) -> Table:
         "features on disk", f"{disk} if they were cached; computed online: none" if computed else f"{disk} are read"
     )
     return out
+
+
+def _traffic(plan: Plan) -> Iterator[tuple[str, str]]:
+    """Rows of what is moved, and how long that takes at the least."""
+    p, s = plan.peaks, plan.seconds
+    rate = p["hbm_bytes_per_second"] / 1e9
+    yield "HBM traffic", f"{plan.hbm_bytes / 1e9:.1f} GB at {rate:,.0f} GB/s: {_time(s['hbm'])}"
+    sent = {axis: f"{axis} {sent / 1e9:.2f} GB" for axis, sent in plan.collective_bytes.items() if axis != SLICES}
+    rate = p["ici_bytes_per_second"] / 1e9
+    said = f"sends {', '.join(sent.values()) or 'nothing'} at {rate:,.0f} GB/s: {_time(s['interconnect'])}"
+    yield "interconnect", said
+    if plan.slices > 1:
+        between = f"sends {plan.collective_bytes.get(SLICES, 0.0) / 1e9:.3f} GB"
+        known = f" at {p['dcn_bytes_per_second'] / 1e9:.3g} GB/s: {_time(s['network'])}" if "network" in s else ""
+        yield "network of slices", between + (known or ", and no rate of it is published: not in the bound")
 
 
 def _time(seconds: float) -> str:

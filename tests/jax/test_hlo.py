@@ -7,8 +7,8 @@ from jax.sharding import Mesh
 from jax_specexit.planning.hlo import collectives
 
 SEND = (
-    "  %send = ({array}, u32[], token[]) send(%x, %after-all), channel_id=2, is_host_transfer=true, frontend_attributes="
-    '{{_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_megascale_target={target},'
+    "  %send = ({array}, u32[], token[]) send(%x, %after-all), channel_id=2, is_host_transfer=true, "
+    'frontend_attributes={{_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_megascale_target={target},'
     '_xla_megascale_transfer_type="{kind}"}}'
 )
 
