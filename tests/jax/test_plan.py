@@ -71,7 +71,7 @@ def check(found: dict) -> None:
     assert found["step_seconds"] == max(found["seconds"].values()) == found["seconds"][found["binds"]]
     assert 0.5 < found["useful_flops"] <= 1
     assert found["estimate"] is None or found["estimate"]["step_seconds"] > found["step_seconds"]
-    axes = {"data", "fsdp", "expert", "context", "tensor"}
+    axes = {"data", "fsdp", "expert", "context", "tensor", *(["dcn_data"] if found["slices"] > 1 else [])}
     assert all(set(together.split("+")) <= axes for together in found["collective_bytes"])
     tokens = found["batch_size"] * found["length"]
     rate = tokens / found["step_seconds"] / found["chips"]
@@ -337,6 +337,19 @@ def test_every_recipe_fits(recipe: str) -> None:
     found = planned(recipe, f"out={folder}")
     print(f"\n{table({recipe: found})}")
     check(found)
+
+
+@needs_libtpu
+@pytest.mark.skipif("SPECEXIT_PLAN_ALL" not in os.environ, reason="minutes for each recipe: make plan-all")
+@pytest.mark.parametrize("slices", [2, 4])
+def test_every_slice_sends_gradients_alone(slices: int) -> None:
+    recipe = "qwen3-4b-v5e-16"
+    name = f"{recipe}-on-{slices}-slices"
+    changes = (f"mesh.dcn_data={slices}", f"batch_size={16 * slices}", f"out={REPOSITORY / 'runs' / 'plans' / name}")
+    found = planned(recipe, *changes)
+    print(f"\n{table({name: found})}")
+    check(found)
+    assert {c["kind"] for c in found["collectives"] if "dcn_data" in c["axes"]} == {"all-reduce"}
 
 
 def test_the_table_stands_between_its_marks(tmp_path: Path) -> None:
