@@ -77,7 +77,8 @@ bench-labels: $(VENV)/.demo-ready  ## Measure trials at boundaries against one p
 bench-training: $(VENV)/.dev-ready  ## Measure a training step against speculators, and the memory of the attention
 	@$(BIN)/specexit bench-training configs/bench/training.yaml
 	@! grep -qE 'avx512_bf16|amx_bf16' /proc/cpuinfo || \
-	  $(BIN)/specexit bench-training configs/bench/training.yaml dtype=bfloat16 out=runs/bench/training-bfloat16.json
+	  $(BIN)/specexit bench-training configs/bench/training.yaml dtype=bfloat16 length=4096 loss_chunk=32 \
+	  out=runs/bench/training-bfloat16.json
 
 CERTIFICATE := runs/certificate
 bench-certificate: $(VENV)/.demo-ready  ## How often certificates are broken, drawn from 2 x 2,600 problems (needs `make demo`)
