@@ -296,8 +296,8 @@ def make_step(config: TrainConfig, draft: Draft, target: Target | CachedTarget, 
 def in_each_replica(update: Callable, mesh: Mesh) -> Callable:
     """An update that every replica makes for itself, as all of them hold the same.
 
-    Left to itself the compiler spreads Muon's products over the replicas, too, and sends their parts between slices,
-    which costs more than it saves.
+    Left to itself the compiler spreads Muon's products over the replicas of several slices, too, and sends their parts
+    between slices at every iteration.
     """
     if mesh.shape["data"] == 1:
         return update
