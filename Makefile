@@ -8,7 +8,7 @@ SERVE ?= $(if $(shell command -v nvidia-smi),serve,serve-cpu)
 RELEASES ?= runs/vllm-releases
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve chat test test-slow test-gpu test-tpu test-tpu-small compat compat-engines lint bench bench-data bench-labels \
+.PHONY: help demo serve chat test test-slow test-gpu test-tpu test-tpu-small compat compat-engines lint ablate bench bench-data bench-labels \
   bench-serving bench-training bench-signals bench-variants bench-certificate bench-families bench-field bench-full-size continuation soak layouts \
   features plan-all docs tiny-reasoner tiny-mixed format clean
 
@@ -96,6 +96,23 @@ bench-signals: $(VENV)/.demo-ready  ## Train the demo's draft with and without s
 
 bench-variants: $(VENV)/.demo-ready  ## Train the demo's draft in bfloat16, from an int8 target, ...: three seeds (an hour; needs `make demo`)
 	@$(BIN)/specexit bench-recipe configs/bench/variants.yaml
+
+ABLATE := runs/ablate
+CONNECTORS := $(ABLATE)/connectors
+ablate: $(VENV)/.demo-ready  ## What each choice of the method is worth, by replay and by training (two hours; needs `make demo`)
+	@test -e $(ABLATE)/packed-truncated || $(BIN)/specexit pack traces=runs/demo/labelled/draft length=768 \
+	  truncate=true out=$(ABLATE)/packed-truncated
+	@test -e $(ABLATE)/packed-stable || $(BIN)/specexit pack traces=runs/demo/labelled/draft length=768 \
+	  exit_point=stable out=$(ABLATE)/packed-stable
+	@for n in 350 700; do test -e $(ABLATE)/packed-$$n || $(BIN)/specexit pack traces=runs/demo/labelled/draft length=768 \
+	  n=$$n out=$(ABLATE)/packed-$$n || exit 1; done
+	@$(BIN)/specexit collect target=tiny-connectors out=$(CONNECTORS)/traces parts.draft.split=draft parts.draft.n=1400 \
+	  parts.calibration.split=calibration parts.calibration.n=800
+	@for split in draft calibration; do test -e $(CONNECTORS)/labelled/$$split || $(BIN)/specexit annotate \
+	  traces=$(CONNECTORS)/traces/$$split out=$(CONNECTORS)/labelled/$$split || exit 1; done
+	@test -e $(CONNECTORS)/packed || $(BIN)/specexit pack traces=$(CONNECTORS)/labelled/draft length=768 \
+	  out=$(CONNECTORS)/packed
+	@$(BIN)/specexit ablate configs/bench/ablate.yaml
 
 bench-field: $(VENV)/.demo-ready  ## Measure every method, greedy and sampled; goes on where it stopped (hours; needs `make demo`)
 	@$(BIN)/specexit collect target=tiny-reasoner split=test n=1000 out=runs/field/traces

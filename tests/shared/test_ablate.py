@@ -2,16 +2,19 @@
 
 import dataclasses
 import json
+from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
+from specexit.bench import trained
 from specexit.bench.ablate import ablate
 from specexit.cli import run
+from specexit.config import ConfigError
 from specexit.data.scores import Scores, write_scores
 from specexit.data.traces import write_traces
-from specexit.schemas.ablate import AblateConfig
+from specexit.schemas.ablate import AblateConfig, TrainedConfig
 
 
 @pytest.fixture
@@ -110,3 +113,86 @@ def test_traces_that_cannot_judge_are_no_evidence(paths, make_trace):
     write_traces(paths / "traces.parquet", [make_trace(finish_reason="length")])
     with pytest.raises(ValueError, match="no trace can judge"):
         ablate(config(paths, "draft"))
+
+
+@pytest.fixture
+def training(paths, monkeypatch):
+    """A config with two questions, and the commands that it runs: drafts are blind where a boundary weighs 1."""
+    asked = []
+
+    def command(name, arguments):
+        asked.append((name, arguments))
+        out = Path(arguments[-1].removeprefix("out="))
+        out.parent.mkdir(parents=True, exist_ok=True)
+        blind = "weight-1" in str(out)
+        if name == "evaluate":
+            out.write_text(json.dumps({"acceptance_length": 2.5 if blind else 3.5}))
+        elif name == "score":
+            out.write_bytes((paths / ("fc.parquet" if blind else "draft.parquet")).read_bytes())
+        else:
+            out.mkdir(exist_ok=True)
+
+    monkeypatch.setattr(trained, "_command", command)
+    weights = {
+        "asks": "How much weighs a boundary?",
+        "variants": {"10": {}, "1": {"change": ["signals.boundary_weight=1"]}},
+    }
+    steps = {"asks": "How many TTT steps?", "variants": {"3": {}, "5": {"change": ["ttt_steps=5"]}}}
+    given = {"recipe": "tiny-reasoner", "data": paths / "packed", "out": paths / "drafts", "steps": 7, "evaluate_n": 9}
+    questions = {"weight": weights, "steps": steps}
+    found = TrainedConfig.model_validate(given | {"questions": questions})
+    return config(paths, "draft").model_copy(update={"trained": found}), asked
+
+
+def test_a_draft_is_trained_for_each_alternative_and_replayed(training, paths, capsys):
+    asking, asked = training
+    found = ablate(asking)
+    assert [variant.name for variant in found["weight"].variants] == ["10", "1"]
+    assert [variant.best["0"].net_cut for variant in found["weight"].variants] == pytest.approx([1 - 7 / 12, 0])
+    assert [variant.acceptance_length for variant in found["weight"].variants] == [3.5, 2.5]
+    runs = [arguments for name, arguments in asked if name == "train"]
+    assert len(runs) == 3  # the recipe as it is serves both questions
+    assert all("steps=7" in run and "eval_traces=null" in run for run in runs)  # what judges it may not choose it
+    assert [run[-2:] for run in runs][1] == ["signals.boundary_weight=1", f"out={paths}/drafts/weight-1/run"]
+    assert (
+        "evaluate",
+        [
+            f"run={paths}/drafts/recipe/run",
+            f"traces={paths}/traces.parquet",
+            "n=9",
+            f"out={paths}/drafts/recipe/evaluation.json",
+        ],
+    ) in asked
+    assert "tokens a step" in capsys.readouterr().out
+    assert "How many TTT steps?" in (paths / "out" / "ablations.json").read_text()
+
+
+def test_what_has_been_trained_is_kept(training, paths):
+    asking, asked = training
+    ablate(asking)
+    asked.clear()
+    ablate(asking.model_copy(update={"out": paths / "again"}))
+    assert {name for name, _ in asked} == {"train"}  # which finds its run finished
+
+
+def test_an_alternative_that_is_no_recipe_is_refused_before_anything_is_trained(training):
+    asking, asked = training
+    questions = {"odd": {"asks": "?", "variants": {"a": {}, "b": {"change": ["ttt_stpes=1"]}}}}
+    wrong = TrainedConfig.model_validate(asking.trained.model_dump() | {"questions": questions})
+    with pytest.raises(ConfigError, match="ttt_stpes"):
+        ablate(asking.model_copy(update={"trained": wrong}))
+    assert not asked
+
+
+def test_an_alternative_may_be_replayed_on_traces_of_its_own(training, paths, traces, make_trace):
+    asking, _ = training
+    names = [name for name in vars(traces[0]) if name == "boundaries" or name.startswith("boundary_")]
+    always = traces[1]  # its answer agrees at the last boundary, too
+    last = {name: getattr(always, name)[2:] for name in names}
+    late = [dataclasses.replace(trace, **last) for trace in traces]
+    write_traces(paths / "late.parquet", late)
+    questions = {"own": {"asks": "?", "variants": {"a": {}, "b": {"traces": str(paths / "late.parquet")}}}}
+    own = TrainedConfig.model_validate(asking.trained.model_dump() | {"questions": questions})
+    found = ablate(asking.model_copy(update={"trained": own}))
+    cuts = [variant.best["0"].net_cut for variant in found["own"].variants]
+    assert cuts == pytest.approx([1 - 7 / 12, 1 - 10 / 12])

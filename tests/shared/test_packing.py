@@ -237,6 +237,16 @@ def test_traces_tried_for_the_stable_exit_point_have_no_earliest_one(make_trace,
     assert pack(PackConfig(**asked, exit_point="stable")).traces == 2
 
 
+def test_the_first_traces_alone_are_packed_and_remembered(make_trace, tmp_path):
+    some = [labelled(make_trace(id=str(i), prompt_ids=[i])) for i in range(5)]
+    write_traces(tmp_path / "labelled" / "a.parquet", some[:2])
+    write_traces(tmp_path / "labelled" / "b.parquet", some[2:])
+    asked = {"traces": tmp_path / "labelled", "out": tmp_path / "packed", "length": 40}
+    assert pack(PackConfig(**asked, n=3)).traces == 3
+    assert len(np.load(tmp_path / "packed" / "prompts.npy")) == 3  # the others may be held out
+    assert pack(PackConfig(**asked | {"out": tmp_path / "all"}, n=9)).traces == 5
+
+
 def test_an_undecided_trial_gives_no_label(make_trace):
     trace = labelled(make_trace(boundary_state=["undecided", "agrees", "agrees"]))
     mask = make_sequence(trace, END).signal_mask[3:13]

@@ -2,7 +2,8 @@
 
 Only what recorded traces and scores can tell: which signals decide, how they are smoothed, how many boundaries in a row
 must pass, which split tokens count, where signals are read, what counts as the right moment, and how much hangs on the
-threshold. What needs another training run (labels, losses, aux layers, sizes) is a file of scores of its own here.
+threshold. What needs another training run (labels, losses, aux layers, sizes) is trained first where ``trained`` asks
+for it: `specexit.bench.trained`.
 """
 
 from __future__ import annotations
@@ -12,14 +13,16 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
+from specexit.bench.trained import train_alternatives
 from specexit.config import Config, save_run, write_text
-from specexit.data.rows import AnyTrace, can_judge, infer_decided, is_tried_throughout
+from specexit.data.rows import AnyTrace, BareTrace, can_judge, infer_decided, is_tried_throughout
 from specexit.data.scores import open_scores
 from specexit.data.traces import TraceError, read_bare, target_of_file
 from specexit.method.decision import Policy
@@ -47,6 +50,8 @@ class Variant(Config):
     """Its Pareto front, or single points that are quoted as they are."""
     best: dict[str, Point | None]
     """Loss of accuracy -> the point that cuts most within it."""
+    acceptance_length: float | None = None
+    """Of a draft that was trained for it: tokens a step."""
 
 
 class Ablation(Config):
@@ -64,9 +69,7 @@ def ablate(config: AblateConfig) -> dict[str, Ablation]:
       FileExistsError: the output folder is not empty.
     """
     require_empty(config.out)
-    traces = [trace for trace in read_bare(config.traces) if can_judge(trace)]
-    if not traces:
-        raise TraceError(f"{config.traces}: no trace can judge, expected finished ones with an answer and a boundary")
+    traces = _judging(config.traces)
     replays = {name: Replay(traces, open_scores(path).of(traces)) for name, path in config.scores.items()}
     first = next(iter(replays.values()))
     decode = target_of_file(config.traces, config.target).tokenizer().decode
@@ -84,6 +87,7 @@ def ablate(config: AblateConfig) -> dict[str, Ablation]:
         measured = tuple(_variant(label, points, full, config.tolerances) for label, points in variants)
         if len(measured) > 1:
             found[name] = Ablation(question=question, variants=measured)
+    found |= _trained(config)
     with new_folder(config.out) as folder:
         write_text(folder / "ablations.json", json.dumps(_as_json(found, full, len(traces)), indent=1) + "\n")
         for name, ablation in found.items():
@@ -91,6 +95,28 @@ def ablate(config: AblateConfig) -> dict[str, Ablation]:
         save_run(config, folder)
     for ablation in found.values():
         console.print(_table(ablation, config.tolerances))
+    return found
+
+
+def _judging(path: Path) -> list[BareTrace]:
+    traces = [trace for trace in read_bare(path) if can_judge(trace)]
+    if not traces:
+        raise TraceError(f"{path}: no trace can judge, expected finished ones with an answer and a boundary")
+    return traces
+
+
+def _trained(config: AblateConfig) -> dict[str, Ablation]:
+    """The questions for which drafts are trained."""
+    found: dict[str, Ablation] = {}
+    for name, drafts in train_alternatives(config.trained, config.traces).items() if config.trained else ():
+        variants = []
+        for label, draft in drafts.items():
+            traces = _judging(draft.traces)
+            replay = Replay(traces, open_scores(draft.scores).of(traces))
+            variant = _variant(label, _validity(replay), mean_known(replay.correct), config.tolerances)
+            variants.append(variant.model_copy(update={"acceptance_length": draft.acceptance_length}))
+        assert config.trained is not None
+        found[name] = Ablation(question=config.trained.questions[name].asks, variants=tuple(variants))
     return found
 
 
@@ -197,7 +223,10 @@ def _table(ablation: Ablation, tolerances: Sequence[float]) -> Table:
     out.add_column("", min_width=max(len(variant.name) for variant in ablation.variants))
     for tolerance in tolerances:
         out.add_column(f"{100 * tolerance:g} %", justify="right")
+    if any(variant.acceptance_length for variant in ablation.variants):
+        out.add_column("tokens a step", justify="right")
     for variant in ablation.variants:
-        cuts = [variant.best[f"{tolerance:g}"] for tolerance in tolerances]
-        out.add_row(variant.name, *("none" if point is None else f"{100 * point.net_cut:.1f} %" for point in cuts))
+        points = [variant.best[f"{tolerance:g}"] for tolerance in tolerances]
+        cuts = ["none" if point is None else f"{100 * point.net_cut:.1f} %" for point in points]
+        out.add_row(variant.name, *cuts, *([f"{variant.acceptance_length:.2f}"] if variant.acceptance_length else []))
     return out

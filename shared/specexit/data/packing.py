@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -93,7 +94,7 @@ def pack(config: PackConfig) -> PackMeta:
         names = [f"examples-{i:05d}-of-{config.shards:05d}.array_record" for i in range(config.shards)]
         columns = ("id", "sample", *COLUMNS)
         batches = read_batches(config.traces, LabelledTrace, columns, vocab_size=layout.vocab_size)
-        found = blocks(once(batches, config.traces), BLOCK_TOKENS, length)
+        found = blocks(_first(once(batches, config.traces), config.n), BLOCK_TOKENS, length)
         tally = _write_shards([folder / name for name in names], found, layout, config.workers)
         if not tally.rows:
             raise PackError(
@@ -126,6 +127,16 @@ def pack(config: PackConfig) -> PackMeta:
         save_run(config, folder)
     Console(stderr=True).print(_summary(config.out, meta), soft_wrap=True, markup=False)
     return meta
+
+
+def _first(batches: Iterable[pa.RecordBatch], n: int | None) -> Iterator[pa.RecordBatch]:
+    """The first ``n`` traces, or all."""
+    left = sys.maxsize if n is None else n
+    for batch in batches:
+        yield batch.slice(0, left)
+        left -= batch.num_rows
+        if left <= 0:
+            return
 
 
 NO_INFLUENCE = {"traces", "out", "workers"}

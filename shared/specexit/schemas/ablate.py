@@ -9,6 +9,35 @@ from pydantic import Field
 from specexit.config import Config
 
 
+class Alternative(Config):
+    """A draft that is trained for a question."""
+
+    change: tuple[str, ...] = Field(default=(), description="[key=value, ...] in the place of the recipe's")
+    traces: Path | None = Field(
+        default=None, description="labelled traces on which its exits are replayed; by default those of all"
+    )
+
+
+class Question(Config):
+    """Alternatives that are held against each other."""
+
+    asks: str = Field(description="what a reader wants to know")
+    variants: dict[str, Alternative] = Field(min_length=2, description="name: what is trained for it")
+
+
+class TrainedConfig(Config):
+    """Questions that no replay can answer: a draft is trained for each alternative, then replayed."""
+
+    recipe: str = Field(description="name in configs/recipes, or a YAML file")
+    data: Path = Field(description="folder that `specexit pack` wrote")
+    questions: dict[str, Question] = Field(min_length=1, description="name: question and alternatives")
+    out: Path = Field(description="folder of the runs, drafts and scores; what is in it is kept and continued")
+    steps: int | None = Field(default=None, gt=0, description="optimizer steps; the recipe's by default")
+    evaluate_n: int | None = Field(
+        default=None, gt=0, description="the first n traces tell the acceptance length; all by default"
+    )
+
+
 class AblateConfig(Config):
     """What each choice of the method is worth, from recorded traces and scores: a table and a figure each."""
 
@@ -20,6 +49,7 @@ class AblateConfig(Config):
     target: str | None = Field(
         default=None, description="name or YAML; by default what the traces name. For the text of split tokens"
     )
+    trained: TrainedConfig | None = Field(default=None, description="questions that need a draft of their own each")
     tolerances: tuple[float, ...] = Field(
         default=(0.0, 0.01, 0.02), min_length=1, description="losses of accuracy at which the tables quote each variant"
     )

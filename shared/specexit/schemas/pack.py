@@ -18,6 +18,7 @@ class PackConfig(Config):
     target: str | None = Field(
         default=None, description="name or YAML file of the target; by default the name in the traces"
     )
+    n: int | None = Field(default=None, gt=0, description="the first n traces; by default all")
     length: int | None = Field(
         default=None,
         gt=0,

@@ -1,0 +1,95 @@
+"""Alternatives of `ablate` that no replay can tell: each trains a draft of its own, whose exits are replayed then.
+
+All start from the same recipe, seed and initial weights. A draft that two questions ask for is trained once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from specexit.config import ConfigError, find, load
+from specexit.demo import ALLOCATOR
+from specexit.schemas.ablate import Alternative, TrainedConfig
+from specexit.schemas.train import TrainConfig
+
+
+@dataclass(frozen=True)
+class TrainedDraft:
+    """What one alternative has left."""
+
+    traces: Path
+    """On which its exits are replayed."""
+    scores: Path
+    """Its signals of them."""
+    acceptance_length: float
+    """Tokens a step with as many drafted as `serve` drafts, replayed on them."""
+
+
+def train_alternatives(config: TrainedConfig, traces: Path) -> dict[str, dict[str, TrainedDraft]]:
+    """Train, convert and score every alternative; what is there already is kept, and interrupted runs are continued.
+
+    Args:
+      config: the recipe and its alternatives.
+      traces: labelled ones, on which exits are replayed where an alternative names no others.
+
+    Returns:
+      Question -> alternative -> what it has left.
+
+    Raises:
+      ConfigError: an alternative is no recipe, or a command failed; its own message stands above.
+    """
+    path, folders = find("recipes", config.recipe), _folders(config)
+    for alternative, folder in folders.items():
+        load(TrainConfig, path, [*_overrides(config, alternative), f"out={folder / 'run'}"])
+    drafts = {
+        alternative: _draft(config, path, alternative, alternative.traces or traces, folder)
+        for alternative, folder in folders.items()
+    }
+    return {
+        name: {label: drafts[alternative] for label, alternative in question.variants.items()}
+        for name, question in config.questions.items()
+    }
+
+
+def _folders(config: TrainedConfig) -> dict[Alternative, Path]:
+    """Each alternative once, under the first name that it is asked for by; the recipe as it is under its own."""
+    found: dict[Alternative, Path] = {}
+    for name, question in config.questions.items():
+        for label, alternative in question.variants.items():
+            called = f"{name}-{label.replace(' ', '-')}" if alternative != Alternative() else "recipe"
+            found.setdefault(alternative, config.out / called)
+    return found
+
+
+def _overrides(config: TrainedConfig, alternative: Alternative) -> list[str]:
+    steps = [] if config.steps is None else [f"steps={config.steps}"]
+    # The last checkpoint is taken, not the best: these traces are to judge it.
+    return [f"data={config.data}", "eval_traces=null", *steps, *alternative.change]
+
+
+def _draft(config: TrainedConfig, recipe: Path, alternative: Alternative, traces: Path, folder: Path) -> TrainedDraft:
+    run, draft, scores, evaluation = (folder / name for name in ("run", "draft", "scores", "evaluation.json"))
+    _command("train", [str(recipe), *_overrides(config, alternative), f"out={run}"])
+    if not evaluation.exists():
+        some = [] if config.evaluate_n is None else [f"n={config.evaluate_n}"]
+        _command("evaluate", [f"run={run}", f"traces={traces}", *some, f"out={evaluation}"])
+    if not draft.exists():
+        _command("convert", [f"run={run}", f"out={draft}"])
+    if not scores.exists():
+        _command("score", [f"draft={draft}", f"traces={traces}", f"out={scores}"])
+    return TrainedDraft(traces, scores, json.loads(evaluation.read_text())["acceptance_length"])
+
+
+def _command(name: str, arguments: Sequence[str]) -> None:
+    Console(stderr=True).print(f"$ specexit {name} {' '.join(arguments)}", style="dim", soft_wrap=True, markup=False)
+    code = subprocess.run([sys.executable, "-m", "specexit", name, *arguments], env=os.environ | ALLOCATOR).returncode
+    if code:
+        raise ConfigError(f"{name} {arguments[-1]} ended with exit code {code}; start again to go on")
