@@ -8,7 +8,7 @@ SERVE ?= $(if $(shell command -v nvidia-smi),serve,serve-cpu)
 RELEASES ?= runs/vllm-releases
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve chat test test-slow test-gpu test-tpu test-tpu-small compat compat-engines lint ablate bench bench-data bench-labels \
+.PHONY: help demo serve chat test test-slow test-full-size test-gpu test-tpu test-tpu-small compat compat-engines lint ablate bench bench-data bench-labels \
   bench-serving bench-training bench-signals bench-variants bench-certificate bench-families bench-field bench-full-size continuation soak layouts \
   features plan-all docs tiny-reasoner tiny-mixed format clean
 
@@ -31,6 +31,10 @@ test-slow: $(VENV)/.dev-ready  ## Run what `make test` leaves out of pairs of te
 	@SPECEXIT_SLOW=1 $(BIN)/python -m pytest tests/serving/test_schedulers.py tests/serving/test_faults.py \
 	  tests/serving/test_server.py tests/serving/test_kubernetes.py tests/serving/test_bench_serving.py \
 	  tests/serving/test_starting.py $(ARGS)
+
+test-full-size: $(VENV)/.dev-ready  ## Run every command on a stand-in of the size of Qwen3-0.6B, and convert at 8B's size (minutes, 10 GB)
+	@SPECEXIT_FULL_SIZE=1 $(BIN)/python -m pytest tests/e2e/test_stand_in.py tests/torch/test_stand_in.py \
+	  tests/serving/test_bench_full_size.py tests/shared/test_full_size.py $(ARGS)
 
 test-gpu: $(VENV)/.dev-ready  ## Run the tests that need an NVIDIA GPU
 	@$(BIN)/python -m pytest -m gpu $(ARGS)
