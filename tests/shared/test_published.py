@@ -9,11 +9,13 @@ from hypothesis import strategies as st
 
 from specexit.drafts.config import DraftError
 from specexit.drafts.directory import read_config, read_draft
+from specexit.drafts.inspect import describe
 from specexit.drafts.layouts import LAYOUTS
-from specexit.drafts.published import import_draft
+from specexit.drafts.published import _other_than, import_draft
 from specexit.drafts.rope import RopeScaling
 from specexit.drafts.vocabulary import read_vocabulary
 from specexit.schemas.published import ImportConfig
+from specexit.schemas.target import load_target_config
 from tests.shared.published import (
     AUX,
     CONFIGS,
@@ -92,6 +94,52 @@ def test_aux_layers_come_from_wherever_the_layout_has_them(tmp_path):
     assert layers("specforge", config=lifted | {"eagle_aux_hidden_state_layer_ids": [1, 5, 8]}) == (1, 5, 8)
 
 
+@pytest.mark.parametrize(
+    ("says", "layers", "place"),
+    [
+        ({"target_layer_ids": [1, 5, 8]}, (2, 6, 9), "target_layer_ids + 1"),
+        ({"eagle_config": {"layer_ids": [1, 5, 8]}}, (1, 5, 8), "eagle_config.layer_ids"),
+        (
+            *({"target_layer_ids": [1, 5, 8], "eagle_config": {"layer_ids": [2, 6, 9]}}, (2, 6, 9)),
+            "target_layer_ids + 1",
+        ),
+        (
+            *({"eagle_config": {"eagle_aux_hidden_state_layer_ids": [1, 5, 8]}}, (2, 6, 9)),
+            "eagle_config.eagle_aux_hidden_state_layer_ids + 1",
+        ),
+        ({"eagle_aux_hidden_state_layer_ids": [1, 5, 8]}, (1, 5, 8), "eagle_aux_hidden_state_layer_ids"),
+        ({}, (2, 6, 9), "every engine's default"),
+    ],
+)
+def test_aux_layers_are_read_where_vllm_reads_them_and_the_place_is_said(says, layers, place, tmp_path, capsys):
+    folder = imported(tmp_path, "angelslim", CONFIGS["angelslim"] | says)
+    assert read_config(folder).eagle_aux_hidden_state_layer_ids == layers
+    assert f"aux layers {list(layers)} of 12 ({place})" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("layout", ["speculators", "deepspec"])
+@pytest.mark.parametrize(
+    ("named", "same"),
+    [("org/Small", True), ("small", True), ("/models/small/", True), ("org/Smaller", False), (None, True)],
+)
+def test_a_target_of_another_name_is_warned_of_and_recorded(layout, named, same, tmp_path, capsys):
+    """Of the same sizes nothing else tells it, and its draft would be bad in silence."""
+    keys = {"speculators": "speculators_config.verifier.name_or_path", "deepspec": "target_model_name_or_path"}
+    folder = imported(tmp_path, layout, mutated(layout, keys[layout], named))
+    printed = " ".join(capsys.readouterr().err.split())
+    assert (f"names target {named!r}, but it is imported for small" in printed) == (not same)
+    assert json.loads((folder / "import.json").read_text())["target_said"] == (None if same else named)
+    assert ("; its config names another target, org/Smaller" in describe(folder)["origin"]) == (not same)
+
+
+def test_the_hub_s_cache_names_a_target():
+    target = load_target_config("tiny-reasoner").model_copy(
+        update={"name": "mine", "path": "/cache/models--Qwen--Qwen3-4B/snapshots/0123abc"}
+    )
+    assert _other_than(target, "Qwen/Qwen3-4B") is None
+    assert _other_than(target, "Qwen/Qwen3-4B-Thinking-2507") == "Qwen/Qwen3-4B-Thinking-2507"
+
+
 MODEL_OPTIMIZER = {
     "eagle_aux_hidden_state_layer_ids": [],
     "use_aux_hidden_state": True,
@@ -147,12 +195,12 @@ def test_a_vocabulary_in_offsets_or_ids_is_told_apart(form, t2d, tmp_path):
     assert json.loads((folder / "import.json").read_text())["vocabulary"] == form.split()[-1]
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.data())
-def test_a_vocabulary_is_read_right_or_refused(tmp_path_factory, data):
-    """Any vocabulary, in either form, with t2d: never another vocabulary."""
+@settings(max_examples=120, deadline=None)
+@given(st.data(), st.booleans())
+def test_a_vocabulary_is_read_right_or_refused(tmp_path_factory, data, marked):
+    """Any vocabulary, in either form, with t2d or without: never another vocabulary."""
     ids = np.array(data.draw(st.lists(st.integers(0, 39), min_size=1, max_size=39, unique=True)))
-    path, marks = tmp_path_factory.getbasetemp(), np.isin(np.arange(40), ids)
+    path, marks = tmp_path_factory.getbasetemp(), np.isin(np.arange(40), ids) if marked else None
     for d2t in (ids, ids - np.arange(len(ids))):
         try:
             found, _ = read_vocabulary(d2t, marks, len(ids), 40, path)
@@ -160,6 +208,19 @@ def test_a_vocabulary_is_read_right_or_refused(tmp_path_factory, data):
             assert "can be read as offsets and as ids" in str(error)  # noqa: PT017, either outcome is right
         else:
             np.testing.assert_array_equal(found, ids)
+
+
+def test_rising_numbers_that_are_offsets_or_ids_are_refused_with_what_to_add(tmp_path):
+    """Every second token, or the first ones: both are vocabularies."""
+    d2t, second = np.arange(10), np.arange(0, 20, 2)
+    with pytest.raises(
+        DraftError, match=r"begins with \[0, 1, 2, 3\] and can be .* as ids: add t2d, .* of the 40 target"
+    ):
+        read_vocabulary(d2t, None, 10, 40, tmp_path)
+    for ids, form in ((second, "offsets"), (d2t, "ids")):
+        found = read_vocabulary(d2t, np.isin(np.arange(40), ids), 10, 40, tmp_path)
+        assert (found[0].tolist(), found[1]) == (ids.tolist(), form)
+    assert read_vocabulary(second * 2, None, 10, 40, tmp_path)[1] == "ids"  # as offsets they would pass the vocabulary
 
 
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
@@ -285,10 +346,37 @@ def test_what_a_framework_copies_from_its_target_changes_nothing(framework, tmp_
         ("deepspec", "num_target_layers", 36, "num_target_layers is 36, but target small has num_hidden_layers 12"),
         (
             *("deepspec", "eagle_aux_hidden_state_layer_ids", [1, 3, 5, 7, 9]),
-            r"target_layer_ids is \[1, 3, 5, 7, 9\], but eagle_aux_hidden_state_layer_ids is \[1, 3, 5, 7, 9\]",
+            r"ids is \[1, 3, 5, 7, 9\], but target_layer_ids is \[1, 3, 5, 7, 9\], which means .*\[2, 4, 6, 8, 10\]",
         ),
         ("nemo", "head_dim", 8, r"q_proj.weight has shape \[64, 128\], expected \[32, 128\]"),
-        ("specforge", "eagle_aux_hidden_state_layer_ids", [3, 7, 10], r"is \[3, 7, 10\], but eagle_config says"),
+        (
+            *("specforge", "eagle_aux_hidden_state_layer_ids", [3, 7, 10]),
+            r"is \[3, 7, 10\], but eagle_config.eagle_aux.* is \[1, 5, 8\], which means layers \[2, 6, 9\]",
+        ),
+        (
+            *("specforge", "eagle_config.layer_ids", [3, 7, 10]),
+            r"eagle_config.layer_ids is \[3, 7, 10\], but eagle_config.eagle_aux_hidden_state_layer_ids is \[1, 5, 8\]",
+        ),
+        ("specforge", "target_layer_ids", [2, 6, 9], r"target_layer_ids is \[2, 6, 9\], but eagle_config.eagle_aux"),
+        ("speculators", "speculators_config.surprise", 7, "speculators_config.surprise is 7, which is unknown"),
+        (
+            *("speculators", "speculators_config.verifier.surprise", "x"),
+            "speculators_config.verifier.surprise is 'x', which is unknown",
+        ),
+        (
+            *("speculators", "speculators_config.proposal_methods", [{"proposal_type": "tree", "surprise": 1}]),
+            r"speculators_config.proposal_methods\[0\].surprise is 1, which is unknown",
+        ),
+        (
+            "speculators",
+            "speculators_config.proposal_methods",
+            ["greedy"],
+            r"proposal_methods\[0\] is 'greedy', expected",
+        ),
+        (
+            *("speculators", "transformer_layer_config.num_aux_hidden_states", 4),
+            "num_aux_hidden_states is 4, but there are 3 aux layers",
+        ),
     ],
 )
 def test_layouts_refuse_what_is_their_own(layout, place, value, message, tmp_path):

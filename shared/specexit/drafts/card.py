@@ -76,6 +76,8 @@ def _data(folder: Path, target: TargetConfig) -> str:
         said = (
             f"Imported: it was published in the layout of `{origin.layout}`. What it was trained on is not known here."
         )
+        if origin.target_said is not None:
+            said += f" Its config names another target, `{origin.target_said}`."
     elif prompts is not None:
         said = f"Trained on what {target.name} wrote for {len(prompts):,} prompts."
     else:

@@ -13,7 +13,7 @@ from specexit.drafts.begun import imported_as
 from specexit.drafts.directory import check_given, open_draft
 from specexit.drafts.export import formats_of, weights_type
 from specexit.drafts.policy import PolicyFile, read_policy
-from specexit.drafts.published import read_origin
+from specexit.drafts.published import Origin, read_origin
 from specexit.drafts.tensors import weights_hash
 from specexit.drafts.verified import acceptance_words, read_verification
 from specexit.errors import printable
@@ -59,10 +59,15 @@ def describe(folder: Path) -> dict[str, str]:
     }
     if draft.specexit:
         rows |= _policy(read_policy(folder))
-    rows["origin"] = f"imported, layout {origin.layout}" if origin else _trained(folder)
+    rows["origin"] = _imported(origin) if origin else _trained(folder)
     rows["verified"] = _verified(folder)
     rows["exports to"] = ", ".join(formats_of(draft, folder))
     return rows
+
+
+def _imported(origin: Origin) -> str:
+    other = "" if origin.target_said is None else f"; its config names another target, {origin.target_said}"
+    return f"imported, layout {origin.layout}{other}"
 
 
 def _trained(folder: Path) -> str:

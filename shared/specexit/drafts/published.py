@@ -70,6 +70,9 @@ class Origin(Config):
     )
     sha256: str | None = Field(default=None, description="of the published file, by which older versions knew it")
     target: str = Field(description="the target it was imported for")
+    target_said: str | None = Field(
+        default=None, description="the target that its config names, where that is another than the one imported for"
+    )
 
 
 def read_origin(folder: Path) -> Origin | None:
@@ -104,8 +107,16 @@ def import_draft(config: ImportConfig) -> Origin:
             origin = draft.origin(written)
             write_text(beside / FILE, json.dumps(origin.model_dump(mode="json"), indent=2) + "\n")
             save_target(beside, target)
-    layers = list(draft.config.eagle_aux_hidden_state_layer_ids)
-    Console(stderr=True).print(
+    layers, console = list(draft.config.eagle_aux_hidden_state_layer_ids), Console(stderr=True)
+    if origin.target_said is not None:
+        console.print(
+            f"{draft.path}: names target {shown(origin.target_said)}, but it is imported for {origin.target}: for "
+            "another of the same sizes it drafts badly, and nothing else tells; expected the target it was made for",
+            style="yellow",
+            markup=False,
+            highlight=False,
+        )
+    console.print(
         f"{config.draft}: {draft.layout.about}\n{VOCABULARIES[origin.vocabulary]}; aux layers {layers} of "
         f"{draft.config.target_num_hidden_layers} ({draft.layers_from})\n-> {config.out}",
         markup=False,
@@ -214,6 +225,7 @@ class Published:
         keys = Keys(self.raw, self.path)
         fields = self.layout.fields(keys)
         keys.finish()
+        self.target_said = _other_than(target, fields.pop("target_named", None))
         model = target.hf_config()
         for name, (key, said) in fields.pop("of_target", {}).items():
             if model.get(name, said) != said:
@@ -223,7 +235,7 @@ class Published:
                     f"but target {target.name} has {name} {shown(model[name])}: the draft was made for another target",
                 )
         layers = model["num_hidden_layers"]
-        self.layers_from = "its config"
+        self.layers_from = fields.pop("layers_from")
         if options.aux_layers is not None:
             fields["eagle_aux_hidden_state_layer_ids"], self.layers_from = options.aux_layers, "as you say"
         elif fields["eagle_aux_hidden_state_layer_ids"] is None:
@@ -286,5 +298,21 @@ class Published:
         types = {name: self.stored[name].dtype.name for name in ("d2t", "t2d") if name in self.stored}
         said = {"layout": self.layout.name, "config": self.raw, "names": self.names, "vocabulary": self.form}
         return Origin.model_validate(
-            said | {"types": types, "weights_blake3": together(published), "target": self.target}
+            said
+            | {"types": types, "weights_blake3": together(published)}
+            | {"target": self.target, "target_said": self.target_said}
         )
+
+
+def _other_than(target: TargetConfig, said: str | None) -> str | None:
+    """The name that a config has for its target, where it is no name of this one: the last part of either counts."""
+    named = (said or "").rstrip("/").rpartition("/")[2].casefold()
+    names = (target.name, target.path, str(target.folder), *_hub_names(target))
+    ours = {name.rstrip("/").rpartition("/")[2].casefold() for name in names}
+    return said if named and named not in ours else None
+
+
+def _hub_names(target: TargetConfig) -> list[str]:
+    """The name of a target that lies in the hub's cache, ``models--ORG--NAME/snapshots/HASH``."""
+    parts = [part for part in target.folder.parts if part.startswith("models--")]
+    return [part.rpartition("--")[2] for part in parts]

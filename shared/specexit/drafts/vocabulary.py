@@ -40,11 +40,11 @@ def read_vocabulary(
     fits: dict[Form, np.ndarray] = {
         form: ids for form, ids in readings.items() if _is_vocabulary(ids, vocab_size, known)
     }
-    if len(fits) == 2 and known is None and (np.diff(numbers) > 0).all():
-        # Offsets of a sorted vocabulary stand still wherever two of its ids follow each other; ids never do.
-        del fits["offsets"]
     if len(fits) == 2 and not np.array_equal(fits["offsets"], fits["ids"]):
-        raise DraftError(f"{path}: tensor d2t can be read as offsets and as ids, and no t2d decides between them")
+        add = f"add t2d, true or false for each of the {vocab_size} target tokens" if known is None else "t2d fits both"
+        raise DraftError(
+            f"{path}: tensor d2t begins with {numbers[:4].tolist()} and can be read as offsets and as ids: {add}"
+        )
     if not fits:
         first = numbers[0] if size else None
         against = "" if known is None else " that t2d marks"

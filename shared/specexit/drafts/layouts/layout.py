@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
+from specexit.drafts.config import DraftError
 from specexit.drafts.layouts.keys import Keys
 from specexit.drafts.rope import scaling_of
 from specexit.errors import shown
@@ -13,7 +14,7 @@ from specexit.errors import shown
 Fields = dict[str, Any]
 """Of a `specexit.drafts.config.DraftConfig`; what only weights or target can say is left out.
 
-Beside them ``of_target``, see `of_target`.
+Beside them ``of_target`` and ``target_named``, see `of_target`, and ``layers_from``, see `eagle_fields`.
 """
 
 
@@ -134,18 +135,15 @@ MODEL_OPTIMIZER = {
 
 
 def eagle_fields(keys: Keys, decoder: Fields) -> Fields:
-    """EAGLE-3's own keys, where they lie beside the decoder's; `decoder_fields` come back with them."""
+    """EAGLE-3's own keys, where they lie beside the decoder's; `decoder_fields` come back with them.
+
+    ``layers_from`` says in words where the aux layers were read.
+    """
     nested = keys.inner("eagle_config")
     for key, only in MODEL_OPTIMIZER.items():
         nested.only(key, only)
     nested.ignore("parallel_draft_heads_num_layers")  # of heads that parallel_draft_step 1 does without
-    if nested.rest.get("eagle_aux_hidden_state_layer_ids") == []:  # Model-Optimizer's way not to name them
-        nested.ignore("eagle_aux_hidden_state_layer_ids")
-    # SGLang counts from the output of layer 0 where it reads the nested ids, vLLM the states in front of each layer.
-    below = [layer + 1 for layer in layer_ids(nested, "eagle_aux_hidden_state_layer_ids") or ()]
-    layers = layer_ids(keys, "eagle_aux_hidden_state_layer_ids")
-    if layers and below and layers not in (below, [layer - 1 for layer in below]):
-        raise keys.error("eagle_aux_hidden_state_layer_ids", layers, f"but eagle_config says {[x - 1 for x in below]}")
+    layers, layers_from = _aux_layers(keys, nested)
     inner, outer = (where.take("norm_before_fc", bool, None) for where in (nested, keys))
     if None not in (inner, outer) and inner != outer:
         raise keys.error("norm_before_fc", outer, f"but eagle_config.norm_before_fc is {inner}")
@@ -162,9 +160,47 @@ def eagle_fields(keys: Keys, decoder: Fields) -> Fields:
         "draft_vocab_size": vocabulary,
         "target_hidden_size": keys.take("target_hidden_size", int, decoder["hidden_size"]),
         "tie_word_embeddings": keys.take("tie_word_embeddings", bool, False),
-        "eagle_aux_hidden_state_layer_ids": layers or below or None,
+        "eagle_aux_hidden_state_layer_ids": layers,
+        "layers_from": layers_from,
         "num_aux_hidden_states": keys.take("num_aux_hidden_states", int, None),
     }
+
+
+AUX_LAYERS = "eagle_aux_hidden_state_layer_ids"
+
+
+def _aux_layers(keys: Keys, nested: Keys) -> tuple[list[int] | None, str | None]:
+    """The aux layers in vLLM's counting, and where they are said; None where no place says them.
+
+    Args:
+      keys: of the config.
+      nested: of its ``eagle_config``.
+
+    Raises:
+      DraftError: two places contradict each other.
+    """
+    if nested.rest.get(AUX_LAYERS) == []:  # Model-Optimizer's way not to name them
+        nested.ignore(AUX_LAYERS)
+    # In vLLM's order. Counted from the output of layer 0, ids are one less than vLLM's: those of target_layer_ids, to
+    # which it adds one, and those of the nested list, which is SGLang's.
+    places = ((keys, AUX_LAYERS, 0), (keys, "target_layer_ids", 1), (nested, "layer_ids", 0), (nested, AUX_LAYERS, 1))
+    found: list[tuple[str, list[int], list[int]]] = []
+    for where, key, less in places:
+        written = layer_ids(where, key)
+        if written is not None:
+            found.append((f"{where.within}{key}", written, [layer + less for layer in written]))
+    if not found:
+        return None, None
+    name, first, layers = found[0]
+    for other, written, means in found[1:]:
+        # The nested list may also repeat what stands outside, as written for vLLM.
+        if means != layers and not (
+            other.startswith(nested.within) and other.endswith(AUX_LAYERS) and written == layers
+        ):
+            raise DraftError(
+                f"{keys.path}: {keys.within}{name} is {first}, but {other} is {written}, which means layers {means}"
+            )
+    return layers, name + ("" if layers == first else " + 1")
 
 
 def layer_ids(keys: Keys, key: str) -> list[int] | None:
@@ -191,15 +227,18 @@ def plain_fields(keys: Keys) -> Fields:
     return eagle_fields(keys, decoder_fields(keys)) | said | of_target(keys, layers="target_num_hidden_layers")
 
 
-def of_target(keys: Keys, *, layers: str | None = None, architectures: str | None = None) -> Fields:
+def of_target(
+    keys: Keys, *, layers: str | None = None, architectures: str | None = None, named: str | None = None
+) -> Fields:
     """What a config says of its target, to be held against the one it is imported for.
 
     Args:
       keys: the object that says it.
-      layers, architectures: keys of that object; None where it has none.
+      layers, architectures, named: keys of that object, the last one of the target's name; None where it has none.
     """
     said = {
         "num_hidden_layers": (layers, keys.take(layers, int, None) if layers else None),
         "architectures": (architectures, keys.take(architectures, list, []) if architectures else None),
     }
-    return {"of_target": {name: (f"{keys.within}{key}", value) for name, (key, value) in said.items() if value}}
+    found = {name: (f"{keys.within}{key}", value) for name, (key, value) in said.items() if value}
+    return {"of_target": found, "target_named": keys.take(named, str, None) if named else None}

@@ -16,14 +16,35 @@ def _fields(keys: Keys) -> Fields:
         raise keys.error("specexit", "...", "an export with signals, for `vllm serve`: take the draft it was made from")
     if not isinstance(keys.rest.get("norm_before_residual"), bool):
         raise keys.error("norm_before_residual", keys.rest.get("norm_before_residual"), "expected true or false")
-    outer = keys.inner("speculators_config")  # whose other keys say how to speculate, not what the draft computes
-    outer.only("algorithm", "eagle3")
-    target = of_target(outer.inner("verifier"), architectures="architectures")
+    target = _speculation(keys.inner("speculators_config"))
     inner = keys.inner("transformer_layer_config")
+    count = inner.take("num_aux_hidden_states", int, None)  # where vLLM reads it, and so where our exports have it
     inner.ignore("architectures", "tie_word_embeddings", "attn_implementation")
     decoder = decoder_fields(inner)
     inner.finish()
-    return eagle_fields(keys, decoder) | target
+    fields = eagle_fields(keys, decoder)
+    if count is not None and fields["num_aux_hidden_states"] not in (None, count):
+        raise keys.error(
+            "num_aux_hidden_states", fields["num_aux_hidden_states"], f"but transformer_layer_config says {count}"
+        )
+    return fields | target | ({} if count is None else {"num_aux_hidden_states": count})
+
+
+def _speculation(keys: Keys) -> Fields:
+    """What ``speculators_config`` says of the target; the rest says how to speculate, not what the draft computes."""
+    keys.only("algorithm", "eagle3")
+    keys.ignore("default_proposal_method")
+    for place, method in enumerate(keys.take("proposal_methods", list, [])):
+        if not isinstance(method, dict):
+            raise keys.error(f"proposal_methods[{place}]", method, "expected an object")
+        one = Keys(method, keys.path, f"{keys.within}proposal_methods[{place}].")
+        one.ignore("proposal_type", "speculative_tokens", "accept_tolerance", "verifier_accept_k")
+        one.finish()
+    verifier = keys.inner("verifier")
+    target = of_target(verifier, architectures="architectures", named="name_or_path")
+    verifier.finish()
+    keys.finish()
+    return target
 
 
 SPECULATORS = Layout(
