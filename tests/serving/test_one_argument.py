@@ -12,6 +12,7 @@ from filelock import FileLock
 from specexit.drafts.directory import read_draft, write_draft
 from specexit.drafts.export import export
 from specexit.schemas.export import ExportConfig
+from tests.shared.published import write_target
 from torch_specexit import SpecExitDraft
 from torch_specexit.plugin.compat.checks import as_in_directory
 
@@ -64,3 +65,23 @@ def test_an_export_s_tensors_are_read_as_the_directory_s(source, drafts, tmp_pat
         assert found.keys() == tensors.keys()
         for name, tensor in tensors.items():
             np.testing.assert_array_equal(found[name].numpy(), tensor)
+
+
+@pytest.mark.vllm
+@pytest.mark.parametrize("model_type", ["llama", "qwen3"])
+@pytest.mark.parametrize("layers", [(1, 3), (2, 4, 6, 8)])
+def test_stock_vllm_is_told_how_many_aux_layers_there_are(layers, model_type, tmp_path, write_random_draft):
+    """It makes ``fc`` of that number, read in ``transformer_layer_config`` alone, and of 3 where it finds none."""
+    from types import SimpleNamespace
+
+    from vllm.transformers_utils.configs.speculators.base import SpeculatorsConfig
+    from vllm.v1.worker.gpu.spec_decode.eagle.eagle3_utils import get_eagle3_aux_layers_from_config
+
+    shape = {"eagle_aux_hidden_state_layer_ids": layers, "num_aux_hidden_states": len(layers), "model_type": model_type}
+    draft = write_random_draft(tmp_path / "draft", None, target_num_hidden_layers=12, **shape)
+    target = write_target(tmp_path / "of")
+    export(ExportConfig(draft=draft, out=tmp_path / "out", format="speculators", target=target))
+    found = SpeculatorsConfig.from_pretrained(tmp_path / "out")
+    assert getattr(found, "num_aux_hidden_states", 3) == len(layers)
+    engine = SimpleNamespace(draft_model_config=SimpleNamespace(hf_config=found))
+    assert get_eagle3_aux_layers_from_config(engine) == layers

@@ -7,7 +7,8 @@ import pytest
 import yaml
 from safetensors.numpy import load_file, save_file
 
-from specexit.data.overlap import write_prompts
+from specexit.data.outlines import outlines
+from specexit.data.overlap import OverlapError, refuse_trained, write_prompts
 from specexit.drafts.config import DraftError
 from specexit.drafts.directory import read_config, read_draft
 from specexit.drafts.export import FORMATS, export
@@ -256,6 +257,34 @@ def test_the_plugins_form_is_the_directory_itself(tmp_path, target, write_random
     assert (out / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
 
 
+@pytest.mark.parametrize("form", ["plugin", "eagle3"])
+def test_an_export_that_is_a_draft_directory_is_not_judged_by_its_training_prompts(
+    form, tmp_path, target, write_random_draft, make_trace
+):
+    folder, trace = write_random_draft(tmp_path / "draft", "draft", **SHAPE), make_trace()
+    _, _, out = exported(folder, tmp_path, form, target)
+    assert not (out / "prompts.npy").exists()
+    write_prompts(folder, list(outlines([trace]).prompts()))
+    _, _, out = exported(folder, tmp_path / "b", form, target)
+    with pytest.raises(OverlapError, match="1 of 1 prompts were trained on"):
+        refuse_trained(out, [trace], tmp_path / "traces.parquet")
+
+
+def test_the_plugins_form_says_where_the_draft_came_from(tmp_path, target, write_random_draft):
+    """As the directory does: ``convert`` multiplies by its ``aux_rms`` again. Nothing of it names this machine."""
+    folder = write_random_draft(tmp_path / "draft", "draft", **SHAPE)
+    import_draft(
+        ImportConfig(draft=write_published(tmp_path / "p", "specforge"), target=target, out=tmp_path / "other")
+    )
+    (folder / "import.json").write_bytes((tmp_path / "other" / "import.json").read_bytes())
+    said = {"which": "best", "step": 9, "aux_rms": [0.5, 4.0, 64.0], "imported": "specforge", "weights_blake3": "ab"}
+    (folder / "convert.json").write_text(json.dumps({"run": str(tmp_path / "run"), "draft": str(tmp_path)} | said))
+    _, _, out = exported(folder, tmp_path, "plugin", target, base_model="org/model")
+    assert (out / "import.json").read_bytes() == (folder / "import.json").read_bytes()
+    assert json.loads((out / "convert.json").read_text()) == said
+    assert not [path for path in out.iterdir() if str(tmp_path).encode() in path.read_bytes()]
+
+
 @pytest.mark.parametrize("form", ["speculators", "plugin", "eagle3"])
 def test_a_published_folder_names_its_target_on_the_hub_and_no_path_of_this_machine(
     form, tmp_path, target, write_random_draft
@@ -371,7 +400,7 @@ def test_inspect_says_what_is_there(tmp_path, target, write_random_draft):
     import_draft(ImportConfig(draft=source, target=target, out=tmp_path / "imported"))
     rows = describe(tmp_path / "imported")
     assert rows["variants"] == "own_embeddings, qwen3"
-    assert rows["origin"] == "imported, layout deepspec"
+    assert rows["origin"] == "imported, layout deepspec; its config names another target, Qwen/Qwen3-4B"
     assert rows["exports to"] == "eagle3, speculators, original"
     assert set(rows["exports to"].split(", ")) <= FORMATS.keys()
 

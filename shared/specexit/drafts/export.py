@@ -15,8 +15,10 @@ import numpy as np
 from rich.console import Console
 
 from specexit.config import write_bytes, write_text
+from specexit.data.overlap import copy_prompts
 from specexit.data.teacher import EMBEDDING
 from specexit.drafts import policy
+from specexit.drafts.begun import hand_on_record
 from specexit.drafts.card import write_card
 from specexit.drafts.config import (
     ARCHITECTURES,
@@ -87,9 +89,13 @@ def export(config: ExportConfig) -> None:
         for file in form.files:
             if (config.draft / file).exists():
                 write_bytes(beside / file, read_bytes(config.draft / file, policy.MAX_BYTES))
+        if config.format == "plugin":
+            hand_on_record(config.draft, beside)
         _follow(config.draft, beside, together(written))
-        if config.format in ("plugin", "eagle3") and config.base_model is None:  # its path is one of this machine
-            save_target(beside, target)
+        if config.format in ("plugin", "eagle3"):  # which are draft directories, to be judged as the first one
+            copy_prompts(config.draft, beside)
+            if config.base_model is None:  # its path is one of this machine
+                save_target(beside, target)
         write_card(beside, config, draft, target)
     Console(stderr=True).print(f"{config.draft} -> {config.out} ({config.format})", markup=False, highlight=False)
 
@@ -122,7 +128,7 @@ def _plugin(config: ExportConfig, draft: DraftConfig, stored: dict[str, Stored],
     if draft.specexit is None:
         raise DraftError(f"{config.draft}: has no signals, expected a draft of `specexit convert`; use format=eagle3")
     raw = read_json(config.draft / "config.json", MAX_CONFIG) | {"architectures": [ARCHITECTURES[draft.model_type]]}
-    return Form(raw, _as_they_are(stored), (policy.FILE, VERIFIED))
+    return Form(raw, _as_they_are(stored), (policy.FILE, VERIFIED, IMPORT_FILE))
 
 
 def _eagle3(config: ExportConfig, draft: DraftConfig, stored: dict[str, Stored], target: TargetConfig) -> Form:
@@ -179,6 +185,7 @@ def _speculators(config: ExportConfig, draft: DraftConfig, stored: dict[str, Sto
     fields = draft.model_dump(mode="json")
     inner |= {name: fields[name] for name in same} | {"num_hidden_layers": 1, "tie_word_embeddings": False}
     inner["rope_scaling"] = scaling_fields(draft.rope_scaling)
+    inner["num_aux_hidden_states"] = draft.num_aux_hidden_states  # vLLM reads no other place, and assumes 3 there
     flags = ("norm_before_residual", "norm_before_fc", "fc_norm", "norm_output", "draft_vocab_size", "torch_dtype")
     name = config.base_model or str(target.folder)
     verifier = {"name_or_path": name, "architectures": target.hf_config().get("architectures", [])}
