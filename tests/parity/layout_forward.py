@@ -47,7 +47,8 @@ def published_logits(config, tensors, embedding, tokens, aux, steps):
     embedding = names.get("embed_tokens.weight", embedding)
     heads, kv = config["num_attention_heads"], config["num_key_value_heads"]
     dim, eps = len(w("self_attn.q_proj.weight")) // heads, config["rms_norm_eps"]
-    rows, layers = len(tokens) - 1, len(aux[0]) // len(embedding[0])
+    rows, layers = len(tokens) - 1, len(aux[0]) // (config.get("target_hidden_size") or config["hidden_size"])
+    norm_before_fc = config.get("norm_before_fc") or config.get("eagle_config", {}).get("norm_before_fc")
 
     def project(part, x, n, position):
         y = w(f"self_attn.{part}_proj.weight") @ x + names.get(f"self_attn.{part}_proj.bias", 0.0)
@@ -59,6 +60,8 @@ def published_logits(config, tensors, embedding, tokens, aux, steps):
         return out
 
     def fused(f):
+        if norm_before_fc:
+            f = rms(f, w("input_norm.weight"), eps)
         if config.get("fc_norm"):
             parts = np.split(f, layers)
             f = np.concatenate([rms(part, w(f"fc_norm.{i}.weight"), eps) for i, part in enumerate(parts)])
@@ -95,3 +98,25 @@ def published_logits(config, tensors, embedding, tokens, aux, steps):
             logits.append(w("lm_head.weight") @ y)
         result.append(np.array(logits[: rows - step]))
     return result
+
+
+def released(tensors, aux):
+    """The released SpecExit draft's ``fc``: what goes on into the layer, and the signals of every position.
+
+    Its rows are those of a plain EAGLE-3 draft and, behind them, one for each of confidence, progress and remain. A
+    signal reads the target's states of its position and nothing else: neither the layer nor another position.
+
+    Args:
+      tensors: as exported for it, as float64.
+      aux: of one sequence.
+
+    Returns:
+      The tensors of the plain draft, and [position][confidence, progress, remain].
+    """
+    hidden = len(tensors["norm.weight"])
+    trunk = tensors | {"fc.weight": tensors["fc.weight"][:hidden]}
+    signals = []
+    for f in aux:
+        z0, z1, z2 = tensors["fc.weight"][hidden:] @ f
+        signals.append([1 / (1 + np.exp(-z0)), 1 / (1 + np.exp(-z1)), np.exp(z2)])
+    return trunk, np.array(signals)

@@ -188,10 +188,11 @@ def tensors_of(layout: str, seed: int = 0, config: dict | None = None) -> dict[s
     heads, kv = config["num_attention_heads"], config["num_key_value_heads"]
     head_dim, draft_vocab = config.get("head_dim", hidden // heads), config.get("draft_vocab_size") or vocab
     aux = len(config.get("target_layer_ids", "abc"))
+    of_target = config.get("target_hidden_size") or hidden
     trunk = "model." if layout == "nemo" else ""
     layer = LAYER.get(layout, "midlayer.")
     matrices = {
-        f"{trunk}fc.weight": (hidden, hidden * aux),
+        f"{trunk}fc.weight": (hidden, of_target * aux),
         f"{layer}self_attn.q_proj.weight": (heads * head_dim, 2 * hidden),
         f"{layer}self_attn.k_proj.weight": (kv * head_dim, 2 * hidden),
         f"{layer}self_attn.v_proj.weight": (kv * head_dim, 2 * hidden),
@@ -206,7 +207,9 @@ def tensors_of(layout: str, seed: int = 0, config: dict | None = None) -> dict[s
     vectors = {f"{layer}{name}.weight": hidden for name in ("input_layernorm", "hidden_norm")}
     vectors |= {f"{layer}post_attention_layernorm.weight": hidden, f"{trunk}norm.weight": hidden}
     if config.get("fc_norm"):
-        vectors |= {f"fc_norm.{i}.weight": hidden for i in range(3)}
+        vectors |= {f"fc_norm.{i}.weight": of_target for i in range(3)}
+    if config.get("norm_before_fc") or config.get("eagle_config", {}).get("norm_before_fc"):
+        vectors["input_norm.weight"] = of_target * aux
     if layout == "deepspec":
         vectors |= {f"{layer}self_attn.{part}_norm.weight": head_dim for part in "qk"}
     biases = {}

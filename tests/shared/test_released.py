@@ -1,18 +1,18 @@
-"""The released SpecExit, restated from its description: its exit rule, and its three rows of ``fc``.
+"""The released SpecExit's exit rule, restated from its description.
 
 One round is a decoding step. Its score is the mean of the signals over the tokens it accepted; scores are averaged
 exponentially over rounds. A round that accepts a split token is judged by the average that the rounds before it left:
-thinking ends behind its first split token if confidence, progress and remaining tokens all pass their literals. Nothing
-is judged once the target has closed its thinking.
+thinking ends behind its first split token if confidence, progress and remaining tokens all pass their literals, where a
+score that is not there, or is zero, does not. Nothing is judged once the target has closed its thinking.
+tests/parity has its forward.
 """
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from specexit.drafts.directory import read_draft
 from specexit.method.decision import PAPER, exit_position
-from specexit.method.signals import activate
 from specexit.method.splits import ThinkTokens
 
 END, SPLITS = 1, {5, 6}
@@ -33,10 +33,10 @@ def released_exit(tokens, signals, sizes):
         if END in accepted:
             return None
         places = [begin + i for i, token in enumerate(accepted) if token in SPLITS]
-        if places and number:
-            confidence, progress, remaining = averages[number - 1][:3]
-            if confidence >= 0.8 and progress >= 0.3 and remaining <= 200:
-                return places[0]
+        confidence, progress, remaining = averages[number - 1][:3] if number else (None, None, None)
+        above = confidence and confidence > 0.8 and progress and progress > 0.3
+        if places and above and remaining and remaining < 200:
+            return places[0]
     return None
 
 
@@ -73,12 +73,21 @@ def test_the_sequences_exit_in_some_and_not_in_others():
     assert 20 < exits < 180
 
 
-def test_the_first_three_rows_behind_fc_are_the_released_signals(tmp_path, write_random_draft):
-    _, tensors = read_draft(write_random_draft(tmp_path / "draft", "fc"))
-    aux = np.random.default_rng(0).normal(size=(7, 192)).astype(np.float32)
-    projected = aux @ tensors["fc.weight"].T
-    hidden, rows = projected[:, :64], projected[:, 64:]
-    confidence, progress, remain = 1 / (1 + np.exp(-rows[:, 0])), 1 / (1 + np.exp(-rows[:, 1])), np.exp(rows[:, 2])
-    ours = activate(rows)
-    np.testing.assert_allclose(ours[:, :3], np.stack([confidence, progress, remain], axis=1), rtol=1e-5)
-    assert hidden.shape == (7, 64)  # what the draft layer is fed is what stands before the rows
+TIE = (0.8, 0.3, 200.0)
+BEYOND = (np.nextafter(0.8, 1), np.nextafter(0.3, 1), np.nextafter(200.0, 0))
+
+
+@pytest.mark.parametrize(
+    ("scores", "theirs", "ours"),
+    [
+        (BEYOND, 1, 1),
+        (TIE, None, 1),  # they want more than the literal, we want as much
+        *(((*BEYOND[:i], TIE[i], *BEYOND[i + 1 :]), None, 1) for i in range(3)),
+        ((*BEYOND[:2], 0.0), None, 1),  # which they take for no score at all, and we for nothing left to think
+    ],
+)
+def test_at_the_very_literals_the_rules_differ_as_the_documentation_says(scores, theirs, ours):
+    """A round of one token leaves its own signals as the average; the next one holds a split token."""
+    signals, ids = np.array([[*scores, 0.0]] * 2), ThinkTokens(start=0, end=END, split=frozenset(SPLITS))
+    assert released_exit([2, 5], signals, [1, 1]) == theirs
+    assert exit_position([2, 5], signals, PAPER, ids, [1, 1]) == ours
