@@ -31,11 +31,15 @@ from specexit.drafts.policy import FILE as POLICY_FILE
 from specexit.drafts.policy import MAX_BYTES, Selection, read_policy, write_policy
 from specexit.drafts.published import FILE as IMPORT_FILE
 from specexit.drafts.selection import selection_of
-from specexit.drafts.tensors import FLOATS, together, weights_hash
+from specexit.drafts.tensors import FLOATS, split_of, together, weights_hash
+from specexit.drafts.verified import hand_on_verification
 from specexit.errors import shown
 from specexit.outputs import new_folder
 from specexit.schemas.convert import ConvertConfig
 from specexit.schemas.target import find_target, save_target
+
+MAX_FILE_GIB = 5.0
+"""Where nobody says how large a file of weights may be."""
 
 
 def convert(config: ConvertConfig) -> None:
@@ -56,8 +60,8 @@ def _to_draft(config: ConvertConfig, run: Path) -> str:
     start = read_start(run)
     target = find_target(config.target, run, name=start.shape.target_name)
     vocabulary, hashed = vocabulary_tensors(start.vocab, start.shape.vocab_size), ParameterHash()
-    was = {} if config.dtype is not None else _types_before(run / FILE, start.shape)
-    dtype = config.dtype or (target.dtype if target.dtype in FLOATS else "bfloat16")
+    was, files = ({}, None) if config.dtype is not None else _as_before(run / FILE, start.shape)
+    dtype = config.dtype or target.dtype
     with open_checkpoint(run, config.which) as checkpoint:
         # Written down by the run itself; older ones leave it to be found.
         selection = (start.selection or selection_of(run)) if config.which == "best" else None
@@ -79,8 +83,10 @@ def _to_draft(config: ConvertConfig, run: Path) -> str:
             yield from (piece.astype(types[tensor][0], copy=False) for piece in found)
 
         with new_folder(config.out) as beside:
-            largest = int(config.max_file_gib * 2**30)
-            written = write_into(beside, shape, types, values, max_bytes=largest, named=run)
+            split = {"max_bytes": int((config.max_file_gib or MAX_FILE_GIB) * 2**30)}
+            split |= {"files": files} if config.max_file_gib is None else {}
+            written = write_into(beside, shape, types, values, **split, named=run)
+            hand_on_verification(run, beside, together(written))
             save_target(beside, target)
             copy_prompts(run, beside)
             _hand_on(run / IMPORT_FILE, beside)
@@ -98,18 +104,22 @@ def _to_draft(config: ConvertConfig, run: Path) -> str:
     return f"checkpoint of step {checkpoint.step}, in {shape.torch_dtype}"
 
 
-def _types_before(path: Path, shape: DraftConfig) -> dict[str, str]:
-    """Type of every tensor of the draft directory that a run was made of, by its ``convert.json``; empty for others.
+def _as_before(path: Path, shape: DraftConfig) -> tuple[dict[str, str], list[list[str]] | None]:
+    """Type of every tensor of the draft directory that a run was made of, and which of them lay in one file, by its
+    ``convert.json``; empty and None for others.
 
     Raises:
       DraftError: it says something else.
     """
     found = read_json(path, MAX_CONFIG) if path.exists() else {}
-    said = found.get("types", {}) if isinstance(found, dict) else found
+    said, files = (found.get("types", {}), found.get("files")) if isinstance(found, dict) else (found, None)
     names = shape.tensor_shapes().keys() - shape.vocabulary_shapes.keys()
     if said and not (isinstance(said, dict) and said.keys() == names and {*map(str, said.values())} <= FLOATS.keys()):
         raise DraftError(f"{path}: types is {shown(said)}, expected {', '.join(FLOATS)} for every tensor of the draft")
-    return said
+    lists = files if isinstance(files, list) and all(isinstance(file, list) and file for file in files) else [[None]]
+    if files is not None and sorted(str(name) for file in lists for name in file) != sorted(shape.tensor_shapes()):
+        raise DraftError(f"{path}: files is {shown(files)}, expected lists that name every tensor of the draft once")
+    return said, files
 
 
 def _hand_on(file: Path, folder: Path) -> None:
@@ -153,6 +163,8 @@ def _to_checkpoint(config: ConvertConfig) -> str:
         if draft.specexit is not None:
             _hand_on(config.draft / POLICY_FILE, beside)
         types = {name: place.dtype.name for name, place in stored.items() if name not in draft.vocabulary_shapes}
+        record = {"draft": str(config.draft), "types": types, "files": split_of(stored)}
         hashes = {"weights_blake3": weights_hash(config.draft), "parameters_blake3": hashed.hexdigest()}
-        write_text(beside / FILE, json.dumps({"draft": str(config.draft), "types": types} | hashes, indent=2) + "\n")
+        hand_on_verification(config.draft, beside, hashes["weights_blake3"])
+        write_text(beside / FILE, json.dumps(record | hashes, indent=2) + "\n")
     return f"{config.draft}"

@@ -1,12 +1,17 @@
 """Between orbax and draft directories, both ways: every bit, on every mesh, and nothing that is not named."""
 
 import _thread
+import itertools
 import json
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import jax
@@ -15,6 +20,7 @@ import orbax.checkpoint.experimental.v1 as v1
 import pytest
 from flax import nnx
 from flax.nnx.traversals import flatten_mapping
+from pydantic import ValidationError
 
 from jax_specexit.convert import convert
 from jax_specexit.model.draft import Draft
@@ -44,11 +50,13 @@ from specexit.method.decision import Policy
 from specexit.schemas.convert import ConvertConfig
 from specexit.schemas.export import ExportConfig
 from specexit.schemas.published import ImportConfig
-from specexit.schemas.target import load_target_config, save_target
+from specexit.schemas.target import TargetConfig, load_target_config, save_target
 from specexit.schemas.train import MeshConfig
+from specexit.tiny import EMBEDDED
 from tests.jax.devices import simulated
 from tests.shared.published import tensors_of, write_published, write_target
 
+ROOT = Path(__file__).parents[2]
 TINY = {"hidden_size": 192, "target_hidden_size": 192, "vocab_size": 640, "draft_vocab_size": 128, "head_dim": 16}
 GEOMETRIES = {
     "plain": {},
@@ -163,6 +171,63 @@ def test_an_import_comes_back_in_the_types_it_was_published_in(matrices, vectors
     assert {t.dtype.name for t in read_draft(tmp_path / "wider")[1].values()} == {"float32", "int64", "bool"}
 
 
+def test_a_directory_in_several_files_comes_back_in_the_same_ones(tmp_path, write_run):
+    """Without being told, with its verification: every file but the record of the conversion, byte for byte."""
+    convert(ConvertConfig(run=write_run("fc"), out=tmp_path / "draft", max_file_gib=2e-4))
+    verified = {"weights_blake3": weights_hash(tmp_path / "draft"), "passed": True, "n": 4}
+    (tmp_path / "draft" / "verify.json").write_text(json.dumps(verified))
+    convert(ConvertConfig(draft=tmp_path / "draft", out=tmp_path / "run"))
+    convert(ConvertConfig(run=tmp_path / "run", out=tmp_path / "again"))
+    files = {path.name: path.read_bytes() for path in (tmp_path / "draft").iterdir() if path.name != "convert.json"}
+    assert len([name for name in files if name.startswith("model-")]) > 2
+    assert {p.name: p.read_bytes() for p in (tmp_path / "again").iterdir() if p.name != "convert.json"} == files
+    convert(ConvertConfig(run=tmp_path / "run", out=tmp_path / "one", max_file_gib=5))
+    assert (tmp_path / "one" / WEIGHTS).exists()
+
+
+def test_a_verification_of_other_weights_is_not_handed_on(tmp_path, write_run):
+    convert(ConvertConfig(run=write_run("draft"), out=tmp_path / "draft"))
+    file = tmp_path / "draft" / "verify.json"
+    file.write_text(json.dumps({"weights_blake3": weights_hash(tmp_path / "draft"), "passed": True, "n": 4}))
+    convert(ConvertConfig(draft=tmp_path / "draft", out=tmp_path / "run"))
+    assert (tmp_path / "run" / "verify.json").read_bytes() == file.read_bytes()
+    convert(ConvertConfig(run=tmp_path / "run", out=tmp_path / "rounded", dtype="bfloat16"))
+    assert not (tmp_path / "rounded" / "verify.json").exists()
+    for i, text in enumerate(('{"weights_blake3": "ab", "passed": true, "n": 4}', "no JSON")):
+        file.write_text(text)
+        convert(ConvertConfig(draft=tmp_path / "draft", out=tmp_path / str(i)))
+        assert not (tmp_path / str(i) / "verify.json").exists()
+
+
+@pytest.mark.parametrize("files", ["fc.weight", [["fc.weight"]], [[], ["fc.weight"]], 3])
+def test_a_split_that_is_none_is_refused(files, tmp_path, write_run):
+    run = write_run("draft")
+    (run / "convert.json").write_text(json.dumps({"draft": "somewhere", "files": files}))
+    with pytest.raises(DraftError, match=r"convert\.json: files is .*, expected lists that name every tensor"):
+        convert(ConvertConfig(run=run, out=tmp_path / "draft"))
+    assert not (tmp_path / "draft").exists()
+
+
+@pytest.mark.parametrize("served", FLOATS)
+def test_a_run_is_written_in_the_type_that_its_target_is_served_in(served, tmp_path, write_run):
+    run = write_run("draft")
+    (run / "target.yaml").unlink()
+    save_target(run, load_target_config("tiny-reasoner").model_copy(update={"dtype": served}))
+    convert(ConvertConfig(run=run, out=tmp_path / "draft"))
+    config, tensors = read_draft(tmp_path / "draft")
+    assert config.torch_dtype == served
+    assert {t.dtype.name for name, t in tensors.items() if name not in ("d2t", "t2d")} == {served}
+
+
+def test_full_size_targets_are_served_in_bfloat16():
+    """So are their drafts, see above; a target that does not say its type is, too."""
+    shipped = [load_target_config(path.stem) for path in (ROOT / "configs" / "targets").glob("*.yaml")]
+    full = {target.name: target.dtype for target in shipped if target.path not in EMBEDDED}
+    assert len(full) >= 4
+    assert set(full.values()) == {"bfloat16"}
+    assert TargetConfig.model_fields["dtype"].default == "bfloat16"
+
+
 @pytest.mark.parametrize("types", [["float16"], {"fc.weight": "float16"}, {"x": 1}])
 def test_types_that_are_none_are_refused(types, tmp_path, write_run):
     run = write_run("draft")
@@ -196,35 +261,52 @@ def test_a_plain_draft_goes_both_ways(tmp_path, write_run):
     np.testing.assert_array_equal(tensors["fc.weight"], fc)
 
 
-def test_the_table_of_names_is_bijective_and_complete(write_random_draft, tmp_path):
-    for i, (source, geometry) in enumerate(
-        [("draft", "plain"), ("fc", "plain"), (None, "everything"), (None, "qwen3")]
-    ):
-        config = read_config(write_random_draft(tmp_path / str(i), source, **(TINY | GEOMETRIES[geometry])))
-        names = tensor_names(config)
-        state = flatten_mapping(
-            nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda c=config: Draft(c, rngs=nnx.Rngs(0)))))
-        )
-        assert names.keys() == {"/".join(key) for key in state}
-        vocabulary = set() if config.whole_vocabulary else {"d2t", "t2d"}
-        assert set(names.values()) | vocabulary == config.tensor_shapes().keys()
-        one_to_one = [name for path, name in names.items() if path != SIGNAL_HEAD]
-        assert len(set(one_to_one)) == len(one_to_one)
+def geometries() -> Iterator[DraftConfig]:
+    """Every combination of what decides which parameters a draft has, as far as there can be such a draft."""
+    sizes = {"hidden_size": 8, "target_hidden_size": 8, "intermediate_size": 12, "num_attention_heads": 2}
+    sizes |= {"num_key_value_heads": 1, "head_dim": 6, "vocab_size": 9, "target_num_hidden_layers": 2}
+    sizes |= {"eagle_aux_hidden_state_layer_ids": (1, 2), "num_aux_hidden_states": 2}
+    choices = {
+        "model_type": ("llama", "qwen3"),
+        "specexit": (None, {"target": "t", "source": "draft"}, {"target": "t", "source": "fc"}),
+        "draft_vocab_size": (5, 9),
+    }
+    choices |= dict.fromkeys(("attention_bias", "own_embeddings", "norm_before_fc", "fc_norm"), (False, True))
+    for values in itertools.product(*choices.values()):
+        with suppress(ValidationError):
+            yield DraftConfig.model_validate(sizes | dict(zip(choices, values, strict=True)))
 
 
-def test_the_documentation_lists_every_name():
-    page = (Path(__file__).parents[2] / "docs" / "formats.md").read_text()
-    everything = DraftConfig.model_validate(
-        {
-            **{"hidden_size": 8, "target_hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 1},
-            **{"num_key_value_heads": 1, "head_dim": 8, "vocab_size": 9, "draft_vocab_size": 9},
-            **{"eagle_aux_hidden_state_layer_ids": (1,), "num_aux_hidden_states": 1, "target_num_hidden_layers": 2},
-            **{"attention_bias": True, "fc_norm": True, "own_embeddings": True},
-            "specexit": {"target": "t"},
+def test_the_table_of_names_is_bijective_and_complete_for_every_geometry():
+    """Same parameters as the Flax draft's, same tensors as the directory's, as many values in both: none is lost."""
+    seen = 0
+    for config in geometries():
+        names, tensors = tensor_names(config), config.tensor_shapes()
+        abstract = nnx.eval_shape(lambda c=config: Draft(c, rngs=nnx.Rngs(0)))
+        state = {
+            "/".join(key): leaf.shape for key, leaf in flatten_mapping(nnx.to_pure_dict(nnx.state(abstract))).items()
         }
-    )
-    for path, name in tensor_names(everything).items():
-        assert f"| `{path.replace('layer_0', 'layer_I')}` | `{name.replace('.0.', '.I.')}` |" in page
+        assert names.keys() == state.keys()
+        vocabulary = set() if config.whole_vocabulary else {"d2t", "t2d"}
+        assert set(names.values()) | vocabulary == tensors.keys()
+        rows = defaultdict(list)
+        for path, name in names.items():
+            rows[name].append(state[path][::-1] if path.endswith("/kernel") else state[path])
+        assert sorted(name for name, shapes in rows.items() if len(shapes) > 1) == (
+            ["fc.weight"] if config.specexit and config.specexit.source == "fc" else []
+        )
+        for name, shapes in rows.items():
+            assert (sum(shape[0] for shape in shapes), *shapes[0][1:]) == tensors[name], name
+        seen += 1
+    assert seen == 84, "7 of signals and norms, times 4 of embeddings and vocabulary, times 3 of layers"
+
+
+def test_the_documentation_lists_every_name_and_no_other():
+    page = (ROOT / "docs" / "formats.md").read_text().partition("| parameter | tensor |")[2].partition("\n\n")[0]
+    listed = set(re.findall(r"^\| `([^`]+)` \| `([^`]+)` \|", page, re.M))
+    names = {item for config in geometries() for item in tensor_names(config).items()}
+    told = {(re.sub(r"layer_\d", "layer_I", path), re.sub(r"norm\.\d", "norm.I", name)) for path, name in names}
+    assert listed == told - {(SIGNAL_HEAD, "fc.weight")}  # which the line of its other tensor says
 
 
 def test_shards_are_written_where_asked(tmp_path, write_run):
@@ -285,6 +367,7 @@ from jax_specexit.stored import open_checkpoint
 from specexit.drafts.tensors import weights_hash
 from specexit.schemas.convert import ConvertConfig
 from specexit.schemas.train import MeshConfig
+from specexit.tiny import EMBEDDED
 import jax
 draft, folder = Path(sys.argv[1]), Path(sys.argv[2])
 assert len(jax.devices()) == 8

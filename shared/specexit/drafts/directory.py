@@ -13,7 +13,7 @@ Without those rows it is a plain EAGLE-3 draft. `specexit.drafts.config` says wh
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -206,14 +206,21 @@ def write_draft(folder: Path, config: DraftConfig, tensors: Mapping[str, np.ndar
 
 
 def write_into(
-    folder: Path, config: DraftConfig, shapes: Shapes, pieces: Pieces, *, max_bytes: int | None = None, named: Path
+    folder: Path,
+    config: DraftConfig,
+    shapes: Shapes,
+    pieces: Pieces,
+    *,
+    max_bytes: int | None = None,
+    files: Sequence[Sequence[str]] | None = None,
+    named: Path,
 ) -> dict[str, str]:
     """Write a draft directory's two files into a folder that is there, its weights piece by piece.
 
     Args:
       folder: to write into, as a rule one that `specexit.outputs.new_folder` will move into its place.
       config: of the draft.
-      shapes, pieces, max_bytes: see `specexit.drafts.tensors.write_tensors`.
+      shapes, pieces, max_bytes, files: see `specexit.drafts.tensors.write_tensors`.
       named: what errors name: where the tensors are from, or will be.
 
     Returns:
@@ -224,7 +231,7 @@ def write_into(
     """
     check_shapes(config, shapes, named)
     hashes = write_tensors(
-        folder, shapes, pieces, max_bytes, look=lambda name, values: check_values(name, values, named)
+        folder, shapes, pieces, max_bytes, lambda name, values: check_values(name, values, named), files
     )
     _write_config(folder, config)
     return hashes

@@ -11,7 +11,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -206,7 +206,12 @@ Look = Callable[[str, np.ndarray], None]
 
 
 def write_tensors(
-    folder: Path, shapes: Shapes, pieces: Pieces, max_bytes: int | None = None, look: Look | None = None
+    folder: Path,
+    shapes: Shapes,
+    pieces: Pieces,
+    max_bytes: int | None = None,
+    look: Look | None = None,
+    files: Sequence[Sequence[str]] | None = None,
 ) -> dict[str, str]:
     """Write tensors into a folder, piece by piece; with an index where they do not fit into one file.
 
@@ -216,20 +221,12 @@ def write_tensors(
       pieces: where their values come from; asked for one tensor after the other.
       max_bytes: most bytes of tensors in a file, unless a single one is larger; None for one file.
       look: what is to look at all values.
+      files: names of the tensors of each file, where that is settled; ``max_bytes`` then says nothing.
 
     Returns:
       Hash of every tensor, see `tensor_hash`; `together` makes one of them.
     """
-    order = sorted(shapes, key=lambda name: (_ORDER.index(_CODES[shapes[name][0]]), name))
-    files: list[list[str]] = [[]]
-    filled = 0
-    for name in order:
-        size = _nbytes(*shapes[name])
-        if max_bytes is not None and files[-1] and filled + size > max_bytes:
-            files.append([])
-            filled = 0
-        files[-1].append(name)
-        filled += size
+    files = _split(shapes, max_bytes) if files is None else files
     if len(files) == 1:
         return _write_file(folder / WEIGHTS, files[0], shapes, pieces, look)
     hashes, places = {}, {}
@@ -237,17 +234,39 @@ def write_tensors(
         file = f"model-{i + 1:05}-of-{len(files):05}.safetensors"
         hashes |= _write_file(folder / file, names, shapes, pieces, look)
         places |= dict.fromkeys(names, file)
-    total = sum(_nbytes(*shapes[name]) for name in order)
+    total = sum(_nbytes(*shape) for shape in shapes.values())
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
     (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
     return hashes
+
+
+def _split(shapes: Shapes, max_bytes: int | None) -> list[list[str]]:
+    """Names of the tensors of each file."""
+    files: list[list[str]] = [[]]
+    filled = 0
+    for name in sorted(shapes, key=lambda name: (_ORDER.index(_CODES[shapes[name][0]]), name)):
+        size = _nbytes(*shapes[name])
+        if max_bytes is not None and files[-1] and filled + size > max_bytes:
+            files.append([])
+            filled = 0
+        files[-1].append(name)
+        filled += size
+    return files
+
+
+def split_of(stored: Mapping[str, Stored]) -> list[list[str]]:
+    """Names of the tensors of each file that a folder's weights lie in, as they lie there; see `write_tensors`."""
+    files: dict[str, list[str]] = {}
+    for name in sorted(stored, key=lambda name: (stored[name].file.name, stored[name].start)):
+        files.setdefault(stored[name].file.name, []).append(name)
+    return list(files.values())
 
 
 def _nbytes(dtype: np.dtype, shape: tuple[int, ...]) -> int:
     return math.prod(shape) * dtype.itemsize
 
 
-def _write_file(path: Path, names: list[str], shapes: Shapes, pieces: Pieces, look: Look | None) -> dict[str, str]:
+def _write_file(path: Path, names: Sequence[str], shapes: Shapes, pieces: Pieces, look: Look | None) -> dict[str, str]:
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     place = 0
     for name in names:

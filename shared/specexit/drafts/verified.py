@@ -8,8 +8,9 @@ from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
+from specexit.config import write_bytes
 from specexit.drafts.config import DraftConfig, read_config
-from specexit.drafts.files import TensorError, read_json
+from specexit.drafts.files import TensorError, read_bytes, read_json
 from specexit.drafts.tensors import weights_hash
 from specexit.errors import first_problem
 
@@ -52,6 +53,16 @@ class Verification(BaseModel):
     mistakes: tuple[str, ...] = ()
     vllm: Served | None = None
     """None where no engine was asked."""
+
+
+def hand_on_verification(folder: Path, to: Path, weights: str) -> None:
+    """Copy ``verify.json`` into another folder where it is there, and of weights of this hash."""
+    try:
+        found = read_json(folder / FILE, MAX_BYTES)
+    except TensorError:  # there is none, or none that anybody could use
+        return
+    if isinstance(found, dict) and found.get("weights_blake3") == weights:
+        write_bytes(to / FILE, read_bytes(folder / FILE, MAX_BYTES))
 
 
 def geometry_sha256(draft: DraftConfig) -> str:

@@ -30,7 +30,12 @@ class ConvertConfig(Config):
         description="of the draft directory's weights; by default what the target is served in, and of a run that was "
         "made of a draft directory, each tensor's own",
     )
-    max_file_gib: float = Field(default=5.0, gt=0, description="weights are split into files of at most this size")
+    max_file_gib: float | None = Field(
+        default=None,
+        gt=0,
+        description="weights are split into files of at most this size; by default 5, and for a run that was made of a "
+        "draft directory, as that was split",
+    )
     mesh: MeshConfig = Field(default=MeshConfig(), description="that a checkpoint is written from")
 
     @model_validator(mode="after")
