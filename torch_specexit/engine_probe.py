@@ -30,6 +30,8 @@ from torch_specexit.draft import Draft
 from torch_specexit.engine import start_engine
 from torch_specexit.features import TargetFeatures
 
+RUNNER = "V1"
+"""Model runner of the engine; a draft's tensors and config are read alike for both."""
 NEW_TOKENS = 64
 TRACES = 4
 """Tokens that are written for a trace, and of how many traces: an engine on a CPU may be slow."""
@@ -90,7 +92,7 @@ def collect(worker: Any) -> dict[str, list[np.ndarray]]:
 
 def run_engine(arguments: argparse.Namespace, target: TargetConfig, source: str | None) -> tuple[str, list[Run]]:
     """Start an engine, have it go on from the traces, and end it."""
-    os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"  # what is watched is the V1 runner's
+    os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"  # what is watched is that of `RUNNER`
     length = min(target.max_model_len, arguments.tokens + NEW_TOKENS)
     extra = {"max_model_len": length, "max_num_batched_tokens": length, "max_num_seqs": 1, "enforce_eager": True}
     extra |= {"enable_prefix_caching": False}
@@ -180,7 +182,7 @@ def main() -> None:
     target, block = load_target_config(arguments.target), read_config(arguments.draft).specexit
     version, runs = run_engine(arguments, target, block.source if block else None)
     gc.collect()
-    found = {"vllm": version, "dtype": target.dtype, "n": len(runs), "new_tokens": NEW_TOKENS}
+    found = {"vllm": version, "runner": RUNNER, "dtype": target.dtype, "n": len(runs), "new_tokens": NEW_TOKENS}
     (arguments.out / ENGINE).write_text(json.dumps(found | compare(arguments, target, runs)))
 
 

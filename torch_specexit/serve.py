@@ -64,8 +64,8 @@ def serve_command(config: ServeConfig, *, on_cpu: bool = False) -> list[str]:
     """
     assert config.draft is not None
     draft, _ = read_draft(config.draft)
-    _say_doubt(config.draft)
     target = find_target(config.target, config.draft, name=draft.target_name)
+    _say_doubt(config.draft, target)
     check_target(draft, config.draft, target.hf_config(), target.name)
     speculation = {
         "method": "eagle3",
@@ -80,9 +80,9 @@ def serve_command(config: ServeConfig, *, on_cpu: bool = False) -> list[str]:
     return [*_server(str(target.folder)), *ours, "--speculative-config", json.dumps(speculation), *config.arguments]
 
 
-def _say_doubt(draft: Path) -> None:
+def _say_doubt(draft: Path, target: TargetConfig) -> None:
     """Say that a draft is not verified: it serves, and a draft that was converted wrongly is merely slow."""
-    doubt = doubt_of(draft)
+    doubt = doubt_of(draft, target.folder)
     if doubt is not None:
         Console(stderr=True).print(f"{draft}: verified: {doubt}", style="yellow", markup=False, highlight=False)
 

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import re
+import shutil
 import subprocess
 from argparse import Namespace
 
@@ -16,6 +17,7 @@ from specexit.data.stream import TraceError
 from specexit.data.traces import write_traces
 from specexit.drafts.agreement import TOLERANCE, VerifyError, compare
 from specexit.drafts.inspect import describe
+from specexit.drafts.verified import doubt_of
 from specexit.drafts.verify import _arrays, _probe, verify
 from specexit.schemas.target import load_target_config, save_target
 from specexit.schemas.verify import VerifyConfig
@@ -47,7 +49,10 @@ def test_both_frameworks_agree_on_signals_and_logits(tmp_path, write_random_draf
     later = {"logits, draft step 1", "logits, draft step 2"}
     assert set(differences) == {"logits", "confidence", "progress", "remaining", "validity"} | later
     assert 0 < max(differences.values()) <= 1e-4  # exactly 0 would mean that something was compared with itself
-    assert "ok" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "ok" in printed
+    drafts = written["greedy_drafts"]
+    assert re.search(rf"greedy drafts +│ {drafts['same']} of {drafts['compared']} the same +│ ok", printed), printed
     assert written["passed"]
     assert written["n"] == 2
     assert written["acceptance"]["rows"] == (30 - 3) + (50 - 3) + 2 * 3
@@ -59,6 +64,62 @@ def test_both_frameworks_agree_on_signals_and_logits(tmp_path, write_random_draf
     tensors["norm.weight"] *= 2
     save_file(tensors, draft / "model.safetensors")
     assert describe(draft)["verified"].startswith("stale")
+
+
+@pytest.fixture
+def probes(monkeypatch):
+    """``probes(n)``: sides that agree in all but the largest logit of n of 100 rows, where two are nearly equal."""
+
+    def stand_in(others):
+        def probed(side, _config, out):
+            out.mkdir()
+            logits = np.tile(np.float32([[1.0, 1.0 - 2e-5]]), (100, 1))
+            logits[: others if side == "jax" else 0] = 1.0 - 2e-5, 1.0
+            np.savez(out / "0.npz", logits_0=logits)
+            (out / "mistakes.json").write_text('{"acceptance": null, "mistakes": []}')
+            (out / "ran.json").write_text('{"dtype": "float32", "device": "cpu"}')
+            return out
+
+        monkeypatch.setattr("specexit.drafts.verify._probe", probed)
+
+    return stand_in
+
+
+@pytest.mark.parametrize(("others", "passes"), [(0, True), (1, True), (2, False)])
+def test_greedy_drafts_are_judged(others, passes, tmp_path, random_draft, probes, capsys):
+    """All logits can be within the tolerance, and their largest another one."""
+    probes(others)
+    config = VerifyConfig(draft=random_draft, traces=tmp_path / "traces.parquet", vllm=False)
+    if passes:
+        assert verify(config)["logits"] < 1e-4
+    else:
+        with pytest.raises(
+            VerifyError, match="draft otherwise: 98 of 100 greedy drafts are the same, float32, expected"
+        ):
+            verify(config)
+    written = json.loads((random_draft / "verify.json").read_text())
+    assert written["greedy_drafts"] == {"compared": 100, "same": 100 - others, "passed": passes}
+    assert written["passed"] == passes
+    assert f"{100 - others} of 100 the same" in capsys.readouterr().out
+    assert describe(random_draft)["verified"].startswith("yes") == passes
+
+
+def test_another_target_makes_a_verification_stale(tmp_path, random_draft, probes):
+    """Of the same name and sizes: a fine-tune that was saved over it, or another folder that is said."""
+    probes(0)
+    verify(VerifyConfig(draft=random_draft, traces=tmp_path / "traces.parquet", vllm=False))
+    tiny = load_target_config("tiny-reasoner")
+    moved, tuned = (shutil.copytree(tiny.folder, tmp_path / name) for name in ("moved", "tuned"))
+    tensors = load_file(tuned / "model.safetensors")
+    save_file({name: tensor * 2 for name, tensor in tensors.items()}, tuned / "model.safetensors")
+    for folder, stale in ((tiny.folder, False), (moved, False), (tuned, True), (tmp_path / "nowhere", False)):
+        save_target(random_draft, tiny.model_copy(update={"path": str(folder)}))
+        said = describe(random_draft)["verified"]
+        assert said.startswith(f"stale: it was beside another target than that in {folder}") == stale, said
+        assert (doubt_of(random_draft, folder) or "").startswith("stale") == stale
+    save_target(tmp_path, tiny.model_copy(update={"path": str(tuned)}))
+    save_target(random_draft, tiny)
+    assert describe(random_draft, str(tmp_path / "target.yaml"))["verified"].startswith("stale")
 
 
 def test_differences_are_relative_for_remaining_and_absolute_elsewhere():

@@ -28,6 +28,7 @@ def test_jax_torch_and_vllm_say_the_same(drafts, target, make_trace, tmp_path, c
     assert written["passed"]
     assert written["mistakes"] == []
     found = written["vllm"]
+    assert found["runner"] == "V1"
     steps = {"logits", "logits, draft step 1", "logits, draft step 2"}
     assert set(found["differences"]) == steps | {"confidence", "progress", "remaining", "validity"}
     assert 0 < max(found["differences"].values()) <= 1e-4

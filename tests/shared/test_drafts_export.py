@@ -362,13 +362,20 @@ def test_the_card_says_what_is_known_and_what_is_not(tmp_path, target, write_ran
     _, _, out = exported(folder, tmp_path / "rounded", "plugin", target)
     said = "JAX against PyTorch in bfloat16 on 4 traces, root mean square of the differences: logits: 4.0e-03."
     assert said in (out / "README.md").read_text()
-    engine = {"vllm": "0.32.0", "dtype": "float32", "n": 4, "greedy_drafts": {"compared": 195, "same": 194}}
+    engine = {
+        "vllm": "0.32.0",
+        "runner": "V1",
+        "dtype": "float32",
+        "n": 4,
+        "greedy_drafts": {"compared": 195, "same": 194},
+    }
     engine |= {"acceptance": {"vllm": accepted, "torch": accepted | {"length": 2.34}}}
     (folder / "verify.json").write_text(json.dumps(verified | {"vllm": engine}))
     _, _, out = exported(folder, tmp_path / "c", "eagle3", target)
     text = (out / "README.md").read_text()
     assert "carries no early exit" in text
     assert "differences: logits: 1.0e-06.\n" in text  # it has no signals that could differ
+    assert "vLLM 0.32.0 (V1 runner) in float32 went on greedily" in text
     assert "194 of 195 drafts were those of PyTorch on the same text, with 2.31 tokens per step, 2.34 by" in text
     assert "fewer of the drafted tokens. What is not stated above was not measured." in text
     assert not (out / "policy.json").exists()

@@ -50,7 +50,7 @@ def write_card(folder: Path, config: ExportConfig, draft: DraftConfig, target: T
         _geometry(draft),
         _data(config.draft, target),
         *([RELEASED] if config.format == "angelslim" else [_exit(config.draft)] if exits else []),
-        _verification(config.draft, exits=exits),
+        _verification(config.draft, target.folder, exits=exits),
         _serving(config, target, exits=exits),
         "## Limits\n\nFor this target and its tokenizer: beside a model of other sizes vLLM refuses it, and beside "
         "another of the same it accepts fewer of the drafted tokens"
@@ -156,8 +156,8 @@ def _certificate(point: OperatingPoint) -> str:
     )
 
 
-def _verification(folder: Path, *, exits: bool) -> str:
-    found, doubt = read_verification(folder)
+def _verification(folder: Path, target: Path, *, exits: bool) -> str:
+    found, doubt = read_verification(folder, target)
     if found is None:
         return "## Verification\n\nNot verified."
     shown = {name: value for name, value in found.differences.items() if exits or name not in NAMES}
@@ -175,8 +175,9 @@ def _verification(folder: Path, *, exits: bool) -> str:
 def _served(found: Served) -> str:
     """What an engine did beside the reference."""
     drafts, lengths = found.greedy_drafts, {side: of.length for side, of in found.acceptance.items()}
+    runner = "" if found.runner is None else f" ({found.runner} runner)"
     return (
-        f"vLLM {found.vllm} in {found.dtype} went on greedily from the middle of {found.n} traces: "
+        f"vLLM {found.vllm}{runner} in {found.dtype} went on greedily from the middle of {found.n} traces: "
         f"{drafts['same']} of {drafts['compared']} drafts were those of PyTorch on the same text, with "
         f"{lengths['vllm']:.2f} tokens per step, {lengths['torch']:.2f} by PyTorch."
     )

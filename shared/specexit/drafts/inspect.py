@@ -8,16 +8,20 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from specexit.buckets import BucketPath
+from specexit.config import ConfigError
 from specexit.data.overlap import read_prompts
 from specexit.drafts.begun import imported_as
 from specexit.drafts.directory import check_given, open_draft
 from specexit.drafts.export import formats_of, weights_type
+from specexit.drafts.files import TensorError
 from specexit.drafts.policy import PolicyFile, read_policy
 from specexit.drafts.published import Origin, read_origin
 from specexit.drafts.tensors import weights_hash
 from specexit.drafts.verified import acceptance_words, read_verification
 from specexit.errors import printable
 from specexit.schemas.inspect import InspectConfig
+from specexit.schemas.target import find_target
 
 
 def inspect(config: InspectConfig) -> dict[str, str]:
@@ -27,7 +31,7 @@ def inspect(config: InspectConfig) -> dict[str, str]:
       DraftError, ConfigError, OverlapError: it is none, or a damaged one, or belongs to another target than the one
         given.
     """
-    rows = describe(config.draft)
+    rows = describe(config.draft, config.target)
     check_given(config.draft, config.target)
     table = Table(title=str(config.draft), title_justify="left", show_header=False, box=None)
     for name, value in rows.items():
@@ -36,8 +40,13 @@ def inspect(config: InspectConfig) -> dict[str, str]:
     return rows
 
 
-def describe(folder: Path) -> dict[str, str]:
-    """What is in a draft directory, as (what, in words)."""
+def describe(folder: Path, target: str | None = None) -> dict[str, str]:
+    """What is in a draft directory, as (what, in words).
+
+    Args:
+      folder: the directory.
+      target: its target, by default the one that it names; where that is not at hand, nothing is said of it.
+    """
     (draft, stored), origin = open_draft(folder), read_origin(folder)
     layers = ", ".join(map(str, draft.eagle_aux_hidden_state_layer_ids))
     flags = ("attention_bias", "own_embeddings", "norm_before_residual", "norm_before_fc", "fc_norm", "norm_output")
@@ -60,7 +69,7 @@ def describe(folder: Path) -> dict[str, str]:
     if draft.specexit:
         rows |= _policy(read_policy(folder))
     rows["origin"] = _imported(origin) if origin else _trained(folder)
-    rows["verified"] = _verified(folder)
+    rows["verified"] = _verified(folder, _model_of(folder, target, draft.target_name))
     rows["exports to"] = ", ".join(formats_of(draft, folder))
     return rows
 
@@ -93,8 +102,17 @@ def _policy(found: PolicyFile) -> dict[str, str]:
     return rows
 
 
-def _verified(folder: Path) -> str:
-    found, doubt = read_verification(folder)
+def _model_of(folder: Path, given: str | None, name: str | None) -> Path | None:
+    """Where the target's model lies; None where nothing says it, or it is not on this machine."""
+    try:
+        model = find_target(given, folder, name=name).folder
+    except (ConfigError, TensorError):
+        return None
+    return None if isinstance(model, BucketPath) else model
+
+
+def _verified(folder: Path, target: Path | None) -> str:
+    found, doubt = read_verification(folder, target)
     if found is None:
         return str(doubt)
     said = doubt or f"yes, on {found.n} traces"

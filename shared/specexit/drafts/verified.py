@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 from specexit.config import write_bytes
 from specexit.drafts.config import DraftConfig, read_config
 from specexit.drafts.files import TensorError, read_bytes, read_json
+from specexit.drafts.fingerprints import target_fingerprint
 from specexit.drafts.tensors import weights_hash
 from specexit.errors import first_problem
 
@@ -31,6 +32,8 @@ class Served(BaseModel):
 
     vllm: str
     """Its version."""
+    runner: str | None = None
+    """V1 or V2; missing in older files, where it was V1."""
     dtype: str
     n: int
     greedy_drafts: dict[str, int]
@@ -44,6 +47,8 @@ class Verification(BaseModel):
     """Missing in older files."""
     geometry_sha256: str | None = None
     """Missing in older files."""
+    target_fingerprint: str | None = None
+    """See `specexit.drafts.fingerprints.target_fingerprint`; missing in older files."""
     passed: bool
     n: int
     dtype: str = "float32"
@@ -71,9 +76,14 @@ def geometry_sha256(draft: DraftConfig) -> str:
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
-def read_verification(folder: Path) -> tuple[Verification | None, str | None]:
+def read_verification(folder: Path, target: Path | None = None) -> tuple[Verification | None, str | None]:
     """What was found of the draft that is there, None where nothing was; and why it does not count as verified, None
-    where it does."""
+    where it does.
+
+    Args:
+      folder: the draft directory.
+      target: folder of its target's model; None where that is not at hand, and then nothing is said of it.
+    """
     path = folder / FILE
     if not path.exists():
         return None, "no: run `specexit verify`"
@@ -89,17 +99,20 @@ def read_verification(folder: Path) -> tuple[Verification | None, str | None]:
         return None, "stale: the weights are others by now, run `specexit verify`"
     if found.geometry_sha256 not in (None, geometry_sha256(read_config(folder))):
         return None, "stale: config.json says another geometry by now, run `specexit verify`"
+    mark = None if target is None or found.target_fingerprint is None else target_fingerprint(target)
+    if mark not in (None, found.target_fingerprint):
+        return None, f"stale: it was beside another target than that in {target}, run `specexit verify`"
     wrong = [*([] if found.passed else ["the frameworks differ"]), *found.mistakes]
     return found, f"no: {'; '.join(wrong)}, on {found.n} traces" if wrong else None
 
 
-def doubt_of(folder: Path) -> str | None:
-    """Why a draft directory does not count as verified; None where it does.
+def doubt_of(folder: Path, target: Path | None = None) -> str | None:
+    """Why a draft directory does not count as verified; None where it does. Arguments as of `read_verification`.
 
     Raises:
       DraftError: ``config.json`` cannot be used.
     """
-    return read_verification(folder)[1]
+    return read_verification(folder, target)[1]
 
 
 def acceptance_words(found: Accepted) -> str:

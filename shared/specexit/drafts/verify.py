@@ -26,8 +26,9 @@ from rich.table import Table
 
 from specexit.config import write_text
 from specexit.data.traces import target_named_in, target_of_both
-from specexit.drafts.agreement import TOLERANCE, VerifyError, compare, raise_to
+from specexit.drafts.agreement import DRAFTS_APART, TOLERANCE, VerifyError, compare, drafts_agree, raise_to
 from specexit.drafts.directory import open_draft, read_config
+from specexit.drafts.fingerprints import target_fingerprint
 from specexit.drafts.probing import ENGINE, MISTAKES, RAN, first_traces, is_judged, needed
 from specexit.drafts.tensors import weights_hash
 from specexit.drafts.verified import FILE, Accepted, acceptance_words, geometry_sha256
@@ -55,7 +56,7 @@ def verify(config: VerifyConfig) -> dict[str, float]:
       DraftError, TraceError: an input is unusable, or draft and traces are of different targets.
       ConfigError: the target is unknown, its model is not there, or the one given is not theirs.
       VerifyError: a framework is not installed, no trace says anything of the draft, a side failed to run, a difference
-        is beyond the tolerance, or the draft looks wrongly converted.
+        is beyond the tolerance, the two draft otherwise, or the draft looks wrongly converted.
     """
     missing = [name for name in ("jax", "torch") if find_spec(name) is None]
     if missing:
@@ -74,6 +75,7 @@ def verify(config: VerifyConfig) -> dict[str, float]:
         jax = _probe("jax", config, Path(scratch) / "jax")
         devices = {"jax": json.loads((jax / RAN).read_text())["device"], "torch": device}
         record, first = _compared(config, (jax, torch))
+        record["target_fingerprint"] = target_fingerprint(target.folder)
         record |= {"passed_over": passed_over, "dtype": dtype, "devices": devices} | json.loads(
             (torch / MISTAKES).read_text()
         )
@@ -86,18 +88,28 @@ def verify(config: VerifyConfig) -> dict[str, float]:
     if not all(np.isfinite(value) for value in differences.values()):
         record["differences"] = {name: str(value) for name, value in differences.items()}  # JSON knows no NaN
     write_text(config.draft / FILE, json.dumps(record, indent=2) + "\n")
-    beyond = _beyond(differences, record["tolerance"])
+    _raise_what_is_wrong(config, record, differences)
+    return differences
+
+
+def _raise_what_is_wrong(config: VerifyConfig, record: dict[str, Any], differences: dict[str, float]) -> None:
+    """Raise the first of what speaks against the draft."""
+    beyond, dtype, drafts = _beyond(differences, record["tolerance"]), record["dtype"], record["greedy_drafts"]
     if beyond:
         listed = ", ".join(f"{name} {value:.2e}" for name, value in beyond.items())
         raise VerifyError(
             f"{config.draft}: JAX and PyTorch differ beyond the tolerance of {record['tolerance']:g}, {dtype}: {listed}"
+        )
+    if not drafts["passed"]:
+        raise VerifyError(
+            f"{config.draft}: JAX and PyTorch draft otherwise: {drafts['same']} of {drafts['compared']} greedy drafts "
+            f"are the same, {dtype}, expected all but a share of {DRAFTS_APART[dtype]:g}, which rounding may decide"
         )
     wrong = record.get("vllm", {}).get("wrong")
     if wrong:
         raise VerifyError(f"{config.draft}: vLLM does not draft as PyTorch does: {wrong}")
     if record["mistakes"]:
         raise VerifyError(f"{config.draft}: {'; '.join(record['mistakes'])}")
-    return differences
 
 
 def _passed_over(config: VerifyConfig) -> list[str]:
@@ -151,6 +163,7 @@ def _compared(config: VerifyConfig, sides: tuple[Path, Path]) -> tuple[dict[str,
                 same += int((jax[key].argmax(-1) == torch[key].argmax(-1)).sum())
                 drafts += len(jax[key])
         first = first or (jax, torch)
+    agree = drafts_agree(same, drafts, config.dtype)
     record = {
         "format_version": 1,
         "weights_blake3": weights_hash(config.draft),
@@ -159,8 +172,8 @@ def _compared(config: VerifyConfig, sides: tuple[Path, Path]) -> tuple[dict[str,
         "steps": config.steps,
         "tolerance": config.tolerance,
         "differences": differences,
-        "greedy_drafts": {"compared": drafts, "same": same},
-        "passed": not _beyond(differences, config.tolerance),
+        "greedy_drafts": {"compared": drafts, "same": same, "passed": agree},
+        "passed": agree and not _beyond(differences, config.tolerance),
     }
     return record, first
 
@@ -232,11 +245,15 @@ def _difference_table(record: dict[str, Any]) -> Table:
     table = Table("quantity", _difference(record["dtype"]), "", title=title, title_justify="left")
     for name, value in record["differences"].items():
         table.add_row(name, f"{value:.2e}", "ok" if value <= tolerance else f"beyond {tolerance:g}")
+    drafts = record["greedy_drafts"]
+    same = f"{drafts['same']} of {drafts['compared']} the same"
+    table.add_row("greedy drafts", same, "ok" if drafts["passed"] else f"beyond {DRAFTS_APART[record['dtype']]:g}")
     return table
 
 
 def _engine_table(found: dict[str, Any], dtype: str) -> Table:
-    title = f"vLLM {found['vllm']} in {found['dtype']} against PyTorch in {dtype}, on its own greedy text"
+    engine = f"vLLM {found['vllm']} ({found['runner']} runner) in {found['dtype']}"
+    title = f"{engine} against PyTorch in {dtype}, on its own greedy text"
     rounded = dtype if found["dtype"] == "float32" else found["dtype"]
     table = Table("quantity", "vLLM", "PyTorch", _difference(rounded), "", title=title, title_justify="left")
     for name, value in found["differences"].items():
