@@ -17,22 +17,30 @@ from jax_specexit import export
 from jax_specexit.convert import convert
 from jax_specexit.export import params_from_draft, tensors_from_params
 from jax_specexit.model.draft import Draft
+from jax_specexit.sharding import make_mesh
+from jax_specexit.training.data import first_rows
 from jax_specexit.training.run import read_start
+from jax_specexit.training.start import start
 from jax_specexit.training.step import ttt_outputs
 from jax_specexit.training.train import train
 from jax_specexit.training.warm import widen
 from specexit.config import ConfigError
 from specexit.data.outlines import outlines
 from specexit.data.overlap import OverlapError, read_prompts, write_prompts
+from specexit.data.packed import read_meta
 from specexit.data.traces import read_traces
 from specexit.drafts.config import DraftError
 from specexit.drafts.directory import FLOATS, DraftConfig, SpecExitBlock, read_draft
 from specexit.drafts.inspect import describe
 from specexit.drafts.policy import PolicyFile, Selection, read_policy
-from specexit.drafts.published import Origin
+from specexit.drafts.published import Origin, import_draft
 from specexit.method.signals import NAMES
 from specexit.schemas.convert import ConvertConfig
+from specexit.schemas.published import ImportConfig
+from specexit.schemas.target import load_target_config
 from specexit.schemas.train import CheckpointConfig, SignalConfig, TrainConfig
+from tests.parity.layout_forward import published_logits
+from tests.shared.published import CONFIGS, tensors_of, write_published
 
 DraftWriter = Callable[..., Path]
 
@@ -166,6 +174,45 @@ def test_a_warm_start_keeps_the_draft_s_own_geometry(recipe: TrainConfig, foreig
         nnx.update(draft, jax.tree.map(jnp.asarray, params_from_draft(config, weights)))
         outputs.append([y @ draft.lm_head.kernel[...] for y in ttt_outputs(draft, table, aux, batch, 3)])
     jax.tree.map(np.testing.assert_array_equal, *outputs)
+
+
+PUBLISHED = {
+    "angelslim": {"rope_theta": 1e6, "eagle_aux_hidden_state_layer_ids": [1, 2, 3]},
+    "specforge": {"eagle_config": {"eagle_aux_hidden_state_layer_ids": [0, 1, 2]}, "attention_bias": False},
+}
+"""Layout, and what its instance says here: another RoPE than the target's; own embeddings, and norms before fc."""
+
+
+@pytest.mark.parametrize("layout", PUBLISHED)
+def test_a_run_that_starts_from_an_import_drafts_at_first_what_the_published_draft_did(
+    layout: str, recipe: TrainConfig, small_target: Path, tmp_path: Path
+) -> None:
+    """At step 0, whatever the run divides aux hidden states by: the layout's own forward, restated in float64."""
+    sizes = recipe.draft.model_dump() | {"vocab_size": 640}
+    says = {key: value for key, value in CONFIGS[layout].items() if key not in sizes} | sizes | PUBLISHED[layout]
+    published = tensors_of(layout, config=says)
+    source = write_published(tmp_path / "published", layout, says, published)
+    import_draft(ImportConfig(draft=source, target=str(small_target), out=tmp_path / "draft"))
+    run = recipe.model_copy(update={"init_from": tmp_path / "draft"})
+    rows, meta = first_rows(run.data, read_meta(run.data)), read_meta(run.data)
+    fixed, draft, target = start(run, load_target_config(str(small_target)), meta, rows, make_mesh(run.mesh))
+    assert fixed.shape.rope_theta == says["rope_theta"]
+    if layout == "angelslim":
+        assert set(fixed.aux_rms) != {1.0}, "nothing is divided, so that is not tried here"
+    rng = np.random.default_rng(0)
+    tokens, aux = rng.integers(0, 640, 24), rng.normal(size=(24, 96)).astype(np.float32)
+    table = np.asarray(target.embedding[...], np.float64)
+    theirs = {name: tensor.astype(np.float64) for name, tensor in published.items()}
+    expected = published_logits(says, theirs, table, tokens, aux, run.ttt_steps)
+    batch = {"tokens": jnp.asarray(tokens)[None], "positions": jnp.arange(24)[None]}
+    batch["segment_ids"] = jnp.ones((1, 24), jnp.int32)
+    outputs = ttt_outputs(draft, target.embedding[...], jnp.asarray(aux)[None], batch, run.ttt_steps)
+    for k, (y, wanted) in enumerate(zip(outputs, expected, strict=True)):
+        found = np.asarray(y @ draft.lm_head.kernel[...])[0, : 23 - k]
+        np.testing.assert_allclose(
+            found, wanted, atol=5e-5, rtol=1e-4
+        )  # float32 against float64, as tests/parity has it
+        np.testing.assert_array_equal(found.argmax(-1), wanted.argmax(-1))
 
 
 def test_the_draft_that_a_run_began_with_is_not_needed_to_go_on(

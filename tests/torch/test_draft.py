@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -203,3 +205,33 @@ def test_a_prompt_that_is_no_token_ids_is_refused(prompt, message, tmp_path, wri
     folder = write_random_draft(tmp_path / "draft", None, **TINY)
     with pytest.raises(InputError, match=message):
         SpecExitDraft.from_pretrained(folder, target="tiny-reasoner").generate(prompt)
+
+
+ALONE = """
+import json, sys
+
+class Not:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("vllm", "jax", "flax", "jax_specexit"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Not())
+from torch_specexit import SpecExitDraft
+found = SpecExitDraft.from_pretrained(sys.argv[1]).generate(json.loads(sys.argv[2]), max_new_tokens=24)
+print(json.dumps([found.ids, found.accepted, found.exited, "vllm" in sys.modules]))
+"""
+
+
+def test_generate_needs_neither_vllm_nor_jax(tmp_path, write_random_draft):
+    """On a machine that has torch and transformers alone it writes what it writes here: the target's greedy text."""
+    shape = {"hidden_size": 192, "target_hidden_size": 192, "vocab_size": 640}
+    folder = write_random_draft(tmp_path / "draft", "draft", eagle_aux_hidden_state_layer_ids=(1, 3, 4), **shape)
+    prompt = [*range(20, 40), load_target_config("tiny-reasoner").think_tokens().start]
+    command = [sys.executable, "-c", ALONE, str(folder), json.dumps(prompt)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    ids, accepted, exited, loaded = json.loads(done.stdout)
+    here = SpecExitDraft.from_pretrained(folder).generate(prompt, max_new_tokens=24)
+    assert not loaded
+    assert 0 < len(ids) <= 24
+    assert (ids, accepted, exited) == (here.ids, here.accepted, here.exited)
