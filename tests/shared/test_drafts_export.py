@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import yaml
+from huggingface_hub import ModelCard
 from safetensors.numpy import load_file, save_file
 
 from specexit.data.outlines import outlines
@@ -379,6 +380,35 @@ def test_the_card_says_what_is_known_and_what_is_not(tmp_path, target, write_ran
     assert "194 of 195 drafts were those of PyTorch on the same text, with 2.31 tokens per step, 2.34 by" in text
     assert "fewer of the drafted tokens. What is not stated above was not measured." in text
     assert not (out / "policy.json").exists()
+
+
+@pytest.mark.parametrize("form", ["plugin", "eagle3", "speculators", "angelslim"])
+def test_the_hub_reads_the_card_and_finds_what_is_known(form, tmp_path, target, write_random_draft):
+    """By its own library; a licence that nobody has said is not made up, nor what a certificate does not say."""
+    folder = write_random_draft(tmp_path / "draft", "fc", **SHAPE)
+    exported(folder, tmp_path, form, target, base_model="org/model")
+    card = ModelCard.load(tmp_path / form / "README.md")
+    assert card.data.base_model == "org/model"
+    assert card.data.pipeline_tag == "text-generation"
+    assert ("early-exit" in card.data.tags) == (form != "eagle3")
+    assert card.data.license is None
+    assert "of their thinking" not in card.text
+    exits = form in ("plugin", "speculators")
+    assert ("in a checkout of SpecExit's sources" in card.text) == exits
+    assert "pip install 'specexit" not in card.text
+    policy = Policy(thresholds={"validity": 0.9})
+    found = Certificate(
+        **{"risk": "accuracy_lost", "epsilon": 0.02, "delta": 0.1, "n": 500, "errors": 4, "bound": 0.0159},
+        data_sha256="ab" * 32,
+        policy_sha256=policy_sha256(policy),
+        thinking_cut=0.314,
+    )
+    point = OperatingPoint(name="careful", policy=policy, certificate=found)
+    write_policy(folder, PolicyFile(default="careful", points=(point,)))
+    exported(folder, tmp_path / "b", form, target, license="apache-2.0")
+    card = ModelCard.load(tmp_path / "b" / form / "README.md")
+    assert card.data.license == "apache-2.0"
+    assert ("It saved 31.4% of their thinking." in card.text) == exits
 
 
 def test_a_draft_that_was_trained_further_from_a_published_one_says_so(tmp_path, target, write_random_draft):

@@ -38,7 +38,7 @@ def write_card(folder: Path, config: ExportConfig, draft: DraftConfig, target: T
         "base_model_relation": "adapter",
         "pipeline_tag": "text-generation",
         "tags": ["eagle3", "speculative-decoding", "draft", *(["early-exit", "specexit"] if exits else [])],
-    }
+    } | ({} if config.license is None else {"license": config.license})
     parts = [
         f"# EAGLE-3 draft for {target.name}",
         "A speculative draft: it proposes tokens, the target decides. "
@@ -204,7 +204,8 @@ def _serving(config: ExportConfig, target: TargetConfig, *, exits: bool) -> str:
     k = config.speculative_tokens
     speculative = json.dumps({"method": "eagle3", "model": "FOLDER", "num_speculative_tokens": k})
     vllm = f"vllm serve {served} --speculative-config '{speculative}'"
-    plugin = "pip install 'specexit[serve]'\n"
+    # No index has the package, so the name alone would install nothing, or what somebody else calls so.
+    plugin = "pip install '.[serve]'  # the plug-in: in a checkout of SpecExit's sources, or 'WHEEL[serve]'\n"
     commands = {
         "plugin": plugin + vllm,
         "eagle3": vllm,

@@ -28,6 +28,12 @@ class ExportConfig(Config):
         description="the target's name on the Hub, for the model card and for `vllm serve FOLDER`, in a folder that is "
         "to be published: nothing in it names this machine; by default the folder that the target lies in here",
     )
+    license: str | None = Field(
+        default=None,
+        min_length=1,
+        description="of the weights, as the Hub spells it, e.g. apache-2.0, for the model card; nothing here knows it, "
+        "so by default the card names none",
+    )
     speculative_tokens: int = Field(
         default=3, gt=0, description="draft tokens per step, written where a format says it"
     )
