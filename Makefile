@@ -90,8 +90,8 @@ bench-certificate: $(VENV)/.demo-ready  ## How often certificates are broken, dr
 	@$(BIN)/specexit collect target=tiny-reasoner split=test n=2600 seed=1 temperature=0.6 top_p=0.95 top_k=20 \
 	  out=$(CERTIFICATE)/sampled
 	@for traces in greedy sampled; do for draft in draft draft-fc; do \
-	  test -e $(CERTIFICATE)/scores-$$traces-$$draft || $(BIN)/specexit score draft=runs/demo/$$draft \
-	    traces=$(CERTIFICATE)/$$traces out=$(CERTIFICATE)/scores-$$traces-$$draft || exit 1; \
+	  $(BIN)/specexit score draft=runs/demo/$$draft traces=$(CERTIFICATE)/$$traces \
+	    out=$(CERTIFICATE)/scores-$$traces-$$draft || exit 1; \
 	done; done
 	@$(BIN)/specexit bench-certificate configs/bench/certificate.yaml
 
@@ -120,9 +120,9 @@ ablate: $(VENV)/.demo-ready  ## What each choice of the method is worth, by repl
 
 bench-field: $(VENV)/.demo-ready  ## Measure every method, greedy and sampled; goes on where it stopped (hours; needs `make demo`)
 	@$(BIN)/specexit collect target=tiny-reasoner split=test n=1000 out=runs/field/traces
-	@test -e runs/field/scores || $(BIN)/specexit score draft=runs/demo/draft traces=runs/field/traces out=runs/field/scores
-	@test -e runs/field/greedy || $(BIN)/specexit bench configs/bench/field.yaml
-	@test -e runs/field/sampled || $(BIN)/specexit bench configs/bench/field-sampled.yaml
+	@$(BIN)/specexit score draft=runs/demo/draft traces=runs/field/traces out=runs/field/scores
+	@$(BIN)/specexit bench configs/bench/field.yaml
+	@$(BIN)/specexit bench configs/bench/field-sampled.yaml
 	@$(BIN)/specexit bench-replay bench=runs/field/greedy traces=runs/field/traces draft=runs/demo/draft \
 	  scores=runs/field/scores out=runs/field/replay.json
 

@@ -17,14 +17,14 @@ from typing import Any
 from rich.console import Console
 
 from specexit.bench.comparison import Run, by_task, compare, faster, identities, oracle, summarise, write_requests
+from specexit.bench.inputs import finished, inputs_of, read_scores_of
 from specexit.bench.journal import Journal
 from specexit.bench.methods import Known, Method, Tuning, find_method
 from specexit.bench.process import BenchError, BenchProcess
 from specexit.bench.results import BASELINE, Results, result_tables, write_results
-from specexit.config import save_run, versions
-from specexit.data.overlap import refuse_trained
-from specexit.data.scores import read_scores
-from specexit.data.traces import Trace, first_samples, read_traces, target_named_in
+from specexit.config import Config, save_run, versions
+from specexit.data.overlap import refuse_shared, refuse_trained
+from specexit.data.traces import Trace, first_samples, read_outlines, read_traces, target_named_in
 from specexit.drafts.directory import DraftConfig, check_target, plain_copy, read_config
 from specexit.drafts.policy import OperatingPoint, PolicyFile, write_policy
 from specexit.hardware import describe_hardware
@@ -45,11 +45,13 @@ def bench(config: BenchConfig) -> Results:
     """Measure all methods; write ``results.json``, ``requests.jsonl``, ``report.html`` and ``run.yaml``; print.
 
     Raises:
-      BenchError: the traces are too few or lack references, an engine fails, or responses run out of tokens.
+      BenchError: the traces are too few or lack references, an engine fails, responses run out of tokens, or another
+        benchmark was finished or interrupted in the output folder.
       MethodError: a method does not exist, or cannot be run with what is given.
       DraftError: a draft cannot be used, or belongs to another target.
-      OverlapError: a draft was trained on some of the problems.
-      FileExistsError: the output folder is not empty.
+      OverlapError: a draft was trained on some of the problems, or methods would be tuned on them.
+      ScoreError: the scores are another draft's.
+      FileExistsError: the output folder is not empty, and not a benchmark's.
     """
     from specexit.report.page import report
     from specexit.schemas.report import ReportConfig
@@ -60,8 +62,11 @@ def bench(config: BenchConfig) -> Results:
     target = find_target(config.target, *places, name=name)
     config = config.model_copy(update={"max_new_tokens": longest_response(config, target)})
     traces = read_problems(config)
+    asked = asked_of(config, inputs_of(config, target))
+    if (results := finished(config.out, asked)) is not None:
+        return shown(results, f"{config.out}: measured already, with the same config, versions and inputs")
     with new_folder(config.out) as folder, tempfile.TemporaryDirectory(prefix="specexit-bench-") as scratch:
-        journal = Journal(config.out, config)
+        journal = Journal(config.out, asked)
         runs, results = run_methods(config, target, traces, journal, Path(scratch))
         write_requests(folder / "requests.jsonl", runs)
         write_results(folder / "results.json", results)
@@ -69,10 +74,20 @@ def bench(config: BenchConfig) -> Results:
         out = folder / "report.html"
         report(ReportConfig(bench=folder, traces=config.traces, target=config.target, draft=config.draft, out=out))
     journal.remove()
+    return shown(results)
+
+
+def shown(results: Results, *remarks: str) -> Results:
+    """Print the tables, and remarks above them."""
     console = Console()
-    for table in result_tables(results):
-        console.print(table)
+    for one in (*remarks, *result_tables(results)):
+        console.print(one)
     return results
+
+
+def asked_of(config: Config, inputs: Mapping[str, str]) -> dict[str, Any]:
+    """What a benchmark is told from another by: its config, the versions that measure, and its inputs."""
+    return {"config": config.model_dump(mode="json"), "versions": versions(), "inputs": dict(inputs)}
 
 
 def run_methods(
@@ -85,7 +100,8 @@ def run_methods(
     """
     entries = plan_methods(config, target, traces, scratch)
     runs, accelerator = _run_engines(config, target, entries, traces, journal, scratch)
-    return runs, gather(config, target, entries, traces, runs, accelerator)
+    results = gather(config, target, entries, traces, runs, accelerator)
+    return runs, results.model_copy(update={"inputs": journal.asked["inputs"]})
 
 
 def read_problems(config: BenchConfig) -> list[Trace]:
@@ -93,7 +109,7 @@ def read_problems(config: BenchConfig) -> list[Trace]:
 
     Raises:
       BenchError: there are fewer, or one has no reference answer.
-      OverlapError: a draft was trained on some of them.
+      OverlapError: a draft was trained on some of them, or they are among ``calibration_traces``.
     """
     found = list(first_samples(read_traces(config.traces)).values())
     if config.n is not None and len(found) < config.n:
@@ -101,6 +117,8 @@ def read_problems(config: BenchConfig) -> list[Trace]:
     traces = found[: config.n]
     for draft in filter(None, (config.draft, config.draft_fc)):
         refuse_trained(draft, traces, config.traces)
+    if config.calibration_traces is not None:
+        refuse_shared(read_outlines(config.calibration_traces), config.calibration_traces, traces, config.traces)
     for trace in traces:
         if trace.reference is None:
             raise BenchError(f"{config.traces}: trace {trace.id} has no reference, without which accuracy is unknown")
@@ -114,6 +132,7 @@ def plan_methods(config: BenchConfig, target: TargetConfig, traces: Sequence[Tra
       DraftError: a draft cannot be used, or belongs to another target.
       MethodError: a method does not exist, or cannot be run with what is given.
       BenchError: eagle3 is not among them.
+      ScoreError: the scores are another draft's, or not of these traces.
     """
     found = read_config(config.draft)
     for draft in [config.draft, *([config.draft_fc] if config.draft_fc else [])]:
@@ -122,7 +141,7 @@ def plan_methods(config: BenchConfig, target: TargetConfig, traces: Sequence[Tra
     references = config.methods or tuple(name for name in DEFAULT if _possible(name, config, found))
     calibration = read_traces(config.calibration_traces) if config.calibration_traces else []
     tuning = Tuning(calibration, TOLERANCE, config.budget)
-    signals = read_scores(config.scores).of(traces) if config.scores else None
+    signals = read_scores_of(config.scores, config.draft).of(traces) if config.scores else None
     known = Known(traces, signals, found.specexit.policy if found.specexit else None)
     trials = trials_of(config, target, traces)
     entries = []

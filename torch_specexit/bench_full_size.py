@@ -16,7 +16,8 @@ from typing import Any, Literal
 from rich.console import Console
 
 from specexit.bench.comparison import Request, Run
-from specexit.bench.journal import Journal
+from specexit.bench.inputs import inputs_of
+from specexit.bench.journal import Journal, journal_of
 from specexit.bench.results import Results, result_tables, write_results
 from specexit.config import write_text
 from specexit.data.traces import target_named_in
@@ -29,7 +30,7 @@ from specexit.schemas.target import TargetConfig, load_target_config, target_ref
 from specexit.stand_in import Shape, stand_in
 from specexit.stand_in.files import parameters
 from specexit.stand_in.write import read_shape
-from torch_specexit.bench import read_problems, run_methods
+from torch_specexit.bench import asked_of, read_problems, run_methods
 
 METHODS = ("eagle3", "specexit")
 
@@ -44,7 +45,7 @@ def bench_full_size(config: BenchFullSizeConfig) -> Results:
     """Measure, write ``full-size.json`` and print it.
 
     Raises:
-      BenchError: an engine fails, or there are too few traces.
+      BenchError: an engine fails, there are too few traces, or another benchmark was interrupted here.
       StandInError, DraftError, ConfigError: the stand-in cannot be made.
     """
     # A model of this size gains from every core, other than the small one (see `torch_specexit.engine`).
@@ -63,7 +64,7 @@ def bench_full_size(config: BenchFullSizeConfig) -> Results:
     config.out.parent.mkdir(parents=True, exist_ok=True)
     write_results(config.out, results)
     for path in _journals(config).values():
-        Journal(path, config).remove()
+        journal_of(path).unlink(missing_ok=True)
     console = Console()
     for table in result_tables(results):
         console.print(table)
@@ -134,8 +135,9 @@ def _measure(config: BenchFullSizeConfig, kind: str, target: str, draft: Path) -
         seed=config.seed,
     )
     found = load_target_config(target)
+    journal = Journal(bench.out, asked_of(config, inputs_of(bench, found)))
     with tempfile.TemporaryDirectory(prefix="specexit-bench-") as scratch:
-        return run_methods(bench, found, read_problems(bench), Journal(bench.out, config), Path(scratch))
+        return run_methods(bench, found, read_problems(bench), journal, Path(scratch))
 
 
 def _journals(config: BenchFullSizeConfig) -> dict[str, Path]:

@@ -13,13 +13,15 @@ import numpy as np
 import pyarrow as pa
 import torch
 from jaxtyping import Float, Int
+from rich.console import Console
 
-from specexit.config import save_run
+from specexit.config import read_yaml, save_run
 from specexit.data.checks import once
 from specexit.data.rows import Trace
-from specexit.data.scores import ScoreError, ScoreWriter, sample_key
+from specexit.data.scores import ScoreError, ScoreWriter, open_scores, sample_key
 from specexit.data.stream import TraceError, blocks, read_batches, shown, values_of
-from specexit.data.traces import check_tokenizer, target_of_both, vocab_size_of
+from specexit.data.traces import check_tokenizer, data_sha256, read_outlines, target_of_both, vocab_size_of
+from specexit.differences import differences
 from specexit.drafts.directory import DraftConfig, DraftError, check_target, read_config
 from specexit.drafts.fingerprints import target_fingerprint
 from specexit.drafts.tensors import weights_hash
@@ -47,7 +49,7 @@ class Text:
 
 
 def score(config: ScoreConfig) -> int:
-    """Score traces with a draft and write ``scores.parquet`` and ``run.yaml``.
+    """Score traces with a draft and write ``scores.parquet`` and ``run.yaml``, where they are not there yet.
 
     Returns:
       How many traces there are.
@@ -56,23 +58,26 @@ def score(config: ScoreConfig) -> int:
       DraftError: the draft is unusable, plain, or made for another target.
       TraceError: the traces are unreadable, there are none, one is there twice, or they are of another target or
         tokenizer.
-      ScoreError: a signal is not finite.
+      ScoreError: a signal is not finite, or ``out`` holds other scores.
       ConfigError: the target is unknown, or the one given is not the draft's.
-      FileExistsError: the output folder is not empty.
+      FileExistsError: the output folder is not empty, and holds no scores.
     """
-    require_empty(config.out)
+    if not (config.out / "scores.parquet").exists():
+        require_empty(config.out)
     draft_config = read_config(config.draft)
     if draft_config.specexit is None:
         raise DraftError(f"{config.draft / 'config.json'}: no specexit block, so this draft has no signals to score")
     target = target_of_both(config.traces, config.draft, draft_config.specexit.target, config.target)
     check_tokenizer(config.traces, target)
+    inputs = weights_hash(config.draft), target_fingerprint(target.folder), data_sha256(config.traces)
+    if (there := _scored(config, *inputs)) is not None:
+        return there
     features, draft = load_pair(config, target, draft_config)
     columns = ("id", "sample", "prompt_ids", "think_ids")
     rows = once(read_batches(config.traces, Trace, columns, vocab_size=vocab_size_of(target)), config.traces)
     n = 0
     with new_folder(config.out) as folder:
-        models = weights_hash(config.draft), target_fingerprint(target.folder)
-        with ScoreWriter(folder / "scores.parquet", draft_config.specexit.source, *models) as writer:
+        with ScoreWriter(folder / "scores.parquet", draft_config.specexit.source, *inputs) as writer:
             found = blocks(rows, BLOCK_TOKENS)
             scored = (one for block in found for one in score_block(block, features, draft, config.batch_tokens))
             for key, signals in shown(scored, "score", "traces"):
@@ -83,6 +88,23 @@ def score(config: ScoreConfig) -> int:
             raise TraceError(f"{config.traces}: holds no traces")
         save_run(config, folder)
     return n
+
+
+def _scored(config: ScoreConfig, draft: str, target: str | None, data: str) -> int | None:
+    """How many traces have these very scores in ``out``; None where there are no scores yet."""
+    if not (config.out / "scores.parquet").exists():
+        return None
+    there, traces = open_scores(config.out), read_outlines(config.traces)
+    old = {"draft": there.draft_blake3, "target": there.target_sha256, "traces": there.data_sha256}
+    new = {"draft": draft, "target": target, "traces": data}
+    done = {"config": read_yaml(config.out / "run.yaml").get("config"), "inputs": old}
+    if told := differences(done, {"config": config.model_dump(mode="json"), "inputs": new}):
+        raise ScoreError(
+            f"{config.out}: holds scores with {told}: delete the folder to score anew, or give another out"
+        )
+    there.check(traces)
+    Console(stderr=True).print(f"{config.out}: there already, with the same config, draft, target and traces")
+    return len(traces)
 
 
 def _check_finite(config: ScoreConfig, key: str, signals: Float[np.ndarray, "_think signals"]) -> None:

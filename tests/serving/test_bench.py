@@ -2,11 +2,12 @@
 
 import json
 import random
+import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import pytest
@@ -20,9 +21,13 @@ from specexit.bench.results import Results, read_results
 from specexit.config import find, load
 from specexit.data.outlines import outlines
 from specexit.data.overlap import OverlapError, write_prompts
+from specexit.data.scores import ScoreError, Scores, write_scores
 from specexit.data.traces import Trace, write_traces
 from specexit.drafts.directory import DraftConfig, DraftError, SpecExitBlock, read_config, write_draft
+from specexit.drafts.policy import OperatingPoint, PolicyFile, write_policy
+from specexit.drafts.tensors import weights_hash
 from specexit.errors import InputError
+from specexit.method.decision import Policy
 from specexit.schemas.bench import BenchConfig
 from specexit.schemas.target import ModelCardSampling, TrialConfig, load_target_config
 from specexit.tiny import problems, prompt_text, render_response, write_trace
@@ -37,11 +42,11 @@ METHODS = ("none", "eagle3", "specexit", "budget", "budget-hard", "deer", "oracl
 N, N_LATENCY, BUDGET, MAX_NEW_TOKENS = 4, 2, 30, 96
 
 
-def generated_traces(n: int) -> list[Trace]:
+def generated_traces(n: int, split: str = "test") -> list[Trace]:
     """Traces as the generator of the training data writes them: prompts and references are what matters here."""
     tokenizer, ids, rng = TARGET.tokenizer(), TARGET.think_tokens(), random.Random(0)
     traces = []
-    for i, problem in enumerate(problems("test", n)):
+    for i, problem in enumerate(problems(split, n)):
         written = write_trace(rng, problem)
         thinking, answer = render_response(problem, written).split("</think>")
         think_ids = tokenizer.encode(thinking)
@@ -49,7 +54,7 @@ def generated_traces(n: int) -> list[Trace]:
         final = str(written.final)
         traces.append(
             Trace(
-                id=f"test-{i}",
+                id=f"{split}-{i}",
                 prompt=problem.question,
                 prompt_ids=tokenizer.encode(prompt_text(problem.question)),
                 think_ids=think_ids,
@@ -70,7 +75,9 @@ def generated_traces(n: int) -> list[Trace]:
     return traces
 
 
-def write_random_draft(folder: Path, *, hidden: int = 192, source: Literal["draft", "fc"] = "draft") -> None:
+def write_random_draft(
+    folder: Path, *, hidden: int = 192, source: Literal["draft", "fc"] = "draft", seed: int = 0
+) -> None:
     """A draft of the right shape with random weights: it guesses badly and its signals mean nothing."""
     config = DraftConfig(
         hidden_size=hidden,
@@ -86,7 +93,7 @@ def write_random_draft(folder: Path, *, hidden: int = 192, source: Literal["draf
         target_num_hidden_layers=TARGET.hf_config()["num_hidden_layers"],
         specexit=SpecExitBlock(target=TARGET.name, source=source),
     )
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     tensors: dict[str, np.ndarray]
     tensors = {name: rng.normal(0, 0.1, shape).astype(np.float32) for name, shape in config.tensor_shapes().items()}
     tensors |= {name: np.ones(tensors[name].shape, np.float32) for name in tensors if "norm" in name}
@@ -99,7 +106,7 @@ def write_random_draft(folder: Path, *, hidden: int = 192, source: Literal["draf
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bench-inputs")
     write_traces(folder / "traces.parquet", generated_traces(N))
-    write_traces(folder / "calibration.parquet", generated_traces(N))
+    write_traces(folder / "calibration.parquet", generated_traces(N, "calibration"))
     write_random_draft(folder / "draft")
     return folder
 
@@ -256,6 +263,118 @@ def test_responses_that_run_out_of_tokens_are_an_error(inputs: Path, tmp_path: P
         BenchError, match=r"max_new_tokens=96: 1 responses of eagle3 ran out of tokens, of 2 at batch 1"
     ):
         bench(short)
+    assert not (tmp_path / "new").exists()
+
+
+class Pretend(Unfinished):
+    """Stands for an engine that writes the recorded responses; ``asked`` is what all of them were asked, in order."""
+
+    asked: ClassVar[list[dict]] = []
+    left: ClassVar[int] = 10**6
+    """Jobs until it is interrupted."""
+
+    def ask(self, job: dict) -> dict:
+        if self.left <= len(self.asked):
+            raise KeyboardInterrupt
+        self.asked.append(job)
+        traces, end = {t.id: t for t in generated_traces(N)}, TARGET.think_tokens().end
+        slower = {"none": 2.0, "eagle3": 1.0}[job["method"]]
+        requests = [
+            {
+                "token_ids": [*traces[problem["id"]].think_ids, end, *traces[problem["id"]].answer_ids],
+                "finish_reason": "stop",
+                "outcome": None,
+                "forced": False,
+                "probe_tokens": 0,
+                "seconds": slower * (1 + i),
+                "first_answer_seconds": slower,
+            }
+            for i, problem in enumerate(job["problems"])
+        ]
+        return {"seconds": slower * len(requests), "requests": requests, "n_drafts": 0, "n_accepted": 0}
+
+
+@pytest.fixture
+def pretend(monkeypatch: pytest.MonkeyPatch) -> type[Pretend]:
+    monkeypatch.setattr(module, "BenchProcess", Pretend)
+    monkeypatch.setattr(Pretend, "asked", [])
+    monkeypatch.setattr("specexit.report.page.report", lambda config: None)  # seconds of drawing
+    return Pretend
+
+
+def small(inputs: Path, tmp_path: Path, **changes: object) -> BenchConfig:
+    """A benchmark that needs no plug-in, on a draft that may be changed."""
+    draft = tmp_path / "draft"
+    if not draft.exists():
+        write_random_draft(draft)
+    return config(inputs, draft=draft, methods=("none", "eagle3"), out=tmp_path / "out", **changes)
+
+
+def measuring(asked: list[dict]) -> list[dict]:
+    """Jobs that are no warm-up."""
+    return [job for job in asked if job["marks"]["max_new_tokens"] == MAX_NEW_TOKENS]
+
+
+def test_an_interrupted_benchmark_goes_on_with_the_draft_it_began_with_and_no_other(
+    inputs: Path, tmp_path: Path, pretend: type[Pretend], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = small(inputs, tmp_path)
+    monkeypatch.setattr(pretend, "left", 10)  # of its 2 x 3 short and 12 measured jobs
+    with pytest.raises(KeyboardInterrupt):
+        bench(ours)
+    first = measuring(pretend.asked)
+    monkeypatch.setattr(pretend, "left", 10**6)
+    (tmp_path / "draft").rename(tmp_path / "kept")
+    write_random_draft(tmp_path / "draft", seed=1)
+    with pytest.raises(
+        BenchError,
+        match=r"\.out\.journal\.jsonl: an interrupted benchmark has measured with inputs\.draft\.weights "
+        r"[0-9a-f]{12} \(now [0-9a-f]{12}\): delete this file to measure anew",
+    ):
+        bench(ours)
+    shutil.rmtree(tmp_path / "draft")
+    (tmp_path / "kept").rename(tmp_path / "draft")
+    pretend.asked.clear()
+    results = bench(ours)
+    assert (len(first), len(measuring(pretend.asked))) == (4, 8)
+    _is_kept_or_refused(ours, results, pretend)
+
+
+def _is_kept_or_refused(ours: BenchConfig, results: Results, pretend: type[Pretend]) -> None:
+    """Finished results are there for what they are of, and in the way of anything else."""
+    assert set(results.inputs) == {"target", "draft.weights", "draft.policy", "traces", "calibration_traces"}
+    pretend.asked.clear()
+    assert bench(ours) == results
+    assert not pretend.asked
+    point = OperatingPoint(name="default", policy=Policy(thresholds={"validity": 0.5}))
+    write_policy(ours.draft, PolicyFile(points=(point,)))
+    with pytest.raises(BenchError, match=r"out: holds a benchmark with inputs\.draft\.policy .*: delete the folder"):
+        bench(ours)
+    with pytest.raises(BenchError, match=r"config\.rounds 2 \(now 3\)"):
+        bench(ours.model_copy(update={"rounds": 3}))
+    assert read_results(ours.out / "results.json") == results
+
+
+def test_scores_of_another_draft_are_refused_before_anything_starts(inputs: Path, tmp_path: Path) -> None:
+    """Their exits are another draft's, and the table would show them as those of this one."""
+    signals = {t.id: np.zeros((len(t.think_ids), 4), np.float32) for t in generated_traces(N)}
+    changes = {"methods": ("eagle3", "exits-alone"), "scores": tmp_path / "scores.parquet", "out": tmp_path / "new"}
+    write_scores(tmp_path / "scores.parquet", Scores("draft", "0" * 64, signals))
+    ours = weights_hash(inputs / "draft")[:12]
+    with pytest.raises(ScoreError, match=rf"hash 000000000000, but .*draft has {ours}: expected scores of this draft"):
+        bench(config(inputs, **changes))
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "scratch").mkdir()
+    write_scores(tmp_path / "scores.parquet", Scores("draft", weights_hash(inputs / "draft"), signals))
+    entries = plan_methods(config(inputs, **changes), TARGET, generated_traces(N), tmp_path / "scratch")
+    assert [entry.name for entry in entries] == ["eagle3", "exits-alone"]
+
+
+def test_problems_that_methods_are_tuned_on_are_refused(inputs: Path, tmp_path: Path) -> None:
+    mixed = [*generated_traces(2), *generated_traces(N, "calibration")]
+    write_traces(tmp_path / "mixed.parquet", mixed)
+    with pytest.raises(OverlapError, match=r"mixed\.parquet: 2 of its 6 prompts are among the 4 of .*traces\.parquet"):
+        bench(config(inputs, calibration_traces=tmp_path / "mixed.parquet", out=tmp_path / "new"))
     assert not (tmp_path / "new").exists()
 
 

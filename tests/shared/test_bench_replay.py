@@ -178,7 +178,9 @@ def test_what_cannot_be_compared_is_refused(files, traces, requests, signals):
         bench_replay(files.model_copy(update={"method": "specexit-fc"}))
     named = {trace.id: values for trace, values in zip(traces, signals, strict=True)}
     write_scores(files.scores, Scores("draft", "0" * 64, named))
-    with pytest.raises(ScoreError, match="are another draft's"):
+    with pytest.raises(
+        ScoreError, match=r"scores\.parquet: scores come from a draft with hash 000000000000, but .*draft"
+    ):
         bench_replay(files)
     write_bench(files.bench, list(requests.values()), temperature=0.6)
     with pytest.raises(ReplayError, match=r"temperature 0\.6, expected greedy decoding"):

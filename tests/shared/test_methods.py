@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
@@ -29,9 +30,9 @@ from specexit.bench.methods import (
     to_job,
 )
 from specexit.bench.methods.running import Running
+from specexit.bench.process import BenchError
 from specexit.data.traces import Trace
 from specexit.method.decision import Policy
-from specexit.schemas.bench import BenchConfig
 from specexit.schemas.target import load_target_config
 
 TARGET = load_target_config("tiny-reasoner")
@@ -252,21 +253,60 @@ def test_a_strangers_method_is_one_file(tmp_path: Path, trace: Trace) -> None:
         find_method("deeer")
 
 
+ASKED = {"config": {"seed": 0}, "versions": {"vllm": "1"}, "inputs": {"draft.weights": "a" * 64, "traces": "b" * 64}}
+
+
+def never() -> dict:
+    raise AssertionError("asked again")
+
+
 def test_an_interrupted_benchmark_goes_on_where_it_stopped(tmp_path: Path) -> None:
-    config = BenchConfig(target="t", draft=tmp_path, traces=tmp_path, out=tmp_path / "out")
-    journal = Journal(config.out, config)
+    journal = Journal(tmp_path / "out", ASKED)
     assert journal.reply("first", lambda: {"seconds": 1}) == {"seconds": 1}
     journal.reply("second", lambda: {"seconds": 2})
     text = journal.path.read_text()
     journal.path.write_text(text[:-5])  # killed while it wrote the second
-
-    def never() -> dict:
-        raise AssertionError("asked again")
-
-    again = Journal(config.out, config)
+    again = Journal(tmp_path / "out", ASKED)
     assert again.reply("first", never) == {"seconds": 1}
     assert again.reply("second", lambda: {"seconds": 3}) == {"seconds": 3}
     assert [json.loads(line)["asked"] for line in again.path.read_text().splitlines()[1:]] == ["first", "second"]
-    assert len(Journal(config.out, config.model_copy(update={"seed": 1}))) == 0
     again.remove()
     assert not again.path.exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (
+            {"inputs": ASKED["inputs"] | {"draft.weights": "c" * 64}},
+            "inputs.draft.weights aaaaaaaaaaaa (now cccccccccccc)",
+        ),
+        ({"inputs": ASKED["inputs"] | {"traces": "c" * 64}}, "inputs.traces bbbbbbbbbbbb (now cccccccccccc)"),
+        ({"config": {"seed": 1}}, "config.seed 0 (now 1)"),
+        ({"versions": {"vllm": "2"}}, "versions.vllm 1 (now 2)"),
+    ],
+)
+def test_what_another_draft_or_other_traces_measured_is_neither_mixed_in_nor_thrown_away(
+    tmp_path: Path, change: dict, told: str
+) -> None:
+    journal = Journal(tmp_path / "out", ASKED)
+    journal.reply("first", lambda: {"seconds": 1})
+    with pytest.raises(
+        BenchError, match=re.escape(f"{journal.path}: an interrupted benchmark has measured with {told}: delete")
+    ):
+        Journal(tmp_path / "out", ASKED | change)
+    assert Journal(tmp_path / "out", ASKED).reply("first", never) == {"seconds": 1}
+
+
+def test_a_journal_without_replies_is_in_nobodys_way(tmp_path: Path) -> None:
+    Journal(tmp_path / "out", ASKED | {"config": {"seed": 1}})
+    journal = Journal(tmp_path / "out", ASKED)
+    journal.reply("first", lambda: {"seconds": 1})
+    assert Journal(tmp_path / "out", ASKED).reply("first", never) == {"seconds": 1}
+
+
+def test_a_journal_of_before_that_names_no_inputs_is_refused(tmp_path: Path) -> None:
+    old = {name: ASKED[name] for name in ("config", "versions")}
+    Journal(tmp_path / "out", old).reply("first", lambda: {"seconds": 1})
+    with pytest.raises(BenchError, match=r"inputs\.draft\.weights not told \(now aaaaaaaaaaaa\)"):
+        Journal(tmp_path / "out", ASKED)

@@ -5,7 +5,8 @@ import io
 import numpy as np
 import pytest
 
-from specexit.data.overlap import FILE, OverlapError, copy_prompts, refuse_trained
+from specexit.data.outlines import outlines
+from specexit.data.overlap import FILE, OverlapError, copy_prompts, refuse_shared, refuse_trained
 from specexit.data.packing import pack
 from specexit.data.rows import LabelledTrace
 from specexit.data.traces import write_traces
@@ -39,6 +40,17 @@ def test_the_list_travels_and_its_absence_is_no_error(packed, make_trace, tmp_pa
         refuse_trained(tmp_path / "draft", [make_trace()], tmp_path)
     copy_prompts(tmp_path / "older", tmp_path / "draft" / "nothing")
     refuse_trained(tmp_path / "older", [make_trace()], tmp_path)
+
+
+def test_problems_that_parameters_are_chosen_on_are_not_judged(make_trace, tmp_path):
+    """By the prompt: neither its id nor its sample makes it another problem."""
+    chosen = [make_trace(), make_trace(sample=1), make_trace(id="b", prompt_ids=[4, 5])]
+    refuse_shared(outlines(chosen), tmp_path, [make_trace(prompt_ids=[9, 9, 9])], tmp_path)
+    judged = [make_trace(id="new"), make_trace(id="other", prompt_ids=[9, 9, 9])]
+    with pytest.raises(
+        OverlapError, match=r"tuned: 1 of its 2 prompts are among the 2 of .*test \(the first is of trace 'new'\)"
+    ):
+        refuse_shared(outlines(chosen), tmp_path / "tuned", judged, tmp_path / "test")
 
 
 def npy(shape, dtype="<u8"):

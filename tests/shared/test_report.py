@@ -351,9 +351,17 @@ def test_the_guarantee_is_said_of_problems_with_what_it_is_for(
     write_policy(draft, PolicyFile(default="risk-0.05", points=(point,)))
     report(config(bench, draft=draft))
     text = " ".join((bench / "report.html").read_text().split())
-    assert "calibrated on 390 other problems (8 of them wrong): with probability at least 90 %" in text
+    assert "calibrated on 390 problems (8 of them wrong): with probability at least 90 %" in text
     assert "the answer changes in at most 5.0 % of problems like these, decoded like these" in text
-    assert "counted on trial answers; 10 traces could not judge and were left out." in text
+    assert (
+        "counted on trial answers; 10 traces could not judge and were left out; whether the measured problems" in text
+    )
+    results = read_results(bench / "results.json").model_copy(update={"inputs": {"calibration_traces": "0"}})
+    write_results(bench / "results.json", results)  # a benchmark that was given those traces has compared the prompts
+    report(config(bench, draft=draft))
+    text = " ".join((bench / "report.html").read_text().split())
+    assert "calibrated on 390 other problems (8 of them wrong)" in text
+    assert "was not checked" not in text
     edited = point.model_copy(update={"policy": Policy(thresholds={"validity": 0.5})})
     write_policy(draft, PolicyFile(default="risk-0.05", points=(edited,)))
     report(config(bench, draft=draft))

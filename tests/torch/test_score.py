@@ -141,6 +141,21 @@ def test_a_model_that_moved_is_scored_with_and_its_fingerprint_is_kept(paths, tm
     assert read_scores(paths["out"]).target_sha256 == target_fingerprint(tiny.MODEL_DIR)
 
 
+def test_scores_that_are_there_are_kept_and_those_of_something_else_are_refused(paths, write_random_draft):
+    assert score(ScoreConfig(**paths)) == 3
+    written = (paths["out"] / "scores.parquet").stat().st_mtime_ns
+    assert score(ScoreConfig(**paths)) == 3
+    assert (paths["out"] / "scores.parquet").stat().st_mtime_ns == written
+    with pytest.raises(ScoreError, match=r"holds scores with config\.batch_tokens 8192 \(now 64\): delete the folder"):
+        score(ScoreConfig(**paths, batch_tokens=64))
+    before, source = weights_hash(paths["draft"])[:12], read_config(paths["draft"]).specexit.source
+    shutil.rmtree(paths["draft"])
+    write_random_draft(paths["draft"], source, seed=1, **TINY)
+    with pytest.raises(ScoreError, match=rf"scores: holds scores with inputs\.draft {before} \(now [0-9a-f]{{12}}\): "):
+        score(ScoreConfig(**paths))
+    assert (paths["out"] / "scores.parquet").stat().st_mtime_ns == written
+
+
 def test_an_output_folder_that_holds_something_is_refused(paths):
     paths["out"].mkdir()
     (paths["out"] / "precious").write_text("1")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from specexit.config import Config, versions
+from specexit.bench.process import BenchError
+from specexit.differences import differences
 
 
 class Journal:
@@ -15,20 +16,25 @@ class Journal:
 
     Args:
       out: the output folder.
-      config: of the benchmark. What another config, or other versions, measured is thrown away.
+      asked: ``config``, ``versions`` and ``inputs`` of the benchmark, as JSON has them.
+
+    Raises:
+      BenchError: there is a journal of another benchmark, whose replies must not be mixed with this one's.
     """
 
-    def __init__(self, out: Path, config: Config):
-        self.path = out.with_name(f".{out.name}.journal.jsonl")
-        header = {"config": config.model_dump(mode="json"), "versions": versions()}
+    def __init__(self, out: Path, asked: Mapping[str, Any]):
+        self.path, self.asked = journal_of(out), asked
         self._replies: dict[str, dict[str, Any]] = {}
         lines = self.path.read_text().splitlines() if self.path.exists() else []
-        whole = [line for line in map(_parsed, lines) if line is not None]  # the last may have been cut off
-        if whole[:1] == [header]:
-            self._replies = {line["asked"]: line["reply"] for line in whole[1:]}
+        header, *replies = [line for line in map(_parsed, lines) if line is not None] or [asked]
+        if replies and (told := differences(header, asked)):
+            raise BenchError(
+                f"{self.path}: an interrupted benchmark has measured with {told}: delete this file to measure anew, or "
+                "give back what it began with"
+            )
+        self._replies = {line["asked"]: line["reply"] for line in replies}
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [{"asked": asked, "reply": reply} for asked, reply in self._replies.items()]
-        self.path.write_text("".join(json.dumps(line) + "\n" for line in [header, *kept]))
+        self.path.write_text("".join(json.dumps(line) + "\n" for line in [asked, *replies]))
 
     def __len__(self) -> int:
         return len(self._replies)
@@ -46,7 +52,13 @@ class Journal:
         self.path.unlink(missing_ok=True)
 
 
+def journal_of(out: Path) -> Path:
+    """Where the journal of an output folder lies."""
+    return out.with_name(f".{out.name}.journal.jsonl")
+
+
 def _parsed(line: str) -> dict[str, Any] | None:
+    # The last one may have been cut off.
     try:
         return json.loads(line)
     except ValueError:

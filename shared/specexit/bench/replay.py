@@ -19,12 +19,11 @@ from rich.console import Console
 from rich.table import Table
 
 from specexit.bench.comparison import Request, read_requests
+from specexit.bench.inputs import read_scores_of
 from specexit.bench.results import ResultsError, read_results
 from specexit.config import Config, write_text
-from specexit.data.scores import ScoreError, read_scores
 from specexit.data.traces import Trace, check_one_target, read_traces
 from specexit.drafts.directory import DraftError, read_config
-from specexit.drafts.tensors import weights_hash
 from specexit.method.decision import Policy
 from specexit.method.replay import Replay
 from specexit.method.signals import SIGNALS, column
@@ -180,10 +179,7 @@ def _read(config: BenchReplayConfig) -> tuple[Policy, list[Trace], list[np.ndarr
     block = read_config(config.draft).specexit
     if block is None:
         raise DraftError(f"{config.draft / 'config.json'}: no specexit block, so this draft exits nowhere")
-    scores = read_scores(config.scores)
-    if scores.draft_blake3 != weights_hash(config.draft):
-        raise ScoreError(f"{config.scores}: scores are another draft's, expected those of {config.draft}")
-    return block.policy, asked, scores.of(asked), requests
+    return block.policy, asked, read_scores_of(config.scores, config.draft).of(asked), requests
 
 
 def _table(check: ReplayCheck) -> Table:

@@ -169,6 +169,7 @@ class Results(Config):
     tasks: dict[str, dict[str, TaskResult]] = Field(default={}, description="task -> method, where there are several")
     specexit_faster: dict[str, dict[str, float]] = Field(default={}, description="batch size -> method -> P-value")
     shape: dict[str, Any] | None = Field(default=None, description="of a stand-in: the sizes that it has")
+    inputs: dict[str, str] = Field(default={}, description="hashes of what was read, by the config's keys")
     definitions: dict[str, str] = DEFINITIONS
 
     @property

@@ -1,4 +1,4 @@
-"""Which prompts a draft was trained on, so that nothing is judged or calibrated on them.
+"""Which prompts a draft was trained on, or a method tuned on, so that nothing is judged or calibrated on them.
 
 Beside packed data, and later in the draft directory, lies ``prompts.npy``: the first eight bytes of each training
 prompt's hash (`specexit.data.rows.prompt_sha256`), sorted. A prompt counts, not its id and not its sample.
@@ -111,4 +111,25 @@ def refuse_trained(folder: Path, traces: Sequence[AnyTrace] | Outlines, where: P
         raise OverlapError(
             f"{where}: {shared} of {known.n_prompts()} prompts were trained on according to {folder / FILE} (the first "
             f"is of trace {first!r}), expected prompts of a split of their own"
+        )
+
+
+def refuse_shared(known: Outlines, source: Path, traces: Sequence[AnyTrace], where: Path) -> None:
+    """Check that no prompt that parameters are chosen on is among those that are judged.
+
+    Args:
+      known: what is chosen on.
+      source: where that lies, for the message.
+      traces: what is judged.
+      where: that lies.
+
+    Raises:
+      OverlapError: some are.
+    """
+    judged = outlines(traces)
+    shared, first = judged.among(np.fromiter(known.prompts(), np.uint64, known.n_prompts()))
+    if shared:
+        raise OverlapError(
+            f"{source}: {shared} of its {known.n_prompts()} prompts are among the {judged.n_prompts()} of {where} (the "
+            f"first is of trace {first!r}), expected other ones: what is tuned on a problem looks better on it"
         )

@@ -141,6 +141,7 @@ class StoredScores:
       target_sha256: see `Scores`.
       key: of a trace, in a file of this version.
       traces: whose values are given.
+      data_sha256: of the trace files, see `specexit.data.traces.data_sha256`; None in older files.
     """
 
     path: Path
@@ -150,6 +151,7 @@ class StoredScores:
     target_sha256: str | None = None
     key: Key = sample_key
     traces: Sequence[AnyTrace] = ()
+    data_sha256: str | None = None
 
     def of(self, traces: Sequence[AnyTrace]) -> StoredScores:
         """Those of the given traces.
@@ -223,12 +225,20 @@ class ScoreWriter:
       source: where the signals were read.
       draft_blake3: of the draft's weights.
       target_sha256: of the target's, where it is known.
+      data_sha256: of the trace files, see `specexit.data.traces.data_sha256`, where it is known.
     """
 
     GROUP = 64
     """Traces that are written at once."""
 
-    def __init__(self, path: Path, source: str, draft_blake3: str, target_sha256: str | None = None):
+    def __init__(
+        self,
+        path: Path,
+        source: str,
+        draft_blake3: str,
+        target_sha256: str | None = None,
+        data_sha256: str | None = None,
+    ):
         metadata = {
             "specexit.scores": SCHEMA_VERSION,
             "specexit.source": source,
@@ -236,6 +246,8 @@ class ScoreWriter:
         }
         if target_sha256 is not None:
             metadata["specexit.target_sha256"] = target_sha256
+        if data_sha256 is not None:
+            metadata["specexit.data_sha256"] = data_sha256
         self._source, self._schema = source, SCHEMA.with_metadata(metadata)
         self._file = PartsWriter(path, self._schema)
         self._keys: list[str] = []
@@ -310,6 +322,7 @@ def open_scores(path: Path) -> StoredScores:
         places,
         metadata.get("specexit.target_sha256"),
         sample_key if metadata["specexit.scores"] == SCHEMA_VERSION else _older_key,
+        data_sha256=metadata.get("specexit.data_sha256"),
     )
 
 

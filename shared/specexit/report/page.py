@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from specexit.bench.comparison import read_requests
+from specexit.bench.inputs import read_scores_of
 from specexit.bench.results import Results, Triple, read_results
 from specexit.config import write_text
-from specexit.data.scores import read_scores
+from specexit.data.scores import Scores, read_scores
 from specexit.data.traces import first_samples, read_traces
 from specexit.drafts.directory import DraftConfig, read_config
 from specexit.method.simulate import Simulation
@@ -141,6 +142,7 @@ def show_traces(config: ReportConfig, results: Results, draft: DraftConfig | Non
 
     Raises:
       ReportError: ``trace_id`` names a trace that is not there, or that did not exit.
+      ScoreError: the scores cannot be read, or are of another draft than the one given.
     """
     if "specexit" not in results.methods:
         return ()
@@ -155,13 +157,17 @@ def show_traces(config: ReportConfig, results: Results, draft: DraftConfig | Non
                 f"{path}: trace {config.trace_id!r} did not exit, expected one of {', '.join(sorted(exited)[:5])}, ..."
             )
         chosen = {"asked": config.trace_id}
-    scores = read_scores(config.scores) if config.scores else None
+    scores = _scores(config.scores, config.draft) if config.scores else None
     policy = draft.specexit.policy if draft and draft.specexit else None
     tokenizer = find_target(config.target, config.traces, config.bench, name=results.target).tokenizer()
     return tuple(
         show(kind, traces[id], requests[id], tokenizer, scores.of([traces[id]])[0] if scores else None, policy)
         for kind, id in chosen.items()
     )
+
+
+def _scores(path: Path, draft: Path | None) -> Scores:
+    return read_scores_of(path, draft) if draft else read_scores(path)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

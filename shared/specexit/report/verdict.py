@@ -34,26 +34,33 @@ def verdict(results: Results, draft: DraftConfig | None) -> tuple[str, ...]:
             text = f"At batch {batch} it answers sooner than {', '.join(slower) or 'none of the others'}"
             said.append(text + (f"; not shown of {', '.join(rest)}." if rest else ": every other method measured."))
     if draft and draft.specexit:
-        said.append(certificate(draft.specexit))
+        said.append(certificate(draft.specexit, results.inputs.get("calibration_traces")))
     return tuple(said)
 
 
-def certificate(block: SpecExitBlock) -> str:
-    """The guarantee of a draft's policy in a sentence."""
+def certificate(block: SpecExitBlock, others: str | None) -> str:
+    """The guarantee of a draft's policy in a sentence.
+
+    Args:
+      block: of the draft.
+      others: hash of the trace files that were seen to hold none of the measured problems.
+    """
     found = block.calibration
     if found is None or not found.is_of(block.policy):
         return "Its policy is not certified, so nothing is guaranteed of it."
     what = "the answer changes" if found.risk == "answer_changed" else "a right answer is lost"
     text = (
-        f"Its policy is calibrated on {found.n} other problems ({found.errors:g} of them wrong): with probability at "
-        f"least {percent(1 - found.delta, 0)}, {what} in at most {percent(found.epsilon)} of problems like "
-        "these, decoded like these"
+        f"Its policy is calibrated on {found.n} {'other ' if found.data_sha256 == others else ''}problems "
+        f"({found.errors:g} of them wrong): with probability at least {percent(1 - found.delta, 0)}, {what} in at most "
+        f"{percent(found.epsilon)} of problems like these, decoded like these"
     )
     text += ", in every group of them" if found.groups else ""
     text += ", counted on trial answers" if found.answers == "trial" else ""
     if found.n_unjudged:
         fate = "were left out" if found.unjudged == "refuse" else "count as errors"
         text += f"; {found.n_unjudged} traces could not judge and {fate}"
+    if found.data_sha256 != others:
+        text += "; whether the measured problems are among those was not checked"
     return f"{text}."
 
 

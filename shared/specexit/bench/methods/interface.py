@@ -113,7 +113,7 @@ class Tuning:
     """What a method may choose its parameters on."""
 
     traces: Sequence[Trace]
-    """With trial answers at their boundaries; none of the problems that are measured."""
+    """With trial answers at their boundaries; `bench` refuses those of prompts that are measured."""
     tolerance: float
     """Accuracy that may be lost on them."""
     budget: int | None = None

@@ -1,0 +1,81 @@
+"""What a benchmark stands on: hashes of what it reads, so that nothing is taken for another's."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from specexit.bench.process import BenchError
+from specexit.bench.results import Results, read_results
+from specexit.config import read_yaml
+from specexit.data.scores import ScoreError, Scores, read_scores
+from specexit.data.traces import data_sha256
+from specexit.differences import SHOWN, differences
+from specexit.drafts.directory import read_config
+from specexit.drafts.fingerprints import target_fingerprint
+from specexit.drafts.policy import policy_sha256
+from specexit.drafts.tensors import weights_hash
+from specexit.schemas.bench import BenchConfig
+from specexit.schemas.target import TargetConfig
+
+
+def inputs_of(config: BenchConfig, target: TargetConfig) -> dict[str, str]:
+    """Key of the config -> hash of what lies there: weights, policies, trace files, scores, and methods of one's own.
+
+    Raises:
+      DraftError, TraceError: one cannot be read.
+    """
+    found = {"target": target_fingerprint(target.folder) or "unknown"}
+    for key, draft in (("draft", config.draft), ("draft_fc", config.draft_fc)):
+        if draft is not None:
+            block = read_config(draft).specexit
+            found[f"{key}.weights"] = weights_hash(draft)
+            found[f"{key}.policy"] = policy_sha256(block.policy) if block else "none"
+    for key in ("traces", "calibration_traces", "scores"):
+        path = getattr(config, key)
+        if path is not None:
+            found[key] = data_sha256(path)
+    for reference in config.methods or ():
+        if reference.endswith(".py") and Path(reference).exists():
+            found[reference] = hashlib.sha256(Path(reference).read_bytes()).hexdigest()
+    return found
+
+
+def read_scores_of(path: Path, draft: Path) -> Scores:
+    """The scores that a draft gave.
+
+    Raises:
+      ScoreError: unreadable, or of another draft.
+      TensorError: the draft's weights cannot be read.
+    """
+    scores, ours = read_scores(path), weights_hash(draft)
+    if scores.draft_blake3 != ours:
+        raise ScoreError(
+            f"{path}: scores come from a draft with hash {scores.draft_blake3[:SHOWN]}, but {draft} has "
+            f"{ours[:SHOWN]}: expected scores of this draft, score the traces with it first"
+        )
+    return scores
+
+
+def finished(out: Path, asked: Mapping[str, Any]) -> Results | None:
+    """The results of a folder that holds just this benchmark; None where there are none yet.
+
+    Args:
+      out: the folder.
+      asked: ``config``, ``versions`` and ``inputs`` of the benchmark that is asked for.
+
+    Raises:
+      BenchError: they are another benchmark's.
+      ResultsError, ConfigError: ``results.json`` or ``run.yaml`` cannot be read.
+    """
+    if not (out / "results.json").exists():
+        return None
+    results, run = read_results(out / "results.json"), read_yaml(out / "run.yaml")
+    there = {"config": run.get("config"), "versions": run.get("versions"), "inputs": results.inputs}
+    if told := differences(there, asked):
+        raise BenchError(
+            f"{out}: holds a benchmark with {told}: delete the folder to measure anew, or give another out"
+        )
+    return results

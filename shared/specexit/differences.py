@@ -1,0 +1,32 @@
+"""What tells one run of a command from another, for folders in which a run may go on or be found done."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+SHOWN = 12
+"""Digits of a hash in messages."""
+
+
+def differences(there: Any, asked: Any) -> str:
+    """What differs between two nested mappings, in words; empty where nothing does. Under ``inputs`` are hashes.
+
+    Example:
+      >>> differences({"config": {"seed": 0, "n": 3}}, {"config": {"seed": 1, "n": 3}})
+      'config.seed 0 (now 1)'
+    """
+    old, new = dict(_leaves("", there)), dict(_leaves("", asked))
+    keys = [key for key in {**old, **new} if old.get(key, "not told") != new.get(key, "not told")]
+    return ", ".join(f"{key} {_shown(key, old)} (now {_shown(key, new)})" for key in keys)
+
+
+def _leaves(prefix: str, value: Any) -> list[tuple[str, Any]]:
+    if not isinstance(value, Mapping):
+        return [(prefix, value)]
+    return [leaf for key, inside in value.items() for leaf in _leaves(f"{prefix}.{key}".strip("."), inside)]
+
+
+def _shown(key: str, values: Mapping[str, Any]) -> str:
+    said = str(values.get(key, "not told"))
+    return said[:SHOWN] if key.startswith("inputs.") else said
