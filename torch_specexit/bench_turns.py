@@ -128,8 +128,8 @@ class Measurement:
         engine = self.engines[entry.draft]
         arrivals = None
         if rate is not None:
-            # The same arrivals for every method: a Poisson process.
-            gaps = np.random.default_rng(self.config.seed).exponential(1 / rate, len(part))
+            # A Poisson process, the same for every method, and of each slice another one.
+            gaps = np.random.default_rng([self.config.seed, part.start]).exponential(1 / rate, len(part))
             arrivals = np.cumsum(gaps).tolist()
         asked = job(self.config, entry, self.traces, part, batch, seed=sample, arrivals=arrivals)
         key = f"{entry.name}, batch {batch}, problems {part.start}:{part.stop}, sample {sample}, rate {rate}"
@@ -176,11 +176,11 @@ def measure(
                         _check_finished(config, runs[BASELINE], batch, n * samples)
                     progress.advance(bar, len(part))
         for rate in config.rates:
-            for entry in entries:
+            for entry, part in turns(entries, n_latency, config.rounds):
                 progress.update(bar, description=f"{entry.name} @ {rate:g}/s")
-                _, requests = under_way.ask(entry, range(n_latency), config.batches[-1], rate=rate)
-                runs[entry.name].open_loop[rate] = requests
-                progress.advance(bar, n_latency)
+                _, requests = under_way.ask(entry, part, config.batches[-1], rate=rate)
+                runs[entry.name].open_loop.setdefault(rate, []).append(requests)
+                progress.advance(bar, len(part))
     return runs
 
 
@@ -224,4 +224,5 @@ def read_request(
         first_answer_seconds=raw["first_answer_seconds"],
         sample=sample,
         task=trace.task,
+        answer_tokens=max(0, len(ids) - thinking - 1),
     )

@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from specexit.bench.comparison import read_requests
+from specexit.bench.comparison import Run, open_loop_speedup, read_requests, speedup_at
+from specexit.bench.journal import Journal
 from specexit.bench.methods import NAMES, Tuning, find_method
 from specexit.bench.process import BenchError, BenchProcess
 from specexit.bench.results import Results, read_results
@@ -33,7 +34,7 @@ from specexit.schemas.target import ModelCardSampling, TrialConfig, load_target_
 from specexit.tiny import problems, prompt_text, render_response, write_trace
 from torch_specexit import bench as module
 from torch_specexit.bench import bench, longest_response, plan_methods, read_problems, trials_of
-from torch_specexit.bench_turns import Entry, read_request, turns
+from torch_specexit.bench_turns import Entry, measure, read_request, turns
 from torch_specexit.plugin.compat.checks import check_draft
 
 TARGET = load_target_config("tiny-reasoner")
@@ -355,6 +356,53 @@ def _is_kept_or_refused(ours: BenchConfig, results: Results, pretend: type[Prete
     assert read_results(ours.out / "results.json") == results
 
 
+def measured(ours: BenchConfig, tmp_path: Path, pretend: type[Pretend]) -> dict[str, Run]:
+    (tmp_path / "scratch").mkdir()
+    entries = plan_methods(ours, TARGET, generated_traces(N), tmp_path / "scratch")
+    engines = {entry.draft: pretend() for entry in entries}
+    return measure(ours, TARGET, entries, engines, generated_traces(N), Journal(ours.out, {}))
+
+
+def test_problems_come_in_at_the_same_moments_for_all_methods_which_take_turns(
+    inputs: Path, tmp_path: Path, pretend: type[Pretend]
+) -> None:
+    runs = measured(small(inputs, tmp_path, rates=(2.0,), n_latency=N), tmp_path, pretend)
+    asked = [job for job in pretend.asked if job["arrivals"] is not None]
+    # Who begins moves on, so that a noisy machine hits all alike.
+    assert [job["method"] for job in asked] == ["none", "eagle3", "eagle3", "none"]
+    assert [[problem["id"] for problem in job["problems"]] for job in asked] == [
+        *2 * [["test-0", "test-1"]],
+        *2 * [["test-2", "test-3"]],
+    ]
+    first, again, second, last = (job["arrivals"] for job in asked)
+    assert (first, second) == (again, last)
+    assert first != second
+    assert 0 < first[0] < first[1]
+    assert [[r.id for r in part] for part in runs["none"].open_loop[2.0]] == [
+        ["test-0", "test-1"],
+        ["test-2", "test-3"],
+    ]
+    assert open_loop_speedup(2.0, runs["none"], runs["eagle3"]) == (0.5, 0.5, 0.5)
+
+
+def test_samples_are_asked_with_a_seed_each_and_stay_samples_of_their_problem(
+    inputs: Path, tmp_path: Path, pretend: type[Pretend]
+) -> None:
+    ours = small(inputs, tmp_path, samples=3, sampling={"temperature": 0.6}, batches=(4,))
+    runs = measured(ours, tmp_path, pretend)
+    seeds = {
+        name: [job["seed"] for job in pretend.asked if (job["method"], job["batch"]) == (name, 4)] for name in runs
+    }
+    assert seeds["none"] == seeds["eagle3"]
+    assert len(set(seeds["none"])) == 3
+    assert [(r.id, r.sample) for r in runs["none"].requests[4]] == [
+        (f"test-{i}", sample) for sample in range(3) for i in range(N)
+    ]
+    assert runs["none"].units[4] == 3 * ["test-0 to test-1", "test-2 to test-3"]
+    assert len(runs["none"].requests[1]) == N_LATENCY  # one sample of each
+    assert speedup_at(4, runs["none"], runs["eagle3"]) == (0.5, 0.5, 0.5)
+
+
 def test_scores_of_another_draft_are_refused_before_anything_starts(inputs: Path, tmp_path: Path) -> None:
     """Their exits are another draft's, and the table would show them as those of this one."""
     signals = {t.id: np.zeros((len(t.think_ids), 4), np.float32) for t in generated_traces(N)}
@@ -420,6 +468,7 @@ def test_a_transition_text_is_no_thinking_of_the_method(closed: bool) -> None:
     entry = Entry("specexit", "specexit", find_method("specexit").tuned(Tuning([], 0.0)), None, (None,), ({},))
     request = read_request(entry, trace, raw, tokenizer, end)
     assert (request.thinking_tokens, request.reason) == (5, outcome["outcome"])
+    assert request.answer_tokens == (len(trace.answer_ids) if closed else 0)
     assert request.answer == (trace.answer if closed else None)
 
 

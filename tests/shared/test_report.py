@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from specexit.bench.comparison import Request, Run, summarise, write_requests
-from specexit.bench.results import Comparison, Oracle, Results, TaskResult, read_results, write_results
+from specexit.bench.results import Comparison, Latency, Oracle, Results, TaskResult, read_results, write_results
 from specexit.data.scores import Scores, write_scores
 from specexit.data.traces import Trace, write_traces
 from specexit.drafts.policy import Certificate, OperatingPoint, PolicyFile, policy_sha256, write_policy
@@ -139,6 +139,31 @@ def test_the_file_fetches_nothing(bench: Path, trace: Trace) -> None:
             assert (attributes.get(name) or "#").startswith("#")
     assert "@import" not in html
     assert all(url.startswith("#") for url in re.findall(r"url\(([^)]*)\)", html))
+
+
+def test_tokens_a_second_answers_and_arrivals_are_shown(bench: Path) -> None:
+    results = read_results(bench / "results.json")
+    wait = Latency(mean=1.25, p50=1.0, p95=3.5, first_answer=0.75, n=1)
+    ours = {
+        "answer_tokens": 21.5,
+        "throughput": {"1": 77.0, "16": 333.0},
+        "latency": {"1": wait},
+        "open_loop": {"4": wait},
+    }
+    methods = {name: method.model_copy(update=ours) for name, method in results.methods.items()}
+    against = {
+        name: versus.model_copy(update={"open_loop": {"4": (1.75, 1.5, 2.0)}})
+        for name, versus in results.against_eagle3.items()
+    }
+    write_results(bench / "results.json", results.model_copy(update={"methods": methods, "against_eagle3": against}))
+    report(config(bench))
+    html = " ".join((bench / "report.html").read_text().split())
+    assert html.count("<small>77 tokens/s</small>") == html.count("<small>333 tokens/s</small>") == len(methods)
+    assert html.count("<td>21.5</td>") == len(methods)
+    assert "4 arrivals a second" in html
+    assert html.count("1.00 · 3.50 · 0.75</small><small>1.75× (1.50 to 2.00)</small></td>") == len(against)
+    for name in ("throughput", "answer_tokens"):
+        assert results.definitions[name].replace("<", "&lt;").replace(">", "&gt;") in html
 
 
 def test_energy_is_told_or_said_not_to_be(bench: Path) -> None:

@@ -3,29 +3,36 @@
 import dataclasses
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 
+from specexit.bench import comparison
 from specexit.bench.comparison import (
     Reason,
     Request,
     Run,
     by_task,
     compare,
+    faster,
     identities,
+    open_loop_speedup,
     oracle,
     read_requests,
     reason_of,
+    speedup_at,
     summarise,
     write_requests,
 )
 from specexit.bench.results import (
     DEFINITIONS,
     Comparison,
+    Exits,
+    Latency,
     MethodResult,
     Oracle,
     Results,
@@ -35,6 +42,7 @@ from specexit.bench.results import (
     write_results,
 )
 from specexit.data.traces import Trace
+from specexit.method.statistics import holm, paired_bootstrap, sign_flip_test
 from specexit.report import readme
 
 
@@ -96,6 +104,17 @@ def test_means_and_pooled_acceptance() -> None:
     assert result.acceptance_length == 3.0
 
 
+def test_throughput_is_of_the_responses_and_answers_are_counted_apart() -> None:
+    run = full_run()
+    result = summarise(run)
+    assert result.throughput == {"1": 110 / 2.0, "16": 650 / 8.0}
+    assert result.answer_tokens is None  # as in files of before
+    counted = [dataclasses.replace(r, answer_tokens=n, probe_tokens=90) for n, r in enumerate(run.requests[16], 9)]
+    run.requests[16] = counted
+    assert summarise(run).answer_tokens == 10
+    assert summarise(run).throughput["16"] == 650 / 8.0  # what is tried besides is none of the response
+
+
 def test_no_speculation_has_no_acceptance_length() -> None:
     run = Run()
     run.add(16, [request(0, 5, total=6)], [1.0], 0, 0)
@@ -123,6 +142,104 @@ def test_comparison_is_of_totals_on_the_same_problems() -> None:
     # What is lost on one problem and won on another is no certainty: the interval has to be wide.
     assert versus.accuracy_delta[1] < -0.3
     assert versus.accuracy_delta[2] > 0.3
+
+
+def sampled(speedups: Sequence[float], samples: int) -> tuple[Run, Run]:
+    """Method and baseline in slices of two problems, each slice with a speed-up of its own, alike in all samples."""
+    ours, theirs = Run(), Run()
+    for sample in range(samples):
+        for i, speedup in enumerate(speedups):
+            part = [
+                dataclasses.replace(request(2 * i + k, 100, total=110), sample=sample, seconds=1.0) for k in range(2)
+            ]
+            theirs.add(32, part, [speedup], 0, 0)
+            ours.add(32, part, [1.0], 0, 0)
+    return ours, theirs
+
+
+def test_further_samples_of_the_same_slices_make_no_speedup_more_certain() -> None:
+    """Taken for sixteen independent slices, its interval would be half as wide."""
+    speedups = (1.0, 1.5, 2.5, 3.0)
+    of_slices = paired_bootstrap(lambda theirs, ours: theirs.sum() / ours.sum(), np.array(speedups), np.ones(4))
+    assert speedup_at(32, *sampled(speedups, 4)) == pytest.approx(of_slices)
+
+
+def test_slices_of_other_problems_are_not_compared() -> None:
+    ours, theirs = sampled((1.0, 2.0), 1)
+    whole = Run()
+    whole.add(32, ours.requests[32], [2.0], 0, 0)
+    with pytest.raises(ValueError, match="at batch 32 the two runs have different slices of the problems"):
+        speedup_at(32, whole, theirs)
+
+
+def losing(n: int, lost: int, samples: int = 1) -> float | None:
+    """``p_loss`` of a method that loses so many of n problems, in all samples of each."""
+    ours, theirs = Run(), Run()
+    for sample in range(samples):
+        right = [dataclasses.replace(request(i, 9, total=11), sample=sample) for i in range(n)]
+        theirs.add(32, right, [1.0], 0, 0)
+        ours.add(32, [dataclasses.replace(r, correct=i >= lost) for i, r in enumerate(right)], [1.0], 0, 0)
+    return compare(ours, theirs).p_loss
+
+
+def test_no_loss_is_proven_by_problems_and_not_by_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(comparison, "_interval", lambda *_, **__: (0.0, 0.0, 0.0))  # seconds of resampling
+    assert losing(1000, 0) < 0.05
+    assert losing(1000, 10) == 1.0  # a point is lost
+    assert losing(100, 0) > 0.05  # too few to tell
+    assert losing(100, 0, samples=10) == pytest.approx(losing(100, 0))
+
+
+def timed(gains: Sequence[float], samples: int = 1) -> Run:
+    """A method that takes a second more on each problem, times the gain, than one that gains nothing."""
+    run = Run()
+    for sample in range(samples):
+        requests = [
+            dataclasses.replace(request(i, 9, total=11), seconds=5.0 + gain, sample=sample)
+            for i, gain in enumerate(gains)
+        ]
+        run.add(32, requests, [1.0], 0, 0)
+    return run
+
+
+@pytest.mark.parametrize("samples", [1, 4])
+def test_faster_is_said_of_what_holds_among_all_comparisons(samples: int) -> None:
+    """Of 20 problems: sooner on all of them; on 15, which alone would be significant; on as many as not, twice."""
+    gains = {"slow": [1.0] * 20, "weak": [1.0] * 15 + [-1.0] * 5, "like": [1.0, -1.0] * 10, "same": [-1.0, 1.0] * 10}
+    runs = {name: timed(of, samples) for name, of in gains.items()}
+    runs |= {"specexit": timed([0.0] * 20, samples), "oracle": timed([1.0] * 20, samples)}
+    problems = np.array([str(i) for i in range(20)])
+    raw = {name: sign_flip_test(np.array(of), problems) for name, of in gains.items()}
+    found = faster(runs, "specexit")
+    assert found == {"32": dict(zip(raw, holm(np.array(list(raw.values()))).tolist(), strict=True))}
+    assert found["32"]["slow"] < 0.05
+    assert raw["weak"] < 0.05 < found["32"]["weak"]
+    assert found["32"]["like"] > 0.5
+
+
+def test_the_correction_is_over_all_batch_sizes_together() -> None:
+    """The same comparison twice is two chances."""
+    gains = [1.0] * 15 + [-1.0] * 5
+    runs = {"eagle3": timed(gains), "specexit": timed([0.0] * 20)}
+    (once,) = faster(runs, "specexit")["32"].values()
+    for run in runs.values():
+        run.requests[1] = run.requests[32]
+    twice = faster(runs, "specexit")
+    assert twice == {"32": {"eagle3": 2 * once}, "1": {"eagle3": 2 * once}}
+    runs["eagle3"].requests[1] = [dataclasses.replace(r, seconds=None) for r in runs["eagle3"].requests[1]]
+    assert faster(runs, "specexit") == {"32": {"eagle3": once}}  # what was not timed is not tested
+
+
+def test_an_open_loop_is_compared_by_slice(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = sampled((1.0, 1.5, 2.5, 3.0), 1)
+    for i, speedup in enumerate((1.0, 1.5, 2.5, 3.0)):
+        part = ours.requests[32][2 * i : 2 * i + 2]
+        ours.open_loop.setdefault(4.0, []).append(part)
+        theirs.open_loop.setdefault(4.0, []).append([dataclasses.replace(r, seconds=speedup) for r in part])
+    assert open_loop_speedup(4.0, ours, theirs) == pytest.approx(speedup_at(32, ours, theirs))
+    assert (summarise(theirs).open_loop["4"].mean, summarise(theirs).open_loop["4"].n) == (2.0, 8)
+    monkeypatch.setattr(comparison, "_interval", lambda *_, **__: (2.0, 1.0, 3.0))
+    assert compare(ours, theirs).open_loop == {"4": (2.0, 1.0, 3.0)}
 
 
 def test_a_run_against_itself_differs_in_nothing_and_for_certain() -> None:
@@ -268,27 +385,37 @@ def test_tables_fit_a_terminal_of_80_columns() -> None:
         console.print(table)
     text = console.export_text()
     assert "…" not in text
-    for expected in ("eagle3", "specexit", "66.7", "95.0 %", "2.00", "3/0/0"):
+    for expected in ("eagle3", "specexit", "66.7", "95.0 %", "2.00", "3/0/0", "55/s"):
         assert expected in text
 
 
 def test_tables_fit_with_many_batch_sizes_and_probes() -> None:
     few = some_results()
-    more = {
-        name: method.model_copy(update={"probe_tokens": 141.2, "seconds": dict.fromkeys(["1", "8", "32"], 1234.5)})
-        for name, method in few.methods.items()
-    }
-    against = {
-        name: versus.model_copy(update={"speedup": dict.fromkeys(["1", "8", "32"], (12.34, 11.11, 13.99))})
-        for name, versus in few.against_eagle3.items()
-    }
+    sizes, rates = ["1", "8", "32"], ["1.25", "2.5", "12.5"]
+    wait = Latency(mean=123.45, p50=1.0, p95=234.56, first_answer=1.0, n=100)
+    update = {"probe_tokens": 141.2, "answer_tokens": 1234.5, "seconds": dict.fromkeys(sizes, 1234.5)}
+    update |= {"throughput": dict.fromkeys(sizes, 23456.0), "open_loop": dict.fromkeys(rates, wait)}
+    update["exits"] = Exits(exit=1000, natural_end=1000, length=1000)
+    more = {name: method.model_copy(update=update) for name, method in few.methods.items()}
+    ratio = (12.34, 11.11, 13.99)
+    update = {"speedup": dict.fromkeys(sizes, ratio), "open_loop": dict.fromkeys(rates, ratio)}
+    against = {name: versus.model_copy(update=update) for name, versus in few.against_eagle3.items()}
+    more["kth-boundary"], against["kth-boundary"] = more["specexit"], against["specexit"]
+    reached = dict.fromkeys(against, 0.95)
     many = few.model_copy(
-        update={"n_seconds": {"1": 100, "8": 100, "32": 1000}, "methods": more, "against_eagle3": against}
+        update={
+            "n_seconds": {"1": 100, "8": 100, "32": 1000},
+            "methods": more,
+            "against_eagle3": against,
+            "oracle": few.oracle.model_copy(update={"fraction_reached": reached}),
+        }
     )
     console = Console(width=80, record=True, file=io.StringIO())
     for table in result_tables(many):
         console.print(table)
     text = console.export_text()
     assert "…" not in text
-    assert text.count("12.34") == 3 * len(against)
-    assert text.count("1234.5") == 3 * len(more)
+    assert text.count("12.34") == 6 * len(against)
+    assert text.count("1234.5") == 4 * len(more)
+    for each in ("23456/s", "123.45", "234.56"):
+        assert text.count(each) == 3 * len(more)

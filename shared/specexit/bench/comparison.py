@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -67,6 +68,8 @@ class Request:
     sample: int = 0
     """Which of the responses to the problem."""
     task: str | None = None
+    answer_tokens: int | None = None
+    """Behind ``</think>``, end of turn included; None where they were not counted."""
 
 
 @dataclass
@@ -77,12 +80,14 @@ class Run:
     """Batch size -> one entry per problem."""
     seconds: dict[int, list[float]] = field(default_factory=dict)
     """Batch size -> one entry per problem at batch 1, per slice of problems above."""
+    units: dict[int, list[str]] = field(default_factory=dict)
+    """Batch size -> which problems each entry of ``seconds`` is of. Samples of a slice are of the same problems."""
     n_drafts: int = 0
     """Speculation steps, of all batch sizes."""
     n_accepted: int = 0
     """Draft tokens that the target accepted in them."""
-    open_loop: dict[float, list[Request]] = field(default_factory=dict)
-    """Arrivals per second -> one entry per problem."""
+    open_loop: dict[float, list[list[Request]]] = field(default_factory=dict)
+    """Arrivals per second -> slices of the problems. What waits for what is within a slice."""
     joules: dict[int, list[float | None]] = field(default_factory=dict)
     """Batch size -> one entry per slice of problems; None where the machine did not tell."""
 
@@ -95,10 +100,13 @@ class Run:
         n_accepted: int,
         joules: float | None = None,
     ) -> None:
-        """Append what one slice of the problems gave."""
+        """Append what one slice of the problems gave: the seconds of each request, or of all of them together."""
         self.joules.setdefault(batch, []).append(joules)
         self.requests.setdefault(batch, []).extend(requests)
         self.seconds.setdefault(batch, []).extend(seconds)
+        each = len(seconds) == len(requests)
+        units = [request.id for request in requests] if each else [f"{requests[0].id} to {requests[-1].id}"]
+        self.units.setdefault(batch, []).extend(units)
         self.n_drafts += n_drafts
         self.n_accepted += n_accepted
 
@@ -131,20 +139,28 @@ def summarise(run: Run, *, says: str | None = None, parameters: Mapping[str, Any
       parameters: what it was run with.
     """
     requests = run.all_requests
+    answers = [request.answer_tokens for request in requests]
     return MethodResult(
         accuracy=_mean(requests, lambda request: request.correct),
         thinking_tokens=_mean(requests, lambda request: request.thinking_tokens),
         total_tokens=_mean(requests, lambda request: len(request.token_ids)),
         probe_tokens=_mean(requests, lambda request: request.probe_tokens),
+        answer_tokens=None if None in answers else float(np.mean(np.array(answers, np.float64))),
         seconds={str(batch): sum(seconds) for batch, seconds in run.seconds.items()},
+        throughput={str(batch): _throughput(run, batch) for batch in run.seconds},
         latency={str(batch): latency(found) for batch, found in run.requests.items() if found[0].seconds is not None},
-        open_loop={f"{rate:g}": latency(found) for rate, found in run.open_loop.items()},
+        open_loop={f"{rate:g}": latency(list(chain(*slices))) for rate, slices in run.open_loop.items()},
         joules=_joules(run),
         acceptance_length=1 + run.n_accepted / run.n_drafts if run.n_drafts else None,
         exits=Exits(**Counter(request.reason for request in requests)),
         says=says,
         parameters=dict(parameters or {}),
     )
+
+
+def _throughput(run: Run, batch: int) -> float:
+    """Tokens of the responses a second."""
+    return sum(len(request.token_ids) for request in run.requests[batch]) / sum(run.seconds[batch])
 
 
 def _joules(run: Run) -> dict[str, float]:
@@ -179,25 +195,55 @@ def compare(run: Run, baseline: Run, seed: int = 0) -> Comparison:
     ours, theirs = run.all_requests, baseline.all_requests
     clusters = paired(ours, theirs)
 
-    def interval(statistic: Callable[..., float], *columns: Float[np.ndarray, " _n"]) -> Triple:
-        if len(set(clusters.tolist())) == len(clusters):
-            return paired_bootstrap(statistic, *columns, seed=seed)
-        return cluster_bootstrap(statistic, clusters, *columns, seed=seed)
-
     def cut(of: Callable[[Request], int]) -> Triple:
-        return interval(relative_cut, _column(theirs, of), _column(ours, of))
+        return _interval(relative_cut, clusters, _column(theirs, of), _column(ours, of), seed=seed)
 
     gain = _column(ours, lambda request: request.correct) - _column(theirs, lambda request: request.correct)
     return Comparison(
-        accuracy_delta=interval(np.mean, gain),
+        accuracy_delta=_interval(np.mean, clusters, gain, seed=seed),
         thinking_cut=cut(lambda request: request.thinking_tokens),
         total_cut=cut(lambda request: len(request.token_ids)),
-        speedup={
-            str(batch): paired_bootstrap(_speedup, np.array(seconds), np.array(run.seconds[batch]), seed=seed)
-            for batch, seconds in baseline.seconds.items()
-        },
+        speedup={str(batch): speedup_at(batch, run, baseline, seed) for batch in baseline.seconds},
+        open_loop={f"{rate:g}": open_loop_speedup(rate, run, baseline, seed) for rate in baseline.open_loop},
         p_loss=equivalence(-gain, LOSS_MARGIN, clusters).p_worse,
     )
+
+
+def _interval(
+    statistic: Callable[..., float], clusters: Shaped[np.ndarray, " n"], *columns: Shaped[np.ndarray, " n"], seed: int
+) -> Triple:
+    if len(set(clusters.tolist())) == len(clusters):
+        return paired_bootstrap(statistic, *columns, seed=seed)
+    return cluster_bootstrap(statistic, clusters, *columns, seed=seed)
+
+
+def speedup_at(batch: int, run: Run, baseline: Run, seed: int = 0) -> Triple:
+    """Seconds of the baseline over a method's, its interval by problem at batch 1 and by slice of the problems above:
+    further samples of a slice are no further slices.
+
+    Raises:
+      ValueError: the two had other slices.
+    """
+    units = run.units[batch]
+    if units != baseline.units[batch]:
+        raise ValueError(
+            f"at batch {batch} the two runs have different slices of the problems, so nothing can be paired"
+        )
+    return _interval(
+        _speedup, np.array(units), np.array(baseline.seconds[batch]), np.array(run.seconds[batch]), seed=seed
+    )
+
+
+def open_loop_speedup(rate: float, run: Run, baseline: Run, seed: int = 0) -> Triple:
+    """The same of responses as problems come in, by slice: those of one wait for each other.
+
+    Raises:
+      ValueError: the two did not answer the same problems in the same order.
+    """
+    theirs, ours = (list(chain(*of.open_loop[rate])) for of in (baseline, run))
+    paired(ours, theirs)
+    slices = np.repeat(np.arange(len(run.open_loop[rate])), [len(part) for part in run.open_loop[rate]])
+    return _interval(_speedup, slices, _column(theirs, _seconds), _column(ours, _seconds), seed=seed)
 
 
 def paired(ours: Sequence[Request], theirs: Sequence[Request]) -> Shaped[np.ndarray, " n"]:

@@ -7,7 +7,6 @@ Units: accuracies, cuts and fractions are shares (0..1), token counts are means 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -34,6 +33,9 @@ DEFINITIONS = {
     "thinking_tokens": "mean tokens before </think>, without those of a transition text, which the server has written; "
     "all of them where thinking was never closed",
     "total_tokens": "mean generated tokens: thinking, </think> and answer",
+    "answer_tokens": "mean tokens behind </think>, end of turn included; none where thinking was never closed",
+    "throughput": "tokens of the responses (total_tokens) a second, both summed over the responses of a batch size. "
+    "Tokens of trial answers are not among them, though their time is; a method that writes less is not slower for it",
     "seconds": "wall clock around generate, prompts already tokenised; at batch 1 one request at a time, at a larger "
     "batch size a whole slice of the problems at once, that many of them running together",
     "acceptance_length": "accepted draft tokens + 1 bonus token, pooled over steps (not a mean of per-request means)",
@@ -45,8 +47,9 @@ DEFINITIONS = {
     "tasks": "the same on the problems of one task; speedup there is of single responses' seconds, from when each "
     "problem came in, and not of a slice's, which no task has to itself; 2,000 resamples",
     "interval": "paired percentile bootstrap, 10,000 resamples of problems, all samples of a problem together; of "
-    "slices for seconds above batch 1, where a slice is the smallest unit with a time of its own (few of them: read "
-    "such an interval as rough)",
+    "slices of the problems, all samples of a slice together, for seconds above batch 1 and for an open loop, where a "
+    "slice is the smallest unit with a time of its own (few of them: read such an interval as rough; of one slice "
+    "there is none, and both ends are the value)",
     "probe_tokens": "mean tokens of trial answers that a method decodes besides the response, in the same engine and "
     "the same time",
     "joules": "energy of the machine's processors and memory (RAPL) and of the GPUs in use (NVML) while the method had "
@@ -55,7 +58,9 @@ DEFINITIONS = {
     "parameters": "what a method was tuned to on calibration traces: the boldest that loses at most a point there",
     "latency": "seconds of single responses, from when the problem came in: mean, median, 95th percentile; "
     "first_answer: mean seconds to the first token behind </think>",
-    "open_loop": "the same where problems come in at random, so many a second on average, whatever is in progress",
+    "open_loop": "the same where problems come in at random, so many a second on average, whatever is in progress; "
+    "each slice of the problems begins with nothing in progress, and comes in at the same moments for all methods. "
+    "Against eagle3: seconds of its responses / those of the method, both summed over the same problems",
     "p_loss": "P-value of the hypothesis that accuracy is a point or more below eagle3's (score test, by problem): "
     "small is proof of a loss below a point; overlapping intervals are not",
     "specexit_faster": "P-value of specexit answering sooner than the method, by batch size: sign-flip test of single "
@@ -109,7 +114,9 @@ class MethodResult(Config):
     accuracy: float
     thinking_tokens: float
     total_tokens: float
+    answer_tokens: float | None = Field(default=None, description="None in files of before")
     seconds: dict[str, float] = Field(description="batch size -> seconds for n_seconds responses")
+    throughput: dict[str, float] = Field(default={}, description="batch size -> tokens a second")
     acceptance_length: float | None = Field(description="None without speculation")
     exits: Exits
     probe_tokens: float = 0.0
@@ -127,6 +134,7 @@ class Comparison(Config):
     thinking_cut: Triple
     total_cut: Triple
     speedup: dict[str, Triple]
+    open_loop: dict[str, Triple] = Field(default={}, description="arrivals per second -> speed-up of responses")
     p_loss: float | None = Field(default=None, description="of losing a point of accuracy or more")
 
 
@@ -164,7 +172,7 @@ class Results(Config):
     against_eagle3: dict[str, Comparison]
     oracle: Oracle
     lossless: dict[str, Identity]
-    samples: int = Field(default=1, description="responses to each problem above batch 1")
+    samples: int = Field(default=1, description="responses to each problem at the largest batch size; 1 at others")
     sampling: dict[str, float] = Field(default={"temperature": 0.0}, description="of the responses")
     tasks: dict[str, dict[str, TaskResult]] = Field(default={}, description="task -> method, where there are several")
     specexit_faster: dict[str, dict[str, float]] = Field(default={}, description="batch size -> method -> P-value")
@@ -206,37 +214,58 @@ def read_results(path: Path) -> Results:
         raise ResultsError(f"{path}: field {key!r} is {first['input']!r}: {first['msg']}") from error
 
 
-BATCHES_BESIDE = 2
-"""Batch sizes whose times fit beside the other columns; of more, they have tables of their own."""
-
-
 def result_tables(results: Results) -> list[Table]:
-    """What was measured, and the comparison with EAGLE-3; each at most 80 columns wide with up to three batch sizes."""
-    batches = list(results.n_seconds)
-    if len(batches) <= BATCHES_BESIDE:
-        return [_measured(results, batches), _compared(results, batches)]
-    return [_measured(results, []), _compared(results, []), _times(results)]
+    """What was measured, the comparison with EAGLE-3, the times, and those of the open loop where there is one; each at
+    most 80 columns wide with up to three batch sizes or rates."""
+    tables = [_measured(results), _compared(results), _times(results)]
+    return [*tables, _arrivals(results)] if any(method.open_loop for method in results.methods.values()) else tables
 
 
 def _times(results: Results) -> Table:
-    table = _table(f"seconds, and the speed-up over {BASELINE}")
+    table = _table(f"seconds, below them tokens a second, and the speed-up over {BASELINE}")
     for batch, n in results.n_seconds.items():
-        table.add_column(f"s for {n}\n@ {batch}", justify="right")
+        table.add_column(f"s of\n{n}\n@ {batch}", justify="right")
     for batch in results.n_seconds:
-        table.add_column(f"\n@ {batch}", justify="right")
+        table.add_column(f"speed-up\n@ {batch}", justify="right")
     for name, method in results.methods.items():
         versus = results.against_eagle3.get(name)
-        seconds = (f"{method.seconds[batch]:.1f}" for batch in results.n_seconds)
+        seconds = (_seconds(method, batch) for batch in results.n_seconds)
         speedups = (_interval(versus.speedup[batch], 1.0, 2) for batch in results.n_seconds) if versus else ()
         table.add_row(name, *seconds, *speedups)
     return table
 
 
-def _measured(results: Results, batches: Sequence[str]) -> Table:
+def _seconds(method: MethodResult, batch: str) -> str:
+    rate = f"\n[dim]{method.throughput[batch]:.0f}/s[/dim]" if batch in method.throughput else ""
+    return f"{method.seconds[batch]:.1f}{rate}"
+
+
+def _arrivals(results: Results) -> Table:
+    rates = list(results.methods[BASELINE].open_loop)
+    table = _table(f"as problems come in: seconds of a response, mean and 95th percentile, and {BASELINE}'s over them")
+    for rate in rates:
+        table.add_column(f"s\n@ {rate}/s", justify="right")
+    for rate in rates:
+        table.add_column(f"speed-up\n@ {rate}/s", justify="right")
+    for name, method in results.methods.items():
+        versus = results.against_eagle3.get(name)
+        found = (method.open_loop[rate] for rate in rates)
+        seconds = (f"{one.mean:.2f}\n[dim]{one.p95:.2f}[/dim]" for one in found)
+        speedups = (_interval(versus.open_loop[rate], 1.0, 2) for rate in rates) if versus and versus.open_loop else ()
+        table.add_row(name, *seconds, *speedups)
+    return table
+
+
+def _measured(results: Results) -> Table:
     table = _table(f"{results.target}: {results.n} problems")
     probes = any(method.probe_tokens for method in results.methods.values())
-    headings = ["accuracy", "thinking\ntokens", "total\ntokens", *(["probe\ntokens"] if probes else [])]
-    headings += [f"s for {results.n_seconds[batch]}\n@ {batch}" for batch in batches]
+    headings = [
+        "accuracy",
+        "thinking\ntokens",
+        "answer\ntokens",
+        "total\ntokens",
+        *(["probe\ntokens"] if probes else []),
+    ]
     for heading in [*headings, "accept.\nlength", "exit/own\n/length"]:
         table.add_column(heading, justify="right")
     for name, method in results.methods.items():
@@ -245,23 +274,22 @@ def _measured(results: Results, batches: Sequence[str]) -> Table:
             name,
             _percent(method.accuracy),
             f"{method.thinking_tokens:.1f}",
+            "-" if method.answer_tokens is None else f"{method.answer_tokens:.1f}",
             f"{method.total_tokens:.1f}",
             *([f"{method.probe_tokens:.1f}"] if probes else []),
-            *(f"{method.seconds[batch]:.1f}" for batch in batches),
             "-" if method.acceptance_length is None else f"{method.acceptance_length:.2f}",
             f"{exits.exit}/{exits.natural_end}/{exits.length}",
         )
     return table
 
 
-def _compared(results: Results, batches: Sequence[str]) -> Table:
+def _compared(results: Results) -> Table:
     oracle = f"the {results.oracle_name} cuts {_percent(results.oracle.thinking_cut)} of thinking"
     if results.oracle.for_good is not None:
         oracle += f", {_percent(results.oracle.for_good)} where the answer has to stand for good"
     title = f"against {BASELINE} (95 % intervals); {oracle}"
     table = _table(title)
-    headings = ["thinking\ncut, %", "of\noracle", "accuracy,\npoints", "total\ncut, %"]
-    for heading in [*headings, *(f"speed-up\n@ {batch}" for batch in batches)]:
+    for heading in ("thinking\ncut, %", "of\noracle", "accuracy,\npoints", "total\ncut, %"):
         table.add_column(heading, justify="right")
     for name, versus in results.against_eagle3.items():
         table.add_row(
@@ -270,7 +298,6 @@ def _compared(results: Results, batches: Sequence[str]) -> Table:
             _percent(results.oracle.fraction_reached[name]),
             _interval(versus.accuracy_delta, 100.0, 1),
             _interval(versus.total_cut, 100.0, 1),
-            *(_interval(versus.speedup[batch], 1.0, 2) for batch in batches),
         )
     return table
 

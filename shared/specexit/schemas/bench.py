@@ -39,7 +39,8 @@ class BenchConfig(Config):
     )
     batches: tuple[int, ...] = Field(default=(16,), min_length=1, description="problems in progress at once, besides 1")
     rates: tuple[float, ...] = Field(
-        default=(), description="arrivals per second of an open loop, each measured on the first n_latency problems"
+        default=(),
+        description="arrivals per second of an open loop, each on the first n_latency problems, slice by slice",
     )
     sampling: SamplingConfig = SamplingConfig()
     samples: int = Field(default=1, gt=0, description="responses to each problem in the largest batch, a seed each")
