@@ -84,6 +84,49 @@ def test_all_that_a_verdict_hangs_on_has_to_be_close(traces, signals, requests):
     assert difference.why == "rounding of a signal"
 
 
+@pytest.mark.parametrize(
+    ("early", "validity", "exits", "why"),
+    [
+        # The boundary behind 10 tokens, by the scores of it and of the token eight before; needed are 0.45 and 0.9.
+        (0.4496, 0.95, True, "rounding of an early signal"),
+        (0.3, 0.9004, True, "unexplained"),  # what holds already was not what kept it from exiting
+        (0.3, 0.8996, True, "unexplained"),
+        (0.4496, 0.7, True, "unexplained"),
+        (0.6, 0.8996, True, "rounding of a signal"),
+        (0.4496, 0.8996, True, "rounding of a signal and an early one"),
+        (0.4504, 0.95, False, "rounding of an early signal"),
+        (0.6, 0.9004, False, "rounding of a signal"),
+        (0.4504, 0.9004, False, "rounding of a signal and an early one"),
+        (0.6, 0.95, False, "unexplained"),
+    ],
+)
+def test_an_early_signal_is_an_explanation_of_its_own(traces, signals, early, validity, exits, why):
+    policy = Policy(early={"validity": 0.45})
+    signals[5][[1, 6, 9], column("validity")] = (early, 0.5, validity)
+    requests = {trace.id: served(trace, 7) for trace in traces} | {"5": served(traces[5], 10 if exits else None)}
+    (difference,) = check(traces, signals, requests, policy).differences
+    assert (difference.served, difference.replayed) == ((10, None) if exits else (None, 10))
+    assert (difference.why, difference.at) == (why, 10)
+    assert difference.signals == {"validity": pytest.approx(validity)}
+    assert difference.early_signals == {"validity": pytest.approx(early)}
+
+
+def test_so_near_to_the_beginning_no_early_signal_is_looked_at(traces, signals, requests):
+    requests["5"] = served(traces[5], 7)
+    (difference,) = check(traces, signals, requests, Policy(early={"validity": 0.45})).differences
+    assert (difference.why, difference.early_signals) == ("rounding of a signal", {})
+
+
+@pytest.mark.parametrize("limits", [{"min_thinking_tokens": 8}, {"max_thinking_tokens": 7}])
+def test_no_rounding_moves_a_number_of_tokens(traces, signals, limits):
+    """An exit that the limits forbid, and one that they ask for, beside a signal that is next to its threshold."""
+    exits = "min_thinking_tokens" in limits
+    requests = {trace.id: served(trace, None if exits else 7) for trace in traces}
+    requests["5"] = served(traces[5], 7 if exits else None)
+    (difference,) = check(traces, signals, requests, Policy(**limits)).differences
+    assert (difference.why, difference.at) == ("unexplained", 7)
+
+
 def test_other_text_before_the_exit_is_the_cause_even_where_the_exit_is_there_as_well(traces, signals, requests):
     other = served(traces[1], 10)
     ids = [*other.token_ids[:5], 77, *other.token_ids[6:]]

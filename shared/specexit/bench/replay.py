@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
+from jaxtyping import Float
 from pydantic import Field
 from rich.console import Console
 from rich.table import Table
@@ -24,12 +25,21 @@ from specexit.bench.results import ResultsError, read_results
 from specexit.config import Config, write_text
 from specexit.data.traces import Trace, check_one_target, read_traces
 from specexit.drafts.directory import DraftError, read_config
-from specexit.method.decision import Policy
+from specexit.method.decision import EARLY_TOKENS, Policy
 from specexit.method.replay import Replay
 from specexit.method.signals import SIGNALS, column
 from specexit.schemas.bench_replay import BenchReplayConfig
 
-Why = Literal["rounding of a signal", "other text", "out of tokens", "unexplained"]
+Why = Literal[
+    "rounding of a signal",
+    "rounding of an early signal",
+    "rounding of a signal and an early one",
+    "other text",
+    "out of tokens",
+    "unexplained",
+]
+"""An early signal is one `EARLY_TOKENS` tokens before the boundary, by which it is passed over or judged. The third: an
+exit needed both to cross their thresholds, or either of them may have kept it from being made."""
 
 
 class Difference(Config):
@@ -43,6 +53,9 @@ class Difference(Config):
         default=None, description="other text: the first token that differs; else the boundary that only one exits at"
     )
     signals: dict[str, float] = Field(default={}, description="there, by the scores: those that the policy reads")
+    early_signals: dict[str, float] = Field(
+        default={}, description="likewise, where the policy's early thresholds look; none where there is no such token"
+    )
     served_signals: dict[str, float] = Field(default={}, description="of the served request's last verdict")
 
 
@@ -118,18 +131,53 @@ def _explain(
         return Difference(**found, why="other text", at=apart)
     if len(written) < first:
         return Difference(**found, why="out of tokens", at=len(written))
-    values = {name: float(signals[first - 1, column(name)]) for name in policy.thresholds}
+    values, early = _values_at(signals, first - 1, policy.thresholds), {}
+    if first > EARLY_TOKENS:
+        early = _values_at(signals, first - 1 - EARLY_TOKENS, policy.early)
+    why = _tipped(values, early, policy, near) if _by_signals(trace, policy, first) else "unexplained"
+    return Difference(**found, why=why, at=first, signals=values, early_signals=early)
+
+
+def _values_at(
+    signals: Float[np.ndarray, "think signals"], at: int, thresholds: Mapping[str, float]
+) -> dict[str, float]:
+    """The values of one token that thresholds are held against."""
+    return {name: float(signals[at, column(name)]) for name in thresholds}
+
+
+def _by_signals(trace: Trace, policy: Policy, first: int) -> bool:
+    """Whether the verdict behind so many tokens hangs on the signals there, and on nothing else."""
     # With patience or an average, the boundary is not decided by its own values alone.
     alone = policy.patience == 1 and policy.smoothing == "none"
-    why: Why = "rounding of a signal" if alone and _may_tip(values, policy, near) else "unexplained"
-    return Difference(**found, why=why, at=first, signals=values)
+    most = policy.max_thinking_tokens
+    bounded = policy.min_thinking_tokens <= first and (most is None or first < most)
+    return alone and bounded and first in trace.boundaries
 
 
-def _may_tip(values: dict[str, float], policy: Policy, near: float) -> bool:
+def _tipped(values: Mapping[str, float], early: Mapping[str, float], policy: Policy, near: float) -> Why:
+    """Which verdicts are others if every signal moves by at most ``near``."""
+    sides = {
+        "rounding of a signal": (values, policy.thresholds),
+        "rounding of an early signal": (early, policy.early),
+    }
+    close = [why for why, (found, thresholds) in sides.items() if _may_tip(found, thresholds, near)]
+    failing = [why for why, (found, thresholds) in sides.items() if not all(_held(found, thresholds).values())]
+    # No exit by the scores: each side that fails has to tip. An exit by the scores: any that may can have done it.
+    needed = failing or close
+    if not needed or not set(needed) <= set(close):
+        return "unexplained"
+    return needed[0] if len(needed) == 1 else "rounding of a signal and an early one"
+
+
+def _may_tip(values: Mapping[str, float], thresholds: Mapping[str, float], near: float) -> bool:
     """Whether a verdict is another if every signal moves by at most ``near``."""
-    close = {name for name, value in values.items() if abs(value - policy.thresholds[name]) <= near}
-    failing = {name for name, value in values.items() if not _holds(name, value, policy.thresholds[name])}
+    close = {name for name, value in values.items() if abs(value - thresholds[name]) <= near}
+    failing = {name for name, holds in _held(values, thresholds).items() if not holds}
     return failing <= close if failing else bool(close)
+
+
+def _held(values: Mapping[str, float], thresholds: Mapping[str, float]) -> dict[str, bool]:
+    return {name: _holds(name, value, thresholds[name]) for name, value in values.items()}
 
 
 def _holds(name: str, value: float, threshold: float) -> bool:
@@ -188,6 +236,7 @@ def _table(check: ReplayCheck) -> Table:
         table.add_column(heading)
     for difference in check.differences:
         cells = (difference.served, difference.replayed, difference.why, difference.at)
-        values = ", ".join(f"{name} {value:.5f}" for name, value in difference.signals.items())
+        sides = (("", difference.signals), ("early ", difference.early_signals))
+        values = ", ".join(f"{side}{name} {value:.5f}" for side, of in sides for name, value in of.items())
         table.add_row(difference.id, *("none" if cell is None else str(cell) for cell in cells), values)
     return table
