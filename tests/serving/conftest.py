@@ -372,5 +372,5 @@ def start_server(tmp_path_factory: pytest.TempPathFactory) -> ServerStarter:
 @pytest.fixture(scope="session")
 def server(start_server: ServerStarter, drafts: Path) -> Iterator[Server]:
     """A server with the draft of source ``draft``, started once."""
-    with start_server("server", drafts / "draft", environment=EVERY_STEP) as running:
+    with start_server("server", drafts / "draft", "--enable-scale-out", environment=EVERY_STEP) as running:
         yield running

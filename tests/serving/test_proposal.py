@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import tomllib
 
 from specexit.config import REPOSITORY
 from torch_specexit.plugin.compat.frontend_hooks import FRONTEND_HOOKS
 from torch_specexit.plugin.compat.hooks import ENGINE_HOOKS, V1_HOOKS, V2_HOOKS
+from torch_specexit.plugin.compat.repairs import REPAIRS
 
 
 def test_the_numbers_of_hooks_are_those_of_the_table():
@@ -15,6 +17,16 @@ def test_the_numbers_of_hooks_are_those_of_the_table():
         counts = [len(worker), len(ENGINE_HOOKS), len(FRONTEND_HOOKS)]
         (row,) = re.findall(rf"^\| {runner} today \|(.*)\|$", page, re.M)
         assert [int(cell) for cell in row.split("|")] == [*counts, sum(counts)]
+
+
+def test_what_the_proposal_says_of_repairs_and_entry_points_is_so():
+    """A repair used to be left out, and an entry point named that the package does not have."""
+    page = " ".join((REPOSITORY / "docs" / "upstream-proposal.md").read_text().split())
+    assert len(REPAIRS) == 1
+    assert "has one more, whatever its draft: the repair" in page
+    points = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["entry-points"]
+    assert list(points) == ["vllm.general_plugins"]
+    assert "The entry point `vllm.general_plugins`, the only one that the package has" in page
 
 
 def test_every_test_that_the_developers_page_names_exists():

@@ -132,6 +132,7 @@ def test_exits_that_are_off_are_reported_as_such(server):
         ("/v1/chat/completions", chat()),
         ("/v1/completions", completion(QUESTIONS[0])),
         ("/v1/responses", {"model": "tiny", "input": "hello"}),
+        ("/inference/v1/generate", {"model": "tiny", "token_ids": [5, 6], "sampling_params": {"temperature": 0.0}}),
     ],
 )
 def test_bad_arguments_are_refused_with_a_400_that_names_the_key(server, path, body, stream):
@@ -139,7 +140,10 @@ def test_bad_arguments_are_refused_with_a_400_that_names_the_key(server, path, b
         ({"specexit_validity": 1.5}, "specexit_validity", "less than or equal to 1"),
         ({"specexit_certainty": 0.5}, "specexit_certainty", "unknown key"),
     ):
-        status, error = server.refusal(path, body | {"vllm_xargs": arguments, "stream": stream})
+        with_them = {"vllm_xargs": arguments}
+        if "sampling_params" in body:
+            with_them = {"sampling_params": body["sampling_params"] | {"extra_args": arguments}}
+        status, error = server.refusal(path, body | with_them | {"stream": stream})
         assert status == 400
         assert error["param"] == key
         assert key in error["message"]

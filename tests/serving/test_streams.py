@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
 
-from tests.serving.ends import front_end
-from torch_specexit.plugin.compat.server_hooks import SERVER_HOOKS
+from tests.serving.ends import front_end, incoming
+from tests.serving.test_operation import operation
+from torch_specexit.plugin.compat import wraps
+from torch_specexit.plugin.compat.frontend_hooks import FRONTEND_HOOKS
+from torch_specexit.plugin.frontend.activity import Activity
 from torch_specexit.plugin.frontend.arguments import ArgumentError
+from torch_specexit.plugin.frontend.server import FrontEnd
 from torch_specexit.plugin.frontend.streaming import Reports
 from torch_specexit.plugin.outcome import KEY
 
@@ -50,11 +55,64 @@ def test_a_chunk_carries_what_its_choice_has_to_say_for_the_first_time():
     assert json.loads(fourth.removeprefix("data: "))["kv_transfer_params"] == {KEY: {"outcome": "length"}}
 
 
-@pytest.mark.parametrize("stream", [hook for hook in SERVER_HOOKS if "stream" in hook.method], ids=str)
-def test_a_stream_with_bad_arguments_never_begins(stream):
-    """Its generator would only be run behind the 200."""
-    wrapped = stream.wrap(lambda *args: pytest.fail("the stream has begun"))
-    processor = SimpleNamespace(**{KEY: front_end()})
-    serving = SimpleNamespace(engine_client=SimpleNamespace(output_processor=processor))
+EARLY = ("generate", "_generate_with_builtin_tools")
+"""By which every route of vLLM's servers asks the engine, before it answers."""
+
+GUARDED = {"efforts": {"low": "bold", "high": "careful"}, "loras": {"poet": "bold", "monk": "careful"}}
+
+
+def ask(route, front, arguments, lora=None):
+    """What a route does before its stream begins: its generator would only be run behind the 200."""
+    begun = []
+    (hook,) = (hook for hook in FRONTEND_HOOKS if hook.method == route)
+    wrapped = hook.wrap(lambda *args, **kwargs: begun.append(kwargs))
+    engine = SimpleNamespace(output_processor=SimpleNamespace(**{KEY: front}))
+    asked = {"sampling_params": SimpleNamespace(extra_args=arguments), "request_id": "r"}
+    asked["lora_request"] = None if lora is None else SimpleNamespace(lora_name=lora)
+    if route == "generate":
+        wrapped(engine, "a prompt", **asked)
+    else:
+        wrapped(SimpleNamespace(engine_client=engine), **asked)
+    assert len(begun) == 1
+
+
+@pytest.mark.parametrize("route", EARLY)
+def test_a_stream_with_bad_arguments_never_begins(route):
     with pytest.raises(ArgumentError, match="specexit_patience"):
-        wrapped(serving, SimpleNamespace(n=1, vllm_xargs={"specexit_patience": 0}), None, None)
+        ask(route, front_end(), {"specexit_patience": 0})
+
+
+@pytest.mark.parametrize("route", EARLY)
+def test_a_stream_is_checked_against_the_point_that_it_will_be_served_under(route):
+    """Efforts and adapters used to be left out: a stream was refused where the same request was answered otherwise, or
+    began with a 200 and ended in an error."""
+    front = FrontEnd(operation(**GUARDED), Activity())
+    for given, lora in (({"specexit_effort": "low"}, None), ({}, "poet")):
+        ask(route, front, given | {"specexit_validity": 0.8}, lora)
+    for given, lora in (({"specexit_effort": "high"}, None), ({}, "monk"), ({}, None)):
+        with pytest.raises(ArgumentError, match=r"specexit_validity is 0.8, expected at least 0.9"):
+            ask(route, front, given | {"specexit_validity": 0.8}, lora)
+
+
+@pytest.mark.parametrize(
+    ("effort", "lora", "refused"), [("low", None, False), (None, "poet", False), (None, None, True)]
+)
+def test_streamed_or_not_a_request_is_admitted_by_the_same_check(effort, lora, refused):
+    """An adapter's point used to be asked for behind a first check that knew nothing of the adapter."""
+    front, given = FrontEnd(operation(**GUARDED), Activity()), {"specexit_validity": 0.8}
+    arguments = given if effort is None else given | {"specexit_effort": effort}
+    adapter = None if lora is None else SimpleNamespace(lora_name=lora)
+    request = incoming("chatcmpl-1")
+    request.sampling_params, request.lora_request = SimpleNamespace(extra_args=arguments, temperature=0.0), adapter
+    validate = wraps.validate_params(lambda self, params: None)
+    plain = SimpleNamespace(model_config=None, speculative_config=None)
+    validate(SimpleNamespace(vllm_config=plain, **{KEY: front}), request.sampling_params)
+    with pytest.raises(ArgumentError) if refused else nullcontext():
+        front.admit(request)
+
+
+def test_a_stream_is_checked_against_the_file_as_it_is_now():
+    front, looked = FrontEnd(operation(), Activity()), []
+    front.watch = SimpleNamespace(changed=lambda served: looked.append(served) or False)
+    front.check(None)
+    assert looked == [front.operation]

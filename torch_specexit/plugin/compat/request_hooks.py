@@ -14,6 +14,8 @@ from torch_specexit.plugin.outcome import KEY
 logger = logging.getLogger("vllm.specexit")
 
 _ENGINE = "vllm.v1.engine"
+_CHAT = "vllm.entrypoints.openai.chat_completion.serving:OpenAIServingChat"
+_COMPLETION = "vllm.entrypoints.openai.completion.serving:OpenAIServingCompletion"
 
 
 def _process_outputs(original: Method) -> Method:
@@ -44,6 +46,28 @@ def _add_request(original: Method) -> Method:
             front.keep(state, request, admitted)
 
     return add_request
+
+
+def check_early(engine: Any, params: Any, adapter: Any) -> None:
+    """Refuse bad arguments where a server asks its engine: nothing of an answer has been sent, and all is known of the
+    request that its admission will be decided by.
+
+    Args:
+      engine: vLLM's `AsyncLLM`.
+      params: the request's `SamplingParams`.
+      adapter: its `LoRARequest`, or None.
+    """
+    front: FrontEnd | None = getattr(engine.output_processor, KEY, None)
+    if front is not None:
+        front.check(params.extra_args, None if adapter is None else adapter.lora_name)
+
+
+def _generate(original: Method) -> Method:
+    def generate(self: Any, prompt: Any, sampling_params: Any, request_id: str, **kwargs: Any) -> Any:
+        check_early(self, sampling_params, kwargs.get("lora_request"))
+        return original(self, prompt, sampling_params, request_id, **kwargs)
+
+    return generate
 
 
 def _check_health(original: Method) -> Method:
@@ -106,6 +130,24 @@ REQUEST_HOOKS = (
         upstream="vllm-project/vllm#56497 (logits processors are told of new requests, in the worker only)",
         until="when a plug-in may change a request as it is admitted",
         without="operating points, switching without a restart, audits",
+    ),
+    Hook(
+        f"{_ENGINE}.async_llm",
+        "AsyncLLM",
+        "generate",
+        ("prompt", "sampling_params", "request_id", "prompt_text", "lora_request"),
+        _generate,
+        why="bad arguments are refused before a stream has begun with a 200, whichever route it is of",
+        relies_on="routes call it before they answer; what it returns, a generator, begins when it is read",
+        since="0.24",
+        facts=(
+            Has(f"{_ENGINE}.async_llm:AsyncLLM", ("output_processor",)),
+            Uses(f"{_CHAT}._create_chat_completion", ("to_sampling_params", "generate")),
+            Uses(f"{_COMPLETION}._create_completion", ("to_sampling_params", "generate")),
+        ),
+        upstream="none",
+        until="when streams check their request before they begin",
+        without="HTTP 400 for bad arguments of a stream (an error in it instead)",
     ),
     Hook(
         f"{_ENGINE}.async_llm",

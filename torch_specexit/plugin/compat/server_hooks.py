@@ -5,23 +5,15 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Any
 
-from torch_specexit.plugin.compat.fit import Has, Hook, Method
+from torch_specexit.plugin.compat.fit import Has, Hook, Method, Uses
+from torch_specexit.plugin.compat.request_hooks import check_early
 from torch_specexit.plugin.frontend import arguments, efforts
 from torch_specexit.plugin.frontend.inner import inner
 from torch_specexit.plugin.frontend.routes import Endpoints
-from torch_specexit.plugin.frontend.server import FrontEnd
 from torch_specexit.plugin.frontend.streaming import Reports
-from torch_specexit.plugin.outcome import KEY
 
 _CHAT, _COMPLETION = "vllm.entrypoints.openai.chat_completion", "vllm.entrypoints.openai.completion"
 _RESPONSES = "vllm.entrypoints.openai.responses"
-
-
-def _check(serving: Any, request: Any) -> None:
-    """Refuse bad arguments of a stream, before it has begun with a 200."""
-    front: FrontEnd | None = getattr(serving.engine_client.output_processor, KEY, None)
-    if front is not None:
-        front.check(request.vllm_xargs)
 
 
 def _to_sampling_params(original: Method) -> Method:
@@ -46,7 +38,6 @@ def _stream_chat(original: Method) -> Method:
     def chat_completion_stream_generator(
         self: Any, request: Any, result_generator: Any, *args: Any, **kwargs: Any
     ) -> AsyncIterator[str]:
-        _check(self, request)
         told = Reports(request.n or 1)
         return told.through(original(self, request, told.watch(result_generator), *args, **kwargs))
 
@@ -57,7 +48,6 @@ def _stream_completion(original: Method) -> Method:
     def completion_stream_generator(
         self: Any, request: Any, engine_inputs: Any, result_generator: Any, *args: Any, **kwargs: Any
     ) -> AsyncIterator[str]:
-        _check(self, request)
         told = Reports(request.n or 1)
         chunks = original(self, request, engine_inputs, told.watch(result_generator), *args, **kwargs)
         return told.through(chunks)
@@ -65,12 +55,12 @@ def _stream_completion(original: Method) -> Method:
     return completion_stream_generator
 
 
-def _stream_response(original: Method) -> Method:
-    def responses_stream_generator(self: Any, request: Any, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
-        _check(self, request)
-        return original(self, request, *args, **kwargs)
+def _generate_response(original: Method) -> Method:
+    def _generate_with_builtin_tools(self: Any, *args: Any, **kwargs: Any) -> Any:
+        check_early(self.engine_client, kwargs["sampling_params"], kwargs.get("lora_request"))
+        return original(self, *args, **kwargs)
 
-    return responses_stream_generator
+    return _generate_with_builtin_tools
 
 
 def _load_endpoint_plugins(original: Method) -> Method:
@@ -87,10 +77,10 @@ SERVER_HOOKS = (
         "chat_completion_stream_generator",
         ("request", "result_generator"),
         _stream_chat,
-        why="outcome and progress in streamed chat chunks; bad arguments are refused before a 200",
+        why="outcome and progress in streamed chat chunks",
         relies_on="yields 'data: ' and JSON with one choice",
         since="0.24",
-        facts=(Has(f"{_CHAT}.protocol:ChatCompletionRequest", ("n", "vllm_xargs")),),
+        facts=(Has(f"{_CHAT}.protocol:ChatCompletionRequest", ("n",)),),
         upstream="vllm-project/vllm#36308 (kv_transfer_params in last chunks, since 0.33)",
         until="when vLLM puts it into every chunk",
         without="reports in streamed chat chunks",
@@ -101,10 +91,10 @@ SERVER_HOOKS = (
         "completion_stream_generator",
         ("request", "engine_inputs", "result_generator"),
         _stream_completion,
-        why="outcome and progress in streamed completion chunks; bad arguments are refused before a 200",
+        why="outcome and progress in streamed completion chunks",
         relies_on="yields 'data: ' and JSON with one choice; index = prompt * n + choice",
         since="0.24",
-        facts=(Has(f"{_COMPLETION}.protocol:CompletionRequest", ("n", "vllm_xargs")),),
+        facts=(Has(f"{_COMPLETION}.protocol:CompletionRequest", ("n",)),),
         upstream="vllm-project/vllm#36308 (kv_transfer_params in last chunks, since 0.33)",
         until="when vLLM puts it into every chunk",
         without="reports in streamed completion chunks",
@@ -112,13 +102,18 @@ SERVER_HOOKS = (
     Hook(
         f"{_RESPONSES}.serving",
         "OpenAIServingResponses",
-        "responses_stream_generator",
-        ("request",),
-        _stream_response,
-        why="bad arguments are refused before a stream has begun with a 200",
-        relies_on="called before the first event is sent, and before the engine has the request",
+        "_generate_with_builtin_tools",
+        ("request_id", "engine_input", "sampling_params", "context"),
+        _generate_response,
+        why="bad arguments are refused before a stream has begun with a 200, or a response in the background with its id",
+        relies_on="called with names, before the first event is sent; what it returns begins when it is read",
         since="0.24",
-        facts=(Has(f"{_RESPONSES}.protocol:ResponsesRequest", ("vllm_xargs",)),),
+        facts=(
+            Uses(
+                f"{_RESPONSES}.serving:OpenAIServingResponses._create_responses",
+                ("to_sampling_params", "_generate_with_builtin_tools", "responses_stream_generator"),
+            ),
+        ),
         upstream="none",
         until="when streams check their request before they begin",
         without="HTTP 400 for bad arguments of a streamed response (an error event instead)",

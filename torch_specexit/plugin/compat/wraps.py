@@ -193,11 +193,9 @@ def validate_params(original: Method) -> Method:
     """Refuse bad arguments, and what this vLLM would answer wrongly, at admission."""
 
     def _validate_params(self: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
-        front, extra_args = getattr(self, outcome.KEY, None), getattr(params, "extra_args", None)
-        if front is None:
-            arguments.admit(extra_args, self.vllm_config)
-        else:
-            front.check(extra_args)
+        # A server's front end checks by itself, where it knows the request's adapter.
+        if getattr(self, outcome.KEY, None) is None:
+            arguments.admit(getattr(params, "extra_args", None), self.vllm_config)
         arguments.admit_sampling(getattr(params, "temperature", 0.0), cannot_sample(self.vllm_config))
         return original(self, params, *args, **kwargs)
 

@@ -62,16 +62,26 @@ class FrontEnd:
         self.shadow: Counter[str] = Counter()
         self._finished = Finished()
 
-    def check(self, extra_args: Mapping[str, Any] | None) -> None:
+    def check(self, extra_args: Mapping[str, Any] | None, lora: str | None = None) -> None:
         """Check a request's arguments before it is admitted.
+
+        Args:
+          extra_args: of the request, its effort among them.
+          lora: name of its adapter.
 
         Raises:
           ArgumentError: of the kind that an HTTP server answers with 400.
         """
+        self._look_at_file()
         try:
-            self.operation.resolve(extra_args, caller=caller.get())
+            self.operation.resolve(extra_args, lora=lora, caller=caller.get())
         except ArgumentError as error:
             raise refusal()(str(error), error.parameter) from error
+
+    def _look_at_file(self) -> None:
+        if self.watch is not None and self.watch.changed(self.operation):
+            self.hold.restart()
+            self.changed()
 
     def admit(self, request: Any) -> Admitted | None:
         """Decide about a request that is about to be admitted, and have it tell the workers.
@@ -80,14 +90,12 @@ class FrontEnd:
           request: vLLM's `EngineCoreRequest`, whose parameters may be shared with others and are replaced.
 
         Raises:
-          ArgumentError: see `check`; what a request gets may depend on its LoRA adapter.
+          ArgumentError: see `check`.
         """
         params = request.sampling_params
         if params is None:
             return None
-        if self.watch is not None and self.watch.changed(self.operation):
-            self.hold.restart()
-            self.changed()
+        self._look_at_file()
         lora = None if request.lora_request is None else request.lora_request.lora_name
         try:
             admitted = self.operation.resolve(
