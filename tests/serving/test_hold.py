@@ -125,6 +125,20 @@ def test_no_audit_makes_exits_that_the_operator_has_switched_off(mode, by):
     assert (operation.mode, operation.in_shadow) == ("exit", False)
 
 
+@pytest.mark.parametrize("mode", ["exit", "shadow"])
+@pytest.mark.parametrize("name", ["bold", "careful"])
+def test_where_audits_have_imposed_shadow_mode_no_request_exits(mode, name):
+    """A request that asked for exits used to get them under `requests: any`, where the default point was shown to be
+    too bold, and in the operator's own shadow mode."""
+    holder, operation, moves = hold(requests="any", mode=mode, efforts={"high": "careful"}, audit_rate=0.0)
+    while moves[-1:] != ["shadow"]:
+        holder.add(operation.served().name if name == "bold" else name, changed=True)
+    for asks in ({}, {"specexit_mode": "exit"}, {"specexit_mode": "exit", "specexit_validity": 0.0}):
+        found = operation.resolve({"specexit_effort": "low" if name == "bold" else "high"} | asks)
+        assert found.mode == "shadow"
+    assert operation.resolve({"specexit": False}).mode == "off"
+
+
 def audited(holder, moves, name, changed):
     """Audits of a point until it moves."""
     before = len(moves)

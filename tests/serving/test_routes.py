@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from vllm.v1.engine.core_client import DPLBAsyncMPClient
 
 from tests.serving.test_operation import operation
 from torch_specexit.plugin.frontend.activity import Activity
@@ -19,6 +20,20 @@ from torch_specexit.plugin.worker import interrupt
 
 OPERATOR = {OPERATOR_HEADER: "of the operator"}
 ALL = ("reports", "interrupt", "switch")
+
+
+class TwoEngines(DPLBAsyncMPClient):
+    """vLLM's own client of data-parallel engines, of two ranks each; the second one runs a request."""
+
+    def __init__(self, called):
+        self.core_engines, self.called = [b"first", b"second"], called
+
+    def __del__(self): ...
+
+    async def _call_utility_async(self, method, *args, engine):
+        name, _, given, _ = args
+        self.called.append((engine, method, name, given))
+        return [False, engine == b"second" and given[0] == "chatcmpl-runs"]
 
 
 class Server:
@@ -36,9 +51,13 @@ class Server:
     def output_processor(self):
         return self.processor
 
+    @property
+    def engine_core(self):
+        return TwoEngines(self.called)
+
     async def collective_rpc(self, method, timeout=None, args=()):
-        self.called.append((method, args))
-        return [args[0] == "chatcmpl-runs", False]
+        """As `AsyncLLM` has it."""
+        return await self.engine_core.collective_rpc_async(method, timeout, args)
 
     def finish(self, name, caller):
         state = SimpleNamespace(external_req_id=name, parent_req=None, **{KEY: {"outcome": "exit"}})
@@ -95,12 +114,14 @@ def test_the_operator_switches_mode_and_point_for_the_next_request():
     assert server.client.post(PATH, json={"mode": "maybe"}, headers=OPERATOR).status_code == 422
 
 
-def test_an_interrupt_reaches_the_workers_with_its_caller():
+def test_an_interrupt_reaches_the_workers_of_every_engine_with_its_caller():
+    """Of data-parallel engines, vLLM tells what the first one has answered, so an interrupted request was a 404."""
     server = Server(*ALL)
     body = {"id": "chatcmpl-runs", "action": "reasoning_end"}
     answer = server.client.post(CONTROL, json=body, headers={"Authorization": "Bearer ours"})
     assert answer.json() == body | {"success": True}
-    assert server.called == [(END_THINKING, ("chatcmpl-runs", mark_of("ours"), False))]
+    given = ("chatcmpl-runs", mark_of("ours"), False)
+    assert server.called == [(engine, "collective_rpc", END_THINKING, given) for engine in (b"first", b"second")]
     assert interrupt.METHOD == END_THINKING  # the name under which the worker has it
     assert server.client.post(CONTROL, json=body | {"id": "chatcmpl-gone"}).status_code == 404
     for bad in ({"action": "stop"}, {"id": ""}, {"id": "x" * 1000}, {"more": 1}):

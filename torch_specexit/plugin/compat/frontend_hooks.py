@@ -43,13 +43,16 @@ OPENING_HOOK = Hook(
     ("vllm_config", "executor_class", "log_stats"),
     _init_engine,
     why="settings of the server are checked before anything starts, and signals heard while it does; audits "
-    "generate through the engine",
+    "and interrupts ask the engines",
     relies_on="output_processor, logger_manager.stat_loggers, generate(); try_get_generation_config() has eos_token_id",
     since="0.24",
     facts=(
         Has(f"{_ENGINE}.async_llm:AsyncLLM", ("output_processor", "input_processor", "logger_manager")),
         Has(f"{_ENGINE}.async_llm:AsyncLLM", ("vllm_config", "model_config")),
-        Takes(f"{_ENGINE}.async_llm:AsyncLLM.collective_rpc", ("method", "timeout", "args")),
+        Has(f"{_ENGINE}.async_llm:AsyncLLM", ("engine_core",)),
+        Has(f"{_ENGINE}.core_client:AsyncMPClient", ("core_engines",)),
+        Takes(f"{_ENGINE}.core_client:AsyncMPClient._call_utility_async", ("method", "args", "engine")),
+        Takes(f"{_ENGINE}.core:EngineCore.collective_rpc", ("method", "timeout", "args", "kwargs")),
         Has(f"{_LOGGERS}:StatLoggerManager", ("stat_loggers",)),
         Takes(f"{_ENGINE}.async_llm:AsyncLLM.generate", ("prompt", "sampling_params", "request_id")),
         Has("vllm.config.vllm:VllmConfig", ("additional_config", "speculative_config")),

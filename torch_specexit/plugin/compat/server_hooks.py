@@ -105,7 +105,7 @@ SERVER_HOOKS = (
         "_generate_with_builtin_tools",
         ("request_id", "engine_input", "sampling_params", "context"),
         _generate_response,
-        why="bad arguments are refused before a stream has begun with a 200, or a response in the background with its id",
+        why="bad arguments are refused before a stream, or a response in the background, has begun with a 200",
         relies_on="called with names, before the first event is sent; what it returns begins when it is read",
         since="0.24",
         facts=(

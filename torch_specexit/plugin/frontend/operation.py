@@ -205,8 +205,8 @@ class Operation:
     def _mode_of(self, arguments: RequestArguments, request: str, point: OperatingPoint) -> Mode:
         if arguments.specexit is False or not in_share(request, self.serving.share, draw="share:"):
             return "off"
-        if self.mode == "exit" and point.name in self.shadowed:
-            return "shadow"
+        if self.mode != "off" and (self.in_shadow or point.name in self.shadowed):
+            return "shadow"  # by audits, which no request goes over
         return self.mode if self.mode == "off" else arguments.specexit_mode or self.mode
 
     def _offered(self, arguments: RequestArguments, lora: str | None, caller: str | None) -> OperatingPoint | None:

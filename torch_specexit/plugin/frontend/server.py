@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import json
 import logging
@@ -174,15 +175,19 @@ class FrontEnd:
         """End the thinking of a running request of the caller's, whichever API server process has it.
 
         Args:
-          engine: vLLM's `AsyncLLM`; all workers are asked, and the ones that run the request answer.
+          engine: vLLM's `AsyncLLM`; all workers of all its engines are asked, and those that run the request answer.
           request: the id of its response.
           now: at the next token, not at the next boundary.
 
         Returns:
           Whether there was one that thinks.
         """
-        answers = await engine.collective_rpc(END_THINKING, args=(request, caller.get(), now))
-        return any(answers)
+        client, asked = engine.engine_core, (END_THINKING, None, (request, caller.get(), now), None)
+        # Of several engines `AsyncLLM.collective_rpc` asks all, and returns the answers of the first alone.
+        answers = await asyncio.gather(
+            *(client._call_utility_async("collective_rpc", *asked, engine=core) for core in client.core_engines)
+        )
+        return any(any(of_ranks) for of_ranks in answers)
 
     def find(self, processor: Any, request: str) -> dict[str, Any] | None:
         """How a request stands, by exactly the id that the client knows: of a response, or of one of its parts.
