@@ -56,6 +56,23 @@ def test_two_policies_have_one_compile_hash_and_the_fingerprints_are_of_what_is_
     assert opened.misfit is None
 
 
+def test_a_front_end_knows_how_many_api_servers_share_its_engines(target, draft):
+    config = engine_config(target, draft)
+    for n in (1, 3):
+        config.parallel_config._api_process_count = n  # as vLLM's launcher has it in each of them
+        engine = SimpleNamespace(
+            vllm_config=config,
+            model_config=config.model_config,
+            logger_manager=None,
+            input_processor=SimpleNamespace(),
+            output_processor=SimpleNamespace(tokenizer=None),
+        )
+        opened = opening.settings_of(config)
+        assert opened is not None
+        front = opening.open_front_end(engine, opened)
+        assert (front.api_servers, front.hold.summary()["api_servers"]) == (n, n)
+
+
 @pytest.mark.parametrize(
     ("file", "misfit", "message"),
     [

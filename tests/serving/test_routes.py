@@ -107,6 +107,7 @@ def test_the_operator_switches_mode_and_point_for_the_next_request():
     server = Server(*ALL)
     state = server.client.post(PATH, json={"mode": "shadow", "point": "careful"}, headers=OPERATOR).json()
     assert (state["mode"], state["point"]) == ("shadow", "careful")
+    assert state["reached"] == {"api_servers": 1, "of": 1}
     assert server.front.operation.resolve(None).mode == "shadow"
     refused = server.client.post(PATH, json={"point": "boldest"}, headers=OPERATOR)
     assert (refused.status_code, server.front.operation.name) == (400, "careful")

@@ -10,6 +10,7 @@ import pytest
 
 from specexit.config import ConfigError
 from specexit.drafts.policy import FILE, PolicyError, PolicyFile, write_policy
+from tests.serving.ends import incoming
 from tests.serving.test_operation import BLOCK, POINTS, point
 from torch_specexit.plugin.frontend import watch as watching
 from torch_specexit.plugin.frontend.activity import Activity
@@ -176,6 +177,78 @@ def test_a_word_that_says_nothing_new_lifts_nothing_that_audits_have_imposed(wor
     written(draft, serving={"share": 0.5})
     front.switch(reload=True)
     assert imposed() == (None, "exit", {}, set(), {})
+
+
+def api_servers(draft, n=2):
+    """Front ends of as many API server processes, with one draft."""
+    fronts = []
+    for _ in range(n):
+        file, serving = policies_for(draft, BLOCK, {})
+        watch = PolicyWatch(draft, BLOCK, {}, {})
+        fronts.append(FrontEnd(Operation(BLOCK, file, serving), Activity(), watch=watch, api_servers=n))
+    return fronts
+
+
+def served_by(front):
+    """What the next request gets of an API server."""
+    admitted = front.admit(incoming("chatcmpl-1"))
+    return admitted.mode, front.operation.name
+
+
+def test_a_word_to_one_api_server_reaches_all_that_share_its_engines(draft, monkeypatch):
+    """A kill switch used to end the exits of the one process that had happened to get the request."""
+    monkeypatch.setattr(watching, "SECONDS", 0.0)
+    first, second = api_servers(draft)
+    reached = first.switch(mode="off")
+    assert (reached["api_servers"], reached["of"]) == (2, 2)
+    assert [served_by(front) for front in (first, second)] == [("off", "usual")] * 2
+    second.operation.ceiling = "careful"  # which an operator's word lifts, wherever it is given
+    first.switch(mode="exit", point="bold")
+    assert [served_by(front) for front in (first, second)] == [("exit", "bold")] * 2
+    assert second.operation.ceiling is None
+    assert [event.what for event in second.operation.file.history] == [
+        "switch mode=off point=-",
+        "switch mode=exit point=bold",
+    ]
+    (alone,) = api_servers(draft, 1)
+    before = (draft / FILE).read_bytes()
+    assert alone.switch(mode="off") == {"api_servers": 1, "of": 1}
+    assert (draft / FILE).read_bytes() == before
+
+
+def test_what_reaches_one_api_server_alone_says_so(draft, monkeypatch):
+    monkeypatch.setattr(watching, "SECONDS", 0.0)
+    first, second = api_servers(draft)
+
+    def read_only(*_args):
+        raise OSError(30, "Read-only file system")
+
+    with monkeypatch.context() as m:
+        m.setattr(watching, "write_policy", read_only)
+        reached = first.switch(mode="off")
+    assert reached == {
+        "api_servers": 1,
+        "of": 2,
+        "others": f"{draft / FILE} cannot be written: [Errno 30] Read-only file system",
+    }
+    assert (served_by(first), served_by(second)) == (("off", "usual"), ("exit", "usual"))
+    (draft / FILE).rename(draft / "aside")
+    assert first.switch(mode="shadow")["others"] == f"{draft / FILE} is not there (specexit migrate writes it)"
+    (draft / "aside").rename(draft / FILE)
+    assert first.switch(reload=True)["api_servers"] == 1
+
+
+def test_a_mode_that_other_api_servers_would_not_take_over_is_refused_by_all(draft, monkeypatch):
+    monkeypatch.setattr(watching, "SECONDS", 0.0)
+    monkeypatch.setenv("SPECEXIT_SERVING", '{"mode": "shadow"}')
+    first, second = api_servers(draft)
+    before = (draft / FILE).read_bytes()
+    with pytest.raises(PolicyError, match=r"mode exit has no effect: .* or SPECEXIT_SERVING says shadow"):
+        first.switch(mode="exit")
+    with pytest.raises(PolicyError, match="operating point 'boldest' does not exist"):
+        first.switch(mode="off", point="boldest")
+    assert (draft / FILE).read_bytes() == before
+    assert [served_by(front) for front in (first, second)] == [("shadow", "usual")] * 2
 
 
 def test_settings_come_from_the_file_then_the_command_line_then_the_environment(draft, monkeypatch):

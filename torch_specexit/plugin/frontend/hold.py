@@ -43,10 +43,12 @@ class Hold:
     Args:
       operation: of the server; what serves in place of a point, and its mode, are moved.
       moved: told of each move: ``stricter``, ``shadow`` or ``back``.
+      api_servers: processes that watch the same traffic, each by audits of its own: delta is shared out among them,
+        so that with probability at least ``1 - delta`` none of them moves without need.
     """
 
-    def __init__(self, operation: Operation, moved: Callable[[str], None] = lambda move: None):
-        self.operation, self.moved = operation, moved
+    def __init__(self, operation: Operation, moved: Callable[[str], None] = lambda move: None, *, api_servers: int = 1):
+        self.operation, self.moved, self.api_servers = operation, moved, api_servers
         self._seen: dict[str, Seen] = {}
 
     def watches(self, point: OperatingPoint) -> bool:
@@ -74,7 +76,7 @@ class Hold:
             seen = self._seen[name] = Seen(capital, below)
         seen.capital.add(float(changed))
         seen.audits, seen.changed = seen.audits + 1, seen.changed + changed
-        if seen.capital.rejects(point.certificate.delta):
+        if seen.capital.rejects(point.certificate.delta / self.api_servers):
             del self._seen[name]  # to bet anew
             self._move(point, seen)
 
@@ -133,6 +135,7 @@ class Hold:
         return {
             "watching": served.name if self.watches(served) else None,
             **points.get(served.name, {"audits": 0, "changed": 0, "capital": 1.0}),
+            "api_servers": self.api_servers,
             "in_shadow": self.operation.in_shadow,
             "ceiling": self.operation.ceiling,
             "points": points,

@@ -69,7 +69,8 @@ def open_front_end(engine: Any, opening: Opening) -> FrontEnd:
     operation = Operation(block, opening.file, serving, opening.doubts)
     activity = Activity(metrics.active if metrics else lambda active, kind: None)
     watch = PolicyWatch(opening.folder, block, engine.vllm_config.additional_config, opening.served)
-    front = FrontEnd(operation, activity, watch=watch, end_tokens=end_tokens(engine.model_config))
+    n, tokens = engine.vllm_config.parallel_config._api_process_count, end_tokens(engine.model_config)
+    front = FrontEnd(operation, activity, watch=watch, end_tokens=tokens, api_servers=n)
     front.audit = _audit_of(engine, opening, front, metrics)
     if metrics is not None:
         metrics.watch(front)

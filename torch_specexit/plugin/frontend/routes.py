@@ -92,10 +92,10 @@ class Endpoints:
             if not is_operator(key):
                 raise HTTPException(403, f"the header {OPERATOR_HEADER} does not hold the operator's key")
             try:
-                self.front.switch(mode=body.mode, point=body.point, reload=body.reload)
+                reached = self.front.switch(mode=body.mode, point=body.point, reload=body.reload)
             except InputError as error:
                 raise HTTPException(400, str(error)) from error
-            return self.front.summary()
+            return self.front.summary() | {"reached": reached}
 
         @app.post(CONTROL)
         async def control(body: Control) -> dict[str, Any]:

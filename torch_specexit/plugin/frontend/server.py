@@ -41,6 +41,7 @@ class FrontEnd:
       audit: compares answers, or None where none is audited.
       watch: of the policy file, or None where there is none to watch.
       end_tokens: see `torch_specexit.plugin.frontend.own_end.end_tokens`.
+      api_servers: processes that share the engines, each with a front end of its own.
     """
 
     def __init__(
@@ -50,10 +51,11 @@ class FrontEnd:
         audit: Audit | None = None,
         watch: PolicyWatch | None = None,
         end_tokens: frozenset[int] = frozenset(),
+        api_servers: int = 1,
     ):
         self.operation, self.activity, self.audit, self.watch = operation, activity, audit, watch
-        self.end_tokens = end_tokens
-        self.hold = Hold(operation)
+        self.end_tokens, self.api_servers = end_tokens, api_servers
+        self.hold = Hold(operation, api_servers=api_servers)
         self.traffic = TrafficWatch(operation)
         self.changed: Callable[[], None] = lambda: None
         """Told whenever something else is served."""
@@ -155,21 +157,34 @@ class FrontEnd:
         if known and result in ("same", "changed", "no_exit"):
             self.hold.add(point, changed=result == "changed")
 
-    def switch(self, *, mode: Mode | None = None, point: str | None = None, reload: bool = False) -> None:
+    def switch(self, *, mode: Mode | None = None, point: str | None = None, reload: bool = False) -> dict[str, Any]:
         """An operator's word. Where nothing is said, and the file holds nothing new, nothing is changed, and nothing
         lifted that audits have imposed.
 
+        Where several API server processes serve, it is written into the policy file, as each of them watches that.
+
+        Returns:
+          ``api_servers`` that it reaches, ``of`` how many, and how the ``others`` come to it, or why they do not.
+
         Raises:
-          PolicyError, ConfigError: there is no such point, or the policy file cannot be used; nothing has been changed
-            then.
+          PolicyError, ConfigError: there is no such point, the policy file cannot be used, or the server's settings go
+            over the mode; nothing has been changed then.
         """
-        read = reload and self.watch is not None and self.watch.reload(self.operation, point)
-        if mode is None and point is None and not read:
-            return
-        self.operation.switch(mode, point)
-        self.hold.restart()
-        self.changed()
-        logger.warning("specexit: an operator has set mode %s, point %s", self.operation.mode, self.operation.name)
+        said, alone = (mode, point) != (None, None), self.api_servers == 1
+        not_written = "they read policy.json by themselves, where it has changed"
+        if said and not alone:
+            not_written = self.watch.order(self.operation, mode, point) if self.watch else "no policy file is watched"
+        is_written = said and not alone and not_written is None
+        read = (reload or is_written) and self.watch is not None and self.watch.reload(self.operation, point)
+        if said or read:
+            self.operation.switch(mode, point)
+            self.hold.restart()
+            self.changed()
+            logger.warning("specexit: an operator has set mode %s, point %s", self.operation.mode, self.operation.name)
+        if alone:
+            return {"api_servers": 1, "of": 1}
+        others = not_written or "they take policy.json over, each with its next request and within a second"
+        return {"api_servers": self.api_servers if is_written else 1, "of": self.api_servers, "others": others}
 
     async def interrupt(self, engine: Any, request: str, *, now: bool) -> bool:
         """End the thinking of a running request of the caller's, whichever API server process has it.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from pydantic import ValidationError
 
 from specexit.config import ConfigError
 from specexit.drafts.directory import SpecExitBlock
-from specexit.drafts.policy import FILE, PolicyError, PolicyFile, Serving, read_policy
+from specexit.drafts.policy import FILE, Event, Mode, PolicyError, PolicyFile, Serving, read_policy, write_policy
 from torch_specexit.plugin.certified import doubts
 from torch_specexit.plugin.frontend.operation import Operation
 from torch_specexit.plugin.settings import COMMAND_LINE, ENVIRONMENT, serving_over
@@ -136,6 +137,39 @@ class PolicyWatch:
         if doubted := operation.uncertified_because():
             logger.warning("specexit: exits are served uncertified: %s", "; ".join(doubted))
         return True
+
+    def order(self, operation: Operation, mode: Mode | None, point: str | None) -> str | None:
+        """Write an operator's word into the file, for all who watch it.
+
+        Args:
+          operation: of this server, which does not take it in yet; see `reload`.
+          mode: the file's from now on, or None for the one that it has.
+          point: its default from now on, or None.
+
+        Returns:
+          Why it could not be written; None where it is.
+
+        Raises:
+          PolicyError, ConfigError: see `reload`; or the server's settings go over the mode. Nothing is written then.
+        """
+        path = self.folder / FILE
+        if self._stamp() is None:
+            return f"{path} is not there (specexit migrate writes it)"
+        file, _ = policies_for(self.folder, self.block, self.additional_config)
+        serving = file.serving.model_copy(update={"mode": mode or file.serving.mode})
+        event = Event(
+            when=datetime.now(UTC).isoformat(timespec="seconds"), what=f"switch mode={mode or '-'} point={point or '-'}"
+        )
+        changes = {"default": file.point(point).name, "serving": serving, "history": (*file.history, event)}
+        merged = serving_over(serving, self.additional_config)
+        _check_unchanged(merged, operation.started, path)
+        if mode is not None and merged.mode != mode:
+            raise PolicyError(f"mode {mode} has no effect: {COMMAND_LINE} or {ENVIRONMENT} says {merged.mode}")
+        try:
+            write_policy(self.folder, file.model_copy(update=changes))
+        except OSError as error:
+            return f"{path} cannot be written: {error}"
+        return None
 
     def _say_what_is_overruled(self, own: Serving, merged: Serving, operation: Operation) -> None:
         """What the file says anew, and is in force as it was: the server was started with something else."""
