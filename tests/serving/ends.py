@@ -76,9 +76,14 @@ class Engine:
         return [(output.kv_transfer_params or {}).get(KEY) for output in outputs]
 
 
-def incoming(external):
+GREEDY = {"temperature": 0.0, "top_p": 1.0, "top_k": 0}
+PLAIN = GREEDY | {"min_p": 0.0, "presence_penalty": 0.0, "frequency_penalty": 0.0, "repetition_penalty": 1.0}
+"""Of vLLM's ``SamplingParams``, what says which tokens are drawn."""
+
+
+def incoming(external, **sampling):
     """What is read of vLLM's ``EngineCoreRequest`` when it comes in."""
-    params = SimpleNamespace(extra_args=None)
+    params = SimpleNamespace(extra_args=None, **PLAIN | sampling)
     return SimpleNamespace(
         request_id=f"{external}-0123abcd",
         lora_request=None,

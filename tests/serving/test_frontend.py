@@ -25,9 +25,9 @@ from torch_specexit.plugin.worker.rule import OVER, THINKING
 ENGINE = SimpleNamespace(speculative_config=None)
 
 
-def come_and_go(front, external):
+def come_and_go(front, external, **sampling):
     """A request from its admission to its end; returns its last report."""
-    engine, request = Engine(external=external), incoming(external)
+    engine, request = Engine(external=external), incoming(external, **sampling)
     setattr(engine.processor, KEY, front)
     (state,) = engine.processor.request_states.values()
     front.keep(state, request, front.admit(request))
@@ -139,6 +139,63 @@ def test_an_adapter_makes_another_target_than_was_calibrated_and_the_server_says
         for lora in ("poet", "verse")
     ]
     assert front.problem() is None  # the target without an adapter is served as it was calibrated
+
+
+CALIBRATED = {"temperature": 0.6, "top_p": 0.95, "top_k": 20, "max_tokens": 32768}
+OTHERWISE = [
+    {"temperature": 0.0},
+    CALIBRATED | {"temperature": 0.7},
+    CALIBRATED | {"top_p": 1.0},
+    CALIBRATED | {"top_k": 1},
+    CALIBRATED | {"min_p": 0.05},
+    CALIBRATED | {"repetition_penalty": 1.1},
+    CALIBRATED | {"presence_penalty": 0.5},
+    CALIBRATED | {"logit_bias": {5: 1.0}},
+]
+
+
+def calibrated_at(sampling, **serving):
+    """A front end whose certificates are of text that is sampled so."""
+    front = server.FrontEnd(operation(audit_rate=1.0, **serving), Activity())
+    front.operation.load(front.operation.file.model_copy(update={"sampling": sampling}), front.operation.serving)
+    return front
+
+
+@pytest.mark.parametrize("sampling", OTHERWISE, ids=str)
+def test_a_request_that_is_sampled_otherwise_is_served_the_same_and_called_uncertified(sampling, caplog):
+    """A certificate of greedy traces used to be reported with every sampled request, and its audits to count."""
+    front = calibrated_at(CALIBRATED, required=True)
+    for asked, covers in ((CALIBRATED, True), (sampling, False)):
+        admitted = front.admit(incoming("chatcmpl-1", **asked))
+        assert (admitted.certified, admitted.audited, admitted.point) == (covers, covers, "usual")
+        assert admitted.mode == ("shadow" if covers else "exit")  # which audits are held back for
+    told, (counted,) = come_and_go(front, "chatcmpl-1", **sampling)
+    assert told == counted
+    assert (told["point"], told["certified"], told["outcome"]) == ("usual", False, "exit")
+    assert front.problem() is None
+    said = front.summary()["covers"]
+    assert said["sampling"] == {"temperature": 0.6, "top_p": 0.95, "top_k": 20}
+    if "logit_bias" not in sampling:  # which is no sampling, but a say in the tokens
+        assert said["other_requests"] == 2
+        (line,) = [line.getMessage() for line in caplog.records]
+        assert line.startswith("specexit: requests with {")
+        assert "exit uncertified: calibrated was {" in line
+
+
+@pytest.mark.parametrize(
+    ("calibrated", "asked"),
+    [
+        ({"temperature": 0.0, "max_tokens": 768}, {"temperature": 0.0}),
+        ({"temperature": 0.0, "top_p": 0.9}, {"temperature": 1e-6, "top_k": 20}),
+        ({"temperature": 0.6, "top_k": 1}, {"temperature": 0.0}),
+        ({"temperature": 1.0}, {"temperature": 1.0, "top_k": -1, "seed": 7, "n": 3}),
+    ],
+    ids=str,
+)
+def test_what_draws_the_same_tokens_is_sampled_alike(calibrated, asked):
+    front = calibrated_at(calibrated)
+    assert front.admit(incoming("chatcmpl-1", **asked)).certified
+    assert front.summary()["covers"]["other_requests"] == 0
 
 
 def test_settings_of_the_server_override_those_of_the_draft():

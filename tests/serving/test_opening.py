@@ -9,6 +9,7 @@ import pytest
 from specexit.config import ConfigError
 from specexit.drafts.policy import PolicyFile, write_policy
 from specexit.schemas.target import TargetConfig
+from tests.serving.ends import GREEDY
 from tests.serving.test_operation import POINTS
 from torch_specexit.plugin.certified import served_fingerprints
 from torch_specexit.plugin.frontend import opening
@@ -18,7 +19,7 @@ pytestmark = pytest.mark.vllm
 FITS = {"hidden_size": 192, "target_hidden_size": 192, "vocab_size": 640, "target_num_hidden_layers": 4}
 
 
-MADE = {"fingerprints": {"dtype": "float32"}}
+MADE = {"fingerprints": {"dtype": "float32"}, "sampling": GREEDY}
 
 
 @pytest.fixture
@@ -49,7 +50,10 @@ def test_two_policies_have_one_compile_hash_and_the_fingerprints_are_of_what_is_
     found = served_fingerprints(draft, config)
     assert (found["dtype"], found["quantization"], found["kv_cache_dtype"]) == ("float32", "none", "auto")
     made = found | {"dtype": "bfloat16"}
-    write_policy(draft, PolicyFile.model_validate({"points": POINTS, "default": "usual", "fingerprints": made}))
+    write_policy(
+        draft,
+        PolicyFile.model_validate({"points": POINTS, "default": "usual", "fingerprints": made, "sampling": GREEDY}),
+    )
     opened = opening.settings_of(config)
     assert opened is not None
     assert opened.doubts == ["dtype is float32, calibrated with bfloat16"]
@@ -78,11 +82,12 @@ def test_a_front_end_knows_how_many_api_servers_share_its_engines(target, draft)
     [
         ({"fingerprints": {"dtype": "float16"}}, None, "dtype is float32, calibrated with float16"),
         ({}, None, "does not say with which dtype it was calibrated: calibrate again"),
+        (MADE | {"sampling": None}, None, "does not say at which temperature its traces were sampled"),
         (MADE | {"default": "untested"}, None, "point untested has no certificate"),
         (MADE, "Scheduler.update_from_output takes other parameters", "takes other parameters"),
         (MADE, None, None),
     ],
-    ids=["another dtype", "an older file", "no certificate", "another vLLM", "as calibrated"],
+    ids=["another dtype", "an older file", "sampling unknown", "no certificate", "another vLLM", "as calibrated"],
 )
 def test_a_server_that_must_have_certified_exits_does_not_start_without(file, misfit, message, draft, monkeypatch):
     write_policy(draft, PolicyFile.model_validate({"points": POINTS, "default": "usual"} | file))

@@ -280,10 +280,16 @@ def test_a_certificate_holds_for_what_it_was_made_with():
 def test_a_certificate_that_does_not_say_what_it_was_made_with_is_doubted():
     """A directory of an older version used to be certified for whatever was served."""
     served = {"draft": "a" * 64, "target": "b" * 64, "tokenizer": None, "dtype": "bfloat16"}
-    points = {"points": POINTS, "default": "usual"}
+    points = {"points": POINTS, "default": "usual", "sampling": {"temperature": 0.6}}
     for made, missing in (({}, "draft, target, dtype"), ({"draft": "a" * 64, "dtype": "bfloat16"}, "target")):
         assert doubts(PolicyFile.model_validate(points | {"fingerprints": made}), served) == [
             f"policy.json does not say with which {missing} it was calibrated: calibrate again"
         ]
+    known = {"fingerprints": served}
+    for sampling in (None, {}, {"max_tokens": 768}):
+        assert doubts(PolicyFile.model_validate(points | known | {"sampling": sampling}), served) == [
+            "policy.json does not say at which temperature its traces were sampled: calibrate again"
+        ]
+    assert doubts(PolicyFile.model_validate(points | known), served) == []
     untested = {"points": POINTS[3:], "default": "untested"}  # which says itself that nothing is certified
     assert doubts(PolicyFile.model_validate(untested), served) == []

@@ -10,7 +10,7 @@ import pytest
 
 from specexit.config import ConfigError
 from specexit.drafts.policy import FILE, PolicyError, PolicyFile, write_policy
-from tests.serving.ends import incoming
+from tests.serving.ends import GREEDY, incoming
 from tests.serving.test_operation import BLOCK, POINTS, point
 from torch_specexit.plugin.frontend import watch as watching
 from torch_specexit.plugin.frontend.activity import Activity
@@ -21,7 +21,9 @@ from torch_specexit.plugin.frontend.watch import PolicyWatch, policies_for
 
 
 def written(folder, **changes):
-    write_policy(folder, PolicyFile.model_validate({"points": POINTS, "default": "usual"} | changes))
+    write_policy(
+        folder, PolicyFile.model_validate({"points": POINTS, "default": "usual", "sampling": GREEDY} | changes)
+    )
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from specexit.drafts.fingerprints import target_fingerprint
 from specexit.drafts.policy import FILE, PolicyFile
 from specexit.drafts.tensors import weights_hash
 from torch_specexit.plugin.compat.checks import folder_of
+from torch_specexit.plugin.frontend.sampling import covered
 
 
 def served_fingerprints(draft: Path, vllm_config: Any) -> dict[str, str | None]:
@@ -52,8 +53,12 @@ def doubts(file: PolicyFile, served: dict[str, str | None]) -> list[str]:
         if value is not None and served.get(name) != value
     ]
     unknown = [name for name, value in calibrated.items() if value is None and served.get(name) is not None]
-    if unknown and any(point.certificate is not None for point in file.points):
+    if all(point.certificate is None for point in file.points):
+        return differing
+    if unknown:
         differing.append(f"{FILE} does not say with which {', '.join(unknown)} it was calibrated: calibrate again")
+    if covered(file.sampling) is None:
+        differing.append(f"{FILE} does not say at which temperature its traces were sampled: calibrate again")
     return differing
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch_specexit.plugin.compat.fit import Has, Hook, Method, Uses
 from torch_specexit.plugin.compat.harmless import harmless
-from torch_specexit.plugin.frontend import reports
+from torch_specexit.plugin.frontend import reports, sampling
 from torch_specexit.plugin.frontend.server import FrontEnd
 from torch_specexit.plugin.outcome import KEY
 
@@ -125,6 +125,7 @@ REQUEST_HOOKS = (
                 f"{_ENGINE}:EngineCoreRequest",
                 ("request_id", "external_req_id", "sampling_params", "lora_request", "cache_salt", "priority"),
             ),
+            Has("vllm.sampling_params:SamplingParams", (*sampling.KEYS, *sampling.NEUTRAL)),
             Uses(f"{_ENGINE}.async_llm:AsyncLLM._add_request", ("output_processor", "engine_core")),
         ),
         upstream="vllm-project/vllm#56497 (logits processors are told of new requests, in the worker only)",

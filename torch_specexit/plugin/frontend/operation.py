@@ -45,7 +45,8 @@ class Admitted(NamedTuple):
     point: str | None
     """The operating point that it is served under; None for a policy of the request's own, or no exits."""
     certified: bool
-    """Whether a certificate holds for how it is served; none does with an adapter, which makes another target."""
+    """Whether a certificate holds for how it is served; none does with an adapter, which makes another target, nor for
+    a request that is sampled otherwise than the traces of the calibration."""
     audited: bool
     caller: str | None
     """See `torch_specexit.plugin.frontend.callers`."""
@@ -165,6 +166,7 @@ class Operation:
         lora: str | None = None,
         caller: str | None = None,
         forced: bool = False,
+        sampled: bool = True,
     ) -> Admitted:
         """Decide what a request gets.
 
@@ -174,6 +176,8 @@ class Operation:
           lora: name of its adapter.
           caller: mark of its API key.
           forced: its client decides what the model writes, so that its audit would show nothing.
+          sampled: it is sampled as the traces of the calibration were; another request gets the same, uncertified, and
+            its audit would show nothing.
 
         Raises:
           ArgumentError: it asks for something that does not exist, is out of range, or not allowed.
@@ -191,13 +195,14 @@ class Operation:
         policy = policy_of(arguments, point.policy, keep_thresholds=rule == "stricter")
         mode = self._mode_of(arguments, request, point)
         own = (policy, arguments.specexit_splits, arguments.specexit_mode) == (point.policy, None, None)
-        audited = own and not forced and mode != "off" and in_share(request, self.serving.audit_rate)
+        like = sampled and not forced and mode != "off"  # as what was calibrated
+        audited = own and like and in_share(request, self.serving.audit_rate)
         return Admitted(
             policy=policy,
             mode="shadow" if audited else mode,
             splits=arguments.specexit_splits,
             point=point.name if own and mode != "off" else None,
-            certified=own and mode != "off" and lora is None and not self._uncertified(point),
+            certified=own and like and lora is None and not self._uncertified(point),
             audited=audited,
             caller=caller,
         )

@@ -23,6 +23,7 @@ from torch_specexit.plugin.frontend.inner import inner
 from torch_specexit.plugin.frontend.operation import Admitted, Operation
 from torch_specexit.plugin.frontend.own_end import BY_ITSELF, is_forced
 from torch_specexit.plugin.frontend.reports import ADMITTED, choices_of
+from torch_specexit.plugin.frontend.sampling import covered, is_sampled_as
 from torch_specexit.plugin.frontend.traffic import TrafficWatch
 from torch_specexit.plugin.frontend.watch import PolicyWatch
 
@@ -61,6 +62,8 @@ class FrontEnd:
         """Told whenever something else is served."""
         self.uncertified_loras: set[str] = set()
         """Adapters with which requests may have exited: what is calibrated is the target without any."""
+        self.other_sampling = 0
+        """Requests that may have exited, and were sampled otherwise than the traces of the calibration."""
         self.outcomes: Counter[str] = Counter()
         self.shadow: Counter[str] = Counter()
         self._finished = Finished()
@@ -100,9 +103,12 @@ class FrontEnd:
             return None
         self._look_at_file()
         lora = None if request.lora_request is None else request.lora_request.lora_name
+        made = covered(self.operation.file.sampling)
+        sampled = made is None or is_sampled_as(params, made)
+        who = {"lora": lora, "caller": caller.get()}
         try:
             admitted = self.operation.resolve(
-                params.extra_args, request.request_id, lora=lora, caller=caller.get(), forced=is_forced(params)
+                params.extra_args, request.request_id, forced=is_forced(params), sampled=sampled, **who
             )
         except ArgumentError as error:
             raise refusal()(str(error), error.parameter) from error
@@ -111,11 +117,19 @@ class FrontEnd:
             logger.warning("specexit: requests with adapter %r exit uncertified: no certificate is of it", lora)
         if inner.get():
             admitted = admitted._replace(mode="off", point=None, certified=False, audited=False, counted=False)
+        if not sampled and admitted.mode != "off":
+            self._note_sampling(params, made)
         if request.external_req_id is not None:
             admitted = admitted._replace(response=response_of(request.external_req_id, batch=batched.get()))
         request.sampling_params = copy.copy(params)
         request.sampling_params.extra_args = admitted.extra_args(params.extra_args)
         return admitted
+
+    def _note_sampling(self, params: Any, made: Any) -> None:
+        if not self.other_sampling:
+            asked = {key: getattr(params, key) for key in made}
+            logger.warning("specexit: requests with %s exit uncertified: calibrated was %s", asked, made)
+        self.other_sampling += 1
 
     def keep(self, state: Any, request: Any, admitted: Admitted) -> None:
         """Keep with a running request what is decided about it, and what an audit of it needs."""
@@ -241,6 +255,7 @@ class FrontEnd:
             "certified": not doubts,
             "uncertified_because": doubts,
             "uncertified_loras": sorted(self.uncertified_loras),
+            "covers": {"sampling": covered(operation.file.sampling), "other_requests": self.other_sampling},
             "points": operation.points(),
             "efforts": dict(operation.serving.efforts),
             "requests": dict(self.outcomes),

@@ -1,0 +1,45 @@
+"""Whether a request is sampled as the traces of a calibration were: a certificate says nothing of text that is not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+GREEDY_BELOW = 1e-5
+"""Temperature below which vLLM takes the likeliest token."""
+
+KEYS = ("temperature", "top_p", "top_k")
+"""What traces say of their sampling, as far as it is about which tokens are drawn."""
+
+NEUTRAL = {"min_p": 0.0, "presence_penalty": 0.0, "frequency_penalty": 0.0, "repetition_penalty": 1.0}
+"""Parameters that traces are collected without, and their values then."""
+
+
+def covered(calibrated: Mapping[str, Any] | None) -> dict[str, float] | None:
+    """The sampling that a policy file's certificates are of, by `KEYS`; None where the file does not say it.
+
+    Args:
+      calibrated: ``sampling`` of the file.
+
+    Example:
+      >>> covered({"temperature": 0.6, "max_tokens": 512}), covered({})
+      ({'top_p': 1.0, 'top_k': 0, 'temperature': 0.6}, None)
+    """
+    if calibrated is None or "temperature" not in calibrated:
+        return None
+    return {"top_p": 1.0, "top_k": 0} | {key: calibrated[key] for key in KEYS if key in calibrated}
+
+
+def is_sampled_as(params: Any, calibrated: Mapping[str, float]) -> bool:
+    """Whether vLLM's `SamplingParams` draw as it is said by `covered`. Seeds and lengths make no difference."""
+    plain = all(math.isclose(getattr(params, name), value) for name, value in NEUTRAL.items())
+    asked, made = _drawn(**{key: getattr(params, key) for key in KEYS}), _drawn(**calibrated)
+    return plain and all(math.isclose(a, b) for a, b in zip(asked, made, strict=True))
+
+
+def _drawn(temperature: float, top_p: float, top_k: float) -> tuple[float, float, float]:
+    """The three, where different values of them do the same made one."""
+    if temperature < GREEDY_BELOW or top_k == 1:
+        return 0.0, 1.0, 0.0
+    return temperature, top_p, max(top_k, 0)
