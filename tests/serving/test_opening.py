@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
+from contextlib import nullcontext
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from specexit.config import ConfigError
 from specexit.drafts.policy import PolicyFile, write_policy
@@ -60,21 +64,57 @@ def test_two_policies_have_one_compile_hash_and_the_fingerprints_are_of_what_is_
     assert opened.misfit is None
 
 
-def test_a_front_end_knows_how_many_api_servers_share_its_engines(target, draft):
+def test_a_draft_of_another_target_of_the_same_sizes_is_called_uncertified_or_not_served(
+    target, draft, tmp_path, monkeypatch
+):
+    """Its config fits, and only the weights tell: a fine-tune, whose every weight is a little different."""
     config = engine_config(target, draft)
-    for n in (1, 3):
-        config.parallel_config._api_process_count = n  # as vLLM's launcher has it in each of them
-        engine = SimpleNamespace(
-            vllm_config=config,
-            model_config=config.model_config,
-            logger_manager=None,
-            input_processor=SimpleNamespace(),
-            output_processor=SimpleNamespace(tokenizer=None),
-        )
+    made = served_fingerprints(draft, config)
+    write_policy(
+        draft,
+        PolicyFile.model_validate({"points": POINTS, "default": "usual", "fingerprints": made, "sampling": GREEDY}),
+    )
+    tuned = shutil.copytree(target.folder, tmp_path / "tuned")
+    weights = load_file(tuned / "model.safetensors")
+    save_file({name: tensor * np.float32(1.01) for name, tensor in weights.items()}, tuned / "model.safetensors")
+    for served, doubted in ((target.folder, False), (tuned, True)):
+        config.model_config.model = str(served)
+        monkeypatch.setenv("SPECEXIT_SERVING", "{}")
         opened = opening.settings_of(config)
         assert opened is not None
-        front = opening.open_front_end(engine, opened)
-        assert (front.api_servers, front.hold.summary()["api_servers"]) == (n, n)
+        names = [doubt.split(" is ")[0] for doubt in opened.doubts]
+        assert names == (["target"] if doubted else [])
+        monkeypatch.setenv("SPECEXIT_SERVING", '{"required": true}')
+        message = r"specexit.required is true, .*: target is \w{12}, calibrated with \w{12}"
+        with pytest.raises(ConfigError, match=message) if doubted else nullcontext():
+            opening.settings_of(config)
+
+
+def config_with(draft):
+    """Of vLLM's configuration of an engine, what is read before its engine starts, but for fingerprints."""
+    hf_config = SimpleNamespace(architectures=["SpecExitLlamaForCausalLMEagle3"])
+    model = SimpleNamespace(model=str(draft), revision=None, hf_config=hf_config)
+    return SimpleNamespace(speculative_config=SimpleNamespace(draft_model_config=model), additional_config={})
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_front_end_knows_how_many_api_servers_share_its_engines(n, draft, monkeypatch):
+    from vllm.config import ParallelConfig
+
+    monkeypatch.setattr(opening, "served_fingerprints", lambda folder, config: {})
+    config = config_with(draft)
+    config.parallel_config = ParallelConfig(_api_process_count=n)  # as vLLM's launcher has it in each of them
+    engine = SimpleNamespace(
+        vllm_config=config,
+        model_config=SimpleNamespace(try_get_generation_config=dict),
+        logger_manager=None,
+        input_processor=SimpleNamespace(),
+        output_processor=SimpleNamespace(tokenizer=None),
+    )
+    opened = opening.settings_of(config)
+    assert opened is not None
+    front = opening.open_front_end(engine, opened)
+    assert (front.api_servers, front.hold.summary()["api_servers"]) == (n, n)
 
 
 @pytest.mark.parametrize(
@@ -94,9 +134,7 @@ def test_a_server_that_must_have_certified_exits_does_not_start_without(file, mi
     monkeypatch.setattr(opening, "served_fingerprints", lambda folder, config: {"dtype": "float32"})
     monkeypatch.setattr(opening, "misfit_of", lambda config: misfit)
     monkeypatch.setenv("SPECEXIT_SERVING", '{"required": true}')
-    hf_config = SimpleNamespace(architectures=["SpecExitLlamaForCausalLMEagle3"])
-    model = SimpleNamespace(model=str(draft), revision=None, hf_config=hf_config)
-    config = SimpleNamespace(speculative_config=SimpleNamespace(draft_model_config=model), additional_config={})
+    config = config_with(draft)
     if message is None:
         assert opening.settings_of(config) is not None
         return

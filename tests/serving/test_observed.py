@@ -1,0 +1,137 @@
+"""What an operator's tools see: readiness over HTTP, spans of OpenTelemetry, and the log of exits."""
+
+from __future__ import annotations
+
+import json
+import logging
+from types import SimpleNamespace
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from tests.serving.ends import NAMED, Engine, front_end, incoming, row
+from tests.serving.test_operation import operation
+from torch_specexit.plugin.compat.frontend_hooks import FRONTEND_HOOKS
+from torch_specexit.plugin.frontend import tracing
+from torch_specexit.plugin.frontend.activity import Activity
+from torch_specexit.plugin.frontend.server import FrontEnd
+from torch_specexit.plugin.outcome import KEY
+from torch_specexit.plugin.worker.rule import OVER
+
+pytestmark = pytest.mark.vllm
+
+HOOKS = {hook.method: hook for hook in FRONTEND_HOOKS}
+
+
+def end_of(external, front=None):
+    """The state of a request that exits, as it was when it ended, and its last report."""
+    engine, request = Engine(external=external), incoming(external)
+    (state,) = engine.processor.request_states.values()
+    if front is not None:
+        setattr(engine.processor, KEY, front)
+        front.keep(state, request, front.admit(request))
+    (told,) = engine.step({0: row(OVER, 50, exited=1)}, finished={0: "stop"})
+    return state, told
+
+
+@pytest.fixture
+def health():
+    """Status of vLLM's own ``GET /health``, given a front end and what the engine itself says."""
+    from vllm.entrypoints.serve.instrumentator.health import router
+
+    async def engine_says(self):
+        if self.broken:
+            raise RuntimeError("of the engine's own")
+
+    def status(front, *, broken=False):
+        processor = SimpleNamespace() if front is None else SimpleNamespace(**{KEY: front})
+        engine = SimpleNamespace(output_processor=processor, broken=broken)
+        wrapped, app = HOOKS["check_health"].wrap(engine_says), FastAPI()
+        engine.check_health = lambda: wrapped(engine)
+        app.include_router(router)
+        app.state.engine_client = engine
+        return TestClient(app).get("/health").status_code
+
+    return status
+
+
+def test_a_server_that_must_have_certified_exits_answers_503_without_them(health, caplog):
+    front = FrontEnd(operation(required=True), Activity())
+    assert health(front) == 200
+    front.switch(point="untested")
+    assert health(front) == 503
+    assert "specexit.required is true, and exits are not served as certified: point untested has no" in caplog.text
+    front.switch(point="careful", mode="off")
+    assert health(front) == 200
+    front.activity.fail("failed", "injected")
+    assert health(front) == 503
+
+
+def test_elsewhere_readiness_is_what_the_engine_says(health):
+    doubted = FrontEnd(operation(reasons=["dtype is float16"]), Activity())
+    doubted.activity.fail("failed", "injected")
+    assert [health(front) for front in (doubted, None)] == [200, 200]
+    for front in (doubted, FrontEnd(operation(required=True), Activity()), None):
+        with pytest.raises(RuntimeError, match="of the engine's own"):
+            health(front, broken=True)
+
+
+@pytest.fixture
+def spans(monkeypatch):
+    """Spans that vLLM's own code makes of requests, hooks installed as in a server: ``trace(state)`` gives one."""
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+    from vllm.tracing import otel
+    from vllm.v1.engine import output_processor
+
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    monkeypatch.setattr(otel.trace, "get_tracer", provider.get_tracer)
+    for owner, method in ((output_processor, "instrument_manual"), (output_processor.OutputProcessor, "do_tracing")):
+        original = getattr(owner, method)
+        monkeypatch.setattr(owner, method, HOOKS[method].wrap(getattr(original, "__wrapped__", original)))
+
+    def trace(state):
+        timed = dict.fromkeys(("arrival_time", "queued_ts", "scheduled_ts", "first_token_ts", "last_token_ts"), 1.0)
+        state.stats = SimpleNamespace(**timed, first_token_latency=0.5, num_generation_tokens=60)
+        state.prompt_embeds, state.top_p, state.temperature, state.n = None, 1.0, 0.0, 1
+        output, step = SimpleNamespace(trace_headers=None), SimpleNamespace(iteration_timestamp=2.0)
+        output_processor.OutputProcessor.do_tracing(SimpleNamespace(), output, state, step)
+        span = exporter.get_finished_spans()[-1]
+        return span.name, dict(span.attributes)
+
+    return trace
+
+
+def test_vllms_span_of_a_request_says_how_its_thinking_ended(spans):
+    name, attributes = spans(end_of("chatcmpl-1", front_end())[0])
+    assert name == "llm_request"
+    assert attributes["gen_ai.usage.completion_tokens"] == 60  # vLLM's own are there, too
+    ours = {key: value for key, value in attributes.items() if key.startswith("specexit.")}
+    assert ours == {
+        "specexit.outcome": "exit",
+        "specexit.thinking_tokens": 50,
+        "specexit.point": "default",
+        "specexit.certified": False,
+        **{f"specexit.signals.{signal}": value for signal, value in NAMED.items()},
+    }
+
+
+def test_a_span_of_a_request_without_a_report_says_nothing_of_another(spans):
+    spans(end_of("chatcmpl-1")[0])
+    (state,) = Engine(external="chatcmpl-2").processor.request_states.values()
+    _, attributes = spans(state)
+    assert attributes["gen_ai.request.id"] == "chatcmpl-2"
+    assert not [key for key in attributes if key.startswith("specexit.")]
+    assert tracing.with_ours({"a": 1}) == {"a": 1}  # of whatever is no request
+
+
+def test_the_exit_log_has_one_line_of_json_for_each_finished_request(caplog):
+    with caplog.at_level(logging.INFO, "vllm.specexit"):
+        _, told = end_of("chatcmpl-1", front_end(exit_log=True))
+        end_of("chatcmpl-2", front_end())  # off by default
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert json.loads(line) == {"specexit": {"request_id": "chatcmpl-1", **told}}
+    assert told["outcome"] == "exit"
