@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 from specexit.drafts.directory import SpecExitBlock
 from specexit.drafts.policy import TRAFFIC_LEVELS, PolicyFile, Population, Serving, Traffic
+from specexit.method.splits import ThinkTokens
 from torch_specexit.plugin.frontend.activity import Activity
 from torch_specexit.plugin.frontend.operation import Operation
 from torch_specexit.plugin.frontend.own_end import BY_ITSELF
@@ -26,10 +28,21 @@ def policies(seed=0):
     rng = np.random.default_rng(seed)
     quantiles = {
         name: tuple(np.quantile(lengths(rng, 800, mean), TRAFFIC_LEVELS).tolist())
-        for name, mean in (("prompt_tokens", 300), ("thinking_tokens", 2000))
+        for name, mean in (("prompt_tokens", 300), ("thinking_tokens", 2000), ("boundaries", 40))
     }
-    rest = {"boundaries": (0.0,) * 7, "validity": (0.0,) * 7, "split_tokens": {}}
-    return PolicyFile(traffic=Traffic(**quantiles, **rest), population=Population(prompts=800, traces=800))
+    splits = Counter(token for thinking in thoughts(rng, 800) for token in thinking)
+    shares = {str(token): round(n / splits.total(), 6) for token, n in splits.items()}
+    return PolicyFile(traffic=Traffic(**quantiles, split_tokens=shares), population=Population(prompts=800, traces=800))
+
+
+BREAK, WAIT, BUT, NEW = 271, 14190, 3983, 99
+
+
+def thoughts(rng, n, wait=0.3):
+    """Split tokens of thinking: how much of it is ``Wait`` differs from request to request, as it does in earnest."""
+    for size in lengths(rng, n, 40) + 1:
+        share = rng.beta(4 * wait, 4 * (1 - wait - 0.1))
+        yield rng.choice([BREAK, WAIT, BUT], size, p=[0.9 * (1 - share), share, 0.1 * (1 - share)]).tolist()
 
 
 def operation(file):
@@ -40,7 +53,7 @@ def test_traffic_like_the_calibrations_is_left_alone(caplog):
     watch, rng = TrafficWatch(operation(policies())), np.random.default_rng(1)
     with caplog.at_level(logging.WARNING, "vllm.specexit"):
         for tokens in lengths(rng, 3000, 300).tolist():
-            watch.add("prompt_tokens", tokens)
+            watch.add_prompt(tokens)
             assert not watch.moved["prompt_tokens"]
     assert 0 < watch.distance["prompt_tokens"] < 0.1
     assert not caplog.records
@@ -50,24 +63,73 @@ def test_longer_prompts_are_seen_once_and_said_once_and_it_ends_when_they_do(cap
     watch, rng = TrafficWatch(operation(policies())), np.random.default_rng(1)
     with caplog.at_level(logging.WARNING, "vllm.specexit"):
         for tokens in lengths(rng, 600, 900).tolist():
-            watch.add("prompt_tokens", tokens)
-    assert watch.moved == {"prompt_tokens": True, "thinking_tokens": False}
+            watch.add_prompt(tokens)
+    assert [feature for feature, moved in watch.moved.items() if moved] == ["prompt_tokens"]
     assert watch.distance["prompt_tokens"] > 0.5
     (record,) = caplog.records
     assert "prompt_tokens of the last 100 requests are not those of the calibration" in record.getMessage()
     for tokens in lengths(rng, 1000, 300).tolist():
-        watch.add("prompt_tokens", tokens)
+        watch.add_prompt(tokens)
     assert not watch.moved["prompt_tokens"]
+
+
+def test_the_same_way_of_thinking_is_left_alone_however_requests_differ(caplog):
+    """Boundaries of one request are alike, so that they are fewer than they seem: of 15 servers, none cries wolf."""
+    for seed in range(15):
+        watch, rng = TrafficWatch(operation(policies(seed))), np.random.default_rng(1000 + seed)
+        for thinking in thoughts(rng, 300):
+            watch.add_thinking(2000, thinking)
+            assert not watch.moved["split_tokens"]
+            assert not watch.moved["boundaries"]
+    assert 0 < watch.distance["split_tokens"] < 0.1
+
+
+@pytest.mark.parametrize(
+    ("thinking", "moved", "said"),
+    [
+        (lambda rng: thoughts(rng, 300, wait=0.6), ["split_tokens"], f"token {WAIT} at "),
+        (lambda rng: (t * 4 for t in thoughts(rng, 300)), ["boundaries"], "boundaries of the last "),
+        (
+            lambda rng: ([*t, *[NEW] * len(t)] for t in thoughts(rng, 300)),
+            ["boundaries", "split_tokens"],
+            "tokens that no ",
+        ),
+    ],
+    ids=["other words", "more steps", "words of no trace"],
+)
+def test_another_way_of_thinking_is_seen_whatever_its_length(thinking, moved, said, caplog):
+    """Traffic that hedges at every step, or in steps of another size, used to look like the calibration's."""
+    watch = TrafficWatch(operation(policies()))
+    with caplog.at_level(logging.WARNING, "vllm.specexit"):
+        for splits, tokens in zip(
+            thinking(np.random.default_rng(1)), lengths(np.random.default_rng(2), 300, 2000), strict=True
+        ):
+            watch.add_thinking(int(tokens), splits)
+    assert [feature for feature, is_moved in watch.moved.items() if is_moved] == moved
+    assert any(said in record.getMessage() for record in caplog.records)
+
+
+def test_thinking_without_a_boundary_is_left_out_as_a_calibration_does():
+    watch = TrafficWatch(operation(policies()))
+    watch.add_thinking(50, [])
+    watch.add_thinking(50, None)  # without a tokenizer its length is all that is known
+    assert [seen["requests"] for seen in watch.summary().values()] == [0, 1, 0, 0]
+
+
+def test_an_older_file_with_quantiles_of_a_signal_is_read():
+    stored = policies().model_dump(mode="json")
+    stored["traffic"]["validity"] = [0.1] * 7
+    assert PolicyFile.model_validate(stored) == policies()
 
 
 def test_nothing_is_said_of_a_few_requests_or_without_statistics():
     watch = TrafficWatch(operation(policies()))
     for _ in range(LEAST - 1):
-        watch.add("prompt_tokens", 10**6)
+        watch.add_prompt(10**6)
     assert watch.distance["prompt_tokens"] == 0
     watch = TrafficWatch(operation(PolicyFile()))
     for _ in range(LEAST + EVERY):
-        watch.add("prompt_tokens", 10**6)
+        watch.add_prompt(10**6)
     assert watch.summary()["prompt_tokens"] == {"requests": LEAST + EVERY, "distance": 0.0, "moved": False}
 
 
@@ -75,10 +137,10 @@ def test_a_new_policy_file_begins_anew():
     served = operation(policies())
     watch = TrafficWatch(served)
     for _ in range(LEAST):
-        watch.add("prompt_tokens", 10**6)
+        watch.add_prompt(10**6)
     assert watch.moved["prompt_tokens"]
     served.load(policies(seed=5), Serving())
-    watch.add("prompt_tokens", 10**6)
+    watch.add_prompt(10**6)
     assert watch.summary()["prompt_tokens"] == {"requests": 1, "distance": 0.0, "moved": False}
 
 
@@ -93,10 +155,11 @@ def test_a_new_policy_file_begins_anew():
     ],
 )
 def test_whole_thinking_is_what_nothing_could_have_cut(mode, outcome, by_itself, counted):
-    front = FrontEnd(operation(policies()), Activity())
+    front = FrontEnd(operation(policies()), Activity(), tokens=ThinkTokens(1, 2, frozenset({BREAK})))
     front.operation.switch(mode)
     admitted = front.operation.resolve(None, "r")
     state = SimpleNamespace(external_req_id="r", parent_req=None, request_index=0, **{BY_ITSELF: by_itself})
+    state.detokenizer = SimpleNamespace(output_token_ids=[7] * 40 + [BREAK] * 10 + [2, BREAK])
     request = SimpleNamespace(external_req_id="r", prompt_token_ids=[1] * 7, cache_salt=None, priority=0)
     front.keep(state, request, admitted)
     front.finish(state, {"outcome": outcome, "thinking_tokens": 50, "signals": {}})
@@ -104,7 +167,11 @@ def test_whole_thinking_is_what_nothing_could_have_cut(mode, outcome, by_itself,
     assert {feature: seen["requests"] for feature, seen in found.items()} == {
         "prompt_tokens": 1,
         "thinking_tokens": counted,
+        "boundaries": counted,
+        "split_tokens": counted,
     }
+    if counted:
+        assert front.traffic._seen["split_tokens"][0] == {BREAK: 10}  # those of the thinking alone
 
 
 def test_an_audits_own_request_is_none_of_the_traffic():

@@ -341,8 +341,6 @@ def test_what_the_certificate_is_for_is_stored(setting):
     }
     assert stored.traffic.thinking_tokens == (10,) * 7
     assert stored.traffic.split_tokens == pytest.approx({"23": 1 / 3, "26": 1 / 3, "29": 1 / 3}, abs=1e-5)
-    assert stored.traffic.validity[0] == pytest.approx(0.01)
-    assert stored.traffic.validity[-1] == pytest.approx(0.9)
     assert [event.data_sha256 for event in stored.history] == [data_sha256(paths["traces"])]
     assert len(calibrate(CalibrateConfig(**paths)).history) == 2
 

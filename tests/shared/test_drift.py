@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from specexit.drafts.policy import TRAFFIC_LEVELS
-from specexit.method.statistics import chance_distance, quantile_distance
+from specexit.method.statistics import chance_distance, chance_share_distance, quantile_distance, share_distance
 
 whole_numbers = st.lists(st.integers(0, 20), min_size=20, max_size=200).map(lambda values: np.array(values, float))
 
@@ -42,4 +42,28 @@ def test_chance_exceeds_its_distance_no_more_often_than_it_says():
         sample, today = rng.lognormal(size=150), rng.lognormal(size=100)
         quantiles = np.quantile(sample, TRAFFIC_LEVELS).tolist()
         broken += quantile_distance(today, quantiles, TRAFFIC_LEVELS) > chance_distance(100, 150, 0.1)
+    assert broken <= 60
+
+
+def test_shares_differ_by_the_total_variation():
+    counts = np.array([[2, 0, 2], [0, 4, 0]])
+    assert share_distance(counts, np.array([0.25, 0.5, 0.25])) == 0
+    assert share_distance(counts, np.array([1.0, 0, 0])) == pytest.approx(0.75)
+    assert share_distance(np.zeros((3, 2), np.int64), np.array([0.5, 0.5])) == 0
+
+
+@pytest.mark.parametrize("alike", [0.5, 50.0])
+def test_chance_exceeds_its_distance_of_shares_no_more_often_than_it_says(alike):
+    """600 pairs of samples whose requests differ much or little among themselves."""
+    rng = np.random.default_rng(0)
+
+    def requests(n):
+        shares = rng.dirichlet(alike * np.array([0.6, 0.3, 0.1]), n)
+        return rng.multinomial(1 + rng.poisson(20, n), shares)
+
+    broken = 0
+    for _ in range(600):
+        sample, today = requests(150).sum(axis=0), requests(100)
+        shares = sample / sample.sum()
+        broken += share_distance(today, shares) > chance_share_distance(today, shares, 150, 0.1)
     assert broken <= 60

@@ -165,8 +165,13 @@ class Traffic(Config):
     prompt_tokens: tuple[float, ...]
     thinking_tokens: tuple[float, ...] = Field(description="of whole traces, nothing cut")
     boundaries: tuple[float, ...] = Field(description="split tokens in a trace")
-    validity: tuple[float, ...] = Field(description="of the signal, over all boundaries")
     split_tokens: dict[str, float] = Field(description="token id -> its share of all boundaries")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_validity(cls, given: Any) -> Any:
+        """Older files have quantiles of a signal, which no server sees at all boundaries."""
+        return {key: value for key, value in given.items() if key != "validity"} if isinstance(given, dict) else given
 
 
 class Selection(Config):

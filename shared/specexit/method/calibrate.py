@@ -47,7 +47,6 @@ from specexit.method.policies.budget import budget_policy
 from specexit.method.policies.validity import VALIDITY_GRID
 from specexit.method.replay import Replay
 from specexit.method.sample import Sample
-from specexit.method.signals import column
 from specexit.method.simulate import Point, loss, mean_known, point_of, summarise
 from specexit.method.stored import replays
 from specexit.schemas.calibrate import CalibrateConfig
@@ -311,7 +310,7 @@ class PassedBy:
     """What is seen of replays that pass by: how long their traces are, and where they could end."""
 
     def __init__(self) -> None:
-        self._prompt, self._think, self._boundaries, self._validity = (Ordered() for _ in range(4))
+        self._prompt, self._think, self._boundaries = (Ordered() for _ in range(3))
         self._splits: Counter[int] = Counter()
 
     def look(self, replays: Iterable[Replay]) -> Iterator[Replay]:
@@ -320,7 +319,6 @@ class PassedBy:
             self._prompt.add(np.array([trace.n_prompt for trace in replay.traces]))
             self._think.add(replay.n_think)
             self._boundaries.add(np.array([len(trace.boundaries) for trace in replay.traces]))
-            self._validity.add(replay.verdicts(Policy()).values[:, column("validity")])
             for trace in replay.traces:
                 self._splits.update(trace.split_ids)
             yield replay
@@ -332,7 +330,6 @@ class PassedBy:
             prompt_tokens=_levels(self._prompt),
             thinking_tokens=_levels(self._think),
             boundaries=_levels(self._boundaries),
-            validity=_levels(self._validity),
             split_tokens={str(token): round(n / total, 6) for token, n in self._splits.most_common()},
         )
 

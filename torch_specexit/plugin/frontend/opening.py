@@ -69,8 +69,15 @@ def open_front_end(engine: Any, opening: Opening) -> FrontEnd:
     operation = Operation(block, opening.file, serving, opening.doubts)
     activity = Activity(metrics.active if metrics else lambda active, kind: None)
     watch = PolicyWatch(opening.folder, block, engine.vllm_config.additional_config, opening.served)
-    n, tokens = engine.vllm_config.parallel_config._api_process_count, end_tokens(engine.model_config)
-    front = FrontEnd(operation, activity, watch=watch, end_tokens=tokens, api_servers=n)
+    tokenizer = engine.output_processor.tokenizer
+    front = FrontEnd(
+        operation,
+        activity,
+        watch=watch,
+        end_tokens=end_tokens(engine.model_config),
+        api_servers=engine.vllm_config.parallel_config._api_process_count,
+        tokens=None if tokenizer is None else block.think_tokens(tokenizer),
+    )
     front.audit = _audit_of(engine, opening, front, metrics)
     if metrics is not None:
         metrics.watch(front)
@@ -84,10 +91,10 @@ def open_front_end(engine: Any, opening: Opening) -> FrontEnd:
 
 
 def _audit_of(engine: Any, opening: Opening, front: FrontEnd, metrics: ExitMetrics | None) -> Audit | None:
-    block, tokenizer = opening.block, engine.output_processor.tokenizer
+    tokenizer, tokens = engine.output_processor.tokenizer, front.tokens
     if opening.serving.audit_rate == 0:
         return None
-    if tokenizer is None or engine.model_config.is_multimodal_model:
+    if tokens is None or engine.model_config.is_multimodal_model:
         logger.warning("specexit: audits are off, they need a tokenizer and prompts that are nothing but text")
         return None
 
@@ -100,7 +107,7 @@ def _audit_of(engine: Any, opening: Opening, front: FrontEnd, metrics: ExitMetri
     return Audit(
         generator_of(engine),
         tokenizer.decode,
-        block.think_tokens(tokenizer),
+        tokens,
         engine.model_config.max_model_len,
         settled,
         kinds[0] if len(kinds) == 1 else "math",

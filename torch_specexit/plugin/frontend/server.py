@@ -12,6 +12,7 @@ from typing import Any
 
 from specexit.drafts.directory import Mode
 from specexit.method.decision import Policy
+from specexit.method.splits import ThinkTokens
 from torch_specexit.plugin.frontend.activity import Activity
 from torch_specexit.plugin.frontend.arguments import ArgumentError, refusal
 from torch_specexit.plugin.frontend.audit import CACHE_SALT, PRIORITY, Audit
@@ -24,7 +25,7 @@ from torch_specexit.plugin.frontend.operation import Admitted, Operation
 from torch_specexit.plugin.frontend.own_end import BY_ITSELF, is_forced
 from torch_specexit.plugin.frontend.reports import ADMITTED, choices_of
 from torch_specexit.plugin.frontend.sampling import covered, is_sampled_as
-from torch_specexit.plugin.frontend.traffic import TrafficWatch
+from torch_specexit.plugin.frontend.traffic import TrafficWatch, splits_of
 from torch_specexit.plugin.frontend.watch import PolicyWatch
 
 logger = logging.getLogger("vllm.specexit")
@@ -43,6 +44,7 @@ class FrontEnd:
       watch: of the policy file, or None where there is none to watch.
       end_tokens: see `torch_specexit.plugin.frontend.own_end.end_tokens`.
       api_servers: processes that share the engines, each with a front end of its own.
+      tokens: of the draft, or None where there is no tokenizer.
     """
 
     def __init__(
@@ -53,9 +55,10 @@ class FrontEnd:
         watch: PolicyWatch | None = None,
         end_tokens: frozenset[int] = frozenset(),
         api_servers: int = 1,
+        tokens: ThinkTokens | None = None,
     ):
         self.operation, self.activity, self.audit, self.watch = operation, activity, audit, watch
-        self.end_tokens, self.api_servers = end_tokens, api_servers
+        self.end_tokens, self.api_servers, self.tokens = end_tokens, api_servers, tokens
         self.hold = Hold(operation, api_servers=api_servers)
         self.traffic = TrafficWatch(operation)
         self.changed: Callable[[], None] = lambda: None
@@ -137,7 +140,7 @@ class FrontEnd:
         setattr(state, CACHE_SALT, request.cache_salt)
         setattr(state, PRIORITY, request.priority)
         if request.prompt_token_ids is not None and admitted.counted:
-            self.traffic.add("prompt_tokens", len(request.prompt_token_ids))
+            self.traffic.add_prompt(len(request.prompt_token_ids))
 
     def finish(self, state: Any, report: dict[str, Any]) -> None:
         """Remember a finished request, and audit it if it is one to be audited."""
@@ -148,7 +151,9 @@ class FrontEnd:
             self.shadow.update(exits=1, before=kept, behind=report["thinking_tokens"] - kept)
         whole = report["outcome"] == "natural_end" and getattr(state, BY_ITSELF, False)
         if whole and admitted is not None and admitted.mode == "shadow":
-            self.traffic.add("thinking_tokens", report["thinking_tokens"])
+            n, tokens = report["thinking_tokens"], self.tokens
+            splits = None if tokens is None else splits_of(state.detokenizer.output_token_ids, n, tokens)
+            self.traffic.add_thinking(n, splits)
         owner = None if admitted is None else admitted.caller
         self._finished.add(owner, state.external_req_id, response_of_state(state), choices_of(state))
         if self.operation.serving.exit_log:

@@ -1,25 +1,27 @@
 """Whether requests look like the prompts of the calibration; where they do not, its certificate says nothing of them.
 
-``policy.json`` holds quantiles of what was calibrated on. Two of them can be seen on a server: how long prompts are, of
-every request, and how long whole thinking is, of requests whose exits are not made (shadow mode, audits). What an exit
-has cut says nothing about the latter.
+``policy.json`` holds what was calibrated on, as far as it can be seen on a server: how long prompts are, of every
+request; and of requests whose exits are not made (shadow mode, audits), how long whole thinking is, how many boundaries
+it has, and at which split tokens. What an exit has cut says nothing about the latter.
 """
 
 from __future__ import annotations
 
 import logging
-from collections import deque
+from collections import Counter, deque
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
-from specexit.drafts.policy import TRAFFIC_LEVELS, PolicyFile
-from specexit.method.statistics import chance_distance, quantile_distance
+from specexit.drafts.policy import TRAFFIC_LEVELS, PolicyFile, Traffic
+from specexit.method.splits import ThinkTokens
+from specexit.method.statistics import chance_distance, chance_share_distance, quantile_distance, share_distance
 from torch_specexit.plugin.frontend.operation import Operation
 
 logger = logging.getLogger("vllm.specexit")
 
-FEATURES: tuple[str, ...] = ("prompt_tokens", "thinking_tokens")
+FEATURES: tuple[str, ...] = ("prompt_tokens", "thinking_tokens", "boundaries", "split_tokens")
 WINDOW = 1000
 """Requests that count, the latest."""
 LEAST = 100
@@ -30,11 +32,27 @@ LEVEL = 1e-4
 """Probability at which one look takes chance for a change."""
 
 
+def splits_of(output: Sequence[int], n_think: int, tokens: ThinkTokens) -> list[int]:
+    """The split tokens of a request's thinking, one for each boundary.
+
+    Args:
+      output: all tokens of the request.
+      n_think: of these, how many are its thinking.
+      tokens: of the draft.
+
+    Example:
+      >>> splits_of([1, 7, 5, 8, 5, 2, 5], 4, ThinkTokens(start=1, end=2, split=frozenset({5})))
+      [5, 5]
+    """
+    begin = output.index(tokens.start) + 1 if tokens.start in output else 0
+    return [token for token in output[begin : begin + n_think] if token in tokens.split]
+
+
 class TrafficWatch:
     """Compares the latest requests of a server with its calibration.
 
     Args:
-      operation: of the server; its policy file has the quantiles, and another file begins anew.
+      operation: of the server; its policy file says how the calibration looked, and another file begins anew.
     """
 
     def __init__(self, operation: Operation):
@@ -43,18 +61,37 @@ class TrafficWatch:
 
     def _begin(self) -> None:
         self._file: PolicyFile = self.operation.file
-        self._seen: dict[str, deque[int]] = {feature: deque(maxlen=WINDOW) for feature in FEATURES}
+        self._seen: dict[str, deque[Any]] = {feature: deque(maxlen=WINDOW) for feature in FEATURES}
         self._counts = dict.fromkeys(FEATURES, 0)
         self.distance = dict.fromkeys(FEATURES, 0.0)
-        """The largest gap between today's distribution function and the calibration's."""
+        """How far today's requests are from the calibration: of lengths, the largest gap of the distribution functions;
+        of split tokens, the share of the boundaries that would have to be at others."""
         self.moved = dict.fromkeys(FEATURES, False)
         """Whether that is more than chance explains."""
 
-    def add(self, feature: str, tokens: int) -> None:
-        """Take in one request."""
+    def add_prompt(self, tokens: int) -> None:
+        """Take in the length of a request's prompt."""
+        self._add("prompt_tokens", tokens)
+
+    def add_thinking(self, tokens: int, splits: Sequence[int] | None) -> None:
+        """Take in whole thinking.
+
+        Args:
+          tokens: how many.
+          splits: see `splits_of`; None where nobody knows. Without any there was nowhere to exit, which a calibration
+            leaves out, too.
+        """
+        if splits is not None and not splits:
+            return
+        self._add("thinking_tokens", tokens)
+        if splits is not None:
+            self._add("boundaries", len(splits))
+            self._add("split_tokens", Counter(splits))
+
+    def _add(self, feature: str, value: Any) -> None:
         if self.operation.file is not self._file:
             self._begin()
-        self._seen[feature].append(tokens)
+        self._seen[feature].append(value)
         self._counts[feature] += 1
         if self._counts[feature] % EVERY == 0 and len(self._seen[feature]) >= LEAST:
             self._look(feature)
@@ -63,18 +100,17 @@ class TrafficWatch:
         traffic, population = self._file.traffic, self._file.population
         if traffic is None or population is None:
             return
-        values = np.array(self._seen[feature], np.float64)
-        distance = quantile_distance(values, getattr(traffic, feature), TRAFFIC_LEVELS)
-        moved = distance > chance_distance(len(values), population.prompts, LEVEL)
+        compare = _compare_shares if feature == "split_tokens" else _compare_lengths
+        distance, chance, how = compare(feature, self._seen[feature], traffic, population.prompts)
+        moved = distance > chance
         if moved and not self.moved[feature]:
             logger.warning(
-                "specexit: %s of the last %d requests are not those of the calibration (distance %.2f, median %d, "
-                "calibrated at %d): its certificate is of other prompts",
+                "specexit: %s of the last %d requests are not those of the calibration (distance %.2f, %s): its "
+                "certificate is of other prompts",
                 feature,
-                len(values),
+                len(self._seen[feature]),
                 distance,
-                np.median(values),
-                getattr(traffic, feature)[len(TRAFFIC_LEVELS) // 2],
+                how,
             )
         self.distance[feature], self.moved[feature] = distance, moved
 
@@ -88,3 +124,26 @@ class TrafficWatch:
             }
             for feature in FEATURES
         }
+
+
+def _compare_lengths(feature: str, seen: Iterable[int], traffic: Traffic, prompts: int) -> tuple[float, float, str]:
+    """Distance, what chance explains of it, and what has changed."""
+    values, quantiles = np.array(list(seen), np.float64), getattr(traffic, feature)
+    distance = quantile_distance(values, quantiles, TRAFFIC_LEVELS)
+    how = f"median {np.median(values):.0f}, calibrated at {quantiles[len(TRAFFIC_LEVELS) // 2]:.0f}"
+    return distance, chance_distance(len(values), prompts, LEVEL), how
+
+
+def _compare_shares(
+    feature: str, seen: Iterable[Counter[int]], traffic: Traffic, prompts: int
+) -> tuple[float, float, str]:
+    """As `_compare_lengths`; all tokens that the calibration has not seen are one kind."""
+    kinds = [int(token) for token in traffic.split_tokens]
+    rows = [[count[kind] for kind in kinds] + [count.total()] for count in seen]
+    counts, shares = np.array(rows, np.int64), np.array([*traffic.split_tokens.values(), 0.0])
+    counts[:, -1] -= counts[:, :-1].sum(axis=1)
+    today = counts.sum(axis=0) / counts.sum()
+    most = int(np.abs(today - shares).argmax())
+    name = f"token {kinds[most]}" if most < len(kinds) else "tokens that no calibration trace has"
+    how = f"{name} at {today[most]:.0%} of the boundaries, calibrated at {shares[most]:.0%}"
+    return share_distance(counts, shares), chance_share_distance(counts, shares, prompts, LEVEL), how

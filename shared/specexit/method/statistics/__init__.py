@@ -2,7 +2,8 @@
 
 `ranking` judges scores, `binomial` bounds error rates, `bootstrap` gives intervals, `hypothesis_tests` stands behind
 "better" and "no worse", `sequential` behind claims that are looked at more than once, and `drift` compares values with
-quantiles. The core needs neither scipy nor scikit-learn for them; the tests hold each against an independent peer.
+quantiles, and counts with shares. The core needs neither scipy nor scikit-learn for them; the tests hold each against
+an independent peer.
 """
 
 from specexit.method.statistics.binomial import (
@@ -13,7 +14,12 @@ from specexit.method.statistics.binomial import (
     mean_upper_bound,
 )
 from specexit.method.statistics.bootstrap import cluster_bootstrap, paired_bootstrap, relative_cut
-from specexit.method.statistics.drift import chance_distance, quantile_distance
+from specexit.method.statistics.drift import (
+    chance_distance,
+    chance_share_distance,
+    quantile_distance,
+    share_distance,
+)
 from specexit.method.statistics.hypothesis_tests import Equivalence, cluster_means, equivalence, holm, sign_flip_test
 from specexit.method.statistics.ranking import Counted, Ranking, counted, ranking
 from specexit.method.statistics.sequential import Capital, confidence_sequence
@@ -27,6 +33,7 @@ __all__ = [
     "binomial_tail",
     "binomial_upper_bound",
     "chance_distance",
+    "chance_share_distance",
     "cluster_bootstrap",
     "cluster_means",
     "confidence_sequence",
@@ -39,5 +46,6 @@ __all__ = [
     "quantile_distance",
     "ranking",
     "relative_cut",
+    "share_distance",
     "sign_flip_test",
 ]

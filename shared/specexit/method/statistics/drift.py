@@ -1,11 +1,12 @@
-"""Whether values of today look like those of a sample of which a few quantiles are left."""
+"""Whether values of today look like those of a sample of which a few quantiles, or the shares of kinds, are left."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import NormalDist
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 
 def quantile_distance(values: Float[np.ndarray, " n"], quantiles: Sequence[float], levels: Sequence[float]) -> float:
@@ -48,3 +49,45 @@ def chance_distance(n: int, m: int, level: float) -> float:
     """
     tail = np.log(4 / level) / 2
     return float(np.sqrt(tail / n) + np.sqrt(tail / m))
+
+
+def share_distance(counts: Int[np.ndarray, "n kinds"], shares: Float[np.ndarray, " kinds"]) -> float:
+    """Total variation: half of what the shares of all kinds differ by, added up.
+
+    Args:
+      counts: how often today's requests have each kind.
+      shares: of the kinds in the sample, 1 together.
+
+    Returns:
+      0..1; 0 without any counts.
+
+    Example:
+      >>> share_distance(np.array([[2, 1], [4, 1]]), np.array([0.5, 0.5]))
+      0.25
+    """
+    pooled = counts.sum(axis=0)
+    return float(np.abs(pooled / pooled.sum() - shares).sum() / 2) if pooled.sum() else 0.0
+
+
+def chance_share_distance(
+    counts: Int[np.ndarray, "n kinds"], shares: Float[np.ndarray, " kinds"], m: int, level: float
+) -> float:
+    """A `share_distance` that requests like those of the sample exceed with probability of about ``level`` at most.
+
+    What a request has of one kind depends on what else it has, so a share varies as a ratio of two means over requests
+    does; normal bounds of all shares at once (Bonferroni) are added up, which is more than chance needs.
+
+    Args:
+      counts: how often today's requests have each kind; the variance is taken from them, and is at least what kinds
+        that are drawn one by one would have.
+      shares: of the kinds in the sample.
+      m: prompts of the sample, which vary as today's requests do.
+      level: between 0 and 1.
+    """
+    sizes = counts.sum(axis=1)
+    if not sizes.sum():
+        return 1.0
+    residuals = counts - sizes[:, None] * (counts.sum(axis=0) / sizes.sum())
+    variance = np.maximum((residuals**2).mean(axis=0) / sizes.mean() ** 2, shares * (1 - shares) / sizes.mean())
+    reach = NormalDist().inv_cdf(1 - level / (2 * len(shares)))
+    return float(reach * np.sqrt(variance * (1 / len(counts) + 1 / m)).sum() / 2)
