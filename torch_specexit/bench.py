@@ -1,8 +1,8 @@
 """`specexit bench`: the same problems through every method, in turns, on real vLLM engines.
 
-One engine process per draft, all started once; only one works at a time. The methods take turns slice by slice, and
-who begins moves on from slice to slice, so that a noisy machine hits all of them alike. What a slice gave is written
-down at once: a benchmark that was interrupted goes on behind it.
+One engine process per draft directory, which methods share; all are started once, and only one works at a time. The
+methods take turns slice by slice, and who begins moves on from slice to slice, so that a noisy machine hits all of them
+alike. What a slice gave is written down at once: a benchmark that was interrupted goes on behind it.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ from specexit.bench.results import Results, result_tables, write_results
 from specexit.config import write_text
 from specexit.data.traces import target_named_in
 from specexit.drafts.directory import read_config
+from specexit.drafts.policy import policy_sha256
 from specexit.drafts.tensors import weights_hash
 from specexit.schemas.bench import BenchConfig
 from specexit.schemas.bench_full_size import BenchFullSizeConfig
@@ -75,7 +76,7 @@ def bench_full_size(config: BenchFullSizeConfig) -> Results:
 
 
 def write_stand_in(config: BenchFullSizeConfig, small: str, dtype: Literal["bfloat16", "float32"]) -> tuple[Path, Path]:
-    """The stand-in's YAML and draft; written where it is not there yet, or was made of another draft.
+    """The stand-in's YAML and draft; written where it is not there yet, or was made of another draft or policy.
 
     Raises:
       StandInError, DraftError, ConfigError: it cannot be made.
@@ -84,7 +85,8 @@ def write_stand_in(config: BenchFullSizeConfig, small: str, dtype: Literal["bflo
     wanted = StandInConfig(
         target=small, shape=config.shape, draft=config.draft, out=folder, dtype=dtype, seed=config.seed
     )
-    made_of = weights_hash(config.draft)
+    block = read_config(config.draft).specexit
+    made_of = f"{weights_hash(config.draft)} {policy_sha256(block.policy) if block else 'plain'}"
     mark = folder / "made-of.txt"
     if not mark.exists() or mark.read_text() != made_of:
         shutil.rmtree(folder, ignore_errors=True)

@@ -14,13 +14,16 @@ from specexit.bench.comparison import Request, Run
 from specexit.bench.methods import find_method
 from specexit.bench.results import read_results
 from specexit.data.traces import Trace, write_traces
+from specexit.drafts.directory import read_config
+from specexit.drafts.policy import OperatingPoint, PolicyFile, write_policy
+from specexit.method.decision import Policy
 from specexit.schemas.bench import BenchConfig
 from specexit.schemas.bench_full_size import BenchFullSizeConfig
 from specexit.schemas.target import TargetConfig
 from tests.serving.test_bench import generated_traces
 from tests.torch.test_stand_in import DRAFT, SIZES
 from torch_specexit.bench import gather
-from torch_specexit.bench_full_size import bench_full_size
+from torch_specexit.bench_full_size import bench_full_size, write_stand_in
 from torch_specexit.bench_turns import Entry
 
 N = 3
@@ -87,6 +90,12 @@ def test_what_differs_from_the_small_target_is_counted(
     made = (config.models / "shape-bfloat16" / "target.yaml").stat().st_mtime_ns
     bench_full_size(config)  # the stand-ins are there already
     assert (config.models / "shape-bfloat16" / "target.yaml").stat().st_mtime_ns == made
+    policy = Policy(thresholds={"validity": 0.5})  # calibrated again: the stand-in's exits have to be those of today
+    write_policy(config.draft, PolicyFile(points=(OperatingPoint(name="default", policy=policy),)))
+    _, draft = write_stand_in(config, "tiny-reasoner", "bfloat16")
+    block = read_config(draft).specexit
+    assert block is not None
+    assert block.policy == policy
 
 
 @pytest.mark.vllm

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from specexit.bench.methods import NAMES, find_method
+from specexit.bench.methods import NAMES, Method, find_method
 from specexit.config import ConfigError, load
 from specexit.schemas.bench import BenchConfig
 from specexit.schemas.bench_full_size import BenchFullSizeConfig
@@ -18,14 +18,20 @@ def test_a_benchmark_names_methods_that_there_are(name: str) -> None:
     config = load(BenchConfig, FOLDER / f"{name}.yaml", [] if name != "tiny-reasoner" else ["out=x"])
     methods = [find_method(method) for method in config.methods or ()]
     assert len({method.name for method in methods}) == len(methods)
-    if config.sampling.temperature:
-        # A replay of a greedy recording is of another text.
-        assert not {"oracle", "exits-alone"} & {method.name for method in methods}
 
 
-def test_the_field_is_every_method() -> None:
-    config = load(BenchConfig, FOLDER / "field.yaml")
-    assert config.methods == NAMES
+REPLAYS = {"exits-alone", "oracle"}
+"""Methods of a greedy recording. Sampled text is another."""
+
+
+def test_the_field_is_every_method_greedy_and_every_one_that_replays_nothing_sampled() -> None:
+    greedy, sampled = (load(BenchConfig, FOLDER / f"{name}.yaml") for name in ("field", "field-sampled"))
+    assert greedy.methods == NAMES
+    assert sampled.methods == tuple(name for name in NAMES if name not in REPLAYS)
+    assert sampled.batches == greedy.batches
+    assert sampled.sampling.temperature > 0
+    # What replays is what `bench` refuses with a temperature: a method with hints.
+    assert {name for name in NAMES if find_method(name).hints is not Method.hints} == REPLAYS
 
 
 @pytest.mark.parametrize(

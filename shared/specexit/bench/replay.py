@@ -156,7 +156,7 @@ def _by_signals(trace: Trace, policy: Policy, first: int) -> bool:
 
 def _tipped(values: Mapping[str, float], early: Mapping[str, float], policy: Policy, near: float) -> Why:
     """Which verdicts are others if every signal moves by at most ``near``."""
-    sides = {
+    sides: dict[Why, tuple[Mapping[str, float], Mapping[str, float]]] = {
         "rounding of a signal": (values, policy.thresholds),
         "rounding of an early signal": (early, policy.early),
     }

@@ -242,7 +242,7 @@ def _seconds(method: MethodResult, batch: str) -> str:
 
 def _arrivals(results: Results) -> Table:
     rates = list(results.methods[BASELINE].open_loop)
-    table = _table(f"as problems come in: seconds of a response, mean and 95th percentile, and {BASELINE}'s over them")
+    table = _table("open loop (mean, p95)")
     for rate in rates:
         table.add_column(f"s\n@ {rate}/s", justify="right")
     for rate in rates:

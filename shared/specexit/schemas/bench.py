@@ -28,7 +28,9 @@ class BenchConfig(Config):
     methods: tuple[str, ...] | None = Field(
         default=None, description="names (see specexit.bench.methods), or paths of Python files with a Method in them"
     )
-    scores: Path | None = Field(default=None, description="signals of the traces, from `score`, for exits-alone")
+    scores: Path | None = Field(
+        default=None, description="the draft's signals of the traces, from `score`, for exits-alone"
+    )
     n: int | None = Field(
         default=None, gt=0, description="problems: the first n; samples of one are one problem. By default all"
     )
@@ -46,7 +48,8 @@ class BenchConfig(Config):
     samples: int = Field(default=1, gt=0, description="responses to each problem in the largest batch, a seed each")
     budget: int | None = Field(default=None, ge=0, description="thinking tokens of the fixed budget")
     calibration_traces: Path | None = Field(
-        default=None, description="traces on which the other methods choose their parameters, within 1 pt of accuracy"
+        default=None,
+        description="traces of other prompts, on which methods choose their parameters, within 1 pt of accuracy",
     )
     num_speculative_tokens: int = Field(default=3, gt=0, description="draft tokens per step")
     rounds: int = Field(default=6, gt=0, description="slices of the problems; the methods take turns slice by slice")
