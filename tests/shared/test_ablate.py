@@ -51,7 +51,8 @@ def config(paths, *names):
 
 def test_every_question_has_its_variants_and_they_are_what_they_say(paths, traces):
     found = ablate(config(paths, "draft", "fc"))
-    assert list(found) == ["signals", "smoothing", "patience", "splits", "sources", "exit_point", "threshold"]
+    questions = ["signals", "early", "smoothing", "patience", "splits", "sources", "exit_point", "threshold"]
+    assert list(found) == questions
     cuts = {
         (name, variant.name): variant.best["0"] and variant.best["0"].net_cut
         for name, ablation in found.items()

@@ -4,8 +4,18 @@ import json
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from specexit.bench.certificate import POLICIES, bench_certificate, measure, population
+from specexit.bench import certificate
+from specexit.bench.certificate import (
+    Cell,
+    ViolationError,
+    bench_certificate,
+    check_promise,
+    measure,
+    policies_of,
+    population,
+)
 from specexit.cli import run
 from specexit.data.outlines import outlines
 from specexit.data.rows import prompt_sha256
@@ -18,6 +28,7 @@ from specexit.method.sample import Sample
 from specexit.schemas.bench_certificate import BenchCertificateConfig
 
 N = 300
+POLICIES = policies_of("draft")
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +66,7 @@ def test_many_draws_at_once_are_certified_as_one_by_one(people, samples, grouped
     sample, replay = Sample(outlines(traces), grouped=grouped), Replay(traces, signals)
     claim = Claim("answer_changed", 0.1, 0.1)
     drawn = np.random.default_rng(1).multinomial(150, np.full(N, 1 / N), 6)
-    chosen, boldest = measure(population(sample, replay, "answer_changed"), claim, drawn)
+    chosen, boldest = measure(population(sample, replay, POLICIES, "answer_changed"), claim, drawn)
     hashes = list(dict.fromkeys(map(prompt_sha256, traces)))
     for counts, ours, naive in zip(drawn, chosen, boldest, strict=True):
         copies = [
@@ -93,7 +104,19 @@ def test_the_file_has_every_cell_and_certificates_hold(people, tmp_path, capsys)
     assert written["population"]["greedy"]["prompts"] == N
     cells = written["cells"]
     assert len(cells) == 2 * 2 * 2 * 2  # risks, epsilons, sizes, grouped or not
-    expected = {"risk", "epsilon", "n", "source", "decoding", "grouped", "violations", "naive", "cut", "certified"}
+    expected = {
+        "risk",
+        "epsilon",
+        "n",
+        "source",
+        "decoding",
+        "grouped",
+        "violations",
+        "naive",
+        "cut",
+        "certified",
+        "chance",
+    }
     assert all(set(cell) == expected for cell in cells)
     # At most delta by the theorem; three standard errors of 300 draws are 0.052.
     assert max(cell["violations"] for cell in cells) <= 0.1 + 0.052
@@ -131,3 +154,40 @@ def test_the_same_seed_gives_the_same_cells(people, tmp_path):
         grouped=False,
     )
     assert bench_certificate(config) == bench_certificate(config)
+
+
+def test_a_cell_above_delta_fails_and_is_named_with_what_chance_would_give():
+    def cell(broken, n=250):
+        return Cell("answer_changed", 0.02, n, "draft", "greedy", False, broken / 1000, 0.5, 0.6, 1.0, chance[broken])
+
+    chance = {broken: float(stats.binom.sf(broken - 1, 1000, 0.1)) for broken in (90, 100, 112, 160)}
+    check_promise([cell(90), cell(100)], 0.1, 1000)
+    with pytest.raises(ViolationError) as told:
+        check_promise([cell(90), cell(112, 500), cell(160, 1000)], 0.1, 1000)
+    text = str(told.value)
+    assert text.startswith("2 of 3 cells have more violations than 0.1, expected at most that")
+    assert "greedy, source draft, answer_changed, all together, epsilon 0.02, n 500: 112 of 1000 (11.2%" in text
+    assert f"a probability of {chance[112]:.2g}, which chance allows" in text
+    assert "n 1000: 160 of 1000 (16.0%" in text
+    assert f"a probability of {chance[160]:.2g}, which is beyond chance" in text
+    assert "n 250" not in text
+
+
+def test_certificates_that_are_broken_fail_the_command_and_stand_in_the_file(people, tmp_path, capsys, monkeypatch):
+    """As if the observed risk were taken for the true one."""
+    monkeypatch.setattr(certificate, "_most", lambda n, claim, single: claim.epsilon * n)
+    traces, signals = people()
+    write_traces(tmp_path / "traces.parquet", traces)
+    scores = Scores("draft", "0" * 64, {key_of(trace): values for trace, values in zip(traces, signals, strict=True)})
+    write_scores(tmp_path / "scores.parquet", scores)
+    arguments = [f"traces.greedy={tmp_path / 'traces.parquet'}", f"scores.greedy.draft={tmp_path / 'scores.parquet'}"]
+    arguments += [f"out={tmp_path / 'certificate.json'}", "epsilon=[0.1]", "n=[100]", "draws=200", "grouped=false"]
+    with pytest.raises(SystemExit) as ended:
+        run("bench-certificate", [*arguments, "risks=[answer_changed]"])
+    assert ended.value.code == 1
+    assert "1 of 1 cells have more violations than 0.1" in capsys.readouterr().err
+    (cell,) = json.loads((tmp_path / "certificate.json").read_text())["cells"]
+    n_broken = round(200 * cell["violations"])
+    assert n_broken > 20
+    # Summed in logarithms, the two agree to the last few of a double's digits next to 1.
+    assert cell["chance"] == pytest.approx(stats.binom.sf(n_broken - 1, 200, 0.1), abs=1e-12)

@@ -12,6 +12,7 @@ from specexit.cli import run
 from specexit.data.rows import infer_agrees
 from specexit.data.scores import Scores, key_of, write_scores
 from specexit.data.traces import read_traces, write_traces
+from specexit.method.decision import EARLY_TOKENS
 from specexit.method.policies import METHODS, MethodError, load_methods
 from specexit.method.policies.certaindex import certainty
 from specexit.method.replay import Replay
@@ -132,7 +133,7 @@ def files(tmp_path, trace_of):
                 fields |= {"finish_reason": "length", "answer": None}
             traces.append(trace_of(answers, [0.5] * right_from + [1.0] * (4 - right_from), [True] * 4, **fields))
             values = np.full((43, 4), 0.01, np.float32)
-            values[10 * (right_from + 1) - 1 :, 3] = 0.99
+            values[10 * (right_from + 1) - 1 - EARLY_TOKENS :, 3] = 0.99
             signals[key_of(traces[-1])] = values
     write_traces(tmp_path / "traces.parquet", traces)
     write_scores(tmp_path / "scores.parquet", Scores("draft", "0" * 64, signals))

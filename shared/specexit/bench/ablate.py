@@ -4,6 +4,9 @@ Only what recorded traces and scores can tell: which signals decide, how they ar
 must pass, which split tokens count, where signals are read, what counts as the right moment, and how much hangs on the
 threshold. What needs another training run (labels, losses, aux layers, sizes) is trained first where ``trained`` asks
 for it: `specexit.bench.trained`.
+
+Validity is played as `calibrate` certifies it by default, early threshold included; where it has another, or none, the
+name says so. Other signals are judged at every boundary.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
@@ -23,17 +26,18 @@ from rich.table import Table
 from specexit.bench.trained import train_alternatives
 from specexit.config import Config, save_run, write_text
 from specexit.data.rows import AnyTrace, BareTrace, can_judge, infer_decided, is_tried_throughout
-from specexit.data.scores import open_scores
+from specexit.data.scores import StoredScores, open_scores
 from specexit.data.traces import TraceError, read_bare, target_of_file
 from specexit.method.decision import Policy
 from specexit.method.labels import ExitKind, exit_point
 from specexit.method.policies import METHODS
-from specexit.method.policies.validity import VALIDITY_GRID
+from specexit.method.policies.validity import VALIDITY_GRID, early_of, policy_at
 from specexit.method.replay import Replay
 from specexit.method.simulate import Point, best_within, loss, mean_known, pareto, summarise
 from specexit.outputs import new_folder, require_empty
 from specexit.report.charts import curves_chart, standalone
 from specexit.schemas.ablate import AblateConfig
+from specexit.schemas.early import EARLY
 from specexit.schemas.simulate import SimulateConfig
 
 REMAINING = tuple(float(tokens) for tokens in np.unique(np.geomspace(0.25, 400, 60).round(2)))
@@ -70,18 +74,19 @@ def ablate(config: AblateConfig) -> dict[str, Ablation]:
     """
     require_empty(config.out)
     traces = _judging(config.traces)
-    replays = {name: Replay(traces, open_scores(path).of(traces)) for name, path in config.scores.items()}
-    first = next(iter(replays.values()))
+    sources = {name: _scored(traces, open_scores(path)) for name, path in config.scores.items()}
+    first = next(iter(sources.values()))
     decode = target_of_file(config.traces, config.target).tokenizer().decode
-    full, console = mean_known(first.correct), Console()
+    full, console = mean_known(first.replay.correct), Console()
     found: dict[str, Ablation] = {}
     for name, question, variants in (
         ("signals", "Which signals decide?", _signals(first)),
+        ("early", "How much of the threshold has to be there 8 tokens before?", _earlies(first)),
         ("smoothing", "Are the values smoothed, and how?", _smoothings(first)),
         ("patience", "How many boundaries in a row must pass?", _patiences(first)),
         ("splits", "Which split tokens may end the thinking?", _splits(first, decode)),
-        ("sources", "Where are the signals read?", _sources(replays)),
-        ("exit_point", "What is the right moment, in hindsight?", _exit_points(first)),
+        ("sources", "Where are the signals read?", _sources(sources)),
+        ("exit_point", "What is the right moment, in hindsight?", _exit_points(first.replay)),
         ("threshold", "How much hangs on the threshold?", _thresholds(first)),
     ):
         measured = tuple(_variant(label, points, full, config.tolerances) for label, points in variants)
@@ -112,58 +117,80 @@ def _trained(config: AblateConfig) -> dict[str, Ablation]:
         variants = []
         for label, draft in drafts.items():
             traces = _judging(draft.traces)
-            replay = Replay(traces, open_scores(draft.scores).of(traces))
-            variant = _variant(label, _validity(replay), mean_known(replay.correct), config.tolerances)
+            scored = _scored(traces, open_scores(draft.scores))
+            full = mean_known(scored.replay.correct)
+            variant = _variant(label, _validity(scored), full, config.tolerances)
             variants.append(variant.model_copy(update={"acceptance_length": draft.acceptance_length}))
         assert config.trained is not None
         found[name] = Ablation(question=config.trained.questions[name].asks, variants=tuple(variants))
     return found
 
 
+@dataclass(frozen=True)
+class Scored:
+    """Traces with the signals of one source."""
+
+    replay: Replay
+    early: float
+    """See `specexit.method.policies.validity.policy_at`."""
+
+
+def _scored(traces: Sequence[AnyTrace], scores: StoredScores) -> Scored:
+    return Scored(Replay(traces, scores.of(traces)), early_of(scores.source, EARLY))
+
+
 def _points(replay: Replay, policies: Iterable[Policy]) -> list[Point]:
     return [summarise(replay, policy, replay.play(policy)) for policy in policies]
 
 
-def _validity(replay: Replay, **changes: object) -> list[Point]:
-    policies = [Policy.model_validate({"thresholds": {"validity": tau}} | changes) for tau in VALIDITY_GRID]
-    return _points(replay, policies)
+def _validity(scored: Scored, **changes: object) -> list[Point]:
+    return _points(scored.replay, [policy_at(tau, scored.early, **changes) for tau in VALIDITY_GRID])
 
 
 Variants = Iterator[tuple[str, list[Point]]]
 
 
-def _signals(replay: Replay) -> Variants:
-    yield "validity", _validity(replay)
+def _signals(scored: Scored) -> Variants:
+    replay = scored.replay
+    yield "validity", _validity(scored)
     for name in ("confidence", "progress"):
         yield f"{name} alone", _points(replay, [Policy(thresholds={name: tau}) for tau in VALIDITY_GRID])
     yield "remaining alone", _points(replay, [Policy(thresholds={"remaining": tokens}) for tokens in REMAINING])
     trio = METHODS["trio"].play(replay, SimulateConfig.model_construct(smoothing="none", alpha=0.1))
     yield "the paper's three", [summarise(replay, one.policy, one.outcome) for one in trio]
     pairs = product(VALIDITY_GRID[::8], REMAINING[::4])
-    both = [Policy(thresholds={"validity": tau, "remaining": tokens}) for tau, tokens in pairs]
+    tried = [(policy_at(tau, scored.early), tokens) for tau, tokens in pairs]
+    both = [one.model_copy(update={"thresholds": one.thresholds | {"remaining": most}}) for one, most in tried]
     yield "validity and remaining", _points(replay, both)
 
 
-def _smoothings(replay: Replay) -> Variants:
-    yield "none", _validity(replay)
+def _earlies(scored: Scored) -> Variants:
+    """Source fc has no early threshold, and there is nothing to compare."""
+    for share in dict.fromkeys((scored.early, 0.0, 0.25, 0.75, 1.0)) if scored.early else ():
+        yield f"{share:g} of it" if share else "every boundary judged", _validity(replace(scored, early=share))
+
+
+def _smoothings(scored: Scored) -> Variants:
+    yield "none", _validity(scored)
     for alpha in (0.5, 0.3, 0.1):
-        yield f"moving average, {alpha:g}", _validity(replay, smoothing="ewma", alpha=alpha)
-    yield "by round of 3, 0.1", _validity(replay, smoothing="round", alpha=0.1)
+        yield f"moving average, {alpha:g}", _validity(scored, smoothing="ewma", alpha=alpha)
+    yield "by round of 3, 0.1, no early one", _validity(scored, smoothing="round", alpha=0.1)
 
 
-def _patiences(replay: Replay) -> Variants:
+def _patiences(scored: Scored) -> Variants:
     for patience in (1, 2, 3, 5):
-        yield str(patience), _validity(replay, patience=patience)
+        yield str(patience), _validity(scored, patience=patience)
 
 
-def _splits(replay: Replay, decode: object) -> Variants:
+def _splits(scored: Scored, decode: object) -> Variants:
     """The most frequent split tokens, each alone; with one kind there is nothing to compare."""
+    replay = scored.replay
     counts = Counter(token for trace in replay.traces for token in trace.split_ids)
-    yield "all", _validity(replay)
+    yield "all", _validity(scored)
     for token, _ in counts.most_common(MOST_SPLITS) if len(counts) > 1 else ():
         kept = [_only(trace, token) for trace in replay.traces]
         text = decode([token]) if callable(decode) else str(token)
-        yield f"only {text!r}", _validity(Replay(kept, replay.signals))
+        yield f"only {text!r}", _validity(replace(scored, replay=Replay(kept, replay.signals)))
 
 
 def _only(trace: AnyTrace, token: int) -> AnyTrace:
@@ -173,9 +200,9 @@ def _only(trace: AnyTrace, token: int) -> AnyTrace:
     return replace(trace, **{name: [getattr(trace, name)[i] for i in rows] for name in names})
 
 
-def _sources(replays: dict[str, Replay]) -> Variants:
-    for name, replay in replays.items():
-        yield name, _validity(replay)
+def _sources(sources: dict[str, Scored]) -> Variants:
+    for name, scored in sources.items():
+        yield name, _validity(scored)
 
 
 def _exit_points(replay: Replay) -> Variants:
@@ -191,9 +218,9 @@ def _exit_points(replay: Replay) -> Variants:
         yield kind, [summarise(replay, None, replay.outcome_at(np.array(rows, np.int64)))]
 
 
-def _thresholds(replay: Replay) -> Variants:
+def _thresholds(scored: Scored) -> Variants:
     for tau in (0.99, 0.95, 0.9, 0.7, 0.5, 0.3, 0.1, 0.05):
-        yield f"validity >= {tau:g}", _points(replay, [Policy(thresholds={"validity": tau})])
+        yield f"validity >= {tau:g}", _points(scored.replay, [policy_at(tau, scored.early)])
 
 
 def _variant(name: str, points: Sequence[Point], full: float | None, tolerances: Sequence[float]) -> Variant:

@@ -3,7 +3,11 @@
 A few thousand prompts are taken as the whole population, so the true risk of every policy is a mean over them. From it
 calibration samples are drawn with replacement, each is certified as `specexit calibrate` would, and the risk of what
 was chosen is looked up. At most a share delta may be above epsilon. Beside it stands the naive pick: the boldest
-threshold whose *observed* risk is at most epsilon.
+threshold whose *observed* risk is at most epsilon. The policies are those that `calibrate` tries by default.
+
+The command fails where the share is above delta in any cell. Beside such a cell stands the chance of as many violations
+or more where a share delta is the truth (a binomial tail), and whether that is more than chance allows with so many
+cells (`SURPRISE` over their number).
 
 `specexit.method.certify` is the procedure. A thousand draws of 189 policies are one matrix product here, and the tests
 hold the two together.
@@ -30,15 +34,19 @@ from specexit.data.rows import can_judge
 from specexit.data.scores import read_scores
 from specexit.data.traces import data_sha256, read_traces
 from specexit.drafts.policy import Risk
+from specexit.errors import InputError
 from specexit.method.certify import Claim, required_n, share_p_value
 from specexit.method.decision import Policy
 from specexit.method.judged import check_references, errors_of
-from specexit.method.policies.validity import VALIDITY_GRID
+from specexit.method.policies.validity import VALIDITY_GRID, early_of, policy_at
 from specexit.method.replay import Replay
 from specexit.method.sample import Sample
+from specexit.method.statistics import binomial_tail
 from specexit.schemas.bench_certificate import BenchCertificateConfig
+from specexit.schemas.early import EARLY
 
-POLICIES = tuple(Policy(thresholds={"validity": tau}) for tau in VALIDITY_GRID)
+SURPRISE = 0.05
+"""Of all cells together: a share above delta that is less probable than this by chance is no chance."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +81,18 @@ class Cell:
     """Mean over the draws of the population's thinking that the certified policy saves, 0 where there is none."""
     certified: float
     """A policy was certified at all."""
+    chance: float
+    """Probability of so many violations or more where a share delta is the truth."""
+
+    def __str__(self) -> str:
+        return (
+            f"{self.decoding}, source {self.source}, {self.risk}, {'worst group' if self.grouped else 'all together'}, "
+            f"epsilon {self.epsilon:g}, n {self.n}"
+        )
+
+
+class ViolationError(InputError):
+    """More certificates were broken than promised; the message names the cells."""
 
 
 @dataclass(frozen=True)
@@ -92,12 +112,18 @@ class Transfer:
     """The same where the group was among the prompts, and the worst group was controlled."""
 
 
-def population(sample: Sample, replay: Replay, risk: Risk) -> Population:
-    """Play every policy of the grid on a sample that is taken for the whole population.
+def policies_of(source: str) -> tuple[Policy, ...]:
+    """What `calibrate` tries by default with signals of a source (draft, fc), the cautious ones first."""
+    return tuple(policy_at(tau, early_of(source, EARLY)) for tau in VALIDITY_GRID)
+
+
+def population(sample: Sample, replay: Replay, policies: Sequence[Policy], risk: Risk) -> Population:
+    """Play every policy on a sample that is taken for the whole population.
 
     Args:
       sample: the prompts.
       replay: their traces that can judge.
+      policies: the cautious ones first.
       risk: what is an error.
 
     Raises:
@@ -107,7 +133,7 @@ def population(sample: Sample, replay: Replay, risk: Risk) -> Population:
     prompts = [sample.prompt_of(trace) for trace in replay.traces]
     number = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
     of, names = np.array([number[prompt] for prompt in prompts]), list(sample.sizes)
-    outcomes = [replay.play(policy) for policy in POLICIES]
+    outcomes = [replay.play(policy) for policy in policies]
     errors = np.stack([np.bincount(of, weights=errors_of(replay, outcome, risk)) for outcome in outcomes])
     return Population(
         losses=errors / np.array([prompt.size for prompt in number]),
@@ -161,18 +187,20 @@ def _most(n: int, claim: Claim, *, single: bool) -> float:
 
 
 def cell(people: Population, claim: Claim, n: int, draws: int, rng: np.random.Generator) -> dict[str, float]:
-    """Violations of both picks, and what ours cuts."""
+    """Violations of both picks, what ours cuts, and how far chance explains its violations."""
     size = people.losses.shape[1]
     drawn = rng.multinomial(n, np.full(size, 1 / size), draws)
     chosen, boldest = measure(people, claim, drawn)
     groups = [people.losses[:, people.group == group].mean(axis=1) for group in np.unique(people.group)]
     broken = np.append(np.max(groups, axis=0) > claim.epsilon, False)  # the last one stands for "none"
     cuts = np.append(1 - people.kept.sum(axis=1) / people.full.sum(), 0.0)
+    n_broken = int(broken[chosen].sum())
     return {
         "violations": float(broken[chosen].mean()),
         "naive": float(broken[boldest].mean()),
         "cut": float(cuts[chosen].mean()),
         "certified": float((chosen >= 0).mean()),
+        "chance": 1 - binomial_tail(n_broken - 1, draws, claim.delta) if n_broken else 1.0,
     }
 
 
@@ -207,23 +235,76 @@ def bench_certificate(config: BenchCertificateConfig) -> list[Cell]:
 
     Raises:
       TraceError, ScoreError, SampleError: a file is unreadable, or traces and scores do not belong together.
+      ViolationError: in some cell more certificates are broken than promised; the file is written all the same.
     """
-    console, rng = Console(), np.random.default_rng(config.seed)
+    console = Console()
+    cells, moved, sizes = _measured(config, console)
+    record = {
+        "delta": config.delta,
+        "draws": config.draws,
+        "early": EARLY,
+        "population": sizes,
+        "cells": [asdict(cell) for cell in cells],
+        "transfer": [asdict(one) for one in moved],
+        "definitions": {
+            name: _definition(name) for name in ("violations", "naive", "cut", "certified", "chance", "early")
+        },
+        "versions": versions(),
+        "revision": revision(),
+    }
+    write_text(config.out, json.dumps(record, indent=1) + "\n")
+    for decoding, source in dict.fromkeys((c.decoding, c.source) for c in cells):
+        title = f"{decoding}, source {source}: violations may reach {config.delta:g} in a cell"
+        console.print(_table([c for c in cells if (c.decoding, c.source) == (decoding, source)], title))
+    if moved:
+        console.print(_transfer_table(moved))
+    check_promise(cells, config.delta, config.draws)
+    return cells
+
+
+def check_promise(cells: Sequence[Cell], delta: float, draws: int) -> None:
+    """Refuse cells whose certificates are broken too often.
+
+    Raises:
+      ViolationError: a cell's share of violations is above ``delta``.
+    """
+    failing = [cell for cell in cells if cell.violations > delta]
+    if failing:
+        told = "; ".join(_told(cell, delta, draws, SURPRISE / len(cells)) for cell in failing)
+        raise ViolationError(
+            f"{len(failing)} of {len(cells)} cells have more violations than {delta:g}, expected at most that: {told}"
+        )
+
+
+def _told(cell: Cell, delta: float, draws: int, least: float) -> str:
+    why = "which chance allows: more draws would tell" if cell.chance > least else "which is beyond chance"
+    return (
+        f"{cell}: {round(cell.violations * draws)} of {draws} ({cell.violations:.1%}; where {delta:.1%} is the truth "
+        f"so many or more have a probability of {cell.chance:.2g}, {why} with so many cells)"
+    )
+
+
+def _measured(
+    config: BenchCertificateConfig, console: Console
+) -> tuple[list[Cell], list[Transfer], dict[str, dict[str, Any]]]:
+    """All cells, what becomes of certificates elsewhere, and what the populations are."""
+    rng = np.random.default_rng(config.seed)
     cells: list[Cell] = []
     moved: list[Transfer] = []
-    sizes: dict[str, Any] = {}
+    sizes: dict[str, dict[str, Any]] = {}
     for decoding, path in config.traces.items():
         traces = read_traces(path)
         grouped = (False, True) if config.grouped and all(t.group or t.task for t in traces) else (False,)
         for source, scores in config.scores[decoding].items():
             able = [trace for trace in traces if can_judge(trace)]
-            replay = Replay(able, read_scores(scores).of(able))
+            read = read_scores(scores)
+            replay, policies = Replay(able, read.of(able)), policies_of(read.source)
             for by_group in grouped:
                 sample = Sample(outlines(traces), grouped=by_group)
                 sizes[decoding] = {"prompts": sample.n, "traces": sample.n_traces, "unjudged": dict(sample.unjudged)}
                 sizes[decoding] |= {"data_sha256": data_sha256(path), "sampling": json.loads(traces[0].sampling)}
                 for risk in config.risks:
-                    people = population(sample, replay, risk)
+                    people = population(sample, replay, policies, risk)
                     todo = list(product(config.epsilon, config.n))
                     what = f"{decoding}, {source}, {risk}"
                     for epsilon, n in track(todo, what, console=console, disable=not console.is_terminal):
@@ -234,23 +315,7 @@ def bench_certificate(config: BenchCertificateConfig) -> list[Cell]:
                         shares = transfer(people, Claim(risk, epsilon, config.delta), n, config.draws, rng)
                         for i, name in enumerate(names):
                             moved.append(Transfer(risk, epsilon, n, source, decoding, name, **shares[i]))
-    record = {
-        "delta": config.delta,
-        "draws": config.draws,
-        "population": sizes,
-        "cells": [asdict(cell) for cell in cells],
-        "transfer": [asdict(one) for one in moved],
-        "definitions": {name: _definition(name) for name in ("violations", "naive", "cut", "certified")},
-        "versions": versions(),
-        "revision": revision(),
-    }
-    write_text(config.out, json.dumps(record, indent=1) + "\n")
-    for decoding, source in dict.fromkeys((c.decoding, c.source) for c in cells):
-        title = f"{decoding}, source {source}: violations may reach {config.delta:g} in a cell"
-        console.print(_table([c for c in cells if (c.decoding, c.source) == (decoding, source)], title))
-    if moved:
-        console.print(_transfer_table(moved))
-    return cells
+    return cells, moved, sizes
 
 
 def _definition(name: str) -> str:
@@ -259,6 +324,8 @@ def _definition(name: str) -> str:
         "naive": "the same of the boldest policy whose observed risk is at most epsilon",
         "cut": "thinking of the population that the certified policy saves, mean over draws, 0 where there is none",
         "certified": "share of draws in which a policy is certified",
+        "chance": "probability of so many violations or more where a share delta is the truth (binomial)",
+        "early": "share of the threshold that has to be there 8 tokens before a boundary; none for source fc",
     }[name]
 
 

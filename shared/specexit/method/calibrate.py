@@ -44,7 +44,7 @@ from specexit.method.decision import OFF, Policy
 from specexit.method.judged import Judged, judge
 from specexit.method.ordered import Ordered
 from specexit.method.policies.budget import budget_policy
-from specexit.method.policies.validity import VALIDITY_GRID
+from specexit.method.policies.validity import VALIDITY_GRID, early_of, policy_at
 from specexit.method.replay import Replay
 from specexit.method.sample import Sample
 from specexit.method.simulate import Point, loss, mean_known, point_of, summarise
@@ -81,8 +81,7 @@ def calibrate(config: CalibrateConfig) -> PolicyFile:
     _refuse_selection(config, traces, stored.selection)
     scores.check(traces)
     data = data_sha256(config.traces)
-    if block.source == "fc":  # no step waits for its verdicts, so passing boundaries over would save nothing
-        config = config.model_copy(update={"early": 0.0})
+    config = config.model_copy(update={"early": early_of(block.source, config.early)})
     sample, seen = Sample(traces, unjudged=config.unjudged, grouped=config.groups), PassedBy()
     for epsilon in config.epsilon:  # what no outcome could support is refused before hours of replaying
         check_size(sample, Claim(config.risk, epsilon, config.delta))
@@ -166,13 +165,7 @@ def choose(
 
 def grid(config: CalibrateConfig) -> list[Policy]:
     """The policies that are tried, the cautious ones first."""
-    return [policy_at(config, tau) for tau in VALIDITY_GRID]
-
-
-def policy_at(config: CalibrateConfig, tau: float) -> Policy:
-    """The policy that exits where validity is at least ``tau``."""
-    early = {"validity": round(config.early * tau, 6)} if config.early else {}
-    return Policy(thresholds={"validity": tau}, early=early, **_shared(config))
+    return [policy_at(tau, config.early, **_shared(config)) for tau in VALIDITY_GRID]
 
 
 def _shared(config: CalibrateConfig) -> dict[str, Any]:

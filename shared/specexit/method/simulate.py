@@ -22,10 +22,11 @@ from rich.table import Table
 
 from specexit.config import Config, write_text
 from specexit.data.outlines import Outlines
-from specexit.data.scores import open_scores
+from specexit.data.scores import StoredScores, open_scores
 from specexit.data.traces import TraceError, check_one_target, read_outlines
 from specexit.method.decision import OFF, Policy
 from specexit.method.policies import METHODS, Method, Played, load_methods
+from specexit.method.policies.validity import early_of
 from specexit.method.replay import Largest, Outcome, Replay
 from specexit.method.stored import replays
 from specexit.method.sums import Sums, sums_of
@@ -83,6 +84,8 @@ class Simulation(Part):
     """The same by task, where there are several."""
     methods: dict[str, str] = Field(default={})
     """Method -> what it does, in a line."""
+    thresholds: tuple[Point, ...] = ()
+    """Method ``validity`` at every threshold of its grid, the cautious ones first; its curve holds the front alone."""
     unknown: tuple[str, ...] = ()
     """Methods that ask for answers, where there are traces of one point: what they would hear is not known."""
     left_out: dict[str, int] = Field(default={})
@@ -163,7 +166,7 @@ def run(
     Args:
       blocks: of the traces; those of another source are played as method ``probe``.
       traces: all of them, in the same order.
-      config: smoothing of the signal policies.
+      config: smoothing of the signal policies, and the early share of validity's.
       console: for the progress bar.
       methods: by name.
 
@@ -173,6 +176,7 @@ def run(
     tasks = sorted(traces.different("task"), key=lambda task: task or "")
     parts = {"": traces} | ({task or NO_TASK: traces.only(task=task) for task in tasks} if len(tasks) > 1 else {})
     about = {name: method.about for name, method in methods.items()}
+    bare = config.model_copy(update={"early": early_of("fc", config.early)})
     if config.probe_scores is not None:
         about["probe"] = METHODS["validity"].about
     tallies = {name: Tally(name) for name in [*about, FULL, ORACLE]}
@@ -183,7 +187,7 @@ def run(
             for name, method in methods.items():
                 tallies[name].add(replay, method.play(replay, config), rows)
             if probe is not None:
-                tallies["probe"].add(replay, METHODS["validity"].play(probe, config), rows)
+                tallies["probe"].add(replay, METHODS["validity"].play(probe, bare), rows)
             never = replay.outcome_at(np.full(len(replay.traces), -1))
             tallies[FULL].add(replay, [Played("", never)], rows)
             tallies[ORACLE].add(replay, [Played("", replay.oracle(), policy=OFF)], rows)
@@ -199,6 +203,7 @@ def run(
         named={point.setting: point for label in quoted if label not in unknown for point in points[""][label]},
         tasks={name: part for name, part in found.items() if name},
         methods=about,
+        thresholds=tuple(points[""].get("validity", ())),
         unknown=tuple(unknown),
     )
 
@@ -273,8 +278,9 @@ def simulate(config: SimulateConfig) -> Simulation:
     traces = everything.only(barred=None)
     if not len(traces):
         raise TraceError(f"{config.traces}: none of {len(everything)} traces can judge ({left_out})")
-    console = Console(markup=False)
-    simulation = run(_blocks(config, traces), traces, config, console, methods=methods)
+    console, scores = Console(markup=False), open_scores(config.scores)
+    config = config.model_copy(update={"early": early_of(scores.source, config.early)})
+    simulation = run(_blocks(config, scores, traces), traces, config, console, methods=methods)
     simulation = simulation.model_copy(update={"left_out": left_out})
     write_text(config.out, json.dumps(simulation.model_dump(mode="json"), indent=1) + "\n")
     title = f"{simulation.n} traces of {simulation.prompts} prompts"
@@ -299,8 +305,7 @@ def _what_is_unknown(simulation: Simulation) -> str:
     )
 
 
-def _blocks(config: SimulateConfig, traces: Outlines) -> Iterator[Block]:
-    scores = open_scores(config.scores)
+def _blocks(config: SimulateConfig, scores: StoredScores, traces: Outlines) -> Iterator[Block]:
     other = None if config.probe_scores is None else open_scores(config.probe_scores)
     for file in (scores, other):
         if file is not None:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, field_validator
 
 from specexit.config import Config
+from specexit.schemas.early import EARLY, EarlyShare
 
 
 def _several(value: Any) -> Any:
@@ -48,13 +49,7 @@ class CalibrateConfig(Config):
         description="where some trials were compared with the answer written in full: carry what they contradict into "
         "the bound (require: refuse where they are too few), or leave the claim to trial answers",
     )
-    early: float = Field(
-        default=0.5,
-        ge=0,
-        le=1,
-        description="share of the threshold that validity must have reached 8 tokens before a boundary already; where "
-        "it has not, serving passes the boundary over at no cost. 0: every boundary is judged, and ends a step",
-    )
+    early: EarlyShare = EARLY
     smoothing: Literal["none", "ewma"] = Field(
         default="none", description="ewma: a moving average per token (fc source)"
     )

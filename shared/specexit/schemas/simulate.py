@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from specexit.config import Config
+from specexit.schemas.early import EARLY, EarlyShare
 
 
 class SimulateConfig(Config):
@@ -23,6 +24,7 @@ class SimulateConfig(Config):
     out: Path = Field(description="JSON file to write")
     smoothing: Literal["none", "ewma", "round"] = Field(default="none", description="of the swept policies")
     alpha: float = Field(default=0.1, gt=0, le=1, description="weight of the newest value in the moving average")
+    early: EarlyShare = EARLY
     round_tokens: int = Field(default=3, gt=0, description="tokens in a step, for smoothing round")
     tolerances: tuple[float, ...] = Field(
         default=(0.0, 0.005, 0.01, 0.02), description="losses of accuracy at which the table quotes each curve"
