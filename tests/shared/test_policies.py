@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from specexit.bench.methods import NAMES
 from specexit.cli import run
 from specexit.data.rows import infer_agrees
 from specexit.data.scores import Scores, key_of, write_scores
@@ -232,3 +233,21 @@ def test_traces_of_which_none_can_judge_are_refused(files, trace_of):
     write_traces(files / "traces.parquet", [trace_of(["7"], [1.0], [True], finish_reason="length")])
     with pytest.raises(ValueError, match=r"none of 1 traces can judge \({'unfinished': 1}\)"):
         simulate(config_of(files))
+
+
+def test_what_bench_measures_is_replayed_or_said_not_to_be_and_why(files, capsys):
+    found = simulate(config_of(files))
+    replayed_as = {
+        "specexit": "validity",
+        "specexit-fc": "probe",
+        "exits-alone": "validity",
+        "kth-boundary": "boundary",
+    }
+    no_exits, hindsight = {"none", "eagle3"}, {"oracle"}
+    for name in set(NAMES) - no_exits - hindsight:
+        assert (replayed_as.get(name, name) in {*METHODS, "probe"}) != (name in found.not_replayed), name
+    written = json.loads((files / "out.json").read_text())["not_replayed"]
+    printed = " ".join(capsys.readouterr().out.split())
+    assert set(written) == {"no-thinking", "budget-hard"}
+    for name, why in written.items():
+        assert f"{name} cannot be replayed: {why}" in printed

@@ -25,7 +25,7 @@ from specexit.data.outlines import Outlines
 from specexit.data.scores import StoredScores, open_scores
 from specexit.data.traces import TraceError, check_one_target, read_outlines
 from specexit.method.decision import OFF, Policy
-from specexit.method.policies import METHODS, Method, Played, load_methods
+from specexit.method.policies import METHODS, NOT_REPLAYED, Method, Played, load_methods
 from specexit.method.policies.validity import early_of
 from specexit.method.replay import Largest, Outcome, Replay
 from specexit.method.stored import replays
@@ -88,6 +88,8 @@ class Simulation(Part):
     """Method ``validity`` at every threshold of its grid, the cautious ones first; its curve holds the front alone."""
     unknown: tuple[str, ...] = ()
     """Methods that ask for answers, where there are traces of one point: what they would hear is not known."""
+    not_replayed: dict[str, str] = Field(default=NOT_REPLAYED)
+    """Method that `bench` measures -> why no trace can tell what it would do."""
     left_out: dict[str, int] = Field(default={})
     """Reason -> traces that cannot judge."""
 
@@ -266,6 +268,38 @@ def simulate(config: SimulateConfig) -> Simulation:
     """Replay all methods, print the tables and write the curves.
 
     Raises:
+      TraceError, ScoreError, MethodError, ConfigError: see `write_curves`.
+    """
+    console = Console(markup=False)
+    simulation = write_curves(config, console)
+    title = f"{simulation.n} traces of {simulation.prompts} prompts"
+    console.print(table(simulation, config.tolerances, simulation.named, title))
+    for name, part in simulation.tasks.items():
+        console.print(table(part, config.tolerances, {}, f"{name}: {part.n} traces of {part.prompts} prompts"))
+    for remark in remarks(simulation):
+        console.print(remark, soft_wrap=True)
+    return simulation
+
+
+def remarks(simulation: Simulation) -> list[str]:
+    """What its numbers do not say: methods that are not among them, and traces that are not."""
+    said = [f"{name} cannot be replayed: {why}" for name, why in simulation.not_replayed.items()]
+    if simulation.one_point:
+        said.append(_what_is_unknown(simulation))
+    if simulation.left_out:
+        counted = ", ".join(f"{n} {why}" for why, n in simulation.left_out.items())
+        said.append(f"left out, as they cannot judge: {counted}")
+    return said
+
+
+def write_curves(config: SimulateConfig, console: Console) -> Simulation:
+    """Replay all methods and write the curves.
+
+    Args:
+      config: what is replayed, and the file.
+      console: for the progress bar.
+
+    Raises:
       TraceError, ScoreError: a file is unreadable, a trace is there twice, they are of several targets, the scores are
         of other traces, or no trace can judge.
       MethodError: a file of ``methods`` holds none, or see `Tally.add`.
@@ -278,19 +312,11 @@ def simulate(config: SimulateConfig) -> Simulation:
     traces = everything.only(barred=None)
     if not len(traces):
         raise TraceError(f"{config.traces}: none of {len(everything)} traces can judge ({left_out})")
-    console, scores = Console(markup=False), open_scores(config.scores)
+    scores = open_scores(config.scores)
     config = config.model_copy(update={"early": early_of(scores.source, config.early)})
     simulation = run(_blocks(config, scores, traces), traces, config, console, methods=methods)
     simulation = simulation.model_copy(update={"left_out": left_out})
     write_text(config.out, json.dumps(simulation.model_dump(mode="json"), indent=1) + "\n")
-    title = f"{simulation.n} traces of {simulation.prompts} prompts"
-    console.print(table(simulation, config.tolerances, simulation.named, title))
-    for name, part in simulation.tasks.items():
-        console.print(table(part, config.tolerances, {}, f"{name}: {part.n} traces of {part.prompts} prompts"))
-    if simulation.one_point:
-        console.print(_what_is_unknown(simulation), soft_wrap=True)
-    if left_out:
-        console.print(f"left out, as they cannot judge: {', '.join(f'{n} {why}' for why, n in left_out.items())}")
     return simulation
 
 

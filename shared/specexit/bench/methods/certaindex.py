@@ -1,4 +1,7 @@
-"""Dynasor-style exits (Fu et al. 2024, arXiv 2412.20993): probes at a fixed distance, until they agree."""
+"""Dynasor-style exits (Fu et al. 2024, arXiv 2412.20993): probes at a fixed distance, until they agree.
+
+`specexit.method.policies.certaindex` is another rule: recorded trials stand at boundaries alone.
+"""
 
 from __future__ import annotations
 

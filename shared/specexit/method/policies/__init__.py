@@ -1,8 +1,8 @@
 """Exit methods that need no engine: each is one file that says at which boundaries it would end recorded traces.
 
 `specexit simulate` plays them all. Another one is a file of one's own with a ``METHOD``, given by ``methods=[FILE]``:
-no file of the project has to change. ``method`` is what such a file imports. "No thinking" is not here, as no trace
-records an answer without any thinking; the oracle is `Replay.oracle`, as it knows what no method may.
+no file of the project has to change. ``method`` is what such a file imports. What no trace can tell is in
+`NOT_REPLAYED`; the oracle is `Replay.oracle`, as it knows what no method may.
 """
 
 from __future__ import annotations
@@ -19,6 +19,13 @@ METHODS: dict[str, Method] = {
     module.METHOD.name: module.METHOD
     for module in (validity, trio, paper, budget, boundary, stability, deer, certaindex)
 }
+
+NOT_REPLAYED = {
+    "no-thinking": "a trace records answers behind step boundaries alone, and none without any thinking",
+    "budget-hard": "it cuts in mid-sentence, where no answer was tried, and a model may think on behind its marker; "
+    "budget, which goes on to the next boundary, is replayed",
+}
+"""Methods that `bench` can measure and that cannot be replayed, with the reason."""
 
 
 class MethodError(InputError):
@@ -50,4 +57,4 @@ def load_methods(paths: Iterable[Path]) -> dict[str, Method]:
     return found
 
 
-__all__ = ["METHODS", "Method", "MethodError", "Played", "load_methods", "play_policies", "play_trials"]
+__all__ = ["METHODS", "NOT_REPLAYED", "Method", "MethodError", "Played", "load_methods", "play_policies", "play_trials"]

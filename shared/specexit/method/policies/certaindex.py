@@ -1,7 +1,8 @@
 """Certaindex (Dynasor, Fu et al. 2024, arXiv 2412.20993): ask every so many tokens, exit once the answers are settled.
 
 Settled is measured by the entropy of the last w answers: ``1 - H / log(w)`` is 1 where all are the same. Dynasor asks
-at fixed distances; here it asks at the first boundary behind each.
+at fixed distances; here it asks at the first boundary behind each. `specexit.bench.methods.certaindex` is another rule:
+it probes every 32 tokens, wherever that falls, until 3 answers agree.
 """
 
 import math
@@ -52,4 +53,4 @@ def _play(replay: Replay, config: SimulateConfig) -> Iterator[Played]:
         )
 
 
-METHOD = Method("certaindex", "trial answers every so many tokens, their entropy low", _play)
+METHOD = Method("certaindex", "trial answers at boundaries so many tokens apart, their entropy low", _play)
