@@ -10,7 +10,7 @@ RELEASES ?= runs/vllm-releases
 .DEFAULT_GOAL := help
 .PHONY: help demo serve chat test test-slow test-full-size test-gpu test-tpu test-tpu-small compat compat-engines lint ablate bench bench-data bench-labels \
   bench-serving bench-training bench-signals bench-variants bench-certificate bench-families bench-field bench-full-size continuation soak layouts \
-  features plan-all docs tiny-reasoner tiny-mixed format clean
+  features plan-all docs figures tiny-reasoner tiny-mixed format clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -54,6 +54,9 @@ lint: $(VENV)/.dev-ready  ## Check style (ruff), types (pyright) and the import 
 
 docs: $(VENV)/.dev-ready  ## Build the documentation as a site in runs/site, its links checked
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --clean -f configs/site/mkdocs.yml
+
+figures: $(VENV)/.demo-ready  ## Write README's and the docs' tables and pictures anew from the results in runs; says what is absent
+	@$(BIN)/python -m specexit.report.regenerate
 
 format: $(VENV)/.dev-ready  ## Format the code and apply safe fixes
 	@$(BIN)/ruff format .
@@ -125,6 +128,15 @@ bench-field: $(VENV)/.demo-ready  ## Measure every method, greedy and sampled; g
 	@$(BIN)/specexit bench configs/bench/field-sampled.yaml
 	@$(BIN)/specexit bench-replay bench=runs/field/greedy traces=runs/field/traces draft=runs/demo/draft \
 	  scores=runs/field/scores out=runs/field/replay.json
+	@test -e runs/field/ablations || $(BIN)/specexit ablate traces=runs/field/traces scores.draft=runs/field/scores \
+	  out=runs/field/ablations
+	@test -e runs/field/simulation.json || $(BIN)/specexit simulate traces=runs/field/traces scores=runs/field/scores \
+	  out=runs/field/simulation.json
+	@for decoding in greedy sampled; do $(BIN)/specexit report bench=runs/field/$$decoding traces=runs/field/traces \
+	  draft=runs/demo/draft scores=runs/field/scores simulation=runs/field/simulation.json \
+	  ablations=runs/field/ablations/ablations.json replay=runs/field/replay.json \
+	  $(if $(wildcard runs/bench/full-size.json),full_size=runs/bench/full-size.json) \
+	  out=runs/field/$$decoding.html || exit 1; done
 
 bench-families: $(VENV)/.demo-ready  ## The demo on tiny-mixed: results by family, on one of which nothing can be cut
 	@$(BIN)/specexit demo target=tiny-mixed out=runs/families quick=$(if $(QUICK),true,false)

@@ -28,8 +28,10 @@ from specexit.data.traces import Trace, first_samples, read_outlines, read_trace
 from specexit.drafts.directory import DraftConfig, check_target, plain_copy, read_config
 from specexit.drafts.policy import OperatingPoint, PolicyFile, write_policy
 from specexit.hardware import describe_hardware
+from specexit.method.simulate import write_curves
 from specexit.outputs import new_folder
 from specexit.schemas.bench import BenchConfig
+from specexit.schemas.simulate import SimulateConfig
 from specexit.schemas.target import TargetConfig, find_target, target_reference
 from torch_specexit import bench_worker
 from torch_specexit.bench_turns import Entry, measure, warm_up
@@ -42,7 +44,8 @@ DEFAULT = ("none", "eagle3", "specexit", "specexit-fc", "budget")
 
 
 def bench(config: BenchConfig) -> Results:
-    """Measure all methods; write ``results.json``, ``requests.jsonl``, ``report.html`` and ``run.yaml``; print.
+    """Measure all methods; write ``results.json``, ``requests.jsonl``, ``report.html`` and ``run.yaml``; print. With
+    ``scores`` the report has what `simulate` replays of the traces, which is written as well.
 
     Raises:
       BenchError: the traces are too few or lack references, an engine fails, responses run out of tokens, or another
@@ -66,13 +69,15 @@ def bench(config: BenchConfig) -> Results:
     if (results := finished(config.out, asked)) is not None:
         return shown(results, f"{config.out}: measured already, with the same config, versions and inputs")
     with new_folder(config.out) as folder, tempfile.TemporaryDirectory(prefix="specexit-bench-") as scratch:
+        # First, as what cannot be replayed is to be refused before hours of measuring.
+        simulation = replay_curves(config, folder)
         journal = Journal(config.out, asked)
         runs, results = run_methods(config, target, traces, journal, Path(scratch))
         write_requests(folder / "requests.jsonl", runs)
         write_results(folder / "results.json", results)
         save_run(config, folder)
-        out = folder / "report.html"
-        report(ReportConfig(bench=folder, traces=config.traces, target=config.target, draft=config.draft, out=out))
+        given = config.model_dump(include={"traces", "target", "draft", "scores"})
+        report(ReportConfig(bench=folder, out=folder / "report.html", simulation=simulation, **given))
     journal.remove()
     return shown(results)
 
@@ -88,6 +93,19 @@ def shown(results: Results, *remarks: str) -> Results:
 def asked_of(config: Config, inputs: Mapping[str, str]) -> dict[str, Any]:
     """What a benchmark is told from another by: its config, the versions that measure, and its inputs."""
     return {"config": config.model_dump(mode="json"), "versions": versions(), "inputs": dict(inputs)}
+
+
+def replay_curves(config: BenchConfig, folder: Path) -> Path | None:
+    """What `simulate` writes of the traces, into the folder; None without ``scores``.
+
+    Raises:
+      TraceError, ScoreError: traces and scores do not belong together, or no trace can judge.
+    """
+    if config.scores is None:
+        return None
+    out = folder / "simulation.json"
+    write_curves(SimulateConfig(traces=config.traces, scores=config.scores, out=out), Console(stderr=True))
+    return out
 
 
 def run_methods(

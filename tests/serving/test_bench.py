@@ -22,13 +22,15 @@ from specexit.bench.results import Results, read_results
 from specexit.config import find, load
 from specexit.data.outlines import outlines
 from specexit.data.overlap import OverlapError, write_prompts
-from specexit.data.scores import ScoreError, Scores, write_scores
+from specexit.data.scores import ScoreError, Scores, key_of, write_scores
 from specexit.data.traces import Trace, write_traces
 from specexit.drafts.directory import DraftConfig, DraftError, SpecExitBlock, read_config, write_draft
 from specexit.drafts.policy import OperatingPoint, PolicyFile, write_policy
 from specexit.drafts.tensors import weights_hash
 from specexit.errors import InputError
 from specexit.method.decision import Policy
+from specexit.method.policies import METHODS as METHODS_REPLAYED
+from specexit.method.simulate import Simulation
 from specexit.schemas.bench import BenchConfig
 from specexit.schemas.target import ModelCardSampling, TrialConfig, load_target_config
 from specexit.tiny import problems, prompt_text, render_response, write_trace
@@ -106,9 +108,12 @@ def write_random_draft(
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bench-inputs")
-    write_traces(folder / "traces.parquet", generated_traces(N))
+    traces, rng = generated_traces(N), np.random.default_rng(0)
+    write_traces(folder / "traces.parquet", traces)
     write_traces(folder / "calibration.parquet", generated_traces(N, "calibration"))
     write_random_draft(folder / "draft")
+    signals = {key_of(trace): rng.random((trace.n_think, 4), np.float32) for trace in traces}
+    write_scores(folder / "scores.parquet", Scores("draft", weights_hash(folder / "draft"), signals))
     return folder
 
 
@@ -118,6 +123,7 @@ def config(inputs: Path, **changes: object) -> BenchConfig:
             "target": TARGET.name,
             "draft": inputs / "draft",
             "traces": inputs / "traces.parquet",
+            "scores": inputs / "scores.parquet",
             "out": inputs / "out",
             "n": N,
             "n_latency": N_LATENCY,
@@ -207,7 +213,17 @@ def test_acceptance_is_that_of_a_bad_draft(results: Results) -> None:
 
 @pytest.mark.vllm
 def test_the_report_lies_beside_the_results(inputs: Path, results: Results) -> None:
-    assert f"{results.n} problems" in (inputs / "out" / "report.html").read_text()
+    page = (inputs / "out" / "report.html").read_text()
+    assert f"{results.n} problems" in page
+
+
+def test_where_scores_are_given_the_report_has_the_curves_of_every_method(inputs: Path, results: Results) -> None:
+    found = Simulation.model_validate_json((inputs / "out" / "simulation.json").read_text())
+    assert found.n == results.n
+    page = (inputs / "out" / "report.html").read_text()
+    assert {name for name in found.curves if f"{name}, replayed" in page} == set(METHODS_REPLAYED) - {"paper"}
+    for expected in ("How much hangs on the threshold", "budget-hard cannot be replayed: it cuts in mid-sentence"):
+        assert expected in page
     assert (inputs / "out" / "run.yaml").exists()
 
 
@@ -540,7 +556,10 @@ def test_what_cannot_be_run_is_refused_before_anything_starts(inputs: Path, tmp_
         ),
         ({"methods": ("none", "specexit")}, "methods are none, specexit: expected different ones, with eagle3 among"),
         ({"methods": ("eagle3", "specexit-fc")}, "specexit-fc runs on a draft with signals of source fc: draft_fc is"),
-        ({"methods": ("eagle3", "exits-alone")}, "exits-alone replays the signals of the traces: scores is missing"),
+        (
+            {"methods": ("eagle3", "exits-alone"), "scores": None},
+            "exits-alone replays the signals of the traces: scores is missing",
+        ),
     ):
         with pytest.raises(InputError, match=message):
             bench(config(inputs, out=tmp_path / "new", **changes))

@@ -11,16 +11,29 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from specexit.bench.ablate import Ablation, Ablations, Variant
 from specexit.bench.comparison import Request, Run, summarise, write_requests
-from specexit.bench.results import Comparison, Latency, Oracle, Results, TaskResult, read_results, write_results
+from specexit.bench.replay import Difference, ReplayCheck
+from specexit.bench.results import (
+    Comparison,
+    Identity,
+    Latency,
+    Oracle,
+    Results,
+    TaskResult,
+    read_results,
+    write_results,
+)
 from specexit.data.scores import Scores, write_scores
 from specexit.data.traces import Trace, write_traces
 from specexit.drafts.policy import Certificate, OperatingPoint, PolicyFile, policy_sha256, write_policy
 from specexit.method.decision import Policy
-from specexit.method.simulate import Point, Simulation
+from specexit.method.policies.validity import policy_at
+from specexit.method.simulate import Part, Point, Simulation
 from specexit.report.charts import PALETTE
 from specexit.report.page import ReportError, read_evaluation, read_metrics, report
-from specexit.report.readme import BEGIN, END, ReadmeError
+from specexit.report.readme import BEGIN, END, ReadmeError, family_table
+from specexit.report.regenerate import PLACES, Place, regenerate
 from specexit.report.shown import choose, show
 from specexit.report.verdict import verdict
 from specexit.schemas.report import ReportConfig
@@ -53,7 +66,7 @@ def bench(tmp_path: Path, trace: Trace) -> Path:
 
     def run(thinking: int, reason: str) -> Run:
         ids = [*trace.think_ids[:thinking], end, *trace.answer_ids]
-        request = Request("a", ids, thinking, reason, "7", True, {})  # pyright: ignore[reportArgumentType]
+        request = Request("a", ids, thinking, reason, "7", True, {}, seconds=thinking / 10)  # pyright: ignore[reportArgumentType]
         found = Run()
         found.add(1, [request], [2.0], 10, 19)
         found.add(16, [request], [1.0], 0, 0)
@@ -96,8 +109,10 @@ def everything(bench: Path, trace: Trace) -> ReportConfig:
     """A report with all its optional parts."""
     signals = np.linspace(0.1, 0.9, 4 * len(trace.think_ids), dtype=np.float32).reshape(-1, 4)
     write_scores(bench / "scores.parquet", Scores("draft", "hash", {"a": signals}))
-    point = Point(policy=Policy(), thinking_cut=0.5, total_cut=0.4, agreement=0.9, accuracy=0.9, exits=0.8)
-    other = point.model_copy(update={"thinking_cut": 0.6, "accuracy": 0.8})
+    point = Point(
+        policy=Policy(), setting="half", thinking_cut=0.5, total_cut=0.4, agreement=0.9, accuracy=0.9, exits=0.8
+    )
+    other = point.model_copy(update={"setting": "more", "thinking_cut": 0.6, "accuracy": 0.8})
     simulation = Simulation(
         n=1, prompts=1, full_accuracy=1, oracle=point, named={}, curves={"validity": (point, other)}
     )
@@ -194,8 +209,9 @@ def test_tasks_show_what_each_gains(bench: Path) -> None:
 def test_charts_take_the_colours_of_the_page_and_say_what_they_show(bench: Path, trace: Trace) -> None:
     report(everything(bench, trace))
     html = (bench / "report.html").read_text()
-    assert html.count("<svg") == 6  # accuracy, threshold, signals, three of training
-    assert len(re.findall(r'role="img" aria-label="[^"]{20,}"><svg', html)) == 6
+    assert html.count("<svg") == 7  # accuracy, threshold, latency, signals, three of training
+    assert len(re.findall(r'role="img" aria-label="[^"]{20,}"><svg', html)) == 7
+    assert html.count("The numbers behind it") == 7
     assert not [stand_in for stand_in in PALETTE.values() if stand_in in html]
     assert "prefers-color-scheme: dark" in html
 
@@ -245,7 +261,12 @@ def test_readme_and_pictures_come_from_the_same_results(bench: Path, trace: Trac
         "2.04x (1.90..2.20) | 1.70x (1.60..1.80) |\n",
     )
     names = sorted(path.name for path in (bench / "images").iterdir())
-    assert names == ["accuracy-against-thinking.svg", "how-much-hangs-on-the-threshold.svg", "the-best-cut.svg"]
+    assert names == [
+        "accuracy-against-thinking.svg",
+        "how-much-hangs-on-the-threshold.svg",
+        "seconds-to-an-answer-one-request-at-a-time.svg",
+        "the-best-cut.svg",
+    ]
     for name in names:
         drawing = ElementTree.parse(bench / "images" / name).getroot()
         assert drawing.tag == "{http://www.w3.org/2000/svg}svg"
@@ -255,11 +276,6 @@ def test_readme_and_pictures_come_from_the_same_results(bench: Path, trace: Trac
     (bench / "README.md").write_text("no marks")
     with pytest.raises(ReadmeError, match=r"README\.md: expected one line"):
         report(found)
-
-
-def test_the_readme_has_its_marks() -> None:
-    text = (Path(__file__).parents[2] / "README.md").read_text()
-    assert text.count(BEGIN) == text.count(END) == 1
 
 
 def exited(trace: Trace, behind: int, *, correct: bool = True) -> Request:
@@ -309,7 +325,7 @@ def test_a_trace_of_500_steps_is_folded_and_keeps_its_line_breaks(trace: Trace) 
     assert [step.last for step in shown.steps].index(True) == 200
     assert any(step.last for step in opened)
     assert shown.chart is not None
-    assert len(shown.chart) < 300_000
+    assert len(shown.chart.svg) < 300_000
 
 
 def test_the_verdict_claims_what_was_tested(bench: Path) -> None:
@@ -392,3 +408,217 @@ def test_the_guarantee_is_said_of_problems_with_what_it_is_for(
     report(config(bench, draft=draft))
     assert "Its policy is not certified, so nothing is guaranteed of it." in (bench / "report.html").read_text()
     assert "of exits" not in text
+
+
+def cells(html: str, title: str) -> list[list[str]]:
+    """Rows of the table behind a figure, its heading first."""
+    region = html.replace("\N{NARROW NO-BREAK SPACE}", " ").split(f'aria-label="Numbers behind: {title}"')[1]
+    rows = re.findall(r"<tr>(.*?)</tr>", region.split("</table>")[0], re.DOTALL)
+    return [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.DOTALL) for row in rows]
+
+
+def test_the_numbers_behind_a_figure_are_all_that_it_draws(bench: Path, trace: Trace) -> None:
+    report(everything(bench, trace))
+    html = (bench / "report.html").read_text()
+    full, kept = len(trace.think_ids), trace.boundaries[2]
+    heading, *plane = cells(html, "Accuracy against thinking")
+    assert heading == ["method", "setting", "thinking tokens", "tokens of trial answers", "accuracy"]
+    assert plane == [
+        ["eagle3", "served", f"{full}.0", "0.0", "100.0 %"],
+        ["specexit", "served", f"{kept}.0", "0.0", "100.0 %"],
+        ["oracle", "in hindsight", f"{0.4 * full:.1f}", "0.0", "100.0 %"],
+        ["validity", "half", f"{0.5 * full:.1f}", "0.0", "90.0 %"],
+        ["validity", "more", f"{0.4 * full:.1f}", "0.0", "80.0 %"],
+    ]
+    assert cells(html, "Seconds to an answer, one request at a time") == [
+        ["requests answered", "eagle3", "specexit"],
+        ["1", f"{full / 10:.3f}", f"{kept / 10:.3f}"],
+    ]
+    heading, *at = cells(html, "Signals")
+    assert heading == ["thinking token", "boundary", "confidence", "progress", "remaining", "validity"]
+    assert [int(row[0]) for row in at] == list(range(1, full + 1))
+    assert [int(row[0]) for row in at if row[1]] == trace.boundaries
+    assert at[0][5] == f"{np.linspace(0.1, 0.9, 4 * full, dtype=np.float32)[3]:.4g}"
+    assert cells(html, "Token loss, nats") == [
+        ["optimizer step", "draft token 1", "draft token 2"],
+        ["10", "3", "–"],
+        ["20", "1", "2"],
+    ]
+
+
+def test_every_threshold_is_drawn_and_the_drafts_own_pointed_out(
+    bench: Path, trace: Trace, write_random_draft: Callable[..., Path]
+) -> None:
+    title = "How much hangs on the threshold"
+    found = everything(bench, trace)
+    report(found)
+    html = (bench / "report.html").read_text()
+    assert "what thresholds that no other one beats in both (the rest was not kept) would have cut" in html
+
+    taus = (0.9, 0.5, 0.1)
+    points = [
+        Point(policy=policy_at(tau, 0.5), thinking_cut=1 - tau, total_cut=0.1, agreement=0.5, accuracy=0.5, exits=1)
+        for tau in taus
+    ]
+    assert found.simulation
+    old = Simulation.model_validate_json(found.simulation.read_text())
+    found.simulation.write_text(old.model_copy(update={"thresholds": tuple(points)}).model_dump_json())
+    draft = write_random_draft(bench / "draft", "draft")
+    write_policy(draft, PolicyFile(points=(OperatingPoint(name="default", policy=policy_at(0.5, 0.5)),)))
+    report(found.model_copy(update={"draft": draft}))
+    html = (bench / "report.html").read_text()
+    assert cells(html, title)[1:] == [
+        ["0.900", "0.45", "10.0 %", "50.0 %"],
+        ["0.500", "0.25", "50.0 %", "50.0 %"],
+        ["0.100", "0.05", "90.0 %", "50.0 %"],
+    ]
+    assert (
+        "what every threshold would have cut, and what accuracy it would have left, early threshold included." in html
+    )
+    assert "The vertical line is the draft&#39;s own, 0.5." in html
+    write_policy(draft, PolicyFile(points=(OperatingPoint(name="default", policy=policy_at(0.5, 0.0)),)))
+    report(found.model_copy(update={"draft": draft}))
+    assert "The vertical line" not in (bench / "report.html").read_text()  # that policy was not played
+
+
+def test_each_task_has_its_plane_beside_the_table(bench: Path, trace: Trace) -> None:
+    found, results = everything(bench, trace), read_results(bench / "results.json")
+    exits = results.methods["eagle3"].exits
+    theirs = TaskResult(n=9, accuracy=1, thinking_tokens=70, exits=exits)
+    ours = theirs.model_copy(update={"thinking_tokens": 60, "accuracy": 0.9})
+    tasks = {task: {"eagle3": theirs, "specexit": ours} for task in ("sums", "late")}
+    write_results(bench / "results.json", results.model_copy(update={"tasks": tasks}))
+    assert found.simulation
+    old = Simulation.model_validate_json(found.simulation.read_text())
+    part = {name: getattr(old, name) for name in ("n", "prompts", "full_accuracy", "oracle", "curves")}
+    found.simulation.write_text(old.model_copy(update={"tasks": {"late": Part(**part)}}).model_dump_json())
+    report(found)
+    html = (bench / "report.html").read_text()
+    served = [["eagle3", "served", "70.0", "–", "100.0 %"], ["specexit", "served", "60.0", "–", "90.0 %"]]
+    assert cells(html, "sums")[1:] == served
+    assert cells(html, "late")[1:] == [
+        *served,
+        ["oracle", "in hindsight", "35.0", "0.0", "90.0 %"],
+        ["validity", "half", "35.0", "0.0", "90.0 %"],
+        ["validity", "more", "28.0", "0.0", "80.0 %"],
+    ]
+
+
+def test_text_behind_the_last_boundary_is_shown(trace: Trace) -> None:
+    tokenizer = load_target_config("tiny-reasoner").tokenizer()
+    rest = tokenizer.encode("So 7 it is.")
+    longer = replace(trace, think_ids=[*trace.think_ids, *rest])
+    shown = show("missed", longer, exited(longer, 9), tokenizer, None, None)
+    assert [step.text for step in shown.steps] == [*(step.strip("\n") for step in STEPS), "So 7 it is."]
+    assert [step.judged for step in shown.steps] == [True] * 4 + [False]
+    assert shown.steps[-1].kept
+    assert not show("best", longer, exited(longer, 2), tokenizer, None, None).steps[-1].kept
+
+
+def test_the_page_lists_all_that_was_checked_or_says_what_was_not_given(bench: Path) -> None:
+    results = read_results(bench / "results.json")
+    versus = {"specexit": results.against_eagle3["specexit"].model_copy(update={"p_loss": 0.0123})}
+    changes = {"against_eagle3": versus, "specexit_faster": {"1": {"eagle3": 0.0004}, "16": {"eagle3": 0.2}}}
+    results = results.model_copy(update=changes | {"lossless": {"eagle3_vs_none": Identity(n=5, mismatches=1)}})
+    write_results(bench / "results.json", results)
+    report(config(bench))
+
+    def text() -> str:
+        found = (bench / "report.html").read_text().replace("\N{NARROW NO-BREAK SPACE}", " ")
+        return " ".join(re.sub(r"<[^>]+>", " ", found.split('id="checks"')[1]).split())
+
+    assert (
+        "method it loses a point or more specexit answers sooner, batch 1 specexit answers sooner, batch 16" in text()
+    )
+    assert "eagle3 – &lt; 0.001 0.200 specexit 0.012 – –" in text()
+    assert "eagle3 vs none 4 of 5 outputs identical, token for token" in text()
+    assert "served exits against replayed ones not given (specexit bench-replay" in text()
+    assert "at a real target&#39;s size not given (specexit bench-full-size" in text()
+
+    apart = Difference(id="q", served=3, replayed=5, why="rounding of a signal")
+    check = ReplayCheck(n=1000, same=999, share=0.999, method="specexit", policy=Policy(), differences=(apart,))
+    (bench / "replay.json").write_text(check.model_dump_json())
+    same = {"specexit: exits in bfloat16": (48, 50)}
+    shape = {"name": "qwen3-0.6b", "same": same, "is": "large", "is_not": "wise"}
+    write_results(bench / "full-size.json", results.model_copy(update={"shape": shape}))
+    report(config(bench, replay=bench / "replay.json", full_size=bench / "full-size.json"))
+    assert (
+        "999 of 1000 requests of specexit exit where the replay does (99.90 %); the others: 1 rounding of a" in text()
+    )
+    assert "qwen3-0.6b, specexit: exits in bfloat16 48 of 50 are the small target&#39;s" in text()
+    assert "qwen3-0.6b, batch 1 2.04× as fast as EAGLE-3 (1.90 to 2.20)" in text()
+    assert "not given" not in text()
+
+
+def test_ablations_are_on_the_page_with_all_that_they_draw(bench: Path) -> None:
+    def variant(name: str, cut: float) -> Variant:
+        point = Point(policy=Policy(), thinking_cut=cut, total_cut=cut, agreement=0.9, accuracy=0.99, exits=1)
+        return Variant(name=name, curve=(point,), best={"0": None, "0.01": point})
+
+    ablation = Ablation(question="Which signals <b>decide</b>?", variants=(variant("ours", 0.6), variant("other", 0.4)))
+    found = Ablations(n=9, full_accuracy=1.0, ablations={"signals": ablation})
+    (bench / "ablations.json").write_text(found.model_dump_json())
+    report(config(bench, ablations=bench / "ablations.json"))
+    html = (bench / "report.html").read_text().replace("\N{NARROW NO-BREAK SPACE}", " ")
+    assert "<b>decide" not in html
+    section = html.split('id="ablations"')[1]
+    assert re.search(r">ours</th><td>none</td><td>60.0 %</td>", section)
+    assert cells(html, "Which signals &lt;b&gt;decide&lt;/b&gt;?")[1:] == [
+        ["ours", "validity 0.9", "60.0 %", "1.0 %"],
+        ["other", "validity 0.9", "40.0 %", "1.0 %"],
+    ]
+    (bench / "ablations.json").write_text("{}")
+    with pytest.raises(ReportError, match=r"ablations\.json: cannot be read as what ablate writes"):
+        report(config(bench, ablations=bench / "ablations.json"))
+
+
+def test_curves_of_other_traces_than_the_responses_are_said_to_be(bench: Path, trace: Trace) -> None:
+    found = everything(bench, trace)
+    report(found)
+    assert "They are of" not in (bench / "report.html").read_text()
+    results = read_results(bench / "results.json")
+    oracle = results.oracle.model_copy(update={"sampling": {"temperature": 0.0}})
+    write_results(
+        bench / "results.json", results.model_copy(update={"sampling": {"temperature": 0.6}, "oracle": oracle})
+    )
+    report(found)
+    html = (bench / "report.html").read_text()
+    assert "They are of 1 greedy traces of 1 prompts." in html
+    assert "no-thinking cannot be replayed: a trace records answers behind step boundaries alone" in html
+
+
+def test_docs_are_written_anew_from_what_is_there_and_what_is_absent_is_said(tmp_path: Path, bench: Path) -> None:
+    root = tmp_path / "repository"
+    pages = {place.page for place in PLACES}
+    for page in pages:
+        marks = "".join(f"{p.begin}\nold {p.results}\n{p.end}\n" for p in PLACES if p.page == page)
+        (root / page).parent.mkdir(parents=True, exist_ok=True)
+        (root / page).write_text(marks)
+    results = read_results(bench / "results.json")
+    exits = results.methods["eagle3"].exits
+    theirs = TaskResult(n=7, accuracy=1, thinking_tokens=80, exits=exits)
+    ours = theirs.model_copy(
+        update={"thinking_tokens": 20, "accuracy": 0.9, "speedup": {"1": (1.5, 1.5, 1.5), "16": (1.6, 1.4, 1.8)}}
+    )
+    tasks = {"sums": {"eagle3": theirs, "specexit": ours}}
+    write_results(root / "runs" / "demo" / "results.json", results)
+    write_results(root / "runs" / "families" / "results.json", results.model_copy(update={"tasks": tasks}))
+    said = "\n".join(regenerate(root))
+    assert "runs/field/greedy/results.json is absent: docs/evidence.md keeps its table" in said
+    assert "runs/field/sampled/results.json is absent: docs/evidence.md keeps its table" in said
+    assert f"{root / 'docs' / 'images'} keeps its pictures" in said
+    assert "| **SpecExit** | 100.0 %" in (root / "README.md").read_text()
+    evidence = (root / "docs" / "evidence.md").read_text()
+    assert "old runs/field/greedy/results.json" in evidence
+    assert "old runs/field/sampled/results.json" in evidence
+    method = (root / "docs" / "method.md").read_text()
+    assert "old" not in method
+    assert "| `sums` | 7 | 75 % | 100 % -> 90 % | 1.50x (no interval) | 1.60x (1.40..1.80) |\n" in method
+
+
+@pytest.mark.parametrize("place", PLACES, ids=lambda place: place.results)
+def test_docs_have_the_marks_of_their_tables(place: Place) -> None:
+    text = (Path(__file__).parents[2] / place.page).read_text()
+    assert text.count(place.begin) == text.count(place.end) == 1
+    heading = text.split(place.begin)[1].split("\n")[1]
+    assert heading.startswith("| family | problems |" if place.table is family_table else "| method | accuracy |")

@@ -65,6 +65,15 @@ class Ablation(Config):
     variants: tuple[Variant, ...]
 
 
+class Ablations(Config):
+    """What ``ablations.json`` holds."""
+
+    n: int
+    """Traces."""
+    full_accuracy: float | None
+    ablations: dict[str, Ablation]
+
+
 def ablate(config: AblateConfig) -> dict[str, Ablation]:
     """Replay every alternative; write the numbers and a figure for each question, print a table for each.
 
@@ -94,9 +103,10 @@ def ablate(config: AblateConfig) -> dict[str, Ablation]:
             found[name] = Ablation(question=question, variants=measured)
     found |= _trained(config)
     with new_folder(config.out) as folder:
-        write_text(folder / "ablations.json", json.dumps(_as_json(found, full, len(traces)), indent=1) + "\n")
+        written = Ablations(n=len(traces), full_accuracy=full, ablations=found)
+        write_text(folder / "ablations.json", json.dumps(written.model_dump(mode="json"), indent=1) + "\n")
         for name, ablation in found.items():
-            write_text(folder / f"{name}.svg", standalone(_figure(ablation, full)))
+            write_text(folder / f"{name}.svg", standalone(figure_of(ablation, full)))
         save_run(config, folder)
     for ablation in found.values():
         console.print(_table(ablation, config.tolerances))
@@ -228,21 +238,14 @@ def _variant(name: str, points: Sequence[Point], full: float | None, tolerances:
     return Variant(name=name, curve=pareto(points, full), best=best)
 
 
-def _figure(ablation: Ablation, full: float | None) -> str:
+def figure_of(ablation: Ablation, full: float | None) -> str:
+    """Loss over cut, a curve for each alternative, as SVG; ``full`` is the accuracy of full traces, if known."""
     curves = {
         variant.name: [(100 * point.net_cut, 100 * loss(point, full)) for point in variant.curve]
         for variant in ablation.variants
     }
     what = "changed answers, %" if full is None else "accuracy lost, points"
     return curves_chart(curves, "thinking cut, %", what, HIGHEST)
-
-
-def _as_json(found: dict[str, Ablation], full: float | None, n: int) -> dict[str, object]:
-    return {
-        "n": n,
-        "full_accuracy": full,
-        "ablations": {name: ablation.model_dump(mode="json") for name, ablation in found.items()},
-    }
 
 
 def _table(ablation: Ablation, tolerances: Sequence[float]) -> Table:

@@ -10,17 +10,16 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
-from specexit.bench.results import BASELINE, Results
 from specexit.data.summary import CurvePoint
 from specexit.method.decision import Policy
 from specexit.method.signals import NAMES, SIGNALS, column
-from specexit.method.simulate import Simulation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -63,50 +62,64 @@ MOST_TOKENS, MOST_BOUNDARIES = 2000, 60
 Points = Sequence[tuple[int, float]]
 """(optimizer step, value)."""
 
+SIGNAL_LOSSES = "Signal losses"
+
 SERIES = ("c1", "c2", "c3", "c4", "c5")
 
 
-def accuracy_chart(results: Results, simulation: Simulation | None) -> str:
-    """Accuracy against mean thinking tokens: methods and oracle as points, replayed policies as curves."""
-    full = results.methods[BASELINE]
-    with _figure(8.0, 4.2) as figure:
+@dataclass(frozen=True)
+class Spot:
+    """A setting of a method in the plane of accuracy and thinking."""
+
+    name: str
+    setting: str
+    tokens: float
+    """Mean thinking tokens."""
+    probes: float | None
+    """Mean tokens of trial answers; None where they were not counted apart."""
+    accuracy: float
+
+
+def accuracy_chart(
+    served: Sequence[Spot], oracle: Spot | None, curves: Mapping[str, Sequence[Spot]], *, small: bool = False
+) -> str:
+    """Accuracy against mean thinking tokens: methods and oracle as points, replayed methods as curves.
+
+    Args:
+      served: one spot a method.
+      oracle: what hindsight gives, where it is known.
+      curves: method -> its settings in order.
+      small: one of several side by side, which have no legend.
+    """
+    with _figure(*((4.2, 3.0) if small else (8.0, 4.2))) as figure:
         axes = figure.subplots()
-        if simulation:
-            _replayed(axes, simulation, full.thinking_tokens)
-        for name, method in results.methods.items():
-            shape, color = style_of(name)
-            size = 90 if name == "none" else 55  # lossless speculation puts eagle3 on top of it
-            axes.scatter(
-                method.thinking_tokens,
-                100 * method.accuracy,
-                marker=shape,
-                s=size,
-                color=PALETTE[color],
-                label=name,
-                zorder=3,
-            )
-        oracle = (1 - results.oracle.thinking_cut) * full.thinking_tokens
-        axes.scatter(oracle, 100 * full.accuracy, marker="*", s=170, color=PALETTE["ink"], label="oracle", zorder=2)
+        _replayed(axes, curves)
+        for spot in served:
+            shape, color = style_of(spot.name)
+            size = 90 if spot.name == "none" else 55  # lossless speculation puts eagle3 on top of it
+            color = PALETTE[color]
+            axes.scatter(spot.tokens, 100 * spot.accuracy, marker=shape, s=size, color=color, label=spot.name, zorder=3)
+        if oracle:
+            at = oracle.tokens, 100 * oracle.accuracy
+            axes.scatter(*at, marker="*", s=170, color=PALETTE["ink"], label="oracle", zorder=2)
         axes.set_xlabel("mean thinking tokens (fewer is better)")
         axes.set_ylabel("accuracy, %")
         axes.set_xlim(left=0)
         # Curves run down to no accuracy at all; what matters lies where the methods are.
-        axes.set_ylim(100 * min(method.accuracy for method in results.methods.values()) - 20, 102)
+        axes.set_ylim(100 * min(spot.accuracy for spot in served) - 20, 102)
         axes.grid(color=PALETTE["faint"], alpha=0.25, lw=0.6)
-        figure.legend(loc="outside lower center", ncols=3, frameon=False)
+        if not small:
+            figure.legend(loc="outside lower center", ncols=3, frameon=False)
         return _svg(figure)
 
 
-def _replayed(axes: Axes, simulation: Simulation, full_tokens: float) -> None:
+def _replayed(axes: Axes, curves: Mapping[str, Sequence[Spot]]) -> None:
     own = {"validity": "c2", "budget": "c4"}
     dashes = cycle(("-", "--", ":", "-.", (0, (6, 2, 1, 2, 1, 2))))
-    for curve, policies in simulation.curves.items():
+    for curve, spots in curves.items():
         color, style = (own[curve], "-") if curve in own else ("c5", next(dashes))
-        points = [(p.thinking_cut, p.accuracy) for p in policies if p.accuracy is not None]
-        if points:
-            cut, accuracy = np.array(points).T
-            x, label = (1 - cut) * full_tokens, f"{curve}, replayed"
-            axes.plot(x, 100 * accuracy, color=PALETTE[color], linestyle=style, lw=1.2, alpha=0.7, label=label)
+        x, y = [spot.tokens for spot in spots], [100 * spot.accuracy for spot in spots]
+        axes.plot(x, y, color=PALETTE[color], linestyle=style, lw=1.2, alpha=0.7, label=f"{curve}, replayed")
 
 
 def curves_chart(curves: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str, top: float) -> str:
@@ -129,6 +142,9 @@ def curves_chart(curves: Mapping[str, Sequence[tuple[float, float]]], x: str, y:
         axes.set_xlabel(x)
         axes.set_ylabel(y)
         axes.set_ylim(-top / 20, top)
+        if seen := [at for points in curves.values() for at, height in points if height <= top]:
+            margin = max(1.0, (max(seen) - min(seen)) / 20)
+            axes.set_xlim(min(seen) - margin, max(seen) + margin)
         axes.grid(color=PALETTE["faint"], alpha=0.25, lw=0.6)
         figure.legend(loc="outside right upper", frameon=False)
         return _svg(figure)
@@ -147,14 +163,17 @@ def standalone(svg: str) -> str:
     return f'<?xml version="1.0" encoding="utf-8"?>\n{svg[:end]}{style}{svg[end:]}\n'
 
 
-def threshold_chart(points: Sequence[tuple[float, float, float]]) -> str:
-    """Accuracy and cut over the validity threshold, from (threshold, cut, accuracy) of replayed policies."""
+def threshold_chart(points: Sequence[tuple[float, float, float]], mark: float | None = None) -> str:
+    """Accuracy and cut over the validity threshold, from (threshold, cut, accuracy) of replayed policies; ``mark`` is a
+    threshold that is pointed out."""
     with _figure(8.0, 3.4) as figure:
         axes = figure.subplots()
         thresholds, cut, accuracy = np.array(points).T
         lines = {"accuracy": (100 * accuracy, "c1"), "thinking cut": (100 * cut, "c2")}
         for name, (values, color) in lines.items():
             axes.plot(thresholds, values, color=PALETTE[color], lw=1.4, label=name)
+        if mark is not None:
+            axes.axvline(mark, color=PALETTE["ink"], lw=1.2)
         axes.set_xlabel("validity that ends the thinking")
         axes.set_ylabel("%")
         axes.grid(color=PALETTE["faint"], alpha=0.25, lw=0.6)
@@ -179,6 +198,12 @@ def latency_chart(times: Mapping[str, Sequence[float]]) -> str:
         return _svg(figure)
 
 
+def drawn_tokens(n: int, boundaries: Sequence[int]) -> Int[np.ndarray, " drawn"]:
+    """Thinking tokens, counted from 1, whose signals are drawn: between the boundaries nothing is judged, and of a long
+    trace nobody can see them."""
+    return np.arange(1, n + 1) if n <= MOST_TOKENS else np.array(boundaries, np.int64)
+
+
 def signals_chart(
     signals: Float[np.ndarray, "think signals"], boundaries: Sequence[int], kept: int, policy: Policy | None
 ) -> str:
@@ -192,13 +217,11 @@ def signals_chart(
     """
     with _figure(8.0, 4.2) as figure:
         top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
-        time = np.arange(1, len(signals) + 1)
         judged, few = np.array(boundaries, np.int64), len(boundaries) <= MOST_BOUNDARIES
+        drawn = drawn_tokens(len(signals), boundaries)
         for name, color in zip(NAMES, ("c3", "c1", "c4", "c2"), strict=True):
             axes = top if SIGNALS[column(name)].activation == "sigmoid" else bottom
             values = signals[:, column(name)]
-            # Between the boundaries nothing is judged, and of a long trace nobody can see them.
-            drawn = time if len(time) <= MOST_TOKENS else judged
             axes.plot(drawn, values[drawn - 1], color=PALETTE[color], lw=1.0, alpha=0.8, label=name)
             axes.scatter(judged, values[judged - 1], color=PALETTE[color], s=14 if few else 4, zorder=3)
             if policy and name in policy.thresholds:
@@ -250,10 +273,15 @@ def oracle_chart(curve: Sequence[CurvePoint]) -> str:
 
 
 def training_charts(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Title -> chart of `training_lines`."""
+    return {name: _curves(lines, log=name == SIGNAL_LOSSES) for name, lines in training_lines(rows).items()}
+
+
+def training_lines(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Points]]:
     """Training curves over optimizer steps, from the lines of ``metrics.jsonl``.
 
     Returns:
-      title -> chart: token loss and top-1 per training-time-test (TTT) step, and the loss of each signal.
+      title -> line -> its points: token loss and top-1 per training-time-test (TTT) step, and the loss of each signal.
     """
     # A run may begin with fewer TTT steps than it ends with: a curve starts where its step does.
     n_ttt = max(len(row["token_loss"]) for row in rows)
@@ -265,12 +293,11 @@ def training_charts(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
         }
 
     return {
-        "Token loss, nats": _curves(per_ttt_step("token_loss"), log=False),
-        "Draft token top-1, %": _curves(per_ttt_step("top1", 100.0), log=False),
-        "Signal losses": _curves(
-            {name: [(row["step"], row["signal_loss"][name]) for row in rows] for name in rows[0]["signal_loss"]},
-            log=True,
-        ),
+        "Token loss, nats": per_ttt_step("token_loss"),
+        "Draft token top-1, %": per_ttt_step("top1", 100.0),
+        SIGNAL_LOSSES: {
+            name: [(row["step"], row["signal_loss"][name]) for row in rows] for name in rows[0]["signal_loss"]
+        },
     }
 
 

@@ -1,16 +1,38 @@
-"""The drawings of the page, each with the numbers behind it."""
+"""The drawings of the page, each with the numbers that it draws."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
 
 from specexit.bench.comparison import read_requests
-from specexit.bench.results import Latency, Results
-from specexit.method.simulate import Simulation
-from specexit.report.charts import accuracy_chart, latency_chart, threshold_chart
+from specexit.bench.results import Results
+from specexit.method.decision import Policy
+from specexit.method.signals import NAMES
+from specexit.method.simulate import Point, Simulation
+from specexit.report.charts import (
+    drawn_tokens,
+    latency_chart,
+    signals_chart,
+    threshold_chart,
+    training_charts,
+    training_lines,
+)
 from specexit.report.verdict import percent
+
+
+@dataclass(frozen=True)
+class Table:
+    """Numbers as a person reads them."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -22,59 +44,101 @@ class Figure:
     label: str
     """What a reader who cannot see it is told."""
     caption: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
+    numbers: Table
+    """All that is drawn."""
 
 
-def figures(results: Results, simulation: Simulation | None, requests: Path) -> Iterator[Figure]:
-    """The drawings of the page with their numbers."""
-    rows = [
-        (name, f"{method.thinking_tokens:.1f}", percent(method.accuracy)) for name, method in results.methods.items()
-    ]
-    points = ", ".join(f"{name} {accuracy} with {tokens} tokens" for name, tokens, accuracy in rows)
+def thresholds(simulation: Simulation | None, served: Policy | None) -> Iterator[Figure]:
+    """What hangs on the threshold; none without a simulation that knows right answers.
+
+    Args:
+      simulation: of `simulate`.
+      served: the draft's policy, whose threshold is marked where it is one of those that were played.
+    """
+    every = simulation.thresholds if simulation else ()
+    points = every or (simulation.curves.get("validity", ()) if simulation else ())
+    known = [(point.policy, point, point.accuracy) for point in points if point.accuracy is not None]
+    found = [(policy.thresholds["validity"], point, right) for policy, point, right in known if policy is not None]
+    if not found:
+        return
+    mark = served.thresholds["validity"] if any(policy == served for policy, *_ in known) and served else None
     yield Figure(
-        "Accuracy against thinking",
-        accuracy_chart(results, simulation),
-        f"Scatter of accuracy against mean thinking tokens: {points}.",
-        "Up and to the left is better. Points are served by vLLM; curves are exact offline replays of one family of "
-        "policies over its threshold. The oracle ends every trace at its earliest right moment, which can only be "
-        "known in hindsight.",
-        ("method", "thinking tokens", "accuracy"),
-        tuple(rows),
-    )
-    thresholds = [
-        (point.policy.thresholds["validity"], point.thinking_cut, point.accuracy)
-        for point in (simulation.curves.get("validity", ()) if simulation else ())
-        if point.policy is not None and point.accuracy is not None
-    ]
-    if thresholds:
-        yield Figure(
-            "How much hangs on the threshold",
-            threshold_chart(thresholds),
-            "Accuracy and share of thinking cut over the validity threshold.",
-            "Replayed on the same traces: what every threshold would have cut, and what accuracy it would have left.",
-            ("validity at least", "thinking cut", "accuracy"),
+        "How much hangs on the threshold",
+        threshold_chart([(tau, point.thinking_cut, accuracy) for tau, point, accuracy in found], mark),
+        "Accuracy and share of thinking cut over the validity threshold.",
+        _what_thresholds(points, whole=bool(every), mark=mark),
+        Table(
+            ("validity at least", "8 tokens before", "thinking cut", "accuracy"),
             tuple(
-                (f"{threshold:.3f}", percent(cut), percent(accuracy))
-                for threshold, cut, accuracy in thresholds[:: max(1, len(thresholds) // 40)]
+                (f"{tau:.3f}", _early(point), percent(point.thinking_cut), percent(accuracy))
+                for tau, point, accuracy in found
             ),
-        )
+        ),
+    )
+
+
+def _early(point: Point) -> str:
+    found = point.policy.early.get("validity") if point.policy else None
+    return "–" if found is None else f"{found:g}"
+
+
+def _what_thresholds(points: Sequence[Point], *, whole: bool, mark: float | None) -> str:
+    early = any(point.policy and point.policy.early for point in points)
+    text = "Replayed on recorded traces: what "
+    text += "every threshold" if whole else "thresholds that no other one beats in both (the rest was not kept)"
+    text += " would have cut, and what accuracy it would have left"
+    text += ", early threshold included." if early else ", every boundary judged."
+    return text if mark is None else f"{text} The vertical line is the draft's own, {mark:g}."
+
+
+def latencies(results: Results, requests: Path) -> Iterator[Figure]:
+    """Times of single requests at batch 1; none where nothing was timed."""
     times = {
-        name: [r.seconds for r in read_requests(requests, name, batch=1).values() if r.seconds is not None]
+        name: sorted(r.seconds for r in read_requests(requests, name, batch=1).values() if r.seconds is not None)
         for name, method in results.methods.items()
         if "1" in method.latency
     }
     if times:
+        ordered = enumerate(zip_longest(*times.values()), start=1)
         yield Figure(
             "Seconds to an answer, one request at a time",
             latency_chart(times),
             "Share of requests that were answered within so many seconds, by method.",
             "Share of the requests that were answered within so many seconds; further left is better.",
-            ("method", "mean", "median", "95th percentile", "first answer token"),
-            tuple(_latency_row(name, results.methods[name].latency["1"]) for name in times),
+            Table(
+                ("requests answered", *times),
+                tuple((str(i), *("–" if s is None else f"{s:.3f}" for s in seconds)) for i, seconds in ordered),
+            ),
         )
 
 
-def _latency_row(name: str, found: Latency) -> tuple[str, ...]:
-    first = "–" if found.first_answer is None else f"{found.first_answer:.2f}"
-    return (name, f"{found.mean:.2f}", f"{found.p50:.2f}", f"{found.p95:.2f}", first)
+def signals(
+    values: Float[np.ndarray, "think signals"], boundaries: Sequence[int], kept: int, policy: Policy | None
+) -> Figure:
+    """The signals of a trace, see `signals_chart`."""
+    at, judged = drawn_tokens(len(values), boundaries), set(boundaries)
+    label = f"Signals over the thinking tokens of this trace, with step boundaries; {kept} of {len(values)} were kept."
+    rows = ((str(t), "yes" if t in judged else "", *(f"{value:.4g}" for value in values[t - 1])) for t in at.tolist())
+    return Figure(
+        "Signals",
+        signals_chart(values, boundaries, kept, policy),
+        label,
+        "Signals over the thinking tokens; dots are the step boundaries, where alone they are judged. Dashed: the "
+        "threshold. Shaded: what was kept. Below, ✓ and ✗ tell whether ending there gives the whole trace's answer.",
+        Table(("thinking token", "boundary", *NAMES), tuple(rows)),
+    )
+
+
+def training(rows: Sequence[Mapping[str, Any]]) -> tuple[Figure, ...]:
+    """The curves of a training run, from the lines of ``metrics.jsonl``."""
+    found = []
+    for title, svg in training_charts(rows).items():
+        lines = {name: dict(points) for name, points in training_lines(rows)[title].items()}
+        steps = sorted({step for points in lines.values() for step in points})
+        numbers = tuple(
+            (str(step), *(f"{points[step]:.4g}" if step in points else "–" for points in lines.values()))
+            for step in steps
+        )
+        label = f"{title} over optimizer steps"
+        found.append(Figure(title, svg, label, "", Table(("optimizer step", *lines), numbers)))
+    return tuple(found)

@@ -9,20 +9,24 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import ValidationError
 
+from specexit.bench.ablate import Ablations
 from specexit.bench.comparison import read_requests
 from specexit.bench.inputs import read_scores_of
+from specexit.bench.replay import ReplayCheck
 from specexit.bench.results import Results, Triple, read_results
-from specexit.config import write_text
+from specexit.config import Config, write_text
 from specexit.data.scores import Scores, read_scores
 from specexit.data.traces import first_samples, read_traces
 from specexit.drafts.directory import DraftConfig, read_config
-from specexit.method.simulate import Simulation
-from specexit.report.charts import training_charts
-from specexit.report.figures import Figure, figures
+from specexit.method.simulate import Simulation, remarks
+from specexit.report import pareto
+from specexit.report.ablations import Ablated, ablated
+from specexit.report.checks import checks, tests
+from specexit.report.figures import Figure, Table, latencies, thresholds, training
 from specexit.report.readme import write_images, write_table
 from specexit.report.shown import ReportError, Shown, choose, show
 from specexit.report.verdict import percent, verdict
@@ -51,10 +55,16 @@ class Page:
     results: Results
     draft: DraftConfig | None
     verdict: tuple[str, ...]
+    tasks: tuple[Figure, ...]
     figures: tuple[Figure, ...]
+    curves: tuple[str, ...]
+    """What is to be said of replayed curves; nothing without any."""
+    ablations: tuple[Ablated, ...]
     shown: tuple[Shown, ...]
-    training: dict[str, str]
+    training: tuple[Figure, ...]
     evaluation: dict[str, str]
+    tests: Table | None
+    checks: tuple[tuple[str, str], ...]
     note: str | None
 
     @property
@@ -82,22 +92,40 @@ def report(config: ReportConfig) -> None:
     """
     results = read_results(config.bench / "results.json")
     draft = read_config(config.draft) if config.draft else None
-    simulation = _simulation(config.simulation) if config.simulation else None
-    page = Page(
-        results=results,
-        draft=draft,
-        verdict=verdict(results, draft),
-        figures=tuple(figures(results, simulation, config.bench / "requests.jsonl")),
-        shown=show_traces(config, results, draft),
-        training=training_charts(read_metrics(config.metrics)) if config.metrics else {},
-        evaluation=read_evaluation(config.evaluation) if config.evaluation else {},
-        note=EMBEDDED_NOTE if results.target in ("tiny-reasoner", "tiny-mixed") else None,
-    )
+    page = _page(config, results, draft)
     write_text(config.out, render(page))
     if config.readme:
         write_table(config.readme, results)
     if config.images:
         write_images(config.images, page.figures, page.shown)
+
+
+def _page(config: ReportConfig, results: Results, draft: DraftConfig | None) -> Page:
+    simulation = _read(config.simulation, Simulation, "simulate")
+    found, replay = _read(config.ablations, Ablations, "ablate"), _read(config.replay, ReplayCheck, "bench-replay")
+    policy = draft.specexit.policy if draft and draft.specexit else None
+    if replay and policy and replay.policy != policy:
+        raise ReportError(f"{config.replay}: policy is not that of {config.draft}, expected a check of this benchmark")
+    drawn = (
+        pareto.of_all(results, simulation),
+        *thresholds(simulation, policy),
+        *latencies(results, config.bench / "requests.jsonl"),
+    )
+    return Page(
+        results=results,
+        draft=draft,
+        verdict=verdict(results, draft),
+        tasks=tuple(pareto.by_task(results, simulation)),
+        figures=drawn,
+        curves=tuple(remarks(simulation)) if simulation else (),
+        ablations=tuple(ablated(found)) if found else (),
+        shown=show_traces(config, results, draft),
+        training=training(read_metrics(config.metrics)) if config.metrics else (),
+        evaluation=read_evaluation(config.evaluation) if config.evaluation else {},
+        tests=tests(results),
+        checks=tuple(checks(results, replay, read_results(config.full_size) if config.full_size else None)),
+        note=EMBEDDED_NOTE if results.target in ("tiny-reasoner", "tiny-mixed") else None,
+    )
 
 
 def environment() -> Environment:
@@ -211,8 +239,13 @@ def _flatten(prefix: str, values: Mapping[str, Any]) -> Iterator[tuple[str, str]
             yield label, f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _simulation(path: Path) -> Simulation:
+Written = TypeVar("Written", bound=Config)
+
+
+def _read(path: Path | None, kind: type[Written], command: str) -> Written | None:
+    if path is None:
+        return None
     try:
-        return Simulation.model_validate_json(path.read_text())
+        return kind.model_validate_json(path.read_text())
     except (OSError, ValidationError) as error:
-        raise ReportError(f"{path}: cannot be read as what simulate writes: {error}") from error
+        raise ReportError(f"{path}: cannot be read as what {command} writes: {error}") from error

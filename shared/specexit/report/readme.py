@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from specexit.bench.results import Results, Triple
+from specexit.bench.results import BASELINE, Results, Triple
 from specexit.config import write_text
 from specexit.errors import InputError
 from specexit.report.charts import standalone
@@ -71,10 +71,35 @@ def table(results: Results) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
+def family_table(results: Results) -> str:
+    """What each task gains, as Markdown; tokens and accuracy without exits and with them."""
+    batches = list(results.n_seconds)
+    headings = ["family", "problems", "thinking cut", "accuracy", *(f"speed, batch {batch}" for batch in batches)]
+    lines = [headings, ["---"] * len(headings)]
+    for name, found in results.tasks.items():
+        ours, theirs = found["specexit"], found[BASELINE]
+        cut = 1 - ours.thinking_tokens / theirs.thinking_tokens
+        row = [
+            f"`{name}`",
+            str(ours.n),
+            f"{100 * cut:.0f} %",
+            f"{100 * theirs.accuracy:.0f} % -> {100 * ours.accuracy:.0f} %",
+        ]
+        lines.append(row + [_family_speed(ours.speedup.get(batch)) for batch in batches])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _family_speed(triple: Triple | None) -> str:
+    """A single problem has no interval, and a family that was not timed at a batch size no speed."""
+    if triple is None:
+        return "not measured"
+    return f"{triple[0]:.2f}x (no interval)" if triple[1] == triple[2] else _times(triple)
+
+
 def write_images(folder: Path, figures: tuple[Figure, ...], shown: tuple[Shown, ...]) -> list[Path]:
     """Every drawing as a file of its own that follows the reader's light or dark; returns their paths."""
     named = {re.sub(r"[^a-z]+", "-", figure.title.lower()).strip("-"): figure.svg for figure in figures}
-    named |= {re.sub(r"[^a-z]+", "-", one.title.lower()): one.chart for one in shown if one.chart}
+    named |= {re.sub(r"[^a-z]+", "-", one.title.lower()): one.chart.svg for one in shown if one.chart}
     paths = []
     for name, svg in named.items():
         write_text(folder / f"{name}.svg", standalone(svg))

@@ -15,7 +15,7 @@ from specexit.method.decision import Policy
 from specexit.method.labels import exit_point
 from specexit.method.signals import column
 from specexit.method.splits import FastTokenizer
-from specexit.report.charts import signals_chart
+from specexit.report.figures import Figure, signals
 
 Signals = Float[np.ndarray, "_think signals"]
 
@@ -41,6 +41,8 @@ class Step:
     """Of its split token; None without scores."""
     trial_answer: str | None
     agrees: bool
+    judged: bool = True
+    """False for what lies behind the last boundary, where nothing is judged."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Shown:
     trace: Trace
     request: Request
     steps: tuple[Step, ...]
-    chart: str | None
+    chart: Figure | None
 
     @property
     def cut(self) -> float:
@@ -104,19 +106,22 @@ def show(
     trace: Trace,
     request: Request,
     tokenizer: FastTokenizer,
-    signals: Signals | None,
+    values: Signals | None,
     policy: Policy | None,
 ) -> Shown:
     """A trace, its steps and its signals."""
     steps, start, kept = [], 0, request.thinking_tokens
     trials = zip(trace.boundaries, trace.boundary_answers, trace.boundary_agrees, strict=True)
     for boundary, answer, agrees in trials:
-        validity = None if signals is None else float(signals[boundary - 1, column("validity")])
+        validity = None if values is None else float(values[boundary - 1, column("validity")])
         text = tokenizer.decode(trace.think_ids[start:boundary]).strip("\n")
         exits = boundary == kept and request.reason == "exit"
         steps.append(Step(text, boundary <= kept, exits, validity, answer, agrees))
         start = boundary
-    chart = None if signals is None else signals_chart(signals, trace.boundaries, kept, policy)
+    if rest := trace.think_ids[start:]:
+        text = tokenizer.decode(rest).strip("\n")
+        steps.append(Step(text, len(trace.think_ids) <= kept, False, None, None, False, judged=False))
+    chart = None if values is None else signals(values, trace.boundaries, kept, policy)
     title, why = TITLES[kind]
     return Shown(title, why, trace, request, tuple(steps), chart)
 

@@ -64,5 +64,10 @@ def certificate(block: SpecExitBlock, others: str | None) -> str:
     return f"{text}."
 
 
+def shown_p(value: float) -> str:
+    """A P-value as a person reads it."""
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
 def _p(value: float) -> str:
-    return "< 0.001" if value < 0.001 else f"= {value:.3f}"
+    return shown_p(value) if value < 0.001 else f"= {shown_p(value)}"

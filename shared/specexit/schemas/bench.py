@@ -24,12 +24,15 @@ class BenchConfig(Config):
     draft: Path = Field(description="draft directory; eagle3 is its trunk without the signal rows")
     draft_fc: Path | None = Field(default=None, description="a second draft directory, with signals of source fc")
     traces: Path = Field(description="traces of the test split: prompts, references, and the oracle's exit points")
-    out: Path = Field(description="new folder for results.json, requests.jsonl, report.html and run.yaml")
+    out: Path = Field(
+        description="new folder for results.json, requests.jsonl, report.html and run.yaml; simulation.json with scores"
+    )
     methods: tuple[str, ...] | None = Field(
         default=None, description="names (see specexit.bench.methods), or paths of Python files with a Method in them"
     )
     scores: Path | None = Field(
-        default=None, description="the draft's signals of the traces, from `score`, for exits-alone"
+        default=None,
+        description="the draft's signals of the traces, from `score`: for exits-alone, and for the report's curves",
     )
     n: int | None = Field(
         default=None, gt=0, description="problems: the first n; samples of one are one problem. By default all"
