@@ -59,7 +59,7 @@ class Engine:
         self.processor.external_req_ids[external] = list(self.requests)
         self.stats, self.reporter = SimpleNamespace(), outcome.Reporter()
 
-    def step(self, rows, finished=None, stopped=(), n_output=60, inactive=None, stop_reason=None):
+    def step(self, rows, finished=None, stopped=(), n_output=60, inactive=None, stop_reason=None, awaiting=None):
         """One step; returns what the outputs say. ``stopped``: choices in which the front end meets a stop string."""
         finished, outputs, names = finished or {}, [], list(self.requests)
         for i in rows:
@@ -67,7 +67,8 @@ class Engine:
             outputs.append(core_output(names[i], finished.get(i), stop_reason))
         records = {names[i]: record for i, record in rows.items()}
         self.reporter.take(records, self.requests)
-        self.reporter.report(records, {0: SimpleNamespace(outputs=outputs, finished_requests=None)}, inactive)
+        told = {0: SimpleNamespace(outputs=outputs, finished_requests=None)}
+        self.reporter.report(records, told, inactive, awaiting)
         known = frontend.attach(self.processor, outputs)
         for i in (*finished, *stopped):
             state = self.processor.request_states.pop(names[i])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from threading import Barrier, get_ident
 from types import SimpleNamespace
 from typing import Any
 
@@ -212,7 +214,7 @@ class Pair:
         monkeypatch.setattr(ranks.torch.distributed, "all_reduce", lambda message, group: self.sent.append(message))
 
     def agree(self, both: list[ranks.Ranks], signals: Any, rows: int) -> list[Any]:
-        results = [rank.agree(own, rows) for rank, own in zip(both, signals, strict=True)]
+        results = [rank.agree(own, rows, whole=True) for rank, own in zip(both, signals, strict=True)]
         first, second = self.sent[-2:]
         total = first + second
         first.copy_(total)
@@ -238,6 +240,65 @@ def test_where_one_rank_fails_none_decides_any_more(monkeypatch, failed):
     own[failed] = None
     results = pair.agree(both, own, 2)
     assert [off.item() for _, off in results] == [1, 1]
+
+
+class Together:
+    """Ranks in threads of their own: a collective waits for all of them, and not for ever."""
+
+    def __init__(self, monkeypatch, size: int = 2):
+        self.barrier = Barrier(size, timeout=20)
+        self.messages: dict[int, torch.Tensor] = {}
+        monkeypatch.setattr(ranks.torch.distributed, "all_reduce", self._add_up)
+        numbers = iter(range(size))
+        monkeypatch.setattr(module, "_ranks_of_model", lambda: Group(size, next(numbers)))
+        self.exits = [Exits(Draft(), runner()) for _ in range(size)]  # pyright: ignore[reportArgumentType]
+        self.all(lambda exits: exits.prepare(given_step(["x"], [[5]]).none()))
+
+    def _add_up(self, message: torch.Tensor, group: Any) -> None:
+        self.messages[get_ident()] = message.clone()
+        self.barrier.wait()
+        message.copy_(torch.stack(list(self.messages.values())).sum(dim=0))
+        if self.barrier.wait() == 0:
+            self.messages.clear()
+        self.barrier.wait()
+
+    def all(self, action: Any) -> list[Any]:
+        with ThreadPoolExecutor(len(self.exits)) as pool:
+            return list(pool.map(action, self.exits))
+
+    def texts(self, *steps: Any) -> list[list[list[int]]]:
+        """Of each rank, behind steps of its own copy."""
+        return self.all(lambda exits: text_of(exits, *(step._replace(tokens=step.tokens.clone()) for step in steps)))
+
+    def told(self) -> list[dict[str, Any]]:
+        """What the outputs of the last step say."""
+        outputs = [SimpleNamespace() for _ in self.exits]
+        for exits, output in zip(self.exits, outputs, strict=True):
+            exits.close(output)
+        return [vars(output) for output in outputs]
+
+
+@pytest.mark.parametrize("checking", ["0", "1"])
+@pytest.mark.parametrize("behind", [0, 1])
+def test_where_one_rank_has_not_got_its_weights_all_leave_the_step_alone(monkeypatch, behind, checking):
+    """Its peers used to wait for it in a collective, alone: an update that fails on one rank was a hang."""
+    monkeypatch.setenv("SPECEXIT_CHECK", checking)
+    both = Together(monkeypatch)
+    both.all(lambda exits: exits.track(scheduled(new("a"))))
+    assert both.texts(given_step(["a"], [[2]])) == [[[2]]] * 2
+    weights = both.exits[behind].draft.weights
+    weights.lose("the update has failed")
+    assert both.texts(given_step(["a"], [[5]], at=[1])) == [[[5]]] * 2
+    reasons = [told[outcome.AWAITING_KEY] for told in both.told()]
+    assert reasons[behind] == "the update has failed"
+    assert reasons[1 - behind] == "the draft's weights are not whole on another rank"
+    assert [exits.failure for exits in both.exits] == [None, None]
+    for name in ("a", "b"):
+        weights.arrived(name)
+    assert both.texts(given_step(["a"], [[2]], at=[2]), given_step(["a"], [[5]], at=[3])) == [[[2], [5]]] * 2
+    both.all(lambda exits: exits.track(scheduled(new("b"))))
+    assert both.texts(given_step(["b"], [[2]]), given_step(["b"], [[5]], at=[1])) == [[[2], [END]]] * 2
+    assert all(outcome.AWAITING_KEY not in told for told in both.told())
 
 
 def test_a_failure_on_another_rank_is_seen_with_the_next_report():
@@ -420,6 +481,20 @@ def test_what_was_told_of_an_exit_stands_where_nothing_is_known_of_the_request_a
     step = {0: SimpleNamespace(outputs=[output("r", "stop")], finished_requests=None)}
     reporter.report({"r": unknown}, step, None)
     assert step[0].outputs[0].kv_transfer_params[outcome.KEY]["outcome"] == "exit"
+
+
+def test_why_the_draft_is_not_whole_goes_with_every_output_and_each_client_hears_when_it_is_again():
+    reporter = outcome.Reporter()
+
+    def said(clients: list[int], awaiting: str | None) -> dict[int, Any]:
+        step = {i: SimpleNamespace(outputs=[output(f"r{i}")], finished_requests=None) for i in clients}
+        reporter.report({}, step, None, awaiting)
+        return {i: client.outputs[0].kv_transfer_params for i, client in step.items()}
+
+    assert said([0, 1], "asleep") == {i: {outcome.AWAITING_KEY: "asleep"} for i in (0, 1)}
+    assert said([0], None) == {0: {outcome.AWAITING_KEY: None}}
+    assert said([0, 1], None) == {0: None, 1: {outcome.AWAITING_KEY: None}}
+    assert said([0, 1], None) == {0: None, 1: None}
 
 
 def test_why_exits_have_failed_goes_with_every_output():

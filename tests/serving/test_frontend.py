@@ -96,6 +96,26 @@ def test_a_failure_in_a_worker_is_said_once_counted_and_shown(caplog):
     }
 
 
+def test_while_the_drafts_weights_are_not_whole_a_server_says_so_and_afterwards_no_more(caplog):
+    """Nothing exited, and route, gauge and `required` called exits active."""
+    engine, front, told = Engine(), server.FrontEnd(operation(required=True), Activity()), []
+    front.activity.tell = lambda active, kind: told.append((active, kind))
+    setattr(engine.processor, KEY, front)
+    for thoughts in (10, 20):
+        engine.step({0: row(THINKING, thoughts)}, awaiting="the draft's weights have not survived a sleep")
+        reason = "weights: the draft's weights have not survived a sleep"
+        assert (front.summary()["active"], front.summary()["reason"], front.problem()) == (False, reason, reason)
+    for thoughts in (30, 40):
+        engine.step({0: row(THINKING, thoughts)})
+        assert (front.summary()["active"], front.summary()["reason"], front.problem()) == (True, None, None)
+    assert told == [(False, "weights"), (True, "weights")]
+    lines = [json.loads(record.getMessage()) for record in caplog.records]
+    assert [line["event"] for line in lines] == ["specexit_inactive", "specexit_active"]
+    front.activity.fail("failed", "for good")
+    front.activity.awaits(None)
+    assert front.problem() == "failed: for good"
+
+
 def test_a_server_that_must_have_certified_exits_is_ready_with_a_certified_point_alone():
     """A point without a certificate, switched to or read from the file, used to leave it ready and without a doubt."""
     front = server.FrontEnd(operation(required=True), Activity())

@@ -1,5 +1,5 @@
-"""The Triton kernel of the exit rule, run by Triton's interpreter, against its numpy twin and the definition; and that
-it compiles for GPUs, which needs none."""
+"""The Triton kernel of the exit rule, run by Triton's interpreter, against its twin in plain Python and the definition;
+and that it compiles for GPUs, which needs none."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from tests.serving.conftest import run_program
 from tests.serving.simulation import CPU, END, GARBAGE, IDS, START, VOCAB, WIDEST, Request, Simulation
 from torch_specexit.plugin.worker.cost import STEPS, Scene, launches
 from torch_specexit.plugin.worker.loops import FINGERPRINT, LoopSearch
+from torch_specexit.plugin.worker.ranks import INCOMPLETE
 from torch_specexit.plugin.worker.rule import LOOP, STATE, STEPS_BACK, Admission, Markers, Sampled
 from torch_specexit.plugin.worker.slots import Slots
 from torch_specexit.plugin.worker.twin import Twin
@@ -170,7 +171,7 @@ def test_kernel_and_twin_agree_on_anything(kernel, source, smooth, padded):
         # Raw values of 0 lie on a threshold of one half, to the bit.
         raw = torch.tensor(rng.normal(0, 2, (len(names) * width, len(NAMES))) * (rng.random() < 0.8)).float()
         back = torch.tensor(rng.integers(0, 9, len(names)) * (rng.random(len(names)) < 0.2))
-        pair.active.fill_(float(step == 11))
+        pair.active.fill_({6: INCOMPLETE, 11: 1.0, 14: 1.0 + INCOMPLETE, 17: 2 * INCOMPLETE}.get(step, 0.0))
         pair.step(names, tokens, n, raw, padded=padded, back=back)
         if source == "draft":
             pair.signals.copy_(torch.tensor(rng.normal(0, 2, pair.signals.shape)))
@@ -241,6 +242,19 @@ def test_a_step_of_no_request_judges_what_is_left_and_is_the_same_variant_of_the
         rule.step(nobody, pair.signals, pair.active)
     pair.signals.fill_(-9.0)
     assert pair.step(["a"], torch.tensor([[5]]), one).tokens.tolist() == [[END]]
+
+
+def test_a_step_that_is_left_alone_in_the_midst_of_the_closing_tokens_writes_no_more_of_them(kernel):
+    pair = Pair(kernel, "draft", smooth=False, transition=(5, 6))
+    pair.add("a", ALWAYS)
+    one = torch.ones(1, dtype=torch.int32)
+    pair.signals.fill_(9.0)
+    texts = []
+    for token, failed in ((2, 0.0), (7, 0.0), (8, INCOMPLETE), (2, 0.0), (9, 0.0)):
+        pair.active.fill_(failed)
+        texts += pair.step(["a"], torch.tensor([[token]]), one).tokens.tolist()[0]
+    assert texts == [2, 5, 8, 2, 9]
+    pair.compare_tables()
 
 
 def test_what_is_remembered_reaches_as_far_back_as_steps_can_be_dropped(kernel):

@@ -101,6 +101,10 @@ def test_metrics_say_what_is_served_and_when_it_is_not():
     metrics.watch(front)
     assert value("active", reason="ok") == value("exits_made") == value("epsilon") == 1
     assert value("certified") == value("hold_moves_total", move="shadow") == 0
+    front.activity.awaits("asleep")
+    assert value("active", reason="ok") == value("active", reason="weights") == 0
+    front.activity.awaits(None)
+    assert value("active", reason="ok") == value("active", reason="weights") == 1
     front.activity.fail("failed", "a long story")
     front.operation.switch("shadow")
     metrics.finished(0, {"outcome": "exit", "thinking_tokens": 6, "signals": NAMED, "point": None, "certified": False})

@@ -30,6 +30,8 @@ def test_nothing_exits_while_the_drafts_weights_arrive_one_by_one(monkeypatch, c
     exits.draft.weights.arrived("a")
     assert text_of(exits, given_step(["a"], [[5]], at=[1])) == [[5]]
     exits.close(output := SimpleNamespace())
+    assert vars(output)[outcome.AWAITING_KEY] == "an update of the draft's weights has begun"
+    assert exits.status()["active"] is False
     ended = outcome.Record.from_row(vars(output)[outcome.KEY]["a"]).describe(2, cut_off=False)
     assert ended == {"outcome": "off", "thinking_tokens": 0, "signals": {}}
     exits.draft.weights.begin()
@@ -37,6 +39,9 @@ def test_nothing_exits_while_the_drafts_weights_arrive_one_by_one(monkeypatch, c
     assert text_of(exits, given_step(["a"], [[2]], at=[2]), given_step(["a"], [[5]], at=[3])) == [[2], [5]]
     exits.track(scheduled(new("b")))
     assert text_of(exits, given_step(["b"], [[2]]), given_step(["b"], [[5]], at=[1])) == [[2], [END]]
+    exits.close(output := SimpleNamespace())
+    assert outcome.AWAITING_KEY not in vars(output)
+    assert exits.status()["active"] is True
 
 
 UPDATES = {

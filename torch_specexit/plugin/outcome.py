@@ -18,6 +18,9 @@ RECORD_KEY = "specexit_record"
 """Attribute of the scheduler's requests: the latest record. A step may bring none, where it has only added tokens."""
 INACTIVE_KEY = "specexit_inactive"
 """Attribute of a model runner's output: why exits have failed in it. Absent where they have not."""
+AWAITING_KEY = "specexit_awaiting"
+"""Attribute of a model runner's output: why the draft was not whole in it, so that nothing exits; absent where it was.
+Key of what an `EngineCoreOutput` says then; None in the first ones behind that."""
 REPLACED_KEY = "specexit_replaced"
 """Attribute of a model runner's output, present where the draft's weights are not those that the engine has started
 with; and key of what an `EngineCoreOutput` says then with each request that ends."""
@@ -123,6 +126,8 @@ class Reporter:
         """Whether the draft's weights have been replaced."""
         self.may_stop: set[str] = set()
         """Of these, the ones with stop strings: any of their outputs may turn out to be the last."""
+        self.awaiting: set[int] = set()
+        """Clients that know that the draft is not whole, and not yet that it is again."""
 
     def take(self, records: dict[str, Sequence[float]], requests: Mapping[str, Any]) -> None:
         """Take in news, before the scheduler takes in the step.
@@ -145,16 +150,25 @@ class Reporter:
             self.requests = {name: requests[name] for name in self.requests if name in requests}
             self.may_stop &= self.requests.keys()
 
-    def report(self, records: dict[str, Sequence[float]], outputs: dict[int, Any], inactive: str | None) -> None:
+    def report(
+        self,
+        records: dict[str, Sequence[float]],
+        outputs: dict[int, Any],
+        inactive: str | None,
+        awaiting: str | None = None,
+    ) -> None:
         """Put the outcomes of finished requests, and what is new about the others, into the engine core's outputs.
 
         Args:
           records: of the step.
           outputs: ``EngineCoreOutputs`` by client.
           inactive: why exits have failed, if they have.
+          awaiting: why the draft was not whole in the step, if it was not.
         """
         may_stop = self.may_stop
-        for client in outputs.values():
+        for number, client in outputs.items():
+            if client.outputs and (awaiting is not None or number in self.awaiting):
+                self._tell_of_weights(number, client, awaiting)
             for output in client.outputs:
                 name = output.request_id
                 if output.finish_reason is not None or name in records or name in may_stop:
@@ -163,6 +177,14 @@ class Reporter:
                     output.kv_transfer_params = {**(output.kv_transfer_params or {}), INACTIVE_KEY: inactive}
             for name in client.finished_requests or ():
                 self._forget(name)
+
+    def _tell_of_weights(self, number: int, client: Any, awaiting: str | None) -> None:
+        for output in client.outputs:
+            output.kv_transfer_params = {**(output.kv_transfer_params or {}), AWAITING_KEY: awaiting}
+        if awaiting is None:
+            self.awaiting.discard(number)
+        else:
+            self.awaiting.add(number)
 
     def _tell(self, output: Any, *, fresh: bool) -> None:
         request = self.requests.get(output.request_id)

@@ -173,10 +173,11 @@ def update_from_output(original: Method) -> Method:
         reporter: outcome.Reporter = vars(self).setdefault("_specexit_reporter", outcome.Reporter())
         records = getattr(model_runner_output, outcome.KEY, None) or {}
         inactive = getattr(model_runner_output, outcome.INACTIVE_KEY, None)
+        awaiting = getattr(model_runner_output, outcome.AWAITING_KEY, None)
         reporter.replaced |= hasattr(model_runner_output, outcome.REPLACED_KEY)
         _harmless(lambda: reporter.take(records, self.requests))
         outputs = original(self, scheduler_output, model_runner_output)
-        _harmless(lambda: reporter.report(records, outputs, inactive))
+        _harmless(lambda: reporter.report(records, outputs, inactive, awaiting))
         return outputs
 
     return update_from_output

@@ -17,21 +17,36 @@ class Activity:
     """The state of one server.
 
     Args:
-      tell: told of each change: whether exits are active, and the kind of reason, ``ok``, ``misfit`` or ``failed``.
+      tell: told of each change: whether exits are active, and the kind of reason, ``ok``, ``misfit``, ``failed`` or
+        ``weights``.
     """
 
     def __init__(self, tell: Callable[[bool, str], None] = lambda active, kind: None):
         self.tell = tell
-        self.reason: str | None = None
+        self._failed: str | None = None
+        self._awaiting: str | None = None
+
+    @property
+    def reason(self) -> str | None:
         """Why exits are not active; None where they are."""
+        return self._failed or self._awaiting
 
     def fail(self, kind: str, reason: str) -> None:
-        """Exits are not active. One line in the log, of JSON, however often it is said."""
-        if self.reason is None:
-            self.reason = f"{kind}: {reason}"
-            line = {"event": "specexit_inactive", "reason": kind, "detail": reason}
-            logger.error("%s", json.dumps(line))
-            self.tell(False, kind)
+        """Exits are not active until a restart. One line in the log, of JSON, however often it is said."""
+        if self._failed is None:
+            self._failed = f"{kind}: {reason}"
+            self._say(False, kind, reason)
+
+    def awaits(self, reason: str | None) -> None:
+        """Exits are not active until the draft's weights are whole again, which None says. One line for each change."""
+        if self._failed is None and (reason is None) != (self._awaiting is None):
+            self._awaiting = None if reason is None else f"weights: {reason}"
+            self._say(reason is None, "weights", reason or "the draft's weights are whole again")
+
+    def _say(self, active: bool, kind: str, detail: str) -> None:
+        line = {"event": "specexit_active" if active else "specexit_inactive", "reason": kind, "detail": detail}
+        logger.log(logging.WARNING if active else logging.ERROR, "%s", json.dumps(line))
+        self.tell(active, kind)
 
 
 def misfit_of(vllm_config: Any) -> str | None:

@@ -140,10 +140,10 @@ class ExitMetrics:
         self.active(True, "ok")
 
     def active(self, active: bool, kind: str) -> None:
-        """Say whether exits are active; where not, the kind of reason gets a series of its own."""
-        self.activity.labels(self.model_name, "ok").set(float(active))
-        if not active:
-            self.activity.labels(self.model_name, kind).set(0.0)
+        """Say whether exits are active; where not, the kind of reason gets a series of its own, which is 1 when it is
+        gone."""
+        for reason in ("ok", kind):
+            self.activity.labels(self.model_name, reason).set(float(active))
 
     def watch(self, front: FrontEnd) -> None:
         """Follow what is served by a front end."""

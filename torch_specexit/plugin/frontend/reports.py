@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch_specexit.plugin.frontend.own_end import BY_ITSELF, is_by_itself
-from torch_specexit.plugin.outcome import INACTIVE_KEY, KEY, NOW, REPLACED_KEY
+from torch_specexit.plugin.outcome import AWAITING_KEY, INACTIVE_KEY, KEY, NOW, REPLACED_KEY
 
 if TYPE_CHECKING:
     from torch_specexit.plugin.frontend.operation import Admitted
@@ -71,6 +71,10 @@ def _take_in(processor: Any, state: Any, output: Any) -> None:
         setattr(state, BY_ITSELF, is_by_itself(output, front.end_tokens))
     if INACTIVE_KEY in params and front is not None:
         front.activity.fail("failed", params[INACTIVE_KEY])
+    if AWAITING_KEY in params and front is not None:
+        front.activity.awaits(params[AWAITING_KEY])
+    if params.get(AWAITING_KEY, "") is None:
+        del params[AWAITING_KEY]
     if params.pop(REPLACED_KEY, False) and front is not None:
         front.doubt("the draft's weights are not those that the server started with")
     if (report := params.get(KEY)) is not None:

@@ -65,7 +65,12 @@ def news_of(requests: Sequence[str], report: Float[np.ndarray, "batch report"]) 
 
 def failed_elsewhere(report: Float[np.ndarray, "batch report"]) -> bool:
     """Whether a step was not judged, because exits have failed on some rank."""
-    return bool((report[:1, _CHANGED] < 0).any())
+    return bool((report[:1, _CHANGED] <= -1).any())
+
+
+def incomplete(report: Float[np.ndarray, "batch report"]) -> bool:
+    """Whether a step was left alone, because the draft of some rank is not whole."""
+    return bool(((report[:1, _CHANGED] > -1) & (report[:1, _CHANGED] < 0)).any())
 
 
 def attach(output: Any, attributes: Callable[[], Mapping[str, Any]]) -> None:

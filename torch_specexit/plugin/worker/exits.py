@@ -21,7 +21,7 @@ from specexit.method.splits import ALL_STRINGS
 from torch_specexit.plugin import outcome
 from torch_specexit.plugin.frontend.arguments import request_policy_or_default
 from torch_specexit.plugin.worker.checking import Checker, is_checking
-from torch_specexit.plugin.worker.copies import Copies, News, attach, failed_elsewhere, news_of
+from torch_specexit.plugin.worker.copies import Copies, News, attach, failed_elsewhere, incomplete, news_of
 from torch_specexit.plugin.worker.interrupt import Owner, owner_of
 from torch_specexit.plugin.worker.logprobs import name_forced_tokens
 from torch_specexit.plugin.worker.loops import LoopSearch
@@ -90,6 +90,8 @@ class Exits:
         config = runner.vllm_config
         self.draft, self.source, self.ids = draft, draft.block.source, draft.think_tokens
         self.failure: str | None = None
+        self.awaiting: str | None = None
+        """Why the draft was not whole in the last step, here or on another rank; None where it was."""
         scheduled = config.scheduler_config.max_num_seqs
         self.last = 1 + config.speculative_config.num_speculative_tokens
         """Tokens that a step may have of a request."""
@@ -131,7 +133,7 @@ class Exits:
             )
         signals = self._attempt("could not be made ready", self._make_rule)
         if signals is not None or self.ranks.several:
-            _, failed = self.ranks.agree(signals, self.last)
+            _, failed = self.ranks.agree(signals, self.last, whole=True)
             if self.failure is None and failed.item() > 0:
                 self.fail("could not be made ready on another rank")
 
@@ -274,15 +276,11 @@ class Exits:
           Whether it was: `Rule.forced` says where.
         """
         self.news = None
-        if not self.draft.weights.whole:  # the same on all ranks; rows that fall behind leave their requests alone
-            self._leave_alone(list(sampled.requests))
-            return False
-        self.draft.remember_weights()
         rows = len(sampled.logits_rows) if self.source == "fc" else self._judged_next * self.last
         signals = self._attempt("could not read the signals", lambda: self._signals(sampled.logits_rows, rows))
         if self.failure is not None and not self.ranks.several:
             return False
-        agreed, failed = self.ranks.agree(signals, rows)
+        agreed, failed = self.ranks.agree(signals, rows, whole=self.draft.weights.whole)
         self._judged_next = max(len(sampled.requests), 1)
         if self.failure is not None or self.rule is None:
             return False
@@ -292,13 +290,8 @@ class Exits:
             self._attempt("could not judge a step", lambda: self._rewrite(sampled, agreed, failed))
         return self.failure is None
 
-    def _leave_alone(self, requests: list[str]) -> None:
-        """Requests of a step in which nothing is decided; whoever ends in it is told so."""
-        if self.checker is not None:
-            self.checker.lose(requests)
-        self.news = lambda: dict.fromkeys(requests, [0.0] * len(RECORD))
-
     def _signals(self, logits_rows: Int[Tensor, " rows"], rows: int) -> Float[Tensor, "judged signals"]:
+        self.draft.remember_weights()
         if self.source == "draft":
             return self.draft.signals.flatten(0, 1)[:rows]
         assert self.aux is not None or rows == 0, "the target's hidden states are missing"
@@ -311,11 +304,14 @@ class Exits:
     def _rewrite(self, sampled: Sampled, signals: Float[Tensor, "rows signals"], failed: Float[Tensor, " 1"]) -> None:
         assert self.rule is not None
         if self.checker is not None:
+            if 0 < failed.item() < 1:
+                self.checker.lose(sampled.requests)
             self.checker.before(sampled)
         self.rule.step(sampled, self._by_request(signals), failed)
         if self.checker is not None:
             self.checker.after(sampled)
         requests = list(sampled.requests)
+        lost = self.draft.weights.lost or "the draft's weights are not whole on another rank"
         read = self.copies.start(
             self.rule.report[: len(requests)]
         )  # in front of drafting, so that nobody waits for that
@@ -324,7 +320,12 @@ class Exits:
             report = read()
             if self.failure is None and failed_elsewhere(report):
                 self.fail("has failed on another rank")
-            return {} if self.failure else news_of(requests, report)
+            self.awaiting = lost if incomplete(report) else None
+            if self.failure is not None:
+                return {}
+            if self.awaiting is not None:  # whoever ends in such a step is told that exits were off
+                return dict.fromkeys(requests, [0.0] * len(RECORD))
+            return news_of(requests, report)
 
         self.news = news
 
@@ -372,7 +373,8 @@ class Exits:
         told = self._attempt("could not report a step", news) if news is not None else None
         if self.failure is not None:
             return {outcome.INACTIVE_KEY: self.failure}
-        return {outcome.KEY: told} | ({outcome.REPLACED_KEY: True} if self.draft.weights.replaced else {})
+        awaiting = {} if self.awaiting is None else {outcome.AWAITING_KEY: self.awaiting}
+        return {outcome.KEY: told} | awaiting | ({outcome.REPLACED_KEY: True} if self.draft.weights.replaced else {})
 
     @torch.inference_mode()
     def end_thinking(self, request: str, caller: str | None, *, now: bool) -> bool:
@@ -399,7 +401,8 @@ class Exits:
 
     def status(self) -> Mapping[str, Any]:
         """Whether exits are active on this rank, and why not; and how many requests it remembers."""
-        return {"active": self.failure is None, "reason": self.failure, "requests": len(self.slots)}
+        reason = self.failure or self.draft.weights.lost
+        return {"active": reason is None, "reason": reason, "requests": len(self.slots)}
 
 
 def _prompt_size(new: NewRequest) -> int:

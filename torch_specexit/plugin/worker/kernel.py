@@ -301,7 +301,8 @@ def step(
     """See `torch_specexit.plugin.worker.rule.Rule.step`."""
     lane, signal = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.arange(0, LANES)[None, :]
     known, here = lane < n_rows, lane < n_batch
-    active = tl.load(failed_ptr + lane * 0) == 0
+    failed = tl.load(failed_ptr + lane * 0)
+    active, left_alone = failed == 0, (failed > 0) & (failed < 1)
     row = tl.load(rows_ptr + lane, mask=known, other=0).to(tl.int64)
     state_at, past_at = state_ptr + row * N_STATE, past_ptr + row * ((STEPS_BACK + 1) * N_STATE)
     knobs_at, weights_at = knobs_ptr + row * N_KNOBS, weights_ptr + row * N_WEIGHTS
@@ -311,7 +312,7 @@ def step(
     moves = here & (drawn > 0)
     first = tl.load(ends_ptr + lane - 1, mask=here & (lane > 0), other=0).to(tl.int64)  # behind those of others
     fed_at, prompt = logits_rows_ptr + first, column(knobs_at, PROMPT, known)
-    at, lost, state = go_back(state_at, past_at, prompt, fed_at, positions_ptr, known, moves, signal)
+    at, lost, state = go_back(state_at, past_at, prompt, fed_at, positions_ptr, known, moves, left_alone, signal)
     loops = load_loops(at, known, lost, SEARCH[0])
     if DRAFT:
         state = _judge_last(state, state_at, signals_ptr, last, known, active, signal, policy, early)
@@ -336,6 +337,6 @@ def step(
         tl.store(rejected_ptr + lane, column(rejected_ptr + lane, 0, here) + (drawn - n), mask=here)
     tl.store(n_ptr + lane, n, mask=here)
     tl.store(forced_ptr + lane, forced, mask=here)
-    state = report(report_ptr + lane * N_REPORT, here, moves, active, signal, state)
+    state = report(report_ptr + lane * N_REPORT, here, moves, failed, signal, state)
     store(state_at, known, signal, state, lane, slot)
     store_loops(state_at, known, loops, SEARCH[0])

@@ -82,17 +82,19 @@ def load_policy(knobs_at, weights_at, mask, signal):
 
 
 @triton.jit
-def go_back(state_at, past_at, prompt, fed_at, positions_ptr, known, moves, signal):
+def go_back(state_at, past_at, prompt, fed_at, positions_ptr, known, moves, left_alone, signal):
     """Go back to where vLLM has gone on from, where that is not behind the last step that a row has seen.
 
-    Returns where the state was read, whether nothing is known of what it was like there, and the state."""
+    Returns where the state was read, whether nothing is known of what it was like there, or the step is one to be left
+    alone, and the state."""
     fed = tl.load(fed_at, mask=moves, other=0).to(tl.int64)
     outputs = tl.load(positions_ptr + fed, mask=moves, other=0).to(tl.int32) + 1 - prompt
     stale = moves & (outputs != column(state_at, OUTPUTS, known))
     at, lost = recall(state_at, past_at, stale, outputs)
+    lost = lost | (moves & left_alone)
     count, text, judged, closing, marks, average, early = load(at, known, signal)
     count = (count[0], count[1], count[2], tl.where(stale, outputs, count[3]))
-    marks = (marks[0], tl.where(lost, 0, marks[1]), tl.where(stale, 0, marks[2]))
+    marks = (marks[0], tl.where(lost, 0, marks[1]), tl.where(stale | lost, 0, marks[2]))
     text = (tl.where(lost, 0, text[0]), tl.where(lost, 0, text[1]))  # nothing is left to be judged, or due
     closing = (tl.where(lost, 0, closing[0]), tl.where(lost, 0, closing[1]), closing[2], closing[3])
     early = (early[0], tl.where(lost, 0, early[1]))
@@ -183,9 +185,10 @@ def remember(past_at, at, known, moves, lane, signal, state, loops, PERIOD: tl.c
 
 
 @triton.jit
-def report(at, here, moves, active, signal, state):
+def report(at, here, moves, failed, signal, state):
     """Write the columns of `rule.REPORT`; returns the state in which all of that is told."""
     count, text, judged, closing, marks, average, early = state
     store_record(at, here, signal, count, judged, closing, marks)
-    put(at, CHANGED, tl.where(active, tl.where(moves & (marks[2] == 0), 1, 0), -1), here)
-    return count, text, judged, closing, (marks[0], marks[1], tl.where(moves, 1, marks[2])), average, early
+    put(at, CHANGED, tl.where(failed == 0, tl.where(moves & (marks[2] == 0), 1.0, 0.0), -failed), here)
+    told = tl.where(moves, (failed == 0).to(tl.int32), marks[2])
+    return count, text, judged, closing, (marks[0], marks[1], told), average, early

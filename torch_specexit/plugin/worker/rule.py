@@ -225,7 +225,8 @@ class Sampled(NamedTuple):
 
 CHANGED = "changed"
 REPORT = (*RECORD, CHANGED)
-"""Columns of what a step reports of each request. changed: there is more news than tokens; -1: a rank has failed."""
+"""Columns of what a step reports of each request. changed: there is more news than tokens; below 0: nothing was
+decided, as minus so many ranks have failed, or, above -1, the draft of some rank is not whole."""
 
 
 @runtime_checkable
@@ -244,6 +245,7 @@ class Rule(Protocol):
           sampled: the step's result, rewritten in place.
           signals: raw. Source ``fc``: at the rows that were sampled from; ``draft``: at the last tokens of each request
             of the step before, the very last one first, as many as a step may have.
-          failed: above 0 where exits have failed on some rank: then nothing is decided any more.
+          failed: above 0 where nothing is decided: exits have failed on so many ranks; or, below 1, the draft of some
+            rank is not whole, and the requests of the step are left alone from now on.
         """
         ...

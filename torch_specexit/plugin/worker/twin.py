@@ -63,6 +63,11 @@ class Row:
         """Its row of `Tables.state`."""
         return list(vars(self.state).values())
 
+    def lose(self) -> None:
+        """Nothing is known of the request any more: nothing is left to be judged, or due."""
+        lost = ("on", "unread", "last", "matched", "deferred", "closed", "looping", "told")
+        vars(self.state).update(dict.fromkeys(lost, 0))
+
     def may_end(self) -> bool:
         """Whether thinking may still be ended: exits are wanted, and there was none in shadow mode; or the client says
         so."""
@@ -126,7 +131,8 @@ class Twin:
     def step(self, sampled: Sampled, signals: Float[Tensor, "rows *last signals"], failed: Float[Tensor, " 1"]) -> None:
         """See `torch_specexit.plugin.worker.rule.Rule`."""
         self.slots.flush()
-        active, values = not failed.item() > 0, activate(signals.numpy()).tolist()
+        stopped, values = failed.item(), activate(signals.numpy()).tolist()
+        active, left_alone = stopped == 0, 0 < stopped < 1
         if self.source == "draft":
             self._judge_left_out(sampled.requests, values, active=active)
         rows = self._rows([self.slots.row_of[name] for name in sampled.requests])
@@ -136,6 +142,8 @@ class Twin:
         for row, text, n, end in zip(rows, tokens, drawn, sampled.ends.tolist(), strict=True):
             if n:
                 self._reconcile(row, int(positions[fed[begin]]) + 1 - row.knob.prompt)
+            if n and left_alone:
+                row.lose()
             if self.source == "draft":
                 self._judge_last(row, values, active=active)
             if n:
@@ -144,7 +152,7 @@ class Twin:
             kept.append(read)
             forced.append(replaced)
             begin = end
-        self._write(rows, sampled, drawn, kept, tokens, active=active)
+        self._write(rows, sampled, drawn, kept, tokens, stopped)
         self.forced = torch.tensor(forced, dtype=torch.bool)
 
     def _rows(self, places: list[int]) -> list[Row]:
@@ -167,9 +175,8 @@ class Twin:
         past[past[:, _OUTPUTS] > outputs, _OUTPUTS] = -1  # of a branch that vLLM has dropped
         if len(found):
             vars(row.state).update(zip(rule.STATE, past[found[0]].tolist(), strict=True))
-        else:  # nothing is left to be judged, or due
-            lost = ("on", "unread", "last", "matched", "deferred", "closed", "looping")
-            vars(row.state).update(dict.fromkeys(lost, 0))
+        else:
+            row.lose()
         row.state.outputs, row.state.told = outputs, 0
 
     def _judge_left_out(self, requests: Sequence[str], values: Sequence[Sequence[Signals]], *, active: bool) -> None:
@@ -317,16 +324,15 @@ class Twin:
         drawn: list[int],
         kept: list[int],
         tokens: list[list[int]],
-        *,
-        active: bool,
+        stopped: float,
     ) -> None:
         """Hand the step back, and the rows to the tables."""
         changed = []
         for i, row in enumerate(rows):
             if drawn[i] and sampled.padded:
                 tokens[i][kept[i] :] = [-1] * (len(tokens[i]) - kept[i])
-            changed.append(float(drawn[i] > 0 and row.state.told == 0) if active else -1.0)
-            row.state.told, row.state.row = 1 if drawn[i] else row.state.told, i
+            changed.append(-stopped if stopped else float(drawn[i] > 0 and row.state.told == 0))
+            row.state.told, row.state.row = int(stopped == 0) if drawn[i] else row.state.told, i
         columns = [row.columns() for row in rows]
         if rows:
             self.slots.tables.state.numpy()[[row.place for row in rows]] = columns

@@ -31,6 +31,8 @@ class Weights:
         self.awaited = set(self.names)
         self.loaded = False
         """Whether there has been a whole draft."""
+        self.lost: str | None = None
+        """Why it is not whole any more; None where it is, or has not been yet."""
         self.replaced = False
         """Whether it is another draft now than the first that was whole."""
         self._first: Int[Tensor, " sums"] | None = None
@@ -55,12 +57,12 @@ class Weights:
             if self.loaded:
                 logger.warning("specexit: the draft's weights are whole again; requests from now on may exit")
                 self.replaced = True  # until it is seen to be the same draft, behind a sleep
-            self.loaded, self._mark = True, None
+            self.loaded, self.lost, self._mark = True, None, None
 
     def lose(self, why: str) -> None:
         """The draft is not what it was; nothing exits until all of its tensors have arrived."""
         logger.warning("specexit: %s; nothing exits until all of them have arrived", why)
-        self.awaited = set(self.names)
+        self.awaited, self.lost = set(self.names), why
 
     def remember(self, parameters: Iterable[tuple[str, nn.Parameter]]) -> None:
         """Take the weights as they are for right, where they are whole and nothing is remembered yet."""
