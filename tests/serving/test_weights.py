@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
+from specexit.drafts.directory import DraftError, read_config
+from specexit.drafts.layouts import LAYOUTS
+from specexit.method.signals import NAMES
 from tests.serving.simulation import END
 from tests.serving.test_exits import alone, new, ready, scheduled, text_of  # noqa: F401, a fixture for all
 from tests.serving.test_rule import given_step
 from torch_specexit.plugin import outcome
 from torch_specexit.plugin.compat import wraps
-from torch_specexit.plugin.worker.weights import Weights
+from torch_specexit.plugin.worker.model import WithSignals
+from torch_specexit.plugin.worker.weights import NEVER_SENT, Weights
 
 pytestmark = pytest.mark.vllm
 
@@ -42,6 +49,81 @@ def test_nothing_exits_while_the_drafts_weights_arrive_one_by_one(monkeypatch, c
     exits.close(output := SimpleNamespace())
     assert outcome.AWAITING_KEY not in vars(output)
     assert exits.status()["active"] is True
+
+
+class Stock(nn.Module):
+    """Stands for vLLM's draft model: takes what it is given."""
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+        vars(self).setdefault("taken", {}).update({name: tensor.clone() for name, tensor in weights})
+
+
+class Model(WithSignals, Stock):
+    """Our draft model as far as it loads."""
+
+    def __init__(self, folder: Path):
+        nn.Module.__init__(self)
+        config = read_config(folder)
+        assert config.specexit is not None
+        self.folder, self.draft_config, self.block = folder, config, config.specexit
+        width = config.hidden_size if self.block.source == "draft" else config.aux_size
+        self.signal_weight = nn.Parameter(torch.zeros(len(NAMES), width), requires_grad=False)
+        self.weights, self.apart = Weights(config.tensor_shapes()), {}
+
+
+def as_exported(tensors: dict[str, torch.Tensor], model: Model) -> dict[str, torch.Tensor]:
+    """Under the names of an export for speculators, the signal rows of source ``fc`` apart."""
+    hidden, named = model.draft_config.hidden_size, dict(tensors)
+    if model.block.source == "fc":
+        named |= {"fc.weight": tensors["fc.weight"][:hidden], "signal_head.weight": tensors["fc.weight"][hidden:]}
+    return {LAYOUTS["speculators"].theirs(name): tensor for name, tensor in named.items()}
+
+
+@pytest.mark.parametrize("source", ["draft", "fc"])
+@pytest.mark.parametrize("names", ["own", "speculators"])
+@pytest.mark.parametrize("backwards", [False, True])
+def test_an_update_of_one_tensor_a_call_makes_the_draft_whole_whatever_its_names(
+    write_random_draft, tmp_path, source, names, backwards
+):
+    """Of a draft with source ``fc``, both halves of one tensor were dropped if they came in calls of their own; where
+    the vocabulary came last, it began an update that never ended. Exits stayed off."""
+    model = Model(write_random_draft(tmp_path / "draft", source))
+    tensors = load_file(tmp_path / "draft" / "model.safetensors")
+    model.load_weights(iter(tensors.items()))
+    assert model.weights.whole
+    trained = {name: tensor + 1 if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    sent = as_exported(trained, model) if names == "speculators" else dict(trained)
+    order = list(sent)[::-1] if backwards else list(sent)
+    whole = []
+    for name in order:
+        memory = sent[name].clone()
+        model.load_weights([(name, memory)])
+        whole.append(model.weights.whole)
+        memory.zero_()  # used again for the next
+    last = max(i for i, name in enumerate(order) if name not in NEVER_SENT)
+    first = whole.index(False)
+    assert first <= 2  # in front are the vocabulary, and a half that waits for the other
+    assert whole[first:] == [i >= last for i in range(first, len(order))]
+    assert not model.apart
+    hidden = model.draft_config.hidden_size
+    own = trained["signal_head.weight"] if source == "draft" else trained["fc.weight"][hidden:]
+    assert torch.equal(model.signal_weight, own.float())
+    expected = {name: tensor for name, tensor in trained.items() if name != "signal_head.weight"}
+    expected["fc.weight"] = expected["fc.weight"][:hidden]
+    taken = vars(model)["taken"]
+    assert taken.keys() == expected.keys()
+    assert all(torch.equal(taken[name], tensor) for name, tensor in expected.items())
+
+
+def test_a_start_with_a_part_of_the_draft_is_refused(write_random_draft, tmp_path):
+    """Later a part may come; see above."""
+    model = Model(write_random_draft(tmp_path / "draft", "fc"))
+    tensors = load_file(tmp_path / "draft" / "model.safetensors")
+    halves = as_exported(tensors, model)
+    del halves["signal_head.weight"]
+    with pytest.raises(DraftError, match=r"tensor fc\.weight .* is missing"):
+        model.load_weights(iter(halves.items()))
+    assert not model.weights.whole
 
 
 UPDATES = {

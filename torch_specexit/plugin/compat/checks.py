@@ -70,20 +70,28 @@ def check_draft(config: DraftConfig, folder: Path, target: Any) -> SpecExitBlock
     return block
 
 
-def as_in_directory(weights: Iterable[tuple[str, Tensor]], config: DraftConfig) -> Iterator[tuple[str, Tensor]]:
+def as_in_directory(
+    weights: Iterable[tuple[str, Tensor]], config: DraftConfig, apart: dict[str, Tensor]
+) -> Iterator[tuple[str, Tensor]]:
     """Tensors under the names of a draft directory, where they have those of an export for speculators: its layer is
     named otherwise, signal rows of source ``fc`` are a tensor of their own, and embeddings of a draft that has none are
-    the target's, which vLLM shares with it."""
+    the target's, which vLLM shares with it.
+
+    Args:
+      weights: the tensors by name.
+      config: of the draft.
+      apart: kept between calls: a copy of the one half of ``fc.weight`` that waits for the other.
+    """
     fc = config.specexit is not None and config.specexit.source == "fc"
-    apart: dict[str, Tensor] = {}
     for theirs, tensor in weights:
         name = LAYOUTS["speculators"].ours(theirs)
         if name == "embed_tokens.weight" and not config.own_embeddings:
             continue
         if fc and (name == "signal_head.weight" or (name == "fc.weight" and len(tensor) == config.hidden_size)):
-            apart[name] = tensor
+            apart[name] = tensor.clone()  # whoever sends one at a time may use its memory again
             if len(apart) == 2:
-                yield "fc.weight", torch.cat([apart["fc.weight"], apart["signal_head.weight"]])
+                halves = (apart.pop(half).to(tensor.device) for half in ("fc.weight", "signal_head.weight"))
+                yield "fc.weight", torch.cat(list(halves))
         else:
             yield name, tensor
 

@@ -87,6 +87,8 @@ class WithSignals(Eagle3):
         self.register_buffer("back", torch.arange(last), persistent=False)
         self.first_pass = FirstPass()
         self.weights = Weights(config.tensor_shapes())
+        self.apart: dict[str, Tensor] = {}
+        """See `as_in_directory`."""
         install_worker_hooks(v2=getattr(vllm_config, "use_v2_model_runner", True))
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
@@ -95,14 +97,20 @@ class WithSignals(Eagle3):
         Raises:
           DraftError: the file cannot be used; see `checked`.
         """
-        self.weights.begin()
-        passed = checked(
-            as_in_directory(weights, self.draft_config), self.draft_config, self.folder, whole=not self.weights.loaded
-        )
+        named = as_in_directory(weights, self.draft_config, self.apart)
+        passed = checked(named, self.draft_config, self.folder, whole=not self.weights.loaded)
         names: list[str] = []
-        super().load_weights(self._without_signals(_noted(passed, names)))
+        super().load_weights(self._without_signals(self._noted(passed, names)))
         for name in names:
             self.weights.arrived(name)
+
+    def _noted(self, weights: Iterable[tuple[str, Tensor]], names: list[str]) -> Iterator[tuple[str, Tensor]]:
+        """Pass tensors on, and note their names: the first that counts begins an update."""
+        for name, tensor in weights:
+            if name in self.weights.names:
+                self.weights.begin()
+            names.append(name)
+            yield name, tensor
 
     def _without_signals(self, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
         hidden = self.draft_config.hidden_size
@@ -174,10 +182,3 @@ class WithSignals(Eagle3):
             for part, some in zip(signals.split(_ROWS), rows.split(_ROWS), strict=True):
                 part.addmm_(layer[some].float(), weight.t())
         return signals
-
-
-def _noted(weights: Iterable[tuple[str, Tensor]], names: list[str]) -> Iterator[tuple[str, Tensor]]:
-    """Pass tensors on, and note their names."""
-    for name, tensor in weights:
-        names.append(name)
-        yield name, tensor
