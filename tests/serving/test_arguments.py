@@ -19,14 +19,15 @@ from torch_specexit.plugin.frontend.arguments import (
     RequestPolicy,
     check,
     request_policy,
-    request_policy_or_default,
 )
 from torch_specexit.plugin.frontend.operation import Operation
 from torch_specexit.plugin.outcome import Record
+from torch_specexit.plugin.worker.asked import request_policy_or_default
 from torch_specexit.plugin.worker.rule import BEFORE, OVER, THINKING, Admission
 
 DEFAULT = Policy(thresholds={"validity": 0.9, "confidence": 0.2}, patience=2, max_thinking_tokens=900)
 BLOCK = SpecExitBlock(target="some", policy=DEFAULT, split_endings=("\n\n", ".\n\n"), split_connectors=("Wait",))
+ANY = Serving(requests="any")
 
 
 def test_any_threshold_replaces_all_of_the_drafts_and_nothing_else():
@@ -97,7 +98,7 @@ def test_a_bad_argument_is_named_and_the_worker_goes_on_with_the_default(argumen
     with pytest.raises(ArgumentError, match="extra_args: " + message):
         request_policy(arguments, BLOCK)
     with caplog.at_level(logging.WARNING, logger="vllm.specexit"):
-        assert request_policy_or_default(arguments, BLOCK, "r7") == RequestPolicy(DEFAULT)
+        assert request_policy_or_default(arguments, BLOCK, ANY, "r7") == RequestPolicy(DEFAULT)
     assert "r7" in caplog.text
 
 
@@ -140,7 +141,7 @@ def test_a_worker_takes_what_a_front_end_has_resolved_as_it_is():
     given = {"specexit_splits": ["Wait"], "specexit_mode": "shadow", "specexit_patience": 7, "other": 1}
     sent = server.resolve(given, "r").extra_args(given)
     assert sent.keys() == {"other", RESOLVED}
-    found = request_policy_or_default(sent, BLOCK, "r")
+    found = request_policy_or_default(sent, BLOCK, server.serving, "r")
     assert found.policy == DEFAULT.model_copy(update={"patience": 7})
     assert (found.splits, found.mode_under("off")) == (("Wait",), "shadow")
 

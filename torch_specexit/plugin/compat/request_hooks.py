@@ -7,7 +7,7 @@ from typing import Any
 
 from torch_specexit.plugin.compat.fit import Has, Hook, Method, Uses
 from torch_specexit.plugin.compat.harmless import harmless
-from torch_specexit.plugin.frontend import reports, sampling
+from torch_specexit.plugin.frontend import arguments, reports, sampling
 from torch_specexit.plugin.frontend.server import FrontEnd
 from torch_specexit.plugin.outcome import KEY
 
@@ -40,6 +40,8 @@ def _add_request(original: Method) -> Method:
     def add_request(self: Any, request: Any, *args: Any, **kwargs: Any) -> None:
         front: FrontEnd | None = getattr(self, KEY, None)
         admitted = None if front is None else front.admit(request)
+        if front is None:
+            arguments.vouch(request)
         original(self, request, *args, **kwargs)
         state = self.request_states.get(request.request_id)
         if front is not None and admitted is not None and state is not None:

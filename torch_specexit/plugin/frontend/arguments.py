@@ -1,13 +1,13 @@
 """What a request may say about its exits: flat keys in ``SamplingParams.extra_args`` (``vllm_xargs`` over HTTP).
 
-They are checked where a request is admitted, so that a client gets an error (HTTP 400), and once more in the worker,
-where an error would take the engine down and the server's own policy is used instead. What an operator lets requests
-ask for is in `torch_specexit.plugin.frontend.operation`.
+They are checked where a request is admitted, so that a client gets an error (HTTP 400), and once more in the worker:
+see `torch_specexit.plugin.worker.asked`. What an operator lets requests ask for is in
+`torch_specexit.plugin.frontend.operation`.
 """
 
 from __future__ import annotations
 
-import logging
+import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -22,12 +22,13 @@ from specexit.method.decision import Policy
 from specexit.method.signals import NAMES, SIGNALS, column
 from torch_specexit.plugin.compat.checks import folder_of
 
-logger = logging.getLogger("vllm.specexit")
-
 PREFIX = "specexit"
 
 RESOLVED = "specexit_resolved"
 """Key under which a server's front end tells its workers what a request gets; no client may give it."""
+
+OFFLINE = "specexit_offline"
+"""Key under which `vllm.LLM` tells its workers that whoever asks may ask for anything; no client may give it."""
 
 MOST_TOKENS = 1 << 24
 """Largest count: the device keeps counts in float32, where they are exact up to here."""
@@ -98,7 +99,7 @@ class RequestPolicy(NamedTuple):
     mode: Literal["exit", "shadow"] | None = None
     """None for the server's."""
     resolved: Mode | None = None
-    """What a front end has made of all this; None where there is none, in `vllm.LLM`."""
+    """What a front end has made of all this; None where none has."""
 
     def mode_under(self, server: Mode) -> Mode:
         """How this request is treated by a server. What an operator has switched off stays off.
@@ -122,7 +123,7 @@ def parse(extra_args: Mapping[str, Any] | None) -> RequestArguments:
     Raises:
       ArgumentError: an unknown ``specexit`` key, or a value of the wrong type or out of range.
     """
-    ours = {key: value for key, value in (extra_args or {}).items() if key.split("_")[0] == PREFIX}
+    ours = {key: value for key, value in (extra_args or {}).items() if _is_ours(key)}
     try:
         return RequestArguments.model_validate(ours)
     except ValidationError as error:
@@ -132,6 +133,10 @@ def parse(extra_args: Mapping[str, Any] | None) -> RequestArguments:
             known = ", ".join(RequestArguments.model_fields)
             raise ArgumentError(f"extra_args: unknown key {key!r}, expected one of {known}", key) from error
         raise ArgumentError(f"extra_args: {key} is {shown(repr(problem['input']))}: {problem['msg']}", key) from error
+
+
+def _is_ours(key: str) -> bool:
+    return key.split("_")[0] == PREFIX
 
 
 def shown(text: str) -> str:
@@ -221,27 +226,17 @@ def _early_for(thresholds: Mapping[str, float], early: Mapping[str, float]) -> d
     }
 
 
-def request_policy_or_default(
-    extra_args: Mapping[str, Any] | None, block: SpecExitBlock, request: str
-) -> RequestPolicy:
-    """`request_policy` for the worker, where nothing may be raised: bad arguments are logged, and the draft's defaults
-    serve.
+def vouch(request: Any) -> None:
+    """Have the workers take a request's arguments as they are: who asks in `vllm.LLM` is the operator.
 
-    What a front end has resolved is taken as it is.
+    Args:
+      request: vLLM's `EngineCoreRequest`, whose parameters may be shared with others and are replaced.
     """
-    try:
-        resolved = (extra_args or {}).get(RESOLVED)
-        if resolved is not None:
-            splits = resolved["splits"]
-            return RequestPolicy(
-                Policy.model_validate(resolved["policy"]),
-                None if splits is None else tuple(splits),
-                resolved=resolved["mode"],
-            )
-        return request_policy(extra_args, block)
-    except (ArgumentError, ValidationError, KeyError) as error:
-        logger.warning("request %s: %s; the draft's defaults are used", request, error)
-        return RequestPolicy(block.policy)
+    params = request.sampling_params
+    if params is None or not any(_is_ours(key) for key in params.extra_args or ()):
+        return
+    request.sampling_params = copy.copy(params)
+    request.sampling_params.extra_args = {**params.extra_args, OFFLINE: True}
 
 
 def check(extra_args: Mapping[str, Any] | None, vllm_config: Any) -> None:

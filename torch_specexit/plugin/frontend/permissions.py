@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from specexit.drafts.policy import Mode, OperatingPoint, Requests
+from specexit.drafts.policy import Mode, OperatingPoint, Requests, Serving
 from specexit.method.decision import Policy
 from specexit.method.signals import NAMES, SIGNALS, column
 from torch_specexit.plugin.frontend.arguments import PREFIX, ArgumentError, RequestArguments
@@ -49,6 +49,20 @@ def check_rarer(arguments: RequestArguments, offered: OperatingPoint, point: Ope
         expected = _less_risk(value, offered) if key == RISK else _rarer(key, value, point.policy, mode)
         if expected is not None:
             raise _not_permitted(key, value, expected, "stricter")
+
+
+def not_permitted(arguments: RequestArguments, policy: Policy, serving: Serving) -> list[str]:
+    """Keys that a request gives and may not, where there are no points to choose from and the rule is not ``any``.
+
+    Args:
+      arguments: of the request.
+      policy: what it gets where it says nothing.
+      serving: settings of the server.
+    """
+    given = _given(arguments)
+    if serving.requests == "stricter":
+        return [k for k, v in given.items() if k == RISK or _rarer(k, v, policy, serving.mode) is not None]
+    return [key for key in given if serving.requests == "none" or key != PREFIX]
 
 
 def _given(arguments: RequestArguments) -> dict[str, Any]:

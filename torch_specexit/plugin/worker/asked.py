@@ -1,0 +1,90 @@
+"""What a request gets, as a worker sees it: what its front end has decided about it, and where none has, what it asks
+for, as far as the operator lets it.
+
+Nothing is raised here: an error in a worker would end exits for everybody. What cannot be understood is logged, and the
+draft's defaults serve.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+from specexit.config import Config
+from specexit.drafts.directory import Mode, Serving, SpecExitBlock
+from specexit.method.decision import Policy
+from torch_specexit.plugin.frontend.arguments import (
+    OFFLINE,
+    RESOLVED,
+    RequestPolicy,
+    check_splits,
+    parse,
+    policy_of,
+    request_policy,
+)
+from torch_specexit.plugin.frontend.permissions import SAYS, not_permitted
+
+logger = logging.getLogger("vllm.specexit")
+
+
+class Resolved(Config):
+    """What a front end tells of a request, under the key `RESOLVED`."""
+
+    policy: Policy
+    mode: Mode
+    splits: tuple[str, ...] | None
+    caller: str | None = None
+    response: str | None = None
+
+
+def request_policy_or_default(
+    extra_args: Mapping[str, Any] | None, block: SpecExitBlock, serving: Serving, request: str
+) -> RequestPolicy:
+    """What a request gets.
+
+    Args:
+      extra_args: of the request; anything.
+      block: of the draft.
+      serving: settings of the server, whose permission holds where no front end has decided.
+      request: its id, for the log.
+    """
+    try:
+        given = dict(extra_args or {})
+        resolved, offline = given.pop(RESOLVED, None), given.pop(OFFLINE, None)
+        if not _front_end_decides():
+            resolved = offline = None  # a client's own word
+        if resolved is not None:
+            told = Resolved.model_validate(resolved)
+            return RequestPolicy(told.policy, told.splits, resolved=told.mode)
+        anything = offline or serving.requests == "any"
+        return request_policy(given, block) if anything else _permitted(given, block, serving)
+    except Exception as error:
+        logger.warning("request %s: %s; the draft's defaults are used", request, error)
+        return RequestPolicy(block.policy)
+
+
+def _permitted(given: Mapping[str, Any], block: SpecExitBlock, serving: Serving) -> RequestPolicy:
+    """`request_policy`, without what the operator does not let requests ask for."""
+    arguments, rule = parse(given), serving.requests
+    check_splits(arguments, block)
+    ignored = not_permitted(arguments, block.policy, serving)
+    for key in ignored:
+        _say_once(key, SAYS[rule])
+    arguments = arguments.model_copy(update=dict.fromkeys(ignored))
+    policy = policy_of(arguments, block.policy, keep_thresholds=True)
+    return RequestPolicy(policy, arguments.specexit_splits, arguments.specexit, arguments.specexit_mode)
+
+
+@cache
+def _say_once(key: str, why: str) -> None:
+    logger.warning("specexit: %s of a request that no front end has checked is ignored: %s", key, why)
+
+
+def _front_end_decides() -> bool:
+    """Whether the front end can have decided about requests. vLLM's Rust front end has no plug-ins: what a client sends
+    reaches the worker as it is, under our own keys, too."""
+    from vllm import envs
+
+    return not getattr(envs, "VLLM_USE_RUST_FRONTEND", False)
