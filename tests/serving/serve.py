@@ -159,6 +159,16 @@ def change(place: str) -> None:
     setattr(cls, name, lambda self, *args, **kwargs: original(self, *args, **kwargs))
 
 
+def refuse_the_rule() -> None:
+    """Have the rule fail as it is made ready, where there is no Triton."""
+    from torch_specexit.plugin.worker import exits
+
+    def failing(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("injected")
+
+    exits.Twin = failing
+
+
 def refuse_the_kernel() -> None:
     """Have Triton's compiler refuse the kernel of the rule, as it does where a device cannot run it."""
     from triton.compiler.errors import CompilationError
@@ -193,8 +203,8 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
     log = Lines()
     for place in job.get("change", ()):
         change(place)
-    if job.get("refuse_the_kernel"):
-        refuse_the_kernel()
+    if "refuse" in job:
+        globals()[job["refuse"]]()
     llm = start_engine(
         load_target_config("tiny-reasoner"),
         config,

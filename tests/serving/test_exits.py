@@ -7,21 +7,29 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from threading import Barrier, get_ident
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch import nn
 
+from specexit.config import ConfigError
 from specexit.drafts.directory import Serving, SpecExitBlock
+from specexit.drafts.policy import Requests
 from specexit.method.decision import Policy
 from specexit.method.signals import NAMES
 from tests.serving.simulation import CPU, END, IDS, START, VOCAB
 from tests.serving.test_rule import given_step
 from torch_specexit.plugin import outcome
+from torch_specexit.plugin.compat import wraps
+from torch_specexit.plugin.frontend.arguments import OFFLINE, RequestArguments, vouch
 from torch_specexit.plugin.frontend.callers import response_of
+from torch_specexit.plugin.step_cost import Made
+from torch_specexit.plugin.worker import asked, interrupt, ranks
 from torch_specexit.plugin.worker import exits as module
-from torch_specexit.plugin.worker import interrupt, ranks
+from torch_specexit.plugin.worker.checking import CheckError
 from torch_specexit.plugin.worker.exits import Exits
 from torch_specexit.plugin.worker.model import WithSignals
 from torch_specexit.plugin.worker.rule import INTERRUPT, STATE
@@ -126,6 +134,23 @@ def test_a_request_exits_and_its_row_is_given_back():
     assert len(exits.slots) == 0
 
 
+@pytest.mark.parametrize(
+    ("margin", "expected"), [(2, [5, 5, 5, 5, 5, END, 5]), (0, [5, 5, 5, END, 5, 5, 5]), (None, [5] * 7)]
+)
+def test_where_the_operators_margin_is_used_up_thinking_ends_at_any_token(margin, expected):
+    draft: Any = Draft()
+    policy = Policy(thresholds={"validity": 1.0}, max_thinking_tokens=3)
+    draft.block, draft.serving = (
+        SpecExitBlock(source="draft", target="t", policy=policy),
+        Serving(thinking_margin=margin),
+    )
+    exits = Exits(draft, runner())
+    exits.prepare(given_step(["x"], [[5]]).none())
+    exits.track(scheduled(new("a")))
+    text = text_of(exits, *(given_step(["a"], [[5]], at=[at]) for at in range(7)))
+    assert [token for (token,) in text] == expected
+
+
 @pytest.mark.parametrize("source", ["draft", "fc"])
 def test_a_dummy_run_leaves_exits_on(source):
     """The V2 runner of an idle data-parallel rank makes them; with source fc the first one switched exits off."""
@@ -203,6 +228,22 @@ def test_a_rule_that_cannot_be_made_ready_leaves_plain_eagle3(monkeypatch):
     assert "does not compile" in str(exits.failure)
     exits.track(scheduled(new("a")))
     assert text_of(exits, *boundary_and_more()) == [[2], [5]]
+
+
+def test_a_rule_that_cannot_be_made_ready_keeps_a_server_from_starting_that_must_have_exits(monkeypatch):
+    def fails(*_args: Any, **_kwargs: Any) -> None:
+        raise RuntimeError("does not compile")
+
+    monkeypatch.setattr(module, "Twin", fails)
+    draft: Any = Draft()
+    draft.serving = Serving(required=True)
+    served: Any = SimpleNamespace(drafter=SimpleNamespace(model=draft), get_kv_cache_spec=None, **vars(runner()))
+    wrapped = wraps.get_kv_cache_spec(lambda _: given_step(["x"], [[5]]).none())(lambda self: "spec")
+    with pytest.raises(ConfigError, match=r"specexit.required is true, .*: could not be made ready: .*not compile"):
+        wrapped(served)
+    plain: Any = SimpleNamespace(drafter=SimpleNamespace(model=Draft()), **vars(runner()))
+    assert wrapped(plain) == "spec"
+    assert plain._specexit.failure is not None
 
 
 class Pair:
@@ -310,6 +351,117 @@ def test_a_failure_on_another_rank_is_seen_with_the_next_report():
     assert vars(output) == {outcome.INACTIVE_KEY: "has failed on another rank"}
 
 
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=5,
+)
+RESOLVED = st.fixed_dictionaries(
+    {}, optional={key: ANYTHING for key in ("policy", "mode", "splits", "caller", "response", "other")}
+)
+GIVEN = {key: ANYTHING for key in (*RequestArguments.model_fields, OFFLINE, "specexit_other", "other")}
+MODES = ("exit", "shadow", "off")
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    arguments=st.fixed_dictionaries({}, optional=GIVEN | {interrupt.RESOLVED: ANYTHING | RESOLVED}),
+    rule=st.sampled_from(get_args(Requests)),
+    mode=st.sampled_from(MODES),
+    rust=st.booleans(),
+)
+def test_whatever_reaches_a_worker_as_arguments_ends_no_exits_and_asks_for_no_more_than_it_may(
+    monkeypatch, arguments, rule, mode, rust
+):
+    """``specexit_resolved: 1`` from a front end without checks ended exits for everybody."""
+    monkeypatch.setattr("vllm.envs.VLLM_USE_RUST_FRONTEND", rust, raising=False)
+    exits = ready()
+    own = exits.draft.block.policy
+    exits.draft.serving = Serving(requests=rule, mode=mode)
+    exits.track(scheduled(new("a", extra_args=arguments), new("b")))
+    exits.step(given_step(["a", "b"], [[2], [2]]))
+    exits.close(output := SimpleNamespace())
+    assert outcome.INACTIVE_KEY not in vars(output)
+    admission = exits.slots.admissions["a"]
+    if (rule == "any" or arguments.get(OFFLINE) or interrupt.RESOLVED in arguments) and not (rust and rule != "any"):
+        return
+    assert mode != "off" or admission.policy is None
+    assert mode != "shadow" or admission.policy is None or admission.shadow
+    if admission.policy is not None:
+        assert admission.policy.thresholds.items() >= own.thresholds.items() or rule == "stricter"
+        assert all(admission.policy.thresholds[name] >= limit for name, limit in own.thresholds.items())
+        assert admission.policy.patience >= own.patience
+        assert admission.policy.min_thinking_tokens >= own.min_thinking_tokens
+        assert admission.policy.max_thinking_tokens is None
+
+
+ALLOWED = {
+    "none": {},
+    "off-only": {"specexit": False},
+    "stricter": {"specexit": False, "specexit_validity": 0.95, "specexit_patience": 3},
+}
+MORE = {"specexit_max_thinking_tokens": 1, "specexit_risk": 0.5}
+
+
+@pytest.mark.parametrize("rule", ALLOWED)
+def test_where_no_front_end_has_checked_a_request_the_worker_holds_it_to_what_is_permitted(rule, caplog):
+    asked._say_once.cache_clear()
+    exits = ready()
+    exits.draft.block = SpecExitBlock(source="draft", target="t", policy=Policy(thresholds={"validity": 0.9}))
+    exits.draft.serving = Serving(requests=rule)
+    given = {"specexit_validity": 0.1, "specexit_patience": 1} | MORE | ALLOWED["stricter"]
+    bold = {"specexit_validity": 0.1, "specexit_mode": "exit"} | MORE
+    for name, arguments in (("a", given), ("b", bold), ("c", bold)):
+        exits.track(scheduled(new(name, extra_args=arguments)))
+    own = exits.draft.block.policy
+    assert (exits.slots.admissions["a"].policy is None) == ("specexit" in ALLOWED[rule])
+    for name in "bc":
+        assert exits.slots.admissions[name].policy == own
+    assert len([line for line in caplog.messages if "specexit_max_thinking_tokens" in line]) == 1
+    exits.track(scheduled(new("d", extra_args={key: given[key] for key in given if key != "specexit"})))
+    found = exits.slots.admissions["d"].policy
+    assert found is not None
+    assert (found.thresholds, found.patience) == (
+        ({"validity": 0.95}, 3) if rule == "stricter" else ({"validity": 0.9}, 1)
+    )
+
+
+def test_behind_a_front_end_without_plug_ins_nobody_is_taken_at_their_word(monkeypatch):
+    told = {"policy": {"thresholds": {"validity": 0.0}}, "mode": "exit", "splits": None}
+    exits = ready()
+    exits.draft.serving = Serving(mode="shadow")
+    for rust, shadow in ((False, False), (True, True)):
+        monkeypatch.setattr("vllm.envs.VLLM_USE_RUST_FRONTEND", rust, raising=False)
+        exits.track(scheduled(new("a", extra_args={interrupt.RESOLVED: told})))
+        assert exits.slots.admissions["a"].shadow == shadow
+
+
+def test_in_vllm_llm_who_asks_is_the_operator():
+    """Whose parameters stay as they are: they may serve many requests."""
+    params = SimpleNamespace(extra_args={"specexit_validity": 0.1})
+    request = SimpleNamespace(sampling_params=params)
+    vouch(request)
+    assert params.extra_args == {"specexit_validity": 0.1}
+    exits = ready()
+    exits.track(scheduled(new("a", extra_args=request.sampling_params.extra_args)))
+    policy = exits.slots.admissions["a"].policy
+    assert policy is not None
+    assert policy.thresholds == {"validity": 0.1}
+    plain = SimpleNamespace(sampling_params=SimpleNamespace(extra_args=None))
+    vouch(plain)
+    assert plain.sampling_params.extra_args is None
+
+
+def test_the_checking_mode_finds_a_step_of_another_kind_than_the_rule_was_made_ready_with(monkeypatch):
+    """In real engines, too: on a GPU it would be compiled while requests wait."""
+    monkeypatch.setenv("SPECEXIT_CHECK", "1")
+    exits = ready()
+    exits.track(scheduled(new("a")))
+    step = given_step(["a"], [[5]])
+    with pytest.raises(CheckError, match=r"a step is .*int32.* the rule was made ready for .*int64"):
+        exits.step(step._replace(tokens=step.tokens.int()))
+
+
 def test_only_news_is_reported():
     exits = ready()
     exits.track(scheduled(new("a")))
@@ -352,8 +504,15 @@ def test_under_context_parallel_the_signals_are_read_off_the_whole_batch():
     manager.restore_for_sampling(torch.zeros(2, 2), [torch.zeros(2, 2)])
     manager.restore_draft_prefill(torch.zeros(2, 2), torch.zeros(2, 2))
     draft: Any = exits.draft
+    keep_restored(exits, manager)  # at the next step
     assert exits.aux is whole
     assert draft.left is whole[0]
+
+
+def test_a_vllm_that_hands_no_hidden_states_on_under_context_parallel_is_served_without_exits():
+    exits = ready()
+    keep_restored(exits, SimpleNamespace(restore_for_sampling=lambda hidden: hidden))
+    assert "prefill context parallel" in str(exits.failure)
 
 
 def test_forced_tokens_are_named_for_those_who_ask_and_nothing_is_looked_at_for_others():
@@ -376,6 +535,48 @@ def test_forced_tokens_are_named_for_those_who_ask_and_nothing_is_looked_at_for_
     assert tensors.logprobs[1, 0].item() == pytest.approx(logits[1].log_softmax(0)[END].item())
     exits.track(scheduled(finished=["a"]))
     assert exits.asking == set()
+
+
+def test_a_step_of_v1_without_drafts_names_forced_tokens_though_it_samples_in_place_and_reads_one_row():
+    exits, vocab = ready(), 1000
+    exits.track(scheduled(new("a", logprobs=1), *(new(f"b{i}") for i in range(7))))
+    names = [*(f"b{i}" for i in range(7)), "a"]
+    exits.step(given_step(names, [[2]] * 8))
+    logits = torch.randn(8, vocab, generator=torch.Generator().manual_seed(0))
+    expected, read = logits[7].log_softmax(0)[END].item(), []
+
+    def samples_in_place(self: Any, logits: torch.Tensor, metadata: Any) -> Any:
+        read.extend(made.bytes)
+        tensors = SimpleNamespace(
+            logprob_token_ids=torch.full((8, 2), 5),
+            logprobs=torch.zeros(8, 2),
+            selected_token_ranks=torch.ones(8, dtype=torch.int64),
+        )
+        logits.fill_(0.0)
+        return SimpleNamespace(sampled_token_ids=torch.full((8, 1), 5), logprobs_tensors=tensors)
+
+    def on_device(values: torch.Tensor) -> Any:
+        return SimpleNamespace(gpu=values)
+
+    served: Any = SimpleNamespace(
+        _specexit=exits,
+        input_batch=SimpleNamespace(
+            req_ids=names, num_reqs=8, req_id_to_index={}, token_ids_cpu=torch.zeros(8, 1).numpy()
+        ),
+        vllm_config=None,
+        execute_model_state=None,
+        discard_request_mask=on_device(torch.zeros(8, dtype=torch.bool)),
+        query_start_loc=on_device(torch.arange(9)),
+        positions=torch.ones(8, dtype=torch.int64),
+        input_ids=on_device(torch.full((8,), 2)),
+        device=CPU,
+    )
+    with Made() as made:
+        output = wraps.sample_v1(samples_in_place)(served, logits, None)
+    assert sum(read) < 4 * 4 * vocab
+    assert output.sampled_token_ids[7].tolist() == [END]
+    assert output.logprobs_tensors.logprob_token_ids[:, 0].tolist() == [5] * 7 + [END]
+    assert output.logprobs_tensors.logprobs[7, 0].item() == pytest.approx(expected, rel=1e-6)  # float32
 
 
 def interruptible(name: str, caller: str | None, response: str = "chat", **params: Any) -> Any:

@@ -231,12 +231,27 @@ def test_what_fails_in_flight_leaves_plain_eagle3_and_says_so(engines, source):
     assert failed["inactive"] == [failed["status"][0]["reason"]] * 4
 
 
+REQUIRED = {SWITCH: "0", "SPECEXIT_SERVING": json.dumps({"required": True})}
+V2_SLOW = pytest.param("refuse_the_kernel", ON_A_CPU | V2, marks=pytest.mark.slow)
+
+
+@pytest.mark.vllm
+@pytest.mark.parametrize(("refuse", "environment"), [("refuse_the_rule", {}), V2_SLOW])
+def test_an_engine_that_must_have_exits_does_not_start_where_they_cannot_be_made_ready(
+    drafts, tmp_path, refuse, environment
+):
+    """It used to be seen at the first request, on V1, and said with its output: the server was ready by then."""
+    job = {"engine": {"draft": str(drafts / "draft")}, "batches": [], "refuse": refuse}
+    with pytest.raises(AssertionError, match=r"ConfigError: specexit.required is true, but exits would not .*injected"):
+        serve(tmp_path / "required", job, environment | REQUIRED)
+
+
 @pytest.mark.vllm
 @pytest.mark.slow
 def test_a_kernel_that_does_not_compile_leaves_plain_eagle3_and_says_so(engines, drafts, shared):
     """On the V2 runner, which has the kernel; the checking mode would let the engine die of it."""
     batch = engines.batch(LIVELY | {"max_tokens": 24}, n=2)
-    job = {"engine": {"draft": str(drafts / "draft")}, "batches": [batch], "refuse_the_kernel": True}
+    job = {"engine": {"draft": str(drafts / "draft")}, "batches": [batch], "refuse": "refuse_the_kernel"}
     run = serve(shared / "no-kernel", job, ON_A_CPU | V2 | {SWITCH: "0"})
     (served,) = run["batches"]
     assert [r["ids"] for r in served["requests"]] == [r["ids"][:24] for r in engines.plain()["requests"][:2]]

@@ -208,25 +208,28 @@ def change(monkeypatch, hook):
 @every_hook
 @pytest.mark.parametrize("spoil", [remove, change])
 def test_a_method_that_is_gone_or_changed_is_named_and_nothing_is_wrapped(clean, group, hook, spoil):
+    if spoil is change and not hook.parameters:
+        pytest.skip("it takes none, and further ones are passed on")
     spoil(clean, hook)
     line = install(group)
     assert line is not None
     assert hook.place in line
     assert "\n" not in line
     wrapped = {other.method for other in group if is_hooked(owner_of(other), other.method)}
+    installed = {other.method for other in group if other.wrap is not None}
     if hook.without is None:
         assert "plain EAGLE-3 is served" in line
         assert wrapped == set()
     else:
         assert hook.without in line
-        assert wrapped == {other.method for other in group} - {hook.method}
+        assert wrapped == installed - {hook.method}
 
 
 @pytest.mark.parametrize("name", GROUPS)
 def test_what_fits_is_wrapped_once(clean, name):
     assert install(GROUPS[name]) is None
     once = [getattr(owner_of(hook), hook.method) for hook in GROUPS[name]]
-    assert all(is_hooked(owner_of(hook), hook.method) for hook in GROUPS[name])
+    assert all(is_hooked(owner_of(hook), hook.method) == (hook.wrap is not None) for hook in GROUPS[name])
     assert install(GROUPS[name]) is None
     assert [getattr(owner_of(hook), hook.method) for hook in GROUPS[name]] == once
 

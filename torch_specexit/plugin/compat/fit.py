@@ -83,7 +83,8 @@ class Hook:
     method: str
     parameters: tuple[str, ...]
     """Its first parameters behind self; others may follow."""
-    wrap: Callable[[Method], Method]
+    wrap: Callable[[Method], Method] | None
+    """None where the method is replaced on single objects, while they are in use: nothing is installed then."""
     why: str
     relies_on: str
     since: str
@@ -111,7 +112,9 @@ class Hook:
         return "; ".join(misfit for fact in facts if (misfit := fact.misfit(release))) or None
 
     def install(self) -> None:
-        """Wrap the method; nothing happens the second time."""
+        """Wrap the method on its class; nothing happens the second time."""
+        if self.wrap is None:
+            return
         owner = importlib.import_module(self.module)
         owner = getattr(owner, self.owner) if self.owner else owner
         if not is_hooked(owner, self.method):

@@ -1,5 +1,7 @@
 """Every place where vLLM is wrapped, as one table: what, why, what it relies on, since when, until when.
 
+Methods that are replaced on single objects are rows of it as well, without a wrap.
+
 None of these methods is public, so each is checked before anything is wrapped; see `torch_specexit.plugin.compat.fit`.
 ``specexit serve --check`` prints the table, for the installed vLLM or for the sources of another version.
 """
@@ -53,9 +55,28 @@ def _runner_hooks(
         Hook(
             module,
             "GPUModelRunner",
+            "get_kv_cache_spec",
+            (),
+            wraps.get_kv_cache_spec(empty),
+            why="exits are made ready, or keep a server from starting that is required to have them",
+            relies_on="called on all ranks behind the loading of models, outside of memory that a sleep discards",
+            since="0.24",
+            facts=(
+                Uses(
+                    f"{_ENGINE}.core:EngineCore._initialize_kv_caches",
+                    ("get_kv_cache_specs", "determine_available_memory", "initialize_from_config"),
+                ),
+                Uses(f"{_WORKER}:Worker.get_kv_cache_spec", ("model_runner", "get_kv_cache_spec")),
+            ),
+            upstream="none",
+            until="when a draft model is told that all of its engine is loaded",
+        ),
+        Hook(
+            module,
+            "GPUModelRunner",
             "execute_model",
             ("scheduler_output", "intermediate_tensors"),
-            wraps.execute_model(empty),
+            wraps.execute_model,
             why="a row for each new request, before its first step; where one that comes back goes on",
             relies_on="scheduled_new_reqs, finished_req_ids; prefill_token_ids, or resumed_req_ids and all_token_ids",
             since="0.24",
@@ -89,7 +110,6 @@ def _runner_hooks(
                 Has(runner_class, ("execute_model_state", drafter, "device", "vllm_config")),
                 Has(f"{module}:ExecuteModelState", state),
                 Uses(f"{runner_class}.sample_tokens", steps),
-                Takes("vllm.v1.outputs:AsyncModelRunnerOutput.get_output", ()),
             ),
             upstream=_PR,
             until=_NEVER_PUBLIC,
@@ -112,8 +132,24 @@ SLEEP_HOOK = Hook(
     without="exits that end where a deep sleep has left the draft's weights behind",
 )
 
+OUTPUT_HOOK = Hook(
+    "vllm.v1.outputs",
+    "AsyncModelRunnerOutput",
+    "get_output",
+    (),
+    None,
+    why="the report of an asynchronous step is put into its output when that is waited for",
+    relies_on="called once, on the object that sample_tokens has returned; its ModelRunnerOutput takes more attributes",
+    since="0.24",
+    facts=(Has("vllm.v1.outputs:ModelRunnerOutput", ("req_ids",)),),
+    upstream="none",
+    until="when outputs of a runner have a field for plug-ins",
+)
+
+_BOTH = (SLEEP_HOOK, OUTPUT_HOOK)
+
 V1_HOOKS = (
-    SLEEP_HOOK,
+    *_BOTH,
     *_runner_hooks(
         _V1,
         "drafter",
@@ -190,8 +226,11 @@ V1_HOOKS = (
 )
 """For the V1 runner, which CPUs use."""
 
+_PCP = f"{_GPU}.pcp_manager"
+_WITHOUT_PCP = "exits under prefill context parallel"
+
 V2_HOOKS = (
-    SLEEP_HOOK,
+    *_BOTH,
     *_runner_hooks(
         _V2,
         "speculator",
@@ -240,6 +279,47 @@ V2_HOOKS = (
         upstream="vllm-project/vllm#27192; on_prefill_begin and on_prefill_end, since 0.28, are for subclasses",
         until="when a draft model is told which of its passes is the first",
     ),
+    Hook(
+        "vllm.model_executor.models.interfaces_base",
+        "VllmModelForTextGeneration",
+        "compute_logits",
+        ("hidden_states",),
+        None,
+        why="the raw logits of a step in which a request asks for logprobs, which V2 computes within sample",
+        relies_on="called within GPUModelRunner.sample on its `model`, whose attributes go before its class's",
+        since="0.24",
+        facts=(Uses(f"{_V2}:GPUModelRunner.sample", ("model", "compute_logits")),),
+        upstream="vllm-project/vllm#56497 (logits processors see them, V2 only, since 0.32)",
+        until="when a step's raw logits can be had behind sampling",
+    ),
+    Hook(
+        _PCP,
+        "PCPManager",
+        "restore_for_sampling",
+        ("hidden_states", "aux_hidden_states"),
+        None,
+        why="source fc: the target's hidden states of the whole batch, of which a rank holds a part until it samples",
+        relies_on="called on the runner's pcp_manager in each step; the second that it returns is what is looked for",
+        since="0.32",
+        facts=(Uses(f"{_V2}:GPUModelRunner.sample_tokens", ("pcp_manager", "restore_for_sampling")),),
+        upstream="none",
+        until="when hidden states are handed on whole",
+        without=_WITHOUT_PCP,
+    ),
+    Hook(
+        _PCP,
+        "PCPManager",
+        "restore_draft_prefill",
+        ("last_hidden_states", "hidden_states"),
+        None,
+        why="source draft: the draft's hidden states of the whole batch, likewise",
+        relies_on="called on the speculator's pcp_manager behind the draft's first pass",
+        since="0.32",
+        facts=(Has(f"{_V2}:GPUModelRunner", ("pcp_manager",)),),
+        upstream="none",
+        until="when hidden states are handed on whole",
+        without=_WITHOUT_PCP,
+    ),
 )
 """For the V2 runner, which GPUs use."""
 
@@ -279,7 +359,7 @@ ENGINE_HOOKS = (
 )
 """For engine core and front end; installed in every vLLM process."""
 
-HOOKS = (*V1_HOOKS, *V2_HOOKS[1:], *ENGINE_HOOKS)
+HOOKS = (*V1_HOOKS, *V2_HOOKS[len(_BOTH) :], *ENGINE_HOOKS)
 
 
 def install_engine_hooks() -> None:

@@ -21,28 +21,37 @@ from torch_specexit.plugin.worker.rule import Sampled
 logger = logging.getLogger("vllm.specexit")
 
 
-def execute_model(empty: Callable[[Any], Sampled]) -> Callable[[Method], Method]:
-    """Take in new requests and drop finished ones, before a step.
+def get_kv_cache_spec(empty: Callable[[Any], Sampled]) -> Callable[[Method], Method]:
+    """Make exits ready, once everything is loaded.
 
     Args:
       empty: gives a step of no request, as this runner makes them.
     """
 
     def wrap(original: Method) -> Method:
-        def execute_model(self: Any, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
-            is_new = not hasattr(self, "_specexit")
-            exits = exits_of(self, empty)
-            if exits is not None and is_new and getattr(self, "pcp_manager", None) is not None:
-                runner_v2.keep_restored(exits, self.pcp_manager)
-            if exits is not None and kwargs.get("dummy_run"):
-                exits.settle()
-            elif exits is not None:
-                exits.track(scheduler_output)
-            return original(self, scheduler_output, *args, **kwargs)
+        def get_kv_cache_spec(self: Any, *args: Any, **kwargs: Any) -> Any:
+            exits_of(self, empty)
+            return original(self, *args, **kwargs)
 
-        return execute_model
+        return get_kv_cache_spec
 
     return wrap
+
+
+def execute_model(original: Method) -> Method:
+    """Take in new requests and drop finished ones, before a step."""
+
+    def execute_model(self: Any, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
+        exits = exits_of(self)
+        if exits is not None:
+            runner_v2.keep_restored(exits, getattr(self, "pcp_manager", None))
+        if exits is not None and kwargs.get("dummy_run"):
+            exits.settle()
+        elif exits is not None:
+            exits.track(scheduler_output)
+        return original(self, scheduler_output, *args, **kwargs)
+
+    return execute_model
 
 
 def sample_tokens(original: Method) -> Method:
@@ -68,7 +77,7 @@ def sample_v1(original: Method) -> Method:
         if exits is None:
             return original(self, logits, spec_decode_metadata)
         # Without drafts V1 samples in place, where its logits are float32 already.
-        raw = logits.clone() if exits.asking and spec_decode_metadata is None else logits
+        raw = runner_v1.read_closing(self, exits, logits) if spec_decode_metadata is None else logits
         output = original(self, logits, spec_decode_metadata)
         runner_v1.rewrite(self, exits, output, raw, spec_decode_metadata)
         return output

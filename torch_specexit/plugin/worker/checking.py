@@ -25,6 +25,12 @@ def is_checking() -> bool:
     return os.environ.get(SWITCH, "0") not in ("", "0")
 
 
+def _kind(step: Sampled) -> dict[str, object]:
+    """What decides about the variant of the kernel."""
+    tensors = ("tokens", "n", "ends", "logits_rows", "positions", "rejected")
+    return {name: getattr(getattr(step, name), "dtype", None) for name in tensors} | {"padded": step.padded}
+
+
 class Checker:
     """Follows the requests of one runner by their tokens.
 
@@ -60,6 +66,16 @@ class Checker:
         known = self._outputs.get(request, [])
         if request not in self._unfollowed and list(outputs) != known[: len(outputs)]:
             raise CheckError(f"request {request}: vLLM goes on from {list(outputs)}, its steps have given {known}")
+
+    def compare_kinds(self, made_ready: Sampled, sampled: Sampled) -> None:
+        """Compare a step with the one that the rule was made ready with.
+
+        Raises:
+          CheckError: it would be another variant of the kernel, compiled while requests wait.
+        """
+        expected, found = (_kind(step) for step in (made_ready, sampled))
+        if found != expected:
+            raise CheckError(f"a step is {found}, the rule was made ready for {expected}")
 
     def before(self, sampled: Sampled) -> None:
         """Take in from where vLLM has gone on.

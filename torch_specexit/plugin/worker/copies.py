@@ -20,7 +20,11 @@ _CHANGED = REPORT.index(CHANGED)
 
 class Copies:
     """Snapshots on their way to the host. Each copy has a pinned buffer and an event, which are used again once it has
-    been read or, on ranks whose output nobody reads, once it is out of date."""
+    been read or, on ranks whose output nobody reads, once it is out of date.
+
+    They have a stream of their own, as vLLM's copies of a step's tokens have: on the main one, drafting would wait for
+    the bus.
+    """
 
     IN_FLIGHT = 16
     """Copies that may be waiting to be read; of those before, nobody will ask."""
@@ -29,6 +33,14 @@ class Copies:
         self._idle: list[tuple[Tensor, torch.cuda.Event]] = []
         self._busy: dict[int, tuple[Tensor, torch.cuda.Event]] = {}
         self._started = 0
+        self._stream: torch.cuda.Stream | None = None
+        self._last: torch.cuda.Event | None = None
+        """Behind the latest copy."""
+
+    def wait(self) -> None:
+        """Have the device, not the host, wait for the latest copy: what it reads is about to be written to again."""
+        if self._last is not None:
+            torch.cuda.current_stream().wait_event(self._last)
 
     def start(self, report: Float[Tensor, "batch report"]) -> Callable[[], Float[np.ndarray, "batch report"]]:
         """Start a copy; returns what waits for it and reads it."""
@@ -40,8 +52,13 @@ class Copies:
         buffer, event = self._idle.pop() if self._idle else (torch.empty(0, report.shape[1]), torch.cuda.Event())
         if buffer.shape[0] < report.shape[0]:
             buffer = torch.empty(2 * report.shape[0], report.shape[1], pin_memory=True)
-        buffer[: report.shape[0]].copy_(report, non_blocking=True)
-        event.record()
+        self._stream = self._stream or torch.cuda.Stream()
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            buffer[: report.shape[0]].copy_(report, non_blocking=True)
+            event.record()
+        report.record_stream(self._stream)  # its memory may be given back before, where the tables grow
+        self._last = event
         self._started += 1
         number, size = self._started, report.shape[0]
         self._busy[number] = (buffer, event)
@@ -86,8 +103,8 @@ def attach(output: Any, attributes: Callable[[], Mapping[str, Any]]) -> None:
         return
     original = output.get_output
 
-    def get_output() -> Any:
-        result = original()
+    def get_output(*args: Any, **kwargs: Any) -> Any:
+        result = original(*args, **kwargs)
         vars(result).update(attributes())
         return result
 

@@ -15,15 +15,16 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from specexit.config import ConfigError
 from specexit.drafts.policy import Serving
 from specexit.method.signals import NAMES
 from specexit.method.splits import ALL_STRINGS
 from torch_specexit.plugin import outcome
-from torch_specexit.plugin.frontend.arguments import request_policy_or_default
+from torch_specexit.plugin.worker.asked import request_policy_or_default
 from torch_specexit.plugin.worker.checking import Checker, is_checking
 from torch_specexit.plugin.worker.copies import Copies, News, attach, failed_elsewhere, incomplete, news_of
 from torch_specexit.plugin.worker.interrupt import Owner, owner_of
-from torch_specexit.plugin.worker.logprobs import name_forced_tokens
+from torch_specexit.plugin.worker.logprobs import Closing, name_forced_tokens, read_closing
 from torch_specexit.plugin.worker.loops import LoopSearch
 from torch_specexit.plugin.worker.openings import opens_at_end, opens_thinking
 from torch_specexit.plugin.worker.protocols import (
@@ -59,6 +60,9 @@ def exits_of(runner: Any, empty: Callable[[Any], Sampled] | None = None) -> Exit
       runner: V1's or V2's.
       empty: gives a step of no request, as the runner makes them; where it is given, exits are made ready at the first
         call. All ranks of a model make that call at the same time.
+
+    Raises:
+      ConfigError: they cannot be made ready, and the server is required to serve them.
     """
     if not hasattr(runner, "_specexit"):
         if empty is None:
@@ -125,6 +129,9 @@ class Exits:
 
         Args:
           empty: a step of no request, as this runner makes them.
+
+        Raises:
+          ConfigError: exits have failed, and the server is required to serve them.
         """
         self.empty = empty
         if self.source == "draft" and _breakable_graphs():
@@ -136,6 +143,8 @@ class Exits:
             _, failed = self.ranks.agree(signals, self.last, whole=True)
             if self.failure is None and failed.item() > 0:
                 self.fail("could not be made ready on another rank")
+        if self.failure is not None and self.draft.serving.required:
+            raise ConfigError(f"specexit.required is true, but exits would not be served: {self.failure}")
 
     @torch.inference_mode()
     def _make_rule(self) -> Float[Tensor, "last signals"]:
@@ -213,7 +222,8 @@ class Exits:
     def _admit(self, new: NewRequest, size: int) -> None:
         """A new request, or one whose prompt has been continued."""
         params, serving = new.sampling_params, self.draft.serving
-        asked = request_policy_or_default(params.extra_args if params else None, self.draft.block, new.req_id)
+        given = params.extra_args if params else None
+        asked = request_policy_or_default(given, self.draft.block, serving, new.req_id)
         bound = self._may_not_exit(params)
         mode = "off" if bound else asked.mode_under(serving.mode)
         policy = None if mode == "off" else asked.policy
@@ -304,17 +314,19 @@ class Exits:
     def _rewrite(self, sampled: Sampled, signals: Float[Tensor, "rows signals"], failed: Float[Tensor, " 1"]) -> None:
         assert self.rule is not None
         if self.checker is not None:
+            assert self.empty is not None
+            self.checker.compare_kinds(self.empty, sampled)
             if 0 < failed.item() < 1:
                 self.checker.lose(sampled.requests)
             self.checker.before(sampled)
+        self.copies.wait()
         self.rule.step(sampled, self._by_request(signals), failed)
         if self.checker is not None:
             self.checker.after(sampled)
         requests = list(sampled.requests)
         lost = self.draft.weights.lost or "the draft's weights are not whole on another rank"
-        read = self.copies.start(
-            self.rule.report[: len(requests)]
-        )  # in front of drafting, so that nobody waits for that
+        # In front of drafting, so that whoever reads it does not wait for that.
+        read = self.copies.start(self.rule.report[: len(requests)])
 
         def news() -> News:
             report = read()
@@ -333,7 +345,7 @@ class Exits:
         self,
         output: SamplerOutput,
         sampled: Sampled,
-        logits: Float[Tensor, "rows vocab"] | None,
+        logits: Float[Tensor, "rows vocab"] | Closing | None,
         *,
         by_request: bool,
     ) -> None:
@@ -342,7 +354,8 @@ class Exits:
         Args:
           output: of the step.
           sampled: what the step has left of it.
-          logits: raw, of the rows that were sampled from; None where they are not at hand.
+          logits: raw, of the rows that were sampled from, or what `read_closing` has read of them; None where neither
+            is at hand.
           by_request: whether the entries of each request are padded to the step's width, or follow each other.
         """
         if output.logprobs_tensors is None or self.asking.isdisjoint(sampled.requests) or logits is None:
@@ -350,17 +363,31 @@ class Exits:
         self._attempt("could not name a forced token", lambda: self._name(output, sampled, logits, by_request))
 
     def _name(
-        self, output: SamplerOutput, sampled: Sampled, logits: Float[Tensor, "rows vocab"], by_request: bool
+        self, output: SamplerOutput, sampled: Sampled, logits: Float[Tensor, "rows vocab"] | Closing, by_request: bool
     ) -> None:
         assert self.rule is not None
         assert output.logprobs_tensors is not None
-        asking = self.slots.to_device([i for i, name in enumerate(sampled.requests) if name in self.asking]).long()
+        asking = self._asking(sampled.requests)
         last = (sampled.n[asking].long() - 1).clamp(min=0)
         first = torch.cat([sampled.ends.new_zeros(1), sampled.ends])[asking].long()
         tokens = sampled.tokens[asking, last]
         rows = first + last
         entries = asking * sampled.tokens.shape[1] + last if by_request else rows
-        name_forced_tokens(output.logprobs_tensors, entries, self.rule.forced[asking], tokens, logits, rows)
+        named = (output.logprobs_tensors, entries, self.rule.forced[asking], tokens)
+        if isinstance(logits, Closing):
+            logits.name_forced_tokens(*named)
+        else:
+            name_forced_tokens(*named, logits, rows)
+
+    def read_closing(self, requests: Sequence[str], logits: Float[Tensor, "requests vocab"] | None) -> Closing | None:
+        """What raw logits say of the closing tokens, one row a request, for `name_forced`; None where nobody asks."""
+        if logits is None or self.asking.isdisjoint(requests):
+            return None
+        closing = self.markers.closing
+        return self._attempt("could not read logprobs", lambda: read_closing(logits, self._asking(requests), closing))
+
+    def _asking(self, requests: Sequence[str]) -> Int[Tensor, " asking"]:
+        return self.slots.to_device([i for i, name in enumerate(requests) if name in self.asking]).long()
 
     def close(self, output: Any) -> None:
         """End a step, drafting included: attach to the output what there is to tell of it."""

@@ -1,6 +1,7 @@
 """The exit rule of a runner, one launch of one Triton kernel a step (`torch_specexit.plugin.worker.kernel`).
 
-Nothing is allocated in a step, as what the kernel writes to grows with the tables; and the host learns nothing of it.
+Nothing is allocated for it in a step, as what the kernel writes to grows with the tables; and the host learns nothing
+of it.
 """
 
 from __future__ import annotations

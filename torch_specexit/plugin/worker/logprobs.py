@@ -2,10 +2,13 @@
 
 vLLM's servers look the token up in its own entry, and vLLM has filled that with the token that was drawn instead. The
 logits are those that vLLM has sampled from, so nothing is computed twice; and only requests that have asked for
-logprobs, and may exit, are looked at.
+logprobs, and may exit, are looked at. Where vLLM samples in place, they are looked at before, for all closing tokens:
+what may be forced is known, and a copy of the logits would be as large as they are.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -35,25 +38,72 @@ def name_forced_tokens(
       logits: the target's raw logits.
       rows: for each of these requests, the one that its last token was drawn from.
     """
+    for part in _parts(logits, len(entries)):
+        logprobs, ranks = _read(logits[rows[part]], tokens[part, None])
+        _put(tensors, entries[part], forced[part], tokens[part], logprobs[:, 0], ranks[:, 0])
+
+
+class Closing(NamedTuple):
+    """What the target's raw logits say of every token that may be forced."""
+
+    tokens: Int[Tensor, " closing"]
+    logprobs: Float[Tensor, "asked closing"]
+    ranks: Int[Tensor, "asked closing"]
+
+    def name_forced_tokens(
+        self,
+        tensors: LogprobsTensors,
+        entries: Int[Tensor, " asked"],
+        forced: Bool[Tensor, " asked"],
+        tokens: Int[Tensor, " asked"],
+    ) -> None:
+        """As the function of that name, whose arguments these are."""
+        place = (tokens[:, None] == self.tokens).int().argmax(dim=1, keepdim=True)
+        logprobs, ranks = (values.gather(1, place).squeeze(1) for values in (self.logprobs, self.ranks))
+        _put(tensors, entries, forced, tokens, logprobs, ranks)
+
+
+def read_closing(
+    logits: Float[Tensor, "rows vocab"], rows: Int[Tensor, " asked"], tokens: Int[Tensor, " closing"]
+) -> Closing:
+    """What raw logits say of tokens that may be forced.
+
+    Args:
+      logits: of the target.
+      rows: of the requests that ask.
+      tokens: that may be forced.
+    """
+    each = [_read(logits[rows[part]], tokens.expand(len(rows[part]), -1)) for part in _parts(logits, len(rows))]
+    logprobs, ranks = (torch.cat(parts) for parts in zip(*each, strict=True))
+    return Closing(tokens, logprobs, ranks)
+
+
+def _parts(logits: Float[Tensor, "rows vocab"], n: int) -> list[slice]:
     most = max(MOST_BYTES // (4 * logits.shape[1]), 1)
-    for start in range(0, len(entries), most):
-        part = slice(start, start + most)
-        _name(tensors, entries[part], forced[part], tokens[part], logits[rows[part]])
+    return [slice(start, start + most) for start in range(0, n, most)]
 
 
-def _name(
+def _read(
+    logits: Float[Tensor, "asked vocab"], tokens: Int[Tensor, "asked some"]
+) -> tuple[Float[Tensor, "asked some"], Int[Tensor, "asked some"]]:
+    """Logprobs and ranks of tokens."""
+    logits = logits.float()
+    chosen = logits.gather(1, tokens.long())
+    ranks = [(logits >= values[:, None]).sum(dim=1) for values in chosen.unbind(dim=1)]
+    return chosen - logits.logsumexp(dim=1, keepdim=True), torch.stack(ranks, dim=1)
+
+
+def _put(
     tensors: LogprobsTensors,
     entries: Int[Tensor, " asked"],
     forced: Bool[Tensor, " asked"],
     tokens: Int[Tensor, " asked"],
-    logits: Float[Tensor, "asked vocab"],
+    logprobs: Float[Tensor, " asked"],
+    ranks: Int[Tensor, " asked"],
 ) -> None:
-    logits = logits.float()
-    chosen = logits.gather(1, tokens.long()[:, None]).squeeze(1)
-    rank = (logits >= chosen[:, None]).sum(dim=1)
     for column, value in (
         (tensors.logprob_token_ids[:, 0], tokens),
-        (tensors.logprobs[:, 0], chosen - logits.logsumexp(dim=1)),
-        (tensors.selected_token_ranks, rank),
+        (tensors.logprobs[:, 0], logprobs),
+        (tensors.selected_token_ranks, ranks),
     ):
         column[entries] = torch.where(forced, value.to(column.dtype), column[entries])

@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from torch_specexit.plugin.worker.exits import Exits
+from torch_specexit.plugin.worker.logprobs import Closing
 from torch_specexit.plugin.worker.openings import opens_in
 from torch_specexit.plugin.worker.protocols import RunnerV1, SamplerOutput, SpecDecodeMetadata
 from torch_specexit.plugin.worker.rule import Sampled
@@ -16,7 +17,7 @@ def rewrite(
     runner: RunnerV1,
     exits: Exits,
     output: SamplerOutput,
-    logits: Float[Tensor, "rows vocab"],
+    logits: Float[Tensor, "rows vocab"] | Closing | None,
     metadata: SpecDecodeMetadata | None,
 ) -> None:
     """Apply the rule to a `SamplerOutput`, in place, before bookkeeping and drafting. Its rows are padded with -1."""
@@ -33,6 +34,11 @@ def rewrite(
     exits.look_through(requests, lambda name, size: _opens(runner, exits, name, size))
     if exits.step(sampled):
         exits.name_forced(output, sampled, logits, by_request=True)
+
+
+def read_closing(runner: RunnerV1, exits: Exits, logits: Float[Tensor, "requests vocab"] | None) -> Closing | None:
+    """See `Exits.read_closing`; of a step without drafts, which has one row for each request."""
+    return exits.read_closing(runner.input_batch.req_ids[: runner.input_batch.num_reqs], logits)
 
 
 def _opens(runner: RunnerV1, exits: Exits, name: str, size: int) -> Bool[Tensor, ""]:

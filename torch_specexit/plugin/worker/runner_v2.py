@@ -14,6 +14,9 @@ from torch_specexit.plugin.worker.openings import opens_on_device
 from torch_specexit.plugin.worker.protocols import ContextParallel, InputBatchV2, RunnerV2, SamplerOutput, TargetV2
 from torch_specexit.plugin.worker.rule import Sampled
 
+_KEPT = "_specexit"
+"""Attribute of a manager whose methods are replaced."""
+
 
 def rewrite(
     runner: RunnerV2,
@@ -75,9 +78,19 @@ def keep_logits(model: TargetV2, sample: Callable[[], Any]) -> tuple[Any, Tensor
     return result, kept[0] if kept else None
 
 
-def keep_restored(exits: Exits, manager: ContextParallel) -> None:
+def keep_restored(exits: Exits, manager: object | None) -> None:
     """Under prefill context parallel, a rank holds a part of the hidden states until it samples, or drafts. From now
-    on, keep those of the whole batch, as they are put together for that."""
+    on, keep those of the whole batch, as they are put together for that.
+
+    Args:
+      exits: of the runner.
+      manager: its `ContextParallel`, None without context parallel. Nothing happens the second time.
+    """
+    if manager is None or exits.failure is not None or hasattr(manager, _KEPT):
+        return
+    if not isinstance(manager, ContextParallel):
+        exits.fail("this vLLM hands no hidden states on under prefill context parallel, expected 0.32 or newer")
+        return
     restore, restore_draft = manager.restore_for_sampling, manager.restore_draft_prefill
 
     def restore_for_sampling(
@@ -93,5 +106,5 @@ def keep_restored(exits: Exits, manager: ContextParallel) -> None:
             exits.draft.leave_signals(restored[0])
         return restored
 
-    vars(manager)["restore_for_sampling"] = restore_for_sampling
-    vars(manager)["restore_draft_prefill"] = restore_draft_prefill
+    kept = {"restore_for_sampling": restore_for_sampling, "restore_draft_prefill": restore_draft_prefill}
+    vars(manager).update(kept | {_KEPT: True})
