@@ -101,6 +101,7 @@ SAMPLED = (WARM, WARM, CUT)
 
 ON_A_CPU = {"PYTHONPATH": os.pathsep.join([str(HERE / "interpreter"), *filter(None, [os.environ.get("PYTHONPATH")])])}
 V2 = {"TRITON_INTERPRET": "1", "VLLM_USE_V2_MODEL_RUNNER": "1"}
+V1 = {"VLLM_USE_V2_MODEL_RUNNER": "0"}
 ASYNC = {"SPECEXIT_TEST_ASYNC": "1"}
 """Environments for what vLLM does not do on a CPU by itself; see ``interpreter/sitecustomize.py``."""
 
@@ -193,7 +194,7 @@ class Engines:
         reset = self.batch(LIVELY, n=8, resets=7, before="read_prompts_from_vllm")
         batches = [self.batch(LIVELY), self.batch(OFF | {"max_tokens": 30}), reset]
         job = {"engine": {"draft": str(self.drafts / draft)}, "batches": batches}
-        return serve(self.folder / f"v1-async-{draft}", job, ON_A_CPU | ASYNC)
+        return serve(self.folder / f"v1-async-{draft}", job, ON_A_CPU | V1 | ASYNC)
 
     def _two_ranks(self, draft: str) -> dict[str, Any]:
         """V1 runner, tensor-parallel on two processes: a lively batch, one with exits off, one whose signals differ, a
@@ -253,7 +254,8 @@ FREE = {"requests": "any", "routes": ["reports", "interrupt"]}
 
 
 class Server:
-    """A real OpenAI server on loopback, started as a user starts it; its engine runs in processes of its own.
+    """A real OpenAI server on loopback, started as a user starts it, in checking mode; its engine runs in processes of
+    its own.
 
     Args:
       log: file that receives what it prints.
@@ -273,6 +275,7 @@ class Server:
         command = [sys.executable, "-m", "specexit", "serve", "target=tiny-reasoner", f"draft={draft}"]
         settings = {
             "SPECEXIT_SERVING": json.dumps(FREE),
+            SWITCH: "1",
             "OMP_NUM_THREADS": "1",
             "VLLM_CPU_KVCACHE_SPACE": "1",
             "HF_HUB_OFFLINE": "1",

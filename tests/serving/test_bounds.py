@@ -3,6 +3,8 @@ used again. No engine."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
@@ -74,6 +76,16 @@ def test_logprobs_of_forced_tokens_are_looked_at_64_mib_at_a_time():
     assert 32 * MIB < max(made.bytes) <= 64 * MIB
 
 
+def test_where_v1_samples_in_place_logits_are_read_64_mib_at_a_time_and_not_copied():
+    """All of them used to be cloned where one client asked: 620 MB in a step."""
+    logits, rows = on_meta(BATCH, VOCAB, dtype=torch.float32), on_meta(BATCH, dtype=torch.int64)
+    closing = on_meta(12, dtype=torch.int32)
+    with Made() as made:
+        read = logprobs.read_closing(logits, rows, closing)
+    assert 32 * MIB < max(made.bytes) <= 64 * MIB
+    assert read.logprobs.shape == (BATCH, 12)
+
+
 class OnGpu(torch.Tensor):
     """A tensor that says so."""
 
@@ -81,8 +93,74 @@ class OnGpu(torch.Tensor):
     def device(self) -> torch.device:
         return torch.device("cuda")
 
+    def record_stream(self, s: Any) -> None:
+        s.did.append("keeps its source")
+
+
+class Stream:
+    """Stands for a CUDA stream: what was asked of it, in order."""
+
+    current: Stream
+
+    def __init__(self) -> None:
+        self.did: list[str] = []
+
+    def wait_stream(self, other: Stream) -> None:
+        self.did.append(f"waits for {len(other.did)}")
+
+    def wait_event(self, event: Any) -> None:
+        self.did.append(f"waits for event {event.recorded}")
+
+
+class Event:
+    """Stands for a CUDA event."""
+
+    recorded = 0
+
+    def record(self) -> None:
+        Event.recorded += 1
+        self.recorded = Event.recorded
+        Stream.current.did.append(f"event {self.recorded}")
+
+    def synchronize(self) -> None: ...
+
+
+@pytest.fixture
+def streams(monkeypatch) -> tuple[Stream, Stream]:
+    """The main one, and the one that is made for copies."""
+    main, side = Stream(), Stream()
+    Stream.current, Event.recorded = main, 0
+
+    @contextmanager
+    def on(stream: Stream) -> Iterator[None]:
+        before, Stream.current = Stream.current, stream
+        yield
+        Stream.current = before
+
+    monkeypatch.setattr(copies.torch.cuda, "Stream", lambda: side)
+    monkeypatch.setattr(copies.torch.cuda, "current_stream", lambda: Stream.current)
+    monkeypatch.setattr(copies.torch.cuda, "stream", on)
+    monkeypatch.setattr(copies.torch.cuda, "Event", Event)
+    return main, side
+
+
+def test_a_report_is_copied_beside_drafting_and_not_in_front_of_it(monkeypatch, streams):
+    """On the main stream, the draft's first pass would wait for the bus."""
+    main, side = streams
+    monkeypatch.setattr(copies.torch, "empty", lambda *shape, pin_memory=False: torch.zeros(*shape))
+    taken, report = Copies(), torch.zeros(3, len(REPORT)).as_subclass(OnGpu)
+    for _ in range(2):
+        taken.wait()
+        main.did.append("the rule")
+        taken.start(report)
+        main.did.append("drafting")
+    assert main.did == ["the rule", "drafting", "waits for event 1", "the rule", "drafting"]
+    kept = "keeps its source"
+    assert side.did == ["waits for 1", "event 1", kept, "waits for 4", "event 2", kept]
+
 
 @pytest.mark.parametrize(("read", "buffers"), [(True, 1), (False, Copies.IN_FLIGHT)])
+@pytest.mark.usefixtures("streams")
 def test_buffers_of_reports_are_used_again_whether_anybody_reads_them_or_not(monkeypatch, read, buffers):
     """On ranks whose output vLLM does not ask for, each step used to leave a pinned buffer and an event behind."""
     made = []
@@ -92,9 +170,7 @@ def test_buffers_of_reports_are_used_again_whether_anybody_reads_them_or_not(mon
         made.extend([shape] if pin_memory else [])
         return empty(*shape)
 
-    event = SimpleNamespace(record=lambda: None, synchronize=lambda: None)
     monkeypatch.setattr(copies.torch, "empty", pinned)
-    monkeypatch.setattr(copies.torch.cuda, "Event", lambda: event)
     taken = Copies()
     for number in range(100):
         report = torch.full((3, len(REPORT)), float(number)).as_subclass(OnGpu)

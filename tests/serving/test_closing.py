@@ -18,12 +18,22 @@ pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
 MARKER, TRANSITION = "</think>\n\n", "I should answer now."
 GUARD = LoopGuard(period=6, repeats=3)
-SERVING = {"transition": TRANSITION, "loop_period": GUARD.period, "loop_repeats": GUARD.repeats}
+MARGIN = 3
+SERVING = {
+    "transition": TRANSITION,
+    "loop_period": GUARD.period,
+    "loop_repeats": GUARD.repeats,
+    "thinking_margin": MARGIN,
+    "requests": "any",
+}
 SETTINGS = {"SPECEXIT_SERVING": json.dumps(SERVING)}
 EXITS = {"extra_args": {"specexit_validity": 0.0, "specexit_patience": 2}, "max_tokens": 80}
 NEVER = {"extra_args": {"specexit_validity": 1.0}}
 CIRCLES = NEVER | {"max_tokens": 40}
 """With one token that it may draw, a model can only go in circles."""
+MOST = 5
+CAPPED = {"extra_args": NEVER["extra_args"] | {"specexit_max_thinking_tokens": MOST}, "max_tokens": 40}
+"""The same ends sooner, where there is no boundary: with the margin."""
 
 
 @pytest.fixture(scope="module")
@@ -40,10 +50,11 @@ def draft(drafts: Path, shared: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def answers(draft: Path, shared: Path, prompts: list[list[int]], target) -> dict[str, list[dict[str, Any]]]:
-    """Of V1 and V2: four requests that exit, and one that goes in circles; of V1 two that end by themselves."""
+    """Of V1 and V2: four requests that exit, one that goes in circles, and one that does and has a maximum; of V1 two
+    that end by themselves."""
     exits = [{"ids": ids, "params": EXITS} for ids in prompts[:4]]
     (only,) = target.tokenizer().encode("7")
-    circles = [{"ids": prompts[0], "params": CIRCLES | {"allowed_token_ids": [only]}}]
+    circles = [{"ids": prompts[0], "params": kind | {"allowed_token_ids": [only]}} for kind in (CIRCLES, CAPPED)]
     natural = [{"ids": ids, "params": NEVER} for ids in prompts[:2]]
     engine = {"draft": str(draft), "k": 3}
     job = {"engine": engine, "batches": [{"requests": exits + circles + natural}]}
@@ -55,7 +66,8 @@ def answers(draft: Path, shared: Path, prompts: list[list[int]], target) -> dict
     assert v2["scheduler"] == "AsyncScheduler"
     found = {"V1": v1["batches"][0]["requests"], "V2": v2["batches"][0]["requests"]}
     loops = {f"{runner} in circles": answers[4] for runner, answers in found.items()}
-    return {"V1": found["V1"][:4], "V2": found["V2"][:4], "natural": found["V1"][5:]} | loops
+    capped = {f"{runner} capped": answers[5] for runner, answers in found.items()}
+    return {"V1": found["V1"][:4], "V2": found["V2"][:4], "natural": found["V1"][6:]} | loops | capped
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +106,14 @@ def test_thinking_that_goes_in_circles_is_ended_where_the_definition_says(answer
     assert answer["outcome"]["outcome"] == "loop"
     assert answer["outcome"]["thinking_tokens"] == at + 1
     assert answer["outcome"]["transition_tokens"] == len(closing) - 2
+
+
+@pytest.mark.parametrize("runner", ["V1", "V2"])
+def test_where_the_margin_is_used_up_thinking_ends_at_any_token(answers, closing, runner):
+    answer = answers[f"{runner} capped"]
+    kept = MOST + MARGIN
+    assert answer["ids"][: kept + len(closing)] == answer["ids"][:1] * kept + closing
+    assert (answer["outcome"]["outcome"], answer["outcome"]["thinking_tokens"]) == ("cap", kept)
 
 
 def test_the_model_goes_on_as_it_does_behind_that_text(answers, closing, prompts, shared):

@@ -80,15 +80,26 @@ def test_a_step_can_be_captured(kernel, source, smooth):
 LIVELY = {"extra_args": {"specexit_validity": 0.0, "specexit_patience": 2}, "max_tokens": 200}
 
 
+RUNNERS = {
+    "V1": ({"VLLM_USE_V2_MODEL_RUNNER": "0"}, "vllm.v1.worker.gpu_model_runner.GPUModelRunner"),
+    "V2": ({"VLLM_USE_V2_MODEL_RUNNER": "1"}, "vllm.v1.worker.gpu.model_runner.GPUModelRunner"),
+}
+"""How each is chosen, and its class."""
+
+
 @pytest.mark.vllm
+@pytest.mark.parametrize("runner", RUNNERS)
 @pytest.mark.parametrize("source", ["draft", "fc"])
-def test_an_engine_with_cuda_graphs_exits_where_the_definition_says(shared, drafts, prompts, target, source):
+def test_an_engine_with_cuda_graphs_exits_where_the_definition_says(shared, drafts, prompts, target, source, runner):
     """Every second boundary is an exit, and behind each stands what the target writes there by itself."""
     ids = target.think_tokens()
     asked = [{"requests": [{"ids": p, "params": params} for p in prompts]} for params in (LIVELY, OFF)]
 
+    environment, runner_class = RUNNERS[runner]
+
     def run(name: str, engine: dict[str, Any], batches: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-        done = serve(shared / f"gpu-{name}", {"engine": engine, "batches": batches})
+        done = serve(shared / f"gpu-{runner}-{name}", {"engine": engine, "batches": batches}, environment)
+        assert runner_class in done["runner"]
         return [batch["requests"] for batch in done["batches"]]
 
     draft = {"draft": str(drafts / source)}

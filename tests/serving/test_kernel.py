@@ -4,6 +4,7 @@ and that it compiles for GPUs, which needs none."""
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,12 +13,13 @@ import torch
 from specexit.method.decision import Policy
 from specexit.method.loops import LoopGuard
 from specexit.method.signals import NAMES
+from specexit.method.splits import ThinkTokens
 from tests.serving.conftest import run_program
 from tests.serving.simulation import CPU, END, GARBAGE, IDS, START, VOCAB, WIDEST, Request, Simulation
 from torch_specexit.plugin.worker.cost import STEPS, Scene, launches
 from torch_specexit.plugin.worker.loops import FINGERPRINT, LoopSearch
 from torch_specexit.plugin.worker.ranks import INCOMPLETE
-from torch_specexit.plugin.worker.rule import LOOP, STATE, STEPS_BACK, Admission, Markers, Sampled
+from torch_specexit.plugin.worker.rule import CAP, LOOP, OVER, STATE, STEPS_BACK, Admission, Markers, Sampled
 from torch_specexit.plugin.worker.slots import Slots
 from torch_specexit.plugin.worker.twin import Twin
 
@@ -79,12 +81,12 @@ def test_texts_and_outcomes_are_those_of_the_definition(kernel, source, smooth):
 class Pair:
     """Kernel and twin on the same steps, whatever these are."""
 
-    def __init__(self, kernel, source: str, smooth: bool, transition: tuple[int, ...] = ()):
+    def __init__(self, kernel, source: str, smooth: bool, transition: tuple[int, ...] = (), ids: ThinkTokens = IDS):
         self.source, self.signals, self.active = source, torch.zeros(64, 5, len(NAMES)), torch.zeros(1)
         loops = LoopSearch.of(LoopGuard(2, 3), STEPS_BACK * WIDEST) if transition else None
         self.looks = loops is not None
         self.slots = tuple(Slots(CPU, capacity=1, ring=loops.ring if loops else 0) for _ in range(2))
-        markers = Markers.of(IDS, VOCAB, CPU, transition=transition, loops=loops)
+        markers = Markers.of(ids, VOCAB, CPU, transition=transition, loops=loops)
         self.rules = [
             version(slots, markers, source, smooth=smooth)
             for version, slots in zip((kernel, Twin), self.slots, strict=True)
@@ -242,6 +244,27 @@ def test_a_step_of_no_request_judges_what_is_left_and_is_the_same_variant_of_the
         rule.step(nobody, pair.signals, pair.active)
     pair.signals.fill_(-9.0)
     assert pair.step(["a"], torch.tensor([[5]]), one).tokens.tolist() == [[END]]
+
+
+@pytest.mark.parametrize("ends", ["by itself", "by an exit"])
+def test_a_final_channel_of_the_shape_of_gpt_oss_is_heard_and_opened_token_by_token(kernel, ends):
+    """``<|end|><|start|>assistant<|channel|>final<|message|>``; that of another channel begins like it, and is none."""
+    end, start, assistant, channel, final, message, commentary, word = range(4, 12)
+    opener = (end, start, assistant, channel, final, message)
+    pair = Pair(kernel, "draft", smooth=False, ids=replace(IDS, end=message, marker=opener))
+    most = 11 if ends == "by an exit" else None
+    pair.add("a", Admission(True, Policy(thresholds={"validity": 1.0}, max_thinking_tokens=most), prompt=1))
+    one, text = torch.ones(1, dtype=torch.int32), []
+    drawn = [word, word, end, start, assistant, channel, commentary, message, word]
+    drawn += [word, 2, *opener] if ends == "by itself" else [word, 2, word, word, 2, word, 2, word, word]
+    for token in drawn:
+        text += pair.step(["a"], torch.tensor([[token]]), one).tokens.tolist()[0]
+    state = dict(zip(STATE, pair.slots[0].tables.state[pair.slots[0].row_of["a"]].tolist(), strict=True))
+    assert text[:11] == drawn[:11]
+    assert tuple(text[11:17]) == opener
+    assert (state["phase"], state["exited"]) == (OVER, CAP if ends == "by an exit" else 0)
+    assert state["thoughts"] == 11
+    assert text[17:] == drawn[17:]
 
 
 def test_a_step_that_is_left_alone_in_the_midst_of_the_closing_tokens_writes_no_more_of_them(kernel):

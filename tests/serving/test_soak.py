@@ -23,7 +23,6 @@ import pytest
 
 from specexit.drafts.policy import OperatingPoint, read_policy, write_policy
 from tests.serving.test_load import act, body, memory, settled
-from torch_specexit.plugin.worker.checking import SWITCH
 
 SECONDS = float(os.environ.get("SPECEXIT_SOAK", "0"))
 A_SECOND = 5000 / 1200
@@ -57,7 +56,6 @@ def soaked(start_server, draft: Path):
         "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64",
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]),
         "SPECEXIT_SERVING": json.dumps(serving | {"loop_period": 32, "loop_repeats": 3}),
-        SWITCH: "1",
     }
     arguments = ("--worker-extension-cls", "worker_extension.Remembered", "--num-gpu-blocks-override", "48")
     with start_server("soaked", draft, *arguments, environment=environment) as server:
