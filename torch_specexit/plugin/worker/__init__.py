@@ -1,8 +1,9 @@
 """What runs in vLLM's workers: the draft `model`, and the exit rule around each step.
 
-`exits` is what is done around a step, `runner_v1` and `runner_v2` what only one runner has, `protocols` what is used of
-vLLM's objects. `rule` says what the rule works on, on the device, and `slots` which rows of it belong to whom; `kernel`
-and `fused` are the rule in Triton, `twin` in Python. `ranks` has all ranks judge alike, `reading` and `checking`
-work rows out from tokens alone, `copies` brings news to the host, `weights` knows whether the draft is whole,
-`interrupt` is what a client may do, `logprobs` corrects those of forced tokens, `cost` says what a step costs.
+`exits` is what is done around a step, `asked` what a request gets, `runner_v1` and `runner_v2` what only one runner
+has, `protocols` what is used of vLLM's objects. `rule` says what the rule works on, on the device, and `slots` which
+rows of it belong to whom; `kernel` and `fused` are the rule in Triton, `twin` in Python. `ranks` has all ranks judge
+alike, `reading` and `checking` work rows out from tokens alone, `copies` brings news to the host, `weights` knows
+whether the draft is whole, `interrupt` is what a client may do, `logprobs` corrects those of forced tokens, `cost` says
+what a step costs.
 """

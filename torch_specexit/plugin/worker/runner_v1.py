@@ -30,7 +30,9 @@ def rewrite(
     else:
         ends = torch.arange(1, len(requests) + 1, dtype=torch.int32, device=runner.device)
         rows = runner.query_start_loc.gpu[1 : len(requests) + 1] - 1
-    sampled = Sampled(requests, tokens, n, ends, rows, runner.positions, padded=True, input_ids=runner.input_ids.gpu)
+    # vLLM's types differ between steps with drafts and without, and each would be a variant of the kernel.
+    described = (requests, tokens, n, ends.int(), rows.long(), runner.positions)
+    sampled = Sampled(*described, padded=True, input_ids=runner.input_ids.gpu)
     exits.look_through(requests, lambda name, size: _opens(runner, exits, name, size))
     if exits.step(sampled):
         exits.name_forced(output, sampled, logits, by_request=True)
@@ -51,4 +53,4 @@ def empty(runner: RunnerV1) -> Sampled:
     """A step of no request."""
     tokens = torch.zeros(1, 1, dtype=torch.int32, device=runner.device)
     column = tokens[:, 0]
-    return Sampled([], tokens, column, column, column, runner.positions, padded=True).none()
+    return Sampled([], tokens, column, column, column.long(), runner.positions, padded=True).none()
