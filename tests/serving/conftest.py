@@ -25,6 +25,7 @@ from specexit.schemas.target import TargetConfig, load_target_config
 from specexit.tiny import problems, prompt_text
 from tests.ports import hold_port
 from torch_specexit.plugin.worker.checking import SWITCH
+from torch_specexit.serve import KV_CACHE_SPACE
 
 HERE = Path(__file__).parent
 
@@ -277,7 +278,7 @@ class Server:
             "SPECEXIT_SERVING": json.dumps(FREE),
             SWITCH: "1",
             "OMP_NUM_THREADS": "1",
-            "VLLM_CPU_KVCACHE_SPACE": "1",
+            KV_CACHE_SPACE: "1",
             "HF_HUB_OFFLINE": "1",
         }
         with log.open("w") as stream:
@@ -374,6 +375,7 @@ def start_server(tmp_path_factory: pytest.TempPathFactory) -> ServerStarter:
 
 @pytest.fixture(scope="session")
 def server(start_server: ServerStarter, drafts: Path) -> Iterator[Server]:
-    """A server with the draft of source ``draft``, started once."""
-    with start_server("server", drafts / "draft", "--enable-scale-out", environment=EVERY_STEP) as running:
+    """A server with the draft of source ``draft``, started once; nobody has said how large its KV cache is to be."""
+    environment = EVERY_STEP | {KV_CACHE_SPACE: ""}
+    with start_server("server", drafts / "draft", "--enable-scale-out", environment=environment) as running:
         yield running

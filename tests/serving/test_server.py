@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -235,6 +236,12 @@ def test_metrics_count_what_clients_were_told(server, exiting):
     assert saved == pytest.approx(report["signals"]["remaining"])
     # There from the start, so that the first event is a rise.
     assert before["audits_total changed"] == 0
+
+
+def test_a_server_that_is_told_nothing_takes_a_part_of_the_memory_alone(server):
+    """By itself vLLM asks for 92 % of all memory. Every server of the tests used to be told a size."""
+    (info,) = (line for line in server.get("/metrics").splitlines() if line.startswith("vllm:cache_config_info{"))
+    assert re.findall(r'kv_cache_memory_bytes="(\d+)"', info) == [str(1 << 30)]  # least that it gives, and enough here
 
 
 def test_the_server_says_how_it_treats_exits(server, drafts):
