@@ -353,6 +353,13 @@ def test_the_trace_that_was_benched_is_shown_among_samples_of_its_prompt(bench: 
     assert (bench / "report.html").read_text() == page
 
 
+def test_kinds_of_traces_that_there_are_none_of_are_named(bench: Path) -> None:
+    report(config(bench))
+    assert "none is to be shown as a wrong exit, a missed exit." in (bench / "report.html").read_text()
+    report(config(bench, trace_id="a"))
+    assert "none is to be shown" not in (bench / "report.html").read_text()
+
+
 def test_a_trace_that_did_not_exit_cannot_be_shown(bench: Path) -> None:
     with pytest.raises(ReportError, match="'nowhere' did not exit, expected one of a"):
         report(config(bench, trace_id="nowhere"))

@@ -28,7 +28,7 @@ from specexit.report.ablations import Ablated, ablated
 from specexit.report.checks import checks, tests
 from specexit.report.figures import Figure, Table, latencies, thresholds, training
 from specexit.report.readme import write_images, write_table
-from specexit.report.shown import ReportError, Shown, choose, show
+from specexit.report.shown import TITLES, ReportError, Shown, choose, show
 from specexit.report.verdict import percent, verdict
 from specexit.schemas.report import ReportConfig
 from specexit.schemas.target import find_target
@@ -71,6 +71,13 @@ class Page:
     def most_tokens(self) -> float:
         """Longest bar of the thinking tokens."""
         return max(method.thinking_tokens for method in self.results.methods.values())
+
+    @property
+    def not_shown(self) -> list[str]:
+        """Kinds of traces that are worth looking at, and of which there is none."""
+        found = {shown.title for shown in self.shown}
+        asked = TITLES["asked"][0] in found or "specexit" not in self.results.methods
+        return [] if asked else [title for kind, (title, _) in TITLES.items() if kind != "asked" and title not in found]
 
     @property
     def probes(self) -> bool:
