@@ -134,9 +134,8 @@ bench-field: $(VENV)/.demo-ready  ## Measure every method, greedy and sampled; g
 	  out=runs/field/simulation.json
 	@for decoding in greedy sampled; do $(BIN)/specexit report bench=runs/field/$$decoding traces=runs/field/traces \
 	  draft=runs/demo/draft scores=runs/field/scores simulation=runs/field/simulation.json \
-	  ablations=runs/field/ablations/ablations.json replay=runs/field/replay.json \
-	  $(if $(wildcard runs/bench/full-size.json),full_size=runs/bench/full-size.json) \
-	  out=runs/field/$$decoding.html || exit 1; done
+	  ablations=runs/field/ablations/ablations.json $$(test $$decoding = sampled || echo replay=runs/field/replay.json) \
+	  $(addprefix full_size=,$(wildcard runs/bench/full-size.json)) out=runs/field/$$decoding.html || exit 1; done
 
 bench-families: $(VENV)/.demo-ready  ## The demo on tiny-mixed: results by family, on one of which nothing can be cut
 	@$(BIN)/specexit demo target=tiny-mixed out=runs/families quick=$(if $(QUICK),true,false)
