@@ -160,8 +160,10 @@ def _tipped(values: Mapping[str, float], early: Mapping[str, float], policy: Pol
         "rounding of a signal": (values, policy.thresholds),
         "rounding of an early signal": (early, policy.early),
     }
-    close = [why for why, (found, thresholds) in sides.items() if _may_tip(found, thresholds, near)]
-    failing = [why for why, (found, thresholds) in sides.items() if not all(_held(found, thresholds).values())]
+    close: list[Why] = [why for why, (found, thresholds) in sides.items() if _may_tip(found, thresholds, near)]
+    failing: list[Why] = [
+        why for why, (found, thresholds) in sides.items() if not all(_held(found, thresholds).values())
+    ]
     # No exit by the scores: each side that fails has to tip. An exit by the scores: any that may can have done it.
     needed = failing or close
     if not needed or not set(needed) <= set(close):
