@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from torch_specexit.plugin.worker.reading import READ, Reader
 from torch_specexit.plugin.worker.rule import EARLY_TOKENS, KNOBS, OVER, STATE, THOUGHT, Markers, Sampled
@@ -25,7 +26,7 @@ def is_checking() -> bool:
     return os.environ.get(SWITCH, "0") not in ("", "0")
 
 
-def _kind(step: Sampled) -> dict[str, object]:
+def _kind(step: Sampled) -> dict[str, Any]:
     """What decides about the variant of the kernel."""
     tensors = ("tokens", "n", "ends", "logits_rows", "positions", "rejected")
     return {name: getattr(getattr(step, name), "dtype", None) for name in tensors} | {"padded": step.padded}
