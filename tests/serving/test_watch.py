@@ -236,6 +236,10 @@ def test_what_reaches_one_api_server_alone_says_so(draft, monkeypatch):
     assert (served_by(first), served_by(second)) == (("off", "usual"), ("exit", "usual"))
     (draft / FILE).rename(draft / "aside")
     assert first.switch(mode="shadow")["others"] == f"{draft / FILE} is not there (specexit migrate writes it)"
+    (draft / FILE).write_text("{")  # whatever has become of the file, the kill switch does what it can
+    reached = first.switch(mode="off")
+    assert (reached["api_servers"], served_by(first)) == (1, ("off", "usual"))
+    assert "cannot be read as JSON" in reached["others"]
     (draft / "aside").rename(draft / FILE)
     assert first.switch(reload=True)["api_servers"] == 1
 

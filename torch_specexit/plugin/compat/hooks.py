@@ -349,7 +349,7 @@ ENGINE_HOOKS = (
         "_validate_params",
         ("params",),
         wraps.validate_params,
-        why="bad specexit arguments are refused at admission: a ValueError, HTTP 400 from the server",
+        why="bad specexit arguments are refused at admission, with a ValueError; a server's front end checks its own",
         relies_on="called for every request before it reaches the engine core; self.vllm_config",
         since="0.24",
         facts=(Uses(f"{_ENGINE}.input_processor:InputProcessor.process_inputs", ("_validate_params",)),),

@@ -189,21 +189,20 @@ class FrontEnd:
           PolicyError, ConfigError: there is no such point, the policy file cannot be used, or the server's settings go
             over the mode; nothing has been changed then.
         """
-        said, alone = (mode, point) != (None, None), self.api_servers == 1
-        not_written = "they read policy.json by themselves, where it has changed"
-        if said and not alone:
-            not_written = self.watch.order(self.operation, mode, point) if self.watch else "no policy file is watched"
-        is_written = said and not alone and not_written is None
-        read = (reload or is_written) and self.watch is not None and self.watch.reload(self.operation, point)
+        said = (mode, point) != (None, None)
+        alone: str | None = "they read policy.json by themselves, where it has changed"
+        if said and self.api_servers > 1:
+            alone = self.watch.order(self.operation, mode, point) if self.watch else "no policy file is watched"
+        read = (reload or alone is None) and self.watch is not None and self.watch.reload(self.operation, point)
         if said or read:
             self.operation.switch(mode, point)
             self.hold.restart()
             self.changed()
             logger.warning("specexit: an operator has set mode %s, point %s", self.operation.mode, self.operation.name)
-        if alone:
+        if self.api_servers == 1:
             return {"api_servers": 1, "of": 1}
-        others = not_written or "they take policy.json over, each with its next request and within a second"
-        return {"api_servers": self.api_servers if is_written else 1, "of": self.api_servers, "others": others}
+        others = alone or "they take policy.json over, each with its next request and within a second"
+        return {"api_servers": 1 if alone else self.api_servers, "of": self.api_servers, "others": others}
 
     async def interrupt(self, engine: Any, request: str, *, now: bool) -> bool:
         """End the thinking of a running request of the caller's, whichever API server process has it.

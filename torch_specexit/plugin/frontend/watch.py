@@ -150,21 +150,23 @@ class PolicyWatch:
           Why it could not be written; None where it is.
 
         Raises:
-          PolicyError, ConfigError: see `reload`; or the server's settings go over the mode. Nothing is written then.
+          PolicyError: there is no such point, or the server's settings go over the mode. Nothing is written then.
         """
         path = self.folder / FILE
         if self._stamp() is None:
             return f"{path} is not there (specexit migrate writes it)"
-        file, _ = policies_for(self.folder, self.block, self.additional_config)
-        serving = file.serving.model_copy(update={"mode": mode or file.serving.mode})
-        event = Event(
-            when=datetime.now(UTC).isoformat(timespec="seconds"), what=f"switch mode={mode or '-'} point={point or '-'}"
-        )
-        changes = {"default": file.point(point).name, "serving": serving, "history": (*file.history, event)}
-        merged = serving_over(serving, self.additional_config)
-        _check_unchanged(merged, operation.started, path)
+        try:
+            file, _ = policies_for(self.folder, self.block, self.additional_config)
+            serving = file.serving.model_copy(update={"mode": mode or file.serving.mode})
+            merged = serving_over(serving, self.additional_config)
+            _check_unchanged(merged, operation.started, path)
+        except (PolicyError, ConfigError) as error:
+            return str(error)
         if mode is not None and merged.mode != mode:
             raise PolicyError(f"mode {mode} has no effect: {COMMAND_LINE} or {ENVIRONMENT} says {merged.mode}")
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        event = Event(when=now, what=f"switch mode={mode or '-'} point={point or '-'}")
+        changes = {"default": file.point(point).name, "serving": serving, "history": (*file.history, event)}
         try:
             write_policy(self.folder, file.model_copy(update=changes))
         except OSError as error:
