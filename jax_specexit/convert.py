@@ -83,9 +83,9 @@ def _to_draft(config: ConvertConfig, run: Path) -> str:
             yield from (piece.astype(types[tensor][0], copy=False) for piece in found)
 
         with new_folder(config.out) as beside:
-            split = {"max_bytes": int((config.max_file_gib or MAX_FILE_GIB) * 2**30)}
-            split |= {"files": files} if config.max_file_gib is None else {}
-            written = write_into(beside, shape, types, values, **split, named=run)
+            largest = int((config.max_file_gib or MAX_FILE_GIB) * 2**30)
+            split = files if config.max_file_gib is None else None
+            written = write_into(beside, shape, types, values, max_bytes=largest, files=split, named=run)
             hand_on_verification(run, beside, together(written))
             save_target(beside, target)
             copy_prompts(run, beside)
