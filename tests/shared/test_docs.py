@@ -1,6 +1,7 @@
 """Every link of a page leads somewhere, and every command of the Makefile and the table that a page names exists."""
 
 import importlib
+import importlib.util
 import re
 from pathlib import Path
 
@@ -37,9 +38,28 @@ def test_the_readme_names_every_command() -> None:
 
 def test_what_the_gallery_shows_can_be_run() -> None:
     shown = re.findall(r"^\$ specexit ([a-z-]+) (.*)$", (ROOT / "docs" / "gallery.md").read_text(), re.M)
-    assert len(shown) >= 8
     for name, arguments in shown:
-        command = cli.COMMANDS[name]
+        command, words = cli.COMMANDS[name], arguments.split()
+        if command.configs is not None and (ROOT / "configs" / command.configs / f"{words[0]}.yaml").exists():
+            del words[0]
         module, _, schema = command.schema.partition(":")
         fields = getattr(importlib.import_module(module), schema).model_fields
-        assert {word.partition("=")[0] for word in arguments.split()} <= fields.keys(), name
+        assert {word.partition("=")[0].partition(".")[0] for word in words} <= fields.keys(), name
+
+
+def test_the_gallery_shows_every_command_or_says_why_not() -> None:
+    """By the table of the command line, so that a new command is shown or excused."""
+    spec = importlib.util.spec_from_file_location("gallery", ROOT / "configs" / "site" / "gallery.py")
+    assert spec is not None
+    assert spec.loader is not None
+    gallery = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(gallery)
+    page = (ROOT / "docs" / "gallery.md").read_text()
+    run = re.findall(r"^\$ specexit ([a-z-]+) ", page, re.M)
+    assert run == [name for name, _, _ in gallery.STEPS] == re.findall(r"^## ([a-z-]+)$", page, re.M)
+    excused = dict(re.findall(r"^\* `([a-z-]+)`: (.+)\.$", page, re.M))
+    assert excused == gallery.NOT_SHOWN
+    assert not set(run) & excused.keys()
+    assert set(run) | excused.keys() == cli.COMMANDS.keys()
+    empty = [block for block in re.findall(r"^```text\n(.*?)\n```$", page, re.M | re.S) if "\n" not in block]
+    assert not empty, "a command that is shown prints something"
