@@ -359,7 +359,8 @@ def test_an_interrupted_benchmark_goes_on_with_the_draft_it_began_with_and_no_ot
 
 def _is_kept_or_refused(ours: BenchConfig, results: Results, pretend: type[Pretend]) -> None:
     """Finished results are there for what they are of, and in the way of anything else."""
-    assert set(results.inputs) == {"target", "draft.weights", "draft.policy", "traces", "calibration_traces"}
+    read = {"target", "draft.weights", "draft.policy", "traces", "calibration_traces", "scores"}
+    assert set(results.inputs) == read
     pretend.asked.clear()
     assert bench(ours) == results
     assert not pretend.asked

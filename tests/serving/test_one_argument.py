@@ -61,7 +61,7 @@ def test_an_export_s_tensors_are_read_as_the_directory_s(source, drafts, tmp_pat
     config, tensors = read_draft(drafts / source)
     theirs = [item for file in sorted((tmp_path / "out").glob("*.safetensors")) for item in load_file(file).items()]
     for order in (theirs, theirs[::-1]):
-        found = dict(as_in_directory(order, config))
+        found = dict(as_in_directory(order, config, {}))
         assert found.keys() == tensors.keys()
         for name, tensor in tensors.items():
             np.testing.assert_array_equal(found[name].numpy(), tensor)
