@@ -16,6 +16,7 @@ from specexit.data.traces import read_traces
 from specexit.drafts.agreement import TOLERANCE
 from specexit.method.signals import NAMES
 from specexit.schemas.target import load_target_config
+from tests.shapes import STAND_IN
 
 pytestmark = [
     pytest.mark.vllm,
@@ -23,17 +24,6 @@ pytestmark = [
     pytest.mark.skipif("SPECEXIT_FULL_SIZE" not in os.environ, reason="minutes, and 5 GB: make test-full-size"),
 ]
 
-SMALL = {
-    "architectures": ["Qwen3ForCausalLM"],
-    "vocab_size": 1500,
-    "hidden_size": 320,
-    "intermediate_size": 512,
-    "num_hidden_layers": 9,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 4,
-    "head_dim": 128,
-    "tie_word_embeddings": False,
-}
 N = 12
 
 
@@ -48,7 +38,7 @@ def test_a_stand_in_is_collected_trained_converted_verified_and_scored(
     draft_vocab = 32_000
     if shape == "small":
         draft_vocab = 1_200
-        (tmp_path / "small.json").write_text(json.dumps(SMALL))
+        (tmp_path / "small.json").write_text(json.dumps(STAND_IN | {"tie_word_embeddings": False}))
         shape = str(tmp_path / "small.json")
     tiny = {"hidden_size": 192, "target_hidden_size": 192, "vocab_size": 640}
     small_draft = write_random_draft(

@@ -18,26 +18,14 @@ from specexit.schemas.stand_in import StandInConfig
 from specexit.schemas.target import load_target_config
 from specexit.stand_in import stand_in
 from specexit.tiny import problems, prompt_text, render_response, write_trace
+from tests.shapes import STAND_IN
 from torch_specexit.draft import Draft
 from torch_specexit.features import TargetFeatures
 
-SIZES = {
-    "architectures": ["Qwen3ForCausalLM"],
-    "vocab_size": 1500,
-    "hidden_size": 320,
-    "intermediate_size": 512,
-    "num_hidden_layers": 9,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 4,
-    "head_dim": 128,
-    "tie_word_embeddings": True,
-}
-"""Larger than the tiny reasoner in every size, as a Qwen3 is."""
-
 SHAPES = {
-    "tied": SIZES,
+    "tied": STAND_IN,
     # One query head in a group, where the tiny reasoner has two: its keys and values are there twice.
-    "untied, groups of one": SIZES
+    "untied, groups of one": STAND_IN
     | {"num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 64, "tie_word_embeddings": False},
 }
 DRAFT_VOCAB = 1200
@@ -104,7 +92,7 @@ def test_it_gives_the_small_models_probabilities_to_rounding(sizes: dict, tmp_pa
 
 
 def test_in_bfloat16_it_chooses_the_same_tokens_nearly_everywhere(tmp_path: Path) -> None:
-    large, small = make(tmp_path, SIZES, dtype="bfloat16") / "target", load_target_config("tiny-reasoner").folder
+    large, small = make(tmp_path, STAND_IN, dtype="bfloat16") / "target", load_target_config("tiny-reasoner").folder
     ours, theirs = logits(large, texts(3), torch.bfloat16), logits(small, texts(3))
     same = torch.cat(ours).argmax(-1) == torch.cat(theirs).argmax(-1)
     # The tiny reasoner was trained to choose some of its checks at random: only there is a choice within rounding.
@@ -114,7 +102,7 @@ def test_in_bfloat16_it_chooses_the_same_tokens_nearly_everywhere(tmp_path: Path
 @pytest.mark.parametrize("source", ["draft", "fc"])
 def test_its_draft_guesses_and_signals_as_the_small_one_does(source: str, tmp_path: Path, write_random_draft) -> None:
     small_folder = write_random_draft(tmp_path / "small", source, **DRAFT)
-    large_folder = make(tmp_path, SIZES, small_folder)
+    large_folder = make(tmp_path, STAND_IN, small_folder)
     drafted = {}
     for name, folder in (("tiny-reasoner", small_folder), (str(large_folder / "target.yaml"), large_folder / "draft")):
         target, config = load_target_config(name), read_config(folder)
@@ -130,7 +118,7 @@ def test_its_draft_guesses_and_signals_as_the_small_one_does(source: str, tmp_pa
 
 
 def test_its_draft_directory_is_one_of_its_target(tmp_path: Path, write_random_draft) -> None:
-    folder = make(tmp_path, SIZES, write_random_draft(tmp_path / "small", "draft", **DRAFT), "bfloat16")
+    folder = make(tmp_path, STAND_IN, write_random_draft(tmp_path / "small", "draft", **DRAFT), "bfloat16")
     config, target = read_config(folder / "draft"), load_target_config(str(folder / "target.yaml"))
     assert config.eagle_aux_hidden_state_layer_ids == target.aux_layers == (2, 4, 6, 9)
     assert (config.hidden_size, config.draft_vocab_size, config.torch_dtype) == (320, DRAFT_VOCAB, "bfloat16")
@@ -151,7 +139,7 @@ def test_at_the_shape_of_qwen3_0_6b(tmp_path: Path) -> None:
 def test_noise_stands_wherever_it_changes_nothing(tmp_path: Path) -> None:
     from safetensors.numpy import load_file
 
-    weights = load_file(make(tmp_path, SIZES) / "target" / "model-00001-of-00001.safetensors")
+    weights = load_file(make(tmp_path, STAND_IN) / "target" / "model-00001-of-00001.safetensors")
     zeros = sum(np.count_nonzero(value == 0) for value in weights.values())
     # What has to be zero is gates, values and the idle rows of output projections: under a third of all.
     assert zeros < sum(value.size for value in weights.values()) / 3

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from specexit.config import write_text
 from specexit.drafts.config import MAX_CONFIG, DraftError
-from specexit.drafts.files import TensorError, read_json
+from specexit.drafts.files import read_object
 from specexit.drafts.layouts import LAYOUTS
 from specexit.drafts.published import read_origin
 from specexit.errors import shown
@@ -27,7 +26,7 @@ def hand_on_record(folder: Path, to: Path) -> None:
       DraftError: it cannot be read, or is no object.
     """
     if (path := folder / FILE).exists():
-        kept = {key: value for key, value in _record(path).items() if key not in FOLDERS}
+        kept = {key: value for key, value in read_object(path, MAX_CONFIG, DraftError).items() if key not in FOLDERS}
         write_text(to / FILE, json.dumps(kept, indent=2) + "\n")
 
 
@@ -40,17 +39,7 @@ def imported_as(folder: Path) -> str | None:
     origin, path = read_origin(folder), folder / FILE
     if origin is not None:
         return origin.layout
-    said = _record(path).get("imported") if path.exists() else None
+    said = read_object(path, MAX_CONFIG, DraftError).get("imported") if path.exists() else None
     if said is not None and said not in LAYOUTS:
         raise DraftError(f"{path}: imported is {shown(said)}, expected one of {', '.join(LAYOUTS)}")
     return said
-
-
-def _record(path: Path) -> dict[str, Any]:
-    try:
-        found = read_json(path, MAX_CONFIG)
-    except TensorError as error:
-        raise DraftError(str(error)) from error
-    if not isinstance(found, dict):
-        raise DraftError(f"{path}: holds a {type(found).__name__}, expected an object")
-    return found

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, PlainSerializer, ValidationError, m
 
 from specexit.config import Config
 from specexit.drafts import policy as policies
-from specexit.drafts.files import TensorError, read_json
+from specexit.drafts.files import read_object
 from specexit.drafts.policy import Certificate, Serving
 from specexit.drafts.rope import RopeScaling, scaling_fields, scaling_of
 from specexit.errors import InputError, shown
@@ -199,12 +199,7 @@ def read_config(folder: Path) -> DraftConfig:
       PolicyError: ``policy.json`` is there and cannot be used.
     """
     path = folder / "config.json"
-    try:
-        raw = read_json(path, MAX_CONFIG)
-    except TensorError as error:
-        raise DraftError(str(error)) from error
-    if not isinstance(raw, dict):
-        raise DraftError(f"{path}: holds a {type(raw).__name__}, expected an object")
+    raw = read_object(path, MAX_CONFIG, DraftError)
     try:
         config = DraftConfig.model_validate({k: v for k, v in raw.items() if k in DraftConfig.model_fields})
     except ValidationError as error:

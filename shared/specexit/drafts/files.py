@@ -102,3 +102,23 @@ def parse_json(data: bytes, path: Path) -> Any:
         return json.loads(data, object_pairs_hook=unique, parse_int=number)
     except (ValueError, RecursionError) as error:
         raise TensorError(f"{path}: cannot be read as JSON: {error}") from error
+
+
+def read_object(path: Path, limit: int, error: type[InputError]) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Args:
+      path: of the file.
+      limit: see `read_json`.
+      error: what is raised.
+
+    Raises:
+      error: it cannot be read, or holds something else.
+    """
+    try:
+        found = read_json(path, limit)
+    except TensorError as cause:
+        raise error(str(cause)) from cause
+    if not isinstance(found, dict):
+        raise error(f"{path}: holds a {type(found).__name__}, expected an object")
+    return found

@@ -19,7 +19,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from specexit.config import Config, write_text
-from specexit.drafts.files import TensorError, read_json
+from specexit.drafts.files import read_object
 from specexit.errors import InputError, shown
 from specexit.method.decision import Policy
 from specexit.method.loops import LoopGuard
@@ -309,13 +309,13 @@ def read_policy(folder: Path) -> PolicyFile:
     """
     path = folder / FILE
     if path.exists():
-        raw = _object(path)
+        raw = read_object(path, MAX_BYTES, PolicyError)
         version = raw.get("format_version", FORMAT_VERSION)
         if version != FORMAT_VERSION:
             raise PolicyError(f"{path}: format_version is {version!r}, expected {FORMAT_VERSION}")
         return _validated(raw, path)
     path = folder / "config.json"
-    block = _object(path).get("specexit")
+    block = read_object(path, MAX_BYTES, PolicyError).get("specexit")
     if not isinstance(block, dict):
         raise PolicyError(f"{path}: no specexit block and no {FILE} beside it, so this draft has no policy")
     point: dict[str, Any] = {"name": "default", "certificate": block.get("calibration")}
@@ -330,7 +330,7 @@ def write_policy(folder: Path, policy: PolicyFile) -> None:
       PolicyError: ``config.json`` is unreadable, or the draft is a plain one.
     """
     path = folder / "config.json"
-    config = _object(path)
+    config = read_object(path, MAX_BYTES, PolicyError)
     block = config.get("specexit")
     if not isinstance(block, dict):
         raise PolicyError(f"{path}: no specexit block, so there is no signal that a policy could judge")
@@ -338,16 +338,6 @@ def write_policy(folder: Path, policy: PolicyFile) -> None:
     if any(name in block for name in BLOCK_FIELDS):  # read no longer once policy.json is there, so the order is safe
         config["specexit"] = {name: value for name, value in block.items() if name not in BLOCK_FIELDS}
         write_text(path, json.dumps(config, indent=2) + "\n")
-
-
-def _object(path: Path) -> dict[str, Any]:
-    try:
-        raw = read_json(path, MAX_BYTES)
-    except TensorError as error:
-        raise PolicyError(str(error)) from error
-    if not isinstance(raw, dict):
-        raise PolicyError(f"{path}: holds a {type(raw).__name__}, expected an object")
-    return raw
 
 
 def _validated(raw: dict[str, Any], path: Path, *, old: bool = False) -> PolicyFile:

@@ -1,0 +1,14 @@
+"""Sizes of models that tests write."""
+
+STAND_IN = {
+    "architectures": ["Qwen3ForCausalLM"],
+    "vocab_size": 1500,
+    "hidden_size": 320,
+    "intermediate_size": 512,
+    "num_hidden_layers": 9,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 128,
+    "tie_word_embeddings": True,
+}
+"""Larger than the tiny reasoner in every size, as a Qwen3 is."""
