@@ -1,6 +1,7 @@
 """A draft in every form it is exported to: what is kept to the bit, and what a card and `inspect` say."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -308,6 +309,21 @@ def test_large_weights_are_split_and_read_again(tmp_path, target, write_random_d
         np.testing.assert_array_equal(read_draft(tmp_path / "split")[1][name], tensor)
 
 
+ACCEPTED = {"rows": 900, "length": 2.31, "by_position": [0.8, 0.4, 0.11]}
+
+
+def verification_of(folder: Path) -> dict[str, object]:
+    """What ``verify.json`` says of a draft, but for the text that it accepted."""
+    differences = {"logits": 1e-6, "validity": 2e-6}
+    return {
+        "weights_blake3": weights_hash(folder),
+        "passed": True,
+        "n": 4,
+        "differences": differences,
+        "mistakes": [],
+    }
+
+
 def test_the_card_says_what_is_known_and_what_is_not(tmp_path, target, write_random_draft):
     folder = write_random_draft(tmp_path / "draft", "draft", **SHAPE)
     _, _, out = exported(folder, tmp_path, "plugin", target)
@@ -335,10 +351,7 @@ def test_the_card_says_what_is_known_and_what_is_not(tmp_path, target, write_ran
     made = {"population": {"prompts": 500, "traces": 500, "answer_kinds": ["math"]}, "sampling": {"temperature": 0.6}}
     made |= {"fingerprints": {"dtype": "bfloat16"}}
     write_policy(folder, PolicyFile.model_validate({"default": "careful", "points": (point,)} | made))
-    accepted = {"rows": 900, "length": 2.31, "by_position": [0.8, 0.4, 0.11]}
-    verified = {"weights_blake3": weights_hash(folder), "passed": True, "n": 4}
-    verified |= {"differences": {"logits": 1e-6, "validity": 2e-6}, "mistakes": []}
-    (folder / "verify.json").write_text(json.dumps(verified | {"acceptance": accepted}))
+    (folder / "verify.json").write_text(json.dumps(verification_of(folder) | {"acceptance": ACCEPTED}))
     assert describe(folder)["verified"].startswith("yes, on 4 traces; acceptance length 2.31 on 900 rows")
     _, _, out = exported(folder, tmp_path / "b", "plugin", target)
     text = (out / "README.md").read_text()
@@ -359,6 +372,11 @@ def test_the_card_says_what_is_known_and_what_is_not(tmp_path, target, write_ran
     assert "Trained on what small wrote for 1,234 prompts" in text
     assert "published in the layout" not in text
     assert (out / "policy.json").read_text() == (folder / "policy.json").read_text()
+
+
+def test_the_card_says_how_a_draft_was_verified(tmp_path, target, write_random_draft):
+    folder = write_random_draft(tmp_path / "draft", "draft", **SHAPE)
+    verified = verification_of(folder)
     (folder / "verify.json").write_text(json.dumps(verified | {"dtype": "bfloat16", "differences": {"logits": 0.004}}))
     _, _, out = exported(folder, tmp_path / "rounded", "plugin", target)
     said = "JAX against PyTorch in bfloat16 on 4 traces, root mean square of the differences: logits: 4.0e-03."
@@ -370,7 +388,7 @@ def test_the_card_says_what_is_known_and_what_is_not(tmp_path, target, write_ran
         "n": 4,
         "greedy_drafts": {"compared": 195, "same": 194},
     }
-    engine |= {"acceptance": {"vllm": accepted, "torch": accepted | {"length": 2.34}}}
+    engine |= {"acceptance": {"vllm": ACCEPTED, "torch": ACCEPTED | {"length": 2.34}}}
     (folder / "verify.json").write_text(json.dumps(verified | {"vllm": engine}))
     _, _, out = exported(folder, tmp_path / "c", "eagle3", target)
     text = (out / "README.md").read_text()
