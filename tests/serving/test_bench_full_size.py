@@ -21,7 +21,8 @@ from specexit.schemas.bench import BenchConfig
 from specexit.schemas.bench_full_size import BenchFullSizeConfig
 from specexit.schemas.target import TargetConfig
 from tests.serving.test_bench import generated_traces
-from tests.torch.test_stand_in import DRAFT, SIZES
+from tests.shapes import STAND_IN
+from tests.torch.test_stand_in import DRAFT
 from torch_specexit.bench import gather
 from torch_specexit.bench_full_size import bench_full_size, write_stand_in
 from torch_specexit.bench_turns import Entry
@@ -31,7 +32,7 @@ N = 3
 
 def small_config(folder: Path, draft: Path) -> BenchFullSizeConfig:
     """Three problems at a shape that is written in a second."""
-    (folder / "shape.json").write_text(json.dumps(SIZES | {"vocab_size": 40_000}))
+    (folder / "shape.json").write_text(json.dumps(STAND_IN | {"vocab_size": 40_000}))
     write_traces(folder / "traces.parquet", generated_traces(N))
     return BenchFullSizeConfig(
         shape=str(folder / "shape.json"),
