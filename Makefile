@@ -69,8 +69,8 @@ bench-serving: $(VENV)/.demo-ready  ## Measure what the plug-in costs where no e
 ifeq ($(FULL),)
 	@$(BIN)/specexit bench-serving configs/bench/serving.yaml
 else
-	@test -e runs/stand-in/serving/target.yaml || $(BIN)/specexit stand-in target=tiny-reasoner shape=qwen3-0.6b \
-	  draft=runs/demo/draft out=runs/stand-in/serving
+	@rm -rf runs/stand-in/serving # may be of an earlier demo's draft
+	@$(BIN)/specexit stand-in target=tiny-reasoner shape=qwen3-0.6b draft=runs/demo/draft out=runs/stand-in/serving
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$$(nproc)} $(BIN)/specexit bench-serving configs/bench/serving-full-size.yaml
 endif
 
