@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,27 @@ def acceptance_estimate(top1: np.ndarray) -> float:
       1.75
     """
     return float(1 + np.cumprod(top1).sum())
+
+
+def note(line: Mapping[str, Any]) -> str:
+    """A metric line for who looks on: what is learned, how fast, and where the time since the last one went.
+
+    Three lines that, behind bar and counts, fit a terminal of 100 columns.
+    """
+    learned, fast = [f"loss {line['loss']:.3f}"], [f"goodput {line['goodput']:.0%}"]
+    trained = "muon" if line["top1"] else "head"  # a frozen trunk drafts what it always did
+    if line["top1"]:
+        learned.append(f"acceptance ~{acceptance_estimate(np.asarray(line['top1'])):.2f}")
+    if "learning_rate" in line:
+        learned.append(f"{trained} rate {line['learning_rate'][trained]:.2g}")
+    if line["tokens_per_second"] is not None:
+        fast.insert(0, f"{line['tokens_per_second']:,.0f} tok/s")
+    fast += [f"MFU {line['mfu']:.0%}"] if "mfu" in line else []
+    fast += [f"HBM {line['hbm_peak_gib']:.1f} GiB"] if "hbm_peak_gib" in line else []
+    whole = sum(line["seconds"].values()) or 1.0
+    named = {"compute" if kind == "step" else kind: spent / whole for kind, spent in line["seconds"].items()}
+    time = [f"{name} {share:.0%}" for name, share in named.items() if name in ("data", "compute") or share >= 0.005]
+    return "\n".join("  ".join(part) for part in (learned, fast, time))
 
 
 class _Events:
@@ -93,7 +114,7 @@ class Metrics:
         self.began, self.trained = read_began(run), 0.0
         self.progress = Progress(
             TextColumn("train"),
-            BarColumn(),
+            BarColumn(bar_width=None),
             MofNCompleteColumn(),
             TextColumn("{task.fields[note]}"),
             TimeRemainingColumn(),
@@ -146,14 +167,7 @@ class Metrics:
         if "evaluation" in metrics:
             line["evaluation"] = metrics["evaluation"]
         self.write(line)
-        note = f"loss {line['loss']:.3f}"
-        if line["tokens_per_second"] is not None:
-            note += f"  {line['tokens_per_second']:,.0f} tok/s  goodput {line['goodput']:.0%}"
-        if "mfu" in line:
-            note += f"  MFU {line['mfu']:.0%}"
-        if len(host["top1"]):  # a frozen trunk drafts what it always did
-            note += f"  acceptance ~{acceptance_estimate(host['top1']):.2f}"
-        self.progress.update(self.task, completed=step, note=note)
+        self.progress.update(self.task, completed=step, note=note(line))
 
     def has_evaluation(self, step: int) -> bool:
         """Whether one of that step is on record."""

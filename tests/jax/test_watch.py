@@ -1,5 +1,6 @@
 """What a pod owner watches, on a clock and on chips of the test's own."""
 
+import io
 import json
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -12,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax.sharding import Mesh
+from rich.console import Console
 
 from jax_specexit.model.target import TargetShape
 from jax_specexit.planning.aot import Shapes
@@ -185,6 +187,40 @@ def test_the_time_of_what_was_saved_is_kept(
     lines = driven(config, 6, monkeypatch)
     assert [line["step"] for line in lines] == [3, 6, 8]
     assert lines[-1]["trained_seconds"] == before[-1]["trained_seconds"] + 1 * 2  # step 7 compiles
+
+
+def shown(metrics: Metrics, width: int) -> list[str]:
+    """The progress as a terminal of so many columns has it."""
+    console = Console(width=width, file=io.StringIO(), force_terminal=True, color_system=None)
+    console.print(metrics.progress.get_renderable())
+    assert isinstance(console.file, io.StringIO)
+    return [line.rstrip() for line in console.file.getvalue().splitlines() if line.strip()]
+
+
+def test_the_progress_tells_time_rate_and_memory_on_100_columns(tmp_path: Path) -> None:
+    """All of it, with numbers as long as they get on a pod, and nothing cut off."""
+    told = {"mfu": 0.451, "hbm_peak_gib": 93.25, "learning_rate": {"muon": 0.0056789, "adam": 1e-3, "head": 0.01}}
+    write_status(tmp_path, "running", 0, 20_000)
+    with Metrics(tmp_path, total=20_000, start=0, watch=lambda *_: told) as metrics:
+        metrics.clock.spent |= {"compile": 10.0, "data": 2.0, "step": 78.0, "save": 4.0, "evaluate": 6.0}
+        metrics.advance(12_345, numbers() | {"loss": 12.3456, "tokens": 98_765_432})
+        lines = shown(metrics, 100)
+        assert not [line for line in lines if len(line) > 100 or "…" in line]
+        text = "\n".join(lines)
+        for item in (
+            "12345/20000",
+            "loss 12.346  acceptance ~5.00  muon rate 0.0057",
+            "1,234,568 tok/s  goodput 100%  MFU 45%  HBM 93.2 GiB",
+            "compile 10%  data 2%  compute 78%  save 4%  evaluate 6%",
+        ):
+            assert item in text, item
+        assert len(lines) == 3
+        metrics.clock.spent |= {"data": 0.02, "step": 99.98}
+        metrics.advance(12_346, numbers() | {"top1": jnp.zeros(0), "token_loss": jnp.zeros(0)})
+        text = "\n".join(shown(metrics, 100))
+        assert "head rate 0.01" in text  # of a frozen trunk, whose other rates move nothing
+        assert "acceptance" not in text
+        assert "data 0%  compute 100%\n" in text + "\n"
 
 
 def test_goodput_counts_what_was_lost_by_a_restart(tmp_path: Path) -> None:

@@ -209,7 +209,7 @@ def test_tasks_show_what_each_gains(bench: Path) -> None:
 def test_charts_take_the_colours_of_the_page_and_say_what_they_show(bench: Path, trace: Trace) -> None:
     report(everything(bench, trace))
     html = (bench / "report.html").read_text()
-    assert html.count("<svg") == 7  # accuracy, threshold, latency, signals, three of training
+    assert html.count("<svg") == 7  # accuracy, threshold, latency, signals, three of training, none of the machine
     assert len(re.findall(r'role="img" aria-label="[^"]{20,}"><svg', html)) == 7
     assert html.count("The numbers behind it") == 7
     assert not [stand_in for stand_in in PALETTE.values() if stand_in in html]
@@ -371,6 +371,78 @@ def test_a_step_done_again_after_a_resume_counts_once(tmp_path: Path) -> None:
     rows = [{"step": step, "token_loss": [loss]} for step, loss in ((10, 3.0), (20, 2.0), (20, 1.5), (30, 1.0))]
     path.write_text("\n".join(map(json.dumps, rows)))
     assert [(row["step"], row["token_loss"][0]) for row in read_metrics(path)] == [(10, 3.0), (20, 1.5), (30, 1.0)]
+
+
+def watched_lines() -> list[dict]:
+    """Metric lines of a run on a chip that says all: one that compiles, one that trains, one that saves and judges."""
+    spent = ("compile", "data", "step", "save", "evaluate")
+    times = [(50.0, 1.0, 0.0, 0.0, 0.0), (0.0, 5.0, 95.0, 0.0, 0.0), (0.0, 5.0, 85.0, 4.0, 6.0)]
+    told = [(None, 1.0, 0.01), (2000.0, 101.0, 0.5), (2500.0, 191.0, 0.6)]
+    return [
+        {
+            "step": 10 * (i + 1),
+            "token_loss": [],  # of a frozen trunk
+            "top1": [],
+            "signal_loss": {"validity": 0.7},
+            "seconds": dict(zip(spent, seconds, strict=True)),
+            "tokens_per_second": speed,
+            "trained_seconds": trained,
+            "goodput": goodput,
+            "learning_rate": {"muon": 0.01 / (i + 1), "head": 0.03},
+            **({"mfu": 0.4 + i / 100, "hbm_peak_gib": 12.25 + i} if i else {}),
+        }
+        for i, (seconds, (speed, trained, goodput)) in enumerate(zip(times, told, strict=True))
+    ]
+
+
+def test_the_page_shows_what_a_pod_owner_watches(bench: Path) -> None:
+    (bench / "metrics.jsonl").write_text("\n".join(map(json.dumps, watched_lines())))
+    report(config(bench, metrics=bench / "metrics.jsonl"))
+    html = (bench / "report.html").read_text().replace("\N{NARROW NO-BREAK SPACE}", " ")
+    table = html.split('id="watched"')[1].split("</table>")[0]
+    assert re.findall(r"<th scope=\"row\">(.*?)</th><td>(.*?)</td><td>(.*?)</td>", table) == [
+        ("computing", "180.0", "56.5 %"),
+        ("waiting for data", "11.0", "3.5 %"),
+        ("saving", "4.0", "1.3 %"),
+        ("evaluating", "6.0", "1.9 %"),
+        ("compiling", "50.0", "15.7 %"),
+        ("stopped, restarting", "67.3", "21.2 %"),  # of 191 / 0.6 seconds
+    ]
+    share = cells(html, "Share of the time, %")
+    assert share[0] == ["optimizer step", "computing", "waiting for data", "saving", "evaluating", "compiling"]
+    assert share[2:] == [["20", "95", "5", "0", "0", "0"], ["30", "85", "5", "4", "6", "0"]]
+    for title, numbers in {
+        "Tokens a second, without the pauses": [["20", "2000"], ["30", "2500"]],
+        "Goodput, %": [["10", "1"], ["20", "50"], ["30", "60"]],
+        "MFU, %": [["20", "41"], ["30", "42"]],
+        "HBM peak, GiB": [["20", "13.25"], ["30", "14.25"]],
+        "Learning rate": [["10", "0.01", "0.03"], ["20", "0.005", "0.03"], ["30", "0.003333", "0.03"]],
+    }.items():
+        assert cells(html, title)[1:] == numbers, title
+        assert f"<figcaption>{title}</figcaption>" in html
+    assert "not shown" not in html
+    assert "Token loss" not in html
+
+
+def test_what_a_run_did_not_say_of_the_machine_is_named(bench: Path, trace: Trace) -> None:
+    """On a CPU neither MFU nor HBM; and an older version's lines hold losses alone."""
+    lines = [{key: row[key] for key in row if key not in ("mfu", "hbm_peak_gib")} for row in watched_lines()]
+    (bench / "cpu.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    report(config(bench, metrics=bench / "cpu.jsonl"))
+    assert "Not in metrics.jsonl, so not shown: MFU, %; HBM peak, GiB. A run" in (bench / "report.html").read_text()
+    report(everything(bench, trace))
+    html = (bench / "report.html").read_text()
+    assert "so not shown: Share of the time, %; Tokens a second, without the pauses; Goodput, %; MFU, %;" in html
+    assert "stopped, restarting" not in html
+
+
+def test_one_line_of_metrics_is_a_mark(bench: Path) -> None:
+    """A line of one point would not be seen."""
+    (bench / "metrics.jsonl").write_text(json.dumps(watched_lines()[1]))
+    report(config(bench, metrics=bench / "metrics.jsonl"))
+    html = (bench / "report.html").read_text()
+    goodput = html.split("<figcaption>Goodput, %</figcaption>")[1].split("</svg>")[0]
+    assert re.search(r'<use [^>]*style="fill: var\(--c1\)', goodput)
 
 
 @pytest.mark.parametrize("text", ["", '{"step": 1', '{"loss": 1}', "[1]"])

@@ -272,16 +272,12 @@ def oracle_chart(curve: Sequence[CurvePoint]) -> str:
         return _svg(figure)
 
 
-def training_charts(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Title -> chart of `training_lines`."""
-    return {name: _curves(lines, log=name == SIGNAL_LOSSES) for name, lines in training_lines(rows).items()}
-
-
 def training_lines(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Points]]:
     """Training curves over optimizer steps, from the lines of ``metrics.jsonl``.
 
     Returns:
-      title -> line -> its points: token loss and top-1 per training-time-test (TTT) step, and the loss of each signal.
+      title -> line -> its points: token loss and top-1 per training-time-test (TTT) step, which a frozen trunk has none
+      of, and the loss of each signal.
     """
     # A run may begin with fewer TTT steps than it ends with: a curve starts where its step does.
     n_ttt = max(len(row["token_loss"]) for row in rows)
@@ -292,25 +288,37 @@ def training_lines(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Poi
             for k in range(n_ttt)
         }
 
-    return {
+    found = {
         "Token loss, nats": per_ttt_step("token_loss"),
         "Draft token top-1, %": per_ttt_step("top1", 100.0),
         SIGNAL_LOSSES: {
             name: [(row["step"], row["signal_loss"][name]) for row in rows] for name in rows[0]["signal_loss"]
         },
     }
+    return {title: lines for title, lines in found.items() if lines}
 
 
-def _curves(lines: Mapping[str, Points], *, log: bool) -> str:
+def steps_chart(lines: Mapping[str, Points], *, log: bool = False, zero: bool = False) -> str:
+    """Named lines over optimizer steps, one of several such charts side by side.
+
+    Args:
+      lines: name -> its points.
+      log: whether the values' axis is logarithmic.
+      zero: whether it begins at zero, so that heights can be compared.
+    """
     with _figure(4.2, 3.0) as figure:
         axes = figure.subplots()
         for i, (name, points) in enumerate(lines.items()):
-            axes.plot(*np.array(points).T, color=PALETTE[SERIES[i % len(SERIES)]], lw=1.3, label=name)
+            color, marker = PALETTE[SERIES[i % len(SERIES)]], "o" if len(points) == 1 else None
+            axes.plot(*np.array(points).T, color=color, marker=marker, lw=1.3, label=name)
         if log:
             axes.set_yscale("log")
+        if zero:
+            axes.set_ylim(bottom=0)
         axes.set_xlabel("optimizer step")
         axes.grid(color=PALETTE["faint"], alpha=0.25, lw=0.6)
-        axes.legend(frameon=False)
+        if len(lines) > 1:
+            axes.legend(frameon=False)
         return _svg(figure)
 
 

@@ -17,11 +17,13 @@ from specexit.method.decision import Policy
 from specexit.method.signals import NAMES
 from specexit.method.simulate import Point, Simulation
 from specexit.report.charts import (
+    SIGNAL_LOSSES,
+    Points,
     drawn_tokens,
     latency_chart,
     signals_chart,
+    steps_chart,
     threshold_chart,
-    training_charts,
     training_lines,
 )
 from specexit.report.verdict import percent
@@ -131,14 +133,17 @@ def signals(
 
 def training(rows: Sequence[Mapping[str, Any]]) -> tuple[Figure, ...]:
     """The curves of a training run, from the lines of ``metrics.jsonl``."""
-    found = []
-    for title, svg in training_charts(rows).items():
-        lines = {name: dict(points) for name, points in training_lines(rows)[title].items()}
-        steps = sorted({step for points in lines.values() for step in points})
-        numbers = tuple(
-            (str(step), *(f"{points[step]:.4g}" if step in points else "–" for points in lines.values()))
-            for step in steps
-        )
-        label = f"{title} over optimizer steps"
-        found.append(Figure(title, svg, label, "", Table(("optimizer step", *lines), numbers)))
-    return tuple(found)
+    found = training_lines(rows)
+    return tuple(
+        over_steps(title, lines, steps_chart(lines, log=title == SIGNAL_LOSSES)) for title, lines in found.items()
+    )
+
+
+def over_steps(title: str, lines: Mapping[str, Points], svg: str) -> Figure:
+    """A drawing of lines over optimizer steps, with a row of numbers for each step at which there is one."""
+    by_step = {name: dict(points) for name, points in lines.items()}
+    numbers = tuple(
+        (str(step), *(f"{points[step]:.4g}" if step in points else "–" for points in by_step.values()))
+        for step in sorted({step for points in by_step.values() for step in points})
+    )
+    return Figure(title, svg, f"{title} over optimizer steps", "", Table(("optimizer step", *lines), numbers))

@@ -30,6 +30,7 @@ from specexit.report.figures import Figure, Table, latencies, thresholds, traini
 from specexit.report.readme import write_images, write_table
 from specexit.report.shown import TITLES, ReportError, Shown, choose, show
 from specexit.report.verdict import percent, verdict
+from specexit.report.watched import Watched, watched
 from specexit.schemas.report import ReportConfig
 from specexit.schemas.target import find_target
 
@@ -62,6 +63,7 @@ class Page:
     ablations: tuple[Ablated, ...]
     shown: tuple[Shown, ...]
     training: tuple[Figure, ...]
+    watched: Watched | None
     evaluation: dict[str, str]
     tests: Table | None
     checks: tuple[tuple[str, str], ...]
@@ -110,6 +112,7 @@ def report(config: ReportConfig) -> None:
 def _page(config: ReportConfig, results: Results, draft: DraftConfig | None) -> Page:
     simulation = _read(config.simulation, Simulation, "simulate")
     found, replay = _read(config.ablations, Ablations, "ablate"), _read(config.replay, ReplayCheck, "bench-replay")
+    rows = read_metrics(config.metrics) if config.metrics else None
     policy = draft.specexit.policy if draft and draft.specexit else None
     if replay and policy and replay.policy != policy:
         raise ReportError(f"{config.replay}: policy is not that of {config.draft}, expected a check of this benchmark")
@@ -127,7 +130,8 @@ def _page(config: ReportConfig, results: Results, draft: DraftConfig | None) -> 
         curves=tuple(remarks(simulation)) if simulation else (),
         ablations=tuple(ablated(found)) if found else (),
         shown=show_traces(config, results, draft),
-        training=training(read_metrics(config.metrics)) if config.metrics else (),
+        training=training(rows) if rows else (),
+        watched=watched(rows) if rows else None,
         evaluation=read_evaluation(config.evaluation) if config.evaluation else {},
         tests=tests(results),
         checks=tuple(checks(results, replay, read_results(config.full_size) if config.full_size else None)),
@@ -213,7 +217,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """
     try:
         lines = [json.loads(line) for line in path.read_text().splitlines() if line]
-        by_step = {line["step"]: line for line in lines if line.get("token_loss")}
+        by_step = {line["step"]: line for line in lines if "token_loss" in line}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ReportError(f"{path}: cannot be read as what train writes: {error!r}") from error
     if not by_step:
