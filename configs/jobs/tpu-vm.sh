@@ -1,15 +1,20 @@
 #!/usr/bin/env bash
 # A training job on a Cloud TPU VM slice: tpu-vm.sh NAME ZONE RECIPE OUT. The same command starts on all hosts, and JAX
 # finds the others through the metadata server. `specexit[tpu]` is installed on each; RECIPE (a file, or a name in
-# configs/recipes), OUT and the data lie on a disk or bucket that all hosts have mounted, WORKDIR is where relative paths
-# in the recipe start.
+# configs/recipes), OUT and the data lie on a disk or bucket that all hosts have mounted, or at gs://..., WORKDIR is where
+# relative paths in the recipe start: by default OUT's parent, the home folder where OUT is gs://...
 #
 # The run does not hang on this connection: on each host it is a process of its own, which writes to
-# ~/specexit-train.log. Run this again to look at it; where it has ended, after a preemption for one, it goes on.
+# ~/specexit-train.log. Run this again to look at it; where it has ended, after a preemption for one, it goes on. Exits
+# with 0 once the run is finished.
 set -eu
 name=$1 zone=$2 recipe=$3 out=$4
-workdir=${WORKDIR:-$(dirname "$out")}
-case $out in /*) ;; *) echo "OUT is $out, expected an absolute path: ssh starts in the home folder" >&2; exit 2 ;; esac
+case $out in
+  gs://*) workdir=${WORKDIR:-.} ;;
+  /*) workdir=${WORKDIR:-$(dirname "$out")} ;;
+  *) echo "OUT is $out, expected an absolute path, as ssh starts in the home folder, or gs://..." >&2; exit 2 ;;
+esac
+cache=${JAX_COMPILATION_CACHE_DIR:-$(dirname "$out")/compiled} # a restart need not compile again
 
 # As in jobset.yaml, which says where they are from.
 flags="--xla_tpu_enable_data_parallel_all_reduce_opt=true --xla_tpu_data_parallel_opt_different_sized_ops=true \
@@ -23,8 +28,8 @@ ssh --worker=all --command="
   cd '$workdir' || exit 2
   # After a reboot the number may be another process's.
   if ! tr '\0' ' ' 2>/dev/null </proc/\$(cat ~/specexit-train.pid 2>/dev/null)/cmdline | grep -q 'specexit train'; then
-    export LIBTPU_INIT_ARGS='$flags'
+    export LIBTPU_INIT_ARGS='$flags' JAX_COMPILATION_CACHE_DIR='$cache'
     setsid nohup specexit train '$recipe' out='$out' >~/specexit-train.log 2>&1 </dev/null &
     echo \$! >~/specexit-train.pid
   fi"
-ssh --worker=0 --command="tail -n +1 --pid=\$(cat ~/specexit-train.pid) -F ~/specexit-train.log; cat '$out/status.json'"
+ssh --worker=0 --command="tail -n +1 --pid=\$(cat ~/specexit-train.pid) -F ~/specexit-train.log; specexit status '$out'"

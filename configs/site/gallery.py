@@ -96,6 +96,7 @@ NOT_SHOWN = {
     "collect": "an engine writes for minutes; [collecting](collecting.md)",
     "features": "an engine reads for minutes; [training](training.md)",
     "plan": "it needs libtpu, of 0.7 GB; [planning](planning.md)",
+    "status": "one line, and an exit code for scripts; [training](training.md)",
     "bench": "engines serve for minutes; its table is that of the README",
     "bench-serving": "engines serve for minutes; [serving, for developers](serving-developer.md)",
     "bench-data": "times, which say something on an idle machine alone; [data](data.md)",

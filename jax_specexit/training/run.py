@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import yaml
@@ -16,6 +16,7 @@ from specexit.data.features import StoredType
 from specexit.drafts.directory import DraftConfig
 from specexit.drafts.policy import Selection
 from specexit.schemas.train import TrainConfig
+from specexit.status import Status
 
 
 class Start(NamedTuple):
@@ -111,11 +112,8 @@ def check_folder(config: TrainConfig) -> None:
             )
 
 
-Status = Literal["running", "preempted", "stopped", "finished"]
-
-
 def write_status(run: Path, status: Status, step: int, steps: int) -> None:
-    """Write ``status.json``, for the script around a run: what is not ``finished`` goes on from ``step``.
+    """Write ``status.json``, which `specexit status` reads: what is not ``finished`` goes on from ``step``.
 
     ``began`` is when the run was first started, in seconds since the epoch; it stays over restarts.
     """

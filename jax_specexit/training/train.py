@@ -25,7 +25,7 @@ from jax_specexit.training.metrics import Metrics
 from jax_specexit.training.nonfinite import NonFiniteStop, NotFiniteError
 from jax_specexit.training.place import check_place
 from jax_specexit.training.profiling import Profiler
-from jax_specexit.training.run import Status, check_folder, save_start, write_status
+from jax_specexit.training.run import check_folder, save_start, write_status
 from jax_specexit.training.start import check_start, start
 from jax_specexit.training.step import Frozen, Step, TrainState, make_step
 from jax_specexit.training.watch import Watch, steps_of
@@ -34,6 +34,7 @@ from specexit.data.overlap import join_prompts
 from specexit.drafts.policy import Selection
 from specexit.schemas.target import load_target_config, save_target
 from specexit.schemas.train import TrainConfig
+from specexit.status import Status
 
 
 def train(config: TrainConfig) -> None:

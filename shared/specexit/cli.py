@@ -88,6 +88,13 @@ COMMANDS = {
         "train",
         "recipes",
     ),
+    "status": Command(
+        "Training",
+        "How far a training run is; its exit code tells a script whether to start it again.",
+        "specexit.schemas.status:StatusConfig",
+        "specexit.status:status",
+        subject="run",
+    ),
     "evaluate": Command(
         "Training",
         "Judge a trained draft on held-out traces: tokens, signals, simulated cut.",

@@ -235,11 +235,13 @@ def test_from_traces_to_a_draft_in_a_bucket(
 
     monkeypatch.setattr(module.Metrics, "advance", terminated)
     train(recipe)
-    assert json.loads((recipe.out / "status.json").read_text())["status"] == "preempted"
+    with pytest.raises(SystemExit) as exit_:
+        cli.run("status", [str(recipe.out)])
+    assert exit_.value.code == 75
     assert max(losses(recipe.out)) < recipe.steps
     monkeypatch.setattr(module.Metrics, "advance", advance)
     train(recipe)
-    assert json.loads((recipe.out / "status.json").read_text())["status"] == "finished"
+    cli.run("status", [str(recipe.out)])  # of what is finished, it returns
     assert losses(recipe.out) == losses(here / "run")
     convert(load(ConvertConfig, None, [f"run={recipe.out}", f"out={bucket / 'draft'}"]))
 

@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,24 +14,32 @@ from tests.waiting import wait_for
 JOBS = Path(__file__).resolve().parents[2] / "configs" / "jobs"
 
 STAND_IN = """#!/usr/bin/env bash
+# `status` is the real one, of what this run wrote, wherever it was told to write.
+if [ "$1" = status ]; then echo "$2" > {folder}/asked; exec {python} -m specexit status {folder}; fi
 echo "$@" > {folder}/called
 echo "${{LIBTPU_INIT_ARGS:-}}" > {folder}/flags
-trap 'echo preempted > {folder}/status.json; exit 0' TERM
+echo "${{JAX_COMPILATION_CACHE_DIR:-}}" > {folder}/cache
+is() {{ echo "{{\\"status\\": \\"$1\\", \\"step\\": 4, \\"steps\\": 8}}" > {folder}/status.json; }}
+trap 'is preempted; exit 0' TERM
 touch {folder}/started
 if [ {waits} = 1 ]; then for i in $(seq 3000); do [ -e {folder}/may-end ] && break; sleep 0.1; done; fi
-echo '{{"status": "finished"}}' > {folder}/status.json
+is {status}
 exit {code}
 """
 
 
-def stand_in(folder: Path, name: str, *, waits: bool = False, code: int = 0) -> None:
+def stand_in(folder: Path, name: str, *, waits: bool = False, code: int = 0, status: str = "finished") -> None:
     path = folder / name
-    path.write_text(STAND_IN.format(folder=folder, waits=int(waits), code=code))
+    path.write_text(STAND_IN.format(folder=folder, python=sys.executable, waits=int(waits), code=code, status=status))
     path.chmod(0o755)
 
 
+BUCKET = "gs://bucket/runs/draft"
+
+
 def environment(folder: Path, **more: str) -> dict[str, str]:
-    return os.environ | {"PATH": f"{folder}:{os.environ['PATH']}", "RECIPE": "r.yaml", "OUT": str(folder), **more}
+    found = os.environ | {"PATH": f"{folder}:{os.environ['PATH']}", "RECIPE": "r.yaml", "OUT": str(folder), **more}
+    return {name: value for name, value in found.items() if name != "JAX_COMPILATION_CACHE_DIR"}
 
 
 def catches(process: subprocess.Popen, number: signal.Signals) -> bool:
@@ -46,9 +55,9 @@ def container() -> dict:
     return job["template"]["spec"]["containers"][0]
 
 
-def pod(folder: Path) -> subprocess.Popen:
+def pod(folder: Path, **more: str) -> subprocess.Popen:
     spec = container()
-    return subprocess.Popen([*spec["command"], *spec["args"]], env=environment(folder))
+    return subprocess.Popen([*spec["command"], *spec["args"]], env=environment(folder, **more))
 
 
 @pytest.mark.parametrize("code", [0, 1])
@@ -56,6 +65,14 @@ def test_a_pod_ends_as_its_run_does(tmp_path: Path, code: int) -> None:
     stand_in(tmp_path, "specexit", code=code)
     assert pod(tmp_path).wait(20) == code
     assert (tmp_path / "called").read_text().split() == ["train", "r.yaml", f"out={tmp_path}"]
+
+
+def test_a_pod_whose_run_is_finished_in_a_bucket_is_done(tmp_path: Path) -> None:
+    """It used to look for a file of that name on disk, and was restarted a hundred times."""
+    stand_in(tmp_path, "specexit")
+    assert pod(tmp_path, OUT=BUCKET).wait(20) == 0
+    assert (tmp_path / "called").read_text().split() == ["train", "r.yaml", f"out={BUCKET}"]
+    assert (tmp_path / "asked").read_text() == f"{BUCKET}\n"
 
 
 def test_a_preempted_pod_saves_and_is_restarted(tmp_path: Path) -> None:
@@ -89,10 +106,10 @@ def tpu_vm(folder: Path, out: str, **more: str) -> subprocess.Popen:
     return subprocess.Popen(command, env=given, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
-def slice_of_this_machine(folder: Path, *, waits: bool = False) -> None:
+def slice_of_this_machine(folder: Path, *, waits: bool = False, status: str = "finished") -> None:
     (folder / "gcloud").write_text(GCLOUD)
     (folder / "gcloud").chmod(0o755)
-    stand_in(folder, "specexit", waits=waits)
+    stand_in(folder, "specexit", waits=waits, status=status)
 
 
 def test_a_host_without_the_working_folder_starts_nothing(tmp_path: Path) -> None:
@@ -130,6 +147,19 @@ def test_a_run_on_a_tpu_vm_outlives_the_connection(tmp_path: Path) -> None:
     assert (tmp_path / "called").read_text() == ""
     given = {entry["name"]: entry["value"] for entry in container()["env"]}
     assert (tmp_path / "flags").read_text().split() == given["LIBTPU_INIT_ARGS"].split()
+    assert (tmp_path / "cache").read_text() == f"{tmp_path}/compiled\n"
+
+
+@pytest.mark.parametrize(("status", "code"), [("finished", 0), ("preempted", 75)])
+def test_a_run_in_a_bucket_on_a_tpu_vm_says_whether_it_is_finished(tmp_path: Path, status: str, code: int) -> None:
+    """And compiles into that bucket, what a restart then loads from there."""
+    slice_of_this_machine(tmp_path, status=status)
+    process = tpu_vm(tmp_path, BUCKET)
+    process.communicate(timeout=20)
+    assert process.returncode == code
+    assert (tmp_path / "called").read_text().split() == ["train", "r.yaml", f"out={BUCKET}"]
+    assert (tmp_path / "asked").read_text() == f"{BUCKET}\n"
+    assert (tmp_path / "cache").read_text() == "gs://bucket/runs/compiled\n"
 
 
 def test_a_relative_folder_on_a_tpu_vm_is_refused(tmp_path: Path) -> None:
@@ -138,23 +168,30 @@ def test_a_relative_folder_on_a_tpu_vm_is_refused(tmp_path: Path) -> None:
     assert process.returncode == 2
 
 
+def slurm(folder: Path, out: str) -> int:
+    """Exit code of the job, whose tasks are one process of this machine."""
+    for name, runs in (("srun", 'shift; exec "$@"'), ("scontrol", f'echo "$@" > {folder}/requeued')):
+        (folder / name).write_text(f"#!/usr/bin/env bash\n{runs}\n")
+        (folder / name).chmod(0o755)
+    command = ["bash", str(JOBS / "slurm.sbatch"), "r.yaml", out]
+    return subprocess.run(command, env=environment(folder, SLURM_JOB_ID="7"), timeout=20).returncode
+
+
+@pytest.mark.parametrize("out", ["/shared/runs/draft", "draft", BUCKET])
 @pytest.mark.parametrize(("status", "requeued"), [("finished", False), ("preempted", True)])
-def test_slurm_requeues_what_is_not_finished(tmp_path: Path, status: str, requeued: bool) -> None:
-    (tmp_path / "srun").write_text(f'#!/usr/bin/env bash\necho \'{{"status": "{status}"}}\' > {tmp_path}/status.json\n')
-    (tmp_path / "srun").chmod(0o755)
-    stand_in(tmp_path, "scontrol")
-    command = ["bash", str(JOBS / "slurm.sbatch"), "r.yaml", str(tmp_path)]
-    subprocess.run(command, env=environment(tmp_path, SLURM_JOB_ID="7"), check=True, timeout=20)
-    assert (tmp_path / "called").exists() == requeued
+def test_slurm_requeues_what_is_not_finished(tmp_path: Path, status: str, requeued: bool, out: str) -> None:
+    stand_in(tmp_path, "specexit", status=status)
+    assert slurm(tmp_path, out) == 0
+    assert (tmp_path / "asked").read_text() == f"{out}\n"
+    beside = out.removesuffix("draft") or "./"  # not in the run's folder, which would be taken for somebody else's
+    assert (tmp_path / "cache").read_text() == f"{beside}compiled\n"
+    assert (tmp_path / "requeued").exists() == requeued
     if requeued:
-        assert (tmp_path / "called").read_text().split() == ["requeue", "7"]
+        assert (tmp_path / "requeued").read_text().split() == ["requeue", "7"]
 
 
-def test_slurm_does_not_requeue_a_failure(tmp_path: Path) -> None:
-    (tmp_path / "srun").write_text("#!/usr/bin/env bash\nexit 1\n")
-    (tmp_path / "srun").chmod(0o755)
-    stand_in(tmp_path, "scontrol")
-    command = ["bash", str(JOBS / "slurm.sbatch"), "r.yaml", str(tmp_path)]
-    done = subprocess.run(command, env=environment(tmp_path, SLURM_JOB_ID="7"), timeout=20)
-    assert done.returncode == 1
-    assert not (tmp_path / "called").exists()
+@pytest.mark.parametrize(("code", "status"), [(1, "running"), (0, "of no kind")])
+def test_slurm_does_not_requeue_a_failure_nor_what_nobody_knows(tmp_path: Path, code: int, status: str) -> None:
+    stand_in(tmp_path, "specexit", code=code, status=status)
+    assert slurm(tmp_path, "/shared/runs/draft") == 1
+    assert not (tmp_path / "requeued").exists()

@@ -1,0 +1,51 @@
+"""``specexit status``: how far a training run is, for the script around it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Literal, get_args
+
+from specexit.config import ConfigError
+from specexit.schemas.status import StatusConfig
+
+Status = Literal["running", "preempted", "stopped", "finished"]
+"""Of a training run, as it was last written: what was killed says ``running`` still."""
+
+GOES_ON = 75
+"""Exit code of a run that the same command would go on with: sysexits.h calls it a temporary failure."""
+
+
+def status(config: StatusConfig) -> None:
+    """Print a run's status and step; returns where it is finished.
+
+    Raises:
+      ConfigError: not a run folder, or the run was stopped by what is not finite, so that it must not be started anew
+        as it is.
+      SystemExit: with `GOES_ON`, where it is not finished.
+    """
+    found, step, steps = read_status(config.run)
+    print(f"{config.run}: {found}, step {step} of {steps}")
+    if found == "stopped":
+        raise ConfigError(f"{config.run}: was stopped behind step {step} by a loss or gradient that is not finite")
+    if found != "finished":
+        raise SystemExit(GOES_ON)
+
+
+def read_status(run: Path) -> tuple[Status, int, int]:
+    """(status, last step that is kept, steps of the whole run) from ``status.json``.
+
+    Raises:
+      ConfigError: it is not there or says something else.
+    """
+    path = run / "status.json"
+    try:
+        found = json.loads(path.read_text())
+        status, step, steps = found["status"], int(found["step"]), int(found["steps"])
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: file does not exist, expected a run folder that `specexit train` wrote") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path}: cannot be read as the status of a training run: {error!r}") from error
+    if status not in get_args(Status):
+        raise ConfigError(f"{path}: status is {status!r}, expected one of {', '.join(get_args(Status))}")
+    return status, step, steps
