@@ -9,8 +9,8 @@ RELEASES ?= runs/vllm-releases
 
 .DEFAULT_GOAL := help
 .PHONY: help demo serve chat test test-slow test-full-size test-gpu test-tpu test-tpu-small compat compat-engines lint ablate bench bench-data bench-labels \
-  bench-serving bench-training bench-signals bench-variants bench-certificate bench-families bench-field bench-full-size continuation soak layouts \
-  features plan-all docs figures tiny-reasoner tiny-mixed format clean
+  bench-serving bench-training bench-signals bench-random-labels bench-variants bench-certificate bench-families bench-field \
+  bench-full-size continuation soak layouts features plan-all docs figures tiny-reasoner tiny-mixed format clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -101,8 +101,12 @@ bench-certificate: $(VENV)/.demo-ready  ## How often certificates are broken, dr
 bench-signals: $(VENV)/.demo-ready  ## Train the demo's draft with and without signals, three seeds (needs `make demo`)
 	@$(BIN)/specexit bench-recipe configs/bench/signals.yaml
 
-bench-variants: $(VENV)/.demo-ready  ## Train the demo's draft in bfloat16, from an int8 target, ...: three seeds (an hour; needs `make demo`)
+bench-random-labels: $(VENV)/.demo-ready  ## The same on labels that cannot be learned, three seeds (needs `make demo`)
+	@$(BIN)/specexit bench-recipe configs/bench/random-labels.yaml
+
+bench-variants: $(VENV)/.demo-ready  ## Train the demo's draft in bfloat16, from an int8 target, ...: three seeds (hours; needs `make demo`)
 	@$(BIN)/specexit bench-recipe configs/bench/variants.yaml
+	@$(BIN)/specexit bench-recipe configs/bench/unknown.yaml
 
 ABLATE := runs/ablate
 CONNECTORS := $(ABLATE)/connectors

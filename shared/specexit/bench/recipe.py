@@ -19,6 +19,7 @@ from jaxtyping import Float
 from rich.console import Console
 from rich.table import Table
 
+from specexit.bench.shuffled import shuffle_labels
 from specexit.config import ConfigError, find, load, versions, write_text
 from specexit.demo import ALLOCATOR
 from specexit.hardware import describe_hardware
@@ -37,11 +38,16 @@ def bench_recipe(config: BenchRecipeConfig) -> dict[str, Any]:
 
     Raises:
       ConfigError: a variant is no recipe, or a run failed; its own message stands above.
+      PackError: the data whose labels are to be shuffled cannot be read.
     """
     path, given = find("recipes", config.recipe), config.model_dump(mode="json", exclude_none=True)
+    if config.shuffle_labels:
+        given["data"] = str(config.out / "shuffled")
     common = [f"{key}={given[key]}" for key in ("data", "eval_traces", "evaluate_n", "steps") if key in given]
     for overrides in config.variants.values():
         load(TrainConfig, path, [*common, *overrides, f"out={config.out}"])
+    if config.shuffle_labels and not (config.out / "shuffled").exists():
+        shuffle_labels(config.data, config.out / "shuffled")
     found: dict[str, list[dict[str, float]]] = {name: [] for name in config.variants}
     for seed in config.seeds:
         for name, overrides in config.variants.items():

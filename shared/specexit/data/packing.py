@@ -199,7 +199,7 @@ def _write_shards(
     """Pack blocks and deal their rows to the shards in turn."""
     tally = _Tally(prompts=Seen())
     with contextlib.ExitStack() as stack:
-        writers = [stack.enter_context(_writer(path)) for path in paths]
+        writers = [stack.enter_context(shard_writer(path)) for path in paths]
         for records, part in shown(in_parallel(partial(_pack_block, layout), found, workers), "pack", "blocks"):
             for i, record in enumerate(records, start=tally.rows):
                 writers[i % len(writers)].write(record)
@@ -208,7 +208,7 @@ def _write_shards(
 
 
 @contextlib.contextmanager
-def _writer(path: Path) -> Iterator[Any]:
+def shard_writer(path: Path) -> Iterator[Any]:
     """Writes records into an ArrayRecord file.
 
     The library reads from buckets, but writes files alone. So a shard that goes into a bucket is made in memory (Linux'

@@ -17,6 +17,11 @@ class BenchRecipeConfig(Config):
         min_length=2, description="name: [key=value, ...] in the place of the recipe's; all are compared with the first"
     )
     data: Path = Field(description="folder that `specexit pack` wrote")
+    shuffle_labels: bool = Field(
+        default=False,
+        description="train on a copy of the data whose signal labels are dealt out anew at random: what signals cost "
+        "the tokens where they cannot be learned",
+    )
     eval_traces: Path = Field(description="labelled traces of problems that are not trained on")
     evaluate_n: int | None = Field(default=None, gt=0, description="the first n eval_traces; all by default")
     out: Path = Field(description="folder of the runs and of recipe.json; interrupted ones in it are continued")
