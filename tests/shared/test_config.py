@@ -14,6 +14,9 @@ from specexit.config import Config, ConfigError, find, load, save_run
 from specexit.schemas.bench_recipe import BenchRecipeConfig
 from specexit.schemas.chat import ChatConfig
 from specexit.schemas.collect import CollectConfig, PartConfig
+from specexit.schemas.train import TrainConfig
+
+RECIPES = sorted((Path(__file__).parents[2] / "configs" / "recipes").glob("*.yaml"))
 
 
 class Optimizer(Config):
@@ -295,3 +298,10 @@ def test_a_flag_without_its_value_is_named(behind):
 def test_yaml_that_cannot_be_read_names_its_key():
     with pytest.raises(ConfigError, match=r"names=\{: the value cannot be read as YAML"):
         load(Question, overrides=["names={"])
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_no_recipe_chooses_its_checkpoint_by_calibration_traces(path):
+    """What chose a draft speaks well of it, so that `calibrate` has to refuse it."""
+    given = load(TrainConfig, path, []).eval_traces
+    assert given is None or given.name == "select"
