@@ -1,6 +1,6 @@
 """What of stored features a run refuses before anything is compiled, and what a plan counts. Costs 25 s.
 
-That a run from them is the one whose target is run is in `test_train`.
+That a run from them is the one whose target is run is in `test_jobs`.
 """
 
 import json

@@ -1,6 +1,6 @@
 """Jobs of several processes over loopback, as a pod owner meets them: killed, preempted, continued on other hosts.
 
-About two and a half minutes on two cores: thirteen processes that train a very small draft.
+About three minutes on two cores: eighteen processes that train a very small draft.
 """
 
 import dataclasses
@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ import yaml
 
 from jax_specexit.convert import convert
 from jax_specexit.training.checkpoint import restore_params
+from specexit.buckets import BucketPath, upload
 from specexit.data.packed import read_meta
 from specexit.drafts.directory import read_draft
 from specexit.drafts.tensors import WEIGHTS
@@ -26,25 +28,33 @@ from specexit.schemas.train import TrainConfig
 from tests.jax.devices import simulated
 from tests.ports import hold_port
 
-STEPS, BATCH, KILLED_AT, TERMINATED_AT = 16, 8, 5, 9
+STEPS, BATCH, EVERY, KILLED_AT, TERMINATED_AT = 16, 8, 3, 5, 9
+"""``EVERY``: the recipe's steps between checkpoints."""
 ACROSS, WITHIN = {"data": 1, "fsdp": 4, "tensor": 2}, {"data": 1, "fsdp": 2, "context": 2}
 """Meshes of two processes and of one. Neither process of the first has all of the parameters."""
 
-SLICES = {"dcn_data": 2, "data": 1, "fsdp": 2, "context": 2}
-"""Of two processes that are a slice each, every row on two of its devices."""
+SLICES = {"dcn_data": -1, "data": 1, "fsdp": 2, "context": 2}
+"""As many slices as processes, each row on two devices of one."""
 
-# The command itself, with two things added: it notes which examples reach the devices, and sends itself a signal.
+# The command itself, with three things added: it notes which examples reach the devices, sends itself a signal, and
+# watches the lock that a killed run has left in a bucket for no whole minute.
 PROGRAM = """
 import collections, hashlib, json, os, sys, time
-from jax_specexit.training import train as module
+from jax_specexit.training import lease, train as module
 from specexit import cli
 
-notes, signal, at = open(sys.argv[1], "a"), int(sys.argv[2]), int(sys.argv[3])
-advance, steps = module.Metrics.advance, module.Batches.steps
+notes, signal, at, saving = open(sys.argv[1], "a"), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4] == "saving"
+advance, steps, save = module.Metrics.advance, module.Batches.steps, module.Checkpoints.save
+lease.BEAT, lease.SILENCE = 0.2, 3
+
+def saved(self, step, state):
+    save(self, step, state)
+    if saving and step == at and signal:
+        os.kill(os.getpid(), signal)
 
 def signalled(self, step, metrics):
     advance(self, step, metrics)
-    if step == at and signal:
+    if not saving and step == at and signal:
         os.kill(os.getpid(), signal)
     if step >= at > 0:
         # JAX's preemption service looks for SIGTERM once in a while; on a busy machine the last but one waits for it.
@@ -62,8 +72,8 @@ def noted(self, first, last):
         notes.flush()
         yield step, batch
 
-module.Metrics.advance, module.Batches.steps = signalled, noted
-cli.run("train", sys.argv[4:])
+module.Metrics.advance, module.Batches.steps, module.Checkpoints.save = signalled, noted, saved
+cli.run("train", sys.argv[5:])
 """.replace("BATCH", str(BATCH)).replace("LAST", str(STEPS - 2))
 
 
@@ -72,6 +82,8 @@ class Job:
     """A run folder, and what every process that worked in it did."""
 
     config: TrainConfig
+    home: Path
+    """On disk, beside which it is noted what was done; the run folder, but for a run in a bucket."""
     exits: list[list[int]] = dataclasses.field(default_factory=list)
     errors: list[str] = dataclasses.field(default_factory=list)
 
@@ -79,16 +91,20 @@ class Job:
     def out(self) -> Path:
         return self.config.out
 
-    def launch(self, *, processes: int = 2, send: signal.Signals | None = None, at: int = 0) -> None:
-        """Start all processes with four devices each; the last one sends itself a signal behind a step."""
-        recipe = self.out.with_suffix(".yaml")
+    def launch(
+        self, *, processes: int = 2, send: signal.Signals | None = None, at: int = 0, saving: bool = False
+    ) -> None:
+        """Start all processes with four devices each; the last one sends itself a signal behind a step, or while that
+        step is being saved."""
+        recipe = self.home.with_suffix(".yaml")
         recipe.write_text(yaml.safe_dump(self.config.model_dump(mode="json")))
         held, port = hold_port()
-        environment = simulated(4, self.out.parent / "compiled")
+        environment = simulated(4, self.home.parent / "compiled")
         running = []
         for i in range(processes):
             signalled = send if i == processes - 1 else None
-            arguments = [str(self.out.with_suffix(f".{i}.notes")), str(int(signalled or 0)), str(at), str(recipe)]
+            arguments = [str(self.home.with_suffix(f".{i}.notes")), str(int(signalled or 0)), str(at)]
+            arguments += ["saving" if saving else "behind", str(recipe)]
             if processes > 1:
                 arguments += [f"cluster.coordinator=127.0.0.1:{port}", f"cluster.num_processes={processes}"]
                 # Where one is killed, the others wait so long for it; a busy machine may be silent for ten seconds.
@@ -114,7 +130,7 @@ class Job:
     def fed(self) -> dict[tuple[int, int], str]:
         """(step, row) -> the example that it was last trained on."""
         notes = {}
-        for file in sorted(self.out.parent.glob(f"{self.out.name}.*.notes")):
+        for file in sorted(self.home.parent.glob(f"{self.home.name}.*.notes")):
             for step, row, example in map(json.loads, file.read_text().splitlines()):
                 notes[step, row] = example
         return notes
@@ -125,9 +141,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("jobs")
 
 
-def new_job(base: TrainConfig, out: Path, **changes: object) -> Job:
-    changes = {"out": out, "steps": STEPS, "mesh": ACROSS, **changes}
-    return Job(TrainConfig.model_validate(base.model_dump() | changes))
+Places = Callable[[str], dict[str, object]]
+
+
+def new_job(base: TrainConfig, home: Path, **changes: object) -> Job:
+    changes = {"out": home, "steps": STEPS, "mesh": ACROSS, **changes}
+    return Job(TrainConfig.model_validate(base.model_dump() | changes), home)
 
 
 @pytest.fixture(scope="module")
@@ -148,16 +167,20 @@ def killed(base_recipe: TrainConfig, folder: Path) -> Job:
     return job
 
 
-@pytest.fixture(scope="module")
-def alone(killed: Job, folder: Path) -> Job:
-    """What was left of it, continued on one process of four devices."""
-    out = folder / "alone"
-    shutil.copytree(killed.out, out)
+def on_one_process(killed: Job, home: Path, out: Path, **changes: object) -> Job:
+    """What was left of a run, copied to ``out``, continued on one process of four devices."""
     for i in range(2):
-        shutil.copy(killed.out.with_suffix(f".{i}.notes"), out.with_suffix(f".{i}.notes"))
-    job = new_job(killed.config, out, mesh=WITHIN)
+        shutil.copy(killed.home.with_suffix(f".{i}.notes"), home.with_suffix(f".{i}.notes"))
+    job = new_job(killed.config, home, **({"mesh": killed.config.mesh.model_dump(), "out": out} | changes))
     job.launch(processes=1)
     return job
+
+
+@pytest.fixture(scope="module")
+def alone(killed: Job, folder: Path) -> Job:
+    """What was left of it, on one process and another mesh."""
+    shutil.copytree(killed.out, folder / "alone")
+    return on_one_process(killed, folder / "alone", folder / "alone", mesh=WITHIN)
 
 
 @pytest.fixture(scope="module")
@@ -173,13 +196,65 @@ def continued(killed: Job, alone: Job) -> Job:
 
 
 @pytest.fixture(scope="module")
-def on_slices(base_recipe: TrainConfig, folder: Path) -> tuple[Job, dict[int, float], dict[tuple[int, int], str]]:
-    """A run of two slices of which one was killed, started again; and what it had lost and been fed until then."""
-    job = new_job(base_recipe, folder / "slices", mesh=SLICES)
-    job.launch(send=signal.SIGKILL, at=KILLED_AT)
-    before, fed = job.losses(), job.fed()
+def from_features(base_recipe: TrainConfig, unknown: Path, stored: Path, folder: Path) -> Job:
+    """A run that learns from stored features of a target none of whose layers there is, on two processes."""
+    mesh = {"data": 2, "fsdp": 2, "context": 2}
+    job = new_job(base_recipe, folder / "features", target=str(unknown), features=stored, mesh=mesh)
     job.launch()
-    return job, before, fed
+    return job
+
+
+@pytest.fixture(scope="module")
+def in_bucket(storage_server: None, packed: Path) -> Places:
+    """Name of a run -> where it lies and finds its data, in a bucket."""
+    home = BucketPath("gs://open/jobs")
+    upload(packed, home / "packed")
+    return lambda name: {"out": home / name, "data": home / "packed"}
+
+
+@pytest.fixture(scope="module")
+def on_slices(base_recipe: TrainConfig, folder: Path, in_bucket: Places) -> Job:
+    """An uninterrupted run on two slices."""
+    job = new_job(base_recipe, folder / "slices", mesh=SLICES | {"dcn_data": 2}, **in_bucket("slices"))
+    job.launch()
+    return job
+
+
+@dataclasses.dataclass
+class Lost:
+    """A run of which one process was killed, and how far it was."""
+
+    job: Job
+    losses: dict[int, float]
+    fed: dict[tuple[int, int], str]
+    kept: int
+    """Step of its newest checkpoint."""
+
+
+@pytest.fixture(scope="module")
+def slice_lost(base_recipe: TrainConfig, folder: Path, in_bucket: Places) -> Lost:
+    """The same, of which one slice was killed when a checkpoint was half in the bucket."""
+    job = new_job(base_recipe, folder / "slice-lost", mesh=SLICES, **in_bucket("slice-lost"))
+    job.launch(send=signal.SIGKILL, at=2 * EVERY, saving=True)
+    return Lost(job, job.losses(), job.fed(), restore_params(job.out)[0])
+
+
+@pytest.fixture(scope="module")
+def one_slice(slice_lost: Lost, folder: Path, in_bucket: Places) -> Job:
+    """What was left of it, continued by the same recipe on the slice that is there."""
+    left = slice_lost.job.out
+    assert isinstance(left, BucketPath)
+    to = left.with_name("one-slice")
+    for path in left.objects():
+        (to / path.relative_to(left)).write_bytes(path.read_bytes())
+    return on_one_process(slice_lost.job, folder / "one-slice", to)
+
+
+@pytest.fixture(scope="module")
+def both_slices(slice_lost: Lost, one_slice: Job) -> Job:
+    """And continued on two again."""
+    slice_lost.job.launch()
+    return slice_lost.job
 
 
 def test_no_process_survives_one_that_was_killed(killed: Job) -> None:
@@ -203,30 +278,59 @@ def test_one_process_goes_on_where_two_were(whole: Job, alone: Job) -> None:
     assert alone.exits == [[0]], alone.errors
     ours, theirs = alone.losses(), whole.losses()
     assert ours.keys() == theirs.keys()
-    # Four devices add up in another order than eight, and training amplifies that.
-    for step in range(4, 9):
+    # Four devices add up in another order than eight.
+    for step in theirs:
         assert ours[step] == pytest.approx(theirs[step], rel=1e-5), step
 
 
-def test_slices_with_rows_on_several_chips_go_on_bit_equal(whole: Job, on_slices: tuple) -> None:
-    job, before, fed = on_slices
-    assert job.exits[0][1] == -signal.SIGKILL
-    assert job.exits[1] == [0, 0], job.errors
-    assert max(before) > job.config.checkpoint.every  # so steps were lost, and are done again
-    after = job.losses()
-    assert sorted(after) == list(range(1, STEPS + 1))
-    assert {step: after[step] for step in before} == before
-    assert job.fed() == whole.fed()
-    assert fed.items() <= job.fed().items()
-    for step in range(1, 4):  # the same run on another mesh, until what differs in rounding has been amplified
-        assert after[step] == pytest.approx(whole.losses()[step], rel=1e-5), step
+def test_two_processes_learn_from_stored_features_what_they_learn_from_computed_ones(
+    whole: Job, from_features: Job
+) -> None:
+    """Each reads the rows of its own devices, and the stretches of them."""
+    assert from_features.exits == [[0, 0]], from_features.errors
+    ours, theirs = from_features.losses(), whole.losses()
+    assert list(ours) == list(theirs)
+    for step, loss in theirs.items():  # on another mesh sums are taken in another order
+        assert ours[step] == pytest.approx(loss, rel=1e-5), step
+    assert from_features.fed() == whole.fed()
 
 
-def test_no_example_is_repeated_or_skipped(whole: Job, alone: Job, continued: Job) -> None:
+def test_slices_with_rows_on_several_chips_are_the_same_run(whole: Job, on_slices: Job) -> None:
+    assert on_slices.exits == [[0, 0]], on_slices.errors
+    ours, theirs = on_slices.losses(), whole.losses()
+    assert list(ours) == list(theirs) == list(range(1, STEPS + 1))
+    for step, loss in theirs.items():  # on another mesh sums are taken in another order
+        assert ours[step] == pytest.approx(loss, rel=1e-5), step
+
+
+def test_a_lost_slice_that_comes_back_leaves_no_trace(on_slices: Job, slice_lost: Lost, both_slices: Job) -> None:
+    """Bit by bit: the steps before the kill, those that it lost, and all behind them."""
+    assert both_slices.exits[0][1] == -signal.SIGKILL
+    assert both_slices.exits[1] == [0, 0], both_slices.errors
+    assert slice_lost.kept == EVERY  # what was being saved is not there, half of it or not
+    assert max(slice_lost.losses) > EVERY  # so steps were lost, and are done again
+    assert slice_lost.losses.items() <= on_slices.losses().items()
+    assert both_slices.losses() == on_slices.losses()
+    assert slice_lost.fed.items() <= both_slices.fed().items()
+
+
+def test_a_run_goes_on_with_another_number_of_slices(on_slices: Job, slice_lost: Lost, one_slice: Job) -> None:
+    assert one_slice.exits == [[0]], one_slice.errors
+    ours, theirs, kept = one_slice.losses(), on_slices.losses(), slice_lost.kept
+    assert list(ours) == list(range(1, STEPS + 1))
+    assert {step: ours[step] for step in range(1, kept + 1)} == {step: theirs[step] for step in range(1, kept + 1)}
+    for step in range(kept + 1, STEPS + 1):  # half as many addends, in another order
+        assert ours[step] == pytest.approx(theirs[step], rel=1e-5), step
+    assert theirs[kept] - theirs[STEPS] > 50 * 1e-5 * theirs[STEPS]  # a run that had not learned would be told apart
+
+
+def test_no_example_is_repeated_or_skipped(
+    whole: Job, alone: Job, continued: Job, on_slices: Job, one_slice: Job, both_slices: Job
+) -> None:
     n = read_meta(whole.config.data).n
     epochs = STEPS * BATCH // n
     assert epochs >= 2
-    for job in (whole, alone, continued):
+    for job in (whole, alone, continued, on_slices, one_slice, both_slices):
         fed = job.fed()
         order = [fed[step, row] for step in range(1, STEPS + 1) for row in range(BATCH)]
         assert len(fed) == len(order)

@@ -49,7 +49,7 @@ def _lines(rows: Sequence[Row]) -> dict[str, dict[str, Points]]:
     rated = [row for row in rows if "learning_rate" in row]
     return {
         "Share of the time, %": {
-            label: [(row["step"], 100 * row["seconds"][kind] / sum(row["seconds"].values())) for row in timed]
+            label: [(row["step"], 100 * row["seconds"].get(kind, 0.0) / sum(row["seconds"].values())) for row in timed]
             for kind, label in KINDS.items()
             if timed
         },
@@ -66,7 +66,7 @@ def _lines(rows: Sequence[Row]) -> dict[str, dict[str, Points]]:
 
 def _time(rows: Sequence[Row]) -> Table | None:
     """All wall time since the run began: goodput is what was trained over it."""
-    spent = {kind: sum(row["seconds"][kind] for row in rows if "seconds" in row) for kind in KINDS}
+    spent = {kind: sum(row.get("seconds", {}).get(kind, 0.0) for row in rows) for kind in KINDS}
     if not sum(spent.values()) or not rows[-1].get("goodput"):
         return None
     whole = rows[-1]["trained_seconds"] / rows[-1]["goodput"]
