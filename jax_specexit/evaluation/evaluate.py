@@ -82,6 +82,10 @@ def table(result: Evaluation) -> Table:
     if result.one_point:
         known = "what lies in front of their first trial is unknown, and an exit there counts as an error"
         out.add_row("traces not tried throughout", f"{result.one_point}: {known}")
+    if result.left_out:
+        out.add_row(
+            "traces left out", f"{result.left_out} of {result.n + result.left_out}: longer than evaluate_length"
+        )
     return out
 
 

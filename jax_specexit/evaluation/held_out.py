@@ -7,6 +7,7 @@ traces at a time.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
@@ -23,6 +24,7 @@ from rich.console import Console
 
 from jax_specexit.cluster import is_first
 from jax_specexit.evaluation.judging import Evaluation, Judge
+from jax_specexit.evaluation.rows import longest_evaluated, rows_for
 from jax_specexit.evaluation.scoring import Scored
 from jax_specexit.model.draft import Draft
 from jax_specexit.model.target import Target
@@ -31,6 +33,7 @@ from jax_specexit.training.data import place, rows_of_process, trained_on
 from jax_specexit.training.losses import first_choices
 from jax_specexit.training.step import Batch, Frozen, Step, ttt_outputs
 from specexit.config import ConfigError
+from specexit.data.outlines import Outlines
 from specexit.data.overlap import refuse_trained
 from specexit.data.packed import PackMeta
 from specexit.data.sequences import TrainingSequence, assemble, best_fit, make_sequence
@@ -52,6 +55,10 @@ MOST_PROMPTS = 1 << 20
 """Whatever becomes of the run names the prompts that chose its checkpoint: 20 MB of them."""
 
 
+TOKENS = "(n_prompt + n_think + 1 + n_answer)"
+"""Of a trace, the end marker included."""
+
+
 class Row(NamedTuple):
     """Traces that lie one behind the other in a row of a batch, and their sequences."""
 
@@ -63,7 +70,8 @@ class HeldOut:
     """Held-out traces, packed; call it with the parameters of the moment.
 
     Rows are as long as those of the training data, or the smallest multiple that holds the longest trace whole: what
-    happens at the end of a long one is what an evaluation is for.
+    happens at the end of a long one is what an evaluation is for. Traces that are longer than `longest_evaluated` says
+    are left out, so that no row is longer than those that ``plan`` has compiled.
 
     Args:
       config, target_config: the run's.
@@ -71,7 +79,7 @@ class HeldOut:
 
     Raises:
       TraceError: the traces cannot be read, or were written with another tokenizer.
-      ConfigError: they are another target's, or of more than `MOST_PROMPTS` prompts.
+      ConfigError: they are another target's, of more than `MOST_PROMPTS` prompts, or all too long.
       OverlapError: some are of prompts that are trained on, or that the draft in ``init_from`` was trained on.
     """
 
@@ -83,10 +91,9 @@ class HeldOut:
             refuse_trained(folder, traces, config.eval_traces)
         check_tokenizer(config.eval_traces, target_config)
         self.end = target_config.think_tokens().end
-        longest = traces.number("max(n_prompt + n_think + 1 + n_answer)")
-        self.times = -(-longest // meta.length)
-        self.length = self.times * meta.length
         self.config, self.dtype = config, target_config.dtype
+        self.most, self.row = longest_evaluated(config, target_config), meta.length
+        self.longest, self.left_out = self._kept(traces)
         self.kind: ExitKind = meta.exit_point
         if traces.n_prompts() > MOST_PROMPTS:
             raise ConfigError(
@@ -94,29 +101,49 @@ class HeldOut:
                 f"{MOST_PROMPTS:,}: choose fewer by evaluate_n"
             )
         self.prompts = [f"{prompt:016x}" for prompt in traces.prompts()]
-        which = f"{data_sha256(config.eval_traces)[:16]}, {len(traces)} of them"
+        short = f" up to {self.most} tokens" if self.left_out else ""
+        which = f"{data_sha256(config.eval_traces)[:16]}, {len(traces)} of them{short}"
         self.measure = {"by": config.best_by, "traces": which}
         """What the score of an evaluation is of: scores of two measures cannot be compared."""
+
+    def _kept(self, traces: Outlines) -> tuple[int, int]:
+        """Tokens of the longest trace that is not too long, and how many are.
+
+        Raises:
+          ConfigError: all of them.
+        """
+        longest = traces.number(f"max(iif({TOKENS} <= {self.most}, {TOKENS}, 0))")
+        if not longest:
+            raise ConfigError(
+                f"eval_traces: the shortest trace in {self.config.eval_traces} has {traces.number(f'min({TOKENS})')} "
+                f"tokens, expected some of at most {self.most}: that is evaluate_length, or the target's max_model_len"
+            )
+        return longest, traces.number(f"sum({TOKENS} > {self.most})")
 
     def compile(self, step: Step, draft: Draft, target: Target) -> None:
         """Build the sharded scoring from the modules of the training step."""
         self.run = scoring(self.config, step, nnx.graphdef(draft), nnx.graphdef(target), self.dtype)
         mesh = cast(Mesh, step.batch_sharding.mesh)
         self.sharding = step.batch_sharding
-        # About as many tokens at once as in training: fewer rows where they are longer, but one for every shard.
         shards = math.prod(mesh.shape[axis] for axis in ROWS)
-        self.size = max(shards, self.config.batch_size // self.times // shards * shards)
-        if self.times > 1 and is_first():
-            found = (
-                f"rows of {self.length:,} tokens in evaluations, {self.times} times the training's, {self.size} at once"
-            )
-            Console(stderr=True).print(f"{self.config.eval_traces}: {found}: its longest trace is kept whole")
+        self.size, self.length = rows_for(self.longest, self.row, self.config.batch_size, shards)
+        if is_first():
+            for line in self._said():
+                Console(stderr=True).print(f"{self.config.eval_traces}: {line}")
+
+    def _said(self) -> Iterator[str]:
+        """What whoever starts the run should know of the rows."""
+        if self.length > self.row:
+            times = f"{self.length // self.row} times the training's"
+            yield f"rows of {self.length:,} tokens in evaluations, {times}, {self.size} at once: traces are kept whole"
+        if self.left_out:
+            yield f"{self.left_out:,} traces of more than {self.most:,} tokens are left out of evaluations"
 
     def __call__(self, params: Any, frozen: Frozen, step: int) -> Evaluation:
         """Evaluate; every process must call it, and gets the same."""
         found = Judge(self.kind)
         self._add_all(found, params, frozen)
-        return found.result(step)
+        return dataclasses.replace(found.result(step), left_out=self.left_out)
 
     def _add_all(self, found: Judge, params: Any, frozen: Frozen) -> None:
         mine, rows = rows_of_process(self.size, self.sharding), self._rows()
@@ -130,9 +157,10 @@ class HeldOut:
                     found.add(one)
 
     def _rows(self) -> Iterator[Row]:
-        """All traces in rows, those of a block packed together: the same in every process."""
+        """All traces that are not too long in rows, those of a block packed together: the same in every process."""
         assert self.config.eval_traces is not None
-        for traces in _blocks(stream_labelled(self.config.eval_traces, self.config.evaluate_n)):
+        found = stream_labelled(self.config.eval_traces, self.config.evaluate_n)
+        for traces in _blocks(t for t in found if t.n_prompt + t.n_think + 1 + t.n_answer <= self.most):
             sequences = [make_sequence(trace, self.end, self.kind) for trace in traces]
             for items in best_fit([len(sequence) for sequence in sequences], self.length):
                 yield Row([traces[i] for i in items], [sequences[i] for i in items])

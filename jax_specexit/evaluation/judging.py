@@ -45,6 +45,7 @@ DEFINITIONS = {
     "least that where there are traces of one point",
     "one_point": "traces that were not tried throughout (boundaries=stable or bisect): nothing is known in front of "
     "their first trial, and an exit there counts as an error",
+    "left_out": "traces of more than evaluate_length tokens (the target's max_model_len by default): in none of these",
 }
 
 
@@ -66,6 +67,8 @@ class Evaluation:
     """Accuracy loss in points -> thinking cut."""
     one_point: int = 0
     """Traces that were not tried throughout, see `specexit.data.rows.is_tried_throughout`."""
+    left_out: int = 0
+    """Traces that were too long for an evaluation in the run, and are in none of these numbers."""
 
     def to_json(self) -> dict[str, Any]:
         """Fields as JSON has them: null for a number that does not exist, as AUROC where all boundaries are valid."""

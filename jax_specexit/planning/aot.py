@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -13,12 +14,13 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from jax_specexit.evaluation.held_out import scoring
+from jax_specexit.evaluation.rows import Rows, largest_rows, longest_evaluated
 from jax_specexit.model.cached import CachedTarget, ends_of
 from jax_specexit.model.draft import Draft
 from jax_specexit.model.target import Target, TargetShape
-from jax_specexit.sharding import make_mesh
+from jax_specexit.sharding import ROWS, make_mesh
 from jax_specexit.training.data import check_length
-from jax_specexit.training.measure import NAMES, measurement
+from jax_specexit.training.measure import NAMES, measurement, rows_measured
 from jax_specexit.training.start import draft_config
 from jax_specexit.training.step import Frozen, Step, make_step
 from jax_specexit.weights import abstract_ends, abstract_target
@@ -73,6 +75,8 @@ class Shapes(NamedTuple):
     length: int
     stored: StoredType | None = None
     """Type of stored features; None where they are computed."""
+    evaluated: int = 0
+    """Tokens of the longest trace that is evaluated; 0 where none is longer than a row."""
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -96,7 +100,8 @@ def shapes_of(config: TrainConfig, target_config: TargetConfig) -> Shapes:
     if config.init_from is not None and not config.init_from.exists():
         config = config.model_copy(update={"init_from": None})  # the recipe says its sizes
     draft = draft_config(config, target_config, "earliest")
-    return Shapes(target, draft, config.batch_size, length, stored_type(config))
+    evaluated = longest_evaluated(config, target_config)
+    return Shapes(target, draft, config.batch_size, length, stored_type(config), evaluated)
 
 
 def stored_type(config: TrainConfig) -> StoredType | None:
@@ -142,10 +147,7 @@ def lower_step(config: TrainConfig, shapes: Shapes, devices: Sequence[Any], dtyp
     frozen = jax.tree.map(placed, frozen, step.frozen_shardings)
     state = jax.eval_shape(step.init, nnx.to_pure_dict(nnx.state(draft)))
     state = jax.tree.map(placed, state, step.state_shardings)
-    batch = {
-        name: jax.ShapeDtypeStruct((shapes.batch, shapes.length, *width), dtype, sharding=step.batch_sharding)
-        for name, (width, dtype) in (EXAMPLE | stored_example(shapes)).items()
-    }
+    batch = examples(EXAMPLE | stored_example(shapes), (shapes.batch, shapes.length), step)
     others = _others(config, shapes, dtype, step, (draft, target), (state, frozen, batch))
     return Lowered(mesh, step.update[config.ttt_steps].lower(state, frozen, batch), frozen, state, others)
 
@@ -170,13 +172,31 @@ def _others(
     if isinstance(target, CachedTarget):
         return programs
     if not shapes.draft.aux_norm_shapes:
-        layers, rows = shapes.draft.eagle_aux_hidden_state_layer_ids, [batch[name] for name in NAMES]
+        layers = shapes.draft.eagle_aux_hidden_state_layer_ids
+        rows = examples({name: EXAMPLE[name] for name in NAMES}, (rows_measured(mesh), shapes.length), step)
         on_mesh = nnx.merge(nnx.graphdef(target), frozen.target)
-        programs["measure"] = partial(measurement(layers, mesh, config.dtype).lower, on_mesh, *rows)
+        programs["measure"] = partial(measurement(layers, mesh, config.dtype).lower, on_mesh, *rows.values())
     if config.eval_traces is not None:
         score = scoring(config, step, nnx.graphdef(draft), nnx.graphdef(target), dtype)
-        programs["evaluate"] = partial(cast(Any, score).lower, state.params, frozen, batch)
+        held_out = examples(EXAMPLE, rows_evaluated(shapes, mesh), step)
+        programs["evaluate"] = partial(cast(Any, score).lower, state.params, frozen, held_out)
     return programs
+
+
+def rows_evaluated(shapes: Shapes, mesh: Mesh) -> Rows:
+    """The largest batch that an evaluation on these traces may take."""
+    shards = math.prod(mesh.shape[axis] for axis in ROWS)
+    return largest_rows(max(shapes.evaluated, 1), shapes.length, shapes.batch, shards)
+
+
+def examples(
+    fields: dict[str, tuple[tuple[int, ...], Any]], rows: tuple[int, int], step: Step
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """A batch of so many rows and tokens, by its shapes alone."""
+    return {
+        name: jax.ShapeDtypeStruct((*rows, *width), dtype, sharding=step.batch_sharding)
+        for name, (width, dtype) in fields.items()
+    }
 
 
 EXAMPLE: dict[str, tuple[tuple[int, ...], Any]] = {

@@ -21,7 +21,7 @@ from jax.sharding import AbstractMesh, Mesh
 from rich.console import Console
 from rich.table import Table
 
-from jax_specexit.planning.aot import Lowered, Shapes, lower_step, shapes_of, topology_devices
+from jax_specexit.planning.aot import Lowered, Shapes, lower_step, rows_evaluated, shapes_of, topology_devices
 from jax_specexit.planning.hlo import SLICES, collectives
 from jax_specexit.planning.work import compute_seconds, step_work
 from jax_specexit.sharding import ROWS
@@ -85,6 +85,9 @@ class Plan:
     mesh: dict[str, int]
     batch_size: int
     length: int
+    evaluation: dict[str, int] | None
+    """``rows`` at once and their ``length``: the largest that an evaluation may take, which ``evaluate`` is compiled
+    for; None where nothing is evaluated."""
     ttt_steps: int
     dtype: str
     peaks: dict[str, float]
@@ -307,6 +310,7 @@ def summarise(
     binds = max(seconds, key=lambda part: seconds[part])
     tokens = shapes.batch * shapes.length
     stored = (shapes.stored or "bfloat16", len(shapes.layers), shapes.target.hidden_size)
+    held_out = rows_evaluated(shapes, mesh)
     return Plan(
         note=NOTE,
         target=config.target,
@@ -316,6 +320,7 @@ def summarise(
         mesh=dict(mesh.shape),
         batch_size=shapes.batch,
         length=shapes.length,
+        evaluation=None if config.eval_traces is None else {"rows": held_out.at_once, "length": held_out.length},
         ttt_steps=config.ttt_steps,
         dtype=config.dtype,
         peaks={f.name: getattr(chip, f.name) for f in dataclasses.fields(chip) if f.name.endswith(PEAKS)},
@@ -370,6 +375,8 @@ def table(plan: Plan) -> Table:
     mesh = " x ".join(f"{axis} {size}" for axis, size in plan.mesh.items())
     out.add_row("mesh", f"{mesh} = {plan.chips} chips")
     out.add_row("batch", f"{plan.batch_size} rows of {plan.length:,} tokens, {plan.ttt_steps} TTT steps")
+    if rows := plan.evaluation:
+        out.add_row("evaluation", f"at most {rows['rows']} rows of {rows['length']:,} tokens at once")
     out.add_row(
         "HBM per chip",
         f"{m.total:.1f} of {m.capacity:g} GiB, {m.spare:.0%} to spare ({m.arguments:.1f} parameters and state, "

@@ -192,7 +192,11 @@ def place(local: Example, rows: np.ndarray, size: int, sharding: NamedSharding) 
     return {name: one(value) for name, value in local.items()}
 
 
-def first_rows(folder: Path, meta: PackMeta, n: int = 4, features: Features | None = None) -> Example:
+FIRST_ROWS = 4
+"""Packed rows that a run is measured on."""
+
+
+def first_rows(folder: Path, meta: PackMeta, n: int = FIRST_ROWS, features: Features | None = None) -> Example:
     """The first packed rows, stacked: the same on every host."""
     source = Rows(folder, [min(meta.shards)], features)
     rows = [source[i] for i in range(min(n, len(source)))]

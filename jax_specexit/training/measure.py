@@ -8,12 +8,13 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jax_specexit.model.target import Target
 from jax_specexit.sharding import BATCH, ROWS
+from jax_specexit.training.data import FIRST_ROWS
 from specexit.data.sequences import Example
 
 NAMES = ("tokens", "positions", "segment_ids")
@@ -34,6 +35,12 @@ def measurement(layers: tuple[int, ...], mesh: Mesh, dtype: DTypeLike) -> Callab
     return jax.jit(medians, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
 
+def rows_measured(mesh: Mesh | AbstractMesh, n: int = FIRST_ROWS) -> int:
+    """Rows that are on the mesh while ``n`` are measured."""
+    places = math.prod(mesh.shape[axis] for axis in ROWS)
+    return -(-n // places) * places
+
+
 def measure_aux(
     target: Target, layers: tuple[int, ...], rows: Example, mesh: Mesh, dtype: DTypeLike
 ) -> tuple[float, ...]:
@@ -49,9 +56,9 @@ def measure_aux(
       mesh: that the target is on.
       dtype: of the target's matrix products.
     """
-    places = math.prod(mesh.shape[axis] for axis in ROWS)
-    copies = places // math.gcd(places, len(rows["tokens"]))  # every device needs a row, and no row counts more
-    batch = [jax.device_put(np.tile(rows[name], (copies, 1)), NamedSharding(mesh, BATCH)) for name in NAMES]
+    # Every device needs a row; those that are none are padding, which no median counts.
+    none = ((0, rows_measured(mesh, len(rows["tokens"])) - len(rows["tokens"])), (0, 0))
+    batch = [jax.device_put(np.pad(rows[name], none), NamedSharding(mesh, BATCH)) for name in NAMES]
     return _powers_of_two(np.asarray(measurement(layers, mesh, dtype)(target, *batch)))
 
 

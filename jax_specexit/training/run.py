@@ -76,7 +76,7 @@ def read_start(run: Path) -> Start:
 MAY_CHANGE = {
     *("out", "data", "length", "mesh", "topology", "remat", "cluster"),
     *("checkpoint", "log_every", "wandb", "profile_steps", "max_nonfinite"),
-    *("eval_traces", "evaluate_every", "evaluate_n", "best_by"),
+    *("eval_traces", "evaluate_every", "evaluate_n", "evaluate_length", "best_by"),
 }
 """Keys that a run may go on with in another form: where things are, what is watched and what checks the data, not
 what is learned."""

@@ -49,9 +49,11 @@ def run(n):
         done = scoring.score(draft, None, None, stream_labelled(path, n), think_end=0, ttt_steps=3)
         return judge(done, 1, "earliest").n
     config = SimpleNamespace(eval_traces=path, evaluate_n=n, target=None, data=path.parent, dtype="float32",
-                             out=path.parent, init_from=None, signals=SimpleNamespace(source="draft"), best_by="brier")
+                             out=path.parent, init_from=None, evaluate_length=1 << 20, best_by="brier",
+                             signals=SimpleNamespace(source="draft"))
     held = held_out.HeldOut(config, target, PackMeta.model_construct(length=8192, exit_point="earliest"))
-    held.run, held.size, held.sharding = nothing, 4, NamedSharding(make_mesh(MeshConfig()), BATCH)
+    held.run, held.size, held.length = nothing, 4, held.longest
+    held.sharding = NamedSharding(make_mesh(MeshConfig()), BATCH)
     return held(None, None, 1).n
 
 def peak(name):

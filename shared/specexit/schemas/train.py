@@ -170,6 +170,12 @@ class TrainConfig(Config):
         default=None, gt=0, description="steps between evaluations on eval_traces; by default only at the end"
     )
     evaluate_n: int | None = Field(default=None, gt=0, description="the first n eval_traces; all by default")
+    evaluate_length: int | None = Field(
+        default=None,
+        gt=0,
+        description="longest trace that is evaluated, in tokens; longer ones are left out and counted; by default the "
+        "target's max_model_len",
+    )
     best_by: BestBy = Field(default="auroc", description="evaluation metric whose best checkpoint is kept in best/")
     max_nonfinite: int = Field(
         default=0, ge=0, description="updates in a row that may be skipped for a NaN or infinity before the run stops"
