@@ -27,6 +27,7 @@ from jax_specexit.evaluation.judging import Evaluation, Judge
 from jax_specexit.evaluation.rows import longest_evaluated, rows_for
 from jax_specexit.evaluation.scoring import Scored
 from jax_specexit.model.draft import Draft
+from jax_specexit.model.layers import exact_products
 from jax_specexit.model.target import Target
 from jax_specexit.sharding import ROWS, shift
 from jax_specexit.training.data import place, rows_of_process, trained_on
@@ -197,7 +198,7 @@ def scoring(
 
     def run(params: Any, frozen: Frozen, batch: Batch) -> tuple[Array, Array]:
         draft, target = nnx.merge(graph, params), nnx.merge(target_graph, frozen.target)
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        with exact_products(dtype), jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             return score_rows(draft, target, frozen.draft_vocab, batch, config, jnp.dtype(dtype))
 
     return jax.jit(

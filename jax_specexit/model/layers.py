@@ -8,17 +8,29 @@ Shape legend: batch, time, heads (query heads), kv (key/value heads), dim (of on
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import qwix
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from jax_specexit.sharding import constrain
 from specexit.drafts.rope import RopeScaling as RopeScaling
 from specexit.drafts.rope import rotary_factor as rotary_factor
 from specexit.drafts.rope import rotary_frequencies as rotary_frequencies
+
+
+def exact_products(dtype: DTypeLike) -> AbstractContextManager:
+    """While a program in ``dtype`` is traced: products of float32 are that, also on TPUs.
+
+    Those would round the factors to bfloat16, unless they are told otherwise.
+    """
+    wide = jnp.dtype(dtype) == jnp.float32
+    return jax.default_matmul_precision("highest") if wide else nullcontext()
 
 
 class RMSNorm(nnx.Module):

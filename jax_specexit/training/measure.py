@@ -12,6 +12,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from jax_specexit.model.layers import exact_products
 from jax_specexit.model.target import Target
 from jax_specexit.sharding import BATCH, ROWS
 from jax_specexit.training.data import FIRST_ROWS
@@ -25,7 +26,7 @@ def measurement(layers: tuple[int, ...], mesh: Mesh, dtype: DTypeLike) -> Callab
     """The jitted program behind `measure_aux`: (target, tokens, positions, segments) -> median RMS of each layer."""
 
     def medians(target: Target, tokens: Array, positions: Array, segments: Array) -> Array:
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        with exact_products(dtype), jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             _, aux = target(tokens, positions, segments, aux_layers=layers, dtype=dtype)
         assert aux is not None
         states = aux.reshape(*tokens.shape, len(layers), -1).astype(jnp.float32)

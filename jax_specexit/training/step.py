@@ -21,6 +21,7 @@ from jaxtyping import Array, Float, Int
 
 from jax_specexit.model.cached import CachedTarget
 from jax_specexit.model.draft import Draft
+from jax_specexit.model.layers import exact_products
 from jax_specexit.model.target import Target
 from jax_specexit.sharding import BATCH, check_mesh, gather, look_up, shardings, shift
 from jax_specexit.training.losses import (
@@ -264,7 +265,8 @@ def make_step(config: TrainConfig, draft: Draft, target: Target | CachedTarget, 
         loss_fn = make_loss(config, graph, target_graph, ttt_steps)
 
         def update(state: TrainState, frozen: Frozen, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
-            with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # attention, losses and look-ups ask for it
+            # Attention, losses and look-ups ask for the mesh.
+            with exact_products(config.dtype), jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
                 grads, (metrics, followed) = jax.grad(loss_fn, has_aux=True)(
                     state.params, frozen, batch, state.followed
                 )
@@ -272,7 +274,8 @@ def make_step(config: TrainConfig, draft: Draft, target: Target | CachedTarget, 
             metrics["gradient_norm"] = optax.tree.norm(grads)
             # The optimizer skips what is not finite; a loss that is not makes its gradient so.
             grads = jax.tree.map(lambda g: jnp.where(jnp.isfinite(metrics["loss"]), g, jnp.nan), grads)
-            updates, opt_state = in_each_replica(optimizer.update, mesh)(grads, state.opt_state, state.params)
+            with exact_products(config.dtype):
+                updates, opt_state = in_each_replica(optimizer.update, mesh)(grads, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
             return TrainState(params, opt_state, followed, state.step + 1), metrics
 

@@ -17,12 +17,14 @@ from jax_specexit.evaluation.evaluate import ranking_words, table
 from jax_specexit.evaluation.judging import DEFINITIONS, Evaluation, Ranking, acceptance_length, judge
 from jax_specexit.evaluation.scoring import BATCH_ROWS, BATCH_TOKENS, Scored, batches, sequence
 from jax_specexit.model.draft import Draft
+from jax_specexit.planning.aot import lower_step, shapes_of
 from jax_specexit.training.losses import signal_losses
 from specexit.data.traces import LabelledTrace
 from specexit.drafts.config import DraftConfig, SpecExitBlock
 from specexit.method.labels import token_labels
 from specexit.method.signals import NAMES, SIGNALS
 from specexit.schemas.train import DraftShapeConfig
+from tests.jax.test_work import TARGET, recipe
 
 
 def trace(n_prompt: int, n_think: int, n_answer: int) -> LabelledTrace:
@@ -167,6 +169,18 @@ def test_signals_are_float32_on_tpus_too() -> None:
     text = jax.jit(lambda x: draft.signals(x, x)).lower(state).as_text()
     assert "precision = [HIGHEST, HIGHEST]" in text
     assert "tensor<8x4xf32>" in text
+
+
+def test_a_run_in_float32_multiplies_in_float32_on_tpus_too() -> None:
+    """Forward and backward passes, the optimizer, evaluations and measuring."""
+    config = recipe(dtype="float32", eval_traces="nowhere")
+    lowered = lower_step(config, shapes_of(config, TARGET), jax.devices()[:1], "float32")
+    programs = {"step": lowered.step} | {name: lower() for name, lower in lowered.others.items() if name != "begin"}
+    assert set(programs) == {"step", "measure", "evaluate"}
+    for name, program in programs.items():
+        products = [line for line in program.as_text().splitlines() if "stablehlo.dot_general" in line]
+        assert products, name
+        assert all("precision = [HIGHEST, HIGHEST]" in line for line in products), name
 
 
 def test_what_does_not_exist_is_null_and_never_the_best() -> None:
