@@ -74,12 +74,12 @@ def read_start(run: Path) -> Start:
 
 
 MAY_CHANGE = {
-    *("out", "data", "length", "mesh", "topology", "remat", "cluster"),
+    *("out", "data", "length", "mesh", "topology", "remat", "loss_chunk", "cluster"),
     *("checkpoint", "log_every", "wandb", "profile_steps", "max_nonfinite"),
     *("eval_traces", "evaluate_every", "evaluate_n", "evaluate_length", "best_by"),
 }
-"""Keys that a run may go on with in another form: where things are, what is watched and what checks the data, not
-what is learned."""
+"""Keys that a run may go on with in another form: where things are, how they lie on the devices, what is watched and
+what checks the data, not what is learned."""
 
 MAY_MOVE = {"features", "target"}
 """Keys whose value is a place, or a name of one. What is there is compared: names, tokenizer, layers and sizes of a

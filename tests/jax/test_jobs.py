@@ -30,8 +30,9 @@ from tests.ports import hold_port
 
 STEPS, BATCH, EVERY, KILLED_AT, TERMINATED_AT = 16, 8, 3, 5, 9
 """``EVERY``: the recipe's steps between checkpoints."""
-ACROSS, WITHIN = {"data": 1, "fsdp": 4, "tensor": 2}, {"data": 1, "fsdp": 2, "context": 2}
-"""Meshes of two processes and of one. Neither process of the first has all of the parameters."""
+ACROSS, WITHIN = {"data": 1, "fsdp": 4, "tensor": 2}, {"data": 1, "fsdp": 1, "context": 4}
+"""Meshes of two processes and of one. Neither process of the first has all of the parameters, and the second cuts rows
+into stretches that are shorter than the first's ``loss_chunk``."""
 
 SLICES = {"dcn_data": -1, "data": 1, "fsdp": 2, "context": 2}
 """As many slices as processes, each row on two devices of one."""
@@ -180,7 +181,7 @@ def on_one_process(killed: Job, home: Path, out: Path, **changes: object) -> Job
 def alone(killed: Job, folder: Path) -> Job:
     """What was left of it, on one process and another mesh."""
     shutil.copytree(killed.out, folder / "alone")
-    return on_one_process(killed, folder / "alone", folder / "alone", mesh=WITHIN)
+    return on_one_process(killed, folder / "alone", folder / "alone", mesh=WITHIN, loss_chunk=32)
 
 
 @pytest.fixture(scope="module")

@@ -134,6 +134,8 @@ def test_a_batch_that_does_not_divide_is_refused(recipe: TrainConfig) -> None:
         (["cluster.coordinator=h:1", "cluster.num_processes=2", "cluster.process_id=2"], "expected less than"),
         (["out=s3://bucket/run"], "out is 's3://bucket/run'.*expected a path on disk, or gs://"),
         (["evaluate_every=4"], "without eval_traces"),
+        (["mesh.dcn_data=0"], "mesh.dcn_data is 0.*expected a number from 1 on, or -1"),
+        (["mesh.data=-2"], "mesh.data is -2.*expected a number from 1 on, or -1"),
         (["profile_steps=[4, 2]"], "1 <= first <= last"),
         (["aux_layers=[3, 1]"], r"aux_layers is \[3, 1\]: .*expected ids from 0 \(the embedding\) on, rising"),
     ],

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from specexit.buckets import Location
 from specexit.config import Config
@@ -61,13 +61,21 @@ class SignalConfig(Config):
     )
 
 
+def _size_or_rest(size: int) -> int:
+    if size < 1 and size != -1:
+        raise ValueError("expected a number from 1 on, or -1")
+    return size
+
+
 class MeshConfig(Config):
     """Device mesh; the product must be the number of devices."""
 
-    dcn_data: int = Field(
-        default=1, ge=-1, description="slices, each with its own replicas; -1 for as many as there are"
+    dcn_data: Annotated[int, AfterValidator(_size_or_rest)] = Field(
+        default=1, description="slices, each with its own replicas; -1 for as many as there are"
     )
-    data: int = Field(default=-1, description="replicas in a slice; -1 takes the devices that are left")
+    data: Annotated[int, AfterValidator(_size_or_rest)] = Field(
+        default=-1, description="replicas in a slice; -1 takes the devices that are left"
+    )
     fsdp: int = Field(default=1, gt=0, description="shards of parameters and batch")
     expert: int = Field(default=1, gt=0, description="shards of a target's experts, and of the batch")
     context: int = Field(default=1, gt=0, description="stretches of each row's time")
@@ -149,7 +157,8 @@ class TrainConfig(Config):
         default=128, gt=0, description="time rows whose logits exist at once; must divide the length"
     )
     dtype: Literal["float32", "bfloat16"] = Field(
-        default="bfloat16", description="of activations; parameters stay float32"
+        default="bfloat16",
+        description="of activations; parameters stay float32; with float32 so do the factors of products, on TPUs, too",
     )
     target_int8: bool = Field(
         default=False,
