@@ -33,7 +33,7 @@ from specexit.data.stream import shown
 from specexit.data.teacher import check_fields, check_teacher
 from specexit.drafts.fingerprints import target_fingerprint
 from specexit.schemas.features import FeaturesConfig
-from specexit.schemas.target import TargetConfig, find_target, save_target
+from specexit.schemas.target import FOR_DRAFTS, TargetConfig, find_target, save_target
 from torch_specexit.engine import start_engine
 
 SHARD_BYTES = 2**30
@@ -75,15 +75,16 @@ def wanted(config: FeaturesConfig, meta: PackMeta, target: TargetConfig) -> Mani
     """What the folder is to hold, without its shards.
 
     Raises:
-      ConfigError: the target cannot be read.
+      ConfigError: the target cannot be read, or its config lacks a field.
       InputError: its ends are of a kind of their own.
       FeatureError: it has no weights, or not the layers asked for.
     """
     fields, weights = target.hf_config(), target_fingerprint(target.folder)
     if weights is None:
         raise FeatureError(f"{target.folder}: no .safetensors file, expected the target's weights")
-    check_fields(fields, target.folder / "config.json")
-    last, asked = fields["num_hidden_layers"], config.aux_layers or target.aux_layers
+    check_fields(fields, target.config_place)
+    # All of them: where one is added to the config later, these are another target's features.
+    last, asked = target.needed(*FOR_DRAFTS)["num_hidden_layers"], config.aux_layers or target.aux_layers
     layers = stored_layers(asked, last)
     if not 0 <= layers[0] <= layers[-1] <= last:
         raise FeatureError(

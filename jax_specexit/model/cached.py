@@ -20,7 +20,7 @@ from jax_specexit.model.target import TargetShape
 from specexit.data.teacher import check_fields
 
 
-def ends_of(fields: Mapping[str, Any], path: Path) -> TargetShape:
+def ends_of(fields: Mapping[str, Any], path: Path | str) -> TargetShape:
     """The shape of a target without its layers, of any architecture; ``path`` is named in errors.
 
     Raises:

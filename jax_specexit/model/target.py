@@ -76,7 +76,7 @@ class TargetShape:
         return cls.from_config(json.loads(path.read_text()), path)
 
     @classmethod
-    def from_config(cls, fields: Mapping[str, Any], path: Path) -> TargetShape:
+    def from_config(cls, fields: Mapping[str, Any], path: Path | str) -> TargetShape:
         """Pick out the fields of a ``config.json``; ``path`` is named in errors.
 
         Raises:
@@ -119,7 +119,7 @@ DENSE = {"num_experts": 0, "num_experts_per_tok": 0, "moe_intermediate_size": 0,
 """The fields of a mixture as a dense model has them."""
 
 
-def _mixture(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
+def _mixture(config: Mapping[str, Any], path: Path | str) -> dict[str, Any]:
     """What a mixture's config says of its experts.
 
     Raises:

@@ -89,17 +89,17 @@ def shapes_of(config: TrainConfig, target_config: TargetConfig) -> Shapes:
 
     Raises:
       ConfigError: the recipe does not say how long its rows are.
-      InputError: the target is of an unknown architecture.
+      InputError: the target is of an unknown architecture, or its config lacks a field.
     """
     length = config.length
     if length is None:
         raise ConfigError("length is not set, expected the tokens of a packed row, as given to `specexit pack`")
     check_length(config, length)
-    fields, path = target_config.hf_config(), target_config.folder / "config.json"
-    target = TargetShape.from_config(fields, path) if config.features is None else ends_of(fields, path)
     if config.init_from is not None and not config.init_from.exists():
         config = config.model_copy(update={"init_from": None})  # the recipe says its sizes
     draft = draft_config(config, target_config, "earliest")
+    fields, path = target_config.hf_config(), target_config.config_place
+    target = TargetShape.from_config(fields, path) if config.features is None else ends_of(fields, path)
     evaluated = longest_evaluated(config, target_config)
     return Shapes(target, draft, config.batch_size, length, stored_type(config), evaluated)
 

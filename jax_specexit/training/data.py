@@ -87,12 +87,12 @@ def open_features(config: TrainConfig, target: TargetConfig, meta: PackMeta) -> 
 
     Raises:
       FeatureError: they are not whole, or are of another target, of other data or of other layers.
-      InputError: the target is of a kind whose final norm or LM head is not known.
+      InputError: the target is of a kind whose final norm or LM head is not known, or its config lacks a field.
     """
     if config.features is None:
         return None
-    fields, layers = target.hf_config(), target.layers_read(config.aux_layers)
-    ends_of(fields, target.folder / "config.json")
+    sizes, layers = target.needed("hidden_size", "num_hidden_layers"), target.layers_read(config.aux_layers)
+    ends_of(target.hf_config(), target.config_place)
     needed = {
         "target": target.name,
         "target_sha256": target_fingerprint(target.folder),
@@ -101,9 +101,9 @@ def open_features(config: TrainConfig, target: TargetConfig, meta: PackMeta) -> 
         "data": meta.identity,
         "n": meta.n,
         "length": meta.length,
-        "hidden_size": fields["hidden_size"],
+        "hidden_size": sizes["hidden_size"],
     }
-    return Features(config.features, check(config.features, needed, {*layers, fields["num_hidden_layers"]}))
+    return Features(config.features, check(config.features, needed, {*layers, sizes["num_hidden_layers"]}))
 
 
 class Rows:

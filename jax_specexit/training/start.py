@@ -26,7 +26,7 @@ from specexit.data.packed import PackMeta
 from specexit.data.sequences import Example
 from specexit.drafts.begun import imported_as
 from specexit.drafts.config import DraftConfig, SpecExitBlock
-from specexit.schemas.target import TargetConfig
+from specexit.schemas.target import FOR_DRAFTS, TargetConfig
 from specexit.schemas.train import TrainConfig
 
 
@@ -95,10 +95,10 @@ def draft_config(
       source: the draft in ``init_from``; None to read it there.
 
     Raises:
-      ConfigError, DraftError: the target lacks a layer, the draft's sizes do not go together, or ``init_from`` cannot
-        be read, is of another target or does not fit the recipe.
+      ConfigError, DraftError: the target lacks a layer, or its config a field; the draft's sizes do not go together;
+        or ``init_from`` cannot be read, is of another target or does not fit the recipe.
     """
-    hf, layers = target.hf_config(), target.layers_read(config.aux_layers)
+    layers = target.layers_read(config.aux_layers)
     block = SpecExitBlock(
         source=config.signals.source,
         target=target.name,
@@ -111,17 +111,14 @@ def draft_config(
     if config.init_from is not None:
         source = source or read_source(config.init_from, target)
         return warm_config(source, config.init_from, config.draft, layers, block)
+    found = target.needed(*FOR_DRAFTS)
+    found |= {f"target_{name}": found.pop(name) for name in ("hidden_size", "num_hidden_layers")}
     try:
         return DraftConfig(
             **config.draft.model_dump(),
-            target_hidden_size=hf["hidden_size"],
-            vocab_size=hf["vocab_size"],
-            rms_norm_eps=hf["rms_norm_eps"],
-            rope_theta=hf.get("rope_theta") or (hf.get("rope_parameters") or {}).get("rope_theta", 10_000.0),
-            max_position_embeddings=hf["max_position_embeddings"],
+            **found,
             eagle_aux_hidden_state_layer_ids=layers,
             num_aux_hidden_states=len(layers),
-            target_num_hidden_layers=hf["num_hidden_layers"],
             specexit=block,
         )
     except ValidationError as error:

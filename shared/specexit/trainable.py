@@ -63,6 +63,22 @@ def rope_of(config: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def theta_of(config: Mapping[str, Any]) -> float | None:
+    """Base of the rotary embedding, that of full attention where kinds of layers differ; None where it is not said.
+
+    Raises:
+      ValueError: see `rope_of`.
+
+    Example:
+      >>> theta_of({"rope_parameters": {"full_attention": {"rope_theta": 1e6}, "sliding_attention": {}}})
+      1000000.0
+    """
+    rope = rope_of(config)
+    full = rope.get("full_attention")
+    of_full = full.get("rope_theta") if isinstance(full, Mapping) else None
+    return config.get("rope_theta") or rope.get("rope_theta") or of_full
+
+
 STRETCHED = ("linear", "dynamic", "yarn")
 """Values of ``rope_type`` with which engines take a model to be longer, by its factor, than its config.json says."""
 

@@ -7,11 +7,15 @@ from pathlib import Path
 import pytest
 import yaml
 
+from jax_specexit.planning.aot import shapes_of
 from jax_specexit.training.train import train
 from specexit.config import ConfigError, load
+from specexit.data.features import read_manifest
 from specexit.data.overlap import OverlapError
 from specexit.data.packed import PackError, read_meta
 from specexit.data.traces import read_labelled, write_traces
+from specexit.errors import InputError
+from specexit.schemas.target import load_target_config
 from specexit.schemas.train import TrainConfig
 
 
@@ -89,6 +93,54 @@ def test_layers_that_the_target_does_not_have_are_refused(
         ):
             train(changed(recipe, **changes))
     assert not recipe.out.exists()
+
+
+def without(target: Path, fields: set[str], folder: Path) -> Path:
+    """A copy of a target whose ``config.json`` lacks some fields."""
+    said = yaml.safe_load(target.read_text())
+    model = Path(shutil.copytree(said["path"], folder / "model"))
+    path = model / "config.json"
+    kept = {name: value for name, value in json.loads(path.read_text()).items() if name not in fields}
+    path.write_text(json.dumps(kept))
+    (folder / "target.yaml").write_text(yaml.safe_dump(said | {"path": str(model)}))
+    return folder / "target.yaml"
+
+
+@pytest.mark.parametrize("cache", [False, True], ids=["computed features", "stored features"])
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"hidden_size"}, "hidden_size"),
+        ({"vocab_size"}, "vocab_size"),
+        ({"num_hidden_layers"}, "num_hidden_layers"),
+        ({"rms_norm_eps"}, "rms_norm_eps"),
+        ({"max_position_embeddings"}, "max_position_embeddings"),
+        ({"rope_theta", "rope_parameters"}, "rope_theta"),
+        ({"max_position_embeddings", "rope_theta", "rope_parameters"}, "rope_theta, max_position_embeddings"),
+    ],
+    ids=str,
+)
+def test_a_target_that_does_not_say_its_sizes_is_refused(
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    cache: bool,
+    fields: set[str],
+    named: str,
+) -> None:
+    """By a run and by a plan. Where features are stored, a draft without the target's theta would have some other."""
+    config = request.getfixturevalue("cached" if cache else "recipe")
+    target = without(Path(config.target), fields, tmp_path)
+    config = changed(config, target=str(target), length=128)
+    if config.features is not None:  # they are of this very target
+        fingerprint = read_manifest(config.features).target_sha256
+        monkeypatch.setattr("jax_specexit.training.data.target_fingerprint", lambda folder: fingerprint)
+    said = rf"^{tmp_path / 'model' / 'config.json'}: no value for {named}(,|$)"
+    with pytest.raises(InputError, match=said):
+        train(config)
+    assert not config.out.exists()
+    with pytest.raises(InputError, match=said):
+        shapes_of(config, load_target_config(str(target)))
 
 
 @pytest.mark.parametrize(("key", "value"), [("draft_vocab_size", 5000), ("num_key_value_heads", 3), ("head_dim", 63)])

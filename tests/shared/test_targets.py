@@ -33,6 +33,20 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
     assert here.hf_config()["eos_token_id"] == 1
 
 
+def test_fields_that_a_config_lacks_are_named_with_their_place(tmp_path: Path) -> None:
+    said = {"vocab_size": 8, "rope_parameters": {"sliding": {}, "full_attention": {"rope_theta": 5e5}}}
+    target = TargetConfig(name="t", path=str(tmp_path), aux_layers=(1,), max_model_len=8)
+    (tmp_path / "config.json").write_text(json.dumps(said))
+    assert target.needed("rope_theta", "vocab_size") == {"rope_theta": 5e5, "vocab_size": 8}
+    with pytest.raises(
+        ConfigError, match=rf"^{tmp_path}/config\.json: no value for rms_norm_eps, hidden_size, expected"
+    ):
+        target.needed("rms_norm_eps", "vocab_size", "hidden_size")
+    elsewhere = target.model_copy(update={"path": str(tmp_path / "nowhere"), "config": {"rope_scaling": "none"}})
+    with pytest.raises(ConfigError, match=r"^target t: config: rope_scaling is 'none', expected keys and values"):
+        elsewhere.needed("vocab_size")
+
+
 def test_without_weights_or_sizes_the_folder_is_named(tmp_path: Path) -> None:
     target = TargetConfig(name="t", path=str(tmp_path / "nowhere"), aux_layers=(1,), max_model_len=8)
     with pytest.raises(ConfigError, match=r"nowhere/config\.json: target t cannot be read"):

@@ -1,10 +1,13 @@
 """`specexit features` without an engine: what is asked of one, what a kill costs, what is refused before one starts."""
 
+import json
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from specexit.config import ConfigError
 from specexit.data.annotate import label
@@ -15,7 +18,7 @@ from specexit.data.sequences import Example
 from specexit.data.traces import write_traces
 from specexit.schemas.features import FeaturesConfig
 from specexit.schemas.pack import PackConfig
-from specexit.schemas.target import load_target_config
+from specexit.schemas.target import TargetConfig, load_target_config
 from torch_specexit import hidden_states
 from torch_specexit.hidden_states import features
 
@@ -108,5 +111,19 @@ def test_what_is_refused_before_an_engine_starts(config: FeaturesConfig, engine:
         features(config.model_copy(update={"target": "tiny-mixed", "out": config.out / "other"}))
     with pytest.raises(ConfigError, match="does not exist"):
         features(config.model_copy(update={"target": "nobody"}))
+    poor = lacking(load_target_config("tiny-reasoner"), "rope_theta", config.out / "model")
+    with pytest.raises(ConfigError, match=r"model/config\.json: no value for rope_theta, expected the model's own"):
+        features(config.model_copy(update={"target": str(poor), "out": config.out / "other"}))
     assert not engine.asked
     assert not (config.out / "other").exists()
+
+
+def lacking(target: TargetConfig, field: str, folder: Path) -> Path:
+    """A copy of a target whose ``config.json`` does not say something, in either of its places."""
+    shutil.copytree(target.folder, folder)
+    said = json.loads((folder / "config.json").read_text())
+    kept = {key: value for key, value in said.items() if key not in (field, "rope_parameters")}
+    (folder / "config.json").write_text(json.dumps(kept))
+    moved = target.model_copy(update={"path": str(folder)})
+    (folder / "target.yaml").write_text(yaml.safe_dump(moved.model_dump(mode="json", exclude_defaults=True)))
+    return folder / "target.yaml"

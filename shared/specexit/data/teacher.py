@@ -25,7 +25,7 @@ BLOCK = 8192
 """Rows of the LM head that are in memory at a time."""
 
 
-def check_fields(fields: Mapping[str, Any], path: Path) -> None:
+def check_fields(fields: Mapping[str, Any], path: Path | str) -> None:
     """Refuse a target whose ends are of a kind of their own, by its ``config.json``; ``path`` is named in errors.
 
     Raises:

@@ -302,8 +302,12 @@ def tokenizer_sha256(target: TargetConfig) -> str:
 
 
 def vocab_size_of(target: TargetConfig) -> int:
-    """Token ids of the target, those that its tokenizer does not use included."""
-    return int(target.hf_config()["vocab_size"])
+    """Token ids of the target, those that its tokenizer does not use included.
+
+    Raises:
+      ConfigError: its config cannot be read, or does not say.
+    """
+    return int(target.needed("vocab_size")["vocab_size"])
 
 
 def check_collected(path: Path) -> None:

@@ -237,8 +237,12 @@ def check_target(config: DraftConfig, folder: Path, target_config: Mapping[str, 
     """Check that a draft belongs to a target, given the target's ``config.json``.
 
     Raises:
-      DraftError: hidden size, number of layers or vocabulary differ, or an aux layer is not one of the target's.
+      DraftError: hidden size, number of layers or vocabulary differ or are not said, or an aux layer is not one of the
+        target's.
     """
+    missing = [name for name in ("hidden_size", "num_hidden_layers", "vocab_size") if target_config.get(name) is None]
+    if missing:
+        raise DraftError(f"target {target}: its config.json has no value for {', '.join(missing)}")
     for ours, theirs in (
         ("target_hidden_size", "hidden_size"),
         ("target_num_hidden_layers", "num_hidden_layers"),

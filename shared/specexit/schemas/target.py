@@ -16,6 +16,7 @@ from specexit.drafts.files import read_bytes
 from specexit.method.splits import FastTokenizer, ThinkTokens, load_tokenizer, resolve
 from specexit.schemas.sampling import SamplingConfig
 from specexit.tiny import EMBEDDED
+from specexit.trainable import theta_of
 
 TARGET_FILE = "target.yaml"
 """Copy of the target that every folder of traces, packed data, a training run or a draft carries."""
@@ -26,6 +27,9 @@ MAX_BYTES = 1_000_000
 
 COUNTS = ("num_hidden_layers", "num_attention_heads", "hidden_size", "vocab_size", "max_position_embeddings")
 """Fields of a ``config.json`` that are reckoned with."""
+
+FOR_DRAFTS = ("hidden_size", "vocab_size", "num_hidden_layers", "rms_norm_eps", "rope_theta", "max_position_embeddings")
+"""Fields that a fresh draft has from its target's ``config.json``."""
 
 Text = Annotated[str, Field(min_length=1)]
 """What is looked for in a text: an empty one would be everywhere."""
@@ -140,7 +144,7 @@ class TargetConfig(Config):
           ConfigError: neither is there, the two disagree, or a count is no number.
         """
         if self.config is not None and not self.folder.exists():
-            _check_counts(self.config, f"target {self.name}: config")
+            _check_counts(self.config, self.config_place)
             return dict(self.config)
         path = self.model_file("config.json")
         try:
@@ -154,6 +158,29 @@ class TargetConfig(Config):
                 raise ConfigError(f"{path}: {key} is {found[key]}, but target {self.name} says {value}")
         _check_counts(found, str(path))
         return found
+
+    def needed(self, *names: str) -> dict[str, Any]:
+        """These fields of the target's ``config.json``; ``rope_theta`` from wherever it is said there.
+
+        Raises:
+          ConfigError: see `hf_config`; or it lacks some of them.
+        """
+        found = self.hf_config()
+        try:
+            found["rope_theta"] = theta_of(found)
+        except ValueError as error:
+            raise ConfigError(f"{self.config_place}: {error}") from error
+        missing = [name for name in names if found.get(name) is None]
+        if missing:
+            raise ConfigError(f"{self.config_place}: no value for {', '.join(missing)}, expected the model's own")
+        return {name: found[name] for name in names}
+
+    @property
+    def config_place(self) -> str:
+        """Where `hf_config` is read, for errors."""
+        if self.config is not None and not self.folder.exists():
+            return f"target {self.name}: config"
+        return str(self.folder / "config.json")
 
     def layers_read(self, asked: Layers | None = None) -> Layers:
         """The layers that a draft reads: those asked for, else the target's own choice.
