@@ -221,6 +221,7 @@ def check_small(found: dict) -> None:
 def test_a_small_run_compiles_for_a_slice(tmp_path: Path) -> None:
     found = planned(str(small_recipe(tmp_path, first_step_share=0)))
     assert set(found["others"]) == {"begin", "measure", "evaluate", "restore", "save"}
+    assert found["evaluation"] == {"rows": 2, "length": SMALL["max_model_len"]}  # and training has four of half of it
     check_small(found)
 
 
