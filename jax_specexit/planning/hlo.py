@@ -67,13 +67,13 @@ def collectives(text: str, mesh: Mesh) -> list[Collective]:
       text: ``compiled.as_text()``.
       mesh: of the devices of one slice. What is sent between slices comes under the axis `SLICES`.
     """
-    bodies = _computations(text)
+    bodies = computations(text)
     times = _times(bodies)
     seen: set[tuple[str, str]] = set()
     found = []
     for name, lines in bodies.items():
         for line in lines if times[name] else ():
-            collective, chain = _collective(line, mesh, times[name]), CHAIN.search(line)
+            collective, chain = collective_of(line, mesh, times[name]), CHAIN.search(line)
             if collective is None or (chain and (chain[1], chain[2]) in seen):
                 continue
             if chain:
@@ -82,7 +82,7 @@ def collectives(text: str, mesh: Mesh) -> list[Collective]:
     return found
 
 
-def _computations(text: str) -> dict[str, list[str]]:
+def computations(text: str) -> dict[str, list[str]]:
     """Name -> lines; the entry comes under ``ENTRY``.
 
     A computation ends where the next begins: a brace at the start of a line may be part of a kernel's description.
@@ -106,7 +106,7 @@ def _times(bodies: dict[str, list[str]]) -> dict[str, int]:
             loop = LOOP.search(line)
             for match in CALLED.finditer(line):
                 for called in (match[1] or match[2]).split(","):
-                    calls[name][called.strip(" %")] += _trips(line, bodies[loop[1]], bodies[loop[2]]) if loop else 1
+                    calls[name][called.strip(" %")] += trips(line, bodies[loop[1]], bodies[loop[2]]) if loop else 1
     times: dict[str, int] = defaultdict(int)
 
     def visit(name: str, runs: int) -> None:
@@ -118,7 +118,7 @@ def _times(bodies: dict[str, list[str]]) -> dict[str, int]:
     return times
 
 
-def _trips(line: str, condition: list[str], body: list[str]) -> int:
+def trips(line: str, condition: list[str], body: list[str]) -> int:
     """Runs of a loop: what the compiler says, or else how far its counter goes from 0 by what is added to it.
 
     XLA unrolls some loops, so that a counter moves by 2. A loop that is no counter's counts once.
@@ -142,14 +142,15 @@ def _trips(line: str, condition: list[str], body: list[str]) -> int:
     return max(1, limit // step)
 
 
-def _collective(line: str, mesh: Mesh, times: int) -> Collective | None:
+def collective_of(line: str, mesh: Mesh, times: int) -> Collective | None:
+    """What an instruction that runs so many times sends; None for any other, and for the end of one."""
     match = INSTRUCTION.match(line)
     kind = match[2].removesuffix("-start") if match else ""
     if match is not None and kind == "send" and (transfer := BETWEEN.search(line)):
-        return _between_slices(ARRAY.findall(match[1])[0], _numbers(transfer[1]), transfer[2], times)
+        return _between_slices(ARRAY.findall(match[1])[0], numbers(transfer[1]), transfer[2], times)
     if match is None or kind not in KINDS:
         return None
-    arrays = [(dtype, _numbers(dims)) for dtype, dims in ARRAY.findall(match[1])]
+    arrays = [(dtype, numbers(dims)) for dtype, dims in ARRAY.findall(match[1])]
     members = _members(line, kind, mesh.size)
     sent = _sent(kind, sum(map(_bytes, arrays)), len(members), match[2].endswith("-start"))
     if kind == "collective-permute":
@@ -159,14 +160,20 @@ def _collective(line: str, mesh: Mesh, times: int) -> Collective | None:
 
 def _between_slices(given: tuple[str, str], slices: tuple[int, ...], transfer: str, times: int) -> Collective:
     """A transfer by way of the hosts, given what a chip hands over."""
-    dtype, shape, n = given[0], _numbers(given[1]), len(slices)
+    dtype, shape, n = given[0], numbers(given[1]), len(slices)
     share = (n - 1) / n if n else 1.0
     factors = {"ALL_REDUCE": 2 * share, "ALL_GATHER": n - 1, "REDUCE_SCATTER": share, "ALL_TO_ALL": share}
     sent = _bytes((dtype, shape)) * factors.get(transfer, 1.0)
     return Collective(transfer.lower().replace("_", "-"), (shape,), (SLICES,), times, sent)
 
 
-def _numbers(text: str) -> tuple[int, ...]:
+def numbers(text: str) -> tuple[int, ...]:
+    """Of a list with commas, such as a shape.
+
+    Example:
+      >>> numbers("8,128")
+      (8, 128)
+    """
     return tuple(int(x) for x in text.split(",") if x)
 
 
@@ -181,13 +188,13 @@ def _members(line: str, kind: str, n: int) -> np.ndarray:
     """Devices of the first group."""
     if kind == "collective-permute":
         pairs = PAIRS.search(line)
-        both = [_numbers(pair) for pair in re.findall(r"\{([\d,]+)\}", pairs[1])] if pairs else []
+        both = [numbers(pair) for pair in re.findall(r"\{([\d,]+)\}", pairs[1])] if pairs else []
         return np.array(next((pair for pair in both if pair[0] != pair[1]), (0,)))
     if groups := GROUPS.search(line):
-        return np.array(_numbers(groups[1]))
+        return np.array(numbers(groups[1]))
     if groups := IOTA_GROUPS.search(line):
-        order = np.arange(n).reshape(_numbers(groups[3]))
-        order = order.transpose(_numbers(groups[4])) if groups[4] else order
+        order = np.arange(n).reshape(numbers(groups[3]))
+        order = order.transpose(numbers(groups[4])) if groups[4] else order
         return order.reshape(int(groups[1]), int(groups[2]))[0]
     if groups := MESH_GROUPS.search(line):
         axes = dict(re.findall(r"'(\w+)'=(\d+)", groups[1]))

@@ -22,7 +22,9 @@ HEADINGS = {
     "step at least, s": "---:",
     "bound by": "---",
     "chip-hours at least": "---:",
+    "exposed collectives, s": "---:",
     "step, estimate, s": "---:",
+    "MFU, estimate": "---:",
     "compute, target in int8": "---:",
 }
 
@@ -44,7 +46,9 @@ def _row(recipe: str, plan: dict[str, Any]) -> list[str]:
         f"{plan['step_seconds']:.2f}",
         plan["binds"],
         f"{hours:.0f}" if (hours := plan["chip_hours"]) >= 10 else f"{hours:.2g}",
-        f"{guess['step_seconds']:.2f}" if guess else "none",
+        f"{guess['seconds']['exposed']:.2f}",
+        f"{guess['step_seconds']:.2f}",
+        f"{100 * guess['mfu']:.0f} %",
         f"{100 * (of['int8'] / of['dtype'] - 1):+.0f} %",
     ]
 

@@ -22,8 +22,10 @@ from rich.console import Console
 from rich.table import Table
 
 from jax_specexit.planning.aot import Lowered, Shapes, lower_step, rows_evaluated, shapes_of, topology_devices
+from jax_specexit.planning.efficiency import Efficiency, efficiency
 from jax_specexit.planning.hlo import SLICES, collectives
-from jax_specexit.planning.work import compute_seconds, step_work
+from jax_specexit.planning.timeline import ATTENTION, EXPERTS, PRODUCTS, timeline
+from jax_specexit.planning.work import Work, compute_seconds, step_work
 from jax_specexit.sharding import ROWS
 from specexit.chips import Chip
 from specexit.config import ConfigError, write_text
@@ -61,13 +63,21 @@ class Program:
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """What a step may take if it is as efficient as another trainer's; not a bound, and not measured."""
+    """What a step may take; not a bound, and not measured."""
 
     note: str
-    mfu: float
-    """Of that trainer, see `specexit.chips.Chip`."""
+    efficiencies: Efficiency
+    """Published shares of the peak."""
+    seconds: dict[str, float]
+    """Of products, experts' products and attention at these shares, and of waiting for collectives."""
+    exposed_seconds: dict[str, float]
+    """Mesh axes -> of the latter, see `jax_specexit.planning.timeline`."""
+    run_seconds: float | None
+    """Of a step whose MFU is that of published runs; None where there are none."""
     step_seconds: float
-    """Useful FLOPs, int8 ones counted at their own peak, over that share of it; never less than the bound."""
+    """The longer of the two, and never less than the bound."""
+    mfu: float
+    """Useful FLOPs of such a step over the bf16 peak, as a run reports it."""
     tokens_per_second_per_chip: float
     chip_hours: float
 
@@ -111,7 +121,7 @@ class Plan:
     """Time at peak of compute with the target's layers in ``dtype`` and in ``int8``, whichever the recipe has."""
     binds: str
     step_seconds: float
-    estimate: Estimate | None
+    estimate: Estimate
     tokens_per_second_per_chip: float
     chip_hours: float
     """Of the whole run."""
@@ -123,7 +133,10 @@ class Plan:
     """What it does -> the programs that a run compiles beside this step."""
 
 
-ESTIMATE = "estimate, not a measurement: as efficient as MaxText's published runs of dense models on this chip"
+ESTIMATE = (
+    "estimate, not a measurement: from published shares of the peak, of other programs and in part of other chips, and "
+    "from what the compiled program's collectives do not hide"
+)
 NOTE = "lower bound from published peaks, not a measurement"
 
 
@@ -296,7 +309,8 @@ def summarise(
     for w in work:
         by_part[w.part] += w.flops
     one_slice = Mesh(mesh.devices[: len(mesh.devices) // config.mesh.dcn_data], mesh.axis_names)
-    sent = [c for c in collectives(compiled.as_text() or "", one_slice) if c.axes]  # a group of one chip sends nothing
+    text = compiled.as_text() or ""
+    sent = [c for c in collectives(text, one_slice) if c.axes]  # a group of one chip sends nothing
     for c in sent:
         by_axis["+".join(c.axes)] += c.sent * c.times
     between = by_axis.get(SLICES, 0.0)
@@ -308,6 +322,7 @@ def summarise(
     if config.mesh.dcn_data > 1 and chip.dcn_bytes_per_second is not None:
         seconds["network"] = between / chip.dcn_bytes_per_second
     binds = max(seconds, key=lambda part: seconds[part])
+    spent = timeline(text, one_slice, chip, _efficiency(shapes, chip))
     tokens = shapes.batch * shapes.length
     stored = (shapes.stored or "bfloat16", len(shapes.layers), shapes.target.hidden_size)
     held_out = rows_evaluated(shapes, mesh)
@@ -339,7 +354,7 @@ def summarise(
         },
         binds=binds,
         step_seconds=seconds[binds],
-        estimate=estimate(config, shapes, chip, mesh, seconds[binds]),
+        estimate=estimate(config, shapes, chip, mesh, seconds[binds], spent),
         tokens_per_second_per_chip=tokens / seconds[binds] / mesh.size,
         chip_hours=config.steps * seconds[binds] * mesh.size / 3600,
         cached_features_tib=config.steps * tokens * bytes_per_token(*stored) / 2**40,
@@ -349,18 +364,52 @@ def summarise(
 
 
 def estimate(
-    config: PlanConfig, shapes: Shapes, chip: Chip, mesh: Mesh | AbstractMesh, bound: float
-) -> Estimate | None:
-    """What a step may take that takes at least ``bound`` seconds; None where nothing published is like it.
+    config: PlanConfig,
+    shapes: Shapes,
+    chip: Chip,
+    mesh: Mesh | AbstractMesh,
+    bound: float,
+    spent: dict[str, float],
+) -> Estimate:
+    """What a step may take that takes at least ``bound`` seconds.
 
-    That is a chip of which no table says anything, or a mixture of experts: the tables are of dense models.
+    Products are counted from the shapes; attention and waits are the compiled program's.
+
+    Args:
+      config, shapes, chip, mesh: of the plan.
+      bound: see `Plan.step_seconds`.
+      spent: see `timeline`.
     """
-    if chip.mfu is None or shapes.target.num_experts:
-        return None
-    work = (dataclasses.replace(w, flops=w.useful) for w in step_work(config, shapes, mesh))
-    seconds = max(compute_seconds(work, chip) / chip.mfu, bound)
-    rate = shapes.batch * shapes.length / seconds / mesh.size
-    return Estimate(ESTIMATE, chip.mfu, seconds, rate, config.steps * seconds * mesh.size / 3600)
+    published, work = _efficiency(shapes, chip), list(step_work(config, shapes, mesh))
+    kinds: dict[str, list[Work]] = {PRODUCTS: [], EXPERTS: [], ATTENTION: []}
+    for w in work:
+        kinds[ATTENTION if w.part.endswith(ATTENTION) else w.part if w.part == EXPERTS else PRODUCTS].append(w)
+    exposed = {axes: waited for axes, waited in spent.items() if axes not in kinds}
+    seconds = {
+        PRODUCTS: compute_seconds(kinds[PRODUCTS], chip) / published.products,
+        EXPERTS: compute_seconds(kinds[EXPERTS], chip) / published.experts,
+        # Of heads that the kernel does not take, attention is products like others.
+        ATTENTION: spent.get(ATTENTION) or compute_seconds(kinds[ATTENTION], chip) / published.products,
+        "exposed": sum(exposed.values()),
+    }
+    useful = compute_seconds((dataclasses.replace(w, flops=w.useful) for w in work), chip)
+    run = useful / published.run if published.run else None
+    step = max(sum(seconds.values()), run or 0.0, bound)
+    return Estimate(
+        note=ESTIMATE,
+        efficiencies=published,
+        seconds=seconds,
+        exposed_seconds=exposed,
+        run_seconds=run,
+        step_seconds=step,
+        mfu=sum(w.useful for w in work) / step / chip.flops,
+        tokens_per_second_per_chip=shapes.batch * shapes.length / step / mesh.size,
+        chip_hours=config.steps * step * mesh.size / 3600,
+    )
+
+
+def _efficiency(shapes: Shapes, chip: Chip) -> Efficiency:
+    return efficiency(chip, shapes.length, shapes.draft.head_dim, bool(shapes.target.num_experts))
 
 
 PEAKS = ("flops", "hbm_gib", "per_second")
@@ -396,9 +445,8 @@ def table(plan: Plan) -> Table:
     for name, said in _traffic(plan):
         out.add_row(name, said)
     out.add_row("step, bound", f"at least {_time(plan.step_seconds)}; {plan.binds} binds")
-    if guess := plan.estimate:
-        rate = f"{guess.tokens_per_second_per_chip:,.0f} tokens per second and chip, {guess.chip_hours:,.1f} chip-hours"
-        out.add_row("step, estimate", f"about {_time(guess.step_seconds)} at an MFU of {guess.mfu:.0%}; {rate}")
+    for name, said in _guess(plan.estimate):
+        out.add_row(name, said)
     out.add_row("tokens, bound", f"at most {plan.tokens_per_second_per_chip:,.0f} per second and chip")
     out.add_row("whole run, bound", f"at least {plan.chip_hours:,.1f} chip-hours")
     disk = f"{plan.cached_features_tib:,.1f} TiB"
@@ -422,6 +470,20 @@ def _traffic(plan: Plan) -> Iterator[tuple[str, str]]:
         between = f"sends {plan.collective_bytes.get(SLICES, 0.0) / 1e9:.3f} GB"
         known = f" at {p['dcn_bytes_per_second'] / 1e9:.3g} GB/s: {_time(s['network'])}" if "network" in s else ""
         yield "network of slices", between + (known or ", and no rate of it is published: not in the bound")
+
+
+def _guess(guess: Estimate) -> Iterator[tuple[str, str]]:
+    """Rows of the estimate, and of what it is made."""
+    rate = f"{guess.tokens_per_second_per_chip:,.0f} tokens per second and chip, {guess.chip_hours:,.1f} chip-hours"
+    yield "step, estimate", f"about {_time(guess.step_seconds)}, an MFU of {guess.mfu:.0%}; {rate}"
+    parts, shares = (f"{part} {_time(s)}" for part, s in guess.seconds.items() if s), guess.efficiencies
+    yield "", f"{', '.join(parts)}: {_time(sum(guess.seconds.values()))} in all, elementwise work left out"
+    if shares.derived:
+        yield "", f"of other chips: the published shares of {', '.join(shares.derived)}"
+    if guess.run_seconds is not None:
+        yield "", f"{_time(guess.run_seconds)} at the {shares.run:.0%} MFU of published whole runs on this chip"
+    waits = ", ".join(f"{axes} {_time(s)}" for axes, s in guess.exposed_seconds.items() if s)
+    yield "exposed collectives", waits or "none"
 
 
 def _time(seconds: float) -> str:

@@ -134,13 +134,14 @@ def _feed_forward_work(config: TrainConfig, shapes: Shapes, rows: float, mesh: M
     All experts' weights are read, since some token of a batch wants each.
     """
     t, layers, tensor = shapes.target, shapes.target.num_hidden_layers, mesh.shape["tensor"]
-    width, pairs, experts = t.intermediate_size / tensor, rows, 1.0
+    part, width, pairs, experts = "target", t.intermediate_size / tensor, rows, 1.0
     if t.num_experts:
+        part = "experts"
         yield product("router", rows, t.hidden_size, t.num_experts, passes=layers)
         width, pairs = t.moe_intermediate_size / tensor, rows * t.num_experts_per_tok
         experts = t.num_experts / mesh.shape[EXPERT]
     for inner, outer in ((t.hidden_size, 2 * width), (width, t.hidden_size)):
-        yield _of_target(config, product("target", pairs, inner, outer, passes=layers, reads=experts))
+        yield _of_target(config, product(part, pairs, inner, outer, passes=layers, reads=experts))
 
 
 def _trunk_work(

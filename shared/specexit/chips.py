@@ -32,16 +32,12 @@ class Chip:
     """Chips of the largest slice."""
     dcn_bytes_per_second: float | None = None
     """Sent to other slices, its share of its host's network cards; None where the page does not say."""
-    mfu: float | None = None
-    """What MaxText's README publishes of training dense models on the chip, exposed collectives and all other losses
-    included: useful FLOPs over the bf16 peak. 16B to 128B on 256 chips of v5e reach 56 to 67 %, 32B to 256B on 64 to
-    512 chips of v5p 68 to 70 %; the lower end of each. None where it has no table."""
 
 
 CHIPS = {
     "v4": Chip("v4", 275e12, 275e12, 32, 1200e9, 300e9, 3, 4096),
-    "v5e": Chip("v5e", 197e12, 393e12, 16, 819e9, 200e9, 2, 256, 3.125e9, 0.56),
-    "v5p": Chip("v5p", 459e12, 459e12, 95, 2765e9, 600e9, 3, 6144, 6.25e9, 0.68),
+    "v5e": Chip("v5e", 197e12, 393e12, 16, 819e9, 200e9, 2, 256, 3.125e9),
+    "v5p": Chip("v5p", 459e12, 459e12, 95, 2765e9, 600e9, 3, 6144, 6.25e9),
     "v6e": Chip("v6e", 918e12, 1836e12, 32, 1638e9, 400e9, 2, 256, 12.5e9),
     "tpu7x": Chip("tpu7x", 2307e12, 2307e12, 192, 7380e9, 600e9, 3, 9216),
 }
