@@ -44,6 +44,9 @@ SLICES = "dcn_data"
 CHAIN = re.compile(r'channel_id=(\d+),.*chain_id="(\d+)"')
 """On TPUs a gather that overlaps with other work is in the text once for each piece of that work."""
 
+SCATTER = "all-reduce-scatter"
+"""How the name of a fusion begins that sums and keeps a part: on TPUs a reduce-scatter, written as an all-reduce."""
+
 
 @dataclass(frozen=True)
 class Collective:
@@ -51,7 +54,7 @@ class Collective:
 
     kind: str
     shapes: tuple[tuple[int, ...], ...]
-    """Of its results; of an asynchronous one, of its operands, too."""
+    """Of its results; of an asynchronous one, of its operands, too; of a scatter within a fusion, before it is cut."""
     axes: tuple[str, ...]
     """Mesh axes that it runs along."""
     times: int
@@ -73,7 +76,7 @@ def collectives(text: str, mesh: Mesh) -> list[Collective]:
     found = []
     for name, lines in bodies.items():
         for line in lines if times[name] else ():
-            collective, chain = collective_of(line, mesh, times[name]), CHAIN.search(line)
+            collective, chain = collective_of(line, mesh, times[name], name), CHAIN.search(line)
             if collective is None or (chain and (chain[1], chain[2]) in seen):
                 continue
             if chain:
@@ -142,8 +145,15 @@ def trips(line: str, condition: list[str], body: list[str]) -> int:
     return max(1, limit // step)
 
 
-def collective_of(line: str, mesh: Mesh, times: int) -> Collective | None:
-    """What an instruction that runs so many times sends; None for any other, and for the end of one."""
+def collective_of(line: str, mesh: Mesh, times: int, within: str = "") -> Collective | None:
+    """What an instruction that runs so many times sends; None for any other, and for the end of one.
+
+    Args:
+      line: of the program's text.
+      mesh: see `collectives`.
+      times: it runs in one call of the program.
+      within: the computation that it is in.
+    """
     match = INSTRUCTION.match(line)
     kind = match[2].removesuffix("-start") if match else ""
     if match is not None and kind == "send" and (transfer := BETWEEN.search(line)):
@@ -155,6 +165,8 @@ def collective_of(line: str, mesh: Mesh, times: int) -> Collective | None:
     sent = _sent(kind, sum(map(_bytes, arrays)), len(members), match[2].endswith("-start"))
     if kind == "collective-permute":
         sent = float(_bytes(arrays[0]))
+    if kind == "all-reduce" and within.startswith(SCATTER):
+        kind, sent = "reduce-scatter", sent / 2
     return Collective(kind, tuple(shape for _, shape in arrays), _axes(members, mesh), times, sent)
 
 

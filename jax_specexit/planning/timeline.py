@@ -152,14 +152,14 @@ def _transfer(program: Program, one: Instruction, rendezvous: dict[str, str]) ->
         return one.operands[0], None, True
     if one.op not in ("fusion", "async-start"):
         return "", None, False
-    inner = [line for called in _called(one) for line in program.bodies.get(called, ())]
-    found = [(line, c) for line in inner if (c := collective_of(line, program.mesh, 1))]
+    inner = [(called, line) for called in _called(one) for line in program.bodies[called]]
+    found = [(line, c) for called, line in inner if (c := collective_of(line, program.mesh, 1, called))]
     if not found:
         return "", None, False
     line, sent = found[0]
-    chain, text = CHAIN.search(line), "\n".join(inner)
+    chain = CHAIN.search(line)
     key = " ".join(chain.groups()) if chain else one.name
-    if "AsyncCollectiveDone" in text:
+    if any("AsyncCollectiveDone" in line for _, line in inner):
         return key, None, True
     apart = chain is not None or one.op == "async-start"
     return key, sent, not apart

@@ -51,3 +51,17 @@ def test_what_crosses_to_other_slices_is_counted_by_what_a_chip_sends(
     (found,) = collectives(program(array, target, kind), one_slice)
     assert (found.kind, found.axes, found.times) == (kind.lower().replace("_", "-"), ("dcn_data",), 4)
     assert (found.shapes, found.sent) == (((8, 128),), sent)
+
+
+def test_a_sum_of_which_a_part_is_kept_is_sent_once() -> None:
+    """On TPUs a reduce-scatter is a fusion of this name, which a cut of the sum ends."""
+    whole = "  %sum = bf16[64,32]{1,0} all-reduce(%x), replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%add"
+    text = f"%all-reduce-scatter.1 (x: bf16[64,32]) -> bf16[16,32] {{\n{whole}\n}}\n\nENTRY %main (x: bf16[64,32]) -> "
+    text += f"bf16[16,32] {{\n  %f = bf16[16,32] fusion(%x), kind=kCustom, calls=%all-reduce-scatter.1\n{whole}\n}}\n"
+    kept, summed = collectives(text, Mesh(np.arange(8).reshape(2, 4).astype(object), ("data", "fsdp")))
+    assert (kept.kind, kept.sent, summed.kind, summed.sent) == (
+        "reduce-scatter",
+        4096 * 3 / 4,
+        "all-reduce",
+        4096 * 1.5,
+    )

@@ -232,10 +232,10 @@ SMALL = {
 """A target with heads as wide as those of real ones, which the splash kernel asks for."""
 
 
-def small_recipe(folder: Path, **changes: Any) -> Path:
-    """Every mesh axis but one is used, and every program of a run."""
+def small_recipe(folder: Path, target: dict[str, Any] | None = None, **changes: Any) -> Path:
+    """Every mesh axis but one is used, and every program of a run; ``target`` changes its configuration."""
     sizes = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim")
-    (folder / "target.yaml").write_text(yaml.safe_dump(SMALL))
+    (folder / "target.yaml").write_text(yaml.safe_dump(SMALL | {"config": SMALL["config"] | (target or {})}))
     recipe = {
         "target": str(folder / "target.yaml"),
         "data": "not-there",
@@ -269,10 +269,11 @@ def check_small(found: dict) -> None:
 
 @small
 def test_a_small_run_compiles_for_a_slice(tmp_path: Path) -> None:
-    found = planned(str(small_recipe(tmp_path, first_step_share=0)))
+    found = planned(str(small_recipe(tmp_path, first_step_share=0, skip_unknown=True)))
     assert set(found["others"]) == {"begin", "measure", "evaluate", "restore", "save"}
     assert found["evaluation"] == {"rows": 2, "length": SMALL["max_model_len"]}  # and training has four of half of it
     check_small(found)
+    check_estimate(found)
 
 
 @small
@@ -305,6 +306,63 @@ def test_so_it_does_with_steps_of_two_lengths(tmp_path: Path, int8: bool) -> Non
     found = planned(str(small_recipe(tmp_path, first_step_share=0.5, target_int8=int8)))
     assert set(found["others"]) == {"begin", "step of 1 TTT steps", "measure", "evaluate", "restore", "save"}
     check_small(found)
+
+
+MIXTURE = {
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "model_type": "qwen3_moe",
+    "num_hidden_layers": 3,
+    "num_experts": 8,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 256,
+    "norm_topk_prob": True,
+}
+
+
+STEPS_ALONE = """
+import dataclasses, json, sys
+from pathlib import Path
+from jax_specexit.planning.aot import lower_step, shapes_of, topology_devices
+from jax_specexit.planning.plan import bytes_on_one_chip, summarise
+from specexit.config import load
+from specexit.schemas.plan import PlanConfig
+from specexit.schemas.target import load_target_config
+
+for recipe in sys.argv[1:]:
+    config = load(PlanConfig, Path(recipe))
+    target = load_target_config(config.target)
+    shapes, (chip, devices) = shapes_of(config, target), topology_devices(config.topology)
+    lowered = lower_step(config, shapes, devices, target.dtype)
+    found = summarise(config, shapes, chip, lowered.mesh, lowered.step.compile(), 0.0, {})
+    print(json.dumps(dataclasses.asdict(found) | {"frozen": bytes_on_one_chip(lowered.frozen)}))
+"""
+
+
+@small
+def test_a_mixture_of_experts_compiles_in_bfloat16_and_in_int8(tmp_path: Path) -> None:
+    """In int8 its products with experts are another kernel. The draft's trunk, which others compile, is frozen."""
+    changes = {"batch_size": 8, "ttt_steps": 1, "first_step_share": 0, "mesh": {"data": 1, "fsdp": 4, "expert": 2}}
+    changes |= {"init_from": "not-there", "freeze_trunk": True, "signals": {"source": "fc"}}
+    recipes = []
+    for topology, int8 in (("v5e:2x4", False), ("v6e:2x4", True)):
+        folder = tmp_path / topology.replace(":", "-")
+        folder.mkdir()
+        recipes.append(small_recipe(folder, target=MIXTURE, topology=topology, target_int8=int8, **changes))
+    done = run("-c", STEPS_ALONE, *map(str, recipes))
+    assert done.returncode == 0, done.stderr
+    assert REPLICATED not in done.stderr
+    both = [json.loads(line) for line in done.stdout.splitlines()]
+    for found in both:
+        check_estimate(found)
+        # In each of 3 layers a chip's 2,048 tokens go to the other one along the axis, and as many sums come back.
+        along = [c for c in found["collectives"] if c["axes"] == ["expert"] and c["times"] == 3]
+        sent = {c["kind"]: c["sent"] for c in along if c["sent"] > 1e6}
+        assert sent == {"all-gather": 3 * 2048 * 512 * 2, "reduce-scatter": 3 * 2048 * 512 * 2}
+    # A byte less of every weight of 3 layers, of which a chip has an eighth of the experts and a quarter of the rest,
+    # and 4 bytes more of every column, along the axes of which only that of the experts cuts them.
+    weights = 3 * (8 * 3 * 512 * 256 / 8 + (512 * (512 + 2 * 256) + 512 * 512) / 4)
+    columns = 3 * (4 * (2 * 256 + 512) + 512 + 2 * 256 + 512)
+    assert both[0]["frozen"] - both[1]["frozen"] == weights - 4 * columns
 
 
 @small
