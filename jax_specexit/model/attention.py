@@ -80,7 +80,8 @@ def ttt_attention(q: Queries, keys: Keys, values: Keys, segment_ids: Int[Array, 
     device = mesh.abstract_device
     on_tpu = (device.platform if device else jax.default_backend()) == "tpu"
     shards = 1 if mesh.empty else mesh.shape[CONTEXT]
-    causal = Splash(shards) if on_tpu and fits(q, shards) else Blockwise(shards)
+    kind = device.device_kind if device else jax.devices()[0].device_kind
+    causal = Splash(shards, kind) if on_tpu and fits(q, shards) else Blockwise(shards)
     if on_tpu and isinstance(causal, Blockwise):
         found = f"length {q.shape[1]}, head size {q.shape[3]}, expected multiples of {LANES}"
         warnings.warn(f"attention without the splash kernel, slower: {found}", stacklevel=2)

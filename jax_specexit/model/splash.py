@@ -22,6 +22,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from jaxtyping import Array, Float, Int
 
 from jax_specexit.model import context
+from specexit.chips import DEVICE_KINDS
 
 CHECKED_WITH = (0, 10)
 """Version of JAX whose private backward pass this file calls."""
@@ -32,9 +33,17 @@ LANES = 128
 TILE = 512
 """Rows and columns of the kernel's tiles, or the largest power of two below that divides the length."""
 
+FORWARD = {"v6e": 1024, "tpu7x": 2048}
+"""The same of the forward pass, of chips for which others are published: axlearn's block sizes, 512 elsewhere. On v6e
+it found the kernel a third faster with 1,024 (`axlearn pull request 958 <https://github.com/apple/axlearn/pull/958>`_),
+which MaxText's benchmark of rows of 32k on v6e takes, too (gemma3-12b-32768-v6e256 in
+benchmarks/maxtext_trillium_model_configs.py). For shorter rows MaxText has 2,048 on every chip, which computes more
+masked pairs."""
+
 WIDE = 4
-"""Tiles of keys in a block of the backward pass; 2,048 keys are also what MaxText's benchmark of a Llama 3.1 8B on v5e
-takes (benchmarks/maxtext_v5e_model_configs.py)."""
+"""Tiles of keys in a block of the backward pass, on every chip: 512 x 2,048 is what that benchmark of MaxText's takes
+on v6e, and 2,048 keys its benchmark of a Llama 3.1 8B on v5e (benchmarks/maxtext_v5e_model_configs.py). None is
+published that is better on one chip and worse on another."""
 
 
 def fits(q: Float[Array, "batch time heads dim"], shards: int = 1) -> bool:
@@ -62,6 +71,8 @@ class Splash:
     """See `jax_specexit.model.attention.Causal`; ``interpret`` runs the kernel on a CPU, for tests."""
 
     shards: int = 1
+    kind: str = ""
+    """What JAX calls the chip."""
     interpret: bool = False
 
     def forward(
@@ -106,7 +117,7 @@ class Splash:
         causal.q_sequence = context.order(time, self.shards).reshape(-1).astype(np.int32)
         kernel = kernels.make_splash_mha(
             masks.MultiHeadMask([causal] * heads),
-            block_sizes=_blocks(time, tile_of(time, self.shards)),
+            block_sizes=_blocks(time, forward_tile(time, self.shards, self.kind), tile_of(time, self.shards)),
             save_residuals=True,
             head_shards=1,  # of this device's heads; the mesh is shard_map's business
             q_seq_shards=self.shards,
@@ -127,15 +138,15 @@ class Splash:
         return info._replace(**sliced, q_sequence=cut(info.q_sequence, 0))
 
 
-def _blocks(time: int, tile: int) -> kernels.BlockSizes:
+def _blocks(time: int, forward: int, tile: int) -> kernels.BlockSizes:
     """One kernel for the whole backward pass: five products a tile, where one for queries and one for keys take seven.
 
     Every block of keys writes its part of the queries' gradient out, to be added up behind it; so blocks of keys are
     wide, and are gone through in tiles.
     """
     return kernels.BlockSizes(
-        block_q=tile,
-        block_kv=tile,
+        block_q=forward,
+        block_kv=forward,
         block_q_dkv=tile,
         block_kv_dkv=wide_of(time, tile),
         block_kv_dkv_compute=tile,
@@ -148,10 +159,15 @@ def wide_of(time: int, tile: int) -> int:
     return math.gcd(time, WIDE * tile)
 
 
-def tile_of(time: int, shards: int = 1) -> int:
-    """Rows of a tile, which lies in one of the two pieces of `context.order`."""
+def tile_of(time: int, shards: int = 1, most: int | None = None) -> int:
+    """Rows of a tile, which lies in one of the two pieces of `context.order`; `TILE` of them at most, or ``most``."""
     piece = time if shards == 1 else time // (2 * shards)
-    return min(TILE, piece & -piece)
+    return min(most or TILE, piece & -piece)
+
+
+def forward_tile(time: int, shards: int = 1, kind: str = "") -> int:
+    """Rows of a tile of the forward pass, on what JAX calls ``kind``."""
+    return tile_of(time, shards, FORWARD.get(DEVICE_KINDS.get(kind, "")))
 
 
 def _heads_first(x: Array) -> Array:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from jax.sharding import AbstractMesh, Mesh
 
-from jax_specexit.model.splash import tile_of, wide_of
+from jax_specexit.model.splash import forward_tile, tile_of, wide_of
 from jax_specexit.planning.aot import Shapes
 from jax_specexit.sharding import CONTEXT, EXPERT, ROWS
 from jax_specexit.training.optimizer import NEWTON_SCHULZ
@@ -29,6 +29,9 @@ BYTES = 2
 
 SPLASH_BACKWARD = 5
 """Products per tile in the kernel's backward pass: scores, their gradient, and those of queries, keys and values."""
+
+Tiles = tuple[int, int]
+"""Rows of attention's tiles, forward and backward."""
 
 
 @dataclass(frozen=True)
@@ -69,17 +72,17 @@ def product(
 
 
 def attention(
-    part: str, rows: float, length: int, heads: float, dim: int, diagonals: int, *, tile: int, backward: int
+    part: str, rows: float, length: int, heads: float, dim: int, diagonals: int, *, tiles: Tiles, backward: int
 ) -> Work:
     """Causal attention plus diagonals; two products a tile forward, ``backward`` ones back (0: no gradient).
 
     The blocks of the backward pass are wider than they are high, and on the diagonal they are computed whole.
     """
-    tile = min(tile, length & -length)
-    tiles, pairs, own = rows * (length + tile) / 2, rows * (length + 1) / 2, rows * diagonals
+    forward, tile = (min(tile, length & -length) for tile in tiles)
+    seen, pairs, own = rows * (length + forward) / 2, rows * (length + 1) / 2, rows * diagonals
     blocks = rows * (length + (tile + wide_of(length, tile)) / 2) / 2
     per_pair = 2 * heads * dim
-    executed = per_pair * (tiles * 2 + blocks * backward + own * (2 + 4 * bool(backward)))
+    executed = per_pair * (seen * 2 + blocks * backward + own * (2 + 4 * bool(backward)))
     useful = per_pair * (pairs + own) * (2 + 4 * bool(backward))
     moved = BYTES * rows * heads * dim * (4 + 2 * diagonals) * (3 if backward else 1)
     return Work(part, executed, useful, moved)
@@ -99,10 +102,12 @@ def step_work(
       config: the recipe.
       shapes: of its models.
       mesh: that it runs on.
-      tile, backward: of the attention kernel; the tile is the splash kernel's own choice where None.
+      tile, backward: of the attention kernel; the tiles are the splash kernel's own choice where None.
     """
     tensor = mesh.shape["tensor"]
-    tile = tile or tile_of(shapes.length, mesh.shape[CONTEXT])
+    length, shards = shapes.length, mesh.shape[CONTEXT]
+    own = (forward_tile(length, shards, _kind(mesh)), tile_of(length, shards))
+    tiles = own if tile is None else (tile, tile)
     rows = shapes.batch * shapes.length / math.prod(mesh.shape[axis] for axis in (*ROWS, CONTEXT))
     t, d = shapes.target, shapes.draft
     q, kv = t.num_attention_heads * t.head_dim / tensor, t.num_key_value_heads * t.head_dim / tensor
@@ -113,14 +118,20 @@ def step_work(
     for inner, outer in ((t.hidden_size, q + 2 * kv), (q, t.hidden_size)):
         yield _of_target(config, product("target", rows, inner, outer, passes=layers))
     yield from _feed_forward_work(config, shapes, rows, mesh)
-    one = attention("", rows, shapes.length, t.num_attention_heads / tensor, t.head_dim, 0, tile=tile, backward=0)
+    one = attention("", rows, shapes.length, t.num_attention_heads / tensor, t.head_dim, 0, tiles=tiles, backward=0)
     yield Work("target attention", one.flops * layers, one.useful * layers, one.hbm_bytes * layers)
 
     read = d.aux_size if config.signals.source == "fc" else d.hidden_size
     yield product("signals", rows, read, len(SIGNALS), passes=2 if config.signals.source == "fc" else 3)
     if not config.freeze_trunk:
-        yield from _trunk_work(config, shapes, rows, mesh, tile, backward)
+        yield from _trunk_work(config, shapes, rows, mesh, tiles, backward)
         yield _optimizer_work(shapes, mesh)
+
+
+def _kind(mesh: Mesh | AbstractMesh) -> str:
+    """What JAX calls its chips; nothing where it does not say."""
+    device = mesh.devices.flat[0] if isinstance(mesh, Mesh) else mesh.abstract_device
+    return getattr(device, "device_kind", "")
 
 
 def _of_target(config: TrainConfig, one: Work) -> Work:
@@ -145,7 +156,7 @@ def _feed_forward_work(config: TrainConfig, shapes: Shapes, rows: float, mesh: M
 
 
 def _trunk_work(
-    config: TrainConfig, shapes: Shapes, rows: float, mesh: Mesh | AbstractMesh, tile: int, backward: int
+    config: TrainConfig, shapes: Shapes, rows: float, mesh: Mesh | AbstractMesh, tiles: Tiles, backward: int
 ) -> Iterator[Work]:
     d, steps, tensor = shapes.draft, config.ttt_steps, mesh.shape["tensor"]
     h, q, kv = d.hidden_size, d.num_attention_heads * d.head_dim / tensor, d.num_key_value_heads * d.head_dim / tensor
@@ -163,12 +174,15 @@ def _trunk_work(
     for k in range(steps):
         once_more = 2 if config.remat else 0
         yield attention(
-            "draft attention", rows, shapes.length, heads, d.head_dim, k, tile=tile, backward=backward + once_more
+            "draft attention", rows, shapes.length, heads, d.head_dim, k, tiles=tiles, backward=backward + once_more
         )
     chunks, vocab = shapes.length / mesh.shape[CONTEXT] / config.loss_chunk, d.draft_vocab_size / tensor
     yield product("logits", rows, shapes.target.hidden_size, vocab, passes=1, reads=chunks)
     yield product("logits", rows * steps, h, vocab, passes=3, reads=chunks)
     yield product("logits", rows * steps, vocab, 1, passes=1, useful=0)  # for the value of the loss alone
+    if config.skip_unknown:  # the target's first choice among all tokens
+        t = shapes.target
+        yield product("logits", rows, t.hidden_size, t.vocab_size / tensor, passes=1, reads=chunks)
 
 
 def _optimizer_work(shapes: Shapes, mesh: Mesh | AbstractMesh) -> Work:

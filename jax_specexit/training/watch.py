@@ -12,11 +12,8 @@ from jax.sharding import Mesh
 from jax_specexit.planning.aot import Shapes
 from jax_specexit.planning.work import step_work
 from jax_specexit.training.optimizer import schedule
-from specexit.chips import CHIPS
+from specexit.chips import CHIPS, DEVICE_KINDS
 from specexit.schemas.train import TrainConfig
-
-DEVICE_KINDS = {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v5p": "v5p", "TPU v6 lite": "v6e"}
-"""What JAX calls a chip -> its name in `specexit.chips`."""
 
 
 def steps_of(config: TrainConfig, step: int) -> int:

@@ -42,6 +42,16 @@ CHIPS = {
     "tpu7x": Chip("tpu7x", 2307e12, 2307e12, 192, 7380e9, 600e9, 3, 9216),
 }
 
+DEVICE_KINDS = {
+    "TPU v4": "v4",
+    "TPU v5 lite": "v5e",
+    "TPU v5": "v5p",
+    "TPU v5p": "v5p",
+    "TPU v6 lite": "v6e",
+    "TPU7x": "tpu7x",
+}
+"""What JAX calls a chip -> its name in `CHIPS`."""
+
 PLANES = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 """The slices of the chips with a two-dimensional torus."""
 

@@ -81,7 +81,7 @@ def splash(context: int) -> float:
     local, whole = PartitionSpec(*BATCH), PartitionSpec(BATCH[0])
 
     def ours(q, k, v):
-        attend_here = partial(attend, Splash(context, interpret=True))
+        attend_here = partial(attend, Splash(context, "TPU v6 lite", interpret=True))
         specs = {"in_specs": (local, local, local, whole), "out_specs": local}
         out = jax.shard_map(attend_here, mesh=mesh, check_vma=False, **specs)(q, k, v, segment_starts(segments))
         return jnp.sum(wanted * out)
@@ -261,7 +261,7 @@ def main(recipe: str) -> None:
     alone = begin(config, make_mesh(MeshConfig(), devices[:1]))
     found = {
         "attention": attention(meshes),
-        "splash": splash(2),
+        "splash": {str(context): splash(context) for context in (2, 4)},
         "shifts": {name: shifts(mesh) for name, mesh in meshes.items()},
         "cross_entropy": cross_entropy(meshes),
         "lookup": {name: lookup(mesh) for name, mesh in meshes.items()},

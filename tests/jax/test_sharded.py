@@ -33,9 +33,10 @@ def test_attention_equals_the_masked_oracle(found: dict) -> None:
     assert max(found["attention"].values()) < 1e-12
 
 
-def test_a_row_on_two_chips_in_the_splash_kernel(found: dict) -> None:
-    # float32, whose rounding over 512 keys is a few 1e-6 of the largest gradient
-    assert found["splash"] < 3e-5
+def test_a_row_on_several_chips_in_the_splash_kernel(found: dict) -> None:
+    # float32, whose rounding over 1,024 keys is a few 1e-6 of the largest gradient
+    assert set(found["splash"]) == {"2", "4"}
+    assert max(found["splash"].values()) < 3e-5
 
 
 def test_a_shift_crosses_from_chip_to_chip(found: dict) -> None:

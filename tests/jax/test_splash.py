@@ -4,19 +4,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractDevice, AbstractMesh
 
-from jax_specexit.model import splash
+from jax_specexit.model import attention, splash
 from jax_specexit.model.attention import attend, ttt_attention_reference
 from jax_specexit.model.layers import segment_starts
 from jax_specexit.model.splash import Splash
+from jax_specexit.sharding import AXES
 
 TIME, HEADS, DIM = 256, 4, 128
 
 
-@pytest.mark.parametrize(("steps", "kv_heads", "wide"), [(1, 4, 2), (3, 2, 1)])
-def test_equals_the_masked_oracle(steps: int, kv_heads: int, wide: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In two tiles, which the backward pass takes as one block or as two."""
+@pytest.mark.parametrize(("steps", "kv_heads", "wide", "forward"), [(1, 4, 2, TIME // 2), (3, 2, 1, TIME)])
+def test_equals_the_masked_oracle(
+    steps: int, kv_heads: int, wide: int, forward: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In two tiles, which the backward pass takes as one block or as two, and the forward pass of some chips as one."""
     monkeypatch.setattr(splash, "TILE", TIME // 2)
+    monkeypatch.setattr(splash, "FORWARD", {"v6e": forward})
     monkeypatch.setattr(splash, "WIDE", wide)
     segments = jnp.asarray([[1] * 100 + [2] * 60 + [3] * 96, [1] * 250 + [0] * 6])
     keys = jax.random.split(jax.random.key(steps), 2 * steps + 2)
@@ -25,7 +30,7 @@ def test_equals_the_masked_oracle(steps: int, kv_heads: int, wide: int, monkeypa
     k, v = rest[:steps], rest[steps:]
 
     def ours(q, k, v):
-        return jnp.sum(wanted * attend(Splash(interpret=True), q, k, v, segment_starts(segments)))
+        return jnp.sum(wanted * attend(Splash(kind="TPU v6 lite", interpret=True), q, k, v, segment_starts(segments)))
 
     def oracle(q, k, v):
         return jnp.sum(wanted * ttt_attention_reference(q, k, v, segments))
@@ -34,6 +39,33 @@ def test_equals_the_masked_oracle(steps: int, kv_heads: int, wide: int, monkeypa
     # The kernel computes in float32, whose rounding over 256 keys is a few 1e-6 of the largest gradient.
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, atol=3e-5 * float(jnp.abs(b).max()))
+
+
+def test_tiles_are_those_that_are_published_for_the_chip() -> None:
+    kinds = {"TPU v5 lite": 512, "TPU v5p": 512, "TPU v6 lite": 1024, "TPU7x": 2048, "TPU of tomorrow": 512}
+    assert {kind: splash.forward_tile(8192, kind=kind) for kind in kinds} == kinds
+    # A tile divides the row, and of a row on several chips each of a chip's two pieces of it.
+    assert splash.forward_tile(3 * 256, kind="TPU v6 lite") == 256
+    assert splash.forward_tile(8192, 8, "TPU v6 lite") == 512
+    blocks = splash.Splash(kind="TPU v6 lite")._kernel(2, 4096).kwargs["block_sizes"]
+    assert (blocks.block_q, blocks.block_kv, blocks.block_kv_compute) == (1024, 1024, 1024)
+    assert (blocks.block_q_dkv, blocks.block_kv_dkv, blocks.block_kv_dkv_compute) == (512, 2048, 512)
+
+
+def test_the_kernel_is_that_of_the_chip_that_a_program_is_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when it is planned, on a machine without any."""
+    made: list[Splash] = []
+
+    def looked_at(causal: Splash, q: jax.Array, *_: object) -> jax.Array:
+        made.append(causal)
+        return q
+
+    monkeypatch.setattr(attention, "attend", looked_at)
+    device = AbstractDevice(device_kind="TPU v6 lite", num_cores=1, platform="tpu")
+    q = jax.ShapeDtypeStruct((1, TIME, HEADS, DIM), jnp.float32)
+    with jax.sharding.use_abstract_mesh(AbstractMesh((1,) * 5, AXES, abstract_device=device)):
+        jax.eval_shape(attention.ttt_attention, q, [q], [q], jax.ShapeDtypeStruct((1, TIME), jnp.int32))
+    assert {causal.kind for causal in made} == {"TPU v6 lite"}
 
 
 def test_an_unchecked_version_of_jax_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
