@@ -162,7 +162,7 @@ features: $(VENV)/.dev-ready  ## Train on stored features against online ones: w
 
 WITH_TPU = PYTHONPATH=$(abspath $(VENV)-tpu)$${PYTHONPATH:+:$$PYTHONPATH} $(BIN)/python
 
-test-tpu-small: $(VENV)-tpu/.ready  ## Compile the programs of a small model for a TPU slice, no TPU needed (two minutes)
+test-tpu-small: $(VENV)-tpu/.ready  ## Compile the programs of a small model for a TPU slice, no TPU needed (minutes)
 	@$(WITH_TPU) -m pytest tests/jax/test_plan.py -m small -n logical $(ARGS)
 
 test-tpu: $(VENV)-tpu/.ready  ## Compile small and middling programs for TPU slices, no TPU needed (minutes)
