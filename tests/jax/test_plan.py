@@ -324,6 +324,7 @@ import dataclasses, json, sys
 from pathlib import Path
 from jax_specexit.planning.aot import lower_step, shapes_of, topology_devices
 from jax_specexit.planning.plan import bytes_on_one_chip, summarise
+from jax_specexit.planning.timeline import timeline
 from specexit.config import load
 from specexit.schemas.plan import PlanConfig
 from specexit.schemas.target import load_target_config
@@ -333,8 +334,10 @@ for recipe in sys.argv[1:]:
     target = load_target_config(config.target)
     shapes, (chip, devices) = shapes_of(config, target), topology_devices(config.topology)
     lowered = lower_step(config, shapes, devices, target.dtype)
-    found = summarise(config, shapes, chip, lowered.mesh, lowered.step.compile(), 0.0, {})
-    print(json.dumps(dataclasses.asdict(found) | {"frozen": bytes_on_one_chip(lowered.frozen)}))
+    compiled, frozen = lowered.step.compile(), bytes_on_one_chip(lowered.frozen)
+    found = summarise(config, shapes, chip, lowered.mesh, compiled, 0.0, {})
+    spent = timeline(compiled.as_text(), lowered.mesh, chip, found.estimate.efficiencies)
+    print(json.dumps(dataclasses.asdict(found) | {"frozen": frozen, "spent": spent}))
 """
 
 
@@ -354,6 +357,10 @@ def test_a_mixture_of_experts_compiles_in_bfloat16_and_in_int8(tmp_path: Path) -
     both = [json.loads(line) for line in done.stdout.splitlines()]
     for found in both:
         check_estimate(found)
+        # The products that are read off the program are those that are counted from the shapes.
+        guess, spent = found["estimate"]["seconds"], found["spent"]
+        assert spent["experts"] == pytest.approx(guess["experts"])
+        assert spent["products"] == pytest.approx(guess["products"], rel=0.1)
         # In each of 3 layers a chip's 2,048 tokens go to the other one along the axis, and as many sums come back.
         along = [c for c in found["collectives"] if c["axes"] == ["expert"] and c["times"] == 3]
         sent = {c["kind"]: c["sent"] for c in along if c["sent"] > 1e6}
