@@ -6,19 +6,20 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from tensorboardX import SummaryWriter
-from tensorboardX.record_writer import register_writer_factory
 
 from jax_specexit.training.clock import Clock
 from jax_specexit.training.run import read_began
 from specexit.buckets import BucketPath
 from specexit.config import ConfigError, append_text, write_text
 from specexit.method.signals import NAMES
+
+if TYPE_CHECKING:
+    from tensorboardX import SummaryWriter
 
 
 def acceptance_estimate(top1: np.ndarray) -> float:
@@ -82,7 +83,13 @@ class _Events:
         """Nothing: it has been flushed, and there is nothing to let go of."""
 
 
-register_writer_factory("gs", _Events)
+def _board(run: Path, start: int) -> SummaryWriter:
+    """TensorBoard's writer, which imports PyTorch where that is there: seconds, for the process that writes alone."""
+    from tensorboardX import SummaryWriter
+    from tensorboardX.record_writer import register_writer_factory
+
+    register_writer_factory("gs", _Events)
+    return SummaryWriter(str(run / "tensorboard"), purge_step=start + 1)
 
 
 class Metrics:
@@ -136,7 +143,7 @@ class Metrics:
             write_text(path, "".join(kept))
             self.trained = json.loads(kept[-1]).get("trained_seconds", 0.0) if kept else 0.0
         self.path = path
-        self.board = SummaryWriter(str(run / "tensorboard"), purge_step=start + 1)
+        self.board = _board(run, start)
 
     def __enter__(self) -> Metrics:
         self.progress.start()
