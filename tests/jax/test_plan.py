@@ -79,6 +79,8 @@ def check(found: dict) -> None:
     # A run compiles more than its step, and all of it has to fit.
     assert {"begin", "measure", "evaluate", "restore", "save"} <= set(found["others"])
     assert all(program["hbm_gib"]["spare"] >= 0.1 for program in found["others"].values())
+    # No recipe leaves traces out that its target can write.
+    assert found["evaluation"]["length"] >= load_target_config(found["target"]).max_model_len
     for collective in found["collectives"]:
         # Of weights and token ids, never of activations; but the keys and values of a row that lies on several chips,
         # and a token goes where its experts are.
