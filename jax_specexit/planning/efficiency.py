@@ -68,7 +68,7 @@ class Efficiency:
     run: float | None
     """MFU of whole training runs of such models; None where nothing is published."""
     derived: tuple[str, ...]
-    """Which of these are another chip's."""
+    """Which of these, products, experts' or attention's, are another chip's."""
 
 
 def efficiency(chip: Chip, length: int, head_dim: int, experts: bool) -> Efficiency:
@@ -86,7 +86,7 @@ def efficiency(chip: Chip, length: int, head_dim: int, experts: bool) -> Efficie
         float(np.interp(math.log(length), lengths, [columns[column][way] for columns in SPLASH.values()]))
         for way in (0, 1)
     )
-    own = {"products": "v5e", "experts": "v5p", "forward": "tpu7x", "backward": "tpu7x"}
+    own = {"products": "v5e", "experts": "v5p", "attention": "tpu7x"}
     derived = tuple(part for part, on in own.items() if on != chip.name and (experts or part != "experts"))
     run = (MIXTURES if experts else DENSE).get(chip.name)
     return Efficiency(PRODUCTS, EXPERTS, forward, backward, run, derived)

@@ -17,15 +17,15 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-from jax.sharding import AbstractMesh, Mesh
+from jax.sharding import Mesh
 from rich.console import Console
 from rich.table import Table
 
 from jax_specexit.planning.aot import Lowered, Shapes, lower_step, rows_evaluated, shapes_of, topology_devices
-from jax_specexit.planning.efficiency import Efficiency, efficiency
+from jax_specexit.planning.estimate import Estimate, estimate, milliseconds, rows, shares
 from jax_specexit.planning.hlo import SLICES, collectives
-from jax_specexit.planning.timeline import ATTENTION, EXPERTS, PRODUCTS, timeline
-from jax_specexit.planning.work import Work, compute_seconds, step_work
+from jax_specexit.planning.timeline import timeline
+from jax_specexit.planning.work import compute_seconds, step_work
 from jax_specexit.sharding import ROWS
 from specexit.chips import Chip
 from specexit.config import ConfigError, write_text
@@ -59,27 +59,6 @@ class Program:
     """Everything that is on a chip while it runs, the run's whole state included."""
     compile_seconds: float
     """0 where nothing is compiled."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Estimate:
-    """What a step may take; not a bound, and not measured."""
-
-    note: str
-    efficiencies: Efficiency
-    """Published shares of the peak."""
-    seconds: dict[str, float]
-    """Of products, experts' products and attention at these shares, and of waiting for collectives."""
-    exposed_seconds: dict[str, float]
-    """Mesh axes -> of the latter, see `jax_specexit.planning.timeline`."""
-    run_seconds: float | None
-    """Of a step whose MFU is that of published runs; None where there are none."""
-    step_seconds: float
-    """The longer of the two, and never less than the bound."""
-    mfu: float
-    """Useful FLOPs of such a step over the bf16 peak, as a run reports it."""
-    tokens_per_second_per_chip: float
-    chip_hours: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,10 +112,6 @@ class Plan:
     """What it does -> the programs that a run compiles beside this step."""
 
 
-ESTIMATE = (
-    "estimate, not a measurement: from published shares of the peak, of other programs and in part of other chips, and "
-    "from what the compiled program's collectives do not hide"
-)
 NOTE = "lower bound from published peaks, not a measurement"
 
 
@@ -322,7 +297,7 @@ def summarise(
     if config.mesh.dcn_data > 1 and chip.dcn_bytes_per_second is not None:
         seconds["network"] = between / chip.dcn_bytes_per_second
     binds = max(seconds, key=lambda part: seconds[part])
-    spent = timeline(text, one_slice, chip, _efficiency(shapes, chip))
+    spent = timeline(text, one_slice, chip, shares(shapes, chip))
     tokens = shapes.batch * shapes.length
     stored = (shapes.stored or "bfloat16", len(shapes.layers), shapes.target.hidden_size)
     held_out = rows_evaluated(shapes, mesh)
@@ -363,55 +338,6 @@ def summarise(
     )
 
 
-def estimate(
-    config: PlanConfig,
-    shapes: Shapes,
-    chip: Chip,
-    mesh: Mesh | AbstractMesh,
-    bound: float,
-    spent: dict[str, float],
-) -> Estimate:
-    """What a step may take that takes at least ``bound`` seconds.
-
-    Products are counted from the shapes; attention and waits are the compiled program's.
-
-    Args:
-      config, shapes, chip, mesh: of the plan.
-      bound: see `Plan.step_seconds`.
-      spent: see `timeline`.
-    """
-    published, work = _efficiency(shapes, chip), list(step_work(config, shapes, mesh))
-    kinds: dict[str, list[Work]] = {PRODUCTS: [], EXPERTS: [], ATTENTION: []}
-    for w in work:
-        kinds[ATTENTION if w.part.endswith(ATTENTION) else w.part if w.part == EXPERTS else PRODUCTS].append(w)
-    exposed = {axes: waited for axes, waited in spent.items() if axes not in kinds}
-    seconds = {
-        PRODUCTS: compute_seconds(kinds[PRODUCTS], chip) / published.products,
-        EXPERTS: compute_seconds(kinds[EXPERTS], chip) / published.experts,
-        # Of heads that the kernel does not take, attention is products like others.
-        ATTENTION: spent.get(ATTENTION) or compute_seconds(kinds[ATTENTION], chip) / published.products,
-        "exposed": sum(exposed.values()),
-    }
-    useful = compute_seconds((dataclasses.replace(w, flops=w.useful) for w in work), chip)
-    run = useful / published.run if published.run else None
-    step = max(sum(seconds.values()), run or 0.0, bound)
-    return Estimate(
-        note=ESTIMATE,
-        efficiencies=published,
-        seconds=seconds,
-        exposed_seconds=exposed,
-        run_seconds=run,
-        step_seconds=step,
-        mfu=sum(w.useful for w in work) / step / chip.flops,
-        tokens_per_second_per_chip=shapes.batch * shapes.length / step / mesh.size,
-        chip_hours=config.steps * step * mesh.size / 3600,
-    )
-
-
-def _efficiency(shapes: Shapes, chip: Chip) -> Efficiency:
-    return efficiency(chip, shapes.length, shapes.draft.head_dim, bool(shapes.target.num_experts))
-
-
 PEAKS = ("flops", "hbm_gib", "per_second")
 """Ends of the names of a chip's peaks."""
 
@@ -437,15 +363,17 @@ def table(plan: Plan) -> Table:
         out.add_row(f"  {name}", f"{one.total:.1f} GiB, {one.spare:.0%} to spare; {compiled}")
     out.add_row("batch that fits", f"about {plan.batch_that_fits} rows, leaving {SPARE:.0%} free (not compiled)")
     parts = ", ".join(f"{part} {flops / plan.flops:.0%}" for part, flops in plan.flops_by_part.items())
-    out.add_row("compute", f"{plan.flops / 1e12:.1f} TFLOP at {p['flops'] / 1e12:g} TFLOP/s: {_time(s['compute'])}")
+    out.add_row(
+        "compute", f"{plan.flops / 1e12:.1f} TFLOP at {p['flops'] / 1e12:g} TFLOP/s: {milliseconds(s['compute'])}"
+    )
     out.add_row("", f"{plan.useful_flops:.0%} useful ({parts})")
     of = plan.compute_seconds_of_target
-    said = f"{_time(of['dtype'])}, in int8 {_time(of['int8'])} ({of['int8'] / of['dtype'] - 1:+.0%})"
+    said = f"{milliseconds(of['dtype'])}, in int8 {milliseconds(of['int8'])} ({of['int8'] / of['dtype'] - 1:+.0%})"
     out.add_row("", f"with the target's layers in {plan.dtype} {said}")
     for name, said in _traffic(plan):
         out.add_row(name, said)
-    out.add_row("step, bound", f"at least {_time(plan.step_seconds)}; {plan.binds} binds")
-    for name, said in _guess(plan.estimate):
+    out.add_row("step, bound", f"at least {milliseconds(plan.step_seconds)}; {plan.binds} binds")
+    for name, said in rows(plan.estimate):
         out.add_row(name, said)
     out.add_row("tokens, bound", f"at most {plan.tokens_per_second_per_chip:,.0f} per second and chip")
     out.add_row("whole run, bound", f"at least {plan.chip_hours:,.1f} chip-hours")
@@ -461,30 +389,14 @@ def _traffic(plan: Plan) -> Iterator[tuple[str, str]]:
     """Rows of what is moved, and how long that takes at the least."""
     p, s = plan.peaks, plan.seconds
     rate = p["hbm_bytes_per_second"] / 1e9
-    yield "HBM traffic", f"{plan.hbm_bytes / 1e9:.1f} GB at {rate:,.0f} GB/s: {_time(s['hbm'])}"
+    yield "HBM traffic", f"{plan.hbm_bytes / 1e9:.1f} GB at {rate:,.0f} GB/s: {milliseconds(s['hbm'])}"
     sent = {axis: f"{axis} {sent / 1e9:.2f} GB" for axis, sent in plan.collective_bytes.items() if axis != SLICES}
     rate = p["ici_bytes_per_second"] / 1e9
-    said = f"sends {', '.join(sent.values()) or 'nothing'} at {rate:,.0f} GB/s: {_time(s['interconnect'])}"
+    said = f"sends {', '.join(sent.values()) or 'nothing'} at {rate:,.0f} GB/s: {milliseconds(s['interconnect'])}"
     yield "interconnect", said
     if plan.slices > 1:
         between = f"sends {plan.collective_bytes.get(SLICES, 0.0) / 1e9:.3f} GB"
-        known = f" at {p['dcn_bytes_per_second'] / 1e9:.3g} GB/s: {_time(s['network'])}" if "network" in s else ""
+        known = (
+            f" at {p['dcn_bytes_per_second'] / 1e9:.3g} GB/s: {milliseconds(s['network'])}" if "network" in s else ""
+        )
         yield "network of slices", between + (known or ", and no rate of it is published: not in the bound")
-
-
-def _guess(guess: Estimate) -> Iterator[tuple[str, str]]:
-    """Rows of the estimate, and of what it is made."""
-    rate = f"{guess.tokens_per_second_per_chip:,.0f} tokens per second and chip, {guess.chip_hours:,.1f} chip-hours"
-    yield "step, estimate", f"about {_time(guess.step_seconds)}, an MFU of {guess.mfu:.0%}; {rate}"
-    parts, shares = (f"{part} {_time(s)}" for part, s in guess.seconds.items() if s), guess.efficiencies
-    yield "", f"{', '.join(parts)}: {_time(sum(guess.seconds.values()))} in all, elementwise work left out"
-    if shares.derived:
-        yield "", f"of other chips: the published shares of {', '.join(shares.derived)}"
-    if guess.run_seconds is not None:
-        yield "", f"{_time(guess.run_seconds)} at the {shares.run:.0%} MFU of published whole runs on this chip"
-    waits = ", ".join(f"{axes} {_time(s)}" for axes, s in guess.exposed_seconds.items() if s)
-    yield "exposed collectives", waits or "none"
-
-
-def _time(seconds: float) -> str:
-    return f"{seconds * 1e3:,.1f} ms"

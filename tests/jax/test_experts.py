@@ -15,7 +15,7 @@ from jax.sharding import AbstractMesh
 from jax_specexit.model import experts
 from jax_specexit.model.experts import Mixture, mixture_reference
 from jax_specexit.planning.aot import shapes_of
-from jax_specexit.planning.plan import estimate
+from jax_specexit.planning.estimate import estimate
 from jax_specexit.planning.work import step_work
 from jax_specexit.sharding import AXES, check_mesh
 from specexit.chips import CHIPS

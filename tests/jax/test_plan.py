@@ -21,8 +21,8 @@ from jax.sharding import AbstractMesh
 
 from jax_specexit.planning import page as page_of_plans
 from jax_specexit.planning.aot import Shapes, shapes_of
+from jax_specexit.planning.estimate import estimate
 from jax_specexit.planning.page import table
-from jax_specexit.planning.plan import estimate
 from jax_specexit.sharding import AXES
 from specexit.chips import CHIPS, Chip, chip_of
 from specexit.config import REPOSITORY, load
