@@ -350,8 +350,8 @@ def table(plan: Plan) -> Table:
     mesh = " x ".join(f"{axis} {size}" for axis, size in plan.mesh.items())
     out.add_row("mesh", f"{mesh} = {plan.chips} chips")
     out.add_row("batch", f"{plan.batch_size} rows of {plan.length:,} tokens, {plan.ttt_steps} TTT steps")
-    if rows := plan.evaluation:
-        out.add_row("evaluation", f"at most {rows['rows']} rows of {rows['length']:,} tokens at once")
+    if held_out := plan.evaluation:
+        out.add_row("evaluation", f"at most {held_out['rows']} rows of {held_out['length']:,} tokens at once")
     out.add_row(
         "HBM per chip",
         f"{m.total:.1f} of {m.capacity:g} GiB, {m.spare:.0%} to spare ({m.arguments:.1f} parameters and state, "
