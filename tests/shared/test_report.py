@@ -453,10 +453,17 @@ def test_unusable_metrics_name_the_file(tmp_path: Path, text: str) -> None:
         read_metrics(path)
 
 
-def test_an_evaluation_is_flattened(tmp_path: Path) -> None:
+def test_an_evaluation_is_flattened_and_each_number_explained_once(tmp_path: Path) -> None:
     path = tmp_path / "evaluation.json"
-    path.write_text(json.dumps({"n": 3, "top1": [0.5, 0.25], "hard_boundaries": {"auroc": 0.98765}}))
-    assert read_evaluation(path) == {"n": "3", "top1": "0.5, 0.25", "hard boundaries auroc": "0.9877"}
+    numbers = {"n": 3, "top1": [0.5, 0.25], "hard_boundaries": {"auroc": 0.98765}, "cut": {"0": 0.5, "1": 0.625}}
+    path.write_text(json.dumps(numbers | {"definitions": {"auroc": "how well", "cut": "at that loss"}}))
+    assert read_evaluation(path) == {
+        "n": ("3", ""),
+        "top1": ("0.5, 0.25", ""),
+        "hard boundaries auroc": ("0.9877", "how well"),
+        "cut 0": ("0.5", "at that loss"),
+        "cut 1": ("0.625", ""),
+    }
 
 
 def test_the_guarantee_is_said_of_problems_with_what_it_is_for(

@@ -64,7 +64,7 @@ class Page:
     shown: tuple[Shown, ...]
     training: tuple[Figure, ...]
     watched: Watched | None
-    evaluation: dict[str, str]
+    evaluation: dict[str, tuple[str, str]]
     tests: Table | None
     checks: tuple[tuple[str, str], ...]
     note: str | None
@@ -225,29 +225,34 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return [by_step[step] for step in sorted(by_step)]
 
 
-def read_evaluation(path: Path) -> dict[str, str]:
-    """What `evaluate` wrote, as names and texts; nested names joined.
+def read_evaluation(path: Path) -> dict[str, tuple[str, str]]:
+    """What `evaluate` wrote: name -> value and what it is, where the file says that; nested names joined.
 
     Raises:
       ReportError: not there or not a JSON object.
     """
     try:
         numbers = json.loads(path.read_text())
-        numbers.pop("definitions", None)
-        return dict(_flatten("", numbers))
+        says: dict[str, str] = numbers.pop("definitions", {})
+        return {
+            label: (value, next((says.pop(name) for name in names if name in says), ""))
+            for names, label, value in _flatten((), numbers)
+        }
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise ReportError(f"{path}: cannot be read as what evaluate writes: {error!r}") from error
 
 
-def _flatten(prefix: str, values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _flatten(names: tuple[str, ...], values: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str, str]]:
+    """The names that lead to each value, from without, its label and its text."""
     for name, value in values.items():
-        label = f"{prefix} {name}".strip().replace("_", " ")
+        path = (*names, name)
+        label = " ".join(path).replace("_", " ")
         if isinstance(value, Mapping):
-            yield from _flatten(label, value)
+            yield from _flatten(path, value)
         elif isinstance(value, list):
-            yield label, ", ".join(f"{x:.4g}" for x in value)
+            yield path, label, ", ".join(f"{x:.4g}" for x in value)
         else:
-            yield label, f"{value:.4g}" if isinstance(value, float) else str(value)
+            yield path, label, f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 Written = TypeVar("Written", bound=Config)
