@@ -95,7 +95,7 @@ def test_layers_that_the_target_does_not_have_are_refused(
     assert not recipe.out.exists()
 
 
-def without(target: Path, fields: set[str], folder: Path) -> Path:
+def without(target: Path, fields: tuple[str, ...], folder: Path) -> Path:
     """A copy of a target whose ``config.json`` lacks some fields."""
     said = yaml.safe_load(target.read_text())
     model = Path(shutil.copytree(said["path"], folder / "model"))
@@ -110,13 +110,13 @@ def without(target: Path, fields: set[str], folder: Path) -> Path:
 @pytest.mark.parametrize(
     ("fields", "named"),
     [
-        ({"hidden_size"}, "hidden_size"),
-        ({"vocab_size"}, "vocab_size"),
-        ({"num_hidden_layers"}, "num_hidden_layers"),
-        ({"rms_norm_eps"}, "rms_norm_eps"),
-        ({"max_position_embeddings"}, "max_position_embeddings"),
-        ({"rope_theta", "rope_parameters"}, "rope_theta"),
-        ({"max_position_embeddings", "rope_theta", "rope_parameters"}, "rope_theta, max_position_embeddings"),
+        (("hidden_size",), "hidden_size"),
+        (("vocab_size",), "vocab_size"),
+        (("num_hidden_layers",), "num_hidden_layers"),
+        (("rms_norm_eps",), "rms_norm_eps"),
+        (("max_position_embeddings",), "max_position_embeddings"),
+        (("rope_theta", "rope_parameters"), "rope_theta"),
+        (("max_position_embeddings", "rope_theta", "rope_parameters"), "rope_theta, max_position_embeddings"),
     ],
     ids=str,
 )
@@ -125,7 +125,7 @@ def test_a_target_that_does_not_say_its_sizes_is_refused(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     cache: bool,
-    fields: set[str],
+    fields: tuple[str, ...],
     named: str,
 ) -> None:
     """By a run and by a plan. Where features are stored, a draft without the target's theta would have some other."""

@@ -35,7 +35,8 @@ def shuffle_labels(data: Path, out: Path, seed: int = 0) -> None:
     meta = read_meta(data)
     records = open_rows(data, meta)
     rows = [read_example(records[i]) for i in range(meta.n)]
-    labels = shuffled(*(np.stack([row[f"signal_{name}"] for row in rows]) for name in ("labels", "mask")), seed)
+    labels, mask = (np.stack([row[f"signal_{name}"] for row in rows]) for name in ("labels", "mask"))
+    labels = shuffled(labels, mask, seed)
     with new_folder(out) as folder:
         for path in data.iterdir():
             if path.name not in (*meta.shards, "meta.json"):
