@@ -13,7 +13,6 @@ import pytest
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
 WHOLE = pytest.mark.skipif("SPECEXIT_SLOW" not in os.environ, reason="a minute or two each: make test-slow")
-both_sources = pytest.mark.parametrize("source", ["draft", "fc"])
 either_source = pytest.mark.parametrize("source", ["draft", pytest.param("fc", marks=WHOLE)])
 
 
@@ -29,7 +28,7 @@ def assert_same(batch, reference):
     assert sum(request["outcome"]["outcome"] == "exit" for request in expected) >= 2
 
 
-@both_sources
+@either_source
 def test_v1_with_asynchronous_scheduling(engines, source):
     run = engines.v1_async(source)
     assert "vllm.v1.worker.gpu_model_runner.GPUModelRunner" in run["runner"]
@@ -65,7 +64,7 @@ def test_tensor_parallel(engines, source):
     assert set(failed["inactive"]) == {"has failed on another rank"}
 
 
-@both_sources
+@either_source
 def test_dropped_steps_change_no_text(engines, source):
     """All that runs is put back to where its tokens are, again and again; under asynchronous scheduling what is in
     flight then is dropped. In checking mode, as all engines here; and prompts are looked through where vLLM keeps them,

@@ -216,6 +216,7 @@ def stopped(traces: int, *asked: str, **settings: Any) -> Iterator[subprocess.Po
 
 
 @pytest.mark.vllm
+@pytest.mark.skipif("SPECEXIT_SLOW" not in os.environ, reason="a minute: make test-slow")
 def test_killed_half_way_it_goes_on_and_yields_the_same_rows(uninterrupted, tmp_path):
     config = sampled(tmp_path / "out")
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json", exclude_none=True)))
