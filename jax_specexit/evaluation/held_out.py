@@ -57,7 +57,12 @@ MOST_PROMPTS = 1 << 20
 
 
 TOKENS = "(n_prompt + n_think + 1 + n_answer)"
-"""Of a trace, the end marker included."""
+"""Of a trace, the end marker included, as SQLite is asked for them; see `tokens_of`."""
+
+
+def tokens_of(trace: LabelledTrace) -> int:
+    """Tokens of a trace, the end marker included."""
+    return trace.n_prompt + trace.n_think + 1 + trace.n_answer
 
 
 class Row(NamedTuple):
@@ -161,7 +166,7 @@ class HeldOut:
         """All traces that are not too long in rows, those of a block packed together: the same in every process."""
         assert self.config.eval_traces is not None
         found = stream_labelled(self.config.eval_traces, self.config.evaluate_n)
-        for traces in _blocks(t for t in found if t.n_prompt + t.n_think + 1 + t.n_answer <= self.most):
+        for traces in _blocks(trace for trace in found if tokens_of(trace) <= self.most):
             sequences = [make_sequence(trace, self.end, self.kind) for trace in traces]
             for items in best_fit([len(sequence) for sequence in sequences], self.length):
                 yield Row([traces[i] for i in items], [sequences[i] for i in items])

@@ -16,6 +16,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 from jax.sharding import Mesh
@@ -73,11 +74,15 @@ class Program:
     chip: Chip
     efficiency: Efficiency
 
-    def instructions(self, name: str) -> Iterator[Instruction]:
-        """Of a computation, in order."""
-        for line in self.bodies[name]:
-            if match := PARTS.match(line):
-                yield Instruction(match["name"], match["type"], match["op"], NAME.findall(match["operands"]), line)
+    @cached_property
+    def instructions(self) -> dict[str, list[Instruction]]:
+        """Of each computation, in order."""
+        return {name: list(_instructions(lines)) for name, lines in self.bodies.items()}
+
+    @cached_property
+    def types(self) -> dict[str, dict[str, str]]:
+        """Of the results in each computation, by name."""
+        return {name: {one.name: one.type for one in found} for name, found in self.instructions.items()}
 
 
 def timeline(text: str, mesh: Mesh, chip: Chip, efficiency: Efficiency) -> Spent:
@@ -92,13 +97,19 @@ def timeline(text: str, mesh: Mesh, chip: Chip, efficiency: Efficiency) -> Spent
     return _spent(Program(computations(text), mesh, chip, efficiency), "ENTRY")
 
 
+def _instructions(lines: list[str]) -> Iterator[Instruction]:
+    for line in lines:
+        if match := PARTS.match(line):
+            yield Instruction(match["name"], match["type"], match["op"], NAME.findall(match["operands"]), line)
+
+
 def _spent(program: Program, name: str) -> Spent:
     """Of one run of a computation; what it has started has ended when it ends."""
     spent: Spent = {}
     free: dict[bool, float] = defaultdict(float)  # when the links within the slice, and out of it, have sent everything
     under_way: dict[str, tuple[float, str]] = {}
     rendezvous: dict[str, str] = {}
-    for one in program.instructions(name):
+    for one in program.instructions[name]:
         _add(spent, _work(program, one, name))
         if one.op == "recv" and (met := RENDEZVOUS.search(one.line)):
             rendezvous[one.name] = met[1]
@@ -183,7 +194,7 @@ def _work(program: Program, one: Instruction, within: str) -> Spent:
             _add(spent, _spent(program, name))
     elif one.op == "fusion":  # its collectives are `_transfer`'s
         for name in _called(one):
-            for inner in program.instructions(name):
+            for inner in program.instructions[name]:
                 _add(spent, _work(program, inner, name))
     elif one.op in ("convolution", "dot"):
         spent[PRODUCTS] = _product(program, one, within)
@@ -197,7 +208,7 @@ def _product(program: Program, one: Instruction, within: str) -> float:
 
     Of ``[b, m, k] @ [b, k, n]`` they are b m k, b k n and b m n, the root of whose product over b is b m k n.
     """
-    types = {other.name: other.type for other in program.instructions(within)}
+    types = program.types[within]
     arrays = [ARRAY.findall(kind)[0] for kind in (types[one.operands[0]], types[one.operands[1]], one.type)]
     batch = 1
     if dilated := DILATED.search(one.line):

@@ -265,16 +265,16 @@ def make_step(config: TrainConfig, draft: Draft, target: Target | CachedTarget, 
         loss_fn = make_loss(config, graph, target_graph, ttt_steps)
 
         def update(state: TrainState, frozen: Frozen, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
-            # Attention, losses and look-ups ask for the mesh.
-            with exact_products(config.dtype), jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-                grads, (metrics, followed) = jax.grad(loss_fn, has_aux=True)(
-                    state.params, frozen, batch, state.followed
-                )
-            grads = jax.lax.with_sharding_constraint(grads, state_shardings.params)
-            metrics["gradient_norm"] = optax.tree.norm(grads)
-            # The optimizer skips what is not finite; a loss that is not makes its gradient so.
-            grads = jax.tree.map(lambda g: jnp.where(jnp.isfinite(metrics["loss"]), g, jnp.nan), grads)
+            """One optimizer step: the next state, and what is to be known of this one."""
             with exact_products(config.dtype):
+                with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # attention, losses and look-ups ask for it
+                    grads, (metrics, followed) = jax.grad(loss_fn, has_aux=True)(
+                        state.params, frozen, batch, state.followed
+                    )
+                grads = jax.lax.with_sharding_constraint(grads, state_shardings.params)
+                metrics["gradient_norm"] = optax.tree.norm(grads)
+                # The optimizer skips what is not finite; a loss that is not makes its gradient so.
+                grads = jax.tree.map(lambda g: jnp.where(jnp.isfinite(metrics["loss"]), g, jnp.nan), grads)
                 updates, opt_state = in_each_replica(optimizer.update, mesh)(grads, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
             return TrainState(params, opt_state, followed, state.step + 1), metrics

@@ -141,10 +141,17 @@ def test_variants_may_be_trained_on_shuffled_labels(config: BenchRecipeConfig, p
     monkeypatch.setattr(recipe, "_trained", trained)
     found = config.model_copy(update={"data": packed, "shuffle_labels": True})
     bench_recipe(found)
-    labels = rows_of(config.out / "shuffled")["signal_labels"]
+    (copy,) = config.out.glob("shuffled-*")
+    labels = rows_of(copy)["signal_labels"]
     bench_recipe(found)  # goes on: what is trained on stays what it was
-    np.testing.assert_array_equal(rows_of(config.out / "shuffled")["signal_labels"], labels)
-    assert asked == [[f"data={config.out / 'shuffled'}"]] * 8
+    np.testing.assert_array_equal(rows_of(copy)["signal_labels"], labels)
+    assert asked == [[f"data={copy}"]] * 8
+    # Other data in the same place are not taken for those that were shuffled before.
+    meta = packed / "meta.json"
+    meta.write_text(read_meta(packed).model_copy(update={"data_sha256": "0" * 64}).model_dump_json())
+    bench_recipe(found)
+    assert len(list(config.out.glob("shuffled-*"))) == 2
+    assert asked[-1] != asked[0]
 
 
 @pytest.mark.parametrize("name", ["signals", "random-labels", "variants", "unknown"])

@@ -21,6 +21,7 @@ from rich.table import Table
 
 from specexit.bench.shuffled import shuffle_labels
 from specexit.config import ConfigError, find, load, versions, write_text
+from specexit.data.packed import read_meta
 from specexit.demo import ALLOCATOR
 from specexit.hardware import describe_hardware
 from specexit.schemas.bench_recipe import BenchRecipeConfig
@@ -41,13 +42,15 @@ def bench_recipe(config: BenchRecipeConfig) -> dict[str, Any]:
       PackError: the data whose labels are to be shuffled cannot be read.
     """
     path, given = find("recipes", config.recipe), config.model_dump(mode="json", exclude_none=True)
-    if config.shuffle_labels:
-        given["data"] = str(config.out / "shuffled")
+    # Named by what it was made from: other data in the same place are not taken for these.
+    shuffled = config.out / f"shuffled-{read_meta(config.data).identity}" if config.shuffle_labels else None
+    if shuffled:
+        given["data"] = str(shuffled)
     common = [f"{key}={given[key]}" for key in ("data", "eval_traces", "evaluate_n", "steps") if key in given]
     for overrides in config.variants.values():
         load(TrainConfig, path, [*common, *overrides, f"out={config.out}"])
-    if config.shuffle_labels and not (config.out / "shuffled").exists():
-        shuffle_labels(config.data, config.out / "shuffled")
+    if shuffled and not shuffled.exists():
+        shuffle_labels(config.data, shuffled)
     found: dict[str, list[dict[str, float]]] = {name: [] for name in config.variants}
     for seed in config.seeds:
         for name, overrides in config.variants.items():
