@@ -56,7 +56,7 @@ QUICK = Sizes(
     draft=375,
     calibration=150,
     test=32,
-    steps=800,
+    steps=560,
     boundary_weight=1,
     fc_steps=60,
     bench=32,
@@ -145,8 +145,7 @@ def stages(config: DemoConfig) -> list[Stage]:
     out.append(Stage("measure in vLLM, methods taking turns", arguments, bench))
     page = run / "report.html"
     arguments = ["report", f"bench={bench}", f"traces={labelled / 'test'}", f"out={page}", f"draft={run / 'draft'}"]
-    arguments += [f"scores={scores / 'test'}", f"simulation={curve}", f"metrics={run / 'train' / 'metrics.jsonl'}"]
-    arguments += [f"evaluation={run / 'train' / 'evaluation.json'}"]
+    arguments += [f"scores={scores / 'test'}", f"simulation={curve}", f"run={run / 'train'}"]
     out.append(Stage("write the report", arguments, page))
     return out
 

@@ -1,6 +1,5 @@
 """The report: one file, complete in itself, saying what was measured and no more."""
 
-import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -31,13 +30,14 @@ from specexit.method.decision import Policy
 from specexit.method.policies.validity import policy_at
 from specexit.method.simulate import Part, Point, Simulation
 from specexit.report.charts import PALETTE
-from specexit.report.page import ReportError, read_evaluation, read_metrics, report
+from specexit.report.page import report
 from specexit.report.readme import BEGIN, END, ReadmeError, family_table
 from specexit.report.regenerate import PLACES, Place, regenerate
-from specexit.report.shown import choose, show
+from specexit.report.shown import ReportError, choose, show
 from specexit.report.verdict import verdict
 from specexit.schemas.report import ReportConfig
 from specexit.schemas.target import load_target_config
+from tests.shared.test_report_run import cells, write_run
 
 STEPS = ("First I add.\n\n", "So it is 8.\n\n", "Wait, it is 7.\n\n", "Yes, 7 again.\n\n")
 
@@ -121,14 +121,13 @@ def everything(bench: Path, trace: Trace) -> ReportConfig:
         {"step": 10, "token_loss": [3.0], "top1": [0.1], "signal_loss": {"validity": 0.7}},
         {"step": 20, "token_loss": [1.0, 2.0], "top1": [0.6, 0.4], "signal_loss": {"validity": 0.1}},
     ]
-    (bench / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    (bench / "evaluation.json").write_text(json.dumps({"top1": [0.6, 0.4], "hard_boundaries": {"auroc": 0.98765}}))
+    judged = {"top1": [0.6, 0.4], "hard_boundaries": {"auroc": 0.98765}}
+    write_run(bench / "train", lines, judged)
     return config(
         bench,
         scores=bench / "scores.parquet",
         simulation=bench / "simulation.json",
-        metrics=bench / "metrics.jsonl",
-        evaluation=bench / "evaluation.json",
+        run=bench / "train",
     )
 
 
@@ -366,106 +365,6 @@ def test_a_trace_that_did_not_exit_cannot_be_shown(bench: Path) -> None:
     assert not (bench / "report.html").exists()
 
 
-def test_a_step_done_again_after_a_resume_counts_once(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    rows = [{"step": step, "token_loss": [loss]} for step, loss in ((10, 3.0), (20, 2.0), (20, 1.5), (30, 1.0))]
-    path.write_text("\n".join(map(json.dumps, rows)))
-    assert [(row["step"], row["token_loss"][0]) for row in read_metrics(path)] == [(10, 3.0), (20, 1.5), (30, 1.0)]
-
-
-def watched_lines() -> list[dict]:
-    """Metric lines of a run on a chip that says all: one that compiles, one that trains, one that saves and judges."""
-    spent = ("compile", "data", "step", "save", "evaluate")
-    times = [(50.0, 1.0, 0.0, 0.0, 0.0), (0.0, 5.0, 95.0, 0.0, 0.0), (0.0, 5.0, 85.0, 4.0, 6.0)]
-    told = [(None, 1.0, 0.01), (2000.0, 101.0, 0.5), (2500.0, 191.0, 0.6)]
-    return [
-        {
-            "step": 10 * (i + 1),
-            "token_loss": [],  # of a frozen trunk
-            "top1": [],
-            "signal_loss": {"validity": 0.7},
-            "seconds": dict(zip(spent, seconds, strict=True)),
-            "tokens_per_second": speed,
-            "trained_seconds": trained,
-            "goodput": goodput,
-            "learning_rate": {"muon": 0.01 / (i + 1), "head": 0.03},
-            **({"mfu": 0.4 + i / 100, "hbm_peak_gib": 12.25 + i} if i else {}),
-        }
-        for i, (seconds, (speed, trained, goodput)) in enumerate(zip(times, told, strict=True))
-    ]
-
-
-def test_the_page_shows_what_a_pod_owner_watches(bench: Path) -> None:
-    (bench / "metrics.jsonl").write_text("\n".join(map(json.dumps, watched_lines())))
-    report(config(bench, metrics=bench / "metrics.jsonl"))
-    html = (bench / "report.html").read_text().replace("\N{NARROW NO-BREAK SPACE}", " ")
-    table = html.split('id="watched"')[1].split("</table>")[0]
-    assert re.findall(r"<th scope=\"row\">(.*?)</th><td>(.*?)</td><td>(.*?)</td>", table) == [
-        ("computing", "180.0", "56.5 %"),
-        ("waiting for data", "11.0", "3.5 %"),
-        ("saving", "4.0", "1.3 %"),
-        ("evaluating", "6.0", "1.9 %"),
-        ("compiling", "50.0", "15.7 %"),
-        ("stopped, restarting", "67.3", "21.2 %"),  # of 191 / 0.6 seconds
-    ]
-    share = cells(html, "Share of the time, %")
-    assert share[0] == ["optimizer step", "computing", "waiting for data", "saving", "evaluating", "compiling"]
-    assert share[2:] == [["20", "95", "5", "0", "0", "0"], ["30", "85", "5", "4", "6", "0"]]
-    for title, numbers in {
-        "Tokens a second, without the pauses": [["20", "2000"], ["30", "2500"]],
-        "Goodput, %": [["10", "1"], ["20", "50"], ["30", "60"]],
-        "MFU, %": [["20", "41"], ["30", "42"]],
-        "HBM peak, GiB": [["20", "13.25"], ["30", "14.25"]],
-        "Learning rate": [["10", "0.01", "0.03"], ["20", "0.005", "0.03"], ["30", "0.003333", "0.03"]],
-    }.items():
-        assert cells(html, title)[1:] == numbers, title
-        assert f"<figcaption>{title}</figcaption>" in html
-    assert "not shown" not in html
-    assert "Token loss" not in html
-
-
-def test_what_a_run_did_not_say_of_the_machine_is_named(bench: Path, trace: Trace) -> None:
-    """On a CPU neither MFU nor HBM; and an older version's lines hold losses alone."""
-    lines = [{key: row[key] for key in row if key not in ("mfu", "hbm_peak_gib")} for row in watched_lines()]
-    (bench / "cpu.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    report(config(bench, metrics=bench / "cpu.jsonl"))
-    assert "Not in metrics.jsonl, so not shown: MFU, %; HBM peak, GiB. A run" in (bench / "report.html").read_text()
-    report(everything(bench, trace))
-    html = (bench / "report.html").read_text()
-    assert "so not shown: Share of the time, %; Tokens a second, without the pauses; Goodput, %; MFU, %;" in html
-    assert "stopped, restarting" not in html
-
-
-def test_one_line_of_metrics_is_a_mark(bench: Path) -> None:
-    """A line of one point would not be seen."""
-    (bench / "metrics.jsonl").write_text(json.dumps(watched_lines()[1]))
-    report(config(bench, metrics=bench / "metrics.jsonl"))
-    html = (bench / "report.html").read_text()
-    goodput = html.split("<figcaption>Goodput, %</figcaption>")[1].split("</svg>")[0]
-    assert re.search(r'<use [^>]*style="fill: var\(--c1\)', goodput)
-
-
-@pytest.mark.parametrize("text", ["", '{"step": 1', '{"loss": 1}', "[1]"])
-def test_unusable_metrics_name_the_file(tmp_path: Path, text: str) -> None:
-    path = tmp_path / "metrics.jsonl"
-    path.write_text(text)
-    with pytest.raises(ReportError, match=re.escape(str(path))):
-        read_metrics(path)
-
-
-def test_an_evaluation_is_flattened_and_each_number_explained_once(tmp_path: Path) -> None:
-    path = tmp_path / "evaluation.json"
-    numbers = {"n": 3, "top1": [0.5, 0.25], "hard_boundaries": {"auroc": 0.98765}, "cut": {"0": 0.5, "1": 0.625}}
-    path.write_text(json.dumps(numbers | {"definitions": {"auroc": "how well", "cut": "at that loss"}}))
-    assert read_evaluation(path) == {
-        "n": ("3", ""),
-        "top1": ("0.5, 0.25", ""),
-        "hard boundaries auroc": ("0.9877", "how well"),
-        "cut 0": ("0.5", "at that loss"),
-        "cut 1": ("0.625", ""),
-    }
-
-
 def test_the_guarantee_is_said_of_problems_with_what_it_is_for(
     bench: Path, trace: Trace, write_random_draft: Callable[..., Path]
 ) -> None:
@@ -494,13 +393,6 @@ def test_the_guarantee_is_said_of_problems_with_what_it_is_for(
     report(config(bench, draft=draft))
     assert "Its policy is not certified, so nothing is guaranteed of it." in (bench / "report.html").read_text()
     assert "of exits" not in text
-
-
-def cells(html: str, title: str) -> list[list[str]]:
-    """Rows of the table behind a figure, its heading first."""
-    region = html.replace("\N{NARROW NO-BREAK SPACE}", " ").split(f'aria-label="Numbers behind: {title}"')[1]
-    rows = re.findall(r"<tr>(.*?)</tr>", region.split("</table>")[0], re.DOTALL)
-    return [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.DOTALL) for row in rows]
 
 
 def test_the_numbers_behind_a_figure_are_all_that_it_draws(bench: Path, trace: Trace) -> None:

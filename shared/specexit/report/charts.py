@@ -318,7 +318,9 @@ def steps_chart(lines: Mapping[str, Points], *, log: bool = False, zero: bool = 
         axes.set_xlabel("optimizer step")
         axes.grid(color=PALETTE["faint"], alpha=0.25, lw=0.6)
         if len(lines) > 1:
-            axes.legend(frameon=False)
+            if log:  # losses that go up and down leave no free corner
+                axes.set_ylim(top=axes.get_ylim()[1] * 100)
+            axes.legend(frameon=False, **({"loc": "upper right", "ncols": 2} if log else {}))
         return _svg(figure)
 
 

@@ -1,15 +1,14 @@
 """`specexit report`: one HTML file about a benchmark, complete in itself: no script, no font, nothing fetched.
 
-The file is `templates/report.html.j2` filled with `Page`; the drawings come from `charts`.
+The file is `templates/report.html.j2` filled with `Page`, or `templates/run.html.j2` of a training run alone; the
+drawings come from `charts`.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from pydantic import ValidationError
 
@@ -26,11 +25,11 @@ from specexit.method.simulate import Simulation, remarks
 from specexit.report import pareto
 from specexit.report.ablations import Ablated, ablated
 from specexit.report.checks import checks, tests
-from specexit.report.figures import Figure, Table, latencies, thresholds, training
+from specexit.report.figures import Figure, Table, latencies, thresholds
 from specexit.report.readme import write_images, write_table
+from specexit.report.run import Run, read_run
 from specexit.report.shown import TITLES, ReportError, Shown, choose, show
 from specexit.report.verdict import percent, verdict
-from specexit.report.watched import Watched, watched
 from specexit.schemas.report import ReportConfig
 from specexit.schemas.target import find_target
 
@@ -43,6 +42,11 @@ EMBEDDED_NOTE = (
     "answers are wrong. These figures show that the method finds the exit. They do not show how much a real model "
     "overthinks."
 )
+
+
+def note_on(target: str) -> str | None:
+    """What has to be known of numbers of a target."""
+    return EMBEDDED_NOTE if target in ("tiny-reasoner", "tiny-mixed") else None
 
 
 LONGEST_ANSWER = 200
@@ -62,9 +66,7 @@ class Page:
     """What is to be said of replayed curves; nothing without any."""
     ablations: tuple[Ablated, ...]
     shown: tuple[Shown, ...]
-    training: tuple[Figure, ...]
-    watched: Watched | None
-    evaluation: dict[str, tuple[str, str]]
+    trained: Run | None
     tests: Table | None
     checks: tuple[tuple[str, str], ...]
     note: str | None
@@ -97,29 +99,35 @@ def report(config: ReportConfig) -> None:
 
     Raises:
       ReportError: a file cannot be read, or the trace asked for does not exist or did not exit.
-      ResultsError, TraceError, ScoreError, DraftError: see the readers.
+      ResultsError, TraceError, ScoreError, DraftError, ConfigError: see the readers.
     """
-    results = read_results(config.bench / "results.json")
-    draft = read_config(config.draft) if config.draft else None
-    page = _page(config, results, draft)
+    bench, traces = config.bench, config.traces
+    trained = read_run(config.run) if config.run else None
+    if bench is None or traces is None:
+        assert trained, "the schema says so"
+        page = environment().get_template("run.html.j2").render(trained=trained, note=note_on(trained.target))
+        write_text(config.out, page)
+        return
+    page = _page(config, bench, traces, trained)
     write_text(config.out, render(page))
     if config.readme:
-        write_table(config.readme, results)
+        write_table(config.readme, page.results)
     if config.images:
         write_images(config.images, page.figures, page.shown)
 
 
-def _page(config: ReportConfig, results: Results, draft: DraftConfig | None) -> Page:
+def _page(config: ReportConfig, bench: Path, traces: Path, trained: Run | None) -> Page:
+    results = read_results(bench / "results.json")
+    draft = read_config(config.draft) if config.draft else None
     simulation = _read(config.simulation, Simulation, "simulate")
     found, replay = _read(config.ablations, Ablations, "ablate"), _read(config.replay, ReplayCheck, "bench-replay")
-    rows = read_metrics(config.metrics) if config.metrics else None
     policy = draft.specexit.policy if draft and draft.specexit else None
     if replay and policy and replay.policy != policy:
         raise ReportError(f"{config.replay}: policy is not that of {config.draft}, expected a check of this benchmark")
     drawn = (
         pareto.of_all(results, simulation),
         *thresholds(simulation, policy),
-        *latencies(results, config.bench / "requests.jsonl"),
+        *latencies(results, bench / "requests.jsonl"),
     )
     return Page(
         results=results,
@@ -129,13 +137,11 @@ def _page(config: ReportConfig, results: Results, draft: DraftConfig | None) -> 
         figures=drawn,
         curves=tuple(remarks(simulation)) if simulation else (),
         ablations=tuple(ablated(found)) if found else (),
-        shown=show_traces(config, results, draft),
-        training=training(rows) if rows else (),
-        watched=watched(rows) if rows else None,
-        evaluation=read_evaluation(config.evaluation) if config.evaluation else {},
+        shown=show_traces(config, bench, traces, results, draft),
+        trained=trained,
         tests=tests(results),
         checks=tuple(checks(results, replay, read_results(config.full_size) if config.full_size else None)),
-        note=EMBEDDED_NOTE if results.target in ("tiny-reasoner", "tiny-mixed") else None,
+        note=note_on(results.target),
     )
 
 
@@ -176,7 +182,9 @@ def _interval(triple: Triple, percent: bool) -> str:
     return text.replace("-", "\N{MINUS SIGN}")
 
 
-def show_traces(config: ReportConfig, results: Results, draft: DraftConfig | None) -> tuple[Shown, ...]:
+def show_traces(
+    config: ReportConfig, bench: Path, benched: Path, results: Results, draft: DraftConfig | None
+) -> tuple[Shown, ...]:
     """The traces to show; none where the benchmark has no exits.
 
     Raises:
@@ -185,9 +193,9 @@ def show_traces(config: ReportConfig, results: Results, draft: DraftConfig | Non
     """
     if "specexit" not in results.methods:
         return ()
-    path = config.bench / "requests.jsonl"
+    path = bench / "requests.jsonl"
     requests = read_requests(path, "specexit")
-    traces = {id: trace for id, trace in first_samples(read_traces(config.traces)).items() if id in requests}
+    traces = {id: trace for id, trace in first_samples(read_traces(benched)).items() if id in requests}
     chosen = choose(list(traces.values()), requests)
     if config.trace_id:
         exited = [id for id in traces if requests[id].reason == "exit"]
@@ -198,7 +206,7 @@ def show_traces(config: ReportConfig, results: Results, draft: DraftConfig | Non
         chosen = {"asked": config.trace_id}
     scores = _scores(config.scores, config.draft) if config.scores else None
     policy = draft.specexit.policy if draft and draft.specexit else None
-    tokenizer = find_target(config.target, config.traces, config.bench, name=results.target).tokenizer()
+    tokenizer = find_target(config.target, benched, bench, name=results.target).tokenizer()
     return tuple(
         show(kind, traces[id], requests[id], tokenizer, scores.of([traces[id]])[0] if scores else None, policy)
         for kind, id in chosen.items()
@@ -207,52 +215,6 @@ def show_traces(config: ReportConfig, results: Results, draft: DraftConfig | Non
 
 def _scores(path: Path, draft: Path | None) -> Scores:
     return read_scores_of(path, draft) if draft else read_scores(path)
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of ``metrics.jsonl`` that are of training steps; of a step that a resumed run has done again, the last.
-
-    Raises:
-      ReportError: not there, not JSON lines, or none has a ``step`` and a ``token_loss``.
-    """
-    try:
-        lines = [json.loads(line) for line in path.read_text().splitlines() if line]
-        by_step = {line["step"]: line for line in lines if "token_loss" in line}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ReportError(f"{path}: cannot be read as what train writes: {error!r}") from error
-    if not by_step:
-        raise ReportError(f"{path}: holds no metrics, expected one JSON object per line")
-    return [by_step[step] for step in sorted(by_step)]
-
-
-def read_evaluation(path: Path) -> dict[str, tuple[str, str]]:
-    """What `evaluate` wrote: name -> value and what it is, where the file says that; nested names joined.
-
-    Raises:
-      ReportError: not there or not a JSON object.
-    """
-    try:
-        numbers = json.loads(path.read_text())
-        says: dict[str, str] = numbers.pop("definitions", {})
-        return {
-            label: (value, next((says.pop(name) for name in names if name in says), ""))
-            for names, label, value in _flatten((), numbers)
-        }
-    except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise ReportError(f"{path}: cannot be read as what evaluate writes: {error!r}") from error
-
-
-def _flatten(names: tuple[str, ...], values: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str, str]]:
-    """The names that lead to each value, from without, its label and its text."""
-    for name, value in values.items():
-        path = (*names, name)
-        label = " ".join(path).replace("_", " ")
-        if isinstance(value, Mapping):
-            yield from _flatten(path, value)
-        elif isinstance(value, list):
-            yield path, label, ", ".join(f"{x:.4g}" for x in value)
-        else:
-            yield path, label, f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 Written = TypeVar("Written", bound=Config)

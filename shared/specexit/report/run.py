@@ -1,0 +1,120 @@
+"""What a page says of a training run, from the run's folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from specexit.report.figures import Figure, training
+from specexit.report.shown import ReportError
+from specexit.report.watched import Watched, watched
+from specexit.schemas.target import TARGET_FILE
+from specexit.status import read_status
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run, finished or not."""
+
+    folder: Path
+    target: str
+    """Its name."""
+    says: str
+    """How far it is."""
+    curves: tuple[Figure, ...]
+    watched: Watched
+    evaluation: dict[str, tuple[str, str]]
+    """Name -> value, and what it is where the run's folder says that; nothing where no step was evaluated."""
+
+
+def read_run(folder: Path) -> Run:
+    """Read what `specexit train` has written so far.
+
+    Raises:
+      ConfigError: not a run folder.
+      ReportError: a file of it is not there or cannot be read.
+    """
+    status, step, steps = read_status(folder)
+    path = folder / "metrics.jsonl"
+    lines = read_lines(path)
+    rows = training_rows(path, lines)
+    return Run(
+        folder=folder,
+        target=_target_of(folder / TARGET_FILE),
+        says=f"{status}, step {step:,} of {steps:,}",
+        curves=training(rows),
+        watched=watched(rows),
+        evaluation=newest_evaluation(folder / "evaluation.json", lines),
+    )
+
+
+def _target_of(path: Path) -> str:
+    try:
+        return str(yaml.safe_load(path.read_text())["name"])
+    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        raise ReportError(f"{path}: cannot be read as the target of a training run: {error!r}") from error
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """All lines of ``metrics.jsonl``.
+
+    Raises:
+      ReportError: not there, not JSON lines, or one has no ``step``.
+    """
+    try:
+        lines = [json.loads(line) for line in path.read_text().splitlines() if line]
+        return [dict(line, step=int(line["step"])) for line in lines]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ReportError(f"{path}: cannot be read as what train writes: {error!r}") from error
+
+
+def training_rows(path: Path, lines: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The lines of ``metrics.jsonl`` that are of training steps; of a step that a resumed run has done again, the last.
+
+    Raises:
+      ReportError: there are none.
+    """
+    by_step = {line["step"]: line for line in lines if "token_loss" in line}
+    if not by_step:
+        raise ReportError(f"{path}: holds no metrics, expected one JSON object per line")
+    return [by_step[step] for step in sorted(by_step)]
+
+
+def newest_evaluation(path: Path, lines: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, str]]:
+    """``evaluation.json`` of the last step where it is there, else the last that ``metrics.jsonl`` has: name -> value
+    and what it is, where the file says that; nested names joined.
+
+    Raises:
+      ReportError: not a JSON object.
+    """
+    try:
+        numbers = json.loads(path.read_text())
+    except FileNotFoundError:
+        numbers = next((line["evaluation"] for line in reversed(lines) if "evaluation" in line), {})
+    except (OSError, ValueError) as error:
+        raise ReportError(f"{path}: cannot be read as what train writes: {error!r}") from error
+    if not isinstance(numbers, dict):
+        raise ReportError(f"{path}: is a {type(numbers).__name__}, expected a JSON object as train writes it")
+    says = dict(numbers.get("definitions", {}))
+    return {
+        label: (value, next((says.pop(name) for name in names if name in says), ""))
+        for names, label, value in _flatten((), {name: numbers[name] for name in numbers if name != "definitions"})
+    }
+
+
+def _flatten(names: tuple[str, ...], values: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str, str]]:
+    """The names that lead to each value, from without, its label and its text."""
+    for name, value in values.items():
+        path = (*names, name)
+        label = " ".join(path).replace("_", " ")
+        if isinstance(value, Mapping):
+            yield from _flatten(path, value)
+        elif isinstance(value, list):
+            yield path, label, ", ".join(f"{x:.4g}" for x in value)
+        else:
+            yield path, label, f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,182 @@
+"""What the report says of a training run, on a page of its own or on that of a benchmark."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from specexit.config import ConfigError
+from specexit.report.page import report
+from specexit.report.run import newest_evaluation, read_lines, training_rows
+from specexit.report.shown import ReportError
+from specexit.schemas.report import ReportConfig
+
+
+def write_run(folder: Path, lines: Sequence[Mapping[str, Any]], evaluation: Mapping[str, Any] | None = None) -> Path:
+    """What `train` leaves of itself in its folder, as far as a page reads it."""
+    folder.mkdir()
+    (folder / "target.yaml").write_text("name: tiny-reasoner\n")
+    (folder / "status.json").write_text(json.dumps({"status": "running", "step": 30, "steps": 1500}))
+    (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    if evaluation is not None:
+        (folder / "evaluation.json").write_text(json.dumps(evaluation))
+    return folder
+
+
+def page_of(run: Path) -> str:
+    """The page of a run alone."""
+    report(ReportConfig(run=run, out=run / "page.html"))
+    return (run / "page.html").read_text().replace("\N{NARROW NO-BREAK SPACE}", " ")
+
+
+def cells(html: str, title: str) -> list[list[str]]:
+    """Rows of the table behind a figure, its heading first."""
+    region = html.replace("\N{NARROW NO-BREAK SPACE}", " ").split(f'aria-label="Numbers behind: {title}"')[1]
+    rows = re.findall(r"<tr>(.*?)</tr>", region.split("</table>")[0], re.DOTALL)
+    return [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.DOTALL) for row in rows]
+
+
+def test_a_step_done_again_after_a_resume_counts_once(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    rows = [{"step": step, "token_loss": [loss]} for step, loss in ((10, 3.0), (20, 2.0), (20, 1.5), (30, 1.0))]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    found = training_rows(path, read_lines(path))
+    assert [(row["step"], row["token_loss"][0]) for row in found] == [(10, 3.0), (20, 1.5), (30, 1.0)]
+
+
+def watched_lines() -> list[dict]:
+    """Metric lines of a run on a chip that says all: one that compiles, one that trains, one that saves and judges."""
+    spent = ("compile", "data", "step", "save", "evaluate")
+    times = [(50.0, 1.0, 0.0, 0.0, 0.0), (0.0, 5.0, 95.0, 0.0, 0.0), (0.0, 5.0, 85.0, 4.0, 6.0)]
+    told = [(None, 1.0, 0.01), (2000.0, 101.0, 0.5), (2500.0, 191.0, 0.6)]
+    return [
+        {
+            "step": 10 * (i + 1),
+            "token_loss": [],  # of a frozen trunk
+            "top1": [],
+            "signal_loss": {"validity": 0.7},
+            "seconds": dict(zip(spent, seconds, strict=True)),
+            "tokens_per_second": speed,
+            "trained_seconds": trained,
+            "goodput": goodput,
+            "learning_rate": {"muon": 0.01 / (i + 1), "head": 0.03},
+            **({"mfu": 0.4 + i / 100, "hbm_peak_gib": 12.25 + i} if i else {}),
+        }
+        for i, (seconds, (speed, trained, goodput)) in enumerate(zip(times, told, strict=True))
+    ]
+
+
+def test_the_page_shows_what_a_pod_owner_watches(tmp_path: Path) -> None:
+    html = page_of(write_run(tmp_path / "train", watched_lines()))
+    assert "<h1>A draft for tiny-reasoner: running, step 30 of 1,500</h1>" in html
+    assert "overthinking is installed, not emergent" in html
+    table = html.split('id="watched"')[1].split("</table>")[0]
+    assert re.findall(r"<th scope=\"row\">(.*?)</th><td>(.*?)</td><td>(.*?)</td>", table) == [
+        ("computing", "180.0", "56.5 %"),
+        ("waiting for data", "11.0", "3.5 %"),
+        ("saving", "4.0", "1.3 %"),
+        ("evaluating", "6.0", "1.9 %"),
+        ("compiling", "50.0", "15.7 %"),
+        ("stopped, restarting", "67.3", "21.2 %"),  # of 191 / 0.6 seconds
+    ]
+    share = cells(html, "Share of the time, %")
+    assert share[0] == ["optimizer step", "computing", "waiting for data", "saving", "evaluating", "compiling"]
+    assert share[2:] == [["20", "95", "5", "0", "0", "0"], ["30", "85", "5", "4", "6", "0"]]
+    for title, numbers in {
+        "Tokens a second, without the pauses": [["20", "2000"], ["30", "2500"]],
+        "Goodput, %": [["10", "1"], ["20", "50"], ["30", "60"]],
+        "MFU, %": [["20", "41"], ["30", "42"]],
+        "HBM peak, GiB": [["20", "13.25"], ["30", "14.25"]],
+        "Learning rate": [["10", "0.01", "0.03"], ["20", "0.005", "0.03"], ["30", "0.003333", "0.03"]],
+    }.items():
+        assert cells(html, title)[1:] == numbers, title
+        assert f"<figcaption>{title}</figcaption>" in html
+    assert "not shown" not in html
+    assert "Token loss" not in html
+
+
+def test_what_a_run_did_not_say_of_the_machine_is_named(tmp_path: Path) -> None:
+    """On a CPU neither MFU nor HBM; and an older version's lines hold losses alone."""
+    lines = [{key: row[key] for key in row if key not in ("mfu", "hbm_peak_gib")} for row in watched_lines()]
+    html = page_of(write_run(tmp_path / "cpu", lines))
+    assert "Not in metrics.jsonl, so not shown: MFU, %; HBM peak, GiB. A run" in html
+    old = {"step": 10, "token_loss": [3.0], "top1": [0.1], "signal_loss": {"validity": 0.7}}
+    html = page_of(write_run(tmp_path / "old", [old]))
+    assert "so not shown: Share of the time, %; Tokens a second, without the pauses; Goodput, %; MFU, %;" in html
+    assert "stopped, restarting" not in html
+
+
+def test_one_line_of_metrics_is_a_mark(tmp_path: Path) -> None:
+    """A line of one point would not be seen."""
+    html = page_of(write_run(tmp_path / "train", watched_lines()[1:2]))
+    goodput = html.split("<figcaption>Goodput, %</figcaption>")[1].split("</svg>")[0]
+    assert re.search(r'<use [^>]*style="fill: var\(--c1\)', goodput)
+
+
+def test_a_run_that_goes_on_shows_its_newest_evaluation(tmp_path: Path) -> None:
+    """`evaluation.json` comes with the last step."""
+    run = write_run(tmp_path / "train", watched_lines())
+    assert "No step has been evaluated" in page_of(run)
+    with (run / "metrics.jsonl").open("a") as file:
+        file.writelines(
+            f'\n{{"step": {step}, "evaluation": {{"acceptance_length": {step / 10}}}}}' for step in (20, 30)
+        )
+    html = page_of(run)
+    assert "No step has been evaluated" not in html
+    assert "<dt>acceptance length</dt><dd>3</dd>" in html
+    (run / "evaluation.json").write_text('{"acceptance_length": 3.25}')
+    assert "<dt>acceptance length</dt><dd>3.25</dd>" in page_of(run)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, "neither bench nor run is given"),
+        ({"bench": "bench"}, "bench without traces"),
+        ({"run": "run", "scores": "scores", "draft": "draft"}, "draft, scores without bench"),
+    ],
+)
+def test_a_page_of_nothing_is_refused(given: dict[str, str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ReportConfig.model_validate(given | {"out": "page.html"})
+
+
+@pytest.mark.parametrize("file", ["status.json", "metrics.jsonl", "target.yaml"])
+def test_a_folder_that_is_no_run_is_named(tmp_path: Path, file: str) -> None:
+    run = write_run(tmp_path / "train", watched_lines())
+    (run / file).unlink()
+    with pytest.raises((ReportError, ConfigError), match=re.escape(str(run / file))):
+        page_of(run)
+    assert not (run / "page.html").exists()
+
+
+@pytest.mark.parametrize("text", ["", '{"step": 1', '{"loss": 1}', "[1]"])
+def test_unusable_metrics_name_the_file(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(text)
+    with pytest.raises(ReportError, match=re.escape(str(path))):
+        training_rows(path, read_lines(path))
+
+
+def test_an_evaluation_is_flattened_and_each_number_explained_once(tmp_path: Path) -> None:
+    path = tmp_path / "evaluation.json"
+    numbers = {"n": 3, "top1": [0.5, 0.25], "hard_boundaries": {"auroc": 0.98765}, "cut": {"0": 0.5, "1": 0.625}}
+    path.write_text(json.dumps(numbers | {"definitions": {"auroc": "how well", "cut": "at that loss"}}))
+    assert newest_evaluation(path, []) == {
+        "n": ("3", ""),
+        "top1": ("0.5, 0.25", ""),
+        "hard boundaries auroc": ("0.9877", "how well"),
+        "cut 0": ("0.5", "at that loss"),
+        "cut 1": ("0.625", ""),
+    }
+
+
+@pytest.mark.parametrize("text", ["[1]", "{"])
+def test_an_unusable_evaluation_names_the_file(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "evaluation.json"
+    path.write_text(text)
+    with pytest.raises(ReportError, match=re.escape(str(path))):
+        newest_evaluation(path, [])
