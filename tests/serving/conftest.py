@@ -23,6 +23,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from specexit.drafts.directory import plain_copy
 from specexit.schemas.target import TargetConfig, load_target_config
 from specexit.tiny import problems, prompt_text
+from tests.marks import SLOW
 from tests.ports import hold_port
 from torch_specexit.plugin.worker.checking import SWITCH
 from torch_specexit.serve import KV_CACHE_SPACE
@@ -242,7 +243,7 @@ def engines(shared: Path, drafts: Path, prompts: list[list[int]]) -> Engines:
     return Engines(shared / "engines", drafts, prompts)
 
 
-@pytest.fixture(scope="session", params=["draft", "fc"])
+@pytest.fixture(scope="session", params=["draft", pytest.param("fc", marks=SLOW)])
 def corner(request: pytest.FixtureRequest, drafts: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What an engine did in its corners, by scenario; see ``corners.py``."""
     result = tmp_path_factory.mktemp("corners") / "result.json"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 
 import pytest
 import yaml
@@ -13,6 +12,7 @@ from specexit.bench.process import BenchError, BenchProcess
 from specexit.config import REPOSITORY
 from specexit.data.traces import write_traces
 from specexit.schemas.bench_serving import BenchServingConfig
+from tests.marks import SLOW
 from tests.serving.test_bench import TARGET, generated_traces
 from torch_specexit import bench_serving as module
 from torch_specexit.bench_serving import ENGINES, METHODS, WARM_UP_TOKENS, Turns, _take_turns, bench_serving, gather
@@ -32,7 +32,7 @@ def config(folder, draft) -> BenchServingConfig:
 
 
 @pytest.mark.vllm
-@pytest.mark.skipif("SPECEXIT_SLOW" not in os.environ, reason="a minute or two: make test-slow")
+@SLOW
 def test_it_measures_the_same_texts_with_and_without_exits(drafts, tmp_path):
     write_traces(tmp_path / "traces.parquet", generated_traces(4))
     result = bench_serving(config(tmp_path, drafts / "draft"))

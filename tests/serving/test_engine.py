@@ -11,6 +11,7 @@ import torch
 from specexit.drafts.directory import read_config
 from specexit.method.decision import exit_position
 from specexit.method.signals import NAMES, activate
+from tests.marks import SLOW
 from torch_specexit.draft import Draft
 from torch_specexit.features import TargetFeatures
 
@@ -53,7 +54,7 @@ def test_the_text_does_not_depend_on_speculation_or_batching(engines, source):
     assert len(set(exits)) >= 4
 
 
-@both_sources
+@pytest.mark.parametrize("source", ["draft", pytest.param("fc", marks=SLOW)])
 def test_nor_on_chunked_prompts_preemption_and_the_end_of_the_context(engines, source, prompts):
     pressed, batch = engines.pressed(source)[0], engines.main(source)[0]
     assert pressed["metrics"]["num_preemptions"] > 3
@@ -179,6 +180,7 @@ def test_where_the_operator_says_off_there_are_no_exits_for_those_who_ask_either
         assert set(outcomes(batch)) == {"off"}
 
 
+@SLOW
 def test_a_draft_of_another_target_keeps_the_engine_from_starting(engines, drafts, tmp_path):
     folder = shutil.copytree(drafts / "draft", tmp_path / "other")
     text = (folder / "config.json").read_text()

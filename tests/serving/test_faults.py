@@ -7,7 +7,6 @@ Nearly all is decided before an engine computes anything, and is tested there; w
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from types import SimpleNamespace
 
@@ -20,6 +19,7 @@ from safetensors.torch import load_file as load_torch
 from specexit.drafts.directory import DraftError, read_config
 from specexit.errors import InputError
 from specexit.method.splits import load_tokenizer, resolve
+from tests.marks import SLOW
 from tests.serving.conftest import LIVELY, ON_A_CPU, V2, serve
 from torch_specexit.plugin.compat.checks import check_draft, checked
 from torch_specexit.plugin.worker.checking import SWITCH
@@ -180,7 +180,7 @@ def test_the_signal_rows_of_the_other_source_are_missed_as_well(write_random_dra
 
 
 @pytest.mark.vllm
-@pytest.mark.parametrize("damage", ["d2t beyond the vocabulary", "no such start marker"])
+@pytest.mark.parametrize("damage", ["d2t beyond the vocabulary", pytest.param("no such start marker", marks=SLOW)])
 def test_a_damaged_draft_keeps_an_engine_from_starting(engines, drafts, tmp_path, damage):
     spoil, message = DAMAGES[damage]
     spoil(shutil.copytree(drafts / "draft", tmp_path / "damaged"))
@@ -196,7 +196,6 @@ def test_a_draft_of_the_whole_vocabulary_is_served(engines, write_random_draft, 
     assert [r["ids"] for r in run[0]["requests"]] == [r["ids"][:20] for r in engines.none()[0]["requests"][:2]]
 
 
-WHOLE = pytest.mark.skipif("SPECEXIT_SLOW" not in os.environ, reason="a minute or two each: make test-slow")
 V1 = "vllm.v1.worker.gpu_model_runner:GPUModelRunner"
 
 
@@ -205,7 +204,7 @@ V1 = "vllm.v1.worker.gpu_model_runner:GPUModelRunner"
     "place",
     [
         f"{V1}._sample",
-        pytest.param("vllm.v1.core.sched.scheduler:Scheduler.update_from_output", marks=WHOLE),
+        pytest.param("vllm.v1.core.sched.scheduler:Scheduler.update_from_output", marks=SLOW),
     ],
 )
 def test_with_a_method_that_takes_other_parameters_plain_eagle3_is_served(engines, place):
@@ -232,11 +231,11 @@ def test_what_fails_in_flight_leaves_plain_eagle3_and_says_so(engines, source):
 
 
 REQUIRED = {SWITCH: "0", "SPECEXIT_SERVING": json.dumps({"required": True})}
-V2_SLOW = pytest.param("refuse_the_kernel", ON_A_CPU | V2, marks=pytest.mark.slow)
+ON_V2 = pytest.param("refuse_the_kernel", ON_A_CPU | V2, marks=SLOW)
 
 
 @pytest.mark.vllm
-@pytest.mark.parametrize(("refuse", "environment"), [("refuse_the_rule", {}), V2_SLOW])
+@pytest.mark.parametrize(("refuse", "environment"), [("refuse_the_rule", {}), ON_V2])
 def test_an_engine_that_must_have_exits_does_not_start_where_they_cannot_be_made_ready(
     drafts, tmp_path, refuse, environment
 ):

@@ -14,6 +14,7 @@ from specexit.method.decision import Policy
 from specexit.method.loops import LoopGuard
 from specexit.method.signals import NAMES
 from specexit.method.splits import ThinkTokens
+from tests.marks import SLOW
 from tests.serving.conftest import run_program
 from tests.serving.simulation import CPU, END, GARBAGE, IDS, START, VOCAB, WIDEST, Request, Simulation
 from torch_specexit.plugin.worker.cost import STEPS, Scene, launches
@@ -25,7 +26,9 @@ from torch_specexit.plugin.worker.twin import Twin
 
 triton = pytest.importorskip("triton", reason="the kernel needs Triton, which some CPU builds of torch lack")
 
-modes = pytest.mark.parametrize(("source", "smooth"), [("draft", False), ("fc", False), ("fc", True)])
+modes = pytest.mark.parametrize(
+    ("source", "smooth"), [("draft", False), pytest.param("fc", False, marks=SLOW), ("fc", True)]
+)
 
 
 def fused(*, interpreted: bool) -> type:

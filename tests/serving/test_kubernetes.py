@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import urllib.error
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 import yaml
 
 from specexit.config import REPOSITORY
+from tests.marks import SLOW
 from tests.serving.conftest import ServerStarter
 
 pytestmark = pytest.mark.vllm
@@ -41,7 +41,7 @@ def test_ports_and_gpus_agree(pod):
     assert mounts == {volume["name"] for volume in pod["volumes"]}
 
 
-@pytest.mark.skipif("SPECEXIT_SLOW" not in os.environ, reason="two minutes: make test-slow")
+@SLOW
 def test_the_server_is_ready_guarded_and_lets_running_requests_end(pod, start_server: ServerStarter, drafts: Path):
     (container,) = pod["containers"]
     arguments = [argument for argument in container["args"][1:] if not argument.startswith(ELSEWHERE)]

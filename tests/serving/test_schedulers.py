@@ -6,14 +6,13 @@ split over two processes. About 25 seconds for each engine.
 
 from __future__ import annotations
 
-import os
-
 import pytest
+
+from tests.marks import SLOW
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
-WHOLE = pytest.mark.skipif("SPECEXIT_SLOW" not in os.environ, reason="a minute or two each: make test-slow")
-either_source = pytest.mark.parametrize("source", ["draft", pytest.param("fc", marks=WHOLE)])
+either_source = pytest.mark.parametrize("source", ["draft", pytest.param("fc", marks=SLOW)])
 
 
 def assert_same(batch, reference):

@@ -19,6 +19,7 @@ from specexit.chat import Turn
 from specexit.drafts.policy import read_policy
 from specexit.method.signals import NAMES
 from specexit.tiny import problems, prompt_text
+from tests.marks import SLOW
 
 pytestmark = pytest.mark.vllm
 
@@ -26,8 +27,6 @@ QUESTIONS = [problem.question for problem in problems("test", 8)]
 NEVER = {"specexit_validity": 1.0}
 LIVELY = {"specexit_validity": 0.5}
 """Exits sooner than by the draft's own policy."""
-
-WHOLE = pytest.mark.skipif("SPECEXIT_SLOW" not in os.environ, reason="a minute or two each: make test-slow")
 
 
 def chat(question=QUESTIONS[0], **rest):
@@ -203,7 +202,7 @@ def test_progress_can_be_asked_for_while_a_request_runs_and_afterwards(server):
     ("settings", "message"),
     [
         ({"mode": "sometimes"}, "specexit.mode is 'sometimes': Input should be 'exit', 'shadow' or 'off'"),
-        pytest.param({"audit": 0.1}, "unknown key 'specexit.audit', expected one of", marks=WHOLE),
+        pytest.param({"audit": 0.1}, "unknown key 'specexit.audit', expected one of", marks=SLOW),
     ],
     ids=str,
 )

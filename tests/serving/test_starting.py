@@ -13,6 +13,7 @@ from contextlib import closing
 import psutil
 import pytest
 
+from tests.marks import SLOW
 from tests.serving.conftest import Server
 from torch_specexit.plugin.frontend.starting import heard_at_once
 
@@ -123,7 +124,7 @@ def processes_of(session: int) -> list[psutil.Process]:
     return found
 
 
-@pytest.mark.skipif("SPECEXIT_SLOW" not in os.environ, reason="a minute or two: make test-slow")
+@SLOW
 @pytest.mark.parametrize(
     ("stage", "number"),
     [

@@ -26,6 +26,7 @@ from specexit.data.traces import Trace, read_traces
 from specexit.schemas.annotate import AnnotateConfig
 from specexit.schemas.collect import CollectConfig
 from specexit.schemas.target import load_target_config
+from tests.marks import SLOW
 from tests.torch.vllm_server import VllmServer
 from torch_specexit.collecting import collect
 from torch_specexit.collecting.endpoint import Endpoint
@@ -216,7 +217,7 @@ def stopped(traces: int, *asked: str, **settings: Any) -> Iterator[subprocess.Po
 
 
 @pytest.mark.vllm
-@pytest.mark.skipif("SPECEXIT_SLOW" not in os.environ, reason="a minute: make test-slow")
+@SLOW
 def test_killed_half_way_it_goes_on_and_yields_the_same_rows(uninterrupted, tmp_path):
     config = sampled(tmp_path / "out")
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json", exclude_none=True)))
@@ -299,7 +300,7 @@ def test_one_of_two_vllm_servers_is_killed_half_way(greedy, prompts, servers, tm
 
 
 @pytest.mark.vllm
-@pytest.mark.slow
+@SLOW
 def test_a_ray_cluster_gives_the_same_rows_though_an_engine_is_killed(greedy, prompts, tmp_path):
     """As a user starts it. What was finished is not asked again, the rest goes to an engine that Ray starts instead."""
     pytest.importorskip("ray")
