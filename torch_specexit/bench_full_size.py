@@ -55,7 +55,7 @@ def bench_full_size(config: BenchFullSizeConfig) -> Results:
     name = read_config(config.draft).target_name or target_named_in(config.traces)
     small = target_reference(None, *places, name=name)
     runs = {"small": _measure(config, "small", small, config.draft)[0]}
-    if config.exact:
+    if config.n_exact:
         target, draft = write_stand_in(config, small, "float32")
         runs["float32"], _ = _measure(config, "float32", str(target), draft)
     target, draft = write_stand_in(config, small, "bfloat16")
@@ -121,14 +121,15 @@ def describe(target: TargetConfig, runs: Mapping[str, Mapping[str, Run]]) -> dic
 def _measure(config: BenchFullSizeConfig, kind: str, target: str, draft: Path) -> tuple[dict[str, Run], Results]:
     """One pair of engines on the problems; of those that are only compared, in a batch alone."""
     measured = kind == "bfloat16"
+    n = min(config.n, config.n_exact) if kind == "float32" else config.n
     bench = BenchConfig(
         target=target,
         draft=draft,
         traces=config.traces,
         out=_journals(config)[kind],
         methods=METHODS,
-        n=config.n,
-        n_latency=min(config.n, config.n_latency) if measured else 1,
+        n=n,
+        n_latency=min(n, config.n_latency) if measured else 1,
         batches=(config.batch,),
         rounds=config.rounds if measured else 1,
         max_new_tokens=config.max_new_tokens,
@@ -148,7 +149,9 @@ def _journals(config: BenchFullSizeConfig) -> dict[str, Path]:
 
 
 def _pairs(ours: Run, theirs: Run) -> list[tuple[Request, Request]]:
-    return list(zip(ours.all_requests, theirs.all_requests, strict=True))
+    """Requests of the same problems: of the float32 stand-in there may be fewer."""
+    found = {request.id: request for request in ours.all_requests}
+    return [(found[request.id], request) for request in theirs.all_requests]
 
 
 def _count(pairs: Sequence[tuple[Request, Request]], same: Callable[[Request, Request], bool]) -> tuple[int, int]:

@@ -41,6 +41,7 @@ def small_config(folder: Path, draft: Path) -> BenchFullSizeConfig:
         models=folder / "models",
         out=folder / "bench" / "full-size.json",
         n=N,
+        n_exact=N - 1,
         n_latency=1,
         batch=2,
         rounds=1,
@@ -54,10 +55,10 @@ def test_what_differs_from_the_small_target_is_counted(
     asked = []
 
     def run_methods(config: BenchConfig, target: TargetConfig, traces: Sequence[Trace], _journal, _scratch):
-        asked.append((target.name, target.dtype, config.batches, config.n_latency))
+        asked.append((target.name, target.dtype, config.batches, len(traces), config.n_latency))
         runs = {"eagle3": Run(), "specexit": Run()}
         for name, run in runs.items():
-            for batch, n in ((1, 1), (2, N)):
+            for batch, n in ((1, 1), (2, len(traces))):
                 requests = [
                     Request(
                         t.id, t.think_ids, 9 if name == "specexit" else 20, "natural_end", "7", True, {}, seconds=1.0
@@ -75,15 +76,15 @@ def test_what_differs_from_the_small_target_is_counted(
     config = small_config(tmp_path, write_random_draft(tmp_path / "draft", "draft", **DRAFT))
     bench_full_size(config)
     assert asked == [
-        ("tiny-reasoner", "float32", (2,), 1),
-        ("stand-in-shape", "float32", (2,), 1),
-        ("stand-in-shape", "bfloat16", (2,), 1),
+        ("tiny-reasoner", "float32", (2,), N, 1),
+        ("stand-in-shape", "float32", (2,), N - 1, 1),
+        ("stand-in-shape", "bfloat16", (2,), N, 1),
     ]
     shape = read_results(config.out).shape
     assert shape is not None
     assert shape["same"] == {
-        "eagle3: texts in float32": [N, N],
-        "specexit: texts in float32": [N, N],
+        "eagle3: texts in float32": [N - 1, N - 1],
+        "specexit: texts in float32": [N - 1, N - 1],
         "specexit: exits in bfloat16": [N - 1, N],
     }
     assert {name: shape[name] for name in ("hidden_size", "dtype")} == {"hidden_size": 320, "dtype": "bfloat16"}
@@ -109,8 +110,8 @@ def test_engine_and_plug_in_do_on_a_stand_in_what_they_do_on_the_small_target(dr
     assert results.shape is not None
     # A draft with random signals exits at arbitrary places, and at the same ones.
     assert results.shape["same"] == {
-        "eagle3: texts in float32": [N, N],
-        "specexit: texts in float32": [N, N],
+        "eagle3: texts in float32": [N - 1, N - 1],
+        "specexit: texts in float32": [N - 1, N - 1],
         "specexit: exits in bfloat16": [N, N],
     }
     assert results.methods["specexit"].exits.exit > 0

@@ -27,7 +27,11 @@ class BenchFullSizeConfig(Config):
     n_latency: int = Field(default=12, gt=0, description="how many of them, at most, are asked one at a time")
     batch: int = Field(default=8, gt=1, description="problems in progress at once")
     rounds: int = Field(default=6, gt=0, description="slices of the problems; the methods take turns slice by slice")
-    exact: bool = Field(default=True, description="also compare texts in float32; false saves a third of the time")
+    n_exact: int = Field(
+        default=50,
+        ge=0,
+        description="how many of them, at most, are also asked in float32; all texts have to be the small target's",
+    )
     max_new_tokens: int = Field(default=768, gt=0, description="of one response, thinking included")
     num_speculative_tokens: int = Field(default=3, gt=0, description="draft tokens per step")
     engine: EngineConfig = EngineConfig()
