@@ -93,7 +93,8 @@ def collect(worker: Any) -> dict[str, list[np.ndarray]]:
 def run_engine(arguments: argparse.Namespace, target: TargetConfig, source: str | None) -> tuple[str, list[Run]]:
     """Start an engine, have it go on from the traces, and end it."""
     os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"  # what is watched is that of `RUNNER`
-    length = min(target.max_model_len, arguments.tokens + NEW_TOKENS)
+    longest = min(target.max_model_len, read_config(arguments.draft).max_position_embeddings)
+    length = min(longest, arguments.tokens + NEW_TOKENS)
     extra = {"max_model_len": length, "max_num_batched_tokens": length, "max_num_seqs": 1, "enforce_eager": True}
     extra |= {"enable_prefix_caching": False}
     llm = start_engine(target, EngineConfig(extra=extra), draft=arguments.draft, num_speculative_tokens=arguments.steps)

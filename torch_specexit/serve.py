@@ -73,10 +73,13 @@ def serve_command(config: ServeConfig, *, on_cpu: bool = False) -> list[str]:
         "num_speculative_tokens": config.num_speculative_tokens,
     }
     length = min(target.max_model_len, draft.max_position_embeddings)
+    asked = _last_of("--max-model-len", config.arguments, 0)
+    if length < target.max_model_len and not asked:
+        _say_length(config.draft, length, target)
     ours = ["--dtype", target.dtype, "--max-model-len", str(length)]
     if on_cpu:
         ours += CPU_ARGUMENTS
-        _leave_memory(target, config.draft, _last_of("--max-model-len", config.arguments, length))
+        _leave_memory(target, config.draft, asked or length)
     return [*_server(str(target.folder)), *ours, "--speculative-config", json.dumps(speculation), *config.arguments]
 
 
@@ -85,6 +88,18 @@ def _say_doubt(draft: Path, target: TargetConfig) -> None:
     doubt = doubt_of(draft, target.folder)
     if doubt is not None:
         Console(stderr=True).print(f"{draft}: verified: {doubt}", style="yellow", markup=False, highlight=False)
+
+
+def _say_length(draft: Path, length: int, target: TargetConfig) -> None:
+    """Say that requests are shorter than the target's, whose thinking may need all of it."""
+    Console(stderr=True, soft_wrap=True).print(
+        f"{draft / 'config.json'}: max_position_embeddings is {length}, so requests have at most {length} tokens and "
+        f"not the {target.max_model_len} of {target.name}: set it to {target.max_model_len} there to serve those, as "
+        "RoPE has no end, and run `specexit verify` again",
+        style="yellow",
+        markup=False,
+        highlight=False,
+    )
 
 
 def _leave_memory(target: TargetConfig, draft: Path, max_model_len: int) -> None:

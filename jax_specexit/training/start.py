@@ -110,7 +110,7 @@ def draft_config(
     )
     if config.init_from is not None:
         source = source or read_source(config.init_from, target)
-        return warm_config(source, config.init_from, config.draft, layers, block)
+        return warm_config(source, config.init_from, target, config.draft, layers, block)
     found = target.needed(*FOR_DRAFTS)
     found |= {f"target_{name}": found.pop(name) for name in ("hidden_size", "num_hidden_layers")}
     try:
@@ -129,6 +129,9 @@ def draft_config(
 def check_start(config: TrainConfig, target_config: TargetConfig, meta: PackMeta) -> Start | None:
     """What the run in ``config.out`` was begun with; None where there is none.
 
+    Nothing is computed with the longest sequence that a draft may have, so that one is today's: older versions kept a
+    published draft's.
+
     Raises:
       ConfigError, DraftError: that was another target, other data under the same name, or features that are stored in
         another type; or see `draft_config`.
@@ -141,7 +144,7 @@ def check_start(config: TrainConfig, target_config: TargetConfig, meta: PackMeta
         return None
     for field in type(shape).model_fields:
         was, now = getattr(before.shape, field), getattr(shape, field)
-        if was != now:
+        if was != now and field != "max_position_embeddings":
             raise ConfigError(f"{path}: this run was begun with {field}={was}, but target and data now say {now}")
     if before.data not in ("", meta.identity):
         raise ConfigError(
@@ -154,4 +157,4 @@ def check_start(config: TrainConfig, target_config: TargetConfig, meta: PackMeta
             f"{path}: this run was begun with features stored as {before.stored}, but those in {config.features} are "
             f"{stored}: it would go on with other rounding errors"
         )
-    return before
+    return before._replace(shape=shape)

@@ -48,10 +48,29 @@ def chosen_on(folder: Path) -> Selection | None:
     return read_policy(folder).selection if (folder / POLICY_FILE).exists() else None
 
 
+def length_of(source: DraftConfig, target: TargetConfig) -> int:
+    """Longest sequence, in tokens, of what becomes of ``source``: its own, or the target's where that is longer.
+
+    RoPE turns as well at any position, and what serves a draft needs it as long as the context. An engine's table for
+    ``yarn`` alone ends where its stretching does.
+    """
+    wanted = max(target.max_model_len, target.hf_config().get("max_position_embeddings") or 0)
+    scaling = source.rope_scaling
+    if scaling is not None and scaling.kind == "yarn":
+        wanted = min(wanted, int(scaling.factor * scaling.original_max_position_embeddings))
+    return max(source.max_position_embeddings, wanted)
+
+
 def warm_config(
-    source: DraftConfig, folder: Path, sizes: DraftShapeConfig, layers: tuple[int, ...], block: SpecExitBlock
+    source: DraftConfig,
+    folder: Path,
+    target: TargetConfig,
+    sizes: DraftShapeConfig,
+    layers: tuple[int, ...],
+    block: SpecExitBlock,
 ) -> DraftConfig:
-    """The ``config.json`` of a draft that goes on from ``source``: heads, RoPE, eps, norms and biases are its own.
+    """The ``config.json`` of a draft that goes on from ``source``: heads, RoPE, eps, norms and biases are its own, and
+    it is as long as its target, see `length_of`.
 
     Raises:
       ConfigError: the recipe says other sizes, other aux layers than its own and further ones, or signals that its
@@ -76,6 +95,7 @@ def warm_config(
     changes: dict[str, Any] = {
         "architectures": (ARCHITECTURE,),
         "torch_dtype": "float32",
+        "max_position_embeddings": length_of(source, target),
         "eagle_aux_hidden_state_layer_ids": layers,
         "num_aux_hidden_states": len(layers),
         "specexit": block,

@@ -23,7 +23,7 @@ from jax_specexit.training.run import read_start
 from jax_specexit.training.start import start
 from jax_specexit.training.step import ttt_outputs
 from jax_specexit.training.train import train
-from jax_specexit.training.warm import widen
+from jax_specexit.training.warm import length_of, widen
 from specexit.config import ConfigError
 from specexit.data.outlines import outlines
 from specexit.data.overlap import OverlapError, read_prompts, write_prompts
@@ -34,10 +34,11 @@ from specexit.drafts.directory import FLOATS, DraftConfig, SpecExitBlock, read_d
 from specexit.drafts.inspect import describe
 from specexit.drafts.policy import PolicyFile, Selection, read_policy
 from specexit.drafts.published import Origin, import_draft
+from specexit.drafts.rope import RopeScaling
 from specexit.method.signals import NAMES
 from specexit.schemas.convert import ConvertConfig
 from specexit.schemas.published import ImportConfig
-from specexit.schemas.target import load_target_config
+from specexit.schemas.target import TargetConfig, load_target_config
 from specexit.schemas.train import CheckpointConfig, SignalConfig, TrainConfig
 from tests.parity.layout_forward import published_logits
 from tests.shared.published import CONFIGS, tensors_of, write_published
@@ -159,8 +160,9 @@ def test_a_warm_start_keeps_the_draft_s_own_geometry(recipe: TrainConfig, foreig
     convert(ConvertConfig(run=recipe.out, out=tmp_path / "draft"))
     (before, trunk), (after, tensors) = read_draft(foreign), read_draft(tmp_path / "draft")
     assert before.rope_theta != 10_000  # the target's
-    ours = {"architectures", "specexit"}
+    ours = {"architectures", "specexit", "max_position_embeddings"}
     assert after.model_dump(exclude=ours) == before.model_dump(exclude=ours)
+    assert (before.max_position_embeddings, after.max_position_embeddings) == (256, 512)  # the target's
     tensors["fc.weight"] = tensors["fc.weight"][: -len(NAMES)]
     for name in trunk:
         np.testing.assert_array_equal(tensors[name], trunk[name], err_msg=name)
@@ -174,6 +176,27 @@ def test_a_warm_start_keeps_the_draft_s_own_geometry(recipe: TrainConfig, foreig
         nnx.update(draft, jax.tree.map(jnp.asarray, params_from_draft(config, weights)))
         outputs.append([y @ draft.lm_head.kernel[...] for y in ttt_outputs(draft, table, aux, batch, 3)])
     jax.tree.map(np.testing.assert_array_equal, *outputs)
+
+
+@pytest.mark.parametrize(
+    ("own", "says", "scaling", "expected"),
+    [
+        (2048, 131_072, None, 131_072),
+        (2048, 131_072, RopeScaling("llama3", 8.0), 131_072),
+        (2048, 8192, None, 32_768),  # the target is served longer than its config says
+        (262_144, 131_072, None, 262_144),
+        # vLLM's table of yarn ends at factor x original positions, and is read beyond its end.
+        (2048, 131_072, RopeScaling("yarn", 32.0, original_max_position_embeddings=2048), 65_536),
+    ],
+)
+def test_a_short_published_draft_becomes_as_long_as_its_target(
+    own: int, says: int, scaling: RopeScaling | None, expected: int
+) -> None:
+    target = TargetConfig(
+        name="t", path="/nowhere", aux_layers=(1,), max_model_len=32_768, config={"max_position_embeddings": says}
+    )
+    source = shape("draft").model_copy(update={"max_position_embeddings": own, "rope_scaling": scaling})
+    assert length_of(source, target) == expected
 
 
 PUBLISHED = {
@@ -224,7 +247,10 @@ def test_the_draft_that_a_run_began_with_is_not_needed_to_go_on(
     before = [json.loads(line)["loss"] for line in (recipe.out / "metrics.jsonl").read_text().splitlines()]
     shutil.rmtree(recipe.out / "checkpoints" / "2")
     draft.rename(tmp_path / "moved")
+    path = recipe.out / "draft.json"
+    path.write_text(path.read_text().replace('"max_position_embeddings": 512', '"max_position_embeddings": 256'))
     train(recipe)
+    assert read_start(recipe.out).shape.max_position_embeddings == 512  # older versions kept the draft's
     assert [json.loads(line)["loss"] for line in (recipe.out / "metrics.jsonl").read_text().splitlines()] == before
     shutil.rmtree(recipe.out / "checkpoints")
     with pytest.raises(DraftError, match=f"{draft}/config.json"):

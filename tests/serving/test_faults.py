@@ -121,7 +121,10 @@ DAMAGES = {
     "aux layers out of order": (config(**{AUX: [3, 1, 4]}), r"is \[3, 1, 4\], expected increasing"),
     "aux layer twice": (config(**{AUX: [1, 3, 3]}), r"is \[1, 3, 3\], expected increasing"),
     "class of another layer": (config(model_type="qwen3"), "expected 'SpecExitQwen3.*' with model_type 'qwen3'"),
-    "too short": (config(max_position_embeddings=64), "max_position_embeddings is 64, .* max_model_len 512"),
+    "too short": (
+        config(max_position_embeddings=64),
+        "max_position_embeddings is 64, .* max_model_len 512.*; expected max_model_len 64 .*, or a larger max_pos",
+    ),
     "weights are empty": (cut(0), r"model\.safetensors: cannot be read as safetensors"),
     "weights are truncated": (cut(-1), r"model\.safetensors: cannot be read as safetensors"),
     "weights are missing": (gone("model.safetensors"), r"model\.safetensors"),

@@ -12,6 +12,7 @@ import pytest
 from specexit.drafts.directory import DraftError
 from specexit.drafts.tensors import weights_hash
 from specexit.schemas.serve import ServeConfig
+from specexit.schemas.target import load_target_config
 from torch_specexit.kv_cache import GIB, PROGRAMS_GIB, KVCacheError, free_bytes, kv_cache_gib
 from torch_specexit.plugin.compat import hooks
 from torch_specexit.plugin.compat.sources import SourceError
@@ -76,6 +77,21 @@ def test_a_draft_that_is_not_verified_is_served_and_named(write_random_draft, tm
     (draft / "verify.json").unlink()
     serve_command(config)
     assert "verified: no: run `specexit verify`" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_draft_that_is_shorter_than_its_target_says_so_on_one_line(write_random_draft, tmp_path, capsys):
+    fits = {"hidden_size": 192, "target_hidden_size": 192, "vocab_size": 640, "max_position_embeddings": 64}
+    draft = write_random_draft(tmp_path / "draft", None, **fits, eagle_aux_hidden_state_layer_ids=(1, 3, 4))
+    config = ServeConfig(target="tiny-reasoner", draft=draft)
+    command = serve_command(config)
+    assert command[command.index("--max-model-len") + 1] == "64"
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "max_position_embeddings" in line]
+    assert (
+        f"{draft}/config.json: max_position_embeddings is 64, so requests have at most 64 tokens and not the " in line
+    )
+    assert f"set it to {load_target_config('tiny-reasoner').max_model_len} there" in line
+    serve_command(config.model_copy(update={"arguments": ("--max-model-len", "32")}))  # asked for a shorter one
+    assert "max_position_embeddings" not in capsys.readouterr().err
 
 
 SMALL = {"num_hidden_layers": 4, "num_attention_heads": 6, "num_key_value_heads": 2, "hidden_size": 192}

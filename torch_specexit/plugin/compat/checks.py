@@ -46,7 +46,9 @@ def check_draft(config: DraftConfig, folder: Path, target: Any) -> SpecExitBlock
     if config.max_position_embeddings < target.max_model_len:
         raise DraftError(
             f"{path}: max_position_embeddings is {config.max_position_embeddings}, but the engine serves max_model_len "
-            f"{target.max_model_len}: beyond its own length the draft is silent and nothing could exit"
+            f"{target.max_model_len}: beyond its own length the draft is silent and nothing could exit; expected "
+            f"max_model_len {config.max_position_embeddings} (of vLLM, or in the target's YAML), or a larger "
+            "max_position_embeddings in that file, for RoPE has no end: then run `specexit verify` again"
         )
     architecture = ARCHITECTURES[config.model_type]
     if architecture not in config.architectures:
