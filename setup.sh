@@ -45,12 +45,15 @@ else
 (Debian, Ubuntu: apt install python3-venv), or uv, which brings its own, and run the same command again"
   fi
 fi
+version=$("$venv/bin/python" --version)
+release=${version#Python } # such as 3.12.9
+
 # vLLM for CPUs loads libnuma, and torch compiles what it computes there; pip brings neither a library nor a compiler.
 from_the_system() {
   "$venv/bin/python" -c 'import ctypes; ctypes.CDLL("libnuma.so.1")' 2>/dev/null || echo libnuma1
   command -v "${CXX:-g++}" >/dev/null || echo g++
   "$venv/bin/python" -c 'import pathlib, sysconfig; pathlib.Path(sysconfig.get_path("include"), "Python.h").stat()' \
-    2>/dev/null || echo python3-dev
+    2>/dev/null || echo "python${release%.*}-dev" # python3-dev has those of the machine's own python3 alone
 }
 case ",$extras," in
   *,serve-cpu,*)
@@ -64,7 +67,6 @@ and run the same command again"
     ;;
 esac
 pip=("$venv/bin/python" -m pip --disable-pip-version-check)
-version=$("$venv/bin/python" --version)
 
 # The versions of these two are vLLM's for CPUs. torch for CUDA, which `serve` brings and `dev` alone, too, asks for others.
 pins=$(mktemp) log=$(mktemp)
