@@ -1,6 +1,7 @@
 """A draft in every form it is exported to: what is kept to the bit, and what a card and `inspect` say."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,7 @@ from specexit.schemas.export import ExportConfig
 from specexit.schemas.inspect import InspectConfig
 from specexit.schemas.migrate import MigrateConfig
 from specexit.schemas.published import ImportConfig
+from specexit.schemas.target import load_target_config
 from tests.shared.published import CONFIGS, VOCAB, tensors_of, write_published, write_target
 
 SHAPE = {"eagle_aux_hidden_state_layer_ids": (2, 6, 9), "target_num_hidden_layers": 12}
@@ -298,6 +300,18 @@ def test_a_published_folder_names_its_target_on_the_hub_and_no_path_of_this_mach
     assert yaml.safe_load((out / "README.md").read_text().split("---")[1])["base_model"] == "org/model"
     said = "".join(path.read_text() for path in out.iterdir() if path.suffix != ".safetensors")
     assert str(tmp_path) not in said
+
+
+def test_a_target_in_the_hub_s_cache_has_its_name_there(tmp_path, target, write_random_draft):
+    """Its folder is called by the hash of a commit, which nobody could serve."""
+    lies = load_target_config(target).folder
+    shutil.copytree(lies, cached := tmp_path / "hub" / "models--Qwen--Qwen3-4B" / "snapshots" / "0123abc")
+    Path(target).write_text(Path(target).read_text().replace(str(lies), str(cached)))
+    _, _, out = exported(write_random_draft(tmp_path / "draft", "draft", **SHAPE), tmp_path, "eagle3", target)
+    card = (out / "README.md").read_text()
+    assert yaml.safe_load(card.split("---")[1])["base_model"] == "Qwen/Qwen3-4B"
+    assert "vllm serve Qwen/Qwen3-4B --speculative-config" in card
+    assert "0123abc" not in card
 
 
 def test_large_weights_are_split_and_read_again(tmp_path, target, write_random_draft):

@@ -162,7 +162,9 @@ def test_torch_that_is_nowhere_leaves_nothing_behind(machine: Machine) -> None:
     assert not machine.venv.exists()
 
 
-@pytest.mark.parametrize(("lacks", "package"), [("libnuma", "libnuma1"), ("g++", "g++"), ("Python.h", "python3.12-dev")])
+@pytest.mark.parametrize(
+    ("lacks", "package"), [("libnuma", "libnuma1"), ("g++", "g++"), ("Python.h", "python3.12-dev")]
+)
 def test_what_pip_does_not_bring_is_asked_for_first(lacks: str, package: str, machine: Machine) -> None:
     machine.add_uv(found="*", index="the package index", lacks=lacks)
     if lacks == "g++":

@@ -13,7 +13,7 @@ from specexit.data.overlap import read_prompts
 from specexit.drafts.begun import imported_as
 from specexit.drafts.config import DraftConfig
 from specexit.drafts.policy import OperatingPoint, PolicyFile, read_policy
-from specexit.drafts.published import read_origin
+from specexit.drafts.published import hub_name, read_origin
 from specexit.drafts.verified import Accepted, Served, read_verification
 from specexit.method.signals import NAMES
 from specexit.schemas.export import ExportConfig
@@ -195,8 +195,8 @@ def _accepted(found: Accepted) -> str:
 
 
 def _model_of(target: TargetConfig) -> str:
-    """A name that says nothing of this machine."""
-    return target.name if target.path in EMBEDDED else target.folder.name
+    """A name that says nothing of this machine; in the hub's cache a folder is called by a commit's hash."""
+    return target.name if target.path in EMBEDDED else hub_name(target.folder) or target.folder.name
 
 
 def _serving(config: ExportConfig, target: TargetConfig, *, exits: bool) -> str:

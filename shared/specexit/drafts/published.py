@@ -307,12 +307,17 @@ class Published:
 def _other_than(target: TargetConfig, said: str | None) -> str | None:
     """The name that a config has for its target, where it is no name of this one: the last part of either counts."""
     named = (said or "").rstrip("/").rpartition("/")[2].casefold()
-    names = (target.name, target.path, str(target.folder), *_hub_names(target))
+    names = (target.name, target.path, str(target.folder), hub_name(target.folder) or "")
     ours = {name.rstrip("/").rpartition("/")[2].casefold() for name in names}
     return said if named and named not in ours else None
 
 
-def _hub_names(target: TargetConfig) -> list[str]:
-    """The name of a target that lies in the hub's cache, ``models--ORG--NAME/snapshots/HASH``."""
-    parts = [part for part in target.folder.parts if part.startswith("models--")]
-    return [part.rpartition("--")[2] for part in parts]
+def hub_name(folder: Path) -> str | None:
+    """The name on the Hub of a model that lies in its client's cache; None of one that lies elsewhere.
+
+    Example:
+      >>> hub_name(Path("hub/models--Qwen--Qwen3-4B/snapshots/0123abc")), hub_name(Path("models/Qwen3-4B"))
+      ('Qwen/Qwen3-4B', None)
+    """
+    names = [part.removeprefix("models--") for part in folder.parts if part.startswith("models--")]
+    return names[-1].replace("--", "/", 1) if names else None
