@@ -19,7 +19,7 @@ from jax_specexit.model.target import Target
 from jax_specexit.training.step import ttt_outputs
 from jax_specexit.weights import load_target
 from specexit.drafts.directory import read_draft, target_ids
-from specexit.drafts.probing import RAN, judged_traces, parse, rows_of, sequence_of, thinking_of
+from specexit.drafts.probing import RAN, judged_traces, kept_rows, parse, sequence_of, thinking_of
 from specexit.method.signals import activate
 from specexit.schemas.target import load_target_config
 
@@ -67,7 +67,8 @@ def main() -> None:
         raw, outputs = run(draft, target, jnp.asarray(tokens), steps=arguments.steps)
         arrays = {}
         for k, output in enumerate(outputs):
-            rows = np.array([row for row in rows_of(len(ids), arguments.rows) if row < len(ids) - 1 - k])
+            kept = kept_rows(arguments, draft.config.draft_vocab_size, len(ids))
+            rows = np.array([row for row in kept if row < len(ids) - 1 - k])
             arrays[f"logits_{k}"] = np.asarray(output[0, rows] @ draft.lm_head.kernel[...], np.float32)
         if raw is not None:
             thinking = thinking_of(trace, len(ids))

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from specexit.drafts.directory import check_target, read_draft
-from specexit.drafts.probing import MISTAKES, RAN, judged_traces, parse, rows_of, sequence_of, thinking_of
+from specexit.drafts.probing import MISTAKES, RAN, judged_traces, kept_rows, parse, sequence_of, thinking_of
 from specexit.method.signals import activate
 from specexit.schemas.target import load_target_config
 from torch_specexit.draft import Draft, as_torch
@@ -37,7 +37,7 @@ def probe(arguments: argparse.Namespace) -> None:
     )
     for i, trace in enumerate(judged_traces(arguments)):
         ids = sequence_of(trace, think_end, arguments.tokens)
-        tokens, rows = torch.tensor([ids], device=device), rows_of(len(ids), arguments.rows)
+        tokens, rows = torch.tensor([ids], device=device), kept_rows(arguments, config.draft_vocab_size, len(ids))
         states = dict(zip(layers, features(tokens)[0].chunk(len(layers), dim=-1), strict=True))
         aux = torch.cat([states[layer] for layer in config.eagle_aux_hidden_state_layer_ids], dim=-1)[None]
         output = draft(tokens, aux, steps=arguments.steps, at=torch.tensor(rows, device=device))

@@ -16,7 +16,9 @@ from specexit.config import ConfigError
 from specexit.data.stream import TraceError
 from specexit.data.traces import write_traces
 from specexit.drafts.agreement import TOLERANCE, VerifyError, compare
+from specexit.drafts.directory import read_config
 from specexit.drafts.inspect import describe
+from specexit.drafts.probing import SCRATCH, kept_rows
 from specexit.drafts.verified import doubt_of
 from specexit.drafts.verify import _arrays, _probe, verify
 from specexit.schemas.target import load_target_config, save_target
@@ -245,6 +247,49 @@ def test_a_nan_on_one_side_is_a_difference(tmp_path, monkeypatch, write_random_d
     with pytest.raises(VerifyError, match="logits nan"):
         verify(VerifyConfig(draft=draft, traces=tmp_path / "traces.parquet", vllm=False))
     assert not json.loads((draft / "verify.json").read_text())["passed"]
+
+
+def test_what_an_engine_says_may_be_nan_and_finds_no_logits_of_the_others(tmp_path, random_draft, monkeypatch):
+    """JSON has no NaN: other programs could not read the file. And 1.6 GB of temporary files stayed until the end."""
+    accepted = {"rows": 1, "length": 2.0, "by_position": [1.0, 0.0, 0.0]}
+    engine = {"vllm": "0.32.0", "runner": "V1", "dtype": "float32", "n": 1, "differences": {"logits": float("nan")}}
+    engine |= {"acceptance": dict.fromkeys(("vllm", "torch"), accepted), "greedy_drafts": {"compared": 1, "same": 1}}
+
+    def probed(side, _config, out):
+        out.mkdir()
+        if side == "vllm":
+            assert not [*out.parent.rglob("*.npz")]
+        else:
+            np.savez(out / "0.npz", logits_0=np.zeros((1, 2)))
+        files = {"mistakes": {"acceptance": None, "mistakes": []}, "ran": {"dtype": "float32", "device": "cpu"}}
+        for name, found in (files | {"engine": engine}).items():
+            (out / f"{name}.json").write_text(json.dumps(found))
+        return out
+
+    monkeypatch.setattr("specexit.drafts.verify._probe", probed)
+    with pytest.raises(VerifyError, match="logits differs by nan"):
+        verify(VerifyConfig(draft=random_draft, traces=tmp_path / "traces.parquet", vllm=True))
+    refuse = {"parse_constant": lambda word: pytest.fail(f"{word} is no JSON")}
+    written = json.loads((random_draft / "verify.json").read_text(), **refuse)
+    assert written["vllm"]["differences"] == {"logits": "nan"}
+    assert describe(random_draft)["verified"].startswith("no: the frameworks differ, on 1 traces")
+
+
+@pytest.mark.parametrize(("n", "vocabulary"), [(8, 32_000), (64, 32_000), (8, 151_936), (1000, 151_936)])
+def test_logits_on_the_disk_do_not_grow_with_the_number_of_traces(n, vocabulary):
+    kept = len(kept_rows(Namespace(rows=256, n=n, steps=3), vocabulary, 4096))
+    assert kept >= 1
+    assert kept * n * 3 * vocabulary * 4 <= max(SCRATCH, n * 3 * vocabulary * 4)  # a row of each trace at least
+    assert (kept == 256) == (n == 8 and vocabulary == 32_000)  # the default, and the vocabulary of most drafts
+
+
+def test_fewer_rows_than_asked_for_are_told(tmp_path, random_draft, probes, monkeypatch, capsys):
+    monkeypatch.setattr("specexit.drafts.probing.SCRATCH", 40 * 3 * 4 * read_config(random_draft).draft_vocab_size)
+    probes(0)
+    verify(VerifyConfig(draft=random_draft, traces=tmp_path / "traces.parquet", n=500, vllm=False))
+    said = " ".join(capsys.readouterr().err.split())
+    assert "rows=256: 40 rows of each of 1 traces are compared" in said  # there is one, whatever n says
+    assert json.loads((random_draft / "verify.json").read_text())["rows"] == 40
 
 
 @pytest.fixture

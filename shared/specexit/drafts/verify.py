@@ -1,7 +1,8 @@
 """``specexit verify``: do the JAX and the PyTorch draft say the same on real traces?
 
 Each framework runs its ``probe`` module in a process of its own, in the same dtype; this module imports neither. One
-trace is held at a time, and of its logits the rows that `specexit.drafts.probing` keeps. Both would share the mistakes
+trace is held at a time, and of its logits the rows that `specexit.drafts.probing` keeps, on the disk as many as fit
+there whatever the number of traces. Both would share the mistakes
 of a conversion, so the PyTorch side also says how many drafted tokens the text accepts, and whether it accepts
 clearly more with one of the classic mistakes undone (`torch_specexit.mistakes`). What was found is written into the
 draft directory as ``verify.json``, with the hash of the weights it is true of.
@@ -27,9 +28,9 @@ from rich.table import Table
 from specexit.config import write_text
 from specexit.data.traces import target_named_in, target_of_both
 from specexit.drafts.agreement import DRAFTS_APART, TOLERANCE, VerifyError, compare, drafts_agree, raise_to
-from specexit.drafts.directory import open_draft, read_config
+from specexit.drafts.directory import DraftConfig, open_draft, read_config
 from specexit.drafts.fingerprints import target_fingerprint
-from specexit.drafts.probing import ENGINE, MISTAKES, RAN, first_traces, is_judged, needed
+from specexit.drafts.probing import ENGINE, MISTAKES, RAN, SCRATCH, first_traces, is_judged, most_rows, needed
 from specexit.drafts.tensors import weights_hash
 from specexit.drafts.verified import FILE, Accepted, acceptance_words, geometry_sha256
 from specexit.method.signals import NAMES
@@ -64,7 +65,9 @@ def verify(config: VerifyConfig) -> dict[str, float]:
     draft, _ = open_draft(config.draft)
     target = target_of_both(config.traces, config.draft, draft.target_name, config.target)
     target.model_file("config.json")  # where the model is gone, no side has to start
-    passed_over = _passed_over(config)
+    n, passed_over = _passed_over(config)
+    config = config.model_copy(update={"n": n})
+    rows = _kept(config, draft)
     with tempfile.TemporaryDirectory() as scratch:
         torch = _probe("torch", config, Path(scratch) / "torch")
         ran = json.loads((torch / RAN).read_text())  # PyTorch knows whether there is a GPU
@@ -76,25 +79,31 @@ def verify(config: VerifyConfig) -> dict[str, float]:
         devices = {"jax": json.loads((jax / RAN).read_text())["device"], "torch": device}
         record, first = _compared(config, (jax, torch))
         record["target_fingerprint"] = target_fingerprint(target.folder)
-        record |= {"passed_over": passed_over, "dtype": dtype, "devices": devices} | json.loads(
-            (torch / MISTAKES).read_text()
-        )
+        record |= {"passed_over": passed_over, "rows": rows, "dtype": dtype, "devices": devices}
+        record |= json.loads((torch / MISTAKES).read_text())
         if find_spec("vllm") is not None if config.vllm is None else config.vllm:
             served = _probe(VLLM, config, Path(scratch) / VLLM)
             record["vllm"] = _judged(json.loads((served / ENGINE).read_text()), dtype)
             record["passed"] &= record["vllm"]["passed"]
     _show(record, first)
-    differences = dict(record["differences"])
-    if not all(np.isfinite(value) for value in differences.values()):
-        record["differences"] = {name: str(value) for name, value in differences.items()}  # JSON knows no NaN
-    write_text(config.draft / FILE, json.dumps(record, indent=2) + "\n")
-    _raise_what_is_wrong(config, record, differences)
-    return differences
+    write_text(config.draft / FILE, json.dumps(_in_words(record), indent=2, allow_nan=False) + "\n")
+    _raise_what_is_wrong(config, record)
+    return record["differences"]
 
 
-def _raise_what_is_wrong(config: VerifyConfig, record: dict[str, Any], differences: dict[str, float]) -> None:
+def _in_words(value: Any) -> Any:
+    """The same with NaN and infinity as words, which JSON has no numbers for."""
+    if isinstance(value, dict):
+        return {name: _in_words(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_in_words(inner) for inner in value]
+    return str(value) if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def _raise_what_is_wrong(config: VerifyConfig, record: dict[str, Any]) -> None:
     """Raise the first of what speaks against the draft."""
-    beyond, dtype, drafts = _beyond(differences, record["tolerance"]), record["dtype"], record["greedy_drafts"]
+    beyond, dtype = _beyond(record["differences"], record["tolerance"]), record["dtype"]
+    drafts = record["greedy_drafts"]
     if beyond:
         listed = ", ".join(f"{name} {value:.2e}" for name, value in beyond.items())
         raise VerifyError(
@@ -112,45 +121,63 @@ def _raise_what_is_wrong(config: VerifyConfig, record: dict[str, Any], differenc
         raise VerifyError(f"{config.draft}: {'; '.join(record['mistakes'])}")
 
 
-def _passed_over(config: VerifyConfig) -> list[str]:
-    """Ids of the first traces that nothing can be compared on, as `specexit.drafts.probing.is_judged` says; they are
-    told.
+def _passed_over(config: VerifyConfig) -> tuple[int, list[str]]:
+    """How many traces there are up to the n-th, and ids of those that nothing can be compared on, as
+    `specexit.drafts.probing.is_judged` says; they are told.
 
     Raises:
       VerifyError: it is all of them.
     """
-    traces = list(first_traces(config.traces, config.n))
-    over = [trace for trace in traces if not is_judged(trace, config.tokens, config.steps)]
-    if not over:
-        return []
-    if len(over) == len(traces):
-        more = [n for trace in traces if is_judged(trace, n := needed(trace, config.steps), config.steps)]
+    n, over, more = 0, list[str](), list[int]()
+    for trace in first_traces(config.traces, config.n):
+        n += 1
+        if not is_judged(trace, config.tokens, config.steps):
+            over.append(trace.id)
+            more += [least] if is_judged(trace, least := needed(trace, config.steps), config.steps) else []
+    if len(over) == n:
         expected = f"at least tokens={min(more)}, or traces of shorter prompts" if more else "longer traces"
         raise VerifyError(
-            f"{config.traces}: of {len(traces)} traces none has thinking and the tokens of steps={config.steps} draft "
+            f"{config.traces}: of {n} traces none has thinking and the tokens of steps={config.steps} draft "
             f"steps behind its prompt within tokens={config.tokens}, expected {expected}"
         )
-    listed = ", ".join(trace.id for trace in over[:NAMED]) + (", ..." if len(over) > NAMED else "")
+    if not over:
+        return n, []
+    listed = ", ".join(over[:NAMED]) + (", ..." if len(over) > NAMED else "")
     Console(stderr=True).print(
-        f"{config.traces}: {len(over)} of {len(traces)} traces do not count, as their prompts fill "
+        f"{config.traces}: {len(over)} of {n} traces do not count, as their prompts fill "
         f"tokens={config.tokens} or they end at once: {listed}",
         style="yellow",
         markup=False,
         highlight=False,
     )
-    return [trace.id for trace in over]
+    return n, over
 
 
-def _compared(config: VerifyConfig, sides: tuple[Path, Path]) -> tuple[dict[str, Any], tuple[dict, dict] | None]:
-    """What ``verify.json`` says of the two frameworks, JAX and PyTorch, and the arrays of the first trace.
+def _kept(config: VerifyConfig, draft: DraftConfig) -> int:
+    """Of how many rows of a trace logits are compared; where those are fewer than asked for, that is told."""
+    rows = most_rows(config.rows, config.n, config.steps, draft.draft_vocab_size)
+    if rows < config.rows:
+        Console(stderr=True).print(
+            f"rows={config.rows}: {rows} rows of each of {config.n} traces are compared, as the logits of all "
+            f"{draft.draft_vocab_size} draft tokens take at most {SCRATCH / 2**30:g} GiB of temporary files a side; "
+            "acceptance and mistakes are looked for in all",
+            style="yellow",
+            markup=False,
+            highlight=False,
+        )
+    return rows
 
-    Here ``dtype`` and ``tolerance`` are known.
+
+def _compared(config: VerifyConfig, sides: tuple[Path, Path]) -> tuple[dict[str, Any], list[np.ndarray]]:
+    """What ``verify.json`` says of the two frameworks, JAX and PyTorch, and the signals of both on the first trace.
+
+    A plain draft has none. A trace's files are removed once compared. Here ``dtype`` and ``tolerance`` are known.
     """
     assert config.dtype is not None, "the PyTorch side says it"
     assert config.tolerance is not None, "the dtype says it"
     differences: dict[str, float] = {}
     same = drafts = 0
-    first = None
+    first = list[np.ndarray]()
     files = [sorted(path.name for path in side.glob("*.npz")) for side in sides]
     if files[0] != files[1] or not files[0]:
         raise VerifyError(f"{config.traces}: JAX probed {len(files[0])} traces and PyTorch {len(files[1])}")
@@ -162,7 +189,9 @@ def _compared(config: VerifyConfig, sides: tuple[Path, Path]) -> tuple[dict[str,
             if key.startswith("logits"):
                 same += int((jax[key].argmax(-1) == torch[key].argmax(-1)).sum())
                 drafts += len(jax[key])
-        first = first or (jax, torch)
+        first = first or [side["signals"] for side in (jax, torch) if "signals" in side]
+        for side in sides:
+            (side / name).unlink()
     agree = drafts_agree(same, drafts, config.dtype)
     record = {
         "format_version": 1,
@@ -198,11 +227,11 @@ def _judged(found: dict[str, Any], dtype: str) -> dict[str, Any]:
     return found | {"tolerance": tolerance, "passed": not wrong, "wrong": "; ".join(wrong)}
 
 
-def _show(record: dict[str, Any], first: tuple[dict, dict] | None) -> None:
+def _show(record: dict[str, Any], first: list[np.ndarray]) -> None:
     console = Console()
     console.print(_difference_table(record))
-    if first is not None and "signals" in first[0]:
-        console.print(_rows_table(first[0]["signals"], first[1]["signals"]))
+    if first:
+        console.print(_rows_table(*first))
     if "vllm" in record:
         console.print(_engine_table(record["vllm"], record["dtype"]))
     if record["acceptance"] is not None:

@@ -20,7 +20,7 @@ class VerifyConfig(Config):
     traces: Path = Field(description="trace file or folder, from `collect`")
     n: int = Field(default=8, gt=0, description="number of traces")
     steps: int = Field(default=3, gt=0, description="draft steps, each fed with the trace's own tokens")
-    rows: int = Field(default=256, gt=0, description="rows of each trace whose logits are compared")
+    rows: int = Field(default=256, gt=0, description="rows of each trace whose logits are compared, at most")
     tokens: int = Field(default=4096, gt=1, description="longest beginning of a trace that is read")
     vllm: bool | None = Field(
         default=None,
