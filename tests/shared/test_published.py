@@ -294,6 +294,8 @@ def test_a_mutated_config_is_refused_by_name(key, value, message, tmp_path):
 
 QWEN3_MOE = {"decoder_sparse_step": 1, "output_router_logits": False, "router_aux_loss_coef": 0.001}
 GPT_OSS = {"num_local_experts": 16, "experts_per_token": 4}
+PHI3 = {"model_type": "phi3", "embd_pdrop": 0.0, "resid_pdrop": 0.0, "sliding_window": 2047}
+PHI3 |= {"use_sliding_window": None, "original_max_position_embeddings": 4096}
 COPIED = {
     "AngelSlim of Qwen3-30B-A3B": ("angelslim", QWEN3_MOE),
     "AngelSlim, an older one": ("angelslim", {"architectures": ["Eagle3LLamaforCausalLM"]}),
@@ -314,6 +316,10 @@ COPIED = {
         | {"model_type": "qwen3_moe", "mlp_only_layers": [], "moe_intermediate_size": 768, "norm_topk_prob": True}
         | {"num_experts": 128, "num_experts_per_tok": 8},
     ),
+    "NeMo of Phi-3": (
+        "nemo",
+        PHI3 | {"rope_parameters": {"rope_theta": 1_000_000, "rope_type": "default", "partial_rotary_factor": 1.0}},
+    ),
     "nebius": ("safeailab", {"truncated_vocab_size": DRAFT_VOCAB}),
 }
 
@@ -328,6 +334,13 @@ def test_what_a_framework_copies_from_its_target_changes_nothing(framework, tmp_
     assert {name: tensor.tobytes() for name, tensor in tensors.items()} == {
         name: tensor.tobytes() for name, tensor in without[1].items()
     }
+
+
+def test_the_context_that_a_scaling_of_nemo_s_counts_from_is_not_ignored(tmp_path):
+    """transformers puts it in the place of the scaling's own."""
+    says = CONFIGS["nemo"] | {"rope_scaling": LLAMA3} | PHI3
+    with pytest.raises(DraftError, match="original_max_position_embeddings is 4096, which is unknown"):
+        imported(tmp_path, "nemo", says)
 
 
 @pytest.mark.parametrize(
