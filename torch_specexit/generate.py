@@ -46,7 +46,7 @@ class SpecExitDraft:
 
     Args:
       target: the model.
-      draft: reads its states.
+      draft: reads its states; markers and split tokens are its own, the target's where it is plain.
       features: of the target, with its LM head.
       policy: when thinking ends; None for a draft without signals.
       transition: text in front of the end marker where thinking is ended.
@@ -57,7 +57,8 @@ class SpecExitDraft:
     ):
         self.target, self.draft, self.features, self.policy = target, draft, features, policy
         self.tokenizer = target.tokenizer()
-        self.ids: ThinkTokens = target.think_tokens()
+        block = draft.config.specexit  # as served: what it was trained for, whatever the target's YAML says by now
+        self.ids: ThinkTokens = target.think_tokens() if block is None else block.think_tokens(self.tokenizer)
         self.closing = [*self.tokenizer.encode(transition, add_special_tokens=False), *self.ids.end_marker]
         self.stops = stop_tokens(target.folder)
 
@@ -118,7 +119,8 @@ class SpecExitDraft:
             drafts = self._drafts(text, aux, draft_tokens)
         ids = text[len(prompt) :][:max_new_tokens]
         ids = ids[: next((i + 1 for i, token in enumerate(ids) if token in self.stops), len(ids))]
-        thinking = ids.index(self.ids.end) if self.ids.end in ids else len(ids)
+        end = list(self.ids.end_marker)
+        thinking = next((i for i in range(len(ids)) if ids[i : i + len(end)] == end), len(ids))
         return Generation(ids, min(thinking, kept), exited, accepted)
 
     def _signals(self, text: list[int], aux: Float[Tensor, "1 time aux"]) -> Float[np.ndarray, "known signals"]:

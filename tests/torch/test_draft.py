@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from specexit.drafts.directory import FLOATS, DraftError, plain_copy, read_draft, write_draft
+from specexit.drafts.directory import FLOATS, DraftError, plain_copy, read_config, read_draft, write_draft
 from specexit.errors import InputError
+from specexit.method.splits import ThinkTokens
 from specexit.schemas.target import load_target_config, save_target
 from specexit.tiny import EMBEDDED
 from torch_specexit import SpecExitDraft
@@ -191,6 +192,26 @@ def test_a_text_stops_where_vllm_stops_it(said, expected, tmp_path, write_random
     text = model.generate([3, 4, 5], max_new_tokens=12, draft_tokens=0).ids
     model.stops = {text[5]}
     assert model.generate([3, 4, 5], max_new_tokens=12).ids == text[: text.index(text[5]) + 1]
+
+
+def test_markers_and_split_tokens_are_the_draft_s_own_as_they_are_served(tmp_path, write_random_draft):
+    """A target's YAML may be edited behind a draft's back."""
+    folder = write_random_draft(tmp_path / "draft", "draft", **TINY)
+    fields = json.loads((folder / "config.json").read_text())
+    fields["specexit"] |= {"split_endings": ["1"], "think_end": " = 1"}
+    (folder / "config.json").write_text(json.dumps(fields))
+    model, target = SpecExitDraft.from_pretrained(folder), load_target_config("tiny-reasoner")
+    block = read_config(folder).specexit
+    assert model.ids == block.think_tokens(target.tokenizer())
+    assert model.ids.split != target.think_tokens().split
+    end = target.tokenizer().encode(" = 1", add_special_tokens=False)
+    assert len(end) > 1
+    assert model.closing == end
+    model.policy = None
+    text = model.generate([3, 4, 5], max_new_tokens=12, draft_tokens=0).ids
+    first = next(i for i in range(12) if text[i : i + 2] == text[5:7])
+    model.ids = ThinkTokens(0, text[6], frozenset(), marker=(text[5], text[6]))
+    assert model.generate([3, 4, 5], max_new_tokens=12, draft_tokens=0).thinking_tokens == first
 
 
 @pytest.mark.parametrize(
