@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import yaml
+from pydantic import BaseModel, Field, ValidationError
 
 from jax_specexit.cluster import is_first
 from specexit.config import ConfigError, write_text
 from specexit.data.features import StoredType
 from specexit.drafts.directory import DraftConfig
 from specexit.drafts.policy import Selection
+from specexit.errors import first_problem
 from specexit.schemas.train import TrainConfig
 from specexit.status import Status
 
@@ -39,6 +41,19 @@ class Start(NamedTuple):
     """Layout of the published draft that it goes back to, see `specexit.drafts.begun.imported_as`."""
 
 
+class _Written(BaseModel):
+    """What ``draft.json`` holds; see `Start`, whose ``shape`` is called ``config`` there."""
+
+    config: DraftConfig
+    vocab: list[Annotated[int, Field(ge=0)]]
+    aux_rms: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...]
+    data: str = ""
+    selection: Selection | None = None
+    stored: StoredType | None = None
+    before: Selection | None = None
+    imported: str | None = None
+
+
 def save_start(run: Path, fixed: Start) -> None:
     """Write what evaluation and conversion need beside the checkpoints."""
     data = {
@@ -60,17 +75,27 @@ def read_start(run: Path) -> Start:
     """Read `save_start`'s file.
 
     Raises:
-      ConfigError: not a run folder.
+      ConfigError: not a run folder, or the file is damaged.
     """
     path = run / "draft.json"
     if not path.exists():
         raise ConfigError(f"{path}: file does not exist, expected a run folder that `specexit train` wrote")
-    data = json.loads(path.read_text())
-    shape = DraftConfig.model_validate(data["config"])
-    vocab = np.asarray(data["vocab"], np.int64)
-    later: dict[str, Any] = {name: data.get(name) for name in ("stored", "imported")}
-    later |= {name: Selection.model_validate(data[name]) for name in ("selection", "before") if data.get(name)}
-    return Start(shape, vocab, tuple(data["aux_rms"]), data.get("data", ""), **later)
+    try:
+        found = _Written.model_validate(json.loads(path.read_text()))
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {first_problem(error)}") from error
+    except ValueError as error:
+        raise ConfigError(f"{path}: cannot be read as JSON: {error}") from error
+    shape = found.config
+    counts = (
+        ("vocab", len(found.vocab), "config.draft_vocab_size", shape.draft_vocab_size),
+        ("aux_rms", len(found.aux_rms), "config.num_aux_hidden_states", shape.num_aux_hidden_states),
+    )
+    for name, has, field, expected in counts:
+        if has != expected:
+            raise ConfigError(f"{path}: {name} holds {has} numbers, but {field} is {expected}")
+    later = {name: getattr(found, name) for name in ("data", "selection", "stored", "before", "imported")}
+    return Start(shape, np.asarray(found.vocab, np.int64), found.aux_rms, **later)
 
 
 MAY_CHANGE = {

@@ -19,7 +19,7 @@ from jax_specexit.export import params_from_draft, tensors_from_params
 from jax_specexit.model.draft import Draft
 from jax_specexit.sharding import make_mesh
 from jax_specexit.training.data import first_rows
-from jax_specexit.training.run import read_start
+from jax_specexit.training.run import Start, read_start, save_start
 from jax_specexit.training.start import start
 from jax_specexit.training.step import ttt_outputs
 from jax_specexit.training.train import train
@@ -197,6 +197,35 @@ def test_a_short_published_draft_becomes_as_long_as_its_target(
     )
     source = shape("draft").model_copy(update={"max_position_embeddings": own, "rope_scaling": scaling})
     assert length_of(source, target) == expected
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda text: text[:-9], "cannot be read as JSON"),
+        (lambda _: "[]", r"it is \[\]: Input should be"),
+        (lambda text: text.replace('"vocab"', '"words"'), "vocab is .*: Field required"),
+        (
+            lambda text: text.replace('"hidden_size": 8', '"hidden_size": -8'),
+            "config.hidden_size is -8: .* greater than",
+        ),
+        (lambda text: text.replace("[1.0, 1.0, 2.0]", "[1.0, NaN, 2.0]"), r"aux_rms.1 is nan"),
+        (lambda text: text.replace("[1.0, 1.0, 2.0]", "[1.0]"), "aux_rms holds 1 numbers, but .* is 3"),
+        (lambda text: text.replace("[0, 2, 4,", "[0, 4,"), "vocab holds 9 numbers, but config.draft_vocab_size is 10"),
+    ],
+)
+def test_a_damaged_start_of_a_run_is_one_line_that_names_file_and_field(
+    damage: Callable[[str], str], message: str, tmp_path: Path
+) -> None:
+    save_start(tmp_path, Start(shape("draft"), np.arange(0, 20, 2), (1.0, 1.0, 2.0)))
+    path = tmp_path / "draft.json"
+    whole = path.read_text()
+    assert read_start(tmp_path).aux_rms == (1.0, 1.0, 2.0)
+    path.write_text(damage(whole))
+    assert path.read_text() != whole
+    with pytest.raises(ConfigError, match=f"{path}: {message}") as refused:
+        read_start(tmp_path)
+    assert "\n" not in str(refused.value)
 
 
 PUBLISHED = {
