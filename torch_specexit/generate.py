@@ -8,7 +8,7 @@ server's settings it knows policy and transition; margins, loops and shares are 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -97,7 +97,9 @@ class SpecExitDraft:
         _check_ids(prompt, self.features.embedding.shape[0])
         text, drafts, accepted = list(prompt), list[int](), list[int]()
         opened = opens_thinking(text, self.ids.start, self.ids.end_marker)
-        rule = ExitRule(self.policy, self.ids) if opened and self.policy is not None else None
+        rule = None
+        if opened and self.policy is not None:  # the last token of a marker of several ends nothing alone
+            rule = ExitRule(self.policy, replace(self.ids, end=-1))
         judged, exited, kept = len(text), False, max_new_tokens
         while len(text) < len(prompt) + max_new_tokens and not self.stops.intersection(text[len(prompt) :]):
             # Verify: the target's own choice behind the text and behind every draft, up to the first that differs.
@@ -107,9 +109,10 @@ class SpecExitDraft:
             aux = aux[:, : len(text) + n]
             text += choices[: n + 1]
             accepted.append(n)
-            # Judge: every new token whose signals are known by now.
+            # Judge: every new token of the thinking whose signals are known by now.
             if rule is not None:
-                signals = self._signals(text, aux)[judged:]
+                end = len(prompt) + self._in_front_of_the_marker(text[len(prompt) :])
+                signals = self._signals(text, aux)[judged:end]
                 hit = rule.push(text[judged : judged + len(signals)], signals)
                 if hit is not None:
                     text = text[: judged + hit + 1] + self.closing
@@ -119,9 +122,12 @@ class SpecExitDraft:
             drafts = self._drafts(text, aux, draft_tokens)
         ids = text[len(prompt) :][:max_new_tokens]
         ids = ids[: next((i + 1 for i, token in enumerate(ids) if token in self.stops), len(ids))]
-        end = list(self.ids.end_marker)
-        thinking = next((i for i in range(len(ids)) if ids[i : i + len(end)] == end), len(ids))
-        return Generation(ids, min(thinking, kept), exited, accepted)
+        return Generation(ids, min(self._in_front_of_the_marker(ids), kept), exited, accepted)
+
+    def _in_front_of_the_marker(self, ids: list[int]) -> int:
+        """How many of these tokens are in front of the end marker: all where it is not among them."""
+        marker = list(self.ids.end_marker)
+        return next((i for i in range(len(ids)) if ids[i : i + len(marker)] == marker), len(ids))
 
     def _signals(self, text: list[int], aux: Float[Tensor, "1 time aux"]) -> Float[np.ndarray, "known signals"]:
         """Signals of every token that can have them: with source fc the last one still lacks the target's state."""

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from specexit.drafts.directory import FLOATS, DraftError, plain_copy, read_config, read_draft, write_draft
 from specexit.errors import InputError
+from specexit.method.decision import Policy
 from specexit.method.splits import ThinkTokens
 from specexit.schemas.target import load_target_config, save_target
 from specexit.tiny import EMBEDDED
@@ -212,6 +213,14 @@ def test_markers_and_split_tokens_are_the_draft_s_own_as_they_are_served(tmp_pat
     first = next(i for i in range(12) if text[i : i + 2] == text[5:7])
     model.ids = ThinkTokens(0, text[6], frozenset(), marker=(text[5], text[6]))
     assert model.generate([3, 4, 5], max_new_tokens=12, draft_tokens=0).thinking_tokens == first
+    # The last token of a marker of several ends no thinking alone: there is an exit behind it.
+    model.policy = Policy(thresholds={"validity": 0.0})
+    start = target.think_tokens().start
+    text = model.generate([3, 4, start], max_new_tokens=12, draft_tokens=0).ids
+    split = next(token for token in text[2:] if token not in text[:2])
+    model.ids = ThinkTokens(start, text[0], frozenset({split}), marker=(text[1] + 1, text[0]))
+    found = model.generate([3, 4, start], max_new_tokens=12, draft_tokens=0)
+    assert (found.exited, found.thinking_tokens) == (True, text.index(split) + 1)
 
 
 @pytest.mark.parametrize(
