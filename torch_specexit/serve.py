@@ -73,13 +73,13 @@ def serve_command(config: ServeConfig, *, on_cpu: bool = False) -> list[str]:
         "num_speculative_tokens": config.num_speculative_tokens,
     }
     length = min(target.max_model_len, draft.max_position_embeddings)
-    asked = _last_of("--max-model-len", config.arguments, 0)
+    asked = any(argument.startswith("--max-model-len") for argument in config.arguments)
     if length < target.max_model_len and not asked:
         _say_length(config.draft, length, target)
     ours = ["--dtype", target.dtype, "--max-model-len", str(length)]
     if on_cpu:
         ours += CPU_ARGUMENTS
-        _leave_memory(target, config.draft, asked or length)
+        _leave_memory(target, config.draft, _last_of("--max-model-len", config.arguments, length))
     return [*_server(str(target.folder)), *ours, "--speculative-config", json.dumps(speculation), *config.arguments]
 
 

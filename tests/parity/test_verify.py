@@ -23,6 +23,7 @@ from specexit.drafts.verified import doubt_of
 from specexit.drafts.verify import _arrays, _probe, verify
 from specexit.schemas.target import load_target_config, save_target
 from specexit.schemas.verify import VerifyConfig
+from torch_specexit.engine_probe import run_engine
 from torch_specexit.probe import probe
 
 TINY = {
@@ -273,6 +274,21 @@ def test_what_an_engine_says_may_be_nan_and_finds_no_logits_of_the_others(tmp_pa
     written = json.loads((random_draft / "verify.json").read_text(), **refuse)
     assert written["vllm"]["differences"] == {"logits": "nan"}
     assert describe(random_draft)["verified"].startswith("no: the frameworks differ, on 1 traces")
+
+
+def test_an_engine_is_asked_for_no_more_than_the_draft_s_own_length(tmp_path, write_random_draft, monkeypatch):
+    """The plug-in would refuse the draft, and verify had no vLLM side for published ones of 2,048 positions."""
+    draft, asked = write_random_draft(tmp_path / "draft", "draft", max_position_embeddings=300, **TINY), {}
+
+    def start(_target, config, **_):
+        asked.update(config.extra)
+        raise RuntimeError("is not started")
+
+    monkeypatch.setattr("torch_specexit.engine_probe.start_engine", start)
+    monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "0")
+    with pytest.raises(RuntimeError, match="is not started"):
+        run_engine(Namespace(draft=draft, tokens=4096, steps=3), load_target_config("tiny-reasoner"), "draft")
+    assert asked["max_model_len"] == asked["max_num_batched_tokens"] == 300
 
 
 @pytest.mark.parametrize(("n", "vocabulary"), [(8, 32_000), (64, 32_000), (8, 151_936), (1000, 151_936)])

@@ -90,7 +90,7 @@ def test_a_draft_that_is_shorter_than_its_target_says_so_on_one_line(write_rando
         f"{draft}/config.json: max_position_embeddings is 64, so requests have at most 64 tokens and not the " in line
     )
     assert f"set it to {load_target_config('tiny-reasoner').max_model_len} there" in line
-    serve_command(config.model_copy(update={"arguments": ("--max-model-len", "32")}))  # asked for a shorter one
+    serve_command(config.model_copy(update={"arguments": ("--max-model-len=1k",)}))  # somebody has chosen one
     assert "max_position_embeddings" not in capsys.readouterr().err
 
 
