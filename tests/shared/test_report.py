@@ -12,6 +12,7 @@ import pytest
 
 from specexit.bench.ablate import Ablation, Ablations, Variant
 from specexit.bench.comparison import Request, Run, summarise, write_requests
+from specexit.bench.inputs import draft_inputs
 from specexit.bench.replay import Difference, ReplayCheck
 from specexit.bench.results import (
     Comparison,
@@ -393,6 +394,26 @@ def test_the_guarantee_is_said_of_problems_with_what_it_is_for(
     report(config(bench, draft=draft))
     assert "Its policy is not certified, so nothing is guaranteed of it." in (bench / "report.html").read_text()
     assert "of exits" not in text
+
+
+@pytest.mark.parametrize("changed", ["weights", "policy"])
+def test_a_certificate_of_today_is_not_ascribed_to_what_another_draft_measured(
+    bench: Path, write_random_draft: Callable[..., Path], changed: str
+) -> None:
+    draft = write_random_draft(bench / "draft", "draft")
+    results = read_results(bench / "results.json").model_copy(update={"inputs": draft_inputs(draft)})
+    write_results(bench / "results.json", results)
+    report(config(bench, draft=draft))
+    page = (bench / "report.html").read_text()
+    if changed == "policy":
+        bolder = OperatingPoint(name="default", policy=Policy(thresholds={"validity": 0.5}))
+        write_policy(draft, PolicyFile(points=(bolder,)))
+    else:
+        results = results.model_copy(update={"inputs": results.inputs | {"draft.weights": "0" * 64}})
+        write_results(bench / "results.json", results)
+    with pytest.raises(ReportError, match=rf"results\.json: inputs\.draft\.{changed} is \w+, but .*draft has \w+, exp"):
+        report(config(bench, draft=draft))
+    assert (bench / "report.html").read_text() == page
 
 
 def test_the_numbers_behind_a_figure_are_all_that_it_draws(bench: Path, trace: Trace) -> None:

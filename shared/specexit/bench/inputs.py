@@ -29,10 +29,7 @@ def inputs_of(config: BenchConfig, target: TargetConfig) -> dict[str, str]:
     """
     found = {"target": target_fingerprint(target.folder) or "unknown"}
     for key, draft in (("draft", config.draft), ("draft_fc", config.draft_fc)):
-        if draft is not None:
-            block = read_config(draft).specexit
-            found[f"{key}.weights"] = weights_hash(draft)
-            found[f"{key}.policy"] = policy_sha256(block.policy) if block else "none"
+        found |= {} if draft is None else draft_inputs(draft, key)
     for key in ("traces", "calibration_traces", "scores"):
         path = getattr(config, key)
         if path is not None:
@@ -41,6 +38,16 @@ def inputs_of(config: BenchConfig, target: TargetConfig) -> dict[str, str]:
         if reference.endswith(".py") and Path(reference).exists():
             found[reference] = hashlib.sha256(Path(reference).read_bytes()).hexdigest()
     return found
+
+
+def draft_inputs(draft: Path, key: str = "draft") -> dict[str, str]:
+    """``KEY.weights`` and ``KEY.policy`` -> hash of a draft's weights, and of the policy that it is served with.
+
+    Raises:
+      DraftError, TensorError: it cannot be read.
+    """
+    block = read_config(draft).specexit
+    return {f"{key}.weights": weights_hash(draft), f"{key}.policy": policy_sha256(block.policy) if block else "none"}
 
 
 def read_scores_of(path: Path, draft: Path) -> Scores:

@@ -24,6 +24,7 @@ from specexit.drafts.directory import DraftConfig, read_config
 from specexit.method.simulate import Simulation, remarks
 from specexit.report import pareto
 from specexit.report.ablations import Ablated, ablated
+from specexit.report.belongs import refuse_other_draft
 from specexit.report.checks import checks, tests
 from specexit.report.figures import Figure, Table, latencies, thresholds
 from specexit.report.readme import write_images, write_table
@@ -98,7 +99,8 @@ def report(config: ReportConfig) -> None:
     """Write the report.
 
     Raises:
-      ReportError: a file cannot be read, or the trace asked for does not exist or did not exit.
+      ReportError: a file cannot be read, the draft is not the one that was measured, or the trace asked for does not
+        exist or did not exit.
       ResultsError, TraceError, ScoreError, DraftError, ConfigError: see the readers.
     """
     bench, traces = config.bench, config.traces
@@ -119,6 +121,8 @@ def report(config: ReportConfig) -> None:
 def _page(config: ReportConfig, bench: Path, traces: Path, trained: Run | None) -> Page:
     results = read_results(bench / "results.json")
     draft = read_config(config.draft) if config.draft else None
+    if config.draft:
+        refuse_other_draft(bench / "results.json", results, config.draft)
     simulation = _read(config.simulation, Simulation, "simulate")
     found, replay = _read(config.ablations, Ablations, "ablate"), _read(config.replay, ReplayCheck, "bench-replay")
     policy = draft.specexit.policy if draft and draft.specexit else None
