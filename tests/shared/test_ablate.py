@@ -8,12 +8,15 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from specexit.bench import ablate as module
 from specexit.bench import trained
-from specexit.bench.ablate import ablate
+from specexit.bench.ablate import Ablations, ablate
 from specexit.cli import run
 from specexit.config import ConfigError
 from specexit.data.scores import Scores, write_scores
 from specexit.data.traces import write_traces
+from specexit.report.ablations import ablated
+from specexit.report.verdict import percent
 from specexit.schemas.ablate import AblateConfig, TrainedConfig
 
 
@@ -185,13 +188,23 @@ def test_an_alternative_that_is_no_recipe_is_refused_before_anything_is_trained(
     assert not asked
 
 
-def test_an_alternative_may_be_replayed_on_traces_of_its_own(training, paths, traces, make_trace):
+def test_an_alternative_may_be_replayed_on_traces_of_its_own(training, paths, traces, make_trace, monkeypatch):
+    """Of which a quarter are wrong when thought to the end: that is no loss of the alternative's exits."""
     asking, _ = training
+    drawn = []
+    monkeypatch.setattr(module, "curves_chart", lambda curves, *_: drawn.append(curves) or "<svg></svg>")
     names = [name for name in vars(traces[0]) if name == "boundaries" or name.startswith("boundary_")]
     early = [dataclasses.replace(one, **{name: getattr(one, name)[:1] for name in names}) for one in traces]
+    early = [dataclasses.replace(one, answer="8", correct=False) if i < 3 else one for i, one in enumerate(early)]
     write_traces(paths / "early.parquet", early)
     questions = {"own": {"asks": "?", "variants": {"a": {}, "b": {"traces": str(paths / "early.parquet")}}}}
     own = TrainedConfig.model_validate(asking.trained.model_dump() | {"questions": questions})
     found = ablate(asking.model_copy(update={"trained": own}))
     cuts = [variant.best["0"].net_cut for variant in found["own"].variants]
     assert cuts == pytest.approx([1 - 7 / 12, 0])  # the first boundary alone is no place to exit at
+    assert [variant.full_accuracy for variant in found["own"].variants] == [1.0, 0.75]
+    assert drawn[-1]["b"] == [(0.0, 0.0)]
+    (rows,) = [
+        one.figure.numbers.rows for one in ablated(Ablations(n=12, full_accuracy=1.0, ablations={"own": found["own"]}))
+    ]
+    assert {row[2:] for row in rows if row[0] == "b"} == {(percent(0.0), percent(0.0))}

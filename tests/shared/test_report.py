@@ -552,7 +552,7 @@ def test_the_page_lists_all_that_was_checked_or_says_what_was_not_given(bench: P
 def test_ablations_are_on_the_page_with_all_that_they_draw(bench: Path) -> None:
     def variant(name: str, cut: float) -> Variant:
         point = Point(policy=Policy(), thinking_cut=cut, total_cut=cut, agreement=0.9, accuracy=0.99, exits=1)
-        return Variant(name=name, curve=(point,), best={"0": None, "0.01": point})
+        return Variant(name=name, curve=(point,), best={"0": None, "0.01": point}, full_accuracy=1.0)
 
     ablation = Ablation(question="Which signals <b>decide</b>?", variants=(variant("ours", 0.6), variant("other", 0.4)))
     found = Ablations(n=9, full_accuracy=1.0, ablations={"signals": ablation})

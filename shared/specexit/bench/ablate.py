@@ -54,6 +54,8 @@ class Variant(Config):
     """Its Pareto front, or single points that are quoted as they are."""
     best: dict[str, Point | None]
     """Loss of accuracy -> the point that cuts most within it."""
+    full_accuracy: float | None
+    """Of the traces that it is replayed on, thought to the end: losses are against it. None where it is not known."""
     acceptance_length: float | None = None
     """Of a draft that was trained for it: tokens a step."""
 
@@ -63,6 +65,15 @@ class Ablation(Config):
 
     question: str
     variants: tuple[Variant, ...]
+
+    @property
+    def knows_right(self) -> bool:
+        """Whether accuracy is known of all alternatives; else the share of changed answers stands for its loss."""
+        return all(variant.full_accuracy is not None for variant in self.variants)
+
+    def loss(self, variant: Variant, point: Point) -> float:
+        """What a point of one alternative loses against the traces of that alternative."""
+        return loss(point, variant.full_accuracy if self.knows_right else None)
 
 
 class Ablations(Config):
@@ -106,7 +117,7 @@ def ablate(config: AblateConfig) -> dict[str, Ablation]:
         written = Ablations(n=len(traces), full_accuracy=full, ablations=found)
         write_text(folder / "ablations.json", json.dumps(written.model_dump(mode="json"), indent=1) + "\n")
         for name, ablation in found.items():
-            write_text(folder / f"{name}.svg", standalone(figure_of(ablation, full)))
+            write_text(folder / f"{name}.svg", standalone(figure_of(ablation)))
         save_run(config, folder)
     for ablation in found.values():
         console.print(_table(ablation, config.tolerances))
@@ -235,16 +246,16 @@ def _thresholds(scored: Scored) -> Variants:
 
 def _variant(name: str, points: Sequence[Point], full: float | None, tolerances: Sequence[float]) -> Variant:
     best = {f"{tolerance:g}": best_within(points, full, tolerance) for tolerance in tolerances}
-    return Variant(name=name, curve=pareto(points, full), best=best)
+    return Variant(name=name, curve=pareto(points, full), best=best, full_accuracy=full)
 
 
-def figure_of(ablation: Ablation, full: float | None) -> str:
-    """Loss over cut, a curve for each alternative, as SVG; ``full`` is the accuracy of full traces, if known."""
+def figure_of(ablation: Ablation) -> str:
+    """Loss over cut, a curve for each alternative, as SVG."""
     curves = {
-        variant.name: [(100 * point.net_cut, 100 * loss(point, full)) for point in variant.curve]
+        variant.name: [(100 * point.net_cut, 100 * ablation.loss(variant, point)) for point in variant.curve]
         for variant in ablation.variants
     }
-    what = "changed answers, %" if full is None else "accuracy lost, points"
+    what = "accuracy lost, points" if ablation.knows_right else "changed answers, %"
     return curves_chart(curves, "thinking cut, %", what, HIGHEST)
 
 

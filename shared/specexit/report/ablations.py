@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from specexit.bench.ablate import Ablation, Ablations, figure_of
-from specexit.method.simulate import Point, loss
+from specexit.bench.ablate import Ablation, Ablations, Variant, figure_of
+from specexit.method.simulate import Point
 from specexit.report.figures import Figure, Table
 from specexit.report.verdict import percent
 
@@ -22,17 +22,17 @@ class Ablated:
 
 def ablated(found: Ablations) -> Iterator[Ablated]:
     """The questions in order."""
-    lost = "answers changed" if found.full_accuracy is None else "accuracy lost"
     for ablation in found.ablations.values():
+        lost = "accuracy lost" if ablation.knows_right else "answers changed"
         rows = [
-            (variant.name, point.setting or _setting(point), percent(point.net_cut), percent(_loss(found, point)))
+            (variant.name, point.setting or _setting(point), percent(point.net_cut), _lost(ablation, variant, point))
             for variant in ablation.variants
             for point in variant.curve
         ]
         yield Ablated(
             Figure(
                 ablation.question,
-                figure_of(ablation, found.full_accuracy),
+                figure_of(ablation),
                 f"{ablation.question} Thinking cut against {lost}, a curve for each alternative.",
                 f"Down and to the right is better: {lost} over the thinking cut, probes paid.",
                 Table(("alternative", "setting", "thinking cut", lost), tuple(rows)),
@@ -41,8 +41,8 @@ def ablated(found: Ablations) -> Iterator[Ablated]:
         )
 
 
-def _loss(found: Ablations, point: Point) -> float:
-    return loss(point, found.full_accuracy)
+def _lost(ablation: Ablation, variant: Variant, point: Point) -> str:
+    return percent(ablation.loss(variant, point))
 
 
 def _setting(point: Point) -> str:
