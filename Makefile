@@ -133,12 +133,9 @@ bench-field: $(VENV)/.demo-ready  ## Measure every method, greedy and sampled; g
 	@$(BIN)/specexit bench configs/bench/field-sampled.yaml
 	@$(BIN)/specexit bench-replay bench=runs/field/greedy traces=runs/field/traces draft=runs/demo/draft \
 	  scores=runs/field/scores out=runs/field/replay.json
-	@test -e runs/field/ablations || $(BIN)/specexit ablate traces=runs/field/traces scores.draft=runs/field/scores \
-	  out=runs/field/ablations
-	@test -e runs/field/simulation.json || $(BIN)/specexit simulate traces=runs/field/traces scores=runs/field/scores \
-	  out=runs/field/simulation.json
+	@$(BIN)/specexit ablate traces=runs/field/traces scores.draft=runs/field/scores out=runs/field/ablations
 	@for decoding in greedy sampled; do $(BIN)/specexit report bench=runs/field/$$decoding traces=runs/field/traces \
-	  draft=runs/demo/draft scores=runs/field/scores simulation=runs/field/simulation.json \
+	  draft=runs/demo/draft scores=runs/field/scores simulation=runs/field/greedy/simulation.json \
 	  ablations=runs/field/ablations/ablations.json $$(test $$decoding = sampled || echo replay=runs/field/replay.json) \
 	  $(addprefix full_size=,$(wildcard runs/bench/full-size.json)) out=runs/field/$$decoding.html || exit 1; done
 

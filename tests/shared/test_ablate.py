@@ -11,6 +11,7 @@ import pytest
 from specexit.bench import ablate as module
 from specexit.bench import trained
 from specexit.bench.ablate import Ablations, ablate
+from specexit.bench.process import BenchError
 from specexit.cli import run
 from specexit.config import ConfigError
 from specexit.data.scores import Scores, write_scores
@@ -88,7 +89,7 @@ def test_one_split_token_at_a_time(paths):
     assert "sources" not in found  # one source is no comparison
 
 
-def test_tables_figures_and_numbers_are_written(paths, capsys):
+def test_tables_figures_and_numbers_are_written_once_and_kept_for_what_they_are_of(paths, capsys, monkeypatch):
     arguments = [f"traces={paths / 'traces.parquet'}", f"scores.draft={paths / 'draft.parquet'}"]
     run("ablate", [*arguments, f"out={paths / 'out'}"])
     written = json.loads((paths / "out" / "ablations.json").read_text())
@@ -104,6 +105,14 @@ def test_tables_figures_and_numbers_are_written(paths, capsys):
     assert "Which signals decide?" in printed
     assert "41.7 %" in printed
     assert (paths / "out" / "run.yaml").exists()
+    monkeypatch.setattr(module, "_replay", lambda *_: pytest.fail("replayed again"))
+    run("ablate", [*arguments, f"out={paths / 'out'}"])  # as `make bench-field` does when it goes on
+    again = capsys.readouterr().out
+    assert "replayed already" in again
+    assert "41.7 %" in again
+    (paths / "draft.parquet").write_bytes((paths / "fc.parquet").read_bytes())  # scored anew, by another draft
+    with pytest.raises(BenchError, match=r"out: holds ablations with inputs\.scores\.draft \w+ \(now \w+\): delete"):
+        ablate(config(paths, "draft"))
 
 
 def test_a_folder_that_holds_something_is_left_alone(paths):

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 
 from specexit.bench.comparison import Request, Run, summarise, write_requests
+from specexit.bench.inputs import draft_inputs
 from specexit.bench.replay import ReplayError, bench_replay, check_exits
-from specexit.bench.results import Oracle, Results, write_results
+from specexit.bench.results import Oracle, Results, read_results, write_results
 from specexit.config import ConfigError
 from specexit.data.scores import ScoreError, Scores, write_scores
 from specexit.data.traces import TraceError, write_traces
+from specexit.drafts.policy import OperatingPoint, PolicyFile, write_policy
 from specexit.drafts.tensors import weights_hash
 from specexit.method.decision import Policy
 from specexit.method.signals import column
@@ -200,6 +202,22 @@ def test_the_command_writes_what_it_found(files):
     assert bench_replay(files).share == 1.0
     written = json.loads(files.out.read_text())
     assert (written["n"], written["same"], written["policy"]["thresholds"]) == (N, N, {"validity": 0.9})
+    assert set(written["inputs"]) == {"requests", "traces", "draft.weights", "draft.policy"}
+
+
+def test_a_policy_that_was_not_measured_is_named_and_its_differences_are_not_listed(files):
+    """After a calibration every exit may be another, and rounding explains none of them."""
+    results = read_results(files.bench / "results.json")
+    write_results(files.bench / "results.json", results.model_copy(update={"inputs": draft_inputs(files.draft)}))
+    assert bench_replay(files).share == 1.0
+    files.out.unlink()
+    bolder = OperatingPoint(name="default", policy=Policy(thresholds={"validity": 0.5}))
+    write_policy(files.draft, PolicyFile(points=(bolder,)))
+    with pytest.raises(
+        ReplayError, match=r"bench: measured with inputs\.draft\.policy \w+ \(now \w+\), expected a draft"
+    ):
+        bench_replay(files)
+    assert not files.out.exists()
 
 
 def test_too_many_differences_are_an_error_that_counts_them_and_leaves_the_list(files, traces, requests, capsys):

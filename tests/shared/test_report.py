@@ -12,7 +12,7 @@ import pytest
 
 from specexit.bench.ablate import Ablation, Ablations, Variant
 from specexit.bench.comparison import Request, Run, summarise, write_requests
-from specexit.bench.inputs import draft_inputs
+from specexit.bench.inputs import draft_inputs, file_sha256
 from specexit.bench.replay import Difference, ReplayCheck
 from specexit.bench.results import (
     Comparison,
@@ -25,7 +25,7 @@ from specexit.bench.results import (
     write_results,
 )
 from specexit.data.scores import Scores, write_scores
-from specexit.data.traces import Trace, write_traces
+from specexit.data.traces import Trace, data_sha256, write_traces
 from specexit.drafts.policy import Certificate, OperatingPoint, PolicyFile, policy_sha256, write_policy
 from specexit.method.decision import Policy
 from specexit.method.policies.validity import policy_at
@@ -411,9 +411,45 @@ def test_a_certificate_of_today_is_not_ascribed_to_what_another_draft_measured(
     else:
         results = results.model_copy(update={"inputs": results.inputs | {"draft.weights": "0" * 64}})
         write_results(bench / "results.json", results)
-    with pytest.raises(ReportError, match=rf"results\.json: inputs\.draft\.{changed} is \w+, but .*draft has \w+, exp"):
+    told = rf"results\.json: measured with inputs\.draft\.{changed} \w+ \(now \w+\), expected .*draft as it was"
+    with pytest.raises(ReportError, match=told):
         report(config(bench, draft=draft))
     assert (bench / "report.html").read_text() == page
+
+
+def test_what_was_replayed_for_another_draft_or_benchmark_is_no_part_of_the_page(bench: Path, trace: Trace) -> None:
+    """And what is of other traces says so."""
+    inputs = {"draft.weights": "a" * 64, "traces": data_sha256(bench / "traces.parquet")}
+    results = read_results(bench / "results.json").model_copy(update={"inputs": inputs})
+    write_results(bench / "results.json", results)
+    found = everything(bench, trace)
+    assert found.simulation
+    simulation = Simulation.model_validate_json(found.simulation.read_text())
+    check = ReplayCheck(n=1, same=1, share=1, method="specexit", policy=Policy(), differences=())
+    parts = {
+        "simulation": simulation,
+        "ablations": Ablations(n=9, full_accuracy=1.0, ablations={}),
+        "replay": check,
+    }
+
+    def write(name: str, **changes: str) -> ReportConfig:
+        hashes = inputs | ({"requests": file_sha256(bench / "requests.jsonl")} if name == "replay" else {})
+        part = parts[name].model_copy(update={"inputs": hashes | changes})
+        (bench / f"{name}.json").write_text(part.model_dump_json())
+        return config(bench, **{name: bench / f"{name}.json"})
+
+    for name in parts:
+        report(write(name))
+        with pytest.raises(
+            ReportError, match=rf"{name}\.json: made from inputs\.draft\.weights b+ \(now a+\), expected"
+        ):
+            report(write(name, **{"draft.weights": "b" * 64}))
+    with pytest.raises(ReportError, match=r"replay\.json: made from inputs\.requests b+ \(now \w+\), expected"):
+        report(write("replay", requests="b" * 64))
+    said = "are of another file of traces than the benchmark."
+    assert said not in (bench / "report.html").read_text()
+    report(write("simulation", traces="b" * 64))
+    assert f"The curves {said}" in (bench / "report.html").read_text()
 
 
 def test_the_numbers_behind_a_figure_are_all_that_it_draws(bench: Path, trace: Trace) -> None:

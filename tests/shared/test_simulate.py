@@ -8,7 +8,7 @@ import pytest
 
 from specexit.config import ConfigError
 from specexit.data.scores import ScoreError, Scores, write_scores
-from specexit.data.traces import TraceError, write_traces
+from specexit.data.traces import TraceError, data_sha256, write_traces
 from specexit.method.decision import Policy
 from specexit.method.policies.budget import budget_policy
 from specexit.method.replay import Replay
@@ -60,6 +60,7 @@ def test_perfect_signals_reach_the_oracle_and_a_budget_cannot(paths):
     assert validity.agreement == 1
     assert budget.thinking_cut == pytest.approx(1 - 7 / 10)
     assert Simulation.model_validate(json.loads(paths["out"].read_text())) == simulation
+    assert simulation.inputs == {"traces": data_sha256(paths["traces"]), "draft.weights": "0" * 64}
 
 
 def test_a_curve_is_a_pareto_front(traces, perfect):

@@ -19,15 +19,18 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
+from pydantic import Field, ValidationError
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
+from specexit.bench.inputs import refuse_other_run
+from specexit.bench.process import BenchError
 from specexit.bench.trained import train_alternatives
-from specexit.config import Config, save_run, write_text
+from specexit.config import Config, save_run, versions, write_text
 from specexit.data.rows import AnyTrace, BareTrace, can_judge, infer_decided, is_tried_throughout
 from specexit.data.scores import StoredScores, open_scores
-from specexit.data.traces import TraceError, read_bare, target_of_file
+from specexit.data.traces import TraceError, data_sha256, read_bare, target_of_file
 from specexit.method.decision import Policy
 from specexit.method.labels import ExitKind, exit_point
 from specexit.method.policies import METHODS
@@ -83,21 +86,67 @@ class Ablations(Config):
     """Traces."""
     full_accuracy: float | None
     ablations: dict[str, Ablation]
+    inputs: dict[str, str] = Field(default={})
+    """Hashes of ``traces``, of each ``scores.NAME``, and of the draft that gave the first of them (``draft.weights``);
+    none in files of before."""
 
 
 def ablate(config: AblateConfig) -> dict[str, Ablation]:
-    """Replay every alternative; write the numbers and a figure for each question, print a table for each.
+    """Replay every alternative; write the numbers and a figure for each question, print a table for each. What the same
+    config has found of the same files is read again, where no draft is trained.
 
     Raises:
       TraceError, ScoreError: a file is unreadable, the scores are of other traces, or no trace can judge.
+      BenchError: the output folder holds the ablations of another config, or of other files.
       FileExistsError: the output folder is not empty.
     """
-    require_empty(config.out)
+    inputs, console = _inputs(config), Console()
+    found = _found_before(config, inputs)
+    if found is None:
+        require_empty(config.out)
+        found = _replay(config, inputs)
+        with new_folder(config.out) as folder:
+            write_text(folder / "ablations.json", json.dumps(found.model_dump(mode="json"), indent=1) + "\n")
+            for name, ablation in found.ablations.items():
+                write_text(folder / f"{name}.svg", standalone(figure_of(ablation)))
+            save_run(config, folder)
+    else:
+        console.print(
+            f"{config.out}: replayed already, of the same config, versions and inputs", markup=False, soft_wrap=True
+        )
+    for ablation in found.ablations.values():
+        console.print(_table(ablation, config.tolerances))
+    return found.ablations
+
+
+def _inputs(config: AblateConfig) -> dict[str, str]:
+    hashes = {f"scores.{name}": data_sha256(path) for name, path in config.scores.items()}
+    first = open_scores(next(iter(config.scores.values())))
+    return {"traces": data_sha256(config.traces), "draft.weights": first.draft_blake3} | hashes
+
+
+def _found_before(config: AblateConfig, inputs: dict[str, str]) -> Ablations | None:
+    """What the output folder holds of the same; None without any, or where drafts are trained: of other data, maybe."""
+    path = config.out / "ablations.json"
+    if config.trained is not None or not path.exists():
+        return None
+    try:
+        found = Ablations.model_validate_json(path.read_text())
+    except ValidationError as error:
+        raise BenchError(
+            f"{path}: cannot be read as what ablate writes, expected it or no such file: {error}"
+        ) from error
+    asked = {"config": config.model_dump(mode="json"), "versions": versions(), "inputs": inputs}
+    refuse_other_run(config.out, found.inputs, asked, "ablations", "replay anew")
+    return found
+
+
+def _replay(config: AblateConfig, inputs: dict[str, str]) -> Ablations:
     traces = _judging(config.traces)
     sources = {name: _scored(traces, open_scores(path)) for name, path in config.scores.items()}
     first = next(iter(sources.values()))
     decode = target_of_file(config.traces, config.target).tokenizer().decode
-    full, console = mean_known(first.replay.correct), Console()
+    full = mean_known(first.replay.correct)
     found: dict[str, Ablation] = {}
     for name, question, variants in (
         ("signals", "Which signals decide?", _signals(first)),
@@ -112,16 +161,7 @@ def ablate(config: AblateConfig) -> dict[str, Ablation]:
         measured = tuple(_variant(label, points, full, config.tolerances) for label, points in variants)
         if len(measured) > 1:
             found[name] = Ablation(question=question, variants=measured)
-    found |= _trained(config)
-    with new_folder(config.out) as folder:
-        written = Ablations(n=len(traces), full_accuracy=full, ablations=found)
-        write_text(folder / "ablations.json", json.dumps(written.model_dump(mode="json"), indent=1) + "\n")
-        for name, ablation in found.items():
-            write_text(folder / f"{name}.svg", standalone(figure_of(ablation)))
-        save_run(config, folder)
-    for ablation in found.values():
-        console.print(_table(ablation, config.tolerances))
-    return found
+    return Ablations(n=len(traces), full_accuracy=full, ablations=found | _trained(config), inputs=inputs)
 
 
 def _judging(path: Path) -> list[BareTrace]:

@@ -36,8 +36,24 @@ def inputs_of(config: BenchConfig, target: TargetConfig) -> dict[str, str]:
             found[key] = data_sha256(path)
     for reference in config.methods or ():
         if reference.endswith(".py") and Path(reference).exists():
-            found[reference] = hashlib.sha256(Path(reference).read_bytes()).hexdigest()
+            found[reference] = file_sha256(Path(reference))
     return found
+
+
+def file_sha256(path: Path) -> str:
+    """Hash of a file that fits into memory."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def others(there: Mapping[str, str], here: Mapping[str, str]) -> str:
+    """Of two sets of hashes, those that both name and that differ, in words; empty where none do.
+
+    Example:
+      >>> others({"traces": "a", "draft.weights": "b"}, {"draft.weights": "c", "target": "d"})
+      'inputs.draft.weights b (now c)'
+    """
+    old, now = ({key: one[key] for key in there if key in here} for one in (there, here))
+    return differences({"inputs": old}, {"inputs": now})
 
 
 def draft_inputs(draft: Path, key: str = "draft") -> dict[str, str]:
@@ -79,10 +95,26 @@ def finished(out: Path, asked: Mapping[str, Any]) -> Results | None:
     """
     if not (out / "results.json").exists():
         return None
-    results, run = read_results(out / "results.json"), read_yaml(out / "run.yaml")
-    there = {"config": run.get("config"), "versions": run.get("versions"), "inputs": results.inputs}
-    if told := differences(there, asked):
-        raise BenchError(
-            f"{out}: holds a benchmark with {told}: delete the folder to measure anew, or give another out"
-        )
+    results = read_results(out / "results.json")
+    refuse_other_run(out, results.inputs, asked, "a benchmark", "measure anew")
     return results
+
+
+def refuse_other_run(out: Path, inputs: Mapping[str, str], asked: Mapping[str, Any], what: str, anew: str) -> None:
+    """Refuse a folder that holds what another config, other versions or other inputs gave.
+
+    Args:
+      out: the folder, with its ``run.yaml``.
+      inputs: hashes of what it was made from.
+      asked: see `finished`.
+      what: what it holds, for the message.
+      anew: what is to be done anew.
+
+    Raises:
+      BenchError: it does.
+      ConfigError: ``run.yaml`` cannot be read.
+    """
+    run = read_yaml(out / "run.yaml")
+    there = {"config": run.get("config"), "versions": run.get("versions"), "inputs": inputs}
+    if told := differences(there, asked):
+        raise BenchError(f"{out}: holds {what} with {told}: delete the folder to {anew}, or give another out")

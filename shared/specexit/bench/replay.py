@@ -20,10 +20,10 @@ from rich.console import Console
 from rich.table import Table
 
 from specexit.bench.comparison import Request, read_requests
-from specexit.bench.inputs import read_scores_of
+from specexit.bench.inputs import draft_inputs, file_sha256, others, read_scores_of
 from specexit.bench.results import ResultsError, read_results
 from specexit.config import Config, write_text
-from specexit.data.traces import Trace, check_one_target, read_traces
+from specexit.data.traces import Trace, check_one_target, data_sha256, read_traces
 from specexit.drafts.directory import DraftError, read_config
 from specexit.method.decision import EARLY_TOKENS, Policy
 from specexit.method.replay import Replay
@@ -68,6 +68,9 @@ class ReplayCheck(Config):
     method: str
     policy: Policy
     differences: tuple[Difference, ...]
+    inputs: dict[str, str] = Field(
+        default={}, description="hashes of requests.jsonl, traces and draft; none in files of before"
+    )
 
 
 class ReplayError(ResultsError):
@@ -191,11 +194,14 @@ def bench_replay(config: BenchReplayConfig) -> ReplayCheck:
 
     Raises:
       ResultsError, TraceError, ScoreError, DraftError: a file is unreadable, or the traces are of several targets.
-      ReplayError: the benchmark was sampled, asked other problems, or its exits differ too often.
+      ReplayError: the benchmark was sampled, asked other problems or another draft or policy, or its exits differ too
+        often.
       ConfigError: the traces are of another target than the one given.
     """
-    policy, traces, signals, requests = _read(config)
+    inputs = _inputs(config)
+    policy, traces, signals, requests = _read(config, inputs)
     check = check_exits(traces, signals, policy, requests, method=config.method, near=config.near)
+    check = check.model_copy(update={"inputs": inputs})
     write_text(config.out, json.dumps(check.model_dump(mode="json"), indent=1) + "\n")
     console = Console()
     console.print(f"{check.method}: {check.same} of {check.n} requests exit as replayed ({100 * check.share:.2f} %)")
@@ -211,8 +217,20 @@ def bench_replay(config: BenchReplayConfig) -> ReplayCheck:
     return check
 
 
-def _read(config: BenchReplayConfig) -> tuple[Policy, list[Trace], list[np.ndarray], dict[str, Request]]:
+def _inputs(config: BenchReplayConfig) -> dict[str, str]:
+    draft = draft_inputs(config.draft, "draft_fc" if config.method == "specexit-fc" else "draft")
+    return {"requests": file_sha256(config.bench / "requests.jsonl"), "traces": data_sha256(config.traces)} | draft
+
+
+def _read(
+    config: BenchReplayConfig, inputs: Mapping[str, str]
+) -> tuple[Policy, list[Trace], list[np.ndarray], dict[str, Request]]:
     results = read_results(config.bench / "results.json")
+    # Not of the traces: labelled ones are another file of the same.
+    if told := others(results.inputs, {key: found for key, found in inputs.items() if key.startswith("draft")}):
+        raise ReplayError(
+            f"{config.bench}: measured with {told}, expected a draft with the weights and the policy that were measured"
+        )
     if results.sampling.get("temperature"):
         raise ReplayError(
             f"{config.bench}: sampled at temperature {results.sampling['temperature']}, expected greedy decoding: "

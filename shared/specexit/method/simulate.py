@@ -23,7 +23,7 @@ from rich.table import Table
 from specexit.config import Config, write_text
 from specexit.data.outlines import Outlines
 from specexit.data.scores import StoredScores, open_scores
-from specexit.data.traces import TraceError, check_one_target, read_outlines
+from specexit.data.traces import TraceError, check_one_target, data_sha256, read_outlines
 from specexit.method.decision import OFF, Policy
 from specexit.method.policies import METHODS, NOT_REPLAYED, Method, Played, load_methods
 from specexit.method.policies.validity import early_of
@@ -92,6 +92,8 @@ class Simulation(Part):
     """Method that `bench` measures -> why no trace can tell what it would do."""
     left_out: dict[str, int] = Field(default={})
     """Reason -> traces that cannot judge."""
+    inputs: dict[str, str] = Field(default={})
+    """``traces`` and ``draft.weights`` -> hash of what was replayed; none in files of before."""
 
 
 def point_of(sums: Sums, policy: Policy | None, setting: str = "") -> Point:
@@ -315,7 +317,8 @@ def write_curves(config: SimulateConfig, console: Console) -> Simulation:
     scores = open_scores(config.scores)
     config = config.model_copy(update={"early": early_of(scores.source, config.early)})
     simulation = run(_blocks(config, scores, traces), traces, config, console, methods=methods)
-    simulation = simulation.model_copy(update={"left_out": left_out})
+    inputs = {"traces": data_sha256(config.traces), "draft.weights": scores.draft_blake3}
+    simulation = simulation.model_copy(update={"left_out": left_out, "inputs": inputs})
     write_text(config.out, json.dumps(simulation.model_dump(mode="json"), indent=1) + "\n")
     return simulation
 

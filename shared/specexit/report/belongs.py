@@ -5,35 +5,54 @@ Files of before carry none, and then nothing is compared.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-from specexit.bench.inputs import draft_inputs
+from specexit.bench.inputs import draft_inputs, file_sha256, others
 from specexit.bench.results import Results
-from specexit.differences import SHOWN
+from specexit.data.traces import data_sha256
 from specexit.report.shown import ReportError
 
 
-def refuse_other_draft(path: Path, results: Results, draft: Path) -> None:
-    """Refuse a draft that was not measured: its certificate would be read as one of these numbers.
+@dataclass(frozen=True)
+class Measured:
+    """What a page is of: hashes by the keys of ``inputs`` in ``results.json``."""
 
-    Args:
-      path: of the results, for messages.
-      results: of the benchmark.
-      draft: as it is now.
+    hashes: Mapping[str, str]
+    """Of what was measured, and of ``requests.jsonl``."""
+    traces: frozenset[str]
+    """Of the trace files, those that the page is given included: labelled ones are another file of the same."""
 
-    Raises:
-      ReportError: its weights or its policy are others than those that were measured.
-      DraftError, TensorError: it cannot be read.
-    """
-    if {"draft.weights", "draft.policy"} & set(results.inputs):
-        _compare(path, results.inputs, draft_inputs(draft), f"{draft} has", "measure again, or give the draft of then")
+    @classmethod
+    def of(cls, bench: Path, results: Results, draft: Path | None, traces: Path) -> Measured:
+        """What a benchmark's folder is of.
 
-
-def _compare(path: Path, there: Mapping[str, str], here: Mapping[str, str], whose: str, advice: str) -> None:
-    for key, ours in here.items():
-        theirs = there.get(key, ours)
-        if theirs != ours:
+        Raises:
+          ReportError: the draft's weights or its policy are not those that were measured, so that its certificate would
+            be read as one of these numbers.
+          DraftError, TensorError, TraceError: a file cannot be read.
+        """
+        ours = draft_inputs(draft) if draft else {}
+        if told := others(results.inputs, ours):
             raise ReportError(
-                f"{path}: inputs.{key} is {theirs[:SHOWN]}, but {whose} {ours[:SHOWN]}, expected the same: {advice}"
+                f"{bench / 'results.json'}: measured with {told}, expected {draft} as it was: measure again, or give "
+                "the draft of then"
             )
+        requests = bench / "requests.jsonl"
+        written = {"requests": file_sha256(requests)} if requests.exists() else {}
+        return cls(ours | results.inputs | written, frozenset({data_sha256(traces), results.inputs.get("traces", "")}))
+
+    def refuse(self, path: Path, inputs: Mapping[str, str]) -> None:
+        """Refuse a file that is of another draft, or of another benchmark's responses.
+
+        Raises:
+          ReportError: it is.
+        """
+        if told := others({key: found for key, found in inputs.items() if key != "traces"}, self.hashes):
+            raise ReportError(f"{path}: made from {told}, expected what this benchmark measured: make it anew")
+
+    def remark(self, what: str, inputs: Mapping[str, str]) -> Iterator[str]:
+        """A sentence on what is of other traces than the responses, where that is known."""
+        if inputs and inputs["traces"] not in self.traces:
+            yield f"{what} are of another file of traces than the benchmark."

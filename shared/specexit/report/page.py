@@ -17,14 +17,14 @@ from specexit.bench.comparison import read_requests
 from specexit.bench.inputs import read_scores_of
 from specexit.bench.replay import ReplayCheck
 from specexit.bench.results import Results, Triple, read_results
-from specexit.config import Config, write_text
+from specexit.config import write_text
 from specexit.data.scores import Scores, read_scores
 from specexit.data.traces import first_samples, read_traces
 from specexit.drafts.directory import DraftConfig, read_config
 from specexit.method.simulate import Simulation, remarks
 from specexit.report import pareto
 from specexit.report.ablations import Ablated, ablated
-from specexit.report.belongs import refuse_other_draft
+from specexit.report.belongs import Measured
 from specexit.report.checks import checks, tests
 from specexit.report.figures import Figure, Table, latencies, thresholds
 from specexit.report.readme import write_images, write_table
@@ -66,6 +66,8 @@ class Page:
     curves: tuple[str, ...]
     """What is to be said of replayed curves; nothing without any."""
     ablations: tuple[Ablated, ...]
+    ablated: tuple[str, ...]
+    """What is to be said of all of them."""
     shown: tuple[Shown, ...]
     trained: Run | None
     tests: Table | None
@@ -99,8 +101,8 @@ def report(config: ReportConfig) -> None:
     """Write the report.
 
     Raises:
-      ReportError: a file cannot be read, the draft is not the one that was measured, or the trace asked for does not
-        exist or did not exit.
+      ReportError: a file cannot be read, or is of another draft or benchmark; the trace asked for does not exist or did
+        not exit.
       ResultsError, TraceError, ScoreError, DraftError, ConfigError: see the readers.
     """
     bench, traces = config.bench, config.traces
@@ -120,11 +122,11 @@ def report(config: ReportConfig) -> None:
 
 def _page(config: ReportConfig, bench: Path, traces: Path, trained: Run | None) -> Page:
     results = read_results(bench / "results.json")
+    measured = Measured.of(bench, results, config.draft, traces)
     draft = read_config(config.draft) if config.draft else None
-    if config.draft:
-        refuse_other_draft(bench / "results.json", results, config.draft)
-    simulation = _read(config.simulation, Simulation, "simulate")
-    found, replay = _read(config.ablations, Ablations, "ablate"), _read(config.replay, ReplayCheck, "bench-replay")
+    simulation = _read(config.simulation, Simulation, "simulate", measured)
+    found = _read(config.ablations, Ablations, "ablate", measured)
+    replay = _read(config.replay, ReplayCheck, "bench-replay", measured)
     policy = draft.specexit.policy if draft and draft.specexit else None
     if replay and policy and replay.policy != policy:
         raise ReportError(f"{config.replay}: policy is not that of {config.draft}, expected a check of this benchmark")
@@ -133,14 +135,16 @@ def _page(config: ReportConfig, bench: Path, traces: Path, trained: Run | None) 
         *thresholds(simulation, policy),
         *latencies(results, bench / "requests.jsonl"),
     )
+    replayed = (*remarks(simulation), *measured.remark("The curves", simulation.inputs)) if simulation else ()
     return Page(
         results=results,
         draft=draft,
         verdict=verdict(results, draft),
         tasks=tuple(pareto.by_task(results, simulation)),
         figures=drawn,
-        curves=tuple(remarks(simulation)) if simulation else (),
+        curves=replayed,
         ablations=tuple(ablated(found)) if found else (),
+        ablated=tuple(measured.remark("They", found.inputs)) if found else (),
         shown=show_traces(config, bench, traces, results, draft),
         trained=trained,
         tests=tests(results),
@@ -221,13 +225,15 @@ def _scores(path: Path, draft: Path | None) -> Scores:
     return read_scores_of(path, draft) if draft else read_scores(path)
 
 
-Written = TypeVar("Written", bound=Config)
+Written = TypeVar("Written", Simulation, Ablations, ReplayCheck)
 
 
-def _read(path: Path | None, kind: type[Written], command: str) -> Written | None:
+def _read(path: Path | None, kind: type[Written], command: str, measured: Measured) -> Written | None:
     if path is None:
         return None
     try:
-        return kind.model_validate_json(path.read_text())
+        found = kind.model_validate_json(path.read_text())
     except (OSError, ValidationError) as error:
         raise ReportError(f"{path}: cannot be read as what {command} writes: {error}") from error
+    measured.refuse(path, found.inputs)
+    return found
