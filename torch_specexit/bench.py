@@ -19,7 +19,7 @@ from rich.console import Console
 from specexit.bench.comparison import Run, by_task, compare, faster, identities, oracle, summarise, write_requests
 from specexit.bench.inputs import finished, inputs_of, read_scores_of
 from specexit.bench.journal import Journal
-from specexit.bench.methods import Known, Method, Tuning, find_method
+from specexit.bench.methods import Known, Method, Tuning, check_parameters, find_method
 from specexit.bench.process import BenchError, BenchProcess
 from specexit.bench.results import BASELINE, Results, result_tables, write_results
 from specexit.config import Config, save_run, versions
@@ -165,7 +165,7 @@ def plan_methods(config: BenchConfig, target: TargetConfig, traces: Sequence[Tra
     entries = []
     for reference in references:
         kind = find_method(reference)
-        method = kind.tuned(tuning)
+        method = check_parameters(reference, kind.tuned(tuning))
         draft, hints = _draft_of(kind, config, found, scratch), tuple(method.hints(known))
         if config.sampling.temperature and any(hint is not None for hint in hints):
             raise BenchError(

@@ -25,6 +25,7 @@ from specexit.bench.methods import (
     Said,
     Trial,
     Tuning,
+    check_parameters,
     find_method,
     from_job,
     to_job,
@@ -251,6 +252,39 @@ def test_a_strangers_method_is_one_file(tmp_path: Path, trace: Trace) -> None:
         MethodError, match=r"method 'deeer' does not exist, expected a \.py file or one of none, eagle3"
     ):
         find_method("deeer")
+
+
+OWN = (Path(__file__).parents[1] / "serving" / "own_method.py").read_text()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        (
+            'engine = "eagle3"',
+            'engine = "eagle"',
+            "Twice: engine is 'eagle', expected one of none, eagle3, specexit, spec",
+        ),
+        ('    name = "twice"\n', "", "Twice has no attribute name, expected a text"),
+        ('name = "twice"', 'name = "once/twice"', "Twice: name is 'once/twice', expected a text without /"),
+        ('says = "exit at the second step boundary"', "pass", "Twice has no attribute says, expected a text"),
+        ('    engine = "eagle3"\n', "", "Twice has no attribute engine, expected one of none, eagle3, specexit, spec"),
+        ("pauses = True", "pauses = 1", "Twice: pauses is 1, expected true or false"),
+        ("@dataclass(frozen=True)\n", "", "Twice is no dataclass, expected @dataclass(frozen=True) above it"),
+        ("def respond", "def answer", "Twice has no method respond, expected one that asks for the response"),
+        ("steps: int = 2", "steps: int", "Twice: field steps has no value, expected one, or a tuned() that chooses it"),
+        ("from dataclasses", "import nowhere\nfrom dataclasses", 'cannot be imported: ModuleNotFoundError("No module'),
+        ("steps: int = 2", "steps: tuple = (1, 2)", "field steps is (1, 2), expected a number, text or none: results"),
+    ],
+)
+def test_what_is_wrong_in_a_strangers_file_is_one_line_before_anything_is_measured(
+    tmp_path: Path, old: str, new: str, told: str
+) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(OWN.replace(old, new))
+    assert path.read_text() != OWN
+    with pytest.raises(MethodError, match=rf"^method '.*mine\.py': (class )?{re.escape(told)}"):
+        check_parameters(str(path), find_method(str(path)).tuned(Tuning([], 0.0)))
 
 
 ASKED = {"config": {"seed": 0}, "versions": {"vllm": "1"}, "inputs": {"draft.weights": "a" * 64, "traces": "b" * 64}}

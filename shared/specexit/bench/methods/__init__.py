@@ -14,6 +14,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from specexit.bench.methods.checked import check_kind
+from specexit.bench.methods.checked import check_parameters as check_parameters
 from specexit.bench.methods.interface import Ask as Ask
 from specexit.bench.methods.interface import Asks as Asks
 from specexit.bench.methods.interface import Chain as Chain
@@ -49,7 +51,7 @@ def find_method(reference: str) -> type[Method]:
     """A method by its name, or the one in a Python file.
 
     Raises:
-      MethodError: there is none, or the file defines none or several.
+      MethodError: there is none, the file cannot be imported or defines none or several, or not what `Method` asks for.
     """
     if reference.endswith(".py"):
         module = _from_file(Path(reference))
@@ -64,7 +66,7 @@ def find_method(reference: str) -> type[Method]:
     ]
     if len(found) != 1:
         raise MethodError(f"method {reference!r}: the file defines {len(found)} methods, expected one")
-    return found[0]
+    return check_kind(reference, found[0])
 
 
 def to_job(reference: str, method: Method) -> dict[str, Any]:
@@ -86,5 +88,8 @@ def _from_file(path: Path) -> ModuleType:
     import sys
 
     sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise MethodError(f"method {str(path)!r}: cannot be imported: {error!r}") from error
     return module
