@@ -164,6 +164,23 @@ def test_trial_answers_are_counted_and_are_no_part_of_the_response(trace: Trace)
     assert (result["asked"], result["first_answer_seconds"]) == (9, 9.0)
 
 
+class Unsearched(list):
+    """Tokens that nobody looks through."""
+
+    def __contains__(self, token: object) -> bool:
+        raise AssertionError("searched from the start")
+
+
+def test_what_an_output_costs_does_not_grow_with_the_thinking(trace: Trace) -> None:
+    """Else a method that thinks long would pay for the measuring, at every step of its engine."""
+    running = Running(find_method("eagle3")(), Problem(trace.id, trace.prompt_ids, TRIAL), MARKS, 0.0)
+    running.token_ids = Unsearched()
+    for now, ids in enumerate(([1, 2], [3], [4, IDS.end], [], [5], [6]), start=1):
+        running.hear(ids, [], float(now))
+    assert running.result(7.0)["token_ids"] == [1, 2, 3, 4, IDS.end, 5, 6]
+    assert running.first_answer == 5.0  # the first token behind </think>
+
+
 def test_dynasors_probes_come_at_their_interval_wherever_that_falls(trace: Trace) -> None:
     result = run(trace, "certaindex", interval=5, agreeing=2)
     n = kept(result)

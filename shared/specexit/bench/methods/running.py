@@ -25,6 +25,8 @@ class Running:
         self._came = now
         self._said: list[int] = []
         self._logprobs: list[float] = []
+        self._closed = False
+        """Whether ``</think>`` is among ``token_ids``, which are not searched for it at every output."""
         self.token_ids: list[int] = []
         """The response: thinking, ``</think>`` and answer."""
         self.probe_tokens = 0
@@ -49,8 +51,8 @@ class Running:
             self.probe_tokens += len(token_ids)
             return
         self.token_ids += token_ids
-        end = self._marks.end
-        if self.first_answer is None and end in self.token_ids and self.token_ids[-1] != end:
+        self._closed = self._closed or self._marks.end in token_ids
+        if self.first_answer is None and self._closed and self.token_ids[-1] != self._marks.end:
             self.first_answer = now - self._came
 
     def finish(self, finish_reason: str, outcome: dict[str, Any] | None) -> Ask | None:
@@ -85,7 +87,7 @@ class Running:
     def _begin(self, ask: Ask) -> Ask:
         self._said, self._logprobs = [], []
         self.asked += 1
-        if ask.kind == "answer" and self._marks.end not in self.token_ids:
+        if ask.kind == "answer" and not self._closed:
             self.token_ids.append(self._marks.end)
-            self.forced = True
+            self._closed = self.forced = True
         return ask
