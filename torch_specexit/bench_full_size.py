@@ -6,6 +6,7 @@ the stand-in in float32, whose texts have to be the small target's; the stand-in
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
@@ -16,14 +17,13 @@ from typing import Any, Literal
 from rich.console import Console
 
 from specexit.bench.comparison import Request, Run
-from specexit.bench.inputs import inputs_of
+from specexit.bench.inputs import draft_inputs, inputs_of
 from specexit.bench.journal import Journal, journal_of
 from specexit.bench.results import Results, result_tables, write_results
 from specexit.config import write_text
 from specexit.data.traces import target_named_in
 from specexit.drafts.directory import read_config
-from specexit.drafts.policy import policy_sha256
-from specexit.drafts.tensors import weights_hash
+from specexit.drafts.fingerprints import target_fingerprint
 from specexit.schemas.bench import BenchConfig
 from specexit.schemas.bench_full_size import BenchFullSizeConfig
 from specexit.schemas.stand_in import StandInConfig
@@ -60,7 +60,7 @@ def bench_full_size(config: BenchFullSizeConfig) -> Results:
         runs["float32"], _ = _measure(config, "float32", str(target), draft)
     target, draft = write_stand_in(config, small, "bfloat16")
     runs["bfloat16"], results = _measure(config, "bfloat16", str(target), draft)
-    shape = describe(load_target_config(str(target)), runs)
+    shape = describe(load_target_config(str(target)), runs) | {"of": small_inputs(small, config.draft)}
     results = results.model_copy(update={"shape": shape})
     config.out.parent.mkdir(parents=True, exist_ok=True)
     write_results(config.out, results)
@@ -76,7 +76,7 @@ def bench_full_size(config: BenchFullSizeConfig) -> Results:
 
 
 def write_stand_in(config: BenchFullSizeConfig, small: str, dtype: Literal["bfloat16", "float32"]) -> tuple[Path, Path]:
-    """The stand-in's YAML and draft; written where it is not there yet, or was made of another draft or policy.
+    """The stand-in's YAML and draft; written where it is not there yet, or was made of or as something else.
 
     Raises:
       StandInError, DraftError, ConfigError: it cannot be made.
@@ -85,14 +85,33 @@ def write_stand_in(config: BenchFullSizeConfig, small: str, dtype: Literal["bflo
     wanted = StandInConfig(
         target=small, shape=config.shape, draft=config.draft, out=folder, dtype=dtype, seed=config.seed
     )
-    block = read_config(config.draft).specexit
-    made_of = f"{weights_hash(config.draft)} {policy_sha256(block.policy) if block else 'plain'}"
-    mark = folder / "made-of.txt"
+    made_of, mark = json.dumps(made_from(wanted, config.draft), indent=1) + "\n", folder / "made-from.json"
     if not mark.exists() or mark.read_text() != made_of:
         shutil.rmtree(folder, ignore_errors=True)
         stand_in(wanted)
         write_text(mark, made_of)
     return folder / "target.yaml", folder / "draft"
+
+
+def made_from(wanted: StandInConfig, draft: Path) -> dict[str, Any]:
+    """All that a stand-in depends on: its settings, the sizes that it has, and hashes of the small target and draft.
+
+    Raises:
+      StandInError, DraftError, ConfigError: one cannot be read.
+    """
+    _, fields, read = read_shape(wanted.shape)
+    settings = wanted.model_dump(mode="json", exclude={"target", "shape", "draft", "out"})
+    small = small_inputs(wanted.target, draft)
+    return settings | small | {"shape": dict(sorted(fields.items())), "layers": list(read)}
+
+
+def small_inputs(target: str, draft: Path) -> dict[str, str]:
+    """Hashes of the small target and draft, by the keys of ``inputs`` in ``results.json``.
+
+    Raises:
+      DraftError, ConfigError: one cannot be read.
+    """
+    return {"target": target_fingerprint(load_target_config(target).folder) or "unknown"} | draft_inputs(draft)
 
 
 def describe(target: TargetConfig, runs: Mapping[str, Mapping[str, Run]]) -> dict[str, Any]:

@@ -16,13 +16,16 @@ from specexit.bench.results import read_results
 from specexit.data.traces import Trace, write_traces
 from specexit.drafts.directory import read_config
 from specexit.drafts.policy import OperatingPoint, PolicyFile, write_policy
+from specexit.drafts.tensors import weights_hash
 from specexit.method.decision import Policy
 from specexit.schemas.bench import BenchConfig
 from specexit.schemas.bench_full_size import BenchFullSizeConfig
+from specexit.schemas.stand_in import StandInConfig
 from specexit.schemas.target import TargetConfig
 from tests.serving.test_bench import generated_traces
 from tests.shapes import STAND_IN
 from tests.torch.test_stand_in import DRAFT
+from torch_specexit import bench_full_size as module
 from torch_specexit.bench import gather
 from torch_specexit.bench_full_size import bench_full_size, write_stand_in
 from torch_specexit.bench_turns import Entry
@@ -98,6 +101,32 @@ def test_what_differs_from_the_small_target_is_counted(
     block = read_config(draft).specexit
     assert block is not None
     assert block.policy == policy
+    assert shape["of"]["draft.weights"] == weights_hash(config.draft)
+
+
+@pytest.mark.parametrize("changed", ["seed", "shape", "target"])
+def test_a_stand_in_of_before_is_not_measured_for_what_is_asked_now(
+    tmp_path: Path, write_random_draft, monkeypatch: pytest.MonkeyPatch, changed: str
+) -> None:
+    written = []
+
+    def stand_in(wanted: StandInConfig) -> None:
+        written.append(wanted.seed)
+        wanted.out.mkdir(parents=True)
+
+    monkeypatch.setattr(module, "stand_in", stand_in)
+    config = small_config(tmp_path, write_random_draft(tmp_path / "draft", "draft", **DRAFT))
+    for _ in range(2):
+        write_stand_in(config, "tiny-reasoner", "bfloat16")
+    assert written == [0]
+    if changed == "seed":
+        config = config.model_copy(update={"seed": 1})
+    elif changed == "shape":  # in the same file, whose name is the folder's
+        (tmp_path / "shape.json").write_text(json.dumps(STAND_IN | {"vocab_size": 40_064}))
+    else:
+        monkeypatch.setattr(module, "target_fingerprint", lambda _: "other weights")
+    write_stand_in(config, "tiny-reasoner", "bfloat16")
+    assert written == [0, config.seed]
 
 
 @pytest.mark.vllm

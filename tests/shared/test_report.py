@@ -446,6 +446,10 @@ def test_what_was_replayed_for_another_draft_or_benchmark_is_no_part_of_the_page
             report(write(name, **{"draft.weights": "b" * 64}))
     with pytest.raises(ReportError, match=r"replay\.json: made from inputs\.requests b+ \(now \w+\), expected"):
         report(write("replay", requests="b" * 64))
+    of = {"shape": {"of": inputs | {"draft.weights": "b" * 64}}}
+    write_results(bench / "full-size.json", results.model_copy(update=of))
+    with pytest.raises(ReportError, match=r"full-size\.json: made from inputs\.draft\.weights b+ \(now a+\), expected"):
+        report(config(bench, full_size=bench / "full-size.json"))
     said = "are of another file of traces than the benchmark."
     assert said not in (bench / "report.html").read_text()
     report(write("simulation", traces="b" * 64))

@@ -148,7 +148,7 @@ def _page(config: ReportConfig, bench: Path, traces: Path, trained: Run | None) 
         shown=show_traces(config, bench, traces, results, draft),
         trained=trained,
         tests=tests(results),
-        checks=tuple(checks(results, replay, read_results(config.full_size) if config.full_size else None)),
+        checks=tuple(checks(results, replay, _full_size(config.full_size, measured))),
         note=note_on(results.target),
     )
 
@@ -223,6 +223,14 @@ def show_traces(
 
 def _scores(path: Path, draft: Path | None) -> Scores:
     return read_scores_of(path, draft) if draft else read_scores(path)
+
+
+def _full_size(path: Path | None, measured: Measured) -> Results | None:
+    if path is None:
+        return None
+    found = read_results(path)
+    measured.refuse(path, (found.shape or {}).get("of", {}))
+    return found
 
 
 Written = TypeVar("Written", Simulation, Ablations, ReplayCheck)
