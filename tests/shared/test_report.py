@@ -1,5 +1,6 @@
 """The report: one file, complete in itself, saying what was measured and no more."""
 
+import io
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,6 +10,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from specexit.bench.ablate import Ablation, Ablations, Variant
 from specexit.bench.comparison import Request, Run, summarise, write_requests
@@ -22,6 +24,7 @@ from specexit.bench.results import (
     Results,
     TaskResult,
     read_results,
+    result_tables,
     write_results,
 )
 from specexit.data.scores import Scores, write_scores
@@ -30,6 +33,7 @@ from specexit.drafts.policy import Certificate, OperatingPoint, PolicyFile, poli
 from specexit.method.decision import Policy
 from specexit.method.policies.validity import policy_at
 from specexit.method.simulate import Part, Point, Simulation
+from specexit.report import readme
 from specexit.report.charts import PALETTE
 from specexit.report.page import report
 from specexit.report.readme import BEGIN, END, ReadmeError, family_table
@@ -222,6 +226,31 @@ def test_headline_and_intervals(bench: Path) -> None:
     for expected in ("−58.1 %", "56.0 to 60.0", "96.8 %", "−1.0", "2.04×", "1.90 to 2.20", "1.70×", "a slow one"):
         assert expected in html
     assert "installed, not emergent" in html
+
+
+def test_one_slice_of_problems_has_no_interval(bench: Path) -> None:
+    """Both of its ends are the value, which looks as certain as nothing is."""
+    results = read_results(bench / "results.json")
+    one = {"speedup": {"1": (2.04, 1.9, 2.2), "16": (1.7, 1.7, 1.7)}, "open_loop": {"4": (1.5, 1.5, 1.5)}}
+    against = {"specexit": results.against_eagle3["specexit"].model_copy(update=one)}
+    wait = {"open_loop": {"4": Latency(mean=1.25, p50=1.0, p95=3.5, first_answer=0.75, n=1)}}
+    methods = {name: method.model_copy(update=wait) for name, method in results.methods.items()}
+    shape = {"name": "large", "is": "large", "is_not": "wise"}
+    results = results.model_copy(update={"against_eagle3": against, "methods": methods, "shape": shape})
+    write_results(bench / "results.json", results)
+    report(config(bench))
+    html = (bench / "report.html").read_text()
+    assert "1.70 to 1.70" not in html
+    assert html.count("1.70×<small>no interval</small>") == 2  # headline and comparison
+    assert "1.50× (no interval)" in html
+    assert "1.70× as fast as EAGLE-3 (no interval)" in html
+    assert "| 2.04x (1.90..2.20) | 1.70x (no interval) |" in readme.table(results)
+    console = Console(width=80, record=True, file=io.StringIO())
+    for table in result_tables(results):
+        console.print(table)
+    text = console.export_text()
+    assert text.count("no interval") == 2
+    assert "1.70..1.70" not in text
 
 
 def test_the_trace_is_cut_where_the_request_exited(bench: Path) -> None:

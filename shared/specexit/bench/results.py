@@ -21,6 +21,14 @@ if TYPE_CHECKING:
 Triple = tuple[float, float, float]
 """Value, lower and upper end of the 95 % interval."""
 
+NO_INTERVAL = "no interval"
+
+
+def is_interval(speedup: Triple) -> bool:
+    """Whether a speed-up has an interval: of a single slice, or problem, there is none, and both ends are its value."""
+    return speedup[1] < speedup[2]
+
+
 LOSS_MARGIN = 0.01
 """Of accuracy: a loss that is proven to be below it is called none."""
 
@@ -230,7 +238,7 @@ def _times(results: Results) -> Table:
     for name, method in results.methods.items():
         versus = results.against_eagle3.get(name)
         seconds = (_seconds(method, batch) for batch in results.n_seconds)
-        speedups = (_interval(versus.speedup[batch], 1.0, 2) for batch in results.n_seconds) if versus else ()
+        speedups = (_speedup(versus.speedup[batch]) for batch in results.n_seconds) if versus else ()
         table.add_row(name, *seconds, *speedups)
     return table
 
@@ -251,7 +259,7 @@ def _arrivals(results: Results) -> Table:
         versus = results.against_eagle3.get(name)
         found = (method.open_loop[rate] for rate in rates)
         seconds = (f"{one.mean:.2f}\n[dim]{one.p95:.2f}[/dim]" for one in found)
-        speedups = (_interval(versus.open_loop[rate], 1.0, 2) for rate in rates) if versus and versus.open_loop else ()
+        speedups = (_speedup(versus.open_loop[rate]) for rate in rates) if versus and versus.open_loop else ()
         table.add_row(name, *seconds, *speedups)
     return table
 
@@ -313,6 +321,10 @@ def _table(title: str) -> Table:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.1f} %"
+
+
+def _speedup(triple: Triple) -> str:
+    return _interval(triple, 1.0, 2) if is_interval(triple) else f"{triple[0]:.2f}\n[dim]{NO_INTERVAL}[/dim]"
 
 
 def _interval(triple: Triple, scale: float, digits: int) -> str:

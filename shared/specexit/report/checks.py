@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from specexit.bench.replay import ReplayCheck
-from specexit.bench.results import Results
+from specexit.bench.results import NO_INTERVAL, Results, is_interval
 from specexit.report.figures import Table
 from specexit.report.verdict import percent, shown_p
 
@@ -53,7 +53,8 @@ def checks(results: Results, replay: ReplayCheck | None, full_size: Results | No
         yield f"{shape['name']}, {what}", f"{same} of {n} are the small target's"
     for batch, speedup in stand_in.against_eagle3["specexit"].speedup.items():
         value, low, high = (f"{x:.2f}" for x in speedup)
-        yield f"{shape['name']}, batch {batch}", f"{value}× as fast as EAGLE-3 ({low} to {high})"
+        between = f"{low} to {high}" if is_interval(speedup) else NO_INTERVAL
+        yield f"{shape['name']}, batch {batch}", f"{value}× as fast as EAGLE-3 ({between})"
     yield f"what {shape['name']} is", f"{shape['is']}; not {shape['is_not']}"
 
 

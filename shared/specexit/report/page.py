@@ -16,7 +16,7 @@ from specexit.bench.ablate import Ablations
 from specexit.bench.comparison import read_requests
 from specexit.bench.inputs import read_scores_of
 from specexit.bench.replay import ReplayCheck
-from specexit.bench.results import Results, Triple, read_results
+from specexit.bench.results import NO_INTERVAL, Results, Triple, is_interval, read_results
 from specexit.config import write_text
 from specexit.data.scores import Scores, read_scores
 from specexit.data.traces import first_samples, read_traces
@@ -185,6 +185,8 @@ def _points(difference: float) -> str:
 
 
 def _interval(triple: Triple, percent: bool) -> str:
+    if not percent and not is_interval(triple):
+        return NO_INTERVAL
     low, high = (100 * x if percent else x for x in triple[1:])
     text = f"{low:.1f} to {high:.1f}" if percent else f"{low:.2f} to {high:.2f}"
     return text.replace("-", "\N{MINUS SIGN}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from specexit.bench.results import BASELINE, Results, Triple
+from specexit.bench.results import BASELINE, NO_INTERVAL, Results, Triple, is_interval
 from specexit.config import write_text
 from specexit.errors import InputError
 from specexit.report.charts import standalone
@@ -90,10 +90,8 @@ def family_table(results: Results) -> str:
 
 
 def _family_speed(triple: Triple | None) -> str:
-    """A single problem has no interval, and a family that was not timed at a batch size no speed."""
-    if triple is None:
-        return "not measured"
-    return f"{triple[0]:.2f}x (no interval)" if triple[1] == triple[2] else _times(triple)
+    """A family that was not timed at a batch size has no speed."""
+    return "not measured" if triple is None else _times(triple)
 
 
 def write_images(folder: Path, figures: tuple[Figure, ...], shown: tuple[Shown, ...]) -> list[Path]:
@@ -119,4 +117,4 @@ def _cut(triple: Triple) -> str:
 
 def _times(triple: Triple) -> str:
     value, low, high = triple
-    return f"{value:.2f}x ({low:.2f}..{high:.2f})"
+    return f"{value:.2f}x ({f'{low:.2f}..{high:.2f}' if is_interval(triple) else NO_INTERVAL})"
