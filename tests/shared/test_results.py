@@ -16,6 +16,7 @@ from specexit.bench.comparison import (
     Reason,
     Request,
     Run,
+    accuracy,
     by_task,
     compare,
     faster,
@@ -96,6 +97,7 @@ def some_results() -> Results:
 def test_means_and_pooled_acceptance() -> None:
     result = summarise(full_run())
     assert result.accuracy == pytest.approx(2 / 3)
+    assert result.accuracy_interval == pytest.approx((2 / 3, 0, 1))  # of three problems next to nothing is known
     assert result.thinking_tokens == 200
     assert result.total_tokens == pytest.approx(650 / 3)
     assert result.seconds == {"1": 2.0, "16": 8.0}
@@ -170,6 +172,24 @@ def test_slices_of_other_problems_are_not_compared() -> None:
     whole.add(32, ours.requests[32], [2.0], 0, 0)
     with pytest.raises(ValueError, match="at batch 32 the two runs have different slices of the problems"):
         speedup_at(32, whole, theirs)
+
+
+def test_accuracy_has_an_interval_over_problems_whose_samples_stay_together() -> None:
+    """Half of the problems right in all of four samples: as many independent responses would know it twice as well."""
+    right = [i % 2 == 0 for i in range(20)]
+    once, four = Run(), Run()
+    for run, samples in ((once, 1), (four, 4)):
+        for sample in range(samples):
+            found = [
+                dataclasses.replace(request(i, 9, total=11, correct=ok), sample=sample) for i, ok in enumerate(right)
+            ]
+            run.add(32, found, [1.0], 0, 0)
+    of_problems = paired_bootstrap(np.mean, np.array(right, np.float64))
+    assert 0.2 < of_problems[1] < 0.35
+    assert accuracy(once.requests[32]) == accuracy(four.requests[32]) == of_problems
+    assert f"50.0 % ({100 * of_problems[1]:.1f}..{100 * of_problems[2]:.1f})" in readme.table(
+        some_results().model_copy(update={"methods": {"eagle3": summarise(four)}})
+    )
 
 
 def losing(n: int, lost: int, samples: int = 1) -> float | None:
@@ -385,7 +405,7 @@ def test_tables_fit_a_terminal_of_80_columns() -> None:
         console.print(table)
     text = console.export_text()
     assert "…" not in text
-    for expected in ("eagle3", "specexit", "66.7", "95.0 %", "2.00", "3/0/0", "55/s"):
+    for expected in ("eagle3", "specexit", "66.7", "0.0..100.0", "95.0 %", "2.00", "3/0/0", "55/s"):
         assert expected in text
 
 

@@ -142,6 +142,7 @@ def summarise(run: Run, *, says: str | None = None, parameters: Mapping[str, Any
     answers = [request.answer_tokens for request in requests]
     return MethodResult(
         accuracy=_mean(requests, lambda request: request.correct),
+        accuracy_interval=accuracy(requests),
         thinking_tokens=_mean(requests, lambda request: request.thinking_tokens),
         total_tokens=_mean(requests, lambda request: len(request.token_ids)),
         probe_tokens=_mean(requests, lambda request: request.probe_tokens),
@@ -156,6 +157,14 @@ def summarise(run: Run, *, says: str | None = None, parameters: Mapping[str, Any
         says=says,
         parameters=dict(parameters or {}),
     )
+
+
+def accuracy(requests: Sequence[Request]) -> Triple:
+    """Share of right responses, with an interval over problems: of each, all samples are one draw."""
+    of_problems: dict[str, list[bool]] = {}
+    for request in requests:
+        of_problems.setdefault(request.id, []).append(request.correct)
+    return paired_bootstrap(np.mean, np.array([np.mean(right) for right in of_problems.values()]))
 
 
 def _throughput(run: Run, batch: int) -> float:

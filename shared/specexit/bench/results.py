@@ -38,6 +38,7 @@ BASELINE = "eagle3"
 DEFINITIONS = {
     "accuracy": "share of responses whose answer behind </think> equals the reference; no answer is wrong; with k "
     "samples of a problem it is avg@k",
+    "accuracy_interval": "accuracy with its own 95 % interval, by problem; accuracy_delta, paired, is known better",
     "thinking_tokens": "mean tokens before </think>, without those of a transition text, which the server has written; "
     "all of them where thinking was never closed",
     "total_tokens": "mean generated tokens: thinking, </think> and answer",
@@ -120,6 +121,7 @@ class MethodResult(Config):
     """What one method did on all problems."""
 
     accuracy: float
+    accuracy_interval: Triple | None = Field(default=None, description="None in files of before")
     thinking_tokens: float
     total_tokens: float
     answer_tokens: float | None = Field(default=None, description="None in files of before")
@@ -268,7 +270,7 @@ def _measured(results: Results) -> Table:
     table = _table(f"{results.target}: {results.n} problems")
     probes = any(method.probe_tokens for method in results.methods.values())
     headings = [
-        "accuracy",
+        "accuracy,\n%" if any(method.accuracy_interval for method in results.methods.values()) else "accuracy",
         "thinking\ntokens",
         "answer\ntokens",
         "total\ntokens",
@@ -280,7 +282,7 @@ def _measured(results: Results) -> Table:
         exits = method.exits
         table.add_row(
             name,
-            _percent(method.accuracy),
+            _accuracy(method),
             f"{method.thinking_tokens:.1f}",
             "-" if method.answer_tokens is None else f"{method.answer_tokens:.1f}",
             f"{method.total_tokens:.1f}",
@@ -317,6 +319,10 @@ def _table(title: str) -> Table:
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=0)
     table.add_column("method", no_wrap=True)
     return table
+
+
+def _accuracy(method: MethodResult) -> str:
+    return _percent(method.accuracy) if not method.accuracy_interval else _interval(method.accuracy_interval, 100.0, 1)
 
 
 def _percent(share: float) -> str:

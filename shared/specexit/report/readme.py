@@ -5,7 +5,15 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from specexit.bench.results import BASELINE, NO_INTERVAL, Results, Triple, is_interval
+from specexit.bench.results import (
+    BASELINE,
+    NO_INTERVAL,
+    Comparison,
+    MethodResult,
+    Results,
+    Triple,
+    is_interval,
+)
 from specexit.config import write_text
 from specexit.errors import InputError
 from specexit.report.charts import standalone
@@ -57,12 +65,10 @@ def table(results: Results) -> str:
     lines = [headings, ["---"] * len(headings)]
     for name, method in results.methods.items():
         versus = results.against_eagle3.get(name)
-        row = [NAMES.get(name, name), f"{100 * method.accuracy:.1f} %", f"{method.thinking_tokens:.1f}"]
+        row = [NAMES.get(name, name), _accuracy(method, versus), f"{method.thinking_tokens:.1f}"]
         if versus is None:
             row += ["0 %", *["1x"] * len(batches)]
         else:
-            if any(versus.accuracy_delta):
-                row[1] += f" ({_points(versus.accuracy_delta)})"
             if any(versus.thinking_cut):
                 row[2] += f" ({_cut(versus.thinking_cut)})"
             row.append(f"{100 * results.oracle.fraction_reached[name]:.1f} %")
@@ -103,6 +109,17 @@ def write_images(folder: Path, figures: tuple[Figure, ...], shown: tuple[Shown, 
         write_text(folder / f"{name}.svg", standalone(svg))
         paths.append(folder / f"{name}.svg")
     return paths
+
+
+def _accuracy(method: MethodResult, versus: Comparison | None) -> str:
+    """With its own interval, where it is known, and the difference to EAGLE-3, where there is one."""
+    said = []
+    if method.accuracy_interval:
+        _, low, high = method.accuracy_interval
+        said.append(f"{100 * low:.1f}..{100 * high:.1f}")
+    if versus and any(versus.accuracy_delta):
+        said.append(_points(versus.accuracy_delta))
+    return f"{100 * method.accuracy:.1f} %" + (f" ({'; '.join(said)})" if said else "")
 
 
 def _points(triple: Triple) -> str:
