@@ -388,6 +388,19 @@ def test_the_verdict_claims_what_was_tested(bench: Path) -> None:
     assert "it answers sooner than eagle3; not shown of deer." in open_
 
 
+def test_a_speed_up_over_eagle3_alone_is_said_with_its_test(bench: Path) -> None:
+    """As the demo without other methods has it: a number above 1 is not yet faster."""
+    results = read_results(bench / "results.json")
+    tested = {"specexit_faster": {"1": {"eagle3": 0.0004}, "16": {"eagle3": 0.2}}}
+    (said,) = verdict(results.model_copy(update=tested), None)
+    assert said == (
+        "Against EAGLE-3 with the same draft, end to end: 2.04× as fast at batch 1 (it answers sooner, p < 0.001); "
+        "1.70× as fast at batch 16 (that it answers sooner is not shown, p = 0.200)."
+    )
+    (said,) = verdict(results, None)
+    assert said.endswith("2.04× as fast at batch 1 (not tested); 1.70× as fast at batch 16 (not tested).")
+
+
 def test_the_trace_that_was_benched_is_shown_among_samples_of_its_prompt(bench: Path, trace: Trace) -> None:
     report(config(bench))
     page = (bench / "report.html").read_text()
