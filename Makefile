@@ -24,7 +24,7 @@ serve: $(VENV)/.demo-ready  ## Serve the draft of `make demo` on port 8000
 chat: $(VENV)/.demo-ready  ## Ask the server of `make serve`, and watch it think
 	@$(BIN)/specexit chat
 
-test: $(VENV)/.dev-ready  ## Run all tests, real vLLM engines included
+test: $(VENV)/.dev-ready  ## Run the tests, real vLLM engines included (test-slow: what it leaves out)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-slow: $(VENV)/.dev-ready  ## Run what `make test` leaves out of pairs of tests that start engines (minutes)

@@ -1,4 +1,4 @@
-"""One vLLM engine in a process of its own, for `bench`; see `specexit.bench_process`.
+"""One vLLM engine in a process of its own, for `bench`; see `specexit.bench.process`.
 
 The first line is the set-up, answered by ``{"accelerator": name or null}`` once the engine stands; then, per job,
 
