@@ -94,11 +94,13 @@ def test_traces_that_cannot_judge_are_no_successes(setting, field, able, unable,
 
 
 @pytest.mark.parametrize("risk", ["answer_changed", "accuracy_lost"])
-def test_an_exit_at_an_undecided_trial_is_an_error_and_its_trace_counts(setting, risk):
-    """Left out, such traces would hide the prompts on which an early end goes wrong."""
+@pytest.mark.parametrize("cut_off", [None, "7"])
+def test_an_exit_at_an_undecided_trial_is_an_error_and_its_trace_counts(setting, risk, cut_off):
+    """Left out, such traces would hide the prompts on which an early end goes wrong. A trial that was cut off says
+    nothing, though it had written the right answer: "7 and", perhaps."""
     undecided = {
         "boundary_state": lambda i: ["undecided" if i < 20 else "agrees", "agrees", "agrees"],
-        "boundary_answers": lambda i: [None if i < 20 else "7", "7", "7"],
+        "boundary_answers": lambda i: [cut_off if i < 20 else "7", "7", "7"],
     }
     validity = np.where(np.arange(N) < 20, 0.6, 0.995)
     paths = setting(validity, np.arange(N) >= 20, **undecided)

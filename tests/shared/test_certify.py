@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
 from specexit.data.outlines import outlines
-from specexit.data.rows import can_judge
+from specexit.data.rows import can_judge, fill_untried, infer_agrees
 from specexit.method.certify import (
     CertificateError,
     Claim,
@@ -46,6 +46,7 @@ def kinds_of_traces(draw):
             "finish_reason": st.just("stop"),
             "answer": st.just("7"),
             "states": st.lists(st.just("agrees"), min_size=1, max_size=3),
+            "cut_off": st.just(None),
             "validity": VALIDITY,
         }
     )
@@ -55,7 +56,8 @@ def kinds_of_traces(draw):
             "prompts": st.sampled_from([1, 5, 20]),
             "finish_reason": st.sampled_from(["stop", "stop", "stop", "length"]),
             "answer": st.sampled_from(["7", "7", "7", None]),
-            "states": st.lists(st.sampled_from(["agrees", "differs", "differs", "undecided"]), max_size=3),
+            "states": st.lists(st.sampled_from(["agrees", "differs", "differs", "undecided", "untried"]), max_size=3),
+            "cut_off": st.sampled_from([None, "7", "8"]),
             "validity": VALIDITY,
         }
     )
@@ -64,13 +66,14 @@ def kinds_of_traces(draw):
 
 @pytest.fixture(scope="module")
 def build(make_trace):
-    """Traces and signals of such kinds."""
+    """Traces and signals of such kinds; ``cut_off`` is what an undecided trial had written. Every fifth is wrong."""
 
     def make(kinds):
         traces, signals = [], []
         for number, kind in enumerate(kinds):
+            said = {"agrees": "7", "differs": "8", "undecided": kind["cut_off"]}
             for i in range(kind["n"]):
-                states = kind["states"]
+                states, right = kind["states"], i % 5 != 0
                 ends = [3 * (j + 1) for j in range(len(states))]
                 think = [SPLIT if at + 1 in ends else 20 for at in range(10)]
                 traces.append(
@@ -79,12 +82,14 @@ def build(make_trace):
                         prompt_ids=[number, i % kind["prompts"]],
                         think_ids=think,
                         boundaries=ends,
-                        boundary_answers=["7" if state == "agrees" else "8" for state in states],
-                        boundary_agrees=[state == "agrees" for state in states],
+                        boundary_answers=fill_untried([said.get(state) for state in states]),
+                        boundary_agrees=infer_agrees(states),
                         boundary_state=states,
                         boundary_confidence=[1.0] * len(states),
                         finish_reason=kind["finish_reason"],
                         answer=kind["answer"],
+                        reference="7" if right else "8",
+                        correct=right and kind["answer"] == "7",
                     )
                 )
                 values = np.zeros((10, 4), np.float32)
@@ -96,13 +101,22 @@ def build(make_trace):
     return make
 
 
-def theorem(traces, signals, epsilon, delta, unjudged):
+def keeps_the_answer(states, i):
+    """Whether a trial says so, or at a boundary that was not tried the ones on both sides, of which one is before."""
+    before = [state for state in states[: i + 1] if state != "untried"]
+    behind = [state for state in states[i:] if state != "untried"]
+    return before[-1:] == ["agrees"] and behind[:1] in (["agrees"], [])
+
+
+def theorem(traces, signals, claim, unjudged):
     """Directly: (prompts, losses of each policy on each of them, index of the policy that may be certified, or None).
 
-    A trace counts if it finished with an answer, has a boundary; an exit at an undecided trial is an error. A prompt's
-    loss is the mean of its traces' errors. The policies are tested from the cautious end; the exact binomial tail where
-    every prompt has one trace, else the smaller of Hoeffding's bound and e times the tail of the sum rounded up.
+    A trace counts if it finished with an answer, has a boundary. An exit that is not known to keep the answer is an
+    error, or, where accuracy is what may be lost, if that answer is right: here no other is. A prompt's loss is the
+    mean of its traces' errors. The policies are tested from the cautious end; the exact binomial tail where every
+    prompt has one trace, else the smaller of Hoeffding's bound and e times the tail of the sum rounded up.
     """
+    epsilon, delta = claim.epsilon, claim.delta
     losses: dict[tuple, list[list[float]]] = {}
     for trace, values in zip(traces, signals, strict=True):
         able = trace.finish_reason == "stop" and trace.answer is not None and trace.boundaries
@@ -111,7 +125,8 @@ def theorem(traces, signals, epsilon, delta, unjudged):
         row = []
         for policy in POLICIES:
             at = exit_position(trace.think_ids, values, policy, IDS) if able else None
-            wrong = at is not None and trace.boundary_state[trace.boundaries.index(at + 1)] != "agrees"
+            wrong = at is not None and not keeps_the_answer(trace.boundary_state, trace.boundaries.index(at + 1))
+            wrong &= claim.risk == "answer_changed" or trace.correct
             row.append(float(wrong or not able))
         losses.setdefault(tuple(trace.prompt_ids), []).append(row)
     table = np.array([np.mean(rows, axis=0) for rows in losses.values()]).reshape(-1, len(POLICIES))
@@ -131,22 +146,27 @@ def theorem(traces, signals, epsilon, delta, unjudged):
     return table, certified
 
 
-def judged_by(traces, signals, **options):
+def judged_by(traces, signals, risk="answer_changed", **options):
     """The prompts of traces, and what each policy does to them."""
     able = [(trace, values) for trace, values in zip(traces, signals, strict=True) if can_judge(trace)]
     sample = Sample(outlines(traces), **options)
     blocks = [Replay([trace for trace, _ in able], [values for _, values in able])] if able else []
-    return sample, judge(sample, blocks, POLICIES, "answer_changed")
+    return sample, judge(sample, blocks, POLICIES, risk)
 
 
-@settings(deadline=None, max_examples=40)
-@given(kinds_of_traces(), st.sampled_from([0.05, 0.1, 0.2]), st.sampled_from(["refuse", "error"]))
-def test_a_certificate_is_what_the_theorem_says_and_nothing_more(build, kinds, epsilon, unjudged):
+@settings(deadline=None, max_examples=50)
+@given(
+    kinds_of_traces(),
+    st.sampled_from(["answer_changed", "accuracy_lost"]),
+    st.sampled_from([0.05, 0.1, 0.2]),
+    st.sampled_from(["refuse", "error"]),
+)
+def test_a_certificate_is_what_the_theorem_says_and_nothing_more(build, kinds, risk, epsilon, unjudged):
     traces, signals = build(kinds)
-    table, expected = theorem(traces, signals, epsilon, 0.1, unjudged)
-    sample, judged = judged_by(traces, signals, unjudged=unjudged)
+    claim = Claim(risk, epsilon, 0.1)
+    table, expected = theorem(traces, signals, claim, unjudged)
+    sample, judged = judged_by(traces, signals, risk, unjudged=unjudged)
     assert sample.n == len(table)
-    claim = Claim("answer_changed", epsilon, 0.1)
     if len(table) < math.log(0.1) / math.log(1 - epsilon):
         with pytest.raises(CertificateError, match=f"{len(table)} calibration prompts"):
             certify(sample, claim, judged)
@@ -185,7 +205,7 @@ def test_copies_of_a_trace_are_refused_whatever_they_are_called(build):
         judged_by([*traces, traces[0]], [*signals, signals[0]])
 
 
-STATES = {"states": ["agrees"], "validity": [0.95, 0.0, 0.0]}
+STATES = {"states": ["agrees"], "cut_off": None, "validity": [0.95, 0.0, 0.0]}
 
 
 @pytest.mark.parametrize("epsilon", [0.01, 0.02, 0.05, 0.2])

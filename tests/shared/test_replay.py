@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from specexit.data.rows import infer_agrees
 from specexit.method.decision import Policy, exit_position
 from specexit.method.replay import Replay
 from specexit.method.splits import ThinkTokens
@@ -138,9 +139,19 @@ def test_right_answers_are_told_by_the_traces_own_kind(make_trace):
     assert Replay([trace]).right[0].tolist() == [0, 1, 0]
 
 
-def test_in_front_of_the_first_trial_nobody_knows_of_a_right_answer(make_trace):
-    """The first trial's stands there as well, which differs, and may be right where the trace is not."""
-    states = ["untried", "differs", "agrees"]
-    wrong = {"answer": "7", "reference": "8", "correct": False, "boundary_answers": ["8", "8", "7"]}
-    replay = Replay([make_trace(**wrong, boundary_state=states, boundary_agrees=[False, False, True])])
-    assert [replay.outcome_at(np.array([i])).correct.tolist() for i in range(3)] == [[0], [1], [0]]
+@pytest.mark.parametrize(
+    ("states", "answers", "right"),
+    [
+        (["untried", "differs", "agrees"], ["8", "8", "7"], [0, 1, 0]),  # nothing is known in front of the first
+        (["differs", "undecided", "agrees"], ["8", "8", "7"], [1, 0, 0]),  # "8" was cut off: 80, perhaps
+        (["differs", "untried", "undecided"], ["8", "8", "8"], [1, 0, 0]),
+        (["undecided", "untried", "differs"], ["8", "8", "8"], [0, 0, 1]),
+        (["differs", "untried", "differs"], ["8", "8", "8"], [1, 1, 1]),  # both sides are right
+        (["differs", "untried", "agrees"], ["8", "8", "7"], [1, 0, 0]),
+    ],
+)
+def test_nobody_knows_of_a_right_answer_where_no_trial_stands_behind_it(make_trace, states, answers, right):
+    """The full trace is wrong with 7, where 8 is right. Untried boundaries have the answer of the one before."""
+    fields = {"boundary_state": states, "boundary_answers": answers, "boundary_agrees": infer_agrees(states)}
+    replay = Replay([make_trace(answer="7", reference="8", correct=False, **fields)])
+    assert [replay.outcome_at(np.array([i])).correct[0] for i in range(3)] == right

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from specexit.data.answers import same_answer
-from specexit.data.rows import AnyTrace, first_trial
+from specexit.data.rows import AnyTrace, BoundaryState, infer_agrees
 from specexit.data.scores import StoredScores
 from specexit.method.decision import EARLY_TOKENS, Policy
 from specexit.method.labels import exit_point
@@ -241,12 +241,19 @@ def _truth(trace: AnyTrace, correct: bool | None) -> float:
 
 
 def _right(trace: AnyTrace) -> Float[np.ndarray, " boundaries"]:
-    """Whether the trial answer behind each boundary is right; one that agrees is as right as the full trace's, and one
-    in front of the first trial is not known, so it counts as wrong."""
-    unknown = first_trial(trace.boundary_state)
-    pairs = list(zip(trace.boundary_answers, trace.boundary_agrees, strict=True))[unknown:]
-    right = [_truth(trace, False)] * unknown + [
-        _truth(trace, trace.correct if agrees else same_answer(answer, trace.reference, trace.answer_kind))
-        for answer, agrees in pairs
-    ]
-    return np.array(right, np.float32)
+    """Whether the trial answer behind each boundary is right; one that agrees is as right as the full trace's.
+
+    An untried boundary is right where the trials on both sides are. What is not known counts as wrong: behind a trial
+    that was undecided, which is no answer whatever it had written, and in front of the first trial.
+    """
+    rows = zip(trace.boundary_state, trace.boundary_agrees, trace.boundary_answers, strict=True)
+    tried = [state if state == "untried" else _verdict(trace, state, *rest) for state, *rest in rows]
+    return np.array([_truth(trace, right) for right in infer_agrees(tried)], np.float32)
+
+
+def _verdict(trace: AnyTrace, state: str, agrees: bool, answer: str | None) -> BoundaryState:
+    """What a trial says of the reference, in the words for what it says of the trace's answer."""
+    if agrees:
+        return "agrees" if trace.correct else "differs"
+    right = state == "differs" and same_answer(answer, trace.reference, trace.answer_kind)
+    return "agrees" if right else "differs"
