@@ -30,7 +30,10 @@ from specexit.bench.methods import (
     from_job,
     to_job,
 )
+from specexit.bench.methods.deer import sure_at
+from specexit.bench.methods.kth_boundary import KthBoundary
 from specexit.bench.methods.running import Running
+from specexit.bench.methods.stability import stable_at
 from specexit.bench.process import BenchError
 from specexit.data.traces import Trace
 from specexit.method.decision import Policy
@@ -257,6 +260,17 @@ def test_parameters_are_the_boldest_within_the_tolerance(trace: Trace) -> None:
     said = r"deer chooses its parameters on trial answers, but 1 of 2 of calibration_traces .*: expected refine"
     with pytest.raises(MethodError, match=said):
         find_method("deer").tuned(Tuning([trace, one_point], 0.0))
+
+
+def test_methods_are_tuned_on_what_they_would_hear(trace: Trace) -> None:
+    """The third trial had written the right answer when it was cut off: it states none, and an exit there is a loss."""
+    states = ["differs", "differs", "undecided", "agrees", "agrees"]
+    cut = replace(trace, boundary_state=states, boundary_agrees=[state == "agrees" for state in states])
+    assert (stable_at(trace, 2), stable_at(cut, 2)) == (3, None)
+    sure = replace(cut, boundary_confidence=[0.5, 0.5, 1.0, 0.9, 0.9])
+    assert sure_at(sure, 0.95) is None
+    assert find_method("kth-boundary").tuned(Tuning([trace], 0.0)) == KthBoundary(3)
+    assert find_method("kth-boundary").tuned(Tuning([cut], 0.0)) == KthBoundary(4)
 
 
 def test_a_strangers_method_is_one_file(tmp_path: Path, trace: Trace) -> None:

@@ -105,6 +105,13 @@ def test_certainty_is_one_less_the_normalised_entropy(answers):
     assert certainty(answers, 3) == pytest.approx(1 + (shares * np.log(shares)).sum() / np.log(3))
 
 
+def test_a_trial_that_was_cut_off_is_paid_and_says_nothing(trace_of):
+    states = {"boundary_state": ["undecided", "agrees", "agrees"], "boundary_agrees": [False, True, True]}
+    trace = trace_of(["7", "7", "7"], [1.0] * 3, [True] * 3, **states)
+    check(played("deer", [trace])["trial confidence >= 0.95"], trace, 1, 2)
+    check(played("stability", [trace])["2 the same"], trace, 2, 3)
+
+
 def test_a_trial_of_unknown_length_costs_as_much_as_the_answer(trace_of):
     trace = trace_of(["7"], [1.0], [True], boundary_trial_tokens=[0], answer_ids=[1, 2, 3, 4])
     assert played("stability", [trace])["1 the same"].probe_tokens.tolist() == [5]

@@ -251,6 +251,14 @@ def fill_untried(tried: Sequence[Any]) -> list[Any]:
     return filled
 
 
+def heard_answers(trace: AnyTrace) -> list[str | None]:
+    """The trial answers as a method hears them that tries them itself: a trial that was cut off states none, and nor
+    does an untried boundary that has its answer."""
+    states = fill_untried([None if state == "untried" else state for state in trace.boundary_state])
+    pairs = zip(states, trace.boundary_answers, strict=True)
+    return [None if state == "undecided" else answer for state, answer in pairs]
+
+
 def infer_agrees(states: Sequence[str]) -> list[bool]:
     """``boundary_agrees`` from ``boundary_state``: an untried boundary agrees where both tried neighbours do. In front
     of the first tried one nothing is inferred; behind the last one, the last one alone is asked.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from specexit.bench.methods.interface import Asks, Chain, Marks, Method, Problem, Tuning
+from specexit.data.rows import heard_answers
 from specexit.data.traces import Trace
 
 THRESHOLDS = (0.999, 0.995, 0.99, 0.98, 0.95, 0.9, 0.8)
@@ -44,5 +45,5 @@ class Deer(Method):
 
 def sure_at(trace: Trace, confidence: float) -> int | None:
     """Where a recorded trace would have exited."""
-    pairs = zip(trace.boundary_answers[:-1], trace.boundary_confidence[:-1], strict=True)
+    pairs = zip(heard_answers(trace)[:-1], trace.boundary_confidence[:-1], strict=True)
     return next((i for i, (answer, sure) in enumerate(pairs) if answer is not None and sure >= confidence), None)

@@ -15,11 +15,12 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from jaxtyping import Float
 
-from specexit.data.answers import close_trial, extract_answer, is_stated, same_answer
+from specexit.data.answers import close_trial, extract_answer, is_stated
 from specexit.data.rows import is_tried_throughout
 from specexit.data.traces import Trace
 from specexit.errors import InputError
 from specexit.method.decision import Policy
+from specexit.method.replay import Replay
 
 Engine = Literal["none", "eagle3", "specexit", "specexit-fc"]
 """The target alone; with the plain draft; with the draft and the plug-in; the same with the second draft."""
@@ -140,26 +141,17 @@ class Tuning:
                 f"method {name} chooses its parameters on trial answers, but {unknown} of {len(self.traces)} of "
                 "calibration_traces were tried about one exit point (boundaries=stable or bisect): expected refine"
             )
-        best, most = candidates[0], -1.0
+        best, most, replay = candidates[0], -1, Replay(self.traces)
         for candidate in candidates:
             exits = [exit_of(trace, candidate) for trace in self.traces]
-            pairs = list(zip(self.traces, exits, strict=True))
-            lost = np.mean([_lost(trace, at) for trace, at in pairs])
-            saved = sum(len(trace.think_ids) - trace.boundaries[at] for trace, at in pairs if at is not None)
+            outcome = replay.outcome_at(np.array([-1 if at is None else at for at in exits]))
+            # Accuracy where the right answer is known, else agreement.
+            gone = replay.correct - outcome.correct
+            lost = np.where(np.isnan(gone), outcome.changed, gone).mean()
+            saved = int((replay.n_think - outcome.kept).sum())
             if lost <= self.tolerance and saved > most:
                 best, most = candidate, saved
         return best
-
-
-def _lost(trace: Trace, at: int | None) -> float:
-    """What is lost of a trace that exits at a boundary: accuracy where the right answer is known, else agreement."""
-    if at is None:
-        return 0.0
-    if trace.reference is None or trace.correct is None:
-        return float(not trace.boundary_agrees[at])
-    if trace.boundary_agrees[at]:
-        return 0.0
-    return float(trace.correct) - float(same_answer(trace.boundary_answers[at], trace.reference, trace.answer_kind))
 
 
 @dataclass(frozen=True)

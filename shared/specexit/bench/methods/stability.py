@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from specexit.bench.methods.interface import Asks, Chain, Marks, Method, Problem, Tuning
 from specexit.data.answers import same_answer
+from specexit.data.rows import heard_answers
 from specexit.data.traces import Trace
 
 
@@ -49,7 +50,8 @@ def is_stable(answers: list[str | None], m: int, kind: str = "math") -> bool:
 
 def stable_at(trace: Trace, m: int) -> int | None:
     """Where a recorded trace would have exited."""
-    for i in range(m, len(trace.boundaries)):
-        if is_stable(trace.boundary_answers[:i], m, trace.answer_kind):
+    heard = heard_answers(trace)
+    for i in range(m, len(heard)):
+        if is_stable(heard[:i], m, trace.answer_kind):
             return i - 1
     return None

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int
 
-from specexit.data.rows import AnyTrace
+from specexit.data.rows import AnyTrace, heard_answers
 from specexit.method.decision import Policy
 from specexit.method.replay import Outcome, Replay
 from specexit.schemas.simulate import SimulateConfig
@@ -66,14 +66,14 @@ def play_trials(
     exits = np.full(len(replay.traces), -1, np.int64)
     paid = np.zeros(len(replay.traces), np.int64)
     for i, trace in enumerate(replay.traces):
-        answers: list[str | None] = []
+        answers, heard = list[str | None](), heard_answers(trace)
         sure: list[float] = []
         asked = 0
         for j, at in enumerate(trace.boundaries):
             if trace.boundary_state[j] == "untried" or at - asked < every:
                 continue
             asked = at
-            answers.append(trace.boundary_answers[j])
+            answers.append(heard[j])
             sure.append(trace.boundary_confidence[j])
             # Where the file does not say how long a trial was: as long as the answer.
             paid[i] += 1 + (trace.boundary_trial_tokens[j] or trace.n_answer)
