@@ -1,6 +1,7 @@
 """``specexit bench-certificate``: a thousand draws at once are the same procedure, and what it certifies holds."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from specexit.data.traces import write_traces
 from specexit.method.certify import CertificateError, Claim, certify
 from specexit.method.judged import judge
 from specexit.method.replay import Replay
-from specexit.method.sample import Sample
+from specexit.method.sample import Sample, SampleError
 from specexit.schemas.bench_certificate import BenchCertificateConfig
 
 N = 300
@@ -131,6 +132,66 @@ def test_the_file_has_every_cell_and_certificates_hold(people, tmp_path, capsys)
     printed = capsys.readouterr().out
     assert "naive" in printed
     assert "certified without a group" in printed
+
+
+@pytest.fixture
+def written(people, tmp_path):
+    """``written(**fields)``: the config of one cell, of traces with fields replaced, which may be functions of the
+    trace's number."""
+
+    def make(name="greedy", **fields):
+        traces, signals = people()
+        changed = [{key: of(i) if callable(of) else of for key, of in fields.items()} for i in range(len(traces))]
+        traces = [replace(trace, **fields) for trace, fields in zip(traces, changed, strict=True)]
+        write_traces(tmp_path / "traces.parquet", traces)
+        scores = {key_of(trace): values for trace, values in zip(traces, signals, strict=True)}
+        write_scores(tmp_path / "scores.parquet", Scores("draft", "0" * 64, scores))
+        return BenchCertificateConfig(
+            traces={name: tmp_path / "traces.parquet"},
+            scores={name: {"draft": tmp_path / "scores.parquet"}},
+            out=tmp_path / "certificate.json",
+            epsilon=(0.5,),  # more than any policy's risk
+            n=(100,),
+            draws=20,
+            risks=("answer_changed",),
+        )
+
+    return make
+
+
+def test_certificates_of_one_group_are_used_on_no_other(written):
+    config = written(task="easy", sampling='{"temperature": 0.0}')
+    assert [cell.grouped for cell in bench_certificate(config)] == [False, True]
+    record = json.loads(config.out.read_text())
+    assert record["transfer"] == []
+    assert record["population"]["greedy"]["sampling"] == {"temperature": 0.0}
+
+
+def test_where_no_trace_has_a_group_it_is_said_that_none_is_controlled(written, capsys):
+    assert [cell.grouped for cell in bench_certificate(written(task=None))] == [False]
+    assert "no trace is of a group or a task, so no worst group is" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "told"),
+    [
+        ("greedy", {"task": lambda i: "easy" if i != 7 else None}, "trace 'p7' is of no group and of no task"),
+        ("greedy", {"sampling": lambda i: f'{{"temperature": {0.6 * (i == 9)}}}'}, r"traces\.parquet: .* are mixed"),
+        (
+            "greedy",
+            {"sampling": '{"temperature": 0.6}'},
+            r"traces\.parquet: named greedy, .* expected a temperature of 0",
+        ),
+        ("sampled", {"sampling": '{"temperature": 0.0}'}, "named sampled, .* expected a temperature of above 0"),
+        ("greedy", {"finish_reason": "length"}, r"traces\.parquet: none of 300 traces can judge \(300 unfinished\)"),
+    ],
+)
+def test_populations_that_are_not_what_they_are_called_are_refused_before_anything_is_drawn(
+    written, name, fields, told, monkeypatch
+):
+    monkeypatch.setattr(certificate, "cell", lambda *_: pytest.fail("drawn"))
+    with pytest.raises(SampleError, match=told):
+        bench_certificate(written(name, **fields))
 
 
 def test_a_decoding_without_scores_is_refused(tmp_path):

@@ -16,9 +16,10 @@ hold the two together.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ from specexit.config import revision, versions, write_text
 from specexit.data.outlines import outlines
 from specexit.data.rows import can_judge
 from specexit.data.scores import read_scores
-from specexit.data.traces import data_sha256, read_traces
+from specexit.data.traces import Trace, data_sha256, read_traces
 from specexit.drafts.policy import Risk
 from specexit.errors import InputError
 from specexit.method.certify import Claim, required_n, share_p_value
@@ -40,7 +41,7 @@ from specexit.method.decision import Policy
 from specexit.method.judged import check_references, errors_of
 from specexit.method.policies.validity import VALIDITY_GRID, early_of, policy_at
 from specexit.method.replay import Replay
-from specexit.method.sample import Sample
+from specexit.method.sample import Sample, SampleError, one_sampling
 from specexit.method.statistics import binomial_tail
 from specexit.schemas.bench_certificate import BenchCertificateConfig
 from specexit.schemas.early import EARLY
@@ -234,7 +235,8 @@ def bench_certificate(config: BenchCertificateConfig) -> list[Cell]:
     """Measure every cell, print the table and write it.
 
     Raises:
-      TraceError, ScoreError, SampleError: a file is unreadable, or traces and scores do not belong together.
+      TraceError, ScoreError, SampleError: a file is unreadable, traces and scores do not belong together, traces are
+        not decoded as their name says, or some have a group and others none.
       ViolationError: in some cell more certificates are broken than promised; the file is written all the same.
     """
     console = Console()
@@ -288,34 +290,63 @@ def _measured(
     config: BenchCertificateConfig, console: Console
 ) -> tuple[list[Cell], list[Transfer], dict[str, dict[str, Any]]]:
     """All cells, what becomes of certificates elsewhere, and what the populations are."""
+    recorded = {decoding: _recorded(config, decoding, console) for decoding in config.traces}
     rng = np.random.default_rng(config.seed)
     cells: list[Cell] = []
     moved: list[Transfer] = []
-    sizes: dict[str, dict[str, Any]] = {}
-    for decoding, path in config.traces.items():
-        traces = read_traces(path)
-        grouped = (False, True) if config.grouped and all(t.group or t.task for t in traces) else (False,)
+    for decoding, found in recorded.items():
         for source, scores in config.scores[decoding].items():
-            able = [trace for trace in traces if can_judge(trace)]
             read = read_scores(scores)
-            replay, policies = Replay(able, read.of(able)), policies_of(read.source)
-            for by_group in grouped:
-                sample = Sample(outlines(traces), grouped=by_group)
-                sizes[decoding] = {"prompts": sample.n, "traces": sample.n_traces, "unjudged": dict(sample.unjudged)}
-                sizes[decoding] |= {"data_sha256": data_sha256(path), "sampling": json.loads(traces[0].sampling)}
-                for risk in config.risks:
-                    people = population(sample, replay, policies, risk)
-                    todo = list(product(config.epsilon, config.n))
-                    what = f"{decoding}, {source}, {risk}"
-                    for epsilon, n in track(todo, what, console=console, disable=not console.is_terminal):
-                        found = cell(people, Claim(risk, epsilon, config.delta), n, config.draws, rng)
-                        cells.append(Cell(risk, epsilon, n, source, decoding, by_group, **found))
-                    names, n = list(sample.sizes), max(config.n)
-                    for epsilon in config.epsilon if by_group else ():
-                        shares = transfer(people, Claim(risk, epsilon, config.delta), n, config.draws, rng)
-                        for i, name in enumerate(names):
-                            moved.append(Transfer(risk, epsilon, n, source, decoding, name, **shares[i]))
-    return cells, moved, sizes
+            replay, policies = Replay(found.able, read.of(found.able)), policies_of(read.source)
+            for sample, risk in product(found.samples, config.risks):
+                people = population(sample, replay, policies, risk)
+                todo = list(product(config.epsilon, config.n))
+                what = f"{decoding}, {source}, {risk}"
+                for epsilon, n in track(todo, what, console=console, disable=not console.is_terminal):
+                    shares = cell(people, Claim(risk, epsilon, config.delta), n, config.draws, rng)
+                    cells.append(Cell(risk, epsilon, n, source, decoding, sample.grouped, **shares))
+                names, n = list(sample.sizes), max(config.n)
+                for epsilon in config.epsilon if len(names) > 1 else ():  # from one group there is nowhere to go
+                    elsewhere = transfer(people, Claim(risk, epsilon, config.delta), n, config.draws, rng)
+                    for i, name in enumerate(names):
+                        moved.append(Transfer(risk, epsilon, n, source, decoding, name, **elsewhere[i]))
+    return cells, moved, {decoding: found.about for decoding, found in recorded.items()}
+
+
+@dataclass(frozen=True)
+class _Recorded:
+    """Traces of one decoding."""
+
+    able: list[Trace]
+    """Those that can judge."""
+    samples: list[Sample]
+    """Of their prompts: all together and, where they have groups, by group."""
+    about: dict[str, Any]
+
+
+def _recorded(config: BenchCertificateConfig, decoding: str, console: Console) -> _Recorded:
+    path = config.traces[decoding]
+    traces = read_traces(path)
+    able, table = [trace for trace in traces if can_judge(trace)], outlines(traces)
+    together, sampling = Sample(table), one_sampling(table, path)
+    _check_decoding(decoding, sampling, path)
+    if not able:
+        raise SampleError(f"{path}: none of {len(traces)} traces can judge ({together.describe_unjudged()})")
+    samples = [together]
+    if config.grouped and any(trace.group or trace.task for trace in able):
+        samples.append(Sample(table, grouped=True))
+    elif config.grouped:
+        console.print(f"{path}: no trace is of a group or a task, so no worst group is controlled", markup=False)
+    about = {"prompts": together.n, "traces": together.n_traces, "unjudged": dict(together.unjudged)}
+    return _Recorded(able, samples, about | {"data_sha256": data_sha256(path), "sampling": sampling})
+
+
+def _check_decoding(name: str, sampling: Mapping[str, Any], path: Path) -> None:
+    """Refuse traces that are not decoded as their name says; other names than these two say nothing."""
+    is_sampled = bool(sampling.get("temperature"))
+    if name in ("greedy", "sampled") and is_sampled != (name == "sampled"):
+        expected = "above 0" if name == "sampled" else "0"
+        raise SampleError(f"{path}: named {name}, but its sampling is {sampling}, expected a temperature of {expected}")
 
 
 def _definition(name: str) -> str:

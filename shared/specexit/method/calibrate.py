@@ -11,7 +11,6 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -46,7 +45,7 @@ from specexit.method.ordered import Ordered
 from specexit.method.policies.budget import budget_policy
 from specexit.method.policies.validity import VALIDITY_GRID, early_of, policy_at
 from specexit.method.replay import Replay
-from specexit.method.sample import Sample
+from specexit.method.sample import Sample, one_sampling
 from specexit.method.simulate import Point, loss, mean_known, point_of, summarise
 from specexit.method.stored import replays
 from specexit.schemas.calibrate import CalibrateConfig
@@ -62,7 +61,7 @@ def calibrate(config: CalibrateConfig) -> PolicyFile:
     Raises:
       DraftError, PolicyError, TraceError, ScoreError: a file is unreadable, a trace is there twice, or the scores are
         of other traces.
-      SampleError: traces have no references or groups where these are asked for.
+      SampleError: traces have no references or groups where these are asked for, or are of several samplings.
       CertificateError: traces, scores, draft and claim do not belong together, or the sample cannot support the claim.
     """
     stored, block = read_policy(config.draft), read_config(config.draft).specexit
@@ -76,7 +75,7 @@ def calibrate(config: CalibrateConfig) -> PolicyFile:
             f"{config.traces}: traces of target {target.name!r}, but {config.draft} was made for {block.target!r}"
         )
     marks = _fingerprints(target, scores)
-    sampling, trial = _one_sampling(config, traces), _one_trial(config, traces)
+    sampling, trial = one_sampling(traces, config.traces), _one_trial(config, traces)
     refuse_trained(config.draft, traces, config.traces)
     _refuse_selection(config, traces, stored.selection)
     scores.check(traces)
@@ -212,17 +211,6 @@ def _check_draft(config: CalibrateConfig, block: SpecExitBlock, scores: StoredSc
         raise CertificateError(
             f"{config.scores}: scores of source {scores.source!r}, but {config.draft} has source {block.source!r}"
         )
-
-
-def _one_sampling(config: CalibrateConfig, traces: Outlines) -> dict[str, Any]:
-    """The sampling of all traces. How long a response may get depends on its prompt and is not compared."""
-    found = [json.loads(sampling or "{}") for sampling in traces.different("sampling")]
-    lengths = {key for sampling in found for key in sampling if key.startswith("max")}
-    kinds = [{key: value for key, value in sampling.items() if key not in lengths} for sampling in found]
-    for one, other in pairwise(kinds):
-        if one != other:
-            raise CertificateError(f"{config.traces}: traces of sampling {one} and of {other} are mixed, expected one")
-    return kinds[0] | {key: max(sampling.get(key, 0) for sampling in found) for key in sorted(lengths)}
 
 
 def _one_trial(config: CalibrateConfig, traces: Outlines) -> dict[str, Any]:

@@ -8,9 +8,12 @@ prompts is `specexit.method.judged`.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 from specexit.data.outlines import Outlines
 from specexit.data.rows import AnyTrace, prompt_sha256, short_hash
@@ -95,6 +98,21 @@ class Sample:
     def has_free_trials(self) -> bool:
         """Whether any answer was also written in full."""
         return self.traces.number("max(has_free)") > 0
+
+
+def one_sampling(traces: Outlines, path: Path) -> dict[str, Any]:
+    """The sampling of all traces. How long a response may get depends on its prompt and is not compared.
+
+    Raises:
+      SampleError: traces of several are mixed in the file.
+    """
+    found = [json.loads(sampling or "{}") for sampling in traces.different("sampling")]
+    lengths = {key for sampling in found for key in sampling if key.startswith("max")}
+    kinds = [{key: value for key, value in sampling.items() if key not in lengths} for sampling in found]
+    for one, other in pairwise(kinds):
+        if one != other:
+            raise SampleError(f"{path}: traces of sampling {one} and of {other} are mixed, expected one")
+    return kinds[0] | {key: max(sampling.get(key, 0) for sampling in found) for key in sorted(lengths)}
 
 
 def _check_once(traces: Outlines) -> None:

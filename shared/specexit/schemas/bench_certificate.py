@@ -14,7 +14,8 @@ class BenchCertificateConfig(Config):
     """How often a certificate is broken: calibration samples drawn from a population whose risk is known."""
 
     traces: dict[str, Path] = Field(
-        min_length=1, description="decoding (greedy, sampled) -> traces of the population, from `collect`"
+        min_length=1,
+        description="decoding -> traces of the population, from `collect`; greedy and sampled have to be what they say",
     )
     scores: dict[str, dict[str, Path]] = Field(
         description="decoding -> source (draft, fc) -> signals of these traces, from `score`"
@@ -27,7 +28,10 @@ class BenchCertificateConfig(Config):
     n: tuple[int, ...] = Field(default=(250, 500, 1000), description="prompts in a calibration sample")
     delta: float = Field(default=0.1, gt=0, lt=1, description="probability with which a certificate may be broken")
     draws: int = Field(default=1000, gt=0, description="calibration samples in a cell")
-    grouped: bool = Field(default=True, description="the worst group as well, where the prompts have groups")
+    grouped: bool = Field(
+        default=True,
+        description="the worst group as well, where the prompts have groups (or tasks): all of them, or none",
+    )
     seed: int = Field(default=0, description="of the samples drawn")
 
     @model_validator(mode="after")
