@@ -174,6 +174,20 @@ def test_curves_are_drawn_by_task_probes_are_paid_and_the_unfinished_is_left_out
     assert "left out, as they cannot judge: 1 unfinished" in printed
 
 
+@pytest.mark.parametrize(("source", "finds_the_oracle"), [("draft", True), ("fc", False)])
+def test_the_other_scores_are_played_with_the_early_threshold_of_their_own_source(files, source, finds_the_oracle):
+    """At the last boundary that is wrong validity is high, and was not eight tokens before."""
+    signals = {}
+    for trace in read_traces(files / "traces.parquet"):
+        right = trace.boundaries[trace.boundary_agrees.index(True)]
+        signals[key_of(trace)] = np.full((trace.n_think, 4), 0.01, np.float32)
+        signals[key_of(trace)][[right - 11, *range(right - 1 - EARLY_TOKENS, trace.n_think)], 3] = 0.99
+    write_scores(files / "probe.parquet", Scores(source, "0" * 64, signals))
+    found = simulate(config_of(files, probe_scores=files / "probe.parquet"))
+    right = {point.thinking_cut for point in found.curves["probe"] if point.agreement == 1}
+    assert right == ({found.oracle.thinking_cut} if finds_the_oracle else set())
+
+
 def test_what_one_point_was_looked_for_in_makes_no_method_look_good(files, trace_of, capsys):
     """``boundaries=stable`` goes back from the end to the exit: what asks at those trials alone is asked just there."""
     traces = read_traces(files / "traces.parquet")

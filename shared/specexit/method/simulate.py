@@ -164,6 +164,7 @@ def run(
     console: Console,
     *,
     methods: dict[str, Method] = METHODS,
+    probe_early: float | None = None,
 ) -> Simulation:
     """Sweep every method.
 
@@ -173,6 +174,7 @@ def run(
       config: smoothing of the signal policies, and the early share of validity's.
       console: for the progress bar.
       methods: by name.
+      probe_early: the early share of the other source's validity; None where there is no other.
 
     Raises:
       MethodError: see `Tally.add`.
@@ -180,8 +182,8 @@ def run(
     tasks = sorted(traces.different("task"), key=lambda task: task or "")
     parts = {"": traces} | ({task or NO_TASK: traces.only(task=task) for task in tasks} if len(tasks) > 1 else {})
     about = {name: method.about for name, method in methods.items()}
-    bare = config.model_copy(update={"early": early_of("fc", config.early)})
-    if config.probe_scores is not None:
+    beside = config.model_copy(update={"early": probe_early})
+    if probe_early is not None:
         about["probe"] = METHODS["validity"].about
     tallies = {name: Tally(name) for name in [*about, FULL, ORACLE]}
     with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
@@ -191,7 +193,7 @@ def run(
             for name, method in methods.items():
                 tallies[name].add(replay, method.play(replay, config), rows)
             if probe is not None:
-                tallies["probe"].add(replay, METHODS["validity"].play(probe, bare), rows)
+                tallies["probe"].add(replay, METHODS["validity"].play(probe, beside), rows)
             never = replay.outcome_at(np.full(len(replay.traces), -1))
             tallies[FULL].add(replay, [Played("", never)], rows)
             tallies[ORACLE].add(replay, [Played("", replay.oracle(), policy=OFF)], rows)
@@ -315,8 +317,11 @@ def write_curves(config: SimulateConfig, console: Console) -> Simulation:
     if not len(traces):
         raise TraceError(f"{config.traces}: none of {len(everything)} traces can judge ({left_out})")
     scores = open_scores(config.scores)
+    probe = None if config.probe_scores is None else open_scores(config.probe_scores)
+    probe_early = None if probe is None else early_of(probe.source, config.early)
     config = config.model_copy(update={"early": early_of(scores.source, config.early)})
-    simulation = run(_blocks(config, scores, traces), traces, config, console, methods=methods)
+    blocks = _blocks(config, scores, probe, traces)
+    simulation = run(blocks, traces, config, console, methods=methods, probe_early=probe_early)
     inputs = {"traces": data_sha256(config.traces), "draft.weights": scores.draft_blake3}
     simulation = simulation.model_copy(update={"left_out": left_out, "inputs": inputs})
     write_text(config.out, json.dumps(simulation.model_dump(mode="json"), indent=1) + "\n")
@@ -334,8 +339,9 @@ def _what_is_unknown(simulation: Simulation) -> str:
     )
 
 
-def _blocks(config: SimulateConfig, scores: StoredScores, traces: Outlines) -> Iterator[Block]:
-    other = None if config.probe_scores is None else open_scores(config.probe_scores)
+def _blocks(
+    config: SimulateConfig, scores: StoredScores, other: StoredScores | None, traces: Outlines
+) -> Iterator[Block]:
     for file in (scores, other):
         if file is not None:
             file.check(traces)

@@ -18,7 +18,8 @@ class SimulateConfig(Config):
     scores: Path = Field(description="signals of the same traces, from `score`")
     target: str | None = Field(default=None, description="name or YAML file; traces of another target are refused")
     probe_scores: Path | None = Field(
-        default=None, description="signals of a hidden-state probe (source fc) on the same traces, for comparison"
+        default=None,
+        description="further signals of the same traces, to compare: of a hidden-state probe (source fc), or a draft",
     )
     methods: tuple[Path, ...] = Field(default=(), description="Python files with further methods, one METHOD each")
     out: Path = Field(description="JSON file to write")
