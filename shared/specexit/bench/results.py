@@ -70,8 +70,8 @@ DEFINITIONS = {
     "open_loop": "the same where problems come in at random, so many a second on average, whatever is in progress; "
     "each slice of the problems begins with nothing in progress, and comes in at the same moments for all methods. "
     "Against eagle3: seconds of its responses / those of the method, both summed over the same problems",
-    "p_loss": "P-value of the hypothesis that accuracy is a point or more below eagle3's (score test, by problem): "
-    "small is proof of a loss below a point; overlapping intervals are not",
+    "p_loss": "P-value of the hypothesis that accuracy is a point or more below eagle3's (by problem; score test, "
+    "exact where none gains): small is proof of a loss below a point; overlapping intervals are not",
     "specexit_faster": "P-value of specexit answering sooner than the method, by batch size: sign-flip test of single "
     "responses' seconds, paired by problem, Holm-corrected over all methods and batch sizes",
     "oracle": "ends each trace at the earliest step boundary whose trial answer is that of the full trace, known only "

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Shaped
 
+from specexit.method.statistics.binomial import binomial_tail
+
 
 def holm(p_values: Float[np.ndarray, " tests"]) -> Float[np.ndarray, " tests"]:
     """Holm's (1979) adjusted p-values: those at most alpha can be claimed together at level alpha, however dependent.
@@ -93,7 +95,9 @@ def equivalence(
 
     Score tests in the manner of Tango (1998): the variance is taken where the hypothesis holds, which moves the missing
     share of the prompts to a full loss. The usual t test takes it from the sample, and where only a handful of prompts
-    differ it claims far too much: with none of 30 different it would be certain of everything.
+    differ it claims far too much: with none of 30 different it would be certain of everything. Where no prompt gains
+    and each that loses loses all, their number is binomial, and its exact tail is the P-value: the score test would
+    rule out a loss of one point with 271 prompts of which none loses, and it takes 299.
 
     Args:
       losses: theirs minus ours for each row, within [-1, 1]: 1 is a right answer lost.
@@ -106,6 +110,8 @@ def equivalence(
     Example:
       >>> equivalence(np.zeros(30), 0.01).p > 0.2, equivalence(np.zeros(1000), 0.01).p < 0.001
       (True, True)
+      >>> [round(equivalence(np.zeros(n), 0.01).p_worse, 5) for n in (271, 298, 299)]
+      [0.06564, 0.05004, 0.04954]
     """
     if not len(losses) or np.abs(losses).max() > 1 or margin <= 0:
         raise ValueError(
@@ -120,5 +126,7 @@ def _beyond(losses: Float[np.ndarray, " prompts"], margin: float) -> float:
     short = margin - float(losses.mean())
     if short <= 0:
         return 1.0
+    if np.isin(losses, (0, 1)).all():
+        return binomial_tail(int(losses.sum()), len(losses), margin)
     variance = float(losses.var()) + short  # a share `short` of the prompts loses a whole point under the hypothesis
     return 0.5 * math.erfc(short / math.sqrt(2 * variance / len(losses)))
