@@ -17,11 +17,11 @@ from typing import Any
 from rich.console import Console
 
 from specexit.bench.comparison import Run, by_task, compare, faster, identities, oracle, summarise, write_requests
-from specexit.bench.inputs import finished, inputs_of, read_scores_of
+from specexit.bench.inputs import finished, inputs_of, read_scores_of, tolerance_of
 from specexit.bench.journal import Journal
 from specexit.bench.methods import Known, Method, Tuning, check_parameters, find_method
 from specexit.bench.process import BenchError, BenchProcess
-from specexit.bench.results import BASELINE, Results, result_tables, write_results
+from specexit.bench.results import BASELINE, DEFINITIONS, Results, result_tables, write_results
 from specexit.config import Config, save_run, versions
 from specexit.data.overlap import refuse_shared, refuse_trained
 from specexit.data.traces import Trace, first_samples, read_outlines, read_traces, target_named_in
@@ -36,9 +36,6 @@ from specexit.schemas.target import TargetConfig, find_target, target_reference
 from torch_specexit import bench_worker
 from torch_specexit.bench_turns import Entry, measure, warm_up
 from torch_specexit.engine import one_of_several
-
-TOLERANCE = 0.01
-"""Accuracy that a method may lose on the traces it is tuned on: what SpecExit is held to as well."""
 
 DEFAULT = ("none", "eagle3", "specexit", "specexit-fc", "budget")
 
@@ -119,7 +116,16 @@ def run_methods(
     entries = plan_methods(config, target, traces, scratch)
     runs, accelerator = _run_engines(config, target, entries, traces, journal, scratch)
     results = gather(config, target, entries, traces, runs, accelerator)
-    return runs, results.model_copy(update={"inputs": journal.asked["inputs"]})
+    return runs, results.model_copy(update={"inputs": journal.asked["inputs"]} | _tolerance(config))
+
+
+def _tolerance(config: BenchConfig) -> dict[str, Any]:
+    """What methods were tuned to lose at most, and why so much; nothing where none was tuned on traces."""
+    if config.calibration_traces is None:
+        return {}
+    lost, why = tolerance_of(config.draft)
+    said = f"accuracy that a method may lose on the calibration traces it is tuned on: {100 * lost:g} % ({why})"
+    return {"tolerance": lost, "definitions": DEFINITIONS | {"tolerance": said}}
 
 
 def read_problems(config: BenchConfig) -> list[Trace]:
@@ -158,7 +164,7 @@ def plan_methods(config: BenchConfig, target: TargetConfig, traces: Sequence[Tra
     plain_copy(config.draft, scratch / BASELINE)
     references = config.methods or tuple(name for name in DEFAULT if _possible(name, config, found))
     calibration = read_traces(config.calibration_traces) if config.calibration_traces else []
-    tuning = Tuning(calibration, TOLERANCE, config.budget)
+    tuning = Tuning(calibration, tolerance_of(config.draft).lost, config.budget)
     signals = read_scores_of(config.scores, config.draft).of(traces) if config.scores else None
     known = Known(traces, signals, found.specexit.policy if found.specexit else None)
     trials = trials_of(config, target, traces)

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from specexit.bench.comparison import Run, open_loop_speedup, read_requests, speedup_at
+from specexit.bench.inputs import tolerance_of
 from specexit.bench.journal import Journal
 from specexit.bench.methods import NAMES, Tuning, find_method
 from specexit.bench.process import BenchError, BenchProcess
@@ -25,7 +26,7 @@ from specexit.data.overlap import OverlapError, write_prompts
 from specexit.data.scores import ScoreError, Scores, key_of, write_scores
 from specexit.data.traces import Trace, write_traces
 from specexit.drafts.directory import DraftConfig, DraftError, SpecExitBlock, read_config, write_draft
-from specexit.drafts.policy import OperatingPoint, PolicyFile, write_policy
+from specexit.drafts.policy import Certificate, OperatingPoint, PolicyFile, Risk, policy_sha256, write_policy
 from specexit.drafts.tensors import weights_hash
 from specexit.errors import InputError
 from specexit.method.decision import Policy
@@ -174,6 +175,38 @@ def test_every_method_of_the_field_has_a_draft_that_can_be_served(inputs: Path, 
     for entry in entries:
         if entry.name in served and entry.draft:
             check_draft(read_config(entry.draft), entry.draft, target)
+
+
+@pytest.mark.parametrize(
+    ("risk", "k", "said"),
+    [
+        ("accuracy_lost", 1, "what the certificate of the draft's policy allows"),
+        ("answer_changed", 2, "certified for answer_changed <= 0.06, which is no loss of accuracy"),
+        (None, 2, "no certificate"),
+    ],
+)
+def test_methods_may_lose_what_specexit_s_certificate_allows(
+    inputs: Path, tmp_path: Path, risk: Risk | None, k: int, said: str
+) -> None:
+    """Of 20 traces one is wrong at its first boundary: 5 %."""
+    first, *others = generated_traces(20, "calibration")
+    traces = [replace(t, boundary_answers=[t.answer] * len(t.boundaries), boundary_agrees=[True] * len(t.boundaries),
+                      boundary_state=["agrees"] * len(t.boundaries)) for t in others]  # fmt: skip
+    write_traces(tmp_path / "calibration.parquet", [first, *traces])
+    assert first.correct
+    write_random_draft(tmp_path / "draft")
+    policy = Policy(thresholds={"validity": 0.5})
+    found = {"epsilon": 0.06, "delta": 0.1, "n": 20, "errors": 0, "bound": 0.06, "data_sha256": "a" * 64}
+    found |= {"policy_sha256": policy_sha256(policy)}
+    certificate = None if risk is None else Certificate(risk=risk, **found)
+    points = (OperatingPoint(name="default", policy=policy, certificate=certificate),)
+    write_policy(tmp_path / "draft", PolicyFile(points=points))
+    given = {"calibration_traces": tmp_path / "calibration.parquet", "scores": None}
+    ours = config(inputs, draft=tmp_path / "draft", methods=["eagle3", "kth-boundary"], **given)
+    (tmp_path / "scratch").mkdir()
+    _, entry = plan_methods(ours, TARGET, generated_traces(N), tmp_path / "scratch")
+    assert entry.parameters == {"k": k}
+    assert said in tolerance_of(tmp_path / "draft").why
 
 
 @pytest.mark.vllm
@@ -360,7 +393,9 @@ def test_an_interrupted_benchmark_goes_on_with_the_draft_it_began_with_and_no_ot
 def _is_kept_or_refused(ours: BenchConfig, results: Results, pretend: type[Pretend]) -> None:
     """Finished results are there for what they are of, and in the way of anything else."""
     read = {"target", "draft.weights", "draft.policy", "traces", "calibration_traces", "scores"}
-    assert set(results.inputs) == read
+    assert set(results.inputs) == read | {"tolerance"}
+    assert results.tolerance == 0.01
+    assert "1 % (the draft's policy has no certificate)" in results.definitions["tolerance"]
     pretend.asked.clear()
     assert bench(ours) == results
     assert not pretend.asked

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from specexit.bench.process import BenchError
 from specexit.bench.results import Results, read_results
@@ -15,14 +15,17 @@ from specexit.data.traces import data_sha256
 from specexit.differences import SHOWN, differences
 from specexit.drafts.directory import read_config
 from specexit.drafts.fingerprints import target_fingerprint
-from specexit.drafts.policy import policy_sha256
+from specexit.drafts.policy import policy_sha256, read_policy
 from specexit.drafts.tensors import weights_hash
 from specexit.schemas.bench import BenchConfig
 from specexit.schemas.target import TargetConfig
 
+A_POINT = 0.01
+
 
 def inputs_of(config: BenchConfig, target: TargetConfig) -> dict[str, str]:
-    """Key of the config -> hash of what lies there: weights, policies, trace files, scores, and methods of one's own.
+    """Key of the config -> hash of what lies there: weights, policies, trace files, scores, and methods of one's own;
+    and what methods are tuned to lose at most.
 
     Raises:
       DraftError, TraceError: one cannot be read.
@@ -34,6 +37,8 @@ def inputs_of(config: BenchConfig, target: TargetConfig) -> dict[str, str]:
         path = getattr(config, key)
         if path is not None:
             found[key] = data_sha256(path)
+    if config.calibration_traces is not None:
+        found["tolerance"] = f"{tolerance_of(config.draft).lost:g}"
     for reference in config.methods or ():
         if reference.endswith(".py") and Path(reference).exists():
             found[reference] = file_sha256(Path(reference))
@@ -64,6 +69,30 @@ def draft_inputs(draft: Path, key: str = "draft") -> dict[str, str]:
     """
     block = read_config(draft).specexit
     return {f"{key}.weights": weights_hash(draft), f"{key}.policy": policy_sha256(block.policy) if block else "none"}
+
+
+class Tolerance(NamedTuple):
+    """Accuracy that a method may lose on the traces it is tuned on, and where the number is from."""
+
+    lost: float
+    why: str
+
+
+def tolerance_of(draft: Path) -> Tolerance:
+    """As much as the certificate of the point that is served allows, where it is one of accuracy, else a point.
+
+    Raises:
+      DraftError, PolicyError: the draft cannot be read.
+    """
+    point = read_policy(draft).point() if read_config(draft).specexit else None
+    if point is None or point.certificate is None or point.uncertified_because():
+        return Tolerance(A_POINT, "the draft's policy has no certificate")
+    risk, epsilon = point.certificate.risk, point.certificate.epsilon
+    if risk == "accuracy_lost":
+        return Tolerance(epsilon, "what the certificate of the draft's policy allows")
+    return Tolerance(
+        A_POINT, f"the draft's policy is certified for {risk} <= {epsilon:g}, which is no loss of accuracy"
+    )
 
 
 def read_scores_of(path: Path, draft: Path) -> Scores:

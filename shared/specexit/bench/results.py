@@ -64,7 +64,7 @@ DEFINITIONS = {
     "joules": "energy of the machine's processors and memory (RAPL) and of the GPUs in use (NVML) while the method had "
     "its turns, per response, whatever else ran included; nothing where the machine does not tell",
     "says": "definition of a method",
-    "parameters": "what a method was tuned to on calibration traces: the boldest that loses at most a point there",
+    "parameters": "what a method was tuned to on calibration traces: the boldest that loses at most tolerance there",
     "latency": "seconds of single responses, from when the problem came in: mean, median, 95th percentile; "
     "first_answer: mean seconds to the first token behind </think>",
     "open_loop": "the same where problems come in at random, so many a second on average, whatever is in progress; "
@@ -178,6 +178,7 @@ class Results(Config):
     seed: int
     num_speculative_tokens: int
     budget: int | None = Field(default=None, description="thinking tokens of the fixed budget")
+    tolerance: float | None = Field(default=None, description="accuracy that methods may lose where they are tuned")
     methods: dict[str, MethodResult]
     against_eagle3: dict[str, Comparison]
     oracle: Oracle
