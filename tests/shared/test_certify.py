@@ -1,6 +1,8 @@
 """The certificate is never false: against a direct statement of the theorem, on trace sets that are made to mislead."""
 
 import math
+from bisect import bisect_left
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -308,6 +310,31 @@ def test_so_it_is_with_whole_answers_that_contradict_their_trials():
             broken[carried] += chosen is not None and whole[chosen] > claim.epsilon
     assert broken[True] / 150 <= 0.1 + 0.074  # three standard errors of 150 draws
     assert broken[False] / 150 > 0.5
+
+
+def test_a_claim_that_gives_way_to_another_leaves_it_half_of_delta():
+    """Two policies: whole answers say otherwise behind the first a little more often than may be, and behind the second
+    trial answers err so. A claim on the first's whole answers is false, and so is one on the second's trial answers;
+    the prompts decide which of the two is made. Exactly, as both counts are binomial and independent."""
+    n, asked, rate = 20_000, 5_000, 0.0501
+
+    def false(shared):
+        trial = Claim("answer_changed", 0.05, 0.1, shared=shared)
+        first = most(asked, replace(trial, noise=0.01), lambda k: Counts(n, 0, asked, k))
+        second = most(n, trial, lambda k: Counts(n, k))
+        chances = scipy_stats.binom.cdf([first, second], [asked, n], rate)
+        return chances[0] + (1 - chances[0]) * chances[1]
+
+    assert false(shared=True) <= 0.1 < false(shared=False)
+
+
+def most(limit, claim, counts):
+    """The largest count with which a policy passes; -1 where none does."""
+
+    def fails(k):
+        return p_value(Judged(NOTHING, {"": counts(k)}), claim, single=True) > claim.counted_delta
+
+    return bisect_left(range(limit + 1), True, key=fails) - 1
 
 
 @given(st.integers(1, 400), st.data())

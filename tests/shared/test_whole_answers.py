@@ -23,16 +23,16 @@ def test_what_whole_answers_contradict_is_carried_into_the_bound(setting, capsys
     asked = {"trial": lambda i: '{"text": "x"}' if i >= 300 else free(0, same=i > 0)}
     paths = setting(np.full(n, 0.9), [True] * n, **asked)
     carried = calibrate(CalibrateConfig(**paths, epsilon=0.05)).point().certificate
-    noise = scipy_stats.beta.ppf(0.95, 2, 299)
-    trial = 1 - 0.05 ** (1 / n)
+    noise, trial = scipy_stats.beta.ppf(0.975, 2, 299), 1 - 0.025 ** (1 / n)  # a quarter of delta each
     assert carried.bound == pytest.approx(noise + trial)
-    assert (carried.answers, carried.n_whole) == ("whole", 300)
+    assert (carried.answers, carried.n_whole, carried.delta) == ("whole", 300, 0.1)
     ignored = calibrate(CalibrateConfig(**paths, epsilon=0.05, label_noise="ignore")).point().certificate
     assert (ignored.answers, ignored.n_whole, ignored.whole_contradictions) == ("trial", 300, 1)
     assert ignored.bound == pytest.approx(1 - 0.1 ** (1 / n))
     too_few = r"contradict trial answers at a rate of up to 0\.99%, which leaves nothing"
     refused(paths, too_few, epsilon=0.009, label_noise="require")
-    assert calibrate(CalibrateConfig(**paths, epsilon=0.01)).point().certificate.answers == "trial"
+    fallen_back = calibrate(CalibrateConfig(**paths, epsilon=0.01)).point().certificate
+    assert (fallen_back.answers, fallen_back.bound) == ("trial", pytest.approx(1 - 0.05 ** (1 / n)))
     said = " ".join(capsys.readouterr().out.split())
     assert "the risk of trial answers (1 of 300 whole answers contradict them) is at most" in said
 
@@ -40,6 +40,14 @@ def test_what_whole_answers_contradict_is_carried_into_the_bound(setting, capsys
 def test_comparisons_that_are_required_have_to_be_there(setting):
     paths = setting(np.full(N, 0.9), [True] * N)
     refused(paths, "no trial was compared with the answer written in full", label_noise="require")
+
+
+def test_two_claims_on_the_same_prompts_take_more_of_them(setting, monkeypatch):
+    """114 prompts are enough for one claim, 149 for the second of two; said before anything is replayed."""
+    paths = setting(np.full(148, 0.9), [True] * 148, trial=lambda i: free(0, same=True))
+    assert calibrate(CalibrateConfig(**paths, label_noise="ignore")).point().certificate.bound <= 0.02
+    monkeypatch.setattr("specexit.method.calibrate.replays", lambda *_: pytest.fail("hours are spent"))
+    refused(paths, r"148 .* cannot support risk 0\.02 at confidence 0\.9: expected at least 149 .* another claim's")
 
 
 def test_a_contradiction_where_the_trial_disagrees_is_none(setting):
@@ -92,7 +100,7 @@ def test_each_group_answers_for_its_own_contradictions(setting):
     grouped = calibrate(CalibrateConfig(**paths, epsilon=0.1, groups=True)).point().certificate
     assert grouped.answers == "trial"
     wider = calibrate(CalibrateConfig(**paths, epsilon=0.15, groups=True)).point().certificate
-    noise, trial = scipy_stats.beta.ppf(0.95, 35, N - 34), 1 - 0.05 ** (1 / N)
+    noise, trial = scipy_stats.beta.ppf(0.975, 35, N - 34), 1 - 0.025 ** (1 / N)
     assert wider.groups["a"].bound == pytest.approx(noise + trial)
     assert wider.groups["b"].bound == pytest.approx(2 * trial)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -83,7 +84,7 @@ def calibrate(config: CalibrateConfig) -> PolicyFile:
     config = config.model_copy(update={"early": early_of(block.source, config.early)})
     sample, seen = Sample(traces, unjudged=config.unjudged, grouped=config.groups), PassedBy()
     for epsilon in config.epsilon:  # what no outcome could support is refused before hours of replaying
-        check_size(sample, Claim(config.risk, epsilon, config.delta))
+        check_size(sample, _of_trials(config, epsilon, compared=_compared(sample, trial)))
     judged = judge(sample, seen.look(replays(config.traces, scores)), grid(config), config.risk)
     points, remarks = choose(sample, judged, config, data, trial)
     now = datetime.now(UTC).isoformat(timespec="seconds")
@@ -125,8 +126,7 @@ def choose(
     Raises:
       CertificateError: see `specexit.method.certify.check_size`.
     """
-    policies, whole = grid(config), _written_in_full(trial)
-    compared = sample.has_free_trials and not whole
+    policies, whole, compared = grid(config), _written_in_full(trial), _compared(sample, trial)
     claims = [_claims(sample, config, epsilon, judged if compared else None) for epsilon in config.epsilon]
     points, remarks = [], []
     for either in claims:
@@ -182,13 +182,12 @@ def _boldest(sample: Sample, claims: Sequence[Claim], judged: Sequence[Judged]) 
 
 def _claims(sample: Sample, config: CalibrateConfig, epsilon: float, compared: Sequence[Judged] | None) -> list[Claim]:
     """What is to be shown: of whole answers where the comparisons carry it, and else of trial answers."""
-    bare = Claim(config.risk, epsilon, config.delta)
+    bare = _of_trials(config, epsilon, compared=compared is not None)
     if config.label_noise == "require" and compared is None:
         raise CertificateError(f"{config.traces}: no trial was compared with the answer written in full")
     claims = []
     if compared is not None and config.label_noise != "ignore":
-        least = min(worst_noise(each, config.delta) for each in compared)
-        carried = Claim(config.risk, epsilon, config.delta, least)
+        carried = replace(bare, noise=min(worst_noise(each, bare.own_delta) for each in compared))
         try:
             check_size(sample, carried)
             claims.append(carried)
@@ -198,6 +197,16 @@ def _claims(sample: Sample, config: CalibrateConfig, epsilon: float, compared: S
     if config.label_noise != "require":
         claims.append(bare)
     return claims
+
+
+def _of_trials(config: CalibrateConfig, epsilon: float, *, compared: bool) -> Claim:
+    """The claim on trial answers. Whether another one is tried beside it must not hang on what the trials say."""
+    return Claim(config.risk, epsilon, config.delta, shared=compared and config.label_noise == "carry")
+
+
+def _compared(sample: Sample, trial: dict[str, Any] | None) -> bool:
+    """Whether there are trial answers that were compared with answers written in full."""
+    return sample.has_free_trials and not _written_in_full(trial)
 
 
 def _check_draft(config: CalibrateConfig, block: SpecExitBlock, scores: StoredScores) -> None:

@@ -11,6 +11,10 @@ loss is a share. With groups, the hypothesis is "the risk in some group is above
 of the groups' (an intersection-union test). Where trial answers were forced and some were compared with the answer
 written in full, half of delta pays for a bound on how often the two contradict where the policy exits, in each group,
 and that bound is taken off epsilon.
+
+Where a claim on answers written in full may give way to one on trial answers, whichever can be shown, the prompts
+choose the claim. Each alone would be false in at most a share delta of the samples, and the one that is made in up to
+the sum: a sample that just fails to carry the first is free to err in the second. So each is tested with half of delta.
 """
 
 from __future__ import annotations
@@ -41,6 +45,8 @@ class Claim:
     delta: float
     noise: float = 0.0
     """Bound on how often a whole answer contradicts the trial that the risk is counted on."""
+    shared: bool = False
+    """Whether another claim is tried on the same prompts, before this one or where it fails: each has half of delta."""
 
     @property
     def counted_epsilon(self) -> float:
@@ -48,9 +54,14 @@ class Claim:
         return self.epsilon - self.noise
 
     @property
+    def own_delta(self) -> float:
+        """What of delta is this claim's."""
+        return self.delta / 2 if self.shared else self.delta
+
+    @property
     def counted_delta(self) -> float:
-        """Half of delta pays for the noise's own bound, where there is one."""
-        return self.delta / 2 if self.noise else self.delta
+        """What is left of it for the trial answers: half of it pays for the noise's own bound, where there is one."""
+        return self.own_delta / 2 if self.noise else self.own_delta
 
 
 @dataclass(frozen=True)
@@ -130,7 +141,7 @@ def _of_group(claim: Claim, part: Counts) -> Claim:
     """What is to be shown of a group."""
     if not claim.noise:
         return claim
-    return replace(claim, noise=label_noise_bound(part.asked, part.contradicted, claim.delta))
+    return replace(claim, noise=label_noise_bound(part.asked, part.contradicted, claim.own_delta))
 
 
 def check_size(sample: Sample, claim: Claim) -> None:
@@ -149,9 +160,10 @@ def check_size(sample: Sample, claim: Claim) -> None:
         if n < needed:
             where = f"group {name!r}: " if name else ""
             barred = f" ({sample.describe_unjudged()})" if sample.unjudged else ""
+            half = "; half of delta is another claim's, unless label_noise is require or ignore" if claim.shared else ""
             raise CertificateError(
                 f"{where}{n} calibration prompts that can judge{barred} cannot support risk {claim.epsilon:g} at "
-                f"confidence {1 - claim.delta:g}: expected at least {needed} (ln delta / ln(1 - epsilon))"
+                f"confidence {1 - claim.delta:g}: expected at least {needed} (ln delta / ln(1 - epsilon){half})"
             )
 
 

@@ -47,7 +47,8 @@ class CalibrateConfig(Config):
     label_noise: Literal["carry", "require", "ignore"] = Field(
         default="carry",
         description="where some trials were compared with the answer written in full: carry what they contradict into "
-        "the bound (require: refuse where they are too few), or leave the claim to trial answers",
+        "the bound, or, where it is too much, claim trial answers alone (each with half of delta); require: the first "
+        "or nothing; ignore: the second",
     )
     early: EarlyShare = EARLY
     smoothing: Literal["none", "ewma"] = Field(
