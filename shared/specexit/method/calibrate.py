@@ -313,9 +313,11 @@ class PassedBy:
                 self._splits.update(trace.split_ids)
             yield replay
 
-    def traffic(self) -> Traffic:
-        """What has passed."""
+    def traffic(self) -> Traffic | None:
+        """What has passed; None where nothing has."""
         total = self._splits.total()
+        if not total:
+            return None
         return Traffic(
             prompt_tokens=_levels(self._prompt),
             thinking_tokens=_levels(self._think),
