@@ -214,6 +214,9 @@ def test_only_what_a_calibration_would_count_says_something_about_the_risk(outpu
         ("allowed_token_ids", [END], False),
         ("bad_words", ["wait"], False),
         ("thinking_token_budget", 0, False),
+        ("structured_outputs", SimpleNamespace(choice=[r"\boxed{123456}"]), False),
+        ("min_tokens", 1, False),
+        ("min_tokens", 0, True),
         ("bad_words", [], True),
         ("stop", ["a"], True),  # whether it has stopped anything is seen at the end
     ],
@@ -222,6 +225,7 @@ def test_a_request_whose_client_decides_what_is_written_is_not_audited(name, val
     front, request = front_end(audit_rate=1.0), incoming("chatcmpl-1")
     setattr(request.sampling_params, name, value)
     decided = front.admit(request)
+    # The early answer of an audit is made without any of that, so it would be another one.
     assert (decided.audited, decided.mode) == ((True, "shadow") if picked else (False, "exit"))
 
 

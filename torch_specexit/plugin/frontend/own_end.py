@@ -13,7 +13,14 @@ BY_ITSELF = "specexit_by_itself"
 """Attribute of a `RequestState`, true of a request that has ended by itself. vLLM's front end finds stop strings
 without the engine core, which says nothing of such an end; so it is absent then."""
 
-FORCED = ("logit_bias", "allowed_token_ids", "bad_words", "thinking_token_budget", "trace_decode_token_ids")
+FORCED = (
+    "structured_outputs",
+    "logit_bias",
+    "allowed_token_ids",
+    "bad_words",
+    "thinking_token_budget",
+    "trace_decode_token_ids",
+)
 """Sampling parameters by which a client decides what the model writes; not all vLLM versions know all of them."""
 
 
@@ -51,4 +58,5 @@ def is_forced(params: Any) -> bool:
       >>> is_forced(SimpleNamespace(logit_bias={5: 100.0}, bad_words=[])), is_forced(SimpleNamespace(bad_words=[]))
       (True, False)
     """
-    return any(getattr(params, name, None) not in (None, [], {}) for name in FORCED)
+    forbids_the_end = (getattr(params, "min_tokens", None) or 0) > 0
+    return forbids_the_end or any(getattr(params, name, None) not in (None, [], {}) for name in FORCED)
