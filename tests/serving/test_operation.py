@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,7 +13,8 @@ import pytest
 
 from specexit.drafts.directory import SpecExitBlock
 from specexit.drafts.policy import PolicyError, PolicyFile, Serving, policy_sha256
-from specexit.method.decision import Policy
+from specexit.method.decision import Policy, exit_position
+from specexit.method.splits import ThinkTokens
 from torch_specexit.plugin.certified import doubts
 from torch_specexit.plugin.frontend.arguments import RESOLVED, ArgumentError
 from torch_specexit.plugin.frontend.callers import mark_of
@@ -59,7 +62,6 @@ RARER = [
     {"specexit_max_thinking_tokens": 900},
     {"specexit_patience": 2},
     {"specexit_alpha": 0.1},
-    {"specexit_splits": ["Wait"]},
     {"specexit_risk": 0.01},
 ]
 BOLDER = [
@@ -68,6 +70,7 @@ BOLDER = [
     ({"specexit_max_thinking_tokens": 899}, "expected at least 900"),
     ({"specexit_patience": 1}, "expected at least 2"),
     ({"specexit_alpha": 0.2}, "expected the server's 0.1"),
+    ({"specexit_splits": ["\n\n"]}, "expected none, as the server wants 2 boundaries in a row"),
     ({"specexit_risk": 0.05}, "expected at most 0.02"),
 ]
 
@@ -82,6 +85,26 @@ def test_by_default_no_request_may_make_exits_bolder(arguments, expected):
     with pytest.raises(ArgumentError, match=f"{expected}: this server lets requests make exits rarer only"):
         operation().resolve(arguments)
     operation(requests="any").resolve(arguments)
+
+
+@pytest.mark.parametrize("patience", [1, 2])
+def test_fewer_split_strings_are_let_through_where_no_trace_can_exit_earlier_by_them(patience):
+    """With patience they were, too, though a boundary that is none any more breaks no row of those that pass."""
+    usual = point("usual", 0.9, 0.02, patience=patience, min_thinking_tokens=0, max_thinking_tokens=None)
+    policy = Policy.model_validate(usual["policy"])
+    ends, wait, rest = 5, 6, 7
+    all_of_them = ThinkTokens(start=1, end=2, split=frozenset({ends, wait}))
+    fewer = ThinkTokens(start=1, end=2, split=frozenset({ends}))
+    found = []
+    for passing in itertools.product([0.2, 0.95], repeat=3):
+        signals = np.array([[0.5, 0.5, 9.0, validity] for validity in passing])
+        for tokens in itertools.product([ends, wait, rest], repeat=3):
+            first, then = (exit_position(tokens, signals, policy, ids) for ids in (all_of_them, fewer))
+            found.append(then is None or (first is not None and first <= then))
+    server = Operation(BLOCK, PolicyFile.model_validate({"points": [usual], "default": "usual"}), Serving())
+    with nullcontext() if all(found) else pytest.raises(ArgumentError, match="specexit_splits is"):
+        get(server, splits=["\n\n"])
+    assert all(found) == (patience == 1)
 
 
 def test_a_stricter_threshold_leaves_the_others_in_force_and_a_free_one_does_not():

@@ -96,6 +96,8 @@ def _rarer(key: str, value: Any, policy: Policy, mode: Mode) -> str | None:
         return None if value >= least else f"at least {least}"
     if field == "alpha":
         return None if value == policy.alpha else f"the server's {policy.alpha:g}"
+    if field == "splits" and policy.patience > 1:  # without a boundary that would not pass, others come in a row
+        return f"none, as the server wants {policy.patience} boundaries in a row"
     if field == "mode":
         return "shadow" if value == "exit" and mode != "exit" else None
     return None
