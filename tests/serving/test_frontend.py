@@ -13,11 +13,13 @@ from specexit.drafts.directory import SpecExitBlock
 from specexit.drafts.policy import PolicyFile, Serving
 from tests.serving.ends import Engine, front_end, incoming, row
 from tests.serving.test_operation import POINTS, operation, point
+from torch_specexit.plugin.compat.request_hooks import REQUEST_HOOKS
 from torch_specexit.plugin.compat.server_hooks import SERVER_HOOKS
 from torch_specexit.plugin.frontend import server
 from torch_specexit.plugin.frontend.activity import Activity
 from torch_specexit.plugin.frontend.arguments import ArgumentError, admit
 from torch_specexit.plugin.frontend.inner import inner
+from torch_specexit.plugin.frontend.reports import ADMITTED
 from torch_specexit.plugin.outcome import KEY
 from torch_specexit.plugin.settings import serving_of
 from torch_specexit.plugin.worker.rule import OVER, THINKING
@@ -53,6 +55,25 @@ def test_what_no_client_has_sent_runs_without_exits_and_is_counted_nowhere():
     inner.reset(token)
     assert front.summary()["requests"] == {}
     assert front.summary()["traffic"]["prompt_tokens"]["requests"] == 0
+
+
+def test_of_all_choices_for_one_prompt_one_is_audited_and_one_counts_as_traffic():
+    """Each was a sample of its own, so that a single request with many choices moved the server, or raised an alarm."""
+    engine, front = Engine(n=100), front_end(audit_rate=1.0)
+    setattr(engine.processor, KEY, front)
+    (hook,) = (hook for hook in REQUEST_HOOKS if hook.method == "add_request")
+    add, decided = hook.wrap(lambda *_: None), []
+    for index, (name, state) in enumerate(engine.processor.request_states.items()):
+        request = incoming("chatcmpl-1")
+        request.request_id = name
+        add(engine.processor, request, "a prompt", state.parent_req, index)
+        decided.append(getattr(state, ADMITTED))
+    assert [(admitted.audited, admitted.mode) for admitted in decided] == [(True, "shadow"), *[(False, "exit")] * 99]
+    assert {admitted.point for admitted in decided} == {"default"}
+    engine.step({i: row(OVER, 50) for i in range(100)}, finished=dict.fromkeys(range(100), "stop"))
+    seen = front.summary()["traffic"]
+    assert (seen["prompt_tokens"]["requests"], seen["thinking_tokens"]["requests"]) == (1, 1)
+    assert front.summary()["requests"] == {"natural_end": 100}
 
 
 @pytest.mark.parametrize("hook", [hook for hook in SERVER_HOOKS if "beam" in hook.method], ids=str)

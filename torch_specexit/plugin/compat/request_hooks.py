@@ -37,12 +37,14 @@ def _process_outputs(original: Method) -> Method:
 
 
 def _add_request(original: Method) -> Method:
-    def add_request(self: Any, request: Any, *args: Any, **kwargs: Any) -> None:
+    def add_request(
+        self: Any, request: Any, prompt: Any, parent_req: Any = None, request_index: int = 0, *args: Any, **kwargs: Any
+    ) -> None:
         front: FrontEnd | None = getattr(self, KEY, None)
-        admitted = None if front is None else front.admit(request)
+        admitted = None if front is None else front.admit(request, choice=request_index)
         if front is None:
             arguments.vouch(request)
-        original(self, request, *args, **kwargs)
+        original(self, request, prompt, parent_req, request_index, *args, **kwargs)
         state = self.request_states.get(request.request_id)
         if front is not None and admitted is not None and state is not None:
             front.keep(state, request, admitted)
@@ -117,7 +119,7 @@ REQUEST_HOOKS = (
         f"{_ENGINE}.output_processor",
         "OutputProcessor",
         "add_request",
-        ("request", "prompt"),
+        ("request", "prompt", "parent_req", "request_index"),
         _add_request,
         why="what a server decides about a request (its point, mode, audit) goes to the workers with it",
         relies_on="called before the engine core has the request, with parameters that nobody else changes",

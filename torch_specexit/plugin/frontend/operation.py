@@ -54,6 +54,8 @@ class Admitted(NamedTuple):
     """False for what no client has sent, see `torch_specexit.plugin.frontend.inner`."""
     response: str | None = None
     """Id of the response that it is part of."""
+    choice: int = 0
+    """Its place among the choices for one prompt; the first one stands for the prompt where prompts are counted."""
 
     def extra_args(self, given: Mapping[str, Any] | None) -> dict[str, Any]:
         """What the workers get in place of the client's own arguments."""
@@ -167,6 +169,7 @@ class Operation:
         caller: str | None = None,
         forced: bool = False,
         sampled: bool = True,
+        choice: int = 0,
     ) -> Admitted:
         """Decide what a request gets.
 
@@ -178,6 +181,7 @@ class Operation:
           forced: its client decides what the model writes, so that its audit would show nothing.
           sampled: it is sampled as the traces of the calibration were; another request gets the same, uncertified, and
             its audit would show nothing.
+          choice: see `Admitted`; a certificate counts prompts, so only the first of several is audited.
 
         Raises:
           ArgumentError: it asks for something that does not exist, is out of range, or not allowed.
@@ -196,7 +200,7 @@ class Operation:
         mode = self._mode_of(arguments, request, point)
         own = (policy, arguments.specexit_splits, arguments.specexit_mode) == (point.policy, None, None)
         like = sampled and not forced and mode != "off"  # as what was calibrated
-        audited = own and like and in_share(request, self.serving.audit_rate)
+        audited = own and like and choice == 0 and in_share(request, self.serving.audit_rate)
         return Admitted(
             policy=policy,
             mode="shadow" if audited else mode,
@@ -205,6 +209,7 @@ class Operation:
             certified=own and like and lora is None and not self._uncertified(point),
             audited=audited,
             caller=caller,
+            choice=choice,
         )
 
     def _mode_of(self, arguments: RequestArguments, request: str, point: OperatingPoint) -> Mode:

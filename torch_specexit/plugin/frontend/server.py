@@ -92,11 +92,12 @@ class FrontEnd:
             self.hold.restart()
             self.changed()
 
-    def admit(self, request: Any) -> Admitted | None:
+    def admit(self, request: Any, *, choice: int = 0) -> Admitted | None:
         """Decide about a request that is about to be admitted, and have it tell the workers.
 
         Args:
           request: vLLM's `EngineCoreRequest`, whose parameters may be shared with others and are replaced.
+          choice: its place among the choices for one prompt.
 
         Raises:
           ArgumentError: see `check`.
@@ -111,7 +112,7 @@ class FrontEnd:
         who = {"lora": lora, "caller": caller.get()}
         try:
             admitted = self.operation.resolve(
-                params.extra_args, request.request_id, forced=is_forced(params), sampled=sampled, **who
+                params.extra_args, request.request_id, forced=is_forced(params), sampled=sampled, choice=choice, **who
             )
         except ArgumentError as error:
             raise refusal()(str(error), error.parameter) from error
@@ -139,7 +140,7 @@ class FrontEnd:
         setattr(state, ADMITTED, admitted)
         setattr(state, CACHE_SALT, request.cache_salt)
         setattr(state, PRIORITY, request.priority)
-        if request.prompt_token_ids is not None and admitted.counted:
+        if request.prompt_token_ids is not None and admitted.counted and admitted.choice == 0:
             self.traffic.add_prompt(len(request.prompt_token_ids))
 
     def finish(self, state: Any, report: dict[str, Any]) -> None:
@@ -150,7 +151,7 @@ class FrontEnd:
             kept = report["would_exit"]
             self.shadow.update(exits=1, before=kept, behind=report["thinking_tokens"] - kept)
         whole = report["outcome"] == "natural_end" and getattr(state, BY_ITSELF, False)
-        if whole and admitted is not None and admitted.mode == "shadow":
+        if whole and admitted is not None and admitted.mode == "shadow" and admitted.choice == 0:
             n, tokens = report["thinking_tokens"], self.tokens
             splits = None if tokens is None else splits_of(state.detokenizer.output_token_ids, n, tokens)
             self.traffic.add_thinking(n, splits)
