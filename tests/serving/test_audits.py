@@ -14,7 +14,9 @@ from specexit.drafts.policy import PolicyFile, Serving
 from specexit.method.splits import ThinkTokens
 from specexit.method.statistics import binomial_interval
 from tests.serving.ends import front_end, incoming
+from tests.serving.test_operation import operation
 from torch_specexit.plugin.frontend import audit as audits
+from torch_specexit.plugin.frontend.activity import Activity
 from torch_specexit.plugin.frontend.audit import (
     CACHE_SALT,
     LOWEST_PRIORITY,
@@ -27,6 +29,7 @@ from torch_specexit.plugin.frontend.audit import (
 from torch_specexit.plugin.frontend.inner import inner
 from torch_specexit.plugin.frontend.operation import Operation, in_share
 from torch_specexit.plugin.frontend.own_end import BY_ITSELF
+from torch_specexit.plugin.frontend.server import FrontEnd
 
 START, END, SPLIT = 1, 2, 12
 TOKENS = ThinkTokens(START, END, frozenset({SPLIT}))
@@ -58,7 +61,7 @@ def audit_of(early, full, *, max_tokens=100, output=None, prompt=(START,)):
 
     audit = Audit(generate, decode, TOKENS, 200)
     output = [*THOUGHT, END, 20, 21] if output is None else output
-    case = Case("r", "default", array("i", prompt), array("i", output), 2 if prompt else 3, max_tokens)
+    case = Case("r", array("i", prompt), array("i", output), 2 if prompt else 3, max_tokens)
     return asyncio.run(audit.judge(case)), asked
 
 
@@ -104,7 +107,7 @@ def test_an_options_text_counts_as_its_letter(question, early, full, expected):
         return prompts[question] if START in ids else full
 
     audit = Audit(generate, decode, TOKENS, 200, kind="choice")
-    case = Case("r", "default", array("i", [START]), array("i", [*THOUGHT, END, 20]), 2, 100)
+    case = Case("r", array("i", [START]), array("i", [*THOUGHT, END, 20]), 2, 100)
     assert asyncio.run(audit.judge(case)) == expected
 
 
@@ -150,7 +153,7 @@ def test_a_server_audits_in_the_background_and_reports_an_interval():
         audit = Audit(generate, lambda ids: r"\boxed{7}", TOKENS, 200, lambda *told: settled.append(told[:2]))
         for name in ("r1", "r2", "r3"):
             state = finished(name)
-            assert Case.of(state, "default", 2, TOKENS).kept == 4  # behind the marker that the model has written
+            assert Case.of(state, 2, TOKENS).kept == 4  # behind the marker that the model has written
             audit.consider(state, admitted(), {"outcome": "natural_end", "would_exit": 2})
         audit.consider(finished("r4"), admitted(), {"outcome": "natural_end"})  # would not have exited
         audit.consider(finished("r5"), admitted(), {"outcome": "length"})  # nor can it judge
@@ -259,6 +262,38 @@ def test_only_requests_under_the_servers_own_policy_are_audited(arguments, looke
     assert asyncio.run(run()) == looked_at
 
 
+def test_audits_with_an_adapter_are_counted_by_adapter_and_move_nothing():
+    """One tenant's fine-tune made a server step down for all, and stood in the risk of the calibrated target."""
+    front = FrontEnd(operation(audit_rate=1.0), Activity())
+    told = []
+
+    def settled(point, result, policy):
+        told.append(result)
+        front.audited(point, result, policy)
+
+    async def run(lora, times):
+        audit = Audit(lambda *_: asyncio.sleep(0, r"\boxed{8}"), lambda ids: r"\boxed{7}", TOKENS, 200, settled)
+        for i in range(times):
+            request = incoming(f"chatcmpl-{i}")
+            request.lora_request = None if lora is None else SimpleNamespace(lora_name=lora)
+            decided = front.admit(request)
+            assert decided.audited
+            front.keep(SimpleNamespace(), request, decided)
+            audit.consider(finished(f"r{i}"), decided, {"outcome": "natural_end", "would_exit": 2})
+        while audit.summary()["waiting"]:
+            await asyncio.sleep(0)
+        return audit.summary()
+
+    summary = asyncio.run(run("poet", 10))
+    assert (summary["audited"], summary["risk"], told) == (0, None, [])
+    assert (summary["loras"]["poet"]["changed"], summary["loras"]["poet"]["risk"]) == (10, 1.0)
+    assert front.hold.summary()["points"] == {}
+    assert front.summary()["traffic"]["prompt_tokens"]["requests"] == 0
+    summary = asyncio.run(run(None, 10))
+    assert (summary["audited"], summary["loras"], told) == (10, {}, ["changed"] * 10)
+    assert front.operation.served().name != "usual"
+
+
 def test_waiting_audits_are_bounded_in_number_and_in_bytes(monkeypatch):
     async def run():
         audit = Audit(lambda *args: asyncio.sleep(0), lambda ids: "", TOKENS, 200)
@@ -270,7 +305,7 @@ def test_waiting_audits_are_bounded_in_number_and_in_bytes(monkeypatch):
         audit.consider(finished("r9"), admitted(), {"outcome": "natural_end", "would_exit": 2})
         return waiting, skipped, audit.summary()["waiting"]
 
-    size = Case.of(finished("r"), "default", 2, TOKENS).size
+    size = Case.of(finished("r"), 2, TOKENS).size
     assert size == 4 * (1 + 10)  # four bytes a token
     monkeypatch.setattr(audits, "MOST_BYTES", 2 * size)
     assert asyncio.run(run()) == (2, 2, 1)  # bytes are given back
@@ -293,7 +328,7 @@ def test_an_audit_keeps_the_salt_the_adapter_and_the_rank_of_its_request():
             yield SimpleNamespace(outputs=[SimpleNamespace(text="done")])
 
     engine = Engine()
-    case = Case.of(finished("r"), "default", 2, TOKENS)
+    case = Case.of(finished("r"), 2, TOKENS)
     assert asyncio.run(generator_of(engine)([1, 2], 5, case)) == "done"
     assert asked["prompt"] == {"prompt_token_ids": [1, 2], "cache_salt": "of r"}
     assert (asked["lora"], asked["priority"]) == ("an adapter", LOWEST_PRIORITY + 3)

@@ -7,6 +7,9 @@ not be able to. The client gets the answer of the whole thinking, and never wait
 
 What counts is what counts in a calibration (`specexit.data.rows.can_judge`): thinking and answer that have come to
 their end by themselves, with an answer, and somewhere to exit. The rest is counted by what it lacks.
+
+A LoRA adapter makes another target than the one that was calibrated: audits with one are counted by adapter, and
+nothing is concluded from them.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ import logging
 import sys
 import weakref
 from array import array
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -63,7 +66,6 @@ class Case:
 
     Args:
       request: its id in the engine.
-      point: operating point that it ran under.
       prompt_ids: of its prompt.
       output_ids: of all its output.
       kept: output tokens before the ``</think>`` of the exit that was not made; None where there would have been none.
@@ -74,7 +76,6 @@ class Case:
     """
 
     request: str
-    point: str
     prompt_ids: array[int]
     output_ids: array[int]
     kept: int | None
@@ -84,7 +85,7 @@ class Case:
     priority: int = 0
 
     @classmethod
-    def of(cls, state: Any, point: str, would_exit: int | None, tokens: ThinkTokens) -> Case:
+    def of(cls, state: Any, would_exit: int | None, tokens: ThinkTokens) -> Case:
         """From vLLM's `RequestState` of a finished request."""
         prompt, output = array("i", state.prompt_token_ids), array("i", state.detokenizer.output_token_ids)
         kept = would_exit
@@ -92,7 +93,6 @@ class Case:
             kept = output.index(tokens.start) + 1 + would_exit
         return cls(
             request=state.request_id,
-            point=point,
             prompt_ids=prompt,
             output_ids=output,
             kept=kept,
@@ -116,8 +116,8 @@ class Audit:
       decode: token ids to text.
       tokens: of ``<think>`` and ``</think>``, and those at which a step of the thinking ends.
       max_model_len: of the engine.
-      settled: told the operating point of each, its result (see `judge`; or ``unfinished``, ``skipped``, ``failed``),
-        and the policy that it ran under, as the point may have another by then.
+      settled: told the operating point of each without an adapter, its result (see `judge`; or ``unfinished``,
+        ``skipped``, ``failed``), and the policy that it ran under, as the point may have another by then.
       kind: of the answers.
       transition: what is written before ``</think>`` at an exit.
     """
@@ -137,6 +137,8 @@ class Audit:
         self.transition = transition
         self.max_model_len = max_model_len
         self.results: Counter[str] = Counter()
+        self.loras: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        """Results with adapters, by name."""
         self._turn = asyncio.Semaphore(1)
         self._tasks: set[asyncio.Task[None]] = set()
         self._bytes = 0
@@ -148,30 +150,34 @@ class Audit:
         if report["outcome"] in ("off", HANDED_OVER):
             return
         if report["outcome"] != "natural_end" or not getattr(state, BY_ITSELF, False):
-            self._settle(admitted.point, "unfinished", admitted.policy)
+            self._settle(admitted, "unfinished")
             return
-        case = Case.of(state, admitted.point, report.get("would_exit"), self.tokens)
+        case = Case.of(state, report.get("would_exit"), self.tokens)
         if len(self._tasks) >= MOST_WAITING or self._bytes + case.size > MOST_BYTES:
-            self._settle(case.point, "skipped", admitted.policy)
+            self._settle(admitted, "skipped")
             return
         self._bytes += case.size
-        task = asyncio.get_running_loop().create_task(self._run(case, admitted.policy))
+        task = asyncio.get_running_loop().create_task(self._run(case, admitted))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _run(self, case: Case, policy: Policy) -> None:
+    async def _run(self, case: Case, admitted: Admitted) -> None:
         try:
             async with self._turn:
-                self._settle(case.point, await self.judge(case), policy)
+                self._settle(admitted, await self.judge(case))
         except Exception:
             logger.exception("the audit of request %s failed", case.request)
-            self._settle(case.point, "failed", policy)
+            self._settle(admitted, "failed")
         finally:
             self._bytes -= case.size
 
-    def _settle(self, point: str, result: str, policy: Policy) -> None:
+    def _settle(self, admitted: Admitted, result: str) -> None:
+        if admitted.lora is not None:
+            self.loras[admitted.lora][result] += 1
+            return
+        assert admitted.point is not None
         self.results[result] += 1
-        self.settled(point, result, policy)
+        self.settled(admitted.point, result, admitted.policy)
 
     async def judge(self, case: Case) -> str:
         """``same`` or ``changed``; ``no_exit`` where nothing could have changed; ``no_answer`` where the whole thinking
@@ -199,21 +205,31 @@ class Audit:
 
     def summary(self) -> dict[str, Any]:
         """Counts; the share of exits that change the answer with its 95 % interval (Clopper-Pearson), and of requests,
-        which is what a certificate bounds."""
-        changed = self.results["changed"]
-        audited = changed + self.results["same"]
-        requests = audited + self.results["no_exit"]
-        return {
-            "audited": audited,
-            "changed": changed,
-            "changed_share": changed / audited if audited else None,
-            "interval": list(binomial_interval(changed, audited)),
-            "level": 0.95,
-            "requests": requests,
-            "risk": changed / requests if requests else None,
-            **{name: self.results[name] for name in NOTHING_SHOWN},
-            "waiting": len(self._tasks),
-        }
+        which is what a certificate bounds. The same of each adapter in ``loras``, which is in none of the others."""
+        loras = {name: shares(results) for name, results in self.loras.items()}
+        return shares(self.results) | {"waiting": len(self._tasks), "loras": loras}
+
+
+def shares(results: Counter[str]) -> dict[str, Any]:
+    """See `Audit.summary`; of the audits with one adapter, or with none.
+
+    Example:
+      >>> shares(Counter(same=3, changed=1, no_exit=4))["risk"]
+      0.125
+    """
+    changed = results["changed"]
+    audited = changed + results["same"]
+    requests = audited + results["no_exit"]
+    return {
+        "audited": audited,
+        "changed": changed,
+        "changed_share": changed / audited if audited else None,
+        "interval": list(binomial_interval(changed, audited)),
+        "level": 0.95,
+        "requests": requests,
+        "risk": changed / requests if requests else None,
+        **{name: results[name] for name in NOTHING_SHOWN},
+    }
 
 
 def behind(tokens: list[int], marker: Sequence[int]) -> list[int]:

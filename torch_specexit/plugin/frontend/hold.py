@@ -9,7 +9,7 @@ point serves again. To a bolder one than that, only an operator goes back; and w
 mode, or switched off, stays so, whatever audits show.
 
 What the default point's audits show concerns the whole server: nothing bolder is served any more, or nothing is cut.
-What another one's show (of an effort, a tenant, an adapter, a risk) concerns those who ask for that point.
+What another one's show (of an effort, a tenant, a risk) concerns those who ask for that point.
 """
 
 from __future__ import annotations

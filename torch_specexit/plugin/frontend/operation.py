@@ -56,6 +56,13 @@ class Admitted(NamedTuple):
     """Id of the response that it is part of."""
     choice: int = 0
     """Its place among the choices for one prompt; the first one stands for the prompt where prompts are counted."""
+    lora: str | None = None
+    """Name of its adapter."""
+
+    @property
+    def is_traffic(self) -> bool:
+        """Whether it is compared with the prompts of the calibration, which were asked once, without any adapter."""
+        return self.counted and self.choice == 0 and self.lora is None
 
     def extra_args(self, given: Mapping[str, Any] | None) -> dict[str, Any]:
         """What the workers get in place of the client's own arguments."""
@@ -210,6 +217,7 @@ class Operation:
             audited=audited,
             caller=caller,
             choice=choice,
+            lora=lora,
         )
 
     def _mode_of(self, arguments: RequestArguments, request: str, point: OperatingPoint) -> Mode:

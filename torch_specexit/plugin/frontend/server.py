@@ -140,7 +140,7 @@ class FrontEnd:
         setattr(state, ADMITTED, admitted)
         setattr(state, CACHE_SALT, request.cache_salt)
         setattr(state, PRIORITY, request.priority)
-        if request.prompt_token_ids is not None and admitted.counted and admitted.choice == 0:
+        if request.prompt_token_ids is not None and admitted.is_traffic:
             self.traffic.add_prompt(len(request.prompt_token_ids))
 
     def finish(self, state: Any, report: dict[str, Any]) -> None:
@@ -151,7 +151,7 @@ class FrontEnd:
             kept = report["would_exit"]
             self.shadow.update(exits=1, before=kept, behind=report["thinking_tokens"] - kept)
         whole = report["outcome"] == "natural_end" and getattr(state, BY_ITSELF, False)
-        if whole and admitted is not None and admitted.mode == "shadow" and admitted.choice == 0:
+        if whole and admitted is not None and admitted.mode == "shadow" and admitted.is_traffic:
             n, tokens = report["thinking_tokens"], self.tokens
             splits = None if tokens is None else splits_of(state.detokenizer.output_token_ids, n, tokens)
             self.traffic.add_thinking(n, splits)
