@@ -119,7 +119,6 @@ def test_a_server_steps_to_stricter_points_then_to_shadow_and_comes_back_by_a_pa
     assert "now in shadow mode" in caplog.text
     assert operation.ceiling == "careful"  # to a bolder point only an operator goes back
     operation.switch(point="bold")
-    holder.restart()
     assert operation.served().name == "bold"
 
 
@@ -129,13 +128,11 @@ def test_no_audit_makes_exits_that_the_operator_has_switched_off(mode, by):
     """Shadow mode of the file, or of the route, used to end by good audits, and ``off`` by bad ones under way."""
     holder, operation, moves = hold(**({"mode": mode} if by == "the file" else {}))
     operation.switch(mode if by == "the route" else None, "careful")
-    holder.restart()
     for changed, move in ((True, "shadow"), (False, "back"), (True, "shadow")):
         audited(holder, moves, "careful", changed)
         assert (moves[-1], operation.mode) == (move, mode)
         assert operation.resolve(None).mode == mode
     operation.switch("exit")
-    holder.restart()
     assert (operation.mode, operation.in_shadow) == ("exit", False)
 
 
@@ -178,7 +175,6 @@ def test_audits_of_another_point_say_nothing_about_the_one_that_serves():
     audited(holder, moves, "careful", False)
     assert (moves[-1], served_to(operation, "high")) == ("back", ("careful", "exit"))
     operation.switch()
-    holder.restart()
     assert served_to(operation, "medium") == ("usual", "exit")
 
 

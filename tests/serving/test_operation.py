@@ -264,7 +264,7 @@ def test_a_certificate_is_of_the_policy_that_it_was_made_for_alone(edited, messa
 
 def test_an_operator_switches_and_lifts_what_audits_have_imposed():
     server = operation()
-    server.ceiling = "careful"
+    server.reject(server.file.point("usual"))
     assert server.resolve(None).point == "careful"
     server.switch("shadow", "bold")
     assert (server.resolve(None).point, server.resolve(None).mode) == ("bold", "shadow")
@@ -275,7 +275,8 @@ def test_an_operator_switches_and_lifts_what_audits_have_imposed():
 
 def test_under_a_ceiling_nothing_bolder_is_served_however_it_is_asked_for():
     server = operation(requests="any", efforts={"low": "bold"}, loras={"poet": "untested"})
-    server.ceiling = "usual"
+    server.switch(point="bold")
+    server.reject(server.file.point("bold"))
     found = [get(server, effort="low"), get(server, risk=0.5), server.resolve(None, lora="poet")]
     assert [admitted.point for admitted in found] == ["usual"] * 3
     assert get(server, risk=0.01).point == "careful"

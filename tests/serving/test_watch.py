@@ -123,7 +123,7 @@ def test_a_file_with_nothing_new_lifts_nothing(draft, watched):
         assert not watch.changed(server)
         assert server.resolve(None).mode == "off"
     server.switch("exit")
-    server.ceiling = "careful"  # audits have imposed it
+    server.reject(server.file.point("usual"))
     os.utime(draft / FILE, ns=(9, 9))
     assert not watch.changed(server)
     assert server.resolve(None).point == "careful"
@@ -166,19 +166,44 @@ def test_a_word_that_says_nothing_new_lifts_nothing_that_audits_have_imposed(wor
     front = FrontEnd(server, Activity(), watch=watch)
 
     def imposed():
-        return server.ceiling, server.mode, server.stepped, server.shadowed, front.hold.summary()["points"]
+        return server.ceiling, server.mode, server.stepped, front.hold.summary()["points"]
 
-    server.ceiling, server.in_shadow = "careful", True
-    server.stepped["bold"] = "usual"
-    server.shadowed.add("careful")
+    for name in ("bold", "usual", "careful"):
+        server.reject(server.file.point(name))
     front.audited("careful", "changed", server.file.point("careful").policy)
     before = copy.deepcopy(imposed())
+    assert before[:3] == ("careful", "shadow", {"bold": "usual"})
+    assert before[3]["careful"]["audits"] == 1
+    front.switch(**word)
+    written(draft, serving={"share": 0.5})
     front.switch(**word)
     assert imposed() == before
     assert "an operator has set" not in caplog.text
-    written(draft, serving={"share": 0.5})
+    written(draft, serving={"share": 0.5, "mode": "shadow"})
     front.switch(reload=True)
-    assert imposed() == (None, "exit", {}, set(), {})
+    assert imposed() == (None, "shadow", {}, {})
+
+
+@pytest.mark.parametrize(
+    ("rejected", "left", "default", "served"),
+    [
+        ("bold", ("bold",), "bold", ("bold", "exit")),  # another default, which lifts it
+        ("usual", ("bold", "usual"), "usual", ("usual", "shadow")),  # what stood in for it is gone
+        ("usual", ("bold", "careful"), "careful", ("careful", "exit")),  # the point itself is
+        ("bold", ("usual", "careful"), "usual", ("usual", "exit")),
+    ],
+)
+def test_a_file_may_leave_out_points_that_audits_have_moved_a_server_from_or_to(
+    rejected, left, default, served, draft, watched, caplog
+):
+    """Every request was an error from then on, and the log said that the policy stays as it was."""
+    server, watch = watched
+    server.reject(server.file.point(rejected))
+    written(draft, points=[point for point in POINTS if point["name"] in left], default=default)
+    assert watch.changed(server)
+    assert "the policy stays as it was" not in caplog.text
+    assert (server.resolve(None).point, server.resolve(None).mode) == served
+    assert FrontEnd(server, Activity()).summary()["point"] == served[0]
 
 
 def api_servers(draft, n=2):
@@ -204,7 +229,9 @@ def test_a_word_to_one_api_server_reaches_all_that_share_its_engines(draft, monk
     reached = first.switch(mode="off")
     assert (reached["api_servers"], reached["of"]) == (2, 2)
     assert [served_by(front) for front in (first, second)] == [("off", "usual")] * 2
-    second.operation.ceiling = "careful"  # which an operator's word lifts, wherever it is given
+    second.operation.reject(
+        second.operation.file.point("usual")
+    )  # which an operator's word lifts, wherever it is given
     first.switch(mode="exit", point="bold")
     assert [served_by(front) for front in (first, second)] == [("exit", "bold")] * 2
     assert second.operation.ceiling is None

@@ -5,8 +5,9 @@ The claim "at most epsilon of the requests change their answer" is betted agains
 however often one looks. Each operating point that requests are served under is judged by its own audits. Once its
 claim is rejected the next stricter point serves in its place, and in place of the strictest shadow mode. From there,
 audits of that point bet on the opposite, "the risk is at least epsilon": when that is rejected at the same level, the
-point serves again. To a bolder one than that, only an operator goes back; and what an operator has put into shadow
-mode, or switched off, stays so, whatever audits show.
+point serves again. To a bolder one than that, only an operator goes back, no restart and no edit that speaks of
+something else (`torch_specexit.plugin.frontend.imposed`); and what an operator has put into shadow mode, or switched
+off, stays so, whatever audits show.
 
 What the default point's audits show concerns the whole server: nothing bolder is served any more, or nothing is cut.
 What another one's show (of an effort, a tenant, a risk) concerns those who ask for that point.
@@ -30,6 +31,7 @@ logger = logging.getLogger("vllm.specexit")
 class Seen:
     """What the audits of one point have shown."""
 
+    point: OperatingPoint
     capital: Capital
     below: bool
     """Whether they bet that the risk is at least epsilon, which lets the point serve again."""
@@ -50,6 +52,7 @@ class Hold:
     def __init__(self, operation: Operation, moved: Callable[[str], None] = lambda move: None, *, api_servers: int = 1):
         self.operation, self.moved, self.api_servers = operation, moved, api_servers
         self._seen: dict[str, Seen] = {}
+        self._lifted = operation.lifted
 
     def watches(self, point: OperatingPoint) -> bool:
         """Whether audits can judge a point.
@@ -69,68 +72,50 @@ class Hold:
         if point is None or not self.watches(point) or not self.operation.serves(point):
             return  # what serves no more may still have audits under way
         assert point.certificate is not None
-        below = name in self.operation.shadowed or (self.operation.in_shadow and self._is_default(point))
-        seen = self._seen.get(name)
-        if seen is None or seen.below != below:
+        by_default = name == self.operation.served().name
+        below = name in self.operation.shadowed or (self.operation.in_shadow and by_default)
+        seen = self.seen.get(name)
+        if seen is None or (seen.point, seen.below) != (point, below):
             capital = Capital(point.certificate.epsilon, "below" if below else "above")
-            seen = self._seen[name] = Seen(capital, below)
+            seen = self.seen[name] = Seen(point, capital, below)
         seen.capital.add(float(changed))
         seen.audits, seen.changed = seen.audits + 1, seen.changed + changed
         if seen.capital.rejects(point.certificate.delta / self.api_servers):
-            del self._seen[name]  # to bet anew
+            del self.seen[name]  # to bet anew
             self._move(point, seen)
 
-    def _is_default(self, point: OperatingPoint) -> bool:
-        return point.name == self.operation.served().name
+    @property
+    def seen(self) -> dict[str, Seen]:
+        """What the audits of each point have shown since an operator's word has lifted what they had imposed."""
+        if self._lifted != self.operation.lifted:
+            self._lifted, self._seen = self.operation.lifted, {}
+        return self._seen
 
     def _move(self, point: OperatingPoint, seen: Seen) -> None:
         """Go one step."""
         shown = f"{seen.changed} of {seen.audits} audits changed their answer"
         stricter = self.operation.stricter(point)
         if seen.below:
-            self._back(point)
+            self.operation.accept(point)
             move = "back"
             mode = self.operation.mode
             logger.warning("specexit: risk below epsilon at point %s (%s); now in mode %s", point.name, shown, mode)
         elif stricter is not None:
-            self._stricter(point, stricter)
+            self.operation.reject(point)
             move = "stricter"
             logger.error("specexit: risk above epsilon at point %s (%s); now %s", point.name, shown, stricter.name)
         else:
-            self._shadow(point)
+            self.operation.reject(point)
             move = "shadow"
             logger.error("specexit: risk above epsilon at point %s (%s); now in shadow mode", point.name, shown)
         self.moved(move)
-
-    def _stricter(self, point: OperatingPoint, stricter: OperatingPoint) -> None:
-        if self._is_default(point):
-            self.operation.ceiling = stricter.name
-        else:
-            self.operation.stepped[point.name] = stricter.name
-
-    def _shadow(self, point: OperatingPoint) -> None:
-        if self._is_default(point):
-            self.operation.in_shadow = True
-        else:
-            self.operation.shadowed.add(point.name)
-
-    def _back(self, point: OperatingPoint) -> None:
-        self.operation.shadowed.discard(point.name)
-        if self._is_default(point):
-            self.operation.in_shadow = False
-
-    def restart(self) -> None:
-        """Forget what was seen, as an operator has changed what is served."""
-        self._seen = {}
-        self.operation.stepped.clear()
-        self.operation.shadowed.clear()
 
     def summary(self) -> dict[str, Any]:
         """What ``GET /v1/specexit`` says: of the point that serves by default, and of each that audits have seen."""
         served = self.operation.served()
         points = {
             name: {"audits": seen.audits, "changed": seen.changed, "capital": seen.capital.value}
-            for name, seen in self._seen.items()
+            for name, seen in self.seen.items()
         }
         return {
             "watching": served.name if self.watches(served) else None,
@@ -139,6 +124,7 @@ class Hold:
             "in_shadow": self.operation.in_shadow,
             "ceiling": self.operation.ceiling,
             "points": points,
-            "stepped": dict(self.operation.stepped),
+            "stepped": self.operation.stepped,
             "shadowed": sorted(self.operation.shadowed),
+            "kept": self.operation.kept is not None and self.operation.kept.writable,
         }

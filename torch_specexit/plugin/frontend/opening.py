@@ -14,6 +14,7 @@ from torch_specexit.plugin.certified import doubts, served_fingerprints
 from torch_specexit.plugin.compat.checks import folder_of
 from torch_specexit.plugin.frontend.activity import Activity, misfit_of
 from torch_specexit.plugin.frontend.audit import Audit, generator_of
+from torch_specexit.plugin.frontend.imposed import FOLDER, Imposed, Kept
 from torch_specexit.plugin.frontend.metrics import ExitMetrics
 from torch_specexit.plugin.frontend.operation import Operation
 from torch_specexit.plugin.frontend.own_end import end_tokens
@@ -37,13 +38,16 @@ class Opening(NamedTuple):
     """Fingerprints of what is served."""
     doubts: list[str]
     misfit: str | None
+    kept: Kept
+    imposed: Imposed | None
+    """What audits before this start have imposed."""
 
 
 def settings_of(vllm_config: Any) -> Opening | None:
     """The draft and the settings of a server; None where it has no SpecExit draft.
 
     Raises:
-      DraftError, PolicyError: the draft directory cannot be used.
+      DraftError, PolicyError: the draft directory cannot be used, or what audits have imposed cannot be read.
       ConfigError: the server's own settings hold something that is not known or out of range; or exits are required,
         and would not be served, or not be certified for what is served.
     """
@@ -54,7 +58,8 @@ def settings_of(vllm_config: Any) -> Opening | None:
     folder = folder_of(draft.model, draft.revision, "config.json")
     file, serving = policies_for(folder, config.specexit, vllm_config.additional_config)
     served = served_fingerprints(folder, vllm_config)
-    opening = Opening(folder, config.specexit, file, serving, served, doubts(file, served), misfit_of(vllm_config))
+    doubted, misfit, kept = doubts(file, served), misfit_of(vllm_config), Kept(folder)
+    opening = Opening(folder, config.specexit, file, serving, served, doubted, misfit, kept, kept.read())
     uncertified = Operation(opening.block, file, serving, opening.doubts).uncertified_because()
     wrong = [*([opening.misfit] if opening.misfit else []), *uncertified]
     if serving.required and wrong:
@@ -66,7 +71,8 @@ def open_front_end(engine: Any, opening: Opening) -> FrontEnd:
     """The front end of vLLM's `AsyncLLM`; its output and input processor get it as an attribute."""
     block, serving = opening.block, opening.serving
     metrics = _metrics_of(engine)
-    operation = Operation(block, opening.file, serving, opening.doubts)
+    operation = Operation(block, opening.file, serving, opening.doubts, opening.kept)
+    resume(operation, opening)
     activity = Activity(metrics.active if metrics else lambda active, kind: None)
     watch = PolicyWatch(opening.folder, block, engine.vllm_config.additional_config, opening.served)
     tokenizer = engine.output_processor.tokenizer
@@ -88,6 +94,21 @@ def open_front_end(engine: Any, opening: Opening) -> FrontEnd:
     setattr(engine.output_processor, KEY, front)
     setattr(engine.input_processor, KEY, front)
     return front
+
+
+def resume(operation: Operation, opening: Opening) -> None:
+    """Go on with what audits had imposed before a restart, and say so; and where a restart would end it, say that."""
+    path = opening.kept.path
+    if opening.serving.audit_rate > 0 and opening.serving.hold and not opening.kept.writable:
+        logger.warning("specexit: %s cannot be written: what audits impose ends with a restart (%s)", path, FOLDER)
+    if opening.imposed is None:
+        return
+    if not operation.resume(opening.imposed):
+        logger.warning("specexit: default, mode or hold is another than in %s: what audits had imposed is lifted", path)
+    elif rejected := ", ".join(operation.rejected):
+        served, mode = operation.served().name, operation.mode
+        message = "specexit: audits before this start have shown a risk above epsilon at %s (%s); point %s, mode %s"
+        logger.error(message, rejected, path, served, mode)
 
 
 def _audit_of(engine: Any, opening: Opening, front: FrontEnd, metrics: ExitMetrics | None) -> Audit | None:

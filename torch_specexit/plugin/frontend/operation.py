@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from specexit.drafts.directory import Mode, SpecExitBlock
@@ -23,6 +23,7 @@ from torch_specexit.plugin.frontend.arguments import (
     policy_of,
 )
 from torch_specexit.plugin.frontend.efforts import point_for
+from torch_specexit.plugin.frontend.imposed import Imposed, Kept, claim_of, words_of
 from torch_specexit.plugin.frontend.permissions import check_permitted, check_rarer
 
 
@@ -79,34 +80,101 @@ class Operation:
       file: the draft's policies.
       serving: settings of the server.
       doubts: why no certificate of the file holds for what is served; empty where they do.
+      kept: where what audits impose outlasts a restart; None where it does not.
     """
 
-    def __init__(self, block: SpecExitBlock, file: PolicyFile, serving: Serving, doubts: Sequence[str] = ()):
-        self.block = block
+    def __init__(
+        self,
+        block: SpecExitBlock,
+        file: PolicyFile,
+        serving: Serving,
+        doubts: Sequence[str] = (),
+        kept: Kept | None = None,
+    ):
+        self.block, self.kept = block, kept
         self.lasting: tuple[str, ...] = ()
         """Doubts that have come up since the start; another policy file does not lift them."""
         self._take(file, serving, doubts)
         self.started = serving
         """The settings that the engine was started with."""
-        self.stepped: dict[str, str] = {}
-        """Points, beside the one that serves by default, whose audits have shown them to change too many answers -> the
-        next stricter one, which stands in for them."""
-        self.shadowed: set[str] = set()
-        """Such points where there is none stricter: what asks for them is not cut."""
         self._ordered_mode: Mode | None = None
         self._ordered_point: str | None = None
-        self._begin()
+        self.name = file.default
+        self.imposed = Imposed(words=words_of(file, serving))
+        """By audits."""
+        self.lifted = 0
+        """How often an operator's word has lifted it."""
 
     def _take(self, file: PolicyFile, serving: Serving, doubts: Sequence[str]) -> None:
         self.file, self.serving, self.doubts = file, serving, (*doubts, *self.lasting)
         self._of_points = {point.name: point.uncertified_because() for point in file.points}
+        self._claims = {point.name: claim_of(point) for point in file.points}
 
-    def _begin(self) -> None:
-        self.in_shadow = False
+    @property
+    def in_shadow(self) -> bool:
         """Audits have put the server into shadow mode, where an operator has not switched exits off anyway."""
-        self.name = self._ordered_point or self.file.default
-        self.ceiling: str | None = None
+        return any(self.stricter(point) is None for point in self._among(self.imposed.for_all))
+
+    @property
+    def ceiling(self) -> str | None:
         """Audits have shown what is bolder than this point to change too many answers."""
+        instead = [self.stricter(point) for point in self._among(self.imposed.for_all)]
+        found = min((point for point in instead if point is not None), key=epsilon_of, default=None)
+        return None if found is None else found.name
+
+    @property
+    def stepped(self) -> dict[str, str]:
+        """Points, beside the one that serves by default, whose audits have shown them to change too many answers -> the
+        next stricter one, which stands in for them."""
+        instead = {point.name: self.stricter(point) for point in self._among(self.imposed.for_some)}
+        return {name: point.name for name, point in instead.items() if point is not None}
+
+    @property
+    def shadowed(self) -> set[str]:
+        """Such points where there is none stricter: what asks for them is not cut."""
+        return {point.name for point in self._among(self.imposed.for_some) if self.stricter(point) is None}
+
+    @property
+    def rejected(self) -> list[str]:
+        """Names of all points whose audits have shown them to change too many answers."""
+        return [point.name for point in self._among(self.imposed.for_all | self.imposed.for_some)]
+
+    def _among(self, claims: Container[str]) -> list[OperatingPoint]:
+        return [point for point in self.file.points if self._claims[point.name] in claims]
+
+    def reject(self, point: OperatingPoint) -> None:
+        """Audits have shown a point to change too many answers: the next stricter one serves, or shadow mode.
+
+        Where it serves by default, to all; else to those who ask for it.
+        """
+        place = "for_all" if point.name == self.served().name else "for_some"
+        more = getattr(self.imposed, place) | {self._claims[point.name]: point.name}
+        self.imposed = self.imposed.model_copy(update={place: more})
+        if self.kept is not None:
+            self.kept.write(self.imposed)
+
+    def accept(self, point: OperatingPoint) -> None:
+        """Audits have shown a point in shadow mode to change few enough answers."""
+        self.imposed = self.imposed.without(self._claims[point.name])
+        if self.kept is not None:
+            self.kept.write(self.imposed, cleared=self._claims[point.name])
+
+    def resume(self, imposed: Imposed) -> bool:
+        """Go on with what audits had imposed before a restart; an operator's word since then has lifted it.
+
+        Returns:
+          Whether none has.
+        """
+        if imposed.words == self.imposed.words:
+            self.imposed = imposed
+        elif self.kept is not None:
+            self.kept.forget(but=self.imposed.words)
+        return imposed.words == self.imposed.words
+
+    def _lift(self, *, but: tuple[str, ...] | None = None) -> None:
+        self.imposed, self.lifted = Imposed(words=words_of(self.file, self.serving)), self.lifted + 1
+        if self.kept is not None:
+            self.kept.forget(but=but)
 
     @property
     def mode(self) -> Mode:
@@ -115,19 +183,23 @@ class Operation:
         return "shadow" if said == "exit" and self.in_shadow else said
 
     def load(self, file: PolicyFile, serving: Serving, doubts: Sequence[str] = ()) -> None:
-        """Go on with other policies and settings. It lifts what audits have imposed.
+        """Go on with other policies and settings.
 
-        A mode or a point that an operator has set by `switch` stays: another policy does not mean that what was
-        switched off is to be on again. It goes where mode or default are now others than they were before, or where
-        there is no such point any more. A mode that the file now says is heard also where the server's own settings
-        say the same already.
+        What audits have imposed stays, where the operator's words are what they were (see `words_of`), on points whose
+        policy and certificate are. A mode or a point that an operator has set by `switch` stays: another policy does
+        not mean that what was switched off is to be on again. It goes where mode or default are now others than they
+        were before, or where there is no such point any more. A mode that the file now says is heard also where the
+        server's own settings say the same already.
         """
         if (serving.mode, file.serving.mode) != (self.serving.mode, self.file.serving.mode):
             self._ordered_mode = None
         if file.default != self.file.default or self._ordered_point not in {point.name for point in file.points}:
             self._ordered_point = None
         self._take(file, serving, doubts)
-        self._begin()
+        self.name = self._ordered_point or file.default
+        words = words_of(file, serving)
+        if words != self.imposed.words:
+            self._lift(but=words)
 
     def doubt(self, reason: str) -> bool:
         """From now on no certificate holds, until a restart; returns whether that is new."""
@@ -144,7 +216,8 @@ class Operation:
         """
         name = None if point is None else self.file.point(point).name
         self._ordered_mode, self._ordered_point = mode or self._ordered_mode, name or self._ordered_point
-        self._begin()
+        self.name = self._ordered_point or self.file.default
+        self._lift()
 
     def served(self) -> OperatingPoint:
         """The point that serves a request that says nothing."""
@@ -236,10 +309,12 @@ class Operation:
         return self._at_most(self.file.point(point_for(arguments.specexit_effort, self.serving.efforts) or name))
 
     def _at_most(self, point: OperatingPoint) -> OperatingPoint:
-        ceiling = None if self.ceiling is None else self.file.point(self.ceiling)
+        name = self.ceiling
+        ceiling = None if name is None else self.file.point(name)
         point = ceiling if ceiling is not None and epsilon_of(ceiling) < epsilon_of(point) else point
-        while point.name in self.stepped:
-            point = self.file.point(self.stepped[point.name])
+        stepped = self.stepped
+        while point.name in stepped:
+            point = self.file.point(stepped[point.name])
         return point
 
     def _of_risk(self, risk: float, offered: OperatingPoint) -> OperatingPoint:

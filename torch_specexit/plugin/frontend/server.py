@@ -89,7 +89,6 @@ class FrontEnd:
 
     def _look_at_file(self) -> None:
         if self.watch is not None and self.watch.changed(self.operation):
-            self.hold.restart()
             self.changed()
 
     def admit(self, request: Any, *, choice: int = 0) -> Admitted | None:
@@ -173,13 +172,14 @@ class FrontEnd:
 
         Audits wait, and requests run, while an operator changes the file; they say nothing about the new one.
         """
+        self._look_at_file()  # its words go before what is shown now
         known = any((p.name, p.policy) == (point, policy) for p in self.operation.file.points)
         if known and result in ("same", "changed", "no_exit"):
             self.hold.add(point, changed=result == "changed")
 
     def switch(self, *, mode: Mode | None = None, point: str | None = None, reload: bool = False) -> dict[str, Any]:
-        """An operator's word. Where nothing is said, and the file holds nothing new, nothing is changed, and nothing
-        lifted that audits have imposed.
+        """An operator's word, which lifts what audits have imposed; where nothing is said but to read the file again,
+        what its own words lift (see `Operation.load`).
 
         Where several API server processes serve, it is written into the policy file, as each of them watches that.
 
@@ -195,11 +195,11 @@ class FrontEnd:
         if said and self.api_servers > 1:
             alone = self.watch.order(self.operation, mode, point) if self.watch else "no policy file is watched"
         read = (reload or alone is None) and self.watch is not None and self.watch.reload(self.operation, point)
-        if said or read:
+        if said:
             self.operation.switch(mode, point)
-            self.hold.restart()
-            self.changed()
             logger.warning("specexit: an operator has set mode %s, point %s", self.operation.mode, self.operation.name)
+        if said or read:
+            self.changed()
         if self.api_servers == 1:
             return {"api_servers": 1, "of": 1}
         others = alone or "they take policy.json over, each with its next request and within a second"

@@ -1,0 +1,167 @@
+"""What audits have imposed ends by an operator's word, another calibration or a passed audit: by nothing else."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from specexit.drafts.policy import PolicyError
+from tests.serving.test_operation import BLOCK, POINTS, certificate
+from tests.serving.test_watch import draft as draft
+from tests.serving.test_watch import written
+from torch_specexit.plugin.frontend import opening
+from torch_specexit.plugin.frontend import watch as watching
+from torch_specexit.plugin.frontend.activity import Activity
+from torch_specexit.plugin.frontend.callers import mark_of
+from torch_specexit.plugin.frontend.imposed import FILE, FOLDER, Kept
+from torch_specexit.plugin.frontend.operation import Operation
+from torch_specexit.plugin.frontend.server import FrontEnd
+from torch_specexit.plugin.frontend.watch import PolicyWatch, policies_for
+
+
+@pytest.fixture(autouse=True)
+def audited_draft(draft, monkeypatch):
+    """A draft whose servers audit, and look at the policy file at once."""
+    monkeypatch.setattr(watching, "SECONDS", 0.0)
+    write(draft)
+    return draft
+
+
+def write(folder, serving=None, **changes):
+    written(folder, serving={"audit_rate": 1.0, "efforts": {"low": "bold"}} | (serving or {}), **changes)
+
+
+def start(folder):
+    """The front end of a server that starts, as `opening` begins it."""
+    file, serving = policies_for(folder, BLOCK, {})
+    kept = Kept(folder)
+    operation = Operation(BLOCK, file, serving, (), kept)
+    opening.resume(operation, opening.Opening(folder, BLOCK, file, serving, {}, [], None, kept, kept.read()))
+    return FrontEnd(operation, Activity(), watch=PolicyWatch(folder, BLOCK, {}, {}))
+
+
+def audit(front, name, *, changed=True):
+    """Audits of a point until the server moves."""
+    moves: list[str] = []
+    front.hold.moved = moves.append
+    while not moves:
+        front.hold.add(name, changed=changed)
+
+
+def look(front):
+    """What the server serves by default and at low effort, having looked at its file."""
+    front.check(None)
+    default, low = (front.operation.resolve(given) for given in (None, {"specexit_effort": "low"}))
+    return (default.point, default.mode), (low.point, low.mode)
+
+
+PLAIN = ("usual", "shadow"), ("bold", "shadow")
+"""Where audits have imposed nothing; all requests are audited here, and so in shadow mode."""
+
+
+def test_a_restart_brings_no_exits_back_and_a_passed_audit_does(draft, caplog):
+    """A crash, or a rollout, used to undo whatever audits had imposed, without a word."""
+    front = start(draft)
+    audit(front, "bold")
+    assert look(front) == look(start(draft)) == (("usual", "shadow"), ("usual", "shadow"))
+    assert start(draft).hold.summary()["stepped"] == {"bold": "usual"}
+    audit(front, "usual")
+    audit(front, "careful")
+    caplog.clear()
+    front = start(draft)
+    assert (front.operation.served().name, front.operation.mode) == ("careful", "shadow")
+    said = f"shown a risk above epsilon at bold, usual, careful ({draft / FILE}); point careful, mode shadow"
+    assert said in caplog.text
+    audit(front, "careful", changed=False)
+    for again in (front, start(draft)):
+        assert (again.operation.mode, again.operation.ceiling) == ("exit", "careful")
+
+
+@pytest.mark.parametrize("down", [False, True], ids=["while it runs", "while it is down"])
+@pytest.mark.parametrize(
+    ("change", "lifts"),
+    [
+        ({"serving": {"tenants": {mark_of("cut off"): "off"}}}, False),
+        ({"serving": {"share": 0.5}}, False),
+        ({"points": [*POINTS, POINTS[0] | {"name": "another"}]}, False),
+        ({"serving": {"hold": False}}, True),
+        ({"serving": {"mode": "shadow"}}, True),
+        ({"default": "careful"}, True),
+        # Another calibration of the point: audits have shown nothing of it.
+        ({"points": [POINTS[0], POINTS[1] | {"certificate": certificate(0.03)}, *POINTS[2:]]}, True),
+        ({"points": [*POINTS[:2], POINTS[2] | {"certificate": certificate(0.004)}]}, False),
+    ],
+)
+def test_an_edit_lifts_what_it_speaks_of_and_nothing_else(change, lifts, down, draft):
+    """The runbook's own way to stop the exits of one tenant used to bring back those of the whole server."""
+    front = start(draft)
+    audit(front, "usual")
+    write(draft, **change)
+    front = start(draft) if down else front
+    front.check(None)
+    assert front.operation.ceiling == (None if lifts else "careful")
+    assert start(draft).operation.ceiling == (None if lifts else "careful")
+    write(draft)  # and back
+    front.check(None)
+    calibrated = "points" in change  # so it is the calibration that audits have spoken of
+    assert front.operation.ceiling == start(draft).operation.ceiling == ("careful" if calibrated or not lifts else None)
+
+
+def test_an_edit_does_not_make_audits_begin_anew(draft):
+    front = start(draft)
+    front.audited("usual", "changed", front.operation.file.point("usual").policy)
+    write(draft, serving={"share": 0.5})
+    front.audited("usual", "no_exit", front.operation.file.point("usual").policy)
+    assert front.hold.summary()["points"]["usual"]["audits"] == 2
+    write(draft, serving={"share": 0.5}, default="careful")
+    front.check(None)
+    assert front.hold.summary()["points"] == {}
+
+
+def test_an_operators_word_by_the_route_lifts_it_for_good(draft):
+    front = start(draft)
+    audit(front, "usual")
+    front.switch(point="usual")
+    assert look(front) == look(start(draft)) == PLAIN
+    assert not (draft / FILE).exists()
+
+
+def test_api_servers_that_share_a_draft_keep_what_each_of_them_has_seen(draft):
+    first, second = start(draft), start(draft)
+    audit(first, "bold")
+    audit(second, "usual")
+    assert start(draft).operation.rejected == ["bold", "usual"]
+    assert (first.operation.rejected, second.operation.rejected) == (["bold"], ["usual"])
+    audit(second, "careful")
+    audit(second, "careful", changed=False)
+    assert start(draft).operation.rejected == ["bold", "usual"]
+
+
+def test_where_nothing_can_be_kept_a_server_says_so_and_an_operator_may_name_another_folder(
+    draft, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setenv(FOLDER, str(tmp_path / "nowhere"))
+    front = start(draft)
+    assert f"{tmp_path / 'nowhere' / FILE} cannot be written: what audits impose ends with a restart" in caplog.text
+    assert front.hold.summary()["kept"] is False
+    audit(front, "usual")
+    assert "a restart will not go by what audits impose just now" in caplog.text
+    assert (front.operation.ceiling, start(draft).operation.ceiling) == ("careful", None)
+    (tmp_path / "nowhere").mkdir()
+    front = start(draft)
+    assert front.hold.summary()["kept"] is True
+    audit(front, "usual")
+    assert start(draft).operation.ceiling == "careful"
+    assert not (draft / FILE).exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("{", "cannot be read as JSON"), (json.dumps({"words": [], "for_all": ["usual"]}), "field for_all is .'usual'.")],
+)
+def test_a_file_that_cannot_be_read_keeps_a_server_from_starting(text, message, draft):
+    """As nothing says what exits it was to end."""
+    (draft / FILE).write_text(text)
+    with pytest.raises(PolicyError, match=f"{FILE}: {message}"):
+        start(draft)

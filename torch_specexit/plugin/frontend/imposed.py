@@ -1,0 +1,131 @@
+"""What audits have imposed on a server, and ``hold.json``, which keeps it.
+
+Neither a restart nor an edit of ``policy.json`` that speaks of something else brings exits back. An operator's word
+does, and another policy or another certificate of the point in question: what was shown was shown of these.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from pydantic import Field, ValidationError
+
+from specexit.config import Config, write_text
+from specexit.drafts.files import read_object
+from specexit.drafts.policy import OperatingPoint, PolicyError, PolicyFile, Serving
+from specexit.errors import shown
+from torch_specexit.plugin.frontend.locking import locked
+
+logger = logging.getLogger("vllm.specexit")
+
+FILE = "hold.json"
+FOLDER = "SPECEXIT_HOLD_FOLDER"
+"""Environment variable: the folder of `FILE`, by default the draft's. Not a setting, as those may be a stranger's."""
+MAX_BYTES = 10_000_000
+SWITCH = "switch "
+"""What begins the events by which an operator's word to one API server process reaches the others."""
+
+
+class Imposed(Config):
+    """Points whose audits have shown that they change too many answers; what serves in their place follows from
+    ``policy.json``."""
+
+    words: tuple[str, ...] = Field(description="the operator's at that time, see `words_of`")
+    for_all: dict[str, str] = Field(
+        default={}, description="claim -> name of a point that served by default: nobody gets anything bolder"
+    )
+    for_some: dict[str, str] = Field(
+        default={}, description="claim -> name of another point: those who ask for it get a stricter one"
+    )
+
+    def also(self, other: Imposed | None) -> Imposed:
+        """With what another process has seen under the same words."""
+        if other is None or other.words != self.words:
+            return self
+        both = {"for_all": other.for_all | self.for_all, "for_some": other.for_some | self.for_some}
+        return self.model_copy(update=both)
+
+    def without(self, claim: str) -> Imposed:
+        """As it is when a point's audits have shown that it changes few enough."""
+        left = {
+            place: {other: name for other, name in getattr(self, place).items() if other != claim}
+            for place in ("for_all", "for_some")
+        }
+        return self.model_copy(update=left)
+
+
+def words_of(file: PolicyFile, serving: Serving) -> tuple[str, ...]:
+    """What an operator says about which exits are made. Other words lift what audits have imposed."""
+    switched = (f"{event.when} {event.what}" for event in file.history if event.what.startswith(SWITCH))
+    said = {"default": file.default, "mode": serving.mode, "mode of the file": file.serving.mode, "hold": serving.hold}
+    return (*(f"{key}={value}" for key, value in said.items()), *switched)
+
+
+def claim_of(point: OperatingPoint) -> str:
+    """What audits speak of: the first 16 digits of a hash of a point's policy and certificate, whatever its name.
+
+    Fields that either gets later do not change it, as long as they have their default.
+    """
+    said = json.dumps(point.model_dump(mode="json", exclude={"name"}, exclude_defaults=True), sort_keys=True)
+    return hashlib.sha256(said.encode()).hexdigest()[:16]
+
+
+class Kept:
+    """``hold.json`` of a server, which all of its API server processes write.
+
+    Args:
+      folder: of the draft.
+    """
+
+    def __init__(self, folder: Path):
+        self.path = Path(os.environ.get(FOLDER) or folder) / FILE
+
+    @property
+    def writable(self) -> bool:
+        """Whether what audits impose from now on is there after a restart."""
+        return os.access(self.path.parent, os.W_OK)
+
+    def read(self) -> Imposed | None:
+        """What is kept; None where there is nothing.
+
+        Raises:
+          PolicyError: the file is not what it should be.
+        """
+        if not self.path.exists():
+            return None
+        try:
+            return Imposed.model_validate(read_object(self.path, MAX_BYTES, PolicyError))
+        except ValidationError as error:
+            problem = error.errors()[0]
+            key, value = ".".join(str(part) for part in problem["loc"]), shown(problem["input"])
+            raise PolicyError(
+                f"{self.path}: field {key} is {value}: {problem['msg']}; servers write this file, and without it "
+                "nothing is imposed"
+            ) from error
+
+    def write(self, imposed: Imposed, *, cleared: str = "") -> None:
+        """Keep what is imposed beside what other processes have seen, but for a claim that audits have cleared."""
+        self._change(lambda found: imposed.also(found).without(cleared))
+
+    def forget(self, *, but: tuple[str, ...] | None = None) -> None:
+        """Keep nothing any more, unless it was imposed under the words ``but``."""
+        self._change(lambda found: found if found is not None and found.words == but else None)
+
+    def _change(self, change: Callable[[Imposed | None], Imposed | None]) -> None:
+        try:
+            with locked(self.path.parent):
+                found = self.read()
+                wanted = change(found)
+                if wanted == found:
+                    return
+                if wanted is None or not (wanted.for_all or wanted.for_some):
+                    self.path.unlink(missing_ok=True)
+                else:
+                    write_text(self.path, wanted.model_dump_json(indent=2) + "\n")
+        except (OSError, PolicyError) as error:
+            logger.error("specexit: a restart will not go by what audits impose just now: %s", error)

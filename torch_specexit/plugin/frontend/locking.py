@@ -1,0 +1,43 @@
+"""One process at a time changes a file that several of them write."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+SECONDS = 5.0
+"""How long to wait: writing takes milliseconds, and a process that hangs must not keep a server from answering."""
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes from changing the files of a folder between a read and a write.
+
+    Raises:
+      OSError: the folder cannot be opened; or, a `TimeoutError`, another process has had it for `SECONDS`.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        _wait(handle, folder)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _wait(handle: int, folder: Path) -> None:
+    end = time.monotonic() + SECONDS
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > end:
+                raise TimeoutError(f"{folder}: another process has locked it for {SECONDS:g} seconds") from None
+            time.sleep(0.01)
+            continue
+        except OSError:  # a file system without locks; a kill switch must work there, too
+            pass
+        return
