@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import threading
 
 import pytest
 
@@ -12,6 +13,7 @@ from specexit.config import ConfigError
 from specexit.drafts.policy import FILE, PolicyError, PolicyFile, write_policy
 from tests.serving.ends import GREEDY, incoming
 from tests.serving.test_operation import BLOCK, POINTS, point
+from torch_specexit.plugin.frontend import locking
 from torch_specexit.plugin.frontend import watch as watching
 from torch_specexit.plugin.frontend.activity import Activity
 from torch_specexit.plugin.frontend.callers import mark_of
@@ -243,6 +245,35 @@ def test_a_word_to_one_api_server_reaches_all_that_share_its_engines(draft, monk
     before = (draft / FILE).read_bytes()
     assert alone.switch(mode="off") == {"api_servers": 1, "of": 1}
     assert (draft / FILE).read_bytes() == before
+
+
+def test_of_two_words_to_two_api_servers_at_a_time_none_is_lost(draft, monkeypatch):
+    """Each wrote the file as it had read it: a kill switch could be lost to a change of the point."""
+    first, second = api_servers(draft)
+    other = threading.Thread(target=second.watch.order, args=(second.operation, "off", None))
+
+    def read_as_the_other_begins(*args):
+        found = policies_for(*args)
+        monkeypatch.setattr(watching, "policies_for", policies_for)
+        other.start()
+        other.join(0.2)  # alone, the other one would have written by then
+        return found
+
+    monkeypatch.setattr(watching, "policies_for", read_as_the_other_begins)
+    assert first.watch.order(first.operation, None, "bold") is None
+    other.join()
+    file, serving = policies_for(draft, BLOCK, {})
+    assert (file.default, serving.mode, len(file.history)) == ("bold", "off", 2)
+
+
+def test_a_kill_switch_waits_a_moment_for_a_folder_that_is_locked_and_says_so(draft, monkeypatch):
+    monkeypatch.setattr(locking, "SECONDS", 0.0)
+    first, _ = api_servers(draft)
+    with locking.locked(draft):
+        reached = first.switch(mode="off")
+    assert "cannot be written: " in reached["others"]
+    assert "another process has locked it" in reached["others"]
+    assert first.operation.resolve(None).mode == "off"
 
 
 def test_what_reaches_one_api_server_alone_says_so(draft, monkeypatch):

@@ -15,6 +15,8 @@ from specexit.config import ConfigError
 from specexit.drafts.directory import SpecExitBlock
 from specexit.drafts.policy import FILE, Event, Mode, PolicyError, PolicyFile, Serving, read_policy, write_policy
 from torch_specexit.plugin.certified import doubts
+from torch_specexit.plugin.frontend.imposed import SWITCH
+from torch_specexit.plugin.frontend.locking import locked
 from torch_specexit.plugin.frontend.operation import Operation
 from torch_specexit.plugin.settings import COMMAND_LINE, ENVIRONMENT, serving_over
 
@@ -139,7 +141,7 @@ class PolicyWatch:
         return True
 
     def order(self, operation: Operation, mode: Mode | None, point: str | None) -> str | None:
-        """Write an operator's word into the file, for all who watch it.
+        """Write an operator's word into the file, for all who watch it, beside the words that others have got.
 
         Args:
           operation: of this server, which does not take it in yet; see `reload`.
@@ -156,21 +158,25 @@ class PolicyWatch:
         if self._stamp() is None:
             return f"{path} is not there (specexit migrate writes it)"
         try:
+            with locked(self.folder):
+                return self._order(operation, mode, point)
+        except OSError as error:
+            return f"{path} cannot be written: {error}"
+
+    def _order(self, operation: Operation, mode: Mode | None, point: str | None) -> str | None:
+        try:
             file, _ = policies_for(self.folder, self.block, self.additional_config)
             serving = file.serving.model_copy(update={"mode": mode or file.serving.mode})
             merged = serving_over(serving, self.additional_config)
-            _check_unchanged(merged, operation.started, path)
+            _check_unchanged(merged, operation.started, self.folder / FILE)
         except (PolicyError, ConfigError) as error:
             return str(error)
         if mode is not None and merged.mode != mode:
             raise PolicyError(f"mode {mode} has no effect: {COMMAND_LINE} or {ENVIRONMENT} says {merged.mode}")
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        event = Event(when=now, what=f"switch mode={mode or '-'} point={point or '-'}")
+        event = Event(when=now, what=f"{SWITCH}mode={mode or '-'} point={point or '-'}")
         changes = {"default": file.point(point).name, "serving": serving, "history": (*file.history, event)}
-        try:
-            write_policy(self.folder, file.model_copy(update=changes))
-        except OSError as error:
-            return f"{path} cannot be written: {error}"
+        write_policy(self.folder, file.model_copy(update=changes))
         return None
 
     def _say_what_is_overruled(self, own: Serving, merged: Serving, operation: Operation) -> None:
