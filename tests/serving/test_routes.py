@@ -11,10 +11,12 @@ from fastapi.testclient import TestClient
 from vllm.v1.engine.core_client import DPLBAsyncMPClient
 
 from tests.serving.test_operation import operation
+from torch_specexit.plugin.frontend import server as front_end
 from torch_specexit.plugin.frontend.activity import Activity
-from torch_specexit.plugin.frontend.callers import mark_of
+from torch_specexit.plugin.frontend.callers import caller, mark_of
+from torch_specexit.plugin.frontend.reports import ADMITTED
 from torch_specexit.plugin.frontend.routes import CONTROL, OPERATOR_HEADER, OPERATOR_KEY, PATH, Endpoints
-from torch_specexit.plugin.frontend.server import END_THINKING, FrontEnd
+from torch_specexit.plugin.frontend.server import END_THINKING, MOST_INTERRUPTS, FrontEnd, TooManyError
 from torch_specexit.plugin.outcome import KEY
 from torch_specexit.plugin.worker import interrupt
 
@@ -41,7 +43,9 @@ class Server:
 
     def __init__(self, *routes):
         self.front, self.called = FrontEnd(operation(routes=routes), Activity()), []
-        self.processor = SimpleNamespace(request_states={}, external_req_ids={}, **{KEY: self.front})
+        runs = self.front.operation.resolve(None, caller=mark_of("ours"))._replace(response="chatcmpl-runs")
+        states = {"runs": SimpleNamespace(**{ADMITTED: runs})}
+        self.processor = SimpleNamespace(request_states=states, external_req_ids={}, **{KEY: self.front})
         app, endpoints = FastAPI(), Endpoints()
         endpoints.attach_router(app)
         asyncio.run(endpoints.init_state(self, None, None))
@@ -124,6 +128,45 @@ def test_an_interrupt_reaches_the_workers_of_every_engine_with_its_caller():
     given = ("chatcmpl-runs", mark_of("ours"), False)
     assert server.called == [(engine, "collective_rpc", END_THINKING, given) for engine in (b"first", b"second")]
     assert interrupt.METHOD == END_THINKING  # the name under which the worker has it
+    server.called.clear()
+    assert server.client.post(CONTROL, json=body).status_code == 404  # another's
     assert server.client.post(CONTROL, json=body | {"id": "chatcmpl-gone"}).status_code == 404
     for bad in ({"action": "stop"}, {"id": ""}, {"id": "x" * 1000}, {"more": 1}):
         assert server.client.post(CONTROL, json=body | bad).status_code == 422
+    assert server.called == []  # no engine is stopped for what this process knows not to run
+    server.front.api_servers = 2  # of which another may run it
+    assert server.client.post(CONTROL, json=body | {"id": "chatcmpl-gone"}).status_code == 404
+    assert len(server.called) == 2
+
+
+def test_interrupts_take_turns_and_no_caller_has_too_many_of_them(monkeypatch):
+    """Any number of them, for ids that nobody has, could ask all workers at once."""
+    server, under_way = Server(*ALL), []
+    server.front.api_servers = 2
+
+    async def answer(self, method, *args, engine):
+        under_way.append(engine)
+        await asyncio.sleep(0)
+        assert len(under_way) == len(set(under_way))
+        under_way.remove(engine)
+        return [False]
+
+    async def interrupts(n):
+        return await asyncio.gather(*(server.front.interrupt(server, f"chatcmpl-{i}", now=True) for i in range(n)))
+
+    async def run():
+        ours = asyncio.create_task(interrupts(MOST_INTERRUPTS))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # all of them have begun
+        with pytest.raises(TooManyError, match="16 requests of this caller wait"):
+            await interrupts(1)
+        token = caller.set("another")
+        assert await interrupts(1) == [False]
+        caller.reset(token)
+        return await ours + await interrupts(1)
+
+    monkeypatch.setattr(TwoEngines, "_call_utility_async", answer)
+    assert asyncio.run(run()) == [False] * (MOST_INTERRUPTS + 1)
+    monkeypatch.setattr(front_end, "MOST_INTERRUPTS", 0)
+    body = {"id": "chatcmpl-runs", "action": "reasoning_end"}
+    assert server.client.post(CONTROL, json=body).status_code == 429

@@ -20,6 +20,7 @@ from specexit.config import Config
 from specexit.drafts.directory import Mode
 from specexit.errors import InputError
 from torch_specexit.plugin.frontend.callers import MarkCallers
+from torch_specexit.plugin.frontend.server import TooManyError
 from torch_specexit.plugin.outcome import KEY
 
 PATH = "/v1/specexit"
@@ -100,7 +101,11 @@ class Endpoints:
         @app.post(CONTROL)
         async def control(body: Control) -> dict[str, Any]:
             opened("interrupt")
-            if not await self.front.interrupt(self.engine, body.id, now=body.now):
+            try:
+                found = await self.front.interrupt(self.engine, body.id, now=body.now)
+            except TooManyError as error:
+                raise HTTPException(429, str(error)) from error
+            if not found:
                 raise HTTPException(404, f"no running request {body.id[:100]!r} of this caller that thinks")
             return {"id": body.id, "action": body.action, "success": True}
 

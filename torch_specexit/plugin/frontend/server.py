@@ -33,6 +33,13 @@ logger = logging.getLogger("vllm.specexit")
 END_THINKING = "specexit_end_thinking"
 """Method of a worker, see `torch_specexit.plugin.worker.interrupt`."""
 
+MOST_INTERRUPTS = 16
+"""Of one caller, that may wait for their turn. Each stops all engines between two steps, so they take turns."""
+
+
+class TooManyError(Exception):
+    """A caller has too many interrupts under way."""
+
 
 class FrontEnd:
     """What an API server knows of its requests, and what it decides about them.
@@ -70,6 +77,8 @@ class FrontEnd:
         self.outcomes: Counter[str] = Counter()
         self.shadow: Counter[str] = Counter()
         self._finished = Finished()
+        self._interrupts: Counter[str | None] = Counter()
+        self._turn = asyncio.Semaphore(1)
 
     def check(self, extra_args: Mapping[str, Any] | None, lora: str | None = None) -> None:
         """Check a request's arguments before it is admitted.
@@ -215,8 +224,26 @@ class FrontEnd:
 
         Returns:
           Whether there was one that thinks.
+
+        Raises:
+          TooManyError: `MOST_INTERRUPTS` of this caller's wait already.
         """
-        client, asked = engine.engine_core, (END_THINKING, None, (request, caller.get(), now), None)
+        who = caller.get()
+        running = (getattr(state, ADMITTED, None) for state in engine.output_processor.request_states.values())
+        if self.api_servers == 1 and not any(one and (one.caller, one.response) == (who, request) for one in running):
+            return False  # no worker has what this process has not admitted, so none is asked
+        if self._interrupts[who] >= MOST_INTERRUPTS:
+            raise TooManyError(f"{MOST_INTERRUPTS} requests of this caller wait to end a thinking, expected fewer")
+        self._interrupts[who] += 1
+        try:
+            async with self._turn:
+                return await self._end_thinking(engine.engine_core, (request, who, now))
+        finally:
+            self._interrupts[who] -= 1
+            self._interrupts += Counter()  # without the callers who wait for nothing
+
+    async def _end_thinking(self, client: Any, whose: tuple[str, str | None, bool]) -> bool:
+        asked = (END_THINKING, None, whose, None)
         # Of several engines `AsyncLLM.collective_rpc` asks all, and returns the answers of the first alone.
         answers = await asyncio.gather(
             *(client._call_utility_async("collective_rpc", *asked, engine=core) for core in client.core_engines)
