@@ -146,7 +146,7 @@ def test_where_nothing_can_be_kept_a_server_says_so_and_an_operator_may_name_ano
     assert f"{tmp_path / 'nowhere' / FILE} cannot be written: what audits impose ends with a restart" in caplog.text
     assert front.hold.summary()["kept"] is False
     audit(front, "usual")
-    assert "a restart will not go by what audits impose just now" in caplog.text
+    assert f"{FILE} is not up to date, and a restart goes by it: " in caplog.text
     assert (front.operation.ceiling, start(draft).operation.ceiling) == ("careful", None)
     (tmp_path / "nowhere").mkdir()
     front = start(draft)

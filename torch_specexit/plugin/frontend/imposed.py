@@ -128,4 +128,4 @@ class Kept:
                 else:
                     write_text(self.path, wanted.model_dump_json(indent=2) + "\n")
         except (OSError, PolicyError) as error:
-            logger.error("specexit: a restart will not go by what audits impose just now: %s", error)
+            logger.error("specexit: %s is not up to date, and a restart goes by it: %s", self.path, error)
