@@ -1,4 +1,8 @@
-"""Small random instances of published EAGLE-3 drafts: configs as their projects publish them, sizes scaled down."""
+"""Small random instances of published EAGLE-3 drafts: configs as their exporters write them, sizes scaled down.
+
+What an exporter writes is more than the file that a draft is trained by: transformers adds `LLAMA`'s keys as it saves,
+TorchSpec its version, AngelSlim the kind of the target, and Model-Optimizer a RoPE for longer texts.
+"""
 
 import copy
 import json
@@ -52,6 +56,9 @@ QWEN = {
     "draft_vocab_size": DRAFT_VOCAB,
 }
 
+LLAMA = {"mlp_bias": False, "pretraining_tp": 1}
+"""What transformers adds to any Llama config that it saves."""
+
 CONFIGS = {
     "safeailab": {
         "architectures": ["LlamaForCausalLM"],
@@ -71,10 +78,16 @@ CONFIGS = {
         "use_cache": True,
         "draft_vocab_size": DRAFT_VOCAB,
     },
-    "angelslim": {"architectures": ["Eagle3LlamaForCausalLM"], **QWEN},
+    "angelslim": {
+        "architectures": ["Eagle3LlamaForCausalLM"],
+        "target_model_type": "qwen3",
+        **QWEN,
+        **LLAMA,
+    },
     "specforge": {
         "architectures": ["LlamaForCausalLMEagle3"],
         **QWEN,
+        **LLAMA,
         "fc_norm": True,
         "norm_output": True,
         "eagle_config": {"eagle_aux_hidden_state_layer_ids": [1, 5, 8], "use_aux_hidden_state": True},
@@ -102,6 +115,7 @@ CONFIGS = {
         "torch_dtype": "bfloat16",
         "use_cache": True,
         "draft_vocab_size": VOCAB,
+        "_torchspec_version": "0.1.0",
     },
     "nemo": {
         **QWEN,
@@ -174,6 +188,46 @@ CONFIGS = {
 }
 """Layout -> ``config.json`` as published, the sizes replaced."""
 
+TRANSFORMERS_5 = {
+    "torch_dtype": None,
+    "dtype": "bfloat16",
+    "rope_theta": None,
+    "rope_scaling": None,
+    "rope_parameters": {"rope_theta": 1000000, "rope_type": "default"},
+    "pad_token_id": None,
+    "transformers_version": "5.19.0",
+}
+"""Of `QWEN`, what transformers 5 saves under other names; it leaves out what is None here."""
+
+HUNYUAN = {
+    "target_model_type": "hunyuan_v1_dense",
+    "add_classification_head": False,
+    "attention_dropout": 0.1,
+    "attention_head_dim": HEAD_DIM,
+    "bos_token_id": 1,
+    "cla_share_factor": 2,
+    "class_num": 0,
+    "dense_list": [HIDDEN, 0],
+    "eod_token_id": 127967,
+    "eos_token_id": 127960,
+    "im_end_id": 5,
+    "im_newline_id": 11,
+    "im_start_id": 4,
+    "mask_init_id": 12,
+    "norm_type": "rms",
+    "org_vocab_size": VOCAB,
+    "pad_id": 127961,
+    "pad_token_id": 127961,
+    "pool_type": "last",
+    "sep_token_id": 127962,
+    "text_end_id": 7,
+    "text_start_id": 6,
+    "use_cla": False,
+    "use_qk_norm": True,
+    "use_rotary_pos_emb": True,
+}
+"""What AngelSlim's configs for Hunyuan say beside the rest; the draft's class has no norms of queries and keys."""
+
 DTYPES = {"safeailab": "float16", "nemo": "float32"}
 AUX = {"deepspec": 5}
 LAYER = {"nemo": "model.layers.0.", "deepspec": "layers.0.", "speculators": "layers.0."}
@@ -202,7 +256,7 @@ def tensors_of(layout: str, seed: int = 0, config: dict | None = None) -> dict[s
         f"{layer}mlp.down_proj.weight": (hidden, inner),
         "lm_head.weight": (draft_vocab, hidden),
     }
-    if layout in ("deepspec", "specforge", "nemo", "speculators"):
+    if layout in ("deepspec", "specforge", "torchspec", "nemo", "speculators"):
         matrices[f"{trunk}embed_tokens.weight"] = (vocab, hidden)
     vectors = {f"{layer}{name}.weight": hidden for name in ("input_layernorm", "hidden_norm")}
     vectors |= {f"{layer}post_attention_layernorm.weight": hidden, f"{trunk}norm.weight": hidden}

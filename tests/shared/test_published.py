@@ -20,6 +20,8 @@ from tests.shared.published import (
     AUX,
     CONFIGS,
     DRAFT_VOCAB,
+    HUNYUAN,
+    TRANSFORMERS_5,
     VOCAB,
     imported,
     mutated,
@@ -228,11 +230,8 @@ LLAMA3 |= {"original_max_position_embeddings": 8192}
 
 MUTATIONS = [
     ("architectures", ["MistralForCausalLM"], r"architectures is \['MistralForCausalLM'\], .* say layout="),
-    ("model_type", "mistral", "model_type is 'mistral'"),
-    ("num_hidden_layers", 2, "num_hidden_layers is 2"),
     ("hidden_act", "gelu", "hidden_act is 'gelu'"),
     ("mlp_bias", True, "mlp_bias is True"),
-    ("attention_bias", True, r"self_attn.q_proj.bias \[64\] is missing"),
     ("use_sliding_window", True, "use_sliding_window is True"),
     ("layer_types", ["sliding_attention"], r"layer_types is \['sliding_attention'\]"),
     ("rope_scaling", {"rope_type": "yarn", "factor": 4.0}, "rope_scaling is .*'yarn'"),
@@ -274,7 +273,6 @@ MUTATIONS = [
     ("truncated_vocab_size", 64, "truncated_vocab_size is 64, but draft_vocab_size is 120"),
     ("rope_scaling", LLAMA3 | {"low_freq_factor": None}, "rope_scaling is .*low_freq_factor is missing, .* 'llama3'"),
     ("rope_scaling", {"rope_type": "llama3", "factor": 8.0}, "low_freq_factor is missing, which rope_type 'llama3'"),
-    ("model_type", "qwen3_moe", "model_type is 'qwen3_moe'"),
     ("logit_scale", 0.25, "logit_scale is 0.25"),
     ("quantization_config", {"bits": 4}, r"quantization_config is \{'bits': 4\}, none is implemented"),
     ("rope_thetta", 5e6, "rope_thetta is 5000000.0"),
@@ -321,6 +319,20 @@ COPIED = {
         PHI3 | {"rope_parameters": {"rope_theta": 1_000_000, "rope_type": "default", "partial_rotary_factor": 1.0}},
     ),
     "nebius": ("safeailab", {"truncated_vocab_size": DRAFT_VOCAB}),
+    "SafeAILab of Vicuna 13B": ("safeailab", {"num_hidden_layers": 40}),
+    "SafeAILab of Qwen2": ("safeailab", {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}),
+    "SafeAILab of Qwen3": ("safeailab", {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"}),
+    "SafeAILab of Mixtral": ("safeailab", {"architectures": ["MixtralForCausalLM"], "model_type": "mixtral"}),
+    "AngelSlim of Hunyuan": ("angelslim", HUNYUAN),
+    "AngelSlim of Qwen2.5, its layers": ("angelslim", {"model_type": "qwen2", "num_hidden_layers": 28}),
+    "AngelSlim by transformers 5": ("angelslim", TRANSFORMERS_5),
+    "SpecForge by transformers 5": ("specforge", TRANSFORMERS_5),
+    "SpecForge of Gemma 3": (
+        "specforge",
+        {"sliding_window": 512, "use_sliding_window": False, "target_model_type": "gemma3_text"},
+    ),
+    "TorchSpec's converter": ("torchspec", {"num_aux_hidden_states": None}),
+    "TorchSpec, an older one": ("torchspec", {"_torchspec_version": None}),
 }
 
 
@@ -344,6 +356,20 @@ def test_the_context_that_a_scaling_of_nemo_s_counts_from_is_not_ignored(tmp_pat
 
 
 @pytest.mark.parametrize(
+    ("says", "told"),
+    [
+        ({"sliding_window": 128, "use_sliding_window": None}, True),  # SpecForge's own, of gpt-oss: from the target
+        ({"sliding_window": 128}, False),
+        ({"sliding_window": 131072, "use_sliding_window": None}, False),  # wider than any text of it
+    ],
+)
+def test_a_window_that_no_tensor_tells_of_is_passed_over_aloud(says, told, tmp_path, capsys):
+    imported(tmp_path, "specforge", CONFIGS["specforge"] | says)
+    said = " ".join(capsys.readouterr().err.split())
+    assert ("sliding_window is 128, and is passed over" in said) == told
+
+
+@pytest.mark.parametrize(
     ("layout", "place", "value", "message"),
     [
         ("speculators", "norm_before_residual", None, "norm_before_residual is None, expected true or false"),
@@ -354,7 +380,16 @@ def test_the_context_that_a_scaling_of_nemo_s_counts_from_is_not_ignored(tmp_pat
         ),
         ("speculators", "transformer_layer_config.foo", 1, "transformer_layer_config.foo is 1, which is unknown"),
         ("speculators", "speculators_model_type", "dflash", "speculators_model_type is 'dflash'"),
+        (
+            "speculators",
+            "transformer_layer_config.model_type",
+            "mistral",
+            "transformer_layer_config.model_type is 'mis",
+        ),
+        ("speculators", "transformer_layer_config.num_hidden_layers", 2, "num_hidden_layers is 2, only 1 is implement"),
+        ("speculators", "transformer_layer_config.attention_bias", True, r"q_proj.bias \[64\] is missing"),
         ("deepspec", "draft_num_hidden_layers", 2, "draft_num_hidden_layers is 2"),
+        ("deepspec", "model_type", "qwen3_moe", "model_type is 'qwen3_moe'"),
         ("deepspec", "target_layer_ids", None, "target_layer_ids is None"),
         ("deepspec", "num_target_layers", 36, "num_target_layers is 36, but target small has num_hidden_layers 12"),
         (

@@ -108,14 +108,8 @@ def import_draft(config: ImportConfig) -> Origin:
             write_text(beside / FILE, json.dumps(origin.model_dump(mode="json"), indent=2) + "\n")
             save_target(beside, target)
     layers, console = list(draft.config.eagle_aux_hidden_state_layer_ids), Console(stderr=True)
-    if origin.target_said is not None:
-        console.print(
-            f"{draft.path}: names target {shown(origin.target_said)}, but it is imported for {origin.target}: for "
-            "another of the same sizes it drafts badly, and nothing else tells; expected the target it was made for",
-            style="yellow",
-            markup=False,
-            highlight=False,
-        )
+    for note in draft.notes:
+        console.print(note, style="yellow", markup=False, highlight=False)
     console.print(
         f"{config.draft}: {draft.layout.about}\n{VOCABULARIES[origin.vocabulary]}; aux layers {layers} of "
         f"{draft.config.target_num_hidden_layers} ({draft.layers_from})\n-> {config.out}",
@@ -225,7 +219,13 @@ class Published:
         keys = Keys(self.raw, self.path)
         fields = self.layout.fields(keys)
         keys.finish()
+        self.notes = keys.notes
         self.target_said = _other_than(target, fields.pop("target_named", None))
+        if self.target_said is not None:
+            keys.note(
+                f"names target {shown(self.target_said)}, but it is imported for {target.name}: for another of the "
+                "same sizes it drafts badly, and nothing else tells; expected the target it was made for"
+            )
         model = target.hf_config()
         for name, (key, said) in fields.pop("of_target", {}).items():
             if model.get(name, said) != said:

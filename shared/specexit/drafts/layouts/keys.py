@@ -22,6 +22,12 @@ class Keys:
 
     def __init__(self, raw: dict[str, Any], path: Path, within: str = ""):
         self.rest, self.path, self.within = dict(raw), path, within
+        self.notes: list[str] = []
+        """What was taken otherwise than the config says it, or may mean something else; for people."""
+
+    def note(self, text: str) -> None:
+        """Have people be told of a key, in words that begin with its name."""
+        self.notes.append(f"{self.path}: {self.within}{text}")
 
     def error(self, key: str, value: Any, expected: str) -> DraftError:
         """An error that names file, key and value."""

@@ -50,6 +50,7 @@ class Layout:
 NUMBER = (int, float)
 _IDLE = (
     *("_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache", "initializer_range"),
+    "target_model_type",
     *("bos_token_id", "eos_token_id", "pad_token_id", "attention_dropout", "max_window_layers", "auto_map"),
 )
 """Keys that say how a draft was trained, or nothing at all about it."""
@@ -225,6 +226,25 @@ def plain_fields(keys: Keys) -> Fields:
     keys.ignore("architectures")
     said = {"own_embeddings": keys.take("own_embeddings", bool, None)}  # our own exports say it
     return eagle_fields(keys, decoder_fields(keys)) | said | of_target(keys, layers="target_num_hidden_layers")
+
+
+def llama_fields(keys: Keys) -> Fields:
+    """Of a class whose layer is Llama's for every target, whatever its config took from one: its tensors tell.
+
+    A second layer, and one of another kind, have tensors that are refused by name. No tensor tells of a window.
+    """
+    keys.ignore("model_type", "num_hidden_layers", "attention_bias")
+    width, positions = keys.rest.get("sliding_window"), keys.rest.get("max_position_embeddings")
+    wide = isinstance(width, int) and isinstance(positions, int) and width >= positions
+    if keys.rest.get("use_sliding_window") is None and width is not None and not wide:
+        keys.note(
+            f"sliding_window is {shown(width)}, and is passed over: the class of that name reads none, and targets "
+            "leave theirs in it; a draft that was trained with a window drafts badly behind it, and no tensor tells"
+        )
+    keys.ignore("sliding_window")
+    fields = plain_fields(keys)
+    del fields["model_type"], fields["attention_bias"]
+    return fields
 
 
 def of_target(

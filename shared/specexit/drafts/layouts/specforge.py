@@ -5,24 +5,18 @@ Its draft is a Llama layer with LlamaConfig's defaults whatever the target is. W
 """
 
 from specexit.drafts.layouts.keys import Keys
-from specexit.drafts.layouts.layout import Fields, Layout, architecture, plain_fields
+from specexit.drafts.layouts.layout import Fields, Layout, architecture, llama_fields, plain_fields
 
 LLAMA = "LlamaForCausalLMEagle3"
 
 
-def llama_fields(keys: Keys) -> Fields:
-    """Fields of SpecForge's class, without those that only its tensors say."""
-    if keys.rest.get("architectures") != [LLAMA]:
-        return plain_fields(keys)
-    keys.ignore("model_type", "attention_bias", "sliding_window")
-    fields = plain_fields(keys)
-    del fields["model_type"], fields["attention_bias"]
-    return fields
+def _fields(keys: Keys) -> Fields:
+    return llama_fields(keys) if keys.rest.get("architectures") == [LLAMA] else plain_fields(keys)
 
 
 SPECFORGE = Layout(
     "specforge",
     f"sgl-project/SpecForge, SGLang and NVIDIA's Model-Optimizer: {LLAMA}",
     architecture(LLAMA, "Eagle3Qwen3ForCausalLM"),  # the second is vLLM's, of our own exports
-    llama_fields,
+    _fields,
 )
