@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from specexit.drafts.directory import DraftConfig, DraftError, read_draft
-from specexit.drafts.rope import rotary_frequencies
+from specexit.drafts.rope import rotary_factor, rotary_frequencies
 
 SCORES = 1 << 24
 """Attention scores of a later draft step that exist at once, 64 MiB of them in float32."""
@@ -56,11 +56,14 @@ class RMSNorm(nn.Module):
         return (x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.eps) * self.weight.float()).to(x.dtype)
 
 
-def rotary(x: Heads, positions: Int[Tensor, " rows"], frequency: Float[Tensor, " half_dim"]) -> Heads:
-    """Rotary position embedding in Llama's half-split layout (Su et al. 2021)."""
+def rotary(
+    x: Heads, positions: Int[Tensor, " rows"], frequency: Float[Tensor, " half_dim"], factor: float = 1.0
+) -> Heads:
+    """Rotary position embedding in Llama's half-split layout (Su et al. 2021), times ``factor``."""
     angle = positions[:, None].float() * frequency
+    cos, sin = factor * angle.cos(), factor * angle.sin()
     a, b = x.float().chunk(2, dim=-1)
-    return torch.cat([a * angle.cos() - b * angle.sin(), b * angle.cos() + a * angle.sin()], dim=-1).to(x.dtype)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)
 
 
 class Attention(nn.Module):
@@ -74,6 +77,7 @@ class Attention(nn.Module):
         super().__init__()
         self.heads, self.kv, self.dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
         self.frequency = rotary_frequencies(self.dim, config.rope_theta, config.rope_scaling)
+        self.factor = rotary_factor(config.rope_scaling)
         size, bias = 2 * config.hidden_size, config.attention_bias
         self.q_proj = nn.Linear(size, self.heads * self.dim, bias=bias)
         self.k_proj = nn.Linear(size, self.kv * self.dim, bias=bias)
@@ -97,8 +101,8 @@ class Attention(nn.Module):
         batch, rows, _ = x.shape
         positions = at + len(cache)
         frequency = torch.from_numpy(self.frequency).to(x.device)
-        q = rotary(self.q_norm(self._split(self.q_proj(x), self.heads)), positions, frequency)
-        k = rotary(self.k_norm(self._split(self.k_proj(x), self.kv)), positions, frequency)
+        q = rotary(self.q_norm(self._split(self.q_proj(x), self.heads)), positions, frequency, self.factor)
+        k = rotary(self.k_norm(self._split(self.k_proj(x), self.kv)), positions, frequency, self.factor)
         shared = self.heads // self.kv
         k, v = (part.repeat_interleave(shared, dim=1) for part in (k, self._split(self.v_proj(x), self.kv)))
         cache.append((k, v))

@@ -22,7 +22,15 @@ from jaxtyping import Array, Float, Int
 
 from jax_specexit.model.attention import ttt_attention
 from jax_specexit.model.cached import CachedTarget
-from jax_specexit.model.layers import Linear, RMSNorm, SwiGLU, rotary, rotary_frequencies, split_heads
+from jax_specexit.model.layers import (
+    Linear,
+    RMSNorm,
+    SwiGLU,
+    rotary,
+    rotary_factor,
+    rotary_frequencies,
+    split_heads,
+)
 from jax_specexit.model.target import Target
 from jax_specexit.sharding import constrain
 from specexit.drafts.directory import DraftConfig
@@ -127,7 +135,7 @@ class Draft(nnx.Module):
         )
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        q, k = rotary(q, positions, frequency), rotary(k, positions, frequency)
+        q, k = (rotary(part, positions, frequency, rotary_factor(c.rope_scaling)) for part in (q, k))
         keys, values = [*past[0], k], [*past[1], v]
         mixed = ttt_attention(q, keys, values, segment_ids)
         hidden = constrain(hidden + self.o(mixed.reshape(*hidden.shape[:2], -1)), "batch", "time", None)

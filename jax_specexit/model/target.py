@@ -35,7 +35,7 @@ from jax_specexit.model.layers import (
 )
 from jax_specexit.sharding import constrain, look_up
 from specexit import trainable
-from specexit.drafts.rope import FIELDS, scaling_of
+from specexit.drafts.rope import scaling_of
 from specexit.errors import InputError
 
 
@@ -101,7 +101,7 @@ class TargetShape:
         missing = [f.name for f in dataclasses.fields(cls) if config.get(f.name) is None and f.name != "rope_scaling"]
         if missing:
             raise InputError(f"{path}: no value for {', '.join(missing)}")
-        config["rope_scaling"] = scaling_of(rope, tuple(FIELDS))
+        config["rope_scaling"] = scaling_of(rope)
         return cls(**{f.name: config[f.name] for f in dataclasses.fields(cls)})
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from specexit.drafts.rope import FIELDS, scaling_of
+from specexit.drafts.rope import scaling_of
 
 ARCHITECTURES = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "Qwen3MoeForCausalLM")
 """`jax_specexit` holds it against its own table."""
@@ -42,7 +42,7 @@ def unimplemented(config: Mapping[str, Any]) -> str | None:
     if architecture(config) != "Qwen2ForCausalLM" and config.get("attention_bias"):
         return "attention_bias is true, which is implemented for Qwen2 only"
     try:
-        scaling_of(rope_of(config), tuple(FIELDS))
+        scaling_of(rope_of(config))
     except ValueError as error:
         return str(error)
     return None

@@ -14,8 +14,10 @@ def turned(x, position, config):
     """One head's vector, rotated to its position (Llama's half-split layout)."""
     half = len(x) // 2
     frequency = config["rope_theta"] ** (-np.arange(half) / half)
-    scaling = config.get("rope_scaling")
-    if scaling:
+    scaling, sharper = config.get("rope_scaling"), 1.0
+    if scaling and scaling["rope_type"] == "yarn":
+        frequency, sharper = yarn(frequency, config["rope_theta"], scaling)
+    elif scaling:
         wavelength, long = 2 * np.pi / frequency, scaling["original_max_position_embeddings"]
         low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
         for i in range(half):
@@ -26,7 +28,22 @@ def turned(x, position, config):
                 frequency[i] = (1 - smooth) * frequency[i] / scaling["factor"] + smooth * frequency[i]
     angle = position * frequency
     a, b = x[:half], x[half:]
-    return np.concatenate([a * np.cos(angle) - b * np.sin(angle), b * np.cos(angle) + a * np.sin(angle)])
+    return sharper * np.concatenate([a * np.cos(angle) - b * np.sin(angle), b * np.cos(angle) + a * np.sin(angle)])
+
+
+def yarn(frequency, theta, scaling):
+    """Frequencies by YaRN's published rule (Peng et al. 2023), and the square root of its temperature's inverse.
+
+    Those that turn more than 32 times in the original context stay, those that turn less than once are divided by the
+    factor; between these two dimensions, rounded outwards, it goes from one to the other in a straight line.
+    """
+    half, factor = len(frequency), scaling["factor"]
+    place = [
+        half * np.log(scaling["original_max_position_embeddings"] / (2 * np.pi * n)) / np.log(theta) for n in (32, 1)
+    ]
+    first, last = max(np.floor(place[0]), 0), min(np.ceil(place[1]), 2 * half - 1)
+    divided = np.clip((np.arange(half) - first) / (last - first), 0, 1)
+    return frequency * (1 - divided) + frequency / factor * divided, 0.1 * np.log(factor) + 1
 
 
 def published_logits(config, tensors, embedding, tokens, aux, steps):

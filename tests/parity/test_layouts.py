@@ -12,7 +12,17 @@ from specexit.schemas.export import ExportConfig
 from specexit.schemas.published import ImportConfig
 from tests.parity.layout_forward import published_logits
 from tests.parity.test_geometry import VARIANTS, logits_of_jax
-from tests.shared.published import AUX, CONFIGS, HIDDEN, VOCAB, mutated, tensors_of, write_published, write_target
+from tests.shared.published import (
+    AUX,
+    CONFIGS,
+    HIDDEN,
+    MODEL_OPTIMIZER,
+    VOCAB,
+    mutated,
+    tensors_of,
+    write_published,
+    write_target,
+)
 from torch_specexit.draft import Draft
 
 STEPS, TIME = 3, 40
@@ -46,10 +56,10 @@ INSTANCES = {
 """Layout, and what else its config says: variants that no project's own example has."""
 
 
-@pytest.mark.parametrize("instance", INSTANCES)
+@pytest.mark.parametrize("instance", [*INSTANCES, "model-optimizer"])
 def test_an_import_computes_what_the_layout_states(instance, tmp_path):
-    layout, says = INSTANCES[instance]
-    published = CONFIGS[layout] | says
+    layout, says = INSTANCES.get(instance, (instance, MODEL_OPTIMIZER))
+    published = CONFIGS.get(layout, {}) | says
     source = write_published(tmp_path / "published", layout, published, tensors_of(layout, config=published))
     import_draft(ImportConfig(draft=source, target=write_target(tmp_path / "of"), out=tmp_path / "draft"))
     embedding, tokens, aux = inputs(AUX.get(layout, 3))

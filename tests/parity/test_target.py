@@ -129,7 +129,7 @@ MOE = {"architectures": ["Qwen3MoeForCausalLM"], "num_experts": 4, "num_experts_
     [
         ({"architectures": ["GptOssForCausalLM"]}, "GptOssForCausalLM, expected one of Qwen3ForCausalLM"),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "original_max_position_embeddings is missing"),
-        ({"rope_parameters": {"rope_type": "yarn", "mscale": 1.0, "factor": 4.0}}, "mscale is 1.0, which a scaling of"),
+        ({"rope_parameters": {"rope_type": "llama3", "mscale": 1.0}}, "mscale is 1.0, which a scaling of"),
         ({"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "rope_type is 'dynamic', expected"),
         ({"use_sliding_window": True}, "use_sliding_window is True, only False"),
         ({"num_hidden_layers": None}, "no value for num_hidden_layers"),

@@ -1,6 +1,6 @@
 """A draft of every published layout, imported and served by vLLM: it drafts what JAX and PyTorch draft.
 
-By hand, `make layouts`: seven drafts at the tiny reasoner's size, each under the names and the config of its project
+By hand, `make layouts`: eight drafts at the tiny reasoner's size, each under the names and the config of its project
 and trained for some twenty seconds so that vLLM accepts drafts at all, and an engine for each; a quarter of an hour.
 """
 
@@ -20,7 +20,7 @@ from specexit.drafts.verify import verify
 from specexit.schemas.published import ImportConfig
 from specexit.schemas.verify import VerifyConfig
 from tests.serving.make_draft import texts, train
-from tests.shared.published import CONFIGS, DTYPES, tensors_of, write_published
+from tests.shared.published import CONFIGS, DTYPES, MODEL_OPTIMIZER, tensors_of, write_published
 from torch_specexit.draft import Draft
 from torch_specexit.features import TargetFeatures
 
@@ -33,6 +33,9 @@ HEADS = {"num_attention_heads": 6, "num_key_value_heads": 2}
 HEAD_DIM = {"torchspec": 64}
 LAYERS = {
     "specforge": {"eagle_config": {"eagle_aux_hidden_state_layer_ids": [0, 2, 3], "use_aux_hidden_state": True}},
+    "model-optimizer": {
+        "eagle_config": MODEL_OPTIMIZER["eagle_config"] | {"eagle_aux_hidden_state_layer_ids": [0, 2, 3]}
+    },
     "deepspec": {"num_target_layers": 4, "target_layer_ids": [0, 2, 3]},
     "nemo": {"num_hidden_layers": 4, "layer_types": ["full_attention"] * 4},
     "speculators": {
@@ -41,6 +44,9 @@ LAYERS = {
     },
 }
 """The tiny reasoner's layers, counted as each project counts; the others do not say theirs, and are told."""
+
+
+INSTANCES = CONFIGS | {"model-optimizer": MODEL_OPTIMIZER}
 
 
 def sized(layout: str, target: dict[str, Any]) -> dict[str, Any]:
@@ -58,7 +64,7 @@ def sized(layout: str, target: dict[str, Any]) -> dict[str, Any]:
             found["transformer_layer_config"] = fitted(fields["transformer_layer_config"])
         return found
 
-    return fitted(CONFIGS[layout]) | LAYERS.get(layout, {})
+    return fitted(INSTANCES[layout]) | LAYERS.get(layout, {})
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +85,7 @@ def traces(target, written, make_trace, tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("layout", CONFIGS)
+@pytest.mark.parametrize("layout", INSTANCES)
 def test_vllm_drafts_as_the_import_does(layout, target, written, traces, tmp_path):
     torch.manual_seed(0)
     config, dtype = sized(layout, target.hf_config()), FLOATS[DTYPES.get(layout, "bfloat16")]
@@ -88,7 +94,7 @@ def test_vllm_drafts_as_the_import_does(layout, target, written, traces, tmp_pat
     for name in tensors:
         if name.endswith("embed_tokens.weight"):  # their trainers start from the target's, and keep it
             tensors[name] = features.embedding.numpy().astype(dtype)
-    options = {"target": "tiny-reasoner", "layout": layout}
+    options = {"target": "tiny-reasoner", "layout": "specforge" if layout == "model-optimizer" else layout}
     if layout not in LAYERS or layout == "nemo":
         options["aux_layers"] = target.aux_layers
 

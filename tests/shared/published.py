@@ -188,6 +188,43 @@ CONFIGS = {
 }
 """Layout -> ``config.json`` as published, the sizes replaced."""
 
+MODEL_OPTIMIZER = {
+    "architectures": ["LlamaForCausalLMEagle3"],
+    "bos_token_id": 128000,
+    "eos_token_id": 128009,
+    "hidden_act": "silu",
+    **SIZES,
+    "initializer_range": 0.01,
+    "max_position_embeddings": 131072,
+    "model_type": "llama",
+    "num_hidden_layers": 1,
+    "pad_token_id": None,
+    "rms_norm_eps": 1e-05,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.57.1",
+    "use_cache": True,
+    "draft_vocab_size": DRAFT_VOCAB,
+    "rope_scaling": {"rope_type": "yarn", "factor": 32.0, "original_max_position_embeddings": 2048},
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "head_dim": HEAD_DIM,
+    **LLAMA,
+    "rope_theta": 10000,
+    "eagle_config": {
+        "eagle_aux_hidden_state_layer_ids": [1, 5, 8],
+        "use_aux_hidden_state": True,
+        "use_input_layernorm_in_first_layer": True,
+        "use_last_layernorm": True,
+        "use_mtp_layernorm": False,
+        "next_layer_regular": True,
+        "parallel_draft_step": 1,
+        "parallel_draft_heads_num_layers": 1,
+    },
+}
+"""What NVIDIA's Model-Optimizer exports by default, in layout ``specforge``: trained with RoPE as it is, and with a
+scaling for longer texts. Its tensors are those of ``tensors_of("model-optimizer", config=MODEL_OPTIMIZER)``."""
+
 TRANSFORMERS_5 = {
     "torch_dtype": None,
     "dtype": "bfloat16",
@@ -230,7 +267,7 @@ HUNYUAN = {
 
 DTYPES = {"safeailab": "float16", "nemo": "float32"}
 AUX = {"deepspec": 5}
-LAYER = {"nemo": "model.layers.0.", "deepspec": "layers.0.", "speculators": "layers.0."}
+LAYER = {"nemo": "model.layers.0."} | dict.fromkeys(("deepspec", "speculators", "model-optimizer"), "layers.0.")
 
 
 def tensors_of(layout: str, seed: int = 0, config: dict | None = None) -> dict[str, np.ndarray]:
@@ -276,7 +313,8 @@ def tensors_of(layout: str, seed: int = 0, config: dict | None = None) -> dict[s
     if draft_vocab < vocab:
         chosen = np.sort(rng.choice(vocab, draft_vocab, replace=False))
         tensors["d2t"] = chosen - np.arange(draft_vocab)
-        tensors["t2d"] = np.isin(np.arange(vocab), chosen)
+        if layout != "model-optimizer":
+            tensors["t2d"] = np.isin(np.arange(vocab), chosen)
     return tensors
 
 

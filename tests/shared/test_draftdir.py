@@ -120,7 +120,7 @@ def test_fields_of_other_tools_are_ignored(draft):
         ({"norm_before_fc": True, "fc_norm": True}, "norm_before_fc and fc_norm are both true"),
         ({"num_attention_heads": 3}, "num_attention_heads is 3, expected a multiple of num_key_value_heads, 2"),
         ({"draft_vocab_size": 201}, "draft_vocab_size is 201, expected at most vocab_size, 200"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "field rope_scaling is .*rope_type is 'yarn'"),
+        ({"rope_scaling": {"rope_type": "dynamic", "factor": 4.0}}, "field rope_scaling is .*rope_type is 'dynamic'"),
         ({"num_aux_hidden_states": 2}, "num_aux_hidden_states is 2, but eagle_aux_hidden_state_layer_ids names 3"),
     ],
 )

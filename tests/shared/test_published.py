@@ -12,7 +12,7 @@ from specexit.drafts.directory import read_config, read_draft
 from specexit.drafts.inspect import describe
 from specexit.drafts.layouts import LAYOUTS
 from specexit.drafts.published import _other_than, import_draft
-from specexit.drafts.rope import RopeScaling
+from specexit.drafts.rope import RopeScaling, rotary_factor
 from specexit.drafts.vocabulary import read_vocabulary
 from specexit.schemas.published import ImportConfig
 from specexit.schemas.target import load_target_config
@@ -21,6 +21,7 @@ from tests.shared.published import (
     CONFIGS,
     DRAFT_VOCAB,
     HUNYUAN,
+    MODEL_OPTIMIZER,
     TRANSFORMERS_5,
     VOCAB,
     imported,
@@ -142,24 +143,38 @@ def test_the_hub_s_cache_names_a_target():
     assert _other_than(target, "Qwen/Qwen3-4B-Thinking-2507") == "Qwen/Qwen3-4B-Thinking-2507"
 
 
-MODEL_OPTIMIZER = {
-    "eagle_aux_hidden_state_layer_ids": [],
-    "use_aux_hidden_state": True,
-    "use_input_layernorm_in_first_layer": True,
-    "use_last_layernorm": True,
-    "use_mtp_layernorm": False,
-    "next_layer_regular": True,
-    "parallel_draft_step": 1,
-    "parallel_draft_heads_num_layers": 1,
-}
-"""What NVIDIA's Model-Optimizer writes into ``eagle_config`` of every EAGLE-3 draft."""
+def test_a_draft_of_model_optimizer_is_read_as_it_exports_it(tmp_path, capsys):
+    tensors = tensors_of("model-optimizer", config=MODEL_OPTIMIZER)
+    folder = imported(tmp_path, "specforge", MODEL_OPTIMIZER, tensors)
+    config, ours = read_draft(folder)
+    assert config.eagle_aux_hidden_state_layer_ids == (2, 6, 9)
+    assert config.rope_scaling == RopeScaling("yarn", 32.0, original_max_position_embeddings=2048)
+    assert ours["midlayer.mlp.up_proj.weight"].tobytes() == tensors["layers.0.mlp.up_proj.weight"].tobytes()
+    # 32 times 2,048 is how far vLLM's angles of it go, whatever the target's own length is.
+    assert config.max_position_embeddings == 65_536
+    said = " ".join(capsys.readouterr().err.split())
+    assert "max_position_embeddings is 131072, taken as 65536: of a rope_scaling 'yarn' vLLM has angles for" in said
+    named = MODEL_OPTIMIZER | {"eagle_config": {"eagle_aux_hidden_state_layer_ids": []}, "rope_scaling": None}
+    config = read_config(imported(tmp_path / "b", "specforge", named, tensors))
+    assert (config.eagle_aux_hidden_state_layer_ids, config.max_position_embeddings) == ((2, 6, 9), 131_072)
 
 
-def test_a_draft_of_model_optimizer_is_read(tmp_path):
-    config = {key: value for key, value in CONFIGS["specforge"].items() if key not in ("fc_norm", "norm_output")}
-    tensors = {name: tensor for name, tensor in tensors_of("specforge").items() if "fc_norm" not in name}
-    folder = imported(tmp_path, "specforge", config | {"eagle_config": MODEL_OPTIMIZER}, tensors)
-    assert read_config(folder).eagle_aux_hidden_state_layer_ids == (2, 6, 9)
+KIMI = {"type": "yarn", "factor": 64.0, "original_max_position_embeddings": 4096, "beta_fast": 32.0, "beta_slow": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("scales", "factor"),
+    [
+        ({"mscale": 1.0, "mscale_all_dim": 1.0}, 1.0),  # SpecForge's and TorchSpec's own, of Kimi K2 and DeepSeek
+        ({"mscale": 0.707, "mscale_all_dim": 0.707}, 1.0),
+        ({"mscale": 1.0, "mscale_all_dim": 0.0}, 0.1 * np.log(64) + 1),  # what TorchSpec makes of a target's
+        ({}, 0.1 * np.log(64) + 1),
+    ],
+)
+def test_a_scaling_as_deepseek_has_it_is_read_as_trainers_and_engines_do(scales, factor, tmp_path):
+    config = read_config(imported(tmp_path, "torchspec", CONFIGS["torchspec"] | {"rope_scaling": KIMI | scales}))
+    assert config.rope_scaling.kind == "yarn"
+    assert rotary_factor(config.rope_scaling) == pytest.approx(factor)
 
 
 @pytest.mark.parametrize(
@@ -174,7 +189,7 @@ def test_a_draft_of_model_optimizer_is_read(tmp_path):
     ],
 )
 def test_what_model_optimizer_can_change_of_a_draft_is_refused(key, value, tmp_path):
-    config = CONFIGS["specforge"] | {"eagle_config": MODEL_OPTIMIZER | {key: value}}
+    config = MODEL_OPTIMIZER | {"eagle_config": MODEL_OPTIMIZER["eagle_config"] | {key: value}}
     with pytest.raises(DraftError, match=f"eagle_config.{key} is {value}, only .* is implemented"):
         imported(tmp_path, "specforge", config)
 
@@ -234,7 +249,12 @@ MUTATIONS = [
     ("mlp_bias", True, "mlp_bias is True"),
     ("use_sliding_window", True, "use_sliding_window is True"),
     ("layer_types", ["sliding_attention"], r"layer_types is \['sliding_attention'\]"),
-    ("rope_scaling", {"rope_type": "yarn", "factor": 4.0}, "rope_scaling is .*'yarn'"),
+    ("rope_scaling", {"rope_type": "yarn", "factor": 4.0}, "original_max_position_embeddings is missing, which"),
+    ("rope_scaling", {"rope_type": "longrope", "factor": 4.0}, "rope_scaling is .*'longrope', expected one of default"),
+    (
+        *("rope_scaling", {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "mscale": 0.7}),
+        "mscale is 0.7 and mscale_all_dim 0, which trainers and engines read in two ways",
+    ),
     ("rope_scaling", {"rope_type": "linear", "factor": 4.0, "beta": 1}, "rope_scaling is .*beta is 1"),
     ("rope_theta", "1e6", "rope_theta is '1e6'"),
     ("rope_theta", -1, "rope_theta is -1"),

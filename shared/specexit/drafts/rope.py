@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -26,9 +26,6 @@ FIELDS: dict[str, tuple[str, ...]] = {
 NEEDED = {"linear": ("factor",), "llama3": FIELDS["llama3"], "yarn": ("factor", "original_max_position_embeddings")}
 """Of these fields, those without which transformers and vLLM read no such scaling."""
 
-OF_DRAFTS = ("default", "linear", "llama3")
-"""Those that a draft may have: both drafts and vLLM's are held against each other with them."""
-
 
 @dataclass(frozen=True)
 class RopeScaling:
@@ -48,9 +45,14 @@ class RopeScaling:
     truncate: bool = True
     """Whether the two limits are whole dimensions."""
 
+    @property
+    def positions(self) -> int | None:
+        """How many positions vLLM has angles of; None where those of a ``max_position_embeddings``."""
+        return int(self.original_max_position_embeddings * self.factor) if self.kind == "yarn" else None
 
-def scaling_of(fields_of_config: Mapping[str, Any] | None, kinds: Sequence[str] = OF_DRAFTS) -> RopeScaling | None:
-    """The scaling in a config's ``rope_scaling`` (or ``rope_parameters``, its newer name), if of one of ``kinds``.
+
+def scaling_of(fields_of_config: Mapping[str, Any] | None) -> RopeScaling | None:
+    """The scaling in a config's ``rope_scaling`` (or ``rope_parameters``, its newer name).
 
     Raises:
       ValueError: of a kind that is not implemented, with a field that its kind does not have, or without one that it
@@ -60,8 +62,9 @@ def scaling_of(fields_of_config: Mapping[str, Any] | None, kinds: Sequence[str] 
     kind = rope.pop("rope_type", None) or rope.get("type", "default")
     if rope.pop("type", kind) != kind:
         raise ValueError(f"rope_type is {kind!r}, but type says otherwise")
-    if kind not in kinds:
-        raise ValueError(f"rope_type is {kind!r}, expected one of {', '.join(kinds)}")
+    if kind not in FIELDS:
+        raise ValueError(f"rope_type is {kind!r}, expected one of {', '.join(FIELDS)}")
+    scales = {key: rope.pop(key) for key in ("mscale", "mscale_all_dim") if kind == "yarn" and key in rope}
     for key, value in rope.items():
         if key not in FIELDS[kind]:
             raise ValueError(f"{key} is {value!r}, which a scaling of rope_type {kind!r} does not have")
@@ -81,6 +84,25 @@ def scaling_of(fields_of_config: Mapping[str, Any] | None, kinds: Sequence[str] 
             f"high_freq_factor is {scaling.high_freq_factor:g}, expected more than low_freq_factor, "
             f"{scaling.low_freq_factor:g}"
         )
+    return _sharpened(scaling, **scales) if scales else scaling
+
+
+def _sharpened(scaling: RopeScaling, mscale: Any = 1, mscale_all_dim: Any = 0) -> RopeScaling:
+    """With ``mscale`` and ``mscale_all_dim``, as DeepSeek's models say it, in the place of ``attention_factor``.
+
+    transformers and vLLM read the two together, SpecForge's and TorchSpec's trainers each of them: what they make of
+    both is the same where neither is 0, or where they are 1 and 0, which changes nothing.
+    """
+    said = f"mscale is {mscale!r} and mscale_all_dim {mscale_all_dim!r}"
+    if not all(type(scale) in (int, float) and 0 <= scale < math.inf for scale in (mscale, mscale_all_dim)):
+        raise ValueError(f"{said}, expected numbers from 0")
+    if scaling.attention_factor is not None:
+        raise ValueError(f"{said}, but attention_factor is {scaling.attention_factor:g}: expected one or the other")
+    if mscale and mscale_all_dim:
+        ratio = _sharpness(scaling.factor, mscale) / _sharpness(scaling.factor, mscale_all_dim)
+        return replace(scaling, attention_factor=ratio)
+    if (mscale, mscale_all_dim) != (1, 0):
+        raise ValueError(f"{said}, which trainers and engines read in two ways: expected both above 0, or 1 and 0")
     return scaling
 
 
@@ -133,10 +155,12 @@ def _kept_by_yarn(dim: int, theta: float, scaling: RopeScaling) -> Float[np.ndar
     return 1 - np.clip((np.arange(dim // 2) - first) / width, 0.0, 1.0)
 
 
+def _sharpness(factor: float, mscale: float = 1.0) -> float:
+    return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+
 def rotary_factor(scaling: RopeScaling | None) -> float:
     """What rotated queries and keys are multiplied by: with ``yarn`` scores become sharper in longer contexts."""
     if scaling is None or scaling.kind != "yarn":
         return 1.0
-    if scaling.attention_factor is not None:
-        return scaling.attention_factor
-    return 0.1 * math.log(scaling.factor) + 1.0 if scaling.factor > 1 else 1.0
+    return _sharpness(scaling.factor) if scaling.attention_factor is None else scaling.attention_factor

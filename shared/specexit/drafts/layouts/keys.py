@@ -71,7 +71,9 @@ class Keys:
         Raises:
           DraftError: it is no object.
         """
-        return Keys(self.take(key, dict, {}), self.path, f"{self.within}{key}.")
+        within = Keys(self.take(key, dict, {}), self.path, f"{self.within}{key}.")
+        within.notes = self.notes
+        return within
 
     def finish(self) -> None:
         """Refuse what is left.

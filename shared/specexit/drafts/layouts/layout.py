@@ -8,7 +8,7 @@ from typing import Any
 
 from specexit.drafts.config import DraftError
 from specexit.drafts.layouts.keys import Keys
-from specexit.drafts.rope import scaling_of
+from specexit.drafts.rope import RopeScaling, scaling_of
 from specexit.errors import shown
 
 Fields = dict[str, Any]
@@ -105,7 +105,7 @@ def decoder_fields(keys: Keys) -> Fields:
         "rms_norm_eps": keys.take("rms_norm_eps", NUMBER, 1e-6),
         "rope_theta": theta,
         "rope_scaling": scaling,
-        "max_position_embeddings": keys.take("max_position_embeddings", int, 2048),
+        "max_position_embeddings": _positions(keys, scaling),
         "attention_bias": keys.take("attention_bias", bool, False),
     }
 
@@ -122,6 +122,17 @@ def _rope(keys: Keys) -> Fields:
                 f"rope_scaling.{shown(name)[1:-1]}", older[name], f"but rope_parameters says {shown(newer[name])}"
             )
     return newer | older
+
+
+def _positions(keys: Keys, scaling: RopeScaling | None) -> int:
+    said = keys.take("max_position_embeddings", int, 2048)
+    if scaling is None or scaling.positions is None or said <= scaling.positions:
+        return said
+    keys.note(
+        f"max_position_embeddings is {said}, taken as {scaling.positions}: of a rope_scaling 'yarn' vLLM has angles "
+        "for factor times original_max_position_embeddings positions only, and a target may write no further with it"
+    )
+    return scaling.positions
 
 
 MODEL_OPTIMIZER = {
