@@ -145,10 +145,12 @@ def _rope(config: DraftConfig, target: Mapping[str, Any]) -> Iterator[Repair]:
         scaling = scaling_of(named)
     except ValueError:
         return
-    for other in {scaling, None} - {config.rope_scaling}:
-        changed = config.model_copy(update={"rope_scaling": other, "rope_theta": float(theta)})
-        remedy = "no rope_scaling" if other is None else "the target's rope_scaling"
-        yield Repair("RoPE scaling differs", f"{remedy}, rope_theta {theta:g}", changed, layers)
+    # Without a scaling also at the draft's own theta: one may have been added for longer texts after it was trained.
+    for other, base in dict.fromkeys([(scaling, float(theta)), (None, float(theta)), (None, config.rope_theta)]):
+        if other != config.rope_scaling:
+            changed = config.model_copy(update={"rope_scaling": other, "rope_theta": base})
+            remedy = "no rope_scaling" if other is None else "the target's rope_scaling"
+            yield Repair("RoPE scaling differs", f"{remedy}, rope_theta {base:g}", changed, layers)
 
 
 def _norms(config: DraftConfig, weights: Mapping[str, Tensor]) -> Iterator[Repair]:
