@@ -40,7 +40,7 @@ from specexit.schemas.convert import ConvertConfig
 from specexit.schemas.published import ImportConfig
 from specexit.schemas.target import TargetConfig, load_target_config
 from specexit.schemas.train import CheckpointConfig, SignalConfig, TrainConfig
-from tests.parity.layout_forward import published_logits
+from tests.parity.layout_forward import published_logits, stated
 from tests.shared.published import CONFIGS, tensors_of, write_published
 
 DraftWriter = Callable[..., Path]
@@ -229,8 +229,12 @@ def test_a_damaged_start_of_a_run_is_one_line_that_names_file_and_field(
 
 
 PUBLISHED = {
-    "angelslim": {"rope_theta": 1e6, "eagle_aux_hidden_state_layer_ids": [1, 2, 3]},
-    "specforge": {"eagle_config": {"eagle_aux_hidden_state_layer_ids": [0, 1, 2]}, "attention_bias": False},
+    "angelslim": {"eagle_aux_hidden_state_layer_ids": [1, 2, 3]},
+    "specforge": {
+        "rope_theta": 1e6,
+        "eagle_config": {"eagle_aux_hidden_state_layer_ids": [0, 1, 2]},
+        "attention_bias": False,
+    },
 }
 """Layout, and what its instance says here: another RoPE than the target's; own embeddings, and norms before fc."""
 
@@ -248,6 +252,7 @@ def test_a_run_that_starts_from_an_import_drafts_at_first_what_the_published_dra
     run = recipe.model_copy(update={"init_from": tmp_path / "draft"})
     rows, meta = first_rows(run.data, read_meta(run.data)), read_meta(run.data)
     fixed, draft, target = start(run, load_target_config(str(small_target)), meta, rows, make_mesh(run.mesh))
+    says = stated(layout, says)
     assert fixed.shape.rope_theta == says["rope_theta"]
     if layout == "angelslim":
         assert set(fixed.aux_rms) != {1.0}, "nothing is divided, so that is not tried here"

@@ -6,6 +6,12 @@ Written from the layouts' descriptions and not from our code: no batch, no cache
 import numpy as np
 
 
+def stated(layout, config):
+    """What a project's code makes of its config: its decoder's keys on top, and what it does not go by replaced."""
+    config = {"rope_theta": 10_000.0} | config | config.get("transformer_layer_config", {})
+    return config | ({"rope_theta": 10_000.0} if layout == "angelslim" else {})
+
+
 def rms(x, weight, eps):
     return x / np.sqrt(np.mean(x * x) + eps) * weight
 

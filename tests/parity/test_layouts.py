@@ -10,7 +10,7 @@ from specexit.drafts.export import export
 from specexit.drafts.published import import_draft
 from specexit.schemas.export import ExportConfig
 from specexit.schemas.published import ImportConfig
-from tests.parity.layout_forward import published_logits
+from tests.parity.layout_forward import published_logits, stated
 from tests.parity.test_geometry import VARIANTS, logits_of_jax
 from tests.shared.published import (
     AUX,
@@ -63,7 +63,7 @@ def test_an_import_computes_what_the_layout_states(instance, tmp_path):
     source = write_published(tmp_path / "published", layout, published, tensors_of(layout, config=published))
     import_draft(ImportConfig(draft=source, target=write_target(tmp_path / "of"), out=tmp_path / "draft"))
     embedding, tokens, aux = inputs(AUX.get(layout, 3))
-    config = {"rope_theta": 10_000.0} | published | published.get("transformer_layer_config", {})
+    config = stated(layout, published)
     tensors = {name: tensor.astype(np.float64) for name, tensor in tensors_of(layout, config=published).items()}
     expected = published_logits(config, tensors, embedding.astype(np.float64), tokens[0], aux[0], STEPS)
     assert_both_compute(expected, tmp_path / "draft", embedding, tokens, aux)

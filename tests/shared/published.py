@@ -336,7 +336,7 @@ def write_target(folder: Path, **changes: object) -> str:
     return str(folder / "small.yaml")
 
 
-def imported(tmp_path, layout, config=None, tensors=None, **options):
+def imported(tmp_path, layout, /, config=None, tensors=None, **options):
     """Folder of the draft that comes of an instance."""
     source = write_published(tmp_path / "published", layout, config, tensors)
     target = write_target(tmp_path / "of")

@@ -71,7 +71,7 @@ def test_the_drafts_own_geometry_is_kept(tmp_path):
     assert of["safeailab"].rope_theta == 10_000.0
     assert of["safeailab"].rms_norm_eps == 1e-5
     assert of["safeailab"].head_dim == 16
-    assert of["angelslim"].rope_theta == 1e6
+    assert of["specforge"].rope_theta == 1e6
     assert of["torchspec"].head_dim == 12
     assert of["speculators"].rope_scaling == RopeScaling("llama3", 8.0, 1.0, 4.0, 8192)
     assert of["speculators"].norm_before_residual
@@ -81,6 +81,35 @@ def test_the_drafts_own_geometry_is_kept(tmp_path):
     assert of["nemo"].model_type == "llama"
     assert of["deepspec"].model_type == "qwen3"
     assert of["deepspec"].architectures == ("Eagle3Qwen3ForCausalLM",)
+
+
+DYNAMIC = {"type": "dynamic", "alpha": 1000.0, "factor": 1.0, "beta_fast": 32, "beta_slow": 1, "mscale": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("layout", "says", "options", "theta", "told"),
+    [
+        ("angelslim", {}, {}, 1e4, "rope_theta is 1e+06, but taken as 10000: AngelSlim's trainer"),
+        ("angelslim", TRANSFORMERS_5, {}, 1e4, "rope_theta is 1e+06, but taken as 10000"),
+        ("angelslim", {}, {"layout": "specforge"}, 1e6, None),
+        ("angelslim", HUNYUAN | {"rope_theta": 10_000.0}, {}, 1e4, None),
+        (
+            *("angelslim", HUNYUAN | {"rope_theta": 10_000.0, "rope_scaling": DYNAMIC}, {}, 1e4),
+            "rope_scaling is of type 'dynamic', and is passed over",
+        ),
+        ("safeailab", {}, {}, 1e4, None),
+        ("safeailab", {"rope_theta": 1e6}, {}, 1e6, "rope_theta is 1e+06, and is kept; the authors' trainer"),
+    ],
+)
+def test_the_theta_that_a_draft_was_trained_with_is_taken_or_doubted(
+    layout, says, options, theta, told, tmp_path, capsys
+):
+    """The trainers of these two build their rotation without the config's theta."""
+    config = read_config(imported(tmp_path, layout, CONFIGS[layout] | says, **options))
+    assert (config.rope_theta, config.rope_scaling) == (theta, None)
+    said = " ".join(capsys.readouterr().err.split())
+    assert ("rope" in said) == (told is not None)
+    assert told is None or told in said
 
 
 def test_aux_layers_come_from_wherever_the_layout_has_them(tmp_path):
@@ -257,7 +286,6 @@ MUTATIONS = [
     ),
     ("rope_scaling", {"rope_type": "linear", "factor": 4.0, "beta": 1}, "rope_scaling is .*beta is 1"),
     ("rope_theta", "1e6", "rope_theta is '1e6'"),
-    ("rope_theta", -1, "rope_theta is -1"),
     (
         *("rope_parameters", {"rope_type": "default", "rope_theta": 5e6}),
         "rope_theta is 1000000, but rope_parameters.rope_theta is 5000000.0",
@@ -416,6 +444,7 @@ def test_a_window_that_no_tensor_tells_of_is_passed_over_aloud(says, told, tmp_p
             *("deepspec", "eagle_aux_hidden_state_layer_ids", [1, 3, 5, 7, 9]),
             r"ids is \[1, 3, 5, 7, 9\], but target_layer_ids is \[1, 3, 5, 7, 9\], which means .*\[2, 4, 6, 8, 10\]",
         ),
+        ("torchspec", "rope_theta", -1, "rope_theta is -1"),
         ("nemo", "head_dim", 8, r"q_proj.weight has shape \[64, 128\], expected \[32, 128\]"),
         (
             *("specforge", "eagle_aux_hidden_state_layer_ids", [3, 7, 10]),
@@ -478,8 +507,8 @@ def test_two_keys_that_contradict_each_other_are_refused(says, message, tmp_path
 
 
 def test_two_keys_that_agree_are_read(tmp_path):
-    says = {"rope_parameters": LINEAR | {"rope_theta": 1e6}, "rope_scaling": LINEAR, "own_embeddings": False}
-    config = read_config(imported(tmp_path, "angelslim", CONFIGS["angelslim"] | says))
+    says = {"rope_parameters": LINEAR | {"rope_theta": 1e6}, "rope_scaling": LINEAR, "own_embeddings": True}
+    config = read_config(imported(tmp_path, "specforge", CONFIGS["specforge"] | says))
     assert config.rope_scaling == RopeScaling("linear", 4.0)
     assert config.rope_theta == 1e6
 

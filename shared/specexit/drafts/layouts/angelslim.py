@@ -4,11 +4,15 @@ Its trainer builds the same Llama layer for every target, and saves whatever its
 a Hunyuan target has the target's own words. Its SpecExit drafts say ``early_stop_method`` and have three further rows
 of ``fc``. None has been published, and such rows without the fourth signal make no draft of ours, so they are refused;
 `specexit.drafts.export` writes that layout.
+
+The trainer rotates with theta 10,000 in every revision that was read, and the config has the target's. AngelSlim's own
+inference and vLLM go by the config, so a published draft is served otherwise than it was trained.
 """
 
 from specexit.drafts.layouts.keys import Keys
 from specexit.drafts.layouts.layout import Fields, Layout, architecture, llama_fields
 
+TRAINED_THETA = 10_000.0
 _OF_HUNYUAN = (
     *("add_classification_head", "attention_head_dim", "cla_share_factor", "class_num", "dense_list", "norm_type"),
     *("eod_token_id", "im_end_id", "im_newline_id", "im_start_id", "mask_init_id", "pad_id", "sep_token_id"),
@@ -20,7 +24,29 @@ _OF_HUNYUAN = (
 def _fields(keys: Keys) -> Fields:
     keys.only("early_stop_method")
     keys.ignore(*_OF_HUNYUAN)
-    return llama_fields(keys)
+    _undo_dynamic(keys)
+    fields = llama_fields(keys)
+    said, scaling = fields["rope_theta"], fields["rope_scaling"]
+    if said == TRAINED_THETA or (scaling is not None and scaling.kind != "linear"):  # of which its trainer has no other
+        return fields
+    keys.note(
+        f"rope_theta is {said:g}, but taken as {TRAINED_THETA:g}: AngelSlim's trainer rotates with that whatever the "
+        "config says; for a draft of another trainer say layout=specforge, which goes by the config, and let "
+        "`specexit verify` judge"
+    )
+    return fields | {"rope_theta": TRAINED_THETA}
+
+
+def _undo_dynamic(keys: Keys) -> None:
+    """Without a scaling of type dynamic, which in its trainer begins where ``max_position_embeddings`` end."""
+    for key in ("rope_scaling", "rope_parameters"):
+        rope = keys.rest.get(key)
+        if isinstance(rope, dict) and rope.get("type", rope.get("rope_type")) == "dynamic":
+            keys.rest[key] = {"rope_theta": rope.get("rope_theta")}
+            keys.note(
+                f"{key} is of type 'dynamic', and is passed over: in AngelSlim's trainer it changes no position before "
+                "max_position_embeddings; vLLM would read its alpha and rotate otherwise"
+            )
 
 
 ANGELSLIM = Layout(

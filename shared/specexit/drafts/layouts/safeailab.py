@@ -2,11 +2,24 @@
 
 The layers are those that every engine takes by default: in front of layers 2, n // 2 and n - 3 of the target. Its
 config is the target's with a few keys changed, or none: its draft of Vicuna 13B says 40 layers, and has one.
+Its trainer rotates with theta 10,000, its inference with the config's ``rope_theta``, which its own configs lack.
 """
 
-from specexit.drafts.layouts.layout import Layout, llama_fields
+from specexit.drafts.layouts.keys import Keys
+from specexit.drafts.layouts.layout import Fields, Layout, llama_fields
 
 _TARGETS = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "MixtralForCausalLM")
+
+
+def _fields(keys: Keys) -> Fields:
+    fields = llama_fields(keys)
+    if fields["rope_theta"] != 10_000:
+        keys.note(
+            f"rope_theta is {fields['rope_theta']:g}, and is kept; the authors' trainer rotates with 10000 whatever "
+            "the config says: `specexit verify` tells which of the two it was trained with"
+        )
+    return fields
+
 
 SAFEAILAB = Layout(
     "safeailab",
@@ -15,5 +28,5 @@ SAFEAILAB = Layout(
         raw.get("architectures") in [[name] for name in _TARGETS]
         and any(Layout.ours(name) == "fc.weight" for name in names)  # which a target has not
     ),
-    llama_fields,
+    _fields,
 )
