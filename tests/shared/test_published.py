@@ -403,6 +403,17 @@ def test_the_context_that_a_scaling_of_nemo_s_counts_from_is_not_ignored(tmp_pat
         imported(tmp_path, "nemo", says)
 
 
+@pytest.mark.parametrize("said", [True, False, None])
+def test_the_meaning_of_norm_output_that_is_assumed_is_said(said, tmp_path, capsys):
+    """SpecForge gave it another one at first, and its configs do not tell which."""
+    folder = imported(tmp_path, "specforge", CONFIGS["specforge"] | {"norm_output": said})
+    assert read_config(folder).norm_output == bool(said)
+    printed = " ".join(capsys.readouterr().err.split())
+    which = {True: "reads the normed output of the one before", False: "reads the output before the norm", None: ""}
+    assert ("norm_output is" in printed) == (said is not None)
+    assert which[said] in printed
+
+
 @pytest.mark.parametrize(
     ("says", "told"),
     [
@@ -455,6 +466,12 @@ def test_a_window_that_no_tensor_tells_of_is_passed_over_aloud(says, told, tmp_p
             r"eagle_config.layer_ids is \[3, 7, 10\], but eagle_config.eagle_aux_hidden_state_layer_ids is \[1, 5, 8\]",
         ),
         ("specforge", "target_layer_ids", [2, 6, 9], r"target_layer_ids is \[2, 6, 9\], but eagle_config.eagle_aux"),
+        (
+            # NVIDIA's draft of gpt-oss-120b counts as vLLM does, where SGLang and Model-Optimizer count outputs.
+            *("specforge", "eagle_config.eagle_aux_hidden_state_layer_ids", [1, 5, 12]),
+            r"published/config\.json: eagle_config\.eagle_aux_hidden_state_layer_ids is \[1, 5, 12\], expected ids "
+            r"from 0 to 11, .* of target small: .* say aux_layers=\[1,5,12\] if these are counted as vLLM does",
+        ),
         ("speculators", "speculators_config.surprise", 7, "speculators_config.surprise is 7, which is unknown"),
         (
             *("speculators", "speculators_config.verifier.surprise", "x"),

@@ -32,6 +32,7 @@ from specexit.drafts.config import (
 from specexit.drafts.directory import check_shapes, vocabulary_tensors, weights_path, write_into
 from specexit.drafts.files import TensorError, inside, read_json
 from specexit.drafts.layouts import LAYOUTS, Keys, Layout
+from specexit.drafts.layouts.layout import OUTPUTS
 from specexit.drafts.tensors import FLOATS, INDEX, WEIGHTS, Stored, open_tensors, tensor_hash, together
 from specexit.drafts.vocabulary import Form, read_vocabulary
 from specexit.errors import first_problem, shown
@@ -235,17 +236,28 @@ class Published:
                     f"but target {target.name} has {name} {shown(model[name])}: the draft was made for another target",
                 )
         layers = model["num_hidden_layers"]
-        self.layers_from = fields.pop("layers_from")
+        ids, self.layers_from = fields["eagle_aux_hidden_state_layer_ids"], fields.pop("layers_from")
         if options.aux_layers is not None:
-            fields["eagle_aux_hidden_state_layer_ids"], self.layers_from = options.aux_layers, "as you say"
-        elif fields["eagle_aux_hidden_state_layer_ids"] is None:
-            default = [2, layers // 2, layers - 3]
-            fields["eagle_aux_hidden_state_layer_ids"], self.layers_from = default, "every engine's default"
-        found = len(fields["eagle_aux_hidden_state_layer_ids"])
+            ids, self.layers_from = options.aux_layers, "as you say"
+        elif ids is None:
+            ids, self.layers_from = [2, layers // 2, layers - 3], "every engine's default"
+        elif self.layers_from.endswith(OUTPUTS) and max(ids) > layers:
+            raise self._beyond(ids, layers, target)
+        found = len(ids)
         stated = fields.pop("num_aux_hidden_states")
         if stated not in (None, found):
             raise DraftError(f"{self.path}: num_aux_hidden_states is {stated}, but there are {found} aux layers")
-        return fields | {"num_aux_hidden_states": found, "target_num_hidden_layers": layers}
+        counted = {"eagle_aux_hidden_state_layer_ids": ids, "num_aux_hidden_states": found}
+        return fields | counted | {"target_num_hidden_layers": layers}
+
+    def _beyond(self, ids: list[int], layers: int, target: TargetConfig) -> DraftError:
+        """Of aux layers that are too many by one, as they would be were they not counted as their place counts."""
+        place, written = self.layers_from.removesuffix(OUTPUTS), [layer - 1 for layer in ids]
+        return DraftError(
+            f"{self.path}: {place} is {written}, expected ids from 0 to {layers - 1}, the last layer of target "
+            f"{target.name}: there they are counted from the output of layer 0; say "
+            f"aux_layers={json.dumps(written, separators=(',', ':'))} if these are counted as vLLM does"
+        )
 
     def _config(self, fields: dict[str, Any]) -> DraftConfig:
         tied, own = fields.pop("tie_word_embeddings"), "embed_tokens.weight" in self.stored

@@ -179,6 +179,8 @@ def eagle_fields(keys: Keys, decoder: Fields) -> Fields:
 
 
 AUX_LAYERS = "eagle_aux_hidden_state_layer_ids"
+OUTPUTS = " + 1"
+"""Behind the name of a place whose ids count the outputs of layers: one less than vLLM's."""
 
 
 def _aux_layers(keys: Keys, nested: Keys) -> tuple[list[int] | None, str | None]:
@@ -212,7 +214,7 @@ def _aux_layers(keys: Keys, nested: Keys) -> tuple[list[int] | None, str | None]
             raise DraftError(
                 f"{keys.path}: {keys.within}{name} is {first}, but {other} is {written}, which means layers {means}"
             )
-    return layers, name + ("" if layers == first else " + 1")
+    return layers, name + ("" if layers == first else OUTPUTS)
 
 
 def layer_ids(keys: Keys, key: str) -> list[int] | None:

@@ -10,8 +10,24 @@ from specexit.drafts.layouts.layout import Fields, Layout, architecture, llama_f
 LLAMA = "LlamaForCausalLMEagle3"
 
 
+_NORM_OUTPUT = {
+    True: "each draft step reads the normed output of the one before, as vLLM does; in SpecForge up to August 2026 it "
+    "read the output before the norm with true, which is norm_output false",
+    False: "each draft step reads the output before the norm, as vLLM does; SpecForge up to August 2026 had no norm in "
+    "front of the LM head with false, which nothing here computes",
+}
+"""The meaning of the flag that is assumed, and the one that SpecForge gave it at first; it said true by default."""
+
+
 def _fields(keys: Keys) -> Fields:
-    return llama_fields(keys) if keys.rest.get("architectures") == [LLAMA] else plain_fields(keys)
+    if keys.rest.get("architectures") != [LLAMA]:
+        return plain_fields(keys)
+    said = keys.rest.get("norm_output")
+    if isinstance(said, bool):
+        keys.note(
+            f"norm_output is {str(said).lower()}, taken as: {_NORM_OUTPUT[said]}; `specexit verify` tells the two apart"
+        )
+    return llama_fields(keys)
 
 
 SPECFORGE = Layout(
