@@ -129,7 +129,7 @@ def test_eagle3_names_the_layers_as_each_engine_counts_them(tmp_path, target, wr
     assert "eagle_config" not in config  # SGLang never sees what the last layer gives
 
 
-def test_what_is_exported_is_imported_again(tmp_path, target, write_random_draft):
+def test_what_is_exported_is_imported_again(tmp_path, target, write_random_draft, capsys):
     folder = write_random_draft(tmp_path / "draft", None, norm_before_residual=True, **SHAPE)
     before = read_draft(folder)
     for name in ("eagle3", "speculators"):
@@ -141,6 +141,7 @@ def test_what_is_exported_is_imported_again(tmp_path, target, write_random_draft
         assert config == before[0]
         for key, tensor in before[1].items():
             np.testing.assert_array_equal(tensors[key], tensor)
+    assert "norm_output is" not in capsys.readouterr().err  # in ours it means what vLLM means
 
 
 @pytest.mark.parametrize("form", ["eagle3", "speculators"])
@@ -252,6 +253,44 @@ def test_angelslims_rows_are_confidence_progress_and_remain(tmp_path, target, wr
     other = write_random_draft(tmp_path / "other", "draft", **SHAPE)
     with pytest.raises(DraftError, match="source 'draft', expected 'fc' for format=angelslim"):
         export(ExportConfig(draft=other, out=tmp_path / "no", format="angelslim", target=target))
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        (
+            {"norm_before_residual": True},
+            "norm_before_residual is True, expected False for format=angelslim: the released",
+        ),
+        ({"norm_output": True}, "norm_output is True, expected False"),
+        ({"model_type": "qwen3"}, "model_type is 'qwen3', expected 'llama'"),
+        ({"attention_bias": True}, "attention_bias is True, expected False"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "rope_scaling is .*, expected None"),
+        (
+            {"eagle_aux_hidden_state_layer_ids": (2, 4, 6, 9), "num_aux_hidden_states": 4},
+            "num_aux_hidden_states is 4, expected 3",
+        ),
+    ],
+)
+def test_what_the_released_code_computes_otherwise_is_refused_by_name(
+    shape, message, tmp_path, target, write_random_draft
+):
+    folder = write_random_draft(tmp_path / "draft", "fc", **(SHAPE | shape))
+    with pytest.raises(DraftError, match=f"draft: {message}"):
+        exported(folder, tmp_path, "angelslim", target)
+    assert not (tmp_path / "angelslim").exists()
+    assert "angelslim" not in describe(folder)["exports to"]
+
+
+@pytest.mark.parametrize("narrow", [False, True])
+def test_the_released_code_takes_the_target_s_embeddings_where_the_draft_has_none(
+    narrow, tmp_path, target, write_random_draft
+):
+    """It does so only if its config lacks the key `target_hidden_size`; else they stay random."""
+    shape = {"hidden_size": 48, "own_embeddings": True} if narrow else {}
+    folder = write_random_draft(tmp_path / "draft", "fc", **(SHAPE | shape))
+    config, tensors, _ = exported(folder, tmp_path, "angelslim", target)
+    assert ("target_hidden_size" in config) == ("embed_tokens.weight" in tensors) == narrow
 
 
 def test_the_plugins_form_is_the_directory_itself(tmp_path, target, write_random_draft):

@@ -228,18 +228,40 @@ def _signal_rows(draft: DraftConfig, stored: dict[str, Stored]) -> Tensor:
     return place.dtype, shape, lambda: iter([place.read()[hidden:]])
 
 
-def _angelslim(config: ExportConfig, draft: DraftConfig, stored: dict[str, Stored], target: TargetConfig) -> Form:
-    """The released code reads three rows behind ``fc``'s own, confidence, progress and remain, in this order."""
+ANGELSLIM = {
+    **{"model_type": "llama", "attention_bias": False, "norm_before_residual": False, "norm_output": False},
+    **{"rope_scaling": None, "num_aux_hidden_states": 3},
+}
+"""What the released code computes, whatever a config says: it reads no such key, or ends with an error over it."""
+
+
+def _beyond_angelslim(draft: DraftConfig) -> str | None:
+    """What the released code would compute otherwise, or could not load, in words; None where it computes the draft."""
     if draft.specexit is None or draft.specexit.source != "fc":
         source = draft.specexit.source if draft.specexit else None
-        raise DraftError(f"{config.draft}: its signals are of source {source!r}, expected 'fc' for format=angelslim")
+        return f"its signals are of source {source!r}, expected 'fc' for format=angelslim"
+    fields = draft.model_dump(mode="json")
+    for name, only in ANGELSLIM.items():
+        if fields[name] != only:
+            value, expected = shown(fields[name]), shown(only)
+            return f"{name} is {value}, expected {expected} for format=angelslim: the released code has nothing else"
+    return None
+
+
+def _angelslim(config: ExportConfig, draft: DraftConfig, stored: dict[str, Stored], target: TargetConfig) -> Form:
+    """The released code reads three rows behind ``fc``'s own, confidence, progress and remain, in this order."""
+    beyond = _beyond_angelslim(draft)
+    if beyond is not None:
+        raise DraftError(f"{config.draft}: {beyond}")
     layers, n = list(draft.eagle_aux_hidden_state_layer_ids), draft.target_num_hidden_layers
     if layers != [2, n // 2, n - 3]:
         _warn(
             f"{config.draft}: reads layers {layers}, but the released code reads {[2, n // 2, n - 3]} whatever a "
             "config says: it needs a change there"
         )
-    fields = draft.model_dump(mode="json", exclude={"specexit"})
+    # It takes the target's embeddings only where the config does not name the target's size.
+    same = {"target_hidden_size"} if draft.target_hidden_size == draft.hidden_size else set()
+    fields = draft.model_dump(mode="json", exclude={"specexit", *same})
     method = {"architectures": ["Eagle3LlamaForCausalLM"], "early_stop_method": "confidence_progress_remain"}
     return Form(fields | method, _trunk(draft, stored, rows=3))
 
@@ -277,13 +299,11 @@ FORMATS = {
 
 def formats_of(draft: DraftConfig, folder: Path) -> list[str]:
     """The formats that a draft can be exported to."""
-    signals = draft.specexit is not None
-    fc = draft.specexit is not None and draft.specexit.source == "fc"
     possible = {
-        "plugin": signals,
+        "plugin": draft.specexit is not None,
         "eagle3": True,
         "speculators": True,
-        "angelslim": fc,
+        "angelslim": _beyond_angelslim(draft) is None,
         "original": (folder / IMPORT_FILE).exists(),
     }
     return [name for name in FORMATS if possible[name]]

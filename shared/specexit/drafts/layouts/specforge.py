@@ -23,7 +23,7 @@ def _fields(keys: Keys) -> Fields:
     if keys.rest.get("architectures") != [LLAMA]:
         return plain_fields(keys)
     said = keys.rest.get("norm_output")
-    if isinstance(said, bool):
+    if isinstance(said, bool) and "own_embeddings" not in keys.rest:  # which our own exports say, in vLLM's meaning
         keys.note(
             f"norm_output is {str(said).lower()}, taken as: {_NORM_OUTPUT[said]}; `specexit verify` tells the two apart"
         )
