@@ -129,6 +129,26 @@ def test_eagle3_names_the_layers_as_each_engine_counts_them(tmp_path, target, wr
     assert "eagle_config" not in config  # SGLang never sees what the last layer gives
 
 
+@pytest.mark.parametrize(
+    ("shape", "said"),
+    [
+        ({}, None),
+        ({"model_type": "qwen3"}, "draft: model_type 'qwen3': vLLM serves that"),
+        ({"attention_bias": True, "norm_output": True}, "draft: attention_bias true, norm_output true: vLLM"),
+        ({"eagle_aux_hidden_state_layer_ids": (2, 6), "num_aux_hidden_states": 2}, "draft: aux layers [2, 6]: vLLM"),
+        ({"eagle_aux_hidden_state_layer_ids": (2, 6, 12)}, "draft: aux layers [2, 6, 12]: vLLM serves that"),
+    ],
+)
+def test_what_sglang_does_not_have_is_said_of_a_draft_for_both(
+    shape, said, tmp_path, target, write_random_draft, capsys
+):
+    folder = write_random_draft(tmp_path / "draft", None, **(SHAPE | shape))
+    exported(folder, tmp_path, "eagle3", target)
+    printed = " ".join(capsys.readouterr().err.split())
+    assert ("SGLang" in printed) == (said is not None)
+    assert said is None or said in printed
+
+
 def test_what_is_exported_is_imported_again(tmp_path, target, write_random_draft, capsys):
     folder = write_random_draft(tmp_path / "draft", None, norm_before_residual=True, **SHAPE)
     before = read_draft(folder)

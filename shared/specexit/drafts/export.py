@@ -133,13 +133,33 @@ def _plugin(config: ExportConfig, draft: DraftConfig, stored: dict[str, Stored],
 
 def _eagle3(config: ExportConfig, draft: DraftConfig, stored: dict[str, Stored], target: TargetConfig) -> Form:
     """For vLLM and SGLang alike: the aux layers stand in both places, counted as each of them counts."""
+    _warn_of_sglang(config.draft, draft)
     fields = draft.model_dump(mode="json", exclude={"specexit"})
     architecture = {"llama": PLAIN_ARCHITECTURE, "qwen3": QWEN3_ARCHITECTURE}[draft.model_type]
     layers = draft.eagle_aux_hidden_state_layer_ids
     nested = {"use_aux_hidden_state": True, "eagle_aux_hidden_state_layer_ids": [layer - 1 for layer in layers]}
-    # SGLang takes the state in front of a layer: it never sees the embedding or what the last layer gives.
-    beside = {"eagle_config": nested} if layers[0] > 0 and layers[-1] < draft.target_num_hidden_layers else {}
+    beside = {"eagle_config": nested} if _in_front_of_layers(draft) else {}
     return Form(fields | {"architectures": [architecture]} | beside, _trunk(draft, stored))
+
+
+def _warn_of_sglang(folder: Path, draft: DraftConfig) -> None:
+    """Say what SGLang's class of a draft did not have where it was read; it drops tensors that it has no place for."""
+    flags = ("attention_bias", "norm_before_residual", "norm_before_fc", "fc_norm", "norm_output")
+    beyond = [f"{flag} true" for flag in flags if getattr(draft, flag)]
+    beyond += ["model_type 'qwen3'"] if draft.model_type == "qwen3" else []
+    layers = list(draft.eagle_aux_hidden_state_layer_ids)
+    beyond += [f"aux layers {layers}"] if len(layers) != 3 or not _in_front_of_layers(draft) else []
+    if beyond:
+        _warn(
+            f"{folder}: {', '.join(beyond)}: vLLM serves that, but {PLAIN_ARCHITECTURE} of SGLang did not have it in "
+            "the revision that was read: it does not load the draft, or computes another one and says nothing"
+        )
+
+
+def _in_front_of_layers(draft: DraftConfig) -> bool:
+    """Whether SGLang sees all aux states, which it takes behind some layer and in front of another."""
+    layers = draft.eagle_aux_hidden_state_layer_ids
+    return 0 < layers[0] and layers[-1] < draft.target_num_hidden_layers
 
 
 def _warn(text: str) -> None:
