@@ -237,6 +237,16 @@ def test_the_target_s_embeddings_go_along_to_speculators(
     assert read_config(tmp_path / "again").own_embeddings
 
 
+def test_embeddings_are_found_beside_weights_of_unknown_types(tmp_path, target, write_random_draft):
+    """As in a target in FP8, whose embeddings are bfloat16."""
+    rows = np.random.default_rng(3).normal(size=(VOCAB, 64)).astype(FLOATS["bfloat16"])
+    file = tmp_path / "of" / "target" / "model.safetensors"
+    save_file({"model.embed_tokens.weight": rows, "model.layers.0.mlp.up_proj.weight": np.ones((4, 4), np.int8)}, file)
+    file.write_bytes(file.read_bytes().replace(b'"I8"', b'"F8"', 1))
+    _, tensors, _ = exported(write_random_draft(tmp_path / "draft", None, **SHAPE), tmp_path, "speculators", target)
+    assert tensors["embed_tokens.weight"].tobytes() == rows.tobytes()
+
+
 @pytest.mark.parametrize(
     ("theirs", "why"),
     [

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from specexit.data.features import FeatureError
-from specexit.drafts.tensors import read_header
+from specexit.drafts.tensors import some_of
 from specexit.errors import InputError
 
 REFUSED = ("final_logit_softcapping", "logit_scale", "logits_scaling", "embedding_multiplier", "scale_emb", "mup_width")
@@ -51,7 +51,7 @@ def choices(states: Float[np.ndarray, "n hidden"], folder: Path, eps: float) -> 
     Raises:
       FeatureError: the folder has no such tensors.
     """
-    stored = {name: where for file in sorted(folder.glob("*.safetensors")) for name, where in read_header(file).items()}
+    stored = some_of(folder, (NORM, HEAD, EMBEDDING))
     table = stored.get(HEAD, stored.get(EMBEDDING))
     if table is None or NORM not in stored:
         raise FeatureError(f"{folder}: expected tensors {NORM}, and {HEAD} or {EMBEDDING}, which training reads")

@@ -34,7 +34,7 @@ from specexit.drafts.layouts import LAYOUTS
 from specexit.drafts.published import FILE as IMPORT_FILE
 from specexit.drafts.published import read_origin
 from specexit.drafts.rope import scaling_fields
-from specexit.drafts.tensors import FLOATS, Stored, read_header, together, weights_hash, write_tensors
+from specexit.drafts.tensors import FLOATS, Stored, some_of, together, weights_hash, write_tensors
 from specexit.drafts.verified import FILE as VERIFIED
 from specexit.errors import shown
 from specexit.outputs import new_folder
@@ -159,7 +159,7 @@ def _warn_of_sglang(folder: Path, draft: DraftConfig) -> None:
 def _in_front_of_layers(draft: DraftConfig) -> bool:
     """Whether SGLang sees all aux states, which it takes behind some layer and in front of another."""
     layers = draft.eagle_aux_hidden_state_layer_ids
-    return 0 < layers[0] and layers[-1] < draft.target_num_hidden_layers
+    return layers[0] > 0 and layers[-1] < draft.target_num_hidden_layers
 
 
 def _warn(text: str) -> None:
@@ -176,8 +176,7 @@ def _embeddings(config: ExportConfig, draft: DraftConfig, target: TargetConfig) 
         return {}
     place, why = None, f"no {EMBEDDING} [{draft.vocab_size}, {draft.hidden_size}] in {target.folder}"
     try:
-        for file in sorted(target.folder.glob("*.safetensors")):
-            place = read_header(file).get(EMBEDDING, place)
+        place = some_of(target.folder, [EMBEDDING]).get(EMBEDDING)
     except TensorError as error:
         why = str(error)
     if place is not None and place.shape == (draft.vocab_size, draft.hidden_size) and place.dtype.name in FLOATS:

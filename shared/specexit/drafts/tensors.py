@@ -11,7 +11,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -142,13 +142,8 @@ def _indexed(path: Path) -> dict[str, str]:
     return files
 
 
-def read_header(path: Path) -> dict[str, Stored]:
-    """What a file holds, in the order in which it holds it.
-
-    Raises:
-      TensorError: the file is truncated, or its header is malformed: types, shapes and offsets must agree with each
-        other, and the tensors must fill the file without gap or overlap.
-    """
+def _header(path: Path) -> tuple[dict[str, Any], int, int]:
+    """What a file's header says of its tensors, where they begin, and the file's size; nothing of it is checked yet."""
     with path.open("rb") as file:
         size = path.stat().st_size
         length = int.from_bytes(file.read(8), "little")
@@ -161,10 +156,19 @@ def read_header(path: Path) -> dict[str, Stored]:
     if not isinstance(raw, dict) or len(raw) > MAX_TENSORS:
         raise TensorError(f"{path}: its header is no table of at most {MAX_TENSORS} tensors")
     raw.pop("__metadata__", None)
-    body = 8 + length
-    found = {name: _entry(path, name, fields, body) for name, fields in raw.items()}
+    return raw, 8 + length, size
+
+
+def read_header(path: Path) -> dict[str, Stored]:
+    """What a file holds, in the order in which it holds it.
+
+    Raises:
+      TensorError: the file is truncated, or its header is malformed: types, shapes and offsets must agree with each
+        other, and the tensors must fill the file without gap or overlap.
+    """
+    raw, place, size = _header(path)
+    found = {name: _entry(path, name, fields, place) for name, fields in raw.items()}
     placed = sorted(found.items(), key=lambda item: (item[1].start, item[1].nbytes))
-    place = body
     for name, stored in placed:
         if stored.start != place:
             kind = "overlaps the tensor before it" if stored.start < place else "leaves a gap before it"
@@ -176,6 +180,25 @@ def read_header(path: Path) -> dict[str, Stored]:
             f"its header describes {place} bytes, but the file has {size}"
         )
     return dict(placed)
+
+
+def some_of(folder: Path, names: Collection[str]) -> dict[str, Stored]:
+    """Where some of a model's tensors lie, by name; those that no file has are left out.
+
+    Others may be of types that are unknown here: a target's embeddings are to be found beside quantised weights.
+
+    Raises:
+      TensorError: a file has no header of safetensors, or one of these tensors is of another type, or truncated.
+    """
+    found = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        raw, body, size = _header(path)
+        for name in names:
+            if name in raw:
+                found[name] = stored = _entry(path, name, raw[name], body)
+                if stored.start + stored.nbytes > size:
+                    raise TensorError(f"{path}: ends within tensor {name}, so it is truncated")
+    return found
 
 
 def _entry(path: Path, name: str, fields: Any, body: int) -> Stored:
