@@ -89,8 +89,8 @@ DYNAMIC = {"type": "dynamic", "alpha": 1000.0, "factor": 1.0, "beta_fast": 32, "
 @pytest.mark.parametrize(
     ("layout", "says", "options", "theta", "told"),
     [
-        ("angelslim", {}, {}, 1e4, "rope_theta is 1e+06, but taken as 10000: AngelSlim's trainer"),
-        ("angelslim", TRANSFORMERS_5, {}, 1e4, "rope_theta is 1e+06, but taken as 10000"),
+        ("angelslim", {}, {}, 1e4, "rope_theta is 1000000, but taken as 10000: AngelSlim's trainer"),
+        ("angelslim", TRANSFORMERS_5, {}, 1e4, "rope_theta is 1000000, but taken as 10000"),
         ("angelslim", {}, {"layout": "specforge"}, 1e6, None),
         ("angelslim", HUNYUAN | {"rope_theta": 10_000.0}, {}, 1e4, None),
         (
@@ -98,7 +98,7 @@ DYNAMIC = {"type": "dynamic", "alpha": 1000.0, "factor": 1.0, "beta_fast": 32, "
             "rope_scaling is of type 'dynamic', and is passed over",
         ),
         ("safeailab", {}, {}, 1e4, None),
-        ("safeailab", {"rope_theta": 1e6}, {}, 1e6, "rope_theta is 1e+06, and is kept; the authors' trainer"),
+        ("safeailab", {"rope_theta": 1e6}, {}, 1e6, "rope_theta is 1000000.0, and is kept; the authors' trainer"),
     ],
 )
 def test_the_theta_that_a_draft_was_trained_with_is_taken_or_doubted(
@@ -455,7 +455,8 @@ def test_a_window_that_no_tensor_tells_of_is_passed_over_aloud(says, told, tmp_p
             *("deepspec", "eagle_aux_hidden_state_layer_ids", [1, 3, 5, 7, 9]),
             r"ids is \[1, 3, 5, 7, 9\], but target_layer_ids is \[1, 3, 5, 7, 9\], which means .*\[2, 4, 6, 8, 10\]",
         ),
-        ("torchspec", "rope_theta", -1, "rope_theta is -1"),
+        ("angelslim", "rope_theta", -1, "rope_theta is -1, expected a number above 0"),
+        ("angelslim", "rope_parameters", {"rope_theta": "1e6"}, "rope_theta is 1000000, but .*rope_theta is '1e6'"),
         ("nemo", "head_dim", 8, r"q_proj.weight has shape \[64, 128\], expected \[32, 128\]"),
         (
             *("specforge", "eagle_aux_hidden_state_layer_ids", [3, 7, 10]),

@@ -11,6 +11,7 @@ inference and vLLM go by the config, so a published draft is served otherwise th
 
 from specexit.drafts.layouts.keys import Keys
 from specexit.drafts.layouts.layout import Fields, Layout, architecture, llama_fields
+from specexit.errors import shown
 
 TRAINED_THETA = 10_000.0
 _OF_HUNYUAN = (
@@ -30,8 +31,8 @@ def _fields(keys: Keys) -> Fields:
     if said == TRAINED_THETA or (scaling is not None and scaling.kind != "linear"):  # of which its trainer has no other
         return fields
     keys.note(
-        f"rope_theta is {said:g}, but taken as {TRAINED_THETA:g}: AngelSlim's trainer rotates with that whatever the "
-        "config says; for a draft of another trainer say layout=specforge, which goes by the config, and let "
+        f"rope_theta is {shown(said)}, but taken as {TRAINED_THETA:g}: AngelSlim's trainer rotates with that whatever "
+        "the config says; for a draft of another trainer say layout=specforge, which goes by the config, and let "
         "`specexit verify` judge"
     )
     return fields | {"rope_theta": TRAINED_THETA}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
@@ -74,6 +75,8 @@ def decoder_fields(keys: Keys) -> Fields:
     theta = keys.take("rope_theta", NUMBER, rope.get("rope_theta", 10_000.0))
     if rope.get("rope_theta", theta) != theta:
         raise keys.error("rope_theta", theta, f"but rope_parameters.rope_theta is {shown(rope['rope_theta'])}")
+    if not isinstance(theta, NUMBER) or not 0 < theta < math.inf:
+        raise keys.error("rope_theta", theta, "expected a number above 0")
     try:
         scaling = scaling_of(rope)
     except ValueError as error:

@@ -7,6 +7,7 @@ Its trainer rotates with theta 10,000, its inference with the config's ``rope_th
 
 from specexit.drafts.layouts.keys import Keys
 from specexit.drafts.layouts.layout import Fields, Layout, llama_fields
+from specexit.errors import shown
 
 _TARGETS = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "MixtralForCausalLM")
 
@@ -15,8 +16,8 @@ def _fields(keys: Keys) -> Fields:
     fields = llama_fields(keys)
     if fields["rope_theta"] != 10_000:
         keys.note(
-            f"rope_theta is {fields['rope_theta']:g}, and is kept; the authors' trainer rotates with 10000 whatever "
-            "the config says: `specexit verify` tells which of the two it was trained with"
+            f"rope_theta is {shown(fields['rope_theta'])}, and is kept; the authors' trainer rotates with 10000 "
+            "whatever the config says: `specexit verify` tells which of the two it was trained with"
         )
     return fields
 
