@@ -59,10 +59,13 @@ class Engine:
         self.processor.external_req_ids[external] = list(self.requests)
         self.stats, self.reporter = SimpleNamespace(), outcome.Reporter()
 
-    def step(self, rows, finished=None, stopped=(), n_output=60, inactive=None, stop_reason=None, awaiting=None):
-        """One step; returns what the outputs say. ``stopped``: choices in which the front end meets a stop string."""
+    def step(
+        self, rows, finished=None, stopped=(), n_output=60, inactive=None, stop_reason=None, awaiting=None, running=()
+    ):
+        """One step; returns what the outputs say. ``stopped``: choices in which the front end meets a stop string;
+        ``running``: choices that have an output, and no row."""
         finished, outputs, names = finished or {}, [], list(self.requests)
-        for i in rows:
+        for i in (*rows, *running):
             self.requests[names[i]].num_output_tokens = n_output
             outputs.append(core_output(names[i], finished.get(i), stop_reason))
         records = {names[i]: record for i, record in rows.items()}

@@ -7,12 +7,14 @@ from types import SimpleNamespace
 import pytest
 
 from specexit.drafts.policy import PolicyFile
-from tests.serving.ends import NAMED, REQUEST, SIGNALS, Engine, core_output, front_end, row
+from specexit.method.splits import ThinkTokens
+from tests.serving.ends import NAMED, REQUEST, SIGNALS, START, Engine, core_output, front_end, row
 from tests.serving.test_operation import POINTS, operation
 from torch_specexit.plugin import outcome
 from torch_specexit.plugin.frontend import reports as frontend
 from torch_specexit.plugin.frontend import server
 from torch_specexit.plugin.frontend.activity import Activity
+from torch_specexit.plugin.frontend.audit import Audit
 from torch_specexit.plugin.frontend.metrics import OUTCOMES
 from torch_specexit.plugin.frontend.own_end import BY_ITSELF, end_tokens
 from torch_specexit.plugin.outcome import KEY
@@ -173,18 +175,52 @@ def test_a_report_says_which_point_it_is_of_and_whether_that_is_certified():
         assert (told["point"], told["certified"]) == (point, False)
 
 
-@pytest.mark.parametrize("why", ["a grammar binds its thinking", "exits have failed in flight"])
-def test_a_report_of_exits_that_were_off_claims_no_point_and_no_certificate(why):
-    engine, front = Engine(), front_end()
-    (state,) = engine.processor.request_states.values()
-    front.keep(state, SimpleNamespace(**REQUEST), front.operation.resolve(None)._replace(certified=True))
-    bound = "grammar" in why
-    engine.step({0: row(THINKING, 20, on=0 if bound else 1)})
-    if not bound:
-        engine.reporter = outcome.Reporter()
-        engine.reporter.take = lambda *_: None  # nothing more is known
+def labelled(engine, front):
+    """Every choice of an engine runs under a point that is certified; returns their states."""
+    setattr(engine.processor, KEY, front)
+    states = list(engine.processor.request_states.values())
+    for state in states:
+        front.keep(state, SimpleNamespace(**REQUEST), front.operation.resolve(None)._replace(certified=True))
+    return states
+
+
+def test_a_report_of_exits_that_were_off_claims_no_point_and_no_certificate():
+    """Here a grammar binds its thinking."""
+    engine = Engine()
+    labelled(engine, front_end())
+    engine.step({0: row(THINKING, 20, on=0)})
     (told,) = engine.step({0: row(THINKING, 20, on=0)}, finished={0: "stop"})
     assert (told["outcome"], "point" in told, "certified" in told) == ("off", False, False)
+
+
+def test_a_request_that_thinks_when_exits_fail_ends_as_one_without_and_is_not_audited():
+    """Its answer used to be counted as thinking, its end as a certified one by itself, and its audit as `no_exit`."""
+    engine, front = Engine(n=2), front_end(audit_rate=1.0)
+    front.audit = Audit(lambda *asked: None, lambda ids: "", ThinkTokens(START, START + 1, frozenset()), 200)
+    labelled(engine, front)
+    engine.step({0: row(THINKING, 20, would_exit=10.0), 1: row(OVER, 30, exited=1)})
+    (_, told) = engine.step({}, inactive="injected", running=(0, 1))
+    assert [choice["outcome"] for choice in told["choices"]] == ["off", "answering"]
+    (_, told) = engine.step({}, inactive="injected", running=(0, 1), finished={0: "stop", 1: "stop"})
+    assert told["choices"][0] == {"outcome": "off", "thinking_tokens": 0, "signals": {}}
+    over = {"outcome": "exit", "thinking_tokens": 30, "signals": NAMED, "point": "default", "certified": True}
+    assert told["choices"][1] == over  # it was over before
+    assert front.summary()["requests"] == {"off": 1, "exit": 1}
+    assert front.summary()["traffic"]["thinking_tokens"]["requests"] == 0
+    assert front.audit.results == {"unfinished": 1}  # the exit, which audited requests do not make
+
+
+@pytest.mark.parametrize("kind", ["failed", "misfit"])
+@pytest.mark.parametrize("ends", [{"finished": {0: "stop"}}, {"stopped": [0]}], ids=str)
+def test_requests_of_a_server_that_has_lost_its_exits_are_counted_as_off(kind, ends):
+    """No worker tells of them, and they used to be counted nowhere: an alert on requests without exits never came."""
+    engine, front = Engine(), front_end()
+    labelled(engine, front)
+    front.activity.fail(kind, "injected")
+    (told,) = engine.step({}, running=[0], **ends)
+    assert told == {"outcome": "off", "thinking_tokens": 0, "signals": {}}
+    assert getattr(engine.stats, KEY) == [told]
+    assert front.summary()["requests"] == {"off": 1}
 
 
 def test_exits_of_weights_that_were_replaced_are_uncertified_until_a_restart(caplog):

@@ -109,6 +109,9 @@ class Record(NamedTuple):
         return report | ({"would_exit": int(self.would_exit)} if seen else {})
 
 
+UNKNOWN = Record.from_row([0.0] * len(RECORD))
+"""Of a request that nothing is known of: exits were off."""
+
 MOST_GONE = 64
 """Requests that the scheduler has forgotten without an output, by an abort, before they are forgotten here."""
 
@@ -128,6 +131,7 @@ class Reporter:
         """Of these, the ones with stop strings: any of their outputs may turn out to be the last."""
         self.awaiting: set[int] = set()
         """Clients that know that the draft is not whole, and not yet that it is again."""
+        self.failed = False
 
     def take(self, records: dict[str, Sequence[float]], requests: Mapping[str, Any]) -> None:
         """Take in news, before the scheduler takes in the step.
@@ -166,17 +170,27 @@ class Reporter:
           awaiting: why the draft was not whole in the step, if it was not.
         """
         may_stop = self.may_stop
+        failing = inactive is not None and not self.failed
+        if failing:
+            self._lose()
         for number, client in outputs.items():
             if client.outputs and (awaiting is not None or number in self.awaiting):
                 self._tell_of_weights(number, client, awaiting)
             for output in client.outputs:
                 name = output.request_id
-                if output.finish_reason is not None or name in records or name in may_stop:
-                    self._tell(output, fresh=name in records)
+                if output.finish_reason is not None or failing or name in records or name in may_stop:
+                    self._tell(output, fresh=failing or name in records)
                 if inactive is not None:
                     output.kv_transfer_params = {**(output.kv_transfer_params or {}), INACTIVE_KEY: inactive}
             for name in client.finished_requests or ():
                 self._forget(name)
+
+    def _lose(self) -> None:
+        """Exits have failed: of thinking that goes on, nothing will be heard any more, not even where it ends."""
+        self.failed = True
+        for request in self.requests.values():
+            if getattr(request, RECORD_KEY).phase != OVER:
+                setattr(request, RECORD_KEY, UNKNOWN)
 
     def _tell_of_weights(self, number: int, client: Any, awaiting: str | None) -> None:
         for output in client.outputs:

@@ -31,6 +31,11 @@ class Activity:
         """Why exits are not active; None where they are."""
         return self._failed or self._awaiting
 
+    @property
+    def ended(self) -> bool:
+        """Whether exits are not active until a restart."""
+        return self._failed is not None
+
     def fail(self, kind: str, reason: str) -> None:
         """Exits are not active until a restart. One line in the log, of JSON, however often it is said."""
         if self._failed is None:

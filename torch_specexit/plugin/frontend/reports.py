@@ -31,6 +31,9 @@ LABELS = ("point", "certified")
 
 RUNNING = ("thinking", "answering")
 
+NOTHING_KNOWN = {"outcome": "off", "thinking_tokens": 0, "signals": {}}
+"""Report of a request that no worker tells of, as exits have ended before it came."""
+
 
 def attach(processor: Any, outputs: Iterable[Any]) -> list[Any]:
     """Put into each output how its request stands, before vLLM processes it.
@@ -48,9 +51,10 @@ def attach(processor: Any, outputs: Iterable[Any]) -> list[Any]:
     if len(latest) > len(processor.request_states) + MOST_GONE:
         for gone in latest.keys() - processor.request_states.keys():
             del latest[gone]
-    known = []
+    front: FrontEnd | None = getattr(processor, KEY, None)
+    ended, known = front is not None and front.activity.ended, []
     for output in outputs:
-        if output.kv_transfer_params is None and output.finish_reason is None:
+        if output.kv_transfer_params is None and output.finish_reason is None and not ended:
             told = latest.get(output.request_id)
             if told is not None:
                 output.kv_transfer_params = told
@@ -82,6 +86,8 @@ def _take_in(processor: Any, state: Any, output: Any) -> None:
         if admitted is not None and front is not None and front.operation.lasting:
             admitted = admitted._replace(certified=False)  # it may have begun before that was known
         setattr(state, KEY, _labelled(report, admitted))
+    elif front is not None and front.activity.ended and not hasattr(state, KEY):
+        setattr(state, KEY, dict(NOTHING_KNOWN))
 
 
 def _labelled(report: dict[str, Any], admitted: Admitted | None) -> dict[str, Any]:
@@ -132,7 +138,7 @@ def settle(processor: Any, states: Sequence[Any], stats: Any) -> None:
             report["outcome"] = now or report["outcome"]
             continue
         latest.pop(state.request_id, None)
-        if report["outcome"] in RUNNING:  # exits have failed in flight, and nobody knows how it ended
+        if report["outcome"] in RUNNING:  # the engine core could not say how it ended
             report["outcome"] = "off"
             for label in LABELS:
                 report.pop(label, None)
