@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from types import SimpleNamespace
 
 from specexit.drafts.directory import SpecExitBlock
@@ -78,6 +79,26 @@ class Engine:
             self.processor.external_req_ids[state.external_req_id].remove(state.request_id)
         frontend.settle(self.processor, known, self.stats)
         return [(output.kv_transfer_params or {}).get(KEY) for output in outputs]
+
+
+def status(front, path="/health", *, broken=False):
+    """What vLLM's own routes answer, given a front end (or None), and whether something is wrong with the engine."""
+    from fastapi import FastAPI
+    from fastapi.testclient import TestClient
+    from vllm.entrypoints.serve.instrumentator import register_instrumentator_api_routers
+
+    from torch_specexit.plugin.compat.request_hooks import REQUEST_HOOKS
+
+    async def engine_says(self):
+        if broken:
+            raise RuntimeError("of the engine's own")
+
+    (hook,) = (hook for hook in REQUEST_HOOKS if hook.method == "check_health")
+    engine = SimpleNamespace(output_processor=SimpleNamespace() if front is None else SimpleNamespace(**{KEY: front}))
+    engine.check_health, app = partial(hook.wrap(engine_says), engine), FastAPI()
+    register_instrumentator_api_routers(app)
+    app.state.engine_client = engine
+    return TestClient(app).get(path).status_code
 
 
 GREEDY = {"temperature": 0.0, "top_p": 1.0, "top_k": 0}

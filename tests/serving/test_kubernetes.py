@@ -14,6 +14,10 @@ import yaml
 from specexit.config import REPOSITORY
 from tests.marks import SLOW
 from tests.serving.conftest import ServerStarter
+from tests.serving.ends import status
+from tests.serving.test_operation import operation
+from torch_specexit.plugin.frontend.activity import Activity
+from torch_specexit.plugin.frontend.server import FrontEnd
 
 pytestmark = pytest.mark.vllm
 
@@ -39,6 +43,25 @@ def test_ports_and_gpus_agree(pod):
     assert json.loads(given["--speculative-config"])["method"] == "eagle3"
     mounts = {mount["name"] for mount in server["volumeMounts"]}
     assert mounts == {volume["name"] for volume in pod["volumes"]}
+
+
+def test_a_doubt_that_can_be_taken_back_takes_a_pod_out_of_service_and_does_not_restart_it(pod):
+    """All three probes asked /health, so that with `required` a doubt cut off all requests, and the next pod too."""
+    front, (server,) = FrontEnd(operation(required=True), Activity()), pod["containers"]
+    paths = {name: server[f"{name}Probe"]["httpGet"]["path"] for name in ("startup", "readiness", "liveness")}
+
+    def answers():
+        return {name: status(front, path) for name, path in paths.items()}
+
+    healthy = dict.fromkeys(paths, 200)
+    assert answers() == healthy
+    front.switch(point="untested")
+    assert answers() == healthy | {"readiness": 503}
+    front.switch(point="usual")
+    front.activity.awaits("an update has not been finished")
+    assert answers() == healthy | {"readiness": 503}
+    front.activity.awaits(None)
+    assert answers() == healthy
 
 
 @SLOW

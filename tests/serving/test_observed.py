@@ -7,10 +7,8 @@ import logging
 from types import SimpleNamespace
 
 import pytest
-from fastapi import FastAPI
-from fastapi.testclient import TestClient
 
-from tests.serving.ends import NAMED, Engine, front_end, incoming, row
+from tests.serving.ends import NAMED, Engine, front_end, incoming, row, status
 from tests.serving.test_operation import operation
 from torch_specexit.plugin.compat.frontend_hooks import FRONTEND_HOOKS
 from torch_specexit.plugin.frontend import tracing
@@ -35,46 +33,25 @@ def end_of(external, front=None):
     return state, told
 
 
-@pytest.fixture
-def health():
-    """Status of vLLM's own ``GET /health``, given a front end and what the engine itself says."""
-    from vllm.entrypoints.serve.instrumentator.health import router
-
-    async def engine_says(self):
-        if self.broken:
-            raise RuntimeError("of the engine's own")
-
-    def status(front, *, broken=False):
-        processor = SimpleNamespace() if front is None else SimpleNamespace(**{KEY: front})
-        engine = SimpleNamespace(output_processor=processor, broken=broken)
-        wrapped, app = HOOKS["check_health"].wrap(engine_says), FastAPI()
-        engine.check_health = lambda: wrapped(engine)
-        app.include_router(router)
-        app.state.engine_client = engine
-        return TestClient(app).get("/health").status_code
-
-    return status
-
-
-def test_a_server_that_must_have_certified_exits_answers_503_without_them(health, caplog):
+def test_a_server_that_must_have_certified_exits_answers_503_without_them(caplog):
     front = FrontEnd(operation(required=True), Activity())
-    assert health(front) == 200
+    assert status(front) == 200
     front.switch(point="untested")
-    assert health(front) == 503
+    assert status(front) == 503
     assert "specexit.required is true, and exits are not served as certified: point untested has no" in caplog.text
     front.switch(point="careful", mode="off")
-    assert health(front) == 200
+    assert status(front) == 200
     front.activity.fail("failed", "injected")
-    assert health(front) == 503
+    assert status(front) == 503
 
 
-def test_elsewhere_readiness_is_what_the_engine_says(health):
+def test_elsewhere_readiness_is_what_the_engine_says():
     doubted = FrontEnd(operation(reasons=["dtype is float16"]), Activity())
     doubted.activity.fail("failed", "injected")
-    assert [health(front) for front in (doubted, None)] == [200, 200]
+    assert [status(front) for front in (doubted, None)] == [200, 200]
     for front in (doubted, FrontEnd(operation(required=True), Activity()), None):
         with pytest.raises(RuntimeError, match="of the engine's own"):
-            health(front, broken=True)
+            status(front, broken=True)
 
 
 @pytest.fixture
