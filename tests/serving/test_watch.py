@@ -49,6 +49,10 @@ def test_a_changed_file_is_in_force_for_the_next_request_and_a_bad_one_is_not(dr
         (json.dumps({"points": [point("ewma", 0.9, smoothing="ewma")], "default": "ewma"}), "smoothing 'ewma'"),
         (json.dumps({"points": [point("all", 0.9, thresholds={})], "default": "all"}), "point all has no thresholds"),
         (json.dumps({"points": POINTS, "default": "usual", "serving": {"loras": {"a": "b"}}}), "serving.loras.a"),
+        (
+            json.dumps({"points": POINTS, "default": "usual", "sampling": {"temperature": "0.6"}}),
+            "temperature is '0.6'",
+        ),
     ):
         (draft / FILE).write_text(text)
         assert not watch.changed(server)

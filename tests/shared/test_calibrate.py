@@ -263,6 +263,7 @@ def test_scores_made_with_other_weights_of_the_target_are_refused(setting):
     ("changes", "message"),
     [
         ({"sampling": lambda i: f'{{"temperature": {0.6 * (i == 9)}}}'}, "traces of sampling .* are mixed"),
+        ({"sampling": lambda i: '{"temperature": "0.6"}'}, "sampling: temperature is '0.6', expected a finite number"),
         ({"trial": lambda i: f'{{"text": "{i % 2}"}}'}, "answers of kind math were tried as .* expected one way"),
         ({"target": lambda i: "a" if i else "tiny-reasoner"}, r"traces\.parquet: traces of several targets"),
         ({"target": "qwen3-4b-thinking-2507"}, "traces of target 'qwen3-4b-thinking-2507', but .* 'tiny-reasoner'"),

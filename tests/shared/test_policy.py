@@ -134,6 +134,15 @@ def test_points_are_chosen_by_name():
             {"points": [{"name": "a", "policy": {}, "certificate": OLD_CERTIFICATE | {"bound": 0.5}}]},
             r"field points\.0\.certificate\.bound is 0\.5: expected at least 0 and at most epsilon, which is 0\.02",
         ),
+        # Such a file used to be taken by a running server, which then answered every request with a 500.
+        (
+            {"sampling": {"temperature": "0.6"}},
+            r"field sampling is .*: temperature is '0\.6', expected a finite number",
+        ),
+        ({"sampling": {"temperature": None}}, "field sampling is .*: temperature is None, expected a finite number"),
+        ({"sampling": {"temperature": 0.6, "top_p": True}}, "field sampling is .*: top_p is True, expected a finite"),
+        ({"sampling": {"temperature": 0.6, "top_k": -2}}, "field sampling is .*: top_k is -2, .* of at least -1"),
+        ({"sampling": {"temperature": float("nan")}}, r"(field sampling is .*: temperature is nan|.*NaN)"),
     ],
 )
 def test_a_wrong_field_is_named(draft, changes, message):

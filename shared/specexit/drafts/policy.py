@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -249,6 +251,24 @@ class Serving(Config):
         return None if self.loop_period is None else LoopGuard(self.loop_period, self.loop_repeats)
 
 
+LEAST = {"temperature": 0, "top_p": 0, "top_k": -1}
+"""What says which tokens were drawn, and the smallest number that each may be."""
+
+
+def wrong_sampling(sampling: Mapping[str, Any]) -> str | None:
+    """What is wrong with how traces were sampled, as far as a server compares that with its requests; None if nothing.
+
+    Example:
+      >>> wrong_sampling({"temperature": "0.6"}), wrong_sampling({"temperature": 0.6, "max_tokens": 512})
+      ("temperature is '0.6', expected a finite number of at least 0", None)
+    """
+    for key, least in LEAST.items():
+        value = sampling.get(key, least)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value < math.inf:
+            return f"{key} is {shown(value)}, expected a finite number of at least {least}"
+    return None
+
+
 class PolicyFile(Config):
     """``policy.json``."""
 
@@ -265,6 +285,14 @@ class PolicyFile(Config):
     serving: Serving = Serving()
     selection: Selection | None = None
     history: tuple[Event, ...] = ()
+
+    @field_validator("sampling")
+    @classmethod
+    def _is_sampling(cls, sampling: dict[str, Any] | None) -> dict[str, Any] | None:
+        wrong = wrong_sampling(sampling or {})
+        if wrong is not None:
+            raise ValueError(wrong)
+        return sampling
 
     @model_validator(mode="after")
     def _names(self) -> PolicyFile:

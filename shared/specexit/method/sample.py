@@ -19,6 +19,7 @@ from specexit.data.outlines import Outlines
 from specexit.data.rows import AnyTrace, prompt_sha256, short_hash
 from specexit.data.scratch import Scratch
 from specexit.data.seen import HALF
+from specexit.drafts.policy import wrong_sampling
 from specexit.errors import InputError
 
 Unjudged = Literal["refuse", "error"]
@@ -104,9 +105,11 @@ def one_sampling(traces: Outlines, path: Path) -> dict[str, Any]:
     """The sampling of all traces. How long a response may get depends on its prompt and is not compared.
 
     Raises:
-      SampleError: traces of several are mixed in the file.
+      SampleError: traces of several are mixed in the file, or one is none.
     """
     found = [json.loads(sampling or "{}") for sampling in traces.different("sampling")]
+    for wrong in filter(None, map(wrong_sampling, found)):
+        raise SampleError(f"{path}: sampling: {wrong}")
     lengths = {key for sampling in found for key in sampling if key.startswith("max")}
     kinds = [{key: value for key, value in sampling.items() if key not in lengths} for sampling in found]
     for one, other in pairwise(kinds):
