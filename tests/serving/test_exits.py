@@ -24,6 +24,7 @@ from tests.serving.simulation import CPU, END, IDS, START, VOCAB
 from tests.serving.test_rule import given_step
 from torch_specexit.plugin import outcome
 from torch_specexit.plugin.compat import wraps
+from torch_specexit.plugin.compat.request_hooks import REQUEST_HOOKS
 from torch_specexit.plugin.frontend.arguments import OFFLINE, RequestArguments, vouch
 from torch_specexit.plugin.frontend.callers import response_of
 from torch_specexit.plugin.step_cost import Made
@@ -450,6 +451,22 @@ def test_in_vllm_llm_who_asks_is_the_operator():
     plain = SimpleNamespace(sampling_params=SimpleNamespace(extra_args=None))
     vouch(plain)
     assert plain.sampling_params.extra_args is None
+
+
+@pytest.mark.parametrize(
+    ("queue", "thresholds"), [(None, {"validity": 0.1}), (object(), {})], ids=["vllm.LLM", "a server"]
+)
+def test_who_asks_a_server_without_a_front_end_of_ours_is_no_operator(queue, thresholds):
+    """Whoever asked one that the plug-in had not opened might ask for anything."""
+    (hook,) = (hook for hook in REQUEST_HOOKS if hook.method == "add_request")
+    request = SimpleNamespace(request_id="a", sampling_params=SimpleNamespace(extra_args={"specexit_validity": 0.1}))
+    processor, exits = SimpleNamespace(request_states={}), ready()
+    hook.wrap(lambda self, request, *given: given)(processor, request, "prompt", None, 0, queue)
+    exits.draft.serving = Serving(requests="none")
+    exits.track(scheduled(new("a", extra_args=request.sampling_params.extra_args)))
+    policy = exits.slots.admissions["a"].policy
+    assert policy is not None
+    assert policy.thresholds == thresholds
 
 
 def test_the_checking_mode_finds_a_step_of_another_kind_than_the_rule_was_made_ready_with(monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import shutil
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from specexit.schemas.target import TargetConfig
 from tests.serving.ends import GREEDY
 from tests.serving.test_operation import POINTS
 from torch_specexit.plugin.certified import served_fingerprints
+from torch_specexit.plugin.compat.request_hooks import REQUEST_HOOKS
 from torch_specexit.plugin.frontend import opening
 
 pytestmark = pytest.mark.vllm
@@ -142,3 +144,20 @@ def test_a_server_that_must_have_certified_exits_does_not_start_without(file, mi
         opening.settings_of(config)
     monkeypatch.setenv("SPECEXIT_SERVING", "{}")
     assert opening.settings_of(config) is not None  # served, and called what it is
+
+
+@pytest.mark.parametrize("name", ["AsyncLLM.check_health", "OutputProcessor.process_outputs"])
+def test_a_server_that_must_have_certified_exits_does_not_start_where_it_would_not_notice_their_end(
+    name, draft, monkeypatch
+):
+    write_policy(draft, PolicyFile.model_validate({"points": POINTS, "default": "usual"} | MADE))
+    monkeypatch.setattr(opening, "served_fingerprints", lambda folder, config: {"dtype": "float32"})
+    monkeypatch.setattr(opening, "misfit_of", lambda config: None)
+    (hook,) = (hook for hook in REQUEST_HOOKS if f"{hook.owner}.{hook.method}" == name)
+    for ancestor in getattr(importlib.import_module(hook.module), hook.owner).__mro__:
+        if hook.method in vars(ancestor):
+            monkeypatch.delattr(ancestor, hook.method)
+    assert opening.settings_of(config_with(draft)) is not None
+    monkeypatch.setenv("SPECEXIT_SERVING", '{"required": true}')
+    with pytest.raises(ConfigError, match=f"specexit.required is true, .*{hook.place}"):
+        opening.settings_of(config_with(draft))

@@ -10,14 +10,18 @@ import os
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from specexit.config import ConfigError
+from torch_specexit.plugin.compat import hooks
 from torch_specexit.plugin.compat.fit import Has, Hook, Takes, Uses, install, is_hooked
 from torch_specexit.plugin.compat.frontend_hooks import FRONTEND_HOOKS
 from torch_specexit.plugin.compat.hooks import ENGINE_HOOKS, HOOKS, V1_HOOKS, V2_HOOKS
 from torch_specexit.plugin.compat.repairs import REPAIRS
 from torch_specexit.plugin.compat.sources import Imported, Recorded, Recorder, SourceError, Sources
+from torch_specexit.plugin.frontend.activity import misfit_of
 
 pytestmark = pytest.mark.vllm
 
@@ -27,7 +31,7 @@ UNPACKED = os.environ.get("SPECEXIT_RELEASES")
 
 ALL = (*HOOKS, *FRONTEND_HOOKS, *REPAIRS)
 GROUPS = {"v1": (*ENGINE_HOOKS, *V1_HOOKS), "v2": (*ENGINE_HOOKS, *V2_HOOKS)}
-"""What a worker installs."""
+"""What a worker installs of its own."""
 
 every_hook = pytest.mark.parametrize(
     ("group", "hook"),
@@ -232,6 +236,19 @@ def test_what_fits_is_wrapped_once(clean, name):
     assert all(is_hooked(owner_of(hook), hook.method) == (hook.wrap is not None) for hook in GROUPS[name])
     assert install(GROUPS[name]) is None
     assert [getattr(owner_of(hook), hook.method) for hook in GROUPS[name]] == once
+
+
+@pytest.mark.parametrize("name", ["AsyncLLM.__init__", "OutputProcessor.add_request"])
+def test_a_vllm_whose_servers_could_hold_no_request_to_what_it_may_is_served_plainly(clean, name, caplog):
+    """With exits, every client was an operator there, and whom the operator had none for had them, too."""
+    (hook,) = (hook for hook in FRONTEND_HOOKS if f"{hook.owner}.{hook.method}" == name)
+    change(clean, hook)
+    assert f"{hook.place} takes" in str(misfit_of(SimpleNamespace(use_v2_model_runner=False)))
+    hooks.install_worker_hooks(v2=False)
+    assert "plain EAGLE-3 is served" in caplog.text
+    assert not any(is_hooked(owner_of(hook), hook.method) for hook in GROUPS["v1"])
+    with pytest.raises(ConfigError, match=r"specexit.required is true, but exits would not be served: .* takes"):
+        hooks.install_worker_hooks(v2=False, required=True)
 
 
 def test_a_vllm_whose_sources_cannot_be_read_is_served_plainly(clean):

@@ -129,10 +129,15 @@ def is_hooked(owner: Any, method: str) -> bool:
     return hasattr(getattr(owner, method, None), _MARK)
 
 
-def misfits(hooks: Sequence[Hook]) -> str | None:
-    """What keeps exits from being served at all, in the installed vLLM; None where nothing does."""
+def misfits(hooks: Sequence[Hook], *, every: bool = False) -> str | None:
+    """What keeps exits from being served at all, in the installed vLLM; None where nothing does.
+
+    Args:
+      hooks: to be looked at.
+      every: those without which only one feature is lost count, too.
+    """
     release = Imported()
-    found = [misfit for hook in hooks if hook.without is None and (misfit := hook.misfit(release))]
+    found = [misfit for hook in hooks if (every or hook.without is None) and (misfit := hook.misfit(release))]
     return "; ".join(found) or None
 
 

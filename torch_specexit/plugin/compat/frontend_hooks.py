@@ -1,7 +1,8 @@
 """The part of the hook table that concerns the front end, put together; and how a server with exits opens.
 
-Nothing here decides about an exit, so a vLLM that one of these does not fit is served with exits, and without what that
-one gives. Servers without a SpecExit draft are left as they are.
+Two of these hold requests to what an operator lets them have: how an API server's engine opens, and how a request is
+admitted. A vLLM that one of them does not fit is served without exits. The others decide about none, so one that does
+not fit costs what it gives, and no exit. Servers without a SpecExit draft are left as they are.
 """
 
 from __future__ import annotations
@@ -43,16 +44,12 @@ OPENING_HOOK = Hook(
     ("vllm_config", "executor_class", "log_stats"),
     _init_engine,
     why="settings of the server are checked before anything starts, and signals heard while it does; audits "
-    "and interrupts ask the engines",
+    "ask the engine",
     relies_on="output_processor, logger_manager.stat_loggers, generate(); try_get_generation_config() has eos_token_id",
     since="0.24",
     facts=(
         Has(f"{_ENGINE}.async_llm:AsyncLLM", ("output_processor", "input_processor", "logger_manager")),
         Has(f"{_ENGINE}.async_llm:AsyncLLM", ("vllm_config", "model_config")),
-        Has(f"{_ENGINE}.async_llm:AsyncLLM", ("engine_core",)),
-        Has(f"{_ENGINE}.core_client:AsyncMPClient", ("core_engines",)),
-        Takes(f"{_ENGINE}.core_client:AsyncMPClient._call_utility_async", ("method", "args", "engine")),
-        Takes(f"{_ENGINE}.core:EngineCore.collective_rpc", ("method", "timeout", "args", "kwargs")),
         Has(f"{_LOGGERS}:StatLoggerManager", ("stat_loggers",)),
         Takes(f"{_ENGINE}.async_llm:AsyncLLM.generate", ("prompt", "sampling_params", "request_id")),
         Has("vllm.config.vllm:VllmConfig", ("additional_config", "speculative_config", "parallel_config")),
@@ -61,7 +58,6 @@ OPENING_HOOK = Hook(
     ),
     upstream="none",
     until="when a plug-in is told of the engine of an API server",
-    without="streamed reports, routes and audits; a start that a signal ends at once",
 )
 
 PROCESS_HOOKS = (*REQUEST_HOOKS, OPENING_HOOK, *TELEMETRY_HOOKS)

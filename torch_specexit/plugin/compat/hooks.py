@@ -13,8 +13,9 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+from specexit.config import ConfigError
 from torch_specexit.plugin.compat import wraps
-from torch_specexit.plugin.compat.fit import Has, Hook, Takes, Uses, install
+from torch_specexit.plugin.compat.fit import Has, Hook, Takes, Uses, install, misfits
 from torch_specexit.plugin.worker import interrupt, runner_v1, runner_v2
 from torch_specexit.plugin.worker.rule import Sampled
 
@@ -369,12 +370,32 @@ def install_engine_hooks() -> None:
         logger.debug(misfit)
 
 
-def install_worker_hooks(*, v2: bool) -> None:
+def needed(*, v2: bool) -> tuple[Hook, ...]:
+    """The hooks of an engine with exits: none of them is installed where one does not fit without which none is served.
+
+    Exits that nobody can ask for or hear of are not served; nor are those that no server could keep from whom its
+    operator has none for.
+    """
+    from torch_specexit.plugin.compat.frontend_hooks import PROCESS_HOOKS  # which imports this module
+
+    front = (hook for hook in PROCESS_HOOKS if hook.without is None)
+    return (*ENGINE_HOOKS, *(V2_HOOKS if v2 else V1_HOOKS), *front)
+
+
+def install_worker_hooks(*, v2: bool, required: bool = False) -> None:
     """Install the hooks of a runner; called when a SpecExit draft is constructed, so that no other engine is touched.
 
-    The engine's hooks are part of it: exits that nobody can ask for or hear of are not served.
+    Args:
+      v2: whether it is V2's.
+      required: whether the engine must serve exits.
+
+    Raises:
+      ConfigError: it must, and would not, as this vLLM does not fit.
     """
-    misfit = install((*ENGINE_HOOKS, *(V2_HOOKS if v2 else V1_HOOKS)))
+    hooks = needed(v2=v2)
+    misfit = install(hooks)
     if misfit:
         logger.error(misfit)
+    if required and (reason := misfits(hooks)) is not None:
+        raise ConfigError(f"specexit.required is true, but exits would not be served: {reason}")
     interrupt.install(importlib.import_module(_WORKER).Worker)

@@ -38,13 +38,20 @@ def _process_outputs(original: Method) -> Method:
 
 def _add_request(original: Method) -> Method:
     def add_request(
-        self: Any, request: Any, prompt: Any, parent_req: Any = None, request_index: int = 0, *args: Any, **kwargs: Any
+        self: Any,
+        request: Any,
+        prompt: Any,
+        parent_req: Any = None,
+        request_index: int = 0,
+        queue: Any = None,
+        *args: Any,
+        **kwargs: Any,
     ) -> None:
         front: FrontEnd | None = getattr(self, KEY, None)
         admitted = None if front is None else front.admit(request, choice=request_index)
-        if front is None:
+        if front is None and queue is None:  # a server reads each request's outputs from a queue, `vllm.LLM` does not
             arguments.vouch(request)
-        original(self, request, prompt, parent_req, request_index, *args, **kwargs)
+        original(self, request, prompt, parent_req, request_index, queue, *args, **kwargs)
         state = self.request_states.get(request.request_id)
         if front is not None and admitted is not None and state is not None:
             front.keep(state, request, admitted)
@@ -119,10 +126,11 @@ REQUEST_HOOKS = (
         f"{_ENGINE}.output_processor",
         "OutputProcessor",
         "add_request",
-        ("request", "prompt", "parent_req", "request_index"),
+        ("request", "prompt", "parent_req", "request_index", "queue"),
         _add_request,
         why="what a server decides about a request (its point, mode, audit) goes to the workers with it",
-        relies_on="called before the engine core has the request, with parameters that nobody else changes",
+        relies_on="called before the engine core has the request, with parameters that nobody else changes; with a "
+        "queue in a server, without one in vllm.LLM",
         since="0.24",
         facts=(
             Has(
@@ -134,7 +142,6 @@ REQUEST_HOOKS = (
         ),
         upstream="vllm-project/vllm#56497 (logits processors are told of new requests, in the worker only)",
         until="when a plug-in may change a request as it is admitted",
-        without="operating points, switching without a restart, audits",
     ),
     Hook(
         f"{_ENGINE}.async_llm",

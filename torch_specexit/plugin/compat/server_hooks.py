@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Any
 
-from torch_specexit.plugin.compat.fit import Has, Hook, Method, Uses
+from torch_specexit.plugin.compat.fit import Has, Hook, Method, Takes, Uses
 from torch_specexit.plugin.compat.request_hooks import check_early
 from torch_specexit.plugin.frontend import arguments, efforts
 from torch_specexit.plugin.frontend.inner import inner
@@ -13,7 +13,7 @@ from torch_specexit.plugin.frontend.routes import Endpoints
 from torch_specexit.plugin.frontend.streaming import Reports
 
 _CHAT, _COMPLETION = "vllm.entrypoints.openai.chat_completion", "vllm.entrypoints.openai.completion"
-_RESPONSES = "vllm.entrypoints.openai.responses"
+_RESPONSES, _ENGINE = "vllm.entrypoints.openai.responses", "vllm.v1.engine"
 
 
 def _to_sampling_params(original: Method) -> Method:
@@ -161,7 +161,8 @@ SERVER_HOOKS = (
         "load_endpoint_plugins",
         ("supported_tasks",),
         _load_endpoint_plugins,
-        why="GET /v1/specexit without VLLM_PLUGINS; it shows no request, and what does is opened by the operator",
+        why="GET /v1/specexit without VLLM_PLUGINS; it shows no request, and what does is opened by the operator, as "
+        "are interrupts, which ask the engines",
         relies_on="looked up in vllm.plugins when the app is built, before its middleware; attach_router, init_state",
         since="0.28",
         facts=(
@@ -169,10 +170,14 @@ SERVER_HOOKS = (
                 "vllm.plugins.endpoint_plugins.interface:EndpointPlugin",
                 ("name", "required_tasks", "attach_router", "init_state"),
             ),
+            Has(f"{_ENGINE}.async_llm:AsyncLLM", ("engine_core",)),
+            Has(f"{_ENGINE}.core_client:AsyncMPClient", ("core_engines",)),
+            Takes(f"{_ENGINE}.core_client:AsyncMPClient._call_utility_async", ("method", "args", "engine")),
+            Takes(f"{_ENGINE}.core:EngineCore.collective_rpc", ("method", "timeout", "args", "kwargs")),
         ),
         upstream="endpoint plug-ins are vLLM's own since 0.28; their documentation asks for a name in VLLM_PLUGINS",
         until="when endpoint plug-ins of an installed package are loaded without being named",
-        without="GET /v1/specexit",
+        without="GET /v1/specexit and all other routes",
     ),
 )
 """In the front end of a server with a SpecExit draft."""

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from torch_specexit.plugin.compat.fit import misfits
-from torch_specexit.plugin.compat.hooks import ENGINE_HOOKS, V1_HOOKS, V2_HOOKS
+from torch_specexit.plugin.compat.hooks import needed
 
 logger = logging.getLogger("vllm.specexit")
 
@@ -56,5 +56,4 @@ class Activity:
 
 def misfit_of(vllm_config: Any) -> str | None:
     """Why this vLLM would serve without exits; None where all hooks fit that exits need."""
-    runner = V2_HOOKS if getattr(vllm_config, "use_v2_model_runner", True) else V1_HOOKS
-    return misfits((*ENGINE_HOOKS, *runner))
+    return misfits(needed(v2=getattr(vllm_config, "use_v2_model_runner", True)))

@@ -12,6 +12,8 @@ from specexit.drafts.policy import PolicyFile, Serving
 from specexit.method.decision import Policy
 from torch_specexit.plugin.certified import doubts, served_fingerprints
 from torch_specexit.plugin.compat.checks import folder_of
+from torch_specexit.plugin.compat.fit import misfits
+from torch_specexit.plugin.compat.request_hooks import REQUEST_HOOKS
 from torch_specexit.plugin.frontend.activity import Activity, misfit_of
 from torch_specexit.plugin.frontend.audit import Audit, generator_of
 from torch_specexit.plugin.frontend.imposed import FOLDER, Imposed, Kept
@@ -61,7 +63,9 @@ def settings_of(vllm_config: Any) -> Opening | None:
     doubted, misfit, kept = doubts(file, served), misfit_of(vllm_config), Kept(folder)
     opening = Opening(folder, config.specexit, file, serving, served, doubted, misfit, kept, kept.read())
     uncertified = Operation(opening.block, file, serving, opening.doubts).uncertified_because()
-    wrong = [*([opening.misfit] if opening.misfit else []), *uncertified]
+    # A server in which one of these does not fit might stay ready, whatever happens to its exits.
+    blind = misfits(REQUEST_HOOKS, every=True) if serving.required else None
+    wrong = [*filter(None, [opening.misfit or blind]), *uncertified]
     if serving.required and wrong:
         raise ConfigError(f"specexit.required is true, but exits would not be served as certified: {'; '.join(wrong)}")
     return opening

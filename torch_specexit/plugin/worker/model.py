@@ -50,7 +50,8 @@ class WithSignals(Eagle3):
 
     Raises:
       DraftError: the draft cannot serve this target; see `check_draft`.
-      ConfigError: ``--additional-config`` holds settings that cannot be used; see `serving_of`.
+      ConfigError: ``--additional-config`` holds settings that cannot be used, see `serving_of`; or exits are required,
+        and this vLLM does not fit.
       SplitError: the target's tokenizer has no such think markers or no split token; see `resolve`.
     """
 
@@ -89,7 +90,8 @@ class WithSignals(Eagle3):
         self.weights = Weights(config.tensor_shapes())
         self.apart: dict[str, Tensor] = {}
         """See `as_in_directory`."""
-        install_worker_hooks(v2=getattr(vllm_config, "use_v2_model_runner", True))
+        v2 = getattr(vllm_config, "use_v2_model_runner", True)
+        install_worker_hooks(v2=v2, required=self.serving.required)
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """Load a draft directory's tensors, the signal rows apart: all of them at first, later some at a time.
