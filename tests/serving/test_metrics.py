@@ -169,9 +169,16 @@ def test_acceptance_near_one_raises_an_alarm_once_and_its_end_is_said(caplog):
 
 
 COUNTS_ONE_EXIT = """
+import json, sys
 from types import SimpleNamespace
 from prometheus_client import Counter, Gauge, Histogram
+from specexit.drafts.directory import SpecExitBlock
+from specexit.drafts.policy import PolicyFile, Serving
+from torch_specexit.plugin.frontend.activity import Activity
+from torch_specexit.plugin.frontend.drafting import WINDOW
 from torch_specexit.plugin.frontend.metrics import ExitMetrics
+from torch_specexit.plugin.frontend.operation import Operation
+from torch_specexit.plugin.frontend.server import FrontEnd
 
 model = SimpleNamespace(served_model_name="tiny", max_model_len=1024)
 logger = SimpleNamespace(
@@ -182,18 +189,31 @@ logger = SimpleNamespace(
     vllm_config=SimpleNamespace(model_config=model),
 )
 signals = {"confidence": 0.1, "progress": 0.2, "remaining": 3.0, "validity": 0.9}
-ExitMetrics(logger).finished(0, {"outcome": "exit", "thinking_tokens": 60, "signals": signals})
+metrics, (file, said, accepted) = ExitMetrics(logger), map(json.loads, sys.argv[1:])
+operation = Operation(SpecExitBlock(target="t"), PolicyFile.model_validate(file), Serving())
+metrics.watch(FrontEnd(operation, Activity()))
+metrics.front.switch(**said)
+metrics.finished(0, {"outcome": "exit", "thinking_tokens": 60, "signals": signals})
+metrics.drafted(WINDOW * (accepted > 0), accepted)
 """
 
 
-def test_metrics_of_several_api_server_processes_are_summed(tmp_path):
-    """As vLLM sums its own: through files in the folder that it names in the environment."""
+def test_metrics_of_several_api_server_processes_are_summed_and_no_gauge_hides_one_of_them(tmp_path):
+    """As vLLM sums its own: through files in the folder that it names in the environment.
+
+    A kill that had reached one of several processes used to show as if none made exits.
+    """
     environment = os.environ | {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
-    for _ in range(2):
-        subprocess.run([sys.executable, "-c", COUNTS_ONE_EXIT], check=True, env=environment)
+    file = {"points": POINTS, "default": "usual"}
+    for said, accepted in (({"mode": "off", "point": "careful"}, 0), ({}, 2 * WINDOW)):
+        given = (json.dumps(each) for each in (file, said, accepted))
+        subprocess.run([sys.executable, "-c", COUNTS_ONE_EXIT, *given], check=True, env=environment)
     registry = CollectorRegistry()
     multiprocess.MultiProcessCollector(registry, path=str(tmp_path))
     labels = {"model_name": "tiny", "engine": "0"}
     assert registry.get_sample_value("vllm:specexit_requests_total", labels | {"outcome": "exit"}) == 2
     assert registry.get_sample_value("vllm:specexit_thinking_tokens_sum", labels | {"outcome": "exit"}) == 120
     assert registry.get_sample_value("vllm:specexit_requests_total", labels | {"outcome": "length"}) == 0
+    gauges = {"exits_made": 1, "epsilon": 0.02, "epsilon_changed": 0.005, "certified": 1, "acceptance_length": 3}
+    found = {name: registry.get_sample_value(f"vllm:specexit_{name}", {"model_name": "tiny"}) for name in gauges}
+    assert found == gauges

@@ -96,6 +96,8 @@ class ExitMetrics:
         )
 
     def _declare_state(self, logger: Any) -> None:
+        # Of several API server processes the value is told that an operator has to know of: of one that still
+        # makes exits, or bolder ones than the others; of one that does not, or not as certified.
         def gauge(name: str, documentation: str, *labels: str, mode: str = "min") -> Any:
             return logger._gauge_cls(
                 f"vllm:specexit_{name}", documentation, labelnames=["model_name", *labels], multiprocess_mode=mode
@@ -103,18 +105,22 @@ class ExitMetrics:
 
         self.activity = gauge("active", "1 while exits are active; 0 with the reason where they are not.", "reason")
         self.certified = gauge("certified", "1 where a certificate holds for the point that serves, without adapters.")
-        self.epsilon = gauge("epsilon", "Risk that the point that serves is certified for; 1 without a certificate.")
+        self.epsilon = gauge(
+            "epsilon", "Risk that the point that serves is certified for; 1 without a certificate.", mode="max"
+        )
         self.epsilon_changed = gauge(
             "epsilon_changed",
             "Share of requests that its certificate lets change their answer; 1 where it says nothing of that.",
         )
         self.acceptance = gauge(
-            "acceptance_length", "Tokens per step, the target's own included, over the last 2,000; 0 before."
+            "acceptance_length",
+            "Tokens per step, the target's own included, over the last 2,000; 0 before.",
+            mode="mostrecent",
         )
         self.not_drafting = gauge(
             "acceptance_near_one", "1 while acceptance stays near 1: the draft guesses nothing.", mode="max"
         )
-        self.exits = gauge("exits_made", "1 in mode exit, 0 in modes shadow and off.")
+        self.exits = gauge("exits_made", "1 in mode exit, 0 in modes shadow and off.", mode="max")
         self.traffic = gauge(
             "traffic_distance", "How far requests are from the calibration's prompts, 0 to 1.", "feature", mode="max"
         )
