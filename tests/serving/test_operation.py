@@ -315,5 +315,8 @@ def test_a_certificate_that_does_not_say_what_it_was_made_with_is_doubted():
             "policy.json does not say at which temperature its traces were sampled: calibrate again"
         ]
     assert doubts(PolicyFile.model_validate(points | known), served) == []
+    certified = PolicyFile.model_validate(points | known)
+    # What is written at each exit used to be in no certificate, and under all of them.
+    assert doubts(certified, served, "Answer now.") == ["serving.transition is 'Answer now.', calibrated without"]
     untested = {"points": POINTS[3:], "default": "untested"}  # which says itself that nothing is certified
     assert doubts(PolicyFile.model_validate(untested), served) == []

@@ -193,6 +193,22 @@ def test_a_report_of_exits_that_were_off_claims_no_point_and_no_certificate():
     assert (told["outcome"], "point" in told, "certified" in told) == ("off", False, False)
 
 
+@pytest.mark.parametrize(
+    ("why", "thoughts", "certified"),
+    [("exit", 30, True), ("cap", 109, True), ("cap", 110, False), ("interrupt", 30, False), ("loop", 30, False)],
+)
+def test_thinking_that_is_ended_where_no_calibration_ends_it_is_not_certified(why, thoughts, certified):
+    """The maximum is 100 and the margin behind it 10: there thinking ends at any token."""
+    engine, front = Engine(), front_end(thinking_margin=10)
+    (state,) = labelled(engine, front)
+    admitted = getattr(state, frontend.ADMITTED)
+    policy = admitted.policy.model_copy(update={"max_thinking_tokens": 100})
+    setattr(state, frontend.ADMITTED, admitted._replace(policy=policy))
+    end = row(OVER, thoughts, exited=1 + outcome.ENDED.index(why))
+    (told,) = engine.step({0: end}, finished={0: "stop"}, n_output=200)
+    assert (told["outcome"], told["thinking_tokens"], told["certified"]) == (why, thoughts, certified)
+
+
 def test_a_request_that_thinks_when_exits_fail_ends_as_one_without_and_is_not_audited():
     """Its answer used to be counted as thinking, its end as a certified one by itself, and its audit as `no_exit`."""
     engine, front = Engine(n=2), front_end(audit_rate=1.0)

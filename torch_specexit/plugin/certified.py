@@ -6,12 +6,15 @@ Anything else than what was calibrated is served, and called uncertified; with `
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from specexit.drafts.fingerprints import target_fingerprint
 from specexit.drafts.policy import FILE, PolicyFile
 from specexit.drafts.tensors import weights_hash
+from specexit.errors import shown
+from specexit.method.decision import Policy
 from torch_specexit.plugin.compat.checks import folder_of
 from torch_specexit.plugin.frontend.sampling import covered
 
@@ -36,10 +39,16 @@ def served_fingerprints(draft: Path, vllm_config: Any) -> dict[str, str | None]:
     }
 
 
-def doubts(file: PolicyFile, served: dict[str, str | None]) -> list[str]:
+def doubts(file: PolicyFile, served: dict[str, str | None], transition: str = "") -> list[str]:
     """Why the certificates of a policy file do not hold for what is served; empty where they do.
 
     Where the file does not say what they were made with, as one of an older version, nothing says that it was this.
+
+    Args:
+      file: whose certificates.
+      served: see `served_fingerprints`.
+      transition: text that is written at each exit. No calibration has any: it asks for answers behind the end marker
+        alone.
 
     Example:
       >>> file = PolicyFile.model_validate({"fingerprints": {"dtype": "bfloat16"}})
@@ -55,11 +64,32 @@ def doubts(file: PolicyFile, served: dict[str, str | None]) -> list[str]:
     unknown = [name for name, value in calibrated.items() if value is None and served.get(name) is not None]
     if all(point.certificate is None for point in file.points):
         return differing
+    if transition:
+        differing.append(f"serving.transition is {shown(transition, 40)}, calibrated without")
     if unknown:
         differing.append(f"{FILE} does not say with which {', '.join(unknown)} it was calibrated: calibrate again")
     if covered(file.sampling) is None:
         differing.append(f"{FILE} does not say at which temperature its traces were sampled: calibrate again")
     return differing
+
+
+def ends_as_calibrated(report: Mapping[str, Any], policy: Policy, margin: int | None) -> bool:
+    """Whether the thinking of a request has not been ended where no calibration ends it: for its client, in a loop, or
+    at whatever token, the margin behind its maximum being used up.
+
+    Args:
+      report: of the request.
+      policy: that it ran under.
+      margin: ``thinking_margin`` of the server.
+
+    Example:
+      >>> capped, policy = {"outcome": "cap", "thinking_tokens": 110}, Policy(max_thinking_tokens=100)
+      >>> ends_as_calibrated(capped, policy, 20), ends_as_calibrated(capped, policy, 10)
+      (True, False)
+    """
+    if report["outcome"] == "cap" and margin is not None and policy.max_thinking_tokens is not None:
+        return report["thinking_tokens"] < policy.max_thinking_tokens + margin
+    return report["outcome"] not in ("interrupt", "loop")
 
 
 def _short(value: str | None) -> str:

@@ -138,7 +138,7 @@ class ExitMetrics:
         self.uncertified = logger._counter_cls(
             "vllm:specexit_uncertified_requests",
             "Finished requests with exits, made or not, that no certificate covers: what is served, or how it is "
-            "sampled, is not what was calibrated, or the request has a policy of its own or an adapter.",
+            "sampled or ended, is not what was calibrated, or the request has a policy of its own or an adapter.",
             labelnames=["model_name", "engine"],
         )
         self.acceptance.labels(self.model_name).set(0)

@@ -60,7 +60,8 @@ def settings_of(vllm_config: Any) -> Opening | None:
     folder = folder_of(draft.model, draft.revision, "config.json")
     file, serving = policies_for(folder, config.specexit, vllm_config.additional_config)
     served = served_fingerprints(folder, vllm_config)
-    doubted, misfit, kept = doubts(file, served), misfit_of(vllm_config), Kept(folder)
+    doubted = doubts(file, served, serving.transition)
+    misfit, kept = misfit_of(vllm_config), Kept(folder)
     opening = Opening(folder, config.specexit, file, serving, served, doubted, misfit, kept, kept.read())
     uncertified = Operation(opening.block, file, serving, opening.doubts).uncertified_because()
     # A server in which one of these does not fit might stay ready, whatever happens to its exits.

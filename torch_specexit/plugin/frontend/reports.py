@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from torch_specexit.plugin.certified import ends_as_calibrated
 from torch_specexit.plugin.frontend.own_end import BY_ITSELF, is_by_itself
 from torch_specexit.plugin.outcome import AWAITING_KEY, INACTIVE_KEY, KEY, NOW, REPLACED_KEY
 
@@ -83,8 +84,11 @@ def _take_in(processor: Any, state: Any, output: Any) -> None:
         front.doubt("the draft's weights are not those that the server started with")
     if (report := params.get(KEY)) is not None:
         admitted: Admitted | None = getattr(state, ADMITTED, None)
-        if admitted is not None and front is not None and front.operation.lasting:
-            admitted = admitted._replace(certified=False)  # it may have begun before that was known
+        if admitted is not None and front is not None:
+            # It may have begun before a lasting doubt was known.
+            otherwise = not ends_as_calibrated(report, admitted.policy, front.operation.serving.thinking_margin)
+            uncertified = otherwise or front.operation.lasting
+            admitted = admitted._replace(certified=False) if uncertified else admitted
         setattr(state, KEY, _labelled(report, admitted))
     elif front is not None and front.activity.ended and not hasattr(state, KEY):
         setattr(state, KEY, dict(NOTHING_KNOWN))

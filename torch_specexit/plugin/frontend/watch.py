@@ -134,7 +134,7 @@ class PolicyWatch:
         if (file, serving) == (operation.file, operation.serving):
             return False
         self._say_what_is_overruled(file.serving, serving, operation)
-        operation.load(file, serving, doubts(file, self.served))
+        operation.load(file, serving, doubts(file, self.served, serving.transition))
         logger.warning("specexit: %s read again: mode %s, point %s", path, operation.mode, operation.name)
         if doubted := operation.uncertified_because():
             logger.warning("specexit: exits are served uncertified: %s", "; ".join(doubted))
