@@ -5,6 +5,8 @@ import signal
 import subprocess
 import sys
 
+import pytest
+
 from specexit.data.answers import apart, same_answer
 
 
@@ -54,3 +56,19 @@ def test_the_command_that_servers_compare_with():
     assert ask(r'["0.5", "\\frac{1}{2}"]') == "true"
     assert ask('["B", "(b)", "choice"]') == "true"
     assert ask("[null, null]") == "false"
+    assert ask(json.dumps({"text": "It is (B).\n\nAnswer: sun", "kind": "choice", "options": ["ice", "sun"]})) == '"B"'
+    assert ask(json.dumps({"text": "No idea.", "kind": "math", "options": None})) == "null"
+
+
+@pytest.mark.parametrize("stated", ["<answer>", "answer: x"])
+def test_a_run_of_spaces_is_passed_over_once(stated):
+    """Tens of thousands of them used to take a server's front end minutes, and in front of a tag years.
+
+    Looking at each of them from each of them would take a hundred times the limit.
+    """
+    text = f"{stated}{' ' * 200_000}y\nThe answer is B."
+    code = "import resource, runpy; resource.setrlimit(resource.RLIMIT_CPU, (10, 10)); "
+    command = [sys.executable, "-c", code + "runpy.run_module('specexit.data.answers', run_name='__main__')"]
+    asked = json.dumps({"text": text, "kind": "choice", "options": None})
+    done = subprocess.run(command, input=asked, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == "B"

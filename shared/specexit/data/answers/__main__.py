@@ -1,25 +1,32 @@
-"""``python -m specexit.data.answers``: two answers as a JSON list on standard input, and whether they are the same.
+"""``python -m specexit.data.answers``: a question about answers in JSON on standard input, and the answer to it.
 
-A third entry is their kind. A server compares answers like this, so that a slow comparison holds up nobody; it ends the
-process where it takes too long.
+A list is two answers, and their kind if it is not ``math``: are they the same? An object is a ``text``, its ``kind``
+and the ``options`` of its prompt or null: which answer does it state? A server asks like this, so that nothing slow
+holds up its requests; it ends the process where it takes too long.
 """
 
 from __future__ import annotations
 
 import json
+from typing import Any
 
-from specexit.data.answers import kind, plainly_same
+from specexit.data.answers import extract_answer, kind, plainly_same
 from specexit.data.answers.apart import own_pipes
 
 
 def main() -> None:
-    """Read, compare, print."""
-    question, verdict = own_pipes()
-    a, b, *names = json.load(question)
+    """Read, answer, print."""
+    question, said = own_pipes()
+    print(json.dumps(_answer(json.load(question))), file=said, flush=True)
+
+
+def _answer(question: Any) -> bool | str | None:
+    if isinstance(question, dict):
+        return extract_answer(question["text"], question["kind"], question["options"])
+    a, b, *names = question
     name = names[0] if names else "math"
     plainly = plainly_same(a, b, name)
-    same = kind(name).compare(*sorted((a, b))) if plainly is None else plainly
-    print(json.dumps(same), file=verdict, flush=True)
+    return kind(name).compare(*sorted((a, b))) if plainly is None else plainly
 
 
 if __name__ == "__main__":

@@ -17,7 +17,12 @@ _WITH_TEXT = re.compile(
     re.I | re.S,
 )
 _NAMED = re.compile(rf"(?:option|choice|answer)\s*[(\[]?([{_LETTERS}])[)\]]?[.,:]?", re.I)
-_MARKED = re.compile(r"([\"'])answer\1\s*:\s*([\"'])(?P<json>.*?)\2|<answer>\s*(?P<tag>.{0,500}?)\s*</answer>", re.I)
+_MARKED = re.compile(
+    r"([\"'])answer\1\s*:\s*([\"'])(?P<json>.*?)\2|"
+    r"<answer>\s*+(?P<tag>.{0,500}?)(?:(?<!\s)\s*+)?</answer>",
+    re.I,
+)
+"""Spaces are passed over once: there may be tens of thousands, and nothing behind them."""
 _GAP = r"[\s*_{}$]"
 _STATED = re.compile(
     rf"(?:answer|option|choice)(?:{_GAP}+(?:is|would\s+be|should\s+be|must\s+be)\b|{_GAP}*:)+{_GAP}*", re.I
@@ -26,7 +31,7 @@ _SURELY = re.compile(
     r"\A(?:(?:most\s+)?likely|probably|clearly|obviously|definitely|certainly|indeed|therefore|thus|then)\s+", re.I
 )
 """A word between "is" and the letter. It is not part of `_STATED`, as an option may begin with it."""
-_BLANKS = re.compile(r"(?<=[(\[])\s+|\s+(?=[)\]])")
+_BLANKS = re.compile(r"(?<=[(\[])\s++|(?<!\s)\s++(?=[)\]])")
 """Inside of a bracket: a trial may be forced up to the bracket, and a model begin a word with its space."""
 _SMALL = _LETTERS.lower()
 _FIRST = re.compile(
@@ -48,7 +53,7 @@ _RIGHT = re.compile(
 _CHOSEN = re.compile(
     r"(?:^|[.!?]\s+)[*_]*(?:(?:So|Thus|Hence|Therefore|Finally|Based on [^.!?,\n]{1,100}),?\s+)?"
     r"I\s+(?:would\s+)?(?:choose|pick|select)\s+(?:the\s+letter\s+)?"
-    r"(\S.{0,500}?)(?=[.!]?[*_]*\s*$|[.!:]\s|,?\s+(?:because|since)\b)",
+    r"(\S.{0,500}?)(?=[.!]?[*_]*+[^\S\n]*+$|[.!:]\s|,?\s++(?:because|since)\b)",
     re.M,
 )
 """A sentence that says a choice and no more: one may choose a point, or a value, to compute with."""
