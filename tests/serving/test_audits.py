@@ -25,6 +25,7 @@ from torch_specexit.plugin.frontend.audit import (
     Case,
     generator_of,
     same_answer_apart,
+    stated_apart,
 )
 from torch_specexit.plugin.frontend.inner import inner
 from torch_specexit.plugin.frontend.operation import Operation, in_share
@@ -33,6 +34,7 @@ from torch_specexit.plugin.frontend.server import FrontEnd
 
 START, END, SPLIT = 1, 2, 12
 TOKENS = ThinkTokens(START, END, frozenset({SPLIT}))
+MIXED = ("choice", "math")
 
 
 def test_the_audited_share_is_the_rate():
@@ -106,9 +108,39 @@ def test_an_options_text_counts_as_its_letter(question, early, full, expected):
     def decode(ids):
         return prompts[question] if START in ids else full
 
-    audit = Audit(generate, decode, TOKENS, 200, kind="choice")
+    audit = Audit(generate, decode, TOKENS, 200, kinds=("choice",))
     case = Case("r", array("i", [START]), array("i", [*THOUGHT, END, 20]), 2, 100)
     assert asyncio.run(audit.judge(case)) == expected
+
+
+@pytest.mark.parametrize(
+    ("question", "early", "full", "expected"),
+    [
+        ("listed", "The answer is (B).", "The answer is B.", "same"),
+        ("listed", "The answer is (A).", r"\boxed{the sun}", "changed"),
+        ("plain", "The answer is (B).", "The answer is B.", "same"),
+        ("plain", r"\boxed{0.5}", r"\boxed{\frac{1}{2}}", "same"),
+        ("plain", "The answer is (B).", r"\boxed{\frac{1}{2}}", "changed"),
+        ("plain", "The answer is (B).", "No idea.", "no_answer"),
+    ],
+)
+def test_where_a_calibration_had_several_kinds_of_answers_each_audit_finds_its_own(question, early, full, expected):
+    """All of them used to be audited as mathematics, which a letter is not, so that nothing watched multiple choice."""
+    prompts = {"listed": "Which is hot?\n\nA. ice\nB. the sun\n\nName the letter.", "plain": "Which is it?"}
+
+    async def generate(*_):
+        return early
+
+    audit = Audit(generate, lambda ids: prompts[question] if START in ids else full, TOKENS, 200, kinds=MIXED)
+    case = Case("r", "default", array("i", [START]), array("i", [*THOUGHT, END, 20]), 2, 100)
+    assert asyncio.run(audit.judge(case)) == expected
+
+
+def test_a_long_answer_is_looked_through_apart(monkeypatch):
+    """What is done in the process of a server holds up all of its requests."""
+    monkeypatch.setattr(audits, "extract_answer", lambda *_: pytest.fail("looked through here"))
+    text = "It is hot. " * 400 + "The answer is (B)."
+    assert asyncio.run(stated_apart(text, "choice", ["ice", "the sun"])) == "B"
 
 
 def test_without_an_end_of_thinking_there_is_no_answer_and_without_room_no_early_one():

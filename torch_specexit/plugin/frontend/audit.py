@@ -55,7 +55,11 @@ NOTHING_SHOWN = ("no_answer", "no_boundary", "unfinished", "failed", "skipped")
 CACHE_SALT, PRIORITY = "specexit_cache_salt", "specexit_priority"
 """Attributes of a `RequestState`, which the front end keeps there when it admits a request."""
 
-COMPARISON_SECONDS = 30
+MOST_HERE = 4096
+"""Characters of an answer that is looked through while requests wait: its text is whatever a client could have written,
+and each character may cost microseconds."""
+
+SECONDS_APART = 30
 LOWEST_PRIORITY = 1 << 30
 """Where the scheduler knows priorities, audits come behind all clients, and among themselves as their requests did."""
 
@@ -118,7 +122,7 @@ class Audit:
       max_model_len: of the engine.
       settled: told the operating point of each without an adapter, its result (see `judge`; or ``unfinished``,
         ``skipped``, ``failed``), and the policy that it ran under, as the point may have another by then.
-      kind: of the answers.
+      kinds: of the answers that the calibration had.
       transition: what is written before ``</think>`` at an exit.
     """
 
@@ -129,10 +133,10 @@ class Audit:
         tokens: ThinkTokens,
         max_model_len: int,
         settled: Callable[[str, str, Policy], None] = lambda point, result, policy: None,
-        kind: str = "math",
+        kinds: Sequence[str] = ("math",),
         transition: Sequence[int] = (),
     ):
-        self.generate, self.decode, self.settled, self.kind = generate, decode, settled, kind
+        self.generate, self.decode, self.settled, self.kinds = generate, decode, settled, kinds
         self.tokens = tokens
         self.transition = transition
         self.max_model_len = max_model_len
@@ -183,10 +187,10 @@ class Audit:
         """``same`` or ``changed``; ``no_exit`` where nothing could have changed; ``no_answer`` where the whole thinking
         leads to none that could change; ``no_boundary`` where there was nowhere to exit."""
         output, end, options = case.output_ids.tolist(), self.tokens.end_marker, None
-        if self.kind == "choice":  # which a request does not say, but its prompt
+        if "choice" in self.kinds:  # which a request does not say, but its prompt
             options = listed_options(self.decode(case.prompt_ids[-MOST_READ:].tolist()))
         answer = behind(output[case.kept or 0 :], end)
-        full = extract_answer(self.decode(answer), self.kind, options)
+        kind, full = await self._stated(self.decode(answer), options)
         if full is None:
             return "no_answer"
         if case.kept is None:
@@ -200,8 +204,16 @@ class Audit:
             room = min(room, case.max_tokens - case.kept - len(closing))
         early = None
         if room > 0:
-            early = extract_answer(await self.generate(prompt, room, case), self.kind, options)
-        return "same" if await same_answer_apart(full, early, self.kind) else "changed"
+            early = await stated_apart(await self.generate(prompt, room, case), kind, options)
+        return "same" if await same_answer_apart(full, early, kind) else "changed"
+
+    async def _stated(self, text: str, options: Sequence[str] | None) -> tuple[str, str | None]:
+        """The kind of an answer, which no request says, and the answer: of the first kind of which there is one. Of
+        multiple choice where the prompt lists options, else where nothing else is stated."""
+        for kind in sorted(self.kinds, key=lambda kind: (kind == "choice") == (options is None)):
+            if (answer := await stated_apart(text, kind, options)) is not None:
+                return kind, answer
+        return self.kinds[0], None
 
     def summary(self) -> dict[str, Any]:
         """Counts; the share of exits that change the answer with its 95 % interval (Clopper-Pearson), and of requests,
@@ -245,6 +257,18 @@ def behind(tokens: list[int], marker: Sequence[int]) -> list[int]:
     return [] if end is None else tokens[end:]
 
 
+async def stated_apart(text: str, kind: str = "math", options: Sequence[str] | None = None) -> str | None:
+    """`specexit.data.answers.extract_answer`, in a process of its own where the text is long.
+
+    Raises:
+      TimeoutError: it took too long.
+      RuntimeError: it failed.
+    """
+    if len(text) <= MOST_HERE:
+        return extract_answer(text, kind, options)
+    return await _ask_apart({"text": text, "kind": kind, "options": options})
+
+
 async def same_answer_apart(a: str | None, b: str | None, kind: str = "math") -> bool:
     """`specexit.data.answers.same_answer`, in a process of its own where it takes a parser: that may take seconds.
 
@@ -253,21 +277,23 @@ async def same_answer_apart(a: str | None, b: str | None, kind: str = "math") ->
       RuntimeError: it failed.
     """
     plainly = plainly_same(a, b, kind)
-    if plainly is not None:
-        return plainly
+    return bool(await _ask_apart([a, b, kind])) if plainly is None else plainly
+
+
+async def _ask_apart(question: Any) -> Any:
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "specexit.data.answers", stdin=pipe, stdout=pipe
     )
     try:
-        out, _ = await asyncio.wait_for(process.communicate(json.dumps([a, b, kind]).encode()), COMPARISON_SECONDS)
+        out, _ = await asyncio.wait_for(process.communicate(json.dumps(question).encode()), SECONDS_APART)
     except TimeoutError:
         process.kill()
         await process.wait()
         raise
     if process.returncode:
         raise RuntimeError(f"python -m specexit.data.answers ended with code {process.returncode}")
-    return bool(json.loads(out))
+    return json.loads(out)
 
 
 def generator_of(engine: Any) -> Callable[..., Any]:

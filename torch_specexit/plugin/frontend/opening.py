@@ -136,7 +136,7 @@ def _audit_of(engine: Any, opening: Opening, front: FrontEnd, metrics: ExitMetri
         tokens,
         engine.model_config.max_model_len,
         settled,
-        kinds[0] if len(kinds) == 1 else "math",
+        kinds or ("math",),
         tokenizer.encode(opening.serving.transition, add_special_tokens=False),
     )
 
