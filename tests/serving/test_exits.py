@@ -75,9 +75,10 @@ class Group:
         self.world_size, self.rank_in_group = world_size, rank
 
 
-def runner(**structured: Any) -> Any:
+def runner(logprobs_mode: str = "raw_logprobs", **structured: Any) -> Any:
     settings = {"reasoning_parser": "deepseek_r1", "enable_in_reasoning": False} | structured
     config = SimpleNamespace(
+        model_config=SimpleNamespace(logprobs_mode=logprobs_mode),
         scheduler_config=SimpleNamespace(max_num_seqs=8),
         speculative_config=SimpleNamespace(num_speculative_tokens=3),
         structured_outputs_config=SimpleNamespace(**settings),
@@ -91,9 +92,9 @@ def alone(monkeypatch):
     monkeypatch.setenv("SPECEXIT_CHECK", "0")
 
 
-def ready(**structured: Any) -> Exits:
+def ready(**settings: Any) -> Exits:
     draft: Any = Draft()
-    found = Exits(draft, runner(**structured))
+    found = Exits(draft, runner(**settings))
     found.prepare(given_step(["x"], [[5]]).none())
     return found
 
@@ -532,8 +533,18 @@ def test_a_vllm_that_hands_no_hidden_states_on_under_context_parallel_is_served_
     assert "prefill context parallel" in str(exits.failure)
 
 
-def test_forced_tokens_are_named_for_those_who_ask_and_nothing_is_looked_at_for_others():
-    exits = ready()
+@pytest.mark.parametrize("mode", ["processed_logprobs", "processed_logits"])
+def test_whom_nobody_could_tell_the_logprob_of_a_forced_token_has_no_exits(mode):
+    """They used to get one of the raw logits, on another scale than those around it."""
+    exits = ready(logprobs_mode=mode)
+    exits.track(scheduled(new("a", logprobs=1), new("b")))
+    assert [exits.slots.admissions[name].policy is None for name in ("a", "b")] == [True, False]
+    assert text_of(exits, *boundary_and_more()) == [[2], [5]]
+
+
+@pytest.mark.parametrize("mode", ["raw_logprobs", "raw_logits"])
+def test_forced_tokens_are_named_for_those_who_ask_and_nothing_is_looked_at_for_others(mode):
+    exits = ready(logprobs_mode=mode)
     exits.track(scheduled(new("a", logprobs=1), new("b")))
     names = ["b", "a"]
     exits.step(given_step(names, [[2], [2]]))
@@ -549,18 +560,20 @@ def test_forced_tokens_are_named_for_those_who_ask_and_nothing_is_looked_at_for_
     exits.name_forced(output, step, logits, by_request=True)
     assert tensors.logprob_token_ids.tolist() == [[5, 6], [END, 6]]
     assert tensors.selected_token_ranks.tolist() == [1, VOCAB - END]
-    assert tensors.logprobs[1, 0].item() == pytest.approx(logits[1].log_softmax(0)[END].item())
+    expected = logits[1] if mode == "raw_logits" else logits[1].log_softmax(0)
+    assert tensors.logprobs[1, 0].item() == pytest.approx(expected[END].item())
     exits.track(scheduled(finished=["a"]))
     assert exits.asking == set()
 
 
-def test_a_step_of_v1_without_drafts_names_forced_tokens_though_it_samples_in_place_and_reads_one_row():
-    exits, vocab = ready(), 1000
+@pytest.mark.parametrize("mode", ["raw_logprobs", "raw_logits"])
+def test_a_step_of_v1_without_drafts_names_forced_tokens_though_it_samples_in_place_and_reads_one_row(mode):
+    exits, vocab = ready(logprobs_mode=mode), 1000
     exits.track(scheduled(new("a", logprobs=1), *(new(f"b{i}") for i in range(7))))
     names = [*(f"b{i}" for i in range(7)), "a"]
     exits.step(given_step(names, [[2]] * 8))
     logits = torch.randn(8, vocab, generator=torch.Generator().manual_seed(0))
-    expected, read = logits[7].log_softmax(0)[END].item(), []
+    expected, read = (logits[7] if mode == "raw_logits" else logits[7].log_softmax(0))[END].item(), []
 
     def samples_in_place(self: Any, logits: torch.Tensor, metadata: Any) -> Any:
         read.extend(made.bytes)

@@ -32,7 +32,10 @@ _ENGINE = "vllm.v1.engine"
 _NEVER_PUBLIC = "when vLLM lets a plug-in see a step's result and the hidden states behind it; no such plan is known"
 _PR = "vllm-project/vllm#27192 (early exit in the core; closed)"
 
-_LOGPROBS = Has("vllm.v1.outputs:LogprobsTensors", ("logprob_token_ids", "logprobs", "selected_token_ranks"))
+_LOGPROBS = (
+    Has("vllm.v1.outputs:LogprobsTensors", ("logprob_token_ids", "logprobs", "selected_token_ranks")),
+    Has("vllm.config.model:ModelConfig", ("logprobs_mode",)),
+)
 _PROPOSES = (
     *("num_speculative_tokens", "target_token_ids", "target_positions", "target_hidden_states", "next_token_ids"),
     *("token_indices_to_sample", "common_attn_metadata"),
@@ -174,7 +177,7 @@ V1_HOOKS = (
             Has("vllm.v1.worker.gpu_input_batch:InputBatch", ("req_id_to_index", "token_ids_cpu")),
             Has("vllm.v1.spec_decode.metadata:SpecDecodeMetadata", ("logits_indices", "cu_num_sampled_tokens")),
             Has("vllm.v1.outputs:SamplerOutput", ("sampled_token_ids", "logprobs_tensors")),
-            _LOGPROBS,
+            *_LOGPROBS,
         ),
         upstream=_PR,
         until="when V1 is gone; vLLM's own comments call it deprecated",
@@ -256,7 +259,7 @@ V2_HOOKS = (
             Has(f"{_GPU}.input_batch:InputBatch", ("positions", "input_ids")),
             Uses(f"{_V2}:GPUModelRunner.sample", ("compute_logits", "rejection_sampler", "num_sampled")),
             Has(f"{_GPU}.sample.output:SamplerOutput", ("sampled_token_ids", "logprobs_tensors")),
-            _LOGPROBS,
+            *_LOGPROBS,
         ),
         upstream=_PR,
         until=_NEVER_PUBLIC,

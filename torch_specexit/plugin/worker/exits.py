@@ -101,6 +101,7 @@ class Exits:
         """Tokens that a step may have of a request."""
         self.ranks = Ranks(_ranks_of_model(), scheduled * self.last, runner.device)
         self.grammar_binds_thinking = _grammar_binds_thinking(config.structured_outputs_config)
+        self.logprobs_mode: str = config.model_config.logprobs_mode
         loops = _loops(draft.serving, 1 + config.speculative_config.num_speculative_tokens)
         self.slots = Slots(runner.device, ring=loops.ring if loops else 0)
         self.markers = Markers.of(self.ids, draft.vocab_size, runner.device, transition=draft.transition, loops=loops)
@@ -268,8 +269,12 @@ class Exits:
         self.unread -= requests
 
     def _may_not_exit(self, params: SamplingParams | None) -> bool:
-        """Whether a forced token would be refused by the grammar of a request, which then ends in an error."""
-        return params is not None and params.structured_outputs is not None and self.grammar_binds_thinking
+        """Whether a forced token would be refused by the grammar of a request, which then ends in an error; or whether
+        nobody could say its logprob, as of the processed ones vLLM hands on those of the tokens that it has drawn."""
+        if params is None:
+            return False
+        processed = params.logprobs is not None and self.logprobs_mode.startswith("processed")
+        return processed or (params.structured_outputs is not None and self.grammar_binds_thinking)
 
     @torch.inference_mode()
     def settle(self) -> None:
@@ -377,14 +382,20 @@ class Exits:
         if isinstance(logits, Closing):
             logits.name_forced_tokens(*named)
         else:
-            name_forced_tokens(*named, logits, rows)
+            name_forced_tokens(*named, logits, rows, as_logits=self._as_logits)
+
+    @property
+    def _as_logits(self) -> bool:
+        return self.logprobs_mode == "raw_logits"
 
     def read_closing(self, requests: Sequence[str], logits: Float[Tensor, "requests vocab"] | None) -> Closing | None:
         """What raw logits say of the closing tokens, one row a request, for `name_forced`; None where nobody asks."""
         if logits is None or self.asking.isdisjoint(requests):
             return None
-        closing = self.markers.closing
-        return self._attempt("could not read logprobs", lambda: read_closing(logits, self._asking(requests), closing))
+        return self._attempt("could not read logprobs", lambda: self._read_closing(logits, requests))
+
+    def _read_closing(self, logits: Float[Tensor, "requests vocab"], requests: Sequence[str]) -> Closing:
+        return read_closing(logits, self._asking(requests), self.markers.closing, as_logits=self._as_logits)
 
     def _asking(self, requests: Sequence[str]) -> Int[Tensor, " asking"]:
         return self.slots.to_device([i for i, name in enumerate(requests) if name in self.asking]).long()

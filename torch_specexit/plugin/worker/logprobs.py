@@ -27,6 +27,8 @@ def name_forced_tokens(
     tokens: Int[Tensor, " asked"],
     logits: Float[Tensor, "rows vocab"],
     rows: Int[Tensor, " asked"],
+    *,
+    as_logits: bool = False,
 ) -> None:
     """Put forced tokens into vLLM's `LogprobsTensors`, in place, with the model's own logprob and rank of them.
 
@@ -37,9 +39,10 @@ def name_forced_tokens(
       tokens: that token.
       logits: the target's raw logits.
       rows: for each of these requests, the one that its last token was drawn from.
+      as_logits: whether logits stand in the place of logprobs, as ``--logprobs-mode raw_logits`` has it.
     """
     for part in _parts(logits, len(entries)):
-        logprobs, ranks = _read(logits[rows[part]], tokens[part, None])
+        logprobs, ranks = _read(logits[rows[part]], tokens[part, None], as_logits=as_logits)
         _put(tensors, entries[part], forced[part], tokens[part], logprobs[:, 0], ranks[:, 0])
 
 
@@ -64,7 +67,11 @@ class Closing(NamedTuple):
 
 
 def read_closing(
-    logits: Float[Tensor, "rows vocab"], rows: Int[Tensor, " asked"], tokens: Int[Tensor, " closing"]
+    logits: Float[Tensor, "rows vocab"],
+    rows: Int[Tensor, " asked"],
+    tokens: Int[Tensor, " closing"],
+    *,
+    as_logits: bool = False,
 ) -> Closing:
     """What raw logits say of tokens that may be forced.
 
@@ -72,8 +79,10 @@ def read_closing(
       logits: of the target.
       rows: of the requests that ask.
       tokens: that may be forced.
+      as_logits: see `name_forced_tokens`.
     """
-    each = [_read(logits[rows[part]], tokens.expand(len(rows[part]), -1)) for part in _parts(logits, len(rows))]
+    parts = _parts(logits, len(rows))
+    each = [_read(logits[rows[part]], tokens.expand(len(rows[part]), -1), as_logits=as_logits) for part in parts]
     logprobs, ranks = (torch.cat(parts) for parts in zip(*each, strict=True))
     return Closing(tokens, logprobs, ranks)
 
@@ -84,13 +93,14 @@ def _parts(logits: Float[Tensor, "rows vocab"], n: int) -> list[slice]:
 
 
 def _read(
-    logits: Float[Tensor, "asked vocab"], tokens: Int[Tensor, "asked some"]
+    logits: Float[Tensor, "asked vocab"], tokens: Int[Tensor, "asked some"], *, as_logits: bool
 ) -> tuple[Float[Tensor, "asked some"], Int[Tensor, "asked some"]]:
     """Logprobs and ranks of tokens."""
     logits = logits.float()
     chosen = logits.gather(1, tokens.long())
     ranks = [(logits >= values[:, None]).sum(dim=1) for values in chosen.unbind(dim=1)]
-    return chosen - logits.logsumexp(dim=1, keepdim=True), torch.stack(ranks, dim=1)
+    values = chosen if as_logits else chosen - logits.logsumexp(dim=1, keepdim=True)
+    return values, torch.stack(ranks, dim=1)
 
 
 def _put(
