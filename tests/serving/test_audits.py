@@ -132,7 +132,7 @@ def test_where_a_calibration_had_several_kinds_of_answers_each_audit_finds_its_o
         return early
 
     audit = Audit(generate, lambda ids: prompts[question] if START in ids else full, TOKENS, 200, kinds=MIXED)
-    case = Case("r", "default", array("i", [START]), array("i", [*THOUGHT, END, 20]), 2, 100)
+    case = Case("r", array("i", [START]), array("i", [*THOUGHT, END, 20]), 2, 100)
     assert asyncio.run(audit.judge(case)) == expected
 
 

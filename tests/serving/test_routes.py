@@ -41,7 +41,8 @@ class TwoEngines(DPLBAsyncMPClient):
 class Server:
     """An app with the routes, over an engine of which only the front end is real."""
 
-    def __init__(self, *routes):
+    def __init__(self, *routes, stages=1):
+        self.vllm_config = SimpleNamespace(parallel_config=SimpleNamespace(pipeline_parallel_size=stages))
         self.front, self.called = FrontEnd(operation(routes=routes), Activity()), []
         runs = self.front.operation.resolve(None, caller=mark_of("ours"))._replace(response="chatcmpl-runs")
         states = {"runs": SimpleNamespace(**{ADMITTED: runs})}
@@ -170,3 +171,11 @@ def test_interrupts_take_turns_and_no_caller_has_too_many_of_them(monkeypatch):
     monkeypatch.setattr(front_end, "MOST_INTERRUPTS", 0)
     body = {"id": "chatcmpl-runs", "action": "reasoning_end"}
     assert server.client.post(CONTROL, json=body).status_code == 429
+
+
+def test_under_pipeline_parallel_the_control_route_says_that_it_cannot():
+    """Workers of stages without the draft lack the method, so that it answered 500, though the last had done it."""
+    server = Server(*ALL, stages=2)
+    answer = server.client.post(CONTROL, json={"id": "chatcmpl-runs", "action": "reasoning_end"})
+    assert (answer.status_code, server.called) == (501, [])
+    assert "pipeline parallel" in answer.json()["detail"]

@@ -101,6 +101,8 @@ class Endpoints:
         @app.post(CONTROL)
         async def control(body: Control) -> dict[str, Any]:
             opened("interrupt")
+            if self.engine.vllm_config.parallel_config.pipeline_parallel_size > 1:
+                raise HTTPException(501, "under pipeline parallel no thinking is ended: one stage alone has the draft")
             try:
                 found = await self.front.interrupt(self.engine, body.id, now=body.now)
             except TooManyError as error:
