@@ -14,7 +14,7 @@ from torch_specexit.plugin.compat.frontend_hooks import FRONTEND_HOOKS
 from torch_specexit.plugin.frontend import tracing
 from torch_specexit.plugin.frontend.activity import Activity
 from torch_specexit.plugin.frontend.server import FrontEnd
-from torch_specexit.plugin.outcome import KEY
+from torch_specexit.plugin.outcome import KEY, NOW
 from torch_specexit.plugin.worker.rule import OVER
 
 pytestmark = pytest.mark.vllm
@@ -94,6 +94,17 @@ def test_vllms_span_of_a_request_says_how_its_thinking_ended(spans):
         "specexit.certified": False,
         **{f"specexit.signals.{signal}": value for signal, value in NAMED.items()},
     }
+
+
+def test_a_span_of_a_request_that_a_stop_string_has_ended_says_nothing_of_how_it_would_have_gone_on(spans):
+    """vLLM makes it before that is taken out of the report."""
+    engine = Engine(stop=["."])
+    (state,) = engine.processor.request_states.values()
+    engine.step({0: row(OVER, 50, exited=1)})
+    setattr(state, KEY, getattr(state, KEY) | {"outcome": "exit", NOW: "answering"})  # as the engine core has told it
+    _, attributes = spans(state)
+    assert attributes["specexit.outcome"] == "exit"
+    assert f"specexit.{NOW}" not in attributes
 
 
 def test_a_span_of_a_request_without_a_report_says_nothing_of_another(spans):
