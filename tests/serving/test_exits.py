@@ -527,6 +527,21 @@ def test_under_context_parallel_the_signals_are_read_off_the_whole_batch():
     assert draft.left is whole[0]
 
 
+def test_the_installed_vllm_starts_no_eagle3_draft_under_context_parallel():
+    """As the developer's page says; what is done there is tested on stand-ins alone."""
+    from vllm.v1.worker.gpu.pcp_manager import PCPManager
+
+    draft = SimpleNamespace(method="eagle3", use_dspark=lambda: False, use_multi_module_mtp=lambda: False)
+    config: Any = SimpleNamespace(
+        parallel_config=SimpleNamespace(prefill_context_parallel_size=2),
+        model_config=SimpleNamespace(use_mla=True, is_encoder_decoder=False),
+        lora_config=None,
+        speculative_config=draft,
+    )
+    with pytest.raises(NotImplementedError, match="speculative"):
+        PCPManager.validate_config(config, False)
+
+
 def test_a_vllm_that_hands_no_hidden_states_on_under_context_parallel_is_served_without_exits():
     exits = ready()
     keep_restored(exits, SimpleNamespace(restore_for_sampling=lambda hidden: hidden))
