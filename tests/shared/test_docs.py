@@ -31,6 +31,17 @@ def test_commands_that_a_page_names_exist(page: Path) -> None:
     assert set(re.findall(r"`make ([a-z][a-z-]*)", text)) <= targets
 
 
+def test_what_is_left_out_of_make_test_is_in_make_test_slow() -> None:
+    """The soak used to be in no slow run."""
+    (recipe,) = re.findall(r"^test-slow:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.M)
+    named = set(re.findall(r"tests/\w+/test_\w+\.py", recipe))
+    marks = re.compile(r"^from tests\.marks import SLOW$", re.M)
+    marked = {path for path in (ROOT / "tests").glob("*/test_*.py") if marks.search(path.read_text())}
+    assert {str(path.relative_to(ROOT)) for path in marked} | {"tests/serving/test_soak.py"} <= named
+    assert "SPECEXIT_SLOW=1" in recipe
+    assert "SPECEXIT_SOAK=" in recipe
+
+
 def test_the_readme_names_every_command() -> None:
     text = (ROOT / "README.md").read_text()
     assert [name for name in cli.COMMANDS if f"`specexit {name}`" not in text] == []
