@@ -24,6 +24,7 @@ from specexit.bench.process import BenchError, BenchProcess
 from specexit.bench.results import BASELINE, DEFINITIONS, Results, result_tables, write_results
 from specexit.config import Config, save_run, versions
 from specexit.data.overlap import refuse_shared, refuse_trained
+from specexit.data.rows import prompt_sha256
 from specexit.data.traces import Trace, first_samples, read_outlines, read_traces, target_named_in
 from specexit.drafts.directory import DraftConfig, check_target, plain_copy, read_config
 from specexit.drafts.policy import OperatingPoint, PolicyFile, write_policy
@@ -129,16 +130,19 @@ def _tolerance(config: BenchConfig) -> dict[str, Any]:
 
 
 def read_problems(config: BenchConfig) -> list[Trace]:
-    """The first ``n`` problems: of each the first trace, as further samples would ask the same again.
+    """The first ``n`` problems: of each prompt the first trace, as further ones would ask the same again, whatever
+    their ids.
 
     Raises:
-      BenchError: there are fewer, or one has no reference answer.
+      BenchError: there are fewer, one has no reference answer, or none has any thinking.
       OverlapError: a draft was trained on some of them, or they are among ``calibration_traces``.
     """
-    found = list(first_samples(read_traces(config.traces)).values())
+    found: dict[str, Trace] = {}
+    for trace in first_samples(read_traces(config.traces)).values():
+        found.setdefault(prompt_sha256(trace), trace)
     if config.n is not None and len(found) < config.n:
-        raise BenchError(f"{config.traces}: {len(found)} traces, expected at least n={config.n} of different problems")
-    traces = found[: config.n]
+        raise BenchError(f"{config.traces}: traces of {len(found)} different prompts, expected at least n={config.n}")
+    traces = list(found.values())[: config.n]
     for draft in filter(None, (config.draft, config.draft_fc)):
         refuse_trained(draft, traces, config.traces)
     if config.calibration_traces is not None:

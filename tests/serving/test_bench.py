@@ -542,7 +542,7 @@ def test_an_engine_that_cannot_start_says_why(tmp_path: Path) -> None:
 
 
 def test_too_few_traces_are_refused_before_anything_starts(inputs: Path, tmp_path: Path) -> None:
-    with pytest.raises(BenchError, match=r"traces.parquet: 4 traces, expected at least n=300"):
+    with pytest.raises(BenchError, match=r"traces.parquet: traces of 4 different prompts, expected at least n=300"):
         bench(config(inputs, n=300, out=tmp_path / "new"))
     assert not (tmp_path / "new").exists()
 
@@ -564,8 +564,18 @@ def test_samples_of_a_problem_are_one_problem(inputs: Path, tmp_path: Path) -> N
         ("test-2", 0),
     ]
     assert len(read_problems(config(inputs, **changes, n=None))) == N
-    with pytest.raises(BenchError, match=r"4 traces, expected at least n=5 of different problems"):
+    with pytest.raises(BenchError, match=r"traces of 4 different prompts, expected at least n=5"):
         bench(config(inputs, **changes, n=5))
+
+
+def test_a_prompt_under_many_ids_is_one_problem(inputs: Path, tmp_path: Path) -> None:
+    """Its answer would count as many times as it is there, and prove what one problem cannot."""
+    copies = [replace(trace, id=f"{trace.id}-{i}") for i in range(3) for trace in generated_traces(2)]
+    write_traces(tmp_path / "traces.parquet", copies)
+    found = read_problems(config(inputs, traces=tmp_path / "traces.parquet", n=None))
+    assert [trace.id for trace in found] == ["test-0-0", "test-1-0"]
+    with pytest.raises(BenchError, match=r"traces of 2 different prompts, expected at least n=3"):
+        read_problems(config(inputs, traces=tmp_path / "traces.parquet", n=3))
 
 
 @pytest.mark.parametrize("which", ["draft", "draft_fc"])

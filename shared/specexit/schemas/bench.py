@@ -35,7 +35,7 @@ class BenchConfig(Config):
         description="the draft's signals of the traces, from `score`: for exits-alone, and for the report's curves",
     )
     n: int | None = Field(
-        default=None, gt=0, description="problems: the first n; samples of one are one problem. By default all"
+        default=None, gt=0, description="problems: the first n; traces of one prompt are one problem. By default all"
     )
     n_latency: int = Field(
         default=40,
