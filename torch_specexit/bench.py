@@ -23,11 +23,11 @@ from specexit.bench.methods import Known, Method, Tuning, check_parameters, find
 from specexit.bench.process import BenchError, BenchProcess
 from specexit.bench.results import BASELINE, DEFINITIONS, Results, result_tables, write_results
 from specexit.config import Config, save_run, versions
-from specexit.data.overlap import refuse_shared, refuse_trained
+from specexit.data.overlap import refuse_selected, refuse_shared, refuse_trained
 from specexit.data.rows import prompt_sha256
 from specexit.data.traces import Trace, first_samples, read_outlines, read_traces, target_named_in
 from specexit.drafts.directory import DraftConfig, check_target, plain_copy, read_config
-from specexit.drafts.policy import OperatingPoint, PolicyFile, write_policy
+from specexit.drafts.policy import OperatingPoint, PolicyFile, read_policy, write_policy
 from specexit.hardware import describe_hardware
 from specexit.method.simulate import write_curves
 from specexit.outputs import new_folder
@@ -50,7 +50,8 @@ def bench(config: BenchConfig) -> Results:
         benchmark was finished or interrupted in the output folder.
       MethodError: a method does not exist, or cannot be run with what is given.
       DraftError: a draft cannot be used, or belongs to another target.
-      OverlapError: a draft was trained on some of the problems, or methods would be tuned on them.
+      OverlapError: a draft was trained on some of the problems, its checkpoint was chosen on them, or methods would be
+        tuned on them.
       ScoreError: the scores are another draft's.
       FileExistsError: the output folder is not empty, and not a benchmark's.
     """
@@ -135,7 +136,8 @@ def read_problems(config: BenchConfig) -> list[Trace]:
 
     Raises:
       BenchError: there are fewer, one has no reference answer, or none has any thinking.
-      OverlapError: a draft was trained on some of them, or they are among ``calibration_traces``.
+      OverlapError: a draft was trained on some of them, its checkpoint was chosen on them, or they are among
+        ``calibration_traces``.
     """
     found: dict[str, Trace] = {}
     for trace in first_samples(read_traces(config.traces)).values():
@@ -145,11 +147,18 @@ def read_problems(config: BenchConfig) -> list[Trace]:
     traces = list(found.values())[: config.n]
     for draft in filter(None, (config.draft, config.draft_fc)):
         refuse_trained(draft, traces, config.traces)
+        chosen_on = read_policy(draft).selection if read_config(draft).specexit else None
+        refuse_selected(draft, chosen_on, traces, config.traces)
     if config.calibration_traces is not None:
         refuse_shared(read_outlines(config.calibration_traces), config.calibration_traces, traces, config.traces)
     for trace in traces:
         if trace.reference is None:
             raise BenchError(f"{config.traces}: trace {trace.id} has no reference, without which accuracy is unknown")
+    if not any(trace.think_ids for trace in traces):
+        raise BenchError(
+            f"{config.traces}: think_ids are empty in all {len(traces)} traces, so that there is nothing to cut: "
+            "expected traces of a target that thinks, with its thinking switched on"
+        )
     return traces
 
 

@@ -23,10 +23,19 @@ from specexit.bench.results import Results, read_results
 from specexit.config import find, load
 from specexit.data.outlines import outlines
 from specexit.data.overlap import OverlapError, write_prompts
+from specexit.data.rows import prompt_sha256
 from specexit.data.scores import ScoreError, Scores, key_of, write_scores
 from specexit.data.traces import Trace, write_traces
 from specexit.drafts.directory import DraftConfig, DraftError, SpecExitBlock, read_config, write_draft
-from specexit.drafts.policy import Certificate, OperatingPoint, PolicyFile, Risk, policy_sha256, write_policy
+from specexit.drafts.policy import (
+    Certificate,
+    OperatingPoint,
+    PolicyFile,
+    Risk,
+    Selection,
+    policy_sha256,
+    write_policy,
+)
 from specexit.drafts.tensors import weights_hash
 from specexit.errors import InputError
 from specexit.method.decision import Policy
@@ -553,6 +562,18 @@ def test_traces_without_references_are_refused(inputs: Path, tmp_path: Path) -> 
         bench(config(inputs, traces=tmp_path / "traces.parquet", out=tmp_path / "new"))
 
 
+def test_traces_without_any_thinking_are_refused(inputs: Path, tmp_path: Path) -> None:
+    """Shares of no thinking at all do not exist: it was found out behind hours of measuring, as a division by zero."""
+    nothing = {"boundaries": [], "boundary_answers": [], "boundary_agrees": [], "boundary_confidence": []}
+    nothing |= {"think_ids": [], "boundary_state": [], "boundary_trial_tokens": []}
+    traces = [replace(trace, **nothing) for trace in generated_traces(N)]
+    write_traces(tmp_path / "traces.parquet", traces)
+    with pytest.raises(BenchError, match=r"traces\.parquet: think_ids are empty in all 4 traces"):
+        read_problems(config(inputs, traces=tmp_path / "traces.parquet"))
+    write_traces(tmp_path / "traces.parquet", [*traces[1:], generated_traces(1)[0]])
+    assert len(read_problems(config(inputs, traces=tmp_path / "traces.parquet"))) == N
+
+
 def test_samples_of_a_problem_are_one_problem(inputs: Path, tmp_path: Path) -> None:
     """Counted each for itself, they would make intervals narrower than the problems allow."""
     sampled = [replace(trace, sample=i, seed=i) for trace in generated_traces(N) for i in range(3)]
@@ -585,6 +606,16 @@ def test_problems_that_a_draft_was_trained_on_are_refused(inputs: Path, tmp_path
     with pytest.raises(OverlapError, match=r"1 of 4 prompts were trained on according to .*prompts\.npy"):
         bench(config(inputs, out=tmp_path / "new", **{which: tmp_path / "draft"}))
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("which", ["draft", "draft_fc"])
+def test_problems_that_chose_a_checkpoint_are_refused(inputs: Path, tmp_path: Path, which: str) -> None:
+    """As `calibrate` refuses them: of several checkpoints the best on some problems looks better there than it is."""
+    write_random_draft(tmp_path / "draft")
+    selection = Selection(by="auroc", prompts=tuple(prompt_sha256(trace)[:16] for trace in generated_traces(2)))
+    write_policy(tmp_path / "draft", PolicyFile(selection=selection))
+    with pytest.raises(OverlapError, match=r"2 of 4 prompts chose the checkpoint of .*draft \(by auroc\)"):
+        read_problems(config(inputs, **{which: tmp_path / "draft"}))
 
 
 def test_the_draft_of_another_target_is_refused(inputs: Path, tmp_path: Path) -> None:

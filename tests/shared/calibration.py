@@ -7,9 +7,9 @@ from specexit.method.sample import SampleError
 from specexit.schemas.calibrate import CalibrateConfig
 
 
-def refused(paths, message, **changes):
+def refused(paths, message, error=SampleError, **changes):
     """The command refuses, and leaves the draft as it was."""
     before = {path.name: path.read_bytes() for path in paths["draft"].iterdir()}
-    with pytest.raises(SampleError, match=message):
+    with pytest.raises(error, match=message):
         calibrate(CalibrateConfig(**paths, **changes))
     assert {path.name: path.read_bytes() for path in paths["draft"].iterdir()} == before

@@ -12,6 +12,7 @@ from scipy import stats as scipy_stats
 
 from specexit import tiny
 from specexit.cli import run
+from specexit.data.overlap import OverlapError
 from specexit.data.rows import prompt_sha256
 from specexit.data.scores import Scores, read_scores, write_scores
 from specexit.data.traces import TraceError, data_sha256, read_traces, write_traces
@@ -331,7 +332,7 @@ def test_prompts_that_chose_the_checkpoint_are_refused(setting, make_trace):
     chosen = tuple(prompt_sha256(make_trace(prompt_ids=[1, i]))[:16] for i in (7, 8, 5000))
     selection = Selection(by="auroc", prompts=chosen)
     write_policy(paths["draft"], read_policy(paths["draft"]).model_copy(update={"selection": selection}))
-    refused(paths, r"2 of 400 prompts chose the checkpoint .* \(by auroc\)")
+    refused(paths, r"2 of 400 prompts chose the checkpoint .* \(by auroc\)", OverlapError)
 
 
 def test_what_the_certificate_is_for_is_stored(setting):

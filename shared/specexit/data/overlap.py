@@ -14,8 +14,9 @@ import numpy as np
 
 from specexit.config import write_bytes
 from specexit.data.outlines import Hashes, Outlines, outlines
-from specexit.data.rows import AnyTrace
+from specexit.data.rows import AnyTrace, short_hash
 from specexit.drafts.files import read_bytes
+from specexit.drafts.policy import Selection
 from specexit.errors import InputError
 
 FILE = "prompts.npy"
@@ -111,6 +112,31 @@ def refuse_trained(folder: Path, traces: Sequence[AnyTrace] | Outlines, where: P
         raise OverlapError(
             f"{where}: {shared} of {known.n_prompts()} prompts were trained on according to {folder / FILE} (the first "
             f"is of trace {first!r}), expected prompts of a split of their own"
+        )
+
+
+def refuse_selected(
+    folder: Path, selection: Selection | None, traces: Sequence[AnyTrace] | Outlines, where: Path
+) -> None:
+    """Check that no trace is of a prompt that chose a draft's checkpoint.
+
+    Args:
+      folder: of the draft, for the message.
+      selection: what its ``policy.json`` says of that; None where nothing was chosen.
+      traces: what is to be judged.
+      where: they lie, for the message.
+
+    Raises:
+      OverlapError: some are.
+    """
+    if selection is None:
+        return
+    known = traces if isinstance(traces, Outlines) else outlines(traces)
+    both, _ = known.among(np.array([short_hash(prompt) for prompt in selection.prompts], np.uint64))
+    if both:
+        raise OverlapError(
+            f"{where}: {both} of {known.n_prompts()} prompts chose the checkpoint of {folder} (by {selection.by}), "
+            "which makes it look better on them: expected prompts that nothing was selected on"
         )
 
 

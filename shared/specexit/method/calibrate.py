@@ -18,8 +18,8 @@ import numpy as np
 from rich.console import Console
 
 from specexit.data.outlines import Outlines
-from specexit.data.overlap import refuse_trained
-from specexit.data.rows import AnyTrace, short_hash
+from specexit.data.overlap import refuse_selected, refuse_trained
+from specexit.data.rows import AnyTrace
 from specexit.data.scores import StoredScores, open_scores
 from specexit.data.traces import data_sha256, read_outlines, target_of_file, tokenizer_sha256
 from specexit.drafts.directory import DraftError, SpecExitBlock, read_config
@@ -32,7 +32,6 @@ from specexit.drafts.policy import (
     OperatingPoint,
     PolicyFile,
     Population,
-    Selection,
     Traffic,
     policy_sha256,
     read_policy,
@@ -64,6 +63,7 @@ def calibrate(config: CalibrateConfig) -> PolicyFile:
         of other traces.
       SampleError: traces have no references or groups where these are asked for, or are of several samplings.
       CertificateError: traces, scores, draft and claim do not belong together, or the sample cannot support the claim.
+      OverlapError: the draft was trained on some of the prompts, or its checkpoint chosen on them.
     """
     stored, block = read_policy(config.draft), read_config(config.draft).specexit
     if block is None:
@@ -78,7 +78,7 @@ def calibrate(config: CalibrateConfig) -> PolicyFile:
     marks = _fingerprints(target, scores)
     sampling, trial = one_sampling(traces, config.traces), _one_trial(config, traces)
     refuse_trained(config.draft, traces, config.traces)
-    _refuse_selection(config, traces, stored.selection)
+    refuse_selected(config.draft, stored.selection, traces, config.traces)
     scores.check(traces)
     data = data_sha256(config.traces)
     config = config.model_copy(update={"early": early_of(block.source, config.early)})
@@ -240,17 +240,6 @@ def _one_trial(config: CalibrateConfig, traces: Outlines) -> dict[str, Any]:
 def _written_in_full(trial: dict[str, Any] | None) -> bool:
     """Whether nothing was forced behind the end marker, so that a trial answer is the one that is served."""
     return bool(trial) and all(kind.get("text") == "" for kind in trial.values())
-
-
-def _refuse_selection(config: CalibrateConfig, traces: Outlines, selection: Selection | None) -> None:
-    if selection is None:
-        return
-    both, _ = traces.among(np.array([short_hash(prompt) for prompt in selection.prompts], np.uint64))
-    if both:
-        raise CertificateError(
-            f"{config.traces}: {both} of {traces.n_prompts()} prompts chose the checkpoint of {config.draft} (by "
-            f"{selection.by}), which makes it look better on them: expected prompts that nothing was selected on"
-        )
 
 
 def _fingerprints(target: TargetConfig, scores: StoredScores) -> Fingerprints:
