@@ -185,11 +185,13 @@ def measure(
 
 
 def _check_finished(config: BenchConfig, run: Run, batch: int, n: int) -> None:
-    cut = sum(request.reason == "length" for request in run.requests[batch])
-    if cut > config.max_unfinished * n:
+    cut = [request for request in run.requests[batch] if request.finish_reason == "length"]
+    if len(cut) > config.max_unfinished * n:
+        answering = sum(request.reason != "length" for request in cut)
         raise BenchError(
-            f"max_new_tokens={config.max_new_tokens}: {cut} responses of {BASELINE} ran out of tokens, of {n} at batch "
-            f"{batch}; expected at most {config.max_unfinished:.0%}, or accuracy says nothing"
+            f"max_new_tokens={config.max_new_tokens}: {len(cut)} responses of {BASELINE} ran out of tokens, of {n} at "
+            f"batch {batch} ({answering} of them in the answer); expected at most {config.max_unfinished:.0%}, or "
+            "accuracy says nothing"
         )
 
 
@@ -225,4 +227,5 @@ def read_request(
         sample=sample,
         task=trace.task,
         answer_tokens=max(0, len(ids) - thinking - 1),
+        finish_reason=raw["finish_reason"],
     )

@@ -325,6 +325,21 @@ def test_responses_that_run_out_of_tokens_are_an_error(inputs: Path, tmp_path: P
     assert not (tmp_path / "new").exists()
 
 
+def test_answers_that_run_out_of_tokens_are_an_error_too(inputs: Path, tmp_path: Path, monkeypatch) -> None:
+    """Their thinking ended, and none of them is right: accuracy would be that of `max_new_tokens`."""
+    end = TARGET.think_tokens().end
+
+    def ask(self: Unfinished, job: dict) -> dict:
+        reply = Unfinished.ask(self, job)
+        return reply | {"requests": [one | {"token_ids": [5] * 40 + [end, 5]} for one in reply["requests"]]}
+
+    monkeypatch.setattr(Pretend, "ask", ask)
+    with pytest.raises(
+        BenchError, match=r"1 responses of eagle3 ran out of tokens, of 2 at batch 1 \(1 of them in the"
+    ):
+        measured(small(inputs, tmp_path, max_unfinished=0.05), tmp_path, Pretend)
+
+
 class Pretend(Unfinished):
     """Stands for an engine that writes the recorded responses; ``asked`` is what all of them were asked, in order."""
 

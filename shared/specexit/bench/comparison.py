@@ -70,6 +70,9 @@ class Request:
     task: str | None = None
     answer_tokens: int | None = None
     """Behind ``</think>``, end of turn included; None where they were not counted."""
+    finish_reason: str | None = None
+    """vLLM's of the whole response: ``length`` where it ran out of tokens, in its thinking or in its answer; None in
+    files of before."""
 
 
 @dataclass

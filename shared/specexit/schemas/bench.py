@@ -63,7 +63,7 @@ class BenchConfig(Config):
         default=0.05,
         ge=0,
         le=1,
-        description="share of eagle3's responses that may run out of tokens; above it, an error",
+        description="share of eagle3's responses that may run out of tokens, answer included; above it, an error",
     )
     engine: EngineConfig = Field(default=EngineConfig(), description="max_num_seqs is the largest batch")
     seed: int = Field(default=0, description="of the engine and of the bootstrap")
