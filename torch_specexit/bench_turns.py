@@ -12,7 +12,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from specexit.bench.comparison import Request, Run, reason_of
+from specexit.bench.comparison import Request, Run, ended_by, reason_of
 from specexit.bench.journal import Journal
 from specexit.bench.methods import Method, to_job
 from specexit.bench.process import BenchError, BenchProcess
@@ -228,4 +228,5 @@ def read_request(
         task=trace.task,
         answer_tokens=max(0, len(ids) - thinking - 1),
         finish_reason=raw["finish_reason"],
+        ended_by=ended_by(outcome),
     )

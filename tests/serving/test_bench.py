@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from specexit.bench import comparison
 from specexit.bench.comparison import Run, open_loop_speedup, read_requests, speedup_at
 from specexit.bench.inputs import tolerance_of
 from specexit.bench.journal import Journal
@@ -48,6 +49,7 @@ from torch_specexit import bench as module
 from torch_specexit.bench import bench, longest_response, plan_methods, read_problems, trials_of
 from torch_specexit.bench_turns import Entry, measure, read_request, turns
 from torch_specexit.plugin.compat.checks import check_draft
+from torch_specexit.plugin.outcome import ENDED
 
 TARGET = load_target_config("tiny-reasoner")
 OWN = str(Path(__file__).with_name("own_method.py"))
@@ -546,6 +548,20 @@ def test_a_transition_text_is_no_thinking_of_the_method(closed: bool) -> None:
     assert (request.thinking_tokens, request.reason) == (5, outcome["outcome"])
     assert request.answer_tokens == (len(trace.answer_ids) if closed else 0)
     assert request.answer == (trace.answer if closed else None)
+
+
+@pytest.mark.parametrize("ended", ENDED)
+def test_whatever_ends_the_thinking_in_the_engine_is_no_natural_end(ended: str) -> None:
+    """Counted as the model's own, a policy's maximum would be a baseline without exits."""
+    tokenizer, end = TARGET.tokenizer(), TARGET.think_tokens().end
+    (trace,) = generated_traces(1)
+    outcome = {"outcome": ended, "thinking_tokens": 5, "signals": {}}
+    raw = {"token_ids": [*trace.think_ids[:5], end, *trace.answer_ids], "outcome": outcome, "finish_reason": "stop"}
+    raw |= {"forced": False, "probe_tokens": 0, "seconds": 1.0, "first_answer_seconds": None}
+    entry = Entry("specexit", "specexit", find_method("specexit").tuned(Tuning([], 0.0)), None, (None,), ({},))
+    request = read_request(entry, trace, raw, tokenizer, end)
+    assert (request.reason, request.ended_by, request.thinking_tokens) == ("exit", ended, 5)
+    assert set(ENDED) == set(comparison.ENDED)
 
 
 @pytest.mark.vllm

@@ -129,6 +129,26 @@ def test_no_rounding_moves_a_number_of_tokens(traces, signals, limits):
     assert (difference.why, difference.at) == ("unexplained", 7)
 
 
+def test_thinking_that_was_at_its_maximum_is_compared_as_an_exit(traces, signals):
+    """Served and replayed alike: it ends at the first boundary behind its maximum, whatever the signals there."""
+    requests = {t.id: dataclasses.replace(served(t, 7), ended_by="cap") for t in traces}
+    found = check(traces, signals, requests, Policy(thresholds={"validity": 0.99}, max_thinking_tokens=5))
+    assert (found.n, found.same) == (N, N)
+
+
+@pytest.mark.parametrize(
+    ("ended_by", "exit_at", "why"),
+    [("loop", 4, "not replayed"), ("cap", 6, "not replayed"), ("cap", 4, "unexplained"), ("exit", 6, "unexplained")],
+)
+def test_an_end_that_no_replay_knows_is_told_from_one_that_nothing_explains(
+    traces, signals, requests, ended_by, exit_at, why
+):
+    """Boundaries are behind 4, 7 and 10 tokens: behind 6, a maximum ends by its margin."""
+    requests["0"] = dataclasses.replace(served(traces[0], exit_at), ended_by=ended_by)
+    (difference,) = check(traces, signals, requests).differences
+    assert (difference.served, difference.replayed, difference.why, difference.at) == (exit_at, 7, why, exit_at)
+
+
 def test_other_text_before_the_exit_is_the_cause_even_where_the_exit_is_there_as_well(traces, signals, requests):
     other = served(traces[1], 10)
     ids = [*other.token_ids[:5], 77, *other.token_ids[6:]]

@@ -41,6 +41,10 @@ from specexit.method.statistics import (
 
 Reason = Literal["exit", "natural_end", "length"]
 
+ENDED = ("exit", "cap", "interrupt", "loop")
+"""Outcomes of thinking that the plug-in has ended: by the signals, by the policy's maximum, by the client, for going in
+circles."""
+
 TASK_RESAMPLES = 2000
 """Of the intervals by task, of which there are hundreds."""
 
@@ -73,6 +77,8 @@ class Request:
     finish_reason: str | None = None
     """vLLM's of the whole response: ``length`` where it ran out of tokens, in its thinking or in its answer; None in
     files of before."""
+    ended_by: str | None = None
+    """Which of `ENDED`, where the plug-in has ended the thinking; None in files of before."""
 
 
 @dataclass
@@ -128,9 +134,15 @@ def reason_of(outcome: Mapping[str, Any] | None, *, closed: bool, finish_reason:
       closed: whether ``</think>`` was generated.
       finish_reason: vLLM's; ``length`` where the tokens ran out.
     """
-    if forced or (outcome is not None and outcome["outcome"] == "exit"):
+    if forced or ended_by(outcome) is not None:
         return "exit"
     return "natural_end" if closed or finish_reason != "length" else "length"
+
+
+def ended_by(outcome: Mapping[str, Any] | None) -> str | None:
+    """Which of `ENDED` the plug-in has reported; None where it has not ended the thinking."""
+    found = None if outcome is None else outcome["outcome"]
+    return found if found in ENDED else None
 
 
 def summarise(run: Run, *, says: str | None = None, parameters: Mapping[str, Any] | None = None) -> MethodResult:

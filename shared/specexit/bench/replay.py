@@ -36,10 +36,13 @@ Why = Literal[
     "rounding of a signal and an early one",
     "other text",
     "out of tokens",
+    "not replayed",
     "unexplained",
 ]
 """An early signal is one `EARLY_TOKENS` tokens before the boundary, by which it is passed over or judged. The third: an
-exit needed both to cross their thresholds, or either of them may have kept it from being made."""
+exit needed both to cross their thresholds, or either of them may have kept it from being made. Not replayed: thinking
+that went in circles (``loop_period``), that a client ended, or whose maximum had no boundary in ``thinking_margin``;
+a replay knows the policy alone, and ends at boundaries."""
 
 
 class Difference(Config):
@@ -134,11 +137,18 @@ def _explain(
         return Difference(**found, why="other text", at=apart)
     if len(written) < first:
         return Difference(**found, why="out of tokens", at=len(written))
+    if served == first and _is_beyond_replay(trace, request):
+        return Difference(**found, why="not replayed", at=first)
     values, early = _values_at(signals, first - 1, policy.thresholds), {}
     if first > EARLY_TOKENS:
         early = _values_at(signals, first - 1 - EARLY_TOKENS, policy.early)
     why = _tipped(values, early, policy, near) if _by_signals(trace, policy, first) else "unexplained"
     return Difference(**found, why=why, at=first, signals=values, early_signals=early)
+
+
+def _is_beyond_replay(trace: Trace, request: Request) -> bool:
+    between = request.thinking_tokens not in trace.boundaries
+    return request.ended_by in ("loop", "interrupt") or (request.ended_by == "cap" and between)
 
 
 def _values_at(

@@ -48,7 +48,8 @@ DEFINITIONS = {
     "seconds": "wall clock around generate, prompts already tokenised; at batch 1 one request at a time, at a larger "
     "batch size a whole slice of the problems at once, that many of them running together",
     "acceptance_length": "accepted draft tokens + 1 bonus token, pooled over steps (not a mean of per-request means)",
-    "exits": "how thinking ended: exit (the policy), natural_end (the model itself), length (out of tokens)",
+    "exits": "how thinking ended: exit (the policy, by its signals or its maximum; the loop guard; or a method that "
+    "decides by itself), natural_end (the model itself), length (out of tokens)",
     "accuracy_delta": "accuracy minus that of eagle3 on the same problems",
     "thinking_cut": "1 - thinking tokens / those of eagle3, both summed over the same problems",
     "total_cut": "the same of all generated tokens",
