@@ -266,6 +266,22 @@ def test_one_slice_of_problems_has_no_interval(bench: Path) -> None:
     assert "1.70..1.70" not in text
 
 
+def test_of_traces_that_were_not_tried_throughout_the_page_says_at_most(bench: Path) -> None:
+    results = read_results(bench / "results.json")
+    hedged = (
+        "at most of what hindsight could cut",
+        "at most of the oracle’s",
+        "oracle: at least −",
+        "It cuts at least",
+    )
+    for one_point in (0, 1):
+        oracle = results.oracle.model_copy(update={"one_point": one_point})
+        write_results(bench / "results.json", results.model_copy(update={"oracle": oracle}))
+        report(config(bench))
+        html = (bench / "report.html").read_text()
+        assert [text in html for text in hedged] == [one_point > 0] * len(hedged)
+
+
 def test_the_trace_is_cut_where_the_request_exited(bench: Path) -> None:
     report(config(bench))
     html = (bench / "report.html").read_text()

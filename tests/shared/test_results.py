@@ -307,6 +307,22 @@ def test_oracle_ends_at_the_earliest_agreeing_boundary(make_trace: Callable[...,
     assert found.fraction_reached["specexit"] == pytest.approx((2 / 3) / 0.15)
 
 
+def test_where_one_point_was_looked_for_shares_of_the_oracle_are_at_most_what_is_said(
+    make_trace: Callable[..., Trace],
+) -> None:
+    """In front of the first trial an answer may stand already, so that there is more to cut."""
+    throughout = [make_trace(), make_trace(trial=json.dumps({"boundaries": "refine"}))]
+    one_point = [make_trace(trial=json.dumps({"boundaries": how})) for how in ("stable", "bisect")]
+    for traces, n in (throughout, 0), ([*throughout, *one_point], 2):
+        found = oracle(traces, some_results().against_eagle3)
+        assert found.one_point == n
+        results = some_results().model_copy(update={"oracle": found})
+        assert ("| at most of the oracle's cut |" in readme.table(results)) == (n > 0)
+        _, compared, *_ = result_tables(results)
+        assert ("the oracle cuts at least" in str(compared.title)) == (n > 0)
+        assert ("at most,\nof oracle" in [column.header for column in compared.columns]) == (n > 0)
+
+
 def test_luck_is_told_from_an_answer_that_stands(make_trace: Callable[..., Trace]) -> None:
     lucky = make_trace(boundary_agrees=[True, False, True])
     cut_off = make_trace(boundary_state=["agrees", "undecided", "agrees"], boundary_agrees=[True, False, True])
@@ -374,7 +390,7 @@ def test_results_come_back(tmp_path: Path) -> None:
 
 
 def test_every_figure_has_a_definition() -> None:
-    assert {*MethodResult.model_fields, *Comparison.model_fields, "fraction_reached"} <= set(DEFINITIONS)
+    assert {*MethodResult.model_fields, *Comparison.model_fields, "fraction_reached", "one_point"} <= set(DEFINITIONS)
 
 
 @pytest.mark.parametrize(

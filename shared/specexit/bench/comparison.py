@@ -27,7 +27,7 @@ from specexit.bench.results import (
     Triple,
 )
 from specexit.config import write_text
-from specexit.data.rows import infer_decided
+from specexit.data.rows import infer_decided, is_tried_throughout
 from specexit.data.traces import Trace
 from specexit.method.labels import ExitKind, exit_point
 from specexit.method.statistics import (
@@ -338,7 +338,10 @@ def _speedups_on(task: str, run: Run, baseline: Run, seed: int) -> dict[str, Tri
 
 
 def oracle(traces: Sequence[Trace], comparisons: Mapping[str, Comparison]) -> Oracle:
-    """The cut of ending every trace at its earliest agreeing boundary, and how much of it each method reaches."""
+    """The cut of ending every trace at its earliest agreeing boundary, and how much of it each method reaches.
+
+    In front of a trace's first trial nothing is known: where traces were not tried throughout, it cuts at least that.
+    """
 
     def cut_at(kind: ExitKind) -> float:
         needed = (
@@ -350,8 +353,13 @@ def oracle(traces: Sequence[Trace], comparisons: Mapping[str, Comparison]) -> Or
     cut = cut_at("earliest")
     # A target that never overthinks leaves nothing to cut, and then no share of it can be reached.
     reached = {name: versus.thinking_cut[0] / cut if cut else 0.0 for name, versus in comparisons.items()}
-    sampling = json.loads(traces[0].sampling)
-    return Oracle(thinking_cut=cut, for_good=cut_at("stable"), fraction_reached=reached, sampling=sampling)
+    return Oracle(
+        thinking_cut=cut,
+        for_good=cut_at("stable"),
+        fraction_reached=reached,
+        sampling=json.loads(traces[0].sampling),
+        one_point=sum(not is_tried_throughout(trace) for trace in traces),
+    )
 
 
 def identities(runs: Mapping[str, Run]) -> dict[str, Identity]:

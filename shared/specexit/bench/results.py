@@ -81,6 +81,9 @@ DEFINITIONS = {
     "the full trace: what it cuts more is luck, an answer that comes up early, goes again, and comes back",
     "fraction_reached": "thinking_cut / that of the oracle; above 1 where exits come before the answer stands, "
     "at a loss of accuracy",
+    "one_point": "traces that were not tried throughout (boundaries=stable or bisect), so that nothing is known in "
+    "front of their first trial: with any of them the oracle cuts at least what is said, and a method reaches at most "
+    "that share of it",
     "eagle3": "plain EAGLE-3: the draft of specexit without its signal rows",
     "budget": "a fixed thinking budget: exit at the first step boundary at or after N thinking tokens. Snapping to a "
     "boundary favours this baseline: a hard cut would end in mid-sentence",
@@ -156,6 +159,17 @@ class Oracle(Config):
     for_good: float | None = Field(default=None, description="its cut where the answer has to stand from there on")
     fraction_reached: dict[str, float]
     sampling: dict[str, Any] = Field(default={}, description="of the recorded traces whose exit points it knows")
+    one_point: int = Field(default=0, description="of these traces, those that were not tried throughout")
+
+    @property
+    def at_least(self) -> str:
+        """What comes before its cut in a sentence."""
+        return "at least " if self.one_point else ""
+
+    @property
+    def at_most(self) -> str:
+        """What comes before shares of it in a sentence."""
+        return "at most " if self.one_point else ""
 
 
 class Identity(Config):
@@ -296,12 +310,14 @@ def _measured(results: Results) -> Table:
 
 
 def _compared(results: Results) -> Table:
-    oracle = f"the {results.oracle_name} cuts {_percent(results.oracle.thinking_cut)} of thinking"
+    cut = f"{results.oracle.at_least}{_percent(results.oracle.thinking_cut)}"
+    oracle = f"the {results.oracle_name} cuts {cut} of thinking"
     if results.oracle.for_good is not None:
         oracle += f", {_percent(results.oracle.for_good)} where the answer has to stand for good"
     title = f"against {BASELINE} (95 % intervals); {oracle}"
     table = _table(title)
-    for heading in ("thinking\ncut, %", "of\noracle", "accuracy,\npoints", "total\ncut, %"):
+    of_oracle = "at most,\nof oracle" if results.oracle.one_point else "of\noracle"
+    for heading in ("thinking\ncut, %", of_oracle, "accuracy,\npoints", "total\ncut, %"):
         table.add_column(heading, justify="right")
     for name, versus in results.against_eagle3.items():
         table.add_row(

@@ -27,6 +27,8 @@ def of_all(results: Results, simulation: Simulation | None) -> Figure:
     points = ", ".join(f"{spot.name} {percent(spot.accuracy)} with {spot.tokens:.1f} tokens" for spot in served)
     caption = "Up and to the left is better. The oracle ends every trace at its earliest right moment, which can only "
     caption += "be known in hindsight. "
+    if results.oracle.one_point:
+        caption += "It cuts at least what is drawn, as not all of the thinking was tried. "
     return Figure(
         "Accuracy against thinking",
         accuracy_chart(served, hindsight, curves),

@@ -60,7 +60,7 @@ def write_between(path: Path, begin: str, end: str, text: str) -> None:
 def table(results: Results) -> str:
     """The comparison as Markdown."""
     batches = list(results.n_seconds)
-    headings = ["method", "accuracy", "thinking tokens", f"of the {results.oracle_name}'s cut"]
+    headings = ["method", "accuracy", "thinking tokens", f"{results.oracle.at_most}of the {results.oracle_name}'s cut"]
     headings += [f"speed-up, batch {batch}" for batch in batches]
     lines = [headings, ["---"] * len(headings)]
     for name, method in results.methods.items():
