@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -24,8 +25,6 @@ from specexit.schemas.bench import BenchConfig
 from specexit.schemas.target import TargetConfig
 
 WARM_UP_TOKENS = 32
-SEED_STEP = 1_000_003
-"""Between the seeds of two samples."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ def warm_up(
         for batch in (1, *config.batches):
             part = range(min(batch, len(traces)))
             short = config.model_copy(update={"max_new_tokens": WARM_UP_TOKENS})
-            engines[entry.draft].ask(job(short, entry, traces, part, batch))
+            engines[entry.draft].ask(job(short, entry, traces, part, batch, seed=config.seed))
 
 
 def job(
@@ -84,7 +83,7 @@ def job(
     part: range,
     batch: int,
     *,
-    seed: int = 0,
+    seed: int,
     arrivals: Sequence[float] | None = None,
 ) -> dict[str, Any]:
     """What `bench_worker` is asked."""
@@ -105,8 +104,18 @@ def job(
         "batch": batch,
         "sampling": config.sampling.model_dump(),
         "arrivals": list(arrivals) if arrivals is not None else None,
-        "seed": config.seed + seed * SEED_STEP,
+        "seed": seed,
     }
+
+
+def seed_of(seed: int, part: range, batch: int, sample: int, rate: float | None) -> int:
+    """Of a turn, given the config's: of each slice, batch size, sample and rate another one, of all methods the same.
+
+    With one for several slices, their first problems would share their random numbers, and slices are what intervals
+    above batch 1 take for independent.
+    """
+    said = f"{seed}, {part.start}, {batch}, {sample}, {rate}"
+    return int.from_bytes(hashlib.sha256(said.encode()).digest()[:4], "big")
 
 
 @dataclass
@@ -131,7 +140,8 @@ class Measurement:
             # A Poisson process, the same for every method, and of each slice another one.
             gaps = np.random.default_rng([self.config.seed, part.start]).exponential(1 / rate, len(part))
             arrivals = np.cumsum(gaps).tolist()
-        asked = job(self.config, entry, self.traces, part, batch, seed=sample, arrivals=arrivals)
+        seed = seed_of(self.config.seed, part, batch, sample, rate)
+        asked = job(self.config, entry, self.traces, part, batch, seed=seed, arrivals=arrivals)
         key = f"{entry.name}, batch {batch}, problems {part.start}:{part.stop}, sample {sample}, rate {rate}"
         reply = self.journal.reply(key, lambda: engine.ask(asked))
         requests = [

@@ -463,16 +463,15 @@ def test_problems_come_in_at_the_same_moments_for_all_methods_which_take_turns(
     assert open_loop_speedup(2.0, runs["none"], runs["eagle3"]) == (0.5, 0.5, 0.5)
 
 
-def test_samples_are_asked_with_a_seed_each_and_stay_samples_of_their_problem(
+def test_samples_and_slices_are_asked_with_a_seed_each_and_stay_samples_of_their_problem(
     inputs: Path, tmp_path: Path, pretend: type[Pretend]
 ) -> None:
-    ours = small(inputs, tmp_path, samples=3, sampling={"temperature": 0.6}, batches=(4,))
+    ours = small(inputs, tmp_path, samples=3, sampling={"temperature": 0.6}, batches=(4,), rates=(2.0,))
     runs = measured(ours, tmp_path, pretend)
-    seeds = {
-        name: [job["seed"] for job in pretend.asked if (job["method"], job["batch"]) == (name, 4)] for name in runs
-    }
+    seeds = {name: [job["seed"] for job in pretend.asked if job["method"] == name] for name in runs}
     assert seeds["none"] == seeds["eagle3"]
-    assert len(set(seeds["none"])) == 3
+    # Two slices: of each sample in the batch, of those alone, and of those that come in.
+    assert len(set(seeds["none"])) == len(seeds["none"]) == 2 * 3 + 2 + 2
     assert [(r.id, r.sample) for r in runs["none"].requests[4]] == [
         (f"test-{i}", sample) for sample in range(3) for i in range(N)
     ]
