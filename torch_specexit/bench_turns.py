@@ -48,18 +48,31 @@ class Entry:
         return to_job(self.reference, self.method)["parameters"]
 
 
-Turn = tuple[Entry, range]
+Turn = tuple[Entry, Sequence[int]]
 """Who is asked for which of the problems."""
 
 
-def turns(entries: Sequence[Entry], n: int, rounds: int) -> Iterator[Turn]:
+def spread(traces: Sequence[Trace], n: int) -> list[int]:
+    """Indices of ``n`` of the problems, rising: of each task its share, within it by a hash of their ids.
+
+    Benchmarks may lie in a file one behind the other, so that the first problems are of one of them.
+    """
+
+    def place(i: int) -> tuple[str, str]:
+        return traces[i].task or "", hashlib.sha256(traces[i].id.encode()).hexdigest()
+
+    by_task = sorted(range(len(traces)), key=place)
+    return sorted(by_task[len(traces) * i // n] for i in range(n))
+
+
+def turns(entries: Sequence[Entry], problems: Sequence[int], rounds: int) -> Iterator[Turn]:
     """Slices of the problems, each given to all methods before the next; the first to go moves on by one a slice."""
-    edges = [n * i // rounds for i in range(rounds + 1)]
+    edges = [len(problems) * i // rounds for i in range(rounds + 1)]
     for i, (start, stop) in enumerate(pairwise(edges)):
         if start < stop:
             first = i % len(entries)
             for entry in [*entries[first:], *entries[:first]]:
-                yield entry, range(start, stop)
+                yield entry, problems[start:stop]
 
 
 def warm_up(
@@ -80,7 +93,7 @@ def job(
     config: BenchConfig,
     entry: Entry,
     traces: Sequence[Trace],
-    part: range,
+    part: Sequence[int],
     batch: int,
     *,
     seed: int,
@@ -108,13 +121,13 @@ def job(
     }
 
 
-def seed_of(seed: int, part: range, batch: int, sample: int, rate: float | None) -> int:
+def seed_of(seed: int, part: Sequence[int], batch: int, sample: int, rate: float | None) -> int:
     """Of a turn, given the config's: of each slice, batch size, sample and rate another one, of all methods the same.
 
     With one for several slices, their first problems would share their random numbers, and slices are what intervals
     above batch 1 take for independent.
     """
-    said = f"{seed}, {part.start}, {batch}, {sample}, {rate}"
+    said = f"{seed}, {part[0]}, {batch}, {sample}, {rate}"
     return int.from_bytes(hashlib.sha256(said.encode()).digest()[:4], "big")
 
 
@@ -131,18 +144,18 @@ class Measurement:
     end: int
 
     def ask(
-        self, entry: Entry, part: range, batch: int, *, sample: int = 0, rate: float | None = None
+        self, entry: Entry, part: Sequence[int], batch: int, *, sample: int = 0, rate: float | None = None
     ) -> tuple[dict[str, Any], list[Request]]:
         """One turn: what the engine says, and its requests read."""
         engine = self.engines[entry.draft]
         arrivals = None
         if rate is not None:
             # A Poisson process, the same for every method, and of each slice another one.
-            gaps = np.random.default_rng([self.config.seed, part.start]).exponential(1 / rate, len(part))
+            gaps = np.random.default_rng([self.config.seed, part[0]]).exponential(1 / rate, len(part))
             arrivals = np.cumsum(gaps).tolist()
         seed = seed_of(self.config.seed, part, batch, sample, rate)
         asked = job(self.config, entry, self.traces, part, batch, seed=seed, arrivals=arrivals)
-        key = f"{entry.name}, batch {batch}, problems {part.start}:{part.stop}, sample {sample}, rate {rate}"
+        key = f"{entry.name}, batch {batch}, problems {part[0]} to {part[-1]}, sample {sample}, rate {rate}"
         reply = self.journal.reply(key, lambda: engine.ask(asked))
         requests = [
             read_request(entry, self.traces[i], raw, self.tokenizer, self.end, sample=sample)
@@ -167,26 +180,26 @@ def measure(
     tokenizer = target.tokenizer()
     under_way = Measurement(config, entries, engines, traces, journal, tokenizer, marker(tokenizer, target.think_end))
     runs = {entry.name: Run() for entry in entries}
-    n_latency = min(config.n_latency, len(traces))
-    passes = [(batch, n_latency, 1) for batch in (1, *config.batches[:-1])]
-    passes.append((config.batches[-1], len(traces), config.samples))
-    total = len(entries) * (sum(n * samples for _, n, samples in passes) + len(config.rates) * n_latency)
+    timed = spread(traces, min(config.n_latency, len(traces)))
+    passes: list[tuple[int, Sequence[int], int]] = [(batch, timed, 1) for batch in (1, *config.batches[:-1])]
+    passes.append((config.batches[-1], range(len(traces)), config.samples))
+    total = len(entries) * (sum(len(of) * samples for _, of, samples in passes) + len(config.rates) * len(timed))
     console = Console(stderr=True)
     with Progress(console=console, disable=not console.is_terminal) as progress:
         bar = progress.add_task("bench", total=total)
-        for batch, n, samples in passes:
+        for batch, problems, samples in passes:
             for sample in range(samples):
-                for entry, part in turns(entries, n, config.rounds):
+                for entry, part in turns(entries, problems, config.rounds):
                     progress.update(bar, description=f"{entry.name} @ {batch}")
                     reply, requests = under_way.ask(entry, part, batch, sample=sample)
                     seconds = [request.seconds or 0.0 for request in requests] if batch == 1 else [reply["seconds"]]
                     counted = (reply["n_drafts"], reply["n_accepted"], reply.get("joules"))
                     runs[entry.name].add(batch, requests, seconds, *counted)
                     if entry.name == BASELINE:
-                        _check_finished(config, runs[BASELINE], batch, n * samples)
+                        _check_finished(config, runs[BASELINE], batch, len(problems) * samples)
                     progress.advance(bar, len(part))
         for rate in config.rates:
-            for entry, part in turns(entries, n_latency, config.rounds):
+            for entry, part in turns(entries, timed, config.rounds):
                 progress.update(bar, description=f"{entry.name} @ {rate:g}/s")
                 _, requests = under_way.ask(entry, part, config.batches[-1], rate=rate)
                 runs[entry.name].open_loop.setdefault(rate, []).append(requests)

@@ -47,7 +47,7 @@ from specexit.schemas.target import ModelCardSampling, TrialConfig, load_target_
 from specexit.tiny import problems, prompt_text, render_response, write_trace
 from torch_specexit import bench as module
 from torch_specexit.bench import bench, longest_response, plan_methods, read_problems, trials_of
-from torch_specexit.bench_turns import Entry, measure, read_request, turns
+from torch_specexit.bench_turns import Entry, measure, read_request, spread, turns
 from torch_specexit.plugin.compat.checks import check_draft
 from torch_specexit.plugin.outcome import ENDED
 
@@ -463,6 +463,27 @@ def test_problems_come_in_at_the_same_moments_for_all_methods_which_take_turns(
     assert open_loop_speedup(2.0, runs["none"], runs["eagle3"]) == (0.5, 0.5, 0.5)
 
 
+def test_a_few_problems_are_of_all_tasks_wherever_they_lie(
+    inputs: Path, tmp_path: Path, pretend: type[Pretend]
+) -> None:
+    """The first ones would be of the first benchmark of a file: how fast that is, is not how fast they are."""
+    (trace,) = generated_traces(1)
+    tasks = {"one behind the other": ["a"] * 60 + ["b"] * 30 + ["c"] * 10, "in turns": ["a", "b", "c"] * 30}
+    for order, of in tasks.items():
+        problems = [replace(trace, id=str(i), task=task) for i, task in enumerate(of)]
+        chosen = spread(problems, 10)
+        assert chosen == sorted(set(chosen)), order
+        shares = {task: round(10 * n / len(of)) for task, n in Counter(of).items()}
+        assert all(abs(n - shares[task]) <= 1 for task, n in Counter(of[i] for i in chosen).items()), order
+        assert {of[i] for i in chosen} == {"a", "b", "c"}, order
+        assert spread(problems, len(problems)) == list(range(len(problems)))
+    runs = measured(small(inputs, tmp_path), tmp_path, pretend)
+    few = {trace.id for trace in (generated_traces(N)[i] for i in spread(generated_traces(N), N_LATENCY))}
+    for run in runs.values():
+        assert {request.id for request in run.requests[1]} == {request.id for request in run.requests[3]} == few
+        assert [request.id for request in run.requests[4]] == [f"test-{i}" for i in range(N)]
+
+
 def test_samples_and_slices_are_asked_with_a_seed_each_and_stay_samples_of_their_problem(
     inputs: Path, tmp_path: Path, pretend: type[Pretend]
 ) -> None:
@@ -683,7 +704,7 @@ def test_a_folder_that_holds_something_is_left_alone(inputs: Path, tmp_path: Pat
 @given(st.integers(1, 5), st.integers(1, 40), st.integers(1, 8))
 def test_turns_give_every_method_every_problem_once_and_in_order(n_methods: int, n: int, rounds: int) -> None:
     entries = [Entry(str(i), "none", find_method("none")(), None, (), ()) for i in range(n_methods)]
-    seen = [(entry.name, len(part)) for entry, part in turns(entries, n, rounds)]
+    seen = [(entry.name, len(part)) for entry, part in turns(entries, range(n), rounds)]
     assert {name: sum(k for who, k in seen if who == name) for name in "01234"[:n_methods]} == dict.fromkeys(
         "01234"[:n_methods], n
     )

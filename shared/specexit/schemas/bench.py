@@ -40,12 +40,13 @@ class BenchConfig(Config):
     n_latency: int = Field(
         default=40,
         gt=0,
-        description="how many of them, at most, are asked one at a time, and in every batch but the largest",
+        description="how many of them, at most, are asked one at a time, and in every batch but the largest: of each "
+        "task its share",
     )
     batches: tuple[int, ...] = Field(default=(16,), min_length=1, description="problems in progress at once, besides 1")
     rates: tuple[float, ...] = Field(
         default=(),
-        description="arrivals per second of an open loop, each on the first n_latency problems, slice by slice",
+        description="arrivals per second of an open loop, each on the same n_latency problems, slice by slice",
     )
     sampling: SamplingConfig = SamplingConfig()
     samples: int = Field(default=1, gt=0, description="responses to each problem in the largest batch, a seed each")
