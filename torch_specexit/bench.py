@@ -35,6 +35,7 @@ from specexit.schemas.bench import BenchConfig
 from specexit.schemas.simulate import SimulateConfig
 from specexit.schemas.target import TargetConfig, find_target, target_reference
 from torch_specexit import bench_worker
+from torch_specexit.bench_conditions import machine
 from torch_specexit.bench_turns import Entry, measure, warm_up
 from torch_specexit.engine import one_of_several
 
@@ -70,7 +71,7 @@ def bench(config: BenchConfig) -> Results:
     with new_folder(config.out) as folder, tempfile.TemporaryDirectory(prefix="specexit-bench-") as scratch:
         # First, as what cannot be replayed is to be refused before hours of measuring.
         simulation = replay_curves(config, folder)
-        journal = Journal(config.out, asked)
+        journal = Journal(config.out, asked | {"machine": machine()})
         runs, results = run_methods(config, target, traces, journal, Path(scratch))
         write_requests(folder / "requests.jsonl", runs)
         write_results(folder / "results.json", results)
@@ -277,6 +278,7 @@ def _run_engines(
                 engines[entry.draft] = stack.enter_context(process)
         for engine in engines.values():
             accelerator = engine.wait_ready()["accelerator"]
+        journal.check_accelerator(accelerator)
         warm_up(config, entries, engines, traces)
         return measure(config, target, entries, engines, traces, journal), accelerator
 

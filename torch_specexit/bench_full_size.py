@@ -32,6 +32,7 @@ from specexit.stand_in import Shape, stand_in
 from specexit.stand_in.files import parameters
 from specexit.stand_in.write import read_shape
 from torch_specexit.bench import asked_of, read_problems, run_methods
+from torch_specexit.bench_conditions import machine
 
 METHODS = ("eagle3", "specexit")
 
@@ -157,7 +158,7 @@ def _measure(config: BenchFullSizeConfig, kind: str, target: str, draft: Path) -
         seed=config.seed,
     )
     found = load_target_config(target)
-    journal = Journal(bench.out, asked_of(config, inputs_of(bench, found)))
+    journal = Journal(bench.out, asked_of(config, inputs_of(bench, found)) | {"machine": machine()})
     with tempfile.TemporaryDirectory(prefix="specexit-bench-") as scratch:
         return run_methods(bench, found, read_problems(bench), journal, Path(scratch))
 

@@ -8,7 +8,7 @@ The first line is the set-up, answered by ``{"accelerator": name or null}`` once
 ``{"method": name, "parameters": {...}, "problems": [{...}], "marks": {...}, "batch": b, "sampling": {...},
 "arrivals": [seconds] or null, "seed": n}`` -> the same, its requests as `specexit.bench.methods.running` measures them.
 
-Every reply also has ``joules``, null where the machine does not tell.
+Every reply also has ``joules``, null where the machine does not tell, and the ``accelerator``.
 """
 
 from __future__ import annotations
@@ -52,11 +52,12 @@ def main() -> None:
         seed=setup["seed"],
     )
     meter = EnergyMeter(_cards)
-    reply(replies, {"accelerator": _accelerator()})
+    accelerator = _accelerator()
+    reply(replies, {"accelerator": accelerator})
     for line in sys.stdin:
         job, before = json.loads(line), meter.read()
         found = run_method(llm, target, job) if "method" in job else run_job(llm, job)
-        reply(replies, found | {"joules": meter.since(before)})
+        reply(replies, found | {"joules": meter.since(before), "accelerator": accelerator})
 
 
 def _with_markers(engine: EngineConfig, target: TargetConfig) -> EngineConfig:

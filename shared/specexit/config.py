@@ -7,6 +7,7 @@ nearest one that does.
 from __future__ import annotations
 
 import difflib
+import hashlib
 import importlib.metadata
 import json
 import math
@@ -309,12 +310,21 @@ def versions() -> dict[str, str]:
 
 
 def revision() -> str:
-    """The git revision of the checkout, with ``-dirty`` where it has changes; ``unknown`` outside of one."""
-    git = ["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty", "--abbrev=12"]
+    """The git revision of the checkout, with ``-dirty-`` and digits of their hash where it has changes; ``unknown``
+    outside of one, as in an installed wheel, whatever checkout that lies in."""
+    if not Path(__file__).resolve().is_relative_to(REPOSITORY / "shared"):
+        return "unknown"
     try:
-        return subprocess.run(git, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+        found = _git("describe", "--always", "--dirty", "--abbrev=12").decode().strip()
+        changes = hashlib.sha256(_git("diff", "HEAD")).hexdigest()[:8]
     except (OSError, subprocess.SubprocessError):
         return "unknown"
+    return f"{found}-{changes}" if found.endswith("-dirty") else found
+
+
+def _git(*command: str) -> bytes:
+    git = ["git", "-C", str(REPOSITORY), *command]
+    return subprocess.run(git, capture_output=True, check=True, timeout=10).stdout
 
 
 def save_run(config: Config, folder: Path) -> None:

@@ -39,6 +39,7 @@ from specexit.drafts.policy import (
 )
 from specexit.drafts.tensors import weights_hash
 from specexit.errors import InputError
+from specexit.hardware import describe_hardware
 from specexit.method.decision import Policy
 from specexit.method.policies import METHODS as METHODS_REPLAYED
 from specexit.method.simulate import Simulation
@@ -46,6 +47,7 @@ from specexit.schemas.bench import BenchConfig
 from specexit.schemas.target import ModelCardSampling, TrialConfig, load_target_config
 from specexit.tiny import problems, prompt_text, render_response, write_trace
 from torch_specexit import bench as module
+from torch_specexit import bench_conditions as conditions
 from torch_specexit.bench import bench, longest_response, plan_methods, read_problems, trials_of
 from torch_specexit.bench_turns import Entry, measure, read_request, spread, turns
 from torch_specexit.plugin.compat.checks import check_draft
@@ -55,6 +57,7 @@ TARGET = load_target_config("tiny-reasoner")
 OWN = str(Path(__file__).with_name("own_method.py"))
 METHODS = ("none", "eagle3", "specexit", "budget", "budget-hard", "deer", "oracle", OWN)
 N, N_LATENCY, BUDGET, MAX_NEW_TOKENS = 4, 2, 30, 96
+HARDWARE = describe_hardware()
 
 
 def generated_traces(n: int, split: str = "test") -> list[Trace]:
@@ -410,6 +413,16 @@ def test_an_interrupted_benchmark_goes_on_with_the_draft_it_began_with_and_no_ot
         bench(ours)
     shutil.rmtree(tmp_path / "draft")
     (tmp_path / "kept").rename(tmp_path / "draft")
+    # On another machine, or with other code; on its own it goes on, however much memory is free there now.
+    for name, value, told in (
+        ("describe_hardware", HARDWARE | {"processor": "another"}, r"machine\.processor .+ \(now another\)"),
+        ("revision", "0123-dirty-45", r"machine\.revision \S+ \(now 0123-dirty-45\)"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(conditions, name, lambda value=value: value)
+            with pytest.raises(BenchError, match=f"has measured with {told}: delete this"):
+                bench(ours)
+    monkeypatch.setattr(conditions, "describe_hardware", lambda: HARDWARE | {"memory_gib": 0.5})
     pretend.asked.clear()
     results = bench(ours)
     assert (len(first), len(measuring(pretend.asked))) == (4, 8)

@@ -1,5 +1,7 @@
 """One schema is YAML, flags and error messages at once."""
 
+import re
+import subprocess
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal
@@ -10,7 +12,7 @@ from pydantic import Field
 
 from specexit.buckets import Location
 from specexit.cli import parse
-from specexit.config import Config, ConfigError, find, load, save_run
+from specexit.config import Config, ConfigError, find, load, revision, save_run
 from specexit.schemas.bench_recipe import BenchRecipeConfig
 from specexit.schemas.chat import ChatConfig
 from specexit.schemas.collect import CollectConfig, PartConfig
@@ -186,6 +188,37 @@ def test_a_run_file_reproduces_its_config(recipe, tmp_path):
     assert record["versions"]["specexit"]
     assert record["revision"]
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["run.yaml"]
+
+
+def test_a_revision_tells_one_change_from_another_and_a_wheel_has_none(tmp_path, monkeypatch):
+    """Whatever is resumed must not go on with other code."""
+    file = tmp_path / "shared" / "specexit" / "config.py"
+    file.parent.mkdir(parents=True)
+
+    def git(*command):
+        who = ["-c", "user.name=n", "-c", "user.email=e"]
+        subprocess.run(["git", *who, *command], cwd=tmp_path, check=True, capture_output=True)
+
+    def found(file, repository):
+        monkeypatch.setattr("specexit.config.__file__", str(file))
+        monkeypatch.setattr("specexit.config.REPOSITORY", repository)
+        return revision()
+
+    def with_text(text):
+        file.write_text(text)
+        return found(file, tmp_path)
+
+    git("init", "--quiet")
+    file.write_text("one")
+    git("add", ".")
+    git("commit", "--quiet", "-m", "one")
+    clean, dirty, dirtier = with_text("one"), with_text("two"), with_text("three")
+    assert re.fullmatch("[0-9a-f]{12}", clean)
+    assert all(re.fullmatch(f"{clean}-dirty-[0-9a-f]{{8}}", one) for one in (dirty, dirtier))
+    assert dirty != dirtier
+    assert (with_text("two"), with_text("one")) == (dirty, clean)
+    # A virtual environment within somebody's checkout: its revision is not ours.
+    assert found(tmp_path / "env" / "lib" / "specexit" / "config.py", tmp_path / "env") == "unknown"
 
 
 class Locked(Config):

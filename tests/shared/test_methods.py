@@ -318,7 +318,12 @@ def test_what_is_wrong_in_a_strangers_file_is_one_line_before_anything_is_measur
         check_parameters(str(path), find_method(str(path)).tuned(Tuning([], 0.0)))
 
 
-ASKED = {"config": {"seed": 0}, "versions": {"vllm": "1"}, "inputs": {"draft.weights": "a" * 64, "traces": "b" * 64}}
+ASKED = {
+    "config": {"seed": 0},
+    "versions": {"vllm": "1"},
+    "inputs": {"draft.weights": "a" * 64, "traces": "b" * 64},
+    "machine": {"cores": 2, "revision": "abc"},
+}
 
 
 def never() -> dict:
@@ -349,6 +354,10 @@ def test_an_interrupted_benchmark_goes_on_where_it_stopped(tmp_path: Path) -> No
         ({"inputs": ASKED["inputs"] | {"traces": "c" * 64}}, "inputs.traces bbbbbbbbbbbb (now cccccccccccc)"),
         ({"config": {"seed": 1}}, "config.seed 0 (now 1)"),
         ({"versions": {"vllm": "2"}}, "versions.vllm 1 (now 2)"),
+        (
+            {"machine": {"cores": 4, "revision": "abc-dirty-1"}},
+            "machine.cores 2 (now 4), machine.revision abc (now abc-dirty-1)",
+        ),
     ],
 )
 def test_what_another_draft_or_other_traces_measured_is_neither_mixed_in_nor_thrown_away(
@@ -363,6 +372,34 @@ def test_what_another_draft_or_other_traces_measured_is_neither_mixed_in_nor_thr
     assert Journal(tmp_path / "out", ASKED).reply("first", never) == {"seconds": 1}
 
 
+def test_what_another_accelerator_measured_is_not_mixed_in(tmp_path: Path) -> None:
+    """Which it is, engines tell that stand already."""
+    journal = Journal(tmp_path / "out", ASKED)
+    journal.check_accelerator("a fast one")
+    journal.reply("first", lambda: {"seconds": 1, "accelerator": "a fast one"})
+    again = Journal(tmp_path / "out", ASKED)
+    again.check_accelerator("a fast one")
+    with pytest.raises(BenchError, match=r"has measured with accelerator a fast one \(now None\): delete this file"):
+        again.check_accelerator(None)
+
+
+def test_a_benchmark_that_is_killed_while_it_takes_up_its_journal_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Journal(tmp_path / "out", ASKED).reply("first", lambda: {"seconds": 1})
+
+    def killed(path: Path, *_: object) -> None:
+        path.open("w").close()  # what was there is gone, and nothing is written yet
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", killed)
+        patch.setattr(Path, "write_bytes", killed)
+        with pytest.raises(KeyboardInterrupt):
+            Journal(tmp_path / "out", ASKED)
+    assert Journal(tmp_path / "out", ASKED).reply("first", never) == {"seconds": 1}
+
+
 def test_a_journal_without_replies_is_in_nobodys_way(tmp_path: Path) -> None:
     Journal(tmp_path / "out", ASKED | {"config": {"seed": 1}})
     journal = Journal(tmp_path / "out", ASKED)
@@ -371,7 +408,7 @@ def test_a_journal_without_replies_is_in_nobodys_way(tmp_path: Path) -> None:
 
 
 def test_a_journal_of_before_that_names_no_inputs_is_refused(tmp_path: Path) -> None:
-    old = {name: ASKED[name] for name in ("config", "versions")}
+    old = {name: ASKED[name] for name in ("config", "versions", "machine")}
     Journal(tmp_path / "out", old).reply("first", lambda: {"seconds": 1})
     with pytest.raises(BenchError, match=r"inputs\.draft\.weights not told \(now aaaaaaaaaaaa\)"):
         Journal(tmp_path / "out", ASKED)

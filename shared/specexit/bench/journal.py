@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from specexit.bench.process import BenchError
+from specexit.config import append_text, write_text
 from specexit.differences import differences
 
 
@@ -16,7 +17,7 @@ class Journal:
 
     Args:
       out: the output folder.
-      asked: ``config``, ``versions`` and ``inputs`` of the benchmark, as JSON has them.
+      asked: ``config``, ``versions``, ``inputs`` and ``machine`` of the benchmark, as JSON has them.
 
     Raises:
       BenchError: there is a journal of another benchmark, whose replies must not be mixed with this one's.
@@ -28,13 +29,9 @@ class Journal:
         lines = self.path.read_text().splitlines() if self.path.exists() else []
         header, *replies = [line for line in map(_parsed, lines) if line is not None] or [asked]
         if replies and (told := differences(header, asked)):
-            raise BenchError(
-                f"{self.path}: an interrupted benchmark has measured with {told}: delete this file to measure anew, or "
-                "give back what it began with"
-            )
+            raise self._other(told)
         self._replies = {line["asked"]: line["reply"] for line in replies}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_text("".join(json.dumps(line) + "\n" for line in [asked, *replies]))
+        write_text(self.path, "".join(json.dumps(line) + "\n" for line in [asked, *replies]))
 
     def __len__(self) -> int:
         return len(self._replies)
@@ -43,9 +40,24 @@ class Journal:
         """The reply to a question, from the journal or, if it is not there yet, from whoever answers it."""
         if asked not in self._replies:
             self._replies[asked] = ask()
-            with self.path.open("a") as file:
-                file.write(json.dumps({"asked": asked, "reply": self._replies[asked]}) + "\n")
+            append_text(self.path, json.dumps({"asked": asked, "reply": self._replies[asked]}) + "\n")
         return self._replies[asked]
+
+    def check_accelerator(self, accelerator: str | None) -> None:
+        """Check that all that is measured was measured on this one, as every reply says.
+
+        Raises:
+          BenchError: some of it was not.
+        """
+        for reply in self._replies.values():
+            if (there := reply.get("accelerator")) != accelerator:
+                raise self._other(f"accelerator {there} (now {accelerator})")
+
+    def _other(self, told: str) -> BenchError:
+        return BenchError(
+            f"{self.path}: an interrupted benchmark has measured with {told}: delete this file to measure anew, or "
+            "give back what it began with"
+        )
 
     def remove(self) -> None:
         """The benchmark is complete."""
