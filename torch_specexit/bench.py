@@ -17,7 +17,7 @@ from typing import Any
 from rich.console import Console
 
 from specexit.bench.comparison import Run, by_task, compare, faster, identities, oracle, summarise, write_requests
-from specexit.bench.inputs import finished, inputs_of, read_scores_of, tolerance_of
+from specexit.bench.inputs import finished, read_scores_of, tolerance_of
 from specexit.bench.journal import Journal
 from specexit.bench.methods import Known, Method, Tuning, check_parameters, find_method
 from specexit.bench.process import BenchError, BenchProcess
@@ -35,7 +35,7 @@ from specexit.schemas.bench import BenchConfig
 from specexit.schemas.simulate import SimulateConfig
 from specexit.schemas.target import TargetConfig, find_target, target_reference
 from torch_specexit import bench_worker
-from torch_specexit.bench_conditions import machine
+from torch_specexit.bench_conditions import inputs_served, machine, refuse_held_back
 from torch_specexit.bench_turns import Entry, measure, warm_up
 from torch_specexit.engine import one_of_several
 
@@ -65,7 +65,7 @@ def bench(config: BenchConfig) -> Results:
     target = find_target(config.target, *places, name=name)
     config = config.model_copy(update={"max_new_tokens": longest_response(config, target)})
     traces = read_problems(config)
-    asked = asked_of(config, inputs_of(config, target))
+    asked = asked_of(config, inputs_served(config, target))
     if (results := finished(config.out, asked)) is not None:
         return shown(results, f"{config.out}: measured already, with the same config, versions and inputs")
     with new_folder(config.out) as folder, tempfile.TemporaryDirectory(prefix="specexit-bench-") as scratch:
@@ -169,7 +169,7 @@ def plan_methods(config: BenchConfig, target: TargetConfig, traces: Sequence[Tra
     Raises:
       DraftError: a draft cannot be used, or belongs to another target.
       MethodError: a method does not exist, or cannot be run with what is given.
-      BenchError: eagle3 is not among them.
+      BenchError: eagle3 is not among them, or a draft is served without exits.
       ScoreError: the scores are another draft's, or not of these traces.
     """
     found = read_config(config.draft)
@@ -187,6 +187,8 @@ def plan_methods(config: BenchConfig, target: TargetConfig, traces: Sequence[Tra
         kind = find_method(reference)
         method = check_parameters(reference, kind.tuned(tuning))
         draft, hints = _draft_of(kind, config, found, scratch), tuple(method.hints(known))
+        if draft is not None:
+            refuse_held_back(config, draft)
         if config.sampling.temperature and any(hint is not None for hint in hints):
             raise BenchError(
                 f"method {kind.name} replays a recording, and sampled text is another: expected sampling.temperature=0"

@@ -1,12 +1,20 @@
-"""Under what a benchmark measures besides its config: on what machine, with what code."""
+"""Under what a benchmark measures besides its config: how drafts are served here, on what machine, with what code."""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
+from specexit.bench.inputs import inputs_of
+from specexit.bench.process import BenchError
 from specexit.config import revision
+from specexit.drafts.directory import read_config
+from specexit.drafts.policy import FILE, Serving
 from specexit.hardware import describe_hardware
+from specexit.schemas.bench import BenchConfig
+from specexit.schemas.target import TargetConfig
+from torch_specexit.plugin.settings import ENVIRONMENT, serving_over
 
 
 def machine() -> dict[str, Any]:
@@ -16,3 +24,38 @@ def machine() -> dict[str, Any]:
     found = {name: hardware[name] for name in ("processor", "cores", "system")}
     # As `torch_specexit.engine.set_environment` has it.
     return found | {"threads": os.environ.get("OMP_NUM_THREADS", "1"), "revision": revision()}
+
+
+def inputs_served(config: BenchConfig, target: TargetConfig) -> dict[str, str]:
+    """`inputs_of` with what the environment makes of the drafts' serving.
+
+    Raises:
+      DraftError, TraceError: see `inputs_of`.
+      ConfigError: the environment, or ``engine.extra``, sets what there is not.
+    """
+    return inputs_of(config, target, lambda below: _in_force(config, below))
+
+
+def refuse_held_back(config: BenchConfig, draft: Path) -> None:
+    """Check that a SpecExit draft's engine makes exits: without any it would look like a method that loses nothing.
+
+    Raises:
+      BenchError: it is served in shadow mode or switched off; says by what.
+      DraftError, ConfigError: see `inputs_served`.
+    """
+    block = read_config(draft).specexit
+    mode = "exit" if block is None else _in_force(config, block.serving).mode
+    if block is None or mode == "exit":
+        return
+    if block.serving.mode != "exit":
+        raise BenchError(
+            f"{draft / FILE}: serving.mode is {block.serving.mode!r}, so that nothing exits: expected 'exit'"
+        )
+    raise BenchError(
+        f"{ENVIRONMENT}={os.environ.get(ENVIRONMENT, '')!r}, engine.extra={config.engine.extra}: the mode in force is "
+        f"{mode!r}, so that nothing exits: expected 'exit', unset {ENVIRONMENT} or leave mode out of it"
+    )
+
+
+def _in_force(config: BenchConfig, below: Serving) -> Serving:
+    return serving_over(below, config.engine.extra.get("additional_config"))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from specexit.bench.methods import Ask, Marks, Method, Problem
 from specexit.bench.methods.running import Running
+from torch_specexit.plugin.outcome import INACTIVE_KEY, KEY
 
 if TYPE_CHECKING:
     from vllm import LLM, SamplingParams
@@ -29,7 +30,8 @@ def drive(
     sampling: dict[str, Any],
     arrivals: Sequence[float] | None = None,
 ) -> dict[str, Any]:
-    """Answer problems; returns ``seconds`` from the first to the last, and ``requests`` in the order of the problems.
+    """Answer problems; returns ``seconds`` from the first to the last, and ``requests`` in the order of the problems:
+    what `Running.result` says, and ``inactive``, why the plug-in has given up, if it has.
 
     Args:
       llm: the engine.
@@ -78,10 +80,11 @@ def drive(
             running.hear(ids, logprobs, now)
             if output.finished:
                 del active[output.request_id]
-                outcome = (output.kv_transfer_params or {}).get("specexit")
-                following = running.finish(str(written.finish_reason), outcome)
+                told = output.kv_transfer_params or {}
+                following = running.finish(str(written.finish_reason), told.get(KEY))
                 if following is None:
-                    results[i] = running.result(time.perf_counter() - start)
+                    done = running.result(time.perf_counter() - start)
+                    results[i] = done | {"inactive": told.get(INACTIVE_KEY)}
                 else:
                     send(i, running, following)
     seconds = time.perf_counter() - start

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from rich.console import Console
 
 from specexit.bench.comparison import Request, Run
-from specexit.bench.inputs import draft_inputs, inputs_of
+from specexit.bench.inputs import draft_inputs
 from specexit.bench.journal import Journal, journal_of
 from specexit.bench.results import Results, result_tables, write_results
 from specexit.config import write_text
@@ -32,7 +32,7 @@ from specexit.stand_in import Shape, stand_in
 from specexit.stand_in.files import parameters
 from specexit.stand_in.write import read_shape
 from torch_specexit.bench import asked_of, read_problems, run_methods
-from torch_specexit.bench_conditions import machine
+from torch_specexit.bench_conditions import inputs_served, machine
 
 METHODS = ("eagle3", "specexit")
 
@@ -158,7 +158,7 @@ def _measure(config: BenchFullSizeConfig, kind: str, target: str, draft: Path) -
         seed=config.seed,
     )
     found = load_target_config(target)
-    journal = Journal(bench.out, asked_of(config, inputs_of(bench, found)) | {"machine": machine()})
+    journal = Journal(bench.out, asked_of(config, inputs_served(bench, found)) | {"machine": machine()})
     with tempfile.TemporaryDirectory(prefix="specexit-bench-") as scratch:
         return run_methods(bench, found, read_problems(bench), journal, Path(scratch))
 

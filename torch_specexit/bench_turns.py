@@ -218,20 +218,40 @@ def _check_finished(config: BenchConfig, run: Run, batch: int, n: int) -> None:
         )
 
 
+def _check_served(method: str, problem: str, outcome: Mapping[str, Any] | None, inactive: str | None) -> None:
+    """Check that a response of a method that needs the plug-in could exit: one that thought on for want of that would
+    look like one that nothing was to be cut of.
+
+    Raises:
+      BenchError: the plug-in has given up, there was none, or exits were off or in shadow mode.
+    """
+    if inactive is not None:
+        raise BenchError(f"method {method}: the specexit plug-in has given up by the response to {problem}: {inactive}")
+    if outcome is None:
+        raise BenchError(
+            f"method {method}: vLLM reported no outcome for {problem}, expected one from the specexit plug-in; "
+            "is it installed, and is VLLM_PLUGINS unset or does it name specexit?"
+        )
+    # Where thinking never began, the outcome is off as well.
+    off = outcome["outcome"] == "off" and outcome["thinking_tokens"] > 0
+    if off or "would_exit" in outcome:
+        raise BenchError(
+            f"method {method}: exits were {'off' if off else 'in shadow mode'} in the response to {problem}, expected "
+            "serving.mode 'exit' and nothing stricter in SPECEXIT_SERVING"
+        )
+
+
 def read_request(
     entry: Entry, trace: Trace, raw: dict[str, Any], tokenizer: FastTokenizer, end: int, *, sample: int = 0
 ) -> Request:
     """One reply of a worker, its answer extracted and judged.
 
     Raises:
-      BenchError: the method needs the plug-in, and no outcome came back.
+      BenchError: see `_check_served`.
     """
     ids, outcome = raw["token_ids"], raw["outcome"]
-    if entry.method.reports and outcome is None:
-        raise BenchError(
-            f"method {entry.name}: vLLM reported no outcome for {trace.id}, expected one from the specexit plug-in; "
-            "is it installed, and is VLLM_PLUGINS unset or does it name specexit?"
-        )
+    if entry.method.reports:
+        _check_served(entry.name, trace.id, outcome, raw.get("inactive"))
     thinking = ids.index(end) if end in ids else len(ids)
     written = (outcome or {}).get("transition_tokens", 0)
     answer = extract_answer(tokenizer.decode(ids[thinking + 1 :]), trace.answer_kind, trace.choices)

@@ -15,10 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from specexit.bench import comparison
-from specexit.bench.comparison import Run, open_loop_speedup, read_requests, speedup_at
+from specexit.bench.comparison import Request, Run, open_loop_speedup, read_requests, speedup_at
 from specexit.bench.inputs import tolerance_of
 from specexit.bench.journal import Journal
-from specexit.bench.methods import NAMES, Tuning, find_method
+from specexit.bench.methods import NAMES, Marks, Problem, Trial, Tuning, find_method
 from specexit.bench.process import BenchError, BenchProcess
 from specexit.bench.results import Results, read_results
 from specexit.config import find, load
@@ -34,6 +34,7 @@ from specexit.drafts.policy import (
     PolicyFile,
     Risk,
     Selection,
+    Serving,
     policy_sha256,
     write_policy,
 )
@@ -49,6 +50,7 @@ from specexit.tiny import problems, prompt_text, render_response, write_trace
 from torch_specexit import bench as module
 from torch_specexit import bench_conditions as conditions
 from torch_specexit.bench import bench, longest_response, plan_methods, read_problems, trials_of
+from torch_specexit.bench_driver import drive
 from torch_specexit.bench_turns import Entry, measure, read_request, spread, turns
 from torch_specexit.plugin.compat.checks import check_draft
 from torch_specexit.plugin.outcome import ENDED
@@ -431,7 +433,7 @@ def test_an_interrupted_benchmark_goes_on_with_the_draft_it_began_with_and_no_ot
 
 def _is_kept_or_refused(ours: BenchConfig, results: Results, pretend: type[Pretend]) -> None:
     """Finished results are there for what they are of, and in the way of anything else."""
-    read = {"target", "draft.weights", "draft.policy", "traces", "calibration_traces", "scores"}
+    read = {"target", "draft.weights", "draft.policy", "draft.serving", "traces", "calibration_traces", "scores"}
     assert set(results.inputs) == read | {"tolerance"}
     assert results.tolerance == 0.01
     assert "1 % (the draft's policy has no certificate)" in results.definitions["tolerance"]
@@ -583,16 +585,99 @@ def test_a_transition_text_is_no_thinking_of_the_method(closed: bool) -> None:
     assert request.answer == (trace.answer if closed else None)
 
 
+def written(outcome: dict | None, **more: object) -> Request:
+    """A response of specexit that thinks for five tokens, read."""
+    tokenizer, end = TARGET.tokenizer(), TARGET.think_tokens().end
+    (trace,) = generated_traces(1)
+    raw = {"token_ids": [*trace.think_ids[:5], end, *trace.answer_ids], "outcome": outcome, "finish_reason": "stop"}
+    raw |= {"forced": False, "probe_tokens": 0, "seconds": 1.0, "first_answer_seconds": None} | more
+    entry = Entry("specexit", "specexit", find_method("specexit").tuned(Tuning([], 0.0)), None, (None,), ({},))
+    return read_request(entry, trace, raw, tokenizer, end)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "inactive", "said"),
+    [
+        (None, None, "vLLM reported no outcome for test-0"),
+        (None, "ValueError: bad", "the specexit plug-in has given up by the response to test-0: ValueError: bad"),
+        ({"outcome": "natural_end", "thinking_tokens": 5}, "gone", "has given up by the response to test-0: gone"),
+        ({"outcome": "off", "thinking_tokens": 5}, None, "exits were off in the response to test-0, expected serving"),
+        ({"outcome": "natural_end", "thinking_tokens": 5, "would_exit": 4}, None, "exits were in shadow mode"),
+    ],
+)
+def test_a_response_that_could_not_exit_is_no_measurement(
+    outcome: dict | None, inactive: str | None, said: str
+) -> None:
+    """It would be a method that cuts nothing and loses nothing."""
+    with pytest.raises(BenchError, match=f"method specexit: .*{said}"):
+        written(outcome, inactive=inactive)
+
+
+def test_thinking_that_never_began_is_a_response_like_others() -> None:
+    assert written({"outcome": "off", "thinking_tokens": 0}, inactive=None).reason == "natural_end"
+
+
+def test_why_the_plug_in_gave_up_comes_from_the_engine() -> None:
+    from vllm import RequestOutput
+    from vllm.outputs import CompletionOutput
+
+    class Engine:
+        """Answers the one request that it gets, and says that exits have failed."""
+
+        def add_request(self, name: str, *_: object) -> None:
+            self.name = name
+
+        def step(self) -> list[RequestOutput]:
+            answer = CompletionOutput(0, "", [5, 6], None, None, finish_reason="stop")
+            told = {"specexit_inactive": "could not read the signals"}
+            return [RequestOutput(self.name, None, [1], None, [answer], True, kv_transfer_params=told)]
+
+    marks = Marks(start=1, end=2, split=frozenset({3}), max_new_tokens=9, decode=str)
+    done = drive(
+        SimpleNamespace(llm_engine=Engine()),
+        find_method("specexit")(),
+        [Problem("a", [1], Trial((), 9))],
+        marks,
+        batch=1,
+        sampling={"temperature": 0.0},
+    )
+    assert [(one["token_ids"], one["inactive"]) for one in done["requests"]] == [([5, 6], "could not read the signals")]
+
+
+def test_a_draft_that_is_held_back_is_refused(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its policy.json or by the environment, which engines inherit; what does change texts is one of the inputs."""
+    ours = small(inputs, tmp_path).model_copy(update={"methods": ("eagle3", "specexit")})
+    (tmp_path / "scratch").mkdir()
+
+    def plan(**serving: object) -> dict[str, str]:
+        write_policy(ours.draft, PolicyFile(serving=Serving.model_validate(serving)))
+        shutil.rmtree(tmp_path / "scratch")
+        (tmp_path / "scratch").mkdir()
+        plan_methods(ours, TARGET, generated_traces(N), tmp_path / "scratch")
+        return conditions.inputs_served(ours, TARGET)
+
+    for mode in ("shadow", "off"):
+        with pytest.raises(
+            BenchError, match=rf"policy\.json: serving\.mode is '{mode}', so that nothing exits: expected"
+        ):
+            plan(mode=mode)
+    usual = plan()
+    monkeypatch.setenv("SPECEXIT_SERVING", '{"mode": "shadow"}')
+    with pytest.raises(BenchError, match=r"SPECEXIT_SERVING='.*shadow.*', .* in force is 'shadow', .*unset SPECEXIT"):
+        plan()
+    monkeypatch.setenv("SPECEXIT_SERVING", '{"transition": "So:"}')
+    told = {name for name, value in plan().items() if value != usual[name]}
+    monkeypatch.delenv("SPECEXIT_SERVING")
+    assert told == {"draft.serving"}
+    for change in ({"thinking_margin": 3}, {"loop_period": 5}):
+        assert plan(**change)["draft.serving"] not in (usual["draft.serving"], plan(transition="So:")["draft.serving"])
+    assert plan(audit_rate=0.5, requests="none") == usual
+
+
 @pytest.mark.parametrize("ended", ENDED)
 def test_whatever_ends_the_thinking_in_the_engine_is_no_natural_end(ended: str) -> None:
     """Counted as the model's own, a policy's maximum would be a baseline without exits."""
-    tokenizer, end = TARGET.tokenizer(), TARGET.think_tokens().end
-    (trace,) = generated_traces(1)
-    outcome = {"outcome": ended, "thinking_tokens": 5, "signals": {}}
-    raw = {"token_ids": [*trace.think_ids[:5], end, *trace.answer_ids], "outcome": outcome, "finish_reason": "stop"}
-    raw |= {"forced": False, "probe_tokens": 0, "seconds": 1.0, "first_answer_seconds": None}
-    entry = Entry("specexit", "specexit", find_method("specexit").tuned(Tuning([], 0.0)), None, (None,), ({},))
-    request = read_request(entry, trace, raw, tokenizer, end)
+    request = written({"outcome": ended, "thinking_tokens": 5, "signals": {}})
     assert (request.reason, request.ended_by, request.thinking_tokens) == ("exit", ended, 5)
     assert set(ENDED) == set(comparison.ENDED)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from specexit.data.traces import data_sha256
 from specexit.differences import SHOWN, differences
 from specexit.drafts.directory import read_config
 from specexit.drafts.fingerprints import target_fingerprint
-from specexit.drafts.policy import policy_sha256, read_policy
+from specexit.drafts.policy import Serving, policy_sha256, read_policy
 from specexit.drafts.tensors import weights_hash
 from specexit.schemas.bench import BenchConfig
 from specexit.schemas.target import TargetConfig
@@ -23,16 +24,24 @@ from specexit.schemas.target import TargetConfig
 A_POINT = 0.01
 
 
-def inputs_of(config: BenchConfig, target: TargetConfig) -> dict[str, str]:
-    """Key of the config -> hash of what lies there: weights, policies, trace files, scores, and methods of one's own;
-    and what methods are tuned to lose at most.
+def inputs_of(config: BenchConfig, target: TargetConfig, over: Callable[[Serving], Serving]) -> dict[str, str]:
+    """Key of the config -> hash of what lies there: weights, policies, how they are served, trace files, scores,
+    and methods of one's own; and what methods are tuned to lose at most.
+
+    Args:
+      config: of the benchmark.
+      target: of its drafts.
+      over: a draft's settings of serving -> those that are in force where it is served here.
 
     Raises:
       DraftError, TraceError: one cannot be read.
     """
     found = {"target": target_fingerprint(target.folder) or "unknown"}
     for key, draft in (("draft", config.draft), ("draft_fc", config.draft_fc)):
-        found |= {} if draft is None else draft_inputs(draft, key)
+        if draft is not None:
+            block = read_config(draft).specexit
+            found |= draft_inputs(draft, key)
+            found[f"{key}.serving"] = _sha256_of(over(block.serving).ends) if block else "none"
     for key in ("traces", "calibration_traces", "scores"):
         path = getattr(config, key)
         if path is not None:
@@ -93,6 +102,10 @@ def tolerance_of(draft: Path) -> Tolerance:
     return Tolerance(
         A_POINT, f"the draft's policy is certified for {risk} <= {epsilon:g}, which is no loss of accuracy"
     )
+
+
+def _sha256_of(fields: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
 def read_scores_of(path: Path, draft: Path) -> Scores:

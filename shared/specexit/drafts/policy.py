@@ -246,6 +246,12 @@ class Serving(Config):
     exit_log: bool = Field(default=False, description="one line of JSON in the log for each finished request")
 
     @property
+    def ends(self) -> dict[str, Any]:
+        """What of it decides where and with what text a thinking ends that may exit: the rest is of requests and
+        operators."""
+        return self.model_dump(include={"thinking_margin", "transition", "loop_period", "loop_repeats"})
+
+    @property
     def loop_guard(self) -> LoopGuard | None:
         """What is a loop; None where none is looked for."""
         return None if self.loop_period is None else LoopGuard(self.loop_period, self.loop_repeats)
