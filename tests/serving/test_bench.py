@@ -266,6 +266,7 @@ def test_the_report_lies_beside_the_results(inputs: Path, results: Results) -> N
     assert f"{results.n} problems" in page
 
 
+@pytest.mark.vllm
 def test_where_scores_are_given_the_report_has_the_curves_of_every_method(inputs: Path, results: Results) -> None:
     found = Simulation.model_validate_json((inputs / "out" / "simulation.json").read_text())
     assert found.n == results.n
