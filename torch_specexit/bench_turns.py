@@ -156,7 +156,15 @@ class Measurement:
         seed = seed_of(self.config.seed, part, batch, sample, rate)
         asked = job(self.config, entry, self.traces, part, batch, seed=seed, arrivals=arrivals)
         key = f"{entry.name}, batch {batch}, problems {part[0]} to {part[-1]}, sample {sample}, rate {rate}"
-        reply = self.journal.reply(key, lambda: engine.ask(asked))
+
+        def answered() -> dict[str, Any]:
+            # Before it is written down: what could not exit is asked again once the cause is mended.
+            reply = engine.ask(asked)
+            for i, raw in zip(part, reply["requests"], strict=True):
+                check_served(entry, self.traces[i], raw)
+            return reply
+
+        reply = self.journal.reply(key, answered)
         requests = [
             read_request(entry, self.traces[i], raw, self.tokenizer, self.end, sample=sample)
             for i, raw in zip(part, reply["requests"], strict=True)
@@ -175,7 +183,7 @@ def measure(
     """Ask every engine for every problem, slice by slice: one at a time, in batches, then as they arrive.
 
     Raises:
-      BenchError: too many of the baseline's responses run out of tokens.
+      BenchError: too many of the baseline's responses run out of tokens, or see `check_served`.
     """
     tokenizer = target.tokenizer()
     under_way = Measurement(config, entries, engines, traces, journal, tokenizer, marker(tokenizer, target.think_end))
@@ -218,40 +226,39 @@ def _check_finished(config: BenchConfig, run: Run, batch: int, n: int) -> None:
         )
 
 
-def _check_served(method: str, problem: str, outcome: Mapping[str, Any] | None, inactive: str | None) -> None:
+def check_served(entry: Entry, trace: Trace, raw: Mapping[str, Any]) -> None:
     """Check that a response of a method that needs the plug-in could exit: one that thought on for want of that would
     look like one that nothing was to be cut of.
 
     Raises:
       BenchError: the plug-in has given up, there was none, or exits were off or in shadow mode.
     """
+    if not entry.method.reports:
+        return
+    outcome, inactive = raw["outcome"], raw.get("inactive")
     if inactive is not None:
-        raise BenchError(f"method {method}: the specexit plug-in has given up by the response to {problem}: {inactive}")
+        raise BenchError(
+            f"method {entry.name}: the specexit plug-in has given up by the response to {trace.id}: {inactive}"
+        )
     if outcome is None:
         raise BenchError(
-            f"method {method}: vLLM reported no outcome for {problem}, expected one from the specexit plug-in; "
+            f"method {entry.name}: vLLM reported no outcome for {trace.id}, expected one from the specexit plug-in; "
             "is it installed, and is VLLM_PLUGINS unset or does it name specexit?"
         )
     # Where thinking never began, the outcome is off as well.
     off = outcome["outcome"] == "off" and outcome["thinking_tokens"] > 0
     if off or "would_exit" in outcome:
         raise BenchError(
-            f"method {method}: exits were {'off' if off else 'in shadow mode'} in the response to {problem}, expected "
-            "serving.mode 'exit' and nothing stricter in SPECEXIT_SERVING"
+            f"method {entry.name}: exits were {'off' if off else 'in shadow mode'} in the response to {trace.id}, "
+            "expected serving.mode 'exit' and nothing stricter in SPECEXIT_SERVING"
         )
 
 
 def read_request(
     entry: Entry, trace: Trace, raw: dict[str, Any], tokenizer: FastTokenizer, end: int, *, sample: int = 0
 ) -> Request:
-    """One reply of a worker, its answer extracted and judged.
-
-    Raises:
-      BenchError: see `_check_served`.
-    """
+    """One reply of a worker, its answer extracted and judged."""
     ids, outcome = raw["token_ids"], raw["outcome"]
-    if entry.method.reports:
-        _check_served(entry.name, trace.id, outcome, raw.get("inactive"))
     thinking = ids.index(end) if end in ids else len(ids)
     written = (outcome or {}).get("transition_tokens", 0)
     answer = extract_answer(tokenizer.decode(ids[thinking + 1 :]), trace.answer_kind, trace.choices)

@@ -51,7 +51,7 @@ from torch_specexit import bench as module
 from torch_specexit import bench_conditions as conditions
 from torch_specexit.bench import bench, longest_response, plan_methods, read_problems, trials_of
 from torch_specexit.bench_driver import drive
-from torch_specexit.bench_turns import Entry, measure, read_request, spread, turns
+from torch_specexit.bench_turns import Entry, check_served, measure, read_request, spread, turns
 from torch_specexit.plugin.compat.checks import check_draft
 from torch_specexit.plugin.outcome import ENDED
 
@@ -450,7 +450,7 @@ def _is_kept_or_refused(ours: BenchConfig, results: Results, pretend: type[Prete
     assert read_results(ours.out / "results.json") == results
 
 
-def measured(ours: BenchConfig, tmp_path: Path, pretend: type[Pretend]) -> dict[str, Run]:
+def measured(ours: BenchConfig, tmp_path: Path, pretend: type[Unfinished]) -> dict[str, Run]:
     (tmp_path / "scratch").mkdir()
     entries = plan_methods(ours, TARGET, generated_traces(N), tmp_path / "scratch")
     engines = {entry.draft: pretend() for entry in entries}
@@ -587,12 +587,13 @@ def test_a_transition_text_is_no_thinking_of_the_method(closed: bool) -> None:
 
 
 def written(outcome: dict | None, **more: object) -> Request:
-    """A response of specexit that thinks for five tokens, read."""
+    """A response of specexit that thinks for five tokens, checked and read."""
     tokenizer, end = TARGET.tokenizer(), TARGET.think_tokens().end
     (trace,) = generated_traces(1)
     raw = {"token_ids": [*trace.think_ids[:5], end, *trace.answer_ids], "outcome": outcome, "finish_reason": "stop"}
     raw |= {"forced": False, "probe_tokens": 0, "seconds": 1.0, "first_answer_seconds": None} | more
     entry = Entry("specexit", "specexit", find_method("specexit").tuned(Tuning([], 0.0)), None, (None,), ({},))
+    check_served(entry, trace, raw)
     return read_request(entry, trace, raw, tokenizer, end)
 
 
@@ -612,6 +613,14 @@ def test_a_response_that_could_not_exit_is_no_measurement(
     """It would be a method that cuts nothing and loses nothing."""
     with pytest.raises(BenchError, match=f"method specexit: .*{said}"):
         written(outcome, inactive=inactive)
+
+
+def test_what_could_not_exit_is_asked_again(inputs: Path, tmp_path: Path) -> None:
+    """Were it written down, a benchmark could not go on where the plug-in has failed once."""
+    ours = small(inputs, tmp_path).model_copy(update={"methods": ("specexit", "eagle3")})
+    with pytest.raises(BenchError, match="method specexit: vLLM reported no outcome for test-"):
+        measured(ours, tmp_path, Unfinished)
+    assert len(Journal(ours.out, {})) == 0
 
 
 def test_thinking_that_never_began_is_a_response_like_others() -> None:
