@@ -61,7 +61,8 @@ def bench_full_size(config: BenchFullSizeConfig) -> Results:
         runs["float32"], _ = _measure(config, "float32", str(target), draft)
     target, draft = write_stand_in(config, small, "bfloat16")
     runs["bfloat16"], results = _measure(config, "bfloat16", str(target), draft)
-    shape = describe(load_target_config(str(target)), runs) | {"of": small_inputs(small, config.draft)}
+    shape = describe(load_target_config(str(target)), runs)
+    shape["of"] = small_inputs(small, config.draft)
     results = results.model_copy(update={"shape": shape})
     config.out.parent.mkdir(parents=True, exist_ok=True)
     write_results(config.out, results)

@@ -38,7 +38,7 @@ from specexit.data.traces import read_labelled
 from specexit.drafts.directory import read_draft
 from specexit.drafts.policy import read_policy
 from specexit.method.signals import NAMES
-from specexit.report.page import read_metrics
+from specexit.report.run import read_lines, training_rows
 from specexit.schemas.convert import ConvertConfig
 from specexit.schemas.evaluate import EvaluateConfig
 from specexit.schemas.pack import PackConfig
@@ -310,7 +310,8 @@ def test_an_evaluation_that_a_kill_cut_short_is_made_up_for(
     train(config)
     assert evaluations(config.out) == evaluations(evaluated.out)
     assert restore_params(config.out, "best")[0] == restore_params(evaluated.out, "best")[0]
-    assert [row["step"] for row in read_metrics(config.out / "metrics.jsonl")] == [3, 6, 8]
+    written = config.out / "metrics.jsonl"
+    assert [row["step"] for row in training_rows(written, read_lines(written))] == [3, 6, 8]
 
 
 def test_a_step_that_was_preempted_before_its_evaluation_is_evaluated_later(

@@ -247,7 +247,7 @@ def _right(trace: AnyTrace) -> Float[np.ndarray, " boundaries"]:
     that was undecided, which is no answer whatever it had written, and in front of the first trial.
     """
     rows = zip(trace.boundary_state, trace.boundary_agrees, trace.boundary_answers, strict=True)
-    tried = [state if state == "untried" else _verdict(trace, state, *rest) for state, *rest in rows]
+    tried = [state if state == "untried" else _verdict(trace, state, same, answer) for state, same, answer in rows]
     return np.array([_truth(trace, right) for right in infer_agrees(tried)], np.float32)
 
 
