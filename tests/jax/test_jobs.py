@@ -26,6 +26,7 @@ from specexit.drafts.tensors import WEIGHTS
 from specexit.schemas.convert import ConvertConfig
 from specexit.schemas.train import TrainConfig
 from tests.jax.devices import simulated
+from tests.marks import SLOW
 from tests.ports import hold_port
 
 STEPS, BATCH, EVERY, TERMINATED_AT = 16, 8, 3, 5
@@ -279,6 +280,7 @@ def test_one_process_goes_on_where_two_were(whole: Job, alone: Job) -> None:
         assert ours[step] == pytest.approx(theirs[step], rel=1e-5), step
 
 
+@SLOW
 def test_two_processes_learn_from_stored_features_what_they_learn_from_computed_ones(
     whole: Job, from_features: Job
 ) -> None:

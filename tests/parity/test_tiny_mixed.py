@@ -14,6 +14,7 @@ from specexit.data.traces import Trace, read_traces
 from specexit.method.labels import exit_point
 from specexit.schemas.target import load_target_config
 from specexit.tiny.tasks import FAMILIES as OLD
+from tests.marks import SLOW
 
 N = 240
 BIGGEST = 4_000_000
@@ -50,7 +51,7 @@ def cut(traces: list[Trace]) -> float:
 
 
 @pytest.mark.vllm
-@pytest.mark.slow
+@SLOW
 def test_it_solves_the_problems_that_the_docs_say_it_solves(families: dict[str, list[Trace]]) -> None:
     right = {name: np.mean([trace.correct for trace in traces]) for name, traces in families.items()}
     old = [trace.correct for name in OLD for trace in families[name]]
@@ -60,7 +61,7 @@ def test_it_solves_the_problems_that_the_docs_say_it_solves(families: dict[str, 
 
 
 @pytest.mark.vllm
-@pytest.mark.slow
+@SLOW
 def test_each_family_is_as_hard_to_end_early_as_it_says(families: dict[str, list[Trace]]) -> None:
     cuts = {name: cut(traces) for name, traces in families.items()}
     assert cuts["sums"] < 0.05, cuts

@@ -38,7 +38,8 @@ def test_v1_with_asynchronous_scheduling(engines, source):
     assert [r["ids"] for r in off["requests"]] == [r["ids"][:30] for r in engines.plain()["requests"]]
 
 
-@either_source
+@SLOW
+@pytest.mark.parametrize("source", ["draft", "fc"])
 def test_v2_without_asynchronous_scheduling(engines, source):
     run = engines.v2_sync(source)
     assert "vllm.v1.worker.gpu.model_runner.GPUModelRunner" in run["runner"]

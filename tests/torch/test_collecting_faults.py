@@ -59,7 +59,7 @@ def test_killed_again_and_again_it_loses_and_doubles_nothing(server, tmp_path, m
         return complete(body)
 
     monkeypatch.setattr(server, "complete", answer)
-    for _ in range(20 if SLOW else 4):
+    for _ in range(20 if SLOW else 3):
         goal = seen + rng.randint(0, N // 25)
         most = goal + 2
         gone.clear()
