@@ -20,7 +20,7 @@ def write_run(folder: Path, lines: Sequence[Mapping[str, Any]], evaluation: Mapp
     folder.mkdir()
     (folder / "target.yaml").write_text("name: tiny-reasoner\n")
     (folder / "status.json").write_text(json.dumps({"status": "running", "step": 30, "steps": 1500}))
-    (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     if evaluation is not None:
         (folder / "evaluation.json").write_text(json.dumps(evaluation))
     return folder
@@ -42,9 +42,18 @@ def cells(html: str, title: str) -> list[list[str]]:
 def test_a_step_done_again_after_a_resume_counts_once(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     rows = [{"step": step, "token_loss": [loss]} for step, loss in ((10, 3.0), (20, 2.0), (20, 1.5), (30, 1.0))]
-    path.write_text("\n".join(map(json.dumps, rows)))
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     found = training_rows(path, read_lines(path))
     assert [(row["step"], row["token_loss"][0]) for row in found] == [(10, 3.0), (20, 1.5), (30, 1.0)]
+
+
+def test_a_line_that_was_cut_is_left_out(tmp_path: Path) -> None:
+    """As `train` does when it goes on; a run that was killed, or is at work, has a page all the same."""
+    run = write_run(tmp_path / "train", watched_lines())
+    whole = read_lines(run / "metrics.jsonl")
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 40, "token_lo')
+    assert read_lines(run / "metrics.jsonl") == whole
 
 
 def watched_lines() -> list[dict]:
@@ -122,7 +131,7 @@ def test_a_run_that_goes_on_shows_its_newest_evaluation(tmp_path: Path) -> None:
     assert "No step has been evaluated" in page_of(run)
     with (run / "metrics.jsonl").open("a") as file:
         file.writelines(
-            f'\n{{"step": {step}, "evaluation": {{"acceptance_length": {step / 10}}}}}' for step in (20, 30)
+            f'{{"step": {step}, "evaluation": {{"acceptance_length": {step / 10}}}}}\n' for step in (20, 30)
         )
     html = page_of(run)
     assert "No step has been evaluated" not in html
@@ -153,7 +162,7 @@ def test_a_folder_that_is_no_run_is_named(tmp_path: Path, file: str) -> None:
     assert not (run / "page.html").exists()
 
 
-@pytest.mark.parametrize("text", ["", '{"step": 1', '{"loss": 1}', "[1]"])
+@pytest.mark.parametrize("text", ["", '{"step": 1\n', '{"loss": 1}\n', "[1]\n", '{"step": 1, "loss": 2}\n'])
 def test_unusable_metrics_name_the_file(tmp_path: Path, text: str) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text(text)

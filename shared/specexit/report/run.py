@@ -61,13 +61,13 @@ def _target_of(path: Path) -> str:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """All lines of ``metrics.jsonl``.
+    """All whole lines of ``metrics.jsonl``: the last one may be cut, by a kill or because it is being written.
 
     Raises:
       ReportError: not there, not JSON lines, or one has no ``step``.
     """
     try:
-        lines = [json.loads(line) for line in path.read_text().splitlines() if line]
+        lines = [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
         return [dict(line, step=int(line["step"])) for line in lines]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ReportError(f"{path}: cannot be read as what train writes: {error!r}") from error

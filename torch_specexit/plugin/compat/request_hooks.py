@@ -47,6 +47,7 @@ def _add_request(original: Method) -> Method:
         *args: Any,
         **kwargs: Any,
     ) -> None:
+        """vLLM's own, with what the server decides about the request in it."""
         front: FrontEnd | None = getattr(self, KEY, None)
         admitted = None if front is None else front.admit(request, choice=request_index)
         if front is None and queue is None:  # a server reads each request's outputs from a queue, `vllm.LLM` does not
