@@ -22,7 +22,7 @@ from specexit.schemas.bench import BenchConfig
 from specexit.schemas.bench_full_size import BenchFullSizeConfig
 from specexit.schemas.stand_in import StandInConfig
 from specexit.schemas.target import TargetConfig
-from tests.serving.test_bench import generated_traces
+from tests.serving.benching import generated_traces
 from tests.shapes import STAND_IN
 from tests.torch.test_stand_in import DRAFT
 from torch_specexit import bench_full_size as module

@@ -13,7 +13,7 @@ from specexit.config import REPOSITORY
 from specexit.data.traces import write_traces
 from specexit.schemas.bench_serving import BenchServingConfig
 from tests.marks import SLOW
-from tests.serving.test_bench import TARGET, generated_traces
+from tests.serving.benching import TARGET, generated_traces
 from torch_specexit import bench_serving as module
 from torch_specexit.bench_serving import ENGINES, METHODS, WARM_UP_TOKENS, Turns, _take_turns, bench_serving, gather
 

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.serving.simulation import CPU, END, START
-from tests.serving.test_exits import Group, new, ready, scheduled, text_of
 from tests.serving.test_rule import given_step
+from tests.serving.worker import Group, new, ready, scheduled, text_of
 from torch_specexit.plugin.worker import exits as module
 from torch_specexit.plugin.worker import openings
 from torch_specexit.plugin.worker.openings import opens_at_end, opens_in, opens_on_device, opens_thinking

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import yaml
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
+from specexit.drafts.export import export
 from specexit.drafts.published import import_draft
 from specexit.drafts.tensors import FLOATS
+from specexit.schemas.export import ExportConfig
 from specexit.schemas.published import ImportConfig
 
 HIDDEN, INTERMEDIATE, HEADS, KV, HEAD_DIM, VOCAB, DRAFT_VOCAB, LAYERS = 64, 96, 4, 2, 16, 200, 120, 12
@@ -269,6 +271,12 @@ DTYPES = {"safeailab": "float16", "nemo": "float32"}
 AUX = {"deepspec": 5}
 LAYER = {"nemo": "model.layers.0."} | dict.fromkeys(("deepspec", "speculators", "model-optimizer"), "layers.0.")
 
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+LLAMA3 |= {"original_max_position_embeddings": 8192}
+PHI3 = {"model_type": "phi3", "embd_pdrop": 0.0, "resid_pdrop": 0.0, "sliding_window": 2047}
+PHI3 |= {"use_sliding_window": None, "original_max_position_embeddings": 4096}
+SHAPE = {"eagle_aux_hidden_state_layer_ids": (2, 6, 9), "target_num_hidden_layers": 12}
+
 
 def tensors_of(layout: str, seed: int = 0, config: dict | None = None) -> dict[str, np.ndarray]:
     """Random weights under the names that the layout gives them; a bfloat16 rounds what is drawn."""
@@ -353,3 +361,9 @@ def mutated(layout, place, value):
         inside = inside.setdefault(key, {})
     inside[last] = value
     return config
+
+
+def exported(folder, tmp_path, name, target, **options):
+    out = tmp_path / name
+    export(ExportConfig(draft=folder, out=out, format=name, target=target, **options))
+    return json.loads((out / "config.json").read_text()), load_file(out / "model.safetensors"), out

@@ -2,9 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -13,30 +11,13 @@ from specexit.report.page import report
 from specexit.report.run import newest_evaluation, read_lines, training_rows
 from specexit.report.shown import ReportError
 from specexit.schemas.report import ReportConfig
-
-
-def write_run(folder: Path, lines: Sequence[Mapping[str, Any]], evaluation: Mapping[str, Any] | None = None) -> Path:
-    """What `train` leaves of itself in its folder, as far as a page reads it."""
-    folder.mkdir()
-    (folder / "target.yaml").write_text("name: tiny-reasoner\n")
-    (folder / "status.json").write_text(json.dumps({"status": "running", "step": 30, "steps": 1500}))
-    (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-    if evaluation is not None:
-        (folder / "evaluation.json").write_text(json.dumps(evaluation))
-    return folder
+from tests.shared.report.pages import cells, write_run
 
 
 def page_of(run: Path) -> str:
     """The page of a run alone."""
     report(ReportConfig(run=run, out=run / "page.html"))
     return (run / "page.html").read_text().replace("\N{NARROW NO-BREAK SPACE}", " ")
-
-
-def cells(html: str, title: str) -> list[list[str]]:
-    """Rows of the table behind a figure, its heading first."""
-    region = html.replace("\N{NARROW NO-BREAK SPACE}", " ").split(f'aria-label="Numbers behind: {title}"')[1]
-    rows = re.findall(r"<tr>(.*?)</tr>", region.split("</table>")[0], re.DOTALL)
-    return [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.DOTALL) for row in rows]
 
 
 def test_a_step_done_again_after_a_resume_counts_once(tmp_path: Path) -> None:

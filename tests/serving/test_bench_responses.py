@@ -1,0 +1,112 @@
+"""How `specexit bench` reads a response: what ended its thinking, what its answer is, and what is no measurement."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+
+from specexit.bench import comparison
+from specexit.bench.comparison import Request
+from specexit.bench.methods import Marks, Problem, Trial, Tuning, find_method
+from specexit.bench.process import BenchError
+from tests.serving.benching import TARGET, generated_traces
+from torch_specexit.bench_driver import drive
+from torch_specexit.bench_turns import Entry, check_served, read_request
+from torch_specexit.plugin.outcome import ENDED
+
+
+def test_an_option_s_own_text_is_its_letter_here_too() -> None:
+    """As it was when the traces were collected: else the whole benchmark would find no answer right."""
+    tokenizer, end = TARGET.tokenizer(), TARGET.think_tokens().end
+    (trace,) = generated_traces(1)
+    trace = replace(trace, answer_kind="choice", choices=["a tree", "a metal"], reference="B")
+    raw = {"token_ids": [end, *tokenizer.encode("It is \\boxed{a metal}.")], "outcome": None, "finish_reason": "stop"}
+    raw |= {"forced": False, "probe_tokens": 0, "seconds": 1.0, "first_answer_seconds": None}
+    entry = Entry("none", "none", find_method("none").tuned(Tuning([], 0.0)), None, (None,), ({},))
+    request = read_request(entry, trace, raw, tokenizer, end)
+    assert (request.answer, request.correct) == ("B", True)
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_a_transition_text_is_no_thinking_of_the_method(closed: bool) -> None:
+    """It would make a cut smaller than it is, and no exit that of its replay."""
+    tokenizer, end = TARGET.tokenizer(), TARGET.think_tokens().end
+    (trace,) = generated_traces(1)
+    transition = tokenizer.encode("I should answer now.")
+    ids = [*trace.think_ids[:5], *transition, *([end, *trace.answer_ids] if closed else [])]
+    outcome = {"outcome": "exit" if closed else "length", "thinking_tokens": 5, "transition_tokens": len(transition)}
+    raw = {"token_ids": ids, "outcome": outcome, "finish_reason": "stop" if closed else "length"}
+    raw |= {"forced": False, "probe_tokens": 0, "seconds": 1.0, "first_answer_seconds": None}
+    entry = Entry("specexit", "specexit", find_method("specexit").tuned(Tuning([], 0.0)), None, (None,), ({},))
+    request = read_request(entry, trace, raw, tokenizer, end)
+    assert (request.thinking_tokens, request.reason) == (5, outcome["outcome"])
+    assert request.answer_tokens == (len(trace.answer_ids) if closed else 0)
+    assert request.answer == (trace.answer if closed else None)
+
+
+def written(outcome: dict | None, **more: object) -> Request:
+    """A response of specexit that thinks for five tokens, checked and read."""
+    tokenizer, end = TARGET.tokenizer(), TARGET.think_tokens().end
+    (trace,) = generated_traces(1)
+    raw = {"token_ids": [*trace.think_ids[:5], end, *trace.answer_ids], "outcome": outcome, "finish_reason": "stop"}
+    raw |= {"forced": False, "probe_tokens": 0, "seconds": 1.0, "first_answer_seconds": None} | more
+    entry = Entry("specexit", "specexit", find_method("specexit").tuned(Tuning([], 0.0)), None, (None,), ({},))
+    check_served(entry, trace, raw)
+    return read_request(entry, trace, raw, tokenizer, end)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "inactive", "said"),
+    [
+        (None, None, "vLLM reported no outcome for test-0"),
+        (None, "ValueError: bad", "the specexit plug-in has given up by the response to test-0: ValueError: bad"),
+        ({"outcome": "natural_end", "thinking_tokens": 5}, "gone", "has given up by the response to test-0: gone"),
+        ({"outcome": "off", "thinking_tokens": 5}, None, "exits were off in the response to test-0, expected serving"),
+        ({"outcome": "natural_end", "thinking_tokens": 5, "would_exit": 4}, None, "exits were in shadow mode"),
+    ],
+)
+def test_a_response_that_could_not_exit_is_no_measurement(
+    outcome: dict | None, inactive: str | None, said: str
+) -> None:
+    """It would be a method that cuts nothing and loses nothing."""
+    with pytest.raises(BenchError, match=f"method specexit: .*{said}"):
+        written(outcome, inactive=inactive)
+
+
+def test_thinking_that_never_began_is_a_response_like_others() -> None:
+    assert written({"outcome": "off", "thinking_tokens": 0}, inactive=None).reason == "natural_end"
+
+
+def test_why_the_plug_in_gave_up_comes_from_the_engine() -> None:
+    from vllm import RequestOutput
+    from vllm.outputs import CompletionOutput
+
+    class Engine:
+        """Answers the one request that it gets, and says that exits have failed."""
+
+        def add_request(self, name: str, *_: object) -> None:
+            self.name = name
+
+        def step(self) -> list[RequestOutput]:
+            answer = CompletionOutput(0, "", [5, 6], None, None, finish_reason="stop")
+            told = {"specexit_inactive": "could not read the signals"}
+            return [RequestOutput(self.name, None, [1], None, [answer], True, kv_transfer_params=told)]
+
+    marks = Marks(start=1, end=2, split=frozenset({3}), max_new_tokens=9, decode=str)
+    done = drive(
+        SimpleNamespace(llm_engine=Engine()),
+        find_method("specexit")(),
+        [Problem("a", [1], Trial((), 9))],
+        marks,
+        batch=1,
+        sampling={"temperature": 0.0},
+    )
+    assert [(one["token_ids"], one["inactive"]) for one in done["requests"]] == [([5, 6], "could not read the signals")]
+
+
+@pytest.mark.parametrize("ended", ENDED)
+def test_whatever_ends_the_thinking_in_the_engine_is_no_natural_end(ended: str) -> None:
+    """Counted as the model's own, a policy's maximum would be a baseline without exits."""
+    request = written({"outcome": ended, "thinking_tokens": 5, "signals": {}})
+    assert (request.reason, request.ended_by, request.thinking_tokens) == ("exit", ended, 5)
+    assert set(ENDED) == set(comparison.ENDED)

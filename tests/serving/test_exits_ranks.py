@@ -1,0 +1,164 @@
+"""One verdict for all ranks: who decides, and what happens where one of them fails. No engine."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier, get_ident
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from specexit.method.signals import NAMES
+from tests.serving.simulation import CPU, END
+from tests.serving.test_rule import given_step
+from tests.serving.worker import Draft, Group, alone, new, ready, runner, scheduled, text_of  # noqa: F401, a fixture for all
+from torch_specexit.plugin import outcome
+from torch_specexit.plugin.worker import exits as module
+from torch_specexit.plugin.worker import ranks
+from torch_specexit.plugin.worker.exits import Exits
+from torch_specexit.plugin.worker.runner_v2 import keep_restored
+
+pytestmark = pytest.mark.vllm
+
+
+class Pair:
+    """Two ranks, one after the other: what the first has sent is added to what the second sends."""
+
+    def __init__(self, monkeypatch):
+        self.sent: list[torch.Tensor] = []
+        self.sums: dict[int, torch.Tensor] = {}
+        monkeypatch.setattr(ranks.torch.distributed, "all_reduce", lambda message, group: self.sent.append(message))
+
+    def agree(self, both: list[ranks.Ranks], signals: Any, rows: int) -> list[Any]:
+        results = [rank.agree(own, rows, whole=True) for rank, own in zip(both, signals, strict=True)]
+        first, second = self.sent[-2:]
+        total = first + second
+        first.copy_(total)
+        second.copy_(total)
+        return results
+
+
+def test_all_ranks_judge_by_what_the_first_has_read(monkeypatch):
+    pair = Pair(monkeypatch)
+    both = [ranks.Ranks(Group(2, rank), 4, CPU) for rank in range(2)]
+    own = [torch.full((3, len(NAMES)), 0.25), torch.full((3, len(NAMES)), 0.25 + 1e-6)]
+    (first, off), (second, also_off) = pair.agree(both, own, 3)
+    assert torch.equal(first, own[0])
+    assert torch.equal(second, own[0])
+    assert (off.item(), also_off.item()) == (0, 0)
+
+
+@pytest.mark.parametrize("failed", [0, 1])
+def test_where_one_rank_fails_none_decides_any_more(monkeypatch, failed):
+    pair = Pair(monkeypatch)
+    both = [ranks.Ranks(Group(2, rank), 4, CPU) for rank in range(2)]
+    own: list[torch.Tensor | None] = [torch.ones(2, len(NAMES)) for _ in range(2)]
+    own[failed] = None
+    results = pair.agree(both, own, 2)
+    assert [off.item() for _, off in results] == [1, 1]
+
+
+class Together:
+    """Ranks in threads of their own: a collective waits for all of them, and not for ever."""
+
+    def __init__(self, monkeypatch, size: int = 2):
+        self.barrier = Barrier(size, timeout=20)
+        self.messages: dict[int, torch.Tensor] = {}
+        monkeypatch.setattr(ranks.torch.distributed, "all_reduce", self._add_up)
+        numbers = iter(range(size))
+        monkeypatch.setattr(module, "_ranks_of_model", lambda: Group(size, next(numbers)))
+        self.exits = [Exits(Draft(), runner()) for _ in range(size)]  # pyright: ignore[reportArgumentType]
+        self.all(lambda exits: exits.prepare(given_step(["x"], [[5]]).none()))
+
+    def _add_up(self, message: torch.Tensor, group: Any) -> None:
+        self.messages[get_ident()] = message.clone()
+        self.barrier.wait()
+        message.copy_(torch.stack(list(self.messages.values())).sum(dim=0))
+        if self.barrier.wait() == 0:
+            self.messages.clear()
+        self.barrier.wait()
+
+    def all(self, action: Any) -> list[Any]:
+        with ThreadPoolExecutor(len(self.exits)) as pool:
+            return list(pool.map(action, self.exits))
+
+    def texts(self, *steps: Any) -> list[list[list[int]]]:
+        """Of each rank, behind steps of its own copy."""
+        return self.all(lambda exits: text_of(exits, *(step._replace(tokens=step.tokens.clone()) for step in steps)))
+
+    def told(self) -> list[dict[str, Any]]:
+        """What the outputs of the last step say."""
+        outputs = [SimpleNamespace() for _ in self.exits]
+        for exits, output in zip(self.exits, outputs, strict=True):
+            exits.close(output)
+        return [vars(output) for output in outputs]
+
+
+@pytest.mark.parametrize("checking", ["0", "1"])
+@pytest.mark.parametrize("behind", [0, 1])
+def test_where_one_rank_has_not_got_its_weights_all_leave_the_step_alone(monkeypatch, behind, checking):
+    """Its peers used to wait for it in a collective, alone: an update that fails on one rank was a hang."""
+    monkeypatch.setenv("SPECEXIT_CHECK", checking)
+    both = Together(monkeypatch)
+    both.all(lambda exits: exits.track(scheduled(new("a"))))
+    assert both.texts(given_step(["a"], [[2]])) == [[[2]]] * 2
+    weights = both.exits[behind].draft.weights
+    weights.lose("the update has failed")
+    assert both.texts(given_step(["a"], [[5]], at=[1])) == [[[5]]] * 2
+    reasons = [told[outcome.AWAITING_KEY] for told in both.told()]
+    assert reasons[behind] == "the update has failed"
+    assert reasons[1 - behind] == "the draft's weights are not whole on another rank"
+    assert [exits.failure for exits in both.exits] == [None, None]
+    for name in ("a", "b"):
+        weights.arrived(name)
+    assert both.texts(given_step(["a"], [[2]], at=[2]), given_step(["a"], [[5]], at=[3])) == [[[2], [5]]] * 2
+    both.all(lambda exits: exits.track(scheduled(new("b"))))
+    assert both.texts(given_step(["b"], [[2]]), given_step(["b"], [[5]], at=[1])) == [[[2], [END]]] * 2
+    assert all(outcome.AWAITING_KEY not in told for told in both.told())
+
+
+def test_a_failure_on_another_rank_is_seen_with_the_next_report():
+    exits, output = ready(), SimpleNamespace()
+    exits.track(scheduled(new("a")))
+    exits.ranks._message.fill_(1.0)
+    assert text_of(exits, given_step(["a"], [[5, 2, 5]])) == [[5, 2, 5]]
+    exits.close(output)
+    assert vars(output) == {outcome.INACTIVE_KEY: "has failed on another rank"}
+
+
+def test_under_context_parallel_the_signals_are_read_off_the_whole_batch():
+    exits, whole = ready(), [torch.ones(4, 2)]
+    manager: Any = SimpleNamespace(
+        restore_for_sampling=lambda hidden, aux: (hidden, whole, None),
+        restore_draft_prefill=lambda last, hidden: (whole[0], hidden),
+    )
+    keep_restored(exits, manager)
+    manager.restore_for_sampling(torch.zeros(2, 2), [torch.zeros(2, 2)])
+    manager.restore_draft_prefill(torch.zeros(2, 2), torch.zeros(2, 2))
+    draft: Any = exits.draft
+    keep_restored(exits, manager)  # at the next step
+    assert exits.aux is whole
+    assert draft.left is whole[0]
+
+
+def test_the_installed_vllm_starts_no_eagle3_draft_under_context_parallel():
+    """As the developer's page says; what is done there is tested on stand-ins alone."""
+    from vllm.v1.worker.gpu.pcp_manager import PCPManager
+
+    draft = SimpleNamespace(method="eagle3", use_dspark=lambda: False, use_multi_module_mtp=lambda: False)
+    config: Any = SimpleNamespace(
+        parallel_config=SimpleNamespace(prefill_context_parallel_size=2),
+        model_config=SimpleNamespace(use_mla=True, is_encoder_decoder=False),
+        lora_config=None,
+        speculative_config=draft,
+    )
+    with pytest.raises(NotImplementedError, match="speculative"):
+        PCPManager.validate_config(config, False)
+
+
+def test_a_vllm_that_hands_no_hidden_states_on_under_context_parallel_is_served_without_exits():
+    exits = ready()
+    keep_restored(exits, SimpleNamespace(restore_for_sampling=lambda hidden: hidden))
+    assert "prefill context parallel" in str(exits.failure)

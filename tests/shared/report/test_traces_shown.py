@@ -1,0 +1,107 @@
+"""The traces that the report shows: which ones, cut where the request exited, with their text as it is."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from specexit.bench.comparison import Request
+from specexit.data.traces import Trace, write_traces
+from specexit.method.decision import Policy
+from specexit.report.page import report
+from specexit.report.shown import ReportError, choose, show
+from specexit.schemas.target import load_target_config
+from tests.shared.report.pages import STEPS, config, exited
+
+
+def test_the_trace_is_cut_where_the_request_exited(bench: Path) -> None:
+    report(config(bench))
+    html = (bench / "report.html").read_text()
+    listed = re.findall(r'<li class="(\w+)"><span[^>]*>(.*?)</span>', html)
+    assert [kind for kind, _ in listed] == ["kept", "kept", "kept", "exit", "cut"]
+    assert [text for kind, text in listed if kind != "exit"] == [step.strip("\n") for step in STEPS]
+
+
+def test_text_of_a_prompt_is_text(bench: Path) -> None:
+    report(config(bench))
+    html = (bench / "report.html").read_text()
+    assert "<script>" not in html
+    assert "&lt;script&gt;alert(1)" in html
+
+
+def test_three_traces_are_worth_looking_at(trace: Trace) -> None:
+    """The one that saved the most, the one that lost the most by it, the one that could have been cut the most."""
+    names = ("best", "good", "wrong", "missed", "whole", "elsewhere")
+    traces = {name: replace(trace, id=name) for name in names}
+    traces["whole"] = replace(traces["whole"], boundary_agrees=[False] * 4)
+    requests = {
+        "best": exited(traces["best"], 1),
+        "good": exited(traces["good"], 2),
+        "wrong": exited(traces["wrong"], 0, correct=False),
+        "missed": exited(traces["missed"], 9),
+        "whole": exited(traces["whole"], 9),
+        # It saved the most of all, on a path of its own, which the trace does not show.
+        "elsewhere": Request("elsewhere", [0], 1, "exit", "7", True, {}),
+    }
+    assert choose(list(traces.values()), requests) == {"best": "best", "wrong": "wrong", "missed": "missed"}
+    assert choose([traces["whole"]], requests) == {}
+
+
+def test_a_trace_of_500_steps_is_folded_and_keeps_its_line_breaks(trace: Trace) -> None:
+    tokenizer = load_target_config("tiny-reasoner").tokenizer()
+    text = [f"Step {i}:\n  x = {i}\n\n" for i in range(500)]
+    steps = [tokenizer.encode(one) for one in text]
+    long = replace(
+        trace,
+        think_ids=[token for step in steps for token in step],
+        boundaries=np.cumsum([len(step) for step in steps]).tolist(),
+        boundary_answers=["7"] * 500,
+        boundary_agrees=[True] * 500,
+        boundary_confidence=[1.0] * 500,
+        boundary_state=["agrees"] * 500,
+        boundary_trial_tokens=[3] * 500,
+    )
+    signals = np.full((len(long.think_ids), 4), 0.5, np.float32)
+    shown = show("best", long, exited(long, 200), tokenizer, signals, Policy())
+    assert [step.text for step in shown.steps] == [one.strip("\n") for one in text]
+    opened = [step for folded, group in shown.groups for step in group if not folded]
+    assert sum(len(group) for _, group in shown.groups) == 500
+    assert len(opened) < 20
+    assert [step.last for step in shown.steps].index(True) == 200
+    assert any(step.last for step in opened)
+    assert shown.chart is not None
+    assert len(shown.chart.svg) < 300_000
+
+
+def test_the_trace_that_was_benched_is_shown_among_samples_of_its_prompt(bench: Path, trace: Trace) -> None:
+    report(config(bench))
+    page = (bench / "report.html").read_text()
+    write_traces(bench / "traces.parquet", [trace, replace(trace, sample=1, think_ids=trace.think_ids[::-1])])
+    report(config(bench))
+    assert (bench / "report.html").read_text() == page
+
+
+def test_kinds_of_traces_that_there_are_none_of_are_named(bench: Path) -> None:
+    report(config(bench))
+    assert "none is to be shown as a wrong exit, a missed exit." in (bench / "report.html").read_text()
+    report(config(bench, trace_id="a"))
+    assert "none is to be shown" not in (bench / "report.html").read_text()
+
+
+def test_a_trace_that_did_not_exit_cannot_be_shown(bench: Path) -> None:
+    with pytest.raises(ReportError, match="'nowhere' did not exit, expected one of a"):
+        report(config(bench, trace_id="nowhere"))
+    assert not (bench / "report.html").exists()
+
+
+def test_text_behind_the_last_boundary_is_shown(trace: Trace) -> None:
+    tokenizer = load_target_config("tiny-reasoner").tokenizer()
+    rest = tokenizer.encode("So 7 it is.")
+    longer = replace(trace, think_ids=[*trace.think_ids, *rest])
+    shown = show("missed", longer, exited(longer, 9), tokenizer, None, None)
+    assert [step.text for step in shown.steps] == [*(step.strip("\n") for step in STEPS), "So 7 it is."]
+    assert [step.judged for step in shown.steps] == [True] * 4 + [False]
+    assert shown.steps[-1].kept
+    assert not show("best", longer, exited(longer, 2), tokenizer, None, None).steps[-1].kept

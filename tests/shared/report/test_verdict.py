@@ -1,0 +1,158 @@
+"""What the report claims: what was tested, of the draft that it was measured on."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from specexit.bench.ablate import Ablations
+from specexit.bench.inputs import draft_inputs, file_sha256
+from specexit.bench.replay import ReplayCheck
+from specexit.bench.results import (
+    read_results,
+    write_results,
+)
+from specexit.data.traces import Trace, data_sha256
+from specexit.drafts.policy import Certificate, OperatingPoint, PolicyFile, policy_sha256, write_policy
+from specexit.method.decision import Policy
+from specexit.method.simulate import Simulation
+from specexit.report.page import report
+from specexit.report.shown import ReportError
+from specexit.report.verdict import verdict
+from specexit.schemas.report import ReportConfig
+from tests.shared.report.pages import config, everything
+
+
+def test_the_verdict_claims_what_was_tested(bench: Path) -> None:
+    results = read_results(bench / "results.json")
+    versus = results.against_eagle3["specexit"]
+
+    def says(p_loss: float, faster: dict[str, float]) -> str:
+        against = {"specexit": versus.model_copy(update={"p_loss": p_loss})}
+        changed = {"against_eagle3": against, "specexit_faster": {"1": faster}}
+        return " ".join(verdict(results.model_copy(update=changed), None))
+
+    proven = says(0.0004, {"eagle3": 0.001, "deer": 0.01})
+    assert proven.startswith("Ruled out: a loss of accuracy of a point or more (p < 0.001 on 1 problems).")
+    assert "At batch 1 it answers sooner than eagle3, deer: every other method measured." in proven
+    open_ = says(0.2, {"eagle3": 0.001, "deer": 0.06})
+    assert "Not ruled out: a loss of accuracy of a point or more (p = 0.200 on 1 problems; more problems would" in open_
+    assert "it answers sooner than eagle3; not shown of deer." in open_
+
+
+def test_a_speed_up_over_eagle3_alone_is_said_with_its_test(bench: Path) -> None:
+    """As the demo without other methods has it: a number above 1 is not yet faster."""
+    results = read_results(bench / "results.json")
+    tested = {"specexit_faster": {"1": {"eagle3": 0.0004}, "16": {"eagle3": 0.2}}}
+    (said,) = verdict(results.model_copy(update=tested), None)
+    assert said == (
+        "Against EAGLE-3 with the same draft, end to end: 2.04× as fast at batch 1 (it answers sooner, p < 0.001); "
+        "1.70× as fast at batch 16 (that it answers sooner is not shown, p = 0.200)."
+    )
+    (said,) = verdict(results, None)
+    assert said.endswith("2.04× as fast at batch 1 (not tested); 1.70× as fast at batch 16 (not tested).")
+
+
+def test_the_guarantee_is_said_of_problems_with_what_it_is_for(
+    bench: Path, trace: Trace, write_random_draft: Callable[..., Path]
+) -> None:
+    draft = write_random_draft(bench / "draft", "draft")
+    certificate = Certificate(
+        risk="answer_changed", epsilon=0.05, delta=0.1, n=390, errors=8, bound=0.03, data_sha256="0", n_unjudged=10
+    )
+    certificate = certificate.model_copy(update={"policy_sha256": policy_sha256(Policy())})
+    point = OperatingPoint(name="risk-0.05", policy=Policy(), certificate=certificate)
+    write_policy(draft, PolicyFile(default="risk-0.05", points=(point,)))
+    report(config(bench, draft=draft))
+    text = " ".join((bench / "report.html").read_text().split())
+    assert "calibrated on 390 problems (8 of them wrong): with probability at least 90 %" in text
+    assert "the answer changes in at most 5.0 % of problems like these, decoded like these" in text
+    assert (
+        "counted on trial answers; 10 traces could not judge and were left out; whether the measured problems" in text
+    )
+    results = read_results(bench / "results.json").model_copy(update={"inputs": {"calibration_traces": "0"}})
+    write_results(bench / "results.json", results)  # a benchmark that was given those traces has compared the prompts
+    report(config(bench, draft=draft))
+    text = " ".join((bench / "report.html").read_text().split())
+    assert "calibrated on 390 other problems (8 of them wrong)" in text
+    assert "was not checked" not in text
+    edited = point.model_copy(update={"policy": Policy(thresholds={"validity": 0.5})})
+    write_policy(draft, PolicyFile(default="risk-0.05", points=(edited,)))
+    report(config(bench, draft=draft))
+    assert "Its policy is not certified, so nothing is guaranteed of it." in (bench / "report.html").read_text()
+    assert "of exits" not in text
+
+
+@pytest.mark.parametrize("changed", ["weights", "policy"])
+def test_a_certificate_of_today_is_not_ascribed_to_what_another_draft_measured(
+    bench: Path, write_random_draft: Callable[..., Path], changed: str
+) -> None:
+    draft = write_random_draft(bench / "draft", "draft")
+    results = read_results(bench / "results.json").model_copy(update={"inputs": draft_inputs(draft)})
+    write_results(bench / "results.json", results)
+    report(config(bench, draft=draft))
+    page = (bench / "report.html").read_text()
+    if changed == "policy":
+        bolder = OperatingPoint(name="default", policy=Policy(thresholds={"validity": 0.5}))
+        write_policy(draft, PolicyFile(points=(bolder,)))
+    else:
+        results = results.model_copy(update={"inputs": results.inputs | {"draft.weights": "0" * 64}})
+        write_results(bench / "results.json", results)
+    told = rf"results\.json: measured with inputs\.draft\.{changed} \w+ \(now \w+\), expected .*draft as it was"
+    with pytest.raises(ReportError, match=told):
+        report(config(bench, draft=draft))
+    assert (bench / "report.html").read_text() == page
+
+
+def test_what_was_replayed_for_another_draft_or_benchmark_is_no_part_of_the_page(bench: Path, trace: Trace) -> None:
+    """And what is of other traces says so."""
+    inputs = {"draft.weights": "a" * 64, "traces": data_sha256(bench / "traces.parquet")}
+    results = read_results(bench / "results.json").model_copy(update={"inputs": inputs})
+    write_results(bench / "results.json", results)
+    found = everything(bench, trace)
+    assert found.simulation
+    simulation = Simulation.model_validate_json(found.simulation.read_text())
+    check = ReplayCheck(n=1, same=1, share=1, method="specexit", policy=Policy(), differences=())
+    parts = {
+        "simulation": simulation,
+        "ablations": Ablations(n=9, full_accuracy=1.0, ablations={}),
+        "replay": check,
+    }
+
+    def write(name: str, **changes: str) -> ReportConfig:
+        hashes = inputs | ({"requests": file_sha256(bench / "requests.jsonl")} if name == "replay" else {})
+        part = parts[name].model_copy(update={"inputs": hashes | changes})
+        (bench / f"{name}.json").write_text(part.model_dump_json())
+        return config(bench, **{name: bench / f"{name}.json"})
+
+    for name in parts:
+        report(write(name))
+        with pytest.raises(
+            ReportError, match=rf"{name}\.json: made from inputs\.draft\.weights b+ \(now a+\), expected"
+        ):
+            report(write(name, **{"draft.weights": "b" * 64}))
+    with pytest.raises(ReportError, match=r"replay\.json: made from inputs\.requests b+ \(now \w+\), expected"):
+        report(write("replay", requests="b" * 64))
+    of = {"shape": {"of": inputs | {"draft.weights": "b" * 64}}}
+    write_results(bench / "full-size.json", results.model_copy(update=of))
+    with pytest.raises(ReportError, match=r"full-size\.json: made from inputs\.draft\.weights b+ \(now a+\), expected"):
+        report(config(bench, full_size=bench / "full-size.json"))
+    said = "are of another file of traces than the benchmark."
+    assert said not in (bench / "report.html").read_text()
+    report(write("simulation", traces="b" * 64))
+    assert f"The curves {said}" in (bench / "report.html").read_text()
+
+
+def test_curves_of_other_traces_than_the_responses_are_said_to_be(bench: Path, trace: Trace) -> None:
+    found = everything(bench, trace)
+    report(found)
+    assert "They are of" not in (bench / "report.html").read_text()
+    results = read_results(bench / "results.json")
+    oracle = results.oracle.model_copy(update={"sampling": {"temperature": 0.0}})
+    write_results(
+        bench / "results.json", results.model_copy(update={"sampling": {"temperature": 0.6}, "oracle": oracle})
+    )
+    report(found)
+    html = (bench / "report.html").read_text()
+    assert "They are of 1 greedy traces of 1 prompts." in html
+    assert "no-thinking cannot be replayed: a trace records answers behind step boundaries alone" in html

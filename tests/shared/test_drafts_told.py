@@ -1,0 +1,192 @@
+"""What is said of a draft to people: its model card, and `specexit inspect`."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+
+from specexit.data.overlap import write_prompts
+from specexit.drafts.config import DraftError
+from specexit.drafts.export import FORMATS
+from specexit.drafts.inspect import describe, inspect
+from specexit.drafts.migrate import migrate
+from specexit.drafts.policy import (
+    Certificate,
+    OperatingPoint,
+    PolicyFile,
+    policy_sha256,
+    write_policy,
+)
+from specexit.drafts.published import import_draft
+from specexit.drafts.tensors import weights_hash
+from specexit.method.decision import Policy
+from specexit.schemas.inspect import InspectConfig
+from specexit.schemas.migrate import MigrateConfig
+from specexit.schemas.published import ImportConfig
+from tests.shared.published import SHAPE, exported, write_published, write_target
+
+ACCEPTED = {"rows": 900, "length": 2.31, "by_position": [0.8, 0.4, 0.11]}
+
+
+@pytest.fixture
+def target(tmp_path):
+    return write_target(tmp_path / "of")
+
+
+def verification_of(folder: Path) -> dict[str, object]:
+    """What ``verify.json`` says of a draft, but for the text that it accepted."""
+    differences = {"logits": 1e-6, "validity": 2e-6}
+    return {
+        "weights_blake3": weights_hash(folder),
+        "passed": True,
+        "n": 4,
+        "differences": differences,
+        "mistakes": [],
+    }
+
+
+def test_the_card_says_what_is_known_and_what_is_not(tmp_path, target, write_random_draft):
+    folder = write_random_draft(tmp_path / "draft", "draft", **SHAPE)
+    _, _, out = exported(folder, tmp_path, "plugin", target)
+    text = (out / "README.md").read_text()
+    front = yaml.safe_load(text.split("---")[1])
+    assert front["pipeline_tag"] == "text-generation"
+    assert "early-exit" in front["tags"]
+    assert "Without a certificate" in text
+    assert "Not verified." in text
+    assert "fewer of the drafted tokens, and what is read off for an early exit means nothing." in text
+    assert "What it was trained on is not recorded." in text
+    write_prompts(folder, np.arange(1234, dtype=np.uint64))
+    policy = Policy(thresholds={"validity": 0.97})
+    found = Certificate(
+        risk="accuracy_lost",
+        epsilon=0.02,
+        delta=0.1,
+        n=500,
+        errors=4,
+        bound=0.0159,
+        data_sha256="ab" * 32,
+        policy_sha256=policy_sha256(policy),
+    )
+    point = OperatingPoint(name="careful", policy=policy, certificate=found)
+    made = {"population": {"prompts": 500, "traces": 500, "answer_kinds": ["math"]}, "sampling": {"temperature": 0.6}}
+    made |= {"fingerprints": {"dtype": "bfloat16"}}
+    write_policy(folder, PolicyFile.model_validate({"default": "careful", "points": (point,)} | made))
+    (folder / "verify.json").write_text(json.dumps(verification_of(folder) | {"acceptance": ACCEPTED}))
+    assert describe(folder)["verified"].startswith("yes, on 4 traces; acceptance length 2.31 on 900 rows")
+    _, _, out = exported(folder, tmp_path / "b", "plugin", target)
+    text = (out / "README.md").read_text()
+    assert (
+        "JAX against PyTorch in float32 on 4 traces, largest differences: logits: 1.0e-06; validity: 2.0e-06." in text
+    )
+    assert "vLLM" not in text.partition("## Verification")[2].partition("##")[0]
+    assert "| step 1 | step 2 | step 3 |\n|---|---|---|\n| 80.0% | 40.0% | 11.0% |" in text
+    assert "`careful` (default): exits at validity 0.97. With 90% confidence at most 1.59% of such prompts lose" in text
+    assert "4 of 500" in text
+    file = folder / "policy.json"
+    file.write_text(file.read_text().replace("0.97", "0.5"))  # by hand: the certificate is of another policy
+    assert "exits at validity 0.5; not certified: policy of point careful is" in str(describe(folder))
+    _, _, out = exported(folder, tmp_path / "c", "plugin", target)
+    assert "nothing is known of its risk (policy of point careful is" in (out / "README.md").read_text()
+    assert "They were made on 500 prompts with answers of kind math; temperature 0.6; dtype bfloat16." in text
+    assert "It does not cover:" in text
+    assert "Trained on what small wrote for 1,234 prompts" in text
+    assert "published in the layout" not in text
+    assert (out / "policy.json").read_text() == (folder / "policy.json").read_text()
+
+
+def test_the_card_says_how_a_draft_was_verified(tmp_path, target, write_random_draft):
+    folder = write_random_draft(tmp_path / "draft", "draft", **SHAPE)
+    verified = verification_of(folder)
+    (folder / "verify.json").write_text(json.dumps(verified | {"dtype": "bfloat16", "differences": {"logits": 0.004}}))
+    _, _, out = exported(folder, tmp_path / "rounded", "plugin", target)
+    said = "JAX against PyTorch in bfloat16 on 4 traces, root mean square of the differences: logits: 4.0e-03."
+    assert said in (out / "README.md").read_text()
+    engine = {
+        "vllm": "0.32.0",
+        "runner": "V1",
+        "dtype": "float32",
+        "n": 4,
+        "greedy_drafts": {"compared": 195, "same": 194},
+    }
+    engine |= {"acceptance": {"vllm": ACCEPTED, "torch": ACCEPTED | {"length": 2.34}}}
+    (folder / "verify.json").write_text(json.dumps(verified | {"vllm": engine}))
+    _, _, out = exported(folder, tmp_path / "c", "eagle3", target)
+    text = (out / "README.md").read_text()
+    assert "carries no early exit" in text
+    assert "differences: logits: 1.0e-06.\n" in text  # it has no signals that could differ
+    assert "vLLM 0.32.0 (V1 runner) in float32 went on greedily" in text
+    assert "194 of 195 drafts were those of PyTorch on the same text, with 2.31 tokens per step, 2.34 by" in text
+    assert "fewer of the drafted tokens. What is not stated above was not measured." in text
+    assert not (out / "policy.json").exists()
+
+
+@pytest.mark.parametrize("form", ["plugin", "eagle3", "speculators", "angelslim"])
+def test_the_hub_reads_the_card_and_finds_what_is_known(form, tmp_path, target, write_random_draft):
+    """By its own library; a licence that nobody has said is not made up, nor what a certificate does not say."""
+    folder = write_random_draft(tmp_path / "draft", "fc", **SHAPE)
+    exported(folder, tmp_path, form, target, base_model="org/model")
+    card = ModelCard.load(tmp_path / form / "README.md")
+    assert card.data.base_model == "org/model"
+    assert card.data.pipeline_tag == "text-generation"
+    assert ("early-exit" in card.data.tags) == (form != "eagle3")
+    assert card.data.license is None
+    assert "of their thinking" not in card.text
+    exits = form in ("plugin", "speculators")
+    assert ("in a checkout of SpecExit's sources" in card.text) == exits
+    assert "pip install 'specexit" not in card.text
+    policy = Policy(thresholds={"validity": 0.9})
+    found = Certificate(
+        **{"risk": "accuracy_lost", "epsilon": 0.02, "delta": 0.1, "n": 500, "errors": 4, "bound": 0.0159},
+        data_sha256="ab" * 32,
+        policy_sha256=policy_sha256(policy),
+        thinking_cut=0.314,
+    )
+    point = OperatingPoint(name="careful", policy=policy, certificate=found)
+    write_policy(folder, PolicyFile(default="careful", points=(point,)))
+    exported(folder, tmp_path / "b", form, target, license="apache-2.0")
+    card = ModelCard.load(tmp_path / "b" / form / "README.md")
+    assert card.data.license == "apache-2.0"
+    assert ("It saved 31.4% of their thinking." in card.text) == exits
+
+
+def test_a_draft_that_was_trained_further_from_a_published_one_says_so(tmp_path, target, write_random_draft):
+    folder = write_random_draft(tmp_path / "draft", "draft", **SHAPE)
+    write_prompts(folder, np.arange(12, dtype=np.uint64))
+    (folder / "convert.json").write_text('{"imported": "specforge"}')
+    _, _, out = exported(folder, tmp_path / "further", "plugin", target)
+    assert "It began as a draft that was published in the layout of `specforge`" in (out / "README.md").read_text()
+    (folder / "convert.json").write_text('{"imported": 3}')
+    with pytest.raises(DraftError, match=r"convert\.json: imported is 3, expected one of speculators, "):
+        describe(folder)
+
+
+def test_inspect_says_what_is_there(tmp_path, target, write_random_draft):
+    folder = write_random_draft(tmp_path / "draft", "fc", **SHAPE)
+    rows = describe(folder)
+    assert rows["reads"] == "the residual stream after layers 2, 6, 9 of 12"
+    assert rows["signals"].startswith("source fc: confidence")
+    assert rows["policy default"] == "exits at validity 0.9; no certificate"
+    assert rows["verified"] == "no: run `specexit verify`"
+    assert rows["exports to"] == "plugin, eagle3, speculators, angelslim"
+    assert rows["origin"] == "not recorded"
+    write_prompts(folder, np.arange(1400, dtype=np.uint64))
+    assert describe(folder)["origin"] == "trained here, on 1,400 prompts"
+    source = write_published(tmp_path / "published", "deepspec")
+    import_draft(ImportConfig(draft=source, target=target, out=tmp_path / "imported"))
+    rows = describe(tmp_path / "imported")
+    assert rows["variants"] == "own_embeddings, qwen3"
+    assert rows["origin"] == "imported, layout deepspec; its config names another target, Qwen/Qwen3-4B"
+    assert rows["exports to"] == "eagle3, speculators, original"
+    assert set(rows["exports to"].split(", ")) <= FORMATS.keys()
+
+
+def test_a_folder_with_brackets_is_named_as_it_is(tmp_path, write_random_draft, capsys):
+    folder = write_random_draft(tmp_path / "runs[v2]", "fc", **SHAPE)
+    inspect(InspectConfig(draft=folder))
+    assert "runs[v2]" in capsys.readouterr().out.replace("\n", "")
+    migrate(MigrateConfig(draft=folder))
+    assert "runs[v2]/policy.json" in capsys.readouterr().err.replace("\n", "")
