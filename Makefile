@@ -8,7 +8,7 @@ SERVE ?= $(if $(shell command -v nvidia-smi),serve,serve-cpu)
 RELEASES ?= runs/vllm-releases
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve chat test test-slow test-full-size test-gpu test-tpu test-tpu-small compat compat-engines lint ablate bench bench-data bench-labels \
+.PHONY: help demo install serve chat test test-slow test-full-size test-gpu test-tpu test-tpu-small compat compat-engines lint ablate bench bench-data bench-labels \
   bench-serving bench-training bench-signals bench-random-labels bench-variants bench-certificate bench-families bench-field \
   bench-full-size continuation soak layouts features plan-all docs figures tiny-reasoner tiny-mixed format clean
 
@@ -17,6 +17,8 @@ help:  ## Show this list
 
 demo: $(VENV)/.demo-ready  ## Run the whole pipeline on the tiny reasoner (QUICK=1 for a smaller one)
 	@$(BIN)/specexit demo quick=$(if $(QUICK),true,false)
+
+install: $(VENV)/.demo-ready  ## Set up .venv for every command; `. .venv/bin/activate` then puts specexit on the path
 
 serve: $(VENV)/.demo-ready  ## Serve the draft of `make demo` on port 8000
 	@SPECEXIT_SERVING='{"routes": ["reports", "interrupt"]}' $(BIN)/specexit serve draft=runs/demo/draft

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # A training job on a Cloud TPU VM slice: tpu-vm.sh NAME ZONE RECIPE OUT. The same command starts on all hosts, and JAX
-# finds the others through the metadata server. `specexit[tpu]` is installed on each; RECIPE (a file, or a name in
+# finds the others through the metadata server. `pip install '.[tpu]'` was done on each, in a checkout; RECIPE (a file, or a name in
 # configs/recipes), OUT and the data lie on a disk or bucket that all hosts have mounted, or at gs://..., WORKDIR is where
 # relative paths in the recipe start: by default OUT's parent, the home folder where OUT is gs://...
 #

@@ -28,7 +28,7 @@ from specexit.chips import Chip, chip_of
 from specexit.config import ConfigError
 from specexit.data.features import DTYPES, FILE, StoredType, read_manifest, stored_layers
 from specexit.drafts.directory import DraftConfig
-from specexit.errors import InputError
+from specexit.errors import InputError, install
 from specexit.method.signals import SIGNALS
 from specexit.schemas.target import TargetConfig
 from specexit.schemas.train import TrainConfig
@@ -62,7 +62,7 @@ def topology_devices(name: str, slices: int = 1) -> tuple[Chip, Sequence[Any]]:
         return chip, topologies.get_topology_desc(platform="tpu", topology_name=name, num_slices=slices).devices
     except (RuntimeError, NotImplementedError) as error:
         if "libtpu" in str(error) or "not installed" in str(error):
-            raise InputError("compiling for TPUs needs libtpu: pip install 'specexit[tpu]'") from error
+            raise InputError(f"compiling for TPUs needs libtpu: {install('tpu')}") from error
         raise ConfigError(f"topology {name!r} does not exist: {error}") from error
 
 

@@ -16,6 +16,7 @@ from jax_specexit.training.clock import Clock
 from jax_specexit.training.run import read_began
 from specexit.buckets import BucketPath
 from specexit.config import ConfigError, append_text, write_text
+from specexit.errors import install
 from specexit.method.signals import NAMES
 
 if TYPE_CHECKING:
@@ -229,7 +230,7 @@ def _start_wandb(run: Path, project: str) -> Any:
     try:
         import wandb  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError as error:
-        raise ConfigError(f"wandb={project} needs the package wandb: pip install 'specexit[wandb]'") from error
+        raise ConfigError(f"wandb={project} needs the package wandb: {install('wandb')}") from error
     path = run / "wandb-id"
     if not path.exists():
         write_text(path, wandb.util.generate_id())

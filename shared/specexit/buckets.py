@@ -20,7 +20,7 @@ from typing import IO, Annotated, Any
 
 from pydantic import WrapValidator
 
-from specexit.errors import InputError
+from specexit.errors import InputError, install
 
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]+):/", re.IGNORECASE)
 """Of an address; `pathlib` makes one slash of two."""
@@ -241,7 +241,7 @@ def filesystem() -> Any:
         import fsspec
         import gcsfs  # noqa: F401
     except ImportError as error:
-        raise BucketError("gs:// needs the package gcsfs: pip install 'specexit[gcs]'") from error
+        raise BucketError(f"gs:// needs the package gcsfs: {install('gcs')}") from error
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # what it logs is raised as well
     return fsspec.filesystem("gs", use_listings_cache=False)
 

@@ -345,7 +345,7 @@ def run(name: str, arguments: list[str]) -> None:
     """Run one command; every expected failure is one clear line and exit code 1."""
     command = COMMANDS[name]
     from specexit.config import find, load
-    from specexit.errors import InputError
+    from specexit.errors import InputError, install
 
     try:
         if any(argument in HELP for argument in arguments):
@@ -362,7 +362,7 @@ def run(name: str, arguments: list[str]) -> None:
     except ModuleNotFoundError as error:
         if command.extra is None or "specexit" in (error.name or ""):
             raise
-        _fail(f"specexit {name} needs {error.name}: pip install 'specexit[{command.extra}]'")
+        _fail(f"specexit {name} needs {error.name}: {install(command.extra)}")
     except KeyboardInterrupt:
         _fail("interrupted", code=130)
     except (InputError, FileExistsError, FileNotFoundError) as error:

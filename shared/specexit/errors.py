@@ -30,6 +30,16 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
+def install(extra: str) -> str:
+    """How an extra of ours is installed. No index has the package, so its name alone would bring nothing, or another's.
+
+    Example:
+      >>> install("ray")
+      "pip install '.[ray]' in a checkout of SpecExit, or 'WHEEL[ray]'"
+    """
+    return f"pip install '.[{extra}]' in a checkout of SpecExit, or 'WHEEL[{extra}]'"
+
+
 def first_problem(error: ValidationError) -> str:
     """What the first wrong field of a file is, and what was expected of it.
 

@@ -158,7 +158,7 @@ def test_draft_traces_and_the_target_given_have_to_be_of_one_name(tmp_path, writ
 def test_a_framework_that_is_not_installed_is_named_with_what_brings_it(framework, tmp_path, monkeypatch):
     found = importlib.util.find_spec
     monkeypatch.setattr("specexit.drafts.verify.find_spec", lambda name: None if name == framework else found(name))
-    with pytest.raises(VerifyError, match=rf"needs {framework}: pip install 'specexit\[train,serve\]'"):
+    with pytest.raises(VerifyError, match=rf"needs {framework}: pip install '\.\[train,serve\]' in a checkout"):
         verify(VerifyConfig(draft=tmp_path, traces=tmp_path))
 
 

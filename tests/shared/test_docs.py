@@ -31,6 +31,15 @@ def test_commands_that_a_page_names_exist(page: Path) -> None:
     assert set(re.findall(r"`make ([a-z][a-z-]*)", text)) <= targets
 
 
+def test_the_tests_that_the_docs_name_are_where_they_say() -> None:
+    """So that who reads of a mended defect finds what holds it."""
+    defined = {path.stem: path.read_text() for path in (ROOT / "tests").rglob("test_*.py")}
+    pages = [*(ROOT / "docs").glob("*.md"), ROOT / "README.md"]
+    named = {found for page in pages for found in re.findall(r"`(test_\w+)::(test_\w+)", page.read_text())}
+    assert len(named) > 50
+    assert [pair for pair in sorted(named) if f"\ndef {pair[1]}(" not in defined.get(pair[0], "")] == []
+
+
 def test_what_is_left_out_of_make_test_is_in_make_test_slow() -> None:
     """The soak used to be in no slow run."""
     (recipe,) = re.findall(r"^test-slow:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.M)

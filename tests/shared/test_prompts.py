@@ -260,7 +260,7 @@ def test_generated_tasks(monkeypatch):
     with pytest.raises(PromptError, match="reasoning-gym:poems: Dataset 'poems' not registered"):
         read_prompts("reasoning-gym:poems")
     monkeypatch.setitem(sys.modules, "reasoning_gym", None)
-    with pytest.raises(PromptError, match=r"not installed, expected: pip install 'specexit\[reasoning-gym\]'"):
+    with pytest.raises(PromptError, match=r"not installed, expected: pip install '\.\[reasoning-gym\]' in a checkout"):
         read_prompts("reasoning-gym:sums")
 
 

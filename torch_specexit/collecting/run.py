@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from rich.console import Console
 
 from specexit.data.rows import Trace
+from specexit.errors import install
 from specexit.schemas.collect import CollectConfig
 from specexit.schemas.target import TargetConfig, load_target_config
 from torch_specexit.collecting.ledger import Ledger
@@ -99,7 +100,7 @@ def _backend(config: CollectConfig) -> Backend:
         except ModuleNotFoundError as error:
             if error.name != "ray":
                 raise
-            raise CollectError("ray= needs Ray: pip install 'specexit[ray]'") from error
+            raise CollectError(f"ray= needs Ray: {install('ray')}") from error
 
         return run_cluster
     from torch_specexit.collecting.processes import run_processes

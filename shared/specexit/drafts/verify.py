@@ -33,6 +33,7 @@ from specexit.drafts.fingerprints import target_fingerprint
 from specexit.drafts.probing import ENGINE, MISTAKES, RAN, SCRATCH, first_traces, is_judged, most_rows, needed
 from specexit.drafts.tensors import weights_hash
 from specexit.drafts.verified import FILE, Accepted, acceptance_words, geometry_sha256
+from specexit.errors import install
 from specexit.method.signals import NAMES
 from specexit.schemas.target import target_reference
 from specexit.schemas.verify import VerifyConfig
@@ -61,7 +62,7 @@ def verify(config: VerifyConfig) -> dict[str, float]:
     """
     missing = [name for name in ("jax", "torch") if find_spec(name) is None]
     if missing:
-        raise VerifyError(f"specexit verify needs {' and '.join(missing)}: pip install 'specexit[train,serve]'")
+        raise VerifyError(f"specexit verify needs {' and '.join(missing)}: {install('train,serve')}")
     draft, _ = open_draft(config.draft)
     target = target_of_both(config.traces, config.draft, draft.target_name, config.target)
     target.model_file("config.json")  # where the model is gone, no side has to start

@@ -6,6 +6,7 @@ import re
 
 from specexit.data.prompts.formats import REASON
 from specexit.data.prompts.prompt import Prompt, PromptError
+from specexit.errors import install
 
 PREFIX = "reasoning-gym"
 N = 500
@@ -24,9 +25,7 @@ def read_task(task: str, n: int | None, seed: int) -> list[Prompt]:
     try:
         import reasoning_gym
     except ImportError as error:
-        raise PromptError(
-            f"{PREFIX}:{task}: the package is not installed, expected: pip install 'specexit[{PREFIX}]'"
-        ) from error
+        raise PromptError(f"{PREFIX}:{task}: the package is not installed, expected: {install(PREFIX)}") from error
     try:
         entries = list(reasoning_gym.create_dataset(task, size=n or N, seed=seed))
     except (ValueError, AssertionError) as error:  # how the package refuses a name, and a config
