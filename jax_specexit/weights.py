@@ -1,7 +1,7 @@
 """A target's weights: Hugging Face folder to Flax and back, one table of names.
 
 Loading streams: every shard of every parameter is read by itself from the safetensors files and handed to its device,
-so a host reads what its devices hold, and holds what it is reading.
+so a host reads what its devices hold, and holds what it is reading. What becomes int8 does so before the next is read.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,12 +20,12 @@ import ml_dtypes
 import numpy as np
 from flax import nnx
 from flax.nnx.traversals import flatten_mapping, unflatten_mapping
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jax.typing import DTypeLike
 
 from jax_specexit.model.cached import CachedTarget, ends_of
 from jax_specexit.model.experts import ExpertLinear, Mixture
-from jax_specexit.model.layers import Linear
+from jax_specexit.model.layers import Linear, quantize
 from jax_specexit.model.target import ARCHITECTURES, DENSE, Target, TargetShape
 from jax_specexit.sharding import shardings
 from specexit.buckets import BucketPath
@@ -121,14 +120,16 @@ def load_target(
       folder: with ``config.json`` and any number of ``.safetensors`` files.
       dtype: of the matrices on the devices. In bfloat16, the type of nearly all published weights, nothing is lost.
       mesh: to be sharded over as `jax_specexit.sharding` says; the default device where None.
-      int8: whether the layers' matrices are quantized, on the devices and behind the loading.
+      int8: whether the layers' matrices are quantized, each as soon as its shards are on their devices. Those hold at
+        most the int8 target, one matrix in ``dtype`` and what quantizing it takes.
 
     Raises:
       InputError: unknown architecture, a tensor is missing or has another shape than the config says.
       ConfigError: the mesh does not divide the model.
     """
-    target = _load(folder, abstract_target(TargetShape.read(folder), dtype), mesh)
-    return _on_devices(target, mesh) if int8 else target
+    shape = TargetShape.read(folder)
+    stored = abstract_target(shape, dtype)
+    return _load(folder, stored, abstract_target(shape, dtype, int8=True) if int8 else stored, mesh)
 
 
 def load_ends(
@@ -141,18 +142,20 @@ def load_ends(
     """
     path = folder / "config.json"
     shape = ends_of(json.loads(path.read_text()), path)
-    return _load(folder, abstract_ends(shape, layers, dtype), mesh)
+    ends = abstract_ends(shape, layers, dtype)
+    return _load(folder, ends, ends, mesh)
 
 
-def _load(folder: Path, model: ModelT, mesh: Mesh | None) -> ModelT:
-    """A model with its weights, given it without any."""
-    shape: TargetShape = model.shape
+def _load(folder: Path, stored: ModelT, model: ModelT, mesh: Mesh | None) -> ModelT:
+    """A model with its weights, given it without any: as it is read, and as it is to be, where kernels may be int8."""
+    shape: TargetShape = stored.shape
     graph, state = nnx.split(model)
     wanted = nnx.to_pure_dict(state)
     places = flatten_mapping(shardings(wanted, mesh)) if mesh else {}
+    int8 = {path for path, leaf in flatten_mapping(wanted).items() if leaf.dtype == jnp.int8}
     values = {}
     with _open(folder) as tensors:
-        for path, leaf in flatten_mapping(wanted).items():
+        for path, leaf in flatten_mapping(nnx.to_pure_dict(nnx.state(stored))).items():
             name, transposed = _hf_names(shape)[path]
             names = _every(name, shape)
             expected = leaf.shape[names.ndim :]
@@ -162,22 +165,28 @@ def _load(folder: Path, model: ModelT, mesh: Mesh | None) -> ModelT:
                 values[path] = jax.make_array_from_callback(leaf.shape, places[path], read)
             else:
                 values[path] = jnp.asarray(read((slice(None),) * leaf.ndim))
+            if path in int8:
+                values |= _in_int8(path, values[path], places)
     return nnx.merge(graph, unflatten_mapping(values))
 
 
-def _on_devices(target: Target, mesh: Mesh | None) -> Target:
-    """Quantize where the matrices are; the unquantized ones are given up."""
-    graph, state = nnx.split(target)
-    small_graph, small = nnx.split(nnx.eval_shape(_quantized, target))
-    places = shardings(nnx.to_pure_dict(small), mesh) if mesh else None
+def _in_int8(path: tuple[str, ...], kernel: jax.Array, places: Mapping[Any, NamedSharding]) -> dict[Any, jax.Array]:
+    """A kernel and its scales by their paths, where they belong; the unquantized one is given up before it returns."""
+    paths = (path, (*path[:-1], "scale"))
+    found = quantizing(tuple(places[one] for one in paths) if places else None)(kernel)
+    jax.block_until_ready(found)
+    kernel.delete()
+    return dict(zip(paths, found, strict=True))
 
-    def run(values: dict[str, Any]) -> dict[str, Any]:
-        return nnx.to_pure_dict(nnx.state(_quantized(nnx.merge(graph, values))))
 
-    # Most of what is given up is of another type than what comes of it, which is no news.
-    with warnings.catch_warnings(action="ignore", category=UserWarning):
-        values = jax.jit(run, out_shardings=places, donate_argnums=0)(nnx.to_pure_dict(state))
-    return nnx.merge(small_graph, values)
+def quantizing(places: tuple[NamedSharding, ...] | None) -> Any:
+    """The jitted program that makes a kernel int8: its numbers and the scale of every column, at those places."""
+    return jax.jit(_numbers_and_scales, out_shardings=places)
+
+
+def _numbers_and_scales(kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
+    numbers, scales = quantize(kernel)
+    return numbers[...], scales[...]
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from flax.nnx.traversals import flatten_mapping
 from jax.sharding import Mesh
 
 from jax_specexit.evaluation.held_out import scoring
@@ -23,7 +24,7 @@ from jax_specexit.training.data import check_length
 from jax_specexit.training.measure import NAMES, measurement, rows_measured
 from jax_specexit.training.start import draft_config
 from jax_specexit.training.step import Frozen, Step, make_step
-from jax_specexit.weights import abstract_ends, abstract_target
+from jax_specexit.weights import abstract_ends, abstract_target, quantizing
 from specexit.chips import Chip, chip_of
 from specexit.config import ConfigError
 from specexit.data.features import DTYPES, FILE, StoredType, read_manifest, stored_layers
@@ -160,7 +161,7 @@ def _others(
     models: tuple[Draft, Target | CachedTarget],
     arguments: tuple,
 ) -> dict[str, Callable[[], jax.stages.Lowered]]:
-    """What a run compiles beside its main step: its first state, the step of the first share, measuring, evaluating."""
+    """What a run compiles beside its main step, from quantizing a matrix of the target to evaluating."""
     (draft, target), (state, frozen, batch) = models, arguments
     mesh = cast(Mesh, step.batch_sharding.mesh)
     programs: dict[str, Callable[[], jax.stages.Lowered]] = {"begin": partial(cast(Any, step.init).lower, state.params)}
@@ -171,6 +172,8 @@ def _others(
     }
     if isinstance(target, CachedTarget):
         return programs
+    if config.target_int8:
+        programs["quantize"] = _quantize(frozen, config.dtype)
     if not shapes.draft.aux_norm_shapes:
         layers = shapes.draft.eagle_aux_hidden_state_layer_ids
         rows = examples({name: EXAMPLE[name] for name in NAMES}, (rows_measured(mesh), shapes.length), step)
@@ -181,6 +184,16 @@ def _others(
         held_out = examples(EXAMPLE, rows_evaluated(shapes, mesh), step)
         programs["evaluate"] = partial(cast(Any, score).lower, state.params, frozen, held_out)
     return programs
+
+
+def _quantize(frozen: Frozen, dtype: str) -> Callable[[], jax.stages.Lowered]:
+    """What loading compiles for one matrix after the other; of that with the largest share of a chip."""
+    leaves = flatten_mapping(frozen.target)
+    kernels = [path for path, leaf in leaves.items() if leaf.dtype == jnp.int8]
+    largest = max(kernels, key=lambda path: math.prod(leaves[path].sharding.shard_shape(leaves[path].shape)))
+    kernel, scale = leaves[largest], leaves[(*largest[:-1], "scale")]
+    stored = jax.ShapeDtypeStruct(kernel.shape, jnp.dtype(dtype), sharding=kernel.sharding)
+    return partial(quantizing((kernel.sharding, scale.sharding)).lower, stored)
 
 
 def rows_evaluated(shapes: Shapes, mesh: Mesh) -> Rows:

@@ -56,7 +56,7 @@ class Program:
     """Another program of the run, compiled for the same slice, or a step of it that only moves arrays."""
 
     hbm_gib: Memory
-    """Everything that is on a chip while it runs, the run's whole state included."""
+    """Everything that is on a chip while it runs, the run's whole state included; while quantizing there is none."""
     compile_seconds: float
     """0 where nothing is compiled."""
 
@@ -153,9 +153,10 @@ def _program(name: str, lower: Callable[[], jax.stages.Lowered], of: Lowered, ch
     """Compile another program of a run.
 
     Raises:
-      ConfigError: it does not fit beside the state of the run.
+      ConfigError: it does not fit beside what else is on a chip then.
     """
     begin = time.perf_counter()
+    larger = "a larger mesh.fsdp or mesh.tensor" + ("" if name == "quantize" else ", or a shorter length")
     try:
         compiled = lower().compile()
     except jax.errors.JaxRuntimeError as error:
@@ -163,23 +164,29 @@ def _program(name: str, lower: Callable[[], jax.stages.Lowered], of: Lowered, ch
         if used is None:
             raise
         raise ConfigError(
-            f"{name} needs {used[0]:.1f} GiB of HBM per chip, a {chip.name} has {used[1]:.2f}: choose a larger "
-            "mesh.fsdp or mesh.tensor, or a shorter length"
+            f"{name} needs {used[0]:.1f} GiB of HBM per chip, a {chip.name} has {used[1]:.2f}: choose {larger}"
         ) from error
     memory = memory_of(compiled, chip)
-    # What the program does not take as an argument is on the chip all the same.
-    if name == "begin":
-        held = memory.arguments + bytes_on_one_chip(of.frozen) / GIB + _whole_draft(of)
-    else:
-        held = max(memory.arguments, bytes_on_one_chip((of.state, of.frozen)) / GIB)
+    held = _held(name, memory, of)
     total = memory.total - memory.arguments + held
     memory = dataclasses.replace(memory, arguments=held, total=total, spare=1 - total / chip.hbm_gib)
     if memory.spare < 0:
         raise ConfigError(
-            f"{name} needs {total:.1f} GiB of HBM per chip with the state of the run, a {chip.name} has "
-            f"{chip.hbm_gib:g}: choose a larger mesh.fsdp or mesh.tensor, or a shorter length"
+            f"{name} needs {total:.1f} GiB of HBM per chip with what else is on it then, a {chip.name} has "
+            f"{chip.hbm_gib:g}: choose {larger}"
         )
     return Program(memory, time.perf_counter() - begin)
+
+
+def _held(name: str, memory: Memory, of: Lowered) -> float:
+    """What a program finds on a chip, in GiB: what it does not take as an argument is there all the same."""
+    frozen = bytes_on_one_chip(of.frozen) / GIB
+    if name == "begin":
+        return memory.arguments + frozen + _whole_draft(of)
+    if name == "quantize":  # a matrix as it is stored, and all of the target but what comes of it; no state yet
+        yielded = memory.total - memory.arguments - memory.temporaries
+        return memory.arguments + frozen - yielded
+    return max(memory.arguments, bytes_on_one_chip(of.state) / GIB + frozen)
 
 
 def _moving(of: Lowered, chip: Chip, beside: float) -> Program:

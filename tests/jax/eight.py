@@ -153,9 +153,18 @@ def loading(folder: Path, mesh) -> dict[str, float]:
     sharded = nnx.to_pure_dict(nnx.state(weights.load_target(folder, mesh=mesh)))
     weights._reader = reader
     size = max(leaf.size for leaf in jax.tree.leaves(whole))
-    small, sharded_small = (weights.load_target(folder, mesh=where, int8=True) for where in (None, mesh))
-    int8 = difference(*(nnx.to_pure_dict(nnx.state(target)) for target in (sharded_small, small)))
+    int8 = difference(nnx.to_pure_dict(nnx.state(weights.load_target(folder, mesh=mesh, int8=True))), at_once(folder))
     return {"difference": difference(sharded, whole), "largest": largest / size, "int8": int8}
+
+
+def at_once(folder: Path) -> Any:
+    """The int8 target, all of it quantized in one program on one device."""
+    graph, state = nnx.split(weights.load_target(folder))
+
+    def program(values):
+        return nnx.to_pure_dict(nnx.state(weights._quantized(nnx.merge(graph, values))))
+
+    return jax.jit(program)(nnx.to_pure_dict(state))
 
 
 class Begun(NamedTuple):

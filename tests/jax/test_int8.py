@@ -1,7 +1,9 @@
 """The target's layers in int8: what is rounded and by how much, and that nothing else changes. Costs a minute."""
 
+import gc
 import random
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,18 +11,20 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from jax_specexit import weights
 from jax_specexit.model.layers import Linear
 from jax_specexit.model.target import Target, TargetShape
-from jax_specexit.planning.aot import shapes_of
+from jax_specexit.planning.aot import lower_step, shapes_of
+from jax_specexit.planning.plan import GIB, _program, bytes_on_one_chip
 from jax_specexit.planning.work import compute_seconds, step_work
 from jax_specexit.sharding import AXES, make_mesh
-from jax_specexit.weights import abstract_target, linears, load_target
+from jax_specexit.weights import abstract_target, export_target, linears, load_target
 from specexit import tiny
 from specexit.chips import CHIPS
 from specexit.config import REPOSITORY, load
 from specexit.schemas.plan import PlanConfig
 from specexit.schemas.target import load_target_config
-from specexit.schemas.train import MeshConfig
+from specexit.schemas.train import MeshConfig, TrainConfig
 from specexit.tiny.traces import render_response, write_trace
 
 
@@ -71,6 +75,53 @@ def test_on_a_mesh_it_is_the_same(reasoners: tuple[Target, Target]) -> None:
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     on_mesh = load_target(tiny.MODEL_DIR, mesh=mesh, int8=True)
     jax.tree.map(np.testing.assert_array_equal, *(nnx.to_pure_dict(nnx.state(t)) for t in (on_mesh, reasoners[1])))
+
+
+def test_matrix_by_matrix_it_is_what_it_is_all_at_once(tmp_path: Path) -> None:
+    """Columns of nothing but zeros included, whose scale is 1."""
+    plain = load_target(tiny.MODEL_DIR)
+    gate = linears(plain)[4].kernel
+    gate[...] = gate[...].at[..., 3].set(0)
+    export_target(plain, tmp_path)
+    graph, state = nnx.split(load_target(tmp_path))
+
+    def program(values: dict[str, Any]) -> dict[str, Any]:
+        target = nnx.merge(graph, values)
+        for part in linears(target):
+            part.quantize()
+        return nnx.to_pure_dict(nnx.state(target))
+
+    at_once = jax.jit(program)(nnx.to_pure_dict(state))
+    found = nnx.to_pure_dict(nnx.state(load_target(tmp_path, int8=True)))
+    jax.tree.map(np.testing.assert_array_equal, found, at_once)
+    np.testing.assert_array_equal(found["layers"]["mlp"]["gate"]["scale"][:, 3], 1)
+
+
+def test_while_loading_no_matrix_that_was_read_is_left_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    gc.collect()
+    reader, held = weights._reader, []
+
+    def matrices() -> int:
+        """Of layers, in float32."""
+        return sum(x.ndim == 3 and x.dtype == jnp.float32 for x in jax.live_arrays())
+
+    def counting(*arguments: Any) -> Any:
+        held.append(matrices())
+        return reader(*arguments)
+
+    before = matrices()
+    monkeypatch.setattr(weights, "_reader", counting)
+    load_target(tiny.MODEL_DIR, mesh=make_mesh(MeshConfig(), jax.devices()[:1]), int8=True)
+    assert len(held) > 7, "more than the matrices are read"
+    assert max(held) <= before
+
+
+def test_quantizing_is_planned_with_the_largest_matrix_as_it_is_stored(base_recipe: TrainConfig) -> None:
+    config = base_recipe.model_copy(update={"target_int8": True, "length": 128})
+    lowered = lower_step(config, shapes_of(config, load_target_config(config.target)), jax.devices()[:1], "float32")
+    found = _program("quantize", lowered.others["quantize"], lowered, CHIPS["v5e"]).hbm_gib
+    largest = 4 * 3 * 32 * 48  # 3 layers in float32
+    assert round(found.total * GIB) >= bytes_on_one_chip(lowered.frozen) + largest
 
 
 def test_the_reasoner_still_knows_what_comes_next(reasoners: tuple[Target, Target]) -> None:

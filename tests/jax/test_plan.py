@@ -262,7 +262,8 @@ def check_small(found: dict) -> None:
     others = found["others"]
     assert {name for name, program in others.items() if not program["compile_seconds"]} == {"restore", "save"}
     state = others["save"]["hbm_gib"]["total"]
-    assert all(program["hbm_gib"]["total"] >= state for program in others.values())
+    # A target is quantized before there is a state.
+    assert all(program["hbm_gib"]["total"] >= state for name, program in others.items() if name != "quantize")
     assert found["hbm_gib"]["total"] > state
     gathered = [c for c in found["collectives"] if c["kind"] == "all-gather" and list(c["axes"]) != ["context"]]
     assert gathered
@@ -306,8 +307,15 @@ def draft_shapes(recipe: Path) -> list[tuple[int, ...]]:
 @pytest.mark.parametrize("int8", [False, True], ids=["bfloat16", "int8"])
 def test_so_it_does_with_steps_of_two_lengths(tmp_path: Path, int8: bool) -> None:
     found = planned(str(small_recipe(tmp_path, first_step_share=0.5, target_int8=int8)))
-    assert set(found["others"]) == {"begin", "step of 1 TTT steps", "measure", "evaluate", "restore", "save"}
+    always = {"begin", "step of 1 TTT steps", "measure", "evaluate", "restore", "save"}
+    assert set(found["others"]) == always | ({"quantize"} if int8 else set())
     check_small(found)
+    if int8:
+        # Of 3 layers a chip has a quarter of the weights, a byte each, and of the embedding, and it has a quarter of
+        # one of the largest matrices of all layers in bfloat16 beside them.
+        layer = 512 * (512 + 2 * 256) + 512 * 512 + 3 * 512 * 1024
+        least = (3 * layer + 2 * 4096 * 512 + 2 * 3 * 512 * 1024) / 4
+        assert found["others"]["quantize"]["hbm_gib"]["total"] * 2**30 >= least
 
 
 MIXTURE = {
