@@ -13,6 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from specexit.drafts.config import DraftConfig
 from specexit.drafts.directory import check_target, read_draft
 from specexit.drafts.verified import doubt_of
 from specexit.errors import InputError
@@ -75,7 +76,7 @@ def serve_command(config: ServeConfig, *, on_cpu: bool = False) -> list[str]:
     length = min(target.max_model_len, draft.max_position_embeddings)
     asked = any(argument.startswith("--max-model-len") for argument in config.arguments)
     if length < target.max_model_len and not asked:
-        _say_length(config.draft, length, target)
+        _say_length(config.draft, draft, target)
     ours = ["--dtype", target.dtype, "--max-model-len", str(length)]
     if on_cpu:
         ours += CPU_ARGUMENTS
@@ -90,12 +91,17 @@ def _say_doubt(draft: Path, target: TargetConfig) -> None:
         Console(stderr=True).print(f"{draft}: verified: {doubt}", style="yellow", markup=False, highlight=False)
 
 
-def _say_length(draft: Path, length: int, target: TargetConfig) -> None:
+def _say_length(folder: Path, draft: DraftConfig, target: TargetConfig) -> None:
     """Say that requests are shorter than the target's, whose thinking may need all of it."""
+    length, asked, most = draft.max_position_embeddings, target.max_model_len, draft.most_positions
+    longest = asked if most is None else min(asked, most)
+    remedy = end = "RoPE has no end" if most is None else f"its rope_scaling 'yarn' ends at {most}"
+    if longest > length:
+        those = "those" if longest == asked else "more of those"
+        remedy = f"set it to {longest} there to serve {those}, as {end}, and run `specexit verify` again"
     Console(stderr=True, soft_wrap=True).print(
-        f"{draft / 'config.json'}: max_position_embeddings is {length}, so requests have at most {length} tokens and "
-        f"not the {target.max_model_len} of {target.name}: set it to {target.max_model_len} there to serve those, as "
-        "RoPE has no end, and run `specexit verify` again",
+        f"{folder / 'config.json'}: max_position_embeddings is {length}, so requests have at most {length} tokens and "
+        f"not the {asked} of {target.name}: {remedy}",
         style="yellow",
         markup=False,
         highlight=False,

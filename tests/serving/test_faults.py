@@ -84,6 +84,7 @@ def gone(name):
 
 
 AUX = "eagle_aux_hidden_state_layer_ids"
+YARN = {"rope_type": "yarn", "original_max_position_embeddings": 32}
 
 
 def whole_vocabulary(folder):
@@ -124,6 +125,14 @@ DAMAGES = {
     "too short": (
         config(max_position_embeddings=64),
         "max_position_embeddings is 64, .* max_model_len 512.*; expected max_model_len 64 .*, or a larger max_pos",
+    ),
+    "too short, and yarn ends there": (
+        config(max_position_embeddings=64, rope_scaling=YARN | {"factor": 2.0}),
+        r"; expected max_model_len 64 \(of vLLM, or in the target's YAML\): its rope_scaling 'yarn' ends at 64$",
+    ),
+    "too short, and yarn ends later": (
+        config(max_position_embeddings=64, rope_scaling=YARN | {"factor": 4.0}),
+        "; expected max_model_len 64 .*, or a larger max_position_embeddings in that file, of at most 128, where its",
     ),
     "weights are empty": (cut(0), r"model\.safetensors: cannot be read as safetensors"),
     "weights are truncated": (cut(-1), r"model\.safetensors: cannot be read as safetensors"),

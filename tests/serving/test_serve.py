@@ -94,6 +94,28 @@ def test_a_draft_that_is_shorter_than_its_target_says_so_on_one_line(write_rando
     assert "max_position_embeddings" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("factor", "said"),
+    [
+        (2.0, ": its rope_scaling 'yarn' ends at 64"),
+        (
+            4.0,
+            ": set it to 128 there to serve more of those, as its rope_scaling 'yarn' ends at 128, and run `specexit",
+        ),
+    ],
+)
+def test_nobody_is_told_to_make_a_draft_longer_than_its_rope(factor, said, write_random_draft, tmp_path, capsys):
+    """vLLM has no angles beyond a yarn's own end, whatever the config says, and a server reads on behind them."""
+    yarn = {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": 32}
+    fits = {"hidden_size": 192, "target_hidden_size": 192, "vocab_size": 640, "max_position_embeddings": 64}
+    layers = {"eagle_aux_hidden_state_layer_ids": (1, 3, 4)}
+    draft = write_random_draft(tmp_path / "draft", None, **fits, **layers, rope_scaling=yarn)
+    serve_command(ServeConfig(target="tiny-reasoner", draft=draft))
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "max_position_embeddings" in line]
+    assert f"of tiny-reasoner{said}" in line
+    assert "no end" not in line
+
+
 SMALL = {"num_hidden_layers": 4, "num_attention_heads": 6, "num_key_value_heads": 2, "hidden_size": 192}
 QWEN3_4B = {"num_hidden_layers": 36, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128}
 

@@ -16,6 +16,7 @@ from specexit.drafts.directory import (
     write_draft,
 )
 from specexit.method.signals import NAMES
+from tests.shared.published import MODEL_OPTIMIZER
 
 
 @pytest.fixture(params=["draft", "fc"])
@@ -121,6 +122,10 @@ def test_fields_of_other_tools_are_ignored(draft):
         ({"num_attention_heads": 3}, "num_attention_heads is 3, expected a multiple of num_key_value_heads, 2"),
         ({"draft_vocab_size": 201}, "draft_vocab_size is 201, expected at most vocab_size, 200"),
         ({"rope_scaling": {"rope_type": "dynamic", "factor": 4.0}}, "field rope_scaling is .*rope_type is 'dynamic'"),
+        (
+            {"max_position_embeddings": 65_537, "rope_scaling": MODEL_OPTIMIZER["rope_scaling"]},
+            "max_position_embeddings is 65537, expected at most 65536: .*rope_scaling 'yarn', beyond which vLLM has no",
+        ),
         ({"num_aux_hidden_states": 2}, "num_aux_hidden_states is 2, but eagle_aux_hidden_state_layer_ids names 3"),
     ],
 )

@@ -127,12 +127,23 @@ class DraftConfig(Config):
             raise ValueError("attention_bias is true, which vLLM does not serve with model_type 'qwen3'")
         if self.specexit and self.specexit.source == "fc" and (self.fc_norm or self.norm_before_fc):
             raise ValueError("specexit.source is 'fc', whose signals read unnormed aux hidden states, but fc is normed")
+        most = self.most_positions
+        if most is not None and self.max_position_embeddings > most:
+            raise ValueError(
+                f"max_position_embeddings is {self.max_position_embeddings}, expected at most {most}: factor times "
+                "original_max_position_embeddings of its rope_scaling 'yarn', beyond which vLLM has no angles"
+            )
         return self
 
     @property
     def target_name(self) -> str | None:
         """Name of the target it was trained for; None where a plain draft does not say."""
         return self.specexit.target if self.specexit else None
+
+    @property
+    def most_positions(self) -> int | None:
+        """Most that ``max_position_embeddings`` may be; None where its RoPE has no end."""
+        return None if self.rope_scaling is None else self.rope_scaling.positions
 
     @property
     def aux_size(self) -> int:

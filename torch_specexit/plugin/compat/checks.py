@@ -47,8 +47,7 @@ def check_draft(config: DraftConfig, folder: Path, target: Any) -> SpecExitBlock
         raise DraftError(
             f"{path}: max_position_embeddings is {config.max_position_embeddings}, but the engine serves max_model_len "
             f"{target.max_model_len}: beyond its own length the draft is silent and nothing could exit; expected "
-            f"max_model_len {config.max_position_embeddings} (of vLLM, or in the target's YAML), or a larger "
-            "max_position_embeddings in that file, for RoPE has no end: then run `specexit verify` again"
+            f"max_model_len {config.max_position_embeddings} (of vLLM, or in the target's YAML){_longer(config)}"
         )
     architecture = ARCHITECTURES[config.model_type]
     if architecture not in config.architectures:
@@ -70,6 +69,15 @@ def check_draft(config: DraftConfig, folder: Path, target: Any) -> SpecExitBlock
             f"{path}: specexit.policy.thresholds is empty, expected at least one: every request would exit at once"
         )
     return block
+
+
+def _longer(config: DraftConfig) -> str:
+    """How a draft that is shorter than an engine's context becomes longer, if it can, for the message about it."""
+    most = config.most_positions
+    if most is not None and most <= config.max_position_embeddings:
+        return f": its rope_scaling 'yarn' ends at {most}"
+    end = "for RoPE has no end" if most is None else f"of at most {most}, where its rope_scaling 'yarn' ends"
+    return f", or a larger max_position_embeddings in that file, {end}: then run `specexit verify` again"
 
 
 def as_in_directory(
