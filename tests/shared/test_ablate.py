@@ -14,8 +14,10 @@ from specexit.bench.ablate import Ablations, ablate
 from specexit.bench.process import BenchError
 from specexit.cli import run
 from specexit.config import ConfigError
+from specexit.data.rows import infer_agrees
 from specexit.data.scores import Scores, write_scores
 from specexit.data.traces import write_traces
+from specexit.method.replay import Replay
 from specexit.report.ablations import ablated
 from specexit.report.verdict import percent
 from specexit.schemas.ablate import AblateConfig, TrainedConfig
@@ -87,6 +89,33 @@ def test_one_split_token_at_a_time(paths):
     alone = sorted(point.net_cut for name, point in splits.items() if name != "all")
     assert alone == pytest.approx([0, 1 - 7 / 12])  # token 9 at 4 and 10, token 8 at 7
     assert "sources" not in found  # one source is no comparison
+
+
+@pytest.mark.parametrize(
+    ("answers", "states", "fields", "accuracy"),
+    [
+        (["8", "7", "7", "7"], ["differs", "agrees", "untried", "agrees"], {}, 1),
+        (["8", "9", "9", "8"], ["differs"] * 2 + ["untried", "differs"], {"reference": "8", "correct": False}, 0),
+    ],
+)
+def test_one_split_token_alone_leaves_an_untried_boundary_as_right_as_it_was(
+    answers, states, fields, accuracy, make_trace
+):
+    """The third, behind token 8, is as right as the trials beside it, and the one before it is behind token 9."""
+    trace = make_trace(
+        think_ids=[20, 8, 22, 9, 24, 8, 26, 8, 30],
+        boundaries=[2, 4, 6, 8],
+        boundary_answers=answers,
+        boundary_agrees=infer_agrees(states),
+        boundary_confidence=[0.5] * 4,
+        boundary_state=states,
+        **fields,
+    )
+    values = np.zeros((9, 4), np.float32)
+    values[5, 3] = 0.9
+    variants = dict(module._splits(module.Scored(Replay([trace], [values]), 0.0), None))
+    for name in ("all", "only '8'"):
+        assert {point.accuracy for point in variants[name] if point.exits} == {accuracy}
 
 
 def test_tables_figures_and_numbers_are_written_once_and_kept_for_what_they_are_of(paths, capsys, monkeypatch):

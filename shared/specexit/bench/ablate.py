@@ -249,14 +249,22 @@ def _splits(scored: Scored, decode: object) -> Variants:
     counts = Counter(token for trace in replay.traces for token in trace.split_ids)
     yield "all", _validity(scored)
     for token, _ in counts.most_common(MOST_SPLITS) if len(counts) > 1 else ():
-        kept = [_only(trace, token) for trace in replay.traces]
         text = decode([token]) if callable(decode) else str(token)
-        yield f"only {text!r}", _validity(replace(scored, replay=Replay(kept, replay.signals)))
+        yield f"only {text!r}", _validity(replace(scored, replay=_alone(replay, token)))
 
 
-def _only(trace: AnyTrace, token: int) -> AnyTrace:
-    """A trace that can end at one split token alone."""
-    rows = [i for i, split in enumerate(trace.split_ids) if split == token]
+def _alone(replay: Replay, token: int) -> Replay:
+    """Traces that can end at one split token alone. What is right there is what the whole traces say: an untried
+    boundary is judged by its neighbours, which may be gone."""
+    rows = [[i for i, split in enumerate(trace.split_ids) if split == token] for trace in replay.traces]
+    kept = [_only(trace, at) for trace, at in zip(replay.traces, rows, strict=True)]
+    alone = Replay(kept, replay.signals)
+    alone.right = [right[at] for right, at in zip(replay.right, rows, strict=True)]
+    return alone
+
+
+def _only(trace: AnyTrace, rows: Sequence[int]) -> AnyTrace:
+    """A trace with some of its boundaries."""
     names = [name for name in vars(trace) if name in ("boundaries", "split_ids") or name.startswith("boundary_")]
     return replace(trace, **{name: [getattr(trace, name)[i] for i in rows] for name in names})
 
