@@ -7,6 +7,7 @@ the text: a draft whose aux layers are off by one guesses badly, and well again 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from specexit.drafts.acceptance import acceptance, accepted, clearly_more
 from specexit.drafts.config import DraftConfig
-from specexit.drafts.rope import scaling_of
+from specexit.drafts.rope import RopeScaling, scaling_of
 from torch_specexit.draft import Draft
 
 THETAS = (10_000.0, 100_000.0, 500_000.0, 1_000_000.0, 5_000_000.0, 10_000_000.0)
@@ -141,12 +142,11 @@ def _rope(config: DraftConfig, target: Mapping[str, Any]) -> Iterator[Repair]:
     for other in sorted({float(theta), *THETAS} - {config.rope_theta}):
         changed = config.model_copy(update={"rope_theta": other})
         yield Repair(f"RoPE theta differs: it is {config.rope_theta:g}", f"rope_theta {other:g}", changed, layers)
-    try:
-        scaling = scaling_of(named)
-    except ValueError:
-        return
     # Without a scaling also at the draft's own theta: one may have been added for longer texts after it was trained.
-    for other, base in dict.fromkeys([(scaling, float(theta)), (None, float(theta)), (None, config.rope_theta)]):
+    tried: list[tuple[RopeScaling | None, float]] = [(None, float(theta)), (None, config.rope_theta)]
+    with suppress(ValueError):  # the target's may be of a kind that is not implemented
+        tried.insert(0, (scaling_of(named), float(theta)))
+    for other, base in dict.fromkeys(tried):
         if other != config.rope_scaling:
             changed = config.model_copy(update={"rope_scaling": other, "rope_theta": base})
             remedy = "no rope_scaling" if other is None else "the target's rope_scaling"

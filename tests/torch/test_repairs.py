@@ -18,6 +18,8 @@ YARN = RopeScaling("yarn", 32.0, original_max_position_embeddings=2048)
         (None, {"rope_theta": 1e6}, []),
         (None, {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, [(RopeScaling("linear", 2.0), 1e4)]),
         (YARN, {}, [(None, 1e4)]),
+        # The target's own is not implemented, which says nothing of the draft's.
+        (YARN, {"rope_scaling": {"rope_type": "longrope", "long_factor": [4.0]}}, [(None, 1e4)]),
     ],
 )
 def test_scalings_that_a_draft_may_have_been_trained_with_are_tried(own, target, tried, tmp_path, write_random_draft):
