@@ -87,8 +87,7 @@ class Ablations(Config):
     full_accuracy: float | None
     ablations: dict[str, Ablation]
     inputs: dict[str, str] = Field(default={})
-    """Hashes of ``traces``, of each ``scores.NAME``, and of the draft that gave the first of them (``draft.weights``);
-    none in files of before."""
+    """Hashes of ``traces``, of each ``scores.NAME``, and of the draft of the first of them (``draft.weights``)."""
 
 
 def ablate(config: AblateConfig) -> dict[str, Ablation]:

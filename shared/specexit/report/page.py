@@ -21,6 +21,7 @@ from specexit.config import write_text
 from specexit.data.scores import Scores, read_scores
 from specexit.data.traces import first_samples, read_traces
 from specexit.drafts.directory import DraftConfig, read_config
+from specexit.errors import first_problem
 from specexit.method.simulate import Simulation, remarks
 from specexit.report import pareto
 from specexit.report.ablations import Ablated, ablated
@@ -243,7 +244,11 @@ def _read(path: Path | None, kind: type[Written], command: str, measured: Measur
         return None
     try:
         found = kind.model_validate_json(path.read_text())
-    except (OSError, ValidationError) as error:
+    except OSError as error:
         raise ReportError(f"{path}: cannot be read as what {command} writes: {error}") from error
+    except ValidationError as error:
+        raise ReportError(
+            f"{path}: cannot be read as what {command} writes: {first_problem(error)}; run `specexit {command}` anew"
+        ) from error
     measured.refuse(path, found.inputs)
     return found

@@ -1,6 +1,7 @@
 """The report: one file, complete in itself, saying what was measured and no more."""
 
 import io
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -301,4 +302,11 @@ def test_ablations_are_on_the_page_with_all_that_they_draw(bench: Path) -> None:
     ]
     (bench / "ablations.json").write_text("{}")
     with pytest.raises(ReportError, match=r"ablations\.json: cannot be read as what ablate writes"):
+        report(config(bench, ablations=bench / "ablations.json"))
+    before = found.model_dump(mode="json")
+    for one in before["ablations"]["signals"]["variants"]:
+        del one["full_accuracy"]
+    (bench / "ablations.json").write_text(json.dumps(before))
+    told = r"\.variants\.0\.full_accuracy is .*: Field required; run `specexit ablate` anew$"
+    with pytest.raises(ReportError, match=rf"ablations\.json: cannot be read as what ablate writes: .*{told}"):
         report(config(bench, ablations=bench / "ablations.json"))
