@@ -50,7 +50,9 @@ class Measured:
           ReportError: it is.
         """
         if told := others({key: found for key, found in inputs.items() if key != "traces"}, self.hashes):
-            raise ReportError(f"{path}: made from {told}, expected what this benchmark measured: make it anew")
+            # Of several scores, `ablate` asks all but one question of the first.
+            how = ", with scores of its draft first" if any(key.startswith("scores.") for key in inputs) else ""
+            raise ReportError(f"{path}: made from {told}, expected what this benchmark measured: make it anew{how}")
 
     def remark(self, what: str, inputs: Mapping[str, str]) -> Iterator[str]:
         """A sentence on what is of other traces than the responses, where that is known."""

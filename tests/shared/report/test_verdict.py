@@ -131,6 +131,8 @@ def test_what_was_replayed_for_another_draft_or_benchmark_is_no_part_of_the_page
             ReportError, match=rf"{name}\.json: made from inputs\.draft\.weights b+ \(now a+\), expected"
         ):
             report(write(name, **{"draft.weights": "b" * 64}))
+    with pytest.raises(ReportError, match=r"ablations\.json: .*: make it anew, with scores of its draft first$"):
+        report(write("ablations", **{"draft.weights": "b" * 64, "scores.fc": "c" * 64, "scores.draft": "d" * 64}))
     with pytest.raises(ReportError, match=r"replay\.json: made from inputs\.requests b+ \(now \w+\), expected"):
         report(write("replay", requests="b" * 64))
     of = {"shape": {"of": inputs | {"draft.weights": "b" * 64}}}
