@@ -30,7 +30,7 @@ from specexit.report.checks import checks, tests
 from specexit.report.figures import Figure, Table, latencies, thresholds
 from specexit.report.readme import write_images, write_table
 from specexit.report.run import Run, read_run
-from specexit.report.shown import TITLES, ReportError, Shown, choose, show
+from specexit.report.shown import TITLES, ReportError, Shown, choose, exited, show
 from specexit.report.verdict import percent, verdict
 from specexit.schemas.report import ReportConfig
 from specexit.schemas.target import find_target
@@ -199,7 +199,7 @@ def show_traces(
     """The traces to show; none where the benchmark has no exits.
 
     Raises:
-      ReportError: ``trace_id`` names a trace that is not there, or that did not exit.
+      ReportError: ``trace_id`` names a trace that is not there, or that did not exit at a boundary.
       ScoreError: the scores cannot be read, or are of another draft than the one given.
     """
     if "specexit" not in results.methods:
@@ -209,10 +209,11 @@ def show_traces(
     traces = {id: trace for id, trace in first_samples(read_traces(benched)).items() if id in requests}
     chosen = choose(list(traces.values()), requests)
     if config.trace_id:
-        exited = [id for id in traces if requests[id].reason == "exit"]
-        if config.trace_id not in exited:
+        could = [id for id in traces if exited(traces[id], requests[id])]
+        if config.trace_id not in could:
             raise ReportError(
-                f"{path}: trace {config.trace_id!r} did not exit, expected one of {', '.join(sorted(exited)[:5])}, ..."
+                f"{path}: trace {config.trace_id!r} did not exit at a boundary, expected one of "
+                f"{', '.join(sorted(could)[:5])}, ..."
             )
         chosen = {"asked": config.trace_id}
     scores = _scores(config.scores, config.draft) if config.scores else None

@@ -88,7 +88,7 @@ def choose(traces: Sequence[Trace], requests: Mapping[str, Request]) -> dict[str
 
     Only requests that walked the very path of the trace, as under greedy decoding they do, can be set beside it.
     """
-    saved = {t.id: len(t.think_ids) - requests[t.id].thinking_tokens for t in traces if _exited(t, requests)}
+    saved = {t.id: len(t.think_ids) - requests[t.id].thinking_tokens for t in traces if _left(t, requests)}
     right = [t for t in traces if t.id in saved and requests[t.id].correct]
     wrong = [t for t in traces if t.id in saved and not requests[t.id].correct and t.correct]
     whole = [t for t in traces if t.id in requests and requests[t.id].reason == "natural_end" and _same(t, requests)]
@@ -126,8 +126,15 @@ def show(
     return Shown(title, why, trace, request, tuple(steps), chart)
 
 
-def _exited(trace: Trace, requests: Mapping[str, Request]) -> bool:
-    return trace.id in requests and requests[trace.id].reason == "exit" and _same(trace, requests)
+def exited(trace: Trace, request: Request) -> bool:
+    """Whether a request exited at a boundary of the trace, where a page can mark it: the loop guard, a client and a
+    margin of tokens end thinking anywhere."""
+    by_rule = request.reason == "exit" and request.ended_by in (None, "exit", "cap")
+    return by_rule and request.thinking_tokens in trace.boundaries
+
+
+def _left(trace: Trace, requests: Mapping[str, Request]) -> bool:
+    return trace.id in requests and exited(trace, requests[trace.id]) and _same(trace, requests)
 
 
 def _same(trace: Trace, requests: Mapping[str, Request]) -> bool:

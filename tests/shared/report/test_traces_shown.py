@@ -33,7 +33,7 @@ def test_text_of_a_prompt_is_text(bench: Path) -> None:
 
 def test_three_traces_are_worth_looking_at(trace: Trace) -> None:
     """The one that saved the most, the one that lost the most by it, the one that could have been cut the most."""
-    names = ("best", "good", "wrong", "missed", "whole", "elsewhere")
+    names = ("best", "good", "wrong", "missed", "whole", "elsewhere", "looped", "circled")
     traces = {name: replace(trace, id=name) for name in names}
     traces["whole"] = replace(traces["whole"], boundary_agrees=[False] * 4)
     requests = {
@@ -44,6 +44,11 @@ def test_three_traces_are_worth_looking_at(trace: Trace) -> None:
         "whole": exited(traces["whole"], 9),
         # It saved the most of all, on a path of its own, which the trace does not show.
         "elsewhere": Request("elsewhere", [0], 1, "exit", "7", True, {}),
+        # The guard against loops ended them, where no exit is to be marked.
+        "looped": replace(
+            exited(traces["looped"], 0), token_ids=trace.think_ids[:1], thinking_tokens=1, ended_by="loop"
+        ),
+        "circled": replace(exited(traces["circled"], 0), ended_by="loop"),
     }
     assert choose(list(traces.values()), requests) == {"best": "best", "wrong": "wrong", "missed": "missed"}
     assert choose([traces["whole"]], requests) == {}
@@ -91,9 +96,13 @@ def test_kinds_of_traces_that_there_are_none_of_are_named(bench: Path) -> None:
 
 
 def test_a_trace_that_did_not_exit_cannot_be_shown(bench: Path) -> None:
-    with pytest.raises(ReportError, match="'nowhere' did not exit, expected one of a"):
+    with pytest.raises(ReportError, match="'nowhere' did not exit at a boundary, expected one of a"):
         report(config(bench, trace_id="nowhere"))
     assert not (bench / "report.html").exists()
+    requests = bench / "requests.jsonl"
+    requests.write_text(requests.read_text().replace('"ended_by": null', '"ended_by": "loop"'))
+    with pytest.raises(ReportError, match="'a' did not exit at a boundary"):
+        report(config(bench, trace_id="a"))
 
 
 def test_text_behind_the_last_boundary_is_shown(trace: Trace) -> None:
