@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 from rich.console import Console
 from rich.table import Table
 
@@ -83,7 +83,8 @@ class Plan:
     """The published numbers that the bound assumes."""
     hbm_gib: Memory
     batch_that_fits: int
-    """Rows per step that should leave a tenth of the HBM free; extrapolated from this compilation, not compiled."""
+    """Rows per step that should leave a tenth of the HBM free, 0 where one a chip leaves less; extrapolated from this
+    compilation, not compiled."""
     flops: float
     flops_by_part: dict[str, float]
     useful_flops: float
@@ -257,11 +258,16 @@ def bytes_on_one_chip(tree: Any) -> int:
     return sum(map(one, jax.tree.leaves(tree)))
 
 
-def _batch_that_fits(arguments: float, temporaries: float, capacity: float, shapes: Shapes, mesh: Mesh) -> int:
-    """Rows per step, if temporaries grow like the rows of a chip (they grow slower, so a larger batch is safe)."""
+def _batch_that_fits(
+    arguments: float, temporaries: float, capacity: float, shapes: Shapes, mesh: Mesh | AbstractMesh
+) -> int:
+    """Rows per step, if temporaries grow like the rows of a chip (they grow slower, so a larger batch is safe).
+
+    0 where weights and state alone leave no room for a row on each chip.
+    """
     shards = math.prod(mesh.shape[axis] for axis in ROWS)
     each = shapes.batch // shards
-    return int(each * ((1 - SPARE) * capacity - arguments) / temporaries) * shards
+    return max(0, int(each * ((1 - SPARE) * capacity - arguments) / temporaries)) * shards
 
 
 def memory_of(compiled: jax.stages.Compiled, chip: Chip) -> Memory:

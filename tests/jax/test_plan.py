@@ -15,17 +15,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import pytest
 import yaml
-from jax.sharding import AbstractMesh
+from jax.sharding import AbstractMesh, SingleDeviceSharding
 
 from jax_specexit.planning import page as page_of_plans
-from jax_specexit.planning.aot import Shapes, shapes_of
+from jax_specexit.planning.aot import Lowered, Shapes, shapes_of
 from jax_specexit.planning.estimate import estimate
 from jax_specexit.planning.page import table
+from jax_specexit.planning.plan import _batch_that_fits, _compile
 from jax_specexit.sharding import AXES
+from jax_specexit.training.step import Frozen
 from specexit.chips import CHIPS, Chip, chip_of
-from specexit.config import REPOSITORY, load
+from specexit.config import REPOSITORY, ConfigError, load
 from specexit.report.readme import ReadmeError
 from specexit.schemas.plan import PlanConfig
 from specexit.schemas.target import load_target_config
@@ -388,6 +392,29 @@ def test_a_step_that_does_not_fit_is_refused_with_a_batch_that_should(tmp_path: 
     assert done.returncode == 1
     assert "batch_size=4096 of length 2048 needs" in done.stderr
     assert "choose batch_size=" in done.stderr
+
+
+class TooLarge:
+    """A step whose compilation ends as libtpu ends it."""
+
+    def compile(self) -> None:
+        raise jax.errors.JaxRuntimeError(
+            "RESOURCE_EXHAUSTED: Used 24.00G of 15.75G hbm. Exceeded hbm capacity by 8.25G."
+        )
+
+
+def test_no_batch_fits_beside_weights_that_alone_are_too_much() -> None:
+    """Of 20 GiB on chips of 16, less than nothing is left for temporaries."""
+    _, shapes, chip, mesh = full_size("r1-llama-8b-v5e-16")
+    assert _batch_that_fits(20.0, 3.0, chip.hbm_gib, shapes, mesh) == 0
+    assert _batch_that_fits(7.9, 3.0, chip.hbm_gib, shapes, mesh) == 2 * 16
+    one = SingleDeviceSharding(jax.devices()[0])
+    state: Any = jax.ShapeDtypeStruct((20, 2**28), jnp.float32, sharding=one)
+    step: Any = TooLarge()
+    where: Any = mesh
+    lowered = Lowered(where, step, Frozen(None, None, None), state, {})
+    with pytest.raises(ConfigError, match=r"needs 24\.0 GiB .* has 15\.75: choose a larger mesh\.fsdp or mesh\.tensor"):
+        _compile(lowered, chip, shapes)
 
 
 @needs_libtpu
