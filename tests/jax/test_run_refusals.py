@@ -190,6 +190,8 @@ def test_a_batch_that_does_not_divide_is_refused(recipe: TrainConfig) -> None:
         (["mesh.data=-2"], "mesh.data is -2.*expected a number from 1 on, or -1"),
         (["profile_steps=[4, 2]"], "1 <= first <= last"),
         (["aux_layers=[3, 1]"], r"aux_layers is \[3, 1\]: .*expected ids from 0 \(the embedding\) on, rising"),
+        (["seed=-1"], "seed is -1: .*greater than or equal to 0"),
+        (["seed=4294967296"], "seed is 4294967296: .*less than 4294967296"),
     ],
 )
 def test_recipes_that_cannot_work_are_refused(

@@ -194,7 +194,8 @@ class TrainConfig(Config):
     )
     wandb: str | None = Field(default=None, description="Weights & Biases project to log to as well; needs the extra")
     cluster: ClusterConfig = ClusterConfig()
-    seed: int = Field(default=0, description="of the initial weights and the order of the data")
+    # Grain takes no negative one, and JAX the last 32 bits: a larger one would have the weights of another.
+    seed: int = Field(default=0, ge=0, lt=2**32, description="of the initial weights and the order of the data")
 
     @model_validator(mode="after")
     def _evaluation(self) -> TrainConfig:
