@@ -156,12 +156,9 @@ def warm_start(draft: Draft, target: Target | CachedTarget, draft_vocab: Int[Arr
     """Begin as a continuation of the target instead of from noise (in place).
 
     ``fc`` passes the last aux layer through; the final norm and the LM head are the target's: before the first step the
-    draft speaks the target's language and only has to learn to look one token further. Needs equal hidden sizes; does
-    nothing otherwise.
+    draft speaks the target's language and only has to learn to look one token further. Needs equal hidden sizes.
     """
     h = draft.config.hidden_size
-    if h != target.shape.hidden_size:
-        return
     kernel = 0.1 * draft.fc.kernel[...]
     draft.fc.kernel[...] = kernel.at[-h:].add(jnp.eye(h))
     draft.norm.scale[...] = target.norm.scale[...]

@@ -95,8 +95,9 @@ def draft_config(
       source: the draft in ``init_from``; None to read it there.
 
     Raises:
-      ConfigError, DraftError: the target lacks a layer, or its config a field; the draft's sizes do not go together;
-        or ``init_from`` cannot be read, is of another target or does not fit the recipe.
+      ConfigError, DraftError: the target lacks a layer, or its config a field; the draft's sizes do not go together,
+        or a fresh one is not as wide as its target; or ``init_from`` cannot be read, is of another target or does not
+        fit the recipe.
     """
     layers = target.layers_read(config.aux_layers)
     block = SpecExitBlock(
@@ -113,6 +114,12 @@ def draft_config(
         return warm_config(source, config.init_from, target, config.draft, layers, block)
     found = target.needed(*FOR_DRAFTS)
     found |= {f"target_{name}": found.pop(name) for name in ("hidden_size", "num_hidden_layers")}
+    width, expected = config.draft.hidden_size, found["target_hidden_size"]
+    if width != expected:
+        raise ConfigError(
+            f"draft.hidden_size={width}, expected the target's {expected}: a fresh draft embeds tokens as its target "
+            "does, and only one in init_from can have embeddings of its own"
+        )
     try:
         return DraftConfig(
             **config.draft.model_dump(),

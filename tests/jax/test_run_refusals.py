@@ -151,6 +151,18 @@ def test_sizes_that_do_not_go_together_are_refused(recipe: TrainConfig, key: str
     assert not recipe.out.exists()
 
 
+def test_a_fresh_draft_of_another_width_than_its_target_is_refused(recipe: TrainConfig) -> None:
+    """By a run and by a plan. It has no embeddings but its target's."""
+    sizes = recipe.draft.model_copy(update={"hidden_size": 48})
+    wide = recipe.model_copy(update={"draft": sizes, "length": 128})
+    said = r"^draft\.hidden_size=48, expected the target's 32: "
+    with pytest.raises(ConfigError, match=said):
+        train(wide)
+    assert not recipe.out.exists()
+    with pytest.raises(ConfigError, match=said):
+        shapes_of(wide, load_target_config(wide.target))
+
+
 def test_held_out_traces_of_another_target_are_refused(recipe: TrainConfig, packed: Path, tmp_path: Path) -> None:
     import dataclasses
 
