@@ -1,7 +1,7 @@
-# A TPU host: JAX with libtpu and the training half. One image for every host of a slice.
+# A TPU host: JAX with libtpu and the training half, as in constraints.txt. One image for every host of a slice.
 #   docker build -f configs/images/training.Dockerfile -t specexit .
-FROM python:3.12-slim
+FROM python:3.11-slim
 COPY . /src
-RUN python -m pip install --no-cache-dir "/src[tpu]"
+RUN python -m pip install --no-cache-dir --constraint /src/constraints.txt "/src[tpu]"
 WORKDIR /run
 ENTRYPOINT ["specexit"]

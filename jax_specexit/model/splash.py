@@ -23,9 +23,10 @@ from jaxtyping import Array, Float, Int
 
 from jax_specexit.model import context
 from specexit.chips import DEVICE_KINDS
+from specexit.errors import InputError
 
 CHECKED_WITH = (0, 10)
-"""Version of JAX whose private backward pass this file calls."""
+"""Version of JAX whose private backward pass this file calls; the extra ``tpu`` brings it."""
 
 LANES = 128
 """A TPU vector register's width: the kernel's tiles are multiples of it."""
@@ -55,14 +56,14 @@ def check_version() -> None:
     """Refuse a JAX whose private backward pass nobody has looked at.
 
     Raises:
-      RuntimeError: says what to do.
+      InputError: says what to do.
     """
     if jax.__version_info__[:2] != CHECKED_WITH:
         checked = ".".join(map(str, CHECKED_WITH))
-        raise RuntimeError(
+        raise InputError(
             f"TTT attention on TPU calls a private function of JAX that was checked with {checked}.x, found "
-            f"{jax.__version__}: install jax {checked}, or run tests/jax/test_splash.py and raise "
-            "jax_specexit.model.splash.CHECKED_WITH"
+            f"{jax.__version__}: pip install 'specexit[tpu]' brings jax {checked}, or run tests/jax/test_splash.py "
+            "and raise jax_specexit.model.splash.CHECKED_WITH"
         )
 
 

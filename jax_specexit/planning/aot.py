@@ -18,6 +18,7 @@ from jax_specexit.evaluation.held_out import scoring
 from jax_specexit.evaluation.rows import Rows, largest_rows, longest_evaluated
 from jax_specexit.model.cached import CachedTarget, ends_of
 from jax_specexit.model.draft import Draft
+from jax_specexit.model.splash import check_version
 from jax_specexit.model.target import Target, TargetShape
 from jax_specexit.sharding import ROWS, make_mesh
 from jax_specexit.training.data import check_length
@@ -51,11 +52,13 @@ def topology_devices(name: str, slices: int = 1) -> tuple[Chip, Sequence[Any]]:
 
     Raises:
       ConfigError: no such slice.
-      InputError: libtpu, which compiles for TPUs, is not installed.
+      InputError: libtpu, which compiles for TPUs, is not installed, or JAX is another than their attention was checked
+        with.
     """
     from jax.experimental import topologies
 
     chip = chip_of(name)
+    check_version()
     jax.config.update("jax_platforms", "cpu")  # planning never takes a TPU that is there
     for key, value in HINTS.items():
         os.environ.setdefault(key, value)

@@ -121,7 +121,7 @@ def plan(config: PlanConfig) -> Plan:
 
     Raises:
       ConfigError: no such topology, a mesh that does not divide model or batch, or a step that does not fit the HBM.
-      InputError: libtpu is not installed.
+      InputError: libtpu is not installed, or JAX is another than attention on TPUs was checked with.
     """
     if config.topology is None:
         raise ConfigError("topology is not set, expected a TPU slice such as topology=v5e:4x4")

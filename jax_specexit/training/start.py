@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from jax_specexit.model.cached import CachedTarget
 from jax_specexit.model.draft import Draft, warm_start
+from jax_specexit.model.splash import check_version
 from jax_specexit.model.target import Target, TargetShape
 from jax_specexit.sharding import check_mesh
 from jax_specexit.training.checkpoint import has_checkpoint
@@ -46,7 +47,10 @@ def start(
     Raises:
       ConfigError, DraftError: ``init_from`` cannot be read, or was made for another target or shape; or the mesh does
         not divide the models.
+      InputError: on a TPU, another JAX than its attention was checked with.
     """
+    if jax.default_backend() == "tpu":
+        check_version()
     before = check_start(config, target_config, meta)
     shape = draft_config(config, target_config, meta.exit_point) if before is None else before.shape
     layers = shape.eagle_aux_hidden_state_layer_ids

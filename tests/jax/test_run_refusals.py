@@ -3,7 +3,9 @@
 import json
 import shutil
 from pathlib import Path
+from unittest.mock import Mock
 
+import jax
 import pytest
 import yaml
 
@@ -161,6 +163,20 @@ def test_a_fresh_draft_of_another_width_than_its_target_is_refused(recipe: Train
     assert not recipe.out.exists()
     with pytest.raises(ConfigError, match=said):
         shapes_of(wide, load_target_config(wide.target))
+
+
+def test_a_tpu_takes_only_the_jax_that_its_attention_was_checked_with(
+    recipe: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And says so before anything is loaded; on a CPU any one trains."""
+    monkeypatch.setattr("jax_specexit.training.start.load_target", Mock(side_effect=LookupError("loading")))
+    monkeypatch.setattr("jax_specexit.model.splash.CHECKED_WITH", (0, 9))
+    with pytest.raises(LookupError, match="loading"):
+        train(recipe)
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    with pytest.raises(InputError, match=r"checked with 0\.9\.x, found"):
+        train(recipe)
+    assert not recipe.out.exists()
 
 
 def test_held_out_traces_of_another_target_are_refused(recipe: TrainConfig, packed: Path, tmp_path: Path) -> None:

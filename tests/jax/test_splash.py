@@ -1,16 +1,23 @@
 """The splash kernel with merged diagonals against the masked oracle, in Pallas' interpreter. Costs 25 s."""
 
+import tomllib
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AbstractDevice, AbstractMesh
+from packaging.requirements import Requirement
 
 from jax_specexit.model import attention, splash
 from jax_specexit.model.attention import attend, ttt_attention_reference
 from jax_specexit.model.layers import segment_starts
 from jax_specexit.model.splash import Splash
+from jax_specexit.planning.aot import topology_devices
 from jax_specexit.sharding import AXES
+from specexit.config import REPOSITORY
+from specexit.errors import InputError
 
 TIME, HEADS, DIM = 256, 4, 128
 
@@ -69,6 +76,18 @@ def test_the_kernel_is_that_of_the_chip_that_a_program_is_for(monkeypatch: pytes
 
 
 def test_an_unchecked_version_of_jax_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a plan before it looks for a compiler; by a run, see `test_run_refusals`."""
     monkeypatch.setattr(splash, "CHECKED_WITH", (0, 9))
-    with pytest.raises(RuntimeError, match=r"private function of JAX that was checked with 0\.9\.x, found"):
-        splash.check_version()
+    said = r"checked with 0\.9\.x, found .*: pip install 'specexit\[tpu\]' brings jax 0\.9,"
+    for refused in (splash.check_version, partial(topology_devices, "v5e:4x4")):
+        with pytest.raises(InputError, match=said):
+            refused()
+
+
+def test_the_extra_for_tpus_brings_the_jax_that_was_checked() -> None:
+    extras = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    major, minor = splash.CHECKED_WITH
+    assert [one for one in extras["tpu"] if "jax" in one] == [f"jax[tpu]>={major}.{minor},<{major}.{minor + 1}"]
+    # Which the extra that it is built on takes, too.
+    (also,) = [Requirement(one) for one in extras["train"] if Requirement(one).name == "jax"]
+    assert f"{major}.{minor}.0" in also.specifier

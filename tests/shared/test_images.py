@@ -47,6 +47,15 @@ def test_a_python_of_an_image_is_one_that_the_package_takes() -> None:
             assert int(low) <= int(minor) < int(high)
 
 
+def test_an_image_with_constraints_has_the_python_that_they_bind() -> None:
+    """On another one pip takes the newest of everything."""
+    bound = set(re.findall(r'python_version == "([\d.]+)"', (ROOT / "constraints.txt").read_text()))
+    constrained = {path.stem: path.read_text() for path in IMAGES if "/src/constraints.txt" in path.read_text()}
+    assert "training" in constrained
+    for text in constrained.values():
+        assert set(re.findall(r"FROM python:([\d.]+)-", text)) == bound
+
+
 def test_the_demo_s_image_has_what_the_demo_needs_of_the_system() -> None:
     """Its Python is built from source, headers included; what ``setup.sh`` asks for besides has to be installed."""
     asked = set(re.findall(r"\|\| echo (\S+)", (ROOT / "setup.sh").read_text()))
