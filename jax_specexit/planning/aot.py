@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -28,7 +29,7 @@ from jax_specexit.training.step import Frozen, Step, make_step
 from jax_specexit.weights import abstract_ends, abstract_target, quantizing
 from specexit.chips import Chip, chip_of
 from specexit.config import ConfigError
-from specexit.data.features import DTYPES, FILE, StoredType, read_manifest, stored_layers
+from specexit.data.features import DTYPES, FILE, StoredType, check_layers, read_manifest, stored_layers
 from specexit.drafts.directory import DraftConfig
 from specexit.errors import InputError, install
 from specexit.method.signals import SIGNALS
@@ -81,11 +82,15 @@ class Shapes(NamedTuple):
     """Type of stored features; None where they are computed."""
     evaluated: int = 0
     """Tokens of the longest trace that is evaluated; 0 where none is longer than a row."""
+    held: tuple[int, ...] = ()
+    """Layers of features that are stored already, of which the draft may read some alone; empty where none are."""
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """Whose states are stored, where they are."""
-        return stored_layers(self.draft.eagle_aux_hidden_state_layer_ids, self.draft.target_num_hidden_layers)
+        """Whose states are stored, or would be."""
+        return self.held or stored_layers(
+            self.draft.eagle_aux_hidden_state_layer_ids, self.draft.target_num_hidden_layers
+        )
 
 
 def shapes_of(config: TrainConfig, target_config: TargetConfig) -> Shapes:
@@ -93,7 +98,7 @@ def shapes_of(config: TrainConfig, target_config: TargetConfig) -> Shapes:
 
     Raises:
       ConfigError: the recipe does not say how long its rows are.
-      InputError: the target is of an unknown architecture, or its config lacks a field.
+      InputError: the target is of an unknown architecture, or its config lacks a field; or see `with_stored`.
     """
     length = config.length
     if length is None:
@@ -105,14 +110,21 @@ def shapes_of(config: TrainConfig, target_config: TargetConfig) -> Shapes:
     fields, path = target_config.hf_config(), target_config.config_place
     target = TargetShape.from_config(fields, path) if config.features is None else ends_of(fields, path)
     evaluated = longest_evaluated(config, target_config)
-    return Shapes(target, draft, config.batch_size, length, stored_type(config), evaluated)
+    shapes = Shapes(target, draft, config.batch_size, length, evaluated=evaluated)
+    return shapes if config.features is None else with_stored(shapes, config.features)
 
 
-def stored_type(config: TrainConfig) -> StoredType | None:
-    """Type of a recipe's stored features; `specexit features`' own choice where there are none yet."""
-    if config.features is None:
-        return None
-    return read_manifest(config.features).dtype if (config.features / FILE).exists() else "bfloat16"
+def with_stored(shapes: Shapes, folder: Path) -> Shapes:
+    """The same with stored features; those that are not there yet are of the type that `specexit features` chooses.
+
+    Raises:
+      FeatureError: they cannot be read, or lack a layer.
+    """
+    if not (folder / FILE).exists():
+        return shapes._replace(stored="bfloat16")
+    manifest = read_manifest(folder)
+    check_layers(folder, manifest, shapes.layers)
+    return shapes._replace(stored=manifest.dtype, held=manifest.layers)
 
 
 class Lowered(NamedTuple):

@@ -12,13 +12,15 @@ import pytest
 import yaml
 from jax.sharding import AbstractMesh
 
-from jax_specexit.planning.aot import lower_step, shapes_of
+from jax_specexit.planning.aot import lower_step, shapes_of, stored_example
 from jax_specexit.planning.work import step_work
 from jax_specexit.sharding import AXES
+from jax_specexit.training.data import first_rows, open_features
 from jax_specexit.training.run import check_folder
 from jax_specexit.training.train import train
 from specexit.config import ConfigError, load, save_run
 from specexit.data.features import FILE, FeatureError
+from specexit.data.packed import read_meta
 from specexit.errors import InputError
 from specexit.schemas.target import load_target_config
 from specexit.schemas.train import TrainConfig
@@ -97,6 +99,20 @@ def test_what_runs_the_target_does_not_go_with_features(cached: TrainConfig, tmp
     path.write_text(yaml.safe_dump(cached.model_dump(mode="json")))
     with pytest.raises(ConfigError, match=f"{key}=.* with features=.*: there the target is not run"):
         load(TrainConfig, path, [f"{key}=true"])
+
+
+def test_a_plan_takes_the_layers_that_are_stored(cached: TrainConfig, stored: Path, tmp_path: Path) -> None:
+    """As a run does: its batches hold all layers of the features, whichever of them this draft reads."""
+    config, target = cached.model_copy(update={"length": 128, "aux_layers": (1,)}), load_target_config(cached.target)
+    meta = read_meta(config.data)
+    batch = first_rows(config.data, meta, features=open_features(config, target, meta))
+    shapes = shapes_of(config, target)
+    assert shapes.draft.eagle_aux_hidden_state_layer_ids == (1,)
+    planned = stored_example(shapes)
+    assert {name: (batch[name].shape[2:], batch[name].dtype) for name in planned} == planned
+    fewer = config.model_copy(update={"features": changed(stored, tmp_path / "features", layers=[1, 2])})
+    with pytest.raises(FeatureError, match=r"layers is \[1, 2\], but the draft reads \[3\], too"):
+        shapes_of(fewer, target)
 
 
 def test_a_plan_counts_nothing_of_the_target() -> None:

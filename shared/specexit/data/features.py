@@ -198,9 +198,7 @@ def check(folder: Path, expected: dict[str, Any], layers: Iterable[int]) -> Mani
     for field, value in expected.items():
         if getattr(manifest, field) != value:
             raise FeatureError(f"{folder / FILE}: {field} is {getattr(manifest, field)!r}, expected {value!r}")
-    missing = sorted(set(layers) - set(manifest.layers))
-    if missing:
-        raise FeatureError(f"{folder / FILE}: layers is {list(manifest.layers)}, but the draft reads {missing}, too")
+    check_layers(folder, manifest, layers)
     lacking = [name for name in manifest.names if name not in manifest.shards]
     if lacking:
         raise FeatureError(
@@ -213,6 +211,17 @@ def check(folder: Path, expected: dict[str, Any], layers: Iterable[int]) -> Mani
             state = "is missing" if found is None else f"has {found} bytes"
             raise FeatureError(f"{folder / name}: {state}, expected {shard.size} bytes as {FILE} says")
     return manifest
+
+
+def check_layers(folder: Path, manifest: Manifest, layers: Iterable[int]) -> None:
+    """Check that the states of all these layers are stored; there may be more.
+
+    Raises:
+      FeatureError: some are not.
+    """
+    missing = sorted(set(layers) - set(manifest.layers))
+    if missing:
+        raise FeatureError(f"{folder / FILE}: layers is {list(manifest.layers)}, but the draft reads {missing}, too")
 
 
 class Features:
