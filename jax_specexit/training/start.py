@@ -14,7 +14,7 @@ from jax_specexit.model.cached import CachedTarget
 from jax_specexit.model.draft import Draft, warm_start
 from jax_specexit.model.splash import check_version
 from jax_specexit.model.target import Target, TargetShape
-from jax_specexit.sharding import check_mesh
+from jax_specexit.sharding import check_mesh, shardings
 from jax_specexit.training.checkpoint import has_checkpoint
 from jax_specexit.training.data import choose_draft_vocab
 from jax_specexit.training.measure import measure_aux, measure_stored
@@ -54,9 +54,9 @@ def start(
     before = check_start(config, target_config, meta)
     shape = draft_config(config, target_config, meta.exit_point) if before is None else before.shape
     layers = shape.eagle_aux_hidden_state_layer_ids
+    check_division(config, target_config, shape, mesh)
     target: Target | CachedTarget
     if config.features is None:
-        check_mesh(mesh, config.batch_size, (TargetShape.read(target_config.folder), shape))
         target = load_target(target_config.folder, config.dtype, mesh, int8=config.target_int8)
     else:
         target = load_ends(target_config.folder, read_manifest(config.features).layers, config.dtype, mesh)
@@ -83,6 +83,17 @@ def start(
     elif config.init_from is not None:
         fixed = fixed._replace(before=chosen_on(config.init_from), imported=imported_as(config.init_from))
     return fixed, draft, target
+
+
+def check_division(config: TrainConfig, target_config: TargetConfig, shape: DraftConfig, mesh: Mesh) -> None:
+    """Check that the mesh divides the batch, the target's heads and experts, and every parameter of the draft.
+
+    Raises:
+      ConfigError: it does not; says which axis to change.
+    """
+    target = () if config.features is not None else (TargetShape.read(target_config.folder),)
+    check_mesh(mesh, config.batch_size, (*target, shape))
+    shardings(nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: Draft(shape, rngs=nnx.Rngs(0))))), mesh)
 
 
 def draft_config(

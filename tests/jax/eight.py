@@ -9,6 +9,7 @@ import sys
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +34,7 @@ from jax_specexit.training.data import Batches, check_data, first_rows
 from jax_specexit.training.losses import first_choices, linear_cross_entropy
 from jax_specexit.training.start import start
 from jax_specexit.training.step import Frozen, make_step
-from specexit.config import load
+from specexit.config import ConfigError, load
 from specexit.schemas.target import load_target_config
 from specexit.schemas.train import MeshConfig, TrainConfig
 
@@ -187,6 +188,17 @@ def begin(config: TrainConfig, mesh: Mesh) -> Begun:
     return Begun(draft, target, *jax.tree.map(np.asarray, (frozen, params)))
 
 
+def refused(config: TrainConfig, mesh: Mesh) -> str:
+    """What a run says of a draft that the mesh does not divide, where no target may be loaded."""
+    config = config.model_copy(update={"draft": config.draft.model_copy(update={"draft_vocab_size": 321})})
+    with patch("jax_specexit.training.start.load_target", side_effect=AssertionError("the target is loaded")):
+        try:
+            begin(config, mesh)
+        except (ConfigError, AssertionError) as error:
+            return str(error)
+    return "nothing"
+
+
 def losses(
     config: TrainConfig, devices, mesh_config: MeshConfig, *, steps: int = STEPS, begun: Begun | None = None
 ) -> list[float]:
@@ -275,6 +287,7 @@ def main(recipe: str) -> None:
         "cross_entropy": cross_entropy(meshes),
         "lookup": {name: lookup(mesh) for name, mesh in meshes.items()},
         "loading": loading(load_target_config(config.target).folder, meshes["1 x 4 x 2"]),
+        "refused": refused(config, meshes["2 x 2 x 2"]),
         "counting": counting_is_right(meshes["1 x 4 x 2"]),
         "gathers": gathers(lowered := planned(config, MESHES["2 x 2 x 2"])),
         "programs": {name: lower().compile().memory_analysis() is not None for name, lower in lowered.others.items()},

@@ -61,6 +61,10 @@ def test_weights_are_read_piece_by_piece(found: dict) -> None:
     assert found["loading"]["largest"] <= 1 / 8
 
 
+def test_a_draft_that_the_mesh_does_not_divide_is_refused_before_the_target_is_loaded(found: dict) -> None:
+    assert found["refused"].startswith("mesh.tensor=2 does not divide dimension 321 of ['lm_head']['kernel']")
+
+
 @pytest.mark.parametrize("mesh", ["2 x 2 x 2", "1 x 4 x 2", "4 x 2 x 1", "context 2", "context 4", "permuted"])
 def test_twenty_steps_equal_one_device(found: dict, mesh: str) -> None:
     ours, oracle = found["losses"][mesh], found["losses"]["one device"]
