@@ -44,14 +44,14 @@ class Watch:
         """Learning rates of the step; MFU and the most HBM used so far, where the devices say what they are.
 
         MFU is useful FLOPs (`jax_specexit.planning.work`: nothing recomputed, no masked pair, no optimizer) of the
-        ``timed`` steps over what the chip's published peak gives in the ``seconds`` that these took.
+        ``timed`` steps over what a device's share of its chip's published peak gives in the ``seconds`` that they took.
         """
         found: dict[str, Any] = {
             "learning_rate": {name: float(np.asarray(rate(step - 1))) for name, rate in self.schedules.items()}
         }
         if self.chip is not None and timed:
             useful = sum(self.useful[steps_of(self.config, one)] for one in timed)
-            found["mfu"] = round(useful / seconds / self.chip.flops, 4)
+            found["mfu"] = round(useful / seconds / (self.chip.flops / self.chip.devices), 4)
         peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in jax.local_devices()]
         used = [peak for peak in peaks if peak is not None]
         return found | ({"hbm_peak_gib": round(max(used) / 2**30, 3)} if used else {})

@@ -32,6 +32,9 @@ class Chip:
     """Chips of the largest slice."""
     dcn_bytes_per_second: float | None = None
     """Sent to other slices, its share of its host's network cards; None where the page does not say."""
+    devices: int = 1
+    """That JAX shows of it. Where it does not join the TensorCores of a chip, each is one, with its share of the rest
+    (``num_tensor_cores_per_logical_device`` of ``pltpu.get_tpu_info_for_chip``)."""
 
 
 CHIPS = {
@@ -39,7 +42,7 @@ CHIPS = {
     "v5e": Chip("v5e", 197e12, 393e12, 16, 819e9, 200e9, 2, 256, 3.125e9),
     "v5p": Chip("v5p", 459e12, 459e12, 95, 2765e9, 600e9, 3, 6144, 6.25e9),
     "v6e": Chip("v6e", 918e12, 1836e12, 32, 1638e9, 400e9, 2, 256, 12.5e9),
-    "tpu7x": Chip("tpu7x", 2307e12, 2307e12, 192, 7380e9, 600e9, 3, 9216),
+    "tpu7x": Chip("tpu7x", 2307e12, 2307e12, 192, 7380e9, 600e9, 3, 9216, devices=2),
 }
 
 DEVICE_KINDS = {
@@ -60,7 +63,7 @@ def chip_of(topology: str) -> Chip:
     """The chip of a slice such as ``v5e:4x4``.
 
     Raises:
-      ConfigError: no such chip, or no slice of this form.
+      ConfigError: no such chip, one that JAX shows as several devices, or no slice of this form.
 
     Example:
       >>> chip_of("v5p:8x8x16").hbm_gib
@@ -68,10 +71,16 @@ def chip_of(topology: str) -> Chip:
     """
     name, _, grid = topology.partition(":")
     if name not in CHIPS:
+        known = ", ".join(other for other, chip in CHIPS.items() if chip.devices == 1)
         raise ConfigError(
-            f"topology {topology!r} does not exist: chip is {name!r}, expected one of {', '.join(CHIPS)}, as in v5e:4x4"
+            f"topology {topology!r} does not exist: chip is {name!r}, expected one of {known}, as in v5e:4x4"
         )
     chip = CHIPS[name]
+    if chip.devices > 1:
+        raise ConfigError(
+            f"topology {topology!r} cannot be planned: JAX shows each {name} as {chip.devices} devices, and a plan "
+            "takes a device for a chip"
+        )
     form = "x".join(["N"] * chip.dimensions)
     if not re.fullmatch("x".join([r"[1-9]\d*"] * chip.dimensions), grid):
         raise ConfigError(f"topology {topology!r} does not exist: grid is {grid!r}, expected {form} for {name}")

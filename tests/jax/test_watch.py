@@ -83,6 +83,8 @@ def test_mfu_is_the_useful_work_over_the_peak(base_recipe: TrainConfig, shapes: 
     # A step that takes as long as its useful work does at v5e's 197 TFLOP/s has an MFU of 1.
     assert watch(51, [51], useful / 197e12)["mfu"] == pytest.approx(1)
     assert watch(52, [51, 52], 4 * useful / 197e12)["mfu"] == pytest.approx(0.5)
+    # JAX shows a chip of 2,307 TFLOP/s as two devices, each with a part of the work.
+    assert Watch(config, shapes, mesh, "TPU7x")(51, [51], 2 * useful / 2307e12)["mfu"] == pytest.approx(1)
     assert "mfu" not in watch(51, [], 1.0)
     assert "mfu" not in Watch(config, shapes, mesh, "cpu")(51, [51], 1.0)
 
