@@ -142,7 +142,7 @@ class Metrics:
         if path.exists():
             kept = _until(path, start)
             write_text(path, "".join(kept))
-            self.trained = json.loads(kept[-1]).get("trained_seconds", 0.0) if kept else 0.0
+            self.trained = _trained(kept)
         self.path = path
         self.board = _board(run, start)
 
@@ -223,6 +223,12 @@ def _until(path: Path, step: int) -> list[str]:
             break
         kept.append(line)
     return kept
+
+
+def _trained(lines: Sequence[str]) -> float:
+    """Seconds of training that metric lines speak of, oldest first: an evaluation that was made up for says none."""
+    found = (json.loads(line).get("trained_seconds") for line in reversed(lines))
+    return next((seconds for seconds in found if seconds is not None), 0.0)
 
 
 def _start_wandb(run: Path, project: str) -> Any:

@@ -240,3 +240,17 @@ def test_goodput_counts_what_was_lost_by_a_restart(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["trained_seconds"] for line in lines] == [4.0, 8.0]
     assert lines[1]["tokens_per_second"] == pytest.approx(1 / 4, abs=0.1)  # rounded to a tenth
+
+
+def test_goodput_goes_on_behind_an_evaluation_that_was_made_up_for(tmp_path: Path) -> None:
+    """Its line says nothing of training, and is the last one where a kill comes before the next checkpoint."""
+    with Metrics(tmp_path, total=8, start=0) as metrics:
+        metrics.clock.spent["step"] = 4.0
+        metrics.advance(2, numbers())
+    with Metrics(tmp_path, total=8, start=2) as metrics:
+        metrics.write({"step": 2, "evaluation": {"top1": [0.5]}})
+    with Metrics(tmp_path, total=8, start=2) as metrics:
+        metrics.clock.spent["step"] = 4.0
+        metrics.advance(4, numbers())
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line.get("trained_seconds") for line in lines] == [4.0, None, 8.0]
