@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from jax_specexit.training.clock import Clock
 from jax_specexit.training.run import read_began
-from specexit.buckets import BucketPath
+from specexit.buckets import BucketPath, location
 from specexit.config import ConfigError, append_text, write_text
 from specexit.errors import install
 from specexit.method.signals import NAMES
@@ -57,31 +58,68 @@ def note(line: Mapping[str, Any]) -> str:
 
 
 class _Events:
-    """TensorBoard's file in a bucket.
+    """TensorBoard's file, on a disk or in a bucket: what cannot be written goes with the next flush.
 
-    tensorboardX has such a writer, which sends the file once more when Python ends, and tries that for minutes where
-    the bucket no longer answers.
+    tensorboardX writes in a thread of its own, which an error would end, and a run would wait for it without end. Its
+    own writer for buckets sends the file once more when Python ends, and tries that for minutes where none answers.
     """
 
-    def __init__(self, path: str):
-        self.path, self.data = BucketPath(path), bytearray()
+    def __init__(self, path: Path):
+        self.path, self.data = path, bytearray()
+        self.before = 0
+        """Bytes of the file in front of ``data``."""
+        self.behind = False
+        """Whether the last flush failed."""
 
     @classmethod
     def open(cls, path: str) -> _Events:
-        return cls(path)
+        return cls(_place(path))
 
     @staticmethod
     def directory_check(path: str) -> None:
-        del path  # there are no folders in a bucket
+        _place(path).mkdir(parents=True, exist_ok=True)
 
     def write(self, data: bytes) -> None:
         self.data += data
 
     def flush(self) -> None:
-        self.path.write_bytes(self.data)
+        try:
+            self._send()
+        except OSError as error:
+            if not self.behind:
+                self._say(f"is behind, and written later: {error}")
+            self.behind = True
+        else:
+            self.behind = False
 
     def close(self) -> None:
-        """Nothing: it has been flushed, and there is nothing to let go of."""
+        """Say what is missing; it has been flushed, and there is nothing to let go of."""
+        if self.behind:
+            self._say("lacks what came last; metrics.jsonl has it")
+
+    def _send(self) -> None:
+        if isinstance(self.path, BucketPath):
+            self.path.write_bytes(self.data)  # of an object, no part can be written
+            return
+        with self.path.open("ab") as file:
+            if self.behind:
+                file.truncate(self.before)  # a part may have been written
+            file.write(self.data)
+            file.flush()
+            os.fsync(file.fileno())
+        self.before += len(self.data)
+        self.data.clear()
+
+    def _say(self, what: str) -> None:
+        Console(stderr=True).print(f"{self.path}: {what}", soft_wrap=True, markup=False)
+
+
+_FACTORY = "specexit"
+"""What tensorboardX is told to write by `_Events` has this and a colon in front of its path."""
+
+
+def _place(path: str) -> Path:
+    return location(path.removeprefix(f"{_FACTORY}:"))
 
 
 def _board(run: Path, start: int) -> SummaryWriter:
@@ -89,8 +127,9 @@ def _board(run: Path, start: int) -> SummaryWriter:
     from tensorboardX import SummaryWriter
     from tensorboardX.record_writer import register_writer_factory
 
-    register_writer_factory("gs", _Events)
-    return SummaryWriter(str(run / "tensorboard"), purge_step=start + 1)
+    register_writer_factory(_FACTORY, _Events)
+    # A queue of any length: training does not wait for a bucket that is slow.
+    return SummaryWriter(f"{_FACTORY}:{run / 'tensorboard'}", purge_step=start + 1, max_queue=0)
 
 
 class Metrics:

@@ -8,9 +8,10 @@ import json
 import os
 import pickle
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -25,6 +26,7 @@ from jax_specexit.convert import convert
 from jax_specexit.sharding import make_mesh
 from jax_specexit.training import place
 from jax_specexit.training import train as module
+from jax_specexit.training.metrics import Metrics
 from jax_specexit.training.train import train
 from jax_specexit.weights import _Ranged, load_target
 from specexit import cli
@@ -267,6 +269,62 @@ def test_from_traces_to_a_draft_in_a_bucket(
         make_mesh(warm.mesh),
     )  # fmt: skip
     np.testing.assert_array_equal(fixed.vocab, theirs["d2t"] + np.arange(len(theirs["d2t"])))
+
+
+def test_a_flush_of_tensorboard_s_file_that_fails_is_made_up_for(
+    bucket: BucketPath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """In the thread that writes it, which no run may wait for; the same file in a bucket and on a disk."""
+    from tensorboardX import SummaryWriter
+
+    class Quick(SummaryWriter):
+        def __init__(self, *args: Any, **options: Any):
+            super().__init__(*args, flush_secs=0.01, **options)
+
+    write, sync = BucketPath.write_bytes, os.fsync
+    failing, failed = threading.Event(), threading.Event()
+
+    def fail(name: str) -> None:
+        if name.startswith("events") and failing.is_set():
+            failed.set()
+            raise BucketError("no connection")
+
+    def written(self: BucketPath, data: Any) -> int:
+        fail(self.name)
+        return write(self, data)
+
+    def synced(file: int) -> None:  # what is on a disk then may be a part, or all of it
+        sync(file)
+        fail(Path(os.readlink(f"/proc/self/fd/{file}")).name)
+
+    monkeypatch.setattr("tensorboardX.SummaryWriter", Quick)
+    monkeypatch.setattr(BucketPath, "write_bytes", written)
+    monkeypatch.setattr(os, "fsync", synced)
+    tags = [f"number-{i:02}" for i in range(100)]
+
+    def log(run: Path) -> None:
+        with Metrics(run, total=2, start=0) as metrics:
+            metrics.write({"step": 1} | dict.fromkeys(tags[:50], 1.0))
+            assert failed.wait(300)
+            failing.clear()
+            metrics.write({"step": 2} | dict.fromkeys(tags[50:], 1.0))
+
+    sizes = set()
+    for run in (bucket, tmp_path):
+        failing.set()
+        failed.clear()
+        thread = threading.Thread(target=log, args=(run,), daemon=True)
+        thread.start()
+        thread.join(300)
+        assert not thread.is_alive()
+        [events] = run.glob("tensorboard/events*")
+        data = events.read_bytes()
+        assert [data.count(tag.encode()) for tag in tags] == [1] * 100
+        sizes.add(len(data))
+        said = capsys.readouterr().err
+        assert f"{events}: is behind, and written later: no connection" in said
+        assert "lacks" not in said
+    assert len(sizes) == 1
 
 
 @pytest.mark.parametrize(
