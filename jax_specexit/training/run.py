@@ -137,19 +137,20 @@ def check_folder(config: TrainConfig) -> None:
             )
 
 
-def write_status(run: Path, status: Status, step: int, steps: int) -> None:
+def write_status(run: Path, status: Status, step: int, steps: int, started: float | None = None) -> None:
     """Write ``status.json``, which `specexit status` reads: what is not ``finished`` goes on from ``step``.
 
-    ``began`` is when the run was first started, in seconds since the epoch; it stays over restarts.
+    ``began`` is when the run was first started, in seconds since the epoch; it stays over restarts. Of the first start
+    that is ``started``, by default now.
     """
     if is_first():
-        found = {"status": status, "step": step, "steps": steps, "began": read_began(run)}
+        found = {"status": status, "step": step, "steps": steps, "began": read_began(run, started)}
         write_text(run / "status.json", json.dumps(found) + "\n")
 
 
-def read_began(run: Path) -> float:
-    """When a run was first started, in seconds since the epoch; now where nothing says so."""
+def read_began(run: Path, started: float | None = None) -> float:
+    """When a run was first started, in seconds since the epoch; ``started``, by default now, where nothing says so."""
     try:
         return float(json.loads((run / "status.json").read_text())["began"])
     except (OSError, ValueError, KeyError, TypeError):
-        return round(time.time(), 1)
+        return round(time.time(), 1) if started is None else started

@@ -25,7 +25,7 @@ from jax_specexit.training.metrics import Metrics
 from jax_specexit.training.nonfinite import NonFiniteStop, NotFiniteError
 from jax_specexit.training.place import check_place
 from jax_specexit.training.profiling import Profiler
-from jax_specexit.training.run import check_folder, save_start, write_status
+from jax_specexit.training.run import check_folder, read_began, save_start, write_status
 from jax_specexit.training.start import check_start, start
 from jax_specexit.training.step import Frozen, Step, TrainState, make_step
 from jax_specexit.training.watch import Watch, steps_of
@@ -53,6 +53,7 @@ def train(config: TrainConfig) -> None:
     target_config = load_target_config(config.target)
     check_folder(config)
     check_place(config.out)
+    started = read_began(config.out)  # before what takes minutes: goodput counts them
     meta = check_data(config, target_config)
     features = open_features(config, target_config, meta)
     check_start(config, target_config, meta)
@@ -85,7 +86,7 @@ def train(config: TrainConfig) -> None:
         with Checkpoints(config.out, config.checkpoint, held_out and held_out.measure) as checkpoints:
             begin, state = _first_state(step, nnx.to_pure_dict(nnx.state(draft)), checkpoints)
             del draft  # whole, on the first chip of each process
-            write_status(config.out, "running", begin, config.steps)
+            write_status(config.out, "running", begin, config.steps, started)
             try:
                 stored = features and features.manifest.dtype
                 shapes = Shapes(target.shape, fixed.shape, config.batch_size, meta.length, stored)

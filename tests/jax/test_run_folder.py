@@ -122,6 +122,21 @@ def test_the_time_is_accounted_for(evaluated: TrainConfig) -> None:
     np.testing.assert_allclose(trained, np.cumsum(spent), atol=0.01)  # rounded when written
 
 
+def test_goodput_counts_the_time_before_the_first_step(recipe: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An hour, on the clock by which a run begins, in which its target is loaded."""
+    start, clock = module.start, SimpleNamespace(time=lambda: 1000.0)
+
+    def slow(*arguments: Any) -> Any:
+        clock.time = lambda: 4600.0
+        return start(*arguments)
+
+    monkeypatch.setattr("jax_specexit.training.run.time", clock)
+    monkeypatch.setattr(module, "start", slow)
+    monkeypatch.setattr(module.Loop, "run", lambda *_: ("preempted", 0))
+    train(recipe)
+    assert json.loads((recipe.out / "status.json").read_text())["began"] == 1000.0
+
+
 def test_evaluation_inside_a_run_is_the_command_s(evaluated: TrainConfig, small_target: Path, packed: Path) -> None:
     """Rows of packed traces against one trace at a time, two programs and two layouts of the same numbers."""
     from flax import nnx

@@ -71,7 +71,7 @@ def _time(rows: Sequence[Row]) -> Table | None:
         return None
     whole = rows[-1]["trained_seconds"] / rows[-1]["goodput"]
     found = {label: spent[kind] for kind, label in KINDS.items()}
-    found["stopped, restarting"] = max(0.0, whole - sum(spent.values()))
+    found["starting, stopped"] = max(0.0, whole - sum(spent.values()))
     return Table(
         ("spent on", "seconds", "share"),
         tuple((name, f"{seconds:,.1f}", percent(seconds / sum(found.values()))) for name, seconds in found.items()),

@@ -70,7 +70,7 @@ def test_the_page_shows_what_a_pod_owner_watches(tmp_path: Path) -> None:
         ("saving", "4.0", "1.3 %"),
         ("evaluating", "6.0", "1.9 %"),
         ("compiling", "50.0", "15.7 %"),
-        ("stopped, restarting", "67.3", "21.2 %"),  # of 191 / 0.6 seconds
+        ("starting, stopped", "67.3", "21.2 %"),  # of 191 / 0.6 seconds
     ]
     share = cells(html, "Share of the time, %")
     assert share[0] == ["optimizer step", "computing", "waiting for data", "saving", "evaluating", "compiling"]
@@ -96,7 +96,7 @@ def test_what_a_run_did_not_say_of_the_machine_is_named(tmp_path: Path) -> None:
     old = {"step": 10, "token_loss": [3.0], "top1": [0.1], "signal_loss": {"validity": 0.7}}
     html = page_of(write_run(tmp_path / "old", [old]))
     assert "so not shown: Share of the time, %; Tokens a second, without the pauses; Goodput, %; MFU, %;" in html
-    assert "stopped, restarting" not in html
+    assert "starting, stopped" not in html
 
 
 def test_one_line_of_metrics_is_a_mark(tmp_path: Path) -> None:
