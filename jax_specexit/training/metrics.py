@@ -255,12 +255,22 @@ class Metrics:
 
 
 def _until(path: Path, step: int) -> list[str]:
-    """The whole lines of a metrics file up to a step: a kill may have cut the last one."""
+    """The whole lines of a metrics file up to a step: a kill may have cut the last one.
+
+    A line that cannot be read, as a power failure leaves them, is left out and said.
+    """
     kept = []
-    for line in path.read_text().splitlines(keepends=True):
-        if not line.endswith("\n") or json.loads(line)["step"] > step:
+    whole = path.read_bytes().decode(errors="replace").split("\n")[:-1]
+    for i, line in enumerate(whole, 1):
+        try:
+            later = json.loads(line)["step"] > step
+        except (ValueError, KeyError, TypeError):
+            said = f"{path}: line {i} is left out: expected a JSON object with a step"
+            Console(stderr=True).print(said, soft_wrap=True, markup=False)
+            continue
+        if later:
             break
-        kept.append(line)
+        kept.append(f"{line}\n")
     return kept
 
 

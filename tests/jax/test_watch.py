@@ -226,6 +226,17 @@ def test_the_progress_tells_time_rate_and_memory_on_100_columns(tmp_path: Path) 
         assert "data 0%  compute 100%\n" in text + "\n"
 
 
+def test_a_damaged_line_is_left_out_and_said(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """As a power failure leaves them; neither a restart nor a report could read the file."""
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n\0\0\n{"loss": 1.0}\n\xff\n{"step": 2}\n{"step": 3}\n{"st')
+    with Metrics(tmp_path, total=8, start=2):
+        pass
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+    said = capsys.readouterr().err
+    assert [f"{path}: line {i} is left out" in said for i in range(1, 8)] == [False, True, True, True, *[False] * 3]
+
+
 def test_goodput_counts_what_was_lost_by_a_restart(tmp_path: Path) -> None:
     """Ten seconds trained, of which a kill takes six, then four again: eight of all that has passed since the start."""
     write_status(tmp_path, "running", 0, 8)
