@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from jax_specexit.training.clock import Clock
 from jax_specexit.training.run import read_began
-from specexit.buckets import BucketPath, location
+from specexit.buckets import BucketError, BucketPath, location
 from specexit.config import ConfigError, append_text, write_text
 from specexit.errors import install
 from specexit.method.signals import NAMES
@@ -170,6 +170,8 @@ class Metrics:
         )
         self.task = self.progress.add_task("train", total=total, completed=start, note="compiling")
         self.clock, self.tokens = Clock(), 0
+        self.unsent = ""
+        """Lines that a bucket has not taken yet."""
         self.timed: list[int] = []
         """Steps since the last line, without those that compiled."""
         self.untimed: set[int] = set()
@@ -193,6 +195,10 @@ class Metrics:
         self.progress.stop()
         if self.silent:
             return
+        if self.unsent:
+            self._send("")
+        if lost := self.unsent.count("\n"):
+            self._say(f"{self.path}: lacks the last lines: {lost}")
         self.board.close()
         if self.wandb is not None:
             self.wandb.finish()
@@ -243,15 +249,29 @@ class Metrics:
         }
 
     def write(self, line: dict[str, Any]) -> None:
-        """Append one line to ``metrics.jsonl``, and its numbers to TensorBoard and Weights & Biases."""
+        """Append one line to ``metrics.jsonl``, and its numbers to TensorBoard and Weights & Biases.
+
+        A line that a bucket does not take goes with the next one, for it is not worth ending a run.
+        """
         if self.silent:
             return
-        append_text(self.path, json.dumps(line) + "\n")
+        self._send(json.dumps(line) + "\n")
         numbers = {name: value for name, value in _flatten(line) if name != "step"}
         for name, value in numbers.items():
             self.board.add_scalar(name, value, line["step"])
         if self.wandb is not None:
             self.wandb.log(numbers, step=line["step"])
+
+    def _send(self, text: str) -> None:
+        lines, self.unsent = self.unsent + text, ""
+        try:
+            append_text(self.path, lines)
+        except BucketError as error:
+            self.unsent = lines
+            self._say(f"{error}; it is tried again with the next line")
+
+    def _say(self, what: str) -> None:
+        self.progress.console.print(what, soft_wrap=True, markup=False)
 
 
 def _until(path: Path, step: int) -> list[str]:

@@ -14,7 +14,7 @@ import re
 import secrets
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PosixPath
 from typing import IO, Annotated, Any
 
@@ -161,7 +161,8 @@ class BucketPath(PosixPath):
         part.write_bytes(data)
         with explained(self, "appended to"):
             filesystem().merge(str(self), [str(self), str(part)])
-        part.unlink()
+        with suppress(BucketError):  # or what stands there now would pass for refused; the next one is written over it
+            part.unlink(missing_ok=True)
 
     def move(self, target: BucketPath) -> None:
         """Copy the object, within the bucket, and delete it here."""

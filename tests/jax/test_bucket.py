@@ -150,6 +150,36 @@ def test_what_cannot_be_in_a_bucket_says_so(bucket: BucketPath) -> None:
         load(ScoreConfig, None, wrong)
 
 
+def refused(*_: object, **__: object) -> NoReturn:
+    raise BucketError("no connection")
+
+
+def test_a_metric_line_that_a_bucket_refuses_goes_with_the_next(
+    bucket: BucketPath, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Nor is one sent twice of which only a leftover could not be deleted."""
+
+    def steps() -> list[int]:
+        return [json.loads(line)["step"] for line in (bucket / "metrics.jsonl").read_text().splitlines()]
+
+    with module.Metrics(bucket, total=8, start=0) as metrics:
+        for step, method in enumerate(("", "append", "", "unlink", "append"), 1):
+            with monkeypatch.context() as patch:
+                if method:
+                    patch.setattr(BucketPath, method, refused)
+                metrics.write({"step": step})
+        assert steps() == [1, 2, 3, 4]
+    assert steps() == [1, 2, 3, 4, 5]
+    said = capsys.readouterr().err
+    assert "no connection; it is tried again with the next line" in said
+    assert "lacks" not in said
+
+    with monkeypatch.context() as patch, module.Metrics(bucket, total=8, start=5) as metrics:
+        patch.setattr(BucketPath, "append", refused)
+        metrics.write({"step": 6})
+    assert f"{bucket / 'metrics.jsonl'}: lacks the last lines: 1" in capsys.readouterr().err
+
+
 @pytest.fixture(scope="module")
 def stored(storage_server: None, small_target: Path, packed: Path) -> BucketPath:
     """The small target and its labelled traces, in the bucket."""
