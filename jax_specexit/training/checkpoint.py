@@ -1,4 +1,4 @@
-"""Checkpoints of a run, asynchronous, through orbax: the newest ones to go on from, and the best one to serve.
+"""Checkpoints of a run, through orbax: the newest ones to go on from, written while it does, and the best one to serve.
 
 The position in the data is the step itself (see `jax_specexit.training.data`), so nothing but the training state is
 stored.
@@ -78,7 +78,10 @@ class Checkpoints:
                 self.manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state)), force=True)
 
     def save_if_best(self, step: int, params: Any, score: float) -> None:
-        """Keep these parameters in place of the best so far, if ``score`` is larger; NaN never is."""
+        """Keep these parameters in place of the best so far, if ``score`` is larger; NaN never is.
+
+        Returns when they are whole on the disk: an evaluation that is on record is not made again.
+        """
         if score > (float("-inf") if self.best_score is None else self.best_score):
             if step == self.best.latest_step():  # a finished run, judged by another measure
                 self.best.delete(step)
@@ -88,6 +91,7 @@ class Checkpoints:
             )
             with self._room():
                 self.best.save(step, args=args, force=True)
+                self.best.wait_until_finished()
             self.best_score = score
 
     def restore(self, like: Any) -> tuple[int, TrainState] | None:

@@ -2,7 +2,9 @@
 
 import errno
 import os
+import time
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
 import jax
@@ -65,6 +67,20 @@ def test_the_best_stays_while_nothing_is_evaluated(tmp_path: Path, capsys: pytes
     assert capsys.readouterr().err == ""
     judged(tmp_path, LENGTH, {4: 1.0})
     assert restore_params(tmp_path, "best")[0] == 2
+
+
+def test_the_best_is_whole_before_its_evaluation_is_on_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or a kill between the two would lose it for good: what is on record is not judged again."""
+    finalize = ocp.CompositeCheckpointHandler.finalize
+
+    def slow(*arguments: Any) -> None:
+        time.sleep(1)
+        finalize(*arguments)
+
+    monkeypatch.setattr(ocp.CompositeCheckpointHandler, "finalize", slow)
+    with Checkpoints(tmp_path, CheckpointConfig(keep=2), LENGTH) as checkpoints:
+        checkpoints.save_if_best(4, state_of(4).params, 1.02)
+        assert ocp.utils.checkpoint_steps(str(tmp_path / "best")) == [4]
 
 
 FULL = """RESOURCE_EXHAUSTED: Error writing "params.w/0" in OCDBT database at local file "/6.orbax-checkpoint-tmp/":
