@@ -64,13 +64,13 @@ def told_by_first(message: str) -> str:
 class Preemption:
     """A notice (SIGTERM) that this machine will go away soon; use as a context manager around the steps.
 
-    With several processes JAX's preemption service, which listens for SIGTERM itself, agrees on the next step that all
-    can reach. Where that service has been switched off (``JAX_ENABLE_PREEMPTION_SERVICE=0``), SIGTERM kills, and the
+    With several processes JAX's preemption service, which listens for SIGTERM itself, agrees on the next question that
+    all will ask. Where that service has been switched off (``JAX_ENABLE_PREEMPTION_SERVICE=0``), SIGTERM kills, and the
     run goes on from its last regular checkpoint.
     """
 
     def __init__(self) -> None:
-        self.noticed = False
+        self.noticed, self.asked = False, 0
         self.alone = not jax.distributed.is_initialized()
         self.before = None
 
@@ -87,10 +87,15 @@ class Preemption:
     def _notice(self, *_: object) -> None:
         self.noticed = True
 
-    def reached(self, step: int) -> bool:
-        """Whether to save and stop behind this step; every process must ask at every step."""
-        if self.alone:
+    def reached(self) -> bool:
+        """Whether to save and stop here; once yes, always yes.
+
+        Every process must ask where all the others do: behind every step, and at every batch of an evaluation.
+        """
+        if self.alone or self.noticed:
             return self.noticed
         if not jax.config.jax_enable_preemption_service:  # pyright: ignore[reportAttributeAccessIssue]
             return False
-        return multihost_utils.reached_preemption_sync_point(step)
+        self.asked += 1  # a step in JAX's words: it says yes to one number alone, the next one when the notice came
+        self.noticed = multihost_utils.reached_preemption_sync_point(self.asked)
+        return self.noticed

@@ -145,15 +145,23 @@ class HeldOut:
         if self.left_out:
             yield f"{self.left_out:,} traces of more than {self.most:,} tokens are left out of evaluations"
 
-    def __call__(self, params: Any, frozen: Frozen, step: int) -> Evaluation:
-        """Evaluate; every process must call it, and gets the same."""
+    def __call__(self, params: Any, frozen: Frozen, step: int, stopped: Callable[[], bool]) -> Evaluation | None:
+        """Evaluate; every process must call it, and gets the same.
+
+        ``stopped`` is asked before each batch, in every process, and must say the same in all. Where it says yes there
+        is no evaluation: None.
+        """
         found = Judge(self.kind)
-        self._add_all(found, params, frozen)
+        if not self._add_all(found, params, frozen, stopped):
+            return None
         return dataclasses.replace(found.result(step), left_out=self.left_out)
 
-    def _add_all(self, found: Judge, params: Any, frozen: Frozen) -> None:
+    def _add_all(self, found: Judge, params: Any, frozen: Frozen, stopped: Callable[[], bool]) -> bool:
+        """Whether it came to the end."""
         mine, rows = rows_of_process(self.size, self.sharding), self._rows()
         while batch := list(islice(rows, self.size)):
+            if stopped():
+                return False
             batch += [Row([], [])] * (self.size - len(batch))
             examples = [assemble(batch[int(i)].sequences, self.length) for i in mine]
             local = {name: np.stack([example[name] for example in examples]) for name in examples[0]}
@@ -161,6 +169,7 @@ class HeldOut:
             for i, row in enumerate(batch):
                 for one in self._cut(row, raw[i], hits[:, i]):
                     found.add(one)
+        return True
 
     def _rows(self) -> Iterator[Row]:
         """All traces that are not too long in rows, those of a block packed together: the same in every process."""

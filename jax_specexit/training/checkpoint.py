@@ -25,6 +25,18 @@ FOLDERS = {"latest": "checkpoints", "best": "best"}
 """Which checkpoint -> folder in the run."""
 
 
+class _Manager(ocp.CheckpointManager):
+    """Orbax's, without the questions to JAX's preemption service that it asks for its logs.
+
+    The service goes by the last number that it was asked with: a step, there. `jax_specexit.cluster.Preemption` asks
+    more often, with larger ones.
+    """
+
+    def reached_preemption(self, step: int) -> bool:
+        del step
+        return False
+
+
 class Checkpoints:
     """The checkpoints in ``<run>/checkpoints``, and the best parameters in ``<run>/best``; use as a context manager.
 
@@ -41,7 +53,7 @@ class Checkpoints:
     def __init__(self, run: Path, config: CheckpointConfig, measure: dict[str, str] | None = None):
         self.every, self.measure = config.every, measure
         self.manager, self.best = (
-            ocp.CheckpointManager(
+            _Manager(
                 str((run / folder).absolute()),
                 options=ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True),
             )

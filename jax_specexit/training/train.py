@@ -153,8 +153,9 @@ class Loop:
             Preemption() as preemption,
             Profiler(c.out, c.profile_steps) as profiler,
         ):
-            self.metrics, clock = metrics, metrics.clock
-            self._catch_up(min(begin, c.steps), state)
+            self.metrics, self.preemption, clock = metrics, preemption, metrics.clock
+            if not self._catch_up(min(begin, c.steps), state):
+                return "preempted", min(begin, c.steps)
             for i, batch in self.batches.steps(begin + 1, c.steps):
                 clock.lap("data")
                 ttt_steps = steps_of(c, i)
@@ -173,51 +174,67 @@ class Loop:
                     self._settle(*waiting)
                 waiting = (i, values)
                 clock.lap("step")
-                preempted = preemption.reached(i) and i < c.steps
+                preempted = preemption.reached() and i < c.steps
                 judged = self._judges(i) and not preempted  # there is time to save, not to evaluate
                 if preempted or judged or self.checkpoints.due(i) or i == c.steps:
-                    self._settle(i, values, state, judged=judged)
+                    preempted |= not self._settle(i, values, state, judged=judged)
                     waiting = None
                 if preempted:
                     return "preempted", i
         return "finished", c.steps
 
-    def _catch_up(self, begin: int, state: TrainState) -> None:
+    def _catch_up(self, begin: int, state: TrainState) -> bool:
         """Evaluate the step that the run goes on from, where a kill or a preemption came before its evaluation; the
-        last one in any case, as the run may have been asked for another figure since."""
+        last one in any case, as the run may have been asked for another figure since.
+
+        Returns False where a preemption notice came before the end of it.
+        """
         if self.held_out is None or not begin:
-            return
+            return True
         # As the first process says: the others' disks may hold no metrics.
         missed = self._judges(begin) and told_by_first("" if self.metrics.has_evaluation(begin) else "missed")
         if missed or begin == self.config.steps:
             evaluation = self._judge(begin, state)
+            if evaluation is None:
+                return False
             if missed:
                 self.metrics.write({"step": begin, "evaluation": evaluation})
             self.metrics.clock.lap("evaluate")
+        return True
 
-    def _settle(self, i: int, values: dict[str, Any], state: TrainState | None = None, *, judged: bool = False) -> None:
-        """Look at the numbers of step i and log them; save its ``state`` where given, and evaluate it."""
+    def _settle(self, i: int, values: dict[str, Any], state: TrainState | None = None, *, judged: bool = False) -> bool:
+        """Look at the numbers of step i and log them; save its ``state`` where given, and evaluate it.
+
+        Returns False where a preemption notice came before the end of the evaluation.
+        """
+        evaluation = None
         good = self.guard.check(i, float(values["loss"]), float(values["gradient_norm"]))
         self.metrics.clock.lap("step")
         if state is not None:
             self.checkpoints.save(i, state)
             self.metrics.clock.lap("save")
             if judged:
-                values = values | {"evaluation": self._judge(i, state)}
+                evaluation = self._judge(i, state)
                 self.metrics.clock.lap("evaluate")
+        if evaluation is not None:
+            values = values | {"evaluation": evaluation}
         if good and (i % self.config.log_every == 0 or state is not None):  # what is saved was trained for some time
             self.metrics.advance(i, values)
         else:
             self.metrics.count(i, int(values["tokens"]))
+        return evaluation is not None or not judged
 
     def _judges(self, i: int) -> bool:
         every = self.config.evaluate_every
         return self.held_out is not None and (i == self.config.steps or (every is not None and i % every == 0))
 
-    def _judge(self, i: int, state: TrainState) -> dict[str, Any]:
-        """Evaluate the parameters of step i, and keep them if they are the best so far."""
+    def _judge(self, i: int, state: TrainState) -> dict[str, Any] | None:
+        """Evaluate the parameters of step i, and keep them if they are the best so far; None where a preemption notice
+        came before the end."""
         assert self.held_out is not None
-        evaluation = self.held_out(state.params, self.frozen, i)
+        evaluation = self.held_out(state.params, self.frozen, i, self.preemption.reached)
+        if evaluation is None:
+            return None
         self.checkpoints.save_if_best(i, state.params, evaluation.score(self.config.best_by))
         if i == self.config.steps and is_first():
             show(evaluation, self.config.out / "evaluation.json")

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 import pytest
+from jax.experimental import multihost_utils
 
 from jax_specexit.training.checkpoint import Checkpoints, restore_params
 from jax_specexit.training.room import DiskFullError
@@ -81,6 +82,14 @@ def test_the_best_is_whole_before_its_evaluation_is_on_record(tmp_path: Path, mo
     with Checkpoints(tmp_path, CheckpointConfig(keep=2), LENGTH) as checkpoints:
         checkpoints.save_if_best(4, state_of(4).params, 1.02)
         assert ocp.utils.checkpoint_steps(str(tmp_path / "best")) == [4]
+
+
+def test_saving_asks_nothing_of_the_preemption_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which goes by the last number that it was asked with, be it for a log: the run's own are larger than steps."""
+    asked = Mock(return_value=False)
+    monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", asked)
+    judged(tmp_path, LENGTH, {2: 1.01})
+    asked.assert_not_called()
 
 
 FULL = """RESOURCE_EXHAUSTED: Error writing "params.w/0" in OCDBT database at local file "/6.orbax-checkpoint-tmp/":

@@ -54,7 +54,7 @@ def run(n):
     held = held_out.HeldOut(config, target, PackMeta.model_construct(length=8192, exit_point="earliest"))
     held.run, held.size, held.length = nothing, 4, held.longest
     held.sharding = NamedSharding(make_mesh(MeshConfig()), BATCH)
-    return held(None, None, 1).n
+    return held(None, None, 1, lambda: False).n
 
 def peak(name):
     return int(Path("/proc/self/status").read_text().split(name + ":")[1].split()[0]) / 1024

@@ -70,7 +70,7 @@ def evaluated(
     step = make_step(held_out.config, draft, model, make_mesh(MeshConfig(), jax.devices()[:1]))
     monkeypatch.setattr(module, "scoring", lambda *_: nothing)
     held_out.compile(step, draft, model)
-    found = held_out(None, Frozen(None, None, None), 1)
+    found = held_out(None, Frozen(None, None, None), 1, lambda: False)
     assert all(one == seen[0] for one in seen)
     return seen[0], found
 

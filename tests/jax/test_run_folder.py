@@ -4,6 +4,7 @@ About 80 s of CPU time: a very small draft is trained five times, and compiled t
 """
 
 import gc
+import itertools
 import json
 import os
 import shutil
@@ -13,7 +14,8 @@ import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
+from unittest.mock import Mock
 
 import jax
 import numpy as np
@@ -21,6 +23,7 @@ import pytest
 import yaml
 from jax.experimental.compilation_cache import compilation_cache
 
+from jax_specexit import cluster
 from jax_specexit.convert import convert
 from jax_specexit.evaluation import held_out
 from jax_specexit.training import train as module
@@ -43,6 +46,7 @@ from specexit.schemas.convert import ConvertConfig
 from specexit.schemas.evaluate import EvaluateConfig
 from specexit.schemas.pack import PackConfig
 from specexit.schemas.train import TrainConfig
+from specexit.status import read_status
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -304,6 +308,16 @@ def test_sigterm_saves_and_the_run_goes_on(recipe: TrainConfig, monkeypatch: pyt
     assert all(line["loss"] > 0 for line in lines(recipe.out))
 
 
+def test_the_preemption_service_is_asked_with_a_new_number_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says yes to one number alone: the next one of all processes, when the notice came. It may come before any."""
+    service = Mock(side_effect=lambda number: number == 3)
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(cluster.multihost_utils, "reached_preemption_sync_point", service)
+    preemption = cluster.Preemption()
+    assert [preemption.reached() for _ in range(5)] == [False, False, True, True, True]
+    assert [call.args for call in service.call_args_list] == [(1,), (2,), (3,)]
+
+
 def evaluations(run: Path) -> dict[int, dict]:
     return {line["step"]: line["evaluation"] for line in lines(run) if "evaluation" in line}
 
@@ -313,7 +327,7 @@ def test_an_evaluation_that_a_kill_cut_short_is_made_up_for(
 ) -> None:
     config = changed(evaluated, out=tmp_path / "run", profile_steps=None)
 
-    def killed(self, params, frozen, step):
+    def killed(*_: object) -> NoReturn:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -329,15 +343,40 @@ def test_an_evaluation_that_a_kill_cut_short_is_made_up_for(
     assert [row["step"] for row in training_rows(written, read_lines(written))] == [3, 6, 8]
 
 
-def test_a_step_that_was_preempted_before_its_evaluation_is_evaluated_later(
+def test_a_step_that_was_preempted_before_the_end_of_its_evaluation_is_evaluated_later(
     evaluated: TrainConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    config = changed(evaluated, out=tmp_path / "run", profile_steps=None)
+    config, place = changed(evaluated, out=tmp_path / "run", profile_steps=None), held_out.place
     with monkeypatch.context() as patch:
-        patch.setattr(module.Preemption, "reached", lambda self, step: step == 4)
+        asked = itertools.count(1)
+        patch.setattr(module.Preemption, "reached", lambda self: next(asked) == 4)
         train(config)
     assert status(config.out) == "preempted"
+    assert not evaluations(config.out)
+
+    def terminated(behind: set[int]) -> int:
+        """Go on to a notice at the first batch of the evaluation behind these; how many batches of it there were."""
+        batches = 0
+
+        def noticed(*arguments: Any) -> Any:
+            nonlocal batches
+            if evaluations(config.out).keys() == behind:
+                batches += 1
+                os.kill(os.getpid(), signal.SIGTERM)
+            return place(*arguments)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(held_out, "place", noticed)
+            train(config)
+        return batches
+
+    for behind, last in (set(), 4), ({4}, 8):  # one that is made up for, and that of the last step
+        assert terminated(behind) == 1
+        assert read_status(config.out) == ("preempted", last, 8)
+        assert evaluations(config.out).keys() == behind
+        assert restore_params(config.out)[0] == last
     train(config)
+    assert status(config.out) == "finished"
     assert evaluations(config.out) == evaluations(evaluated.out)
     before = (config.out / "metrics.jsonl").read_text()
     train(config)  # what is evaluated is not again
