@@ -7,7 +7,7 @@ import fcntl
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
@@ -22,21 +22,22 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 @contextmanager
-def alone_in(run: Path) -> Iterator[None]:
+def alone_in(run: Path) -> Iterator[Callable[[], None]]:
     """Hold the folder of a run for a job, in its first process, until that ends, be it by ``kill -9``.
 
     In a bucket it is held by an object, see `leased`. On a network disk that has no locks nothing is held: a second run
-    goes unnoticed.
+    goes unnoticed. Yields what every process has to call before it saves something there: it raises `ConfigError` in
+    all of them where another run has taken the folder away, as it can in a bucket.
 
     Raises:
       ConfigError: another run holds it, in every process of this job; the message says which process, where and since
         when. Or it cannot be written.
     """
     with ExitStack() as held:
-        refused = ""
+        refused, lost = "", _nothing
         if is_first():
             try:
-                _hold(held, run)
+                lost = _hold(held, run)
             except ConfigError as error:
                 refused = str(error)
             except OSError as error:
@@ -44,15 +45,25 @@ def alone_in(run: Path) -> Iterator[None]:
         refused = told_by_first(refused)  # or the others would wait for the first one until the heartbeat ends them
         if refused:
             raise ConfigError(refused)
-        yield
+
+        def check() -> None:
+            if isinstance(run, BucketPath) and (taken_away := told_by_first(lost())):
+                raise ConfigError(taken_away)
+
+        yield check
 
 
-def _hold(held: ExitStack, run: Path) -> None:
+def _hold(held: ExitStack, run: Path) -> Callable[[], str]:
+    """Returns what says who has taken the folder away since."""
     if isinstance(run, BucketPath):
-        held.enter_context(leased(run / ".lock", _this_process()))
-        return
+        return held.enter_context(leased(run / ".lock", _this_process()))
     run.mkdir(parents=True, exist_ok=True)
     _lock(held.enter_context((run / ".lock").open("a+")), run)
+    return _nothing
+
+
+def _nothing() -> str:
+    return ""
 
 
 def _lock(file: IO[str], run: Path) -> None:

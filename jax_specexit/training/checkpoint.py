@@ -7,6 +7,7 @@ stored.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any, Literal
@@ -48,10 +49,17 @@ class Checkpoints:
       run: its folder.
       config: how often, and how many are kept.
       measure: what scores are of, see `HeldOut.measure`; None where nothing is evaluated.
+      check: called before anything is saved; it raises where another run has taken the folder, see `alone_in`.
     """
 
-    def __init__(self, run: Path, config: CheckpointConfig, measure: dict[str, str] | None = None):
-        self.every, self.measure = config.every, measure
+    def __init__(
+        self,
+        run: Path,
+        config: CheckpointConfig,
+        measure: dict[str, str] | None = None,
+        check: Callable[[], None] = lambda: None,
+    ):
+        self.every, self.measure, self.check = config.every, measure, check
         self.manager, self.best = (
             _Manager(
                 str((run / folder).absolute()),
@@ -86,6 +94,7 @@ class Checkpoints:
     def save(self, step: int, state: TrainState) -> None:
         """Save, unless that step has been; returns before the files are written."""
         if step != self.manager.latest_step():
+            self.check()
             with self._room():
                 self.manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state)), force=True)
 
@@ -95,6 +104,7 @@ class Checkpoints:
         Returns when they are whole on the disk: an evaluation that is on record is not made again.
         """
         if score > (float("-inf") if self.best_score is None else self.best_score):
+            self.check()
             if step == self.best.latest_step():  # a finished run, judged by another measure
                 self.best.delete(step)
             args = ocp.args.Composite(

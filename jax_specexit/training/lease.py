@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -23,11 +23,12 @@ SETTLED = 1.0
 
 
 @contextmanager
-def leased(lock: BucketPath, owner: str) -> Iterator[None]:
-    """Hold a folder by an object in it.
+def leased(lock: BucketPath, owner: str) -> Iterator[Callable[[], str]]:
+    """Hold a folder by an object in it; yields what says, when it is asked, who has taken it away, or nothing.
 
     An owner that ended takes its object away. One that was killed leaves it, and a new start has to watch it for
-    `SILENCE` seconds to know. An owner whose writing has failed for so long may lose its folder without a word.
+    `SILENCE` seconds to know. An owner may lose its folder whose writing has failed for so long, or to a start at the
+    same moment whose writing took longer than `SETTLED`; it knows `BEAT` seconds later.
 
     Args:
       lock: the object.
@@ -43,11 +44,11 @@ def leased(lock: BucketPath, owner: str) -> Iterator[None]:
     time.sleep(SETTLED)
     if not (found := _read(lock)).startswith(mark):
         raise taken(lock.parent, _owner(found))
-    ended = threading.Event()
-    beating = threading.Thread(target=_beat, args=(lock, mark, owner, ended), daemon=True)
+    ended, lost = threading.Event(), list[str]()
+    beating = threading.Thread(target=_beat, args=(lock, mark, owner, ended, lost), daemon=True)
     beating.start()
     try:
-        yield
+        yield lambda: "".join(lost)
     finally:
         ended.set()
         beating.join()
@@ -80,13 +81,19 @@ def _refuse_living(lock: BucketPath) -> None:
             raise taken(lock.parent, _owner(now))
 
 
-def _beat(lock: BucketPath, mark: str, owner: str, ended: threading.Event) -> None:
+def _beat(lock: BucketPath, mark: str, owner: str, ended: threading.Event, lost: list[str]) -> None:
+    """Write the object anew until the run has ended, or another one's is there: ``lost`` is told."""
     count = 0
     while not ended.wait(BEAT):
         count += 1
         try:
-            if _read(lock).startswith(mark):  # else somebody has taken this one for dead
+            found = _read(lock)
+            if found.startswith(mark):
                 _write(lock, mark, count, owner)
+            elif found:
+                by = _owner(found) or "another process"
+                lost.append(f"out={lock.parent}: {by} has taken this folder, and this run, which had it, saves no more")
+                return
         except BucketError:
             continue  # the next one may get through
 

@@ -43,8 +43,8 @@ def train(config: TrainConfig) -> None:
     Returns when the run is finished, or saved behind a preemption notice: ``status.json`` says which.
 
     Raises:
-      ConfigError: the run folder belongs to another recipe or to a run that lives, the mesh does not fit, or the data
-        is for another target.
+      ConfigError: the run folder belongs to another recipe or to a run that lives, or was taken by one meanwhile, the
+        mesh does not fit, or the data is for another target.
       BucketError: a bucket that cannot be read or written.
       PackError, OverlapError, TraceError, FeatureError: packed data, traces or stored features that cannot be used.
       DiskFullError: there is no room for a checkpoint.
@@ -77,13 +77,13 @@ def train(config: TrainConfig) -> None:
     if held_out is not None:
         assert isinstance(target, Target), "the recipe's schema says so: evaluations run the target"
         held_out.compile(step, draft, target)
-    with alone_in(config.out):
+    with alone_in(config.out) as check:
         if is_first():
             save_run(config, config.out)
             save_target(config.out, target_config)
             join_prompts(trained_on(config), config.out)
             save_start(config.out, fixed)
-        with Checkpoints(config.out, config.checkpoint, held_out and held_out.measure) as checkpoints:
+        with Checkpoints(config.out, config.checkpoint, held_out and held_out.measure, check) as checkpoints:
             begin, state = _first_state(step, nnx.to_pure_dict(nnx.state(draft)), checkpoints)
             del draft  # whole, on the first chip of each process
             write_status(config.out, "running", begin, config.steps, started)

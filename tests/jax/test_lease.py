@@ -10,6 +10,7 @@ from jax_specexit.training import lease
 from jax_specexit.training.alone import alone_in
 from specexit.buckets import BucketError, BucketPath
 from specexit.config import ConfigError
+from tests.waiting import wait_for
 
 
 @pytest.fixture(autouse=True)
@@ -73,6 +74,21 @@ def test_of_two_that_begin_at_once_one_trains(bucket: BucketPath, monkeypatch: p
         thread.join()
     [winner], [said] = trained, refused
     assert said.startswith(f"out={bucket}: {winner} trains into this folder")
+
+
+def test_an_owner_that_finds_another_name_ends(bucket: BucketPath) -> None:
+    """That of one which has taken it for dead, or which began at the same moment and wrote late."""
+    lock, other = bucket / ".lock", "0123 7\nprocess 1 on host, since now,\n"
+    with alone_in(bucket) as check:
+        check()
+
+        def looked() -> None:
+            lock.write_text(other)  # again: the owner may have been about to write its own
+            check()
+
+        with pytest.raises(ConfigError, match=f"out={bucket}: process 1 on host, since now, has taken this folder"):
+            wait_for(looked)
+    assert lock.read_text() == other
 
 
 def test_a_write_that_fails_is_made_up_for_by_the_next(bucket: BucketPath, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ import signal
 import sys
 import weakref
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn
@@ -207,6 +208,17 @@ def test_the_best_of_a_run_that_goes_on_by_another_figure(evaluated: TrainConfig
     convert(ConvertConfig(run=run, which="best", out=tmp_path / "behind"))
     chosen_by = [read_policy(tmp_path / name).selection for name in ("before", "behind")]
     assert [selection and selection.by for selection in chosen_by] == ["brier", "auroc"]
+
+
+def test_a_run_whose_folder_was_taken_saves_no_more(
+    evaluated: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Path(shutil.copytree(evaluated.out, tmp_path / "run"))
+    check = Mock(side_effect=ConfigError("another one has it"))
+    monkeypatch.setattr(module, "alone_in", lambda _: nullcontext(check))
+    with pytest.raises(ConfigError, match="another one has it"):
+        train(changed(evaluated, out=run, best_by="auroc", profile_steps=None))  # of which any is the best so far
+    assert restore_params(run, "best")[0] == restore_params(evaluated.out, "best")[0]
 
 
 def test_the_planned_steps_are_profiled(evaluated: TrainConfig) -> None:
