@@ -105,7 +105,9 @@ class Checkpoints:
         """
         if score > (float("-inf") if self.best_score is None else self.best_score):
             self.check()
-            if step == self.best.latest_step():  # a finished run, judged by another measure
+            # Judged by another measure. Orbax overwrites no step. What a kill in between leaves, the next
+            # start judges again: this evaluation is not on record yet, or is that of the last step.
+            if step == self.best.latest_step():
                 self.best.delete(step)
             args = ocp.args.Composite(
                 state=ocp.args.StandardSave({"params": params}),
