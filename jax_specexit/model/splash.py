@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, Int
 
 from jax_specexit.model import context
 from specexit.chips import DEVICE_KINDS
-from specexit.errors import InputError
+from specexit.errors import InputError, install
 
 CHECKED_WITH = (0, 10)
 """Version of JAX whose private backward pass this file calls; the extra ``tpu`` brings it."""
@@ -62,8 +62,8 @@ def check_version() -> None:
         checked = ".".join(map(str, CHECKED_WITH))
         raise InputError(
             f"TTT attention on TPU calls a private function of JAX that was checked with {checked}.x, found "
-            f"{jax.__version__}: pip install 'specexit[tpu]' brings jax {checked}, or run tests/jax/test_splash.py "
-            "and raise jax_specexit.model.splash.CHECKED_WITH"
+            f"{jax.__version__}: {install('tpu')} brings jax {checked}; or run tests/jax/test_splash.py and raise "
+            "jax_specexit.model.splash.CHECKED_WITH"
         )
 
 

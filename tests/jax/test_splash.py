@@ -78,7 +78,7 @@ def test_the_kernel_is_that_of_the_chip_that_a_program_is_for(monkeypatch: pytes
 def test_an_unchecked_version_of_jax_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """By a plan before it looks for a compiler; by a run, see `test_run_refusals`."""
     monkeypatch.setattr(splash, "CHECKED_WITH", (0, 9))
-    said = r"checked with 0\.9\.x, found .*: pip install 'specexit\[tpu\]' brings jax 0\.9,"
+    said = r"checked with 0\.9\.x, found .*: pip install '\.\[tpu\]' in a checkout of .* brings jax 0\.9;"
     for refused in (splash.check_version, partial(topology_devices, "v5e:4x4")):
         with pytest.raises(InputError, match=said):
             refused()
