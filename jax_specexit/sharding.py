@@ -20,7 +20,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from specexit.config import ConfigError
+from specexit.config import ConfigError, PassingError
 from specexit.schemas.train import MeshConfig
 
 LOGICAL_AXES: dict[str, tuple[str | None, ...]] = {
@@ -92,12 +92,12 @@ def device_grid(config: MeshConfig, devices: Sequence[Any]) -> np.ndarray:
     and nothing but the sum of the gradients crosses them.
 
     Raises:
-      ConfigError: see `make_mesh`.
+      ConfigError: see `make_mesh`; one that passes where there might be more devices another time.
     """
     slices = len({slice_of(device) for device in devices})
     wanted = slices if config.dcn_data == -1 else config.dcn_data
     if wanted > 1 and wanted != slices:
-        raise ConfigError(f"mesh.dcn_data={wanted}, but the devices are of {slices} slices: expected as many, or -1")
+        raise PassingError(f"mesh.dcn_data={wanted}, but the devices are of {slices} slices: expected as many, or -1")
     if slices > 1 and wanted == 1 and devices[0].platform == "tpu":
         raise ConfigError(
             f"mesh.dcn_data=1, but the devices are of {slices} slices: expected mesh.dcn_data={slices}, or -1 for as "
@@ -108,7 +108,7 @@ def device_grid(config: MeshConfig, devices: Sequence[Any]) -> np.ndarray:
     if data * rest * wanted != len(devices) or data == 0:
         over = f" dcn_data={wanted}" if wanted > 1 else ""
         sizes = " ".join(f"{axis}={getattr(config, axis)}" for axis in AXES)
-        raise ConfigError(
+        raise PassingError(
             f"mesh{over} {sizes} does not fit {len(devices)} devices: the product must be the number of devices"
         )
     shape = (data, config.fsdp, config.expert, config.context, config.tensor)
@@ -117,7 +117,7 @@ def device_grid(config: MeshConfig, devices: Sequence[Any]) -> np.ndarray:
     ]
     if any(len(group) != each for group in groups):
         sizes = ", ".join(str(len(group)) for group in groups)
-        raise ConfigError(f"mesh.dcn_data={wanted}: the slices have {sizes} devices, expected equal ones")
+        raise PassingError(f"mesh.dcn_data={wanted}: the slices have {sizes} devices, expected equal ones")
     grids = [mesh_utils.create_device_mesh(shape, group, allow_split_physical_axes=True) for group in groups]
     return np.concatenate(grids, axis=0)
 

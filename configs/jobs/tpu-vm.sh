@@ -6,7 +6,8 @@
 #
 # The run does not hang on this connection: on each host it is a process of its own, which writes to
 # ~/specexit-train.log. Run this again to look at it; where it has ended, after a preemption for one, it goes on. Exits
-# with 0 once the run is finished.
+# with 0 once the run is finished, with 78 where a NaN has stopped it, which would only come again; nothing is started
+# again by itself.
 set -eu
 name=$1 zone=$2 recipe=$3 out=$4
 case $out in

@@ -15,7 +15,7 @@ from typing import IO
 from jax_specexit.cluster import is_first, told_by_first
 from jax_specexit.training.lease import leased, taken
 from specexit.buckets import BucketPath
-from specexit.config import ConfigError
+from specexit.config import PassingError
 
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 """What a network disk answers that has none."""
@@ -26,11 +26,11 @@ def alone_in(run: Path) -> Iterator[Callable[[], None]]:
     """Hold the folder of a run for a job, in its first process, until that ends, be it by ``kill -9``.
 
     In a bucket it is held by an object, see `leased`. On a network disk that has no locks nothing is held: a second run
-    goes unnoticed. Yields what every process has to call before it saves something there: it raises `ConfigError` in
-    all of them where another run has taken the folder away, as it can in a bucket.
+    goes unnoticed. Yields what every process has to call before it saves something there: it raises `PassingError`
+    in all of them where another run has taken the folder away, as it can in a bucket.
 
     Raises:
-      ConfigError: another run holds it, in every process of this job; the message says which process, where and since
+      PassingError: another run holds it, in every process of this job; the message says which process, where and since
         when. Or it cannot be written.
     """
     with ExitStack() as held:
@@ -38,17 +38,17 @@ def alone_in(run: Path) -> Iterator[Callable[[], None]]:
         if is_first():
             try:
                 lost = _hold(held, run)
-            except ConfigError as error:
+            except PassingError as error:
                 refused = str(error)
             except OSError as error:
                 refused = f"out={run}: cannot be written: {error}"
         refused = told_by_first(refused)  # or the others would wait for the first one until the heartbeat ends them
         if refused:
-            raise ConfigError(refused)
+            raise PassingError(refused)
 
         def check() -> None:
             if isinstance(run, BucketPath) and (taken_away := told_by_first(lost())):
-                raise ConfigError(taken_away)
+                raise PassingError(taken_away)
 
         yield check
 

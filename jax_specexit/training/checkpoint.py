@@ -19,7 +19,7 @@ from rich.console import Console
 from jax_specexit.cluster import is_first
 from jax_specexit.training.room import room, say_it_once
 from jax_specexit.training.step import TrainState
-from specexit.config import ConfigError
+from specexit.config import ConfigError, PassingError
 from specexit.schemas.train import CheckpointConfig
 
 FOLDERS = {"latest": "checkpoints", "best": "best"}
@@ -126,7 +126,7 @@ class Checkpoints:
         yet.
 
         Raises:
-          ConfigError: the checkpoint has other parameters than the recipe.
+          PassingError: the checkpoint has other parameters than the recipe, or cannot be read.
         """
         step = self.manager.latest_step()
         best = self.best.latest_step()
@@ -141,7 +141,7 @@ class Checkpoints:
             args = ocp.args.Composite(state=ocp.args.StandardRestore(like))
             return step, self.manager.restore(step, args=args)["state"]
         except (ValueError, KeyError) as error:
-            raise ConfigError(
+            raise PassingError(  # TensorStore's failures to read are a `ValueError`, too
                 f"{self.manager.directory}: checkpoint of step {step} does not fit the recipe: {error}"
             ) from error
 

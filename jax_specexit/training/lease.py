@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from specexit.buckets import BucketError, BucketPath
-from specexit.config import ConfigError
+from specexit.config import PassingError
 
 BEAT = 20.0
 """Seconds from one writing to the next."""
@@ -35,7 +35,7 @@ def leased(lock: BucketPath, owner: str) -> Iterator[Callable[[], str]]:
       owner: who holds it and since when, in words.
 
     Raises:
-      ConfigError: another one holds it; the message is in its words.
+      PassingError: another one holds it; the message is in its words.
       BucketError: the bucket cannot be read or written.
     """
     _refuse_living(lock)
@@ -57,9 +57,9 @@ def leased(lock: BucketPath, owner: str) -> Iterator[Callable[[], str]]:
                 lock.unlink(missing_ok=True)
 
 
-def taken(run: Path, owner: str) -> ConfigError:
+def taken(run: Path, owner: str) -> PassingError:
     """The refusal of a folder that another one holds, in its words."""
-    return ConfigError(
+    return PassingError(
         f"out={run}: {owner or 'another process'} trains into this folder: end that first, or choose another `out`"
     )
 

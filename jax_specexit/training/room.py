@@ -19,6 +19,8 @@ FULL = tuple(os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT))
 class DiskFullError(InputError):
     """No space is left for a checkpoint; those that are whole stay."""
 
+    passes = True
+
 
 def is_full(error: BaseException | None) -> bool:
     """Whether an error says that a disk, or somebody's share of it, is full.

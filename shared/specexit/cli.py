@@ -36,6 +36,9 @@ class Command:
     """Folder in ``configs`` whose files may be given by their names."""
     subject: str | None = None
     """Key whose value may be given alone, in place of a YAML file: ``specexit migrate runs/x/draft``."""
+    restarted: bool = False
+    """Whether job scripts go by its exit code: what the same command would only run into again then has one of its own,
+    see `specexit.errors.LASTING`."""
 
 
 COMMANDS = {
@@ -87,6 +90,7 @@ COMMANDS = {
         "jax_specexit.training.train:train",
         "train",
         "recipes",
+        restarted=True,
     ),
     "status": Command(
         "Training",
@@ -94,6 +98,7 @@ COMMANDS = {
         "specexit.schemas.status:StatusConfig",
         "specexit.status:status",
         subject="run",
+        restarted=True,
     ),
     "evaluate": Command(
         "Training",
@@ -342,10 +347,10 @@ HELP = ("--help", "-h")
 
 
 def run(name: str, arguments: list[str]) -> None:
-    """Run one command; every expected failure is one clear line and exit code 1."""
+    """Run one command; every expected failure is one clear line and exit code 1, or see `Command.restarted`."""
     command = COMMANDS[name]
     from specexit.config import find, load
-    from specexit.errors import InputError, install
+    from specexit.errors import LASTING, InputError, install, lasts
 
     try:
         if any(argument in HELP for argument in arguments):
@@ -365,7 +370,9 @@ def run(name: str, arguments: list[str]) -> None:
         _fail(f"specexit {name} needs {error.name}: {install(command.extra)}")
     except KeyboardInterrupt:
         _fail("interrupted", code=130)
-    except (InputError, FileExistsError, FileNotFoundError) as error:
+    except InputError as error:
+        _fail(str(error), code=LASTING if command.restarted and lasts(error) else 1)
+    except (FileExistsError, FileNotFoundError) as error:
         _fail(str(error))
     except OSError as error:
         if error.errno not in DISK:

@@ -34,6 +34,12 @@ class ConfigError(InputError):
     """A config that cannot be used; the message names the file, the key, the value and what was expected."""
 
 
+class PassingError(ConfigError):
+    """One that the same command may not meet again: another process's doing, a disk's, or a machine's."""
+
+    passes = True
+
+
 class Config(BaseModel):
     """Base of every schema: frozen, and no key that is not declared."""
 

@@ -4,9 +4,25 @@ from __future__ import annotations
 
 from pydantic import ValidationError
 
+LASTING = 78
+"""Exit code of ``specexit train`` and ``status`` for what the same command would only run into again: sysexits.h calls
+it a configuration error."""
+
 
 class InputError(ValueError):
     """Input that cannot be used; the message names the file, the field, the value and what was expected."""
+
+    passes = False
+    """Whether the same command may not meet it again, though nobody changes what it was given."""
+
+
+def lasts(error: InputError) -> bool:
+    """Whether the same command would only run into an error again.
+
+    What has come of an `OSError` or a `RuntimeError` is a machine's, a disk's or a network's, and may not come twice.
+    """
+    failures = (OSError, RuntimeError)
+    return not (error.passes or isinstance(error, failures) or isinstance(error.__cause__, failures))
 
 
 def shown(value: object, most: int = 200) -> str:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Literal, get_args
 
-from specexit.config import ConfigError
+from specexit.config import ConfigError, PassingError
 from specexit.schemas.status import StatusConfig
 
 Status = Literal["running", "preempted", "stopped", "finished"]
@@ -20,8 +20,9 @@ def status(config: StatusConfig) -> None:
     """Print a run's status and step; returns where it is finished.
 
     Raises:
-      ConfigError: not a run folder, or the run was stopped by what is not finite, so that it must not be started anew
-        as it is.
+      ConfigError: the run was stopped by what is not finite, so that it must not be started anew as it is; the exit
+        code is `specexit.errors.LASTING`.
+      PassingError: not a run folder, or not yet; the exit code is 1.
       SystemExit: with `GOES_ON`, where it is not finished.
     """
     found, step, steps = read_status(config.run)
@@ -36,16 +37,16 @@ def read_status(run: Path) -> tuple[Status, int, int]:
     """(status, last step that is kept, steps of the whole run) from ``status.json``.
 
     Raises:
-      ConfigError: it is not there or says something else.
+      PassingError: it is not there or says something else.
     """
     path = run / "status.json"
     try:
         found = json.loads(path.read_text())
         status, step, steps = found["status"], int(found["step"]), int(found["steps"])
     except FileNotFoundError as error:
-        raise ConfigError(f"{path}: file does not exist, expected a run folder that `specexit train` wrote") from error
+        raise PassingError(f"{path}: file does not exist, expected a run folder that `specexit train` wrote") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path}: cannot be read as the status of a training run: {error!r}") from error
+        raise PassingError(f"{path}: cannot be read as the status of a training run: {error!r}") from error
     if status not in get_args(Status):
-        raise ConfigError(f"{path}: status is {status!r}, expected one of {', '.join(get_args(Status))}")
+        raise PassingError(f"{path}: status is {status!r}, expected one of {', '.join(get_args(Status))}")
     return status, step, steps

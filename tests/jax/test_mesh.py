@@ -9,6 +9,7 @@ from jax_specexit.model.context import order
 from jax_specexit.sharding import device_grid
 from jax_specexit.training.data import check_length
 from specexit.config import ConfigError
+from specexit.errors import lasts
 from specexit.schemas.train import MeshConfig, TrainConfig
 
 
@@ -64,8 +65,9 @@ def test_the_number_of_slices_may_be_left_open() -> None:
     ids=str,
 )
 def test_slices_that_the_mesh_does_not_fit_are_refused(mesh: dict, sizes: tuple[int, ...], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ConfigError, match=message) as refused:
         device_grid(MeshConfig.model_validate(mesh), slices(*sizes))
+    assert lasts(refused.value) == (not mesh)  # the devices may have been too few, as where a chip did not come up
 
 
 @pytest.mark.parametrize("shards", [1, 2, 3, 8])

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from specexit.errors import LASTING
 from tests.waiting import wait_for
 
 JOBS = Path(__file__).resolve().parents[2] / "configs" / "jobs"
@@ -48,11 +49,18 @@ def catches(process: subprocess.Popen, number: signal.Signals) -> bool:
     return bool(int(status.split("SigCgt:")[1].split()[0], 16) >> (number - 1) & 1)
 
 
+def jobset() -> dict:
+    return yaml.safe_load((JOBS / "jobset.yaml").read_text())["spec"]
+
+
+def job() -> dict:
+    found = jobset()["replicatedJobs"][0]["template"]["spec"]
+    assert found["parallelism"] == found["completions"]
+    return found
+
+
 def container() -> dict:
-    manifest = yaml.safe_load((JOBS / "jobset.yaml").read_text())
-    job = manifest["spec"]["replicatedJobs"][0]["template"]["spec"]
-    assert job["parallelism"] == job["completions"]
-    return job["template"]["spec"]["containers"][0]
+    return job()["template"]["spec"]["containers"][0]
 
 
 def pod(folder: Path, **more: str) -> subprocess.Popen:
@@ -60,11 +68,33 @@ def pod(folder: Path, **more: str) -> subprocess.Popen:
     return subprocess.Popen([*spec["command"], *spec["args"]], env=environment(folder, **more))
 
 
-@pytest.mark.parametrize("code", [0, 1])
+@pytest.mark.parametrize("code", [0, 1, LASTING])
 def test_a_pod_ends_as_its_run_does(tmp_path: Path, code: int) -> None:
     stand_in(tmp_path, "specexit", code=code)
     assert pod(tmp_path).wait(20) == code
     assert (tmp_path / "called").read_text().split() == ["train", "r.yaml", f"out={tmp_path}"]
+
+
+def ends_the_jobset(code: int) -> bool:
+    """What Kubernetes and JobSet make of a pod's exit code: either their rules fit, or all pods are restarted."""
+    [rule], [above] = job()["podFailurePolicy"]["rules"], jobset()["failurePolicy"]["rules"]
+    assert (rule["action"], above["action"]) == ("FailJob", "FailJobSet")
+    assert above["onJobFailureReasons"] == ["PodFailurePolicy"]
+    codes = rule["onExitCodes"]
+    assert (codes["containerName"], codes["operator"]) == (container()["name"], "In")
+    return code in codes["values"]
+
+
+def test_what_would_only_come_again_is_not_restarted() -> None:
+    """A NaN used to be trained up to a hundred times more, and a wrong recipe to be refused as often."""
+    assert ends_the_jobset(LASTING)
+    assert job()["template"]["spec"]["restartPolicy"] == "Never"  # Kubernetes takes a podFailurePolicy with no other
+
+
+@pytest.mark.parametrize("code", [1, 75, 128 + signal.SIGABRT, 128 + signal.SIGKILL, 128 + signal.SIGTERM])
+def test_what_may_go_better_next_time_is_restarted(code: int) -> None:
+    """JAX aborts a host whose peers have died, or raises what is a traceback."""
+    assert not ends_the_jobset(code)
 
 
 def test_a_pod_whose_run_is_finished_in_a_bucket_is_done(tmp_path: Path) -> None:
@@ -150,7 +180,9 @@ def test_a_run_on_a_tpu_vm_outlives_the_connection(tmp_path: Path) -> None:
     assert (tmp_path / "cache").read_text() == f"{tmp_path}/compiled\n"
 
 
-@pytest.mark.parametrize(("status", "code"), [("finished", 0), ("preempted", 75)])
+@pytest.mark.parametrize(
+    ("status", "code"), [("finished", 0), ("preempted", 75), ("stopped", LASTING), ("of no kind", 1)]
+)
 def test_a_run_in_a_bucket_on_a_tpu_vm_says_whether_it_is_finished(tmp_path: Path, status: str, code: int) -> None:
     """And compiles into that bucket, what a restart then loads from there."""
     slice_of_this_machine(tmp_path, status=status)
@@ -190,8 +222,12 @@ def test_slurm_requeues_what_is_not_finished(tmp_path: Path, status: str, requeu
         assert (tmp_path / "requeued").read_text().split() == ["requeue", "7"]
 
 
-@pytest.mark.parametrize(("code", "status"), [(1, "running"), (0, "of no kind")])
-def test_slurm_does_not_requeue_a_failure_nor_what_nobody_knows(tmp_path: Path, code: int, status: str) -> None:
+@pytest.mark.parametrize(
+    ("code", "status", "found"), [(1, "running", 1), (LASTING, "stopped", LASTING), (0, "of no kind", 1)]
+)
+def test_slurm_does_not_requeue_a_failure_nor_what_nobody_knows(
+    tmp_path: Path, code: int, status: str, found: int
+) -> None:
     stand_in(tmp_path, "specexit", code=code, status=status)
-    assert slurm(tmp_path, "/shared/runs/draft") == 1
+    assert slurm(tmp_path, "/shared/runs/draft") == found
     assert not (tmp_path / "requeued").exists()

@@ -6,6 +6,9 @@ from pathlib import Path
 import pytest
 
 from specexit import cli
+from specexit.buckets import BucketError
+from specexit.config import ConfigError, PassingError
+from specexit.errors import InputError
 
 
 @pytest.mark.parametrize(
@@ -14,7 +17,7 @@ from specexit import cli
         ("finished", 0, ""),
         ("preempted", 75, ""),
         ("running", 75, ""),  # or killed
-        ("stopped", 1, "was stopped behind step 4 by a loss or gradient that is not finite"),
+        ("stopped", 78, "was stopped behind step 4 by a loss or gradient that is not finite"),
         ("done", 1, "status.json: status is 'done', expected one of running, preempted, stopped, finished"),
     ],
 )
@@ -44,3 +47,45 @@ def test_a_folder_that_says_nothing_is_no_run_to_go_on_with(
         cli.run("status", [f"run={tmp_path}"])
     assert exit_.value.code == 1
     assert f"{tmp_path}/status.json: {error}" in capsys.readouterr().err
+
+
+def because_of(error: InputError, cause: Exception) -> InputError:
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ConfigError("a recipe that cannot work"), 78),
+        (because_of(InputError("a file that is no JSON"), ValueError("no JSON")), 78),
+        (because_of(InputError("a row that cannot be read"), RuntimeError("stale handle")), 1),
+        (because_of(InputError("a file that cannot be read"), OSError(5, "Input/output error")), 1),
+        (BucketError("gs://bucket/run: cannot be written: 503"), 1),
+        (PassingError("another process trains into this folder"), 1),
+        (FileNotFoundError("not there yet"), 1),
+    ],
+    ids=str,
+)
+def test_what_would_only_come_again_has_a_code_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, error: Exception, code: int
+) -> None:
+    """And nothing else has it: to end a job for what passes would be worse than to restart one in vain."""
+    load, runs = cli._load, cli.COMMANDS["train"].run
+
+    def fails(_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "_load", lambda reference: fails if reference == runs else load(reference))
+    with pytest.raises(SystemExit) as exit_:
+        cli.run("train", ["tiny-reasoner"])
+    assert exit_.value.code == code
+    assert capsys.readouterr().err == f"error: {error}\n"
+
+
+@pytest.mark.parametrize(("command", "code"), [("train", 78), ("plan", 1)])
+def test_only_commands_that_scripts_restart_have_it(capsys: pytest.CaptureFixture, command: str, code: int) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        cli.run(command, ["no-such-recipe"])
+    assert exit_.value.code == code
+    assert "recipes 'no-such-recipe' does not exist" in capsys.readouterr().err

@@ -9,6 +9,9 @@ from specexit.config import Config
 
 
 class StatusConfig(Config):
-    """Say how far a training run is. Exits with 0 where it is finished, with 75 where the same command goes on."""
+    """Say how far a training run is.
+
+    Exits with 0 where it is finished, with 75 where the same command goes on, with 78 where a NaN has stopped it.
+    """
 
     run: Location = Field(description="run folder of `specexit train`, on disk or in a bucket")
