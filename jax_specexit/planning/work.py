@@ -41,7 +41,8 @@ class Work:
     part: str
     flops: float
     useful: float
-    """FLOPs that the method itself asks for: nothing recomputed, no masked pair, no optimizer."""
+    """FLOPs that the method itself asks for: nothing recomputed, no pair with a later token, no optimizer. As if a row
+    were one text, padding included: pairs of two texts, which segments mask, are counted."""
     hbm_bytes: float
     int8: bool = False
     """Whether the FLOPs are int8 operations."""
@@ -76,7 +77,8 @@ def attention(
 ) -> Work:
     """Causal attention plus diagonals; two products a tile forward, ``backward`` ones back (0: no gradient).
 
-    The blocks of the backward pass are wider than they are high, and on the diagonal they are computed whole.
+    Segments are not looked at: a row is one text. The blocks of the backward pass are wider than they are high, and on
+    the diagonal they are computed whole.
     """
     forward, tile = (min(tile, length & -length) for tile in tiles)
     seen, pairs, own = rows * (length + forward) / 2, rows * (length + 1) / 2, rows * diagonals

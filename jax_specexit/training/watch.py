@@ -43,7 +43,7 @@ class Watch:
     def __call__(self, step: int, timed: Sequence[int], seconds: float) -> dict[str, Any]:
         """Learning rates of the step; MFU and the most HBM used so far, where the devices say what they are.
 
-        MFU is useful FLOPs (`jax_specexit.planning.work`: nothing recomputed, no masked pair, no optimizer) of the
+        MFU is useful FLOPs (`jax_specexit.planning.work.Work`: as if a row were one text, padding included) of the
         ``timed`` steps over what a device's share of its chip's published peak gives in the ``seconds`` that they took.
         """
         found: dict[str, Any] = {
