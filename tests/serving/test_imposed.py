@@ -34,11 +34,12 @@ def write(folder, serving=None, **changes):
 
 def start(folder):
     """The front end of a server that starts, as `opening` begins it."""
+    watch = PolicyWatch(folder, BLOCK, {}, {})
     file, serving = policies_for(folder, BLOCK, {})
     kept = Kept(folder)
     operation = Operation(BLOCK, file, serving, (), kept)
-    opening.resume(operation, opening.Opening(folder, BLOCK, file, serving, {}, [], None, kept, kept.read()))
-    return FrontEnd(operation, Activity(), watch=PolicyWatch(folder, BLOCK, {}, {}))
+    opening.resume(operation, opening.Opening(folder, BLOCK, file, serving, watch, [], None, kept, kept.read()))
+    return FrontEnd(operation, Activity(), watch=watch)
 
 
 def audit(front, name, *, changed=True):

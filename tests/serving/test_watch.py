@@ -6,14 +6,16 @@ import copy
 import json
 import os
 import threading
+from types import SimpleNamespace
 
 import pytest
 
 from specexit.config import ConfigError
 from specexit.drafts.policy import FILE, PolicyError, PolicyFile, write_policy
 from tests.serving.ends import GREEDY, incoming
+from tests.serving.test_opening import config_with
 from tests.serving.test_operation import BLOCK, POINTS, point
-from torch_specexit.plugin.frontend import locking
+from torch_specexit.plugin.frontend import locking, opening
 from torch_specexit.plugin.frontend import watch as watching
 from torch_specexit.plugin.frontend.activity import Activity
 from torch_specexit.plugin.frontend.callers import mark_of
@@ -226,6 +228,27 @@ def served_by(front):
     """What the next request gets of an API server."""
     admitted = front.admit(incoming("chatcmpl-1"))
     return admitted.mode, front.operation.name
+
+
+def test_a_word_that_falls_into_the_start_of_a_server_is_heard(draft, monkeypatch):
+    """What was written while the engine started was taken for what had been read before, and never read: not even a
+    kill switch."""
+    monkeypatch.setattr(watching, "SECONDS", 0.0)
+    monkeypatch.setattr(opening, "served_fingerprints", lambda folder, config: {})
+    monkeypatch.setattr(opening, "misfit_of", lambda config: None)
+    config = config_with(draft)
+    config.parallel_config = SimpleNamespace(_api_process_count=1)
+    opened = opening.settings_of(config)
+    assert opened is not None
+    written(draft, serving={"mode": "off"})
+    engine = SimpleNamespace(
+        vllm_config=config,
+        model_config=SimpleNamespace(try_get_generation_config=dict),
+        logger_manager=None,
+        input_processor=SimpleNamespace(),
+        output_processor=SimpleNamespace(tokenizer=None),
+    )
+    assert served_by(opening.open_front_end(engine, opened)) == ("off", "usual")
 
 
 def test_a_word_to_one_api_server_reaches_all_that_share_its_engines(draft, monkeypatch):

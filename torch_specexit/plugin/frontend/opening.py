@@ -36,8 +36,8 @@ class Opening(NamedTuple):
     block: SpecExitBlock
     file: PolicyFile
     serving: Serving
-    served: dict[str, str | None]
-    """Fingerprints of what is served."""
+    watch: PolicyWatch
+    """Of the file, since before it was read: what is written while the engine starts is news to it."""
     doubts: list[str]
     misfit: str | None
     kept: Kept
@@ -58,11 +58,12 @@ def settings_of(vllm_config: Any) -> Opening | None:
         return None
     draft = vllm_config.speculative_config.draft_model_config
     folder = folder_of(draft.model, draft.revision, "config.json")
-    file, serving = policies_for(folder, config.specexit, vllm_config.additional_config)
     served = served_fingerprints(folder, vllm_config)
+    watch = PolicyWatch(folder, config.specexit, vllm_config.additional_config, served)
+    file, serving = policies_for(folder, config.specexit, vllm_config.additional_config)
     doubted = doubts(file, served, serving.transition)
     misfit, kept = misfit_of(vllm_config), Kept(folder)
-    opening = Opening(folder, config.specexit, file, serving, served, doubted, misfit, kept, kept.read())
+    opening = Opening(folder, config.specexit, file, serving, watch, doubted, misfit, kept, kept.read())
     uncertified = Operation(opening.block, file, serving, opening.doubts).uncertified_because()
     # A server in which one of these does not fit might stay ready, whatever happens to its exits.
     blind = misfits(REQUEST_HOOKS, every=True) if serving.required else None
@@ -79,12 +80,11 @@ def open_front_end(engine: Any, opening: Opening) -> FrontEnd:
     operation = Operation(block, opening.file, serving, opening.doubts, opening.kept)
     resume(operation, opening)
     activity = Activity(metrics.active if metrics else lambda active, kind: None)
-    watch = PolicyWatch(opening.folder, block, engine.vllm_config.additional_config, opening.served)
     tokenizer = engine.output_processor.tokenizer
     front = FrontEnd(
         operation,
         activity,
-        watch=watch,
+        watch=opening.watch,
         end_tokens=end_tokens(engine.model_config),
         api_servers=engine.vllm_config.parallel_config._api_process_count,
         tokens=None if tokenizer is None else block.think_tokens(tokenizer),

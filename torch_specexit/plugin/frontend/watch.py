@@ -76,7 +76,7 @@ def _check_unchanged(serving: Serving, started: Serving, path: Path) -> None:
 
 
 class PolicyWatch:
-    """Looks at a draft's policy file as requests come in, once a second at most.
+    """Looks at a draft's policy file as requests come in, once a second at most, for changes since it was made.
 
     Args:
       folder: of the draft.
