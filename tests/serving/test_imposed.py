@@ -79,6 +79,19 @@ def test_a_restart_brings_no_exits_back_and_a_passed_audit_does(draft, caplog):
         assert (again.operation.mode, again.operation.ceiling) == ("exit", "careful")
 
 
+def test_a_bolder_point_that_is_calibrated_anew_serves_once_audits_have_cleared_the_stricter_one(draft):
+    """It served in shadow mode itself, passed its audits again and again, and no exit ever came of it."""
+    front = start(draft)
+    audit(front, "usual")
+    audit(front, "careful")
+    write(draft, points=[POINTS[0], POINTS[1] | {"certificate": certificate(0.03)}, *POINTS[2:]])
+    front.check(None)
+    assert (front.operation.served().name, front.operation.mode) == ("careful", "shadow")
+    audit(front, "careful", changed=False)
+    for again in (front, start(draft)):
+        assert (again.operation.served().name, again.operation.mode) == ("usual", "exit")
+
+
 @pytest.mark.parametrize("down", [False, True], ids=["while it runs", "while it is down"])
 @pytest.mark.parametrize(
     ("change", "lifts"),

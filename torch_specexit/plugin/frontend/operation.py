@@ -117,9 +117,9 @@ class Operation:
 
     @property
     def ceiling(self) -> str | None:
-        """Audits have shown what is bolder than this point to change too many answers."""
-        instead = [self.stricter(point) for point in self._among(self.imposed.for_all)]
-        found = min((point for point in instead if point is not None), key=epsilon_of, default=None)
+        """Audits have shown what is bolder than this point to change too many answers; in shadow mode this one, too."""
+        instead = [self.stricter(point) or point for point in self._among(self.imposed.for_all)]
+        found = min(instead, key=epsilon_of, default=None)
         return None if found is None else found.name
 
     @property
