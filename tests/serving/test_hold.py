@@ -174,7 +174,7 @@ def test_audits_of_another_point_say_nothing_about_the_one_that_serves():
     assert operation.resolve({"specexit_effort": "high", "specexit_mode": "exit"}).mode == "shadow"
     audited(holder, moves, "careful", False)
     assert (moves[-1], served_to(operation, "high")) == ("back", ("careful", "exit"))
-    operation.switch()
+    operation.switch("exit")
     assert served_to(operation, "medium") == ("usual", "exit")
 
 

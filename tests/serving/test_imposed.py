@@ -141,6 +141,27 @@ def test_an_operators_word_by_the_route_lifts_it_for_good(draft):
     assert not (draft / FILE).exists()
 
 
+@pytest.mark.parametrize("word", [{"mode": "off"}, {"mode": "shadow"}, {"point": "careful"}], ids=str)
+def test_a_word_that_makes_exits_rarer_lifts_nothing(word, draft):
+    """A kill switch used to delete what was kept: the next restart, which forgets the switch, made the very exits
+    again that audits had ended."""
+    front = start(draft)
+    audit(front, "usual")
+    front.switch(**word)
+    assert front.operation.ceiling == start(draft).operation.ceiling == "careful"
+    front.switch(mode="exit", point="usual")
+    assert look(front) == look(start(draft)) == PLAIN
+
+
+def test_a_word_for_the_point_that_audits_have_put_into_shadow_mode_lifts_that(draft):
+    front = start(draft)
+    audit(front, "usual")
+    audit(front, "careful")
+    front.switch(point="careful")
+    assert (front.operation.mode, front.operation.served().name) == ("exit", "careful")
+    assert not (draft / FILE).exists()
+
+
 def test_api_servers_that_share_a_draft_keep_what_each_of_them_has_seen(draft):
     first, second = start(draft), start(draft)
     audit(first, "bold")

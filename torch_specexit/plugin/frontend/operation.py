@@ -209,15 +209,20 @@ class Operation:
         return True
 
     def switch(self, mode: Mode | None = None, point: str | None = None) -> None:
-        """An operator's word: another mode, another point. It lifts what audits have imposed.
+        """An operator's word: another mode, another point.
+
+        It lifts what audits have imposed, where it asks for exits, or for a point that they hold back. A kill switch
+        lifts nothing: a restart forgets the word, and must not forget with it what was shown.
 
         Raises:
           PolicyError: there is no such point.
         """
-        name = None if point is None else self.file.point(point).name
-        self._ordered_mode, self._ordered_point = mode or self._ordered_mode, name or self._ordered_point
+        named = None if point is None else self.file.point(point)
+        lifts = mode == "exit" or (named is not None and not self._leaves(named))
+        self._ordered_mode, self._ordered_point = mode or self._ordered_mode, point or self._ordered_point
         self.name = self._ordered_point or self.file.default
-        self._lift()
+        if lifts:
+            self._lift()
 
     def served(self) -> OperatingPoint:
         """The point that serves a request that says nothing."""
@@ -239,6 +244,10 @@ class Operation:
     def serves(self, point: OperatingPoint) -> bool:
         """Whether those who ask for a point get it, audits having imposed nothing stricter."""
         return self._at_most(point).name == point.name
+
+    def _leaves(self, point: OperatingPoint) -> bool:
+        """Whether audits have imposed nothing on those who ask for a point, shadow mode included."""
+        return self.serves(point) and not self.in_shadow and point.name not in self.shadowed
 
     def resolve(
         self,

@@ -187,8 +187,8 @@ class FrontEnd:
             self.hold.add(point, changed=result == "changed")
 
     def switch(self, *, mode: Mode | None = None, point: str | None = None, reload: bool = False) -> dict[str, Any]:
-        """An operator's word, which lifts what audits have imposed; where nothing is said but to read the file again,
-        what its own words lift (see `Operation.load`).
+        """An operator's word. Whether it lifts what audits have imposed, `Operation.switch` says; of a file that is
+        read again, `Operation.load`.
 
         Where several API server processes serve, it is written into the policy file, as each of them watches that.
 
