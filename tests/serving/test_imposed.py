@@ -175,6 +175,35 @@ def test_api_servers_that_share_a_draft_keep_what_each_of_them_has_seen(draft):
     assert first.operation.rejected == ["bold", "careful"]
 
 
+def test_servers_of_other_settings_leave_each_other_what_they_have_seen(draft, monkeypatch, caplog):
+    """A canary in shadow mode deleted what was kept of the server beside it, whose next restart brought back the exits
+    that audits had ended."""
+    audit(start(draft), "usual")
+    with monkeypatch.context() as m:
+        m.setenv("SPECEXIT_SERVING", '{"mode": "shadow"}')
+        canary = start(draft)
+        assert canary.operation.rejected == []
+        assert f"imposed on servers of another mode or hold stays theirs ({draft / FILE})" in caplog.text
+        audit(canary, "bold")
+        assert start(draft).operation.rejected == ["bold"]
+    assert start(draft).operation.rejected == ["usual"]
+    canary.switch(point="bold")
+    assert start(draft).operation.rejected == ["usual"]
+
+
+def test_what_is_imposed_before_a_word_is_heard_ends_nothing_that_is_imposed_after_it(draft):
+    """An API server process that had not read the file yet wrote over what another one had imposed since, and then
+    deleted it."""
+    first, second = start(draft), start(draft)
+    write(draft, default="careful")
+    second.check(None)
+    audit(second, "careful")
+    audit(first, "usual")
+    first.check(None)
+    assert first.operation.rejected == []
+    assert start(draft).operation.rejected == ["careful"]
+
+
 def test_where_nothing_can_be_kept_a_server_says_so_and_an_operator_may_name_another_folder(
     draft, tmp_path, monkeypatch, caplog
 ):
@@ -195,7 +224,14 @@ def test_where_nothing_can_be_kept_a_server_says_so_and_an_operator_may_name_ano
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("{", "cannot be read as JSON"), (json.dumps({"words": [], "for_all": ["usual"]}), "field for_all is .'usual'.")],
+    [
+        ("{", "cannot be read as JSON"),
+        (json.dumps({"words": [], "for_all": {}}), "field entries is .*: Field required"),
+        (
+            json.dumps({"entries": [{"words": [], "settings": [], "for_all": ["usual"]}]}),
+            "field entries.0.for_all is .'usual'.",
+        ),
+    ],
 )
 def test_a_file_that_cannot_be_read_keeps_a_server_from_starting(text, message, draft):
     """As nothing says what exits it was to end."""

@@ -1,7 +1,8 @@
 """What audits have imposed on a server, and ``hold.json``, which keeps it.
 
-Neither a restart nor an edit of ``policy.json`` that speaks of something else brings exits back. An operator's word
-does, and another policy or another certificate of the point in question: what was shown was shown of these.
+Neither a restart, nor an edit of ``policy.json`` that speaks of something else, nor another server with the same draft
+brings exits back. An operator's word does, and another policy or another certificate of the point in question: what was
+shown was shown of these.
 """
 
 from __future__ import annotations
@@ -32,10 +33,11 @@ SWITCH = "switch "
 
 
 class Imposed(Config):
-    """Points whose audits have shown that they change too many answers; what serves in their place follows from
-    ``policy.json``."""
+    """Points whose audits have shown that they change too many answers, on the servers of the same words and settings;
+    what serves in their place follows from ``policy.json``."""
 
-    words: tuple[str, ...] = Field(description="the operator's at that time, see `words_of`")
+    words: tuple[str, ...] = Field(description="the operator's in policy.json at that time, see `words_of`")
+    settings: tuple[str, ...] = Field(description="of these servers, see `settings_of`")
     for_all: dict[str, str] = Field(
         default={}, description="claim -> name of a point that served by default: nobody gets anything bolder"
     )
@@ -43,9 +45,14 @@ class Imposed(Config):
         default={}, description="claim -> name of another point: those who ask for it get a stricter one"
     )
 
+    @property
+    def under(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Words and settings. What is imposed under some is never changed under others."""
+        return self.words, self.settings
+
     def also(self, other: Imposed | None) -> Imposed:
-        """With what another process has seen under the same words."""
-        if other is None or other.words != self.words:
+        """With what another process has seen under the same words and settings."""
+        if other is None:
             return self
         both = {"for_all": other.for_all | self.for_all, "for_some": other.for_some | self.for_some}
         return self.model_copy(update=both)
@@ -59,11 +66,27 @@ class Imposed(Config):
         return self.model_copy(update=left)
 
 
-def words_of(file: PolicyFile, serving: Serving) -> tuple[str, ...]:
-    """What an operator says about which exits are made. Other words lift what audits have imposed."""
+class HoldFile(Config):
+    """``hold.json``: servers of other settings may share a draft, and each has what its own audits have shown."""
+
+    entries: tuple[Imposed, ...] = Field(description="one for each set of words and settings")
+
+
+def words_of(file: PolicyFile) -> tuple[str, ...]:
+    """What an operator says in ``policy.json`` about which exits are made. Other words lift what is imposed."""
     switched = (f"{event.when} {event.what}" for event in file.history if event.what.startswith(SWITCH))
-    said = {"default": file.default, "mode": serving.mode, "mode of the file": file.serving.mode, "hold": serving.hold}
+    said = {"default": file.default, "mode": file.serving.mode, "hold": file.serving.hold}
     return (*(f"{key}={value}" for key, value in said.items()), *switched)
+
+
+def settings_of(serving: Serving) -> tuple[str, ...]:
+    """What of that is in force in a server, as its own settings go over those of ``policy.json``."""
+    return f"mode={serving.mode}", f"hold={serving.hold}"
+
+
+def nothing(file: PolicyFile, serving: Serving) -> Imposed:
+    """What is imposed on a server before its audits have shown anything."""
+    return Imposed(words=words_of(file), settings=settings_of(serving))
 
 
 def claim_of(point: OperatingPoint) -> str:
@@ -90,16 +113,16 @@ class Kept:
         """Whether what audits impose from now on is there after a restart."""
         return os.access(self.path.parent, os.W_OK)
 
-    def read(self) -> Imposed | None:
-        """What is kept; None where there is nothing.
+    def read(self) -> tuple[Imposed, ...]:
+        """What is kept, of all servers.
 
         Raises:
           PolicyError: the file is not what it should be.
         """
         if not self.path.exists():
-            return None
+            return ()
         try:
-            return Imposed.model_validate(read_object(self.path, MAX_BYTES, PolicyError))
+            return HoldFile.model_validate(read_object(self.path, MAX_BYTES, PolicyError)).entries
         except ValidationError as error:
             problem = error.errors()[0]
             key, value = ".".join(str(part) for part in problem["loc"]), shown(problem["input"])
@@ -110,22 +133,25 @@ class Kept:
 
     def write(self, imposed: Imposed, *, cleared: str = "") -> None:
         """Keep what is imposed beside what other processes have seen, but for a claim that audits have cleared."""
-        self._change(lambda found: imposed.also(found).without(cleared))
+        self._change(imposed, lambda found: imposed.also(found).without(cleared))
 
-    def forget(self, *, but: tuple[str, ...] | None = None) -> None:
-        """Keep nothing any more, unless it was imposed under the words ``but``."""
-        self._change(lambda found: found if found is not None and found.words == but else None)
+    def forget(self, imposed: Imposed) -> None:
+        """Keep nothing any more of what was imposed under the same words and settings."""
+        self._change(imposed, lambda found: None)
 
-    def _change(self, change: Callable[[Imposed | None], Imposed | None]) -> None:
+    def _change(self, own: Imposed, change: Callable[[Imposed | None], Imposed | None]) -> None:
         try:
             with locked(self.path.parent):
-                found = self.read()
+                entries = {one.under: one for one in self.read()}
+                found = entries.pop(own.under, None)
                 wanted = change(found)
                 if wanted == found:
                     return
-                if wanted is None or not (wanted.for_all or wanted.for_some):
-                    self.path.unlink(missing_ok=True)
+                if wanted is not None and (wanted.for_all or wanted.for_some):
+                    entries[own.under] = wanted
+                if entries:
+                    write_text(self.path, HoldFile(entries=tuple(entries.values())).model_dump_json(indent=2) + "\n")
                 else:
-                    write_text(self.path, wanted.model_dump_json(indent=2) + "\n")
+                    self.path.unlink(missing_ok=True)
         except (OSError, PolicyError) as error:
             logger.error("specexit: %s is not up to date, and a restart goes by it: %s", self.path, error)

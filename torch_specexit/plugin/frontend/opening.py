@@ -41,8 +41,8 @@ class Opening(NamedTuple):
     doubts: list[str]
     misfit: str | None
     kept: Kept
-    imposed: Imposed | None
-    """What audits before this start have imposed."""
+    imposed: tuple[Imposed, ...]
+    """What audits before this start have imposed, on any server with this draft."""
 
 
 def settings_of(vllm_config: Any) -> Opening | None:
@@ -106,11 +106,14 @@ def resume(operation: Operation, opening: Opening) -> None:
     path = opening.kept.path
     if opening.serving.audit_rate > 0 and opening.serving.hold and not opening.kept.writable:
         logger.warning("specexit: %s cannot be written: what audits impose ends with a restart (%s)", path, FOLDER)
-    if opening.imposed is None:
-        return
     if not operation.resume(opening.imposed):
-        logger.warning("specexit: default, mode or hold is another than in %s: what audits had imposed is lifted", path)
-    elif rejected := ", ".join(operation.rejected):
+        logger.warning(
+            "specexit: policy.json has another default, mode or hold than %s: what was imposed is lifted", path
+        )
+    own = operation.imposed
+    if any(one.words == own.words and one.settings != own.settings for one in opening.imposed):
+        logger.warning("specexit: what audits have imposed on servers of another mode or hold stays theirs (%s)", path)
+    if rejected := ", ".join(operation.rejected):
         served, mode = operation.served().name, operation.mode
         message = "specexit: audits before this start have shown a risk above epsilon at %s (%s); point %s, mode %s"
         logger.error(message, rejected, path, served, mode)

@@ -23,7 +23,7 @@ from torch_specexit.plugin.frontend.arguments import (
     policy_of,
 )
 from torch_specexit.plugin.frontend.efforts import point_for
-from torch_specexit.plugin.frontend.imposed import Imposed, Kept, claim_of, words_of
+from torch_specexit.plugin.frontend.imposed import Imposed, Kept, claim_of, nothing
 from torch_specexit.plugin.frontend.permissions import check_permitted, check_rarer
 
 
@@ -100,7 +100,7 @@ class Operation:
         self._ordered_mode: Mode | None = None
         self._ordered_point: str | None = None
         self.name = file.default
-        self.imposed = Imposed(words=words_of(file, serving))
+        self.imposed = nothing(file, serving)
         """By audits."""
         self.lifted = 0
         """How often an operator's word has lifted it."""
@@ -159,22 +159,26 @@ class Operation:
         if self.kept is not None:
             self.kept.write(self.imposed, cleared=self._claims[point.name])
 
-    def resume(self, imposed: Imposed) -> bool:
+    def resume(self, found: Sequence[Imposed]) -> bool:
         """Go on with what audits had imposed before a restart; an operator's word since then has lifted it.
+
+        Args:
+          found: what is kept. What was imposed under the same words and other settings is another server's, and stays.
 
         Returns:
           Whether none has.
         """
-        if imposed.words == self.imposed.words:
-            self.imposed = imposed
-        elif self.kept is not None:
-            self.kept.forget(but=self.imposed.words)
-        return imposed.words == self.imposed.words
-
-    def _lift(self, *, but: tuple[str, ...] | None = None) -> None:
-        self.imposed, self.lifted = Imposed(words=words_of(self.file, self.serving)), self.lifted + 1
+        self.imposed = next((one for one in found if one.under == self.imposed.under), self.imposed)
+        lifted = [one for one in found if one.words != self.imposed.words]
         if self.kept is not None:
-            self.kept.forget(but=but)
+            for one in lifted:
+                self.kept.forget(one)
+        return not lifted
+
+    def _lift(self) -> None:
+        if self.kept is not None:
+            self.kept.forget(self.imposed)
+        self.imposed, self.lifted = nothing(self.file, self.serving), self.lifted + 1
 
     @property
     def mode(self) -> Mode:
@@ -185,7 +189,7 @@ class Operation:
     def load(self, file: PolicyFile, serving: Serving, doubts: Sequence[str] = ()) -> None:
         """Go on with other policies and settings.
 
-        What audits have imposed stays, where the operator's words are what they were (see `words_of`), on points whose
+        What audits have imposed stays, where the operator's words are what they were (see `Imposed`), on points whose
         policy and certificate are. A mode or a point that an operator has set by `switch` stays: another policy does
         not mean that what was switched off is to be on again. It goes where mode or default are now others than they
         were before, or where there is no such point any more. A mode that the file now says is heard also where the
@@ -197,9 +201,8 @@ class Operation:
             self._ordered_point = None
         self._take(file, serving, doubts)
         self.name = self._ordered_point or file.default
-        words = words_of(file, serving)
-        if words != self.imposed.words:
-            self._lift(but=words)
+        if nothing(file, serving).under != self.imposed.under:
+            self._lift()
 
     def doubt(self, reason: str) -> bool:
         """From now on no certificate holds, until a restart; returns whether that is new."""
