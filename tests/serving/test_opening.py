@@ -99,6 +99,17 @@ def config_with(draft):
     return SimpleNamespace(speculative_config=SimpleNamespace(draft_model_config=model), additional_config={})
 
 
+def engine_with(config):
+    """Of an engine's client, what a front end is opened from."""
+    return SimpleNamespace(
+        vllm_config=config,
+        model_config=SimpleNamespace(try_get_generation_config=dict),
+        logger_manager=None,
+        input_processor=SimpleNamespace(),
+        output_processor=SimpleNamespace(tokenizer=None),
+    )
+
+
 @pytest.mark.parametrize("n", [1, 3])
 def test_a_front_end_knows_how_many_api_servers_share_its_engines(n, draft, monkeypatch):
     from vllm.config import ParallelConfig
@@ -106,16 +117,9 @@ def test_a_front_end_knows_how_many_api_servers_share_its_engines(n, draft, monk
     monkeypatch.setattr(opening, "served_fingerprints", lambda folder, config: {})
     config = config_with(draft)
     config.parallel_config = ParallelConfig(_api_process_count=n)  # as vLLM's launcher has it in each of them
-    engine = SimpleNamespace(
-        vllm_config=config,
-        model_config=SimpleNamespace(try_get_generation_config=dict),
-        logger_manager=None,
-        input_processor=SimpleNamespace(),
-        output_processor=SimpleNamespace(tokenizer=None),
-    )
     opened = opening.settings_of(config)
     assert opened is not None
-    front = opening.open_front_end(engine, opened)
+    front = opening.open_front_end(engine_with(config), opened)
     assert (front.api_servers, front.hold.summary()["api_servers"]) == (n, n)
 
 

@@ -13,7 +13,7 @@ import pytest
 from specexit.config import ConfigError
 from specexit.drafts.policy import FILE, PolicyError, PolicyFile, write_policy
 from tests.serving.ends import GREEDY, incoming
-from tests.serving.test_opening import config_with
+from tests.serving.test_opening import config_with, engine_with
 from tests.serving.test_operation import BLOCK, POINTS, point
 from torch_specexit.plugin.frontend import locking, opening
 from torch_specexit.plugin.frontend import watch as watching
@@ -241,14 +241,7 @@ def test_a_word_that_falls_into_the_start_of_a_server_is_heard(draft, monkeypatc
     opened = opening.settings_of(config)
     assert opened is not None
     written(draft, serving={"mode": "off"})
-    engine = SimpleNamespace(
-        vllm_config=config,
-        model_config=SimpleNamespace(try_get_generation_config=dict),
-        logger_manager=None,
-        input_processor=SimpleNamespace(),
-        output_processor=SimpleNamespace(tokenizer=None),
-    )
-    assert served_by(opening.open_front_end(engine, opened)) == ("off", "usual")
+    assert served_by(opening.open_front_end(engine_with(config), opened)) == ("off", "usual")
 
 
 def test_a_word_to_one_api_server_reaches_all_that_share_its_engines(draft, monkeypatch):

@@ -1,0 +1,149 @@
+"""What `specexit plan` says beside what it compiles: recipes, estimates, a batch that fits, the docs' table."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+import yaml
+from jax.sharding import AbstractMesh, SingleDeviceSharding
+
+from jax_specexit.planning import page as page_of_plans
+from jax_specexit.planning.aot import Lowered, Shapes, shapes_of
+from jax_specexit.planning.estimate import estimate
+from jax_specexit.planning.plan import _batch_that_fits, _compile
+from jax_specexit.sharding import AXES
+from jax_specexit.training.step import Frozen
+from specexit.chips import CHIPS, Chip, chip_of
+from specexit.config import REPOSITORY, ConfigError, load
+from specexit.report.readme import ReadmeError
+from specexit.schemas.plan import PlanConfig
+from specexit.schemas.target import load_target_config
+
+RECIPES = sorted((REPOSITORY / "configs" / "recipes").glob("*.yaml"))
+FULL_SIZE = [path.stem for path in RECIPES if "topology" in yaml.safe_load(path.read_text())]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("qwen3-4b", {"v5e", "v6e", "v5p"}),
+        ("r1-llama-8b", {"v5e", "v6e", "v5p"}),
+        ("qwen3-30b-a3b", {"v6e", "v5p"}),
+    ],
+)
+def test_there_are_recipes_for_every_target(name: str, expected: set[str]) -> None:
+    assert {
+        recipe.split("-")[-2] for recipe in FULL_SIZE if recipe.startswith(name) and "warm" not in recipe
+    } == expected
+
+
+def test_a_whole_v5e_pod_takes_steps_of_at_most_half_a_million_tokens() -> None:
+    config = load(PlanConfig, REPOSITORY / "configs" / "recipes" / "qwen3-4b-v5e-256.yaml")
+    assert config.batch_size * config.length <= 500_000
+    assert math.prod(getattr(config.mesh, axis) for axis in ("data", "fsdp", "expert", "context", "tensor")) == 256
+
+
+def full_size(recipe: str) -> tuple[PlanConfig, Shapes, Chip, AbstractMesh]:
+    """A recipe, and what it is planned for."""
+    config = load(PlanConfig, REPOSITORY / "configs" / "recipes" / f"{recipe}.yaml")
+    chip = chip_of(config.topology or "")
+    sizes = [max(1, getattr(config.mesh, axis)) for axis in AXES]
+    return config, shapes_of(config, load_target_config(config.target)), chip, AbstractMesh(tuple(sizes), AXES)
+
+
+def test_an_estimate_says_so_and_is_made_only_of_published_numbers() -> None:
+    config, shapes, chip, mesh = full_size("qwen3-4b-v5e-16")
+    found = estimate(config, shapes, chip, mesh, 0.8, {"attention": 0.3, "products": 9.0, "fsdp": 0.02, "data": 0.01})
+    assert found.note.startswith("estimate, not a measurement")
+    # 141 TFLOP a step and chip, of which 32 are attention's, at 84 % of 197 TFLOP/s.
+    assert found.seconds["products"] == pytest.approx((140.96e12 - 31.90e12) / (0.84 * 197e12), rel=0.001)
+    assert found.seconds["attention"] == 0.3
+    assert found.seconds["exposed"] == pytest.approx(0.03)
+    assert found.exposed_seconds == {"fsdp": 0.02, "data": 0.01}
+    # 96 % of them are useful, and whole runs reach 56 % of the peak, which is slower than all of these together.
+    useful = 0.960 * 140.96e12
+    assert sum(found.seconds.values()) < found.step_seconds == found.run_seconds
+    assert found.step_seconds == pytest.approx(useful / (0.56 * 197e12), rel=0.01)
+    assert found.mfu == pytest.approx(0.56)
+    assert found.chip_hours == pytest.approx(6000 * found.step_seconds * 16 / 3600)
+    # A step that waits for longer is slower, and none is faster than the bound.
+    waits = estimate(config, shapes, chip, mesh, 0.8, {"attention": 0.3, "fsdp": 1.0})
+    assert waits.step_seconds == pytest.approx(found.seconds["products"] + 0.3 + 1.0)
+    assert waits.mfu == pytest.approx(useful / waits.step_seconds / 197e12, rel=0.01)
+    assert estimate(config, shapes, chip, mesh, 9.0, {}).step_seconds == 9.0
+
+
+@pytest.mark.parametrize("recipe", FULL_SIZE)
+def test_every_recipe_has_an_estimate(recipe: str) -> None:
+    """Mixtures and chips of which less is published, too."""
+    config, shapes, chip, mesh = full_size(recipe)
+    found = estimate(config, shapes, chip, mesh, 0.0, {"fsdp": 0.001})
+    experts = shapes.target.num_experts > 0
+    assert 0.2 < found.mfu < (0.9 if config.target_int8 else 0.7)
+    assert found.seconds["products"] > 0
+    assert found.seconds["attention"] > 0
+    assert (found.seconds["experts"] > 0) == experts == (found.efficiencies.run in (0.53, 0.35))
+    assert found.run_seconds is not None
+    assert found.step_seconds == max(sum(found.seconds.values()), found.run_seconds)
+
+
+def test_a_chip_without_published_runs_is_estimated_by_parts() -> None:
+    config, shapes, _, mesh = full_size("qwen3-4b-v5e-16")
+    found = estimate(config, shapes, CHIPS["tpu7x"], mesh, 0.0, {"attention": 0.1, "fsdp": 0.01})
+    assert found.run_seconds is None
+    assert found.step_seconds == sum(found.seconds.values()) > 0.11
+
+
+class TooLarge:
+    """A step whose compilation ends as libtpu ends it."""
+
+    def compile(self) -> None:
+        raise jax.errors.JaxRuntimeError(
+            "RESOURCE_EXHAUSTED: Used 24.00G of 15.75G hbm. Exceeded hbm capacity by 8.25G."
+        )
+
+
+def test_no_batch_fits_beside_weights_that_alone_are_too_much() -> None:
+    """Of 20 GiB on chips of 16, less than nothing is left for temporaries."""
+    _, shapes, chip, mesh = full_size("r1-llama-8b-v5e-16")
+    assert _batch_that_fits(20.0, 3.0, chip.hbm_gib, shapes, mesh) == 0
+    assert _batch_that_fits(7.9, 3.0, chip.hbm_gib, shapes, mesh) == 2 * 16
+    one = SingleDeviceSharding(jax.devices()[0])
+    state: Any = jax.ShapeDtypeStruct((20, 2**28), jnp.float32, sharding=one)
+    step: Any = TooLarge()
+    where: Any = mesh
+    lowered = Lowered(where, step, Frozen(None, None, None), state, {})
+    with pytest.raises(ConfigError, match=r"needs 24\.0 GiB .* has 15\.75: choose a larger mesh\.fsdp or mesh\.tensor"):
+        _compile(lowered, chip, shapes)
+
+
+def test_the_table_stands_between_its_marks(tmp_path: Path) -> None:
+    memory = {"total": 10.94, "capacity": 16.0, "spare": 0.316}
+    found = {
+        "hbm_gib": memory,
+        "others": {"measure": {"hbm_gib": memory | {"total": 3.0}}, "evaluate": {"hbm_gib": memory | {"total": 5.04}}},
+        "step_seconds": 0.876,
+        "binds": "compute",
+        "chip_hours": 23.2,
+        "estimate": {"step_seconds": 1.5, "seconds": {"products": 1.1, "exposed": 0.046}, "mfu": 0.523},
+        "compute_seconds_of_target": {"dtype": 0.8, "int8": 0.6},
+    }
+    for recipe, more in (("one", {}), ("two", {"chip_hours": 124.6})):
+        (tmp_path / recipe).mkdir()
+        (tmp_path / recipe / "plan.json").write_text(json.dumps(found | more))
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{page_of_plans.BEGIN}\nold\n{page_of_plans.END}\nbehind\n")
+    page_of_plans.main(page, sorted(tmp_path.glob("*/plan.json")))
+    before, _, *rows, _, behind = page.read_text().splitlines()
+    assert (before, behind) == ("before", "behind")
+    assert rows[2:] == [
+        "| `one` | 10.9 of 16 | 32 % | 5.0 (evaluate) | 0.88 | compute | 23 | 0.05 | 1.50 | 52 % | -25 % |",
+        "| `two` | 10.9 of 16 | 32 % | 5.0 (evaluate) | 0.88 | compute | 125 | 0.05 | 1.50 | 52 % | -25 % |",
+    ]
+    page.write_text("nothing")
+    with pytest.raises(ReadmeError, match="expected one line '<!-- plans"):
+        page_of_plans.main(page, [])
