@@ -183,6 +183,17 @@ def test_a_small_group_is_refused_by_name_and_so_is_a_trace_of_no_group(setting)
     assert calibrate(CalibrateConfig(**paths)).point().certificate is not None
 
 
+def test_a_group_none_of_whose_traces_can_judge_is_refused_by_name(setting):
+    """Left out with its traces it would pass for certified with the others."""
+    able = {
+        "group": lambda i: "rare" if i < 30 else "common",
+        "finish_reason": lambda i: "length" if i < 30 else "stop",
+    }
+    paths = setting(np.full(N, 0.995), [True] * N, **able)
+    refused(paths, r"group 'rare': none of its 30 traces can judge \(30 unfinished\), expected some", groups=True)
+    assert calibrate(CalibrateConfig(**paths)).point().certificate is not None
+
+
 def test_traces_without_groups_cannot_be_grouped(setting):
     refused(setting(np.full(N, 0.9), [True] * N), "trace '0' is of no group and of no task", groups=True)
 

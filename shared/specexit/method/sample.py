@@ -49,7 +49,8 @@ class Sample:
       grouped: whether every prompt belongs to a group (``group``, by default its task).
 
     Raises:
-      SampleError: a trace stands there twice, or a prompt is of several groups or, if grouped, of none.
+      SampleError: a trace stands there twice, or, if grouped, a prompt is of several groups or of none, or of a group
+        no trace counts.
     """
 
     def __init__(self, traces: Outlines, *, unjudged: Unjudged = "refuse", grouped: bool = False):
@@ -60,6 +61,7 @@ class Sample:
         kept = self.traces if unjudged == "refuse" else traces
         if grouped:
             _check_groups(kept)
+            _check_able(traces, kept)
         self.grouped, self._names = grouped, [name or "" for name in traces.texts["part"]] if grouped else [""]
         able, part = traces.texts["barred"].get(None, -1), "part" if grouped else "0"
         self._file = Scratch("create table prompts (hash integer primary key, part, size, barred)")
@@ -138,3 +140,17 @@ def _check_groups(traces: Outlines) -> None:
     for prompt, first, _ in several:
         [(name, other)] = traces.ask("id, part", f"and prompt = {prompt} and part != {first} order by row limit 1")
         raise SampleError(f"trace {name!r} is of group {names[other]!r}, but its prompt was of {names[first]!r}")
+
+
+def _check_able(traces: Outlines, kept: Outlines) -> None:
+    """A group whose traces are all left out would be certified with the others, unseen."""
+    counted = kept.different("part")
+    for name in traces.different("part"):
+        if name is None or name in counted:
+            continue
+        left_out = traces.only(part=name).counted("barred")
+        listed = ", ".join(f"{n} {why}" for why, n in left_out.items())
+        raise SampleError(
+            f"group {name!r}: none of its {sum(left_out.values())} traces can judge ({listed}), expected some that can "
+            "in every group"
+        )
