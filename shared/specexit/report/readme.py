@@ -128,8 +128,9 @@ def _points(triple: Triple) -> str:
 
 
 def _cut(triple: Triple) -> str:
-    value, low, high = (100 * x for x in triple)
-    return f"{-value:+.1f} %, {low:.1f}..{high:.1f}"
+    """As the change that it is: the ends change sign, and places, with the value."""
+    value, high, low = (-100 * x for x in triple)
+    return f"{value:+z.1f} %, {low:z.1f}..{high:z.1f}"
 
 
 def _times(triple: Triple) -> str:
