@@ -233,6 +233,13 @@ def test_a_method_in_one_file_is_played_beside_the_others(files, capsys):
     assert "\n  last " in capsys.readouterr().out
 
 
+def test_the_file_of_a_method_may_hold_a_dataclass_whose_annotations_are_text(tmp_path):
+    head = "from __future__ import annotations\nfrom dataclasses import dataclass\n"
+    setting = "@dataclass(frozen=True)\nclass Setting:\n    m: int\n"
+    (tmp_path / "mine.py").write_text(head + STRANGER + setting)
+    assert load_methods([tmp_path / "mine.py"]).keys() == {*METHODS, "last"}
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

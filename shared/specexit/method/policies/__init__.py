@@ -8,6 +8,7 @@ no file of the project has to change. ``method`` is what such a file imports. Wh
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -40,10 +41,11 @@ def load_methods(paths: Iterable[Path]) -> dict[str, Method]:
     """
     found = dict(METHODS)
     for path in paths:
-        spec = importlib.util.spec_from_file_location(path.stem, path)
+        spec = importlib.util.spec_from_file_location(f"specexit_policy_{path.stem}", path)
         if spec is None or spec.loader is None or not path.exists():
             raise MethodError(f"{path}: not there, or no Python file")
         module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module  # dataclasses look their module up
         try:
             spec.loader.exec_module(module)
         except Exception as error:
