@@ -188,6 +188,12 @@ def test_the_other_scores_are_played_with_the_early_threshold_of_their_own_sourc
     assert right == ({found.oracle.thinking_cut} if finds_the_oracle else set())
 
 
+def test_the_other_scores_are_played_with_rounds_of_the_same_size(files):
+    """With rounds of three tokens the average is there sooner than with five."""
+    found = simulate(config_of(files, probe_scores=files / "scores.parquet", smoothing="round", round_tokens=5))
+    assert found.curves["probe"] == found.curves["validity"]
+
+
 def test_what_one_point_was_looked_for_in_makes_no_method_look_good(files, trace_of, capsys):
     """``boundaries=stable`` goes back from the end to the exit: what asks at those trials alone is asked just there."""
     traces = read_traces(files / "traces.parquet")

@@ -347,4 +347,8 @@ def _blocks(
             file.check(traces)
     largest = Largest(traces.number("max(n_think)"), traces.number("max(n_boundaries)"))
     for replay in replays(config.traces, scores, round_tokens=config.round_tokens, largest=largest):
-        yield replay, None if other is None else Replay(replay.traces, other.of(replay.traces), largest=largest)
+        beside = None
+        if other is not None:
+            signals = other.of(replay.traces)
+            beside = Replay(replay.traces, signals, round_tokens=config.round_tokens, largest=largest)
+        yield replay, beside
