@@ -59,7 +59,8 @@ def test_where_nothing_can_be_certified_exits_are_switched_off_and_it_says_so(se
     point = calibrate(CalibrateConfig(**paths)).point()
     assert (point.policy, point.certificate) == (OFF, None)
     assert read_config(paths["draft"]).specexit.policy == OFF
-    assert "switched off" in capsys.readouterr().out
+    text = " ".join(capsys.readouterr().out.split())
+    assert "exits are switched off. The first 60.0% of cut would break the risk that was observed" in text
 
 
 def test_a_policy_that_never_exits_is_not_certified(setting, capsys):
@@ -229,6 +230,16 @@ def test_the_next_point_of_cut_has_its_price(setting, capsys):
     n = int(text.split("would take about ")[1].split()[0])
     assert scipy_stats.binom.cdf(round(0.02 * n), n, 0.03) <= 0.1
     assert scipy_stats.binom.cdf(round(0.02 * n * 0.7), round(n * 0.7), 0.03) > 0.1
+
+
+def test_where_nothing_is_certified_the_first_cut_has_its_price(setting, capsys):
+    """As many prompts as it takes without an error, and one of them errs."""
+    assert calibrate(CalibrateConfig(**setting(np.full(114, 0.995), np.arange(114) > 0))).point().certificate is None
+    text = " ".join(capsys.readouterr().out.split())
+    assert "exits are switched off. The first 60.0% of cut would take about" in text
+    n = int(text.split("would take about ")[1].split()[0])
+    assert scipy_stats.binom.cdf(round(n / 114), n, 0.02) <= 0.1
+    assert scipy_stats.binom.cdf(round(0.7 * n / 114), round(0.7 * n), 0.02) > 0.1
 
 
 def test_a_policy_beyond_the_risk_has_no_price(setting, capsys):

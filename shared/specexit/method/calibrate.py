@@ -134,7 +134,7 @@ def choose(
         name = f"risk-{claim.epsilon:g}"
         if found is None:
             points.append(OperatingPoint(name=name, policy=OFF.model_copy(update=_shared(config))))
-            remarks.append(_nothing(sample, config, claim))
+            remarks.append(_nothing(sample, config, claim) + _first(sample, judged, claim))
             continue
         policy, told = policies[found.index], judged[found.index].groups.values() if compared else ()
         point = point_of(judged[found.index].sums, policy)
@@ -337,8 +337,20 @@ def _certified(config: CalibrateConfig, point: OperatingPoint, replayed: Point) 
 def _nothing(sample: Sample, config: CalibrateConfig, claim: Claim) -> str:
     return (
         f"{config.draft}, risk-{claim.epsilon:g}: no threshold that shortens a trace keeps {config.risk} <= "
-        f"{claim.epsilon:g} at confidence {1 - config.delta:g} on {sample.n} prompts: exits are switched off"
+        f"{claim.epsilon:g} at confidence {1 - config.delta:g} on {sample.n} prompts: exits are switched off."
     )
+
+
+def _first(sample: Sample, judged: Sequence[Judged], claim: Claim) -> str:
+    """What the first cut would cost, where none is certified; nothing where no policy shortens a trace."""
+    for i, one in enumerate(judged):
+        if one.sums.kept < one.sums.full:
+            n = prompts_for(judged, 0, i, claim, single=sample.single)
+            cut = f" The first {1 - one.sums.kept / one.sums.full:.1%} of cut would"
+            if n is None:
+                return f"{cut} break the risk that was observed, however many prompts there are."
+            return f"{cut} take about {n} prompts."
+    return ""
 
 
 def _next(sample: Sample, judged: Sequence[Judged], chosen: int, claim: Claim) -> str:
