@@ -10,6 +10,7 @@ import yaml
 
 from specexit import cli
 from specexit.help import rows
+from specexit.schemas.bench import BenchConfig
 from specexit.schemas.collect import CollectConfig
 from specexit.schemas.train import TrainConfig
 
@@ -61,6 +62,12 @@ def test_defaults_are_those_in_force() -> None:
     """A command may set another default than the schema that it nests."""
     default = {row.key: row.default for row in rows(CollectConfig)}
     assert default["engine.max_num_seqs"] == str(CollectConfig.model_fields["engine"].default.max_num_seqs)
+
+
+def test_help_says_how_much_accuracy_methods_of_a_benchmark_may_be_tuned_to_lose() -> None:
+    """As `specexit.bench.inputs.tolerance_of` has it."""
+    meaning = {row.key: row.meaning for row in rows(BenchConfig)}["calibration_traces"]
+    assert "at most what the draft's certificate allows, where its risk is accuracy_lost, else 1 pt" in meaning
 
 
 def test_a_config_file_shows_its_values() -> None:

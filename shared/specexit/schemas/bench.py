@@ -53,7 +53,8 @@ class BenchConfig(Config):
     budget: int | None = Field(default=None, ge=0, description="thinking tokens of the fixed budget")
     calibration_traces: Path | None = Field(
         default=None,
-        description="traces of other prompts, on which methods choose their parameters, within 1 pt of accuracy",
+        description="traces of other prompts, on which methods choose their parameters, to lose at most what the "
+        "draft's certificate allows, where its risk is accuracy_lost, else 1 pt of accuracy",
     )
     num_speculative_tokens: int = Field(default=3, gt=0, description="draft tokens per step")
     rounds: int = Field(default=6, gt=0, description="slices of the problems; the methods take turns slice by slice")
