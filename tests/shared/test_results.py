@@ -276,24 +276,26 @@ def test_runs_over_other_problems_are_not_compared() -> None:
 
 
 def test_a_task_has_its_own_speedup_from_its_own_responses() -> None:
-    """One task on which exits save half the time, and one on which they cost a little: the totals hide the second."""
+    """A task on which exits save half the time, and problems of none on which they cost a little."""
 
     def run(*seconds: float) -> Run:
         found = Run()
         for batch, slower in ((1, 1.0), (16, 3.0)):
             requests = [
-                dataclasses.replace(request(i, 10, total=12), task="long" if i < 3 else "short", seconds=slower * s)
+                dataclasses.replace(request(i, 10, total=12), task="long" if i < 3 else None, seconds=slower * s)
                 for i, s in enumerate(seconds)
             ]
             found.add(batch, requests, [sum(seconds)], 0, 0)
         return found
 
     tasks = by_task({"eagle3": run(4, 4, 4, 1, 1, 1), "specexit": run(2, 2, 2, 1.25, 1.25, 1.25)})
+    assert {task: found["specexit"].n for task, found in tasks.items()} == {"long": 3, "no task": 3}
     assert tasks["long"]["eagle3"].speedup == {}
     for batch in ("1", "16"):
         assert tasks["long"]["specexit"].speedup[batch] == (2.0, 2.0, 2.0)
-        assert tasks["short"]["specexit"].speedup[batch] == (0.8, 0.8, 0.8)
+        assert tasks["no task"]["specexit"].speedup[batch] == (0.8, 0.8, 0.8)
     untimed = {"eagle3": full_run(), "specexit": exit_run()}
+    assert by_task(untimed) == {}  # none names a task
     for found in untimed.values():
         found.requests[16] = [dataclasses.replace(r, task=f"t{i}") for i, r in enumerate(found.requests[16])]
     assert by_task(untimed)["t0"]["specexit"].speedup == {}

@@ -30,6 +30,7 @@ from specexit.config import write_text
 from specexit.data.rows import infer_decided, is_tried_throughout
 from specexit.data.traces import Trace
 from specexit.method.labels import ExitKind, exit_point
+from specexit.method.simulate import NO_TASK
 from specexit.method.statistics import (
     cluster_bootstrap,
     equivalence,
@@ -303,14 +304,14 @@ def faster(runs: Mapping[str, Run], name: str, *, seed: int = 0) -> dict[str, di
 
 
 def by_task(runs: Mapping[str, Run], seed: int = 0) -> dict[str, dict[str, TaskResult]]:
-    """Task -> method -> its means there; empty where the problems name fewer than two tasks."""
-    tasks = sorted({request.task for run in runs.values() for request in run.all_requests if request.task})
+    """Task, or `NO_TASK` -> method -> its means there; empty where all problems are of one task, or of none."""
+    tasks = sorted({request.task or NO_TASK for run in runs.values() for request in run.all_requests})
     if len(tasks) < 2:
         return {}
     found: dict[str, dict[str, TaskResult]] = {}
     for task in tasks:
         for name, run in runs.items():
-            part = [request for request in run.all_requests if request.task == task]
+            part = [request for request in run.all_requests if (request.task or NO_TASK) == task]
             found.setdefault(task, {})[name] = TaskResult(
                 n=len({request.id for request in part}),
                 accuracy=_mean(part, lambda request: request.correct),
@@ -326,7 +327,7 @@ def _speedups_on(task: str, run: Run, baseline: Run, seed: int) -> dict[str, Tri
     found = {}
     for batch, requests in run.requests.items():
         clusters = paired(requests, baseline.requests[batch])
-        of_task = np.array([request.task == task for request in requests])
+        of_task = np.array([(request.task or NO_TASK) == task for request in requests])
         both = (*requests, *baseline.requests[batch])
         if of_task.any() and all(request.seconds is not None for request in both):
             theirs, ours = _column(baseline.requests[batch], _seconds), _column(requests, _seconds)

@@ -54,8 +54,9 @@ DEFINITIONS = {
     "thinking_cut": "1 - thinking tokens / those of eagle3, both summed over the same problems",
     "total_cut": "the same of all generated tokens",
     "speedup": "seconds of eagle3 / seconds of the method, both summed over the same problems",
-    "tasks": "the same on the problems of one task; speedup there is of single responses' seconds, from when each "
-    "problem came in, and not of a slice's, which no task has to itself; 2,000 resamples",
+    "tasks": "the same on the problems of one task, those of none together (no task); speedup there is of single "
+    "responses' seconds, from when each problem came in, and not of a slice's, which no task has to itself; 2,000 "
+    "resamples",
     "interval": "paired percentile bootstrap, 10,000 resamples of problems, all samples of a problem together; of "
     "slices of the problems, all samples of a slice together, for seconds above batch 1 and for an open loop, where a "
     "slice is the smallest unit with a time of its own (few of them: read such an interval as rough; of one slice "
