@@ -166,6 +166,7 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     found.filters |= {"percent": percent, "points": _points, "interval": _interval, "shortened": _shortened}
+    found.filters |= {"change": _change, "change_interval": _change_interval}
     return found
 
 
@@ -185,11 +186,22 @@ def _points(difference: float) -> str:
     return "±0.0" if float(text) == 0 else text.replace("-", "\N{MINUS SIGN}")
 
 
+def _change(cut: float) -> str:
+    """A cut as the change that it is, signed."""
+    return f"{_points(-cut)}\N{NARROW NO-BREAK SPACE}%"
+
+
+def _change_interval(cut: Triple) -> str:
+    """Its interval: the ends change sign, and places, with the value."""
+    value, low, high = cut
+    return _interval((-value, -high, -low), percent=True)
+
+
 def _interval(triple: Triple, percent: bool) -> str:
     if not percent and not is_interval(triple):
         return NO_INTERVAL
     low, high = (100 * x if percent else x for x in triple[1:])
-    text = f"{low:.1f} to {high:.1f}" if percent else f"{low:.2f} to {high:.2f}"
+    text = f"{low:z.1f} to {high:z.1f}" if percent else f"{low:.2f} to {high:.2f}"
     return text.replace("-", "\N{MINUS SIGN}")
 
 

@@ -108,9 +108,30 @@ def test_headline_and_intervals(bench: Path) -> None:
     report(config(bench))
     html = (bench / "report.html").read_text().replace("\N{NARROW NO-BREAK SPACE}", " ")
     assert html.count("100.0 %<small>100.0 to 100.0</small>") == 2  # accuracy of each method
-    for expected in ("−58.1 %", "56.0 to 60.0", "96.8 %", "−1.0", "2.04×", "1.90 to 2.20", "1.70×", "a slow one"):
+    for expected in (
+        "58 % less thinking",
+        "−58.1 %<small>−60.0 to −56.0",
+        "56.0 to 60.0",
+        "96.8 %",
+        "−1.0",
+        "2.04×",
+        "1.90 to 2.20",
+        "1.70×",
+        "a slow one",
+    ):
         assert expected in html
     assert "installed, not emergent" in html
+
+
+def test_more_thinking_than_without_exits_is_called_so(bench: Path) -> None:
+    results = read_results(bench / "results.json")
+    versus = results.against_eagle3["specexit"].model_copy(update={"thinking_cut": (-0.013, -0.03, 0.01)})
+    write_results(bench / "results.json", results.model_copy(update={"against_eagle3": {"specexit": versus}}))
+    report(config(bench))
+    html = (bench / "report.html").read_text().replace("\N{NARROW NO-BREAK SPACE}", " ")
+    assert "tiny-reasoner: 1 % more thinking, " in html
+    assert "against EAGLE-3</dt><dd>+1.3 %<small>−1.0 to 3.0</small>" in html
+    assert "−−" not in html
 
 
 def test_one_slice_of_problems_has_no_interval(bench: Path) -> None:
