@@ -14,6 +14,7 @@ from specexit.schemas.collect import CollectConfig
 from specexit.schemas.target import load_target_config
 from torch_specexit.collecting import CollectError, collect, local, processes
 from torch_specexit.collecting.processes import worker_devices
+from torch_specexit.collecting.work import Decoding
 
 TARGET = load_target_config("tiny-reasoner")
 
@@ -80,6 +81,12 @@ def test_an_engine_that_dies_is_one_clear_error(end, workers, message, parts, tm
     assert any(f"what it said is in {log}; the same command goes on" in str(raised.value) for log in logs)
     assert {log.read_text() for log in logs} == {"OSError: no such model\n"}
     assert str(raised.value).count("\n") == (end == "exit 3")
+
+
+@pytest.mark.vllm
+def test_an_engine_is_asked_for_whole_thinking_whatever_draft_its_settings_name():
+    """vLLM carries the key along unread where there is no SpecExit draft."""
+    assert local._params(Decoding(5)).extra_args == {"specexit": False}
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, 0.5])

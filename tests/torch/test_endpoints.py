@@ -16,7 +16,9 @@ from tests.torch.pretend import TARGET, TOKENIZER
 from torch_specexit.collecting.endpoint import PROBE, Endpoint
 from torch_specexit.collecting.endpoints import EndpointEngine
 from torch_specexit.collecting.tracer import Response
-from torch_specexit.collecting.work import CollectError, Decoding, NoAnswer
+from torch_specexit.collecting.work import NO_EXITS, CollectError, Decoding, NoAnswer
+from torch_specexit.plugin.frontend.arguments import ArgumentError, parse
+from torch_specexit.plugin.frontend.permissions import check_permitted
 
 MODELS = {"data": [{"id": "tiny-reasoner"}]}
 CHOICE = {"token_ids": [1, 2], "finish_reason": "stop", "logprobs": {"token_logprobs": [-0.1, -0.2]}}
@@ -32,12 +34,14 @@ class Tokenizer:
         return TOKENIZER.encode(text)
 
 
-def ask(models=MODELS, probed=PROBED, **choice) -> Response:
-    """Check a server and ask it for a completion."""
+def ask(models=MODELS, probed=PROBED, sent=None, **choice) -> Response:
+    """Check a server and ask it for a completion; the bodies of both requests go to ``sent``."""
     answers = iter([models, probed, {"model": "tiny-reasoner", "choices": [CHOICE | choice]}])
     config = CollectConfig.model_validate({"target": "t", "out": "o", "split": "test"})
 
-    def handle(_: httpx.Request) -> httpx.Response:
+    def handle(request: httpx.Request) -> httpx.Response:
+        if sent is not None and request.method == "POST":
+            sent.append(json.loads(request.content))
         return httpx.Response(200, content=json.dumps(next(answers)))
 
     async def run() -> Response:
@@ -51,6 +55,23 @@ def ask(models=MODELS, probed=PROBED, **choice) -> Response:
 
 def test_what_vllm_answers():
     assert ask() == ANSWER
+
+
+def test_every_request_asks_for_whole_thinking():
+    """A server with a SpecExit draft would cut it, and traces that exits have cut show no exit that is wrong."""
+    sent = []
+    ask(sent=sent)
+    assert [body["vllm_xargs"] for body in sent] == [{"specexit": False}] * 2
+
+
+def test_a_server_that_lets_no_request_switch_exits_off_is_refused_with_what_to_change():
+    with pytest.raises(ArgumentError) as said:
+        check_permitted(parse(NO_EXITS), "none")
+    error = {"error": {"message": str(said.value), "param": said.value.parameter, "code": 400}}
+    refusing = Server(lambda prompt, _: httpx.Response(400, json=error) if prompt == PROBE else None)
+    with pytest.raises(CollectError, match=r"^http://s0: serves a SpecExit draft.*expected requests: off-only.*400"):
+        ask_all(PROMPTS, refusing)
+    assert refusing.completions == 0
 
 
 @pytest.mark.parametrize(

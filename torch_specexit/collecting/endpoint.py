@@ -18,7 +18,7 @@ from specexit.schemas.collect import CollectConfig
 from specexit.schemas.target import TargetConfig
 from specexit.schemas.url import without_passwords
 from torch_specexit.collecting.tracer import Response
-from torch_specexit.collecting.work import CollectError, Decoding
+from torch_specexit.collecting.work import NO_EXITS, CollectError, Decoding
 
 PROBE = "What is 3 + 4?\n\nWait, let me check.\n\n\\boxed{7} — naïve 多\t  "
 """Text whose token ids tell tokenizers apart."""
@@ -131,7 +131,7 @@ class Endpoint:
         """Find the target among the server's models, and compare tokenizers.
 
         Raises:
-          CollectError: it serves another model, or reads text as other tokens, or see `call`.
+          CollectError: it serves another model, reads text as other tokens, or keeps its exits on; or see `call`.
           httpx.HTTPError: see `call`.
         """
         self.vocabulary = target.hf_config().get("vocab_size") or len(tokenizer)
@@ -147,7 +147,15 @@ class Endpoint:
                 f"{self.name}: serves {served}, expected {' or '.join(sorted(wanted))}; if that is the target under "
                 "another name, say model=NAME"
             )
-        theirs = await self.probe()
+        try:
+            theirs = await self.probe()
+        except Refused as error:
+            if "extra_args: specexit" not in str(error):
+                raise
+            raise CollectError(
+                f"{self.name}: serves a SpecExit draft, and lets no request switch exits off, which would cut traces; "
+                f"expected requests: off-only in its serving settings, or a server without the draft ({error})"
+            ) from error
         ours = tokenizer.encode(PROBE, add_special_tokens=False)
         if theirs != ours:
             read = str(theirs)
@@ -198,7 +206,7 @@ class Endpoint:
 
     async def _choice(self, body: dict[str, Any], timeout: httpx.Timeout) -> tuple[_Choice, list[int]]:
         """The completion, and its tokens."""
-        found = await self.call("completions", _Completion, timeout, body)
+        found = await self.call("completions", _Completion, timeout, body | {"vllm_xargs": NO_EXITS})
         if found.model != self.model:
             raise CollectError(f"{self.name}: answered as model {found.model!r}, expected {self.model!r}")
         choice = next(iter(found.choices), _Choice())

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from specexit.schemas.collect import CollectConfig
 from specexit.schemas.target import TargetConfig
 from torch_specexit.collecting.tracer import Response
-from torch_specexit.collecting.work import CollectError, Decoding
+from torch_specexit.collecting.work import NO_EXITS, CollectError, Decoding
 from torch_specexit.engine import start_engine
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ def _params(how: Decoding) -> SamplingParams:
         stop=list(how.stop),
         include_stop_str_in_output=True,
         logprobs=0,  # the drawn token's own
+        extra_args=dict(NO_EXITS),
         detokenize=bool(how.stop),
         output_kind=RequestOutputKind.FINAL_ONLY,
     )

@@ -138,6 +138,11 @@ class Decoding:
     seed: int | None = None
 
 
+NO_EXITS = {"specexit": False}
+"""What every request says: a server or an engine with a SpecExit draft would end its thinking early, and then no exit
+could be seen to change an answer. vLLM without the plug-in passes it over."""
+
+
 def engine_room(config: CollectConfig, todo: int, engines: int) -> int:
     """Traces that each of several engines has under way: a quarter more than fit its batch, as trials are short.
 
