@@ -19,6 +19,7 @@ from torch_specexit.collecting.tracer import Response
 from torch_specexit.collecting.work import NO_EXITS, CollectError, Decoding, NoAnswer
 from torch_specexit.plugin.frontend.arguments import ArgumentError, parse
 from torch_specexit.plugin.frontend.permissions import check_permitted
+from torch_specexit.plugin.frontend.sampling import NEUTRAL
 
 MODELS = {"data": [{"id": "tiny-reasoner"}]}
 CHOICE = {"token_ids": [1, 2], "finish_reason": "stop", "logprobs": {"token_logprobs": [-0.1, -0.2]}}
@@ -62,6 +63,18 @@ def test_every_request_asks_for_whole_thinking():
     sent = []
     ask(sent=sent)
     assert [body["vllm_xargs"] for body in sent] == [{"specexit": False}] * 2
+
+
+def test_nothing_of_a_model_s_generation_config_decides_how_a_trace_is_sampled():
+    """A server takes what a request does not say from there, and what is recorded is temperature, top_p and top_k.
+
+    A repetition penalty would keep a trial, too, from the digits that the thinking has stated.
+    """
+    sent = []
+    ask(sent=sent)
+    asked = {key: sent[-1].get(key) for key in ("temperature", "top_p", "top_k", *NEUTRAL)}
+    plain = {"min_p": 0, "presence_penalty": 0, "frequency_penalty": 0, "repetition_penalty": 1}
+    assert asked == {"temperature": 0, "top_p": 1, "top_k": 0} | plain
 
 
 def test_a_server_that_lets_no_request_switch_exits_off_is_refused_with_what_to_change():

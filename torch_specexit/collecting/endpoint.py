@@ -19,6 +19,7 @@ from specexit.schemas.target import TargetConfig
 from specexit.schemas.url import without_passwords
 from torch_specexit.collecting.tracer import Response
 from torch_specexit.collecting.work import NO_EXITS, CollectError, Decoding
+from torch_specexit.plugin.frontend.sampling import NEUTRAL
 
 PROBE = "What is 3 + 4?\n\nWait, let me check.\n\n\\boxed{7} — naïve 多\t  "
 """Text whose token ids tell tokenizers apart."""
@@ -179,6 +180,7 @@ class Endpoint:
             "temperature": how.temperature,
             "top_p": how.top_p,
             "top_k": how.top_k,
+            **NEUTRAL,  # what is not said is the model's generation_config.json's
             "stop": list(how.stop),
             "include_stop_str_in_output": True,
             "logprobs": 0,
