@@ -29,6 +29,19 @@ def test_another_config_in_the_same_folder(server, tmp_path):
     assert (tmp_path / "out" / "traces-00000.parquet").read_bytes() == before
 
 
+def test_how_fast_a_model_runs_may_change_in_between_and_which_model_it_is_may_not(server, tmp_path):
+    """Who runs out of memory takes more GPUs, or a new folder: this one would be of two models, and name the first."""
+    collect(config(server, tmp_path / "out", n=6, engine={"extra": {"gpu_memory_utilization": 0.95}}))
+    collect(config(server, tmp_path / "out", engine={"max_num_seqs": 8, "extra": {"tensor_parallel_size": 2}}))
+    assert len(read_traces(tmp_path / "out")) == 12
+    for extra, named in (
+        ({"quantization": "fp8"}, r"engine\.extra\.quantization is 'fp8', was None"),
+        ({"hf_overrides": {"rope_theta": 1}}, r"engine\.extra\.hf_overrides\.rope_theta is 1, was None"),
+    ):
+        with pytest.raises(ConfigError, match=rf"another config \({named}\); take a new folder"):
+            collect(config(server, tmp_path / "out", engine={"extra": extra}))
+
+
 @pytest.mark.parametrize(
     ("edit", "named"),
     [

@@ -25,7 +25,18 @@ FREE_TO_CHANGE = {
     *("any_architecture", "min_finished", "min_answered", "max_undecided", "max_unbroken", "min_forced_as_free"),
     *("parts", "target"),
 }
-"""Keys that a resumed run may change: no finished row depends on them, or what they name is compared itself."""
+"""Keys that a resumed run may change: no finished row depends on them, or what they name is compared itself. Of
+``engine.extra`` these are the `ENGINE_FREE` alone: another quantisation is another model."""
+
+ENGINE_FREE = {
+    *("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "enable_expert_parallel"),
+    *("distributed_executor_backend", "disable_custom_all_reduce", "max_parallel_loading_workers"),
+    *("gpu_memory_utilization", "kv_cache_memory_bytes", "num_gpu_blocks_override", "block_size", "cpu_offload_gb"),
+    *("swap_space", "kv_offloading_size", "enforce_eager", "cudagraph_capture_sizes", "max_cudagraph_capture_size"),
+    *("max_num_seqs", "max_num_batched_tokens", "enable_chunked_prefill", "enable_prefix_caching"),
+    *("async_scheduling", "disable_log_stats"),
+}
+"""Arguments of ``vllm.LLM`` that say where and how fast the model runs, and not which one it is."""
 
 PROMPTS = {"prompts", "columns"}
 """Keys that a run of all shards may change as well, as it compares every finished row with what is asked now."""
@@ -109,7 +120,7 @@ def _hold_against(config: CollectConfig, target: TargetConfig) -> None:
         raise ConfigError(f"{run}: config is {earlier!r}, expected what `collect` writes there; take a new folder")
     free = FREE_TO_CHANGE | (PROMPTS if config.is_whole else set())
     fixed = [
-        {key: value for key, value in fields.items() if key not in free}
+        {key: value for key, value in _leaves(fields).items() if not _is_free(key, free)}
         for fields in (earlier, config.model_dump(mode="json"))
     ]
     if differing := _differing(*fixed):
@@ -124,6 +135,12 @@ def _hold_against(config: CollectConfig, target: TargetConfig) -> None:
         raise ConfigError(
             f"{copy}: the folder's traces are of target {target.name} as it was ({differing}); take a new folder"
         )
+
+
+def _is_free(key: str, free: set[str]) -> bool:
+    """Whether a resumed run may change a dotted key."""
+    argument = key.removeprefix("engine.extra.")
+    return key.split(".")[0] in free if argument == key else argument.split(".")[0] in ENGINE_FREE
 
 
 def _differing(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
