@@ -27,6 +27,9 @@ KV_CACHE_SPACE = "VLLM_CPU_KVCACHE_SPACE"
 CPU_ARGUMENTS = ["--enforce-eager", "--block-size", "32"]
 """On a CPU compiling takes half a minute of every start, and attention is fast at multiples of 32."""
 
+TEMPLATE = "--default-chat-template-kwargs"
+"""What a request's prompt is rendered with, beside what the request says itself."""
+
 
 class ServeError(InputError):
     """The installed vLLM does not fit; the message says what is missing."""
@@ -78,6 +81,8 @@ def serve_command(config: ServeConfig, *, on_cpu: bool = False) -> list[str]:
     if length < target.max_model_len and not asked:
         _say_length(config.draft, draft, target)
     ours = ["--dtype", target.dtype, "--max-model-len", str(length)]
+    if target.chat and not any(argument.startswith(TEMPLATE) for argument in config.arguments):
+        ours += [TEMPLATE, json.dumps(target.chat, default=str)]
     if on_cpu:
         ours += CPU_ARGUMENTS
         _leave_memory(target, config.draft, _last_of("--max-model-len", config.arguments, length))

@@ -8,6 +8,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+import yaml
 
 from specexit.drafts.directory import DraftError
 from specexit.drafts.tensors import weights_hash
@@ -57,6 +58,22 @@ def test_the_command_line_names_target_and_draft(write_random_draft, tmp_path):
     assert command[-2:] == ["--port", "8001"]
     speculation = json.loads(command[command.index("--speculative-config") + 1])
     assert speculation == {"method": "eagle3", "model": str(draft), "num_speculative_tokens": 3}
+
+
+def test_prompts_are_rendered_as_those_of_the_traces_were(write_random_draft, tmp_path):
+    """Where a template thinks only when asked, each prompt would end behind the thinking, and no request could exit."""
+    fits = {"hidden_size": 192, "target_hidden_size": 192, "vocab_size": 640}
+    draft = write_random_draft(tmp_path / "draft", "draft", **fits, eagle_aux_hidden_state_layer_ids=(1, 3, 4))
+    target = load_target_config("tiny-reasoner").model_dump(mode="json") | {"chat": {"enable_thinking": True}}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(target))
+    config = ServeConfig(target=str(tmp_path / "mine.yaml"), draft=draft)
+    command = serve_command(config)
+    assert json.loads(command[command.index("--default-chat-template-kwargs") + 1]) == {"enable_thinking": True}
+    own = ("--default-chat-template-kwargs", '{"enable_thinking": false}')
+    command = serve_command(config.model_copy(update={"arguments": own}))
+    assert command.count(own[0]) == 1
+    assert command[-2:] == [*own]
+    assert "--default-chat-template-kwargs" not in serve_command(ServeConfig(target="tiny-reasoner", draft=draft))
 
 
 def test_a_draft_that_is_not_verified_is_served_and_named(write_random_draft, tmp_path, capsys):
