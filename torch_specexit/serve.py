@@ -69,6 +69,7 @@ def serve_command(config: ServeConfig, *, on_cpu: bool = False) -> list[str]:
     assert config.draft is not None
     draft, _ = read_draft(config.draft)
     target = find_target(config.target, config.draft, name=draft.target_name)
+    target.model_file("config.json")  # vLLM would take a path that is not there for a name of the hub's
     _say_doubt(config.draft, target)
     check_target(draft, config.draft, target.hf_config(), target.name)
     speculation = {

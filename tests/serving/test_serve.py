@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
+from specexit.config import ConfigError
 from specexit.drafts.directory import DraftError
 from specexit.drafts.tensors import weights_hash
 from specexit.schemas.serve import ServeConfig
@@ -205,6 +206,17 @@ def test_on_a_cpu_the_size_is_set_unless_somebody_has(write_random_draft, tmp_pa
     monkeypatch.setattr("torch_specexit.serve.free_bytes", lambda: 4 * GIB)
     serve_command(config, on_cpu=True)
     assert os.environ[KV_CACHE_SPACE] == "1"
+
+
+def test_a_target_that_lies_elsewhere_is_named_before_anything_starts(write_random_draft, tmp_path):
+    """A draft from a pod names the target's path there, and its `config` answers all checks that need no weights."""
+    fits = {"hidden_size": 192, "target_hidden_size": 192, "vocab_size": 640}
+    draft = write_random_draft(tmp_path / "draft", "draft", **fits, eagle_aux_hidden_state_layer_ids=(1, 3, 4))
+    target = load_target_config("tiny-reasoner")
+    fields = target.model_dump(mode="json") | {"path": str(tmp_path / "pod"), "config": target.hf_config()}
+    (draft / "target.yaml").write_text(yaml.safe_dump(fields))
+    with pytest.raises(ConfigError, match=r"pod/config\.json: target tiny-reasoner cannot .*say target=FILE\.yaml"):
+        serve_command(ServeConfig(draft=draft))
 
 
 def test_a_draft_of_another_target_is_refused_before_anything_starts(write_random_draft, tmp_path):
