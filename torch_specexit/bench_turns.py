@@ -203,13 +203,15 @@ def measure(
                     seconds = [request.seconds or 0.0 for request in requests] if batch == 1 else [reply["seconds"]]
                     counted = (reply["n_drafts"], reply["n_accepted"], reply.get("joules"))
                     runs[entry.name].add(batch, requests, seconds, *counted)
+                    runs[entry.name].n_preempted += reply.get("n_preempted", 0)
                     if entry.name == BASELINE:
                         _check_finished(config, runs[BASELINE], batch, len(problems) * samples)
                     progress.advance(bar, len(part))
         for rate in config.rates:
             for entry, part in turns(entries, timed, config.rounds):
                 progress.update(bar, description=f"{entry.name} @ {rate:g}/s")
-                _, requests = under_way.ask(entry, part, config.batches[-1], rate=rate)
+                reply, requests = under_way.ask(entry, part, config.batches[-1], rate=rate)
+                runs[entry.name].n_preempted += reply.get("n_preempted", 0)
                 runs[entry.name].open_loop.setdefault(rate, []).append(requests)
                 progress.advance(bar, len(part))
     return runs

@@ -3,7 +3,8 @@
 The first line is the set-up, answered by ``{"accelerator": name or null}`` once the engine stands; then, per job,
 
 ``{"prompts": [[ids]], "batch": b, "max_new_tokens": n, "extra_args": {...}}`` ->
-``{"seconds": [...], "requests": [{"token_ids", "finish_reason", "outcome"}], "n_drafts": int, "n_accepted": int}``,
+``{"seconds": [...], "requests": [{"token_ids", "finish_reason", "outcome"}], "n_drafts": int, "n_accepted": int,
+"n_preempted": int}``,
 
 ``{"method": name, "parameters": {...}, "problems": [{...}], "marks": {...}, "batch": b, "sampling": {...},
 "arrivals": [seconds] or null, "seed": n}`` -> the same, its requests as `specexit.bench.methods.running` measures them.
@@ -33,7 +34,11 @@ from torch_specexit.engine import seed_everything, set_environment, start_engine
 if TYPE_CHECKING:
     from vllm import LLM, RequestOutput
 
-COUNTERS = {"n_drafts": "vllm:spec_decode_num_drafts", "n_accepted": "vllm:spec_decode_num_accepted_tokens"}
+COUNTERS = {
+    "n_drafts": "vllm:spec_decode_num_drafts",
+    "n_accepted": "vllm:spec_decode_num_accepted_tokens",
+    "n_preempted": "vllm:num_preemptions",
+}
 
 
 def main() -> None:

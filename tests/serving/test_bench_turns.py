@@ -4,6 +4,7 @@ import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
@@ -32,6 +33,7 @@ from tests.serving.benching import (
 )
 from torch_specexit import bench as module
 from torch_specexit import bench_conditions as conditions
+from torch_specexit import bench_worker
 from torch_specexit.bench import bench, plan_methods
 from torch_specexit.bench_turns import Entry, measure, spread, turns
 
@@ -248,6 +250,26 @@ def test_samples_and_slices_are_asked_with_a_seed_each_and_stay_samples_of_their
     assert runs["none"].units[4] == 3 * ["test-0 to test-1", "test-2 to test-3"]
     assert len(runs["none"].requests[1]) == N_LATENCY  # one sample of each
     assert speedup_at(4, runs["none"], runs["eagle3"]) == (0.5, 0.5, 0.5)
+
+
+class Pressed(Pretend):
+    """Has too little KV cache for EAGLE-3's requests."""
+
+    def ask(self, job: dict) -> dict:
+        return super().ask(job) | {"n_preempted": 3 if job["method"] == "eagle3" else 0}
+
+
+def test_requests_that_were_computed_again_are_counted(inputs: Path, tmp_path: Path, pretend: type[Pretend]) -> None:
+    """Whoever writes more has more of them, in batches and as problems come in, and the time is in its seconds."""
+    runs = measured(small(inputs, tmp_path, rates=(2.0,)), tmp_path, Pressed)
+    jobs = Counter(job["method"] for job in pretend.asked)
+    assert {name: run.n_preempted for name, run in runs.items()} == {"none": 0, "eagle3": 3 * jobs["eagle3"]}
+
+
+def test_a_worker_counts_what_its_engine_has_computed_again() -> None:
+    metrics = [SimpleNamespace(name="vllm:num_preemptions", value=3)]
+    counted = bench_worker._counters(SimpleNamespace(get_metrics=lambda: metrics))
+    assert counted == {"n_drafts": 0, "n_accepted": 0, "n_preempted": 3}
 
 
 def test_what_could_not_exit_is_asked_again(inputs: Path, tmp_path: Path) -> None:

@@ -45,6 +45,7 @@ from specexit.bench.results import (
 from specexit.data.traces import Trace
 from specexit.method.statistics import holm, paired_bootstrap, sign_flip_test
 from specexit.report import readme
+from specexit.report.verdict import verdict
 
 
 def request(i: int, thinking: int, *, total: int, correct: bool = True, reason: Reason = "natural_end") -> Request:
@@ -115,6 +116,22 @@ def test_throughput_is_of_the_responses_and_answers_are_counted_apart() -> None:
     run.requests[16] = counted
     assert summarise(run).answer_tokens == 10
     assert summarise(run).throughput["16"] == 650 / 8.0  # what is tried besides is none of the response
+
+
+def test_requests_that_were_computed_again_for_want_of_kv_cache_are_told_with_the_times() -> None:
+    run = full_run()
+    run.n_preempted = 1234
+    results = some_results()
+    for known in (None, 0, summarise(run).preempted):
+        methods = results.methods | {"eagle3": results.methods["eagle3"].model_copy(update={"preempted": known})}
+        found = results.model_copy(update={"methods": methods})
+        _, _, times = result_tables(found)
+        said = "for want of KV cache (eagle3 1,234 times)"
+        assert (said in str(times.caption)) == (known == 1234)
+        assert any(said in sentence for sentence in verdict(found, None)) == (known == 1234)
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(times)
+    assert "expected a larger engine.kv_cache_gib." in " ".join(console.export_text().split())
 
 
 def test_no_speculation_has_no_acceptance_length() -> None:

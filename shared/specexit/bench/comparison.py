@@ -100,6 +100,8 @@ class Run:
     """Arrivals per second -> slices of the problems. What waits for what is within a slice."""
     joules: dict[int, list[float | None]] = field(default_factory=dict)
     """Batch size -> one entry per slice of problems; None where the machine did not tell."""
+    n_preempted: int = 0
+    """How often a request lost its KV cache to others and was computed again, at all batch sizes and rates."""
 
     def add(
         self,
@@ -169,6 +171,7 @@ def summarise(run: Run, *, says: str | None = None, parameters: Mapping[str, Any
         open_loop={f"{rate:g}": latency(list(chain(*slices))) for rate, slices in run.open_loop.items()},
         joules=_joules(run),
         acceptance_length=1 + run.n_accepted / run.n_drafts if run.n_drafts else None,
+        preempted=run.n_preempted,
         exits=Exits(**Counter(request.reason for request in requests)),
         says=says,
         parameters=dict(parameters or {}),

@@ -65,6 +65,8 @@ DEFINITIONS = {
     "the same time",
     "joules": "energy of the machine's processors and memory (RAPL) and of the GPUs in use (NVML) while the method had "
     "its turns, per response, whatever else ran included; nothing where the machine does not tell",
+    "preempted": "how often a request lost its KV cache to others and was computed again, at all batch sizes and "
+    "rates; that is in the seconds: where it is not 0, they are of an engine.kv_cache_gib that is too small",
     "says": "definition of a method",
     "parameters": "what a method was tuned to on calibration traces: the boldest that loses at most tolerance there",
     "latency": "seconds of single responses, from when the problem came in: mean, median, 95th percentile; "
@@ -138,6 +140,7 @@ class MethodResult(Config):
     joules: dict[str, float] = Field(default={}, description="batch size -> joules per response; none if not told")
     latency: dict[str, Latency] = Field(default={}, description="by batch size")
     open_loop: dict[str, Latency] = Field(default={}, description="by arrivals per second")
+    preempted: int | None = Field(default=None, description="None in files of before")
     says: str | None = Field(default=None, description="definition of the method")
     parameters: dict[str, float | str | None] = Field(default={}, description="what the method was tuned to")
 
@@ -248,8 +251,23 @@ def result_tables(results: Results) -> list[Table]:
     return [*tables, _arrivals(results)] if any(method.open_loop for method in results.methods.values()) else tables
 
 
+def computed_again(results: Results) -> str | None:
+    """What is to be said of requests for which the KV cache was too small; None where there were none."""
+    counts = {name: method.preempted for name, method in results.methods.items() if method.preempted}
+    if not counts:
+        return None
+    times = ", ".join(f"{name} {n:,}" for name, n in counts.items())
+    return (
+        f"Requests were computed again for want of KV cache ({times} times), and that is in the seconds: expected a "
+        "larger engine.kv_cache_gib."
+    )
+
+
 def _times(results: Results) -> Table:
     table = _table(f"seconds, below them tokens a second, and the speed-up over {BASELINE}")
+    table.caption = computed_again(results)
+    table.caption_style = "yellow"
+    table.caption_justify = "left"
     for batch, n in results.n_seconds.items():
         table.add_column(f"s of\n{n}\n@ {batch}", justify="right")
     for batch in results.n_seconds:

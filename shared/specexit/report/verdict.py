@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from specexit.bench.results import BASELINE, Results
+from specexit.bench.results import BASELINE, Results, computed_again
 from specexit.drafts.directory import DraftConfig, SpecExitBlock
 
 ALPHA = 0.05
@@ -15,10 +15,12 @@ def percent(share: float, digits: int = 1) -> str:
 
 
 def verdict(results: Results, draft: DraftConfig | None) -> tuple[str, ...]:
-    """The sentences; none where the benchmark has no exits."""
+    """The sentences; of a benchmark without exits only what is wrong with its times."""
+    again = computed_again(results)
+    said = [] if again is None else [again]
     if "specexit" not in results.methods:
-        return ()
-    versus, said = results.against_eagle3["specexit"], []
+        return tuple(said)
+    versus = results.against_eagle3["specexit"]
     if versus.p_loss is not None:
         proven = versus.p_loss <= ALPHA
         said.append(
