@@ -263,7 +263,7 @@ def read_request(
     ids, outcome = raw["token_ids"], raw["outcome"]
     thinking = ids.index(end) if end in ids else len(ids)
     written = (outcome or {}).get("transition_tokens", 0)
-    answer = extract_answer(tokenizer.decode(ids[thinking + 1 :]), trace.answer_kind, trace.choices)
+    answer = extract_answer(tokenizer.text(ids[thinking + 1 :]), trace.answer_kind, trace.choices)
     reason = reason_of(outcome, closed=end in ids, finish_reason=raw["finish_reason"], forced=raw["forced"])
     return Request(
         id=trace.id,

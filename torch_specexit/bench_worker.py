@@ -123,7 +123,7 @@ def _tokenizer(folder: Path) -> FastTokenizer:
 
 
 def _decoder(target: TargetConfig) -> Callable[[list[int]], str]:
-    return _tokenizer(target.folder).decode
+    return _tokenizer(target.folder).text
 
 
 def _request(output: RequestOutput) -> dict[str, Any]:

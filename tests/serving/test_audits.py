@@ -10,12 +10,15 @@ import numpy as np
 import pytest
 
 from specexit.drafts.directory import SpecExitBlock
-from specexit.drafts.policy import PolicyFile, Serving
+from specexit.drafts.policy import PolicyFile, Population, Serving
 from specexit.method.splits import ThinkTokens
 from specexit.method.statistics import binomial_interval
+from specexit.schemas.target import load_target_config
 from tests.serving.ends import front_end, incoming
 from tests.serving.test_operation import operation
+from torch_specexit.chat import load_chat_tokenizer
 from torch_specexit.plugin.frontend import audit as audits
+from torch_specexit.plugin.frontend import opening
 from torch_specexit.plugin.frontend.activity import Activity
 from torch_specexit.plugin.frontend.audit import (
     CACHE_SALT,
@@ -134,6 +137,29 @@ def test_where_a_calibration_had_several_kinds_of_answers_each_audit_finds_its_o
     audit = Audit(generate, lambda ids: prompts[question] if START in ids else full, TOKENS, 200, kinds=MIXED)
     case = Case("r", array("i", [START]), array("i", [*THOUGHT, END, 20]), 2, 100)
     assert asyncio.run(audit.judge(case)) == expected
+
+
+@pytest.mark.parametrize(("kind", "said"), [("text", "Answer: Paris"), ("choice", "The answer is B")])
+def test_the_token_that_ends_a_turn_is_no_part_of_an_answer(kind, said, monkeypatch):
+    """The early answer comes without it: audits of short texts were all changed, and of letters there were none."""
+
+    async def generate(*_):
+        return said
+
+    monkeypatch.setattr(opening, "generator_of", lambda engine: generate)
+    target = load_target_config("tiny-reasoner")
+    tokenizer = load_chat_tokenizer(target)
+    engine = SimpleNamespace(
+        output_processor=SimpleNamespace(tokenizer=tokenizer),
+        model_config=SimpleNamespace(is_multimodal_model=False, max_model_len=200),
+    )
+    file = PolicyFile(population=Population(prompts=1, traces=1, answer_kinds=(kind,)))
+    opened = opening.Opening(None, None, file, Serving(audit_rate=1.0), None, [], None, None, ())
+    front = front_end()
+    front.tokens = target.think_tokens()
+    output = tokenizer.encode(f"So.\n\n</think>\n\n{said}<|im_end|>", add_special_tokens=False)
+    case = Case("r", array("i", [front.tokens.start]), array("i", output), 1, 100)
+    assert asyncio.run(opening._audit_of(engine, opened, front, None).judge(case)) == "same"
 
 
 def test_a_long_answer_is_looked_through_apart(monkeypatch):

@@ -12,6 +12,7 @@ from specexit.bench.process import BenchError
 from tests.serving.benching import TARGET, generated_traces
 from torch_specexit.bench_driver import drive
 from torch_specexit.bench_turns import Entry, check_served, read_request
+from torch_specexit.bench_worker import run_method
 from torch_specexit.plugin.outcome import ENDED
 
 
@@ -25,6 +26,23 @@ def test_an_option_s_own_text_is_its_letter_here_too() -> None:
     entry = Entry("none", "none", find_method("none").tuned(Tuning([], 0.0)), None, (None,), ({},))
     request = read_request(entry, trace, raw, tokenizer, end)
     assert (request.answer, request.correct) == ("B", True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "written", "answer"),
+    [("choice", "The answer is B", "B"), ("text", "Answer: Paris", "Paris"), ("math", "#### 42", "42")],
+)
+def test_the_token_that_ends_a_turn_is_no_part_of_an_answer(kind: str, written: str, answer: str) -> None:
+    """An engine's tokens hold it, and the answers of traces are read without: so short ones were never right."""
+    tokenizer, end = TARGET.tokenizer(), TARGET.think_tokens().end
+    (trace,) = generated_traces(1)
+    trace = replace(trace, answer_kind=kind, reference=answer)
+    raw = {"token_ids": [end, *tokenizer.encode(f"{written}<|im_end|>")], "outcome": None, "finish_reason": "stop"}
+    raw |= {"forced": False, "probe_tokens": 0, "seconds": 1.0, "first_answer_seconds": None}
+    entry = Entry("none", "none", find_method("none").tuned(Tuning([], 0.0)), None, (None,), ({},))
+    request = read_request(entry, trace, raw, tokenizer, end)
+    assert (request.answer, request.correct) == (answer, True)
+    assert request.answer_tokens == len(raw["token_ids"]) - 1
 
 
 @pytest.mark.parametrize("closed", [True, False])
@@ -102,6 +120,33 @@ def test_why_the_plug_in_gave_up_comes_from_the_engine() -> None:
         sampling={"temperature": 0.0},
     )
     assert [(one["token_ids"], one["inactive"]) for one in done["requests"]] == [([5, 6], "could not read the signals")]
+
+
+def test_trials_say_the_same_whether_the_turn_or_a_stop_ends_them() -> None:
+    """The token that ends a turn made "Paris" another answer than "Paris", so that no two trials agreed."""
+    from vllm import RequestOutput
+    from vllm.outputs import CompletionOutput
+
+    tokenizer = TARGET.tokenizer()
+    texts = iter(["So.\n\n", "Answer: Paris<|im_end|>", "So.\n\n", "Answer: Paris\n", "Answer: Paris<|im_end|>"])
+
+    class Engine:
+        """Writes one text after the other."""
+
+        def add_request(self, name: str, *_: object) -> None:
+            self.name = name
+
+        def step(self) -> list[RequestOutput]:
+            answer = CompletionOutput(0, "", tokenizer.encode(next(texts)), None, None, finish_reason="stop")
+            return [RequestOutput(self.name, None, [1], None, [answer], True)]
+
+    llm = SimpleNamespace(llm_engine=Engine(), reset_prefix_cache=lambda: True, get_metrics=list)
+    trial = {"ids": (), "max_tokens": 24, "stop": ("\n",), "close": ""}
+    problem = {"id": "a", "prompt_ids": [1], "answer_kind": "text", "choices": None, "trial": trial, "hint": None}
+    job = {"method": "stability", "parameters": {"m": 2}, "problems": [problem], "marks": {"max_new_tokens": 200}}
+    job |= {"batch": 1, "sampling": {"temperature": 0.0}, "arrivals": None, "seed": 0}
+    (done,) = run_method(llm, TARGET, job)["requests"]
+    assert (done["asked"], done["forced"]) == (5, True)
 
 
 @pytest.mark.parametrize("ended", ENDED)

@@ -44,7 +44,7 @@ TOKENIZER, IDS = TARGET.tokenizer(), TARGET.think_tokens()
 STEPS = ("First I add.\n\n", "So it is 8.\n\n", "Wait, it is 7.\n\n", "Yes, 7 again.\n\n", "So, 7.\n\n")
 TRIALS = (None, "8", "7", "7", "7")
 CONFIDENCE = (0.5, 0.97, 0.9, 0.99, 1.0)
-MARKS = Marks(start=IDS.start, end=IDS.end, split=IDS.split, max_new_tokens=200, decode=TOKENIZER.decode)
+MARKS = Marks(start=IDS.start, end=IDS.end, split=IDS.split, max_new_tokens=200, decode=TOKENIZER.text)
 TRIAL = Trial((), 24)
 
 

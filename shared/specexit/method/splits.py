@@ -222,6 +222,10 @@ class FastTokenizer:
         """Text of token ids, special tokens included."""
         return self.backend.decode(token_ids, skip_special_tokens=False)
 
+    def text(self, token_ids: list[int]) -> str:
+        """What is written in token ids: their text without special tokens, such as the one that ends a turn."""
+        return self.backend.decode(token_ids, skip_special_tokens=True)
+
     def __len__(self) -> int:
         return self.backend.get_vocab_size()
 

@@ -117,7 +117,7 @@ class Audit:
 
     Args:
       generate: ``(prompt_ids, max_tokens, case) -> text``, greedily.
-      decode: token ids to text.
+      decode: token ids to text, without special tokens, as ``generate`` has it.
       tokens: of ``<think>`` and ``</think>``, and those at which a step of the thinking ends.
       max_model_len: of the engine.
       settled: told the operating point of each without an adapter, its result (see `judge`; or ``unfinished``,

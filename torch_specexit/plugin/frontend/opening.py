@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -135,7 +136,8 @@ def _audit_of(engine: Any, opening: Opening, front: FrontEnd, metrics: ExitMetri
     kinds = opening.file.population.answer_kinds if opening.file.population else ()
     return Audit(
         generator_of(engine),
-        tokenizer.decode,
+        # As vLLM has the early answer, so that the token which ends the turn is part of neither.
+        partial(tokenizer.decode, skip_special_tokens=True),
         tokens,
         engine.model_config.max_model_len,
         settled,

@@ -106,7 +106,7 @@ class Marks:
     split: frozenset[int]
     max_new_tokens: int
     decode: Callable[[list[int]], str]
-    """Text of tokens."""
+    """Text of tokens, without special ones such as the one that ends a turn."""
 
 
 @dataclass(frozen=True)
