@@ -67,6 +67,9 @@ def trace(make_trace: Callable[..., Trace]) -> Trace:
     )
 
 
+(TURN_END,) = TOKENIZER.encode("<|im_end|>")
+
+
 def replayed(trace: Trace, ask: Ask) -> tuple[list[int], str, list[float]]:
     """What an engine would say that writes this trace: tokens, finish reason, log-probabilities."""
     said = ask.prompt_ids[len(trace.prompt_ids) :]
@@ -88,7 +91,7 @@ def replayed(trace: Trace, ask: Ask) -> tuple[list[int], str, list[float]]:
     rest, written = whole[len(said) :], []
     for token in rest:
         written.append(token)
-        if token in ask.stop:
+        if token in (*ask.stop, TURN_END):
             return written, "stop", []
         if len(written) == ask.max_tokens:
             return written, "length", []
@@ -236,6 +239,18 @@ def test_out_of_tokens_is_out_of_tokens(trace: Trace) -> None:
     assert result["finish_reason"] == "length"
     assert IDS.end not in result["token_ids"]
     assert len(result["token_ids"]) <= trace.boundaries[2]
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [("kth-boundary", {"k": 9}), ("stability", {"m": 9}), ("certaindex", {"interval": 5, "agreeing": 9})],
+)
+def test_a_turn_that_ends_within_the_thinking_has_no_answer(name: str, parameters: dict, trace: Trace) -> None:
+    """As it has none with EAGLE-3: one that the method makes it give would be a gain by a device."""
+    given_up = [*trace.think_ids[: trace.boundaries[2]], *TOKENIZER.encode("So"), TURN_END]
+    result = run(replace(trace, think_ids=given_up), name, **parameters)
+    assert result["token_ids"] == given_up
+    assert (result["finish_reason"], result["forced"]) == ("stop", False)
 
 
 def test_oracle_and_replay_know_their_exits_beforehand(trace: Trace) -> None:

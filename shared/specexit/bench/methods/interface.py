@@ -227,7 +227,7 @@ class Chain:
         self.kept: list[int] = []
         """Thinking so far."""
         self.open = True
-        """Whether the model has not closed its thinking, nor run out of tokens."""
+        """Whether the model has not closed its thinking, nor ended its turn within it, nor run out of tokens."""
         self._answerable = True
 
     @property
@@ -241,10 +241,12 @@ class Chain:
         limit = self.left if n is None else min(n, self.left)
         said = yield Ask("think", self.problem.prompt_ids + self.kept, max(1, limit), stop)
         self.kept += said.token_ids
-        if self.kept and self.kept[-1] == self.marks.end:
+        last = self.kept[-1] if self.kept else None
+        given_up = said.finished and (n is not None or last not in self.marks.split)
+        if last == self.marks.end:
             self.kept.pop()
             self.open = False
-        elif self.left <= 0:
+        elif given_up or self.left <= 0:
             self.open = self._answerable = False
         return self.open
 
@@ -271,7 +273,8 @@ class Chain:
         return extract_answer(text, self.problem.answer_kind, self.problem.choices) if trial.finished else None
 
     def conclude(self) -> Asks:
-        """End the thinking here, if the model has not, and let it answer; nothing where its tokens have run out."""
+        """End the thinking here, if the model has not, and let it answer; nothing where its tokens have run out, or it
+        has ended its turn: in one request for everything nobody would make it answer."""
         if self._answerable:
             prompt = [*self.problem.prompt_ids, *self.kept, self.marks.end]
             yield Ask("answer", prompt, max(1, self.left))
