@@ -100,7 +100,14 @@ def run_job(llm: LLM, job: dict[str, Any]) -> dict[str, Any]:
 def run_method(llm: LLM, target: TargetConfig, job: dict[str, Any]) -> dict[str, Any]:
     """Let a method answer problems, from an empty prefix cache and a seed of the job's own."""
     think = target.think_tokens()
-    marks = Marks(start=think.start, end=think.end, split=think.split, decode=_decoder(target), **job["marks"])
+    marks = Marks(
+        start=think.start,
+        end=think.end,
+        split=think.split,
+        max_model_len=llm.llm_engine.model_config.max_model_len,
+        decode=_decoder(target),
+        **job["marks"],
+    )
     llm.reset_prefix_cache()
     seed_everything(job["seed"])
     before = _counters(llm)

@@ -110,7 +110,7 @@ def test_why_the_plug_in_gave_up_comes_from_the_engine() -> None:
             told = {"specexit_inactive": "could not read the signals"}
             return [RequestOutput(self.name, None, [1], None, [answer], True, kv_transfer_params=told)]
 
-    marks = Marks(start=1, end=2, split=frozenset({3}), max_new_tokens=9, decode=str)
+    marks = Marks(start=1, end=2, split=frozenset({3}), max_new_tokens=9, max_model_len=99, decode=str)
     done = drive(
         SimpleNamespace(llm_engine=Engine()),
         find_method("specexit")(),
@@ -132,6 +132,8 @@ def test_trials_say_the_same_whether_the_turn_or_a_stop_ends_them() -> None:
 
     class Engine:
         """Writes one text after the other."""
+
+        model_config = SimpleNamespace(max_model_len=TARGET.max_model_len)
 
         def add_request(self, name: str, *_: object) -> None:
             self.name = name

@@ -44,7 +44,14 @@ TOKENIZER, IDS = TARGET.tokenizer(), TARGET.think_tokens()
 STEPS = ("First I add.\n\n", "So it is 8.\n\n", "Wait, it is 7.\n\n", "Yes, 7 again.\n\n", "So, 7.\n\n")
 TRIALS = (None, "8", "7", "7", "7")
 CONFIDENCE = (0.5, 0.97, 0.9, 0.99, 1.0)
-MARKS = Marks(start=IDS.start, end=IDS.end, split=IDS.split, max_new_tokens=200, decode=TOKENIZER.text)
+MARKS = Marks(
+    start=IDS.start,
+    end=IDS.end,
+    split=IDS.split,
+    max_new_tokens=200,
+    max_model_len=TARGET.max_model_len,
+    decode=TOKENIZER.text,
+)
 TRIAL = Trial((), 24)
 
 
@@ -112,7 +119,11 @@ def run(
     ask = running.ask
     while ask is not None:
         now += 1
+        room = marks.max_model_len - len(ask.prompt_ids)
+        assert room > 0, "vLLM has an error for such a prompt"
         ids, finish_reason, logprobs = replayed(trace, ask)
+        if len(ids) > room:
+            ids, finish_reason, logprobs = ids[:room], "length", logprobs[:room]
         running.hear(ids, logprobs if ask.logprobs else [], now)
         ask = running.finish(finish_reason, None)
     return running.result(now)
@@ -196,6 +207,26 @@ def test_dynasors_probes_come_at_their_interval_wherever_that_falls(trace: Trace
                for at in range(5, n + 1, 5)]  # fmt: skip
     assert answers[-1] == answers[-2] is not None
     assert all(a != b or a is None for a, b in pairwise(answers[:-1]))
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("kth-boundary", {"k": 9}),
+        ("stability", {"m": 9}),
+        ("deer", {"confidence": 1.1}),
+        ("certaindex", {"interval": 5, "agreeing": 9}),
+        ("oracle", {}),
+    ],
+)
+def test_a_response_that_fills_the_model_is_out_of_tokens(name: str, parameters: dict, trace: Trace) -> None:
+    """As it is for EAGLE-3. Asking on was an error of vLLM's, which ended the benchmark, and each one that went on."""
+    n = trace.boundaries[3] + 1
+    short = replace(MARKS, max_model_len=len(trace.prompt_ids) + n + 1)
+    forced = Trial(tuple(TOKENIZER.encode("The answer is ")), 24)
+    result = run(trace, name, short, hint=len(trace.think_ids), trial=forced, **parameters)
+    assert result["finish_reason"] == "length"
+    assert result["token_ids"] == trace.think_ids[:n]
 
 
 def test_a_trial_that_is_cut_off_is_no_answer(trace: Trace) -> None:

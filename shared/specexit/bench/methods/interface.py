@@ -105,6 +105,8 @@ class Marks:
     """``</think>``."""
     split: frozenset[int]
     max_new_tokens: int
+    max_model_len: int
+    """Tokens that the engine has room for, prompt included."""
     decode: Callable[[list[int]], str]
     """Text of tokens, without special ones such as the one that ends a turn."""
 
@@ -233,7 +235,8 @@ class Chain:
     @property
     def left(self) -> int:
         """Tokens that may still be generated, ``</think>`` not included."""
-        return self.marks.max_new_tokens - len(self.kept) - 1
+        room = self.marks.max_model_len - len(self.problem.prompt_ids)
+        return min(self.marks.max_new_tokens, room) - len(self.kept) - 1
 
     def further(self, n: int | None = None) -> Generator[Ask, Said, bool]:
         """Think up to the next boundary, or for ``n`` tokens; whether thinking goes on from there."""

@@ -56,7 +56,8 @@ class Running:
             self.first_answer = now - self._came
 
     def finish(self, finish_reason: str, outcome: dict[str, Any] | None) -> Ask | None:
-        """The present request is done; returns the next one, or None where the problem is answered."""
+        """The present request is done; returns the next one that the engine has room for, or None where the problem is
+        answered."""
         assert self.ask is not None
         budget = self.ask.budget
         if budget is not None and self._marks.end in self.token_ids[budget:]:
@@ -69,6 +70,8 @@ class Running:
             self.ask = None
             return None
         self.ask = self._begin(following)
+        if len(following.prompt_ids) >= self._marks.max_model_len:
+            return self.finish("length", None)  # for vLLM it is an error, which would end the process
         return self.ask
 
     def result(self, now: float) -> dict[str, Any]:
