@@ -237,7 +237,7 @@ def _draft_of(kind: type[Method], config: BenchConfig, draft: DraftConfig, scrat
     """The draft directory that a method runs on.
 
     Raises:
-      BenchError: there is none of that kind.
+      BenchError: there is none of that kind, or the one that is given is of another.
     """
     if kind.engine == "none":
         return None
@@ -248,6 +248,10 @@ def _draft_of(kind: type[Method], config: BenchConfig, draft: DraftConfig, scrat
         raise BenchError(f"method {kind.name} runs on a draft with signals of source fc: draft_fc is missing")
     if kind.engine == "specexit" and draft.specexit is None:
         raise BenchError(f"method {kind.name}: {config.draft} has no signals, expected a SpecExit draft")
+    block = read_config(found).specexit
+    if kind.engine == "specexit-fc" and (block is None or block.source != "fc"):
+        has = "no signals" if block is None else f"signals of source {block.source}"
+        raise BenchError(f"method {kind.name}: draft_fc={found} has {has}, expected a draft with signals of source fc")
     if kind.policy is None:
         return found
     shutil.copytree(found, scratch / kind.name)

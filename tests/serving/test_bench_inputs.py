@@ -17,7 +17,7 @@ from specexit.data.overlap import OverlapError, write_prompts
 from specexit.data.rows import prompt_sha256
 from specexit.data.scores import ScoreError, Scores, write_scores
 from specexit.data.traces import write_traces
-from specexit.drafts.directory import DraftError, read_config
+from specexit.drafts.directory import DraftError, plain_copy, read_config
 from specexit.drafts.policy import (
     Certificate,
     OperatingPoint,
@@ -262,6 +262,18 @@ def test_what_cannot_be_run_is_refused_before_anything_starts(inputs: Path, tmp_
         with pytest.raises(InputError, match=message):
             bench(config(inputs, out=tmp_path / "new", **changes))
         assert not (tmp_path / "new").exists()
+
+
+def test_a_second_draft_without_signals_of_source_fc_is_refused(inputs: Path, tmp_path: Path) -> None:
+    """Its results would be called those of the paper's source, or vLLM be said to lack the plug-in."""
+    write_random_draft(tmp_path / "other")
+    plain_copy(tmp_path / "other", tmp_path / "plain")
+    for name, found in (("other", "signals of source draft"), ("plain", "no signals")):
+        ours = config(inputs, methods=("eagle3", "specexit-fc"), draft_fc=tmp_path / name)
+        scratch = tmp_path / f"scratch of {name}"
+        scratch.mkdir()
+        with pytest.raises(BenchError, match=rf"specexit-fc: draft_fc=.*{name} has {found}, expected .* of source fc"):
+            plan_methods(ours, TARGET, generated_traces(N), scratch)
 
 
 def test_a_folder_that_holds_something_is_left_alone(inputs: Path, tmp_path: Path) -> None:
