@@ -7,6 +7,7 @@ alike. What a slice gave is written down at once: a benchmark that was interrupt
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -189,15 +190,31 @@ def plan_methods(config: BenchConfig, target: TargetConfig, traces: Sequence[Tra
         draft, hints = _draft_of(kind, config, found, scratch), tuple(method.hints(known))
         if draft is not None:
             refuse_held_back(config, draft)
-        if config.sampling.temperature and any(hint is not None for hint in hints):
-            raise BenchError(
-                f"method {kind.name} replays a recording, and sampled text is another: expected sampling.temperature=0"
-            )
+        if any(hint is not None for hint in hints):
+            _refuse_other_text(kind.name, config, traces)
         entries.append(Entry(kind.name, reference, method, draft, hints, trials))
     names = [entry.name for entry in entries]
     if BASELINE not in names or len(set(names)) < len(names):
         raise BenchError(f"methods are {', '.join(names)}: expected different ones, with {BASELINE} among them")
     return entries
+
+
+def _refuse_other_text(name: str, config: BenchConfig, traces: Sequence[Trace]) -> None:
+    """A recording can be replayed where its text comes again: greedily, from greedy traces.
+
+    Raises:
+      BenchError: responses are sampled, or traces were.
+    """
+    if config.sampling.temperature:
+        raise BenchError(
+            f"method {name} replays a recording, and sampled text is another: expected sampling.temperature=0"
+        )
+    for trace in traces:
+        if temperature := json.loads(trace.sampling or "{}").get("temperature"):
+            raise BenchError(
+                f"{config.traces}: method {name} replays a recording, and trace {trace.id} was sampled at temperature "
+                f"{temperature}, so that greedy text is another: expected traces collected with temperature=0"
+            )
 
 
 def longest_response(config: BenchConfig, target: TargetConfig) -> int:

@@ -239,6 +239,16 @@ def test_problems_that_chose_a_checkpoint_are_refused(inputs: Path, tmp_path: Pa
         read_problems(config(inputs, **{which: tmp_path / "draft"}))
 
 
+def test_a_sampled_recording_is_not_replayed_into_greedy_text(inputs: Path, tmp_path: Path) -> None:
+    """Its exits are so many tokens of another text: they came in mid-sentence, and were called the oracle's."""
+    traces = [replace(trace, sampling='{"temperature": 0.6}') for trace in generated_traces(N)]
+    told = (
+        r"traces\.parquet: method oracle replays a recording, and trace test-0 was sampled at temperature 0\.6, so that"
+    )
+    with pytest.raises(BenchError, match=told):
+        plan_methods(config(inputs, methods=("eagle3", "oracle")), TARGET, traces, tmp_path)
+
+
 def test_the_draft_of_another_target_is_refused(inputs: Path, tmp_path: Path) -> None:
     write_random_draft(tmp_path / "draft", hidden=128)
     with pytest.raises(DraftError, match="target_hidden_size is 128, but target tiny-reasoner has hidden_size 192"):

@@ -351,11 +351,16 @@ def test_luck_is_told_from_an_answer_that_stands(make_trace: Callable[..., Trace
     assert found.for_good == pytest.approx(1 - (last + first) / (2 * full))
 
 
-def test_an_oracle_of_greedy_traces_is_called_so_beside_sampled_responses(make_trace: Callable[..., Trace]) -> None:
+def test_an_oracle_of_traces_that_were_decoded_otherwise_is_called_so(make_trace: Callable[..., Trace]) -> None:
     traces = [make_trace(sampling=json.dumps({"temperature": temperature})) for temperature in (0, 0.6)]
     of_greedy, of_sampled = (oracle([trace], {}) for trace in traces)
     results = some_results()
-    for known, temperature, name in ((of_greedy, 0, ""), (of_greedy, 0.6, "greedy "), (of_sampled, 0.6, "")):
+    for known, temperature, name in (
+        (of_greedy, 0, ""),
+        (of_greedy, 0.6, "greedy "),
+        (of_sampled, 0.6, ""),
+        (of_sampled, 0, "sampled "),
+    ):
         update = {
             "oracle": results.oracle.model_copy(update={"sampling": known.sampling}),
             "sampling": {"temperature": temperature},

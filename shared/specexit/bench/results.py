@@ -212,9 +212,11 @@ class Results(Config):
 
     @property
     def oracle_name(self) -> str:
-        """What the oracle is called in a table: sampled responses are held against greedy traces as well."""
-        other = self.sampling.get("temperature", 0) > 0 and self.oracle.sampling.get("temperature") == 0
-        return "greedy oracle" if other else "oracle"
+        """What the oracle is called in a table: its traces may have been decoded otherwise than the responses."""
+        sampled, recorded = self.sampling.get("temperature", 0) > 0, self.oracle.sampling.get("temperature")
+        if recorded is None or bool(recorded) == sampled:
+            return "oracle"
+        return "sampled oracle" if recorded else "greedy oracle"
 
 
 class ResultsError(InputError):

@@ -60,8 +60,8 @@ def by_task(results: Results, simulation: Simulation | None) -> Iterator[Figure]
 
 def _of_which(results: Results, simulation: Simulation) -> str:
     same = simulation.n == results.n and results.oracle_name == "oracle"
-    greedy = "" if results.oracle_name == "oracle" else " greedy"
-    return "" if same else f" They are of {simulation.n}{greedy} traces of {simulation.prompts} prompts."
+    decoded = results.oracle_name.removesuffix("oracle")
+    return "" if same else f" They are of {simulation.n} {decoded}traces of {simulation.prompts} prompts."
 
 
 def _served(methods: Mapping[str, Measured]) -> list[Spot]:
