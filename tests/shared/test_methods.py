@@ -344,6 +344,7 @@ OWN = (Path(__file__).parents[1] / "serving" / "own_method.py").read_text()
         ),
         ('    name = "twice"\n', "", "Twice has no attribute name, expected a text"),
         ('name = "twice"', 'name = "once/twice"', "Twice: name is 'once/twice', expected a text without /"),
+        ('name = "twice"', 'name = "budget"', "Twice: name is 'budget', which is a method already, expected another"),
         ('says = "exit at the second step boundary"', "pass", "Twice has no attribute says, expected a text"),
         ('    engine = "eagle3"\n', "", "Twice has no attribute engine, expected one of none, eagle3, specexit, spec"),
         ("pauses = True", "pauses = 1", "Twice: pauses is 1, expected true or false"),

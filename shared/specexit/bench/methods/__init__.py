@@ -51,7 +51,8 @@ def find_method(reference: str) -> type[Method]:
     """A method by its name, or the one in a Python file.
 
     Raises:
-      MethodError: there is none, the file cannot be imported or defines none or several, or not what `Method` asks for.
+      MethodError: there is none, the file cannot be imported or defines none or several, not what `Method` asks for,
+        or one with the name of another.
     """
     if reference.endswith(".py"):
         module = _from_file(Path(reference))
@@ -66,7 +67,13 @@ def find_method(reference: str) -> type[Method]:
     ]
     if len(found) != 1:
         raise MethodError(f"method {reference!r}: the file defines {len(found)} methods, expected one")
-    return check_kind(reference, found[0])
+    kind = check_kind(reference, found[0])
+    if reference.endswith(".py") and kind.name in NAMES:
+        raise MethodError(
+            f"method {reference!r}: class {kind.__name__}: name is {kind.name!r}, which is a method already, expected "
+            "another"
+        )
+    return kind
 
 
 def to_job(reference: str, method: Method) -> dict[str, Any]:
