@@ -308,6 +308,15 @@ def test_parameters_are_the_boldest_within_the_tolerance(trace: Trace) -> None:
         find_method("deer").tuned(Tuning([trace, one_point], 0.0))
 
 
+def test_traces_without_a_boundary_tell_of_no_k(make_trace: Callable[..., Trace]) -> None:
+    """As those are that all ran out of tokens; it was an IndexError."""
+    nothing = {"boundaries": [], "boundary_answers": [], "boundary_agrees": [], "boundary_confidence": []}
+    bare = make_trace(finish_reason="length", answer=None, boundary_state=[], boundary_trial_tokens=[], **nothing)
+    said = "kth-boundary chooses its k on boundaries, but none of the 2 of calibration_traces has one: expected traces"
+    with pytest.raises(MethodError, match=said):
+        find_method("kth-boundary").tuned(Tuning([bare, bare], 0.0))
+
+
 def test_methods_are_tuned_on_what_they_would_hear(trace: Trace) -> None:
     """The third trial had written the right answer when it was cut off: it states none, and an exit there is a loss."""
     states = ["differs", "differs", "undecided", "agrees", "agrees"]

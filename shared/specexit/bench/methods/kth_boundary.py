@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from specexit.bench.methods.interface import Asks, Chain, Marks, Method, Problem, Tuning
+from specexit.bench.methods.interface import Asks, Chain, Marks, Method, MethodError, Problem, Tuning
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,17 @@ class KthBoundary(Method):
 
     @classmethod
     def tuned(cls, tuning: Tuning) -> KthBoundary:
-        """The smallest k within the tolerance."""
+        """The smallest k within the tolerance.
+
+        Raises:
+          MethodError: there are no traces to choose it on, or none of them has a boundary.
+        """
         most = max((len(trace.boundaries) for trace in tuning.traces), default=1)
+        if most == 0:
+            raise MethodError(
+                f"method {cls.name} chooses its k on boundaries, but none of the {len(tuning.traces)} of "
+                "calibration_traces has one: expected traces that finish"
+            )
         candidates = range(most, 0, -1)
         return cls(tuning.boldest(cls.name, candidates, lambda t, k: k - 1 if k < len(t.boundaries) else None))
 
