@@ -154,8 +154,8 @@ def _accelerator() -> str | None:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else None
 
 
-def _cards() -> Counters:
-    """Energy counters of the GPUs in use; none where one does not tell."""
+def _cards() -> Counters | None:
+    """Energy counters of the GPUs in use; None where one does not tell."""
     import torch
 
     if not torch.cuda.is_available():
@@ -170,7 +170,7 @@ def _cards() -> Counters:
             millijoules = pynvml.nvmlDeviceGetTotalEnergyConsumption(pynvml.nvmlDeviceGetHandleByUUID(name.encode()))
             found[name] = Counter(millijoules / 1e3, None)
     except pynvml.NVMLError:
-        return {}
+        return None
     return found
 
 

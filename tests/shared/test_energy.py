@@ -48,3 +48,14 @@ def test_what_cannot_be_read_is_not_told(tmp_path):
     before = meter.read()
     (tmp_path / "intel-rapl:1" / "energy_uj").write_text("")  # one of two would be half the truth
     assert meter.since(before) is None
+
+
+def test_neither_cards_nor_processors_are_told_for_both(tmp_path):
+    """Whoever is not root sees the processors' counters, and cannot read them; a card in use may have none."""
+    write_zone(tmp_path, "intel-rapl:0", "package-0", 10)
+    meter = EnergyMeter(lambda: None, tmp_path)
+    assert meter.since(meter.read()) is None
+    (tmp_path / "intel-rapl:0" / "energy_uj").unlink()
+    stands = iter([3.0, 50.0])
+    meter = EnergyMeter(lambda: {"GPU-a": Counter(next(stands), None)}, tmp_path)
+    assert meter.since(meter.read()) is None

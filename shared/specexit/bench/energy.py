@@ -1,7 +1,7 @@
 """Energy, where the machine tells: counters of its processors (RAPL, through Linux's powercap) and of its cards (NVML).
 
 They count the whole package, whoever uses it: what else runs on the machine is in them, as are the engines that wait
-their turn. A machine that lets nobody read them, as most virtual ones, tells nothing, and then nothing is said.
+their turn. A machine that has none, as most virtual ones, or lets nobody read one, tells nothing: then nothing is said.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ class Counter:
 Counters = dict[str, Counter]
 
 
-def read_processors(root: Path = POWERCAP) -> Counters:
-    """Counters of the processors and their memory; none where they cannot be read."""
-    found = {}
+def read_processors(root: Path = POWERCAP) -> Counters | None:
+    """Counters of the processors and their memory, of which there may be none; None where some cannot be read."""
+    found: Counters = {}
     for zone in sorted(root.glob("intel-rapl:*")):  # of AMD's processors, too
         try:
             if (zone / "name").read_text().startswith(ZONES):
                 joules, wraps_at = (int((zone / f).read_text()) / 1e6 for f in ("energy_uj", "max_energy_range_uj"))
                 found[zone.name] = Counter(joules, wraps_at)
         except (OSError, ValueError):
-            return {}  # a sum without one of its parts would be taken for the whole
+            return None
     return found
 
 
@@ -45,16 +45,17 @@ class EnergyMeter:
     """Joules between two moments.
 
     Args:
-      cards: reads the counters of accelerators in use; they are the caller's to find.
+      cards: reads the counters of accelerators in use, None where one has none; they are the caller's to find.
       root: where Linux has its powercap zones.
     """
 
-    def __init__(self, cards: Callable[[], Counters] = dict, root: Path = POWERCAP):
+    def __init__(self, cards: Callable[[], Counters | None] = dict, root: Path = POWERCAP):
         self._cards, self._root = cards, root
 
     def read(self) -> Counters:
-        """All counters as they stand."""
-        return read_processors(self._root) | self._cards()
+        """All counters as they stand; none where one cannot be read: a sum without it would be taken for the whole."""
+        processors, cards = read_processors(self._root), self._cards()
+        return {} if processors is None or cards is None else processors | cards
 
     def since(self, before: Counters) -> float | None:
         """Joules from then to now; None where nothing tells, or something has stopped to.

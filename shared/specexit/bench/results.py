@@ -64,7 +64,8 @@ DEFINITIONS = {
     "probe_tokens": "mean tokens of trial answers that a method decodes besides the response, in the same engine and "
     "the same time",
     "joules": "energy of the machine's processors and memory (RAPL) and of the GPUs in use (NVML) while the method had "
-    "its turns, per response, whatever else ran included; nothing where the machine does not tell",
+    "its turns, per response, whatever else ran included; of the GPUs alone where the machine has no RAPL; "
+    "nothing where the machine does not tell, or a counter cannot be read",
     "preempted": "how often a request lost its KV cache to others and was computed again, at all batch sizes and "
     "rates; that is in the seconds: where it is not 0, they are of an engine.kv_cache_gib that is too small",
     "says": "definition of a method",
