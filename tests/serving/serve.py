@@ -10,6 +10,7 @@ import ast
 import importlib
 import json
 import logging
+import os
 import sys
 from collections import Counter
 from pathlib import Path
@@ -218,5 +219,9 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    result = main(json.loads(Path(sys.argv[1]).read_text()))
-    Path(sys.argv[2]).write_text(json.dumps(result))
+    job = json.loads(Path(sys.argv[1]).read_text())
+    Path(sys.argv[2]).write_text(json.dumps(main(job)))
+    if job["engine"].get("extra", {}).get("tensor_parallel_size", 1) == 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)  # no other process has to be ended, and to unload vLLM takes an interpreter seconds
