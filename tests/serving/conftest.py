@@ -178,12 +178,14 @@ class Engines:
         return self.serve("plain", [self.batch()], draft=str(self.drafts / "plain"), k=3)[0]
 
     def _v2(self, draft: str) -> dict[str, Any]:
-        """V2 runner, asynchronous scheduling, few KV blocks: a lively batch, one with exits off, and a lively one whose
-        prompts are looked through where vLLM keeps them."""
+        """V2 runner, asynchronous scheduling, few KV blocks: a batch with exits off, all that the plain draft is asked;
+        a lively one, and a lively one whose prompts are looked through where vLLM keeps them."""
         extra = {"max_num_batched_tokens": 128, "num_gpu_blocks_override": 18, "max_model_len": 256}
         engine = {"draft": str(self.drafts / draft), "k": 3, "extra": extra}
-        batches = [self.batch(LIVELY, n=6), self.batch(OFF | {"max_tokens": 30}, n=4)]
-        batches.append(self.batch(LIVELY | {"max_tokens": 24}, n=2, before="read_prompts_from_vllm"))
+        batches = [self.batch(OFF | {"max_tokens": 30}, n=4)]
+        if draft != "plain":
+            batches.append(self.batch(LIVELY, n=6))
+            batches.append(self.batch(LIVELY | {"max_tokens": 24}, n=2, before="read_prompts_from_vllm"))
         return serve(self.folder / f"v2-{draft}", {"engine": engine, "batches": batches}, ON_A_CPU | V2 | ASYNC)
 
     def _v2_sync(self, draft: str) -> dict[str, Any]:
