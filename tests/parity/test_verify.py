@@ -35,31 +35,39 @@ TINY = {
 
 
 def test_both_frameworks_agree_on_signals_and_logits(tmp_path, write_random_draft, make_trace, capsys):
-    """Of source fc; tests/serving/test_verify_engine.py has the other one."""
+    """Of source fc; tests/serving/test_verify_engine.py has the other one.
+
+    Two traces of four say nothing of the draft, and do not count: the prompt of one fills what is read, and the other
+    ends before every draft step has a token. Of those that do, the second is cut, by one token."""
     rng = np.random.default_rng(0)
     traces = []
     for i, length in enumerate((30, 50)):
         ids = rng.integers(0, 630, length + 8).tolist()
         traces.append(make_trace(id=f"t{i}", prompt_ids=ids[:8], think_ids=ids[8:]))
-    write_traces(tmp_path / "traces.parquet", traces)
+    whole = rng.integers(0, 630, 60).tolist()
+    long = make_trace(id="long", prompt_ids=whole, think_ids=whole)
+    none = {name: [] for name in ("boundaries", "boundary_answers", "boundary_agrees", "boundary_confidence")}
+    short = make_trace(id="short", prompt_ids=[1], think_ids=[2], answer_ids=[], **none)
+    write_traces(tmp_path / "traces.parquet", [long, traces[0], short, traces[1]])
     draft = write_random_draft(tmp_path / "draft", "fc", **TINY)
 
     with pytest.raises(VerifyError, match="fc rows are random"):  # as they are here
-        verify(VerifyConfig(draft=draft, traces=tmp_path / "traces.parquet", n=2, vllm=False))
+        verify(VerifyConfig(draft=draft, traces=tmp_path / "traces.parquet", n=4, tokens=60, vllm=False))
     written = json.loads((draft / "verify.json").read_text())
     differences = written["differences"]
 
     later = {"logits, draft step 1", "logits, draft step 2"}
     assert set(differences) == {"logits", "confidence", "progress", "remaining", "validity"} | later
     assert 0 < max(differences.values()) <= 1e-4  # exactly 0 would mean that something was compared with itself
-    printed = capsys.readouterr().out
+    printed, told = capsys.readouterr()
     assert "ok" in printed
     drafts = written["greedy_drafts"]
     assert re.search(rf"greedy drafts +│ {drafts['same']} of {drafts['compared']} the same +│ ok", printed), printed
     assert written["passed"]
-    assert written["n"] == 2
-    assert written["acceptance"]["rows"] == (30 - 3) + (50 - 3) + 2 * 3
-    assert written["greedy_drafts"]["same"] == written["greedy_drafts"]["compared"] == (40 + 60) * 3 - 2 * (1 + 2)
+    assert (written["n"], written["passed_over"]) == (2, ["long", "short"])
+    assert "2 of 4 traces do not count" in " ".join(told.split())
+    assert written["acceptance"]["rows"] == (30 - 3) + (49 - 3) + 2 * 3
+    assert written["greedy_drafts"]["same"] == written["greedy_drafts"]["compared"] == (40 + 59) * 3 - 2 * (1 + 2)
     said = describe(draft)["verified"]
     assert re.match(r"no: fc rows are random.*, on 2 traces; acceptance length 1\.\d\d", said), said
     assert describe(write_random_draft(tmp_path / "other", "fc", **TINY))["verified"] == "no: run `specexit verify`"
@@ -205,23 +213,6 @@ def test_a_plain_draft_is_verified_and_what_is_long_is_cut(tmp_path, write_rando
     assert written["greedy_drafts"]["compared"] == 50 + 49  # the last row has no token for its second step
 
 
-def test_a_trace_that_says_nothing_of_the_draft_does_not_count(tmp_path, random_draft, make_trace, capsys):
-    """Its prompt fills what is read, or it ends before every draft step has a token."""
-    whole = np.random.default_rng(0).integers(0, 630, 60).tolist()
-    long = make_trace(id="long", prompt_ids=whole, think_ids=whole)
-    none = {name: [] for name in ("boundaries", "boundary_answers", "boundary_agrees", "boundary_confidence")}
-    short = make_trace(id="short", prompt_ids=[1], think_ids=[2], answer_ids=[], **none)
-    sound = make_trace(id="sound", prompt_ids=whole[:8], think_ids=whole[8:])
-    write_traces(tmp_path / "mixed.parquet", [long, sound, short])
-    config = VerifyConfig(draft=random_draft, traces=tmp_path / "mixed.parquet", tokens=60, vllm=False)
-    with pytest.raises(VerifyError, match="fc rows are random"):
-        verify(config)
-    written = json.loads((random_draft / "verify.json").read_text())
-    assert (written["n"], written["passed_over"]) == (1, ["long", "short"])
-    assert written["acceptance"]["rows"] == 60 - 7 - 1 - 3
-    assert "2 of 3 traces do not count" in " ".join(capsys.readouterr().err.split())
-
-
 @pytest.mark.parametrize("tokens", [2, 8, 11])
 def test_where_no_row_can_be_compared_nothing_is_verified(tokens, tmp_path, random_draft, monkeypatch):
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("a side was started"))
@@ -316,7 +307,26 @@ def random_draft(tmp_path, write_random_draft, make_trace):
     return write_random_draft(tmp_path / "draft", "draft", **TINY)
 
 
-def test_in_bfloat16_both_agree_as_far_as_it_goes(tmp_path, random_draft, capsys):
+MISTAKEN = (
+    {"norm_before_residual": True},
+    {"norm_output": True},
+    {"eagle_aux_hidden_state_layer_ids": [0, 2, 3]},
+)
+
+
+def test_in_bfloat16_both_agree_as_far_as_it_goes_which_is_less_than_a_mistake_makes(
+    tmp_path, random_draft, capsys, monkeypatch
+):
+    """JAX reads the draft as it is; PyTorch first does, and then with a mistake in it."""
+    as_it_is = {}
+
+    def kept(side, config, out):
+        found = _probe(side, config, out)
+        if side == "jax":
+            as_it_is.update(_arrays(found / "0.npz"))
+        return found
+
+    monkeypatch.setattr("specexit.drafts.verify._probe", kept)
     config = VerifyConfig(draft=random_draft, traces=tmp_path / "traces.parquet", dtype="bfloat16", vllm=False)
     with pytest.raises(VerifyError, match="fc rows are random"):
         verify(config)
@@ -327,20 +337,8 @@ def test_in_bfloat16_both_agree_as_far_as_it_goes(tmp_path, random_draft, capsys
     assert max(written["differences"].values()) > TOLERANCE["float32"], "nothing was rounded"
     assert "JAX against PyTorch, bfloat16" in capsys.readouterr().out
 
-
-MISTAKEN = (
-    {"norm_before_residual": True},
-    {"norm_output": True},
-    {"eagle_aux_hidden_state_layer_ids": [0, 2, 3]},
-)
-
-
-def test_what_bfloat16_allows_is_less_than_a_mistake_makes(tmp_path, random_draft):
-    """JAX reads the draft as it is, and PyTorch with a mistake in it."""
-    config = VerifyConfig(draft=random_draft, traces=tmp_path / "traces.parquet", dtype="bfloat16", device="cpu")
-    as_it_is = _arrays(_probe("jax", config, tmp_path / "jax") / "0.npz")
     fields = json.loads((random_draft / "config.json").read_text())
-    asked = config.model_dump(include={"traces", "n", "steps", "rows", "tokens", "dtype", "device"})
+    asked = config.model_dump(include={"traces", "n", "steps", "rows", "tokens", "dtype"}) | {"device": "cpu"}
     for i, wrong in enumerate(MISTAKEN):
         (random_draft / "config.json").write_text(json.dumps(fields | wrong))
         out = tmp_path / str(i)
