@@ -5,13 +5,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from flax import nnx
 from transformers import AutoModelForCausalLM
 
 from jax_specexit.evaluation.scoring import sequence
+from jax_specexit.model.target import Target
 from jax_specexit.weights import load_target
 from specexit import tiny
 from specexit.data.traces import Trace, read_traces
@@ -65,12 +68,17 @@ def first_choices_agree(trace: Trace, choices: np.ndarray, ids: list[int]) -> bo
 def test_vllm_transformers_and_flax_write_the_same(collected: Path) -> None:
     end = load_target_config("tiny-reasoner").think_tokens().end
     ours = load_target(tiny.MODEL_DIR)
+
+    @nnx.jit
+    def choices(target: Target, tokens: jax.Array) -> jax.Array:
+        hidden, _ = target(tokens, jnp.arange(640)[None], jnp.ones_like(tokens))
+        return jnp.argmax(hidden @ target.head(), axis=-1)
+
     theirs = AutoModelForCausalLM.from_pretrained(tiny.MODEL_DIR, dtype=torch.float32).eval()
     for trace in read_traces(collected / "traces")[:N_COMPARED]:
         ids = sequence(trace, end)
         tokens = jnp.asarray([ids + [0] * (640 - len(ids))], jnp.int32)  # one length, one compilation
-        hidden, _ = ours(tokens, jnp.arange(640)[None], jnp.ones_like(tokens))
-        flax_choices = np.asarray(jnp.argmax(hidden @ ours.head(), axis=-1))[0, : len(ids)]
+        flax_choices = np.asarray(choices(ours, tokens))[0, : len(ids)]
         with torch.no_grad():
             torch_choices = theirs(torch.tensor([ids])).logits[0].argmax(-1).numpy()
         assert first_choices_agree(trace, flax_choices, ids), f"Flax, {trace.id}"
