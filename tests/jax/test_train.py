@@ -44,11 +44,18 @@ module.train(load(TrainConfig, Path({str(path)!r})))
 
 
 @pytest.fixture(scope="module")
-def whole(base_recipe: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> dict[int, float]:
-    """Losses of an uninterrupted run on one device."""
+def finished(base_recipe: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
+    """An uninterrupted run on one device."""
     folder = tmp_path_factory.mktemp("whole") / "run"
-    assert run_in_process(base_recipe.model_copy(update={"out": folder}), folder) == 0
-    found = losses(folder)
+    recipe = base_recipe.model_copy(update={"out": folder})
+    assert run_in_process(recipe, folder) == 0
+    return recipe
+
+
+@pytest.fixture(scope="module")
+def whole(finished: TrainConfig) -> dict[int, float]:
+    """Its losses."""
+    found = losses(finished.out)
     assert sorted(found) == list(range(1, 9))
     return found
 
@@ -79,12 +86,11 @@ def test_training_lowers_both_losses(recipe: TrainConfig) -> None:
         assert last["signal_loss"][name] < first["signal_loss"][name], name
 
 
-def test_another_recipe_does_not_continue_a_run(recipe: TrainConfig) -> None:
-    train(recipe)
-    before = (recipe.out / "metrics.jsonl").read_text()
+def test_another_recipe_does_not_continue_a_run(finished: TrainConfig) -> None:
+    before = (finished.out / "metrics.jsonl").read_text()
     with pytest.raises(ConfigError, match="begun with batch_size=8, but the recipe says 4"):
-        train(recipe.model_copy(update={"batch_size": 4}))
-    assert (recipe.out / "metrics.jsonl").read_text() == before
+        train(finished.model_copy(update={"batch_size": 4}))
+    assert (finished.out / "metrics.jsonl").read_text() == before
 
 
 def test_data_of_another_target_is_refused(recipe: TrainConfig) -> None:
