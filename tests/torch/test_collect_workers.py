@@ -49,8 +49,9 @@ def test_a_failing_worker_says_why(tmp_path):
     (folder / "model.safetensors").write_bytes(weights[: len(weights) // 2])
     target = yaml.safe_dump(TARGET.model_dump(mode="json") | {"path": str(folder)})
     (tmp_path / "target.yaml").write_text(target)
+    asked = {"split": "test", "n": 2, "workers": 1}
     with pytest.raises(CollectError, match=r"(?s)exit code 1; what it said is in .*; its last lines:.*SafetensorError"):
-        collect(CollectConfig(target=str(tmp_path / "target.yaml"), out=tmp_path / "out", split="test", n=2))
+        collect(CollectConfig(target=str(tmp_path / "target.yaml"), out=tmp_path / "out", **asked))
     assert not list((tmp_path / "out").glob("*.parquet"))
 
 
