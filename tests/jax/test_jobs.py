@@ -30,7 +30,7 @@ from tests.jax.devices import simulated
 from tests.marks import SLOW
 from tests.ports import hold_port
 
-STEPS, BATCH, EVERY, TERMINATED_AT = 16, 8, 3, 5
+STEPS, BATCH, EVERY, TERMINATED_AT = 12, 8, 3, 5
 """``EVERY``: the recipe's steps between checkpoints."""
 ACROSS, WITHIN = {"data": 1, "fsdp": 4, "tensor": 2}, {"data": 1, "fsdp": 1, "context": 4}
 """Meshes of two processes and of one. Neither process of the first has all of the parameters, and the second cuts rows
@@ -153,7 +153,7 @@ def new_job(base: TrainConfig, home: Path, **changes: object) -> Job:
 def whole(base_recipe: TrainConfig, packed: Path, folder: Path) -> Job:
     """An uninterrupted run on two processes, evaluated twice on the way."""
     traces = packed.parent / "traces.parquet"
-    job = new_job(base_recipe, folder / "whole", eval_traces=traces, evaluate_every=8, best_by="brier")
+    job = new_job(base_recipe, folder / "whole", eval_traces=traces, evaluate_every=6, best_by="brier")
     job.launch()
     assert job.exits == [[0, 0]], job.errors
     return job
