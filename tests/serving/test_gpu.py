@@ -80,9 +80,12 @@ def test_a_step_can_be_captured(kernel, source, smooth):
 LIVELY = {"extra_args": {"specexit_validity": 0.0, "specexit_patience": 2}, "max_tokens": 200}
 
 
+COMPILED = {"TORCHDYNAMO_DISABLE": "0"}
+"""As users' engines are, and those of the other tests are not."""
+
 RUNNERS = {
-    "V1": ({"VLLM_USE_V2_MODEL_RUNNER": "0"}, "vllm.v1.worker.gpu_model_runner.GPUModelRunner"),
-    "V2": ({"VLLM_USE_V2_MODEL_RUNNER": "1"}, "vllm.v1.worker.gpu.model_runner.GPUModelRunner"),
+    "V1": ({"VLLM_USE_V2_MODEL_RUNNER": "0"} | COMPILED, "vllm.v1.worker.gpu_model_runner.GPUModelRunner"),
+    "V2": ({"VLLM_USE_V2_MODEL_RUNNER": "1"} | COMPILED, "vllm.v1.worker.gpu.model_runner.GPUModelRunner"),
 }
 """How each is chosen, and its class."""
 
