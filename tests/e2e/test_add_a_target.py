@@ -17,6 +17,7 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 from specexit.bench.comparison import read_requests
 from specexit.bench.results import read_results
 from specexit.data.traces import read_labelled
+from specexit.demo import ALLOCATOR
 from specexit.schemas.target import load_target_config
 from tests.ports import hold_port
 
@@ -42,7 +43,8 @@ class World:
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     folder = tmp_path_factory.mktemp("world")
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    environment = os.environ | ALLOCATOR | {"OMP_NUM_THREADS": "1"}
+    environment["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     subprocess.run([sys.executable, ROOT / "tests/e2e/second_world.py", folder], env=environment, check=True)
     for title, text in blocks("yaml"):
         assert title is not None
