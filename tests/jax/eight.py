@@ -49,7 +49,7 @@ BEGINNING = ("2 x 2 x 2", "context 4")
 """Meshes on which the target is loaded and measured, too."""
 
 PERMUTED = (5, 2, 7, 0, 3, 6, 1, 4)
-STEPS = 20
+STEPS = 10
 
 
 def difference(ours, oracle) -> float:

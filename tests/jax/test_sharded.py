@@ -66,9 +66,9 @@ def test_a_draft_that_the_mesh_does_not_divide_is_refused_before_the_target_is_l
 
 
 @pytest.mark.parametrize("mesh", ["2 x 2 x 2", "1 x 4 x 2", "4 x 2 x 1", "context 2", "context 4", "permuted"])
-def test_twenty_steps_equal_one_device(found: dict, mesh: str) -> None:
+def test_ten_steps_equal_one_device(found: dict, mesh: str) -> None:
     ours, oracle = found["losses"][mesh], found["losses"]["one device"]
-    assert len(oracle) == 20
+    assert len(oracle) == 10
     # Reductions run in another order, and training amplifies that; the first steps agree to rounding.
     np.testing.assert_allclose(ours, oracle, rtol=1e-5)
 
