@@ -20,7 +20,8 @@ from torch_specexit.collecting import CollectError, collect
 
 FORKS = multiprocessing.get_context("forkserver")
 """Collectors are forks of a process that has imported everything: to start one takes no time."""
-FORKS.set_forkserver_preload([__name__, "torch_specexit.collecting.endpoints", "torch_specexit.chat", "transformers"])
+CHAT = "transformers.models.auto.tokenization_auto"  # transformers itself imports next to nothing
+FORKS.set_forkserver_preload([__name__, "torch_specexit.collecting.endpoints", "torch_specexit.chat", CHAT])
 
 
 def start(server: Server, out: Path, **changes) -> BaseProcess:
