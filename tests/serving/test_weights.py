@@ -20,7 +20,7 @@ from tests.serving.test_rule import given_step
 from tests.serving.worker import alone, new, ready, scheduled, text_of  # noqa: F401, a fixture for all
 from torch_specexit.plugin import outcome
 from torch_specexit.plugin.compat import wraps
-from torch_specexit.plugin.worker.model import WithSignals
+from torch_specexit.plugin.worker.model import SignalHead, WithSignals
 from torch_specexit.plugin.worker.weights import NEVER_SENT, Weights
 
 pytestmark = pytest.mark.vllm
@@ -55,7 +55,11 @@ class Stock(nn.Module):
     """Stands for vLLM's draft model: takes what it is given."""
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
-        vars(self).setdefault("taken", {}).update({name: tensor.clone() for name, tensor in weights})
+        for name, tensor in weights:
+            vars(self).setdefault("taken", {})[name] = tensor.clone()
+            if name == "d2t" and hasattr(self, "draft_id_to_target_id"):
+                vocabulary = self.draft_id_to_target_id
+                getattr(vocabulary, "weight_loader", torch.Tensor.copy_)(vocabulary, tensor)
 
 
 class Model(WithSignals, Stock):
@@ -67,7 +71,7 @@ class Model(WithSignals, Stock):
         assert config.specexit is not None
         self.folder, self.draft_config, self.block = folder, config, config.specexit
         width = config.hidden_size if self.block.source == "draft" else config.aux_size
-        self.signal_weight = nn.Parameter(torch.zeros(len(NAMES), width), requires_grad=False)
+        self.signal_head = SignalHead(width)
         self.weights, self.apart = Weights(config.tensor_shapes()), {}
 
 
@@ -113,6 +117,42 @@ def test_an_update_of_one_tensor_a_call_makes_the_draft_whole_whatever_its_names
     taken = vars(model)["taken"]
     assert taken.keys() == expected.keys()
     assert all(torch.equal(taken[name], tensor) for name, tensor in expected.items())
+
+
+@pytest.mark.parametrize("source", ["draft", "fc"])
+@pytest.mark.parametrize("reduced", [True, False])
+def test_an_update_over_vllms_own_route_replaces_the_signal_rows_in_their_place(
+    write_random_draft, tmp_path, source, reduced
+):
+    """It puts the tensors of each module on the meta device until all of them have gone through a ``weight_loader``.
+    Beside the vocabulary, the signal rows became whatever was in memory; without it, they stayed the old ones."""
+    from vllm.model_executor.model_loader.reload import (
+        finalize_layerwise_reload,
+        initialize_layerwise_reload,
+        record_metadata_for_reloading,
+    )
+
+    model = Model(write_random_draft(tmp_path / "draft", source))
+    tensors = load_file(tmp_path / "draft" / "model.safetensors")
+    model.register_buffer("signals", torch.ones(2, 3, len(NAMES)), persistent=False)
+    if reduced:  # as vLLM's class has it
+        model.draft_id_to_target_id = nn.Parameter(torch.zeros_like(tensors["d2t"]), requires_grad=False)
+    record_metadata_for_reloading(model)
+    model.load_weights(iter(tensors.items()))
+    rows, signals = model.signal_weight, model.signals
+    trained = {name: tensor + 1 if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    initialize_layerwise_reload(model)
+    for item in trained.items():
+        model.load_weights([item])
+    finalize_layerwise_reload(model, None)
+    assert model.weights.whole
+    own = trained["signal_head.weight"] if source == "draft" else trained["fc.weight"][model.draft_config.hidden_size :]
+    assert torch.equal(model.signal_weight, own.float())
+    assert model.signal_weight is rows  # which CUDA graphs read
+    assert model.signals is signals
+    assert signals.eq(1).all()
+    if reduced:
+        assert torch.equal(model.draft_id_to_target_id, tensors["d2t"])
 
 
 def test_a_start_with_a_part_of_the_draft_is_refused(write_random_draft, tmp_path):

@@ -39,6 +39,23 @@ class FirstPass:
     """Set by a V1 hook where the engine would skip drafting, though the signals are needed."""
 
 
+class SignalHead(nn.Module):
+    """The signal rows. vLLM replaces the weights of a running model module by module, and keeps of it what has gone
+    through a parameter's ``weight_loader``; so they are all that a module of their own holds."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(len(NAMES), width, dtype=torch.float32), requires_grad=False)
+
+    def load(self, rows: Float[Tensor, "signals width"]) -> None:
+        """Replace the rows."""
+        getattr(self.weight, "weight_loader", _copy)(self.weight, rows)
+
+
+def _copy(weight: Tensor, rows: Tensor) -> None:
+    weight.data.copy_(rows)
+
+
 if TYPE_CHECKING:
     from vllm.model_executor.models.llama_eagle3 import Eagle3LlamaForCausalLM as Eagle3
 else:
@@ -78,7 +95,7 @@ class WithSignals(Eagle3):
         """Tokens that are written before the end marker where thinking is ended."""
         self.think_tokens = block.think_tokens(tokenizer)
         width = config.hidden_size if block.source == "draft" else config.aux_size
-        self.signal_weight = nn.Parameter(torch.zeros(len(NAMES), width, dtype=torch.float32), requires_grad=False)
+        self.signal_head = SignalHead(width)
         batch, last = (
             vllm_config.scheduler_config.max_num_seqs,
             1 + vllm_config.speculative_config.num_speculative_tokens,
@@ -92,6 +109,11 @@ class WithSignals(Eagle3):
         """See `as_in_directory`."""
         v2 = getattr(vllm_config, "use_v2_model_runner", True)
         install_worker_hooks(v2=v2, required=self.serving.required)
+
+    @property
+    def signal_weight(self) -> Float[Tensor, "signals width"]:
+        """The signal rows, of what the draft or the target leaves (the block's source)."""
+        return self.signal_head.weight
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """Load a draft directory's tensors, the signal rows apart: all of them at first, later some at a time.
@@ -120,9 +142,9 @@ class WithSignals(Eagle3):
             if name == "d2t" and self.draft_config.whole_vocabulary:
                 continue  # of an older directory: all zeros, and since 0.30 vLLM has no place for it
             if name == "signal_head.weight":
-                self.signal_weight.data.copy_(tensor)
+                self.signal_head.load(tensor)
             elif name == "fc.weight" and self.block.source == "fc":
-                self.signal_weight.data.copy_(tensor[hidden:])
+                self.signal_head.load(tensor[hidden:])
                 yield name, tensor[:hidden].contiguous()
             else:
                 yield name, tensor
