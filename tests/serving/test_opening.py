@@ -12,6 +12,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from specexit.config import ConfigError
+from specexit.drafts.directory import DraftError
 from specexit.drafts.policy import PolicyFile, write_policy
 from specexit.schemas.target import TargetConfig
 from tests.serving.ends import GREEDY
@@ -19,6 +20,7 @@ from tests.serving.test_operation import POINTS
 from torch_specexit.plugin.certified import served_fingerprints
 from torch_specexit.plugin.compat.request_hooks import REQUEST_HOOKS
 from torch_specexit.plugin.frontend import opening
+from torch_specexit.plugin.settings import draft_config
 
 pytestmark = pytest.mark.vllm
 
@@ -108,6 +110,17 @@ def engine_with(config):
         input_processor=SimpleNamespace(),
         output_processor=SimpleNamespace(tokenizer=None),
     )
+
+
+def test_a_draft_that_is_named_by_its_hub_id_is_refused_with_what_to_do(draft, monkeypatch):
+    """vLLM fetches its config and weights, and no policy.json: exits came at a default that nobody had calibrated."""
+    monkeypatch.setattr("transformers.utils.hub.cached_file", lambda model, file, **_: str(draft / file))
+    message = (
+        r"speculative_config\.model is 'user/draft', expected a folder: .*`hf download user/draft --local-dir FOLDER`"
+    )
+    with pytest.raises(DraftError, match=message):
+        draft_config(config_with("user/draft"))
+    assert draft_config(config_with(draft)) is not None
 
 
 @pytest.mark.parametrize("n", [1, 3])

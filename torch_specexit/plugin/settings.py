@@ -14,7 +14,7 @@ from specexit.config import ConfigError
 from specexit.drafts.config import ARCHITECTURES
 from specexit.drafts.directory import DraftConfig, Mode, Serving, SpecExitBlock, read_config
 from specexit.drafts.policy import FILE
-from torch_specexit.plugin.compat.checks import folder_of
+from torch_specexit.plugin.compat.checks import draft_folder
 
 logger = logging.getLogger("vllm.specexit")
 
@@ -30,13 +30,13 @@ def draft_config(vllm_config: Any) -> DraftConfig | None:
     """The SpecExit draft that an engine is configured with, or None where it has none.
 
     Raises:
-      DraftError: its ``config.json`` cannot be used.
+      DraftError: it is no folder, see `draft_folder`, or its ``config.json`` cannot be used.
     """
     draft = getattr(vllm_config.speculative_config, "draft_model_config", None)
     named = getattr(getattr(draft, "hf_config", None), "architectures", None) or ()
     if draft is None or not set(ARCHITECTURES.values()).intersection(named):
         return None
-    return read_config(folder_of(draft.model, draft.revision, "config.json"))
+    return read_config(draft_folder(draft.model))
 
 
 def serving_of(block: SpecExitBlock, additional_config: Any) -> Serving:

@@ -24,6 +24,21 @@ def folder_of(model: str, revision: str | None, file: str) -> Path:
     return Path(str(cached_file(model, file, revision=revision))).parent
 
 
+def draft_folder(model: str) -> Path:
+    """Folder of a draft that an engine is configured with.
+
+    Raises:
+      DraftError: it is not on this machine's disk: by a draft's name on the Hub an engine would get its weights and no
+        ``policy.json``, and exit by a default that nobody has calibrated.
+    """
+    if not Path(model).is_dir():
+        raise DraftError(
+            f"speculative_config.model is {model!r}, expected a folder: vLLM fetches no policy.json from the Hub; run "
+            f"`hf download {model} --local-dir FOLDER`, and give that folder"
+        )
+    return Path(model)
+
+
 def check_draft(config: DraftConfig, folder: Path, target: Any) -> SpecExitBlock:
     """Check that a draft can serve a target.
 

@@ -12,7 +12,7 @@ from specexit.drafts.directory import SpecExitBlock
 from specexit.drafts.policy import PolicyFile, Serving
 from specexit.method.decision import Policy
 from torch_specexit.plugin.certified import doubts, served_fingerprints
-from torch_specexit.plugin.compat.checks import folder_of
+from torch_specexit.plugin.compat.checks import draft_folder
 from torch_specexit.plugin.compat.fit import misfits
 from torch_specexit.plugin.compat.request_hooks import REQUEST_HOOKS
 from torch_specexit.plugin.frontend.activity import Activity, misfit_of
@@ -58,7 +58,7 @@ def settings_of(vllm_config: Any) -> Opening | None:
     if config is None or config.specexit is None:
         return None
     draft = vllm_config.speculative_config.draft_model_config
-    folder = folder_of(draft.model, draft.revision, "config.json")
+    folder = draft_folder(draft.model)
     served = served_fingerprints(folder, vllm_config)
     watch = PolicyWatch(folder, config.specexit, vllm_config.additional_config, served)
     file, serving = policies_for(folder, config.specexit, vllm_config.additional_config)
