@@ -59,6 +59,11 @@ def fail_in_the_next_step(worker: Any) -> None:
     worker.model_runner._specexit.rule.step = failing
 
 
+def forbid_nothing(worker: Any) -> None:
+    """Exits go over what a client has forbidden: with one token that it may draw, a model can only go in circles."""
+    worker.model_runner._specexit.closing = ()
+
+
 def read_prompts_from_vllm(worker: Any) -> None:
     """Whether a prompt opens the thinking is read from vLLM's array of it, though that is short."""
     from torch_specexit.plugin.worker import openings

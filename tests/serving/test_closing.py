@@ -30,7 +30,7 @@ SETTINGS = {"SPECEXIT_SERVING": json.dumps(SERVING)}
 EXITS = {"extra_args": {"specexit_validity": 0.0, "specexit_patience": 2}, "max_tokens": 80}
 NEVER = {"extra_args": {"specexit_validity": 1.0}}
 CIRCLES = NEVER | {"max_tokens": 40}
-"""With one token that it may draw, a model can only go in circles."""
+"""With one token that it may draw, a model can only go in circles; see `tests.serving.serve.forbid_nothing`."""
 MOST = 5
 CAPPED = {"extra_args": NEVER["extra_args"] | {"specexit_max_thinking_tokens": MOST}, "max_tokens": 40}
 """The same ends sooner, where there is no boundary: with the margin."""
@@ -57,9 +57,9 @@ def answers(draft: Path, shared: Path, prompts: list[list[int]], target) -> dict
     circles = [{"ids": prompts[0], "params": kind | {"allowed_token_ids": [only]}} for kind in (CIRCLES, CAPPED)]
     natural = [{"ids": ids, "params": NEVER} for ids in prompts[:2]]
     engine = {"draft": str(draft), "k": 3}
-    job = {"engine": engine, "batches": [{"requests": exits + circles + natural}]}
+    job = {"engine": engine, "batches": [{"requests": exits + circles + natural, "before": "forbid_nothing"}]}
     v1 = serve(shared / "closing-v1", job, SETTINGS)
-    job = {"engine": engine, "batches": [{"requests": exits + circles}]}
+    job = {"engine": engine, "batches": [{"requests": exits + circles, "before": "forbid_nothing"}]}
     v2 = serve(shared / "closing-v2", job, ON_A_CPU | V2 | ASYNC | SETTINGS)
     assert "vllm.v1.worker.gpu_model_runner.GPUModelRunner" in v1["runner"]
     assert "vllm.v1.worker.gpu.model_runner.GPUModelRunner" in v2["runner"]

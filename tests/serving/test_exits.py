@@ -22,6 +22,7 @@ from torch_specexit.plugin.compat import wraps
 from torch_specexit.plugin.worker import exits as module
 from torch_specexit.plugin.worker.checking import CheckError
 from torch_specexit.plugin.worker.exits import Exits
+from torch_specexit.plugin.worker.forbidden import forbids
 from torch_specexit.plugin.worker.model import WithSignals
 
 pytestmark = pytest.mark.vllm
@@ -88,6 +89,33 @@ def test_a_grammar_that_binds_from_the_first_token_on_rules_exits_out(structured
     assert text_of(exits, *boundary_and_more()) == [[2], [END if exits_at_all else 5]]
     if not exits_at_all:
         assert exits.slots.admissions["a"].policy is None
+
+
+@pytest.mark.parametrize(
+    ("params", "exits_at_all"),
+    [
+        ({"bad_words_token_ids": [[7], [END]]}, False),
+        ({"bad_words_token_ids": [[7, END]]}, False),  # 7 may come before it
+        ({"bad_words_token_ids": [[END, 7]]}, True),
+        ({"bad_words_token_ids": None}, True),
+        ({"allowed_token_ids": [2, 5]}, False),
+        ({"allowed_token_ids": [2, 5, END]}, True),
+    ],
+)
+def test_an_exit_writes_nothing_that_its_client_has_forbidden(params, exits_at_all):
+    """Who says `bad_words: ["</think>"]` wants more thinking, and got less."""
+    exits = ready()
+    exits.track(scheduled(new("a", **params)))
+    assert text_of(exits, *boundary_and_more()) == [[2], [END if exits_at_all else 5]]
+
+
+def test_a_forbidden_word_is_looked_for_in_all_that_an_exit_writes():
+    """Here a transition text of two tokens, and the end marker."""
+    forbidden = {(8,): True, (7, 8): True, (6, 7): True, (8, 7): True, (8, END): True, (5, 7, 8, END): True}
+    forbidden |= {(7, 6): False, (7, END): False, (6, 8): False, (END, 5): False}
+    for word, expected in forbidden.items():
+        params = SimpleNamespace(bad_words_token_ids=[list(word)])
+        assert forbids(params, (7, 8, END)) == expected, word
 
 
 @pytest.mark.parametrize("v2", [True, False])

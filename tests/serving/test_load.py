@@ -165,6 +165,7 @@ def interrupted(server, only: int) -> tuple[str, dict[str, Any]]:
     request = {"model": "tiny", "messages": [{"role": "user", "content": QUESTIONS[0]}], "max_tokens": 600}
     request |= {"temperature": 0.0, "allowed_token_ids": [only], "vllm_xargs": {"specexit_validity": 1.0}}
     control = {"id": "chatcmpl-endless", "action": "reasoning_end", "now": True}
+    server.post("/collective_rpc", {"method": "forbid_nothing"})
     path = "/v1/chat/completions"
     linger(server, 0.5)
     with ThreadPoolExecutor(1) as client:

@@ -23,6 +23,7 @@ from torch_specexit.plugin import outcome
 from torch_specexit.plugin.worker.asked import request_policy_or_default
 from torch_specexit.plugin.worker.checking import Checker, is_checking
 from torch_specexit.plugin.worker.copies import Copies, News, attach, failed_elsewhere, incomplete, news_of
+from torch_specexit.plugin.worker.forbidden import forbids
 from torch_specexit.plugin.worker.interrupt import Owner, owner_of
 from torch_specexit.plugin.worker.logprobs import Closing, name_forced_tokens, read_closing
 from torch_specexit.plugin.worker.loops import LoopSearch
@@ -93,6 +94,7 @@ class Exits:
     def __init__(self, draft: Draft, runner: Runner):
         config = runner.vllm_config
         self.draft, self.source, self.ids = draft, draft.block.source, draft.think_tokens
+        self.closing = (*draft.transition, *self.ids.end_marker)
         self.failure: str | None = None
         self.awaiting: str | None = None
         """Why the draft was not whole in the last step, here or on another rank; None where it was."""
@@ -116,7 +118,7 @@ class Exits:
         self.asking: set[str] = set()
         """Of these, the ones that may be forced."""
         self.owners: dict[str, Owner | None] = {}
-        """Who may interrupt a request; those that nobody may, for the sake of their grammar, are not in here."""
+        """Who may interrupt a request; those that nobody may, see `_may_not_exit`, are not in here."""
         self.empty: Sampled | None = None
         self.aux: AuxHiddenStates | None = None
         """The target's, of the step in progress."""
@@ -269,12 +271,14 @@ class Exits:
         self.unread -= requests
 
     def _may_not_exit(self, params: SamplingParams | None) -> bool:
-        """Whether a forced token would be refused by the grammar of a request, which then ends in an error; or whether
-        nobody could say its logprob, as of the processed ones vLLM hands on those of the tokens that it has drawn."""
+        """Whether a forced token would be refused by the grammar of a request, which then ends in an error; or is
+        forbidden by its client; or whether nobody could say its logprob, as of the processed ones vLLM hands on those
+        of the tokens that it has drawn."""
         if params is None:
             return False
         processed = params.logprobs is not None and self.logprobs_mode.startswith("processed")
-        return processed or (params.structured_outputs is not None and self.grammar_binds_thinking)
+        refused = params.structured_outputs is not None and self.grammar_binds_thinking
+        return processed or refused or forbids(params, self.closing)
 
     @torch.inference_mode()
     def settle(self) -> None:

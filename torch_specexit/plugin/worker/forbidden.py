@@ -1,0 +1,32 @@
+"""What a client has forbidden the model to write, no exit may write either."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+
+def forbids(params: Any, closing: Sequence[int]) -> bool:
+    """Whether a request's parameters forbid one of the tokens that an exit writes, or a text that these may complete.
+
+    Args:
+      params: vLLM's `SamplingParams`. It takes no ``logit_bias`` beside a draft.
+      closing: the tokens, in their order.
+
+    Example:
+      >>> from types import SimpleNamespace
+      >>> word, other = SimpleNamespace(bad_words_token_ids=[[7, 9]]), SimpleNamespace(bad_words_token_ids=[[9, 7]])
+      >>> forbids(word, [9]), forbids(other, [9])
+      (True, False)
+      >>> forbids(SimpleNamespace(allowed_token_ids=[7, 8]), [9])
+      True
+    """
+    allowed = getattr(params, "allowed_token_ids", None)
+    words = getattr(params, "bad_words_token_ids", None) or ()
+    return (allowed is not None and not set(closing).issubset(allowed)) or any(_completes(closing, w) for w in words)
+
+
+def _completes(closing: Sequence[int], word: Sequence[int]) -> bool:
+    """Whether a word ends in these tokens, having begun in them or in the text before."""
+    written = (closing[:n] for n in range(1, len(closing) + 1))
+    return any(list(word[-len(w) :]) == list(w[-len(word) :]) for w in written)
