@@ -24,6 +24,7 @@ from torch_specexit.plugin.worker.checking import CheckError
 from torch_specexit.plugin.worker.exits import Exits
 from torch_specexit.plugin.worker.forbidden import forbids
 from torch_specexit.plugin.worker.model import WithSignals
+from torch_specexit.plugin.worker.weights import Weights
 
 pytestmark = pytest.mark.vllm
 
@@ -173,6 +174,32 @@ def test_a_rule_that_cannot_be_made_ready_keeps_a_server_from_starting_that_must
     plain: Any = SimpleNamespace(drafter=SimpleNamespace(model=Draft()), **vars(runner()))
     assert wrapped(plain) == "spec"
     assert plain._specexit.failure is not None
+
+
+@pytest.mark.parametrize("required", [False, True])
+def test_a_draft_that_vllm_has_not_loaded_is_called_so_and_exits_begin_behind_all_of_its_tensors(required):
+    """With load_format ipc_cache or dummy exits were called active, and then off because of another rank's weights."""
+    draft: Any = Draft()
+    draft.weights, draft.serving = Weights(["a", "b", "d2t"]), Serving(required=required)
+    exits, empty = Exits(draft, runner()), given_step(["x"], [[5]]).none()
+    if required:
+        with pytest.raises(ConfigError, match=r"specexit\.required is true, .*vLLM has not loaded the draft's tensors"):
+            exits.prepare(empty)
+        return
+    exits.prepare(empty)
+    reason = exits.status()["reason"]
+    assert "vLLM has not loaded the draft's tensors" in str(reason)
+    assert exits.status()["active"] is False
+    exits.track(scheduled(new("a")))
+    assert text_of(exits, *boundary_and_more()) == [[2], [5]]
+    exits.close(output := SimpleNamespace())
+    assert vars(output)[outcome.AWAITING_KEY] == reason
+    for name in ("a", "b"):  # as a trainer sends them
+        draft.weights.arrived(name)
+    exits.track(scheduled(new("b")))
+    assert text_of(exits, given_step(["b"], [[2]]), given_step(["b"], [[5]], at=[1])) == [[2], [END]]
+    exits.close(output := SimpleNamespace())
+    assert vars(output)[outcome.REPLACED_KEY] is True  # nobody knows whether it is what was calibrated
 
 
 def test_the_checking_mode_finds_a_step_of_another_kind_than_the_rule_was_made_ready_with(monkeypatch):

@@ -134,9 +134,11 @@ class Exits:
           empty: a step of no request, as this runner makes them.
 
         Raises:
-          ConfigError: exits have failed, and the server is required to serve them.
+          ConfigError: exits have failed, or the draft is not there, and the server is required to serve them.
         """
         self.empty = empty
+        if not self.draft.weights.loaded:
+            self.draft.weights.start_without()
         if self.source == "draft" and _breakable_graphs():
             self.fail(
                 "VLLM_USE_BREAKABLE_CUDAGRAPH is on, expected off: its graphs of the draft's passes leave no signals"
@@ -146,8 +148,9 @@ class Exits:
             _, failed = self.ranks.agree(signals, self.last, whole=True)
             if self.failure is None and failed.item() > 0:
                 self.fail("could not be made ready on another rank")
-        if self.failure is not None and self.draft.serving.required:
-            raise ConfigError(f"specexit.required is true, but exits would not be served: {self.failure}")
+        reason = self.failure or self.draft.weights.lost
+        if reason is not None and self.draft.serving.required:
+            raise ConfigError(f"specexit.required is true, but exits would not be served: {reason}")
 
     @torch.inference_mode()
     def _make_rule(self) -> Float[Tensor, "last signals"]:

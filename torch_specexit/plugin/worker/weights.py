@@ -30,7 +30,7 @@ class Weights:
         self.names = frozenset(names).difference(NEVER_SENT)
         self.awaited = set(self.names)
         self.loaded = False
-        """Whether there has been a whole draft."""
+        """Whether there has been a whole draft, or the engine has started without one."""
         self.lost: str | None = None
         """Why it is not whole any more; None where it is, or has not been yet."""
         self.replaced = False
@@ -42,6 +42,11 @@ class Weights:
     def whole(self) -> bool:
         """Whether verdicts may be read off the draft."""
         return not self.awaited
+
+    def start_without(self) -> None:
+        """The engine stands, and has not loaded them: what may still arrive need not be the draft of the directory."""
+        self.lose("vLLM has not loaded the draft's tensors from its directory, as with load_format ipc_cache or dummy")
+        self.loaded = True
 
     def begin(self) -> None:
         """Some tensors are about to arrive."""
