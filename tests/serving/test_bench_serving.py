@@ -7,6 +7,7 @@ import json
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from specexit.bench.process import BenchError, BenchProcess
 from specexit.config import REPOSITORY
@@ -122,3 +123,9 @@ def test_a_draft_without_signals_has_no_cost_to_measure(drafts, tmp_path):
     write_traces(tmp_path / "traces.parquet", generated_traces(1))
     with pytest.raises(BenchError, match=r"plain: no specexit block"):
         bench_serving(config(tmp_path, drafts / "plain"))
+
+
+def test_responses_of_one_token_are_refused(tmp_path):
+    """Nothing is drafted in them: all was measured, and then ended in a division by zero."""
+    with pytest.raises(ValidationError, match=r"max_new_tokens\n.*greater than 1"):
+        BenchServingConfig(draft=tmp_path, traces=tmp_path, out=tmp_path, max_new_tokens=1)

@@ -29,7 +29,9 @@ class BenchServingConfig(Config):
         default=8, gt=0, description="pairs of engine processes that share the turns, one after the other"
     )
     num_speculative_tokens: int = Field(default=3, gt=0, description="draft tokens per step")
-    max_new_tokens: int = Field(default=256, gt=0, description="of one response, thinking included")
+    max_new_tokens: int = Field(
+        default=256, gt=1, description="of one response, thinking included; with a single one nothing is drafted"
+    )
     engine: EngineConfig = Field(
         default=EngineConfig(), description="prefix caching is always off here, max_num_seqs is the largest batch"
     )
