@@ -20,16 +20,26 @@ def require_empty(folder: Path) -> None:
     """Refuse to write into a folder that holds something.
 
     Raises:
-      FileExistsError: it is there and not empty, or the working directory, in whose place no other can be put.
+      FileExistsError: it is there and not empty, or no other can be put in its place: it is the working directory, a
+        link or a mount.
     """
-    if not isinstance(folder, BucketPath) and folder.exists() and folder.samefile(Path.cwd()):
-        raise FileExistsError(f"{folder}: is the working directory, expected a new folder")
-    if not isinstance(folder, BucketPath) and folder.is_symlink() and not folder.exists():
-        raise FileExistsError(f"{folder}: is a link to nothing, expected a new or empty folder")
+    if not isinstance(folder, BucketPath):
+        _require_replaceable(folder)
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{folder}: is a file, expected a new or empty folder")
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(f"{folder}: output folder is not empty, expected a new or empty one")
+
+
+def _require_replaceable(folder: Path) -> None:
+    if folder.exists() and folder.samefile(Path.cwd()):
+        raise FileExistsError(f"{folder}: is the working directory, expected a new folder")
+    if folder.is_symlink() and not folder.exists():
+        raise FileExistsError(f"{folder}: is a link to nothing, expected a new or empty folder")
+    if folder.is_symlink():
+        raise FileExistsError(f"{folder}: is a link, expected a new or empty folder: name {folder.resolve()} itself")
+    if os.path.ismount(folder):
+        raise FileExistsError(f"{folder}: is a mount, expected a new or empty folder: name a new one inside of it")
 
 
 @contextmanager
@@ -40,7 +50,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
     move was cut short is refused by whatever reads it.
 
     Raises:
-      FileExistsError: ``folder`` is there and not empty.
+      FileExistsError: ``folder`` is refused by `require_empty`.
     """
     require_empty(folder)
     if isinstance(folder, BucketPath):

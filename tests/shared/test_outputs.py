@@ -66,3 +66,21 @@ def test_the_working_directory_is_refused_before_any_work(begin, name, tmp_path,
     with pytest.raises(FileExistsError, match="is the working directory, expected a new folder"):
         begin(Path(name))
     assert [path.name for path in tmp_path.rglob("*")] == ["here"]
+
+
+@pytest.mark.parametrize("begin", [require_empty, lambda folder: new_folder(folder).__enter__()])
+def test_a_link_to_an_empty_folder_is_refused_before_any_work(begin, tmp_path):
+    """No folder can be put in its place, which was found out when all was done."""
+    (tmp_path / "there").mkdir()
+    (tmp_path / "out").symlink_to("there")
+    with pytest.raises(FileExistsError, match=r"out: is a link, expected .* name .*/there itself"):
+        begin(tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "there"]
+
+
+@pytest.mark.parametrize("begin", [require_empty, lambda folder: new_folder(folder).__enter__()])
+def test_a_mount_is_refused_before_any_work(begin, tmp_path, monkeypatch):
+    """As a container's ``/out`` is."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileExistsError, match="/: is a mount, expected a new or empty folder: name a new one inside"):
+        begin(Path("/"))
