@@ -63,9 +63,9 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
 
 
 def show(result: Evaluation, out: Path) -> None:
-    """Print a table and write JSON to ``out``."""
-    write_text(out, json.dumps(result.to_json() | {"definitions": DEFINITIONS}, indent=2) + "\n")
+    """Print a table and write JSON to ``out``; in this order, so that numbers of hours are seen on a full disk, too."""
     Console(stderr=True).print(table(result))
+    write_text(out, json.dumps(result.to_json() | {"definitions": DEFINITIONS}, indent=2) + "\n")
 
 
 def table(result: Evaluation) -> Table:

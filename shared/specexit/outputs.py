@@ -1,4 +1,4 @@
-"""Output folders: new or empty to begin with, and there whole or not at all."""
+"""Output folders: new or empty to begin with, and there whole or not at all. Output files: where no folder is."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import AfterValidator
 
 from specexit.buckets import BucketPath
 
@@ -68,6 +70,21 @@ def new_folder(folder: Path) -> Iterator[Path]:
         except BaseException:
             shutil.rmtree(beside, ignore_errors=True)
             raise
+
+
+def refuse_folder(path: Path) -> Path:
+    """A path on which a file can be written.
+
+    Raises:
+      ValueError: a folder is there.
+    """
+    if not isinstance(path, BucketPath) and path.is_dir():
+        raise ValueError("is a folder, expected a file to write")
+    return path
+
+
+OutputFile = Annotated[Path, AfterValidator(refuse_folder)]
+"""A key whose value is a file to write."""
 
 
 class Ended(BaseException):

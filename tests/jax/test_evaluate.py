@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from jax_specexit.evaluation import judging
-from jax_specexit.evaluation.evaluate import ranking_words, table
+from jax_specexit.evaluation.evaluate import ranking_words, show, table
 from jax_specexit.evaluation.judging import DEFINITIONS, Evaluation, Ranking, acceptance_length, judge
 from jax_specexit.evaluation.scoring import BATCH_ROWS, BATCH_TOKENS, Scored, batches, sequence
 from jax_specexit.model.draft import Draft
@@ -230,6 +230,15 @@ def test_more_is_better_whatever_the_best_is_chosen_by() -> None:
     good, bad = made(0.1, 3.0), made(0.2, 2.0)
     for best_by in ("acceptance_length", "auroc", "calibration_error", "brier", "cut"):
         assert good.score(best_by) > bad.score(best_by), best_by
+
+
+def test_what_cannot_be_written_is_printed(tmp_path, capsys) -> None:
+    """Numbers of hours, on a full disk."""
+    ranking = Ranking(10, 0.5, 0.9, 0.1, 0.1)
+    (tmp_path / "evaluation.json").mkdir()
+    with pytest.raises(IsADirectoryError):
+        show(Evaluation(1, 1, [0.5], 1.5, 1.5, {}, ranking, ranking, 0.5, {"0": 0.1}), tmp_path / "evaluation.json")
+    assert "acceptance" in capsys.readouterr().err
 
 
 def test_every_definition_is_of_something_that_is_written() -> None:

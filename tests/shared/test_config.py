@@ -11,7 +11,7 @@ import yaml
 from pydantic import Field
 
 from specexit.buckets import Location
-from specexit.cli import parse
+from specexit.cli import COMMANDS, _load, parse
 from specexit.config import Config, ConfigError, find, load, revision, save_run
 from specexit.schemas.bench_recipe import BenchRecipeConfig
 from specexit.schemas.chat import ChatConfig
@@ -141,6 +141,16 @@ def test_an_empty_path_is_not_the_working_directory(recipe, key):
     recipe.write_text(f"{key}: ''\n")
     with pytest.raises(ConfigError, match=rf"recipe\.yaml: {key} is '': .*expected a path"):
         load(Paths, recipe)
+
+
+def test_a_folder_in_place_of_a_file_to_write_is_refused_before_any_work(tmp_path):
+    """What had been measured for hours was lost when it was to be written."""
+    outs = {name: (command.schema, _load(command.schema).model_fields.get("out")) for name, command in COMMANDS.items()}
+    files = {name: schema for name, (schema, out) in outs.items() if out and "file" in (out.description or "").lower()}
+    assert {"evaluate", "simulate", "report", "bench-serving", "bench-full-size", "bench-certificate"} <= files.keys()
+    for schema in files.values():
+        with pytest.raises(ConfigError, match=r"out is .*: Value error, is a folder, expected a file to write"):
+            load(_load(schema), None, [f"out={tmp_path}"])
 
 
 @pytest.mark.parametrize(("text", "message"), [("a: [", "cannot be read as YAML"), ("- 1", "holds a list")])

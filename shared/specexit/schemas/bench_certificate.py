@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from specexit.config import Config
+from specexit.outputs import OutputFile
 
 
 class BenchCertificateConfig(Config):
@@ -20,7 +21,7 @@ class BenchCertificateConfig(Config):
     scores: dict[str, dict[str, Path]] = Field(
         description="decoding -> source (draft, fc) -> signals of these traces, from `score`"
     )
-    out: Path = Field(default=Path("runs/bench/certificate.json"), description="JSON file to write")
+    out: OutputFile = Field(default=Path("runs/bench/certificate.json"), description="JSON file to write")
     risks: tuple[Literal["answer_changed", "accuracy_lost"], ...] = Field(
         default=("answer_changed", "accuracy_lost"), description="what a certificate bounds"
     )

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from pydantic import Field
 
 from specexit.config import Config
+from specexit.outputs import OutputFile
 
 
 class BenchDataConfig(Config):
     """Measure annotate and pack on a generated corpus with the lengths of a real one."""
 
-    out: Path = Field(description="JSON file of the result")
+    out: OutputFile = Field(description="JSON file of the result")
     target: str = Field(description="name or YAML file of the target whose tokenizer is used")
     traces: int = Field(default=1000, gt=0, description="in the corpus")
     mean_tokens: float = Field(default=8192, gt=0, description="of a trace's thinking")

@@ -7,6 +7,7 @@ from pathlib import Path
 from pydantic import Field
 
 from specexit.config import Config
+from specexit.outputs import OutputFile
 from specexit.schemas.engine import EngineConfig
 
 
@@ -22,7 +23,7 @@ class BenchFullSizeConfig(Config):
     draft: Path = Field(description="draft directory of the small target")
     traces: Path = Field(description="traces of its test split")
     models: Path = Field(description="folder for the stand-ins, which are kept; 0.6 billion parameters are 3.9 GB")
-    out: Path = Field(description="file for the numbers, full-size.json; replaced where it exists")
+    out: OutputFile = Field(description="file for the numbers, full-size.json; replaced where it exists")
     n: int = Field(default=50, gt=0, description="problems")
     n_latency: int = Field(default=12, gt=0, description="how many of them, at most, are asked one at a time")
     batch: int = Field(default=8, gt=1, description="problems in progress at once")

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
 from specexit.config import Config
+from specexit.outputs import OutputFile
 from specexit.schemas.engine import EngineConfig
 
 
 class BenchLabelsConfig(Config):
     """Measure how fast boundaries are tried, against one prefix at a time on the same engine."""
 
-    out: Path = Field(description="JSON file of the result")
+    out: OutputFile = Field(description="JSON file of the result")
     target: str = Field(description="name in configs/targets, or path of such a YAML file")
     prompts: str | None = Field(default=None, description="as for `collect`")
     split: Literal["draft", "calibration", "test"] | None = Field(default=None, description="as for `collect`")

@@ -7,6 +7,7 @@ from pathlib import Path
 from pydantic import Field
 
 from specexit.config import Config
+from specexit.outputs import OutputFile
 
 
 class BenchReplayConfig(Config):
@@ -27,4 +28,4 @@ class BenchReplayConfig(Config):
     near: float = Field(
         default=1e-3, ge=0, description="a signal this close to its threshold may fall on either side by rounding"
     )
-    out: Path = Field(description="JSON file to write")
+    out: OutputFile = Field(description="JSON file to write")

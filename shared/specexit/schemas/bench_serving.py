@@ -7,6 +7,7 @@ from pathlib import Path
 from pydantic import Field, model_validator
 
 from specexit.config import Config
+from specexit.outputs import OutputFile
 from specexit.schemas.engine import EngineConfig
 
 
@@ -18,7 +19,7 @@ class BenchServingConfig(Config):
     )
     draft: Path = Field(description="draft directory; eagle3 is its trunk without the signal rows")
     traces: Path = Field(description="traces whose prompts are asked, from `collect`")
-    out: Path = Field(description="file for the numbers, serving.json; replaced where it exists")
+    out: OutputFile = Field(description="file for the numbers, serving.json; replaced where it exists")
     batches: tuple[int, ...] = Field(default=(1, 8, 32), min_length=1, description="requests that run together")
     rounds: int = Field(
         default=16,

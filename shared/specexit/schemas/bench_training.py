@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from specexit.config import Config
+from specexit.outputs import OutputFile
 from specexit.schemas.train import DraftShapeConfig
 
 
 class BenchTrainingConfig(Config):
     """One training step of an EAGLE-3 draft: JAX against speculators, compiled, taking turns on the same cores."""
 
-    out: Path = Field(description="file for the numbers, training.json; replaced where it exists")
+    out: OutputFile = Field(description="file for the numbers, training.json; replaced where it exists")
     draft: DraftShapeConfig = Field(description="sizes; the target has the same hidden size")
     vocab_size: int = Field(gt=0, description="the target's vocabulary")
     length: int = Field(default=2048, gt=0, description="tokens of a row; one row a step")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from specexit.buckets import Location
 from specexit.config import Config
+from specexit.outputs import refuse_folder
 
 
 class EvaluateConfig(Config):
@@ -21,7 +22,7 @@ class EvaluateConfig(Config):
         default="latest", description="the newest checkpoint, or the best by the run's best_by"
     )
     traces: Location = Field(description="labelled traces of held-out problems, from `annotate`")
-    out: Location = Field(description="JSON file to write")
+    out: Annotated[Location, AfterValidator(refuse_folder)] = Field(description="JSON file to write")
     n: int | None = Field(default=None, gt=0, description="the first n traces; all by default")
     ttt_steps: int = Field(default=3, gt=0, description="draft steps to judge")
     dtype: Literal["float32", "bfloat16", "float16"] | None = Field(

@@ -8,12 +8,13 @@ from pydantic import Field, model_validator
 
 from specexit.buckets import Location
 from specexit.config import Config
+from specexit.outputs import OutputFile
 
 
 class ReportConfig(Config):
     """One HTML file about a benchmark, a training run or both, complete in itself. What is not given is left out."""
 
-    out: Path = Field(description="HTML file to write")
+    out: OutputFile = Field(description="HTML file to write")
     bench: Path | None = Field(default=None, description="folder that `specexit bench` wrote")
     traces: Path | None = Field(default=None, description="the traces it ran on; needed with bench")
     run: Location | None = Field(

@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from specexit.config import Config
+from specexit.outputs import OutputFile
 from specexit.schemas.early import EARLY, EarlyShare
 
 
@@ -22,7 +23,7 @@ class SimulateConfig(Config):
         description="further signals of the same traces, to compare: of a hidden-state probe (source fc), or a draft",
     )
     methods: tuple[Path, ...] = Field(default=(), description="Python files with further methods, one METHOD each")
-    out: Path = Field(description="JSON file to write")
+    out: OutputFile = Field(description="JSON file to write")
     smoothing: Literal["none", "ewma", "round"] = Field(default="none", description="of the swept policies")
     alpha: float = Field(default=0.1, gt=0, le=1, description="weight of the newest value in the moving average")
     early: EarlyShare = EARLY
