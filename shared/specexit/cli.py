@@ -375,13 +375,13 @@ def run(name: str, arguments: list[str]) -> None:
     except (FileExistsError, FileNotFoundError) as error:
         _fail(str(error))
     except OSError as error:
-        if error.errno not in DISK:
+        if error.errno not in DISK and not (error.filename and error.strerror):
             raise
         _fail(f"{error.filename or 'a file'}: cannot be written or read: {error.strerror}")
 
 
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
-"""Errors that are the machine's, and not ours: a full disk, a folder of somebody else."""
+"""Errors that are the machine's, and not ours, also where they name no file: a full disk, a folder of somebody else."""
 
 
 def _fail(message: str, *, code: int = 1) -> None:

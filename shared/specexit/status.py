@@ -43,7 +43,7 @@ def read_status(run: Path) -> tuple[Status, int, int]:
     try:
         found = json.loads(path.read_text())
         status, step, steps = found["status"], int(found["step"]), int(found["steps"])
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise PassingError(f"{path}: file does not exist, expected a run folder that `specexit train` wrote") from error
     except (ValueError, KeyError, TypeError) as error:
         raise PassingError(f"{path}: cannot be read as the status of a training run: {error!r}") from error

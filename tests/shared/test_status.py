@@ -1,6 +1,8 @@
 """What a script is told of a run."""
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -49,6 +51,15 @@ def test_a_folder_that_says_nothing_is_no_run_to_go_on_with(
     assert f"{tmp_path}/status.json: {error}" in capsys.readouterr().err
 
 
+def test_a_file_is_no_run_folder(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """As a shell completes the name."""
+    (tmp_path / "status.json").write_text(json.dumps({"status": "finished", "step": 8, "steps": 8}))
+    with pytest.raises(SystemExit) as exit_:
+        cli.run("status", [f"{tmp_path}/status.json"])
+    assert exit_.value.code == 1
+    assert "status.json/status.json: file does not exist, expected a run folder" in capsys.readouterr().err
+
+
 def because_of(error: InputError, cause: Exception) -> InputError:
     error.__cause__ = cause
     return error
@@ -81,6 +92,23 @@ def test_what_would_only_come_again_has_a_code_of_its_own(
         cli.run("train", ["tiny-reasoner"])
     assert exit_.value.code == code
     assert capsys.readouterr().err == f"error: {error}\n"
+
+
+@pytest.mark.parametrize("name", ["ENOTDIR", "EISDIR", "EBUSY", "ENAMETOOLONG", "ELOOP", "EIO", "ESTALE"])
+def test_what_the_system_says_of_a_file_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, name: str
+) -> None:
+    number = getattr(errno, name)
+    load, runs = cli._load, cli.COMMANDS["train"].run
+
+    def fails(_: object) -> None:
+        raise OSError(number, os.strerror(number), "runs/out")
+
+    monkeypatch.setattr(cli, "_load", lambda reference: fails if reference == runs else load(reference))
+    with pytest.raises(SystemExit) as exit_:
+        cli.run("train", ["tiny-reasoner"])
+    assert exit_.value.code == 1
+    assert capsys.readouterr().err == f"error: runs/out: cannot be written or read: {os.strerror(number)}\n"
 
 
 @pytest.mark.parametrize(("command", "code"), [("train", 78), ("plan", 1)])

@@ -36,6 +36,13 @@ def test_a_folder_that_is_not_a_run(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
+def test_a_file_in_place_of_a_folder(tmp_path):
+    (tmp_path / "prompts.jsonl").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"prompts\.jsonl: is a file, expected a folder"):
+        collect(CollectConfig(target="tiny-reasoner", out=tmp_path / "prompts.jsonl", split="test", n=2))
+    assert (tmp_path / "prompts.jsonl").read_text() == "mine"
+
+
 def test_a_tokenizer_without_think_markers(tmp_path):
     folder = tmp_path / "model"
     shutil.copytree(tiny.MODEL_DIR, folder, ignore=shutil.ignore_patterns("*.safetensors"))

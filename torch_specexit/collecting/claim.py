@@ -55,6 +55,8 @@ def claim(config: CollectConfig, target: TargetConfig) -> Iterator[None]:
       FileExistsError: it holds something else.
     """
     out, run = config.out, config.out / "run.yaml"
+    if out.exists() and not out.is_dir():
+        raise FileExistsError(f"{out}: is a file, expected a folder")
     if not run.exists() and out.exists() and any(out.iterdir()) and not (out / HIDDEN).is_dir():
         raise FileExistsError(f"{out}: output folder is not empty and holds no run.yaml to resume from")
     (out / HIDDEN).mkdir(parents=True, exist_ok=True)
