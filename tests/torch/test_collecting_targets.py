@@ -55,6 +55,17 @@ def test_a_damaged_config_of_a_model(tmp_path, server, fields, message):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_config_without_what_every_reader_of_the_traces_asks_for(tmp_path, server):
+    """As of a model that keeps its fields in ``text_config``: `annotate` would say so, behind days of traces."""
+    target, path = _with_config(tmp_path, {"architectures": ["Mistral3ForConditionalGeneration"]}), tmp_path / "model"
+    fields = json.loads((path / "config.json").read_text())
+    del fields["vocab_size"]
+    (path / "config.json").write_text(json.dumps(fields))
+    with pytest.raises(ConfigError, match=r"config\.json: no value for vocab_size, expected the model's own"):
+        collect(config(server, tmp_path / "out", target=target, any_architecture=True))
+    assert not (tmp_path / "out").exists()
+
+
 def _with_config(tmp_path, fields):
     """A target whose model has another ``config.json``."""
     shutil.copytree(TARGET.folder, tmp_path / "model")
