@@ -15,6 +15,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
 from rich.console import Console
 
 from specexit.bench.comparison import Run, by_task, compare, faster, identities, oracle, summarise, write_requests
@@ -29,10 +30,12 @@ from specexit.data.rows import prompt_sha256
 from specexit.data.traces import Trace, first_samples, read_outlines, read_traces, target_named_in
 from specexit.drafts.directory import DraftConfig, check_target, plain_copy, read_config
 from specexit.drafts.policy import OperatingPoint, PolicyFile, read_policy, write_policy
+from specexit.errors import first_problem
 from specexit.hardware import describe_hardware
 from specexit.method.simulate import write_curves
 from specexit.outputs import new_folder
 from specexit.schemas.bench import BenchConfig
+from specexit.schemas.sampling import SamplingConfig
 from specexit.schemas.simulate import SimulateConfig
 from specexit.schemas.target import TargetConfig, find_target, target_reference
 from torch_specexit import bench_worker
@@ -66,6 +69,7 @@ def bench(config: BenchConfig) -> Results:
     target = find_target(config.target, *places, name=name)
     config = config.model_copy(update={"max_new_tokens": longest_response(config, target)})
     traces = read_problems(config)
+    config = as_traced(config, traces)
     asked = asked_of(config, inputs_served(config, target))
     if (results := finished(config.out, asked)) is not None:
         return shown(results, f"{config.out}: measured already, with the same config, versions and inputs")
@@ -164,6 +168,34 @@ def read_problems(config: BenchConfig) -> list[Trace]:
     return traces
 
 
+def as_traced(config: BenchConfig, traces: Sequence[Trace]) -> BenchConfig:
+    """The config; where it says no sampling, with the one that its traces were drawn with.
+
+    Raises:
+      BenchError: they do not say one, or several; or several responses to a problem would all be the same.
+    """
+    if config.sampling is not None:
+        return config
+    told = [json.loads(text or "{}") for text in sorted({trace.sampling for trace in traces})]
+    said = [{key: one[key] for key in SamplingConfig.model_fields if key in one} for one in told]
+    try:
+        found = {SamplingConfig.model_validate(one) for one in said}
+    except ValidationError as error:
+        raise BenchError(f"{config.traces}: sampling: {first_problem(error)}") from error
+    if len(found) != 1 or any("temperature" not in one for one in said):
+        raise BenchError(
+            f"{config.traces}: sampling is {' and '.join(map(str, told))}, expected one with a temperature, or "
+            "sampling.temperature="
+        )
+    (sampling,) = found
+    if config.samples > 1 and sampling.temperature == 0:
+        raise BenchError(
+            f"samples={config.samples}: {config.traces} are greedy, and all responses would be the same; expected "
+            "sampling.temperature= above 0"
+        )
+    return config.model_copy(update={"sampling": sampling})
+
+
 def plan_methods(config: BenchConfig, target: TargetConfig, traces: Sequence[Trace], scratch: Path) -> list[Entry]:
     """The methods that are asked for, or that the config makes possible; writes the drafts they need into ``scratch``.
 
@@ -173,6 +205,7 @@ def plan_methods(config: BenchConfig, target: TargetConfig, traces: Sequence[Tra
       BenchError: eagle3 is not among them, or a draft is served without exits.
       ScoreError: the scores are another draft's, or not of these traces.
     """
+    assert config.sampling is not None, "`as_traced` has it"
     found = read_config(config.draft)
     for draft in [config.draft, *([config.draft_fc] if config.draft_fc else [])]:
         check_target(read_config(draft), draft, target.hf_config(), target.name)
@@ -328,6 +361,7 @@ def gather(
 ) -> Results:
     """All measurements as one result."""
     against = {name: compare(run, runs[BASELINE], config.seed) for name, run in runs.items() if name != BASELINE}
+    assert config.sampling is not None, "`as_traced` has it"
     greedy = config.sampling.temperature == 0
     return Results(
         n=len(traces),

@@ -26,6 +26,7 @@ from specexit.drafts.directory import read_config
 from specexit.drafts.fingerprints import target_fingerprint
 from specexit.schemas.bench import BenchConfig
 from specexit.schemas.bench_full_size import BenchFullSizeConfig
+from specexit.schemas.sampling import SamplingConfig
 from specexit.schemas.stand_in import StandInConfig
 from specexit.schemas.target import TargetConfig, load_target_config, target_reference
 from specexit.stand_in import Shape, stand_in
@@ -154,6 +155,7 @@ def _measure(config: BenchFullSizeConfig, kind: str, target: str, draft: Path) -
         batches=(config.batch,),
         rounds=config.rounds if measured else 1,
         max_new_tokens=config.max_new_tokens,
+        sampling=SamplingConfig(),  # texts are compared, and sampled ones differ
         num_speculative_tokens=config.num_speculative_tokens,
         engine=config.engine,
         seed=config.seed,

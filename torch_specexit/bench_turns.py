@@ -100,6 +100,7 @@ def job(
     arrivals: Sequence[float] | None = None,
 ) -> dict[str, Any]:
     """What `bench_worker` is asked."""
+    assert config.sampling is not None, "`as_traced` has it"
     problems = [
         {
             "id": traces[i].id,

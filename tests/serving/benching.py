@@ -109,6 +109,8 @@ def config(inputs: Path, **changes: object) -> BenchConfig:
             "calibration_traces": inputs / "calibration.parquet",
             "rounds": 2,
             "max_new_tokens": MAX_NEW_TOKENS,
+            # These traces say none.
+            "sampling": {"temperature": 0.0},
         }
         | changes
     )

@@ -1,5 +1,6 @@
 """What `specexit bench` may be of: problems, drafts and methods, and what is refused before anything starts."""
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from specexit.data.outlines import outlines
 from specexit.data.overlap import OverlapError, write_prompts
 from specexit.data.rows import prompt_sha256
 from specexit.data.scores import ScoreError, Scores, write_scores
-from specexit.data.traces import write_traces
+from specexit.data.traces import Trace, write_traces
 from specexit.drafts.directory import DraftError, plain_copy, read_config
 from specexit.drafts.policy import (
     Certificate,
@@ -44,7 +45,7 @@ from tests.serving.benching import (
     write_random_draft,
 )
 from torch_specexit import bench_conditions as conditions
-from torch_specexit.bench import bench, longest_response, plan_methods, read_problems, trials_of
+from torch_specexit.bench import as_traced, bench, longest_response, plan_methods, read_problems, trials_of
 from torch_specexit.plugin.compat.checks import check_draft
 
 
@@ -139,6 +140,28 @@ def test_what_the_config_leaves_open_is_the_target_s(inputs: Path) -> None:
     assert trials_of(open_, target.model_copy(update={"trial": {}}), traces)[0]["max_tokens"] == 32768
     with pytest.raises(BenchError, match=r"sampling\.max_tokens is missing, expected it there or max_new_tokens="):
         longest_response(open_, target.model_copy(update={"sampling": None}))
+
+
+def test_responses_are_drawn_as_the_traces_were_where_nothing_else_is_said(inputs: Path) -> None:
+    def traces(**sampling: float) -> list[Trace]:
+        return [replace(trace, sampling=json.dumps(sampling)) for trace in generated_traces(N)]
+
+    open_, card = config(inputs, sampling=None), {"temperature": 0.6, "top_p": 0.95, "top_k": 20}
+    found = as_traced(open_, traces(**card, max_tokens=32768)).sampling
+    assert found is not None
+    assert found.model_dump() == card
+    assert as_traced(open_, traces(temperature=0.0, max_tokens=768)) == config(inputs)
+    assert as_traced(config(inputs), traces(**card)) == config(inputs)
+    with pytest.raises(
+        BenchError, match=r"traces\.parquet: sampling is \{\}, expected one with a temperature, or samp"
+    ):
+        as_traced(open_, traces())
+    with pytest.raises(
+        BenchError, match=r"sampling is \{'temperature': 0\.0\} and \{'temperature': 0\.6, .*, expected"
+    ):
+        as_traced(open_, [*traces(temperature=0.0)[1:], traces(**card)[0]])
+    with pytest.raises(BenchError, match=r"samples=2: .*traces\.parquet are greedy, and all responses would be the"):
+        as_traced(config(inputs, sampling=None, samples=2), traces(temperature=0.0))
 
 
 def test_a_draft_that_is_held_back_is_refused(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

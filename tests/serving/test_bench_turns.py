@@ -1,5 +1,6 @@
 """`specexit bench` on engines that are pretended: who is asked what, when, and what an interrupted one goes on with."""
 
+import json
 import shutil
 from collections import Counter
 from dataclasses import replace
@@ -8,6 +9,7 @@ from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,6 +18,7 @@ from specexit.bench.journal import Journal
 from specexit.bench.methods import find_method
 from specexit.bench.process import BenchError, BenchProcess
 from specexit.bench.results import Results, read_results
+from specexit.data.traces import write_traces
 from specexit.drafts.policy import OperatingPoint, PolicyFile, write_policy
 from specexit.hardware import describe_hardware
 from specexit.method.decision import Policy
@@ -233,6 +236,20 @@ def test_a_few_problems_are_of_all_tasks_wherever_they_lie(
     for run in runs.values():
         assert {request.id for request in run.requests[1]} == {request.id for request in run.requests[3]} == few
         assert [request.id for request in run.requests[4]] == [f"test-{i}" for i in range(N)]
+
+
+def test_a_sampled_target_is_measured_as_its_traces_were_drawn(
+    inputs: Path, tmp_path: Path, pretend: type[Pretend]
+) -> None:
+    """Greedy responses would be held against the oracle of other text, under its plain name."""
+    card = {"temperature": 0.6, "top_p": 0.95, "top_k": 20}
+    sampling = json.dumps(card | {"max_tokens": 768})
+    write_traces(tmp_path / "traces.parquet", [replace(trace, sampling=sampling) for trace in generated_traces(N)])
+    ours = small(inputs, tmp_path, traces=tmp_path / "traces.parquet", scores=None, sampling=None)
+    results = bench(ours)
+    assert all(job["sampling"] == card for job in pretend.asked)
+    assert (results.sampling, results.oracle_name, results.lossless) == (card, "oracle", {})
+    assert yaml.safe_load((ours.out / "run.yaml").read_text())["config"]["sampling"] == card
 
 
 def test_samples_and_slices_are_asked_with_a_seed_each_and_stay_samples_of_their_problem(

@@ -351,7 +351,9 @@ def test_luck_is_told_from_an_answer_that_stands(make_trace: Callable[..., Trace
     assert found.for_good == pytest.approx(1 - (last + first) / (2 * full))
 
 
-def test_an_oracle_of_traces_that_were_decoded_otherwise_is_called_so(make_trace: Callable[..., Trace]) -> None:
+def test_an_oracle_of_traces_that_were_drawn_otherwise_than_the_responses_has_another_name(
+    make_trace: Callable[..., Trace],
+) -> None:
     traces = [make_trace(sampling=json.dumps({"temperature": temperature})) for temperature in (0, 0.6)]
     of_greedy, of_sampled = (oracle([trace], {}) for trace in traces)
     results = some_results()
@@ -360,6 +362,7 @@ def test_an_oracle_of_traces_that_were_decoded_otherwise_is_called_so(make_trace
         (of_greedy, 0.6, "greedy "),
         (of_sampled, 0.6, ""),
         (of_sampled, 0, "sampled "),
+        (of_sampled, 1.0, "differently sampled "),
     ):
         update = {
             "oracle": results.oracle.model_copy(update={"sampling": known.sampling}),

@@ -14,6 +14,7 @@ from pydantic import ConfigDict, Field, ValidationError
 
 from specexit.config import Config, write_text
 from specexit.errors import InputError
+from specexit.schemas.sampling import drawn
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -213,11 +214,14 @@ class Results(Config):
 
     @property
     def oracle_name(self) -> str:
-        """What the oracle is called in a table: its traces may have been decoded otherwise than the responses."""
-        sampled, recorded = self.sampling.get("temperature", 0) > 0, self.oracle.sampling.get("temperature")
-        if recorded is None or bool(recorded) == sampled:
+        """What the oracle is called in a table: of traces that were drawn otherwise than the responses it has another
+        name. Files of before do not say how the traces were drawn."""
+        ours, known = drawn(self.sampling), drawn(self.oracle.sampling)
+        if ours is None or known is None or ours == known:
             return "oracle"
-        return "sampled oracle" if recorded else "greedy oracle"
+        if known[0] == 0:
+            return "greedy oracle"
+        return "sampled oracle" if ours[0] == 0 else "differently sampled oracle"
 
 
 class ResultsError(InputError):

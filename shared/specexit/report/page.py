@@ -21,6 +21,7 @@ from specexit.config import write_text
 from specexit.data.scores import Scores, read_scores
 from specexit.data.traces import first_samples, read_traces
 from specexit.drafts.directory import DraftConfig, read_config
+from specexit.drafts.policy import read_policy
 from specexit.errors import first_problem
 from specexit.method.simulate import Simulation, remarks
 from specexit.report import pareto
@@ -125,6 +126,7 @@ def _page(config: ReportConfig, bench: Path, traces: Path, trained: Run | None) 
     results = read_results(bench / "results.json")
     measured = Measured.of(bench, results, config.draft, traces)
     draft = read_config(config.draft) if config.draft else None
+    certified = read_policy(config.draft).sampling if config.draft and draft and draft.specexit else None
     simulation = _read(config.simulation, Simulation, "simulate", measured)
     found = _read(config.ablations, Ablations, "ablate", measured)
     replay = _read(config.replay, ReplayCheck, "bench-replay", measured)
@@ -140,7 +142,7 @@ def _page(config: ReportConfig, bench: Path, traces: Path, trained: Run | None) 
     return Page(
         results=results,
         draft=draft,
-        verdict=verdict(results, draft),
+        verdict=verdict(results, draft, certified),
         tasks=tuple(pareto.by_task(results, simulation)),
         figures=drawn,
         curves=replayed,

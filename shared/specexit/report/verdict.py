@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from specexit.bench.results import BASELINE, Results, computed_again
 from specexit.drafts.directory import DraftConfig, SpecExitBlock
+from specexit.schemas.sampling import drawn
 
 ALPHA = 0.05
 """Level of the tests that the verdict stands on."""
@@ -14,8 +18,14 @@ def percent(share: float, digits: int = 1) -> str:
     return f"{100 * share:.{digits}f}\N{NARROW NO-BREAK SPACE}%".replace("-", "\N{MINUS SIGN}")
 
 
-def verdict(results: Results, draft: DraftConfig | None) -> tuple[str, ...]:
-    """The sentences; of a benchmark without exits only what is wrong with its times."""
+def verdict(results: Results, draft: DraftConfig | None, certified: Mapping[str, Any] | None = None) -> tuple[str, ...]:
+    """The sentences; of a benchmark without exits only what is wrong with its times.
+
+    Args:
+      results: of the benchmark.
+      draft: that was measured.
+      certified: how the traces of its certificate were sampled, where it says so.
+    """
     again = computed_again(results)
     said = [] if again is None else [again]
     if "specexit" not in results.methods:
@@ -36,7 +46,9 @@ def verdict(results: Results, draft: DraftConfig | None) -> tuple[str, ...]:
             text = f"At batch {batch} it answers sooner than {', '.join(slower) or 'none of the others'}"
             said.append(text + (f"; not shown of {', '.join(rest)}." if rest else ": every other method measured."))
     if draft and draft.specexit:
-        said.append(certificate(draft.specexit, results.inputs.get("calibration_traces")))
+        ours, theirs = drawn(results.sampling), drawn(certified or {})
+        otherwise = None not in (ours, theirs) and ours != theirs
+        said.append(certificate(draft.specexit, results.inputs.get("calibration_traces"), otherwise=otherwise))
     return tuple(said)
 
 
@@ -50,12 +62,13 @@ def _speed(results: Results, batch: str, times: float) -> str:
     return f"{times:.2f}× as fast at batch {batch} ({shown})"
 
 
-def certificate(block: SpecExitBlock, others: str | None) -> str:
+def certificate(block: SpecExitBlock, others: str | None, *, otherwise: bool) -> str:
     """The guarantee of a draft's policy in a sentence.
 
     Args:
       block: of the draft.
       others: hash of the trace files that were seen to hold none of the measured problems.
+      otherwise: whether the measured responses were decoded in another way than the traces that it was calibrated on.
     """
     found = block.calibration
     if found is None or not found.is_of(block.policy):
@@ -68,6 +81,7 @@ def certificate(block: SpecExitBlock, others: str | None) -> str:
     )
     text += ", in every group of them" if found.groups else ""
     text += ", counted on trial answers" if found.answers == "trial" else ""
+    text += "; what was measured here was decoded otherwise, so that this is not said of it" if otherwise else ""
     if found.n_unjudged:
         fate = "were left out" if found.unjudged == "refuse" else "count as errors"
         text += f"; {found.n_unjudged} traces could not judge and {fate}"

@@ -48,7 +48,11 @@ class BenchConfig(Config):
         default=(),
         description="arrivals per second of an open loop, each on the same n_latency problems, slice by slice",
     )
-    sampling: SamplingConfig = SamplingConfig()
+    sampling: SamplingConfig | None = Field(
+        default=None,
+        description="how responses are drawn, such as {temperature: 0.6, top_p: 0.95, top_k: 20}; by default as the "
+        "traces were",
+    )
     samples: int = Field(default=1, gt=0, description="responses to each problem in the largest batch, a seed each")
     budget: int | None = Field(default=None, ge=0, description="thinking tokens of the fixed budget")
     calibration_traces: Path | None = Field(
@@ -74,7 +78,7 @@ class BenchConfig(Config):
     def _batches(self) -> BenchConfig:
         if list(self.batches) != sorted(set(self.batches)) or self.batches[0] < 2:
             raise ValueError(f"batches={list(self.batches)}: expected rising sizes above 1, which is always measured")
-        if self.samples > 1 and self.sampling.temperature == 0:
+        if self.samples > 1 and self.sampling is not None and self.sampling.temperature == 0:
             raise ValueError(f"samples={self.samples}: without a temperature all of them would be the same")
         if any(rate <= 0 for rate in self.rates):
             raise ValueError(f"rates={list(self.rates)}: expected arrivals per second above 0")

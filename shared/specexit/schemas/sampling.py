@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
@@ -29,3 +30,20 @@ class SamplingConfig(Config):
     top_p: float = Field(default=1.0, gt=0, le=1, description="probability of the tokens that are drawn from")
     top_k: TopK = Field(default=0, description="0 keeps all tokens")
     min_p: NoMinP = 0.0
+
+
+def drawn(sampling: Mapping[str, Any]) -> tuple[Any, Any, Any] | None:
+    """Temperature, top_p and top_k of a record, the same for two that draw alike; None where it does not say.
+
+    Example:
+      >>> drawn({"temperature": 0.6, "max_tokens": 512}), drawn({"max_tokens": 512})
+      ((0.6, 1, 0), None)
+      >>> drawn({"temperature": 0.0, "top_p": 0.9}) == drawn({"temperature": 0.6, "top_k": 1})
+      True
+    """
+    if "temperature" not in sampling:
+        return None
+    temperature, top_k = sampling["temperature"], sampling.get("top_k", 0)
+    if temperature == 0 or top_k == 1:
+        return 0, 1, 0
+    return temperature, sampling.get("top_p", 1), 0 if top_k == -1 else top_k
