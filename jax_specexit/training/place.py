@@ -4,25 +4,41 @@ from __future__ import annotations
 
 import secrets
 import shutil
+import tempfile
 from pathlib import Path
 
 from specexit.buckets import BucketPath
-from specexit.config import ConfigError
+from specexit.config import ConfigError, PassingError
 
 MOUNTS = Path("/proc/self/mounts")
 
 
 def check_place(out: Path) -> None:
-    """Check that a run can be saved in a folder that is in a bucket, be it ``gs://`` or mounted through FUSE.
+    """Check that a run can be saved in a folder, on a disk or in a bucket, be it ``gs://`` or mounted through FUSE.
 
     Raises:
-      BucketError: it may not be written, or there is no such bucket.
-      ConfigError: no folder can be renamed there.
+      BucketError: the bucket may not be written, or there is none.
+      ConfigError: a file is in its place, or no folder can be renamed there.
+      PassingError: the disk cannot be written to.
     """
     if isinstance(out, BucketPath):
         out.check_writable()
-    elif kind_of_mount(out).startswith("fuse"):
+        return
+    _check_writable(out)
+    if kind_of_mount(out).startswith("fuse"):
         _check_renames(out)
+
+
+def _check_writable(out: Path) -> None:
+    """Makes no folder: a run that is refused for something else leaves none."""
+    where = next(place for place in (out, *out.absolute().parents) if place.exists() or place.is_symlink())
+    if not where.is_dir():
+        raise ConfigError(f"out={out}: {where} is no folder, expected a new folder or a run's")
+    try:
+        with tempfile.TemporaryFile(dir=where):
+            pass
+    except OSError as error:
+        raise PassingError(f"out={out}: {where} cannot be written to: {error.strerror}") from error
 
 
 def kind_of_mount(path: Path) -> str:

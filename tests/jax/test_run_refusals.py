@@ -1,5 +1,6 @@
 """Recipes and data that a run refuses before anything is compiled; its folder is as it was."""
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -16,7 +17,7 @@ from specexit.data.features import read_manifest
 from specexit.data.overlap import OverlapError
 from specexit.data.packed import PackError, read_meta
 from specexit.data.traces import read_labelled, write_traces
-from specexit.errors import InputError
+from specexit.errors import InputError, lasts
 from specexit.schemas.target import load_target_config
 from specexit.schemas.train import TrainConfig
 
@@ -176,6 +177,25 @@ def test_a_tpu_takes_only_the_jax_that_its_attention_was_checked_with(
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
     with pytest.raises(InputError, match=r"checked with 0\.9\.x, found"):
         train(recipe)
+    assert not recipe.out.exists()
+
+
+def test_a_run_folder_that_cannot_be_is_refused_before_anything_is_loaded(
+    recipe: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file in its place lasts, and no job is to be restarted for it; a disk may be mounted otherwise next time."""
+    monkeypatch.setattr("jax_specexit.training.start.load_target", Mock(side_effect=LookupError("loading")))
+    file = tmp_path / "file"
+    file.touch()
+    for out in (file, file / "run"):
+        with pytest.raises(ConfigError, match=rf"^out={out}: {file} is no folder, expected a new folder or") as refused:
+            train(changed(recipe, out=out))
+        assert lasts(refused.value)
+    readonly = Mock(side_effect=OSError(errno.EROFS, "Read-only file system"))
+    monkeypatch.setattr("jax_specexit.training.place.tempfile.TemporaryFile", readonly)
+    with pytest.raises(ConfigError, match=r"cannot be written to: Read-only file system$") as refused:
+        train(recipe)
+    assert not lasts(refused.value)
     assert not recipe.out.exists()
 
 
