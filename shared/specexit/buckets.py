@@ -272,7 +272,7 @@ def explained(path: Path, what: str) -> Iterator[None]:
 
 
 def location(value: str | Path) -> Path:
-    """A path on disk or in a bucket, by what it begins with.
+    """A path on disk, where ``~`` is the home folder, or in a bucket, by what it begins with.
 
     Raises:
       ValueError: it is an address of anything else.
@@ -283,7 +283,7 @@ def location(value: str | Path) -> Path:
     """
     scheme = _SCHEME.match(str(value))
     if scheme is None:
-        return Path(value)
+        return Path(os.path.expanduser(value))
     if scheme[1] != "gs":
         raise ValueError("expected a path on disk, or gs:// for one in a bucket")
     if not BucketPath(value).parts[1:]:

@@ -48,10 +48,13 @@ class Config(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _said(cls, value: Any, info: Any) -> Any:
-        """An empty path, such as a shell variable that is not set, would be the working directory."""
-        if value == "" and Path in _apart(cls.model_fields[info.field_name].annotation):
+        """An empty path, such as a shell variable that is not set, would be the working directory, and ``~`` a folder
+        of that name: no YAML expands it, and behind ``out=`` not every shell."""
+        if not isinstance(value, str) or Path not in _apart(cls.model_fields[info.field_name].annotation):
+            return value
+        if not value:
             raise ValueError("expected a path")
-        return value
+        return os.path.expanduser(value)
 
     @field_validator("*")
     @classmethod

@@ -125,22 +125,32 @@ def test_a_number_is_decimal_whatever_it_begins_with(recipe, text, number):
     assert load(Recipe, recipe).steps == load(Recipe, None, [f"steps={text}"]).steps == number
 
 
+class Paths(Config):
+    out: Path = Path("runs")
+    source: Location = Path("runs")
+    either: Location | None = None
+    text: str = ""
+
+
 @pytest.mark.parametrize("key", ["out", "source", "either"])
 def test_an_empty_path_is_not_the_working_directory(recipe, key):
     """A shell variable that is not set leaves ``out=``."""
-
-    class Paths(Config):
-        out: Path = Path("runs")
-        source: Location = Path("runs")
-        either: Location | None = None
-        text: str = ""
-
     assert load(Paths, None, ["text=", "out=.", "either=null"]) == Paths(out=Path())
     with pytest.raises(ConfigError, match=rf"{key} is '': .*expected a path"):
         load(Paths, None, [f"{key}="])
     recipe.write_text(f"{key}: ''\n")
     with pytest.raises(ConfigError, match=rf"recipe\.yaml: {key} is '': .*expected a path"):
         load(Paths, recipe)
+
+
+@pytest.mark.parametrize("key", ["out", "source", "either"])
+def test_a_tilde_is_the_home_folder(recipe, key, tmp_path, monkeypatch):
+    """As a path it would be a folder called ``~``, which whoever finds it removes by ``rm -r ~``."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    recipe.write_text(f"{key}: ~/runs/x\ntext: ~/x\n")
+    for config in (load(Paths, find("recipes", "~/recipe.yaml")), load(Paths, None, [f"{key}=~/runs/x", "text=~/x"])):
+        assert config.model_dump()[key] == tmp_path / "runs" / "x"
+        assert config.text == "~/x"
 
 
 def test_a_folder_in_place_of_a_file_to_write_is_refused_before_any_work(tmp_path):
