@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
+from rich.console import Console
 
 from jax_specexit.cluster import Preemption, is_first, join, told_by_first
 from jax_specexit.evaluation.evaluate import show
@@ -60,7 +61,7 @@ def train(config: TrainConfig) -> None:
     held_out = None if config.eval_traces is None else HeldOut(config, target_config, meta)
     join(config.cluster)
 
-    mesh = make_mesh(config.mesh)
+    mesh = _mesh(config)
     rows = first_rows(config.data, meta, features=features)
     fixed, draft, target = start(config, target_config, meta, rows, mesh)
     if held_out is not None:
@@ -96,6 +97,15 @@ def train(config: TrainConfig) -> None:
                 write_status(config.out, "stopped", checkpoints.manager.latest_step() or 0, config.steps)
                 raise
         write_status(config.out, status, last, config.steps)
+
+
+def _mesh(config: TrainConfig) -> jax.sharding.Mesh:
+    """The mesh; says what it is of, as a JAX that was installed without the machine's accelerator takes its CPU."""
+    if is_first():
+        n, kind = jax.device_count(), jax.devices()[0].device_kind
+        said = f"{config.out}: JAX's backend is {jax.default_backend()}, with {n} device{'s' * (n > 1)} ({kind})"
+        Console(stderr=True).print(said, soft_wrap=True, markup=False, highlight=False)
+    return make_mesh(config.mesh)
 
 
 def _to_mesh(tree: Any, shardings: Any) -> Any:

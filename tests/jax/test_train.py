@@ -4,7 +4,9 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
+import jax
 import numpy as np
 import pytest
 import yaml
@@ -74,6 +76,18 @@ def test_eight_devices_equal_one(recipe: TrainConfig, whole: dict[int, float]) -
     assert ours.keys() == whole.keys()
     # Reductions run in another order, and training amplifies that; the first steps agree to rounding.
     np.testing.assert_allclose(list(ours.values()), list(whole.values()), rtol=1e-5)
+
+
+def test_a_run_says_first_what_it_trains_on(
+    recipe: TrainConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """A GPU that JAX was installed without is not used, which steps of minutes would tell days later."""
+    monkeypatch.setattr("jax_specexit.training.start.load_target", Mock(side_effect=LookupError("loading")))
+    with pytest.raises(LookupError, match="loading"):
+        train(recipe)
+    n, kind = jax.device_count(), jax.devices()[0].device_kind
+    said = f"{recipe.out}: JAX's backend is cpu, with {n} device{'s' if n > 1 else ''} ({kind})\n"
+    assert said in capsys.readouterr().err
 
 
 def test_training_lowers_both_losses(recipe: TrainConfig) -> None:

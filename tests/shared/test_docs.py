@@ -31,6 +31,17 @@ def test_commands_that_a_page_names_exist(page: Path) -> None:
     assert set(re.findall(r"`make ([a-z][a-z-]*)", text)) <= targets
 
 
+def test_pages_that_install_what_trains_say_what_a_gpu_takes() -> None:
+    """Whoever follows them on a GPU machine trains on its CPU: the extra brings a JAX for CPUs alone."""
+    texts = {page.name: page.read_text() for page in PAGES[:1] + PAGES[2:]}
+    pages = {name: text for name, text in texts.items() if "'.[train,serve]'" in text}
+    assert {"README.md", "index.md", "add-a-target.md"} <= pages.keys()
+    assert [name for name, text in pages.items() if "training.md#on-gpus" not in text] == []
+    (told,) = re.findall(r"^### On GPUs\n(.*?)^##", (ROOT / "docs" / "training.md").read_text(), re.M | re.S)
+    assert "jax[cuda12]" in told
+    assert "**never run on a GPU**" in told
+
+
 def test_the_tests_that_the_docs_name_are_where_they_say() -> None:
     """So that who reads of a mended defect finds what holds it."""
     files = sorted((ROOT / "tests").rglob("test_*.py"))
