@@ -2,7 +2,7 @@
 
 One prompt, greedy, no KV cache: every step runs target and draft over the whole text again, so a step costs more the
 longer the text is. What it writes is what vLLM writes with the plug-in; a test holds the two against each other. Of the
-server's settings it knows policy and transition; margins, loops and shares are the server's own.
+server's settings it knows mode, policy and transition; margins, loops and shares are the server's own.
 """
 
 from __future__ import annotations
@@ -34,9 +34,10 @@ class Generation:
     ids: list[int]
     """Tokens behind the prompt."""
     thinking_tokens: int
-    """Of them, those that the target thought: in front of the end marker, and of a transition text."""
+    """Of them, those that the target thought: behind the marker that opens the thinking, where the prompt has not, and
+    in front of the end marker and of a transition text; 0 where it never began."""
     exited: bool
-    """Whether thinking was ended, and not by the target itself."""
+    """Whether thinking was ended, and not by the target itself: the whole end marker is among the tokens."""
     accepted: list[int]
     """Drafted tokens that each pass of the target has accepted."""
 
@@ -48,7 +49,7 @@ class SpecExitDraft:
       target: the model.
       draft: reads its states; markers and split tokens are its own, the target's where it is plain.
       features: of the target, with its LM head.
-      policy: when thinking ends; None for a draft without signals.
+      policy: when thinking ends; None for a draft without signals, and for one whose mode is not `exit`.
       transition: text in front of the end marker where thinking is ended.
     """
 
@@ -79,15 +80,18 @@ class SpecExitDraft:
         check_target(config, folder, found.hf_config(), found.name)
         features = TargetFeatures(found, config.eagle_aux_hidden_state_layer_ids, head=True)
         draft, block = Draft.load(folder, features.embedding), config.specexit
-        transition = "" if block is None else block.serving.transition
-        return cls(found, draft, features, None if block is None else block.policy, transition)
+        if block is None:
+            return cls(found, draft, features, None)
+        policy = block.policy if block.serving.mode == "exit" else None  # shadow decides, and lets every text go on
+        return cls(found, draft, features, policy, block.serving.transition)
 
     @torch.inference_mode()
     def generate(self, prompt: Sequence[int], *, max_new_tokens: int = 256, draft_tokens: int = 3) -> Generation:
         """Continue a prompt greedily: draft, verify, judge, until the target stops or there are enough tokens.
 
         Args:
-          prompt: token ids. Thinking is judged where the prompt has opened it, as chat templates do.
+          prompt: token ids. Thinking begins behind it where it has opened it, as many chat templates do, else behind
+            the marker that the target writes.
           max_new_tokens: most tokens behind it.
           draft_tokens: drafted in each step; 0 decodes without the draft.
 
@@ -97,11 +101,10 @@ class SpecExitDraft:
         _check_ids(prompt, self.features.embedding.shape[0])
         text, drafts, accepted = list(prompt), list[int](), list[int]()
         opened = opens_thinking(text, self.ids.start, self.ids.end_marker)
-        rule = None
-        if opened and self.policy is not None:  # the last token of a marker of several ends nothing alone
-            rule = ExitRule(self.policy, replace(self.ids, end=-1))
-        judged, exited, kept = len(text), False, max_new_tokens
-        while len(text) < len(prompt) + max_new_tokens and not self.stops.intersection(text[len(prompt) :]):
+        # The last token of a marker of several ends nothing alone.
+        rule = None if self.policy is None else ExitRule(self.policy, replace(self.ids, end=-1))
+        judged, kept, most = len(prompt), max_new_tokens, len(prompt) + max_new_tokens
+        while len(text) < most and not self.stops.intersection(text[len(prompt) :]):
             # Verify: the target's own choice behind the text and behind every draft, up to the first that differs.
             logits, aux = self.features.read(torch.tensor([text + drafts]))
             choices = logits[0, len(text) - 1 :].argmax(-1).tolist()
@@ -109,25 +112,29 @@ class SpecExitDraft:
             aux = aux[:, : len(text) + n]
             text += choices[: n + 1]
             accepted.append(n)
-            # Judge: every new token of the thinking whose signals are known by now.
-            if rule is not None:
-                end = len(prompt) + self._in_front_of_the_marker(text[len(prompt) :])
+            # Judge: every new token of the thinking whose signals are known by now, and behind which there is room.
+            begin, end = (len(prompt) + at for at in self._thinking(text[len(prompt) :], opened))
+            judged, end = max(judged, begin), min(end, most - 1)
+            if rule is not None and judged < end:
                 signals = self._signals(text, aux)[judged:end]
                 hit = rule.push(text[judged : judged + len(signals)], signals)
                 if hit is not None:
                     text = text[: judged + hit + 1] + self.closing
-                    drafts, exited, rule, kept = [], True, None, judged + hit + 1 - len(prompt)
+                    drafts, rule, kept = [], None, judged + hit + 1 - len(prompt)
                     continue  # the target has not read the end marker yet
                 judged += len(signals)
             drafts = self._drafts(text, aux, draft_tokens)
         ids = text[len(prompt) :][:max_new_tokens]
         ids = ids[: next((i + 1 for i, token in enumerate(ids) if token in self.stops), len(ids))]
-        return Generation(ids, min(self._in_front_of_the_marker(ids), kept), exited, accepted)
+        begin, end = self._thinking(ids, opened)
+        exited = ids[kept : kept + len(self.closing)] == self.closing  # one that is cut off has ended nothing
+        return Generation(ids, min(end, kept) - begin, exited, accepted)
 
-    def _in_front_of_the_marker(self, ids: list[int]) -> int:
-        """How many of these tokens are in front of the end marker: all where it is not among them."""
-        marker = list(self.ids.end_marker)
-        return next((i for i in range(len(ids)) if ids[i : i + len(marker)] == marker), len(ids))
+    def _thinking(self, ids: list[int], opened: bool) -> tuple[int, int]:
+        """Where the thinking begins and ends in what was written: at its end where it has not begun, or not ended."""
+        marker, n = list(self.ids.end_marker), len(ids)
+        begin = 0 if opened else next((i + 1 for i in range(n) if ids[i] == self.ids.start), n)
+        return begin, next((i for i in range(begin, n) if ids[i : i + len(marker)] == marker), n)
 
     def _signals(self, text: list[int], aux: Float[Tensor, "1 time aux"]) -> Float[np.ndarray, "known signals"]:
         """Signals of every token that can have them: with source fc the last one still lacks the target's state."""

@@ -11,6 +11,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from specexit.drafts.directory import FLOATS, DraftError, plain_copy, read_config, read_draft, write_draft
+from specexit.drafts.policy import OperatingPoint, PolicyFile, Serving, write_policy
 from specexit.errors import InputError
 from specexit.method.decision import Policy
 from specexit.method.splits import ThinkTokens
@@ -211,7 +212,7 @@ def test_markers_and_split_tokens_are_the_draft_s_own_as_they_are_served(tmp_pat
     model.policy = None
     text = model.generate([3, 4, 5], max_new_tokens=12, draft_tokens=0).ids
     first = next(i for i in range(12) if text[i : i + 2] == text[5:7])
-    model.ids = ThinkTokens(0, text[6], frozenset(), marker=(text[5], text[6]))
+    model.ids = ThinkTokens(5, text[6], frozenset(), marker=(text[5], text[6]))
     assert model.generate([3, 4, 5], max_new_tokens=12, draft_tokens=0).thinking_tokens == first
     # The last token of a marker of several ends no thinking alone: there is an exit behind it.
     model.policy = Policy(thresholds={"validity": 0.0})
@@ -221,6 +222,50 @@ def test_markers_and_split_tokens_are_the_draft_s_own_as_they_are_served(tmp_pat
     model.ids = ThinkTokens(start, text[0], frozenset({split}), marker=(text[1] + 1, text[0]))
     found = model.generate([3, 4, start], max_new_tokens=12, draft_tokens=0)
     assert (found.exited, found.thinking_tokens) == (True, text.index(split) + 1)
+
+
+@pytest.mark.parametrize("mode", ["exit", "shadow"])
+def test_a_thinking_is_ended_where_a_server_would_end_it(mode, tmp_path, write_random_draft):
+    """In mode exit alone, and only where there is room for the end marker."""
+    folder, prompt = write_random_draft(tmp_path / "draft", "draft", **TINY), [3, 4, 5]
+    point = OperatingPoint(name="default", policy=Policy(thresholds={"validity": 0.0}))
+    write_policy(folder, PolicyFile(points=(point,), serving=Serving(mode=mode)))
+    model = SpecExitDraft.from_pretrained(folder)
+    model.ids = ThinkTokens(5, -1, frozenset())  # no token is a boundary
+    text = model.generate(prompt, max_new_tokens=12, draft_tokens=0).ids
+    place = text.index(text[5])
+    end, other = [token for token in range(640) if token not in (*prompt, *text)][:2]
+    model.ids, model.closing = ThinkTokens(5, end, frozenset({text[5]})), [end]
+    found = model.generate(prompt, max_new_tokens=place + 1, draft_tokens=0)
+    assert (found.ids, found.exited, found.thinking_tokens) == (text[: place + 1], False, place + 1)
+    found = model.generate(prompt, max_new_tokens=place + 2, draft_tokens=0)
+    behind = end if mode == "exit" else text[place + 1]
+    assert (found.ids, found.exited) == ([*text[: place + 1], behind], mode == "exit")
+    if mode == "exit":  # a server says "length" of a thinking whose end marker is cut off
+        model.closing = [other, end]
+        found = model.generate(prompt, max_new_tokens=place + 2, draft_tokens=0)
+        assert found.ids == [*text[: place + 1], other]
+        assert (found.exited, found.thinking_tokens) == (False, place + 1)
+
+
+def test_thinking_begins_where_the_prompt_or_the_target_opens_it(tmp_path, write_random_draft):
+    model = SpecExitDraft.from_pretrained(write_random_draft(tmp_path / "draft", "draft", **TINY))
+    model.policy, prompt = None, [3, 4, 5]
+    model.ids = ThinkTokens(3, 5, frozenset())  # closed again, as with `enable_thinking: false`
+    found = model.generate(prompt, max_new_tokens=12, draft_tokens=0)
+    text = found.ids
+    assert not {*prompt} & {*text}
+    assert found.thinking_tokens == 0
+    begin = text.index(text[2]) + 1
+    place = text.index(text[begin + 1], begin)
+    end = next(token for token in range(640) if token not in (*prompt, *text))
+    model.ids, model.closing = ThinkTokens(text[2], end, frozenset({text[begin + 1]})), [end]
+    found = model.generate(prompt, max_new_tokens=12, draft_tokens=0)
+    assert (found.ids, found.thinking_tokens) == (text, len(text) - begin)
+    model.policy = Policy(thresholds={"validity": 0.0})
+    found = model.generate(prompt, max_new_tokens=12, draft_tokens=0)
+    assert found.ids[: place + 2] == [*text[: place + 1], end]
+    assert (found.exited, found.thinking_tokens) == (True, place + 1 - begin)
 
 
 @pytest.mark.parametrize(
