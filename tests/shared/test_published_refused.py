@@ -1,8 +1,11 @@
 """Published EAGLE-3 drafts: what is not understood is refused by name, what cannot matter is passed over aloud."""
 
+import json
+
 import numpy as np
 import pytest
 
+from specexit.config import ConfigError
 from specexit.drafts.config import DraftError
 from specexit.drafts.directory import read_config, read_draft
 from specexit.drafts.published import import_draft
@@ -16,6 +19,7 @@ from tests.shared.published import (
     LLAMA3,
     MODEL_OPTIMIZER,
     PHI3,
+    TARGET,
     TRANSFORMERS_5,
     VOCAB,
     imported,
@@ -339,4 +343,13 @@ def test_another_target_is_refused(tmp_path):
     source = write_published(tmp_path / "published", "angelslim")
     target = write_target(tmp_path / "of", vocab_size=333)
     with pytest.raises(DraftError, match="vocab_size is 200, but target small has vocab_size 333"):
+        import_draft(ImportConfig(draft=source, target=target, out=tmp_path / "draft"))
+
+
+def test_a_target_whose_sizes_lie_in_its_text_config_is_refused_in_one_line(tmp_path):
+    source, target = write_published(tmp_path / "published", "angelslim"), write_target(tmp_path / "of")
+    sizes = {"architectures": ["Gemma3ForConditionalGeneration"], "text_config": TARGET}
+    (tmp_path / "of" / "target" / "config.json").write_text(json.dumps(sizes))
+    said = r"target/config\.json: no value for num_hidden_layers, expected the model's own, not those in text_config$"
+    with pytest.raises(ConfigError, match=said):
         import_draft(ImportConfig(draft=source, target=target, out=tmp_path / "draft"))

@@ -98,6 +98,7 @@ def import_draft(config: ImportConfig) -> Origin:
 
     Raises:
       DraftError: the layout is unknown, a key, a value or a tensor is not understood, or the target is another one.
+      ConfigError: the target cannot be read, or does not say how many layers it has.
       FileExistsError: ``out`` is there and not empty.
     """
     target = load_target_config(config.target)
@@ -235,7 +236,7 @@ class Published:
                     said,
                     f"but target {target.name} has {name} {shown(model[name])}: the draft was made for another target",
                 )
-        layers = model["num_hidden_layers"]
+        layers = target.needed("num_hidden_layers")["num_hidden_layers"]
         ids, self.layers_from = fields["eagle_aux_hidden_state_layer_ids"], fields.pop("layers_from")
         if options.aux_layers is not None:
             ids, self.layers_from = options.aux_layers, "as you say"

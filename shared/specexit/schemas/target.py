@@ -172,7 +172,12 @@ class TargetConfig(Config):
             raise ConfigError(f"{self.config_place}: {error}") from error
         missing = [name for name in names if found.get(name) is None]
         if missing:
-            raise ConfigError(f"{self.config_place}: no value for {', '.join(missing)}, expected the model's own")
+            inner = (
+                ", not those in text_config" if found.get("text_config") else ""
+            )  # of a model that sees or hears, too
+            raise ConfigError(
+                f"{self.config_place}: no value for {', '.join(missing)}, expected the model's own{inner}"
+            )
         return {name: found[name] for name in names}
 
     @property
