@@ -226,6 +226,19 @@ def test_round_mode_judges_one_round_late_and_never_in_the_first_round():
     assert exit_position(tokens, np.array([good] * 4), policy, IDS, [4]) is None
 
 
+def test_a_round_of_no_tokens_leaves_the_average_as_it_is():
+    """With source fc the signals of the first round are there only with the second."""
+    policy = Policy(thresholds={"validity": 0.5}, smoothing="round", alpha=0.1)
+    rule = ExitRule(policy, IDS)
+    for tokens, values, hit in (
+        ([], [], None),
+        ([PLAIN], [0.9], None),
+        ([], [], None),
+        ([PLAIN, SPLIT], [0.9, 0.9], 1),
+    ):
+        assert rule.push(tokens, valid(*values).reshape(-1, 4)) == hit
+
+
 def test_round_mode_does_depend_on_the_steps_which_is_why_it_is_not_the_default():
     rng = np.random.default_rng(0)
     tokens = [SPLIT, PLAIN] * 20

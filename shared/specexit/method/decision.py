@@ -171,6 +171,8 @@ class ExitRule:
         if not self.thinking or self.ids.end in tokens:
             self.thinking = False
             return None
+        if not len(tokens):  # a mean over none is no number, and would stay in the average for good
+            return None
         split = next((i for i, token in enumerate(tokens) if token in self.ids.split), None)
         before = self.n_tokens
         self.n_tokens += len(tokens) if split is None else split + 1
