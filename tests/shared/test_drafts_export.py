@@ -358,6 +358,15 @@ def test_a_published_folder_names_its_target_on_the_hub_and_no_path_of_this_mach
     assert str(tmp_path) not in said
 
 
+def test_a_shipped_target_is_named_by_a_path_that_is_its_own_from_everywhere(tmp_path, write_random_draft, monkeypatch):
+    """Its YAML says `models/Qwen3-8B`, which vLLM would look for on the Hub from any other folder."""
+    monkeypatch.chdir(tmp_path)
+    folder = write_random_draft(tmp_path / "draft", None, **SHAPE)
+    config, _, _ = exported(folder, tmp_path, "speculators", "qwen3-8b")
+    verifier = config["speculators_config"]["verifier"]
+    assert verifier["name_or_path"] == str(tmp_path / "models" / "Qwen3-8B")
+
+
 def test_a_target_in_the_hub_s_cache_has_its_name_there(tmp_path, target, write_random_draft):
     """Its folder is called by the hash of a commit, which nobody could serve."""
     lies = load_target_config(target).folder

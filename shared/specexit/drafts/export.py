@@ -206,7 +206,7 @@ def _speculators(config: ExportConfig, draft: DraftConfig, stored: dict[str, Sto
     inner["rope_scaling"] = scaling_fields(draft.rope_scaling)
     inner["num_aux_hidden_states"] = draft.num_aux_hidden_states  # vLLM reads no other place, and assumes 3 there
     flags = ("norm_before_residual", "norm_before_fc", "fc_norm", "norm_output", "draft_vocab_size", "torch_dtype")
-    name = config.base_model or str(target.folder)
+    name = config.base_model or str(target.folder.absolute())  # a relative one is a name on the Hub elsewhere
     verifier = {"name_or_path": name, "architectures": target.hf_config().get("architectures", [])}
     proposal = {"proposal_type": "greedy", "speculative_tokens": config.speculative_tokens}
     whole = {
