@@ -87,6 +87,7 @@ def only_bin(put):
 
 
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 8192}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
 HOSTILE = {
     "a config that never comes": (instead("config.json", os.mkfifo), r"config\.json: is no regular file"),
     "a config without end": (instead("config.json", zeros), "is a link out of its folder, to /dev/zero"),
@@ -120,6 +121,16 @@ HOSTILE = {
         config(rope_scaling={"rope_type": "linear", "factor": 10**400}),
         "of 401 digits, 1000",
     ),
+    "a yarn beyond all positions": (
+        config(rope_scaling=YARN | {"original_max_position_embeddings": 10**90, "factor": 1e250}),
+        r"rope_scaling is .*factor is 1e\+250 and original_max_position_embeddings 1e\+90, expected a product",
+    ),
+    "a yarn that turns for ever": (config(rope_scaling=YARN | {"beta_fast": 1e308}), r"beta_fast is 1e\+308, expected"),
+    "a yarn without a sharpness": (
+        config(rope_scaling=YARN | {"mscale": 1e308, "mscale_all_dim": 1e308, "factor": 1e99}),
+        "expected numbers of which there is a ratio",
+    ),
+    "a yarn of no base": (config(rope_theta=1, rope_scaling=YARN), "rope_theta is 1, expected another one"),
     "heads beyond all numbers": (config(num_attention_heads=10**4000), "of 4001 digits, 1000"),
     "an architecture of two lines": (config(architectures="a\nb\x1b[2J"), r"architectures is 'a\\nb\\x1b\[2J'"),
     "an endless architecture": (config(architectures="x" * 500_000), "architectures is 'x{150}"),

@@ -127,6 +127,10 @@ class DraftConfig(Config):
             raise ValueError("attention_bias is true, which vLLM does not serve with model_type 'qwen3'")
         if self.specexit and self.specexit.source == "fc" and (self.fc_norm or self.norm_before_fc):
             raise ValueError("specexit.source is 'fc', whose signals read unnormed aux hidden states, but fc is normed")
+        if self.rope_theta == 1 and self.rope_scaling is not None and self.rope_scaling.kind == "yarn":
+            raise ValueError(
+                "rope_theta is 1, expected another one with rope_scaling 'yarn', which divides by its logarithm"
+            )
         most = self.most_positions
         if most is not None and self.max_position_embeddings > most:
             raise ValueError(

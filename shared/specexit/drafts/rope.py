@@ -55,8 +55,8 @@ def scaling_of(fields_of_config: Mapping[str, Any] | None) -> RopeScaling | None
     """The scaling in a config's ``rope_scaling`` (or ``rope_parameters``, its newer name).
 
     Raises:
-      ValueError: of a kind that is not implemented, with a field that its kind does not have, or without one that it
-        needs.
+      ValueError: of a kind that is not implemented, with a field that its kind does not have, without one that it
+        needs, or with numbers that are beyond all floats together.
     """
     rope = {key: value for key, value in (fields_of_config or {}).items() if key != "rope_theta" and value is not None}
     kind = rope.pop("rope_type", None) or rope.get("type", "default")
@@ -78,6 +78,8 @@ def scaling_of(fields_of_config: Mapping[str, Any] | None) -> RopeScaling | None
     for key in NEEDED[kind]:
         if key not in rope:
             raise ValueError(f"{key} is missing, which rope_type {kind!r} needs")
+    if kind == "yarn":
+        _check_yarn(rope)
     scaling = RopeScaling(kind, **rope)
     if kind == "llama3" and not scaling.low_freq_factor < scaling.high_freq_factor:
         raise ValueError(
@@ -85,6 +87,19 @@ def scaling_of(fields_of_config: Mapping[str, Any] | None) -> RopeScaling | None
             f"{scaling.low_freq_factor:g}"
         )
     return _sharpened(scaling, **scales) if scales else scaling
+
+
+def _check_yarn(rope: Mapping[str, Any]) -> None:
+    """Refuse numbers above 0 of which no float holds what is made of them."""
+    original, factor = float(rope["original_max_position_embeddings"]), float(rope["factor"])
+    if original * factor == math.inf:
+        raise ValueError(
+            f"factor is {factor:g} and original_max_position_embeddings {original:g}, expected a product that is finite"
+        )
+    for key in ("beta_fast", "beta_slow"):
+        turns = float(rope.get(key, 1.0))
+        if not 0 < original / (2 * math.pi * turns) < math.inf:
+            raise ValueError(f"{key} is {turns:g}, expected turns in {original:g} positions")
 
 
 def _sharpened(scaling: RopeScaling, mscale: Any = 1, mscale_all_dim: Any = 0) -> RopeScaling:
@@ -100,6 +115,8 @@ def _sharpened(scaling: RopeScaling, mscale: Any = 1, mscale_all_dim: Any = 0) -
         raise ValueError(f"{said}, but attention_factor is {scaling.attention_factor:g}: expected one or the other")
     if mscale and mscale_all_dim:
         ratio = _sharpness(scaling.factor, mscale) / _sharpness(scaling.factor, mscale_all_dim)
+        if not 0 < ratio < math.inf:
+            raise ValueError(f"{said}, expected numbers of which there is a ratio")
         return replace(scaling, attention_factor=ratio)
     if (mscale, mscale_all_dim) != (1, 0):
         raise ValueError(f"{said}, which trainers and engines read in two ways: expected both above 0, or 1 and 0")
