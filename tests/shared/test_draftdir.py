@@ -194,8 +194,10 @@ def test_a_draft_vocabulary_that_points_outside_is_refused_by_token(draft, shift
         read_draft(draft)
 
 
-def test_a_draft_vocabulary_in_ids_is_named_as_what_it_is(draft):
-    edit_tensor(draft, "d2t", lambda d2t: d2t + np.arange(len(d2t)))
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_draft_vocabulary_in_ids_is_named_as_what_it_is(draft, order):
+    """In whatever order."""
+    edit_tensor(draft, "d2t", lambda d2t: (d2t + np.arange(len(d2t)))[::order])
     with pytest.raises(DraftError, match="d2t holds ids, expected what is added to a draft token"):
         read_draft(draft)
 
