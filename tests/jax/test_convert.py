@@ -32,6 +32,7 @@ from specexit.data.overlap import write_prompts
 from specexit.drafts.config import DraftConfig, DraftError
 from specexit.drafts.directory import read_config, read_draft
 from specexit.drafts.export import export
+from specexit.drafts.inspect import describe
 from specexit.drafts.names import SIGNAL_HEAD, tensor_names
 from specexit.drafts.policy import (
     Certificate,
@@ -169,6 +170,8 @@ def test_an_import_comes_back_in_the_types_it_was_published_in(matrices, vectors
     assert weights_hash(tmp_path / "original") == weights_hash(source)
     convert(ConvertConfig(run=tmp_path / "run", out=tmp_path / "wider", dtype="float32"))
     assert {t.dtype.name for t in read_draft(tmp_path / "wider")[1].values()} == {"float32", "int64", "bool"}
+    offered = [describe(tmp_path / name)["exports to"] for name in ("again", "wider")]
+    assert ["original" in formats for formats in offered] == [True, False]
 
 
 def test_a_directory_in_several_files_comes_back_in_the_same_ones(tmp_path, write_run):

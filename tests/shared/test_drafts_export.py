@@ -62,6 +62,7 @@ def test_what_has_changed_since_its_import_is_no_original(name, tmp_path, target
         exported(tmp_path / "draft", tmp_path, "original", None)
     assert not (tmp_path / "original").exists()
     exported(tmp_path / "draft", tmp_path, "eagle3", None)
+    assert describe(tmp_path / "draft")["exports to"] == "eagle3, speculators"  # inspect does not offer it
 
 
 def test_a_vocabulary_in_ids_comes_back_as_ids(tmp_path, target):

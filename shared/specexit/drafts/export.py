@@ -34,7 +34,16 @@ from specexit.drafts.layouts import LAYOUTS
 from specexit.drafts.published import FILE as IMPORT_FILE
 from specexit.drafts.published import read_origin
 from specexit.drafts.rope import scaling_fields
-from specexit.drafts.tensors import FLOATS, Stored, some_of, together, weights_hash, write_tensors
+from specexit.drafts.tensors import (
+    FLOATS,
+    Stored,
+    pieces_hash,
+    some_of,
+    tensor_hash,
+    together,
+    weights_hash,
+    write_tensors,
+)
 from specexit.drafts.verified import FILE as VERIFIED
 from specexit.errors import shown
 from specexit.outputs import new_folder
@@ -286,8 +295,12 @@ def _angelslim(config: ExportConfig, draft: DraftConfig, stored: dict[str, Store
 
 
 def _original(config: ExportConfig, draft: DraftConfig, stored: dict[str, Stored], target: TargetConfig) -> Form:
+    return _as_published(config.draft, draft, stored)
+
+
+def _as_published(folder: Path, draft: DraftConfig, stored: dict[str, Stored]) -> Form:
     """What was imported: its own names, its own config, and ``d2t`` and ``t2d`` as they were."""
-    path, origin = config.draft / IMPORT_FILE, read_origin(config.draft)
+    path, origin = folder / IMPORT_FILE, read_origin(folder)
     if origin is None:
         raise DraftError(f"{path}: does not exist, expected a directory of `specexit import` for format=original")
     ids = target_ids(draft, {"d2t": stored["d2t"].read()} if "d2t" in stored else {})
@@ -316,14 +329,27 @@ FORMATS = {
 """Name of a format -> what its folder holds."""
 
 
-def formats_of(draft: DraftConfig, folder: Path) -> list[str]:
-    """The formats that a draft can be exported to."""
+def _is_as_imported(folder: Path, draft: DraftConfig, stored: dict[str, Stored]) -> bool:
+    """Whether the weights are those that were published: another type has made others of them, as training has."""
+    try:
+        form = _as_published(folder, draft, stored)
+    except DraftError:
+        return False
+    hashes = {
+        name: tensor_hash(source) if isinstance(source, Stored) else pieces_hash(dtype, shape, source())
+        for name, (dtype, shape, source) in form.tensors.items()
+    }
+    return form.weights in (None, together(hashes))
+
+
+def formats_of(draft: DraftConfig, folder: Path, stored: dict[str, Stored]) -> list[str]:
+    """The formats that a draft can be exported to; of an import all weights are read."""
     possible = {
         "plugin": draft.specexit is not None,
         "eagle3": True,
         "speculators": True,
         "angelslim": _beyond_angelslim(draft) is None,
-        "original": (folder / IMPORT_FILE).exists(),
+        "original": (folder / IMPORT_FILE).exists() and _is_as_imported(folder, draft, stored),
     }
     return [name for name in FORMATS if possible[name]]
 

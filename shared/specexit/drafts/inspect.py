@@ -70,7 +70,7 @@ def describe(folder: Path, target: str | None = None) -> dict[str, str]:
         rows |= _policy(read_policy(folder))
     rows["origin"] = _imported(origin) if origin else _trained(folder)
     rows["verified"] = _verified(folder, _model_of(folder, target, draft.target_name))
-    rows["exports to"] = ", ".join(formats_of(draft, folder))
+    rows["exports to"] = ", ".join(formats_of(draft, folder, stored))
     return rows
 
 
