@@ -20,6 +20,7 @@ from torch import Tensor
 from specexit.drafts.acceptance import acceptance, accepted, clearly_more
 from specexit.drafts.config import DraftConfig
 from specexit.drafts.rope import RopeScaling, scaling_of
+from specexit.trainable import rope_of, theta_of
 from torch_specexit.draft import Draft
 
 THETAS = (10_000.0, 100_000.0, 500_000.0, 1_000_000.0, 5_000_000.0, 10_000_000.0)
@@ -137,8 +138,10 @@ def _attention(config: DraftConfig) -> Iterator[Repair]:
 
 def _rope(config: DraftConfig, target: Mapping[str, Any]) -> Iterator[Repair]:
     layers = config.eagle_aux_hidden_state_layer_ids
-    named = (target.get("rope_parameters") or {}) | (target.get("rope_scaling") or {})
-    theta = target.get("rope_theta", named.get("rope_theta", config.rope_theta))
+    named: dict[str, Any] = {}
+    theta = config.rope_theta
+    with suppress(ValueError):  # the target may say it in another form than fields
+        named, theta = rope_of(target), theta_of(target) or theta
     for other in sorted({float(theta), *THETAS} - {config.rope_theta}):
         changed = config.model_copy(update={"rope_theta": other})
         yield Repair(f"RoPE theta differs: it is {config.rope_theta:g}", f"rope_theta {other:g}", changed, layers)

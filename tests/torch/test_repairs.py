@@ -18,6 +18,7 @@ YARN = RopeScaling("yarn", 32.0, original_max_position_embeddings=2048)
         (None, {"rope_theta": 1e6}, []),
         (None, {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, [(RopeScaling("linear", 2.0), 1e4)]),
         (YARN, {}, [(None, 1e4)]),
+        (YARN, {"rope_theta": None, "rope_parameters": {"rope_theta": 1e6}}, [(None, 1e6), (None, 1e4)]),
         # The target's own is not implemented, which says nothing of the draft's.
         (YARN, {"rope_scaling": {"rope_type": "longrope", "long_factor": [4.0]}}, [(None, 1e4)]),
     ],
