@@ -2,7 +2,9 @@
 
 import importlib
 import importlib.util
+import os
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -95,3 +97,18 @@ def test_the_gallery_shows_every_command_or_says_why_not() -> None:
     assert set(run) | excused.keys() == cli.COMMANDS.keys()
     empty = [block for block in re.findall(r"^```text\n(.*?)\n```$", page, re.M | re.S) if "\n" not in block]
     assert not empty, "a command that is shown prints something"
+
+
+def test_nobody_who_follows_the_page_waits_for_a_server_that_has_died(tmp_path: Path) -> None:
+    """In a shell that goes on behind an error, as a reader's does."""
+    page = (ROOT / "docs" / "add-a-target.md").read_text()
+    (script,) = re.findall(r"^```bash\n(PORT=.*?)^```$", page, re.M | re.S)
+    for name in ("specexit", "curl", "sleep"):  # no server starts, none answers, and nothing takes time
+        stub = tmp_path / name
+        stub.write_text(f'#!/bin/sh\necho "{name} $1" >> "{tmp_path}/calls"\nexit 1\n')
+        stub.chmod(0o755)
+    environment = os.environ | {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    subprocess.run(["bash", "-c", script], env=environment, capture_output=True, timeout=60)
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert "specexit serve" in calls
+    assert calls[-1] == "specexit chat"
