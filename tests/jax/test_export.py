@@ -345,7 +345,7 @@ def test_a_draft_of_another_target_of_the_same_sizes_is_refused(
         (draft / "import.json").write_text(origin.model_dump_json())
     else:
         fields = json.loads((draft / "config.json").read_text())
-        (draft / "config.json").write_text(json.dumps(fields | {"specexit": {"target": "large"}}))
+        (draft / "config.json").write_text(json.dumps(fields | {"specexit": {"target": "large", "policy": {}}}))
     with pytest.raises(DraftError, match=f"init_from={draft}: the draft was made for target 'large', .* says 'small'"):
         train(recipe.model_copy(update={"init_from": draft}))
     assert not recipe.out.exists()

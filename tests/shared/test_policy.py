@@ -104,6 +104,20 @@ def test_migrate_moves_the_policy_and_changes_nothing_else(old_draft, capsys):
     assert "was there already" in printed
 
 
+def test_a_directory_that_has_lost_its_policy_is_refused_with_what_to_do(draft):
+    """As by a copy that was cut off: it used to exit at validity 0.9, whatever its policy and its mode had been."""
+    write_policy(draft, STORED)
+    (draft / "policy.json").unlink()
+    for read in (read_policy, read_config):
+        with pytest.raises(
+            PolicyError, match=r"draft/policy\.json: is not there, .*: copy the file from where the draft is"
+        ):
+            read(draft)
+    (draft / "policy.json").write_text("{}")  # as the error says
+    assert read_policy(draft) == PolicyFile()
+    assert read_config(draft).specexit.policy == PolicyFile().point().policy
+
+
 def test_a_plain_draft_has_no_policy_and_gets_none(tmp_path, write_random_draft):
     plain = write_random_draft(tmp_path / "plain", None)
     with pytest.raises(PolicyError, match=r"config\.json: no specexit block and no policy\.json"):

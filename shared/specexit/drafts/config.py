@@ -211,7 +211,7 @@ def read_config(folder: Path) -> DraftConfig:
 
     Raises:
       DraftError: not there, not JSON, or a field is missing or wrong.
-      PolicyError: ``policy.json`` is there and cannot be used.
+      PolicyError: ``policy.json`` cannot be used, or is not there, and no policy of an older version in its place.
     """
     path = folder / "config.json"
     raw = read_object(path, MAX_CONFIG, DraftError)
@@ -239,7 +239,7 @@ def read_config(folder: Path) -> DraftConfig:
 
 def _with_policy(folder: Path, block: SpecExitBlock) -> SpecExitBlock:
     """The block with what ``policy.json`` says in place of what older versions wrote into ``config.json``."""
-    if not (folder / policies.FILE).exists():
+    if "policy" in block.model_fields_set and not (folder / policies.FILE).exists():
         return block
     stored = policies.read_policy(folder)
     point = stored.point()

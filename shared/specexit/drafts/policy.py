@@ -339,7 +339,7 @@ def read_policy(folder: Path) -> PolicyFile:
     """Read ``policy.json``; where there is none, the policy in the ``specexit`` block of ``config.json``.
 
     Raises:
-      PolicyError: a file is not JSON, a field is missing or wrong, or the draft is a plain one without any policy.
+      PolicyError: a file is not JSON, a field is missing or wrong, or there is no policy in either of them.
     """
     path = folder / FILE
     if path.exists():
@@ -352,8 +352,12 @@ def read_policy(folder: Path) -> PolicyFile:
     block = read_object(path, MAX_BYTES, PolicyError).get("specexit")
     if not isinstance(block, dict):
         raise PolicyError(f"{path}: no specexit block and no {FILE} beside it, so this draft has no policy")
-    point: dict[str, Any] = {"name": "default", "certificate": block.get("calibration")}
-    point["policy"] = block.get("policy", PolicyFile().point().policy)
+    if "policy" not in block:  # which `write_policy` has taken out: a file was lost on the way
+        raise PolicyError(
+            f"{folder / FILE}: is not there, and {path} has no policy in its place: copy the file from where the draft "
+            "is from, or write {} into it to exit at validity 0.9 without a certificate"
+        )
+    point: dict[str, Any] = {"name": "default", "policy": block["policy"], "certificate": block.get("calibration")}
     return _validated({"points": [point], "serving": block.get("serving", {})}, path, old=True)
 
 
