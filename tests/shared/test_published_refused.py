@@ -128,7 +128,16 @@ def test_a_mutated_config_is_refused_by_name(key, value, message, tmp_path):
 
 QWEN3_MOE = {"decoder_sparse_step": 1, "output_router_logits": False, "router_aux_loss_coef": 0.001}
 GPT_OSS = {"num_local_experts": 16, "experts_per_token": 4}
+SPECULATORS_LAYER = CONFIGS["speculators"]["transformer_layer_config"]
+WINDOW = {"sliding_window": 2048, "use_sliding_window": True, "layer_types": ["sliding_attention"]}
+"""What speculators 0.9.0 writes of its window unless it is told otherwise."""
+FULL = {"use_sliding_window": False, "layer_types": ["full_attention"]}
+"""With ``--full-attention-indices 0``; the width stays."""
 COPIED = {
+    "speculators 0.9.0 without its window": (
+        "speculators",
+        {"transformer_layer_config": SPECULATORS_LAYER | WINDOW | FULL},
+    ),
     "AngelSlim of Qwen3-30B-A3B": ("angelslim", QWEN3_MOE),
     "AngelSlim, an older one": ("angelslim", {"architectures": ["Eagle3LLamaforCausalLM"]}),
     "AngelSlim of Qwen2.5": ("angelslim", {"use_mrope": False, "sliding_window": 131072}),
@@ -201,6 +210,11 @@ def test_what_a_framework_copies_from_its_target_changes_nothing(framework, tmp_
         ),
         ("speculators", "transformer_layer_config.num_hidden_layers", 2, "num_hidden_layers is 2, only 1 is implement"),
         ("speculators", "transformer_layer_config.attention_bias", True, r"q_proj.bias \[64\] is missing"),
+        (
+            *("speculators", "transformer_layer_config", SPECULATORS_LAYER | WINDOW),
+            r"transformer_layer_config.layer_types is \['sliding_attention'\], speculators' default: no window.* "
+            r"expected \['full_attention'\], which its setting --full-attention-indices 0 trains",
+        ),
         ("deepspec", "draft_num_hidden_layers", 2, "draft_num_hidden_layers is 2"),
         ("deepspec", "model_type", "qwen3_moe", "model_type is 'qwen3_moe'"),
         ("deepspec", "target_layer_ids", None, "target_layer_ids is None"),

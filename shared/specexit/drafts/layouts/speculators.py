@@ -20,6 +20,13 @@ def _fields(keys: Keys) -> Fields:
     inner = keys.inner("transformer_layer_config")
     count = inner.take("num_aux_hidden_states", int, None)  # where vLLM reads it, and so where our exports have it
     inner.ignore("architectures", "tie_word_embeddings", "attn_implementation")
+    if inner.rest.get("layer_types") == ["sliding_attention"]:  # of 0.9.0, unless it is told otherwise
+        raise inner.error(
+            "layer_types",
+            ["sliding_attention"],
+            "speculators' default: no window is implemented, expected ['full_attention'], which its setting "
+            "--full-attention-indices 0 trains",
+        )
     decoder = decoder_fields(inner)
     inner.finish()
     fields = eagle_fields(keys, decoder)
