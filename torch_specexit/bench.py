@@ -224,7 +224,7 @@ def plan_methods(config: BenchConfig, target: TargetConfig, traces: Sequence[Tra
         if draft is not None:
             refuse_held_back(config, draft)
         if any(hint is not None for hint in hints):
-            _refuse_other_text(kind.name, config, traces)
+            _refuse_other_text(kind.name, config, traces, config.sampling.temperature)
         entries.append(Entry(kind.name, reference, method, draft, hints, trials))
     names = [entry.name for entry in entries]
     if BASELINE not in names or len(set(names)) < len(names):
@@ -232,21 +232,21 @@ def plan_methods(config: BenchConfig, target: TargetConfig, traces: Sequence[Tra
     return entries
 
 
-def _refuse_other_text(name: str, config: BenchConfig, traces: Sequence[Trace]) -> None:
+def _refuse_other_text(name: str, config: BenchConfig, traces: Sequence[Trace], temperature: float) -> None:
     """A recording can be replayed where its text comes again: greedily, from greedy traces.
 
     Raises:
       BenchError: responses are sampled, or traces were.
     """
-    if config.sampling.temperature:
+    if temperature:
         raise BenchError(
             f"method {name} replays a recording, and sampled text is another: expected sampling.temperature=0"
         )
     for trace in traces:
-        if temperature := json.loads(trace.sampling or "{}").get("temperature"):
+        if recorded := json.loads(trace.sampling or "{}").get("temperature"):
             raise BenchError(
                 f"{config.traces}: method {name} replays a recording, and trace {trace.id} was sampled at temperature "
-                f"{temperature}, so that greedy text is another: expected traces collected with temperature=0"
+                f"{recorded}, so that greedy text is another: expected traces collected with temperature=0"
             )
 
 
