@@ -13,11 +13,12 @@ from safetensors.numpy import load_file, save_file
 
 from specexit.config import ConfigError
 from specexit.drafts.directory import DraftError
+from specexit.drafts.fingerprints import target_fingerprint
 from specexit.drafts.policy import PolicyFile, write_policy
 from specexit.schemas.target import TargetConfig
 from tests.serving.ends import GREEDY
 from tests.serving.test_operation import POINTS
-from torch_specexit.plugin.certified import served_fingerprints
+from torch_specexit.plugin.certified import served_fingerprints, served_target
 from torch_specexit.plugin.compat.request_hooks import REQUEST_HOOKS
 from torch_specexit.plugin.frontend import opening
 from torch_specexit.plugin.settings import draft_config
@@ -98,7 +99,13 @@ def config_with(draft):
     """Of vLLM's configuration of an engine, what is read before its engine starts, but for fingerprints."""
     hf_config = SimpleNamespace(architectures=["SpecExitLlamaForCausalLMEagle3"])
     model = SimpleNamespace(model=str(draft), revision=None, hf_config=hf_config)
-    return SimpleNamespace(speculative_config=SimpleNamespace(draft_model_config=model), additional_config={})
+    return SimpleNamespace(
+        model_config=SimpleNamespace(model=str(draft), revision=None),
+        load_config=SimpleNamespace(download_dir=None),
+        parallel_config=SimpleNamespace(_api_process_count=1),
+        speculative_config=SimpleNamespace(draft_model_config=model),
+        additional_config={},
+    )
 
 
 def engine_with(config):
@@ -121,6 +128,38 @@ def test_a_draft_that_is_named_by_its_hub_id_is_refused_with_what_to_do(draft, m
     with pytest.raises(DraftError, match=message):
         draft_config(config_with("user/draft"))
     assert draft_config(config_with(draft)) is not None
+
+
+@pytest.mark.parametrize("fetched", [True, False])
+def test_a_target_by_its_hub_id_is_known_once_the_engine_has_fetched_it(fetched, target, draft, tmp_path, monkeypatch):
+    """Its weights are not there before the engine starts: all exits were uncertified until a restart, and a server with
+    `required` never started."""
+    made, cache = target_fingerprint(target.folder), tmp_path / "cache"
+    assert made is not None
+    file = {"points": POINTS, "default": "usual", "fingerprints": {"target": made}, "sampling": GREEDY}
+    write_policy(draft, PolicyFile.model_validate(file))
+    cache.mkdir()
+    shutil.copy(target.folder / "config.json", cache)
+
+    def cached_file(model, name, *, revision, cache_dir):
+        assert (model, cache_dir) == ("somebody/target", "weights")  # where vLLM keeps what it fetches
+        return str(cache / name)
+
+    monkeypatch.setattr("transformers.utils.hub.cached_file", cached_file)
+    monkeypatch.setattr(opening, "served_fingerprints", lambda folder, config: {"target": served_target(config)})
+    monkeypatch.setattr(opening, "misfit_of", lambda config: None)
+    monkeypatch.setenv("SPECEXIT_SERVING", '{"required": true}')
+    config = config_with(draft)
+    config.model_config.model, config.load_config.download_dir = "somebody/target", "weights"
+    opened = opening.settings_of(config)
+    assert opened is not None
+    if fetched:
+        shutil.copy(target.folder / "model.safetensors", cache)
+    front = opening.open_front_end(engine_with(config), opened)
+    doubt = None if fetched else f"target is unknown, calibrated with {made[:12]}"
+    assert front.problem() == doubt
+    assert front.watch is not None
+    assert front.watch.served == {"target": made if fetched else None}  # by which another policy.json is judged
 
 
 @pytest.mark.parametrize("n", [1, 3])

@@ -27,16 +27,30 @@ def served_fingerprints(draft: Path, vllm_config: Any) -> dict[str, str | None]:
       vllm_config: of the engine.
     """
     model = vllm_config.model_config
-    target = folder_of(model.model, model.revision, "config.json")
     tokenizer = folder_of(model.tokenizer, model.tokenizer_revision, "tokenizer.json") / "tokenizer.json"
     return {
         "draft": weights_hash(draft),
-        "target": target_fingerprint(target),
+        "target": served_target(vllm_config),
         "tokenizer": hashlib.sha256(tokenizer.read_bytes()).hexdigest() if tokenizer.exists() else None,
         "dtype": str(model.dtype).removeprefix("torch."),
         "quantization": model.quantization or "none",
         "kv_cache_dtype": vllm_config.cache_config.cache_dtype,
     }
+
+
+def served_target(vllm_config: Any) -> str | None:
+    """Fingerprint of the target that an engine serves; None where its weights are not on this machine.
+
+    Those of a target by its id on the Hub come when the engine loads them: ask again then.
+
+    Args:
+      vllm_config: of the engine.
+    """
+    model, cache = vllm_config.model_config, vllm_config.load_config.download_dir
+    try:
+        return target_fingerprint(folder_of(model.model, model.revision, "config.json", cache))
+    except OSError:  # the Hub cannot be asked
+        return None
 
 
 def doubts(file: PolicyFile, served: dict[str, str | None], transition: str = "") -> list[str]:

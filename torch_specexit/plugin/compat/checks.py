@@ -15,13 +15,13 @@ from specexit.drafts.directory import DraftConfig, DraftError, SpecExitBlock, ch
 from specexit.drafts.layouts import LAYOUTS
 
 
-def folder_of(model: str, revision: str | None, file: str) -> Path:
-    """Local folder of a model's file: the path itself, or where the hub client keeps it."""
+def folder_of(model: str, revision: str | None, file: str, cache: str | None = None) -> Path:
+    """Local folder of a model's file: the path itself, or where the hub client keeps it, by default in its cache."""
     if Path(model).is_dir():
         return Path(model)
     from transformers.utils.hub import cached_file
 
-    return Path(str(cached_file(model, file, revision=revision))).parent
+    return Path(str(cached_file(model, file, revision=revision, cache_dir=cache))).parent
 
 
 def draft_folder(model: str) -> Path:

@@ -11,7 +11,7 @@ from specexit.config import ConfigError
 from specexit.drafts.directory import SpecExitBlock
 from specexit.drafts.policy import PolicyFile, Serving
 from specexit.method.decision import Policy
-from torch_specexit.plugin.certified import doubts, served_fingerprints
+from torch_specexit.plugin.certified import doubts, served_fingerprints, served_target
 from torch_specexit.plugin.compat.checks import draft_folder
 from torch_specexit.plugin.compat.fit import misfits
 from torch_specexit.plugin.compat.request_hooks import REQUEST_HOOKS
@@ -40,6 +40,7 @@ class Opening(NamedTuple):
     watch: PolicyWatch
     """Of the file, since before it was read: what is written while the engine starts is news to it."""
     doubts: list[str]
+    """Without that about a target whose weights vLLM is to fetch first."""
     misfit: str | None
     kept: Kept
     imposed: tuple[Imposed, ...]
@@ -62,7 +63,10 @@ def settings_of(vllm_config: Any) -> Opening | None:
     served = served_fingerprints(folder, vllm_config)
     watch = PolicyWatch(folder, config.specexit, vllm_config.additional_config, served)
     file, serving = policies_for(folder, config.specexit, vllm_config.additional_config)
-    doubted = doubts(file, served, serving.transition)
+    # A target by its id on the Hub may be yet to be fetched, by the engine; `open_front_end` asks again behind that.
+    to_fetch = served.get("target") is None and not Path(vllm_config.model_config.model).is_dir()
+    known = served | ({"target": file.fingerprints.target} if to_fetch else {})
+    doubted = doubts(file, known, serving.transition)
     misfit, kept = misfit_of(vllm_config), Kept(folder)
     opening = Opening(folder, config.specexit, file, serving, watch, doubted, misfit, kept, kept.read())
     uncertified = Operation(opening.block, file, serving, opening.doubts).uncertified_because()
@@ -78,7 +82,9 @@ def open_front_end(engine: Any, opening: Opening) -> FrontEnd:
     """The front end of vLLM's `AsyncLLM`; its output and input processor get it as an attribute."""
     block, serving = opening.block, opening.serving
     metrics = _metrics_of(engine)
-    operation = Operation(block, opening.file, serving, opening.doubts, opening.kept)
+    served = opening.watch.served
+    served["target"] = served_target(engine.vllm_config)  # of which the engine has fetched what was missing
+    operation = Operation(block, opening.file, serving, doubts(opening.file, served, serving.transition), opening.kept)
     resume(operation, opening)
     activity = Activity(metrics.active if metrics else lambda active, kind: None)
     tokenizer = engine.output_processor.tokenizer
