@@ -17,7 +17,13 @@ from torch_specexit.plugin.outcome import KEY
 SIGNALS = (0.1, 0.2, 3.0, 0.9)
 NAMED = {"confidence": 0.1, "progress": 0.2, "remaining": 3.0, "validity": 0.9}
 START = 1
-REQUEST = {"external_req_id": "chatcmpl-1", "prompt_token_ids": [START], "cache_salt": None, "priority": 0}
+REQUEST = {
+    "external_req_id": "chatcmpl-1",
+    "prompt_token_ids": [START],
+    "cache_salt": None,
+    "priority": 0,
+    "reasoning_ended": None,
+}
 """What is kept of vLLM's ``EngineCoreRequest``."""
 
 

@@ -17,7 +17,7 @@ from torch_specexit.plugin.compat.request_hooks import REQUEST_HOOKS
 from torch_specexit.plugin.compat.server_hooks import SERVER_HOOKS
 from torch_specexit.plugin.frontend import server
 from torch_specexit.plugin.frontend.activity import Activity
-from torch_specexit.plugin.frontend.arguments import ArgumentError, admit
+from torch_specexit.plugin.frontend.arguments import RESOLVED, ArgumentError, admit
 from torch_specexit.plugin.frontend.inner import inner
 from torch_specexit.plugin.frontend.reports import ADMITTED
 from torch_specexit.plugin.outcome import KEY
@@ -180,6 +180,23 @@ def test_an_adapter_makes_another_target_than_was_calibrated_and_the_server_says
         for lora in ("poet", "verse")
     ]
     assert front.problem() is None  # the target without an adapter is served as it was calibrated
+
+
+def test_a_grammar_that_binds_though_the_prompt_opens_the_thinking_rules_exits_and_interrupts_out():
+    """As with `include_reasoning: false`: vLLM ended the request in an HTTP 500 at the end marker that was forced."""
+    front, grammar = front_end(audit_rate=1.0), object()
+    for asked, ended, mode in (
+        (grammar, True, "off"),
+        (grammar, False, "exit"),  # it binds behind the thinking
+        (grammar, None, "exit"),
+        (None, True, "shadow"),  # for its audit
+    ):
+        request = incoming("chatcmpl-1", structured_outputs=asked)
+        request.reasoning_ended = ended
+        admitted = front.admit(request)
+        assert (admitted.mode, admitted.audited) == (mode, mode == "shadow")
+        told = request.sampling_params.extra_args[RESOLVED]
+        assert (told["mode"], told["response"]) == (mode, None if mode == "off" else "chatcmpl-1")
 
 
 CALIBRATED = {"temperature": 0.6, "top_p": 0.95, "top_k": 20, "max_tokens": 32768}

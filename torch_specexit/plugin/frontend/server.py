@@ -124,6 +124,9 @@ class FrontEnd:
             )
         except ArgumentError as error:
             raise refusal()(str(error), error.parameter) from error
+        bound = request.reasoning_ended and getattr(params, "structured_outputs", None) is not None
+        if bound:  # by a grammar from its first token on, which takes no end marker: vLLM would end it in an error
+            admitted = admitted._replace(mode="off", point=None, certified=False, audited=False)
         if lora is not None and admitted.mode != "off" and lora not in self.uncertified_loras:
             self.uncertified_loras.add(lora)
             logger.warning("specexit: requests with adapter %r exit uncertified: no certificate is of it", lora)
@@ -134,7 +137,8 @@ class FrontEnd:
         if request.external_req_id is not None:
             admitted = admitted._replace(response=response_of(request.external_req_id, batch=batched.get()))
         request.sampling_params = copy.copy(params)
-        request.sampling_params.extra_args = admitted.extra_args(params.extra_args)
+        told = admitted._replace(response=None) if bound else admitted  # an interrupt writes one, too
+        request.sampling_params.extra_args = told.extra_args(params.extra_args)
         return admitted
 
     def _note_sampling(self, params: Any, made: Any) -> None:
