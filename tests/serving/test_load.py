@@ -272,10 +272,10 @@ def test_audits_come_to_what_a_client_can_find_out_and_nobody_is_cut(audited):
 
 def test_metrics_have_the_audits_and_not_their_requests(audited):
     expected, would_exit, state, metrics, outcomes = audited
-    audit = state["audit"]
-    assert metrics["audits_total changed"] == audit["changed"]
-    assert metrics["audits_total same"] == audit["audited"] - audit["changed"]
-    assert metrics["audits_total unfinished"] == audit["unfinished"]
+    audit, point = state["audit"], state["point"]
+    assert metrics[f"audits_total {point} changed"] == audit["changed"]
+    assert metrics[f"audits_total {point} same"] == audit["audited"] - audit["changed"]
+    assert metrics[f"audits_total {point} unfinished"] == audit["unfinished"]
     assert metrics["shadow_exits_total"] == would_exit
     assert metrics["requests_total exit"] == 0
     told = sum(metrics[f"requests_total {outcome}"] for outcome in ("natural_end", "length", "off"))

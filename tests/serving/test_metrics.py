@@ -48,7 +48,7 @@ def test_metrics_count_outcomes_and_both_estimates_of_what_was_saved():
     metrics.finished(0, exit_report)
     metrics.finished(0, {"outcome": "natural_end", "thinking_tokens": 100, "signals": NAMED, "would_exit": 40})
     metrics.finished(0, exit_report)
-    metrics.audited("changed")
+    metrics.audited("usual", "changed")
 
     def value(name, **labels):
         common = {"model_name": "tiny"} | ({} if "result" in labels else {"engine": "0"})
@@ -65,7 +65,7 @@ def test_metrics_count_outcomes_and_both_estimates_of_what_was_saved():
     assert value("estimated_tokens_saved_total", basis="shadow") == 60 * 60 / 40
     assert value("shadow_exits_total") == 1
     assert [value("shadow_thinking_tokens_total", part=part) for part in ("before", "behind")] == [40, 60]
-    assert [value("audits_total", result=result) for result in AUDITS] == [0, 1, 0, 0, 0, 0, 0, 0]
+    assert value("audits_total", point="usual", result="changed") == 1
 
 
 def test_what_was_seen_at_one_point_is_no_estimate_of_what_another_saves():
@@ -144,7 +144,30 @@ def test_audits_are_held_against_a_certificate_of_changed_answers_alone(risk, ex
     front = server.FrontEnd(Operation(SpecExitBlock(target="t"), file, Serving()), Activity())
     ExitMetrics(stat_logger(registry)).watch(front)
     assert registry.get_sample_value("vllm:specexit_epsilon", {"model_name": "tiny"}) == 0.02
-    assert registry.get_sample_value("vllm:specexit_epsilon_changed", {"model_name": "tiny"}) == expected
+    labels = {"model_name": "tiny", "point": "usual"}
+    assert registry.get_sample_value("vllm:specexit_epsilon_changed", labels) == expected
+
+
+def test_audits_of_a_point_are_held_against_its_own_certificate():
+    """Those of a bold effort counted against the default point, whose epsilon alone the alert knew."""
+    registry = CollectorRegistry()
+    metrics = ExitMetrics(stat_logger(registry))
+    file = PolicyFile.model_validate({"points": POINTS, "default": "usual"})
+    front = server.FrontEnd(Operation(SpecExitBlock(target="t"), file, Serving()), Activity())
+    metrics.watch(front)
+
+    def value(name, **labels):
+        return registry.get_sample_value(f"vllm:specexit_{name}", {"model_name": "tiny"} | labels)
+
+    metrics.audited("bold", "changed")
+    assert [value("audits_total", point="bold", result=result) for result in AUDITS] == [0, 1, 0, 0, 0, 0, 0, 0]
+    assert {value("audits_total", point="usual", result=result) for result in AUDITS} == {0}
+    names = [point["name"] for point in POINTS]
+    assert [value("epsilon_changed", point=name) for name in names] == [0.05, 0.02, 0.005, 1]
+    another = POINTS[1] | {"certificate": certificate(0.03)}
+    front.operation.load(PolicyFile.model_validate({"points": [another], "default": "usual"}), Serving())
+    front.changed()
+    assert value("epsilon_changed", point="usual") == 0.03
 
 
 def test_acceptance_near_one_raises_an_alarm_once_and_its_end_is_said(caplog):
@@ -214,6 +237,8 @@ def test_metrics_of_several_api_server_processes_are_summed_and_no_gauge_hides_o
     assert registry.get_sample_value("vllm:specexit_requests_total", labels | {"outcome": "exit"}) == 2
     assert registry.get_sample_value("vllm:specexit_thinking_tokens_sum", labels | {"outcome": "exit"}) == 120
     assert registry.get_sample_value("vllm:specexit_requests_total", labels | {"outcome": "length"}) == 0
-    gauges = {"exits_made": 1, "epsilon": 0.02, "epsilon_changed": 0.005, "certified": 1, "acceptance_length": 3}
+    gauges = {"exits_made": 1, "epsilon": 0.02, "certified": 1, "acceptance_length": 3}
     found = {name: registry.get_sample_value(f"vllm:specexit_{name}", {"model_name": "tiny"}) for name in gauges}
     assert found == gauges
+    of_point = {"model_name": "tiny", "point": "careful"}
+    assert registry.get_sample_value("vllm:specexit_epsilon_changed", of_point) == 0.005

@@ -54,6 +54,8 @@ class ExitMetrics:
         nothing of another. None: policies of requests' own, and outside of a server."""
         self._file: PolicyFile | None = None
         """The policies that these were seen with."""
+        self._begun: PolicyFile | None = None
+        """The policies whose points have series."""
         tokens = token_buckets(logger.vllm_config.model_config.max_model_len)
         self._declare(logger, ["model_name", "engine"], tokens)
         self._declare_state(logger)
@@ -91,8 +93,8 @@ class ExitMetrics:
         )
         self.audits = counter(
             "audits",
-            "Audited exits by whether the answer of an exit is that of the whole thinking.",
-            ["model_name", "result"],
+            "Audited exits by operating point, and by whether the answer of an exit is that of the whole thinking.",
+            ["model_name", "point", "result"],
         )
 
     def _declare_state(self, logger: Any) -> None:
@@ -110,7 +112,8 @@ class ExitMetrics:
         )
         self.epsilon_changed = gauge(
             "epsilon_changed",
-            "Share of requests that its certificate lets change their answer; 1 where it says nothing of that.",
+            "Share of requests that a point's certificate lets change their answer; 1 where it says nothing of that.",
+            "point",
         )
         self.acceptance = gauge(
             "acceptance_length",
@@ -167,12 +170,11 @@ class ExitMetrics:
         if self.front is None:
             return
         operation = self.front.operation
+        if operation.file is not self._begun:
+            self._begin_points(operation.file)
         served = operation.served()
-        epsilon = epsilon_of(served)
         self.certified.labels(self.model_name).set(float(not operation.uncertified_because()))
-        self.epsilon.labels(self.model_name).set(min(epsilon, 1.0))
-        judged = risk_of(served) == "answer_changed"
-        self.epsilon_changed.labels(self.model_name).set(epsilon if judged else 1.0)
+        self.epsilon.labels(self.model_name).set(min(epsilon_of(served), 1.0))
         self.exits.labels(self.model_name).set(
             float(operation.mode == "exit" and served.name not in operation.shadowed)
         )
@@ -183,8 +185,6 @@ class ExitMetrics:
 
     def _begin_at_zero(self) -> None:
         """A rate over a counter that appears with its first event misses that event."""
-        for result in AUDITS:
-            self.audits.labels(self.model_name, result)
         for move in MOVES:
             self.moves.labels(self.model_name, move)
         for labels in self.engines.values():
@@ -197,6 +197,15 @@ class ExitMetrics:
                 self.saved.labels(*labels, basis)
             for part in ("before", "behind"):
                 self.shadow_tokens.labels(*labels, part)
+
+    def _begin_points(self, file: PolicyFile) -> None:
+        """The same of audits, and what they are held against: a point's own certificate."""
+        self._begun = file
+        for point in file.points:
+            judged = risk_of(point) == "answer_changed"
+            self.epsilon_changed.labels(self.model_name, point.name).set(epsilon_of(point) if judged else 1.0)
+            for result in AUDITS:
+                self.audits.labels(self.model_name, point.name, result)
 
     def finished(self, engine: int, report: dict[str, Any]) -> None:
         """Count a finished request.
@@ -240,9 +249,9 @@ class ExitMetrics:
             self.acceptance.labels(self.model_name).set(self.drafting.length)
             self.not_drafting.labels(self.model_name).set(float(self.drafting.low))
 
-    def audited(self, result: str) -> None:
-        """Count an audit by its result, one of `AUDITS`."""
-        self.audits.labels(self.model_name, result).inc()
+    def audited(self, point: str, result: str) -> None:
+        """Count an audit by the operating point that its request ran under, and its result, one of `AUDITS`."""
+        self.audits.labels(self.model_name, point, result).inc()
 
 
 def record(logger: Any, scheduled: Any, stats: Any, engine: int) -> None:

@@ -137,7 +137,7 @@ def _audit_of(engine: Any, opening: Opening, front: FrontEnd, metrics: ExitMetri
     def settled(point: str, result: str, policy: Policy) -> None:
         front.audited(point, result, policy)
         if metrics is not None:
-            metrics.audited(result)
+            metrics.audited(point, result)
 
     kinds = opening.file.population.answer_kinds if opening.file.population else ()
     return Audit(
