@@ -18,6 +18,7 @@ from torch_specexit.plugin.compat.server_hooks import SERVER_HOOKS
 from torch_specexit.plugin.frontend import server
 from torch_specexit.plugin.frontend.activity import Activity
 from torch_specexit.plugin.frontend.arguments import RESOLVED, ArgumentError, admit
+from torch_specexit.plugin.frontend.callers import mark_of
 from torch_specexit.plugin.frontend.inner import inner
 from torch_specexit.plugin.frontend.reports import ADMITTED
 from torch_specexit.plugin.outcome import KEY
@@ -74,6 +75,25 @@ def test_of_all_choices_for_one_prompt_one_is_audited_and_one_counts_as_traffic(
     seen = front.summary()["traffic"]
     assert (seen["prompt_tokens"]["requests"], seen["thinking_tokens"]["requests"]) == (1, 1)
     assert front.summary()["requests"] == {"natural_end": 100}
+
+
+def test_of_requests_without_exits_adapters_and_further_choices_are_no_traffic_nor_are_further_inputs():
+    """An adapter that was `off`, as the runbook has it, raised an alarm over prompts that no calibration is about."""
+    front = server.FrontEnd(operation(loras={"raw": "off"}, tenants={mark_of("cut off"): "off"}), Activity())
+    request, resolve = incoming("chatcmpl-1"), front.operation.resolve
+
+    def prompts():
+        return front.summary()["traffic"]["prompt_tokens"]["requests"]
+
+    front.keep(SimpleNamespace(), request, resolve(None, lora="raw"))
+    assert prompts() == 0
+    for choice in range(3):
+        front.keep(SimpleNamespace(), request, resolve(None, caller=mark_of("cut off"), choice=choice))
+    assert prompts() == 1
+    state = SimpleNamespace()
+    for _ in range(3):  # inputs of one request, as vLLM's streaming sessions have them
+        front.keep(state, request, resolve(None))
+    assert prompts() == 2
 
 
 @pytest.mark.parametrize("hook", [hook for hook in SERVER_HOOKS if "beam" in hook.method], ids=str)

@@ -284,7 +284,7 @@ class Operation:
         check_permitted(arguments, rule)
         offered = self._offered(arguments, lora, caller)
         if offered is None:  # the operator's word, which nothing that a request says goes over
-            return Admitted(self.served().policy, "off", None, None, False, False, caller)
+            return Admitted(self.served().policy, "off", None, None, False, False, caller, choice=choice, lora=lora)
         point = offered if arguments.specexit_risk is None else self._of_risk(arguments.specexit_risk, offered)
         if rule == "stricter":
             check_rarer(arguments, offered, point, self.mode)

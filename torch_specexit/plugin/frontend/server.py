@@ -149,10 +149,11 @@ class FrontEnd:
 
     def keep(self, state: Any, request: Any, admitted: Admitted) -> None:
         """Keep with a running request what is decided about it, and what an audit of it needs."""
+        continued = hasattr(state, ADMITTED)  # by a further input of a request that takes several
         setattr(state, ADMITTED, admitted)
         setattr(state, CACHE_SALT, request.cache_salt)
         setattr(state, PRIORITY, request.priority)
-        if request.prompt_token_ids is not None and admitted.is_traffic:
+        if request.prompt_token_ids is not None and admitted.is_traffic and not continued:
             self.traffic.add_prompt(len(request.prompt_token_ids))
 
     def finish(self, state: Any, report: dict[str, Any]) -> None:
