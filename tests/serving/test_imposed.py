@@ -141,14 +141,22 @@ def test_an_operators_word_by_the_route_lifts_it_for_good(draft):
     assert not (draft / FILE).exists()
 
 
+@pytest.mark.parametrize("n", [1, 2])
 @pytest.mark.parametrize("word", [{"mode": "off"}, {"mode": "shadow"}, {"point": "careful"}], ids=str)
-def test_a_word_that_makes_exits_rarer_lifts_nothing(word, draft):
+def test_a_word_that_makes_exits_rarer_lifts_nothing(word, n, draft):
     """A kill switch used to delete what was kept: the next restart, which forgets the switch, made the very exits
-    again that audits had ended."""
-    front = start(draft)
+    again that audits had ended. Through `policy.json`, from one API server process to the others, any word did, and a
+    stricter default gave those who ask for low effort back what is bolder than all that had been rejected."""
+    front, other = start(draft), start(draft)
+    front.api_servers = other.api_servers = n
     audit(front, "usual")
+    audit(other, "bold")
     front.switch(**word)
+    other.check(None)
     assert front.operation.ceiling == start(draft).operation.ceiling == "careful"
+    assert look(front)[1][0] == (None if word == {"mode": "off"} else "careful")
+    assert [each.operation.rejected for each in (front, other)] == [["usual"], ["bold"]]
+    assert start(draft).operation.rejected == ["bold", "usual"]
     front.switch(mode="exit", point="usual")
     assert look(front) == look(start(draft)) == PLAIN
 

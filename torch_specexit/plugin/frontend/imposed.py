@@ -66,6 +66,10 @@ class Imposed(Config):
         return self.model_copy(update=left)
 
 
+Entries = dict[tuple[tuple[str, ...], tuple[str, ...]], Imposed]
+"""What is kept, by `Imposed.under`."""
+
+
 class HoldFile(Config):
     """``hold.json``: servers of other settings may share a draft, and each has what its own audits have shown."""
 
@@ -77,6 +81,33 @@ def words_of(file: PolicyFile) -> tuple[str, ...]:
     switched = (f"{event.when} {event.what}" for event in file.history if event.what.startswith(SWITCH))
     said = {"default": file.default, "mode": file.serving.mode, "hold": file.serving.hold}
     return (*(f"{key}={value}" for key, value in said.items()), *switched)
+
+
+def said_since(words: tuple[str, ...], later: tuple[str, ...]) -> list[tuple[str | None, str | None]] | None:
+    """What an operator has said by the route, and nothing else, between two states of the words.
+
+    Returns:
+      Mode and point of each word, None for what it leaves; None where the file itself says something anew.
+
+    Example:
+      >>> words = ("default=usual", "mode=exit", "hold=True")
+      >>> said_since(words, ("default=usual", "mode=off", "hold=True", "09:00 switch mode=off point=-"))
+      [('off', None)]
+      >>> said_since(words, ("default=usual", "mode=off", "hold=True")) is None
+      True
+    """
+    (default, mode, *rest), new = words, later[len(words) :]
+    said = []
+    for word in new:
+        named = word.partition(SWITCH)[2].removeprefix("mode=").partition(" point=")
+        said.append((_unless_left(named[0]), _unless_left(named[2])))
+        mode = mode if said[-1][0] is None else f"mode={said[-1][0]}"
+        default = default if said[-1][1] is None else f"default={said[-1][1]}"
+    return said if said and later == (default, mode, *rest, *new) else None
+
+
+def _unless_left(said: str) -> str | None:
+    return None if said == "-" else said
 
 
 def settings_of(serving: Serving) -> tuple[str, ...]:
@@ -133,25 +164,36 @@ class Kept:
 
     def write(self, imposed: Imposed, *, cleared: str = "") -> None:
         """Keep what is imposed beside what other processes have seen, but for a claim that audits have cleared."""
-        self._change(imposed, lambda found: imposed.also(found).without(cleared))
+        under = imposed.under
+        self._change(lambda found: found | {under: imposed.also(found.get(under)).without(cleared)})
+
+    def carry(self, before: Imposed, imposed: Imposed) -> None:
+        """Keep what is imposed, and what other processes have seen, under other words and settings than before."""
+        self._change(
+            lambda found: (
+                _without(found, before)
+                | {imposed.under: imposed.also(found.get(imposed.under)).also(found.get(before.under))}
+            )
+        )
 
     def forget(self, imposed: Imposed) -> None:
         """Keep nothing any more of what was imposed under the same words and settings."""
-        self._change(imposed, lambda found: None)
+        self._change(lambda found: _without(found, imposed))
 
-    def _change(self, own: Imposed, change: Callable[[Imposed | None], Imposed | None]) -> None:
+    def _change(self, change: Callable[[Entries], Entries]) -> None:
         try:
             with locked(self.path.parent):
-                entries = {one.under: one for one in self.read()}
-                found = entries.pop(own.under, None)
-                wanted = change(found)
+                found = {one.under: one for one in self.read()}
+                wanted = {under: one for under, one in change(found).items() if one.for_all or one.for_some}
                 if wanted == found:
                     return
-                if wanted is not None and (wanted.for_all or wanted.for_some):
-                    entries[own.under] = wanted
-                if entries:
-                    write_text(self.path, HoldFile(entries=tuple(entries.values())).model_dump_json(indent=2) + "\n")
+                if wanted:
+                    write_text(self.path, HoldFile(entries=tuple(wanted.values())).model_dump_json(indent=2) + "\n")
                 else:
                     self.path.unlink(missing_ok=True)
         except (OSError, PolicyError) as error:
             logger.error("specexit: %s is not up to date, and a restart goes by it: %s", self.path, error)
+
+
+def _without(found: Entries, imposed: Imposed) -> Entries:
+    return {under: one for under, one in found.items() if under != imposed.under}

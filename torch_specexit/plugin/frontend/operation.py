@@ -23,7 +23,7 @@ from torch_specexit.plugin.frontend.arguments import (
     policy_of,
 )
 from torch_specexit.plugin.frontend.efforts import point_for
-from torch_specexit.plugin.frontend.imposed import Imposed, Kept, claim_of, nothing
+from torch_specexit.plugin.frontend.imposed import Imposed, Kept, claim_of, nothing, said_since
 from torch_specexit.plugin.frontend.permissions import check_permitted, check_rarer
 
 
@@ -189,11 +189,12 @@ class Operation:
     def load(self, file: PolicyFile, serving: Serving, doubts: Sequence[str] = ()) -> None:
         """Go on with other policies and settings.
 
-        What audits have imposed stays, where the operator's words are what they were (see `Imposed`), on points whose
-        policy and certificate are. A mode or a point that an operator has set by `switch` stays: another policy does
-        not mean that what was switched off is to be on again. It goes where mode or default are now others than they
-        were before, or where there is no such point any more. A mode that the file now says is heard also where the
-        server's own settings say the same already.
+        What audits have imposed stays, on points whose policy and certificate do, where the operator's words are those
+        that they were (see `Imposed`), or the new ones have come by the route and lift nothing (see `switch`). A mode
+        or a point that an operator has set by `switch` stays: another policy does not mean that what was switched off
+        is to be on again. It goes where mode or default are now others than they were before, or where there is no
+        such point any more. A mode that the file now says is heard also where the server's own settings say the same
+        already.
         """
         if (serving.mode, file.serving.mode) != (self.serving.mode, self.file.serving.mode):
             self._ordered_mode = None
@@ -201,8 +202,20 @@ class Operation:
             self._ordered_point = None
         self._take(file, serving, doubts)
         self.name = self._ordered_point or file.default
-        if nothing(file, serving).under != self.imposed.under:
+        self._hear(nothing(file, serving))
+
+    def _hear(self, now: Imposed) -> None:
+        """Take in the words of another policy file: what they do not lift holds under them."""
+        before = self.imposed
+        if now.under == before.under:
+            return
+        said = said_since(before.words, now.words)
+        if said is None or any(self._lifts(mode, point) for mode, point in said):
             self._lift()
+            return
+        self.imposed = before.model_copy(update={"words": now.words, "settings": now.settings})
+        if self.kept is not None:
+            self.kept.carry(before, self.imposed)
 
     def doubt(self, reason: str) -> bool:
         """From now on no certificate holds, until a restart; returns whether that is new."""
@@ -220,12 +233,18 @@ class Operation:
         Raises:
           PolicyError: there is no such point.
         """
-        named = None if point is None else self.file.point(point)
-        lifts = mode == "exit" or (named is not None and not self._leaves(named))
+        self.file.point(point)  # which has to exist
+        lifts = self._lifts(mode, point)
         self._ordered_mode, self._ordered_point = mode or self._ordered_mode, point or self._ordered_point
         self.name = self._ordered_point or self.file.default
         if lifts:
             self._lift()
+
+    def _lifts(self, mode: str | None, point: str | None) -> bool:
+        """Whether a word by the route lifts what audits have imposed."""
+        return mode == "exit" or (
+            point is not None and not any(self._leaves(p) for p in self.file.points if p.name == point)
+        )
 
     def served(self) -> OperatingPoint:
         """The point that serves a request that says nothing."""
