@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
 from specexit.drafts.policy import PolicyError
+from tests.serving.test_opening import config_with, engine_with
 from tests.serving.test_operation import BLOCK, POINTS, certificate
 from tests.serving.test_watch import draft as draft
 from tests.serving.test_watch import written
@@ -90,6 +92,25 @@ def test_a_bolder_point_that_is_calibrated_anew_serves_once_audits_have_cleared_
     audit(front, "careful", changed=False)
     for again in (front, start(draft)):
         assert (again.operation.served().name, again.operation.mode) == ("usual", "exit")
+
+
+def test_what_another_server_finds_while_an_engine_starts_is_taken_over(draft, monkeypatch, caplog):
+    """In a rolling update the new server began with the exits that audits of the old one had just ended."""
+    monkeypatch.setattr(opening, "served_fingerprints", lambda folder, config: {})
+    monkeypatch.setattr(opening, "misfit_of", lambda config: None)
+    config = config_with(draft)
+    config.parallel_config = SimpleNamespace(_api_process_count=1)
+    opened = opening.settings_of(config)
+    assert opened is not None
+    audit(start(draft), "usual")
+    assert opening.open_front_end(engine_with(config), opened).operation.ceiling == "careful"
+    write(draft, default="careful")
+    audit(start(draft), "careful")
+    opening.open_front_end(engine_with(config), opened)  # which has not read that word yet
+    assert start(draft).operation.rejected == ["careful"]
+    (draft / FILE).write_text("{")
+    assert opening.open_front_end(engine_with(config), opened).operation.ceiling is None  # as it was before
+    assert f"since the start cannot be read: {draft / FILE}: cannot be read as JSON" in caplog.text
 
 
 @pytest.mark.parametrize("down", [False, True], ids=["while it runs", "while it is down"])

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from specexit.config import ConfigError
 from specexit.drafts.directory import SpecExitBlock
-from specexit.drafts.policy import PolicyFile, Serving
+from specexit.drafts.policy import PolicyError, PolicyFile, Serving
 from specexit.method.decision import Policy
 from torch_specexit.plugin.certified import doubts, served_fingerprints, served_target
 from torch_specexit.plugin.compat.checks import draft_folder
@@ -44,7 +44,7 @@ class Opening(NamedTuple):
     misfit: str | None
     kept: Kept
     imposed: tuple[Imposed, ...]
-    """What audits before this start have imposed, on any server with this draft."""
+    """What audits have imposed, on any server with this draft, as this start began."""
 
 
 def settings_of(vllm_config: Any) -> Opening | None:
@@ -85,7 +85,7 @@ def open_front_end(engine: Any, opening: Opening) -> FrontEnd:
     served = opening.watch.served
     served["target"] = served_target(engine.vllm_config)  # of which the engine has fetched what was missing
     operation = Operation(block, opening.file, serving, doubts(opening.file, served, serving.transition), opening.kept)
-    resume(operation, opening)
+    resume(operation, opening._replace(imposed=_imposed_by_now(opening, operation.imposed.words)))
     activity = Activity(metrics.active if metrics else lambda active, kind: None)
     tokenizer = engine.output_processor.tokenizer
     front = FrontEnd(
@@ -106,6 +106,17 @@ def open_front_end(engine: Any, opening: Opening) -> FrontEnd:
     setattr(engine.output_processor, KEY, front)
     setattr(engine.input_processor, KEY, front)
     return front
+
+
+def _imposed_by_now(opening: Opening, words: tuple[str, ...]) -> tuple[Imposed, ...]:
+    """What audits have imposed: those of other servers with this draft go on while the engine of this one starts. Under
+    words that this one has not read yet it is theirs, and not to be lifted by it."""
+    try:
+        found, known = opening.kept.read(), {one.under for one in opening.imposed}
+    except PolicyError as error:
+        logger.error("specexit: what audits have imposed since the start cannot be read: %s", error)
+        return opening.imposed
+    return tuple(one for one in found if one.words == words or one.under in known)
 
 
 def resume(operation: Operation, opening: Opening) -> None:
