@@ -244,6 +244,25 @@ def test_a_word_that_falls_into_the_start_of_a_server_is_heard(draft, monkeypatc
     assert served_by(opening.open_front_end(engine_with(config), opened)) == ("off", "usual")
 
 
+@pytest.mark.parametrize(
+    ("serving", "named"),
+    [({"share": 0.5}, None), ({"transition": "So."}, "transition"), ({"thinking_margin": 20}, "thinking_margin")],
+)
+def test_a_setting_of_the_workers_that_changes_while_they_start_is_doubted(serving, named, draft, monkeypatch):
+    """They had the new one, and exits were called certified by the old one."""
+    monkeypatch.setattr(opening, "served_fingerprints", lambda folder, config: {})
+    monkeypatch.setattr(opening, "misfit_of", lambda config: None)
+    config = config_with(draft)
+    config.parallel_config = SimpleNamespace(_api_process_count=1)
+    opened = opening.settings_of(config)
+    assert opened is not None
+    written(draft, serving=serving)
+    operation = opening.open_front_end(engine_with(config), opened).operation
+    found = [doubt for doubt in operation.uncertified_because() if "while the engine started" in doubt]
+    doubt = f"serving.{named} of policy.json changed while the engine started: restart the server"
+    assert found == ([] if named is None else [doubt])
+
+
 def test_a_word_to_one_api_server_reaches_all_that_share_its_engines(draft, monkeypatch):
     """A kill switch used to end the exits of the one process that had happened to get the request."""
     monkeypatch.setattr(watching, "SECONDS", 0.0)

@@ -85,6 +85,8 @@ def open_front_end(engine: Any, opening: Opening) -> FrontEnd:
     served = opening.watch.served
     served["target"] = served_target(engine.vllm_config)  # of which the engine has fetched what was missing
     operation = Operation(block, opening.file, serving, doubts(opening.file, served, serving.transition), opening.kept)
+    if (reason := opening.watch.changed_in_start(serving)) is not None:
+        operation.doubt(reason)
     resume(operation, opening._replace(imposed=_imposed_by_now(opening, operation.imposed.words)))
     activity = Activity(metrics.active if metrics else lambda active, kind: None)
     tokenizer = engine.output_processor.tokenizer

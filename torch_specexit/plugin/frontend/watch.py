@@ -140,6 +140,22 @@ class PolicyWatch:
             logger.warning("specexit: exits are served uncertified: %s", "; ".join(doubted))
         return True
 
+    def changed_in_start(self, started: Serving) -> str | None:
+        """Why nobody knows which settings the workers have, which read them at some time of the start.
+
+        Args:
+          started: settings that the front end has read first.
+
+        Returns:
+          None where none of these has changed meanwhile.
+        """
+        try:
+            _, serving = policies_for(self.folder, self.block, self.additional_config)
+        except (PolicyError, ConfigError):
+            return None  # the first request has it logged
+        keys = [f"serving.{key}" for key in AT_START if getattr(serving, key) != getattr(started, key)]
+        return f"{', '.join(keys)} of {FILE} changed while the engine started: restart the server" if keys else None
+
     def order(self, operation: Operation, mode: Mode | None, point: str | None) -> str | None:
         """Write an operator's word into the file, for all who watch it, beside the words that others have got.
 
