@@ -1,6 +1,7 @@
 """The files in configs/jobs, run with stand-ins for what only a cluster has. Two seconds."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -235,3 +236,12 @@ def test_slurm_does_not_requeue_a_failure_nor_what_nobody_knows(
     stand_in(tmp_path, "specexit", code=code, status=status)
     assert slurm(tmp_path, "/shared/runs/draft") == found
     assert not (tmp_path / "requeued").exists()
+
+
+def test_the_secret_that_the_page_makes_has_every_key_that_the_server_may_ask_for() -> None:
+    """Without the operator's, no pod starts of a manifest whose comment is taken away, as the runbook has it."""
+    asked = re.findall(r"secretKeyRef: \{name: specexit, key: ([a-z-]+)\}", (JOBS / "serving.yaml").read_text())
+    assert set(asked) == {"api-key", "operator-key"}
+    page = (JOBS.parents[1] / "docs" / "serving-operator.md").read_text()
+    (made,) = re.findall(r"kubectl create secret generic specexit ([^`]*)`", page)
+    assert [key for key in asked if f"--from-literal={key}=" not in made] == []
