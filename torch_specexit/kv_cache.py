@@ -39,7 +39,9 @@ def bytes_per_token(target: Mapping[str, Any], dtype: str) -> int:
     return 2 * width * (target["num_hidden_layers"] + 1) * BYTES.get(dtype, 4)
 
 
-def kv_cache_gib(target: Mapping[str, Any], dtype: str, max_model_len: int, weights: int, free: int) -> int:
+def kv_cache_gib(
+    target: Mapping[str, Any], dtype: str, max_model_len: int, weights: int, free: int, *, least: int | None = None
+) -> int:
     """Size of the KV cache in GiB, which is how vLLM wants to know it on a CPU.
 
     Args:
@@ -48,20 +50,21 @@ def kv_cache_gib(target: Mapping[str, Any], dtype: str, max_model_len: int, weig
       max_model_len: longest sequence.
       weights: bytes of target and draft.
       free: bytes of memory that nobody uses.
+      least: tokens that must find room; by default one request of full length.
 
     Raises:
-      KVCacheError: there is no room for one request of full length.
+      KVCacheError: they do not.
     """
-    one = bytes_per_token(target, dtype) * max_model_len
+    one, tokens = bytes_per_token(target, dtype), max_model_len if least is None else least
     room = int((free - weights) / GIB - PROGRAMS_GIB)
-    least = max(1, -(-one // GIB))
-    if room < least:
+    needed = max(1, -(-one * tokens // GIB))
+    if room < needed:
         raise KVCacheError(
-            f"{free / GIB:.1f} GiB of memory are free, expected {least + PROGRAMS_GIB + weights / GIB:.1f}: "
-            f"{weights / GIB:.1f} for the weights, {PROGRAMS_GIB} for the programs, {least} for the keys and values "
-            f"of one request of {max_model_len} tokens (--max-model-len in arguments makes that less)"
+            f"{free / GIB:.1f} GiB of memory are free, expected {needed + PROGRAMS_GIB + weights / GIB:.1f}: "
+            f"{weights / GIB:.1f} for the weights, {PROGRAMS_GIB} for the programs, {needed} for the keys and values "
+            f"of one request of {tokens} tokens (--max-model-len in arguments makes that less)"
         )
-    return max(least, min(room, -(-one * REQUESTS // GIB)))
+    return max(needed, min(room, -(-one * max_model_len * REQUESTS // GIB)))
 
 
 def weight_bytes(*folders: Path) -> int:

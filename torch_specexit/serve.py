@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import sys
+from argparse import ArgumentTypeError
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -23,6 +24,7 @@ from torch_specexit.kv_cache import free_bytes, kv_cache_gib, weight_bytes
 from torch_specexit.plugin.compat.fit import Hook
 from torch_specexit.plugin.compat.sources import Imported, Release, Sources
 
+LENGTH = "--max-model-len"
 KV_CACHE_SPACE = "VLLM_CPU_KVCACHE_SPACE"
 CPU_ARGUMENTS = ["--enforce-eager", "--block-size", "32"]
 """On a CPU compiling takes half a minute of every start, and attention is fast at multiples of 32."""
@@ -78,7 +80,7 @@ def serve_command(config: ServeConfig, *, on_cpu: bool = False) -> list[str]:
         "num_speculative_tokens": config.num_speculative_tokens,
     }
     length = min(target.max_model_len, draft.max_position_embeddings)
-    asked = any(argument.startswith("--max-model-len") for argument in config.arguments)
+    asked = any(_spelled(argument).startswith(LENGTH) for argument in config.arguments)
     if length < target.max_model_len and not asked:
         _say_length(config.draft, draft, target)
     ours = ["--dtype", target.dtype, "--max-model-len", str(length)]
@@ -86,7 +88,7 @@ def serve_command(config: ServeConfig, *, on_cpu: bool = False) -> list[str]:
         ours += [TEMPLATE, json.dumps(target.chat, default=str)]
     if on_cpu:
         ours += CPU_ARGUMENTS
-        _leave_memory(target, config.draft, _last_of("--max-model-len", config.arguments, length))
+        _leave_memory(target, config.draft, length, _asked_length(config.arguments, length))
     return [*_server(str(target.folder)), *ours, "--speculative-config", json.dumps(speculation), *config.arguments]
 
 
@@ -114,19 +116,32 @@ def _say_length(folder: Path, draft: DraftConfig, target: TargetConfig) -> None:
     )
 
 
-def _leave_memory(target: TargetConfig, draft: Path, max_model_len: int) -> None:
-    """Say how large the KV cache is to be, unless somebody has."""
+def _leave_memory(target: TargetConfig, draft: Path, length: int, asked: int) -> None:
+    """Say how large the KV cache is to be, unless somebody has: for requests of the length that is asked for, or, where
+    that is negative, of the length that finds room."""
     if not os.environ.get(KV_CACHE_SPACE):
         weights = weight_bytes(target.folder, draft)
-        gib = kv_cache_gib(target.hf_config(), target.dtype, max_model_len, weights, free_bytes())
+        longest, least = (length, 1) if asked < 0 else (asked, asked)
+        gib = kv_cache_gib(target.hf_config(), target.dtype, longest, weights, free_bytes(), least=least)
         os.environ[KV_CACHE_SPACE] = str(gib)
 
 
-def _last_of(option: str, arguments: Sequence[str], default: int) -> int:
-    """What an option of `vllm serve` is set to, written with a space or an equals sign."""
-    words = [word for argument in arguments for word in argument.split("=", 1)]
-    values = [after for word, after in pairwise(words) if word == option]
-    return int(values[-1]) if values and values[-1].isdigit() else default
+def _asked_length(arguments: Sequence[str], default: int) -> int:
+    """The longest request that `vllm serve` is told in its own words, such as ``8k``; -1 for ``auto``."""
+    from vllm.utils.argparse_utils import human_readable_int_or_auto
+
+    words = [word for argument in arguments for word in _spelled(argument).split("=", 1)]
+    values = [after for word, after in pairwise(words) if word == LENGTH]
+    try:
+        return human_readable_int_or_auto(values[-1]) if values else default
+    except (ValueError, ArgumentTypeError):  # which vLLM will name
+        return default
+
+
+def _spelled(argument: str) -> str:
+    """An option in the spelling of vLLM's documentation; it takes underscores, too."""
+    option, equals, value = argument.partition("=")
+    return (option.replace("_", "-") if option.startswith("--") else option) + equals + value
 
 
 def _server(model: str) -> list[str]:

@@ -108,8 +108,9 @@ def test_a_draft_that_is_shorter_than_its_target_says_so_on_one_line(write_rando
         f"{draft}/config.json: max_position_embeddings is 64, so requests have at most 64 tokens and not the " in line
     )
     assert f"set it to {load_target_config('tiny-reasoner').max_model_len} there" in line
-    serve_command(config.model_copy(update={"arguments": ("--max-model-len=1k",)}))  # somebody has chosen one
-    assert "max_position_embeddings" not in capsys.readouterr().err
+    for own in (("--max-model-len=1k",), ("--max_model_len", "48")):  # somebody has chosen one
+        serve_command(config.model_copy(update={"arguments": own}))
+        assert "max_position_embeddings" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -217,6 +218,26 @@ def test_a_target_that_lies_elsewhere_is_named_before_anything_starts(write_rand
     (draft / "target.yaml").write_text(yaml.safe_dump(fields))
     with pytest.raises(ConfigError, match=r"pod/config\.json: target tiny-reasoner cannot .*say target=FILE\.yaml"):
         serve_command(ServeConfig(draft=draft))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("--max-model-len=0.5k",), ("--max_model_len=512",), ("--max_model_len", "512"), ("--max-model-len=auto",)],
+)
+def test_on_a_cpu_a_length_is_understood_in_each_of_vllms_spellings(
+    arguments, write_random_draft, tmp_path, monkeypatch
+):
+    """Room for the target's whole length was wanted, and the message advised what had been said."""
+    fits = {"hidden_size": 192, "target_hidden_size": 192, "vocab_size": 640}
+    draft = write_random_draft(tmp_path / "draft", "draft", **fits, eagle_aux_hidden_state_layer_ids=(1, 3, 4))
+    config = ServeConfig(target="tiny-reasoner", draft=draft)
+    monkeypatch.setenv(KV_CACHE_SPACE, "")
+    monkeypatch.setattr("torch_specexit.serve.free_bytes", lambda: 4 * GIB)
+    monkeypatch.setattr("torch_specexit.kv_cache.bytes_per_token", lambda target, dtype: GIB // 512)
+    with pytest.raises(KVCacheError, match="of one request of 1024 tokens"):
+        serve_command(config, on_cpu=True)
+    serve_command(config.model_copy(update={"arguments": arguments}), on_cpu=True)
+    assert os.environ[KV_CACHE_SPACE] == "1"
 
 
 def test_a_draft_of_another_target_is_refused_before_anything_starts(write_random_draft, tmp_path):
