@@ -11,8 +11,10 @@ from jax_specexit.planning.aot import Shapes
 from jax_specexit.planning.efficiency import Efficiency, efficiency
 from jax_specexit.planning.timeline import ATTENTION, EXPERTS, PRODUCTS
 from jax_specexit.planning.work import Work, compute_seconds, step_work
+from jax_specexit.training.watch import steps_of
 from specexit.chips import Chip
 from specexit.schemas.plan import PlanConfig
+from specexit.schemas.train import TrainConfig
 
 ESTIMATE = (
     "estimate, not a measurement: from published shares of the peak, of other programs and in part of other chips, and "
@@ -39,6 +41,7 @@ class Estimate:
     """Useful FLOPs of such a step over the bf16 peak, as a run reports it."""
     tokens_per_second_per_chip: float
     chip_hours: float
+    """Of the whole run; steps of `first_step_share` take less, as their FLOPs are fewer."""
 
 
 def estimate(
@@ -73,6 +76,8 @@ def estimate(
     useful = compute_seconds((dataclasses.replace(w, flops=w.useful) for w in work), chip)
     run = useful / published.run if published.run else None
     step = max(sum(seconds.values()), run or 0.0, bound)
+    shorter = step * compute_seconds(_first_work(config, shapes, mesh), chip) / compute_seconds(work, chip)
+    first = max(shorter, first_step_bound(config, shapes, chip, mesh))
     return Estimate(
         note=ESTIMATE,
         efficiencies=published,
@@ -82,8 +87,24 @@ def estimate(
         step_seconds=step,
         mfu=sum(w.useful for w in work) / step / chip.flops,
         tokens_per_second_per_chip=shapes.batch * shapes.length / step / mesh.size,
-        chip_hours=config.steps * step * mesh.size / 3600,
+        chip_hours=chip_hours(config, mesh, step, first),
     )
+
+
+def chip_hours(config: TrainConfig, mesh: Mesh | AbstractMesh, step: float, first: float) -> float:
+    """Of a whole run whose steps take ``step`` seconds, and ``first`` while they are of one TTT step alone."""
+    short = sum(steps_of(config, i) < config.ttt_steps for i in range(1, config.steps + 1))
+    return (short * first + (config.steps - short) * step) * mesh.size / 3600
+
+
+def first_step_bound(config: TrainConfig, shapes: Shapes, chip: Chip, mesh: Mesh | AbstractMesh) -> float:
+    """Seconds that a step of one TTT step takes at least, by compute and HBM: what it sends is not looked at."""
+    work = _first_work(config, shapes, mesh)
+    return max(compute_seconds(work, chip), sum(w.hbm_bytes for w in work) / chip.hbm_bytes_per_second)
+
+
+def _first_work(config: TrainConfig, shapes: Shapes, mesh: Mesh | AbstractMesh) -> list[Work]:
+    return list(step_work(config.model_copy(update={"ttt_steps": 1}), shapes, mesh))
 
 
 def shares(shapes: Shapes, chip: Chip) -> Efficiency:

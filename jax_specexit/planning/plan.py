@@ -22,7 +22,15 @@ from rich.console import Console
 from rich.table import Table
 
 from jax_specexit.planning.aot import Lowered, Shapes, lower_step, rows_evaluated, shapes_of, topology_devices
-from jax_specexit.planning.estimate import Estimate, estimate, milliseconds, rows, shares
+from jax_specexit.planning.estimate import (
+    Estimate,
+    chip_hours,
+    estimate,
+    first_step_bound,
+    milliseconds,
+    rows,
+    shares,
+)
 from jax_specexit.planning.hlo import SLICES, collectives
 from jax_specexit.planning.timeline import timeline
 from jax_specexit.planning.work import compute_seconds, step_work
@@ -104,7 +112,7 @@ class Plan:
     estimate: Estimate
     tokens_per_second_per_chip: float
     chip_hours: float
-    """Of the whole run."""
+    """Of the whole run, of whose shorter steps (`first_step_share`) compute and HBM alone are counted."""
     cached_features_tib: float
     """Disk for the target's hidden states of all rows of the run, each counted as often as it is read: what they take,
     or would if they were stored instead of computed."""
@@ -344,7 +352,7 @@ def summarise(
         step_seconds=seconds[binds],
         estimate=estimate(config, shapes, chip, mesh, seconds[binds], spent),
         tokens_per_second_per_chip=tokens / seconds[binds] / mesh.size,
-        chip_hours=config.steps * seconds[binds] * mesh.size / 3600,
+        chip_hours=chip_hours(config, mesh, seconds[binds], first_step_bound(config, shapes, chip, mesh)),
         cached_features_tib=config.steps * tokens * bytes_per_token(*stored) / 2**40,
         compile_seconds=compile_seconds,
         others=others,
@@ -388,7 +396,8 @@ def table(plan: Plan) -> Table:
     out.add_row("step, bound", f"at least {milliseconds(plan.step_seconds)}; {plan.binds} binds")
     for name, said in rows(plan.estimate):
         out.add_row(name, said)
-    out.add_row("tokens, bound", f"at most {plan.tokens_per_second_per_chip:,.0f} per second and chip")
+    rate = f"at most {plan.tokens_per_second_per_chip:,.0f} per second and chip"
+    out.add_row("tokens, bound", f"{rate}, in steps of {plan.ttt_steps} TTT steps")
     out.add_row("whole run, bound", f"at least {plan.chip_hours:,.1f} chip-hours")
     disk = f"{plan.cached_features_tib:,.1f} TiB"
     computed = "stored features" not in plan.flops_by_part

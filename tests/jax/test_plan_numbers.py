@@ -13,8 +13,9 @@ from jax.sharding import AbstractMesh, SingleDeviceSharding
 
 from jax_specexit.planning import page as page_of_plans
 from jax_specexit.planning.aot import Lowered, Shapes, shapes_of
-from jax_specexit.planning.estimate import estimate
+from jax_specexit.planning.estimate import chip_hours, estimate, first_step_bound
 from jax_specexit.planning.plan import _batch_that_fits, _compile
+from jax_specexit.planning.work import step_work
 from jax_specexit.sharding import AXES
 from jax_specexit.training.step import Frozen
 from specexit.chips import CHIPS, Chip, chip_of
@@ -75,6 +76,26 @@ def test_an_estimate_says_so_and_is_made_only_of_published_numbers() -> None:
     assert waits.step_seconds == pytest.approx(found.seconds["products"] + 0.3 + 1.0)
     assert waits.mfu == pytest.approx(useful / waits.step_seconds / 197e12, rel=0.01)
     assert estimate(config, shapes, chip, mesh, 9.0, {}).step_seconds == 9.0
+
+
+def test_steps_of_one_ttt_step_are_counted_as_such() -> None:
+    """Or a run could be faster than what it takes "at least"."""
+    config, shapes, chip, mesh = full_size("qwen3-4b-v5e-16")
+    shorter = config.model_copy(update={"first_step_share": 0.75})
+    first = first_step_bound(shorter, shapes, chip, mesh)
+    one = step_work(config.model_copy(update={"ttt_steps": 1}), shapes, mesh)
+    assert first == pytest.approx(sum(w.flops for w in one) / 197e12)  # compute binds
+    step = sum(w.flops for w in step_work(config, shapes, mesh)) / 197e12
+    assert first < 0.9 * step
+    assert chip_hours(config, mesh, step, first) == pytest.approx(6000 * step * 16 / 3600)
+    least = chip_hours(shorter, mesh, step, first)
+    assert least == pytest.approx((4500 * first + 1500 * step) * 16 / 3600)
+    whole, guess = (estimate(c, shapes, chip, mesh, step, {"attention": 0.3}) for c in (config, shorter))
+    assert least < guess.chip_hours < whole.chip_hours
+    assert guess.step_seconds == whole.step_seconds
+    # Where all steps are of one TTT step, none is shorter.
+    single = shorter.model_copy(update={"ttt_steps": 1})
+    assert chip_hours(single, mesh, step, first) == chip_hours(config, mesh, step, first)
 
 
 @pytest.mark.parametrize("recipe", FULL_SIZE)
