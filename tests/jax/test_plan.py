@@ -73,11 +73,8 @@ def check(found: dict) -> None:
     assert all(program["hbm_gib"]["spare"] >= 0.1 for program in found["others"].values())
     # No recipe leaves traces out that its target can write.
     assert found["evaluation"]["length"] >= load_target_config(found["target"]).max_model_len
-    for collective in found["collectives"]:
-        # Of weights and token ids, never of activations; but the keys and values of a row that lies on several chips,
-        # and a token goes where its experts are.
-        if collective["kind"] == "all-gather" and list(collective["axes"]) not in (["context"], ["expert"]):
-            assert not any(is_activation(shape, found) for shape in collective["shapes"]), collective
+    for collective in gathers(found):
+        assert not any(is_activation(shape, found) for shape in collective["shapes"]), collective
 
 
 def check_estimate(found: dict) -> None:
@@ -93,13 +90,39 @@ def check_estimate(found: dict) -> None:
     assert 0.1 < guess["mfu"] < 1
 
 
+def gathers(found: dict) -> list[dict]:
+    """Gathers that may be of weights and token ids alone, never of hidden states.
+
+    A token goes where its experts are; and of a row that lies on several chips keys and values are gathered, along
+    `tensor` with the queries, too, where a mesh has both axes.
+    """
+    others = [["context"], ["expert"], *([["tensor"]] if found["mesh"]["context"] > 1 else [])]
+    return [c for c in found["collectives"] if c["kind"] == "all-gather" and list(c["axes"]) not in others]
+
+
 def is_activation(shape: list[int], found: dict) -> bool:
-    """Whether a shape is that of hidden states: a row's length, and large."""
-    if found["length"] not in shape or math.prod(shape) < 1000 * found["length"]:
+    """Whether a shape is that of hidden states: the time of a chip or of a row, and large."""
+    mesh, width = found["mesh"], load_target_config(found["target"]).hf_config()["hidden_size"]
+    time = found["length"] // mesh["context"]
+    rows = found["batch_size"] // (mesh["data"] * mesh["fsdp"] * mesh["expert"])
+    if not {found["length"], time, rows * time} & {*shape} or math.prod(shape) < min(1000, width) * time:
         return False
-    # A length that is a multiple of the model's width does not tell; then, only a matrix for each of several rows does.
-    width = load_target_config(found["target"]).hf_config()["hidden_size"]
-    return found["length"] % width > 0 or sum(size > 1 for size in shape) > 2
+    # A time that is a multiple of the model's width does not tell; then, only a matrix for each of several rows does.
+    return time % width > 0 or sum(size > 1 for size in shape) > 2
+
+
+def test_hidden_states_would_be_noticed_where_a_row_lies_on_several_chips(tmp_path: Path) -> None:
+    """Their shapes, and those of what may be gathered, as compiled programs have them: of one chip."""
+    mesh = {"data": 1, "fsdp": 4, "expert": 1, "context": 4, "tensor": 1}
+    found = {"target": "qwen3-4b-thinking-2507", "length": 32768, "batch_size": 4, "mesh": mesh}
+    assert all(is_activation(shape, found) for shape in ([4, 8192, 2560], [1, 8192, 2560], [8192, 2560]))
+    weights, tokens = ([1, 2560, 9728], [2560, 32000], [10240, 2560]), [4, 1, 8192]
+    assert not any(is_activation(shape, found) for shape in (*weights, tokens))
+    small_recipe(tmp_path)
+    mesh = {"data": 1, "fsdp": 2, "expert": 1, "context": 2, "tensor": 2}
+    found = {"target": str(tmp_path / "target.yaml"), "length": 2048, "batch_size": 4, "mesh": mesh}
+    assert is_activation([4, 1024, 512], found)
+    assert not any(is_activation(shape, found) for shape in ([2048, 512], [1536, 512], [2, 2, 1024]))
 
 
 RESHARDS = """
@@ -186,7 +209,7 @@ def check_small(found: dict) -> None:
     # A target is quantized before there is a state.
     assert all(program["hbm_gib"]["total"] >= state for name, program in others.items() if name != "quantize")
     assert found["hbm_gib"]["total"] > state
-    gathered = [c for c in found["collectives"] if c["kind"] == "all-gather" and list(c["axes"]) != ["context"]]
+    gathered = gathers(found)
     assert gathered
     assert not any(is_activation(shape, found) for c in gathered for shape in c["shapes"])
 
