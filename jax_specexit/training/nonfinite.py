@@ -24,7 +24,7 @@ class NotFiniteError(InputError):
 
 
 class NonFiniteStop:
-    """Counts skipped updates, writes their batches, and stops the run.
+    """Counts skipped updates, writes their batches, and stops the run; also where a batch cannot be written.
 
     Args:
       run: folder of the run; batches go to ``nonfinite/step-<n>.npz``, one array of [batch, time, ...] per field of a
@@ -48,14 +48,18 @@ class NonFiniteStop:
             return True
         self.in_a_row += 1
         path, fault = self.folder / f"step-{step:08d}.npz", ""
+        kept = f"is in {path}"
         if is_first():
             batch = self.read(step)
             fault = _fault(batch)
-            write_bytes(path, write_example(batch))
-        what = f"step {step}: loss {loss}, gradient norm {gradient_norm}; update skipped, its batch is in {path}{fault}"
+            try:
+                write_bytes(path, write_example(batch))
+            except OSError as error:  # which says less of why the run ends
+                kept = f"could not be written ({error})"
+        what = f"step {step}: loss {loss}, gradient norm {gradient_norm}; update skipped, its batch {kept}{fault}"
         if self.in_a_row <= self.limit:
             if is_first():
-                Console(stderr=True).print(what, soft_wrap=True)
+                Console(stderr=True).print(what, soft_wrap=True, markup=False)
             return False
         raise NotFiniteError(
             f"{what}. Stopped behind {self.in_a_row} such steps (max_nonfinite={self.limit}); the last checkpoint is "

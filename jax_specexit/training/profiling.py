@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import tempfile
 import threading
 from pathlib import Path
 
 import jax
+from rich.console import Console
 
 from specexit.buckets import BucketPath, upload
 
@@ -25,7 +27,7 @@ class Profiler:
         self.folder, self.steps = run / "profile", steps
         self.until: int | None = None
         """Last step of the trace that is being taken."""
-        self.scratch: tempfile.TemporaryDirectory[str] | None = None
+        self.scratch: Path | None = None
         """The profiler writes to disk alone: where it does so for a run in a bucket, until the trace is whole."""
         self.asked = False
         self.before = None
@@ -54,8 +56,8 @@ class Profiler:
         elif self.asked:
             self.asked, self.until = False, step + ON_DEMAND_STEPS - 1
         if self.until is not None:
-            self.scratch = tempfile.TemporaryDirectory() if isinstance(self.folder, BucketPath) else None
-            jax.profiler.start_trace(self.scratch.name if self.scratch else str(self.folder))
+            self.scratch = Path(tempfile.mkdtemp()) if isinstance(self.folder, BucketPath) else None
+            jax.profiler.start_trace(str(self.scratch or self.folder))
 
     def end(self, step: int, result: object) -> None:
         """Stop the trace behind its last step, once ``result`` is there: the steps run behind Python's back."""
@@ -67,6 +69,14 @@ class Profiler:
         jax.profiler.stop_trace()
         self.until = None
         if self.scratch is not None:
-            assert isinstance(self.folder, BucketPath)
-            upload(Path(self.scratch.name), self.folder)
-            self.scratch.cleanup()
+            self._send(self.scratch)
+
+    def _send(self, scratch: Path) -> None:
+        assert isinstance(self.folder, BucketPath)
+        try:
+            upload(scratch, self.folder)
+        except OSError as error:  # a trace is not worth ending a run, nor taking the place of what has ended it
+            said = f"{self.folder}: lacks a trace, which stays in {scratch}: {error}"
+            Console(stderr=True).print(said, soft_wrap=True, markup=False)
+        else:
+            shutil.rmtree(scratch)

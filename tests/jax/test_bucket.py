@@ -27,6 +27,8 @@ from jax_specexit.sharding import make_mesh
 from jax_specexit.training import place
 from jax_specexit.training import train as module
 from jax_specexit.training.metrics import Metrics
+from jax_specexit.training.nonfinite import NonFiniteStop, NotFiniteError
+from jax_specexit.training.profiling import Profiler
 from jax_specexit.training.train import train
 from jax_specexit.weights import _Ranged, load_target
 from specexit import cli
@@ -178,6 +180,47 @@ def test_a_metric_line_that_a_bucket_refuses_goes_with_the_next(
         patch.setattr(BucketPath, "append", refused)
         metrics.write({"step": 6})
     assert f"{bucket / 'metrics.jsonl'}: lacks the last lines: 1" in capsys.readouterr().err
+
+
+def test_a_trace_that_a_bucket_refuses_stays_on_the_disk(
+    bucket: BucketPath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """It ends no run, and does not take the place of what has ended one."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda to: write_text(Path(to) / "host.xplane.pb", "a trace"))
+    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: None)
+
+    def stopped(profiler: Profiler) -> NoReturn:
+        profiler.begin(1)
+        raise NotFiniteError("a NaN")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BucketPath, "write_bytes", refused)
+        with Profiler(bucket, (1, 2)) as profiler:
+            profiler.begin(1)
+            profiler.end(2, None)
+        with pytest.raises(NotFiniteError, match="a NaN"), Profiler(bucket, (1, 2)) as profiler:
+            stopped(profiler)
+    said = capsys.readouterr().err.splitlines()
+    kept = [path for path in tmp_path.iterdir() if (path / "host.xplane.pb").read_text() == "a trace"]
+    assert len(kept) == 2
+    words = {f"{bucket / 'profile'}: lacks a trace, which stays in {path}: no connection" for path in kept}
+    assert {*said} == words
+
+    with Profiler(bucket, (1, 2)) as profiler:
+        profiler.begin(1)
+        profiler.end(2, None)
+    assert names(bucket) == ["profile/host.xplane.pb"]
+    assert sorted(tmp_path.iterdir()) == sorted(kept)  # what was sent is not
+
+
+def test_a_nan_is_said_where_its_batch_cannot_be_written(bucket: BucketPath, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = {"signal_labels": np.array([[0.5], [np.nan]])}
+    monkeypatch.setattr(BucketPath, "write_bytes", refused)
+    guard = NonFiniteStop(bucket, 0, lambda step: batch)
+    said = r"its batch could not be written \(no connection\), in which signal_labels of row 1 is not finite"
+    with pytest.raises(NotFiniteError, match=said):
+        guard.check(5, float("nan"), 1.0)
 
 
 @pytest.fixture(scope="module")
