@@ -158,6 +158,17 @@ def plan(config: PlanConfig) -> Plan:
     return found
 
 
+LARGER = "a larger mesh.fsdp or mesh.tensor"
+SHORTER = f"{LARGER}, or a shorter length"
+REMEDIES = {
+    "begin": LARGER,
+    "quantize": LARGER,
+    "evaluate": "a smaller evaluate_length (down to length), or a larger mesh.context",
+}
+"""What makes a program smaller, by its name: neither loading nor the first state has rows, and those of an evaluation
+hold its longest trace whole, one for each shard at least, whatever ``length`` is. Of others it is `SHORTER`."""
+
+
 def _program(name: str, lower: Callable[[], jax.stages.Lowered], of: Lowered, chip: Chip) -> Program:
     """Compile another program of a run.
 
@@ -165,7 +176,6 @@ def _program(name: str, lower: Callable[[], jax.stages.Lowered], of: Lowered, ch
       ConfigError: it does not fit beside what else is on a chip then.
     """
     begin = time.perf_counter()
-    larger = "a larger mesh.fsdp or mesh.tensor" + ("" if name == "quantize" else ", or a shorter length")
     try:
         compiled = lower().compile()
     except jax.errors.JaxRuntimeError as error:
@@ -173,7 +183,8 @@ def _program(name: str, lower: Callable[[], jax.stages.Lowered], of: Lowered, ch
         if used is None:
             raise
         raise ConfigError(
-            f"{name} needs {used[0]:.1f} GiB of HBM per chip, a {chip.name} has {used[1]:.2f}: choose {larger}"
+            f"{name} needs {used[0]:.1f} GiB of HBM per chip, a {chip.name} has {used[1]:.2f}: choose "
+            f"{REMEDIES.get(name, SHORTER)}"
         ) from error
     memory = memory_of(compiled, chip)
     held = _held(name, memory, of)
@@ -182,7 +193,7 @@ def _program(name: str, lower: Callable[[], jax.stages.Lowered], of: Lowered, ch
     if memory.spare < 0:
         raise ConfigError(
             f"{name} needs {total:.1f} GiB of HBM per chip with what else is on it then, a {chip.name} has "
-            f"{chip.hbm_gib:g}: choose {larger}"
+            f"{chip.hbm_gib:g}: choose {REMEDIES.get(name, SHORTER)}"
         )
     return Program(memory, time.perf_counter() - begin)
 
@@ -248,7 +259,7 @@ def _compile(lowered: Lowered, chip: Chip, shapes: Shapes) -> jax.stages.Compile
             raise
         need, has = used
         batch = _batch_that_fits(arguments, need - arguments, chip.hbm_gib, shapes, lowered.mesh)
-        smaller = f"batch_size={batch}" if batch else "a larger mesh.fsdp or mesh.tensor, or a shorter length"
+        smaller = f"batch_size={batch}" if batch else SHORTER
         raise ConfigError(
             f"batch_size={shapes.batch} of length {shapes.length} needs {need:.1f} GiB of HBM per chip, a {chip.name} "
             f"has {has:.2f}: choose {smaller} (estimated), or remat=true, or a smaller loss_chunk"

@@ -14,7 +14,7 @@ from jax.sharding import AbstractMesh, SingleDeviceSharding
 from jax_specexit.planning import page as page_of_plans
 from jax_specexit.planning.aot import Lowered, Shapes, shapes_of
 from jax_specexit.planning.estimate import chip_hours, estimate, first_step_bound
-from jax_specexit.planning.plan import _batch_that_fits, _compile
+from jax_specexit.planning.plan import _batch_that_fits, _compile, _program
 from jax_specexit.planning.work import step_work
 from jax_specexit.sharding import AXES
 from jax_specexit.training.step import Frozen
@@ -128,18 +128,39 @@ class TooLarge:
         )
 
 
+def too_large(mesh: AbstractMesh) -> Lowered:
+    """A step of which nothing fits beside 20 GiB."""
+    one = SingleDeviceSharding(jax.devices()[0])
+    state: Any = jax.ShapeDtypeStruct((20, 2**28), jnp.float32, sharding=one)
+    step: Any = TooLarge()
+    where: Any = mesh
+    return Lowered(where, step, Frozen(None, None, None), state, {})
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("begin", r"a larger mesh\.fsdp or mesh\.tensor"),
+        ("quantize", r"a larger mesh\.fsdp or mesh\.tensor"),
+        ("measure", r"a larger mesh\.fsdp or mesh\.tensor, or a shorter length"),
+        ("evaluate", r"a smaller evaluate_length \(down to length\), or a larger mesh\.context"),
+    ],
+)
+def test_a_program_that_does_not_fit_is_refused_with_what_makes_it_smaller(name: str, remedy: str) -> None:
+    """Rows of an evaluation are as long as its traces, and other programs have none."""
+    _, _, chip, mesh = full_size("r1-llama-8b-v5e-16")
+    lower: Any = TooLarge
+    with pytest.raises(ConfigError, match=rf"^{name} needs 24\.0 GiB .* has 15\.75: choose {remedy}$"):
+        _program(name, lower, too_large(mesh), chip)
+
+
 def test_no_batch_fits_beside_weights_that_alone_are_too_much() -> None:
     """Of 20 GiB on chips of 16, less than nothing is left for temporaries."""
     _, shapes, chip, mesh = full_size("r1-llama-8b-v5e-16")
     assert _batch_that_fits(20.0, 3.0, chip.hbm_gib, shapes, mesh) == 0
     assert _batch_that_fits(7.9, 3.0, chip.hbm_gib, shapes, mesh) == 2 * 16
-    one = SingleDeviceSharding(jax.devices()[0])
-    state: Any = jax.ShapeDtypeStruct((20, 2**28), jnp.float32, sharding=one)
-    step: Any = TooLarge()
-    where: Any = mesh
-    lowered = Lowered(where, step, Frozen(None, None, None), state, {})
     with pytest.raises(ConfigError, match=r"needs 24\.0 GiB .* has 15\.75: choose a larger mesh\.fsdp or mesh\.tensor"):
-        _compile(lowered, chip, shapes)
+        _compile(too_large(mesh), chip, shapes)
 
 
 def test_the_table_stands_between_its_marks(tmp_path: Path) -> None:
