@@ -25,7 +25,7 @@ from jax_specexit.model.draft import Draft
 from jax_specexit.training.checkpoint import restore_params
 from jax_specexit.training.run import read_start
 from jax_specexit.weights import load_target
-from specexit.config import write_text
+from specexit.config import ConfigError, write_text
 from specexit.data.overlap import refuse_trained
 from specexit.data.traces import LabelledTrace, read_outlines, stream_labelled, target_of_file
 from specexit.drafts.directory import check_target
@@ -42,7 +42,11 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     """
     start = read_start(config.run)
     shape = start.shape
-    assert shape.specexit is not None
+    if shape.specexit is None:
+        raise ConfigError(
+            f"{config.run / 'draft.json'}: config.specexit is null, expected a draft with signals: what a plain "
+            "one drafts is judged by `specexit verify`, once it is a draft directory (`specexit convert`)"
+        )
     target_config = find_target(config.target, config.run, name=shape.specexit.target)
     check_target(shape, config.run, target_config.hf_config(), target_config.name)
     known = read_outlines(config.traces, config.n, LabelledTrace)

@@ -23,6 +23,7 @@ from flax.nnx.traversals import flatten_mapping
 from pydantic import ValidationError
 
 from jax_specexit.convert import convert
+from jax_specexit.evaluation.evaluate import evaluate
 from jax_specexit.model.draft import Draft
 from jax_specexit.sharding import make_mesh
 from jax_specexit.stored import open_checkpoint, write_checkpoint
@@ -49,6 +50,7 @@ from specexit.drafts.published import import_draft
 from specexit.drafts.tensors import FLOATS, WEIGHTS, weights_hash
 from specexit.method.decision import Policy
 from specexit.schemas.convert import ConvertConfig
+from specexit.schemas.evaluate import EvaluateConfig
 from specexit.schemas.export import ExportConfig
 from specexit.schemas.published import ImportConfig
 from specexit.schemas.target import TargetConfig, load_target_config, save_target
@@ -262,6 +264,10 @@ def test_a_plain_draft_goes_both_ways(tmp_path, write_run):
     assert config.specexit is None
     fc = parameters(run)["fc/kernel"].T / np.repeat(np.float32([0.5, 4.0, 64.0]), 192)
     np.testing.assert_array_equal(tensors["fc.weight"], fc)
+    convert(ConvertConfig(draft=tmp_path / "draft", out=tmp_path / "again"))
+    said = r"again/draft\.json: config\.specexit is null, expected a draft with signals"
+    with pytest.raises(ConfigError, match=said):  # which it has none of to judge
+        evaluate(EvaluateConfig(run=tmp_path / "again", traces=tmp_path / "traces", out=tmp_path / "out.json"))
 
 
 def geometries() -> Iterator[DraftConfig]:
