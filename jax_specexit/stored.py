@@ -19,7 +19,7 @@ from flax.nnx.traversals import flatten_mapping, unflatten_mapping
 from jax.sharding import Mesh
 
 from jax_specexit.sharding import shardings
-from jax_specexit.training.checkpoint import FOLDERS
+from jax_specexit.training.checkpoint import FOLDERS, NONE_BEST
 from specexit.buckets import BucketPath
 from specexit.config import ConfigError
 
@@ -56,7 +56,7 @@ def open_checkpoint(run: Path, which: Literal["latest", "best"] = "latest") -> I
     with ocp.CheckpointManager(str(folder), item_handlers=handlers, options=options) as manager:
         step = manager.latest_step()
         if step is None:
-            hint = ": the run was never evaluated, set eval_traces" if which == "best" else ""
+            hint = NONE_BEST if which == "best" else ""
             raise ConfigError(f"{folder}: no finished checkpoint there{hint}")
         saved = flatten_mapping(manager.item_metadata(step)["state"].tree["params"])
 

@@ -7,6 +7,7 @@ stored.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
@@ -24,6 +25,8 @@ from specexit.schemas.train import CheckpointConfig
 
 FOLDERS = {"latest": "checkpoints", "best": "best"}
 """Which checkpoint -> folder in the run."""
+
+NONE_BEST = ": the run was never evaluated (set eval_traces), or what best_by names was undefined on its eval_traces"
 
 
 class _Manager(ocp.CheckpointManager):
@@ -68,6 +71,8 @@ class Checkpoints:
             for folder, keep in ((FOLDERS["latest"], config.keep), (FOLDERS["best"], 1))
         )
         self.best_score: float | None = None
+        self.undefined = False
+        """Whether a score was, and was said to be."""
         say_it_once()
 
     def __enter__(self) -> Checkpoints:
@@ -99,11 +104,13 @@ class Checkpoints:
                 self.manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state)), force=True)
 
     def save_if_best(self, step: int, params: Any, score: float) -> None:
-        """Keep these parameters in place of the best so far, if ``score`` is larger; NaN never is.
+        """Keep these parameters in place of the best so far, if ``score`` is larger; NaN never is, which is said once.
 
         Returns when they are whole on the disk: an evaluation that is on record is not made again.
         """
-        if score > (float("-inf") if self.best_score is None else self.best_score):
+        if math.isnan(score):
+            self._say_undefined(step)
+        elif score > (float("-inf") if self.best_score is None else self.best_score):
             self.check()
             # Judged by another measure. Orbax overwrites no step. What a kill in between leaves, the next
             # start judges again: this evaluation is not on record yet, or is that of the last step.
@@ -117,6 +124,19 @@ class Checkpoints:
                 self.best.save(step, args=args, force=True)
                 self.best.wait_until_finished()
             self.best_score = score
+
+    def _say_undefined(self, step: int) -> None:
+        if self.undefined or not is_first():
+            return
+        self.undefined = True
+        by = "its score" if self.measure is None else self.measure["by"]
+        Console(stderr=True).print(
+            f"{self.best.directory}: step {step} is not kept, as {by} is undefined on these traces, for instance where "
+            "all boundaries are of one kind, and no such step is: choose another best_by",
+            soft_wrap=True,
+            markup=False,
+            highlight=False,
+        )
 
     def restore(self, like: Any) -> tuple[int, TrainState] | None:
         """(step, state) of the newest checkpoint, on the shardings of ``like`` (shapes with shardings).
@@ -189,7 +209,7 @@ def restore_params(run: Path, which: Literal["latest", "best"] = "latest") -> tu
     with ocp.CheckpointManager(str(folder), item_handlers=handlers, options=options) as manager:
         step = manager.latest_step()
         if step is None:
-            hint = ": the run was never evaluated, set eval_traces" if which == "best" else ""
+            hint = NONE_BEST if which == "best" else ""
             raise ConfigError(f"{folder}: no finished checkpoint there{hint}")
         saved = manager.item_metadata(step)["state"].tree["params"]
         device = jax.sharding.SingleDeviceSharding(jax.devices()[0])

@@ -13,9 +13,11 @@ import orbax.checkpoint as ocp
 import pytest
 from jax.experimental import multihost_utils
 
+from jax_specexit.stored import open_checkpoint
 from jax_specexit.training.checkpoint import Checkpoints, restore_params
 from jax_specexit.training.room import DiskFullError
 from jax_specexit.training.step import Followed, TrainState
+from specexit.config import ConfigError
 from specexit.schemas.train import CheckpointConfig
 
 LENGTH = {"by": "acceptance_length", "traces": "of these traces"}
@@ -68,6 +70,21 @@ def test_the_best_stays_while_nothing_is_evaluated(tmp_path: Path, capsys: pytes
     assert capsys.readouterr().err == ""
     judged(tmp_path, LENGTH, {4: 1.0})
     assert restore_params(tmp_path, "best")[0] == 2
+
+
+def test_a_figure_that_is_undefined_is_said_once_and_why_there_is_no_best(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """As auroc is, the default, where all boundaries of a few traces are valid."""
+    judged(tmp_path, LENGTH | {"by": "auroc"}, {2: float("nan"), 4: float("nan")})
+    [said] = capsys.readouterr().err.splitlines()
+    assert f"{tmp_path / 'best'}: step 2 is not kept, as auroc is undefined on these traces" in said
+    assert "choose another best_by" in said
+    for read in (restore_params, lambda *which: open_checkpoint(*which).__enter__()):
+        with pytest.raises(ConfigError, match=r"never evaluated .*, or what best_by names was undefined"):
+            read(tmp_path, "best")
+    judged(tmp_path, LENGTH, {6: 1.01, 8: float("nan")})
+    assert restore_params(tmp_path, "best")[0] == 6
 
 
 def test_the_best_is_whole_before_its_evaluation_is_on_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
