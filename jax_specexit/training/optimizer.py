@@ -23,8 +23,9 @@ compiled step; as a number of iterations they would be unrolled, which is a fift
 
 
 def schedule(config: OptimizerConfig, peak: float, steps: int) -> optax.Schedule:
-    """Trapezoid: linear warm-up, constant, linear decay to ``floor``."""
-    warmup, decay = max(1, round(config.warmup * steps)), max(1, round(config.decay * steps))
+    """Trapezoid: linear warm-up, constant, linear decay to ``floor``, over what the warm-up leaves at most."""
+    warmup = max(1, round(config.warmup * steps))
+    decay = max(1, min(round(config.decay * steps), steps - warmup))
     return optax.join_schedules(
         [
             optax.linear_schedule(peak / warmup, peak, warmup),

@@ -24,12 +24,13 @@ from jax_specexit.training.checkpoint import Checkpoints
 from jax_specexit.training.clock import Clock
 from jax_specexit.training.data import Batches
 from jax_specexit.training.metrics import Metrics
+from jax_specexit.training.optimizer import schedule
 from jax_specexit.training.run import write_status
 from jax_specexit.training.step import Frozen, Step, TrainState
 from jax_specexit.training.train import Loop
 from jax_specexit.training.watch import Watch
 from specexit.drafts.config import DraftConfig
-from specexit.schemas.train import MeshConfig, TrainConfig
+from specexit.schemas.train import MeshConfig, OptimizerConfig, TrainConfig
 
 
 def test_a_clock_gives_every_second_to_one_thing() -> None:
@@ -109,6 +110,15 @@ def test_rates_are_those_of_the_schedule(base_recipe: TrainConfig, shapes: Shape
     assert rates[0]["muon"] == pytest.approx(peak / 4)  # 4 % of 100 steps of warm-up, of which this is the first
     assert rates[1]["muon"] == pytest.approx(peak)
     assert rates[2]["muon"] < 0.1 * peak
+
+
+@pytest.mark.parametrize(("warmup", "decay", "falling"), [(0.04, 0.5, 50), (0.6, 0.6, 40), (0.04, 1.0, 96)])
+def test_the_last_rate_is_the_floor(warmup: float, decay: float, falling: int) -> None:
+    """Also where warm-up and decay together are more than the run: the decay begins behind the warm-up."""
+    rate = schedule(OptimizerConfig(warmup=warmup, decay=decay, floor=0.02), 1.0, 100)
+    assert float(rate(100)) == pytest.approx(0.02)
+    assert float(rate(99)) == pytest.approx(0.02 + 0.98 / falling, rel=1e-5)  # float32
+    assert float(rate(100 - falling)) == pytest.approx(1.0)
 
 
 def numbers() -> dict[str, Any]:

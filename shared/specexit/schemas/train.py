@@ -21,7 +21,12 @@ class OptimizerConfig(Config):
     head_rate: float = Field(default=0.02, gt=0, description="peak learning rate of AdamW (signal head)")
     weight_decay: float = Field(default=0.0, ge=0, description="decoupled weight decay of both")
     warmup: float = Field(default=0.04, ge=0, lt=1, description="share of the steps with a rising rate")
-    decay: float = Field(default=0.5, gt=0, le=1, description="share of the steps, at the end, with a falling rate")
+    decay: float = Field(
+        default=0.5,
+        gt=0,
+        le=1,
+        description="share of the steps, at the end, with a falling rate; those behind the warm-up at most",
+    )
     floor: float = Field(default=0.02, ge=0, le=1, description="last rate as a share of the peak")
     clip: float = Field(default=1.0, gt=0, description="largest global gradient norm")
 
