@@ -232,6 +232,8 @@ class Loop:
             self.metrics.advance(i, values)
         else:
             self.metrics.count(i, int(values["tokens"]))
+            if evaluation is not None:  # of a skipped step, which has no numbers of its own
+                self.metrics.write({"step": i, "evaluation": evaluation})
         return evaluation is not None or not judged
 
     def _judges(self, i: int) -> bool:

@@ -1,6 +1,7 @@
 """What a pod owner watches, on a clock and on chips of the test's own."""
 
 import io
+import itertools
 import json
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -15,6 +16,8 @@ import pytest
 from jax.sharding import Mesh
 from rich.console import Console
 
+from jax_specexit.evaluation.held_out import HeldOut
+from jax_specexit.evaluation.judging import Evaluation
 from jax_specexit.model.target import TargetShape
 from jax_specexit.planning.aot import Shapes
 from jax_specexit.planning.work import step_work
@@ -199,6 +202,30 @@ def test_the_time_of_what_was_saved_is_kept(
     lines = driven(config, 6, monkeypatch)
     assert [line["step"] for line in lines] == [3, 6, 8]
     assert lines[-1]["trained_seconds"] == before[-1]["trained_seconds"] + 1 * 2  # step 7 compiles
+
+
+def test_the_evaluation_behind_a_skipped_step_is_on_record(
+    base_recipe: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Minutes were spent on it, and the best checkpoint may be by it; the NaN itself has no line."""
+    config = base_recipe.model_copy(update={"out": tmp_path, "max_nonfinite": 1, "evaluate_every": 4})
+    done = itertools.count(1)
+
+    def update(state: TrainState, *_: object) -> tuple[TrainState, dict[str, Any]]:
+        return state, numbers() | {"loss": jnp.asarray(float("nan") if next(done) == 4 else 1.0)}
+
+    found = {"score": Mock(return_value=0.9), "to_json": Mock(return_value={"top1": [0.5]})}
+    held_out = Mock(spec=HeldOut, return_value=Mock(spec=Evaluation, **found))
+    every = {"steps": lambda first, last: ((i, {}) for i in range(first, last + 1)), "whole": lambda step: {}}
+    checkpoints = Mock(spec=Checkpoints, due=lambda i: False)
+    step, watch = Mock(spec=Step, update={2: update}), Mock(spec=Watch, return_value={})
+    monkeypatch.setattr("jax_specexit.training.train.show", Mock())
+    loop = Loop(config, step, Mock(spec=Frozen), Mock(spec=Batches, **every), checkpoints, held_out, watch)
+    assert loop.run(0, Mock(spec=TrainState)) == ("finished", 8)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, 9))
+    assert lines[3] == {"step": 4, "evaluation": {"top1": [0.5]}}
+    assert [line["step"] for line in lines if "evaluation" in line] == [4, 8]
 
 
 def shown(metrics: Metrics, width: int) -> list[str]:
