@@ -175,7 +175,9 @@ def make_loss(config: TrainConfig, graph: nnx.GraphDef, target_graph: nnx.GraphD
             token = cast(TokenLoss, fused)  # custom_vjp hides the type
 
         assert draft.signal_head is not None
-        raw = draft.signals(aux, normed)
+        # Without a share the heads only read the state: no weight of theirs is 0, see `losses.WEIGHT_RANGE`.
+        read = normed if normed is None or config.signals.share > 0 else jax.lax.stop_gradient(normed)
+        raw = draft.signals(aux, read)
         labels, counts = signal_targets(batch, source, frozen.signal_weight)
         per_signal = signal_losses(raw, labels, counts)
         pulls = signal_state_gradients(raw, labels, counts, draft.signal_head.kernel[...])

@@ -199,6 +199,24 @@ def test_rows_without_a_word_for_the_target_s_choice_can_be_left_out(oracle) -> 
     assert not np.isclose(theirs["loss"], oracle("draft", "float32")["loss"], rtol=0.01)
 
 
+@pytest.mark.usefixtures("light")
+def test_signals_without_a_share_leave_the_state_to_the_tokens() -> None:
+    """Their heads learn, and what the state learns is the tokens' alone."""
+    draft, target, frozen, batch = problem("draft")
+    graph, params = nnx.split(draft)
+    config = recipe("draft", "float32", signals={"source": "draft", "share": 0})
+    gradient = jax.jit(jax.grad(make_loss(config, graph, nnx.graphdef(target), STEPS), has_aux=True))
+    followed = jax.tree.map(jnp.asarray, BEFORE)
+    without = batch | {"signal_mask": jnp.zeros_like(batch["signal_mask"])}
+    (ours, (metrics, _)), (tokens, _) = (
+        gradient(nnx.to_pure_dict(params), frozen, one, followed) for one in (batch, without)
+    )
+    np.testing.assert_allclose(metrics["weights"], 1e-3, rtol=1e-6)
+    assert np.any(ours.pop("signal_head")["kernel"])
+    assert not np.any(tokens.pop("signal_head")["kernel"])
+    jax.tree.map(np.testing.assert_array_equal, ours, tokens)
+
+
 def shifts(monkeypatch: pytest.MonkeyPatch, mutate: Callable[[int, int], int]) -> dict[int, list[int]]:
     """Let ``mutate(line, by)`` change every shift; returns what the lines that shift ask for."""
     seen: dict[int, list[int]] = {}

@@ -56,7 +56,9 @@ class SignalConfig(Config):
         default="draft", description="draft: the draft layer's output, jointly; fc: a probe on the target"
     )
     share: float = Field(
-        default=0.3, gt=0, description="pull of each signal on the shared state, relative to the tokens'"
+        default=0.3,
+        ge=0,
+        description="pull of each signal on the shared state, relative to the tokens'; 0: its head only reads that",
     )
     boundary_weight: float = Field(
         default=1.0, gt=0, description="weight of split tokens in the signal losses; verdicts are read nowhere else"
