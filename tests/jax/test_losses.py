@@ -156,18 +156,38 @@ def test_a_signal_pulls_while_its_loss_is_between_its_floors(share_of_constant: 
     np.testing.assert_allclose(fades(share_of_constant * constants, constants), left, atol=1e-5)
 
 
-def test_nothing_is_held_against_a_signal_in_the_first_steps() -> None:
-    n = len(SIGNALS)
-    seen = Followed(jnp.ones(1 + n), jnp.full(n, 0.7), jnp.full(n, 0.7))  # no better than a constant answer
-    followed, left = Followed(jnp.zeros(1 + n), jnp.zeros(n), jnp.zeros(n)), []
-    for _ in range(200):
+def pulls_left(seen: Followed, steps: int) -> tuple[Followed, list[float]]:
+    """What is followed behind so many steps that see the same, and what is left of a signal's pull at each."""
+    n, left = len(SIGNALS), []
+    followed = Followed(jnp.zeros(1 + n), jnp.zeros(n), jnp.zeros(n))
+    for _ in range(steps):
         followed = follow(followed, seen, 0.95)
         left.append(float(fades(followed.losses, followed.constants)[0]))
+    return followed, left
+
+
+def test_a_signal_that_begins_at_a_constant_s_loss_pulls_for_some_forty_steps() -> None:
+    n = len(SIGNALS)
+    seen = Followed(jnp.ones(1 + n), jnp.full(n, 0.7), jnp.full(n, 0.7))  # no better than a constant answer
+    followed, left = pulls_left(seen, 200)
     assert min(left[:40]) == 1
     assert 0 < left[60] < 1
     assert left[-1] < 0.01
     worse = follow(followed, Followed(seen.magnitudes, seen.losses * jnp.nan, seen.constants), 0.95)
     np.testing.assert_array_equal(worse.losses, followed.losses)
+
+
+@pytest.mark.parametrize(("times", "whole", "nothing"), [(2.2, 10, 12), (100.0, 0, 1)])
+def test_a_signal_that_begins_above_a_constant_s_loss_pulls_for_fewer_steps(
+    times: float, whole: int, nothing: int
+) -> None:
+    """With all of its force for ``whole`` steps, and from step ``nothing`` on with none of it. 2.2 is about what the
+    demo's progress begins at: its labels are mostly 1, and its head says 0.5."""
+    n = len(SIGNALS)
+    _, left = pulls_left(Followed(jnp.ones(1 + n), jnp.full(n, 0.1 * times), jnp.full(n, 0.1)), 15)
+    assert left[:whole] == [1] * whole
+    assert left[whole] < 1
+    assert not any(left[nothing - 1 :])
 
 
 def test_labels_that_are_all_the_same_pull_on_nothing() -> None:
