@@ -105,10 +105,13 @@ def device_grid(config: MeshConfig, devices: Sequence[Any]) -> np.ndarray:
         )
     each, rest = len(devices) // wanted, config.fsdp * config.expert * config.context * config.tensor
     data = each // rest if config.data == -1 else config.data
-    if data * rest * wanted != len(devices) or data == 0:
+    product = data * rest * wanted
+    if product != len(devices) or data == 0:
         over = f" dcn_data={wanted}" if wanted > 1 else ""
         sizes = " ".join(f"{axis}={getattr(config, axis)}" for axis in AXES)
-        raise PassingError(
+        # Of a mesh that says all of its sizes, devices that are too many never become fewer.
+        lasting = config.data != -1 and product < len(devices)
+        raise (ConfigError if lasting else PassingError)(
             f"mesh{over} {sizes} does not fit {len(devices)} devices: the product must be the number of devices"
         )
     shape = (data, config.fsdp, config.expert, config.context, config.tensor)

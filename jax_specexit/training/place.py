@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import secrets
 import shutil
 import tempfile
@@ -65,7 +66,7 @@ def _check_renames(out: Path) -> None:
         raise ConfigError(
             f"out={out}: a folder cannot be renamed there ({error.strerror}), as a checkpoint's must be: mount the "
             "bucket with gcsfuse's --rename-dir-limit=200000, or give it as gs://"
-        ) from error
+        ) from (None if error.errno == errno.EMFILE else error)  # gcsfuse's answer: others may pass
     finally:
         for folder in (before, after):
             shutil.rmtree(folder, ignore_errors=True)

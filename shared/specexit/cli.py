@@ -367,7 +367,8 @@ def run(name: str, arguments: list[str]) -> None:
     except ModuleNotFoundError as error:
         if command.extra is None or "specexit" in (error.name or ""):
             raise
-        _fail(f"specexit {name} needs {error.name}: {install(command.extra)}")
+        needed = f"specexit {name} needs {error.name}: {install(command.extra)}"
+        _fail(needed, code=LASTING if command.restarted else 1)
     except KeyboardInterrupt:
         _fail("interrupted", code=130)
     except InputError as error:

@@ -19,10 +19,12 @@ class InputError(ValueError):
 def lasts(error: InputError) -> bool:
     """Whether the same command would only run into an error again.
 
-    What has come of an `OSError` or a `RuntimeError` is a machine's, a disk's or a network's, and may not come twice.
+    What has come of an `OSError` or a `RuntimeError` is a machine's, a disk's or a network's, and may not come twice;
+    but a file that is not there has a wrong name, as jobs start behind their mounts.
     """
-    failures = (OSError, RuntimeError)
-    return not (error.passes or isinstance(error, failures) or isinstance(error.__cause__, failures))
+    failures, cause = (OSError, RuntimeError), error.__cause__
+    failed = isinstance(cause, failures) and not isinstance(cause, FileNotFoundError)
+    return not (error.passes or isinstance(error, failures) or failed)
 
 
 def shown(value: object, most: int = 200) -> str:

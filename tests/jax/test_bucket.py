@@ -40,6 +40,7 @@ from specexit.data.packing import pack
 from specexit.data.parts import PartsWriter, parts_of
 from specexit.drafts.directory import read_draft
 from specexit.drafts.tensors import read_header
+from specexit.errors import lasts
 from specexit.outputs import new_folder
 from specexit.schemas.convert import ConvertConfig
 from specexit.schemas.pack import PackConfig
@@ -446,6 +447,7 @@ def test_a_mounted_bucket_in_which_no_folder_can_be_renamed_is_refused(
 
     monkeypatch.setattr(Path, "rename", refused)
     place.check_place(tmp_path / "run")  # a disk is not asked
-    with pytest.raises(ConfigError, match=r"a folder cannot be renamed.*gcsfuse's --rename-dir-limit"):
+    with pytest.raises(ConfigError, match=r"a folder cannot be renamed.*gcsfuse's --rename-dir-limit") as told:
         place.check_place(out)
+    assert lasts(told.value)  # a restart mounts it no other way
     assert list(out.iterdir()) == []

@@ -72,6 +72,7 @@ def because_of(error: InputError, cause: Exception) -> InputError:
         (because_of(InputError("a file that is no JSON"), ValueError("no JSON")), 78),
         (because_of(InputError("a row that cannot be read"), RuntimeError("stale handle")), 1),
         (because_of(InputError("a file that cannot be read"), OSError(5, "Input/output error")), 1),
+        (because_of(InputError("a file that is not there"), FileNotFoundError(2, "No such file or directory")), 78),
         (BucketError("gs://bucket/run: cannot be written: 503"), 1),
         (PassingError("another process trains into this folder"), 1),
         (FileNotFoundError("not there yet"), 1),
@@ -109,6 +110,21 @@ def test_what_the_system_says_of_a_file_is_one_line(
         cli.run("train", ["tiny-reasoner"])
     assert exit_.value.code == 1
     assert capsys.readouterr().err == f"error: runs/out: cannot be written or read: {os.strerror(number)}\n"
+
+
+def test_an_image_without_a_package_has_it_too(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    load, runs = cli._load, cli.COMMANDS["train"].run
+
+    def lacks(reference: str) -> object:
+        if reference == runs:
+            raise ModuleNotFoundError("No module named 'jax'", name="jax")
+        return load(reference)
+
+    monkeypatch.setattr(cli, "_load", lacks)
+    with pytest.raises(SystemExit) as exit_:
+        cli.run("train", ["tiny-reasoner"])
+    assert exit_.value.code == 78
+    assert "specexit train needs jax: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("command", "code"), [("train", 78), ("plan", 1)])
