@@ -37,8 +37,8 @@ class Command:
     subject: str | None = None
     """Key whose value may be given alone, in place of a YAML file: ``specexit migrate runs/x/draft``."""
     restarted: bool = False
-    """Whether job scripts go by its exit code: what the same command would only run into again then has one of its own,
-    see `specexit.errors.LASTING`."""
+    """Whether job scripts start it again by its exit code: what the same command would only run into again then has one
+    of its own, see `specexit.errors.LASTING`."""
 
 
 COMMANDS = {
@@ -98,7 +98,6 @@ COMMANDS = {
         "specexit.schemas.status:StatusConfig",
         "specexit.status:status",
         subject="run",
-        restarted=True,
     ),
     "evaluate": Command(
         "Training",

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pydantic import ValidationError
 
 LASTING = 78
-"""Exit code of ``specexit train`` and ``status`` for what the same command would only run into again: sysexits.h calls
-it a configuration error."""
+"""Exit code of ``specexit train`` for what the same command would only run into again, and of ``status`` where that was
+a NaN: sysexits.h calls it a configuration error."""
 
 
 class InputError(ValueError):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Literal, get_args
 
-from specexit.config import ConfigError, PassingError
+from specexit.config import PassingError
+from specexit.errors import LASTING
 from specexit.schemas.status import StatusConfig
 
 Status = Literal["running", "preempted", "stopped", "finished"]
@@ -20,15 +22,16 @@ def status(config: StatusConfig) -> None:
     """Print a run's status and step; returns where it is finished.
 
     Raises:
-      ConfigError: the run was stopped by what is not finite, so that it must not be started anew as it is; the exit
-        code is `specexit.errors.LASTING`.
-      PassingError: not a run folder, or not yet; the exit code is 1.
-      SystemExit: with `GOES_ON`, where it is not finished.
+      PassingError: not a run folder, or not yet; the exit code is 1, as for anything that is wrong with the command.
+      SystemExit: with `specexit.errors.LASTING` where it was stopped by what is not finite, so that it must not be
+        started anew as it is; with `GOES_ON` where it is not finished for another reason.
     """
     found, step, steps = read_status(config.run)
     print(f"{config.run}: {found}, step {step} of {steps}")
     if found == "stopped":
-        raise ConfigError(f"{config.run}: was stopped behind step {step} by a loss or gradient that is not finite")
+        said = f"{config.run}: was stopped behind step {step} by a loss or gradient that is not finite"
+        print(f"error: {said}", file=sys.stderr)
+        raise SystemExit(LASTING)
     if found != "finished":
         raise SystemExit(GOES_ON)
 

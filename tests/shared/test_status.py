@@ -60,6 +60,17 @@ def test_a_file_is_no_run_folder(tmp_path: Path, capsys: pytest.CaptureFixture) 
     assert "status.json/status.json: file does not exist, expected a run folder" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("arguments", [["run=runs/x", "foo=1"], [], ["run=s3://bucket/x"]], ids=str)
+def test_a_command_that_is_mistyped_says_nothing_of_the_run(
+    arguments: list[str], capsys: pytest.CaptureFixture
+) -> None:
+    """A script that goes by 78 would never start it again."""
+    with pytest.raises(SystemExit) as exit_:
+        cli.run("status", arguments)
+    assert exit_.value.code == 1
+    assert capsys.readouterr().err.startswith("error: ")
+
+
 def because_of(error: InputError, cause: Exception) -> InputError:
     error.__cause__ = cause
     return error
