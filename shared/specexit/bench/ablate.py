@@ -31,6 +31,7 @@ from specexit.config import Config, save_run, versions, write_text
 from specexit.data.rows import AnyTrace, BareTrace, can_judge, infer_decided, is_tried_throughout
 from specexit.data.scores import StoredScores, open_scores
 from specexit.data.traces import TraceError, data_sha256, read_bare, target_of_file
+from specexit.errors import first_problem
 from specexit.method.decision import Policy
 from specexit.method.labels import ExitKind, exit_point
 from specexit.method.policies import METHODS
@@ -133,7 +134,8 @@ def _found_before(config: AblateConfig, inputs: dict[str, str]) -> Ablations | N
         found = Ablations.model_validate_json(path.read_text())
     except ValidationError as error:
         raise BenchError(
-            f"{path}: cannot be read as what ablate writes, expected it or no such file: {error}"
+            f"{path}: cannot be read as what ablate writes: {first_problem(error)}; delete the folder to replay anew, "
+            "or give another out"
         ) from error
     asked = {"config": config.model_dump(mode="json"), "versions": versions(), "inputs": inputs}
     refuse_other_run(config.out, found.inputs, asked, "ablations", "replay anew")
