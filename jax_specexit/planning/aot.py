@@ -97,7 +97,7 @@ def shapes_of(config: TrainConfig, target_config: TargetConfig) -> Shapes:
     """The sizes of a recipe, without its data or any weights.
 
     Raises:
-      ConfigError: the recipe does not say how long its rows are.
+      ConfigError: the recipe does not say how long its rows are, or how its draft embeds tokens.
       InputError: the target is of an unknown architecture, or its config lacks a field; or see `with_stored`.
     """
     length = config.length
@@ -105,6 +105,12 @@ def shapes_of(config: TrainConfig, target_config: TargetConfig) -> Shapes:
         raise ConfigError("length is not set, expected the tokens of a packed row, as given to `specexit pack`")
     check_length(config, length)
     if config.init_from is not None and not config.init_from.exists():
+        width, expected = config.draft.hidden_size, target_config.needed("hidden_size")["hidden_size"]
+        if width != expected:
+            raise ConfigError(
+                f"init_from={config.init_from}: is not there, and only it says how a draft of another width than its "
+                f"target embeds tokens: draft.hidden_size={width}, the target's is {expected}"
+            )
         config = config.model_copy(update={"init_from": None})  # the recipe says its sizes
     draft = draft_config(config, target_config, "earliest")
     fields, path = target_config.hf_config(), target_config.config_place

@@ -154,8 +154,8 @@ def test_sizes_that_do_not_go_together_are_refused(recipe: TrainConfig, key: str
     assert not recipe.out.exists()
 
 
-def test_a_fresh_draft_of_another_width_than_its_target_is_refused(recipe: TrainConfig) -> None:
-    """By a run and by a plan. It has no embeddings but its target's."""
+def test_a_fresh_draft_of_another_width_than_its_target_is_refused(recipe: TrainConfig, tmp_path: Path) -> None:
+    """By a run and by a plan. It has no embeddings but its target's; one that is elsewhere may have some."""
     sizes = recipe.draft.model_copy(update={"hidden_size": 48})
     wide = recipe.model_copy(update={"draft": sizes, "length": 128})
     said = r"^draft\.hidden_size=48, expected the target's 32: "
@@ -164,6 +164,10 @@ def test_a_fresh_draft_of_another_width_than_its_target_is_refused(recipe: Train
     assert not recipe.out.exists()
     with pytest.raises(ConfigError, match=said):
         shapes_of(wide, load_target_config(wide.target))
+    gone = wide.model_copy(update={"init_from": tmp_path / "gone"})
+    said = rf"^init_from={tmp_path}/gone: is not there, and only it says .*draft\.hidden_size=48, the target's is 32$"
+    with pytest.raises(ConfigError, match=said):
+        shapes_of(gone, load_target_config(gone.target))
 
 
 def test_a_tpu_takes_only_the_jax_that_its_attention_was_checked_with(
