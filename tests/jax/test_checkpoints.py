@@ -17,7 +17,7 @@ from jax_specexit.stored import open_checkpoint
 from jax_specexit.training.checkpoint import Checkpoints, restore_params
 from jax_specexit.training.room import DiskFullError
 from jax_specexit.training.step import Followed, TrainState
-from specexit.config import ConfigError
+from specexit.config import ConfigError, PassingError
 from specexit.schemas.train import CheckpointConfig
 
 LENGTH = {"by": "acceptance_length", "traces": "of these traces"}
@@ -99,6 +99,17 @@ def test_the_best_is_whole_before_its_evaluation_is_on_record(tmp_path: Path, mo
     with Checkpoints(tmp_path, CheckpointConfig(keep=2), LENGTH) as checkpoints:
         checkpoints.save_if_best(4, state_of(4).params, 1.02)
         assert ocp.utils.checkpoint_steps(str(tmp_path / "best")) == [4]
+
+
+def test_a_folder_that_another_run_has_taken_gets_no_regular_checkpoint(tmp_path: Path) -> None:
+    """Of which a run without evaluations saves no other."""
+    check = Mock(side_effect=PassingError("another one has it"))
+    with (
+        Checkpoints(tmp_path, CheckpointConfig(), check=check) as checkpoints,
+        pytest.raises(PassingError, match="another one has it"),
+    ):
+        checkpoints.save(1, state_of(1))
+    assert ocp.utils.checkpoint_steps(str(tmp_path / "checkpoints")) == []
 
 
 def test_saving_asks_nothing_of_the_preemption_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
