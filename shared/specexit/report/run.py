@@ -28,6 +28,8 @@ class Run:
     """How far it is."""
     curves: tuple[Figure, ...]
     watched: Watched
+    left_out: tuple[int, ...]
+    """Numbers of the lines of ``metrics.jsonl`` that cannot be read, from 1 on."""
     evaluation: dict[str, tuple[str, str]]
     """Name -> value, and what it is where the run's folder says that; nothing where no step was evaluated."""
 
@@ -41,7 +43,7 @@ def read_run(folder: Path) -> Run:
     """
     status, step, steps = read_status(folder)
     path = folder / "metrics.jsonl"
-    lines = read_lines(path)
+    lines, left_out = read_lines(path)
     rows = training_rows(path, lines)
     return Run(
         folder=folder,
@@ -49,6 +51,7 @@ def read_run(folder: Path) -> Run:
         says=f"{status}, step {step:,} of {steps:,}",
         curves=training(rows),
         watched=watched(rows),
+        left_out=left_out,
         evaluation=newest_evaluation(folder / "evaluation.json", lines),
     )
 
@@ -60,17 +63,26 @@ def _target_of(path: Path) -> str:
         raise ReportError(f"{path}: cannot be read as the target of a training run: {error!r}") from error
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """All whole lines of ``metrics.jsonl``: the last one may be cut, by a kill or because it is being written.
+def read_lines(path: Path) -> tuple[list[dict[str, Any]], tuple[int, ...]]:
+    """All whole lines of ``metrics.jsonl``, and the numbers of those that are left out, as a power failure leaves them.
+
+    The last line may be cut, by a kill or because it is being written, and is none.
 
     Raises:
-      ReportError: not there, not JSON lines, or one has no ``step``.
+      ReportError: the file is not there or cannot be read.
     """
     try:
-        lines = [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-        return [dict(line, step=int(line["step"])) for line in lines]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        whole = path.read_bytes().decode(errors="replace").split("\n")[:-1]
+    except OSError as error:
         raise ReportError(f"{path}: cannot be read as what train writes: {error!r}") from error
+    lines, left_out = [], []
+    for i, text in enumerate(whole, 1):
+        try:
+            line = json.loads(text)
+            lines.append(dict(line, step=int(line["step"])))
+        except (ValueError, KeyError, TypeError):  # not JSON, or without a step
+            left_out.append(i)
+    return lines, tuple(left_out)
 
 
 def training_rows(path: Path, lines: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

@@ -24,7 +24,7 @@ def test_a_step_done_again_after_a_resume_counts_once(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     rows = [{"step": step, "token_loss": [loss]} for step, loss in ((10, 3.0), (20, 2.0), (20, 1.5), (30, 1.0))]
     path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    found = training_rows(path, read_lines(path))
+    found = training_rows(path, read_lines(path)[0])
     assert [(row["step"], row["token_loss"][0]) for row in found] == [(10, 3.0), (20, 1.5), (30, 1.0)]
 
 
@@ -35,6 +35,18 @@ def test_a_line_that_was_cut_is_left_out(tmp_path: Path) -> None:
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 40, "token_lo')
     assert read_lines(run / "metrics.jsonl") == whole
+
+
+@pytest.mark.parametrize("damaged", [b"\0\0\n", b"\xff\n", b'{"loss": 1.0}\n'])
+def test_a_damaged_line_is_left_out_and_named(tmp_path: Path, damaged: bytes) -> None:
+    """As a power failure leaves them, in a run that has ended as in one that `train` goes on with."""
+    run = write_run(tmp_path / "train", watched_lines())
+    assert "cannot be read" not in page_of(run)
+    first, *others = (run / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    (run / "metrics.jsonl").write_bytes(first + damaged + b"".join(others) + damaged)
+    html = page_of(run)
+    assert "Left out, as metrics.jsonl cannot be read there: line 2, 5." in html
+    assert cells(html, "Goodput, %")[1:] == [["10", "1"], ["20", "50"], ["30", "60"]]
 
 
 def watched_lines() -> list[dict]:
@@ -148,7 +160,7 @@ def test_unusable_metrics_name_the_file(tmp_path: Path, text: str) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text(text)
     with pytest.raises(ReportError, match=re.escape(str(path))):
-        training_rows(path, read_lines(path))
+        training_rows(path, read_lines(path)[0])
 
 
 def test_an_evaluation_is_flattened_and_each_number_explained_once(tmp_path: Path) -> None:
