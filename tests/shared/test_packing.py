@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from specexit.config import ConfigError, load
 from specexit.data import packing
 from specexit.data.packed import PackError, check_target, open_rows, read_example, read_meta, write_example
 from specexit.data.packing import pack
@@ -129,6 +130,12 @@ def test_a_trace_that_is_there_twice_is_not_trained_on_twice(make_trace, tmp_pat
     with pytest.raises(TraceError, match=r"labelled: trace 'a', sample 0, is there twice, expected every sample"):
         pack(PackConfig(traces=tmp_path / "labelled", out=tmp_path / "packed", length=40))
     assert not (tmp_path / "packed").exists()
+
+
+def test_a_seed_that_gives_no_order_is_refused_at_once():
+    """It was a traceback out of a worker, behind the reading of all traces."""
+    with pytest.raises(ConfigError, match=r"seed is -1: .*greater than or equal to 0"):
+        load(PackConfig, None, ["traces=labelled", "out=packed", "seed=-1"])
 
 
 def test_a_shard_that_was_damaged_in_place_is_named_with_the_row(packed):

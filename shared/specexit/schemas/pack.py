@@ -29,7 +29,7 @@ class PackConfig(Config):
         default="earliest", description="first boundary that agrees with the full answer, or from which on all agree"
     )
     truncate: bool = Field(default=False, description="end the thinking at the exit point, as the paper does")
-    seed: int = Field(default=0, description="of the order of the examples")
+    seed: int = Field(default=0, ge=0, description="of the order of the examples")
     shards: int = Field(default=1, gt=0, description="files to spread the examples over")
     workers: int | None = Field(
         default=None,
