@@ -268,7 +268,8 @@ class Metrics:
             append_text(self.path, lines)
         except BucketError as error:
             self.unsent = lines
-            self._say(f"{error}; it is tried again with the next line")
+            if text:  # at the end there is no next one
+                self._say(f"{error}; it is tried again with the next line")
 
     def _say(self, what: str) -> None:
         self.progress.console.print(what, soft_wrap=True, markup=False)

@@ -180,7 +180,9 @@ def test_a_metric_line_that_a_bucket_refuses_goes_with_the_next(
     with monkeypatch.context() as patch, module.Metrics(bucket, total=8, start=5) as metrics:
         patch.setattr(BucketPath, "append", refused)
         metrics.write({"step": 6})
-    assert f"{bucket / 'metrics.jsonl'}: lacks the last lines: 1" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert said.count("it is tried again with the next line") == 1  # and not at the end, where none is next
+    assert f"{bucket / 'metrics.jsonl'}: lacks the last lines: 1" in said
 
 
 def test_a_trace_that_a_bucket_refuses_stays_on_the_disk(
