@@ -128,4 +128,4 @@ def test_a_draft_without_signals_has_no_cost_to_measure(drafts, tmp_path):
 def test_responses_of_one_token_are_refused(tmp_path):
     """Nothing is drafted in them: all was measured, and then ended in a division by zero."""
     with pytest.raises(ValidationError, match=r"max_new_tokens\n.*greater than 1"):
-        BenchServingConfig(draft=tmp_path, traces=tmp_path, out=tmp_path, max_new_tokens=1)
+        BenchServingConfig(draft=tmp_path, traces=tmp_path, out=tmp_path / "out.json", max_new_tokens=1)

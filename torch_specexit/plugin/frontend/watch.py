@@ -125,7 +125,7 @@ class PolicyWatch:
             change. Nothing has been changed then.
         """
         stamp, path = self._stamp(), self.folder / FILE
-        if stamp is None:  # `read_policy` would go on with what a directory without the file has: no certificate
+        if stamp is None:  # a directory of before the file had its policy in config.json, which nobody has changed
             raise PolicyError(f"{path}: is not there, expected the file to read again")
         file, serving = policies_for(self.folder, self.block, self.additional_config)
         file.point(point)
