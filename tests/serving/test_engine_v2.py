@@ -58,4 +58,4 @@ def test_prompts_that_are_looked_through_on_the_device_are_read_the_same(engines
 @both_sources
 def test_finished_requests_leave_no_state_behind(engines, source):
     # Those that have finished in the last step are reported with the next one.
-    assert engines.v2(source)["batches"][0]["slots"] <= 4
+    assert engines.v2(source)["batches"][2]["slots"] <= 2
