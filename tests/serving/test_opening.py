@@ -119,15 +119,20 @@ def engine_with(config):
     )
 
 
-def test_a_draft_that_is_named_by_its_hub_id_is_refused_with_what_to_do(draft, monkeypatch):
+def test_a_draft_by_its_hub_id_is_fetched_whole(draft, monkeypatch):
     """vLLM fetches its config and weights, and no policy.json: exits came at a default that nobody had calibrated."""
-    monkeypatch.setattr("transformers.utils.hub.cached_file", lambda model, file, **_: str(draft / file))
-    message = (
-        r"speculative_config\.model is 'user/draft', expected a folder: .*`hf download user/draft --local-dir FOLDER`"
-    )
-    with pytest.raises(DraftError, match=message):
-        draft_config(config_with("user/draft"))
-    assert draft_config(config_with(draft)) is not None
+    write_policy(draft, PolicyFile.model_validate({"points": POINTS, "default": "careful"}))
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, revision: f"{draft.parent}/{name[5:]}")
+    found = draft_config(config_with(f"user/{draft.name}"))
+    assert found == draft_config(config_with(draft))
+    assert found.specexit.policy.thresholds == {"validity": 0.97}
+
+
+def test_a_draft_that_is_neither_a_folder_nor_to_be_had_is_refused_by_name(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    for model in ("user/draft", str(tmp_path / "gone")):
+        with pytest.raises(DraftError, match=rf"speculative_config\.model is '{model}', expected a folder, or "):
+            draft_config(config_with(model))
 
 
 @pytest.mark.parametrize("fetched", [True, False])

@@ -26,17 +26,22 @@ MODES: tuple[Mode, ...] = get_args(Mode)
 """Each is stricter than the one before."""
 
 
+def is_ours(draft: Any) -> bool:
+    """Whether vLLM's ``ModelConfig`` of a draft names one of the plug-in's classes."""
+    named = getattr(getattr(draft, "hf_config", None), "architectures", None) or ()
+    return not set(ARCHITECTURES.values()).isdisjoint(named)
+
+
 def draft_config(vllm_config: Any) -> DraftConfig | None:
     """The SpecExit draft that an engine is configured with, or None where it has none.
 
     Raises:
-      DraftError: it is no folder, see `draft_folder`, or its ``config.json`` cannot be used.
+      DraftError: it is not there, see `draft_folder`, or its ``config.json`` cannot be used.
     """
     draft = getattr(vllm_config.speculative_config, "draft_model_config", None)
-    named = getattr(getattr(draft, "hf_config", None), "architectures", None) or ()
-    if draft is None or not set(ARCHITECTURES.values()).intersection(named):
+    if draft is None or not is_ours(draft):
         return None
-    return read_config(draft_folder(draft.model))
+    return read_config(draft_folder(draft.model, draft.revision))
 
 
 def serving_of(block: SpecExitBlock, additional_config: Any) -> Serving:

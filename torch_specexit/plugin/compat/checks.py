@@ -24,19 +24,24 @@ def folder_of(model: str, revision: str | None, file: str, cache: str | None = N
     return Path(str(cached_file(model, file, revision=revision, cache_dir=cache))).parent
 
 
-def draft_folder(model: str) -> Path:
-    """Folder of a draft that an engine is configured with.
+def draft_folder(model: str, revision: str | None) -> Path:
+    """Folder of a draft that an engine is configured with; of one that is named as on the Hub, where all of it is then.
+
+    vLLM itself fetches no ``policy.json``, and without it exits would come at a default that nobody has calibrated.
 
     Raises:
-      DraftError: it is not on this machine's disk: by a draft's name on the Hub an engine would get its weights and no
-        ``policy.json``, and exit by a default that nobody has calibrated.
+      DraftError: no such folder, and it cannot be had from the Hub.
     """
-    if not Path(model).is_dir():
+    if Path(model).is_dir():
+        return Path(model)
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(model, revision=revision))
+    except (OSError, ValueError) as error:
         raise DraftError(
-            f"speculative_config.model is {model!r}, expected a folder: vLLM fetches no policy.json from the Hub; run "
-            f"`hf download {model} --local-dir FOLDER`, and give that folder"
-        )
-    return Path(model)
+            f"speculative_config.model is {model!r}, expected a folder, or a draft's name on the Hub: {error}"
+        ) from error
 
 
 def check_draft(config: DraftConfig, folder: Path, target: Any) -> SpecExitBlock:

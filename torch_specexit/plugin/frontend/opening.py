@@ -59,7 +59,7 @@ def settings_of(vllm_config: Any) -> Opening | None:
     if config is None or config.specexit is None:
         return None
     draft = vllm_config.speculative_config.draft_model_config
-    folder = draft_folder(draft.model)
+    folder = draft_folder(draft.model, draft.revision)
     served = served_fingerprints(folder, vllm_config)
     watch = PolicyWatch(folder, config.specexit, vllm_config.additional_config, served)
     file, serving = policies_for(folder, config.specexit, vllm_config.additional_config)

@@ -66,7 +66,7 @@ class WithSignals(Eagle3):
     """A draft directory's model, to be mixed into vLLM's class of that model type, which comes behind it.
 
     Raises:
-      DraftError: the draft is no folder, see `draft_folder`, or cannot serve this target, see `check_draft`.
+      DraftError: the draft is not there, see `draft_folder`, or cannot serve this target, see `check_draft`.
       ConfigError: ``--additional-config`` holds settings that cannot be used, see `serving_of`; or exits are required,
         and this vLLM does not fit.
       SplitError: the target's tokenizer has no such think markers or no split token; see `resolve`.
@@ -83,7 +83,7 @@ class WithSignals(Eagle3):
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
         assert vllm_config.speculative_config is not None
         draft, target = vllm_config.speculative_config.draft_model_config, vllm_config.model_config
-        folder = draft_folder(draft.model)
+        folder = draft_folder(draft.model, draft.revision)
         config = read_config(folder)
         block = check_draft(config, folder, target)
         super().__init__(vllm_config=vllm_config, prefix=prefix)
