@@ -179,15 +179,14 @@ def as_traced(config: BenchConfig, traces: Sequence[Trace]) -> BenchConfig:
     told = [json.loads(text or "{}") for text in sorted({trace.sampling for trace in traces})]
     said = [{key: one[key] for key in SamplingConfig.model_fields if key in one} for one in told]
     try:
-        found = {SamplingConfig.model_validate(one) for one in said}
+        sampling, *others = [SamplingConfig.model_validate(one) for one in said]
     except ValidationError as error:
         raise BenchError(f"{config.traces}: sampling: {first_problem(error)}") from error
-    if len(found) != 1 or any("temperature" not in one for one in said):
+    if any(other != sampling for other in others) or any("temperature" not in one for one in said):
         raise BenchError(
             f"{config.traces}: sampling is {' and '.join(map(str, told))}, expected one with a temperature, or "
             "sampling.temperature="
         )
-    (sampling,) = found
     if config.samples > 1 and sampling.temperature == 0:
         raise BenchError(
             f"samples={config.samples}: {config.traces} are greedy, and all responses would be the same; expected "
