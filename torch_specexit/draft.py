@@ -70,12 +70,14 @@ class Attention(nn.Module):
     """Grouped-query attention over the first pass's rows and, per row, over its own earlier draft steps.
 
     Draft step ``k`` of row ``t`` sees what a real drafting run would have in its cache: the first pass up to row
-    ``t``, then the one key of each draft step before it, then itself.
+    ``t``, then the one key of each draft step before it, then itself. A window bounds both, see
+    `specexit.drafts.window`.
     """
 
     def __init__(self, config: DraftConfig):
         super().__init__()
         self.heads, self.kv, self.dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+        self.window = config.sliding_window
         self.frequency = rotary_frequencies(self.dim, config.rope_theta, config.rope_scaling)
         self.factor = rotary_factor(config.rope_scaling)
         size, bias = 2 * config.hidden_size, config.attention_bias
@@ -107,21 +109,25 @@ class Attention(nn.Module):
         k, v = (part.repeat_interleave(shared, dim=1) for part in (k, self._split(self.v_proj(x), self.kv)))
         cache.append((k, v))
 
-        if len(cache) == 1:
+        if len(cache) == 1 and self.window is None:
             mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.dim**-0.5)
         else:
-            size = max(1, SCORES // (batch * self.heads * cache[0][0].shape[2]))
+            size = max(1, SCORES // max(1, batch * self.heads * cache[0][0].shape[2]))
             blocks = torch.arange(rows, device=x.device).split(size)
-            mixed = torch.cat([self._later_step(q, cache, at, block) for block in blocks], dim=2)
+            mixed = torch.cat([self._by_rows(q, cache, at, block) for block in blocks], dim=2)
         return self.o_proj(mixed.transpose(1, 2).reshape(batch, rows, -1))
 
-    def _later_step(
+    def _by_rows(
         self, q: Heads, cache: list[tuple[Tensor, Tensor]], at: Int[Tensor, " rows"], block: Int[Tensor, " block"]
     ) -> Float[Tensor, "batch heads block dim"]:
-        """What some rows mix: the first pass up to their own row, and their own key of each step since."""
+        """What some rows mix: the first pass up to their own row, and their own key of each step since; in a window."""
         (first_k, first_v), n, q = cache[0], cache[0][0].shape[2], q[:, :, block]
+        first, own = torch.arange(n, device=q.device), at[block, None]
         later = [(key[:, :, block], value[:, :, block]) for key, value in cache[1:]]
-        seen: Bool[Tensor, "block first"] = torch.arange(n, device=q.device) <= at[block, None]
+        seen: Bool[Tensor, "block first"] = first <= own
+        if self.window is not None:
+            seen &= first > own + len(later) - self.window
+            later = later[-self.window :]
         scores = [(q @ first_k.transpose(-1, -2)).masked_fill(~seen, -torch.inf)]
         scores += [(q * key).sum(-1, keepdim=True) for key, _ in later]
         weights = F.softmax(torch.cat(scores, dim=-1).float() * self.dim**-0.5, dim=-1).to(q.dtype)

@@ -8,8 +8,9 @@ block and k diagonals:
 .. math:: s_{t} = [\,q_t \cdot k^{(0)}_{\le t},\; q_t \cdot k^{(1)}_t,\; \dots,\; q_t \cdot k^{(k)}_t\,]
 
 So no mask of ``T x (k+1)T`` is ever formed. The causal block is that of ordinary attention, and a `Causal` does it: the
-splash kernel on TPUs (`jax_specexit.model.splash`), tiles in plain JAX elsewhere (`jax_specexit.model.blockwise`). It
-gives its output :math:`o` and the log of its normaliser :math:`\ell`; with the scores :math:`s_j` of the diagonals,
+splash kernel on TPUs (`jax_specexit.model.splash`), tiles in plain JAX elsewhere (`jax_specexit.model.blockwise`). A
+draft's sliding window (`specexit.drafts.window`) shortens this block alone. It gives its output :math:`o` and the log
+of its normaliser :math:`\ell`; with the scores :math:`s_j` of the diagonals,
 
 .. math:: L = \log\Bigl(e^{\ell} + \sum_j e^{s_j}\Bigr), \qquad O = e^{\ell - L}\, o + \sum_j e^{s_j - L}\, v_j .
 
@@ -38,6 +39,7 @@ from jax_specexit.model.blockwise import Blockwise
 from jax_specexit.model.layers import repeat_kv, segment_starts
 from jax_specexit.model.splash import LANES, Splash, fits
 from jax_specexit.sharding import BATCH, CONTEXT, ROWS
+from specexit.drafts.window import first_pass_rows
 
 Queries = Float[Array, "batch time heads dim"]
 Keys = Sequence[Float[Array, "batch time kv dim"]]
@@ -66,7 +68,9 @@ class Causal(Protocol):
         ...
 
 
-def ttt_attention(q: Queries, keys: Keys, values: Keys, segment_ids: Int[Array, "batch time"]) -> Queries:
+def ttt_attention(
+    q: Queries, keys: Keys, values: Keys, segment_ids: Int[Array, "batch time"], window: int | None = None
+) -> Queries:
     """Causal block within segments, plus one diagonal per later step.
 
     Every device attends with its own heads and rows, or stretches of rows, where a mesh is in force.
@@ -75,15 +79,21 @@ def ttt_attention(q: Queries, keys: Keys, values: Keys, segment_ids: Int[Array, 
       q: queries of the newest step.
       keys, values: of steps 0..k, the newest last. One of each is ordinary causal attention.
       segment_ids: of packed rows; equal neighbours belong together.
+      window: of a draft, see `specexit.drafts.window`; None is full attention.
+
+    Raises:
+      InputError: the window ends before the first pass.
     """
+    seen = None if window is None else first_pass_rows(window, len(keys) - 1)
     mesh, starts = jax.sharding.get_abstract_mesh(), segment_starts(segment_ids)
     device = mesh.abstract_device
     on_tpu = (device.platform if device else jax.default_backend()) == "tpu"
     shards = 1 if mesh.empty else mesh.shape[CONTEXT]
     kind = device.device_kind if device else jax.devices()[0].device_kind
-    causal = Splash(shards, kind) if on_tpu and fits(q, shards) else Blockwise(shards)
+    causal = Splash(shards, kind) if on_tpu and fits(q, shards) and seen is None else Blockwise(shards, seen)
     if on_tpu and isinstance(causal, Blockwise):
         found = f"length {q.shape[1]}, head size {q.shape[3]}, expected multiples of {LANES}"
+        found = found if window is None else f"sliding_window {window}, expected none"
         warnings.warn(f"attention without the splash kernel, slower: {found}", stacklevel=2)
     attend_here = partial(attend, causal)
     if mesh.empty:
@@ -157,13 +167,18 @@ def _backward(causal: Causal, residuals, d_out):
 _attend.defvjp(_forward, _backward)
 
 
-def ttt_attention_reference(q: Queries, keys: Keys, values: Keys, segment_ids: Int[Array, "batch time"]) -> Queries:
+def ttt_attention_reference(
+    q: Queries, keys: Keys, values: Keys, segment_ids: Int[Array, "batch time"], window: int | None = None
+) -> Queries:
     """The same through one explicit mask over all (k+1) T keys. Slow and large; for tests."""
     heads, dim, time = q.shape[2], q.shape[3], q.shape[1]
     all_keys = jnp.concatenate([repeat_kv(k, heads) for k in keys], axis=1)
     all_values = jnp.concatenate([repeat_kv(v, heads) for v in values], axis=1)
     same = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
     causal = same & jnp.tril(jnp.ones((time, time), bool))
+    if window is not None:  # the query stands a position further on for each step
+        query, key = jnp.arange(time)[:, None] + len(keys) - 1, jnp.arange(time)
+        causal &= key > query - window
     diagonal = jnp.broadcast_to(jnp.eye(time, dtype=bool), causal.shape)
     mask = jnp.concatenate([causal] + [diagonal] * (len(keys) - 1), axis=-1)
     wide = jnp.promote_types(q.dtype, jnp.float32)

@@ -31,6 +31,8 @@ class Blockwise:
     """See `jax_specexit.model.attention.Causal`."""
 
     shards: int = 1
+    window: int | None = None
+    """How many keys a query sees at most, its own the last of them; None: all up to its own."""
 
     def forward(
         self,
@@ -67,6 +69,8 @@ class Blockwise:
     def _tiles(self, q: Array, k: Array, v: Array, starts: Array) -> _Tiles:
         time, kv, every = q.shape[1], k.shape[2], k.shape[1]
         block = min(BLOCK, time)
+        if self.window is not None:  # as if a segment began there
+            starts = jnp.maximum(starts, jnp.arange(every) - self.window + 1)
         if self.shards > 1:  # a tile lies in one of the two pieces of `context.order`
             block = max(n for n in range(1, block + 1) if (time // 2) % n == 0)
         places = context.own(jnp.asarray(context.order(every, self.shards)), self.shards)

@@ -137,7 +137,7 @@ class Draft(nnx.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = (rotary(part, positions, frequency, rotary_factor(c.rope_scaling)) for part in (q, k))
         keys, values = [*past[0], k], [*past[1], v]
-        mixed = ttt_attention(q, keys, values, segment_ids)
+        mixed = ttt_attention(q, keys, values, segment_ids, c.sliding_window)
         hidden = constrain(hidden + self.o(mixed.reshape(*hidden.shape[:2], -1)), "batch", "time", None)
         return constrain(hidden + self.mlp(self.post_norm(hidden)), "batch", "time", None), (keys, values)
 

@@ -68,6 +68,9 @@ def attention(meshes) -> dict[str, float]:
         for name, mesh in meshes.items():
             with jax.set_mesh(mesh):
                 found[name] = difference(value_and_gradients(ttt_attention)(*inputs), oracle)
+        oracle = value_and_gradients(partial(ttt_attention_reference, window=9))(*inputs)
+        with jax.set_mesh(meshes["context 4"]):
+            found["a window"] = difference(value_and_gradients(partial(ttt_attention, window=9))(*inputs), oracle)
     return found
 
 

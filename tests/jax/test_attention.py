@@ -1,5 +1,7 @@
 """TTT attention against its oracle, the explicit (k+1)T mask, in float64 with all gradients."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 
 from jax_specexit.model import blockwise
 from jax_specexit.model.attention import ttt_attention, ttt_attention_reference
+from specexit.errors import InputError
 
 
 def random_inputs(segments: np.ndarray, steps: int, kv_heads: int, dtype=jnp.float64):
@@ -33,13 +36,15 @@ def assert_close(ours, oracle) -> None:
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12), ours, oracle)
 
 
-@pytest.mark.parametrize(("steps", "kv_heads"), [(1, 4), (3, 2), (5, 1)])
-def test_equals_the_masked_oracle(steps: int, kv_heads: int) -> None:
+@pytest.mark.parametrize(("steps", "kv_heads", "window"), [(1, 4, None), (3, 2, 100), (5, 1, None)])
+def test_equals_the_masked_oracle(steps: int, kv_heads: int, window: int | None) -> None:
+    """Of three tiles; a window begins in the middle of one, and the last rows' leaves the first out."""
     segments = np.array([[1] * 140 + [2] * 100 + [3] * 60, [1] * 270 + [0] * 30])
     assert segments.shape[1] > 2 * blockwise.BLOCK
     with jax.enable_x64(True):
         inputs = (*random_inputs(segments, steps, kv_heads), jnp.asarray(segments))
-        assert_close(value_and_gradients(ttt_attention)(*inputs), value_and_gradients(ttt_attention_reference)(*inputs))
+        ours, oracle = (partial(attend, window=window) for attend in (ttt_attention, ttt_attention_reference))
+        assert_close(value_and_gradients(ours)(*inputs), value_and_gradients(oracle)(*inputs))
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +74,14 @@ def test_segments_do_not_see_each_other() -> None:
     alone = ttt_attention(q[:, 5:], [k[:, 5:]], [v[:, 5:]], jnp.ones((1, 7), jnp.int32))
     # float32: masked terms change the order of the sums
     np.testing.assert_allclose(whole[:, 5:], alone, rtol=1e-5, atol=1e-6)
+
+
+def test_a_window_that_ends_before_the_first_pass_is_refused() -> None:
+    segments = np.ones((1, 6), int)
+    q, keys, values = random_inputs(segments, 3, 2, jnp.float32)
+    assert jnp.isfinite(ttt_attention(q, keys, values, jnp.asarray(segments), window=3)).all()
+    with pytest.raises(InputError, match="sliding_window is 2, expected more than 2, the draft steps before"):
+        ttt_attention(q, keys, values, jnp.asarray(segments), window=2)
 
 
 def test_memory_grows_linearly_with_the_length() -> None:

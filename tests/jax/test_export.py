@@ -150,6 +150,7 @@ def foreign(write_random_draft: DraftWriter, tmp_path_factory: pytest.TempPathFa
         "rms_norm_eps": 1e-3,
         "attention_bias": True,
         "max_position_embeddings": 256,
+        "sliding_window": 9,
     }
     return write_random_draft(tmp_path_factory.mktemp("foreign") / "draft", None, **sizes, **own)
 

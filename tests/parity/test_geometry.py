@@ -29,6 +29,7 @@ VARIANTS = {
     "qwen3": {"model_type": "qwen3"},
     "rope linear": {"rope_scaling": RopeScaling("linear", 4.0)},
     "rope llama3": {"rope_scaling": RopeScaling("llama3", 8.0, 1.0, 4.0, 16)},
+    "a window": {"sliding_window": 9},
     "own embeddings, a narrower draft": {"own_embeddings": True, "hidden_size": 48},
     "five aux layers": {"eagle_aux_hidden_state_layer_ids": (0, 1, 2, 3, 4), "num_aux_hidden_states": 5},
 }

@@ -276,6 +276,8 @@ LLAMA3 |= {"original_max_position_embeddings": 8192}
 PHI3 = {"model_type": "phi3", "embd_pdrop": 0.0, "resid_pdrop": 0.0, "sliding_window": 2047}
 PHI3 |= {"use_sliding_window": None, "original_max_position_embeddings": 4096}
 SHAPE = {"eagle_aux_hidden_state_layer_ids": (2, 6, 9), "target_num_hidden_layers": 12}
+WINDOW = {"sliding_window": 2048, "use_sliding_window": True, "layer_types": ["sliding_attention"]}
+"""What speculators 0.9.0 writes of its window unless it is told otherwise."""
 
 
 def tensors_of(layout: str, seed: int = 0, config: dict | None = None) -> dict[str, np.ndarray]:

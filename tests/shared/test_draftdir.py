@@ -15,8 +15,10 @@ from specexit.drafts.directory import (
     read_draft,
     write_draft,
 )
+from specexit.drafts.inspect import describe
+from specexit.drafts.verified import geometry_sha256
 from specexit.method.signals import NAMES
-from tests.shared.published import MODEL_OPTIMIZER
+from tests.shared.published import MODEL_OPTIMIZER, WINDOW
 
 
 @pytest.fixture(params=["draft", "fc"])
@@ -110,6 +112,25 @@ def test_fields_of_other_tools_are_ignored(draft):
     before = read_config(draft)
     edit_config(draft, transformers_version="5.0", eagle_config={"a": 1})
     assert read_config(draft) == before
+    edit_config(draft, sliding_window=4096, use_sliding_window=False)  # as transformers leaves it without a window
+    assert read_config(draft) == before
+
+
+def test_a_window_is_written_as_every_program_reads_it(tmp_path, write_random_draft):
+    """And nothing of it without one: files, and the hash in `verify.json`, are those of older versions."""
+    folder = write_random_draft(tmp_path / "draft", "draft", sliding_window=2048)
+    said = json.loads((folder / "config.json").read_text())
+    config = read_config(folder)
+    assert said.items() >= WINDOW.items()
+    assert config.sliding_window == 2048
+    plain = config.model_copy(update={"specexit": None})
+    assert type(plain).model_validate(plain.model_dump()) == plain
+    assert describe(folder)["positions"].endswith(", attends to the last 2048 tokens")
+    full = write_random_draft(tmp_path / "full", "draft")
+    assert not WINDOW.keys() & json.loads((full / "config.json").read_text()).keys()
+    assert read_config(full).sliding_window is None
+    assert not WINDOW.keys() & read_config(full).model_dump().keys()
+    assert geometry_sha256(read_config(full)) != geometry_sha256(config)
 
 
 @pytest.mark.parametrize(
@@ -127,6 +148,16 @@ def test_fields_of_other_tools_are_ignored(draft):
             "max_position_embeddings is 65537, expected at most 65536: .*rope_scaling 'yarn', beyond which vLLM has no",
         ),
         ({"num_aux_hidden_states": 2}, "num_aux_hidden_states is 2, but eagle_aux_hidden_state_layer_ids names 3"),
+        ({"sliding_window": 9}, "sliding_window is 9, but layer_types None, expected .*by which vLLM goes"),
+        (
+            WINDOW | {"layer_types": ["full_attention"]},
+            r"sliding_window is 2048, but layer_types \['full_attention'\], expected",
+        ),
+        (WINDOW | {"use_sliding_window": None}, "use_sliding_window is None, expected True with layer_types"),
+        (WINDOW | {"sliding_window": 0}, "sliding_window is 0, expected a number from 1 to 2147483647 with"),
+        (WINDOW | {"sliding_window": -1}, "sliding_window is -1, expected a number from 1"),
+        (WINDOW | {"sliding_window": 2**31}, "sliding_window is 2147483648, expected a number from 1"),
+        (WINDOW | {"sliding_window": None}, "sliding_window is None, expected a number from 1"),
     ],
 )
 def test_a_config_that_cannot_be_ours_is_refused_by_field(draft, changes, message):

@@ -22,6 +22,7 @@ from tests.shared.published import (
     TARGET,
     TRANSFORMERS_5,
     VOCAB,
+    WINDOW,
     imported,
     mutated,
     tensors_of,
@@ -129,8 +130,6 @@ def test_a_mutated_config_is_refused_by_name(key, value, message, tmp_path):
 QWEN3_MOE = {"decoder_sparse_step": 1, "output_router_logits": False, "router_aux_loss_coef": 0.001}
 GPT_OSS = {"num_local_experts": 16, "experts_per_token": 4}
 SPECULATORS_LAYER = CONFIGS["speculators"]["transformer_layer_config"]
-WINDOW = {"sliding_window": 2048, "use_sliding_window": True, "layer_types": ["sliding_attention"]}
-"""What speculators 0.9.0 writes of its window unless it is told otherwise."""
 FULL = {"use_sliding_window": False, "layer_types": ["full_attention"]}
 """With ``--full-attention-indices 0``; the width stays."""
 COPIED = {

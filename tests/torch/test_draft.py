@@ -66,6 +66,16 @@ def test_only_source_draft_has_no_signals_for_the_first_token(draft, inputs):
     assert torch.isfinite(raw[:, 1:]).all()
 
 
+def test_a_window_is_of_a_token_and_those_before_it(inputs, tmp_path, write_random_draft):
+    """Of 4: a row reads its own state and three before it."""
+    embedding, tokens, aux = inputs
+    draft = Draft.load(write_random_draft(tmp_path / "draft", "draft", sliding_window=4), embedding)
+    moved = aux.clone()
+    moved[0, 5] += 1
+    # Row t gives the signals of token t + 1.
+    assert changed(draft, (tokens, aux), (tokens, moved)) == [6, 7, 8, 9]
+
+
 def test_padding_on_the_right_changes_nothing_before_it(draft, inputs):
     _, tokens, aux = inputs
     longer = torch.cat([tokens, torch.full((2, 4), 7)], dim=1)
@@ -77,9 +87,14 @@ def test_padding_on_the_right_changes_nothing_before_it(draft, inputs):
     torch.testing.assert_close(padded.raw_signals[:, 1:TIME], ours.raw_signals[:, 1:], atol=1e-5, rtol=0)
 
 
-def test_a_draft_step_equals_drafting_with_a_cache_from_that_row(draft, inputs):
-    """Step 2 of row t, computed the way a decoder would: prefix rows, then one new position per draft step."""
+@pytest.mark.parametrize("window", [None, 5, 2, 1])
+def test_a_draft_step_equals_drafting_with_a_cache_from_that_row(draft, inputs, window, monkeypatch):
+    """Step 2 of row t, computed the way a decoder would: prefix rows, then one new position per draft step.
+
+    A window moves with the position, and of 2 has nothing of the prefix left there.
+    """
     _, tokens, aux = inputs
+    monkeypatch.setattr(draft.midlayer.self_attn, "window", window)
     expected = draft(tokens[:1], aux[:1], steps=3).logits[2][0]
     size = draft.config.hidden_size
     for t in (0, 4, TIME - 4):

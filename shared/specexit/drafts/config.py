@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PlainSerializer, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, PlainSerializer, ValidationError, model_serializer, model_validator
 
 from specexit.config import Config
 from specexit.drafts import policy as policies
 from specexit.drafts.files import read_object
 from specexit.drafts.policy import Certificate, Serving
 from specexit.drafts.rope import RopeScaling, scaling_fields, scaling_of
+from specexit.drafts.window import MOST, window_of
 from specexit.errors import InputError, shown
 from specexit.method.decision import Policy
 from specexit.method.signals import NAMES
@@ -88,6 +89,7 @@ class DraftConfig(Config):
     rope_theta: float = Field(default=10_000.0, gt=0, allow_inf_nan=False)
     rope_scaling: Rope = None
     max_position_embeddings: int = Field(default=2048, gt=0, lt=2**31)
+    sliding_window: int | None = Field(default=None, gt=0, le=MOST, description="see `specexit.drafts.window`")
     hidden_act: Literal["silu"] = "silu"
     attention_bias: bool = Field(default=False, description="of the four attention projections")
     tie_word_embeddings: Literal[False] = False
@@ -138,6 +140,14 @@ class DraftConfig(Config):
                 "original_max_position_embeddings of its rope_scaling 'yarn', beyond which vLLM has no angles"
             )
         return self
+
+    @model_serializer(mode="wrap")
+    def _as_before_windows(self, dump: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        """Without a window, what was written before there were any: files are compared, and hashes made of them."""
+        fields = dump(self)
+        if self.sliding_window is None:
+            fields.pop("sliding_window", None)
+        return fields
 
     @property
     def target_name(self) -> str | None:
@@ -206,6 +216,10 @@ class DraftConfig(Config):
         return ("q_norm", "k_norm") if self.model_type == "qwen3" else ()
 
 
+_FIELDS = DraftConfig.model_fields.keys() - {"sliding_window"}
+"""What is read of a ``config.json`` field by field; a window is said by several keys together."""
+
+
 def read_config(folder: Path) -> DraftConfig:
     """Read ``config.json``; fields that are not ours are ignored, as other tools add theirs.
 
@@ -216,7 +230,7 @@ def read_config(folder: Path) -> DraftConfig:
     path = folder / "config.json"
     raw = read_object(path, MAX_CONFIG, DraftError)
     try:
-        config = DraftConfig.model_validate({k: v for k, v in raw.items() if k in DraftConfig.model_fields})
+        config = DraftConfig.model_validate({k: v for k, v in raw.items() if k in _FIELDS})
     except ValidationError as error:
         found = error.errors()
         first = next((one for one in found if one["type"] == "missing"), found[0])  # which tells a foreign config
@@ -229,6 +243,10 @@ def read_config(folder: Path) -> DraftConfig:
                 "one of a published draft"
             ) from error
         raise DraftError(f"{path}: field {key} is {shown(first['input'])}: {first['msg']}") from error
+    try:
+        config = config.model_copy(update={"sliding_window": window_of(raw)})
+    except ValueError as error:
+        raise DraftError(f"{path}: {error}") from error
     block = config.specexit
     if block and block.format_version != FORMAT_VERSION:
         raise DraftError(f"{path}: specexit.format_version is {block.format_version}, expected {FORMAT_VERSION}")

@@ -36,6 +36,7 @@ from specexit.drafts.files import TensorError
 from specexit.drafts.policy import Mode as Mode
 from specexit.drafts.policy import Serving as Serving
 from specexit.drafts.tensors import FLOATS, INDEX, WEIGHTS, Pieces, Shapes, Stored, open_tensors, write_tensors
+from specexit.drafts.window import window_fields
 from specexit.outputs import new_folder
 from specexit.schemas.target import find_target
 
@@ -252,7 +253,7 @@ def plain_copy(source: Path, folder: Path) -> None:
 
 
 def _write_config(folder: Path, config: DraftConfig) -> None:
-    fields = config.model_dump(mode="json")
+    fields = config.model_dump(mode="json") | window_fields(config.sliding_window)
     if config.specexit is None:
         del fields["specexit"]
     else:

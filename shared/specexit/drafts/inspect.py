@@ -53,13 +53,14 @@ def describe(folder: Path, target: str | None = None) -> dict[str, str]:
     variants = [flag for flag in flags if getattr(draft, flag)] + (["qwen3"] if draft.model_type == "qwen3" else [])
     weights = sum(math.prod(place.shape) for name, place in stored.items() if name not in ("d2t", "t2d"))
     scaling = f", scaled: {draft.rope_scaling.kind} x{draft.rope_scaling.factor:g}" if draft.rope_scaling else ""
+    window = "" if draft.sliding_window is None else f", attends to the last {draft.sliding_window} tokens"
     rows = {
         "target": f"{draft.target_name or (origin.target if origin else 'not named')}, hidden size "
         f"{draft.target_hidden_size}, {draft.vocab_size} tokens",
         "reads": f"the residual stream after layers {layers} of {draft.target_num_hidden_layers}",
         "geometry": f"hidden size {draft.hidden_size}, {draft.num_attention_heads} heads ({draft.num_key_value_heads} "
         f"key/value) of {draft.head_dim}, MLP {draft.intermediate_size}",
-        "positions": f"up to {draft.max_position_embeddings}, rope theta {draft.rope_theta:g}{scaling}",
+        "positions": f"up to {draft.max_position_embeddings}, rope theta {draft.rope_theta:g}{scaling}{window}",
         "variants": ", ".join(variants) or "none",
         "draft vocabulary": f"{draft.draft_vocab_size} tokens",
         "weights": f"{weights / 1e6:,.1f} M in {weights_type(stored)}, "
