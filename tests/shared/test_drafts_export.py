@@ -29,7 +29,7 @@ from specexit.method.decision import Policy
 from specexit.schemas.export import ExportConfig
 from specexit.schemas.published import ImportConfig
 from specexit.schemas.target import load_target_config
-from tests.shared.published import CONFIGS, SHAPE, VOCAB, exported, tensors_of, write_published, write_target
+from tests.shared.published import CONFIGS, SHAPE, VOCAB, WINDOW, exported, tensors_of, write_published, write_target
 
 
 @pytest.fixture
@@ -88,6 +88,23 @@ def test_a_whole_vocabulary_comes_back_as_it_was_said(tmp_path, target):
 
 
 @pytest.mark.parametrize("source", ["draft", "fc"])
+@pytest.mark.parametrize("model_type", ["llama", "qwen3"])
+def test_a_window_is_said_where_each_program_reads_it(model_type, tmp_path, target, write_random_draft):
+    folder = write_random_draft(tmp_path / "draft", "draft", sliding_window=2048, model_type=model_type, **SHAPE)
+    for name in ("plugin", "eagle3", "speculators"):
+        config, _, out = exported(folder, tmp_path, name, target)
+        read = config["transformer_layer_config"] if name == "speculators" else config
+        assert read.items() >= WINDOW.items()
+        assert read_config(out).sliding_window == 2048
+        assert "| attends to | the last 2048 tokens |" in (out / "README.md").read_text()
+    full = write_random_draft(tmp_path / "full", "draft", model_type=model_type, **SHAPE)
+    for name in ("plugin", "eagle3", "speculators"):
+        config, _, _ = exported(full, tmp_path / "of full", name, target)
+        said = config | config.get("transformer_layer_config", {})
+        assert not {"sliding_window", "use_sliding_window"} & said.keys()
+        assert said.get("layer_types", ["full_attention"]) == ["full_attention"]
+
+
 def test_the_trunk_is_the_same_in_every_format(source, tmp_path, target, write_random_draft):
     folder = write_random_draft(tmp_path / "draft", source, **SHAPE)
     _, ours = read_draft(folder)
@@ -123,6 +140,7 @@ def test_eagle3_names_the_layers_as_each_engine_counts_them(tmp_path, target, wr
         ({}, None),
         ({"model_type": "qwen3"}, "draft: model_type 'qwen3': vLLM serves that"),
         ({"attention_bias": True, "norm_output": True}, "draft: attention_bias true, norm_output true: vLLM"),
+        ({"sliding_window": 9}, "draft: sliding_window 9: vLLM serves that"),
         ({"eagle_aux_hidden_state_layer_ids": (2, 6), "num_aux_hidden_states": 2}, "draft: aux layers [2, 6]: vLLM"),
         ({"eagle_aux_hidden_state_layer_ids": (2, 6, 12)}, "draft: aux layers [2, 6, 12]: vLLM serves that"),
     ],
@@ -284,6 +302,7 @@ def test_angelslims_rows_are_confidence_progress_and_remain(tmp_path, target, wr
         ({"model_type": "qwen3"}, "model_type is 'qwen3', expected 'llama'"),
         ({"attention_bias": True}, "attention_bias is True, expected False"),
         ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "rope_scaling is .*, expected None"),
+        ({"sliding_window": 9}, "sliding_window is 9, expected None for format=angelslim: the released code has"),
         (
             {"eagle_aux_hidden_state_layer_ids": (2, 4, 6, 9), "num_aux_hidden_states": 4},
             "num_aux_hidden_states is 4, expected 3",

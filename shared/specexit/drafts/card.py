@@ -102,6 +102,8 @@ def _geometry(draft: DraftConfig) -> str:
         "longest sequence": draft.max_position_embeddings,
         "weights": draft.torch_dtype,
     }
+    if draft.sliding_window is not None:
+        rows["attends to"] = f"the last {draft.sliding_window} tokens"
     return "## The draft\n\n| | |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in rows.items())
 
 

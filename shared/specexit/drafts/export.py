@@ -45,6 +45,7 @@ from specexit.drafts.tensors import (
     write_tensors,
 )
 from specexit.drafts.verified import FILE as VERIFIED
+from specexit.drafts.window import window_fields
 from specexit.errors import shown
 from specexit.outputs import new_folder
 from specexit.schemas.export import ExportConfig
@@ -143,7 +144,7 @@ def _plugin(config: ExportConfig, draft: DraftConfig, stored: dict[str, Stored],
 def _eagle3(config: ExportConfig, draft: DraftConfig, stored: dict[str, Stored], target: TargetConfig) -> Form:
     """For vLLM and SGLang alike: the aux layers stand in both places, counted as each of them counts."""
     _warn_of_sglang(config.draft, draft)
-    fields = draft.model_dump(mode="json", exclude={"specexit"})
+    fields = draft.model_dump(mode="json", exclude={"specexit"}) | window_fields(draft.sliding_window)
     architecture = {"llama": PLAIN_ARCHITECTURE, "qwen3": QWEN3_ARCHITECTURE}[draft.model_type]
     layers = draft.eagle_aux_hidden_state_layer_ids
     nested = {"use_aux_hidden_state": True, "eagle_aux_hidden_state_layer_ids": [layer - 1 for layer in layers]}
@@ -156,6 +157,7 @@ def _warn_of_sglang(folder: Path, draft: DraftConfig) -> None:
     flags = ("attention_bias", "norm_before_residual", "norm_before_fc", "fc_norm", "norm_output")
     beyond = [f"{flag} true" for flag in flags if getattr(draft, flag)]
     beyond += ["model_type 'qwen3'"] if draft.model_type == "qwen3" else []
+    beyond += [] if draft.sliding_window is None else [f"sliding_window {draft.sliding_window}"]
     layers = list(draft.eagle_aux_hidden_state_layer_ids)
     beyond += [f"aux layers {layers}"] if len(layers) != 3 or not _in_front_of_layers(draft) else []
     if beyond:
@@ -213,6 +215,7 @@ def _speculators(config: ExportConfig, draft: DraftConfig, stored: dict[str, Sto
     fields = draft.model_dump(mode="json")
     inner |= {name: fields[name] for name in same} | {"num_hidden_layers": 1, "tie_word_embeddings": False}
     inner["rope_scaling"] = scaling_fields(draft.rope_scaling)
+    inner |= window_fields(draft.sliding_window)
     inner["num_aux_hidden_states"] = draft.num_aux_hidden_states  # vLLM reads no other place, and assumes 3 there
     flags = ("norm_before_residual", "norm_before_fc", "fc_norm", "norm_output", "draft_vocab_size", "torch_dtype")
     name = config.base_model or str(target.folder.absolute())  # a relative one is a name on the Hub elsewhere
@@ -258,7 +261,7 @@ def _signal_rows(draft: DraftConfig, stored: dict[str, Stored]) -> Tensor:
 
 ANGELSLIM = {
     **{"model_type": "llama", "attention_bias": False, "norm_before_residual": False, "norm_output": False},
-    **{"rope_scaling": None, "num_aux_hidden_states": 3},
+    **{"rope_scaling": None, "sliding_window": None, "num_aux_hidden_states": 3},
 }
 """What the released code computes, whatever a config says: it reads no such key, or ends with an error over it."""
 
@@ -270,7 +273,7 @@ def _beyond_angelslim(draft: DraftConfig) -> str | None:
         return f"its signals are of source {source!r}, expected 'fc' for format=angelslim"
     fields = draft.model_dump(mode="json")
     for name, only in ANGELSLIM.items():
-        if fields[name] != only:
+        if fields.get(name) != only:
             value, expected = shown(fields[name]), shown(only)
             return f"{name} is {value}, expected {expected} for format=angelslim: the released code has nothing else"
     return None
