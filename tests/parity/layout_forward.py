@@ -9,6 +9,7 @@ import numpy as np
 def stated(layout, config):
     """What a project's code makes of its config: its decoder's keys on top, and what it does not go by replaced."""
     config = {"rope_theta": 10_000.0} | config | config.get("transformer_layer_config", {})
+    config |= {"rope_theta": config.get("rope_parameters", config)["rope_theta"]}  # its newer place; no scaling there
     return config | ({"rope_theta": 10_000.0} if layout == "angelslim" else {})
 
 
@@ -52,7 +53,7 @@ def yarn(frequency, theta, scaling):
     return frequency * (1 - divided) + frequency / factor * divided, 0.1 * np.log(factor) + 1
 
 
-def published_logits(config, tensors, embedding, tokens, aux, steps):
+def published_logits(config, tensors, embedding, tokens, aux, steps, *, moves=True):
     """Logits [row][draft vocab] of every draft step, each row fed with the true tokens.
 
     Args:
@@ -61,6 +62,8 @@ def published_logits(config, tensors, embedding, tokens, aux, steps):
       embedding: the target's; not read where the draft has its own.
       tokens, aux: of one sequence.
       steps: draft steps.
+      moves: a sliding window goes on with the position, a draft step at a time, as in vLLM. In speculators' training it
+        stays where the first pass had it.
     """
     names = {}
     for name, value in tensors.items():
@@ -72,6 +75,7 @@ def published_logits(config, tensors, embedding, tokens, aux, steps):
     dim, eps = len(w("self_attn.q_proj.weight")) // heads, config["rms_norm_eps"]
     rows, layers = len(tokens) - 1, len(aux[0]) // (config.get("target_hidden_size") or config["hidden_size"])
     norm_before_fc = config.get("norm_before_fc") or config.get("eagle_config", {}).get("norm_before_fc")
+    window = config["sliding_window"] if config.get("layer_types") == ["sliding_attention"] else rows + steps
 
     def project(part, x, n, position):
         y = w(f"self_attn.{part}_proj.weight") @ x + names.get(f"self_attn.{part}_proj.bias", 0.0)
@@ -99,12 +103,8 @@ def published_logits(config, tensors, embedding, tokens, aux, steps):
             normed = rms(states[t], w("hidden_norm.weight"), eps)
             x = np.concatenate([rms(embedding[token], w("input_layernorm.weight"), eps), normed])
             q, k, v = (project(part, x, n, t + step) for part, n in (("q", heads), ("k", kv), ("v", kv)))
-            if step == 0:
-                first.append((k, v))
-                seen = first[: t + 1]
-            else:
-                later[t].append((k, v))
-                seen = first[: t + 1] + later[t]
+            (later[t] if step else first).append((k, v))
+            seen = first[max(0, t + (step if moves else 0) - window + 1) : t + 1] + later[t]
             mixed = []
             for head in range(heads):
                 of = head // (heads // kv)

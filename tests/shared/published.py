@@ -279,6 +279,31 @@ SHAPE = {"eagle_aux_hidden_state_layer_ids": (2, 6, 9), "target_num_hidden_layer
 WINDOW = {"sliding_window": 2048, "use_sliding_window": True, "layer_types": ["sliding_attention"]}
 """What speculators 0.9.0 writes of its window unless it is told otherwise."""
 
+SPECULATORS_0_9 = {
+    "architectures": ["Eagle3DraftModel"],
+    "embed_requires_grad": False,
+    "fc_norm": False,
+    "norm_before_fc": True,
+    "norm_output": True,
+    "speculators_version": "0.9.0",
+    "transformer_layer_config": {
+        "head_dim": HEAD_DIM,
+        "hidden_act": "silu",
+        **SIZES,
+        "initializer_range": 0.02,
+        "max_position_embeddings": 40960,
+        "model_type": "llama",
+        "num_hidden_layers": 1,
+        "rms_norm_eps": 1e-06,
+        "rope_parameters": {"rope_theta": 1000000.0, "rope_type": "default"},
+        **WINDOW,
+        "sliding_window": 16,
+    },
+    "transformers_version": "5.19.0",
+}
+"""What speculators 0.9.0 writes otherwise than the older one of `CONFIGS` where it is told nothing, its window scaled
+down, too. Tensors: ``tensors_of("speculators", config=CONFIGS["speculators"] | SPECULATORS_0_9)``."""
+
 
 def tensors_of(layout: str, seed: int = 0, config: dict | None = None) -> dict[str, np.ndarray]:
     """Random weights under the names that the layout gives them; a bfloat16 rounds what is drawn."""

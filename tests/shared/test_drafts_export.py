@@ -29,7 +29,17 @@ from specexit.method.decision import Policy
 from specexit.schemas.export import ExportConfig
 from specexit.schemas.published import ImportConfig
 from specexit.schemas.target import load_target_config
-from tests.shared.published import CONFIGS, SHAPE, VOCAB, WINDOW, exported, tensors_of, write_published, write_target
+from tests.shared.published import (
+    CONFIGS,
+    SHAPE,
+    SPECULATORS_0_9,
+    VOCAB,
+    WINDOW,
+    exported,
+    tensors_of,
+    write_published,
+    write_target,
+)
 
 
 @pytest.fixture
@@ -155,8 +165,11 @@ def test_what_sglang_does_not_have_is_said_of_a_draft_for_both(
     assert said is None or said in printed
 
 
-def test_what_is_exported_is_imported_again(tmp_path, target, write_random_draft, capsys):
-    folder = write_random_draft(tmp_path / "draft", None, norm_before_residual=True, **SHAPE)
+@pytest.mark.parametrize(
+    "shape", [{"norm_before_residual": True}, {"sliding_window": 9}, {"sliding_window": 9, "model_type": "qwen3"}]
+)
+def test_what_is_exported_is_imported_again(shape, tmp_path, target, write_random_draft, capsys):
+    folder = write_random_draft(tmp_path / "draft", None, **shape, **SHAPE)
     before = read_draft(folder)
     for name in ("eagle3", "speculators"):
         _, _, out = exported(folder, tmp_path, name, target)
@@ -164,20 +177,23 @@ def test_what_is_exported_is_imported_again(tmp_path, target, write_random_draft
         layout = {"layout": "specforge"} if name == "eagle3" else {}
         import_draft(ImportConfig(draft=out, target=target, out=again, **layout))
         config, tensors = read_draft(again)
-        assert config == before[0]
+        assert config == before[0].model_copy(update={"architectures": config.architectures})
         for key, tensor in before[1].items():
             np.testing.assert_array_equal(tensors[key], tensor)
     assert "norm_output is" not in capsys.readouterr().err  # in ours it means what vLLM means
 
 
 @pytest.mark.parametrize("form", ["eagle3", "speculators"])
-@pytest.mark.parametrize("layout", CONFIGS)
+@pytest.mark.parametrize("layout", [*CONFIGS, "speculators 0.9.0"])
 def test_an_import_is_the_same_after_another_program_s_form(layout, form, tmp_path, target):
-    source = write_published(tmp_path / "published", layout)
+    layout, says = layout.split()[0], SPECULATORS_0_9 if layout == "speculators 0.9.0" else {}
+    config = CONFIGS[layout] | says
+    source = write_published(tmp_path / "published", layout, config, tensors_of(layout, config=config))
     import_draft(ImportConfig(draft=source, target=target, out=tmp_path / "draft"))
     _, _, out = exported(tmp_path / "draft", tmp_path, form, None)
     import_draft(ImportConfig(draft=out, target=target, out=tmp_path / "again"))
     assert read_config(tmp_path / "again") == read_config(tmp_path / "draft")
+    assert read_config(tmp_path / "again").sliding_window == (16 if says else None)
     assert weights_hash(tmp_path / "again") == weights_hash(tmp_path / "draft")
 
 

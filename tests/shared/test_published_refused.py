@@ -132,6 +132,17 @@ GPT_OSS = {"num_local_experts": 16, "experts_per_token": 4}
 SPECULATORS_LAYER = CONFIGS["speculators"]["transformer_layer_config"]
 FULL = {"use_sliding_window": False, "layer_types": ["full_attention"]}
 """With ``--full-attention-indices 0``; the width stays."""
+WINDOWS = (
+    ({"sliding_window": 0}, "sliding_window is 0, expected a number from 1 to 2147483647 with layer_types"),
+    ({"sliding_window": -1}, "sliding_window is -1, expected a number from 1"),
+    ({"sliding_window": 2048.0}, r"sliding_window is 2048\.0, expected a number from 1"),
+    ({"sliding_window": None}, "sliding_window is None, expected a number from 1"),
+    ({"use_sliding_window": False}, "use_sliding_window is False, expected True with layer_types"),
+    ({"layer_types": ["full_attention"]}, "use_sliding_window is True, only False is implemented"),
+    ({"layer_types": None}, "use_sliding_window is True, only False is implemented"),
+    ({"layer_types": ["sliding_attention"] * 2}, "use_sliding_window is True, only False is implemented"),
+)
+"""Beside `WINDOW`, what contradicts it or is none."""
 COPIED = {
     "speculators 0.9.0 without its window": (
         "speculators",
@@ -209,11 +220,11 @@ def test_what_a_framework_copies_from_its_target_changes_nothing(framework, tmp_
         ),
         ("speculators", "transformer_layer_config.num_hidden_layers", 2, "num_hidden_layers is 2, only 1 is implement"),
         ("speculators", "transformer_layer_config.attention_bias", True, r"q_proj.bias \[64\] is missing"),
-        (
-            *("speculators", "transformer_layer_config", SPECULATORS_LAYER | WINDOW),
-            r"transformer_layer_config.layer_types is \['sliding_attention'\], speculators' default: no window.* "
-            r"expected \['full_attention'\], which its setting --full-attention-indices 0 trains",
+        *(
+            ("speculators", "transformer_layer_config", SPECULATORS_LAYER | WINDOW | says, f"_config.{message}")
+            for says, message in WINDOWS
         ),
+        ("deepspec", "layer_types", ["sliding_attention"], r"layer_types is \['sliding_attention'\], only \['full_att"),
         ("deepspec", "draft_num_hidden_layers", 2, "draft_num_hidden_layers is 2"),
         ("deepspec", "model_type", "qwen3_moe", "model_type is 'qwen3_moe'"),
         ("deepspec", "target_layer_ids", None, "target_layer_ids is None"),

@@ -10,6 +10,7 @@ from typing import Any
 from specexit.drafts.config import DraftError
 from specexit.drafts.layouts.keys import Keys
 from specexit.drafts.rope import RopeScaling, scaling_of
+from specexit.drafts.window import SLIDING, window_of
 from specexit.errors import shown
 
 Fields = dict[str, Any]
@@ -111,6 +112,21 @@ def decoder_fields(keys: Keys) -> Fields:
         "max_position_embeddings": _positions(keys, scaling),
         "attention_bias": keys.take("attention_bias", bool, False),
     }
+
+
+def take_window(keys: Keys) -> int | None:
+    """The sliding window of a layout that can say one; None of full attention, which `decoder_fields` reads.
+
+    Raises:
+      DraftError: its keys contradict each other, or the width is no number of tokens.
+    """
+    if keys.rest.get("layer_types") != SLIDING:
+        return None
+    said = {key: keys.rest.pop(key, None) for key in ("layer_types", "use_sliding_window", "sliding_window")}
+    try:
+        return window_of(said)
+    except ValueError as error:
+        raise DraftError(f"{keys.path}: {keys.within}{error}") from error
 
 
 def _rope(keys: Keys) -> Fields:
@@ -238,9 +254,10 @@ def architecture(*names: str) -> Callable[[dict[str, Any], Collection[str]], boo
 
 
 def plain_fields(keys: Keys) -> Fields:
-    """Of a layout that has nothing of its own."""
+    """Of a layout that has nothing of its own. Our exports say what of theirs it could not: embeddings, a window."""
     keys.ignore("architectures")
-    said = {"own_embeddings": keys.take("own_embeddings", bool, None)}  # our own exports say it
+    window = take_window(keys) if "own_embeddings" in keys.rest else None
+    said = {"own_embeddings": keys.take("own_embeddings", bool, None), "sliding_window": window}
     return eagle_fields(keys, decoder_fields(keys)) | said | of_target(keys, layers="target_num_hidden_layers")
 
 
@@ -257,7 +274,8 @@ def llama_fields(keys: Keys) -> Fields:
             f"sliding_window is {shown(width)}, and is passed over: the class of that name reads none, and targets "
             "leave theirs in it; a draft that was trained with a window drafts badly behind it, and no tensor tells"
         )
-    keys.ignore("sliding_window")
+    if keys.rest.get("layer_types") != SLIDING:  # which our own exports alone may say, see `plain_fields`
+        keys.ignore("sliding_window")
     fields = plain_fields(keys)
     del fields["model_type"], fields["attention_bias"]
     return fields

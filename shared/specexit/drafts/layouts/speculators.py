@@ -4,7 +4,7 @@ A config without ``norm_before_residual`` is refused: speculators takes that for
 """
 
 from specexit.drafts.layouts.keys import Keys
-from specexit.drafts.layouts.layout import Fields, Layout, decoder_fields, eagle_fields, of_target
+from specexit.drafts.layouts.layout import Fields, Layout, decoder_fields, eagle_fields, of_target, take_window
 
 
 def _fields(keys: Keys) -> Fields:
@@ -20,14 +20,8 @@ def _fields(keys: Keys) -> Fields:
     inner = keys.inner("transformer_layer_config")
     count = inner.take("num_aux_hidden_states", int, None)  # where vLLM reads it, and so where our exports have it
     inner.ignore("architectures", "tie_word_embeddings", "attn_implementation")
-    if inner.rest.get("layer_types") == ["sliding_attention"]:  # of 0.9.0, unless it is told otherwise
-        raise inner.error(
-            "layer_types",
-            ["sliding_attention"],
-            "speculators' default: no window is implemented, expected ['full_attention'], which its setting "
-            "--full-attention-indices 0 trains",
-        )
-    decoder = decoder_fields(inner)
+    window = take_window(inner)  # of 0.9.0, unless it is told otherwise
+    decoder = decoder_fields(inner) | {"sliding_window": window}
     inner.finish()
     fields = eagle_fields(keys, decoder)
     if count is not None and fields["num_aux_hidden_states"] not in (None, count):
