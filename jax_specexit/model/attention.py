@@ -90,10 +90,9 @@ def ttt_attention(
     on_tpu = (device.platform if device else jax.default_backend()) == "tpu"
     shards = 1 if mesh.empty else mesh.shape[CONTEXT]
     kind = device.device_kind if device else jax.devices()[0].device_kind
-    causal = Splash(shards, kind) if on_tpu and fits(q, shards) and seen is None else Blockwise(shards, seen)
+    causal = Splash(shards, kind, window=seen) if on_tpu and fits(q, shards) else Blockwise(shards, seen)
     if on_tpu and isinstance(causal, Blockwise):
         found = f"length {q.shape[1]}, head size {q.shape[3]}, expected multiples of {LANES}"
-        found = found if window is None else f"sliding_window {window}, expected none"
         warnings.warn(f"attention without the splash kernel, slower: {found}", stacklevel=2)
     attend_here = partial(attend, causal)
     if mesh.empty:

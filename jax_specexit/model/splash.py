@@ -75,6 +75,8 @@ class Splash:
     kind: str = ""
     """What JAX calls the chip."""
     interpret: bool = False
+    window: int | None = None
+    """How many keys a query sees at most, its own the last of them; None: all up to its own."""
 
     def forward(
         self,
@@ -115,6 +117,8 @@ class Splash:
         """The kernel with this chip's part of the mask: which tiles it computes, and where its queries are."""
         check_version()
         causal = masks.CausalMask((time, time))
+        if self.window is not None:
+            causal = masks.LocalMask((time, time), window_size=(self.window - 1, 0), offset=0)
         causal.q_sequence = context.order(time, self.shards).reshape(-1).astype(np.int32)
         kernel = kernels.make_splash_mha(
             masks.MultiHeadMask([causal] * heads),

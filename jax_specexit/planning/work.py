@@ -73,7 +73,16 @@ def product(
 
 
 def attention(
-    part: str, rows: float, length: int, heads: float, dim: int, diagonals: int, *, tiles: Tiles, backward: int
+    part: str,
+    rows: float,
+    length: int,
+    heads: float,
+    dim: int,
+    diagonals: int,
+    *,
+    tiles: Tiles,
+    backward: int,
+    window: int | None = None,
 ) -> Work:
     """Causal attention plus diagonals; two products a tile forward, ``backward`` ones back (0: no gradient).
 
@@ -83,11 +92,22 @@ def attention(
     forward, tile = (min(tile, length & -length) for tile in tiles)
     seen, pairs, own = rows * (length + forward) / 2, rows * (length + 1) / 2, rows * diagonals
     blocks = rows * (length + (tile + wide_of(length, tile)) / 2) / 2
+    if window is not None:
+        keys = window - diagonals
+        seen -= rows * _before_window(length, keys, forward, forward)
+        blocks -= rows * _before_window(length, keys, tile, wide_of(length, tile))
+        pairs -= rows * _before_window(length, keys, 1, 1)
     per_pair = 2 * heads * dim
     executed = per_pair * (seen * 2 + blocks * backward + own * (2 + 4 * bool(backward)))
     useful = per_pair * (pairs + own) * (2 + 4 * bool(backward))
     moved = BYTES * rows * heads * dim * (4 + 2 * diagonals) * (3 if backward else 1)
     return Work(part, executed, useful, moved)
+
+
+def _before_window(length: int, keys: int, high: int, wide: int) -> float:
+    """Keys that a query is spared on average: whole tiles of ``high`` queries and ``wide`` keys before its window."""
+    firsts = range(0, length, high)
+    return sum(max(0, first - keys + 1) // wide * wide for first in firsts) / len(firsts)
 
 
 def step_work(
@@ -176,7 +196,10 @@ def _trunk_work(
     for k in range(steps):
         once_more = 2 if config.remat else 0
         yield attention(
-            "draft attention", rows, shapes.length, heads, d.head_dim, k, tiles=tiles, backward=backward + once_more
+            *("draft attention", rows, shapes.length, heads, d.head_dim, k),
+            tiles=tiles,
+            backward=backward + once_more,
+            window=d.sliding_window,
         )
     chunks, vocab = shapes.length / mesh.shape[CONTEXT] / config.loss_chunk, d.draft_vocab_size / tensor
     yield product("logits", rows, shapes.target.hidden_size, vocab, passes=1, reads=chunks)

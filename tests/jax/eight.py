@@ -35,6 +35,7 @@ from jax_specexit.training.losses import first_choices, linear_cross_entropy
 from jax_specexit.training.start import start
 from jax_specexit.training.step import Frozen, make_step
 from specexit.config import ConfigError, load
+from specexit.drafts.window import first_pass_rows
 from specexit.schemas.target import load_target_config
 from specexit.schemas.train import MeshConfig, TrainConfig
 
@@ -74,8 +75,8 @@ def attention(meshes) -> dict[str, float]:
     return found
 
 
-def splash(context: int) -> float:
-    """TPUs' attention of a row that lies on several chips, in Pallas' interpreter."""
+def splash(context: int, window: int | None) -> float:
+    """TPUs' attention of a row that lies on several chips, in Pallas' interpreter; a window is of its second step."""
     mesh = make_mesh(MeshConfig(data=8 // context, context=context))
     batch, time, heads, kv, dim = 8 // context, 256 * context, 2, 1, 128
     segments = jnp.asarray(np.cumsum(np.random.default_rng(0).random((batch, time)) < 0.01, axis=1))
@@ -85,13 +86,14 @@ def splash(context: int) -> float:
     local, whole = PartitionSpec(*BATCH), PartitionSpec(BATCH[0])
 
     def ours(q, k, v):
-        attend_here = partial(attend, Splash(context, "TPU v6 lite", interpret=True))
+        seen = None if window is None else first_pass_rows(window, 1)
+        attend_here = partial(attend, Splash(context, "TPU v6 lite", interpret=True, window=seen))
         specs = {"in_specs": (local, local, local, whole), "out_specs": local}
         out = jax.shard_map(attend_here, mesh=mesh, check_vma=False, **specs)(q, k, v, segment_starts(segments))
         return jnp.sum(wanted * out)
 
     def oracle(q, k, v):
-        return jnp.sum(wanted * ttt_attention_reference(q, k, v, segments))
+        return jnp.sum(wanted * ttt_attention_reference(q, k, v, segments, window))
 
     got, expected = (jax.jit(jax.value_and_grad(f, argnums=(0, 1, 2)))(q, k, v) for f in (ours, oracle))
     return difference(got, expected)
@@ -285,7 +287,7 @@ def main(recipe: str) -> None:
     alone = begin(config, make_mesh(MeshConfig(), devices[:1]))
     found = {
         "attention": attention(meshes),
-        "splash": {str(context): splash(context) for context in (2, 4)},
+        "splash": {str(context): splash(context, window) for context, window in ((2, 100), (4, None))},
         "shifts": {name: shifts(mesh) for name, mesh in meshes.items()},
         "cross_entropy": cross_entropy(meshes),
         "lookup": {name: lookup(mesh) for name, mesh in meshes.items()},

@@ -17,14 +17,17 @@ from jax_specexit.model.splash import Splash
 from jax_specexit.planning.aot import topology_devices
 from jax_specexit.sharding import AXES
 from specexit.config import REPOSITORY
+from specexit.drafts.window import first_pass_rows
 from specexit.errors import InputError
 
 TIME, HEADS, DIM = 256, 4, 128
 
 
-@pytest.mark.parametrize(("steps", "kv_heads", "wide", "forward"), [(1, 4, 2, TIME // 2), (3, 2, 1, TIME)])
+@pytest.mark.parametrize(
+    ("steps", "kv_heads", "wide", "forward", "window"), [(1, 4, 2, TIME // 2, 40), (3, 2, 1, TIME, None)]
+)
 def test_equals_the_masked_oracle(
-    steps: int, kv_heads: int, wide: int, forward: int, monkeypatch: pytest.MonkeyPatch
+    steps: int, kv_heads: int, wide: int, forward: int, window: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In two tiles, which the backward pass takes as one block or as two, and the forward pass of some chips as one."""
     monkeypatch.setattr(splash, "TILE", TIME // 2)
@@ -35,12 +38,14 @@ def test_equals_the_masked_oracle(
     q, wanted = (jax.random.normal(key, (2, TIME, HEADS, DIM)) for key in keys[:2])
     rest = [jax.random.normal(key, (2, TIME, kv_heads, DIM)) for key in keys[2:]]
     k, v = rest[:steps], rest[steps:]
+    seen = None if window is None else first_pass_rows(window, steps - 1)
+    causal = Splash(kind="TPU v6 lite", interpret=True, window=seen)
 
     def ours(q, k, v):
-        return jnp.sum(wanted * attend(Splash(kind="TPU v6 lite", interpret=True), q, k, v, segment_starts(segments)))
+        return jnp.sum(wanted * attend(causal, q, k, v, segment_starts(segments)))
 
     def oracle(q, k, v):
-        return jnp.sum(wanted * ttt_attention_reference(q, k, v, segments))
+        return jnp.sum(wanted * ttt_attention_reference(q, k, v, segments, window))
 
     got, expected = (jax.value_and_grad(f, argnums=(0, 1, 2))(q, k, v) for f in (ours, oracle))
     # The kernel computes in float32, whose rounding over 256 keys is a few 1e-6 of the largest gradient.

@@ -1,6 +1,7 @@
 """FLOPs counted from shapes against XLA's own count, on a step whose loops all run once. Costs 30 s."""
 
 import jax
+import numpy as np
 import pytest
 
 from jax_specexit.model import blockwise
@@ -66,3 +67,14 @@ def test_flops_are_those_that_xla_counts(changes: dict, monkeypatch: pytest.Monk
     assert cost is not None
     # XLA counts elementwise work, too, which at these widths is a few percent; at full size it is nothing.
     assert counted <= cost["flops"] <= 1.08 * counted
+
+
+def test_a_window_s_tiles_are_counted_as_the_mask_has_them() -> None:
+    length, tile, window, step = 1024, 128, 200, 1
+    query, key = np.arange(length)[:, None] + step, np.arange(length)
+    mask = (key <= query - step) & (key > query - window)
+    tiles = mask.reshape(length // tile, tile, -1, tile).any(axis=(1, 3)).sum() * tile**2
+    found = work.attention("", length, length, 1, 1, step, tiles=(tile, tile), backward=0, window=window)
+    # Two products of two FLOPs for every pair, with the first pass and with the one key since.
+    assert found.useful == pytest.approx(4 * (mask.sum() + length))
+    assert found.flops == pytest.approx(4 * (tiles + length))
