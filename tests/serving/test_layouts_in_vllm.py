@@ -1,6 +1,6 @@
 """A draft of every published layout, imported and served by vLLM: it drafts what JAX and PyTorch draft.
 
-By hand, `make layouts`: eight drafts at the tiny reasoner's size, each under the names and the config of its project
+By hand, `make layouts`: nine drafts at the tiny reasoner's size, each under the names and the config of its project
 and trained for some twenty seconds so that vLLM accepts drafts at all, and an engine for each; a quarter of an hour.
 """
 
@@ -20,7 +20,7 @@ from specexit.drafts.verify import verify
 from specexit.schemas.published import ImportConfig
 from specexit.schemas.verify import VerifyConfig
 from tests.serving.make_draft import texts, train
-from tests.shared.published import CONFIGS, DTYPES, MODEL_OPTIMIZER, tensors_of, write_published
+from tests.shared.published import CONFIGS, DTYPES, MODEL_OPTIMIZER, SPECULATORS_0_9, tensors_of, write_published
 from torch_specexit.draft import Draft
 from torch_specexit.features import TargetFeatures
 
@@ -46,11 +46,16 @@ LAYERS = {
 """The tiny reasoner's layers, counted as each project counts; the others do not say theirs, and are told."""
 
 
-INSTANCES = CONFIGS | {"model-optimizer": MODEL_OPTIMIZER}
+INSTANCES = CONFIGS | {
+    "model-optimizer": MODEL_OPTIMIZER,
+    "speculators 0.9.0": CONFIGS["speculators"] | SPECULATORS_0_9,
+}
+"""The last one with a sliding window, of 16 tokens."""
 
 
-def sized(layout: str, target: dict[str, Any]) -> dict[str, Any]:
+def sized(instance: str, target: dict[str, Any]) -> dict[str, Any]:
     """A published config at a target's size; head size, RoPE, norms and biases stay the layout's own."""
+    layout = instance.split()[0]
     sizes = {name: target[name] for name in ("hidden_size", "intermediate_size", "vocab_size")} | HEADS
     sizes["target_hidden_size"] = target["hidden_size"]
 
@@ -64,7 +69,7 @@ def sized(layout: str, target: dict[str, Any]) -> dict[str, Any]:
             found["transformer_layer_config"] = fitted(fields["transformer_layer_config"])
         return found
 
-    return fitted(INSTANCES[layout]) | LAYERS.get(layout, {})
+    return fitted(INSTANCES[instance]) | LAYERS.get(layout, {})
 
 
 @pytest.fixture(scope="module")
@@ -85,10 +90,11 @@ def traces(target, written, make_trace, tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("layout", INSTANCES)
-def test_vllm_drafts_as_the_import_does(layout, target, written, traces, tmp_path):
+@pytest.mark.parametrize("instance", INSTANCES)
+def test_vllm_drafts_as_the_import_does(instance, target, written, traces, tmp_path):
     torch.manual_seed(0)
-    config, dtype = sized(layout, target.hf_config()), FLOATS[DTYPES.get(layout, "bfloat16")]
+    layout = instance.split()[0]
+    config, dtype = sized(instance, target.hf_config()), FLOATS[DTYPES.get(layout, "bfloat16")]
     features = TargetFeatures(target, target.aux_layers)
     tensors = tensors_of(layout, config=config)
     for name in tensors:
@@ -117,7 +123,7 @@ def test_vllm_drafts_as_the_import_does(layout, target, written, traces, tmp_pat
     served = found["vllm"]
     lengths = {side: acceptance["length"] for side, acceptance in served["acceptance"].items()}
     drafts = served["greedy_drafts"]
-    print(f"{layout}: {drafts['same']} of {drafts['compared']} drafts the same, acceptance length {lengths}")
+    print(f"{instance}: {drafts['same']} of {drafts['compared']} drafts the same, acceptance length {lengths}")
     assert drafts["same"] == drafts["compared"] > 100
     assert served["acceptance"]["vllm"] == served["acceptance"]["torch"]
     assert lengths["vllm"] > 1.2
