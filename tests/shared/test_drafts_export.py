@@ -97,7 +97,6 @@ def test_a_whole_vocabulary_comes_back_as_it_was_said(tmp_path, target):
         np.testing.assert_array_equal(tensors[name], values)
 
 
-@pytest.mark.parametrize("source", ["draft", "fc"])
 @pytest.mark.parametrize("model_type", ["llama", "qwen3"])
 def test_a_window_is_said_where_each_program_reads_it(model_type, tmp_path, target, write_random_draft):
     folder = write_random_draft(tmp_path / "draft", "draft", sliding_window=2048, model_type=model_type, **SHAPE)
@@ -115,6 +114,7 @@ def test_a_window_is_said_where_each_program_reads_it(model_type, tmp_path, targ
         assert said.get("layer_types", ["full_attention"]) == ["full_attention"]
 
 
+@pytest.mark.parametrize("source", ["draft", "fc"])
 def test_the_trunk_is_the_same_in_every_format(source, tmp_path, target, write_random_draft):
     folder = write_random_draft(tmp_path / "draft", source, **SHAPE)
     _, ours = read_draft(folder)
