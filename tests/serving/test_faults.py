@@ -21,6 +21,7 @@ from specexit.errors import InputError
 from specexit.method.splits import load_tokenizer, resolve
 from tests.marks import SLOW
 from tests.serving.conftest import LIVELY, ON_A_CPU, V2, serve
+from tests.shared.published import WINDOW
 from torch_specexit.plugin.compat.checks import check_draft, checked
 from torch_specexit.plugin.worker.checking import SWITCH
 
@@ -154,11 +155,15 @@ def draft(write_random_draft, tmp_path):
     return write_random_draft(tmp_path / "draft", "draft", **shape, eagle_aux_hidden_state_layer_ids=(1, 3, 4))
 
 
+def served(target):
+    """As much of vLLM's ``ModelConfig`` as is read."""
+    return SimpleNamespace(hf_text_config=SimpleNamespace(**target.hf_config()), model="t", max_model_len=512)
+
+
 def start(folder, target):
     """What a draft model does with its directory and the target's tokenizer before it computes anything."""
-    served = SimpleNamespace(hf_text_config=SimpleNamespace(**target.hf_config()), model="t", max_model_len=512)
     config = read_config(folder)
-    block = check_draft(config, folder, served)
+    block = check_draft(config, folder, served(target))
     tokenizer = load_tokenizer(target.folder)
     resolve(tokenizer, block.think_start, block.think_end, block.split_endings, block.split_connectors, several=True)
     return dict(checked(stored(folder / "model.safetensors"), config, folder))
@@ -181,6 +186,16 @@ def test_a_damaged_draft_is_refused_before_anything_is_computed(draft, target, d
     spoil(draft)
     with pytest.raises((InputError, FileNotFoundError), match=message):
         start(draft, target)
+
+
+def test_a_window_that_vllm_alone_would_give_the_draft_is_refused(draft, target):
+    """Where all layers of a target have one. Within it, and with the same in the config, nothing differs."""
+    message = "sliding_window is None, but all layers of the target have 256, .* max_model_len 256 at most, found 512"
+    with pytest.raises(DraftError, match=message):
+        check_draft(read_config(draft), draft, served(target), 256)
+    check_draft(read_config(draft), draft, served(target), 512)
+    config(**WINDOW | {"sliding_window": 256})(draft)
+    check_draft(read_config(draft), draft, served(target), 256)
 
 
 def test_the_signal_rows_of_the_other_source_are_missed_as_well(write_random_draft, tmp_path, target):

@@ -7,7 +7,9 @@ since. vLLM serves that, so PyTorch and JAX compute it, in training, too. specul
 stays where the first pass had it: a later step sees ``k`` rows more at its far end.
 
 vLLM goes by ``layer_types`` and takes the width from ``sliding_window``. ``use_sliding_window`` is transformers':
-without it, a Qwen3 config forgets the width.
+without it, a Qwen3 config forgets the width. To a draft that says none vLLM gives its target's, where all layers of the
+target have one (``CacheConfig.sliding_window``); a draft whose signals would be read in it is refused there, see
+`torch_specexit.plugin.compat.checks`.
 """
 
 from __future__ import annotations
@@ -59,7 +61,7 @@ def first_pass_rows(window: int, step: int) -> int:
     """How many rows of the first pass draft step ``step`` sees, its own the last of them.
 
     Raises:
-      InputError: none.
+      InputError: there are none.
     """
     if window <= step:
         raise InputError(f"sliding_window is {window}, expected more than {step}, the draft steps before the last one")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor
 from specexit.drafts.config import ARCHITECTURES
 from specexit.drafts.directory import DraftConfig, DraftError, SpecExitBlock, check_target, check_vocabulary
 from specexit.drafts.layouts import LAYOUTS
+from specexit.drafts.window import window_fields
 
 
 def folder_of(model: str, revision: str | None, file: str, cache: str | None = None) -> Path:
@@ -44,21 +46,22 @@ def draft_folder(model: str, revision: str | None) -> Path:
         ) from error
 
 
-def check_draft(config: DraftConfig, folder: Path, target: Any) -> SpecExitBlock:
+def check_draft(config: DraftConfig, folder: Path, target: Any, window: int | None = None) -> SpecExitBlock:
     """Check that a draft can serve a target.
 
     Args:
       config: of the draft.
       folder: of the draft.
       target: vLLM's ``ModelConfig`` of the target.
+      window: sliding window that vLLM gives to a layer which says none, the target's; None where it gives none.
 
     Returns:
       The draft's ``specexit`` block.
 
     Raises:
       DraftError: it was made for another target, is shorter than the engine's context, names the class of another model
-        type, has no ``specexit`` block, or a policy that cannot be served: one of another smoothing, or without any
-        threshold.
+        type, has no ``specexit`` block, a policy that cannot be served (one of another smoothing, or without any
+        threshold), or signals that would be read in a window which it does not say.
     """
     path = folder / "config.json"
     names = ("hidden_size", "num_hidden_layers", "vocab_size")
@@ -88,7 +91,20 @@ def check_draft(config: DraftConfig, folder: Path, target: Any) -> SpecExitBlock
         raise DraftError(
             f"{path}: specexit.policy.thresholds is empty, expected at least one: every request would exit at once"
         )
+    if block.source == "draft":
+        _check_window(config, path, window, target.max_model_len)
     return block
+
+
+def _check_window(config: DraftConfig, path: Path, window: int | None, length: int) -> None:
+    """What scores and certificates are of is computed with the window that ``config.json`` says."""
+    if config.sliding_window is None and window is not None and window < length:
+        said = json.dumps(window_fields(window))
+        raise DraftError(
+            f"{path}: sliding_window is None, but all layers of the target have {window}, which vLLM gives the draft "
+            f"as well; expected max_model_len {window} at most, found {length}, or {said} in that file, and then "
+            "`specexit verify`, `score` and `calibrate` again"
+        )
 
 
 def _longer(config: DraftConfig) -> str:

@@ -85,7 +85,7 @@ class WithSignals(Eagle3):
         draft, target = vllm_config.speculative_config.draft_model_config, vllm_config.model_config
         folder = draft_folder(draft.model, draft.revision)
         config = read_config(folder)
-        block = check_draft(config, folder, target)
+        block = check_draft(config, folder, target, getattr(vllm_config.cache_config, "sliding_window", None))
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         self.folder, self.draft_config, self.block = folder, config, block
         self.vocab_size = config.vocab_size
