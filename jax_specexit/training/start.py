@@ -126,6 +126,11 @@ def draft_config(
     )
     if config.init_from is not None:
         source = source or read_source(config.init_from, target)
+        if source.sliding_window is not None and source.sliding_window < config.ttt_steps:
+            raise ConfigError(
+                f"init_from={config.init_from}: sliding_window is {source.sliding_window}, but the recipe says "
+                f"ttt_steps={config.ttt_steps}, expected at most {source.sliding_window}"
+            )
         return warm_config(source, config.init_from, target, config.draft, layers, block)
     found = target.needed(*FOR_DRAFTS)
     found |= {f"target_{name}": found.pop(name) for name in ("hidden_size", "num_hidden_layers")}

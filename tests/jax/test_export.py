@@ -352,6 +352,16 @@ def test_a_draft_of_another_target_of_the_same_sizes_is_refused(
     assert not recipe.out.exists()
 
 
+def test_a_window_of_fewer_tokens_than_steps_is_refused_before_anything_is_written(
+    recipe: TrainConfig, foreign: Path
+) -> None:
+    """The last of ten steps would see nothing of the first pass in a window of 9."""
+    said = "sliding_window is 9, but the recipe says ttt_steps=10, expected at most 9"
+    with pytest.raises(ConfigError, match=said):
+        train(recipe.model_copy(update={"init_from": foreign, "ttt_steps": 10}))
+    assert not recipe.out.exists()
+
+
 def test_aux_layers_that_lack_the_draft_s_own_are_refused(recipe: TrainConfig, foreign: Path) -> None:
     with pytest.raises(ConfigError, match=r"is \[1, 2, 3\], but the recipe says \[1, 3\]"):
         train(recipe.model_copy(update={"init_from": foreign, "aux_layers": (1, 3)}))
