@@ -84,7 +84,7 @@ def serve_command(config: ServeConfig, *, on_cpu: bool = False) -> list[str]:
     if length < target.max_model_len and not asked:
         _say_length(config.draft, draft, target)
     ours = ["--dtype", target.dtype, "--max-model-len", str(length)]
-    if target.chat and not any(argument.startswith(TEMPLATE) for argument in config.arguments):
+    if target.chat and not any(_spelled(argument).startswith(TEMPLATE) for argument in config.arguments):
         ours += [TEMPLATE, json.dumps(target.chat, default=str)]
     if on_cpu:
         ours += CPU_ARGUMENTS

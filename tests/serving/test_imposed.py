@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from types import SimpleNamespace
 
 import pytest
 
 from specexit.drafts.policy import PolicyError
-from tests.serving.test_opening import config_with, engine_with
+from tests.serving.test_opening import engine_with, starting
 from tests.serving.test_operation import BLOCK, POINTS, certificate
 from tests.serving.test_watch import draft as draft
 from tests.serving.test_watch import written
@@ -96,12 +95,7 @@ def test_a_bolder_point_that_is_calibrated_anew_serves_once_audits_have_cleared_
 
 def test_what_another_server_finds_while_an_engine_starts_is_taken_over(draft, monkeypatch, caplog):
     """In a rolling update the new server began with the exits that audits of the old one had just ended."""
-    monkeypatch.setattr(opening, "served_fingerprints", lambda folder, config: {})
-    monkeypatch.setattr(opening, "misfit_of", lambda config: None)
-    config = config_with(draft)
-    config.parallel_config = SimpleNamespace(_api_process_count=1)
-    opened = opening.settings_of(config)
-    assert opened is not None
+    config, opened = starting(draft, monkeypatch)
     audit(start(draft), "usual")
     assert opening.open_front_end(engine_with(config), opened).operation.ceiling == "careful"
     write(draft, default="careful")

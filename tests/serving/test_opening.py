@@ -108,6 +108,16 @@ def config_with(draft):
     )
 
 
+def starting(draft, monkeypatch):
+    """The configuration of a server, and what it has read of its settings before its engine starts."""
+    monkeypatch.setattr(opening, "served_fingerprints", lambda folder, config: {})
+    monkeypatch.setattr(opening, "misfit_of", lambda config: None)
+    config = config_with(draft)
+    opened = opening.settings_of(config)
+    assert opened is not None
+    return config, opened
+
+
 def engine_with(config):
     """Of an engine's client, what a front end is opened from."""
     return SimpleNamespace(

@@ -70,10 +70,11 @@ def test_prompts_are_rendered_as_those_of_the_traces_were(write_random_draft, tm
     config = ServeConfig(target=str(tmp_path / "mine.yaml"), draft=draft)
     command = serve_command(config)
     assert json.loads(command[command.index("--default-chat-template-kwargs") + 1]) == {"enable_thinking": True}
-    own = ("--default-chat-template-kwargs", '{"enable_thinking": false}')
-    command = serve_command(config.model_copy(update={"arguments": own}))
-    assert command.count(own[0]) == 1
-    assert command[-2:] == [*own]
+    for option in ("--default-chat-template-kwargs", "--default_chat_template_kwargs"):
+        own = (option, '{"enable_thinking": false}')
+        command = serve_command(config.model_copy(update={"arguments": own}))
+        assert [word for word in command if "template" in word] == [option]
+        assert command[-2:] == [*own]
     assert "--default-chat-template-kwargs" not in serve_command(ServeConfig(target="tiny-reasoner", draft=draft))
 
 

@@ -6,14 +6,13 @@ import copy
 import json
 import os
 import threading
-from types import SimpleNamespace
 
 import pytest
 
 from specexit.config import ConfigError
 from specexit.drafts.policy import FILE, PolicyError, PolicyFile, write_policy
 from tests.serving.ends import GREEDY, incoming
-from tests.serving.test_opening import config_with, engine_with
+from tests.serving.test_opening import engine_with, starting
 from tests.serving.test_operation import BLOCK, POINTS, point
 from torch_specexit.plugin.frontend import locking, opening
 from torch_specexit.plugin.frontend import watch as watching
@@ -234,12 +233,7 @@ def test_a_word_that_falls_into_the_start_of_a_server_is_heard(draft, monkeypatc
     """What was written while the engine started was taken for what had been read before, and never read: not even a
     kill switch."""
     monkeypatch.setattr(watching, "SECONDS", 0.0)
-    monkeypatch.setattr(opening, "served_fingerprints", lambda folder, config: {})
-    monkeypatch.setattr(opening, "misfit_of", lambda config: None)
-    config = config_with(draft)
-    config.parallel_config = SimpleNamespace(_api_process_count=1)
-    opened = opening.settings_of(config)
-    assert opened is not None
+    config, opened = starting(draft, monkeypatch)
     written(draft, serving={"mode": "off"})
     assert served_by(opening.open_front_end(engine_with(config), opened)) == ("off", "usual")
 
@@ -250,12 +244,7 @@ def test_a_word_that_falls_into_the_start_of_a_server_is_heard(draft, monkeypatc
 )
 def test_a_setting_of_the_workers_that_changes_while_they_start_is_doubted(serving, named, draft, monkeypatch):
     """They had the new one, and exits were called certified by the old one."""
-    monkeypatch.setattr(opening, "served_fingerprints", lambda folder, config: {})
-    monkeypatch.setattr(opening, "misfit_of", lambda config: None)
-    config = config_with(draft)
-    config.parallel_config = SimpleNamespace(_api_process_count=1)
-    opened = opening.settings_of(config)
-    assert opened is not None
+    config, opened = starting(draft, monkeypatch)
     written(draft, serving=serving)
     operation = opening.open_front_end(engine_with(config), opened).operation
     found = [doubt for doubt in operation.uncertified_because() if "while the engine started" in doubt]
