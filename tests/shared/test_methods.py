@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from specexit.bench.journal import Journal
 from specexit.bench.methods import (
     NAMES,
     Ask,
@@ -34,7 +33,6 @@ from specexit.bench.methods.deer import sure_at
 from specexit.bench.methods.kth_boundary import KthBoundary
 from specexit.bench.methods.running import Running
 from specexit.bench.methods.stability import stable_at
-from specexit.bench.process import BenchError
 from specexit.data.traces import Trace
 from specexit.method.decision import Policy
 from specexit.schemas.target import load_target_config
@@ -372,99 +370,3 @@ def test_what_is_wrong_in_a_strangers_file_is_one_line_before_anything_is_measur
     assert path.read_text() != OWN
     with pytest.raises(MethodError, match=rf"^method '.*mine\.py': (class )?{re.escape(told)}"):
         check_parameters(str(path), find_method(str(path)).tuned(Tuning([], 0.0)))
-
-
-ASKED = {
-    "config": {"seed": 0},
-    "versions": {"vllm": "1"},
-    "inputs": {"draft.weights": "a" * 64, "traces": "b" * 64},
-    "machine": {"cores": 2, "revision": "abc"},
-}
-
-
-def never() -> dict:
-    raise AssertionError("asked again")
-
-
-def test_an_interrupted_benchmark_goes_on_where_it_stopped(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "out", ASKED)
-    assert journal.reply("first", lambda: {"seconds": 1}) == {"seconds": 1}
-    journal.reply("second", lambda: {"seconds": 2})
-    text = journal.path.read_text()
-    journal.path.write_text(text[:-5])  # killed while it wrote the second
-    again = Journal(tmp_path / "out", ASKED)
-    assert again.reply("first", never) == {"seconds": 1}
-    assert again.reply("second", lambda: {"seconds": 3}) == {"seconds": 3}
-    assert [json.loads(line)["asked"] for line in again.path.read_text().splitlines()[1:]] == ["first", "second"]
-    again.remove()
-    assert not again.path.exists()
-
-
-@pytest.mark.parametrize(
-    ("change", "told"),
-    [
-        (
-            {"inputs": ASKED["inputs"] | {"draft.weights": "c" * 64}},
-            "inputs.draft.weights aaaaaaaaaaaa (now cccccccccccc)",
-        ),
-        ({"inputs": ASKED["inputs"] | {"traces": "c" * 64}}, "inputs.traces bbbbbbbbbbbb (now cccccccccccc)"),
-        ({"config": {"seed": 1}}, "config.seed 0 (now 1)"),
-        ({"versions": {"vllm": "2"}}, "versions.vllm 1 (now 2)"),
-        (
-            {"machine": {"cores": 4, "revision": "abc-dirty-1"}},
-            "machine.cores 2 (now 4), machine.revision abc (now abc-dirty-1)",
-        ),
-    ],
-)
-def test_what_another_draft_or_other_traces_measured_is_neither_mixed_in_nor_thrown_away(
-    tmp_path: Path, change: dict, told: str
-) -> None:
-    journal = Journal(tmp_path / "out", ASKED)
-    journal.reply("first", lambda: {"seconds": 1})
-    with pytest.raises(
-        BenchError, match=re.escape(f"{journal.path}: an interrupted benchmark has measured with {told}: delete")
-    ):
-        Journal(tmp_path / "out", ASKED | change)
-    assert Journal(tmp_path / "out", ASKED).reply("first", never) == {"seconds": 1}
-
-
-def test_what_another_accelerator_measured_is_not_mixed_in(tmp_path: Path) -> None:
-    """Which it is, engines tell that stand already."""
-    journal = Journal(tmp_path / "out", ASKED)
-    journal.check_accelerator("a fast one")
-    journal.reply("first", lambda: {"seconds": 1, "accelerator": "a fast one"})
-    again = Journal(tmp_path / "out", ASKED)
-    again.check_accelerator("a fast one")
-    with pytest.raises(BenchError, match=r"has measured with accelerator a fast one \(now None\): delete this file"):
-        again.check_accelerator(None)
-
-
-def test_a_benchmark_that_is_killed_while_it_takes_up_its_journal_loses_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    Journal(tmp_path / "out", ASKED).reply("first", lambda: {"seconds": 1})
-
-    def killed(path: Path, *_: object) -> None:
-        path.open("w").close()  # what was there is gone, and nothing is written yet
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_text", killed)
-        patch.setattr(Path, "write_bytes", killed)
-        with pytest.raises(KeyboardInterrupt):
-            Journal(tmp_path / "out", ASKED)
-    assert Journal(tmp_path / "out", ASKED).reply("first", never) == {"seconds": 1}
-
-
-def test_a_journal_without_replies_is_in_nobodys_way(tmp_path: Path) -> None:
-    Journal(tmp_path / "out", ASKED | {"config": {"seed": 1}})
-    journal = Journal(tmp_path / "out", ASKED)
-    journal.reply("first", lambda: {"seconds": 1})
-    assert Journal(tmp_path / "out", ASKED).reply("first", never) == {"seconds": 1}
-
-
-def test_a_journal_of_before_that_names_no_inputs_is_refused(tmp_path: Path) -> None:
-    old = {name: ASKED[name] for name in ("config", "versions", "machine")}
-    Journal(tmp_path / "out", old).reply("first", lambda: {"seconds": 1})
-    with pytest.raises(BenchError, match=r"inputs\.draft\.weights not told \(now aaaaaaaaaaaa\)"):
-        Journal(tmp_path / "out", ASKED)
