@@ -65,6 +65,11 @@ def spread(traces: Sequence[Trace], n: int) -> list[int]:
     return sorted(by_task[len(traces) * i // n] for i in range(n))
 
 
+def n_slices(rounds: int, n: int, batch: int) -> int:
+    """Into how many slices ``n`` problems go: ``rounds``, or fewer, as one smaller than the batch never fills it."""
+    return max(1, min(rounds, n // batch))
+
+
 def turns(entries: Sequence[Entry], problems: Sequence[int], rounds: int) -> Iterator[Turn]:
     """Slices of the problems, each given to all methods before the next; the first to go moves on by one a slice."""
     edges = [len(problems) * i // rounds for i in range(rounds + 1)]
@@ -197,8 +202,11 @@ def measure(
     with Progress(console=console, disable=not console.is_terminal) as progress:
         bar = progress.add_task("bench", total=total)
         for batch, problems, samples in passes:
+            if len(problems) < batch:
+                console.print(f"batch {batch}: there are {len(problems)} problems, so no more are asked at once")
+            slices = n_slices(config.rounds, len(problems), batch)
             for sample in range(samples):
-                for entry, part in turns(entries, problems, config.rounds):
+                for entry, part in turns(entries, problems, slices):
                     progress.update(bar, description=f"{entry.name} @ {batch}")
                     reply, requests = under_way.ask(entry, part, batch, sample=sample)
                     seconds = [request.seconds or 0.0 for request in requests] if batch == 1 else [reply["seconds"]]

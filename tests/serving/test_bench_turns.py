@@ -255,18 +255,28 @@ def test_a_sampled_target_is_measured_as_its_traces_were_drawn(
 def test_samples_and_slices_are_asked_with_a_seed_each_and_stay_samples_of_their_problem(
     inputs: Path, tmp_path: Path, pretend: type[Pretend]
 ) -> None:
-    ours = small(inputs, tmp_path, samples=3, sampling={"temperature": 0.6}, batches=(4,), rates=(2.0,))
+    ours = small(inputs, tmp_path, samples=3, sampling={"temperature": 0.6}, batches=(2,), rates=(2.0,))
     runs = measured(ours, tmp_path, pretend)
     seeds = {name: [job["seed"] for job in pretend.asked if job["method"] == name] for name in runs}
     assert seeds["none"] == seeds["eagle3"]
     # Two slices: of each sample in the batch, of those alone, and of those that come in.
     assert len(set(seeds["none"])) == len(seeds["none"]) == 2 * 3 + 2 + 2
-    assert [(r.id, r.sample) for r in runs["none"].requests[4]] == [
+    assert [(r.id, r.sample) for r in runs["none"].requests[2]] == [
         (f"test-{i}", sample) for sample in range(3) for i in range(N)
     ]
-    assert runs["none"].units[4] == 3 * ["test-0 to test-1", "test-2 to test-3"]
+    assert runs["none"].units[2] == 3 * ["test-0 to test-1", "test-2 to test-3"]
     assert len(runs["none"].requests[1]) == N_LATENCY  # one sample of each
-    assert speedup_at(4, runs["none"], runs["eagle3"]) == (0.5, 0.5, 0.5)
+    assert speedup_at(2, runs["none"], runs["eagle3"]) == (0.5, 0.5, 0.5)
+
+
+def test_no_slice_is_smaller_than_the_batch(inputs: Path, tmp_path: Path, pretend: type[Pretend], capsys) -> None:
+    """ "Batch 4" would be the speed of two at a time."""
+    measured(small(inputs, tmp_path, n_latency=N, batches=(2, 3, 4)), tmp_path, pretend)
+    asked = [(job["batch"], len(job["problems"])) for job in pretend.asked if job["method"] == "none"]
+    assert asked == [(1, 2), (1, 2), (2, 2), (2, 2), (3, 4), (4, 4)]
+    assert "problems, so no more" not in capsys.readouterr().err
+    measured(small(inputs, tmp_path, batches=(16,), out=tmp_path / "more"), tmp_path, pretend)
+    assert "batch 16: there are 4 problems, so no more are asked at once" in capsys.readouterr().err
 
 
 class Pressed(Pretend):

@@ -47,7 +47,8 @@ DEFINITIONS = {
     "throughput": "tokens of the responses (total_tokens) a second, both summed over the responses of a batch size. "
     "Tokens of trial answers are not among them, though their time is; a method that writes less is not slower for it",
     "seconds": "wall clock around generate, prompts already tokenised; at batch 1 one request at a time, at a larger "
-    "batch size a whole slice of the problems at once, that many of them running together",
+    "batch size a whole slice of the problems at once, that many of them running together until fewer are left; no "
+    "slice has fewer, where there are as many problems",
     "acceptance_length": "accepted draft tokens + 1 bonus token, pooled over steps (not a mean of per-request means)",
     "exits": "how thinking ended: exit (the policy, by its signals or its maximum; the loop guard; or a method that "
     "decides by itself), natural_end (the model itself), length (out of tokens)",

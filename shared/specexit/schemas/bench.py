@@ -61,7 +61,11 @@ class BenchConfig(Config):
         "draft's certificate allows, where its risk is accuracy_lost, else 1 pt of accuracy",
     )
     num_speculative_tokens: int = Field(default=3, gt=0, description="draft tokens per step")
-    rounds: int = Field(default=6, gt=0, description="slices of the problems; the methods take turns slice by slice")
+    rounds: int = Field(
+        default=6,
+        gt=0,
+        description="slices of the problems, at most: none is smaller than the batch; methods take turns by slice",
+    )
     max_new_tokens: int | None = Field(
         default=None, gt=0, description="of one response, thinking included; by default the target's"
     )
