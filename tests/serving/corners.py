@@ -174,7 +174,7 @@ def main(draft: Path) -> dict[str, Any]:
     from vllm.config import ReasoningConfig
 
     markers = ReasoningConfig(reasoning_start_str="<think>", reasoning_end_str="</think>")
-    extra = {"reasoning_parser": "deepseek_r1", "reasoning_config": markers}
+    extra = {"reasoning_parser": "deepseek_r1", "reasoning_config": markers, "num_gpu_blocks_override": 2048}
     llm = start_engine(load_target_config("tiny-reasoner"), EngineConfig(kv_cache_gib=1, extra=extra), draft=draft)
     corners = Corners(llm)
     return {name: getattr(corners, name)() for name in [*SCENARIOS, "slots"]}

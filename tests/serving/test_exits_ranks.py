@@ -64,7 +64,7 @@ class Together:
     """Ranks in threads of their own: a collective waits for all of them, and not for ever."""
 
     def __init__(self, monkeypatch, size: int = 2):
-        self.barrier = Barrier(size, timeout=20)
+        self.barrier = Barrier(size, timeout=300)
         self.messages: dict[int, torch.Tensor] = {}
         monkeypatch.setattr(ranks.torch.distributed, "all_reduce", self._add_up)
         numbers = iter(range(size))

@@ -255,7 +255,7 @@ def test_the_server_says_how_it_treats_exits(server, drafts):
 def run_client(server, *arguments, stdin=""):
     command = [sys.executable, "-m", "specexit", "chat", f"url={server.url}", *arguments]
     environment = os.environ | {"COLUMNS": "120"}
-    return subprocess.run(command, input=stdin, capture_output=True, text=True, env=environment, timeout=60)
+    return subprocess.run(command, input=stdin, capture_output=True, text=True, env=environment, timeout=300)
 
 
 def test_the_client_shows_the_answer_and_what_was_saved(server, exiting):
@@ -287,7 +287,7 @@ def test_the_client_says_what_is_wrong(server):
         [sys.executable, "-m", "specexit", "chat", "url=http://127.0.0.1:9", "prompt=hello"],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
     assert nobody.returncode == 1
     assert "http://127.0.0.1:9/v1/models: " in nobody.stderr

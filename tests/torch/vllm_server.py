@@ -21,17 +21,20 @@ class VllmServer:
         self.log, self.url = log, f"http://127.0.0.1:{self.port}"
         words = ["--host", "127.0.0.1", "--port", str(self.port), "--dtype", "float32", "--enforce-eager"]
         words += ["--max-model-len", "1024", "--max-num-seqs", "16", "--max-num-batched-tokens", "512"]
+        words += ["--kv-cache-memory-bytes", str(256 << 20)]
         settings = {
             "OMP_NUM_THREADS": "1",
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-            "VLLM_CPU_KVCACHE_SPACE": "1",
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # no third process, which takes as long to start as the second
             "HF_HUB_OFFLINE": "1",
             "VLLM_NO_USAGE_STATS": "1",
         }
+        environment = os.environ | settings
+        environment.pop("VLLM_CPU_KVCACHE_SPACE", None)  # it would win
         with log.open("w") as stream:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(tiny.MODEL_DIR), *words],
-                env=os.environ | settings,
+                env=environment,
                 stdout=stream,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
