@@ -1,7 +1,7 @@
 """Published EAGLE-3 drafts: one file for every layout that is read, behind one interface.
 
-`Layout` says how a layout names its tensors and states its geometry; `LAYOUTS` lists them, the most telling first;
-`layout_of` finds the one that a folder is in. `specexit.drafts.published` reads a folder with it.
+`Layout` says how a layout names its tensors and states its geometry; `LAYOUTS` lists them, the most telling first.
+`specexit.drafts.published` asks each whether it recognises a folder, and reads it with the one that does.
 """
 
 from specexit.drafts.layouts.angelslim import ANGELSLIM
