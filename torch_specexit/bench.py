@@ -26,7 +26,6 @@ from specexit.bench.process import BenchError, BenchProcess
 from specexit.bench.results import BASELINE, DEFINITIONS, Results, result_tables, write_results
 from specexit.config import Config, save_run, versions
 from specexit.data.overlap import refuse_selected, refuse_shared, refuse_trained
-from specexit.data.rows import prompt_sha256
 from specexit.data.traces import Trace, first_samples, read_outlines, read_traces, target_named_in
 from specexit.drafts.directory import DraftConfig, check_target, plain_copy, read_config
 from specexit.drafts.policy import OperatingPoint, PolicyFile, read_policy, write_policy
@@ -147,7 +146,7 @@ def read_problems(config: BenchConfig) -> list[Trace]:
     """
     found: dict[str, Trace] = {}
     for trace in first_samples(read_traces(config.traces)).values():
-        found.setdefault(prompt_sha256(trace), trace)
+        found.setdefault(trace.prompt_hash, trace)
     if config.n is not None and len(found) < config.n:
         raise BenchError(f"{config.traces}: traces of {len(found)} different prompts, expected at least n={config.n}")
     traces = list(found.values())[: config.n]

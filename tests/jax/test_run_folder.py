@@ -37,7 +37,6 @@ from specexit.config import ConfigError
 from specexit.data.overlap import OverlapError
 from specexit.data.packed import FIELDS, read_example, read_meta
 from specexit.data.packing import pack
-from specexit.data.rows import prompt_sha256
 from specexit.data.traces import read_labelled
 from specexit.drafts.directory import read_draft
 from specexit.drafts.policy import read_policy
@@ -191,7 +190,7 @@ def test_the_best_checkpoint_is_kept_and_converted(evaluated: TrainConfig, tmp_p
     selection = read_policy(tmp_path / "draft").selection
     assert selection is not None  # so that no calibration on these prompts is taken for one
     assert evaluated.eval_traces is not None
-    assert selection.prompts == tuple(sorted({prompt_sha256(t)[:16] for t in read_labelled(evaluated.eval_traces)}))
+    assert selection.prompts == tuple(sorted({t.prompt_hash[:16] for t in read_labelled(evaluated.eval_traces)}))
     assert selection.by == "brier"
     np.testing.assert_array_equal(tensors["lm_head.weight"], np.asarray(params["lm_head"]["kernel"]).T)
 

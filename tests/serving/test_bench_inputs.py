@@ -15,7 +15,6 @@ from specexit.bench.process import BenchError
 from specexit.config import find, load
 from specexit.data.outlines import outlines
 from specexit.data.overlap import OverlapError, write_prompts
-from specexit.data.rows import prompt_sha256
 from specexit.data.scores import ScoreError, Scores, write_scores
 from specexit.data.traces import Trace, write_traces
 from specexit.drafts.directory import DraftError, plain_copy, read_config
@@ -256,7 +255,7 @@ def test_problems_that_a_draft_was_trained_on_are_refused(inputs: Path, tmp_path
 def test_problems_that_chose_a_checkpoint_are_refused(inputs: Path, tmp_path: Path, which: str) -> None:
     """As `calibrate` refuses them: of several checkpoints the best on some problems looks better there than it is."""
     write_random_draft(tmp_path / "draft")
-    selection = Selection(by="auroc", prompts=tuple(prompt_sha256(trace)[:16] for trace in generated_traces(2)))
+    selection = Selection(by="auroc", prompts=tuple(trace.prompt_hash[:16] for trace in generated_traces(2)))
     write_policy(tmp_path / "draft", PolicyFile(selection=selection))
     with pytest.raises(OverlapError, match=r"2 of 4 prompts chose the checkpoint of .*draft \(by auroc\)"):
         read_problems(config(inputs, **{which: tmp_path / "draft"}))

@@ -19,7 +19,6 @@ from specexit.bench.certificate import (
 )
 from specexit.cli import run
 from specexit.data.outlines import outlines
-from specexit.data.rows import prompt_sha256
 from specexit.data.scores import Scores, key_of, write_scores
 from specexit.data.traces import write_traces
 from specexit.method.certify import CertificateError, Claim, certify
@@ -68,7 +67,7 @@ def test_many_draws_at_once_are_certified_as_one_by_one(people, samples, grouped
     claim = Claim("answer_changed", 0.1, 0.1)
     drawn = np.random.default_rng(1).multinomial(150, np.full(N, 1 / N), 6)
     chosen, boldest = measure(population(sample, replay, POLICIES, "answer_changed"), claim, drawn)
-    hashes = list(dict.fromkeys(map(prompt_sha256, traces)))
+    hashes = list(dict.fromkeys(trace.prompt_hash for trace in traces))
     for counts, ours, naive in zip(drawn, chosen, boldest, strict=True):
         copies = [
             (
@@ -78,7 +77,7 @@ def test_many_draws_at_once_are_certified_as_one_by_one(people, samples, grouped
                 values,
             )
             for trace, values in zip(traces, signals, strict=True)
-            for copy in range(counts[hashes.index(prompt_sha256(trace))])
+            for copy in range(counts[hashes.index(trace.prompt_hash)])
         ]
         alone = Sample(outlines(trace for trace, _ in copies), grouped=grouped)
         played = Replay([trace for trace, _ in copies], [values for _, values in copies])

@@ -13,7 +13,6 @@ from scipy import stats as scipy_stats
 from specexit import tiny
 from specexit.cli import run
 from specexit.data.overlap import OverlapError
-from specexit.data.rows import prompt_sha256
 from specexit.data.scores import Scores, read_scores, write_scores
 from specexit.data.traces import TraceError, data_sha256, read_traces, write_traces
 from specexit.drafts.directory import read_config
@@ -353,7 +352,7 @@ def test_whatever_is_wrong_with_the_files_nothing_is_certified(setting):
 
 def test_prompts_that_chose_the_checkpoint_are_refused(setting, make_trace):
     paths = setting(np.full(N, 0.9), [True] * N)
-    chosen = tuple(prompt_sha256(make_trace(prompt_ids=[1, i]))[:16] for i in (7, 8, 5000))
+    chosen = tuple(make_trace(prompt_ids=[1, i]).prompt_hash[:16] for i in (7, 8, 5000))
     selection = Selection(by="auroc", prompts=chosen)
     write_policy(paths["draft"], read_policy(paths["draft"]).model_copy(update={"selection": selection}))
     refused(paths, r"2 of 400 prompts chose the checkpoint .* \(by auroc\)", OverlapError)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from specexit.data import scratch as scratch_module
 from specexit.data.outlines import outlines
-from specexit.data.rows import prompt_sha256, short_hash, why_not
+from specexit.data.rows import short_hash, why_not
 from specexit.data.scratch import Scratch
 from specexit.data.seen import Seen
 from specexit.errors import InputError
@@ -66,7 +66,7 @@ def traces(make_trace):
 
 
 def hashes(traces):
-    return sorted({short_hash(prompt_sha256(trace)) for trace in traces})
+    return sorted({short_hash(trace.prompt_hash) for trace in traces})
 
 
 def test_columns_say_what_the_traces_say(traces):

@@ -6,7 +6,6 @@ import pytest
 import yaml
 
 from specexit.cli import run
-from specexit.data.rows import prompt_sha256
 from specexit.data.traces import write_traces
 from specexit.drafts.directory import read_config
 from specexit.drafts.policy import (
@@ -206,7 +205,7 @@ def test_the_prompts_that_chose_a_checkpoint_are_remembered(tmp_path, make_trace
     (tmp_path / "run.yaml").write_text(yaml.safe_dump({"config": config}))
     found = selection_of(tmp_path)
     assert found.by == "cut"
-    assert found.prompts == tuple(sorted(prompt_sha256(make_trace(prompt_ids=[i]))[:16] for i in range(3)))
+    assert found.prompts == tuple(sorted(make_trace(prompt_ids=[i]).prompt_hash[:16] for i in range(3)))
 
 
 @pytest.mark.parametrize("config", [{"eval_traces": None}, {"eval_traces": "gone.parquet"}, None])

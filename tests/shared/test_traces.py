@@ -20,7 +20,6 @@ from specexit.data.rows import (
     free_trials,
     infer_agrees,
     infer_decided,
-    prompt_sha256,
 )
 from specexit.data.stream import read_batches
 from specexit.data.traces import (
@@ -309,8 +308,8 @@ def test_who_can_judge(make_trace, changes, expected):
 
 
 def test_prompts_are_told_apart_by_their_tokens(make_trace):
-    same = prompt_sha256(make_trace(id="other", sample=3, think_ids=[1]))
-    assert prompt_sha256(make_trace()) == same != prompt_sha256(make_trace(prompt_ids=[1, 2, 4]))
+    same = make_trace(id="other", sample=3, think_ids=[1]).prompt_hash
+    assert make_trace().prompt_hash == same != make_trace(prompt_ids=[1, 2, 4]).prompt_hash
 
 
 STATES = st.lists(st.sampled_from(["agrees", "differs", "undecided", "untried"]), min_size=1, max_size=12)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt64
 
-from specexit.data.rows import AnyTrace, is_tried_throughout, prompt_sha256, short_hash, why_not
+from specexit.data.rows import AnyTrace, is_tried_throughout, short_hash, why_not
 from specexit.data.scratch import Scratch
 from specexit.data.seen import HALF
 
@@ -118,7 +118,7 @@ def _row(row: int, trace: AnyTrace, texts: dict[str, dict[str | None, int]]) -> 
         "barred": why_not(trace),
     }
     return (
-        *(row, trace.id, short_hash(prompt_sha256(trace)) - HALF),
+        *(row, trace.id, short_hash(trace.prompt_hash) - HALF),
         *(trace.sample, trace.n_prompt, trace.n_think, trace.n_answer, len(trace.boundaries)),
         *(trace.reference is not None and trace.correct is not None, is_tried_throughout(trace), bool(free)),
         *(texts[name].setdefault(found[name], len(texts[name])) for name in FEW),

@@ -1,7 +1,7 @@
 """Which prompts a draft was trained on, or a method tuned on, so that nothing is judged or calibrated on them.
 
 Beside packed data, and later in the draft directory, lies ``prompts.npy``: the first eight bytes of each training
-prompt's hash (`specexit.data.rows.prompt_sha256`), sorted. A prompt counts, not its id and not its sample.
+prompt's hash (`specexit.data.rows.Trace.prompt_hash`), sorted. A prompt counts, not its id and not its sample.
 """
 
 from __future__ import annotations

@@ -109,7 +109,7 @@ class Trace:
 
     @property
     def prompt_hash(self) -> str:
-        """Of the prompt's token ids, see `prompt_sha256`."""
+        """Hash of the prompt's token ids: what tells whether two traces are of one prompt, whatever their ids say."""
         return ids_sha256(self.prompt_ids)
 
     @property
@@ -192,11 +192,6 @@ def why_not(trace: AnyTrace) -> str | None:
     if trace.answer is None:
         return "without an answer"
     return None if len(trace.boundaries) else "without a boundary"
-
-
-def prompt_sha256(trace: AnyTrace) -> str:
-    """Hash of the prompt's token ids: what tells whether two traces are of one prompt, whatever their ids say."""
-    return trace.prompt_hash
 
 
 def ids_sha256(ids: Sequence[int]) -> str:

@@ -21,7 +21,6 @@ from specexit.data.rows import (
     free_trials,
     is_tried_throughout,
     known_verdicts,
-    prompt_sha256,
     short_hash,
 )
 from specexit.data.seen import Seen
@@ -197,7 +196,7 @@ class Tally:
         n_think = len(trace.think_ids)
         self.n += 1
         self.lengths[n_think] += 1
-        self.prompts.add(short_hash(prompt_sha256(trace)))
+        self.prompts.add(short_hash(trace.prompt_hash))
         known = known_verdicts(trace.boundary_state)
         self._count_boundaries(trace, known)
         self._count_part("whole", "", trace)

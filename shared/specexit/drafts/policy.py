@@ -180,7 +180,7 @@ class Selection(Config):
     """Prompts that chose the checkpoint: what they say of it is flattering, so they may not calibrate it."""
 
     by: str = Field(description="the figure by which the checkpoint was chosen")
-    prompts: tuple[str, ...] = Field(description="hashes, see `specexit.data.rows.prompt_sha256`, first 16 digits")
+    prompts: tuple[str, ...] = Field(description="hashes, see `specexit.data.rows.Trace.prompt_hash`, first 16 digits")
 
 
 class Event(Config):

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from specexit.data.outlines import Outlines
-from specexit.data.rows import AnyTrace, prompt_sha256, short_hash
+from specexit.data.rows import AnyTrace, short_hash
 from specexit.data.scratch import Scratch
 from specexit.data.seen import HALF
 from specexit.drafts.policy import wrong_sampling
@@ -80,7 +80,7 @@ class Sample:
 
     def prompt_of(self, trace: AnyTrace) -> Prompt:
         """The prompt of a trace that can judge."""
-        key = short_hash(prompt_sha256(trace)) - HALF
+        key = short_hash(trace.prompt_hash) - HALF
         found = self._file.first("select part, size from prompts where hash = ?", key)
         assert found is not None
         return Prompt(key, self._names[found[0]], found[1])
