@@ -21,7 +21,8 @@ import pytest  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 
 from specexit.data.traces import Trace  # noqa: E402
-from specexit.drafts.directory import PLAIN_ARCHITECTURE, DraftConfig, SpecExitBlock, write_draft  # noqa: E402
+from specexit.drafts.config import PLAIN_ARCHITECTURE, DraftConfig, SpecExitBlock  # noqa: E402
+from specexit.drafts.directory import write_draft  # noqa: E402
 
 # A busy machine is no failure: no test may depend on how long an example takes.
 settings.register_profile("specexit", deadline=None, suppress_health_check=[HealthCheck.too_slow])

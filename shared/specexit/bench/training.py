@@ -21,7 +21,8 @@ from rich.table import Table
 
 from specexit.bench.process import BenchError, BenchProcess
 from specexit.config import versions, write_text
-from specexit.drafts.directory import PLAIN_ARCHITECTURE, DraftConfig, write_draft
+from specexit.drafts.config import PLAIN_ARCHITECTURE, DraftConfig
+from specexit.drafts.directory import write_draft
 from specexit.hardware import describe_hardware
 from specexit.method.statistics import paired_bootstrap
 from specexit.schemas.bench_training import BenchTrainingConfig

@@ -27,8 +27,8 @@ ARCHITECTURES = {"llama": ARCHITECTURE, "qwen3": "SpecExitQwen3ForCausalLMEagle3
 """Model type -> our plug-in's class; the names end with "Eagle3", so vLLM's EAGLEConfig leaves them alone."""
 
 PLAIN_ARCHITECTURE = "LlamaForCausalLMEagle3"
-QWEN3_ARCHITECTURE = "Eagle3Qwen3ForCausalLM"
-"""vLLM's names of drafts without signals."""
+PLAIN_ARCHITECTURES = {"llama": PLAIN_ARCHITECTURE, "qwen3": "Eagle3Qwen3ForCausalLM"}
+"""Model type -> vLLM's class of a draft without signals."""
 
 Source = Literal["draft", "fc"]
 

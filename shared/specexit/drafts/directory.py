@@ -20,15 +20,7 @@ import numpy as np
 from jaxtyping import Int
 
 from specexit.config import write_text
-from specexit.drafts.config import ARCHITECTURE as ARCHITECTURE
-from specexit.drafts.config import (
-    ARCHITECTURES,
-    PLAIN_ARCHITECTURE,
-    QWEN3_ARCHITECTURE,
-    DraftConfig,
-    DraftError,
-    read_config,
-)
+from specexit.drafts.config import ARCHITECTURES, PLAIN_ARCHITECTURES, DraftConfig, DraftError, read_config
 from specexit.drafts.config import Source as Source
 from specexit.drafts.config import SpecExitBlock as SpecExitBlock
 from specexit.drafts.config import check_target as check_target
@@ -247,7 +239,7 @@ def plain_copy(source: Path, folder: Path) -> None:
       FileExistsError: ``folder`` is there and not empty.
     """
     config, tensors = read_draft(source)
-    architecture = {"llama": PLAIN_ARCHITECTURE, "qwen3": QWEN3_ARCHITECTURE}[config.model_type]
+    architecture = PLAIN_ARCHITECTURES[config.model_type]
     plain = config.model_copy(update={"architectures": (architecture,), "specexit": None})
     write_draft(folder, plain, tensors | {"fc.weight": tensors["fc.weight"][: config.hidden_size]})
 

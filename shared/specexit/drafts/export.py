@@ -24,7 +24,7 @@ from specexit.drafts.config import (
     ARCHITECTURES,
     MAX_CONFIG,
     PLAIN_ARCHITECTURE,
-    QWEN3_ARCHITECTURE,
+    PLAIN_ARCHITECTURES,
     DraftConfig,
     DraftError,
 )
@@ -145,7 +145,7 @@ def _eagle3(config: ExportConfig, draft: DraftConfig, stored: dict[str, Stored],
     """For vLLM and SGLang alike: the aux layers stand in both places, counted as each of them counts."""
     _warn_of_sglang(config.draft, draft)
     fields = draft.model_dump(mode="json", exclude={"specexit"}) | window_fields(draft.sliding_window)
-    architecture = {"llama": PLAIN_ARCHITECTURE, "qwen3": QWEN3_ARCHITECTURE}[draft.model_type]
+    architecture = PLAIN_ARCHITECTURES[draft.model_type]
     layers = draft.eagle_aux_hidden_state_layer_ids
     nested = {"use_aux_hidden_state": True, "eagle_aux_hidden_state_layer_ids": [layer - 1 for layer in layers]}
     beside = {"eagle_config": nested} if _in_front_of_layers(draft) else {}

@@ -21,14 +21,7 @@ from pydantic import Field, ValidationError
 from rich.console import Console
 
 from specexit.config import Config, write_text
-from specexit.drafts.config import (
-    MAX_CONFIG,
-    PLAIN_ARCHITECTURE,
-    QWEN3_ARCHITECTURE,
-    DraftConfig,
-    DraftError,
-    check_target,
-)
+from specexit.drafts.config import MAX_CONFIG, PLAIN_ARCHITECTURES, DraftConfig, DraftError, check_target
 from specexit.drafts.directory import check_shapes, vocabulary_tensors, weights_path, write_into
 from specexit.drafts.files import TensorError, inside, read_json
 from specexit.drafts.layouts import LAYOUTS, Keys, Layout
@@ -269,7 +262,7 @@ class Published:
         whole = fields["draft_vocab_size"] == fields["vocab_size"]
         self.head_is_embedding = tied and whole and "lm_head.weight" not in self.stored
         weights = Counter(place.dtype.name for place in self.stored.values() if place.dtype.name in FLOATS)
-        architecture = {"llama": PLAIN_ARCHITECTURE, "qwen3": QWEN3_ARCHITECTURE}[fields["model_type"]]
+        architecture = PLAIN_ARCHITECTURES[fields["model_type"]]
         kept = {
             "architectures": (architecture,),
             "own_embeddings": own,
