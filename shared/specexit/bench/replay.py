@@ -192,11 +192,7 @@ def _may_tip(values: Mapping[str, float], thresholds: Mapping[str, float], near:
 
 
 def _held(values: Mapping[str, float], thresholds: Mapping[str, float]) -> dict[str, bool]:
-    return {name: _holds(name, value, thresholds[name]) for name, value in values.items()}
-
-
-def _holds(name: str, value: float, threshold: float) -> bool:
-    return value >= threshold if SIGNALS[column(name)].exits_above else value <= threshold
+    return {name: SIGNALS[column(name)].holds(value, thresholds[name]) for name, value in values.items()}
 
 
 def bench_replay(config: BenchReplayConfig) -> ReplayCheck:

@@ -99,11 +99,7 @@ def passes(values: Float[np.ndarray, " signals"], thresholds: dict[str, float]) 
       >>> passes(np.array([0.9, 0.5, 120.0, 0.2]), {"confidence": 0.8, "remaining": 200.0})
       True
     """
-    for name, threshold in thresholds.items():
-        value = values[column(name)]
-        if not (value >= threshold if SIGNALS[column(name)].exits_above else value <= threshold):
-            return False
-    return True
+    return all(SIGNALS[column(name)].holds(values[column(name)], threshold) for name, threshold in thresholds.items())
 
 
 class ExitRule:

@@ -202,8 +202,7 @@ def _row(trace: int, judged: Int[np.ndarray, " judged"]) -> Int[np.ndarray, " ju
 def _pass(values: Float[np.ndarray, "judged signals"], thresholds: dict[str, float]) -> Bool[np.ndarray, " judged"]:
     good = np.ones(len(values), bool)
     for name, threshold in thresholds.items():
-        seen = values[:, column(name)]
-        good &= seen >= threshold if SIGNALS[column(name)].exits_above else seen <= threshold
+        good &= SIGNALS[column(name)].holds(values[:, column(name)], threshold)
     return good
 
 

@@ -18,7 +18,7 @@ risk, and because on our study target the paper's thresholds cost nearly all acc
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -41,6 +41,10 @@ class Signal:
     def exits_above(self) -> bool:
         """Whether a *large* value speaks for an exit; `remaining` is the one where a small one does."""
         return self.activation == "sigmoid"
+
+    def holds(self, value: Any, threshold: float) -> Any:
+        """Whether a value, or each of an array of them, reaches a threshold."""
+        return value >= threshold if self.exits_above else value <= threshold
 
 
 SIGNALS = (
