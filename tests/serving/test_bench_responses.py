@@ -5,15 +5,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from specexit.bench import comparison
 from specexit.bench.comparison import Request
 from specexit.bench.methods import Marks, Problem, Trial, Tuning, find_method
 from specexit.bench.process import BenchError
+from specexit.method.decision import ENDED
 from tests.serving.benching import TARGET, generated_traces
 from torch_specexit.bench_driver import drive
 from torch_specexit.bench_turns import Entry, check_served, read_request
 from torch_specexit.bench_worker import run_method
-from torch_specexit.plugin.outcome import ENDED
 
 
 def test_an_option_s_own_text_is_its_letter_here_too() -> None:
@@ -156,4 +155,3 @@ def test_whatever_ends_the_thinking_in_the_engine_is_no_natural_end(ended: str) 
     """Counted as the model's own, a policy's maximum would be a baseline without exits."""
     request = written({"outcome": ended, "thinking_tokens": 5, "signals": {}})
     assert (request.reason, request.ended_by, request.thinking_tokens) == ("exit", ended, 5)
-    assert set(ENDED) == set(comparison.ENDED)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from specexit.method.decision import ENDED
 from specexit.method.signals import NAMES
 from torch_specexit.plugin.worker.rule import BEFORE, OVER, RECORD, THINKING
 
@@ -30,9 +31,6 @@ NOW = "now"
 
 HANDED_OVER = "handed_over"
 """Outcome of a request on an instance that reads its prompt, and whose thinking another one goes on with."""
-
-ENDED = ("exit", "cap", "interrupt", "loop")
-"""Outcomes of thinking that was ended: by the signals, by its maximum, by the client, for going in circles."""
 
 
 class Record(NamedTuple):

@@ -29,6 +29,7 @@ from specexit.bench.results import (
 from specexit.config import write_text
 from specexit.data.rows import infer_decided, is_tried_throughout
 from specexit.data.traces import Trace
+from specexit.method.decision import ENDED
 from specexit.method.labels import ExitKind, exit_point
 from specexit.method.simulate import NO_TASK
 from specexit.method.statistics import (
@@ -41,10 +42,6 @@ from specexit.method.statistics import (
 )
 
 Reason = Literal["exit", "natural_end", "length"]
-
-ENDED = ("exit", "cap", "interrupt", "loop")
-"""Outcomes of thinking that the plug-in has ended: by the signals, by the policy's maximum, by the client, for going in
-circles."""
 
 TASK_RESAMPLES = 2000
 """Of the intervals by task, of which there are hundreds."""

@@ -24,7 +24,7 @@ from jaxtyping import Float
 from pydantic import Field, field_validator, model_validator
 
 from specexit.config import Config
-from specexit.method.signals import NAMES, SIGNALS, column
+from specexit.method.signals import SIGNALS, column
 from specexit.method.splits import ThinkTokens
 
 EARLY_TOKENS = 8
@@ -87,6 +87,9 @@ class Policy(Config):
 OFF = Policy(thresholds={"validity": 1.0}, early={"validity": 1.0})
 """Never exits, and judges only boundaries too near to the beginning to pass over: a probability is below 1 (see
 `signals.RAW_LIMIT`)."""
+
+ENDED = ("exit", "cap", "interrupt", "loop")
+"""Outcomes of thinking that was ended: by the signals, by the policy's maximum, by the client, for going in circles."""
 
 PAPER = Policy(thresholds={"confidence": 0.8, "progress": 0.3, "remaining": 200.0}, smoothing="round", alpha=0.1)
 """The literals and the smoothing of the released code."""
@@ -213,4 +216,4 @@ def exit_position(
     return None
 
 
-__all__ = ["EARLY_TOKENS", "NAMES", "OFF", "PAPER", "ExitRule", "Policy", "exit_position", "passes"]
+__all__ = ["EARLY_TOKENS", "ENDED", "OFF", "PAPER", "ExitRule", "Policy", "exit_position", "passes"]

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Any
 
+from specexit.method.decision import ENDED
 from specexit.method.signals import SIGNALS
 from torch_specexit.plugin.frontend.audit import NOTHING_SHOWN
 from torch_specexit.plugin.frontend.drafting import Drafting
 from torch_specexit.plugin.frontend.operation import epsilon_of, risk_of
-from torch_specexit.plugin.outcome import ENDED, HANDED_OVER, KEY
+from torch_specexit.plugin.outcome import HANDED_OVER, KEY
 
 if TYPE_CHECKING:
     from specexit.drafts.policy import PolicyFile
