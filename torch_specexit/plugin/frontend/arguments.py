@@ -26,7 +26,7 @@ from torch_specexit.plugin.settings import is_ours
 PREFIX = "specexit"
 
 RESOLVED = "specexit_resolved"
-"""Key under which a server's front end tells its workers what a request gets; no client may give it."""
+"""Key under which a front end tells its workers what a request gets, and whose it is; no client may give it."""
 
 OFFLINE = "specexit_offline"
 """Key under which `vllm.LLM` tells its workers that whoever asks may ask for anything; no client may give it."""

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from torch_specexit.plugin.frontend.arguments import RESOLVED
 from torch_specexit.plugin.worker.protocols import SamplingParams
 
 METHOD = "specexit_end_thinking"
 """Name of the worker's method."""
-
-RESOLVED = "specexit_resolved"
-"""Key of a request's ``extra_args`` under which a front end tells what it has decided, and whose the request is."""
 
 
 class Owner(NamedTuple):
