@@ -16,9 +16,9 @@ from torch_specexit.plugin.frontend.activity import Activity
 from torch_specexit.plugin.frontend.callers import caller, mark_of
 from torch_specexit.plugin.frontend.reports import ADMITTED
 from torch_specexit.plugin.frontend.routes import CONTROL, OPERATOR_HEADER, OPERATOR_KEY, PATH, Endpoints
-from torch_specexit.plugin.frontend.server import END_THINKING, MOST_INTERRUPTS, FrontEnd, TooManyError
+from torch_specexit.plugin.frontend.server import MOST_INTERRUPTS, FrontEnd, TooManyError
 from torch_specexit.plugin.outcome import KEY
-from torch_specexit.plugin.worker import interrupt
+from torch_specexit.plugin.worker.interrupt import END_THINKING
 
 OPERATOR = {OPERATOR_HEADER: "of the operator"}
 ALL = ("reports", "interrupt", "switch")
@@ -128,7 +128,6 @@ def test_an_interrupt_reaches_the_workers_of_every_engine_with_its_caller():
     assert answer.json() == body | {"success": True}
     given = ("chatcmpl-runs", mark_of("ours"), False)
     assert server.called == [(engine, "collective_rpc", END_THINKING, given) for engine in (b"first", b"second")]
-    assert interrupt.METHOD == END_THINKING  # the name under which the worker has it
     server.called.clear()
     assert server.client.post(CONTROL, json=body).status_code == 404  # another's
     assert server.client.post(CONTROL, json=body | {"id": "chatcmpl-gone"}).status_code == 404

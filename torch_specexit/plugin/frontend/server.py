@@ -27,11 +27,9 @@ from torch_specexit.plugin.frontend.reports import ADMITTED, choices_of
 from torch_specexit.plugin.frontend.sampling import covered, is_sampled_as
 from torch_specexit.plugin.frontend.traffic import TrafficWatch, splits_of
 from torch_specexit.plugin.frontend.watch import PolicyWatch
+from torch_specexit.plugin.worker.interrupt import END_THINKING
 
 logger = logging.getLogger("vllm.specexit")
-
-END_THINKING = "specexit_end_thinking"
-"""Method of a worker, see `torch_specexit.plugin.worker.interrupt`."""
 
 MOST_INTERRUPTS = 16
 """Of one caller, that may wait for their turn. Each stops all engines between two steps, so they take turns."""

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 from torch_specexit.plugin.frontend.arguments import RESOLVED
 from torch_specexit.plugin.worker.protocols import SamplingParams
 
-METHOD = "specexit_end_thinking"
-"""Name of the worker's method."""
+END_THINKING = "specexit_end_thinking"
+"""Name of the worker's method, which a front end calls."""
 
 
 class Owner(NamedTuple):
@@ -43,4 +43,4 @@ def end_thinking(worker: Any, request: str, caller: str | None, now: bool) -> bo
 
 def install(worker: type) -> None:
     """Give vLLM's worker class the method."""
-    setattr(worker, METHOD, end_thinking)
+    setattr(worker, END_THINKING, end_thinking)
