@@ -187,12 +187,6 @@ def judge(done: Iterable[Scored], step: int, kind: ExitKind) -> Evaluation:
     return found.result(step)
 
 
-def acceptance_length(done: Iterable[Scored]) -> float:
-    """Accepted draft tokens + 1 bonus token, pooled over the steps of greedy decoding replayed over traces."""
-    accepted, steps = np.sum([accepted_of(one) for one in done], axis=0)
-    return float(1 + accepted / max(steps, 1))
-
-
 def accepted_of(one: Scored) -> tuple[int, int]:
     """(accepted draft tokens, steps) of greedy decoding replayed over a trace.
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jax_specexit.evaluation.judging import acceptance_length
-from jax_specexit.evaluation.scoring import score
+from jax_specexit.evaluation.judging import accepted_of
+from jax_specexit.evaluation.scoring import Scored, score
 from jax_specexit.model.draft import Draft
 from jax_specexit.training.checkpoint import restore_params
 from jax_specexit.training.run import read_start
@@ -89,6 +89,11 @@ def test_training_left_its_record(run: Path) -> None:
     evaluation = json.loads((run / "train" / "evaluation.json").read_text())
     assert evaluation["all_boundaries"]["auroc"] > 0.9
     assert list((run / "train" / "tensorboard").iterdir())
+
+
+def acceptance_length(done: list[Scored]) -> float:
+    accepted, steps = np.sum([accepted_of(one) for one in done], axis=0)
+    return 1 + accepted / steps
 
 
 def test_training_measures_what_serving_does(run: Path) -> None:

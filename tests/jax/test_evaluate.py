@@ -14,7 +14,7 @@ from rich.console import Console
 
 from jax_specexit.evaluation import judging
 from jax_specexit.evaluation.evaluate import ranking_words, show, table
-from jax_specexit.evaluation.judging import DEFINITIONS, Evaluation, Ranking, acceptance_length, judge
+from jax_specexit.evaluation.judging import DEFINITIONS, Evaluation, Ranking, judge
 from jax_specexit.evaluation.scoring import BATCH_ROWS, BATCH_TOKENS, Scored, batches, sequence
 from jax_specexit.model.draft import Draft
 from jax_specexit.planning.aot import lower_step, shapes_of
@@ -83,7 +83,8 @@ def test_acceptance_length_is_that_of_decoding_token_by_token(seed: int, ttt_ste
     rng = np.random.default_rng(seed)
     many = [scored(rng, ttt_steps, 3, int(rng.integers(4, 30)), int(rng.integers(0, 4))) for _ in range(n)]
     tokens, steps = np.sum([decode(one) for one in many], axis=0)
-    assert acceptance_length(many) == pytest.approx(tokens / steps)
+    accepted, taken = np.sum([judging.accepted_of(one) for one in many], axis=0)
+    assert 1 + accepted / taken == pytest.approx(tokens / steps)
 
 
 def test_signal_losses_are_those_of_training() -> None:
