@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from specexit.drafts.config import DraftConfig
-from specexit.drafts.directory import vocabulary_tensors
 from specexit.drafts.names import SIGNAL_HEAD, tensor_names
 
 Read = Callable[[str], np.ndarray]
@@ -126,30 +125,6 @@ def _copy(rows: np.ndarray, out: np.ndarray) -> None:
     for i in range(0, rows.shape[0], TILE):
         for j in range(0, rows.shape[1], TILE):
             out[i : i + TILE, j : j + TILE] = rows[i : i + TILE, j : j + TILE]
-
-
-def tensors_from_params(
-    config: DraftConfig, params: Mapping[str, Any], vocab: np.ndarray, aux_rms: Sequence[float] | None = None
-) -> dict[str, np.ndarray]:
-    """All tensors of ``model.safetensors`` at once, in float32, for drafts that fit into memory twice.
-
-    Args:
-      config: of the draft; its ``specexit.source`` says where the signal rows go.
-      params: pure parameter tree of `Draft`.
-      vocab: target id of every draft token.
-      aux_rms: of the `Draft` that the parameters belong to.
-    """
-
-    def read(path: str) -> np.ndarray:
-        tree: Any = params
-        for key in path.split("/"):
-            tree = tree[key]
-        return np.asarray(tree, np.float32)
-
-    pieces = tensor_pieces(config, read, aux_rms)
-    vocabulary = vocabulary_tensors(vocab, config.vocab_size)
-    names = (name for name in config.tensor_shapes() if name not in vocabulary)
-    return {name: np.concatenate([*pieces(name)]) for name in names} | vocabulary
 
 
 def params_from_draft(

@@ -2,8 +2,9 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from jax_specexit import export
 from jax_specexit.convert import convert
-from jax_specexit.export import params_from_draft, tensors_from_params
+from jax_specexit.export import params_from_draft, tensor_pieces
 from jax_specexit.model.draft import Draft
 from jax_specexit.sharding import make_mesh
 from jax_specexit.training.data import first_rows
@@ -30,7 +31,7 @@ from specexit.data.overlap import OverlapError, read_prompts, write_prompts
 from specexit.data.packed import read_meta
 from specexit.data.traces import read_traces
 from specexit.drafts.config import DraftError
-from specexit.drafts.directory import FLOATS, DraftConfig, SpecExitBlock, read_draft
+from specexit.drafts.directory import FLOATS, DraftConfig, SpecExitBlock, read_draft, vocabulary_tensors
 from specexit.drafts.inspect import describe
 from specexit.drafts.policy import PolicyFile, Selection, read_policy
 from specexit.drafts.published import Origin, import_draft
@@ -61,6 +62,30 @@ def shape(source: str) -> DraftConfig:
         target_num_hidden_layers=4,
         specexit=SpecExitBlock.model_validate({"source": source, "target": "t", "split_endings": ["\n\n"]}),
     )
+
+
+def tensors_from_params(
+    config: DraftConfig, params: Mapping[str, Any], vocab: np.ndarray, aux_rms: Sequence[float] | None = None
+) -> dict[str, np.ndarray]:
+    """All tensors of ``model.safetensors`` at once, in float32.
+
+    Args:
+      config: of the draft; its ``specexit.source`` says where the signal rows go.
+      params: pure parameter tree of `Draft`.
+      vocab: target id of every draft token.
+      aux_rms: of the `Draft` that the parameters belong to.
+    """
+
+    def read(path: str) -> np.ndarray:
+        tree: Any = params
+        for key in path.split("/"):
+            tree = tree[key]
+        return np.asarray(tree, np.float32)
+
+    pieces = tensor_pieces(config, read, aux_rms)
+    vocabulary = vocabulary_tensors(vocab, config.vocab_size)
+    names = (name for name in config.tensor_shapes() if name not in vocabulary)
+    return {name: np.concatenate([*pieces(name)]) for name in names} | vocabulary
 
 
 @pytest.mark.parametrize("source", ["draft", "fc"])
