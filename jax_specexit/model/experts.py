@@ -19,7 +19,6 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import qwix
 from flax import nnx
 from jaxtyping import Array, Float, Int
@@ -164,19 +163,3 @@ def by_group(
     numbers = jnp.arange(group.size, dtype=jnp.int32)
     order = jnp.zeros_like(numbers).at[place].set(numbers, unique_indices=True, mode="promise_in_bounds")
     return order, place, sizes
-
-
-def mixture_reference(mixture: Mixture, x: Float[np.ndarray, "tokens hidden"]) -> Float[np.ndarray, "tokens hidden"]:
-    """The same in float64, token by token and expert by expert. Slow; for tests."""
-    parts = (mixture.experts.gate, mixture.experts.up, mixture.experts.down)
-    gate, up, down = (np.asarray(part.kernel[...], np.float64) for part in parts)
-    router, out = np.asarray(mixture.router.kernel[...], np.float64), np.zeros(x.shape)
-    for i, token in enumerate(x.astype(np.float64)):
-        raw = np.exp(token @ router)
-        probabilities = raw / raw.sum()
-        best = np.argsort(-probabilities)[: mixture.chosen]
-        total = probabilities[best].sum() if mixture.normalised else 1.0
-        for e in best:
-            inner = token @ gate[e]
-            out[i] += probabilities[e] / total * ((inner / (1 + np.exp(-inner)) * (token @ up[e])) @ down[e])
-    return out
