@@ -15,12 +15,13 @@ from types import SimpleNamespace
 import pytest
 
 from specexit.config import ConfigError
+from tests.serving.fetch_releases import Recorded, Recorder
 from torch_specexit.plugin.compat import hooks
 from torch_specexit.plugin.compat.fit import Has, Hook, Takes, Uses, install, is_hooked
 from torch_specexit.plugin.compat.frontend_hooks import FRONTEND_HOOKS
 from torch_specexit.plugin.compat.hooks import ENGINE_HOOKS, HOOKS, V1_HOOKS, V2_HOOKS
 from torch_specexit.plugin.compat.repairs import REPAIRS
-from torch_specexit.plugin.compat.sources import Imported, Recorded, Recorder, SourceError, Sources
+from torch_specexit.plugin.compat.sources import Imported, SourceError, Sources
 from torch_specexit.plugin.frontend.activity import misfit_of
 
 pytestmark = pytest.mark.vllm

@@ -1,8 +1,8 @@
 """What vLLM's Python sources say about its classes and methods, read without importing them.
 
-A place is written ``module:Class.method`` or ``module:.function``, a class ``module:Class``. Three readers answer the
+A place is written ``module:Class.method`` or ``module:.function``, a class ``module:Class``. Two readers answer the
 same three questions: `Sources` reads an unpacked release, `Imported` the installed one (classes and signatures as they
-are in this process, patched by whomever), and `Recorded` a small file of answers, so that other versions can be checked
+are in this process, patched by whomever). Tests keep answers in small files, so that other versions can be checked
 without a download.
 """
 
@@ -22,7 +22,7 @@ _WHEEL = re.compile(r"vllm(?:_cpu)?-(.+)\.dist-info")
 
 
 class SourceError(InputError):
-    """Sources that cannot be read, or a question that a record does not answer."""
+    """Sources that cannot be read."""
 
 
 @runtime_checkable
@@ -187,69 +187,6 @@ def _import(owner: str) -> Any:
         return getattr(found, name, None) if name else found
     except ImportError:
         return None
-
-
-class Recorded:
-    """Answers of another reader, as `record` has written them down: names and signatures only.
-
-    Raises:
-      SourceError: a question that was not asked then.
-    """
-
-    def __init__(self, answers: dict[str, Any]):
-        self.version: str = answers["version"]
-        self._answers = answers
-
-    def _answer(self, question: str, place: str, asked: Sequence[str] = ()) -> Any:
-        known = self._answers[question]
-        answer = known.get(place, {})
-        if place not in known or (answer is not None and any(name not in answer for name in asked)):
-            raise SourceError(f"{question} of {place} {list(asked)} is not recorded for vLLM {self.version}")
-        return answer
-
-    def parameters(self, place: str) -> tuple[str, ...] | None:
-        """See `Release`."""
-        answer = self._answer("parameters", place)
-        return None if answer is None else tuple(answer)
-
-    def names(self, owner: str, asked: Sequence[str]) -> dict[str, bool] | None:
-        """See `Release`."""
-        return self._answer("names", owner, asked)
-
-    def order(self, place: str, asked: Sequence[str]) -> dict[str, int | None] | None:
-        """See `Release`."""
-        return self._answer("order", place, asked)
-
-
-class Recorder:
-    """Asks another reader and keeps its answers, in the form that `Recorded` reads."""
-
-    def __init__(self, release: Release):
-        self.version = release.version
-        self._release = release
-        self.answers: dict[str, Any] = {"version": release.version, "parameters": {}, "names": {}, "order": {}}
-
-    def parameters(self, place: str) -> tuple[str, ...] | None:
-        """See `Release`."""
-        answer = self._release.parameters(place)
-        self.answers["parameters"][place] = None if answer is None else list(answer)
-        return answer
-
-    def names(self, owner: str, asked: Sequence[str]) -> dict[str, bool] | None:
-        """See `Release`."""
-        answer = self._release.names(owner, asked)
-        self._keep("names", owner, answer)
-        return answer
-
-    def order(self, place: str, asked: Sequence[str]) -> dict[str, int | None] | None:
-        """See `Release`."""
-        answer = self._release.order(place, asked)
-        self._keep("order", place, answer)
-        return answer
-
-    def _keep(self, question: str, place: str, answer: dict[str, Any] | None) -> None:
-        known = self.answers[question].get(place) or {}
-        self.answers[question][place] = None if answer is None else known | answer
 
 
 def _statements(body: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
