@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import logging
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -19,9 +18,8 @@ from flax.nnx.traversals import flatten_mapping, unflatten_mapping
 from jax.sharding import Mesh
 
 from jax_specexit.sharding import shardings
-from jax_specexit.training.checkpoint import FOLDERS, NONE_BEST
+from jax_specexit.training.checkpoint import FOLDERS, opened
 from specexit.buckets import BucketPath
-from specexit.config import ConfigError
 
 CHUNK = 64 * 2**20
 """Bytes of a parameter that are packed together: whoever writes or reads holds it and some chunks, where one chunk of
@@ -47,17 +45,7 @@ def open_checkpoint(run: Path, which: Literal["latest", "best"] = "latest") -> I
     Raises:
       ConfigError: the run has none.
     """
-    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax warns that it will not restore what is not asked for
-    folder = (run / FOLDERS[which]).absolute()
-    if not folder.is_dir():
-        raise ConfigError(f"{run}: no {FOLDERS[which]} folder, expected a run folder that `specexit train` wrote")
-    options = ocp.CheckpointManagerOptions(read_only=True)
-    handlers = {"state": ocp.PyTreeCheckpointHandler(), "score": ocp.JsonCheckpointHandler()}
-    with ocp.CheckpointManager(str(folder), item_handlers=handlers, options=options) as manager:
-        step = manager.latest_step()
-        if step is None:
-            hint = NONE_BEST if which == "best" else ""
-            raise ConfigError(f"{folder}: no finished checkpoint there{hint}")
+    with opened(run, which) as (manager, step):
         saved = flatten_mapping(manager.item_metadata(step)["state"].tree["params"])
 
         def read(path: str) -> np.ndarray:

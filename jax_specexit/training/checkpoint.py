@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -192,10 +192,9 @@ def has_checkpoint(run: Path) -> bool:
     return bool(ocp.utils.checkpoint_steps(str((run / FOLDERS["latest"]).absolute())))
 
 
-def restore_params(run: Path, which: Literal["latest", "best"] = "latest") -> tuple[int, Any]:
-    """(step, parameters) of the newest or the best checkpoint, on this machine's default device.
-
-    Whatever mesh saved it; the optimizer's state is not read.
+@contextmanager
+def opened(run: Path, which: Literal["latest", "best"]) -> Iterator[tuple[ocp.CheckpointManager, int]]:
+    """Orbax's manager of the newest or the best checkpoint of a run, and its step.
 
     Raises:
       ConfigError: the run has none.
@@ -205,12 +204,24 @@ def restore_params(run: Path, which: Literal["latest", "best"] = "latest") -> tu
     if not folder.is_dir():
         raise ConfigError(f"{run}: no {FOLDERS[which]} folder, expected a run folder that `specexit train` wrote")
     options = ocp.CheckpointManagerOptions(read_only=True)
-    handlers = {"state": ocp.PyTreeCheckpointHandler()}
+    handlers = {"state": ocp.PyTreeCheckpointHandler(), "score": ocp.JsonCheckpointHandler()}
     with ocp.CheckpointManager(str(folder), item_handlers=handlers, options=options) as manager:
         step = manager.latest_step()
         if step is None:
             hint = NONE_BEST if which == "best" else ""
             raise ConfigError(f"{folder}: no finished checkpoint there{hint}")
+        yield manager, step
+
+
+def restore_params(run: Path, which: Literal["latest", "best"] = "latest") -> tuple[int, Any]:
+    """(step, parameters) of the newest or the best checkpoint, on this machine's default device.
+
+    Whatever mesh saved it; the optimizer's state is not read.
+
+    Raises:
+      ConfigError: the run has none.
+    """
+    with opened(run, which) as (manager, step):
         saved = manager.item_metadata(step)["state"].tree["params"]
         device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         like = {"params": jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), saved)}
