@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
 from specexit import tiny
+from specexit.bench.methods.budget import calibrate_budget
 from specexit.cli import run
 from specexit.data.overlap import OverlapError
 from specexit.data.scores import Scores, read_scores, write_scores
@@ -20,7 +21,7 @@ from specexit.drafts.fingerprints import target_fingerprint
 from specexit.drafts.policy import Selection, read_policy, write_policy
 from specexit.drafts.tensors import weights_hash
 from specexit.errors import InputError
-from specexit.method.calibrate import calibrate, calibrate_budget
+from specexit.method.calibrate import calibrate
 from specexit.method.decision import OFF
 from specexit.schemas.calibrate import CalibrateConfig
 from specexit.schemas.target import load_target_config, save_target

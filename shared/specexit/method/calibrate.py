@@ -19,7 +19,6 @@ from rich.console import Console
 
 from specexit.data.outlines import Outlines
 from specexit.data.overlap import refuse_selected, refuse_trained
-from specexit.data.rows import AnyTrace
 from specexit.data.scores import StoredScores, open_scores
 from specexit.data.traces import data_sha256, read_outlines, target_of_file, tokenizer_sha256
 from specexit.drafts.directory import DraftError, SpecExitBlock, read_config
@@ -42,11 +41,10 @@ from specexit.method.certify import CertificateError, Certified, Claim, certify,
 from specexit.method.decision import OFF, Policy
 from specexit.method.judged import Judged, judge
 from specexit.method.ordered import Ordered
-from specexit.method.policies.budget import budget_policy
 from specexit.method.policies.validity import VALIDITY_GRID, early_of, policy_at
 from specexit.method.replay import Replay
 from specexit.method.sample import Sample, one_sampling
-from specexit.method.simulate import Point, loss, mean_known, point_of, summarise
+from specexit.method.simulate import Point, point_of
 from specexit.method.stored import replays
 from specexit.schemas.calibrate import CalibrateConfig
 from specexit.schemas.target import TargetConfig
@@ -364,22 +362,3 @@ def _next(sample: Sample, judged: Sequence[Judged], chosen: int, claim: Claim) -
             return f" {more:.1%} more would break the risk that was observed, however many prompts there are."
         return f" {more:.1%} more would take about {n} prompts."
     return ""
-
-
-def calibrate_budget(traces: Sequence[AnyTrace], tolerance: float) -> int:
-    """The smallest fixed thinking budget that loses at most ``tolerance`` of accuracy on these traces.
-
-    The baseline of the benchmark. It is picked by the loss that was *observed*, with no bound on chance, and its exits
-    snap to the next boundary: both favour the baseline.
-
-    Args:
-      traces: calibration traces.
-      tolerance: accuracy lost (changed answers, where references are missing), 0..1.
-    """
-    replay = Replay(traces)
-    full = mean_known(replay.correct)
-    for tokens in range(int(replay.n_think.max(initial=0)) + 1):
-        policy = budget_policy(tokens)
-        if loss(summarise(replay, policy, replay.play(policy)), full) <= tolerance:
-            return tokens
-    return int(replay.n_think.max(initial=0)) + 1

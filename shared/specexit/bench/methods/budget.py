@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from specexit.bench.methods.interface import Asks, Marks, Method, MethodError, Problem, Tuning, everything
-from specexit.method.calibrate import calibrate_budget
+from specexit.data.rows import AnyTrace
+from specexit.method.policies.budget import budget_policy
+from specexit.method.replay import Replay
+from specexit.method.simulate import loss, mean_known, summarise
 
 
 @dataclass(frozen=True)
@@ -49,3 +53,22 @@ def chosen(name: str, tuning: Tuning) -> int:
     if not tuning.traces:
         raise MethodError(f"method {name} chooses its budget on traces: budget or calibration_traces is needed")
     return calibrate_budget(tuning.traces, tuning.tolerance)
+
+
+def calibrate_budget(traces: Sequence[AnyTrace], tolerance: float) -> int:
+    """The smallest fixed thinking budget that loses at most ``tolerance`` of accuracy on these traces.
+
+    The baseline of the benchmark. It is picked by the loss that was *observed*, with no bound on chance, and its exits
+    snap to the next boundary: both favour the baseline.
+
+    Args:
+      traces: calibration traces.
+      tolerance: accuracy lost (changed answers, where references are missing), 0..1.
+    """
+    replay = Replay(traces)
+    full = mean_known(replay.correct)
+    for tokens in range(int(replay.n_think.max(initial=0)) + 1):
+        policy = budget_policy(tokens)
+        if loss(summarise(replay, policy, replay.play(policy)), full) <= tolerance:
+            return tokens
+    return int(replay.n_think.max(initial=0)) + 1
