@@ -120,7 +120,7 @@ def test_one_split_token_alone_leaves_an_untried_boundary_as_right_as_it_was(
     )
     values = np.zeros((9, 4), np.float32)
     values[5, 3] = 0.9
-    variants = dict(module._splits(module.Scored(Replay([trace], [values]), 0.0), None))
+    variants = dict(module._splits(module.Scored(Replay([trace], [values]), 0.0), lambda ids: str(ids[0])))
     for name in ("all", "only '8'"):
         assert {point.accuracy for point in variants[name] if point.exits} == {accuracy}
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -244,14 +244,13 @@ def _patiences(scored: Scored) -> Variants:
         yield str(patience), _validity(scored, patience=patience)
 
 
-def _splits(scored: Scored, decode: object) -> Variants:
+def _splits(scored: Scored, decode: Callable[[list[int]], str]) -> Variants:
     """The most frequent split tokens, each alone; with one kind there is nothing to compare."""
     replay = scored.replay
     counts = Counter(token for trace in replay.traces for token in trace.split_ids)
     yield "all", _validity(scored)
     for token, _ in counts.most_common(MOST_SPLITS) if len(counts) > 1 else ():
-        text = decode([token]) if callable(decode) else str(token)
-        yield f"only {text!r}", _validity(replace(scored, replay=_alone(replay, token)))
+        yield f"only {decode([token])!r}", _validity(replace(scored, replay=_alone(replay, token)))
 
 
 def _alone(replay: Replay, token: int) -> Replay:
