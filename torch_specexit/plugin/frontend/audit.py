@@ -28,7 +28,7 @@ from typing import Any
 from specexit.data.answers import extract_answer, listed_options, plainly_same
 from specexit.method.decision import Policy
 from specexit.method.splits import ThinkTokens
-from specexit.method.statistics import binomial_interval
+from specexit.method.statistics import LEVEL, binomial_interval
 from torch_specexit.plugin.frontend.inner import inner
 from torch_specexit.plugin.frontend.operation import Admitted
 from torch_specexit.plugin.frontend.own_end import BY_ITSELF
@@ -237,7 +237,7 @@ def shares(results: Counter[str]) -> dict[str, Any]:
         "changed": changed,
         "changed_share": changed / audited if audited else None,
         "interval": list(binomial_interval(changed, audited)),
-        "level": 0.95,
+        "level": LEVEL,
         "requests": requests,
         "risk": changed / requests if requests else None,
         **{name: results[name] for name in NOTHING_SHOWN},

@@ -7,6 +7,7 @@ an independent peer.
 """
 
 from specexit.method.statistics.binomial import (
+    LEVEL,
     binomial_interval,
     binomial_tail,
     binomial_upper_bound,
@@ -25,6 +26,7 @@ from specexit.method.statistics.ranking import Counted, Ranking, counted, rankin
 from specexit.method.statistics.sequential import Capital, confidence_sequence
 
 __all__ = [
+    "LEVEL",
     "Capital",
     "Counted",
     "Equivalence",

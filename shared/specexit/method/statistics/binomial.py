@@ -6,6 +6,9 @@ import math
 
 import numpy as np
 
+LEVEL = 0.95
+"""Coverage of every interval here."""
+
 
 def binomial_tail(errors: int, n: int, rate: float) -> float:
     """``P(X <= errors)`` for ``X ~ Binomial(n, rate)``, summed exactly in logarithms.
@@ -42,14 +45,14 @@ def binomial_upper_bound(errors: int, n: int, delta: float) -> float:
     return high
 
 
-def binomial_interval(errors: int, n: int, level: float = 0.95) -> tuple[float, float]:
+def binomial_interval(errors: int, n: int) -> tuple[float, float]:
     """The two-sided confidence interval of Clopper and Pearson (1934) for an error rate; all of [0, 1] without a trial.
 
     Example:
       >>> [round(end, 4) for end in binomial_interval(1, 40)]
       [0.0006, 0.1316]
     """
-    tail = (1 - level) / 2
+    tail = (1 - LEVEL) / 2
     lower = 1 - binomial_upper_bound(n - errors, n, tail) if n else 0.0
     return lower, binomial_upper_bound(errors, n, tail)
 

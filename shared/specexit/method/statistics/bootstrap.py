@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import Int, Shaped
+
+from specexit.method.statistics.binomial import LEVEL
 
 
 def paired_bootstrap(
     statistic: Callable[..., float],
     *columns: Shaped[np.ndarray, " _n"],
-    level: float = 0.95,
     resamples: int = 10_000,
     seed: int = 0,
 ) -> tuple[float, float, float]:
@@ -20,7 +21,6 @@ def paired_bootstrap(
     Args:
       statistic: called with resampled columns, e.g. ``lambda ours, theirs: ours.mean() - theirs.mean()``.
       columns: one entry per problem each; a row's entries stay together, which is what "paired" means.
-      level: coverage of the interval.
       resamples: number of resamples.
       seed: of the resampling.
 
@@ -34,19 +34,13 @@ def paired_bootstrap(
     if len(lengths) != 1 or not lengths[0]:
         raise ValueError(f"bootstrap columns have lengths {lengths}, expected one length above 0")
     rng = np.random.default_rng(seed)
-    values = np.empty(resamples)
-    for i in range(resamples):
-        rows = rng.integers(0, lengths[0], lengths[0])
-        values[i] = statistic(*(column[rows] for column in columns))
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
-    return float(statistic(*columns)), float(low), float(high)
+    return _interval(statistic, columns, lambda: rng.integers(0, lengths[0], lengths[0]), resamples)
 
 
 def cluster_bootstrap(
     statistic: Callable[..., float],
     clusters: Shaped[np.ndarray, " n"],
     *columns: Shaped[np.ndarray, " n"],
-    level: float = 0.95,
     resamples: int = 10_000,
     seed: int = 0,
 ) -> tuple[float, float, float]:
@@ -58,7 +52,6 @@ def cluster_bootstrap(
       statistic: called with resampled columns.
       clusters: which rows belong together, e.g. the prompt's id.
       columns: one entry per row each.
-      level: coverage of the interval.
       resamples: number of resamples.
       seed: of the resampling.
 
@@ -82,12 +75,23 @@ def cluster_bootstrap(
     rows = np.argsort(which, kind="stable")
     starts = np.cumsum(counts) - counts
     rng = np.random.default_rng(seed)
+
+    def draw() -> np.ndarray:
+        chosen = rng.integers(0, len(counts), len(counts))
+        return rows[_ranges(starts[chosen], counts[chosen])]
+
+    return _interval(statistic, columns, draw, resamples)
+
+
+def _interval(
+    statistic: Callable[..., float], columns: Sequence[np.ndarray], draw: Callable[[], np.ndarray], resamples: int
+) -> tuple[float, float, float]:
+    """The statistic of all rows, and both ends of its interval over those that are drawn."""
     values = np.empty(resamples)
     for i in range(resamples):
-        chosen = rng.integers(0, len(counts), len(counts))
-        taken = rows[_ranges(starts[chosen], counts[chosen])]
-        values[i] = statistic(*(column[taken] for column in columns))
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+        rows = draw()
+        values[i] = statistic(*(column[rows] for column in columns))
+    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(statistic(*columns)), float(low), float(high)
 
 
