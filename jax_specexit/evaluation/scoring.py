@@ -31,6 +31,8 @@ BATCH_TOKENS = 32_768
 """Tokens that are scored at once, padding included, but for a single trace that is longer."""
 BATCH_ROWS = 16
 """Traces that are scored at once, where they are short."""
+BUCKET = 128
+"""Lengths are padded to multiples of this."""
 
 
 @dataclass(frozen=True)
@@ -62,13 +64,12 @@ def score(
     *,
     think_end: int,
     ttt_steps: int,
-    bucket: int = 128,
     dtype: DTypeLike = jnp.float32,
 ) -> Iterator[Scored]:
     """Score traces, a few batches of them in memory at once.
 
     Each window of `WINDOW` traces is batched by length, so they do not come in the order given. The logits exist for
-    ``bucket`` rows of a batch at once.
+    `BUCKET` rows of a batch at once.
 
     Args:
       draft, target: models.
@@ -76,13 +77,12 @@ def score(
       traces: what to score.
       think_end: id of the end marker.
       ttt_steps: draft steps to judge.
-      bucket: lengths are padded to multiples of this.
       dtype: of the matrix products, those of the signal rows excepted.
     """
-    run = program(vocab, ttt_steps, bucket, dtype)
+    run = program(vocab, ttt_steps, BUCKET, dtype)
     behind, traces = 1 if draft.source == "draft" else 0, iter(traces)
     while window := list(islice(traces, WINDOW)):
-        for batch, rows, length in batches(window, think_end, bucket):
+        for batch, rows, length in batches(window, think_end, BUCKET):
             tokens = np.zeros((rows, length), np.int32)
             for row, trace in enumerate(batch):
                 ids = sequence(trace, think_end)

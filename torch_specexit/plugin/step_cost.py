@@ -32,7 +32,6 @@ WIDTH = 4
 """Tokens of a step: three drafted ones, and the target's own."""
 HIDDEN, LAYERS = 8192, 3
 """Of a large target, and how many of its layers source ``fc`` reads."""
-REPETITIONS = 30
 
 
 class Made(TorchDispatchMode):
@@ -109,7 +108,7 @@ def fc_temporary_bytes(batch: int) -> int:
 def milliseconds(prepare: Callable[[], Callable[[], object]]) -> float:
     """CPU time of what ``prepare`` makes ready."""
     taken = []
-    for _ in range(REPETITIONS):
+    for _ in range(cost.REPETITIONS):
         action = prepare()
         begun = process_time_ns()
         action()

@@ -41,6 +41,7 @@ and with source ``draft`` the next boundary, too; the one exit of a request."""
 
 PROMPT = 131_072
 """Tokens of a long prompt."""
+REPETITIONS = 30
 
 
 class Scene:
@@ -155,22 +156,22 @@ def launches(action: Callable[[], object]) -> int:
     return next(counter)
 
 
-def prompt_milliseconds(repetitions: int = 30) -> dict[str, float]:
+def prompt_milliseconds() -> dict[str, float]:
     """CPU time of the process, in ms, for finding out whether a prompt of `PROMPT` tokens opens the thinking: its end
     as a list, and where that holds no marker, vLLM's own array of it, on a GPU without waiting for that. The best of
     some repetitions."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     prompts = {"no marker": None, "marker at the beginning": 0, "marker at the end": -2}
-    return {name: _prompt_milliseconds(at, device, repetitions) for name, at in prompts.items()}
+    return {name: _prompt_milliseconds(at, device) for name, at in prompts.items()}
 
 
-def _prompt_milliseconds(at: int | None, device: torch.device, repetitions: int) -> float:
+def _prompt_milliseconds(at: int | None, device: torch.device) -> float:
     prompt = [PLAIN + i for i in range(PROMPT)]  # each an object of its own, as vLLM's are
     if at is not None:
         prompt[at] = START
     kept = torch.tensor(prompt, dtype=torch.int32, device=device)
     taken = []
-    for _ in range(repetitions):
+    for _ in range(REPETITIONS):
         begun = process_time_ns()
         if opens_at_end(prompt, START, [END]) is None:
             _ = opens_on_device(kept, START, [END]) if device.type == "cuda" else opens_in(kept.numpy(), START, [END])

@@ -31,20 +31,20 @@ MEMORY = 2 << 30
 """Bytes of address space."""
 
 
-def run(source: str, *, seconds: float = SECONDS, memory: int = MEMORY) -> bool:
+def run(source: str, *, seconds: float = SECONDS) -> bool:
     """Whether a Python source runs to its end without an exception, in the sandbox.
 
     Raises:
       AnswerError: there is no sandbox on this platform.
     """
     require_sandbox()
-    return _run(source, seconds, memory)
+    return _run(source, seconds)
 
 
-def _run(source: str, seconds: float, memory: int) -> bool:
+def _run(source: str, seconds: float) -> bool:
     child = Path(__file__).with_name("sandbox_child.py")
     passed = secrets.token_hex(16)
-    task = json.dumps({"source": source, "passed": passed, "seconds": seconds, "memory": memory})
+    task = json.dumps({"source": source, "passed": passed, "seconds": seconds, "memory": MEMORY})
     with tempfile.TemporaryDirectory() as empty:
         try:
             done = subprocess.run(
@@ -81,7 +81,7 @@ def _missing() -> str | None:
     """Why there is no sandbox here; None where there is one."""
     if sys.platform != "linux" or platform.machine() != "x86_64":
         return f"this is {sys.platform} on {platform.machine()}"
-    if not _run(_ESCAPES, SECONDS, MEMORY):
+    if not _run(_ESCAPES, SECONDS):
         return "a child process cannot give up its system calls (seccomp) here"
     return None
 
