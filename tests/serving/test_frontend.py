@@ -9,7 +9,6 @@ from types import SimpleNamespace
 import pytest
 
 from specexit.config import ConfigError
-from specexit.drafts.directory import SpecExitBlock
 from specexit.drafts.policy import PolicyFile, Serving
 from tests.serving.ends import Engine, front_end, incoming, row
 from tests.serving.test_operation import POINTS, operation, point
@@ -22,7 +21,7 @@ from torch_specexit.plugin.frontend.callers import mark_of
 from torch_specexit.plugin.frontend.inner import inner
 from torch_specexit.plugin.frontend.reports import ADMITTED
 from torch_specexit.plugin.outcome import KEY
-from torch_specexit.plugin.settings import serving_of
+from torch_specexit.plugin.settings import serving_over
 from torch_specexit.plugin.worker.rule import OVER, THINKING
 
 ENGINE = SimpleNamespace(speculative_config=None)
@@ -277,9 +276,9 @@ def test_what_draws_the_same_tokens_is_sampled_alike(calibrated, asked):
 
 
 def test_settings_of_the_server_override_those_of_the_draft():
-    block = SpecExitBlock(target="t", serving=Serving(mode="shadow", audit_rate=0.5))
-    assert serving_of(block, {}) == Serving(mode="shadow", audit_rate=0.5)
-    assert serving_of(block, {KEY: {"audit_rate": 0.02}, "other": 1}) == Serving(mode="shadow", audit_rate=0.02)
+    below = Serving(mode="shadow", audit_rate=0.5)
+    assert serving_over(below, {}) == below
+    assert serving_over(below, {KEY: {"audit_rate": 0.02}, "other": 1}) == Serving(mode="shadow", audit_rate=0.02)
 
 
 @pytest.mark.parametrize(
@@ -293,4 +292,4 @@ def test_settings_of_the_server_override_those_of_the_draft():
 )
 def test_bad_settings_are_named(given, message):
     with pytest.raises(ConfigError, match=message):
-        serving_of(SpecExitBlock(target="t"), {KEY: given})
+        serving_over(Serving(), {KEY: given})

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from specexit.config import ConfigError
 from specexit.drafts.config import ARCHITECTURES
-from specexit.drafts.directory import DraftConfig, Mode, Serving, SpecExitBlock, read_config
+from specexit.drafts.directory import DraftConfig, Mode, Serving, read_config
 from specexit.drafts.policy import FILE
 from torch_specexit.plugin.compat.checks import draft_folder
 
@@ -44,21 +44,12 @@ def draft_config(vllm_config: Any) -> DraftConfig | None:
     return read_config(draft_folder(draft.model, draft.revision))
 
 
-def serving_of(block: SpecExitBlock, additional_config: Any) -> Serving:
-    """The draft's settings with the server's own on top.
+def serving_over(below: Serving, additional_config: Any) -> Serving:
+    """A draft's settings with the server's own on top.
 
     These come from ``--additional-config '{"specexit": {"mode": "shadow"}}'``, which vLLM hashes into the key of its
     compile cache, and over that from the environment variable `ENVIRONMENT`, an object in JSON, which it does not.
     The strictest mode of them is in force, and a tenant or an adapter that is off in one of them has no exits.
-
-    Raises:
-      ConfigError: an unknown key, or a value out of range.
-    """
-    return serving_over(block.serving, additional_config)
-
-
-def serving_over(below: Serving, additional_config: Any) -> Serving:
-    """As `serving_of`, given the draft's settings.
 
     Raises:
       ConfigError: an unknown key, or a value out of range.
