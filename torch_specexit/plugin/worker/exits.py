@@ -104,7 +104,7 @@ class Exits:
         self.ranks = Ranks(_ranks_of_model(), scheduled * self.last, runner.device)
         self.grammar_binds_thinking = _grammar_binds_thinking(config.structured_outputs_config)
         self.logprobs_mode: str = config.model_config.logprobs_mode
-        loops = _loops(draft.serving, 1 + config.speculative_config.num_speculative_tokens)
+        loops = _loops(draft.serving, self.last)
         self.slots = Slots(runner.device, ring=loops.ring if loops else 0)
         self.markers = Markers.of(self.ids, draft.vocab_size, runner.device, transition=draft.transition, loops=loops)
         self.reader = Reader(self.markers)

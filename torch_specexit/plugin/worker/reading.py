@@ -6,9 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from jaxtyping import Int
-from torch import Tensor
-
 from torch_specexit.plugin.worker.loops import FINGERPRINT, NOTHING, Follower
 from torch_specexit.plugin.worker.rule import (
     BEFORE,
@@ -35,8 +32,8 @@ class Reader:
     """
 
     def __init__(self, markers: Markers):
-        self.bits: list[int] = _on_host(markers.bits)
-        closing = _on_host(markers.closing)
+        self.bits: list[int] = markers.bits.tolist()
+        closing: list[int] = markers.closing.tolist()
         self.marker = closing[len(closing) - markers.n_marker :]
         self.loops = markers.loops
 
@@ -76,7 +73,3 @@ class Reader:
         row = dict(zip(STATE, admission.state(), strict=True)) | read
         row["last"] = min(row["last"], THOUGHT)
         return [float(value) for value in row.values()], follower.kept() if follower else []
-
-
-def _on_host(values: Int[Tensor, " values"]) -> list[int]:
-    return values.tolist()
