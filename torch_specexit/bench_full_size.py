@@ -24,6 +24,7 @@ from specexit.config import write_text
 from specexit.data.traces import target_named_in
 from specexit.drafts.directory import read_config
 from specexit.drafts.fingerprints import target_fingerprint
+from specexit.hardware import processors
 from specexit.schemas.bench import BenchConfig
 from specexit.schemas.bench_full_size import BenchFullSizeConfig
 from specexit.schemas.sampling import SamplingConfig
@@ -52,7 +53,7 @@ def bench_full_size(config: BenchFullSizeConfig) -> Results:
       StandInError, DraftError, ConfigError: the stand-in cannot be made.
     """
     # A model of this size gains from every core, other than the small one (see `torch_specexit.engine`).
-    os.environ.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))
+    os.environ.setdefault("OMP_NUM_THREADS", str(processors()))
     places = config.draft, config.traces
     name = read_config(config.draft).target_name or target_named_in(config.traces)
     small = target_reference(None, *places, name=name)

@@ -15,11 +15,17 @@ def describe_hardware(accelerator: str | None = None) -> dict[str, str | int | f
     """
     return {
         "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": processors(),
         "memory_gib": _memory_gib(),
         "accelerator": accelerator,
         "system": f"{platform.system()} {platform.machine()}",
     }
+
+
+def processors() -> int:
+    """Processors that this process may use."""
+    allowed = getattr(os, "sched_getaffinity", None)  # Linux knows; elsewhere it is all there are
+    return len(allowed(0)) if allowed else os.cpu_count() or 1
 
 
 def _processor() -> str:

@@ -26,8 +26,7 @@ from specexit.bench.process import BenchError
 from specexit.config import versions, write_text
 from specexit.data.packed import read_meta
 from specexit.data.rows import SCHEMA
-from specexit.data.stream import processors
-from specexit.hardware import describe_hardware
+from specexit.hardware import describe_hardware, processors
 from specexit.schemas.bench_data import BenchDataConfig
 from specexit.schemas.target import TargetConfig, find_target, save_target
 

@@ -8,7 +8,6 @@ its memory includes its libraries.
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
@@ -23,7 +22,7 @@ from specexit.bench.process import BenchError, BenchProcess
 from specexit.config import versions, write_text
 from specexit.drafts.config import PLAIN_ARCHITECTURE, DraftConfig
 from specexit.drafts.directory import write_draft
-from specexit.hardware import describe_hardware
+from specexit.hardware import describe_hardware, processors
 from specexit.method.statistics import paired_bootstrap
 from specexit.schemas.bench_training import BenchTrainingConfig
 
@@ -48,7 +47,7 @@ def bench_training(config: BenchTrainingConfig) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="specexit-bench-") as scratch, ExitStack() as stack:
         folder = Path(scratch)
         entropy = write_inputs(config, folder)
-        setup = config.model_dump(mode="json") | {"folder": scratch, "threads": len(os.sched_getaffinity(0))}
+        setup = config.model_dump(mode="json") | {"folder": scratch, "threads": processors()}
         sides = {
             name: stack.enter_context(BenchProcess(name, module, setup, folder / f"{name}.log"))
             for name, module in SIDES.items()

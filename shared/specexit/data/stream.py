@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import json
 import multiprocessing
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -26,6 +25,7 @@ from specexit.data.checks import TraceError, check_rows
 from specexit.data.columns import flat_values, list_lengths
 from specexit.data.parts import last_of, missing_part, parts_of
 from specexit.data.rows import LACKING, READABLE_VERSIONS, SCHEMA, SCHEMAS, LabelledTrace, Trace
+from specexit.hardware import processors
 
 MANIFEST = "manifest.json"
 """What `collect` has finished in a folder."""
@@ -240,12 +240,6 @@ def in_parallel(
                 yield under_way.popleft().result()
         finally:
             pool.shutdown(cancel_futures=True)
-
-
-def processors() -> int:
-    """Processors that this process may use."""
-    allowed = getattr(os, "sched_getaffinity", None)  # Linux knows; elsewhere it is all there are
-    return len(allowed(0)) if allowed else os.cpu_count() or 1
 
 
 def shown(items: Iterable[ResultT], title: str, what: str) -> Iterator[ResultT]:
