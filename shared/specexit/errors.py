@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from pydantic import ValidationError
 
 LASTING = 78
@@ -36,6 +39,16 @@ def shown(value: object, most: int = 200) -> str:
     """
     text = repr(value)
     return text if len(text) <= most else text[:most] + "..."
+
+
+def listed(counts: Mapping[Any, int]) -> str:
+    """Counts by reason as one line.
+
+    Example:
+      >>> listed({"unfinished": 3, "without an answer": 1})
+      '3 unfinished, 1 without an answer'
+    """
+    return ", ".join(f"{n} {reason}" for reason, n in counts.items())
 
 
 def printable(text: str) -> str:

@@ -25,6 +25,7 @@ from specexit.bench.results import ResultsError, read_results
 from specexit.config import Config, write_text
 from specexit.data.traces import Trace, check_one_target, data_sha256, read_traces
 from specexit.drafts.directory import DraftError, read_config
+from specexit.errors import listed
 from specexit.method.decision import EARLY_TOKENS, Policy
 from specexit.method.replay import Replay
 from specexit.method.signals import SIGNALS, column
@@ -215,10 +216,9 @@ def bench_replay(config: BenchReplayConfig) -> ReplayCheck:
         console.print(_table(check))
     if check.share < config.least_same:
         reasons = Counter(difference.why for difference in check.differences)
-        counted = ", ".join(f"{n} {why}" for why, n in reasons.items())
         raise ReplayError(
-            f"{config.bench}: {check.same} of {check.n} exits are the replayed ones ({counted}), expected a share of "
-            f"at least {config.least_same}; {config.out} lists them"
+            f"{config.bench}: {check.same} of {check.n} exits are the replayed ones ({listed(reasons)}), expected a "
+            f"share of at least {config.least_same}; {config.out} lists them"
         )
     return check
 

@@ -20,7 +20,7 @@ from specexit.data.parts import PartsWriter
 from specexit.data.rows import FAILED, LABELLED_SCHEMA, LabelledTrace, Trace, infer_decided, is_tried_throughout
 from specexit.data.seen import Seen
 from specexit.data.stream import TraceError, blocks, deserialised, in_parallel, read_batches, rows_of, serialised, shown
-from specexit.data.summary import Statistics, Tally, listed
+from specexit.data.summary import Statistics, Tally
 from specexit.data.traces import (
     TOKENIZER,
     check_collected,
@@ -29,6 +29,7 @@ from specexit.data.traces import (
     tokenizer_sha256,
     vocab_size_of,
 )
+from specexit.errors import listed
 from specexit.method.labels import exit_point
 from specexit.method.splits import FastTokenizer, Tokenizer, load_tokenizer
 from specexit.outputs import new_folder, require_empty

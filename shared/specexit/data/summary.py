@@ -403,8 +403,3 @@ def _nearest(counts: Counter[int], levels: Sequence[float]) -> list[int]:
 
 def _share(part: int, whole: int) -> float | None:
     return part / whole if whole else None
-
-
-def listed(counts: dict[str, int]) -> str:
-    """Counts by reason as one line."""
-    return ", ".join(f"{n} {reason}" for reason, n in counts.items())

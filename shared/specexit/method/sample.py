@@ -20,7 +20,7 @@ from specexit.data.rows import AnyTrace, short_hash
 from specexit.data.scratch import Scratch
 from specexit.data.seen import HALF
 from specexit.drafts.policy import wrong_sampling
-from specexit.errors import InputError
+from specexit.errors import InputError, listed
 
 Unjudged = Literal["refuse", "error"]
 
@@ -94,8 +94,7 @@ class Sample:
     def describe_unjudged(self) -> str:
         """The traces that cannot judge, in words."""
         reasons = sorted(self.unjudged.items(), key=lambda item: (-item[1], item[0]))
-        listed = ", ".join(f"{n} {reason}" for reason, n in reasons)
-        return listed or "all can judge"
+        return listed(dict(reasons)) or "all can judge"
 
     @property
     def has_free_trials(self) -> bool:
@@ -149,8 +148,7 @@ def _check_able(traces: Outlines, kept: Outlines) -> None:
         if name is None or name in counted:
             continue
         left_out = traces.only(part=name).counted("barred")
-        listed = ", ".join(f"{n} {why}" for why, n in left_out.items())
         raise SampleError(
-            f"group {name!r}: none of its {sum(left_out.values())} traces can judge ({listed}), expected some that can "
-            "in every group"
+            f"group {name!r}: none of its {sum(left_out.values())} traces can judge ({listed(left_out)}), expected "
+            "some that can in every group"
         )

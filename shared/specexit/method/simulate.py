@@ -24,6 +24,7 @@ from specexit.config import Config, write_text
 from specexit.data.outlines import Outlines
 from specexit.data.scores import StoredScores, open_scores
 from specexit.data.traces import TraceError, check_one_target, data_sha256, read_outlines
+from specexit.errors import listed
 from specexit.method.decision import OFF, Policy
 from specexit.method.policies import METHODS, NOT_REPLAYED, Method, Played, load_methods
 from specexit.method.policies.validity import early_of
@@ -291,8 +292,7 @@ def remarks(simulation: Simulation) -> list[str]:
     if simulation.one_point:
         said.append(_what_is_unknown(simulation))
     if simulation.left_out:
-        counted = ", ".join(f"{n} {why}" for why, n in simulation.left_out.items())
-        said.append(f"left out, as they cannot judge: {counted}")
+        said.append(f"left out, as they cannot judge: {listed(simulation.left_out)}")
     return said
 
 
