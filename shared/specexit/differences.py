@@ -16,15 +16,16 @@ def differences(there: Any, asked: Any) -> str:
       >>> differences({"config": {"seed": 0, "n": 3}}, {"config": {"seed": 1, "n": 3}})
       'config.seed 0 (now 1)'
     """
-    old, new = dict(_leaves("", there)), dict(_leaves("", asked))
+    old, new = dict(leaves("", there)), dict(leaves("", asked))
     keys = [key for key in {**old, **new} if old.get(key, "not told") != new.get(key, "not told")]
     return ", ".join(f"{key} {_shown(key, old)} (now {_shown(key, new)})" for key in keys)
 
 
-def _leaves(prefix: str, value: Any) -> list[tuple[str, Any]]:
+def leaves(prefix: str, value: Any) -> list[tuple[str, Any]]:
+    """Dotted key and value of everything in nested mappings."""
     if not isinstance(value, Mapping):
         return [(prefix, value)]
-    return [leaf for key, inside in value.items() for leaf in _leaves(f"{prefix}.{key}".strip("."), inside)]
+    return [leaf for key, inside in value.items() for leaf in leaves(f"{prefix}.{key}".strip("."), inside)]
 
 
 def _shown(key: str, values: Mapping[str, Any]) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 
 from specexit.config import ConfigError, read_yaml, save_run
 from specexit.data.stream import MANIFEST
+from specexit.differences import leaves
 from specexit.schemas.collect import CollectConfig
 from specexit.schemas.target import TARGET_FILE, TargetConfig, load_target_config, save_target
 from torch_specexit.collecting.manifest import file_sha256, read_files
@@ -122,7 +123,7 @@ def _hold_against(config: CollectConfig, target: TargetConfig) -> None:
         raise ConfigError(f"{run}: config is {earlier!r}, expected what `collect` writes there; take a new folder")
     free = FREE_TO_CHANGE | (PROMPTS if config.is_whole else set())
     fixed = [
-        {key: value for key, value in _leaves(fields).items() if not _is_free(key, free)}
+        {key: value for key, value in leaves("", fields) if not _is_free(key, free)}
         for fields in (earlier, config.model_dump(mode="json"))
     ]
     if differing := _differing(*fixed):
@@ -147,16 +148,9 @@ def _is_free(key: str, free: set[str]) -> bool:
 
 def _differing(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """Every dotted key with another value, and both; empty where there is none."""
-    before, after = _leaves(was), _leaves(now)
+    before, after = dict(leaves("", was)), dict(leaves("", now))
     return ", ".join(
         f"{key} is {after.get(key)!r}, was {before.get(key)!r}"
         for key in before | after
         if before.get(key) != after.get(key)
     )
-
-
-def _leaves(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found = {}
-    for key, value in fields.items():
-        found |= _leaves(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return found
