@@ -26,7 +26,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from specexit.buckets import BucketPath, location, refuse_bucket
-from specexit.errors import InputError, first_problem
+from specexit.errors import InputError, dotted, first_problem
 from specexit.schemas.url import without_passwords
 
 
@@ -270,7 +270,7 @@ def _set(data: dict[str, Any], parts: list[str], value: Any) -> None:
 def _explain(schema: type[BaseModel], error: ValidationError, where: str) -> str:
     lines = []
     for problem in error.errors():
-        key = ".".join(str(part) for part in problem["loc"])
+        key = dotted(problem)
         if problem["type"] == "extra_forbidden":
             lines.append(f"{where}: unknown key {key!r}{_known(schema, key)}")
         elif problem["type"] == "missing":

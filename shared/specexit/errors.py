@@ -71,6 +71,11 @@ def install(extra: str) -> str:
     return f"pip install '.[{extra}]' in a checkout of SpecExit, or 'WHEEL[{extra}]'"
 
 
+def dotted(problem: Mapping[str, Any]) -> str:
+    """The key that one of pydantic's problems is about, its parts joined by dots; empty where it is of several."""
+    return ".".join(str(part) for part in problem["loc"])
+
+
 def first_problem(error: ValidationError) -> str:
     """What the first wrong field of a file is, and what was expected of it.
 
@@ -83,5 +88,4 @@ def first_problem(error: ValidationError) -> str:
       "n is 'many': Input should be a valid integer, unable to parse string as an integer"
     """
     problem = error.errors()[0]
-    where = ".".join(str(part) for part in problem["loc"])
-    return f"{where or 'it'} is {shown(problem['input'])}: {problem['msg']}"
+    return f"{dotted(problem) or 'it'} is {shown(problem['input'])}: {problem['msg']}"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import ConfigDict, Field, ValidationError
 
 from specexit.config import Config, write_text
-from specexit.errors import InputError
+from specexit.errors import InputError, dotted
 from specexit.schemas.sampling import drawn
 
 if TYPE_CHECKING:
@@ -248,7 +248,7 @@ def read_results(path: Path) -> Results:
         return Results.model_validate(raw)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
+        key = dotted(first)
         raise ResultsError(f"{path}: field {key!r} is {first['input']!r}: {first['msg']}") from error
 
 

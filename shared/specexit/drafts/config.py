@@ -14,7 +14,7 @@ from specexit.drafts.files import read_object
 from specexit.drafts.policy import Certificate, Serving
 from specexit.drafts.rope import RopeScaling, scaling_fields, scaling_of
 from specexit.drafts.window import MOST, window_of
-from specexit.errors import InputError, shown
+from specexit.errors import InputError, dotted, shown
 from specexit.method.decision import Policy
 from specexit.method.signals import NAMES
 from specexit.method.splits import ThinkTokens, Tokenizer, resolve
@@ -234,7 +234,7 @@ def read_config(folder: Path) -> DraftConfig:
     except ValidationError as error:
         found = error.errors()
         first = next((one for one in found if one["type"] == "missing"), found[0])  # which tells a foreign config
-        key = ".".join(str(part) for part in first["loc"])
+        key = dotted(first)
         if not key:
             raise DraftError(f"{path}: {first['msg'].removeprefix('Value error, ')}") from error
         if first["type"] == "missing":

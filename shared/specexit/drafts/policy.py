@@ -22,7 +22,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from specexit.config import Config, write_text
 from specexit.drafts.files import read_object
-from specexit.errors import InputError, shown
+from specexit.errors import InputError, dotted, shown
 from specexit.method.decision import Policy
 from specexit.method.loops import LoopGuard
 
@@ -383,7 +383,7 @@ def _validated(raw: dict[str, Any], path: Path, *, old: bool = False) -> PolicyF
         return PolicyFile.model_validate(raw)
     except ValidationError as error:
         problem = error.errors()[0]
-        key, said = ".".join(str(part) for part in problem["loc"]), problem["msg"].removeprefix("Value error, ")
+        key, said = dotted(problem), problem["msg"].removeprefix("Value error, ")
         if old:
             key = "specexit." + key.removeprefix("points.0.").replace("certificate", "calibration")
         if problem["type"] == "value_error" and not key:

@@ -28,7 +28,7 @@ from specexit.drafts.layouts import LAYOUTS, Keys, Layout
 from specexit.drafts.layouts.layout import OUTPUTS
 from specexit.drafts.tensors import FLOATS, INDEX, WEIGHTS, Stored, open_tensors, tensor_hash, together
 from specexit.drafts.vocabulary import Form, read_vocabulary
-from specexit.errors import first_problem, shown
+from specexit.errors import dotted, first_problem, shown
 from specexit.outputs import new_folder, removed_at_the_end
 from specexit.schemas.published import ImportConfig
 from specexit.schemas.target import TargetConfig, load_target_config, save_target
@@ -272,7 +272,7 @@ class Published:
             return DraftConfig.model_validate(fields | kept)
         except ValidationError as error:
             first = error.errors()[0]
-            key = ".".join(str(part) for part in first["loc"])
+            key = dotted(first)
             what = f"{key} is {shown(first['input'])}: " if key else ""
             raise DraftError(f"{self.path}: {what}{first['msg'].removeprefix('Value error, ')}") from error
 

@@ -18,6 +18,7 @@ from pydantic import Field, StringConstraints, ValidationError
 from specexit.config import Config
 from specexit.drafts.directory import DraftError, Mode, SpecExitBlock, read_config
 from specexit.drafts.policy import Effort
+from specexit.errors import dotted
 from specexit.method.decision import Policy
 from specexit.method.signals import NAMES, SIGNALS, column
 from torch_specexit.plugin.compat.checks import draft_folder
@@ -129,7 +130,7 @@ def parse(extra_args: Mapping[str, Any] | None) -> RequestArguments:
         return RequestArguments.model_validate(ours)
     except ValidationError as error:
         problem = error.errors()[0]
-        key = shown(".".join(str(part) for part in problem["loc"]))
+        key = shown(dotted(problem))
         if problem["type"] == "extra_forbidden":
             known = ", ".join(RequestArguments.model_fields)
             raise ArgumentError(f"extra_args: unknown key {key!r}, expected one of {known}", key) from error

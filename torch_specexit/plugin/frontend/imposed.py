@@ -19,7 +19,7 @@ from pydantic import Field, ValidationError
 from specexit.config import Config, write_text
 from specexit.drafts.files import read_object
 from specexit.drafts.policy import OperatingPoint, PolicyError, PolicyFile, Serving
-from specexit.errors import shown
+from specexit.errors import dotted, shown
 from torch_specexit.plugin.frontend.locking import locked
 
 logger = logging.getLogger("vllm.specexit")
@@ -156,7 +156,7 @@ class Kept:
             return HoldFile.model_validate(read_object(self.path, MAX_BYTES, PolicyError)).entries
         except ValidationError as error:
             problem = error.errors()[0]
-            key, value = ".".join(str(part) for part in problem["loc"]), shown(problem["input"])
+            key, value = dotted(problem), shown(problem["input"])
             raise PolicyError(
                 f"{self.path}: field {key} is {value}: {problem['msg']}; servers write this file, and without it "
                 "nothing is imposed"
