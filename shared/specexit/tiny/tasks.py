@@ -100,10 +100,14 @@ def describe(family: str, step: Step) -> str:
     return f"Step {name}: {order[op]}"
 
 
-def _next_step(rng: random.Random, name: str, parent: str, value: int) -> Step:
+def operations(value: int) -> list[str]:
+    """Those that keep a value within 1..99, the usual ones more often."""
     ops = ["+"] * 4 * (value <= 85) + ["-"] * 4 * (value >= 12) + ["*"] * (3 <= value <= 45)
-    ops += ["/"] * (value % 2 == 0 and value >= 8)
-    op = rng.choice(ops)
+    return ops + ["/"] * (value % 2 == 0 and value >= 8)
+
+
+def _next_step(rng: random.Random, name: str, parent: str, value: int) -> Step:
+    op = rng.choice(operations(value))
     return Step(name, op, rng.randint(2, 9) if op in "+-" else 2, parent)
 
 

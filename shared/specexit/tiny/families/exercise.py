@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar
 
-from specexit.tiny.tasks import Step
+from specexit.tiny.tasks import Step, operations
 from specexit.tiny.traces import PARAGRAPH
 
 
@@ -108,9 +108,7 @@ def draw_steps(rng: random.Random, names: list[str], *, nines: float = 0.0) -> L
     start = value = rng.randint(3, 60)
     steps = []
     for parent, name in pairwise(names):
-        ops = ["+"] * 4 * (value <= 85) + ["-"] * 4 * (value >= 12) + ["*"] * (3 <= value <= 45)
-        ops += ["/"] * (value % 2 == 0 and value >= 8)
-        op = rng.choice(ops)
+        op = rng.choice(operations(value))
         operand = 2 if op in "*/" else rng.randint(2, 8)
         if op == "+" and rng.random() < nines:
             operand = 9
