@@ -200,7 +200,7 @@ def _joules(run: Run) -> dict[str, float]:
 
 def latency(requests: Sequence[Request]) -> Latency:
     """Times of single requests."""
-    times = _column(requests, lambda request: request.seconds or 0.0)
+    times = _column(requests, _seconds)
     answers = [request.first_answer_seconds for request in requests if request.first_answer_seconds is not None]
     return Latency(
         mean=float(times.mean()),

@@ -37,6 +37,8 @@ MOST_WORKERS = 6
 RowsT = TypeVar("RowsT")
 ResultT = TypeVar("ResultT")
 
+LABELLED = SCHEMAS[LabelledTrace]
+
 
 def trace_files(path: Path) -> list[Path]:
     """The file with its parts (see `specexit.data.parts`), or all ``*.parquet`` files of a folder in the order of their
@@ -167,9 +169,6 @@ def _upgraded(batch: pa.RecordBatch, wanted: Sequence[str]) -> pa.RecordBatch:
             default = Trace.__dataclass_fields__[name].default
             arrays.append(pa.array([default] * len(batch), field.type))
     return pa.RecordBatch.from_arrays(arrays, schema=pa.schema([LABELLED.field(name) for name in wanted]))
-
-
-LABELLED = SCHEMAS[LabelledTrace]
 
 
 def blocks(batches: Iterable[pa.RecordBatch], tokens: int, row: int = 0) -> Iterator[pa.RecordBatch]:

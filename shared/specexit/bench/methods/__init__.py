@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
@@ -91,10 +92,7 @@ def _from_file(path: Path) -> ModuleType:
     if not path.exists() or spec is None or spec.loader is None:
         raise MethodError(f"method {str(path)!r}: file does not exist")
     module = importlib.util.module_from_spec(spec)
-    # Dataclasses look their module up.
-    import sys
-
-    sys.modules[spec.name] = module
+    sys.modules[spec.name] = module  # dataclasses look their module up
     try:
         spec.loader.exec_module(module)
     except Exception as error:
