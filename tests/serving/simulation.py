@@ -279,3 +279,14 @@ def requests(smooth: bool):
         st.booleans(),
         st.none() | st.integers(0, 6),
     )
+
+
+def given_step(names, tokens, n=None, at=None, *, padded=False) -> Sampled:
+    """A step of requests whose prompts are one token long, behind ``at`` tokens of output each."""
+    tokens = torch.tensor(tokens)
+    n = torch.tensor(n if n is not None else [tokens.shape[1]] * len(names), dtype=torch.int32)
+    rows = torch.arange(len(names)) * tokens.shape[1]
+    positions = torch.zeros(tokens.numel(), dtype=torch.int64)
+    positions[rows] = torch.tensor(at if at is not None else [0] * len(names))
+    every = torch.arange(tokens.numel())
+    return Sampled(names, tokens, n, (rows + tokens.shape[1]).int(), every, positions, padded=padded)

@@ -14,8 +14,7 @@ from specexit.config import ConfigError
 from specexit.drafts.directory import Serving, SpecExitBlock
 from specexit.method.decision import Policy
 from specexit.method.signals import NAMES
-from tests.serving.simulation import END, START
-from tests.serving.test_rule import given_step
+from tests.serving.simulation import END, START, given_step
 from tests.serving.worker import Draft, alone, boundary_and_more, new, ready, runner, scheduled, text_of  # noqa: F401, a fixture for all
 from torch_specexit.plugin import outcome
 from torch_specexit.plugin.compat import wraps

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from specexit.drafts.directory import Serving, SpecExitBlock
 from specexit.drafts.policy import Requests
 from specexit.method.decision import Policy
-from tests.serving.test_rule import given_step
+from tests.serving.simulation import given_step
 from tests.serving.worker import alone, new, ready, scheduled  # noqa: F401, a fixture for all
 from torch_specexit.plugin import outcome
 from torch_specexit.plugin.compat.request_hooks import REQUEST_HOOKS

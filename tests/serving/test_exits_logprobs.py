@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.serving.simulation import CPU, END, VOCAB
-from tests.serving.test_rule import given_step
+from tests.serving.simulation import CPU, END, VOCAB, given_step
 from tests.serving.worker import alone, boundary_and_more, new, ready, scheduled, text_of  # noqa: F401, a fixture for all
 from torch_specexit.plugin.compat import wraps
 from torch_specexit.plugin.step_cost import Made

@@ -11,8 +11,7 @@ import pytest
 import torch
 
 from specexit.method.signals import NAMES
-from tests.serving.simulation import CPU, END
-from tests.serving.test_rule import given_step
+from tests.serving.simulation import CPU, END, given_step
 from tests.serving.worker import Draft, Group, alone, new, ready, runner, scheduled, text_of  # noqa: F401, a fixture for all
 from torch_specexit.plugin import outcome
 from torch_specexit.plugin.worker import exits as module

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.serving.simulation import END
-from tests.serving.test_rule import given_step
+from tests.serving.simulation import END, given_step
 from tests.serving.worker import alone, new, ready, scheduled, text_of  # noqa: F401, a fixture for all
 from torch_specexit.plugin import outcome
 from torch_specexit.plugin.frontend.callers import response_of

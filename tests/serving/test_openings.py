@@ -8,8 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.serving.simulation import CPU, END, START
-from tests.serving.test_rule import given_step
+from tests.serving.simulation import CPU, END, START, given_step
 from tests.serving.worker import Group, new, ready, scheduled, text_of
 from torch_specexit.plugin.worker import exits as module
 from torch_specexit.plugin.worker import openings

@@ -14,7 +14,19 @@ from specexit.method.decision import OFF, Policy
 from specexit.method.loops import LoopGuard, loop_position
 from specexit.method.signals import NAMES
 from specexit.method.splits import ALL_STRINGS
-from tests.serving.simulation import CPU, END, GARBAGE, IDS, START, VOCAB, Exit, Request, Simulation, requests
+from tests.serving.simulation import (
+    CPU,
+    END,
+    GARBAGE,
+    IDS,
+    START,
+    VOCAB,
+    Exit,
+    Request,
+    Simulation,
+    given_step,
+    requests,
+)
 from torch_specexit.plugin.outcome import Record
 from torch_specexit.plugin.worker.checking import CheckError
 from torch_specexit.plugin.worker.loops import Follower, LoopSearch
@@ -29,7 +41,6 @@ from torch_specexit.plugin.worker.rule import (
     STEPS_BACK,
     Admission,
     Markers,
-    Sampled,
 )
 from torch_specexit.plugin.worker.slots import Slots
 from torch_specexit.plugin.worker.twin import Row, Twin
@@ -76,17 +87,6 @@ def test_exits_off_and_shadow_mode_change_no_text(source, data):
 
 def table() -> Markers:
     return Markers.of(IDS, VOCAB, CPU)
-
-
-def given_step(names, tokens, n=None, at=None, *, padded=False) -> Sampled:
-    """A step of requests whose prompts are one token long, behind ``at`` tokens of output each."""
-    tokens = torch.tensor(tokens)
-    n = torch.tensor(n if n is not None else [tokens.shape[1]] * len(names), dtype=torch.int32)
-    rows = torch.arange(len(names)) * tokens.shape[1]
-    positions = torch.zeros(tokens.numel(), dtype=torch.int64)
-    positions[rows] = torch.tensor(at if at is not None else [0] * len(names))
-    every = torch.arange(tokens.numel())
-    return Sampled(names, tokens, n, (rows + tokens.shape[1]).int(), every, positions, padded=padded)
 
 
 def rule_for(slots: Slots, source: str = "draft", markers: Markers | None = None) -> Twin:

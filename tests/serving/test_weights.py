@@ -15,8 +15,7 @@ from torch import nn
 from specexit.drafts.directory import DraftError, read_config
 from specexit.drafts.layouts import LAYOUTS
 from specexit.method.signals import NAMES
-from tests.serving.simulation import END
-from tests.serving.test_rule import given_step
+from tests.serving.simulation import END, given_step
 from tests.serving.worker import alone, new, ready, scheduled, text_of  # noqa: F401, a fixture for all
 from torch_specexit.plugin import outcome
 from torch_specexit.plugin.compat import wraps

@@ -12,8 +12,7 @@ from torch import nn
 from specexit.drafts.directory import Serving, SpecExitBlock
 from specexit.method.decision import Policy
 from specexit.method.signals import NAMES
-from tests.serving.simulation import CPU, IDS, START, VOCAB
-from tests.serving.test_rule import given_step
+from tests.serving.simulation import CPU, IDS, START, VOCAB, given_step
 from torch_specexit.plugin.worker import exits as module
 from torch_specexit.plugin.worker.exits import Exits
 from torch_specexit.plugin.worker.weights import Weights
