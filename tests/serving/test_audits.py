@@ -15,7 +15,7 @@ from specexit.method.splits import ThinkTokens
 from specexit.method.statistics import binomial_interval
 from specexit.schemas.target import load_target_config
 from tests.serving.ends import front_end, incoming
-from tests.serving.test_operation import operation
+from tests.serving.points import operation
 from torch_specexit.chat import load_chat_tokenizer
 from torch_specexit.plugin.frontend import audit as audits
 from torch_specexit.plugin.frontend import opening

@@ -11,7 +11,7 @@ import pytest
 from specexit.config import ConfigError
 from specexit.drafts.policy import PolicyFile, Serving
 from tests.serving.ends import Engine, front_end, incoming, row
-from tests.serving.test_operation import POINTS, operation, point
+from tests.serving.points import POINTS, operation, point
 from torch_specexit.plugin.compat.request_hooks import REQUEST_HOOKS
 from torch_specexit.plugin.compat.server_hooks import SERVER_HOOKS
 from torch_specexit.plugin.frontend import server

@@ -10,7 +10,7 @@ import pytest
 from specexit.drafts.directory import SpecExitBlock
 from specexit.drafts.policy import PolicyFile, Serving
 from specexit.method.statistics import Capital
-from tests.serving.test_operation import BLOCK, POINTS, certificate, point
+from tests.serving.points import BLOCK, POINTS, certificate, point
 from torch_specexit.plugin.frontend.hold import Hold
 from torch_specexit.plugin.frontend.operation import Operation
 

@@ -7,8 +7,8 @@ import json
 import pytest
 
 from specexit.drafts.policy import PolicyError
+from tests.serving.points import BLOCK, POINTS, certificate
 from tests.serving.test_opening import engine_with, starting
-from tests.serving.test_operation import BLOCK, POINTS, certificate
 from tests.serving.test_watch import draft as draft
 from tests.serving.test_watch import written
 from torch_specexit.plugin.frontend import opening

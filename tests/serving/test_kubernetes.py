@@ -15,7 +15,7 @@ from specexit.config import REPOSITORY
 from tests.marks import SLOW
 from tests.serving.conftest import ServerStarter
 from tests.serving.ends import status
-from tests.serving.test_operation import operation
+from tests.serving.points import operation
 from torch_specexit.plugin.frontend.activity import Activity
 from torch_specexit.plugin.frontend.server import FrontEnd
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from tests.serving.ends import NAMED, Engine, front_end, incoming, row, status
-from tests.serving.test_operation import operation
+from tests.serving.points import operation
 from torch_specexit.plugin.compat.frontend_hooks import FRONTEND_HOOKS
 from torch_specexit.plugin.frontend import tracing
 from torch_specexit.plugin.frontend.activity import Activity

@@ -17,7 +17,7 @@ from specexit.drafts.fingerprints import target_fingerprint
 from specexit.drafts.policy import PolicyFile, write_policy
 from specexit.schemas.target import TargetConfig
 from tests.serving.ends import GREEDY
-from tests.serving.test_operation import POINTS
+from tests.serving.points import POINTS
 from torch_specexit.plugin.certified import served_fingerprints, served_target
 from torch_specexit.plugin.compat.request_hooks import REQUEST_HOOKS
 from torch_specexit.plugin.frontend import opening

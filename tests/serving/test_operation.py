@@ -11,39 +11,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from specexit.drafts.directory import SpecExitBlock
-from specexit.drafts.policy import PolicyError, PolicyFile, Serving, policy_sha256
+from specexit.drafts.policy import PolicyError, PolicyFile, Serving
 from specexit.method.decision import Policy, exit_position
 from specexit.method.splits import ThinkTokens
+from tests.serving.points import BLOCK, POINTS, certificate, operation, point
 from torch_specexit.plugin.certified import doubts
 from torch_specexit.plugin.frontend.arguments import RESOLVED, ArgumentError
 from torch_specexit.plugin.frontend.callers import mark_of
 from torch_specexit.plugin.frontend.efforts import with_effort
 from torch_specexit.plugin.frontend.operation import Operation
-
-BLOCK = SpecExitBlock(target="t", split_connectors=("Wait",))
-POLICY = Policy(thresholds={"validity": 0.9}, patience=2, min_thinking_tokens=30, max_thinking_tokens=900)
-
-
-def certificate(epsilon, risk="answer_changed"):
-    return {"risk": risk, "epsilon": epsilon, "delta": 0.1, "n": 400, "errors": 0, "bound": epsilon, "data_sha256": "0"}
-
-
-def point(name, threshold, epsilon=None, **changes):
-    policy = POLICY.model_copy(update={"thresholds": {"validity": threshold}} | changes)
-    return {
-        "name": name,
-        "policy": policy.model_dump(),
-        "certificate": None if epsilon is None else certificate(epsilon) | {"policy_sha256": policy_sha256(policy)},
-    }
-
-
-POINTS = (point("bold", 0.7, 0.05), point("usual", 0.9, 0.02), point("careful", 0.97, 0.005), point("untested", 0.5))
-
-
-def operation(*, reasons=(), **serving):
-    file = PolicyFile.model_validate({"points": POINTS, "default": "usual"})
-    return Operation(BLOCK, file, Serving.model_validate(serving), reasons)
 
 
 def get(server, **arguments):

@@ -9,7 +9,7 @@ import pytest
 from specexit.drafts.policy import PolicyFile
 from specexit.method.splits import ThinkTokens
 from tests.serving.ends import NAMED, REQUEST, SIGNALS, START, Engine, core_output, front_end, row
-from tests.serving.test_operation import POINTS, operation
+from tests.serving.points import POINTS, operation
 from torch_specexit.plugin import outcome
 from torch_specexit.plugin.frontend import reports as frontend
 from torch_specexit.plugin.frontend import server

@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from vllm.v1.engine.core_client import DPLBAsyncMPClient
 
-from tests.serving.test_operation import operation
+from tests.serving.points import operation
 from torch_specexit.plugin.frontend import server as front_end
 from torch_specexit.plugin.frontend.activity import Activity
 from torch_specexit.plugin.frontend.callers import caller, mark_of

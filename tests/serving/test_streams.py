@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from tests.serving.ends import front_end, incoming
-from tests.serving.test_operation import operation
+from tests.serving.points import operation
 from torch_specexit.plugin.compat import wraps
 from torch_specexit.plugin.compat.frontend_hooks import FRONTEND_HOOKS
 from torch_specexit.plugin.frontend.activity import Activity

@@ -12,8 +12,8 @@ import pytest
 from specexit.config import ConfigError
 from specexit.drafts.policy import FILE, PolicyError, PolicyFile, write_policy
 from tests.serving.ends import GREEDY, incoming
+from tests.serving.points import BLOCK, POINTS, point
 from tests.serving.test_opening import engine_with, starting
-from tests.serving.test_operation import BLOCK, POINTS, point
 from torch_specexit.plugin.frontend import locking, opening
 from torch_specexit.plugin.frontend import watch as watching
 from torch_specexit.plugin.frontend.activity import Activity
