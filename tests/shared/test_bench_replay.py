@@ -166,6 +166,17 @@ def test_a_request_that_ran_out_of_tokens_before_its_exit(traces, signals, reque
     assert (difference.why, difference.at, difference.served) == ("out of tokens", 5, None)
 
 
+def test_a_trace_that_was_not_finished_exits_where_its_tokens_say(traces, signals, requests):
+    """`collect` writes it without boundaries, as it has no answer to try; its exits are replayed all the same."""
+    tried = ("answers", "agrees", "confidence", "state", "trial_tokens")
+    nothing = {"boundaries": []} | {f"boundary_{name}": [] for name in tried}
+    traces[0] = dataclasses.replace(traces[0], finish_reason="length", answer=None, **nothing)
+    assert check(traces, signals, requests).differences == ()
+    requests["0"] = served(traces[0], 4)
+    (difference,) = check(traces, signals, requests).differences
+    assert (difference.served, difference.replayed, difference.why) == (4, 7, "unexplained")
+
+
 @pytest.fixture
 def files(tmp_path, traces, signals, requests, write_random_draft):
     """A benchmark's folder, and what it was made from; the problems were asked in another order."""

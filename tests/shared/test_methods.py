@@ -288,6 +288,11 @@ def test_oracle_and_replay_know_their_exits_beforehand(trace: Trace) -> None:
     known = Known([trace], [signals], Policy(thresholds={"validity": 0.92}))
     hints = {name: find_method(name)().hints(known) for name in ("oracle", "exits-alone", "eagle3")}
     assert hints == {"oracle": [trace.boundaries[2]], "exits-alone": [trace.boundaries[1]], "eagle3": [None]}
+    tried = ("answers", "agrees", "confidence", "state", "trial_tokens")
+    nothing = {"boundaries": []} | {f"boundary_{name}": [] for name in tried}
+    unfinished = replace(trace, id="unfinished", finish_reason="length", answer=None, **nothing)
+    known = Known([trace, unfinished], [signals, signals], known.policy)
+    assert find_method("exits-alone")().hints(known) == [trace.boundaries[1]] * 2
     assert kept(run(trace, "oracle", hint=trace.boundaries[2])) == trace.boundaries[2]
     with pytest.raises(MethodError, match="exits-alone replays the signals of the traces: scores is missing"):
         find_method("exits-alone")().hints(Known([trace], None, None))

@@ -27,7 +27,7 @@ from specexit.data.traces import Trace, check_one_target, data_sha256, read_trac
 from specexit.drafts.directory import DraftError, read_config
 from specexit.errors import listed
 from specexit.method.decision import EARLY_TOKENS, Policy
-from specexit.method.replay import Replay
+from specexit.method.replay import Replay, with_boundaries
 from specexit.method.signals import SIGNALS, column
 from specexit.schemas.bench_replay import BenchReplayConfig
 
@@ -100,6 +100,7 @@ def check_exits(
       method: whose they are.
       near: distance to a threshold that rounding may cross.
     """
+    traces = with_boundaries(traces)
     outcome = Replay(traces, signals).play(policy)
     differences = []
     for i, trace in enumerate(traces):

@@ -10,14 +10,14 @@ together.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from specexit.data.answers import same_answer
-from specexit.data.rows import AnyTrace, BoundaryState, infer_agrees
+from specexit.data.rows import AnyTrace, BoundaryState, Trace, infer_agrees
 from specexit.data.scores import StoredScores
 from specexit.method.decision import EARLY_TOKENS, Policy
 from specexit.method.labels import exit_point
@@ -193,6 +193,30 @@ class Replay:
             correct[trace] = self.right[trace][boundary]
             inferred[trace] = self.traces[trace].boundary_state[boundary] == "untried"
         return Outcome(kept, exited, changed, correct, inferred)
+
+
+def with_boundaries(traces: Sequence[Trace]) -> list[Trace]:
+    """The traces, those without a boundary with the ones that their tokens give them.
+
+    `collect` tries nothing in a trace that states no answer, and writes it without boundaries; a policy exits there all
+    the same. Where a step may end is read off the boundaries of the others. No verdict is known at such a boundary.
+    """
+    split = {token for trace in traces for token in trace.split_ids}
+    return [trace if trace.boundaries else _untried(trace, split) for trace in traces]
+
+
+def _untried(trace: Trace, split: set[int]) -> Trace:
+    boundaries = [i + 1 for i, token in enumerate(trace.think_ids) if token in split]
+    n = len(boundaries)
+    return replace(
+        trace,
+        boundaries=boundaries,
+        boundary_answers=[None] * n,
+        boundary_agrees=[False] * n,
+        boundary_confidence=[0.0] * n,
+        boundary_state=["untried"] * n,
+        boundary_trial_tokens=[0] * n,
+    )
 
 
 def _row(trace: int, judged: Int[np.ndarray, " judged"]) -> Int[np.ndarray, " judged"]:

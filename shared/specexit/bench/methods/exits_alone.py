@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from specexit.bench.methods.interface import Asks, Known, Marks, Method, MethodError, Problem
 from specexit.bench.methods.oracle import scripted
-from specexit.method.replay import Replay
+from specexit.method.replay import Replay, with_boundaries
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class ExitsAlone(Method):
         """
         if known.signals is None or known.policy is None:
             raise MethodError(f"method {self.name} replays the signals of the traces: scores is missing")
-        outcome = Replay(known.traces, known.signals).play(known.policy)
+        outcome = Replay(with_boundaries(known.traces), known.signals).play(known.policy)
         return [int(n) if exited else None for n, exited in zip(outcome.kept, outcome.exited, strict=True)]
 
     def respond(self, problem: Problem, marks: Marks) -> Asks:
