@@ -149,6 +149,25 @@ def test_an_end_that_no_replay_knows_is_told_from_one_that_nothing_explains(
     assert (difference.served, difference.replayed, difference.why, difference.at) == (exit_at, 7, why, exit_at)
 
 
+@pytest.mark.parametrize(
+    ("finish_reason", "answer", "why"), [("stop", [5, 6], "other text"), ("length", [], "out of tokens")]
+)
+def test_a_request_may_think_on_behind_the_end_of_its_trace(traces, signals, requests, finish_reason, answer, why):
+    """It was an IndexError. The second trace was collected with fewer tokens than are served."""
+    traces[5] = dataclasses.replace(traces[5], finish_reason=finish_reason, answer_ids=answer)
+    ids = [*traces[5].think_ids, 40, 41, 42, END, 5]
+    requests["5"] = dataclasses.replace(served(traces[5], None), token_ids=ids, thinking_tokens=13, reason="exit")
+    (difference,) = check(traces, signals, requests).differences
+    assert (difference.served, difference.replayed, difference.why, difference.at) == (13, None, why, 10)
+
+
+def test_thinking_that_the_target_ends_before_the_replayed_exit_is_other_text(traces, signals, requests):
+    """Its trace goes on there: nothing has run out."""
+    requests["2"] = dataclasses.replace(served(traces[2], 5), reason="natural_end")
+    (difference,) = check(traces, signals, requests).differences
+    assert (difference.served, difference.replayed, difference.why, difference.at) == (None, 7, "other text", 5)
+
+
 def test_other_text_before_the_exit_is_the_cause_even_where_the_exit_is_there_as_well(traces, signals, requests):
     other = served(traces[1], 10)
     ids = [*other.token_ids[:5], 77, *other.token_ids[6:]]

@@ -41,9 +41,10 @@ Why = Literal[
     "unexplained",
 ]
 """An early signal is one `EARLY_TOKENS` tokens before the boundary, by which it is passed over or judged. The third: an
-exit needed both to cross their thresholds, or either of them may have kept it from being made. Not replayed: thinking
-that went in circles (``loop_period``), that a client ended, or whose maximum had no boundary in ``thinking_margin``;
-a replay knows the policy alone, and ends at boundaries."""
+exit needed both to cross their thresholds, or either of them may have kept it from being made. Other text: a token, or
+an end of the thinking that the other of the two does not have. Out of tokens: the request, or its trace. Not replayed:
+thinking that went in circles (``loop_period``), that a client ended, or whose maximum had no boundary in
+``thinking_margin``; a replay knows the policy alone, and ends at boundaries."""
 
 
 class Difference(Config):
@@ -54,7 +55,9 @@ class Difference(Config):
     replayed: int | None
     why: Why
     at: int | None = Field(
-        default=None, description="other text: the first token that differs; else the boundary that only one exits at"
+        default=None,
+        description="other text: the first token that differs; out of tokens: how many there were; else the boundary "
+        "that only one exits at",
     )
     signals: dict[str, float] = Field(default={}, description="there, by the scores: those that the policy reads")
     early_signals: dict[str, float] = Field(
@@ -132,13 +135,17 @@ def _explain(
     """The first cause: text that is another before either exit, or the boundary that only one of the two exits at."""
     first = min(end for end in (served, replayed) if end is not None)
     written = request.token_ids[: request.thinking_tokens]
-    common = min(len(written), first)
+    common = min(len(written), len(trace.think_ids), first)
     apart = next((t for t in range(common) if written[t] != trace.think_ids[t]), None)
     found = {"id": trace.id, "served": served, "replayed": replayed, "served_signals": request.signals}
     if apart is not None:
         return Difference(**found, why="other text", at=apart)
-    if len(written) < first:
-        return Difference(**found, why="out of tokens", at=len(written))
+    cut = request.reason == "length"
+    if len(written) < first + cut:  # an exit needs room for its marker
+        return Difference(**found, why="out of tokens" if cut else "other text", at=len(written))
+    if len(trace.think_ids) < first:
+        cut = trace.finish_reason == "length" and not trace.answer_ids
+        return Difference(**found, why="out of tokens" if cut else "other text", at=len(trace.think_ids))
     if served == first and _is_beyond_replay(trace, request):
         return Difference(**found, why="not replayed", at=first)
     values, early = _values_at(signals, first - 1, policy.thresholds), {}
