@@ -10,9 +10,10 @@ from specexit.bench.inputs import inputs_of
 from specexit.bench.process import BenchError
 from specexit.config import revision
 from specexit.drafts.directory import read_config
-from specexit.drafts.policy import FILE, Serving
+from specexit.drafts.policy import FILE, Mode, Serving
 from specexit.hardware import describe_hardware
 from specexit.schemas.bench import BenchConfig
+from specexit.schemas.bench_serving import BenchServingConfig
 from specexit.schemas.target import TargetConfig
 from torch_specexit.plugin.settings import ENVIRONMENT, serving_over
 
@@ -36,18 +37,23 @@ def inputs_served(config: BenchConfig, target: TargetConfig) -> dict[str, str]:
     return inputs_of(config, target, lambda below: _in_force(config, below))
 
 
-def refuse_held_back(config: BenchConfig, draft: Path) -> None:
+def refuse_held_back(config: BenchConfig | BenchServingConfig, draft: Path, *, besides: Mode | None = None) -> None:
     """Check that a SpecExit draft's engine makes exits: without any it would look like a method that loses nothing.
 
+    Args:
+      config: of the benchmark.
+      draft: its folder.
+      besides: another mode that will do.
+
     Raises:
-      BenchError: it is served in shadow mode or switched off; says by what.
+      BenchError: it is served in shadow mode or switched off, and that will not do; says by what.
       DraftError, ConfigError: see `inputs_served`.
     """
     block = read_config(draft).specexit
     mode = "exit" if block is None else _in_force(config, block.serving).mode
-    if block is None or mode == "exit":
+    if block is None or mode in ("exit", besides):
         return
-    if block.serving.mode != "exit":
+    if block.serving.mode not in ("exit", besides):
         raise BenchError(
             f"{draft / FILE}: serving.mode is {block.serving.mode!r}, so that nothing exits: expected 'exit'"
         )
@@ -57,5 +63,5 @@ def refuse_held_back(config: BenchConfig, draft: Path) -> None:
     )
 
 
-def _in_force(config: BenchConfig, below: Serving) -> Serving:
+def _in_force(config: BenchConfig | BenchServingConfig, below: Serving) -> Serving:
     return serving_over(below, config.engine.extra.get("additional_config"))

@@ -40,6 +40,7 @@ from specexit.method.statistics import paired_bootstrap
 from specexit.schemas.bench_serving import BenchServingConfig
 from specexit.schemas.target import TargetConfig, find_target
 from torch_specexit import bench_worker
+from torch_specexit.bench_conditions import refuse_held_back
 from torch_specexit.engine import one_of_several
 
 NEVER = {"specexit_validity": 1.0}
@@ -86,7 +87,8 @@ def bench_serving(config: BenchServingConfig) -> dict[str, Any]:
     """Measure, write ``serving.json`` and print it.
 
     Raises:
-      BenchError: an engine fails; or, in float32 on a CPU, a text differs from plain EAGLE-3's.
+      BenchError: an engine fails; or, in float32 on a CPU, a text differs from plain EAGLE-3's; or exits are
+        off, or the plug-in has given up or reports nothing, so that they would cost nothing.
       DraftError, TraceError: the draft or the traces cannot be used.
     """
     found = read_config(config.draft)
@@ -96,6 +98,7 @@ def bench_serving(config: BenchServingConfig) -> dict[str, Any]:
     check_target(found, config.draft, target.hf_config(), target.name)
     if found.specexit is None:
         raise BenchError(f"{config.draft}: no specexit block, so there is nothing whose cost could be measured")
+    refuse_held_back(config, config.draft, besides="shadow")  # no exit is made here anyway
     traces = read_traces(config.traces)
     turns = {batch: {name: Turns() for name in METHODS} for batch in config.batches}
     accelerator = None
@@ -152,7 +155,7 @@ def _take_turns(
     more = min(4, max(config.batches) // batch)  # small batches are quick, and their turns differ more
     rounds = range(pair, config.rounds * more, config.pairs)
     for name, asked in METHODS.items():
-        engines[ENGINES[name]].ask(_job(asked, _group(traces, 0, batch), batch, WARM_UP_TOKENS))
+        _ask(engines, name, _job(asked, _group(traces, 0, batch), batch, WARM_UP_TOKENS))
     console = Console(stderr=True)
     with Progress(console=console, disable=not console.is_terminal) as progress:
         bar = progress.add_task(f"pair {pair + 1} of {config.pairs}, batch {batch}", total=len(rounds))
@@ -160,8 +163,24 @@ def _take_turns(
             prompts = _group(traces, i, batch)
             for name in list(METHODS)[:: 1 if turn % 2 else -1]:
                 job = _job(METHODS[name], prompts, batch, config.max_new_tokens)
-                turns[name].add(engines[ENGINES[name]].ask(job))
+                turns[name].add(_ask(engines, name, job))
             progress.advance(bar)
+
+
+def _ask(engines: dict[str, BenchProcess], name: str, job: dict[str, Any]) -> dict[str, Any]:
+    """What its engine answers to a method, the plug-in having judged every request that asks for it."""
+    reply = engines[ENGINES[name]].ask(job)
+    for request in reply["requests"] if ENGINES[name] == "specexit" else ():
+        outcome, inactive = request["outcome"], request.get("inactive")
+        if inactive is not None:
+            raise BenchError(f"{name}: the specexit plug-in has given up: {inactive}")
+        # Where thinking never began, the outcome is off as well.
+        if outcome is None or (outcome["outcome"] == "off" and outcome["thinking_tokens"] > 0):
+            raise BenchError(
+                f"{name}: the outcome of a request is {outcome}, expected the specexit plug-in to judge it: is it "
+                "installed, does VLLM_PLUGINS name it if it is set, and is nothing in SPECEXIT_SERVING off?"
+            )
+    return reply
 
 
 def _group(traces: Sequence[Trace], i: int, batch: int) -> list[list[int]]:

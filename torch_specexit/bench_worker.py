@@ -3,8 +3,8 @@
 The first line is the set-up, answered by ``{"accelerator": name or null}`` once the engine stands; then, per job,
 
 ``{"prompts": [[ids]], "batch": b, "max_new_tokens": n, "extra_args": {...}}`` ->
-``{"seconds": [...], "requests": [{"token_ids", "finish_reason", "outcome"}], "n_drafts": int, "n_accepted": int,
-"n_preempted": int}``,
+``{"seconds": [...], "requests": [{"token_ids", "finish_reason", "outcome", "inactive"}], "n_drafts": int,
+"n_accepted": int, "n_preempted": int}``,
 
 ``{"method": name, "parameters": {...}, "problems": [{...}], "marks": {...}, "batch": b, "sampling": {...},
 "arrivals": [seconds] or null, "seed": n}`` -> the same, its requests as `specexit.bench.methods.running` measures them.
@@ -30,6 +30,7 @@ from specexit.schemas.engine import EngineConfig
 from specexit.schemas.target import TargetConfig
 from torch_specexit.bench_driver import drive
 from torch_specexit.engine import seed_everything, set_environment, start_engine
+from torch_specexit.plugin.outcome import INACTIVE_KEY, KEY
 
 if TYPE_CHECKING:
     from vllm import LLM, RequestOutput
@@ -139,7 +140,8 @@ def _request(output: RequestOutput) -> dict[str, Any]:
     return {
         "token_ids": list(completion.token_ids),
         "finish_reason": completion.finish_reason,
-        "outcome": transfer.get("specexit"),
+        "outcome": transfer.get(KEY),
+        "inactive": transfer.get(INACTIVE_KEY),
     }
 
 

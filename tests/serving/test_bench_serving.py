@@ -12,10 +12,12 @@ from pydantic import ValidationError
 from specexit.bench.process import BenchError, BenchProcess
 from specexit.config import REPOSITORY
 from specexit.data.traces import write_traces
+from specexit.drafts.policy import PolicyFile, Serving, write_policy
 from specexit.schemas.bench_serving import BenchServingConfig
 from tests.marks import SLOW
-from tests.serving.benching import TARGET, generated_traces
+from tests.serving.benching import TARGET, generated_traces, write_random_draft
 from torch_specexit import bench_serving as module
+from torch_specexit.bench_conditions import refuse_held_back
 from torch_specexit.bench_serving import ENGINES, METHODS, WARM_UP_TOKENS, Turns, _take_turns, bench_serving, gather
 
 
@@ -129,3 +131,40 @@ def test_responses_of_one_token_are_refused(tmp_path):
     """Nothing is drafted in them: all was measured, and then ended in a division by zero."""
     with pytest.raises(ValidationError, match=r"max_new_tokens\n.*greater than 1"):
         BenchServingConfig(draft=tmp_path, traces=tmp_path, out=tmp_path / "out.json", max_new_tokens=1)
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ({"outcome": {"outcome": "off", "thinking_tokens": 5}}, "shadow: the outcome of a request is .*'off'.*judge"),
+        ({"outcome": None}, "shadow: the outcome of a request is None, expected the specexit plug-in to judge it"),
+        ({"outcome": None, "inactive": "no such kernel"}, "shadow: the specexit plug-in has given up: no such kernel"),
+    ],
+)
+def test_a_plug_in_that_judges_nothing_is_not_measured(tmp_path, said, expected):
+    """It would cost nothing, as exits that are free do."""
+
+    class Silent(Engine):
+        def ask(self, job):
+            judged = {"outcome": {"outcome": "length", "thinking_tokens": 1}}
+            raw = said if job["extra_args"] == METHODS["shadow"] else judged if job["extra_args"] else {"outcome": None}
+            return super().ask(job) | {"requests": [{"token_ids": [5]} | raw]}
+
+    engines = {name: Silent([]) for name in ENGINES.values()}
+    asked = config(tmp_path, tmp_path).model_copy(update={"batches": (3,)})
+    with pytest.raises(BenchError, match=expected):
+        _take_turns(asked, engines, generated_traces(3), 3, 0, {name: Turns() for name in METHODS})
+    assert all(job["max_new_tokens"] == WARM_UP_TOKENS for engine in engines.values() for job in engine.jobs)
+
+
+def test_a_draft_that_is_switched_off_is_refused_before_an_engine_starts(tmp_path, monkeypatch):
+    """One in shadow mode is not: what is measured makes no exits."""
+    monkeypatch.setattr(module, "BenchProcess", None)
+    write_random_draft(tmp_path / "draft")
+    write_traces(tmp_path / "traces.parquet", generated_traces(1))
+    ours = config(tmp_path, tmp_path / "draft")
+    write_policy(ours.draft, PolicyFile(serving=Serving(mode="shadow")))
+    refuse_held_back(ours, ours.draft, besides="shadow")
+    write_policy(ours.draft, PolicyFile(serving=Serving(mode="off")))
+    with pytest.raises(BenchError, match=r"policy\.json: serving\.mode is 'off', so that nothing exits: expected"):
+        bench_serving(ours)
