@@ -246,6 +246,26 @@ def test_every_threshold_is_drawn_and_the_drafts_own_pointed_out(
     assert "The vertical line" not in (bench / "report.html").read_text()  # that policy was not played
 
 
+def test_the_policy_that_was_served_is_said_whole(bench: Path, write_random_draft: Callable[..., Path]) -> None:
+    """Its thresholds alone would be another policy's: it exits at the third boundary in a row, or at 4,000 tokens."""
+    draft = write_random_draft(bench / "draft", "draft")
+
+    def says(**fields: object) -> str:
+        policy = Policy.model_validate({"thresholds": {"validity": 0.75}} | fields)
+        write_policy(draft, PolicyFile(points=(OperatingPoint(name="default", policy=policy),)))
+        report(config(bench, draft=draft))
+        return " ".join((bench / "report.html").read_text().split())
+
+    said = "<p>Policy of the draft: exit where <code>validity ≥ 0.75</code>"
+    assert f"{said}.</p>" in says()
+    whole = says(patience=3, smoothing="ewma", alpha=0.25, min_thinking_tokens=500, max_thinking_tokens=4000)
+    assert (
+        f"{said}; 3 boundaries in a row have to pass; signals are averaged by token, the newest weighing 0.25; never "
+        "before 500 thinking tokens; at the first boundary from 4000 thinking tokens on in any case.</p>"
+    ) in whole
+    assert "exit where a boundary is; never before 500 thinking" in says(thresholds={}, min_thinking_tokens=500)
+
+
 def test_each_task_has_its_plane_beside_the_table(bench: Path, trace: Trace) -> None:
     found, results = everything(bench, trace), read_results(bench / "results.json")
     exits = results.methods["eagle3"].exits
