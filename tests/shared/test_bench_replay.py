@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from specexit.bench.comparison import Request, Run, summarise, write_requests
 from specexit.bench.inputs import draft_inputs
@@ -297,3 +298,10 @@ def test_what_cannot_be_compared_is_refused(files, traces, requests, signals):
     with pytest.raises(ReplayError, match=r"temperature 0\.6, expected greedy decoding"):
         bench_replay(files)
     assert not files.out.exists()
+
+
+def test_a_method_with_a_policy_of_its_own_is_not_held_against_the_drafts(tmp_path):
+    """All exits of a budget would be unexplained."""
+    places = dict.fromkeys(("bench", "traces", "draft", "scores", "out"), tmp_path / "there")
+    with pytest.raises(ValidationError, match="'specexit' or 'specexit-fc'"):
+        BenchReplayConfig(**places, method="budget")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 
@@ -18,7 +19,9 @@ class BenchReplayConfig(Config):
     draft: Path = Field(description="the draft directory it ran with, for its policy")
     scores: Path = Field(description="its signals on the traces, from `score`")
     target: str | None = Field(default=None, description="name or YAML file; traces of another target are refused")
-    method: str = Field(default="specexit", description="whose exits: specexit, or specexit-fc with that draft")
+    method: Literal["specexit", "specexit-fc"] = Field(
+        default="specexit", description="whose exits: specexit, or specexit-fc with that draft"
+    )
     batch: int | None = Field(
         default=None, gt=0, description="problems in progress at once; by default the most there are"
     )

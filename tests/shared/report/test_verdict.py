@@ -108,6 +108,24 @@ def test_a_certificate_of_today_is_not_ascribed_to_what_another_draft_measured(
     assert (bench / "report.html").read_text() == page
 
 
+def test_a_check_of_the_second_draft_has_a_policy_of_its_own(
+    bench: Path, write_random_draft: Callable[..., Path]
+) -> None:
+    draft = write_random_draft(bench / "draft", "draft")
+    theirs = {"draft_fc.weights": "c" * 64}
+    results = read_results(bench / "results.json").model_copy(update={"inputs": draft_inputs(draft) | theirs})
+    write_results(bench / "results.json", results)
+    policy = Policy(thresholds={"validity": 0.3})
+    check = ReplayCheck(n=1, same=1, share=1, method="specexit-fc", policy=policy, differences=(), inputs=theirs)
+    given = config(bench, draft=draft, replay=bench / "replay.json")
+    (bench / "replay.json").write_text(check.model_dump_json())
+    report(given)
+    assert "1 of 1 requests of specexit-fc exit where the replay does" in (bench / "report.html").read_text()
+    (bench / "replay.json").write_text(check.model_copy(update={"method": "specexit"}).model_dump_json())
+    with pytest.raises(ReportError, match=r"replay\.json: policy is not that of .*draft, expected a check of this"):
+        report(given)
+
+
 def test_what_was_replayed_for_another_draft_or_benchmark_is_no_part_of_the_page(bench: Path, trace: Trace) -> None:
     """And what is of other traces says so."""
     inputs = {"draft.weights": "a" * 64, "traces": data_sha256(bench / "traces.parquet")}
