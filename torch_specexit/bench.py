@@ -140,12 +140,20 @@ def read_problems(config: BenchConfig) -> list[Trace]:
     their ids.
 
     Raises:
-      BenchError: there are fewer, one has no reference answer, or none has any thinking.
+      BenchError: there are fewer, two have one id, one has no reference answer, or none has any thinking.
       OverlapError: a draft was trained on some of them, its checkpoint was chosen on them, or they are among
         ``calibration_traces``.
     """
     found: dict[str, Trace] = {}
-    for trace in first_samples(read_traces(config.traces)).values():
+    every = read_traces(config.traces)
+    firsts = first_samples(every)
+    for trace in every:
+        first = firsts[trace.id]  # compared by text: a chat template may put the date among the tokens
+        if (trace.prompt, trace.messages) != (first.prompt, first.messages):
+            raise BenchError(
+                f"{config.traces}: trace {trace.id!r} is of two prompts, expected an id of its own for each"
+            )
+    for trace in firsts.values():
         found.setdefault(trace.prompt_hash, trace)
     if config.n is not None and len(found) < config.n:
         raise BenchError(f"{config.traces}: traces of {len(found)} different prompts, expected at least n={config.n}")

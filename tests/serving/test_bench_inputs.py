@@ -242,6 +242,13 @@ def test_a_prompt_under_many_ids_is_one_problem(inputs: Path, tmp_path: Path) ->
         read_problems(config(inputs, traces=tmp_path / "traces.parquet", n=3))
 
 
+def test_two_prompts_under_one_id_are_refused(inputs: Path, tmp_path: Path) -> None:
+    """As files of two runs of `collect` may have, whose prompts are numbered: the second one was left out."""
+    write_traces(tmp_path / "traces.parquet", [replace(trace, id="0") for trace in generated_traces(2)])
+    with pytest.raises(BenchError, match=r"traces\.parquet: trace '0' is of two prompts, expected an id of its own"):
+        read_problems(config(inputs, traces=tmp_path / "traces.parquet", n=None))
+
+
 @pytest.mark.parametrize("which", ["draft", "draft_fc"])
 def test_problems_that_a_draft_was_trained_on_are_refused(inputs: Path, tmp_path: Path, which: str) -> None:
     write_random_draft(tmp_path / "draft")
