@@ -32,7 +32,7 @@ from rich.table import Table
 from specexit.config import revision, versions, write_text
 from specexit.data.outlines import outlines
 from specexit.data.rows import can_judge
-from specexit.data.scores import read_scores
+from specexit.data.scores import open_scores, read_scores
 from specexit.data.traces import Trace, data_sha256, read_traces
 from specexit.drafts.policy import Risk
 from specexit.errors import InputError
@@ -236,7 +236,7 @@ def bench_certificate(config: BenchCertificateConfig) -> list[Cell]:
 
     Raises:
       TraceError, ScoreError, SampleError: a file is unreadable, traces and scores do not belong together, traces are
-        not decoded as their name says, or some have a group and others none.
+        not decoded or scores not of the source that their name says, or some have a group and others none.
       ViolationError: in some cell more certificates are broken than promised; the file is written all the same.
     """
     console = Console()
@@ -330,6 +330,8 @@ def _recorded(config: BenchCertificateConfig, decoding: str, console: Console) -
     able, table = [trace for trace in traces if can_judge(trace)], outlines(traces)
     together, sampling = Sample(table), one_sampling(table, path)
     _check_decoding(decoding, sampling, path)
+    for source, scores in config.scores[decoding].items():
+        _check_source(source, scores)
     if not able:
         raise SampleError(f"{path}: none of {len(traces)} traces can judge ({together.describe_unjudged()})")
     samples = [together]
@@ -347,6 +349,13 @@ def _check_decoding(name: str, sampling: Mapping[str, Any], path: Path) -> None:
     if name in ("greedy", "sampled") and is_sampled != (name == "sampled"):
         expected = "above 0" if name == "sampled" else "0"
         raise SampleError(f"{path}: named {name}, but its sampling is {sampling}, expected a temperature of {expected}")
+
+
+def _check_source(name: str, path: Path) -> None:
+    """Likewise scores that are not of the source that they are called after."""
+    found = open_scores(path).source
+    if name in ("draft", "fc") and found != name:
+        raise SampleError(f"{path}: named {name}, but its signals are of source {found}, expected those of {name}")
 
 
 def _definition(name: str) -> str:

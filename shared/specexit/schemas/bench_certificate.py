@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -23,10 +23,14 @@ class BenchCertificateConfig(Config):
     )
     out: OutputFile = Field(default=Path("runs/bench/certificate.json"), description="JSON file to write")
     risks: tuple[Literal["answer_changed", "accuracy_lost"], ...] = Field(
-        default=("answer_changed", "accuracy_lost"), description="what a certificate bounds"
+        default=("answer_changed", "accuracy_lost"), min_length=1, description="what a certificate bounds"
     )
-    epsilon: tuple[float, ...] = Field(default=(0.01, 0.02, 0.05), description="bounds that are asked for")
-    n: tuple[int, ...] = Field(default=(250, 500, 1000), description="prompts in a calibration sample")
+    epsilon: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
+        default=(0.01, 0.02, 0.05), min_length=1, description="bounds that are asked for"
+    )
+    n: tuple[Annotated[int, Field(gt=0)], ...] = Field(
+        default=(250, 500, 1000), min_length=1, description="prompts in a calibration sample"
+    )
     delta: float = Field(default=0.1, gt=0, lt=1, description="probability with which a certificate may be broken")
     draws: int = Field(default=1000, gt=0, description="calibration samples in a cell")
     grouped: bool = Field(
