@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from specexit.bench.methods import Marks, Problem, Trial, find_method
 from specexit.drafts.directory import SpecExitBlock
 from specexit.drafts.policy import PolicyFile, Serving
 from specexit.method.decision import Policy
@@ -35,6 +36,14 @@ def test_any_threshold_replaces_all_of_the_drafts_and_nothing_else():
     expected = Policy(thresholds={"remaining": 50.0}, patience=2, min_thinking_tokens=7, max_thinking_tokens=900)
     assert request_policy(given, BLOCK).policy == expected
     assert request_policy(None, BLOCK) == RequestPolicy(DEFAULT)
+
+
+def test_the_budget_of_a_benchmark_may_be_above_a_maximum_of_the_drafts():
+    """The request was refused, which ended the engine, and all that was measured with it."""
+    marks = Marks(start=1, end=2, split=frozenset({3}), max_new_tokens=9999, max_model_len=9999, decode=str)
+    (asked,) = find_method("budget")(6000).respond(Problem("a", [1], Trial((), 9)), marks)
+    expected = Policy(thresholds={"validity": 0.0}, min_thinking_tokens=6000, max_thinking_tokens=MOST_TOKENS)
+    assert request_policy(asked.extra_args, BLOCK).policy == expected
 
 
 def test_early_thresholds_are_the_drafts_own_and_never_ask_for_more_than_a_request_does():

@@ -11,6 +11,9 @@ from specexit.method.policies.budget import budget_policy
 from specexit.method.replay import Replay
 from specexit.method.simulate import loss, mean_known, summarise
 
+NO_MAXIMUM = 1 << 24
+"""Thinking tokens, the most that a request may name: a maximum of the draft's own may lie below the budget."""
+
 
 @dataclass(frozen=True)
 class Budget(Method):
@@ -38,7 +41,12 @@ class Budget(Method):
     def respond(self, problem: Problem, marks: Marks) -> Asks:
         """Validity is at least 0, so the first boundary behind the budget always exits."""
         return everything(
-            problem, marks, specexit_validity=0.0, specexit_patience=1, specexit_min_thinking_tokens=self.tokens
+            problem,
+            marks,
+            specexit_validity=0.0,
+            specexit_patience=1,
+            specexit_min_thinking_tokens=self.tokens,
+            specexit_max_thinking_tokens=NO_MAXIMUM,
         )
 
 
