@@ -208,7 +208,7 @@ def plan_methods(config: BenchConfig, target: TargetConfig, traces: Sequence[Tra
     Raises:
       DraftError: a draft cannot be used, or belongs to another target.
       MethodError: a method does not exist, or cannot be run with what is given.
-      BenchError: eagle3 is not among them, or a draft is served without exits.
+      BenchError: eagle3 is not among them, or one is twice, or a draft is served without exits.
       ScoreError: the scores are another draft's, or not of these traces.
     """
     assert config.sampling is not None, "`as_traced` has it"
@@ -217,14 +217,17 @@ def plan_methods(config: BenchConfig, target: TargetConfig, traces: Sequence[Tra
         check_target(read_config(draft), draft, target.hf_config(), target.name)
     plain_copy(config.draft, scratch / BASELINE)
     references = config.methods or tuple(name for name in DEFAULT if _possible(name, config, found))
+    kinds = [find_method(reference) for reference in references]
+    names = [kind.name for kind in kinds]
+    if BASELINE not in names or len(set(names)) < len(names):
+        raise BenchError(f"methods are {', '.join(names)}: expected different ones, with {BASELINE} among them")
     calibration = read_traces(config.calibration_traces) if config.calibration_traces else []
     tuning = Tuning(calibration, tolerance_of(config.draft).lost, config.budget)
     signals = read_scores_of(config.scores, config.draft).of(traces) if config.scores else None
     known = Known(traces, signals, found.specexit.policy if found.specexit else None)
     trials = trials_of(config, target, traces)
     entries = []
-    for reference in references:
-        kind = find_method(reference)
+    for reference, kind in zip(references, kinds, strict=True):
         method = check_parameters(reference, kind.tuned(tuning))
         draft, hints = _draft_of(kind, config, found, scratch), tuple(method.hints(known))
         if draft is not None:
@@ -232,9 +235,6 @@ def plan_methods(config: BenchConfig, target: TargetConfig, traces: Sequence[Tra
         if any(hint is not None for hint in hints):
             _refuse_other_text(kind.name, config, traces, config.sampling.temperature)
         entries.append(Entry(kind.name, reference, method, draft, hints, trials))
-    names = [entry.name for entry in entries]
-    if BASELINE not in names or len(set(names)) < len(names):
-        raise BenchError(f"methods are {', '.join(names)}: expected different ones, with {BASELINE} among them")
     return entries
 
 

@@ -286,12 +286,17 @@ def test_the_draft_of_another_target_is_refused(inputs: Path, tmp_path: Path) ->
 
 
 def test_what_cannot_be_run_is_refused_before_anything_starts(inputs: Path, tmp_path: Path) -> None:
+    write_random_draft(tmp_path / "fc", source="fc")
     for changes, message in (
         (
             {"methods": ("eagle3", "oracle"), "sampling": {"temperature": 0.6}},
             "oracle replays a recording, and sampled",
         ),
         ({"methods": ("none", "specexit")}, "methods are none, specexit: expected different ones, with eagle3 among"),
+        (
+            {"methods": ("eagle3", "paper", "paper"), "draft_fc": tmp_path / "fc"},
+            "methods are eagle3, paper, paper: expected different ones",
+        ),
         ({"methods": ("eagle3", "specexit-fc")}, "specexit-fc runs on a draft with signals of source fc: draft_fc is"),
         (
             {"methods": ("eagle3", "exits-alone"), "scores": None},
