@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from specexit.bench.data import bench_data, generate, memory_of_tree
 from specexit.data.columns import list_lengths
@@ -27,6 +28,18 @@ def test_lengths_are_those_of_a_real_corpus():
     assert lengths.max() <= 32768
     boundaries = np.concatenate([list_lengths(batch["boundaries"]) for batch in batches])
     assert lengths.sum() / boundaries.sum() == pytest.approx(50, rel=0.05)
+
+
+def test_steps_are_of_two_tokens_or_more():
+    """Fewer ended in numpy's words for a mean below 0."""
+    with pytest.raises(ValidationError, match=r"step_tokens\n.*greater than or equal to 2"):
+        BenchDataConfig(out=Path("unused"), target="tiny-reasoner", step_tokens=1.5)
+    (batch,) = generate(
+        BenchDataConfig(out=Path("unused"), target="tiny-reasoner", traces=1, mean_tokens=64, step_tokens=2),
+        load_target_config("tiny-reasoner"),
+    )
+    boundaries = batch["boundaries"][0].as_py()
+    assert set(np.diff(boundaries).tolist()) <= {1, 2}
 
 
 @pytest.mark.slow

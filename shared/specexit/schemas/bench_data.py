@@ -17,7 +17,7 @@ class BenchDataConfig(Config):
     mean_tokens: float = Field(default=8192, gt=0, description="of a trace's thinking")
     spread: float = Field(default=0.77, gt=0, description="standard deviation of the lengths' logarithm")
     longest: int = Field(default=32768, gt=0, description="thinking tokens of a trace at most")
-    step_tokens: float = Field(default=50, gt=1, description="mean tokens between two boundaries")
+    step_tokens: float = Field(default=50, ge=2, description="mean tokens between two boundaries")
     lengths: tuple[int, ...] = Field(default=(8192, 16384), min_length=1, description="of the rows that are packed")
     workers: int | None = Field(default=None, gt=0, description="processes; by default what annotate and pack choose")
     seed: int = Field(default=0, description="of the corpus")
