@@ -37,6 +37,19 @@ def test_variants_are_held_against_the_first_seed_by_seed():
     assert list(shown.columns[4].cells) == ["", "+1.00, +2.00, +3.00", "", "+0.00, -0.50, +0.50"]
 
 
+@pytest.mark.parametrize("more", ["as it is", "changed"])
+def test_variants_of_more_and_fewer_ttt_steps_are_compared_in_what_both_have(more: str):
+    """It was a KeyError behind all trainings, or left out what the first one does not have."""
+    values = {"as it is": {"a": np.array([1.0, 2.0])}, "changed": {"a": np.array([3.0, 5.0])}}
+    values[more]["b"] = np.array([0.5, 0.5])
+    result = gather((0, 1), values)
+    assert list(result["differences"]["changed"]) == ["a"]
+    shown = table(result)
+    assert list(shown.columns[0].cells) == ["a", "", "b"]
+    assert list(shown.columns[1].cells) == ["as it is", "changed", more]
+    assert list(shown.columns[3].cells) == ["", "+2.50 ± 0.71", ""]
+
+
 def test_a_plain_draft_has_neither_cut_nor_validity():
     assert quantities({"top1": [0.5, 0.25], "acceptance_length": 1.6}) == {
         "top-1, TTT step 0, %": 50.0,

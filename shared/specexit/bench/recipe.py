@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -95,12 +96,15 @@ def gather(seeds: Sequence[int], values: Mapping[str, Values]) -> dict[str, Any]
         "seeds": list(seeds),
         "values": {name: {key: column.tolist() for key, column in of.items()} for name, of in values.items()},
         "differences": {
-            name: {key: _spread(values[name][key] - column) for key, column in values[first].items()} for name in others
+            name: {
+                key: _spread(values[name][key] - column) for key, column in values[first].items() if key in values[name]
+            }
+            for name in others
         },
         "definitions": {
             "values": "variant -> quantity -> its value with each seed, as evaluation.json of the run defines it",
             "differences": f"variant -> quantity -> its value minus that of {first!r} with the same seed; mean and "
-            "sample standard deviation over the seeds",
+            "sample standard deviation over the seeds; only of what both have, as drafts of fewer TTT steps have less",
         },
     }
 
@@ -110,18 +114,19 @@ def _spread(column: Float[np.ndarray, " seeds"]) -> dict[str, Any]:
 
 
 def table(result: Mapping[str, Any]) -> Table:
-    """The numbers for a person: a row for each quantity of each variant, however many there are."""
+    """The numbers for a person: a row for each quantity of each variant that has it, however many there are."""
     first = next(iter(result["values"]))
     seeds = ", ".join(map(str, result["seeds"]))
     out = Table(title=f"seeds {seeds}; mean ± standard deviation, held against {first!r}", title_justify="left")
     out.add_column("")
     for heading in ("variant", "", "difference", "by seed"):
         out.add_column(heading, justify="left" if heading == "variant" else "right")
-    for key in result["values"][first]:
-        for name, values in result["values"].items():
-            spread, change = _spread(np.array(values[key])), result["differences"].get(name, {}).get(key)
+    for key in dict.fromkeys(chain.from_iterable(result["values"].values())):
+        having = {name: values[key] for name, values in result["values"].items() if key in values}
+        for i, (name, column) in enumerate(having.items()):
+            spread, change = _spread(np.array(column)), result["differences"].get(name, {}).get(key)
             out.add_row(
-                key if name == first else "",
+                "" if i else key,
                 name,
                 f"{spread['mean']:.2f} ± {spread['sd']:.2f}",
                 f"{change['mean']:+.2f} ± {change['sd']:.2f}" if change else "",
