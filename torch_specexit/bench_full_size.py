@@ -51,6 +51,7 @@ def bench_full_size(config: BenchFullSizeConfig) -> Results:
     Raises:
       BenchError: an engine fails, there are too few traces, or another benchmark was interrupted here.
       StandInError, DraftError, ConfigError: the stand-in cannot be made.
+      FileExistsError: something else lies in its place.
     """
     # A model of this size gains from every core, other than the small one (see `torch_specexit.engine`).
     os.environ.setdefault("OMP_NUM_THREADS", str(processors()))
@@ -84,6 +85,7 @@ def write_stand_in(config: BenchFullSizeConfig, small: str, dtype: Literal["bflo
 
     Raises:
       StandInError, DraftError, ConfigError: it cannot be made.
+      FileExistsError: something else lies in its place.
     """
     folder = config.models / f"{read_shape(config.shape)[0]}-{dtype}"
     wanted = StandInConfig(
@@ -91,7 +93,8 @@ def write_stand_in(config: BenchFullSizeConfig, small: str, dtype: Literal["bflo
     )
     made_of, mark = json.dumps(made_from(wanted, config.draft), indent=1) + "\n", folder / "made-from.json"
     if not mark.exists() or mark.read_text() != made_of:
-        shutil.rmtree(folder, ignore_errors=True)
+        if mark.exists():  # else it is not one of these, and `stand_in` refuses to write over it
+            shutil.rmtree(folder, ignore_errors=True)
         stand_in(wanted)
         write_text(mark, made_of)
     return folder / "target.yaml", folder / "draft"

@@ -129,6 +129,19 @@ def test_a_stand_in_of_before_is_not_measured_for_what_is_asked_now(
     assert written == [0, config.seed]
 
 
+def test_what_the_benchmark_has_not_written_is_not_removed(tmp_path: Path, write_random_draft) -> None:
+    """A model of the user's own, or a stand-in that they wrote themselves, under the name of this one."""
+    config = small_config(tmp_path, write_random_draft(tmp_path / "draft", "draft", **DRAFT))
+    theirs = config.models / "shape-bfloat16"
+    theirs.mkdir(parents=True)
+    (theirs / "mine").write_text("data")
+    with pytest.raises(
+        FileExistsError, match="shape-bfloat16: output folder is not empty, expected a new or empty one"
+    ):
+        write_stand_in(config, "tiny-reasoner", "bfloat16")
+    assert (theirs / "mine").read_text() == "data"
+
+
 @pytest.mark.vllm
 @pytest.mark.slow
 @pytest.mark.skipif("SPECEXIT_FULL_SIZE" not in os.environ, reason="six engines; SPECEXIT_FULL_SIZE=1 runs it")
