@@ -44,6 +44,19 @@ def test_pages_that_install_what_trains_say_what_a_gpu_takes() -> None:
     assert "**never run on a GPU**" in told
 
 
+def test_a_page_says_on_which_machine_each_command_runs() -> None:
+    """On a TPU pod alone nothing can be collected, scored, measured or served."""
+    (told,) = re.findall(r"^## Which machine\n(.*?)^## ", (ROOT / "docs" / "index.md").read_text(), re.M | re.S)
+    cells = [line.split("|") for line in told.splitlines() if line.startswith("| ")][1:]
+    named = [(name, cell[1]) for cell in cells for name in re.findall(r"`([a-z-]+)`", cell[2])]
+    assert sorted(name for name, _ in named) == sorted(cli.COMMANDS)
+    assert {name for name, machine in named if "TPU" in machine} == {
+        name for name, command in cli.COMMANDS.items() if command.extra == "train"
+    }
+    on_gpus = {name for name, machine in named if "GPU" in machine}
+    assert {name for name, command in cli.COMMANDS.items() if "serve" in (command.extra or "")} <= on_gpus
+
+
 def test_the_tests_that_the_docs_name_are_where_they_say() -> None:
     """So that who reads of a mended defect finds what holds it."""
     files = sorted((ROOT / "tests").rglob("test_*.py"))
