@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 
 from specexit import cli
+from specexit.bench.methods import find_method
+from specexit.config import load
+from specexit.schemas.bench import BenchConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -65,6 +68,18 @@ def test_the_tests_that_the_docs_name_are_where_they_say() -> None:
     named = {found for page in pages for found in re.findall(r"`(test_\w+)::(test_\w+)", page.read_text())}
     assert len(named) > 50
     assert sorted(named - defined) == []
+
+
+def test_the_page_on_engines_says_how_often_a_target_is_held() -> None:
+    """On one card three of 61 GB do not fit, and what is seen of it is an engine that ends."""
+    (told,) = re.findall(r"^## Engines\n(.*?)^## ", (ROOT / "docs" / "evidence.md").read_text(), re.M | re.S)
+    engines = {find_method(name).engine for name in ("none", "eagle3", "specexit", "budget")}
+    assert len(engines) == 3
+    assert "the target's three times" in told
+    remedies = [found.replace("'", "") for found in re.findall(r"`((?:methods|engine\.extra)='[^`]*')`", told)]
+    config = load(BenchConfig, None, ["draft=d", "traces=t", "out=o", *remedies])
+    assert {find_method(name).engine for name in config.methods or ()} == {"eagle3", "specexit"}
+    assert config.engine.extra == {"tensor_parallel_size": 4}
 
 
 def test_what_is_left_out_of_make_test_is_in_make_test_slow() -> None:
