@@ -13,6 +13,7 @@ from specexit import cli
 from specexit.bench.methods import find_method
 from specexit.config import load
 from specexit.schemas.bench import BenchConfig
+from specexit.schemas.calibrate import CalibrateConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -91,6 +92,16 @@ def test_what_is_left_out_of_make_test_is_in_make_test_slow() -> None:
     assert {str(path.relative_to(ROOT)) for path in marked} | {"tests/serving/test_soak.py"} <= named
     assert "SPECEXIT_SLOW=1" in recipe
     assert "SPECEXIT_SOAK=" in recipe
+
+
+def test_pages_say_what_needs_a_reference() -> None:
+    """It cannot be given to prompts any more once they are collected."""
+    data, evidence = ((ROOT / "docs" / name).read_text() for name in ("data.md", "evidence.md"))
+    (told,) = re.findall(r"^Without references .*?\n\n", data, re.M | re.S)
+    assert {"`bench`", "`calibrate risk=accuracy_lost`"} <= set(re.findall(r"`[^`]*`", told))
+    config = load(CalibrateConfig, None, ["draft=d", "traces=t", "scores=s", "risk=accuracy_lost"])
+    assert config.risk != CalibrateConfig.model_fields["risk"].default
+    assert "`reference`" in evidence.partition("\n## ")[0]
 
 
 def test_the_readme_names_every_command() -> None:
