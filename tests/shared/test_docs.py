@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import math
 import os
 import re
 import subprocess
@@ -14,6 +15,7 @@ from specexit.bench.methods import find_method
 from specexit.config import load
 from specexit.schemas.bench import BenchConfig
 from specexit.schemas.calibrate import CalibrateConfig
+from specexit.schemas.train import TrainConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -107,6 +109,27 @@ def test_pages_say_what_needs_a_reference() -> None:
 def test_the_readme_names_every_command() -> None:
     text = (ROOT / "README.md").read_text()
     assert [name for name in cli.COMMANDS if f"`specexit {name}`" not in text] == []
+
+
+def test_the_page_on_training_makes_what_every_full_size_recipe_reads() -> None:
+    """Rows of another length are refused, and without `select` there is nothing to choose the checkpoint on."""
+    page = (ROOT / "docs" / "training.md").read_text()
+    (told,) = re.findall(r"^## What a shipped recipe reads\n(.*?)^## ", page, re.M | re.S)
+    rows = re.findall(r"^\| (`.*`) \| `(runs/.*)` \| (\d+) \|$", told, re.M)
+    packed = {name: (data, int(length)) for names, data, length in rows for name in re.findall(r"`([^`]*)`", names)}
+    folder = ROOT / "configs" / "recipes"
+    recipes = {path.stem: load(TrainConfig, path) for path in folder.glob("*.yaml") if "tiny" not in path.stem}
+    assert packed == {name: (str(recipe.data), recipe.length) for name, recipe in recipes.items()}
+    made = set(re.findall(r"parts\.(\w+)=", told))
+    assert made == set(re.findall(r"for part in ([\w ]+);", told)[0].split())
+    assert {Path(str(recipe.eval_traces)).parent.name for recipe in recipes.values()} == {"labelled"}
+    assert {Path(str(recipe.eval_traces)).name for recipe in recipes.values()} <= made
+    (name, given), *others = re.findall(r"specexit (?:plan|train) (\S+) (topology=[^#\n]*?) *(?:#.*)?$", told, re.M)
+    assert others == [(name, given)], "what is planned is what is trained"
+    other = load(TrainConfig, folder / f"{name}.yaml", given.split())
+    mesh, (_, _, shape) = other.mesh, (other.topology or "").partition(":")
+    assert math.prod(map(int, shape.split("x"))) == mesh.data * mesh.fsdp * mesh.expert * mesh.context * mesh.tensor
+    assert other.batch_size % (mesh.data * mesh.fsdp * mesh.expert) == 0
 
 
 def test_what_the_gallery_shows_can_be_run() -> None:
