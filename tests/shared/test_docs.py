@@ -143,6 +143,20 @@ def test_what_the_gallery_shows_can_be_run() -> None:
         assert {word.partition("=")[0].partition(".")[0] for word in words} <= fields.keys(), name
 
 
+def test_two_processes_on_one_machine_have_a_recipe_that_fits_them() -> None:
+    """The page named none, and those that a machine can run were refused: too few rows, or the demo's own run."""
+    page = (ROOT / "docs" / "training.md").read_text()
+    (block,) = re.findall(r"^```sh\n([^`]*num_processes=[^`]*)```$", page, re.M)
+    (name, given), *_ = re.findall(r"specexit train (\S+) ([^&]*)&", block.replace("\\\n", ""))
+    recipe = ROOT / "configs" / "recipes" / f"{name}.yaml"
+    config = load(TrainConfig, recipe, given.replace("$i", "0").split())
+    devices = int(re.findall(r"device_count=(\d+)", block)[0]) * (config.cluster.num_processes or 1)
+    assert config.mesh.data == -1
+    assert config.batch_size % devices == 0
+    assert config.out != load(TrainConfig, recipe).out
+    assert str(config.data) == "runs/demo/packed", "what `make demo` leaves"
+
+
 def test_the_gallery_shows_every_command_or_says_why_not() -> None:
     """By the table of the command line, so that a new command is shown or excused."""
     spec = importlib.util.spec_from_file_location("gallery", ROOT / "configs" / "site" / "gallery.py")
