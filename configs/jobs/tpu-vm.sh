@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
 # A training job on a Cloud TPU VM slice: tpu-vm.sh NAME ZONE RECIPE OUT. The same command starts on all hosts, and JAX
-# finds the others through the metadata server. `pip install '.[tpu]'` was done on each, in a checkout; RECIPE (a file, or a name in
-# configs/recipes), OUT and the data lie on a disk or bucket that all hosts have mounted, or at gs://..., WORKDIR is where
-# relative paths in the recipe start: by default OUT's parent, the home folder where OUT is gs://...
+# finds the others through the metadata server. `pip install '.[tpu]'` was done on each, in a checkout; where that was into a
+# virtual environment, of which a shell that ssh starts knows nothing, SPECEXIT is the whole path of the command. RECIPE (a
+# file, or a name in configs/recipes), OUT and the data lie on a disk or bucket that all hosts have mounted, or at gs://...,
+# WORKDIR is where relative paths in the recipe start: by default OUT's parent, the home folder where OUT is gs://...
 #
 # The run does not hang on this connection: on each host it is a process of its own, which writes to
 # ~/specexit-train.log. Run this again to look at it; where it has ended, after a preemption for one, it goes on. Exits
 # with 0 once the run is finished, with 78 where a NaN has stopped it, which would only come again; nothing is started
 # again by itself.
 set -eu
-name=$1 zone=$2 recipe=$3 out=$4
+name=$1 zone=$2 recipe=$3 out=$4 specexit=${SPECEXIT:-specexit}
 case $out in
   gs://*) workdir=${WORKDIR:-.} ;;
   /*) workdir=${WORKDIR:-$(dirname "$out")} ;;
@@ -30,7 +31,7 @@ ssh --worker=all --command="
   # After a reboot the number may be another process's.
   if ! tr '\0' ' ' 2>/dev/null </proc/\$(cat ~/specexit-train.pid 2>/dev/null)/cmdline | grep -q 'specexit train'; then
     export LIBTPU_INIT_ARGS='$flags' JAX_COMPILATION_CACHE_DIR='$cache'
-    setsid nohup specexit train '$recipe' out='$out' >~/specexit-train.log 2>&1 </dev/null &
+    setsid nohup '$specexit' train '$recipe' out='$out' >~/specexit-train.log 2>&1 </dev/null &
     echo \$! >~/specexit-train.pid
   fi"
-ssh --worker=0 --command="tail -n +1 --pid=\$(cat ~/specexit-train.pid) -F ~/specexit-train.log; specexit status '$out'"
+ssh --worker=0 --command="tail -n +1 --pid=\$(cat ~/specexit-train.pid) -F ~/specexit-train.log; '$specexit' status '$out'"

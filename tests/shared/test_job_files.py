@@ -205,6 +205,19 @@ def test_a_relative_folder_on_a_tpu_vm_is_refused(tmp_path: Path) -> None:
     assert process.returncode == 2
 
 
+def test_a_command_on_no_shell_s_path_is_run_by_its_own(tmp_path: Path) -> None:
+    """A virtual environment's, on a TPU VM whose own Python is too old, ended in "failed to run command" in a log."""
+    slice_of_this_machine(tmp_path)
+    own = tmp_path / "environment" / "specexit"
+    own.parent.mkdir()
+    (tmp_path / "specexit").rename(own)
+    process = tpu_vm(tmp_path, str(tmp_path / "run"), SPECEXIT=str(own))
+    process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert (tmp_path / "called").read_text().split() == ["train", "r.yaml", f"out={tmp_path / 'run'}"]
+    assert (tmp_path / "asked").read_text() == f"{tmp_path / 'run'}\n"
+
+
 def slurm(folder: Path, out: str) -> int:
     """Exit code of the job, whose tasks are one process of this machine."""
     for name, runs in (("srun", 'shift; exec "$@"'), ("scontrol", f'echo "$@" > {folder}/requeued')):
@@ -245,3 +258,16 @@ def test_the_secret_that_the_page_makes_has_every_key_that_the_server_may_ask_fo
     page = (JOBS.parents[1] / "docs" / "serving-operator.md").read_text()
     (made,) = re.findall(r"kubectl create secret generic specexit ([^`]*)`", page)
     assert [key for key in asked if f"--from-literal={key}=" not in made] == []
+
+
+def test_the_page_says_what_has_to_be_there_before_the_manifest_is_applied() -> None:
+    """Without its account no pod is made, and nothing says so but the job's events."""
+    page = (JOBS.parents[1] / "docs" / "training.md").read_text()
+    (told,) = re.findall(r"^\*\*What has to be there first\.\*\*.*?(?=^Two processes)", page, re.M | re.S)
+    spec = job()["template"]["spec"]
+    (volume,) = spec["volumes"]
+    asked = [f"`kubectl create serviceaccount {spec['serviceAccountName']}`", container()["image"].partition("/")[0]]
+    asked += [volume["csi"]["driver"].partition(".")[0], volume["csi"]["volumeAttributes"]["bucketName"]]
+    recipe = next(entry["value"] for entry in container()["env"] if entry["name"] == "RECIPE")
+    assert [name for name in [*asked, f"`{Path(recipe).name}`"] if name not in told] == []
+    assert "SPECEXIT=" in told
