@@ -106,6 +106,18 @@ def test_pages_say_what_needs_a_reference() -> None:
     assert "`reference`" in evidence.partition("\n## ")[0]
 
 
+def test_the_readme_says_what_exits_cost_as_it_was_measured() -> None:
+    """It said that they cost nothing."""
+    page = (ROOT / "docs" / "serving-developer.md").read_text()
+    (told,) = re.findall(r"^## What it costs, and where\n(.*?)^## ", page, re.M | re.S)
+    lines = [line for line in told.splitlines() if "shadow mode" not in line]
+    left = [float(share) for share in re.findall(r"\b(0\.\d{3}) \(0\.\d{3}", "\n".join(lines))]
+    assert len(left) >= 10
+    cost = f"{100 * (1 - max(left)):.0f} to {100 * (1 - min(left)):.0f} %"
+    assert f"costs {cost} of the speed" in (ROOT / "README.md").read_text()
+    assert f"cost {cost} " in (ROOT / "docs" / "method.md").read_text()
+
+
 def test_the_readme_names_every_command() -> None:
     text = (ROOT / "README.md").read_text()
     assert [name for name in cli.COMMANDS if f"`specexit {name}`" not in text] == []
