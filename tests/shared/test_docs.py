@@ -63,6 +63,14 @@ def test_a_page_says_on_which_machine_each_command_runs() -> None:
     assert {name for name, command in cli.COMMANDS.items() if "serve" in (command.extra or "")} <= on_gpus
 
 
+def test_the_readme_says_what_make_test_slow_is_for() -> None:
+    """Of "pairs" nobody outside knows."""
+    (told,) = re.findall(r"^make test .*\(make test-slow: (.*)\)$", (ROOT / "README.md").read_text(), re.M)
+    assert "what it leaves out" in told
+    (seconds,) = re.findall(r"^test-slow:.*\n\t.*SPECEXIT_SOAK:-(\d+)\}", (ROOT / "Makefile").read_text(), re.M)
+    assert ("five minutes" in told) == (int(seconds) == 300)
+
+
 def test_the_tests_that_the_docs_name_are_where_they_say() -> None:
     """So that who reads of a mended defect finds what holds it."""
     files = sorted((ROOT / "tests").rglob("test_*.py"))
