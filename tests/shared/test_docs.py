@@ -152,6 +152,20 @@ def test_the_page_on_training_makes_what_every_full_size_recipe_reads() -> None:
     assert other.batch_size % (mesh.data * mesh.fsdp * mesh.expert) == 0
 
 
+def test_what_a_stranger_needs_first_is_not_in_small_print() -> None:
+    """Time, memory and disk stand beside the command, and below the table is what it takes to read it."""
+    page = (ROOT / "README.md").read_text()
+    (beside,) = re.findall(r"^make demo .*\n((?: +# .*\n)+)make test ", page, re.M)
+    for needed in (r"\d+ minutes on two cores", r"\d GiB of disk", r"\d+ GiB of memory"):
+        assert re.search(needed, beside), needed
+    (small,) = re.findall(r"<sub>.*?</sub>", page, re.S)
+    assert len(small.splitlines()) <= 5
+    assert page.index("<!-- end of results -->") < page.index(small) < page.index("\n## What happens")
+    for needed in ("problems", "greedy", "Intel Xeon", "intervals", "90 % confidence", "installed by the generator"):
+        assert needed in small
+    assert re.search(r"commit [0-9a-f]{7}\b", small)
+
+
 def test_what_the_gallery_shows_can_be_run() -> None:
     shown = re.findall(r"^\$ specexit ([a-z-]+) (.*)$", (ROOT / "docs" / "gallery.md").read_text(), re.M)
     for name, arguments in shown:
