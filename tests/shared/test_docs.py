@@ -191,6 +191,12 @@ def test_two_processes_on_one_machine_have_a_recipe_that_fits_them() -> None:
     assert str(config.data) == "runs/demo/packed", "what `make demo` leaves"
 
 
+def test_the_readme_names_the_commands_that_take_a_folder_alone() -> None:
+    (told,) = re.findall(r"in place of which (.*?) take their folder:", (ROOT / "README.md").read_text(), re.S)
+    named = re.findall(r"`([a-z-]+)`", told)
+    assert sorted(named) == sorted(name for name, command in cli.COMMANDS.items() if command.subject)
+
+
 def test_the_gallery_shows_every_command_or_says_why_not() -> None:
     """By the table of the command line, so that a new command is shown or excused."""
     spec = importlib.util.spec_from_file_location("gallery", ROOT / "configs" / "site" / "gallery.py")
