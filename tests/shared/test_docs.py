@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from specexit import cli
-from specexit.bench.methods import find_method
+from specexit.bench.methods import NAMES, find_method
 from specexit.config import load
 from specexit.schemas.bench import BenchConfig
 from specexit.schemas.calibrate import CalibrateConfig
@@ -124,6 +124,15 @@ def test_the_readme_says_what_exits_cost_as_it_was_measured() -> None:
     cost = f"{100 * (1 - max(left)):.0f} to {100 * (1 - min(left)):.0f} %"
     assert f"costs {cost} of the speed" in (ROOT / "README.md").read_text()
     assert f"cost {cost} " in (ROOT / "docs" / "method.md").read_text()
+
+
+def test_the_first_page_counts_the_methods_and_calls_a_stand_in_one() -> None:
+    """Its row on `bench` read as if a real target had been measured."""
+    page = (ROOT / "docs" / "index.md").read_text()
+    (told,) = re.findall(r"^\| a claim to check \| (.*?) \|", page, re.M)
+    assert f"{len(NAMES) - 1} other methods" in told
+    (full_size,) = re.findall(r"`bench-full-size`[^`]*", told)
+    assert "on a stand-in" in full_size
 
 
 def test_the_readme_names_every_command() -> None:
