@@ -40,6 +40,7 @@ from specexit.schemas.target import TargetConfig, find_target, target_reference
 from torch_specexit import bench_worker
 from torch_specexit.bench_conditions import inputs_served, machine, refuse_held_back
 from torch_specexit.bench_turns import Entry, measure, warm_up
+from torch_specexit.chat import check_read
 from torch_specexit.engine import one_of_several
 
 DEFAULT = ("none", "eagle3", "specexit", "specexit-fc", "budget")
@@ -209,12 +210,14 @@ def plan_methods(config: BenchConfig, target: TargetConfig, traces: Sequence[Tra
       DraftError: a draft cannot be used, or belongs to another target.
       MethodError: a method does not exist, or cannot be run with what is given.
       BenchError: eagle3 is not among them, or one is twice, or a draft is served without exits.
+      ConfigError: an engine would read the target\'s text wrongly.
       ScoreError: the scores are another draft's, or not of these traces.
     """
     assert config.sampling is not None, "`as_traced` has it"
     found = read_config(config.draft)
     for draft in [config.draft, *([config.draft_fc] if config.draft_fc else [])]:
         check_target(read_config(draft), draft, target.hf_config(), target.name)
+    check_read(target)
     plain_copy(config.draft, scratch / BASELINE)
     references = config.methods or tuple(name for name in DEFAULT if _possible(name, config, found))
     kinds = [find_method(reference) for reference in references]

@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
-from specexit.config import CONFIG_ROOTS, read_yaml
+from specexit.config import CONFIG_ROOTS, ConfigError, read_yaml
 from specexit.errors import InputError
+from specexit.method.splits import FastTokenizer, misread
 from specexit.schemas.target import TargetConfig
 
 OURS = ("conversation", "add_generation_prompt", "tokenize")
@@ -17,7 +18,7 @@ OURS = ("conversation", "add_generation_prompt", "tokenize")
 
 
 def load_chat_tokenizer(target: TargetConfig) -> Any:
-    """The target's tokenizer through transformers, which is what can run its chat template.
+    """The target's tokenizer through transformers, for its chat template alone: tokens are those of ``tokenizer.json``.
 
     Raises:
       InputError: its files are damaged.
@@ -31,11 +32,50 @@ def load_chat_tokenizer(target: TargetConfig) -> Any:
         raise InputError(f"{target.folder}: the tokenizer of target {target.name} cannot be loaded: {said}") from error
 
 
-def prompt_ids(tokenizer: Any, target: TargetConfig, messages: Sequence[Mapping[str, str]]) -> list[int]:
+def misread_by_transformers(target: TargetConfig) -> str | None:
+    """How transformers, and so vLLM, reads text otherwise than a target's ``tokenizer.json``; None where it does not.
+
+    transformers 5 makes some classes anew, of the vocabulary and the merges alone: a ``LlamaTokenizer`` of a byte-level
+    file has no tokens for spaces and line breaks, and drops them.
+
+    Raises:
+      InputError: the tokenizer cannot be loaded.
+    """
+    theirs = load_chat_tokenizer(target)
+    how = misread(theirs, target.tokenizer(), target.think_start, target.think_end)
+    if how is None:
+        return None
+    return (
+        f"{target.folder / 'tokenizer_config.json'}: of its tokenizer_class transformers, and vLLM with it, makes a "
+        f'{type(theirs).__name__} that {how}; what tokenizer.json says is read with "tokenizer_class": '
+        '"PreTrainedTokenizerFast" there'
+    )
+
+
+def check_read(target: TargetConfig) -> None:
+    """Refuse a target whose text an engine would read, and write, otherwise than its ``tokenizer.json``.
+
+    Raises:
+      ConfigError: it would.
+      InputError: the tokenizer cannot be loaded.
+    """
+    if (why := misread_by_transformers(target)) is not None:
+        raise ConfigError(why)
+
+
+def prompt_ids(
+    chat: Any, tokenizer: FastTokenizer, target: TargetConfig, messages: Sequence[Mapping[str, str]]
+) -> list[int]:
     """Apply the chat template, with the target's own arguments for it, and open the thinking.
 
     Some templates open it themselves (Qwen3-Thinking); where one does not, the start marker and a newline are
     appended, so that a trace always begins inside the thinking.
+
+    Args:
+      chat: of `load_chat_tokenizer`.
+      tokenizer: the target's own.
+      target: whose arguments and markers they are.
+      messages: the conversation.
 
     Raises:
       InputError: the tokenizer has no template, or the template refuses the conversation or the arguments, does not
@@ -50,11 +90,11 @@ def prompt_ids(tokenizer: Any, target: TargetConfig, messages: Sequence[Mapping[
             f"{target.chat} without"
         )
     try:
-        text = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False, **target.chat)
+        text = chat.apply_chat_template(turns, add_generation_prompt=True, tokenize=False, **target.chat)
     except (TemplateError, TypeError, ValueError) as error:
         given = f" with its chat {target.chat}" if target.chat else ""
         raise InputError(f"the chat template of target {target.name} cannot be applied{given}: {error}") from error
-    _check_options(target, tokenizer)
+    _check_options(target, chat)
     if text.rstrip().endswith(target.think_end):
         raise InputError(
             f"the chat template of target {target.name} closes the thinking with its chat {target.chat}: the prompt "
@@ -62,16 +102,16 @@ def prompt_ids(tokenizer: Any, target: TargetConfig, messages: Sequence[Mapping[
         )
     if not text.rstrip().endswith(target.think_start):
         text += f"{target.think_start}\n"
-    return tokenizer.encode(text, add_special_tokens=False)
+    return tokenizer.encode(text)
 
 
-def _check_options(target: TargetConfig, tokenizer: Any) -> None:
+def _check_options(target: TargetConfig, chat: Any) -> None:
     """jinja passes over what a template does not use, so that a slip of the pen would change nothing, silently.
 
     What a shipped target gives stays allowed: a YAML that began as a copy of one may carry it on.
     """
     if strange := target.chat.keys() - _shipped_options():
-        words = set(re.findall(r"\w+", tokenizer.get_chat_template()))
+        words = set(re.findall(r"\w+", chat.get_chat_template()))
         for key in sorted(strange - words):
             near = difflib.get_close_matches(key, sorted(words | _shipped_options()), n=1, cutoff=0.8)
             raise InputError(

@@ -20,6 +20,7 @@ from specexit.drafts.verified import doubt_of
 from specexit.errors import InputError
 from specexit.schemas.serve import ServeConfig
 from specexit.schemas.target import TargetConfig, find_target
+from torch_specexit.chat import check_read
 from torch_specexit.kv_cache import free_bytes, kv_cache_gib, weight_bytes
 from torch_specexit.plugin.compat.fit import Hook
 from torch_specexit.plugin.compat.sources import Imported, Release, Sources
@@ -29,6 +30,7 @@ KV_CACHE_SPACE = "VLLM_CPU_KVCACHE_SPACE"
 CPU_ARGUMENTS = ["--enforce-eager", "--block-size", "32"]
 """On a CPU compiling takes half a minute of every start, and attention is fast at multiples of 32."""
 
+TOKENIZER = "--tokenizer"
 TEMPLATE = "--default-chat-template-kwargs"
 """What a request's prompt is rendered with, beside what the request says itself."""
 
@@ -74,6 +76,8 @@ def serve_command(config: ServeConfig, *, on_cpu: bool = False) -> list[str]:
     target.model_file("config.json")  # vLLM would take a path that is not there for a name of the hub's
     _say_doubt(config.draft, target)
     check_target(draft, config.draft, target.hf_config(), target.name)
+    if not any(_spelled(argument).startswith(TOKENIZER) for argument in config.arguments):
+        check_read(target)
     speculation = {
         "method": "eagle3",
         "model": str(config.draft),

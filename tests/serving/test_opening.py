@@ -15,6 +15,7 @@ from specexit.config import ConfigError
 from specexit.drafts.directory import DraftError
 from specexit.drafts.fingerprints import target_fingerprint
 from specexit.drafts.policy import PolicyFile, write_policy
+from specexit.method.splits import load_tokenizer
 from specexit.schemas.target import TargetConfig
 from tests.serving.ends import GREEDY
 from tests.serving.points import POINTS
@@ -175,6 +176,42 @@ def test_a_target_by_its_hub_id_is_known_once_the_engine_has_fetched_it(fetched,
     assert front.problem() == doubt
     assert front.watch is not None
     assert front.watch.served == {"target": made if fetched else None}  # by which another policy.json is judged
+
+
+class Spaceless:
+    """What transformers 5 makes of a byte-level file that names another class: it drops spaces and line breaks."""
+
+    def __init__(self, folder):
+        self.file = load_tokenizer(folder)
+
+    def encode(self, text, *, add_special_tokens):
+        """Tokens of the letters alone."""
+        return self.file.encode("".join(text.split()), add_special_tokens=add_special_tokens)
+
+    def decode(self, token_ids):
+        """Text in which no line ends."""
+        return "".join(self.file.decode(token_ids).split())
+
+    def __len__(self):
+        return len(self.file)
+
+
+@pytest.mark.parametrize("reads_right", [True, False])
+def test_split_tokens_are_of_tokenizer_json_and_an_engine_that_reads_otherwise_is_uncertified(
+    reads_right, target, draft, monkeypatch
+):
+    """Its own tokenizer knew no token that ends a paragraph, so that no server started; and nothing was calibrated on
+    prompts as it reads them."""
+    write_policy(draft, PolicyFile.model_validate({"points": POINTS, "default": "usual", "sampling": GREEDY}))
+    config, opened = starting(draft, monkeypatch)
+    config.model_config.tokenizer, config.model_config.tokenizer_revision = str(target.folder), None
+    engine = engine_with(config)
+    engine.output_processor.tokenizer = target.tokenizer() if reads_right else Spaceless(target.folder)
+    front = opening.open_front_end(engine, opened)
+    assert front.tokens == target.think_tokens()
+    said = [reason for reason in front.operation.uncertified_because() if "tokenizer" in reason]
+    assert bool(said) is not reads_right
+    assert all("a Spaceless, reads 'What is 3 + 4?" in reason and "as 'Whatis3+4?" in reason for reason in said)
 
 
 @pytest.mark.parametrize("n", [1, 3])

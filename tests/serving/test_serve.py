@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -239,6 +240,23 @@ def test_on_a_cpu_a_length_is_understood_in_each_of_vllms_spellings(
         serve_command(config, on_cpu=True)
     serve_command(config.model_copy(update={"arguments": arguments}), on_cpu=True)
     assert os.environ[KV_CACHE_SPACE] == "1"
+
+
+def test_a_target_that_vllm_would_read_wrongly_is_refused_before_anything_starts(write_random_draft, tmp_path):
+    """As DeepSeek-R1-Distill-Llama is published: of its class, which transformers 5 builds anew, without the spaces."""
+    fits = {"hidden_size": 192, "target_hidden_size": 192, "vocab_size": 640}
+    draft = write_random_draft(tmp_path / "draft", "draft", **fits, eagle_aux_hidden_state_layer_ids=(1, 3, 4))
+    target = load_target_config("tiny-reasoner")
+    path = shutil.copytree(target.folder, tmp_path / "model") / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"tokenizer_class": "LlamaTokenizerFast"}))
+    fields = target.model_dump(mode="json") | {"path": str(path.parent)}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(fields))
+    config = ServeConfig(target=str(tmp_path / "mine.yaml"), draft=draft)
+    with pytest.raises(
+        ConfigError, match=r"tokenizer_config\.json: .* makes a LlamaTokenizer that .*PreTrainedTokenizerF"
+    ):
+        serve_command(config)
+    serve_command(config.model_copy(update={"arguments": ("--tokenizer", str(target.folder))}))
 
 
 def test_a_draft_of_another_target_is_refused_before_anything_starts(write_random_draft, tmp_path):

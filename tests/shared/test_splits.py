@@ -1,10 +1,12 @@
 """Split tokens and think markers are found through the tokenizer, whatever its ids are."""
 
+import json
+
 import pytest
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
 from specexit import tiny
-from specexit.method.splits import SplitError, load_tokenizer, marker, resolve, split_tokens
+from specexit.method.splits import PROBE, SplitError, load_tokenizer, marker, resolve, split_tokens
 
 
 @pytest.fixture(scope="module")
@@ -103,3 +105,21 @@ def test_an_end_marker_whose_beginning_cannot_be_told_is_refused(tokenizer, mark
     assert len(tokenizer.encode(marker)) > 1
     with pytest.raises(SplitError, match=message):
         resolve(tokenizer, "<think>", marker, ["\n\n"], several=True)
+
+
+def test_no_prompt_is_cut_or_padded_as_the_texts_of_some_training_were(tmp_path):
+    """A file may bring both along; transformers passes them over for each text."""
+    fields = json.loads((tiny.MODEL_DIR / "tokenizer.json").read_text())
+    fields["truncation"] = {"max_length": 4, "strategy": "LongestFirst", "stride": 0, "direction": "Right"}
+    fields["padding"] = {
+        "strategy": {"Fixed": 64},
+        "direction": "Left",
+        "pad_to_multiple_of": None,
+        "pad_id": 0,
+        "pad_type_id": 0,
+        "pad_token": "!",
+    }
+    (tmp_path / "tokenizer.json").write_text(json.dumps(fields))
+    ids = load_tokenizer(tmp_path).encode(PROBE)
+    assert ids == load_tokenizer(tiny.MODEL_DIR).encode(PROBE)
+    assert 4 < len(ids) < 64

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from specexit.config import ConfigError
+from specexit.data.traces import read_traces
 from specexit.errors import InputError
 from tests.torch.pretend import TARGET, THINK, TOKENIZER, config
 from torch_specexit.chat import load_chat_tokenizer, prompt_ids
@@ -182,20 +183,21 @@ def test_options_of_the_chat_template(tmp_path, chat, message):
     (tmp_path / "model" / "chat_template.jinja").write_text(SWITCH)
     target = TARGET.model_copy(update={"path": str(tmp_path / "model"), "chat": chat})
     messages = [{"role": "user", "content": "What is 3 + 4? </think>"}]
-    tokenizer = load_chat_tokenizer(target)
+    chat = load_chat_tokenizer(target)
     if message is not None:
         with pytest.raises(InputError, match=message):
-            prompt_ids(tokenizer, target, messages)
+            prompt_ids(chat, TOKENIZER, target, messages)
         return
-    ids = prompt_ids(tokenizer, target, messages)
+    ids = prompt_ids(chat, TOKENIZER, target, messages)
     assert TOKENIZER.decode(ids).endswith("<think>\n")
     assert ids.count(THINK.start) == 1
 
 
 def test_an_option_of_a_shipped_target_may_be_given_to_any(tmp_path):
     target = TARGET.model_copy(update={"chat": {"enable_thinking": True}})
-    plain = prompt_ids(load_chat_tokenizer(TARGET), TARGET, [{"role": "user", "content": "What is 3 + 4?"}])
-    assert prompt_ids(load_chat_tokenizer(target), target, [{"role": "user", "content": "What is 3 + 4?"}]) == plain
+    messages = [{"role": "user", "content": "What is 3 + 4?"}]
+    plain = prompt_ids(load_chat_tokenizer(TARGET), TOKENIZER, TARGET, messages)
+    assert prompt_ids(load_chat_tokenizer(target), TOKENIZER, target, messages) == plain
 
 
 def test_a_prompt_that_is_longer_than_the_model(tmp_path, server):
@@ -206,3 +208,20 @@ def test_a_prompt_that_is_longer_than_the_model(tmp_path, server):
     with pytest.raises(InputError, match=r"'long' is \d+ tokens long, expected fewer than .* max_model_len 1024"):
         collect(config(server, tmp_path / "out", **asked))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_file_that_transformers_makes_anew_is_asked_by_its_own_tokens_and_started_by_no_engine(tmp_path, server):
+    """As DeepSeek-R1-Distill-Llama is published: its class is built of the vocabulary alone, and drops spaces and line
+    breaks. Prompts had none, and no trial ended at a line break; nothing was said."""
+    target = _with_config(tmp_path, {})
+    path = tmp_path / "model" / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"tokenizer_class": "LlamaTokenizerFast"}))
+    with pytest.raises(
+        ConfigError, match=r"tokenizer_config\.json: .* LlamaTokenizer that reads 'What is 3 \+ 4\?.* as '"
+    ):
+        collect(config(server, tmp_path / "out", target=target, endpoints=None))
+    assert not (tmp_path / "out").exists()
+    collect(config(server, tmp_path / "out", target=target))  # that server reads what the file says
+    traces = read_traces(tmp_path / "out")
+    assert all(f"user\n{trace.prompt}<|im_end|>\n" in TOKENIZER.decode(trace.prompt_ids) for trace in traces)
+    assert len(traces) == 12

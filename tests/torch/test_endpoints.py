@@ -26,15 +26,6 @@ CHOICE = {"token_ids": [1, 2], "finish_reason": "stop", "logprobs": {"token_logp
 PROBED = {"model": "tiny-reasoner", "choices": [{"token_ids": [1], "prompt_token_ids": TOKENIZER.encode(PROBE)}]}
 
 
-class Tokenizer:
-    """The target's."""
-
-    def encode(self, text, *, add_special_tokens):
-        """Token ids."""
-        assert not add_special_tokens
-        return TOKENIZER.encode(text)
-
-
 def ask(models=MODELS, probed=PROBED, sent=None, **choice) -> Response:
     """Check a server and ask it for a completion; the bodies of both requests go to ``sent``."""
     answers = iter([models, probed, {"model": "tiny-reasoner", "choices": [CHOICE | choice]}])
@@ -48,7 +39,7 @@ def ask(models=MODELS, probed=PROBED, sent=None, **choice) -> Response:
     async def run() -> Response:
         endpoint = Endpoint("http://server", config)
         endpoint.client = httpx.AsyncClient(transport=httpx.MockTransport(handle))
-        await endpoint.check(config, TARGET, Tokenizer())
+        await endpoint.check(config, TARGET, TOKENIZER)
         return await endpoint.complete([1], Decoding(5))
 
     return asyncio.run(run())
@@ -187,7 +178,7 @@ def ask_each(prompts: Iterable[list[int]], *servers: Server, **config) -> list[R
         for endpoint, server in zip(engine.all, servers, strict=True):
             endpoint.client = httpx.AsyncClient(transport=httpx.MockTransport(server.answer))
         try:
-            await engine.check(TARGET, Tokenizer())
+            await engine.check(TARGET, TOKENIZER)
             every = (engine.generate(prompt, Decoding(5)) for prompt in prompts)
             return await asyncio.gather(*every, return_exceptions=True)
         finally:

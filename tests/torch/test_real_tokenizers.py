@@ -5,6 +5,7 @@ ships. What these targets' boundaries are is a table in ``docs/targets.md``, whi
 """
 
 import importlib.resources
+import json
 import re
 from pathlib import Path
 
@@ -13,9 +14,9 @@ from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import TikTokenConverter
 
 from specexit.config import REPOSITORY
-from specexit.method.splits import FastTokenizer, ThinkTokens, load_tokenizer, resolve
+from specexit.method.splits import FastTokenizer, ThinkTokens, load_tokenizer, misread, resolve
 from specexit.schemas.target import load_target_config
-from torch_specexit.chat import prompt_ids
+from torch_specexit.chat import load_chat_tokenizer, prompt_ids
 
 QWEN_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -134,10 +135,25 @@ def test_a_trials_text_does_not_melt_into_the_marker(tokenizers, tokens, name, t
 def test_prompts_end_inside_the_thinking(tokenizers, tokens, name, template, target, expected):
     backend = tokenizers[name].backend
     chat = PreTrainedTokenizerFast(tokenizer_object=backend, clean_up_tokenization_spaces=False, chat_template=template)
-    ids = prompt_ids(chat, load_target_config(target), [{"role": "user", "content": "2 + 2?"}])
+    ids = prompt_ids(chat, tokenizers[name], load_target_config(target), [{"role": "user", "content": "2 + 2?"}])
     assert tokenizers[name].decode(ids) == expected
     assert ids.count(tokens[name].start) == 1
     assert ids[-2] == tokens[name].start  # and one newline
+
+
+def test_the_class_that_a_distillation_names_reads_its_file_wrongly_and_prompts_are_the_files(tokenizers):
+    """As published: transformers 5 makes a ``LlamaTokenizerFast`` of vocabulary and merges alone, without the bytes."""
+    tokenizer = tokenizers["R1-Distill-Llama"]
+    folder = Path(tokenizer.name_or_path)
+    published = {"tokenizer_class": "LlamaTokenizerFast", "chat_template": R1_TEMPLATE}
+    (folder / "tokenizer_config.json").write_text(json.dumps(published))
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    target = load_target_config("deepseek-r1-distill-llama-8b").model_copy(update={"path": str(folder)})
+    chat = load_chat_tokenizer(target)
+    assert misread(chat, tokenizer) is not None
+    ids = prompt_ids(chat, tokenizer, target, [{"role": "user", "content": "What is 2 + 2?\n\nBox it."}])
+    expected = "<｜begin▁of▁sentence｜><｜User｜>What is 2 + 2?\n\nBox it.<｜Assistant｜><think>\n"
+    assert tokenizer.decode(ids) == expected
 
 
 def test_the_table_in_the_docs_is_what_is_found(tokenizers, tokens):

@@ -14,15 +14,14 @@ import httpx
 from pydantic import BaseModel, ValidationError
 
 from specexit.errors import first_problem, shown
+from specexit.method.splits import PROBE, FastTokenizer
 from specexit.schemas.collect import CollectConfig
 from specexit.schemas.target import TargetConfig
 from specexit.schemas.url import without_passwords
+from torch_specexit.chat import misread_by_transformers
 from torch_specexit.collecting.tracer import Response
 from torch_specexit.collecting.work import NO_EXITS, CollectError, Decoding
 from torch_specexit.plugin.frontend.sampling import NEUTRAL
-
-PROBE = "What is 3 + 4?\n\nWait, let me check.\n\n\\boxed{7} — naïve 多\t  "
-"""Text whose token ids tell tokenizers apart."""
 
 LONGEST_TRY = 60.0
 """Seconds that a request may take which only tries whether the server works, its place in a busy queue included."""
@@ -128,7 +127,7 @@ class Endpoint:
         except ValueError as error:
             raise BadAnswer(f"{where}: the answer is not JSON: {shown(answer.text, 100)}") from error
 
-    async def check(self, config: CollectConfig, target: TargetConfig, tokenizer: Any) -> None:
+    async def check(self, config: CollectConfig, target: TargetConfig, tokenizer: FastTokenizer) -> None:
         """Find the target among the server's models, and compare tokenizers.
 
         Raises:
@@ -157,12 +156,13 @@ class Endpoint:
                 f"{self.name}: serves a SpecExit draft, and lets no request switch exits off, which would cut traces; "
                 f"expected requests: off-only in its serving settings, or a server without the draft ({error})"
             ) from error
-        ours = tokenizer.encode(PROBE, add_special_tokens=False)
+        ours = tokenizer.encode(PROBE)
         if theirs != ours:
-            read = str(theirs)
+            read, here = str(theirs), misread_by_transformers(target)
+            why = "" if here is None else f"; so does transformers here: {here}, and for the server, too"
             raise CollectError(
                 f"{self.name}: its tokenizer reads {PROBE[:14]!r}... as {read[:60]}, expected {str(ours)[:60]} "
-                f"of {target.folder}"
+                f"of {target.folder}{why}"
             )
 
     async def probe(self) -> list[int] | None:

@@ -15,6 +15,7 @@ import httpx
 from rich.console import Console
 
 from specexit.data.rows import Trace
+from specexit.method.splits import FastTokenizer
 from specexit.schemas.collect import CollectConfig
 from specexit.schemas.target import TargetConfig
 from torch_specexit.collecting.endpoint import BadAnswer, Endpoint, Fault, Refused
@@ -52,7 +53,7 @@ class EndpointEngine:
         self._returning: set[asyncio.Task[None]] = set()
         self._last_words = ""
 
-    async def check(self, target: TargetConfig, tokenizer: Any) -> None:
+    async def check(self, target: TargetConfig, tokenizer: FastTokenizer) -> None:
         """Check every endpoint, again after pauses where one is not ready; one that never is is left out.
 
         Raises:
@@ -61,7 +62,7 @@ class EndpointEngine:
         await _together(self._check(endpoint, target, tokenizer) for endpoint in self.all)
         self._expect_one()
 
-    async def _check(self, endpoint: Endpoint, target: TargetConfig, tokenizer: Any) -> None:
+    async def _check(self, endpoint: Endpoint, target: TargetConfig, tokenizer: FastTokenizer) -> None:
         try:
             await endpoint.check(self.config, target, tokenizer)
         except httpx.HTTPError as error:

@@ -11,6 +11,7 @@ from specexit.data.rows import Trace
 from specexit.errors import install
 from specexit.schemas.collect import CollectConfig
 from specexit.schemas.target import TargetConfig, load_target_config
+from torch_specexit.chat import check_read
 from torch_specexit.collecting.ledger import Ledger
 from torch_specexit.collecting.parts import check_apart
 from torch_specexit.collecting.progress import Bar
@@ -29,8 +30,8 @@ def collect(config: CollectConfig) -> None:
     earlier run stopped.
 
     Raises:
-      ConfigError: unknown target, one that does not say how it is asked or that cannot be trained on, or the folder
-        holds a run with another config.
+      ConfigError: unknown target, one that does not say how it is asked, that cannot be trained on or that an engine
+        would read wrongly, or the folder holds a run with another config.
       SplitError: the target's tokenizer has no single-token think markers.
       PromptError, AnswerError: the prompts cannot be used, or several parts share some.
       InputError: a prompt is longer than the target can read.
@@ -46,6 +47,8 @@ def collect(config: CollectConfig) -> None:
     for found in asks:
         check_target(config, target, found)
         check_lengths(target, found)
+    if not config.endpoints and not {"tokenizer", "tokenizer_mode"} & config.engine.extra.keys():
+        check_read(target)  # what servers read is asked of them
     check_apart(dict(zip(config.parts, asks, strict=False)))  # none where there are no parts
     with ExitStack() as stack:
         ledgers = [stack.enter_context(Ledger(one, target, found)) for one, found in zip(each, asks, strict=True)]

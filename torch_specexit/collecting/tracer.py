@@ -22,6 +22,7 @@ from specexit.data.prompts import Prompt
 from specexit.data.rows import FAILED, FreeTrial, Trace, fill_untried, infer_agrees
 from specexit.errors import InputError
 from specexit.method.labels import answer_confidence
+from specexit.method.splits import FastTokenizer
 from specexit.schemas.collect import CollectConfig
 from specexit.schemas.target import TargetConfig, TrialConfig
 from torch_specexit.chat import load_chat_tokenizer, prompt_ids
@@ -63,7 +64,7 @@ class _Trial:
     tokens: int
 
 
-def encoded(tokenizer: Any, target: TargetConfig, prompt: Prompt) -> list[int]:
+def encoded(chat: Any, tokenizer: FastTokenizer, target: TargetConfig, prompt: Prompt) -> list[int]:
     """Token ids of a prompt, its thinking opened.
 
     Raises:
@@ -71,7 +72,7 @@ def encoded(tokenizer: Any, target: TargetConfig, prompt: Prompt) -> list[int]:
     """
     messages = prompt.messages or ({"role": "user", "content": prompt.text},)
     try:
-        ids = prompt_ids(tokenizer, target, messages)
+        ids = prompt_ids(chat, tokenizer, target, messages)
     except InputError as error:
         raise InputError(f"prompt {prompt.id!r}: {error}") from error
     if len(ids) >= target.max_model_len:
@@ -88,10 +89,10 @@ def check_lengths(target: TargetConfig, asks: Sequence[Ask]) -> None:
     Raises:
       InputError: see `encoded`.
     """
-    tokenizer = load_chat_tokenizer(target)
+    chat, tokenizer = load_chat_tokenizer(target), target.tokenizer()
     for ask in asks:
         if ask.sample == 0:
-            encoded(tokenizer, target, ask.prompt)
+            encoded(chat, tokenizer, target, ask.prompt)
 
 
 class Tracer:
@@ -106,7 +107,7 @@ class Tracer:
 
     def __init__(self, config: CollectConfig, target: TargetConfig, engine: Engine, report: Report):
         self.config, self.target, self.engine, self.report = config, target, engine, report
-        self.tokenizer = load_chat_tokenizer(target)
+        self.chat, self.tokenizer = load_chat_tokenizer(target), target.tokenizer()
         self.think = target.think_tokens()
         self.sampling = sampling_of(config, target)
 
@@ -116,7 +117,7 @@ class Tracer:
         Raises:
           InputError: the prompt is longer than the model allows.
         """
-        ids = encoded(self.tokenizer, self.target, ask.prompt)
+        ids = encoded(self.chat, self.tokenizer, self.target, ask.prompt)
         seed = ask.seed(self.config.seed)
         how = Decoding(**self.sampling.model_dump(), seed=seed if self.sampling.temperature else None)
         response = await self._generate(ids, how)
@@ -130,7 +131,7 @@ class Tracer:
 
     async def unanswered(self, ask: Ask) -> Trace:
         """The row of a prompt that no engine answers: nothing was written."""
-        ids = encoded(self.tokenizer, self.target, ask.prompt)
+        ids = encoded(self.chat, self.tokenizer, self.target, ask.prompt)
         nothing = Response([], [], FAILED)
         trace = await self._without_trials(ask, ids, ask.seed(self.config.seed), nothing)
         return replace(trace, trial=self._how(trial_of(self.config, self.target, trace.answer_kind), []))
@@ -212,7 +213,7 @@ class Tracer:
 
     async def _trial(self, ask: Ask, trace: Trace, i: int, how: TrialConfig) -> _Trial:
         """End the thinking at a boundary, force the text that makes the model state its answer, and read it."""
-        forced = self.tokenizer.encode(how.text, add_special_tokens=False) if how.text else []
+        forced = self.tokenizer.encode(how.text) if how.text else []
         prefix = [*trace.prompt_ids, *trace.think_ids[: trace.boundaries[i]], self.think.end, *forced]
         response = await self._statement(prefix, how)
         text = how.text + close_trial(self._text(response.ids), how.stop, how.close, how.text)
@@ -255,7 +256,7 @@ class Tracer:
         return await asyncio.to_thread(agree, a, b, kind, ask.prompt.reference)
 
     def _text(self, ids: list[int]) -> str:
-        return self.tokenizer.decode(ids, skip_special_tokens=True)
+        return self.tokenizer.text(ids)
 
     def _how(self, how: TrialConfig, free: list[FreeTrial]) -> str:
         found: dict[str, Any] = how.model_dump(mode="json") | {"boundaries": self.config.boundaries}

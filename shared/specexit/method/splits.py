@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from specexit.errors import InputError
+from specexit.errors import InputError, shown
 
 MAX_STRINGS = 30
 """So many bits are left beside those of the two markers."""
@@ -213,6 +213,8 @@ class FastTokenizer:
             self.backend = Backend.from_str(path.read_text(encoding="utf-8"))
         except Exception as error:  # the library has no type of its own
             raise SplitError(f"{path}: cannot be read as a tokenizer: {error}") from error
+        self.backend.no_truncation()  # which a file may bring along from a training
+        self.backend.no_padding()
 
     def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
         """Token ids of a text."""
@@ -237,3 +239,26 @@ def load_tokenizer(folder: Path) -> FastTokenizer:
       SplitError: there is no ``tokenizer.json``, or it cannot be read.
     """
     return FastTokenizer(folder)
+
+
+PROBE = "What is 3 + 4?\n\nWait, let me check.\n\n\\boxed{7} — naïve 多\t  "
+"""Text whose token ids tell tokenizers apart."""
+
+
+def misread(tokenizer: Tokenizer, files: FastTokenizer, *markers: str) -> str | None:
+    """How a tokenizer that was made of a ``tokenizer.json`` reads text otherwise than the file says.
+
+    Args:
+      tokenizer: transformers', or an engine's.
+      files: the file itself.
+      markers: text is tried behind each of these as well.
+
+    Returns:
+      What there is to say of the tokenizer; None where it reads the same tokens.
+    """
+    for text in (PROBE, *(f"{marker}\n{PROBE}" for marker in markers)):
+        theirs, ours = list(tokenizer.encode(text, add_special_tokens=False)), files.encode(text)
+        if theirs != ours:
+            read, tokens = shown(files.decode(theirs), 24), str(theirs)[:40]
+            return f"reads {shown(text, 24)} as {read} ({tokens}, expected {str(ours)[:40]})"
+    return None

@@ -11,8 +11,9 @@ from specexit.config import ConfigError
 from specexit.drafts.directory import SpecExitBlock
 from specexit.drafts.policy import PolicyError, PolicyFile, Serving
 from specexit.method.decision import Policy
+from specexit.method.splits import ThinkTokens, load_tokenizer, misread
 from torch_specexit.plugin.certified import doubts, served_fingerprints, served_target
-from torch_specexit.plugin.compat.checks import draft_folder
+from torch_specexit.plugin.compat.checks import draft_folder, folder_of
 from torch_specexit.plugin.compat.fit import misfits
 from torch_specexit.plugin.compat.request_hooks import REQUEST_HOOKS
 from torch_specexit.plugin.frontend.activity import Activity, misfit_of
@@ -89,14 +90,13 @@ def open_front_end(engine: Any, opening: Opening) -> FrontEnd:
         operation.doubt(reason)
     resume(operation, opening._replace(imposed=_imposed_by_now(opening, operation.imposed.words)))
     activity = Activity(metrics.active if metrics else lambda active, kind: None)
-    tokenizer = engine.output_processor.tokenizer
     front = FrontEnd(
         operation,
         activity,
         watch=opening.watch,
         end_tokens=end_tokens(engine.model_config),
         api_servers=engine.vllm_config.parallel_config._api_process_count,
-        tokens=None if tokenizer is None else block.think_tokens(tokenizer),
+        tokens=_tokens_of(engine, operation),
     )
     front.audit = _audit_of(engine, opening, front, metrics)
     if metrics is not None:
@@ -108,6 +108,20 @@ def open_front_end(engine: Any, opening: Opening) -> FrontEnd:
     setattr(engine.output_processor, KEY, front)
     setattr(engine.input_processor, KEY, front)
     return front
+
+
+def _tokens_of(engine: Any, operation: Operation) -> ThinkTokens | None:
+    """Markers and split tokens, by ``tokenizer.json`` as in the workers; None where the engine has no tokenizer.
+
+    One that reads text otherwise is a doubt: nothing was calibrated on prompts as it reads them.
+    """
+    tokenizer, model = engine.output_processor.tokenizer, engine.vllm_config.model_config
+    if tokenizer is None:
+        return None
+    files = load_tokenizer(folder_of(model.tokenizer, model.tokenizer_revision, "tokenizer.json"))
+    if (how := misread(tokenizer, files)) is not None:
+        operation.doubt(f"vLLM's tokenizer, a {type(tokenizer).__name__}, {how} of tokenizer.json")
+    return operation.block.think_tokens(files)
 
 
 def _imposed_by_now(opening: Opening, words: tuple[str, ...]) -> tuple[Imposed, ...]:
