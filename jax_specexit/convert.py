@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import jax
 import numpy as np
 from flax import nnx
 from flax.nnx.traversals import flatten_mapping
@@ -45,6 +47,9 @@ MAX_FILE_GIB = 5.0
 def convert(config: ConvertConfig) -> None:
     """Write the draft directory, or with ``draft`` the run folder.
 
+    On the CPU, unless ``JAX_PLATFORMS`` or a mesh is said: it computes nothing, and on a host of a pod it would wait
+    for all others, or ask for the chips of a run that goes on.
+
     Raises:
       ConfigError: ``run`` is not a run folder or holds no checkpoint, or the target is unknown or not the one given.
       SelectionError: the best checkpoint is wanted, and the traces that chose it are gone.
@@ -52,6 +57,8 @@ def convert(config: ConvertConfig) -> None:
       PolicyError: the ``policy.json`` that the run carries cannot be used.
       FileExistsError: ``out`` is there and not empty.
     """
+    if "JAX_PLATFORMS" not in os.environ and "mesh" not in config.model_fields_set:
+        jax.config.update("jax_platforms", "cpu")
     said = _to_draft(config, config.run) if config.run is not None else _to_checkpoint(config)
     Console(stderr=True).print(f"{said} -> {config.out}", markup=False, highlight=False)
 

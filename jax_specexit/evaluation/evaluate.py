@@ -29,6 +29,7 @@ from specexit.config import ConfigError, write_text
 from specexit.data.overlap import refuse_trained
 from specexit.data.traces import LabelledTrace, read_outlines, stream_labelled, target_of_file
 from specexit.drafts.directory import check_target
+from specexit.errors import InputError
 from specexit.schemas.evaluate import EvaluateConfig
 from specexit.schemas.target import find_target
 
@@ -39,6 +40,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     Raises:
       ConfigError, DraftError, TraceError: run, target or traces do not fit or cannot be read.
       OverlapError: the run was trained on some of the prompts.
+      InputError: JAX gets no device.
     """
     start = read_start(config.run)
     shape = start.shape
@@ -52,10 +54,11 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     known = read_outlines(config.traces, config.n, LabelledTrace)
     target_of_file(config.traces, config.target, config.run)
     refuse_trained(config.run, known, config.traces)
+    backend = started_backend()
     step, params = restore_params(config.run, config.which)
     draft = Draft(shape, rngs=nnx.Rngs(0), aux_rms=start.aux_rms)
     nnx.update(draft, jax.tree.map(jnp.asarray, params))
-    dtype = config.dtype or ("float32" if jax.default_backend() == "cpu" else target_config.dtype)
+    dtype = config.dtype or ("float32" if backend == "cpu" else target_config.dtype)
     think_end, target = target_config.think_tokens().end, load_target(target_config.folder, dtype)
     traces = stream_labelled(config.traces, config.n)
     scored = score(draft, target, start.vocab, traces, think_end=think_end, ttt_steps=config.ttt_steps, dtype=dtype)
@@ -64,6 +67,19 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     result = judge(done, step, shape.specexit.exit_point)
     show(result, config.out)
     return result
+
+
+def started_backend() -> str:
+    """JAX's platform, whose devices this process has from here on.
+
+    Raises:
+      InputError: it gets none; a TPU may be another process's.
+    """
+    try:
+        return jax.default_backend()
+    except RuntimeError as error:
+        said = " ".join(str(error).split())
+        raise InputError(f"{said}; JAX_PLATFORMS=cpu evaluates on the CPU, beside whatever has the chips") from error
 
 
 def show(result: Evaluation, out: Path) -> None:

@@ -270,6 +270,23 @@ def test_a_plain_draft_goes_both_ways(tmp_path, write_run):
         evaluate(EvaluateConfig(run=tmp_path / "again", traces=tmp_path / "traces", out=tmp_path / "out.json"))
 
 
+@pytest.mark.parametrize("said", [None, "platforms", "mesh"])
+def test_what_computes_nothing_takes_no_chips(said, tmp_path, write_run, monkeypatch):
+    """On one host of a pod it waited for all others, and beside a run it was a traceback; who says more is heard."""
+    convert(ConvertConfig(run=write_run("draft"), out=tmp_path / "draft"))
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    if said == "platforms":
+        monkeypatch.setenv("JAX_PLATFORMS", "tpu")
+    more = {"mesh": MeshConfig()} if said == "mesh" else {}
+    before = jax.config.jax_platforms
+    jax.config.update("jax_platforms", None)  # whose devices this process has already
+    try:
+        convert(ConvertConfig.model_validate({"draft": tmp_path / "draft", "out": tmp_path / "again"} | more))
+        assert jax.config.jax_platforms == ("cpu" if said is None else None)
+    finally:
+        jax.config.update("jax_platforms", before)
+
+
 def geometries() -> Iterator[DraftConfig]:
     """Every combination of what decides which parameters a draft has, as far as there can be such a draft."""
     sizes = {"hidden_size": 8, "target_hidden_size": 8, "intermediate_size": 12, "num_attention_heads": 2}

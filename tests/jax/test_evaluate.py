@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from jax_specexit.evaluation import judging
-from jax_specexit.evaluation.evaluate import ranking_words, show, table
+from jax_specexit.evaluation.evaluate import ranking_words, show, started_backend, table
 from jax_specexit.evaluation.judging import DEFINITIONS, Evaluation, Ranking, judge
 from jax_specexit.evaluation.scoring import BATCH_ROWS, BATCH_TOKENS, Scored, batches, sequence
 from jax_specexit.model.draft import Draft
@@ -21,6 +21,7 @@ from jax_specexit.planning.aot import lower_step, shapes_of
 from jax_specexit.training.losses import signal_losses
 from specexit.data.traces import LabelledTrace
 from specexit.drafts.config import DraftConfig, SpecExitBlock
+from specexit.errors import InputError
 from specexit.method.labels import token_labels
 from specexit.method.signals import NAMES, SIGNALS
 from specexit.schemas.train import DraftShapeConfig
@@ -271,3 +272,14 @@ def test_what_cannot_be_told_apart_is_said_in_words() -> None:
     assert ranking_words(Ranking(0, nan, nan, nan, nan)) == "there are none"
     said = ranking_words(Ranking(3, 0.0, nan, 0.25, 0.0625))
     assert said == "AUROC undefined, all of one kind   calibration error 0.2500   Brier 0.0625   (3, 0.0% valid)"
+
+
+def test_an_evaluation_that_gets_no_device_says_so_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As beside a run that has the chips, which was a traceback."""
+
+    def taken() -> str:
+        raise RuntimeError("Unable to initialize backend 'tpu': in use by process 7\n(set JAX_PLATFORMS='')")
+
+    monkeypatch.setattr(jax, "default_backend", taken)
+    with pytest.raises(InputError, match=r"in use by process 7 \(set .*; JAX_PLATFORMS=cpu evaluates on the CPU"):
+        started_backend()
