@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from specexit.bench.energy import Counter, Counters, EnergyMeter
 from specexit.bench.methods import Marks, Problem, Trial, from_job
 from specexit.bench.process import claim_stdout, reply
+from specexit.errors import InputError
 from specexit.method.splits import FastTokenizer, load_tokenizer
 from specexit.schemas.engine import EngineConfig
 from specexit.schemas.target import TargetConfig
@@ -50,13 +51,12 @@ def main() -> None:
     engine = EngineConfig.model_validate(setup["engine"])
     if setup.get("budgets"):
         engine = _with_markers(engine, target)
-    llm = start_engine(
-        target,
-        engine,
-        draft=Path(setup["draft"]) if setup["draft"] else None,
-        num_speculative_tokens=setup["num_speculative_tokens"],
-        seed=setup["seed"],
-    )
+    draft = Path(setup["draft"]) if setup["draft"] else None
+    steps, seed = setup["num_speculative_tokens"], setup["seed"]
+    try:
+        llm = start_engine(target, engine, draft=draft, num_speculative_tokens=steps, seed=seed)
+    except InputError as error:  # which says all that there is
+        sys.exit(str(error))
     meter = EnergyMeter(_cards)
     accelerator = _accelerator()
     reply(replies, {"accelerator": accelerator})

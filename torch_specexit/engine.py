@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from specexit.errors import InputError
 from specexit.schemas.engine import EngineConfig
 from specexit.schemas.target import TargetConfig
 
@@ -28,6 +29,22 @@ def set_environment(config: EngineConfig) -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
+def vllm_platform() -> Any:
+    """vLLM's platform of this machine.
+
+    Raises:
+      InputError: it finds none, as the vLLM that was installed is for other machines.
+    """
+    from vllm.platforms import current_platform
+
+    if current_platform.is_unspecified():
+        raise InputError(
+            "vLLM finds no device that it is built for: the one of '.[serve]' or '.[train,serve]' needs an NVIDIA GPU; "
+            "on a machine without, `make install` in a checkout of SpecExit brings the one for CPUs"
+        )
+    return current_platform
+
+
 def start_engine(
     target: TargetConfig,
     config: EngineConfig,
@@ -46,10 +63,13 @@ def start_engine(
       draft: draft directory, plain or SpecExit.
       num_speculative_tokens: draft tokens per step.
       seed: of the engine.
+
+    Raises:
+      InputError: see `vllm_platform`.
     """
     set_environment(config)
+    on_cpu = vllm_platform().is_cpu()
     from vllm import LLM
-    from vllm.platforms import current_platform
 
     arguments: dict[str, Any] = {
         "model": str(target.folder),
@@ -60,7 +80,7 @@ def start_engine(
         "enable_prefix_caching": True,
         "disable_log_stats": False,
         "seed": seed,
-        **platform_arguments(config, on_cpu=current_platform.is_cpu()),
+        **platform_arguments(config, on_cpu=on_cpu),
     }
     if draft is not None:
         arguments["speculative_config"] = {

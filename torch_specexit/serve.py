@@ -21,6 +21,7 @@ from specexit.errors import InputError
 from specexit.schemas.serve import ServeConfig
 from specexit.schemas.target import TargetConfig, find_target
 from torch_specexit.chat import check_read
+from torch_specexit.engine import vllm_platform
 from torch_specexit.kv_cache import free_bytes, kv_cache_gib, weight_bytes
 from torch_specexit.plugin.compat.fit import Hook
 from torch_specexit.plugin.compat.sources import Imported, Release, Sources
@@ -45,11 +46,13 @@ def serve(config: ServeConfig) -> None:
     Raises:
       ServeError: a hook does not fit this vLLM (it would serve plain EAGLE-3 and say so in its log).
       SourceError: the folder to check holds no vLLM.
+      InputError: the installed vLLM is for other machines.
       ConfigError, DraftError: the target or the draft cannot be used, or they do not belong together.
     """
     if config.check:
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # not for the server, whose log has more to say
     hooks, release = _hooks(), Imported() if config.sources is None else Sources(config.sources)
+    on_cpu = not config.check and vllm_platform().is_cpu()
     if config.check:
         Console().print(hook_table(hooks, release))
     misfits = [misfit for hook in hooks if hook.without is None and (misfit := hook.misfit(release))]
@@ -57,9 +60,7 @@ def serve(config: ServeConfig) -> None:
         raise ServeError(f"vLLM {release.version} is served without exits: {'; '.join(misfits)}")
     if config.check:
         return
-    from vllm.platforms import current_platform
-
-    command = serve_command(config, on_cpu=current_platform.is_cpu())
+    command = serve_command(config, on_cpu=on_cpu)
     os.execvp(command[0], command)
 
 

@@ -45,6 +45,9 @@ def test_pages_that_install_what_trains_say_what_a_gpu_takes() -> None:
     pages = {name: text for name, text in texts.items() if "'.[train,serve]'" in text}
     assert {"README.md", "index.md", "add-a-target.md"} <= pages.keys()
     assert [name for name, text in pages.items() if "training.md#on-gpus" not in text] == []
+    beside = [text for page in ("README.md", "index.md", "add-a-target.md") for text in pages[page].split("\n\n")]
+    there = [text for text in beside if "'.[train,serve]'" in text]
+    assert [text for text in there if "NVIDIA GPU" not in text] == []  # its vLLM starts on no other machine
     (told,) = re.findall(r"^### On GPUs\n(.*?)^##", (ROOT / "docs" / "training.md").read_text(), re.M | re.S)
     assert "jax[cuda12]" in told
     assert "**never run on a GPU**" in told

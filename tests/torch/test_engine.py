@@ -2,9 +2,10 @@
 
 import pytest
 
+from specexit.errors import InputError
 from specexit.schemas.engine import EngineConfig
 from specexit.schemas.target import load_target_config
-from torch_specexit.engine import one_of_several, platform_arguments
+from torch_specexit.engine import one_of_several, platform_arguments, vllm_platform
 
 
 def test_an_engine_that_has_a_gpu_for_itself_is_vllms_own():
@@ -28,3 +29,13 @@ def test_engines_that_share_a_gpu_take_a_cache_of_a_fixed_size_each(target, give
     assert arguments.kv_cache_memory_bytes == gib * 2**30
     assert arguments.gpu_memory_utilization < 0.1  # else the second one of them would not start
     assert not arguments.enforce_eager
+
+
+@pytest.mark.vllm
+def test_a_vllm_for_other_machines_is_one_line_with_what_to_install(monkeypatch):
+    """As `pip install '.[train,serve]'` on a laptop: it was "Failed to infer device type", behind a traceback."""
+    from vllm.platforms.interface import UnspecifiedPlatform
+
+    monkeypatch.setattr("vllm.platforms._current_platform", UnspecifiedPlatform())
+    with pytest.raises(InputError, match=r"vLLM finds no device .* NVIDIA GPU; .*`make install`"):
+        vllm_platform()

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from specexit.errors import InputError
 from specexit.schemas.collect import CollectConfig
 from specexit.schemas.target import load_target_config
 from torch_specexit.collecting.local import LocalEngine
@@ -72,7 +73,10 @@ def main() -> None:
     send = _channel()
     config = CollectConfig.model_validate(json.loads(sys.stdin.readline())["config"])
     target = load_target_config(config.target)
-    engine = LocalEngine(config, target)
+    try:
+        engine = LocalEngine(config, target)
+    except InputError as error:  # which says all that there is
+        sys.exit(str(error))
     tracer = Tracer(config, target, engine, lambda **counts: send(counts))
     asyncio.run(_work(engine, tracer, send))
 
