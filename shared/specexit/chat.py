@@ -208,18 +208,20 @@ def saved(report: dict[str, Any], server: dict[str, Any]) -> str:
     return "no exits: they are off for this request, or the server has no SpecExit draft"
 
 
-def body_of(config: ChatConfig, model: str, messages: list[dict[str, str]]) -> dict[str, Any]:
-    """The request for the next turn of a conversation."""
+def body_of(config: ChatConfig, model: str, messages: list[dict[str, str]], server: dict[str, Any]) -> dict[str, Any]:
+    """The request for the next turn of a conversation, sampled as the server's certificates are of, or as it samples
+    itself, where the config says nothing; ``server`` as in `saved`."""
+    covers = (server.get("covers") or {}).get("sampling") or {}
+    sampling = covers if config.temperature is None else {"temperature": config.temperature}
     body = {
         "model": model,
         "messages": messages,
         "stream": True,
         "stream_options": {"include_usage": True, "continuous_usage_stats": True},
-        "temperature": config.temperature,
         "skip_special_tokens": False,  # in some tokenizers the think markers are special, and would be lost
         "vllm_xargs": config.arguments,
     }
-    return body | ({"max_tokens": config.max_tokens} if config.max_tokens else {})
+    return body | sampling | ({"max_tokens": config.max_tokens} if config.max_tokens else {})
 
 
 def end_thinking(client: Client, request: str) -> str:
@@ -294,7 +296,7 @@ def _converse(config: ChatConfig, client: Client, model: str, console: Console) 
     messages: list[dict[str, str]] = []
     while True:
         messages.append({"role": "user", "content": config.prompt or _next_prompt(console)})
-        body = body_of(config, model, messages)
+        body = body_of(config, model, messages, server)
         turn = ask(client, body, server.get("think_end", "</think>"), console, show_thinking=config.show_thinking)
         console.print(saved(turn.report, _server(client)), style="dim", highlight=False)
         messages.append({"role": "assistant", "content": turn.answer.strip()})

@@ -253,7 +253,7 @@ def test_the_server_says_how_it_treats_exits(server, drafts):
 
 
 def run_client(server, *arguments, stdin=""):
-    command = [sys.executable, "-m", "specexit", "chat", f"url={server.url}", *arguments]
+    command = [sys.executable, "-m", "specexit", "chat", f"url={server.url}", "temperature=0", *arguments]
     environment = os.environ | {"COLUMNS": "120"}
     return subprocess.run(command, input=stdin, capture_output=True, text=True, env=environment, timeout=300)
 

@@ -15,11 +15,12 @@ import pytest
 from rich.console import Console
 
 from specexit import chat as client_side
-from specexit.chat import END_KEY, ChatError, Client, Turn, ask, saved
+from specexit.chat import END_KEY, ChatError, Client, Turn, ask, body_of, saved
 from specexit.keys import single_keys
 from specexit.schemas.chat import ChatConfig
 
 SIGNALS = {"confidence": 0.9, "progress": 0.5, "remaining": 100.0, "validity": 0.4}
+COVERED = {"temperature": 0.6, "top_p": 0.95, "top_k": 20}
 
 
 def chunk(report=None, tokens=0, **delta):
@@ -76,6 +77,21 @@ def test_what_was_saved_is_only_said_where_it_is_known():
     assert "nothing saved" in saved(report("natural_end"), server)
     assert "an exit after 4 would have saved 6" in saved(report("natural_end") | {"would_exit": 4}, server)
     assert "off" in saved({}, {})
+
+
+@pytest.mark.parametrize(
+    ("server", "temperature", "sampling"),
+    [
+        ({"covers": {"sampling": COVERED}}, None, COVERED),
+        ({"covers": {"sampling": COVERED}}, 0.0, {"temperature": 0.0}),
+        ({"covers": {"sampling": None}}, None, {}),
+        ({}, None, {}),  # one without the plug-in
+    ],
+)
+def test_a_question_is_sampled_as_the_servers_certificates_are_of(server, temperature, sampling):
+    """It was greedy, whatever the model card said: no certificate covered it, and some models repeat themselves so."""
+    body = body_of(ChatConfig(temperature=temperature), "m", [], server)
+    assert {key: body[key] for key in body.keys() & COVERED.keys()} == sampling
 
 
 def test_a_url_of_another_kind_is_refused():

@@ -17,7 +17,12 @@ class ChatConfig(Config):
     model: str | None = Field(default=None, description="as the server calls it; by default the first that it serves")
     api_key: str | None = Field(default=None, description="where the server asks for one")
     max_tokens: int | None = Field(default=None, gt=0, description="of one response, thinking included")
-    temperature: float = Field(default=0.0, ge=0, allow_inf_nan=False, description="of the sampling")
+    temperature: float | None = Field(
+        default=None,
+        ge=0,
+        allow_inf_nan=False,
+        description="0 is greedy; by default the sampling that the server's certificates are of, or else its own",
+    )
     arguments: dict[str, Any] = Field(default={}, description="what to ask of the plug-in: '{specexit_validity: 0.95}'")
     show_thinking: bool = Field(default=False, description="print the thinking, too")
     timeout: float = Field(default=600.0, gt=0, description="seconds without a word from the server")
