@@ -19,7 +19,7 @@ from specexit.schemas.collect import CollectConfig
 from specexit.schemas.target import TrialConfig, load_target_config
 from tests.torch.pretend import TARGET, THINK, TOKENIZER, Pretender, config, forced
 from torch_specexit.collecting import CollectError, collect
-from torch_specexit.collecting.summary import Counts, count, finish
+from torch_specexit.collecting.summary import Counts, check_early, count, finish
 from torch_specexit.collecting.work import all_asks
 
 
@@ -123,6 +123,32 @@ def test_answers_of_another_kind_than_the_prompts_ask_for(server, tmp_path):
     with pytest.raises(CollectError, match=r"0\.0% of 5 traces state an answer, expected 80%; .* answer_kind reads"):
         collect(config(server, tmp_path / "out", **asked))
     assert [trace.answer for trace in read_traces(tmp_path / "out")] == [None] * 5  # kept, to look at
+
+
+def test_prompts_that_ask_for_no_answer_are_found_out_behind_the_first_of_them(server, tmp_path, monkeypatch):
+    """As those that name no form to answer in: it was said behind the last one, weeks later."""
+    monkeypatch.setattr("torch_specexit.collecting.run.FIRST", 10)
+    rows = [{"id": f"{i}", "prompt": question} for i, question in enumerate(server.pretender.problems)]
+    prompts, target = tmp_path / "prompts.jsonl", forced(tmp_path, kind="choice", max_tokens=64)
+    prompts.write_text("\n".join(json.dumps(row | {"answer_kind": "choice"}) for row in rows))
+    asked = {"split": None, "n": None, "prompts": str(prompts), "target": target, "model": "tiny-reasoner"}
+    message = (
+        rf"0\.0% of 10 traces state an answer, .* \(the first 10 of {len(rows)} traces\); the same command goes on"
+    )
+    with pytest.raises(CollectError, match=message):
+        collect(config(server, tmp_path / "out", **asked, requests=4))
+    assert len(json.loads((tmp_path / "out" / "manifest.json").read_text())["files"]) < len(rows) / 5
+
+
+def test_first_traces_that_the_others_may_make_up_for_are_a_warning(server, tmp_path, capsys):
+    counts = Counts(traces=100, finished=90, answered=60, boundaries=300)
+    check_early(config(server, tmp_path / "out"), counts, 768, 500)
+    said = "warning: {}: 60.0% of 100 traces state an answer, expected 80%; "
+    assert said.format(tmp_path / "out") in capsys.readouterr().err
+    check_early(config(server, tmp_path / "out", min_answered=0.6), counts, 768, 500)
+    assert capsys.readouterr().err == ""
+    with pytest.raises(CollectError, match=r"none of 60 answered traces has a step boundary"):
+        check_early(config(server, tmp_path / "out", min_answered=0.6), replace(counts, boundaries=0), 768, 500)
 
 
 def test_a_reference_that_is_no_answer_of_the_target_s_kind(server, tmp_path):

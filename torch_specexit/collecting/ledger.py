@@ -51,6 +51,8 @@ class Ledger:
         self.rows: dict[int, Trace] = {}
         self.done: set[str] = set()
         self.earlier = 0
+        self.whole = Counts()
+        """Of the chunks that this process has finished."""
         self._locks: list[IO[str]] = []
 
     def __enter__(self) -> Ledger:
@@ -193,6 +195,7 @@ class Ledger:
         counts = sum(map(count, traces), Counts())
         entry = Finished(sha256=file_sha256(path), asks=_asks_sha256(chunk.asks), counts=counts)
         self._enter({chunk.file: entry})
+        self.whole += counts
         self.done.add(chunk.file)
         for i in range(chunk.start, chunk.start + len(chunk.asks)):
             self.rows.pop(i)

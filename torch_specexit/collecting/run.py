@@ -15,9 +15,12 @@ from torch_specexit.chat import check_read
 from torch_specexit.collecting.ledger import Ledger
 from torch_specexit.collecting.parts import check_apart
 from torch_specexit.collecting.progress import Bar
-from torch_specexit.collecting.summary import finish
+from torch_specexit.collecting.summary import check_early, finish
 from torch_specexit.collecting.tracer import check_lengths
 from torch_specexit.collecting.work import Ask, CollectError, all_asks, check_target, sampling_of
+
+FIRST = 100
+"""Traces, of whole chunks, behind which a run looks at what it gets; fewer say too little."""
 
 Backend = Callable[
     [CollectConfig, TargetConfig, Sequence[tuple[int, Ask]], Callable[[int, Trace], None], Callable[[dict], None]], None
@@ -62,14 +65,24 @@ def collect(config: CollectConfig) -> None:
 def _fill(
     config: CollectConfig, target: TargetConfig, ledgers: Sequence[Ledger], asks: Sequence[Sequence[Ask]]
 ) -> None:
-    """Collect what is missing in any of the folders, one behind the other on the same engines."""
+    """Collect what is missing in any of the folders, one behind the other on the same engines.
+
+    Raises:
+      CollectError: an engine failed, or the first traces of a folder are far from worth training on.
+    """
     missing = [(ledger, found, number) for ledger, found in zip(ledgers, asks, strict=True) for number in ledger.todo()]
     if not missing:
         return
 
+    unseen, max_tokens = set(ledgers), sampling_of(config, target).max_tokens
+
     def record(i: int, trace: Trace) -> None:
         ledger, _, number = missing[i]
         ledger.record(number, trace)
+        if ledger in unseen and ledger.whole.traces >= FIRST:
+            unseen.remove(ledger)
+            if ledger.todo():  # else all of it is looked at
+                check_early(ledger.config, ledger.counts(), max_tokens, ledger.asked)
 
     todo = [(i, found[number]) for i, (_, found, number) in enumerate(missing)]
     with Bar(sum(len(ledger.place) for ledger in ledgers), sum(ledger.earlier for ledger in ledgers)) as bar:

@@ -136,6 +136,27 @@ def finish(config: CollectConfig, counts: Counts, max_tokens: int) -> None:
     _check(config, counts, max_tokens)
 
 
+def check_early(config: CollectConfig, counts: Counts, max_tokens: int, of: int) -> None:
+    """Look at the first traces as `finish` will at all ``of`` them: what is so far off that the others can hardly make
+    up for it ends the run, and less is a warning.
+
+    Raises:
+      CollectError: it is so far off. All that was collected stays.
+    """
+    try:
+        _check(config, counts, max_tokens)
+    except CollectError as error:
+        far = (
+            not counts.boundaries
+            or 2 * counts.finished < config.min_finished * counts.traces
+            or 2 * counts.answered < config.min_answered * counts.traces
+        )
+        said = f"{error} (the first {counts.traces} of {of} traces)"
+        if far:
+            raise CollectError(f"{said}; the same command goes on") from error
+        Console(stderr=True, soft_wrap=True).print(f"warning: {said}", style="yellow", markup=False, highlight=False)
+
+
 def _check(config: CollectConfig, counts: Counts, max_tokens: int) -> None:
     too_few = counts.finished < config.min_finished * counts.traces
     cut_off = counts.traces - counts.finished - counts.failed
