@@ -1,5 +1,6 @@
 """What stops a collection before it starts: keys that are wrong or missing, folders and targets that cannot be used."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -52,6 +53,18 @@ def test_a_tokenizer_without_think_markers(tmp_path):
     with pytest.raises(SplitError, match=r"think marker '</think>' is \d+ tokens .* expected exactly one"):
         collect(CollectConfig(target=str(tmp_path / "target.yaml"), out=tmp_path / "out", split="test", n=2))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_target_whose_marker_is_several_tokens_is_told_that_before_anything_that_has_a_way_round(tmp_path):
+    """As gpt-oss: its architecture was refused first, with a key that leads to this very refusal."""
+    folder = tmp_path / "model"
+    shutil.copytree(tiny.MODEL_DIR, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    fields = json.loads((folder / "config.json").read_text()) | {"architectures": ["GptOssForCausalLM"]}
+    (folder / "config.json").write_text(json.dumps(fields))
+    marker = {"path": str(folder), "think_start": "<|channel|>analysis<|message|>"}
+    (tmp_path / "target.yaml").write_text(yaml.safe_dump(TARGET.model_dump(mode="json") | marker))
+    with pytest.raises(SplitError, match=r"'<\|channel\|>analysis<\|message\|>' is \d+ tokens .* expected exactly one"):
+        collect(CollectConfig(target=str(tmp_path / "target.yaml"), out=tmp_path / "out", split="test", n=2))
 
 
 def test_an_unknown_target(tmp_path):

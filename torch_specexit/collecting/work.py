@@ -231,12 +231,12 @@ def check_target(config: CollectConfig, target: TargetConfig, asks: Sequence[Ask
     """
     from specexit.data.answers import kind
 
+    target.think_tokens()  # first, as any_architecture is no way round it
     if not config.any_architecture:
         _check_trainable(target)
     check_positions(config, target)
     target.layers_read()
     target.needed("vocab_size")  # whatever reads the traces asks for it
-    target.think_tokens()
     sampling = sampling_of(config, target)
     for name in sorted({ask.prompt.answer_kind or target.answer_kind for ask in asks}):
         kind(name)
