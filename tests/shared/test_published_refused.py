@@ -377,3 +377,19 @@ def test_a_target_whose_sizes_lie_in_its_text_config_is_refused_in_one_line(tmp_
     said = r"target/config\.json: no value for num_hidden_layers, expected the model's own, not those in text_config$"
     with pytest.raises(ConfigError, match=said):
         import_draft(ImportConfig(draft=source, target=target, out=tmp_path / "draft"))
+
+
+def test_a_name_on_the_hub_and_a_bin_without_torch_are_told_what_is_missing(tmp_path, monkeypatch):
+    """The first was told of files that the folder lacks, the second of a module that Python had not found."""
+    options = {"target": write_target(tmp_path / "of"), "out": tmp_path / "draft"}
+    with pytest.raises(
+        DraftError,
+        match=r"^somebody/draft: no such folder; of a name on the Hub, `hf download NAME --local-dir FOLDER`",
+    ):
+        import_draft(ImportConfig.model_validate({"draft": "somebody/draft"} | options))
+    folder = tmp_path / "published"
+    folder.mkdir()
+    (folder / "pytorch_model.bin").write_bytes(b"")
+    monkeypatch.setattr("specexit.drafts.published.find_spec", lambda name: None)
+    with pytest.raises(DraftError, match=r"pytorch_model\.bin: needs torch, which is not installed: pip install torch"):
+        import_draft(ImportConfig.model_validate({"draft": folder} | options))

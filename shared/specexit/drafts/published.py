@@ -13,6 +13,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -119,8 +120,12 @@ def safetensors_of(folder: Path) -> Iterator[Path]:
     """A folder with the draft's tensors as safetensors: the draft's own, or one that its ``.bin`` is converted into.
 
     Raises:
-      DraftError: there are no weights, or the ``.bin`` is refused.
+      DraftError: there is no such folder, it holds no weights, or the ``.bin`` is refused or needs torch.
     """
+    if not folder.is_dir():
+        raise DraftError(
+            f"{folder}: no such folder; of a name on the Hub, `hf download NAME --local-dir FOLDER` makes one"
+        )
     if (folder / WEIGHTS).exists() or (folder / INDEX).exists():
         yield folder
         return
@@ -130,6 +135,8 @@ def safetensors_of(folder: Path) -> Iterator[Path]:
         path = inside(folder, BIN)
     except TensorError as error:
         raise DraftError(str(error)) from error
+    if find_spec("torch") is None:
+        raise DraftError(f"{path}: needs torch, which is not installed: pip install torch")
     with removed_at_the_end(), tempfile.TemporaryDirectory() as scratch:
         command = [sys.executable, "-m", "torch_specexit.unpickle", str(path), scratch]
         done = subprocess.run(command, capture_output=True, text=True)
