@@ -29,6 +29,7 @@ from jax_specexit.evaluation.scoring import Scored
 from jax_specexit.model.draft import Draft
 from jax_specexit.model.layers import exact_products
 from jax_specexit.model.target import Target
+from jax_specexit.planning.hbm import fitting
 from jax_specexit.sharding import ROWS, shift
 from jax_specexit.training.data import place, rows_of_process, trained_on
 from jax_specexit.training.losses import first_choices
@@ -165,7 +166,9 @@ class HeldOut:
             batch += [Row([], [])] * (self.size - len(batch))
             examples = [assemble(batch[int(i)].sequences, self.length) for i in mine]
             local = {name: np.stack([example[name] for example in examples]) for name in examples[0]}
-            raw, hits = map(np.asarray, self.run(params, frozen, place(local, mine, self.size, self.sharding)))
+            with fitting("evaluate"):
+                scored = self.run(params, frozen, place(local, mine, self.size, self.sharding))
+            raw, hits = map(np.asarray, scored)
             for i, row in enumerate(batch):
                 for one in self._cut(row, raw[i], hits[:, i]):
                     found.add(one)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import re
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -31,6 +30,7 @@ from jax_specexit.planning.estimate import (
     rows,
     shares,
 )
+from jax_specexit.planning.hbm import SHORTER, smaller, too_much
 from jax_specexit.planning.hlo import SLICES, collectives
 from jax_specexit.planning.timeline import timeline
 from jax_specexit.planning.work import compute_seconds, step_work
@@ -158,17 +158,6 @@ def plan(config: PlanConfig) -> Plan:
     return found
 
 
-LARGER = "a larger mesh.fsdp or mesh.tensor"
-SHORTER = f"{LARGER}, or a shorter length"
-REMEDIES = {
-    "begin": LARGER,
-    "quantize": LARGER,
-    "evaluate": "a smaller evaluate_length (down to length), or a larger mesh.context",
-}
-"""What makes a program smaller, by its name: neither loading nor the first state has rows, and those of an evaluation
-hold its longest trace whole, one for each shard at least, whatever ``length`` is. Of others it is `SHORTER`."""
-
-
 def _program(name: str, lower: Callable[[], jax.stages.Lowered], of: Lowered, chip: Chip) -> Program:
     """Compile another program of a run.
 
@@ -183,8 +172,7 @@ def _program(name: str, lower: Callable[[], jax.stages.Lowered], of: Lowered, ch
         if used is None:
             raise
         raise ConfigError(
-            f"{name} needs {used[0]:.1f} GiB of HBM per chip, a {chip.name} has {used[1]:.2f}: choose "
-            f"{REMEDIES.get(name, SHORTER)}"
+            f"{name} needs {used[0]:.1f} GiB of HBM per chip, a {chip.name} has {used[1]:.2f}: choose {smaller(name)}"
         ) from error
     memory = memory_of(compiled, chip)
     held = _held(name, memory, of)
@@ -193,7 +181,7 @@ def _program(name: str, lower: Callable[[], jax.stages.Lowered], of: Lowered, ch
     if memory.spare < 0:
         raise ConfigError(
             f"{name} needs {total:.1f} GiB of HBM per chip with what else is on it then, a {chip.name} has "
-            f"{chip.hbm_gib:g}: choose {REMEDIES.get(name, SHORTER)}"
+            f"{chip.hbm_gib:g}: choose {smaller(name)}"
         )
     return Program(memory, time.perf_counter() - begin)
 
@@ -219,34 +207,6 @@ def _moving(of: Lowered, chip: Chip, beside: float) -> Program:
 def _whole_draft(of: Lowered) -> float:
     """The draft that a run starts from, in GiB: until there is a state, it is on the first chip of each process."""
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(of.state.params)) / GIB
-
-
-USED = re.compile(
-    r"Used (?P<all>[\d.]+)(?P<unit>[GM]) of (?P<has>[\d.]+)G hbm"
-    r"|HLO temporaries \((?P<temporaries>[\d.]+)G\) exceeds available HBM \((?P<there>[\d.]+)G\)"
-)
-"""What the compiler says of a program that does not fit: in all, or, where they alone are too much, of temporaries."""
-
-
-def too_much(error: str, arguments: float) -> tuple[float, float] | None:
-    """What a program needs of a chip's HBM and what there is, in GiB, by the compiler's error; None for another error.
-
-    Args:
-      error: its text.
-      arguments: of the program, in GiB.
-
-    Example:
-      >>> too_much("Used 30.50G of 15.75G hbm. Exceeded hbm capacity by 14.75G.", 2.0)
-      (30.5, 15.75)
-      >>> too_much("the total memory required for HLO temporaries (68.37G) exceeds available HBM (15.75G).", 2.0)
-      (70.37, 15.75)
-    """
-    used = USED.search(error)
-    if used is None:
-        return None
-    if used["all"] is None:
-        return float(used["temporaries"]) + arguments, float(used["there"])
-    return float(used["all"]) / (1 if used["unit"] == "G" else 1024), float(used["has"])
 
 
 def _compile(lowered: Lowered, chip: Chip, shapes: Shapes) -> jax.stages.Compiled:

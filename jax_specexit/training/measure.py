@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from jax_specexit.model.layers import exact_products
 from jax_specexit.model.target import Target
+from jax_specexit.planning.hbm import fitting
 from jax_specexit.sharding import BATCH, ROWS
 from jax_specexit.training.data import FIRST_ROWS
 from specexit.data.sequences import Example
@@ -60,7 +61,9 @@ def measure_aux(
     # Every device needs a row; those that are none are padding, which no median counts.
     none = ((0, rows_measured(mesh, len(rows["tokens"])) - len(rows["tokens"])), (0, 0))
     batch = [jax.device_put(np.pad(rows[name], none), NamedSharding(mesh, BATCH)) for name in NAMES]
-    return _powers_of_two(np.asarray(measurement(layers, mesh, dtype)(target, *batch)))
+    with fitting("measure"):
+        found = measurement(layers, mesh, dtype)(target, *batch)
+    return _powers_of_two(np.asarray(found))
 
 
 def measure_stored(

@@ -14,6 +14,7 @@ from jax_specexit.model.cached import CachedTarget
 from jax_specexit.model.draft import Draft, warm_start
 from jax_specexit.model.splash import check_version
 from jax_specexit.model.target import Target, TargetShape
+from jax_specexit.planning.hbm import fitting
 from jax_specexit.sharding import check_mesh, shardings
 from jax_specexit.training.checkpoint import has_checkpoint
 from jax_specexit.training.data import choose_draft_vocab
@@ -57,7 +58,8 @@ def start(
     check_division(config, target_config, shape, mesh)
     target: Target | CachedTarget
     if config.features is None:
-        target = load_target(target_config.folder, config.dtype, mesh, int8=config.target_int8)
+        with fitting("quantize"):
+            target = load_target(target_config.folder, config.dtype, mesh, int8=config.target_int8)
     else:
         target = load_ends(target_config.folder, read_manifest(config.features).layers, config.dtype, mesh)
     if before is not None:

@@ -18,6 +18,7 @@ from jax_specexit.evaluation.evaluate import show
 from jax_specexit.evaluation.held_out import HeldOut
 from jax_specexit.model.target import Target
 from jax_specexit.planning.aot import Shapes
+from jax_specexit.planning.hbm import fitting
 from jax_specexit.sharding import make_mesh
 from jax_specexit.training.alone import alone_in
 from jax_specexit.training.checkpoint import Checkpoints
@@ -45,7 +46,7 @@ def train(config: TrainConfig) -> None:
 
     Raises:
       ConfigError: the run folder belongs to another recipe or to a run that lives, or was taken by one meanwhile, the
-        mesh does not fit, or the data is for another target.
+        mesh or the HBM does not fit, or the data is for another target.
       BucketError: a bucket that cannot be read or written.
       PackError, OverlapError, TraceError, FeatureError: packed data, traces or stored features that cannot be used.
       DiskFullError: there is no room for a checkpoint.
@@ -125,7 +126,10 @@ def _first_state(step: Step, params: Any, checkpoints: Checkpoints) -> tuple[int
     shapes = jax.eval_shape(step.init, params)
     like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, step.state_shardings)
     restored = checkpoints.restore(like)
-    return restored or (0, step.init(_to_mesh(params, step.state_shardings.params)))
+    if restored is not None:
+        return restored
+    with fitting("begin"):
+        return 0, step.init(_to_mesh(params, step.state_shardings.params))
 
 
 class Loop:
@@ -173,7 +177,8 @@ class Loop:
                     self._settle(*waiting)  # or its time would pass for compiling
                     waiting = None
                 profiler.begin(i)
-                state, values = self.step.update[ttt_steps](state, self.frozen, batch)
+                with fitting(f"step of {ttt_steps} TTT steps"):
+                    state, values = self.step.update[ttt_steps](state, self.frozen, batch)
                 profiler.end(i, values)
                 if ttt_steps not in compiled:
                     compiled.add(ttt_steps)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import jax
 import numpy as np
@@ -24,6 +25,7 @@ from jax_specexit.weights import abstract_target, load_target
 from specexit.config import ConfigError
 from specexit.data.packed import PackMeta, read_meta
 from specexit.data.traces import read_labelled
+from specexit.errors import lasts
 from specexit.method.signals import SIGNALS
 from specexit.schemas.target import TargetConfig, load_target_config
 from specexit.schemas.train import MeshConfig, TrainConfig
@@ -93,6 +95,12 @@ def test_the_evaluation_that_is_planned_is_the_one_that_long_traces_cause(
     assert seen == shapes(batch)
     assert seen["tokens"][0] == (1, 5 * ROW)
     assert (found.n, found.left_out) == (40, 0)
+    # Where nobody has planned it: what the compiler says it would say again, behind every restart.
+    monkeypatch.setattr(held_out, "run", Mock(side_effect=jax.errors.JaxRuntimeError("Used 24.00G of 15.75G hbm.")))
+    expected = r"^evaluate needs at least 24\.0 GiB .* can have 15\.75: choose a smaller evaluate_length"
+    with pytest.raises(ConfigError, match=expected) as refused:
+        held_out(None, Frozen(None, None, None), 1, lambda: False)
+    assert lasts(refused.value)
 
 
 def test_traces_that_are_too_long_are_left_out_and_counted(

@@ -32,7 +32,9 @@ from jax_specexit.training.run import write_status
 from jax_specexit.training.step import Frozen, Step, TrainState
 from jax_specexit.training.train import Loop
 from jax_specexit.training.watch import Watch
+from specexit.config import ConfigError
 from specexit.drafts.config import DraftConfig
+from specexit.errors import lasts
 from specexit.schemas.train import MeshConfig, OptimizerConfig, TrainConfig
 
 
@@ -226,6 +228,27 @@ def test_the_evaluation_behind_a_skipped_step_is_on_record(
     assert [line["step"] for line in lines] == list(range(1, 9))
     assert lines[3] == {"step": 4, "evaluation": {"top1": [0.5]}}
     assert [line["step"] for line in lines if "evaluation" in line] == [4, 8]
+
+
+def test_a_step_that_does_not_fit_the_memory_ends_a_job_for_good(base_recipe: TrainConfig, tmp_path: Path) -> None:
+    """A restart would compile the same, and hear the same. Of another failure of JAX's nothing is known."""
+    config = base_recipe.model_copy(update={"out": tmp_path})
+    every = {"steps": lambda first, last: ((i, {}) for i in range(first, last + 1))}
+
+    def run(said: str) -> None:
+        step = Mock(spec=Step, update={2: Mock(side_effect=jax.errors.JaxRuntimeError(said))})
+        checkpoints, watch = Mock(spec=Checkpoints), Mock(spec=Watch, return_value={})
+        loop = Loop(config, step, Mock(spec=Frozen), Mock(spec=Batches, **every), checkpoints, None, watch)
+        loop.run(0, Mock(spec=TrainState))
+
+    expected = (
+        r"^step of 2 TTT steps needs at least 24\.0 GiB .* can have 15\.75: choose remat=true, a smaller loss_chunk"
+    )
+    with pytest.raises(ConfigError, match=expected) as refused:
+        run("RESOURCE_EXHAUSTED: Used 24.00G of 15.75G hbm. Exceeded hbm capacity by 8.25G.")
+    assert lasts(refused.value)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="a link is down"):
+        run("INTERNAL: a link is down")
 
 
 def shown(metrics: Metrics, width: int) -> list[str]:
