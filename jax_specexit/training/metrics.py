@@ -157,7 +157,7 @@ class Metrics:
         wandb: str | None = None,
         watch: Callable[[int, Sequence[int], float], dict[str, Any]] | None = None,
     ):
-        self.silent, self.watch = silent, watch
+        self.silent, self.watch, self.total = silent, watch, total
         self.began, self.trained = read_began(run), 0.0
         self.progress = Progress(
             TextColumn("train"),
@@ -204,7 +204,8 @@ class Metrics:
             self.wandb.finish()
 
     def advance(self, step: int, metrics: dict[str, Any]) -> None:
-        """Move the bar to ``step`` and log ``metrics``: device arrays, and an evaluation where there is one."""
+        """Move the bar to ``step``, or print a line where there is none, and log ``metrics``: device arrays, and an
+        evaluation where there is one."""
         host = {key: np.asarray(value) for key, value in metrics.items() if key != "evaluation"}
         self.count(step, int(host["tokens"]))
         line: dict[str, Any] = {
@@ -221,6 +222,8 @@ class Metrics:
             line["evaluation"] = metrics["evaluation"]
         self.write(line)
         self.progress.update(self.task, completed=step, note=note(line))
+        if not (self.silent or self.progress.console.is_interactive):  # where no bar is shown before all is over
+            self._say(f"step {step}/{self.total}: {'  '.join(note(line).splitlines())}")
 
     def has_evaluation(self, step: int) -> bool:
         """Whether one of that step is on record."""

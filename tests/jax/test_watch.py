@@ -286,6 +286,21 @@ def test_the_progress_tells_time_rate_and_memory_on_100_columns(tmp_path: Path) 
         assert "data 0%  compute 100%\n" in text + "\n"
 
 
+def test_a_log_has_each_line_of_metrics_when_it_is_written(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Without a terminal a bar is drawn once, when all is over: days later, or never where a pod is killed."""
+    with Metrics(tmp_path, total=20, start=0) as metrics:
+        metrics.clock.spent["step"] = 4.0
+        metrics.advance(10, numbers())
+        [said] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("step ")]
+        assert said.startswith("step 10/20: loss 1.000  acceptance ~5.00  0 tok/s  goodput ")
+        assert said.endswith("  data 0%  compute 100%")
+    capsys.readouterr()
+    with Metrics(tmp_path, total=20, start=10, silent=True) as metrics:  # as all processes of a job but the first
+        metrics.clock.spent["step"] = 4.0
+        metrics.advance(20, numbers())
+    assert capsys.readouterr().err == ""
+
+
 def test_a_damaged_line_is_left_out_and_said(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """As a power failure leaves them; neither a restart nor a report could read the file."""
     path = tmp_path / "metrics.jsonl"
