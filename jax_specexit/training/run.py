@@ -138,7 +138,8 @@ def check_folder(config: TrainConfig) -> None:
 
 
 def write_status(run: Path, status: Status, step: int, steps: int, started: float | None = None) -> None:
-    """Write ``status.json``, which `specexit status` reads: what is not ``finished`` goes on from ``step``.
+    """Write ``status.json``, which `specexit status` reads: what is not ``finished`` goes on from ``step``, or from the
+    checkpoint before where a kill came before that one was whole.
 
     ``began`` is when the run was first started, in seconds since the epoch; it stays over restarts. Of the first start
     that is ``started``, by default now.

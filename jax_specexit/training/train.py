@@ -227,6 +227,7 @@ class Loop:
         self.metrics.clock.lap("step")
         if state is not None:
             self.checkpoints.save(i, state)
+            self._say_how_far(i)
             self.metrics.clock.lap("save")
             if judged:
                 evaluation = self._judge(i, state)
@@ -240,6 +241,14 @@ class Loop:
             if evaluation is not None:  # of a skipped step, which has no numbers of its own
                 self.metrics.write({"step": i, "evaluation": evaluation})
         return evaluation is not None or not judged
+
+    def _say_how_far(self, i: int) -> None:
+        """Write the step of the newest checkpoint where `specexit status` and the report look for it."""
+        try:
+            write_status(self.config.out, "running", i, self.config.steps, self.metrics.began)
+        except OSError as error:  # not worth ending a run
+            said = f"{self.config.out / 'status.json'}: is behind until the next checkpoint: {error}"
+            Console(stderr=True).print(said, soft_wrap=True, markup=False)
 
     def _judges(self, i: int) -> bool:
         every = self.config.evaluate_every

@@ -346,6 +346,7 @@ def test_an_evaluation_that_a_kill_cut_short_is_made_up_for(
         with pytest.raises(KeyboardInterrupt):
             train(config)
     assert restore_params(config.out)[0] == 4
+    assert read_status(config.out) == ("running", 4, 8)  # not where its process began
     assert not evaluations(config.out)
     train(config)
     assert evaluations(config.out) == evaluations(evaluated.out)

@@ -32,10 +32,12 @@ from jax_specexit.training.run import write_status
 from jax_specexit.training.step import Frozen, Step, TrainState
 from jax_specexit.training.train import Loop
 from jax_specexit.training.watch import Watch
+from specexit.buckets import BucketError
 from specexit.config import ConfigError
 from specexit.drafts.config import DraftConfig
 from specexit.errors import lasts
 from specexit.schemas.train import MeshConfig, OptimizerConfig, TrainConfig
+from specexit.status import read_status
 
 
 def test_a_clock_gives_every_second_to_one_thing() -> None:
@@ -200,10 +202,22 @@ def test_the_time_of_what_was_saved_is_kept(
     config = base_recipe.model_copy(update={"out": tmp_path, "first_step_share": 0.5, "log_every": 8})
     before = driven(config, 0, monkeypatch, kill_behind=7)
     assert [line["step"] for line in before] == [3, 6]
+    assert read_status(tmp_path) == ("running", 6, 8)
     assert before[-1]["trained_seconds"] == 3 * 1 + 1 * 2
     lines = driven(config, 6, monkeypatch)
     assert [line["step"] for line in lines] == [3, 6, 8]
     assert lines[-1]["trained_seconds"] == before[-1]["trained_seconds"] + 1 * 2  # step 7 compiles
+
+
+def test_a_status_that_cannot_be_written_ends_no_run(
+    base_recipe: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """It is of who looks on; the checkpoints that it is about are there."""
+    config = base_recipe.model_copy(update={"out": tmp_path})
+    monkeypatch.setattr("jax_specexit.training.train.write_status", Mock(side_effect=BucketError("no connection")))
+    assert [line["step"] for line in driven(config, 0, monkeypatch)] == list(range(1, 9))
+    said = f"{tmp_path / 'status.json'}: is behind until the next checkpoint: no connection\n"
+    assert capsys.readouterr().err.count(said) == 3  # behind steps 3, 6 and 8
 
 
 def test_the_evaluation_behind_a_skipped_step_is_on_record(
