@@ -171,7 +171,9 @@ class Metrics:
         self.task = self.progress.add_task("train", total=total, completed=start, note="compiling")
         self.clock, self.tokens = Clock(), 0
         self.unsent = ""
-        """Lines that a bucket has not taken yet."""
+        """Lines that a bucket or a disk has not taken yet."""
+        self.whole = 0
+        """Bytes of the file on a disk that are whole lines; behind them may be a part of what it has not taken."""
         self.timed: list[int] = []
         """Steps since the last line, without those that compiled."""
         self.untimed: set[int] = set()
@@ -182,7 +184,9 @@ class Metrics:
         path = run / "metrics.jsonl"
         if path.exists():
             kept = _until(path, start)
-            write_text(path, "".join(kept))
+            text = "".join(kept)
+            write_text(path, text)
+            self.whole = len(text.encode())
             self.trained = _trained(kept)
         self.path = path
         self.board = _board(run, start)
@@ -254,7 +258,7 @@ class Metrics:
     def write(self, line: dict[str, Any]) -> None:
         """Append one line to ``metrics.jsonl``, and its numbers to TensorBoard and Weights & Biases.
 
-        A line that a bucket does not take goes with the next one, for it is not worth ending a run.
+        A line that a bucket or a disk does not take goes with the next one, for it is not worth ending a run.
         """
         if self.silent:
             return
@@ -266,13 +270,20 @@ class Metrics:
             self.wandb.log(numbers, step=line["step"])
 
     def _send(self, text: str) -> None:
-        lines, self.unsent = self.unsent + text, ""
+        lines = self.unsent + text
         try:
+            if self.unsent and not isinstance(self.path, BucketPath):
+                with self.path.open("ab") as file:
+                    file.truncate(self.whole)
             append_text(self.path, lines)
-        except BucketError as error:
+        except OSError as error:
             self.unsent = lines
             if text:  # at the end there is no next one
-                self._say(f"{error}; it is tried again with the next line")
+                what = error if isinstance(error, BucketError) else f"{self.path}: cannot be written: {error}"
+                self._say(f"{what}; it is tried again with the next line")
+        else:
+            self.unsent = ""
+            self.whole += len(lines.encode())
 
     def _say(self, what: str) -> None:
         self.progress.console.print(what, soft_wrap=True, markup=False)

@@ -1,8 +1,10 @@
 """What a pod owner watches, on a clock and on chips of the test's own."""
 
+import errno
 import io
 import itertools
 import json
+import os
 from collections.abc import Iterator
 from contextlib import nullcontext
 from functools import partial
@@ -313,6 +315,31 @@ def test_a_log_has_each_line_of_metrics_when_it_is_written(tmp_path: Path, capsy
         metrics.clock.spent["step"] = 4.0
         metrics.advance(20, numbers())
     assert capsys.readouterr().err == ""
+
+
+def test_a_metric_line_that_a_disk_refuses_goes_with_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """As a mounted bucket does when it is synced: what is in the file then may be all of it, or a part."""
+    path, sync = tmp_path / "metrics.jsonl", os.fsync
+
+    def refused(file: int) -> None:
+        sync(file)
+        if Path(os.readlink(f"/proc/self/fd/{file}")).name == path.name:  # and not TensorBoard's
+            raise OSError(errno.EIO, "Input/output error")
+
+    path.write_text('{"step": 1}\n{"step": 9}\n')
+    with Metrics(tmp_path, total=8, start=1) as metrics:
+        metrics.write({"step": 2})
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", refused)
+            metrics.write({"step": 3})
+            metrics.write({"step": 4})
+        metrics.write({"step": 5})
+        assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3, 4, 5]
+    said = capsys.readouterr().err
+    assert said.count(f"{path}: cannot be written: [Errno 5] Input/output error; it is tried again with the next") == 2
+    assert "lacks the last lines" not in said
 
 
 def test_a_damaged_line_is_left_out_and_said(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
