@@ -6,7 +6,10 @@ import shutil
 import signal
 import tempfile
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 from rich.console import Console
@@ -16,11 +19,33 @@ from specexit.buckets import BucketPath, upload
 ON_DEMAND_STEPS = 5
 """Steps in a trace that SIGUSR1 asked for: enough to see a steady state, few enough for a trace that opens."""
 
+_asked = SimpleNamespace(now=False)
+"""Whether SIGUSR1 has asked this process for a trace that is not begun yet."""
+
+
+@contextmanager
+def listening() -> Iterator[None]:
+    """Around a whole run: SIGUSR1 asks for a trace, where it would end the process, from the first line to the last."""
+    _asked.now, before = False, None
+    # As with any signal, only the main thread can set a handler.
+    if threading.current_thread() is threading.main_thread():
+        before = signal.signal(signal.SIGUSR1, _ask)
+    try:
+        yield
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGUSR1, before)
+
+
+def _ask(*_: object) -> None:
+    _asked.now = True
+
 
 class Profiler:
     """Traces of this process in ``<run>/profile``; use as a context manager around the steps.
 
-    A planned trace is taken by all processes at the same steps. ``kill -USR1 PID`` asks one process alone, at once.
+    A planned trace is taken by all processes at the same steps. ``kill -USR1 PID`` asks one process alone, which takes
+    the next steps; see `listening`.
     """
 
     def __init__(self, run: Path, steps: tuple[int, int] | None):
@@ -29,23 +54,13 @@ class Profiler:
         """Last step of the trace that is being taken."""
         self.scratch: Path | None = None
         """The profiler writes to disk alone: where it does so for a run in a bucket, until the trace is whole."""
-        self.asked = False
-        self.before = None
 
     def __enter__(self) -> Profiler:
-        # As with any signal, only the main thread can set a handler.
-        if threading.current_thread() is threading.main_thread():
-            self.before = signal.signal(signal.SIGUSR1, self._ask)
         return self
 
     def __exit__(self, *_: object) -> None:
         if self.until is not None:
             self._stop()
-        if self.before is not None:
-            signal.signal(signal.SIGUSR1, self.before)
-
-    def _ask(self, *_: object) -> None:
-        self.asked = True
 
     def begin(self, step: int) -> None:
         """Start a trace if this step is the first of one."""
@@ -53,8 +68,8 @@ class Profiler:
             return
         if self.steps is not None and step == self.steps[0]:
             self.until = self.steps[1]
-        elif self.asked:
-            self.asked, self.until = False, step + ON_DEMAND_STEPS - 1
+        elif _asked.now:
+            _asked.now, self.until = False, step + ON_DEMAND_STEPS - 1
         if self.until is not None:
             self.scratch = Path(tempfile.mkdtemp()) if isinstance(self.folder, BucketPath) else None
             jax.profiler.start_trace(str(self.scratch or self.folder))

@@ -26,7 +26,7 @@ from jax_specexit.training.data import Batches, check_data, first_rows, open_fea
 from jax_specexit.training.metrics import Metrics
 from jax_specexit.training.nonfinite import NonFiniteStop, NotFiniteError
 from jax_specexit.training.place import check_place
-from jax_specexit.training.profiling import Profiler
+from jax_specexit.training.profiling import Profiler, listening
 from jax_specexit.training.run import check_folder, read_began, save_start, write_status
 from jax_specexit.training.start import check_start, start
 from jax_specexit.training.step import Frozen, Step, TrainState, make_step
@@ -39,6 +39,7 @@ from specexit.schemas.train import TrainConfig
 from specexit.status import Status
 
 
+@listening()
 def train(config: TrainConfig) -> None:
     """Train a draft; goes on from the newest checkpoint where the run folder has one.
 

@@ -2,8 +2,11 @@
 
 import errno
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
+from typing import NoReturn
 from unittest.mock import Mock
 
 import jax
@@ -11,6 +14,7 @@ import pytest
 import yaml
 
 from jax_specexit.planning.aot import shapes_of
+from jax_specexit.training.profiling import Profiler
 from jax_specexit.training.train import train
 from specexit.config import ConfigError, load
 from specexit.data.features import read_manifest
@@ -201,6 +205,32 @@ def test_a_run_folder_that_cannot_be_is_refused_before_anything_is_loaded(
         train(recipe)
     assert not lasts(refused.value)
     assert not recipe.out.exists()
+
+
+def test_a_trace_may_be_asked_for_before_the_first_step(recipe: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a signal that otherwise ends a process, and all others with it; nothing says outside when loading is over."""
+    begun, others = Mock(), []
+    monkeypatch.setattr(jax.profiler, "start_trace", begun)
+    monkeypatch.setattr(jax.profiler, "stop_trace", Mock())
+
+    def first_step(_: Path) -> NoReturn:
+        with Profiler(recipe.out, None) as profiler:
+            profiler.begin(1)
+        os.kill(os.getpid(), signal.SIGUSR1)  # as while the last checkpoint is saved
+        raise LookupError("no more than that")
+
+    monkeypatch.setattr("jax_specexit.training.train.check_folder", lambda _: os.kill(os.getpid(), signal.SIGUSR1))
+    monkeypatch.setattr("jax_specexit.training.train.check_place", first_step)
+    before = signal.signal(signal.SIGUSR1, lambda *_: others.append("heard"))
+    try:
+        with pytest.raises(LookupError, match="no more than that"):
+            train(recipe)
+        assert others == []
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert others == ["heard"]
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    begun.assert_called_once_with(str(recipe.out / "profile"))
 
 
 def test_held_out_traces_of_another_target_are_refused(recipe: TrainConfig, packed: Path, tmp_path: Path) -> None:
