@@ -1,7 +1,8 @@
 """TPU chips by their published peaks, and the slices of them that exist.
 
-Every number is from Google's own pages, docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x}. They are peaks: no
-program reaches them, so a time computed from them is a lower bound.
+Every number is from Google's own pages, docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x}; the rate of int8 on v5p
+alone is what JAX says (``int8_ops_per_second`` of ``pltpu.get_tpu_info_for_chip``). They are peaks: no program reaches
+them, so a time computed from them is a lower bound.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ class Chip:
     flops: float
     """Peak bf16 FLOP/s."""
     int8_flops: float
-    """Peak int8 operations a second; that of bf16 where the page names none."""
+    """Peak int8 operations a second; that of bf16 where none is named."""
     hbm_gib: float
     hbm_bytes_per_second: float
     ici_bytes_per_second: float
@@ -40,7 +41,7 @@ class Chip:
 CHIPS = {
     "v4": Chip("v4", 275e12, 275e12, 32, 1200e9, 300e9, 3, 4096),
     "v5e": Chip("v5e", 197e12, 393e12, 16, 819e9, 200e9, 2, 256, 3.125e9),
-    "v5p": Chip("v5p", 459e12, 459e12, 95, 2765e9, 600e9, 3, 6144, 6.25e9),
+    "v5p": Chip("v5p", 459e12, 918e12, 95, 2765e9, 600e9, 3, 6144, 6.25e9),
     "v6e": Chip("v6e", 918e12, 1836e12, 32, 1638e9, 400e9, 2, 256, 12.5e9),
     "tpu7x": Chip("tpu7x", 2307e12, 2307e12, 192, 7380e9, 600e9, 3, 9216, devices=2),
 }

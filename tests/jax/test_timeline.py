@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import Mesh
 
 from jax_specexit.planning.efficiency import DENSE, MATRIX_UNIT, MIXTURES, SPLASH, Efficiency, efficiency
@@ -174,3 +175,12 @@ def test_a_share_that_is_another_chips_says_so() -> None:
 def test_every_chip_has_a_matrix_unit_and_every_table_is_of_chips() -> None:
     assert set(MATRIX_UNIT) == set(CHIPS)
     assert set(DENSE) | set(MIXTURES) <= set(CHIPS)
+
+
+@pytest.mark.parametrize(("name", "cores"), [("v5e", 1), ("v5p", 2), ("v6e", 1)])
+def test_peaks_are_those_that_jax_has_of_a_chip(name: str, cores: int) -> None:
+    """To three digits, which it rounds them to. Its own are of one core."""
+    info = pltpu.get_tpu_info_for_chip(pltpu.ChipVersion(name), cores)
+    assert CHIPS[name].flops == pytest.approx(cores * info.bf16_ops_per_second, rel=0.005)
+    assert CHIPS[name].int8_flops == pytest.approx(cores * info.int8_ops_per_second, rel=0.005)
+    assert MATRIX_UNIT[name] == info.mxu_column_size
