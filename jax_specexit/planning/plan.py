@@ -13,6 +13,7 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -35,6 +36,7 @@ from jax_specexit.planning.hlo import SLICES, collectives
 from jax_specexit.planning.timeline import timeline
 from jax_specexit.planning.work import compute_seconds, step_work
 from jax_specexit.sharding import ROWS
+from jax_specexit.training.place import check_place
 from specexit.chips import Chip
 from specexit.config import ConfigError, write_text
 from specexit.data.features import bytes_per_token
@@ -128,7 +130,9 @@ def plan(config: PlanConfig) -> Plan:
     """Compile, print, and write ``plan.json`` into the run folder.
 
     Raises:
-      ConfigError: no such topology, a mesh that does not divide model or batch, or a step that does not fit the HBM.
+      ConfigError: no such topology, an ``out`` that cannot be written, a mesh that does not divide model or batch, or a
+        step that does not fit the HBM.
+      BucketError: ``out`` is in a bucket that cannot be written.
       InputError: libtpu is not installed, or JAX is another than attention on TPUs was checked with.
     """
     if config.topology is None:
@@ -140,6 +144,7 @@ def plan(config: PlanConfig) -> Plan:
     target_config = load_target_config(config.target)
     shapes = shapes_of(config, target_config)
     chip, devices = topology_devices(config.topology, config.mesh.dcn_data)
+    check_place(config.out)
     lowered = lower_step(config, shapes, devices, target_config.dtype)
     begin = time.perf_counter()
     compiled = _compile(lowered, chip, shapes)
@@ -147,15 +152,20 @@ def plan(config: PlanConfig) -> Plan:
     others = {name: _program(name, lower, lowered, chip) for name, lower in lowered.others.items()}
     others |= {"restore": _moving(lowered, chip, _whole_draft(lowered)), "save": _moving(lowered, chip, 0.0)}
     found = summarise(config, shapes, chip, lowered.mesh, compiled, seconds, others)
-    text = json.dumps(dataclasses.asdict(found), indent=2)
-    write_text(config.out / "plan.json", text + "\n")
-    if config.as_json:
+    show(found, config.out, as_json=config.as_json)
+    return found
+
+
+def show(found: Plan, out: Path, *, as_json: bool) -> None:
+    """Print a plan, then write it into a folder: what was compiled for minutes is not lost where a disk is full."""
+    text, path = json.dumps(dataclasses.asdict(found), indent=2), out / "plan.json"
+    if as_json:
         print(text)
     else:
-        console = Console()
-        for line in (table(found), f"[dim]{NOTE}; the same in {config.out / 'plan.json'}[/dim]"):
-            console.print(line)
-    return found
+        Console().print(table(found))
+    write_text(path, text + "\n")
+    if not as_json:
+        Console().print(f"{NOTE}; the same in {path}", style="dim", markup=False)
 
 
 def _program(name: str, lower: Callable[[], jax.stages.Lowered], of: Lowered, chip: Chip) -> Program:

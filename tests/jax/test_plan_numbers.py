@@ -3,7 +3,9 @@
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import jax
 import jax.numpy as jnp
@@ -12,17 +14,19 @@ import yaml
 from jax.sharding import AbstractMesh, SingleDeviceSharding
 
 from jax_specexit.planning import page as page_of_plans
+from jax_specexit.planning import plan as module
 from jax_specexit.planning.aot import Lowered, Shapes, shapes_of
 from jax_specexit.planning.estimate import chip_hours, estimate, first_step_bound
-from jax_specexit.planning.plan import _batch_that_fits, _compile, _program
+from jax_specexit.planning.plan import _batch_that_fits, _compile, _program, plan, show, summarise
 from jax_specexit.planning.work import step_work
-from jax_specexit.sharding import AXES
+from jax_specexit.sharding import AXES, make_mesh
 from jax_specexit.training.step import Frozen
 from specexit.chips import CHIPS, Chip, chip_of
 from specexit.config import REPOSITORY, ConfigError, load
 from specexit.report.readme import ReadmeError
 from specexit.schemas.plan import PlanConfig
 from specexit.schemas.target import load_target_config
+from specexit.schemas.train import MeshConfig
 
 RECIPES = sorted((REPOSITORY / "configs" / "recipes").glob("*.yaml"))
 FULL_SIZE = [path.stem for path in RECIPES if "topology" in yaml.safe_load(path.read_text())]
@@ -161,6 +165,35 @@ def test_no_batch_fits_beside_weights_that_alone_are_too_much() -> None:
     assert _batch_that_fits(7.9, 3.0, chip.hbm_gib, shapes, mesh) == 2 * 16
     with pytest.raises(ConfigError, match=r"needs 24\.0 GiB .* has 15\.75: choose a larger mesh\.fsdp or mesh\.tensor"):
         _compile(too_large(mesh), chip, shapes)
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is_compiled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, _, chip, _ = full_size("qwen3-4b-v5e-16")
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(module, "topology_devices", lambda *_: (chip, []))
+    monkeypatch.setattr(module, "lower_step", Mock(side_effect=LookupError("compiling")))
+    with pytest.raises(ConfigError, match=rf"^out={tmp_path}/file: .* is no folder, expected a new folder or a run's"):
+        plan(config.model_copy(update={"out": tmp_path / "file"}))
+    with pytest.raises(LookupError, match="compiling"):
+        plan(config.model_copy(update={"out": tmp_path / "run"}))
+
+
+def test_a_plan_is_printed_before_it_is_written(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """It took minutes, and a disk may be full by then."""
+    config, shapes, chip, _ = full_size("qwen3-4b-v5e-16")
+    sizes = dict.fromkeys(("output", "alias", "generated_code"), 0) | {"argument": 2**30, "temp": 2**31}
+    memory = SimpleNamespace(**{f"{name}_size_in_bytes": size for name, size in sizes.items()})
+    compiled = Mock(spec=jax.stages.Compiled)
+    compiled.memory_analysis.return_value = memory
+    compiled.as_text.return_value = "ENTRY %main (x: f32[1]) -> f32[1] {\n  ROOT %x = f32[1] parameter(0)\n}\n"
+    found = summarise(config, shapes, chip, make_mesh(MeshConfig(), jax.devices()[:1]), compiled, 1.0, {})
+    (tmp_path / "plan.json").mkdir()
+    for as_json, said in ((True, '"total": 3.0'), (False, "3.0 of 16 GiB, 81% to spare")):
+        with pytest.raises(IsADirectoryError):
+            show(found, tmp_path, as_json=as_json)
+        assert said in capsys.readouterr().out
 
 
 def test_the_table_stands_between_its_marks(tmp_path: Path) -> None:

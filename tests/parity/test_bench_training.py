@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from unittest.mock import MagicMock
 
 import jax
 import pytest
@@ -11,6 +12,7 @@ import torch
 import jax_specexit.bench_step as ours
 import torch_specexit.bench_step as theirs
 from jax_specexit.training import step
+from specexit.bench import training as bench
 from specexit.bench.process import BenchError
 from specexit.bench.training import check_losses, write_inputs
 from specexit.schemas.bench_training import BenchTrainingConfig
@@ -98,3 +100,15 @@ def test_a_shift_that_is_off_by_one_is_refused(
 def test_a_loss_that_is_no_number_is_not_the_same() -> None:
     with pytest.raises(BenchError, match="loss of the first step: nan in JAX"):
         check_losses(float("nan"), 1.0)
+
+
+def test_times_are_printed_before_they_are_written(
+    config: BenchTrainingConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """They took minutes of an idle machine, and a disk may be full by then."""
+    found = {"gather": {"jax": 5.98}, "tables": ["5.98 seconds"]}
+    for name in ("write_inputs", "BenchProcess", "check_losses", "take_turns", *found):
+        monkeypatch.setattr(bench, name, MagicMock(return_value=found.get(name, MagicMock())))
+    with pytest.raises(IsADirectoryError):
+        bench.bench_training(config.model_copy(update={"out": tmp_path}))
+    assert "5.98 seconds" in capsys.readouterr().out

@@ -39,7 +39,7 @@ lies between."""
 
 
 def bench_training(config: BenchTrainingConfig) -> dict[str, Any]:
-    """Measure, write ``training.json`` and print it.
+    """Measure, print and write ``training.json``.
 
     Raises:
       BenchError: a side fails, or the two do not compute the same loss.
@@ -58,9 +58,9 @@ def bench_training(config: BenchTrainingConfig) -> dict[str, Any]:
         memory = sides["jax"].ask({"attention_memory": list(config.lengths)})
         weights = sides["jax"].ask({"weights": ["draft", "fc"]})
     result = gather(config, turns, memory, weights)
-    write_text(config.out, json.dumps(result, indent=2) + "\n")
     for table in tables(result):
         Console().print(table)
+    write_text(config.out, json.dumps(result, indent=2) + "\n")
     return result
 
 
