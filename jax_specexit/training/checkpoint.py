@@ -104,13 +104,15 @@ class Checkpoints:
                 self.manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state)), force=True)
 
     def save_if_best(self, step: int, params: Any, score: float) -> None:
-        """Keep these parameters in place of the best so far, if ``score`` is larger; NaN never is, which is said once.
+        """Keep these parameters in place of the best so far, if ``score`` is larger, or equal and the step a later one.
+
+        NaN never is, which is said once.
 
         Returns when they are whole on the disk: an evaluation that is on record is not made again.
         """
         if math.isnan(score):
             self._say_undefined(step)
-        elif score > (float("-inf") if self.best_score is None else self.best_score):
+        elif self.best_score is None or (score, step) > (self.best_score, self.best.latest_step() or 0):
             self.check()
             # Judged by another measure. Orbax overwrites no step. What a kill in between leaves, the next
             # start judges again: this evaluation is not on record yet, or is that of the last step.

@@ -64,6 +64,14 @@ def test_a_step_that_is_judged_again_by_another_measure_is_kept(tmp_path: Path) 
     assert restore_params(tmp_path, "best")[0] == 4
 
 
+def test_of_equal_scores_the_last_is_the_best(tmp_path: Path) -> None:
+    """As cuts of nothing are, while no problem may be lost: the first one is that of the least trained draft."""
+    judged(tmp_path, LENGTH | {"by": "cut"}, {4: 0.0, 8: 0.0})
+    assert restore_params(tmp_path, "best")[0] == 8
+    judged(tmp_path, LENGTH | {"by": "cut"}, {8: 0.0, 12: -0.1})  # judged again, which no step is saved for twice
+    assert restore_params(tmp_path, "best")[0] == 8
+
+
 def test_the_best_stays_while_nothing_is_evaluated(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     judged(tmp_path, LENGTH, {2: 1.01})
     judged(tmp_path, None, {})
