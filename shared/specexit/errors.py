@@ -23,10 +23,11 @@ def lasts(error: InputError) -> bool:
     """Whether the same command would only run into an error again.
 
     What has come of an `OSError` or a `RuntimeError` is a machine's, a disk's or a network's, and may not come twice;
-    but a file that is not there has a wrong name, as jobs start behind their mounts.
+    but a file that is not there, or a folder, has a wrong name, as jobs start behind their mounts.
     """
     failures, cause = (OSError, RuntimeError), error.__cause__
-    failed = isinstance(cause, failures) and not isinstance(cause, FileNotFoundError)
+    misnamed = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+    failed = isinstance(cause, failures) and not isinstance(cause, misnamed)
     return not (error.passes or isinstance(error, failures) or failed)
 
 

@@ -84,6 +84,8 @@ def because_of(error: InputError, cause: Exception) -> InputError:
         (because_of(InputError("a row that cannot be read"), RuntimeError("stale handle")), 1),
         (because_of(InputError("a file that cannot be read"), OSError(5, "Input/output error")), 1),
         (because_of(InputError("a file that is not there"), FileNotFoundError(2, "No such file or directory")), 78),
+        (because_of(InputError("a file for a folder"), NotADirectoryError(20, "Not a directory")), 78),
+        (because_of(InputError("a folder for a file"), IsADirectoryError(21, "Is a directory")), 78),
         (BucketError("gs://bucket/run: cannot be written: 503"), 1),
         (PassingError("another process trains into this folder"), 1),
         (FileNotFoundError("not there yet"), 1),
