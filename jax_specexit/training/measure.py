@@ -18,6 +18,7 @@ from jax_specexit.planning.hbm import fitting
 from jax_specexit.sharding import BATCH, ROWS
 from jax_specexit.training.data import FIRST_ROWS
 from specexit.data.sequences import Example
+from specexit.errors import InputError
 
 NAMES = ("tokens", "positions", "segment_ids")
 """Fields of a packed example that the target reads."""
@@ -57,13 +58,16 @@ def measure_aux(
       rows: a few packed examples.
       mesh: that the target is on.
       dtype: of the target's matrix products.
+
+    Raises:
+      InputError: the states are not finite, or all of them 0 somewhere.
     """
     # Every device needs a row; those that are none are padding, which no median counts.
     none = ((0, rows_measured(mesh, len(rows["tokens"])) - len(rows["tokens"])), (0, 0))
     batch = [jax.device_put(np.pad(rows[name], none), NamedSharding(mesh, BATCH)) for name in NAMES]
     with fitting("measure"):
         found = measurement(layers, mesh, dtype)(target, *batch)
-    return _powers_of_two(np.asarray(found))
+    return _powers_of_two(layers, np.asarray(found))
 
 
 def measure_stored(
@@ -79,10 +83,19 @@ def measure_stored(
       stored: ids of the layers of ``states``.
       rows: a few packed examples.
       states: theirs.
+
+    Raises:
+      InputError: see `measure_aux`.
     """
     rms = np.sqrt(np.mean(states.astype(np.float32) ** 2, axis=-1))[rows["segment_ids"] > 0]
-    return _powers_of_two(np.median(rms, axis=0)[[stored.index(k) for k in layers]])
+    return _powers_of_two(layers, np.median(rms, axis=0)[[stored.index(k) for k in layers]])
 
 
-def _powers_of_two(found: np.ndarray) -> tuple[float, ...]:
+def _powers_of_two(layers: tuple[int, ...], found: np.ndarray) -> tuple[float, ...]:
+    if not (np.all(np.isfinite(found)) and np.all(found > 0)):
+        rms = ", ".join(f"{size:g} at layer {layer}" for layer, size in zip(layers, found, strict=True))
+        raise InputError(
+            f"the target's hidden states have an RMS of {rms}: expected finite ones above 0 (a damaged download, or a "
+            "dtype that its weights are too large for)"
+        )
     return tuple(2.0 ** int(np.rint(np.log2(x))) for x in found)

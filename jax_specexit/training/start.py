@@ -48,7 +48,7 @@ def start(
     Raises:
       ConfigError, DraftError: ``init_from`` cannot be read, or was made for another target or shape; or the mesh does
         not divide the models.
-      InputError: on a TPU, another JAX than its attention was checked with.
+      InputError: on a TPU, another JAX than its attention was checked with; or hidden states that are not finite.
     """
     if jax.default_backend() == "tpu":
         check_version()

@@ -18,6 +18,7 @@ from jax_specexit.planning.aot import lower_step, shapes_of, stored_example
 from jax_specexit.planning.work import step_work
 from jax_specexit.sharding import AXES
 from jax_specexit.training.data import first_rows, open_features
+from jax_specexit.training.measure import measure_stored
 from jax_specexit.training.run import check_folder
 from jax_specexit.training.train import train
 from specexit.config import ConfigError, load, save_run
@@ -103,6 +104,16 @@ def test_a_target_whose_ends_are_not_plain_is_refused(cached: TrainConfig, unkno
     (tmp_path / "target.yaml").write_text(yaml.safe_dump(other.model_dump(mode="json")))
     with pytest.raises(InputError, match=r"final_logit_softcapping is 30\.0, expected a target whose"):
         train(cached.model_copy(update={"target": str(tmp_path / "target.yaml")}))
+
+
+def test_states_that_are_no_numbers_are_named_by_their_layer() -> None:
+    """As those of a target that was damaged on its way; what is measured of them is what a run begins with."""
+    states = np.ones((1, 4, 3, 8), np.float32)
+    rows = {"segment_ids": np.ones((1, 4), np.int32)}
+    assert measure_stored((1, 3), (1, 2, 3), rows, states) == (1.0, 1.0)
+    states[0, 2, 2] = np.nan
+    with pytest.raises(InputError, match=r"have an RMS of 1 at layer 1, nan at layer 3: expected finite ones above 0"):
+        measure_stored((1, 3), (1, 2, 3), rows, states)
 
 
 @pytest.mark.parametrize("key", ["eval_traces", "target_int8"])
