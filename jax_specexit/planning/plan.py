@@ -188,10 +188,11 @@ def _program(name: str, lower: Callable[[], jax.stages.Lowered], of: Lowered, ch
     held = _held(name, memory, of)
     total = memory.total - memory.arguments + held
     memory = dataclasses.replace(memory, arguments=held, total=total, spare=1 - total / chip.hbm_gib)
-    if memory.spare < 0:
+    has = chip.usable_gib or chip.hbm_gib
+    if total > has:
         raise ConfigError(
             f"{name} needs {total:.1f} GiB of HBM per chip with what else is on it then, a {chip.name} has "
-            f"{chip.hbm_gib:g}: choose {smaller(name)}"
+            f"{has:g}: choose {smaller(name)}"
         )
     return Program(memory, time.perf_counter() - begin)
 

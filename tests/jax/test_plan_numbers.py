@@ -132,10 +132,10 @@ class TooLarge:
         )
 
 
-def too_large(mesh: AbstractMesh) -> Lowered:
-    """A step of which nothing fits beside 20 GiB."""
+def too_large(mesh: AbstractMesh, gib: int = 20) -> Lowered:
+    """A step of which nothing fits beside so many GiB."""
     one = SingleDeviceSharding(jax.devices()[0])
-    state: Any = jax.ShapeDtypeStruct((20, 2**28), jnp.float32, sharding=one)
+    state: Any = jax.ShapeDtypeStruct((gib, 2**28), jnp.float32, sharding=one)
     step: Any = TooLarge()
     where: Any = mesh
     return Lowered(where, step, Frozen(None, None, None), state, {})
@@ -156,6 +156,17 @@ def test_a_program_that_does_not_fit_is_refused_with_what_makes_it_smaller(name:
     lower: Any = TooLarge
     with pytest.raises(ConfigError, match=rf"^{name} needs 24\.0 GiB .* has 15\.75: choose {remedy}$"):
         _program(name, lower, too_large(mesh), chip)
+
+
+def test_a_program_that_fits_alone_is_refused_beside_what_else_is_there() -> None:
+    """Its 15.7 GiB are what the compiler has seen, and 0.2 more are held: less than v5e's 16, more than it can have."""
+    _, _, chip, mesh = full_size("r1-llama-8b-v5e-16")
+    sizes = dict.fromkeys(("output", "alias", "generated_code"), 0.0) | {"argument": 0.8, "temp": 14.9}
+    compiled = Mock(spec=jax.stages.Compiled)
+    found = {f"{name}_size_in_bytes": int(gib * 2**30) for name, gib in sizes.items()}
+    compiled.memory_analysis.return_value = SimpleNamespace(**found)
+    with pytest.raises(ConfigError, match=r"^evaluate needs 15\.9 GiB .* else is on it then, a v5e has 15\.75: choose"):
+        _program("evaluate", lambda: Mock(compile=lambda: compiled), too_large(mesh, gib=1), chip)
 
 
 def test_no_batch_fits_beside_weights_that_alone_are_too_much() -> None:
