@@ -136,7 +136,7 @@ class HeldOut:
         self.size, self.length = rows_for(self.longest, self.row, self.config.batch_size, shards)
         if is_first():
             for line in self._said():
-                Console(stderr=True).print(f"{self.config.eval_traces}: {line}")
+                Console(stderr=True).print(f"{self.config.eval_traces}: {line}", soft_wrap=True, markup=False)
 
     def _said(self) -> Iterator[str]:
         """What whoever starts the run should know of the rows."""

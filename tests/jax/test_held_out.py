@@ -1,5 +1,6 @@
 """Which rows an evaluation in a run takes, and that a plan has compiled none that are smaller. A few seconds."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -104,12 +105,19 @@ def test_the_evaluation_that_is_planned_is_the_one_that_long_traces_cause(
 
 
 def test_traces_that_are_too_long_are_left_out_and_counted(
-    config: TrainConfig, target: TargetConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    config: TrainConfig,
+    target: TargetConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
 ) -> None:
     assert config.eval_traces is not None
     long = sum(tokens_of(trace) > 3 * ROW for trace in read_labelled(config.eval_traces))
     assert 0 < long < 40
-    config = config.model_copy(update={"evaluate_length": 3 * ROW})
+    path = tmp_path / "[v2]" / "traces.parquet"  # which would pass for markup
+    path.parent.mkdir()
+    shutil.copy(config.eval_traces, path)
+    config = config.model_copy(update={"evaluate_length": 3 * ROW, "eval_traces": path})
     meta = PackMeta.model_construct(length=ROW, exit_point="earliest")
     held_out = HeldOut(config, target, meta)
     seen, found = evaluated(held_out, target, monkeypatch)
@@ -117,7 +125,7 @@ def test_traces_that_are_too_long_are_left_out_and_counted(
     assert (found.n, found.left_out) == (40 - long, long)
     assert found.to_json()["left_out"] == long
     said = " ".join(capsys.readouterr().err.split())
-    assert f"{long} traces of more than 48 tokens are left out of evaluations" in said
+    assert f"{path}: {long} traces of more than 48 tokens are left out of evaluations" in said
     whole = HeldOut(config.model_copy(update={"evaluate_length": None}), target, meta)
     assert held_out.measure != whole.measure, "a score of all traces is another one"
     with pytest.raises(
