@@ -53,3 +53,14 @@ def read_status(run: Path) -> tuple[Status, int, int]:
     if status not in get_args(Status):
         raise PassingError(f"{path}: status is {status!r}, expected one of {', '.join(get_args(Status))}")
     return status, step, steps
+
+
+def check_finished(run: Path) -> None:
+    """Check that a run whose process has ended with 0 was not saved behind a preemption notice.
+
+    Raises:
+      PassingError: it goes on; or see `read_status`.
+    """
+    status, step, steps = read_status(run)
+    if status != "finished":
+        raise PassingError(f"the run in {run} is {status}, at step {step} of {steps}; start again to go on")

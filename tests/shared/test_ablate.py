@@ -188,6 +188,8 @@ def training(paths, monkeypatch):
             out.write_bytes((paths / ("fc.parquet" if blind else "draft.parquet")).read_bytes())
         else:
             out.mkdir(exist_ok=True)
+        if name == "train":
+            (out / "status.json").write_text(json.dumps({"status": "finished", "step": 7, "steps": 7}))
 
     monkeypatch.setattr(trained, "_command", command)
     weights = {
@@ -222,6 +224,22 @@ def test_a_draft_is_trained_for_each_alternative_and_replayed(training, paths, c
     ) in asked
     assert "tokens a step" in capsys.readouterr().out
     assert "How many TTT steps?" in (paths / "out" / "ablations.json").read_text()
+
+
+def test_a_draft_whose_training_was_preempted_is_not_replayed(training, monkeypatch):
+    """Training exits with 0 then; the numbers of a draft that is half trained would be kept for good."""
+    asking, asked = training
+    command = trained._command
+
+    def preempted(name, arguments):
+        command(name, arguments)
+        run = Path(arguments[-1].removeprefix("out="))
+        (run / "status.json").write_text(json.dumps({"status": "preempted", "step": 4, "steps": 7}))
+
+    monkeypatch.setattr(trained, "_command", preempted)
+    with pytest.raises(ConfigError, match=r"/run is preempted, at step 4 of 7; start again to go on$"):
+        ablate(asking)
+    assert [name for name, _ in asked] == ["train"]
 
 
 def test_what_has_been_trained_is_kept(training, paths):

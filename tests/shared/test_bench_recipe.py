@@ -2,6 +2,7 @@
 
 import json
 import random
+import subprocess
 from collections import Counter
 from pathlib import Path
 
@@ -93,6 +94,20 @@ def test_every_variant_is_trained_with_every_seed(config: BenchRecipeConfig, mon
         "rounded": {"acceptance length": [2.0, 4.0]},
     }
     assert written["variants"]["rounded"] == ["dtype=bfloat16"]
+
+
+def test_a_run_that_was_preempted_has_no_numbers_yet(config: BenchRecipeConfig, monkeypatch):
+    """It exits with 0, as one that has finished."""
+
+    def preempted(command: list[str], **_: object) -> subprocess.CompletedProcess:
+        run = Path(command[-1].removeprefix("out="))
+        run.mkdir(parents=True)
+        (run / "status.json").write_text(json.dumps({"status": "preempted", "step": 4, "steps": 8}))
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(recipe.subprocess, "run", preempted)
+    with pytest.raises(ConfigError, match=r"/as-it-is-3 is preempted, at step 4 of 8; start again to go on$"):
+        bench_recipe(config)
 
 
 def test_a_variant_with_an_unknown_key_is_refused_before_anything_is_trained(config: BenchRecipeConfig):

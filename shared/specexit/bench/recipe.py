@@ -27,6 +27,7 @@ from specexit.demo import ALLOCATOR
 from specexit.hardware import describe_hardware
 from specexit.schemas.bench_recipe import BenchRecipeConfig
 from specexit.schemas.train import TrainConfig
+from specexit.status import check_finished
 
 LOSS = "1"
 """Points of accuracy that the cut may cost; a key of an evaluation's ``cut``."""
@@ -39,7 +40,7 @@ def bench_recipe(config: BenchRecipeConfig) -> dict[str, Any]:
     """Train all variants with all seeds, write ``recipe.json`` and print it.
 
     Raises:
-      ConfigError: a variant is no recipe, or a run failed; its own message stands above.
+      ConfigError: a variant is no recipe, or a run failed, whose own message stands above, or was preempted.
       PackError: the data whose labels are to be shuffled cannot be read.
     """
     path, given = find("recipes", config.recipe), config.model_dump(mode="json", exclude_none=True)
@@ -74,6 +75,7 @@ def _trained(recipe: Path, overrides: Sequence[str], run: Path) -> dict[str, flo
     code = subprocess.run(command, env=os.environ | ALLOCATOR).returncode
     if code:
         raise ConfigError(f"the run in {run} ended with exit code {code}; start again to go on")
+    check_finished(run)
     return quantities(json.loads((run / "evaluation.json").read_text()))
 
 

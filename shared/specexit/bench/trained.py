@@ -19,6 +19,7 @@ from specexit.config import ConfigError, find, load
 from specexit.demo import ALLOCATOR
 from specexit.schemas.ablate import Alternative, TrainedConfig
 from specexit.schemas.train import TrainConfig
+from specexit.status import check_finished
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def train_alternatives(config: TrainedConfig, traces: Path) -> dict[str, dict[st
       Question -> alternative -> what it has left.
 
     Raises:
-      ConfigError: an alternative is no recipe, or a command failed; its own message stands above.
+      ConfigError: an alternative is no recipe, or a command failed, whose own message stands above, or was preempted.
     """
     path, folders = find("recipes", config.recipe), _folders(config)
     for alternative, folder in folders.items():
@@ -78,6 +79,7 @@ def _overrides(config: TrainedConfig, alternative: Alternative) -> list[str]:
 def _draft(config: TrainedConfig, recipe: Path, alternative: Alternative, traces: Path, folder: Path) -> TrainedDraft:
     run, draft, scores, evaluation = (folder / name for name in ("run", "draft", "scores", "evaluation.json"))
     _command("train", [str(recipe), *_overrides(config, alternative), f"out={run}"])
+    check_finished(run)
     if not evaluation.exists():
         some = [] if config.evaluate_n is None else [f"n={config.evaluate_n}"]
         _command("evaluate", [f"run={run}", f"traces={traces}", *some, f"out={evaluation}"])
