@@ -23,6 +23,7 @@ REQUEST = {
     "cache_salt": None,
     "priority": 0,
     "reasoning_ended": None,
+    "reasoning_parser_kwargs": None,
 }
 """What is kept of vLLM's ``EngineCoreRequest``."""
 

@@ -10,14 +10,17 @@ import pytest
 
 from specexit.config import ConfigError
 from specexit.drafts.policy import PolicyFile, Serving
+from specexit.schemas.target import load_target_config
 from tests.serving.ends import Engine, front_end, incoming, row
 from tests.serving.points import POINTS, operation, point
+from torch_specexit.chat import load_chat_tokenizer
 from torch_specexit.plugin.compat.request_hooks import REQUEST_HOOKS
 from torch_specexit.plugin.compat.server_hooks import SERVER_HOOKS
 from torch_specexit.plugin.frontend import server
 from torch_specexit.plugin.frontend.activity import Activity
 from torch_specexit.plugin.frontend.arguments import RESOLVED, ArgumentError, admit
 from torch_specexit.plugin.frontend.callers import mark_of
+from torch_specexit.plugin.frontend.grammars import parser_of
 from torch_specexit.plugin.frontend.inner import inner
 from torch_specexit.plugin.frontend.reports import ADMITTED
 from torch_specexit.plugin.outcome import KEY
@@ -216,6 +219,30 @@ def test_a_grammar_that_binds_though_the_prompt_opens_the_thinking_rules_exits_a
         assert (admitted.mode, admitted.audited) == (mode, mode == "shadow")
         told = request.sampling_params.extra_args[RESOLVED]
         assert (told["mode"], told["response"]) == (mode, None if mode == "off" else "chatcmpl-1")
+
+
+@pytest.mark.parametrize(
+    ("parser", "asked", "thinks", "mode"),
+    [
+        ("deepseek_v3", object(), False, "off"),
+        ("deepseek_v3", object(), True, "exit"),
+        ("deepseek_v3", None, False, "exit"),
+        ("", object(), False, "exit"),  # of which the workers know that it binds
+    ],
+)
+def test_a_grammar_of_which_vllms_parser_alone_knows_that_it_binds_rules_exits_out(parser, asked, thinks, mode):
+    """By `/v1/responses` no route says that the reasoning is over: the engine asks a parser that believes the arguments
+    of the template, which has opened the thinking all the same."""
+    target = load_target_config("tiny-reasoner")
+    engine = SimpleNamespace(
+        output_processor=SimpleNamespace(tokenizer=load_chat_tokenizer(target)),
+        vllm_config=SimpleNamespace(structured_outputs_config=SimpleNamespace(reasoning_parser=parser)),
+    )
+    front, request = front_end(), incoming("resp-1", structured_outputs=asked)
+    front.taken_for_over = parser_of(engine)
+    request.prompt_token_ids = [target.think_tokens().start]
+    request.reasoning_parser_kwargs = {"chat_template_kwargs": {"thinking": thinks}}
+    assert front.admit(request).mode == mode
 
 
 CALIBRATED = {"temperature": 0.6, "top_p": 0.95, "top_k": 20, "max_tokens": 32768}

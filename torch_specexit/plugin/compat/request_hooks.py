@@ -138,7 +138,7 @@ REQUEST_HOOKS = (
                 f"{_ENGINE}:EngineCoreRequest",
                 ("request_id", "external_req_id", "sampling_params", "lora_request", "cache_salt", "priority"),
             ),
-            Has(f"{_ENGINE}:EngineCoreRequest", ("reasoning_ended",)),
+            Has(f"{_ENGINE}:EngineCoreRequest", ("reasoning_ended", "reasoning_parser_kwargs")),
             Has("vllm.sampling_params:SamplingParams", (*sampling.KEYS, *sampling.NEUTRAL)),
             Uses(f"{_ENGINE}.async_llm:AsyncLLM._add_request", ("output_processor", "engine_core")),
         ),

@@ -18,6 +18,7 @@ from torch_specexit.plugin.compat.fit import misfits
 from torch_specexit.plugin.compat.request_hooks import REQUEST_HOOKS
 from torch_specexit.plugin.frontend.activity import Activity, misfit_of
 from torch_specexit.plugin.frontend.audit import Audit, generator_of
+from torch_specexit.plugin.frontend.grammars import parser_of
 from torch_specexit.plugin.frontend.imposed import FOLDER, Imposed, Kept
 from torch_specexit.plugin.frontend.metrics import ExitMetrics
 from torch_specexit.plugin.frontend.operation import Operation
@@ -98,6 +99,7 @@ def open_front_end(engine: Any, opening: Opening) -> FrontEnd:
         api_servers=engine.vllm_config.parallel_config._api_process_count,
         tokens=_tokens_of(engine, operation),
     )
+    front.taken_for_over = parser_of(engine)
     front.audit = _audit_of(engine, opening, front, metrics)
     if metrics is not None:
         metrics.watch(front)

@@ -19,6 +19,7 @@ from torch_specexit.plugin.frontend.audit import CACHE_SALT, PRIORITY, Audit
 from torch_specexit.plugin.frontend.callers import batched, caller, response_of
 from torch_specexit.plugin.frontend.finding import find, response_of_state
 from torch_specexit.plugin.frontend.finished import Finished
+from torch_specexit.plugin.frontend.grammars import binds_at_once
 from torch_specexit.plugin.frontend.hold import Hold
 from torch_specexit.plugin.frontend.inner import inner
 from torch_specexit.plugin.frontend.operation import Admitted, Operation
@@ -66,6 +67,8 @@ class FrontEnd:
         self.end_tokens, self.api_servers, self.tokens = end_tokens, api_servers, tokens
         self.hold = Hold(operation, api_servers=api_servers)
         self.traffic = TrafficWatch(operation)
+        self.taken_for_over: Callable[[Any], bool] | None = None
+        """See `torch_specexit.plugin.frontend.grammars.parser_of`."""
         self.changed: Callable[[], None] = lambda: None
         """Told whenever something else is served."""
         self.uncertified_loras: set[str] = set()
@@ -122,8 +125,8 @@ class FrontEnd:
             )
         except ArgumentError as error:
             raise refusal()(str(error), error.parameter) from error
-        bound = request.reasoning_ended and getattr(params, "structured_outputs", None) is not None
-        if bound:  # by a grammar from its first token on, which takes no end marker: vLLM would end it in an error
+        bound = binds_at_once(request, self.taken_for_over)
+        if bound:  # by a grammar that takes no end marker: vLLM would end it in an error
             admitted = admitted._replace(mode="off", point=None, certified=False, audited=False)
         if lora is not None and admitted.mode != "off" and lora not in self.uncertified_loras:
             self.uncertified_loras.add(lora)

@@ -1,0 +1,49 @@
+"""Whether the grammar of a request binds from its first token on, so that no end marker may be written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from torch_specexit.plugin.compat.harmless import harmless
+
+
+def binds_at_once(request: Any, taken_for_over: Callable[[Any], bool] | None) -> bool:
+    """Whether vLLM's engine holds all of a request to a grammar, though its prompt may open the thinking.
+
+    Args:
+      request: vLLM's `EngineCoreRequest`.
+      taken_for_over: see `parser_of`.
+    """
+    if getattr(request.sampling_params, "structured_outputs", None) is None:
+        return False
+    if request.reasoning_ended is not None or taken_for_over is None:
+        return bool(request.reasoning_ended)
+    return bool(harmless(lambda: taken_for_over(request)))
+
+
+def parser_of(engine: Any) -> Callable[[Any], bool] | None:
+    """Whether the reasoning of a request is over at its start, as vLLM's engine finds it where no route has said so
+    (`/v1/responses`): it asks a reasoning parser that believes the arguments of the chat template.
+
+    Args:
+      engine: vLLM's `AsyncLLM`.
+
+    Returns:
+      None where there is no tokenizer. Without a reasoning parser grammars always bind, as the workers know.
+    """
+    tokenizer = engine.output_processor.tokenizer
+    if tokenizer is None:
+        return None
+    return partial(_is_over, engine.vllm_config.structured_outputs_config, tokenizer)
+
+
+def _is_over(config: Any, tokenizer: Any, request: Any) -> bool:
+    from vllm.reasoning import ReasoningParserManager
+
+    if not config.reasoning_parser:
+        return False
+    given = request.reasoning_parser_kwargs or {}
+    parser = ReasoningParserManager.get_reasoning_parser(config.reasoning_parser)(tokenizer=tokenizer, **given)
+    return parser.is_reasoning_end(request.prompt_token_ids or [])
