@@ -139,6 +139,33 @@ def test_where_a_calibration_had_several_kinds_of_answers_each_audit_finds_its_o
     assert asyncio.run(audit.judge(case)) == expected
 
 
+ONE = "```python\ndef f(x):\n    return x + 1\n```"
+OTHER = "```python\ndef f(x):\n    return 1 + x\n```"
+
+
+@pytest.mark.parametrize(
+    ("kinds", "early", "full", "expected"),
+    [
+        (("code",), OTHER, ONE, "no_answer"),
+        # Were these alone counted, what is left would be no fair sample.
+        (("code",), ONE, ONE, "no_answer"),
+        (("code", "math"), "Hm.", ONE, "no_answer"),
+        (("code", "math"), r"\boxed{7}", r"\boxed{7}", "same"),
+        (("code", "math"), ONE, r"\boxed{7}", "changed"),
+    ],
+)
+def test_of_programs_an_audit_says_nothing_as_no_request_brings_tests(kinds, early, full, expected):
+    """A calibration runs both on the tests of their prompt. All that were written otherwise counted as changed, and put
+    a sound point into shadow mode."""
+
+    async def generate(*_):
+        return early
+
+    audit = Audit(generate, lambda ids: full if ids else "", TOKENS, 200, kinds=kinds)
+    case = Case("r", array("i", [START]), array("i", [*THOUGHT, END, 20]), 2, 100)
+    assert asyncio.run(audit.judge(case)) == expected
+
+
 @pytest.mark.parametrize(("kind", "said"), [("text", "Answer: Paris"), ("choice", "The answer is B")])
 def test_the_token_that_ends_a_turn_is_no_part_of_an_answer(kind, said, monkeypatch):
     """The early answer comes without it: audits of short texts were all changed, and of letters there were none."""

@@ -185,13 +185,14 @@ class Audit:
 
     async def judge(self, case: Case) -> str:
         """``same`` or ``changed``; ``no_exit`` where nothing could have changed; ``no_answer`` where the whole thinking
-        leads to none that could change; ``no_boundary`` where there was nowhere to exit."""
+        leads to none that could change, or to a program, as only tests tell two of them apart; ``no_boundary`` where
+        there was nowhere to exit."""
         output, end, options = case.output_ids.tolist(), self.tokens.end_marker, None
         if "choice" in self.kinds:  # which a request does not say, but its prompt
             options = listed_options(self.decode(case.prompt_ids[-MOST_READ:].tolist()))
         answer = behind(output[case.kept or 0 :], end)
         kind, full = await self._stated(self.decode(answer), options)
-        if full is None:
+        if full is None or kind == "code":  # two programs agree where both pass tests, which no request brings
             return "no_answer"
         if case.kept is None:
             thought = output[: -len(answer) - len(end)]
