@@ -189,6 +189,30 @@ def test_the_token_that_ends_a_turn_is_no_part_of_an_answer(kind, said, monkeypa
     assert asyncio.run(opening._audit_of(engine, opened, front, None).judge(case)) == "same"
 
 
+def test_a_policy_file_alone_makes_a_server_call_no_function(monkeypatch, caplog):
+    """It may be a stranger's, who named `shutil.rmtree`, and a client's the text that is given to it."""
+    kind = "function:shutil:rmtree"
+    monkeypatch.setattr(opening, "generator_of", lambda engine: pytest.fail)
+    tokenizer = SimpleNamespace(decode=str, encode=lambda text, add_special_tokens: [])
+    engine = SimpleNamespace(
+        output_processor=SimpleNamespace(tokenizer=tokenizer),
+        model_config=SimpleNamespace(is_multimodal_model=False, max_model_len=200),
+    )
+    file = PolicyFile(population=Population(prompts=1, traces=1, answer_kinds=(kind, "math")))
+    opened = opening.Opening(None, None, file, Serving(audit_rate=1.0), None, [], None, None, ())
+    front = front_end()
+    front.tokens = TOKENS
+    for named in ("", "function:shutil:copy"):
+        monkeypatch.setenv(opening.FUNCTIONS, named)
+        caplog.clear()
+        assert opening._audit_of(engine, opened, front, None) is None
+        (line,) = [record.getMessage() for record in caplog.records]
+        assert "audits are off" in line
+        assert kind in line
+    monkeypatch.setenv(opening.FUNCTIONS, f"function:shutil:copy {kind}")
+    assert opening._audit_of(engine, opened, front, None).kinds == (kind, "math")
+
+
 def test_a_long_answer_is_looked_through_apart(monkeypatch):
     """What is done in the process of a server holds up all of its requests."""
     monkeypatch.setattr(audits, "extract_answer", lambda *_: pytest.fail("looked through here"))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from specexit.config import ConfigError
+from specexit.data.answers import KINDS
 from specexit.drafts.directory import SpecExitBlock
 from specexit.drafts.policy import PolicyError, PolicyFile, Serving
 from specexit.method.decision import Policy
@@ -29,6 +31,10 @@ from torch_specexit.plugin.outcome import KEY
 from torch_specexit.plugin.settings import draft_config
 
 logger = logging.getLogger("vllm.specexit")
+
+FUNCTIONS = "SPECEXIT_ANSWER_FUNCTIONS"
+"""Environment variable: the answer kinds ``function:module:name`` that audits may call, between spaces. Not a setting,
+nor `policy.json`'s to say, as those may be a stranger's, and the function gets what clients have had written."""
 
 
 class Opening(NamedTuple):
@@ -162,13 +168,19 @@ def _audit_of(engine: Any, opening: Opening, front: FrontEnd, metrics: ExitMetri
     if tokens is None or engine.model_config.is_multimodal_model:
         logger.warning("specexit: audits are off, they need a tokenizer and prompts that are nothing but text")
         return None
+    kinds = (opening.file.population.answer_kinds if opening.file.population else ()) or ("math",)
+    if strange := sorted({*kinds} - {*KINDS, *os.environ.get(FUNCTIONS, "").split()}):
+        message = (
+            "specexit: audits are off, answers of kind %s are compared where the variable %s of the environment says so"
+        )
+        logger.warning(message, " ".join(map(repr, strange)), FUNCTIONS)
+        return None
 
     def settled(point: str, result: str, policy: Policy) -> None:
         front.audited(point, result, policy)
         if metrics is not None:
             metrics.audited(point, result)
 
-    kinds = opening.file.population.answer_kinds if opening.file.population else ()
     return Audit(
         generator_of(engine),
         # As vLLM has the early answer, so that the token which ends the turn is part of neither.
@@ -176,7 +188,7 @@ def _audit_of(engine: Any, opening: Opening, front: FrontEnd, metrics: ExitMetri
         tokens,
         engine.model_config.max_model_len,
         settled,
-        kinds or ("math",),
+        kinds,
         tokenizer.encode(opening.serving.transition, add_special_tokens=False),
     )
 
