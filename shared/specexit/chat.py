@@ -224,12 +224,14 @@ def body_of(config: ChatConfig, model: str, messages: list[dict[str, str]], serv
     return body | sampling | ({"max_tokens": config.max_tokens} if config.max_tokens else {})
 
 
-def end_thinking(client: Client, request: str) -> str:
-    """Have the server end a request's thinking at its next boundary; what to say about that."""
+def end_thinking(client: Client, request: str, console: Console) -> str:
+    """Have the server end a request's thinking at its next boundary; what the bar is to say about that. A refusal is
+    shown above it, where there is room for all of it."""
     try:
         client.post("/v1/chat/completions/control", {"id": request, "action": "reasoning_end"})
     except ChatError as error:
-        return f" ({error})"
+        console.out(error, highlight=False)
+        return ""
     return " (to answer at the next paragraph end)"
 
 
@@ -255,7 +257,7 @@ def ask(client: Client, body: dict[str, Any], think_end: str, console: Console, 
 def _watch(client: Client, turn: Turn, chunks: Iterator[dict[str, Any]], console: Console) -> str:
     """Follow the thinking to its end; returns what there is of the answer by then."""
     answer = ""
-    columns = (TextColumn("{task.description}"), BarColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn())
     with single_keys() as key, Progress(*columns, console=console, transient=console.is_terminal) as bar:
         task, note = bar.add_task("thinking", total=1.0), f" ({END_KEY}: answer now)" if sys.stdin.isatty() else ""
         for chunk in chunks:
@@ -264,7 +266,7 @@ def _watch(client: Client, turn: Turn, chunks: Iterator[dict[str, Any]], console
             if pressed == LEAVE_KEY:
                 raise EOFError
             if pressed == END_KEY:
-                note = end_thinking(client, chunk["id"])
+                note = end_thinking(client, chunk["id"], bar.console)
             done, text = turn.progress()
             bar.update(task, completed=done, description=text + note)
             if turn.over:

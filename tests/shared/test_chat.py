@@ -115,7 +115,14 @@ class Server(Client):
             raise ChatError(*self.refusal)
 
 
-@pytest.mark.parametrize("refusal", [(), ("404: this route is closed",)], ids=str)
+CLOSED = (
+    "http://localhost:8000/v1/chat/completions/control: 404: this route is closed; an operator opens it by "
+    "serving.routes: [interrupt]"
+)
+"""What a server answers as it is by default: longer than a line, and rich takes `[interrupt]` for a style."""
+
+
+@pytest.mark.parametrize("refusal", [(), (CLOSED,)], ids=["done", "refused"])
 def test_a_key_ends_the_thinking_and_a_refusal_is_shown(refusal, monkeypatch):
     pressed = iter([None, END_KEY, None, None])
 
@@ -125,7 +132,7 @@ def test_a_key_ends_the_thinking_and_a_refusal_is_shown(refusal, monkeypatch):
 
     monkeypatch.setattr(client_side, "single_keys", keys)
     server, shown = Server(*refusal), io.StringIO()
-    turn = ask(server, {}, "</think>", Console(file=shown, width=200), show_thinking=False)
+    turn = ask(server, {}, "</think>", Console(file=shown, width=80 if refusal else 200), show_thinking=False)
     assert server.posted == [("/v1/chat/completions/control", {"id": "chatcmpl-1", "action": "reasoning_end"})]
     assert turn.answer == "Four."
     assert (refusal[0] if refusal else "to answer at the next paragraph end") in shown.getvalue()
