@@ -146,6 +146,17 @@ class Turn:
                 self.over, self.answer = bool(marker), answer
         return self.answer[before:]
 
+    def end(self) -> str:
+        """The response has come to its end; returns the part of the answer that nobody has told from thinking.
+
+        Of a model that does not think, where no report says so, the whole text is the answer.
+        """
+        silent = self.report.get("outcome", "off") == "off" and not self.report.get("thinking_tokens")
+        if self.over or self._parsed or not silent:
+            return ""
+        self.thinking, self.answer, self.over = "", self.thinking, True
+        return self.answer
+
     def _listen(self, report: dict[str, Any] | None) -> None:
         if report is None:
             return
@@ -244,7 +255,7 @@ def ask(client: Client, body: dict[str, Any], think_end: str, console: Console, 
     """
     turn = Turn(think_end)
     with contextlib.closing(client.stream("/v1/chat/completions", body)) as chunks:
-        answer = _watch(client, turn, chunks, console)
+        answer = _watch(client, turn, chunks, console) or turn.end()
         if show_thinking:
             console.print(turn.thinking.strip(), style="dim", markup=False, highlight=False)
         console.print(answer.lstrip(), end="", markup=False, highlight=False)

@@ -102,12 +102,12 @@ def test_a_url_of_another_kind_is_refused():
 class Server(Client):
     """What `ask` needs of a client: chunks of one response, and a place to post to."""
 
-    def __init__(self, *refusal):
-        self.refusal, self.posted = refusal, []
+    def __init__(self, *refusal, pieces=("So it is ", "4.", "</think>", "Four."), said=None):
+        self.refusal, self.posted, self.pieces, self.said = refusal, [], pieces, said
 
     def stream(self, path, body):
-        for piece in ("So it is ", "4.", "</think>", "Four."):
-            yield chunk(content=piece) | {"id": "chatcmpl-1"}
+        for piece in self.pieces:
+            yield chunk(self.said, content=piece) | {"id": "chatcmpl-1"}
 
     def post(self, path, body):
         self.posted.append((path, body))
@@ -136,6 +136,19 @@ def test_a_key_ends_the_thinking_and_a_refusal_is_shown(refusal, monkeypatch):
     assert server.posted == [("/v1/chat/completions/control", {"id": "chatcmpl-1", "action": "reasoning_end"})]
     assert turn.answer == "Four."
     assert (refusal[0] if refusal else "to answer at the next paragraph end") in shown.getvalue()
+
+
+SAID = {"none": None, "off": report("off", 0, {}), "cut off": report("length", 9), "off, cut off": report("off", 9, {})}
+
+
+@pytest.mark.parametrize("said", list(SAID.values()), ids=list(SAID))
+def test_where_nobody_thinks_and_no_report_says_so_the_text_is_the_answer(said):
+    """As of a server without the plug-in, or in mode `off`: nothing was shown, and the next turn had no answer."""
+    server, shown = Server(pieces=("Two and ", "two are four."), said=said), io.StringIO()
+    turn = ask(server, {}, "</think>", Console(file=shown, width=80), show_thinking=True)
+    thought = bool(said and said["thinking_tokens"])  # and was cut off before an answer came
+    assert (turn.thinking, turn.answer) == (("Two and two are four.", "") if thought else ("", "Two and two are four."))
+    assert shown.getvalue().count("Two and two are four.") == 1
 
 
 def test_keys_are_read_as_they_are_pressed_and_the_terminal_is_left_as_it_was(monkeypatch):
