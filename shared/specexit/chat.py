@@ -7,6 +7,7 @@ verdicts it moves with the tokens that have come in.
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import math
 import sys
@@ -22,6 +23,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from specexit.errors import InputError
 from specexit.keys import single_keys
 from specexit.schemas.chat import ChatConfig
+from specexit.schemas.url import why_no_url
 
 
 class ChatError(InputError):
@@ -43,8 +45,12 @@ class Client:
     """
 
     def __init__(self, config: ChatConfig):
-        if not config.url.startswith(("http://", "https://")):
-            raise ChatError(f"url is {config.url!r}, expected http://... or https://...")
+        if (why := why_no_url(config.url)) is not None:
+            raise ChatError(f"url is {config.url!r}, expected http://... or https://...: it {why}")
+        if any(char in "\r\n" or ord(char) > 255 for char in config.api_key or ""):
+            raise ChatError(
+                "api_key has a line end or a character beyond Latin-1, expected what an HTTP header can hold"
+            )
         self.url, self.timeout = config.url.rstrip("/"), config.timeout
         self.headers = {"Content-Type": "application/json"}
         if config.api_key:
@@ -59,7 +65,7 @@ class Client:
                 yield response
         except urllib.error.HTTPError as error:
             raise ChatError(f"{self.url}{path}: {error.code}: {_message(error.read())}") from error
-        except OSError as error:
+        except (OSError, http.client.HTTPException) as error:
             raise ChatError(f"{self.url}{path}: {getattr(error, 'reason', error)}") from error
 
     def get(self, path: str) -> dict[str, Any]:
@@ -69,7 +75,9 @@ class Client:
           ChatError: the server cannot be reached, refuses, or is another kind of server.
         """
         with self._open(path, None) as response:
-            text = response.read().decode(errors="replace")
+            return self._read(path, response.read().decode(errors="replace"))
+
+    def _read(self, path: str, text: str) -> dict[str, Any]:
         try:
             return json.loads(text)
         except ValueError as error:
@@ -92,14 +100,15 @@ class Client:
         """
         with self._open(path, body) as response:
             for line in response:
-                data = line.decode().removeprefix("data:").strip()
+                data = line.decode(errors="replace").removeprefix("data:").strip()
                 if data == "[DONE]":
                     return
                 if line.startswith(b"data:"):
-                    chunk = json.loads(data)
+                    chunk = self._read(path, data)
                     if "error" in chunk:
                         raise ChatError(f"{self.url}{path}: {_message(data.encode())}")
                     yield chunk
+        raise ChatError(f"{self.url}{path}: the server stopped in the midst of its answer, expected [DONE] at the end")
 
 
 def _message(body: bytes) -> str:

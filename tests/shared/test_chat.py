@@ -94,9 +94,48 @@ def test_a_question_is_sampled_as_the_servers_certificates_are_of(server, temper
     assert {key: body[key] for key in body.keys() & COVERED.keys()} == sampling
 
 
-def test_a_url_of_another_kind_is_refused():
-    with pytest.raises(ChatError, match="url is 'file:///etc/passwd', expected http"):
-        Client(ChatConfig(url="file:///etc/passwd"))
+@pytest.mark.parametrize("url", ["file:///etc/passwd", "http://localhost:80x", "http://local host:8000"])
+def test_a_url_that_is_none_of_a_server_is_refused(url):
+    with pytest.raises(ChatError, match=f"url is '{url}', expected http"):
+        Client(ChatConfig(url=url))
+
+
+@pytest.mark.parametrize("end", ["\n", "\u20ac"])
+def test_an_api_key_that_no_header_can_hold_is_refused_and_not_shown(end):
+    with pytest.raises(ChatError, match="api_key has a line end or a character") as error:
+        Client(ChatConfig(api_key=f"secret{end}"))
+    assert "secret" not in str(error.value)
+
+
+class Dies(BaseHTTPRequestHandler):
+    """A server that is gone in the midst of its answer."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(200)
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        data = b"data: " + json.dumps(chunk(content="on ")).encode() + b"\n\n"
+        cut = self.path == "/cut"
+        self.wfile.write(b"%x\r\n%s" % (len(data) + cut, data if cut else data + b"\r\n"))
+        self.close_connection = True
+
+    def log_message(self, format, *arguments): ...
+
+
+@pytest.mark.parametrize(("path", "told"), [("/cut", "IncompleteRead"), ("/whole", "the server stopped in the midst")])
+def test_a_server_that_dies_while_it_answers_is_an_error_of_one_line(path, told):
+    """In a piece of its answer, or between two: that one looked like the end of it."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), Dies) as server:
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        chunks = Client(ChatConfig(url=url)).stream(path, {})
+        assert next(chunks) == chunk(content="on ")
+        with pytest.raises(ChatError, match=f"^{url}{path}: {told}"):
+            next(chunks)
+        server.shutdown()
 
 
 class Server(Client):
