@@ -266,10 +266,10 @@ def ask(client: Client, body: dict[str, Any], think_end: str, console: Console, 
     with contextlib.closing(client.stream("/v1/chat/completions", body)) as chunks:
         answer = _watch(client, turn, chunks, console) or turn.end()
         if show_thinking:
-            console.print(turn.thinking.strip(), style="dim", markup=False, highlight=False)
-        console.print(answer.lstrip(), end="", markup=False, highlight=False)
+            console.out(turn.thinking.strip(), style="dim", highlight=False)
+        console.out(answer.lstrip(), end="", highlight=False)
         for chunk in chunks:
-            console.print(turn.take(chunk), end="", markup=False, highlight=False)
+            console.out(turn.take(chunk), end="", highlight=False)
     console.print()
     return turn
 

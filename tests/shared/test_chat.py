@@ -190,6 +190,15 @@ def test_where_nobody_thinks_and_no_report_says_so_the_text_is_the_answer(said):
     assert shown.getvalue().count("Two and two are four.") == 1
 
 
+def test_what_the_model_writes_is_shown_as_it_is():
+    """`:b:` and `:o:` are emojis for rich, `[i]` is a style, and a line ended at 80 columns where nobody looks on."""
+    line = "a ratio a:b:c, xs[i:o:2], xs[i] and" + 20 * " so on" + "."
+    server, shown = Server(pieces=(line, "</think>", line)), io.StringIO()
+    turn = ask(server, {}, "</think>", Console(file=shown, width=80), show_thinking=True)
+    assert turn.answer == line
+    assert shown.getvalue().count(line) == 2
+
+
 def test_keys_are_read_as_they_are_pressed_and_the_terminal_is_left_as_it_was(monkeypatch):
     import termios
 
