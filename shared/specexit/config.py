@@ -50,17 +50,28 @@ class Config(BaseModel):
     def _said(cls, value: Any, info: Any) -> Any:
         """An empty path, such as a shell variable that is not set, would be the working directory, and ``~`` a folder
         of that name: no YAML expands it, and behind ``out=`` not every shell."""
-        if not isinstance(value, str) or Path not in _apart(cls.model_fields[info.field_name].annotation):
-            return value
-        if not value:
-            raise ValueError("expected a path")
-        return os.path.expanduser(value)
+        return _as_meant(value, cls.model_fields[info.field_name].annotation)
 
     @field_validator("*")
     @classmethod
     def _on_disk(cls, value: Any) -> Any:
         """A path is on disk, unless its key is a `specexit.buckets.Location`."""
         return refuse_bucket(value) if isinstance(value, Path) else value
+
+
+def _as_meant(value: Any, wanted: Any) -> Any:
+    """A value, and all paths in it by the types that its key may have, as whoever wrote them means them."""
+    kinds = _apart(wanted)
+    if isinstance(value, str) and Path in kinds:
+        if not value:
+            raise ValueError("expected a path")
+        return os.path.expanduser(value)
+    for kind in kinds:
+        if isinstance(value, list | tuple) and get_args(kind) == (Path, ...):
+            return tuple(_as_meant(one, Path) for one in value)
+        if isinstance(value, dict) and get_origin(kind) is dict:
+            return {key: _as_meant(one, get_args(kind)[1]) for key, one in value.items()}
+    return value
 
 
 ConfigT = TypeVar("ConfigT", bound=Config)

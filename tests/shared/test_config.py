@@ -129,6 +129,9 @@ class Paths(Config):
     out: Path = Path("runs")
     source: Location = Path("runs")
     either: Location | None = None
+    several: tuple[Path, ...] = ()
+    named: dict[str, Path] = Field({})
+    nested: dict[str, dict[str, Path]] = Field({})
     text: str = ""
 
 
@@ -151,6 +154,19 @@ def test_a_tilde_is_the_home_folder(recipe, key, tmp_path, monkeypatch):
     for config in (load(Paths, find("recipes", "~/recipe.yaml")), load(Paths, None, [f"{key}=~/runs/x", "text=~/x"])):
         assert config.model_dump()[key] == tmp_path / "runs" / "x"
         assert config.text == "~/x"
+
+
+def test_a_tilde_is_the_home_folder_in_lists_and_mappings_too(recipe, tmp_path, monkeypatch):
+    """No shell expands it in brackets, nor behind a key with a dot."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    recipe.write_text("several: [~/x, y]\nnamed: {a: ~/x}\nnested: {a: {b: ~/x}}\n")
+    home = tmp_path / "x"
+    expected = Paths(several=(home, Path("y")), named={"a": home}, nested={"a": {"b": home}})
+    for config in (load(Paths, recipe), load(Paths, None, ["several=[~/x, y]", "named.a=~/x", "nested.a.b=~/x"])):
+        assert config == expected
+    for empty in ("several=['']", "named.a=", "nested.a.b="):
+        with pytest.raises(ConfigError, match="expected a path"):
+            load(Paths, None, [empty])
 
 
 def test_a_folder_in_place_of_a_file_to_write_is_refused_before_any_work(tmp_path):

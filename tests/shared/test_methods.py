@@ -331,12 +331,14 @@ def test_methods_are_tuned_on_what_they_would_hear(trace: Trace) -> None:
     assert find_method("kth-boundary").tuned(Tuning([cut], 0.0)) == KthBoundary(4)
 
 
-def test_a_strangers_method_is_one_file(tmp_path: Path, trace: Trace) -> None:
+def test_a_strangers_method_is_one_file(tmp_path: Path, trace: Trace, monkeypatch: pytest.MonkeyPatch) -> None:
     result = run(trace, str(Path(__file__).parents[1] / "serving" / "own_method.py"))
     assert kept(result) == trace.boundaries[1]
     (tmp_path / "none.py").write_text("x = 1\n")
-    with pytest.raises(MethodError, match=r"none\.py': the file defines 0 methods, expected one"):
-        find_method(str(tmp_path / "none.py"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in (str(tmp_path / "none.py"), "~/none.py"):
+        with pytest.raises(MethodError, match=r"none\.py': the file defines 0 methods, expected one"):
+            find_method(name)
     with pytest.raises(
         MethodError, match=r"method 'deeer' does not exist, expected a \.py file or one of none, eagle3"
     ):

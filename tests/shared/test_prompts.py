@@ -51,6 +51,15 @@ def test_the_same_prompts_in_every_format(tmp_path, name, write):
     assert read_prompts(str(tmp_path / name), n=1) == PROMPTS[:1]
 
 
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    """As of every path in a YAML, though no key of the type of a path holds this one."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_jsonl(tmp_path / "p.jsonl", ROWS)
+    assert read_prompts("~/p.jsonl") == PROMPTS
+    write_jsonl(tmp_path / "a:b.jsonl", [{"question": "2 + 2?", "answer": "#### 4"}])
+    assert [prompt.reference for prompt in read_prompts("gsm8k:~/a:b.jsonl")] == ["4"]
+
+
 def test_a_datasets_folder(tmp_path):
     datasets = pytest.importorskip("datasets")
     made = datasets.Dataset.from_list(ROWS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -86,7 +87,7 @@ def read_shape(shape: str) -> tuple[str, dict[str, Any], tuple[int, ...]]:
     Raises:
       ConfigError: neither is there.
     """
-    path = Path(shape)
+    path = Path(os.path.expanduser(shape))
     if path.suffix == ".json" or path.is_dir():
         path = path / "config.json" if path.is_dir() else path
         try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -56,7 +57,7 @@ def find_method(reference: str) -> type[Method]:
         or one with the name of another.
     """
     if reference.endswith(".py"):
-        module = _from_file(Path(reference))
+        module = _from_file(Path(os.path.expanduser(reference)))
     elif reference in NAMES:
         module = importlib.import_module(f"specexit.bench.methods.{reference.replace('-', '_')}")
     else:

@@ -7,6 +7,7 @@ by its name (``gsm8k:FILE``), or a task of reasoning-gym (``reasoning-gym:TASK``
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Container
 from dataclasses import asdict, replace
 from itertools import count, islice
@@ -66,14 +67,15 @@ def read_prompts(
       PromptError: not there, not of its format or not UTF-8, a column is missing, unknown or of another type, an id
         occurs twice or is not in every row, a reference is no answer of its kind, or there is no prompt.
     """
-    name, colon, rest = str(source).partition(":")
+    source = os.path.expanduser(source)
+    name, colon, rest = source.partition(":")
     if colon and name == PREFIX:
         return read_task(rest, n, seed)
     known = FORMATS.get(name) if colon else None
     if colon and known is None and not Path(source).exists():
         names = ", ".join([*FORMATS, PREFIX])
         raise PromptError(f"{source}: cannot be read: no such file, and {name!r} is none of the formats {names}")
-    path = Path(rest if known else source)
+    path = Path(os.path.expanduser(rest) if known else source)
     columns = columns or ColumnsConfig()
     prompts: dict[str, Prompt] = {}
     named: bool | None = None
