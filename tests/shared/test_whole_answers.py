@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
+from specexit.data.scores import Scores, write_scores
+from specexit.drafts.tensors import weights_hash
 from specexit.method.calibrate import calibrate
 from specexit.schemas.calibrate import CalibrateConfig
 from tests.shared.calibration import refused
@@ -35,6 +37,21 @@ def test_what_whole_answers_contradict_is_carried_into_the_bound(setting, capsys
     assert (fallen_back.answers, fallen_back.bound) == ("trial", pytest.approx(1 - 0.05 ** (1 / n)))
     said = " ".join(capsys.readouterr().out.split())
     assert "the risk of trial answers (1 of 300 whole answers contradict them) is at most" in said
+
+
+def test_where_too_few_answers_were_written_in_full_it_is_not_the_observed_risk_that_bars(setting, capsys):
+    """Nothing errs. 200 prompts were asked at their first boundary, 30 at the second one, where the policy exits."""
+    trial = [free(1, same=True)] * 30 + [free(0, same=True)] * 200 + ['{"text": "x"}'] * 170
+    paths = setting(np.full(N, 0.01), [True] * N, trial=lambda i: trial[i])
+    signals = {str(i): np.full((10, 4), 0.01, np.float32) for i in range(N)}
+    for values in signals.values():
+        values[6, 3] = 0.9
+    write_scores(paths["scores"], Scores("draft", weights_hash(paths["draft"]), signals))
+    point = calibrate(CalibrateConfig(**paths, epsilon=0.05, label_noise="require")).point()
+    assert point.certificate is None
+    said = " ".join(capsys.readouterr().out.split())
+    assert "The first 30.0% of cut would take more answers written in full where it exits (free_share" in said
+    assert "would break" not in said
 
 
 def test_comparisons_that_are_required_have_to_be_there(setting):

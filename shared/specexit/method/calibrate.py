@@ -37,7 +37,16 @@ from specexit.drafts.policy import (
     write_policy,
 )
 from specexit.drafts.tensors import weights_hash
-from specexit.method.certify import CertificateError, Certified, Claim, certify, check_size, prompts_for, worst_noise
+from specexit.method.certify import (
+    CertificateError,
+    Certified,
+    Claim,
+    certify,
+    check_size,
+    lacks_answers,
+    prompts_for,
+    worst_noise,
+)
 from specexit.method.decision import OFF, Policy
 from specexit.method.judged import Judged, judge
 from specexit.method.ordered import Ordered
@@ -343,11 +352,8 @@ def _first(sample: Sample, judged: Sequence[Judged], claim: Claim) -> str:
     """What the first cut would cost, where none is certified; nothing where no policy shortens a trace."""
     for i, one in enumerate(judged):
         if one.sums.kept < one.sums.full:
-            n = prompts_for(judged, 0, i, claim, single=sample.single)
-            cut = f" The first {1 - one.sums.kept / one.sums.full:.1%} of cut would"
-            if n is None:
-                return f"{cut} break the risk that was observed, however many prompts there are."
-            return f"{cut} take about {n} prompts."
+            cut = 1 - one.sums.kept / one.sums.full
+            return f" The first {cut:.1%} of cut would {_price(sample, judged, 0, i, claim)}"
     return ""
 
 
@@ -357,8 +363,15 @@ def _next(sample: Sample, judged: Sequence[Judged], chosen: int, claim: Claim) -
         more = (judged[chosen].sums.kept - judged[i].sums.kept) / judged[i].sums.full
         if more < NEXT_CUT:
             continue
-        n = prompts_for(judged, chosen + 1, i, claim, single=sample.single)
-        if n is None:
-            return f" {more:.1%} more would break the risk that was observed, however many prompts there are."
-        return f" {more:.1%} more would take about {n} prompts."
+        return f" {more:.1%} more would {_price(sample, judged, chosen + 1, i, claim)}"
     return ""
+
+
+def _price(sample: Sample, judged: Sequence[Judged], first: int, last: int, claim: Claim) -> str:
+    """What it takes to certify a policy, and those in front of it that are not certified."""
+    n = prompts_for(judged, first, last, claim, single=sample.single)
+    if n is not None:
+        return f"take about {n} prompts."
+    if lacks_answers(judged[first : last + 1], claim):
+        return "take more answers written in full where it exits (free_share of collect)."
+    return "break the risk that was observed, however many prompts there are."

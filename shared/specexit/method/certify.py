@@ -209,7 +209,7 @@ def prompts_for(judged: Sequence[Judged], first: int, last: int, claim: Claim, *
       single: whether every prompt has one trace.
 
     Returns:
-      prompts in all, rounded up to two digits; None where the observed risk is not below epsilon.
+      prompts in all, rounded up to two digits; None where the observed risk is not below epsilon, or `lacks_answers`.
     """
     worst = 1.0
     for one in judged[first : last + 1]:
@@ -221,6 +221,20 @@ def prompts_for(judged: Sequence[Judged], first: int, last: int, claim: Claim, *
     n = worst * judged[first].n
     digits = 10 ** max(0, math.floor(math.log10(n)) - 1)
     return math.ceil(n / digits) * digits
+
+
+def lacks_answers(judged: Sequence[Judged], claim: Claim) -> bool:
+    """Whether too few answers were written in full for policies whose observed risk is below epsilon: the bound on how
+    often these contradict trial answers leaves nothing of it, however many prompts there are.
+
+    Args:
+      judged: what each policy does to the prompts that can judge.
+      claim: what is to be shown.
+    """
+    parts = [part for one in judged for part in one.groups.values()]
+    observed = (part.errors / part.n + part.contradicted / max(part.asked, 1) for part in parts)
+    bounded = (part.errors / part.n >= _of_group(claim, part).counted_epsilon for part in parts)
+    return max(observed) < claim.epsilon and any(bounded)
 
 
 def _times(part: Counts, claim: Claim, *, single: bool) -> float | None:
