@@ -34,7 +34,7 @@ from specexit.hardware import describe_hardware
 from specexit.method.simulate import write_curves
 from specexit.outputs import new_folder
 from specexit.schemas.bench import BenchConfig
-from specexit.schemas.sampling import SamplingConfig
+from specexit.schemas.sampling import SamplingConfig, is_greedy
 from specexit.schemas.simulate import SimulateConfig
 from specexit.schemas.target import TargetConfig, find_target, target_reference
 from torch_specexit import bench_worker
@@ -195,7 +195,7 @@ def as_traced(config: BenchConfig, traces: Sequence[Trace]) -> BenchConfig:
             f"{config.traces}: sampling is {' and '.join(map(str, told))}, expected one with a temperature, or "
             "sampling.temperature="
         )
-    if config.samples > 1 and sampling.temperature == 0:
+    if config.samples > 1 and is_greedy(sampling.model_dump()):
         raise BenchError(
             f"samples={config.samples}: {config.traces} are greedy, and all responses would be the same; expected "
             "sampling.temperature= above 0"
@@ -236,26 +236,27 @@ def plan_methods(config: BenchConfig, target: TargetConfig, traces: Sequence[Tra
         if draft is not None:
             refuse_held_back(config, draft)
         if any(hint is not None for hint in hints):
-            _refuse_other_text(kind.name, config, traces, config.sampling.temperature)
+            _refuse_other_text(kind.name, config, traces, config.sampling)
         entries.append(Entry(kind.name, reference, method, draft, hints, trials))
     return entries
 
 
-def _refuse_other_text(name: str, config: BenchConfig, traces: Sequence[Trace], temperature: float) -> None:
+def _refuse_other_text(name: str, config: BenchConfig, traces: Sequence[Trace], sampling: SamplingConfig) -> None:
     """A recording can be replayed where its text comes again: greedily, from greedy traces.
 
     Raises:
       BenchError: responses are sampled, or traces were.
     """
-    if temperature:
+    if not is_greedy(sampling.model_dump()):
         raise BenchError(
             f"method {name} replays a recording, and sampled text is another: expected sampling.temperature=0"
         )
     for trace in traces:
-        if recorded := json.loads(trace.sampling or "{}").get("temperature"):
+        if not is_greedy(recorded := json.loads(trace.sampling or "{}")):
             raise BenchError(
                 f"{config.traces}: method {name} replays a recording, and trace {trace.id} was sampled at temperature "
-                f"{recorded}, so that greedy text is another: expected traces collected with temperature=0"
+                f"{recorded['temperature']}, so that greedy text is another: expected traces collected with "
+                "temperature=0"
             )
 
 
@@ -371,7 +372,7 @@ def gather(
     """All measurements as one result."""
     against = {name: compare(run, runs[BASELINE], config.seed) for name, run in runs.items() if name != BASELINE}
     assert config.sampling is not None, "`as_traced` has it"
-    greedy = config.sampling.temperature == 0
+    greedy = is_greedy(config.sampling.model_dump())
     return Results(
         n=len(traces),
         n_seconds=dict.fromkeys(map(str, (1, *config.batches[:-1])), min(config.n_latency, len(traces)))

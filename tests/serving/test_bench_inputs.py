@@ -159,8 +159,13 @@ def test_responses_are_drawn_as_the_traces_were_where_nothing_else_is_said(input
         BenchError, match=r"sampling is \{'temperature': 0\.0\} and \{'temperature': 0\.6, .*, expected"
     ):
         as_traced(open_, [*traces(temperature=0.0)[1:], traces(**card)[0]])
-    with pytest.raises(BenchError, match=r"samples=2: .*traces\.parquet are greedy, and all responses would be the"):
-        as_traced(config(inputs, sampling=None, samples=2), traces(temperature=0.0))
+    for greedy in ({"temperature": 0.0}, {"temperature": 0.6, "top_k": 1}):
+        with pytest.raises(
+            BenchError, match=r"samples=2: .*traces\.parquet are greedy, and all responses would be the"
+        ):
+            as_traced(config(inputs, sampling=None, samples=2), traces(**greedy))
+        with pytest.raises(ValueError, match=r"samples=2: without a temperature, or with top_k=1, all would be the"):
+            config(inputs, sampling=greedy, samples=2)
 
 
 def test_a_draft_that_is_held_back_is_refused(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -276,6 +281,13 @@ def test_a_sampled_recording_is_not_replayed_into_greedy_text(inputs: Path, tmp_
     )
     with pytest.raises(BenchError, match=told):
         plan_methods(config(inputs, methods=("eagle3", "oracle")), TARGET, traces, tmp_path)
+
+
+def test_where_one_token_alone_may_be_drawn_a_recording_is_replayed(inputs: Path, tmp_path: Path) -> None:
+    """Its text comes again, whatever the temperature; the refusal spoke of sampled text."""
+    traces = [replace(trace, sampling='{"temperature": 0.6, "top_k": 1}') for trace in generated_traces(N)]
+    ours = as_traced(config(inputs, methods=("eagle3", "oracle"), sampling=None), traces)
+    assert [entry.name for entry in plan_methods(ours, TARGET, traces, tmp_path)] == ["eagle3", "oracle"]
 
 
 def test_the_draft_of_another_target_is_refused(inputs: Path, tmp_path: Path) -> None:

@@ -215,7 +215,7 @@ def files(tmp_path, traces, signals, requests, write_random_draft):
     )
 
 
-def write_bench(folder, requests, temperature=0.0):
+def write_bench(folder, requests, **sampling):
     run = Run()
     run.add(16, requests, [1.0], 0, 0)
     results = Results(
@@ -230,7 +230,7 @@ def write_bench(folder, requests, temperature=0.0):
         against_eagle3={},
         oracle=Oracle(thinking_cut=0.5, fraction_reached={}),
         lossless={},
-        sampling={"temperature": temperature},
+        sampling={"temperature": 0.0} | sampling,
     )
     write_results(folder / "results.json", results)
     write_requests(folder / "requests.jsonl", {"specexit": run})
@@ -247,6 +247,11 @@ def test_traces_of_two_targets_are_refused(files, traces):
     with pytest.raises(TraceError, match=r"traces of several targets \(tiny-mixed, tiny-reasoner\), expected those"):
         bench_replay(files)
     assert not files.out.exists()
+
+
+def test_where_one_token_alone_may_be_drawn_the_text_is_greedy(files, requests):
+    write_bench(files.bench, list(requests.values()), temperature=0.6, top_k=1)
+    assert bench_replay(files).share == 1.0
 
 
 def test_the_command_writes_what_it_found(files):

@@ -30,6 +30,7 @@ from specexit.method.decision import EARLY_TOKENS, Policy
 from specexit.method.replay import Replay, with_boundaries
 from specexit.method.signals import SIGNALS, column
 from specexit.schemas.bench_replay import BenchReplayConfig
+from specexit.schemas.sampling import is_greedy
 
 Why = Literal[
     "rounding of a signal",
@@ -245,7 +246,7 @@ def _read(
         raise ReplayError(
             f"{config.bench}: measured with {told}, expected a draft with the weights and the policy that were measured"
         )
-    if results.sampling.get("temperature"):
+    if not is_greedy(results.sampling):
         raise ReplayError(
             f"{config.bench}: sampled at temperature {results.sampling['temperature']}, expected greedy decoding: "
             "sampled text is another than the trace's"

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from specexit.config import Config
 from specexit.schemas.engine import EngineConfig
-from specexit.schemas.sampling import SamplingConfig
+from specexit.schemas.sampling import SamplingConfig, is_greedy
 
 
 class BenchConfig(Config):
@@ -82,8 +82,8 @@ class BenchConfig(Config):
     def _batches(self) -> BenchConfig:
         if list(self.batches) != sorted(set(self.batches)) or self.batches[0] < 2:
             raise ValueError(f"batches={list(self.batches)}: expected rising sizes above 1, which is always measured")
-        if self.samples > 1 and self.sampling is not None and self.sampling.temperature == 0:
-            raise ValueError(f"samples={self.samples}: without a temperature all of them would be the same")
+        if self.samples > 1 and self.sampling is not None and is_greedy(self.sampling.model_dump()):
+            raise ValueError(f"samples={self.samples}: without a temperature, or with top_k=1, all would be the same")
         if any(rate <= 0 for rate in self.rates):
             raise ValueError(f"rates={list(self.rates)}: expected arrivals per second above 0")
         return self

@@ -47,3 +47,13 @@ def drawn(sampling: Mapping[str, Any]) -> tuple[Any, Any, Any] | None:
     if temperature == 0 or top_k == 1:
         return 0, 1, 0
     return temperature, sampling.get("top_p", 1), 0 if top_k == -1 else top_k
+
+
+def is_greedy(sampling: Mapping[str, Any]) -> bool:
+    """Whether a record draws the likeliest token every time; one that names no temperature does.
+
+    Example:
+      >>> is_greedy({"temperature": 0.6, "top_k": 1}), is_greedy({"temperature": 0.6}), is_greedy({})
+      (True, False, True)
+    """
+    return drawn({"temperature": 0, **sampling}) == drawn({"temperature": 0})
