@@ -7,6 +7,7 @@ import shutil
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
 
 import pytest
 import yaml
@@ -17,6 +18,7 @@ from specexit.errors import InputError
 from specexit.schemas.target import TrialConfig
 from tests.torch.pretend import TARGET, Pretender, Server, config, forced
 from torch_specexit.collecting import CollectError, collect
+from torch_specexit.collecting.claim import ENGINE_FREE
 from torch_specexit.collecting.ledger import Ledger
 from torch_specexit.collecting.work import all_asks
 
@@ -32,14 +34,35 @@ def test_another_config_in_the_same_folder(server, tmp_path):
 def test_how_fast_a_model_runs_may_change_in_between_and_which_model_it_is_may_not(server, tmp_path):
     """Who runs out of memory takes more GPUs, or a new folder: this one would be of two models, and name the first."""
     collect(config(server, tmp_path / "out", n=6, engine={"extra": {"gpu_memory_utilization": 0.95}}))
-    collect(config(server, tmp_path / "out", engine={"max_num_seqs": 8, "extra": {"tensor_parallel_size": 2}}))
+    more = {"tensor_parallel_size": 2, "decode_context_parallel_size": 2, "download_dir": "/weights"}
+    collect(config(server, tmp_path / "out", engine={"max_num_seqs": 8, "extra": more}))
     assert len(read_traces(tmp_path / "out")) == 12
     for extra, named in (
         ({"quantization": "fp8"}, r"engine\.extra\.quantization is 'fp8', was None"),
         ({"hf_overrides": {"rope_theta": 1}}, r"engine\.extra\.hf_overrides\.rope_theta is 1, was None"),
+        ({"load_format": "dummy"}, r"engine\.extra\.load_format is 'dummy', was None"),
     ):
         with pytest.raises(ConfigError, match=rf"another config \({named}\); take a new folder"):
             collect(config(server, tmp_path / "out", engine={"extra": extra}))
+
+
+def test_each_argument_of_parallelism_batches_offloading_and_loading_may_change_or_is_refused_on_purpose():
+    """A new one of vLLM's is to be looked at: those of context parallelism had kept runs from going on."""
+    from vllm.config import (
+        LoadConfig,
+        OffloadConfig,
+        ParallelConfig,
+        PrefetchOffloadConfig,
+        SchedulerConfig,
+        UVAOffloadConfig,
+    )
+    from vllm.engine.arg_utils import EngineArgs
+
+    kinds = (ParallelConfig, SchedulerConfig, LoadConfig, OffloadConfig, UVAOffloadConfig, PrefetchOffloadConfig)
+    there = {field.name for kind in kinds for field in fields(kind) if not field.name.startswith("_")}
+    asked = there & {field.name for field in fields(EngineArgs)}
+    refused = {"load_format", "model_loader_extra_config", "ignore_patterns"}
+    assert asked - ENGINE_FREE == refused | {"worker_cls", "worker_extension_cls", "scheduler_cls"}
 
 
 @pytest.mark.parametrize(

@@ -30,14 +30,33 @@ FREE_TO_CHANGE = {
 ``engine.extra`` these are the `ENGINE_FREE` alone: another quantisation is another model."""
 
 ENGINE_FREE = {
-    *("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "enable_expert_parallel"),
-    *("distributed_executor_backend", "disable_custom_all_reduce", "max_parallel_loading_workers"),
-    *("gpu_memory_utilization", "kv_cache_memory_bytes", "num_gpu_blocks_override", "block_size", "cpu_offload_gb"),
-    *("swap_space", "kv_offloading_size", "enforce_eager", "cudagraph_capture_sizes", "max_cudagraph_capture_size"),
-    *("max_num_seqs", "max_num_batched_tokens", "enable_chunked_prefill", "enable_prefix_caching"),
-    *("async_scheduling", "disable_log_stats"),
+    *("tensor_parallel_size", "pipeline_parallel_size", "enable_expert_parallel", "enable_hc_sp", "nnodes"),
+    *("data_parallel_size", "data_parallel_size_local", "data_parallel_rank", "data_parallel_start_rank"),
+    *("data_parallel_address", "data_parallel_rpc_port", "data_parallel_backend", "data_parallel_hybrid_lb"),
+    *("data_parallel_external_lb", "data_parallel_multi_port_external_lb", "dp_sync_interval"),
+    *("prefill_context_parallel_size", "decode_context_parallel_size", "dcp_comm_backend", "dcp_q_replicate"),
+    *("dcp_kv_cache_interleave_size", "cp_kv_cache_interleave_size", "enable_batch_sharded_sampling"),
+    *("distributed_executor_backend", "disable_custom_all_reduce", "disable_nccl_for_dp_synchronization"),
+    *("all2all_backend", "expert_placement_strategy", "enable_eplb", "eplb_config", "enable_ep_weight_filter"),
+    *("enable_elastic_ep", "elastic_ep_max_dp_size", "enable_fault_tolerance", "fault_tolerance_config"),
+    *("enable_dbo", "ubatch_size", "dbo_decode_token_threshold", "dbo_prefill_token_threshold"),
+    *("node_rank", "master_addr", "master_port", "distributed_timeout_seconds", "cpu_distributed_timeout_seconds"),
+    *("numa_bind", "numa_bind_nodes", "numa_bind_cpus", "enable_shm_tensor_arena", "ray_workers_use_nsight"),
+    *("gpu_memory_utilization", "kv_cache_memory_bytes", "num_gpu_blocks_override", "block_size", "swap_space"),
+    *("cpu_offload_gb", "cpu_offload_params", "kv_offloading_size", "kv_offloading_backend", "offload_backend"),
+    *("offload_group_size", "offload_num_in_group", "offload_prefetch_step", "offload_params"),
+    *("enforce_eager", "cudagraph_capture_sizes", "max_cudagraph_capture_size", "compilation_config"),
+    *("optimization_level", "performance_mode", "async_scheduling", "disable_log_stats", "scheduling_policy"),
+    *("max_num_seqs", "max_num_batched_tokens", "max_num_scheduled_tokens", "max_num_active_seqs"),
+    *("max_num_queued_reqs", "max_num_queued_tokens", "enable_chunked_prefill", "enable_prefix_caching"),
+    *("long_prefill_token_threshold", "long_prefill_token_threshold_adaptive", "prefill_schedule_interval"),
+    *("scheduler_reserve_full_isl", "watermark", "stream_interval", "disable_chunked_mm_input"),
+    *("disable_hybrid_kv_cache_manager", "prefix_caching_hash_algo", "prefix_cache_retention_interval"),
+    *("download_dir", "max_parallel_loading_workers", "safetensors_load_strategy", "use_tqdm_on_load"),
+    *("safetensors_prefetch_num_threads", "safetensors_prefetch_block_size", "pt_load_map_location"),
 }
-"""Arguments of ``vllm.LLM`` that say where and how fast the model runs, and not which one it is."""
+"""Arguments of ``vllm.LLM`` that say where and how fast the model runs, and not which one it is. ``load_format`` may be
+``dummy``, and a class of worker or scheduler anything."""
 
 PROMPTS = {"prompts", "columns"}
 """Keys that a run of all shards may change as well, as it compares every finished row with what is asked now."""
