@@ -170,14 +170,14 @@ COMMANDS = {
         "Evidence",
         "Measure plain, EAGLE-3, SpecExit and a fixed budget on the same problems in vLLM.",
         "specexit.schemas.bench:BenchConfig",
-        "torch_specexit.bench:bench",
+        "torch_specexit.bench.run:bench",
         "serve",
     ),
     "bench-serving": Command(
         "Evidence",
         "Measure what exits cost where they never fire, against plain EAGLE-3.",
         "specexit.schemas.bench_serving:BenchServingConfig",
-        "torch_specexit.bench_serving:bench_serving",
+        "torch_specexit.bench.serving:bench_serving",
         "serve",
     ),
     "bench-data": Command(
@@ -191,7 +191,7 @@ COMMANDS = {
         "Evidence",
         "Measure trials at boundaries as `collect` makes them, against one prefix at a time.",
         "specexit.schemas.bench_labels:BenchLabelsConfig",
-        "torch_specexit.bench_labels:bench_labels",
+        "torch_specexit.bench.labels:bench_labels",
         "serve",
     ),
     "bench-training": Command(
@@ -230,7 +230,7 @@ COMMANDS = {
         "Evidence",
         "Measure EAGLE-3 and SpecExit at a real target's size, on a stand-in.",
         "specexit.schemas.bench_full_size:BenchFullSizeConfig",
-        "torch_specexit.bench_full_size:bench_full_size",
+        "torch_specexit.bench.full_size:bench_full_size",
         "serve",
     ),
     "stand-in": Command(

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import jax_specexit.bench_step as ours
-import torch_specexit.bench_step as theirs
+import torch_specexit.bench.step as theirs
 from jax_specexit.training import step
 from specexit.bench import training as bench
 from specexit.bench.process import BenchError

@@ -12,7 +12,7 @@ from specexit.bench.results import Results, read_results
 from specexit.method.policies import METHODS as METHODS_REPLAYED
 from specexit.method.simulate import Simulation
 from tests.serving.benching import BUDGET, METHODS, N_LATENCY, TARGET, N, config, write_inputs
-from torch_specexit.bench import bench
+from torch_specexit.bench.run import bench
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def results(inputs: Path) -> Results:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("torch_specexit.bench_turns.WARM_UP_TOKENS", 4)  # how fast engines are is not looked at here
+        patch.setattr("torch_specexit.bench.turns.WARM_UP_TOKENS", 4)  # how fast engines are is not looked at here
         patch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
         bench(config(inputs))
     return read_results(inputs / "out" / "results.json")
@@ -130,7 +130,7 @@ def test_an_engine_that_cannot_start_says_why(tmp_path: Path) -> None:
         "seed": 0,
     }
     with (
-        BenchProcess("none", "torch_specexit.bench_worker", setup, tmp_path / "log") as engine,
+        BenchProcess("none", "torch_specexit.bench.worker", setup, tmp_path / "log") as engine,
         pytest.raises(BenchError, match="nowhere"),
     ):
         engine.wait_ready()

@@ -25,10 +25,10 @@ from specexit.schemas.target import TargetConfig
 from tests.serving.benching import generated_traces
 from tests.shapes import STAND_IN
 from tests.torch.test_stand_in import DRAFT
-from torch_specexit import bench_full_size as module
-from torch_specexit.bench import gather
-from torch_specexit.bench_full_size import bench_full_size, write_stand_in
-from torch_specexit.bench_turns import Entry
+from torch_specexit.bench import full_size as module
+from torch_specexit.bench.full_size import bench_full_size, write_stand_in
+from torch_specexit.bench.run import gather
+from torch_specexit.bench.turns import Entry
 
 N = 3
 
@@ -75,7 +75,7 @@ def test_what_differs_from_the_small_target_is_counted(
         entries = [Entry(name, name, find_method(name)(), None, (), ()) for name in runs]
         return runs, gather(config, target, entries, traces, runs, None)
 
-    monkeypatch.setattr("torch_specexit.bench_full_size.run_methods", run_methods)
+    monkeypatch.setattr("torch_specexit.bench.full_size.run_methods", run_methods)
     config = small_config(tmp_path, write_random_draft(tmp_path / "draft", "draft", **DRAFT))
     bench_full_size(config)
     assert asked == [

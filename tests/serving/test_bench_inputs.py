@@ -43,8 +43,8 @@ from tests.serving.benching import (
     write_inputs,
     write_random_draft,
 )
-from torch_specexit import bench_conditions as conditions
-from torch_specexit.bench import as_traced, bench, longest_response, plan_methods, read_problems, trials_of
+from torch_specexit.bench import conditions
+from torch_specexit.bench.run import as_traced, bench, longest_response, plan_methods, read_problems, trials_of
 from torch_specexit.plugin.compat.checks import check_draft
 
 

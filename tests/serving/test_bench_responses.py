@@ -10,9 +10,9 @@ from specexit.bench.methods import Marks, Problem, Trial, Tuning, find_method
 from specexit.bench.process import BenchError
 from specexit.method.decision import ENDED
 from tests.serving.benching import TARGET, generated_traces
-from torch_specexit.bench_driver import drive
-from torch_specexit.bench_turns import Entry, check_served, read_request
-from torch_specexit.bench_worker import run_method
+from torch_specexit.bench.driver import drive
+from torch_specexit.bench.turns import Entry, check_served, read_request
+from torch_specexit.bench.worker import run_method
 
 
 def test_an_option_s_own_text_is_its_letter_here_too() -> None:

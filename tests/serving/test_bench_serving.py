@@ -16,9 +16,9 @@ from specexit.drafts.policy import PolicyFile, Serving, write_policy
 from specexit.schemas.bench_serving import BenchServingConfig
 from tests.marks import SLOW
 from tests.serving.benching import TARGET, generated_traces, write_random_draft
-from torch_specexit import bench_serving as module
-from torch_specexit.bench_conditions import refuse_held_back
-from torch_specexit.bench_serving import ENGINES, METHODS, WARM_UP_TOKENS, Turns, _take_turns, bench_serving, gather
+from torch_specexit.bench import serving as module
+from torch_specexit.bench.conditions import refuse_held_back
+from torch_specexit.bench.serving import ENGINES, METHODS, WARM_UP_TOKENS, Turns, _take_turns, bench_serving, gather
 
 
 def config(folder, draft) -> BenchServingConfig:

@@ -34,11 +34,10 @@ from tests.serving.benching import (
     write_inputs,
     write_random_draft,
 )
-from torch_specexit import bench as module
-from torch_specexit import bench_conditions as conditions
-from torch_specexit import bench_worker
-from torch_specexit.bench import bench, plan_methods
-from torch_specexit.bench_turns import Entry, measure, spread, turns
+from torch_specexit.bench import conditions, worker
+from torch_specexit.bench import run as module
+from torch_specexit.bench.run import bench, plan_methods
+from torch_specexit.bench.turns import Entry, measure, spread, turns
 
 HARDWARE = describe_hardware()
 
@@ -295,7 +294,7 @@ def test_requests_that_were_computed_again_are_counted(inputs: Path, tmp_path: P
 
 def test_a_worker_counts_what_its_engine_has_computed_again() -> None:
     metrics = [SimpleNamespace(name="vllm:num_preemptions", value=3)]
-    counted = bench_worker._counters(SimpleNamespace(get_metrics=lambda: metrics))
+    counted = worker._counters(SimpleNamespace(get_metrics=lambda: metrics))
     assert counted == {"n_drafts": 0, "n_accepted": 0, "n_preempted": 3}
 
 

@@ -26,7 +26,7 @@ from specexit.hardware import describe_hardware, processors
 from specexit.method.statistics import paired_bootstrap
 from specexit.schemas.bench_training import BenchTrainingConfig
 
-SIDES = {"jax": "jax_specexit.bench_step", "speculators": "torch_specexit.bench_step"}
+SIDES = {"jax": "jax_specexit.bench_step", "speculators": "torch_specexit.bench.step"}
 """Modules of the two processes."""
 
 LOSS_TOLERANCE = 1e-3

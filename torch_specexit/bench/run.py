@@ -37,9 +37,9 @@ from specexit.schemas.bench import BenchConfig
 from specexit.schemas.sampling import SamplingConfig, is_greedy
 from specexit.schemas.simulate import SimulateConfig
 from specexit.schemas.target import TargetConfig, find_target, target_reference
-from torch_specexit import bench_worker
-from torch_specexit.bench_conditions import inputs_served, machine, refuse_held_back
-from torch_specexit.bench_turns import Entry, measure, warm_up
+from torch_specexit.bench import worker
+from torch_specexit.bench.conditions import inputs_served, machine, refuse_held_back
+from torch_specexit.bench.turns import Entry, measure, warm_up
 from torch_specexit.chat import check_read
 from torch_specexit.engine import one_of_several
 
@@ -337,7 +337,7 @@ def _run_engines(
             if entry.draft not in engines:
                 process = BenchProcess(
                     entry.name,
-                    bench_worker.__name__,
+                    worker.__name__,
                     _setup(config, target, entry, prefixes=pauses) | {"budgets": budgets},
                     scratch / f"{entry.name}.log",
                 )

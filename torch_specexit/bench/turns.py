@@ -104,7 +104,7 @@ def job(
     seed: int,
     arrivals: Sequence[float] | None = None,
 ) -> dict[str, Any]:
-    """What `bench_worker` is asked."""
+    """What `torch_specexit.bench.worker` is asked."""
     assert config.sampling is not None, "`as_traced` has it"
     problems = [
         {

@@ -39,8 +39,8 @@ from specexit.hardware import describe_hardware
 from specexit.method.statistics import paired_bootstrap
 from specexit.schemas.bench_serving import BenchServingConfig
 from specexit.schemas.target import TargetConfig, find_target
-from torch_specexit import bench_worker
-from torch_specexit.bench_conditions import refuse_held_back
+from torch_specexit.bench import worker
+from torch_specexit.bench.conditions import refuse_held_back
 from torch_specexit.engine import one_of_several
 
 NEVER = {"specexit_validity": 1.0}
@@ -65,7 +65,7 @@ class Turns:
     n_accepted: int = 0
 
     def add(self, reply: dict[str, Any]) -> None:
-        """Take in a reply of `bench_worker`."""
+        """Take in a reply of `torch_specexit.bench.worker`."""
         written = [request["token_ids"] for request in reply["requests"]]
         self.seconds.append(sum(reply["seconds"]))
         self.tokens.append(sum(map(len, written)))
@@ -110,7 +110,7 @@ def bench_serving(config: BenchServingConfig) -> dict[str, Any]:
             with ExitStack() as stack:
                 engines = {
                     name: stack.enter_context(
-                        BenchProcess(name, bench_worker.__name__, setup, Path(scratch) / f"{name}-{pair}.log")
+                        BenchProcess(name, worker.__name__, setup, Path(scratch) / f"{name}-{pair}.log")
                     )
                     for name, setup in setups.items()
                 }

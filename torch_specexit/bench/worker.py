@@ -29,7 +29,7 @@ from specexit.errors import InputError
 from specexit.method.splits import FastTokenizer, load_tokenizer
 from specexit.schemas.engine import EngineConfig
 from specexit.schemas.target import TargetConfig
-from torch_specexit.bench_driver import drive
+from torch_specexit.bench.driver import drive
 from torch_specexit.engine import seed_everything, set_environment, start_engine
 from torch_specexit.plugin.outcome import INACTIVE_KEY, KEY
 

@@ -33,8 +33,8 @@ from specexit.schemas.target import TargetConfig, load_target_config, target_ref
 from specexit.stand_in import Shape, stand_in
 from specexit.stand_in.files import parameters
 from specexit.stand_in.write import read_shape
-from torch_specexit.bench import asked_of, read_problems, run_methods
-from torch_specexit.bench_conditions import inputs_served, machine
+from torch_specexit.bench.conditions import inputs_served, machine
+from torch_specexit.bench.run import asked_of, read_problems, run_methods
 
 METHODS = ("eagle3", "specexit")
 
