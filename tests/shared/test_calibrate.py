@@ -418,7 +418,7 @@ def test_everything_but_the_policy_stays_as_it_was(setting):
     assert (paths["draft"] / "model.safetensors").read_bytes() == weights
 
 
-@pytest.mark.parametrize("epsilon", [0, 1, [0.02, 0.02], [], -0.5])
+@pytest.mark.parametrize("epsilon", [0, 1, [0.02, 0.02], [0.02, 0.02000001], [], -0.5])
 def test_a_risk_that_is_none_is_refused_by_its_key(setting, capsys, epsilon):
     with pytest.raises(SystemExit):
         run("calibrate", ["draft=a", "traces=b", "scores=c", f"epsilon={json.dumps(epsilon)}"])

@@ -72,6 +72,14 @@ def test_a_policy_file_comes_back_as_it_was_written_and_is_what_the_draft_says(d
     assert {path.name for path in draft.iterdir()} == {"config.json", "model.safetensors", "policy.json"}
 
 
+def test_what_could_not_be_read_again_is_not_written(draft):
+    write_policy(draft, STORED)
+    for changes, message in (({"default": "bold"}, "default is 'bold'"), ({"points": (BOLD, BOLD)}, "more than once")):
+        with pytest.raises(PolicyError, match=rf"policy\.json: .*{message}"):
+            write_policy(draft, STORED.model_copy(update=changes))
+    assert read_policy(draft) == STORED
+
+
 def test_two_policies_leave_the_file_that_vllm_hashes_the_same(draft):
     write_policy(draft, STORED)
     before = (draft / "config.json").read_bytes()

@@ -365,17 +365,27 @@ def write_policy(folder: Path, policy: PolicyFile) -> None:
     """Write ``policy.json``, and take the policy out of ``config.json`` where an older version had put it.
 
     Raises:
-      PolicyError: ``config.json`` is unreadable, or the draft is a plain one.
+      PolicyError: ``config.json`` is unreadable, the draft is a plain one, or see `check_policy`.
     """
     path = folder / "config.json"
     config = read_object(path, MAX_BYTES, PolicyError)
     block = config.get("specexit")
     if not isinstance(block, dict):
         raise PolicyError(f"{path}: no specexit block, so there is no signal that a policy could judge")
+    check_policy(folder, policy)
     write_text(folder / FILE, json.dumps(policy.model_dump(mode="json"), indent=2) + "\n")
     if any(name in block for name in BLOCK_FIELDS):  # read no longer once policy.json is there, so the order is safe
         config["specexit"] = {name: value for name, value in block.items() if name not in BLOCK_FIELDS}
         write_text(path, json.dumps(config, indent=2) + "\n")
+
+
+def check_policy(folder: Path, policy: PolicyFile) -> None:
+    """Check that a policy could be read again, were it written: a copy with changes may be anything.
+
+    Raises:
+      PolicyError: a field is wrong, or something names a point that there is not.
+    """
+    _validated(policy.model_dump(mode="json"), folder / FILE)
 
 
 def _validated(raw: dict[str, Any], path: Path, *, old: bool = False) -> PolicyFile:

@@ -29,9 +29,11 @@ from specexit.drafts.policy import (
     Event,
     Fingerprints,
     OperatingPoint,
+    PolicyError,
     PolicyFile,
     Population,
     Traffic,
+    check_policy,
     policy_sha256,
     read_policy,
     write_policy,
@@ -55,7 +57,7 @@ from specexit.method.replay import Replay
 from specexit.method.sample import Sample, one_sampling
 from specexit.method.simulate import Point, point_of
 from specexit.method.stored import replays
-from specexit.schemas.calibrate import CalibrateConfig
+from specexit.schemas.calibrate import CalibrateConfig, point_name
 from specexit.schemas.target import TargetConfig
 
 NEXT_CUT = 0.01
@@ -69,12 +71,14 @@ def calibrate(config: CalibrateConfig) -> PolicyFile:
       DraftError, PolicyError, TraceError, ScoreError: a file is unreadable, a trace is there twice, or the scores are
         of other traces.
       SampleError: traces have no references or groups where these are asked for, or are of several samplings.
-      CertificateError: traces, scores, draft and claim do not belong together, or the sample cannot support the claim.
+      CertificateError: traces, scores, draft and claim do not belong together, the sample cannot support the claim, or
+        the draft's serving settings name a point that would be gone.
       OverlapError: the draft was trained on some of the prompts, or its checkpoint chosen on them.
     """
     stored, block = read_policy(config.draft), read_config(config.draft).specexit
     if block is None:
         raise DraftError(f"{config.draft / 'config.json'}: no specexit block, so this draft has no signals to judge by")
+    _check_serving(config, stored)
     traces, scores = read_outlines(config.traces), open_scores(config.scores)
     _check_draft(config, block, scores)
     target = target_of_file(config.traces, config.target, config.draft)
@@ -138,7 +142,7 @@ def choose(
     points, remarks = [], []
     for either in claims:
         claim, found = _boldest(sample, either, judged)
-        name = f"risk-{claim.epsilon:g}"
+        name = point_name(claim.epsilon)
         if found is None:
             points.append(OperatingPoint(name=name, policy=OFF.model_copy(update=_shared(config))))
             remarks.append(_nothing(sample, config, claim) + _first(sample, judged, claim))
@@ -214,6 +218,17 @@ def _of_trials(config: CalibrateConfig, epsilon: float, *, compared: bool) -> Cl
 def _compared(sample: Sample, trial: dict[str, Any] | None) -> bool:
     """Whether there are trial answers that were compared with answers written in full."""
     return sample.has_free_trials and not _written_in_full(trial)
+
+
+def _check_serving(config: CalibrateConfig, stored: PolicyFile) -> None:
+    """Check that the points which the draft's serving settings name will be there: else nothing could read the file."""
+    points = tuple(OperatingPoint(name=point_name(epsilon), policy=OFF) for epsilon in config.epsilon)
+    try:
+        check_policy(config.draft, stored.model_copy(update={"points": points, "default": points[0].name}))
+    except PolicyError as error:
+        raise CertificateError(
+            f"{error}, which is all that epsilon makes: give the other's epsilon as well, or change that setting first"
+        ) from error
 
 
 def _check_draft(config: CalibrateConfig, block: SpecExitBlock, scores: StoredScores) -> None:
@@ -343,7 +358,7 @@ def _certified(config: CalibrateConfig, point: OperatingPoint, replayed: Point) 
 
 def _nothing(sample: Sample, config: CalibrateConfig, claim: Claim) -> str:
     return (
-        f"{config.draft}, risk-{claim.epsilon:g}: no threshold that shortens a trace keeps {config.risk} <= "
+        f"{config.draft}, {point_name(claim.epsilon)}: no threshold that shortens a trace keeps {config.risk} <= "
         f"{claim.epsilon:g} at confidence {1 - config.delta:g} on {sample.n} prompts: exits are switched off."
     )
 

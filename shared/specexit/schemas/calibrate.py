@@ -15,6 +15,11 @@ def _several(value: Any) -> Any:
     return (value,) if isinstance(value, int | float) else value
 
 
+def point_name(epsilon: float) -> str:
+    """What the operating point of a risk is called."""
+    return f"risk-{epsilon:g}"
+
+
 class CalibrateConfig(Config):
     """Choose validity thresholds on traces that nothing was trained or selected on, and store them with the draft."""
 
@@ -63,6 +68,6 @@ class CalibrateConfig(Config):
     def _risks(cls, epsilon: tuple[float, ...]) -> tuple[float, ...]:
         if not all(0 < value < 1 for value in epsilon):
             raise ValueError("expected risks between 0 and 1")
-        if len(set(epsilon)) < len(epsilon):
-            raise ValueError("expected each risk once")
+        if len({point_name(value) for value in epsilon}) < len(epsilon):
+            raise ValueError("expected each risk once, in the six digits that the names of operating points have")
         return epsilon
