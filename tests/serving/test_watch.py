@@ -10,11 +10,12 @@ import threading
 import pytest
 
 from specexit.config import ConfigError
+from specexit.drafts import locking
 from specexit.drafts.policy import FILE, PolicyError, PolicyFile, write_policy
 from tests.serving.ends import GREEDY, incoming
 from tests.serving.points import BLOCK, POINTS, point
 from tests.serving.test_opening import engine_with, starting
-from torch_specexit.plugin.frontend import locking, opening
+from torch_specexit.plugin.frontend import opening
 from torch_specexit.plugin.frontend import watch as watching
 from torch_specexit.plugin.frontend.activity import Activity
 from torch_specexit.plugin.frontend.callers import mark_of

@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
-from specexit.drafts.policy import Serving, read_policy, write_policy
+from specexit.drafts import locking
+from specexit.drafts.policy import Event, PolicyError, Serving, read_policy, write_policy
 from specexit.method.calibrate import calibrate
+from specexit.method.stored import replays
 from specexit.schemas.calibrate import CalibrateConfig
 from tests.shared.calibration import refused
 
@@ -28,3 +30,26 @@ def test_a_point_that_serving_names_must_come_again_which_is_said_before_anythin
         refused(paths, said)
     calibrate(CalibrateConfig(**paths, epsilon=(0.02, 0.05)))
     assert read_policy(paths["draft"]).serving.efforts == {"low": "risk-0.05"}
+
+
+def test_what_an_operator_says_while_traces_are_replayed_stays_said(paths, monkeypatch):
+    """A kill switch was undone by the calibration that began before it, and the word was gone from the history."""
+    word = Event(when="2026-01-01T00:00:00+00:00", what="switch mode=off point=-")
+
+    def replayed(*given):
+        file = read_policy(paths["draft"])
+        said = {"serving": Serving(mode="off"), "history": (*file.history, word)}
+        write_policy(paths["draft"], file.model_copy(update=said))
+        return replays(*given)
+
+    monkeypatch.setattr("specexit.method.calibrate.replays", replayed)
+    calibrate(CalibrateConfig(**paths))
+    stored = read_policy(paths["draft"])
+    assert stored.point().certificate is not None
+    assert (stored.serving.mode, stored.history[0], len(stored.history)) == ("off", word, 2)
+
+
+def test_a_draft_directory_that_is_locked_is_left_as_it_was(paths, monkeypatch):
+    monkeypatch.setattr(locking, "SECONDS", 0.0)
+    with locking.locked(paths["draft"]):  # as by a server that writes an operator's word
+        refused(paths, "nothing is written: .*/draft: another process has locked it", PolicyError)

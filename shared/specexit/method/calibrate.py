@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from specexit.data.scores import StoredScores, open_scores
 from specexit.data.traces import data_sha256, read_outlines, target_of_file, tokenizer_sha256
 from specexit.drafts.directory import DraftError, SpecExitBlock, read_config
 from specexit.drafts.fingerprints import target_fingerprint
+from specexit.drafts.locking import locked
 from specexit.drafts.policy import (
     TRAFFIC_LEVELS,
     Certificate,
@@ -68,8 +70,8 @@ def calibrate(config: CalibrateConfig) -> PolicyFile:
     """Choose an operating point for each epsilon and write them, with their guarantees, into the draft directory.
 
     Raises:
-      DraftError, PolicyError, TraceError, ScoreError: a file is unreadable, a trace is there twice, or the scores are
-        of other traces.
+      DraftError, PolicyError, TraceError, ScoreError: a file is unreadable, a trace is there twice, the scores are of
+        other traces, or another process keeps the draft directory locked.
       SampleError: traces have no references or groups where these are asked for, or are of several samplings.
       CertificateError: traces, scores, draft and claim do not belong together, the sample cannot support the claim, or
         the draft's serving settings name a point that would be gone.
@@ -100,25 +102,34 @@ def calibrate(config: CalibrateConfig) -> PolicyFile:
     points, remarks = choose(sample, judged, config, data, trial)
     now = datetime.now(UTC).isoformat(timespec="seconds")
     made = f"calibrate {config.risk} <= {', '.join(f'{epsilon:g}' for epsilon in config.epsilon)}"
-    written = stored.model_copy(
-        update={
-            "default": points[0].name,
-            "points": tuple(points),
-            "fingerprints": marks,
-            "sampling": sampling,
-            "trial": trial,
-            "population": population(sample),
-            "traffic": seen.traffic(),
-            "history": (*stored.history, Event(when=now, what=made, data_sha256=data)),
-        }
-    )
-    write_policy(config.draft, written)
+    found = {
+        "default": points[0].name,
+        "points": tuple(points),
+        "fingerprints": marks,
+        "sampling": sampling,
+        "trial": trial,
+        "population": population(sample),
+        "traffic": seen.traffic(),
+    }
+    written = _write(config.draft, found, Event(when=now, what=made, data_sha256=data))
     console = Console(markup=False)
     for remark in [*remarks, *_unknown(marks, target)]:
         console.print(remark)
     if sample.unjudged:
         fate = "left out" if config.unjudged == "refuse" else "counted as errors"
         console.print(f"{sum(sample.unjudged.values())} traces cannot judge, {fate}: {sample.describe_unjudged()}")
+    return written
+
+
+def _write(draft: Path, found: dict[str, Any], event: Event) -> PolicyFile:
+    """Write what was found into the file as it is now: an operator, or a server, may have written into it meanwhile."""
+    try:
+        with locked(draft):
+            stored = read_policy(draft)
+            written = stored.model_copy(update=found | {"history": (*stored.history, event)})
+            write_policy(draft, written)
+    except TimeoutError as error:
+        raise PolicyError(f"nothing is written: {error}") from error
     return written
 
 

@@ -18,9 +18,9 @@ from pydantic import Field, ValidationError
 
 from specexit.config import Config, write_text
 from specexit.drafts.files import read_object
+from specexit.drafts.locking import locked
 from specexit.drafts.policy import OperatingPoint, PolicyError, PolicyFile, Serving
 from specexit.errors import dotted, shown
-from torch_specexit.plugin.frontend.locking import locked
 
 logger = logging.getLogger("vllm.specexit")
 
