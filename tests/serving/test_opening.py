@@ -68,6 +68,11 @@ def test_two_policies_have_one_compile_hash_and_the_fingerprints_are_of_what_is_
     assert opened is not None
     assert opened.doubts == ["dtype is float32, calibrated with bfloat16"]
     assert opened.misfit is None
+    # A checkpoint that asks for a KV cache in fp8: vLLM puts that in the place of "auto".
+    config.model_config.hf_config.quantization_config = {"quant_method": "modelopt", "kv_cache_quant_algo": "FP8"}
+    for dtype, called in (("fp8_e4m3", "auto"), ("fp8_e5m2", "fp8_e5m2"), ("auto", "auto")):
+        config.cache_config.cache_dtype = dtype
+        assert served_fingerprints(draft, config)["kv_cache_dtype"] == called
 
 
 def test_a_draft_of_another_target_of_the_same_sizes_is_called_uncertified_or_not_served(

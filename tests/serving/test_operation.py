@@ -277,6 +277,27 @@ def test_a_certificate_holds_for_what_it_was_made_with():
     ]
 
 
+@pytest.mark.parametrize(
+    ("made", "served", "holds"),
+    [
+        ("gptq", "auto_gptq", True),
+        ("awq", "awq_marlin", True),
+        ("fp8", "fp8", True),
+        ("auto_gptq", "auto_gptq", True),
+        ("none", "auto_gptq", False),
+        ("none", "fp8", False),
+        ("gptq", "auto_awq", False),
+        ("gptq", "none", False),
+        ("gptq", "moe_wna16", False),
+    ],
+)
+def test_a_quantised_target_is_known_by_what_vllm_calls_its_method(made, served, holds):
+    """vLLM calls GPTQ and AWQ by names of its own, so that no certificate of such a target held."""
+    file = PolicyFile.model_validate({"fingerprints": {"quantization": made}})
+    differs = [f"quantization is {served}, calibrated with {made}"]
+    assert doubts(file, {"quantization": served}) == ([] if holds else differs)
+
+
 def test_a_certificate_that_does_not_say_what_it_was_made_with_is_doubted():
     """A directory of an older version used to be certified for whatever was served."""
     served = {"draft": "a" * 64, "target": "b" * 64, "tokenizer": None, "dtype": "bfloat16"}

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from specexit.drafts import locking
+from specexit.drafts.fingerprints import quantization_of
 from specexit.drafts.policy import Event, PolicyError, Serving, read_policy, write_policy
 from specexit.method.calibrate import calibrate
 from specexit.method.stored import replays
@@ -53,3 +54,16 @@ def test_a_draft_directory_that_is_locked_is_left_as_it_was(paths, monkeypatch):
     monkeypatch.setattr(locking, "SECONDS", 0.0)
     with locking.locked(paths["draft"]):  # as by a server that writes an operator's word
         refused(paths, "nothing is written: .*/draft: another process has locked it", PolicyError)
+
+
+@pytest.mark.parametrize(
+    ("fields", "method"),
+    [
+        ({}, "none"),
+        ({"quantization_config": None}, "none"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "gptq"),
+        ({"compression_config": {"quant_method": "compressed-tensors"}}, "compressed-tensors"),
+    ],
+)
+def test_the_method_of_a_quantised_target_is_read_where_vllm_reads_it(fields, method):
+    assert quantization_of(fields) == method

@@ -18,6 +18,15 @@ from specexit.method.decision import Policy
 from torch_specexit.plugin.compat.checks import folder_of
 from torch_specexit.plugin.frontend.sampling import covered
 
+CHECKPOINT_NAMES = {
+    **dict.fromkeys(("auto_gptq", "gptq_marlin"), "gptq"),
+    **dict.fromkeys(("auto_awq", "awq_marlin"), "awq"),
+    **dict.fromkeys(("modelopt_fp4", "modelopt_mxfp8", "modelopt_mixed"), "modelopt"),
+    **{"gpt_oss_mxfp4": "mxfp4", "inc": "auto-round", "compressed_tensors": "compressed-tensors"},
+}
+"""What vLLM calls a method of quantisation that it has found in a checkpoint -> what the checkpoint calls it, and so a
+calibration. Which of them it is the fingerprint of the target says, ``config.json`` being in that."""
+
 
 def served_fingerprints(draft: Path, vllm_config: Any) -> dict[str, str | None]:
     """Fingerprints of what an engine serves, named as `specexit.drafts.policy.Fingerprints` has them.
@@ -34,8 +43,18 @@ def served_fingerprints(draft: Path, vllm_config: Any) -> dict[str, str | None]:
         "tokenizer": hashlib.sha256(tokenizer.read_bytes()).hexdigest() if tokenizer.exists() else None,
         "dtype": str(model.dtype).removeprefix("torch."),
         "quantization": model.quantization or "none",
-        "kv_cache_dtype": vllm_config.cache_config.cache_dtype,
+        "kv_cache_dtype": _kv_cache_dtype(vllm_config),
     }
+
+
+def _kv_cache_dtype(vllm_config: Any) -> str:
+    """As vLLM calls it; 'auto' where it is what the checkpoint asks for, which vLLM puts in the place of that word."""
+    found = vllm_config.cache_config.cache_dtype
+    try:
+        from vllm.utils.torch_utils import resolve_kv_cache_dtype_string
+    except ImportError:  # of a vLLM that has it elsewhere
+        return found
+    return "auto" if found == resolve_kv_cache_dtype_string("auto", vllm_config.model_config) else found
 
 
 def served_target(vllm_config: Any) -> str | None:
@@ -73,7 +92,7 @@ def doubts(file: PolicyFile, served: dict[str, str | None], transition: str = ""
     differing = [
         f"{name} is {_short(served.get(name))}, calibrated with {_short(value)}"
         for name, value in calibrated.items()
-        if value is not None and served.get(name) != value
+        if value is not None and _compared(name, served.get(name)) != _compared(name, value)
     ]
     unknown = [name for name, value in calibrated.items() if value is None and served.get(name) is not None]
     if all(point.certificate is None for point in file.points):
@@ -104,6 +123,10 @@ def ends_as_calibrated(report: Mapping[str, Any], policy: Policy, margin: int | 
     if report["outcome"] == "cap" and margin is not None and policy.max_thinking_tokens is not None:
         return report["thinking_tokens"] < policy.max_thinking_tokens + margin
     return report["outcome"] not in ("interrupt", "loop")
+
+
+def _compared(name: str, value: str | None) -> str | None:
+    return CHECKPOINT_NAMES.get(value, value) if name == "quantization" and value is not None else value
 
 
 def _short(value: str | None) -> str:

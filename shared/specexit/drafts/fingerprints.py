@@ -1,9 +1,11 @@
-"""A fingerprint of a target: what tells its weights from others of the same name and shape, however large they are."""
+"""Fingerprints of a target: what tells its weights from others of the same name and shape, however large they are."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 BLOCKS, BLOCK = 64, 4096
 
@@ -26,3 +28,14 @@ def target_fingerprint(folder: Path) -> str | None:
                 file.seek(i * max(0, size - BLOCK) // BLOCKS)
                 digest.update(file.read(BLOCK))
     return digest.hexdigest()
+
+
+def quantization_of(fields: Mapping[str, Any]) -> str:
+    """The method by which a model's weights are quantised, as its ``config.json`` calls it; 'none' without one.
+
+    Example:
+      >>> quantization_of({"quantization_config": {"quant_method": "gptq", "bits": 4}})
+      'gptq'
+    """
+    said = fields.get("quantization_config") or fields.get("compression_config")  # the second is the older key
+    return str(said.get("quant_method") or "none") if isinstance(said, Mapping) else "none"
