@@ -196,7 +196,9 @@ def test_a_model_that_moved_is_named_with_the_key_that_says_where_it_is(think, t
         annotate(config)
     assert not (tmp_path / "labelled").exists()
     save_target(tmp_path / "mine", target)
+    (tmp_path / "traces" / "engine.yaml").write_text("kv_cache_dtype: fp8")
     assert annotate(config.model_copy(update={"target": str(tmp_path / "mine" / "target.yaml")})).n == 1
+    assert (tmp_path / "labelled" / "engine.yaml").read_text() == "kv_cache_dtype: fp8\n"  # goes with the traces
 
 
 def test_labels_that_leave_nothing_to_cut_are_refused(think, tmp_path):

@@ -67,3 +67,19 @@ def test_a_draft_directory_that_is_locked_is_left_as_it_was(paths, monkeypatch):
 )
 def test_the_method_of_a_quantised_target_is_read_where_vllm_reads_it(fields, method):
     assert quantization_of(fields) == method
+
+
+@pytest.mark.parametrize(
+    ("told", "marks"),
+    [
+        ("kv_cache_dtype: fp8", ("float32", "none", "fp8")),
+        ("dtype: half\nquantization: fp8", ("float16", "fp8", "auto")),
+        ("dtype: auto", (None, "none", "auto")),
+    ],
+)
+def test_a_certificate_is_of_the_types_that_the_engine_was_told(paths, tmp_path, told, marks):
+    """It said those of the target's YAML: exits under a KV cache that nothing was calibrated with passed for certified,
+    and under the one that had written the traces they did not."""
+    (tmp_path / "engine.yaml").write_text(told)
+    prints = calibrate(CalibrateConfig(**paths)).fingerprints
+    assert (prints.dtype, prints.quantization, prints.kv_cache_dtype) == marks

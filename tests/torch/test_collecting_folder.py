@@ -13,12 +13,13 @@ import pytest
 import yaml
 
 from specexit.config import ConfigError, save_run
+from specexit.data.engine import EngineTypes, engine_types_of
 from specexit.data.traces import TraceError, read_traces
 from specexit.errors import InputError
 from specexit.schemas.target import TrialConfig
 from tests.torch.pretend import TARGET, Pretender, Server, config, forced
 from torch_specexit.collecting import CollectError, collect
-from torch_specexit.collecting.claim import ENGINE_FREE
+from torch_specexit.collecting.claim import ENGINE_FREE, claim
 from torch_specexit.collecting.ledger import Ledger
 from torch_specexit.collecting.work import all_asks
 
@@ -63,6 +64,19 @@ def test_each_argument_of_parallelism_batches_offloading_and_loading_may_change_
     asked = there & {field.name for field in fields(EngineArgs)}
     refused = {"load_format", "model_loader_extra_config", "ignore_patterns"}
     assert asked - ENGINE_FREE == refused | {"worker_cls", "worker_extension_cls", "scheduler_cls"}
+
+
+def test_the_types_that_an_engine_is_told_go_with_its_traces(server, tmp_path):
+    """`calibrate` took those of the target's YAML, whatever `engine.extra` had put in their place."""
+    extra = {"engine": {"extra": {"kv_cache_dtype": "fp8", "dtype": "half", "tensor_parallel_size": 2}}}
+
+    def claimed(name, **changes):
+        with claim(config(server, tmp_path / name, **changes), TARGET):
+            return engine_types_of(tmp_path / name)
+
+    assert claimed("own", endpoints=None, **extra) == EngineTypes(dtype="float16", kv_cache_dtype="fp8")
+    assert claimed("asked", **extra) == EngineTypes()  # of servers, which nobody has told that
+    assert claimed("own", endpoints=None) == EngineTypes()  # nothing had been collected: it is begun anew
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from specexit.config import ConfigError, read_yaml, save_run
+from specexit.data.engine import save_engine_types
 from specexit.data.stream import MANIFEST
 from specexit.differences import leaves
 from specexit.schemas.collect import CollectConfig
@@ -90,6 +91,7 @@ def claim(config: CollectConfig, target: TargetConfig) -> Iterator[None]:
             for name in () if in_use else (*read_files(out), SUMMARY, MANIFEST):
                 (out / name).unlink(missing_ok=True)
             save_target(out, target)
+            save_engine_types(out, {} if config.endpoints else config.engine.extra)
             save_run(config, out)
         yield
 

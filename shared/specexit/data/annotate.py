@@ -16,6 +16,7 @@ from rich.table import Table
 from specexit.config import save_run, write_text
 from specexit.data.boundaries import stating
 from specexit.data.checks import once
+from specexit.data.engine import engine_types_of, save_engine_types
 from specexit.data.parts import PartsWriter
 from specexit.data.rows import FAILED, LABELLED_SCHEMA, LabelledTrace, Trace, infer_decided, is_tried_throughout
 from specexit.data.seen import Seen
@@ -81,6 +82,7 @@ def annotate(config: AnnotateConfig) -> Statistics:
         write_text(folder / "statistics.json", json.dumps(asdict(statistics), indent=2) + "\n")
         write_text(folder / "statistics.html", traces_page(target.name, statistics, examples))
         save_target(folder, target)
+        save_engine_types(folder, engine_types_of(config.traces).model_dump())
         save_run(config, folder)
     console = Console(stderr=True)
     console.print(_table(statistics, config.answer_word))

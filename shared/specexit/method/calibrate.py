@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from specexit.data.engine import EngineTypes, engine_types_of
 from specexit.data.outlines import Outlines
 from specexit.data.overlap import refuse_selected, refuse_trained
 from specexit.data.scores import StoredScores, open_scores
@@ -88,7 +89,7 @@ def calibrate(config: CalibrateConfig) -> PolicyFile:
         raise CertificateError(
             f"{config.traces}: traces of target {target.name!r}, but {config.draft} was made for {block.target!r}"
         )
-    marks = _fingerprints(target, scores)
+    marks = _fingerprints(target, scores, engine_types_of(config.traces))
     sampling, trial = one_sampling(traces, config.traces), _one_trial(config, traces)
     refuse_trained(config.draft, traces, config.traces)
     refuse_selected(config.draft, stored.selection, traces, config.traces)
@@ -275,7 +276,7 @@ def _written_in_full(trial: dict[str, Any] | None) -> bool:
     return bool(trial) and all(kind.get("text") == "" for kind in trial.values())
 
 
-def _fingerprints(target: TargetConfig, scores: StoredScores) -> Fingerprints:
+def _fingerprints(target: TargetConfig, scores: StoredScores, told: EngineTypes) -> Fingerprints:
     quantization, tokenizer, weights = None, None, None
     if target.folder.exists():
         quantization = quantization_of(target.hf_config())
@@ -289,9 +290,9 @@ def _fingerprints(target: TargetConfig, scores: StoredScores) -> Fingerprints:
         draft=scores.draft_blake3,
         target=weights or scores.target_sha256,
         tokenizer=tokenizer,
-        dtype=target.dtype,
-        quantization=quantization,
-        kv_cache_dtype="auto",
+        dtype=None if told.dtype == "auto" else told.dtype or target.dtype,  # "auto" is whatever vLLM makes of it
+        quantization=told.quantization or quantization,
+        kv_cache_dtype=told.kv_cache_dtype or "auto",
     )
 
 
