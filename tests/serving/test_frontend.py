@@ -245,6 +245,22 @@ def test_a_grammar_of_which_vllms_parser_alone_knows_that_it_binds_rules_exits_o
     assert front.admit(request).mode == mode
 
 
+def test_what_only_reads_how_likely_tokens_are_is_no_traffic_and_exits_nowhere():
+    """One call of `/generative_scoring` filled the window of the last 1,000 prompts, and each of its items counted as a
+    request that is sampled otherwise than calibrated."""
+    front, read = calibrated_at(CALIBRATED), {"max_tokens": 1, "logprob_token_ids": [5, 6], "temperature": 1.0}
+    request = incoming("generative-scoring-1-0", **read)
+    request.lora_request = SimpleNamespace(lora_name="poet")
+    admitted = front.admit(request)
+    assert (admitted.mode, admitted.audited, admitted.counted) == ("off", False, False)
+    assert come_and_go(front, "generative-scoring-1-1", **read)[1] == []
+    summary = front.summary()
+    assert (summary["requests"], summary["uncertified_loras"]) == ({}, [])
+    assert (summary["traffic"]["prompt_tokens"]["requests"], summary["covers"]["other_requests"]) == (0, 0)
+    come_and_go(front, "chatcmpl-1", **CALIBRATED | {"max_tokens": 1})  # a client's own, however short
+    assert front.summary()["traffic"]["prompt_tokens"]["requests"] == 1
+
+
 CALIBRATED = {"temperature": 0.6, "top_p": 0.95, "top_k": 20, "max_tokens": 32768}
 OTHERWISE = [
     {"temperature": 0.0},

@@ -1,12 +1,26 @@
-"""Requests that no client has sent: those of audits, and the steps of a beam search, which are requests to the engine.
+"""Requests to the engine that no client has sent: those of audits, the steps of a beam search, and what vLLM makes of
+each item of a call that scores.
 
-They run without exits and are counted nowhere. What they are is known where they are made; an id does not say it, for
-clients choose theirs.
+They run without exits and are counted nowhere. What the first two are is known where they are made; an id does not say
+it, for clients choose theirs.
 """
 
 from __future__ import annotations
 
 from contextvars import ContextVar
+from typing import Any
 
 inner: ContextVar[bool] = ContextVar("specexit_inner", default=False)
 """Whether requests that are admitted now are such."""
+
+
+def is_read(params: Any) -> bool:
+    """Whether a request only reads how likely certain tokens are, as each item of ``/generative_scoring``, by vLLM's
+    `SamplingParams`.
+
+    Example:
+      >>> from types import SimpleNamespace
+      >>> is_read(SimpleNamespace(max_tokens=1, logprob_token_ids=[5, 6])), is_read(SimpleNamespace(max_tokens=1))
+      (True, False)
+    """
+    return bool(getattr(params, "logprob_token_ids", None)) and params.max_tokens == 1

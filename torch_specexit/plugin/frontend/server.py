@@ -21,7 +21,7 @@ from torch_specexit.plugin.frontend.finding import find, response_of_state
 from torch_specexit.plugin.frontend.finished import Finished
 from torch_specexit.plugin.frontend.grammars import binds_at_once
 from torch_specexit.plugin.frontend.hold import Hold
-from torch_specexit.plugin.frontend.inner import inner
+from torch_specexit.plugin.frontend.inner import inner, is_read
 from torch_specexit.plugin.frontend.operation import Admitted, Operation
 from torch_specexit.plugin.frontend.own_end import BY_ITSELF, is_forced
 from torch_specexit.plugin.frontend.reports import ADMITTED, choices_of
@@ -128,11 +128,11 @@ class FrontEnd:
         bound = binds_at_once(request, self.taken_for_over)
         if bound:  # by a grammar that takes no end marker: vLLM would end it in an error
             admitted = admitted._replace(mode="off", point=None, certified=False, audited=False)
+        if inner.get() or is_read(params):
+            admitted = admitted._replace(mode="off", point=None, certified=False, audited=False, counted=False)
         if lora is not None and admitted.mode != "off" and lora not in self.uncertified_loras:
             self.uncertified_loras.add(lora)
             logger.warning("specexit: requests with adapter %r exit uncertified: no certificate is of it", lora)
-        if inner.get():
-            admitted = admitted._replace(mode="off", point=None, certified=False, audited=False, counted=False)
         if not sampled and admitted.mode != "off":
             self._note_sampling(params, made)
         if request.external_req_id is not None:
