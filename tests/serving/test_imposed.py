@@ -107,6 +107,15 @@ def test_what_another_server_finds_while_an_engine_starts_is_taken_over(draft, m
     assert f"since the start cannot be read: {draft / FILE}: cannot be read as JSON" in caplog.text
 
 
+def test_where_no_audit_can_be_made_no_request_thinks_on_for_one(draft, monkeypatch, caplog):
+    """As of a model that reads images, too: a share of its requests had no exits, and nobody compared anything."""
+    config, opened = starting(draft, monkeypatch)
+    front = opening.open_front_end(engine_with(config), opened)  # which has no tokenizer
+    admitted = front.operation.resolve(None)
+    assert (admitted.mode, admitted.audited, front.audit) == ("exit", False, None)
+    assert "audits are off, they need a tokenizer" in caplog.text
+
+
 @pytest.mark.parametrize("down", [False, True], ids=["while it runs", "while it is down"])
 @pytest.mark.parametrize(
     ("change", "lifts"),

@@ -166,7 +166,8 @@ def _audit_of(engine: Any, opening: Opening, front: FrontEnd, metrics: ExitMetri
     if opening.serving.audit_rate == 0:
         return None
     if tokens is None or engine.model_config.is_multimodal_model:
-        logger.warning("specexit: audits are off, they need a tokenizer and prompts that are nothing but text")
+        logger.warning("specexit: audits are off, they need a tokenizer and a model that reads nothing but text")
+        front.operation.audits = False
         return None
     kinds = (opening.file.population.answer_kinds if opening.file.population else ()) or ("math",)
     if strange := sorted({*kinds} - {*KINDS, *os.environ.get(FUNCTIONS, "").split()}):

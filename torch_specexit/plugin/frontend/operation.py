@@ -97,6 +97,8 @@ class Operation:
         self._take(file, serving, doubts)
         self.started = serving
         """The settings that the engine was started with."""
+        self.audits = True
+        """Whether this server can make audits; where it cannot, no request thinks on for one."""
         self._ordered_mode: Mode | None = None
         self._ordered_point: str | None = None
         self.name = file.default
@@ -311,7 +313,7 @@ class Operation:
         mode = self._mode_of(arguments, request, point)
         own = (policy, arguments.specexit_splits, arguments.specexit_mode) == (point.policy, None, None)
         like = sampled and not forced and mode != "off"  # as what was calibrated
-        audited = own and like and choice == 0 and in_share(request, self.serving.audit_rate)
+        audited = self.audits and own and like and choice == 0 and in_share(request, self.serving.audit_rate)
         return Admitted(
             policy=policy,
             mode="shadow" if audited else mode,
