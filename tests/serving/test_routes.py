@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from types import SimpleNamespace
+from urllib.parse import quote
 
 import pytest
 from fastapi import FastAPI
@@ -99,6 +100,18 @@ def test_a_report_is_for_the_key_that_asked():
         assert server.client.get(path, headers=headers).status_code == 404
 
 
+@pytest.mark.parametrize("name", ["team/42", "/", "x" * 1000])
+def test_a_request_is_known_by_whatever_its_client_calls_it(name):
+    """An `X-Request-Id` with a slash was a 404 here, and one of 300 characters could not be interrupted."""
+    server, ours = Server(*ALL), {"Authorization": "Bearer ours"}
+    server.finish(f"chatcmpl-{name}", mark_of("ours"))
+    path = f"{PATH}/requests/{quote(f'chatcmpl-{name}', safe='')}"
+    assert server.client.get(path, headers=ours).json()["choices"] == [{"outcome": "exit"}]
+    body = {"id": f"chatcmpl-{name}", "action": "reasoning_end"}
+    assert server.client.post(CONTROL, json=body, headers=ours).status_code == 404  # it thinks no more
+    assert server.client.get(f"{PATH}/requests/", headers=ours).status_code == 404
+
+
 @pytest.mark.parametrize("headers", [{}, {OPERATOR_HEADER: "wrong"}, {OPERATOR_HEADER: ""}], ids=str)
 def test_nobody_but_the_operator_switches(headers, monkeypatch):
     server = Server(*ALL)
@@ -131,7 +144,7 @@ def test_an_interrupt_reaches_the_workers_of_every_engine_with_its_caller():
     server.called.clear()
     assert server.client.post(CONTROL, json=body).status_code == 404  # another's
     assert server.client.post(CONTROL, json=body | {"id": "chatcmpl-gone"}).status_code == 404
-    for bad in ({"action": "stop"}, {"id": ""}, {"id": "x" * 1000}, {"more": 1}):
+    for bad in ({"action": "stop"}, {"id": ""}, {"id": "x" * 5000}, {"more": 1}):
         assert server.client.post(CONTROL, json=body | bad).status_code == 422
     assert server.called == []  # no engine is stopped for what this process knows not to run
     server.front.api_servers = 2  # of which another may run it

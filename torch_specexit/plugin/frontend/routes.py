@@ -28,6 +28,8 @@ CONTROL = "/v1/chat/completions/control"
 OPERATOR_KEY = "SPECEXIT_OPERATOR_KEY"
 """Environment variable of the server, and what the header `OPERATOR_HEADER` must hold."""
 OPERATOR_HEADER = "X-SpecExit-Operator"
+MOST_ID = 4096
+"""Characters of a request's id, which its client may have chosen (`X-Request-Id`). It goes to all engines."""
 
 
 class Switch(Config):
@@ -41,7 +43,7 @@ class Switch(Config):
 class Control(Config):
     """What a client may do to its running request; path and body as llama.cpp's server has them."""
 
-    id: Annotated[str, Field(min_length=1, max_length=256)]
+    id: Annotated[str, Field(min_length=1, max_length=MOST_ID)]
     action: Literal["reasoning_end"]
     now: bool = Field(default=False, description="at the next token, not at the next boundary")
 
@@ -79,7 +81,7 @@ class Endpoints:
         async def server() -> dict[str, Any]:
             return self.front.summary()
 
-        @app.get(PATH + "/requests/{request_id}")
+        @app.get(PATH + "/requests/{request_id:path}")  # which a client may have named by a path of its own
         async def request(request_id: str) -> dict[str, Any]:
             opened("reports")
             found = self.front.find(self.processor, request_id)
