@@ -151,10 +151,12 @@ def test_a_draft_that_is_neither_a_folder_nor_to_be_had_is_refused_by_name(tmp_p
             draft_config(config_with(model))
 
 
-@pytest.mark.parametrize("fetched", [True, False])
-def test_a_target_by_its_hub_id_is_known_once_the_engine_has_fetched_it(fetched, target, draft, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("begun", "fetched"), [(False, True), (True, True), (False, False)])
+def test_a_target_by_its_hub_id_is_known_once_the_engine_has_fetched_it(
+    begun, fetched, target, draft, tmp_path, monkeypatch
+):
     """Its weights are not there before the engine starts: all exits were uncertified until a restart, and a server with
-    `required` never started."""
+    `required` never started; nor did it ever again where a start was killed when some of them had come."""
     made, cache = target_fingerprint(target.folder), tmp_path / "cache"
     assert made is not None
     file = {"points": POINTS, "default": "usual", "fingerprints": {"target": made}, "sampling": GREEDY}
@@ -172,8 +174,12 @@ def test_a_target_by_its_hub_id_is_known_once_the_engine_has_fetched_it(fetched,
     monkeypatch.setenv("SPECEXIT_SERVING", '{"required": true}')
     config = config_with(draft)
     config.model_config.model, config.load_config.download_dir = "somebody/target", "weights"
+    part = cache / "model-00001-of-00002.safetensors"
+    if begun:
+        shutil.copy(target.folder / "model.safetensors", part)
     opened = opening.settings_of(config)
     assert opened is not None
+    part.unlink(missing_ok=True)
     if fetched:
         shutil.copy(target.folder / "model.safetensors", cache)
     front = opening.open_front_end(engine_with(config), opened)

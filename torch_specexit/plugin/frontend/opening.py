@@ -48,7 +48,7 @@ class Opening(NamedTuple):
     watch: PolicyWatch
     """Of the file, since before it was read: what is written while the engine starts is news to it."""
     doubts: list[str]
-    """Without that about a target whose weights vLLM is to fetch first."""
+    """Without that about a target by its id on the Hub, whose weights vLLM may have to fetch first."""
     misfit: str | None
     kept: Kept
     imposed: tuple[Imposed, ...]
@@ -71,9 +71,10 @@ def settings_of(vllm_config: Any) -> Opening | None:
     served = served_fingerprints(folder, vllm_config)
     watch = PolicyWatch(folder, config.specexit, vllm_config.additional_config, served)
     file, serving = policies_for(folder, config.specexit, vllm_config.additional_config)
-    # A target by its id on the Hub may be yet to be fetched, by the engine; `open_front_end` asks again behind that.
-    to_fetch = served.get("target") is None and not Path(vllm_config.model_config.model).is_dir()
-    known = served | ({"target": file.fingerprints.target} if to_fetch else {})
+    # Of a target by its id on the Hub, some of the weights may be yet to be fetched, by the engine, or all; what lies
+    # there says nothing, and `open_front_end` asks again behind that.
+    made, to_fetch = file.fingerprints.target, not Path(vllm_config.model_config.model).is_dir()
+    known = served | ({"target": made} if to_fetch and made is not None else {})
     doubted = doubts(file, known, serving.transition)
     misfit, kept = misfit_of(vllm_config), Kept(folder)
     opening = Opening(folder, config.specexit, file, serving, watch, doubted, misfit, kept, kept.read())
