@@ -100,11 +100,25 @@ def test_what_another_server_finds_while_an_engine_starts_is_taken_over(draft, m
     assert opening.open_front_end(engine_with(config), opened).operation.ceiling == "careful"
     write(draft, default="careful")
     audit(start(draft), "careful")
-    opening.open_front_end(engine_with(config), opened)  # which has not read that word yet
+    opening.open_front_end(engine_with(config), opened)  # which began before that word
     assert start(draft).operation.rejected == ["careful"]
     (draft / FILE).write_text("{")
     assert opening.open_front_end(engine_with(config), opened).operation.ceiling is None  # as it was before
     assert f"since the start cannot be read: {draft / FILE}: cannot be read as JSON" in caplog.text
+
+
+def test_a_word_that_lifts_nothing_and_falls_into_a_start_leaves_what_is_imposed_there_too(draft, monkeypatch):
+    """Its engine stood, it read the word with its first request, and what it had from before was under other words: so
+    of two servers the new one gave low effort what is bolder than the point that was rejected."""
+    front = start(draft)
+    front.api_servers = 2
+    audit(front, "usual")
+    config, opened = starting(draft, monkeypatch)
+    front.switch(point="careful")
+    new = opening.open_front_end(engine_with(config), opened)
+    new.check(None)
+    assert new.operation.name == front.operation.name == "careful"
+    assert new.operation.ceiling == front.operation.ceiling == "careful"
 
 
 def test_where_no_audit_can_be_made_no_request_thinks_on_for_one(draft, monkeypatch, caplog):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -94,6 +95,8 @@ def open_front_end(engine: Any, opening: Opening) -> FrontEnd:
     served = opening.watch.served
     served["target"] = served_target(engine.vllm_config)  # of which the engine has fetched what was missing
     operation = Operation(block, opening.file, serving, doubts(opening.file, served, serving.transition), opening.kept)
+    with suppress(PolicyError, ConfigError):  # of which the first request has the log told
+        opening.watch.reload(operation)  # words of the time at which what is imposed under them is read, below
     if (reason := opening.watch.changed_in_start(serving)) is not None:
         operation.doubt(reason)
     resume(operation, opening._replace(imposed=_imposed_by_now(opening, operation.imposed.words)))
