@@ -8,7 +8,7 @@ import pytest
 
 from specexit.drafts.policy import PolicyError
 from tests.serving.points import BLOCK, POINTS, certificate
-from tests.serving.test_opening import engine_with, starting
+from tests.serving.test_opening import config_with, engine_with, starting
 from tests.serving.test_watch import draft as draft
 from tests.serving.test_watch import written
 from torch_specexit.plugin.frontend import opening
@@ -119,6 +119,34 @@ def test_a_word_that_lifts_nothing_and_falls_into_a_start_leaves_what_is_imposed
     new.check(None)
     assert new.operation.name == front.operation.name == "careful"
     assert new.operation.ceiling == front.operation.ceiling == "careful"
+
+
+@pytest.mark.parametrize(
+    ("model", "revision", "elsewhere", "said"),
+    [
+        ("user/draft", None, False, True),
+        ("user/draft", "main", True, True),
+        ("user/draft", "v1", False, True),
+        ("user/draft", "v1", True, False),
+        (None, None, False, False),
+    ],
+)
+def test_a_draft_in_the_hubs_cache_is_said_to_lose_what_is_written_beside_it(
+    model, revision, elsewhere, said, draft, monkeypatch, caplog
+):
+    """Another revision on the Hub, be it of the model card alone, is another folder of the cache: the next restart made
+    the very exits again that a kill switch, or audits, had ended."""
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, revision: str(draft))
+    monkeypatch.setattr(opening, "served_fingerprints", lambda folder, config: {})
+    monkeypatch.setattr(opening, "misfit_of", lambda config: None)
+    monkeypatch.delenv(FOLDER, raising=False)
+    if elsewhere:
+        monkeypatch.setenv(FOLDER, str(draft.parent))
+    config = config_with(model or draft)
+    config.speculative_config.draft_model_config.revision = revision
+    assert opening.settings_of(config) is not None
+    assert ("lies in the cache of the Hub" in caplog.text) == said
+    assert (FOLDER in caplog.text) == said
 
 
 def test_where_no_audit_can_be_made_no_request_thinks_on_for_one(draft, monkeypatch, caplog):

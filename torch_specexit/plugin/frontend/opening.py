@@ -38,6 +38,13 @@ FUNCTIONS = "SPECEXIT_ANSWER_FUNCTIONS"
 nor `policy.json`'s to say, as those may be a stranger's, and the function gets what clients have had written."""
 
 
+IN_THE_CACHE = (
+    "specexit: the draft %s lies in the cache of the Hub (%s), and with it policy.json and hold.json: what an operator "
+    "says there, a kill switch by the route of several API servers among it, and what audits impose are gone with the "
+    "draft's next revision, or another cache; serve a folder, or say speculative_config.revision and set %s"
+)
+
+
 class Opening(NamedTuple):
     """What is known of a server before its engine starts."""
 
@@ -85,6 +92,8 @@ def settings_of(vllm_config: Any) -> Opening | None:
     wrong = [*filter(None, [opening.misfit or blind]), *uncertified]
     if serving.required and wrong:
         raise ConfigError(f"specexit.required is true, but exits would not be served as certified: {'; '.join(wrong)}")
+    if not Path(draft.model).is_dir() and (draft.revision in (None, "main") or not os.environ.get(FOLDER)):
+        logger.warning(IN_THE_CACHE, draft.model, folder, FOLDER)
     return opening
 
 
