@@ -230,7 +230,7 @@ class Draft(nn.Module):
         Raises:
           DraftError: the directory is unusable, or the embedding is not of the target it was made for.
         """
-        config, tensors = read_draft(folder)
+        config, tensors = read_draft(folder, needs_policy=False)
         if "embed_tokens.weight" in tensors:
             embedding = as_torch(tensors.pop("embed_tokens.weight")).to(embedding.dtype)
         expected = (config.vocab_size, config.hidden_size)

@@ -64,7 +64,7 @@ def score(config: ScoreConfig) -> int:
     """
     if not (config.out / "scores.parquet").exists():
         require_empty(config.out)
-    draft_config = read_config(config.draft)
+    draft_config = read_config(config.draft, needs_policy=False)
     if draft_config.specexit is None:
         raise DraftError(f"{config.draft / 'config.json'}: no specexit block, so this draft has no signals to score")
     target = target_of_both(config.traces, config.draft, draft_config.specexit.target, config.target)

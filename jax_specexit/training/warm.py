@@ -27,7 +27,7 @@ def read_source(folder: Path, target: TargetConfig) -> DraftConfig:
     Raises:
       DraftError: it cannot be read, or was made for another target, be it one of the same sizes.
     """
-    source = read_config(folder)
+    source = read_config(folder, needs_policy=False)
     check_target(source, folder, target.hf_config(), target.name)
     origin = read_origin(folder)
     made_for = origin.target if origin is not None else source.target_name
@@ -114,7 +114,7 @@ def warm_params(folder: Path, shape: DraftConfig, aux_rms: tuple[float, ...]) ->
     Raises:
       DraftError: the draft cannot be read.
     """
-    source, tensors = read_draft(folder)
+    source, tensors = read_draft(folder, needs_policy=False)
     source, tensors = widen(source, tensors, shape.eagle_aux_hidden_state_layer_ids)
     params = params_from_draft(source, tensors, aux_rms)
     assert shape.specexit is not None

@@ -24,7 +24,7 @@ from jax_specexit.training.run import Start, read_start, save_start
 from jax_specexit.training.start import start
 from jax_specexit.training.step import ttt_outputs
 from jax_specexit.training.train import train
-from jax_specexit.training.warm import length_of, widen
+from jax_specexit.training.warm import chosen_on, length_of, read_source, widen
 from specexit.config import ConfigError
 from specexit.data.outlines import outlines
 from specexit.data.overlap import OverlapError, read_prompts, write_prompts
@@ -33,7 +33,7 @@ from specexit.data.traces import read_traces
 from specexit.drafts.config import DraftError
 from specexit.drafts.directory import FLOATS, DraftConfig, SpecExitBlock, read_draft, vocabulary_tensors
 from specexit.drafts.inspect import describe
-from specexit.drafts.policy import PolicyFile, Selection, read_policy
+from specexit.drafts.policy import PolicyError, PolicyFile, Selection, read_policy
 from specexit.drafts.published import Origin, import_draft
 from specexit.drafts.rope import RopeScaling
 from specexit.method.signals import NAMES
@@ -375,6 +375,18 @@ def test_a_draft_of_another_target_of_the_same_sizes_is_refused(
     with pytest.raises(DraftError, match=f"init_from={draft}: the draft was made for target 'large', .* says 'small'"):
         train(recipe.model_copy(update={"init_from": draft}))
     assert not recipe.out.exists()
+
+
+def test_a_draft_that_has_lost_its_policy_is_begun_with(foreign: Path, small_target: Path, tmp_path: Path) -> None:
+    """As vLLM leaves it in the Hub's cache, or a copy without `policy.json`: a run has no use of one."""
+    draft, target = Path(shutil.copytree(foreign, tmp_path / "draft")), load_target_config(str(small_target))
+    fields = json.loads((draft / "config.json").read_text())
+    (draft / "config.json").write_text(json.dumps(fields | {"specexit": {"target": "small"}}))
+    with pytest.raises(PolicyError, match=r"draft/policy\.json: is not there"):
+        read_policy(draft)
+    source = read_source(draft, target)
+    assert (source.target_name, source.rope_theta) == ("small", 1e6)
+    assert chosen_on(draft) is None
 
 
 def test_a_window_of_fewer_tokens_than_steps_is_refused_before_anything_is_written(

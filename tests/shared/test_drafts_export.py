@@ -19,6 +19,7 @@ from specexit.drafts.policy import (
     Certificate,
     Fingerprints,
     OperatingPoint,
+    PolicyError,
     PolicyFile,
     read_policy,
     write_policy,
@@ -130,6 +131,16 @@ def test_the_trunk_is_the_same_in_every_format(source, tmp_path, target, write_r
         assert renamed.keys() == trunk.keys()
         for key, tensor in trunk.items():
             np.testing.assert_array_equal(renamed[key], tensor)
+
+
+def test_a_draft_that_has_lost_its_policy_goes_where_none_is_asked_for(tmp_path, target, write_random_draft):
+    folder = write_random_draft(tmp_path / "draft", "draft", **SHAPE)
+    write_policy(folder, PolicyFile())
+    (folder / "policy.json").unlink()
+    for name in ("plugin", "speculators"):  # which are to exit by it
+        with pytest.raises(PolicyError, match=r"draft/policy\.json: is not there"):
+            exported(folder, tmp_path, name, target)
+    assert "specexit" not in exported(folder, tmp_path, "eagle3", target)[0]
 
 
 def test_eagle3_names_the_layers_as_each_engine_counts_them(tmp_path, target, write_random_draft):

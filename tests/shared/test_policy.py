@@ -7,7 +7,7 @@ import yaml
 
 from specexit.cli import run
 from specexit.data.traces import write_traces
-from specexit.drafts.directory import read_config
+from specexit.drafts.directory import read_config, read_draft
 from specexit.drafts.policy import (
     Certificate,
     Fingerprints,
@@ -120,7 +120,10 @@ def test_a_directory_that_has_lost_its_policy_is_refused_with_what_to_do(draft):
             PolicyError, match=r"draft/policy\.json: is not there, .*: copy the file from where the draft is"
         ):
             read(draft)
+    lost, _ = read_draft(draft, needs_policy=False)  # as for its weights alone
+    assert lost == read_config(draft, needs_policy=False)
     (draft / "policy.json").write_text("{}")  # as the error says
+    assert read_config(draft) == lost
     assert read_policy(draft) == PolicyFile()
     assert read_config(draft).specexit.policy == PolicyFile().point().policy
 

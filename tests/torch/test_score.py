@@ -18,6 +18,7 @@ from specexit.data.stream import TraceError
 from specexit.data.traces import write_traces
 from specexit.drafts.directory import DraftError, read_config
 from specexit.drafts.fingerprints import target_fingerprint
+from specexit.drafts.policy import PolicyFile, write_policy
 from specexit.drafts.tensors import weights_hash
 from specexit.method.signals import activate
 from specexit.schemas.score import ScoreConfig
@@ -119,6 +120,13 @@ def test_a_draft_without_signals_or_of_another_target_is_refused_and_nothing_is_
     with pytest.raises(DraftError, match=r"target_num_hidden_layers is 36, but target tiny-reasoner has .* 4"):
         score(ScoreConfig(**paths | {"draft": other}))
     assert not paths["out"].exists()
+
+
+def test_a_draft_that_has_lost_its_policy_is_scored(paths):
+    """Scores are what a policy is calibrated on."""
+    write_policy(paths["draft"], PolicyFile())
+    (paths["draft"] / "policy.json").unlink()
+    assert score(ScoreConfig(**paths)) == 3
 
 
 def test_draft_traces_and_the_target_given_have_to_be_of_one_name(paths, traces, tmp_path):

@@ -220,12 +220,17 @@ _FIELDS = DraftConfig.model_fields.keys() - {"sliding_window"}
 """What is read of a ``config.json`` field by field; a window is said by several keys together."""
 
 
-def read_config(folder: Path) -> DraftConfig:
+def read_config(folder: Path, *, needs_policy: bool = True) -> DraftConfig:
     """Read ``config.json``; fields that are not ours are ignored, as other tools add theirs.
+
+    Args:
+      folder: the draft directory.
+      needs_policy: False for what has use of the weights alone, and reads a directory that has lost its policy, too.
 
     Raises:
       DraftError: not there, not JSON, or a field is missing or wrong.
-      PolicyError: ``policy.json`` cannot be used, or is not there, and no policy of an older version in its place.
+      PolicyError: ``policy.json`` cannot be used; or is needed, but not there, and no policy of an older version in its
+        place.
     """
     path = folder / "config.json"
     raw = read_object(path, MAX_CONFIG, DraftError)
@@ -252,12 +257,14 @@ def read_config(folder: Path) -> DraftConfig:
         raise DraftError(f"{path}: specexit.format_version is {block.format_version}, expected {FORMAT_VERSION}")
     if block and block.signals != NAMES:
         raise DraftError(f"{path}: specexit.signals is {list(block.signals)}, expected {list(NAMES)}")
-    return config if block is None else config.model_copy(update={"specexit": _with_policy(folder, block)})
+    if block is None:
+        return config
+    return config.model_copy(update={"specexit": _with_policy(folder, block, needed=needs_policy)})
 
 
-def _with_policy(folder: Path, block: SpecExitBlock) -> SpecExitBlock:
+def _with_policy(folder: Path, block: SpecExitBlock, *, needed: bool) -> SpecExitBlock:
     """The block with what ``policy.json`` says in place of what older versions wrote into ``config.json``."""
-    if "policy" in block.model_fields_set and not (folder / policies.FILE).exists():
+    if ("policy" in block.model_fields_set or not needed) and not (folder / policies.FILE).exists():
         return block
     stored = policies.read_policy(folder)
     point = stored.point()

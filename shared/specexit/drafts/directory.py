@@ -48,14 +48,18 @@ def check_given(folder: Path, target: str | None) -> None:
         check_target(config, folder, found.hf_config(), found.name)
 
 
-def open_draft(folder: Path) -> tuple[DraftConfig, dict[str, Stored]]:
+def open_draft(folder: Path, *, needs_policy: bool = True) -> tuple[DraftConfig, dict[str, Stored]]:
     """Check a draft directory's config, its tensors' names, types and shapes, and its vocabulary; read no weight yet.
+
+    Args:
+      folder: the draft directory.
+      needs_policy: see `read_config`.
 
     Raises:
       DraftError: see `read_config`; also for a file that is truncated or malformed, a tensor that is missing,
         misshapen or unknown, and a draft vocabulary that is none of the target's.
     """
-    config = read_config(folder)
+    config = read_config(folder, needs_policy=needs_policy)
     path = weights_path(folder)
     try:
         tensors = open_tensors(folder)
@@ -78,13 +82,17 @@ def weights_path(folder: Path) -> Path:
     return folder / (INDEX if (folder / INDEX).exists() else WEIGHTS)
 
 
-def read_draft(folder: Path) -> tuple[DraftConfig, dict[str, np.ndarray]]:
+def read_draft(folder: Path, *, needs_policy: bool = True) -> tuple[DraftConfig, dict[str, np.ndarray]]:
     """Read and check a whole draft directory; weights stay in the type they are stored in (see `FLOATS`).
+
+    Args:
+      folder: the draft directory.
+      needs_policy: see `read_config`.
 
     Raises:
       DraftError: see `open_draft`; also for NaN or infinity in the weights.
     """
-    config, stored = open_draft(folder)
+    config, stored = open_draft(folder, needs_policy=needs_policy)
     tensors = {}
     for name, place in stored.items():
         tensors[name] = place.read()

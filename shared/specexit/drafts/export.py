@@ -75,7 +75,7 @@ def export(config: ExportConfig) -> None:
       DraftError: the draft cannot be read, or not be said in that format; with ``original``, its weights are others.
       FileExistsError: ``out`` is there and not empty.
     """
-    draft, stored = open_draft(config.draft)
+    draft, stored = open_draft(config.draft, needs_policy=config.format in ("plugin", "speculators"))
     # One given may be called otherwise: nothing is computed with it, its sizes and its place are written down.
     named = draft.target_name if config.target is None else None
     target = find_target(config.target, config.draft, name=named)

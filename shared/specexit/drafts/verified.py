@@ -97,7 +97,7 @@ def read_verification(folder: Path, target: Path | None = None) -> tuple[Verific
         return None, "stale: an older version wrote it, run `specexit migrate` or `specexit verify`"
     if found.weights_blake3 != weights_hash(folder):
         return None, "stale: the weights are others by now, run `specexit verify`"
-    if found.geometry_sha256 not in (None, geometry_sha256(read_config(folder))):
+    if found.geometry_sha256 not in (None, geometry_sha256(read_config(folder, needs_policy=False))):
         return None, "stale: config.json says another geometry by now, run `specexit verify`"
     mark = None if target is None or found.target_fingerprint is None else target_fingerprint(target)
     if mark not in (None, found.target_fingerprint):
