@@ -94,6 +94,8 @@ def serve_command(config: ServeConfig, *, on_cpu: bool = False) -> list[str]:
     if on_cpu:
         ours += CPU_ARGUMENTS
         _leave_memory(target, config.draft, length, _asked_length(config.arguments, length))
+    if any(argument.partition("=")[0] == "--config" for argument in config.arguments):
+        _say_what_is_overruled([*ours, "--speculative-config"])
     return [*_server(str(target.folder)), *ours, "--speculative-config", json.dumps(speculation), *config.arguments]
 
 
@@ -115,6 +117,17 @@ def _say_length(folder: Path, draft: DraftConfig, target: TargetConfig) -> None:
     Console(stderr=True, soft_wrap=True).print(
         f"{folder / 'config.json'}: max_position_embeddings is {length}, so requests have at most {length} tokens and "
         f"not the {asked} of {target.name}: {remedy}",
+        style="yellow",
+        markup=False,
+        highlight=False,
+    )
+
+
+def _say_what_is_overruled(ours: Sequence[str]) -> None:
+    """Say which options of a file of vLLM's ``--config`` do not count: vLLM puts what is in it before the others."""
+    options = ", ".join(word for word in ours if word.startswith("--"))
+    Console(stderr=True, soft_wrap=True).print(
+        f"arguments has --config: what its file says of {options} does not count, expected in arguments themselves",
         style="yellow",
         markup=False,
         highlight=False,

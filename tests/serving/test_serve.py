@@ -62,7 +62,7 @@ def test_the_command_line_names_target_and_draft(write_random_draft, tmp_path):
     assert speculation == {"method": "eagle3", "model": str(draft), "num_speculative_tokens": 3}
 
 
-def test_prompts_are_rendered_as_those_of_the_traces_were(write_random_draft, tmp_path):
+def test_prompts_are_rendered_as_those_of_the_traces_were(write_random_draft, tmp_path, capsys):
     """Where a template thinks only when asked, each prompt would end behind the thinking, and no request could exit."""
     fits = {"hidden_size": 192, "target_hidden_size": 192, "vocab_size": 640}
     draft = write_random_draft(tmp_path / "draft", "draft", **fits, eagle_aux_hidden_state_layer_ids=(1, 3, 4))
@@ -77,6 +77,11 @@ def test_prompts_are_rendered_as_those_of_the_traces_were(write_random_draft, tm
         assert [word for word in command if "template" in word] == [option]
         assert command[-2:] == [*own]
     assert "--default-chat-template-kwargs" not in serve_command(ServeConfig(target="tiny-reasoner", draft=draft))
+    capsys.readouterr()
+    command = serve_command(config.model_copy(update={"arguments": ("--config", "server.yaml")}))
+    assert command[-2:] == ["--config", "server.yaml"]  # which vLLM reads as if it stood in front of all others
+    said = "--dtype, --max-model-len, --default-chat-template-kwargs, --speculative-config does not count"
+    assert f"arguments has --config: what its file says of {said}" in capsys.readouterr().err
 
 
 def test_a_draft_that_is_not_verified_is_served_and_named(write_random_draft, tmp_path, capsys):
