@@ -59,10 +59,11 @@ def kv_cache_gib(
     room = int((free - weights) / GIB - PROGRAMS_GIB)
     needed = max(1, -(-one * tokens // GIB))
     if room < needed:
+        less = f" of one request of {tokens} tokens (--max-model-len in arguments makes that less)"
         raise KVCacheError(
             f"{free / GIB:.1f} GiB of memory are free, expected {needed + PROGRAMS_GIB + weights / GIB:.1f}: "
-            f"{weights / GIB:.1f} for the weights, {PROGRAMS_GIB} for the programs, {needed} for the keys and values "
-            f"of one request of {tokens} tokens (--max-model-len in arguments makes that less)"
+            f"{weights / GIB:.1f} for the weights, {PROGRAMS_GIB} for the programs, {needed} for the keys and values"
+            + (less if needed > 1 else ", the least that vLLM can be told")
         )
     return max(needed, min(room, -(-one * max_model_len * REQUESTS // GIB)))
 

@@ -200,6 +200,9 @@ def test_without_control_groups_the_machines_memory_is_what_there_is(tmp_path, m
 def test_a_machine_that_is_too_small_is_told_what_it_takes():
     with pytest.raises(KVCacheError, match=r"12.0 GiB of memory are free, expected 15.0: 8.0 for the weights.* 32768"):
         kv_cache_gib(QWEN3_4B, "bfloat16", 32_768, 8 * GIB, 12 * GIB)
+    said = r"2\.0 GiB of memory are free, expected 3\.0: .* 1 for the keys and values, the least that vLLM can be told$"
+    with pytest.raises(KVCacheError, match=said):  # with `--max-model-len auto`, which nothing makes less
+        kv_cache_gib(SMALL, "float32", 1024, 0, 2 * GIB, least=1)
 
 
 def test_on_a_cpu_the_size_is_set_unless_somebody_has(write_random_draft, tmp_path, monkeypatch):
