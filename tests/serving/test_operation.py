@@ -11,11 +11,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from specexit.drafts.certified import doubts
 from specexit.drafts.policy import PolicyError, PolicyFile, Serving
 from specexit.method.decision import Policy, exit_position
 from specexit.method.splits import ThinkTokens
 from tests.serving.points import BLOCK, POINTS, certificate, operation, point
-from torch_specexit.plugin.certified import doubts
 from torch_specexit.plugin.frontend.arguments import RESOLVED, ArgumentError
 from torch_specexit.plugin.frontend.callers import mark_of
 from torch_specexit.plugin.frontend.efforts import with_effort

@@ -1,6 +1,7 @@
 """What is said of a draft to people: its model card, and `specexit inspect`."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,12 @@ from huggingface_hub import ModelCard
 from specexit.data.overlap import write_prompts
 from specexit.drafts.config import DraftError
 from specexit.drafts.export import FORMATS
+from specexit.drafts.fingerprints import target_fingerprint
 from specexit.drafts.inspect import describe, inspect
 from specexit.drafts.migrate import migrate
 from specexit.drafts.policy import (
     Certificate,
+    Fingerprints,
     OperatingPoint,
     PolicyFile,
     policy_sha256,
@@ -26,6 +29,7 @@ from specexit.method.decision import Policy
 from specexit.schemas.inspect import InspectConfig
 from specexit.schemas.migrate import MigrateConfig
 from specexit.schemas.published import ImportConfig
+from specexit.schemas.target import load_target_config
 from tests.shared.published import SHAPE, exported, write_published, write_target
 
 ACCEPTED = {"rows": 900, "length": 2.31, "by_position": [0.8, 0.4, 0.11]}
@@ -48,6 +52,17 @@ def verification_of(folder: Path) -> dict[str, object]:
     }
 
 
+def careful(**said: float) -> OperatingPoint:
+    """A point with a certificate of its policy."""
+    policy = Policy(thresholds={"validity": 0.97})
+    found = Certificate(
+        **{"risk": "accuracy_lost", "epsilon": 0.02, "delta": 0.1, "n": 500, "errors": 4, "bound": 0.0159},
+        **{"data_sha256": "ab" * 32, "policy_sha256": policy_sha256(policy)},
+        **said,
+    )
+    return OperatingPoint(name="careful", policy=policy, certificate=found)
+
+
 def test_the_card_says_what_is_known_and_what_is_not(tmp_path, target, write_random_draft):
     folder = write_random_draft(tmp_path / "draft", "draft", **SHAPE)
     _, _, out = exported(folder, tmp_path, "plugin", target)
@@ -60,21 +75,9 @@ def test_the_card_says_what_is_known_and_what_is_not(tmp_path, target, write_ran
     assert "fewer of the drafted tokens, and what is read off for an early exit means nothing." in text
     assert "What it was trained on is not recorded." in text
     write_prompts(folder, np.arange(1234, dtype=np.uint64))
-    policy = Policy(thresholds={"validity": 0.97})
-    found = Certificate(
-        risk="accuracy_lost",
-        epsilon=0.02,
-        delta=0.1,
-        n=500,
-        errors=4,
-        bound=0.0159,
-        data_sha256="ab" * 32,
-        policy_sha256=policy_sha256(policy),
-    )
-    point = OperatingPoint(name="careful", policy=policy, certificate=found)
     made = {"population": {"prompts": 500, "traces": 500, "answer_kinds": ["math"]}, "sampling": {"temperature": 0.6}}
-    made |= {"fingerprints": {"dtype": "bfloat16"}}
-    write_policy(folder, PolicyFile.model_validate({"default": "careful", "points": (point,)} | made))
+    made |= {"fingerprints": {"draft": weights_hash(folder), "dtype": "bfloat16"}}
+    write_policy(folder, PolicyFile.model_validate({"default": "careful", "points": (careful(),)} | made))
     (folder / "verify.json").write_text(json.dumps(verification_of(folder) | {"acceptance": ACCEPTED}))
     assert describe(folder)["verified"].startswith("yes, on 4 traces; acceptance length 2.31 on 900 rows")
     _, _, out = exported(folder, tmp_path / "b", "plugin", target)
@@ -138,15 +141,9 @@ def test_the_hub_reads_the_card_and_finds_what_is_known(form, tmp_path, target, 
     exits = form in ("plugin", "speculators")
     assert ("in a checkout of SpecExit's sources" in card.text) == exits
     assert "pip install 'specexit" not in card.text
-    policy = Policy(thresholds={"validity": 0.9})
-    found = Certificate(
-        **{"risk": "accuracy_lost", "epsilon": 0.02, "delta": 0.1, "n": 500, "errors": 4, "bound": 0.0159},
-        data_sha256="ab" * 32,
-        policy_sha256=policy_sha256(policy),
-        thinking_cut=0.314,
-    )
-    point = OperatingPoint(name="careful", policy=policy, certificate=found)
-    write_policy(folder, PolicyFile(default="careful", points=(point,)))
+    marks = Fingerprints(draft=weights_hash(folder))
+    known = {"fingerprints": marks, "sampling": {"temperature": 0.6}}
+    write_policy(folder, PolicyFile(default="careful", points=(careful(thinking_cut=0.314),), **known))
     exported(folder, tmp_path / "b", form, target, license="apache-2.0")
     card = ModelCard.load(tmp_path / "b" / form / "README.md")
     assert card.data.license == "apache-2.0"
@@ -182,6 +179,35 @@ def test_inspect_says_what_is_there(tmp_path, target, write_random_draft):
     assert rows["origin"] == "imported, layout deepspec; its config names another target, Qwen/Qwen3-4B"
     assert rows["exports to"] == "eagle3, speculators, original"
     assert set(rows["exports to"].split(", ")) <= FORMATS.keys()
+
+
+@pytest.mark.parametrize(
+    ("other", "why"),
+    [
+        ({"fingerprints": {"draft": "0" * 64}}, "draft is .*, calibrated with 0000"),
+        ({"fingerprints": {}}, "does not say with which draft"),
+        ({"serving": {"transition": "So."}}, "serving.transition is 'So.', calibrated without"),
+        ({"sampling": {}}, "does not say at which temperature"),
+        ({}, None),
+    ],
+)
+def test_nothing_is_told_as_certified_that_a_server_would_not_call_so(
+    other, why, tmp_path, target, write_random_draft, capsys
+):
+    """As of weights that were retrained, or rounded by `convert dtype=`, under the policy of others."""
+    folder = write_random_draft(tmp_path / "draft", "draft", **SHAPE)
+    beside = target_fingerprint(load_target_config("tiny-reasoner").folder)  # which it names
+    made = {"fingerprints": {"draft": weights_hash(folder), "target": beside}, "sampling": {"temperature": 0.6}}
+    write_policy(folder, PolicyFile.model_validate({"default": "careful", "points": (careful(),)} | made | other))
+    row = describe(folder)["policy careful, default"]
+    assert ("at most 1.59%" in row) == (why is None)
+    migrate(MigrateConfig(draft=folder))
+    migrated = " ".join(capsys.readouterr().err.split())
+    _, _, out = exported(folder, tmp_path, "plugin", target)
+    card = (out / "README.md").read_text()
+    assert ("With 90% confidence" in card) == (why is None)
+    for text in () if why is None else (row, migrated, card):
+        assert re.search(why, text)
 
 
 def test_a_folder_with_brackets_is_named_as_it_is(tmp_path, write_random_draft, capsys):

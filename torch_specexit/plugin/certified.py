@@ -1,4 +1,4 @@
-"""Whether a draft's certificates hold for what an engine serves: the fingerprints that they were made with, compared.
+"""What an engine serves, as the fingerprints that a draft's certificates were made with say it.
 
 Anything else than what was calibrated is served, and called uncertified; with ``required`` it is not served.
 """
@@ -11,21 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from specexit.drafts.fingerprints import target_fingerprint
-from specexit.drafts.policy import FILE, PolicyFile
 from specexit.drafts.tensors import weights_hash
-from specexit.errors import shown
 from specexit.method.decision import Policy
 from torch_specexit.plugin.compat.checks import folder_of
-from torch_specexit.plugin.frontend.sampling import covered
-
-CHECKPOINT_NAMES = {
-    **dict.fromkeys(("auto_gptq", "gptq_marlin"), "gptq"),
-    **dict.fromkeys(("auto_awq", "awq_marlin"), "awq"),
-    **dict.fromkeys(("modelopt_fp4", "modelopt_mxfp8", "modelopt_mixed"), "modelopt"),
-    **{"gpt_oss_mxfp4": "mxfp4", "inc": "auto-round", "compressed_tensors": "compressed-tensors"},
-}
-"""What vLLM calls a method of quantisation that it has found in a checkpoint -> what the checkpoint calls it, and so a
-calibration. Which of them it is the fingerprint of the target says, ``config.json`` being in that."""
 
 
 def served_fingerprints(draft: Path, vllm_config: Any) -> dict[str, str | None]:
@@ -72,40 +60,6 @@ def served_target(vllm_config: Any) -> str | None:
         return None
 
 
-def doubts(file: PolicyFile, served: dict[str, str | None], transition: str = "") -> list[str]:
-    """Why the certificates of a policy file do not hold for what is served; empty where they do.
-
-    Where the file does not say what they were made with, as one of an older version, nothing says that it was this.
-
-    Args:
-      file: whose certificates.
-      served: see `served_fingerprints`.
-      transition: text that is written at each exit. No calibration has any: it asks for answers behind the end marker
-        alone.
-
-    Example:
-      >>> file = PolicyFile.model_validate({"fingerprints": {"dtype": "bfloat16"}})
-      >>> doubts(file, {"dtype": "float16"})
-      ['dtype is float16, calibrated with bfloat16']
-    """
-    calibrated = file.fingerprints.model_dump()
-    differing = [
-        f"{name} is {_short(served.get(name))}, calibrated with {_short(value)}"
-        for name, value in calibrated.items()
-        if value is not None and _compared(name, served.get(name)) != _compared(name, value)
-    ]
-    unknown = [name for name, value in calibrated.items() if value is None and served.get(name) is not None]
-    if all(point.certificate is None for point in file.points):
-        return differing
-    if transition:
-        differing.append(f"serving.transition is {shown(transition, 40)}, calibrated without")
-    if unknown:
-        differing.append(f"{FILE} does not say with which {', '.join(unknown)} it was calibrated: calibrate again")
-    if covered(file.sampling) is None:
-        differing.append(f"{FILE} does not say at which temperature its traces were sampled: calibrate again")
-    return differing
-
-
 def ends_as_calibrated(report: Mapping[str, Any], policy: Policy, margin: int | None) -> bool:
     """Whether the thinking of a request has not been ended where no calibration ends it: for its client, in a loop, or
     at whatever token, the margin behind its maximum being used up.
@@ -123,11 +77,3 @@ def ends_as_calibrated(report: Mapping[str, Any], policy: Policy, margin: int | 
     if report["outcome"] == "cap" and margin is not None and policy.max_thinking_tokens is not None:
         return report["thinking_tokens"] < policy.max_thinking_tokens + margin
     return report["outcome"] not in ("interrupt", "loop")
-
-
-def _compared(name: str, value: str | None) -> str | None:
-    return CHECKPOINT_NAMES.get(value, value) if name == "quantization" and value is not None else value
-
-
-def _short(value: str | None) -> str:
-    return "unknown" if value is None else value[:12] if len(value) == 64 else value

@@ -11,6 +11,7 @@ import yaml
 from specexit.config import write_text
 from specexit.data.overlap import read_prompts
 from specexit.drafts.begun import imported_as
+from specexit.drafts.certified import doubts_of
 from specexit.drafts.config import DraftConfig
 from specexit.drafts.policy import OperatingPoint, PolicyFile, read_policy
 from specexit.drafts.published import hub_name, read_origin
@@ -49,7 +50,7 @@ def write_card(folder: Path, config: ExportConfig, draft: DraftConfig, target: T
         ),
         _geometry(draft),
         _data(config.draft, target),
-        *([RELEASED] if config.format == "angelslim" else [_exit(config.draft)] if exits else []),
+        *([RELEASED] if config.format == "angelslim" else [_exit(config.draft, target.folder)] if exits else []),
         _verification(config.draft, target.folder, exits=exits),
         _serving(config, target, exits=exits),
         "## Limits\n\nFor this target and its tokenizer: beside a model of other sizes vLLM refuses it, and beside "
@@ -107,13 +108,14 @@ def _geometry(draft: DraftConfig) -> str:
     return "## The draft\n\n| | |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in rows.items())
 
 
-def _exit(folder: Path) -> str:
+def _exit(folder: Path, target: Path) -> str:
     stored = read_policy(folder)
+    doubts = doubts_of(folder, stored, target)
     lines = ["## Early exit", ""]
     for point in stored.points:
         thresholds = ", ".join(f"{name} {value:g}" for name, value in point.policy.thresholds.items())
         default = " (default)" if point.name == stored.default else ""
-        lines.append(f"* `{point.name}`{default}: exits at {thresholds or 'nothing'}. {_certificate(point)}")
+        lines.append(f"* `{point.name}`{default}: exits at {thresholds or 'nothing'}. {_certificate(point, doubts)}")
     return "\n".join([*lines, "", *_not_covered(stored)])
 
 
@@ -145,10 +147,11 @@ def _not_covered(stored: PolicyFile) -> list[str]:
     ]
 
 
-def _certificate(point: OperatingPoint) -> str:
-    found, doubt = point.certificate, point.uncertified_because()
-    if found is None or doubt is not None:
-        because = "" if found is None else f" ({doubt})"
+def _certificate(point: OperatingPoint, doubts: list[str]) -> str:
+    found, own = point.certificate, point.uncertified_because()
+    wrong = [*([] if own is None else [own]), *doubts]
+    if found is None or wrong:
+        because = "" if found is None else f" ({'; '.join(wrong)})"
         return f"Without a certificate: nothing is known of its risk{because}."
     what = {"answer_changed": "change their answer", "accuracy_lost": "lose a right answer"}[found.risk]
     cut = "" if found.thinking_cut is None else f" It saved {found.thinking_cut:.1%} of their thinking."

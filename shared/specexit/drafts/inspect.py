@@ -12,6 +12,7 @@ from specexit.buckets import BucketPath
 from specexit.config import ConfigError
 from specexit.data.overlap import read_prompts
 from specexit.drafts.begun import imported_as
+from specexit.drafts.certified import doubts_of
 from specexit.drafts.directory import check_given, open_draft
 from specexit.drafts.export import formats_of, weights_type
 from specexit.drafts.files import TensorError
@@ -67,10 +68,12 @@ def describe(folder: Path, target: str | None = None) -> dict[str, str]:
         f"{sum(place.nbytes for place in stored.values()) / 2**20:,.1f} MiB, blake3 {weights_hash(folder)[:16]}",
         "signals": f"source {draft.specexit.source}: {', '.join(draft.specexit.signals)}" if draft.specexit else "none",
     }
+    model = _model_of(folder, target, draft.target_name)
     if draft.specexit:
-        rows |= _policy(read_policy(folder))
+        found = read_policy(folder)
+        rows |= _policy(found, doubts_of(folder, found, model))
     rows["origin"] = _imported(origin) if origin else _trained(folder)
-    rows["verified"] = _verified(folder, _model_of(folder, target, draft.target_name))
+    rows["verified"] = _verified(folder, model)
     rows["exports to"] = ", ".join(formats_of(draft, folder, stored))
     return rows
 
@@ -88,13 +91,15 @@ def _trained(folder: Path) -> str:
     return f"trained here{on}" if imported is None else f"imported, layout {imported}, and trained further here{on}"
 
 
-def _policy(found: PolicyFile) -> dict[str, str]:
+def _policy(found: PolicyFile, doubts: list[str]) -> dict[str, str]:
     rows = {}
     for point in found.points:
         at = ", ".join(f"{name} {value:g}" for name, value in point.policy.thresholds.items())
         certificate, c = "no certificate", point.certificate
-        if c is not None and not c.is_of(point.policy):
-            certificate = f"not certified: {point.uncertified_because()}"
+        own = point.uncertified_because()
+        wrong = [*([] if own is None else [own]), *doubts]
+        if c is not None and wrong:
+            certificate = f"not certified: {'; '.join(wrong)}"
         elif c is not None:
             what = {"answer_changed": "answers changed", "accuracy_lost": "right answers lost"}[c.risk]
             certificate = f"{what}: at most {c.bound:.2%} with {1 - c.delta:.0%} confidence ({c.n} prompts)"

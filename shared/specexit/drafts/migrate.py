@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from specexit.config import write_text
+from specexit.drafts.certified import doubts_of
 from specexit.drafts.directory import check_given
 from specexit.drafts.files import read_json
 from specexit.drafts.policy import FILE, PolicyFile, read_policy, write_policy
@@ -35,8 +36,9 @@ def migrate(config: MigrateConfig) -> None:
         today = weights_hash(config.draft)
         policy = _renamed(policy, older, today)
         _rename_verified(config.draft, verified, older, today)
+    wrong = "; ".join(doubts_of(config.draft, policy))
     write_policy(config.draft, policy)
-    certified = policy.point().uncertified_because() or "certified"
+    certified = policy.point().uncertified_because() or (f"not certified: {wrong}" if wrong else "certified")
     state = "names the weights by today's hash" if known else "was there already" if there else "written"
     names = ", ".join(point.name for point in policy.points)
     Console(stderr=True).print(f"{config.draft / FILE}: {state}; {names}, {certified}", markup=False)

@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 
 from specexit.config import ConfigError
 from specexit.data.answers import KINDS
+from specexit.drafts.certified import doubts
 from specexit.drafts.directory import SpecExitBlock
 from specexit.drafts.policy import PolicyError, PolicyFile, Serving
 from specexit.method.decision import Policy
 from specexit.method.splits import ThinkTokens, load_tokenizer, misread
-from torch_specexit.plugin.certified import doubts, served_fingerprints, served_target
+from torch_specexit.plugin.certified import served_fingerprints, served_target
 from torch_specexit.plugin.compat.checks import draft_folder, folder_of
 from torch_specexit.plugin.compat.fit import misfits
 from torch_specexit.plugin.compat.request_hooks import REQUEST_HOOKS
