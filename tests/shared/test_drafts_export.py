@@ -13,7 +13,7 @@ from specexit.data.outlines import outlines
 from specexit.data.overlap import OverlapError, refuse_trained, write_prompts
 from specexit.drafts.config import DraftError
 from specexit.drafts.directory import read_config, read_draft
-from specexit.drafts.export import export
+from specexit.drafts.export import FORMATS, export
 from specexit.drafts.inspect import describe
 from specexit.drafts.policy import (
     Certificate,
@@ -29,7 +29,7 @@ from specexit.drafts.tensors import FLOATS, weights_hash
 from specexit.method.decision import Policy
 from specexit.schemas.export import ExportConfig
 from specexit.schemas.published import ImportConfig
-from specexit.schemas.target import load_target_config
+from specexit.schemas.target import find_target, load_target_config
 from tests.shared.published import (
     CONFIGS,
     SHAPE,
@@ -364,6 +364,23 @@ def test_the_plugins_form_is_the_directory_itself(tmp_path, target, write_random
     assert (out / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
 
 
+def test_an_export_for_a_target_called_otherwise_is_found_by_its_own_name(tmp_path, target, write_random_draft):
+    """Every command looks there for the target that `config.json` names, and refused the folder."""
+    _, _, out = exported(write_random_draft(tmp_path / "draft", "draft", **SHAPE), tmp_path, "plugin", target)
+    found = find_target(None, out, name=read_config(out).target_name)
+    assert found.folder == load_target_config(target).folder
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_draft_is_not_exported_for_a_target_of_other_sizes(form, tmp_path, write_random_draft):
+    """`vllm serve` would fetch that target, and end over its shapes, or serve a draft that guesses nothing."""
+    folder = write_random_draft(tmp_path / "draft", "fc", **SHAPE)
+    other = write_target(tmp_path / "of", hidden_size=128)
+    with pytest.raises(DraftError, match="target_hidden_size is 64, but target small has hidden_size 128"):
+        exported(folder, tmp_path, form, other)
+    assert not (tmp_path / form).exists()
+
+
 @pytest.mark.parametrize("form", ["plugin", "eagle3"])
 def test_an_export_that_is_a_draft_directory_is_not_judged_by_its_training_prompts(
     form, tmp_path, target, write_random_draft, make_trace
@@ -408,7 +425,9 @@ def test_a_published_folder_names_its_target_on_the_hub_and_no_path_of_this_mach
 def test_a_shipped_target_is_named_by_a_path_that_is_its_own_from_everywhere(tmp_path, write_random_draft, monkeypatch):
     """Its YAML says `models/Qwen3-8B`, which vLLM would look for on the Hub from any other folder."""
     monkeypatch.chdir(tmp_path)
-    folder = write_random_draft(tmp_path / "draft", None, **SHAPE)
+    sizes = {"hidden_size": 8, "own_embeddings": True, "target_hidden_size": 4096, "vocab_size": 151936}
+    sizes |= {"eagle_aux_hidden_state_layer_ids": (2, 18, 33), "target_num_hidden_layers": 36}
+    folder = write_random_draft(tmp_path / "draft", None, **sizes)
     config, _, _ = exported(folder, tmp_path, "speculators", "qwen3-8b")
     verifier = config["speculators_config"]["verifier"]
     assert verifier["name_or_path"] == str(tmp_path / "models" / "Qwen3-8B")

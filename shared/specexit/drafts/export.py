@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from specexit.buckets import BucketPath
 from specexit.config import write_bytes, write_text
 from specexit.data.overlap import copy_prompts
 from specexit.data.teacher import EMBEDDING
@@ -27,6 +28,7 @@ from specexit.drafts.config import (
     PLAIN_ARCHITECTURES,
     DraftConfig,
     DraftError,
+    check_target,
 )
 from specexit.drafts.directory import check_values, open_draft, target_ids, weights_path
 from specexit.drafts.files import TensorError, read_bytes, read_json
@@ -72,13 +74,15 @@ def export(config: ExportConfig) -> None:
     """Write the folder.
 
     Raises:
-      DraftError: the draft cannot be read, or not be said in that format; with ``original``, its weights are others.
+      DraftError: the draft cannot be read, or not be said in that format, or is of another target;
+        with ``original``, its weights are others.
       FileExistsError: ``out`` is there and not empty.
     """
     draft, stored = open_draft(config.draft, needs_policy=config.format in ("plugin", "speculators"))
-    # One given may be called otherwise: nothing is computed with it, its sizes and its place are written down.
+    # One given may be called otherwise: it is the same model, as far as its sizes tell, in another place.
     named = draft.target_name if config.target is None else None
     target = find_target(config.target, config.draft, name=named)
+    _check_sizes(draft, config.draft, target)
     form = FORMATS[config.format](config, draft, stored, target)
     path = weights_path(config.draft)
     with new_folder(config.out) as beside:
@@ -105,9 +109,23 @@ def export(config: ExportConfig) -> None:
         if config.format in ("plugin", "eagle3"):  # which are draft directories, to be judged as the first one
             copy_prompts(config.draft, beside)
             if config.base_model is None:  # its path is one of this machine
-                save_target(beside, target)
+                own = draft.target_name or target.name  # which is what reads the folder asks for
+                save_target(beside, target.model_copy(update={"name": own}))
         write_card(beside, config, draft, target)
     Console(stderr=True).print(f"{config.draft} -> {config.out} ({config.format})", markup=False, highlight=False)
+
+
+def _check_sizes(draft: DraftConfig, folder: Path, target: TargetConfig) -> None:
+    """Check that a draft belongs to its target, where that is at hand: an export needs no model.
+
+    Raises:
+      DraftError, ConfigError: see `check_target`, and the target's ``hf_config``.
+    """
+    model = target.folder
+    if isinstance(model, BucketPath):
+        return
+    if (model / "config.json").exists() or (target.config is not None and not model.exists()):
+        check_target(draft, folder, target.hf_config(), target.name)
 
 
 def _follow(draft: Path, folder: Path, written: str) -> None:
