@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 
 from specexit.drafts import tensors as tensors_module
 from specexit.drafts.directory import DraftError, read_draft
-from specexit.drafts.files import TensorError
+from specexit.drafts.files import TensorError, parse_json
 from specexit.drafts.tensors import (
     FLOATS,
     INDEX,
@@ -291,6 +291,13 @@ def test_a_hostile_or_damaged_draft_is_one_clear_error(what, tmp_path, write_ran
 
 def test_there_are_as_many_as_promised():
     assert len(HOSTILE) >= 40
+
+
+def test_a_name_twice_behind_many_others_is_found_at_once(tmp_path):
+    """Each of those took a look at all of them: hours, of a header of 10 MB."""
+    names = "".join(f'"{i}":0,' for i in range(200_000))
+    with pytest.raises(TensorError, match="'199999' is there twice"):
+        parse_json(f'{{{names}"199999":0}}'.encode(), tmp_path / WEIGHTS)
 
 
 def test_none_of_them_takes_memory(tmp_path, write_random_draft):

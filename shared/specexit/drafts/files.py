@@ -7,6 +7,7 @@ that never ends, or as large as the disk. Whatever lies in one is opened through
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +87,8 @@ def parse_json(data: bytes, path: Path) -> Any:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) != len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
+            names = Counter(name for name, _ in pairs)
+            twice = next(name for name, n in names.items() if n > 1)
             raise TensorError(f"{path}: {shown(twice)} is there twice")
         return found
 

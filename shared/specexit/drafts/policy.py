@@ -14,6 +14,7 @@ import hashlib
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -303,7 +304,7 @@ class PolicyFile(Config):
     @model_validator(mode="after")
     def _names(self) -> PolicyFile:
         names = [point.name for point in self.points]
-        twice = sorted({name for name in names if names.count(name) > 1})
+        twice = sorted(name for name, n in Counter(names).items() if n > 1)
         if twice:
             raise ValueError(f"points has {', '.join(map(repr, twice))} more than once, expected different names")
         if self.default not in names:
