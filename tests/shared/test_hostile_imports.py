@@ -117,6 +117,10 @@ HOSTILE = {
         config(rope_scaling=LLAMA3 | {"low_freq_factor": 4.0, "high_freq_factor": 4.0}),
         "high_freq_factor is 4, expected more than low_freq_factor, 4",
     ),
+    "a value in five hundred lists": (
+        config(auto_map=json.loads("[" * 500 + "]" * 500)),
+        r"config\.json: holds a value in more than 64 lists and objects",
+    ),
     "a factor beyond all floats": (
         config(rope_scaling={"rope_type": "linear", "factor": 10**400}),
         "of 401 digits, 1000",

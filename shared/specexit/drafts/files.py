@@ -16,6 +16,8 @@ from specexit.errors import InputError, shown
 MAX_NAME = 255
 MAX_DIGITS = 100
 """Of a number: more than that no float holds three of, multiplied, and no size needs."""
+MAX_DEPTH = 64
+"""Of lists and objects in one another: what is read may be written again, which Python does not at any depth."""
 
 
 class TensorError(InputError):
@@ -72,7 +74,7 @@ def read_json(path: Path, limit: int) -> Any:
     """A JSON file of at most ``limit`` bytes; a key that is there twice is an error.
 
     Raises:
-      TensorError: it is no JSON, or see `read_bytes`.
+      TensorError: it is no JSON, goes deeper than `MAX_DEPTH`, or see `read_bytes`.
     """
     try:
         path.stat()
@@ -100,9 +102,23 @@ def parse_json(data: bytes, path: Path) -> Any:
         return int(text)
 
     try:
-        return json.loads(data, object_pairs_hook=unique, parse_int=number)
+        found = json.loads(data, object_pairs_hook=unique, parse_int=number)
     except (ValueError, RecursionError) as error:
         raise TensorError(f"{path}: cannot be read as JSON: {error}") from error
+    if _is_deep(found):
+        raise TensorError(f"{path}: holds a value in more than {MAX_DEPTH} lists and objects, one in another")
+    return found
+
+
+def _is_deep(value: Any) -> bool:
+    """Whether something lies in more than `MAX_DEPTH` lists and objects."""
+    level = [value]
+    for _ in range(MAX_DEPTH + 1):
+        inside = [
+            outer.values() if isinstance(outer, dict) else outer for outer in level if isinstance(outer, dict | list)
+        ]
+        level = [inner for values in inside for inner in values]
+    return bool(level)
 
 
 def read_object(path: Path, limit: int, error: type[InputError]) -> dict[str, Any]:
