@@ -35,7 +35,7 @@ def bytes_per_token(target: Mapping[str, Any], dtype: str) -> int:
       2560
     """
     heads = target["num_attention_heads"]
-    width = target.get("num_key_value_heads", heads) * (target.get("head_dim") or target["hidden_size"] // heads)
+    width = (target.get("num_key_value_heads") or heads) * (target.get("head_dim") or target["hidden_size"] // heads)
     return 2 * width * (target["num_hidden_layers"] + 1) * BYTES.get(dtype, 4)
 
 

@@ -153,6 +153,7 @@ QWEN3_4B = {"num_hidden_layers": 36, "num_attention_heads": 32, "num_key_value_h
         (SMALL, 1024, 0, 3.5, 1),
         (QWEN3_4B, 32_768, 8, 16, 5),  # one request and a bit: as much as there is
         (QWEN3_4B, 32_768, 8, 256, 74),  # sixteen requests of full length, and no more
+        (QWEN3_4B | {"num_key_value_heads": None}, 32_768, 8, 256, 246),  # null is all 32 heads: all that is free
     ],
 )
 def test_a_cpu_server_takes_memory_for_its_target_and_no_more_than_is_free(target, length, weights, free, expected):
