@@ -16,6 +16,8 @@ from specexit.config import Config, ConfigError, find, load, revision, save_run
 from specexit.schemas.bench_recipe import BenchRecipeConfig
 from specexit.schemas.chat import ChatConfig
 from specexit.schemas.collect import CollectConfig, PartConfig
+from specexit.schemas.convert import ConvertConfig
+from specexit.schemas.export import ExportConfig
 from specexit.schemas.train import TrainConfig
 
 RECIPES = sorted((Path(__file__).parents[2] / "configs" / "recipes").glob("*.yaml"))
@@ -57,6 +59,14 @@ def test_overrides_win_over_the_file_and_the_file_over_defaults(recipe):
 def test_a_wrong_key_or_value_is_named_with_what_was_expected(recipe, override, message):
     with pytest.raises(ConfigError, match=message):
         load(Recipe, recipe, [override])
+
+
+@pytest.mark.parametrize("size", ["inf", ".inf", "nan", "1e308"])
+@pytest.mark.parametrize(("schema", "more"), [(ExportConfig, ["format=plugin"]), (ConvertConfig, [])])
+def test_a_largest_file_of_no_size_is_named(schema, more, size):
+    """It was a traceback, as no number of bytes is infinite."""
+    with pytest.raises(ConfigError, match=r"config: max_file_gib is "):
+        load(schema, None, ["draft=D", "out=E", *more, f"max_file_gib={size}"])
 
 
 def test_an_error_names_the_file(recipe):

@@ -33,6 +33,8 @@ class ConvertConfig(Config):
     max_file_gib: float | None = Field(
         default=None,
         gt=0,
+        le=1 << 20,
+        allow_inf_nan=False,
         description="weights are split into files of at most this size; by default 5, and for a run that was made of a "
         "draft directory, as that was split",
     )

@@ -37,4 +37,10 @@ class ExportConfig(Config):
     speculative_tokens: int = Field(
         default=3, gt=0, description="draft tokens per step, written where a format says it"
     )
-    max_file_gib: float = Field(default=5.0, gt=0, description="weights are split into files of at most this size")
+    max_file_gib: float = Field(
+        default=5.0,
+        gt=0,
+        le=1 << 20,
+        allow_inf_nan=False,
+        description="weights are split into files of at most this size; a large number makes it one file",
+    )
