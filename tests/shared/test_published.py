@@ -150,7 +150,10 @@ def test_aux_layers_are_read_where_vllm_reads_them_and_the_place_is_said(says, l
 @pytest.mark.parametrize("layout", ["speculators", "deepspec"])
 @pytest.mark.parametrize(
     ("named", "same"),
-    [("org/Small", True), ("small", True), ("/models/small/", True), ("org/Smaller", False), (None, True)],
+    [
+        *(("org/Small", True), ("small", True), ("/models/small/", True), ("org/Smaller", False), (None, True)),
+        ("/cache/models--org--small/snapshots/0123abc", True),
+    ],
 )
 def test_a_target_of_another_name_is_warned_of_and_recorded(layout, named, same, tmp_path, capsys):
     """Of the same sizes nothing else tells it, and its draft would be bad in silence."""
@@ -168,6 +171,8 @@ def test_the_hub_s_cache_names_a_target():
     )
     assert _other_than(target, "Qwen/Qwen3-4B") is None
     assert _other_than(target, "Qwen/Qwen3-4B-Thinking-2507") == "Qwen/Qwen3-4B-Thinking-2507"
+    elsewhere = "/hub/models--Qwen--Qwen3-8B/snapshots/0123abc"  # the hash of a commit is no name
+    assert _other_than(target, elsewhere) == elsewhere
 
 
 def test_a_draft_of_model_optimizer_is_read_as_it_exports_it(tmp_path, capsys):

@@ -318,8 +318,9 @@ class Published:
 
 
 def _other_than(target: TargetConfig, said: str | None) -> str | None:
-    """The name that a config has for its target, where it is no name of this one: the last part of either counts."""
-    named = (said or "").rstrip("/").rpartition("/")[2].casefold()
+    """The name that a config has for its target, where it is no name of this one: the last part of either counts; of a
+    folder in the cache of the Hub's client, that of the model's name there."""
+    named = (hub_name(Path(said or "")) or said or "").rstrip("/").rpartition("/")[2].casefold()
     names = (target.name, target.path, str(target.folder), hub_name(target.folder) or "")
     ours = {name.rstrip("/").rpartition("/")[2].casefold() for name in names}
     return said if named and named not in ours else None
