@@ -17,7 +17,7 @@ from rich.table import Table
 from specexit.drafts.config import DraftConfig
 from specexit.drafts.directory import check_target, read_draft
 from specexit.drafts.verified import doubt_of
-from specexit.errors import InputError
+from specexit.errors import InputError, printable
 from specexit.schemas.serve import ServeConfig
 from specexit.schemas.target import TargetConfig, find_target
 from torch_specexit.chat import check_read
@@ -103,7 +103,8 @@ def _say_doubt(draft: Path, target: TargetConfig) -> None:
     """Say that a draft is not verified: it serves, and a draft that was converted wrongly is merely slow."""
     doubt = doubt_of(draft, target.folder)
     if doubt is not None:
-        Console(stderr=True).print(f"{draft}: verified: {doubt}", style="yellow", markup=False, highlight=False)
+        said = f"{draft}: verified: {printable(doubt)}"  # which may repeat what a stranger's file says
+        Console(stderr=True).print(said, style="yellow", markup=False, highlight=False)
 
 
 def _say_length(folder: Path, draft: DraftConfig, target: TargetConfig) -> None:

@@ -385,7 +385,10 @@ DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errn
 
 
 def _fail(message: str, *, code: int = 1) -> None:
-    print(f"error: {message}", file=sys.stderr)
+    from specexit.errors import printable
+
+    # A message may say what a stranger's file does.
+    print("error: " + "\n".join(map(printable, message.split("\n"))), file=sys.stderr)
     raise SystemExit(code)
 
 

@@ -93,6 +93,7 @@ def test_a_draft_that_is_not_verified_is_served_and_named(write_random_draft, tm
         ({}, ""),
         ({"weights_blake3": "0" * 64}, "verified: stale: the weights are others by now"),
         ({"mistakes": ["d2t holds ids: so and so"]}, "verified: no: d2t holds ids: so and so, on 8 traces"),
+        ({"mistakes": ["\x1b[2Jclean"]}, "verified: no: \\x1b[2Jclean, on 8 traces"),
     ):
         (draft / "verify.json").write_text(json.dumps(verified | changes))
         serve_command(config)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import save_file
 
+from specexit.cli import run
 from specexit.drafts.config import DraftError, read_config
 from specexit.drafts.export import export
 from specexit.drafts.inspect import describe, inspect
@@ -290,6 +291,16 @@ def test_inspect_prints_no_control_characters(imported, capsys):
     said = capsys.readouterr().out
     assert "a\\x1b[2Jb" in said
     assert "\x1b[2J" not in said
+
+
+def test_an_error_prints_no_control_characters(imported, tmp_path, capsys):
+    """A stranger's `target.yaml` names a path, and what is wrong with it is said with that path."""
+    (tmp_path / "t.yaml").write_text('name: small\npath: "/x\\e[2J"\naux_layers: [2, 6, 9]\nmax_model_len: 512\n')
+    with pytest.raises(SystemExit):
+        run("inspect", [f"draft={imported}", f"target={tmp_path / 't.yaml'}"])
+    said = capsys.readouterr().err
+    assert "error: /x\\x1b[2J/config.json: target small cannot be read" in said
+    assert "\x1b" not in said
 
 
 @pytest.mark.parametrize(
