@@ -180,6 +180,21 @@ def test_a_model_that_is_gone_is_said_before_any_side_starts(tmp_path, write_ran
         verify(VerifyConfig(draft=draft, traces=traces, target=str(tmp_path / "target.yaml")))
 
 
+def test_traces_of_another_tokenizer_are_refused_before_any_side_starts(
+    tmp_path, write_random_draft, make_trace, monkeypatch
+):
+    """Their ids are other text, which no draft guesses: a sound one was said to be wrongly converted."""
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("a side was started"))
+    draft, traces = write_random_draft(tmp_path / "draft", "fc", **TINY), tmp_path / "traces.parquet"
+    write_traces(traces, [make_trace()], tokenizer_sha256="0" * 64)
+    with pytest.raises(TraceError, match=r"traces\.parquet: written with the tokenizer 000000000000\.\.\., expected"):
+        verify(VerifyConfig(draft=draft, traces=traces))
+    write_traces(traces, [make_trace(prompt_ids=[1, 640])])
+    with pytest.raises(TraceError, match="640 at 1 of prompt_ids, expected a token of the target, from 0 to 639"):
+        verify(VerifyConfig(draft=draft, traces=traces))
+    assert not (draft / "verify.json").exists()
+
+
 def test_a_token_that_cannot_be_drafted_is_held_against_its_own_size():
     theirs = np.array([[3.0, -20_000.0, -90.0]])
 

@@ -42,9 +42,9 @@ def parse(description: str | None) -> argparse.Namespace:
     return parser.parse_args()
 
 
-def first_traces(path: Path, n: int) -> Iterator[Trace]:
-    """The first ``n`` traces of a file or folder."""
-    batches = read_batches(path, rows=min(n, 16))
+def first_traces(path: Path, n: int, vocab_size: int | None = None) -> Iterator[Trace]:
+    """The first ``n`` traces of a file or folder; ``vocab_size`` as of `read_batches`."""
+    batches = read_batches(path, rows=min(n, 16), vocab_size=vocab_size)
     return islice((trace for batch in batches for trace in batch_rows(batch, Trace)), n)
 
 

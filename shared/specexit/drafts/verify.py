@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from specexit.config import write_text
-from specexit.data.traces import target_named_in, target_of_both
+from specexit.data.traces import check_tokenizer, target_named_in, target_of_both, vocab_size_of
 from specexit.drafts.agreement import DRAFTS_APART, TOLERANCE, VerifyError, compare, drafts_agree, raise_to
 from specexit.drafts.directory import DraftConfig, open_draft, read_config
 from specexit.drafts.fingerprints import target_fingerprint
@@ -55,7 +55,8 @@ def verify(config: VerifyConfig) -> dict[str, float]:
       Largest difference of each quantity.
 
     Raises:
-      DraftError, TraceError: an input is unusable, or draft and traces are of different targets.
+      DraftError, TraceError: an input is unusable, or draft and traces are of different targets, or of different
+        tokenizers.
       ConfigError: the target is unknown, its model is not there, or the one given is not theirs.
       VerifyError: a framework is not installed, no trace says anything of the draft, a side failed to run, a difference
         is beyond the tolerance, the two draft otherwise, or the draft looks wrongly converted.
@@ -66,7 +67,8 @@ def verify(config: VerifyConfig) -> dict[str, float]:
     draft, _ = open_draft(config.draft)
     target = target_of_both(config.traces, config.draft, draft.target_name, config.target)
     target.model_file("config.json")  # where the model is gone, no side has to start
-    n, passed_over = _passed_over(config)
+    check_tokenizer(config.traces, target)  # another one's ids are other text, which no draft guesses
+    n, passed_over = _passed_over(config, vocab_size_of(target))
     config = config.model_copy(update={"n": n})
     rows = _kept(config, draft)
     with tempfile.TemporaryDirectory() as scratch:
@@ -122,15 +124,16 @@ def _raise_what_is_wrong(config: VerifyConfig, record: dict[str, Any]) -> None:
         raise VerifyError(f"{config.draft}: {'; '.join(record['mistakes'])}")
 
 
-def _passed_over(config: VerifyConfig) -> tuple[int, list[str]]:
+def _passed_over(config: VerifyConfig, vocab_size: int) -> tuple[int, list[str]]:
     """How many traces there are up to the n-th, and ids of those that nothing can be compared on, as
     `specexit.drafts.probing.is_judged` says; they are told.
 
     Raises:
       VerifyError: it is all of them.
+      TraceError: a trace cannot be read, or has a token that is none of so many.
     """
     n, over, more = 0, list[str](), list[int]()
-    for trace in first_traces(config.traces, config.n):
+    for trace in first_traces(config.traces, config.n, vocab_size):
         n += 1
         if not is_judged(trace, config.tokens, config.steps):
             over.append(trace.id)
