@@ -16,9 +16,10 @@ from specexit.drafts.directory import (
     write_draft,
 )
 from specexit.drafts.inspect import describe
+from specexit.drafts.rope import scaling_of
 from specexit.drafts.verified import geometry_sha256
 from specexit.method.signals import NAMES
-from tests.shared.published import MODEL_OPTIMIZER, WINDOW
+from tests.shared.published import LLAMA3, MODEL_OPTIMIZER, WINDOW
 
 
 @pytest.fixture(params=["draft", "fc"])
@@ -116,6 +117,20 @@ def test_fields_of_other_tools_are_ignored(draft):
     assert read_config(draft) == before
 
 
+@pytest.mark.parametrize("scaling", [{"rope_type": "default"}, LLAMA3])
+def test_a_rope_is_read_where_transformers_5_saves_it(draft, scaling):
+    """It takes both older keys out: the draft was computed with a theta of 10,000 here, and with its own in vLLM."""
+    before, path = read_config(draft), draft / "config.json"
+    said = json.loads(path.read_text())
+    del said["rope_theta"], said["rope_scaling"]
+    path.write_text(json.dumps(said | {"rope_parameters": scaling | {"rope_theta": 5e5}}))
+    found = read_config(draft)
+    assert found.rope_theta == 5e5
+    assert found == before.model_copy(update={"rope_theta": 5e5, "rope_scaling": scaling_of(scaling)})
+    edit_config(draft, rope_theta=5e5, rope_scaling=None)  # twice, and the same
+    assert read_config(draft) == found
+
+
 def test_a_window_is_written_as_every_program_reads_it(tmp_path, write_random_draft):
     """And nothing of it without one: files, and the hash in `verify.json`, are those of older versions."""
     folder = write_random_draft(tmp_path / "draft", "draft", sliding_window=2048)
@@ -148,6 +163,15 @@ def test_a_window_is_written_as_every_program_reads_it(tmp_path, write_random_dr
             "max_position_embeddings is 65537, expected at most 65536: .*rope_scaling 'yarn', beyond which vLLM has no",
         ),
         ({"num_aux_hidden_states": 2}, "num_aux_hidden_states is 2, but eagle_aux_hidden_state_layer_ids names 3"),
+        (
+            {"rope_parameters": {"rope_theta": 5e5}},
+            r"rope_parameters\.rope_theta is 500000\.0, but rope_theta or .* 10000\.0",
+        ),
+        (
+            {"rope_scaling": LLAMA3, "rope_parameters": LLAMA3 | {"factor": 4.0}},
+            r"rope_parameters\.factor is 4\.0, but rope_theta or rope_scaling says 8\.0",
+        ),
+        ({"rope_parameters": [1]}, r"rope_parameters is \[1\], expected keys and values"),
         ({"sliding_window": 9}, "sliding_window is 9, but layer_types None, expected .*by which vLLM goes"),
         (
             WINDOW | {"layer_types": ["full_attention"]},

@@ -12,7 +12,7 @@ from specexit.config import Config
 from specexit.drafts import policy as policies
 from specexit.drafts.files import read_object
 from specexit.drafts.policy import Certificate, Serving
-from specexit.drafts.rope import RopeScaling, scaling_fields, scaling_of
+from specexit.drafts.rope import RopeScaling, by_older_names, scaling_fields, scaling_of
 from specexit.drafts.window import MOST, window_of
 from specexit.errors import InputError, dotted, shown
 from specexit.method.decision import Policy
@@ -233,7 +233,7 @@ def read_config(folder: Path, *, needs_policy: bool = True) -> DraftConfig:
         place.
     """
     path = folder / "config.json"
-    raw = read_object(path, MAX_CONFIG, DraftError)
+    raw = _read_raw(path)
     try:
         config = DraftConfig.model_validate({k: v for k, v in raw.items() if k in _FIELDS})
     except ValidationError as error:
@@ -260,6 +260,14 @@ def read_config(folder: Path, *, needs_policy: bool = True) -> DraftConfig:
     if block is None:
         return config
     return config.model_copy(update={"specexit": _with_policy(folder, block, needed=needs_policy)})
+
+
+def _read_raw(path: Path) -> dict[str, Any]:
+    raw = read_object(path, MAX_CONFIG, DraftError)
+    try:
+        return by_older_names(raw)
+    except ValueError as error:
+        raise DraftError(f"{path}: {error}") from error
 
 
 def _with_policy(folder: Path, block: SpecExitBlock, *, needed: bool) -> SpecExitBlock:

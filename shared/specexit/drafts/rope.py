@@ -10,6 +10,8 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float
 
+from specexit.errors import shown
+
 Kind = Literal["linear", "llama3", "yarn"]
 
 FIELDS: dict[str, tuple[str, ...]] = {
@@ -87,6 +89,35 @@ def scaling_of(fields_of_config: Mapping[str, Any] | None) -> RopeScaling | None
             f"{scaling.low_freq_factor:g}"
         )
     return _sharpened(scaling, **scales) if scales else scaling
+
+
+def by_older_names(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A ``config.json`` that says its RoPE by ``rope_theta`` and ``rope_scaling``, also where transformers 5 has saved
+    it, which leaves neither and has both in ``rope_parameters``.
+
+    Raises:
+      ValueError: the newer name says something else than the older ones, or holds no fields.
+
+    Example:
+      >>> by_older_names({"rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}})["rope_theta"]
+      500000.0
+    """
+    newer, older = config.get("rope_parameters"), config.get("rope_scaling") or {}
+    if newer is None or not isinstance(older, Mapping):
+        return dict(config)
+    if not isinstance(newer, Mapping):
+        raise ValueError(f"rope_parameters is {shown(newer)}, expected keys and values")
+    older = {**older, "rope_theta": config.get("rope_theta")}
+    newer, older = ({name: value for name, value in fields.items() if value is not None} for fields in (newer, older))
+    for name in sorted(newer.keys() & older.keys()):
+        if newer[name] != older[name]:
+            raise ValueError(
+                f"rope_parameters.{shown(name)[1:-1]} is {shown(newer[name])}, but rope_theta or rope_scaling says "
+                f"{shown(older[name])}, expected the same"
+            )
+    both = older | newer
+    said = {"rope_theta": both.pop("rope_theta")} if "rope_theta" in both else {}
+    return {**config, **said, "rope_scaling": both}
 
 
 def _check_yarn(rope: Mapping[str, Any]) -> None:
