@@ -28,6 +28,7 @@ from specexit.drafts.begun import FILE, imported_as
 from specexit.drafts.config import MAX_CONFIG, DraftConfig, DraftError
 from specexit.drafts.directory import open_draft, target_ids, vocabulary_tensors, write_into
 from specexit.drafts.files import read_bytes, read_json
+from specexit.drafts.hold import FILE as HOLD_FILE
 from specexit.drafts.names import tensor_names
 from specexit.drafts.policy import FILE as POLICY_FILE
 from specexit.drafts.policy import MAX_BYTES, Selection, read_policy, write_policy
@@ -104,6 +105,7 @@ def _to_draft(config: ConvertConfig, run: Path) -> str:
                     policy = read_policy(beside).model_copy(update={"selection": selection})
                 write_policy(beside, policy)
                 _hand_on(run / POLICY_FILE, beside)  # byte for byte, whoever wrote it
+                _hand_on(run / HOLD_FILE, beside)
             record = {"run": str(run), "which": config.which, "step": checkpoint.step, "aux_rms": list(start.aux_rms)}
             record |= {} if start.imported is None else {"imported": start.imported}
             hashes = {"parameters_blake3": hashed.hexdigest(), "weights_blake3": together(written)}
@@ -169,6 +171,7 @@ def _to_checkpoint(config: ConvertConfig) -> str:
         _hand_on(config.draft / IMPORT_FILE, beside)
         if draft.specexit is not None:
             _hand_on(config.draft / POLICY_FILE, beside)
+            _hand_on(config.draft / HOLD_FILE, beside)
         types = {name: place.dtype.name for name, place in stored.items() if name not in draft.vocabulary_shapes}
         record = {"draft": str(config.draft), "types": types, "files": split_of(stored)}
         hashes = {"weights_blake3": weights_hash(config.draft), "parameters_blake3": hashed.hexdigest()}

@@ -143,9 +143,10 @@ def test_operating_points_come_back_with_their_certificates(tmp_path, write_run)
     write_policy(tmp_path / "draft", written)
     said = tmp_path / "draft" / "policy.json"
     said.write_text(json.dumps(json.loads(said.read_text())))  # as somebody else writes JSON
+    (tmp_path / "draft" / "hold.json").write_text('{"entries": []}')
     convert(ConvertConfig(draft=tmp_path / "draft", out=tmp_path / "run"))
     convert(ConvertConfig(run=tmp_path / "run", out=tmp_path / "again"))
-    for file in (WEIGHTS, "config.json", "policy.json"):
+    for file in (WEIGHTS, "config.json", "policy.json", "hold.json"):
         assert (tmp_path / "draft" / file).read_bytes() == (tmp_path / "again" / file).read_bytes()
     assert read_policy(tmp_path / "again") == written
     (tmp_path / "run" / "policy.json").write_text('{"default": "none"}')

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from specexit.drafts.hold import FILE
 from specexit.drafts.policy import PolicyError
 from tests.serving.points import BLOCK, POINTS, certificate
 from tests.serving.test_opening import config_with, engine_with, starting
@@ -15,7 +16,7 @@ from torch_specexit.plugin.frontend import opening
 from torch_specexit.plugin.frontend import watch as watching
 from torch_specexit.plugin.frontend.activity import Activity
 from torch_specexit.plugin.frontend.callers import mark_of
-from torch_specexit.plugin.frontend.imposed import FILE, FOLDER, Kept
+from torch_specexit.plugin.frontend.imposed import FOLDER, Kept
 from torch_specexit.plugin.frontend.operation import Operation
 from torch_specexit.plugin.frontend.server import FrontEnd
 from torch_specexit.plugin.frontend.watch import PolicyWatch, policies_for

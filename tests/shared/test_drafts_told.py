@@ -13,6 +13,7 @@ from specexit.data.overlap import write_prompts
 from specexit.drafts.config import DraftError
 from specexit.drafts.export import FORMATS
 from specexit.drafts.fingerprints import target_fingerprint
+from specexit.drafts.hold import HoldFile, Imposed, claim_of, words_of
 from specexit.drafts.inspect import describe, inspect
 from specexit.drafts.migrate import migrate
 from specexit.drafts.policy import (
@@ -20,7 +21,9 @@ from specexit.drafts.policy import (
     Fingerprints,
     OperatingPoint,
     PolicyFile,
+    Serving,
     policy_sha256,
+    read_policy,
     write_policy,
 )
 from specexit.drafts.published import import_draft
@@ -208,6 +211,26 @@ def test_nothing_is_told_as_certified_that_a_server_would_not_call_so(
     assert ("With 90% confidence" in card) == (why is None)
     for text in () if why is None else (row, migrated, card):
         assert re.search(why, text)
+
+
+def test_what_keeps_servers_from_exiting_is_told_and_goes_along(tmp_path, target, write_random_draft):
+    """Exits that audits had ended were made again by the first server of an export."""
+    folder = write_random_draft(tmp_path / "draft", "draft", **SHAPE)
+    write_policy(folder, PolicyFile(default="careful", points=(careful(),), serving=Serving(mode="shadow")))
+    policy = read_policy(folder)
+    claims = {claim_of(policy.points[0]): "careful"}
+    imposed = Imposed(words=words_of(policy), settings=("mode=shadow", "hold=True"), for_all=claims)
+    (folder / "hold.json").write_text(HoldFile(entries=(imposed,)).model_dump_json())
+    held = "audits have shown a risk above epsilon at careful (hold.json)"
+    assert describe(folder)["serving"] == f"mode shadow: no exits are made; {held}"
+    for form in ("plugin", "speculators"):
+        _, _, out = exported(folder, tmp_path, form, target)
+        assert (out / "hold.json").read_bytes() == (folder / "hold.json").read_bytes()
+        card = (out / "README.md").read_text()
+        assert "Audits have since shown, on a server, that its risk there is above" in card
+        assert "`policy.json` says mode `shadow`, in which a server makes no exits." in card
+    write_policy(folder, policy.model_copy(update={"serving": Serving()}))  # a word about it, which lifts it
+    assert "serving" not in describe(folder)
 
 
 def test_a_folder_with_brackets_is_named_as_it_is(tmp_path, write_random_draft, capsys):

@@ -252,7 +252,7 @@ BESIDE = {
 
 
 @pytest.mark.parametrize("what", BESIDE)
-@pytest.mark.parametrize("name", ["policy.json", "verify.json", "prompts.npy", "target.yaml"])
+@pytest.mark.parametrize("name", ["policy.json", "hold.json", "verify.json", "prompts.npy", "target.yaml"])
 def test_what_lies_beside_the_weights_is_not_copied_out_of_another_folder(name, what, tmp_path, write_random_draft):
     put, message = BESIDE[what]
     layers = {"eagle_aux_hidden_state_layer_ids": (2, 6, 9), "target_num_hidden_layers": 12}

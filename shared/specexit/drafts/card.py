@@ -13,7 +13,8 @@ from specexit.data.overlap import read_prompts
 from specexit.drafts.begun import imported_as
 from specexit.drafts.certified import doubts_of
 from specexit.drafts.config import DraftConfig
-from specexit.drafts.policy import OperatingPoint, PolicyFile, read_policy
+from specexit.drafts.hold import held_points
+from specexit.drafts.policy import FILE, OperatingPoint, PolicyFile, read_policy
 from specexit.drafts.published import hub_name, read_origin
 from specexit.drafts.verified import Accepted, Served, read_verification
 from specexit.method.signals import NAMES
@@ -108,14 +109,20 @@ def _geometry(draft: DraftConfig) -> str:
     return "## The draft\n\n| | |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in rows.items())
 
 
+AUDITED = " Audits have since shown, on a server, that its risk there is above the epsilon of that certificate."
+
+
 def _exit(folder: Path, target: Path) -> str:
     stored = read_policy(folder)
-    doubts = doubts_of(folder, stored, target)
+    doubts, held = doubts_of(folder, stored, target), held_points(folder, stored)
     lines = ["## Early exit", ""]
     for point in stored.points:
         thresholds = ", ".join(f"{name} {value:g}" for name, value in point.policy.thresholds.items())
         default = " (default)" if point.name == stored.default else ""
-        lines.append(f"* `{point.name}`{default}: exits at {thresholds or 'nothing'}. {_certificate(point, doubts)}")
+        said = _certificate(point, doubts) + (AUDITED if point.name in held else "")
+        lines.append(f"* `{point.name}`{default}: exits at {thresholds or 'nothing'}. {said}")
+    mode = stored.serving.mode
+    lines += [] if mode == "exit" else ["", f"`{FILE}` says mode `{mode}`, in which a server makes no exits."]
     return "\n".join([*lines, "", *_not_covered(stored)])
 
 

@@ -32,6 +32,7 @@ from specexit.drafts.config import (
 )
 from specexit.drafts.directory import check_values, open_draft, target_ids, weights_path
 from specexit.drafts.files import TensorError, read_bytes, read_json
+from specexit.drafts.hold import FILE as HOLD
 from specexit.drafts.layouts import LAYOUTS
 from specexit.drafts.published import FILE as IMPORT_FILE
 from specexit.drafts.published import read_origin
@@ -156,7 +157,7 @@ def _plugin(config: ExportConfig, draft: DraftConfig, stored: dict[str, Stored],
     if draft.specexit is None:
         raise DraftError(f"{config.draft}: has no signals, expected a draft of `specexit convert`; use format=eagle3")
     raw = read_json(config.draft / "config.json", MAX_CONFIG) | {"architectures": [ARCHITECTURES[draft.model_type]]}
-    return Form(raw, _as_they_are(stored), (policy.FILE, VERIFIED, IMPORT_FILE))
+    return Form(raw, _as_they_are(stored), (policy.FILE, HOLD, VERIFIED, IMPORT_FILE))
 
 
 def _eagle3(config: ExportConfig, draft: DraftConfig, stored: dict[str, Stored], target: TargetConfig) -> Form:
@@ -262,7 +263,7 @@ def _speculators(config: ExportConfig, draft: DraftConfig, stored: dict[str, Sto
     # What our plug-in reads beside it: vLLM takes the target from speculators_config whatever class the draft is of.
     raw = read_json(config.draft / "config.json", MAX_CONFIG) | whole
     raw |= {"architectures": [ARCHITECTURES[draft.model_type]], "target_hidden_size": draft.target_hidden_size}
-    return Form(raw, tensors | {SIGNALS: _signal_rows(draft, stored)}, (policy.FILE, VERIFIED))
+    return Form(raw, tensors | {SIGNALS: _signal_rows(draft, stored)}, (policy.FILE, HOLD, VERIFIED))
 
 
 SIGNALS = "signal_head.weight"

@@ -16,6 +16,8 @@ from specexit.drafts.certified import doubts_of
 from specexit.drafts.directory import check_given, open_draft
 from specexit.drafts.export import formats_of, weights_type
 from specexit.drafts.files import TensorError
+from specexit.drafts.hold import FILE as HOLD
+from specexit.drafts.hold import held_points
 from specexit.drafts.policy import PolicyFile, read_policy
 from specexit.drafts.published import Origin, read_origin
 from specexit.drafts.tensors import weights_hash
@@ -72,6 +74,7 @@ def describe(folder: Path, target: str | None = None) -> dict[str, str]:
     if draft.specexit:
         found = read_policy(folder)
         rows |= _policy(found, doubts_of(folder, found, model))
+        rows |= _serving(found, held_points(folder, found))
     rows["origin"] = _imported(origin) if origin else _trained(folder)
     rows["verified"] = _verified(folder, model)
     rows["exports to"] = ", ".join(formats_of(draft, folder, stored))
@@ -106,6 +109,14 @@ def _policy(found: PolicyFile, doubts: list[str]) -> dict[str, str]:
         default = ", default" if found.default == point.name != "default" else ""
         rows[f"policy {point.name}{default}"] = f"exits at {at or 'nothing'}; {certificate}"
     return rows
+
+
+def _serving(found: PolicyFile, held: list[str]) -> dict[str, str]:
+    """What keeps exits from being made, where something does."""
+    mode = found.serving.mode
+    said = [] if mode == "exit" else [f"mode {mode}: no exits are made"]
+    said += [f"audits have shown a risk above epsilon at {', '.join(held)} ({HOLD})"] if held else []
+    return {"serving": "; ".join(said)} if said else {}
 
 
 def _model_of(folder: Path, given: str | None, name: str | None) -> Path | None:

@@ -13,6 +13,7 @@ from specexit.config import ConfigError
 from specexit.data.answers import KINDS
 from specexit.drafts.certified import doubts
 from specexit.drafts.directory import SpecExitBlock
+from specexit.drafts.hold import Imposed
 from specexit.drafts.policy import PolicyError, PolicyFile, Serving
 from specexit.method.decision import Policy
 from specexit.method.splits import ThinkTokens, load_tokenizer, misread
@@ -23,7 +24,7 @@ from torch_specexit.plugin.compat.request_hooks import REQUEST_HOOKS
 from torch_specexit.plugin.frontend.activity import Activity, misfit_of
 from torch_specexit.plugin.frontend.audit import Audit, generator_of
 from torch_specexit.plugin.frontend.grammars import parser_of
-from torch_specexit.plugin.frontend.imposed import FOLDER, Imposed, Kept
+from torch_specexit.plugin.frontend.imposed import FOLDER, Kept
 from torch_specexit.plugin.frontend.metrics import ExitMetrics
 from torch_specexit.plugin.frontend.operation import Operation
 from torch_specexit.plugin.frontend.own_end import end_tokens

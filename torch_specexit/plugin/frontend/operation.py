@@ -12,6 +12,7 @@ from collections.abc import Container, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from specexit.drafts.directory import Mode, SpecExitBlock
+from specexit.drafts.hold import Imposed, claim_of
 from specexit.drafts.policy import OperatingPoint, PolicyFile, Risk, Serving
 from specexit.method.decision import Policy
 from torch_specexit.plugin.frontend.arguments import (
@@ -23,7 +24,7 @@ from torch_specexit.plugin.frontend.arguments import (
     policy_of,
 )
 from torch_specexit.plugin.frontend.efforts import point_for
-from torch_specexit.plugin.frontend.imposed import Imposed, Kept, claim_of, nothing, said_since
+from torch_specexit.plugin.frontend.imposed import Kept, nothing, said_since
 from torch_specexit.plugin.frontend.permissions import check_permitted, check_rarer
 
 

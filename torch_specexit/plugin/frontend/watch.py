@@ -14,9 +14,9 @@ from pydantic import ValidationError
 from specexit.config import ConfigError
 from specexit.drafts.certified import doubts
 from specexit.drafts.directory import SpecExitBlock
+from specexit.drafts.hold import SWITCH
 from specexit.drafts.locking import locked
 from specexit.drafts.policy import FILE, Event, Mode, PolicyError, PolicyFile, Serving, read_policy, write_policy
-from torch_specexit.plugin.frontend.imposed import SWITCH
 from torch_specexit.plugin.frontend.operation import Operation
 from torch_specexit.plugin.settings import COMMAND_LINE, ENVIRONMENT, serving_over
 

@@ -1,0 +1,116 @@
+"""``hold.json``: points of ``policy.json`` whose audits have shown, on some server, that they change too many answers.
+
+Servers write it beside the policies, or elsewhere, and hold those points back. It speaks of policies and certificates,
+not of weights or places, so it goes where they go.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from pydantic import Field, ValidationError
+
+from specexit.config import Config
+from specexit.drafts.files import read_object
+from specexit.drafts.policy import OperatingPoint, PolicyError, PolicyFile
+from specexit.errors import dotted, shown
+
+FILE = "hold.json"
+MAX_BYTES = 10_000_000
+SWITCH = "switch "
+"""What begins the events by which an operator's word to one API server process reaches the others."""
+
+
+class Imposed(Config):
+    """Points whose audits have shown that they change too many answers, on the servers of the same words and settings;
+    what serves in their place follows from ``policy.json``."""
+
+    words: tuple[str, ...] = Field(description="the operator's in policy.json at that time, see `words_of`")
+    settings: tuple[str, ...] = Field(
+        description="of these servers, see `torch_specexit.plugin.frontend.imposed.settings_of`"
+    )
+    for_all: dict[str, str] = Field(
+        default={}, description="claim -> name of a point that served by default: nobody gets anything bolder"
+    )
+    for_some: dict[str, str] = Field(
+        default={}, description="claim -> name of another point: those who ask for it get a stricter one"
+    )
+
+    @property
+    def under(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Words and settings. What is imposed under some is never changed under others."""
+        return self.words, self.settings
+
+    def also(self, other: Imposed | None) -> Imposed:
+        """With what another process has seen under the same words and settings."""
+        if other is None:
+            return self
+        both = {"for_all": other.for_all | self.for_all, "for_some": other.for_some | self.for_some}
+        return self.model_copy(update=both)
+
+    def without(self, claim: str) -> Imposed:
+        """As it is when a point's audits have shown that it changes few enough."""
+        left = {
+            place: {other: name for other, name in getattr(self, place).items() if other != claim}
+            for place in ("for_all", "for_some")
+        }
+        return self.model_copy(update=left)
+
+
+class HoldFile(Config):
+    """``hold.json``: servers of other settings may share a draft, and each has what its own audits have shown."""
+
+    entries: tuple[Imposed, ...] = Field(description="one for each set of words and settings")
+
+
+def words_of(file: PolicyFile) -> tuple[str, ...]:
+    """What an operator says in ``policy.json`` about which exits are made. Other words lift what is imposed."""
+    switched = (f"{event.when} {event.what}" for event in file.history if event.what.startswith(SWITCH))
+    said = {"default": file.default, "mode": file.serving.mode, "hold": file.serving.hold}
+    return (*(f"{key}={value}" for key, value in said.items()), *switched)
+
+
+def claim_of(point: OperatingPoint) -> str:
+    """What audits speak of: the first 16 digits of a hash of a point's policy and certificate, whatever its name.
+
+    Fields that either gets later do not change it, as long as they have their default.
+    """
+    said = json.dumps(point.model_dump(mode="json", exclude={"name"}, exclude_defaults=True), sort_keys=True)
+    return hashlib.sha256(said.encode()).hexdigest()[:16]
+
+
+def read_hold(path: Path) -> tuple[Imposed, ...]:
+    """What a ``hold.json`` keeps, of all servers; nothing where it is not there.
+
+    Raises:
+      PolicyError: the file is not what it should be.
+    """
+    if not path.exists():
+        return ()
+    try:
+        return HoldFile.model_validate(read_object(path, MAX_BYTES, PolicyError)).entries
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key, value = dotted(problem), shown(problem["input"])
+        raise PolicyError(
+            f"{path}: field {key} is {value}: {problem['msg']}; servers write this file, and without it "
+            "nothing is imposed"
+        ) from error
+
+
+def held_points(folder: Path, file: PolicyFile) -> list[str]:
+    """Names of a draft directory's points that some server holds back, which starts with the file beside them.
+
+    Args:
+      folder: the draft directory.
+      file: its policies.
+
+    Raises:
+      PolicyError: see `read_hold`.
+    """
+    words = words_of(file)
+    imposed = [one for one in read_hold(folder / FILE) if one.words == words]
+    claims = {claim for one in imposed for claim in one.for_all | one.for_some}
+    return [point.name for point in file.points if claim_of(point) in claims]
