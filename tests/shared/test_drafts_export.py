@@ -21,6 +21,7 @@ from specexit.drafts.policy import (
     OperatingPoint,
     PolicyError,
     PolicyFile,
+    Serving,
     read_policy,
     write_policy,
 )
@@ -414,12 +415,16 @@ def test_a_published_folder_names_its_target_on_the_hub_and_no_path_of_this_mach
     form, tmp_path, target, write_random_draft
 ):
     folder = write_random_draft(tmp_path / "draft", "draft", **SHAPE)
+    callers = {"tenants": {"0123456789abcdef": "off"}, "loras": {"acme": "off"}}
+    write_policy(folder, PolicyFile(serving=Serving.model_validate(callers | {"share": 0.5})))
     config, _, out = exported(folder, tmp_path, form, target, base_model="org/model")
     if form == "speculators":
         assert config["speculators_config"]["verifier"]["name_or_path"] == "org/model"
     assert yaml.safe_load((out / "README.md").read_text().split("---")[1])["base_model"] == "org/model"
     said = "".join(path.read_text() for path in out.iterdir() if path.suffix != ".safetensors")
-    assert str(tmp_path) not in said
+    for word in (str(tmp_path), "0123456789abcdef", "acme"):  # nor whom it serves
+        assert word not in said
+    assert form == "eagle3" or read_policy(out).serving == Serving(share=0.5)
 
 
 def test_a_shipped_target_is_named_by_a_path_that_is_its_own_from_everywhere(tmp_path, write_random_draft, monkeypatch):

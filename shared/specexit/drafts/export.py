@@ -107,6 +107,8 @@ def export(config: ExportConfig) -> None:
         if config.format == "plugin":
             hand_on_record(config.draft, beside)
         _follow(config.draft, beside, together(written))
+        if config.base_model is not None and policy.FILE in form.files:
+            _leave_out_callers(beside)
         if config.format in ("plugin", "eagle3"):  # which are draft directories, to be judged as the first one
             copy_prompts(config.draft, beside)
             if config.base_model is None:  # its path is one of this machine
@@ -137,6 +139,21 @@ def _follow(draft: Path, folder: Path, written: str) -> None:
     for file in (policy.FILE, VERIFIED):
         if (folder / file).exists():
             write_bytes(folder / file, (folder / file).read_bytes().replace(was.encode(), written.encode()))
+
+
+CALLERS = ("tenants", "loras")
+"""Serving settings that say whom an operator serves: an API key's hash tells it to whoever guesses the key."""
+
+
+def _leave_out_callers(folder: Path) -> None:
+    """Take `CALLERS` out of a folder that is to be published; an older version has them in ``config.json``."""
+    for file in (policy.FILE, "config.json"):
+        said = json.loads((folder / file).read_bytes()) if (folder / file).exists() else {}
+        serving = (said if file == policy.FILE else said.get("specexit") or {}).get("serving") or {}
+        left = [key for key in CALLERS if serving.pop(key, None)]
+        if left:
+            write_text(folder / file, json.dumps(said, indent=2) + "\n")
+            _warn(f"serving.{' and serving.'.join(left)} are left out of {file}, which is to be published")
 
 
 def _as_they_are(stored: dict[str, Stored]) -> dict[str, Tensor]:

@@ -26,7 +26,8 @@ class ExportConfig(Config):
     base_model: str | None = Field(
         default=None,
         description="the target's name on the Hub, for the model card and for `vllm serve FOLDER`, in a folder that is "
-        "to be published: nothing in it names this machine; by default the folder that the target lies in here",
+        "to be published: nothing in it names this machine, or whom it serves; by default the folder that the "
+        "target lies in here",
     )
     license: str | None = Field(
         default=None,
