@@ -76,6 +76,7 @@ def serve_command(config: ServeConfig, *, on_cpu: bool = False) -> list[str]:
     target = find_target(config.target, config.draft, name=draft.target_name)
     target.model_file("config.json")  # vLLM would take a path that is not there for a name of the hub's
     _say_doubt(config.draft, target)
+    _say_unwatched(config.draft, draft)
     check_target(draft, config.draft, target.hf_config(), target.name)
     if not any(_spelled(argument).startswith(TOKENIZER) for argument in config.arguments):
         check_read(target)
@@ -105,6 +106,18 @@ def _say_doubt(draft: Path, target: TargetConfig) -> None:
     if doubt is not None:
         said = f"{draft}: verified: {printable(doubt)}"  # which may repeat what a stranger's file says
         Console(stderr=True).print(said, style="yellow", markup=False, highlight=False)
+
+
+def _say_unwatched(folder: Path, draft: DraftConfig) -> None:
+    """Say of a draft without signals, as imports are, that it is served without the plug-in's alarm."""
+    if draft.specexit is None:
+        Console(stderr=True).print(
+            f"{folder}: has no signals, so the server has no metrics of exits, nor their alarm where acceptance stays "
+            "near 1: watch vllm:spec_decode_num_accepted_tokens_total, as the alert SpecExitDraftUseless does",
+            style="yellow",
+            markup=False,
+            highlight=False,
+        )
 
 
 def _say_length(folder: Path, draft: DraftConfig, target: TargetConfig) -> None:

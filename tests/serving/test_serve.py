@@ -105,6 +105,16 @@ def test_a_draft_that_is_not_verified_is_served_and_named(write_random_draft, tm
     assert "verified: no: run `specexit verify`" in " ".join(capsys.readouterr().err.split())
 
 
+def test_a_draft_without_signals_says_that_it_is_served_without_their_alarm(write_random_draft, tmp_path, capsys):
+    """Imports are such drafts, and conversions are what breaks acceptance."""
+    fits = {"hidden_size": 192, "target_hidden_size": 192, "vocab_size": 640}
+    for source in ("draft", None):
+        folder = tmp_path / str(source)
+        draft = write_random_draft(folder, source, **fits, eagle_aux_hidden_state_layer_ids=(1, 3, 4))
+        serve_command(ServeConfig(target="tiny-reasoner", draft=draft))
+        assert ("as the alert SpecExitDraftUseless does" in " ".join(capsys.readouterr().err.split())) == (not source)
+
+
 def test_a_draft_that_is_shorter_than_its_target_says_so_on_one_line(write_random_draft, tmp_path, capsys):
     fits = {"hidden_size": 192, "target_hidden_size": 192, "vocab_size": 640, "max_position_embeddings": 64}
     draft = write_random_draft(tmp_path / "draft", None, **fits, eagle_aux_hidden_state_layer_ids=(1, 3, 4))
