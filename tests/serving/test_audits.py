@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from specexit.data.answers import sandbox
 from specexit.drafts.directory import SpecExitBlock
 from specexit.drafts.policy import PolicyFile, Population, Serving
 from specexit.method.splits import ThinkTokens
@@ -154,6 +155,7 @@ OTHER = "```python\ndef f(x):\n    return 1 + x\n```"
         (("code", "math"), ONE, r"\boxed{7}", "changed"),
     ],
 )
+@pytest.mark.skipif(sandbox._missing() is not None, reason=f"no sandbox: {sandbox._missing()}")
 def test_of_programs_an_audit_says_nothing_as_no_request_brings_tests(kinds, early, full, expected):
     """A calibration runs both on the tests of their prompt. All that were written otherwise counted as changed, and put
     a sound point into shadow mode."""
@@ -206,6 +208,7 @@ def test_a_policy_file_alone_makes_a_server_call_no_function(monkeypatch, caplog
         monkeypatch.setenv(opening.FUNCTIONS, named)
         caplog.clear()
         assert opening._audit_of(engine, opened, front, None) is None
+        assert not front.operation.audits  # so no request thinks on for one
         (line,) = [record.getMessage() for record in caplog.records]
         assert "audits are off" in line
         assert kind in line

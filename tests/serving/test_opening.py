@@ -109,6 +109,7 @@ def config_with(draft):
         model_config=SimpleNamespace(model=str(draft), revision=None),
         load_config=SimpleNamespace(download_dir=None),
         parallel_config=SimpleNamespace(_api_process_count=1),
+        structured_outputs_config=SimpleNamespace(reasoning_parser=""),
         speculative_config=SimpleNamespace(draft_model_config=model),
         additional_config={},
     )

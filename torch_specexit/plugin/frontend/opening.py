@@ -190,6 +190,7 @@ def _audit_of(engine: Any, opening: Opening, front: FrontEnd, metrics: ExitMetri
             "specexit: audits are off, answers of kind %s are compared where the variable %s of the environment says so"
         )
         logger.warning(message, " ".join(map(repr, strange)), FUNCTIONS)
+        front.operation.audits = False
         return None
 
     def settled(point: str, result: str, policy: Policy) -> None:
