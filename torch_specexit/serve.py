@@ -78,7 +78,11 @@ def serve_command(config: ServeConfig, *, on_cpu: bool = False) -> list[str]:
     _say_doubt(config.draft, target)
     _say_unwatched(config.draft, draft)
     check_target(draft, config.draft, target.hf_config(), target.name)
-    if not any(_spelled(argument).startswith(TOKENIZER) for argument in config.arguments):
+    own = (
+        TOKENIZER,
+        "--trust-remote-code",
+    )  # with which the engine's tokenizer is another than would be looked at here
+    if draft.specexit is not None and not any(_spelled(argument).startswith(own) for argument in config.arguments):
         check_read(target)
     speculation = {
         "method": "eagle3",

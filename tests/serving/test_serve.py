@@ -277,6 +277,10 @@ def test_a_target_that_vllm_would_read_wrongly_is_refused_before_anything_starts
     ):
         serve_command(config)
     serve_command(config.model_copy(update={"arguments": ("--tokenizer", str(target.folder))}))
+    # A tokenizer that is code is vLLM's to load, and of a draft without signals nothing of ours reads the text.
+    serve_command(config.model_copy(update={"arguments": ("--trust-remote-code",)}))
+    plain = write_random_draft(tmp_path / "plain", None, **fits, eagle_aux_hidden_state_layer_ids=(1, 3, 4))
+    serve_command(config.model_copy(update={"draft": plain}))
 
 
 def test_a_draft_of_another_target_is_refused_before_anything_starts(write_random_draft, tmp_path):
