@@ -210,7 +210,7 @@ def plan_methods(config: BenchConfig, target: TargetConfig, traces: Sequence[Tra
       DraftError: a draft cannot be used, or belongs to another target.
       MethodError: a method does not exist, or cannot be run with what is given.
       BenchError: eagle3 is not among them, or one is twice, or a draft is served without exits.
-      ConfigError: an engine would read the target\'s text wrongly.
+      ConfigError: an engine would read the target's text wrongly.
       ScoreError: the scores are another draft's, or not of these traces.
     """
     assert config.sampling is not None, "`as_traced` has it"
