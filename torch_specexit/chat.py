@@ -52,14 +52,21 @@ def misread_by_transformers(target: TargetConfig) -> str | None:
     )
 
 
-def check_read(target: TargetConfig) -> None:
+_OWN_TOKENIZER = ("tokenizer", "tokenizer_mode", "trust_remote_code")
+
+
+def check_read(target: TargetConfig, extra: Mapping[str, Any]) -> None:
     """Refuse a target whose text an engine would read, and write, otherwise than its ``tokenizer.json``.
+
+    Args:
+      target: the target.
+      extra: further arguments of the engine; one that is told a tokenizer of its own is not looked at.
 
     Raises:
       ConfigError: it would.
       InputError: the tokenizer cannot be loaded.
     """
-    if (why := misread_by_transformers(target)) is not None:
+    if extra.keys().isdisjoint(_OWN_TOKENIZER) and (why := misread_by_transformers(target)) is not None:
         raise ConfigError(why)
 
 

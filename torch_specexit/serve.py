@@ -83,7 +83,7 @@ def serve_command(config: ServeConfig, *, on_cpu: bool = False) -> list[str]:
         "--trust-remote-code",
     )  # with which the engine's tokenizer is another than would be looked at here
     if draft.specexit is not None and not any(_spelled(argument).startswith(own) for argument in config.arguments):
-        check_read(target)
+        check_read(target, {})
     speculation = {
         "method": "eagle3",
         "model": str(config.draft),

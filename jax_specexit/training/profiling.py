@@ -33,6 +33,7 @@ def listening() -> Iterator[None]:
     try:
         yield
     finally:
+        _asked.now = False
         if before is not None:
             signal.signal(signal.SIGUSR1, before)
 

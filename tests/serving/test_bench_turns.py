@@ -138,7 +138,7 @@ def test_an_interrupted_benchmark_goes_on_with_the_draft_it_began_with_and_no_ot
     inputs: Path, tmp_path: Path, pretend: type[Pretend], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ours = small(inputs, tmp_path)
-    monkeypatch.setattr(pretend, "left", 10)  # of its 2 x 3 short and 12 measured jobs
+    monkeypatch.setattr(pretend, "left", 10)  # of its 2 x 3 short and 8 measured jobs
     with pytest.raises(KeyboardInterrupt):
         bench(ours)
     first = measuring(pretend.asked)
@@ -165,7 +165,7 @@ def test_an_interrupted_benchmark_goes_on_with_the_draft_it_began_with_and_no_ot
     monkeypatch.setattr(conditions, "describe_hardware", lambda: HARDWARE | {"memory_gib": 0.5})
     pretend.asked.clear()
     results = bench(ours)
-    assert (len(first), len(measuring(pretend.asked))) == (4, 8)
+    assert (len(first), len(measuring(pretend.asked))) == (4, 4)
     _is_kept_or_refused(ours, results, pretend)
 
 
@@ -274,7 +274,9 @@ def test_no_slice_is_smaller_than_the_batch(inputs: Path, tmp_path: Path, preten
     asked = [(job["batch"], len(job["problems"])) for job in pretend.asked if job["method"] == "none"]
     assert asked == [(1, 2), (1, 2), (2, 2), (2, 2), (3, 4), (4, 4)]
     assert "problems, so no more" not in capsys.readouterr().err
-    measured(small(inputs, tmp_path, batches=(16,), out=tmp_path / "more"), tmp_path, pretend)
+    more = tmp_path / "more"
+    more.mkdir()
+    measured(small(inputs, more, batches=(16,)), more, pretend)
     assert "batch 16: there are 4 problems, so no more are asked at once" in capsys.readouterr().err
 
 

@@ -58,11 +58,11 @@ def bench_full_size(config: BenchFullSizeConfig) -> Results:
     places = config.draft, config.traces
     name = read_config(config.draft).target_name or target_named_in(config.traces)
     small = target_reference(None, *places, name=name)
-    runs = {"small": _measure(config, "small", small, config.draft)[0]}
-    if config.n_exact:
-        target, draft = write_stand_in(config, small, "float32")
-        runs["float32"], _ = _measure(config, "float32", str(target), draft)
+    exact = write_stand_in(config, small, "float32") if config.n_exact else None
     target, draft = write_stand_in(config, small, "bfloat16")
+    runs = {"small": _measure(config, "small", small, config.draft)[0]}
+    if exact is not None:
+        runs["float32"], _ = _measure(config, "float32", str(exact[0]), exact[1])
     runs["bfloat16"], results = _measure(config, "bfloat16", str(target), draft)
     shape = describe(load_target_config(str(target)), runs)
     shape["of"] = small_inputs(small, config.draft)
@@ -93,8 +93,13 @@ def write_stand_in(config: BenchFullSizeConfig, small: str, dtype: Literal["bflo
     )
     made_of, mark = json.dumps(made_from(wanted, config.draft), indent=1) + "\n", folder / "made-from.json"
     if not mark.exists() or mark.read_text() != made_of:
-        if mark.exists():  # else it is not one of these, and `stand_in` refuses to write over it
+        if mark.exists():
             shutil.rmtree(folder, ignore_errors=True)
+        elif folder.exists() and any(folder.iterdir()):  # none of these, or one whose writing was cut off
+            raise FileExistsError(
+                f"{folder}: output folder is not empty, expected a new or empty one, or a stand-in of this command: "
+                "remove it, or choose another folder as models="
+            )
         stand_in(wanted)
         write_text(mark, made_of)
     return folder / "target.yaml", folder / "draft"

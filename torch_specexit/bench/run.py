@@ -217,7 +217,7 @@ def plan_methods(config: BenchConfig, target: TargetConfig, traces: Sequence[Tra
     found = read_config(config.draft)
     for draft in [config.draft, *([config.draft_fc] if config.draft_fc else [])]:
         check_target(read_config(draft), draft, target.hf_config(), target.name)
-    check_read(target)
+    check_read(target, config.engine.extra)
     plain_copy(config.draft, scratch / BASELINE)
     references = config.methods or tuple(name for name in DEFAULT if _possible(name, config, found))
     kinds = [find_method(reference) for reference in references]

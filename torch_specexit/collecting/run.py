@@ -50,8 +50,8 @@ def collect(config: CollectConfig) -> None:
     for found in asks:
         check_target(config, target, found)
         check_lengths(target, found)
-    if not config.endpoints and not {"tokenizer", "tokenizer_mode"} & config.engine.extra.keys():
-        check_read(target)  # what servers read is asked of them
+    if not config.endpoints:  # what servers read is asked of them
+        check_read(target, config.engine.extra)
     check_apart(dict(zip(config.parts, asks, strict=False)))  # none where there are no parts
     with ExitStack() as stack:
         ledgers = [stack.enter_context(Ledger(one, target, found)) for one, found in zip(each, asks, strict=True)]
@@ -74,7 +74,9 @@ def _fill(
     if not missing:
         return
 
-    unseen, max_tokens = set(ledgers), sampling_of(config, target).max_tokens
+    # A folder that was ended so has that many, and goes on if it is asked again.
+    unseen = {ledger for ledger in ledgers if ledger.counts().traces < FIRST}
+    max_tokens = sampling_of(config, target).max_tokens
 
     def record(i: int, trace: Trace) -> None:
         ledger, _, number = missing[i]

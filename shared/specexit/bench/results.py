@@ -14,7 +14,7 @@ from pydantic import ConfigDict, Field, ValidationError
 
 from specexit.config import Config, write_text
 from specexit.errors import InputError, dotted
-from specexit.schemas.sampling import drawn
+from specexit.schemas.sampling import drawn, is_greedy
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -212,6 +212,11 @@ class Results(Config):
     shape: dict[str, Any] | None = Field(default=None, description="of a stand-in: the sizes that it has")
     inputs: dict[str, str] = Field(default={}, description="hashes of what was read, by the config's keys")
     definitions: dict[str, str] = DEFINITIONS
+
+    @property
+    def greedy(self) -> bool:
+        """Whether one token alone may be drawn each time."""
+        return is_greedy(self.sampling)
 
     @property
     def oracle_name(self) -> str:
