@@ -7,11 +7,13 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from specexit.bench.comparison import Request, Run
 from specexit.bench.methods import find_method
+from specexit.bench.process import BenchError
 from specexit.bench.results import read_results
 from specexit.data.traces import Trace, write_traces
 from specexit.drafts.directory import read_config
@@ -51,11 +53,11 @@ def small_config(folder: Path, draft: Path) -> BenchFullSizeConfig:
     )
 
 
-def test_what_differs_from_the_small_target_is_counted(
-    tmp_path: Path, write_random_draft, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Engines are stood in for: the stand-in in bfloat16 exits elsewhere once, and writes other texts throughout."""
-    asked = []
+def stand_in_for_engines(
+    monkeypatch: pytest.MonkeyPatch, wrong: set[str], accelerator: str | None = None
+) -> list[tuple[Any, ...]]:
+    """Stand-ins of these types exit elsewhere once, and write other texts throughout. Returns what will be asked."""
+    asked: list[tuple[Any, ...]] = []
 
     def run_methods(config: BenchConfig, target: TargetConfig, traces: Sequence[Trace], _journal, _scratch):
         asked.append((target.name, target.dtype, config.batches, len(traces), config.n_latency))
@@ -68,16 +70,26 @@ def test_what_differs_from_the_small_target_is_counted(
                     )
                     for t in traces[:n]
                 ]
-                if target.dtype == "bfloat16":
+                if target.name != "tiny-reasoner" and target.dtype in wrong:
                     requests = [replace(request, token_ids=[0]) for request in requests]
                     requests[-1] = replace(requests[-1], thinking_tokens=8)
                 run.add(batch, requests, [1.0] * n, 1, 2)
         entries = [Entry(name, name, find_method(name)(), None, (), ()) for name in runs]
-        return runs, gather(config, target, entries, traces, runs, None)
+        return runs, gather(config, target, entries, traces, runs, accelerator)
 
     monkeypatch.setattr("torch_specexit.bench.full_size.run_methods", run_methods)
+    return asked
+
+
+def test_what_differs_from_the_small_target_is_counted(
+    tmp_path: Path, write_random_draft, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = stand_in_for_engines(monkeypatch, {"bfloat16"})
     config = small_config(tmp_path, write_random_draft(tmp_path / "draft", "draft", **DRAFT))
     bench_full_size(config)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "specexit: exits in bfloat16: 2 of 3, expected 98 %: the times are not those of the small" in printed
+    assert printed.count("expected") == 1
     assert asked == [
         ("tiny-reasoner", "float32", (2,), N, 1),
         ("stand-in-shape", "float32", (2,), N - 1, 1),
@@ -102,6 +114,21 @@ def test_what_differs_from_the_small_target_is_counted(
     assert block is not None
     assert block.policy == policy
     assert shape["of"]["draft.weights"] == weights_hash(config.draft)
+
+
+def test_a_stand_in_that_writes_other_texts_in_float32_is_not_measured(
+    tmp_path: Path, write_random_draft, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = stand_in_for_engines(monkeypatch, {"float32"})
+    config = small_config(tmp_path, write_random_draft(tmp_path / "draft", "draft", **DRAFT))
+    with pytest.raises(BenchError, match="stand-in-shape, eagle3: texts in float32: 0 of 2 are the small target's"):
+        bench_full_size(config)
+    assert [dtype for _, dtype, *_ in asked] == ["float32", "float32"]
+    assert not any(config.out.parent.iterdir())  # no numbers, and no journal that would end the next start here as well
+    asked = stand_in_for_engines(monkeypatch, {"float32"}, "a card")  # which rounds otherwise
+    bench_full_size(config)
+    assert len(asked) == 3
+    assert "eagle3: texts in float32: 0 of 2, expected 100 %" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize("changed", ["seed", "shape", "target"])

@@ -31,7 +31,8 @@ class BenchFullSizeConfig(Config):
     n_exact: int = Field(
         default=50,
         ge=0,
-        description="how many of them, at most, are also asked in float32; all texts have to be the small target's",
+        description="how many of them, at most, are also asked in float32; all texts have to be the small target's, "
+        "else nothing is measured on a CPU",
     )
     max_new_tokens: int = Field(default=768, gt=0, description="of one response, thinking included")
     num_speculative_tokens: int = Field(default=3, gt=0, description="draft tokens per step")
