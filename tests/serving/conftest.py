@@ -20,7 +20,8 @@ import pytest
 from filelock import FileLock
 from prometheus_client.parser import text_string_to_metric_families
 
-from specexit.drafts.directory import plain_copy
+from specexit.drafts.export import export
+from specexit.schemas.export import ExportConfig
 from specexit.schemas.target import TargetConfig, load_target_config
 from specexit.tiny import problems, prompt_text
 from tests.marks import SLOW
@@ -64,12 +65,13 @@ def target() -> TargetConfig:
 
 @pytest.fixture(scope="session")
 def drafts(shared: Path) -> Path:
-    """A folder with three drafts of the same trunk: ``draft`` and ``fc`` by source of their signals, and ``plain``."""
+    """A folder with three drafts of the same trunk: ``draft`` and ``fc`` by source of their signals, and ``plain``,
+    exported for stock vLLM."""
     folder = shared / "drafts"
     with FileLock(shared / "drafts.lock"):
         if not (folder / "plain").exists():
             run_program("make_draft.py", folder)
-            plain_copy(folder / "draft", folder / "plain")
+            export(ExportConfig(draft=folder / "draft", out=folder / "plain", format="eagle3", target="tiny-reasoner"))
     return folder
 
 

@@ -5,6 +5,8 @@ The draft has a Qwen3 layer, so this is also where that class of the plug-in ser
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from filelock import FileLock
@@ -85,3 +87,19 @@ def test_stock_vllm_is_told_how_many_aux_layers_there_are(layers, model_type, tm
     assert getattr(found, "num_aux_hidden_states", 3) == len(layers)
     engine = SimpleNamespace(draft_model_config=SimpleNamespace(hf_config=found))
     assert get_eagle3_aux_layers_from_config(engine) == layers
+
+
+@pytest.mark.vllm
+def test_stock_vllm_takes_the_layers_of_an_eagle3_export_as_it_counts_them(tmp_path, write_random_draft):
+    """Where SGLang sees all of them, they stand there twice, as each counts."""
+    from types import SimpleNamespace
+
+    from vllm.v1.worker.gpu.spec_decode.eagle.eagle3_utils import get_eagle3_aux_layers_from_config
+
+    shape = {"eagle_aux_hidden_state_layer_ids": (2, 6, 9), "target_num_hidden_layers": 12}
+    draft = write_random_draft(tmp_path / "draft", None, **shape)
+    export(ExportConfig(draft=draft, out=tmp_path / "out", format="eagle3", target=write_target(tmp_path / "of")))
+    found = SimpleNamespace(**json.loads((tmp_path / "out" / "config.json").read_text()))
+    assert found.eagle_config["eagle_aux_hidden_state_layer_ids"] == [1, 5, 8]
+    engine = SimpleNamespace(draft_model_config=SimpleNamespace(hf_config=found))
+    assert get_eagle3_aux_layers_from_config(engine) == (2, 6, 9)
