@@ -1,4 +1,5 @@
 # `make demo` on any machine with two cores, nothing else installed.
+# This image was not built so far; a test reads this file.
 #   docker build -f configs/images/demo.Dockerfile -t specexit-demo .
 #   docker run -v "$PWD/runs:/src/runs" specexit-demo
 FROM python:3.11-slim
