@@ -10,6 +10,7 @@ import pytest
 from specexit.drafts.directory import SpecExitBlock
 from specexit.drafts.policy import PolicyFile, Serving
 from specexit.method.statistics import Capital
+from specexit.method.statistics.sequential import AT_ONCE, SHARES, kept_back, played, stakes
 from tests.serving.points import BLOCK, POINTS, certificate, point
 from torch_specexit.plugin.frontend.hold import Hold
 from torch_specexit.plugin.frontend.operation import Operation
@@ -19,21 +20,39 @@ RUNS, LOOKS = 1000, 2000
 
 
 def rejections(
-    rate: float, side: str = "above", *, runs: int = RUNS, looks: int = LOOKS, level: float = DELTA
+    rate: float, capital: Capital | None = None, *, runs: int = RUNS, looks: int = LOOKS, level: float = DELTA
 ) -> np.ndarray:
-    """Audits until `Capital` rejects, in many runs at once; infinity for never. The server looks after each audit."""
-    changed = np.random.default_rng(0).random((looks, runs)) < rate
-    capital = Capital(EPSILON, side)
-    won, lost = Capital(EPSILON, side), Capital(EPSILON, side)
-    won.add(1.0)
-    lost.add(0.0)
-    log = np.zeros((runs, len(capital.log_capital)))
+    """Audits until a capital, by default a new one, rejects, in many runs at once; infinity for never. The server looks
+    after each audit."""
+    changed = (np.random.default_rng(0).random((looks, runs)) < rate).astype(float)
+    capital = capital or Capital(EPSILON)
+    log = np.tile(capital.log_capital, (runs, 1))
     first = np.full(runs, np.inf)
     for look, hit in enumerate(changed, start=1):
-        log += np.where(hit[:, None], won.log_capital, lost.log_capital)
-        rich = np.exp(log).mean(axis=1) >= 1 / level
+        audits = capital.observations + look
+        log = np.minimum(played(log, audits - 1, hit, capital.mean, capital.side), 100)  # long rejected
+        rich = np.exp(log).mean(axis=1) + kept_back(audits) >= 1 / level
         first[rich & np.isinf(first)] = look
     return first
+
+
+def capital_after(changed: np.ndarray, epsilon: float) -> Capital:
+    """A capital behind many audits, from what its bets have won up to the last one since each part was put in."""
+    capital = Capital(epsilon)
+    won = np.log1p(stakes(epsilon, "above") * (changed[:, None] - epsilon)).cumsum(axis=0)
+    put_in = -np.diff(kept_back(np.arange(len(changed) + 1)))
+    put_in[0] += AT_ONCE
+    before = np.vstack([np.zeros(len(SHARES)), won[:-1]])
+    capital.log_capital = won[-1] + np.logaddexp.reduce(np.log(put_in)[:, None] - before)
+    capital.observations = len(changed)
+    return capital
+
+
+def test_a_capital_behind_many_audits_is_the_one_that_a_server_keeps():
+    changed, capital = np.random.default_rng(0).random(500) < EPSILON, Capital(EPSILON)
+    for value in changed:
+        capital.add(float(value))
+    np.testing.assert_allclose(capital_after(changed, EPSILON).log_capital, capital.log_capital)
 
 
 def test_the_vectorised_runs_are_those_of_the_capital_that_a_server_keeps():
@@ -70,20 +89,26 @@ def test_of_several_api_servers_all_together_give_false_alarms_no_more_often_tha
 
 @pytest.mark.parametrize("rate", [0.05, 0.1])
 def test_drift_is_found_within_the_audits_that_theory_allows_and_little_is_risked_meanwhile(rate):
-    """To grow to 1/delta, the best bet has to make that, and once more for each bet among which the capital is spread:
-    log(bets/delta), of which it gains its growth rate with each audit."""
-    best = Capital(EPSILON)
-    won, lost = Capital(EPSILON), Capital(EPSILON)
-    won.add(1.0)
-    lost.add(0.0)
-    growth = (rate * won.log_capital + (1 - rate) * lost.log_capital).max()
-    allowed = np.log(len(best.log_capital) / DELTA) / growth
+    """To grow to 1/delta, the best bet has to make that, and once more for each bet among which what is betted at once
+    is spread: log(bets/delta/at once), of which it gains its growth rate with each audit."""
+    won, lost = (np.log1p(stakes(EPSILON, "above") * (changed - EPSILON)) for changed in (1, 0))
+    allowed = np.log(len(SHARES) / DELTA / AT_ONCE) / (rate * won + (1 - rate) * lost).max()
     found = rejections(rate)
     assert np.isfinite(found).mean() >= 0.99
     assert found[np.isfinite(found)].mean() <= allowed
     # Risk spent before the alarm, in answers changed above what epsilon allows, for an audit rate of 2 %.
     spent = (rate - EPSILON) * np.median(found) / 0.02
     print(f"risk {rate:.0%}: found after {np.median(found):.0f} audits (median), {spent:.0f} answers above epsilon")
+
+
+@pytest.mark.parametrize("epsilon", [0.01, 0.02])
+def test_drift_that_begins_after_a_long_good_time_is_found_within_a_few_times_the_audits(epsilon):
+    """It used to take some 38,000, as all of the stake was lost by then."""
+    good = np.random.default_rng(1).random(100_000) < epsilon / 2
+    starts = capital_after(good, epsilon), Capital(epsilon)
+    late, fresh = (np.median(rejections(0.05, start, runs=200)) for start in starts)
+    print(f"epsilon {epsilon:.0%}: found after {late:.0f} audits (median), {fresh:.0f} from a fresh start")
+    assert late <= 5 * fresh
 
 
 def hold(**serving):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
 from specexit.method.statistics import Capital, confidence_sequence
-from specexit.method.statistics.sequential import BOLDEST_ABOVE, SHARES, stakes
+from specexit.method.statistics.sequential import AT_ONCE, BOLDEST_ABOVE, SHARES, kept_back, played
 
 
 def capital_after(values, mean, side):
@@ -34,25 +34,37 @@ def test_the_game_is_fair_and_nobody_grows_rich_more_often_than_ville_allows(sid
     assert all(chance <= delta for delta, chance in rich.items())
 
 
+def made_of_it(values, mean, side):
+    """What a unit has become, by multiplication, one bet at a time."""
+    stakes = SHARES * BOLDEST_ABOVE / mean if side == "above" else -SHARES / (1 - mean)
+    return np.mean([np.prod([1 + stake * (value - mean) for value in values]) for stake in stakes])
+
+
 @given(st.lists(st.floats(0, 1), max_size=30), st.floats(0.01, 0.99), st.sampled_from(["above", "below"]))
-def test_the_capital_is_what_its_bets_have_made_of_the_stake(values, mean, side):
-    """By multiplication, one bet at a time."""
-    bets = []
-    for share in SHARES:
-        stake = share * BOLDEST_ABOVE / mean if side == "above" else -share / (1 - mean)
-        bets.append(np.prod([1 + stake * (value - mean) for value in values]))
-    assert capital_after(values, mean, side).value == pytest.approx(np.mean(bets), rel=1e-6, abs=1e-12)
+def test_the_capital_is_what_its_bets_have_made_of_all_that_was_put_in(values, mean, side):
+    """By its definition, a sum over the times at which it was."""
+    put_in = AT_ONCE * made_of_it(values, mean, side)
+    for j in range(len(values)):
+        put_in += (kept_back(j) - kept_back(j + 1)) * made_of_it(values[j:], mean, side)
+    expected = put_in + kept_back(len(values))
+    assert capital_after(values, mean, side).value == pytest.approx(expected, rel=1e-6, abs=1e-12)
+
+
+def test_no_more_than_the_stake_is_ever_put_in_and_some_of_it_with_each_observation():
+    for observations in (0, 1, 1000, 10**6, 10**9):
+        assert 0 < kept_back(observations + 1) < kept_back(observations) <= 1 - AT_ONCE
+    assert AT_ONCE + kept_back(0) == 1
 
 
 def test_looking_at_every_audit_alarms_in_at_most_delta_of_the_servers_whose_risk_is_epsilon():
     """1,000 servers at the very risk that is allowed, 3,000 audits each."""
-    changed = np.random.default_rng(0).random((1000, 3000)) < 0.02
-    delta, alarms = 0.1, 0
-    growth = np.log1p(stakes(0.02, "above")[:, None] * (np.array([0.0, 1.0]) - 0.02))
-    for server in changed:
-        bets = np.exp(np.cumsum(growth[:, server.astype(int)], axis=1))
-        alarms += bets.mean(axis=0).max() >= 1 / delta
-    assert alarms / 1000 <= delta  # by the theorem; overshoot and the end at 3,000 leave room for chance
+    changed = (np.random.default_rng(0).random((1000, 3000)) < 0.02).astype(float)
+    delta, most = 0.1, np.ones(1000)
+    bets = np.tile(Capital(0.02).log_capital, (1000, 1))
+    for look, audits in enumerate(changed.T):
+        bets = played(bets, look, audits, 0.02, "above")
+        most = np.maximum(most, np.exp(bets).mean(axis=1) + kept_back(look + 1))
+    assert np.mean(most >= 1 / delta) <= delta  # by the theorem; overshoot and the end at 3,000 leave room for chance
     looks = np.arange(50, 3001, 50)
     tails = scipy_stats.binom.sf(changed.cumsum(axis=1)[:, looks - 1] - 1, looks, 0.02)
     assert np.mean((tails <= delta).any(axis=1)) > 2 * delta  # an exact test for one look, looked at 60 times
@@ -89,10 +101,14 @@ def test_a_confidence_sequence_holds_the_mean_at_every_look():
 def test_a_confidence_sequence_is_its_capitals_turned_round():
     values = (np.random.default_rng(3).random(60) < 0.3).astype(float)
     low, high = confidence_sequence(values, 0.1, resolution=50)
+
+    def rejected(side):
+        return max(made_of_it(values[:t], mean, side) for t in range(61)) >= 1 / 0.05
+
     for i in range(50):
         mean = (i + 0.5) / 50
-        assert (mean <= low[-1]) == capital_after(values, mean, "above").rejects(0.05)
-        assert (mean >= high[-1]) == capital_after(values, mean, "below").rejects(0.05)
+        assert (mean <= low[-1]) == rejected("above")
+        assert (mean >= high[-1]) == rejected("below")
 
 
 def test_it_narrows_to_the_truth():

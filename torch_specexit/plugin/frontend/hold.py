@@ -2,12 +2,12 @@
 
 The claim "at most epsilon of the requests change their answer" is betted against with each audit's result
 (`specexit.method.statistics.Capital`); as long as it is true, it is ever rejected with probability at most delta,
-however often one looks. Each operating point that requests are served under is judged by its own audits. Once its
-claim is rejected the next stricter point serves in its place, and in place of the strictest shadow mode. From there,
-audits of that point bet on the opposite, "the risk is at least epsilon": when that is rejected at the same level, the
-point serves again. To a bolder one than that, only an operator goes back, no restart and no edit that speaks of
-something else (`torch_specexit.plugin.frontend.imposed`); and what an operator has put into shadow mode, or switched
-off, stays so, whatever audits show.
+however often one looks, and where it ceases to be true after a long good time, that is seen, too. Each operating point
+that requests are served under is judged by its own audits. Once its claim is rejected the next stricter point serves in
+its place, and in place of the strictest shadow mode. From there, audits of that point bet on the opposite, "the risk is
+at least epsilon": when that is rejected at the same level, the point serves again. To a bolder one than that, only an
+operator goes back, no restart and no edit that speaks of something else (`torch_specexit.plugin.frontend.imposed`);
+and what an operator has put into shadow mode, or switched off, stays so, whatever audits show.
 
 What the default point's audits show concerns the whole server: nothing bolder is served any more, or nothing is cut.
 What another one's show (of an effort, a tenant, a risk) concerns those who ask for that point.

@@ -4,10 +4,23 @@ Waudby-Smith and Ramdas 2024 (arXiv 2010.09686). Somebody who bets against "the 
 is, grows rich with probability at most delta to 1/delta times the stake, ever (Ville 1939). So the capital may be
 looked at after every observation, and once it has reached 1/delta the claim is rejected at level delta, for good. The
 capital is spread over a few bets that are fixed beforehand, from timid to bold, so no bet has to be guessed right.
+
+Capital that is betted while the mean is not beyond m is lost, and who has lost it sees nothing of what begins later. So
+`Capital` keeps a part of its stake back and puts it in bit by bit: with E(j, t) for what a unit that is put in before
+observation j has become after observation t, and u(t) for what is still kept back, it has
+
+  W(t) = sum over j <= t of w(j) E(j, t) + u(t),  w(j) = u(j - 1) - u(j),  w(1) = 1 - u(1),  u falling to 0.
+
+Moving capital from one place to another wins and loses nothing, so W is what Ville's inequality wants, with W(0) = 1:
+delta holds over the whole life, wherever a change begins. Shin, Ramdas and Rinaldo 2023 (arXiv 2203.03532) add up such
+E(j, t) without weights, which bounds how often there is a false alarm; weights of 1 together bound whether there ever
+is one. What that costs is time: where a change begins at t, a factor of 1 / (w(t) delta) has to be won. With w(t) of
+about 1 / (t ln(t)^2) its logarithm grows as ln(t), and with weights of 1 together it cannot grow more slowly than that.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import numpy as np
@@ -22,6 +35,18 @@ timid one is right for a truth of 1.2 %."""
 BOLDEST_ABOVE = 0.75
 """Betting on "above" with everything is ruined by the first zero, and zeros are what a small mean is made of."""
 
+AT_ONCE = 0.5
+"""Share of the stake of `Capital` that is betted from the first observation on: a change that is there from the start
+costs ln(2) more to see than with all of it, and so does one that begins later than with none."""
+
+UNHURRIED = 1000
+"""Observations over which the rest is put in about evenly, before less and less of it is."""
+
+
+def kept_back(observations: int | np.ndarray) -> float | np.ndarray:
+    """Share of the stake that is not put in yet after so many observations; some always is."""
+    return (1 - AT_ONCE) * math.log(UNHURRIED) / np.log(UNHURRIED + observations)
+
 
 def stakes(mean: float | np.ndarray, side: Side) -> np.ndarray:
     """How much of the capital each bet wins per unit that an observation lies above the mean."""
@@ -30,12 +55,37 @@ def stakes(mean: float | np.ndarray, side: Side) -> np.ndarray:
     return -SHARES / (1 - np.asarray(mean)[..., None])
 
 
+def played(
+    log_capital: Float[np.ndarray, "*streams bets"],
+    observations: int,
+    values: Float[np.ndarray, "*streams"] | float,
+    mean: float,
+    side: Side,
+) -> Float[np.ndarray, "*streams bets"]:
+    """One round: a part of what is kept back goes to all bets alike, then one more observation is betted on.
+
+    Args:
+      log_capital: logarithm of what each bet has, in units of its share of the stake.
+      observations: how many there were before.
+      values: one more observation of each stream, in [0, 1].
+      mean, side: see `Capital`.
+
+    Returns:
+      What `log_capital` is afterwards.
+    """
+    put_in = kept_back(observations) - kept_back(observations + 1)
+    gains = stakes(mean, side) * (np.asarray(values)[..., None] - mean)
+    with np.errstate(divide="ignore"):  # the boldest bet may lose everything, and begins anew
+        return np.logaddexp(log_capital, np.log(put_in)) + np.log1p(gains)
+
+
 class Capital:
     """The capital of somebody who bets that the mean of a stream is above (or below) a given value.
 
     While the mean is not beyond the value, the capital is expected not to grow, and reaches ``1 / delta`` at any time
     with probability at most ``delta``, whatever is looked at and when. The observations may depend on one another as
-    long as the mean of each, given those before it, is not beyond the value.
+    long as the mean of each, given those before it, is not beyond the value. A mean that goes beyond it after a long
+    good time is found, too: the stake is put in over time.
 
     Args:
       mean: the value, between 0 and 1.
@@ -57,8 +107,10 @@ class Capital:
             raise ValueError(f"mean is {mean}, expected a value between 0 and 1")
         self.mean = mean
         self.side: Side = side
-        self.log_capital = np.zeros(len(SHARES))
-        """Logarithm of what each bet has made of its stake: all that has to be kept."""
+        self.log_capital = np.full(len(SHARES), math.log(AT_ONCE))
+        """Logarithm of what each bet has, in units of its share of the stake. With `observations` it is all that has to
+        be kept."""
+        self.observations = 0
         self.peak = 1.0
         """The highest that the capital has been."""
 
@@ -70,14 +122,15 @@ class Capital:
         """
         if not 0 <= value <= 1:
             raise ValueError(f"observation is {value}, expected a value in [0, 1]")
-        with np.errstate(divide="ignore"):  # the boldest bet may lose everything
-            self.log_capital += np.log1p(stakes(self.mean, self.side) * (value - self.mean))
+        self.log_capital = played(self.log_capital, self.observations, value, self.mean, self.side)
+        self.observations += 1
         self.peak = max(self.peak, self.value)
 
     @property
     def value(self) -> float:
-        """The capital, in units of the stake."""
-        return float(np.exp(np.logaddexp.reduce(self.log_capital)) / len(SHARES))
+        """The capital with what is kept back, in units of the stake."""
+        betted = np.exp(np.logaddexp.reduce(self.log_capital)) / len(SHARES)
+        return float(betted + kept_back(self.observations))
 
     def rejects(self, delta: float) -> bool:
         """Whether it has ever been shown at level ``delta`` that the mean is beyond the value."""
@@ -88,6 +141,8 @@ def confidence_sequence(
     values: Float[np.ndarray, " time"], delta: float = 0.05, resolution: int = 1000
 ) -> tuple[Float[np.ndarray, " time"], Float[np.ndarray, " time"]]:
     """An interval after every observation; with probability at least ``1 - delta`` all of them hold the mean.
+
+    The mean is one for all of them, so all of the stake is betted at once.
 
     Args:
       values: observations in [0, 1], in the order in which they came.
