@@ -1,5 +1,7 @@
 """The core's small statistics against scipy's, and what an interval must do."""
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,6 +11,7 @@ from scipy import stats as scipy_stats
 from specexit.data import scratch as scratch_module
 from specexit.method.ordered import Ordered
 from specexit.method.statistics import (
+    binomial,
     binomial_interval,
     binomial_tail,
     binomial_upper_bound,
@@ -91,6 +94,36 @@ def test_binomial_tail_is_exact(n, data, rate):
     expected = scipy_stats.binom.cdf(errors, n, rate)
     # Logarithms of n! are good to about 1e-12 here. Below 1e-30, where scipy itself is less exact, nothing is decided.
     assert binomial_tail(errors, n, rate) == pytest.approx(expected, rel=1e-8, abs=1e-30)
+
+
+@given(st.integers(1, 40), st.data(), st.fractions(0, 1, max_denominator=1000))
+def test_binomial_tail_is_the_sum_of_fractions(n, data, rate):
+    errors = data.draw(st.integers(0, n))
+    expected = sum(math.comb(n, k) * rate**k * (1 - rate) ** (n - k) for k in range(errors + 1))
+    assert binomial_tail(errors, n, float(rate)) == pytest.approx(float(expected), rel=1e-12, abs=1e-30)
+
+
+@pytest.mark.parametrize("changed", [0, 100, 20_000, 500_000, 999_000])
+def test_a_million_audits_take_few_terms(changed, monkeypatch):
+    """`GET /v1/specexit` used to add up all of them, 120 times for each interval."""
+    taken, falling_terms = [], binomial._falling_terms
+
+    def counted_terms(*args):
+        for block in falling_terms(*args):
+            taken.append(len(block))
+            yield block
+
+    monkeypatch.setattr(binomial, "_falling_terms", counted_terms)
+    n = 10**6
+    for rate in (changed / n * 0.99, changed / n, min(changed / n * 1.01 + 1e-6, 1 - 1e-7)):
+        taken.clear()
+        expected = scipy_stats.binom.cdf(changed, n, rate)
+        assert binomial_tail(changed, n, rate) == pytest.approx(expected, rel=1e-7, abs=1e-30)
+        assert sum(taken) < 12 * np.sqrt(n / 4)
+    taken.clear()
+    expected = scipy_stats.binomtest(changed, n).proportion_ci(0.95, "exact")
+    assert binomial_interval(changed, n) == pytest.approx((expected.low, expected.high), rel=1e-7, abs=1e-12)
+    assert sum(taken) < n
 
 
 @given(st.integers(1, 2000), st.data(), st.sampled_from([0.01, 0.05, 0.1]))
