@@ -30,9 +30,10 @@ def policies(seed=0):
         name: tuple(np.quantile(lengths(rng, 800, mean), TRAFFIC_LEVELS).tolist())
         for name, mean in (("prompt_tokens", 300), ("thinking_tokens", 2000), ("boundaries", 40))
     }
-    splits = Counter(token for thinking in thoughts(rng, 800) for token in thinking)
-    shares = {str(token): round(n / splits.total(), 6) for token, n in splits.items()}
-    return PolicyFile(traffic=Traffic(**quantiles, split_tokens=shares), population=Population(prompts=800, traces=800))
+    splits = [Counter(thinking) for thinking in thoughts(rng, 800)]
+    means = {token: np.mean([n[token] / n.total() for n in splits]) for token in (BREAK, WAIT, BUT)}
+    shares = {str(token): round(float(share), 6) for token, share in means.items()}
+    return PolicyFile(traffic=Traffic(**quantiles, split_shares=shares), population=Population(prompts=800, traces=800))
 
 
 BREAK, WAIT, BUT, NEW = 271, 14190, 3983, 99
@@ -109,6 +110,16 @@ def test_another_way_of_thinking_is_seen_whatever_its_length(thinking, moved, sa
     assert any(said in record.getMessage() for record in caplog.records)
 
 
+def test_a_long_request_counts_as_any_other():
+    """One with forty thousand boundaries used to be taken for another way of thinking of all, or to hide one."""
+    for wait, moved in ((0.3, False), (0.6, True)):
+        watch, rng = TrafficWatch(operation(policies())), np.random.default_rng(1)
+        for splits in [*thoughts(rng, 150, wait), [NEW] * 40_000, *thoughts(rng, 149, wait)]:
+            watch.add_thinking(2000, splits)
+            assert moved or not watch.moved["split_tokens"]
+        assert watch.moved["split_tokens"] == moved
+
+
 def test_thinking_without_a_boundary_is_left_out_as_a_calibration_does():
     watch = TrafficWatch(operation(policies()))
     watch.add_thinking(50, [])
@@ -120,6 +131,15 @@ def test_an_older_file_with_quantiles_of_a_signal_is_read():
     stored = policies().model_dump(mode="json")
     stored["traffic"]["validity"] = [0.1] * 7
     assert PolicyFile.model_validate(stored) == policies()
+
+
+def test_nothing_is_said_against_an_older_files_shares_of_all_boundaries_together():
+    stored = policies().model_dump(mode="json")
+    stored["traffic"]["split_tokens"] = stored["traffic"].pop("split_shares")
+    watch = TrafficWatch(operation(PolicyFile.model_validate(stored)))
+    for splits in thoughts(np.random.default_rng(1), LEAST, wait=0.6):
+        watch.add_thinking(2000, splits)
+    assert watch.summary()["split_tokens"] == {"requests": LEAST, "distance": 0.0, "moved": False}
 
 
 def test_nothing_is_said_of_a_few_requests_or_without_statistics():

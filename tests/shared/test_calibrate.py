@@ -376,7 +376,7 @@ def test_what_the_certificate_is_for_is_stored(setting):
         "references": N,
     }
     assert stored.traffic.thinking_tokens == (10,) * 7
-    assert stored.traffic.split_tokens == pytest.approx({"23": 1 / 3, "26": 1 / 3, "29": 1 / 3}, abs=1e-5)
+    assert stored.traffic.split_shares == pytest.approx({"23": 1 / 3, "26": 1 / 3, "29": 1 / 3}, abs=1e-5)
     assert [event.data_sha256 for event in stored.history] == [data_sha256(paths["traces"])]
     assert len(calibrate(CalibrateConfig(**paths)).history) == 2
 

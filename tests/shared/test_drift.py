@@ -45,11 +45,11 @@ def test_chance_exceeds_its_distance_no_more_often_than_it_says():
     assert broken <= 60
 
 
-def test_shares_differ_by_the_total_variation():
-    counts = np.array([[2, 0, 2], [0, 4, 0]])
+def test_shares_differ_by_the_total_variation_and_each_request_counts_once():
+    counts = np.array([[2, 0, 2], [0, 4000, 0]])
     assert share_distance(counts, np.array([0.25, 0.5, 0.25])) == 0
     assert share_distance(counts, np.array([1.0, 0, 0])) == pytest.approx(0.75)
-    assert share_distance(np.zeros((3, 2), np.int64), np.array([0.5, 0.5])) == 0
+    assert share_distance(np.zeros((0, 2), np.int64), np.array([0.5, 0.5])) == 0
 
 
 @pytest.mark.parametrize("alike", [0.5, 50.0])
@@ -63,7 +63,7 @@ def test_chance_exceeds_its_distance_of_shares_no_more_often_than_it_says(alike)
 
     broken = 0
     for _ in range(600):
-        sample, today = requests(150).sum(axis=0), requests(100)
-        shares = sample / sample.sum()
+        sample, today = requests(150), requests(100)
+        shares = (sample / sample.sum(axis=1, keepdims=True)).mean(axis=0)
         broken += share_distance(today, shares) > chance_share_distance(today, shares, 150, 0.1)
     assert broken <= 60

@@ -160,15 +160,16 @@ def test_commands_write_the_same_whatever_the_blocks(files, seed, monkeypatch, f
     assert written[0] == written[1] == written[2]
 
 
-def test_traffic_is_that_of_all_boundaries(files):
+def test_traffic_is_that_of_all_boundaries_and_each_trace_counts_once(files):
     paths = files(3, 150)
     stored = calibrate(CalibrateConfig(**paths, epsilon=0.5, delta=0.2))
     traces = [t for t in read_bare(paths["traces"]) if t.finish_reason == "stop" and t.boundaries]
     counts = np.array([len(trace.boundaries) for trace in traces], np.float64)
     expected = np.quantile(counts, TRAFFIC_LEVELS)
     assert stored.traffic.boundaries == tuple(round(float(value), 4) for value in expected)
-    splits = Counter(token for trace in traces for token in trace.split_ids)
-    assert stored.traffic.split_tokens == {str(t): round(n / splits.total(), 6) for t, n in splits.most_common()}
+    of_each = [Counter(trace.split_ids) for trace in traces]
+    shares = {t: np.mean([count[t] / count.total() for count in of_each]) for count in of_each for t in count}
+    assert stored.traffic.split_shares == pytest.approx({str(t): share for t, share in shares.items()}, abs=1e-6)
 
 
 @pytest.mark.parametrize("command", ["calibrate", "simulate"])

@@ -168,13 +168,17 @@ class Traffic(Config):
     prompt_tokens: tuple[float, ...]
     thinking_tokens: tuple[float, ...] = Field(description="of whole traces, nothing cut")
     boundaries: tuple[float, ...] = Field(description="split tokens in a trace")
-    split_tokens: dict[str, float] = Field(description="token id -> its share of all boundaries")
+    split_shares: dict[str, float] = Field(
+        default={}, description="token id -> its share of a trace's boundaries, on average; empty in older files"
+    )
 
     @model_validator(mode="before")
     @classmethod
-    def _without_validity(cls, given: Any) -> Any:
-        """Older files have quantiles of a signal, which no server sees at all boundaries."""
-        return {key: value for key, value in given.items() if key != "validity"} if isinstance(given, dict) else given
+    def _without_older(cls, given: Any) -> Any:
+        """Older files have quantiles of a signal, which no server sees at all boundaries, and as ``split_tokens``
+        shares of the boundaries of all traces together, of which a long trace has more than a short one."""
+        older = ("validity", "split_tokens")
+        return {key: value for key, value in given.items() if key not in older} if isinstance(given, dict) else given
 
 
 class Selection(Config):

@@ -8,7 +8,7 @@ holds with probability at least 1 - delta; that several hold together is not cla
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -324,7 +324,8 @@ class PassedBy:
 
     def __init__(self) -> None:
         self._prompt, self._think, self._boundaries = (Ordered() for _ in range(3))
-        self._splits: Counter[int] = Counter()
+        self._shares: defaultdict[int, float] = defaultdict(float)
+        self._traces = 0
 
     def look(self, replays: Iterable[Replay]) -> Iterator[Replay]:
         """The replays, looked at as they pass."""
@@ -333,19 +334,24 @@ class PassedBy:
             self._think.add(replay.n_think)
             self._boundaries.add(np.array([len(trace.boundaries) for trace in replay.traces]))
             for trace in replay.traces:
-                self._splits.update(trace.split_ids)
+                self._note_shares(trace.split_ids)
             yield replay
+
+    def _note_shares(self, splits: Sequence[int]) -> None:
+        for token, n in Counter(splits).items():
+            self._shares[token] += n / len(splits)
+        self._traces += bool(splits)
 
     def traffic(self) -> Traffic | None:
         """What has passed; None where nothing has."""
-        total = self._splits.total()
-        if not total:
+        if not self._traces:
             return None
+        shares = sorted(self._shares.items(), key=lambda kind: -kind[1])
         return Traffic(
             prompt_tokens=_levels(self._prompt),
             thinking_tokens=_levels(self._think),
             boundaries=_levels(self._boundaries),
-            split_tokens={str(token): round(n / total, 6) for token, n in self._splits.most_common()},
+            split_shares={str(token): round(share / self._traces, 6) for token, share in shares},
         )
 
 

@@ -65,7 +65,7 @@ class TrafficWatch:
         self._counts = dict.fromkeys(FEATURES, 0)
         self.distance = dict.fromkeys(FEATURES, 0.0)
         """How far today's requests are from the calibration: of lengths, the largest gap of the distribution functions;
-        of split tokens, the share of the boundaries that would have to be at others."""
+        of split tokens, the share of a request's boundaries, on average, that would have to be at others."""
         self.moved = dict.fromkeys(FEATURES, False)
         """Whether that is more than chance explains."""
 
@@ -98,7 +98,7 @@ class TrafficWatch:
 
     def _look(self, feature: str) -> None:
         traffic, population = self._file.traffic, self._file.population
-        if traffic is None or population is None:
+        if traffic is None or population is None or (feature == "split_tokens" and not traffic.split_shares):
             return
         compare = _compare_shares if feature == "split_tokens" else _compare_lengths
         distance, chance, how = compare(feature, self._seen[feature], traffic, population.prompts)
@@ -138,12 +138,12 @@ def _compare_shares(
     feature: str, seen: Iterable[Counter[int]], traffic: Traffic, prompts: int
 ) -> tuple[float, float, str]:
     """As `_compare_lengths`; all tokens that the calibration has not seen are one kind."""
-    kinds = [int(token) for token in traffic.split_tokens]
+    kinds = [int(token) for token in traffic.split_shares]
     rows = [[count[kind] for kind in kinds] + [count.total()] for count in seen]
-    counts, shares = np.array(rows, np.int64), np.array([*traffic.split_tokens.values(), 0.0])
+    counts, shares = np.array(rows, np.int64), np.array([*traffic.split_shares.values(), 0.0])
     counts[:, -1] -= counts[:, :-1].sum(axis=1)
-    today = counts.sum(axis=0) / counts.sum()
+    today = (counts / counts.sum(axis=1, keepdims=True)).mean(axis=0)
     most = int(np.abs(today - shares).argmax())
     name = f"token {kinds[most]}" if most < len(kinds) else "tokens that no calibration trace has"
-    how = f"{name} at {today[most]:.0%} of the boundaries, calibrated at {shares[most]:.0%}"
+    how = f"{name} at {today[most]:.0%} of a request's boundaries, calibrated at {shares[most]:.0%}"
     return share_distance(counts, shares), chance_share_distance(counts, shares, prompts, LEVEL), how

@@ -52,21 +52,22 @@ def chance_distance(n: int, m: int, level: float) -> float:
 
 
 def share_distance(counts: Int[np.ndarray, "n kinds"], shares: Float[np.ndarray, " kinds"]) -> float:
-    """Total variation: half of what the shares of all kinds differ by, added up.
+    """Total variation: half of what the mean shares of all kinds differ by, added up.
+
+    Each request counts once, however much it has of all kinds together.
 
     Args:
-      counts: how often today's requests have each kind.
-      shares: of the kinds in the sample, 1 together.
+      counts: how often each of today's requests has each kind; none is without any.
+      shares: of the kinds in the sample, 1 together, as means over its members as well.
 
     Returns:
-      0..1; 0 without any counts.
+      0..1; 0 without any requests.
 
     Example:
-      >>> share_distance(np.array([[2, 1], [4, 1]]), np.array([0.5, 0.5]))
+      >>> share_distance(np.array([[1, 1], [40, 0]]), np.array([0.5, 0.5]))
       0.25
     """
-    pooled = counts.sum(axis=0)
-    return float(np.abs(pooled / pooled.sum() - shares).sum() / 2) if pooled.sum() else 0.0
+    return float(np.abs(_shares_of_each(counts).mean(axis=0) - shares).sum() / 2) if len(counts) else 0.0
 
 
 def chance_share_distance(
@@ -74,20 +75,22 @@ def chance_share_distance(
 ) -> float:
     """A `share_distance` that requests like those of the sample exceed with probability of about ``level`` at most.
 
-    What a request has of one kind depends on what else it has, so a share varies as a ratio of two means over requests
-    does; normal bounds of all shares at once (Bonferroni) are added up, which is more than chance needs.
+    Normal bounds of the mean shares of all kinds at once (Bonferroni) are added up, which is more than chance needs.
 
     Args:
-      counts: how often today's requests have each kind; the variance is taken from them, and is at least what kinds
-        that are drawn one by one would have.
+      counts: how often each of today's requests has each kind; the variance of its shares is taken from them, and is at
+        least what kinds that are drawn one by one would have.
       shares: of the kinds in the sample.
       m: prompts of the sample, which vary as today's requests do.
       level: between 0 and 1.
     """
-    sizes = counts.sum(axis=1)
-    if not sizes.sum():
+    if not len(counts):
         return 1.0
-    residuals = counts - sizes[:, None] * (counts.sum(axis=0) / sizes.sum())
-    variance = np.maximum((residuals**2).mean(axis=0) / sizes.mean() ** 2, shares * (1 - shares) / sizes.mean())
+    one_by_one = shares * (1 - shares) * (1 / counts.sum(axis=1)).mean()
+    variance = np.maximum(_shares_of_each(counts).var(axis=0), one_by_one)
     reach = NormalDist().inv_cdf(1 - level / (2 * len(shares)))
     return float(reach * np.sqrt(variance * (1 / len(counts) + 1 / m)).sum() / 2)
+
+
+def _shares_of_each(counts: np.ndarray) -> np.ndarray:
+    return counts / counts.sum(axis=1, keepdims=True)
