@@ -22,6 +22,7 @@ from specexit.drafts.policy import Selection, read_policy, write_policy
 from specexit.drafts.tensors import weights_hash
 from specexit.errors import InputError
 from specexit.method.calibrate import calibrate
+from specexit.method.certify import CertificateError
 from specexit.method.decision import OFF
 from specexit.schemas.calibrate import CalibrateConfig
 from specexit.schemas.target import load_target_config, save_target
@@ -397,13 +398,21 @@ def test_where_the_target_is_not_there_it_is_said_what_the_certificate_does_not_
     assert "tokenizer, quantization: not known" in capsys.readouterr().out
 
 
-def test_the_policys_other_settings_are_kept(setting):
-    paths = setting(np.full(N, 0.9), [True] * N)
+def test_the_policys_other_settings_are_kept(setting, tmp_path, write_random_draft):
+    paths = setting(np.full(N, 0.9), [True] * N) | {"draft": write_random_draft(tmp_path / "fc", "fc")}
     changes = {"patience": 2, "min_thinking_tokens": 3, "smoothing": "ewma", "alpha": 0.5}
     scores = {str(i): np.full((10, 4), 0.9, np.float32) for i in range(N)}
-    write_scores(paths["scores"], Scores("draft", weights_hash(paths["draft"]), scores))
+    write_scores(paths["scores"], Scores("fc", weights_hash(paths["draft"]), scores))
     policy = calibrate(CalibrateConfig(**paths, **changes)).point().policy
     assert policy.model_dump(include=set(changes)) == changes
+
+
+def test_a_smoothing_that_no_server_runs_is_refused_before_anything_is_read(setting):
+    """It was certified, and then no server started with the draft."""
+    paths = setting(np.full(N, 0.9), [True] * N)
+    paths["traces"].write_bytes(b"")
+    said = r"smoothing is 'ewma', expected none: .*/draft has source 'draft', and no server starts"
+    refused(paths, said, CertificateError, smoothing="ewma")
 
 
 def test_everything_but_the_policy_stays_as_it_was(setting):

@@ -53,6 +53,11 @@ class SpecExitBlock(Config):
     calibration: Certificate | None = None
     serving: Serving = Serving()
 
+    @property
+    def smoothings(self) -> tuple[str, ...]:
+        """Of a policy's, those that a server runs: of signals of source ``draft`` it keeps no average."""
+        return ("none",) if self.source == "draft" else ("none", "ewma")
+
     def think_tokens(self, tokenizer: Tokenizer) -> ThinkTokens:
         """The tokens of its markers and its split set; the end marker may be several.
 

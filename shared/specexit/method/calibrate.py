@@ -74,13 +74,14 @@ def calibrate(config: CalibrateConfig) -> PolicyFile:
       DraftError, PolicyError, TraceError, ScoreError: a file is unreadable, a trace is there twice, the scores are of
         other traces, or another process keeps the draft directory locked.
       SampleError: traces have no references or groups where these are asked for, or are of several samplings.
-      CertificateError: traces, scores, draft and claim do not belong together, the sample cannot support the claim, or
-        the draft's serving settings name a point that would be gone.
+      CertificateError: traces, scores, draft and claim do not belong together, the sample cannot support the claim, no
+        server runs the smoothing, or the draft's serving settings name a point that would be gone.
       OverlapError: the draft was trained on some of the prompts, or its checkpoint chosen on them.
     """
     stored, block = read_policy(config.draft), read_config(config.draft).specexit
     if block is None:
         raise DraftError(f"{config.draft / 'config.json'}: no specexit block, so this draft has no signals to judge by")
+    _check_served(config, block)
     _check_serving(config, stored)
     traces, scores = read_outlines(config.traces), open_scores(config.scores)
     _check_draft(config, block, scores)
@@ -230,6 +231,14 @@ def _of_trials(config: CalibrateConfig, epsilon: float, *, compared: bool) -> Cl
 def _compared(sample: Sample, trial: dict[str, Any] | None) -> bool:
     """Whether there are trial answers that were compared with answers written in full."""
     return sample.has_free_trials and not _written_in_full(trial)
+
+
+def _check_served(config: CalibrateConfig, block: SpecExitBlock) -> None:
+    if config.smoothing not in block.smoothings:
+        raise CertificateError(
+            f"smoothing is {config.smoothing!r}, expected {' or '.join(block.smoothings)}: {config.draft} has source "
+            f"{block.source!r}, and no server starts with a policy that smooths its signals"
+        )
 
 
 def _check_serving(config: CalibrateConfig, stored: PolicyFile) -> None:

@@ -57,7 +57,7 @@ class CalibrateConfig(Config):
     )
     early: EarlyShare = EARLY
     smoothing: Literal["none", "ewma"] = Field(
-        default="none", description="ewma: a moving average per token (fc source)"
+        default="none", description="ewma: a moving average per token (source fc alone: servers run no other)"
     )
     alpha: float = Field(default=0.1, gt=0, le=1, description="weight of the newest value in the moving average")
     patience: int = Field(default=1, ge=1, description="boundaries in a row that must pass")

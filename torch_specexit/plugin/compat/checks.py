@@ -81,11 +81,10 @@ def check_draft(config: DraftConfig, folder: Path, target: Any, window: int | No
     block = config.specexit
     if block is None:
         raise DraftError(f"{path}: no specexit block, expected one in a draft of architecture {config.architectures}")
-    served = ("none",) if block.source == "draft" else ("none", "ewma")
-    if block.policy.smoothing not in served:
+    if block.policy.smoothing not in block.smoothings:
         raise DraftError(
-            f"{path}: specexit.policy.smoothing is {block.policy.smoothing!r}, expected {' or '.join(served)} "
-            f"with source {block.source!r}"
+            f"{path}: specexit.policy.smoothing is {block.policy.smoothing!r}, expected "
+            f"{' or '.join(block.smoothings)} with source {block.source!r}"
         )
     if not block.policy.thresholds:
         raise DraftError(
