@@ -122,14 +122,6 @@ def test_a_few_traces_that_cannot_judge_are_left_out_or_counted_as_errors(settin
     assert (counted.n, counted.errors, counted.n_unjudged, counted.unjudged) == (N, 3, 3, "error")
 
 
-def test_where_no_trace_can_judge_nothing_is_said_of_the_traffic(setting):
-    paths = setting(np.full(130, 0.995), [True] * 130, finish_reason="length")
-    stored = calibrate(CalibrateConfig(**paths, unjudged="error"))
-    assert (stored.point().policy, stored.traffic) == (OFF, None)
-    assert read_policy(paths["draft"]) == stored
-    assert "NaN" not in (paths["draft"] / "policy.json").read_text()
-
-
 def test_one_prompt_many_times_is_one_prompt(setting):
     paths = setting(np.full(N, 0.995), [True] * N, prompt_ids=[1, 2, 3])
     refused(paths, "1 calibration prompts that can judge cannot support")

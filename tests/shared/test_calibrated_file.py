@@ -7,6 +7,7 @@ from specexit.drafts import locking
 from specexit.drafts.fingerprints import quantization_of
 from specexit.drafts.policy import Event, PolicyError, Serving, read_policy, write_policy
 from specexit.method.calibrate import calibrate
+from specexit.method.decision import OFF
 from specexit.method.stored import replays
 from specexit.schemas.calibrate import CalibrateConfig
 from tests.shared.calibration import refused
@@ -54,6 +55,25 @@ def test_a_draft_directory_that_is_locked_is_left_as_it_was(paths, monkeypatch):
     monkeypatch.setattr(locking, "SECONDS", 0.0)
     with locking.locked(paths["draft"]):  # as by a server that writes an operator's word
         refused(paths, "nothing is written: .*/draft: another process has locked it", PolicyError)
+
+
+def test_the_population_is_of_the_prompts_that_judge_and_so_is_the_traffic(setting):
+    """With those that cannot, servers took the traffic's quantiles for ones of more prompts than they are of."""
+    lost = {"finish_reason": lambda i: "length" if i % 3 == 0 else "stop", "group": lambda i: f"group {i % 2}"}
+    paths = setting(np.full(N, 0.995), [True] * N, **lost)
+    stored = calibrate(CalibrateConfig(**paths, unjudged="error", epsilon=0.6))
+    found, certificate = stored.population, stored.point().certificate
+    assert (certificate.n, certificate.errors, certificate.n_unjudged) == (N, N // 3, N // 3)
+    assert (found.prompts, found.traces, found.references) == (100, 100, 100)
+    assert found.groups == {"group 0": 50, "group 1": 50}
+
+
+def test_where_no_trace_can_judge_nothing_is_said_of_population_and_traffic(setting):
+    paths = setting(np.full(130, 0.995), [True] * 130, finish_reason="length")
+    stored = calibrate(CalibrateConfig(**paths, unjudged="error"))
+    assert (stored.point().policy, stored.population, stored.traffic) == (OFF, None, None)
+    assert read_policy(paths["draft"]) == stored
+    assert "NaN" not in (paths["draft"] / "policy.json").read_text()
 
 
 @pytest.mark.parametrize(

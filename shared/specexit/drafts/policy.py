@@ -79,7 +79,7 @@ class Certificate(Config):
     risk: Risk
     epsilon: float = Field(gt=0, lt=1)
     delta: float = Field(gt=0, lt=1)
-    n: int = Field(gt=0, description="calibration prompts that could judge")
+    n: int = Field(gt=0, description="calibration prompts that count: that could judge or, as `unjudged` says, all")
     errors: float = Field(ge=0, description="of these, how many the policy gets wrong; a prompt's samples count shares")
     bound: float = Field(description="upper confidence bound of the risk at level 1 - delta; of the worst group's")
     data_sha256: str = Field(description="of the trace file that the policy was calibrated on")
@@ -147,7 +147,7 @@ class Fingerprints(Config):
 
 
 class Population(Config):
-    """Which prompts a calibration stands for."""
+    """The prompts of a calibration that could judge."""
 
     prompts: int = Field(gt=0, description="different prompts")
     traces: int = Field(gt=0)

@@ -312,16 +312,18 @@ def _unknown(marks: Fingerprints, target: TargetConfig) -> list[str]:
     return [f"{names}: not known, as {target.folder} does not say; {doubted}"] if names else []
 
 
-def population(sample: Sample) -> Population:
-    """Which prompts the sample is of."""
+def population(sample: Sample) -> Population | None:
+    """The prompts of the sample that can judge, which are those of the traffic; None where there are none."""
+    if not len(sample.traces):
+        return None
     names, groups, references = list(sample.traces.texts["part"]), Counter[str](), 0
     for part, is_known, _ in sample.traces.ask("part, is_known, min(row)", "group by prompt"):
         groups[names[part] or ""] += 1
         references += is_known
     kinds = [str(kind) for kind in sample.traces.different("answer_kind")]
     return Population(
-        prompts=sample.n,
-        traces=sample.n_traces,
+        prompts=groups.total(),
+        traces=len(sample.traces),
         groups={name: groups[name] for name in sorted(groups) if name},
         answer_kinds=tuple(sorted(kinds)),
         references=references,
