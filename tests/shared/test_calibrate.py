@@ -178,13 +178,16 @@ def test_a_small_group_is_refused_by_name_and_so_is_a_trace_of_no_group(setting)
 
 
 def test_a_group_none_of_whose_traces_can_judge_is_refused_by_name(setting):
-    """Left out with its traces it would pass for certified with the others."""
+    """Left out with its traces it would pass for certified with the others; counted as errors they bar every policy,
+    and nothing said that it was this group."""
     able = {
         "group": lambda i: "rare" if i < 30 else "common",
         "finish_reason": lambda i: "length" if i < 30 else "stop",
     }
     paths = setting(np.full(N, 0.995), [True] * N, **able)
-    refused(paths, r"group 'rare': none of its 30 traces can judge \(30 unfinished\), expected some", groups=True)
+    said = r"group 'rare': none of its 30 traces can judge \(30 unfinished\), expected some"
+    refused(paths, said, groups=True)
+    refused(paths, said, groups=True, unjudged="error")
     assert calibrate(CalibrateConfig(**paths)).point().certificate is not None
 
 

@@ -122,6 +122,22 @@ def test_each_group_answers_for_its_own_contradictions(setting):
     assert wider.groups["b"].bound == pytest.approx(2 * trial)
 
 
+def test_a_group_that_lacks_answers_in_full_is_named_with_what_to_do(setting):
+    """In one, nothing is forced and so nothing compared; the message did not say of which group."""
+    kinds = {"group": lambda i: "ab"[i % 2], "answer_kind": lambda i: "text" if i % 2 else "math"}
+    paths = setting(
+        np.full(N, 0.9),
+        [True] * N,
+        trial=lambda i: '{"text": ""}' if i % 2 else free(0, same=True),
+        **kinds,
+    )
+    assert calibrate(CalibrateConfig(**paths, epsilon=0.1, label_noise="require")).point().certificate is not None
+    said = r"group 'b': answers written in full .* up to 100\.00%.*: expected more of them \(free_share of collect\)"
+    refused(paths, said, epsilon=0.1, label_noise="require", groups=True)
+    certificate = calibrate(CalibrateConfig(**paths, epsilon=0.1, groups=True)).point().certificate
+    assert (certificate.answers, sorted(certificate.groups)) == ("trial", ["a", "b"])
+
+
 def test_trials_with_nothing_forced_are_whole_answers(setting):
     paths = setting(np.full(N, 0.9), [True] * N, trial='{"text": "", "max_tokens": 24}')
     stored = calibrate(CalibrateConfig(**paths))

@@ -211,7 +211,8 @@ def _claims(sample: Sample, config: CalibrateConfig, epsilon: float, compared: S
         raise CertificateError(f"{config.traces}: no trial was compared with the answer written in full")
     claims = []
     if compared is not None and config.label_noise != "ignore":
-        carried = replace(bare, noise=min(worst_noise(each, bare.own_delta) for each in compared))
+        noise, noisy = min(worst_noise(each, bare.own_delta) for each in compared)
+        carried = replace(bare, noise=noise, noisy=noisy)
         try:
             check_size(sample, carried)
             claims.append(carried)

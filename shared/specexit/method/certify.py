@@ -45,6 +45,8 @@ class Claim:
     delta: float
     noise: float = 0.0
     """Bound on how often a whole answer contradicts the trial that the risk is counted on."""
+    noisy: str = ""
+    """The group that this bound is of."""
     shared: bool = False
     """Whether another claim is tried on the same prompts, before this one or where it fails: each has half of delta."""
 
@@ -103,10 +105,9 @@ def label_noise_bound(n: int, contradictions: int, delta: float) -> float:
     return binomial_upper_bound(contradictions, n, delta / 2)
 
 
-def worst_noise(judged: Judged, delta: float) -> float:
-    """The largest `label_noise_bound` of any group."""
-    noise = (label_noise_bound(of.asked, of.contradicted, delta) for of in judged.groups.values())
-    return max(noise, default=1.0)
+def worst_noise(judged: Judged, delta: float) -> tuple[float, str]:
+    """The largest `label_noise_bound` of any group, and the group."""
+    return max((label_noise_bound(of.asked, of.contradicted, delta), name) for name, of in judged.groups.items())
 
 
 def p_value(judged: Judged, claim: Claim, *, single: bool) -> float:
@@ -151,9 +152,11 @@ def check_size(sample: Sample, claim: Claim) -> None:
       CertificateError: names the prompts that there are, per group, and how many it takes.
     """
     if claim.counted_epsilon <= 0:
+        where = f"group {claim.noisy!r}: " if claim.noisy else ""
         raise CertificateError(
-            f"answers written in full contradict trial answers at a rate of up to {claim.noise:.2%}, which leaves "
-            f"nothing of risk {claim.epsilon:g}: expected more free trials, or a larger epsilon"
+            f"{where}answers written in full contradict trial answers at a rate of up to {claim.noise:.2%}, which "
+            f"leaves nothing of risk {claim.epsilon:g}: expected more of them (free_share of collect), a larger "
+            "epsilon, or label_noise=ignore"
         )
     needed = required_n(claim.counted_epsilon, claim.counted_delta)
     for name, n in sample.sizes.items():

@@ -50,7 +50,7 @@ class Sample:
 
     Raises:
       SampleError: a trace stands there twice, or, if grouped, a prompt is of several groups or of none, or of a group
-        no trace counts.
+        no trace can judge.
     """
 
     def __init__(self, traces: Outlines, *, unjudged: Unjudged = "refuse", grouped: bool = False):
@@ -61,7 +61,7 @@ class Sample:
         kept = self.traces if unjudged == "refuse" else traces
         if grouped:
             _check_groups(kept)
-            _check_able(traces, kept)
+            _check_able(traces, self.traces)
         self.grouped, self._names = grouped, [name or "" for name in traces.texts["part"]] if grouped else [""]
         able, part = traces.texts["barred"].get(None, -1), "part" if grouped else "0"
         self._file = Scratch("create table prompts (hash integer primary key, part, size, barred)")
@@ -141,14 +141,15 @@ def _check_groups(traces: Outlines) -> None:
         raise SampleError(f"trace {name!r} is of group {names[other]!r}, but its prompt was of {names[first]!r}")
 
 
-def _check_able(traces: Outlines, kept: Outlines) -> None:
-    """A group whose traces are all left out would be certified with the others, unseen."""
-    counted = kept.different("part")
+def _check_able(traces: Outlines, able: Outlines) -> None:
+    """A group whose traces are all left out would be certified with the others, unseen; one whose traces are all errors
+    keeps the others from being certified, and nothing would say so."""
+    judging = able.different("part")
     for name in traces.different("part"):
-        if name is None or name in counted:
+        if name is None or name in judging:
             continue
-        left_out = traces.only(part=name).counted("barred")
+        barred = traces.only(part=name).counted("barred")
         raise SampleError(
-            f"group {name!r}: none of its {sum(left_out.values())} traces can judge ({listed(left_out)}), expected "
-            "some that can in every group"
+            f"group {name!r}: none of its {sum(barred.values())} traces can judge ({listed(barred)}), expected some "
+            "that can in every group"
         )
