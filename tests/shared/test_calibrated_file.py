@@ -1,10 +1,13 @@
 """What ``specexit calibrate`` leaves in ``policy.json``: what others write there, and what the certificates are of."""
 
+import json
+
 import numpy as np
 import pytest
 
 from specexit.drafts import locking
 from specexit.drafts.fingerprints import quantization_of
+from specexit.drafts.inspect import describe
 from specexit.drafts.policy import Event, PolicyError, Serving, read_policy, write_policy
 from specexit.method.calibrate import calibrate
 from specexit.method.decision import OFF
@@ -74,6 +77,18 @@ def test_where_no_trace_can_judge_nothing_is_said_of_population_and_traffic(sett
     assert (stored.point().policy, stored.population, stored.traffic) == (OFF, None, None)
     assert read_policy(paths["draft"]) == stored
     assert "NaN" not in (paths["draft"] / "policy.json").read_text()
+
+
+@pytest.mark.parametrize(("temperature", "said"), [(0.0, False), (0.6, True)])
+def test_of_sampled_text_it_is_said_that_exits_were_judged_by_greedy_answers(setting, capsys, temperature, said):
+    """Nobody was told, and the answer that is served behind an exit is drawn."""
+    paths = setting(np.full(N, 0.995), [True] * N, sampling=json.dumps({"temperature": temperature}))
+    stored = calibrate(CalibrateConfig(**paths))
+    printed = " ".join(capsys.readouterr().out.split())
+    told = describe(paths["draft"])["policy risk-0.02, default"]
+    assert stored.point().certificate is not None
+    for text in (printed, told):
+        assert ("; exits were judged by greedy answers, and one that is sampled there may be another" in text) == said
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from specexit.drafts.fingerprints import target_fingerprint
 from specexit.drafts.policy import FILE, Fingerprints, PolicyFile
 from specexit.drafts.tensors import weights_hash
 from specexit.errors import shown
-from specexit.schemas.sampling import drawn
+from specexit.schemas.sampling import drawn, is_greedy
 
 CHECKPOINT_NAMES = {
     **dict.fromkeys(("auto_gptq", "gptq_marlin"), "gptq"),
@@ -80,6 +80,24 @@ def doubts_of(folder: Path, file: PolicyFile, target: Path | None = None) -> lis
     unsaid = dict.fromkeys(Fingerprints.model_fields.keys() - known.keys())
     compared = file.fingerprints.model_copy(update=unsaid)
     return doubts(file.model_copy(update={"fingerprints": compared}), known, file.serving.transition)
+
+
+def judged_otherwise(sampling: Mapping[str, Any] | None) -> str | None:
+    """What belongs to every word about a certificate of sampled text: trials, and answers written in full, are greedy.
+
+    Args:
+      sampling: of the calibration traces, where it is known.
+
+    Returns:
+      It in a clause; None of greedy text, of which they are the answers that are served.
+
+    Example:
+      >>> judged_otherwise({"temperature": 0.6}), judged_otherwise({"temperature": 0.0})
+      ('exits were judged by greedy answers, and one that is sampled there may be another', None)
+    """
+    if is_greedy(sampling or {}):
+        return None
+    return "exits were judged by greedy answers, and one that is sampled there may be another"
 
 
 def _compared(name: str, value: str | None) -> str | None:

@@ -23,6 +23,7 @@ from specexit.data.outlines import Outlines
 from specexit.data.overlap import refuse_selected, refuse_trained
 from specexit.data.scores import StoredScores, open_scores
 from specexit.data.traces import data_sha256, read_outlines, target_of_file, tokenizer_sha256
+from specexit.drafts.certified import judged_otherwise
 from specexit.drafts.directory import DraftError, SpecExitBlock, read_config
 from specexit.drafts.fingerprints import quantization_of, target_fingerprint
 from specexit.drafts.locking import locked
@@ -101,7 +102,7 @@ def calibrate(config: CalibrateConfig) -> PolicyFile:
     for epsilon in config.epsilon:  # what no outcome could support is refused before hours of replaying
         check_size(sample, _of_trials(config, epsilon, compared=_compared(sample, trial)))
     judged = judge(sample, seen.look(replays(config.traces, scores)), grid(config), config.risk)
-    points, remarks = choose(sample, judged, config, data, trial)
+    points, remarks = choose(sample, judged, config, data, sampling, trial)
     now = datetime.now(UTC).isoformat(timespec="seconds")
     made = f"calibrate {config.risk} <= {', '.join(f'{epsilon:g}' for epsilon in config.epsilon)}"
     found = {
@@ -136,7 +137,12 @@ def _write(draft: Path, found: dict[str, Any], event: Event) -> PolicyFile:
 
 
 def choose(
-    sample: Sample, judged: Sequence[Judged], config: CalibrateConfig, data: str, trial: dict[str, Any] | None = None
+    sample: Sample,
+    judged: Sequence[Judged],
+    config: CalibrateConfig,
+    data: str,
+    sampling: dict[str, Any],
+    trial: dict[str, Any],
 ) -> tuple[list[OperatingPoint], list[str]]:
     """The operating points, and a remark on each; one without a certificate never exits.
 
@@ -145,6 +151,7 @@ def choose(
       judged: what each policy of the `grid` does to them.
       config: what is asked.
       data: hash of the traces.
+      sampling: how they were sampled.
       trial: how the trials of each answer kind were made.
 
     Raises:
@@ -182,7 +189,8 @@ def choose(
             exits=point.exits,
         )
         points.append(OperatingPoint(name=name, policy=policy, certificate=certificate))
-        remarks.append(_certified(config, points[-1], point) + _next(sample, judged, found.index, claim))
+        said = _certified(config, points[-1], point, judged_otherwise(sampling))
+        remarks.append(said + _next(sample, judged, found.index, claim))
     return points, remarks
 
 
@@ -371,7 +379,7 @@ def _levels(numbers: Ordered) -> tuple[float, ...]:
     return tuple(round(value, 4) for value in numbers.quantiles(TRAFFIC_LEVELS))
 
 
-def _certified(config: CalibrateConfig, point: OperatingPoint, replayed: Point) -> str:
+def _certified(config: CalibrateConfig, point: OperatingPoint, replayed: Point, otherwise: str | None) -> str:
     certificate = point.certificate
     assert certificate is not None
     worst = f" (worst of {len(certificate.groups)} groups)" if certificate.groups else ""
@@ -381,8 +389,8 @@ def _certified(config: CalibrateConfig, point: OperatingPoint, replayed: Point) 
     return (
         f"{config.draft}, {point.name}: exit at validity >= {point.policy.thresholds['validity']:g}. "
         f"{certificate.errors:g} of {certificate.n} prompts err ({config.risk}); with confidence {1 - config.delta:g} "
-        f"the risk{claim} is at most {certificate.bound:.2%}{worst} (asked: {certificate.epsilon:.2%}). Thinking cut "
-        f"{replayed.thinking_cut:.1%}."
+        f"the risk{claim} is at most {certificate.bound:.2%}{worst} (asked: {certificate.epsilon:.2%})"
+        f"{'' if otherwise is None else f'; {otherwise}'}. Thinking cut {replayed.thinking_cut:.1%}."
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from specexit.bench.results import BASELINE, Results, computed_again
+from specexit.drafts.certified import judged_otherwise
 from specexit.drafts.directory import DraftConfig, SpecExitBlock
 from specexit.schemas.sampling import drawn
 
@@ -48,7 +49,8 @@ def verdict(results: Results, draft: DraftConfig | None, certified: Mapping[str,
     if draft and draft.specexit:
         ours, theirs = drawn(results.sampling), drawn(certified or {})
         otherwise = None not in (ours, theirs) and ours != theirs
-        said.append(certificate(draft.specexit, results.inputs.get("calibration_traces"), otherwise=otherwise))
+        text = certificate(draft.specexit, results.inputs.get("calibration_traces"), certified, otherwise=otherwise)
+        said.append(text)
     return tuple(said)
 
 
@@ -62,12 +64,15 @@ def _speed(results: Results, batch: str, times: float) -> str:
     return f"{times:.2f}× as fast at batch {batch} ({shown})"
 
 
-def certificate(block: SpecExitBlock, others: str | None, *, otherwise: bool) -> str:
+def certificate(
+    block: SpecExitBlock, others: str | None, certified: Mapping[str, Any] | None, *, otherwise: bool
+) -> str:
     """The guarantee of a draft's policy in a sentence.
 
     Args:
       block: of the draft.
       others: hash of the trace files that were seen to hold none of the measured problems.
+      certified: how the traces that it was calibrated on were sampled, where it says so.
       otherwise: whether the measured responses were decoded in another way than the traces that it was calibrated on.
     """
     found = block.calibration
@@ -87,6 +92,8 @@ def certificate(block: SpecExitBlock, others: str | None, *, otherwise: bool) ->
         text += f"; {found.n_unjudged} traces could not judge and {fate}"
     if found.data_sha256 != others:
         text += "; whether the measured problems are among those was not checked"
+    judged = judged_otherwise(certified)
+    text += "" if judged is None else f"; {judged}"
     return f"{text}."
 
 

@@ -76,10 +76,12 @@ def test_the_guarantee_is_said_of_problems_with_what_it_is_for(
     text = " ".join((bench / "report.html").read_text().split())
     assert "calibrated on 390 other problems (8 of them wrong)" in text
     assert "was not checked" not in text
+    assert "judged by greedy" not in text
     write_policy(draft, PolicyFile(default="risk-0.05", points=(point,), sampling={"temperature": 0.6}))
     report(config(bench, draft=draft))
     text = " ".join((bench / "report.html").read_text().split())
     assert "trial answers; what was measured here was decoded otherwise, so that this is not said of it; 10 tr" in text
+    assert "; exits were judged by greedy answers, and one that is sampled there may be another." in text
     edited = point.model_copy(update={"policy": Policy(thresholds={"validity": 0.5})})
     write_policy(draft, PolicyFile(default="risk-0.05", points=(edited,)))
     report(config(bench, draft=draft))
