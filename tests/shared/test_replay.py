@@ -9,6 +9,7 @@ from specexit.data.rows import infer_agrees
 from specexit.method.decision import Policy, exit_position
 from specexit.method.replay import Replay
 from specexit.method.splits import ThinkTokens
+from specexit.method.sums import sums_of
 
 PLAIN, SPLIT = 5, 7
 IDS = ThinkTokens(start=1, end=2, split=frozenset({SPLIT}))
@@ -94,6 +95,20 @@ def test_outcomes_are_those_of_the_trial_answer_at_the_exit(make_trace):
     np.testing.assert_array_equal(second.correct, [1, 0, np.nan])
 
 
+def test_an_exit_where_the_thinking_ends_by_itself_changes_and_cuts_nothing(make_trace):
+    """A forced trial there may say otherwise than the trace, whose text it is all the same; the oracle changed answers
+    by it."""
+    trace = trace_of(make_trace, "a", [2, 5], [False, False], 5, boundary_state=["differs", "differs"])
+    replay = Replay([trace, trace_of(make_trace, "b", [2, 5], [False, True], 5)])
+    for outcome in (replay.play(Policy(thresholds={}, min_thinking_tokens=3)), replay.oracle()):
+        assert outcome.kept.tolist() == [5, 5]
+        assert outcome.exited.all()  # as a server reports it
+        assert not (outcome.changed | outcome.inferred).any()
+        assert outcome.correct.tolist() == replay.correct.tolist() == [1, 1]
+        sums = sums_of(replay, outcome)
+        assert (sums.exited, sums.changed, sums.kept, sums.right) == (0, 0, sums.full, 2)
+
+
 def test_a_policy_that_never_exits_leaves_every_trace_as_it_is(make_trace):
     trace = trace_of(make_trace, "a", [2, 4], [False, True], 5)
     outcome = Replay([trace]).play(Policy(thresholds={}, min_thinking_tokens=6))
@@ -153,5 +168,6 @@ def test_right_answers_are_told_by_the_traces_own_kind(make_trace):
 def test_nobody_knows_of_a_right_answer_where_no_trial_stands_behind_it(make_trace, states, answers, right):
     """The full trace is wrong with 7, where 8 is right. Untried boundaries have the answer of the one before."""
     fields = {"boundary_state": states, "boundary_answers": answers, "boundary_agrees": infer_agrees(states)}
+    fields["boundaries"] = [2, 4, 6]
     replay = Replay([make_trace(answer="7", reference="8", correct=False, **fields)])
     assert [replay.outcome_at(np.array([i])).correct[0] for i in range(3)] == right

@@ -162,7 +162,7 @@ class _Contradictions:
         if not len(whole):
             return
         trace, tokens, same = whole.T
-        sound = np.stack([o.exited & (o.kept < replay.n_think) & ~o.changed for o in outcomes])
+        sound = np.stack([(o.kept < replay.n_think) & ~o.changed for o in outcomes])
         at = np.stack([np.where(ok & ~o.inferred, o.kept, 0) for ok, o in zip(sound, outcomes, strict=True)])
         asked = tokens == at[:, trace]
         contradicted = asked & sound[:, trace] & ((tokens == 0) | (same != 1))

@@ -54,6 +54,7 @@ class Outcome:
     kept: Int[np.ndarray, " traces"]
     """Thinking tokens."""
     exited: Bool[np.ndarray, " traces"]
+    """The rule fires, be it where the thinking ends by itself: a server writes there what the model would."""
     changed: Bool[np.ndarray, " traces"]
     """The answer is not that of the full trace."""
     correct: Float[np.ndarray, " traces"]
@@ -188,7 +189,10 @@ class Replay:
         exited, changed, inferred = (np.zeros(len(kept), bool) for _ in range(3))
         exited[traces] = True
         for trace, boundary in zip(traces.tolist(), boundaries.tolist(), strict=True):
-            kept[trace] = self.traces[trace].boundaries[boundary]
+            at = self.traces[trace].boundaries[boundary]
+            if at >= self.traces[trace].n_think:  # the same text, whatever a trial says: a forced one may say otherwise
+                continue
+            kept[trace] = at
             changed[trace] = not self.agrees[trace][boundary]
             correct[trace] = self.right[trace][boundary]
             inferred[trace] = self.traces[trace].boundary_state[boundary] == "untried"

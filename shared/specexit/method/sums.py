@@ -23,6 +23,7 @@ class Sums(NamedTuple):
     probes: int
     changed: int
     exited: int
+    """Traces whose thinking is cut: an exit where it ends by itself is none."""
     known: int
     """Traces whose right answer is known."""
     right: int
@@ -51,7 +52,7 @@ def sums_of(
         rest=int(replay.n_answer[rows].sum()) + len(correct),
         probes=0 if probe_tokens is None else int(probe_tokens[rows].sum()),
         changed=int(outcome.changed[rows].sum()),
-        exited=int(outcome.exited[rows].sum()),
+        exited=int((outcome.exited & (outcome.kept < replay.n_think))[rows].sum()),
         known=int((~np.isnan(correct)).sum()),
         right=int((correct == 1).sum()),
     )
