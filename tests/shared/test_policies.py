@@ -253,6 +253,11 @@ def test_the_file_of_a_method_may_hold_a_dataclass_whose_annotations_are_text(tm
         ("METHOD = 3", "METHOD is 3, expected"),
         ("1 / 0", "cannot be imported: ZeroDivisionError"),
         (STRANGER.replace('"last"', '"validity"'), "there is a method 'validity' already"),
+        (STRANGER.replace('"last"', '"probe"'), "name of METHOD is 'probe', which is what `simulate` calls something"),
+        (
+            STRANGER.replace('"last"', '"no exit"'),
+            "name of METHOD is 'no exit', .* expected another than probe, no exit",
+        ),
         (None, "not there, or no Python file"),
     ],
 )

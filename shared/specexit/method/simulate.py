@@ -26,7 +26,7 @@ from specexit.data.scores import StoredScores, open_scores
 from specexit.data.traces import TraceError, check_one_target, data_sha256, read_outlines
 from specexit.errors import listed
 from specexit.method.decision import OFF, Policy
-from specexit.method.policies import METHODS, NOT_REPLAYED, Method, Played, load_methods
+from specexit.method.policies import FULL, METHODS, NOT_REPLAYED, ORACLE, PROBE, Method, Played, load_methods
 from specexit.method.policies.validity import early_of
 from specexit.method.replay import Largest, Outcome, Replay
 from specexit.method.stored import replays
@@ -152,7 +152,6 @@ def pareto(points: Sequence[Point], full_accuracy: float | None) -> tuple[Point,
     return tuple(reversed(front))
 
 
-FULL, ORACLE = "no exit", "the oracle"
 NO_TASK = "no task"
 Block = tuple[Replay, Replay | None]
 """Replays of the same traces: with the draft's signals, and with another source's."""
@@ -185,7 +184,7 @@ def run(
     about = {name: method.about for name, method in methods.items()}
     beside = config.model_copy(update={"early": probe_early})
     if probe_early is not None:
-        about["probe"] = METHODS["validity"].about
+        about[PROBE] = METHODS["validity"].about
     tallies = {name: Tally(name) for name in [*about, FULL, ORACLE]}
     with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
         bar = progress.add_task("traces", total=len(traces))
@@ -194,7 +193,7 @@ def run(
             for name, method in methods.items():
                 tallies[name].add(replay, method.play(replay, config), rows)
             if probe is not None:
-                tallies["probe"].add(replay, METHODS["validity"].play(probe, beside), rows)
+                tallies[PROBE].add(replay, METHODS["validity"].play(probe, beside), rows)
             never = replay.outcome_at(np.full(len(replay.traces), -1))
             tallies[FULL].add(replay, [Played("", never)], rows)
             tallies[ORACLE].add(replay, [Played("", replay.oracle(), policy=OFF)], rows)

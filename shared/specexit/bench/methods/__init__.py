@@ -29,6 +29,7 @@ from specexit.bench.methods.interface import Problem as Problem
 from specexit.bench.methods.interface import Said as Said
 from specexit.bench.methods.interface import Trial as Trial
 from specexit.bench.methods.interface import Tuning as Tuning
+from specexit.method.policies import METHODS, RESERVED
 
 NAMES = (
     "none",
@@ -54,7 +55,7 @@ def find_method(reference: str) -> type[Method]:
 
     Raises:
       MethodError: there is none, the file cannot be imported or defines none or several, not what `Method` asks for,
-        or one with the name of another.
+        or one with the name of another, or of a curve of `simulate`.
     """
     if reference.endswith(".py"):
         module = _from_file(Path(os.path.expanduser(reference)))
@@ -70,9 +71,10 @@ def find_method(reference: str) -> type[Method]:
     if len(found) != 1:
         raise MethodError(f"method {reference!r}: the file defines {len(found)} methods, expected one")
     kind = check_kind(reference, found[0])
-    if reference.endswith(".py") and kind.name in NAMES:
+    if reference.endswith(".py") and kind.name in (*NAMES, *METHODS, *RESERVED):
+        what = "a method" if kind.name in NAMES else "a curve of `simulate` that a report would draw as this method's"
         raise MethodError(
-            f"method {reference!r}: class {kind.__name__}: name is {kind.name!r}, which is a method already, expected "
+            f"method {reference!r}: class {kind.__name__}: name is {kind.name!r}, which is {what} already, expected "
             "another"
         )
     return kind

@@ -18,7 +18,10 @@ Rule = tuple[str, Callable[[Any], bool]]
 TEXT: Rule = ("a text", lambda value: isinstance(value, str) and value != "")
 FLAG: Rule = ("true or false", lambda value: isinstance(value, bool))
 ATTRIBUTES: dict[str, Rule] = {
-    "name": ("a text without /", lambda value: TEXT[1](value) and "/" not in value),
+    "name": (  # of a line in a figure's legend, and of a folder of the run
+        "a text without / that begins with a letter or a digit",
+        lambda value: TEXT[1](value) and "/" not in value and value[0].isalnum(),
+    ),
     "engine": (f"one of {', '.join(ENGINES)}", lambda value: value in ENGINES),
     "says": TEXT,
     "reports": FLAG,

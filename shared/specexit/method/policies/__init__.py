@@ -21,6 +21,12 @@ METHODS: dict[str, Method] = {
     for module in (validity, trio, paper, budget, boundary, stability, deer, certaindex)
 }
 
+PROBE, FULL, ORACLE = "probe", "no exit", "the oracle"
+"""What `simulate` plays beside the methods: validity by another source's scores, nothing, and hindsight."""
+
+RESERVED = (PROBE, FULL, ORACLE, "oracle")
+"""Names that results and tables have for these, and so no method of a file."""
+
 NOT_REPLAYED = {
     "no-thinking": "a trace records answers behind step boundaries alone, and none without any thinking",
     "budget-hard": "it cuts in mid-sentence, where no answer was tried, and a model may think on behind its marker; "
@@ -37,7 +43,7 @@ def load_methods(paths: Iterable[Path]) -> dict[str, Method]:
     """The project's methods, and those of further files.
 
     Raises:
-      MethodError: a file cannot be imported, holds no ``METHOD``, or one whose name is taken.
+      MethodError: a file cannot be imported, holds no ``METHOD``, or one whose name is taken, see `RESERVED`.
     """
     found = dict(METHODS)
     for path in paths:
@@ -53,10 +59,28 @@ def load_methods(paths: Iterable[Path]) -> dict[str, Method]:
         method = getattr(module, "METHOD", None)
         if not isinstance(method, Method):
             raise MethodError(f"{path}: METHOD is {method!r}, expected a specexit.method.policies.Method")
+        if method.name in RESERVED:
+            raise MethodError(
+                f"{path}: name of METHOD is {method.name!r}, which is what `simulate` calls something else, expected "
+                f"another than {', '.join(RESERVED)}"
+            )
         if method.name in found:
             raise MethodError(f"{path}: there is a method {method.name!r} already")
         found[method.name] = method
     return found
 
 
-__all__ = ["METHODS", "NOT_REPLAYED", "Method", "MethodError", "Played", "load_methods", "play_policies", "play_trials"]
+__all__ = [
+    "FULL",
+    "METHODS",
+    "NOT_REPLAYED",
+    "ORACLE",
+    "PROBE",
+    "RESERVED",
+    "Method",
+    "MethodError",
+    "Played",
+    "load_methods",
+    "play_policies",
+    "play_trials",
+]
