@@ -11,6 +11,7 @@ import pytest
 
 from specexit.config import ConfigError
 from specexit.drafts import locking
+from specexit.drafts import policy as policies
 from specexit.drafts.policy import FILE, PolicyError, PolicyFile, write_policy
 from tests.serving.ends import GREEDY, incoming
 from tests.serving.points import BLOCK, POINTS, point
@@ -303,6 +304,17 @@ def test_a_kill_switch_waits_a_moment_for_a_folder_that_is_locked_and_says_so(dr
     assert "cannot be written: " in reached["others"]
     assert "another process has locked it" in reached["others"]
     assert first.operation.resolve(None).mode == "off"
+
+
+def test_a_kill_switch_works_where_the_history_has_no_room_for_it_and_says_so(draft, monkeypatch):
+    """One word more would be more than is read: no server could start with the draft again."""
+    first, _ = api_servers(draft)
+    write_policy(draft, policies.read_policy(draft))
+    before = (draft / FILE).read_bytes()
+    monkeypatch.setattr(policies, "MAX_BYTES", len(before))
+    assert "expected at most" in first.switch(mode="off")["others"]
+    assert first.operation.resolve(None).mode == "off"
+    assert (draft / FILE).read_bytes() == before
 
 
 def test_what_reaches_one_api_server_alone_says_so(draft, monkeypatch):

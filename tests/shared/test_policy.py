@@ -7,14 +7,17 @@ import yaml
 
 from specexit.cli import run
 from specexit.data.traces import write_traces
+from specexit.drafts import policy as policies
 from specexit.drafts.directory import read_config, read_draft
 from specexit.drafts.policy import (
     Certificate,
+    Event,
     Fingerprints,
     OperatingPoint,
     PolicyError,
     PolicyFile,
     Serving,
+    check_policy,
     read_policy,
     write_policy,
 )
@@ -78,6 +81,25 @@ def test_what_could_not_be_read_again_is_not_written(draft):
         with pytest.raises(PolicyError, match=rf"policy\.json: .*{message}"):
             write_policy(draft, STORED.model_copy(update=changes))
     assert read_policy(draft) == STORED
+
+
+def test_a_policy_that_is_more_than_is_read_is_refused_with_the_field_that_is_too_much(draft, monkeypatch):
+    """It was written, and then nothing could read the draft, the next write among it."""
+    monkeypatch.setattr(policies, "MAX_BYTES", 20_000)
+    write_policy(draft, STORED)
+    event = Event(when="2026-01-01T00:00:00+00:00", what="calibrate " + 1000 * "x")
+    most = STORED.model_copy(update={"history": 10 * (event,)})
+    write_policy(draft, most)
+    assert read_policy(draft) == most
+    deep = json.loads(70 * "[" + 70 * "]")
+    for changes, message in (
+        ({"history": 19 * (event,)}, r"would hold 2\d,\d+ bytes, .* in field history, expected at most 20,000 in all"),
+        ({"trial": {"math": deep}}, "holds a value in more than 64 lists and objects"),
+    ):
+        for refused in (write_policy, check_policy):
+            with pytest.raises(PolicyError, match=rf"policy\.json: {message}"):
+                refused(draft, STORED.model_copy(update=changes))
+    assert read_policy(draft) == most
 
 
 def test_two_policies_leave_the_file_that_vllm_hashes_the_same(draft):

@@ -22,7 +22,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from specexit.config import Config, write_text
-from specexit.drafts.files import read_object
+from specexit.drafts.files import TensorError, parse_json, read_object
 from specexit.errors import InputError, dotted, shown
 from specexit.method.decision import Policy
 from specexit.method.loops import LoopGuard
@@ -377,8 +377,7 @@ def write_policy(folder: Path, policy: PolicyFile) -> None:
     block = config.get("specexit")
     if not isinstance(block, dict):
         raise PolicyError(f"{path}: no specexit block, so there is no signal that a policy could judge")
-    check_policy(folder, policy)
-    write_text(folder / FILE, json.dumps(policy.model_dump(mode="json"), indent=2) + "\n")
+    write_text(folder / FILE, _checked(policy, folder / FILE))
     if any(name in block for name in BLOCK_FIELDS):  # read no longer once policy.json is there, so the order is safe
         config["specexit"] = {name: value for name, value in block.items() if name not in BLOCK_FIELDS}
         write_text(path, json.dumps(config, indent=2) + "\n")
@@ -388,9 +387,29 @@ def check_policy(folder: Path, policy: PolicyFile) -> None:
     """Check that a policy could be read again, were it written: a copy with changes may be anything.
 
     Raises:
-      PolicyError: a field is wrong, or something names a point that there is not.
+      PolicyError: a field is wrong, something names a point that there is not, or it is more than is read.
     """
-    _validated(policy.model_dump(mode="json"), folder / FILE)
+    _checked(policy, folder / FILE)
+
+
+def _checked(policy: PolicyFile, path: Path) -> str:
+    """What is written, which `read_policy` takes."""
+    fields = policy.model_dump(mode="json")
+    _validated(fields, path)
+    text = json.dumps(fields, indent=2) + "\n"
+    size = len(text.encode())
+    if size > MAX_BYTES:
+        sizes = {name: len(json.dumps(value, indent=2).encode()) for name, value in fields.items()}
+        most = max(sizes, key=sizes.__getitem__)
+        raise PolicyError(
+            f"{path}: would hold {size:,} bytes, {sizes[most]:,} of them in field {most}, expected at most "
+            f"{MAX_BYTES:,} in all, as nothing reads more: shorten that field"
+        )
+    try:
+        parse_json(text.encode(), path)
+    except TensorError as error:
+        raise PolicyError(str(error)) from error
+    return text
 
 
 def _validated(raw: dict[str, Any], path: Path, *, old: bool = False) -> PolicyFile:

@@ -192,7 +192,10 @@ class PolicyWatch:
         now = datetime.now(UTC).isoformat(timespec="seconds")
         event = Event(when=now, what=f"{SWITCH}mode={mode or '-'} point={point or '-'}")
         changes = {"default": file.point(point).name, "serving": serving, "history": (*file.history, event)}
-        write_policy(self.folder, file.model_copy(update=changes))
+        try:
+            write_policy(self.folder, file.model_copy(update=changes))
+        except PolicyError as error:  # its history is full, perhaps: that must not keep this server from obeying
+            return str(error)
         return None
 
     def _say_what_is_overruled(self, own: Serving, merged: Serving, operation: Operation) -> None:
