@@ -41,10 +41,31 @@ def unimplemented(config: Mapping[str, Any]) -> str | None:
             return f"{field} is {config[field]!r}, only {only!r} is implemented"
     if architecture(config) != "Qwen2ForCausalLM" and config.get("attention_bias"):
         return "attention_bias is true, which is implemented for Qwen2 only"
+    if (why := _window(config)) is not None:
+        return why
     try:
         scaling_of(rope_of(config))
     except ValueError as error:
         return str(error)
+    return None
+
+
+FULL = "full_attention"
+
+
+def _window(config: Mapping[str, Any]) -> str | None:
+    """What makes vLLM serve a known architecture with a window, or with layers of another kind, where
+    ``use_sliding_window`` says nothing of it.
+
+    Its Llama goes by ``layer_types``, and where there are none gives all layers the width in ``sliding_window``. The
+    configs of Qwen forget that width without ``use_sliding_window``.
+    """
+    types, width = config.get("layer_types"), config.get("sliding_window")
+    if types is not None and not (isinstance(types, list) and set(map(str, types)) == {FULL}):
+        found = sorted({str(kind) for kind in types} - {FULL}) if isinstance(types, list) else types
+        return f"layer_types has {found}, only {FULL!r} is implemented"
+    if types is None and width and not architecture(config).startswith("Qwen"):
+        return f"sliding_window is {width!r}, which vLLM serves in all layers; only null is implemented"
     return None
 
 

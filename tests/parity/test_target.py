@@ -121,6 +121,7 @@ def test_packed_segments_are_separate_sequences() -> None:
     np.testing.assert_allclose(together[:, 9:], alone, atol=1e-4)
 
 
+LLAMA = {"architectures": ["LlamaForCausalLM"]}
 MOE = {"architectures": ["Qwen3MoeForCausalLM"], "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8}
 
 
@@ -132,6 +133,12 @@ MOE = {"architectures": ["Qwen3MoeForCausalLM"], "num_experts": 4, "num_experts_
         ({"rope_parameters": {"rope_type": "llama3", "mscale": 1.0}}, "mscale is 1.0, which a scaling of"),
         ({"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "rope_type is 'dynamic', expected"),
         ({"use_sliding_window": True}, "use_sliding_window is True, only False"),
+        (
+            {"layer_types": ["full_attention"] * 3 + ["sliding_attention"]},
+            r"layer_types has \['sliding_attention'\], only",
+        ),
+        ({**LLAMA, "sliding_window": 128}, "sliding_window is 128, which vLLM serves in all layers; only null"),
+        ({**LLAMA, "sliding_window": 128, "use_sliding_window": False}, "sliding_window is 128, which vLLM serves"),
         ({"num_hidden_layers": None}, "no value for num_hidden_layers"),
         ({"attention_bias": True}, "attention_bias is true, which is implemented for Qwen2 only"),
         ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config is .*fp8.*, only {} is implemented"),
@@ -149,3 +156,18 @@ def test_a_variant_that_is_not_implemented_is_refused(change: dict, message: str
     (tmp_path / "config.json").write_text(json.dumps(config | change))
     with pytest.raises(ValueError, match=message):
         load_target(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"sliding_window": 4096, "use_sliding_window": False, "max_window_layers": 2},
+        {"sliding_window": 4096},
+        {"sliding_window": 128, "layer_types": ["full_attention"] * 4, **LLAMA},
+        {"sliding_window": 0, **LLAMA},
+    ],
+)
+def test_a_window_that_is_not_in_force_is_accepted(change: dict) -> None:
+    """As Qwen's own configs state one, and as vLLM takes no window from a Llama's."""
+    config = json.loads((tiny.MODEL_DIR / "config.json").read_text())
+    assert TargetShape.from_config(config | change, "config.json").vocab_size == config["vocab_size"]
