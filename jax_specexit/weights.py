@@ -30,7 +30,7 @@ from jax_specexit.model.target import ARCHITECTURES, DENSE, Target, TargetShape
 from jax_specexit.sharding import shardings
 from specexit.buckets import BucketPath
 from specexit.drafts.rope import scaling_fields
-from specexit.drafts.tensors import Stored, read_header
+from specexit.drafts.tensors import Stored, check_plain, read_header
 from specexit.errors import InputError
 
 Index = tuple[slice, ...]
@@ -124,7 +124,7 @@ def load_target(
         most the int8 target, one matrix in ``dtype`` and what quantizing it takes.
 
     Raises:
-      InputError: unknown architecture, a tensor is missing or has another shape than the config says.
+      InputError: unknown architecture, a tensor is missing, is quantised or has another shape than the config says.
       ConfigError: the mesh does not divide the model.
     """
     shape = TargetShape.read(folder)
@@ -221,6 +221,10 @@ class _Ranged:
         """Its sizes."""
         return list(self.stored.shape)
 
+    def get_dtype(self) -> str:
+        """Its type."""
+        return self.stored.dtype.name
+
     def __getitem__(self, index: Index) -> np.ndarray:
         begin, end, _ = index[0].indices(self.stored.shape[0])
         return self.stored.rows(begin, end)[(slice(None), *index[1:])]
@@ -228,6 +232,7 @@ class _Ranged:
 
 def _check(folder: Path, tensors: Mapping[str, Any], names: np.ndarray, shape: tuple[int, ...]) -> None:
     for name in names.flat:
+        check_plain(folder, name, tensors, tensors[name].get_dtype() if name in tensors else None)
         if name not in tensors:
             raise InputError(f"{folder}: tensor {name} is missing")
         found = tuple(tensors[name].get_shape())

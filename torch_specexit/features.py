@@ -14,6 +14,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from specexit.config import ConfigError
+from specexit.drafts.fingerprints import quantization_of
+from specexit.drafts.tensors import check_all_plain
 from specexit.schemas.target import TargetConfig
 
 
@@ -44,6 +46,7 @@ class TargetFeatures:
 
     Raises:
       ConfigError: the model's files lack some of its weights.
+      TensorError: some are quantised, of which its config.json says nothing.
     """
 
     def __init__(
@@ -58,6 +61,8 @@ class TargetFeatures:
         from transformers import AutoModel, AutoModelForCausalLM
         from transformers.utils import logging
 
+        if quantization_of(target.hf_config()) == "none":
+            check_all_plain(target.folder)
         logging.disable_progress_bar()  # it is drawn without a terminal too
         logging.set_verbosity_error()  # an LM head of its own that is not read is reported as unexpected
         kind: Any = AutoModelForCausalLM if head else AutoModel

@@ -1,6 +1,9 @@
 """The Flax target against transformers: logits, and features at every layer that a draft may read."""
 
 import json
+import re
+import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,12 +14,14 @@ import pytest
 import torch
 from flax import nnx
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from jax_specexit.model.layers import RopeScaling
 from jax_specexit.model.target import Target, TargetShape
 from jax_specexit.weights import export_target, load_target
 from specexit import tiny
+from specexit.errors import InputError
 from specexit.schemas.target import TargetConfig
 from torch_specexit.features import TargetFeatures
 
@@ -171,3 +176,42 @@ def test_a_window_that_is_not_in_force_is_accepted(change: dict) -> None:
     """As Qwen's own configs state one, and as vLLM takes no window from a Llama's."""
     config = json.loads((tiny.MODEL_DIR / "config.json").read_text())
     assert TargetShape.from_config(config | change, "config.json").vocab_size == config["vocab_size"]
+
+
+def _as_int8(tensors: dict[str, torch.Tensor], name: str) -> None:
+    scale = tensors[name].abs().amax(dim=1, keepdim=True) / 127
+    tensors |= {name: (tensors[name] / scale).round().to(torch.int8), f"{name}_scale": scale}
+
+
+def _as_float8(tensors: dict[str, torch.Tensor], name: str) -> None:
+    tensors[name] = tensors[name].to(torch.float8_e4m3fn)
+
+
+def _as_gptq(tensors: dict[str, torch.Tensor], name: str) -> None:
+    stem = name.removesuffix(".weight")
+    tensors |= {f"{stem}.qweight": tensors.pop(name).to(torch.int32), f"{stem}.scales": torch.ones(4)}
+
+
+@pytest.mark.parametrize(
+    ("quantise", "message"),
+    [
+        (_as_int8, "NAME_scale says that NAME is quantised, expected plain weights"),
+        (_as_float8, "NAME has dtype F8_E4M3, expected plain weights in F32, BF16 or F16"),
+        (_as_gptq, "up_proj.qweight says that NAME is quantised"),
+    ],
+)
+def test_quantised_weights_that_the_config_says_nothing_of_are_refused(
+    quantise: Callable[[dict[str, torch.Tensor], str], None], message: str, tmp_path: Path
+) -> None:
+    """They were read as the numbers that they are stored as, without their scales."""
+    name, folder = "model.layers.1.mlp.up_proj.weight", shutil.copytree(tiny.MODEL_DIR, tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    quantise(tensors, name)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    said = re.escape(message.replace("NAME", name))
+    with pytest.raises(InputError, match=said):
+        load_target(folder)
+    described = TargetConfig(name="tiny", path=str(folder), aux_layers=(0, 1), max_model_len=64)
+    if name in tensors:  # else transformers says what is missing
+        with pytest.raises(InputError, match=said):
+            TargetFeatures(described, (0, 1))

@@ -52,6 +52,10 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
 
+QUANTISED = (".weight_scale", ".weight_scale_inv", ".weight_packed", ".qweight", ".SCB", ".weight.absmax")
+"""Ends of the names of tensors that lie beside, or in the place of, a quantised ``.weight``."""
+
+
 @dataclass(frozen=True)
 class Stored:
     """Where a tensor lies."""
@@ -199,6 +203,39 @@ def some_of(folder: Path, names: Collection[str]) -> dict[str, Stored]:
                 if stored.start + stored.nbytes > size:
                     raise TensorError(f"{path}: ends within tensor {name}, so it is truncated")
     return found
+
+
+def check_plain(folder: Path, name: str, names: Collection[str], code: str | None) -> None:
+    """Refuse a quantised weight in a folder whose ``config.json`` does not say so: its numbers alone mean nothing.
+
+    Args:
+      folder: named in errors.
+      name: of the weight.
+      names: of all tensors of the folder.
+      code: the weight's type, by its name in a header or numpy's; None where there is no tensor of that name.
+
+    Raises:
+      TensorError: it is of whole numbers or float8, or another tensor says how it is quantised.
+    """
+    expected = "expected plain weights in F32, BF16 or F16, or a quantization_config in config.json that says how"
+    for end in QUANTISED:
+        beside = name.removesuffix(".weight") + end
+        if beside in names:
+            raise TensorError(f"{folder}: {beside} says that {name} is quantised, {expected}")
+    if code is not None and DTYPES.get(code, code) not in (*FLOATS, "float64"):
+        raise TensorError(f"{folder}: {name} has dtype {code}, {expected}")
+
+
+def check_all_plain(folder: Path) -> None:
+    """`check_plain` of every weight of a model's folder.
+
+    Raises:
+      TensorError: one is quantised; or a file has no header of safetensors.
+    """
+    fields = {name: one for path in sorted(folder.glob("*.safetensors")) for name, one in _header(path)[0].items()}
+    for name in fields:
+        if name.endswith(".weight"):
+            check_plain(folder, name, fields, fields[name]["dtype"])
 
 
 def _entry(path: Path, name: str, fields: Any, body: int) -> Stored:
