@@ -34,6 +34,7 @@ from specexit.data.teacher import check_fields, check_teacher
 from specexit.drafts.fingerprints import target_fingerprint
 from specexit.schemas.features import FeaturesConfig
 from specexit.schemas.target import FOR_DRAFTS, TargetConfig, find_target, save_target
+from torch_specexit.collecting.claim import ENGINE_FREE
 from torch_specexit.engine import start_engine
 
 SHARD_BYTES = 2**30
@@ -104,6 +105,7 @@ def wanted(config: FeaturesConfig, meta: PackMeta, target: TargetConfig) -> Mani
         dtype=config.dtype,
         shard_rows=config.shard_rows or min(meta.n, max(1, SHARD_BYTES // row)),
         engine=f"vllm {version_of_vllm()}",
+        arguments={name: value for name, value in config.engine.extra.items() if name not in {"dtype"} | ENGINE_FREE},
     )
 
 

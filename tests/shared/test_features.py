@@ -119,6 +119,13 @@ def test_a_folder_of_something_else_is_not_continued(whole: Path, field: str) ->
     assert (whole / FILE).read_text() == before
 
 
+def test_a_folder_of_an_older_version_which_kept_no_arguments_is_continued(whole: Path) -> None:
+    said = json.loads((whole / FILE).read_text())
+    del said["arguments"]
+    (whole / FILE).write_text(json.dumps(said))
+    assert len(begin(whole, WANTED.model_copy(update={"arguments": {"quantization": "fp8"}})).shards) == 3
+
+
 def test_a_folder_that_holds_other_things_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(FeatureError, match=r"holds notes\.txt but no features\.json"):

@@ -16,6 +16,7 @@ from specexit.data.packed import open_rows, read_example, read_meta
 from specexit.data.packing import pack
 from specexit.data.sequences import Example
 from specexit.data.traces import write_traces
+from specexit.schemas.engine import EngineConfig
 from specexit.schemas.features import FeaturesConfig
 from specexit.schemas.pack import PackConfig
 from specexit.schemas.target import TargetConfig, load_target_config
@@ -116,6 +117,31 @@ def test_what_is_refused_before_an_engine_starts(config: FeaturesConfig, engine:
         features(config.model_copy(update={"target": str(poor), "out": config.out / "other"}))
     assert not engine.asked
     assert not (config.out / "other").exists()
+
+
+def test_an_engine_of_another_model_does_not_go_on(config: FeaturesConfig, engine: type[Pretended]) -> None:
+    """Shards of two of them would lie in one folder, and be trained on as one; how fast it runs may change."""
+    begun = {"quantization": "fp8", "dtype": "float16", "gpu_memory_utilization": 0.9}
+    engine.dies_behind = 9
+    with pytest.raises(KeyboardInterrupt):
+        features(with_extra(config, **begun))
+    engine.dies_behind, engine.asked = -1, []
+    for change, said in (
+        ({"quantization": None}, r"quantization fp8 \(now None\)"),
+        ({"max_model_len": 64}, r"max_model_len not told \(now 64\)"),
+    ):
+        with pytest.raises(
+            FeatureError, match=rf"features\.json: begun with other arguments of the engine: {said}: ch"
+        ):
+            features(with_extra(config, **begun | change))
+    with pytest.raises(FeatureError, match="target_dtype is float16, but this run says bfloat16: choose another `out`"):
+        features(with_extra(config, **begun | {"dtype": "bfloat16"}))
+    assert not engine.asked
+    assert len(features(with_extra(config, **begun | {"gpu_memory_utilization": 0.5})).shards) == 3
+
+
+def with_extra(config: FeaturesConfig, **extra: object) -> FeaturesConfig:
+    return config.model_copy(update={"engine": EngineConfig(extra=extra)})
 
 
 def lacking(target: TargetConfig, field: str, folder: Path) -> Path:

@@ -26,6 +26,7 @@ from pydantic import Field
 
 from specexit.config import Config, read_made, write_text
 from specexit.data.sequences import Example
+from specexit.differences import differences
 from specexit.errors import InputError
 
 FORMAT_VERSION = 1
@@ -67,6 +68,9 @@ class Manifest(Config):
     dtype: StoredType
     shard_rows: int = Field(gt=0)
     engine: str = Field(description="what ran the target")
+    arguments: dict[str, Any] | None = Field(
+        default=None, description="of that engine, which the states depend on; None where an older version kept none"
+    )
     shards: dict[str, Shard] = Field(default={}, description="file name -> the finished shard in it")
 
     @property
@@ -141,7 +145,9 @@ def begin(folder: Path, wanted: Manifest) -> Manifest:
         write_text(folder / FILE, wanted.model_dump_json(indent=2) + "\n")
         return wanted
     found = read_manifest(folder)
-    for field in set(Manifest.model_fields) - {"shards"}:
+    if found.arguments is not None and (told := differences(found.arguments, wanted.arguments or {})):
+        raise FeatureError(f"{folder / FILE}: begun with other arguments of the engine: {told}: choose another `out`")
+    for field in set(Manifest.model_fields) - {"shards", "arguments"}:
         was, now = getattr(found, field), getattr(wanted, field)
         if was != now:
             raise FeatureError(f"{folder / FILE}: {field} is {was}, but this run says {now}: choose another `out`")
