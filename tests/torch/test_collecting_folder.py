@@ -40,7 +40,7 @@ def test_how_fast_a_model_runs_may_change_in_between_and_which_model_it_is_may_n
     assert len(read_traces(tmp_path / "out")) == 12
     for extra, named in (
         ({"quantization": "fp8"}, r"engine\.extra\.quantization is 'fp8', was None"),
-        ({"hf_overrides": {"rope_theta": 1}}, r"engine\.extra\.hf_overrides\.rope_theta is 1, was None"),
+        ({"attention_config": {"backend": 1}}, r"engine\.extra\.attention_config\.backend is 1, was None"),
         ({"load_format": "dummy"}, r"engine\.extra\.load_format is 'dummy', was None"),
     ):
         with pytest.raises(ConfigError, match=rf"another config \({named}\); take a new folder"):

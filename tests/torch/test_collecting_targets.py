@@ -7,9 +7,12 @@ import shutil
 import pytest
 import yaml
 
-from specexit.config import ConfigError
+from specexit.config import ConfigError, load
 from specexit.data.traces import read_traces
 from specexit.errors import InputError
+from specexit.schemas.bench import BenchConfig
+from specexit.schemas.collect import CollectConfig
+from specexit.schemas.features import FeaturesConfig
 from tests.torch.pretend import TARGET, THINK, TOKENIZER, config
 from torch_specexit.chat import load_chat_tokenizer, prompt_ids
 from torch_specexit.collecting import collect
@@ -54,6 +57,16 @@ def test_a_damaged_config_of_a_model(tmp_path, server, fields, message):
         collect(config(server, tmp_path / "out", target=_with_config(tmp_path, fields)))
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("schema", [BenchConfig, CollectConfig, FeaturesConfig])
+def test_a_model_that_vllm_alone_would_have_otherwise_is_refused(schema):
+    """Its traces were scored and trained on with the config.json that is in its folder."""
+    said = (
+        r"engine\.extra is .*: Value error, hf_overrides is .*rope_theta.*, expected none: .* into the config\.json of"
+    )
+    with pytest.raises(ConfigError, match=said):
+        load(schema, None, ["engine.extra.hf_overrides.rope_theta=500000.0"])
 
 
 def test_a_config_without_what_every_reader_of_the_traces_asks_for(tmp_path, server):

@@ -205,8 +205,7 @@ def check_positions(config: CollectConfig, target: TargetConfig) -> None:
     Raises:
       ConfigError: the target's ``max_model_len`` is larger.
     """
-    told = {"hf_overrides", "max_model_len"} & config.engine.extra.keys()
-    if config.endpoints or told or "VLLM_ALLOW_LONG_MAX_MODEL_LEN" in os.environ:
+    if config.endpoints or "max_model_len" in config.engine.extra or "VLLM_ALLOW_LONG_MAX_MODEL_LEN" in os.environ:
         return
     try:
         most = positions(target.hf_config())

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from specexit.config import Config
+from specexit.errors import shown
+
+OVERRIDES = ("hf_overrides", "hf_config_path")
+"""Arguments of ``vllm.LLM`` that change a model beside its own ``config.json``, which everything else here reads."""
 
 
 class EngineConfig(Config):
@@ -21,3 +25,15 @@ class EngineConfig(Config):
         "take turns in a benchmark 2 each, or a quarter more than the longest request needs",
     )
     extra: dict[str, Any] = Field(default={}, description="further arguments of vllm.LLM")
+
+    @field_validator("extra")
+    @classmethod
+    def _one_config(cls, extra: dict[str, Any]) -> dict[str, Any]:
+        for name in OVERRIDES:
+            if extra.get(name):
+                raise ValueError(
+                    f"{name} is {shown(extra[name])}, expected none: `score`, `verify` and training read the target's "
+                    "config.json, and would compute another model than vLLM serves; write what it says into the "
+                    "config.json of the target's folder, or of a copy that target=FILE.yaml names"
+                )
+        return extra
