@@ -126,6 +126,16 @@ class Plan:
 NOTE = "lower bound from published peaks, not a measurement"
 
 
+def note_of(config: PlanConfig) -> str:
+    """What a plan is not, and what it could not see."""
+    if config.init_from is None or config.init_from.exists():
+        return NOTE
+    return (
+        f"{NOTE}; init_from={config.init_from} is not there to be read, so this is the plan of a draft with nothing "
+        "but the recipe's own sizes: embeddings, norms or biases that it has beside them, or a window, are not in it"
+    )
+
+
 def plan(config: PlanConfig) -> Plan:
     """Compile, print, and write ``plan.json`` into the run folder.
 
@@ -165,7 +175,7 @@ def show(found: Plan, out: Path, *, as_json: bool) -> None:
         Console().print(table(found))
     write_text(path, text + "\n")
     if not as_json:
-        Console().print(f"{NOTE}; the same in {path}", style="dim", markup=False)
+        Console().print(f"{found.note}; the same in {path}", style="dim", markup=False)
 
 
 def _program(name: str, lower: Callable[[], jax.stages.Lowered], of: Lowered, chip: Chip) -> Program:
@@ -305,7 +315,7 @@ def summarise(
     stored = (shapes.stored or "bfloat16", len(shapes.layers), shapes.target.hidden_size)
     held_out = rows_evaluated(shapes, mesh)
     return Plan(
-        note=NOTE,
+        note=note_of(config),
         target=config.target,
         topology=config.topology,
         slices=config.mesh.dcn_data,

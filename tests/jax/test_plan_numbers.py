@@ -17,7 +17,7 @@ from jax_specexit.planning import page as page_of_plans
 from jax_specexit.planning import plan as module
 from jax_specexit.planning.aot import Lowered, Shapes, shapes_of
 from jax_specexit.planning.estimate import chip_hours, estimate, first_step_bound
-from jax_specexit.planning.plan import _batch_that_fits, _compile, _program, plan, show, summarise
+from jax_specexit.planning.plan import Plan, _batch_that_fits, _compile, _program, plan, show, summarise
 from jax_specexit.planning.work import step_work
 from jax_specexit.sharding import AXES, make_mesh
 from jax_specexit.training.step import Frozen
@@ -191,15 +191,32 @@ def test_a_place_that_cannot_be_written_is_refused_before_anything_is_compiled(
         plan(config.model_copy(update={"out": tmp_path / "run"}))
 
 
-def test_a_plan_is_printed_before_it_is_written(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    """It took minutes, and a disk may be full by then."""
-    config, shapes, chip, _ = full_size("qwen3-4b-v5e-16")
+def summarised(config: PlanConfig, shapes: Shapes, chip: Chip) -> Plan:
+    """The plan of a step that was compiled to next to nothing."""
     sizes = dict.fromkeys(("output", "alias", "generated_code"), 0) | {"argument": 2**30, "temp": 2**31}
     memory = SimpleNamespace(**{f"{name}_size_in_bytes": size for name, size in sizes.items()})
     compiled = Mock(spec=jax.stages.Compiled)
     compiled.memory_analysis.return_value = memory
     compiled.as_text.return_value = "ENTRY %main (x: f32[1]) -> f32[1] {\n  ROOT %x = f32[1] parameter(0)\n}\n"
-    found = summarise(config, shapes, chip, make_mesh(MeshConfig(), jax.devices()[:1]), compiled, 1.0, {})
+    return summarise(config, shapes, chip, make_mesh(MeshConfig(), jax.devices()[:1]), compiled, 1.0, {})
+
+
+def test_a_plan_without_the_draft_that_it_starts_from_says_so(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """It was that of the recipe's sizes, in silence: a draft may have embeddings, norms and biases beside them."""
+    config, shapes, chip, _ = full_size("qwen3-4b-v5e-16")
+    for name, unseen in ((tmp_path / "nowhere", True), (tmp_path, False), (None, False)):
+        warm = config.model_copy(update={"init_from": name})
+        show(summarised(warm, shapes, chip), tmp_path, as_json=False)
+        said = f"init_from={name} is not there to be read, so this is the plan of a draft with nothing but the recipe's"
+        printed = "".join(capsys.readouterr().out.split())  # in lines that may end within the path
+        assert ("".join(said.split()) in printed) == unseen
+        assert (said in json.loads((tmp_path / "plan.json").read_text())["note"]) == unseen
+
+
+def test_a_plan_is_printed_before_it_is_written(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """It took minutes, and a disk may be full by then."""
+    config, shapes, chip, _ = full_size("qwen3-4b-v5e-16")
+    found = summarised(config, shapes, chip)
     (tmp_path / "plan.json").mkdir()
     for as_json, said in ((True, '"total": 3.0'), (False, "3.0 of 16 GiB, 81% to spare")):
         with pytest.raises(IsADirectoryError):
