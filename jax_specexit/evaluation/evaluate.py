@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from jax_specexit.evaluation.held_out import TOKENS
 from jax_specexit.evaluation.judging import DEFINITIONS, Evaluation, Ranking, judge
 from jax_specexit.evaluation.scoring import score
 from jax_specexit.model.draft import Draft
@@ -26,19 +27,20 @@ from jax_specexit.training.checkpoint import restore_params
 from jax_specexit.training.run import read_start
 from jax_specexit.weights import load_target
 from specexit.config import ConfigError, write_text
+from specexit.data.outlines import Outlines
 from specexit.data.overlap import refuse_trained
 from specexit.data.traces import LabelledTrace, read_outlines, stream_labelled, target_of_file
-from specexit.drafts.directory import check_target
+from specexit.drafts.directory import DraftConfig, check_target
 from specexit.errors import InputError
 from specexit.schemas.evaluate import EvaluateConfig
-from specexit.schemas.target import find_target
+from specexit.schemas.target import TargetConfig, find_target
 
 
 def evaluate(config: EvaluateConfig) -> Evaluation:
     """Evaluate a checkpoint of a run; print a table and write JSON.
 
     Raises:
-      ConfigError, DraftError, TraceError: run, target or traces do not fit or cannot be read.
+      ConfigError, DraftError, TraceError: run, target or traces do not fit or cannot be read, or traces are too long.
       OverlapError: the run was trained on some of the prompts.
       InputError: JAX gets no device.
     """
@@ -52,6 +54,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     target_config = find_target(config.target, config.run, name=shape.specexit.target)
     check_target(shape, config.run, target_config.hf_config(), target_config.name)
     known = read_outlines(config.traces, config.n, LabelledTrace)
+    check_lengths(config, shape, target_config, known)
     target_of_file(config.traces, config.target, config.run)
     refuse_trained(config.run, known, config.traces)
     backend = started_backend()
@@ -67,6 +70,23 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     result = judge(done, step, shape.specexit.exit_point)
     show(result, config.out)
     return result
+
+
+def check_lengths(config: EvaluateConfig, shape: DraftConfig, target: TargetConfig, traces: Outlines) -> None:
+    """Refuse traces that are longer than draft or target have positions: nothing is served there.
+
+    Raises:
+      ConfigError: one is; or the target's config cannot be read.
+    """
+    longest = traces.number(f"max({TOKENS})")
+    limits = {config.run / "draft.json": shape.max_position_embeddings, target.config_place: target.positions()}
+    for file, most in limits.items():
+        if longest > most:
+            raise ConfigError(
+                f"{config.traces}: the longest trace has {longest} tokens, but by {file} (max_position_embeddings, and "
+                f"RoPE's scaling) there are {most:.0f} positions, beyond which nothing is served: expected shorter "
+                "traces, or a config that says how long the model is"
+            )
 
 
 def started_backend() -> str:

@@ -2,6 +2,8 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from jax_specexit.evaluation import evaluate as module
 from jax_specexit.evaluation import judging
 from jax_specexit.evaluation.evaluate import ranking_words, show, started_backend, table
 from jax_specexit.evaluation.judging import DEFINITIONS, Evaluation, Ranking, judge
@@ -19,11 +22,14 @@ from jax_specexit.evaluation.scoring import BATCH_ROWS, BATCH_TOKENS, Scored, ba
 from jax_specexit.model.draft import Draft
 from jax_specexit.planning.aot import lower_step, shapes_of
 from jax_specexit.training.losses import signal_losses
+from specexit.config import ConfigError
+from specexit.data.outlines import outlines
 from specexit.data.traces import LabelledTrace
 from specexit.drafts.config import DraftConfig, SpecExitBlock
 from specexit.errors import InputError
 from specexit.method.labels import token_labels
 from specexit.method.signals import NAMES, SIGNALS
+from specexit.schemas.evaluate import EvaluateConfig
 from specexit.schemas.train import DraftShapeConfig
 from tests.jax.test_work import TARGET, recipe
 
@@ -283,3 +289,20 @@ def test_an_evaluation_that_gets_no_device_says_so_in_one_line(monkeypatch: pyte
     monkeypatch.setattr(jax, "default_backend", taken)
     with pytest.raises(InputError, match=r"in use by process 7 \(set .*; JAX_PLATFORMS=cpu evaluates on the CPU"):
         started_backend()
+
+
+def test_a_trace_that_is_longer_than_draft_or_target_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Serving drafts nothing there, and its angles may be none that vLLM has: it was counted all the same."""
+    shape = shapes_of(recipe(), TARGET).draft
+    config = EvaluateConfig(run=tmp_path / "run", traces=tmp_path / "traces", out=tmp_path / "found.json")
+    monkeypatch.setattr(module, "read_outlines", lambda *_: outlines([trace(10, 50, 3), trace(10, 60, 3)]))
+    for most, positions, file in ((73, 4096, "run/draft.json"), (4096, 73, "target shallow: config")):
+        short = shape.model_copy(update={"max_position_embeddings": most})
+        target = TARGET.model_copy(update={"config": {**TARGET.hf_config(), "max_position_embeddings": positions}})
+        monkeypatch.setattr(module, "read_start", lambda _, short=short: SimpleNamespace(shape=short))
+        monkeypatch.setattr(module, "find_target", lambda *_, target=target, **__: target)
+        said = rf"traces: the longest trace has 74 tokens, but by .*{file} \(max_position_embeddings.* 73 positions"
+        with pytest.raises(ConfigError, match=said):
+            module.evaluate(config)

@@ -297,6 +297,26 @@ def test_an_engine_is_asked_for_no_more_than_the_draft_s_own_length(tmp_path, wr
     assert asked["max_model_len"] == asked["max_num_batched_tokens"] == 300
 
 
+@pytest.mark.parametrize(("most", "said"), [(50, True), (200, False)])
+def test_no_trace_is_read_further_than_the_draft_has_positions(
+    most, said, tmp_path, random_draft, write_random_draft, monkeypatch, capsys
+):
+    """Both frameworks have angles anywhere, and acceptance was of what an engine drafts nothing in."""
+    draft = write_random_draft(tmp_path / "short", "draft", max_position_embeddings=most, **TINY)
+    asked = []
+
+    def probed(_side, config, _out):
+        asked.append(config.tokens)
+        raise VerifyError("is not started")
+
+    monkeypatch.setattr("specexit.drafts.verify._probe", probed)
+    with pytest.raises(VerifyError, match="is not started"):
+        verify(VerifyConfig(draft=draft, traces=tmp_path / "traces.parquet", vllm=False))
+    assert asked == [most]
+    told = "".join(capsys.readouterr().err.split())  # in lines that may end within the path
+    assert (f"short/config.json:thereare{most}positions(max_position_embeddings" in told) == said
+
+
 @pytest.mark.parametrize(("n", "vocabulary"), [(8, 32_000), (64, 32_000), (8, 151_936), (1000, 151_936)])
 def test_logits_on_the_disk_do_not_grow_with_the_number_of_traces(n, vocabulary):
     kept = len(kept_rows(Namespace(rows=256, n=n, steps=3), vocabulary, 4096))

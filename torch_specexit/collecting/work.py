@@ -15,7 +15,7 @@ from specexit.errors import InputError
 from specexit.schemas.collect import CollectConfig
 from specexit.schemas.target import ModelCardSampling, TargetConfig, TrialConfig
 from specexit.tiny import MIXED
-from specexit.trainable import ARCHITECTURES, architecture, positions, unimplemented
+from specexit.trainable import ARCHITECTURES, architecture, unimplemented
 
 SPLIT_SIZE = 500
 """Problems of a split, unless the config says how many."""
@@ -207,10 +207,7 @@ def check_positions(config: CollectConfig, target: TargetConfig) -> None:
     """
     if config.endpoints or "max_model_len" in config.engine.extra or "VLLM_ALLOW_LONG_MAX_MODEL_LEN" in os.environ:
         return
-    try:
-        most = positions(target.hf_config())
-    except ValueError as error:
-        raise ConfigError(f"{target.folder / 'config.json'}: {error}") from error
+    most = target.positions()
     if target.max_model_len > most:
         raise ConfigError(
             f"target {target.name}: max_model_len is {target.max_model_len}, expected at most {most:.0f}, which its "

@@ -51,7 +51,7 @@ def first_traces(path: Path, n: int, vocab_size: int | None = None) -> Iterator[
 def is_judged(trace: Trace, tokens: int, steps: int) -> bool:
     """Whether the first ``tokens`` tokens of a trace hold thinking, and of at least one row of what the target wrote
     the token of every draft step: a prompt that fills them says nothing of a draft."""
-    return bool(trace.think_ids) and min(tokens, _length(trace)) >= needed(trace, steps)
+    return bool(trace.think_ids) and min(tokens, length_of(trace)) >= needed(trace, steps)
 
 
 def needed(trace: Trace, steps: int) -> int:
@@ -59,7 +59,8 @@ def needed(trace: Trace, steps: int) -> int:
     return max(len(trace.prompt_ids), 1) + 1 + steps
 
 
-def _length(trace: Trace) -> int:
+def length_of(trace: Trace) -> int:
+    """Tokens of a trace, the end marker included."""
     return len(trace.prompt_ids) + len(trace.think_ids) + 1 + len(trace.answer_ids)
 
 

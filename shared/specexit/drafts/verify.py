@@ -30,12 +30,22 @@ from specexit.data.traces import check_tokenizer, target_named_in, target_of_bot
 from specexit.drafts.agreement import DRAFTS_APART, TOLERANCE, VerifyError, compare, drafts_agree, raise_to
 from specexit.drafts.directory import DraftConfig, open_draft, read_config
 from specexit.drafts.fingerprints import target_fingerprint
-from specexit.drafts.probing import ENGINE, MISTAKES, RAN, SCRATCH, first_traces, is_judged, most_rows, needed
+from specexit.drafts.probing import (
+    ENGINE,
+    MISTAKES,
+    RAN,
+    SCRATCH,
+    first_traces,
+    is_judged,
+    length_of,
+    most_rows,
+    needed,
+)
 from specexit.drafts.tensors import weights_hash
 from specexit.drafts.verified import FILE, Accepted, acceptance_words, geometry_sha256
 from specexit.errors import install
 from specexit.method.signals import NAMES
-from specexit.schemas.target import target_reference
+from specexit.schemas.target import TargetConfig, target_reference
 from specexit.schemas.verify import VerifyConfig
 
 VLLM = "vllm"
@@ -68,6 +78,7 @@ def verify(config: VerifyConfig) -> dict[str, float]:
     target = target_of_both(config.traces, config.draft, draft.target_name, config.target)
     target.model_file("config.json")  # where the model is gone, no side has to start
     check_tokenizer(config.traces, target)  # another one's ids are other text, which no draft guesses
+    config = _within(config, draft, target)
     n, passed_over = _passed_over(config, vocab_size_of(target))
     config = config.model_copy(update={"n": n})
     rows = _kept(config, draft)
@@ -122,6 +133,29 @@ def _raise_what_is_wrong(config: VerifyConfig, record: dict[str, Any]) -> None:
         raise VerifyError(f"{config.draft}: vLLM does not draft as PyTorch does: {wrong}")
     if record["mistakes"]:
         raise VerifyError(f"{config.draft}: {'; '.join(record['mistakes'])}")
+
+
+def _within(config: VerifyConfig, draft: DraftConfig, target: TargetConfig) -> VerifyConfig:
+    """With no more ``tokens`` than draft and target have positions; where traces are longer, that is told.
+
+    Raises:
+      ConfigError: the target's config cannot be read.
+      TraceError: a trace cannot be read.
+    """
+    limits = {config.draft / "config.json": draft.max_position_embeddings, target.config_place: target.positions()}
+    file, most = min(limits.items(), key=lambda limit: limit[1])
+    if config.tokens <= most:
+        return config
+    longer = sum(length_of(trace) > most for trace in first_traces(config.traces, config.n))
+    if longer:
+        Console(stderr=True).print(
+            f"{file}: there are {most:.0f} positions (max_position_embeddings, and RoPE's scaling), beyond which "
+            f"nothing is served, so {longer} traces are read up to there only, and not up to tokens={config.tokens}",
+            style="yellow",
+            markup=False,
+            highlight=False,
+        )
+    return config.model_copy(update={"tokens": int(most)})
 
 
 def _passed_over(config: VerifyConfig, vocab_size: int) -> tuple[int, list[str]]:

@@ -16,7 +16,7 @@ from specexit.drafts.files import read_bytes
 from specexit.method.splits import FastTokenizer, ThinkTokens, load_tokenizer, resolve
 from specexit.schemas.sampling import SamplingConfig
 from specexit.tiny import EMBEDDED
-from specexit.trainable import theta_of
+from specexit.trainable import positions, theta_of
 
 TARGET_FILE = "target.yaml"
 """Copy of the target that every folder of traces, packed data, a training run or a draft carries."""
@@ -186,6 +186,17 @@ class TargetConfig(Config):
         if self.config is not None and not self.folder.exists():
             return f"target {self.name}: config"
         return str(self.folder / "config.json")
+
+    def positions(self) -> float:
+        """The longest sequence that the model has positions for, by its config; infinity where that does not say.
+
+        Raises:
+          ConfigError: see `hf_config`; or the rotary embedding's fields are none.
+        """
+        try:
+            return positions(self.hf_config())
+        except ValueError as error:
+            raise ConfigError(f"{self.config_place}: {error}") from error
 
     def layers_read(self, asked: Layers | None = None) -> Layers:
         """The layers that a draft reads: those asked for, else the target's own choice.
