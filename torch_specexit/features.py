@@ -17,6 +17,7 @@ from specexit.config import ConfigError
 from specexit.drafts.fingerprints import quantization_of
 from specexit.drafts.tensors import check_all_plain
 from specexit.schemas.target import TargetConfig
+from specexit.trainable import long_behind
 
 
 def place(device: str | None, dtype: str | None, target: TargetConfig) -> tuple[str, str]:
@@ -34,6 +35,21 @@ def place(device: str | None, dtype: str | None, target: TargetConfig) -> tuple[
     return device, dtype or ("float32" if device == "cpu" else target.dtype)
 
 
+def check_rotary(target: TargetConfig) -> None:
+    """Refuse a target whose texts transformers rotates by another rule than vLLM.
+
+    Raises:
+      ConfigError: its RoPE is ``longrope``, and it is served beyond its original context.
+    """
+    short = long_behind(target.hf_config())
+    if short is not None and target.max_model_len > short:
+        raise ConfigError(
+            f"{target.config_place}: rope_type is 'longrope' with original_max_position_embeddings {short}, but target "
+            f"{target.name} says max_model_len={target.max_model_len}: vLLM then has the long factors in every text, "
+            f"and transformers in those of more than {short} tokens alone; expected a max_model_len of at most {short}"
+        )
+
+
 class TargetFeatures:
     """A target model that gives aux hidden states.
 
@@ -45,7 +61,7 @@ class TargetFeatures:
       head: whether `read` is wanted, for which the LM head is loaded too.
 
     Raises:
-      ConfigError: the model's files lack some of its weights.
+      ConfigError: the model's files lack some of its weights; or see `check_rotary`.
       TensorError: some are quantised, of which its config.json says nothing.
     """
 
@@ -61,6 +77,7 @@ class TargetFeatures:
         from transformers import AutoModel, AutoModelForCausalLM
         from transformers.utils import logging
 
+        check_rotary(target)
         if quantization_of(target.hf_config()) == "none":
             check_all_plain(target.folder)
         logging.disable_progress_bar()  # it is drawn without a terminal too

@@ -34,6 +34,7 @@ from specexit.data.teacher import check_fields, check_teacher
 from specexit.drafts.fingerprints import target_fingerprint
 from specexit.schemas.features import FeaturesConfig
 from specexit.schemas.target import FOR_DRAFTS, TargetConfig, find_target, save_target
+from specexit.trainable import long_behind
 from torch_specexit.collecting.claim import ENGINE_FREE
 from torch_specexit.engine import start_engine
 
@@ -78,7 +79,7 @@ def wanted(config: FeaturesConfig, meta: PackMeta, target: TargetConfig) -> Mani
     Raises:
       ConfigError: the target cannot be read, or its config lacks a field.
       InputError: its ends are of a kind of their own.
-      FeatureError: it has no weights, or not the layers asked for.
+      FeatureError: it has no weights, or not the layers asked for; or its RoPE would be another than in serving.
     """
     fields, weights = target.hf_config(), target_fingerprint(target.folder)
     if weights is None:
@@ -91,6 +92,7 @@ def wanted(config: FeaturesConfig, meta: PackMeta, target: TargetConfig) -> Mani
         raise FeatureError(
             f"aux_layers={list(asked)}: expected ids from 0 (the embedding) to {last}, the last layer of {target.name}"
         )
+    _check_rotary(config, meta, target)
     row = meta.length * bytes_per_token(config.dtype, len(layers), fields["hidden_size"])
     return Manifest(
         target=target.name,
@@ -107,6 +109,18 @@ def wanted(config: FeaturesConfig, meta: PackMeta, target: TargetConfig) -> Mani
         engine=f"vllm {version_of_vllm()}",
         arguments={name: value for name, value in config.engine.extra.items() if name not in {"dtype"} | ENGINE_FREE},
     )
+
+
+def _check_rotary(config: FeaturesConfig, meta: PackMeta, target: TargetConfig) -> None:
+    """Refuse ``longrope`` whose factors would be others than in serving: vLLM chooses them by its ``max_model_len``."""
+    short, length = long_behind(target.hf_config()), config.engine.extra.get("max_model_len", meta.length + 1)
+    if short is not None and (length > short) != (target.max_model_len > short):
+        raise FeatureError(
+            f"{target.config_place}: rope_type is 'longrope' with original_max_position_embeddings {short}, of whose "
+            f"two sets of factors vLLM takes one for max_model_len={length}, here, and the other for "
+            f"{target.max_model_len}, which target {target.name} says: expected engine.extra.max_model_len="
+            f"{target.max_model_len}"
+        )
 
 
 def version_of_vllm() -> str:

@@ -100,7 +100,37 @@ def theta_of(config: Mapping[str, Any]) -> float | None:
     return config.get("rope_theta") or rope.get("rope_theta") or of_full
 
 
-STRETCHED = ("linear", "dynamic", "yarn")
+def _original(config: Mapping[str, Any], rope: Mapping[str, Any]) -> float:
+    """The context before a stretching, from where transformers and vLLM have it.
+
+    Raises:
+      ValueError: it is no number.
+    """
+    name = "original_max_position_embeddings"
+    found = config.get(name) or rope.get(name) or config.get("max_position_embeddings") or math.inf
+    if not isinstance(found, int | float):
+        raise ValueError(f"{name} is {found!r}, expected a number")
+    return found
+
+
+def long_behind(config: Mapping[str, Any]) -> float | None:
+    """Of RoPE of type ``longrope``: up to how many positions its short factors are meant; None of any other.
+
+    vLLM takes the long ones for every text where its ``max_model_len`` is larger, transformers for longer texts alone.
+
+    Raises:
+      ValueError: see `rope_of` and `_original`.
+
+    Example:
+      >>> long_behind({"original_max_position_embeddings": 4096, "rope_scaling": {"type": "longrope"}})
+      4096
+    """
+    rope = rope_of(config)
+    kind = rope.get("rope_type") or rope.get("type")
+    return _original(config, rope) if kind in ("longrope", "su") else None
+
+
+STRETCHED = ("linear", "dynamic")
 """Values of ``rope_type`` with which engines take a model to be longer, by its factor, than its config.json says."""
 
 
@@ -115,7 +145,10 @@ def positions(config: Mapping[str, Any]) -> float:
       8192.0
     """
     rope = rope_of(config)
-    factor = rope.get("factor") if (rope.get("rope_type") or rope.get("type")) in STRETCHED else 1.0
+    kind = rope.get("rope_type") or rope.get("type")
+    factor = rope.get("factor") if kind in (*STRETCHED, "yarn") else 1.0
     if not isinstance(factor, int | float):
         raise ValueError(f"factor is {factor!r}, expected a number")
+    if kind == "yarn":  # beyond which vLLM has no angles, whatever max_position_embeddings says
+        return _original(config, rope) * factor
     return (config.get("max_position_embeddings") or math.inf) * max(1.0, factor)

@@ -97,6 +97,7 @@ def _with_config(tmp_path, fields):
         ({"rope_parameters": {"rope_type": "default", "factor": 8.0}}, 1000),
         ({"rope_scaling": {"type": "linear", "factor": 2}}, 2000),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, 4000),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 500}}, 2000),
         ({"max_position_embeddings": None}, None),
     ],
 )

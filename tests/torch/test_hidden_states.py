@@ -140,6 +140,22 @@ def test_an_engine_of_another_model_does_not_go_on(config: FeaturesConfig, engin
     assert len(features(with_extra(config, **begun | {"gpu_memory_utilization": 0.5})).shards) == 3
 
 
+def test_longrope_of_other_factors_than_in_serving_is_refused(config: FeaturesConfig, engine: type[Pretended]) -> None:
+    """Rows are shorter than what is served, and vLLM chooses by the length that it is started for."""
+    target = load_target_config("tiny-reasoner")
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 512}
+    folder = shutil.copytree(target.folder, config.out.parent / "long")
+    (folder / "config.json").write_text(json.dumps(target.hf_config() | {"rope_parameters": rope}))
+    said = target.model_copy(update={"path": str(folder), "max_model_len": 1024}).model_dump(mode="json")
+    (folder / "target.yaml").write_text(yaml.safe_dump(said))
+    config = config.model_copy(update={"target": str(folder / "target.yaml")})
+    with pytest.raises(
+        FeatureError, match=r"max_model_len=41, here, and .* 1024, .* engine\.extra\.max_model_len=1024"
+    ):
+        features(config)
+    assert len(features(with_extra(config, max_model_len=1024)).shards) == 3
+
+
 def with_extra(config: FeaturesConfig, **extra: object) -> FeaturesConfig:
     return config.model_copy(update={"engine": EngineConfig(extra=extra)})
 

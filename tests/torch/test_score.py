@@ -1,6 +1,7 @@
 """Scoring traces on the real tiny target, with a draft of random weights: alignment, batching, bad input."""
 
 import dataclasses
+import json
 import shutil
 
 import numpy as np
@@ -25,7 +26,7 @@ from specexit.schemas.score import ScoreConfig
 from specexit.schemas.target import load_target_config
 from tests.shared.peak import peak
 from torch_specexit.draft import Draft
-from torch_specexit.features import TargetFeatures
+from torch_specexit.features import TargetFeatures, check_rotary
 from torch_specexit.score import Text, load_pair, raw_signals, score
 
 TINY = {
@@ -80,6 +81,24 @@ def test_a_target_with_an_lm_head_of_its_own(tmp_path, capfd):
     save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
     with pytest.raises(ConfigError, match=r"weights of layers\.1\.mlp\.up_proj\.weight are missing"):
         TargetFeatures(target, (1, 2))
+
+
+LONG = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 16, "long_factor": [4.0] * 16}
+
+
+@pytest.mark.parametrize("rope", [LONG | {"original_max_position_embeddings": 512}, LONG | {"rope_type": "su"}])
+def test_longrope_beyond_the_original_context_is_refused(rope, tmp_path):
+    """transformers chooses the factors by the longest text of a batch, vLLM once for all: they are other states."""
+    target = load_target_config("tiny-reasoner")
+    fields = target.hf_config() | {"rope_parameters": rope}
+    fields |= {} if "original_max_position_embeddings" in rope else {"original_max_position_embeddings": 512}
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    long = target.model_copy(update={"path": str(tmp_path), "max_model_len": 513})
+    with pytest.raises(
+        ConfigError, match=r"config\.json: rope_type is 'longrope' .*512, but .* max_model_len=513: vLLM"
+    ):
+        TargetFeatures(long, (1, 2))
+    check_rotary(long.model_copy(update={"max_model_len": 512}))
 
 
 def test_scores_are_the_signals_at_the_thinking_tokens_whatever_the_batch(paths, traces):
