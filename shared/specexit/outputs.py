@@ -15,7 +15,12 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator
 
-from specexit.buckets import BucketPath
+from specexit.buckets import BucketError, BucketPath
+from specexit.errors import InputError
+
+
+class MoveError(InputError):
+    """An output folder that is written and could not be put in its place; the message says where it lies."""
 
 
 def require_empty(folder: Path) -> None:
@@ -53,6 +58,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
     Raises:
       FileExistsError: ``folder`` is refused by `require_empty`.
+      MoveError: it cannot be moved, say because something lies there by now. What was written is kept.
     """
     require_empty(folder)
     if isinstance(folder, BucketPath):
@@ -63,13 +69,19 @@ def new_folder(folder: Path) -> Iterator[Path]:
         beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         try:
             yield beside
+        except BaseException:
+            shutil.rmtree(beside, ignore_errors=True)
+            raise
+        try:
             beside.chmod(0o755)  # mkdtemp's folders are closed to everyone else
             if folder.exists():
                 folder.rmdir()
             os.rename(beside, folder)
-        except BaseException:
-            shutil.rmtree(beside, ignore_errors=True)
-            raise
+        except OSError as error:
+            raise MoveError(
+                f"{folder}: cannot be put in its place: {error.strerror}; what was written is whole and lies in "
+                f"{beside}: move it to where it is to be"
+            ) from error
 
 
 def refuse_folder(path: Path) -> Path:
@@ -134,10 +146,15 @@ def _new_prefix(folder: BucketPath) -> Iterator[Path]:
     beside = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
     try:
         yield beside
-        found = sorted(beside.objects(), key=lambda path: (path.name in ENTRIES and path.parent == beside, path))
-        for path in found:
-            path.move(folder / path.relative_to(beside))
     except BaseException:
         for path in beside.objects():
             path.unlink(missing_ok=True)
         raise
+    try:
+        found = sorted(beside.objects(), key=lambda path: (path.name in ENTRIES and path.parent == beside, path))
+        for path in found:
+            path.move(folder / path.relative_to(beside))
+    except (BucketError, OSError) as error:
+        raise MoveError(
+            f"{folder}: cannot be put in its place: {error}; what is not there yet lies in {beside}: move it there"
+        ) from error

@@ -41,7 +41,7 @@ from specexit.data.parts import PartsWriter, parts_of
 from specexit.drafts.directory import read_draft
 from specexit.drafts.tensors import read_header
 from specexit.errors import lasts
-from specexit.outputs import new_folder
+from specexit.outputs import MoveError, new_folder
 from specexit.schemas.convert import ConvertConfig
 from specexit.schemas.pack import PackConfig
 from specexit.schemas.score import ScoreConfig
@@ -124,6 +124,19 @@ def test_a_folder_s_entry_is_moved_last(bucket: BucketPath, monkeypatch: pytest.
         for name in ("config.json", "model.safetensors", "zzz", "aaa"):
             write_text(beside / name, name)
     assert moved[-1] == "config.json"
+
+
+def test_what_cannot_be_moved_is_kept_and_named(bucket: BucketPath, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(self: BucketPath, to: BucketPath) -> NoReturn:
+        raise BucketError(f"{to}: cannot be written: Forbidden")
+
+    monkeypatch.setattr(BucketPath, "move", refused)
+    with (
+        pytest.raises(MoveError, match=r"folder: .*Forbidden; what is not there yet lies"),
+        new_folder(bucket / "folder") as beside,
+    ):
+        write_text(beside / "weights", "of hours")
+    assert (beside / "weights").read_text() == "of hours"
 
 
 def test_a_file_in_parts_lies_in_a_bucket_as_on_disk(bucket: BucketPath, monkeypatch: pytest.MonkeyPatch) -> None:

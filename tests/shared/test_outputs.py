@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from specexit.outputs import new_folder, require_empty
+from specexit.outputs import MoveError, new_folder, require_empty
 
 WRITE = """
 import signal, sys
@@ -84,3 +84,21 @@ def test_a_mount_is_refused_before_any_work(begin, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FileExistsError, match="/: is a mount, expected a new or empty folder: name a new one inside"):
         begin(Path("/"))
+
+
+def write_while_somebody_takes_its_place(folder):
+    with new_folder(folder) as beside:
+        (beside / "scores").write_text("of hours")
+        folder.mkdir()
+        (folder / "file").touch()
+
+
+def test_what_was_written_is_kept_and_named_where_its_place_is_taken_by_then(tmp_path):
+    """Hours of scoring are not worth less because somebody else has written there meanwhile."""
+    with pytest.raises(MoveError, match=r"out: cannot be put in its place: Directory not empty") as refused:
+        write_while_somebody_takes_its_place(tmp_path / "out")
+    kept = next(path for path in tmp_path.iterdir() if path.name != "out")
+    assert f"what was written is whole and lies in {kept}: move it" in str(refused.value)
+    assert (kept / "scores").read_text() == "of hours"
+    assert kept.stat().st_mode & 0o777 == 0o755
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["file"]
