@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
-import os
-import socket
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -16,17 +11,15 @@ from jax_specexit.cluster import is_first, told_by_first
 from jax_specexit.training.lease import leased, taken
 from specexit.buckets import BucketPath
 from specexit.config import PassingError
-
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-"""What a network disk answers that has none."""
+from specexit.locks import take, this_process
 
 
 @contextmanager
 def alone_in(run: Path) -> Iterator[Callable[[], None]]:
     """Hold the folder of a run for a job, in its first process, until that ends, be it by ``kill -9``.
 
-    In a bucket it is held by an object, see `leased`. On a network disk that has no locks nothing is held: a second run
-    goes unnoticed. Yields what every process has to call before it saves something there: it raises `PassingError`
+    In a bucket it is held by an object, see `leased`. On a disk that has no locks nothing is held, see `take`: a second
+    run goes unnoticed. Yields what every process has to call before it saves something there: it raises `PassingError`
     in all of them where another run has taken the folder away, as it can in a bucket.
 
     Raises:
@@ -56,7 +49,7 @@ def alone_in(run: Path) -> Iterator[Callable[[], None]]:
 def _hold(held: ExitStack, run: Path) -> Callable[[], str]:
     """Returns what says who has taken the folder away since."""
     if isinstance(run, BucketPath):
-        return held.enter_context(leased(run / ".lock", _this_process()))
+        return held.enter_context(leased(run / ".lock", this_process()))
     run.mkdir(parents=True, exist_ok=True)
     _lock(held.enter_context((run / ".lock").open("a+")), run)
     return _nothing
@@ -68,17 +61,10 @@ def _nothing() -> str:
 
 def _lock(file: IO[str], run: Path) -> None:
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        take(file, run)
     except BlockingIOError as error:
         file.seek(0)
         raise taken(run, file.read().strip()) from error
-    except OSError as error:
-        if error.errno not in NO_LOCKS:
-            raise
     file.truncate(0)
-    file.write(f"{_this_process()}\n")
+    file.write(f"{this_process()}\n")
     file.flush()
-
-
-def _this_process() -> str:
-    return f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S %z')},"

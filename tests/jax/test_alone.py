@@ -87,7 +87,11 @@ def test_all_processes_of_a_job_are_refused_when_the_first_one_is(tmp_path: Path
     assert outcome_of_a_job(tmp_path / "new") == ["trains"] * 2
 
 
-def test_a_disk_without_locks_is_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_without_locks_is_trained_on_which_is_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr("fcntl.flock", Mock(side_effect=OSError(errno.ENOLCK, "No locks available")))
     with alone_in(tmp_path), alone_in(tmp_path):
         pass
+    said = f"{tmp_path}: cannot be locked (No locks available): see to it that no other process writes there meanwhile"
+    assert capsys.readouterr().err.splitlines() == [said]

@@ -1,6 +1,9 @@
 """What ``specexit calibrate`` leaves in ``policy.json``: what others write there, and what the certificates are of."""
 
+import errno
 import json
+import os
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -89,6 +92,13 @@ def test_of_sampled_text_it_is_said_that_exits_were_judged_by_greedy_answers(set
     assert stored.point().certificate is not None
     for text in (printed, told):
         assert ("; exits were judged by greedy answers, and one that is sampled there may be another" in text) == said
+
+
+def test_a_disk_without_locks_is_calibrated_on_which_is_said(paths, monkeypatch, capsys):
+    """Of a folder, NFS says that the descriptor is bad: none can be open for writing."""
+    monkeypatch.setattr("fcntl.flock", Mock(side_effect=OSError(errno.EBADF, os.strerror(errno.EBADF))))
+    assert calibrate(CalibrateConfig(**paths)) == read_policy(paths["draft"])
+    assert f"{paths['draft']}: cannot be locked (Bad file descriptor): see to it that no" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -417,3 +417,20 @@ def test_a_full_disk_is_one_line_and_what_is_finished_is_kept(server, tmp_path, 
     collect(config(server, tmp_path / "out"))
     assert f"12 traces, {logged} of them earlier" in " ".join(capsys.readouterr().err.split())
     assert len(read_traces(tmp_path / "out")) == 12
+
+
+def test_a_disk_without_locks_is_collected_on_by_one_process_but_not_by_shards(
+    server, collected, tmp_path, monkeypatch, capsys
+):
+    def unlocked(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", unlocked)
+    out = tmp_path / "out"
+    collect(config(server, out))
+    assert capsys.readouterr().err.count(f"{out}: cannot be locked (No locks available): see to it that no other") == 1
+    assert read_traces(out) == collected
+    with pytest.raises(
+        CollectError, match=r"shards: cannot be locked, .* collect without shard=0/3, or on a disk that"
+    ):
+        collect(config(server, tmp_path / "shards", shard="0/3"))

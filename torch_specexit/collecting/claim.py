@@ -7,7 +7,6 @@ together wait for the first of them.
 
 from __future__ import annotations
 
-import fcntl
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ from specexit.config import ConfigError, read_yaml, save_run
 from specexit.data.engine import save_engine_types
 from specexit.data.stream import MANIFEST
 from specexit.differences import leaves
+from specexit.locks import take
 from specexit.schemas.collect import CollectConfig
 from specexit.schemas.target import TARGET_FILE, TargetConfig, load_target_config, save_target
 from torch_specexit.collecting.manifest import file_sha256, read_files
@@ -114,12 +114,12 @@ def _kept(out: Path) -> list[str]:
 
 
 def _held(path: Path) -> bool:
+    """Whether a shard is at work; without locks nobody knows, and it may be."""
     with path.open("r+") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return not take(lock, path.parents[1])
         except BlockingIOError:
             return True
-    return False
 
 
 def rename_prompts(config: CollectConfig) -> None:
@@ -133,7 +133,7 @@ def rename_prompts(config: CollectConfig) -> None:
 def exclusive(out: Path) -> Iterator[None]:
     """For the moment of a change to what all shards share."""
     with (out / HIDDEN / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        take(lock, out, wait=True)
         yield
 
 

@@ -8,7 +8,6 @@ answered counts as missing when a run goes on. Locks and logs live in ``.collect
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -23,6 +22,7 @@ from specexit.config import write_text
 from specexit.data.rows import FAILED, Trace
 from specexit.data.stream import MANIFEST
 from specexit.data.traces import TraceError, read_traces, tokenizer_sha256, write_traces
+from specexit.locks import take
 from specexit.schemas.collect import CollectConfig
 from specexit.schemas.target import TargetConfig
 from torch_specexit.collecting.claim import HIDDEN, claim, exclusive, rename_prompts
@@ -60,7 +60,7 @@ class Ledger:
 
         Raises:
           ConfigError: it holds a run with another config, or of a target that is asked in another way.
-          CollectError: another process collects into it.
+          CollectError: another process collects into it; or this is a shard, and the disk has no locks.
           TraceError: a file in it is damaged, or of other prompts.
           FileExistsError: it holds something else.
         """
@@ -118,10 +118,14 @@ class Ledger:
             if path.name.endswith(f"-of-{of}.lock") and path.name != f"shard-{number}-of-{of}.lock":
                 continue
             with path.open("r+") as held:
-                _take(held, f"{self.out}: {held.read().strip() or 'another process'} is collecting into it")
+                _take(held, self.out, held.read().strip() or "another process")
         lock = (folder / f"shard-{number}-of-{of}.lock").open("w")
-        _take(lock, f"{self.out}: another process is collecting into it")
         self._locks.append(lock)
+        if not _take(lock, self.out, "another process") and not self.config.is_whole:
+            raise CollectError(
+                f"{self.out}: cannot be locked, and shards that write at once would lose what others enter into "
+                f"{MANIFEST}: collect without shard={self.config.shard}, or on a disk that has locks"
+            )
         lock.write(f"process {os.getpid()} on {socket.gethostname()}")
         lock.flush()
         self._log = (folder / f"shard-{number}-of-{of}.jsonl").open("a+b")
@@ -221,11 +225,13 @@ class Ledger:
         self._log = path.open("ab")
 
 
-def _take(lock: IO[str], message: str) -> None:
+def _take(lock: IO[str], out: Path, who: str) -> bool:
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return take(lock, out)
     except BlockingIOError as error:
-        raise CollectError(f"{message}; wait for it, or share the work with shard=i/n") from error
+        raise CollectError(
+            f"{out}: {who} is collecting into it; wait for it, or share the work with shard=i/n"
+        ) from error
 
 
 def _line(number: int, trace: Trace) -> bytes:

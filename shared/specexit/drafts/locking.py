@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from specexit.locks import take
 
 SECONDS = 5.0
 """How long to wait: writing takes milliseconds, and a process that hangs must not keep a server from answering."""
@@ -16,6 +17,8 @@ SECONDS = 5.0
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Keep other processes from changing the files of a folder between a read and a write.
+
+    On a disk without locks nothing is held: a kill switch must work there, too.
 
     Raises:
       OSError: the folder cannot be opened; or, a `TimeoutError`, another process has had it for `SECONDS`.
@@ -32,12 +35,9 @@ def _wait(handle: int, folder: Path) -> None:
     end = time.monotonic() + SECONDS
     while True:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            take(handle, folder)
+            return
         except BlockingIOError:
             if time.monotonic() > end:
                 raise TimeoutError(f"{folder}: another process has locked it for {SECONDS:g} seconds") from None
             time.sleep(0.01)
-            continue
-        except OSError:  # a file system without locks; a kill switch must work there, too
-            pass
-        return
