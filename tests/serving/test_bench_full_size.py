@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from specexit.bench.comparison import Request, Run
+from specexit.bench.journal import alone_at
 from specexit.bench.methods import find_method
 from specexit.bench.process import BenchError
 from specexit.bench.results import read_results
@@ -86,6 +87,9 @@ def test_what_differs_from_the_small_target_is_counted(
 ) -> None:
     asked = stand_in_for_engines(monkeypatch, {"bfloat16"})
     config = small_config(tmp_path, write_random_draft(tmp_path / "draft", "draft", **DRAFT))
+    with alone_at(config.out), pytest.raises(BenchError, match=r"full-size\.json: process \d+ on .* measures into it"):
+        bench_full_size(config)
+    assert asked == []
     bench_full_size(config)
     printed = " ".join(capsys.readouterr().out.split())
     assert "specexit: exits in bfloat16: 2 of 3, expected 98 %: the times are not those of the small" in printed

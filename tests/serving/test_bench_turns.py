@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from specexit.bench.comparison import Run, open_loop_speedup, speedup_at
-from specexit.bench.journal import Journal
+from specexit.bench.journal import Journal, alone_at
 from specexit.bench.methods import find_method
 from specexit.bench.process import BenchError, BenchProcess
 from specexit.bench.results import Results, read_results
@@ -132,6 +132,18 @@ def pretend(monkeypatch: pytest.MonkeyPatch) -> type[Pretend]:
 def measuring(asked: list[dict]) -> list[dict]:
     """Jobs that are no warm-up."""
     return [job for job in asked if job["marks"]["max_new_tokens"] == MAX_NEW_TOKENS]
+
+
+def test_a_second_benchmark_into_the_same_folder_is_refused_while_the_first_one_measures(
+    inputs: Path, tmp_path: Path, pretend: type[Pretend]
+) -> None:
+    """Both went on with one journal: each wrote its replies over the other's, and one failed at its end."""
+    ours = small(inputs, tmp_path)
+    with alone_at(ours.out), pytest.raises(BenchError, match=r"out=\S+out: process \d+ on .* measures into it"):
+        bench(ours)
+    assert pretend.asked == []
+    bench(ours)
+    assert not list(tmp_path.glob(".out*"))
 
 
 def test_an_interrupted_benchmark_goes_on_with_the_draft_it_began_with_and_no_other(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from specexit.bench.journal import Journal
+from specexit.bench.journal import Journal, alone_at
 from specexit.bench.process import BenchError
 
 ASKED = {
@@ -105,3 +108,20 @@ def test_a_journal_of_before_that_names_no_inputs_is_refused(tmp_path: Path) -> 
     Journal(tmp_path / "out", old).reply("first", lambda: {"seconds": 1})
     with pytest.raises(BenchError, match=r"inputs\.draft\.weights not told \(now aaaaaaaaaaaa\)"):
         Journal(tmp_path / "out", ASKED)
+
+
+def test_a_benchmark_that_was_killed_lets_its_output_go(tmp_path: Path) -> None:
+    out = tmp_path / "bench" / "out"
+    script = "import sys, time; from pathlib import Path; from specexit.bench.journal import alone_at\n"
+    script += "with alone_at(Path(sys.argv[1])):\n  print('held', flush=True)\n  time.sleep(600)"
+    with subprocess.Popen([sys.executable, "-c", script, str(out)], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        by = rf"out={out}: process {other.pid} on \S+, since \d{{4}}-.*, measures into it: wait until that has ended"
+        for _ in range(2):
+            with pytest.raises(BenchError, match=by), alone_at(out):
+                pass
+        other.kill()
+    with alone_at(out):
+        assert (out.parent / ".out.lock").read_text().startswith(f"process {os.getpid()} on ")
+    assert not list(out.parent.iterdir())

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from specexit.bench.comparison import Request, Run
 from specexit.bench.inputs import draft_inputs
-from specexit.bench.journal import Journal, journal_of
+from specexit.bench.journal import Journal, alone_at, journal_of
 from specexit.bench.process import BenchError
 from specexit.bench.results import Results, result_tables, write_results
 from specexit.config import write_text
@@ -53,13 +53,31 @@ def bench_full_size(config: BenchFullSizeConfig) -> Results:
     """Measure, write ``full-size.json`` and print it.
 
     Raises:
-      BenchError: an engine fails, there are too few traces, or another benchmark was interrupted here; or, on a CPU, a
-        text in float32 is not that of a small target in float32: nothing is measured then.
+      BenchError: an engine fails, there are too few traces, or another benchmark was interrupted here, or measures
+        here; or, on a CPU, a text in float32 is not that of a small target in float32: nothing is measured then.
       StandInError, DraftError, ConfigError: the stand-in cannot be made.
       FileExistsError: something else lies in its place.
     """
     # A model of this size gains from every core, other than the small one (see `torch_specexit.engine`).
     os.environ.setdefault("OMP_NUM_THREADS", str(processors()))
+    with alone_at(config.out):
+        results, shape = _measure_all(config)
+    console = Console()
+    for table in result_tables(results):
+        console.print(table)
+    console.print(f"{shape['parameters'] / 1e9:.2f} billion parameters, {shape['dtype']}; {results.hardware}")
+    for what, (same, n) in shape["same"].items():
+        least = SAME_EXITS if "bfloat16" in what else 1.0
+        if same / n >= least:
+            console.print(f"{what}: {same} of {n}")
+        else:
+            doubt = "the times are not those of the small target's texts"
+            console.print(f"{what}: {same} of {n}, expected {100 * least:.0f} %: {doubt}", style="yellow")
+    return results
+
+
+def _measure_all(config: BenchFullSizeConfig) -> tuple[Results, dict[str, Any]]:
+    """What is written, and the ``shape`` in it."""
     places = config.draft, config.traces
     name = read_config(config.draft).target_name or target_named_in(config.traces)
     small = target_reference(None, *places, name=name)
@@ -73,21 +91,9 @@ def bench_full_size(config: BenchFullSizeConfig) -> Results:
     shape = describe(load_target_config(str(target)), runs)
     shape["of"] = small_inputs(small, config.draft)
     results = results.model_copy(update={"shape": shape})
-    config.out.parent.mkdir(parents=True, exist_ok=True)
     write_results(config.out, results)
     _forget(config)
-    console = Console()
-    for table in result_tables(results):
-        console.print(table)
-    console.print(f"{shape['parameters'] / 1e9:.2f} billion parameters, {shape['dtype']}; {results.hardware}")
-    for what, (same, n) in shape["same"].items():
-        least = SAME_EXITS if "bfloat16" in what else 1.0
-        if same / n >= least:
-            console.print(f"{what}: {same} of {n}")
-        else:
-            doubt = "the times are not those of the small target's texts"
-            console.print(f"{what}: {same} of {n}, expected {100 * least:.0f} %: {doubt}", style="yellow")
-    return results
+    return results, shape
 
 
 def write_stand_in(config: BenchFullSizeConfig, small: str, dtype: Literal["bfloat16", "float32"]) -> tuple[Path, Path]:

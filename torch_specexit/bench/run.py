@@ -20,7 +20,7 @@ from rich.console import Console
 
 from specexit.bench.comparison import Run, by_task, compare, faster, identities, oracle, summarise, write_requests
 from specexit.bench.inputs import finished, read_scores_of, tolerance_of
-from specexit.bench.journal import Journal
+from specexit.bench.journal import Journal, alone_at
 from specexit.bench.methods import Known, Method, Tuning, check_parameters, find_method
 from specexit.bench.process import BenchError, BenchProcess
 from specexit.bench.results import BASELINE, DEFINITIONS, Results, result_tables, write_results
@@ -32,7 +32,7 @@ from specexit.drafts.policy import OperatingPoint, PolicyFile, read_policy, writ
 from specexit.errors import first_problem
 from specexit.hardware import describe_hardware
 from specexit.method.simulate import write_curves
-from specexit.outputs import new_folder
+from specexit.outputs import new_folder, require_empty
 from specexit.schemas.bench import BenchConfig
 from specexit.schemas.sampling import SamplingConfig, is_greedy
 from specexit.schemas.simulate import SimulateConfig
@@ -52,7 +52,7 @@ def bench(config: BenchConfig) -> Results:
 
     Raises:
       BenchError: the traces are too few or lack references, an engine fails, responses run out of tokens, or another
-        benchmark was finished or interrupted in the output folder.
+        benchmark was finished or interrupted in the output folder, or measures into it.
       MethodError: a method does not exist, or cannot be run with what is given.
       DraftError: a draft cannot be used, or belongs to another target.
       OverlapError: a draft was trained on some of the problems, its checkpoint was chosen on them, or methods would be
@@ -73,17 +73,19 @@ def bench(config: BenchConfig) -> Results:
     asked = asked_of(config, inputs_served(config, target))
     if (results := finished(config.out, asked)) is not None:
         return shown(results, f"{config.out}: measured already, with the same config, versions and inputs")
-    with new_folder(config.out) as folder, tempfile.TemporaryDirectory(prefix="specexit-bench-") as scratch:
-        # First, as what cannot be replayed is to be refused before hours of measuring.
-        simulation = replay_curves(config, folder)
-        journal = Journal(config.out, asked | {"machine": machine()})
-        runs, results = run_methods(config, target, traces, journal, Path(scratch))
-        write_requests(folder / "requests.jsonl", runs)
-        write_results(folder / "results.json", results)
-        save_run(config, folder)
-        given = config.model_dump(include={"traces", "target", "draft", "scores"})
-        report(ReportConfig(bench=folder, out=folder / "report.html", simulation=simulation, **given))
-    journal.remove()
+    require_empty(config.out)
+    with alone_at(config.out):
+        with new_folder(config.out) as folder, tempfile.TemporaryDirectory(prefix="specexit-bench-") as scratch:
+            # First, as what cannot be replayed is to be refused before hours of measuring.
+            simulation = replay_curves(config, folder)
+            journal = Journal(config.out, asked | {"machine": machine()})
+            runs, results = run_methods(config, target, traces, journal, Path(scratch))
+            write_requests(folder / "requests.jsonl", runs)
+            write_results(folder / "results.json", results)
+            save_run(config, folder)
+            given = config.model_dump(include={"traces", "target", "draft", "scores"})
+            report(ReportConfig(bench=folder, out=folder / "report.html", simulation=simulation, **given))
+        journal.remove()
     return shown(results)
 
 

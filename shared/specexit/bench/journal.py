@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from specexit.bench.process import BenchError
 from specexit.config import append_text, write_text
 from specexit.differences import differences
+from specexit.locks import take, this_process
 
 
 class Journal:
@@ -62,6 +65,43 @@ class Journal:
     def remove(self) -> None:
         """The benchmark is complete."""
         self.path.unlink(missing_ok=True)
+
+
+@contextmanager
+def alone_at(out: Path) -> Iterator[None]:
+    """Keep other benchmarks from an output and its journals, until this one ends, be it by ``kill -9``.
+
+    Raises:
+      BenchError: another one measures there; the message says which process, where and since when.
+    """
+    path = out.with_name(f".{out.name}.lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _held(path, out) as file:
+        file.truncate(0)
+        file.write(f"{this_process()}\n")
+        file.flush()
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _held(path: Path, out: Path) -> IO[str]:
+    while True:
+        file = path.open("a+")
+        try:
+            take(file, path)
+        except BlockingIOError as error:
+            with file:
+                file.seek(0)
+                by = file.read().strip() or "another process"
+            raise BenchError(
+                f"out={out}: {by} measures into it: wait until that has ended, or choose another `out`"
+            ) from error
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+        file.close()  # since it was opened, whoever had it has ended, and removed it
 
 
 def journal_of(out: Path) -> Path:
