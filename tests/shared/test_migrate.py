@@ -6,8 +6,9 @@ import json
 import pytest
 
 from specexit.cli import run
+from specexit.drafts import locking, migrate
 from specexit.drafts.migrate import sha256_of
-from specexit.drafts.policy import Fingerprints, OperatingPoint, PolicyFile, read_policy, write_policy
+from specexit.drafts.policy import Fingerprints, OperatingPoint, PolicyFile, Serving, read_policy, write_policy
 from specexit.drafts.tensors import WEIGHTS, weights_hash
 from specexit.drafts.verified import doubt_of
 from specexit.method.decision import Policy
@@ -45,6 +46,29 @@ def test_what_was_said_of_other_weights_stays_as_it_is(older):
     assert read_policy(older) == policy
     assert (older / "verify.json").read_text() == verified
     assert doubt_of(older) is not None
+
+
+def test_what_an_operator_says_while_weights_are_hashed_stays_said(older, monkeypatch):
+    """A kill switch of a server that has the draft was undone by the migration that had read the file before."""
+
+    def hashed(folder):
+        write_policy(folder, read_policy(folder).model_copy(update={"serving": Serving(mode="off")}))
+        return sha256_of(folder)
+
+    monkeypatch.setattr(migrate, "sha256_of", hashed)
+    run("migrate", [str(older)])
+    assert read_policy(older).serving.mode == "off"
+    assert read_policy(older).fingerprints.draft == weights_hash(older)
+
+
+def test_a_draft_that_a_server_writes_into_is_left_as_it_was(older, monkeypatch, capsys):
+    monkeypatch.setattr(locking, "SECONDS", 0.0)
+    files = {path.name: path.read_bytes() for path in older.iterdir()}
+    with locking.locked(older), pytest.raises(SystemExit):
+        run("migrate", [str(older)])
+    assert "nothing is written: " in (said := capsys.readouterr().err)
+    assert f"{older}: another process has locked it" in said
+    assert {path.name: path.read_bytes() for path in older.iterdir()} == files
 
 
 @pytest.mark.parametrize("command", ["migrate", "inspect"])

@@ -12,7 +12,8 @@ from specexit.config import write_text
 from specexit.drafts.certified import doubts_of
 from specexit.drafts.directory import check_given
 from specexit.drafts.files import read_json
-from specexit.drafts.policy import FILE, PolicyFile, read_policy, write_policy
+from specexit.drafts.locking import locked
+from specexit.drafts.policy import FILE, PolicyError, PolicyFile, read_policy, write_policy
 from specexit.drafts.tensors import weight_files, weights_hash
 from specexit.drafts.verified import FILE as VERIFIED
 from specexit.drafts.verified import MAX_BYTES
@@ -23,25 +24,34 @@ def migrate(config: MigrateConfig) -> None:
     """Give the directory its ``policy.json``, and have that and ``verify.json`` name the weights by today's hash.
 
     Raises:
-      PolicyError: see `specexit.drafts.policy.read_policy` and `write_policy`.
+      PolicyError: see `specexit.drafts.policy.read_policy` and `write_policy`; or another process keeps the directory
+        locked.
       TensorError: the weights cannot be read.
       DraftError, ConfigError: the draft belongs to another target than the one given.
     """
     check_given(config.draft, config.target)
-    there = (config.draft / FILE).exists()
-    policy, verified = read_policy(config.draft), _verified(config.draft)
-    older = sha256_of(config.draft)
-    known = older in (policy.fingerprints.draft, verified.get("sha256"))
-    if known:
-        today = weights_hash(config.draft)
-        policy = _renamed(policy, older, today)
-        _rename_verified(config.draft, verified, older, today)
+    older, today = sha256_of(config.draft), weights_hash(config.draft)
+    try:
+        with locked(config.draft):
+            policy, state = _write(config.draft, older, today)
+    except TimeoutError as error:
+        raise PolicyError(f"nothing is written: {error}") from error
     wrong = "; ".join(doubts_of(config.draft, policy))
-    write_policy(config.draft, policy)
     certified = policy.point().uncertified_because() or (f"not certified: {wrong}" if wrong else "certified")
-    state = "names the weights by today's hash" if known else "was there already" if there else "written"
     names = ", ".join(point.name for point in policy.points)
     Console(stderr=True).print(f"{config.draft / FILE}: {state}; {names}, {certified}", markup=False)
+
+
+def _write(folder: Path, older: str, today: str) -> tuple[PolicyFile, str]:
+    """The policies that are written, and what became of the file, in words."""
+    there = (folder / FILE).exists()
+    policy, verified = read_policy(folder), _verified(folder)
+    known = older in (policy.fingerprints.draft, verified.get("sha256"))
+    if known:
+        policy = _renamed(policy, older, today)
+        _rename_verified(folder, verified, older, today)
+    write_policy(folder, policy)
+    return policy, "names the weights by today's hash" if known else "was there already" if there else "written"
 
 
 def sha256_of(folder: Path) -> str:
