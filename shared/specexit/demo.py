@@ -2,7 +2,7 @@
 
 Every stage is a command of its own in a process of its own (vLLM and JAX both set process-wide state), and every stage
 is written down before it runs. A stage that is done leaves a mark with its command line; an interrupted demo goes on
-behind the last mark.
+behind the last mark. What comes behind a stage that has to run again runs again.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from specexit.config import ConfigError, find, save_run, write_text
+from specexit.config import ConfigError, find, save_run, write_bytes, write_text
 from specexit.schemas.demo import DemoConfig
 
 
@@ -75,6 +75,10 @@ class Stage:
     out: Path
     resumes: bool = False
 
+
+MARKS = ".done"
+BEGUN = "begun"
+"""Mark of a demo that has begun, with the command line of its first stage."""
 
 ON_CPU = {"JAX_PLATFORMS": "cpu"}
 """A training step is of one row, which several chips could not share; who wants another platform says so."""
@@ -158,13 +162,16 @@ def demo(config: DemoConfig) -> None:
     """
     console = Console(stderr=True)
     _make_room(config, console)
-    save_run(config, config.out)
     started = time.monotonic()
     todo = stages(config)
-    for number, stage in enumerate(todo, start=1):
-        mark = config.out / ".done" / f"{number:02d}"
+    marks = [config.out / MARKS / f"{number:02d}" for number in range(1, len(todo) + 1)]
+    write_text(config.out / MARKS / BEGUN, json.dumps(todo[0].arguments))
+    save_run(config, config.out)
+    for number, (stage, mark) in enumerate(zip(todo, marks, strict=True), start=1):
         if mark.exists() and json.loads(mark.read_text()) == stage.arguments and stage.out.exists():
             continue
+        for later in marks[number - 1 :]:
+            later.unlink(missing_ok=True)
         if not stage.resumes and stage.out.exists():
             shutil.rmtree(stage.out) if stage.out.is_dir() else stage.out.unlink()
         minutes = (time.monotonic() - started) / 60
@@ -177,18 +184,17 @@ def demo(config: DemoConfig) -> None:
                 f"stage {number} ({stage.title}) ended with exit code {code}; run the demo again to go on"
             )
         write_text(mark, json.dumps(stage.arguments))
-    shutil.copy(config.out / "bench" / "results.json", config.out / "results.json")
+    write_bytes(config.out / "results.json", (config.out / "bench" / "results.json").read_bytes())
     console.rule(f"[bold]done in {(time.monotonic() - started) / 60:.1f} minutes[/bold]", align="left")
     console.print(f"results  {config.out / 'results.json'}\nreport   {config.out / 'report.html'}", markup=False)
 
 
 def _make_room(config: DemoConfig, console: Console) -> None:
     """Continue an unfinished demo of the same settings; move anything else aside, nothing is deleted."""
-    marks = config.out / ".done"
     if not config.out.exists():
         return
-    first = marks / "01"
-    same = first.exists() and json.loads(first.read_text()) == stages(config)[0].arguments
+    begun = config.out / MARKS / BEGUN
+    same = begun.exists() and json.loads(begun.read_text()) == stages(config)[0].arguments
     if same and not (config.out / "results.json").exists():
         console.print(f"going on with the unfinished demo in {config.out}", markup=False)
         return

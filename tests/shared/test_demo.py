@@ -1,0 +1,84 @@
+"""What a demo that was interrupted goes on with. The demo itself is in ``tests/e2e``."""
+
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from specexit import demo as module
+from specexit.demo import demo, stages
+from specexit.schemas.demo import DemoConfig
+
+
+@pytest.fixture
+def config(tmp_path):
+    return DemoConfig(out=tmp_path / "run", quick=True)
+
+
+@pytest.fixture
+def ran(monkeypatch):
+    """Commands that were run; each leaves its output, or ends the demo as `Ctrl-C` does where it is ``ran.last``-th."""
+    commands = SimpleNamespace(all=[], last=0)
+
+    def run(command, env):
+        arguments = command[3:]
+        commands.all.append(arguments[0])
+        keys = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
+        out = Path(keys.get("out", keys.get("draft")))
+        out.mkdir(parents=True, exist_ok=True) if not out.suffix else out.write_text("{}")
+        (out / "half").touch() if out.is_dir() else None
+        if len(commands.all) == commands.last:
+            raise KeyboardInterrupt
+        if arguments[0] == "bench":
+            (out / "results.json").write_text("{}")
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(module, "save_run", lambda *_: None)  # asks git
+    monkeypatch.setattr(module, "subprocess", SimpleNamespace(run=run))
+    return commands
+
+
+def test_a_demo_that_was_killed_in_its_first_stage_goes_on_in_it(config, ran, capsys):
+    """It was moved aside with all traces that it had collected, as "an earlier demo"."""
+    ran.last = 1
+    with pytest.raises(KeyboardInterrupt):
+        demo(config)
+    assert (config.out / "traces" / "half").exists()
+    demo(config)
+    assert f"going on with the unfinished demo in {config.out}" in " ".join(capsys.readouterr().err.split())
+    assert (config.out / "traces" / "half").exists()
+    assert not config.out.with_name("run-1").exists()
+    assert ran.all == ["collect"] + [stage.arguments[0] for stage in stages(config)]
+
+
+@pytest.mark.parametrize("last", range(2, len(stages(DemoConfig(quick=True))) + 1))
+def test_a_demo_that_was_killed_in_a_stage_goes_on_with_it(config, ran, last):
+    ran.last = last
+    with pytest.raises(KeyboardInterrupt):
+        demo(config)
+    demo(config)
+    commands = [stage.arguments[0] for stage in stages(config)]
+    assert ran.all == commands[:last] + commands[last - 1 :]
+    assert (config.out / "results.json").exists()
+
+
+def test_behind_a_stage_that_runs_again_nothing_is_taken_for_done(config, ran):
+    """A draft that was removed was converted again, and then measured without having been calibrated."""
+    commands = [stage.arguments[0] for stage in stages(config)]
+    ran.last = commands.index("bench") + 1
+    with pytest.raises(KeyboardInterrupt):
+        demo(config)
+    ran.all.clear()
+    ran.last = 0
+    shutil.rmtree(config.out / "draft")
+    demo(config)
+    assert ran.all == commands[commands.index("convert") :]
+
+
+def test_a_demo_of_other_settings_is_moved_aside(config, ran):
+    ran.last = 1
+    with pytest.raises(KeyboardInterrupt):
+        demo(config)
+    demo(config.model_copy(update={"seed": 1}))
+    assert (config.out.with_name("run-1") / "traces" / "half").exists()
