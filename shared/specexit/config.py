@@ -401,7 +401,8 @@ def read_made(schema: type[ConfigT], path: Path, version: int, by: str, refusal:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file beside its place, then rename it there, so that a half-written one is never seen.
+    """Write a file beside its place, then rename it there, so that a half-written one is never seen, be it behind a
+    kill or a power cut.
 
     In a bucket that is so anyway, and nothing can be renamed.
     """
@@ -416,8 +417,19 @@ def write_bytes(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     # Shards on several machines may write the same file at once, and have the same process id.
     beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    beside.write_bytes(data)
-    beside.replace(path)
+    try:
+        beside.write_bytes(data)
+        sync(beside)
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+
+
+def sync(path: Path) -> None:
+    """Wait until a file is on the disk: what is renamed before may be empty behind a power cut."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def append_text(path: Path, text: str) -> None:

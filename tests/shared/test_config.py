@@ -1,5 +1,7 @@
 """One schema is YAML, flags and error messages at once."""
 
+import errno
+import os
 import re
 import subprocess
 from itertools import pairwise
@@ -12,7 +14,7 @@ from pydantic import Field
 
 from specexit.buckets import Location
 from specexit.cli import COMMANDS, _load, parse
-from specexit.config import Config, ConfigError, find, load, revision, save_run
+from specexit.config import Config, ConfigError, find, load, revision, save_run, write_text
 from specexit.schemas.bench_recipe import BenchRecipeConfig
 from specexit.schemas.chat import ChatConfig
 from specexit.schemas.collect import CollectConfig, PartConfig
@@ -384,3 +386,22 @@ def test_no_recipe_chooses_its_checkpoint_by_calibration_traces(path):
     """What chose a draft speaks well of it, so that `calibrate` has to refuse it."""
     given = load(TrainConfig, path, []).eval_traces
     assert given is None or given.name == "select"
+
+
+def test_a_file_is_on_the_disk_before_it_takes_its_name(tmp_path, monkeypatch):
+    """A certificate, or the hold on one, was an empty file behind a power cut on some file systems."""
+    synced, fsync = set(), os.fsync
+    monkeypatch.setattr(os, "fsync", lambda handle: (synced.add(os.fstat(handle).st_ino), fsync(handle)))
+    write_text(tmp_path / "policy.json", "{}")
+    assert (tmp_path / "policy.json").stat().st_ino in synced
+
+
+def test_a_file_that_cannot_be_written_is_as_it_was_and_leaves_nothing_beside_it(tmp_path, monkeypatch):
+    def full(handle):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    write_text(tmp_path / "policy.json", "before")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_text(tmp_path / "policy.json", "after")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("policy.json", "before")]
