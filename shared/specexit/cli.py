@@ -350,6 +350,7 @@ def run(name: str, arguments: list[str]) -> None:
     command = COMMANDS[name]
     from specexit.config import find, load
     from specexit.errors import LASTING, InputError, install, lasts
+    from specexit.interrupted import interrupted
 
     try:
         if any(argument in HELP for argument in arguments):
@@ -369,7 +370,7 @@ def run(name: str, arguments: list[str]) -> None:
         needed = f"specexit {name} needs {error.name}: {install(command.extra)}"
         _fail(needed, code=LASTING if command.restarted else 1)
     except KeyboardInterrupt:
-        _fail("interrupted", code=130)
+        _fail(interrupted(name), code=130)
     except InputError as error:
         _fail(str(error), code=LASTING if command.restarted and lasts(error) else 1)
     except (FileExistsError, FileNotFoundError) as error:

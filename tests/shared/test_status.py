@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from specexit import cli
 from specexit.buckets import BucketError
 from specexit.config import ConfigError, PassingError
 from specexit.errors import InputError
+from specexit.interrupted import GOES_ON, WRITE_NOTHING
 
 
 @pytest.mark.parametrize(
@@ -146,3 +148,35 @@ def test_only_commands_that_scripts_restart_have_it(capsys: pytest.CaptureFixtur
         cli.run(command, ["no-such-recipe"])
     assert exit_.value.code == code
     assert "recipes 'no-such-recipe' does not exist" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("collect", ": the traces that are finished are kept, and the same command goes on"),
+        ("train", ": the last checkpoint is kept, and the same command goes on"),
+        ("bench", ": what is measured is kept beside `out`, and the same command goes on"),
+        ("ablate", ": what was trained for `trained` is kept, and the same command goes on"),
+        ("annotate", ": nothing is written, and the same command begins anew"),
+        ("pack", ": nothing is written, and the same command begins anew"),
+        ("score", ": nothing is written, and the same command begins anew"),
+        ("simulate", ": nothing is written, and the same command begins anew"),
+        ("chat", ""),
+    ],
+)
+def test_ctrl_c_is_one_line_that_says_what_is_kept(command, said, monkeypatch, capsys):
+    def run(_):
+        raise KeyboardInterrupt
+
+    load = cli._load
+    monkeypatch.setattr(cli, "_load", lambda name: run if name == cli.COMMANDS[command].run else load(name))
+    monkeypatch.setattr("specexit.config.load", lambda *_: None)
+    monkeypatch.setattr(sys, "argv", ["specexit", command])
+    monkeypatch.setattr(sys, "path", [*sys.path])  # `main` adds to it
+    with pytest.raises(SystemExit) as exit_:
+        cli.main()
+    assert (exit_.value.code, capsys.readouterr().err) == (130, f"error: interrupted{said}\n")
+
+
+def test_what_an_interrupted_command_keeps_is_said_of_commands_that_there_are():
+    assert {*GOES_ON, *WRITE_NOTHING} <= cli.COMMANDS.keys()
