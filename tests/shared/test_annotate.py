@@ -1,7 +1,11 @@
 """Annotation: exit points, the hard boundary, and what the command writes or refuses."""
 
 import json
+import os
 import random
+import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -222,3 +226,38 @@ def test_a_file_that_is_damaged_in_the_middle_leaves_nothing(think, tmp_path):
     with pytest.raises(TraceError, match=r"traces\.parquet: cannot be read as Parquet"):
         annotate(AnnotateConfig(traces=tmp_path / "traces", out=tmp_path / "labelled"))
     assert [path.name for path in tmp_path.iterdir()] == ["traces"]
+
+
+INTERRUPTED = """
+import os, signal, time
+import pyarrow as pa
+from specexit.data.stream import in_parallel
+
+def work(number, data):
+    os.write(1, b"working\\n")
+    time.sleep(600)
+
+if __name__ == "__mp_main__":  # a worker that is on its way
+    os.write(1, b"starting\\n")  # at once, as both do
+    time.sleep(0.5)
+if __name__ == "__main__":
+    batch = pa.RecordBatch.from_pydict({"n": [1]})
+    try:
+        list(in_parallel(work, [batch] * 4, workers=2))
+    except KeyboardInterrupt:
+        print("interrupted", flush=True)
+"""
+
+
+@pytest.mark.parametrize("when", ["starting", "working"])
+def test_ctrl_c_ends_the_workers_without_tracebacks(tmp_path, when):
+    (tmp_path / "program.py").write_text(INTERRUPTED)
+    command = [sys.executable, str(tmp_path / "program.py")]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes, text=True, start_new_session=True) as process:
+        assert process.stdout is not None
+        while (line := process.stdout.readline().strip()) and line != when:
+            pass
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        said, error = process.communicate(timeout=60)
+    assert (line, said.splitlines()[-1], error) == (when, "interrupted", "")

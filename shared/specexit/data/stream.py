@@ -9,9 +9,11 @@ from __future__ import annotations
 import itertools
 import json
 import multiprocessing
+import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TypeVar
@@ -228,17 +230,33 @@ def in_parallel(
     if n == 1 or len(first_two) < 2:
         yield from itertools.starmap(function, tasks)
         return
-    with ProcessPoolExecutor(n, multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(n, multiprocessing.get_context("spawn"), _end_quietly) as pool:
         under_way: deque[Future[ResultT]] = deque()
         try:
             for task in tasks:
-                under_way.append(pool.submit(function, *task))
+                with _ctrl_c_held_back():  # from a worker that this begins
+                    under_way.append(pool.submit(function, *task))
                 if len(under_way) > n:
                     yield under_way.popleft().result()
             while under_way:
                 yield under_way.popleft().result()
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _ctrl_c_held_back() -> Iterator[None]:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _end_quietly() -> None:
+    """Have Ctrl-C, which a terminal sends to a worker as well, end it without a traceback: the command says it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
 
 
 def shown(items: Iterable[ResultT], title: str, what: str) -> Iterator[ResultT]:
