@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-from specexit.config import write_text
+from specexit.config import ConfigError, write_text
 from specexit.data.rows import FAILED, Trace
 from specexit.data.stream import MANIFEST
 from specexit.data.traces import TraceError, read_traces, tokenizer_sha256, write_traces
@@ -59,7 +59,8 @@ class Ledger:
         """Make the folder this run's own, and find what an earlier one finished.
 
         Raises:
-          ConfigError: it holds a run with another config, or of a target that is asked in another way.
+          ConfigError: it holds a run with another config, or of a target that is asked in another way, or more finished
+            traces than are asked for.
           CollectError: another process collects into it; or this is a shard, and the disk has no locks.
           TraceError: a file in it is damaged, or of other prompts.
           FileExistsError: it holds something else.
@@ -78,6 +79,8 @@ class Ledger:
 
     def __exit__(self, *_: object) -> None:
         self._release()
+        if not self.todo():
+            Path(self._log.name).unlink(missing_ok=True)
 
     def todo(self) -> list[int]:
         """Numbers of the rows that are missing, in order."""
@@ -136,8 +139,6 @@ class Ledger:
         if hasattr(self, "_log"):
             with suppress(OSError):  # what the disk had no place for is lost, and `record` has said so
                 self._log.close()
-            if not self.todo():
-                Path(self._log.name).unlink(missing_ok=True)
 
     # What is done.
 
@@ -148,11 +149,16 @@ class Ledger:
         manifest = read_files(self.out)
         for chunk in self.chunks:
             self._look_at(chunk, manifest.get(chunk.file))
+        there = max((self._behind(name, entry) for name, entry in manifest.items()), default=0)
         for log in sorted((self.out / HIDDEN).glob("shard-*.jsonl")):
             for number, trace in _read_log(log):
-                if number in self.place and self._missing(number) and trace.finish_reason != FAILED:
+                if trace.finish_reason == FAILED:
+                    continue
+                there = max(there, number + 1)
+                if number in self.place and self._missing(number):
                     self._check(log, number, trace)
                     self.rows[number] = trace
+        self._check_enough(there)
         self._enter({})
         self.earlier = len(self.place) - len(self.todo())
         for chunk in self.chunks:
@@ -172,12 +178,27 @@ class Ledger:
             self.done.add(chunk.file)
             return
         traces = read_traces(path)
-        if len(traces) > len(chunk.asks):
-            raise TraceError(f"{path}: holds {len(traces)} traces, but the prompts give {len(chunk.asks)} there")
+        self._check_enough(chunk.start + len(traces))
         for i, trace in enumerate(traces):
             self._check(path, chunk.start + i, trace)
             if trace.finish_reason != FAILED:
                 self.rows[chunk.start + i] = trace
+
+    def _behind(self, name: str, entry: Finished) -> int:
+        """Number of the row behind a file's last; 0 where it is gone or holds no answer."""
+        if entry.counts.failed == entry.counts.traces or not (self.out / name).exists():
+            return 0
+        return int(Path(name).stem.removeprefix("traces-")) * self.config.chunk + entry.counts.traces
+
+    def _check_enough(self, there: int) -> None:
+        """Refuse a run that has no place for all that is finished, which is in front of row ``there``."""
+        if there <= self.asked:
+            return
+        n = "not given" if self.config.n is None else self.config.n
+        raise ConfigError(
+            f"{self.out}: n is {n}, with which the prompts give {self.asked} traces, but finished ones are there up "
+            f"to the {there}th: expected n={-(-there // self.config.samples)} or more, or a new folder; nothing is lost"
+        )
 
     def _check(self, path: Path, number: int, trace: Trace) -> None:
         chunk, i = self.place[number]
