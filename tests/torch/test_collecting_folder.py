@@ -295,20 +295,6 @@ def test_a_folder_says_how_many_traces_it_is_to_have(server, tmp_path, capsys, n
     assert "asked for" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("n", [2, 5, 7])
-def test_a_smaller_n_than_what_is_finished_is_refused_and_nothing_is_lost(server, collected, tmp_path, n):
-    """Rows in the log behind the last one asked for were dropped from it."""
-    asked, out = config(server, tmp_path / "out"), tmp_path / "out"
-    with Ledger(asked, TARGET, all_asks(asked, TARGET)) as ledger:
-        for number, trace in enumerate(collected):
-            if number not in (3, 6):
-                ledger.record(number, trace)
-    with pytest.raises(ConfigError, match=rf"out: n is {n}, .* give {n} traces, .* the 12th: expected n=12 or more"):
-        collect(config(server, out, n=n))
-    with Ledger(asked, TARGET, all_asks(asked, TARGET)) as ledger:
-        assert ledger.todo() == [3, 6]
-
-
 def test_a_manifest_of_an_older_version_is_gone_on_with(server, collected, tmp_path):
     collect(config(server, tmp_path / "out", n=7))
     path = tmp_path / "out" / "manifest.json"

@@ -65,6 +65,9 @@ PROMPTS = {"prompts", "columns"}
 HIDDEN = ".collect"
 """Folder of locks and logs in the output folder; the first thing that a run makes."""
 
+ASKED = f"{HIDDEN}/asked.json"
+"""What its shards ask, see `torch_specexit.collecting.asked`."""
+
 
 @contextmanager
 def claim(config: CollectConfig, target: TargetConfig) -> Iterator[None]:
@@ -88,7 +91,7 @@ def claim(config: CollectConfig, target: TargetConfig) -> Iterator[None]:
         elif kept:
             raise FileExistsError(f"{out}: output folder holds {kept[0]}, but no run.yaml to resume from")
         else:
-            for name in () if in_use else (*read_files(out), SUMMARY, MANIFEST):
+            for name in () if in_use else (*read_files(out), SUMMARY, MANIFEST, ASKED):
                 (out / name).unlink(missing_ok=True)
             save_target(out, target)
             save_engine_types(out, {} if config.endpoints else config.engine.extra)

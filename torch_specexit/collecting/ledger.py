@@ -8,7 +8,6 @@ answered counts as missing when a run goes on. Locks and logs live in ``.collect
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import socket
@@ -25,6 +24,7 @@ from specexit.data.traces import TraceError, read_traces, tokenizer_sha256, writ
 from specexit.locks import take
 from specexit.schemas.collect import CollectConfig
 from specexit.schemas.target import TargetConfig
+from torch_specexit.collecting.asked import asks_sha256, check_same_prompts, save_asked
 from torch_specexit.collecting.claim import HIDDEN, claim, exclusive, rename_prompts
 from torch_specexit.collecting.manifest import Finished, Manifest, file_sha256, read_files
 from torch_specexit.collecting.summary import Counts, count
@@ -44,7 +44,7 @@ class Ledger:
     """
 
     def __init__(self, config: CollectConfig, target: TargetConfig, asks: Sequence[Ask]):
-        self.config, self.out, self.chunks, self.asked = config, config.out, chunks(config, asks), len(asks)
+        self.config, self.out, self.chunks, self.asks = config, config.out, chunks(config, asks), asks
         self.tokenizer = tokenizer_sha256(target)
         self.target = target
         self.place = {chunk.start + i: (chunk, i) for chunk in self.chunks for i in range(len(chunk.asks))}
@@ -55,22 +55,31 @@ class Ledger:
         """Of the chunks that this process has finished."""
         self._locks: list[IO[str]] = []
 
+    @property
+    def asked(self) -> int:
+        """Traces that all shards are asked for."""
+        return len(self.asks)
+
     def __enter__(self) -> Ledger:
         """Make the folder this run's own, and find what an earlier one finished.
 
         Raises:
-          ConfigError: it holds a run with another config, or of a target that is asked in another way, or more finished
-            traces than are asked for.
+          ConfigError: it holds a run with another config, of a target that is asked in another way, shards with other
+            prompts, or more finished traces than are asked for.
           CollectError: another process collects into it; or this is a shard, and the disk has no locks.
           TraceError: a file in it is damaged, or of other prompts.
           FileExistsError: it holds something else.
         """
         try:
             with claim(self.config, self.target):
+                if not self.config.is_whole:
+                    check_same_prompts(self.config, self.asks)
                 self._lock()
             for leftover in (f for chunk in self.chunks for f in self.out.glob(f".{chunk.file}.*")):
                 leftover.unlink()
             self._recover()
+            if self.config.is_whole:  # every finished row was found to be of these prompts
+                save_asked(self.config, self.asks)
             rename_prompts(self.config)
         except BaseException:
             self._release()
@@ -174,7 +183,7 @@ class Ledger:
             return
         if entry is not None and file_sha256(path) != entry.sha256:
             raise TraceError(f"{path}: its content is not what {MANIFEST} says; remove the file to collect it again")
-        if entry is not None and entry.asks == _asks_sha256(chunk.asks) and not entry.counts.failed:
+        if entry is not None and entry.asks == asks_sha256(chunk.asks) and not entry.counts.failed:
             self.done.add(chunk.file)
             return
         traces = read_traces(path)
@@ -218,7 +227,7 @@ class Ledger:
         path = self.out / chunk.file
         write_traces(path, traces, self.tokenizer)
         counts = sum(map(count, traces), Counts())
-        entry = Finished(sha256=file_sha256(path), asks=_asks_sha256(chunk.asks), counts=counts)
+        entry = Finished(sha256=file_sha256(path), asks=asks_sha256(chunk.asks), counts=counts)
         self._enter({chunk.file: entry})
         self.whole += counts
         self.done.add(chunk.file)
@@ -268,7 +277,3 @@ def _read_log(path: Path) -> Iterator[tuple[int, Trace]]:
             if checksum == b"%08x" % zlib.crc32(text):
                 number, fields = json.loads(text.decode("utf-8", "surrogatepass"))
                 yield number, Trace(**fields)
-
-
-def _asks_sha256(asks: Sequence[Ask]) -> str:
-    return hashlib.sha256(json.dumps([ask.to_json() for ask in asks]).encode()).hexdigest()

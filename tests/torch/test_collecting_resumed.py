@@ -1,0 +1,45 @@
+"""A folder that `collect` goes on with: nothing finished is lost, and nothing of another run is mixed in."""
+
+import json
+
+import pytest
+
+from specexit.config import ConfigError
+from specexit.data.traces import read_traces
+from tests.torch.pretend import TARGET, config
+from torch_specexit.collecting import collect
+from torch_specexit.collecting.ledger import Ledger
+from torch_specexit.collecting.work import all_asks
+
+
+@pytest.mark.parametrize("n", [2, 5, 7])
+def test_a_smaller_n_than_what_is_finished_is_refused_and_nothing_is_lost(server, collected, tmp_path, n):
+    """Rows in the log behind the last one asked for were dropped from it."""
+    asked, out = config(server, tmp_path / "out"), tmp_path / "out"
+    with Ledger(asked, TARGET, all_asks(asked, TARGET)) as ledger:
+        for number, trace in enumerate(collected):
+            if number not in (3, 6):
+                ledger.record(number, trace)
+    with pytest.raises(ConfigError, match=rf"out: n is {n}, .* give {n} traces, .* the 12th: expected n=12 or more"):
+        collect(config(server, out, n=n))
+    with Ledger(asked, TARGET, all_asks(asked, TARGET)) as ledger:
+        assert ledger.todo() == [3, 6]
+
+
+def test_shards_of_one_path_with_other_prompts_are_not_mixed(server, tmp_path):
+    """The file was edited in between, or is another one on another machine."""
+    out, file = tmp_path / "out", tmp_path / "p.jsonl"
+    rows = [json.dumps({"id": str(i), "prompt": text}) for i, text in enumerate([*server.pretender.problems][:8])]
+    asked = {"split": None, "n": None, "chunk": 2, "prompts": str(file)}
+    file.write_text("\n".join(rows))
+    collect(config(server, out, **asked | {"n": 6}, shard="0/3"))
+    file.write_text("\n".join([*rows[:3], rows[7], *rows[4:7], rows[3]]))
+    before = server.completions
+    named = rf"shard 1/3 has its prompts from {file} on .* for traces-00001\.parquet is not what {file} on .* gave"
+    with pytest.raises(ConfigError, match=named):
+        collect(config(server, out, **asked, shard="1/3"))
+    assert server.completions == before
+    file.write_text("\n".join(rows))
+    for changes in ({"shard": "1/3"}, {"shard": "2/3", "n": 5}, {}):  # more prompts, and fewer
+        collect(config(server, out, **asked | changes))
+    assert [trace.id for trace in read_traces(out)] == [str(i) for i in range(8)]
