@@ -1,11 +1,14 @@
 """A folder that `collect` goes on with: nothing finished is lost, and nothing of another run is mixed in."""
 
 import json
+import shutil
+from dataclasses import replace
 
 import pytest
 
 from specexit.config import ConfigError
 from specexit.data.traces import read_traces
+from specexit.schemas.collect import CollectConfig
 from tests.torch.pretend import TARGET, config
 from torch_specexit.collecting import collect
 from torch_specexit.collecting.ledger import Ledger
@@ -43,3 +46,35 @@ def test_shards_of_one_path_with_other_prompts_are_not_mixed(server, tmp_path):
     for changes in ({"shard": "1/3"}, {"shard": "2/3", "n": 5}, {}):  # more prompts, and fewer
         collect(config(server, out, **asked | changes))
     assert [trace.id for trace in read_traces(out)] == [str(i) for i in range(8)]
+
+
+def test_weights_that_were_replaced_in_place_are_refused(collected, tmp_path, capsys):
+    """The same path and the same YAML; of a folder of an older version nobody knows, and a line says so."""
+    shutil.copytree(TARGET.folder, tmp_path / "model")
+    target = TARGET.model_copy(update={"name": "mine", "path": str(tmp_path / "model")})
+    asked = CollectConfig(target="mine", split="test", n=12, chunk=5, out=tmp_path / "out")
+    asks = all_asks(asked, target)
+    with Ledger(asked, target, asks) as ledger:
+        ledger.record(0, replace(collected[0], target="mine"))
+    file = tmp_path / "model" / "model.safetensors"
+    weights = file.read_bytes()
+    file.write_bytes(weights[:-4] + bytes(4))
+    with (
+        pytest.raises(
+            ConfigError, match=rf"manifest\.json: weights is \w+\.\.\., but .* of {tmp_path}/model is .* replaced"
+        ),
+        Ledger(asked, target, asks),
+    ):
+        pass
+    manifest = tmp_path / "out" / "manifest.json"
+    older = json.loads(manifest.read_text())
+    del older["weights"]
+    manifest.write_text(json.dumps(older))
+    assert not capsys.readouterr().err
+    for said in (1, 0):
+        with Ledger(asked, target, asks) as ledger:
+            assert ledger.todo() == list(range(1, 12))
+        assert capsys.readouterr().err.count("out: has no record of the weights") == said
+    file.write_bytes(weights)
+    with pytest.raises(ConfigError, match="replaced"), Ledger(asked, target, asks):
+        pass

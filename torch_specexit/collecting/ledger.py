@@ -21,12 +21,13 @@ from specexit.config import ConfigError, write_text
 from specexit.data.rows import FAILED, Trace
 from specexit.data.stream import MANIFEST
 from specexit.data.traces import TraceError, read_traces, tokenizer_sha256, write_traces
+from specexit.drafts.fingerprints import target_fingerprint
 from specexit.locks import take
 from specexit.schemas.collect import CollectConfig
 from specexit.schemas.target import TargetConfig
 from torch_specexit.collecting.asked import asks_sha256, check_same_prompts, save_asked
 from torch_specexit.collecting.claim import HIDDEN, claim, exclusive, rename_prompts
-from torch_specexit.collecting.manifest import Finished, Manifest, file_sha256, read_files
+from torch_specexit.collecting.manifest import Finished, Manifest, file_sha256, read_files, read_manifest, same_weights
 from torch_specexit.collecting.summary import Counts, count
 from torch_specexit.collecting.work import Ask, Chunk, CollectError, chunks
 
@@ -47,6 +48,7 @@ class Ledger:
         self.config, self.out, self.chunks, self.asks = config, config.out, chunks(config, asks), asks
         self.tokenizer = tokenizer_sha256(target)
         self.target = target
+        self.weights = None if config.endpoints else target_fingerprint(target.folder)
         self.place = {chunk.start + i: (chunk, i) for chunk in self.chunks for i in range(len(chunk.asks))}
         self.rows: dict[int, Trace] = {}
         self.done: set[str] = set()
@@ -238,8 +240,10 @@ class Ledger:
     def _enter(self, files: dict[str, Finished]) -> None:
         """Put files into the manifest; without any it still says how much is to come."""
         with exclusive(self.out):
-            files = dict(sorted((read_files(self.out) | files).items()))
-            record = Manifest(traces=self.asked, files=files).model_dump(mode="json")
+            there = read_manifest(self.out)
+            files = dict(sorted((there.files | files).items()))
+            weights = same_weights(self.out, there, self.target, self.weights)
+            record = Manifest(traces=self.asked, weights=weights, files=files).model_dump(mode="json")
             write_text(self.out / MANIFEST, json.dumps(record, indent=1) + "\n")
 
     def _rewrite_log(self) -> None:
