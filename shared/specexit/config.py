@@ -27,6 +27,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from specexit.buckets import BucketPath, location, refuse_bucket
 from specexit.errors import InputError, dotted, first_problem
+from specexit.outputs import put
 from specexit.schemas.url import without_passwords
 
 
@@ -401,8 +402,7 @@ def read_made(schema: type[ConfigT], path: Path, version: int, by: str, refusal:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file beside its place, then rename it there, so that a half-written one is never seen, be it behind a
-    kill or a power cut.
+    """Write a file beside its place, then put it there, so that a half-written one is never seen.
 
     In a bucket that is so anyway, and nothing can be renamed.
     """
@@ -419,17 +419,10 @@ def write_bytes(path: Path, data: bytes) -> None:
     beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
         beside.write_bytes(data)
-        sync(beside)
-        beside.replace(path)
+        put(beside, path)
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
-
-
-def sync(path: Path) -> None:
-    """Wait until a file is on the disk: what is renamed before may be empty behind a power cut."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
 
 
 def append_text(path: Path, text: str) -> None:

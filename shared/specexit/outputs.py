@@ -1,4 +1,5 @@
-"""Output folders: new or empty to begin with, and there whole or not at all. Output files: where no folder is."""
+"""Output folders: new or empty to begin with, and there whole or not at all, also behind a power failure. Output files:
+where no folder is, and the same."""
 
 from __future__ import annotations
 
@@ -74,6 +75,8 @@ def new_folder(folder: Path) -> Iterator[Path]:
             raise
         try:
             beside.chmod(0o755)  # mkdtemp's folders are closed to everyone else
+            for path in beside.rglob("*"):
+                _sync(path)
             if folder.exists():
                 folder.rmdir()
             os.rename(beside, folder)
@@ -82,6 +85,27 @@ def new_folder(folder: Path) -> Iterator[Path]:
                 f"{folder}: cannot be put in its place: {error.strerror}; what was written is whole and lies in "
                 f"{beside}: move it to where it is to be"
             ) from error
+
+
+def put(beside: Path, path: Path) -> None:
+    """Rename a finished file to its place. What is in it is on the disk before that, as a power failure would leave an
+    empty one of that name, and the name is when this returns."""
+    _sync(beside)
+    beside.replace(path)
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    if path.is_symlink():
+        return
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    except OSError:
+        if not path.is_dir():  # of folders, not every mount has that
+            raise
+    finally:
+        os.close(file)
 
 
 def refuse_folder(path: Path) -> Path:

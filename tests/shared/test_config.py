@@ -388,14 +388,6 @@ def test_no_recipe_chooses_its_checkpoint_by_calibration_traces(path):
     assert given is None or given.name == "select"
 
 
-def test_a_file_is_on_the_disk_before_it_takes_its_name(tmp_path, monkeypatch):
-    """A certificate, or the hold on one, was an empty file behind a power cut on some file systems."""
-    synced, fsync = set(), os.fsync
-    monkeypatch.setattr(os, "fsync", lambda handle: (synced.add(os.fstat(handle).st_ino), fsync(handle)))
-    write_text(tmp_path / "policy.json", "{}")
-    assert (tmp_path / "policy.json").stat().st_ino in synced
-
-
 def test_a_file_that_cannot_be_written_is_as_it_was_and_leaves_nothing_beside_it(tmp_path, monkeypatch):
     def full(handle):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -1,12 +1,17 @@
 """Output folders: whole or not at all, also where the process is told to end in the middle."""
 
+import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from specexit.config import write_text
+from specexit.data.scores import Scores, write_scores
+from specexit.data.traces import write_traces
 from specexit.outputs import MoveError, new_folder, require_empty
 
 WRITE = """
@@ -102,3 +107,31 @@ def test_what_was_written_is_kept_and_named_where_its_place_is_taken_by_then(tmp
     assert (kept / "scores").read_text() == "of hours"
     assert kept.stat().st_mode & 0o777 == 0o755
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["file"]
+
+
+def whole_folder(path: Path, _) -> None:
+    with new_folder(path) as beside:
+        (beside / "file").write_text("text")
+
+
+@pytest.mark.parametrize(
+    ("write", "inside"),
+    [
+        (whole_folder, "file"),
+        (lambda path, _: write_text(path, "text"), ""),
+        (lambda path, trace: write_traces(path, [trace]), ""),
+        (lambda path, _: write_scores(path, Scores("a", "b", {"c": np.zeros((1, 4), np.float32)}, None)), ""),
+    ],
+    ids=["folder", "text", "traces", "scores"],
+)
+def test_what_is_written_is_on_the_disk_before_it_has_its_name(write, inside, tmp_path, make_trace, monkeypatch):
+    """Else a power failure leaves an empty file of that name, of a folder that says it is whole."""
+    out, synced, sync = tmp_path / "out", {}, os.fsync
+
+    def noted(file: int) -> None:
+        sync(file)
+        synced[os.fstat(file).st_ino] = out.exists()
+
+    monkeypatch.setattr(os, "fsync", noted)
+    write(out, make_trace())
+    assert synced[(out / inside).stat().st_ino] is False

@@ -23,6 +23,7 @@ from specexit.data.stream import MANIFEST
 from specexit.data.traces import TraceError, read_traces, tokenizer_sha256, write_traces
 from specexit.drafts.fingerprints import target_fingerprint
 from specexit.locks import take
+from specexit.outputs import put
 from specexit.schemas.collect import CollectConfig
 from specexit.schemas.target import TargetConfig
 from torch_specexit.collecting.asked import asks_sha256, check_same_prompts, save_asked
@@ -253,9 +254,7 @@ class Ledger:
         beside = path.with_suffix(".new")
         with beside.open("wb") as file:
             file.writelines(_line(number, trace) for number, trace in self.rows.items())
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
+        put(beside, path)
         self._log = path.open("ab")
 
 

@@ -27,6 +27,7 @@ from specexit.data.seen import Seen
 from specexit.data.stream import values_of
 from specexit.errors import InputError
 from specexit.method.signals import NAMES
+from specexit.outputs import put
 
 SCHEMA_VERSION = "3"
 READABLE_VERSIONS = ("2", SCHEMA_VERSION)
@@ -286,7 +287,7 @@ def write_scores(path: Path, scores: Scores) -> None:
             for key, values in scores.signals.items():
                 writer.write(key, values)
         for part in parts_of(Path(folder) / path.name):
-            part.replace(path.with_name(part.name))
+            put(part, path.with_name(part.name))
 
 
 def read_scores(path: Path) -> Scores:

@@ -21,11 +21,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from specexit.buckets import BucketPath, arrow_sink, arrow_source
-from specexit.config import ConfigError, sync
+from specexit.config import ConfigError
 from specexit.data.checks import once
 from specexit.data.outlines import Outlines, outlines
 from specexit.data.rows import SCHEMAS, BareTrace, LabelledTrace, Trace, ids_sha256
 from specexit.data.stream import MANIFEST, TraceError, blocks, read_batches, rows_of, trace_files, values_of
+from specexit.outputs import put
 from specexit.schemas.target import TargetConfig, find_target, load_target_config
 
 TraceT = TypeVar("TraceT", bound=Trace)
@@ -58,8 +59,7 @@ def write_traces(path: Path, traces: Sequence[Trace], tokenizer_sha256: str | No
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     pq.write_table(table, beside, compression="zstd")
-    sync(beside)  # the log that `collect` has of these traces is removed next
-    beside.replace(path)
+    put(beside, path)
 
 
 def read_traces(path: Path, n: int | None = None) -> list[Trace]:
