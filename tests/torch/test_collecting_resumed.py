@@ -10,7 +10,7 @@ from specexit.config import ConfigError
 from specexit.data.traces import read_traces
 from specexit.schemas.collect import CollectConfig
 from tests.torch.pretend import TARGET, config
-from torch_specexit.collecting import collect
+from torch_specexit.collecting import collect, ledger
 from torch_specexit.collecting.ledger import Ledger
 from torch_specexit.collecting.work import all_asks
 
@@ -27,6 +27,27 @@ def test_a_smaller_n_than_what_is_finished_is_refused_and_nothing_is_lost(server
         collect(config(server, out, n=n))
     with Ledger(asked, TARGET, all_asks(asked, TARGET)) as ledger:
         assert ledger.todo() == [3, 6]
+
+
+def test_each_trace_is_written_to_the_log_a_few_times_at_most(collected, tmp_path, monkeypatch):
+    """Whatever waits for the slow ones of its file: all of it was written anew at each file, which at 100,000 traces is
+    gigabytes an hour."""
+    asked = CollectConfig(target="tiny-reasoner", split="test", n=90, chunk=3, out=tmp_path / "out")
+    written, fast = [], [number for number in range(90) if number % 3]
+    line = ledger._line
+    monkeypatch.setattr(ledger, "_line", lambda number, trace: written.append(number) or line(number, trace))
+    asks = all_asks(asked, TARGET)
+    traces = [replace(collected[0], **ask.columns(TARGET)) for ask in asks]
+    with Ledger(asked, TARGET, asks) as first:
+        for number in (*fast, *range(0, 72, 3)):
+            first.record(number, traces[number])
+    assert len(written) < 3 * 90
+    with Ledger(asked, TARGET, asks) as second:
+        assert second.todo() == list(range(72, 90, 3))
+        for number in second.todo():
+            second.record(number, traces[number])
+    assert [trace.id for trace in read_traces(tmp_path / "out")] == [ask.prompt.id for ask in asks]
+    assert not list((tmp_path / "out" / ".collect").glob("*.jsonl"))
 
 
 def test_shards_of_one_path_with_other_prompts_are_not_mixed(server, tmp_path):

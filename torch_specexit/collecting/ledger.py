@@ -1,9 +1,10 @@
 """What has been collected: an append-only log of traces, Parquet files of finished chunks, a manifest of their hashes.
 
 A finished trace is in the log, on the disk, before the next one is taken up. When the last row of a chunk is there the
-chunk becomes a Parquet file, is entered into the manifest, and leaves the log, in that order: a kill anywhere between
-leaves a row twice, never nowhere, and a row whose file exists is not taken from a log. A row of a prompt that no server
-answered counts as missing when a run goes on. Locks and logs live in ``.collect``.
+chunk becomes a Parquet file, which is then entered into the manifest; its rows stay in the log until most of that is
+in files, and it is made anew. A kill anywhere leaves a row twice, never nowhere, and a row whose file exists is not
+taken from a log. A row of a prompt that no server answered counts as missing when a run goes on. Locks and logs live in
+``.collect``.
 """
 
 from __future__ import annotations
@@ -52,6 +53,8 @@ class Ledger:
         self.weights = None if config.endpoints else target_fingerprint(target.folder)
         self.place = {chunk.start + i: (chunk, i) for chunk in self.chunks for i in range(len(chunk.asks))}
         self.rows: dict[int, Trace] = {}
+        self.logged = 0
+        """Rows in the log, those that are in a file already included."""
         self.done: set[str] = set()
         self.earlier = 0
         self.whole = Counts()
@@ -110,6 +113,7 @@ class Ledger:
             self._log.write(_line(number, trace))
             self._log.flush()
             os.fsync(self._log.fileno())
+            self.logged += 1
             self.rows[number] = trace
             chunk = self.place[number][0]
             if self._complete(chunk):
@@ -236,7 +240,8 @@ class Ledger:
         self.done.add(chunk.file)
         for i in range(chunk.start, chunk.start + len(chunk.asks)):
             self.rows.pop(i)
-        self._rewrite_log()
+        if self.logged > 2 * len(self.rows):  # else each chunk would cost all rows that wait for theirs
+            self._rewrite_log()
 
     def _enter(self, files: dict[str, Finished]) -> None:
         """Put files into the manifest; without any it still says how much is to come."""
@@ -255,6 +260,7 @@ class Ledger:
         with beside.open("wb") as file:
             file.writelines(_line(number, trace) for number, trace in self.rows.items())
         put(beside, path)
+        self.logged = len(self.rows)
         self._log = path.open("ab")
 
 
