@@ -5,8 +5,6 @@ The losses and their gradients are those of `jax_specexit.training.step`, on fea
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -29,7 +27,7 @@ from jax_specexit.training.losses import (
     signal_weights,
 )
 from jax_specexit.training.step import smooth, token_weights, ttt_outputs
-from specexit.bench.process import claim_stdout, measured, reply
+from specexit.bench.process import claim_stdout, jobs, measured, reply
 from specexit.drafts.directory import SpecExitBlock, read_draft
 from specexit.method.signals import SIGNALS
 from specexit.schemas.bench_training import BenchTrainingConfig
@@ -40,8 +38,8 @@ NAIVE_LENGTH = 1024
 
 def main() -> None:
     """Train until stdin ends."""
-    replies = claim_stdout()
-    setup = json.loads(sys.stdin.readline())
+    replies, asked = claim_stdout(), jobs()
+    setup = next(asked)
     folder = Path(setup.pop("folder"))
     setup.pop("threads")  # XLA takes all cores
     config = BenchTrainingConfig.model_validate(setup)
@@ -49,8 +47,7 @@ def main() -> None:
     first = step()
     step()  # the first one has compiled, the second has the first's donated buffers
     reply(replies, {"loss": first})
-    for line in sys.stdin:
-        job = json.loads(line)
+    for job in asked:
         if "attention_memory" in job:
             reply(replies, attention_memory(config, job["attention_memory"]))
         elif "weights" in job:

@@ -1,7 +1,12 @@
 """Engines as processes of a collection: which devices each gets, and what is said of one that dies or fails."""
 
+import fcntl
+import json
 import math
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +17,7 @@ from specexit import tiny
 from specexit.config import ConfigError
 from specexit.schemas.collect import CollectConfig
 from specexit.schemas.target import load_target_config
+from tests.waiting import wait_for
 from torch_specexit.collecting import CollectError, collect, local, processes
 from torch_specexit.collecting.processes import worker_devices
 from torch_specexit.collecting.work import Decoding
@@ -82,6 +88,43 @@ def test_an_engine_that_dies_is_one_clear_error(end, workers, message, parts, tm
     assert any(f"what it said is in {log}; the same command goes on" in str(raised.value) for log in logs)
     assert {log.read_text() for log in logs} == {"OSError: no such model\n"}
     assert str(raised.value).count("\n") == (end == "exit 3")
+
+
+STARTING = """
+import fcntl, time
+from pathlib import Path
+from torch_specexit.collecting import worker
+def start(*_):
+    lock = open("lock", "w")
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    Path("ready").touch()
+    time.sleep(20)
+    Path("went on").touch()
+worker.LocalEngine = start
+worker.main()
+"""
+
+PARENT = """
+import subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", sys.argv[1]], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+child.stdin.write(sys.argv[2] + "\\n")
+child.stdin.flush()
+time.sleep(600)
+"""
+
+
+def test_an_engine_that_is_starting_ends_when_its_parent_is_killed(tmp_path):
+    """It takes minutes, and found out behind them only that nobody was there any more."""
+    asked = CollectConfig(target="tiny-reasoner", out=tmp_path / "out", split="test").model_dump(mode="json")
+    command = [sys.executable, "-c", PARENT, STARTING, json.dumps({"config": asked})]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    parent = subprocess.Popen(command, cwd=tmp_path, env=environment)
+    wait_for((tmp_path / "ready").exists)
+    parent.kill()
+    parent.wait()
+    with (tmp_path / "lock").open("r+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # as soon as it has ended
+    assert not (tmp_path / "went on").exists()
 
 
 @pytest.mark.vllm

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from specexit.bench.process import claim_stdout, measured, reply
+from specexit.bench.process import claim_stdout, jobs, measured, reply
 from torch_specexit.speculators import load_in_speculators
 
 
 def main() -> None:
     """Train until stdin ends."""
-    replies = claim_stdout()
-    setup = json.loads(sys.stdin.readline())
+    replies, asked = claim_stdout(), jobs()
+    setup = next(asked)
     torch.set_num_threads(setup["threads"])
     step = make_step(Path(setup["folder"]), setup["length"], setup["ttt_steps"], getattr(torch, setup["dtype"]))
     first = step()
     step()
     reply(replies, {"loss": first})
-    for _ in sys.stdin:
+    for _ in asked:
         reply(replies, measured(step))
 
 

@@ -14,7 +14,6 @@ Every reply also has ``joules``, null where the machine does not tell, and the `
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -24,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from specexit.bench.energy import Counter, Counters, EnergyMeter
 from specexit.bench.methods import Marks, Problem, Trial, from_job
-from specexit.bench.process import claim_stdout, reply
+from specexit.bench.process import claim_stdout, jobs, reply
 from specexit.errors import InputError
 from specexit.method.splits import FastTokenizer, load_tokenizer
 from specexit.schemas.engine import EngineConfig
@@ -45,8 +44,8 @@ COUNTERS = {
 
 def main() -> None:
     """Serve jobs until stdin ends."""
-    replies = claim_stdout()
-    setup = json.loads(sys.stdin.readline())
+    replies, asked = claim_stdout(), jobs()
+    setup = next(asked)
     target = TargetConfig.model_validate(setup["target"])
     engine = EngineConfig.model_validate(setup["engine"])
     if setup.get("budgets"):
@@ -60,8 +59,8 @@ def main() -> None:
     meter = EnergyMeter(_cards)
     accelerator = _accelerator()
     reply(replies, {"accelerator": accelerator})
-    for line in sys.stdin:
-        job, before = json.loads(line), meter.read()
+    for job in asked:
+        before = meter.read()
         found = run_method(llm, target, job) if "method" in job else run_job(llm, job)
         reply(replies, found | {"joules": meter.since(before), "accelerator": accelerator})
 

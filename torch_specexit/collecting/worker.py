@@ -35,7 +35,10 @@ def _channel() -> Send:
     return send
 
 
-def _read(loop: asyncio.AbstractEventLoop, asks: asyncio.Queue[dict[str, Any] | None]) -> None:
+Asks = asyncio.Queue[dict[str, Any] | None]
+
+
+def _read(loop: asyncio.AbstractEventLoop, asks: Asks) -> None:
     """Pass the input on; leave at once when the parent's end of the pipe closes, even if it was killed."""
     for line in sys.stdin:
         message = json.loads(line)
@@ -43,11 +46,9 @@ def _read(loop: asyncio.AbstractEventLoop, asks: asyncio.Queue[dict[str, Any] | 
     os._exit(1)
 
 
-async def _work(engine: LocalEngine, tracer: Tracer, send: Send) -> None:
+async def _work(engine: LocalEngine, tracer: Tracer, asks: Asks, send: Send) -> None:
     """Trace whatever comes in until there is nothing more; the first failure ends it."""
     loop = asyncio.get_running_loop()
-    asks: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
-    threading.Thread(target=_read, args=(loop, asks), daemon=True).start()
 
     async def one(message: dict[str, Any]) -> None:
         trace = await tracer.trace(Ask.from_json(message["ask"]))
@@ -73,12 +74,16 @@ def main() -> None:
     send = _channel()
     config = CollectConfig.model_validate(json.loads(sys.stdin.readline())["config"])
     target = load_target_config(config.target)
-    try:
-        engine = LocalEngine(config, target)
-    except InputError as error:  # which says all that there is
-        sys.exit(str(error))
-    tracer = Tracer(config, target, engine, lambda **counts: send(counts))
-    asyncio.run(_work(engine, tracer, send))
+    with asyncio.Runner() as runner:
+        asks: Asks = asyncio.Queue()
+        # From here on, as an engine takes minutes to start.
+        threading.Thread(target=_read, args=(runner.get_loop(), asks), daemon=True).start()
+        try:
+            engine = LocalEngine(config, target)
+        except InputError as error:  # which says all that there is
+            sys.exit(str(error))
+        tracer = Tracer(config, target, engine, lambda **counts: send(counts))
+        runner.run(_work(engine, tracer, asks, send))
 
 
 if __name__ == "__main__":

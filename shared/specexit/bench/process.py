@@ -12,12 +12,17 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, TextIO
 
 from specexit.errors import InputError
+
+TO_END = 1.0
+"""Seconds in which a process that has nothing to do takes note that its input has ended."""
 
 
 class BenchError(InputError):
@@ -104,6 +109,26 @@ def claim_stdout() -> TextIO:
     channel = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     return channel
+
+
+def jobs() -> Iterator[dict[str, Any]]:
+    """The process' end: what it is asked, its set-up first, until the parent closes the pipe. A parent that is gone,
+    killed for example, has closed it too: in the midst of a job the process then ends at once."""
+    lines: SimpleQueue[str | None] = SimpleQueue()
+    ended = threading.Event()
+
+    def read() -> None:
+        with os.fdopen(os.dup(0)) as stream:
+            for line in stream:
+                lines.put(line)
+        lines.put(None)
+        if not ended.wait(TO_END):
+            os._exit(1)
+
+    threading.Thread(target=read, daemon=True).start()
+    while (line := lines.get()) is not None:
+        yield json.loads(line)
+    ended.set()
 
 
 def reply(channel: TextIO, message: dict[str, Any]) -> None:
