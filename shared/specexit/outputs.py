@@ -3,6 +3,7 @@ where no folder is, and the same."""
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import shutil
@@ -22,6 +23,13 @@ from specexit.errors import InputError
 
 class MoveError(InputError):
     """An output folder that is written and could not be put in its place; the message says where it lies."""
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class DiskFull(InputError):
+    """A folder for which the disk has no place; the message names it and what to do."""
 
 
 def require_empty(folder: Path) -> None:
@@ -60,6 +68,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
     Raises:
       FileExistsError: ``folder`` is refused by `require_empty`.
       MoveError: it cannot be moved, say because something lies there by now. What was written is kept.
+      DiskFull: the block has found the disk full.
     """
     require_empty(folder)
     if isinstance(folder, BucketPath):
@@ -70,13 +79,18 @@ def new_folder(folder: Path) -> Iterator[Path]:
         beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         try:
             yield beside
-        except BaseException:
+            for path in beside.rglob("*"):
+                _sync(path)
+        except BaseException as error:
             shutil.rmtree(beside, ignore_errors=True)
+            if isinstance(error, OSError) and error.errno in FULL:
+                raise DiskFull(
+                    f"{folder}: cannot be written: {os.strerror(error.errno)}; what had been written is removed again: "
+                    "make room, or name another folder, and give the same command"
+                ) from error
             raise
         try:
             beside.chmod(0o755)  # mkdtemp's folders are closed to everyone else
-            for path in beside.rglob("*"):
-                _sync(path)
             if folder.exists():
                 folder.rmdir()
             os.rename(beside, folder)

@@ -1,5 +1,6 @@
 """Output folders: whole or not at all, also where the process is told to end in the middle."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 from specexit.config import write_text
 from specexit.data.scores import Scores, write_scores
 from specexit.data.traces import write_traces
+from specexit.errors import InputError
 from specexit.outputs import MoveError, new_folder, require_empty
 
 WRITE = """
@@ -135,3 +137,27 @@ def test_what_is_written_is_on_the_disk_before_it_has_its_name(write, inside, tm
     monkeypatch.setattr(os, "fsync", noted)
     write(out, make_trace())
     assert synced[(out / inside).stat().st_ino] is False
+
+
+def test_a_full_disk_is_one_line_that_names_the_folder_and_leaves_nothing(tmp_path):
+    """Arrow's error names no file, and has words of its own."""
+    with (
+        pytest.raises(
+            InputError, match=r"out: cannot be written: No space left on device; .* removed again: make room"
+        ),
+        new_folder(tmp_path / "out"),
+    ):
+        raise OSError(errno.ENOSPC, "Error writing bytes to file. Detail: [errno 28] No space left on device")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_named_with_the_file_and_what_was_there_stays(tmp_path, monkeypatch):
+    def full(file: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    write_text(tmp_path / "file", "before")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left") as raised:
+        write_text(tmp_path / "file", "after")
+    assert (raised.value.filename, raised.value.strerror) == (str(tmp_path / "file"), "No space left on device")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["before"]

@@ -410,7 +410,10 @@ def test_a_full_disk_is_one_line_and_what_is_finished_is_kept(server, tmp_path, 
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr("torch_specexit.collecting.ledger.os.fsync", full)
-    with pytest.raises(CollectError, match=r"out: cannot be written to: No space left on device; the same command"):
+    with pytest.raises(
+        CollectError,
+        match=r"out: cannot be written to: No space left on device; what is finished is kept, and the same",
+    ):
         collect(config(server, tmp_path / "out"))
     monkeypatch.undo()
     capsys.readouterr()

@@ -1,5 +1,6 @@
 """A folder that `collect` goes on with: nothing finished is lost, and nothing of another run is mixed in."""
 
+import errno
 import json
 import shutil
 from dataclasses import replace
@@ -10,7 +11,7 @@ from specexit.config import ConfigError
 from specexit.data.traces import read_traces
 from specexit.schemas.collect import CollectConfig
 from tests.torch.pretend import TARGET, config
-from torch_specexit.collecting import collect, ledger
+from torch_specexit.collecting import CollectError, collect, ledger
 from torch_specexit.collecting.ledger import Ledger
 from torch_specexit.collecting.work import all_asks
 
@@ -99,3 +100,28 @@ def test_weights_that_were_replaced_in_place_are_refused(collected, tmp_path, ca
     file.write_bytes(weights)
     with pytest.raises(ConfigError, match="replaced"), Ledger(asked, target, asks):
         pass
+
+
+@pytest.mark.parametrize("full", ["write_traces", "put", "save_asked"])
+def test_a_disk_that_is_full_for_a_file_the_log_or_a_record_is_one_line(full, collected, tmp_path, monkeypatch):
+    """Arrow has words of its own for it, and a run that goes on wrote before its first trace, with a traceback."""
+    asked = CollectConfig(target="tiny-reasoner", split="test", n=12, chunk=5, out=tmp_path / "out")
+    asks = all_asks(asked, TARGET)
+
+    def refused(*_) -> None:
+        raise OSError(errno.ENOSPC, "Error writing bytes to file. Detail: [errno 28] No space left on device")
+
+    with Ledger(asked, TARGET, asks) as first:
+        for number in range(4):
+            first.record(number, collected[number])
+    with monkeypatch.context() as patch:
+        patch.setattr(ledger, full, refused)
+        with (
+            pytest.raises(
+                CollectError, match=r"out: cannot be written to: No space left on device; what is finished is"
+            ),
+            Ledger(asked, TARGET, asks) as second,
+        ):
+            second.record(4, collected[4])
+    with Ledger(asked, TARGET, asks) as third:
+        assert third.todo()[0] in (4, 5)

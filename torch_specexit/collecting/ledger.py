@@ -14,7 +14,7 @@ import os
 import socket
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -23,6 +23,7 @@ from specexit.data.rows import FAILED, Trace
 from specexit.data.stream import MANIFEST
 from specexit.data.traces import TraceError, read_traces, tokenizer_sha256, write_traces
 from specexit.drafts.fingerprints import target_fingerprint
+from specexit.errors import InputError
 from specexit.locks import take
 from specexit.outputs import put
 from specexit.schemas.collect import CollectConfig
@@ -72,11 +73,19 @@ class Ledger:
         Raises:
           ConfigError: it holds a run with another config, of a target that is asked in another way, shards with other
             prompts, or more finished traces than are asked for.
-          CollectError: another process collects into it; or this is a shard, and the disk has no locks.
+          CollectError: another process collects into it, the disk is full, or it has no locks and this is a shard.
           TraceError: a file in it is damaged, or of other prompts.
           FileExistsError: it holds something else.
         """
         try:
+            self._begin()
+        except BaseException:
+            self._release()
+            raise
+        return self
+
+    def _begin(self) -> None:
+        with _kept(self.out):
             with claim(self.config, self.target):
                 if not self.config.is_whole:
                     check_same_prompts(self.config, self.asks)
@@ -87,10 +96,6 @@ class Ledger:
             if self.config.is_whole:  # every finished row was found to be of these prompts
                 save_asked(self.config, self.asks)
             rename_prompts(self.config)
-        except BaseException:
-            self._release()
-            raise
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._release()
@@ -109,7 +114,7 @@ class Ledger:
         """
         if not self._missing(number):
             return
-        try:
+        with _kept(self.out):
             self._log.write(_line(number, trace))
             self._log.flush()
             os.fsync(self._log.fileno())
@@ -118,10 +123,6 @@ class Ledger:
             chunk = self.place[number][0]
             if self._complete(chunk):
                 self._finish(chunk)
-        except OSError as error:
-            raise CollectError(
-                f"{self.out}: cannot be written to: {error.strerror}; the same command goes on with what is there"
-            ) from error
 
     def counts(self) -> Counts:
         """Everything in the folder's finished files, of all shards."""
@@ -262,6 +263,24 @@ class Ledger:
         put(beside, path)
         self.logged = len(self.rows)
         self._log = path.open("ab")
+
+
+@contextmanager
+def _kept(out: Path) -> Iterator[None]:
+    """Have what a disk refuses in the block be one line.
+
+    Raises:
+      CollectError: it has refused something.
+    """
+    try:
+        yield
+    except (InputError, FileExistsError, FileNotFoundError):
+        raise
+    except OSError as error:
+        why = os.strerror(error.errno) if error.errno else error  # Arrow has words of its own
+        raise CollectError(
+            f"{out}: cannot be written to: {why}; what is finished is kept, and the same command goes on with it"
+        ) from error
 
 
 def _take(lock: IO[str], out: Path, who: str) -> bool:
