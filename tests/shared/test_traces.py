@@ -1,6 +1,7 @@
 """Trace files: what is written is what is read, and a file that cannot be used says why."""
 
 import json
+from pathlib import PurePath
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,7 +22,7 @@ from specexit.data.rows import (
     infer_agrees,
     infer_decided,
 )
-from specexit.data.stream import read_batches
+from specexit.data.stream import read_batches, trace_files
 from specexit.data.traces import (
     TraceError,
     check_tokenizer,
@@ -348,3 +349,13 @@ def test_free_trials_are_read_from_the_row(make_trace):
     free = FreeTrial(boundary=1, answer="7", same=True, tokens=12)
     assert free_trials(make_trace(trial=json.dumps({"text": "x", "free": [vars(free)]}))) == [free]
     assert free_trials(make_trace()) == []
+
+
+def test_a_folder_of_many_files_is_looked_through_once(tmp_path, monkeypatch):
+    """Each file was looked for in the list of all: seconds at some thousand, each time that the folder was read."""
+    for number in range(200):
+        (tmp_path / f"traces-{number:05d}.parquet").touch()
+    compared, same = [], PurePath.__eq__
+    monkeypatch.setattr(PurePath, "__eq__", lambda one, other: compared.append(one) or same(one, other))
+    assert len(trace_files(tmp_path)) == 200
+    assert len(compared) < 1000

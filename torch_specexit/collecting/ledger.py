@@ -90,8 +90,10 @@ class Ledger:
                 if not self.config.is_whole:
                     check_same_prompts(self.config, self.asks)
                 self._lock()
-            for leftover in (f for chunk in self.chunks for f in self.out.glob(f".{chunk.file}.*")):
-                leftover.unlink()
+            ours = tuple(f".{chunk.file}." for chunk in self.chunks)
+            for leftover in self.out.glob(".traces-*"):
+                if leftover.name.startswith(ours):
+                    leftover.unlink()
             self._recover()
             if self.config.is_whole:  # every finished row was found to be of these prompts
                 save_asked(self.config, self.asks)

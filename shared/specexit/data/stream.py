@@ -55,19 +55,20 @@ def trace_files(path: Path) -> list[Path]:
     files = sorted(file for file in path.glob("*.parquet") if file.name[0] != ".") if path.is_dir() else parts_of(path)
     if not files or not files[-1].exists():
         raise TraceError(f"{path}: no trace file there")
+    there = set(files)
     for file in files if path.is_dir() else ():
-        if last_of(file) not in files:
+        if last_of(file) not in there:
             raise TraceError(f"{last_of(file)}: is gone, though {file.name} is a part of it: take a whole copy")
     if path.is_dir() and (manifest := path / MANIFEST).exists():
-        finished, asked, there = _recorded(manifest)
+        finished, asked, n = _recorded(manifest)
         gone = sorted(finished - {file.name for file in files})
         if gone:
             raise TraceError(
                 f"{path / gone[0]}: is gone, though {MANIFEST} names it; the `collect` command that wrote the folder "
                 f"makes it again, and without {MANIFEST} the other files are all there is"
             )
-        if there < asked:
-            _say_unfinished(path, there, asked)
+        if n < asked:
+            _say_unfinished(path, n, asked)
     return files
 
 
