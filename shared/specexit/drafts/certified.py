@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from specexit.buckets import BucketPath
 from specexit.drafts.fingerprints import target_fingerprint
