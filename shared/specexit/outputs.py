@@ -26,6 +26,8 @@ class MoveError(InputError):
 
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_SYNC = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
+"""What a mount answers that has nothing to put on a disk, as that of a bucket may."""
 
 
 class DiskFull(InputError):
@@ -79,11 +81,11 @@ def new_folder(folder: Path) -> Iterator[Path]:
         beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         try:
             yield beside
-            for path in beside.rglob("*"):
+            for path in (*beside.rglob("*"), beside):
                 _sync(path)
         except BaseException as error:
             shutil.rmtree(beside, ignore_errors=True)
-            if isinstance(error, OSError) and error.errno in FULL:
+            if isinstance(error, OSError) and error.errno in FULL and _names(error, beside):
                 raise DiskFull(
                     f"{folder}: cannot be written: {os.strerror(error.errno)}; what had been written is removed again: "
                     "make room, or name another folder, and give the same command"
@@ -96,9 +98,15 @@ def new_folder(folder: Path) -> Iterator[Path]:
             os.rename(beside, folder)
         except OSError as error:
             raise MoveError(
-                f"{folder}: cannot be put in its place: {error.strerror}; what was written is whole and lies in "
-                f"{beside}: move it to where it is to be"
+                f"{folder}: cannot be put in its place: {error.strerror}; what was written lies in {beside}: move it "
+                "to where it is to be"
             ) from error
+        _sync(folder.parent)
+
+
+def _names(error: OSError, folder: Path) -> bool:
+    """Whether an error is of a file in the folder; one that names none is taken for that."""
+    return not error.filename or Path(str(error.filename)).is_relative_to(folder)
 
 
 def put(beside: Path, path: Path) -> None:
@@ -112,14 +120,15 @@ def put(beside: Path, path: Path) -> None:
 def _sync(path: Path) -> None:
     if path.is_symlink():
         return
-    file = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(file)
-    except OSError:
-        if not path.is_dir():  # of folders, not every mount has that
+        file = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(file)
+        finally:
+            os.close(file)
+    except OSError as error:
+        if error.errno not in NO_SYNC and not path.is_dir():  # of folders, not every mount has that
             raise
-    finally:
-        os.close(file)
 
 
 def refuse_folder(path: Path) -> Path:

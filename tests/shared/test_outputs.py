@@ -105,7 +105,7 @@ def test_what_was_written_is_kept_and_named_where_its_place_is_taken_by_then(tmp
     with pytest.raises(MoveError, match=r"out: cannot be put in its place: Directory not empty") as refused:
         write_while_somebody_takes_its_place(tmp_path / "out")
     kept = next(path for path in tmp_path.iterdir() if path.name != "out")
-    assert f"what was written is whole and lies in {kept}: move it" in str(refused.value)
+    assert f"what was written lies in {kept}: move it" in str(refused.value)
     assert (kept / "scores").read_text() == "of hours"
     assert kept.stat().st_mode & 0o777 == 0o755
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["file"]
@@ -137,6 +137,8 @@ def test_what_is_written_is_on_the_disk_before_it_has_its_name(write, inside, tm
     monkeypatch.setattr(os, "fsync", noted)
     write(out, make_trace())
     assert synced[(out / inside).stat().st_ino] is False
+    assert synced[out.stat().st_ino] is False
+    assert synced[tmp_path.stat().st_ino] is True
 
 
 def test_a_full_disk_is_one_line_that_names_the_folder_and_leaves_nothing(tmp_path):
@@ -161,3 +163,22 @@ def test_a_full_disk_is_named_with_the_file_and_what_was_there_stays(tmp_path, m
         write_text(tmp_path / "file", "after")
     assert (raised.value.filename, raised.value.strerror) == (str(tmp_path / "file"), "No space left on device")
     assert [path.read_text() for path in tmp_path.iterdir()] == ["before"]
+
+
+def test_a_full_disk_elsewhere_is_not_said_of_the_folder(tmp_path):
+    """Else somebody makes room on the wrong disk."""
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/scratch/states")
+    with pytest.raises(OSError, match="/scratch/states"), new_folder(tmp_path / "out"):
+        raise full
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_mount_that_has_no_fsync_is_written_to(number, tmp_path, monkeypatch):
+    def refused(file: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", refused)
+    whole_folder(tmp_path / "folder", None)
+    write_text(tmp_path / "file", "text")
+    assert [(tmp_path / path).read_text() for path in ("folder/file", "file")] == ["text"] * 2
