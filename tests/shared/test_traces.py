@@ -1,7 +1,7 @@
 """Trace files: what is written is what is read, and a file that cannot be used says why."""
 
 import json
-from pathlib import PurePath
+from pathlib import Path, PurePath
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -25,6 +25,7 @@ from specexit.data.rows import (
 from specexit.data.stream import read_batches, trace_files
 from specexit.data.traces import (
     TraceError,
+    check_collected,
     check_tokenizer,
     data_sha256,
     read_labelled,
@@ -359,3 +360,19 @@ def test_a_folder_of_many_files_is_looked_through_once(tmp_path, monkeypatch):
     monkeypatch.setattr(PurePath, "__eq__", lambda one, other: compared.append(one) or same(one, other))
     assert len(trace_files(tmp_path)) == 200
     assert len(compared) < 1000
+
+
+def test_files_are_held_against_their_manifest_with_one_look_at_the_folder(make_trace, tmp_path, monkeypatch):
+    """For each file all names were gone through: minutes at 10,000."""
+    names = [f"traces-{number:05d}.parquet" for number in range(5)]
+    for name in names:
+        write_traces(tmp_path / name, [make_trace(id=name)])
+    files = {name: {"sha256": data_sha256(tmp_path / name)} for name in names}
+    (tmp_path / "manifest.json").write_text(json.dumps({"files": files}))
+    looks, glob = [], Path.glob
+    monkeypatch.setattr(Path, "glob", lambda path, pattern: looks.append(pattern) or glob(path, pattern))
+    check_collected(tmp_path)
+    assert len(looks) == 1
+    (tmp_path / names[3]).unlink()
+    with pytest.raises(TraceError, match=r"traces-00003\.parquet: is gone, though manifest\.json names it"):
+        check_collected(tmp_path)

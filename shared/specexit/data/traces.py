@@ -24,6 +24,7 @@ from specexit.buckets import BucketPath, arrow_sink, arrow_source
 from specexit.config import ConfigError
 from specexit.data.checks import once
 from specexit.data.outlines import Outlines, outlines
+from specexit.data.parts import last_of
 from specexit.data.rows import SCHEMAS, BareTrace, LabelledTrace, Trace, ids_sha256
 from specexit.data.stream import MANIFEST, TraceError, blocks, read_batches, rows_of, trace_files, values_of
 from specexit.outputs import put
@@ -315,7 +316,7 @@ def check_collected(path: Path) -> None:
     """Check that the files of a folder are what `collect` wrote there; without a manifest there is nothing to check.
 
     Raises:
-      TraceError: one is another, as its hash says, or the manifest cannot be read.
+      TraceError: one is gone, or another, as its hash says, or the manifest cannot be read.
     """
     manifest = path / MANIFEST
     if not manifest.exists():
@@ -324,8 +325,11 @@ def check_collected(path: Path) -> None:
         hashes = {name: entry["sha256"] for name, entry in json.loads(manifest.read_bytes())["files"].items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise TraceError(f"{manifest}: cannot be read as what `collect` writes: remove it") from error
+    files: dict[str, list[Path]] = {}
+    for file in trace_files(path):
+        files.setdefault(last_of(file).name, []).append(file)
     for name, expected in hashes.items():
-        if data_sha256(path / name) != expected:
+        if _sha256(files[name]) != expected:
             raise TraceError(
                 f"{path / name}: its content is not what {MANIFEST} says; where it was changed on purpose, remove "
                 f"{MANIFEST}"
@@ -338,8 +342,12 @@ def data_sha256(path: Path) -> str:
     Raises:
       TraceError: nothing there.
     """
+    return _sha256(trace_files(path))
+
+
+def _sha256(files: Iterable[Path]) -> str:
     digest = hashlib.sha256()
-    for file in trace_files(path):
+    for file in files:
         with file.open("rb") as opened:
             while piece := opened.read(1 << 20):
                 digest.update(piece)
