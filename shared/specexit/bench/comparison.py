@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -393,11 +393,27 @@ def read_requests(path: Path, method: str, batch: int | None = None) -> dict[str
     Raises:
       ResultsError: not there, or a line is not a request.
     """
+    found: dict[str, Request] = {}
+    wanted = batch or 0
+    for _, size, request in requests_in(path, (method,)):
+        if batch is None and size > wanted:
+            found, wanted = {}, size
+        if size == wanted:
+            found[request.id] = request
+    return found
+
+
+def requests_in(path: Path, methods: Collection[str]) -> Iterator[tuple[str, int, Request]]:
+    """The requests of methods, one line of the file after another, each with its method and batch size.
+
+    Raises:
+      ResultsError: not there, or a line is not a request.
+    """
     try:
-        rows = [json.loads(line) for line in path.read_text().splitlines()]
-        ours = [row for row in rows if row.pop("method") == method]
-        wanted = max((row["batch"] for row in ours), default=0) if batch is None else batch
-        return {row["id"]: Request(**row) for row in ours if row.pop("batch") == wanted}
+        with path.open() as lines:
+            for row in map(json.loads, lines):
+                if (method := row.pop("method")) in methods:
+                    yield method, row.pop("batch"), Request(**row)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ResultsError(f"{path}: cannot be read as the requests of a benchmark: {error!r}") from error
 

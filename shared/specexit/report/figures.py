@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from specexit.bench.comparison import read_requests
+from specexit.bench.comparison import requests_in
 from specexit.bench.results import Results
 from specexit.method.decision import Policy
 from specexit.method.signals import NAMES
@@ -95,12 +95,14 @@ def _what_thresholds(points: Sequence[Point], *, whole: bool, mark: float | None
 
 def latencies(results: Results, requests: Path) -> Iterator[Figure]:
     """Times of single requests at batch 1; none where nothing was timed."""
-    times = {
-        name: sorted(r.seconds for r in read_requests(requests, name, batch=1).values() if r.seconds is not None)
-        for name, method in results.methods.items()
-        if "1" in method.latency
+    taken: dict[str, dict[str, float | None]] = {
+        name: {} for name, method in results.methods.items() if "1" in method.latency
     }
-    if times:
+    if taken:
+        for name, batch, request in requests_in(requests, taken):
+            if batch == 1:
+                taken[name][request.id] = request.seconds
+        times = {name: sorted(s for s in seconds.values() if s is not None) for name, seconds in taken.items()}
         ordered = enumerate(zip_longest(*times.values()), start=1)
         yield Figure(
             "Seconds to an answer, one request at a time",

@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -209,6 +210,21 @@ def test_the_numbers_behind_a_figure_are_all_that_it_draws(bench: Path, trace: T
         ["10", "3", "–"],
         ["20", "1", "2"],
     ]
+
+
+def test_the_requests_are_read_for_all_methods_at_once(
+    bench: Path, trace: Trace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They hold all that was written: once for their hash, the times and the traces shown, not for each method."""
+    opened, plain = [], Path.open
+
+    def noted(path: Path, *args: Any, **kwargs: Any) -> Any:
+        opened.append(path.name)
+        return plain(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", noted)
+    report(everything(bench, trace))
+    assert opened.count("requests.jsonl") == 3
 
 
 def test_every_threshold_is_drawn_and_the_drafts_own_pointed_out(
