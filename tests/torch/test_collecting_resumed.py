@@ -51,6 +51,21 @@ def test_each_trace_is_written_to_the_log_a_few_times_at_most(collected, tmp_pat
     assert not list((tmp_path / "out" / ".collect").glob("*.jsonl"))
 
 
+def test_a_log_that_is_done_with_is_gone_before_another_process_can_have_it(collected, server, tmp_path, monkeypatch):
+    """A run of more prompts, begun at that moment, would have lost its log at once."""
+    asked, logs, release = config(server, tmp_path / "out"), [], Ledger._release
+
+    def released(ledger):
+        logs.extend((tmp_path / "out").rglob("*.jsonl"))
+        release(ledger)
+
+    monkeypatch.setattr(Ledger, "_release", released)
+    with Ledger(asked, TARGET, all_asks(asked, TARGET)) as first:
+        for number, trace in enumerate(collected):
+            first.record(number, trace)
+    assert logs == []
+
+
 def test_shards_of_one_path_with_other_prompts_are_not_mixed(server, tmp_path):
     """The file was edited in between, or is another one on another machine."""
     out, file = tmp_path / "out", tmp_path / "p.jsonl"

@@ -85,7 +85,7 @@ class Ledger:
         return self
 
     def _begin(self) -> None:
-        with _kept(self.out):
+        with _in_one_line(self.out):
             with claim(self.config, self.target):
                 if not self.config.is_whole:
                     check_same_prompts(self.config, self.asks)
@@ -100,9 +100,9 @@ class Ledger:
             rename_prompts(self.config)
 
     def __exit__(self, *_: object) -> None:
-        self._release()
-        if not self.todo():
+        if not self.todo():  # before another process can have the log
             Path(self._log.name).unlink(missing_ok=True)
+        self._release()
 
     def todo(self) -> list[int]:
         """Numbers of the rows that are missing, in order."""
@@ -116,7 +116,7 @@ class Ledger:
         """
         if not self._missing(number):
             return
-        with _kept(self.out):
+        with _in_one_line(self.out):
             self._log.write(_line(number, trace))
             self._log.flush()
             os.fsync(self._log.fileno())
@@ -268,7 +268,7 @@ class Ledger:
 
 
 @contextmanager
-def _kept(out: Path) -> Iterator[None]:
+def _in_one_line(out: Path) -> Iterator[None]:
     """Have what a disk refuses in the block be one line.
 
     Raises:
