@@ -17,7 +17,6 @@ from specexit.config import ConfigError
 from specexit.drafts.fingerprints import quantization_of
 from specexit.drafts.tensors import check_all_plain
 from specexit.schemas.target import TargetConfig
-from specexit.trainable import long_behind
 
 
 def place(device: str | None, dtype: str | None, target: TargetConfig) -> tuple[str, str]:
@@ -39,9 +38,10 @@ def check_rotary(target: TargetConfig) -> None:
     """Refuse a target whose texts transformers rotates by another rule than vLLM.
 
     Raises:
-      ConfigError: its RoPE is ``longrope``, and it is served beyond its original context.
+      ConfigError: its RoPE is ``longrope``, and it is served beyond its original context; or see
+        `TargetConfig.long_behind`.
     """
-    short = long_behind(target.hf_config())
+    short = target.long_behind()
     if short is not None and target.max_model_len > short:
         raise ConfigError(
             f"{target.config_place}: rope_type is 'longrope' with original_max_position_embeddings {short}, but target "

@@ -34,7 +34,6 @@ from specexit.data.teacher import check_fields, check_teacher
 from specexit.drafts.fingerprints import target_fingerprint
 from specexit.schemas.features import FeaturesConfig
 from specexit.schemas.target import FOR_DRAFTS, TargetConfig, find_target, save_target
-from specexit.trainable import long_behind
 from torch_specexit.collecting.claim import ENGINE_FREE
 from torch_specexit.engine import start_engine
 
@@ -113,7 +112,7 @@ def wanted(config: FeaturesConfig, meta: PackMeta, target: TargetConfig) -> Mani
 
 def _check_rotary(config: FeaturesConfig, meta: PackMeta, target: TargetConfig) -> None:
     """Refuse ``longrope`` whose factors would be others than in serving: vLLM chooses them by its ``max_model_len``."""
-    short, length = long_behind(target.hf_config()), config.engine.extra.get("max_model_len", meta.length + 1)
+    short, length = target.long_behind(), config.engine.extra.get("max_model_len", meta.length + 1)
     if short is not None and (length > short) != (target.max_model_len > short):
         raise FeatureError(
             f"{target.config_place}: rope_type is 'longrope' with original_max_position_embeddings {short}, of whose "

@@ -101,6 +101,16 @@ def test_longrope_beyond_the_original_context_is_refused(rope, tmp_path):
     check_rotary(long.model_copy(update={"max_model_len": 512}))
 
 
+def test_longrope_whose_original_context_is_no_number_is_said_by_file(tmp_path):
+    """It was a traceback."""
+    target = load_target_config("tiny-reasoner")
+    rope = LONG | {"original_max_position_embeddings": "512"}
+    (tmp_path / "config.json").write_text(json.dumps(target.hf_config() | {"rope_parameters": rope}))
+    said = r"config\.json: original_max_position_embeddings is '512', expected a number"
+    with pytest.raises(ConfigError, match=said):
+        check_rotary(target.model_copy(update={"path": str(tmp_path)}))
+
+
 def test_scores_are_the_signals_at_the_thinking_tokens_whatever_the_batch(paths, traces):
     assert score(ScoreConfig(**paths, batch_tokens=64)) == 3
     scores = read_scores(paths["out"])

@@ -16,7 +16,7 @@ from specexit.drafts.files import read_bytes
 from specexit.method.splits import FastTokenizer, ThinkTokens, load_tokenizer, resolve
 from specexit.schemas.sampling import SamplingConfig
 from specexit.tiny import EMBEDDED
-from specexit.trainable import positions, theta_of
+from specexit.trainable import long_behind, positions, theta_of
 
 TARGET_FILE = "target.yaml"
 """Copy of the target that every folder of traces, packed data, a training run or a draft carries."""
@@ -195,6 +195,17 @@ class TargetConfig(Config):
         """
         try:
             return positions(self.hf_config())
+        except ValueError as error:
+            raise ConfigError(f"{self.config_place}: {error}") from error
+
+    def long_behind(self) -> float | None:
+        """See `specexit.trainable.long_behind`.
+
+        Raises:
+          ConfigError: see `positions`.
+        """
+        try:
+            return long_behind(self.hf_config())
         except ValueError as error:
             raise ConfigError(f"{self.config_place}: {error}") from error
 
