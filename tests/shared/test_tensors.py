@@ -19,6 +19,7 @@ from specexit.drafts.tensors import (
     FLOATS,
     INDEX,
     WEIGHTS,
+    check_all_plain,
     open_tensors,
     read_header,
     together,
@@ -350,3 +351,11 @@ def test_a_file_that_shrinks_while_it_is_read_is_truncated(tmp_path, write_rando
     for read in (stored.read, lambda: list(stored.blocks())):
         with pytest.raises(TensorError, match="truncated"):
             read()
+
+
+@pytest.mark.parametrize("said", [3, {}, {"dtype": ["F32"]}, {"dtype": "F8_E5M2"}])
+def test_a_weight_whose_header_names_no_plain_type_is_refused_by_its_name(tmp_path, said):
+    header = json.dumps({"w.weight": said}).encode()
+    (tmp_path / WEIGHTS).write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(TensorError, match=r"w\.weight has dtype .*, expected plain weights"):
+        check_all_plain(tmp_path)

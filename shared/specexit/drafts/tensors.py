@@ -233,9 +233,9 @@ def check_all_plain(folder: Path) -> None:
       TensorError: one is quantised; or a file has no header of safetensors.
     """
     fields = {name: one for path in sorted(folder.glob("*.safetensors")) for name, one in _header(path)[0].items()}
-    for name in fields:
+    for name, said in fields.items():
         if name.endswith(".weight"):
-            check_plain(folder, name, fields, fields[name]["dtype"])
+            check_plain(folder, name, fields, str(said.get("dtype") if isinstance(said, dict) else said))
 
 
 def _entry(path: Path, name: str, fields: Any, body: int) -> Stored:
