@@ -239,6 +239,16 @@ def test_where_no_row_can_be_compared_nothing_is_verified(tokens, tmp_path, rand
     assert not (random_draft / "verify.json").exists()
 
 
+def test_where_the_positions_end_within_all_prompts_no_larger_tokens_is_asked_for(
+    tmp_path, random_draft, write_random_draft, monkeypatch
+):
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("a side was started"))
+    draft = write_random_draft(tmp_path / "short", "draft", max_position_embeddings=11, **TINY)
+    said = r"within tokens=11, expected traces of shorter prompts$"
+    with pytest.raises(VerifyError, match=said):
+        verify(VerifyConfig(draft=draft, traces=tmp_path / "traces.parquet", vllm=False))
+
+
 def test_a_nan_on_one_side_is_a_difference(tmp_path, monkeypatch, write_random_draft, make_trace):
     write_traces(tmp_path / "traces.parquet", [make_trace()])
     draft = write_random_draft(tmp_path / "draft", "draft", **TINY)

@@ -78,8 +78,8 @@ def verify(config: VerifyConfig) -> dict[str, float]:
     target = target_of_both(config.traces, config.draft, draft.target_name, config.target)
     target.model_file("config.json")  # where the model is gone, no side has to start
     check_tokenizer(config.traces, target)  # another one's ids are other text, which no draft guesses
-    config = _within(config, draft, target)
-    n, passed_over = _passed_over(config, vocab_size_of(target))
+    config, asked = _within(config, draft, target), config.tokens
+    n, passed_over = _passed_over(config, vocab_size_of(target), asked)
     config = config.model_copy(update={"n": n})
     rows = _kept(config, draft)
     with tempfile.TemporaryDirectory() as scratch:
@@ -158,9 +158,14 @@ def _within(config: VerifyConfig, draft: DraftConfig, target: TargetConfig) -> V
     return config.model_copy(update={"tokens": int(most)})
 
 
-def _passed_over(config: VerifyConfig, vocab_size: int) -> tuple[int, list[str]]:
+def _passed_over(config: VerifyConfig, vocab_size: int, asked: int) -> tuple[int, list[str]]:
     """How many traces there are up to the n-th, and ids of those that nothing can be compared on, as
     `specexit.drafts.probing.is_judged` says; they are told.
+
+    Args:
+      config: of the command, as `_within` returns it.
+      vocab_size: of the target.
+      asked: the ``tokens`` that it had before.
 
     Raises:
       VerifyError: it is all of them.
@@ -173,7 +178,9 @@ def _passed_over(config: VerifyConfig, vocab_size: int) -> tuple[int, list[str]]
             over.append(trace.id)
             more += [least] if is_judged(trace, least := needed(trace, config.steps), config.steps) else []
     if len(over) == n:
-        expected = f"at least tokens={min(more)}, or traces of shorter prompts" if more else "longer traces"
+        expected = "traces of shorter prompts" if more else "longer traces"
+        if more and config.tokens == asked:  # else there are no more positions
+            expected = f"at least tokens={min(more)}, or {expected}"
         raise VerifyError(
             f"{config.traces}: of {n} traces none has thinking and the tokens of steps={config.steps} draft "
             f"steps behind its prompt within tokens={config.tokens}, expected {expected}"
