@@ -114,7 +114,10 @@ def test_a_length_that_no_engine_serves_the_model_with(tmp_path, server, fields,
     check(most or 10**9, endpoints=None)
     if most is None:
         return
-    with pytest.raises(ConfigError, match=rf"max_model_len is {most + 1}, expected at most {most}, .*max_position_emb"):
+    said = (
+        rf"max_model_len is {most + 1}, expected at most {most}, by .*config\.json \(max_position_emb.*RoPE's scaling"
+    )
+    with pytest.raises(ConfigError, match=said):
         check(most + 1, endpoints=None)
     check(most + 1)
     check(most + 1, endpoints=None, engine={"extra": {"max_model_len": most}})

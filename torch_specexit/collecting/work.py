@@ -210,8 +210,8 @@ def check_positions(config: CollectConfig, target: TargetConfig) -> None:
     most = target.positions()
     if target.max_model_len > most:
         raise ConfigError(
-            f"target {target.name}: max_model_len is {target.max_model_len}, expected at most {most:.0f}, which its "
-            f"config.json in {target.folder} says (max_position_embeddings)"
+            f"target {target.name}: max_model_len is {target.max_model_len}, expected at most {most:.0f}, by "
+            f"{target.config_place} (max_position_embeddings, and RoPE's scaling)"
         )
 
 
