@@ -229,35 +229,46 @@ def test_a_file_that_is_damaged_in_the_middle_leaves_nothing(think, tmp_path):
 
 
 INTERRUPTED = """
-import os, signal, time
+import os, signal, sys, time
 import pyarrow as pa
 from specexit.data.stream import in_parallel
 
 def work(number, data):
     os.write(1, b"working\\n")
-    time.sleep(600)
+    time.sleep(600 if signal.getsignal(signal.SIGINT) is signal.SIG_DFL else 1)
 
 if __name__ == "__mp_main__":  # a worker that is on its way
     os.write(1, b"starting\\n")  # at once, as both do
     time.sleep(0.5)
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, getattr(signal, sys.argv[1]))
     batch = pa.RecordBatch.from_pydict({"n": [1]})
     try:
         list(in_parallel(work, [batch] * 4, workers=2))
+        print("worked", flush=True)
     except KeyboardInterrupt:
         print("interrupted", flush=True)
 """
 
 
-@pytest.mark.parametrize("when", ["starting", "working"])
-def test_ctrl_c_ends_the_workers_without_tracebacks(tmp_path, when):
-    (tmp_path / "program.py").write_text(INTERRUPTED)
-    command = [sys.executable, str(tmp_path / "program.py")]
+def interrupt(program, when, how):
+    """Send it Ctrl-C at a moment: the line at which that was, its last line and what it has said of errors."""
+    program.write_text(INTERRUPTED)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, **pipes, text=True, start_new_session=True) as process:
+    with subprocess.Popen([sys.executable, str(program), how], **pipes, text=True, start_new_session=True) as process:
         assert process.stdout is not None
         while (line := process.stdout.readline().strip()) and line != when:
             pass
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does
         said, error = process.communicate(timeout=60)
-    assert (line, said.splitlines()[-1], error) == (when, "interrupted", "")
+    return line, said.splitlines()[-1], error
+
+
+@pytest.mark.parametrize("when", ["starting", "working"])
+def test_ctrl_c_ends_the_workers_without_tracebacks(tmp_path, when):
+    assert interrupt(tmp_path / "program.py", when, "default_int_handler") == (when, "interrupted", "")
+
+
+def test_workers_of_a_command_that_passes_over_ctrl_c_do_so_too(tmp_path):
+    """As one that a script has begun in the background: its workers died, and it with them."""
+    assert interrupt(tmp_path / "program.py", "working", "SIG_IGN") == ("working", "worked", "")

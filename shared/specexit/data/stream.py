@@ -255,8 +255,12 @@ def _ctrl_c_held_back() -> Iterator[None]:
 
 
 def _end_quietly() -> None:
-    """Have Ctrl-C, which a terminal sends to a worker as well, end it without a traceback: the command says it."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    """Have Ctrl-C, which a terminal sends to a worker as well, end it without a traceback: the command says it.
+
+    Whoever has begun the command in the background has it pass over Ctrl-C, and then its workers do, too.
+    """
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
 
 
