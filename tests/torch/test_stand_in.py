@@ -27,6 +27,8 @@ SHAPES = {
     # One query head in a group, where the tiny reasoner has two: its keys and values are there twice.
     "untied, groups of one": STAND_IN
     | {"num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 64, "tie_word_embeddings": False},
+    # Four, as in Qwen3-4B and 8B: two more that read the values of those two.
+    "groups of four": STAND_IN | {"num_attention_heads": 12, "num_key_value_heads": 3},
 }
 DRAFT_VOCAB = 1200
 DRAFT = {
@@ -99,10 +101,12 @@ def test_in_bfloat16_it_chooses_the_same_tokens_nearly_everywhere(tmp_path: Path
     assert same.float().mean() > 0.98
 
 
-@pytest.mark.parametrize("source", ["draft", "fc"])
-def test_its_draft_guesses_and_signals_as_the_small_one_does(source: str, tmp_path: Path, write_random_draft) -> None:
+@pytest.mark.parametrize(("source", "sizes"), [("draft", "tied"), ("fc", "tied"), ("draft", "groups of four")])
+def test_its_draft_guesses_and_signals_as_the_small_one_does(
+    source: str, sizes: str, tmp_path: Path, write_random_draft
+) -> None:
     small_folder = write_random_draft(tmp_path / "small", source, **DRAFT)
-    large_folder = make(tmp_path, STAND_IN, small_folder)
+    large_folder = make(tmp_path, SHAPES[sizes], small_folder)
     drafted = {}
     for name, folder in (("tiny-reasoner", small_folder), (str(large_folder / "target.yaml"), large_folder / "draft")):
         target, config = load_target_config(name), read_config(folder)

@@ -116,7 +116,7 @@ def attention(small: Weights, fit: Fit, noise: Noise, *, twice: bool) -> Makers:
       twice: the input is two hidden states side by side, as in an EAGLE-3 draft.
     """
     size, dims = fit.large.head_dim, fit.dims
-    growth = (size / fit.small.head_dim) ** 0.5
+    growth, kv = (size / fit.small.head_dim) ** 0.5, fit.large.kv_heads
     normed = "self_attn.q_norm.weight" in small
 
     def rows(part: str, heads: int, sources: Mapping[int, int], factor: float, *, blank: bool) -> Matrix:
@@ -135,11 +135,12 @@ def attention(small: Weights, fit: Fit, noise: Noise, *, twice: bool) -> Makers:
 
     def output() -> Matrix:
         large = noise(fit.large.hidden, fit.large.heads * size)
+        with_values = len(fit.kv_sources) * fit.large.heads // kv  # which a query head has, whether it is used or not
+        for place in range(with_values):
+            large[:, place * size + dims] = 0
         for source, place in enumerate(fit.query_places):
-            columns = place * size + dims
-            large[:, columns] = 0
             block = small["self_attn.o_proj.weight"][:, source * len(dims) : (source + 1) * len(dims)]
-            large[: fit.small.hidden, columns] = block
+            large[: fit.small.hidden, place * size + dims] = block
         return large
 
     def head_scale(part: str, factor: float) -> Vector:
@@ -149,7 +150,6 @@ def attention(small: Weights, fit: Fit, noise: Noise, *, twice: bool) -> Makers:
 
     queries = {place: source for source, place in enumerate(fit.query_places)}
     keys = dict(enumerate(fit.kv_sources))
-    kv = fit.large.kv_heads
     parts: Makers = {
         "self_attn.q_proj.weight": lambda: rows("q", fit.large.heads, queries, 1.0 if normed else growth, blank=False),
         "self_attn.k_proj.weight": lambda: rows("k", kv, keys, 1.0, blank=False),
