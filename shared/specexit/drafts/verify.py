@@ -148,12 +148,9 @@ def _within(config: VerifyConfig, draft: DraftConfig, target: TargetConfig) -> V
         return config
     longer = sum(length_of(trace) > most for trace in first_traces(config.traces, config.n))
     if longer:
-        Console(stderr=True).print(
+        _warn(
             f"{file}: there are {most:.0f} positions (max_position_embeddings, and RoPE's scaling), beyond which "
-            f"nothing is served, so {longer} traces are read up to there only, and not up to tokens={config.tokens}",
-            style="yellow",
-            markup=False,
-            highlight=False,
+            f"nothing is served, so {longer} traces are read up to there only, and not up to tokens={config.tokens}"
         )
     return config.model_copy(update={"tokens": int(most)})
 
@@ -188,27 +185,25 @@ def _passed_over(config: VerifyConfig, vocab_size: int, asked: int) -> tuple[int
     if not over:
         return n, []
     listed = ", ".join(over[:NAMED]) + (", ..." if len(over) > NAMED else "")
-    Console(stderr=True).print(
+    _warn(
         f"{config.traces}: {len(over)} of {n} traces do not count, as their prompts fill "
-        f"tokens={config.tokens} or they end at once: {listed}",
-        style="yellow",
-        markup=False,
-        highlight=False,
+        f"tokens={config.tokens} or they end at once: {listed}"
     )
     return n, over
+
+
+def _warn(text: str) -> None:
+    Console(stderr=True).print(text, style="yellow", markup=False, highlight=False)
 
 
 def _kept(config: VerifyConfig, draft: DraftConfig) -> int:
     """Of how many rows of a trace logits are compared; where those are fewer than asked for, that is told."""
     rows = most_rows(config.rows, config.n, config.steps, draft.draft_vocab_size)
     if rows < config.rows:
-        Console(stderr=True).print(
+        _warn(
             f"rows={config.rows}: {rows} rows of each of {config.n} traces are compared, as the logits of all "
             f"{draft.draft_vocab_size} draft tokens take at most {SCRATCH / 2**30:g} GiB of temporary files a side; "
-            "acceptance and mistakes are looked for in all",
-            style="yellow",
-            markup=False,
-            highlight=False,
+            "acceptance and mistakes are looked for in all"
         )
     return rows
 
