@@ -448,9 +448,3 @@ def test_a_length_checks_the_data_and_is_no_other_recipe(evaluated: TrainConfig)
     check_folder(changed(evaluated, length=64))
     with pytest.raises(ConfigError, match=r"length=128, but the rows in .* have 64 tokens"):
         train(changed(evaluated, length=128))
-
-
-def test_a_folder_that_holds_something_else_is_refused(recipe: TrainConfig) -> None:
-    (recipe.out / "checkpoints").mkdir(parents=True)
-    with pytest.raises(ConfigError, match=r"holds checkpoints but no run.yaml"):
-        train(recipe)

@@ -283,3 +283,9 @@ def test_recipes_that_cannot_work_are_refused(
     path.write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
     with pytest.raises(ConfigError, match=message):
         load(TrainConfig, path, keys)
+
+
+def test_a_folder_that_holds_something_else_is_refused(recipe: TrainConfig) -> None:
+    (recipe.out / "checkpoints").mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"holds checkpoints but no run.yaml"):
+        train(recipe)
