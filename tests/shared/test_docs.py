@@ -127,6 +127,10 @@ def test_the_readme_says_what_exits_cost_as_it_was_measured() -> None:
     cost = f"{100 * (1 - max(left)):.0f} to {100 * (1 - min(left)):.0f} %"
     assert f"costs {cost} of the speed" in (ROOT / "README.md").read_text()
     assert f"cost {cost} " in (ROOT / "docs" / "method.md").read_text()
+    (uncut,) = re.findall(r"nothing can be cut \|[^|]*\| (\S*) \((\S*)\.\.(\S*)\)", told)
+    mean, low, high = map(float, uncut)
+    for page in ("README.md", "docs/method.md"):
+        assert f"[{mean:.2f}x, {low:.2f}..{high:.2f}]" in (ROOT / page).read_text()
 
 
 def test_the_first_page_counts_the_methods_and_calls_a_stand_in_one() -> None:
