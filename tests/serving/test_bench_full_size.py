@@ -120,6 +120,17 @@ def test_what_differs_from_the_small_target_is_counted(
     assert shape["of"]["draft.weights"] == weights_hash(config.draft)
 
 
+def test_a_stand_in_is_measured_on_problems_of_some_tasks_alone(
+    tmp_path: Path, write_random_draft, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = stand_in_for_engines(monkeypatch, set())
+    config = small_config(tmp_path, write_random_draft(tmp_path / "draft", "draft", **DRAFT))
+    tasks = ("sums", "late", "sums")
+    write_traces(config.traces, [replace(t, task=task) for t, task in zip(generated_traces(N), tasks, strict=True)])
+    bench_full_size(config.model_copy(update={"tasks": ("sums",), "n": 2, "n_exact": 0}))
+    assert [n for _, _, _, n, _ in asked] == [2, 2]
+
+
 def test_a_stand_in_that_writes_other_texts_in_float32_is_not_measured(
     tmp_path: Path, write_random_draft, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

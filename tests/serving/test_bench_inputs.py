@@ -247,6 +247,21 @@ def test_a_prompt_under_many_ids_is_one_problem(inputs: Path, tmp_path: Path) ->
         read_problems(config(inputs, traces=tmp_path / "traces.parquet", n=3))
 
 
+def test_problems_of_some_tasks_alone_can_be_asked(inputs: Path, tmp_path: Path) -> None:
+    tasks = (None, "sums", "late", "sums")
+    named = [replace(trace, task=task) for trace, task in zip(generated_traces(N), tasks, strict=True)]
+    write_traces(tmp_path / "traces.parquet", named)
+    changes = {"traces": tmp_path / "traces.parquet", "scores": None}
+    found = read_problems(config(inputs, **changes, n=None, tasks=["sums"]))
+    assert [trace.id for trace in found] == ["test-1", "test-3"]
+    with pytest.raises(BenchError, match=r"2 different prompts of tasks=\['sums'\], expected at least n=3"):
+        read_problems(config(inputs, **changes, n=3, tasks=["sums"]))
+    with pytest.raises(BenchError, match=r"tasks has 'chain', expected some of \['late', 'sums'\]"):
+        read_problems(config(inputs, **changes, n=1, tasks=["sums", "chain"]))
+    with pytest.raises(ValueError, match="the curves would be of all tasks' traces"):
+        config(inputs, tasks=["sums"])
+
+
 def test_two_prompts_under_one_id_are_refused(inputs: Path, tmp_path: Path) -> None:
     """As files of two runs of `collect` may have, whose prompts are numbered: the second one was left out."""
     write_traces(tmp_path / "traces.parquet", [replace(trace, id="0") for trace in generated_traces(2)])

@@ -205,6 +205,7 @@ def _measure(config: BenchFullSizeConfig, kind: str, target: str, draft: Path) -
         out=_journals(config)[kind],
         methods=METHODS,
         n=n,
+        tasks=config.tasks,
         n_latency=min(n, config.n_latency) if measured else 1,
         batches=(config.batch,),
         rounds=config.rounds if measured else 1,

@@ -143,7 +143,8 @@ def read_problems(config: BenchConfig) -> list[Trace]:
     their ids.
 
     Raises:
-      BenchError: there are fewer, two have one id, one has no reference answer, or none has any thinking.
+      BenchError: there are fewer, or none of some task, two have one id, one has no reference answer, or none has any
+        thinking.
       OverlapError: a draft was trained on some of them, its checkpoint was chosen on them, or they are among
         ``calibration_traces``.
     """
@@ -158,9 +159,13 @@ def read_problems(config: BenchConfig) -> list[Trace]:
             )
     for trace in firsts.values():
         found.setdefault(trace.prompt_hash, trace)
-    if config.n is not None and len(found) < config.n:
-        raise BenchError(f"{config.traces}: traces of {len(found)} different prompts, expected at least n={config.n}")
-    traces = list(found.values())[: config.n]
+    traces = _of_tasks(config, list(found.values()))
+    if config.n is not None and len(traces) < config.n:
+        of = f" of tasks={list(config.tasks)}" if config.tasks else ""
+        raise BenchError(
+            f"{config.traces}: traces of {len(traces)} different prompts{of}, expected at least n={config.n}"
+        )
+    traces = traces[: config.n]
     for draft in filter(None, (config.draft, config.draft_fc)):
         refuse_trained(draft, traces, config.traces)
         chosen_on = read_policy(draft).selection if read_config(draft).specexit else None
@@ -176,6 +181,17 @@ def read_problems(config: BenchConfig) -> list[Trace]:
             "expected traces of a target that thinks, with its thinking switched on"
         )
     return traces
+
+
+def _of_tasks(config: BenchConfig, traces: list[Trace]) -> list[Trace]:
+    """Those of the ``tasks``."""
+    if config.tasks is None:
+        return traces
+    known = sorted({trace.task for trace in traces if trace.task is not None})
+    for task in config.tasks:
+        if task not in known:
+            raise BenchError(f"{config.traces}: tasks has {task!r}, expected some of {known}")
+    return [trace for trace in traces if trace.task in config.tasks]
 
 
 def as_traced(config: BenchConfig, traces: Sequence[Trace]) -> BenchConfig:

@@ -37,6 +37,9 @@ class BenchConfig(Config):
     n: int | None = Field(
         default=None, gt=0, description="problems: the first n; traces of one prompt are one problem. By default all"
     )
+    tasks: tuple[str, ...] | None = Field(
+        default=None, min_length=1, description="problems of these tasks alone; by default of all"
+    )
     n_latency: int = Field(
         default=40,
         gt=0,
@@ -84,6 +87,8 @@ class BenchConfig(Config):
             raise ValueError(f"batches={list(self.batches)}: expected rising sizes above 1, which is always measured")
         if self.samples > 1 and self.sampling is not None and is_greedy(self.sampling.model_dump()):
             raise ValueError(f"samples={self.samples}: without a temperature, or with top_k=1, all would be the same")
+        if self.tasks and self.scores:
+            raise ValueError("tasks and scores: the curves would be of all tasks' traces, expected one of the two")
         if any(rate <= 0 for rate in self.rates):
             raise ValueError(f"rates={list(self.rates)}: expected arrivals per second above 0")
         return self

@@ -25,6 +25,9 @@ class BenchFullSizeConfig(Config):
     models: Path = Field(description="folder for the stand-ins, which are kept; 0.6 billion parameters are 3.9 GB")
     out: OutputFile = Field(description="file for the numbers, full-size.json; replaced where it exists")
     n: int = Field(default=50, gt=0, description="problems")
+    tasks: tuple[str, ...] | None = Field(
+        default=None, min_length=1, description="problems of these tasks alone; by default of all"
+    )
     n_latency: int = Field(default=12, gt=0, description="how many of them, at most, are asked one at a time")
     batch: int = Field(default=8, gt=1, description="problems in progress at once")
     rounds: int = Field(default=6, gt=0, description="slices of the problems; the methods take turns slice by slice")
