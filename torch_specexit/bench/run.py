@@ -190,7 +190,8 @@ def _of_tasks(config: BenchConfig, traces: list[Trace]) -> list[Trace]:
     known = sorted({trace.task for trace in traces if trace.task is not None})
     for task in config.tasks:
         if task not in known:
-            raise BenchError(f"{config.traces}: tasks has {task!r}, expected some of {known}")
+            found = ", ".join(known) or "they have none"
+            raise BenchError(f"{config.traces}: tasks has {task!r}, expected some of the traces' tasks: {found}")
     return [trace for trace in traces if trace.task in config.tasks]
 
 
