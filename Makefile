@@ -180,7 +180,7 @@ tiny-reasoner: $(VENV)/.demo-ready  ## Train the embedded target again from noth
 TRAIN_MIXED = MALLOC_MMAP_THRESHOLD_=100000000000 MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_TOP_PAD_=500000000 \
   $(BIN)/python -m jax_specexit.tiny_reasoner problems=mixed optimizer.muon_rate=0.01 optimizer.adam_rate=0.0015
 
-tiny-mixed: $(VENV)/.demo-ready  ## Train the second embedded target, on from the first, in three stages
+tiny-mixed: $(VENV)/.demo-ready  ## Train the second embedded target, on from the first, in three stages (15 minutes)
 	@$(TRAIN_MIXED) init_from=shared/specexit/tiny/model out=runs/tiny-mixed tokens=1670000 curriculum=0 \
 	  optimizer.warmup=0.1 optimizer.decay=0.002
 	@$(TRAIN_MIXED) init_from=runs/tiny-mixed out=runs/tiny-mixed tokens=1000000 curriculum=0 batch_tokens=2048 seed=1 \
