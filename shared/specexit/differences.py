@@ -12,12 +12,16 @@ SHOWN = 12
 def differences(there: Any, asked: Any) -> str:
     """What differs between two nested mappings, in words; empty where nothing does. Under ``inputs`` are hashes.
 
+    None is as good as absent: what was written before a setting was there goes on where that is not set.
+
     Example:
       >>> differences({"config": {"seed": 0, "n": 3}}, {"config": {"seed": 1, "n": 3}})
       'config.seed 0 (now 1)'
+      >>> differences({"config": {"seed": 0}}, {"config": {"seed": 0, "tasks": None}})
+      ''
     """
     old, new = dict(leaves("", there)), dict(leaves("", asked))
-    keys = [key for key in {**old, **new} if old.get(key, "not told") != new.get(key, "not told")]
+    keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
     return ", ".join(f"{key} {_shown(key, old)} (now {_shown(key, new)})" for key in keys)
 
 

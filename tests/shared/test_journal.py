@@ -110,6 +110,14 @@ def test_a_journal_of_before_that_names_no_inputs_is_refused(tmp_path: Path) -> 
         Journal(tmp_path / "out", ASKED)
 
 
+def test_a_journal_of_before_there_was_a_setting_goes_on_where_that_is_not_set(tmp_path: Path) -> None:
+    Journal(tmp_path / "out", ASKED).reply("first", lambda: {"seconds": 1})
+    now = {tasks: ASKED | {"config": {"seed": 0, "tasks": tasks}} for tasks in (None, "sums")}
+    with pytest.raises(BenchError, match=r"config\.tasks not told \(now sums\)"):
+        Journal(tmp_path / "out", now["sums"])
+    assert Journal(tmp_path / "out", now[None]).reply("first", never) == {"seconds": 1}
+
+
 def test_a_benchmark_that_was_killed_lets_its_output_go(tmp_path: Path) -> None:
     out = tmp_path / "bench" / "out"
     script = "import sys, time; from pathlib import Path; from specexit.bench.journal import alone_at\n"
