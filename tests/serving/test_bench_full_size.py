@@ -125,9 +125,12 @@ def test_a_stand_in_is_measured_on_problems_of_some_tasks_alone(
 ) -> None:
     asked = stand_in_for_engines(monkeypatch, set())
     config = small_config(tmp_path, write_random_draft(tmp_path / "draft", "draft", **DRAFT))
+    config = config.model_copy(update={"tasks": ("sums",), "n_exact": 0})
     tasks = ("sums", "late", "sums")
     write_traces(config.traces, [replace(t, task=task) for t, task in zip(generated_traces(N), tasks, strict=True)])
-    bench_full_size(config.model_copy(update={"tasks": ("sums",), "n": 2, "n_exact": 0}))
+    with pytest.raises(BenchError, match=r"2 different prompts of tasks=\['sums'\], expected at least n=3"):
+        bench_full_size(config)
+    bench_full_size(config.model_copy(update={"n": 2}))
     assert [n for _, _, _, n, _ in asked] == [2, 2]
 
 
