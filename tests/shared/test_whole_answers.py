@@ -108,6 +108,32 @@ def test_an_exit_whose_verdict_was_inferred_is_not_vouched_for_by_others(setting
     assert (certificate.answers, certificate.whole_contradictions) == ("trial", certificate.n_whole)
 
 
+def test_inferred_exits_are_asked_where_the_first_trial_was(setting):
+    """As bisection leaves them: nothing was tried in front, so that nothing could be asked at the first boundary.
+
+    Half exit behind a trial that was compared; the others' exits lie between two trials, and were in no count at all.
+    """
+    exits_at_trial = np.arange(N) % 2 == 0
+    paths = setting(
+        np.full(N, 0.01),
+        [False] * N,
+        boundaries=[2, 4, 6, 8],
+        boundary_answers=["8", "7", "7", "7"],
+        boundary_agrees=[False, True, True, True],
+        boundary_confidence=[1.0] * 4,
+        boundary_state=["untried", "agrees", "untried", "agrees"],
+        think_ids=[20, 382] * 5,
+        trial=lambda i: free(1, same=True) if i % 4 < 2 else '{"text": "x"}',
+    )
+    signals = {str(i): np.full((10, 4), 0.01, np.float32) for i in range(N)}
+    for at_trial, values in zip(exits_at_trial, signals.values(), strict=True):
+        values[3 if at_trial else 5, 3] = 0.999
+    write_scores(paths["scores"], Scores("draft", weights_hash(paths["draft"]), signals))
+    certificate = calibrate(CalibrateConfig(**paths, epsilon=0.1)).point().certificate
+    assert (certificate.answers, certificate.n_whole, certificate.whole_contradictions) == ("trial", N // 2, N // 4)
+    refused(paths, r"contradict trial answers at a rate of up to 5\d", epsilon=0.1, label_noise="require")
+
+
 def test_each_group_answers_for_its_own_contradictions(setting):
     """One in twelve of a group's answers, written in full, says otherwise: too many there, not on average."""
     groups = {"group": lambda i: "ab"[i % 2], "trial": lambda i: free(0, same=i % 24 != 0)}

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from specexit.data.rows import free_trials
+from specexit.data.rows import first_trial, free_trials
 from specexit.data.scratch import Scratch
 from specexit.drafts.policy import Risk
 from specexit.method.decision import Policy
@@ -138,10 +138,10 @@ class _Losses:
 class _Contradictions:
     """Trials and answers written in full, where policies exit: elsewhere they say nothing of a policy's risk.
 
-    Chance chose the boundaries that were asked, so the prompts asked there are a sample of all prompts. For a trace
-    that does not exit, or errs by its trial already, the first boundary stands, and nothing can contradict. It also
-    stands for an exit at a boundary whose verdict was inferred, where nothing could be asked; such an exit counts as
-    contradicted, and so does one whose answer in full never came.
+    Chance chose which of the boundaries that were tried were asked, so the prompts asked there are a sample of all
+    prompts. For a trace that does not exit, or errs by its trial already, the first trial's boundary stands, and
+    nothing can contradict. It also stands for an exit at a boundary whose verdict was inferred, where nothing could be
+    asked; such an exit counts as contradicted, and so does one whose answer in full never came.
 
     Of each prompt that was asked anywhere, two bits for every policy lie on the disk.
     """
@@ -191,11 +191,13 @@ class _Contradictions:
 
 def _written_in_full(replay: Replay) -> Int[np.ndarray, "asked 3"]:
     """Boundaries where the answer was written in full too: number of the trace, thinking tokens there, and
-    `FreeTrial.same` (-1 where it is not known). 0 tokens stand for the first boundary, which is there under its own as
-    well."""
+    `FreeTrial.same` (-1 where it is not known). 0 tokens stand for the first boundary that was tried, which is there
+    under its own as well."""
     found = []
     for i, trace in enumerate(replay.traces):
+        first = first_trial(trace.boundary_state)
         for free in free_trials(trace):
             same = -1 if free.same is None else int(free.same)
-            found += [(i, at, same) for at in (trace.boundaries[free.boundary], *([0] if free.boundary == 0 else []))]
+            at = trace.boundaries[free.boundary]
+            found += [(i, tokens, same) for tokens in ((at, 0) if free.boundary == first else (at,))]
     return np.array(found, np.int64).reshape(-1, 3)
