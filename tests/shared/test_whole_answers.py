@@ -134,6 +134,19 @@ def test_inferred_exits_are_asked_where_the_first_trial_was(setting):
     refused(paths, r"contradict trial answers at a rate of up to 5\d", epsilon=0.1, label_noise="require")
 
 
+def test_prompts_of_many_traces_are_not_asked_more_often_than_others(setting):
+    """100 prompts of one trace, a tenth of which were asked and all contradict; 100 of four, all of which agree.
+
+    Some trace of four was asked of four times as many prompts, which hid what the others say.
+    """
+    asked = {"trial": lambda i: free(0, same=i < 400) if (i + i // 100) % 10 == 0 else '{"text": "x"}'}
+    paths = setting(
+        np.full(500, 0.999), [True] * 500, prompt_ids=lambda i: [1, i % 100] if i < 400 else [2, i], **asked
+    )
+    certificate = calibrate(CalibrateConfig(**paths, epsilon=0.9)).point().certificate
+    assert (certificate.n, certificate.n_whole, certificate.whole_contradictions) == (200, 20, 10)
+
+
 def test_each_group_answers_for_its_own_contradictions(setting):
     """One in twelve of a group's answers, written in full, says otherwise: too many there, not on average."""
     groups = {"group": lambda i: "ab"[i % 2], "trial": lambda i: free(0, same=i % 24 != 0)}

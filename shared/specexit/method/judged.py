@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 
 from specexit.data.rows import first_trial, free_trials
 from specexit.data.scratch import Scratch
+from specexit.data.seen import Seen
 from specexit.drafts.policy import Risk
 from specexit.method.decision import Policy
 from specexit.method.replay import Outcome, Replay
@@ -68,7 +69,7 @@ def judge(sample: Sample, blocks: Iterable[Replay], policies: Sequence[Policy], 
       SampleError: see `check_references`.
     """
     row, shape = {name: i for i, name in enumerate(sample.sizes)}, (len(policies), len(sample.sizes))
-    sums, losses, contradictions = [NOTHING] * len(policies), _Losses(shape), _Contradictions(shape)
+    sums, losses, contradictions = [NOTHING] * len(policies), _Losses(shape), _Contradictions(shape, sample.fewest)
     check_references(sample, risk)
     for replay in blocks:
         prompts = [sample.prompt_of(trace) for trace in replay.traces]
@@ -143,11 +144,14 @@ class _Contradictions:
     nothing can contradict. It also stands for an exit at a boundary whose verdict was inferred, where nothing could be
     asked; such an exit counts as contradicted, and so does one whose answer in full never came.
 
+    Of more traces some are asked sooner than of one. So that prompts of many, which may be the easy ones, are not asked
+    more often than others, as many of each are looked at as the prompt with fewest has.
+
     Of each prompt that was asked anywhere, two bits for every policy lie on the disk.
     """
 
-    def __init__(self, shape: tuple[int, int]):
-        self._shape = shape
+    def __init__(self, shape: tuple[int, int], fewest: int):
+        self._shape, self._fewest, self._taken = shape, fewest, Seen()
         self._file = Scratch("create table prompts (hash integer primary key, part integer, bits blob)")
 
     def add(
@@ -158,7 +162,9 @@ class _Contradictions:
         groups: Int[np.ndarray, " traces"],
     ) -> None:
         """Note the traces of a block."""
+        looked_at = np.array([self._take(prompt) for prompt in prompts], bool)
         whole = _written_in_full(replay)
+        whole = whole[looked_at[whole[:, 0]]]
         if not len(whole):
             return
         trace, tokens, same = whole.T
@@ -173,6 +179,12 @@ class _Contradictions:
             found[key] = int(groups[i]), new | (found[key][1] if key in found else self._bits_of(key))
         rows = ((key, group, known.tobytes()) for key, (group, known) in found.items())
         self._file.write("insert or replace into prompts values (?, ?, ?)", rows)
+
+    def _take(self, prompt: Prompt) -> bool:
+        """Whether one more trace of a prompt is looked at."""
+        if prompt.size <= self._fewest:
+            return True
+        return any(self._taken.add(hash((prompt.hash, i))) for i in range(self._fewest))
 
     def _bits_of(self, key: int) -> np.ndarray:
         """What is known of a prompt."""

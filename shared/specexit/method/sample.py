@@ -77,6 +77,9 @@ class Sample:
         """Traces of these prompts that count."""
         self.single = all(most == 1 for _, _, most in found.values())
         """Whether every prompt has one trace, so that losses are errors and no shares."""
+        [(fewest,)] = self._file.ask("select min(size - barred) from prompts where size > barred")
+        self.fewest: int = fewest or 0
+        """Traces that can judge of the prompt that has fewest of them, but for those that have none."""
 
     def prompt_of(self, trace: AnyTrace) -> Prompt:
         """The prompt of a trace that can judge."""
