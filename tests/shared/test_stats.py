@@ -126,7 +126,7 @@ def test_a_million_audits_take_few_terms(changed, monkeypatch):
     assert sum(taken) < n
 
 
-@given(st.integers(1, 2000), st.data(), st.sampled_from([0.01, 0.05, 0.1]))
+@given(st.integers(1, 2000), st.data(), st.sampled_from([0.01, 0.05, 0.1, 0.7, 0.99]))
 def test_the_upper_bound_is_clopper_and_pearsons(n, data, delta):
     errors = data.draw(st.integers(0, n))
     expected = 1.0 if errors == n else scipy_stats.beta.ppf(1 - delta, errors + 1, n - errors)

@@ -65,8 +65,8 @@ def binomial_upper_bound(errors: int, n: int, delta: float) -> float:
     """
     if errors >= n:
         return 1.0
-    low, high = errors / n, 1.0
-    for _ in range(60):  # halvings of an interval of at most 1: exact to the last bit of a double
+    low, high = 0.0, 1.0  # at a level below one half the bound is below the rate that was seen
+    for _ in range(60):  # halvings of an interval of 1: exact to the last bit of a double
         middle = (low + high) / 2
         low, high = (middle, high) if binomial_tail(errors, n, middle) > delta else (low, middle)
     return high
