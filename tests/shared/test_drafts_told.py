@@ -59,9 +59,9 @@ def careful(**said: float) -> OperatingPoint:
     """A point with a certificate of its policy."""
     policy = Policy(thresholds={"validity": 0.97})
     found = Certificate(
-        **{"risk": "accuracy_lost", "epsilon": 0.02, "delta": 0.1, "n": 500, "errors": 4, "bound": 0.0159},
-        **{"data_sha256": "ab" * 32, "policy_sha256": policy_sha256(policy)},
-        **said,
+        **{"risk": "accuracy_lost", "epsilon": 0.02, "delta": 0.1, "n": 500, "errors": 4, "bound": 0.0159}
+        | {"data_sha256": "ab" * 32, "policy_sha256": policy_sha256(policy)}
+        | said,
     )
     return OperatingPoint(name="careful", policy=policy, certificate=found)
 
@@ -91,7 +91,7 @@ def test_the_card_says_what_is_known_and_what_is_not(tmp_path, target, write_ran
     assert "vLLM" not in text.partition("## Verification")[2].partition("##")[0]
     assert "| step 1 | step 2 | step 3 |\n|---|---|---|\n| 80.0% | 40.0% | 11.0% |" in text
     assert "`careful` (default): exits at validity 0.97. With 90% confidence at most 1.59% of such prompts lose" in text
-    assert "(4 of 500 did; exits were judged by greedy answers, and one that is sampled there may be another)." in text
+    assert "(4 of 500 did; counted on trial answers; exits were judged by greedy answers, and one that" in text
     file = folder / "policy.json"
     file.write_text(file.read_text().replace("0.97", "0.5"))  # by hand: the certificate is of another policy
     assert "exits at validity 0.5; not certified: policy of point careful is" in str(describe(folder))
@@ -211,6 +211,24 @@ def test_nothing_is_told_as_certified_that_a_server_would_not_call_so(
     assert ("With 90% confidence" in card) == (why is None)
     for text in () if why is None else (row, migrated, card):
         assert re.search(why, text)
+
+
+def test_a_certificate_is_told_with_all_that_it_leaves_out(tmp_path, target, write_random_draft):
+    """A card goes to people who never see the traces: 99.9 was rounded to certainty, and nothing said of trials."""
+    folder = write_random_draft(tmp_path / "draft", "draft", **SHAPE)
+    groups = {"a": {"n": 300, "errors": 3, "bound": 0.0159}, "b": {"n": 200, "errors": 1, "bound": 0.015}}
+    point = careful(delta=0.001, n_unjudged=200, groups=groups)
+    beside = target_fingerprint(load_target_config("tiny-reasoner").folder)
+    made = {"fingerprints": {"draft": weights_hash(folder), "target": beside}, "sampling": {"temperature": 0}}
+    write_policy(folder, PolicyFile.model_validate({"default": "careful", "points": (point,)} | made))
+    row = describe(folder)["policy careful, default"]
+    _, _, out = exported(folder, tmp_path, "plugin", target)
+    said = "; of the worst of 2 groups; counted on trial answers; 200 traces could not judge and were left out"
+    assert row.endswith(f"at most 1.59% with 99.9% confidence (500 prompts){said}")
+    assert (
+        f"With 99.9% confidence at most 1.59% of such prompts lose a right answer (4 of 500 did{said})."
+        in (out / "README.md").read_text()
+    )
 
 
 def test_what_keeps_servers_from_exiting_is_told_and_goes_along(tmp_path, target, write_random_draft):

@@ -64,7 +64,7 @@ def test_two_claims_on_the_same_prompts_take_more_of_them(setting, monkeypatch):
     paths = setting(np.full(148, 0.9), [True] * 148, trial=lambda i: free(0, same=True))
     assert calibrate(CalibrateConfig(**paths, label_noise="ignore")).point().certificate.bound <= 0.02
     monkeypatch.setattr("specexit.method.calibrate.replays", lambda *_: pytest.fail("hours are spent"))
-    refused(paths, r"148 .* cannot support risk 0\.02 at confidence 0\.9: expected at least 149 .* another claim's")
+    refused(paths, r"148 .* cannot support risk 0\.02 at confidence 90%: expected at least 149 .* another claim's")
 
 
 def test_a_contradiction_where_the_trial_disagrees_is_none(setting):

@@ -11,7 +11,7 @@ import yaml
 from specexit.config import write_text
 from specexit.data.overlap import read_prompts
 from specexit.drafts.begun import imported_as
-from specexit.drafts.certified import doubts_of, judged_otherwise
+from specexit.drafts.certified import confidence, doubts_of, provisos
 from specexit.drafts.config import DraftConfig
 from specexit.drafts.hold import held_points
 from specexit.drafts.policy import FILE, OperatingPoint, PolicyFile, read_policy
@@ -119,7 +119,7 @@ def _exit(folder: Path, target: Path) -> str:
     for point in stored.points:
         thresholds = ", ".join(f"{name} {value:g}" for name, value in point.policy.thresholds.items())
         default = " (default)" if point.name == stored.default else ""
-        said = _certificate(point, doubts, judged_otherwise(stored.sampling))
+        said = _certificate(point, doubts, stored.sampling)
         said += AUDITED if point.name in held else ""
         lines.append(f"* `{point.name}`{default}: exits at {thresholds or 'nothing'}. {said}")
     mode = stored.serving.mode
@@ -155,7 +155,7 @@ def _not_covered(stored: PolicyFile) -> list[str]:
     ]
 
 
-def _certificate(point: OperatingPoint, doubts: list[str], judged: str | None) -> str:
+def _certificate(point: OperatingPoint, doubts: list[str], sampling: dict[str, Any] | None) -> str:
     found, own = point.certificate, point.uncertified_because()
     wrong = [*([] if own is None else [own]), *doubts]
     if found is None or wrong:
@@ -164,8 +164,8 @@ def _certificate(point: OperatingPoint, doubts: list[str], judged: str | None) -
     what = {"answer_changed": "change their answer", "accuracy_lost": "lose a right answer"}[found.risk]
     cut = "" if found.thinking_cut is None else f" It saved {found.thinking_cut:.1%} of their thinking."
     return (
-        f"With {1 - found.delta:.0%} confidence at most {found.bound:.2%} of such prompts {what} "
-        f"({found.errors:g} of {found.n} did{'' if judged is None else f'; {judged}'}).{cut}"
+        f"With {confidence(found.delta)}% confidence at most {found.bound:.2%} of such prompts {what} "
+        f"({found.errors:g} of {found.n} did{provisos(found, sampling)}).{cut}"
     )
 
 

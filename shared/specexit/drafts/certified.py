@@ -6,12 +6,13 @@ Servers ask it of all that they serve; `inspect`, `migrate` and the model card o
 from __future__ import annotations
 
 from collections.abc import Mapping
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 from specexit.buckets import BucketPath
 from specexit.drafts.fingerprints import target_fingerprint
-from specexit.drafts.policy import FILE, Fingerprints, PolicyFile
+from specexit.drafts.policy import FILE, Certificate, Fingerprints, PolicyFile
 from specexit.drafts.tensors import weights_hash
 from specexit.errors import shown
 from specexit.schemas.sampling import drawn, is_greedy
@@ -99,6 +100,42 @@ def judged_otherwise(sampling: Mapping[str, Any] | None) -> str | None:
     if is_greedy(sampling or {}):
         return None
     return "exits were judged by greedy answers, and one that is sampled there may be another"
+
+
+def left_out(found: Certificate) -> str | None:
+    """Traces that no certificate speaks of, in a clause; None where there are none."""
+    if not found.n_unjudged:
+        return None
+    fate = "were left out" if found.unjudged == "refuse" else "count as errors"
+    return f"{found.n_unjudged} traces could not judge and {fate}"
+
+
+def provisos(found: Certificate, sampling: Mapping[str, Any] | None) -> str:
+    """What belongs to a certificate's bound wherever it stands alone, as clauses to be put behind it.
+
+    Args:
+      found: the certificate.
+      sampling: of its traces, where it is known.
+    """
+    trial = "counted on trial answers" if found.answers == "trial" else None
+    worst = f"of the worst of {len(found.groups)} groups" if found.groups else None
+    clauses = (worst, trial, left_out(found), judged_otherwise(sampling))
+    return "".join(f"; {clause}" for clause in clauses if clause is not None)
+
+
+def in_percent(share: float) -> str:
+    """A share with all of its digits: rounded, what is promised would be more than is known.
+
+    Example:
+      >>> in_percent(0.0125), in_percent(0.05), confidence(0.1), confidence(0.001)
+      ('1.25', '5', '90', '99.9')
+    """
+    return f"{(100 * Decimal(repr(share))).normalize():f}"
+
+
+def confidence(delta: float) -> str:
+    """1 less that share, in percent."""
+    return f"{(100 - 100 * Decimal(repr(delta))).normalize():f}"
 
 
 def _compared(name: str, value: str | None) -> str | None:

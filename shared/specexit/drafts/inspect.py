@@ -12,7 +12,7 @@ from specexit.buckets import BucketPath
 from specexit.config import ConfigError
 from specexit.data.overlap import read_prompts
 from specexit.drafts.begun import imported_as
-from specexit.drafts.certified import doubts_of, judged_otherwise
+from specexit.drafts.certified import confidence, doubts_of, provisos
 from specexit.drafts.directory import check_given, open_draft
 from specexit.drafts.export import formats_of, weights_type
 from specexit.drafts.files import TensorError
@@ -95,7 +95,7 @@ def _trained(folder: Path) -> str:
 
 
 def _policy(found: PolicyFile, doubts: list[str]) -> dict[str, str]:
-    rows, judged = {}, judged_otherwise(found.sampling)
+    rows = {}
     for point in found.points:
         at = ", ".join(f"{name} {value:g}" for name, value in point.policy.thresholds.items())
         certificate, c = "no certificate", point.certificate
@@ -105,8 +105,8 @@ def _policy(found: PolicyFile, doubts: list[str]) -> dict[str, str]:
             certificate = f"not certified: {'; '.join(wrong)}"
         elif c is not None:
             what = {"answer_changed": "answers changed", "accuracy_lost": "right answers lost"}[c.risk]
-            certificate = f"{what}: at most {c.bound:.2%} with {1 - c.delta:.0%} confidence ({c.n} prompts)"
-            certificate += "" if judged is None else f"; {judged}"
+            certificate = f"{what}: at most {c.bound:.2%} with {confidence(c.delta)}% confidence ({c.n} prompts)"
+            certificate += provisos(c, found.sampling)
         default = ", default" if found.default == point.name != "default" else ""
         rows[f"policy {point.name}{default}"] = f"exits at {at or 'nothing'}; {certificate}"
     return rows

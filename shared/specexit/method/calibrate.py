@@ -23,7 +23,7 @@ from specexit.data.outlines import Outlines
 from specexit.data.overlap import refuse_selected, refuse_trained
 from specexit.data.scores import StoredScores, open_scores
 from specexit.data.traces import data_sha256, read_outlines, target_of_file, tokenizer_sha256
-from specexit.drafts.certified import judged_otherwise
+from specexit.drafts.certified import confidence, in_percent, judged_otherwise
 from specexit.drafts.directory import DraftError, SpecExitBlock, read_config
 from specexit.drafts.fingerprints import quantization_of, target_fingerprint
 from specexit.drafts.locking import locked
@@ -388,8 +388,9 @@ def _certified(config: CalibrateConfig, point: OperatingPoint, replayed: Point, 
         claim += f" ({certificate.whole_contradictions} of {certificate.n_whole} whole answers contradict them)"
     return (
         f"{config.draft}, {point.name}: exit at validity >= {point.policy.thresholds['validity']:g}. "
-        f"{certificate.errors:g} of {certificate.n} prompts err ({config.risk}); with confidence {1 - config.delta:g} "
-        f"the risk{claim} is at most {certificate.bound:.2%}{worst} (asked: {certificate.epsilon:.2%})"
+        f"{certificate.errors:g} of {certificate.n} prompts err ({config.risk}); with confidence "
+        f"{confidence(config.delta)}% the risk{claim} is at most {certificate.bound:.2%}{worst} "
+        f"(asked: {in_percent(certificate.epsilon)}%)"
         f"{'' if otherwise is None else f'; {otherwise}'}. Thinking cut {replayed.thinking_cut:.1%}."
     )
 
@@ -397,7 +398,7 @@ def _certified(config: CalibrateConfig, point: OperatingPoint, replayed: Point, 
 def _nothing(sample: Sample, config: CalibrateConfig, claim: Claim) -> str:
     return (
         f"{config.draft}, {point_name(claim.epsilon)}: no threshold that shortens a trace keeps {config.risk} <= "
-        f"{claim.epsilon:g} at confidence {1 - config.delta:g} on {sample.n} prompts: exits are switched off."
+        f"{claim.epsilon:g} at confidence {confidence(config.delta)}% on {sample.n} prompts: exits are switched off."
     )
 
 

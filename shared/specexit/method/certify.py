@@ -26,6 +26,7 @@ from functools import cache
 
 import numpy as np
 
+from specexit.drafts.certified import confidence
 from specexit.drafts.policy import GroupRisk, Risk
 from specexit.method.judged import Counts, Judged
 from specexit.method.sample import Sample, SampleError
@@ -166,7 +167,7 @@ def check_size(sample: Sample, claim: Claim) -> None:
             half = "; half of delta is another claim's, unless label_noise is require or ignore" if claim.shared else ""
             raise CertificateError(
                 f"{where}{n} calibration prompts that can judge{barred} cannot support risk {claim.epsilon:g} at "
-                f"confidence {1 - claim.delta:g}: expected at least {needed} (ln delta / ln(1 - epsilon){half})"
+                f"confidence {confidence(claim.delta)}%: expected at least {needed} (ln delta / ln(1 - epsilon){half})"
             )
 
 

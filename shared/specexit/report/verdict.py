@@ -6,17 +6,20 @@ from collections.abc import Mapping
 from typing import Any
 
 from specexit.bench.results import BASELINE, Results, computed_again
-from specexit.drafts.certified import judged_otherwise
+from specexit.drafts.certified import confidence, in_percent, judged_otherwise, left_out
 from specexit.drafts.directory import DraftConfig, SpecExitBlock
 from specexit.schemas.sampling import drawn
 
 ALPHA = 0.05
 """Level of the tests that the verdict stands on."""
 
+SPACE = "\N{NARROW NO-BREAK SPACE}"
+"""In front of a percent sign."""
+
 
 def percent(share: float, digits: int = 1) -> str:
     """A share as a person reads it."""
-    return f"{100 * share:.{digits}f}\N{NARROW NO-BREAK SPACE}%".replace("-", "\N{MINUS SIGN}")
+    return f"{100 * share:.{digits}f}{SPACE}%".replace("-", "\N{MINUS SIGN}")
 
 
 def verdict(results: Results, draft: DraftConfig | None, certified: Mapping[str, Any] | None = None) -> tuple[str, ...]:
@@ -81,15 +84,14 @@ def certificate(
     what = "the answer changes" if found.risk == "answer_changed" else "a right answer is lost"
     text = (
         f"Its policy is calibrated on {found.n} {'other ' if found.data_sha256 == others else ''}problems "
-        f"({found.errors:g} of them wrong): with probability at least {percent(1 - found.delta, 0)}, {what} in at most "
-        f"{percent(found.epsilon)} of problems like these, decoded like these"
+        f"({found.errors:g} of them wrong): with probability at least {confidence(found.delta)}{SPACE}%, {what} in "
+        f"at most {in_percent(found.epsilon)}{SPACE}% of problems like these, decoded like these"
     )
     text += ", in every group of them" if found.groups else ""
     text += ", counted on trial answers" if found.answers == "trial" else ""
     text += "; what was measured here was decoded otherwise, so that this is not said of it" if otherwise else ""
-    if found.n_unjudged:
-        fate = "were left out" if found.unjudged == "refuse" else "count as errors"
-        text += f"; {found.n_unjudged} traces could not judge and {fate}"
+    unseen = left_out(found)
+    text += "" if unseen is None else f"; {unseen}"
     if found.data_sha256 != others:
         text += "; whether the measured problems are among those was not checked"
     judged = judged_otherwise(certified)

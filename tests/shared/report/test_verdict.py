@@ -66,7 +66,7 @@ def test_the_guarantee_is_said_of_problems_with_what_it_is_for(
     report(config(bench, draft=draft))
     text = " ".join((bench / "report.html").read_text().split())
     assert "calibrated on 390 problems (8 of them wrong): with probability at least 90 %" in text
-    assert "the answer changes in at most 5.0 % of problems like these, decoded like these" in text
+    assert "the answer changes in at most 5 % of problems like these, decoded like these" in text
     assert (
         "counted on trial answers; 10 traces could not judge and were left out; whether the measured problems" in text
     )
@@ -87,6 +87,20 @@ def test_the_guarantee_is_said_of_problems_with_what_it_is_for(
     report(config(bench, draft=draft))
     assert "Its policy is not certified, so nothing is guaranteed of it." in (bench / "report.html").read_text()
     assert "of exits" not in text
+
+
+def test_what_is_promised_is_not_rounded(bench: Path, write_random_draft: Callable[..., Path]) -> None:
+    """It was "at least 100 %" and "at most 1.2 %", which is more than is known."""
+    draft = write_random_draft(bench / "draft", "draft")
+    numbers = {"epsilon": 0.0125, "delta": 0.001, "n": 800, "errors": 1, "bound": 0.0115}
+    certificate = Certificate(
+        risk="answer_changed", data_sha256="0", policy_sha256=policy_sha256(Policy()), answers="whole", **numbers
+    )
+    point = OperatingPoint(name="risk-0.0125", policy=Policy(), certificate=certificate)
+    write_policy(draft, PolicyFile(default=point.name, points=(point,)))
+    report(config(bench, draft=draft))
+    text = " ".join((bench / "report.html").read_text().split())
+    assert "with probability at least 99.9 %, the answer changes in at most 1.25 % of problems like these" in text
 
 
 @pytest.mark.parametrize("changed", ["weights", "policy"])
