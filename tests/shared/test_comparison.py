@@ -243,6 +243,15 @@ def test_oracle_ends_at_the_earliest_agreeing_boundary(make_trace: Callable[...,
     assert found.fraction_reached["specexit"] == pytest.approx((2 / 3) / 0.15)
 
 
+def test_of_an_oracle_that_cuts_nothing_no_share_is_reached(make_trace: Callable[..., Trace]) -> None:
+    never = make_trace(boundary_agrees=[False, False, False])
+    found = oracle([never], {"specexit": compare(exit_run(), full_run())})
+    assert (found.thinking_cut, found.fraction_reached) == (0, {"specexit": None})
+    results = some_results().model_copy(update={"oracle": found})
+    _, compared, *_ = result_tables(results)
+    assert list(compared.columns[2].cells) == ["-"]
+
+
 def test_where_one_point_was_looked_for_shares_of_the_oracle_are_at_most_what_is_said(
     make_trace: Callable[..., Trace],
 ) -> None:

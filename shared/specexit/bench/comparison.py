@@ -352,8 +352,8 @@ def oracle(traces: Sequence[Trace], comparisons: Mapping[str, Comparison]) -> Or
         return 1 - sum(needed) / sum(len(trace.think_ids) for trace in traces)
 
     cut = cut_at("earliest")
-    # A target that never overthinks leaves nothing to cut, and then no share of it can be reached.
-    reached = {name: versus.thinking_cut[0] / cut if cut else 0.0 for name, versus in comparisons.items()}
+    # A target that never overthinks leaves nothing to cut, and of nothing there is no share.
+    reached = {name: versus.thinking_cut[0] / cut if cut else None for name, versus in comparisons.items()}
     return Oracle(
         thinking_cut=cut,
         for_good=cut_at("stable"),

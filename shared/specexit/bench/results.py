@@ -86,7 +86,7 @@ DEFINITIONS = {
     "for_good": "the oracle's cut where it ends a trace only at a boundary from which on all trial answers are that of "
     "the full trace: what it cuts more is luck, an answer that comes up early, goes again, and comes back",
     "fraction_reached": "thinking_cut / that of the oracle; above 1 where exits come before the answer stands, "
-    "at a loss of accuracy",
+    "at a loss of accuracy; none where the oracle cuts nothing",
     "one_point": "traces that were not tried throughout (boundaries=stable or bisect), so that nothing is known in "
     "front of their first trial: with any of them the oracle cuts at least what is said, and a method reaches at most "
     "that share of it",
@@ -164,7 +164,7 @@ class Oracle(Config):
 
     thinking_cut: float
     for_good: float | None = Field(default=None, description="its cut where the answer has to stand from there on")
-    fraction_reached: dict[str, float]
+    fraction_reached: dict[str, float | None] = Field(description="None where it cuts nothing")
     sampling: dict[str, Any] = Field(default={}, description="of the recorded traces whose exit points it knows")
     one_point: int = Field(default=0, description="of these traces, those that were not tried throughout")
 
@@ -375,8 +375,8 @@ def _accuracy(method: MethodResult) -> str:
     return _percent(method.accuracy) if not method.accuracy_interval else _interval(method.accuracy_interval, 100.0, 1)
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f} %"
 
 
 def _speedup(triple: Triple) -> str:

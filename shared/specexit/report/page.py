@@ -169,7 +169,7 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     found.filters |= {"percent": percent, "points": _points, "interval": _interval, "shortened": _shortened}
-    found.filters |= {"change": _change, "change_interval": _change_interval}
+    found.filters |= {"change": _change, "share": _share, "change_interval": _change_interval}
     return found
 
 
@@ -187,6 +187,10 @@ def _shortened(answer: str | None) -> str | None:
 def _points(difference: float) -> str:
     text = f"{100 * difference:+.1f}"
     return "±0.0" if float(text) == 0 else text.replace("-", "\N{MINUS SIGN}")
+
+
+def _share(share: float | None) -> str:
+    return "–" if share is None else percent(share)
 
 
 def _change(cut: float) -> str:

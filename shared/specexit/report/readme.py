@@ -67,11 +67,11 @@ def table(results: Results) -> str:
         versus = results.against_eagle3.get(name)
         row = [NAMES.get(name, name), _accuracy(method, versus), f"{method.thinking_tokens:.1f}"]
         if versus is None:
-            row += ["0 %", *["1x"] * len(batches)]
+            row += ["0 %" if results.oracle.thinking_cut else "–", *["1x"] * len(batches)]
         else:
             if any(versus.thinking_cut):
                 row[2] += f" ({_cut(versus.thinking_cut)})"
-            row.append(f"{100 * results.oracle.fraction_reached[name]:.1f} %")
+            row.append(_share(results.oracle.fraction_reached[name]))
             row += [_times(versus.speedup[batch]) for batch in batches]
         lines.append(row)
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
@@ -120,6 +120,10 @@ def _accuracy(method: MethodResult, versus: Comparison | None) -> str:
     if versus and any(versus.accuracy_delta):
         said.append(_points(versus.accuracy_delta))
     return f"{100 * method.accuracy:.1f} %" + (f" ({'; '.join(said)})" if said else "")
+
+
+def _share(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.1f} %"
 
 
 def _points(triple: Triple) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from specexit.bench.results import BASELINE, Results, computed_again
+from specexit.bench.results import BASELINE, LOSS_MARGIN, Results, computed_again
 from specexit.drafts.certified import confidence, in_percent, judged_otherwise, left_out
 from specexit.drafts.directory import DraftConfig, SpecExitBlock
 from specexit.schemas.sampling import drawn
@@ -37,9 +37,11 @@ def verdict(results: Results, draft: DraftConfig | None, certified: Mapping[str,
     versus = results.against_eagle3["specexit"]
     if versus.p_loss is not None:
         proven = versus.p_loss <= ALPHA
+        lost = -versus.accuracy_delta[0]
+        more = f"{100 * lost:.1f} points were lost" if lost > LOSS_MARGIN else "more problems would tell"
         said.append(
             f"{'Ruled out' if proven else 'Not ruled out'}: a loss of accuracy of a point or more "
-            f"(p {_p(versus.p_loss)} on {results.n} problems{'' if proven else '; more problems would tell'})."
+            f"(p {_p(versus.p_loss)} on {results.n} problems{'' if proven else f'; {more}'})."
         )
     speed = "; ".join(_speed(results, batch, triple[0]) for batch, triple in versus.speedup.items())
     said.append(f"Against EAGLE-3 with the same draft, end to end: {speed}.")

@@ -176,6 +176,21 @@ def test_of_traces_that_were_not_tried_throughout_the_page_says_at_most(bench: P
         assert [text in html for text in hedged] == [one_point > 0] * len(hedged)
 
 
+def test_of_nothing_that_could_be_cut_there_is_no_share(bench: Path) -> None:
+    """It was said to be 0 %, also of exits that had cut a half."""
+    results = read_results(bench / "results.json")
+    nothing = results.oracle.model_copy(update={"thinking_cut": 0.0, "fraction_reached": {"specexit": None}})
+    write_results(bench / "results.json", results.model_copy(update={"oracle": nothing}))
+    assert read_results(bench / "results.json").oracle == nothing
+    report(config(bench))
+    headline = (bench / "report.html").read_text().partition("of what hindsight could cut</dt>")[2]
+    assert headline.startswith("<dd>–<small>oracle: ")
+    assert [line.split(" | ")[3] for line in readme.table(read_results(bench / "results.json")).splitlines()[2:]] == [
+        "–",
+        "–",
+    ]
+
+
 def test_what_is_not_given_is_left_out(bench: Path) -> None:
     report(config(bench))
     html = (bench / "report.html").read_text()

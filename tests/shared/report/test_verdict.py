@@ -40,6 +40,19 @@ def test_the_verdict_claims_what_was_tested(bench: Path) -> None:
     assert "it answers sooner than eagle3; not shown of deer." in open_
 
 
+def test_of_a_loss_that_was_seen_it_is_not_said_that_more_problems_would_tell(bench: Path) -> None:
+    """All of 40 answers were lost, and it was "not ruled out"."""
+    results = read_results(bench / "results.json")
+    versus = results.against_eagle3["specexit"]
+    for delta, p, told in (
+        (-0.004, 0.2, "(p = 0.200 on 1 problems; more problems would tell)."),
+        (-0.25, 1.0, "(p = 1.000 on 1 problems; 25.0 points were lost)."),
+    ):
+        lost = versus.model_copy(update={"accuracy_delta": (delta, -0.3, 0.0), "p_loss": p})
+        said = verdict(results.model_copy(update={"against_eagle3": {"specexit": lost}}), None)
+        assert said[0] == f"Not ruled out: a loss of accuracy of a point or more {told}"
+
+
 def test_a_speed_up_over_eagle3_alone_is_said_with_its_test(bench: Path) -> None:
     """As the demo without other methods has it: a number above 1 is not yet faster."""
     results = read_results(bench / "results.json")
