@@ -159,6 +159,14 @@ def test_tables_figures_and_numbers_are_written_once_and_kept_for_what_they_are_
     assert "\n" not in str(told.value)
 
 
+def test_alternatives_are_printed_as_they_are_called(paths, capsys):
+    """A split token may be "[/x]\\n\\n"."""
+    scores = {"[/x]": paths / "draft.parquet", "[red]": paths / "fc.parquet"}
+    ablate(config(paths, "draft").model_copy(update={"scores": scores}))
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in scores)
+
+
 def test_a_folder_that_holds_something_is_left_alone(paths):
     (paths / "out").mkdir()
     (paths / "out" / "mine").write_text("mine")

@@ -167,6 +167,14 @@ def test_certificates_of_one_group_are_used_on_no_other(written):
     assert record["population"]["greedy"]["sampling"] == {"temperature": 0.0}
 
 
+def test_groups_are_printed_as_they_are_called(written, capsys):
+    """In brackets they were lost, or ended the command behind all draws."""
+    bench_certificate(written(group=lambda i: "[red]" if i % 3 else "[/b]"))
+    printed = capsys.readouterr().out
+    assert "[red]" in printed
+    assert "[/b]" in printed
+
+
 def test_where_no_trace_has_a_group_it_is_said_that_none_is_controlled(written, capsys):
     assert [cell.grouped for cell in bench_certificate(written(task=None))] == [False]
     assert "no trace is of a group or a task, so no worst group is" in " ".join(capsys.readouterr().out.split())

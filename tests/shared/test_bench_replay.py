@@ -286,6 +286,19 @@ def test_too_many_differences_are_an_error_that_counts_them_and_leaves_the_list(
     assert bench_replay(files.model_copy(update={"least_same": 0.5})).same == 4
 
 
+def test_problems_are_listed_as_they_are_called(files, traces, signals, requests, capsys):
+    """In brackets they were lost, or ended the command."""
+    names = ["[red]", "[/b]"]
+    named = [dataclasses.replace(trace, id=name) for trace, name in zip(traces, names, strict=False)]
+    write_traces(files.traces, named)
+    scores = Scores("draft", weights_hash(files.draft), dict(zip(names, signals, strict=False)))
+    write_scores(files.scores, scores)
+    write_bench(files.bench, [served(trace, 4) for trace in named])
+    bench_replay(files.model_copy(update={"least_same": 0}))
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in names)
+
+
 def test_what_cannot_be_compared_is_refused(files, traces, requests, signals):
     write_traces(files.traces, traces[:3])
     with pytest.raises(ReplayError, match="problem '3' of the benchmark is missing"):

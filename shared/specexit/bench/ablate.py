@@ -100,7 +100,7 @@ def ablate(config: AblateConfig) -> dict[str, Ablation]:
       BenchError: the output folder holds the ablations of another config, or of other files.
       FileExistsError: the output folder is not empty.
     """
-    inputs, console = _inputs(config), Console()
+    inputs, console = _inputs(config), Console(markup=False)  # split tokens may look like markup
     found = _found_before(config, inputs)
     if found is None:
         require_empty(config.out)

@@ -239,7 +239,7 @@ def bench_certificate(config: BenchCertificateConfig) -> list[Cell]:
         not decoded or scores not of the source that their name says, or some have a group and others none.
       ViolationError: in some cell more certificates are broken than promised; the file is written all the same.
     """
-    console = Console()
+    console = Console(markup=False)  # groups are called as their prompts say
     cells, moved, sizes = _measured(config, console)
     record = {
         "delta": config.delta,
@@ -338,7 +338,7 @@ def _recorded(config: BenchCertificateConfig, decoding: str, console: Console) -
     if config.grouped and any(trace.group or trace.task for trace in able):
         samples.append(Sample(table, grouped=True))
     elif config.grouped:
-        console.print(f"{path}: no trace is of a group or a task, so no worst group is controlled", markup=False)
+        console.print(f"{path}: no trace is of a group or a task, so no worst group is controlled")
     about = {"prompts": together.n, "traces": together.n_traces, "unjudged": dict(together.unjudged)}
     return _Recorded(able, samples, about | {"data_sha256": data_sha256(path), "sampling": sampling})
 

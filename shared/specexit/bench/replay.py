@@ -219,7 +219,7 @@ def bench_replay(config: BenchReplayConfig) -> ReplayCheck:
     check = check_exits(traces, signals, policy, requests, method=config.method, near=config.near)
     check = check.model_copy(update={"inputs": inputs})
     write_text(config.out, json.dumps(check.model_dump(mode="json"), indent=1) + "\n")
-    console = Console()
+    console = Console(markup=False)  # problems have any ids
     console.print(f"{check.method}: {check.same} of {check.n} requests exit as replayed ({100 * check.share:.2f} %)")
     if check.differences:
         console.print(_table(check))
