@@ -167,6 +167,16 @@ def test_alternatives_are_printed_as_they_are_called(paths, capsys):
     assert all(name in printed for name in scores)
 
 
+@pytest.mark.parametrize(("known", "said"), [(0, "Cut at changed answers of at"), (3, "losses are of the other 3")])
+def test_what_a_loss_is_of_is_said(paths, traces, capsys, known, said):
+    """Where no right answer is known, changed ones were called a loss; where few are, it is of them alone."""
+    unknown = [dataclasses.replace(trace, reference=None, correct=None) for trace in traces[known:]]
+    write_traces(paths / "traces.parquet", [*traces[:known], *unknown])
+    for _ in range(2):  # the second one reads again what the first has found
+        ablate(config(paths, "draft"))
+        assert said in " ".join(capsys.readouterr().out.split())
+
+
 def test_a_folder_that_holds_something_is_left_alone(paths):
     (paths / "out").mkdir()
     (paths / "out" / "mine").write_text("mine")

@@ -17,7 +17,7 @@ from specexit.method.decision import EARLY_TOKENS
 from specexit.method.policies import METHODS, MethodError, load_methods
 from specexit.method.policies.certaindex import certainty
 from specexit.method.replay import Replay
-from specexit.method.simulate import Simulation, best_within, simulate
+from specexit.method.simulate import Simulation, best_within, remarks, simulate
 from specexit.schemas.simulate import SimulateConfig
 
 CONFIG = SimulateConfig.model_construct(smoothing="none", alpha=0.1, round_tokens=3)
@@ -172,6 +172,20 @@ def test_curves_are_drawn_by_task_probes_are_paid_and_the_unfinished_is_left_out
     printed = capsys.readouterr().out
     assert "sums: 11 traces of 6 prompts" in printed
     assert "left out, as they cannot judge: 1 unfinished" in printed
+
+
+def test_how_many_right_answers_are_known_is_said(files, capsys):
+    """The losses of 23 traces were those of three, without a word of it."""
+    traces = [
+        trace if i < 3 else dataclasses.replace(trace, reference=None, correct=None)
+        for i, trace in enumerate(read_traces(files / "traces.parquet"))
+    ]
+    write_traces(files / "traces.parquet", traces)
+    found = simulate(config_of(files))
+    assert (found.unreferenced, found.tasks["sums"].unreferenced) == (20, 10)
+    said = "20 of 23 traces have no reference: accuracy and losses are of the other 3"
+    assert said in remarks(found)
+    assert said in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("source", "finds_the_oracle"), [("draft", True), ("fc", False)])

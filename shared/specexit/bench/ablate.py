@@ -37,7 +37,7 @@ from specexit.method.labels import ExitKind, exit_point
 from specexit.method.policies import METHODS
 from specexit.method.policies.validity import VALIDITY_GRID, early_of, policy_at
 from specexit.method.replay import Replay
-from specexit.method.simulate import Point, best_within, loss, mean_known, pareto, summarise
+from specexit.method.simulate import Point, best_within, loss, mean_known, of_others, pareto, summarise
 from specexit.outputs import new_folder, require_empty
 from specexit.report.charts import curves_chart, standalone
 from specexit.schemas.ablate import AblateConfig
@@ -86,9 +86,15 @@ class Ablations(Config):
     n: int
     """Traces."""
     full_accuracy: float | None
+    unreferenced: int = 0
+    """Of these traces, those whose right answer is not known: losses are of the others."""
     ablations: dict[str, Ablation]
     inputs: dict[str, str] = Field(default={})
     """Hashes of ``traces``, of each ``scores.NAME``, and of the draft of the first of them (``draft.weights``)."""
+
+    def remarks(self) -> list[str]:
+        """What its numbers do not say."""
+        return [of_others(self.unreferenced, self.n)] if 0 < self.unreferenced < self.n else []
 
 
 def ablate(config: AblateConfig) -> dict[str, Ablation]:
@@ -116,6 +122,8 @@ def ablate(config: AblateConfig) -> dict[str, Ablation]:
         )
     for ablation in found.ablations.values():
         console.print(_table(ablation, config.tolerances))
+    for remark in found.remarks():
+        console.print(remark, soft_wrap=True)
     return found.ablations
 
 
@@ -162,7 +170,13 @@ def _replay(config: AblateConfig, inputs: dict[str, str]) -> Ablations:
         measured = tuple(_variant(label, points, full, config.tolerances) for label, points in variants)
         if len(measured) > 1:
             found[name] = Ablation(question=question, variants=measured)
-    return Ablations(n=len(traces), full_accuracy=full, ablations=found | _trained(config), inputs=inputs)
+    return Ablations(
+        n=len(traces),
+        full_accuracy=full,
+        unreferenced=int(np.isnan(first.replay.correct).sum()),
+        ablations=found | _trained(config),
+        inputs=inputs,
+    )
 
 
 def _judging(path: Path) -> list[BareTrace]:
@@ -308,7 +322,8 @@ def figure_of(ablation: Ablation) -> str:
 
 
 def _table(ablation: Ablation, tolerances: Sequence[float]) -> Table:
-    out = Table(title=f"{ablation.question} Cut at a loss of at most ...", title_justify="left", box=SIMPLE)
+    lost = "a loss" if ablation.knows_right else "changed answers"
+    out = Table(title=f"{ablation.question} Cut at {lost} of at most ...", title_justify="left", box=SIMPLE)
     out.add_column("", min_width=max(len(variant.name) for variant in ablation.variants))
     for tolerance in tolerances:
         out.add_column(f"{100 * tolerance:g} %", justify="right")

@@ -73,6 +73,8 @@ class Part(Config):
     one_point: int = 0
     """Traces that were not tried throughout, see `specexit.data.rows.is_tried_throughout`. With any of them the oracle
     cuts at least what is said, as nothing is known in front of their first trial."""
+    unreferenced: int = 0
+    """Traces whose right answer is not known: accuracy, and so every loss, is of the others."""
 
 
 class Simulation(Part):
@@ -233,6 +235,7 @@ def _part(traces: Outlines, points: dict[str, list[Point]], tuned: Container[str
             if label in tuned and label not in unknown
         },
         one_point=one_point,
+        unreferenced=traces.number("sum(not is_known)"),
     )
 
 
@@ -290,9 +293,16 @@ def remarks(simulation: Simulation) -> list[str]:
     said = [f"{name} cannot be replayed: {why}" for name, why in simulation.not_replayed.items()]
     if simulation.one_point:
         said.append(_what_is_unknown(simulation))
+    if 0 < simulation.unreferenced < simulation.n:
+        said.append(of_others(simulation.unreferenced, simulation.n))
     if simulation.left_out:
         said.append(f"left out, as they cannot judge: {listed(simulation.left_out)}")
     return said
+
+
+def of_others(unreferenced: int, n: int) -> str:
+    """What is to be said of losses where some right answers are not known, and the others may be few."""
+    return f"{unreferenced} of {n} traces have no reference: accuracy and losses are of the other {n - unreferenced}"
 
 
 def write_curves(config: SimulateConfig, console: Console) -> Simulation:

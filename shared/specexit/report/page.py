@@ -148,7 +148,7 @@ def _page(config: ReportConfig, bench: Path, traces: Path, trained: Run | None) 
         figures=drawn,
         curves=replayed,
         ablations=tuple(ablated(found)) if found else (),
-        ablated=tuple(measured.remark("They", found.inputs)) if found else (),
+        ablated=(*measured.remark("They", found.inputs), *(f"{one}." for one in found.remarks())) if found else (),
         shown=show_traces(config, bench, traces, results, draft),
         trained=trained,
         tests=tests(results),
