@@ -280,6 +280,13 @@ def _set(data: dict[str, Any], parts: list[str], value: Any) -> None:
     data[parts[-1]] = value
 
 
+SAID = {
+    "tuple_type": "expected a list in brackets, such as '[a, b]'",
+    "dict_type": "expected a value for each name, as in KEY.NAME=VALUE",
+}
+"""Kind of problem -> what to change, where pydantic names types of Python."""
+
+
 def _explain(schema: type[BaseModel], error: ValidationError, where: str) -> str:
     lines = []
     for problem in error.errors():
@@ -291,7 +298,9 @@ def _explain(schema: type[BaseModel], error: ValidationError, where: str) -> str
         elif not key:  # of several keys together: the message names them
             lines.append(f"{where}: {problem['msg']}")
         else:
-            lines.append(f"{where}: {key} is {problem['input']!r}: {problem['msg']}")
+            ours = SAID.get(problem["type"])
+            said = problem["msg"] if ours is None else ours.replace("KEY", key)
+            lines.append(f"{where}: {key} is {problem['input']!r}: {said}")
     return without_passwords("\n".join(lines))
 
 

@@ -15,7 +15,9 @@ from pydantic import Field
 from specexit.buckets import Location
 from specexit.cli import COMMANDS, _load, parse
 from specexit.config import Config, ConfigError, find, load, revision, save_run, write_text
+from specexit.schemas.ablate import AblateConfig
 from specexit.schemas.bench_recipe import BenchRecipeConfig
+from specexit.schemas.calibrate import CalibrateConfig
 from specexit.schemas.chat import ChatConfig
 from specexit.schemas.collect import CollectConfig, PartConfig
 from specexit.schemas.convert import ConvertConfig
@@ -61,6 +63,19 @@ def test_overrides_win_over_the_file_and_the_file_over_defaults(recipe):
 def test_a_wrong_key_or_value_is_named_with_what_was_expected(recipe, override, message):
     with pytest.raises(ConfigError, match=message):
         load(Recipe, recipe, [override])
+
+
+@pytest.mark.parametrize(
+    ("schema", "override", "said"),
+    [
+        (CalibrateConfig, "epsilon=0.01,0.02", r"epsilon is '0\.01,0\.02': expected a list in brackets, such as '\[a"),
+        (AblateConfig, "scores=here", r"scores is 'here': expected a value for each name, as in scores\.NAME=VALUE"),
+    ],
+)
+def test_what_has_to_be_several_is_asked_for_as_it_is_written(schema, override, said):
+    """No "tuple" and no "dictionary"."""
+    with pytest.raises(ConfigError, match=said):
+        load(schema, overrides=[override])
 
 
 @pytest.mark.parametrize("size", ["inf", ".inf", "nan", "1e308"])
