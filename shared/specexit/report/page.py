@@ -218,7 +218,8 @@ def show_traces(
     """The traces to show; none where the benchmark has no exits.
 
     Raises:
-      ReportError: ``trace_id`` names a trace that is not there, or that did not exit at a boundary.
+      ReportError: the traces are of other problems, or ``trace_id`` names one that is not there, or that did not exit
+        at a boundary.
       ScoreError: the scores cannot be read, or are of another draft than the one given.
     """
     if "specexit" not in results.methods:
@@ -226,14 +227,14 @@ def show_traces(
     path = bench / "requests.jsonl"
     requests = read_requests(path, "specexit")
     traces = {id: trace for id, trace in first_samples(read_traces(benched)).items() if id in requests}
+    if not traces:
+        raise ReportError(f"{benched}: holds none of the problems of {path}, expected the traces that it ran on")
     chosen = choose(list(traces.values()), requests)
     if config.trace_id:
         could = [id for id in traces if exited(traces[id], requests[id])]
         if config.trace_id not in could:
-            raise ReportError(
-                f"{path}: trace {config.trace_id!r} did not exit at a boundary, expected one of "
-                f"{', '.join(sorted(could)[:5])}, ..."
-            )
+            others = f"expected one of {', '.join(sorted(could)[:5])}, ..." if could else "and no other one did"
+            raise ReportError(f"{path}: trace {config.trace_id!r} did not exit at a boundary, {others}")
         chosen = {"asked": config.trace_id}
     scores = _scores(config.scores, config.draft) if config.scores else None
     policy = draft.specexit.policy if draft and draft.specexit else None
@@ -252,7 +253,9 @@ def _full_size(path: Path | None, measured: Measured) -> Results | None:
     if path is None:
         return None
     found = read_results(path)
-    measured.refuse(path, (found.shape or {}).get("of", {}))
+    if found.shape is None:
+        raise ReportError(f"{path}: has no shape, expected what bench-full-size writes")
+    measured.refuse(path, found.shape.get("of", {}))
     return found
 
 

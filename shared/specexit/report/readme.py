@@ -32,14 +32,14 @@ NAMES = {
 
 
 class ReadmeError(InputError):
-    """A file without the marks between which the table goes."""
+    """A file that is not there, or without the marks between which the table goes."""
 
 
 def write_table(path: Path, results: Results) -> None:
     """Replace what stands between the marks of a Markdown file by the table of these results.
 
     Raises:
-      ReadmeError: the marks are not there.
+      ReadmeError: see `write_between`.
     """
     write_between(path, BEGIN, END, table(results))
 
@@ -48,9 +48,12 @@ def write_between(path: Path, begin: str, end: str, text: str) -> None:
     """Replace what stands between two marks of a file.
 
     Raises:
-      ReadmeError: the marks are not there, once each and in that order.
+      ReadmeError: the file cannot be read, or the marks are not there, once each and in that order.
     """
-    whole = path.read_text()
+    try:
+        whole = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ReadmeError(f"{path}: cannot be read, expected a Markdown file with a line {begin!r}: {error}") from error
     if whole.count(begin) != 1 or whole.count(end) != 1 or whole.index(begin) > whole.index(end):
         raise ReadmeError(f"{path}: expected one line {begin!r} and, below it, one line {end!r}")
     before, rest = whole.split(begin)

@@ -48,6 +48,11 @@ def test_readme_and_pictures_come_from_the_same_results(bench: Path, trace: Trac
     (bench / "README.md").write_text("no marks")
     with pytest.raises(ReadmeError, match=r"README\.md: expected one line"):
         report(found)
+    (bench / "README.md").unlink()
+    with pytest.raises(
+        ReadmeError, match=r"README\.md: cannot be read, expected a Markdown file with a line '<!-- res"
+    ):
+        report(found)
 
 
 def test_docs_are_written_anew_from_what_is_there_and_what_is_absent_is_said(tmp_path: Path, bench: Path) -> None:

@@ -101,8 +101,18 @@ def test_a_trace_that_did_not_exit_cannot_be_shown(bench: Path) -> None:
     assert not (bench / "report.html").exists()
     requests = bench / "requests.jsonl"
     requests.write_text(requests.read_text().replace('"ended_by": null', '"ended_by": "loop"'))
-    with pytest.raises(ReportError, match="'a' did not exit at a boundary"):
+    with pytest.raises(ReportError, match=r"'a' did not exit at a boundary, and no other one did$"):
         report(config(bench, trace_id="a"))
+
+
+def test_traces_of_other_problems_are_refused(bench: Path, trace: Trace) -> None:
+    """It was a page without traces; only some of them are what `annotate` leaves."""
+    write_traces(bench / "traces.parquet", [replace(trace, id="b")])
+    with pytest.raises(
+        ReportError, match=r"traces\.parquet: holds none of the problems of .*requests\.jsonl, expected"
+    ):
+        report(config(bench))
+    assert not (bench / "report.html").exists()
 
 
 def test_text_behind_the_last_boundary_is_shown(trace: Trace) -> None:

@@ -190,6 +190,8 @@ def test_what_was_replayed_for_another_draft_or_benchmark_is_no_part_of_the_page
     write_results(bench / "full-size.json", results.model_copy(update=of))
     with pytest.raises(ReportError, match=r"full-size\.json: made from inputs\.draft\.weights b+ \(now a+\), expected"):
         report(config(bench, full_size=bench / "full-size.json"))
+    with pytest.raises(ReportError, match=r"results\.json: has no shape, expected what bench-full-size writes"):
+        report(config(bench, full_size=bench / "results.json"))  # whose numbers were nowhere on the page
     said = "are of another file of traces than the benchmark."
     assert said not in (bench / "report.html").read_text()
     report(write("simulation", traces="b" * 64))
