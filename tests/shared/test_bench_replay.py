@@ -304,8 +304,10 @@ def test_what_cannot_be_compared_is_refused(files, traces, requests, signals):
     with pytest.raises(ReplayError, match="problem '3' of the benchmark is missing"):
         bench_replay(files)
     write_traces(files.traces, traces)
-    with pytest.raises(ReplayError, match="no requests of method 'specexit-fc'"):
+    with pytest.raises(ReplayError, match=r"no requests of method 'specexit-fc', measured were specexit$"):
         bench_replay(files.model_copy(update={"method": "specexit-fc"}))
+    with pytest.raises(ReplayError, match=r"bench: batch is 7, expected one that was measured: 16$"):
+        bench_replay(files.model_copy(update={"batch": 7}))
     named = {trace.id: values for trace, values in zip(traces, signals, strict=True)}
     write_scores(files.scores, Scores("draft", "0" * 64, named))
     with pytest.raises(

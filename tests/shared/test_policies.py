@@ -284,7 +284,7 @@ def test_a_file_that_holds_no_method_is_refused(tmp_path, text, message):
 
 def test_traces_of_which_none_can_judge_are_refused(files, trace_of):
     write_traces(files / "traces.parquet", [trace_of(["7"], [1.0], [True], finish_reason="length")])
-    with pytest.raises(ValueError, match=r"none of 1 traces can judge \({'unfinished': 1}\)"):
+    with pytest.raises(ValueError, match=r"none of 1 traces can judge \(1 unfinished\)"):
         simulate(config_of(files))
 
 

@@ -9,16 +9,19 @@ from specexit.report.page import LONGEST_ANSWER
 from specexit.schemas.annotate import AnnotateConfig
 
 
-def test_the_page_can_be_read_alone(think, tmp_path):
+def test_the_page_can_be_read_alone(think, tmp_path, capsys):
     traces = [
         think(("The answer is 2.", "2"), ("<b>y & z</b>", "2"), ("z.", "2"), reference="2", id="early"),
         think(("x.", "2"), ("y.", "3"), ("z.", "2"), ("w.", "2"), id="wavering"),
     ]
     write_traces(tmp_path / "traces" / "traces.parquet", traces)
     annotate(AnnotateConfig(traces=tmp_path / "traces", out=tmp_path / "labelled"))
+    told = " ".join(capsys.readouterr().err.split())
+    assert "accuracy is that of 1 of the traces: the others have no reference" in told
     page = (tmp_path / "labelled" / "statistics.html").read_text()
     for text in ("settle at once", "never settle", "change after having settled", "undecided trials", "By task"):
         assert text in page
+    assert "the right answer, of 1 with a reference</th>" in page
     assert "&lt;b&gt;y &amp; z&lt;/b&gt;" in page
     assert "<script" not in page
     assert "http" not in page.replace("http://www.w3.org", "")

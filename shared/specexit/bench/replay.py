@@ -252,8 +252,13 @@ def _read(
             "sampled text is another than the trace's"
         )
     requests = read_requests(config.bench / "requests.jsonl", config.method, config.batch)
+    if not requests and config.method in results.methods:
+        sizes = " or ".join(results.n_seconds)
+        raise ReplayError(f"{config.bench}: batch is {config.batch}, expected one that was measured: {sizes}")
     if not requests:
-        raise ReplayError(f"{config.bench}: no requests of method {config.method!r} at that batch size")
+        raise ReplayError(
+            f"{config.bench}: no requests of method {config.method!r}, measured were {', '.join(results.methods)}"
+        )
     check_one_target(config.traces, config.target)
     traces = {trace.id: trace for trace in read_traces(config.traces) if trace.sample == 0}
     if missing := sorted(set(requests) - set(traces)):

@@ -225,6 +225,8 @@ def _table(statistics: Statistics, answer_word: str) -> Table:
         captions.append(f"no step states an answer: none has answer_word={answer_word} beside its trial's answer")
     if 0 < throughout < statistics.n:
         captions.append(f"early ends are those of {throughout} of the traces: the others were not tried throughout")
+    if 0 < statistics.referenced < statistics.n:
+        captions.append(f"accuracy is that of {statistics.referenced} of the traces: the others have no reference")
     table.caption = "\n".join(captions)
     for name, ending in (
         ("its natural end", statistics.full),

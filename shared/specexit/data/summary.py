@@ -89,6 +89,8 @@ class Statistics:
     """Labelled traces."""
     throughout: int
     """Of them, those that were tried throughout; what their early ends give is known of these alone."""
+    referenced: int
+    """Of them, those whose right answer is known: accuracy is of these alone."""
     prompts: int
     """Different prompts among them."""
     dropped: dict[str, int]
@@ -290,6 +292,7 @@ class Tally:
         return Statistics(
             n=self.n,
             throughout=throughout,
+            referenced=self.endings["full"].known,
             prompts=len(self.prompts),
             dropped=dropped,
             boundaries_per_trace=counts["boundaries"] / self.n,

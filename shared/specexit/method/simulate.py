@@ -324,7 +324,7 @@ def write_curves(config: SimulateConfig, console: Console) -> Simulation:
     left_out = {why: n for why, n in everything.counted("barred").items() if why is not None}
     traces = everything.only(barred=None)
     if not len(traces):
-        raise TraceError(f"{config.traces}: none of {len(everything)} traces can judge ({left_out})")
+        raise TraceError(f"{config.traces}: none of {len(everything)} traces can judge ({listed(left_out)})")
     scores = open_scores(config.scores)
     probe = None if config.probe_scores is None else open_scores(config.probe_scores)
     probe_early = None if probe is None else early_of(probe.source, config.early)
