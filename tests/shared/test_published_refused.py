@@ -74,7 +74,11 @@ MUTATIONS = [
         "mscale is 0.7 and mscale_all_dim 0, which trainers and engines read in two ways",
     ),
     ("rope_scaling", {"rope_type": "linear", "factor": 4.0, "beta": 1}, "rope_scaling is .*beta is 1"),
+    ("rope_scaling", {"rope_type": ["yarn"]}, r"rope_scaling is .*rope_type is \['yarn'\], expected one of default"),
+    ("rope_scaling", {"rope_type": ""}, "rope_scaling is .*rope_type is '', expected one of default"),
+    ("rope_scaling", {"rope_type": False, "factor": 4.0}, "rope_scaling is .*rope_type is False, expected one of"),
     ("rope_theta", "1e6", "rope_theta is '1e6'"),
+    ("rope_theta", float("nan"), "rope_theta is nan, expected a number above 0"),
     (
         *("rope_parameters", {"rope_type": "default", "rope_theta": 5e6}),
         "rope_theta is 1000000, but rope_parameters.rope_theta is 5000000.0",
@@ -235,6 +239,11 @@ def test_what_a_framework_copies_from_its_target_changes_nothing(framework, tmp_
         ),
         ("angelslim", "rope_theta", -1, "rope_theta is -1, expected a number above 0"),
         ("angelslim", "rope_parameters", {"rope_theta": "1e6"}, "rope_theta is 1000000, but .*rope_theta is '1e6'"),
+        (
+            *("speculators", "transformer_layer_config"),
+            SPECULATORS_LAYER | {"rope_theta": None, "rope_parameters": {"rope_theta": True}},
+            "transformer_layer_config.rope_theta is True, expected a number above 0",
+        ),
         ("nemo", "head_dim", 8, r"q_proj.weight has shape \[64, 128\], expected \[32, 128\]"),
         (
             *("specforge", "eagle_aux_hidden_state_layer_ids", [3, 7, 10]),

@@ -61,11 +61,11 @@ def scaling_of(fields_of_config: Mapping[str, Any] | None) -> RopeScaling | None
         needs, or with numbers that are beyond all floats together.
     """
     rope = {key: value for key, value in (fields_of_config or {}).items() if key != "rope_theta" and value is not None}
-    kind = rope.pop("rope_type", None) or rope.get("type", "default")
+    kind = rope.pop("rope_type", rope.get("type", "default"))
     if rope.pop("type", kind) != kind:
-        raise ValueError(f"rope_type is {kind!r}, but type says otherwise")
-    if kind not in FIELDS:
-        raise ValueError(f"rope_type is {kind!r}, expected one of {', '.join(FIELDS)}")
+        raise ValueError(f"rope_type is {shown(kind)}, but type says otherwise")
+    if not isinstance(kind, str) or kind not in FIELDS:
+        raise ValueError(f"rope_type is {shown(kind)}, expected one of {', '.join(FIELDS)}")
     scales = {key: rope.pop(key) for key in ("mscale", "mscale_all_dim") if kind == "yarn" and key in rope}
     for key, value in rope.items():
         if key not in FIELDS[kind]:

@@ -73,11 +73,12 @@ def decoder_fields(keys: Keys) -> Fields:
     if heads < 1:
         raise keys.error("num_attention_heads", heads, "expected at least 1")
     rope = _rope(keys)
-    theta = keys.take("rope_theta", NUMBER, rope.get("rope_theta", 10_000.0))
-    if rope.get("rope_theta", theta) != theta:
-        raise keys.error("rope_theta", theta, f"but rope_parameters.rope_theta is {shown(rope['rope_theta'])}")
-    if not isinstance(theta, NUMBER) or not 0 < theta < math.inf:
+    inner = rope.get("rope_theta")
+    theta = keys.take("rope_theta", NUMBER, 10_000.0 if inner is None else inner)
+    if type(theta) not in NUMBER or not 0 < theta < math.inf:
         raise keys.error("rope_theta", theta, "expected a number above 0")
+    if inner is not None and inner != theta:
+        raise keys.error("rope_theta", theta, f"but rope_parameters.rope_theta is {shown(inner)}")
     try:
         scaling = scaling_of(rope)
     except ValueError as error:
