@@ -293,6 +293,18 @@ def test_inspect_prints_no_control_characters(imported, capsys):
     assert "\x1b[2J" not in said
 
 
+@pytest.mark.parametrize("said", ["a`\n\n# Safe\n\n[take it](https://elsewhere)", "\ud800", "x" * 400_000])
+@pytest.mark.parametrize("key", ["layout", "target_said"])
+def test_a_model_card_holds_no_text_of_a_stranger_but_as_code(key, said, imported, tmp_path):
+    path = imported / "import.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: said}))
+    export(ExportConfig(draft=imported, format="eagle3", out=tmp_path / "out"))
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert len(card) < 3000
+    assert "# Safe" not in card.splitlines()
+    assert not re.sub("`[^`]*`", "", card).count("elsewhere")
+
+
 def test_an_error_prints_no_control_characters(imported, tmp_path, capsys):
     """A stranger's `target.yaml` names a path, and what is wrong with it is said with that path."""
     (tmp_path / "t.yaml").write_text('name: small\npath: "/x\\e[2J"\naux_layers: [2, 6, 9]\nmax_model_len: 512\n')

@@ -13,10 +13,12 @@ from specexit.data.overlap import read_prompts
 from specexit.drafts.begun import imported_as
 from specexit.drafts.certified import confidence, doubts_of, provisos
 from specexit.drafts.config import DraftConfig
+from specexit.drafts.files import MAX_NAME
 from specexit.drafts.hold import held_points
 from specexit.drafts.policy import FILE, OperatingPoint, PolicyFile, read_policy
 from specexit.drafts.published import hub_name, read_origin
 from specexit.drafts.verified import Accepted, Served, read_verification
+from specexit.errors import printable
 from specexit.method.signals import NAMES
 from specexit.schemas.export import ExportConfig
 from specexit.schemas.target import TargetConfig
@@ -76,10 +78,11 @@ def _data(folder: Path, target: TargetConfig) -> str:
     origin, prompts = read_origin(folder), read_prompts(folder)
     if origin is not None:
         said = (
-            f"Imported: it was published in the layout of `{origin.layout}`. What it was trained on is not known here."
+            f"Imported: it was published in the layout of {_code(origin.layout)}. What it was trained on is not known "
+            "here."
         )
         if origin.target_said is not None:
-            said += f" Its config names another target, `{origin.target_said}`."
+            said += f" Its config names another target, {_code(origin.target_said)}."
     elif prompts is not None:
         said = f"Trained on what {target.name} wrote for {len(prompts):,} prompts."
     else:
@@ -91,6 +94,12 @@ def _data(folder: Path, target: TargetConfig) -> str:
             "is not known here, and its licence may hold for this one."
         )
     return f"## Data\n\n{said}"
+
+
+def _code(text: str) -> str:
+    """A stranger's words as code of one line: a heading or a link among them would pass for the card's own."""
+    line = printable(text).replace("`", "'")
+    return f"`{line[:MAX_NAME]}{'...' if len(line) > MAX_NAME else ''}`"
 
 
 def _geometry(draft: DraftConfig) -> str:
