@@ -10,7 +10,8 @@ import pickle
 import resource
 import sys
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -33,7 +34,7 @@ def read_bin(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of a checkpoint.
 
     Raises:
-      BinError: no zip archive of PyTorch's, compressed, not only tensors, or quantised or sparse ones.
+      BinError: no zip archive of PyTorch's, compressed or damaged, not only tensors, or quantised or sparse ones.
     """
     with path.open("rb") as file:
         if LEGACY in file.read(32):
@@ -41,16 +42,7 @@ def read_bin(path: Path) -> dict[str, torch.Tensor]:
                 "is in PyTorch's format from before 1.6, which is not read: expected the tensors saved anew "
                 "as torch.save writes them by now"
             )
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-    except (zipfile.BadZipFile, OSError, NotImplementedError, ValueError) as error:
-        raise BinError(f"cannot be read as a checkpoint of PyTorch (truncated?): {error}") from error
-    for member in members:
-        if member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size:
-            raise BinError(f"{member.filename} is compressed, expected an archive as torch.save writes it")
-    if sum(member.file_size for member in members) > path.stat().st_size:
-        raise BinError("its parts claim more bytes than the file has")
+    members = _checked_members(path)
     try:
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (pickle.UnpicklingError, RuntimeError, ValueError, KeyError, EOFError, AttributeError, TypeError) as error:
@@ -63,7 +55,49 @@ def read_bin(path: Path) -> dict[str, torch.Tensor]:
         if tensor.is_quantized or tensor.layout is not torch.strided:
             kind = f"quantised to {tensor.dtype}" if tensor.is_quantized else str(tensor.layout)
             raise BinError(f"holds {shown(name)}, which is {kind}, expected plain numbers")
-    return dict(_apart({name: tensor.detach() for name, tensor in found.items()}))
+        if tensor.nbytes > path.stat().st_size:
+            raise BinError(f"holds {shown(name)} of {tensor.nbytes} bytes, expected no more than the file has")
+    _check_parts(found, members)
+    return dict(_apart({name: tensor.detach().resolve_neg() for name, tensor in found.items()}))
+
+
+def _checked_members(path: Path) -> list[zipfile.ZipInfo]:
+    """The parts of an archive, each of which is as it was written.
+
+    Raises:
+      BinError: it is none, or one is compressed, damaged, or larger than the file.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            for member in members:
+                if member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size:
+                    raise BinError(f"{member.filename} is compressed, expected an archive as torch.save writes it")
+            if sum(member.file_size for member in members) > path.stat().st_size:
+                raise BinError("its parts claim more bytes than the file has")
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, EOFError, OSError, RuntimeError, NotImplementedError, ValueError) as error:
+        raise BinError(f"cannot be read as a checkpoint of PyTorch (truncated?): {error}") from error
+    if damaged is not None:
+        raise BinError(f"{damaged} holds other bytes than its checksum is of, so it is damaged: download it again")
+    return members
+
+
+def _check_parts(tensors: Mapping[str, torch.Tensor], members: Iterable[zipfile.ZipInfo]) -> None:
+    """Check that the memory of every tensor is a part of the archive, and not what lies behind a shorter one.
+
+    Raises:
+      BinError: names the tensor.
+    """
+    sizes, seen = Counter(member.file_size for member in members), set[int]()
+    for name, tensor in tensors.items():
+        memory = tensor.untyped_storage()
+        if memory.device.type != "cpu" or memory.data_ptr() in seen:
+            continue
+        seen.add(memory.data_ptr())
+        sizes[memory.nbytes()] -= 1
+        if memory.nbytes() and sizes[memory.nbytes()] < 0:
+            raise BinError(f"holds {shown(name)} of {memory.nbytes()} bytes, but no part of that size: it is damaged")
 
 
 def _apart(tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:

@@ -42,6 +42,21 @@ def write(what, good, out):
         torch.save(good | {"fc.weight": good["fc.weight"].float().to_sparse()}, out)
     elif what == "nameless":
         torch.save(good | {"": good["norm.weight"]}, out)
+    elif what == "negative":
+        torch.save(good | {"norm.weight": torch._neg_view(-good["norm.weight"])}, out)
+    elif what == "stretched":
+        torch.save(good | {"fc.weight": torch.zeros(1).expand(10**6, 10**6)}, out)
+    elif what == "flipped":
+        torch.save(good, out)
+        data = bytearray(out.read_bytes())
+        data[len(data) // 2] ^= 1
+        out.write_bytes(data)
+    elif what == "a part too short":
+        torch.save(good, out.with_suffix(".whole"))
+        with zipfile.ZipFile(out.with_suffix(".whole")) as whole, zipfile.ZipFile(out, "w") as archive:
+            for name in whole.namelist():
+                archive.writestr(name, whole.read(name)[: 8 if name.endswith("data/2") else None])
+        out.with_suffix(".whole").unlink()
     elif what == "tied":
         whole = torch.zeros(200, 64, dtype=torch.float16)
         torch.save(good | {"embed_tokens.weight": whole, "lm_head.weight": whole[:120]}, out)
@@ -80,6 +95,9 @@ HOSTILE = {
     "truncated": "cannot be read as a checkpoint",
     "bomb": "is compressed",
     "claims": "pytorch_model.bin: ",
+    "stretched": r"holds 'fc\.weight' of 4000000000000 bytes, expected no more than the file has",
+    "flipped": r"data/\d+ holds other bytes than its checksum is of, so it is damaged: download it again",
+    "a part too short": r"holds '\S+' of \d+ bytes, but no part of that size: it is damaged",
 }
 
 
@@ -87,7 +105,7 @@ HOSTILE = {
 def bins(tmp_path_factory):
     """Folder of a published draft for every kind of ``.bin``."""
     folder = tmp_path_factory.mktemp("bins")
-    for what in ("good", "tied", "nameless", *HOSTILE):
+    for what in ("good", "negative", "tied", "nameless", *HOSTILE):
         write_published(folder / what, "safeailab")
     subprocess.run([sys.executable, "-c", WRITE_BINS, folder], check=True, capture_output=True)
     for path in folder.rglob("model.safetensors"):
@@ -95,8 +113,9 @@ def bins(tmp_path_factory):
     return folder
 
 
-def test_a_bin_is_read_to_the_bit(bins, tmp_path):
-    source, target = bins / "good", write_target(tmp_path / "of")
+@pytest.mark.parametrize("what", ["good", "negative"])
+def test_a_bin_is_read_to_the_bit(what, bins, tmp_path):
+    source, target = bins / what, write_target(tmp_path / "of")
     import_draft(ImportConfig(draft=source, target=target, out=tmp_path / "draft"))
     _, ours = read_draft(tmp_path / "draft")
     for name, tensor in tensors_of("safeailab").items():
