@@ -212,8 +212,16 @@ def test_a_missing_or_broken_config_is_named(draft):
     with pytest.raises(DraftError, match=r"config\.json: cannot be read as JSON"):
         read_config(draft)
     (draft / "config.json").unlink()
-    with pytest.raises(DraftError, match=r"config\.json: cannot be read as JSON"):
+    with pytest.raises(DraftError, match=r"config\.json: does not exist, expected a draft directory of `specexit`$"):
         read_config(draft)
+
+
+def test_a_folder_that_is_no_draft_directory_is_told_what_makes_one(tmp_path):
+    with pytest.raises(DraftError, match=r"^\S+/elsewhere: no such folder, expected .*`hf download NAME"):
+        read_config(tmp_path / "elsewhere")
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(DraftError, match=r"run: holds a training run, .*`specexit convert run=\S+/run out=DRAFT`$"):
+        read_config(tmp_path / "run")
 
 
 @pytest.mark.parametrize("kept", [0, 100, -1])

@@ -214,7 +214,7 @@ HOSTILE = {
     "JSON without end": (with_header(lambda header: b"[" * 200_000), "cannot be read as JSON"),
     "bytes that are no text": (with_header(lambda header: b"\xff\xfe{}"), "cannot be read as JSON"),
     "a list": (with_header(lambda header: b"[]"), "is no table"),
-    "a number with a million digits": (with_header(lambda header: b'{"a":' + b"9" * 10**6 + b"}"), "JSON"),
+    "a number with a million digits": (with_header(lambda header: b'{"a":' + b"9" * 10**6 + b"}"), "of 1000000 dig"),
     "a name twice": (with_header(twice), "'norm.weight' is there twice"),
     "ten thousand and one tensors": (
         with_header(lambda header: json.dumps({str(i): header["norm.weight"] for i in range(10_001)}).encode()),
@@ -297,7 +297,7 @@ def test_there_are_as_many_as_promised():
 def test_a_name_twice_behind_many_others_is_found_at_once(tmp_path):
     """Each of those took a look at all of them: hours, of a header of 10 MB."""
     names = "".join(f'"{i}":0,' for i in range(200_000))
-    with pytest.raises(TensorError, match="'199999' is there twice"):
+    with pytest.raises(TensorError, match=r"^\S+: '199999' is there twice$"):
         parse_json(f'{{{names}"199999":0}}'.encode(), tmp_path / WEIGHTS)
 
 

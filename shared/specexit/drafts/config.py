@@ -268,11 +268,26 @@ def read_config(folder: Path, *, needs_policy: bool = True) -> DraftConfig:
 
 
 def _read_raw(path: Path) -> dict[str, Any]:
+    if not path.exists() and not path.is_symlink():
+        raise _absent(path)
     raw = read_object(path, MAX_CONFIG, DraftError)
     try:
         return by_older_names(raw)
     except ValueError as error:
         raise DraftError(f"{path}: {error}") from error
+
+
+def _absent(path: Path) -> DraftError:
+    """What a folder without a ``config.json`` is, as an error."""
+    folder, expected = path.parent, "expected a draft directory of `specexit`"
+    if not folder.is_dir():
+        return DraftError(
+            f"{folder}: no such folder, {expected}; of a name on the Hub, `hf download NAME --local-dir FOLDER` makes "
+            "one"
+        )
+    if (folder / "checkpoints").is_dir():
+        return DraftError(f"{folder}: holds a training run, {expected}: `specexit convert run={folder} out=DRAFT`")
+    return DraftError(f"{path}: does not exist, {expected}")
 
 
 def _with_policy(folder: Path, block: SpecExitBlock, *, needed: bool) -> SpecExitBlock:

@@ -78,6 +78,8 @@ def read_json(path: Path, limit: int) -> Any:
     """
     try:
         path.stat()
+    except FileNotFoundError as error:
+        raise TensorError(f"{path}: does not exist") from error
     except OSError as error:
         raise TensorError(f"{path}: cannot be read as JSON: {error}") from error
     return parse_json(read_bytes(path, limit), path)
@@ -103,6 +105,8 @@ def parse_json(data: bytes, path: Path) -> Any:
 
     try:
         found = json.loads(data, object_pairs_hook=unique, parse_int=number)
+    except TensorError:
+        raise
     except (ValueError, RecursionError) as error:
         raise TensorError(f"{path}: cannot be read as JSON: {error}") from error
     if _is_deep(found):
