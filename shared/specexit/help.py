@@ -47,7 +47,7 @@ def limits_of(field: FieldInfo) -> str:
     found = [
         (sign, getattr(rule, name)) for rule in field.metadata for name, sign in SIGNS.items() if hasattr(rule, name)
     ]
-    return ", ".join(f"{sign} {value:g}" for sign, value in found)
+    return ", ".join(f"{sign} {value:.15g}" for sign, value in found)
 
 
 @dataclass(frozen=True)
