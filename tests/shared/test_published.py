@@ -6,27 +6,36 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
 
+from specexit.data.teacher import EMBEDDING, HEAD
 from specexit.drafts.config import DraftError
 from specexit.drafts.directory import read_config, read_draft
 from specexit.drafts.inspect import describe
 from specexit.drafts.layouts import LAYOUTS
-from specexit.drafts.published import _other_than
+from specexit.drafts.published import _other_than, import_draft
 from specexit.drafts.rope import RopeScaling, rotary_factor
+from specexit.drafts.tensors import FLOATS
 from specexit.drafts.vocabulary import read_vocabulary
+from specexit.schemas.published import ImportConfig
 from specexit.schemas.target import load_target_config
 from tests.shared.published import (
     AUX,
     CONFIGS,
     DRAFT_VOCAB,
+    HIDDEN,
     HUNYUAN,
     LLAMA3,
     MODEL_OPTIMIZER,
     PHI3,
     TRANSFORMERS_5,
+    VOCAB,
+    exported,
     imported,
     mutated,
     tensors_of,
+    write_published,
+    write_target,
 )
 
 
@@ -280,3 +289,26 @@ def test_an_lm_head_tied_to_the_drafts_own_embeddings_is_read(tmp_path):
     folder = imported(tmp_path, "deepspec", CONFIGS["deepspec"] | {"tie_word_embeddings": True}, tensors)
     _, ours = read_draft(folder)
     np.testing.assert_array_equal(ours["lm_head.weight"], ours["embed_tokens.weight"])
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_an_lm_head_that_a_draft_of_the_whole_vocabulary_lacks_is_its_target_s(tied, tmp_path, capsys):
+    """NVIDIA's first drafts of gpt-oss: vLLM takes the target's, and so has the trainer."""
+    tensors, target = tensors_of("deepspec"), write_target(tmp_path / "of", tie_word_embeddings=tied)
+    del tensors["lm_head.weight"]
+    source = write_published(tmp_path / "published", "deepspec", tensors=tensors)
+    options = ImportConfig(draft=source, target=target, out=tmp_path / "draft")
+    with pytest.raises(
+        DraftError, match=r"lm_head\.weight is missing, .* that of target small, in \S+/target: such a draft"
+    ):
+        import_draft(options)
+    rows = np.random.default_rng(3).normal(size=(VOCAB, HIDDEN)).astype(FLOATS["float16"])
+    weights = {EMBEDDING: rows} if tied else {HEAD: rows, EMBEDDING: rows + 1}
+    save_file(weights, tmp_path / "of" / "target" / "model.safetensors")
+    import_draft(options)
+    assert read_draft(tmp_path / "draft")[1]["lm_head.weight"].tobytes() == rows.tobytes()
+    assert "published: has no lm_head.weight, so the target's is taken" in " ".join(capsys.readouterr().err.split())
+    _, original, _ = exported(tmp_path / "draft", tmp_path, "original", target)
+    assert {name: tensor.tobytes() for name, tensor in original.items()} == {
+        name: tensor.tobytes() for name, tensor in tensors.items()
+    }

@@ -22,12 +22,13 @@ from pydantic import Field, ValidationError
 from rich.console import Console
 
 from specexit.config import Config, write_text
+from specexit.data.teacher import EMBEDDING, HEAD
 from specexit.drafts.config import MAX_CONFIG, PLAIN_ARCHITECTURES, DraftConfig, DraftError, check_target
 from specexit.drafts.directory import check_shapes, vocabulary_tensors, weights_path, write_into
 from specexit.drafts.files import TensorError, inside, read_json
 from specexit.drafts.layouts import LAYOUTS, Keys, Layout
 from specexit.drafts.layouts.layout import OUTPUTS
-from specexit.drafts.tensors import FLOATS, INDEX, WEIGHTS, Stored, open_tensors, tensor_hash, together
+from specexit.drafts.tensors import FLOATS, INDEX, WEIGHTS, Stored, open_tensors, some_of, tensor_hash, together
 from specexit.drafts.vocabulary import Form, read_vocabulary
 from specexit.errors import dotted, first_problem, shown
 from specexit.outputs import new_folder, removed_at_the_end
@@ -189,6 +190,9 @@ class Published:
                 f"{home}: tensor d2t maps draft token {moved[0]} to target token {self.vocab[moved[0]]}, expected "
                 f"itself: the draft has all {self.config.vocab_size} tokens, and no engine reads another order of them"
             )
+        if self.config.whole_vocabulary and "lm_head.weight" not in self._sources():
+            self.stored["lm_head.weight"] = _head_of(target, home)
+            self.notes.append(f"{home}: has no lm_head.weight, so the target's is taken, as vLLM does")
         self._tensors = vocabulary_tensors(self.vocab, self.config.vocab_size)
         self.shapes = {name: (place.dtype, place.shape) for name, place in self._sources().items()} | {
             name: (tensor.dtype, tensor.shape) for name, tensor in self._tensors.items()
@@ -315,6 +319,27 @@ class Published:
             | {"types": types, "weights_blake3": together(published)}
             | {"target": self.target, "target_said": self.target_said}
         )
+
+
+def _head_of(target: TargetConfig, home: Path) -> Stored:
+    """The target's LM head, with which a draft of its whole vocabulary guesses that has none of its own.
+
+    Raises:
+      DraftError: the target's weights are not at hand, or cannot be read.
+    """
+    tied = target.hf_config().get("tie_word_embeddings") is True
+    try:
+        found = some_of(target.folder, (HEAD, EMBEDDING) if tied else (HEAD,))
+    except TensorError as error:
+        raise DraftError(
+            f"{home}: tensor lm_head.weight is missing, and the target's cannot be read: {error}"
+        ) from error
+    if not found:
+        raise DraftError(
+            f"{home}: tensor lm_head.weight is missing, expected it there or, that of target {target.name}, in "
+            f"{target.folder}: such a draft is imported where the target's weights are"
+        )
+    return found.get(HEAD) or found[EMBEDDING]
 
 
 def _other_than(target: TargetConfig, said: str | None) -> str | None:
