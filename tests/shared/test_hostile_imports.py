@@ -104,7 +104,11 @@ HOSTILE = {
     "a bin of somebody else": (only_bin(outside), "is a link out of its folder"),
     "a name of two lines": (header(name="a\nb"), r"a tensor is named 'a\\nb', expected up to 255 printable"),
     "a name that moves the cursor": (header(name="\x1b[2Jnorm"), r"a tensor is named '\\x1b\[2Jnorm'"),
-    "a name that is half a character": (header(name="\ud800"), r"a tensor is named '\\ud800'"),
+    "a name that is half a character": (header(name="\ud800"), r"safetensors: holds '\\ud800', half a character"),
+    "half a character": (
+        config(surprise=["\ude00"]),
+        r"config\.json: holds '\\ude00', half a character, expected text",
+    ),
     "an endless name": (header(name="x" * 100_000), "a tensor is named 'x{150}"),
     "no name": (header(name=""), "a tensor is named ''"),
     "a dtype that is an object": (header(dtype={}), r"norm\.weight has dtype {}"),
@@ -266,11 +270,11 @@ def test_what_lies_beside_the_weights_is_not_copied_out_of_another_folder(name, 
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize("damage", ["{", "\xff\xfe", "[]"])
+@pytest.mark.parametrize("damage", ["{", "\xff\xfe", "[]", '{"sampling": {"top_k": "\\ud800"}}'])
 def test_a_policy_that_is_none_is_one_line(damage, tmp_path, write_random_draft):
     draft = write_random_draft(tmp_path / "draft", "draft")
     (draft / "policy.json").write_text(damage, "latin-1")
-    with pytest.raises(PolicyError, match=r"policy\.json: (cannot be read as JSON|holds a list)"):
+    with pytest.raises(PolicyError, match=r"policy\.json: (cannot be read as JSON|holds a list|holds '\\ud800')"):
         describe(draft)
 
 
@@ -293,7 +297,7 @@ def test_inspect_prints_no_control_characters(imported, capsys):
     assert "\x1b[2J" not in said
 
 
-@pytest.mark.parametrize("said", ["a`\n\n# Safe\n\n[take it](https://elsewhere)", "\ud800", "x" * 400_000])
+@pytest.mark.parametrize("said", ["a`\n\n# Safe\n\n[take it](https://elsewhere)", "\U0001f600" * 100_000])
 @pytest.mark.parametrize("key", ["layout", "target_said"])
 def test_a_model_card_holds_no_text_of_a_stranger_but_as_code(key, said, imported, tmp_path):
     path = imported / "import.json"

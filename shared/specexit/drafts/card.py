@@ -151,7 +151,7 @@ def _not_covered(stored: PolicyFile) -> list[str]:
     names = {"dtype": marks.dtype, "quantization": marks.quantization, "KV cache": marks.kv_cache_dtype}
     known = [f"{name} {value}" for name, value in names.items() if value is not None]
     made += [", ".join(known)] if known else []
-    seen = f" They were made on {'; '.join(made)}." if made else ""
+    seen = f" They were made on {printable('; '.join(made))}." if made else ""
     return [
         f"A certificate speaks of prompts like those it was made on, decoded as they were; not of others.{seen}",
         "",
@@ -168,7 +168,7 @@ def _certificate(point: OperatingPoint, doubts: list[str], sampling: dict[str, A
     found, own = point.certificate, point.uncertified_because()
     wrong = [*([] if own is None else [own]), *doubts]
     if found is None or wrong:
-        because = "" if found is None else f" ({'; '.join(wrong)})"
+        because = "" if found is None else f" ({printable('; '.join(wrong))})"
         return f"Without a certificate: nothing is known of its risk{because}."
     what = {"answer_changed": "change their answer", "accuracy_lost": "lose a right answer"}[found.risk]
     cut = "" if found.thinking_cut is None else f" It saved {found.thinking_cut:.1%} of their thinking."

@@ -261,7 +261,7 @@ def read_config(folder: Path, *, needs_policy: bool = True) -> DraftConfig:
     if block and block.format_version != FORMAT_VERSION:
         raise DraftError(f"{path}: specexit.format_version is {block.format_version}, expected {FORMAT_VERSION}")
     if block and block.signals != NAMES:
-        raise DraftError(f"{path}: specexit.signals is {list(block.signals)}, expected {list(NAMES)}")
+        raise DraftError(f"{path}: specexit.signals is {shown(list(block.signals))}, expected {list(NAMES)}")
     if block is None:
         return config
     return config.model_copy(update={"specexit": _with_policy(folder, block, needed=needs_policy)})

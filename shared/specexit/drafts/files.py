@@ -7,6 +7,7 @@ that never ends, or as large as the disk. Whatever lies in one is opened through
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from specexit.errors import InputError, shown
 MAX_NAME = 255
 MAX_DIGITS = 100
 """Of a number: more than that no float holds three of, multiplied, and no size needs."""
+HALF = re.compile(rb"\\u[dD][89a-fA-F]")
+"""Of a JSON text: one of two escapes that are a character together."""
 MAX_DEPTH = 64
 """Of lists and objects in one another: what is read may be written again, which Python does not at any depth."""
 
@@ -74,7 +77,7 @@ def read_json(path: Path, limit: int) -> Any:
     """A JSON file of at most ``limit`` bytes; a key that is there twice is an error.
 
     Raises:
-      TensorError: it is no JSON, goes deeper than `MAX_DEPTH`, or see `read_bytes`.
+      TensorError: it is no JSON, goes deeper than `MAX_DEPTH`, holds half a character, or see `read_bytes`.
     """
     try:
         path.stat()
@@ -111,7 +114,18 @@ def parse_json(data: bytes, path: Path) -> Any:
         raise TensorError(f"{path}: cannot be read as JSON: {error}") from error
     if _is_deep(found):
         raise TensorError(f"{path}: holds a value in more than {MAX_DEPTH} lists and objects, one in another")
+    if HALF.search(data) and (half := _half_characters(found)):
+        raise TensorError(f"{path}: holds {half}, half a character, expected text")
     return found
+
+
+def _half_characters(value: Any) -> str | None:
+    """What no file can be written with, of the texts in a value; None where there is none."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        return shown(error.object[error.start : error.end])
+    return None
 
 
 def _is_deep(value: Any) -> bool:

@@ -312,7 +312,7 @@ class PolicyFile(Config):
         if twice:
             raise ValueError(f"points has {', '.join(map(repr, twice))} more than once, expected different names")
         if self.default not in names:
-            raise ValueError(f"default is {self.default!r}, expected the name of a point: {', '.join(names)}")
+            raise ValueError(f"default is {shown(self.default)}, expected the name of a point: {', '.join(names)}")
         serving = self.serving
         for key in serving.tenants:
             if not TENANT.fullmatch(key):  # repeated in part only: it may be the API key itself
@@ -351,7 +351,7 @@ def read_policy(folder: Path) -> PolicyFile:
         raw = read_object(path, MAX_BYTES, PolicyError)
         version = raw.get("format_version", FORMAT_VERSION)
         if version != FORMAT_VERSION:
-            raise PolicyError(f"{path}: format_version is {version!r}, expected {FORMAT_VERSION}")
+            raise PolicyError(f"{path}: format_version is {shown(version)}, expected {FORMAT_VERSION}")
         return _validated(raw, path)
     path = folder / "config.json"
     block = read_object(path, MAX_BYTES, PolicyError).get("specexit")
