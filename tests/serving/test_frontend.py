@@ -79,6 +79,19 @@ def test_of_all_choices_for_one_prompt_one_is_audited_and_one_counts_as_traffic(
     assert front.summary()["requests"] == {"natural_end": 100}
 
 
+def test_what_cannot_be_kept_of_a_request_costs_it_no_answer(monkeypatch):
+    """It had been taken in by then, so that its client got a 500, and vLLM kept it for ever."""
+    engine, front = Engine(), front_end()
+    setattr(engine.processor, KEY, front)
+    monkeypatch.setattr(front.traffic, "add_prompt", lambda tokens: 1 / 0)
+    (hook,) = (hook for hook in REQUEST_HOOKS if hook.method == "add_request")
+    ((name, state),) = engine.processor.request_states.items()
+    request = incoming("chatcmpl-1")
+    request.request_id = name
+    hook.wrap(lambda *_: None)(engine.processor, request, "a prompt")
+    assert getattr(state, ADMITTED).point == "default"
+
+
 def test_of_requests_without_exits_adapters_and_further_choices_are_no_traffic_nor_are_further_inputs():
     """An adapter that was `off`, as the runbook has it, raised an alarm over prompts that no calibration is about."""
     front = server.FrontEnd(operation(loras={"raw": "off"}, tenants={mark_of("cut off"): "off"}), Activity())

@@ -46,6 +46,8 @@ STORED = PolicyFile(
     sampling={"temperature": 0.6},
     serving=Serving(mode="shadow", audit_rate=0.25),
 )
+LEVELS = [1.0, 2.0, 2.0, 3.0, 4.0, 5.0, 6.0]
+TRAFFIC = {"prompt_tokens": LEVELS, "thinking_tokens": LEVELS, "boundaries": LEVELS}
 
 
 @pytest.fixture
@@ -189,6 +191,22 @@ def test_points_are_chosen_by_name():
         ({"sampling": {"temperature": 0.6, "top_p": True}}, "field sampling is .*: top_p is True, expected a finite"),
         ({"sampling": {"temperature": 0.6, "top_k": -2}}, "field sampling is .*: top_k is -2, .* of at least -1"),
         ({"sampling": {"temperature": float("nan")}}, r"(field sampling is .*: temperature is nan|.*NaN)"),
+        # And such a one every fiftieth request.
+        (
+            {"traffic": TRAFFIC | {"prompt_tokens": [1.0]}},
+            r"field traffic\.prompt_tokens is \[1\.0\]: expected 7 numbers",
+        ),
+        ({"traffic": TRAFFIC | {"boundaries": []}}, r"field traffic\.boundaries is \[\]: expected 7 numbers"),
+        (
+            {"traffic": TRAFFIC | {"thinking_tokens": [9.0, *LEVELS[1:]]}},
+            r"field traffic\.thinking_tokens is .* none below",
+        ),
+        ({"traffic": TRAFFIC | {"prompt_tokens": [float("nan")] * 7}}, r"(field traffic\.prompt_tokens is|.*NaN)"),
+        ({"traffic": TRAFFIC | {"split_shares": {"x": 1.0}}}, r"field traffic\.split_shares is .*: expected token ids"),
+        (
+            {"traffic": TRAFFIC | {"split_shares": {"264": 2}}},
+            r"field traffic\.split_shares is .* between 0 and 1 each",
+        ),
     ],
 )
 def test_a_wrong_field_is_named(draft, changes, message):

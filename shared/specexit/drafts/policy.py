@@ -16,6 +16,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -171,6 +172,21 @@ class Traffic(Config):
     split_shares: dict[str, float] = Field(
         default={}, description="token id -> its share of a trace's boundaries, on average; empty in older files"
     )
+
+    @field_validator("prompt_tokens", "thinking_tokens", "boundaries")
+    @classmethod
+    def _are_quantiles(cls, levels: tuple[float, ...]) -> tuple[float, ...]:
+        rising = all(before <= level < math.inf for before, level in pairwise((0, *levels)))
+        if len(levels) != len(TRAFFIC_LEVELS) or not rising:
+            raise ValueError(f"expected {len(TRAFFIC_LEVELS)} numbers of at least 0, none below the one before")
+        return levels
+
+    @field_validator("split_shares")
+    @classmethod
+    def _are_shares(cls, shares: dict[str, float]) -> dict[str, float]:
+        if not all(token.isdecimal() and 0 <= share <= 1 for token, share in shares.items()):
+            raise ValueError("expected token ids with a share between 0 and 1 each")
+        return shares
 
     @model_validator(mode="before")
     @classmethod

@@ -55,7 +55,7 @@ def _add_request(original: Method) -> Method:
         original(self, request, prompt, parent_req, request_index, queue, *args, **kwargs)
         state = self.request_states.get(request.request_id)
         if front is not None and admitted is not None and state is not None:
-            front.keep(state, request, admitted)
+            harmless(lambda: front.keep(state, request, admitted))
 
     return add_request
 
