@@ -130,7 +130,7 @@ def test_a_number_that_no_table_can_hold_touches_no_other_request(field):
 
 
 def test_a_margin_beyond_all_limits_is_none():
-    policy = Policy(thresholds={}, max_thinking_tokens=NO_LIMIT)
+    policy = Policy(thresholds={}).model_copy(update={"max_thinking_tokens": NO_LIMIT})
     assert Admission(True, policy, margin=5).knobs()[KNOBS.index("hard")] == NO_LIMIT
 
 

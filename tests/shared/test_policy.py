@@ -178,6 +178,13 @@ def test_points_are_chosen_by_name():
         ({"serving": {"audit_rate": 2}}, r"field serving\.audit_rate is 2"),
         ({"points": [{"name": "a", "policy": {}}] * 2, "default": "a"}, r"points has 'a' more than once"),
         ({"points": [{"name": "a", "policy": {"patience": 0}}]}, r"field points\.0\.policy\.patience is 0"),
+        # A running server that took such a number answered every request with a 500.
+        (
+            {"points": [{"name": "a", "policy": {"min_thinking_tokens": 1 << 70}}]},
+            r"field points\.0\.policy\.min_thinking_tokens is \d+: .* less than or equal to 16777216",
+        ),
+        ({"points": [{"name": "a", "policy": {"patience": (1 << 24) + 1}}]}, r"field points\.0\.policy\.patience is"),
+        ({"points": [{"name": "a", "policy": {"max_thinking_tokens": 1 << 25}}]}, r"field .*\.max_thinking_tokens is"),
         (
             {"points": [{"name": "a", "policy": {}, "certificate": OLD_CERTIFICATE | {"bound": 0.5}}]},
             r"field points\.0\.certificate\.bound is 0\.5: expected at least 0 and at most epsilon, which is 0\.02",

@@ -25,7 +25,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from specexit.config import Config, write_text
 from specexit.drafts.files import TensorError, parse_json, read_object
 from specexit.errors import InputError, dotted, shown
-from specexit.method.decision import Policy
+from specexit.method.decision import MOST_TOKENS, Policy
 from specexit.method.loops import LoopGuard
 
 FILE = "policy.json"
@@ -234,7 +234,7 @@ class Serving(Config):
     thinking_margin: int | None = Field(
         default=None,
         ge=0,
-        le=1 << 24,
+        le=MOST_TOKENS,
         description="tokens beyond max_thinking_tokens at which thinking ends at any token; null: at boundaries alone",
     )
     transition: str = Field(

@@ -31,6 +31,9 @@ EARLY_TOKENS = 8
 """How far before a boundary the ``early`` thresholds look. A step that accepts up to 7 speculative tokens finds them
 read when it gets to the boundary; a longer one has to wait for them, and comes to the same verdict."""
 
+MOST_TOKENS = 1 << 24
+"""Largest count in a policy: servers keep counts in float32, where they are exact up to here."""
+
 
 class Policy(Config):
     """When to exit: all thresholds hold at a boundary, ``patience`` boundaries in a row, after enough thinking."""
@@ -49,11 +52,14 @@ class Policy(Config):
         description="none, a moving average per token (fc source), or the reference code's average per round",
     )
     alpha: float = Field(default=0.1, gt=0, le=1, description="weight of the newest value in the moving average")
-    patience: int = Field(default=1, ge=1, description="boundaries in a row that must pass")
-    min_thinking_tokens: int = Field(default=0, ge=0, description="no exit before this many thinking tokens")
+    patience: int = Field(default=1, ge=1, le=MOST_TOKENS, description="boundaries in a row that must pass")
+    min_thinking_tokens: int = Field(
+        default=0, ge=0, le=MOST_TOKENS, description="no exit before this many thinking tokens"
+    )
     max_thinking_tokens: int | None = Field(
         default=None,
         ge=1,
+        le=MOST_TOKENS,
         description="exit at the first boundary with this many, whatever signals and patience say; null: none",
     )
 

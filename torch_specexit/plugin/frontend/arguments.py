@@ -19,7 +19,7 @@ from specexit.config import Config
 from specexit.drafts.directory import DraftError, Mode, SpecExitBlock, read_config
 from specexit.drafts.policy import Effort
 from specexit.errors import dotted
-from specexit.method.decision import Policy
+from specexit.method.decision import MOST_TOKENS, Policy
 from specexit.method.signals import NAMES, SIGNALS, column
 from torch_specexit.plugin.compat.checks import draft_folder
 from torch_specexit.plugin.settings import is_ours
@@ -31,9 +31,6 @@ RESOLVED = "specexit_resolved"
 
 OFFLINE = "specexit_offline"
 """Key under which `vllm.LLM` tells its workers that whoever asks may ask for anything; no client may give it."""
-
-MOST_TOKENS = 1 << 24
-"""Largest count: the device keeps counts in float32, where they are exact up to here."""
 
 MOST_SPLITS, LONGEST_SPLIT = 64, 64
 LONGEST_SHOWN = 100

@@ -7,12 +7,10 @@ from dataclasses import dataclass
 
 from specexit.bench.methods.interface import Asks, Marks, Method, MethodError, Problem, Tuning, everything
 from specexit.data.rows import AnyTrace
+from specexit.method.decision import MOST_TOKENS
 from specexit.method.policies.budget import budget_policy
 from specexit.method.replay import Replay
 from specexit.method.simulate import loss, mean_known, summarise
-
-NO_MAXIMUM = 1 << 24
-"""Thinking tokens, the most that a request may name: a maximum of the draft's own may lie below the budget."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,7 @@ class Budget(Method):
             specexit_validity=0.0,
             specexit_patience=1,
             specexit_min_thinking_tokens=self.tokens,
-            specexit_max_thinking_tokens=NO_MAXIMUM,
+            specexit_max_thinking_tokens=MOST_TOKENS,  # a maximum of the draft's own may lie below the budget
         )
 
 
