@@ -10,7 +10,7 @@ import pytest
 from tests.serving.ends import NAMED, REQUEST, Engine, front_end, incoming, row
 from torch_specexit.plugin.frontend import finished as remembered
 from torch_specexit.plugin.frontend.arguments import RESOLVED
-from torch_specexit.plugin.frontend.callers import BATCH, MarkCallers, caller
+from torch_specexit.plugin.frontend.callers import BATCH, MOST_ID, MarkCallers, caller
 from torch_specexit.plugin.outcome import KEY
 from torch_specexit.plugin.worker.rule import OVER, THINKING
 
@@ -192,6 +192,15 @@ def test_only_so_many_finished_requests_are_remembered(monkeypatch):
         engine.step({0: row(OVER, 50)}, finished={0: "stop"})
     nobody = SimpleNamespace(external_req_ids={})
     assert [front.find(nobody, f"chatcmpl-{i}x") is not None for i in range(5)] == [False, False, True, True, True]
+
+
+def test_nothing_is_remembered_of_a_request_whose_id_is_too_long_to_be_asked_for():
+    """Ids of megabytes, which clients may send, were kept with 1,024 requests: gigabytes of the server's memory."""
+    latest, longest = remembered.Finished(), "chatcmpl-" + "x" * (MOST_ID - 9)
+    for response in (longest, longest + "x"):
+        latest.add("ours", response, response, [None])
+    assert latest.one("ours", longest) == {longest: [None]}
+    assert latest.of("ours", longest + "x") == {}
 
 
 def test_a_caller_who_asks_for_much_pushes_out_no_report_of_anothers(monkeypatch):

@@ -44,7 +44,8 @@ MOST_WAITING = 256
 """Audits that may wait for their turn; behind that one is skipped, so that a busy server does not fall behind."""
 
 MOST_BYTES = 64 << 20
-"""Of their tokens, four each: an audit keeps a whole prompt and a whole output."""
+"""Of their tokens, four each: an audit keeps a whole prompt and a whole output. And of ids and salts, which clients
+choose."""
 
 MOST_READ = 4096
 """Tokens at the end of a prompt in which the options of a question are looked for."""
@@ -108,8 +109,9 @@ class Case:
 
     @property
     def size(self) -> int:
-        """Bytes of its tokens."""
-        return (len(self.prompt_ids) + len(self.output_ids)) * self.prompt_ids.itemsize
+        """Bytes of its tokens, and characters of what its client has chosen."""
+        chosen = len(self.request) + len(self.cache_salt or "")
+        return (len(self.prompt_ids) + len(self.output_ids)) * self.prompt_ids.itemsize + chosen
 
 
 class Audit:

@@ -22,6 +22,9 @@ batched: ContextVar[bool] = ContextVar("specexit_batched", default=False)
 BATCH = "/v1/chat/completions/batch"
 """End of vLLM's path for such requests."""
 
+MOST_ID = 4096
+"""Characters of an id by which a request is asked for, or ended. Its client may have chosen it, and megabytes of it."""
+
 WHOLE = ("chatcmpl-", "generate-tokens-")
 """Beginnings of ids whose request is the whole response."""
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import OrderedDict, defaultdict
 from typing import Any
 
+from torch_specexit.plugin.frontend.callers import MOST_ID
+
 MOST_FINISHED = 1024
 """Finished requests that can still be asked for."""
 
@@ -31,7 +33,9 @@ class Finished:
         self._size = 0
 
     def add(self, caller: str | None, request: str, response: str, choices: Choices) -> None:
-        """Remember a request, or what is new about it."""
+        """Remember a request, or what is new about it; but none whose id is too long to be asked for."""
+        if len(response) > MOST_ID:
+            return
         self._forget(caller, request)
         self._responses[caller][request] = response
         self._parts[caller, response][request] = choices

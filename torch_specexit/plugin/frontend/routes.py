@@ -19,7 +19,7 @@ from pydantic import Field
 from specexit.config import Config
 from specexit.drafts.directory import Mode
 from specexit.errors import InputError
-from torch_specexit.plugin.frontend.callers import MarkCallers
+from torch_specexit.plugin.frontend.callers import MOST_ID, MarkCallers
 from torch_specexit.plugin.frontend.server import TooManyError
 from torch_specexit.plugin.outcome import KEY
 
@@ -28,8 +28,6 @@ CONTROL = "/v1/chat/completions/control"
 OPERATOR_KEY = "SPECEXIT_OPERATOR_KEY"
 """Environment variable of the server, and what the header `OPERATOR_HEADER` must hold."""
 OPERATOR_HEADER = "X-SpecExit-Operator"
-MOST_ID = 4096
-"""Characters of a request's id, which its client may have chosen (`X-Request-Id`). It goes to all engines."""
 
 
 class Switch(Config):
