@@ -87,6 +87,10 @@ def test_what_a_request_says_goes_before_the_servers_mode_unless_that_is_off(giv
         ({"specexit_remaining": "few"}, "specexit_remaining is 'few'"),
         ({"specexit": "perhaps"}, "specexit is 'perhaps'"),
         ({"specexit_validiti": 0.5}, "unknown key 'specexit_validiti', expected one of specexit"),
+        # A client that wrote one of these had its word passed over without a word.
+        ({"specexit-validity": 0.99}, "unknown key 'specexit-validity', expected one of specexit"),
+        ({"SpecExit_validity": 0.99}, "unknown key 'SpecExit_validity'"),
+        ({"specexitvalidity": 0.99}, "unknown key 'specexitvalidity'"),
         ({"specexit_mode": "dark"}, "specexit_mode is 'dark'"),
         ({"specexit_splits": []}, "specexit_splits is \\[\\]"),
         ({"specexit_splits": ["Wait", "So"]}, "specexit_splits has 'So', expected some of the draft's: .*'Wait'"),

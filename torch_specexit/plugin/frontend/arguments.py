@@ -122,7 +122,7 @@ def parse(extra_args: Mapping[str, Any] | None) -> RequestArguments:
     Raises:
       ArgumentError: an unknown ``specexit`` key, or a value of the wrong type or out of range.
     """
-    ours = {key: value for key, value in (extra_args or {}).items() if _is_ours(key)}
+    ours = {key: value for key, value in (extra_args or {}).items() if names_ours(key)}
     try:
         return RequestArguments.model_validate(ours)
     except ValidationError as error:
@@ -134,8 +134,9 @@ def parse(extra_args: Mapping[str, Any] | None) -> RequestArguments:
         raise ArgumentError(f"extra_args: {key} is {shown(repr(problem['input']))}: {problem['msg']}", key) from error
 
 
-def _is_ours(key: str) -> bool:
-    return key.split("_")[0] == PREFIX
+def names_ours(key: str) -> bool:
+    """Whether a key of a request's arguments is meant for us: ``specexit-validity`` is a slip, and not another's."""
+    return key.lower().startswith(PREFIX)
 
 
 def shown(text: str) -> str:
@@ -232,7 +233,7 @@ def vouch(request: Any) -> None:
       request: vLLM's `EngineCoreRequest`, whose parameters may be shared with others and are replaced.
     """
     params = request.sampling_params
-    if params is None or not any(_is_ours(key) for key in params.extra_args or ()):
+    if params is None or not any(names_ours(key) for key in params.extra_args or ()):
         return
     request.sampling_params = copy.copy(params)
     request.sampling_params.extra_args = {**params.extra_args, OFFLINE: True}

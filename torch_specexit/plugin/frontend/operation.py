@@ -20,6 +20,7 @@ from torch_specexit.plugin.frontend.arguments import (
     ArgumentError,
     RequestArguments,
     check_splits,
+    names_ours,
     parse,
     policy_of,
 )
@@ -68,7 +69,7 @@ class Admitted(NamedTuple):
 
     def extra_args(self, given: Mapping[str, Any] | None) -> dict[str, Any]:
         """What the workers get in place of the client's own arguments."""
-        others = {key: value for key, value in (given or {}).items() if not key.startswith("specexit")}
+        others = {key: value for key, value in (given or {}).items() if not names_ours(key)}
         resolved = {"policy": self.policy.model_dump(), "mode": self.mode, "splits": self.splits}
         return others | {RESOLVED: resolved | {"caller": self.caller, "response": self.response}}
 
