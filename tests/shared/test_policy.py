@@ -178,6 +178,15 @@ def test_points_are_chosen_by_name():
         ({"serving": {"audit_rate": 2}}, r"field serving\.audit_rate is 2"),
         ({"points": [{"name": "a", "policy": {}}] * 2, "default": "a"}, r"points has 'a' more than once"),
         ({"points": [{"name": "a", "policy": {"patience": 0}}]}, r"field points\.0\.policy\.patience is 0"),
+        # No tenant could have such a point, and in metrics nobody could tell it from requests' own policies.
+        (
+            {"points": [{"name": "off", "policy": {}}], "default": "off"},
+            r"points has 'off', expected another .* no exits",
+        ),
+        (
+            {"points": [{"name": "own", "policy": {}}], "default": "own"},
+            r"points has 'own', expected another .* a policy of",
+        ),
         # A running server that took such a number answered every request with a 500.
         (
             {"points": [{"name": "a", "policy": {"min_thinking_tokens": 1 << 70}}]},

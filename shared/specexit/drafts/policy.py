@@ -41,6 +41,9 @@ Risk = Literal["answer_changed", "accuracy_lost"]
 TENANT = re.compile("[0-9a-f]{16}")
 """What `torch_specexit.plugin.frontend.callers.mark_of` makes of an API key."""
 
+TAKEN = {"off": "no exits, in serving.loras and serving.tenants", "own": "a policy of the request's, in metrics"}
+"""Names that no operating point can have -> what they mean."""
+
 ROUNDING = 1e-9
 """By which a bound may be above epsilon: both come out of sums of floating-point numbers."""
 
@@ -327,6 +330,8 @@ class PolicyFile(Config):
         twice = sorted(name for name, n in Counter(names).items() if n > 1)
         if twice:
             raise ValueError(f"points has {', '.join(map(repr, twice))} more than once, expected different names")
+        for name in TAKEN.keys() & names:
+            raise ValueError(f"points has {name!r}, expected another name: that one means {TAKEN[name]}")
         if self.default not in names:
             raise ValueError(f"default is {shown(self.default)}, expected the name of a point: {', '.join(names)}")
         serving = self.serving
