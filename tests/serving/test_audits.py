@@ -112,7 +112,7 @@ def test_an_options_text_counts_as_its_letter(question, early, full, expected):
     def decode(ids):
         return prompts[question] if START in ids else full
 
-    audit = Audit(generate, decode, TOKENS, 200, kinds=("choice",))
+    audit = Audit(generate, decode, TOKENS, 200, kinds=lambda: ("choice",))
     case = Case("r", array("i", [START]), array("i", [*THOUGHT, END, 20]), 2, 100)
     assert asyncio.run(audit.judge(case)) == expected
 
@@ -135,7 +135,7 @@ def test_where_a_calibration_had_several_kinds_of_answers_each_audit_finds_its_o
     async def generate(*_):
         return early
 
-    audit = Audit(generate, lambda ids: prompts[question] if START in ids else full, TOKENS, 200, kinds=MIXED)
+    audit = Audit(generate, lambda ids: prompts[question] if START in ids else full, TOKENS, 200, kinds=lambda: MIXED)
     case = Case("r", array("i", [START]), array("i", [*THOUGHT, END, 20]), 2, 100)
     assert asyncio.run(audit.judge(case)) == expected
 
@@ -163,7 +163,7 @@ def test_of_programs_an_audit_says_nothing_as_no_request_brings_tests(kinds, ear
     async def generate(*_):
         return early
 
-    audit = Audit(generate, lambda ids: full if ids else "", TOKENS, 200, kinds=kinds)
+    audit = Audit(generate, lambda ids: full if ids else "", TOKENS, 200, kinds=lambda: kinds)
     case = Case("r", array("i", [START]), array("i", [*THOUGHT, END, 20]), 2, 100)
     assert asyncio.run(audit.judge(case)) == expected
 
@@ -183,8 +183,8 @@ def test_the_token_that_ends_a_turn_is_no_part_of_an_answer(kind, said, monkeypa
         model_config=SimpleNamespace(is_multimodal_model=False, max_model_len=200),
     )
     file = PolicyFile(population=Population(prompts=1, traces=1, answer_kinds=(kind,)))
-    opened = opening.Opening(None, None, file, Serving(audit_rate=1.0), None, [], None, None, ())
-    front = front_end()
+    opened, front = opening.Opening(None, None, file, Serving(audit_rate=1.0), None, [], None, None, ()), front_end()
+    front.operation.load(file, opened.serving)
     front.tokens = target.think_tokens()
     output = tokenizer.encode(f"So.\n\n</think>\n\n{said}<|im_end|>", add_special_tokens=False)
     case = Case("r", array("i", [front.tokens.start]), array("i", output), 1, 100)
@@ -201,8 +201,8 @@ def test_a_policy_file_alone_makes_a_server_call_no_function(monkeypatch, caplog
         model_config=SimpleNamespace(is_multimodal_model=False, max_model_len=200),
     )
     file = PolicyFile(population=Population(prompts=1, traces=1, answer_kinds=(kind, "math")))
-    opened = opening.Opening(None, None, file, Serving(audit_rate=1.0), None, [], None, None, ())
-    front = front_end()
+    opened, front = opening.Opening(None, None, file, Serving(audit_rate=1.0), None, [], None, None, ()), front_end()
+    front.operation.load(file, opened.serving)
     front.tokens = TOKENS
     for named in ("", "function:shutil:copy"):
         monkeypatch.setenv(opening.FUNCTIONS, named)
@@ -213,7 +213,7 @@ def test_a_policy_file_alone_makes_a_server_call_no_function(monkeypatch, caplog
         assert "audits are off" in line
         assert kind in line
     monkeypatch.setenv(opening.FUNCTIONS, f"function:shutil:copy {kind}")
-    assert opening._audit_of(engine, opened, front, None).kinds == (kind, "math")
+    assert opening._audit_of(engine, opened, front, None).kinds() == (kind, "math")
 
 
 def test_a_long_answer_is_looked_through_apart(monkeypatch):

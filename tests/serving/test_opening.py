@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import shutil
+from array import array
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -15,13 +17,14 @@ from specexit.config import ConfigError
 from specexit.drafts.directory import DraftError
 from specexit.drafts.fingerprints import target_fingerprint
 from specexit.drafts.policy import PolicyFile, write_policy
-from specexit.method.splits import load_tokenizer
+from specexit.method.splits import ThinkTokens, load_tokenizer
 from specexit.schemas.target import TargetConfig
-from tests.serving.ends import GREEDY
+from tests.serving.ends import GREEDY, front_end
 from tests.serving.points import POINTS
 from torch_specexit.plugin.certified import served_fingerprints, served_target
 from torch_specexit.plugin.compat.request_hooks import REQUEST_HOOKS
 from torch_specexit.plugin.frontend import opening
+from torch_specexit.plugin.frontend.audit import Case
 from torch_specexit.plugin.settings import draft_config
 
 pytestmark = pytest.mark.vllm
@@ -281,3 +284,27 @@ def test_a_server_that_must_have_certified_exits_does_not_start_where_it_would_n
     monkeypatch.setenv("SPECEXIT_SERVING", '{"required": true}')
     with pytest.raises(ConfigError, match=f"specexit.required is true, .*{hook.place}"):
         opening.settings_of(config_with(draft))
+
+
+@pytest.mark.parametrize(
+    ("kinds", "expected"),
+    [(("choice",), "same"), ((), "no_answer"), (("choice", "function:shutil:rmtree"), "no_answer")],
+)
+def test_audits_compare_answers_of_the_kinds_that_a_changed_file_was_calibrated_on(kinds, expected, monkeypatch):
+    """The kinds of the start were compared until a restart: behind another calibration audits found no answers."""
+
+    async def generate(*_):
+        return "The answer is B"
+
+    monkeypatch.setattr(opening, "generator_of", lambda engine: generate)
+    engine, front = engine_with(None), front_end(audit_rate=1.0)
+    decoded = {"decode": lambda ids, **_: "The answer is B" if ids else "", "encode": lambda *_, **__: []}
+    engine.output_processor.tokenizer = SimpleNamespace(**decoded)
+    engine.model_config = SimpleNamespace(is_multimodal_model=False, max_model_len=200)
+    front.tokens = ThinkTokens(1, 2, frozenset({3}))
+    opened = opening.Opening(None, None, PolicyFile(), front.operation.serving, None, [], None, None, ())
+    audit = opening._audit_of(engine, opened, front, None)
+    population = {"prompts": 9, "traces": 9, "answer_kinds": kinds}
+    front.operation.load(PolicyFile(population=population), front.operation.serving)
+    case = Case("r", array("i", [1]), array("i", [7, 3, 2, 8]), 2, 100)
+    assert asyncio.run(audit.judge(case)) == expected

@@ -124,7 +124,8 @@ class Audit:
       max_model_len: of the engine.
       settled: told the operating point of each without an adapter, its result (see `judge`; or ``unfinished``,
         ``skipped``, ``failed``), and the policy that it ran under, as the point may have another by then.
-      kinds: of the answers that the calibration had.
+      kinds: tells those of the answers that the calibration had, which another policy file may change; none where they
+        may not be compared.
       transition: what is written before ``</think>`` at an exit.
     """
 
@@ -135,7 +136,7 @@ class Audit:
         tokens: ThinkTokens,
         max_model_len: int,
         settled: Callable[[str, str, Policy], None] = lambda point, result, policy: None,
-        kinds: Sequence[str] = ("math",),
+        kinds: Callable[[], Sequence[str]] = lambda: ("math",),
         transition: Sequence[int] = (),
     ):
         self.generate, self.decode, self.settled, self.kinds = generate, decode, settled, kinds
@@ -189,12 +190,13 @@ class Audit:
         """``same`` or ``changed``; ``no_exit`` where nothing could have changed; ``no_answer`` where the whole thinking
         leads to none that could change, or to a program, as only tests tell two of them apart; ``no_boundary`` where
         there was nowhere to exit."""
-        output, end, options = case.output_ids.tolist(), self.tokens.end_marker, None
-        if "choice" in self.kinds:  # which a request does not say, but its prompt
+        output, end, options, kinds = case.output_ids.tolist(), self.tokens.end_marker, None, self.kinds()
+        if "choice" in kinds:  # which a request does not say, but its prompt
             options = listed_options(self.decode(case.prompt_ids[-MOST_READ:].tolist()))
         answer = behind(output[case.kept or 0 :], end)
-        kind, full = await self._stated(self.decode(answer), options)
-        if full is None or kind == "code":  # two programs agree where both pass tests, which no request brings
+        kind, full = await _stated(self.decode(answer), kinds, options)
+        # Two programs agree where both pass tests, which no request brings.
+        if kind is None or full is None or kind == "code":
             return "no_answer"
         if case.kept is None:
             thought = output[: -len(answer) - len(end)]
@@ -209,14 +211,6 @@ class Audit:
         if room > 0:
             early = await stated_apart(await self.generate(prompt, room, case), kind, options)
         return "same" if await same_answer_apart(full, early, kind) else "changed"
-
-    async def _stated(self, text: str, options: Sequence[str] | None) -> tuple[str, str | None]:
-        """The kind of an answer, which no request says, and the answer: of the first kind of which there is one. Of
-        multiple choice where the prompt lists options, else where nothing else is stated."""
-        for kind in sorted(self.kinds, key=lambda kind: (kind == "choice") == (options is None)):
-            if (answer := await stated_apart(text, kind, options)) is not None:
-                return kind, answer
-        return self.kinds[0], None
 
     def summary(self) -> dict[str, Any]:
         """Counts; the share of exits that change the answer with its 95 % interval (Clopper-Pearson), and of requests,
@@ -258,6 +252,15 @@ def behind(tokens: list[int], marker: Sequence[int]) -> list[int]:
     ends = (at + size for at in range(len(tokens) - size + 1) if tokens[at : at + size] == list(marker))
     end = next(ends, None)
     return [] if end is None else tokens[end:]
+
+
+async def _stated(text: str, kinds: Sequence[str], options: Sequence[str] | None) -> tuple[str | None, str | None]:
+    """The kind of an answer, which no request says, and the answer: of the first kind of which there is one. Of
+    multiple choice where the prompt lists options, else where nothing else is stated."""
+    for kind in sorted(kinds, key=lambda kind: (kind == "choice") == (options is None)):
+        if (answer := await stated_apart(text, kind, options)) is not None:
+            return kind, answer
+    return None, None
 
 
 async def stated_apart(text: str, kind: str = "math", options: Sequence[str] | None = None) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -184,14 +185,17 @@ def _audit_of(engine: Any, opening: Opening, front: FrontEnd, metrics: ExitMetri
         logger.warning("specexit: audits are off, they need a tokenizer and a model that reads nothing but text")
         front.operation.audits = False
         return None
-    kinds = (opening.file.population.answer_kinds if opening.file.population else ()) or ("math",)
-    if strange := sorted({*kinds} - {*KINDS, *os.environ.get(FUNCTIONS, "").split()}):
+    if strange := _not_to_be_called(_kinds_of(front.operation.file)):
         message = (
             "specexit: audits are off, answers of kind %s are compared where the variable %s of the environment says so"
         )
         logger.warning(message, " ".join(map(repr, strange)), FUNCTIONS)
         front.operation.audits = False
         return None
+
+    def kinds() -> tuple[str, ...]:
+        found = _kinds_of(front.operation.file)
+        return () if _not_to_be_called(found) else found
 
     def settled(point: str, result: str, policy: Policy) -> None:
         front.audited(point, result, policy)
@@ -208,6 +212,15 @@ def _audit_of(engine: Any, opening: Opening, front: FrontEnd, metrics: ExitMetri
         kinds,
         tokenizer.encode(opening.serving.transition, add_special_tokens=False),
     )
+
+
+def _kinds_of(file: PolicyFile) -> tuple[str, ...]:
+    """Of the answers that a file was calibrated on."""
+    return (file.population.answer_kinds if file.population else ()) or ("math",)
+
+
+def _not_to_be_called(kinds: Iterable[str]) -> list[str]:
+    return sorted({*kinds} - {*KINDS, *os.environ.get(FUNCTIONS, "").split()})
 
 
 def _metrics_of(engine: Any) -> ExitMetrics | None:
