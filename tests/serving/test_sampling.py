@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,8 +13,9 @@ import torch
 from specexit.data.answers import extract_answer, same_answer
 from specexit.tiny import problems
 from tests.serving.conftest import CUT, WARM
-from torch_specexit.plugin.compat import repairs
+from torch_specexit.plugin.compat import repairs, wraps
 from torch_specexit.plugin.frontend.arguments import ArgumentError, admit_sampling
+from torch_specexit.plugin.outcome import KEY
 
 pytestmark = pytest.mark.vllm
 
@@ -111,3 +113,25 @@ def test_an_engine_that_cannot_be_repaired_refuses_to_sample_and_serves_the_rest
     admit_sampling(0.0, problem)
     for other in ({"speculative_config": None}, {"device_config": SimpleNamespace(device_type="cuda")}):
         assert repairs.cannot_sample(SimpleNamespace(**vars(engine) | other)) is None
+
+
+@pytest.mark.parametrize(
+    ("engine", "refused"),
+    [
+        ({"speculative_config": object()}, True),
+        ({"speculative_config": object(), "use_v2_model_runner": True}, False),
+        ({"speculative_config": None}, False),
+    ],
+    ids=str,
+)
+def test_what_v1_would_die_of_beside_a_draft_is_refused(engine, refused):
+    """One call of `/generative_scoring`, for which vLLM asks no API key, ended the engine and all that ran in it."""
+    config = SimpleNamespace(device_config=SimpleNamespace(device_type="cpu"), **engine)
+    validate = wraps.validate_params(lambda self, params: None)
+    processor = SimpleNamespace(vllm_config=config, **{KEY: object()})  # of a server
+    validate(processor, SimpleNamespace(temperature=0.0))
+    said = (
+        r"logprob_token_ids has 2 tokens, expected none \(label_token_ids of /generative_scoring\): .* V1 runner dies"
+    )
+    with pytest.raises(ArgumentError, match=said) if refused else nullcontext():
+        validate(processor, SimpleNamespace(temperature=0.0, logprob_token_ids=[5, 6]))

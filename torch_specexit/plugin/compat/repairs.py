@@ -1,7 +1,8 @@
 """Defects of a released vLLM that make what is served wrong, mended by a row of the hook table each.
 
 Installed in every process of an engine on a CPU, whatever its draft: what a plain EAGLE-3 draft writes is the measure
-of ours, and is as wrong. Where a repair does not fit, requests that would meet the defect are refused.
+of ours, and is as wrong. Where a repair does not fit, or there is none, requests that would meet the defect are
+refused.
 """
 
 from __future__ import annotations
@@ -78,3 +79,11 @@ def cannot_sample(vllm_config: Any) -> str | None:
     ):
         return None  # V2 has a sampler of its own
     return "this vLLM samples wrongly with a draft on a CPU, and the repair does not fit it"
+
+
+def cannot_read(vllm_config: Any) -> str | None:
+    """Why an engine must not be asked for the logprobs of given tokens: V1's rejection sampler dies of it (0.32), with
+    any draft, and all requests with it. None where it may."""
+    if vllm_config.speculative_config is None or getattr(vllm_config, "use_v2_model_runner", False):
+        return None
+    return "of it this vLLM's V1 runner dies beside a draft, and all requests with it"

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch_specexit.plugin import outcome
 from torch_specexit.plugin.compat.fit import Method
-from torch_specexit.plugin.compat.repairs import cannot_sample
+from torch_specexit.plugin.compat.repairs import cannot_read, cannot_sample
 from torch_specexit.plugin.frontend import arguments
 from torch_specexit.plugin.worker import runner_v1, runner_v2
 from torch_specexit.plugin.worker.exits import draft_of, exits_of
@@ -207,6 +207,7 @@ def validate_params(original: Method) -> Method:
         if getattr(self, outcome.KEY, None) is None:
             arguments.admit(getattr(params, "extra_args", None), self.vllm_config)
         arguments.admit_sampling(getattr(params, "temperature", 0.0), cannot_sample(self.vllm_config))
+        arguments.admit_reading(getattr(params, "logprob_token_ids", None), cannot_read(self.vllm_config))
         return original(self, params, *args, **kwargs)
 
     return _validate_params

@@ -8,7 +8,7 @@ see `torch_specexit.plugin.worker.asked`. What an operator lets requests ask for
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import Annotated, Any, Literal, NamedTuple
@@ -298,6 +298,17 @@ def admit_sampling(temperature: float, problem: str | None) -> None:
     """
     if temperature > 0 and problem is not None:
         raise refusal()(f"temperature is {temperature}, expected 0: {problem}", "temperature")
+
+
+def admit_reading(tokens: Sequence[int] | None, problem: str | None) -> None:
+    """Refuse to say how likely given tokens are, as ``/generative_scoring`` asks, where an engine would die of it.
+
+    Raises:
+      ArgumentError: of the kind that `refusal` names.
+    """
+    if tokens and problem is not None:
+        said = f"logprob_token_ids has {len(tokens)} tokens, expected none (label_token_ids of /generative_scoring)"
+        raise refusal()(f"{said}: {problem}", "logprob_token_ids")
 
 
 @cache
