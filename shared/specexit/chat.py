@@ -64,7 +64,8 @@ class Client:
             with urllib.request.urlopen(request, timeout=self.timeout) as response:
                 yield response
         except urllib.error.HTTPError as error:
-            raise ChatError(f"{self.url}{path}: {error.code}: {_message(error.read())}") from error
+            remedy = "; expected an api_key that it takes" if error.code == 401 else ""
+            raise ChatError(f"{self.url}{path}: {error.code}: {_message(error.read())}{remedy}") from error
         except (OSError, http.client.HTTPException) as error:
             raise ChatError(f"{self.url}{path}: {getattr(error, 'reason', error)}") from error
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -136,6 +137,17 @@ def test_a_server_that_dies_while_it_answers_is_an_error_of_one_line(path, told)
         with pytest.raises(ChatError, match=f"^{url}{path}: {told}"):
             next(chunks)
         server.shutdown()
+
+
+@pytest.mark.parametrize(("code", "remedy"), [(401, "; expected an api_key that it takes"), (503, "")])
+def test_a_server_that_wants_a_key_says_which_setting_has_it(code, remedy, monkeypatch):
+    def refuse(request, timeout):
+        raise urllib.error.HTTPError(request.full_url, code, "", {}, io.BytesIO(b'{"error": "no"}'))
+
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+    with pytest.raises(ChatError) as error:
+        Client(ChatConfig()).get("/v1/models")
+    assert str(error.value) == f'http://localhost:8000/v1/models: {code}: {{"error": "no"}}{remedy}'
 
 
 class Server(Client):
