@@ -63,6 +63,29 @@ def test_a_changed_file_is_in_force_for_the_next_request_and_a_bad_one_is_not(dr
         assert server.resolve(None).point == "careful"
 
 
+def test_who_asks_a_server_that_nobody_uses_is_told_what_the_file_says_now(draft, monkeypatch):
+    """Its operator wrote `off`, looked, and was told `exit` until somebody sent a request."""
+    monkeypatch.setattr(watching, "SECONDS", 0.0)
+    server = Operation(BLOCK, *policies_for(draft, BLOCK, {}))
+    front = FrontEnd(server, Activity(), watch=PolicyWatch(draft, BLOCK, {}, {}))
+    assert front.summary()["mode"] == "exit"
+    written(draft, serving={"mode": "off"})
+    assert front.summary()["mode"] == "off"
+
+
+def test_a_server_that_is_not_ready_for_its_file_is_ready_again_once_that_is_mended(draft, monkeypatch):
+    """Nobody sends requests to such a one, and without any it did not look: it stayed away until a restart."""
+    monkeypatch.setattr(watching, "SECONDS", 0.0)
+    required = {"specexit": {"required": True}}
+    server, watch = Operation(BLOCK, *policies_for(draft, BLOCK, required)), PolicyWatch(draft, BLOCK, required, {})
+    front = FrontEnd(server, Activity(), watch=watch)
+    assert front.problem() is None
+    written(draft, default="untested")
+    assert front.problem() == "point untested has no certificate"
+    written(draft)
+    assert front.problem() is None
+
+
 @pytest.fixture
 def watched(draft, monkeypatch):
     """An operation, and the watch of its file, which looks at once."""

@@ -268,8 +268,9 @@ class FrontEnd:
         """Why this server must not be ready, where certified exits are required of it.
 
         The mode is no reason: shadow and off are the operator's word, or the hold's, and a kill switch for exits must
-        not be one for the whole service.
+        not be one for the whole service. The file is looked at, as a server that is not ready gets no requests.
         """
+        self._look_at_file()
         if not self.operation.serving.required:
             return None
         if self.activity.reason is not None:
@@ -277,7 +278,8 @@ class FrontEnd:
         return "; ".join(self.operation.uncertified_because()) or None
 
     def summary(self) -> dict[str, Any]:
-        """Settings, state, and counts since the start of this API server process."""
+        """Settings as the next request finds them, state, and counts since the start of this API server process."""
+        self._look_at_file()
         operation, block = self.operation, self.operation.block
         served, doubts = operation.served(), operation.uncertified_because()
         return {
