@@ -169,7 +169,8 @@ _attend.defvjp(_forward, _backward)
 def ttt_attention_reference(
     q: Queries, keys: Keys, values: Keys, segment_ids: Int[Array, "batch time"], window: int | None = None
 ) -> Queries:
-    """The same through one explicit mask over all (k+1) T keys. Slow and large; for tests."""
+    """The same through one explicit mask over all (k+1) T keys. Slow and large: for tests, and what
+    `bench-training` holds the memory of `ttt_attention` against."""
     heads, dim, time = q.shape[2], q.shape[3], q.shape[1]
     all_keys = jnp.concatenate([repeat_kv(k, heads) for k in keys], axis=1)
     all_values = jnp.concatenate([repeat_kv(v, heads) for v in values], axis=1)

@@ -196,10 +196,10 @@ FIRST_ROWS = 4
 """Packed rows that a run is measured on."""
 
 
-def first_rows(folder: Path, meta: PackMeta, n: int = FIRST_ROWS, features: Features | None = None) -> Example:
-    """The first packed rows, stacked: the same on every host."""
+def first_rows(folder: Path, meta: PackMeta, features: Features | None = None) -> Example:
+    """The first `FIRST_ROWS` packed rows, or as many as the first shard has, stacked: the same on every host."""
     source = Rows(folder, [min(meta.shards)], features)
-    rows = [source[i] for i in range(min(n, len(source)))]
+    rows = [source[i] for i in range(min(FIRST_ROWS, len(source)))]
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 

@@ -63,13 +63,13 @@ def write_traces(path: Path, traces: Sequence[Trace], tokenizer_sha256: str | No
     put(beside, path)
 
 
-def read_traces(path: Path, n: int | None = None) -> list[Trace]:
-    """Read the first ``n`` traces, or all, of a file, or of all ``*.parquet`` files of a folder in their names' order.
+def read_traces(path: Path) -> list[Trace]:
+    """Read the traces of a file, or of all ``*.parquet`` files of a folder in their names' order.
 
     Raises:
       TraceError: nothing there, not Parquet, a column is missing or of another type, or a row contradicts itself.
     """
-    return _read(path, Trace, n)
+    return _some(path, _stream(path, Trace, None))
 
 
 def first_samples(traces: Iterable[Trace]) -> dict[str, Trace]:
@@ -80,17 +80,17 @@ def first_samples(traces: Iterable[Trace]) -> dict[str, Trace]:
     return first
 
 
-def read_labelled(path: Path, n: int | None = None) -> list[LabelledTrace]:
+def read_labelled(path: Path) -> list[LabelledTrace]:
     """Read traces that `specexit annotate` has labelled; otherwise as `read_traces`.
 
     Raises:
       TraceError: see `read_traces`.
     """
-    return _read(path, LabelledTrace, n)
+    return _some(path, _stream(path, LabelledTrace, None))
 
 
 def stream_labelled(path: Path, n: int | None = None) -> Iterator[LabelledTrace]:
-    """As `read_labelled`, one trace at a time; a few are in memory at once.
+    """As `read_labelled`, the first ``n`` or all, one trace at a time; a few are in memory at once.
 
     Raises:
       TraceError: see `read_traces`.
@@ -356,10 +356,6 @@ def _sha256(files: Iterable[Path]) -> str:
 
 def _stream(path: Path, kind: type[TraceT], n: int | None) -> Iterator[TraceT]:
     return islice((trace for batch in read_batches(path, kind) for trace in rows_of(batch, kind)), n)
-
-
-def _read(path: Path, kind: type[TraceT], n: int | None) -> list[TraceT]:
-    return _some(path, _stream(path, kind, n))
 
 
 def _some(path: Path, read: Iterable[RowT]) -> list[RowT]:

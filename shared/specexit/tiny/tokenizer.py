@@ -18,6 +18,9 @@ QWEN_SPLIT = (
 )
 """Qwen2/Qwen3's pre-tokenizer expression (published in their tokenizer.json)."""
 
+CORPUS_SIZE = 3000
+"""Problems, each with a trace, that the BPE is trained on."""
+
 END_OF_TEXT, TURN_OPEN, TURN_CLOSE = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -30,13 +33,13 @@ def prompt_text(question: str) -> str:
     return f"{TURN_OPEN}user\n{question}{TURN_CLOSE}\n{TURN_OPEN}assistant\n<think>\n"
 
 
-def build_tokenizer(folder: Path, *, corpus_size: int = 3000, seed: int = 0) -> None:
+def build_tokenizer(folder: Path, *, seed: int = 0) -> None:
     """Train the BPE on generated text and write it in Hugging Face layout into ``folder``."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
     rng = random.Random(seed)
     corpus = []
-    for _, problem in zip(range(corpus_size), stream("pretrain", seed), strict=False):
+    for _, problem in zip(range(CORPUS_SIZE), stream("pretrain", seed), strict=False):
         text = prompt_text(problem.question) + render_response(problem, write_trace(rng, problem))
         for marker in (TURN_OPEN, TURN_CLOSE, "<think>", "</think>"):
             text = text.replace(marker, "")

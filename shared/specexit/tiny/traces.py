@@ -16,7 +16,6 @@ from dataclasses import dataclass
 
 from specexit.tiny.tasks import Problem, Step, describe
 
-THINK_OPEN = "<think>\n"
 PARAGRAPH = "\n\n"
 """Every paragraph ends in a full stop, so `.` and this make the one token at which an exit may happen."""
 
@@ -162,7 +161,7 @@ def write_trace(rng: random.Random, problem: Problem) -> Trace:
 
 
 def render_response(problem: Problem, trace: Trace) -> str:
-    """What the model is trained to write behind the prompt, which ends with `THINK_OPEN`."""
+    """What the model is trained to write behind `specexit.tiny.tokenizer.prompt_text`, which opens the thinking."""
     claim = statement(problem, trace.final)
     claim = claim[0].upper() + claim[1:] if problem.family == "steps" else claim
     thinking = PARAGRAPH.join(trace.paragraphs) + PARAGRAPH

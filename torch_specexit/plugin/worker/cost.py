@@ -39,6 +39,9 @@ STEPS = {
 """Threshold of validity, and what is drawn in a step and in the one that is counted: no boundary; a verdict to go on,
 and with source ``draft`` the next boundary, too; the one exit of a request."""
 
+BATCH, WIDTH = 8, 4
+"""Requests of a step, and tokens of each: one more than are drafted."""
+
 PROMPT = 131_072
 """Tokens of a long prompt."""
 REPETITIONS = 30
@@ -101,17 +104,15 @@ def steps_of(scene: Scene, drawn: tuple[int, int]) -> Callable[[], object]:
     return scene.step(drawn[1])
 
 
-def eager_ops(way: str, step: str, *, batch: int = 8, width: int = 4) -> int:
+def eager_ops(way: str, step: str) -> int:
     """Operations of PyTorch in one step on a CPU.
 
     Args:
       way: a name of `WAYS`.
       step: a name of `STEPS`.
-      batch: number of requests.
-      width: tokens of a step: one more than are drafted.
     """
     threshold, drawn = STEPS[step]
-    return aten_calls(steps_of(Scene(Twin, way, threshold, torch.device("cpu"), batch, width), drawn))
+    return aten_calls(steps_of(Scene(Twin, way, threshold, torch.device("cpu"), BATCH, WIDTH), drawn))
 
 
 def aten_calls(action: Callable[[], object]) -> int:
@@ -121,7 +122,7 @@ def aten_calls(action: Callable[[], object]) -> int:
     return sum(event.name.startswith("aten::") for event in recorded.events() or ())
 
 
-def triton_launches(way: str, step: str, *, batch: int = 8, width: int = 4) -> int | None:
+def triton_launches(way: str, step: str) -> int | None:
     """Launches of Triton kernels in one step; None where none can run. Arguments are those of `eager_ops`."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if not runs_triton(device):
@@ -129,7 +130,7 @@ def triton_launches(way: str, step: str, *, batch: int = 8, width: int = 4) -> i
     from torch_specexit.plugin.worker.fused import Fused
 
     threshold, drawn = STEPS[step]
-    return launches(steps_of(Scene(Fused, way, threshold, device, batch, width), drawn))
+    return launches(steps_of(Scene(Fused, way, threshold, device, BATCH, WIDTH), drawn))
 
 
 def launches(action: Callable[[], object]) -> int:
