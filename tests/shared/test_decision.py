@@ -155,7 +155,7 @@ def test_thresholds_are_inclusive_and_remaining_is_an_upper_bound():
     [
         ("thresholds.doubt=0.5", "signal 'doubt' does not exist"),
         ("thresholds.validity=1.5", "threshold of validity is 1.5, expected a probability between 0 and 1"),
-        ("thresholds.remaining=-1", "expected a tokens between 0 and inf"),
+        ("thresholds.remaining=-1", "threshold of remaining is -1.0, expected tokens, 0 or more"),
         ("patience=0", "patience is 0"),
         ("max_thinking_tokens=0", "max_thinking_tokens is 0"),
         ("pateince=2", "unknown key 'pateince', did you mean 'patience'"),

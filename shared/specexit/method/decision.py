@@ -70,7 +70,8 @@ class Policy(Config):
             signal = SIGNALS[column(name)]
             top = 1.0 if signal.exits_above else np.inf
             if not 0 <= value <= top:
-                raise ValueError(f"threshold of {name} is {value}, expected a {signal.unit} between 0 and {top}")
+                wanted = f"a {signal.unit} between 0 and 1" if signal.exits_above else f"{signal.unit}, 0 or more"
+                raise ValueError(f"threshold of {name} is {value}, expected {wanted}")
         return thresholds
 
     @model_validator(mode="after")
