@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from specexit.config import ConfigError, load
-from specexit.method.decision import OFF, PAPER, ExitRule, Policy, exit_position, passes
+from specexit.method.decision import EARLY_TOKENS, OFF, PAPER, ExitRule, Policy, exit_position, passes
 from specexit.method.signals import activate
 from specexit.method.splits import ThinkTokens
 
@@ -107,6 +107,9 @@ def test_a_boundary_counts_only_if_the_signals_were_near_the_thresholds_some_tok
         assert exit_position(tokens, signals, policy.model_copy(update={"early": {}}), IDS) == 11
     # So near to the beginning there is no token before; and one that is passed over breaks a row of passing ones.
     assert exit_position(tokens, valid(*[0.0] * 3, 0.9, *[0.0] * 8), policy, IDS) == 3
+    for first, expected in ((EARLY_TOKENS - 1, EARLY_TOKENS - 1), (EARLY_TOKENS, None)):
+        signals = valid(*[0.0] * first, 0.9)
+        assert exit_position([PLAIN] * first + [SPLIT], signals, policy, IDS) == expected
     twice = policy.model_copy(update={"patience": 2})
     row = [SPLIT] * 11
     signals = valid(0.9, *[0.0] * 7, 0.9, 0.95, 0.95)
@@ -122,8 +125,9 @@ def test_the_most_thinking_tokens_count_where_a_boundary_would_be_passed_over():
 
 def test_no_thresholds_and_a_minimum_is_a_fixed_budget_snapped_to_the_next_boundary():
     tokens = [PLAIN, SPLIT, PLAIN, PLAIN, SPLIT, SPLIT]
-    policy = Policy(thresholds={}, min_thinking_tokens=4)
-    assert exit_position(tokens, valid(*[0.0] * 6), policy, IDS) == 4
+    for least, expected in ((2, 1), (3, 4), (4, 4), (5, 4), (6, 5), (7, None)):
+        policy = Policy(thresholds={}, min_thinking_tokens=least)
+        assert exit_position(tokens, valid(*[0.0] * 6), policy, IDS) == expected
 
 
 def test_at_the_most_thinking_tokens_the_next_boundary_exits_whatever_signals_and_patience_say():
@@ -224,6 +228,9 @@ def test_round_mode_judges_one_round_late_and_never_in_the_first_round():
     assert exit_position(tokens, np.array([good, good, bad, bad]), policy, IDS, [2, 2]) == 3
     assert exit_position(tokens, np.array([bad, bad, good, good]), policy, IDS, [2, 2]) is None
     assert exit_position(tokens, np.array([good] * 4), policy, IDS, [4]) is None
+    for least, expected in ((4, 3), (5, None)):  # the split token itself counts
+        policy = policy.model_copy(update={"min_thinking_tokens": least})
+        assert exit_position(tokens, np.array([good] * 4), policy, IDS, [2, 2]) == expected
 
 
 def test_a_round_of_no_tokens_leaves_the_average_as_it_is():
