@@ -54,6 +54,7 @@ def test_frequencies_are_rounded_where_the_field_rounds_them(kind: str, dim: int
         {"mscale": 0.707, "mscale_all_dim": 0.9},
         {"mscale": 1.0, "mscale_all_dim": 0.0},
         {"beta_fast": 16.0, "beta_slow": 2.0, "truncate": False},
+        {"original_max_position_embeddings": 131_072},  # where even the last pair turns more than once
     ],
 )
 def test_a_draft_is_stretched_by_yarn_as_transformers_stretches(says: dict[str, float]) -> None:

@@ -314,6 +314,18 @@ def test_blocks_in_processes_give_the_same_bytes(make_trace, tmp_path, monkeypat
         assert (tmp_path / "packed1" / name).read_bytes() == (tmp_path / "packed2" / name).read_bytes()
 
 
+def test_rows_are_dealt_to_the_shards_in_turn_over_all_blocks(make_trace, tmp_path, monkeypatch):
+    """Of one row to a block all would else lie in the first shard."""
+    monkeypatch.setattr(packing, "BLOCK_TOKENS", 1)
+    traces = [labelled(make_trace(id=str(i), think_ids=[30 + i] * 10)) for i in range(7)]
+    write_traces(tmp_path / "labelled" / "traces.parquet", traces)
+    pack(PackConfig(traces=tmp_path / "labelled", out=tmp_path / "packed", length=40, shards=3, workers=1))
+    meta = read_meta(tmp_path / "packed")
+    assert meta.n == 7
+    alone = [meta.model_copy(update={"shards": {name: size}}) for name, size in sorted(meta.shards.items())]
+    assert [len(open_rows(tmp_path / "packed", one)) for one in alone] == [3, 2, 2]
+
+
 def test_the_output_folder_must_be_empty(packed):
     before = {path.name: path.read_bytes() for path in packed.iterdir()}
     with pytest.raises(FileExistsError, match="output folder is not empty"):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import special as scipy_special
 from scipy import stats as scipy_stats
 
 from specexit.data import scratch as scratch_module
@@ -178,6 +179,15 @@ def test_the_bootstrap_is_reproducible_and_refuses_unpaired_columns():
 
 def test_a_relative_cut_compares_totals():
     assert relative_cut(np.array([100, 300]), np.array([100, 100])) == 0.5
+
+
+@pytest.mark.parametrize("total", [0.25, 1.25, 3.5, 6.0])
+def test_the_p_value_of_losses_that_are_shares_is_the_papers(total):
+    """Bates et al. 2021: Bentkus' bound is at the next whole number of errors, never at the one before."""
+    n, rate = 90, 0.1
+    entropy = scipy_special.rel_entr(total / n, rate) + scipy_special.rel_entr(1 - total / n, 1 - rate)
+    bentkus = math.e * scipy_stats.binom.cdf(math.ceil(total), n, rate)
+    assert hoeffding_bentkus(total, n, rate) == pytest.approx(min(math.exp(-n * entropy), bentkus, 1), rel=1e-9)
 
 
 def sum_distribution(values, probabilities, n):
