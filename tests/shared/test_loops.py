@@ -35,3 +35,9 @@ def test_a_piece_that_comes_less_often_is_none():
     assert loop_position([9, *piece * 2, 9, *piece * 2], guard) is None
     assert loop_position([9, *piece * 4, 9], guard) is not None
     assert loop_position([9, *[1, 2, 3, 4, 5] * 9], guard) is None  # longer than what is looked for
+
+
+def test_a_loop_from_the_first_token_on_is_found_by_the_first_tokens_that_are_remembered():
+    guard = LoopGuard(period=2, repeats=3)
+    assert loop_position([5] * 9, guard) == guard.span
+    assert loop_position([5, 6] * 9, guard) == guard.span + 1

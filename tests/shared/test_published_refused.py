@@ -61,6 +61,15 @@ def test_rising_numbers_that_are_offsets_or_ids_are_refused_with_what_to_add(tmp
     assert read_vocabulary(second * 2, None, 10, 40, tmp_path)[1] == "ids"  # as offsets they would pass the vocabulary
 
 
+@pytest.mark.parametrize("d2t", [[40, 3], [39, 39]], ids=["beyond the target", "twice"])
+def test_without_t2d_a_token_that_is_not_there_or_comes_twice_is_refused(d2t, tmp_path):
+    with pytest.raises(DraftError, match="neither offsets nor ids of 2 different tokens below vocab_size 40"):
+        read_vocabulary(np.array(d2t), None, 2, 40, tmp_path)
+    # As offsets the last token would be beyond the target, or there twice: so they are ids.
+    for ids in ([3, 39], [39, 38]):
+        assert read_vocabulary(np.array(ids), None, 2, 40, tmp_path)[1] == "ids"
+
+
 MUTATIONS = [
     ("architectures", ["MistralForCausalLM"], r"architectures is \['MistralForCausalLM'\], .* say layout="),
     ("hidden_act", "gelu", "hidden_act is 'gelu'"),

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from specexit.data.rows import infer_agrees
-from specexit.method.decision import Policy, exit_position
+from specexit.method.decision import EARLY_TOKENS, Policy, exit_position
 from specexit.method.replay import Replay
 from specexit.method.splits import ThinkTokens
 from specexit.method.sums import sums_of
@@ -75,6 +75,17 @@ def test_the_fast_replay_is_the_exit_rule(make_trace, raw, policy, remaining, ea
         position = exit_position(trace.think_ids, values, policy, IDS, steps)
         assert outcome.exited[i] == (position is not None)
         assert outcome.kept[i] == (len(trace.think_ids) if position is None else position + 1)
+
+
+@pytest.mark.parametrize(("n", "exits"), [(EARLY_TOKENS, True), (EARLY_TOKENS + 1, False)])
+def test_a_boundary_is_passed_over_from_the_first_that_has_a_token_so_far_in_front(make_trace, n, exits):
+    signals = np.zeros((n, 4))
+    signals[-1] = 0.9
+    policy = Policy(thresholds={"validity": 0.5}, early={"validity": 0.25})
+    replay = Replay([trace_of(make_trace, "a", [n], [True], n)], [signals])
+    assert replay.play(policy).exited[0] == exits
+    signals[0] = 0.25
+    assert Replay(replay.traces, [signals]).play(policy).exited[0]
 
 
 def test_outcomes_are_those_of_the_trial_answer_at_the_exit(make_trace):
