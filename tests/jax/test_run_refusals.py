@@ -250,7 +250,7 @@ def test_held_out_traces_of_trained_prompts_are_refused(recipe: TrainConfig, pac
     assert not recipe.out.exists()
 
 
-def test_a_batch_that_does_not_divide_is_refused(recipe: TrainConfig) -> None:
+def test_a_batch_that_does_not_divide_is_refused() -> None:
     from jax.sharding import AbstractMesh, NamedSharding
 
     from jax_specexit.sharding import AXES, BATCH

@@ -116,7 +116,7 @@ def test_where_the_margin_is_used_up_thinking_ends_at_any_token(answers, closing
     assert (answer["outcome"]["outcome"], answer["outcome"]["thinking_tokens"]) == ("cap", kept)
 
 
-def test_the_model_goes_on_as_it_does_behind_that_text(answers, closing, prompts, shared):
+def test_the_model_goes_on_as_it_does_behind_that_text(answers, prompts, shared):
     """Plain vLLM, asked to go on from prompt, kept thinking, transition and marker."""
     ends = [end_of(answer) for answer in answers["V1"]]
     behind = [answer["ids"][end:] for answer, end in zip(answers["V1"], ends, strict=True)]

@@ -40,7 +40,7 @@ def test_each_of_several_samples_exits_by_itself(corner, target, end):
     assert all(sample[i + 1] == end for sample, i in exits)
 
 
-def test_a_token_limit_around_the_exit(corner, end):
+def test_a_token_limit_around_the_exit(corner):
     at, limits = corner["token_limits"]["boundary"], corner["token_limits"]["limits"]
     whole = ids(corner["exit_now"][0])
     for n, result in limits.items():
@@ -82,7 +82,7 @@ def test_a_second_turn_thinks_and_exits_like_a_first(corner, target, end):
     assert ids(exiting)[: first + 2] == [*ids(plain)[: first + 1], end]
 
 
-def test_a_grammar_binds_the_answer_and_nothing_before_it(corner, end):
+def test_a_grammar_binds_the_answer_and_nothing_before_it(corner):
     pattern, exiting, natural = corner["structured_answer"]
     for result, unbound in zip(exiting, corner["exit_now"], strict=False):
         kept = result["outcome"]["thinking_tokens"]

@@ -74,7 +74,7 @@ def test_longer_prompts_are_seen_once_and_said_once_and_it_ends_when_they_do(cap
     assert not watch.moved["prompt_tokens"]
 
 
-def test_the_same_way_of_thinking_is_left_alone_however_requests_differ(caplog):
+def test_the_same_way_of_thinking_is_left_alone_however_requests_differ():
     """Boundaries of one request are alike, so that they are fewer than they seem: of 15 servers, none cries wolf."""
     for seed in range(15):
         watch, rng = TrafficWatch(operation(policies(seed))), np.random.default_rng(1000 + seed)

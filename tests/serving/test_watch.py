@@ -410,7 +410,7 @@ def test_what_is_switched_off_in_one_place_stays_off_whatever_another_says(where
     assert (overruled in caplog.text) == (where != "environment")
 
 
-def test_the_kill_switch_of_the_file_works_in_a_server_that_was_started_with_a_mode(draft, monkeypatch, caplog):
+def test_the_kill_switch_of_the_file_works_in_a_server_that_was_started_with_a_mode(draft, monkeypatch):
     monkeypatch.setattr(watching, "SECONDS", 0.0)
     for started in ("exit", "shadow", "off"):
         monkeypatch.setenv("SPECEXIT_SERVING", json.dumps({"mode": started}))

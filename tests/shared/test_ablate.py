@@ -62,7 +62,7 @@ def config(paths, *names):
     return AblateConfig(traces=paths / "traces.parquet", scores=scores, out=paths / "out")
 
 
-def test_every_question_has_its_variants_and_they_are_what_they_say(paths, traces):
+def test_every_question_has_its_variants_and_they_are_what_they_say(paths):
     found = ablate(config(paths, "draft", "fc"))
     questions = ["signals", "early", "smoothing", "patience", "splits", "sources", "exit_point", "threshold"]
     assert list(found) == questions
@@ -277,7 +277,7 @@ def test_an_alternative_that_is_no_recipe_is_refused_before_anything_is_trained(
     assert not asked
 
 
-def test_an_alternative_may_be_replayed_on_traces_of_its_own(training, paths, traces, make_trace, monkeypatch):
+def test_an_alternative_may_be_replayed_on_traces_of_its_own(training, paths, traces, monkeypatch):
     """Of which a quarter are wrong when thought to the end: that is no loss of the alternative's exits."""
     asking, _ = training
     drawn = []

@@ -423,7 +423,7 @@ def test_everything_but_the_policy_stays_as_it_was(setting):
 
 
 @pytest.mark.parametrize("epsilon", [0, 1, [0.02, 0.02], [0.02, 0.02000001], [], -0.5])
-def test_a_risk_that_is_none_is_refused_by_its_key(setting, capsys, epsilon):
+def test_a_risk_that_is_none_is_refused_by_its_key(capsys, epsilon):
     with pytest.raises(SystemExit):
         run("calibrate", ["draft=a", "traces=b", "scores=c", f"epsilon={json.dumps(epsilon)}"])
     assert "epsilon is" in capsys.readouterr().err

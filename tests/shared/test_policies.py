@@ -208,7 +208,7 @@ def test_the_other_scores_are_played_with_rounds_of_the_same_size(files):
     assert found.curves["probe"] == found.curves["validity"]
 
 
-def test_what_one_point_was_looked_for_in_makes_no_method_look_good(files, trace_of, capsys):
+def test_what_one_point_was_looked_for_in_makes_no_method_look_good(files, capsys):
     """``boundaries=stable`` goes back from the end to the exit: what asks at those trials alone is asked just there."""
     traces = read_traces(files / "traces.parquet")
     for i, trace in enumerate(traces):

@@ -210,7 +210,7 @@ def test_options_of_the_chat_template(tmp_path, chat, message):
     assert ids.count(THINK.start) == 1
 
 
-def test_an_option_of_a_shipped_target_may_be_given_to_any(tmp_path):
+def test_an_option_of_a_shipped_target_may_be_given_to_any():
     target = TARGET.model_copy(update={"chat": {"enable_thinking": True}})
     messages = [{"role": "user", "content": "What is 3 + 4?"}]
     plain = prompt_ids(load_chat_tokenizer(TARGET), TOKENIZER, TARGET, messages)

@@ -158,7 +158,7 @@ def test_a_draft_that_has_lost_its_policy_is_scored(paths):
     assert score(ScoreConfig(**paths)) == 3
 
 
-def test_draft_traces_and_the_target_given_have_to_be_of_one_name(paths, traces, tmp_path):
+def test_draft_traces_and_the_target_given_have_to_be_of_one_name(paths, traces):
     """Signals of another model's states, on which a certificate could be made, are never written."""
     with pytest.raises(ConfigError, match=r"'tiny-mixed', but the traces were written by 'tiny-reasoner': expected"):
         score(ScoreConfig(**paths, target="tiny-mixed"))

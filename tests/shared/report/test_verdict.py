@@ -67,7 +67,7 @@ def test_a_speed_up_over_eagle3_alone_is_said_with_its_test(bench: Path) -> None
 
 
 def test_the_guarantee_is_said_of_problems_with_what_it_is_for(
-    bench: Path, trace: Trace, write_random_draft: Callable[..., Path]
+    bench: Path, write_random_draft: Callable[..., Path]
 ) -> None:
     draft = write_random_draft(bench / "draft", "draft")
     certificate = Certificate(
