@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import yaml
 
+from jax_specexit.training.data import choose_draft_vocab
 from jax_specexit.training.train import train
 from specexit.config import ConfigError
-from specexit.data.packed import PackError
+from specexit.data.packed import PackError, PackMeta
 from specexit.schemas.train import TrainConfig
 from tests.jax.devices import simulated
 
@@ -117,3 +118,12 @@ def test_a_mesh_that_does_not_fit_is_refused(recipe: TrainConfig) -> None:
     wrong = TrainConfig.model_validate(recipe.model_dump() | {"mesh": {"data": 3}})
     with pytest.raises(ConfigError, match="does not fit 1 devices"):
         train(wrong)
+
+
+@pytest.mark.parametrize(("size", "always", "expected"), [(2, (), [2, 3]), (3, (), [2, 3, 5]), (2, (4,), [2, 4])])
+def test_the_draft_vocabulary_is_the_most_frequent_tokens_and_what_must_be_in_it(
+    size: int, always: tuple[int, ...], expected: list[int]
+) -> None:
+    """Of equals the first ones, but for one that must be in it, however rare."""
+    meta = PackMeta.model_construct(token_counts=(5, 0, 9, 9, 1, 7))
+    assert choose_draft_vocab(meta, size, always).tolist() == expected
