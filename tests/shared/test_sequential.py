@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
-from specexit.method.statistics import Capital, confidence_sequence
+from specexit.method.statistics import Capital
 from specexit.method.statistics.sequential import AT_ONCE, BOLDEST_ABOVE, SHARES, kept_back, played
 
 
@@ -86,43 +86,10 @@ def test_a_risk_above_epsilon_is_found_within_a_few_times_what_any_test_needs(ri
     assert np.median(found) <= 3 * np.log(10) / entropy
 
 
-def test_a_confidence_sequence_holds_the_mean_at_every_look():
-    delta, missed = 0.1, 0
-    for seed in range(100):
-        values = np.random.default_rng(seed).beta(1, 9, 120)  # mean 0.1
-        low, high = confidence_sequence(values, delta, resolution=100)
-        missed += bool((low > 0.1).any() or (high < 0.1).any())
-        assert (np.diff(low) >= 0).all()
-        assert (np.diff(high) <= 0).all()
-    # At most delta by the theorem; three standard errors of 100 runs are 0.09.
-    assert missed / 100 <= delta + 0.09
-
-
-def test_a_confidence_sequence_is_its_capitals_turned_round():
-    values = (np.random.default_rng(3).random(60) < 0.3).astype(float)
-    low, high = confidence_sequence(values, 0.1, resolution=50)
-
-    def rejected(side):
-        return max(made_of_it(values[:t], mean, side) for t in range(61)) >= 1 / 0.05
-
-    for i in range(50):
-        mean = (i + 0.5) / 50
-        assert (mean <= low[-1]) == rejected("above")
-        assert (mean >= high[-1]) == rejected("below")
-
-
-def test_it_narrows_to_the_truth():
-    values = (np.random.default_rng(4).random(4000) < 0.02).astype(float)
-    low, high = confidence_sequence(values, 0.1, resolution=400)
-    assert 0.01 < low[-1] < 0.02 < high[-1] < 0.03
-
-
 @pytest.mark.parametrize("value", [-0.1, 1.1, float("nan")])
 def test_observations_out_of_range_are_refused(value):
     with pytest.raises(ValueError, match=r"expected a value in \[0, 1\]"):
         Capital(0.1).add(value)
-    with pytest.raises(ValueError, match=r"expected values in \[0, 1\]"):
-        confidence_sequence(np.array([value]))
 
 
 @pytest.mark.parametrize("mean", [0, 1, -1, 2])

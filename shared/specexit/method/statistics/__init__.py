@@ -23,7 +23,7 @@ from specexit.method.statistics.drift import (
 )
 from specexit.method.statistics.hypothesis_tests import Equivalence, cluster_means, equivalence, holm, sign_flip_test
 from specexit.method.statistics.ranking import Counted, Ranking, counted, ranking
-from specexit.method.statistics.sequential import Capital, confidence_sequence
+from specexit.method.statistics.sequential import Capital
 
 __all__ = [
     "LEVEL",
@@ -38,7 +38,6 @@ __all__ = [
     "chance_share_distance",
     "cluster_bootstrap",
     "cluster_means",
-    "confidence_sequence",
     "counted",
     "equivalence",
     "hoeffding_bentkus",

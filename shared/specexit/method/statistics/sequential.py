@@ -1,4 +1,4 @@
-"""Statements that hold at every look: test martingales for the mean of values in [0, 1], and confidence sequences.
+"""Statements that hold at every look: test martingales for the mean of values in [0, 1].
 
 Waudby-Smith and Ramdas 2024 (arXiv 2010.09686). Somebody who bets against "the mean is m", at odds that are fair if it
 is, grows rich with probability at most delta to 1/delta times the stake, ever (Ville 1939). So the capital may be
@@ -24,7 +24,7 @@ import math
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
 Side = Literal["above", "below"]
 
@@ -48,11 +48,9 @@ def kept_back(observations: int | np.ndarray) -> float | np.ndarray:
     return (1 - AT_ONCE) * math.log(UNHURRIED) / np.log(UNHURRIED + observations)
 
 
-def stakes(mean: float | np.ndarray, side: Side) -> np.ndarray:
+def stakes(mean: float, side: Side) -> Float[np.ndarray, " bets"]:
     """How much of the capital each bet wins per unit that an observation lies above the mean."""
-    if side == "above":
-        return SHARES * BOLDEST_ABOVE / np.asarray(mean)[..., None]
-    return -SHARES / (1 - np.asarray(mean)[..., None])
+    return SHARES * BOLDEST_ABOVE / mean if side == "above" else -SHARES / (1 - mean)
 
 
 def played(
@@ -135,47 +133,3 @@ class Capital:
     def rejects(self, delta: float) -> bool:
         """Whether it has ever been shown at level ``delta`` that the mean is beyond the value."""
         return self.peak >= 1 / delta
-
-
-def confidence_sequence(
-    values: Float[np.ndarray, " time"], delta: float = 0.05, resolution: int = 1000
-) -> tuple[Float[np.ndarray, " time"], Float[np.ndarray, " time"]]:
-    """An interval after every observation; with probability at least ``1 - delta`` all of them hold the mean.
-
-    The mean is one for all of them, so all of the stake is betted at once.
-
-    Args:
-      values: observations in [0, 1], in the order in which they came.
-      delta: probability with which any of the intervals may miss; half of it for each side.
-      resolution: candidate means between 0 and 1; the ends are rounded outwards to one of them.
-
-    Returns:
-      lower and upper ends after each observation; they only ever move inwards.
-
-    Raises:
-      ValueError: an observation is not within [0, 1].
-
-    Example:
-      >>> low, high = confidence_sequence(np.zeros(300), delta=0.1)
-      >>> float(low[-1]), round(float(high[-1]), 3)
-      (0.0, 0.018)
-    """
-    if len(values) and not (values.min() >= 0 and values.max() <= 1):
-        raise ValueError(f"observations reach from {values.min()} to {values.max()}, expected values in [0, 1]")
-    candidates = (np.arange(resolution) + 0.5) / resolution
-    # Capital grows with the distance of the mean, so what lies behind a rejected candidate is rejected with it.
-    above = _rejected(values, candidates, "above", 2 / delta)
-    below = _rejected(values, candidates, "below", 2 / delta)
-    low = np.where(above, candidates, 0.0).max(axis=1, initial=0.0)
-    return low, np.where(below, candidates, 1.0).min(axis=1, initial=1.0)
-
-
-def _rejected(values: np.ndarray, candidates: np.ndarray, side: Side, limit: float) -> Bool[np.ndarray, "time means"]:
-    capital = np.zeros((len(candidates), len(SHARES)))
-    rejected = np.zeros((len(values), len(candidates)), bool)
-    bets = stakes(candidates, side)
-    with np.errstate(divide="ignore"):
-        for t, value in enumerate(values):
-            capital += np.log1p(bets * (value - candidates)[:, None])
-            rejected[t] = np.logaddexp.reduce(capital, axis=-1) >= np.log(limit * len(SHARES))
-    return np.logical_or.accumulate(rejected, axis=0)
