@@ -203,6 +203,15 @@ def test_only_a_share_of_the_requests_exits_and_the_rest_is_plain():
     assert set(modes) == {"exit", "off"}
 
 
+def test_of_the_requests_in_a_share_no_more_are_audited_than_of_all():
+    """With one draw for both, all audits would be of requests in the share: there five times the rate."""
+    server = operation(share=0.2, audit_rate=0.1)
+    found = [server.resolve(None, f"chatcmpl-{i}") for i in range(10_000)]
+    audited = [one.audited for one in found if one.mode != "off"]
+    assert abs(np.mean(audited) - 0.1) < 0.02  # one fixed draw of hashes, within three standard errors
+    assert not any(one.audited for one in found if one.mode == "off")
+
+
 def test_certified_is_what_runs_under_a_certified_point_on_what_it_was_calibrated_with():
     assert operation().resolve(None).certified
     assert not get(operation(), validity=0.95).certified
