@@ -186,6 +186,7 @@ COPIED = {
     ),
     "nebius": ("safeailab", {"truncated_vocab_size": DRAFT_VOCAB}),
     "SafeAILab of Vicuna 13B": ("safeailab", {"num_hidden_layers": 40}),
+    "SafeAILab of Vicuna 33B": ("safeailab", {"num_hidden_layers": 60, "max_sequence_length": 2048}),
     "SafeAILab of Qwen2": ("safeailab", {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}),
     "SafeAILab of Qwen3": ("safeailab", {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"}),
     "SafeAILab of Mixtral": ("safeailab", {"architectures": ["MixtralForCausalLM"], "model_type": "mixtral"}),

@@ -13,6 +13,7 @@ _TARGETS = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "Mixtral
 
 
 def _fields(keys: Keys) -> Fields:
+    keys.ignore("max_sequence_length")  # of Vicuna 33B's config, beside max_position_embeddings, which is what is read
     fields = llama_fields(keys)
     if fields["rope_theta"] != 10_000:
         keys.note(
