@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from specexit.drafts.files import NO_POINTER, POINTER
 from specexit.errors import shown
 
 LEGACY = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")
@@ -34,10 +35,14 @@ def read_bin(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of a checkpoint.
 
     Raises:
-      BinError: no zip archive of PyTorch's, compressed or damaged, not only tensors, or quantised or sparse ones.
+      BinError: no zip archive of PyTorch's, compressed or damaged, not only tensors, or quantised or sparse ones; or
+        a pointer of Git LFS.
     """
     with path.open("rb") as file:
-        if LEGACY in file.read(32):
+        begin = file.read(32)
+        if begin.startswith(POINTER):
+            raise BinError(NO_POINTER)
+        if LEGACY in begin:
             raise BinError(
                 "is in PyTorch's format from before 1.6, which is not read: expected the tensors saved anew "
                 "as torch.save writes them by now"

@@ -99,6 +99,10 @@ HOSTILE = {
     "an index with an endless name": (index("x" * 100_000), "x{150}.* is named as a file of weights"),
     "an index to the config": (index("config.json"), r"config\.json: cannot be read as safetensors"),
     "weights that never come": (instead(WEIGHTS, os.mkfifo), r"model\.safetensors: is no regular file"),
+    "a pointer to weights": (
+        instead(WEIGHTS, lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:ab\n")),
+        r"model\.safetensors: is a pointer of Git LFS, expected the weights: `git lfs pull`, or `hf download NAME",
+    ),
     "a bin that never comes": (only_bin(os.mkfifo), r"pytorch_model\.bin: is no regular file"),
     "a bin without end": (only_bin(zeros), "is a link out of its folder, to /dev/zero"),
     "a bin of somebody else": (only_bin(outside), "is a link out of its folder"),

@@ -42,6 +42,8 @@ def write(what, good, out):
         torch.save(good | {"fc.weight": good["fc.weight"].float().to_sparse()}, out)
     elif what == "nameless":
         torch.save(good | {"": good["norm.weight"]}, out)
+    elif what == "a pointer":
+        out.write_text("version https://git-lfs.github.com/spec/v1\\noid sha256:ab\\nsize 3\\n")
     elif what == "negative":
         torch.save(good | {"norm.weight": torch._neg_view(-good["norm.weight"])}, out)
     elif what == "stretched":
@@ -95,6 +97,7 @@ HOSTILE = {
     "truncated": "cannot be read as a checkpoint",
     "bomb": "is compressed",
     "claims": "pytorch_model.bin: ",
+    "a pointer": "is a pointer of Git LFS, expected the weights",
     "stretched": r"holds 'fc\.weight' of 4000000000000 bytes, expected no more than the file has",
     "flipped": r"data/\d+ holds other bytes than its checksum is of, so it is damaged: download it again",
     "a part too short": r"holds '\S+' of \d+ bytes, but no part of that size: it is damaged",

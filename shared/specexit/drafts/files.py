@@ -17,6 +17,9 @@ from specexit.errors import InputError, shown
 MAX_NAME = 255
 MAX_DIGITS = 100
 """Of a number: more than that no float holds three of, multiplied, and no size needs."""
+POINTER = b"version https://git-lfs"
+"""How a file of weights begins that a ``git clone`` without Git LFS has left in its place."""
+NO_POINTER = "is a pointer of Git LFS, expected the weights: `git lfs pull`, or `hf download NAME --local-dir FOLDER`"
 HALF = re.compile(rb"\\u[dD][89a-fA-F]")
 """Of a JSON text: one of two escapes that are a character together."""
 MAX_DEPTH = 64

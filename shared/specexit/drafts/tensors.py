@@ -25,7 +25,7 @@ from blake3 import blake3
 from jaxtyping import UInt8
 
 from specexit.buckets import BucketPath
-from specexit.drafts.files import MAX_NAME, TensorError, inside, odd, parse_json, read_json
+from specexit.drafts.files import MAX_NAME, NO_POINTER, POINTER, TensorError, inside, odd, parse_json, read_json
 from specexit.errors import shown
 
 FLOATS = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype(np.float16)}
@@ -150,7 +150,11 @@ def _header(path: Path) -> tuple[dict[str, Any], int, int]:
     """What a file's header says of its tensors, where they begin, and the file's size; nothing of it is checked yet."""
     with path.open("rb") as file:
         size = path.stat().st_size
-        length = int.from_bytes(file.read(8), "little")
+        begin = file.read(len(POINTER))
+        if begin == POINTER:
+            raise TensorError(f"{path}: {NO_POINTER}")
+        length = int.from_bytes(begin[:8], "little")
+        file.seek(8)
         if size < 8 or length > min(size - 8, MAX_HEADER):
             raise TensorError(
                 f"{path}: cannot be read as safetensors (truncated?): its header has {length} bytes, expected at most "
