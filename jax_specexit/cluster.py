@@ -62,7 +62,8 @@ def told_by_first(message: str) -> str:
 
 
 class Preemption:
-    """A notice (SIGTERM) that this machine will go away soon; use as a context manager around the steps.
+    """A notice (SIGTERM) that this machine will go away soon; use as a context manager around the steps and the saving
+    of the last one: a notice that comes then, be it the second, must not cut that short.
 
     With several processes JAX's preemption service, which listens for SIGTERM itself, agrees on the next question that
     all will ask. Where that service has been switched off (``JAX_ENABLE_PREEMPTION_SERVICE=0``), SIGTERM kills, and the

@@ -80,7 +80,7 @@ def train(config: TrainConfig) -> None:
     if held_out is not None:
         assert isinstance(target, Target), "the recipe's schema says so: evaluations run the target"
         held_out.compile(step, draft, target)
-    with alone_in(config.out) as check:
+    with alone_in(config.out) as check, Preemption() as preemption:
         if is_first():
             save_run(config, config.out)
             save_target(config.out, target_config)
@@ -94,7 +94,8 @@ def train(config: TrainConfig) -> None:
                 stored = features and features.manifest.dtype
                 shapes = Shapes(target.shape, fixed.shape, config.batch_size, meta.length, stored)
                 watch = Watch(config, shapes, mesh, jax.devices()[0].device_kind)
-                status, last = Loop(config, step, frozen, batches, checkpoints, held_out, watch).run(begin, state)
+                loop = Loop(config, step, frozen, batches, checkpoints, held_out, watch, preemption)
+                status, last = loop.run(begin, state)
             except NotFiniteError:
                 write_status(config.out, "stopped", checkpoints.manager.latest_step() or 0, config.steps)
                 raise
@@ -149,9 +150,10 @@ class Loop:
         checkpoints: Checkpoints,
         held_out: HeldOut | None,
         watch: Watch,
+        preemption: Preemption,
     ):
         self.config, self.step, self.frozen, self.batches = config, step, frozen, batches
-        self.checkpoints, self.held_out, self.watch = checkpoints, held_out, watch
+        self.checkpoints, self.held_out, self.watch, self.preemption = checkpoints, held_out, watch, preemption
         self.guard = NonFiniteStop(config.out, config.max_nonfinite, batches.whole)
 
     def run(self, begin: int, state: TrainState) -> tuple[Status, int]:
@@ -165,10 +167,9 @@ class Loop:
             Metrics(
                 c.out, total=c.steps, start=begin, silent=not is_first(), wandb=c.wandb, watch=self.watch
             ) as metrics,
-            Preemption() as preemption,
             Profiler(c.out, c.profile_steps) as profiler,
         ):
-            self.metrics, self.preemption, clock = metrics, preemption, metrics.clock
+            self.metrics, clock = metrics, metrics.clock
             if not self._catch_up(min(begin, c.steps), state):
                 return "preempted", min(begin, c.steps)
             for i, batch in self.batches.steps(begin + 1, c.steps):
@@ -190,7 +191,7 @@ class Loop:
                     self._settle(*waiting)
                 waiting = (i, values)
                 clock.lap("step")
-                preempted = preemption.reached() and i < c.steps
+                preempted = self.preemption.reached() and i < c.steps
                 judged = self._judges(i) and not preempted  # there is time to save, not to evaluate
                 if preempted or judged or self.checkpoints.due(i) or i == c.steps:
                     preempted |= not self._settle(i, values, state, judged=judged)

@@ -1,6 +1,8 @@
 """The training run as its users meet it: killed and continued, on one device and on eight, and refused when wrong."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,11 +13,13 @@ import numpy as np
 import pytest
 import yaml
 
+from jax_specexit.training.checkpoint import Checkpoints, restore_params
 from jax_specexit.training.data import choose_draft_vocab
 from jax_specexit.training.train import train
 from specexit.config import ConfigError
 from specexit.data.packed import PackError, PackMeta
 from specexit.schemas.train import TrainConfig
+from specexit.status import read_status
 from tests.jax.devices import simulated
 
 
@@ -77,6 +81,27 @@ def test_eight_devices_equal_one(recipe: TrainConfig, whole: dict[int, float]) -
     assert ours.keys() == whole.keys()
     # Reductions run in another order, and training amplifies that; the first steps agree to rounding.
     np.testing.assert_allclose(list(ours.values()), list(whole.values()), rtol=1e-5)
+
+
+def test_a_notice_while_the_last_step_is_saved_does_not_cut_that_short(
+    recipe: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Saving goes on behind the last step, for minutes where it is large; SLURM sends a second notice, too."""
+    closed, killed = Checkpoints.__exit__, Mock()
+
+    def noticed(self: Checkpoints, *error: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        closed(self, *error)
+
+    monkeypatch.setattr(Checkpoints, "__exit__", noticed)
+    before = signal.signal(signal.SIGTERM, killed)  # or it would end the tests
+    try:
+        train(recipe)
+    finally:
+        assert signal.signal(signal.SIGTERM, before) is killed
+    killed.assert_not_called()
+    assert read_status(recipe.out) == ("finished", 8, 8)
+    assert restore_params(recipe.out)[0] == 8
 
 
 def test_a_run_says_first_what_it_trains_on(

@@ -18,6 +18,7 @@ import pytest
 from jax.sharding import Mesh
 from rich.console import Console
 
+from jax_specexit.cluster import Preemption
 from jax_specexit.evaluation.held_out import HeldOut
 from jax_specexit.evaluation.judging import Evaluation
 from jax_specexit.model.target import TargetShape
@@ -180,7 +181,9 @@ def driven(
     checkpoints = Mock(spec=Checkpoints, due=lambda i: i % config.checkpoint.every == 0)
     step = Mock(spec=Step, update={k: partial(machine.run, k) for k in (1, 2)})
     watch = Mock(spec=Watch, return_value={})
-    loop = Loop(config, step, Mock(spec=Frozen), Mock(spec=Batches, steps=steps), checkpoints, None, watch)
+    loop = Loop(
+        config, step, Mock(spec=Frozen), Mock(spec=Batches, steps=steps), checkpoints, None, watch, Preemption()
+    )
     with pytest.raises(KeyboardInterrupt) if kill_behind else nullcontext():
         assert loop.run(begin, Mock(spec=TrainState)) == ("finished", config.steps)
     return [json.loads(line) for line in (config.out / "metrics.jsonl").read_text().splitlines()]
@@ -238,7 +241,9 @@ def test_the_evaluation_behind_a_skipped_step_is_on_record(
     checkpoints = Mock(spec=Checkpoints, due=lambda i: False)
     step, watch = Mock(spec=Step, update={2: update}), Mock(spec=Watch, return_value={})
     monkeypatch.setattr("jax_specexit.training.train.show", Mock())
-    loop = Loop(config, step, Mock(spec=Frozen), Mock(spec=Batches, **every), checkpoints, held_out, watch)
+    loop = Loop(
+        config, step, Mock(spec=Frozen), Mock(spec=Batches, **every), checkpoints, held_out, watch, Preemption()
+    )
     assert loop.run(0, Mock(spec=TrainState)) == ("finished", 8)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(1, 9))
@@ -254,7 +259,9 @@ def test_a_step_that_does_not_fit_the_memory_ends_a_job_for_good(base_recipe: Tr
     def run(said: str) -> None:
         step = Mock(spec=Step, update={2: Mock(side_effect=jax.errors.JaxRuntimeError(said))})
         checkpoints, watch = Mock(spec=Checkpoints), Mock(spec=Watch, return_value={})
-        loop = Loop(config, step, Mock(spec=Frozen), Mock(spec=Batches, **every), checkpoints, None, watch)
+        loop = Loop(
+            config, step, Mock(spec=Frozen), Mock(spec=Batches, **every), checkpoints, None, watch, Preemption()
+        )
         loop.run(0, Mock(spec=TrainState))
 
     expected = (
