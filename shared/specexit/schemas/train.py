@@ -16,10 +16,16 @@ from specexit.schemas.target import Layers
 class OptimizerConfig(Config):
     """Muon for weight matrices, AdamW for the rest; clipped; linear warm-up, constant, linear decay."""
 
-    muon_rate: float = Field(default=0.02, gt=0, description="peak learning rate of Muon (weight matrices)")
-    adam_rate: float = Field(default=3e-3, gt=0, description="peak learning rate of AdamW (embeddings, norms, LM head)")
-    head_rate: float = Field(default=0.02, gt=0, description="peak learning rate of AdamW (signal head)")
-    weight_decay: float = Field(default=0.0, ge=0, description="decoupled weight decay of both")
+    muon_rate: float = Field(
+        default=0.02, gt=0, allow_inf_nan=False, description="peak learning rate of Muon (weight matrices)"
+    )
+    adam_rate: float = Field(
+        default=3e-3, gt=0, allow_inf_nan=False, description="peak learning rate of AdamW (embeddings, norms, LM head)"
+    )
+    head_rate: float = Field(
+        default=0.02, gt=0, allow_inf_nan=False, description="peak learning rate of AdamW (signal head)"
+    )
+    weight_decay: float = Field(default=0.0, ge=0, allow_inf_nan=False, description="decoupled weight decay of both")
     warmup: float = Field(default=0.04, ge=0, lt=1, description="share of the steps with a rising rate")
     decay: float = Field(
         default=0.5,
@@ -58,10 +64,14 @@ class SignalConfig(Config):
     share: float = Field(
         default=0.3,
         ge=0,
+        allow_inf_nan=False,
         description="pull of each signal on the shared state, relative to the tokens'; 0: its head only reads that",
     )
     boundary_weight: float = Field(
-        default=1.0, gt=0, description="weight of split tokens in the signal losses; verdicts are read nowhere else"
+        default=1.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="weight of split tokens in the signal losses; verdicts are read nowhere else",
     )
     smoothing: float = Field(
         default=0.95, ge=0, lt=1, description="of the gradient magnitudes behind the dynamic weights"
