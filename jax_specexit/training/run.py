@@ -14,6 +14,7 @@ from pydantic import BaseModel, Field, ValidationError
 from jax_specexit.cluster import is_first
 from specexit.config import ConfigError, write_text
 from specexit.data.features import StoredType
+from specexit.differences import leaves
 from specexit.drafts.directory import DraftConfig
 from specexit.drafts.policy import Selection
 from specexit.errors import first_problem
@@ -131,8 +132,10 @@ def check_folder(config: TrainConfig) -> None:
     for key in now:
         moved = key in MAY_MOVE and before[key] is not None and now[key] is not None
         if key not in MAY_CHANGE and not moved and before[key] != now[key]:
+            was, wanted = dict(leaves(key, before[key])), dict(leaves(key, now[key]))
+            one = next(name for name in {**was, **wanted} if was.get(name) != wanted.get(name))
             raise ConfigError(
-                f"{path}: this run was begun with {key}={before[key]}, but the recipe says {now[key]}; "
+                f"{path}: this run was begun with {one}={was.get(one)}, but the recipe says {wanted.get(one)}; "
                 "choose another `out` or restore the recipe"
             )
 

@@ -26,6 +26,7 @@ from specexit.config import ConfigError
 from specexit.data.features import decode, read_manifest
 from specexit.data.packed import PackMeta
 from specexit.data.sequences import Example
+from specexit.differences import leaves
 from specexit.drafts.begun import imported_as
 from specexit.drafts.config import DraftConfig, SpecExitBlock
 from specexit.schemas.target import FOR_DRAFTS, TargetConfig
@@ -171,10 +172,13 @@ def check_start(config: TrainConfig, target_config: TargetConfig, meta: PackMeta
     shape = draft_config(config, target_config, meta.exit_point, source)
     if before is None:
         return None
-    for field in type(shape).model_fields:
-        was, now = getattr(before.shape, field), getattr(shape, field)
-        if was != now and field != "max_position_embeddings":
-            raise ConfigError(f"{path}: this run was begun with {field}={was}, but target and data now say {now}")
+    was, now = (dict(leaves("", one.model_dump())) for one in (before.shape, shape))
+    for field in {**was, **now}:
+        if was.get(field) != now.get(field) and field != "max_position_embeddings":
+            raise ConfigError(
+                f"{path}: this run was begun with {field}={was.get(field)}, but target and data now say "
+                f"{now.get(field)}"
+            )
     if before.data not in ("", meta.identity):
         raise ConfigError(
             f"{path}: this run was begun with the data {before.data}, but {config.data / 'meta.json'} is that of "

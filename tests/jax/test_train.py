@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -130,7 +131,20 @@ def test_another_recipe_does_not_continue_a_run(finished: TrainConfig) -> None:
     before = (finished.out / "metrics.jsonl").read_text()
     with pytest.raises(ConfigError, match="begun with batch_size=8, but the recipe says 4"):
         train(finished.model_copy(update={"batch_size": 4}))
+    rates = finished.optimizer.model_copy(update={"muon_rate": 0.01})
+    with pytest.raises(ConfigError, match=r"begun with optimizer\.muon_rate=0\.02, but the recipe says 0\.01;"):
+        train(finished.model_copy(update={"optimizer": rates}))
     assert (finished.out / "metrics.jsonl").read_text() == before
+
+
+def test_data_with_another_exit_point_does_not_continue_a_run(finished: TrainConfig, tmp_path: Path) -> None:
+    """Named is what differs, and not all that a draft's block says."""
+    data = Path(shutil.copytree(finished.data, tmp_path / "packed"))
+    meta = json.loads((data / "meta.json").read_text())
+    (data / "meta.json").write_text(json.dumps(meta | {"exit_point": "stable"}))
+    said = r"draft\.json: this run was begun with specexit\.exit_point=earliest, but target and data now say stable$"
+    with pytest.raises(ConfigError, match=said):
+        train(finished.model_copy(update={"data": data}))
 
 
 def test_data_of_another_target_is_refused(recipe: TrainConfig) -> None:
