@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
 
 from specexit.data.features import (
     FILE,
@@ -108,6 +109,35 @@ def test_a_shard_of_another_type_than_the_manifest_says(whole: Path, dtype: str)
     manifest = Manifest.model_validate(read_manifest(whole).model_dump() | {"dtype": dtype})
     with pytest.raises(FeatureError, match=f"states are float32, expected {dtype} as features.json says"):
         Features(whole, manifest).read(0, example(0))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"digests": None}, "holds states, but no digests$"),
+        ({"states": None}, "holds digests, but no states$"),
+        (
+            {"states": (2, 6, 1, 8)},
+            r"states of a row have the shape \[6, 1, 8\], expected \[6, 2, 8\] as features\.json",
+        ),
+        (
+            {"states": (2, 5, 2, 8)},
+            r"states of a row have the shape \[5, 2, 8\], expected \[6, 2, 8\] as features\.json",
+        ),
+    ],
+)
+def test_a_shard_that_another_program_wrote_otherwise_is_named(
+    whole: Path, changes: dict[str, tuple[int, ...] | None], said: str
+) -> None:
+    path = whole / WANTED.names[0]
+    tensors = load_file(path)
+    for name, shape in changes.items():
+        del tensors[name]
+        if shape is not None:
+            tensors[name] = np.zeros(shape, np.float32)
+    save_file(tensors, path)
+    with pytest.raises(FeatureError, match=f"^{path}: {said}"):
+        Features(whole, WANTED).read(0, example(0))
 
 
 @pytest.mark.parametrize("field", ["target_sha256", "target_dtype", "data", "layers", "dtype", "shard_rows", "engine"])

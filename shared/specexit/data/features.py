@@ -256,6 +256,8 @@ class Features:
                 found = {name: file.get_slice(name)[place] for name in file.keys()}  # noqa: SIM118, not a mapping
         except (OSError, SafetensorError) as error:
             raise FeatureError(f"{path}: cannot be read as safetensors (damaged?): {error}") from error
+        if lacking := {"digests", "states"} - found.keys():
+            raise FeatureError(f"{path}: holds {', '.join(sorted(found))}, but no {' and no '.join(sorted(lacking))}")
         if not np.array_equal(found.pop("digests"), digest(example)):
             raise FeatureError(f"{path}: row {place} is of other tokens than row {row} of the packed data")
         wanted, float8 = DTYPES[self.manifest.dtype], self.manifest.dtype == "float8"
@@ -263,4 +265,11 @@ class Features:
             raise FeatureError(
                 f"{path}: states are {found['states'].dtype}, expected {self.manifest.dtype} as {FILE} says"
             )
+        shape = (self.manifest.length, len(self.manifest.layers), self.manifest.hidden_size)
+        for name, expected in (("states", shape), ("scales", shape[:2])):
+            if name in found and found[name].shape != expected:
+                raise FeatureError(
+                    f"{path}: {name} of a row have the shape {list(found[name].shape)}, expected {list(expected)} as "
+                    f"{FILE} says"
+                )
         return found | {"states": found["states"].view(wanted)}
