@@ -20,7 +20,7 @@ from jax_specexit.training.checkpoint import has_checkpoint
 from jax_specexit.training.data import choose_draft_vocab
 from jax_specexit.training.measure import measure_aux, measure_stored
 from jax_specexit.training.run import Start, read_start
-from jax_specexit.training.warm import chosen_on, read_source, warm_config, warm_params
+from jax_specexit.training.warm import Tensors, chosen_on, read_source, warm_config, warm_params
 from jax_specexit.weights import load_ends, load_target
 from specexit.config import ConfigError
 from specexit.data.features import decode, read_manifest
@@ -29,6 +29,7 @@ from specexit.data.sequences import Example
 from specexit.differences import leaves
 from specexit.drafts.begun import imported_as
 from specexit.drafts.config import DraftConfig, SpecExitBlock
+from specexit.drafts.directory import read_draft
 from specexit.schemas.target import FOR_DRAFTS, TargetConfig
 from specexit.schemas.train import TrainConfig
 
@@ -57,6 +58,7 @@ def start(
     shape = draft_config(config, target_config, meta.exit_point) if before is None else before.shape
     layers = shape.eagle_aux_hidden_state_layer_ids
     check_division(config, target_config, shape, mesh)
+    source = _read_whole(config, before)
     target: Target | CachedTarget
     if config.features is None:
         with fitting("quantize"):
@@ -75,10 +77,11 @@ def start(
     if config.init_from is None:
         vocab = choose_draft_vocab(meta, config.draft.draft_vocab_size, (target_config.think_tokens().end,))
         warm_start(draft, target, jnp.asarray(vocab))
-    elif before is not None and has_checkpoint(config.out):
-        vocab = before.vocab  # its parameters are in the checkpoint, and the folder may be gone
+    elif source is None:
+        assert before is not None
+        vocab = before.vocab  # its parameters are in the checkpoint
     else:
-        params, vocab = warm_params(config.init_from, shape, aux_rms)
+        params, vocab = warm_params(*source, shape, aux_rms)
         nnx.update(draft, jax.tree.map(jnp.asarray, params))
     fixed = Start(shape, vocab, aux_rms, meta.identity, stored=config.features and read_manifest(config.features).dtype)
     if before is not None:
@@ -86,6 +89,16 @@ def start(
     elif config.init_from is not None:
         fixed = fixed._replace(before=chosen_on(config.init_from), imported=imported_as(config.init_from))
     return fixed, draft, target
+
+
+def _read_whole(config: TrainConfig, before: Start | None) -> tuple[DraftConfig, Tensors] | None:
+    """The draft in ``init_from``, which is read before the target: that takes minutes, and a damaged file none.
+
+    None where there is none, and behind a checkpoint, for the folder may be gone then.
+    """
+    if config.init_from is None or (before is not None and has_checkpoint(config.out)):
+        return None
+    return read_draft(config.init_from, needs_policy=False)
 
 
 def check_division(config: TrainConfig, target_config: TargetConfig, shape: DraftConfig, mesh: Mesh) -> None:

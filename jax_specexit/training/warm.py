@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from jax_specexit.export import params_from_draft
 from specexit.config import ConfigError
 from specexit.drafts.config import ARCHITECTURE, DraftConfig, DraftError, SpecExitBlock, check_target, read_config
-from specexit.drafts.directory import read_draft, target_ids
+from specexit.drafts.directory import target_ids
 from specexit.drafts.policy import FILE as POLICY_FILE
 from specexit.drafts.policy import Selection, read_policy
 from specexit.drafts.published import read_origin
@@ -27,6 +27,13 @@ def read_source(folder: Path, target: TargetConfig) -> DraftConfig:
     Raises:
       DraftError: it cannot be read, or was made for another target, be it one of the same sizes.
     """
+    if not (folder / "config.json").exists():
+        made = (
+            f"; `specexit convert run={folder} out=DRAFT` makes one of a run"
+            if (folder / "draft.json").exists()
+            else ""
+        )
+        raise DraftError(f"init_from={folder}: holds no config.json, expected a draft directory{made}")
     source = read_config(folder, needs_policy=False)
     check_target(source, folder, target.hf_config(), target.name)
     origin = read_origin(folder)
@@ -106,15 +113,13 @@ def warm_config(
         raise ConfigError(f"init_from={folder}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from error
 
 
-def warm_params(folder: Path, shape: DraftConfig, aux_rms: tuple[float, ...]) -> tuple[dict[str, Any], np.ndarray]:
-    """(parameters, target id of every draft token) of the draft in ``folder``, for a `Draft` of this shape.
+def warm_params(
+    source: DraftConfig, tensors: Tensors, shape: DraftConfig, aux_rms: tuple[float, ...]
+) -> tuple[dict[str, Any], np.ndarray]:
+    """(parameters, target id of every draft token) of an existing draft, for a `Draft` of this shape.
 
     Without ``signal_head`` where it has none, or one that is read elsewhere: that starts afresh.
-
-    Raises:
-      DraftError: the draft cannot be read.
     """
-    source, tensors = read_draft(folder, needs_policy=False)
     source, tensors = widen(source, tensors, shape.eagle_aux_hidden_state_layer_ids)
     params = params_from_draft(source, tensors, aux_rms)
     assert shape.specexit is not None

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ import pytest
 from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
 
 from jax_specexit import export
 from jax_specexit.convert import convert
@@ -313,7 +315,7 @@ def test_the_draft_that_a_run_began_with_is_not_needed_to_go_on(
     assert read_start(recipe.out).shape.max_position_embeddings == 512  # older versions kept the draft's
     assert [json.loads(line)["loss"] for line in (recipe.out / "metrics.jsonl").read_text().splitlines()] == before
     shutil.rmtree(recipe.out / "checkpoints")
-    with pytest.raises(DraftError, match=f"{draft}/config.json"):
+    with pytest.raises(DraftError, match=f"^init_from={draft}: holds no config.json"):
         train(recipe)
 
 
@@ -375,6 +377,27 @@ def test_a_draft_of_another_target_of_the_same_sizes_is_refused(
     with pytest.raises(DraftError, match=f"init_from={draft}: the draft was made for target 'large', .* says 'small'"):
         train(recipe.model_copy(update={"init_from": draft}))
     assert not recipe.out.exists()
+
+
+def test_what_is_no_draft_directory_is_named_by_its_key(recipe: TrainConfig, tmp_path: Path) -> None:
+    said = f"^init_from={tmp_path}: holds no config.json, expected a draft directory"
+    with pytest.raises(DraftError, match=f"{said}$"):
+        train(recipe.model_copy(update={"init_from": tmp_path}))
+    (tmp_path / "draft.json").touch()
+    with pytest.raises(DraftError, match=f"{said}; `specexit convert run={tmp_path} out=DRAFT` makes one of a run$"):
+        train(recipe.model_copy(update={"init_from": tmp_path}))
+
+
+def test_a_damaged_draft_is_refused_before_the_target_is_loaded(
+    recipe: TrainConfig, foreign: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draft = Path(shutil.copytree(foreign, tmp_path / "draft"))
+    tensors = load_file(draft / "model.safetensors")
+    tensors["fc.weight"][0, 0] = np.nan
+    save_file(tensors, draft / "model.safetensors")
+    monkeypatch.setattr("jax_specexit.training.start.load_target", Mock(side_effect=LookupError("loading")))
+    with pytest.raises(DraftError, match=r"model\.safetensors: tensor fc\.weight holds NaN or infinity"):
+        train(recipe.model_copy(update={"init_from": draft}))
 
 
 def test_a_draft_that_has_lost_its_policy_is_begun_with(foreign: Path, small_target: Path, tmp_path: Path) -> None:
