@@ -212,6 +212,13 @@ def test_of_the_requests_in_a_share_no_more_are_audited_than_of_all():
     assert not any(one.audited for one in found if one.mode == "off")
 
 
+def test_of_several_choices_for_a_prompt_the_first_alone_is_audited():
+    """Certificates count prompts."""
+    server = operation(audit_rate=1.0)
+    found = [server.resolve(None, "chatcmpl-1", choice=choice) for choice in range(3)]
+    assert [(one.audited, one.mode) for one in found] == [(True, "shadow"), (False, "exit"), (False, "exit")]
+
+
 def test_certified_is_what_runs_under_a_certified_point_on_what_it_was_calibrated_with():
     assert operation().resolve(None).certified
     assert not get(operation(), validity=0.95).certified
