@@ -15,7 +15,7 @@ from jax_specexit.training.losses import (
     signal_weights,
 )
 from jax_specexit.training.step import Followed, follow, signal_targets
-from specexit.method.signals import SIGNALS, column
+from specexit.method.signals import RAW_LIMIT, SIGNALS, column
 
 STEPS, BATCH, TIME, HIDDEN, VOCAB = 3, 2, 16, 12, 20
 
@@ -205,3 +205,11 @@ def test_weights_balance_the_pull() -> None:
     np.testing.assert_allclose(half * gradients, [1.2, 0.6, 0.01, 1.2], rtol=1e-6)
     alone = signal_weights(jnp.array(4.0), gradients, 0.3)
     np.testing.assert_allclose(alone * gradients, jnp.full(4, 1.0), rtol=1e-6)
+
+
+@pytest.mark.parametrize("side", [1, -1])
+def test_a_raw_value_beyond_the_limit_loses_what_one_at_the_limit_does(side: int) -> None:
+    """As it is read: no signal is further out than `RAW_LIMIT` in any framework."""
+    labels, weights = jnp.full((1, 1, len(SIGNALS)), 0.5), jnp.ones((1, 1, len(SIGNALS)))
+    beyond, at = (signal_losses(jnp.full_like(labels, side * raw), labels, weights) for raw in (40.0, RAW_LIMIT))
+    np.testing.assert_array_equal(beyond, at)
