@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from contextlib import nullcontext
 from contextvars import copy_context
 from types import SimpleNamespace
 
@@ -26,6 +28,7 @@ from torch_specexit.plugin.frontend.reports import ADMITTED
 from torch_specexit.plugin.outcome import KEY
 from torch_specexit.plugin.settings import serving_over
 from torch_specexit.plugin.worker.rule import OVER, THINKING
+from torch_specexit.plugin.worker.weights import WHY_LOST
 
 ENGINE = SimpleNamespace(speculative_config=None)
 
@@ -170,6 +173,32 @@ def test_while_the_drafts_weights_are_not_whole_a_server_says_so_and_afterwards_
     front.activity.fail("failed", "for good")
     front.activity.awaits(None)
     assert front.problem() == "failed: for good"
+
+
+def test_a_server_without_requests_is_ready_again_once_the_drafts_weights_are_whole():
+    """It heard of them with the outputs of requests, and one that is not ready gets none: it stayed away."""
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    front, lost = server.FrontEnd(operation(required=True), Activity()), ["a sleep", None]
+
+    class Engines:
+        core_engines = (b"first", b"second")
+
+        async def _call_utility_async(self, method, *args, engine):
+            assert (method, args[0]) == ("collective_rpc", WHY_LOST)
+            return [None, lost[0] if engine == b"second" else None]
+
+    async def checked():
+        (hook,) = (hook for hook in REQUEST_HOOKS if hook.method == "check_health")
+        engine = SimpleNamespace(output_processor=SimpleNamespace(**{KEY: front}), engine_core=Engines())
+        with pytest.raises(EngineDeadError) if lost[0] else nullcontext():
+            await hook.wrap(lambda self: asyncio.sleep(0))(engine)
+
+    front.activity.awaits("a sleep")
+    for reason in ("weights: a sleep", None):
+        asyncio.run(checked())
+        assert front.summary()["reason"] == reason
+        lost.pop(0)
 
 
 def test_a_server_that_must_have_certified_exits_is_ready_with_a_certified_point_alone():

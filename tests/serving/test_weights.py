@@ -20,7 +20,7 @@ from tests.serving.worker import alone, new, ready, scheduled, text_of  # noqa: 
 from torch_specexit.plugin import outcome
 from torch_specexit.plugin.compat import wraps
 from torch_specexit.plugin.worker.model import SignalHead, WithSignals
-from torch_specexit.plugin.worker.weights import NEVER_SENT, Weights
+from torch_specexit.plugin.worker.weights import NEVER_SENT, Weights, why_lost
 
 pytestmark = pytest.mark.vllm
 
@@ -227,4 +227,5 @@ def test_a_sleep_that_leaves_the_drafts_weights_behind_ends_exits_until_they_are
 
     wraps.wake_up(wakes)(worker)
     assert exits.draft.weights.whole == survives
+    assert (why_lost(worker) is None) == survives
     assert text_of(exits, given_step(["a"], [[5]], at=[1])) == [[END if survives else 5]]

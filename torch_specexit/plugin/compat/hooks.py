@@ -16,7 +16,7 @@ from typing import Any
 from specexit.config import ConfigError
 from torch_specexit.plugin.compat import wraps
 from torch_specexit.plugin.compat.fit import Has, Hook, Takes, Uses, install, misfits
-from torch_specexit.plugin.worker import interrupt, runner_v1, runner_v2
+from torch_specexit.plugin.worker import interrupt, runner_v1, runner_v2, weights
 from torch_specexit.plugin.worker.rule import Sampled
 
 logger = logging.getLogger("vllm.specexit")
@@ -401,4 +401,5 @@ def install_worker_hooks(*, v2: bool, required: bool = False) -> None:
         logger.error(misfit)
     if required and (reason := misfits(hooks)) is not None:
         raise ConfigError(f"specexit.required is true, but exits would not be served: {reason}")
-    interrupt.install(importlib.import_module(_WORKER).Worker)
+    for asked in (interrupt, weights):
+        asked.install(importlib.import_module(_WORKER).Worker)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from torch_specexit.plugin.compat.fit import Has, Hook, Method, Uses
+from torch_specexit.plugin.compat.fit import Has, Hook, Method, Takes, Uses
 from torch_specexit.plugin.compat.harmless import harmless
 from torch_specexit.plugin.frontend import arguments, reports, sampling
 from torch_specexit.plugin.frontend.server import FrontEnd
@@ -86,7 +86,10 @@ def _check_health(original: Method) -> Method:
     async def check_health(self: Any) -> None:
         await original(self)
         front: FrontEnd | None = getattr(self.output_processor, KEY, None)
-        problem = None if front is None else front.problem()
+        if front is None:
+            return
+        await front.look_at_weights(self)
+        problem = front.problem()
         if problem is not None:
             from vllm.v1.engine.exceptions import EngineDeadError
 
@@ -172,7 +175,12 @@ REQUEST_HOOKS = (
         why="a server that must serve exits is not ready without them",
         relies_on="GET /health answers 503 on an EngineDeadError",
         since="0.24",
-        facts=(Has(f"{_ENGINE}.async_llm:AsyncLLM", ("output_processor",)),),
+        facts=(
+            Has(f"{_ENGINE}.async_llm:AsyncLLM", ("output_processor",)),
+            Has(f"{_ENGINE}.async_llm:AsyncLLM", ("engine_core",)),
+            Has(f"{_ENGINE}.core_client:AsyncMPClient", ("core_engines",)),
+            Takes(f"{_ENGINE}.core_client:AsyncMPClient._call_utility_async", ("method", "args", "engine")),
+        ),
         upstream="none",
         until="when a plug-in has a say in readiness",
         without="readiness that depends on exits (`required`)",

@@ -36,6 +36,11 @@ class Activity:
         """Whether exits are not active until a restart."""
         return self._failed is not None
 
+    @property
+    def awaiting(self) -> bool:
+        """Whether exits are not active until the draft's weights are whole, as far as requests have told."""
+        return self._awaiting is not None
+
     def fail(self, kind: str, reason: str) -> None:
         """Exits are not active until a restart. One line in the log, of JSON, however often it is said."""
         if self._failed is None:

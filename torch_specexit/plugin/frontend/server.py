@@ -29,6 +29,7 @@ from torch_specexit.plugin.frontend.sampling import covered, is_sampled_as
 from torch_specexit.plugin.frontend.traffic import TrafficWatch, splits_of
 from torch_specexit.plugin.frontend.watch import PolicyWatch
 from torch_specexit.plugin.worker.interrupt import END_THINKING
+from torch_specexit.plugin.worker.weights import WHY_LOST
 
 logger = logging.getLogger("vllm.specexit")
 
@@ -243,18 +244,23 @@ class FrontEnd:
         self._interrupts[who] += 1
         try:
             async with self._turn:
-                return await self._end_thinking(engine.engine_core, (request, who, now))
+                answers = await _ask_workers(engine.engine_core, END_THINKING, (request, who, now))
+                return any(any(of_ranks) for of_ranks in answers)
         finally:
             self._interrupts[who] -= 1
             self._interrupts += Counter()  # without the callers who wait for nothing
 
-    async def _end_thinking(self, client: Any, whose: tuple[str, str | None, bool]) -> bool:
-        asked = (END_THINKING, None, whose, None)
-        # Of several engines `AsyncLLM.collective_rpc` asks all, and returns the answers of the first alone.
-        answers = await asyncio.gather(
-            *(client._call_utility_async("collective_rpc", *asked, engine=core) for core in client.core_engines)
-        )
-        return any(any(of_ranks) for of_ranks in answers)
+    async def look_at_weights(self, engine: Any) -> None:
+        """Ask the workers whether the draft is whole again, where it was not when a request was last heard of: a server
+        that is not ready gets none.
+
+        Args:
+          engine: vLLM's `AsyncLLM`.
+        """
+        if self.activity.awaiting:
+            answers = await _ask_workers(engine.engine_core, WHY_LOST, ())
+            if not any(any(of_ranks) for of_ranks in answers):
+                self.activity.awaits(None)
 
     def find(self, processor: Any, request: str) -> dict[str, Any] | None:
         """How a request stands, by exactly the id that the client knows: of a response, or of one of its parts.
@@ -304,3 +310,11 @@ class FrontEnd:
             "hold": self.hold.summary(),
             "traffic": self.traffic.summary(),
         }
+
+
+async def _ask_workers(client: Any, method: str, given: tuple[Any, ...]) -> list[list[Any]]:
+    """Call a method of all workers of all engines; what they answer, by engine."""
+    # Of several engines `AsyncLLM.collective_rpc` asks all, and returns the answers of the first alone.
+    asked = (method, None, given, None)
+    cores = client.core_engines
+    return await asyncio.gather(*(client._call_utility_async("collective_rpc", *asked, engine=core) for core in cores))

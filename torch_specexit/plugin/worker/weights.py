@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterable
+from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
 logger = logging.getLogger("vllm.specexit")
+
+WHY_LOST = "specexit_why_lost"
+"""Name of the worker's method, which a front end calls."""
 
 NEVER_SENT = ("d2t", "t2d", "embed_tokens.weight")
 """What an update leaves as it is: the draft's vocabulary, and what may be the target's."""
@@ -103,3 +107,16 @@ def _sums(value: Tensor) -> list[Tensor]:
     table = value.view(torch.uint8).reshape(len(value), -1)
     sums = [table.sum(dim=dim, dtype=torch.int64) for dim in (0, 1)]
     return [(part * torch.arange(1, len(part) + 1, device=part.device)).sum() for part in sums]
+
+
+def why_lost(worker: Any) -> str | None:
+    """The worker's method: why its draft is not whole; None where it is, or there is none."""
+    from torch_specexit.plugin.worker.exits import exits_of
+
+    exits = exits_of(worker.model_runner)
+    return None if exits is None else exits.draft.weights.lost
+
+
+def install(worker: type) -> None:
+    """Give vLLM's worker class the method."""
+    setattr(worker, WHY_LOST, why_lost)
