@@ -101,7 +101,13 @@ def status(front, path="/health", *, broken=False):
             raise RuntimeError("of the engine's own")
 
     (hook,) = (hook for hook in REQUEST_HOOKS if hook.method == "check_health")
-    engine = SimpleNamespace(output_processor=SimpleNamespace() if front is None else SimpleNamespace(**{KEY: front}))
+
+    async def workers_say(*asked, engine):
+        return [None if front.activity.reason is None else "as before"]
+
+    processor = SimpleNamespace() if front is None else SimpleNamespace(**{KEY: front})
+    core = SimpleNamespace(core_engines=(b"one",), _call_utility_async=workers_say)
+    engine = SimpleNamespace(output_processor=processor, engine_core=core)
     engine.check_health, app = partial(hook.wrap(engine_says), engine), FastAPI()
     register_instrumentator_api_routers(app)
     app.state.engine_client = engine
