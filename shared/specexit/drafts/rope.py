@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 from jaxtyping import Float
@@ -82,7 +82,7 @@ def scaling_of(fields_of_config: Mapping[str, Any] | None) -> RopeScaling | None
             raise ValueError(f"{key} is missing, which rope_type {kind!r} needs")
     if kind == "yarn":
         _check_yarn(rope)
-    scaling = RopeScaling(kind, **rope)
+    scaling = RopeScaling(cast(Kind, kind), **rope)
     if kind == "llama3" and not scaling.low_freq_factor < scaling.high_freq_factor:
         raise ValueError(
             f"high_freq_factor is {scaling.high_freq_factor:g}, expected more than low_freq_factor, "
