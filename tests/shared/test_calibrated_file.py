@@ -63,6 +63,21 @@ def test_a_draft_directory_that_is_locked_is_left_as_it_was(paths, monkeypatch):
         refused(paths, "nothing is written: .*/draft: another process has locked it", PolicyError)
 
 
+@pytest.mark.parametrize("right_too", [False, True])
+def test_a_policy_all_of_whose_exits_err_is_not_certified(setting, capsys, right_too):
+    """Three of all exit, and all three change their answer: few enough for 10 %, and nothing is won by it."""
+    wrong = np.arange(N) < 3
+    others = np.where(right_too & (np.arange(N) == 3), 0.9, 0.01)
+    point = calibrate(CalibrateConfig(**setting(np.where(wrong, 0.6, others), ~wrong), epsilon=0.1)).point()
+    said = " ".join(capsys.readouterr().out.split())
+    if right_too:
+        assert (point.certificate.errors, point.certificate.exits) == (3, 4 / N)
+    else:
+        assert (point.policy, point.certificate) == (OFF, None)
+        assert "no threshold that shortens a trace without error keeps answer_changed <= 0.1" in said
+        assert said.endswith("exits are switched off.")
+
+
 def test_the_population_is_of_the_prompts_that_judge_and_so_is_the_traffic(setting):
     """With those that cannot, servers took the traffic's quantiles for ones of more prompts than they are of."""
     lost = {"finish_reason": lambda i: "length" if i % 3 == 0 else "stop", "group": lambda i: f"group {i % 2}"}

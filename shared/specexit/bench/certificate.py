@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import track
@@ -38,7 +38,7 @@ from specexit.drafts.policy import Risk
 from specexit.errors import InputError
 from specexit.method.certify import Claim, required_n, share_p_value
 from specexit.method.decision import Policy
-from specexit.method.judged import check_references, errors_of
+from specexit.method.judged import check_references, errors_of, sound_of
 from specexit.method.policies.validity import VALIDITY_GRID, early_of, policy_at
 from specexit.method.replay import Replay
 from specexit.method.sample import Sample, SampleError, one_sampling
@@ -59,6 +59,8 @@ class Population:
     """Thinking tokens that each policy leaves."""
     full: Float[np.ndarray, " prompts"]
     """Thinking tokens of the whole traces."""
+    sound: Float[np.ndarray, "policies prompts"]
+    """Traces whose thinking each policy cuts without an error."""
     single: bool
     group: Int[np.ndarray, " prompts"]
     """Number of each prompt's group; all 0 where groups do not matter."""
@@ -135,11 +137,14 @@ def population(sample: Sample, replay: Replay, policies: Sequence[Policy], risk:
     number = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
     of, names = np.array([number[prompt] for prompt in prompts]), list(sample.sizes)
     outcomes = [replay.play(policy) for policy in policies]
-    errors = np.stack([np.bincount(of, weights=errors_of(replay, outcome, risk)) for outcome in outcomes])
+    wrong = [errors_of(replay, outcome, risk) for outcome in outcomes]
+    errors = np.stack([np.bincount(of, weights=each) for each in wrong])
+    sound = [sound_of(replay, *each) for each in zip(outcomes, wrong, strict=True)]
     return Population(
         losses=errors / np.array([prompt.size for prompt in number]),
         kept=np.stack([np.bincount(of, weights=outcome.kept) for outcome in outcomes]),
         full=np.bincount(of, weights=replay.n_think),
+        sound=np.stack([np.bincount(of, weights=each) for each in sound]),
         single=sample.single,
         group=np.array([names.index(prompt.group) for prompt in number]),
     )
@@ -168,11 +173,13 @@ def measure(
         # Sums of shares differ in their last bits with the order, and the limit is known to 1e-7.
         passes &= totals <= np.array([most[n] for n in sizes.tolist()])[:, None] + 1e-6
         seems &= totals <= claim.epsilon * sizes[:, None] + 1e-6
-    chosen = np.logical_and.accumulate(passes, axis=1).sum(axis=1) - 1
-    shortened = drawn @ (people.full - people.kept).T > 0
-    chosen[~shortened[np.arange(len(drawn)), chosen]] = -1
-    boldest = np.where(seems.any(axis=1), seems.shape[1] - 1 - seems[:, ::-1].argmax(axis=1), -1)
-    return chosen, boldest
+    chosen = np.logical_and.accumulate(passes, axis=1) & (drawn @ people.sound.T > 0)
+    return _last(chosen), _last(seems)
+
+
+def _last(fits: Bool[np.ndarray, "draws policies"]) -> Int[np.ndarray, " draws"]:
+    """The last policy that fits, in each draw; -1 where none does."""
+    return np.where(fits.any(axis=1), fits.shape[1] - 1 - fits[:, ::-1].argmax(axis=1), -1)
 
 
 def _most(n: int, claim: Claim, *, single: bool) -> float:
@@ -221,6 +228,7 @@ def transfer(
             losses=people.losses[:, ~inside],
             kept=people.kept[:, ~inside],
             full=people.full[~inside],
+            sound=people.sound[:, ~inside],
             single=people.single,
             group=np.zeros((~inside).sum(), np.int64),
         )

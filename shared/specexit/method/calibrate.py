@@ -397,15 +397,16 @@ def _certified(config: CalibrateConfig, point: OperatingPoint, replayed: Point, 
 
 def _nothing(sample: Sample, config: CalibrateConfig, claim: Claim) -> str:
     return (
-        f"{config.draft}, {point_name(claim.epsilon)}: no threshold that shortens a trace keeps {config.risk} <= "
-        f"{claim.epsilon:g} at confidence {confidence(config.delta)}% on {sample.n} prompts: exits are switched off."
+        f"{config.draft}, {point_name(claim.epsilon)}: no threshold that shortens a trace without error keeps "
+        f"{config.risk} <= {claim.epsilon:g} at confidence {confidence(config.delta)}% on {sample.n} prompts: exits "
+        "are switched off."
     )
 
 
 def _first(sample: Sample, judged: Sequence[Judged], claim: Claim) -> str:
-    """What the first cut would cost, where none is certified; nothing where no policy shortens a trace."""
+    """What the first cut would cost, where none is certified; nothing where none is without an error."""
     for i, one in enumerate(judged):
-        if one.sums.kept < one.sums.full:
+        if one.sound:
             cut = 1 - one.sums.kept / one.sums.full
             return f" The first {cut:.1%} of cut would {_price(sample, judged, 0, i, claim)}"
     return ""

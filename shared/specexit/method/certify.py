@@ -180,7 +180,8 @@ def certify(sample: Sample, claim: Claim, judged: Sequence[Judged]) -> Certified
       judged: what each policy does to them; the policies were fixed beforehand, the cautious ones first.
 
     Returns:
-      None where no policy is certified, or the one that is shortens no trace, which is no exit policy to certify.
+      None where no policy is certified, or none of them shortens a trace without an error: that is no exit policy to
+      certify. All that are certified are so together, so that any of them may be chosen.
 
     Raises:
       CertificateError: see `check_size`.
@@ -191,8 +192,9 @@ def certify(sample: Sample, claim: Claim, judged: Sequence[Judged]) -> Certified
         p_values.append(p_value(one, claim, single=sample.single))
         if p_values[-1] > claim.counted_delta:
             break
-    best = fixed_sequence(p_values, claim.counted_delta)
-    if best is None or judged[best].sums.kept == judged[best].sums.full:
+    last = fixed_sequence(p_values, claim.counted_delta)
+    best = None if last is None else next((i for i in range(last, -1, -1) if judged[i].sound), None)
+    if best is None:
         return None
     groups = {
         name: GroupRisk(n=part.n, errors=part.errors, bound=_bound(part, _of_group(claim, part), single=sample.single))

@@ -44,6 +44,8 @@ class Judged:
     """Over the traces that can judge."""
     groups: dict[str, Counts]
     """As in `Sample.sizes`."""
+    sound: int = 0
+    """Traces whose thinking is cut without an error."""
 
     @property
     def n(self) -> int:
@@ -70,6 +72,7 @@ def judge(sample: Sample, blocks: Iterable[Replay], policies: Sequence[Policy], 
     """
     row, shape = {name: i for i, name in enumerate(sample.sizes)}, (len(policies), len(sample.sizes))
     sums, losses, contradictions = [NOTHING] * len(policies), _Losses(shape), _Contradictions(shape, sample.fewest)
+    sound = np.zeros(len(policies), np.int64)
     check_references(sample, risk)
     for replay in blocks:
         prompts = [sample.prompt_of(trace) for trace in replay.traces]
@@ -77,6 +80,7 @@ def judge(sample: Sample, blocks: Iterable[Replay], policies: Sequence[Policy], 
         outcomes = [replay.play(policy) for policy in policies]
         sums = [before.plus(sums_of(replay, outcome)) for before, outcome in zip(sums, outcomes, strict=True)]
         errors = np.stack([errors_of(replay, outcome, risk) for outcome in outcomes])
+        sound += np.stack([sound_of(replay, *each) for each in zip(outcomes, errors, strict=True)]).sum(axis=1)
         losses.add(errors, groups, np.array([prompt.size for prompt in prompts]))
         contradictions.add(replay, outcomes, prompts, groups)
     for group, size, n in sample.barred():
@@ -87,7 +91,8 @@ def judge(sample: Sample, blocks: Iterable[Replay], policies: Sequence[Policy], 
         loss, asked, contradicted = (numbers[policy, row[name]] for numbers in found)
         return Counts(sample.sizes[name], float(loss), int(asked), int(contradicted))
 
-    return [Judged(one, {name: counts(i, name) for name in row}) for i, one in enumerate(sums)]
+    found_of = ({name: counts(i, name) for name in row} for i in range(len(policies)))
+    return [Judged(*each) for each in zip(sums, found_of, sound.tolist(), strict=True)]
 
 
 def errors_of(replay: Replay, outcome: Outcome, risk: Risk) -> Bool[np.ndarray, " traces"]:
@@ -96,6 +101,11 @@ def errors_of(replay: Replay, outcome: Outcome, risk: Risk) -> Bool[np.ndarray, 
     ``accuracy_lost`` counts right answers that turn wrong and forgives none that turn right, so it bounds the net loss.
     """
     return outcome.changed if risk == "answer_changed" else (replay.correct == 1) & (outcome.correct != 1)
+
+
+def sound_of(replay: Replay, outcome: Outcome, errors: Bool[np.ndarray, " traces"]) -> Bool[np.ndarray, " traces"]:
+    """Which traces' thinking is cut without an error."""
+    return (outcome.kept < replay.n_think) & ~errors
 
 
 def check_references(sample: Sample, risk: Risk) -> None:
