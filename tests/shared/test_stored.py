@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from specexit.data import traces as traces_module
 from specexit.data.outlines import outlines
-from specexit.data.rows import BareTrace, can_judge, free_trials
+from specexit.data.rows import BareTrace, can_judge, first_trial, free_trials
 from specexit.data.scores import Scores, key_of, open_scores, write_scores
 from specexit.data.traces import read_bare, write_traces
 from specexit.drafts.policy import TRAFFIC_LEVELS
@@ -113,7 +113,8 @@ def test_blocks_are_judged_as_all_traces_at_once(files, seed, tokens, grouped):
 
 def by_prompt(traces, outcome, group_of):
     """What `Counts` says, of each group: a prompt errs as its traces do on the average; it was asked where an answer
-    in full was written at the boundary that stands for a trace's exit, and contradicted where a sound exit was."""
+    in full was written at the boundary that stands for a trace's exit, and contradicted where a sound exit was; in as
+    many traces as the prompt with fewest has."""
     groups = {}
     for i, trace in enumerate(traces):
         prompts = groups.setdefault(group_of(trace), {})
@@ -121,16 +122,17 @@ def by_prompt(traces, outcome, group_of):
         changed.append(bool(outcome.changed[i]))
         sound = bool(outcome.exited[i] and outcome.kept[i] < trace.n_think and not outcome.changed[i])
         ruled = sound and not outcome.inferred[i]
-        stands = trace.boundaries.index(outcome.kept[i]) if ruled else 0
+        stands = trace.boundaries.index(outcome.kept[i]) if ruled else first_trial(trace.boundary_state)
         here = [free for free in free_trials(trace) if free.boundary == stands]
         asked.append(bool(here))
         contradicted.append(sound and any(not ruled or free.same is not True for free in here))
+    fewest = min(len(changed) for prompts in groups.values() for changed, _, _ in prompts.values())
     return {
         name: {
             "n": len(prompts),
             "errors": pytest.approx(sum(Fraction(sum(changed), len(changed)) for changed, _, _ in prompts.values())),
-            "asked": sum(any(asked) for _, asked, _ in prompts.values()),
-            "contradicted": sum(any(contradicted) for _, _, contradicted in prompts.values()),
+            "asked": sum(any(asked[:fewest]) for _, asked, _ in prompts.values()),
+            "contradicted": sum(any(contradicted[:fewest]) for _, _, contradicted in prompts.values()),
         }
         for name, prompts in groups.items()
     }
