@@ -142,9 +142,6 @@ class Metrics:
       silent: write and show nothing, as all processes do but the first.
       watch: (step, steps that were timed since the last line, seconds that these took) -> further numbers.
       wandb: project there, or None.
-
-    Raises:
-      ConfigError: ``wandb`` is not installed.
     """
 
     def __init__(
@@ -315,12 +312,24 @@ def _trained(lines: Sequence[str]) -> float:
     return next((seconds for seconds in found if seconds is not None), 0.0)
 
 
-def _start_wandb(run: Path, project: str) -> Any:
-    """A Weights & Biases run, or the one that this run folder had before."""
+def check_wandb(project: str | None) -> None:
+    """Check that the package is there, in every process: were it the first alone that ended, the others would wait.
+
+    Raises:
+      ConfigError: it is not.
+    """
+    if project is None:
+        return
     try:
-        import wandb  # pyright: ignore[reportMissingImports]
+        import wandb  # noqa: F401  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError as error:
         raise ConfigError(f"wandb={project} needs the package wandb: {install('wandb')}") from error
+
+
+def _start_wandb(run: Path, project: str) -> Any:
+    """A Weights & Biases run, or the one that this run folder had before."""
+    import wandb  # pyright: ignore[reportMissingImports]
+
     path = run / "wandb-id"
     if not path.exists():
         write_text(path, wandb.util.generate_id())

@@ -8,8 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 from rich.console import Console
 
 from jax_specexit.cluster import is_first
@@ -31,10 +35,11 @@ class NonFiniteStop:
         packed example, for ``numpy.load`` or `specexit.data.packed.read_example`.
       limit: updates in a row that may be skipped.
       read: the batch of a step, with the rows of all processes.
+      target: the target's parameters, on the run's mesh.
     """
 
-    def __init__(self, run: Path, limit: int, read: Callable[[int], Example]):
-        self.folder, self.limit, self.read = run / "nonfinite", limit, read
+    def __init__(self, run: Path, limit: int, read: Callable[[int], Example], target: Any):
+        self.folder, self.limit, self.read, self.target = run / "nonfinite", limit, read, target
         self.in_a_row = 0
 
     def check(self, step: int, loss: float, gradient_norm: float) -> bool:
@@ -48,7 +53,7 @@ class NonFiniteStop:
             return True
         self.in_a_row += 1
         path, fault = self.folder / f"step-{step:08d}.npz", ""
-        kept = f"is in {path}"
+        kept, damaged = f"is in {path}", _damaged(self.target)
         if is_first():
             batch = self.read(step)
             fault = _fault(batch)
@@ -57,14 +62,30 @@ class NonFiniteStop:
             except OSError as error:  # which says less of why the run ends
                 kept = f"could not be written ({error})"
         what = f"step {step}: loss {loss}, gradient norm {gradient_norm}; update skipped, its batch {kept}{fault}"
+        what += f"; the target's own {damaged[0]} is not finite" if damaged else ""
         if self.in_a_row <= self.limit:
             if is_first():
                 Console(stderr=True).print(what, soft_wrap=True, markup=False)
             return False
+        mend = "Mend the data or lower the rates and start again, or let a few be skipped with max_nonfinite"
         raise NotFiniteError(
             f"{what}. Stopped behind {self.in_a_row} such steps (max_nonfinite={self.limit}); the last checkpoint is "
-            "good. Mend the data or lower the rates and start again, or let a few be skipped with max_nonfinite"
+            f"good. {'The target is damaged: get its weights anew' if damaged else mend}"
         )
+
+
+def _damaged(target: Any) -> list[str]:
+    """Names of the parameters that hold a NaN or an infinity. Every process has to ask, as each has a part of them."""
+    found = {
+        ".".join(str(getattr(key, "key", key)) for key in path): leaf
+        for path, leaf in jax.tree.leaves_with_path(target)
+        if jnp.issubdtype(leaf.dtype, jnp.floating)
+    }
+    if not found:
+        return []
+    everywhere = NamedSharding(next(iter(found.values())).sharding.mesh, PartitionSpec())
+    finite = jax.jit(lambda tensors: [jnp.isfinite(x).all() for x in tensors], out_shardings=everywhere)
+    return [name for name, good in zip(found, finite([*found.values()]), strict=True) if not good]
 
 
 def _fault(batch: Example) -> str:

@@ -15,12 +15,27 @@ import jax
 from rich.console import Console
 
 from specexit.buckets import BucketPath, upload
+from specexit.config import ConfigError
+from specexit.schemas.train import TrainConfig
 
 ON_DEMAND_STEPS = 5
 """Steps in a trace that SIGUSR1 asked for: enough to see a steady state, few enough for a trace that opens."""
 
 _asked = SimpleNamespace(now=False)
 """Whether SIGUSR1 has asked this process for a trace that is not begun yet."""
+
+
+def check_profile(config: TrainConfig) -> None:
+    """Check that a trace that is planned will be begun.
+
+    Raises:
+      ConfigError: the run ends before.
+    """
+    if config.profile_steps is not None and config.profile_steps[0] > config.steps:
+        raise ConfigError(
+            f"profile_steps is {list(config.profile_steps)}, expected to begin within the run, which has "
+            f"steps={config.steps}"
+        )
 
 
 @contextmanager

@@ -23,10 +23,10 @@ from jax_specexit.sharding import make_mesh
 from jax_specexit.training.alone import alone_in
 from jax_specexit.training.checkpoint import Checkpoints
 from jax_specexit.training.data import Batches, check_data, first_rows, open_features, trained_on
-from jax_specexit.training.metrics import Metrics
+from jax_specexit.training.metrics import Metrics, check_wandb
 from jax_specexit.training.nonfinite import NonFiniteStop, NotFiniteError
 from jax_specexit.training.place import check_place
-from jax_specexit.training.profiling import Profiler, listening
+from jax_specexit.training.profiling import Profiler, check_profile, listening
 from jax_specexit.training.run import check_folder, read_began, save_start, write_status
 from jax_specexit.training.start import check_start, start
 from jax_specexit.training.step import Frozen, Step, TrainState, make_step
@@ -56,6 +56,8 @@ def train(config: TrainConfig) -> None:
     target_config = load_target_config(config.target)
     check_folder(config)
     check_place(config.out)
+    check_wandb(config.wandb)
+    check_profile(config)
     started = read_began(config.out)  # before what takes minutes: goodput counts them
     meta = check_data(config, target_config)
     features = open_features(config, target_config, meta)
@@ -154,7 +156,7 @@ class Loop:
     ):
         self.config, self.step, self.frozen, self.batches = config, step, frozen, batches
         self.checkpoints, self.held_out, self.watch, self.preemption = checkpoints, held_out, watch, preemption
-        self.guard = NonFiniteStop(config.out, config.max_nonfinite, batches.whole)
+        self.guard = NonFiniteStop(config.out, config.max_nonfinite, batches.whole, frozen.target)
 
     def run(self, begin: int, state: TrainState) -> tuple[Status, int]:
         """From the step behind ``begin`` to the end or a preemption notice; returns which, and the last step done.

@@ -111,7 +111,7 @@ def test_a_trace_that_a_bucket_refuses_stays_on_the_disk(
 def test_a_nan_is_said_where_its_batch_cannot_be_written(bucket: BucketPath, monkeypatch: pytest.MonkeyPatch) -> None:
     batch = {"signal_labels": np.array([[0.5], [np.nan]])}
     monkeypatch.setattr(BucketPath, "write_bytes", refused)
-    guard = NonFiniteStop(bucket, 0, lambda step: batch)
+    guard = NonFiniteStop(bucket, 0, lambda step: batch, target={})
     said = r"its batch could not be written \(no connection\), in which signal_labels of row 1 is not finite"
     with pytest.raises(NotFiniteError, match=said):
         guard.check(5, float("nan"), 1.0)

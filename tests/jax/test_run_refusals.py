@@ -5,15 +5,19 @@ import json
 import os
 import shutil
 import signal
+import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 from unittest.mock import Mock
 
 import jax
+import numpy as np
 import pytest
 import yaml
 
 from jax_specexit.planning.aot import shapes_of
+from jax_specexit.training import start
+from jax_specexit.training.nonfinite import NotFiniteError
 from jax_specexit.training.profiling import Profiler
 from jax_specexit.training.train import train
 from specexit.config import ConfigError, load
@@ -289,6 +293,37 @@ def test_recipes_that_cannot_work_are_refused(
     path.write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
     with pytest.raises(ConfigError, match=message):
         load(TrainConfig, path, keys)
+
+
+def test_a_package_that_is_not_there_is_asked_for_by_every_process(
+    recipe: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ConfigError, match=r"wandb=drafts .*pip install '\.\[wandb\]' in a checkout"):
+        train(changed(recipe, wandb="drafts"))
+    assert not recipe.out.exists()
+
+
+def test_a_trace_that_would_never_begin_is_refused(recipe: TrainConfig) -> None:
+    with pytest.raises(ConfigError, match=r"profile_steps is \[9, 12\], expected to begin within .* steps=8"):
+        train(changed(recipe, profile_steps=[9, 12]))
+    assert not recipe.out.exists()
+
+
+def test_a_damaged_target_is_named_where_its_nan_stops_the_run(
+    recipe: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = start.load_target
+
+    def damaged(*given: Any, **more: Any) -> Any:
+        target = whole(*given, **more)
+        target.norm.scale[...] = target.norm.scale[...].at[3].set(np.nan)
+        return target
+
+    monkeypatch.setattr(start, "load_target", damaged)
+    said = r"all of which is finite; the target's own norm\.scale is not finite\. .*The target is damaged"
+    with pytest.raises(NotFiniteError, match=said):
+        train(recipe)
 
 
 def test_a_folder_that_holds_something_else_is_refused(recipe: TrainConfig) -> None:
