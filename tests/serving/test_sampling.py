@@ -122,7 +122,7 @@ def test_an_engine_that_cannot_be_repaired_refuses_to_sample_and_serves_the_rest
         ({"speculative_config": object(), "use_v2_model_runner": True}, False),
         ({"speculative_config": None}, False),
     ],
-    ids=str,
+    ids=["V1 with a draft", "V2 with a draft", "V1 without"],
 )
 def test_what_v1_would_die_of_beside_a_draft_is_refused(engine, refused):
     """One call of `/generative_scoring`, for which vLLM asks no API key, ended the engine and all that ran in it."""
