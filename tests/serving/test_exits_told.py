@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.serving.simulation import END, given_step
+from tests.serving.simulation import END, START, given_step
 from tests.serving.worker import alone, new, ready, scheduled, text_of  # noqa: F401, a fixture for all
 from torch_specexit.plugin import outcome
 from torch_specexit.plugin.frontend.callers import response_of
@@ -85,6 +85,18 @@ def test_a_request_whose_grammar_binds_its_thinking_cannot_be_interrupted():
     exits.track(scheduled(interruptible("a-0123abcd", None, "a", structured_outputs=object())))
     exits.step(given_step(["a-0123abcd"], [[5]]))
     assert not exits.end_thinking("a", None, now=True)
+
+
+def test_a_request_whose_prompt_is_continued_is_what_it_asks_for_now():
+    """vLLM takes other parameters with each piece of a streamed prompt, under the same id."""
+    exits = ready(reasoning_parser="")
+    exits.track(scheduled(interruptible("a-0123abcd", None, "a", logprobs=1)))
+    exits.step(given_step(["a-0123abcd"], [[5]]))
+    grammar = {"structured_outputs": object(), "prompt": [START, 5, START]}
+    exits.track(scheduled(interruptible("a-0123abcd", None, "a", **grammar)))
+    exits.step(given_step(["a-0123abcd"], [[5]], at=[2]))
+    assert not exits.end_thinking("a", None, now=True)
+    assert not exits.logprobs
 
 
 class Request(SimpleNamespace):

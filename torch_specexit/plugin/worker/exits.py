@@ -226,7 +226,8 @@ class Exits:
         self.slots.rebuild(name, *self.reader.rebuild(admission, outputs))
 
     def _admit(self, new: NewRequest, size: int) -> None:
-        """A new request, or one whose prompt has been continued."""
+        """A new request, or one whose prompt has been continued, of which nothing stands but its id."""
+        self._forget([new.req_id])
         params, serving = new.sampling_params, self.draft.serving
         given = params.extra_args if params else None
         asked = request_policy_or_default(given, self.draft.block, serving, new.req_id)
@@ -252,8 +253,6 @@ class Exits:
         if params is not None and params.logprobs is not None:
             self.logprobs.add(new.req_id)
             self.asking |= {new.req_id} if policy is not None else set()
-        if self.checker is not None:
-            self.checker.forget([new.req_id])
 
     def _opens(self, prompt: Sequence[int]) -> bool:
         return opens_thinking(prompt, self.ids.start, self.ids.end_marker)
