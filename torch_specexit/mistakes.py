@@ -260,6 +260,11 @@ class Mistakes:
             mistakes.append(
                 f"{repair.mistake}: acceptance length is {now.length:.2f}, and {length:.2f} with {repair.remedy}"
             )
+        elif now.length < 1 + READS:  # which no states could be worth more to
+            mistakes.append(
+                f"hardly a token is accepted, with whatever is read: acceptance length is {now.length:.2f}; "
+                "lm_head.weight, d2t or the embedding may be another draft's, or the weights are random"
+            )
         elif not clearly_more(as_it_is, blind, by=READS):
             mistakes.append(
                 "fc rows are random, or look so: acceptance length is "

@@ -51,7 +51,7 @@ def test_both_frameworks_agree_on_signals_and_logits(tmp_path, write_random_draf
     write_traces(tmp_path / "traces.parquet", [long, traces[0], short, traces[1]])
     draft = write_random_draft(tmp_path / "draft", "fc", **TINY)
 
-    with pytest.raises(VerifyError, match="fc rows are random"):  # as they are here
+    with pytest.raises(VerifyError, match="hardly a token is accepted"):  # of random weights
         verify(VerifyConfig(draft=draft, traces=tmp_path / "traces.parquet", n=4, tokens=60, vllm=False))
     written = json.loads((draft / "verify.json").read_text())
     differences = written["differences"]
@@ -69,7 +69,7 @@ def test_both_frameworks_agree_on_signals_and_logits(tmp_path, write_random_draf
     assert written["acceptance"]["rows"] == (30 - 3) + (49 - 3) + 2 * 3
     assert written["greedy_drafts"]["same"] == written["greedy_drafts"]["compared"] == (40 + 59) * 3 - 2 * (1 + 2)
     said = describe(draft)["verified"]
-    assert re.match(r"no: fc rows are random.*, on 2 traces; acceptance length 1\.\d\d", said), said
+    assert re.match(r"no: hardly a token is accepted.*, on 2 traces; acceptance length 1\.\d\d", said), said
     assert describe(write_random_draft(tmp_path / "other", "fc", **TINY))["verified"] == "no: run `specexit verify`"
     tensors = load_file(draft / "model.safetensors")
     tensors["norm.weight"] *= 2
@@ -221,7 +221,7 @@ def test_a_plain_draft_is_verified_and_what_is_long_is_cut(tmp_path, write_rando
     write_traces(tmp_path / "traces.parquet", [make_trace(prompt_ids=ids[:8], think_ids=ids[8:])])
     draft = write_random_draft(tmp_path / "draft", None, **TINY)
     config = VerifyConfig(draft=draft, traces=tmp_path / "traces.parquet", steps=2, rows=50, tokens=150, vllm=False)
-    with pytest.raises(VerifyError, match="fc rows are random"):
+    with pytest.raises(VerifyError, match="hardly a token is accepted"):
         verify(config)
     written = json.loads((draft / "verify.json").read_text())
     assert set(written["differences"]) == {"logits", "logits, draft step 1"}
@@ -373,7 +373,7 @@ def test_in_bfloat16_both_agree_as_far_as_it_goes_which_is_less_than_a_mistake_m
 
     monkeypatch.setattr("specexit.drafts.verify._probe", kept)
     config = VerifyConfig(draft=random_draft, traces=tmp_path / "traces.parquet", dtype="bfloat16", vllm=False)
-    with pytest.raises(VerifyError, match="fc rows are random"):
+    with pytest.raises(VerifyError, match="hardly a token is accepted"):
         verify(config)
     written = json.loads((random_draft / "verify.json").read_text())
     assert written["passed"]
@@ -396,7 +396,7 @@ def test_in_bfloat16_both_agree_as_far_as_it_goes_which_is_less_than_a_mistake_m
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 def test_a_gpu_is_used_where_there_is_one(tmp_path, random_draft):
-    with pytest.raises(VerifyError, match="fc rows are random"):
+    with pytest.raises(VerifyError, match="hardly a token is accepted"):
         verify(VerifyConfig(draft=random_draft, traces=tmp_path / "traces.parquet", vllm=False))
     written = json.loads((random_draft / "verify.json").read_text())
     assert written["passed"]

@@ -136,6 +136,10 @@ def rolled_head(config, tensors):
     return config, tensors | {"lm_head.weight": np.roll(tensors["lm_head.weight"], 1, axis=0)}
 
 
+def shuffled_head(config, tensors):
+    return config, tensors | {"lm_head.weight": np.random.default_rng(0).permutation(tensors["lm_head.weight"])}
+
+
 @pytest.mark.parametrize(
     ("plant", "named"),
     [
@@ -147,6 +151,7 @@ def rolled_head(config, tensors):
         ),
         (attention("qk", interleaved_twice), r"^RoPE looks interleaved: .* the way back$"),
         (rolled_head, r"^d2t looks off by one: "),
+        (shuffled_head, r"^hardly a token is accepted, with whatever is read: acceptance length is 1\.0\d; lm_head"),
         (shifted_layers, r"^aux layers look shifted by one: .* with eagle_aux_hidden_state_layer_ids \[1, 3, 4\]$"),
         (random_fc, r"^fc rows are random"),
         (own_embedding, r"^embedding is not the target's: "),
