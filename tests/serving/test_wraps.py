@@ -91,6 +91,25 @@ def test_at_the_end_of_the_context_the_first_pass_runs_and_its_one_draft_is_drop
     assert proposer.model.recorded == [(1, [3, 5]), (1, [2, 4]), (1, [2, 4])]
 
 
+@pytest.mark.parametrize("max_seq_len", [62, 70], ids=["later passes would not fit", "longer than the draft may draft"])
+def test_the_first_pass_runs_wherever_vllm_would_not_draft(max_seq_len):
+    """Longer than ``speculative_config.max_model_len``, requests were judged by the signals of another step."""
+
+    def fits(self, metadata):
+        return metadata is not None and metadata.max_seq_len + 3 <= self.effective_drafter_max_model_len
+
+    exits: Any = SimpleNamespace(draft=Draft("draft"))
+    runner = SimpleNamespace(_specexit=exits, effective_drafter_max_model_len=64)
+    wrapped = wraps.input_fits_in_drafter(fits)
+    assert wrapped(runner, SimpleNamespace(max_seq_len=61))
+    assert not wrapped(runner, None)
+    assert not exits.draft.first_pass.alone
+    assert wrapped(runner, SimpleNamespace(max_seq_len=max_seq_len))
+    assert exits.draft.first_pass.alone
+    runner._specexit = None
+    assert not wrapped(runner, SimpleNamespace(max_seq_len=max_seq_len))
+
+
 def test_an_outcome_that_cannot_be_reported_fails_no_request():
     scheduler, output = SimpleNamespace(requests={"a": object()}), SimpleNamespace(specexit={"a": [0.0]})
     outputs = {0: SimpleNamespace(outputs=[SimpleNamespace(request_id="a", finish_reason="stop")])}

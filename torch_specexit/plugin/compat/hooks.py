@@ -188,7 +188,8 @@ V1_HOOKS = (
         "_input_fits_in_drafter",
         ("common_attn_metadata",),
         wraps.input_fits_in_drafter,
-        why="one request at the end of the context must not silence the signals of all others in its batch",
+        why="one request at the end of the context, or longer than speculative_config.max_model_len, must not silence "
+        "the signals of all in its batch",
         relies_on="only max_seq_len against effective_drafter_max_model_len is looked at",
         since="0.24",
         facts=(

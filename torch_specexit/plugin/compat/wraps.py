@@ -105,16 +105,16 @@ def sample_v2(original: Method) -> Method:
 
 
 def input_fits_in_drafter(original: Method) -> Method:
-    """Have the draft run where only its later passes would not fit."""
+    """Have the draft's first pass run where vLLM would have none: a draft that is served reads all that its target
+    does, and without the pass the requests would be judged by the signals of another step."""
 
     def _input_fits_in_drafter(self: Any, common_attn_metadata: Any) -> bool:
         fits = original(self, common_attn_metadata)
         exits = exits_of(self)
         if exits is None or fits or common_attn_metadata is None:
             return fits
-        alone = common_attn_metadata.max_seq_len <= self.effective_drafter_max_model_len
-        exits.draft.first_pass.alone = alone
-        return alone
+        exits.draft.first_pass.alone = True
+        return True
 
     return _input_fits_in_drafter
 
