@@ -20,7 +20,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from specexit.errors import InputError
+from specexit.errors import InputError, shown
 from specexit.keys import single_keys
 from specexit.schemas.chat import ChatConfig
 from specexit.schemas.url import why_no_url
@@ -70,7 +70,7 @@ class Client:
             raise ChatError(f"{self.url}{path}: {getattr(error, 'reason', error)}") from error
 
     def get(self, path: str) -> dict[str, Any]:
-        """A JSON document.
+        """A JSON object.
 
         Raises:
           ChatError: the server cannot be reached, refuses, or is another kind of server.
@@ -80,9 +80,12 @@ class Client:
 
     def _read(self, path: str, text: str) -> dict[str, Any]:
         try:
-            return json.loads(text)
+            found = json.loads(text)
         except ValueError as error:
             raise ChatError(f"{self.url}{path}: answers {text[:40]!r}..., expected JSON") from error
+        if not isinstance(found, dict):
+            raise ChatError(f"{self.url}{path}: answers {text[:40]!r}, expected a JSON object")
+        return found
 
     def post(self, path: str, body: dict[str, Any]) -> None:
         """Send a JSON document.
@@ -302,11 +305,20 @@ def chat(config: ChatConfig) -> None:
       ChatError: the server cannot be reached, or refuses.
     """
     console, client = Console(), Client(config)
-    model = config.model or client.get("/v1/models")["data"][0]["id"]
+    model = config.model or _first_model(client)
     try:
         _converse(config, client, model, console)
     except EOFError:
         console.print()  # what comes behind, a shell's prompt, begins on a line of its own
+
+
+def _first_model(client: Client) -> str:
+    found = client.get("/v1/models")
+    try:
+        return found["data"][0]["id"]
+    except (KeyError, IndexError, TypeError) as error:
+        said = f"{client.url}/v1/models: answers {shown(found, 40)}, expected a model in its data"
+        raise ChatError(f"{said}: is it a server of models?") from error
 
 
 def _converse(config: ChatConfig, client: Client, model: str, console: Console) -> None:

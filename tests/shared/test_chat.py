@@ -139,6 +139,16 @@ def test_a_server_that_dies_while_it_answers_is_an_error_of_one_line(path, told)
         server.shutdown()
 
 
+@pytest.mark.parametrize("answer", ["{}", "[]", '{"data": []}', '{"data": [7]}'])
+def test_a_server_of_no_models_is_an_error_of_one_line(answer, monkeypatch):
+    """Another program that speaks JSON at that port."""
+    monkeypatch.setattr("urllib.request.urlopen", lambda request, timeout: io.BytesIO(answer.encode()))
+    with pytest.raises(
+        ChatError, match=r"^http://localhost:8000/v1/models: answers .*, expected a (model in|JSON obj)"
+    ):
+        client_side.chat(ChatConfig(prompt="hi"))
+
+
 @pytest.mark.parametrize(("code", "remedy"), [(401, "; expected an api_key that it takes"), (503, "")])
 def test_a_server_that_wants_a_key_says_which_setting_has_it(code, remedy, monkeypatch):
     def refuse(request, timeout):
