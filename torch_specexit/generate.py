@@ -96,9 +96,11 @@ class SpecExitDraft:
           draft_tokens: drafted in each step; 0 decodes without the draft.
 
         Raises:
-          InputError: the prompt is empty, a text, or holds an id that the target does not have.
+          InputError: the prompt is empty, a text, or holds an id that the target does not have; or a number of tokens
+            is none.
         """
         _check_ids(prompt, self.features.embedding.shape[0])
+        _check_numbers(max_new_tokens=max_new_tokens, draft_tokens=draft_tokens)
         text, drafts, accepted = list(prompt), list[int](), list[int]()
         opened = opens_thinking(text, self.ids.start, self.ids.end_marker)
         # The last token of a marker of several ends nothing alone.
@@ -179,3 +181,9 @@ def _check_ids(prompt: Sequence[int], vocab_size: int) -> None:
     if wrong or not len(prompt):
         found = f"holds {shown(wrong[0])}" if wrong else "is empty"
         raise InputError(f"prompt {found}, expected token ids below {vocab_size}, as `tokenizer.encode` gives them")
+
+
+def _check_numbers(**numbers: int) -> None:
+    for name, number in numbers.items():
+        if isinstance(number, bool) or not isinstance(number, int | np.integer) or number < 0:
+            raise InputError(f"{name} is {shown(number)}, expected a whole number, 0 or more")

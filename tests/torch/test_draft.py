@@ -297,6 +297,20 @@ def test_a_prompt_that_is_no_token_ids_is_refused(prompt, message, tmp_path, wri
         SpecExitDraft.from_pretrained(folder, target="tiny-reasoner").generate(prompt)
 
 
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        ({"max_new_tokens": -3}, "max_new_tokens is -3, expected a whole number, 0 or more"),  # it thought -3 tokens
+        ({"draft_tokens": -1}, "draft_tokens is -1"),
+    ],
+    ids=["negative", "drafts"],
+)
+def test_a_number_of_tokens_that_is_none_is_refused(numbers, message, tmp_path, write_random_draft):
+    folder = write_random_draft(tmp_path / "draft", None, **TINY)
+    with pytest.raises(InputError, match=message):
+        SpecExitDraft.from_pretrained(folder, target="tiny-reasoner").generate([3], **numbers)
+
+
 ALONE = """
 import json, sys
 
