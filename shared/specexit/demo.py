@@ -158,7 +158,7 @@ def demo(config: DemoConfig) -> None:
     """Run all stages, print the table at the end.
 
     Raises:
-      ConfigError: a stage failed; its own message stands above.
+      ConfigError: a stage failed, and its own message stands above; or ``out`` holds something that is no demo.
     """
     console = Console(stderr=True)
     _make_room(config, console)
@@ -190,9 +190,16 @@ def demo(config: DemoConfig) -> None:
 
 
 def _make_room(config: DemoConfig, console: Console) -> None:
-    """Continue an unfinished demo of the same settings; move anything else aside, nothing is deleted."""
-    if not config.out.exists():
+    """Continue an unfinished demo of the same settings; move another demo aside, nothing is deleted.
+
+    Raises:
+      ConfigError: what is there is no demo.
+    """
+    if not config.out.exists() or (config.out.is_dir() and not any(config.out.iterdir())):
         return
+    if not (config.out / MARKS).is_dir():
+        what = "holds other things than a demo" if config.out.is_dir() else "is a file"
+        raise ConfigError(f"out={config.out}: {what}, expected a folder that is empty, a demo's, or not there yet")
     begun = config.out / MARKS / BEGUN
     same = begun.exists() and json.loads(begun.read_text()) == stages(config)[0].arguments
     if same and not (config.out / "results.json").exists():

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from specexit import demo as module
+from specexit.config import ConfigError
 from specexit.demo import demo, stages
 from specexit.schemas.demo import DemoConfig
 
@@ -82,3 +83,21 @@ def test_a_demo_of_other_settings_is_moved_aside(config, ran):
         demo(config)
     demo(config.model_copy(update={"seed": 1}))
     assert (config.out.with_name("run-1") / "traces" / "half").exists()
+
+
+@pytest.mark.parametrize("place", ["run", "run/notes.txt"], ids=["folder", "file"])
+def test_what_is_no_demo_is_left_where_it_is(config, ran, place):
+    """It was moved aside, as "an earlier demo"."""
+    config.out.mkdir()
+    (config.out / "notes.txt").write_text("mine")
+    out = config.out.parent / place
+    with pytest.raises(ConfigError, match=rf"^out={out}: .*, expected a folder that is empty, a demo's, or not there"):
+        demo(config.model_copy(update={"out": out}))
+    assert (config.out / "notes.txt").read_text() == "mine"
+    assert ran.all == []
+
+
+def test_an_empty_folder_is_taken(config, ran):
+    config.out.mkdir()
+    demo(config)
+    assert not config.out.with_name("run-1").exists()
