@@ -242,7 +242,14 @@ def test_the_evaluation_behind_a_skipped_step_is_on_record(
     step, watch = Mock(spec=Step, update={2: update}), Mock(spec=Watch, return_value={})
     monkeypatch.setattr("jax_specexit.training.train.show", Mock())
     loop = Loop(
-        config, step, Mock(spec=Frozen), Mock(spec=Batches, **every), checkpoints, held_out, watch, Preemption()
+        config,
+        step,
+        Mock(spec=Frozen, target={}),
+        Mock(spec=Batches, **every),
+        checkpoints,
+        held_out,
+        watch,
+        Preemption(),
     )
     assert loop.run(0, Mock(spec=TrainState)) == ("finished", 8)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
