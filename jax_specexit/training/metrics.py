@@ -140,7 +140,7 @@ class Metrics:
       total: steps of the whole run.
       start: step that it goes on from; what an interrupted run has written of later steps is dropped.
       silent: write and show nothing, as all processes do but the first.
-      watch: (step, steps that were timed since the last line, seconds that these took) -> further numbers.
+      watch: (updates made, steps that were timed since the last line, seconds that these took) -> further numbers.
       wandb: project there, or None.
     """
 
@@ -217,7 +217,7 @@ class Metrics:
             "signal_loss": {name: float(x) for name, x in zip(NAMES, host["signal_loss"], strict=True)},
             "weights": {name: float(x) for name, x in zip(NAMES, host["weights"], strict=True)},
             "gradient_norm": float(host["gradient_norm"]),
-            **self._times(step),
+            **self._times(step - int(host["skipped"])),
         }
         if "evaluation" in metrics:
             line["evaluation"] = metrics["evaluation"]
@@ -237,7 +237,7 @@ class Metrics:
             self.tokens += tokens
             self.timed.append(step)
 
-    def _times(self, step: int) -> dict[str, Any]:
+    def _times(self, update: int) -> dict[str, Any]:
         """Where the time since the last line went, and what follows from it."""
         spent, tokens, timed = self.clock.take(), self.tokens, self.timed
         self.tokens, self.timed = 0, []
@@ -249,7 +249,7 @@ class Metrics:
             "tokens_per_second": round(tokens / training, 1) if tokens else None,
             "trained_seconds": round(self.trained, 3),
             "goodput": round(min(1.0, self.trained / wall), 4) if wall > 0 else 0.0,
-            **(self.watch(step, timed, training) if self.watch else {}),
+            **(self.watch(update, timed, training) if self.watch else {}),
         }
 
     def write(self, line: dict[str, Any]) -> None:

@@ -280,6 +280,7 @@ def make_step(config: TrainConfig, draft: Draft, target: Target | CachedTarget, 
                 # The optimizer skips what is not finite; a loss that is not makes its gradient so.
                 grads = jax.tree.map(lambda g: jnp.where(jnp.isfinite(metrics["loss"]), g, jnp.nan), grads)
                 updates, opt_state = in_each_replica(optimizer.update, mesh)(grads, state.opt_state, state.params)
+                metrics["skipped"] = optax.tree.get(opt_state, "total_notfinite")
             params = optax.apply_updates(state.params, updates)
             return TrainState(params, opt_state, followed, state.step + 1), metrics
 

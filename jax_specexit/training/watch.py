@@ -22,7 +22,7 @@ def steps_of(config: TrainConfig, step: int) -> int:
 
 
 class Watch:
-    """Numbers about a run that its step does not return: ``watch(step, timed, seconds)``.
+    """Numbers about a run that its step does not return: ``watch(update, timed, seconds)``.
 
     Args:
       config: the recipe.
@@ -40,14 +40,15 @@ class Watch:
         self.useful = {k: sum(w.useful for w in step_work(one, shapes, mesh)) for k, one in shorter.items()}
         self.chip = CHIPS.get(DEVICE_KINDS.get(kind, ""))
 
-    def __call__(self, step: int, timed: Sequence[int], seconds: float) -> dict[str, Any]:
-        """Learning rates of the step; MFU and the most HBM used so far, where the devices say what they are.
+    def __call__(self, update: int, timed: Sequence[int], seconds: float) -> dict[str, Any]:
+        """Learning rates of the update; MFU and the most HBM used so far, where the devices say what they are.
 
+        ``update`` is the step less those that were skipped, with which the schedule of the rates has not moved on.
         MFU is useful FLOPs (`jax_specexit.planning.work.Work`: as if a row were one text, padding included) of the
         ``timed`` steps over what a device's share of its chip's published peak gives in the ``seconds`` that they took.
         """
         found: dict[str, Any] = {
-            "learning_rate": {name: float(np.asarray(rate(step - 1))) for name, rate in self.schedules.items()}
+            "learning_rate": {name: float(np.asarray(rate(update - 1))) for name, rate in self.schedules.items()}
         }
         if self.chip is not None and timed:
             useful = sum(self.useful[steps_of(self.config, one)] for one in timed)

@@ -30,6 +30,7 @@ from jax_specexit.evaluation import held_out
 from jax_specexit.training import train as module
 from jax_specexit.training.checkpoint import restore_params
 from jax_specexit.training.metrics import Metrics
+from jax_specexit.training.optimizer import schedule
 from jax_specexit.training.run import check_folder, read_start, save_start
 from jax_specexit.training.train import train
 from specexit import cli
@@ -291,6 +292,7 @@ def test_a_nan_stops_the_run_and_leaves_its_batch(
     assert status(recipe.out) == "finished"
     assert [line["step"] for line in lines(recipe.out)] == [1, 2, 3, 4, 6, 7, 8]
     assert all(np.isfinite(line["loss"]) for line in lines(recipe.out))
+    assert lines(recipe.out)[-1]["learning_rate"]["muon"] == schedule(recipe.optimizer, 0.02, 8)(6)  # the 7th update
 
 
 def test_sigterm_saves_and_the_run_goes_on(recipe: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:

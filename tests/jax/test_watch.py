@@ -134,7 +134,8 @@ def test_the_last_rate_is_the_floor(warmup: float, decay: float, falling: int) -
 def numbers() -> dict[str, Any]:
     four, one = jnp.ones(4), jnp.ones(())
     names = ("loss", "gradient_norm", "tokens")
-    return {"token_loss": four, "top1": four, "signal_loss": four, "weights": four} | dict.fromkeys(names, one)
+    four_each = dict.fromkeys(("token_loss", "top1", "signal_loss", "weights"), four)
+    return four_each | dict.fromkeys(names, one) | {"skipped": jnp.zeros((), jnp.int32)}
 
 
 class Machine:
