@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -175,18 +176,21 @@ class Metrics:
         """Steps since the last line, without those that compiled."""
         self.untimed: set[int] = set()
         """Steps that compiled: neither their tokens nor their time tell how fast the others are."""
+        self.kept: dict[str, Any] | None = None
+        """The line of a step that is being evaluated, see `keep`."""
         if silent:
             return
         self.wandb = None if wandb is None else _start_wandb(run, wandb)
-        path = run / "metrics.jsonl"
+        path, known = run / "metrics.jsonl", []
         if path.exists():
-            kept = _until(path, start)
-            text = "".join(kept)
+            known = _until(path, start)
+            text = "".join(known)
             write_text(path, text)
             self.whole = len(text.encode())
-            self.trained = _trained(kept)
-        self.path = path
+            self.trained = _trained(known)
+        self.path, self.aside = path, run / ".metrics-line.json"
         self.board = _board(run, start)
+        self._write_kept(start, known)
 
     def __enter__(self) -> Metrics:
         self.progress.start()
@@ -207,9 +211,51 @@ class Metrics:
     def advance(self, step: int, metrics: dict[str, Any]) -> None:
         """Move the bar to ``step``, or print a line where there is none, and log ``metrics``: device arrays, and an
         evaluation where there is one."""
+        line, self.kept = self.kept, None
+        if line is None:
+            line = self._line(step, metrics)
+        else:
+            line["seconds"]["evaluate"] = round(self.clock.take()["evaluate"], 4)
+            line["goodput"] = self._goodput()
+        if "evaluation" in metrics:
+            line["evaluation"] = metrics["evaluation"]
+        self.write(line)
+        self._forget_kept()
+        self.progress.update(self.task, completed=step, note=note(line))
+        if not (self.silent or self.progress.console.is_interactive):  # where no bar is shown before all is over
+            self._say(f"step {step}/{self.total}: {'  '.join(note(line).splitlines())}")
+
+    def keep(self, step: int, metrics: dict[str, Any]) -> None:
+        """Put the line of a step aside that is evaluated next: where a kill comes before the end of that, the start
+        that goes on from the step writes it."""
+        self.kept = self._line(step, metrics)
+        if not self.silent:
+            with suppress(OSError):  # a full disk ends no run here: what a kill would lose then is a line
+                write_text(self.aside, json.dumps(self.kept) + "\n")
+
+    def _write_kept(self, start: int, known: Sequence[str]) -> None:
+        """Write the line of step ``start`` that was put aside, unless it is known or cannot be read."""
+        try:
+            line = json.loads(self.aside.read_text())
+            lacks = line["step"] == start and all(json.loads(text)["step"] != start for text in known)
+            trained = float(line["trained_seconds"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return
+        if lacks:
+            self.trained = trained
+            self.write(line)
+        self._forget_kept()
+
+    def _forget_kept(self) -> None:
+        if not self.silent:
+            with suppress(OSError):
+                self.aside.unlink(missing_ok=True)
+
+    def _line(self, step: int, metrics: dict[str, Any]) -> dict[str, Any]:
+        """The numbers of a step, and where the time since the last line went; counts the step."""
         host = {key: np.asarray(value) for key, value in metrics.items() if key != "evaluation"}
         self.count(step, int(host["tokens"]))
-        line: dict[str, Any] = {
+        return {
             "step": step,
             "loss": float(host["loss"]),
             "token_loss": [round(float(x), 5) for x in host["token_loss"]],
@@ -219,12 +265,6 @@ class Metrics:
             "gradient_norm": float(host["gradient_norm"]),
             **self._times(step - int(host["skipped"])),
         }
-        if "evaluation" in metrics:
-            line["evaluation"] = metrics["evaluation"]
-        self.write(line)
-        self.progress.update(self.task, completed=step, note=note(line))
-        if not (self.silent or self.progress.console.is_interactive):  # where no bar is shown before all is over
-            self._say(f"step {step}/{self.total}: {'  '.join(note(line).splitlines())}")
 
     def has_evaluation(self, step: int) -> bool:
         """Whether one of that step is on record."""
@@ -243,14 +283,17 @@ class Metrics:
         self.tokens, self.timed = 0, []
         training = spent["data"] + spent["step"]  # what is paused for saving or evaluating is no training
         self.trained += training
-        wall = time.time() - self.began
         return {
             "seconds": {name: round(value, 4) for name, value in spent.items()},
             "tokens_per_second": round(tokens / training, 1) if tokens else None,
             "trained_seconds": round(self.trained, 3),
-            "goodput": round(min(1.0, self.trained / wall), 4) if wall > 0 else 0.0,
+            "goodput": self._goodput(),
             **(self.watch(update, timed, training) if self.watch else {}),
         }
+
+    def _goodput(self) -> float:
+        wall = time.time() - self.began
+        return round(min(1.0, self.trained / wall), 4) if wall > 0 else 0.0
 
     def write(self, line: dict[str, Any]) -> None:
         """Append one line to ``metrics.jsonl``, and its numbers to TensorBoard and Weights & Biases.

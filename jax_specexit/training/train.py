@@ -234,6 +234,8 @@ class Loop:
             self._say_how_far(i)
             self.metrics.clock.lap("save")
             if judged:
+                if good:
+                    self.metrics.keep(i, values)
                 evaluation = self._judge(i, state)
                 self.metrics.clock.lap("evaluate")
         if evaluation is not None:

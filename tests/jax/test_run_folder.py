@@ -354,7 +354,7 @@ def test_an_evaluation_that_a_kill_cut_short_is_made_up_for(
     assert evaluations(config.out) == evaluations(evaluated.out)
     assert restore_params(config.out, "best")[0] == restore_params(evaluated.out, "best")[0]
     written = config.out / "metrics.jsonl"
-    assert [row["step"] for row in training_rows(written, read_lines(written)[0])] == [3, 6, 8]
+    assert [row["step"] for row in training_rows(written, read_lines(written)[0])] == [3, 4, 6, 8]
 
 
 def test_a_step_that_was_preempted_before_the_end_of_its_evaluation_is_evaluated_later(

@@ -259,6 +259,56 @@ def test_the_evaluation_behind_a_skipped_step_is_on_record(
     assert [line["step"] for line in lines if "evaluation" in line] == [4, 8]
 
 
+def test_a_kill_during_an_evaluation_loses_no_line(
+    base_recipe: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its step is saved, and is not done again: what was trained for it counts, and so does its loss."""
+    config = base_recipe.model_copy(update={"out": tmp_path, "evaluate_every": 4, "log_every": 8})
+    found = Mock(spec=Evaluation, score=Mock(return_value=0.9), to_json=Mock(return_value={"top1": [0.5]}))
+    held_out, machine = Mock(spec=HeldOut, side_effect=KeyboardInterrupt), Machine()
+    every = {"steps": lambda first, last: ((i, {}) for i in range(first, last + 1))}
+    monkeypatch.setattr(metrics_module, "Clock", lambda: Clock(lambda: machine.now))
+    monkeypatch.setattr("jax_specexit.training.train.show", Mock())
+
+    def run(begin: int) -> list[dict[str, Any]]:
+        step, watch = Mock(spec=Step, update={2: partial(machine.run, 2)}), Mock(spec=Watch, return_value={})
+        checkpoints = Mock(spec=Checkpoints, due=lambda i: False)
+        batches, frozen = Mock(spec=Batches, **every), Mock(spec=Frozen)
+        loop = Loop(config, step, frozen, batches, checkpoints, held_out, watch, Preemption())
+        with pytest.raises(KeyboardInterrupt) if begin < 4 else nullcontext():
+            loop.run(begin, Mock(spec=TrainState))
+        path = tmp_path / "metrics.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    assert run(0) == []
+    held_out.side_effect, held_out.return_value = None, found
+    first, evaluated, last = run(4)
+    assert (first["step"], first["loss"], first["trained_seconds"]) == (4, 1.0, 3 * 2)  # step 1 compiles
+    assert evaluated == {"step": 4, "evaluation": {"top1": [0.5]}}
+    assert (last["step"], last["evaluation"]) == (8, {"top1": [0.5]})
+    assert last["trained_seconds"] == 3 * 2 + 3 * 2  # step 5 as well
+    run(8)
+    assert [file.name for file in tmp_path.iterdir() if "metrics" in file.name] == ["metrics.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("start", "known", "steps"), [(4, "", [4]), (3, "", []), (4, '{"step": 4}\n', [4])], ids=["it", "before", "known"]
+)
+def test_a_line_put_aside_is_written_once_and_of_a_saved_step_alone(
+    tmp_path: Path, start: int, known: str, steps: list[int]
+) -> None:
+    """A kill may come before its checkpoint was whole, or behind the line itself."""
+    (tmp_path / "metrics.jsonl").write_text(known)
+    with Metrics(tmp_path, total=8, start=3) as metrics:
+        metrics.clock.spent["step"] = 4.0
+        metrics.keep(4, numbers())
+    (tmp_path / "metrics.jsonl").write_text(known)
+    for _ in range(2):
+        with Metrics(tmp_path, total=8, start=start):
+            pass
+        assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == steps
+
+
 def test_a_step_that_does_not_fit_the_memory_ends_a_job_for_good(base_recipe: TrainConfig, tmp_path: Path) -> None:
     """A restart would compile the same, and hear the same. Of another failure of JAX's nothing is known."""
     config = base_recipe.model_copy(update={"out": tmp_path})
