@@ -24,6 +24,7 @@ from jax_specexit.evaluation.judging import DEFINITIONS, Evaluation, Ranking, ju
 from jax_specexit.evaluation.scoring import score
 from jax_specexit.model.draft import Draft
 from jax_specexit.training.checkpoint import restore_params
+from jax_specexit.training.place import check_file
 from jax_specexit.training.run import read_start
 from jax_specexit.weights import load_target
 from specexit.config import ConfigError, write_text
@@ -41,9 +42,11 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
 
     Raises:
       ConfigError, DraftError, TraceError: run, target or traces do not fit or cannot be read, or traces are too long.
+      ConfigError, PassingError, BucketError: ``out`` cannot be written, see `check_file`.
       OverlapError: the run was trained on some of the prompts.
       InputError: JAX gets no device.
     """
+    check_file(config.out)
     start = read_start(config.run)
     shape = start.shape
     if shape.specexit is None:

@@ -25,16 +25,30 @@ def check_place(out: Path) -> None:
     if isinstance(out, BucketPath):
         out.check_writable()
         return
-    _check_writable(out)
+    _check_writable(out, out, "a new folder or a run's")
     if kind_of_mount(out).startswith("fuse"):
         _check_renames(out)
 
 
-def _check_writable(out: Path) -> None:
+def check_file(out: Path) -> None:
+    """Check that a file can be written, on a disk or in a bucket, before the hours of work that end with it.
+
+    Raises:
+      BucketError: the bucket may not be written, or there is none.
+      ConfigError: a file is in the place of its folder.
+      PassingError: the disk cannot be written to.
+    """
+    if isinstance(out, BucketPath):
+        out.parent.check_writable()
+        return
+    _check_writable(out, out.parent, "one for the file")
+
+
+def _check_writable(out: Path, folder: Path, expected: str) -> None:
     """Makes no folder: a run that is refused for something else leaves none."""
-    where = next(place for place in (out, *out.absolute().parents) if place.exists() or place.is_symlink())
+    where = next(place for place in (folder, *folder.absolute().parents) if place.exists() or place.is_symlink())
     if not where.is_dir():
-        raise ConfigError(f"out={out}: {where} is no folder, expected a new folder or a run's")
+        raise ConfigError(f"out={out}: {where} is no folder, expected {expected}")
     try:
         with tempfile.TemporaryFile(dir=where):
             pass

@@ -249,6 +249,14 @@ def test_what_cannot_be_written_is_printed(tmp_path, capsys) -> None:
     assert "acceptance" in capsys.readouterr().err
 
 
+def test_an_evaluation_that_could_not_be_written_does_not_begin(tmp_path: Path) -> None:
+    """It was refused behind the last trace."""
+    (tmp_path / "file").write_text("")
+    config = EvaluateConfig(run=tmp_path / "run", traces=tmp_path / "traces", out=tmp_path / "file" / "found.json")
+    with pytest.raises(ConfigError, match=r"^out=.*found\.json: .*file is no folder, expected one for the file$"):
+        module.evaluate(config)
+
+
 def test_every_definition_is_of_something_that_is_written() -> None:
     fields = {name for kind in (Evaluation, Ranking) for name in kind.__dataclass_fields__}
     assert set(DEFINITIONS) <= fields
