@@ -160,6 +160,8 @@ def test_a_folder_that_holds_other_things_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(FeatureError, match=r"holds notes\.txt but no features\.json"):
         begin(tmp_path, WANTED)
+    with pytest.raises(FeatureError, match=r"notes\.txt: is a file, expected a new folder or one of features$"):
+        begin(tmp_path / "notes.txt", WANTED)
 
 
 @pytest.mark.parametrize("field", EXPECTED)

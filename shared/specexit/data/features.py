@@ -136,8 +136,10 @@ def begin(folder: Path, wanted: Manifest) -> Manifest:
     """Start a folder, or go on with one: the manifest with the shards that are finished and whole.
 
     Raises:
-      FeatureError: the folder's features are of something else than ``wanted``, or it holds other things.
+      FeatureError: the folder's features are of something else than ``wanted``, or it holds other things, or is a file.
     """
+    if folder.exists() and not folder.is_dir():
+        raise FeatureError(f"{folder}: is a file, expected a new folder or one of features")
     if not (folder / FILE).exists():
         others = [path.name for path in folder.glob("*") if not path.name.startswith(".")]
         if others:
