@@ -12,7 +12,10 @@ from pathlib import Path
 
 from specexit.errors import InputError
 
-FULL = tuple(os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT))
+TOO_LARGE = os.strerror(errno.EFBIG)
+"""Of a file, as ``ulimit -f`` or the file system has it."""
+
+FULL = (*(os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT)), TOO_LARGE)
 """TensorStore has the system's words, and no number, in a `ValueError`."""
 
 
@@ -23,7 +26,7 @@ class DiskFullError(InputError):
 
 
 def is_full(error: BaseException | None) -> bool:
-    """Whether an error says that a disk, or somebody's share of it, is full.
+    """Whether an error says that a disk, or somebody's share of it, is full, or takes no file of that size.
 
     Example:
       >>> is_full(ValueError("RESOURCE_EXHAUSTED: Failed to write 9 bytes: No space left on device"))
@@ -48,10 +51,13 @@ def room(folder: Path, newest: Callable[[], int | None]) -> Iterator[None]:
     except (OSError, ValueError) as error:
         if isinstance(error, DiskFullError) or not is_full(error):
             raise
-        free, step = shutil.disk_usage(folder).free, newest()
+        free, step = f"{shutil.disk_usage(folder).free / 2**20:,.0f} MiB free", newest()
+        what, mend = f"no space is left there ({free})", "make room"
+        if TOO_LARGE in str(error):
+            what, mend = "a file there may not be as large as one of it", "raise what limits that (ulimit -f)"
         raise DiskFullError(
-            f"{folder}: a checkpoint cannot be saved, no space is left there ({free / 2**20:,.0f} MiB free): make room "
-            f"and start again, it goes on from {'the beginning' if step is None else f'step {step}'}"
+            f"{folder}: a checkpoint cannot be saved, {what}: {mend} and start again, it goes on from "
+            f"{'the beginning' if step is None else f'step {step}'}"
         ) from error
 
 

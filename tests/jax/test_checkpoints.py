@@ -146,6 +146,15 @@ def test_a_full_disk_is_one_line(
         judged(tmp_path, None, scores)
 
 
+def test_a_file_that_may_not_be_as_large_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As under ``ulimit -f``, whatever room the disk has."""
+    error = ValueError("OUT_OF_RANGE: Failed writing: File too large [os_error_code='27']")
+    monkeypatch.setattr(ocp.CheckpointManager, "save", Mock(side_effect=error))
+    message = r"may not be as large as one of it: raise what limits that \(ulimit -f\) .* goes on from the beginning$"
+    with pytest.raises(DiskFullError, match=message):
+        judged(tmp_path, None, {2: 0.0})
+
+
 def test_another_failure_to_save_is_no_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ocp.CheckpointManager, "save", Mock(side_effect=ValueError("something else")))
     with pytest.raises(ValueError, match="something else"):
