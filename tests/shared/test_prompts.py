@@ -95,6 +95,16 @@ def test_columns_are_named_by_the_config(tmp_path):
     assert read_prompts(path, loose) == read_prompts(path, columns)
 
 
+def test_a_column_that_is_left_out_by_name_means_nothing(tmp_path):
+    """Not only one that would be unknown: whoever leaves out ``reference`` wants prompts without one."""
+    path = write_jsonl(tmp_path / "p.jsonl", [{"id": "a", "prompt": "2 + 2?", "reference": "5", "group": "sums"}])
+    assert read_prompts(path, ColumnsConfig(ignore=("reference", "group"))) == [Prompt("a", "2 + 2?", None)]
+    [prompt] = read_prompts(path, ColumnsConfig(ignore=("id",)))
+    assert (len(prompt.id), prompt.reference) == (16, "5")
+    [prompt] = read_prompts(path, ColumnsConfig(group="id", ignore=("*", "reference")))
+    assert (prompt.group, prompt.reference) == ("a", None)
+
+
 def test_a_column_that_somebody_names_is_there(tmp_path):
     path = write_jsonl(tmp_path / "p.jsonl", [{"prompt": "2 + 2?"}, {"prompt": "3?", "answer": "3"}])
     assert [p.reference for p in read_prompts(path, ColumnsConfig(reference="answer"))] == [None, "3"]

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from specexit import tiny
 from specexit.data.answers import AnswerError, kind
-from specexit.data.prompts.columns import check_seen, to_prompt
+from specexit.data.prompts.columns import check_seen, to_prompt, without_ignored
 from specexit.data.prompts.formats import FORMATS
 from specexit.data.prompts.generated import PREFIX, read_task
 from specexit.data.prompts.prompt import Prompt, PromptError
@@ -81,6 +81,7 @@ def read_prompts(
     named: bool | None = None
     seen: set[str] = set()
     for number, (where, row) in enumerate(islice(read_rows(path), n)):
+        row = row if known else without_ignored(row, columns)
         prompt = known(row, where, number, seed) if known else to_prompt(row, where, columns)
         seen |= row.keys()
         has_id = known is not None or columns.id in row

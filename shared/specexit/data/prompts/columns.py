@@ -15,7 +15,7 @@ from specexit.schemas.prompts import ColumnsConfig
 
 
 def to_prompt(row: Row, where: str, columns: ColumnsConfig) -> Prompt:
-    """A row as a prompt.
+    """A row, `without_ignored`, as a prompt.
 
     Raises:
       PromptError: a column is missing, of another type, or not one of those that are known.
@@ -41,6 +41,11 @@ def to_prompt(row: Row, where: str, columns: ColumnsConfig) -> Prompt:
     )
 
 
+def without_ignored(row: Row, columns: ColumnsConfig) -> Row:
+    """A row without the columns that are left out by their names, those that would mean something included."""
+    return {name: value for name, value in row.items() if name not in columns.ignore}
+
+
 def check_seen(columns: ColumnsConfig, seen: Container[str], path: Path) -> None:
     """Check that every column that somebody has named is in some row: a misspelt one would be nothing everywhere.
 
@@ -55,7 +60,7 @@ def check_seen(columns: ColumnsConfig, seen: Container[str], path: Path) -> None
 
 def _check_names(row: Row, where: str, columns: ColumnsConfig) -> None:
     known = [getattr(columns, name) for name in type(columns).model_fields if name != "ignore"]
-    unknown = [] if columns.ignore == ("*",) else [key for key in row if key not in {*known, *columns.ignore}]
+    unknown = [] if "*" in columns.ignore else [key for key in row if key not in known]
     if not unknown:
         return
     close = difflib.get_close_matches(unknown[0], known, n=1, cutoff=0.5)
