@@ -4,6 +4,7 @@ import csv
 import json
 import sys
 import types
+from decimal import Decimal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -240,6 +241,15 @@ def test_files_that_cannot_be_read(tmp_path):
             read_prompts(tmp_path / name)
     with pytest.raises(PromptError, match="'gsm9k' is none of the formats gsm8k, math-500, aime"):
         read_prompts("gsm9k:somewhere.jsonl")
+
+
+@pytest.mark.parametrize("kind", [pa.float32(), pa.float64(), pa.decimal128(5, 1)], ids=str)
+def test_a_number_of_parquet_is_the_one_that_was_written(tmp_path, kind):
+    """Of single precision 0.1 is 0.10000000149011612 in Python, which no answer would be equal to."""
+    written = [Decimal("0.1"), Decimal("-2.5"), None]
+    table = pa.table({"prompt": ["a", "b", "c"], "reference": pa.array(written, pa.decimal128(5, 1)).cast(kind)})
+    pq.write_table(table, tmp_path / "p.parquet")
+    assert [prompt.reference for prompt in read_prompts(tmp_path / "p.parquet")] == ["0.1", "-2.5", None]
 
 
 def test_a_csv_column_that_is_there_twice_is_not_lost(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 from specexit.errors import InputError
@@ -60,7 +61,7 @@ def optional_text(value: Any, where: str, what: str) -> str | None:
     """
     if value is None or isinstance(value, str):
         return value
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+    if isinstance(value, int | float | Decimal) and not isinstance(value, bool) and math.isfinite(value):
         return str(value)
     raise PromptError(f"{where}: {what} is {value!r}, expected a string, a number or nothing")
 
