@@ -169,6 +169,15 @@ def test_a_reference_that_is_no_answer_of_the_target_s_kind(server, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_reference_of_no_text_is_none_that_an_answer_could_equal(server, tmp_path):
+    """As JSON writes what is not known: each trace would count as wrong."""
+    row = {"id": "a", "prompt": next(iter(server.pretender.problems)), "reference": ""}
+    (tmp_path / "prompts.jsonl").write_text(json.dumps(row))
+    asked = config(server, tmp_path / "out", split=None, n=None, prompts=str(tmp_path / "prompts.jsonl"))
+    with pytest.raises(PromptError, match=r"'a': reference '' is empty, expected an answer, or null"):
+        collect(asked)
+
+
 @pytest.mark.parametrize("of", ["prompt", "target"])
 @pytest.mark.parametrize("reference", ["20 to 39", "B", "(b)", "B. 20 to 39"])
 def test_a_reference_that_is_an_options_text_is_its_letter(server, tmp_path, of, reference):

@@ -244,8 +244,9 @@ def check_target(config: CollectConfig, target: TargetConfig, asks: Sequence[Ask
         )
     for ask in asks:
         prompt, name = ask.prompt, ask.prompt.answer_kind or target.answer_kind
-        why = prompt.reference and kind(name).why_no_reference(prompt.reference, prompt.choices)
-        if why:
+        if prompt.reference is None:
+            continue
+        if why := kind(name).why_no_reference(prompt.reference, prompt.choices):
             raise PromptError(
                 f"prompt {prompt.id!r}: reference {prompt.reference!r:.200} {why} (answer kind {name}, which is target "
                 f"{target.name}'s unless the prompt names another)"

@@ -71,7 +71,7 @@ class AnswerKind(ABC):
           choices: the options of a multiple-choice question, where they are known.
         """
         del choices
-        return None if reference.strip() else "is empty"
+        return None if reference.strip() else "is empty, expected an answer, or null where none is known"
 
     def as_reference(self, reference: str, choices: Sequence[str] | None = None) -> str:
         """A right answer as `same` takes it, which knows no options.
