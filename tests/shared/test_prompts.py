@@ -207,6 +207,10 @@ SECOND_LINE = [
     ),
     (r'{"id": "b", "prompt": "half \ud83d"}', "line 2: holds .*ud83d', half of a surrogate pair"),
     ('{"id": "b", "prompt": "x", "choices": "A"}', "line 2: choices are 'A', expected a list of strings"),
+    (
+        json.dumps({"id": "b", "prompt": "x", "choices": list("0123456789k")}),
+        "line 2: choices are 11, expected 10 at most: answers are A to J",
+    ),
 ]
 
 
@@ -241,6 +245,15 @@ def test_files_that_cannot_be_read(tmp_path):
             read_prompts(tmp_path / name)
     with pytest.raises(PromptError, match="'gsm9k' is none of the formats gsm8k, math-500, aime"):
         read_prompts("gsm9k:somewhere.jsonl")
+
+
+@pytest.mark.parametrize("source", ["", "gsm8k:"])
+def test_a_source_without_a_path_is_not_the_folder_that_one_stands_in(tmp_path, monkeypatch, source):
+    """As of ``prompts=gsm8k:$FILE``, where nobody has said what FILE is."""
+    write_jsonl(tmp_path / "p.jsonl", [{"prompt": "2 + 2?", "question": "2 + 2?", "answer": "#### 4"}])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(PromptError, match=f"prompts is '{source}', expected a file or folder"):
+        read_prompts(source)
 
 
 @pytest.mark.parametrize("kind", [pa.float32(), pa.float64(), pa.decimal128(5, 1)], ids=str)

@@ -9,6 +9,8 @@ from specexit.data.answers.base import AnswerKind, last_box
 from specexit.data.answers.text import normal
 
 _LETTERS = "A-J"
+MOST_OPTIONS = 10
+"""Options of a question, whose letters are these: that of an eleventh could never be read."""
 _STYLE = re.compile(r"\\(?:text|textbf|textit|mathbf|mathrm|mathit|bf|rm|mbox|bold)\b|[\\${}*`_]")
 _ALONE = re.compile(rf"\(?\[?([{_LETTERS}{_LETTERS.lower()}])\]?\)?[.,:)]?")
 _WITH_TEXT = re.compile(

@@ -75,6 +75,8 @@ def read_prompts(
     if colon and known is None and not Path(source).exists():
         names = ", ".join([*FORMATS, PREFIX])
         raise PromptError(f"{source}: cannot be read: no such file, and {name!r} is none of the formats {names}")
+    if not (rest if known else source):
+        raise PromptError(f"prompts is {source!r}, expected a file or folder{f' behind {name}:' if known else ''}")
     path = Path(os.path.expanduser(rest) if known else source)
     columns = columns or ColumnsConfig()
     prompts: dict[str, Prompt] = {}

@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from specexit.data.answers.choice import MOST_OPTIONS
 from specexit.data.prompts.prompt import Prompt, PromptError, Row, conversation, optional_text, text_of
 from specexit.schemas.prompts import ColumnsConfig
 
@@ -99,4 +100,6 @@ def _choices(value: Any, where: str, name: str) -> tuple[str, ...] | None:
         return None
     if not isinstance(value, Sequence) or isinstance(value, str) or not all(isinstance(v, str) for v in value):
         raise PromptError(f"{where}: {name} are {value!r}, expected a list of strings")
+    if len(value) > MOST_OPTIONS:
+        raise PromptError(f"{where}: {name} are {len(value)}, expected {MOST_OPTIONS} at most: answers are A to J")
     return tuple(value)
