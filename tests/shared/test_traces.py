@@ -113,6 +113,13 @@ def test_column_of_another_type(make_trace, tmp_path):
         read_traces(path)
 
 
+def test_a_column_that_is_there_twice(make_trace, tmp_path):
+    table = pa.Table.from_pylist([vars(make_trace())], schema=SCHEMA)
+    pq.write_table(table.append_column(SCHEMA.field("id"), table["id"]), tmp_path / "traces.parquet")
+    with pytest.raises(TraceError, match=r"traces\.parquet: column 'id' is there 2 times, expected once"):
+        read_traces(tmp_path)
+
+
 def test_other_schema_version(make_trace, tmp_path):
     path = tmp_path / "traces.parquet"
     schema = SCHEMA.with_metadata({"specexit.traces": "0"})
@@ -267,6 +274,8 @@ def free_trial(**changes):
         ({"trial": free_trial(answer=7)}, "in free of its trial, expected boundary"),
         ({"trial": free_trial(same="yes")}, "in free of its trial, expected boundary"),
         ({"trial": free_trial(tokens=None)}, "in free of its trial, expected boundary"),
+        ({"trial": "[" * 20000}, r"trace 'b' has trial '\[\[.*, expected a JSON object"),
+        ({"boundary_trial_tokens": [9, -5, 9]}, "has -5 at 1 of boundary_trial_tokens, expected 0 or more"),
         ({"hard_boundary": 3}, "has hard_boundary 3, expected the index of one of its 3 boundaries, or none"),
     ],
 )

@@ -197,6 +197,18 @@ def _confidence(batch: pa.RecordBatch) -> Problem | None:
     return row, f"{value:g} at {at} of boundary_confidence, expected a probability from 0 to 1"
 
 
+def _trial_tokens(batch: pa.RecordBatch) -> Problem | None:
+    if not _has(batch, "boundary_trial_tokens"):
+        return None
+    tokens = flat_values(batch["boundary_trial_tokens"], np.int32)
+    found = _first_value(batch["boundary_trial_tokens"], tokens < 0)
+    if found is None:
+        return None
+    row, at = found
+    value = batch["boundary_trial_tokens"][row][at].as_py()
+    return row, f"{value} at {at} of boundary_trial_tokens, expected 0 or more"
+
+
 def _kinds(batch: pa.RecordBatch) -> Problem | None:
     if not _has(batch, "answer_kind"):
         return None
@@ -213,7 +225,7 @@ def _samplings(batch: pa.RecordBatch) -> Problem | None:
     codes, texts = coded(batch["sampling"])
     wrong = [code for code, text in enumerate(texts) if _object(text) is None]
     if (row := _first(np.isin(codes, wrong))) is not None:
-        return row, f"sampling {texts[codes[row]]!r}, expected a JSON object"
+        return row, f"sampling {texts[codes[row]]!r:.200}, expected a JSON object"
     return None
 
 
@@ -224,7 +236,7 @@ def _trials(batch: pa.RecordBatch) -> Problem | None:
     for row, text in enumerate(batch["trial"].to_pylist()):
         trial = _object(text)
         if trial is None:
-            return row, f"trial {text!r}, expected a JSON object"
+            return row, f"trial {text!r:.200}, expected a JSON object"
         free = trial.get("free", [])
         if not isinstance(free, list):
             return row, f"free {free!r} in its trial, expected a list"
@@ -249,7 +261,7 @@ def _object(text: str) -> dict[str, object] | None:
     """The JSON object of a text, None where it is none."""
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 
@@ -322,6 +334,7 @@ CHECKS = (
     _states,
     _verdicts,
     _confidence,
+    _trial_tokens,
     _kinds,
     _samplings,
     _trials,

@@ -147,6 +147,8 @@ def _check_schema(file: Path, found: pa.Schema, kind: type[Trace]) -> list[str]:
         if field.name not in found.names:
             hint = "" if field.name in SCHEMA.names else ", run specexit annotate first"
             raise TraceError(f"{file}: column {field.name!r} ({field.type}) is missing{hint}")
+        if (times := found.names.count(field.name)) > 1:
+            raise TraceError(f"{file}: column {field.name!r} is there {times} times, expected once")
         if found.field(field.name).type != field.type:
             raise TraceError(
                 f"{file}: column {field.name!r} has type {found.field(field.name).type}, expected {field.type}"
