@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
-from specexit.data.answers.base import AnswerKind, last_box
+from specexit.data.answers.base import AnswerKind
+from specexit.data.answers.math_boxes import last_boxes
 from specexit.data.answers.text import normal
 
 _LETTERS = "A-J"
@@ -73,8 +74,7 @@ class Choice(AnswerKind):
         alone on the last line, of the one option that "is correct", or else that "I choose"; with ``choices``, an
         option's own text counts as its letter where it is no letter itself."""
         if r"\boxed" in text or r"\fbox" in text:
-            box = last_box(text)
-            return None if box is None else _letter(box, choices)
+            return _only({_letter(box, choices) for box in last_boxes(text)[0]})
         marked = [found["json"] or found["tag"] or "" for found in _MARKED.finditer(text)]
         if marked and (letter := _letter(marked[-1], choices)):
             return letter
@@ -175,9 +175,9 @@ def _one(found: re.Match[str] | None) -> str | None:
     return found["letter"]
 
 
-def _only(letters: set[str]) -> str | None:
+def _only(letters: Set[str | None]) -> str | None:
     """The letter, where there is one and no other."""
-    return letters.pop() if len(letters) == 1 else None
+    return next(iter(letters)) if len(letters) == 1 else None
 
 
 def _in_range(letter: str | None, choices: Sequence[str] | None) -> str | None:
