@@ -219,3 +219,21 @@ def test_same_answers(a, b):
 def test_different_answers(a, b):
     assert not same_answer(a, b)
     assert not same_answer(b, a)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("5:00 PM", r"5:00\text{ p.m.}", True),
+        ("5:00 PM", "5 p.m.", True),
+        ("10:00", r"\text{10:00 a.m.}", True),
+        ("5:00 PM", "5:00 AM", False),
+        ("5:00 PM", "5:30 PM", False),
+        ("5:00 PM", "6:00 PM", False),
+        ("500", "5:00", False),
+    ],
+)
+def test_a_time_on_the_hour_is_no_ratio_to_nothing(one, other, same):
+    """Any other time is compared as a ratio, and 5/0 has no value."""
+    assert same_answer(one, other) is same
+    assert same_answer(other, one) is same

@@ -12,6 +12,8 @@ _DIGITS = 6
 
 _DECIMAL = r"(?:\d+(?:\.\d*)?|\.\d+)"
 _RATIO = re.compile(rf"({_DECIMAL})(?:/(\d+))?")
+_HOUR = re.compile(r"(\d{1,2}):00")
+"""Between two numbers a colon is a ratio's, and no ratio is one to 00."""
 _MIXED = re.compile(r"(\d+) (\d+)/(\d+)")
 _FRACTION = re.compile(r"(\d*) ?\\frac ?(?:\{(-?\d+)\}|(\d)) ?(?:\{(\d+)\}|(\d))")
 _POWER = re.compile(rf"({_DECIMAL})[eE]([+-]?\d{{1,2}})")
@@ -28,8 +30,8 @@ def number(text: str) -> Fraction | None:
     r"""The value of a text that is one number, None where it is anything else.
 
     Example:
-      >>> [str(number(text)) for text in ("-2 1/2", r"2\frac12", "1e3", r"6.0\times 10^{-3}", "x", "1/0")]
-      ['-5/2', '5/2', '1000', '3/500', 'None', 'None']
+      >>> [str(number(text)) for text in ("-2 1/2", r"2\frac12", "1e3", r"6.0\times 10^{-3}", "5:00", "1/0")]
+      ['-5/2', '5/2', '1000', '3/500', '5', 'None']
     """
     if len(text) > _LONGEST:
         return None
@@ -83,6 +85,8 @@ def _unsigned(text: str) -> Fraction | None:
     if ratio := _RATIO.fullmatch(text):
         top, bottom = ratio.groups()
         return Fraction(top) / int(bottom or 1)
+    if hour := _HOUR.fullmatch(text):
+        return Fraction(hour.group(1))
     if mixed := _MIXED.fullmatch(text):
         whole, top, bottom = map(int, mixed.groups())
         return whole + Fraction(top, bottom)
