@@ -22,6 +22,7 @@ _HYPHEN = re.compile(r"(?<=[^\W\d_]{2})-(?=\w)|(?<=\w)-(?=[^\W\d_]{2})|(?<=[^\W\
 _BRACKETED = re.compile(r"\\?[\[({].*[\])}]")
 _MEMBERS = r"(?:[^\[\]]|\[(?:[^\[\]]|\[[^\[\]]*\])*\])*"
 _LIST = re.compile(rf"\[({_MEMBERS})\]")
+_INITIAL = re.compile(r"(?<![^\W_])([^\W\d_])\.(?=[^\W\d_](?![^\W_]))")
 _EXCLAMATION = re.compile(r"(?<![\d)])!+(?!=)")
 
 
@@ -43,13 +44,15 @@ class Text(AnswerKind):
         return _clean(found[-1]) if found else None
 
     def plainly_same(self, a: str, b: str) -> bool:
-        """Whether they are equal after `normal`.
+        """Whether they are equal after `normal`, initials with points or without.
 
         Example:
           >>> TEXT.plainly_same("The  Eiffel Tower.", "eiffel tower"), TEXT.plainly_same("3.5", "35")
           (True, False)
+          >>> TEXT.plainly_same("U.S.", "US"), TEXT.plainly_same("J.K. Rowling", "J. K. Rowling")
+          (True, True)
         """
-        return normal(a) == normal(b)
+        return normal(a) == normal(b) or normal(_INITIAL.sub(r"\1", a)) == normal(_INITIAL.sub(r"\1", b))
 
 
 TEXT = Text()
