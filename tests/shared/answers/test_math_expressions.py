@@ -5,6 +5,13 @@ import pytest
 from specexit.data.answers import same_answer
 
 SAME = [
+    # decimals that are computed with, digit by digit
+    ("0.1+0.2", "0.3"),
+    (r"1.1^2", "1.21"),
+    (r"0.1\cdot 3", r"\frac{3}{10}"),
+    (r"\frac{1.2}{3}", "0.4"),
+    (r"\sqrt{0.01}", "0.1"),
+    ("x=100(1.05)^3", "115.7625"),
     # intervals, sets, tuples, matrices
     ("(1, 2)", r"\left(1,2\right)"),
     ("[0,1)", "[0, 1)"),
@@ -118,6 +125,8 @@ SAME = [
 ]
 
 DIFFERENT = [
+    ("0.1+0.2", "0.31"),
+    ("1.0000001^2", "1"),
     # what has no value
     (r"\frac{0}{0}", "1"),
     (r"(\frac{0}{0},1)", "(1,1)"),

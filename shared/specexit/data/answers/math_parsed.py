@@ -144,14 +144,30 @@ def _exact(expression: Any) -> Any:
         return expression.func(*map(_exact, expression.args))
     if has_infinity(expression):
         expression = evaluated(expression)
-    if not getattr(expression, "is_number", False) or expression.has(Float, UnevaluatedExpr):
+    if not getattr(expression, "is_number", False) or expression.has(UnevaluatedExpr):
         return expression
+    as_written, expression = expression, _in_fractions(expression)
+    if expression.has(Float):
+        return as_written
     if expression.has(Mod):  # has no size before it is computed
         expression = expression.doit()
     if not 1 < abs(expression.evalf()) * 10**_LONGEST < 10 ** (2 * _LONGEST):
-        return expression
+        return as_written
     value = expression.doit()
-    return value if value.is_Rational else expression
+    return value if value.is_Rational else as_written
+
+
+def _in_fractions(number: Any) -> Any:
+    """A number that is computed of decimals, of fractions: 0.1 * 3 is 0.3, and in binary it is not.
+
+    A decimal alone is left, as it may be the other's rounding, and so is a power of too many digits.
+    """
+    from sympy import Float, Pow, Rational
+
+    powers = number.atoms(Pow)
+    if number.is_Float or not all(power.exp.is_Rational and abs(power.exp) <= _LONGEST for power in powers):
+        return number
+    return number.xreplace({found: Rational(str(found)) for found in number.atoms(Float)})
 
 
 def _has_solutions(equation: Any) -> bool:
