@@ -221,8 +221,8 @@ def test_a_prompt_that_fills_a_row_is_counted(make_trace, tmp_path, capsys):
     said = capsys.readouterr().err
     for words in (
         "1 trace in 1 example of 12",
-        "of 1 trace longer than one",
-        "of 1 trace whose prompt alone fills a row",
+        "of 1 trace longer than one (a greater length keeps them), ",
+        "of 1 trace whose prompt alone fills a row.",
     ):
         assert words in said
     with pytest.raises(PackError, match="no trace's prompt fits an example of 3 tokens, expected a greater length"):

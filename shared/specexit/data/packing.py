@@ -146,17 +146,19 @@ NO_INFLUENCE = {"traces", "out", "workers"}
 def _summary(folder: Path, meta: PackMeta) -> str:
     lost = (meta.tokens_cut + meta.tokens_dropped) / meta.tokens
     held = f"{_counted(meta.traces, 'trace')} in {_counted(meta.n, 'example')} of {meta.length} tokens"
-    lines = [f"{folder}: {held}, {meta.fill:.1%} full."]
-    lines += [f"{lost:.1%} of all tokens were left out:"] if lost else ["No token was left out."]
+    full = f"{folder}: {held}, {meta.fill:.1%} full."
+    if not lost:
+        return f"{full} No token was left out."
+    why = []
     if meta.cut:
-        lines.append(
+        why.append(
             f"{meta.tokens_cut / meta.tokens:.1%} behind the end of a row, of {_counted(meta.cut, 'trace')} longer "
             "than one (a greater length keeps them)"
         )
     if meta.dropped:
         dropped = _counted(meta.dropped, "trace")
-        lines.append(f"{meta.tokens_dropped / meta.tokens:.1%} of {dropped} whose prompt alone fills a row")
-    return " ".join(lines)
+        why.append(f"{meta.tokens_dropped / meta.tokens:.1%} of {dropped} whose prompt alone fills a row")
+    return f"{full} {lost:.1%} of all tokens were left out: {', '.join(why)}."
 
 
 def _counted(n: int, what: str) -> str:
