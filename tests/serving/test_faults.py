@@ -100,7 +100,7 @@ DAMAGES = {
     "config is binary": (text(b"\xff\x00"), r"config\.json: cannot be read as JSON"),
     "config is empty": (text(b""), r"config\.json: cannot be read as JSON"),
     "config is a list": (text(b"[]"), r"config\.json: holds a list, expected an object"),
-    "config is missing": (gone("config.json"), r"config\.json: cannot be read as JSON"),
+    "config is missing": (gone("config.json"), r"config\.json: does not exist, expected a draft directory"),
     "no specexit block": (config(specexit=None), r"no specexit block, expected one in a draft of architecture"),
     "unknown source": (config(specexit__source="lm_head"), r"specexit\.source is 'lm_head'"),
     "unknown signal": (config(specexit__policy__thresholds={"mood": 0.5}), "signal 'mood' does not exist"),
