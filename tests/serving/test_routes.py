@@ -100,6 +100,15 @@ def test_a_report_is_for_the_key_that_asked():
         assert server.client.get(path, headers=headers).status_code == 404
 
 
+def test_a_report_that_another_api_server_process_may_have_is_not_called_unknown_alone():
+    """Every other 404 of a real server with two of them was of a request that was known, the client's own, and new."""
+    server = Server(*ALL)
+    assert server.client.get(f"{PATH}/requests/chatcmpl-1").json()["detail"].endswith("or finished long ago")
+    server.front.api_servers = 2
+    told = server.client.get(f"{PATH}/requests/chatcmpl-1").json()["detail"]
+    assert told.endswith("or that of another API server process, of which there are 1 more")
+
+
 @pytest.mark.parametrize("name", ["team/42", "/", "x" * 1000])
 def test_a_request_is_known_by_whatever_its_client_calls_it(name):
     """An `X-Request-Id` with a slash was a 404 here, and one of 300 characters could not be interrupted."""

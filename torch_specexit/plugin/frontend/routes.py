@@ -65,6 +65,11 @@ class Endpoints:
         """The front end."""
         return getattr(self.processor, KEY)
 
+    def _not_found(self) -> str:
+        """What a request may be of which this process knows nothing."""
+        others, mine = self.front.api_servers - 1, "unknown, another's, or finished long ago"
+        return f"{mine}; or that of another API server process, of which there are {others} more" if others else mine
+
     def attach_router(self, app: Any) -> None:
         """Add the routes; which of them are open is known when the engine is."""
         from fastapi import Header, HTTPException
@@ -84,7 +89,7 @@ class Endpoints:
             opened("reports")
             found = self.front.find(self.processor, request_id)
             if found is None:
-                raise HTTPException(404, f"request {request_id[:100]!r} is unknown, another's, or finished long ago")
+                raise HTTPException(404, f"request {request_id[:100]!r} is {self._not_found()}")
             return found
 
         @app.post(PATH)
