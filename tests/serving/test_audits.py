@@ -437,7 +437,7 @@ def test_an_audit_keeps_the_salt_the_adapter_and_the_rank_of_its_request():
             asked.update(
                 inner=inner.get(), prompt=prompt, request=request, lora=lora_request, priority=priority, params=params
             )
-            yield SimpleNamespace(outputs=[SimpleNamespace(text="done")])
+            yield SimpleNamespace(outputs=[SimpleNamespace(text="done", finish_reason="stop")])
 
     engine = Engine()
     case = Case.of(finished("r"), 2, TOKENS)

@@ -65,6 +65,10 @@ LOWEST_PRIORITY = 1 << 30
 """Where the scheduler knows priorities, audits come behind all clients, and among themselves as their requests did."""
 
 
+class CutOffError(Exception):
+    """What an audit asks was aborted before its end, or is not taken any more: the server ends, or its engine has."""
+
+
 @dataclass(frozen=True)
 class Case:
     """A request that has come to its end by itself.
@@ -172,6 +176,8 @@ class Audit:
         try:
             async with self._turn:
                 self._settle(admitted, await self.judge(case))
+        except CutOffError:
+            self._settle(admitted, "unfinished")
         except Exception:
             logger.exception("the audit of request %s failed", case.request)
             self._settle(admitted, "failed")
@@ -306,12 +312,13 @@ def generator_of(engine: Any) -> Callable[..., Any]:
     """What an `Audit` generates with: vLLM's `AsyncLLM`, at the lowest priority where its scheduler knows any."""
     from vllm import SamplingParams, TokensPrompt
     from vllm.sampling_params import RequestOutputKind
+    from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
     ranked = engine.vllm_config.scheduler_config.policy == "priority"
     engine = weakref.proxy(engine)  # the engine is to go when its owner lets go of it
 
     async def generate(prompt: Sequence[int], max_tokens: int, case: Case) -> str:
-        """The target's greedy text behind a prompt; exits off."""
+        """The target's greedy text behind a prompt, exits off; or a `CutOffError`."""
         params = SamplingParams(
             temperature=0.0,
             max_tokens=max_tokens,
@@ -321,12 +328,21 @@ def generator_of(engine: Any) -> Callable[..., Any]:
         tokens = TokensPrompt(prompt_token_ids=list(prompt))
         if case.cache_salt is not None:
             tokens["cache_salt"] = case.cache_salt
-        text = ""
         inner.set(True)  # for the task that runs this audit
-        async for output in engine.generate(
-            tokens, params, f"{PREFIX}{case.request}", lora_request=case.lora, priority=priority
-        ):
-            text = output.outputs[0].text
-        return text
+        answer = None
+        try:
+            async for output in engine.generate(
+                tokens, params, f"{PREFIX}{case.request}", lora_request=case.lora, priority=priority
+            ):
+                answer = output.outputs[0]
+        except EngineDeadError as error:
+            raise CutOffError from error
+        except EngineGenerateError as error:
+            if "after shutdown" in str(error.__cause__):  # of the threads that read prompts, and end first
+                raise CutOffError from error
+            raise
+        if answer is None or answer.finish_reason == "abort":
+            raise CutOffError
+        return answer.text
 
     return generate
