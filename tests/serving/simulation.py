@@ -100,6 +100,7 @@ class Simulation:
         self.closing, self.guard = [*transition, END], guard
         self.streams = [self._stream() for _ in requests]
         self.raw = [rng.normal(0, 2, (len(stream) + 1, len(NAMES))).astype(np.float32) for stream in self.streams]
+        self._spoil(rng.spawn(1)[0])
         self.exits = [
             request.exit(stream, raw, guard)
             for request, stream, raw in zip(requests, self.streams, self.raw, strict=True)
@@ -121,6 +122,12 @@ class Simulation:
             size, mask = int(rng.integers(1, 9)), IDS.mask(request.strings)
             admission = Admission(True, request.policy, mask, request.shadow, prompt=size, margin=request.margin)
             self.slots.add(f"r{i}", admission)
+
+    def _spoil(self, rng: np.random.Generator) -> None:
+        """Some requests have signals that no target should give."""
+        for raw in self.raw:
+            odd = rng.random(raw.shape) < rng.choice([0.0, 0.0, 0.03])
+            raw[odd] = rng.choice([np.nan, np.inf, -np.inf], int(odd.sum()))
 
     def _stream(self) -> list[int]:
         # Splits are frequent and the end is rare, so that there is something to decide.

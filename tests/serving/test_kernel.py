@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from specexit.method.decision import Policy
+from specexit.method.decision import Policy, exit_position
 from specexit.method.loops import LoopGuard
-from specexit.method.signals import NAMES
+from specexit.method.signals import NAMES, activate
 from specexit.method.splits import ThinkTokens
 from tests.marks import SLOW
 from tests.serving.conftest import run_program
@@ -128,7 +128,7 @@ class Pair:
         fused, twin = self.rules
         assert torch.equal(fused.forced[: len(names)], twin.forced)
         # Exponentials of two libraries: a few units in the last place of float32.
-        torch.testing.assert_close(fused.report[: len(names)], twin.report, rtol=1e-6, atol=0)
+        torch.testing.assert_close(fused.report[: len(names)], twin.report, rtol=1e-6, atol=0, equal_nan=True)
         return ours
 
     def _forget(self, state: torch.Tensor) -> None:
@@ -144,12 +144,12 @@ class Pair:
         ours, twins = ours[used], twins[used]
         for state in (ours, twins):
             self._forget(state)
-        torch.testing.assert_close(ours, twins, rtol=1e-6, atol=0)
+        torch.testing.assert_close(ours, twins, rtol=1e-6, atol=0, equal_nan=True)
         pasts = [slots.tables.past[used].clone() for slots in self.slots]
         for past in pasts:
             past[past[..., STATE.index("outputs")] < 0] = 0  # nothing is in there
             self._forget(past)
-        torch.testing.assert_close(*pasts, rtol=1e-6, atol=0)
+        torch.testing.assert_close(*pasts, rtol=1e-6, atol=0, equal_nan=True)
 
 
 @modes
@@ -175,11 +175,13 @@ def test_kernel_and_twin_agree_on_anything(kernel, source, smooth, padded):
         tokens[n == 0] = END
         # Raw values of 0 lie on a threshold of one half, to the bit.
         raw = torch.tensor(rng.normal(0, 2, (len(names) * width, len(NAMES))) * (rng.random() < 0.8)).float()
+        raw[-1:, step % len(NAMES)] = torch.nan if step % 3 else torch.inf
         back = torch.tensor(rng.integers(0, 9, len(names)) * (rng.random(len(names)) < 0.2))
         pair.active.fill_({6: INCOMPLETE, 11: 1.0, 14: 1.0 + INCOMPLETE, 17: 2 * INCOMPLETE}.get(step, 0.0))
         pair.step(names, tokens, n, raw, padded=padded, back=back)
         if source == "draft":
             pair.signals.copy_(torch.tensor(rng.normal(0, 2, pair.signals.shape)))
+            pair.signals[0, :, step % len(NAMES)] = torch.nan if step % 3 else torch.inf
     assert pair.slots[0].capacity >= 32
     pair.compare_tables()
     pair.remove(list(pair.slots[0].row_of))
@@ -206,6 +208,39 @@ def test_a_split_token_and_the_end_marker_in_one_step(kernel, source, tokens, n,
     given = pair.step(["r"], torch.tensor([tokens]), torch.tensor([n], dtype=torch.int32), torch.zeros(4, 4))
     assert given.tokens[0, : given.n[0]].tolist() == expected
     assert bool(pair.rules[0].forced[0]) == is_forced
+
+
+NAN = torch.nan
+ODD = (
+    (Policy(thresholds={"remaining": 5.0}), {"remaining": NAN}, False),  # used to be taken for none remaining
+    (Policy(thresholds={"validity": 0.0}), {"validity": NAN}, False),
+    (Policy(thresholds={"remaining": torch.inf}), {"remaining": NAN}, False),
+    (Policy(thresholds={"validity": 0.5}), dict.fromkeys(NAMES[:3], NAN), True),
+    (Policy(thresholds={}), dict.fromkeys(NAMES, NAN), True),
+    (Policy(thresholds={}, early={"remaining": torch.inf}), {"remaining": NAN}, False),
+    (Policy(thresholds={}, early={"validity": 0.5}), dict.fromkeys(NAMES[:3], NAN), True),
+    (Policy(thresholds={"remaining": 1.0, "validity": 0.99}), {"remaining": -torch.inf, "validity": torch.inf}, True),
+    (Policy(thresholds={"remaining": 1e6}), {"remaining": torch.inf}, False),
+    (Policy(thresholds={"validity": 1.0}), {"validity": torch.inf}, False),
+)
+"""Policies, what the raw signals are beside 0, and whether they are passed."""
+
+
+@pytest.mark.parametrize("source", ["draft", "fc"])
+def test_a_signal_that_is_no_number_passes_no_threshold_and_one_without_does_not_matter(kernel, source):
+    pair, text, n = Pair(kernel, source, smooth=False), [5] * 8 + [2], len(ODD)
+    names = [f"r{i}" for i in range(n)]
+    for i, (policy, raw, exits) in enumerate(ODD):
+        pair.add(names[i], ALWAYS._replace(policy=policy))
+        pair.signals[i] = torch.tensor([raw.get(name, 0.0) for name in NAMES])
+        values = activate(pair.signals[i, :1].repeat(len(text), 1).numpy())
+        assert exit_position(text, values, policy, IDS) == (len(text) - 1 if exits else None)
+    for part in (text[:3], text[3:6], text[6:], [7]):
+        size = len(part)
+        rows = pair.signals[:n, :1].repeat(1, size, 1).flatten(0, 1)
+        given = pair.step(names, torch.tensor([part] * n), torch.full((n,), size, dtype=torch.int32), rows)
+    assert given.tokens.flatten().tolist() == [END if exits else 7 for *_, exits in ODD]
+    pair.compare_tables()
 
 
 @modes

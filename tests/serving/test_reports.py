@@ -134,6 +134,13 @@ def test_a_would_be_exit_is_told_unless_the_client_never_got_that_far():
     assert outcome.Record.from_row([OVER, 50, 0, 0, 1.0, 1, *SIGNALS]).would_exit == 0
 
 
+def test_a_signal_that_is_no_number_is_left_out():
+    """JSON has no word for it, and a counter that has taken it in says nothing from then on."""
+    signals = (0.1, float("nan"), float("nan"), 0.9)
+    told = Engine().step({0: row(OVER, 40, exited=1, signals=signals)}, finished={0: "stop"})[0]
+    assert told["signals"] == {"confidence": 0.1, "validity": 0.9}
+
+
 def test_outputs_that_vllm_merges_on_their_way_lose_nothing():
     """With vLLM's own output processor and collector, whose outputs swallow each other when a client is slow."""
     from vllm.sampling_params import RequestOutputKind, SamplingParams

@@ -154,6 +154,18 @@ def test_thresholds_are_inclusive_and_remaining_is_an_upper_bound():
     assert not passes(values, {"confidence": 0.81})
 
 
+def test_a_signal_that_is_no_number_passes_no_threshold_and_one_without_does_not_matter():
+    values = activate(np.array([np.nan, np.inf, -np.inf, np.nan]))
+    assert passes(values, {"progress": 0.99, "remaining": 1e-6})
+    assert not any(passes(values, {name: 0.0}) for name in ("confidence", "validity"))
+    assert not passes(np.array([0.5, 0.5, np.nan, 0.5]), {"remaining": np.inf})
+    tokens, signals = [SPLIT] * 3, valid(np.nan, 0.9, 0.9)
+    policy = Policy(thresholds={"validity": 0.5})
+    assert exit_position(tokens, signals, policy, IDS) == 1
+    assert exit_position(tokens, signals, policy.model_copy(update={"smoothing": "ewma"}), IDS) is None
+    assert exit_position(tokens, signals, Policy(thresholds={"confidence": 0.5}), IDS) == 0
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

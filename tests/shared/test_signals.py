@@ -36,6 +36,12 @@ def test_known_values():
     np.testing.assert_allclose(activate(raw), [[0.75, 0.25, 120, 0.5]], rtol=2e-6)
 
 
+def test_infinities_are_clamped_and_what_is_no_number_stays_none():
+    values = activate(np.array([[np.nan, np.inf, -np.inf, 0.0], [-np.inf, 1e9, -1e9, np.nan]]))
+    assert np.isnan(values).tolist() == [[True, False, False, False], [False, False, False, True]]
+    np.testing.assert_array_equal(values[0, 1:3], values[1, 1:3])
+
+
 def test_an_unknown_signal_is_an_error_that_lists_the_known_ones():
     with pytest.raises(ValueError, match=r"'doubt' does not exist, expected one of confidence, progress, remaining"):
         column("doubt")

@@ -7,6 +7,7 @@ JSON of the OpenAI server alike. What becomes of it there is in `torch_specexit.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -80,8 +81,9 @@ class Record(NamedTuple):
           it), ``length`` (cut off while thinking), ``handed_over`` (the same, by an instance that only reads prompts)
           or ``off`` (exits were off, or thinking never began);
           ``thinking_tokens`` kept, all of them the model's own; ``transition_tokens`` that were written behind them at
-          the exit, if there were any; ``signals`` at the exit or, without one, at the last verdict, if there was one;
-          ``would_exit``, in shadow mode: thinking tokens at the exit that was not made, where there was one.
+          the exit, if there were any; ``signals`` at the exit or, without one, at the last verdict, if there was one,
+          as far as they are numbers; ``would_exit``, in shadow mode: thinking tokens at the exit that was not made,
+          where there was one.
         """
         began = self.phase != BEFORE and self.start <= n_output
         end = int(self.start + self.thoughts)
@@ -97,7 +99,9 @@ class Record(NamedTuple):
 
     def _report(self, outcome: str, tokens: int) -> dict[str, Any]:
         """Of a request with so many tokens of thinking, those that were written at an exit among them."""
-        signals = dict(zip(NAMES, self.signals, strict=True)) if self.judged else {}
+        # JSON has no NaN, and a counter that takes one in is lost.
+        known = zip(NAMES, self.signals, strict=True) if self.judged else ()
+        signals = {name: value for name, value in known if not math.isnan(value)}
         # The worker's last step may have gone beyond what the client gets.
         kept = min(tokens, int(self.kept)) if self.exited else tokens
         report = {"outcome": outcome, "thinking_tokens": kept, "signals": signals}

@@ -11,6 +11,9 @@ such token is judged.
 The verdicts depend on the tokens and their signals alone, not on how decoding grouped the tokens into steps, so the
 text is the same with 1, 3 or 5 speculative tokens, alone or in a batch. The one exception is ``smoothing: round``: the
 rule of the released reference code (AngelSlim, commit 8ba8d74), kept for comparison only.
+
+A signal that is no number, of a target whose numbers overflow, say, passes no threshold; nor does a moving average that
+has taken one in. A signal without a threshold does not matter.
 """
 
 from __future__ import annotations
@@ -103,7 +106,8 @@ PAPER = Policy(thresholds={"confidence": 0.8, "progress": 0.3, "remaining": 200.
 
 
 def passes(values: Float[np.ndarray, " signals"], thresholds: dict[str, float]) -> bool:
-    """Whether every threshold holds.
+    """Whether every threshold holds. A value that is no number holds none, infinity included; a signal without a
+    threshold may be anything.
 
     Example:
       >>> passes(np.array([0.9, 0.5, 120.0, 0.2]), {"confidence": 0.8, "remaining": 200.0})

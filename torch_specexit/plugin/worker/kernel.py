@@ -51,7 +51,7 @@ BASE_0, BASE_1, PRIME_0, PRIME_1 = map(constant, (*BASES, *PRIMES))
 @triton.jit
 def _activate(raw, signal):
     """`specexit.method.signals.activate`."""
-    clamped = tl.minimum(tl.maximum(raw.to(tl.float32), -LIMIT), LIMIT)
+    clamped = tl.clamp(raw.to(tl.float32), -LIMIT, LIMIT, propagate_nan=tl.PropagateNan.ALL)
     exponential = ((1 << signal) & EXPONENTIAL) != 0
     return tl.where(exponential, tl.exp(clamped), 1.0 / (1.0 + tl.exp(-clamped)))
 
@@ -65,7 +65,7 @@ def _both(a, b):
 def _passes(values, limits, signal):
     """`specexit.method.decision.passes`."""
     signed = tl.where(((1 << signal) & NEGATED) != 0, -values, values)
-    return tl.reduce((signed >= limits).to(tl.int32), 1, _both)
+    return tl.reduce(((signed >= limits) | (limits != limits)).to(tl.int32), 1, _both)
 
 
 @triton.jit

@@ -91,7 +91,8 @@ which there is no exit, and at which there is one at any boundary; hard: at whic
 `most` and `hard` are called in `STATE`; prompt: length of its prompt."""
 
 WEIGHTS = (*(f"limit_{name}" for name in NAMES), *(f"early_{name}" for name in NAMES), "alpha")
-"""The rest of its policy, float32. Limits are negated with `remaining`, see `SIGNS`, and minus infinity for none."""
+"""The rest of its policy, float32. Limits are negated with `remaining`, see `SIGNS`, and NaN for none, which whatever
+a signal says does not touch."""
 
 SIGNS = tuple(1.0 if signal.exits_above else -1.0 for signal in SIGNALS)
 """Signals times these pass where they are *at least* their limits."""
@@ -149,7 +150,7 @@ class Admission(NamedTuple):
         """Its row of `Tables.weights`."""
         both = ({}, {}) if self.policy is None else (self.policy.thresholds, self.policy.early)
         row = [
-            sign * thresholds[name] if name in thresholds else -torch.inf
+            sign * thresholds[name] if name in thresholds else torch.nan
             for thresholds in both
             for sign, name in zip(SIGNS, NAMES, strict=True)
         ]

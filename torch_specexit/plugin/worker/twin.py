@@ -49,7 +49,7 @@ class Asked:
     def __init__(self, knobs: list[int], weights: list[float]):
         self.knob: Any = SimpleNamespace(**dict(zip(rule.KNOBS, knobs, strict=True)))
         self.limits, self.early, self.alpha = weights[: len(NAMES)], weights[len(NAMES) : -1], weights[-1]
-        self.has_early = any(map(math.isfinite, self.early))
+        self.has_early = not all(map(math.isnan, self.early))
 
 
 class Row:
@@ -103,7 +103,8 @@ class Row:
 
 def passes(values: Signals, limits: Signals) -> bool:
     """`specexit.method.decision.passes`."""
-    return all(sign * value >= limit for sign, value, limit in zip(rule.SIGNS, values, limits, strict=True))
+    each = zip(rule.SIGNS, values, limits, strict=True)
+    return all(sign * value >= limit or math.isnan(limit) for sign, value, limit in each)
 
 
 class Twin:
