@@ -27,7 +27,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from specexit.buckets import BucketPath, location, refuse_bucket
-from specexit.errors import InputError, dotted, first_problem
+from specexit.errors import InputError, dotted, first_problem, shown
 from specexit.outputs import put
 from specexit.schemas.url import without_passwords
 
@@ -90,22 +90,22 @@ def find(kind: str, name: str) -> Path:
       ConfigError: there is no such file; the message lists the names there are.
     """
     if name.endswith((".yaml", ".yml")):
-        path = location(name)
-        if path.exists():
+        if (path := location(name)).exists():
             return path
         raise ConfigError(f"{path}: file does not exist")
     for root in CONFIG_ROOTS:
-        if (root / kind / f"{name}.yaml").exists():
+        if os.path.exists(root / kind / f"{name}.yaml"):  # False, too, of a name longer than a file's can be
             return root / kind / f"{name}.yaml"
-    if "/" in name or (name and Path(name).is_dir()):
-        what = "is a folder" if Path(name).is_dir() else "does not exist"
-        near = f", did you mean '{name}.yaml'?" if Path(f"{name}.yaml").exists() else ""
+    if "/" in name or os.path.isdir(name):
+        what = "is a folder" if os.path.isdir(name) else "does not exist"
+        near = f", did you mean '{name}.yaml'?" if os.path.exists(f"{name}.yaml") else ""
         raise ConfigError(
-            f"{kind} {name!r} {what}{near}; expected a name or a YAML file (a target's own says in path where its "
+            f"{kind} {shown(name)} {what}{near}; expected a name or a YAML file (a target's own says in path where its "
             "model lies, see docs/add-a-target.md)"
         )
     known = sorted({p.stem for root in CONFIG_ROOTS for p in (root / kind).glob("*.yaml")})
-    raise ConfigError(f"{kind} {name!r} does not exist{_nearest(name, known)}; there is {', '.join(known) or 'none'}")
+    near = _nearest(name, known)
+    raise ConfigError(f"{kind} {shown(name)} does not exist{near}; there is {', '.join(known) or 'none'}")
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:

@@ -38,7 +38,16 @@ def shown(value: object, most: int = 200) -> str:
       >>> shown("two\\nlines"), shown(list(range(1000)), 12)
       ("'two\\\\nlines'", '[0, 1, 2, 3,...')
     """
-    text = repr(value)
+    return cut(repr(value), most)
+
+
+def cut(text: str, most: int = 80) -> str:
+    """A stranger's name, not longer than a person reads.
+
+    Example:
+      >>> cut("tiny-reasoner"), cut("x" * 1000, 4)
+      ('tiny-reasoner', 'xxxx...')
+    """
     return text if len(text) <= most else text[:most] + "..."
 
 

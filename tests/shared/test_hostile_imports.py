@@ -301,6 +301,16 @@ def test_inspect_prints_no_control_characters(imported, capsys):
     assert "\x1b[2J" not in said
 
 
+@pytest.mark.parametrize("key", ["layout", "target", "target_said"])
+def test_inspect_prints_the_beginning_of_an_endless_name(key, imported, capsys):
+    path = imported / "import.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: "x" * 100_000}))
+    inspect(InspectConfig(draft=imported))
+    said = capsys.readouterr().out.replace(" ", "").replace("\n", "")
+    assert "x" * 80 + "..." in said
+    assert "x" * 81 not in said
+
+
 @pytest.mark.parametrize("said", ["a`\n\n# Safe\n\n[take it](https://elsewhere)", "\U0001f600" * 100_000])
 @pytest.mark.parametrize("key", ["layout", "target_said"])
 def test_a_model_card_holds_no_text_of_a_stranger_but_as_code(key, said, imported, tmp_path):

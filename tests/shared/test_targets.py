@@ -72,6 +72,8 @@ def test_where_no_target_is_said_or_known_the_key_is_named(tmp_path: Path) -> No
         find_target(None, tmp_path)
     with pytest.raises(ConfigError, match=r"targets 'mine' does not exist.*; say target=FILE\.yaml for "):
         find_target(None, tmp_path, name="mine")
+    with pytest.raises(ConfigError, match=r"targets 'x{199}\.\.\. does not exist; there is .*; say target="):
+        find_target(None, tmp_path, name="x" * 5000)
     save_target(tmp_path, load_target_config("tiny-reasoner"))
     with pytest.raises(ConfigError, match=r"target\.yaml is of 'tiny-reasoner', but the rest belongs to 'mine'"):
         find_target(None, tmp_path, name="mine")
@@ -83,6 +85,8 @@ def test_a_target_given_has_to_be_the_one_that_is_named(tmp_path: Path) -> None:
     assert find_target(str(tmp_path / "target.yaml"), tmp_path / "draft", name="tiny-reasoner") == mine
     with pytest.raises(ConfigError, match=r"target=tiny-mixed is 'tiny-mixed', but .*draft belongs to 'tiny-reasoner'"):
         find_target("tiny-mixed", tmp_path / "draft", name="tiny-reasoner")
+    with pytest.raises(ConfigError, match=r"belongs to 'x{199}\.\.\.: expected target=x{80}\.\.\., or the YAML"):
+        find_target("tiny-mixed", tmp_path / "draft", name="x" * 5000)
 
 
 @pytest.mark.parametrize("layers", [[4, 1, 3], [3, 3, 4], [0, -1], [-1, 2], []])

@@ -18,7 +18,7 @@ from specexit.drafts.hold import held_points
 from specexit.drafts.policy import FILE, OperatingPoint, PolicyFile, read_policy
 from specexit.drafts.published import hub_name, read_origin
 from specexit.drafts.verified import Accepted, Served, read_verification
-from specexit.errors import printable
+from specexit.errors import cut, printable
 from specexit.method.signals import NAMES
 from specexit.schemas.export import ExportConfig
 from specexit.schemas.target import TargetConfig
@@ -99,7 +99,7 @@ def _data(folder: Path, target: TargetConfig) -> str:
 def _code(text: str) -> str:
     """A stranger's words as code of one line: a heading or a link among them would pass for the card's own."""
     line = printable(text).replace("`", "'")
-    return f"`{line[:MAX_NAME]}{'...' if len(line) > MAX_NAME else ''}`"
+    return f"`{cut(line, MAX_NAME)}`"
 
 
 def _geometry(draft: DraftConfig) -> str:

@@ -14,7 +14,7 @@ from specexit.buckets import BucketPath
 from specexit.drafts.fingerprints import target_fingerprint
 from specexit.drafts.policy import FILE, Certificate, Fingerprints, PolicyFile
 from specexit.drafts.tensors import weights_hash
-from specexit.errors import shown
+from specexit.errors import cut, shown
 from specexit.schemas.sampling import drawn, is_greedy
 
 CHECKPOINT_NAMES = {
@@ -143,4 +143,4 @@ def _compared(name: str, value: str | None) -> str | None:
 
 
 def _short(value: str | None) -> str:
-    return "unknown" if value is None else value[:12] if len(value) == 64 else value
+    return "unknown" if value is None else value[:12] if len(value) == 64 else cut(value)

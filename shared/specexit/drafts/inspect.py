@@ -22,7 +22,7 @@ from specexit.drafts.policy import PolicyFile, read_policy
 from specexit.drafts.published import Origin, read_origin
 from specexit.drafts.tensors import weights_hash
 from specexit.drafts.verified import acceptance_words, read_verification
-from specexit.errors import printable
+from specexit.errors import cut, printable
 from specexit.schemas.inspect import InspectConfig
 from specexit.schemas.target import find_target
 
@@ -37,6 +37,8 @@ def inspect(config: InspectConfig) -> dict[str, str]:
     rows = describe(config.draft, config.target)
     check_given(config.draft, config.target)
     table = Table(title=str(config.draft), title_justify="left", show_header=False, box=None)
+    for _ in range(2):
+        table.add_column(overflow="fold")  # a long name is given whole
     for name, value in rows.items():
         table.add_row(printable(name), printable(value))
     Console(markup=False).print(table)
@@ -58,7 +60,7 @@ def describe(folder: Path, target: str | None = None) -> dict[str, str]:
     scaling = f", scaled: {draft.rope_scaling.kind} x{draft.rope_scaling.factor:g}" if draft.rope_scaling else ""
     window = "" if draft.sliding_window is None else f", attends to the last {draft.sliding_window} tokens"
     rows = {
-        "target": f"{draft.target_name or (origin.target if origin else 'not named')}, hidden size "
+        "target": f"{cut(draft.target_name or (origin.target if origin else 'not named'))}, hidden size "
         f"{draft.target_hidden_size}, {draft.vocab_size} tokens",
         "reads": f"the residual stream after layers {layers} of {draft.target_num_hidden_layers}",
         "geometry": f"hidden size {draft.hidden_size}, {draft.num_attention_heads} heads ({draft.num_key_value_heads} "
@@ -82,8 +84,8 @@ def describe(folder: Path, target: str | None = None) -> dict[str, str]:
 
 
 def _imported(origin: Origin) -> str:
-    other = "" if origin.target_said is None else f"; its config names another target, {origin.target_said}"
-    return f"imported, layout {origin.layout}{other}"
+    other = "" if origin.target_said is None else f"; its config names another target, {cut(origin.target_said)}"
+    return f"imported, layout {cut(origin.layout)}{other}"
 
 
 def _trained(folder: Path) -> str:

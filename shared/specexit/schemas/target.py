@@ -13,6 +13,7 @@ from pydantic import AfterValidator, Field, model_validator
 from specexit.buckets import location
 from specexit.config import CONFIG_ROOTS, Config, ConfigError, find, load, write_text
 from specexit.drafts.files import read_bytes
+from specexit.errors import cut, shown
 from specexit.method.splits import FastTokenizer, ThinkTokens, load_tokenizer, resolve
 from specexit.schemas.sampling import SamplingConfig
 from specexit.tiny import EMBEDDED
@@ -319,8 +320,8 @@ def find_target(given: str | None, *places: Path, name: str | None = None) -> Ta
         if name is not None and target.name != name:
             what = places[0] if places else "the rest"
             raise ConfigError(
-                f"target={given} is {target.name!r}, but {what} belongs to {name!r}: expected target={name}, or the "
-                f"YAML of that target, wherever its model lies now"
+                f"target={given} is {target.name!r}, but {what} belongs to {shown(name)}: expected "
+                f"target={cut(name)}, or the YAML of that target, wherever its model lies now"
             )
         return target
     reference = target_reference(None, *places, name=name)
@@ -329,5 +330,5 @@ def find_target(given: str | None, *places: Path, name: str | None = None) -> Ta
     except ConfigError as error:
         raise ConfigError(f"{error}; say target=FILE.yaml for {places[0] if places else name}") from error
     if name is not None and target.name != name:
-        raise ConfigError(f"{places[0]}: {TARGET_FILE} is of {target.name!r}, but the rest belongs to {name!r}")
+        raise ConfigError(f"{places[0]}: {TARGET_FILE} is of {target.name!r}, but the rest belongs to {shown(name)}")
     return target
