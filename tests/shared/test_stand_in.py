@@ -12,10 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
+from specexit.config import ConfigError
+from specexit.schemas.stand_in import StandInConfig
 from specexit.schemas.target import load_target_config
+from specexit.stand_in import stand_in, write
 from specexit.stand_in.files import write_shards
 from specexit.stand_in.shape import Fit, Shape, StandInError
 from specexit.stand_in.write import read_shape
+from tests.shapes import STAND_IN, TINY_DRAFT
 
 TINY = Shape.read(load_target_config("tiny-reasoner").hf_config(), "tiny-reasoner")
 LARGE = Shape(hidden=1024, layers=28, heads=16, kv_heads=8, head_dim=128, intermediate=3072, vocab=151_936, tied=True)
@@ -76,6 +80,49 @@ def test_another_architecture_is_refused() -> None:
     target = load_target_config("deepseek-r1-distill-llama-8b")
     with pytest.raises(StandInError, match=r"architectures is \['LlamaForCausalLM'\], expected \['Qwen3ForCausalLM'\]"):
         Shape.read(target.hf_config(), target.name)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"architectures": None}, r"mine: architectures is None, expected \['Qwen3ForCausalLM'\]"),
+        ({"hidden_size": None}, "mine: hidden_size is None, expected a number above 0"),
+        ({"vocab_size": "many"}, "mine: vocab_size is 'many', expected a number above 0"),
+        ({"head_dim": True}, "mine: head_dim is True, expected a number above 0"),
+        ({"num_attention_heads": -1}, "mine: num_attention_heads is -1, expected a number above 0"),
+        ({"num_key_value_heads": 0}, "mine: num_key_value_heads is 0, expected a number above 0"),
+        ({"num_attention_heads": 6}, "num_attention_heads is 6, expected a multiple of num_key_value_heads, 8"),
+        ({"tie_word_embeddings": None}, "mine: tie_word_embeddings is None, expected true or false"),
+    ],
+)
+def test_sizes_that_no_model_has_are_refused_by_name(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(StandInError, match=message):
+        Shape.read({"architectures": ["Qwen3ForCausalLM"]} | LARGE.fields() | changes, "mine")
+
+
+def test_a_file_that_is_no_config_is_told(tmp_path: Path) -> None:
+    (tmp_path / "shape.json").write_text("[1]")
+    with pytest.raises(ConfigError, match=r"shape\.json: holds a list, expected a model's config\.json"):
+        read_shape(str(tmp_path / "shape.json"))
+
+
+@pytest.mark.parametrize(
+    ("geometry", "draft_vocab", "message"),
+    [
+        ({}, 1500, "draft_vocab_size is 1500, expected 512 or more, and fewer than the target's 1500"),
+        ({"num_attention_heads": 5, "num_key_value_heads": 5}, 1200, "num_key_value_heads is 4, expected at least 5"),
+    ],
+)
+def test_a_draft_that_does_not_fit_is_told_before_a_shard_is_written(
+    geometry: dict[str, int], draft_vocab: int, message: str, tmp_path: Path, write_random_draft, monkeypatch
+) -> None:
+    draft = write_random_draft(tmp_path / "small", "draft", **(TINY_DRAFT | geometry))
+    (tmp_path / "shape.json").write_text(json.dumps(STAND_IN))
+    monkeypatch.setattr(write, "write_shards", lambda *_: pytest.fail("a shard was written"))
+    settings = {"target": "tiny-reasoner", "shape": str(tmp_path / "shape.json"), "out": tmp_path / "out"}
+    with pytest.raises(StandInError, match=message):
+        stand_in(StandInConfig(**settings, draft=draft, draft_vocab_size=draft_vocab))
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_shape_is_a_target_or_a_models_own_config(tmp_path: Path) -> None:

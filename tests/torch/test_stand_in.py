@@ -18,7 +18,7 @@ from specexit.schemas.stand_in import StandInConfig
 from specexit.schemas.target import load_target_config
 from specexit.stand_in import stand_in
 from specexit.tiny import problems, prompt_text, render_response, write_trace
-from tests.shapes import STAND_IN
+from tests.shapes import STAND_IN, TINY_DRAFT
 from torch_specexit.draft import Draft
 from torch_specexit.features import TargetFeatures
 
@@ -31,18 +31,6 @@ SHAPES = {
     "groups of four": STAND_IN | {"num_attention_heads": 12, "num_key_value_heads": 3},
 }
 DRAFT_VOCAB = 1200
-DRAFT = {
-    "hidden_size": 192,
-    "target_hidden_size": 192,
-    "vocab_size": 640,
-    "draft_vocab_size": 512,
-    "eagle_aux_hidden_state_layer_ids": (1, 3, 4),
-    "intermediate_size": 160,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 32,
-}
-"""A draft of the tiny reasoner whose layer has sizes of its own."""
 
 
 def texts(n: int) -> list[list[int]]:
@@ -105,7 +93,7 @@ def test_in_bfloat16_it_chooses_the_same_tokens_nearly_everywhere(tmp_path: Path
 def test_its_draft_guesses_and_signals_as_the_small_one_does(
     source: str, sizes: str, tmp_path: Path, write_random_draft
 ) -> None:
-    small_folder = write_random_draft(tmp_path / "small", source, **DRAFT)
+    small_folder = write_random_draft(tmp_path / "small", source, **TINY_DRAFT)
     large_folder = make(tmp_path, SHAPES[sizes], small_folder)
     drafted = {}
     for name, folder in (("tiny-reasoner", small_folder), (str(large_folder / "target.yaml"), large_folder / "draft")):
@@ -122,7 +110,7 @@ def test_its_draft_guesses_and_signals_as_the_small_one_does(
 
 
 def test_its_draft_directory_is_one_of_its_target(tmp_path: Path, write_random_draft) -> None:
-    folder = make(tmp_path, STAND_IN, write_random_draft(tmp_path / "small", "draft", **DRAFT), "bfloat16")
+    folder = make(tmp_path, STAND_IN, write_random_draft(tmp_path / "small", "draft", **TINY_DRAFT), "bfloat16")
     config, target = read_config(folder / "draft"), load_target_config(str(folder / "target.yaml"))
     assert config.eagle_aux_hidden_state_layer_ids == target.aux_layers == (2, 4, 6, 9)
     assert (config.hidden_size, config.draft_vocab_size, config.torch_dtype) == (320, DRAFT_VOCAB, "bfloat16")

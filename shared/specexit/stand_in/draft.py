@@ -18,8 +18,9 @@ def draft_config(small: DraftConfig, fit: Fit, draft_vocab: int, target: str, dt
     """The ``config.json`` of the large draft.
 
     Raises:
-      StandInError: the draft vocabulary is too small, or as large as the target's.
+      StandInError: the draft vocabulary is too small, or as large as the target's, or the draft's layer does not fit.
     """
+    layer_fit(small, fit)
     if not small.draft_vocab_size <= draft_vocab < fit.large.vocab:
         raise StandInError(
             f"draft_vocab_size is {draft_vocab}, expected {small.draft_vocab_size} or more, and fewer than the "

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from specexit.errors import InputError
+from specexit.errors import InputError, shown
 
 SPARE = 2.0**-13
 """What the spare channel holds: so little that the norms do not see it, and a power of two, so that nothing rounds."""
@@ -65,17 +65,26 @@ class Shape:
         """From the fields of a ``config.json``.
 
         Raises:
-          StandInError: another architecture, or a size is missing.
+          StandInError: another architecture, or a size is missing or none.
         """
-        found = list(fields.get("architectures", ()))
+        found = fields.get("architectures")
         if found != ["Qwen3ForCausalLM"]:
-            raise StandInError(f"{model}: architectures is {found}, expected ['Qwen3ForCausalLM'], a dense Qwen3")
+            raise StandInError(
+                f"{model}: architectures is {shown(found)}, expected ['Qwen3ForCausalLM'], a dense Qwen3"
+            )
         for name in (*NAMES.values(), "tie_word_embeddings"):
             if name not in fields:
                 raise StandInError(f"{model}: {name} is missing")
-        return cls(
-            **{ours: int(fields[theirs]) for ours, theirs in NAMES.items()}, tied=bool(fields["tie_word_embeddings"])
-        )
+            kind, expected = (bool, "true or false") if name == "tie_word_embeddings" else (int, "a number above 0")
+            if type(fields[name]) is not kind or fields[name] < (kind is int):
+                raise StandInError(f"{model}: {name} is {shown(fields[name])}, expected {expected}")
+        size = cls(**{ours: fields[theirs] for ours, theirs in NAMES.items()}, tied=fields["tie_word_embeddings"])
+        if size.heads % size.kv_heads:
+            raise StandInError(
+                f"{model}: num_attention_heads is {size.heads}, expected a multiple of num_key_value_heads, "
+                f"{size.kv_heads}"
+            )
+        return size
 
     def fields(self) -> dict[str, Any]:
         """The same for a ``config.json``."""
@@ -155,7 +164,10 @@ class Fit:
           StandInError: there are fewer.
         """
         if len(self.read) > len(self.readable):
-            raise StandInError(f"the draft reads layers {list(self.read)}, expected at most {len(self.readable)}")
+            raise StandInError(
+                f"num_hidden_layers is {self.large.layers}: its draft reads layers {list(self.readable)}, expected as "
+                f"many as the small one's reads, {list(self.read)}"
+            )
         spread = np.linspace(0, len(self.readable) - 1, len(self.read))
         return [round(place) for place in spread]
 
@@ -173,7 +185,8 @@ class Fit:
             n, room = small[i + 1] - small[i], large[i + 1] - large[i]
             if n > room:
                 raise StandInError(
-                    f"aux layers {large[i]} and {large[i + 1]} have {room} layers between them, expected at least {n}"
+                    f"num_hidden_layers is {self.large.layers}: aux layers {large[i]} and {large[i + 1]} have {room} "
+                    f"layers between them, expected at least {n}"
                 )
             found += spread_over(n, large[i], room)
         return found

@@ -18,6 +18,7 @@ from rich.progress import Progress
 from specexit.config import ConfigError, find, load, save_run, write_text
 from specexit.drafts.directory import FLOATS, check_target, read_draft, write_draft
 from specexit.drafts.policy import write_policy
+from specexit.errors import shown
 from specexit.outputs import new_folder
 from specexit.schemas.stand_in import StandInConfig
 from specexit.schemas.target import TargetConfig, load_target_config
@@ -53,6 +54,7 @@ def stand_in(config: StandInConfig) -> Written:
         check_target(drafted[0], config.draft, source.hf_config(), source.name)
     read = drafted[0].eagle_aux_hidden_state_layer_ids if drafted else source.aux_layers
     fit = Fit(Shape.read(source.hf_config(), source.name), Shape.read(fields, name), tuple(read), readable)
+    large = draft_config(drafted[0], fit, config.draft_vocab_size, _name(name), config.dtype) if drafted else None
     dtype, noise = FLOATS[config.dtype], Noise(FLOATS[config.dtype], config.seed)
     with new_folder(config.out) as folder:
         (folder / "target").mkdir()
@@ -63,9 +65,8 @@ def stand_in(config: StandInConfig) -> Written:
             for _ in write_shards(folder / "target", makers, dtype):
                 progress.advance(bar)
         _write_target(folder, config, source, fit, fields, name)
-        if drafted and config.draft:
+        if drafted and large and config.draft:
             small, weights = drafted[0], _float32(drafted[1])
-            large = draft_config(small, fit, config.draft_vocab_size, _name(name), config.dtype)
             tensors = draft_tensors(small, weights, fit, config.draft_vocab_size, noise)
             write_draft(folder / "draft", large, tensors)
             if small.specexit:
@@ -94,9 +95,11 @@ def read_shape(shape: str) -> tuple[str, dict[str, Any], tuple[int, ...]]:
             fields = json.loads(path.read_text())
         except (OSError, ValueError) as error:
             raise ConfigError(f"shape={shape}: cannot be read as a model's config.json: {error}") from error
+        if not isinstance(fields, dict):
+            raise ConfigError(f"shape={shape}: holds a {type(fields).__name__}, expected a model's config.json")
         layers = fields.get("num_hidden_layers")
-        if not isinstance(layers, int):
-            raise StandInError(f"{path}: num_hidden_layers is {layers!r}, expected a number")
+        if type(layers) is not int:
+            raise StandInError(f"{path}: num_hidden_layers is {shown(layers)}, expected a number")
         name = path.resolve().parent.name if path.name == "config.json" else path.stem
         return name, fields, tuple(eagle3_layers(layers))
     target = load(TargetConfig, find("targets", shape))
