@@ -10,12 +10,13 @@ import errno
 import importlib
 import re
 import sys
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
+
+from specexit.completion import Keyed, complete_values_in_bash
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -403,7 +404,7 @@ def _register(name: str, command: Command) -> None:
 
     given = typer.Argument(None, autocompletion=complete)
 
-    @app.command(name, help=command.help, rich_help_panel=command.group, context_settings=settings)
+    @app.command(name, cls=Keyed, help=command.help, rich_help_panel=command.group, context_settings=settings)
     def _(arguments: list[str] | None = given) -> None:
         run(name, arguments or [])
 
@@ -412,18 +413,7 @@ for _name, _command in COMMANDS.items():
     _register(_name, _command)
 
 
-def _no_space_behind_equals() -> None:
-    """Have bash add none behind a completed ``key=``, whose value follows: typer's script has no setting for it."""
-    behind = "    return 0\n"
-    with suppress(ImportError, AttributeError, KeyError):  # private, and elsewhere in another version
-        from typer._completion_shared import _completion_scripts as scripts
-
-        scripts["bash"] = scripts["bash"].replace(
-            behind, f"    [[ $COMPREPLY != *= ]] || compopt -o nospace 2>/dev/null\n{behind}"
-        )
-
-
-_no_space_behind_equals()
+complete_values_in_bash()
 
 
 def main() -> None:

@@ -102,7 +102,7 @@ def test_every_word_is_there_and_none_is_broken(name: str) -> None:
         assert [word for word in words if len(word) < 25 and word not in page] == [], row.key
 
 
-def test_the_shell_completes_commands_and_keys() -> None:
+def test_the_shell_completes_commands_keys_and_flags() -> None:
     asked = {"_SPECEXIT_COMPLETE": "complete_bash", "COMP_CWORD": "2"}
     program = "from specexit.cli import app; app(prog_name='specexit')"
 
@@ -113,9 +113,10 @@ def test_the_shell_completes_commands_and_keys() -> None:
 
     assert "calibrate" in completions("specexit ca", 1)
     assert "optimizer.clip=" in completions("specexit train opt", 2)
+    assert completions("specexit train --optimizer.cl", 2) == ["--optimizer.clip"]
 
 
-def test_bash_adds_no_space_behind_a_completed_key(tmp_path: Path) -> None:
+def test_bash_adds_no_space_behind_a_completed_key_and_completes_files_there(tmp_path: Path) -> None:
     program, where = tmp_path / "specexit", {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
     program.write_text(f"#!{sys.executable}\nfrom specexit.cli import app\napp(prog_name='specexit')\n")
     program.chmod(0o755)
@@ -134,3 +135,7 @@ def test_bash_adds_no_space_behind_a_completed_key(tmp_path: Path) -> None:
 
     assert completed("specexit", "calib") == ["calibrate"]
     assert completed("specexit", "train", "optimizer.cl") == ["-o nospace", "optimizer.clip="]
+    # Of nothing found bash looks for a file; "ru" would be "run=", and "run=ru" then "run=run=".
+    for value in (["run", "="], ["run", "=", "ru"], ["--run", "ru"], ["--run", "=", "ru"]):
+        assert completed("specexit", "convert", *value) == [""]
+    assert completed("specexit", "convert", "ru") == ["-o nospace", "run="]
