@@ -29,6 +29,9 @@ SHAPES = {
     | {"num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 64, "tie_word_embeddings": False},
     # Four, as in Qwen3-4B and 8B: two more that read the values of those two.
     "groups of four": STAND_IN | {"num_attention_heads": 12, "num_key_value_heads": 3},
+    # As few layers as hold it, and a null where positions could be said.
+    "heads of three times the size": STAND_IN
+    | {"hidden_size": 250, "num_hidden_layers": 7, "head_dim": 192, "max_position_embeddings": None},
 }
 DRAFT_VOCAB = 1200
 

@@ -131,7 +131,7 @@ def _write_target(
     """``config.json``, the small model's tokenizer, and the target's YAML."""
     small = source.hf_config()
     own = {"rms_norm_eps": small["rms_norm_eps"] * fit.norm**2, "torch_dtype": config.dtype}
-    own["max_position_embeddings"] = fields.get("max_position_embeddings", small["max_position_embeddings"])
+    own["max_position_embeddings"] = fields.get("max_position_embeddings") or small["max_position_embeddings"]
     text = json.dumps(small | fit.large.fields() | own, indent=2)
     write_text(folder / "target" / "config.json", text + "\n")
     for path in source.folder.iterdir():
