@@ -48,6 +48,16 @@ def write(what, good, out):
         torch.save(good | {"norm.weight": torch._neg_view(-good["norm.weight"])}, out)
     elif what == "stretched":
         torch.save(good | {"fc.weight": torch.zeros(1).expand(10**6, 10**6)}, out)
+    elif what == "without checksums":
+        torch.serialization.set_crc32_options(False)
+        torch.save(good, out)
+        torch.serialization.set_crc32_options(True)
+    elif what == "one checksum gone":
+        torch.save(good, out)
+        with zipfile.ZipFile(out) as archive:
+            part = max(archive.infolist(), key=lambda part: part.file_size)
+        data = out.read_bytes()
+        out.write_bytes(data.replace(part.CRC.to_bytes(4, "little"), bytes(4)))
     elif what == "flipped":
         torch.save(good, out)
         data = bytearray(out.read_bytes())
@@ -100,6 +110,7 @@ HOSTILE = {
     "a pointer": "is a pointer of Git LFS, expected the weights",
     "stretched": r"holds 'fc\.weight' of 4000000000000 bytes, expected no more than the file has",
     "flipped": r"data/\d+ holds other bytes than its checksum is of, so it is damaged: download it again",
+    "one checksum gone": r"data/\d+ holds other bytes than its checksum is of, so it is damaged: download it again",
     "a part too short": r"holds '\S+' of \d+ bytes, but no part of that size: it is damaged",
 }
 
@@ -108,7 +119,7 @@ HOSTILE = {
 def bins(tmp_path_factory):
     """Folder of a published draft for every kind of ``.bin``."""
     folder = tmp_path_factory.mktemp("bins")
-    for what in ("good", "negative", "tied", "nameless", *HOSTILE):
+    for what in ("good", "negative", "without checksums", "tied", "nameless", *HOSTILE):
         write_published(folder / what, "safeailab")
     subprocess.run([sys.executable, "-c", WRITE_BINS, folder], check=True, capture_output=True)
     for path in folder.rglob("model.safetensors"):
@@ -116,7 +127,7 @@ def bins(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("what", ["good", "negative"])
+@pytest.mark.parametrize("what", ["good", "negative", "without checksums"])
 def test_a_bin_is_read_to_the_bit(what, bins, tmp_path):
     source, target = bins / what, write_target(tmp_path / "of")
     import_draft(ImportConfig(draft=source, target=target, out=tmp_path / "draft"))
