@@ -18,7 +18,7 @@ from flax.nnx.traversals import flatten_mapping, unflatten_mapping
 from jax.sharding import Mesh
 
 from jax_specexit.sharding import shardings
-from jax_specexit.training.checkpoint import FOLDERS, opened
+from jax_specexit.training.checkpoint import FOLDERS, opened, whole
 from specexit.buckets import BucketPath
 
 CHUNK = 64 * 2**20
@@ -43,21 +43,24 @@ def open_checkpoint(run: Path, which: Literal["latest", "best"] = "latest") -> I
     """The newest or the best checkpoint of a run; the optimizer's state is not read.
 
     Raises:
-      ConfigError: the run has none.
+      ConfigError: the run has none, or it is damaged, which may be found when a parameter is read.
     """
     with opened(run, which) as (manager, step):
-        saved = flatten_mapping(manager.item_metadata(step)["state"].tree["params"])
+        with whole(manager, step):
+            saved = flatten_mapping(manager.item_metadata(step)["state"].tree["params"])
 
         def read(path: str) -> np.ndarray:
             leaf = saved[tuple(path.split("/"))]
             like = {"params": unflatten_mapping({tuple(path.split("/")): np.zeros((), leaf.dtype)})}
             restore = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray, dtype=leaf.dtype), like)
             args = ocp.args.PyTreeRestore(item=like, restore_args=restore, partial_restore=True)
-            found = manager.restore(step, args=ocp.args.Composite(state=args))["state"]
+            with whole(manager, step):
+                found = manager.restore(step, args=ocp.args.Composite(state=args))["state"]
             return np.asarray(jax.tree.leaves(found)[0])
 
         said = ocp.args.Composite(score=ocp.args.JsonRestore())
-        score = manager.restore(step, args=said)["score"] if which == "best" else {}
+        with whole(manager, step):
+            score = manager.restore(step, args=said)["score"] if which == "best" else {}
         shapes = {"/".join(key): jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for key, leaf in saved.items()}
         yield Checkpoint(step, shapes, read, (score.get("measure") or {}).get("by"))
 

@@ -204,7 +204,9 @@ def opened(run: Path, which: Literal["latest", "best"]) -> Iterator[tuple[ocp.Ch
     logging.getLogger("absl").setLevel(logging.ERROR)  # orbax warns that it will not restore what is not asked for
     folder = (run / FOLDERS[which]).absolute()
     if not folder.is_dir():
-        raise ConfigError(f"{run}: no {FOLDERS[which]} folder, expected a run folder that `specexit train` wrote")
+        evaluated = which == "best" and (run / FOLDERS["latest"]).is_dir()
+        hint = NONE_BEST if evaluated else ", expected a run folder that `specexit train` wrote"
+        raise ConfigError(f"{run}: no {FOLDERS[which]} folder{hint}")
     options = ocp.CheckpointManagerOptions(read_only=True)
     handlers = {"state": ocp.PyTreeCheckpointHandler(), "score": ocp.JsonCheckpointHandler()}
     with ocp.CheckpointManager(str(folder), item_handlers=handlers, options=options) as manager:
@@ -215,15 +217,34 @@ def opened(run: Path, which: Literal["latest", "best"]) -> Iterator[tuple[ocp.Ch
         yield manager, step
 
 
+@contextmanager
+def whole(manager: ocp.CheckpointManager, step: int) -> Iterator[None]:
+    """Have what orbax and TensorStore say of a checkpoint of which parts are missing or damaged be one line.
+
+    Raises:
+      ConfigError: of what they raise.
+    """
+    try:
+        yield
+    except (ValueError, KeyError, AttributeError, FileNotFoundError) as error:
+        others = [other for other in manager.all_steps() if other != step]
+        without = f", or that folder removed, and step {max(others)} is taken" if others else ""
+        said = " ".join(str(error).split())[:200]
+        raise ConfigError(
+            f"{manager.directory / str(step)}: cannot be read as a checkpoint: {type(error).__name__}: {said}; "
+            f"expected it whole, as `specexit train` wrote it{without}"
+        ) from error
+
+
 def restore_params(run: Path, which: Literal["latest", "best"] = "latest") -> tuple[int, Any]:
     """(step, parameters) of the newest or the best checkpoint, on this machine's default device.
 
     Whatever mesh saved it; the optimizer's state is not read.
 
     Raises:
-      ConfigError: the run has none.
+      ConfigError: the run has none, or it is damaged.
     """
-    with opened(run, which) as (manager, step):
+    with opened(run, which) as (manager, step), whole(manager, step):
         saved = manager.item_metadata(step)["state"].tree["params"]
         device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         like = {"params": jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), saved)}

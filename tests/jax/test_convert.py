@@ -4,6 +4,7 @@ import _thread
 import itertools
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -347,7 +348,7 @@ def test_shards_are_written_where_asked(tmp_path, write_run):
 
 def test_what_cannot_be_converted_leaves_nothing(tmp_path, write_run):
     run = write_run("draft")
-    with pytest.raises(ConfigError, match="no best folder"):
+    with pytest.raises(ConfigError, match="no best folder: the run was never evaluated"):
         convert(ConvertConfig(run=run, which="best", out=tmp_path / "draft"))
     start = json.loads((run / "draft.json").read_text())
     start["config"]["attention_bias"] = True
@@ -357,6 +358,22 @@ def test_what_cannot_be_converted_leaves_nothing(tmp_path, write_run):
     assert not (tmp_path / "draft").exists()
     with pytest.raises(ValueError, match="expected either run= or draft="):
         ConvertConfig(out=tmp_path / "draft")
+
+
+@pytest.mark.parametrize("gone", ["state", "state/_METADATA", "state/d", "state/manifest.ocdbt"])
+def test_a_checkpoint_that_lacks_parts_is_one_line_that_names_it(gone, tmp_path, write_run):
+    run = write_run("draft")
+    step = run / "checkpoints" / "0"
+    shutil.copytree(step, step.with_name("7"))
+    lost = step.with_name("7") / gone
+    shutil.rmtree(lost) if lost.is_dir() else lost.unlink()
+    expected = r"checkpoints/7: cannot be read as a checkpoint: .*; expected it whole.*removed, and step 0 is taken$"
+    with pytest.raises(ConfigError, match=expected) as error:
+        convert(ConvertConfig(run=run, out=tmp_path / "draft"))
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "draft").exists()
+    shutil.rmtree(step.with_name("7"))
+    convert(ConvertConfig(run=run, out=tmp_path / "draft"))
 
 
 def test_an_interrupt_waits_for_what_is_being_saved_and_leaves_nothing(tmp_path, write_run, monkeypatch):
