@@ -279,12 +279,14 @@ def answering(**choice) -> httpx.Response:
         (httpx.Response(200, text="<html>[/b] back soon</html>"), "the answer is not JSON: '<html>[/b] back soon"),
         (httpx.Response(200, text=""), "the answer is not JSON: ''"),
         (httpx.Response(200, text='{"model": "tiny-reas'), "the answer is not JSON"),
+        (httpx.Response(200, text="[" * 100_000), "the answer is not JSON: '[[["),
         (httpx.Response(200, json={"error": "x"}), "the answer is no vLLM server's: model"),
         (httpx.Response(200, json={"model": "tiny-reasoner", "choices": []}), "carry no token_ids"),
         (httpx.Response(404, text="page\nnot found"), "404: page not found"),
         (httpx.Response(403, text="forbidden"), "403: forbidden"),
         (httpx.Response(302), "302 Found"),
         (httpx.Response(500, text="two\nlines"), "500 Internal Server Error of http://s0/v1/completions: two lines"),
+        (httpx.Response(500, text="\x1b[2J"), r"/v1/completions: \x1b[2J"),
         (answering(token_ids=[], logprobs={"token_logprobs": []}), "a completion has no tokens"),
         (answering(token_ids=[1, 999_999]), "wrote token 999999, expected one of the target's"),
         (answering(token_ids=[1, -1]), "wrote token -1"),
@@ -335,6 +337,14 @@ def test_a_password_is_not_shown():
     with pytest.raises(CollectError, match=r"^http://s0: HTTPStatusError: 503 .*; no endpoint is left") as error:
         ask_all([[1]], Server(lambda *_: httpx.Response(503)), **asked)
     assert "secret" not in str(error.value)
+
+
+def test_a_server_that_sends_requests_on_is_a_wrong_address():
+    moved = httpx.Response(307, headers={"Location": "https://me:secret@s0/v1/models"})
+    server = Server(lambda *_: moved)
+    with pytest.raises(CollectError, match=r"v1/models: 307: sends requests on to https://s0/v1/models, expected that"):
+        ask_all([[1]], server)
+    assert server.asked["models"] == 1
 
 
 @pytest.mark.parametrize("what", ["models", PROBE])
@@ -410,3 +420,21 @@ def test_the_key_is_the_one_given_or_the_environments(given, environment, sent, 
         monkeypatch.setenv("OPENAI_API_KEY", environment)
     config = CollectConfig.model_validate({"target": "t", "out": "o", "split": "test", "api_key": given})
     assert Endpoint("http://server", config).client.headers.get("Authorization") == sent
+
+
+@pytest.mark.parametrize("status", [200, 400, 401, 500])
+@pytest.mark.parametrize("answer", ["not for {}", '{{"error": "not for {}"}}'])
+def test_a_key_that_a_server_repeats_is_not_shown(status, answer):
+    repeating = Server(lambda *_: httpx.Response(status, text=answer.format("sk-secret")))
+    with pytest.raises(CollectError, match=r"not for \.\.\.") as error:
+        ask_all([[1]], repeating, api_key="sk-secret", retries=1)
+    assert "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize("key", ["sk-secret\n", "sk-secretü"])
+@pytest.mark.parametrize("name", ["api_key", "OPENAI_API_KEY"])
+def test_a_key_that_no_header_can_hold_is_refused_and_not_shown(name, key, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    with pytest.raises(CollectError, match=f"^{name} has a line end or a character beyond ASCII") as error:
+        ask_all([[1]], Server(), api_key=key if name == "api_key" else None)
+    assert "secret" not in str(error.value)

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import httpx
 from pydantic import BaseModel, ValidationError
 
-from specexit.errors import first_problem, shown
+from specexit.errors import first_problem, printable, shown
 from specexit.method.splits import PROBE, FastTokenizer
 from specexit.schemas.collect import CollectConfig
 from specexit.schemas.target import TargetConfig
@@ -25,6 +25,9 @@ from torch_specexit.plugin.frontend.sampling import NEUTRAL
 
 LONGEST_TRY = 60.0
 """Seconds that a request may take which only tries whether the server works, its place in a busy queue included."""
+
+SHORTEST_KEY = 8
+"""Characters of a key that is a secret; ``EMPTY`` and the like are none, and may be parts of other words."""
 
 
 class _Card(BaseModel):
@@ -80,14 +83,22 @@ class Endpoint:
     Args:
       url: its address, with or without ``/v1``.
       config: key, time-outs and how many requests it takes at once.
+
+    Raises:
+      CollectError: no HTTP header can hold the key.
     """
 
     def __init__(self, url: str, config: CollectConfig):
         self.url = url.rstrip("/").removesuffix("/v1")
         self.name = without_passwords(self.url)
         """The address as it is shown, without a password."""
-        key = config.api_key or os.environ.get("OPENAI_API_KEY")
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self.key = config.api_key or os.environ.get("OPENAI_API_KEY") or ""
+        if not (self.key.isascii() and self.key.isprintable()):
+            raise CollectError(
+                f"{'api_key' if config.api_key else 'OPENAI_API_KEY'} has a line end or a character beyond ASCII, "
+                "expected what an HTTP header can hold"
+            )
+        headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
         self.timeout = httpx.Timeout(config.timeout, connect=min(20.0, config.timeout))
         self.try_timeout = httpx.Timeout(min(LONGEST_TRY, config.timeout), connect=min(20.0, config.timeout))
         limits = httpx.Limits(max_connections=config.requests + 2)
@@ -119,13 +130,15 @@ class Endpoint:
         method = "GET" if body is None else "POST"
         answer = await self.client.request(method, f"{self.url}/v1/{path}", json=body, timeout=timeout)
         if not answer.is_success:
-            raise _failure(where, answer)
+            raise self._failure(where, answer)
         try:
             return kind.model_validate(answer.json())
         except ValidationError as error:
-            raise BadAnswer(f"{where}: the answer is no vLLM server's: {first_problem(error)}") from error
-        except ValueError as error:
-            raise BadAnswer(f"{where}: the answer is not JSON: {shown(answer.text, 100)}") from error
+            said = self._without_key(first_problem(error))
+            raise BadAnswer(f"{where}: the answer is no vLLM server's: {said}") from error
+        except (ValueError, RecursionError) as error:
+            said = shown(self._without_key(answer.text), 100)
+            raise BadAnswer(f"{where}: the answer is not JSON: {said}") from error
 
     async def check(self, config: CollectConfig, target: TargetConfig, tokenizer: FastTokenizer) -> None:
         """Find the target among the server's models, and compare tokenizers.
@@ -218,13 +231,19 @@ class Endpoint:
             )
         return choice, choice.token_ids
 
+    def _failure(self, where: str, answer: httpx.Response) -> Exception:
+        """What a status other than success means, in one line."""
+        text = printable(" ".join(self._without_key(answer.text).split()))[:300]
+        if answer.status_code in (400, 422):
+            return Refused(f"{where}: {answer.status_code}: {text}")
+        if answer.status_code in (401, 403, 404):
+            return BadAnswer(f"{where}: {answer.status_code}: {text}")
+        if answer.has_redirect_location:
+            there = printable(without_passwords(answer.headers["Location"]))
+            return BadAnswer(f"{where}: {answer.status_code}: sends requests on to {there}, expected that address")
+        said = f"{answer.status_code} {answer.reason_phrase} of {where}: {text}".rstrip(": ")
+        return httpx.HTTPStatusError(said, request=answer.request, response=answer)
 
-def _failure(where: str, answer: httpx.Response) -> Exception:
-    """What a status other than success means, in one line."""
-    text = " ".join(answer.text.split())[:300]
-    if answer.status_code in (400, 422):
-        return Refused(f"{where}: {answer.status_code}: {text}")
-    if answer.status_code in (401, 403, 404):
-        return BadAnswer(f"{where}: {answer.status_code}: {text}")
-    said = f"{answer.status_code} {answer.reason_phrase} of {where}: {text}".rstrip(": ")
-    return httpx.HTTPStatusError(said, request=answer.request, response=answer)
+    def _without_key(self, text: str) -> str:
+        """What a server says, which may repeat the key that it was sent."""
+        return text.replace(self.key, "...") if len(self.key) >= SHORTEST_KEY else text
