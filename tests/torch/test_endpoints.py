@@ -96,6 +96,7 @@ def test_a_server_that_lets_no_request_switch_exits_off_is_refused_with_what_to_
         ({"logprobs": {"token_logprobs": [-0.1, math.nan]}}, "a token has the log-probability nan, expected 0 at most"),
         ({"logprobs": {"token_logprobs": [math.inf, -0.1]}}, "log-probability inf"),
         ({"logprobs": {"token_logprobs": [-0.1, 5]}}, "log-probability 5, expected 0 at most"),
+        ({"token_ids": [1] * 6, "logprobs": {"token_logprobs": [-0.1] * 6}}, "wrote 6 tokens, expected max_tokens=5"),
     ],
 )
 def test_what_no_vllm_server_answers(answers, message):
@@ -345,6 +346,14 @@ def test_a_server_that_sends_requests_on_is_a_wrong_address():
     with pytest.raises(CollectError, match=r"v1/models: 307: sends requests on to https://s0/v1/models, expected that"):
         ask_all([[1]], server)
     assert server.asked["models"] == 1
+
+
+def test_an_answer_that_never_ends_takes_no_longer_than_a_request_may():
+    """Read by read it is in time."""
+    endpoint = Endpoint("http://s0", CollectConfig(target="t", out="o", split="test", timeout=0.01))
+    endpoint.client = httpx.AsyncClient(transport=httpx.MockTransport(lambda _: asyncio.Event().wait()))
+    with pytest.raises(httpx.ReadTimeout, match=r"no whole answer within 0\.01 seconds"):
+        asyncio.run(asyncio.wait_for(endpoint.probe(), 10))
 
 
 @pytest.mark.parametrize("what", ["models", PROBE])

@@ -5,6 +5,7 @@ Prompts go out and completions come back as token ids, so that what is recorded 
 
 from __future__ import annotations
 
+import asyncio
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,7 +129,11 @@ class Endpoint:
         """
         where = f"{self.name}/v1/{path}"
         method = "GET" if body is None else "POST"
-        answer = await self.client.request(method, f"{self.url}/v1/{path}", json=body, timeout=timeout)
+        try:
+            async with asyncio.timeout((timeout.connect or 0) + (timeout.read or 0)):  # httpx's are of single reads
+                answer = await self.client.request(method, f"{self.url}/v1/{path}", json=body, timeout=timeout)
+        except TimeoutError as error:
+            raise httpx.ReadTimeout(f"no whole answer within {timeout.read:g} seconds") from error
         if not answer.is_success:
             raise self._failure(where, answer)
         try:
@@ -200,6 +205,8 @@ class Endpoint:
             "return_token_ids": True,
         }
         choice, written = await self._choice(body if how.seed is None else body | {"seed": how.seed}, self.timeout)
+        if len(written) > how.max_tokens:
+            raise BadAnswer(f"{self.name}: wrote {len(written)} tokens, expected max_tokens={how.max_tokens} at most")
         wrong = next((token for token in written if not 0 <= token < self.vocabulary), None)
         if wrong is not None:
             raise BadAnswer(f"{self.name}: wrote token {wrong}, expected one of the target's {self.vocabulary}")
