@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from specexit.bench.process import BenchProcess
+from specexit.bench.process import BenchError, BenchProcess
 from tests.waiting import wait_for
 
 WORKER = """
@@ -73,3 +73,19 @@ def test_a_process_that_has_nothing_to_do_ends_in_order(worker):
     with BenchProcess("a worker", "worker", {"busy": "no"}, worker / "log") as process:
         process.wait_ready()
     assert process.process.returncode == 0
+
+
+KILLED = r"""
+import os, signal
+os.write(2, b"caf\xe9\n")
+os.write(1, b'{"seconds": [1.0, 2')
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_process_that_is_killed_in_the_midst_of_a_reply_is_said_to_have_ended(worker):
+    """Half a reply was a traceback of JSON's, and what a library prints need not be UTF-8."""
+    (worker / "killed.py").write_text(KILLED)
+    told = r"^the process of a worker ended with code -9; its last lines:\ncaf\ufffd$"
+    with BenchProcess("a worker", "killed", {}, worker / "log") as process, pytest.raises(BenchError, match=told):
+        process.wait_ready()

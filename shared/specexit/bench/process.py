@@ -94,13 +94,13 @@ class BenchProcess:
     def _receive(self) -> dict[str, Any]:
         assert self.process.stdout
         line = self.process.stdout.readline()
-        if not line:
+        if not line.endswith("\n"):  # killed in the midst of a reply
             raise self._died()
         return json.loads(line)
 
     def _died(self) -> BenchError:
         code = self.process.wait()
-        tail = "\n".join(self.log.read_text().splitlines()[-self.LAST_LINES :])
+        tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-self.LAST_LINES :])
         return BenchError(f"the process of {self.name} ended with code {code}; its last lines:\n{tail}")
 
 
