@@ -381,3 +381,30 @@ def test_what_is_wrong_in_a_strangers_file_is_one_line_before_anything_is_measur
     assert path.read_text() != OWN
     with pytest.raises(MethodError, match=rf"^method '.*mine\.py': (class )?{re.escape(told)}"):
         check_parameters(str(path), find_method(str(path)).tuned(Tuning([], 0.0)))
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        ("return\n        yield", "respond asks for nothing, expected it to yield an Ask"),
+        ("pass", "respond fails: TypeError("),
+        ("yield Ask('think', problem.prompt_ids, 5); raise RuntimeError('no')", "respond fails: RuntimeError('no')"),
+        ("yield 5", "respond yields 5, expected an Ask"),
+        ("yield Ask('think', problem.prompt_ids, 0)", "respond asks for 0 tokens behind "),
+        ("yield Ask('think', [], 5)", "respond asks for 5 tokens behind 0, expected at least one behind"),
+        ("while 1: yield Ask('probe', problem.prompt_ids, 1)", "respond has asked 1000 times without a token for the"),
+        (
+            "yield Ask('think', problem.prompt_ids, 1)\n        while 1: yield Ask('think', [1] * 9999, 1)",
+            "respond has asked 1000 times without a token for the response",
+        ),
+        ("while 1: yield Ask('think', problem.prompt_ids, 99)", "respond asks for more behind "),
+    ],
+)
+def test_a_strangers_method_that_asks_for_what_cannot_be_is_told_so(
+    tmp_path: Path, trace: Trace, body: str, told: str
+) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(OWN[: OWN.index("chain =")].replace("Asks,", "Ask, Asks,") + body + "\n")
+    long = replace(trace, prompt_ids=trace.prompt_ids[-1:])  # whatever is said: the replay comes to no error
+    with pytest.raises(MethodError, match=rf"^method twice, problem {long.id}: {re.escape(told)}"):
+        run(long, str(path), replace(MARKS, max_model_len=400))

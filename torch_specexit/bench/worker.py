@@ -16,13 +16,14 @@ from __future__ import annotations
 
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from specexit.bench.energy import Counter, Counters, EnergyMeter
-from specexit.bench.methods import Marks, Problem, Trial, from_job
+from specexit.bench.methods import Marks, MethodError, Problem, Trial, from_job
 from specexit.bench.process import claim_stdout, jobs, reply
 from specexit.errors import InputError
 from specexit.method.splits import FastTokenizer, load_tokenizer
@@ -61,7 +62,12 @@ def main() -> None:
     reply(replies, {"accelerator": accelerator})
     for job in asked:
         before = meter.read()
-        found = run_method(llm, target, job) if "method" in job else run_job(llm, job)
+        try:
+            found = run_method(llm, target, job) if "method" in job else run_job(llm, job)
+        except MethodError as error:  # a stranger's, who has to see where
+            if error.__cause__ is not None:
+                traceback.print_exception(error.__cause__)
+            sys.exit(str(error))
         reply(replies, found | {"joules": meter.since(before), "accelerator": accelerator})
 
 

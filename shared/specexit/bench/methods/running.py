@@ -6,6 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from specexit.bench.methods.interface import Ask, Marks, Method, MethodError, Problem, Said
+from specexit.errors import InputError
+
+MOST_WITHOUT_A_TOKEN = 1000
+"""Requests one behind the other that bring the response no token: a method that makes more would never end."""
 
 
 class Running:
@@ -16,13 +20,16 @@ class Running:
       now: seconds on the caller's clock, when the problem came in.
 
     Raises:
-      MethodError: the method asks for nothing.
+      MethodError: the method asks for nothing, or see `finish`.
     """
 
     def __init__(self, method: Method, problem: Problem, marks: Marks, now: float):
         self.problem, self._marks = problem, marks
+        self._whose = f"method {method.name}, problem {problem.id}"
         self._asks = method.respond(problem, marks)
         self._came = now
+        self._in_vain = 0
+        """Requests since the response last got a token."""
         self._said: list[int] = []
         self._logprobs: list[float] = []
         self._closed = False
@@ -37,10 +44,9 @@ class Running:
         """Seconds until the first token behind ``</think>``."""
         self.outcome: dict[str, Any] | None = None
         self.finish_reason = "stop"
-        first = next(self._asks, None)
-        if first is None:
-            raise MethodError(f"method {method.name} asked for nothing for problem {problem.id}")
-        self.ask: Ask | None = self._begin(first)
+        self.ask: Ask | None = self._next(None)
+        if self.ask is None:
+            raise MethodError(f"{self._whose}: respond asks for nothing, expected it to yield an Ask")
 
     def hear(self, token_ids: Sequence[int], logprobs: Sequence[float], now: float) -> None:
         """Tokens of the present request, as they arrive."""
@@ -50,6 +56,7 @@ class Running:
         if self.ask.kind == "probe":
             self.probe_tokens += len(token_ids)
             return
+        self._in_vain = 0 if token_ids else self._in_vain
         self.token_ids += token_ids
         self._closed = self._closed or self._marks.end in token_ids
         if self.first_answer is None and self._closed and self.token_ids[-1] != self._marks.end:
@@ -57,21 +64,21 @@ class Running:
 
     def finish(self, finish_reason: str, outcome: dict[str, Any] | None) -> Ask | None:
         """The present request is done; returns the next one that the engine has room for, or None where the problem is
-        answered."""
-        assert self.ask is not None
-        budget = self.ask.budget
-        if budget is not None and self._marks.end in self.token_ids[budget:]:
-            self.forced = True
-        if self.ask.kind != "probe":
-            self.finish_reason, self.outcome = finish_reason, outcome or self.outcome
-        try:
-            following = self._asks.send(Said(self._said, finish_reason == "stop", self._logprobs))
-        except StopIteration:
-            self.ask = None
-            return None
-        self.ask = self._begin(following)
-        if len(following.prompt_ids) >= self._marks.max_model_len:
-            return self.finish("length", None)  # for vLLM it is an error, which would end the process
+        answered.
+
+        Raises:
+          MethodError: the method fails, asks for what is no request, or for ever.
+        """
+        while self.ask is not None:
+            budget = self.ask.budget
+            if budget is not None and self._marks.end in self.token_ids[budget:]:
+                self.forced = True
+            if self.ask.kind != "probe":
+                self.finish_reason, self.outcome = finish_reason, outcome or self.outcome
+            self.ask = self._next(Said(self._said, finish_reason == "stop", self._logprobs))
+            if self.ask is None or len(self.ask.prompt_ids) < self._marks.max_model_len:
+                break
+            finish_reason, outcome = "length", None  # for vLLM it is an error, which would end the process
         return self.ask
 
     def result(self, now: float) -> dict[str, Any]:
@@ -87,10 +94,40 @@ class Running:
             "first_answer_seconds": self.first_answer,
         }
 
-    def _begin(self, ask: Ask) -> Ask:
+    def _next(self, said: Said | None) -> Ask | None:
+        """What the method asks for, given what it has heard; None where it is done."""
+        try:
+            ask = next(self._asks) if said is None else self._asks.send(said)
+        except StopIteration:
+            return None
+        except InputError:
+            raise
+        except Exception as error:
+            raise MethodError(f"{self._whose}: respond fails: {error!r}") from error
+        self._check(ask)
         self._said, self._logprobs = [], []
         self.asked += 1
+        self._in_vain += 1
         if ask.kind == "answer" and not self._closed:
             self.token_ids.append(self._marks.end)
             self._closed = self.forced = True
         return ask
+
+    def _check(self, ask: Any) -> None:
+        if not isinstance(ask, Ask):
+            raise MethodError(f"{self._whose}: respond yields {ask!r:.200}, expected an Ask")
+        if ask.max_tokens < 1 or not ask.prompt_ids:
+            raise MethodError(
+                f"{self._whose}: respond asks for {ask.max_tokens} tokens behind {len(ask.prompt_ids)}, expected at "
+                "least one behind at least one"
+            )
+        if self._in_vain >= MOST_WITHOUT_A_TOKEN:
+            raise MethodError(
+                f"{self._whose}: respond has asked {self._in_vain} times without a token for the response, expected it "
+                "to think on, answer or end"
+            )
+        if len(self.token_ids) > self._marks.max_model_len:
+            raise MethodError(
+                f"{self._whose}: respond asks for more behind {len(self.token_ids)} tokens of the response, but "
+                f"max_model_len is {self._marks.max_model_len}: expected it to end"
+            )
