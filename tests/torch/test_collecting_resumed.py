@@ -3,12 +3,13 @@
 import errno
 import json
 import shutil
+import zlib
 from dataclasses import replace
 
 import pytest
 
 from specexit.config import ConfigError
-from specexit.data.traces import read_traces
+from specexit.data.traces import TraceError, read_traces
 from specexit.schemas.collect import CollectConfig
 from tests.torch.pretend import TARGET, config
 from torch_specexit.collecting import CollectError, collect, ledger
@@ -140,3 +141,21 @@ def test_a_disk_that_is_full_for_a_file_the_log_or_a_record_is_one_line(full, co
             second.record(4, collected[4])
     with Ledger(asked, TARGET, asks) as third:
         assert third.todo()[0] in (4, 5)
+
+
+@pytest.mark.parametrize("change", [{"fate": 1}, None])
+def test_a_log_that_another_version_wrote_is_one_line(change, collected, tmp_path):
+    """Columns come and go; it was a traceback, and nothing said which file."""
+    asked = CollectConfig(target="tiny-reasoner", split="test", n=12, chunk=5, out=tmp_path / "out")
+    asks = all_asks(asked, TARGET)
+    with Ledger(asked, TARGET, asks) as first:
+        first.record(0, collected[0])
+    (log,) = (tmp_path / "out" / ".collect").glob("*.jsonl")
+    text = json.dumps([0, vars(collected[0]) | change] if change else [0, {"id": "p"}]).encode()
+    log.write_bytes(b"%08x %s\n" % (zlib.crc32(text), text))
+    told = r"jsonl: holds a trace as another version of SpecExit wrote it \(.*\): go on with that one, or remove"
+    with pytest.raises(TraceError, match=told), Ledger(asked, TARGET, asks):
+        pass
+    log.unlink()
+    with Ledger(asked, TARGET, asks) as again:
+        assert again.todo() == list(range(12))

@@ -300,10 +300,21 @@ def _line(number: int, trace: Trace) -> bytes:
 
 
 def _read_log(path: Path) -> Iterator[tuple[int, Trace]]:
-    """The rows of a log; a line that a kill cut short is passed over, its trace is collected again."""
+    """The rows of a log; a line that a kill cut short is passed over, its trace is collected again.
+
+    Raises:
+      TraceError: a line is whole, and no row of this version.
+    """
     with path.open("rb") as file:
         for line in file:
             checksum, _, text = line.rstrip(b"\n").partition(b" ")
             if checksum == b"%08x" % zlib.crc32(text):
-                number, fields = json.loads(text.decode("utf-8", "surrogatepass"))
-                yield number, Trace(**fields)
+                try:
+                    number, fields = json.loads(text.decode("utf-8", "surrogatepass"))
+                    trace = Trace(**fields)
+                except (TypeError, ValueError) as error:
+                    raise TraceError(
+                        f"{path}: holds a trace as another version of SpecExit wrote it ({error!s:.200}): go on with "
+                        "that one, or remove the file to collect its traces again"
+                    ) from error
+                yield number, trace
