@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -101,7 +102,16 @@ class BenchProcess:
     def _died(self) -> BenchError:
         code = self.process.wait()
         tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-self.LAST_LINES :])
-        return BenchError(f"the process of {self.name} ended with code {code}; its last lines:\n{tail}")
+        return BenchError(f"the process of {self.name} {_end(code)}; its last lines:\n{tail}")
+
+
+def _end(code: int) -> str:
+    """How a process ended, by its exit code."""
+    if code >= 0:
+        return f"ended with code {code}"
+    name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
+    memory = ", as Linux does where memory runs out" if -code == signal.SIGKILL else ""
+    return f"was killed by {name}{memory}"
 
 
 def claim_stdout() -> TextIO:
