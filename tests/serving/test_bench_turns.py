@@ -330,3 +330,13 @@ def test_turns_give_every_method_every_problem_once_and_in_order(n_methods: int,
     beginners = [name for name, _ in seen[::n_methods]]
     if n >= rounds:
         assert beginners == [str(i % n_methods) for i in range(rounds)]
+
+
+def test_a_prompt_that_no_engine_has_room_for_is_refused_before_any_starts(inputs: Path, tmp_path: Path) -> None:
+    """It ended the engine, and so the benchmark, when its turn came, and every time that it was gone on with."""
+    (first, *_) = traces = generated_traces(N)
+    most = {"max_model_len": len(first.prompt_ids)}
+    ours = small(inputs, tmp_path, engine={"extra": most})
+    told = rf"the prompt of test-\d is \d+ tokens long, expected fewer than max_model_len {len(first.prompt_ids)}$"
+    with pytest.raises(BenchError, match=told):
+        plan_methods(ours, TARGET, traces, tmp_path / "scratch")

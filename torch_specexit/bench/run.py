@@ -228,7 +228,8 @@ def plan_methods(config: BenchConfig, target: TargetConfig, traces: Sequence[Tra
     Raises:
       DraftError: a draft cannot be used, or belongs to another target.
       MethodError: a method does not exist, or cannot be run with what is given.
-      BenchError: eagle3 is not among them, or one is twice, or a draft is served without exits.
+      BenchError: eagle3 is not among them, or one is twice, or a draft is served without exits, or a prompt is longer
+        than an engine reads.
       ConfigError: an engine would read the target's text wrongly.
       ScoreError: the scores are another draft's, or not of these traces.
     """
@@ -237,6 +238,7 @@ def plan_methods(config: BenchConfig, target: TargetConfig, traces: Sequence[Tra
     for draft in [config.draft, *([config.draft_fc] if config.draft_fc else [])]:
         check_target(read_config(draft), draft, target.hf_config(), target.name)
     check_read(target, config.engine.extra)
+    _refuse_too_long(config, target, traces)
     plain_copy(config.draft, scratch / BASELINE)
     references = config.methods or tuple(name for name in DEFAULT if _possible(name, config, found))
     kinds = [find_method(reference) for reference in references]
@@ -258,6 +260,23 @@ def plan_methods(config: BenchConfig, target: TargetConfig, traces: Sequence[Tra
             _refuse_other_text(kind.name, config, traces, config.sampling)
         entries.append(Entry(kind.name, reference, method, draft, hints, trials))
     return entries
+
+
+def _refuse_too_long(config: BenchConfig, target: TargetConfig, traces: Sequence[Trace]) -> None:
+    """An engine ends at a prompt that leaves it no room for a token, whenever its turn comes.
+
+    Raises:
+      BenchError: one does.
+    """
+    most = config.engine.extra.get("max_model_len", target.max_model_len)
+    if not isinstance(most, int) or most < 1:  # -1 and words of vLLM's: it chooses by itself
+        return
+    for trace in traces:
+        if len(trace.prompt_ids) >= most:
+            raise BenchError(
+                f"{config.traces}: the prompt of {trace.id} is {len(trace.prompt_ids)} tokens long, expected fewer "
+                f"than max_model_len {most}"
+            )
 
 
 def _refuse_other_text(name: str, config: BenchConfig, traces: Sequence[Trace], sampling: SamplingConfig) -> None:
