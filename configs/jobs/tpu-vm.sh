@@ -8,8 +8,9 @@
 # The run does not hang on this connection: on each host it is a process of its own, which writes to
 # ~/specexit-train.log. Run this again to look at it; where it has ended, after a preemption for one, it goes on. Exits
 # with 0 once the run is finished, with 78 where a NaN has stopped it, which would only come again; nothing is started
-# again by itself.
+# again by itself. While a run with another OUT is on the slice, none is started, and the exit code is 2.
 set -eu
+[ $# = 4 ] || { echo "usage: tpu-vm.sh NAME ZONE RECIPE OUT; other keys go into a RECIPE of your own, found $# words" >&2; exit 2; }
 name=$1 zone=$2 recipe=$3 out=$4 specexit=${SPECEXIT:-specexit}
 case $out in
   gs://*) workdir=${WORKDIR:-.} ;;
@@ -28,10 +29,12 @@ ssh() { gcloud compute tpus tpu-vm ssh "$name" --zone="$zone" "$@"; }
 
 ssh --worker=all --command="
   cd '$workdir' || exit 2
-  # After a reboot the number may be another process's.
-  if ! tr '\0' ' ' 2>/dev/null </proc/\$(cat ~/specexit-train.pid 2>/dev/null)/cmdline | grep -q 'specexit train'; then
-    export LIBTPU_INIT_ARGS='$flags' JAX_COMPILATION_CACHE_DIR='$cache'
-    setsid nohup '$specexit' train '$recipe' out='$out' >~/specexit-train.log 2>&1 </dev/null &
-    echo \$! >~/specexit-train.pid
-  fi"
+  case \$(tr '\0' ' ' 2>/dev/null </proc/\$(cat ~/specexit-train.pid 2>/dev/null)/cmdline) in
+    *'specexit train '*' out=$out ') ;; # it goes on
+    *'specexit train '*) echo \"\$(hostname): trains with another OUT than $out: look at that run, or end it\" >&2; exit 2 ;;
+    *) # after a reboot the number may be another process's
+      export LIBTPU_INIT_ARGS='$flags' JAX_COMPILATION_CACHE_DIR='$cache'
+      setsid nohup '$specexit' train '$recipe' out='$out' >~/specexit-train.log 2>&1 </dev/null &
+      echo \$! >~/specexit-train.pid ;;
+  esac"
 ssh --worker=0 --command="tail -n +1 --pid=\$(cat ~/specexit-train.pid) -F ~/specexit-train.log; '$specexit' status '$out'"

@@ -199,6 +199,32 @@ def test_a_run_in_a_bucket_on_a_tpu_vm_says_whether_it_is_finished(tmp_path: Pat
     assert (tmp_path / "cache").read_text() == "gs://bucket/runs/compiled\n"
 
 
+def test_a_run_with_another_out_is_not_taken_for_the_one_that_is_asked_for(tmp_path: Path) -> None:
+    """Nothing was started, and what was shown was the log of the run that was there."""
+    slice_of_this_machine(tmp_path, waits=True)
+    first, number = tpu_vm(tmp_path, str(tmp_path / "run")), tmp_path / "specexit-train.pid"
+    wait_for(lambda: (tmp_path / "started").exists() and number.exists() and number.read_text())
+    second = tpu_vm(tmp_path, str(tmp_path / "other"))
+    said = second.communicate(timeout=60)[1]
+    (tmp_path / "may-end").touch()
+    first.communicate(timeout=120)
+    assert second.returncode == 2
+    assert f"trains with another OUT than {tmp_path / 'other'}" in said
+    assert first.returncode == 0
+    assert (tmp_path / "called").read_text().split() == ["train", "r.yaml", f"out={tmp_path / 'run'}"]
+
+
+@pytest.mark.parametrize("words", [[], ["slice", "zone", "r.yaml"], ["slice", "zone", "r.yaml", "/run", "steps=9"]])
+def test_a_tpu_vm_is_given_four_words(tmp_path: Path, words: list[str]) -> None:
+    """Too few were an unbound variable, and a key behind them was passed over."""
+    slice_of_this_machine(tmp_path)
+    command = ["bash", str(JOBS / "tpu-vm.sh"), *words]
+    done = subprocess.run(command, env=environment(tmp_path, HOME=str(tmp_path)), capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("usage: tpu-vm.sh NAME ZONE RECIPE OUT;")
+    assert not (tmp_path / "called").exists()
+
+
 def test_a_relative_folder_on_a_tpu_vm_is_refused(tmp_path: Path) -> None:
     process = tpu_vm(tmp_path, "runs/draft")
     assert "expected an absolute path" in process.communicate(timeout=300)[1]
@@ -218,12 +244,12 @@ def test_a_command_on_no_shell_s_path_is_run_by_its_own(tmp_path: Path) -> None:
     assert (tmp_path / "asked").read_text() == f"{tmp_path / 'run'}\n"
 
 
-def slurm(folder: Path, out: str) -> int:
+def slurm(folder: Path, out: str, *keys: str) -> int:
     """Exit code of the job, whose tasks are one process of this machine."""
     for name, runs in (("srun", 'shift; exec "$@"'), ("scontrol", f'echo "$@" > {folder}/requeued')):
         (folder / name).write_text(f"#!/usr/bin/env bash\n{runs}\n")
         (folder / name).chmod(0o755)
-    command = ["bash", str(JOBS / "slurm.sbatch"), "r.yaml", out]
+    command = ["bash", str(JOBS / "slurm.sbatch"), "r.yaml", out, *keys]
     return subprocess.run(command, env=environment(folder, SLURM_JOB_ID="7"), timeout=300).returncode
 
 
@@ -249,6 +275,12 @@ def test_slurm_does_not_requeue_a_failure_nor_what_nobody_knows(
     stand_in(tmp_path, "specexit", code=code, status=status)
     assert slurm(tmp_path, "/shared/runs/draft") == found
     assert not (tmp_path / "requeued").exists()
+
+
+def test_slurm_passes_over_no_key(tmp_path: Path) -> None:
+    stand_in(tmp_path, "specexit")
+    assert slurm(tmp_path, "/shared/runs/draft", "steps=9") == 2
+    assert not (tmp_path / "called").exists()
 
 
 def test_the_secret_that_the_page_makes_has_every_key_that_the_server_may_ask_for() -> None:
