@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -19,8 +20,9 @@ from jax_specexit.planning.aot import shapes_of
 from jax_specexit.training import start
 from jax_specexit.training.nonfinite import NotFiniteError
 from jax_specexit.training.profiling import Profiler
+from jax_specexit.training.run import MAY_CHANGE, MAY_MOVE
 from jax_specexit.training.train import train
-from specexit.config import ConfigError, load
+from specexit.config import REPOSITORY, ConfigError, load
 from specexit.data.features import read_manifest
 from specexit.data.overlap import OverlapError
 from specexit.data.packed import PackError, read_meta
@@ -330,3 +332,11 @@ def test_a_folder_that_holds_something_else_is_refused(recipe: TrainConfig) -> N
     (recipe.out / "checkpoints").mkdir(parents=True)
     with pytest.raises(ConfigError, match=r"holds checkpoints but no run.yaml"):
         train(recipe)
+
+
+def test_the_page_names_every_key_that_a_run_goes_on_with_in_another_form() -> None:
+    """A run that moved to another slice, whose `topology` is another one, was not said to be allowed."""
+    page = (REPOSITORY / "docs" / "training.md").read_text()
+    (told,) = re.findall(r"These may be others:\n\n((?:\|.*\n)+)", page)
+    keys = [key for line in told.splitlines()[2:] for key in re.findall(r"`([a-z_]+)`", line)]
+    assert sorted(keys) == sorted(MAY_CHANGE | MAY_MOVE)
