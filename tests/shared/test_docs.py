@@ -107,6 +107,17 @@ def test_what_is_left_out_of_make_test_is_in_make_test_slow() -> None:
     assert "SPECEXIT_SOAK=" in recipe
 
 
+def test_the_page_on_files_names_every_file_that_a_command_writes() -> None:
+    """Of a draft directory's own records it named none."""
+    sources = [path for name in ("shared", "jax_specexit", "torch_specexit") for path in (ROOT / name).rglob("*.py")]
+    literal = re.compile(r'"([a-z][a-z-]*\.(?:html|json|jsonl|npy|yaml))"')
+    named = {name for path in sources for name in literal.findall(path.read_text())}
+    others = {"tokenizer.json", "dataset_dict.json", "state.json", "recipe.yaml"}  # read, or a name in an example
+    passing = {"engine.json", "ran.json", "mistakes.json"}  # between two processes
+    page = (ROOT / "docs" / "formats.md").read_text()
+    assert sorted(name for name in named - others - passing if f"`{name}`" not in page) == []
+
+
 def test_pages_say_what_needs_a_reference() -> None:
     """It cannot be given to prompts any more once they are collected."""
     data, evidence = ((ROOT / "docs" / name).read_text() for name in ("data.md", "evidence.md"))
