@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from functools import partial
 from types import SimpleNamespace
 
+import promql_parser
 import pytest
+import yaml
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, multiprocess
 
+from specexit.config import REPOSITORY
 from specexit.drafts.directory import SpecExitBlock
 from specexit.drafts.policy import PolicyFile, Serving
 from tests.serving.points import POINTS, certificate
 from torch_specexit.plugin.frontend import server
 from torch_specexit.plugin.frontend.activity import Activity
 from torch_specexit.plugin.frontend.drafting import WINDOW
-from torch_specexit.plugin.frontend.metrics import AUDITS, OUTCOMES, ExitMetrics, record, token_buckets
+from torch_specexit.plugin.frontend.metrics import AUDITS, MOVES, OUTCOMES, ExitMetrics, record, token_buckets
 from torch_specexit.plugin.frontend.operation import Operation
 from torch_specexit.plugin.outcome import KEY
 
@@ -195,6 +199,7 @@ COUNTS_ONE_EXIT = """
 import json, sys
 from types import SimpleNamespace
 from prometheus_client import Counter, Gauge, Histogram
+from specexit.config import REPOSITORY
 from specexit.drafts.directory import SpecExitBlock
 from specexit.drafts.policy import PolicyFile, Serving
 from torch_specexit.plugin.frontend.activity import Activity
@@ -242,3 +247,56 @@ def test_metrics_of_several_api_server_processes_are_summed_and_no_gauge_hides_o
     assert found == gauges
     of_point = {"model_name": "tiny", "point": "careful"}
     assert registry.get_sample_value("vllm:specexit_epsilon_changed", of_point) == 0.005
+
+
+MONITORING = REPOSITORY / "configs" / "jobs" / "monitoring"
+METRIC = re.compile(r"`(vllm:specexit_[a-z_]+)(?:\{([a-z,]+)\})?`")
+
+
+def labels_by_name() -> dict[str, set[str]]:
+    """Metric, as Prometheus calls it -> the labels of its series."""
+    registry = CollectorRegistry()
+    ExitMetrics(stat_logger(registry))
+    endings = {Counter: ("_total",), Gauge: ("",), Histogram: ("", "_bucket", "_sum", "_count")}
+    found = {}
+    for metric in set(registry._names_to_collectors.values()):
+        for ending in endings[type(metric)]:
+            found[metric._name + ending] = {*metric._labelnames, *(["le"] if ending == "_bucket" else [])}
+    return found
+
+
+def test_rules_and_dashboard_ask_by_labels_and_values_that_there_are():
+    """A label or an outcome of another name selects nothing, and an alert that selects nothing never fires."""
+    known, values = labels_by_name(), {"outcome": OUTCOMES, "result": AUDITS, "move": MOVES, "reason": ("ok",)}
+    (group,) = yaml.safe_load((MONITORING / "alerts.yaml").read_text())["groups"]
+    panels = json.loads((MONITORING / "dashboard.json").read_text())["panels"]
+    asked = [rule["expr"] for rule in group["rules"]] + [at["expr"] for panel in panels for at in panel["targets"]]
+    met = set()
+
+    def check(node, by=()):
+        """Every selector below a node, from whose series those above it want labels."""
+        grouped = getattr(getattr(node, "modifier", None), "labels", None)
+        by = grouped if grouped and hasattr(node, "expr") else by
+        below = [getattr(node, name, None) for name in ("expr", "lhs", "rhs", "vector_selector")]
+        for one in filter(None, [*below, *getattr(node, "args", ())]):
+            check(one, by)
+        name = getattr(node, "name", None)
+        if name in known:
+            met.add(name)
+            matched = {matcher.name: matcher.value for matcher in node.matchers.matchers}
+            assert {*matched, *by} <= known[name], name
+            for label in matched.keys() & values.keys():
+                assert set(matched[label].split("|")) <= {*values[label]}, (name, label)
+
+    for expression in asked:
+        check(promql_parser.parse(expression))
+    assert len(met) >= 12
+
+
+def test_the_page_names_the_labels_of_every_metric():
+    page = (REPOSITORY / "docs" / "serving-operator.md").read_text()
+    (told,) = re.findall(r"^All of them:\n\n((?:\|.*\n)+)", page, re.M)
+    cells = [line.split(" | ")[0] for line in told.splitlines()[2:]]
+    listed = {name: set(filter(None, labels.split(","))) for cell in cells for name, labels in METRIC.findall(cell)}
+    known = {name: labels - {"model_name", "engine"} for name, labels in labels_by_name().items() if "le" not in labels}
+    assert listed == {name: labels for name, labels in known.items() if not name.endswith(("_sum", "_count"))}
