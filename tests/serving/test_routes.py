@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from types import SimpleNamespace
 from urllib.parse import quote
 
@@ -11,6 +12,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from vllm.v1.engine.core_client import DPLBAsyncMPClient
 
+from specexit.config import REPOSITORY
 from tests.serving.points import operation
 from torch_specexit.plugin.frontend import server as front_end
 from torch_specexit.plugin.frontend.activity import Activity
@@ -200,3 +202,16 @@ def test_under_pipeline_parallel_the_control_route_says_that_it_cannot():
     answer = server.client.post(CONTROL, json={"id": "chatcmpl-runs", "action": "reasoning_end"})
     assert (answer.status_code, server.called) == (501, [])
     assert "pipeline parallel" in answer.json()["detail"]
+
+
+def test_the_page_says_of_every_key_that_a_server_answers_what_it_is():
+    page = (REPOSITORY / "docs" / "serving-operator.md").read_text()
+    (told,) = re.findall(r"^## What `GET /v1/specexit` answers\n(?:[^|\n]*\n)+((?:\|.*\n)+)", page, re.M)
+    rows = [line.split(" | ") for line in told.splitlines()[2:]]
+    named = [key for row in rows for key in re.findall(r"`(\w+)`", row[0])]
+    answer = Server(*ALL).client.get(PATH).json()
+    assert sorted(named) == sorted(answer)
+    within = {key: " | ".join(row[1:]) for row in rows for key in re.findall(r"`(\w+)`", row[0])}
+    for key in ("covers", "shadow", "hold"):
+        assert [name for name in answer[key] if f"`{name}`" not in within[key]] == []
+    assert [name for name in answer["points"][0] if f"`{name}`" not in within["points"]] == []

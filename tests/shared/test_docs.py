@@ -13,6 +13,7 @@ import pytest
 from specexit import cli
 from specexit.bench.methods import NAMES, find_method
 from specexit.config import load
+from specexit.drafts.policy import Serving
 from specexit.schemas.bench import BenchConfig
 from specexit.schemas.calibrate import CalibrateConfig
 from specexit.schemas.train import TrainConfig
@@ -126,6 +127,18 @@ def test_pages_say_what_needs_a_reference() -> None:
     config = load(CalibrateConfig, None, ["draft=d", "traces=t", "scores=s", "risk=accuracy_lost"])
     assert config.risk != CalibrateConfig.model_fields["risk"].default
     assert "`reference`" in evidence.partition("\n## ")[0]
+
+
+def test_the_operator_s_page_names_every_setting_and_environment_variable() -> None:
+    """Two variables were named in running text alone, and the developers' in another page."""
+    page = (ROOT / "docs" / "serving-operator.md").read_text()
+    (told,) = re.findall(r"^## Settings\n(.*?)^## ", page, re.M | re.S)
+    first = [line.split(" | ")[0] for line in told.splitlines() if line.startswith("| `")]
+    settings, variables = (re.findall(form, " ".join(first)) for form in (r"`([a-z_]+)`", r"`(SPECEXIT_[A-Z_]+)`"))
+    assert sorted(settings) == sorted(Serving.model_fields)
+    sources = [path for name in ("shared", "jax_specexit", "torch_specexit") for path in (ROOT / name).rglob("*.py")]
+    read = {name for path in sources for name in re.findall(r'= "(SPECEXIT_[A-Z_]+)"', path.read_text())}
+    assert sorted(variables) == sorted(read)
 
 
 def test_the_readme_says_what_exits_cost_as_it_was_measured() -> None:
