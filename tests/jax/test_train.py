@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,7 +18,7 @@ import yaml
 from jax_specexit.training.checkpoint import Checkpoints, restore_params
 from jax_specexit.training.data import choose_draft_vocab
 from jax_specexit.training.train import train
-from specexit.config import ConfigError
+from specexit.config import REPOSITORY, ConfigError
 from specexit.data.packed import PackError, PackMeta
 from specexit.schemas.train import TrainConfig
 from specexit.status import read_status
@@ -125,6 +126,17 @@ def test_training_lowers_both_losses(recipe: TrainConfig) -> None:
     assert last["token_loss"][0] < first["token_loss"][0]
     for name in ("progress", "remaining", "validity"):
         assert last["signal_loss"][name] < first["signal_loss"][name], name
+
+
+def test_the_page_names_every_number_that_a_run_writes(finished: TrainConfig) -> None:
+    """Of a line's losses it said that there are some, not what they are called."""
+    page = (REPOSITORY / "docs" / "training.md").read_text()
+    (told,) = re.findall(r"^Every line of `metrics\.jsonl`.*\n\n((?:\|.*\n)+)", page, re.M)
+    named = {name for row in told.splitlines() for name in re.findall(r"`(\w+)`", row.split(" | ")[0])}
+    lines = [json.loads(line) for line in (finished.out / "metrics.jsonl").read_text().splitlines()]
+    assert {name for line in lines for name in line} <= named
+    (row,) = re.findall(r"^\| `draft\.json` \| .*", page, re.M)
+    assert [name for name in json.loads((finished.out / "draft.json").read_text()) if f"`{name}`" not in row] == []
 
 
 def test_another_recipe_does_not_continue_a_run(finished: TrainConfig) -> None:

@@ -16,6 +16,7 @@ from specexit.config import load
 from specexit.drafts.policy import Serving
 from specexit.schemas.bench import BenchConfig
 from specexit.schemas.calibrate import CalibrateConfig
+from specexit.schemas.target import TargetConfig
 from specexit.schemas.train import TrainConfig
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -164,6 +165,13 @@ def test_the_first_page_counts_the_methods_and_calls_a_stand_in_one() -> None:
     assert f"{len(NAMES) - 1} other methods" in told
     (full_size,) = re.findall(r"`bench-full-size`[^`]*", told)
     assert "on a stand-in" in full_size
+
+
+def test_the_page_on_a_target_of_one_s_own_names_every_field_of_its_yaml() -> None:
+    (told,) = re.findall(
+        r"^## Say how the target is asked\n(.*?)^## ", (ROOT / "docs" / "add-a-target.md").read_text(), re.M | re.S
+    )
+    assert [name for name in TargetConfig.model_fields if not re.search(rf"^{name}:|`{name}`", told, re.M)] == []
 
 
 def test_the_readme_names_every_command() -> None:
