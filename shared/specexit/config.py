@@ -290,16 +290,16 @@ SAID = {
 def _explain(schema: type[BaseModel], error: ValidationError, where: str) -> str:
     lines = []
     for problem in error.errors():
-        key = dotted(problem)
+        key, told = dotted(problem), problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
             lines.append(f"{where}: unknown key {key!r}{_known(schema, key)}")
         elif problem["type"] == "missing":
             lines.append(f"{where}: key {key!r} is required")
         elif not key:  # of several keys together: the message names them
-            lines.append(f"{where}: {problem['msg']}")
+            lines.append(f"{where}: {told}")
         else:
             ours = SAID.get(problem["type"])
-            said = problem["msg"] if ours is None else ours.replace("KEY", key)
+            said = told if ours is None else ours.replace("KEY", key)
             lines.append(f"{where}: {key} is {problem['input']!r}: {said}")
     return without_passwords("\n".join(lines))
 

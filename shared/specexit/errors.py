@@ -98,4 +98,4 @@ def first_problem(error: ValidationError) -> str:
       "n is 'many': Input should be a valid integer, unable to parse string as an integer"
     """
     problem = error.errors()[0]
-    return f"{dotted(problem) or 'it'} is {shown(problem['input'])}: {problem['msg']}"
+    return f"{dotted(problem) or 'it'} is {shown(problem['input'])}: {problem['msg'].removeprefix('Value error, ')}"

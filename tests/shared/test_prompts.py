@@ -245,6 +245,9 @@ def test_files_that_cannot_be_read(tmp_path):
             read_prompts(tmp_path / name)
     with pytest.raises(PromptError, match="'gsm9k' is none of the formats gsm8k, math-500, aime"):
         read_prompts("gsm9k:somewhere.jsonl")
+    for source in ("gs://bucket/train.jsonl", "gsm8k:gs://bucket/train.jsonl"):  # not a format that is called gs
+        with pytest.raises(PromptError, match=f"prompts is '{source}': is an address, expected a path on disk"):
+            read_prompts(source)
 
 
 @pytest.mark.parametrize("source", ["", "gsm8k:"])

@@ -72,6 +72,10 @@ def read_prompts(
     if colon and name == PREFIX:
         return read_task(rest, n, seed)
     known = FORMATS.get(name) if colon else None
+    if (rest if known else source).startswith("gs:/"):
+        raise PromptError(
+            f"prompts is {source!r}: is an address, expected a path on disk: copy it, or mount the bucket"
+        )
     if colon and known is None and not Path(source).exists():
         names = ", ".join([*FORMATS, PREFIX])
         raise PromptError(f"{source}: cannot be read: no such file, and {name!r} is none of the formats {names}")
