@@ -178,3 +178,29 @@ def test_buffers_of_reports_are_used_again_whether_anybody_reads_them_or_not(mon
         if read:
             assert reading().tolist() == [[number] * len(REPORT)] * 3
     assert len(made) == buffers
+
+
+def test_what_was_read_of_a_report_stays_and_one_still_in_flight_is_what_it_was(monkeypatch, streams):
+    """Reports grow with the batch; those that were read too late are garbage, and spoil no other."""
+    empty = torch.empty
+    monkeypatch.setattr(copies.torch, "empty", lambda *shape, pin_memory=False: empty(*shape))
+    taken, width = Copies(), len(REPORT)
+
+    def start(rows: int, value: float):
+        return taken.start(torch.full((rows, width), value).as_subclass(OnGpu))
+
+    first = start(2, 1.0)()
+    assert start(5, 2.0)().tolist() == [[2.0] * width] * 5
+    assert first.tolist() == [[1.0] * width] * 2
+    reads = [start(1, float(number)) for number in range(Copies.IN_FLIGHT + 3)]
+    reads[0]()  # nobody should
+    late = [start(1, 98.0), start(1, 99.0)]
+    found = [read().item(0) for read in (*reads[5:], *late)]
+    assert found == [*range(5, Copies.IN_FLIGHT + 3), 98, 99]
+
+
+def test_on_a_cpu_a_report_is_copied_at_once():
+    report = torch.zeros(1, len(REPORT))
+    read = Copies().start(report)
+    report.fill_(9.0)  # by the next step
+    assert read().tolist() == [[0.0] * len(REPORT)]

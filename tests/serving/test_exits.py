@@ -7,6 +7,7 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,15 +15,17 @@ from specexit.config import ConfigError
 from specexit.drafts.directory import Serving, SpecExitBlock
 from specexit.method.decision import Policy
 from specexit.method.signals import NAMES
-from tests.serving.simulation import END, START, given_step
+from tests.serving.simulation import CPU, END, IDS, START, given_step
 from tests.serving.worker import Draft, alone, boundary_and_more, new, ready, runner, scheduled, text_of  # noqa: F401, a fixture for all
 from torch_specexit.plugin import outcome
 from torch_specexit.plugin.compat import wraps
 from torch_specexit.plugin.worker import exits as module
+from torch_specexit.plugin.worker import runner_v1, runner_v2
 from torch_specexit.plugin.worker.checking import CheckError
 from torch_specexit.plugin.worker.exits import Exits
 from torch_specexit.plugin.worker.forbidden import forbids
 from torch_specexit.plugin.worker.model import WithSignals
+from torch_specexit.plugin.worker.slots import Slots
 from torch_specexit.plugin.worker.weights import Weights
 
 pytestmark = pytest.mark.vllm
@@ -126,7 +129,8 @@ def test_a_request_that_comes_back_goes_on_and_one_whose_prompt_is_continued_beg
     back = scheduled(new("a", prefill=[START, 2])) if v2 else scheduled(resumed={"a": [START, 2]})
     exits.track(back)
     assert text_of(exits, given_step(["a"], [[5]], at=[1])) == [[END]]
-    exits.track(scheduled(new("a", prompt=[START, 2, END, 5, START, 7])))
+    continued = [START, 2, END, 5, START, 7]
+    exits.track(scheduled(new("a", continued, prefill=continued if v2 else None)))
     assert text_of(exits, given_step(["a"], [[2]], at=[5]), given_step(["a"], [[5]], at=[6])) == [[2], [END]]
 
 
@@ -211,6 +215,17 @@ def test_the_checking_mode_finds_a_step_of_another_kind_than_the_rule_was_made_r
         exits.step(step._replace(tokens=step.tokens.int()))
 
 
+def test_a_report_is_written_again_only_behind_its_copy(monkeypatch):
+    exits, did = ready(), []
+    exits.track(scheduled(new("a")))
+    step, start = exits.rule.step, exits.copies.start
+    monkeypatch.setattr(exits.copies, "wait", lambda: did.append("wait"))
+    monkeypatch.setattr(exits.rule, "step", lambda *given: did.append("step") or step(*given))
+    monkeypatch.setattr(exits.copies, "start", lambda report: did.append("start") or start(report))
+    exits.step(given_step(["a"], [[5]]))
+    assert did == ["wait", "step", "start"]
+
+
 def test_only_news_is_reported():
     exits = ready()
     exits.track(scheduled(new("a")))
@@ -221,3 +236,74 @@ def test_only_news_is_reported():
         exits.close(output)
         told.append(list(vars(output)[outcome.KEY]))
     assert told == [["a"], [], [], ["a"], []]  # it is new; its thinking has ended
+
+
+class Recorder(Exits):
+    """Exits that take a step down, as the runner describes it."""
+
+    def __init__(self) -> None:
+        self.slots, self.ids = Slots(CPU, capacity=1), IDS
+        self.opened, self.steps, self.named = [], [], []
+
+    def look_through(self, requests: Any, opens: Any) -> None:
+        self.opened.append((list(requests), bool(opens("b", 2))))
+
+    def step(self, sampled: Any) -> bool:
+        self.steps.append(sampled)
+        return True
+
+    def name_forced(self, *given: Any, by_request: bool) -> None:
+        self.named.append(by_request)
+
+
+READ = np.array([[5, 5, 5], [START, 5, END], [5, 5, 5]], np.int32)
+"""Tokens of three requests, whose prompts are two long: the second has ended its thinking behind that."""
+
+
+def on_device(values: torch.Tensor) -> Any:
+    return SimpleNamespace(gpu=values)
+
+
+@pytest.mark.parametrize(("drafts", "ends", "rows"), [(True, [3, 4, 7], [*range(7)]), (False, [1, 2, 3], [1, 4, 7])])
+def test_a_step_of_v1_is_of_the_requests_that_run_and_reads_no_prompt_that_goes_on(drafts, ends, rows):
+    tokens = torch.tensor([[START, 5, -1], [7, -1, -1], [5, 6, 7], [9, 9, 9]], dtype=torch.int32)
+    served: Any = runner()
+    served.input_batch = SimpleNamespace(
+        req_ids=["a", "b", "c", "gone"], num_reqs=3, req_id_to_index={"b": 1}, token_ids_cpu=READ
+    )
+    served.discard_request_mask = on_device(torch.tensor([False, True, False, False]))
+    served.query_start_loc, served.input_ids = on_device(torch.tensor([0, 2, 5, 8, 8])), on_device(torch.arange(8))
+    served.positions = torch.arange(8)
+    indices = SimpleNamespace(cu_num_sampled_tokens=torch.tensor([3, 4, 7]), logits_indices=torch.arange(7).int())
+    output: Any = SimpleNamespace(sampled_token_ids=tokens, logprobs_tensors=None)
+    metadata: Any = indices if drafts else None
+    runner_v1.rewrite(served, exits := Recorder(), output, None, metadata)
+    (step,) = exits.steps
+    assert (step.requests, step.n.tolist(), step.padded, step.rejected) == (["a", "b", "c"], [2, 0, 3], True, None)
+    assert (step.ends.tolist(), step.logits_rows.tolist()) == (ends, rows)
+    assert [step.n.dtype, step.ends.dtype, step.logits_rows.dtype] == [torch.int32, torch.int32, torch.int64]
+    assert (step.tokens.data_ptr(), step.tokens.shape) == (tokens.data_ptr(), (3, 3))
+    assert (exits.opened, exits.named) == ([(["a", "b", "c"], True)], [True])
+
+
+def test_a_step_of_v2_is_of_the_requests_that_run():
+    tokens = torch.tensor([[5, 6, 7], [5, 6, 7], [9, 9, 9]])
+    served: Any = runner()
+    served.model, served.pcp_manager = SimpleNamespace(compute_logits=None), None
+    served.req_states = SimpleNamespace(all_token_ids=on_device(torch.from_numpy(READ)), req_id_to_index={"b": 1})
+    batch: Any = SimpleNamespace(
+        num_reqs=2,
+        req_ids=["a", "b"],
+        positions=torch.arange(5),
+        input_ids=torch.arange(5),
+        logits_indices=torch.arange(5),
+        cu_num_logits=torch.tensor([0, 2, 5, 5], dtype=torch.int32),
+    )
+    output: Any = SimpleNamespace(sampled_token_ids=tokens, logprobs_tensors=None)
+    n, rejected = torch.tensor([1, 2, 9], dtype=torch.int32), torch.tensor([0, 1, 9], dtype=torch.int32)
+    runner_v2.rewrite(served, exits := Recorder(), output, n, rejected, batch, None)
+    (step,) = exits.steps
+    assert (step.requests, step.n.tolist(), step.rejected.tolist()) == (["a", "b"], [1, 2], [0, 1])
+    assert (step.ends.tolist(), step.padded) == ([2, 5], False)
+    assert (step.tokens.data_ptr(), step.tokens.shape) == (tokens.data_ptr(), (2, 3))
+    assert (exits.opened, exits.named) == ([(["a", "b"], True)], [False])

@@ -17,6 +17,7 @@ from torch_specexit.plugin import outcome
 from torch_specexit.plugin.worker import exits as module
 from torch_specexit.plugin.worker import ranks
 from torch_specexit.plugin.worker.exits import Exits
+from torch_specexit.plugin.worker.rule import RECORD
 from torch_specexit.plugin.worker.runner_v2 import keep_restored
 
 pytestmark = pytest.mark.vllm
@@ -106,7 +107,11 @@ def test_where_one_rank_has_not_got_its_weights_all_leave_the_step_alone(monkeyp
     weights = both.exits[behind].draft.weights
     weights.lose("the update has failed")
     assert both.texts(given_step(["a"], [[5]], at=[1])) == [[[5]]] * 2
-    reasons = [told[outcome.AWAITING_KEY] for told in both.told()]
+    told = both.told()
+    assert [rank[outcome.KEY] for rank in told] == [
+        {"a": [0.0] * len(RECORD)}
+    ] * 2  # were it to end here, exits were off
+    reasons = [rank[outcome.AWAITING_KEY] for rank in told]
     assert reasons[behind] == "the update has failed"
     assert reasons[1 - behind] == "the draft's weights are not whole on another rank"
     assert [exits.failure for exits in both.exits] == [None, None]
@@ -137,7 +142,9 @@ def test_under_context_parallel_the_signals_are_read_off_the_whole_batch():
     manager.restore_for_sampling(torch.zeros(2, 2), [torch.zeros(2, 2)])
     manager.restore_draft_prefill(torch.zeros(2, 2), torch.zeros(2, 2))
     draft: Any = exits.draft
+    kept = manager.restore_for_sampling
     keep_restored(exits, manager)  # at the next step
+    assert manager.restore_for_sampling is kept
     assert exits.aux is whole
     assert draft.left is whole[0]
 

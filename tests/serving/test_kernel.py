@@ -20,6 +20,7 @@ from tests.serving.simulation import CPU, END, GARBAGE, IDS, START, VOCAB, WIDES
 from torch_specexit.plugin.worker.cost import STEPS, Scene, launches
 from torch_specexit.plugin.worker.loops import FINGERPRINT, LoopSearch
 from torch_specexit.plugin.worker.ranks import INCOMPLETE
+from torch_specexit.plugin.worker.reading import Reader
 from torch_specexit.plugin.worker.rule import CAP, LOOP, OVER, STATE, STEPS_BACK, Admission, Markers, Sampled
 from torch_specexit.plugin.worker.slots import Slots
 from torch_specexit.plugin.worker.twin import Twin
@@ -89,9 +90,9 @@ class Pair:
         loops = LoopSearch.of(LoopGuard(2, 3), STEPS_BACK * WIDEST) if transition else None
         self.looks = loops is not None
         self.slots = tuple(Slots(CPU, capacity=1, ring=loops.ring if loops else 0) for _ in range(2))
-        markers = Markers.of(ids, VOCAB, CPU, transition=transition, loops=loops)
+        self.markers = Markers.of(ids, VOCAB, CPU, transition=transition, loops=loops)
         self.rules = [
-            version(slots, markers, source, smooth=smooth)
+            version(slots, self.markers, source, smooth=smooth)
             for version, slots in zip((kernel, Twin), self.slots, strict=True)
         ]
 
@@ -265,6 +266,27 @@ def test_requests_that_a_step_leaves_out_are_judged_with_it(kernel):
     given = pair.step(["b", "a"], torch.tensor([[6], [6]]), one)
     assert given.tokens.tolist() == [[6], [END]]
     assert pair.rules[0].forced[:2].tolist() == [False, True]
+
+
+def test_what_changes_of_a_row_reaches_a_batch_that_stays_the_same(kernel):
+    """The kernel's rows are placed anew only where something has changed."""
+    pair, one = Pair(kernel, "draft", smooth=False), torch.ones(1, dtype=torch.int32)
+    pair.add("a", ALWAYS._replace(thinking=None, policy=Policy(thresholds={"validity": 1.0})))
+
+    def drawn(token: int, back: int = 0) -> int:
+        return int(pair.step(["a"], torch.tensor([[token]]), one, back=torch.tensor([back])).tokens)
+
+    pair.step(["a"], torch.tensor([[5]]), one * 0)
+    for slots in pair.slots:
+        slots.open("a", torch.tensor(True))
+    assert [drawn(token) for token in [5] * (STEPS_BACK + 2)] == [5] * (STEPS_BACK + 2)
+    for slots in pair.slots:
+        slots.rebuild("a", *Reader(pair.markers).rebuild(slots.admissions["a"]._replace(thinking=True), [5]))
+    assert drawn(6, back=STEPS_BACK + 1) == 6
+    pair.compare_tables()  # neither has lost it
+    for slots in pair.slots:
+        slots.interrupt("a", now=True)
+    assert drawn(7) == END
 
 
 def test_a_step_of_no_request_judges_what_is_left_and_is_the_same_variant_of_the_kernel(kernel):

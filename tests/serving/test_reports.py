@@ -134,6 +134,20 @@ def test_a_would_be_exit_is_told_unless_the_client_never_got_that_far():
     assert outcome.Record.from_row([OVER, 50, 0, 0, 1.0, 1, *SIGNALS]).would_exit == 0
 
 
+@pytest.mark.parametrize(
+    ("n_output", "outcome_then", "kept", "written"),
+    [(2, "off", 0, 0), (3, "length", 0, 0), (9, "length", 6, 0), (13, "length", 8, 2), (14, "exit", 8, 2)],
+)
+def test_a_report_is_of_what_the_client_gets_to_the_token(n_output, outcome_then, kept, written):
+    """Thinking of 3 tokens of output on, cut at 8 thinking tokens, 2 written behind them; the worker has seen all."""
+    record = outcome.Record(OVER, 10, start=3, exited=1, judged=0, on=1, signals=SIGNALS, kept=8)
+    report = record.describe(n_output, cut_off=True)
+    assert (report["outcome"], report["thinking_tokens"]) == (outcome_then, kept)
+    assert report.get("transition_tokens", 0) == written
+    shadow = record._replace(exited=0, would_exit=6)
+    assert ("would_exit" in shadow.describe(n_output, cut_off=True)) == (n_output >= 3 + 6)
+
+
 def test_a_signal_that_is_no_number_is_left_out():
     """JSON has no word for it, and a counter that has taken it in says nothing from then on."""
     signals = (0.1, float("nan"), float("nan"), 0.9)

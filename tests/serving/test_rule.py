@@ -314,6 +314,29 @@ def thoughts(slots: Slots, *requests: str) -> list[float]:
     return [state_of(slots, request)["thoughts"] for request in requests]
 
 
+def test_what_waits_for_a_row_and_what_it_held_go_with_its_request():
+    slots = Slots(CPU, capacity=1, ring=2)
+    slots.add("a", Admission(None, Policy(), prompt=1))
+    slots.flush()
+    slots.open("a", torch.tensor(True))
+    slots.interrupt("a", now=True)
+    slots.rebuild("a", [7.0] * len(STATE), [8, 9])
+    slots.flush()
+    assert slots.tables.past[0, STEPS_BACK].tolist() == [7.0] * len(STATE)
+    assert slots.tables.recent.tolist() == [[8, 9]]
+    slots.open("a", torch.tensor(True))
+    slots.interrupt("a", now=True)
+    slots.rebuild("a", [7.0] * len(STATE), [8, 9])
+    slots.remove(["a"])
+    slots.add("b", other := Admission(False, None, prompt=3))
+    slots.flush()
+    assert slots.row_of == {"b": 0}
+    assert slots.tables.state.tolist() == [other.state()]
+    assert slots.tables.knobs.tolist() == [other.knobs()]
+    assert (slots.tables.past == -1).all()
+    assert not slots.interrupted
+
+
 def test_freed_rows_are_used_again_and_a_prompt_that_is_continued_begins_anew():
     slots = Slots(CPU, capacity=2)
     for name in "abc":
