@@ -374,9 +374,9 @@ def run(name: str, arguments: list[str]) -> None:
         _fail(interrupted(name), code=130)
     except InputError as error:
         _fail(str(error), code=LASTING if command.restarted and lasts(error) else 1)
-    except (FileExistsError, FileNotFoundError) as error:
-        _fail(str(error))
     except OSError as error:
+        if isinstance(error, FileExistsError | FileNotFoundError) and not error.filename:  # ours, in words
+            _fail(str(error))
         if error.errno not in DISK and not (error.filename and error.strerror):
             raise
         _fail(f"{error.filename or 'a file'}: cannot be written or read: {error.strerror}")

@@ -110,7 +110,9 @@ def test_what_would_only_come_again_has_a_code_of_its_own(
     assert capsys.readouterr().err == f"error: {error}\n"
 
 
-@pytest.mark.parametrize("name", ["ENOTDIR", "EISDIR", "EBUSY", "ENAMETOOLONG", "ELOOP", "EIO", "ESTALE"])
+@pytest.mark.parametrize(
+    "name", ["EEXIST", "ENOENT", "ENOTDIR", "EISDIR", "EBUSY", "ENAMETOOLONG", "ELOOP", "EIO", "ESTALE"]
+)
 def test_what_the_system_says_of_a_file_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, name: str
 ) -> None:
