@@ -34,6 +34,8 @@ BEGINNING = 1024
 """Tokens of a trace on which repairs are tried. A mistake shows there; and further on than a draft was trained, another
 RoPE may do better than its own without a mistake."""
 
+OUTPUT = "midlayer.self_attn.o_proj.weight"
+
 States = Mapping[int, Float[Tensor, "time hidden"]]
 """Layer -> the target's residual stream behind it."""
 Change = Callable[[States, tuple[int, ...]], Float[Tensor, "time aux_hidden"]]
@@ -86,6 +88,9 @@ def repairs(
     yield Repair("aux layers look reversed", reverse, config, layers[::-1])
     yield from _vocabulary(config, weights)
     yield from _attention(config)
+    yield from _heads(config)
+    yield from _changed_over(config)
+    yield from _transposed(config)
     if config.own_embeddings and embedding.shape[1] == config.hidden_size:
         own = config.model_copy(update={"own_embeddings": False})
         remedy = "no embed_tokens.weight: vLLM then takes the target's"
@@ -106,14 +111,21 @@ def _vocabulary(config: DraftConfig, weights: Mapping[str, Tensor]) -> Iterator[
         return
     ids, layers = weights["d2t"], config.eagle_aux_hidden_state_layer_ids
     order = torch.arange(len(ids), device=ids.device)
+    tokens = ids + order
     in_range = bool(((ids >= 0) & (ids < config.vocab_size)).all())
     if in_range and len(ids.unique()) == len(ids):
         remedy = "d2t minus 0, 1, 2, ..."
         yield Repair("d2t holds ids", remedy, config, layers, weights=lambda _: {"d2t": ids - order})
     for by in (-1, 1):
-        moved = {"d2t": (ids + order).roll(by) - order}
+        moved = {"d2t": tokens.roll(by) - order}
         remedy = f"the tokens of d2t moved by {by}"
         yield Repair("d2t looks off by one", remedy, config, layers, weights=lambda _, moved=moved: moved)
+    if bool((tokens.diff() < 0).any()):
+        ascending = {"d2t": tokens.sort().values - order}
+        mistake = "lm_head.weight looks to be in the order of the target's tokens"
+        yield Repair(mistake, "the tokens of d2t in ascending order", config, layers, weights=lambda _: ascending)
+    mistake = "lm_head.weight looks to be of the target's first tokens"
+    yield Repair(mistake, "d2t all zeros", config, layers, weights=lambda _: {"d2t": torch.zeros_like(ids)})
 
 
 def _attention(config: DraftConfig) -> Iterator[Repair]:
@@ -134,6 +146,57 @@ def _attention(config: DraftConfig) -> Iterator[Repair]:
     for sides, remedy in (((half, 2), "first every other row of a head, then the rest"), ((2, half), "the way back")):
         weights = partial(rearranged, sides=sides)
         yield Repair("RoPE looks interleaved", f"rows of q and k rearranged: {remedy}", config, layers, weights=weights)
+
+
+def _heads(config: DraftConfig) -> Iterator[Repair]:
+    """Query heads that share a key and value: side by side, or as far apart as there are keys, as frameworks differ."""
+    layers, dim, kv = config.eagle_aux_hidden_state_layer_ids, config.head_dim, config.num_key_value_heads
+    group = config.num_attention_heads // kv
+
+    def rearranged(weights: Mapping[str, Tensor], sides: tuple[int, int], parts: str) -> dict[str, Tensor]:
+        names = [f"midlayer.self_attn.{part}" for part in ("q_proj.weight", "q_proj.bias") if part[0] in parts]
+        rows = {name: weights[name] for name in names if name in weights}
+        found = {name: x.unflatten(0, (*sides, dim)).transpose(0, 1).reshape(x.shape) for name, x in rows.items()}
+        columns = weights[OUTPUT].unflatten(1, (*sides, dim)).transpose(1, 2).reshape(weights[OUTPUT].shape)
+        return found | {OUTPUT: columns}
+
+    # Of one head or one key there is one order, and of as many keys as a group has heads the way back is the same.
+    for sides in sorted({(group, kv), (kv, group)}) if min(group, kv) > 1 else ():
+        for parts, what in (("qo", "q's rows and o's columns"), ("o", "o's columns")):
+            remedy = f"heads of {what} rearranged: first one in {sides[1]}, then the rest"
+            weights = partial(rearranged, sides=sides, parts=parts)
+            yield Repair("query heads look to be in another order", remedy, config, layers, weights=weights)
+
+
+def _changed_over(config: DraftConfig) -> Iterator[Repair]:
+    """Two tensors of the same shape under each other's names. Those of ``q_norm`` and ``k_norm`` are not tried: but for
+    RoPE a score has their product in it, which is the same."""
+    layers = config.eagle_aux_hidden_state_layer_ids
+    for one, other in (("mlp.gate_proj", "mlp.up_proj"), ("input_layernorm", "hidden_norm")):
+        names = (f"midlayer.{one}.weight", f"midlayer.{other}.weight")
+
+        def changed(weights: Mapping[str, Tensor], names: tuple[str, str] = names) -> dict[str, Tensor]:
+            return dict(zip(names, (weights[name] for name in names[::-1]), strict=True))
+
+        mistake = f"{one} and {other} look changed over"
+        yield Repair(mistake, "each under the other's name", config, layers, weights=changed)
+
+
+def _transposed(config: DraftConfig) -> Iterator[Repair]:
+    """Square matrices, and blocks of ``fc``; any other is refused by its shape."""
+    layers, shapes = config.eagle_aux_hidden_state_layer_ids, config.tensor_shapes()
+    sides = {name: shape[0] for name, shape in shapes.items() if "midlayer" in name and shape == (shape[0], shape[0])}
+    if config.target_hidden_size == config.hidden_size:
+        sides["fc.weight"] = config.hidden_size
+
+    def turned(weights: Mapping[str, Tensor], name: str, side: int) -> dict[str, Tensor]:
+        blocks = [block.T for block in weights[name][:side].split(side, dim=1)]
+        return {name: torch.cat([torch.cat(blocks, dim=1), weights[name][side:]])}  # signal rows of fc stay
+
+    for name, side in sides.items():
+        what = "each block of its columns" if name == "fc.weight" else "it"
+        weights = partial(turned, name=name, side=side)
+        yield Repair(f"{name} looks transposed", f"{what} transposed", config, layers, weights=weights)
 
 
 def _rope(config: DraftConfig, target: Mapping[str, Any]) -> Iterator[Repair]:

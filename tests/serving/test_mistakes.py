@@ -140,9 +140,67 @@ def shuffled_head(config, tensors):
     return config, tensors | {"lm_head.weight": np.random.default_rng(0).permutation(tensors["lm_head.weight"])}
 
 
+def sorted_head(config, tensors):
+    """A head in the order of the target's tokens, where d2t has another."""
+    tokens = tensors["d2t"] + np.arange(config.draft_vocab_size)
+    return config, tensors | {"d2t": np.random.default_rng(0).permutation(tokens) - np.arange(len(tokens))}
+
+
+def tiled(parts):
+    """Query heads in the order of frameworks in which those of one key are as far apart as there are keys."""
+
+    def plant(config, tensors):
+        q, o = (f"midlayer.self_attn.{part}_proj.weight" for part in "qo")
+        keys, dim = config.num_key_value_heads, config.head_dim
+        rows = tensors[q].reshape(keys, -1, dim, tensors[q].shape[1]).swapaxes(0, 1).reshape(tensors[q].shape)
+        columns = tensors[o].reshape(len(tensors[o]), keys, -1, dim).swapaxes(1, 2).reshape(tensors[o].shape)
+        found = {"q": {q: rows}, "o": {o: columns}}
+        return config, tensors | {name: weight for part in parts for name, weight in found[part].items()}
+
+    return plant
+
+
+def changed_over_names(config, tensors, one, other):
+    first, second = (f"midlayer.{name}.weight" for name in (one, other))
+    return config, tensors | {first: tensors[second], second: tensors[first]}
+
+
+def changed_projections(config, tensors):
+    """The same draft with units that cancel each other out: one as small as this hardly minds the mistake without."""
+    gate, up, down = (tensors[f"midlayer.mlp.{part}_proj.weight"] for part in ("gate", "up", "down"))
+    wide = {"gate": np.concatenate([gate] * 3), "up": np.concatenate([up, up, -up])}
+    wide |= {"down": np.concatenate([down, 10 * down, 10 * down], axis=1)}
+    same = tensors | {f"midlayer.mlp.{part}_proj.weight": weight for part, weight in wide.items()}
+    config = config.model_copy(update={"intermediate_size": 3 * config.intermediate_size})
+    return changed_over_names(config, same, "mlp.gate_proj", "mlp.up_proj")
+
+
+def changed_norms(config, tensors):
+    """The same draft with other scales of the embedding, which the columns behind make up for."""
+    scales = np.exp(np.random.default_rng(0).normal(0, 1.5, config.hidden_size)).astype(np.float32)
+    both, norm = np.concatenate([scales, np.ones_like(scales)]), "midlayer.input_layernorm.weight"
+    names = [f"midlayer.self_attn.{part}_proj.weight" for part in "qkv"]
+    same = tensors | {norm: tensors[norm] * scales} | {name: tensors[name] / both for name in names}
+    return changed_over_names(config, same, "input_layernorm", "hidden_norm")
+
+
+def transposed_fusion(config, tensors):
+    blocks = np.split(tensors["fc.weight"], config.num_aux_hidden_states, axis=1)
+    return config, tensors | {"fc.weight": np.concatenate([block.T for block in blocks], axis=1)}
+
+
 @pytest.mark.parametrize(
     ("plant", "named"),
     [
+        (
+            sorted_head,
+            r"^lm_head\.weight looks to be in the order of the target's tokens: .* of d2t in ascending order$",
+        ),
+        (tiled("qo"), r"^query heads look to be in another order: .* of q's rows and o's columns .* one in 2, then"),
+        (tiled("o"), r"^query heads look to be in another order: .* heads of o's columns rearranged: first one in 2"),
+        (changed_projections, r"^mlp\.gate_proj and mlp\.up_proj look changed over: "),
+        (changed_norms, r"^input_layernorm and hidden_norm look changed over: .* each under the other's name$"),
+        (transposed_fusion, r"^fc\.weight looks transposed: .* each block of its columns transposed$"),
         (reversed_layers, r"^aux layers look reversed: .* with the blocks of fc\.weight's columns in reverse$"),
         (attention("qkv", changed_over), r"^embedding and hidden state look changed over: "),
         (
@@ -177,6 +235,17 @@ def test_ids_in_the_place_of_offsets_are_noticed_where_they_can_be_offsets_too(s
     assert found((small, right), target, features, written)[1] == []
     _, (said,) = found((small, right | {"d2t": ids[kept]}), target, features, written)
     assert said.startswith("d2t holds ids: ")
+
+
+def test_a_head_of_the_targets_first_tokens_is_noticed(sound, target, features, written):
+    config, tensors = sound
+    ids = tensors["d2t"] + np.arange(config.draft_vocab_size)
+    rows = np.zeros((256, config.hidden_size), np.float32)
+    rows[ids[ids < 256]] = tensors["lm_head.weight"][ids < 256]
+    first = config.model_copy(update={"draft_vocab_size": 256})
+    wrong = tensors | {"lm_head.weight": rows} | vocabulary_tensors(np.arange(384, 640), 640)
+    _, (said,) = found((first, wrong), target, features, written)
+    assert re.search(r"^lm_head\.weight looks to be of the target's first tokens: .* with d2t all zeros$", said)
 
 
 @pytest.mark.parametrize(("by", "where"), [(1, "behind"), (-1, "before")])
