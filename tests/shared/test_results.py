@@ -125,6 +125,12 @@ def test_every_figure_has_a_definition() -> None:
         ({"schema": 2}, "'schema' is 2"),
         ({"n": "many"}, "'n' is 'many'"),
         ({"methods": {"eagle3": {}}}, "methods.eagle3.accuracy"),
+        ({"methods": {}}, "'methods' lacks 'eagle3'"),
+        ({"against_eagle3": {}}, "'against_eagle3' lacks 'specexit'"),
+        ({"n_seconds": {"4": 3}}, "'methods.eagle3.seconds' lacks '4'"),
+        ({"oracle": {"thinking_cut": 0.7, "fraction_reached": {}}}, "'oracle.fraction_reached' lacks 'specexit'"),
+        ({"tasks": {"sums": {}}}, "'tasks.sums' lacks 'eagle3'"),
+        ({"oracle": {"thinking_cut": float("nan")}}, "holds NaN, expected numbers alone"),
     ],
 )
 def test_unusable_results_name_file_and_field(tmp_path: Path, change: dict, message: str) -> None:

@@ -7,6 +7,7 @@ Units: accuracies, cuts and fractions are shares (0..1), token counts are means 
 from __future__ import annotations
 
 import json
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,10 +25,14 @@ Triple = tuple[float, float, float]
 
 NO_INTERVAL = "no interval"
 
+ALL_ALIKE = "all alike"
+"""In place of an interval over problems of which each says the same, as where all answers are right."""
 
-def is_interval(speedup: Triple) -> bool:
-    """Whether a speed-up has an interval: of a single slice, or problem, there is none, and both ends are its value."""
-    return speedup[1] < speedup[2]
+
+def is_interval(triple: Triple) -> bool:
+    """Whether there is an interval: of a single slice or problem, or of problems that are all alike, a bootstrap makes
+    none, and both ends are the value, which looks as certain as nothing is."""
+    return triple[1] < triple[2]
 
 
 LOSS_MARGIN = 0.01
@@ -62,7 +67,8 @@ DEFINITIONS = {
     "interval": "paired percentile bootstrap, 10,000 resamples of problems, all samples of a problem together; of "
     "slices of the problems, all samples of a slice together, for seconds above batch 1 and for an open loop, where a "
     "slice is the smallest unit with a time of its own (few of them: read such an interval as rough; of one slice "
-    "there is none, and both ends are the value)",
+    "there is none, and both ends are the value). Nor is there one where all problems are alike: a bootstrap knows "
+    "nothing of what it has not seen, and is too narrow where few answers are wrong",
     "probe_tokens": "mean tokens of trial answers that a method decodes besides the response, in the same engine and "
     "the same time",
     "joules": "energy of the machine's processors and memory (RAPL) and of the GPUs in use (NVML) while the method had "
@@ -243,18 +249,40 @@ def read_results(path: Path) -> Results:
     """Read and check ``results.json``.
 
     Raises:
-      ResultsError: not there, not JSON, of another schema version, or a field is missing or wrong.
+      ResultsError: not there, not JSON, of another schema version, or a field or a number is missing or wrong.
     """
     try:
-        raw = json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
+        raw = json.loads(path.read_text(), parse_constant=_refuse_constant)
+    except (OSError, ValueError) as error:
         raise ResultsError(f"{path}: cannot be read as JSON: {error}") from error
     try:
-        return Results.model_validate(raw)
+        found = Results.model_validate(raw)
     except ValidationError as error:
         first = error.errors()[0]
         key = dotted(first)
         raise ResultsError(f"{path}: field {key!r} is {first['input']!r}: {first['msg']}") from error
+    for key, there, expected in _tables(found):
+        if missing := [name for name in expected if name not in there]:
+            raise ResultsError(f"{path}: field {key!r} lacks {missing[0]!r}, expected the whole of what bench writes")
+    return found
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"it holds {name}, expected numbers alone")
+
+
+def _tables(found: Results) -> Iterator[tuple[str, Collection[str], Collection[str]]]:
+    """Fields with the names that they have, and those that whoever reads them looks for."""
+    methods, against, batches = found.methods, found.against_eagle3, found.n_seconds
+    yield "methods", methods, [BASELINE]
+    yield "against_eagle3", against, methods.keys() & {"specexit"}
+    yield "oracle.fraction_reached", found.oracle.fraction_reached, against
+    for name, method in methods.items():
+        yield f"methods.{name}.seconds", method.seconds, batches
+    for name, versus in against.items():
+        yield f"against_eagle3.{name}.speedup", versus.speedup, batches
+    for task, part in found.tasks.items():
+        yield f"tasks.{task}", part, [BASELINE]
 
 
 def result_tables(results: Results) -> list[Table]:
@@ -386,4 +414,4 @@ def _speedup(triple: Triple) -> str:
 def _interval(triple: Triple, scale: float, digits: int) -> str:
     """The value, and its interval in a line of its own."""
     value, low, high = (f"{scale * x:.{digits}f}" for x in triple)
-    return f"{value}\n[dim]{low}..{high}[/dim]"
+    return f"{value}\n[dim]{f'{low}..{high}' if is_interval(triple) else ALL_ALIKE}[/dim]"

@@ -16,7 +16,7 @@ from specexit.bench.ablate import Ablations
 from specexit.bench.comparison import read_requests
 from specexit.bench.inputs import read_scores_of
 from specexit.bench.replay import ReplayCheck
-from specexit.bench.results import NO_INTERVAL, Results, Triple, is_interval, read_results
+from specexit.bench.results import ALL_ALIKE, NO_INTERVAL, Results, Triple, is_interval, read_results
 from specexit.config import write_text
 from specexit.data.scores import Scores, read_scores
 from specexit.data.traces import first_samples, read_traces
@@ -78,8 +78,8 @@ class Page:
 
     @property
     def most_tokens(self) -> float:
-        """Longest bar of the thinking tokens."""
-        return max(method.thinking_tokens for method in self.results.methods.values())
+        """Longest bar of the thinking tokens; 1 where nothing was thought."""
+        return max(method.thinking_tokens for method in self.results.methods.values()) or 1.0
 
     @property
     def not_shown(self) -> list[str]:
@@ -205,8 +205,8 @@ def _change_interval(cut: Triple) -> str:
 
 
 def _interval(triple: Triple, percent: bool) -> str:
-    if not percent and not is_interval(triple):
-        return NO_INTERVAL
+    if not is_interval(triple):
+        return ALL_ALIKE if percent else NO_INTERVAL
     low, high = (100 * x if percent else x for x in triple[1:])
     text = f"{low:z.1f} to {high:z.1f}" if percent else f"{low:.2f} to {high:.2f}"
     return text.replace("-", "\N{MINUS SIGN}")

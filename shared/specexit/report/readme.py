@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from specexit.bench.results import (
+    ALL_ALIKE,
     BASELINE,
     NO_INTERVAL,
     Comparison,
@@ -118,8 +119,7 @@ def _accuracy(method: MethodResult, versus: Comparison | None) -> str:
     """With its own interval, where it is known, and the difference to EAGLE-3, where there is one."""
     said = []
     if method.accuracy_interval:
-        _, low, high = method.accuracy_interval
-        said.append(f"{100 * low:.1f}..{100 * high:.1f}")
+        said.append(_between(method.accuracy_interval))
     if versus and any(versus.accuracy_delta):
         said.append(_points(versus.accuracy_delta))
     return f"{100 * method.accuracy:.1f} %" + (f" ({'; '.join(said)})" if said else "")
@@ -130,14 +130,19 @@ def _share(share: float | None) -> str:
 
 
 def _points(triple: Triple) -> str:
-    value, low, high = (100 * x for x in triple)
-    return f"{value:+.1f} points, {low:.1f}..{high:.1f}"
+    return f"{100 * triple[0]:+.1f} points, {_between(triple)}"
 
 
 def _cut(triple: Triple) -> str:
     """As the change that it is: the ends change sign, and places, with the value."""
-    value, high, low = (-100 * x for x in triple)
-    return f"{value:+z.1f} %, {low:z.1f}..{high:z.1f}"
+    value, low, high = triple
+    return f"{-100 * value:+z.1f} %, {_between((-value, -high, -low))}"
+
+
+def _between(triple: Triple) -> str:
+    """The interval of a share, in percent."""
+    _, low, high = (100 * x for x in triple)
+    return f"{low:z.1f}..{high:z.1f}" if is_interval(triple) else ALL_ALIKE
 
 
 def _times(triple: Triple) -> str:
