@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import re
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -45,15 +46,38 @@ METHOD_STYLE = {
     "specexit": ("D", "c2"),
     "specexit-fc": ("^", "c3"),
     "budget": ("X", "c4"),
+    "paper": ("p", "c5"),
+    "exits-alone": ("d", "c2"),
+    "budget-hard": ("P", "c4"),
+    "no-thinking": ("<", "c5"),
+    "kth-boundary": ("h", "c5"),
+    "stability": ("v", "c1"),
+    "deer": (">", "c3"),
+    "certaindex": ("8", "c4"),
+    "oracle": ("*", "faint"),
 }
 OTHER_SHAPES = "<>vPHph8d"
+DASHES = ("-", "--", ":", "-.", (0, (6, 2, 1, 2, 1, 2)))
+LONGEST_LABEL, MOST_ROWS = 24, 5
+"""Characters of a name in a legend, and its rows that the height of a figure has room for."""
 
 
 def style_of(name: str) -> tuple[str, str]:
-    """Marker and colour of a method: always the same for the same name."""
+    """Marker and colour of a method: always the same for the same name, and another for each that `bench` knows."""
     if name in METHOD_STYLE:
         return METHOD_STYLE[name]
     return OTHER_SHAPES[sum(name.encode()) % len(OTHER_SHAPES)], "c5"
+
+
+def _label(name: str) -> str:
+    """A name in a legend: matplotlib takes what is between dollars for a formula, and leaves out `_hidden` names."""
+    short = name if len(name) <= LONGEST_LABEL else f"{name[: LONGEST_LABEL - 1]}\N{HORIZONTAL ELLIPSIS}"
+    return ("\N{ZERO WIDTH SPACE}" if short.startswith("_") else "") + short.replace("$", r"\$")
+
+
+def _below(names: int) -> float:
+    """Inches that a legend of three columns takes beyond what a figure has room for."""
+    return 0.22 * max(0, -(-names // 3) - MOST_ROWS)
 
 
 MOST_TOKENS, MOST_BOUNDARIES = 2000, 60
@@ -91,14 +115,16 @@ def accuracy_chart(
       curves: method -> its settings in order.
       small: one of several side by side, which have no legend.
     """
-    with _figure(*((4.2, 3.0) if small else (8.0, 4.2))) as figure:
+    legend = _below(len(served) + len(curves) + 1)
+    with _figure(*((4.2, 3.0) if small else (8.0, 4.2 + legend))) as figure:
         axes = figure.subplots()
         _replayed(axes, curves)
         for spot in served:
             shape, color = style_of(spot.name)
             size = 90 if spot.name == "none" else 55  # lossless speculation puts eagle3 on top of it
-            color = PALETTE[color]
-            axes.scatter(spot.tokens, 100 * spot.accuracy, marker=shape, s=size, color=color, label=spot.name, zorder=3)
+            label = "oracle, served" if spot.name == "oracle" else _label(spot.name)
+            at = spot.tokens, 100 * spot.accuracy
+            axes.scatter(*at, marker=shape, s=size, color=PALETTE[color], label=label, zorder=3)
         if oracle:
             at = oracle.tokens, 100 * oracle.accuracy
             axes.scatter(*at, marker="*", s=170, color=PALETTE["ink"], label="oracle", zorder=2)
@@ -115,11 +141,11 @@ def accuracy_chart(
 
 def _replayed(axes: Axes, curves: Mapping[str, Sequence[Spot]]) -> None:
     own = {"validity": "c2", "budget": "c4"}
-    dashes = cycle(("-", "--", ":", "-.", (0, (6, 2, 1, 2, 1, 2))))
+    dashes = cycle(DASHES)
     for curve, spots in curves.items():
         color, style = (own[curve], "-") if curve in own else ("c5", next(dashes))
         x, y = [spot.tokens for spot in spots], [100 * spot.accuracy for spot in spots]
-        axes.plot(x, y, color=PALETTE[color], linestyle=style, lw=1.2, alpha=0.7, label=f"{curve}, replayed")
+        axes.plot(x, y, color=PALETTE[color], linestyle=style, lw=1.2, alpha=0.7, label=f"{_label(curve)}, replayed")
 
 
 def curves_chart(curves: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str, top: float) -> str:
@@ -182,19 +208,21 @@ def threshold_chart(points: Sequence[tuple[float, float, float]], mark: float | 
 
 
 def latency_chart(times: Mapping[str, Sequence[float]]) -> str:
-    """Share of requests answered within so many seconds, by method."""
-    with _figure(8.0, 3.8) as figure:
+    """Share of requests answered within so many seconds, by method; lines of one colour have different dashes."""
+    dashes = defaultdict(lambda: cycle(DASHES))
+    with _figure(8.0, 3.8 + _below(len(times))) as figure:
         axes = figure.subplots()
         for name, seconds in times.items():
             ordered = np.sort(np.array(seconds))
             share = np.arange(1, len(ordered) + 1) / len(ordered)
-            color = PALETTE[style_of(name)[1]]
-            axes.step([0, *ordered], [0, *(100 * share)], where="post", color=color, lw=1.4, label=name)
+            color = style_of(name)[1]
+            line = {"color": PALETTE[color], "linestyle": next(dashes[color]), "label": _label(name)}
+            axes.step([0, *ordered], [0, *(100 * share)], where="post", lw=1.4, **line)
         axes.set_xlabel("seconds")
         axes.set_ylabel("requests answered, %")
         axes.set_xlim(left=0)
         axes.grid(color=PALETTE["faint"], alpha=0.25, lw=0.6)
-        figure.legend(loc="outside lower center", ncols=4, frameon=False)
+        figure.legend(loc="outside lower center", ncols=3, frameon=False)
         return _svg(figure)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from specexit.bench.results import BASELINE, LOSS_MARGIN, Results, computed_again
@@ -12,6 +12,9 @@ from specexit.schemas.sampling import drawn
 
 ALPHA = 0.05
 """Level of the tests that the verdict stands on."""
+
+MOST_NAMED = 12
+"""Methods that a sentence names."""
 
 SPACE = "\N{NARROW NO-BREAK SPACE}"
 """In front of a percent sign."""
@@ -49,14 +52,22 @@ def verdict(results: Results, draft: DraftConfig | None, certified: Mapping[str,
         slower = [name for name, p in others.items() if p <= ALPHA]
         rest = [name for name in others if name not in slower]
         if set(others) != {BASELINE}:
-            text = f"At batch {batch} it answers sooner than {', '.join(slower) or 'none of the others'}"
-            said.append(text + (f"; not shown of {', '.join(rest)}." if rest else ": every other method measured."))
+            text = f"At batch {batch} it answers sooner than {_named(slower) or 'none of the others'}"
+            every = "every other method measured" + (" but the oracle" if "oracle" in results.methods else "")
+            said.append(text + (f"; not shown of {_named(rest)}." if rest else f": {every}."))
     if draft and draft.specexit:
         ours, theirs = drawn(results.sampling), drawn(certified or {})
         otherwise = None not in (ours, theirs) and ours != theirs
         text = certificate(draft.specexit, results.inputs.get("calibration_traces"), certified, otherwise=otherwise)
         said.append(text)
     return tuple(said)
+
+
+def _named(methods: Sequence[str]) -> str:
+    """Methods in a sentence, in which "none" would be no method."""
+    names = ["no speculation" if name == "none" else name for name in methods]
+    more = len(names) - MOST_NAMED
+    return ", ".join(names if more <= 0 else [*names[:MOST_NAMED], f"{more} more (P-values below)"])
 
 
 def _speed(results: Results, batch: str, times: float) -> str:

@@ -90,9 +90,10 @@ def test_tasks_show_what_each_gains(bench: Path) -> None:
     tasks = {task: {"eagle3": theirs, "specexit": ours} for task in ("sums", "late")}
     write_results(bench / "results.json", results.model_copy(update={"tasks": tasks}))
     report(config(bench))
-    html = (bench / "report.html").read_text()
-    assert html.count("0.98× (0.97 to 1.00) at batch 1") == 2
-    assert "68.0 tokens" in html
+    html = re.sub(r"\n+", "", (bench / "report.html").read_text())
+    assert html.count("<td>0.98×<small>0.97 to 1.00</small></td><td>–</td>") == 2  # batch 16 was not timed
+    assert html.count("<td>68.0</td>") == 4  # in the table, and in the numbers behind each figure
+    assert "<bdi>sums</bdi>, 9 problems</th>" in html
 
 
 def test_charts_take_the_colours_of_the_page_and_say_what_they_show(bench: Path, trace: Trace) -> None:
@@ -109,6 +110,7 @@ def test_headline_and_intervals(bench: Path) -> None:
     report(config(bench))
     html = (bench / "report.html").read_text().replace("\N{NARROW NO-BREAK SPACE}", " ")
     assert html.count("100.0 %<small>all alike</small>") == 2  # of one problem, accuracy of each method
+    assert "<td>−1.0<small>−2.0 to 0.0</small></td>" in html  # points, in the table as in the headline
     for expected in (
         "58 % less thinking",
         "−58.1 %<small>−60.0 to −56.0",
@@ -189,6 +191,19 @@ def test_of_nothing_that_could_be_cut_there_is_no_share(bench: Path) -> None:
         "–",
         "–",
     ]
+
+
+def test_a_table_of_nothing_is_said_to_be_none(bench: Path) -> None:
+    """Of EAGLE-3 alone there was a comparison's heading with nothing below it; without thinking, no page at all."""
+    results = read_results(bench / "results.json")
+    alone = results.methods["eagle3"].model_copy(update={"thinking_tokens": 0.0, "latency": {}})
+    changed = {"methods": {"eagle3": alone}, "against_eagle3": {}}
+    write_results(bench / "results.json", results.model_copy(update=changed))
+    report(config(bench))
+    html = (bench / "report.html").read_text()
+    assert "No other method was measured" in html
+    assert "Single responses were not timed." in html
+    assert not re.findall(r"<tbody>\s*</tbody>", html)
 
 
 def test_what_is_not_given_is_left_out(bench: Path) -> None:
