@@ -211,7 +211,8 @@ def load(schema: type[ConfigT], path: Path | None = None, overrides: Sequence[st
     try:
         return schema.model_validate(data)
     except ValidationError as error:
-        raise ConfigError(_explain(schema, error, str(path or "config"))) from error
+        given = [override.partition("=")[0] for override in overrides]
+        raise ConfigError(_explain(schema, error, str(path or "config"), given)) from error
 
 
 def kinds_of(schema: type[BaseModel], key: str) -> tuple[Any, ...]:
@@ -287,10 +288,12 @@ SAID = {
 """Kind of problem -> what to change, where pydantic names types of Python."""
 
 
-def _explain(schema: type[BaseModel], error: ValidationError, where: str) -> str:
+def _explain(schema: type[BaseModel], error: ValidationError, file: str, given: Sequence[str]) -> str:
+    """What is wrong, line by line, and where: in a file, or in one of the keys that were given beside it."""
     lines = []
     for problem in error.errors():
         key, told = dotted(problem), problem["msg"].removeprefix("Value error, ")
+        where = "config" if any(f"{key}.".startswith(f"{one}.") for one in given) else file
         if problem["type"] == "extra_forbidden":
             lines.append(f"{where}: unknown key {key!r}{_known(schema, key)}")
         elif problem["type"] == "missing":

@@ -92,6 +92,15 @@ def test_an_error_names_the_file(recipe):
         load(Recipe, recipe)
 
 
+@pytest.mark.parametrize("given", ["steps=many", "optimizer.rat=3", "optimizer.rate=-1", "optimizer={rate: -1}"])
+def test_what_was_given_beside_a_file_is_not_looked_for_in_it(recipe, given):
+    with pytest.raises(ConfigError, match=r"\Aconfig: "):
+        load(Recipe, recipe, [given])
+    recipe.write_text("kind: c\n")
+    with pytest.raises(ConfigError, match=r"recipe\.yaml: kind is 'c'"):
+        load(Recipe, recipe, [given])
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -15,7 +15,7 @@ from pydantic import Field, ValidationError
 from specexit.config import Config
 from specexit.drafts.files import read_object
 from specexit.drafts.policy import OperatingPoint, PolicyError, PolicyFile
-from specexit.errors import dotted, shown
+from specexit.errors import first_problem
 
 FILE = "hold.json"
 MAX_BYTES = 10_000_000
@@ -92,11 +92,8 @@ def read_hold(path: Path) -> tuple[Imposed, ...]:
     try:
         return HoldFile.model_validate(read_object(path, MAX_BYTES, PolicyError)).entries
     except ValidationError as error:
-        problem = error.errors()[0]
-        key, value = dotted(problem), shown(problem["input"])
         raise PolicyError(
-            f"{path}: field {key} is {value}: {problem['msg']}; servers write this file, and without it "
-            "nothing is imposed"
+            f"{path}: field {first_problem(error)}; servers write this file, and without it nothing is imposed"
         ) from error
 
 
