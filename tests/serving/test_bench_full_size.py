@@ -26,8 +26,7 @@ from specexit.schemas.bench_full_size import BenchFullSizeConfig
 from specexit.schemas.stand_in import StandInConfig
 from specexit.schemas.target import TargetConfig
 from tests.serving.benching import generated_traces
-from tests.shapes import STAND_IN
-from tests.torch.test_stand_in import DRAFT
+from tests.shapes import STAND_IN, TINY_DRAFT
 from torch_specexit.bench import full_size as module
 from torch_specexit.bench.full_size import bench_full_size, write_stand_in
 from torch_specexit.bench.run import gather
@@ -86,7 +85,7 @@ def test_what_differs_from_the_small_target_is_counted(
     tmp_path: Path, write_random_draft, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked = stand_in_for_engines(monkeypatch, {"bfloat16"})
-    config = small_config(tmp_path, write_random_draft(tmp_path / "draft", "draft", **DRAFT))
+    config = small_config(tmp_path, write_random_draft(tmp_path / "draft", "draft", **TINY_DRAFT))
     with alone_at(config.out), pytest.raises(BenchError, match=r"full-size\.json: process \d+ on .* measures into it"):
         bench_full_size(config)
     assert asked == []
@@ -124,7 +123,7 @@ def test_a_stand_in_is_measured_on_problems_of_some_tasks_alone(
     tmp_path: Path, write_random_draft, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = stand_in_for_engines(monkeypatch, set())
-    config = small_config(tmp_path, write_random_draft(tmp_path / "draft", "draft", **DRAFT))
+    config = small_config(tmp_path, write_random_draft(tmp_path / "draft", "draft", **TINY_DRAFT))
     config = config.model_copy(update={"tasks": ("sums",), "n_exact": 0})
     tasks = ("sums", "late", "sums")
     write_traces(config.traces, [replace(t, task=task) for t, task in zip(generated_traces(N), tasks, strict=True)])
@@ -138,7 +137,7 @@ def test_a_stand_in_that_writes_other_texts_in_float32_is_not_measured(
     tmp_path: Path, write_random_draft, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked = stand_in_for_engines(monkeypatch, {"float32"})
-    config = small_config(tmp_path, write_random_draft(tmp_path / "draft", "draft", **DRAFT))
+    config = small_config(tmp_path, write_random_draft(tmp_path / "draft", "draft", **TINY_DRAFT))
     with pytest.raises(BenchError, match="stand-in-shape, eagle3: texts in float32: 0 of 2 are the small target's"):
         bench_full_size(config)
     assert [dtype for _, dtype, *_ in asked] == ["float32", "float32"]
@@ -160,7 +159,7 @@ def test_a_stand_in_of_before_is_not_measured_for_what_is_asked_now(
         wanted.out.mkdir(parents=True)
 
     monkeypatch.setattr(module, "stand_in", stand_in)
-    config = small_config(tmp_path, write_random_draft(tmp_path / "draft", "draft", **DRAFT))
+    config = small_config(tmp_path, write_random_draft(tmp_path / "draft", "draft", **TINY_DRAFT))
     for _ in range(2):
         write_stand_in(config, "tiny-reasoner", "bfloat16")
     assert written == [0]
@@ -176,7 +175,7 @@ def test_a_stand_in_of_before_is_not_measured_for_what_is_asked_now(
 
 def test_what_the_benchmark_has_not_written_is_not_removed(tmp_path: Path, write_random_draft) -> None:
     """A model of the user's own, or a stand-in that they wrote themselves, under the name of this one."""
-    config = small_config(tmp_path, write_random_draft(tmp_path / "draft", "draft", **DRAFT))
+    config = small_config(tmp_path, write_random_draft(tmp_path / "draft", "draft", **TINY_DRAFT))
     theirs = config.models / "shape-bfloat16"
     theirs.mkdir(parents=True)
     (theirs / "mine").write_text("data")

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from specexit.bench.comparison import Request, Run, summarise, write_requests
+from specexit.bench.comparison import Request, Run, compare, summarise, write_requests
 from specexit.bench.inputs import draft_inputs
 from specexit.bench.replay import ReplayError, bench_replay, check_exits
-from specexit.bench.results import Oracle, Results, read_results, write_results
+from specexit.bench.results import BASELINE, Oracle, Results, read_results, write_results
 from specexit.config import ConfigError
 from specexit.data.scores import ScoreError, Scores, write_scores
 from specexit.data.traces import TraceError, write_traces
@@ -226,9 +226,9 @@ def write_bench(folder, requests, **sampling):
         versions={},
         seed=0,
         num_speculative_tokens=3,
-        methods={"specexit": summarise(run)},
-        against_eagle3={},
-        oracle=Oracle(thinking_cut=0.5, fraction_reached={}),
+        methods=dict.fromkeys((BASELINE, "specexit"), summarise(run)),
+        against_eagle3={"specexit": compare(run, run)},
+        oracle=Oracle(thinking_cut=0.5, fraction_reached={"specexit": 0.9}),
         lossless={},
         sampling={"temperature": 0.0} | sampling,
     )
@@ -304,7 +304,7 @@ def test_what_cannot_be_compared_is_refused(files, traces, requests, signals):
     with pytest.raises(ReplayError, match="problem '3' of the benchmark is missing"):
         bench_replay(files)
     write_traces(files.traces, traces)
-    with pytest.raises(ReplayError, match=r"no requests of method 'specexit-fc', measured were specexit$"):
+    with pytest.raises(ReplayError, match=r"no requests of method 'specexit-fc', measured were eagle3, specexit$"):
         bench_replay(files.model_copy(update={"method": "specexit-fc"}))
     with pytest.raises(ReplayError, match=r"bench: batch is 7, expected one that was measured: 16$"):
         bench_replay(files.model_copy(update={"batch": 7}))
