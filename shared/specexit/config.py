@@ -211,8 +211,7 @@ def load(schema: type[ConfigT], path: Path | None = None, overrides: Sequence[st
     try:
         return schema.model_validate(data)
     except ValidationError as error:
-        given = [override.partition("=")[0] for override in overrides]
-        raise ConfigError(_explain(schema, error, str(path or "config"), given)) from error
+        raise ConfigError(_explain(schema, error, str(path or "config"), overrides)) from error
 
 
 def kinds_of(schema: type[BaseModel], key: str) -> tuple[Any, ...]:
@@ -288,9 +287,9 @@ SAID = {
 """Kind of problem -> what to change, where pydantic names types of Python."""
 
 
-def _explain(schema: type[BaseModel], error: ValidationError, file: str, given: Sequence[str]) -> str:
+def _explain(schema: type[BaseModel], error: ValidationError, file: str, overrides: Sequence[str]) -> str:
     """What is wrong, line by line, and where: in a file, or in one of the keys that were given beside it."""
-    lines = []
+    lines, given = [], [override.partition("=")[0] for override in overrides]
     for problem in error.errors():
         key, told = dotted(problem), problem["msg"].removeprefix("Value error, ")
         where = "config" if any(f"{key}.".startswith(f"{one}.") for one in given) else file
@@ -301,8 +300,7 @@ def _explain(schema: type[BaseModel], error: ValidationError, file: str, given: 
         elif not key:  # of several keys together: the message names them
             lines.append(f"{where}: {told}")
         else:
-            ours = SAID.get(problem["type"])
-            said = told if ours is None else ours.replace("KEY", key)
+            said = SAID.get(problem["type"], "").replace("KEY", key) or told
             lines.append(f"{where}: {key} is {problem['input']!r}: {said}")
     return without_passwords("\n".join(lines))
 
