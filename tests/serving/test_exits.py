@@ -103,6 +103,9 @@ def test_a_grammar_that_binds_from_the_first_token_on_rules_exits_out(structured
         ({"bad_words_token_ids": None}, True),
         ({"allowed_token_ids": [2, 5]}, False),
         ({"allowed_token_ids": [2, 5, END]}, True),
+        ({"min_tokens": 9, "all_stop_token_ids": {END, 3}}, False),  # vLLM itself draws none of these before
+        ({"min_tokens": 0, "all_stop_token_ids": {END, 3}}, True),
+        ({"min_tokens": 9, "all_stop_token_ids": {3}}, True),
     ],
 )
 def test_an_exit_writes_nothing_that_its_client_has_forbidden(params, exits_at_all):

@@ -20,10 +20,18 @@ def forbids(params: Any, closing: Sequence[int]) -> bool:
       (True, False)
       >>> forbids(SimpleNamespace(allowed_token_ids=[7, 8]), [9])
       True
+      >>> forbids(SimpleNamespace(min_tokens=200, all_stop_token_ids={2, 9}), [9])
+      True
     """
     allowed = getattr(params, "allowed_token_ids", None)
     words = getattr(params, "bad_words_token_ids", None) or ()
-    return (allowed is not None and not set(closing).issubset(allowed)) or any(_completes(closing, w) for w in words)
+    # vLLM draws no stop token before the minimum, and ends a request at one that it is given.
+    not_yet = getattr(params, "all_stop_token_ids", ()) if getattr(params, "min_tokens", 0) else ()
+    return (
+        (allowed is not None and not set(closing).issubset(allowed))
+        or any(_completes(closing, w) for w in words)
+        or not set(closing).isdisjoint(not_yet)
+    )
 
 
 def _completes(closing: Sequence[int], word: Sequence[int]) -> bool:
