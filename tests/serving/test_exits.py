@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from functools import partial
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -113,6 +113,30 @@ def test_an_exit_writes_nothing_that_its_client_has_forbidden(params, exits_at_a
     exits = ready()
     exits.track(scheduled(new("a", **params)))
     assert text_of(exits, *boundary_and_more()) == [[2], [END if exits_at_all else 5]]
+
+
+@pytest.mark.parametrize(
+    ("written", "budget", "v2", "exits_at_all"),
+    [
+        ([2, 7, END], 100, False, False),
+        ([2, 7, END], None, False, True),
+        ([2, 7, END], 100, True, True),  # V2 looks at what stands there
+        ([END, 2], 100, False, True),
+        (None, 100, False, True),
+    ],
+)
+def test_an_exit_does_not_cut_into_the_text_that_vllm_writes_where_a_thinking_budget_is_used_up(
+    written, budget, v2, exits_at_all
+):
+    """Behind the marker of the exit stood the rest of that text, and the marker again."""
+    of_runner = runner()
+    of_runner.vllm_config.reasoning_config = SimpleNamespace(reasoning_end_token_ids=written)
+    of_runner.vllm_config.use_v2_model_runner = v2
+    exits = Exits(cast(Any, Draft()), of_runner)
+    exits.prepare(given_step(["x"], [[5]]).none())
+    exits.track(scheduled(new("a", thinking_token_budget=budget)))
+    assert text_of(exits, *boundary_and_more()) == [[2], [END if exits_at_all else 5]]
+    assert ("a" in exits.owners) == exits_at_all  # nor does an interrupt
 
 
 def test_a_forbidden_word_is_looked_for_in_all_that_an_exit_writes():

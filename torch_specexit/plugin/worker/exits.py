@@ -23,7 +23,7 @@ from torch_specexit.plugin import outcome
 from torch_specexit.plugin.worker.asked import request_policy_or_default
 from torch_specexit.plugin.worker.checking import Checker, is_checking
 from torch_specexit.plugin.worker.copies import Copies, News, attach, failed_elsewhere, incomplete, news_of
-from torch_specexit.plugin.worker.forbidden import forbids
+from torch_specexit.plugin.worker.forbidden import closes_with_text, forbids
 from torch_specexit.plugin.worker.interrupt import Owner, owner_of
 from torch_specexit.plugin.worker.logprobs import Closing, name_forced_tokens, read_closing
 from torch_specexit.plugin.worker.loops import LoopSearch
@@ -103,6 +103,7 @@ class Exits:
         """Tokens that a step may have of a request."""
         self.ranks = Ranks(_ranks_of_model(), scheduled * self.last, runner.device)
         self.grammar_binds_thinking = _grammar_binds_thinking(config.structured_outputs_config)
+        self.budget_has_text = closes_with_text(config, self.ids.end_marker)
         self.logprobs_mode: str = config.model_config.logprobs_mode
         loops = _loops(draft.serving, self.last)
         self.slots = Slots(runner.device, ring=loops.ring if loops else 0)
@@ -274,13 +275,14 @@ class Exits:
 
     def _may_not_exit(self, params: SamplingParams | None) -> bool:
         """Whether a forced token would be refused by the grammar of a request, which then ends in an error; or is
-        forbidden by its client; or whether nobody could say its logprob, as of the processed ones vLLM hands on those
-        of the tokens that it has drawn."""
+        forbidden by its client, or may come into a text that vLLM writes to its end; or whether nobody could say its
+        logprob, as of the processed ones vLLM hands on those of the tokens that it has drawn."""
         if params is None:
             return False
         processed = params.logprobs is not None and self.logprobs_mode.startswith("processed")
         refused = params.structured_outputs is not None and self.grammar_binds_thinking
-        return processed or refused or forbids(params, self.closing)
+        closed = self.budget_has_text and getattr(params, "thinking_token_budget", None) is not None
+        return processed or refused or closed or forbids(params, self.closing)
 
     @torch.inference_mode()
     def settle(self) -> None:

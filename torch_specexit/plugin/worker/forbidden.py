@@ -1,4 +1,4 @@
-"""What a client has forbidden the model to write, no exit may write either."""
+"""What a client has forbidden the model to write, no exit may write either; nor into what vLLM writes by itself."""
 
 from __future__ import annotations
 
@@ -38,3 +38,17 @@ def _completes(closing: Sequence[int], word: Sequence[int]) -> bool:
     """Whether a word ends in these tokens, having begun in them or in the text before."""
     written = (closing[:n] for n in range(1, len(closing) + 1))
     return any(list(word[-len(w) :]) == list(w[-len(word) :]) for w in written)
+
+
+def closes_with_text(vllm_config: Any, marker: Sequence[int]) -> bool:
+    """Whether vLLM, where a request's ``thinking_token_budget`` is used up, writes a text in front of the end marker
+    (``reasoning_end_str`` of ``--reasoning-config``) that nothing stops.
+
+    V1's runner counts the tokens that it has still to write, so behind an exit within that text the rest of it, and a
+    second marker, would be in the answer. V2's looks at what stands there.
+    """
+    if getattr(vllm_config, "use_v2_model_runner", False):
+        return False
+    reasoning = getattr(vllm_config, "reasoning_config", None)
+    written = getattr(reasoning, "reasoning_end_token_ids", None) or marker
+    return list(written[: len(marker)]) != list(marker)
