@@ -68,10 +68,19 @@ class Engine:
         self.stats, self.reporter = SimpleNamespace(), outcome.Reporter()
 
     def step(
-        self, rows, finished=None, stopped=(), n_output=60, inactive=None, stop_reason=None, awaiting=None, running=()
+        self,
+        rows,
+        finished=None,
+        stopped=(),
+        n_output=60,
+        inactive=None,
+        stop_reason=None,
+        awaiting=None,
+        running=(),
+        dropped=0,
     ):
-        """One step; returns what the outputs say. ``stopped``: choices in which the front end meets a stop string;
-        ``running``: choices that have an output, and no row."""
+        """One step; returns what the outputs say. ``stopped``: choices in which the front end meets a stop string, and
+        drops so many tokens behind it; ``running``: choices that have an output, and no row."""
         finished, outputs, names = finished or {}, [], list(self.requests)
         for i in (*rows, *running):
             self.requests[names[i]].num_output_tokens = n_output
@@ -83,6 +92,8 @@ class Engine:
         known = frontend.attach(self.processor, outputs)
         for i in (*finished, *stopped):
             state = self.processor.request_states.pop(names[i])
+            if self.requests[names[i]].sampling_params.stop:
+                state.detokenizer.output_token_ids = [0] * (n_output - dropped)
             self.processor.external_req_ids[state.external_req_id].remove(state.request_id)
         frontend.settle(self.processor, known, self.stats)
         return [(output.kv_transfer_params or {}).get(KEY) for output in outputs]

@@ -14,7 +14,7 @@ from torch_specexit.plugin.compat.frontend_hooks import FRONTEND_HOOKS
 from torch_specexit.plugin.frontend import tracing
 from torch_specexit.plugin.frontend.activity import Activity
 from torch_specexit.plugin.frontend.server import FrontEnd
-from torch_specexit.plugin.outcome import KEY, NOW
+from torch_specexit.plugin.outcome import KEY, NOW, UNCUT
 from torch_specexit.plugin.worker.rule import OVER
 
 pytestmark = pytest.mark.vllm
@@ -101,10 +101,12 @@ def test_a_span_of_a_request_that_a_stop_string_has_ended_says_nothing_of_how_it
     engine = Engine(stop=["."])
     (state,) = engine.processor.request_states.values()
     engine.step({0: row(OVER, 50, exited=1)})
-    setattr(state, KEY, getattr(state, KEY) | {"outcome": "exit", NOW: "answering"})  # as the engine core has told it
+    # As the engine core has told it; the front end has dropped two tokens.
+    setattr(state, KEY, getattr(state, KEY) | {"outcome": "exit", NOW: "answering", UNCUT: (0, 51)})
+    state.detokenizer.output_token_ids = [0] * 49
     _, attributes = spans(state)
-    assert attributes["specexit.outcome"] == "exit"
-    assert f"specexit.{NOW}" not in attributes
+    assert (attributes["specexit.outcome"], attributes["specexit.thinking_tokens"]) == ("natural_end", 49)
+    assert not {f"specexit.{NOW}", f"specexit.{UNCUT}"} & set(attributes)
 
 
 def test_a_span_of_a_request_without_a_report_says_nothing_of_another(spans):

@@ -45,6 +45,42 @@ def test_a_stop_string_ends_a_request_that_the_engine_core_believes_to_run():
 
 
 @pytest.mark.parametrize(
+    ("thinking", "dropped", "finish", "expected"),
+    [
+        (row(THINKING, 60), 2, None, {"outcome": "natural_end", "thinking_tokens": 58}),
+        (row(THINKING, 60), 2, "length", {"outcome": "natural_end", "thinking_tokens": 58}),  # the client reads "stop"
+        (row(OVER, 57, exited=1), 2, None, {"outcome": "exit", "thinking_tokens": 57}),
+        (row(OVER, 57, exited=1), 3, None, {"outcome": "natural_end", "thinking_tokens": 57}),  # without `</think>`
+        (row(OVER, 58), 3, "stop", {"outcome": "natural_end", "thinking_tokens": 57}),
+        (row(OVER, 58, on=0), 4, None, {"outcome": "off", "thinking_tokens": 56}),
+        (row(OVER, 58, would_exit=57), 2, None, {"outcome": "natural_end", "thinking_tokens": 58, "would_exit": 57}),
+        (row(OVER, 58, would_exit=57), 4, None, {"outcome": "natural_end", "thinking_tokens": 56}),
+    ],
+)
+def test_what_vllm_drops_behind_a_stop_string_is_in_no_report(thinking, dropped, finish, expected):
+    """A step may bring several tokens, and the string may be in the first of them: a report said 21 tokens of
+    thinking, and the usage of the same response 19."""
+    engine = Engine(stop=["."])
+    setattr(engine.processor, KEY, front_end())
+    (state,) = engine.processor.request_states.values()
+    ends = {"finished": {0: finish}} if finish else {"stopped": [0]}
+    (last,) = engine.step({0: thinking}, **ends, dropped=dropped)
+    assert last == expected | {"signals": NAMED}
+    assert getattr(engine.stats, KEY) == [last]
+    assert not getattr(state, BY_ITSELF, False)
+
+
+def test_of_a_transition_what_a_stop_string_cuts_is_counted():
+    transition = row(OVER, 58, exited=1)
+    transition[-1] = 50.0  # kept; eight tokens are the server's
+    for dropped, expected in ((1, (50, 8)), (6, (50, 4)), (12, (48, None))):
+        engine = Engine(stop=["."])
+        (last,) = engine.step({0: transition}, stopped=[0], dropped=dropped)
+        assert (last["thinking_tokens"], last.get("transition_tokens")) == expected
+        assert last["outcome"] == ("exit" if dropped == 1 else "natural_end")
+
+
+@pytest.mark.parametrize(
     ("finish", "stop_reason", "expected"),
     [
         ("stop", None, True),

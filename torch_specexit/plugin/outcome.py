@@ -28,6 +28,9 @@ REPLACED_KEY = "specexit_replaced"
 with; and key of what an `EngineCoreOutput` says then with each request that ends."""
 NOW = "now"
 """In a report that is final unless the request goes on: the outcome where it does."""
+UNCUT = "uncut"
+"""In a report of a request with stop strings: at which token its thinking starts, and how many it has. Of the latter
+vLLM's front end drops those of a step that come behind such a string."""
 
 
 HANDED_OVER = "handed_over"
@@ -223,11 +226,14 @@ def _tell(request: Any, record: Record, finish_reason: Any, *, fresh: bool) -> d
     """The report that goes with one output, if one does: a request that runs is reported when it has been judged again
     or its phase has changed."""
     if finish_reason is not None:
-        cut_off = str(finish_reason) != "stop"
-        return record.describe(request.num_output_tokens, cut_off=cut_off, handed_over=_is_handed_over(request))
+        cut_off, n_output = str(finish_reason) != "stop", request.num_output_tokens
+        told = record.describe(n_output, cut_off=cut_off, handed_over=_is_handed_over(request))
+        return told | ({UNCUT: (int(record.start), n_output)} if request.sampling_params.stop else {})
     # A stop string is found by the front end, so any output of such a request may turn out to be its last.
     if request.sampling_params.stop:
-        return record.describe(request.num_output_tokens, cut_off=False) | {NOW: record.now}
+        n_output = request.num_output_tokens
+        told = record.describe(n_output, cut_off=False)
+        return told | {NOW: record.now, UNCUT: (int(record.start), n_output)}
     news = (record.now, record.judged, record.signals)
     if not fresh or getattr(request, KEY, None) == news:
         return None

@@ -7,7 +7,7 @@ from typing import Any
 from torch_specexit.plugin import settings
 from torch_specexit.plugin.compat.fit import Has, Hook, Method, Takes, Uses
 from torch_specexit.plugin.compat.harmless import harmless
-from torch_specexit.plugin.frontend import metrics, tracing
+from torch_specexit.plugin.frontend import metrics, reports, tracing
 from torch_specexit.plugin.outcome import KEY
 
 _PROCESSOR, _LOGGERS = "vllm.v1.engine.output_processor", "vllm.v1.metrics.loggers"
@@ -16,6 +16,7 @@ _METRICS = "when stat logger plug-ins see single requests, and do not switch sta
 
 def _do_tracing(original: Method) -> Method:
     def do_tracing(self: Any, engine_core_output: Any, req_state: Any, *args: Any, **kwargs: Any) -> None:
+        harmless(lambda: reports.cut(req_state))
         with tracing.of_request(getattr(req_state, KEY, None)):
             original(self, engine_core_output, req_state, *args, **kwargs)
 

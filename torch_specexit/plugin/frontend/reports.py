@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch_specexit.plugin.certified import ends_as_calibrated
 from torch_specexit.plugin.frontend.own_end import BY_ITSELF, is_by_itself
-from torch_specexit.plugin.outcome import AWAITING_KEY, INACTIVE_KEY, KEY, NOW, REPLACED_KEY
+from torch_specexit.plugin.outcome import AWAITING_KEY, INACTIVE_KEY, KEY, NOW, REPLACED_KEY, UNCUT
 
 if TYPE_CHECKING:
     from torch_specexit.plugin.frontend.operation import Admitted
@@ -124,6 +124,26 @@ def choices_of(state: Any) -> list[dict[str, Any] | None]:
     return list(choices)
 
 
+def cut(state: Any) -> None:
+    """Bring the report on a request that has ended down to the tokens that its client gets: behind a stop string vLLM
+    drops what the step has brought, be it the end of the thinking."""
+    report = getattr(state, KEY, None) or {}
+    start, n_output = report.pop(UNCUT, (0, 0))
+    sent = len(state.detokenizer.output_token_ids) if n_output else 0
+    if sent >= n_output:
+        return
+    setattr(state, BY_ITSELF, False)  # though the model may have ended its answer in that step
+    kept, written = report["thinking_tokens"], report.pop("transition_tokens", 0)
+    room = max(sent - start, 0)
+    report["thinking_tokens"] = min(kept, room)
+    if (left := min(written, room - kept)) > 0:
+        report["transition_tokens"] = left
+    if report.get("would_exit", 0) > room:
+        del report["would_exit"]
+    if room <= kept + written and report["outcome"] != "off":
+        report["outcome"] = "natural_end"
+
+
 def settle(processor: Any, states: Sequence[Any], stats: Any) -> None:
     """Draw conclusions behind vLLM's processing of a step.
 
@@ -140,7 +160,9 @@ def settle(processor: Any, states: Sequence[Any], stats: Any) -> None:
         if state.request_id in processor.request_states:
             # The report is the very object that is on its way to the client, who is served after this.
             report["outcome"] = now or report["outcome"]
+            report.pop(UNCUT, None)
             continue
+        cut(state)
         latest.pop(state.request_id, None)
         if report["outcome"] in RUNNING:  # the engine core could not say how it ended
             report["outcome"] = "off"
