@@ -9,7 +9,9 @@ from urllib.parse import quote
 
 import pytest
 from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
 from fastapi.testclient import TestClient
+from vllm.entrypoints.serve.exception_handling.handlers.validation import validation_exception_handler
 from vllm.v1.engine.core_client import DPLBAsyncMPClient
 
 from specexit.config import REPOSITORY
@@ -50,7 +52,8 @@ class Server:
         runs = self.front.operation.resolve(None, caller=mark_of("ours"))._replace(response="chatcmpl-runs")
         states = {"runs": SimpleNamespace(**{ADMITTED: runs})}
         self.processor = SimpleNamespace(request_states=states, external_req_ids={}, **{KEY: self.front})
-        app, endpoints = FastAPI(), Endpoints()
+        app, endpoints = FastAPI(exception_handlers={RequestValidationError: validation_exception_handler}), Endpoints()
+        app.state.args = SimpleNamespace(log_error_stack=False)
         endpoints.attach_router(app)
         asyncio.run(endpoints.init_state(self, None, None))
         self.client = TestClient(app)
@@ -141,7 +144,7 @@ def test_the_operator_switches_mode_and_point_for_the_next_request():
     refused = server.client.post(PATH, json={"point": "boldest"}, headers=OPERATOR)
     assert (refused.status_code, server.front.operation.name) == (400, "careful")
     assert "expected one of bold, usual" in refused.json()["detail"]
-    assert server.client.post(PATH, json={"mode": "maybe"}, headers=OPERATOR).status_code == 422
+    assert server.client.post(PATH, json={"mode": "maybe"}, headers=OPERATOR).status_code == 400
 
 
 def test_an_interrupt_reaches_the_workers_of_every_engine_with_its_caller():
@@ -156,7 +159,7 @@ def test_an_interrupt_reaches_the_workers_of_every_engine_with_its_caller():
     assert server.client.post(CONTROL, json=body).status_code == 404  # another's
     assert server.client.post(CONTROL, json=body | {"id": "chatcmpl-gone"}).status_code == 404
     for bad in ({"action": "stop"}, {"id": ""}, {"id": "x" * 5000}, {"more": 1}):
-        assert server.client.post(CONTROL, json=body | bad).status_code == 422
+        assert server.client.post(CONTROL, json=body | bad).status_code == 400
     assert server.called == []  # no engine is stopped for what this process knows not to run
     server.front.api_servers = 2  # of which another may run it
     assert server.client.post(CONTROL, json=body | {"id": "chatcmpl-gone"}).status_code == 404
