@@ -168,6 +168,7 @@ def test_a_response_is_found_by_the_id_that_its_client_has(server):
         ("/v1/completions", completion(QUESTIONS[0]), 1),
         ("/v1/completions", completion(*QUESTIONS[:2], n=2, temperature=0.8), 4),
         ("/v1/responses", {"model": "tiny", "input": QUESTIONS[0], "max_output_tokens": 300}, 1),
+        ("/v1/messages", chat(), 1),
         ("/v1/chat/completions/batch", chat() | {"messages": messages}, 2),
     ]
     for path, body, n in asked:
