@@ -332,6 +332,8 @@ def test_only_what_a_calibration_would_count_says_something_about_the_risk(outpu
         ("structured_outputs", SimpleNamespace(choice=[r"\boxed{123456}"]), False),
         ("min_tokens", 1, False),
         ("min_tokens", 0, True),
+        ("ignore_eos", True, False),
+        ("ignore_eos", False, True),
         ("bad_words", [], True),
         ("stop", ["a"], True),  # whether it has stopped anything is seen at the end
     ],

@@ -57,6 +57,8 @@ def is_forced(params: Any) -> bool:
       >>> from types import SimpleNamespace
       >>> is_forced(SimpleNamespace(logit_bias={5: 100.0}, bad_words=[])), is_forced(SimpleNamespace(bad_words=[]))
       (True, False)
+      >>> is_forced(SimpleNamespace(ignore_eos=True))
+      True
     """
-    forbids_the_end = (getattr(params, "min_tokens", None) or 0) > 0
+    forbids_the_end = (getattr(params, "min_tokens", None) or 0) > 0 or getattr(params, "ignore_eos", False)
     return forbids_the_end or any(getattr(params, name, None) not in (None, [], {}) for name in FORCED)
