@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -21,6 +23,7 @@ from specexit.config import save_run
 from specexit.data.features import (
     FeatureError,
     Manifest,
+    alone_in,
     begin,
     bytes_per_token,
     encode,
@@ -32,6 +35,7 @@ from specexit.data.sequences import Example
 from specexit.data.stream import shown
 from specexit.data.teacher import check_fields, check_teacher
 from specexit.drafts.fingerprints import target_fingerprint
+from specexit.outputs import removed_at_the_end
 from specexit.schemas.features import FeaturesConfig
 from specexit.schemas.target import FOR_DRAFTS, TargetConfig, find_target, save_target
 from torch_specexit.collecting.claim import ENGINE_FREE
@@ -51,7 +55,8 @@ def features(config: FeaturesConfig) -> Manifest:
       PackError: the packed data is not whole, or was packed for another target or tokenizer.
       ConfigError: the target is not known or cannot be read.
       InputError: what lies behind its last layer is not what training makes of stored states.
-      FeatureError: the output folder holds features of something else, or a state is not finite.
+      FeatureError: the output folder holds features of something else, or another process writes there; or a state is
+        not finite, or cannot be written.
     """
     meta = read_meta(config.data)
     target = find_target(config.target, config.data, name=meta.target)
@@ -61,9 +66,10 @@ def features(config: FeaturesConfig) -> Manifest:
     waiting = [i for i, name in enumerate(manifest.names) if name not in manifest.shards]
     if not waiting:
         return manifest
-    save_run(config, config.out)
-    save_target(config.out, target)
-    with tempfile.TemporaryDirectory(prefix="specexit-states-") as folder:
+    scratch = "specexit-states-"
+    with alone_in(config.out), removed_at_the_end(), tempfile.TemporaryDirectory(prefix=scratch) as folder:
+        save_run(config, config.out)
+        save_target(config.out, target)
         engine = Engine(config, target, manifest, Path(folder))
         for shard in shown(iter(waiting), "features", "shards"):
             rows = [read_example(records[i]) for i in manifest.rows(shard)]
@@ -172,13 +178,11 @@ class Engine:
         """The states of token sequences, each by itself, in their order.
 
         Raises:
-          FeatureError: vLLM wrote those of other tokens; or the first of them lead to other tokens than vLLM's own.
+          FeatureError: vLLM wrote those of other tokens, or could not write some; or the first of them lead to other
+            tokens than vLLM's own.
         """
         from vllm import SamplingParams
-        from vllm.distributed.kv_transfer.kv_connector.v1.example_hidden_states_connector import (
-            cleanup_hidden_states,
-            load_hidden_states,
-        )
+        from vllm.distributed.kv_transfer.kv_connector.v1.example_hidden_states_connector import cleanup_hidden_states
 
         once = SamplingParams(temperature=0, max_tokens=1, detokenize=False)
         prompts = [{"prompt_token_ids": text.tolist()} for text in texts]
@@ -187,18 +191,35 @@ class Engine:
         self.llm.generate([{"prompt_token_ids": [0]}], once, use_tqdm=False)
         paths = [(output.kv_transfer_params or {})["hidden_states_path"] for output in outputs]
         if not self.checked:
-            last = np.stack(
-                [load_hidden_states(path)["hidden_states"][-1, -1].float().numpy() for path in paths[:TEXTS]]
-            )
+            last = np.stack([_written(path)["hidden_states"][-1, -1].float().numpy() for path in paths[:TEXTS]])
             chosen = np.array([output.outputs[0].token_ids[0] for output in outputs[:TEXTS]])
             check_teacher(last, chosen, self.target.folder, self.target.hf_config())
             self.checked = True
         for text, path in zip(texts, paths, strict=True):
-            found = load_hidden_states(path)
+            found = _written(path)
             cleanup_hidden_states(path)
             if not np.array_equal(found["token_ids"].numpy(), text):
                 raise FeatureError(f"{path}: vLLM wrote the states of other tokens than it was asked for")
             yield found["hidden_states"].float().numpy()
+
+
+def _written(path: str) -> dict[str, Any]:
+    """What the connector has written of a request; it says in a log that it could not, and goes on.
+
+    Raises:
+      FeatureError: it could not.
+    """
+    from vllm.distributed.kv_transfer.kv_connector.v1.example_hidden_states_connector import load_hidden_states
+
+    try:
+        return load_hidden_states(path)
+    except FileNotFoundError as error:
+        folder = Path(path).parent
+        free = f"{shutil.disk_usage(folder).free / 2**20:,.0f} MiB free" if folder.exists() else "which is gone"
+        raise FeatureError(
+            f"{path}: vLLM has not written the states of a text there: expected room in TMPDIR ({free}) for those of a "
+            "whole shard, or fewer shard_rows in a new `out`"
+        ) from error
 
 
 def connector() -> dict[str, str]:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from specexit.data.features import (
@@ -14,6 +15,7 @@ from specexit.data.features import (
     FeatureError,
     Features,
     Manifest,
+    alone_in,
     begin,
     bytes_per_token,
     check,
@@ -102,6 +104,45 @@ def test_a_killed_run_goes_on_with_the_shards_that_are_whole(tmp_path: Path) -> 
     with pytest.raises(FeatureError, match="1 of 3 shards are not written, the first of them features-00002"):
         check(folder, EXPECTED, {1})
     assert list(begin(folder, WANTED).shards) == [first.name]
+
+
+def test_a_shard_that_a_kill_left_half_written_is_removed(tmp_path: Path) -> None:
+    """safetensors gives it a name of its own: a gibibyte for each kill stayed for ever, where nobody looks."""
+    folder = tmp_path / "features"
+    manifest = begin(folder, WANTED)
+    with alone_in(folder):
+        write(folder, manifest, range(1))
+        (begun,) = (path for path in folder.iterdir() if path.is_dir())
+        assert not [*begun.iterdir()]
+    begun.mkdir()
+    (begun / ".tmpUOnrFj").write_bytes(b"half")
+    with alone_in(folder):
+        assert not begun.exists()
+    assert {path.name for path in folder.iterdir()} == {FILE, ".lock", WANTED.names[0]}
+
+
+def test_a_second_process_writes_into_no_folder_of_features(tmp_path: Path) -> None:
+    """Both computed every shard, and the hashes were those of the other's."""
+    begin(tmp_path / "features", WANTED)
+    refused = pytest.raises(FeatureError, match="another process writes features there: wait for it, or")
+    with alone_in(tmp_path / "features"), refused, alone_in(tmp_path / "features"):
+        pass
+    with alone_in(tmp_path / "features"):
+        pass
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was a traceback: safetensors' error is no `OSError`."""
+
+    def full(*_: object, **__: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    manifest = write(tmp_path, begin(tmp_path, WANTED), range(1))
+    monkeypatch.setattr("safetensors.numpy.save_file", full)
+    said = rf"{WANTED.names[1]}: cannot be written: .*No space left on device .*; what is finished stays, and the same"
+    with pytest.raises(FeatureError, match=said):
+        write(tmp_path, manifest, range(1, 2))
+    assert list(begin(tmp_path, WANTED).shards) == [WANTED.names[0]]
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float8"])

@@ -2,8 +2,11 @@
 
 import json
 import shutil
+import signal
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +19,7 @@ from specexit.data.packed import open_rows, read_example, read_meta
 from specexit.data.packing import pack
 from specexit.data.sequences import Example
 from specexit.data.traces import write_traces
+from specexit.outputs import Ended
 from specexit.schemas.engine import EngineConfig
 from specexit.schemas.features import FeaturesConfig
 from specexit.schemas.pack import PackConfig
@@ -99,6 +103,39 @@ def test_a_kill_costs_the_shard_that_was_being_written(config: FeaturesConfig, e
     engine.asked = []
     assert features(config) == manifest
     assert not engine.asked, "what is finished starts no engine"
+
+
+def test_a_notice_leaves_no_states_behind(
+    config: FeaturesConfig, engine: type[Pretended], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGTERM, as a preemption sends it, ended the process where it stood, and a shard's states stayed in TMPDIR."""
+    scratch: list[Path] = []
+
+    def noticed(self: Pretended, config: object, target: object, manifest: object, folder: Path) -> None:
+        scratch.append(folder)
+        assert folder.is_dir()
+        end = signal.getsignal(signal.SIGTERM)
+        assert callable(end), "nobody listens"
+        end(signal.SIGTERM, None)
+
+    monkeypatch.setattr(engine, "__init__", noticed)
+    monkeypatch.setattr(signal, "raise_signal", lambda _: None)
+    with pytest.raises(Ended):
+        features(config)
+    assert not scratch[0].exists()
+
+
+def test_states_that_vllm_could_not_write_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says so in a log, and what was told was that a file in /tmp does not exist."""
+
+    def missing(path: str) -> None:
+        raise FileNotFoundError(f"No such file or directory: {path}")
+
+    name = "vllm.distributed.kv_transfer.kv_connector.v1.example_hidden_states_connector"
+    monkeypatch.setitem(sys.modules, name, SimpleNamespace(load_hidden_states=missing))
+    said = r"7\.safetensors: vLLM has not written .* expected room in TMPDIR \([\d,]+ MiB free\) for those of a whole"
+    with pytest.raises(FeatureError, match=said):
+        hidden_states._written(str(tmp_path / "7.safetensors"))
 
 
 def test_what_is_refused_before_an_engine_starts(config: FeaturesConfig, engine: type[Pretended]) -> None:

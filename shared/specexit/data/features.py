@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Iterable
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +29,8 @@ from specexit.config import Config, read_made, write_text
 from specexit.data.sequences import Example
 from specexit.differences import differences
 from specexit.errors import InputError
+from specexit.locks import take
+from specexit.outputs import put
 
 FORMAT_VERSION = 1
 FILE = "features.json"
@@ -157,6 +160,32 @@ def begin(folder: Path, wanted: Manifest) -> Manifest:
     return found.model_copy(update={"shards": whole})
 
 
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Hold a folder that was begun for this process, until that ends, be it by ``kill -9``; what one that was killed
+    had written of a shard is removed. On a disk that has no locks nothing is held, see `take`.
+
+    Raises:
+      FeatureError: another process writes there.
+    """
+    with (folder / ".lock").open("w") as lock:
+        try:
+            take(lock, folder)
+        except BlockingIOError as error:
+            raise FeatureError(
+                f"{folder}: another process writes features there: wait for it, or choose another `out`"
+            ) from error
+        shutil.rmtree(folder / _BEGUN, ignore_errors=True)
+        try:
+            yield
+        finally:
+            shutil.rmtree(folder / _BEGUN, ignore_errors=True)
+
+
+_BEGUN = ".begun"
+"""Folder of the shard that is being written, under whatever name safetensors gives it before it is whole."""
+
+
 def write_shard(folder: Path, manifest: Manifest, shard: int, rows: list[Example], states: list[Example]) -> Manifest:
     """Write a shard, whole or not at all.
 
@@ -168,7 +197,11 @@ def write_shard(folder: Path, manifest: Manifest, shard: int, rows: list[Example
 
     Returns:
       The manifest with this shard in it, as it is on disk now.
+
+    Raises:
+      FeatureError: the disk is full, or refuses it for another reason.
     """
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     tensors = {name: np.stack([state[name] for state in states]) for name in states[0]}
@@ -176,12 +209,18 @@ def write_shard(folder: Path, manifest: Manifest, shard: int, rows: list[Example
         tensors["states"] = tensors["states"].view(np.uint8)
     tensors["digests"] = np.stack([digest(row) for row in rows])
     name = manifest.names[shard]
-    beside = folder / f".{name}.{os.getpid()}"
-    save_file(tensors, beside, metadata={"dtype": manifest.dtype, "layers": json.dumps(manifest.layers)})
+    beside = folder / _BEGUN / name
+    try:
+        beside.parent.mkdir(exist_ok=True)
+        save_file(tensors, beside, metadata={"dtype": manifest.dtype, "layers": json.dumps(manifest.layers)})
+    except (OSError, SafetensorError) as error:
+        raise FeatureError(
+            f"{folder / name}: cannot be written: {error}; what is finished stays, and the same command goes on with it"
+        ) from error
     beside.chmod(0o644)
     with beside.open("rb") as file:
         done = Shard(size=beside.stat().st_size, sha256=hashlib.file_digest(file, "sha256").hexdigest())
-    beside.replace(folder / name)
+    put(beside, folder / name)
     found = manifest.model_copy(update={"shards": manifest.shards | {name: done}})
     write_text(folder / FILE, found.model_dump_json(indent=2) + "\n")
     return found
