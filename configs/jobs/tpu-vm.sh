@@ -26,15 +26,17 @@ flags="--xla_tpu_enable_data_parallel_all_reduce_opt=true --xla_tpu_data_paralle
 --xla_enable_async_all_gather=true"
 
 ssh() { gcloud compute tpus tpu-vm ssh "$name" --zone="$zone" "$@"; }
+q() { printf %q "$1"; } # a word as the shell there reads it again, whatever quotes or spaces are in it
 
 ssh --worker=all --command="
-  cd '$workdir' || exit 2
+  cd $(q "$workdir") || exit 2
   case \$(tr '\0' ' ' 2>/dev/null </proc/\$(cat ~/specexit-train.pid 2>/dev/null)/cmdline) in
-    *'specexit train '*' out=$out ') ;; # it goes on
-    *'specexit train '*) echo \"\$(hostname): trains with another OUT than $out: look at that run, or end it\" >&2; exit 2 ;;
+    *'specexit train '*' out='$(q "$out")' ') ;; # it goes on
+    *'specexit train '*)
+      echo \"\$(hostname)\": trains with another OUT than $(q "$out"): look at that run, or end it >&2; exit 2 ;;
     *) # after a reboot the number may be another process's
-      export LIBTPU_INIT_ARGS='$flags' JAX_COMPILATION_CACHE_DIR='$cache'
-      setsid nohup '$specexit' train '$recipe' out='$out' >~/specexit-train.log 2>&1 </dev/null &
+      export LIBTPU_INIT_ARGS='$flags' JAX_COMPILATION_CACHE_DIR=$(q "$cache")
+      setsid nohup $(q "$specexit") train $(q "$recipe") out=$(q "$out") >~/specexit-train.log 2>&1 </dev/null &
       echo \$! >~/specexit-train.pid ;;
   esac"
-ssh --worker=0 --command="tail -n +1 --pid=\$(cat ~/specexit-train.pid) -F ~/specexit-train.log; '$specexit' status '$out'"
+ssh --worker=0 --command="tail -n +1 --pid=\$(cat ~/specexit-train.pid) -F ~/specexit-train.log; $(q "$specexit") status run=$(q "$out")"

@@ -285,8 +285,8 @@ def parse(arguments: list[str], schema: type[BaseModel]) -> tuple[Path | None, l
 
     Example:
       >>> from specexit.schemas.demo import DemoConfig
-      >>> parse(["recipe.yaml", "--out", "runs/a=b", "--seed=1", "--quick", "data=runs/x"], DemoConfig)
-      (PosixPath('recipe.yaml'), ['out=runs/a=b', 'seed=1', 'quick=true', 'data=runs/x'])
+      >>> parse(["runs/a=b/recipe.yaml", "--out", "runs/a=b", "--seed=1", "--quick", "data=runs/x"], DemoConfig)
+      (PosixPath('runs/a=b/recipe.yaml'), ['out=runs/a=b', 'seed=1', 'quick=true', 'data=runs/x'])
     """
     from specexit.buckets import location
     from specexit.config import ConfigError
@@ -300,7 +300,7 @@ def parse(arguments: list[str], schema: type[BaseModel]) -> tuple[Path | None, l
             key, equals, value = argument[2:].partition("=")
             key = key.replace("-", "_")
             overrides.append(f"{key}={value if equals else _value(schema, key, waiting)}")
-        elif "=" in argument:
+        elif "=" in argument and "/" not in argument.partition("=")[0]:  # no key has one; folders are called lr=1
             overrides.append(argument)
         elif path is None:
             path = location(argument)

@@ -18,7 +18,7 @@ JOBS = Path(__file__).resolve().parents[2] / "configs" / "jobs"
 
 STAND_IN = """#!/usr/bin/env bash
 # `status` is the real one, of what this run wrote, wherever it was told to write.
-if [ "$1" = status ]; then echo "$2" > {folder}/asked; exec {python} -m specexit status {folder}; fi
+if [ "$1" = status ]; then echo "${{2#run=}}" > {folder}/asked; exec {python} -m specexit status {folder}; fi
 echo "$@" > {folder}/called
 echo "${{LIBTPU_INIT_ARGS:-}}" > {folder}/flags
 echo "${{JAX_COMPILATION_CACHE_DIR:-}}" > {folder}/cache
@@ -132,8 +132,8 @@ done
 """
 
 
-def tpu_vm(folder: Path, out: str, **more: str) -> subprocess.Popen:
-    command = ["bash", str(JOBS / "tpu-vm.sh"), "slice", "zone", "r.yaml", out]
+def tpu_vm(folder: Path, out: str, recipe: str = "r.yaml", **more: str) -> subprocess.Popen:
+    command = ["bash", str(JOBS / "tpu-vm.sh"), "slice", "zone", recipe, out]
     given = environment(folder, HOME=str(folder), **more)
     return subprocess.Popen(command, env=given, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
@@ -154,6 +154,37 @@ def test_a_host_without_the_working_folder_starts_nothing(tmp_path: Path) -> Non
     assert f"{tmp_path}/disk: No such file or directory" in process.communicate(timeout=300)[1]
     assert process.returncode == 2
     assert not (tmp_path / "called").exists()
+
+
+HARD = 'lr=1/it\'s $HOME (a); "b"*'
+"""A folder as there may be one: with whatever a shell could read in its name, and what could be a key."""
+
+OWN_FOLDER = """#!/usr/bin/env bash
+# `train` notes its words, and is finished.
+if [ "$1" = status ]; then exec {python} -m specexit "$@"; fi
+printf '%s\\n' "$@" "$JAX_COMPILATION_CACHE_DIR" > {folder}/called
+echo '{{"status": "finished", "step": 8, "steps": 8}}' > "${{3#out=}}/status.json"
+"""
+
+
+@pytest.mark.parametrize("kind", ["pod", "tpu-vm", "slurm"])
+def test_a_path_is_handed_on_as_it_is(tmp_path: Path, kind: str) -> None:
+    """With a quote in it nothing started on a TPU VM. The status of a run in lr=1 was that of a key: a job that was
+    preempted was not requeued, and a finished JobSet would have been started a hundred times."""
+    slice_of_this_machine(tmp_path)
+    (tmp_path / "specexit").write_text(OWN_FOLDER.format(folder=tmp_path, python=sys.executable))
+    out, recipe, compiled = tmp_path / HARD, f"{HARD}.yaml", f"{(tmp_path / HARD).parent}/compiled"
+    out.mkdir(parents=True)
+    if kind == "pod":
+        compiled = ""  # its manifest says where
+        assert pod(tmp_path, OUT=str(out), RECIPE=recipe).wait(300) == 0
+    elif kind == "slurm":
+        assert slurm(tmp_path, str(out), recipe=recipe) == 0
+    else:
+        process = tpu_vm(tmp_path, str(out), recipe=recipe)
+        assert process.communicate(timeout=300)[1] == ""
+        assert process.returncode == 0
+    assert (tmp_path / "called").read_text().split("\n") == ["train", recipe, f"out={out}", compiled, ""]
 
 
 def test_another_process_under_the_number_of_a_run_is_not_the_run(tmp_path: Path) -> None:
@@ -244,12 +275,12 @@ def test_a_command_on_no_shell_s_path_is_run_by_its_own(tmp_path: Path) -> None:
     assert (tmp_path / "asked").read_text() == f"{tmp_path / 'run'}\n"
 
 
-def slurm(folder: Path, out: str, *keys: str) -> int:
+def slurm(folder: Path, out: str, *keys: str, recipe: str = "r.yaml") -> int:
     """Exit code of the job, whose tasks are one process of this machine."""
     for name, runs in (("srun", 'shift; exec "$@"'), ("scontrol", f'echo "$@" > {folder}/requeued')):
         (folder / name).write_text(f"#!/usr/bin/env bash\n{runs}\n")
         (folder / name).chmod(0o755)
-    command = ["bash", str(JOBS / "slurm.sbatch"), "r.yaml", out, *keys]
+    command = ["bash", str(JOBS / "slurm.sbatch"), recipe, out, *keys]
     return subprocess.run(command, env=environment(folder, SLURM_JOB_ID="7"), timeout=300).returncode
 
 
