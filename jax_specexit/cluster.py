@@ -7,13 +7,15 @@ environments; anywhere else, `ClusterConfig` names the coordinator.
 from __future__ import annotations
 
 import signal
+import socket
 import threading
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from rich.console import Console
 
-from specexit.config import ConfigError
+from specexit.config import ConfigError, PassingError
 from specexit.schemas.train import ClusterConfig
 
 
@@ -25,9 +27,16 @@ def join(config: ClusterConfig) -> None:
 
     Raises:
       ConfigError: the processes are given by hand, but JAX has looked for its devices already.
+      PassingError: another process has the coordinator's port.
     """
     if jax.distributed.is_initialized():
         return
+    if config.coordinator is not None:
+        if config.process_id == 0:
+            _check_port(config.coordinator)
+        which = f"process {config.process_id} of {config.num_processes} (cluster.process_id, cluster.num_processes)"
+        said = f"{which}: waits for all others, five minutes at most, at cluster.coordinator={config.coordinator}"
+        Console(stderr=True).print(said, soft_wrap=True, markup=False, highlight=False)
     try:
         jax.distributed.initialize(
             config.coordinator,
@@ -44,6 +53,23 @@ def join(config: ClusterConfig) -> None:
             raise
         if config.coordinator is not None:
             raise ConfigError(f"cluster.coordinator={config.coordinator}: JAX is in use already: {error}") from error
+
+
+def _check_port(coordinator: str) -> None:
+    """Check, in the process that will listen there, that nobody does: JAX dies of it without a word, or, where another
+    run's coordinator is there, shares the port with it.
+
+    Raises:
+      PassingError: somebody does.
+    """
+    port = int(coordinator.rpartition(":")[2])
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        if probe.connect_ex(("127.0.0.1", port)) == 0:
+            raise PassingError(
+                f"cluster.coordinator={coordinator}: another process of this machine listens at port {port}: end it, "
+                "or choose another port in all processes"
+            )
 
 
 def is_first() -> bool:

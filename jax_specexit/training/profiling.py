@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import jax
 from rich.console import Console
 
+from jax_specexit.cluster import is_first
 from specexit.buckets import BucketPath, upload
 from specexit.config import ConfigError
 from specexit.schemas.train import TrainConfig
@@ -61,11 +62,18 @@ class Profiler:
     """Traces of this process in ``<run>/profile``; use as a context manager around the steps.
 
     A planned trace is taken by all processes at the same steps. ``kill -USR1 PID`` asks one process alone, which takes
-    the next steps; see `listening`.
+    the next steps; see `listening`. None is worth ending a run: what cannot be written is said.
+
+    Args:
+      run: its folder.
+      steps: first and last one of a planned trace.
+      start: step that the run goes on from.
     """
 
-    def __init__(self, run: Path, steps: tuple[int, int] | None):
+    def __init__(self, run: Path, steps: tuple[int, int] | None, start: int = 0):
         self.folder, self.steps = run / "profile", steps
+        if steps is not None and steps[0] <= start and is_first() and not self.folder.exists():
+            self._say(f"profile_steps={list(steps)} begins in front of step {start + 1}, which is next: no trace of it")
         self.until: int | None = None
         """Last step of the trace that is being taken."""
         self.scratch: Path | None = None
@@ -88,7 +96,11 @@ class Profiler:
             _asked.now, self.until = False, step + ON_DEMAND_STEPS - 1
         if self.until is not None:
             self.scratch = Path(tempfile.mkdtemp()) if isinstance(self.folder, BucketPath) else None
-            jax.profiler.start_trace(str(self.scratch or self.folder))
+            try:
+                jax.profiler.start_trace(str(self.scratch or self.folder))
+            except RuntimeError as error:  # of JAX, which takes one that it could not write for one that goes on
+                self.until = None
+                self._say(f"no trace of step {step}: {error}")
 
     def end(self, step: int, result: object) -> None:
         """Stop the trace behind its last step, once ``result`` is there: the steps run behind Python's back."""
@@ -97,8 +109,12 @@ class Profiler:
             self._stop()
 
     def _stop(self) -> None:
-        jax.profiler.stop_trace()
         self.until = None
+        try:
+            jax.profiler.stop_trace()
+        except (OSError, RuntimeError) as error:
+            self._say(f"lacks a trace, which could not be written to {self.scratch or self.folder}: {error}")
+            return
         if self.scratch is not None:
             self._send(self.scratch)
 
@@ -106,8 +122,10 @@ class Profiler:
         assert isinstance(self.folder, BucketPath)
         try:
             upload(scratch, self.folder)
-        except OSError as error:  # a trace is not worth ending a run, nor taking the place of what has ended it
-            said = f"{self.folder}: lacks a trace, which stays in {scratch}: {error}"
-            Console(stderr=True).print(said, soft_wrap=True, markup=False)
+        except OSError as error:
+            self._say(f"lacks a trace, which stays in {scratch}: {error}")
         else:
             shutil.rmtree(scratch)
+
+    def _say(self, what: str) -> None:
+        Console(stderr=True).print(f"{self.folder}: {what}", soft_wrap=True, markup=False)

@@ -169,7 +169,7 @@ class Loop:
             Metrics(
                 c.out, total=c.steps, start=begin, silent=not is_first(), wandb=c.wandb, watch=self.watch
             ) as metrics,
-            Profiler(c.out, c.profile_steps) as profiler,
+            Profiler(c.out, c.profile_steps, begin) as profiler,
         ):
             self.metrics, clock = metrics, metrics.clock
             if not self._catch_up(min(begin, c.steps), state):

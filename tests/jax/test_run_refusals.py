@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
@@ -16,20 +17,21 @@ import numpy as np
 import pytest
 import yaml
 
+from jax_specexit.cluster import join
 from jax_specexit.planning.aot import shapes_of
 from jax_specexit.training import start
 from jax_specexit.training.nonfinite import NotFiniteError
 from jax_specexit.training.profiling import Profiler
 from jax_specexit.training.run import MAY_CHANGE, MAY_MOVE
 from jax_specexit.training.train import train
-from specexit.config import REPOSITORY, ConfigError, load
+from specexit.config import REPOSITORY, ConfigError, PassingError, load
 from specexit.data.features import read_manifest
 from specexit.data.overlap import OverlapError
 from specexit.data.packed import PackError, read_meta
 from specexit.data.traces import read_labelled, write_traces
 from specexit.errors import InputError, lasts
 from specexit.schemas.target import load_target_config
-from specexit.schemas.train import TrainConfig
+from specexit.schemas.train import ClusterConfig, TrainConfig
 
 
 def changed(recipe: TrainConfig, **changes: object) -> TrainConfig:
@@ -271,6 +273,8 @@ def test_a_batch_that_does_not_divide_is_refused() -> None:
     ("keys", "message"),
     [
         (["cluster.coordinator=localhost:1234"], "expected all three, or none"),
+        (["cluster.coordinator=host", "cluster.num_processes=2", "cluster.process_id=0"], "'host': expected HOST:PORT"),
+        (["cluster.coordinator=h:70000", "cluster.num_processes=2", "cluster.process_id=0"], "expected HOST:PORT"),
         (["cluster.coordinator=h:1", "cluster.num_processes=2", "cluster.process_id=2"], "expected less than"),
         (["out=s3://bucket/run"], "out is 's3://bucket/run'.*expected a path on disk, or gs://"),
         (["evaluate_every=4"], "without eval_traces"),
@@ -310,6 +314,46 @@ def test_a_trace_that_would_never_begin_is_refused(recipe: TrainConfig) -> None:
     with pytest.raises(ConfigError, match=r"profile_steps is \[9, 12\], expected to begin within .* steps=8"):
         train(changed(recipe, profile_steps=[9, 12]))
     assert not recipe.out.exists()
+
+
+def test_a_coordinator_s_port_that_is_taken_is_named() -> None:
+    """JAX ended in a segmentation fault, or two runs shared the port: both listen with SO_REUSEPORT."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        job = ClusterConfig(coordinator=f"localhost:{port}", num_processes=2, process_id=0)
+        with pytest.raises(PassingError, match=rf"=localhost:{port}: another process of this machine listens at port"):
+            join(job)
+
+
+def test_a_trace_that_a_disk_refuses_ends_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """It ended in JAX's traceback. What could not be written counts there as a trace that goes on."""
+    full = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: vm.xplane.pb; No space left on device")
+    monkeypatch.setattr(jax.profiler, "start_trace", Mock(side_effect=[None, RuntimeError("has already been started")]))
+    monkeypatch.setattr(jax.profiler, "stop_trace", Mock(side_effect=full))
+    with Profiler(tmp_path, (1, 2)) as profiler:
+        for step in (1, 2):
+            profiler.begin(step)
+            profiler.end(step, None)
+        profiler.steps = (3, 4)  # as one that is asked for
+        profiler.begin(3)
+        profiler.end(3, None)
+    first, second = capsys.readouterr().err.splitlines()
+    folder = tmp_path / "profile"
+    assert first == f"{folder}: lacks a trace, which could not be written to {folder}: {full}"
+    assert second == f"{folder}: no trace of step 3: has already been started"
+
+
+def test_a_planned_trace_that_a_run_goes_on_behind_is_said(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """There was none, and nothing said so."""
+    Profiler(tmp_path, (4, 6), 3)
+    assert capsys.readouterr().err == ""
+    Profiler(tmp_path, (4, 6), 4)
+    assert "profile_steps=[4, 6] begins in front of step 5, which is next: no trace of it" in capsys.readouterr().err
+    (tmp_path / "profile").mkdir()  # it was taken before
+    Profiler(tmp_path, (4, 6), 7)
+    assert capsys.readouterr().err == ""
 
 
 def test_a_damaged_target_is_named_where_its_nan_stops_the_run(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from specexit.buckets import Location
 from specexit.config import Config
@@ -115,6 +115,14 @@ class ClusterConfig(Config):
     heartbeat: int = Field(
         default=100, gt=0, description="seconds of silence after which a process is taken for dead and all others stop"
     )
+
+    @field_validator("coordinator")
+    @classmethod
+    def _host_and_port(cls, coordinator: str | None) -> str | None:
+        host, _, port = (coordinator or "host:1").rpartition(":")
+        if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+            raise ValueError("expected HOST:PORT, such as 10.0.0.2:9911")
+        return coordinator
 
     @model_validator(mode="after")
     def _all_or_none(self) -> ClusterConfig:
