@@ -33,6 +33,12 @@ TARGET = load_target_config("tiny-reasoner")
         (["0", "1", "2"], {}, [["0"], ["1"], ["2"]]),
         (["4", "5", "6"], {"workers": 2}, [["4"], ["5"]]),
         (["0", "1", "2"], {"engine": {"extra": {"tensor_parallel_size": 2}}}, [["0", "1"]]),
+        # Each engine was shown two of the four that it asks for, and died of it.
+        (
+            list("01234"),
+            {"engine": {"extra": {"tensor_parallel_size": 2, "pipeline_parallel_size": 2}}},
+            [list("0123")],
+        ),
     ],
 )
 def test_devices_of_the_workers(monkeypatch, gpus, changes, expected):

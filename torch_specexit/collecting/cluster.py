@@ -26,7 +26,7 @@ from specexit.schemas.target import TargetConfig
 from specexit.tiny import EMBEDDED
 from torch_specexit.collecting.local import LocalEngine
 from torch_specexit.collecting.tracer import Tracer
-from torch_specexit.collecting.work import Ask, CollectError, engine_room
+from torch_specexit.collecting.work import Ask, CollectError, engine_room, gpus_each
 
 ENGINE_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 """Two engines that pin their threads by themselves would pick the same cores."""
@@ -151,12 +151,12 @@ def _traces(config: CollectConfig, target: TargetConfig, todo: Sequence[tuple[in
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    gpus_each = config.engine.extra.get("tensor_parallel_size", 1)
+    each = gpus_each(config)
     gpus = int(ray.cluster_resources().get("GPU", 0))
     machines = sum(node["Alive"] for node in ray.nodes())
-    engines = config.workers or (gpus // gpus_each if gpus else 2 * machines)
-    if gpus and not 0 < engines <= gpus // gpus_each:
-        raise CollectError(f"workers is {engines} with {gpus_each} GPUs each, but the cluster has {gpus} GPUs")
+    engines = config.workers or (gpus // each if gpus else 2 * machines)
+    if gpus and not 0 < engines <= gpus // each:
+        raise CollectError(f"workers is {engines} with {each} GPUs each, but the cluster has {gpus} GPUs")
     engines = min(engines, len(todo))
     room = engine_room(config, len(todo), engines)
     rows = [{"number": number, "ask": json.dumps(ask.to_json())} for number, ask in todo]
@@ -168,6 +168,6 @@ def _traces(config: CollectConfig, target: TargetConfig, todo: Sequence[tuple[in
             size=engines, max_tasks_in_flight_per_actor=room, max_concurrent_calls_per_actor=room
         ),
         num_cpus=None if gpus else 1,
-        num_gpus=gpus_each if gpus else None,
+        num_gpus=each if gpus else None,
         runtime_env={"env_vars": ENGINE_ENVIRONMENT},
     )

@@ -19,7 +19,7 @@ from specexit.data.rows import Trace
 from specexit.schemas.collect import CollectConfig
 from specexit.schemas.target import TargetConfig
 from torch_specexit.collecting.claim import HIDDEN
-from torch_specexit.collecting.work import Ask, CollectError, engine_room
+from torch_specexit.collecting.work import Ask, CollectError, engine_room, gpus_each
 
 
 def run_processes(
@@ -77,10 +77,12 @@ def worker_devices(config: CollectConfig) -> list[list[str]]:
     gpus = _visible_gpus()
     if not gpus:
         return [[]] * (config.workers or 2)
-    each = config.engine.extra.get("tensor_parallel_size", 1)
+    each = gpus_each(config)
     groups = [gpus[i : i + each] for i in range(0, len(gpus) - each + 1, each)]
     if not groups or (config.workers or 1) > len(groups):
-        raise ConfigError(f"workers is {config.workers} with {each} GPUs each, but only {len(gpus)} GPUs are visible")
+        raise ConfigError(
+            f"workers is {config.workers or 1} with {each} GPUs each, but only {len(gpus)} GPUs are visible"
+        )
     return groups[: config.workers]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -141,6 +142,12 @@ class Decoding:
 NO_EXITS = {"specexit": False}
 """What every request says: a server or an engine with a SpecExit draft would end its thinking early, and then no exit
 could be seen to change an answer. vLLM without the plug-in passes it over."""
+
+
+def gpus_each(config: CollectConfig) -> int:
+    """GPUs that an engine takes: what vLLM spreads a model over."""
+    spread = ("tensor_parallel_size", "pipeline_parallel_size", "prefill_context_parallel_size")
+    return math.prod(config.engine.extra.get(name, 1) for name in spread)
 
 
 def engine_room(config: CollectConfig, todo: int, engines: int) -> int:
