@@ -33,7 +33,9 @@ class OptimizerConfig(Config):
         le=1,
         description="share of the steps, at the end, with a falling rate; those behind the warm-up at most",
     )
-    floor: float = Field(default=0.02, ge=0, le=1, description="last rate as a share of the peak")
+    floor: float = Field(
+        default=0.02, ge=0, le=1, description="share of the peak that the decay comes to, behind the last step"
+    )
     clip: float = Field(default=1.0, gt=0, description="largest global gradient norm")
 
 
