@@ -5,7 +5,7 @@
 # file, or a name in configs/recipes), OUT and the data lie on a disk or bucket that all hosts have mounted, or at gs://...,
 # WORKDIR is where relative paths in the recipe start: by default OUT's parent, the home folder where OUT is gs://...
 #
-# The run does not hang on this connection: on each host it is a process of its own, which writes to
+# The run does not hang on this connection: on each host it is a process of its own, which adds to
 # ~/specexit-train.log. Run this again to look at it; where it has ended, after a preemption for one, it goes on. Exits
 # with 0 once the run is finished, with 78 where a NaN has stopped it, which would only come again; nothing is started
 # again by itself. While a run with another OUT is on the slice, none is started, and the exit code is 2.
@@ -36,7 +36,7 @@ ssh --worker=all --command="
       echo \"\$(hostname)\": trains with another OUT than $(q "$out"): look at that run, or end it >&2; exit 2 ;;
     *) # after a reboot the number may be another process's
       export LIBTPU_INIT_ARGS='$flags' JAX_COMPILATION_CACHE_DIR=$(q "$cache")
-      setsid nohup $(q "$specexit") train $(q "$recipe") out=$(q "$out") >~/specexit-train.log 2>&1 </dev/null &
+      setsid nohup $(q "$specexit") train $(q "$recipe") out=$(q "$out") >>~/specexit-train.log 2>&1 </dev/null &
       echo \$! >~/specexit-train.pid ;;
   esac"
 ssh --worker=0 --command="tail -n +1 --pid=\$(cat ~/specexit-train.pid) -F ~/specexit-train.log; $(q "$specexit") status run=$(q "$out")"

@@ -195,6 +195,16 @@ def test_another_process_under_the_number_of_a_run_is_not_the_run(tmp_path: Path
     assert (tmp_path / "called").read_text().startswith("train r.yaml")
 
 
+def test_what_a_run_on_a_tpu_vm_has_ended_of_can_still_be_read(tmp_path: Path) -> None:
+    """Whoever came back to look at it started it again, and its log anew."""
+    slice_of_this_machine(tmp_path)
+    log = tmp_path / "specexit-train.log"
+    log.write_text("error: why it has ended\n")
+    tpu_vm(tmp_path, str(tmp_path / "run")).communicate(timeout=300)
+    assert (tmp_path / "called").exists()
+    assert log.read_text().startswith("error: why it has ended\n")
+
+
 def test_a_run_on_a_tpu_vm_outlives_the_connection(tmp_path: Path) -> None:
     slice_of_this_machine(tmp_path, waits=True)
     out = str(tmp_path / "run")
