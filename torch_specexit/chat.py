@@ -19,17 +19,28 @@ OURS = ("conversation", "add_generation_prompt", "tokenize")
 
 def load_chat_tokenizer(target: TargetConfig) -> Any:
     """The target's tokenizer through transformers, for its chat template alone: tokens are those of ``tokenizer.json``.
+    Code that its folder brings is not run.
 
     Raises:
-      InputError: its files are damaged.
+      InputError: its files are damaged, or name a class of the folder's own code; or beside a ``tekken.json`` they are
+        not read.
     """
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(target.folder)
+        found = AutoTokenizer.from_pretrained(target.folder, trust_remote_code=False)
     except Exception as error:  # whatever a damaged file makes of transformers
         said = " ".join(f"{type(error).__name__}: {error}".split())
+        if "trust_remote_code" in said:
+            said = "its class is code that lies there, which is not run: take auto_map out of tokenizer_config.json"
         raise InputError(f"{target.folder}: the tokenizer of target {target.name} cannot be loaded: {said}") from error
+    if type(found).__name__ == "MistralCommonBackend":  # which passes over the chat template and reads no marker
+        raise InputError(
+            f"{target.folder / 'tekken.json'}: where it lies, transformers, and vLLM with it, reads neither "
+            f"tokenizer.json nor the chat template of target {target.name}, expected a folder without it: move it "
+            "elsewhere"
+        )
+    return found
 
 
 def misread_by_transformers(target: TargetConfig) -> str | None:
@@ -88,8 +99,6 @@ def prompt_ids(
       InputError: the tokenizer has no template, or the template refuses the conversation or the arguments, does not
         know one of them or gets it from here, or closes the thinking.
     """
-    from jinja2 import TemplateError
-
     turns = [dict(message) for message in messages]
     if ours := [key for key in target.chat if key in OURS]:
         raise InputError(
@@ -98,7 +107,7 @@ def prompt_ids(
         )
     try:
         text = chat.apply_chat_template(turns, add_generation_prompt=True, tokenize=False, **target.chat)
-    except (TemplateError, TypeError, ValueError) as error:
+    except Exception as error:  # whatever a stranger's template does
         given = f" with its chat {target.chat}" if target.chat else ""
         raise InputError(f"the chat template of target {target.name} cannot be applied{given}: {error}") from error
     _check_options(target, chat)

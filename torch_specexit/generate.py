@@ -166,11 +166,12 @@ def stop_tokens(folder: Path) -> set[int]:
     ``config.json`` is asked where there is no such file."""
     from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
+    here = {"local_files_only": True, "trust_remote_code": False}
     try:
         generation = GenerationConfig.from_pretrained(folder, local_files_only=True)
     except OSError:
-        generation = GenerationConfig.from_model_config(AutoConfig.from_pretrained(folder, local_files_only=True))
-    own = AutoTokenizer.from_pretrained(folder, local_files_only=True).eos_token_id
+        generation = GenerationConfig.from_model_config(AutoConfig.from_pretrained(folder, **here))
+    own = AutoTokenizer.from_pretrained(folder, **here).eos_token_id
     said = generation.eos_token_id
     return {token for token in (own, *(said if isinstance(said, list) else [said])) if token is not None}
 

@@ -1,5 +1,6 @@
 """What `collect` refuses of a target before anything starts: what it is, how long it is, how it is asked."""
 
+import importlib.resources
 import json
 import re
 import shutil
@@ -144,6 +145,7 @@ def test_a_target_that_does_not_say_how_it_is_asked(tmp_path, server):
         ("chat_template.jinja", "{{ raise_exception('system message needed') }}", {}, "system message needed"),
         ("chat_template.jinja", "{{ messages[0].content", {}, "unexpected end of template"),
         ("chat_template.jinja", None, {}, "chat_template is not set"),
+        ("chat_template.jinja", "{{ 1 / 0 }}", {}, "cannot be applied: division by zero"),
         (None, None, {"tokenize": True}, r"gets tokenize from specexit itself, .* chat \{'tokenize': True\} without"),
         (None, None, {"add_generation_prompt": True}, "gets add_generation_prompt from specexit itself"),
     ],
@@ -240,3 +242,49 @@ def test_a_file_that_transformers_makes_anew_is_asked_by_its_own_tokens_and_star
     traces = read_traces(tmp_path / "out")
     assert all(f"user\n{trace.prompt}<|im_end|>\n" in TOKENIZER.decode(trace.prompt_ids) for trace in traces)
     assert len(traces) == 12
+
+
+def _with_tokenizer(tmp_path, **fields):
+    """A target whose model has another ``tokenizer_config.json``, and a Mistral's ``config.json``."""
+    shutil.copytree(TARGET.folder, tmp_path / "model")
+    path = tmp_path / "model" / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+    return TARGET.model_copy(update={"path": str(tmp_path / "model")})
+
+
+def test_a_folder_that_brings_code_of_its_own_asks_no_question(tmp_path, monkeypatch):
+    """As Ling, MiniCPM and Kimi do: transformers would ask on the terminal whether to run it, for 15 seconds a time."""
+    asked = []
+    monkeypatch.setattr("builtins.input", lambda text: asked.append(text) or "n")
+    target = _with_tokenizer(tmp_path, tokenizer_class="TokenizersBackend")
+    config = tmp_path / "model" / "config.json"
+    mapped = {"model_type": "bailing_moe_x", "auto_map": {"AutoConfig": "configuration.BailingConfig"}}
+    config.write_text(json.dumps(json.loads(config.read_text()) | mapped))
+    ids = prompt_ids(load_chat_tokenizer(target), TOKENIZER, target, [{"role": "user", "content": "What is 3 + 4?"}])
+    assert TOKENIZER.decode(ids).endswith("<think>\n")
+    tokenizer = tmp_path / "model" / "tokenizer_config.json"
+    own = {
+        "tokenizer_class": "BailingTokenizer",
+        "auto_map": {"AutoTokenizer": ["tokenization.BailingTokenizer", None]},
+    }
+    tokenizer.write_text(json.dumps(json.loads(tokenizer.read_text()) | own))
+    with pytest.raises(InputError, match=r"code that lies there, .* not run: take auto_map out of tokenizer_config"):
+        load_chat_tokenizer(target)
+    assert not asked
+
+
+def test_a_tekken_file_in_the_place_of_the_chat_template_is_refused(tmp_path):
+    """As Magistral may have beside both: prompts had no system prompt and no ``[THINK]`` was read, and what was said
+    named the tokenizer_class."""
+    pytest.importorskip("mistral_common")
+    target = _with_tokenizer(tmp_path)
+    config = tmp_path / "model" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"model_type": "mistral"}))
+    load_chat_tokenizer(target)
+    folder = importlib.resources.files("mistral_common") / "data"
+    tekken = json.loads((folder / "tekken_240911.json").read_text())
+    tekken["vocab"] = tekken["vocab"][:256]  # the bytes
+    tekken["config"] |= {"default_vocab_size": 1256, "num_vocab_tokens": 256}
+    (tmp_path / "model" / "tekken.json").write_text(json.dumps(tekken))
+    with pytest.raises(InputError, match=r"tekken\.json: .* neither tokenizer\.json nor the chat template .*: move it"):
+        load_chat_tokenizer(target)
