@@ -3,10 +3,10 @@
 import json
 
 import pytest
-from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from specexit import tiny
-from specexit.method.splits import PROBE, SplitError, load_tokenizer, marker, resolve, split_tokens
+from specexit.method.splits import PROBE, SplitError, behind, load_tokenizer, marker, resolve, split_tokens
 
 
 @pytest.fixture(scope="module")
@@ -20,6 +20,19 @@ def no_markers(tmp_path):
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     backend = Tokenizer(models.BPE(vocab={char: i for i, char in enumerate(sorted(alphabet))}, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.save(str(tmp_path / "tokenizer.json"))
+    return load_tokenizer(tmp_path)
+
+
+@pytest.fixture
+def spaced(tmp_path):
+    """A tokenizer in SentencePiece's manner, which puts a space in front of a whole text, as MiniCPM's and ERNIE's."""
+    pieces = ["<unk>", "\u2581", "\n", *"WaitBuAnser", "Wa", "it", "Wait", "\u2581Wait", "But"]
+    merges = [("W", "a"), ("i", "t"), ("Wa", "it"), ("\u2581", "Wait")]
+    backend = Tokenizer(models.BPE({piece: i for i, piece in enumerate(pieces)}, merges, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    backend.decoder = decoders.Metaspace(prepend_scheme="first")
+    backend.add_tokens([AddedToken(text, normalized=False) for text in ("<think>", "</think>")])
     backend.save(str(tmp_path / "tokenizer.json"))
     return load_tokenizer(tmp_path)
 
@@ -123,3 +136,13 @@ def test_no_prompt_is_cut_or_padded_as_the_texts_of_some_training_were(tmp_path)
     ids = load_tokenizer(tmp_path).encode(PROBE)
     assert ids == load_tokenizer(tiny.MODEL_DIR).encode(PROBE)
     assert 4 < len(ids) < 64
+
+
+def test_a_text_behind_a_marker_begins_as_it_does_there(tokenizer, spaced, no_markers):
+    text = "\n\nAnswer"
+    for read, marker_ids in ((tokenizer, 1), (spaced, 1), (no_markers, 8)):
+        ids = read.encode(f"</think>{text}")
+        assert behind(read, "</think>", text) == ids[marker_ids:]
+        assert behind(read, "</think>", "") == []
+    assert spaced.encode(text) == [1, *behind(spaced, "</think>", text)]  # a space, which no target writes there
+    assert behind(tokenizer, "So", "n") == tokenizer.encode("n")  # what would be another word is not cut

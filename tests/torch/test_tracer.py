@@ -1,6 +1,8 @@
 """Which boundaries of a long trace are tried, through all of `Tracer`, with an engine that is a function."""
 
 import asyncio
+import json
+import shutil
 import threading
 from pathlib import Path
 
@@ -113,6 +115,30 @@ def test_a_stop_in_the_midst_of_an_answer_does_not_end_it(answer, most, state):
 def test_where_an_answer_ends(forced, stop, written, end):
     found = answer_end(written, [stop], forced)
     assert (None if found is None else written[:found]) == end
+
+
+def test_a_forced_text_is_read_as_it_stands_behind_the_marker(tmp_path):
+    """Phi's markers take the blank space behind them; a SentencePiece text of its own begins with a space."""
+    shutil.copytree(TARGET.folder, tmp_path / "model")
+    path = tmp_path / "model" / "tokenizer.json"
+    fields = json.loads(path.read_text())
+    next(token for token in fields["added_tokens"] if token["id"] == THINK.end)["rstrip"] = True
+    path.write_text(json.dumps(fields))
+    trial = TrialConfig(text="\n\nThe answer is \\boxed{", max_tokens=64, stop=("\n",), close="}")
+    changes = {"path": str(tmp_path / "model"), "max_model_len": 4096, "trial": {"math": trial}}
+    prefixes = []
+
+    class Listener(Engine):
+        async def generate(self, ids, how):
+            prefixes.append(ids)
+            return await super().generate(ids, how)
+
+    config = CollectConfig(target="tiny-reasoner", out=Path("unused"), split="test", n=1, free_share=0)
+    tracer = Tracer(config, TARGET.model_copy(update=changes), Listener(), lambda **_: None)
+    asyncio.run(tracer.trace(Ask(Prompt("p", "How many?", "37"), 0)))
+    trials = [ids[ids.index(THINK.end) + 1 :] for ids in prefixes[1:]]
+    assert trials
+    assert all(ids == TOKENIZER.encode("The answer is \\boxed{") for ids in trials)
 
 
 class LongEngine:

@@ -32,6 +32,7 @@ from specexit.drafts.policy import OperatingPoint, PolicyFile, read_policy, writ
 from specexit.errors import first_problem
 from specexit.hardware import describe_hardware
 from specexit.method.simulate import write_curves
+from specexit.method.splits import behind
 from specexit.outputs import new_folder, require_empty
 from specexit.schemas.bench import BenchConfig
 from specexit.schemas.sampling import SamplingConfig, is_greedy
@@ -316,7 +317,7 @@ def trials_of(config: BenchConfig, target: TargetConfig, traces: Sequence[Trace]
     tokenizer, found = target.tokenizer(), {}
     for kind in {trace.answer_kind for trace in traces}:
         how = target.trial.get(kind) or target.trial.get(kind.partition(":")[0])
-        ids = tokenizer.encode(how.text, add_special_tokens=False) if how and how.text else []
+        ids = behind(tokenizer, target.think_end, how.text) if how else []
         limit = how.max_tokens if how else longest_response(config, target)
         stop, close = (how.stop, how.close) if how else ((), "")
         found[kind] = {"ids": ids, "max_tokens": limit, "stop": stop, "close": close}

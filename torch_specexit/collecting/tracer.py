@@ -22,7 +22,7 @@ from specexit.data.prompts import Prompt
 from specexit.data.rows import FAILED, FreeTrial, Trace, fill_untried, infer_agrees
 from specexit.errors import InputError
 from specexit.method.labels import answer_confidence
-from specexit.method.splits import FastTokenizer
+from specexit.method.splits import FastTokenizer, behind
 from specexit.schemas.collect import CollectConfig
 from specexit.schemas.target import TargetConfig, TrialConfig
 from torch_specexit.chat import load_chat_tokenizer, prompt_ids
@@ -213,7 +213,7 @@ class Tracer:
 
     async def _trial(self, ask: Ask, trace: Trace, i: int, how: TrialConfig) -> _Trial:
         """End the thinking at a boundary, force the text that makes the model state its answer, and read it."""
-        forced = self.tokenizer.encode(how.text) if how.text else []
+        forced = behind(self.tokenizer, self.target.think_end, how.text)
         prefix = [*trace.prompt_ids, *trace.think_ids[: trace.boundaries[i]], self.think.end, *forced]
         response = await self._statement(prefix, how)
         text = how.text + close_trial(self._text(response.ids), how.stop, how.close, how.text)

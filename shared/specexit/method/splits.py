@@ -123,6 +123,20 @@ def end_marker(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
     return tuple(ids)
 
 
+def behind(tokenizer: Tokenizer, marker: str, text: str) -> list[int]:
+    """Ids of a text where it stands behind a marker, which may be others than alone: many SentencePiece vocabularies
+    put a space in front of what a text begins with, and a marker may be one that takes the blank space behind it.
+
+    Args:
+      tokenizer: the target's.
+      marker: a think marker.
+      text: what is written behind it; may be empty.
+    """
+    before, ids = (tokenizer.encode(part, add_special_tokens=False) for part in (marker, marker + text))
+    whole = ids[: len(before)] == before  # of a marker that is no added token, text may change the end
+    return ids[len(before) :] if whole else tokenizer.encode(text, add_special_tokens=False)
+
+
 def split_tokens(
     tokenizer: Tokenizer, endings: Sequence[str], connectors: Sequence[str] = ()
 ) -> dict[str, frozenset[int]]:
