@@ -164,6 +164,29 @@ def test_an_empty_text_is_not_looked_for(tmp_path: Path, fields: dict, key: str)
 
 
 @pytest.mark.parametrize(
+    ("line", "key"),
+    [
+        (r"split_endings: ['\n\n']", r"split_endings\.0"),
+        (r"split_connectors: ['\nWait']", r"split_connectors\.0"),
+        (r"trial: {math: {text: '\n\n\boxed{', max_tokens: 8}}", r"trial\.math\.text"),
+        (r"trial: {math: {text: '\boxed{', max_tokens: 8, stop: ['\n'], close: '}'}}", r"trial\.math\.stop\.0"),
+        (r"trial: {code: {max_tokens: 8, stop: ['```'], close: '\n```'}}", r"trial\.code\.close"),
+        (r"trial: {math: {text: 'It is $\nabla f$ or $1 \neq 2$: ', max_tokens: 8, stop: ['$']}}", None),
+        (r'split_endings: ["\n\n", "\r\n"]', None),
+    ],
+)
+def test_a_line_break_that_yaml_does_not_read_as_one_is_refused(tmp_path: Path, line: str, key: str | None) -> None:
+    r"""In single quotes: ``\n`` is a token of code, so that no step ended, and a trial's stop was never written."""
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"name: mine\npath: embedded\naux_layers: [1]\nmax_model_len: 64\n{line}\n")
+    if key is None:
+        load_target_config(str(path))
+        return
+    with pytest.raises(ConfigError, match=rf'mine\.yaml: {key} is .*: holds a backslash .* "\\n" so in double quotes'):
+        load_target_config(str(path))
+
+
+@pytest.mark.parametrize(
     ("fields", "message"),
     [
         ({"dtype": "fp16"}, "dtype is 'fp16': .*'bfloat16', 'float16' or 'float32'"),

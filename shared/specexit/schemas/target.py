@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -32,7 +33,19 @@ COUNTS = ("num_hidden_layers", "num_attention_heads", "hidden_size", "vocab_size
 FOR_DRAFTS = ("hidden_size", "vocab_size", "num_hidden_layers", "rms_norm_eps", "rope_theta", "max_position_embeddings")
 """Fields that a fresh draft has from its target's ``config.json``."""
 
-Text = Annotated[str, Field(min_length=1)]
+
+def _with_line_breaks(text: str) -> str:
+    if re.search(r"\\n(?![a-z])", text):  # LaTeX goes on with a letter: \neq, \nabla
+        raise ValueError(
+            'holds a backslash and an n, expected a line break: YAML reads "\\n" so in double quotes alone'
+        )
+    return text
+
+
+Forced = Annotated[str, AfterValidator(_with_line_breaks)]
+"""What is written into a text, or looked for in one."""
+
+Text = Annotated[str, Field(min_length=1), AfterValidator(_with_line_breaks)]
 """What is looked for in a text: an empty one would be everywhere."""
 
 
@@ -46,10 +59,10 @@ class ModelCardSampling(SamplingConfig):
 class TrialConfig(Config):
     """How the model is made to state its answer at once, for one answer kind."""
 
-    text: str = Field(default="", description="forced behind the end marker; empty: the whole answer is written")
+    text: Forced = Field(default="", description="forced behind the end marker; empty: the whole answer is written")
     max_tokens: int = Field(gt=0, description="longest trial; one that is cut off here is undecided")
     stop: tuple[Text, ...] = Field(default=(), description="the trial also ends behind one of these")
-    close: str = Field(default="", description="put in the place of that stop before the answer is read")
+    close: Forced = Field(default="", description="put in the place of that stop before the answer is read")
 
 
 def _rising(layers: tuple[int, ...]) -> tuple[int, ...]:
@@ -87,7 +100,7 @@ class TargetConfig(Config):
     """One target model."""
 
     name: Annotated[str, AfterValidator(_one_line)]
-    path: Annotated[Text, AfterValidator(_somewhere)] = Field(
+    path: Annotated[str, Field(min_length=1), AfterValidator(_somewhere)] = Field(
         description="folder in Hugging Face layout, from the YAML's own folder on; that of a shipped target from the "
         "working directory on; for training alone, it may be in a bucket; 'embedded' and 'embedded:mixed' are the "
         "package's own"
