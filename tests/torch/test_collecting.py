@@ -125,6 +125,16 @@ def test_answers_of_another_kind_than_the_prompts_ask_for(server, tmp_path):
     assert [trace.answer for trace in read_traces(tmp_path / "out")] == [None] * 5  # kept, to look at
 
 
+def test_a_model_that_never_ends_its_thinking_is_told_from_prompts_that_ask_for_no_answer(server, collected, tmp_path):
+    """As one that does not think: it answers where it was to think, and stops."""
+    (tmp_path / "out").mkdir()
+    plain = [replace(trace, answer=None, answer_ids=[]) for trace in collected[:5]]
+    with pytest.raises(CollectError, match=r"0\.0% of 5 traces state .*; 5 came .* end marker: does .* think_end and"):
+        finish(config(server, tmp_path / "out"), sum(map(count, plain), Counts()), 768)
+    cut = [replace(trace, finish_reason="length") for trace in plain]
+    assert sum(map(count, cut), Counts()).unclosed == 0
+
+
 def test_prompts_that_ask_for_no_answer_are_found_out_behind_the_first_of_them(server, tmp_path, monkeypatch):
     """As those that name no form to answer in: it was said behind the last one, weeks later."""
     monkeypatch.setattr("torch_specexit.collecting.run.FIRST", 10)

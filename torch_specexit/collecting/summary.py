@@ -47,6 +47,8 @@ class Counts:
     free_tokens: int = 0
     failed: int = 0
     """That no server answered."""
+    unclosed: int = 0
+    """That came to their end without the end marker."""
 
     def __add__(self, other: Counts) -> Counts:
         names = [field.name for field in fields(self)]
@@ -75,6 +77,7 @@ def count(trace: Trace) -> Counts:
         free_same=sum(trial.same is True for trial in free),
         free_tokens=sum(trial.tokens for trial in free),
         failed=int(trace.finish_reason == FAILED),
+        unclosed=int(trace.finish_reason == "stop" and not trace.answer_ids),
     )
 
 
@@ -173,10 +176,15 @@ def _check(config: CollectConfig, counts: Counts, max_tokens: int) -> None:
             "max_new_tokens, or lower min_finished"
         )
     if counts.answered < config.min_answered * counts.traces:
+        why = "do the prompts ask for the form that their answer_kind reads?"
+        if 2 * counts.unclosed > counts.traces - counts.answered:
+            why = (
+                f"{counts.unclosed} came to their end and never wrote the end marker: does this model think, and are "
+                "think_start, think_end and chat in the target's YAML as it has them?"
+            )
         raise CollectError(
             f"{config.out}: {_percent(counts.answered, counts.traces)} of {counts.traces} traces state an answer, "
-            f"expected {config.min_answered:.0%}; do the prompts ask for the form that their answer_kind reads? "
-            "Otherwise lower min_answered"
+            f"expected {config.min_answered:.0%}; {why} Otherwise lower min_answered"
         )
     if counts.answered and not counts.boundaries:
         raise CollectError(
