@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import re
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,7 @@ from typing import Any
 
 from specexit.config import CONFIG_ROOTS, ConfigError, read_yaml
 from specexit.errors import InputError
-from specexit.method.splits import FastTokenizer, misread
+from specexit.method.splits import FastTokenizer, misread, unmet
 from specexit.schemas.target import TargetConfig
 
 OURS = ("conversation", "add_generation_prompt", "tokenize")
@@ -99,17 +100,12 @@ def prompt_ids(
       InputError: the tokenizer has no template, or the template refuses the conversation or the arguments, does not
         know one of them or gets it from here, or closes the thinking.
     """
-    turns = [dict(message) for message in messages]
     if ours := [key for key in target.chat if key in OURS]:
         raise InputError(
             f"the chat template of target {target.name} gets {', '.join(ours)} from specexit itself, expected its chat "
             f"{target.chat} without"
         )
-    try:
-        text = chat.apply_chat_template(turns, add_generation_prompt=True, tokenize=False, **target.chat)
-    except Exception as error:  # whatever a stranger's template does
-        given = f" with its chat {target.chat}" if target.chat else ""
-        raise InputError(f"the chat template of target {target.name} cannot be applied{given}: {error}") from error
+    text = _rendered(chat, target, messages, **target.chat)
     _check_options(target, chat)
     if text.rstrip().endswith(target.think_end):
         raise InputError(
@@ -119,6 +115,40 @@ def prompt_ids(
     if not text.rstrip().endswith(target.think_start):
         text += f"{target.think_start}\n"
     return tokenizer.encode(text)
+
+
+def _rendered(chat: Any, target: TargetConfig, messages: Sequence[Mapping[str, str]], **arguments: Any) -> str:
+    turns = [dict(message) for message in messages]
+    try:
+        return chat.apply_chat_template(turns, add_generation_prompt=True, tokenize=False, **arguments)
+    except Exception as error:  # whatever a stranger's template does
+        given = f" with its chat {target.chat}" if target.chat else ""
+        raise InputError(f"the chat template of target {target.name} cannot be applied{given}: {error}") from error
+
+
+def doubts(target: TargetConfig) -> list[str]:
+    """What a target can be collected with, and hardly anybody wants, in a sentence each.
+
+    Raises:
+      InputError: its tokenizer or markers cannot be used.
+    """
+    found, tokenizer = [], target.tokenizer()
+    if idle := unmet(tokenizer, target.think_tokens()):
+        found.append(
+            f"target {target.name}: hardly a step will end at {', '.join(map(repr, idle))}, as {target.folder} has no "
+            "token for it between two sentences: a word has to be one token, and where a blank line is two, "
+            '"\\n" is one'
+        )
+    chat, question = load_chat_tokenizer(target), [{"role": "user", "content": "What is 3 + 4?"}]
+    with contextlib.suppress(InputError):  # a template may want more than a question
+        today = _rendered(chat, target, question, **target.chat)
+        if today != _rendered(chat, target, question, **{"strftime_now": lambda form: "", **target.chat}):
+            found.append(
+                f"target {target.name}: its chat template writes today's date, so that the same question is another "
+                "prompt on another day, and nothing tells that a draft was trained on it; write a date into the "
+                "template, or give it one in chat where it takes one"
+            )
+    return found
 
 
 def _check_options(target: TargetConfig, chat: Any) -> None:

@@ -1,12 +1,23 @@
 """Split tokens and think markers are found through the tokenizer, whatever its ids are."""
 
 import json
+import re
 
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from specexit import tiny
-from specexit.method.splits import PROBE, SplitError, behind, load_tokenizer, marker, resolve, split_tokens
+from specexit.method.splits import (
+    PROBE,
+    SplitError,
+    behind,
+    load_tokenizer,
+    marker,
+    misread,
+    resolve,
+    split_tokens,
+    unmet,
+)
 
 
 @pytest.fixture(scope="module")
@@ -146,3 +157,38 @@ def test_a_text_behind_a_marker_begins_as_it_does_there(tokenizer, spaced, no_ma
         assert behind(read, "</think>", "") == []
     assert spaced.encode(text) == [1, *behind(spaced, "</think>", text)]  # a space, which no target writes there
     assert behind(tokenizer, "So", "n") == tokenizer.encode("n")  # what would be another word is not cut
+
+
+def test_of_a_sentencepiece_vocabulary_a_connector_is_the_word_without_the_space(spaced):
+    ids = resolve(spaced, "<think>", "</think>", ["\n"], ["Wait"]).by_string["Wait"]
+    assert ids == {spaced.encode("\nWait")[-1]}
+    assert not ids & {*spaced.encode("Wait"), *spaced.encode("n Wait")}  # both begin with the space
+
+
+def test_split_strings_at_which_no_step_ends_are_found(tokenizer, spaced, tmp_path):
+    """GPT-2's way: there is a token of a blank line, but one between two sentences is two tokens."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: i for i, token in enumerate([*letters, "\u010a\u010a"])}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[("\u010a", "\u010a")]))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    backend.add_tokens(["<think>", "</think>"])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    gpt2 = load_tokenizer(tmp_path)
+    tokens = resolve(gpt2, "<think>", "</think>", ["\n\n", "\n", "."], ["Wait"])
+    assert gpt2.encode("\n\n")[0] in tokens.split
+    assert unmet(gpt2, tokens) == ["\n\n", "Wait"]
+    assert unmet(tokenizer, resolve(tokenizer, "<think>", "</think>", ["\n\n", ".\n\n", "?"], ["So", "Hold on"])) == [
+        "Hold on"
+    ]
+    assert unmet(spaced, resolve(spaced, "<think>", "</think>", ["\n"], ["Wait", "But"])) == ["But"]
+
+
+def test_a_tokenizer_that_reads_one_token_otherwise_is_told_by_that_token(tokenizer, tmp_path):
+    """The texts are the same: that of GPT-2's class reads blank lines of Phi's file as two tokens."""
+    fields = json.loads((tiny.MODEL_DIR / "tokenizer.json").read_text())
+    fields["pre_tokenizer"] = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(fields))
+    said = misread(load_tokenizer(tmp_path), tokenizer)
+    assert re.search(
+        r"reads 'What is.* as 'What is.*, whose token \d+ is '\\n' \[\d+\], expected '\\n\\n' \[\d+\]$", said
+    )

@@ -4,6 +4,7 @@ import importlib.resources
 import json
 import re
 import shutil
+from contextlib import suppress
 
 import pytest
 import yaml
@@ -17,7 +18,7 @@ from specexit.schemas.features import FeaturesConfig
 from tests.torch.pretend import TARGET, THINK, TOKENIZER, config
 from torch_specexit.chat import load_chat_tokenizer, prompt_ids
 from torch_specexit.collecting import collect
-from torch_specexit.collecting.work import check_positions
+from torch_specexit.collecting.work import CollectError, check_positions
 
 
 @pytest.mark.parametrize(
@@ -208,6 +209,24 @@ def test_options_of_the_chat_template(tmp_path, chat, message):
     ids = prompt_ids(chat, TOKENIZER, target, messages)
     assert TOKENIZER.decode(ids).endswith("<think>\n")
     assert ids.count(THINK.start) == 1
+
+
+@pytest.mark.parametrize(
+    ("chat", "warned"), [({}, True), ({"date": "1 May 2026"}, False), ({"enable_thinking": True}, True)]
+)
+def test_a_prompt_that_is_another_one_tomorrow_is_a_warning(tmp_path, server, capsys, chat, warned):
+    """SmolLM3's template writes today's date: a prompt that was trained on was not known again the day after."""
+    shutil.copytree(TARGET.folder, tmp_path / "model")
+    dated = "{% if date is not defined %}{% set date = strftime_now('%d %B %Y') %}{% endif %}Today Date: {{ date }}\n"
+    template = json.loads((tmp_path / "model" / "tokenizer_config.json").read_text())["chat_template"]
+    (tmp_path / "model" / "chat_template.jinja").write_text(dated + template)
+    changes = {"name": "mine", "path": str(tmp_path / "model"), "chat": chat, "split_connectors": ("Hold on",)}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(TARGET.model_copy(update=changes).model_dump(mode="json")))
+    with suppress(CollectError):
+        collect(config(server, tmp_path / "out", target=str(tmp_path / "mine.yaml"), model="elsewhere"))
+    said = capsys.readouterr().err
+    assert ("warning: target mine: its chat template writes today's date" in said) == warned
+    assert re.search(r"warning: target mine: hardly a step will end at 'Hold on', as .*model has no token for it", said)
 
 
 def test_an_option_of_a_shipped_target_may_be_given_to_any():

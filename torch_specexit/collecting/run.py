@@ -11,7 +11,7 @@ from specexit.data.rows import Trace
 from specexit.errors import install
 from specexit.schemas.collect import CollectConfig
 from specexit.schemas.target import TargetConfig, load_target_config
-from torch_specexit.chat import check_read
+from torch_specexit.chat import check_read, doubts
 from torch_specexit.collecting.ledger import Ledger
 from torch_specexit.collecting.parts import check_apart
 from torch_specexit.collecting.progress import Bar
@@ -52,6 +52,8 @@ def collect(config: CollectConfig) -> None:
         check_lengths(target, found)
     if not config.endpoints:  # what servers read is asked of them
         check_read(target, config.engine.extra)
+    for doubt in doubts(target):
+        Console(stderr=True, soft_wrap=True).print(f"warning: {doubt}", style="yellow", markup=False, highlight=False)
     check_apart(dict(zip(config.parts, asks, strict=False)))  # none where there are no parts
     with ExitStack() as stack:
         ledgers = [stack.enter_context(Ledger(one, target, found)) for one, found in zip(each, asks, strict=True)]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -146,8 +147,8 @@ def split_tokens(
       tokenizer: the target's.
       endings: a token is a split token if its text ends with one of these; ``"\\n\\n"`` covers ``".\\n\\n"``,
         ``"?\\n\\n"`` and the rest of them.
-      connectors: words that open a new step at the start of a sentence (``Wait``, ``But``); only the exact token
-        *without* a leading space counts, so " But" in mid-sentence does not.
+      connectors: words that open a new step at the start of a sentence (``Wait``, ``But``); only the token that stands
+        for one at the beginning of a line counts, so " But" in mid-sentence does not.
 
     Raises:
       SplitError: no token of the vocabulary fits.
@@ -158,16 +159,36 @@ def split_tokens(
         for ending in endings:
             if text.endswith(ending):
                 found[ending].add(token)
+    line = tokenizer.encode("\n", add_special_tokens=False) if connectors else []
     for word in connectors:
-        encoded = tokenizer.encode(word, add_special_tokens=False)
-        if len(encoded) == 1:
-            found[word].add(encoded[0])
+        ids = behind(tokenizer, "\n", word)  # alone, SentencePiece has " But"
+        if len(ids) == 1 and tokenizer.decode([*line, *ids]) == tokenizer.decode(line) + word:
+            found[word].add(ids[0])
     if not any(found.values()):
         raise SplitError(
             f"tokenizer {_name(tokenizer)}: no token ends with {list(endings)} or equals {list(connectors)}, "
-            "so there is no step boundary to exit at"
+            'so there is no step boundary to exit at; where a blank line is several tokens, "\\n" is one'
         )
     return {string: frozenset(tokens) for string, tokens in found.items()}
+
+
+def unmet(tokenizer: Tokenizer, tokens: ThinkTokens) -> list[str]:
+    """The split strings at which no step of a usual text ends: no token stands for them, or between two sentences they
+    are read as others. A tokenizer in GPT-2's manner has a token of a blank line, and reads one as two line breaks.
+
+    Args:
+      tokenizer: the target's.
+      tokens: what was resolved with it.
+    """
+    fronts, backs = ("So x is 4", "So x is 4.", "So x is 4.\n\n"), ("Wait, is it?", " Wait, is it?", "\n\nWait, is it?")
+
+    def is_met(string: str, ids: frozenset[int]) -> bool:
+        ends_line = string[-1:].isspace()
+        around = product(fronts[:2], backs[:1]) if ends_line else product(fronts, backs)
+        texts = (f"{front}{string}{back}" for front, back in around)
+        return any(not ids.isdisjoint(tokenizer.encode(text, add_special_tokens=False)) for text in texts)
+
+    return [string for string, ids in tokens.by_string.items() if not is_met(string, ids)]
 
 
 def resolve(
@@ -273,6 +294,10 @@ def misread(tokenizer: Tokenizer, files: FastTokenizer, *markers: str) -> str | 
     for text in (PROBE, *(f"{marker}\n{PROBE}" for marker in markers)):
         theirs, ours = list(tokenizer.encode(text, add_special_tokens=False)), files.encode(text)
         if theirs != ours:
-            read, tokens = shown(files.decode(theirs), 24), str(theirs)[:40]
-            return f"reads {shown(text, 24)} as {read} ({tokens}, expected {str(ours)[:40]})"
+            at = next(
+                (i for i, (a, b) in enumerate(zip(theirs, ours, strict=False)) if a != b), min(len(theirs), len(ours))
+            )
+            read, expected = (f"{shown(files.decode(ids), 24)} {ids}" for ids in (theirs[at:][:1], ours[at:][:1]))
+            whole = shown(files.decode(theirs), 24)
+            return f"reads {shown(text, 24)} as {whole}, whose token {at + 1} is {read}, expected {expected}"
     return None
