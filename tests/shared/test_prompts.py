@@ -165,6 +165,31 @@ def test_without_ids_a_prompt_is_known_by_what_it_asks(tmp_path):
         read_prompts(tmp_path / "p.jsonl")
 
 
+def test_a_prompt_that_stands_in_its_file_many_times_is_numbered(tmp_path):
+    prompts = read_prompts(write_jsonl(tmp_path / "p.jsonl", 4 * [{"prompt": "2 + 2?"}]))
+    first = prompts[0].id
+    assert [prompt.id for prompt in prompts] == [first, f"{first}-2", f"{first}-3", f"{first}-4"]
+
+
+def test_behind_the_lines_that_are_wanted_nothing_is_read(tmp_path):
+    """A file may be larger than the memory."""
+    path = write_jsonl(tmp_path / "p.jsonl", [*ROWS, {"id": "c", "prompt": 100_000 * "x"}])
+    path.write_bytes(path.read_bytes() + "é".encode("latin-1"))
+    assert read_prompts(path, n=2) == PROMPTS
+    with pytest.raises(PromptError, match=r"line 5: byte .* is not UTF-8"):
+        read_prompts(path)
+
+
+def test_a_value_of_any_size_is_named_in_a_line(tmp_path):
+    picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + 100_000 * "A"}}
+    path = write_jsonl(tmp_path / "p.jsonl", [{"messages": [{"role": "user", "content": [picture]}]}])
+    with pytest.raises(
+        PromptError, match=r"line 1: message .*image_url.*, expected a role of .* and a string"
+    ) as refused:
+        read_prompts(path)
+    assert len(str(refused.value)) < 500
+
+
 SECOND_LINE = [
     ("{", "line 2: not JSON"),
     ("[]", "line 2: holds a list, expected an object"),

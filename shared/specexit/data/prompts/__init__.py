@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Container
+from collections import Counter
 from dataclasses import asdict, replace
-from itertools import count, islice
+from itertools import islice
 from pathlib import Path
 
 from specexit import tiny
@@ -47,11 +47,6 @@ def split_prompts(split: str, n: int, seed: int = 0, *, mixed: bool = False) -> 
     return [Prompt(f"{split}-{seed}-{i:05d}", p.question, str(p.answer), task=p.family) for i, p in enumerate(problems)]
 
 
-def _again(name: str, taken: Container[str]) -> str:
-    """The id of a prompt that stands in its file once more, where ids are of what is asked."""
-    return next(other for i in count(2) if (other := f"{name}-{i}") not in taken)
-
-
 def read_prompts(
     source: str | Path, columns: ColumnsConfig | None = None, *, n: int | None = None, seed: int = 0
 ) -> list[Prompt]:
@@ -86,6 +81,7 @@ def read_prompts(
     prompts: dict[str, Prompt] = {}
     named: bool | None = None
     seen: set[str] = set()
+    asked = Counter[str]()
     for number, (where, row) in enumerate(islice(read_rows(path), n)):
         row = row if known else without_ignored(row, columns)
         prompt = known(row, where, number, seed) if known else to_prompt(row, where, columns)
@@ -95,8 +91,10 @@ def read_prompts(
             here, before = ("missing", "have one") if named else ("there", "have none")
             raise PromptError(f"{where}: {columns.id} is {here}, but the rows before it {before}")
         named = has_id
-        if prompt.id in prompts and not has_id:
-            prompt = replace(prompt, id=_again(prompt.id, prompts))
+        if not has_id:
+            asked[prompt.id] += 1
+            if asked[prompt.id] > 1:  # it stands in the file once more
+                prompt = replace(prompt, id=f"{prompt.id}-{asked[prompt.id]}")
         if prompt.id in prompts:
             raise PromptError(f"{where}: id {prompt.id!r} occurs twice, expected unique ids")
         _check_characters(prompt, where)

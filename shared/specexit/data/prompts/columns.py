@@ -78,7 +78,7 @@ def _id(value: Any, where: str, name: str) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, str) or not value:
-        raise PromptError(f"{where}: {name} is {value!r}, expected a string or an integer")
+        raise PromptError(f"{where}: {name} is {value!r:.200}, expected a string or an integer")
     return value
 
 
@@ -99,7 +99,7 @@ def _choices(value: Any, where: str, name: str) -> tuple[str, ...] | None:
     if value is None:
         return None
     if not isinstance(value, Sequence) or isinstance(value, str) or not all(isinstance(v, str) for v in value):
-        raise PromptError(f"{where}: {name} are {value!r}, expected a list of strings")
+        raise PromptError(f"{where}: {name} are {value!r:.200}, expected a list of strings")
     if len(value) > MOST_OPTIONS:
         raise PromptError(f"{where}: {name} are {len(value)}, expected {MOST_OPTIONS} at most: answers are A to J")
     return tuple(value)

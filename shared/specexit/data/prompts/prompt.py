@@ -47,7 +47,7 @@ def text_of(value: Any, where: str, what: str) -> str:
       PromptError: it is something else, or empty.
     """
     if not isinstance(value, str):
-        raise PromptError(f"{where}: {what} is {value!r}, expected a string")
+        raise PromptError(f"{where}: {what} is {value!r:.200}, expected a string")
     if not value.strip():
         raise PromptError(f"{where}: {what} is empty, expected text")
     return value
@@ -63,7 +63,7 @@ def optional_text(value: Any, where: str, what: str) -> str | None:
         return value
     if isinstance(value, int | float | Decimal) and not isinstance(value, bool) and math.isfinite(value):
         return str(value)
-    raise PromptError(f"{where}: {what} is {value!r}, expected a string, a number or nothing")
+    raise PromptError(f"{where}: {what} is {value!r:.200}, expected a string, a number or nothing")
 
 
 def conversation(value: Any, where: str) -> tuple[dict[str, str], ...]:
@@ -75,13 +75,15 @@ def conversation(value: Any, where: str) -> tuple[dict[str, str], ...]:
       PromptError: they are no list of role and content, a role is unknown, or the user does not come last or is silent.
     """
     if not isinstance(value, Sequence) or isinstance(value, str) or not value:
-        raise PromptError(f"{where}: messages are {value!r}, expected a list of objects with role and content")
+        raise PromptError(f"{where}: messages are {value!r:.200}, expected a list of objects with role and content")
     messages = tuple(_without_nothing(message) for message in value)
     for message in messages:
         if not isinstance(message, dict) or set(message) != {"role", "content"}:
-            raise PromptError(f"{where}: message {message!r}, expected an object with role and content, both strings")
+            raise PromptError(
+                f"{where}: message {message!r:.200}, expected an object with role and content, both strings"
+            )
         if message["role"] not in ROLES or not isinstance(message["content"], str):
-            raise PromptError(f"{where}: message {message!r}, expected a role of {', '.join(ROLES)} and a string")
+            raise PromptError(f"{where}: message {message!r:.200}, expected a role of {', '.join(ROLES)} and a string")
     if messages[-1]["role"] != "user":
         raise PromptError(f"{where}: the last message is from {messages[-1]['role']!r}, expected 'user'")
     text_of(messages[-1]["content"], where, "the last message")

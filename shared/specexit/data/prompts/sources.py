@@ -55,7 +55,7 @@ def _object(value: Any, where: str) -> LocatedRow:
 
 
 def _json_lines(path: Path) -> Iterator[LocatedRow]:
-    for number, line in enumerate(_text(path).split("\n"), start=1):
+    for number, line in enumerate(_lines(path), start=1):
         if line.strip():
             where = f"{path}, line {number}"
             try:
@@ -63,6 +63,18 @@ def _json_lines(path: Path) -> Iterator[LocatedRow]:
             except (ValueError, RecursionError) as error:
                 raise PromptError(f"{where}: not JSON: {error}") from error
             yield _object(value, where)
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """One line after the other: the first ones may be all that is wanted of a file that is larger than the memory."""
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            yield from file
+    except UnicodeDecodeError:
+        _text(path)  # whose error says where
+        raise
+    except OSError as error:
+        raise PromptError(f"{path}: cannot be read: {error}") from error
 
 
 def _json(path: Path) -> Iterator[LocatedRow]:
