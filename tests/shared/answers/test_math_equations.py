@@ -13,6 +13,8 @@ SAME = [
     ("y=3, x=2", "(2,3)"),
     ("a=1, b=2", "b=2, a=1"),
     (r"x=1 \text{ or } x=2", "1, 2"),
+    (r"x=1 \lor x=2", "2, 1"),
+    (r"x=1 \wedge y=2", "x=1, y=2"),
     (r"x = \pm 2", r"\pm 2"),
     (r"\frac{-1 \pm \sqrt{5}}{2}", r"x=\dfrac{-1\pm\sqrt5}{2}"),
     (r"\frac{-1 \pm \sqrt{5}}{2}", r"\frac{-1+\sqrt{5}}{2}, \frac{-1-\sqrt{5}}{2}"),
@@ -210,6 +212,8 @@ DIFFERENT = [
     ("1<x<2", "2>x>0"),
     ("x<=3 or x>=5", "x<3 or x>5"),
     (r"x<5 \land x>0", r"x<5 \lor x>0"),
+    (r"p \land q", r"p \lor q"),
+    (r"Y=A \land B", r"Y=A \lor B"),
 ]
 
 

@@ -12,7 +12,7 @@ from specexit.data.answers.math_bases import digits_as_names, has_letters
 from specexit.data.answers.math_boxes import joined, last_boxes
 from specexit.data.answers.math_inequalities import as_intervals
 from specexit.data.answers.math_names import says_names
-from specexit.data.answers.math_numbers import number, same_number
+from specexit.data.answers.math_numbers import as_decimal, is_decimal, number, same_number
 from specexit.data.answers.math_text import COMMA, apart, is_word, normal, prose, squeezed, without_and_or
 from specexit.data.answers.math_unit_names import same_unit
 from specexit.data.answers.math_units import in_full, split_list, without_symbol
@@ -127,7 +127,10 @@ class _Reading(NamedTuple):
         """The quantity as a parser reads it."""
         if percent and self.unit == "%":
             return ",".join(rf"{member}\%" for member in apart(self.quantity, COMMA))
-        return without_and_or(self.quantity) if self.value is None else str(self.value)
+        if self.value is None:
+            return without_and_or(self.quantity)
+        # A decimal may be the rounding of a root, as a fraction is not.
+        return as_decimal(self.value) if "." in self.quantity and is_decimal(self.value) else str(self.value)
 
 
 def _read_pair(a: str, b: str) -> tuple[_Reading, _Reading]:

@@ -10,9 +10,10 @@ from specexit.data.answers.math_latex import WRAPPER
 _FLIPPED = {"<": "<", ">": "<", r"\le": r"\le", r"\ge": r"\le"}
 INEQUALITY = re.compile(r"[<>]|\\[lg]eq?\b")
 _SIGN = re.compile(r" ?(<|>|\\[lg]e(?![A-Za-z])) ?")
+_RELATION = re.compile(rf"=|{_SIGN.pattern}")
 _JOINT = re.compile(rf",? ?(?:{WRAPPER}\{{ ?(and|or) ?\}}|(?<![A-Za-z\\])(and|or)(?![A-Za-z])) ?")
 _BRACKETS = re.compile(r"([\[\]])([^\[\]]*)([\[\]])")
-_LOGIC = re.compile(r" ?\\(?:(lor|vee)|land|wedge)(?![A-Za-z]) ?")
+_OR, _AND = (re.compile(rf" ?\\(?:{names})(?![A-Za-z]) ?") for names in ("lor|vee", "land|wedge"))
 _BUILDER = re.compile(r"\\\{ ?([A-Za-z]) ?(?:\\in ?\\mathbb\{R\} ?)?(?:\||:|\\mid\b) ?(.+?) ?\\\}")
 
 
@@ -30,7 +31,7 @@ def as_intervals(text: str) -> str:
     text = _with_round_brackets(text)
     if (built := _BUILDER.fullmatch(text)) and _SIGN.search(built.group(2)):
         text = built.group(2)
-    text = _LOGIC.sub(lambda found: f" {'or' if found[1] else 'and'} ", text) if _SIGN.search(text) else text
+    text = _in_words(text)
     joints = {found.group(1) or found.group(2) for found in _JOINT.finditer(text)}
     if len(joints) != 1 or not _SIGN.search(text):
         return text
@@ -39,6 +40,17 @@ def as_intervals(text: str) -> str:
     if None in names or len(names) > 1:
         return text
     return (r"\cup" if joints == {"or"} else r"\cap").join(part[1] for part in parts if part)
+
+
+def _in_words(text: str) -> str:
+    r"""Equations and inequalities that logic's signs join, joined by words; what these signs join else is a formula.
+
+    Example:
+      >>> _in_words(r"x=1\lor x=2"), _in_words(r"y=a\lor b")
+      ('x=1 or x=2', 'y=a\\lor b')
+    """
+    said = _AND.sub(" and ", _OR.sub(" or ", text))
+    return said if all(map(_RELATION.search, re.split(" (?:or|and) ", said))) else text
 
 
 def _with_round_brackets(text: str) -> str:

@@ -3,6 +3,7 @@ r"""Numbers as people and models write them, read exactly: decimals, fractions, 
 from __future__ import annotations
 
 import re
+from decimal import Decimal, localcontext
 from fractions import Fraction
 
 _LONGEST = 1000
@@ -79,6 +80,17 @@ def is_decimal(value: Fraction) -> bool:
         while rest % prime == 0:
             rest //= prime
     return rest == 1
+
+
+def as_decimal(value: Fraction) -> str:
+    """A number that has finitely many decimals, written with all of them.
+
+    Example:
+      >>> as_decimal(Fraction(-5, 4)), as_decimal(Fraction(1, 10**9))
+      ('-1.25', '0.000000001')
+    """
+    with localcontext(prec=4 * _LONGEST):
+        return f"{Decimal(value.numerator) / value.denominator:f}"
 
 
 def _unsigned(text: str) -> Fraction | None:

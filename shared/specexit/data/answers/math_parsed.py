@@ -94,22 +94,16 @@ def _as_one_value(expression: Any) -> Any:
     members = expression.args if isinstance(expression, FiniteSet) else ()
     if len(members) < 2 or not all(isinstance(member, Expr) for member in members):
         return expression
-    return members[0] if all(_is_another_form(members[0], member) for member in members[1:]) else expression
-
-
-def _is_another_form(one: Any, other: Any) -> bool:
-    """Whether two members of a list are one value; of two numbers each digit counts, as in `same_number`."""
-    if not _verified(one, other):
-        return False
-    values = [_exact(member) for member in (one, other)]
-    if not all(value.is_Rational or value.is_Float for value in values):
-        return True
-    return same_number(*(Fraction(str(value)) for value in values))
+    return members[0] if all(_verified(members[0], member) for member in members[1:]) else expression
 
 
 def _verified(one: Any, other: Any) -> bool:
-    """Whether math-verify finds two values equal in both orders; False where they cannot be compared, such as 0/0."""
+    """Whether math-verify finds two values equal in both orders; False where they cannot be compared, such as 0/0.
+
+    Of two numbers each digit counts, as in `same_number`.
+    """
     import math_verify
+    from sympy import Float, Rational
 
     # Its own limit is one of the clock, and tells a time-out as a difference.
     how: dict[str, Any] = {"allow_set_relation_comp": True, "timeout_seconds": None}
@@ -120,6 +114,8 @@ def _verified(one: Any, other: Any) -> bool:
         one, other = _exact(one), _exact(other)
         if has_infinity(one) or has_infinity(other):  # whose difference from a number is none
             return same_infinity(one, other)
+        if isinstance(one, Rational | Float) and isinstance(other, Rational | Float):
+            return same_number(Fraction(str(one)), Fraction(str(other)))
         return math_verify.verify(one, other, **how) and math_verify.verify(other, one, **how)
     except Exception:  # sympy's evaluation raises what it likes
         return False
