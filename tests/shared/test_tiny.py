@@ -1,6 +1,7 @@
 """The tiny reasoner's problems and its installed way of thinking: facts that the rest of the project leans on."""
 
 import itertools
+import operator
 import random
 import re
 
@@ -65,6 +66,41 @@ def test_the_answer_is_the_asked_value_and_the_tail_does_not_matter(written):
         values = list(replay(problem))
         assert problem.answer == values[len(problem.steps) - 1]
     assert any(problem.tail for problem, _ in written)
+
+
+CHAIN = r"(\w+) has (?:(\d) )?(fewer than|more than|half as many as|twice as many as) (\w+)\."
+VARS = r"(\w) = (\w) ([-+*/]) (\d)\."
+DONE = {"add": operator.add, "subtract": operator.sub, "double": operator.mul, "halve": operator.truediv}
+STEPS = r"Step (\d+): (add|subtract|double|halve) (\d|it)\."
+
+
+def from_text(problem):
+    """The answer, from nothing but the words of the question."""
+    question = problem.question
+    number, asked = int(re.search(r"\d+", question)[0]), re.search(r"(\w+)(?: have)?\?$", question)[1]
+    if problem.family == "steps":
+        for name, op, k in re.findall(STEPS, question):
+            number = DONE[op](number, 2 if k == "it" else int(k))
+            if name == asked:
+                return number
+    known = {re.match(r"(?:Let )?(\w+)", question)[1]: number}
+    for parent, k, relation, name in re.findall(CHAIN, question):
+        value = known[parent]  # as many as the relation makes of what is not known yet
+        known[name] = {
+            "fewer than": value + int(k or 0),
+            "more than": value - int(k or 0),
+            "half as many as": value * 2,
+            "twice as many as": value / 2,
+        }[relation]
+    for parent, name, op, k in re.findall(VARS, question):
+        value, k = known[parent], int(k)
+        known[name] = {"+": value - k, "-": value + k, "*": value / k, "/": value * k}[op]
+    return known[asked]
+
+
+def test_the_answer_is_that_of_the_question_s_words(written):
+    for problem, _ in written:
+        assert problem.answer == from_text(problem), problem.question
 
 
 def test_a_slip_forgets_the_carry_when_adding_nine_and_nothing_else(written):
