@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -21,7 +22,18 @@ from torch_specexit.plugin.worker.cost import STEPS, Scene, launches
 from torch_specexit.plugin.worker.loops import FINGERPRINT, LoopSearch
 from torch_specexit.plugin.worker.ranks import INCOMPLETE
 from torch_specexit.plugin.worker.reading import Reader
-from torch_specexit.plugin.worker.rule import CAP, LOOP, OVER, STATE, STEPS_BACK, Admission, Markers, Sampled
+from torch_specexit.plugin.worker.rule import (
+    CAP,
+    EXIT,
+    INTERRUPT,
+    LOOP,
+    OVER,
+    STATE,
+    STEPS_BACK,
+    Admission,
+    Markers,
+    Sampled,
+)
 from torch_specexit.plugin.worker.slots import Slots
 from torch_specexit.plugin.worker.twin import Twin
 
@@ -244,6 +256,34 @@ def test_a_signal_that_is_no_number_passes_no_threshold_and_one_without_does_not
     pair.compare_tables()
 
 
+EARLY = [
+    Policy(
+        thresholds=limits, early={"validity": early}, patience=n, min_thinking_tokens=least, max_thinking_tokens=most
+    )
+    for limits, early, n in product(({}, {"validity": 0.4}), (0.5, 0.9), (1, 2))
+    for least, most in ((0, None), (0, 9), (10, 14), (0, 18))
+]
+
+
+@pytest.mark.parametrize("source", ["draft", "fc"])
+def test_what_the_early_thresholds_pass_over_is_as_in_the_twin(kernel, source):
+    """In steps longer than they look back, too; at the cap, and one token before; with patience. The last id of the
+    vocabulary is a split token here, and those behind it, which some targets' heads are padded with, are none."""
+    ids = ThinkTokens(START, END, frozenset({2, VOCAB - 1}))
+    pair, rng = Pair(kernel, source, smooth=False, ids=ids), np.random.default_rng(3)
+    names = [f"r{i}" for i in range(len(EARLY))]
+    pair.signals = torch.zeros(len(names), WIDEST, len(NAMES))
+    for name, policy in zip(names, EARLY, strict=True):
+        pair.add(name, ALWAYS._replace(policy=policy))
+    for width in (9, 4, 10, 1, 3, 2):
+        tokens = torch.tensor(rng.choice([5, VOCAB, GARBAGE, 5, 5, 2, VOCAB - 1], (len(names), width)))
+        raw = torch.tensor(rng.normal(0, 2, (len(names) * width, len(NAMES)))).float()
+        pair.step(names, tokens, torch.full((len(names),), width, dtype=torch.int32), raw)
+        pair.signals.copy_(torch.tensor(rng.normal(0, 2, pair.signals.shape)))
+    pair.compare_tables()
+    assert {0, CAP} < set(pair.slots[0].tables.state[:, STATE.index("exited")].tolist())
+
+
 @modes
 def test_a_step_is_one_launch(kernel, source, smooth):
     way = "fc, smoothed" if smooth else source
@@ -350,6 +390,52 @@ def test_what_is_remembered_reaches_as_far_back_as_steps_can_be_dropped(kernel):
     pair.step(["a"], torch.tensor([[2]]), one, back=torch.tensor([STEPS_BACK]))
     streak = pair.slots[0].tables.state[pair.slots[0].row_of["a"], STATE.index("streak")]
     assert streak == 1  # that of the one boundary that was kept
+
+
+def test_thinking_is_ended_at_any_token_for_one_reason_and_that_is_news(kernel):
+    """By the client, though it goes in circles, though it would have ended in shadow mode, and where exits are off; by
+    the cap, of which nothing else tells; by the signals at the cap. A split token of the transition is no boundary, and
+    a step in which nothing is decided writes none of it."""
+    pair, one = Pair(kernel, "draft", smooth=False, transition=(2, 6)), torch.ones(5, dtype=torch.int32)
+    never, always = Policy(thresholds={"validity": 1.0}, max_thinking_tokens=9), Policy(thresholds={})
+    at_9 = Policy(thresholds={}, min_thinking_tokens=9, max_thinking_tokens=9)
+    policies = {"off": None, "shadow": always, "cap": never, "noted": never, "signals": at_9}
+    for name, policy in policies.items():
+        pair.add(name, ALWAYS._replace(policy=policy, shadow=name in ("shadow", "noted"), margin=0))
+    plain = [7, 8, 9, 7], [8, 9, 7, 8], [8]
+    texts = ([5] * 4, [5] * 4, [5]), (plain[0], [8, 9, 7, 2], [7]), plain, plain, (*plain[:2], [2])
+    for part in zip(*texts, strict=True):
+        pair.step([*policies], torch.tensor(part), one * len(part[0]))
+    for slots, name in product(pair.slots, ("off", "shadow")):
+        slots.interrupt(name, now=True)
+
+    def drawn(token: int, failed: float = 0.0) -> list[int]:
+        pair.active.fill_(failed)
+        return pair.step([*policies], torch.full((5, 1), token), one).tokens.flatten().tolist()
+
+    assert drawn(9) == [2, 2, 2, 9, 2]
+    report = pair.rules[0].report[:5]
+    assert report[:, STATE.index("exited")].tolist() == [INTERRUPT, INTERRUPT, CAP, 0, EXIT]
+    assert report[:, STATE.index("would_exit")].tolist() == [0, 8, 0, 9, 0]
+    assert report[:, -1].tolist() == [1, 1, 1, 1, 1]
+    assert [drawn(7), drawn(8, failed=1.0), drawn(7)] == [[6, 6, 6, 7, 6], [8] * 5, [END, END, END, 7, END]]
+    assert drawn(9) == [9] * 5
+    pair.compare_tables()
+
+
+def test_a_row_falls_back_to_its_own_copy_before_a_rebuilt_one_and_is_lost_where_vllm_is_ahead(kernel):
+    pair, one = Pair(kernel, "draft", smooth=False), torch.ones(1, dtype=torch.int32)
+    pair.add("a", ALWAYS._replace(policy=Policy(thresholds={}, patience=2)))
+    for token in (2, 5, 5):
+        pair.step(["a"], torch.tensor([[token]]), one)
+    for slots in pair.slots:
+        slots.rebuild("a", *Reader(pair.markers).rebuild(slots.admissions["a"], [2, 5]))
+    pair.step(["a"], torch.tensor([[2]]), one, back=torch.tensor([1]))
+    state = pair.slots[0].tables.state[pair.slots[0].row_of["a"]]
+    assert state[STATE.index("streak")] == 1  # the rebuilt one knows of no verdict
+    assert pair.step(["a"], torch.tensor([[5]]), one, back=torch.tensor([-1])).tokens.tolist() == [[5]]
+    assert state[STATE.index("on")] == 0
+    pair.compare_tables()
 
 
 def test_it_compiles_for_gpus_without_one(tmp_path):
