@@ -12,7 +12,7 @@ from specexit.data.traces import TraceError, data_sha256, write_traces
 from specexit.method.decision import Policy
 from specexit.method.policies.budget import budget_policy
 from specexit.method.replay import Replay
-from specexit.method.simulate import Simulation, best_within, pareto, simulate, summarise
+from specexit.method.simulate import Part, Simulation, best_within, largest, pareto, simulate, summarise
 from specexit.schemas.simulate import SimulateConfig
 
 
@@ -138,3 +138,11 @@ def test_nan_signals_are_refused(paths, perfect):
     write_scores(paths["scores"], Scores("draft", "0" * 64, perfect))
     with pytest.raises(ScoreError, match="signals of trace '0' hold NaN"):
         simulate(SimulateConfig(**paths))
+
+
+def test_of_many_tasks_the_largest_have_tables() -> None:
+    """Of 400 tasks 34,000 lines were printed."""
+    tasks = {f"task {i:02}": Part.model_construct(n=9 if i == 20 else 1) for i in range(21)}
+    assert list(largest(tasks)) == ["task 20", *(f"task {i:02}" for i in range(19))]
+    few = dict(list(tasks.items())[1:])
+    assert list(largest(few)) == list(few)

@@ -272,9 +272,8 @@ def _alone(replay: Replay, token: int) -> Replay:
     boundary is judged by its neighbours, which may be gone."""
     rows = [[i for i, split in enumerate(trace.split_ids) if split == token] for trace in replay.traces]
     kept = [_only(trace, at) for trace, at in zip(replay.traces, rows, strict=True)]
-    alone = Replay(kept, replay.signals)
-    alone.right = [right[at] for right, at in zip(replay.right, rows, strict=True)]
-    return alone
+    right = [right[at] for right, at in zip(replay.right, rows, strict=True)]
+    return Replay(kept, replay.signals, right=right)
 
 
 def _only(trace: AnyTrace, rows: Sequence[int]) -> AnyTrace:

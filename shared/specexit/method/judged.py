@@ -134,8 +134,8 @@ class _Losses:
     ) -> None:
         """Note some traces."""
         for size in np.unique(sizes).tolist():
-            for group in range(self._shape[1]):
-                self.of(size)[:, group] += errors[:, (sizes == size) & (groups == group)].sum(axis=1)
+            here = sizes == size
+            np.add.at(self.of(size).T, groups[here], errors[:, here].T)
 
     def of(self, size: int) -> Int[np.ndarray, "policies groups"]:
         """Those whose prompts have so many traces."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -82,6 +83,7 @@ class Replay:
         smoothing; or at its boundaries alone; None for policies without thresholds.
       round_tokens: step size that ``smoothing: round`` assumes; serving's steps vary with acceptance.
       largest: of all traces, where these are a block of them.
+      right: see `_right`, of each trace, where its boundaries do not say it.
     """
 
     def __init__(
@@ -91,6 +93,7 @@ class Replay:
         *,
         round_tokens: int = 3,
         largest: Largest | None = None,
+        right: Sequence[Float[np.ndarray, " boundaries"]] | None = None,
     ):
         self.traces = traces
         self.signals = signals
@@ -101,8 +104,14 @@ class Replay:
             int(self.n_think.max(initial=0)), max((len(trace.boundaries) for trace in traces), default=0)
         )
         self.correct = np.array([_truth(trace, trace.correct) for trace in traces], np.float64)
-        self.agrees = [np.array(trace.boundary_agrees, bool) for trace in traces]
-        self.right = [_right(trace) for trace in traces]
+        self.right = [_right(trace) for trace in traces] if right is None else right
+        sizes = [len(trace.boundaries) for trace in traces]
+        self._first = np.cumsum([0, *sizes])[:-1]
+        """Row of each trace's first boundary in the columns of all boundaries."""
+        self._at = _column((trace.boundaries for trace in traces), np.int32)
+        self._agrees = _column((trace.boundary_agrees for trace in traces), bool)
+        self._right = _column(self.right, np.float32)
+        self._untried = _column(([state == "untried" for state in t.boundary_state] for t in traces), bool)
         self._verdicts: dict[tuple[str, float], Verdicts] = {}
 
     def play(self, policy: Policy) -> Outcome:
@@ -114,12 +123,12 @@ class Replay:
             if verdicts.before is None:
                 raise ValueError(f"early thresholds {policy.early} need the signals of every thinking token")
             allowed &= _pass(verdicts.before, policy.early) | np.isnan(verdicts.before[:, 0])
-        hit = _streak(allowed, verdicts.trace) >= policy.patience
+        hit = allowed if policy.patience == 1 else _streak(allowed, verdicts.trace) >= policy.patience
         if policy.max_thinking_tokens is not None:
             hit |= verdicts.offset >= policy.max_thinking_tokens
         rows = np.flatnonzero(hit)
-        traces, first = np.unique(verdicts.trace[rows], return_index=True)
-        return self._outcome(traces, verdicts.boundary[rows[first]])
+        first = rows[np.diff(verdicts.trace[rows], prepend=-1) != 0]
+        return self._outcome(verdicts.trace[first], verdicts.boundary[first])
 
     def oracle(self) -> Outcome:
         """Exit at the first boundary that is known to have the full trace's answer: nothing sound cuts more, but in
@@ -188,14 +197,11 @@ class Replay:
         kept, correct = self.n_think.copy(), self.correct.copy()
         exited, changed, inferred = (np.zeros(len(kept), bool) for _ in range(3))
         exited[traces] = True
-        for trace, boundary in zip(traces.tolist(), boundaries.tolist(), strict=True):
-            at = self.traces[trace].boundaries[boundary]
-            if at >= self.traces[trace].n_think:  # the same text, whatever a trial says: a forced one may say otherwise
-                continue
-            kept[trace] = at
-            changed[trace] = not self.agrees[trace][boundary]
-            correct[trace] = self.right[trace][boundary]
-            inferred[trace] = self.traces[trace].boundary_state[boundary] == "untried"
+        row = self._first[traces] + boundaries
+        before = self._at[row] < self.n_think[traces]  # else the same text, whatever a trial says: a forced one may
+        cut, row = traces[before], row[before]  # say otherwise
+        kept[cut], changed[cut] = self._at[row], ~self._agrees[row]
+        correct[cut], inferred[cut] = self._right[row], self._untried[row]
         return Outcome(kept, exited, changed, correct, inferred)
 
 
@@ -221,6 +227,11 @@ def _untried(trace: Trace, split: set[int]) -> Trace:
         boundary_state=["untried"] * n,
         boundary_trial_tokens=[0] * n,
     )
+
+
+def _column(parts: Iterable[Sequence[Any] | np.ndarray], dtype: Any) -> np.ndarray:
+    """Values of all boundaries, those of a trace behind those of the one before."""
+    return np.concatenate([np.zeros(0, dtype), *(np.asarray(part, dtype) for part in parts)])
 
 
 def _row(trace: int, judged: Int[np.ndarray, " judged"]) -> Int[np.ndarray, " judged"]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Container, Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from pydantic import Field
@@ -154,6 +155,9 @@ def pareto(points: Sequence[Point], full_accuracy: float | None) -> tuple[Point,
     return tuple(reversed(front))
 
 
+MOST_TABLES = 20
+"""Tasks that have a table of their own: a terminal shows no hundreds."""
+
 NO_TASK = "no task"
 Block = tuple[Replay, Replay | None]
 """Replays of the same traces: with the draft's signals, and with another source's."""
@@ -181,52 +185,75 @@ def run(
     Raises:
       MethodError: see `Tally.add`.
     """
-    tasks = sorted(traces.different("task"), key=lambda task: task or "")
-    parts = {"": traces} | ({task or NO_TASK: traces.only(task=task) for task in tasks} if len(tasks) > 1 else {})
+    known = _known(traces)
+    number = {name: i for i, name in enumerate(known)}
     about = {name: method.about for name, method in methods.items()}
     beside = config.model_copy(update={"early": probe_early})
     if probe_early is not None:
         about[PROBE] = METHODS["validity"].about
-    tallies = {name: Tally(name) for name in [*about, FULL, ORACLE]}
+    tallies = {name: Tally(name, len(known)) for name in [*about, FULL, ORACLE]}
     with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
         bar = progress.add_task("traces", total=len(traces))
         for replay, probe in blocks:
-            rows = {name: np.array([name in ("", t.task or NO_TASK) for t in replay.traces]) for name in parts}
+            tasks = np.array([number[trace.task or NO_TASK] for trace in replay.traces])
             for name, method in methods.items():
-                tallies[name].add(replay, method.play(replay, config), rows)
+                tallies[name].add(replay, method.play(replay, config), tasks)
             if probe is not None:
-                tallies[PROBE].add(replay, METHODS["validity"].play(probe, beside), rows)
+                tallies[PROBE].add(replay, METHODS["validity"].play(probe, beside), tasks)
             never = replay.outcome_at(np.full(len(replay.traces), -1))
-            tallies[FULL].add(replay, [Played("", never)], rows)
-            tallies[ORACLE].add(replay, [Played("", replay.oracle(), policy=OFF)], rows)
+            tallies[FULL].add(replay, [Played("", never)], tasks)
+            tallies[ORACLE].add(replay, [Played("", replay.oracle(), policy=OFF)], tasks)
             progress.advance(bar, len(replay.traces))
-    points = {name: {label: _points(tally, name) for label, tally in tallies.items()} for name in parts}
     asking = {label for label, tally in tallies.items() if tally.asks}
     quoted = [name for name, method in methods.items() if not method.tuned]
     tuned = set(about) - set(quoted)
-    found = {name: _part(some, points[name], tuned, asking) for name, some in parts.items()}
-    unknown = [label for label in about if label in asking and found[""].one_point]
+    points = {label: _points(tally, None) for label, tally in tallies.items()}
+    everything = [sum(numbers) for numbers in zip(*known.values(), strict=True)]
+    found = _part(Known(*everything)._replace(prompts=traces.n_prompts()), points, tuned, asking)
+    unknown = [label for label in about if label in asking and found.one_point]
+
+    def of_task(name: str) -> Part:
+        return _part(
+            known[name], {label: _points(tally, number[name]) for label, tally in tallies.items()}, tuned, asking
+        )
+
     return Simulation(
-        **vars(found[""]),
-        named={point.setting: point for label in quoted if label not in unknown for point in points[""][label]},
-        tasks={name: part for name, part in found.items() if name},
+        **vars(found),
+        named={point.setting: point for label in quoted if label not in unknown for point in points[label]},
+        tasks={name: of_task(name) for name in known} if len(known) > 1 else {},
         methods=about,
-        thresholds=tuple(points[""].get("validity", ())),
+        thresholds=tuple(points.get("validity", ())),
         unknown=tuple(unknown),
     )
 
 
-def _points(tally: Tally, part: str) -> list[Point]:
+class Known(NamedTuple):
+    """What is known of traces before any method is played."""
+
+    n: int
+    prompts: int
+    one_point: int
+    unreferenced: int
+
+
+def _known(traces: Outlines) -> dict[str, Known]:
+    """Of each task, by name: one question, as there may be thousands of tasks."""
+    names = list(traces.texts["task"])
+    asked = "task, count(*), count(distinct prompt), sum(not throughout), sum(not is_known)"
+    found = {names[task] or "": Known(*numbers) for task, *numbers in traces.ask(asked, "group by task")}
+    return {name or NO_TASK: known for name, known in sorted(found.items())}
+
+
+def _points(tally: Tally, part: int | None) -> list[Point]:
     return [point_of(*one) for one in tally.of(part)]
 
 
-def _part(traces: Outlines, points: dict[str, list[Point]], tuned: Container[str], asking: Container[str]) -> Part:
+def _part(known: Known, points: dict[str, list[Point]], tuned: Container[str], asking: Container[str]) -> Part:
     [full], [oracle] = points[FULL], points[ORACLE]
-    one_point = traces.number("sum(not throughout)")
-    unknown = asking if one_point else ()
+    unknown = asking if known.one_point else ()
     return Part(
-        n=len(traces),
-        prompts=traces.n_prompts(),
+        n=known.n,
+        prompts=known.prompts,
         full_accuracy=full.accuracy,
         oracle=oracle,
         curves={
@@ -234,8 +261,8 @@ def _part(traces: Outlines, points: dict[str, list[Point]], tuned: Container[str
             for label, curve in points.items()
             if label in tuned and label not in unknown
         },
-        one_point=one_point,
-        unreferenced=traces.number("sum(not is_known)"),
+        one_point=known.one_point,
+        unreferenced=known.unreferenced,
     )
 
 
@@ -281,11 +308,20 @@ def simulate(config: SimulateConfig) -> Simulation:
     simulation = write_curves(config, console)
     title = f"{simulation.n} traces of {simulation.prompts} prompts"
     console.print(table(simulation, config.tolerances, simulation.named, title))
-    for name, part in simulation.tasks.items():
+    for name, part in largest(simulation.tasks).items():
         console.print(table(part, config.tolerances, {}, f"{name}: {part.n} traces of {part.prompts} prompts"))
+    if (more := len(simulation.tasks) - MOST_TABLES) > 0:
+        console.print(f"tasks not shown, of as many traces or fewer: {more}, see {config.out}", soft_wrap=True)
     for remark in remarks(simulation):
         console.print(remark, soft_wrap=True)
     return simulation
+
+
+def largest(tasks: dict[str, Part]) -> dict[str, Part]:
+    """The tasks that have tables of their own: all, or those of most traces where there are many."""
+    if len(tasks) <= MOST_TABLES:
+        return tasks
+    return dict(sorted(tasks.items(), key=lambda item: -item[1].n)[:MOST_TABLES])
 
 
 def remarks(simulation: Simulation) -> list[str]:

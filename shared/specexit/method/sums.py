@@ -6,7 +6,7 @@ from operator import add
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 
 from specexit.method.replay import Outcome, Replay
 
@@ -37,22 +37,25 @@ NOTHING = Sums(*[0] * len(Sums._fields))
 """Over no traces."""
 
 
-def sums_of(
-    replay: Replay,
-    outcome: Outcome,
-    probe_tokens: Int[np.ndarray, " traces"] | None = None,
-    rows: Bool[np.ndarray, " traces"] | slice = slice(None),
-) -> Sums:
-    """Sums over some traces, by default over all."""
-    correct = outcome.correct[rows]
-    return Sums(
-        traces=len(correct),
-        full=int(replay.n_think[rows].sum()),
-        kept=int(outcome.kept[rows].sum()),
-        rest=int(replay.n_answer[rows].sum()) + len(correct),
-        probes=0 if probe_tokens is None else int(probe_tokens[rows].sum()),
-        changed=int(outcome.changed[rows].sum()),
-        exited=int((outcome.exited & (outcome.kept < replay.n_think))[rows].sum()),
-        known=int((~np.isnan(correct)).sum()),
-        right=int((correct == 1).sum()),
+def sums_of(replay: Replay, outcome: Outcome, probe_tokens: Int[np.ndarray, " traces"] | None = None) -> Sums:
+    """Sums over all traces."""
+    return Sums(*columns_of(replay, outcome, probe_tokens).sum(axis=1).tolist())
+
+
+def columns_of(
+    replay: Replay, outcome: Outcome, probe_tokens: Int[np.ndarray, " traces"] | None = None
+) -> Int[np.ndarray, "sums traces"]:
+    """What each trace adds to the `Sums`, a row for each of their fields."""
+    n = len(replay.traces)
+    one = Sums(
+        traces=np.ones(n, np.int64),
+        full=replay.n_think,
+        kept=outcome.kept,
+        rest=replay.n_answer + 1,
+        probes=np.zeros(n, np.int64) if probe_tokens is None else probe_tokens,
+        changed=outcome.changed,
+        exited=outcome.exited & (outcome.kept < replay.n_think),
+        known=~np.isnan(outcome.correct),
+        right=outcome.correct == 1,
     )
+    return np.array(one, np.int64)

@@ -2,51 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Int
 
 from specexit.method.decision import Policy
 from specexit.method.policies import MethodError, Played
 from specexit.method.replay import Replay
-from specexit.method.sums import Sums, sums_of
+from specexit.method.sums import Sums, columns_of
 
 
 class Tally:
-    """Sums of the settings of a method over each part of the traces, which come block by block."""
+    """Sums of the settings of a method over each part of the traces, which come block by block.
 
-    def __init__(self, name: str):
+    Args:
+      name: of the method, for messages.
+      n_parts: parts that the traces are in, each in one.
+    """
+
+    def __init__(self, name: str, n_parts: int = 1):
         self.name = name
         self.asks = False
         """Whether it makes the target answer while it thinks."""
         self._settings: list[tuple[str, Policy | None]] | None = None
-        self._sums: list[dict[str, Sums]] = []
+        self._shape = (n_parts, len(Sums._fields))
+        self._sums: list[Int[np.ndarray, "parts sums"]] = []
 
-    def add(self, replay: Replay, played: Iterable[Played], parts: dict[str, Bool[np.ndarray, " traces"]]) -> None:
+    def add(self, replay: Replay, played: Iterable[Played], part: Int[np.ndarray, " traces"]) -> None:
         """Count a block.
+
+        Args:
+          replay: its traces.
+          played: the settings, played on them.
+          part: of each trace, from 0.
 
         Raises:
           MethodError: its settings are not those of the blocks before.
         """
+        order = np.argsort(part, kind="stable")
+        present, starts = np.unique(part[order], return_index=True)
         settings: list[tuple[str, Policy | None]] = []
-        found: list[dict[str, Sums]] = []
-        for one in played:
+        for i, one in enumerate(played):
             settings.append((one.setting, one.policy))
             self.asks |= one.probe_tokens is not None
-            found.append({name: sums_of(replay, one.outcome, one.probe_tokens, rows) for name, rows in parts.items()})
-        if self._settings is None:
-            self._settings, self._sums = settings, found
-            return
-        if settings != self._settings:
+            if i == len(self._sums):
+                self._sums.append(np.zeros(self._shape, np.int64))
+            columns = columns_of(replay, one.outcome, one.probe_tokens)[:, order]
+            self._sums[i][present] += np.add.reduceat(columns, starts, axis=1).T
+        if self._settings not in (None, settings):
             raise MethodError(
                 f"method {self.name}: other settings for one block of the traces than for another, expected settings "
                 "that depend on the traces by `replay.largest` alone, which is of all of them"
             )
-        pairs = zip(self._sums, found, strict=True)
-        self._sums = [{name: sums.plus(more[name]) for name, sums in before.items()} for before, more in pairs]
+        self._settings = settings
 
-    def of(self, part: str) -> list[tuple[Sums, Policy | None, str]]:
-        """Sums of every setting over a part, with the setting as a policy, where it is one, and its name."""
-        pairs = zip(self._sums, self._settings or [], strict=True)
-        return [(sums[part], policy, setting) for sums, (setting, policy) in pairs]
+    def of(self, part: int | None) -> Iterator[tuple[Sums, Policy | None, str]]:
+        """Sums of every setting over a part, or over all, with the setting as a policy, where it is one, and its
+        name."""
+        for sums, (setting, policy) in zip(self._sums, self._settings or [], strict=True):
+            found = sums.sum(axis=0) if part is None else sums[part]
+            yield Sums(*found.tolist()), policy, setting
