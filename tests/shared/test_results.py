@@ -14,6 +14,7 @@ from specexit.bench.comparison import (
     oracle,
     read_requests,
     reason_of,
+    requests_in,
     summarise,
     write_requests,
 )
@@ -140,6 +141,42 @@ def test_unusable_results_name_file_and_field(tmp_path: Path, change: dict, mess
     with pytest.raises(ResultsError, match=message) as error:
         read_results(path)
     assert str(path) in str(error.value)
+
+
+def test_a_field_that_is_missing_is_named_without_the_whole_file(tmp_path: Path) -> None:
+    """The message ended behind twenty thousand characters of it."""
+    path = tmp_path / "results.json"
+    write_results(path, some_results())
+    raw = json.loads(path.read_text())
+    path.write_text(json.dumps({key: raw[key] for key in raw if key != "hardware"}))
+    with pytest.raises(ResultsError) as error:
+        read_results(path)
+    assert str(error.value) == f"{path}: field 'hardware' is missing"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda line: line.replace('"thinking_tokens"', '"tokens"'), "'thinking_tokens' is missing$"),
+        (lambda line: line.replace('"method"', '"name"'), "'method' is missing$"),
+        (lambda line: line[:-9], ""),
+        (lambda line: "7", ""),
+    ],
+)
+def test_a_request_that_lacks_a_field_or_was_cut_is_named_by_its_line(
+    tmp_path: Path, change: Callable[[str], str], message: str
+) -> None:
+    """Of hundreds of thousands of lines none was named, and of the field what Python calls a missing argument."""
+    line = json.dumps(
+        {"method": "none", "batch": 1, "id": "1", "token_ids": [], "thinking_tokens": 3, "reason": "exit"}
+    )
+    whole = f'{line[:-1]}, "answer": null, "correct": false, "signals": {{}}}}'
+    path = tmp_path / "requests.jsonl"
+    path.write_text(f"{whole}\n{change(whole)}\n")
+    with pytest.raises(
+        ResultsError, match=rf"requests\.jsonl: line 2 cannot be read as a request of a benchmark: {message}"
+    ):
+        list(requests_in(path, ("none",)))
 
 
 def test_truncated_results_are_refused(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
@@ -77,6 +77,10 @@ class Request:
     files of before."""
     ended_by: str | None = None
     """Which of `ENDED`, where the plug-in has ended the thinking; None in files of before."""
+
+
+NEEDED = ("method", "batch", *(one.name for one in fields(Request) if one.default is MISSING))
+"""What every line of ``requests.jsonl`` has."""
 
 
 @dataclass
@@ -409,13 +413,18 @@ def requests_in(path: Path, methods: Collection[str]) -> Iterator[tuple[str, int
     Raises:
       ResultsError: not there, or a line is not a request.
     """
+    where = f"{path}:"
     try:
         with path.open() as lines:
-            for row in map(json.loads, lines):
+            for number, line in enumerate(lines, 1):
+                where = f"{path}: line {number}"
+                row = json.loads(line)
+                if lacking := [name for name in NEEDED if name not in row]:
+                    raise ValueError(f"{lacking[0]!r} is missing")
                 if (method := row.pop("method")) in methods:
                     yield method, row.pop("batch"), Request(**row)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ResultsError(f"{path}: cannot be read as the requests of a benchmark: {error!r}") from error
+    except (OSError, ValueError, TypeError) as error:
+        raise ResultsError(f"{where} cannot be read as a request of a benchmark: {error}") from error
 
 
 def _identity(some: Sequence[Request], others: Sequence[Request]) -> Identity:

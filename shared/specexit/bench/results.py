@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import ConfigDict, Field, ValidationError
 
 from specexit.config import Config, write_text
-from specexit.errors import InputError, dotted
+from specexit.errors import InputError, dotted, shown
 from specexit.schemas.sampling import drawn, is_greedy
 
 if TYPE_CHECKING:
@@ -260,7 +260,9 @@ def read_results(path: Path) -> Results:
     except ValidationError as error:
         first = error.errors()[0]
         key = dotted(first)
-        raise ResultsError(f"{path}: field {key!r} is {first['input']!r}: {first['msg']}") from error
+        missing = first["type"] == "missing"  # pydantic then gives the whole of what lacks it
+        wrong = "is missing" if missing else f"is {shown(first['input'])}: {first['msg']}"
+        raise ResultsError(f"{path}: field {key!r} {wrong}") from error
     for key, there, expected in _tables(found):
         if missing := [name for name in expected if name not in there]:
             raise ResultsError(f"{path}: field {key!r} lacks {missing[0]!r}, expected the whole of what bench writes")
