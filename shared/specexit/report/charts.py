@@ -57,7 +57,8 @@ METHOD_STYLE = {
     "oracle": ("*", "faint"),
 }
 OTHER_SHAPES = "<>vPHph8d"
-DASHES = ("-", "--", ":", "-.", (0, (6, 2, 1, 2, 1, 2)))
+DASHES = ((0, (10, 3)), "--", ":", "-.", (0, (6, 2, 1, 2, 1, 2)))
+"""Of replayed methods that share a colour. None is solid: their colour is next to that of validity, which is."""
 LONGEST_LABEL, MOST_ROWS = 24, 5
 """Characters of a name in a legend, and its rows that the height of a figure has room for."""
 

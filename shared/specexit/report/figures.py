@@ -90,6 +90,7 @@ def _what_thresholds(points: Sequence[Point], *, whole: bool, mark: float | None
     text += "every threshold" if whole else "thresholds that no other one beats in both (the rest was not kept)"
     text += " would have cut, and what accuracy it would have left"
     text += ", early threshold included." if early else ", every boundary judged."
+    text += " An exit where the trial was cut off counts as wrong."
     return text if mark is None else f"{text} The vertical line is the draft's own, {mark:g}."
 
 

@@ -14,7 +14,9 @@ Measured = MethodResult | TaskResult
 
 REPLAYED = (
     "Points are served by vLLM; curves are replays of recorded traces, of each method its Pareto front: what its "
-    "settings cut and lose, none of them picked. Tokens of trial answers are not on the axis, but in the numbers below."
+    "settings cut and lose, none of them picked. An exit where the trial was cut off counts there as wrong, whatever "
+    "is served, so that a curve may lie below its point. Tokens of trial answers are not on the axis, but in the "
+    "numbers below."
 )
 
 

@@ -130,7 +130,7 @@ def _share(share: float | None) -> str:
 
 
 def _points(triple: Triple) -> str:
-    return f"{100 * triple[0]:+.1f} points, {_between(triple)}"
+    return f"{100 * triple[0]:+z.1f} points, {_between(triple)}"
 
 
 def _cut(triple: Triple) -> str:

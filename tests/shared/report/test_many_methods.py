@@ -5,6 +5,7 @@ from pathlib import Path
 
 from specexit.bench.methods import NAMES
 from specexit.bench.results import TaskResult, read_results, write_results
+from specexit.method.policies import METHODS
 from specexit.report.charts import Spot, accuracy_chart, latency_chart, style_of
 from specexit.report.page import report
 from specexit.report.verdict import verdict
@@ -36,6 +37,21 @@ def test_methods_are_told_apart_by_what_a_chart_draws() -> None:
     lines = re.findall(r'style="(fill: none; [^"]*stroke-width: 1.4[^"]*)"', svg)
     assert len(lines) == 2 * len(NAMES)  # in the plane and in the legend
     assert len({line.split("; stroke-linecap")[0] for line in lines}) == len(NAMES)
+
+
+def test_replayed_curves_are_told_apart_and_validity_alone_is_solid_in_its_colour() -> None:
+    """`trio` was a solid line as well, in a colour next to it and all along it."""
+    names = [name for name, method in METHODS.items() if method.tuned]
+    svg = accuracy_chart(
+        [Spot("none", "served", 9, None, 0.5)],
+        None,
+        {name: [Spot(name, "", 5.0 * i, None, i / 3) for i in (1, 2)] for name in names},
+    )
+    lines = re.findall(r'style="(fill: none; [^"]*stroke-width: 1.2[^"]*)"', svg)
+    assert len(lines) == 2 * len(names)  # in the plane and in the legend
+    kinds = {line.split("; stroke-linecap")[0] for line in lines}
+    assert len(kinds) == len(names)
+    assert len([kind for kind in kinds if "dasharray" not in kind]) == 2  # validity and budget
 
 
 def test_a_legend_has_the_names_of_all_methods_and_room_for_them() -> None:

@@ -137,6 +137,14 @@ def test_more_thinking_than_without_exits_is_called_so(bench: Path) -> None:
     assert "−−" not in html
 
 
+def test_a_difference_that_rounds_to_nothing_has_no_minus_in_the_readme(bench: Path) -> None:
+    """A loss of 0.03 points was `-0.0 points`."""
+    results = read_results(bench / "results.json")
+    versus = results.against_eagle3["specexit"].model_copy(update={"accuracy_delta": (-0.0003, -0.0045, 0.004)})
+    table = readme.table(results.model_copy(update={"against_eagle3": {"specexit": versus}}))
+    assert "+0.0 points, -0.4..0.4)" in table
+
+
 def test_one_slice_of_problems_has_no_interval(bench: Path) -> None:
     """Both of its ends are the value, which looks as certain as nothing is."""
     results = read_results(bench / "results.json")
@@ -206,6 +214,19 @@ def test_a_table_of_nothing_is_said_to_be_none(bench: Path) -> None:
     assert not re.findall(r"<tbody>\s*</tbody>", html)
 
 
+def test_a_budget_that_the_file_does_not_name_has_no_number(bench: Path) -> None:
+    """It was said to be of None tokens."""
+    results = read_results(bench / "results.json")
+    more = {"methods": results.methods | {"budget": results.methods["eagle3"]}}
+    found = results.against_eagle3 | {"budget": results.against_eagle3["specexit"]}
+    oracle = results.oracle.model_copy(update={"fraction_reached": results.oracle.fraction_reached | {"budget": 0.5}})
+    for budget, title in ((None, "budget"), (149, "budget (149 tokens)")):
+        more |= {"against_eagle3": found, "oracle": oracle, "budget": budget}
+        write_results(bench / "results.json", results.model_copy(update=more))
+        report(config(bench))
+        assert f'<th scope="row">{title}</th>' in (bench / "report.html").read_text().split("Against plain EAGLE-3")[0]
+
+
 def test_what_is_not_given_is_left_out(bench: Path) -> None:
     report(config(bench))
     html = (bench / "report.html").read_text()
@@ -240,6 +261,13 @@ def test_the_numbers_behind_a_figure_are_all_that_it_draws(bench: Path, trace: T
         ["10", "3", "–"],
         ["20", "1", "2"],
     ]
+
+
+def test_the_page_says_what_a_replay_counts_as_wrong(bench: Path, trace: Trace) -> None:
+    """A demo's curve lay a point below what was served at the same threshold, three trials having been cut off."""
+    report(everything(bench, trace))
+    html = (bench / "report.html").read_text()
+    assert len(re.findall("An exit where the trial was cut off counts (there )?as wrong", html)) == 2
 
 
 def test_the_requests_are_read_for_all_methods_at_once(
