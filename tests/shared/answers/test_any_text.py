@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from specexit.data.answers import agree, extract_answer, plainly_same, same_answer, sandbox
+from specexit.data.answers.math import MATH
 
 KINDS = [
     "math",
@@ -88,3 +89,17 @@ def test_extraction_takes_any_text(text):
     for kind in ("math", "choice", "text"):
         answer = extract_answer(text, kind)
         assert answer is None or isinstance(answer, str)
+
+
+def test_a_short_pair_is_compared_once_and_a_long_one_is_not_kept(monkeypatch):
+    """Simulations compare the answers of a trace in each of 37 settings, and compared them anew in each."""
+    seen, plainly = [], MATH.plainly_same
+    monkeypatch.setattr(type(MATH), "plainly_same", lambda self, a, b: seen.append((a, b)) or plainly(a, b))
+    for _ in range(3):
+        assert not same_answer("90417", "90418")
+        assert not same_answer("90418", "90417")
+    assert seen == [("90417", "90418")]
+    long = "7" * 300
+    for _ in range(2):
+        assert not same_answer(long, "90418")
+    assert len(seen) == 3
