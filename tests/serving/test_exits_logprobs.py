@@ -12,7 +12,7 @@ from tests.serving.simulation import CPU, END, VOCAB, given_step
 from tests.serving.worker import alone, boundary_and_more, new, ready, scheduled, text_of  # noqa: F401, a fixture for all
 from torch_specexit.plugin.compat import wraps
 from torch_specexit.plugin.step_cost import Made
-from torch_specexit.plugin.worker import exits as module
+from torch_specexit.plugin.worker import requests
 from torch_specexit.plugin.worker.interrupt import RESOLVED
 from torch_specexit.plugin.worker.runner_v2 import keep_logits
 
@@ -69,18 +69,18 @@ def test_forced_tokens_are_named_for_those_who_ask_and_nothing_is_looked_at_for_
     expected = logits[1] if mode == "raw_logits" else logits[1].log_softmax(0)
     assert tensors.logprobs[1, 0].item() == pytest.approx(expected[END].item())
     exits.track(scheduled(finished=["a"]))
-    assert exits.asking == set()
+    assert exits.requests.asking == set()
 
 
 def test_what_an_interrupt_forces_is_named_though_exits_are_off(monkeypatch):
     off = SimpleNamespace(mode_under=lambda _: "off", splits=None)
-    monkeypatch.setattr(module, "request_policy_or_default", lambda *_: off)
+    monkeypatch.setattr(requests, "request_policy_or_default", lambda *_: off)
     exits, told = ready(), {RESOLVED: {"caller": None, "response": "chat"}}
     exits.track(scheduled(new("a", logprobs=1, extra_args=told), new("b", extra_args=told)))
     exits.step(given_step(["a", "b"], [[5], [5]]))
-    assert exits.asking == set()
+    assert exits.requests.asking == set()
     assert exits.end_thinking("chat", None, now=True)
-    assert exits.asking == {"a"}
+    assert exits.requests.asking == {"a"}
 
 
 @pytest.mark.parametrize("mode", ["raw_logprobs", "raw_logits"])

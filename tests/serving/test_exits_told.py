@@ -11,8 +11,8 @@ from tests.serving.simulation import END, START, given_step
 from tests.serving.worker import alone, new, ready, scheduled, text_of  # noqa: F401, a fixture for all
 from torch_specexit.plugin import outcome
 from torch_specexit.plugin.frontend.callers import response_of
-from torch_specexit.plugin.worker import exits as module
 from torch_specexit.plugin.worker import interrupt
+from torch_specexit.plugin.worker import requests as module
 from torch_specexit.plugin.worker.rule import INTERRUPT, STATE
 
 pytestmark = pytest.mark.vllm
@@ -26,7 +26,9 @@ def interruptible(name: str, caller: str | None, response: str = "chat", **param
 @pytest.mark.parametrize(("now", "expected"), [(True, [[5], [END], [2], [5]]), (False, [[5], [5], [2], [END]])])
 def test_a_client_ends_the_thinking_of_its_own_request_though_exits_are_off(monkeypatch, now, expected):
     monkeypatch.setattr(
-        module, "request_policy_or_default", lambda *_: SimpleNamespace(mode_under=lambda _: "off", splits=None)
+        module,
+        "request_policy_or_default",
+        lambda *_: SimpleNamespace(mode_under=lambda _: "off", splits=None),
     )
     exits = ready()
     exits.track(scheduled(interruptible("chat-0123abcd", "me")))
@@ -57,7 +59,9 @@ def test_a_client_ends_the_thinking_of_its_own_request_though_exits_are_off(monk
 )
 def test_an_interrupt_ends_the_requests_of_exactly_one_response(monkeypatch, asked, ended):
     monkeypatch.setattr(
-        module, "request_policy_or_default", lambda *_: SimpleNamespace(mode_under=lambda _: "off", splits=None)
+        module,
+        "request_policy_or_default",
+        lambda *_: SimpleNamespace(mode_under=lambda _: "off", splits=None),
     )
     exits, interrupted = ready(), []
     monkeypatch.setattr(exits.slots, "interrupt", lambda name, now: interrupted.append(name))
@@ -96,7 +100,7 @@ def test_a_request_whose_prompt_is_continued_is_what_it_asks_for_now():
     exits.track(scheduled(interruptible("a-0123abcd", None, "a", **grammar)))
     exits.step(given_step(["a-0123abcd"], [[5]], at=[2]))
     assert not exits.end_thinking("a", None, now=True)
-    assert not exits.logprobs
+    assert not exits.requests.logprobs
 
 
 class Request(SimpleNamespace):

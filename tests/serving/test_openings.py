@@ -94,7 +94,7 @@ def test_a_request_exits_by_what_vllm_s_array_says_of_its_prompt(monkeypatch, ma
     prompt = [marker, 5, 5]
     exits = exits_of_a_prompt(monkeypatch, prompt)
     exits.look_through(["a"], lambda name, size: torch.tensor(opens_in(np.array(prompt[:size]), START, [END])))
-    assert exits.unread == set()
+    assert exits.requests.unread == set()
     exits.look_through(["a"], lambda name, size: pytest.fail("it is known"))
     steps = [given_step(["a"], [[2]], at=[2]), given_step(["a"], [[5]], at=[3])]
     assert text_of(exits, *steps) == text
@@ -118,4 +118,4 @@ def test_one_that_comes_back_is_read_from_its_tokens(monkeypatch, v2):
 def test_a_request_that_is_finished_is_not_looked_at(monkeypatch):
     exits = exits_of_a_prompt(monkeypatch, [START, 5, 5])
     exits.track(scheduled(finished=["a"]))
-    assert exits.unread == set()
+    assert exits.requests.unread == set()

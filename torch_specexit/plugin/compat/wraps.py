@@ -96,7 +96,7 @@ def sample_v2(original: Method) -> Method:
 
         if exits is None:
             return sampled()
-        result, logits = runner_v2.keep_logits(self.model, sampled) if exits.asking else (sampled(), None)
+        result, logits = runner_v2.keep_logits(self.model, sampled) if exits.requests.asking else (sampled(), None)
         output, n_sampled, n_rejected = result
         runner_v2.rewrite(self, exits, output, n_sampled, n_rejected, input_batch, logits)
         return result

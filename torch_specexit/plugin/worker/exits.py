@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,27 +18,21 @@ from torch import Tensor
 from specexit.config import ConfigError
 from specexit.drafts.policy import Serving
 from specexit.method.signals import NAMES
-from specexit.method.splits import ALL_STRINGS
 from torch_specexit.plugin import outcome
-from torch_specexit.plugin.worker.asked import request_policy_or_default
 from torch_specexit.plugin.worker.checking import Checker, is_checking
 from torch_specexit.plugin.worker.copies import Copies, News, attach, failed_elsewhere, incomplete, news_of
-from torch_specexit.plugin.worker.forbidden import closes_with_text, forbids
-from torch_specexit.plugin.worker.interrupt import Owner, owner_of
 from torch_specexit.plugin.worker.logprobs import Closing, name_forced_tokens, read_closing
 from torch_specexit.plugin.worker.loops import LoopSearch
-from torch_specexit.plugin.worker.openings import opens_at_end, opens_thinking
 from torch_specexit.plugin.worker.protocols import (
     Draft,
-    NewRequest,
     Runner,
     SamplerOutput,
-    SamplingParams,
     SchedulerOutput,
 )
 from torch_specexit.plugin.worker.ranks import Group, Ranks
 from torch_specexit.plugin.worker.reading import Reader
-from torch_specexit.plugin.worker.rule import RECORD, STATE, STEPS_BACK, THINKING, Admission, Markers, Rule, Sampled
+from torch_specexit.plugin.worker.requests import Requests
+from torch_specexit.plugin.worker.rule import RECORD, STEPS_BACK, Markers, Rule, Sampled
 from torch_specexit.plugin.worker.slots import Slots
 from torch_specexit.plugin.worker.twin import Twin
 
@@ -94,7 +88,6 @@ class Exits:
     def __init__(self, draft: Draft, runner: Runner):
         config = runner.vllm_config
         self.draft, self.source, self.ids = draft, draft.block.source, draft.think_tokens
-        self.closing = (*draft.transition, *self.ids.end_marker)
         self.failure: str | None = None
         self.awaiting: str | None = None
         """Why the draft was not whole in the last step, here or on another rank; None where it was."""
@@ -102,24 +95,14 @@ class Exits:
         self.last = 1 + config.speculative_config.num_speculative_tokens
         """Tokens that a step may have of a request."""
         self.ranks = Ranks(_ranks_of_model(), scheduled * self.last, runner.device)
-        self.grammar_binds_thinking = _grammar_binds_thinking(config.structured_outputs_config)
-        self.budget_has_text = closes_with_text(config, self.ids.end_marker)
-        self.logprobs_mode: str = config.model_config.logprobs_mode
+        self._as_logits: bool = config.model_config.logprobs_mode == "raw_logits"
         loops = _loops(draft.serving, self.last)
         self.slots = Slots(runner.device, ring=loops.ring if loops else 0)
         self.markers = Markers.of(self.ids, draft.vocab_size, runner.device, transition=draft.transition, loops=loops)
-        self.reader = Reader(self.markers)
         self.checker = Checker(self.slots, self.markers) if is_checking() else None
+        self.requests = Requests(draft, config, self.slots, Reader(self.markers), self.checker)
         self.copies = Copies()
         self.rule: Rule | None = None
-        self.unread: set[str] = set()
-        """Requests whose prompts are still to be looked through, where vLLM keeps them."""
-        self.logprobs: set[str] = set()
-        """Requests that want logprobs."""
-        self.asking: set[str] = set()
-        """Of these, the ones that may be forced."""
-        self.owners: dict[str, Owner | None] = {}
-        """Who may interrupt a request; those that nobody may, see `_may_not_exit`, are not in here."""
         self.empty: Sampled | None = None
         self.aux: AuxHiddenStates | None = None
         """The target's, of the step in progress."""
@@ -184,79 +167,13 @@ class Exits:
     def track(self, scheduled: SchedulerOutput) -> None:
         """Take in new requests, those that come back, and finished ones, before a step."""
         if self.failure is not None:
-            self._forget(list(self.slots.row_of))
+            self.requests.forget(list(self.slots.row_of))
         if (
             scheduled.finished_req_ids
             or scheduled.scheduled_new_reqs
             or scheduled.scheduled_cached_reqs.resumed_req_ids
         ):
-            self._attempt("could not take in requests", lambda: self._track(scheduled))
-
-    def _forget(self, requests: Collection[str]) -> None:
-        self.slots.remove(requests)
-        self.asking.difference_update(requests)
-        self.logprobs.difference_update(requests)
-        self.unread.difference_update(requests)
-        for name in requests:
-            self.owners.pop(name, None)
-        if self.checker is not None:
-            self.checker.forget(requests)
-
-    def _track(self, scheduled: SchedulerOutput) -> None:
-        self._forget(scheduled.finished_req_ids)
-        for new in scheduled.scheduled_new_reqs:
-            known, size = self.slots.admissions.get(new.req_id), _prompt_size(new)
-            if known is not None and known.prompt == size and new.prefill_token_ids is not None:
-                self._come_back(new.req_id, new.prefill_token_ids)
-            else:
-                self._admit(new, size)
-        for name in scheduled.scheduled_cached_reqs.resumed_req_ids:
-            tokens = scheduled.scheduled_cached_reqs.all_token_ids.get(name)
-            if tokens is not None and name in self.slots.admissions:
-                self._come_back(name, tokens)
-
-    def _come_back(self, name: str, tokens: Sequence[int]) -> None:
-        """A request comes back after a preemption, with all the tokens that it has kept."""
-        admission = self.slots.admissions[name]
-        outputs = tokens[admission.prompt :]
-        if self.checker is not None:
-            self.checker.compare(name, outputs)
-        if admission.thinking is None:
-            admission = admission._replace(thinking=self._opens(tokens[: admission.prompt]))
-            self.slots.admissions[name] = admission
-        self.slots.rebuild(name, *self.reader.rebuild(admission, outputs))
-
-    def _admit(self, new: NewRequest, size: int) -> None:
-        """A new request, or one whose prompt has been continued, of which nothing stands but its id."""
-        self._forget([new.req_id])
-        params, serving = new.sampling_params, self.draft.serving
-        given = params.extra_args if params else None
-        asked = request_policy_or_default(given, self.draft.block, serving, new.req_id)
-        bound = self._may_not_exit(params)
-        mode = "off" if bound else asked.mode_under(serving.mode)
-        policy = None if mode == "off" else asked.policy
-        prompt = new.prompt_token_ids or []
-        opens = opens_at_end(prompt, self.ids.start, self.ids.end_marker)
-        self.unread |= {new.req_id} if opens is None else set()
-        self.slots.add(
-            new.req_id,
-            Admission(
-                thinking=self._opens(prompt) if opens is None and self.checker is not None else opens,
-                policy=policy,
-                strings=ALL_STRINGS if asked.splits is None else self.ids.mask(asked.splits),
-                shadow=mode == "shadow",
-                prompt=size,
-                margin=serving.thinking_margin,
-            ),
-        )
-        if not bound:
-            self.owners[new.req_id] = owner_of(params)
-        if params is not None and params.logprobs is not None:
-            self.logprobs.add(new.req_id)
-            self.asking |= {new.req_id} if policy is not None else set()
-
-    def _opens(self, prompt: Sequence[int]) -> bool:
-        return opens_thinking(prompt, self.ids.start, self.ids.end_marker)
+            self._attempt("could not take in requests", lambda: self.requests.track(scheduled))
 
     def look_through(self, requests: Sequence[str], opens: Callable[[str, int], Bool[Tensor, ""]]) -> None:
         """Look through prompts whose last marker is not at their end, behind the step that has brought them.
@@ -265,24 +182,8 @@ class Exits:
           requests: of the step.
           opens: says of a request, and the length of its prompt, whether that opens the thinking.
         """
-        if self.unread and (here := self.unread.intersection(requests)):
-            self._attempt("could not look through a prompt", lambda: self._look_through(here, opens))
-
-    def _look_through(self, requests: set[str], opens: Callable[[str, int], Bool[Tensor, ""]]) -> None:
-        for name in requests:
-            self.slots.open(name, opens(name, self.slots.admissions[name].prompt))
-        self.unread -= requests
-
-    def _may_not_exit(self, params: SamplingParams | None) -> bool:
-        """Whether a forced token would be refused by the grammar of a request, which then ends in an error; or is
-        forbidden by its client, or may come into a text that vLLM writes to its end; or whether nobody could say its
-        logprob, as of the processed ones vLLM hands on those of the tokens that it has drawn."""
-        if params is None:
-            return False
-        processed = params.logprobs is not None and self.logprobs_mode.startswith("processed")
-        refused = params.structured_outputs is not None and self.grammar_binds_thinking
-        closed = self.budget_has_text and getattr(params, "thinking_token_budget", None) is not None
-        return processed or refused or closed or forbids(params, self.closing)
+        if here := self.requests.unread.intersection(requests):
+            self._attempt("could not look through a prompt", lambda: self.requests.look_through(here, opens))
 
     @torch.inference_mode()
     def settle(self) -> None:
@@ -371,7 +272,7 @@ class Exits:
             is at hand.
           by_request: whether the entries of each request are padded to the step's width, or follow each other.
         """
-        if output.logprobs_tensors is None or self.asking.isdisjoint(sampled.requests) or logits is None:
+        if output.logprobs_tensors is None or self.requests.asking.isdisjoint(sampled.requests) or logits is None:
             return
         self._attempt("could not name a forced token", lambda: self._name(output, sampled, logits, by_request))
 
@@ -380,7 +281,7 @@ class Exits:
     ) -> None:
         assert self.rule is not None
         assert output.logprobs_tensors is not None
-        asking = self._asking(sampled.requests)
+        asking = self.requests.places_of_asking(sampled.requests)
         last = (sampled.n[asking].long() - 1).clamp(min=0)
         first = torch.cat([sampled.ends.new_zeros(1), sampled.ends])[asking].long()
         tokens = sampled.tokens[asking, last]
@@ -392,21 +293,15 @@ class Exits:
         else:
             name_forced_tokens(*named, logits, rows, as_logits=self._as_logits)
 
-    @property
-    def _as_logits(self) -> bool:
-        return self.logprobs_mode == "raw_logits"
-
     def read_closing(self, requests: Sequence[str], logits: Float[Tensor, "requests vocab"] | None) -> Closing | None:
         """What raw logits say of the closing tokens, one row a request, for `name_forced`; None where nobody asks."""
-        if logits is None or self.asking.isdisjoint(requests):
+        if logits is None or self.requests.asking.isdisjoint(requests):
             return None
         return self._attempt("could not read logprobs", lambda: self._read_closing(logits, requests))
 
     def _read_closing(self, logits: Float[Tensor, "requests vocab"], requests: Sequence[str]) -> Closing:
-        return read_closing(logits, self._asking(requests), self.markers.closing, as_logits=self._as_logits)
-
-    def _asking(self, requests: Sequence[str]) -> Int[Tensor, " asking"]:
-        return self.slots.to_device([i for i, name in enumerate(requests) if name in self.asking]).long()
+        rows = self.requests.places_of_asking(requests)
+        return read_closing(logits, rows, self.markers.closing, as_logits=self._as_logits)
 
     def close(self, output: Any) -> None:
         """End a step, drafting included: attach to the output what there is to tell of it."""
@@ -434,16 +329,7 @@ class Exits:
         Returns:
           Whether there is such a request, and it thinks.
         """
-        if self.failure is not None:
-            return False
-        phase = STATE.index("phase")
-        names = [name for name, owner in self.owners.items() if owner == Owner(caller, request)]
-        self.slots.flush()
-        thinking = [n for n in names if self.slots.tables.state[self.slots.row_of[n], phase] == THINKING]
-        for name in thinking:
-            self.slots.interrupt(name, now=now)
-        self.asking |= self.logprobs.intersection(thinking)
-        return bool(thinking)
+        return self.failure is None and self.requests.end_thinking(request, caller, now=now)
 
     def status(self) -> Mapping[str, Any]:
         """Whether exits are active on this rank, and why not; and how many requests it remembers."""
@@ -451,21 +337,9 @@ class Exits:
         return {"active": reason is None, "reason": reason, "requests": len(self.slots)}
 
 
-def _prompt_size(new: NewRequest) -> int:
-    if new.prompt_token_ids is not None:
-        return len(new.prompt_token_ids)
-    return 0 if new.prompt_embeds is None else new.prompt_embeds.shape[0]
-
-
 def _loops(serving: Serving, width: int) -> LoopSearch | None:
     guard = serving.loop_guard
     return None if guard is None else LoopSearch.of(guard, STEPS_BACK * width)
-
-
-def _grammar_binds_thinking(config: Any) -> bool:
-    """Whether vLLM's grammars bind from the first token on, thinking included: without a reasoning parser it knows of
-    no thinking, and it may be told so."""
-    return not config.reasoning_parser or config.enable_in_reasoning
 
 
 def _breakable_graphs() -> bool:
