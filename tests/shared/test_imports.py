@@ -68,6 +68,20 @@ def test_only_parity_tests_import_both_frameworks():
     assert not both
 
 
+def test_a_room_says_what_each_of_its_files_is():
+    """A newcomer reads the first lines of a package; half of the files of `data` and `drafts` were not in them."""
+    lists = {"answers", "families", "layouts", "methods", "policies", "schemas"}  # a file for each of a kind
+    unsaid = [
+        str(path.relative_to(ROOT))
+        for folder in PACKAGES.values()
+        for room in folder.rglob("__init__.py")
+        if room.parent.name not in lists
+        for path in sorted(room.parent.glob("[!_]*.py"))
+        if f"`{path.stem}`" not in (ast.get_docstring(ast.parse(room.read_text())) or "")
+    ]
+    assert not unsaid
+
+
 def test_imports_are_absolute():
     """So that the rule above sees all of them."""
     relative = [

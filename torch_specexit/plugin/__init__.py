@@ -2,8 +2,8 @@
 
 `register` is the entry point. `worker` is what runs beside the model, `frontend` what runs beside the API server,
 `compat` the table of all places where vLLM is wrapped and whether an installed version has them as expected. `outcome`
-is what passes from one side to the other, `settings` what an operator may set; `step_cost` counts what exits
-cost in each decoding step.
+is what passes from one side to the other, `settings` what an operator may set, `certified` what of it certificates are
+held against; `step_cost` counts what exits cost in each decoding step.
 """
 
 from __future__ import annotations

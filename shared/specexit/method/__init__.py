@@ -1,7 +1,11 @@
 """The method, once: what the signals mean, where a trace could end, when it is ended, and at what risk.
 
-`signals`, `splits`, `labels` and `decision` define it as small numpy references that every fast version is tested
-against; `replay` and `simulate` apply the decision to recorded traces; `statistics` and `calibrate` say what may be
-claimed of it. Imports nothing of the other rooms but the files of `specexit.data` and `specexit.drafts`, and the keys
-of its commands (`specexit.schemas`).
+`signals`, `splits`, `labels`, `decision` and `loops` define it as small numpy references that every fast version is
+tested against. `replay` applies the decision to recorded traces, and `stored` to more of them than fit into memory;
+`simulate` plays the `policies` of others as well, and `tally` and `sums` add up what they do, in the order that
+`ordered` keeps on the disk.
+
+`calibrate` says what may be claimed: of a `sample` of prompts, whose errors `judged` counts, `certify` picks the
+boldest policy whose risk is bounded, by `statistics`. Imports nothing of the other rooms but the files of
+`specexit.data` and `specexit.drafts`, and the keys of its commands (`specexit.schemas`).
 """

@@ -7,6 +7,11 @@
 | ``text`` | a few words | the same words, normalised |
 | ``code`` | the last fenced block of Python | both pass the prompt's tests, in a sandbox |
 | ``function:module:name`` | what a Python function of the user's says | what it says |
+
+A file a kind, `function` for the user's own; `base` is what they have in common. What takes long, or may not end, is
+compared `apart`; programs run in a `sandbox`. Mathematics is read step by step, a file a step, from `math_text` (words)
+and `math_latex` (spellings) to `math_parsed` (latex2sympy and math-verify). `trial` says where an answer ends that a
+model was made to state.
 """
 
 from __future__ import annotations

@@ -2,6 +2,9 @@
 
 A source is a file (JSONL, JSON, CSV, TSV, Parquet), a folder as Hugging Face ``datasets`` writes it, a benchmark's file
 by its name (``gsm8k:FILE``), or a task of reasoning-gym (``reasoning-gym:TASK``).
+
+`prompt` says what a question is; `sources` reads rows, `columns` makes questions of them; `formats` are the benchmarks,
+and `generated` the tasks, that go by a name.
 """
 
 from __future__ import annotations
