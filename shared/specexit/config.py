@@ -13,7 +13,6 @@ import json
 import math
 import os
 import platform
-import re
 import secrets
 import subprocess
 import sys
@@ -30,6 +29,7 @@ from specexit.buckets import BucketPath, location, refuse_bucket
 from specexit.errors import InputError, dotted, first_problem, shown
 from specexit.outputs import put
 from specexit.schemas.url import without_passwords
+from specexit.yaml_text import parse_yaml
 
 
 class ConfigError(InputError):
@@ -123,58 +123,6 @@ def keys(schema: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]
             yield f"{prefix}{field.alias or name}", field
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML in which no key hides another, and 010 is ten, as in YAML 1.2."""
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode | None:
-        node = super().compose_mapping_node(anchor)
-        seen = set()
-        for key, _ in node.value if node is not None else ():
-            if key.value == "<<" or not isinstance(key, yaml.ScalarNode):
-                continue
-            if key.value in seen:
-                raise yaml.MarkedYAMLError(problem=f"key {key.value!r} is there twice", problem_mark=key.start_mark)
-            seen.add(key.value)
-        return node
-
-    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
-        return int(node.value) if re.fullmatch(r"[-+]?0\d+", node.value) else super().construct_yaml_int(node)
-
-
-_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
-
-
-MAX_WRITTEN_OUT = 1_000_000
-"""Characters and values of a YAML with its aliases written out: a few hundred bytes can stand for more than memory
-holds."""
-
-
-def _yaml(text: str) -> Any:
-    loader = _Loader(text)
-    try:
-        node = loader.get_single_node()
-        if node is None:
-            return None
-        if _written_out(node, {}) > max(MAX_WRITTEN_OUT, 4 * len(text)):  # the second: what has no aliases may be long
-            raise yaml.YAMLError(f"its aliases stand for more than {MAX_WRITTEN_OUT} characters")
-        return loader.construct_document(node)
-    finally:
-        loader.dispose()
-
-
-def _written_out(node: yaml.Node, found: dict[int, float]) -> float:
-    """Characters and values that a node stands for; ``found`` has those of nodes by their identity."""
-    if id(node) not in found:
-        found[id(node)] = math.inf  # of a node that holds itself
-        if isinstance(node, yaml.MappingNode):
-            parts = [part for pair in node.value for part in pair]
-        else:
-            parts = node.value if isinstance(node, yaml.SequenceNode) else []
-        own = 1 + (len(node.value) if isinstance(node, yaml.ScalarNode) else 0)
-        found[id(node)] = own + sum(_written_out(part, found) for part in parts)
-    return found[id(node)]
-
-
 def read_yaml(path: Path) -> dict[str, Any]:
     """The keys and values of a YAML file.
 
@@ -182,7 +130,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
       ConfigError: it cannot be read, or holds something else.
     """
     try:
-        data = _yaml(path.read_text(encoding="utf-8")) or {}
+        data = parse_yaml(path.read_text(encoding="utf-8")) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         raise ConfigError(f"{path}: cannot be read as YAML: {error}") from error
     if not isinstance(data, dict):
@@ -258,7 +206,7 @@ def _parse(schema: type[BaseModel], key: str, value: str) -> Any:
     if not value.lstrip().startswith("{") and any(_is_schema(kind) and _takes(kind, value) for kind in kinds):
         return value
     try:
-        return _yaml(value)
+        return parse_yaml(value)
     except yaml.YAMLError as error:
         raise ConfigError(f"{key}={value}: the value cannot be read as YAML: {error}") from error
 

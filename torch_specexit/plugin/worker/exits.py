@@ -23,12 +23,7 @@ from torch_specexit.plugin.worker.checking import Checker, is_checking
 from torch_specexit.plugin.worker.copies import Copies, News, attach, failed_elsewhere, incomplete, news_of
 from torch_specexit.plugin.worker.logprobs import Closing, name_forced_tokens, read_closing
 from torch_specexit.plugin.worker.loops import LoopSearch
-from torch_specexit.plugin.worker.protocols import (
-    Draft,
-    Runner,
-    SamplerOutput,
-    SchedulerOutput,
-)
+from torch_specexit.plugin.worker.protocols import Draft, Runner, SamplerOutput, SchedulerOutput
 from torch_specexit.plugin.worker.ranks import Group, Ranks
 from torch_specexit.plugin.worker.reading import Reader
 from torch_specexit.plugin.worker.requests import Requests
